@@ -1,0 +1,328 @@
+//! Blocks, their names and their pages: the only file that knows BLAKE3.
+//!
+//! A block's id is the BLAKE3-256 hash of its plain bytes. BLAKE3 is a tree over 1 KiB chunks, so the hash of a
+//! block of several pages is made of one chaining value per 64 KiB page, and those values can be merged to the id
+//! without the bytes. A reader that has merged a header's values to the id may therefore trust each value, and so
+//! prove a single page. (BLAKE3 specification, section 2.1 and 5.1: <https://github.com/BLAKE3-team/BLAKE3-specs>)
+
+use std::fmt;
+
+use blake3::hazmat::{HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// Bytes of a page: the unit that is compressed, proved and read on its own. The last page of a block may be shorter.
+pub const PAGE_BYTES: usize = 64 * 1024;
+
+/// The name of a block: the BLAKE3-256 hash of its plain bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockId(pub [u8; 32]);
+
+impl fmt::Display for BlockId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&to_hex(&self.0))
+    }
+}
+
+impl fmt::Debug for BlockId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BlockId({})", &to_hex(&self.0)[..12])
+    }
+}
+
+/// What one page of a block hashes to, in its place in the block.
+///
+/// In a block of several pages this is a chaining value, which depends on the page's position; in a block of one
+/// page it is the block's id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageHash(pub [u8; 32]);
+
+/// The number of a block in its image, counted from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockIndex(pub u64);
+
+/// The size of a repository's blocks: a power of two from 64 KiB to 16 MiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "u64", into = "u64")]
+pub struct BlockSize(u32);
+
+impl BlockSize {
+    /// 1 MiB, the size that is used unless another is asked for.
+    pub const DEFAULT: Self = Self(1 << 20);
+    /// 64 KiB.
+    pub const MIN: Self = Self(1 << 16);
+    /// 16 MiB.
+    pub const MAX: Self = Self(1 << 24);
+
+    /// Checks a number of bytes.
+    pub fn new(bytes: u64) -> Result<Self> {
+        match u32::try_from(bytes) {
+            Ok(small)
+                if small.is_power_of_two() && small >= Self::MIN.0 && small <= Self::MAX.0 =>
+            {
+                Ok(Self(small))
+            }
+            _ => Err(Error::BadBlockSize {
+                given: bytes,
+                nearest: Self::nearest(bytes),
+            }),
+        }
+    }
+
+    fn nearest(bytes: u64) -> u32 {
+        let inside = bytes.clamp(u64::from(Self::MIN.0), u64::from(Self::MAX.0));
+        let above = inside.next_power_of_two();
+        let nearest = if above - inside <= inside - above / 2 {
+            above
+        } else {
+            above / 2
+        };
+        u32::try_from(nearest).unwrap_or(Self::MAX.0)
+    }
+
+    /// The size as a length of memory.
+    pub fn bytes(self) -> usize {
+        self.0 as usize
+    }
+
+    /// How many blocks an image of `size_bytes` has.
+    pub fn blocks_in(self, size_bytes: u64) -> u64 {
+        size_bytes.div_ceil(u64::from(self.0))
+    }
+
+    /// Where a block starts in its image. Saturates, so that a number from outside can't wrap.
+    pub fn offset_of(self, index: BlockIndex) -> u64 {
+        index.0.saturating_mul(u64::from(self.0))
+    }
+
+    /// The plain length of a block in an image of `size_bytes`: shorter for the last one, 0 past the end.
+    pub fn len_of(self, index: BlockIndex, size_bytes: u64) -> usize {
+        let left = size_bytes.saturating_sub(self.offset_of(index));
+        // At most 16 MiB, so it fits.
+        left.min(u64::from(self.0)) as usize
+    }
+
+    /// The block that holds the byte at `offset`.
+    pub fn index_of(self, offset: u64) -> BlockIndex {
+        BlockIndex(offset / u64::from(self.0))
+    }
+}
+
+impl TryFrom<u64> for BlockSize {
+    type Error = Error;
+    fn try_from(bytes: u64) -> Result<Self> {
+        Self::new(bytes)
+    }
+}
+
+impl From<BlockSize> for u64 {
+    fn from(size: BlockSize) -> Self {
+        Self::from(size.0)
+    }
+}
+
+/// A block's id together with the hashes of its pages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockHashes {
+    /// The name of the block.
+    pub id: BlockId,
+    /// One entry per page.
+    pub pages: Vec<PageHash>,
+}
+
+/// Hashes a block once, giving both its id and its pages' hashes.
+pub fn hash_block(plain: &[u8]) -> BlockHashes {
+    let count = pages_in(plain.len());
+    let pages: Vec<_> = plain
+        .chunks(PAGE_BYTES)
+        .enumerate()
+        .map(|(number, page)| hash_page(page, number, count))
+        .collect();
+    let id = merge_pages(&pages, plain.len()).unwrap_or_else(|| BlockId(content_hash(plain)));
+    BlockHashes { id, pages }
+}
+
+/// How many pages a block of `len` plain bytes has.
+pub fn pages_in(len: usize) -> usize {
+    len.div_ceil(PAGE_BYTES)
+}
+
+/// Hashes the page at `number` of a block that has `count` pages.
+pub fn hash_page(page: &[u8], number: usize, count: usize) -> PageHash {
+    let mut hasher = blake3::Hasher::new();
+    if count == 1 {
+        return PageHash(*hasher.update(page).finalize().as_bytes());
+    }
+    hasher.set_input_offset((number * PAGE_BYTES) as u64);
+    PageHash(hasher.update(page).finalize_non_root())
+}
+
+/// The id of the block of `len` plain bytes whose pages hash to `pages`; `None` if the number of pages does not fit.
+pub fn merge_pages(pages: &[PageHash], len: usize) -> Option<BlockId> {
+    if pages.is_empty() || pages.len() != pages_in(len) {
+        return None;
+    }
+    if let [only] = pages {
+        return Some(BlockId(only.0));
+    }
+    let (left, right) = split(pages, len);
+    let id = merge_subtrees_root(
+        &chaining_value(left.0, left.1),
+        &chaining_value(right.0, right.1),
+        Mode::Hash,
+    );
+    Some(BlockId(*id.as_bytes()))
+}
+
+type Subtree<'a> = (&'a [PageHash], usize);
+
+fn split(pages: &[PageHash], len: usize) -> (Subtree<'_>, Subtree<'_>) {
+    // More than one page, so the left subtree is a power of two of at least 64 KiB: whole pages.
+    let left_len = left_subtree_len(len as u64) as usize;
+    let (left, right) = pages.split_at(left_len / PAGE_BYTES);
+    ((left, left_len), (right, len - left_len))
+}
+
+fn chaining_value(pages: &[PageHash], len: usize) -> [u8; 32] {
+    if let [only] = pages {
+        return only.0;
+    }
+    let (left, right) = split(pages, len);
+    merge_subtrees_non_root(
+        &chaining_value(left.0, left.1),
+        &chaining_value(right.0, right.1),
+        Mode::Hash,
+    )
+}
+
+/// BLAKE3-256 of anything that is stored under its hash: segments and records.
+pub fn content_hash(bytes: &[u8]) -> [u8; 32] {
+    *blake3::hash(bytes).as_bytes()
+}
+
+/// Whether all bytes are zero.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    // No early exit inside a piece, so that the compiler uses vector registers.
+    bytes
+        .chunks(1024)
+        .all(|piece| piece.iter().fold(0, |seen, byte| seen | byte) == 0)
+}
+
+/// Lower-case hexadecimal digits.
+pub fn to_hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Reads what [`to_hex`] wrote.
+pub fn from_hex(text: &str) -> Option<[u8; 32]> {
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    let mut bytes = [0; 32];
+    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn bytes(len: usize) -> Vec<u8> {
+        (0..len).map(|i| (i * 31 % 251) as u8).collect()
+    }
+
+    #[test]
+    fn a_block_is_named_by_plain_blake3_at_every_boundary() {
+        let mut lens = vec![1, 1023, 1024, 1025, 2048, 2049];
+        for pages in [1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 256] {
+            let whole = pages * PAGE_BYTES;
+            lens.extend([whole - 1024, whole - 1, whole, whole + 1, whole + 1025]);
+        }
+        for len in lens {
+            let plain = bytes(len);
+            let hashes = hash_block(&plain);
+            assert_eq!(hashes.id.0, *blake3::hash(&plain).as_bytes(), "{len} bytes");
+            assert_eq!(merge_pages(&hashes.pages, len), Some(hashes.id), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn an_empty_block_has_a_name_and_no_pages() {
+        let hashes = hash_block(&[]);
+        assert_eq!(hashes.id.0, *blake3::hash(&[]).as_bytes());
+        assert_eq!(hashes.pages, []);
+    }
+
+    #[test]
+    fn a_page_in_another_place_has_another_hash() {
+        let page = bytes(PAGE_BYTES);
+        assert_ne!(hash_page(&page, 0, 2), hash_page(&page, 1, 2));
+    }
+
+    #[test]
+    fn a_wrong_number_of_pages_never_merges() {
+        let hashes = hash_block(&bytes(3 * PAGE_BYTES));
+        assert_eq!(merge_pages(&hashes.pages[..2], 3 * PAGE_BYTES), None);
+        assert_eq!(merge_pages(&hashes.pages, 2 * PAGE_BYTES), None);
+        assert_eq!(merge_pages(&[], 0), None);
+    }
+
+    #[test]
+    fn a_refused_block_size_names_the_nearest_good_one() {
+        let nearest = |bytes| match BlockSize::new(bytes) {
+            Err(Error::BadBlockSize { nearest, .. }) => nearest,
+            other => panic!("{bytes}: {other:?}"),
+        };
+        assert_eq!(nearest(100_000), 131_072);
+        assert_eq!(nearest(0), 65_536);
+        assert_eq!(nearest(u64::MAX), 16 << 20);
+        assert_eq!(nearest((1 << 20) + 1), 1 << 20);
+        for shift in 16..=24 {
+            assert_eq!(BlockSize::new(1 << shift).expect("good").bytes(), 1 << shift);
+        }
+    }
+
+    #[test]
+    fn the_last_block_is_as_long_as_what_is_left() {
+        let size = BlockSize::DEFAULT;
+        assert_eq!(size.blocks_in(0), 0);
+        assert_eq!(size.blocks_in((1 << 20) + 1), 2);
+        assert_eq!(size.len_of(BlockIndex(1), (1 << 20) + 512), 512);
+        assert_eq!(size.len_of(BlockIndex(2), (1 << 20) + 512), 0);
+        assert_eq!(size.len_of(BlockIndex(u64::MAX), u64::MAX), 0);
+    }
+
+    #[test]
+    fn one_set_bit_anywhere_is_not_zero() {
+        for len in [0, 1, 1023, 1024, 5000] {
+            assert!(is_zero(&vec![0; len]));
+            for place in 0..len {
+                let mut bytes = vec![0; len];
+                bytes[place] = 1;
+                assert!(!is_zero(&bytes));
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn hex_goes_there_and_back(bytes: [u8; 32]) {
+            prop_assert_eq!(from_hex(&to_hex(&bytes)), Some(bytes));
+        }
+
+        #[test]
+        fn text_that_is_not_hex_is_refused(text in ".{0,70}") {
+            if let Some(bytes) = from_hex(&text) {
+                prop_assert_eq!(to_hex(&bytes), text.to_lowercase());
+            }
+        }
+    }
+}

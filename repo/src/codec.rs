@@ -1,0 +1,326 @@
+//! Seals blocks for the store and opens them again: compression, and the proof that what comes out is what went in.
+//!
+//! A sealed block is a header and its pages. The header (numbers are little-endian):
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 1 | version of this layout: 1 |
+//! | 3 | zero |
+//! | 4 | plain length of the block in bytes |
+//! | per page 32 | the page's hash, see [`crate::block`] |
+//! | per page 4 | the page's stored length; the top bit set: stored raw; all zero: the page is zeros and is not stored |
+//!
+//! A stored page is one zstd frame without a content checksum (the hash is the check), or the plain bytes where zstd
+//! gains less than 5 %.
+
+use std::cell::RefCell;
+
+use crate::block::{
+    BlockHashes, BlockId, PAGE_BYTES, PageHash, hash_page, is_zero, merge_pages, pages_in,
+};
+use crate::error::{Error, Result};
+
+const VERSION: u8 = 1;
+const FIXED_BYTES: usize = 8;
+const PER_PAGE_BYTES: usize = 36;
+const RAW: u32 = 1 << 31;
+
+/// How new blocks are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// zstd, level 1 (fast) to 19 (small).
+    Zstd(i32),
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        Self::Zstd(3)
+    }
+}
+
+/// A block as the store keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sealed {
+    /// The block's name.
+    pub id: BlockId,
+    /// Length of the block's plain bytes.
+    pub plain_bytes: u32,
+    /// The header, see the module's page.
+    pub header: Vec<u8>,
+    /// The stored pages in order; empty where the page is all zeros.
+    pub pages: Vec<Vec<u8>>,
+}
+
+impl Sealed {
+    /// What the block costs in the store, without the store's own overhead.
+    pub fn stored_bytes(&self) -> u64 {
+        (self.header.len() + self.pages.iter().map(Vec::len).sum::<usize>()) as u64
+    }
+}
+
+/// Seals blocks. One per thread: it keeps the compressor's memory.
+pub struct Sealer {
+    compressor: Option<zstd::bulk::Compressor<'static>>,
+    scratch: Vec<u8>,
+}
+
+impl Sealer {
+    /// A sealer for one thread.
+    pub fn new(compression: Compression) -> Result<Self> {
+        let compressor = match compression {
+            Compression::None => None,
+            Compression::Zstd(level) => Some(zstd::bulk::Compressor::new(level).map_err(zstd)?),
+        };
+        Ok(Self {
+            compressor,
+            scratch: vec![0; zstd::zstd_safe::compress_bound(PAGE_BYTES)],
+        })
+    }
+
+    /// Seals a block whose hashes were made of just these bytes.
+    pub fn seal(&mut self, plain: &[u8], hashes: &BlockHashes) -> Result<Sealed> {
+        let mut header = Vec::with_capacity(FIXED_BYTES + hashes.pages.len() * PER_PAGE_BYTES);
+        let plain_bytes = u32::try_from(plain.len()).expect("a block has at most 16 MiB");
+        header.extend([VERSION, 0, 0, 0]);
+        header.extend(plain_bytes.to_le_bytes());
+        let mut pages = Vec::with_capacity(hashes.pages.len());
+        for (page, hash) in plain.chunks(PAGE_BYTES).zip(&hashes.pages) {
+            let (stored, flag) = self.seal_page(page)?;
+            header.extend(hash.0);
+            header.extend((stored.len() as u32 | flag).to_le_bytes());
+            pages.push(stored);
+        }
+        Ok(Sealed {
+            id: hashes.id,
+            plain_bytes,
+            header,
+            pages,
+        })
+    }
+
+    fn seal_page(&mut self, page: &[u8]) -> Result<(Vec<u8>, u32)> {
+        if is_zero(page) {
+            return Ok((Vec::new(), 0));
+        }
+        if let Some(compressor) = &mut self.compressor {
+            let len = compressor
+                .compress_to_buffer(page, &mut self.scratch[..])
+                .map_err(zstd)?;
+            if len < page.len() - page.len() / 20 {
+                return Ok((self.scratch[..len].to_vec(), 0));
+            }
+        }
+        Ok((page.to_vec(), RAW))
+    }
+}
+
+fn zstd(error: std::io::Error) -> Error {
+    Error::Store {
+        kind: crate::error::ErrorKind::Internal,
+        doing: "compress a block",
+        message: error.to_string(),
+    }
+}
+
+/// A header that was proved against its block's id: each of its page hashes may be trusted.
+#[derive(Debug, Clone)]
+pub struct Header {
+    id: BlockId,
+    plain_bytes: usize,
+    pages: Vec<(PageHash, u32)>,
+}
+
+impl Header {
+    /// Reads a header and proves that it belongs to the block `id` of `plain_bytes` bytes.
+    pub fn prove(id: BlockId, plain_bytes: usize, bytes: &[u8]) -> Result<Self> {
+        let damaged = |what: &str| Error::BlockDamaged {
+            id,
+            what: what.to_owned(),
+        };
+        let count = pages_in(plain_bytes);
+        let (fixed, table) = bytes
+            .split_at_checked(FIXED_BYTES)
+            .ok_or_else(|| damaged("its header is cut off"))?;
+        if fixed[0] != VERSION {
+            return Err(damaged("its header has an unknown version"));
+        }
+        let stated = u32::from_le_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]);
+        if stated as usize != plain_bytes || table.len() != count * PER_PAGE_BYTES {
+            return Err(damaged("its header tells another length"));
+        }
+        let (hashes, pages): (Vec<_>, Vec<_>) = table
+            .chunks_exact(PER_PAGE_BYTES)
+            .map(|entry| {
+                let mut hash = [0; 32];
+                hash.copy_from_slice(&entry[..32]);
+                let stored = u32::from_le_bytes([entry[32], entry[33], entry[34], entry[35]]);
+                (PageHash(hash), (PageHash(hash), stored))
+            })
+            .unzip();
+        if merge_pages(&hashes, plain_bytes) != Some(id) {
+            return Err(damaged("its header does not match its id"));
+        }
+        Ok(Self {
+            id,
+            plain_bytes,
+            pages,
+        })
+    }
+
+    /// Plain length of page `number`.
+    pub fn page_len(&self, number: usize) -> usize {
+        self.plain_bytes
+            .saturating_sub(number * PAGE_BYTES)
+            .min(PAGE_BYTES)
+    }
+
+    /// Opens page `number` into `out`, which has just the page's plain length. `out` holds the page's true bytes or
+    /// an error is returned.
+    pub fn open_page(&self, number: usize, stored: &[u8], out: &mut [u8]) -> Result<()> {
+        let damaged = |what: String| Error::BlockDamaged {
+            id: self.id,
+            what: format!("page {number} {what}"),
+        };
+        let &(hash, length) = self
+            .pages
+            .get(number)
+            .ok_or_else(|| damaged("does not exist".into()))?;
+        let raw = length & RAW != 0;
+        if stored.len() != (length & !RAW) as usize {
+            return Err(damaged(format!(
+                "has {} of {} stored bytes",
+                stored.len(),
+                length & !RAW
+            )));
+        }
+        if length == 0 {
+            out.fill(0);
+        } else if raw {
+            if stored.len() != out.len() {
+                return Err(damaged("has another length than it should".into()));
+            }
+            out.copy_from_slice(stored);
+        } else {
+            let len = decompress(stored, out)
+                .map_err(|error| damaged(format!("can't be decompressed ({error})")))?;
+            if len != out.len() {
+                return Err(damaged("is shorter than it should be".into()));
+            }
+        }
+        // The stored lengths in the header are not covered by the id, the plain bytes are: so this is the proof.
+        if hash_page(out, number, self.pages.len()) != hash {
+            out.fill(0);
+            return Err(damaged("does not match its hash".into()));
+        }
+        Ok(())
+    }
+}
+
+fn decompress(stored: &[u8], out: &mut [u8]) -> std::io::Result<usize> {
+    thread_local! {
+        // 150 KB of tables each; made once per thread instead of once per page.
+        static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> =
+            const { RefCell::new(None) };
+    }
+    DECOMPRESSOR.with_borrow_mut(|slot| {
+        let decompressor = match slot {
+            Some(made) => made,
+            None => slot.insert(zstd::bulk::Decompressor::new()?),
+        };
+        decompressor.decompress_to_buffer(stored, out)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::hash_block;
+    use proptest::prelude::*;
+
+    fn seal(plain: &[u8], compression: Compression) -> Sealed {
+        Sealer::new(compression)
+            .and_then(|mut sealer| sealer.seal(plain, &hash_block(plain)))
+            .expect("sealing works")
+    }
+
+    fn open(sealed: &Sealed) -> Result<Vec<u8>> {
+        let len = sealed.plain_bytes as usize;
+        let header = Header::prove(sealed.id, len, &sealed.header)?;
+        let mut plain = vec![0xEE; len];
+        for (number, out) in plain.chunks_mut(PAGE_BYTES).enumerate() {
+            assert_eq!(header.page_len(number), out.len());
+            header.open_page(number, &sealed.pages[number], out)?;
+        }
+        Ok(plain)
+    }
+
+    /// Pages of different kinds: text, noise, zeros, in turn.
+    fn mixed(len: usize) -> Vec<u8> {
+        let mut noise = 1_u32;
+        (0..len)
+            .map(|i| {
+                noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                match i / PAGE_BYTES % 3 {
+                    0 => b"lorem ipsum "[i % 12],
+                    1 => (noise >> 24) as u8,
+                    _ => 0,
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_length_and_level_opens_to_what_was_sealed() {
+        for len in [1, 512, PAGE_BYTES - 1, PAGE_BYTES, PAGE_BYTES + 1, 1 << 20, (1 << 20) - 512] {
+            for compression in [Compression::None, Compression::Zstd(1), Compression::Zstd(19)] {
+                let plain = mixed(len);
+                assert_eq!(open(&seal(&plain, compression)).expect("opens"), plain);
+            }
+        }
+    }
+
+    #[test]
+    fn noise_is_kept_raw_text_small_and_zeros_not_at_all() {
+        let sealed = seal(&mixed(3 * PAGE_BYTES), Compression::default());
+        assert!(sealed.pages[0].len() < 1024);
+        assert_eq!(sealed.pages[1].len(), PAGE_BYTES);
+        assert!(sealed.pages[2].is_empty());
+    }
+
+    #[test]
+    fn a_page_of_another_block_is_never_taken() {
+        let (one, other) = (mixed(2 * PAGE_BYTES), vec![7; 2 * PAGE_BYTES]);
+        let (mut sealed, stranger) = (
+            seal(&one, Compression::None),
+            seal(&other, Compression::None),
+        );
+        sealed.pages[0] = stranger.pages[0].clone();
+        assert!(matches!(open(&sealed), Err(Error::BlockDamaged { .. })));
+        sealed.header = stranger.header;
+        assert!(matches!(open(&sealed), Err(Error::BlockDamaged { .. })));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #[test]
+        fn any_flipped_byte_is_found_or_harmless(part in 0..5_usize, place: prop::sample::Index, flip in 1..=255_u8) {
+            let plain = mixed(4 * PAGE_BYTES - 700);
+            let mut sealed = seal(&plain, Compression::default());
+            let bytes = if part == 0 { &mut sealed.header } else { &mut sealed.pages[part - 1] };
+            if !bytes.is_empty() {
+                let place = place.index(bytes.len());
+                bytes[place] ^= flip;
+            }
+            if let Ok(opened) = open(&sealed) {
+                prop_assert_eq!(opened, plain);
+            }
+        }
+
+        #[test]
+        fn a_header_of_random_bytes_is_refused(bytes in prop::collection::vec(any::<u8>(), 0..200), len in 0..200_000_usize) {
+            prop_assert!(Header::prove(BlockId([9; 32]), len, &bytes).is_err());
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! What can go wrong in a repository, and the coarse kind that says what the caller should do about it.
+
+use std::path::PathBuf;
+
+use crate::block::BlockId;
+use crate::manifest::SegmentId;
+
+/// Shorthand for results of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What a caller should do about an error. Branch on this, never on the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The thing that was named is not there.
+    NotFound,
+    /// Stored bytes are not what was written. Everything else is still good.
+    Corrupt,
+    /// Another process holds what is needed; wait for it.
+    Locked,
+    /// Did not work this time; the same call may work later.
+    Unavailable,
+    /// The file system or device is full.
+    NoSpace,
+    /// A right is missing.
+    Denied,
+    /// What was asked for makes no sense; asking again changes nothing.
+    Invalid,
+    /// Made by a newer vbk, or not possible on this system.
+    Unsupported,
+    /// Somebody asked for an end.
+    Interrupted,
+    /// A bug in vbk.
+    Internal,
+}
+
+impl ErrorKind {
+    /// The kind of an I/O error.
+    pub fn of_io(error: &std::io::Error) -> Self {
+        use std::io::ErrorKind as Io;
+        match error.kind() {
+            Io::NotFound => Self::NotFound,
+            Io::PermissionDenied | Io::ReadOnlyFilesystem => Self::Denied,
+            Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge => Self::NoSpace,
+            Io::Interrupted => Self::Interrupted,
+            Io::InvalidInput | Io::IsADirectory | Io::NotADirectory | Io::AlreadyExists => {
+                Self::Invalid
+            }
+            Io::Unsupported => Self::Unsupported,
+            _ => Self::Unavailable,
+        }
+    }
+}
+
+/// An error of the repository.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The directory has no repository in it.
+    #[error("{path} is not a vbk repository; `vbk init {path}` makes one")]
+    NotARepository {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A repository can only be made in a new or empty directory.
+    #[error("{path} is not empty; a repository is made in a new or empty directory")]
+    NotEmpty {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The repository was made by a newer vbk.
+    #[error(
+        "repository {path} has format {found}, this vbk reads up to {supported}; use a newer vbk"
+    )]
+    NewerFormat {
+        /// The directory.
+        path: PathBuf,
+        /// The format number in the repository.
+        found: u32,
+        /// The newest format number known here.
+        supported: u32,
+    },
+    /// The repository uses a feature that this vbk does not know.
+    #[error("repository {path} uses features that this vbk does not know ({features}); use a newer vbk")]
+    UnknownFeatures {
+        /// The directory.
+        path: PathBuf,
+        /// Their names, separated by commas.
+        features: String,
+    },
+    /// Another process writes to the repository.
+    #[error("repository {path} is in use by {holder}")]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+        /// Who holds it: command, process id and since when.
+        holder: String,
+    },
+    /// A name can't be used for a guest or disk.
+    #[error("{what} name {name:?} {reason}")]
+    BadName {
+        /// `guest` or `disk`.
+        what: &'static str,
+        /// The refused name.
+        name: String,
+        /// What is wrong with it, as the rest of a sentence.
+        reason: &'static str,
+    },
+    /// A backup was named in a way that can't be read.
+    #[error("{spec:?} does not name a backup; write GUEST@latest, GUEST@2026-11-21 (any part of the time that is enough) or the first digits of a backup's id")]
+    BadSpec {
+        /// What was given.
+        spec: String,
+    },
+    /// A block size outside what the format allows.
+    #[error("block size {given} is not a power of two from 64 KiB to 16 MiB; nearest: {nearest}")]
+    BadBlockSize {
+        /// Bytes asked for.
+        given: u64,
+        /// The nearest good number of bytes.
+        nearest: u32,
+    },
+    /// No backup of such a guest.
+    #[error("no guest {guest:?} in the repository; there is {known}")]
+    NoSuchGuest {
+        /// The name asked for.
+        guest: String,
+        /// The guests there are, for people.
+        known: String,
+    },
+    /// No backup matches.
+    #[error("no backup {spec}; {hint}")]
+    NoSuchBackup {
+        /// What was asked for.
+        spec: String,
+        /// What there is instead.
+        hint: String,
+    },
+    /// Several backups match.
+    #[error("{spec} means more than one backup; name one of:\n  {}", candidates.join("\n  "))]
+    Ambiguous {
+        /// What was asked for.
+        spec: String,
+        /// The backups that match, each in a form that names it alone.
+        candidates: Vec<String>,
+    },
+    /// The backup has no such disk.
+    #[error("backup {backup} has no disk {disk:?}; it has {known}")]
+    NoSuchDisk {
+        /// The backup.
+        backup: String,
+        /// The name asked for.
+        disk: String,
+        /// The disks it has, for people.
+        known: String,
+    },
+    /// A backup of this guest and time is already there.
+    #[error("backup {0} exists already")]
+    BackupExists(String),
+    /// A block that a manifest names is not stored.
+    #[error("block {0} is missing")]
+    BlockMissing(BlockId),
+    /// A stored block is not what was written.
+    #[error("block {id} is damaged: {what}")]
+    BlockDamaged {
+        /// The block.
+        id: BlockId,
+        /// What was found.
+        what: String,
+    },
+    /// A stored manifest segment is missing or not what was written.
+    #[error("manifest segment {id} is damaged: {what}")]
+    SegmentDamaged {
+        /// The segment.
+        id: SegmentId,
+        /// What was found.
+        what: String,
+    },
+    /// A backup record is not what was written.
+    #[error("the record of backup {backup} is damaged: {what}")]
+    RecordDamaged {
+        /// Its guest and time.
+        backup: String,
+        /// What was found.
+        what: String,
+    },
+    /// The store failed.
+    #[error("the repository's store failed to {doing}: {message}")]
+    Store {
+        /// What the caller should do.
+        kind: ErrorKind,
+        /// What was being done, as in `read a block`.
+        doing: &'static str,
+        /// The store's own words.
+        message: String,
+    },
+    /// A file operation failed.
+    #[error("{doing} {path}: {source}")]
+    Io {
+        /// What was being done, as in `create`.
+        doing: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The caller asked for an end.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl Error {
+    /// What the caller should do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotARepository { .. }
+            | Self::NoSuchGuest { .. }
+            | Self::NoSuchBackup { .. }
+            | Self::NoSuchDisk { .. } => ErrorKind::NotFound,
+            Self::NotEmpty { .. }
+            | Self::BadName { .. }
+            | Self::BadSpec { .. }
+            | Self::BadBlockSize { .. }
+            | Self::Ambiguous { .. }
+            | Self::BackupExists(_) => ErrorKind::Invalid,
+            Self::NewerFormat { .. } | Self::UnknownFeatures { .. } => ErrorKind::Unsupported,
+            Self::Locked { .. } => ErrorKind::Locked,
+            Self::BlockMissing(_)
+            | Self::BlockDamaged { .. }
+            | Self::SegmentDamaged { .. }
+            | Self::RecordDamaged { .. } => ErrorKind::Corrupt,
+            Self::Store { kind, .. } => *kind,
+            Self::Io { source, .. } => ErrorKind::of_io(source),
+            Self::Interrupted => ErrorKind::Interrupted,
+        }
+    }
+
+    /// Wraps an I/O error: `.map_err(Error::io("create", path))`.
+    pub fn io(
+        doing: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io {
+            doing,
+            path,
+            source,
+        }
+    }
+}

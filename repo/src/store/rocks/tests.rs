@@ -1,0 +1,202 @@
+use super::*;
+use crate::block::{BlockSize, hash_block};
+use crate::codec::{Compression, Sealer};
+use crate::manifest::encode_segment;
+
+fn identity(block_size: BlockSize) -> Identity {
+    Identity {
+        format: super::super::STORE_FORMAT,
+        features: Vec::new(),
+        id: "test".into(),
+        block_size,
+        created: jiff::Timestamp::UNIX_EPOCH,
+    }
+}
+
+fn block(seed: u8) -> Sealed {
+    let plain: Vec<u8> = (0..200_000).map(|i| (i % 241) as u8 ^ seed).collect();
+    Sealer::new(Compression::None)
+        .and_then(|mut sealer| sealer.seal(&plain, &hash_block(&plain)))
+        .expect("seals")
+}
+
+fn wanted(block: &Sealed) -> Wanted {
+    Wanted {
+        id: block.id,
+        pages: 0..block.pages.len(),
+    }
+}
+
+/// A store in a temporary directory that goes when it is dropped.
+struct Fixture {
+    store: Option<RocksStore>,
+    directory: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("store");
+        let store = RocksStore::create(&path, &identity(BlockSize::DEFAULT)).expect("creates");
+        Self {
+            store: Some(store),
+            directory,
+        }
+    }
+
+    fn store(&self) -> &RocksStore {
+        self.store.as_ref().expect("open")
+    }
+
+    /// What a killed process leaves: a copy of the files as they are now, opened.
+    fn crashed_copy(&self) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let status = std::process::Command::new("cp")
+            .arg("-a")
+            .arg(self.directory.path().join("store"))
+            .arg(directory.path())
+            .status();
+        assert!(status.expect("cp runs").success());
+        let store = RocksStore::open(&directory.path().join("store")).expect("opens");
+        Self {
+            store: Some(store),
+            directory,
+        }
+    }
+}
+
+/// Implements the seam by delegation, so that the directory lives as long as the store.
+struct Owned(Fixture);
+
+impl StoreReader for Owned {
+    fn identity(&self) -> Result<Identity> {
+        self.0.store().identity()
+    }
+    fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Place>>> {
+        self.0.store().locate(ids)
+    }
+    fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
+        self.0.store().get(wanted)
+    }
+    fn segments(&self, ids: &[SegmentId]) -> Vec<Result<Vec<u8>>> {
+        self.0.store().segments(ids)
+    }
+    fn records(&self) -> Result<Vec<Record>> {
+        self.0.store().records()
+    }
+}
+
+impl BlockStore for Owned {
+    fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
+        self.0.store().put(blocks)
+    }
+    fn put_segments(&self, segments: Vec<(SegmentId, Vec<u8>)>) -> Result<()> {
+        self.0.store().put_segments(segments)
+    }
+    fn flush(&self) -> Result<()> {
+        self.0.store().flush()
+    }
+    fn commit(&self, record: &Record) -> Result<()> {
+        self.0.store().commit(record)
+    }
+    fn as_reader(&self) -> &dyn StoreReader {
+        self
+    }
+}
+
+#[test]
+fn the_rocks_store_keeps_the_rules_of_the_seam() {
+    super::super::conformance::check(|_| Box::new(Owned(Fixture::new())));
+}
+
+#[test]
+fn a_crash_keeps_what_a_barrier_covered_and_drops_the_rest() {
+    let fixture = Fixture::new();
+    let (covered, lost) = (block(1), block(2));
+    let store = fixture.store();
+    store.put(vec![covered.clone()]).expect("puts");
+    store.flush().expect("flushes");
+    store.put(vec![lost.clone()]).expect("puts");
+    // As when a full write buffer is written out between two barriers: the rows are on disk, but not covered.
+    store
+        .reader
+        .db
+        .flush_cf(store.reader.family("blocks"))
+        .expect("flushes");
+
+    let after = fixture.crashed_copy();
+    let places = after.store().locate(&[covered.id, lost.id]).expect("locates");
+    assert_eq!(places, [Some(Place(0)), None]);
+    assert!(after.store().get(&[wanted(&covered)])[0].is_ok());
+    let rows = after
+        .store()
+        .reader
+        .db
+        .iterator_cf(after.store().reader.family("blocks"), IteratorMode::Start)
+        .count();
+    assert_eq!(rows, 1 + covered.pages.len(), "the uncovered rows are gone");
+
+    // Its sequence number is used again, and survives another crash.
+    let other = block(3);
+    after.store().put(vec![other.clone()]).expect("puts");
+    after.store().flush().expect("flushes");
+    let again = after.crashed_copy();
+    let stored = again.store().get(&[wanted(&other), wanted(&covered)]);
+    assert_eq!(stored[0].as_ref().expect("is there").pages, other.pages);
+    assert_eq!(stored[1].as_ref().expect("is there").pages, covered.pages);
+}
+
+#[test]
+fn a_commit_survives_a_crash_with_all_it_names() {
+    let fixture = Fixture::new();
+    let block = block(1);
+    let (segment, bytes) = encode_segment(&[Some(block.id)]).expect("not zero");
+    let record = Record {
+        key: "web1@2026-11-21T05-54-00Z".into(),
+        bytes: b"{}".to_vec(),
+    };
+    fixture.store().put(vec![block.clone()]).expect("puts");
+    fixture
+        .store()
+        .put_segments(vec![(segment, bytes.clone())])
+        .expect("puts");
+    fixture.store().commit(&record).expect("commits");
+
+    let after = fixture.crashed_copy();
+    assert_eq!(after.store().records().expect("lists"), [record]);
+    assert_eq!(after.store().generation().expect("reads"), 1);
+    assert_eq!(after.store().segments(&[segment]).remove(0).expect("is there"), bytes);
+    assert!(after.store().get(&[wanted(&block)])[0].is_ok());
+}
+
+#[test]
+fn a_view_stays_whole_while_the_store_goes_on() {
+    let fixture = Fixture::new();
+    let (old, new) = (block(1), block(2));
+    fixture.store().put(vec![old.clone()]).expect("puts");
+    fixture.store().flush().expect("flushes");
+    let path = fixture.directory.path().join("view");
+    fixture.store().checkpoint(&path).expect("makes a view");
+    fixture.store().put(vec![new.clone()]).expect("puts");
+    fixture.store().flush().expect("flushes");
+
+    let views = [0, 1].map(|_| RocksReader::open(&path).expect("opens twice"));
+    for view in &views {
+        assert!(view.get(&[wanted(&old)])[0].is_ok());
+        assert_eq!(view.locate(&[new.id]).expect("locates"), [None]);
+    }
+    drop(views);
+    let names: Vec<_> = std::fs::read_dir(&path)
+        .expect("lists")
+        .map(|entry| entry.expect("entry").file_name())
+        .filter(|name| name.to_string_lossy().contains("LOG"))
+        .collect();
+    assert_eq!(names, Vec::<std::ffi::OsString>::new(), "readers leave no logs");
+}
+
+#[test]
+fn a_second_writer_is_refused_as_locked() {
+    let fixture = Fixture::new();
+    let second = RocksStore::open(&fixture.directory.path().join("store"));
+    assert_eq!(second.err().map(|error| error.kind()), Some(ErrorKind::Locked));
+}
