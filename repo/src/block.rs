@@ -7,7 +7,9 @@
 
 use std::fmt;
 
-use blake3::hazmat::{HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
+use blake3::hazmat::{
+    HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -250,7 +252,11 @@ mod tests {
             let plain = bytes(len);
             let hashes = hash_block(&plain);
             assert_eq!(hashes.id.0, *blake3::hash(&plain).as_bytes(), "{len} bytes");
-            assert_eq!(merge_pages(&hashes.pages, len), Some(hashes.id), "{len} bytes");
+            assert_eq!(
+                merge_pages(&hashes.pages, len),
+                Some(hashes.id),
+                "{len} bytes"
+            );
         }
     }
 
@@ -286,7 +292,10 @@ mod tests {
         assert_eq!(nearest(u64::MAX), 16 << 20);
         assert_eq!(nearest((1 << 20) + 1), 1 << 20);
         for shift in 16..=24 {
-            assert_eq!(BlockSize::new(1 << shift).expect("good").bytes(), 1 << shift);
+            assert_eq!(
+                BlockSize::new(1 << shift).expect("good").bytes(),
+                1 << shift
+            );
         }
     }
 

@@ -273,8 +273,20 @@ mod tests {
 
     #[test]
     fn every_length_and_level_opens_to_what_was_sealed() {
-        for len in [1, 512, PAGE_BYTES - 1, PAGE_BYTES, PAGE_BYTES + 1, 1 << 20, (1 << 20) - 512] {
-            for compression in [Compression::None, Compression::Zstd(1), Compression::Zstd(19)] {
+        for len in [
+            1,
+            512,
+            PAGE_BYTES - 1,
+            PAGE_BYTES,
+            PAGE_BYTES + 1,
+            1 << 20,
+            (1 << 20) - 512,
+        ] {
+            for compression in [
+                Compression::None,
+                Compression::Zstd(1),
+                Compression::Zstd(19),
+            ] {
                 let plain = mixed(len);
                 assert_eq!(open(&seal(&plain, compression)).expect("opens"), plain);
             }

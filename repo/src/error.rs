@@ -79,7 +79,9 @@ pub enum Error {
         supported: u32,
     },
     /// The repository uses a feature that this vbk does not know.
-    #[error("repository {path} uses features that this vbk does not know ({features}); use a newer vbk")]
+    #[error(
+        "repository {path} uses features that this vbk does not know ({features}); use a newer vbk"
+    )]
     UnknownFeatures {
         /// The directory.
         path: PathBuf,
@@ -105,7 +107,9 @@ pub enum Error {
         reason: &'static str,
     },
     /// A backup was named in a way that can't be read.
-    #[error("{spec:?} does not name a backup; write GUEST@latest, GUEST@2026-11-21 (any part of the time that is enough) or the first digits of a backup's id")]
+    #[error(
+        "{spec:?} does not name a backup; write GUEST@latest, GUEST@2026-11-21 (any part of the time that is enough) or the first digits of a backup's id"
+    )]
     BadSpec {
         /// What was given.
         spec: String,

@@ -4,10 +4,19 @@
 
 pub mod backup;
 pub mod block;
+pub mod catalogue;
 pub mod codec;
 mod error;
+pub mod lock;
 pub mod manifest;
 pub mod name;
+pub mod reader;
+pub mod repository;
 pub mod store;
+#[cfg(test)]
+mod testing;
+pub mod verify;
+mod views;
+pub mod writer;
 
 pub use error::{Error, ErrorKind, Result};

@@ -229,7 +229,14 @@ mod tests {
         };
         let (id, bytes) = root(2).encode();
         assert_eq!(Root::decode(id, &bytes).expect("decodes"), root(2));
-        assert_eq!((root(2).slots_in(0), root(2).slots_in(1), root(2).slots_in(2)), (1024, 1, 0));
+        assert_eq!(
+            (
+                root(2).slots_in(0),
+                root(2).slots_in(1),
+                root(2).slots_in(2)
+            ),
+            (1024, 1, 0)
+        );
         for wrong in [0, 1, 3] {
             let (id, bytes) = root(wrong).encode();
             assert!(Root::decode(id, &bytes).is_err());

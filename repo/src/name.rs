@@ -170,7 +170,9 @@ mod tests {
 
     #[test]
     fn names_that_could_leave_a_directory_are_refused() {
-        for bad in ["", ".", "..", "a/b", "/etc", "a\0b", "a\nb", "a@b", "a=b", "-x", "a b", "\u{85}"] {
+        for bad in [
+            "", ".", "..", "a/b", "/etc", "a\0b", "a\nb", "a@b", "a=b", "-x", "a b", "\u{85}",
+        ] {
             assert!(GuestName::new(bad).is_err(), "{bad:?}");
             assert!(DiskName::new(bad).is_err(), "{bad:?}");
         }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{BlockStore, Identity, Place, Record, Stored, StoreReader, Wanted};
+use super::{BlockStore, Identity, Place, Record, StoreReader, Stored, Wanted};
 use crate::block::{BlockId, BlockSize};
 use crate::codec::Sealed;
 use crate::error::{Error, Result};

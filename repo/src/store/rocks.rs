@@ -34,7 +34,7 @@ use rocksdb::{
     FlushOptions, InfoLogger, IteratorMode, LogLevel, Options, WriteBatch, WriteOptions,
 };
 
-use super::{BlockStore, Identity, Place, Record, Stored, StoreReader, Wanted, failed_before};
+use super::{BlockStore, Identity, Place, Record, StoreReader, Stored, Wanted, failed_before};
 use crate::block::BlockId;
 use crate::codec::Sealed;
 use crate::error::{Error, ErrorKind, Result};
@@ -92,7 +92,9 @@ impl IndexRow {
             what: "its index row has a wrong length".into(),
         })?;
         let number = |range: std::ops::Range<usize>| {
-            row[range].iter().fold(0_u64, |n, byte| n << 8 | u64::from(*byte))
+            row[range]
+                .iter()
+                .fold(0_u64, |n, byte| n << 8 | u64::from(*byte))
         };
         Ok(Self {
             sequence: number(0..8),
@@ -151,9 +153,12 @@ fn database_options(cache: &Cache, direct: bool) -> (Options, Vec<ColumnFamilyDe
     // Twice as fast as buffered for blobs, and the host's page cache stays as it was.
     options.set_use_direct_io_for_flush_and_compaction(direct);
     // RocksDB would otherwise keep log files in the directory, also when it only reads.
-    options.set_info_logger(InfoLogger::new_callback_logger(LogLevel::Warn, |_, text| {
-        tracing::debug!(target: "rocksdb", "{}", text.trim_end());
-    }));
+    options.set_info_logger(InfoLogger::new_callback_logger(
+        LogLevel::Warn,
+        |_, text| {
+            tracing::debug!(target: "rocksdb", "{}", text.trim_end());
+        },
+    ));
     let families = FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family(name, cache)));
     (options, families.into())
 }
@@ -220,7 +225,9 @@ impl RocksReader {
             .get_cf(self.family("meta"), key)
             .map_err(failed("read its state"))?;
         Ok(row.map_or(0, |row| {
-            row.iter().take(8).fold(0, |n, byte| n << 8 | u64::from(*byte))
+            row.iter()
+                .take(8)
+                .fold(0, |n, byte| n << 8 | u64::from(*byte))
         }))
     }
 
@@ -373,8 +380,10 @@ impl RocksStore {
 
     /// Opens the store for writing and removes what a crash left above the last barrier.
     pub fn open(path: &Path) -> Result<Self> {
-        let (options, families) =
-            database_options(&Cache::new_lru_cache(BLOCK_CACHE_BYTES), can_write_direct(path));
+        let (options, families) = database_options(
+            &Cache::new_lru_cache(BLOCK_CACHE_BYTES),
+            can_write_direct(path),
+        );
         let db = DB::open_cf_descriptors(&options, path, families).map_err(failed("open"))?;
         let reader = RocksReader { db };
         let barrier = reader.meta_number("barrier")?;
@@ -402,7 +411,12 @@ impl RocksStore {
         tracing::debug!(barrier, "removing blocks that an interrupted run left");
         reader
             .db
-            .delete_range_cf_opt(blocks, &part_key(barrier, 0)[..], &[0xFF; 10][..], &unlogged())
+            .delete_range_cf_opt(
+                blocks,
+                &part_key(barrier, 0)[..],
+                &[0xFF; 10][..],
+                &unlogged(),
+            )
             .and_then(|()| reader.db.flush_cf_opt(blocks, &FlushOptions::default()))
             .map_err(failed("remove what an interrupted run left"))
     }
@@ -468,7 +482,11 @@ impl RocksStore {
         if let Some(record) = record {
             let generation = reader.generation()? + 1;
             batch.put_cf(reader.family("backups"), &record.key, &record.bytes);
-            batch.put_cf(reader.family("meta"), "generation", generation.to_be_bytes());
+            batch.put_cf(
+                reader.family("meta"),
+                "generation",
+                generation.to_be_bytes(),
+            );
         }
         reader
             .db

@@ -1,0 +1,328 @@
+//! All backups of a repository, and how people name one of them.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::backup::Entry;
+use crate::error::{Error, Result};
+use crate::name::GuestName;
+use crate::store::StoreReader;
+
+/// How many candidates an error lists.
+const MAX_CANDIDATES: usize = 20;
+
+/// The backups of a repository, by guest and then from the oldest to the newest.
+#[derive(Debug, Default)]
+pub struct Catalogue {
+    entries: Vec<Entry>,
+    damaged: Vec<Error>,
+}
+
+/// What people write for a backup, and maybe one disk of it: `GUEST@WHEN`, `GUEST@WHEN/DISK`, `ID` or `ID/DISK`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupSpec {
+    which: Which,
+    /// The disk, if one was named.
+    pub disk: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Which {
+    /// The start of a backup's id.
+    Id(String),
+    Latest(GuestName),
+    /// The start of a backup's time as it is written.
+    Time(GuestName, String),
+}
+
+impl FromStr for BackupSpec {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let bad = || Error::BadSpec {
+            spec: text.to_owned(),
+        };
+        let (backup, disk) = match text.split_once('/') {
+            Some((_, "")) => return Err(bad()),
+            Some((backup, disk)) => (backup, Some(disk.to_owned())),
+            None => (text, None),
+        };
+        let which = match backup.split_once('@') {
+            Some((_, "")) => return Err(bad()),
+            Some((guest, "latest")) => Which::Latest(GuestName::new(guest)?),
+            // 2026-11-20 05:54 and 2026-11-20T05:54 are what other programs print.
+            Some((guest, when)) if when.starts_with(|c: char| c.is_ascii_digit()) => Which::Time(
+                GuestName::new(guest)?,
+                when.replace(':', "-").replace(' ', "T"),
+            ),
+            Some(_) => return Err(bad()),
+            None if backup.len() >= 4 && backup.chars().all(|c| c.is_ascii_hexdigit()) => {
+                Which::Id(backup.to_ascii_lowercase())
+            }
+            None => return Err(bad()),
+        };
+        Ok(Self { which, disk })
+    }
+}
+
+impl fmt::Display for BackupSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.which {
+            Which::Id(digits) => write!(f, "{digits}"),
+            Which::Latest(guest) => write!(f, "{guest}@latest"),
+            Which::Time(guest, when) => write!(f, "{guest}@{when}"),
+        }
+    }
+}
+
+impl Catalogue {
+    /// Reads all records. One that is damaged is set aside and hides no other.
+    pub fn load(store: &dyn StoreReader) -> Result<Self> {
+        let mut catalogue = Self::default();
+        for record in store.records()? {
+            match Entry::decode(&record.key, &record.bytes) {
+                Ok(entry) => catalogue.entries.push(entry),
+                Err(error) => catalogue.damaged.push(error),
+            }
+        }
+        catalogue.entries.sort_by(|one, other| {
+            (&one.backup.guest, one.backup.time).cmp(&(&other.backup.guest, other.backup.time))
+        });
+        Ok(catalogue)
+    }
+
+    /// All backups, by guest and time.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// What is wrong with the records that can't be read.
+    pub fn damaged(&self) -> &[Error] {
+        &self.damaged
+    }
+
+    /// The names of all guests, in order.
+    pub fn guests(&self) -> Vec<&GuestName> {
+        let mut guests: Vec<_> = self
+            .entries
+            .iter()
+            .map(|entry| &entry.backup.guest)
+            .collect();
+        guests.dedup();
+        guests
+    }
+
+    /// The backups of a guest, oldest first.
+    pub fn of(&self, guest: &GuestName) -> std::slice::Iter<'_, Entry> {
+        let first = self
+            .entries
+            .partition_point(|entry| entry.backup.guest < *guest);
+        let end = self
+            .entries
+            .partition_point(|entry| entry.backup.guest <= *guest);
+        self.entries[first..end].iter()
+    }
+
+    /// The newest backup of a guest.
+    pub fn latest(&self, guest: &GuestName) -> Option<&Entry> {
+        self.of(guest).next_back()
+    }
+
+    /// An error unless the guest has backups.
+    pub fn check_guest(&self, guest: &GuestName) -> Result<()> {
+        if self.latest(guest).is_some() {
+            return Ok(());
+        }
+        let known = match self.guests()[..] {
+            [] => "none yet; `vbk backup GUEST DISK` makes the first backup".to_owned(),
+            ref guests => {
+                let names: Vec<_> = guests.iter().map(|guest| guest.as_str()).collect();
+                shorten(&names, ", ")
+            }
+        };
+        Err(Error::NoSuchGuest {
+            guest: guest.to_string(),
+            known,
+        })
+    }
+
+    /// The one backup that `spec` means.
+    pub fn find(&self, spec: &BackupSpec) -> Result<&Entry> {
+        let missing = |hint: String| Error::NoSuchBackup {
+            spec: spec.to_string(),
+            hint,
+        };
+        let found: Vec<_> = match &spec.which {
+            Which::Latest(guest) => {
+                self.check_guest(guest)?;
+                self.latest(guest).into_iter().collect()
+            }
+            Which::Time(guest, when) => {
+                self.check_guest(guest)?;
+                self.of(guest)
+                    .filter(|entry| entry.backup.time.to_string().starts_with(when))
+                    .collect()
+            }
+            Which::Id(digits) => self
+                .entries
+                .iter()
+                .filter(|entry| entry.id.to_string().starts_with(digits))
+                .collect(),
+        };
+        match found[..] {
+            [only] => Ok(only),
+            [] => Err(missing(match &spec.which {
+                Which::Latest(guest) | Which::Time(guest, _) => {
+                    format!("`vbk list {guest}` shows the backups there are")
+                }
+                Which::Id(_) => "`vbk list` shows the backups there are; \
+                                 a guest is named as GUEST@latest or GUEST@TIME"
+                    .into(),
+            })),
+            ref several => {
+                let named = several.iter().map(|entry| match spec.which {
+                    Which::Id(_) => format!("{} ({})", entry.id, entry.backup.spec()),
+                    Which::Latest(_) | Which::Time(..) => entry.backup.spec(),
+                });
+                let mut candidates: Vec<_> = named.take(MAX_CANDIDATES).collect();
+                if several.len() > MAX_CANDIDATES {
+                    candidates.push(format!("... and {} more", several.len() - MAX_CANDIDATES));
+                }
+                Err(Error::Ambiguous {
+                    spec: spec.to_string(),
+                    candidates,
+                })
+            }
+        }
+    }
+}
+
+fn shorten(names: &[&str], separator: &str) -> String {
+    match names.get(..MAX_CANDIDATES) {
+        Some(first) if names.len() > MAX_CANDIDATES => format!(
+            "{}{separator}... and {} more",
+            first.join(separator),
+            names.len() - MAX_CANDIDATES
+        ),
+        _ => names.join(separator),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::{Backup, Consistency, RECORD_FORMAT};
+    use crate::block::BlockSize;
+    use crate::store::memory::MemoryStore;
+    use crate::store::{BlockStore, Record};
+
+    fn catalogue(backups: &[(&str, &str)]) -> Catalogue {
+        let store = MemoryStore::new(BlockSize::DEFAULT);
+        for (guest, time) in backups {
+            let backup = Backup {
+                format: RECORD_FORMAT,
+                guest: guest.parse().expect("a name"),
+                time: time.parse().expect("a time"),
+                duration_ms: 1,
+                host: "host".into(),
+                vbk_version: "0".into(),
+                consistency: Consistency::Live,
+                images: Vec::new(),
+            };
+            let record = Record {
+                key: backup.spec(),
+                bytes: backup.encode(),
+            };
+            store.commit(&record).expect("commits");
+        }
+        Catalogue::load(&store).expect("loads")
+    }
+
+    fn find(catalogue: &Catalogue, spec: &str) -> Result<String> {
+        let spec: BackupSpec = spec.parse()?;
+        catalogue.find(&spec).map(|entry| entry.backup.spec())
+    }
+
+    #[test]
+    fn a_backup_is_found_by_any_part_of_its_time_that_is_enough() {
+        let days = catalogue(&[
+            ("web1", "2026-11-20T05-54-00Z"),
+            ("web1", "2026-11-21T05-54-00Z"),
+            ("web10", "2026-11-22T05-54-00Z"),
+        ]);
+        for spec in [
+            "web1@2026-11-20",
+            "web1@2026-11-20T05:54",
+            "web1@2026-11-20 05:54:00Z",
+        ] {
+            assert_eq!(
+                find(&days, spec).expect("found"),
+                "web1@2026-11-20T05-54-00Z"
+            );
+        }
+        assert_eq!(
+            find(&days, "web1@latest").expect("found"),
+            "web1@2026-11-21T05-54-00Z"
+        );
+        let id = days.entries()[2].id.to_string();
+        assert_eq!(
+            find(&days, &id[..8]).expect("found"),
+            "web10@2026-11-22T05-54-00Z"
+        );
+    }
+
+    #[test]
+    fn what_is_not_clear_lists_the_candidates() {
+        let days = catalogue(&[
+            ("web1", "2026-11-20T05-54-00Z"),
+            ("web1", "2026-11-21T05-54-00Z"),
+        ]);
+        let error = find(&days, "web1@2026-11")
+            .expect_err("two match")
+            .to_string();
+        assert!(
+            error.contains("web1@2026-11-20T05-54-00Z\n  web1@2026-11-21T05-54-00Z"),
+            "{error}"
+        );
+        let error = find(&days, "web1@2025")
+            .expect_err("none match")
+            .to_string();
+        assert!(error.contains("vbk list web1"), "{error}");
+        let error = find(&days, "db@latest")
+            .expect_err("no such guest")
+            .to_string();
+        assert!(error.contains("there is web1"), "{error}");
+    }
+
+    #[test]
+    fn nonsense_is_told_how_a_backup_is_named() {
+        for bad in [
+            "",
+            "web1",
+            "web1@",
+            "web1@yesterday",
+            "web1@latest/",
+            "@latest",
+            "abc",
+        ] {
+            assert!(bad.parse::<BackupSpec>().is_err(), "{bad}");
+        }
+        let spec: BackupSpec = "web1@latest/vda".parse().expect("good");
+        assert_eq!(spec.disk.as_deref(), Some("vda"));
+    }
+
+    #[test]
+    fn a_damaged_record_hides_no_other() {
+        let store = MemoryStore::new(BlockSize::DEFAULT);
+        let record = Record {
+            key: "web1@2026-11-20T05-54-00Z".into(),
+            bytes: b"{".to_vec(),
+        };
+        store.commit(&record).expect("commits");
+        let catalogue = Catalogue::load(&store).expect("loads");
+        assert_eq!(
+            (catalogue.entries().len(), catalogue.damaged().len()),
+            (0, 1)
+        );
+    }
+}

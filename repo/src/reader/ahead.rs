@@ -1,0 +1,271 @@
+//! Reading ahead: a reader that goes through an image in order finds the next blocks decoded already.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::{ImageReader, read_whole};
+use crate::block::{BlockId, BlockIndex};
+use crate::error::Result;
+use crate::store::StoreReader;
+
+/// Bytes that one stream has ahead of its reader at most.
+const STREAM_BYTES: usize = 16 << 20;
+/// How far from the expected place a read still counts as in order: the kernel sends several requests at once, and
+/// they arrive in any order.
+const SLACK_BYTES: u64 = 4 << 20;
+/// Bytes in order after which a reader is believed to go on.
+const START_BYTES: u64 = 256 << 10;
+/// Blocks behind the reader that stay for requests that come late.
+const KEEP_BEHIND: u64 = 4;
+
+/// Decodes blocks on a few threads, within a budget of memory.
+pub(super) struct Pool {
+    jobs: Option<Sender<Job>>,
+    threads: Vec<JoinHandle<()>>,
+    budget: Arc<Budget>,
+}
+
+/// Holds no [`super::ReadResources`], so that the last of those is never dropped, and its threads joined, by one of
+/// the threads themselves.
+struct Job {
+    store: Arc<dyn StoreReader>,
+    id: BlockId,
+    result: Arc<Promise>,
+}
+
+struct Budget {
+    free_bytes: AtomicUsize,
+}
+
+impl Pool {
+    pub(super) fn start(threads: usize, budget_bytes: usize) -> Self {
+        let (jobs, queue) = crossbeam_channel::unbounded::<Job>();
+        let threads = (0..threads.max(1))
+            .map(|number| {
+                let queue: Receiver<Job> = queue.clone();
+                std::thread::Builder::new()
+                    .name(format!("vbk-ahead-{number}"))
+                    .spawn(move || queue.iter().for_each(|job| job.run()))
+                    .expect("the system can start a few threads")
+            })
+            .collect();
+        Self {
+            jobs: Some(jobs),
+            threads,
+            budget: Arc::new(Budget {
+                free_bytes: AtomicUsize::new(budget_bytes),
+            }),
+        }
+    }
+
+    /// Starts decoding a block; `None` if the memory for it is in use.
+    fn submit(
+        &self,
+        store: &Arc<dyn StoreReader>,
+        id: BlockId,
+        len: usize,
+    ) -> Option<Arc<Promise>> {
+        let free = &self.budget.free_bytes;
+        free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |free| {
+            free.checked_sub(len)
+        })
+        .ok()?;
+        let result = Arc::new(Promise {
+            len,
+            budget: Arc::clone(&self.budget),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        let job = Job {
+            store: Arc::clone(store),
+            id,
+            result: Arc::clone(&result),
+        };
+        self.jobs.as_ref()?.send(job).ok()?;
+        Some(result)
+    }
+
+    #[cfg(test)]
+    pub(super) fn free_bytes(&self) -> usize {
+        self.budget.free_bytes.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.jobs = None;
+        for thread in self.threads.drain(..) {
+            // A panic there was reported there; the promise it left is never waited for without its image.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Job {
+    fn run(self) {
+        // Nobody else holds the promise: its reader went elsewhere or away.
+        if Arc::strong_count(&self.result) == 1 {
+            return;
+        }
+        let mut bytes = vec![0; self.result.len];
+        let read = read_whole(&*self.store, self.id, &mut bytes);
+        self.result.set(read.ok().map(|()| bytes));
+    }
+}
+
+/// A block that is being decoded, and then the block.
+struct Promise {
+    len: usize,
+    budget: Arc<Budget>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+enum State {
+    #[default]
+    Waiting,
+    Failed,
+    Ready(Vec<u8>),
+}
+
+impl Promise {
+    fn set(&self, bytes: Option<Vec<u8>>) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        *state = bytes.map_or(State::Failed, State::Ready);
+        self.changed.notify_all();
+    }
+
+    /// Waits for the block and copies a part of it; `false` if it could not be read.
+    fn copy(&self, inside: std::ops::Range<usize>, out: &mut [u8]) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while matches!(*state, State::Waiting) {
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        match &*state {
+            State::Ready(bytes) => {
+                out.copy_from_slice(&bytes[inside]);
+                true
+            }
+            State::Waiting | State::Failed => false,
+        }
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.budget.free_bytes.fetch_add(self.len, Ordering::SeqCst);
+    }
+}
+
+/// One reader of an image, as an open file is. Sees reads in order and reads ahead for them. May be used by many
+/// threads at once.
+pub struct Stream {
+    image: Arc<ImageReader>,
+    window: Mutex<Window>,
+}
+
+#[derive(Default)]
+struct Window {
+    /// Where a reader in order goes on.
+    next: u64,
+    /// How far it has come in order.
+    run_bytes: u64,
+    /// How many reads in order there were.
+    reads: u64,
+    ahead: VecDeque<(BlockIndex, Arc<Promise>)>,
+    /// The first block that was not yet looked at for reading ahead.
+    frontier: u64,
+}
+
+impl Stream {
+    /// A new reader of the image.
+    pub fn new(image: Arc<ImageReader>) -> Self {
+        Self {
+            image,
+            window: Mutex::default(),
+        }
+    }
+
+    /// The image.
+    pub fn image(&self) -> &Arc<ImageReader> {
+        &self.image
+    }
+
+    /// Like [`ImageReader::read_at`].
+    pub fn read_at(&self, offset_bytes: u64, out: &mut [u8]) -> Result<usize> {
+        let len = self.image.readable(offset_bytes, out.len());
+        if len == 0 {
+            return Ok(0);
+        }
+        self.plan(offset_bytes, len);
+        for piece in self.image.pieces(offset_bytes, len) {
+            let out = &mut out[piece.out.clone()];
+            let promise = self.promised(piece.index);
+            // A block that could not be read ahead is read again page by page: its good pages are still good, and
+            // the error names the bad one.
+            if !promise.is_some_and(|promise| promise.copy(piece.inside.clone(), out)) {
+                self.image.read_piece(&piece, out)?;
+            }
+        }
+        Ok(len)
+    }
+
+    fn promised(&self, index: BlockIndex) -> Option<Arc<Promise>> {
+        let window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = window.ahead.iter().find(|(ahead, _)| *ahead == index);
+        found.map(|(_, promise)| Arc::clone(promise))
+    }
+
+    /// Notes a read and starts reading what follows it, if reads are in order.
+    fn plan(&self, offset_bytes: u64, len: usize) {
+        let size = self.image.block_size();
+        let end = offset_bytes + len as u64;
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        if offset_bytes.abs_diff(window.next) > SLACK_BYTES {
+            *window = Window::default();
+        }
+        window.next = window.next.max(end);
+        window.run_bytes += len as u64;
+        window.reads += 1;
+        let first = size.index_of(offset_bytes).0;
+        window
+            .ahead
+            .retain(|(index, _)| index.0 + KEEP_BEHIND >= first);
+        if window.run_bytes < START_BYTES || window.reads < 2 {
+            return;
+        }
+        // Twice as far with every block, so that a short run costs little.
+        let block = size.bytes() as u64;
+        let limit = (STREAM_BYTES / size.bytes()).max(2) as u64;
+        let depth = (window.run_bytes / block + 1).min(limit);
+        let last = size.index_of(window.next - 1).0;
+        let count = size.blocks_in(self.image.size_bytes());
+        let mut index = window.frontier.max(last + 1);
+        while index <= last + depth && index < count {
+            let block = BlockIndex(index);
+            match self.image.slot(block) {
+                Ok(Some(id)) => {
+                    let len = size.len_of(block, self.image.size_bytes());
+                    let pool = &self.image.resources.ahead;
+                    let Some(promise) = pool.submit(&self.image.store, id, len) else {
+                        break;
+                    };
+                    window.ahead.push_back((block, promise));
+                }
+                Ok(None) => {}
+                // Whoever reads there gets the error.
+                Err(_) => break,
+            }
+            index += 1;
+            window.frontier = index;
+        }
+    }
+}

@@ -1,0 +1,208 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::error::{Error, ErrorKind};
+use crate::store::memory::MemoryStore;
+use crate::testing::{SMALL, mixed_bytes, store_image};
+
+struct Fixture {
+    store: Arc<MemoryStore>,
+    plain: Vec<u8>,
+    image: Arc<ImageReader>,
+}
+
+fn fixture(block_size: BlockSize, len: usize) -> Fixture {
+    let store = Arc::new(MemoryStore::new(block_size));
+    let plain = mixed_bytes(7, len);
+    let image = store_image(&*store, "vda", &plain);
+    let reader = ImageReader::open(store.clone(), ReadResources::new(2), &image);
+    Fixture {
+        store,
+        plain,
+        image: Arc::new(reader.expect("opens")),
+    }
+}
+
+fn damage_block(fixture: &Fixture, index: u64) {
+    let slot = fixture.image.slot(BlockIndex(index)).expect("a slot");
+    fixture.store.damage(slot.expect("not zero"), |sealed| {
+        let last = sealed.pages.iter_mut().rfind(|page| !page.is_empty());
+        last.expect("not all zero")[0] ^= 0x40;
+    });
+}
+
+#[test]
+fn a_whole_image_reads_back_through_a_stream_of_any_request_size() {
+    for (block_size, request) in [
+        (SMALL, 4096),
+        (SMALL, 1 << 20),
+        (BlockSize::DEFAULT, 131_072),
+        (BlockSize::DEFAULT, 1 << 20),
+        (BlockSize::DEFAULT, 3_000_001),
+    ] {
+        let fixture = fixture(block_size, 20_000_123);
+        let stream = Stream::new(fixture.image);
+        let mut read: Vec<u8> = Vec::new();
+        let mut buffer = vec![0xEE; request];
+        loop {
+            let len = stream
+                .read_at(read.len() as u64, &mut buffer)
+                .expect("reads");
+            if len == 0 {
+                break;
+            }
+            read.extend(&buffer[..len]);
+        }
+        assert!(read == fixture.plain, "requests of {request}");
+    }
+}
+
+#[test]
+fn many_threads_may_read_one_stream() {
+    let fixture = fixture(SMALL, 8_000_000);
+    let stream = Stream::new(Arc::clone(&fixture.image));
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                loop {
+                    let offset = next.fetch_add(100_000, std::sync::atomic::Ordering::SeqCst);
+                    if offset >= fixture.plain.len() {
+                        break;
+                    }
+                    let mut buffer = vec![0; 100_000];
+                    let len = stream.read_at(offset as u64, &mut buffer).expect("reads");
+                    assert_eq!(buffer[..len], fixture.plain[offset..offset + len]);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn reading_past_the_end_gives_what_there_is() {
+    let fixture = fixture(SMALL, 100_000);
+    let mut buffer = [0; 1000];
+    assert_eq!(
+        fixture.image.read_at(99_500, &mut buffer).expect("reads"),
+        500
+    );
+    assert_eq!(
+        fixture.image.read_at(100_000, &mut buffer).expect("reads"),
+        0
+    );
+    assert_eq!(
+        fixture.image.read_at(u64::MAX, &mut buffer).expect("reads"),
+        0
+    );
+}
+
+#[test]
+fn a_damaged_page_fails_alone() {
+    let fixture = fixture(BlockSize::DEFAULT, 4 << 20);
+    // The first block that is not all zero and has a stored page that is not its first.
+    damage_block(&fixture, 0);
+    let stream = Stream::new(Arc::clone(&fixture.image));
+    let mut bad = Vec::new();
+    for page in 0..64_u64 {
+        let offset = page as usize * PAGE_BYTES;
+        let mut buffer = vec![0; PAGE_BYTES];
+        match stream.read_at(offset as u64, &mut buffer) {
+            Ok(_) => assert_eq!(buffer, fixture.plain[offset..offset + PAGE_BYTES]),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Corrupt);
+                bad.push(page);
+            }
+        }
+    }
+    assert_eq!(bad.len(), 1, "{bad:?}");
+    assert!(bad[0] < 16);
+    // A request for the whole block has the bad page in it.
+    let mut block = vec![0; 1 << 20];
+    assert!(stream.read_at(0, &mut block).is_err());
+}
+
+#[test]
+fn a_lost_block_is_an_error_and_not_zeros() {
+    let fixture = fixture(SMALL, 1 << 20);
+    let index = (0..16).find(|&i| fixture.image.slot(BlockIndex(i)).expect("a slot").is_some());
+    let index = BlockIndex(index.expect("not all zero"));
+    fixture.store.lose(
+        fixture
+            .image
+            .slot(index)
+            .expect("a slot")
+            .expect("not zero"),
+    );
+    let mut buffer = vec![0; SMALL.bytes()];
+    let error = fixture
+        .image
+        .read_block(index, &mut buffer)
+        .expect_err("is lost");
+    assert!(matches!(error, Error::BlockMissing(_)));
+}
+
+#[test]
+fn holes_and_data_are_found() {
+    let store = Arc::new(MemoryStore::new(SMALL));
+    let mut plain = vec![0; 3000 * SMALL.bytes() + 10];
+    for block in [5, 6, 2999] {
+        plain[block * SMALL.bytes() + 3] = 1;
+    }
+    let image = store_image(&*store, "vda", &plain);
+    let image = ImageReader::open(store, ReadResources::new(1), &image).expect("opens");
+    let at = |block: u64| block << 16;
+    assert_eq!(image.next_data(0).expect("finds"), Some(at(5)));
+    assert_eq!(
+        image.next_data(at(5) + 77).expect("finds"),
+        Some(at(5) + 77)
+    );
+    assert_eq!(image.next_hole(at(5)).expect("finds"), at(7));
+    assert_eq!(image.next_hole(100).expect("finds"), 100);
+    assert_eq!(image.next_data(at(7)).expect("finds"), Some(at(2999)));
+    assert_eq!(image.next_hole(at(2999)).expect("finds"), at(3000));
+    assert_eq!(image.next_data(at(3000)).expect("finds"), None);
+    assert_eq!(
+        image.next_hole(at(3000) + 10).expect("finds"),
+        at(3000) + 10
+    );
+}
+
+#[test]
+fn the_memory_for_reading_ahead_is_given_back() {
+    let fixture = fixture(SMALL, 8_000_000);
+    let free = || fixture.image.resources.ahead.free_bytes();
+    let before = free();
+    let stream = Stream::new(Arc::clone(&fixture.image));
+    let mut buffer = vec![0; 500_000];
+    for turn in 0..8 {
+        stream.read_at(turn * 500_000, &mut buffer).expect("reads");
+    }
+    assert!(free() < before, "something is read ahead");
+    drop(stream);
+    // Jobs that nobody waits for give theirs back when a thread comes to them.
+    let patience = std::time::Instant::now();
+    while free() != before && patience.elapsed().as_secs() < 10 {
+        std::thread::yield_now();
+    }
+    assert_eq!(free(), before);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn any_reads_in_any_order_give_the_plain_bytes(
+        len in 1..1_500_000_usize,
+        reads in prop::collection::vec((0.0..1.0_f64, 1..300_000_usize), 1..30),
+    ) {
+        let fixture = fixture(SMALL, len);
+        let stream = Stream::new(Arc::clone(&fixture.image));
+        for (place, wanted) in reads {
+            let offset = (place * len as f64) as usize;
+            let mut buffer = vec![0xEE; wanted];
+            let read = stream.read_at(offset as u64, &mut buffer).expect("reads");
+            prop_assert_eq!(read, wanted.min(len - offset));
+            prop_assert!(buffer[..read] == fixture.plain[offset..offset + read]);
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! A repository on this machine: a directory, who may write to it, and what readers see of it.
+//!
+//! | in the directory | what |
+//! |---|---|
+//! | `vbk-repository` | says what this is and the number of this layout, as `format: 1`; written last when it is made |
+//! | `store/` | the RocksDB store, see [`crate::store::rocks`]; opened by the writer alone |
+//! | `views/` | what readers open, see `views.rs` |
+//! | `lock` | held by the writer, see [`crate::lock`] |
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use crate::backup::{Backup, BackupId, Entry};
+use crate::block::{BlockSize, content_hash, to_hex};
+use crate::catalogue::Catalogue;
+use crate::error::{Error, ErrorKind, Result};
+use crate::lock::WriterLock;
+use crate::name::{BackupTime, GuestName};
+use crate::store::rocks::{RocksReader, RocksStore, path_in};
+use crate::store::{BlockStore, Identity, Record, STORE_FORMAT, StoreReader};
+use crate::views;
+
+/// The newest directory layout that this vbk reads, and the one it writes.
+pub const LAYOUT_FORMAT: u32 = 1;
+
+const MARKER: &str = "vbk-repository";
+
+/// How long a reader waits for a writer to publish the first view.
+const FIRST_VIEW_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A repository's directory, known to be one.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    path: PathBuf,
+}
+
+/// Decides whether to go on waiting for the process that holds the lock; it is called with that process's
+/// description about five times a second.
+pub type Wait<'a> = &'a mut dyn FnMut(&str) -> bool;
+
+impl Repository {
+    /// Makes a repository in a new or empty directory. Durable when this returns.
+    pub fn create(path: &Path, block_size: BlockSize) -> Result<Self> {
+        fs::create_dir_all(path).map_err(Error::io("create", path))?;
+        // Links that will be compared and kept must not depend on where the process stands.
+        let path = fs::canonicalize(path).map_err(Error::io("open", path))?;
+        let mut entries = fs::read_dir(&path).map_err(Error::io("list", &path))?;
+        // A file system of its own has this directory at its top.
+        if entries.any(|entry| !entry.is_ok_and(|entry| entry.file_name() == "lost+found")) {
+            return Err(Error::NotEmpty { path });
+        }
+        restrict(&path)?;
+        let views = path.join("views");
+        fs::create_dir(&views).map_err(Error::io("create", &views))?;
+        check_hard_links(&path)?;
+        let now = Timestamp::now();
+        let seed = format!("{now} {} {}", path.display(), std::process::id());
+        let identity = Identity {
+            format: STORE_FORMAT,
+            features: Vec::new(),
+            id: to_hex(&content_hash(seed.as_bytes())[..8]),
+            block_size,
+            created: now,
+        };
+        let lock = WriterLock::take(&path, "init", &mut |_| false)?;
+        let store = RocksStore::create(&path_in(&path), &identity)?;
+        views::publish(&path, &store)?;
+        drop(store);
+        write_marker(&path)?;
+        drop(lock);
+        Ok(Self { path })
+    }
+
+    /// Opens a repository; refuses one that a newer vbk made.
+    pub fn open(path: &Path) -> Result<Self> {
+        let marker = path.join(MARKER);
+        let text = fs::read_to_string(&marker).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Error::NotARepository {
+                path: path.to_owned(),
+            },
+            _ => Error::io("read", &marker)(error),
+        })?;
+        let found = text
+            .lines()
+            .find_map(|line| line.strip_prefix("format: ")?.trim().parse().ok());
+        match found {
+            Some(found) if found > LAYOUT_FORMAT => Err(Error::NewerFormat {
+                path: path.to_owned(),
+                found,
+                supported: LAYOUT_FORMAT,
+            }),
+            Some(_) => Ok(Self {
+                path: fs::canonicalize(path).map_err(Error::io("open", path))?,
+            }),
+            None => Err(Error::NotARepository {
+                path: path.to_owned(),
+            }),
+        }
+    }
+
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The number of the newest view, to compare with [`View::number`]: cheap enough for every look-up in a mount.
+    pub fn newest_view(&self) -> Result<Option<u64>> {
+        views::current(&self.path)
+    }
+
+    /// Opens the newest state for reading. Never waits for a writer, except for the very first view.
+    pub fn view(&self) -> Result<View> {
+        let started = Instant::now();
+        loop {
+            if let Some(held) = views::open(&self.path)? {
+                return View::new(held.reader, held.number, Some(held.lock), &self.path);
+            }
+            // No view: loss of power right after init, or a copy of the directory without its links. A writer makes one.
+            match self.writer("open", &mut |_| false) {
+                Ok(writer) => drop(writer),
+                Err(error) if error.kind() == ErrorKind::Denied => {
+                    // Nobody can write here, so the store itself is as good as a view.
+                    let reader = RocksReader::open(&path_in(&self.path))?;
+                    let number = reader.generation()?;
+                    return View::new(reader, number, None, &self.path);
+                }
+                Err(Error::Locked { .. }) if started.elapsed() < FIRST_VIEW_TIMEOUT => {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Opens the repository for writing, as `command`, when nobody else does.
+    pub fn writer(&self, command: &str, wait: Wait<'_>) -> Result<Writer> {
+        let lock = WriterLock::take(&self.path, command, wait)?;
+        let store = RocksStore::open(&path_in(&self.path))?;
+        let identity = store.identity()?;
+        identity.check(&self.path)?;
+        // A run that was killed between its commit and its publication left a backup that no reader sees yet.
+        views::publish(&self.path, &store)?;
+        Ok(Writer {
+            store: Arc::new(store),
+            identity,
+            path: self.path.clone(),
+            _lock: lock,
+        })
+    }
+}
+
+/// Only its owner may enter: what is in it are other people's disks.
+fn restrict(path: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+        .map_err(Error::io("set permissions of", path))
+}
+
+fn check_hard_links(path: &Path) -> Result<()> {
+    let (one, two) = (path.join("lock"), path.join(".hard-link-probe"));
+    fs::File::create(&one).map_err(Error::io("create", &one))?;
+    fs::hard_link(&one, &two).map_err(Error::io(
+        "make a hard link (a repository needs a file system with them)",
+        &two,
+    ))?;
+    fs::remove_file(&two).map_err(Error::io("remove", &two))
+}
+
+fn write_marker(path: &Path) -> Result<()> {
+    let marker = path.join(MARKER);
+    let text = format!(
+        "This directory is a repository of vbk, with backups of virtual servers.\n\
+         `vbk list --repo DIRECTORY` shows what is in it. Change nothing here by hand.\n\
+         format: {LAYOUT_FORMAT}\n"
+    );
+    fs::File::create(&marker)
+        .and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::File::open(path)?.sync_all()
+        })
+        .map_err(Error::io("write", &marker))
+}
+
+/// A repository as it was after some commit. It stays readable, whatever is done to the repository, until dropped.
+pub struct View {
+    store: Arc<dyn StoreReader>,
+    identity: Identity,
+    number: u64,
+    // Declared after the store: the lock goes when the store's files are closed.
+    _lock: Option<fs::File>,
+}
+
+impl View {
+    fn new(reader: RocksReader, number: u64, lock: Option<fs::File>, path: &Path) -> Result<Self> {
+        let identity = reader.identity()?;
+        identity.check(path)?;
+        Ok(Self {
+            store: Arc::new(reader),
+            identity,
+            number,
+            _lock: lock,
+        })
+    }
+
+    /// What the repository is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Greater in a newer view.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// What keeps the bytes. Hold the view for as long as this is used.
+    pub fn store(&self) -> &Arc<dyn StoreReader> {
+        &self.store
+    }
+
+    /// All backups.
+    pub fn catalogue(&self) -> Result<Catalogue> {
+        Catalogue::load(&*self.store)
+    }
+}
+
+/// A repository open for writing; no other process can write to it meanwhile.
+pub struct Writer {
+    store: Arc<RocksStore>,
+    identity: Identity,
+    path: PathBuf,
+    _lock: WriterLock,
+}
+
+impl Writer {
+    /// What the repository is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// What keeps the bytes.
+    pub fn store(&self) -> &dyn BlockStore {
+        &*self.store
+    }
+
+    /// All backups.
+    pub fn catalogue(&self) -> Result<Catalogue> {
+        Catalogue::load(&*self.store)
+    }
+
+    /// The time to give a backup of `guest` that starts now: `now`, or the first second after it that no backup has.
+    pub fn free_time(&self, guest: &GuestName, now: Timestamp) -> Result<BackupTime> {
+        let catalogue = self.catalogue()?;
+        let mut time = BackupTime::new(now);
+        while catalogue.of(guest).any(|entry| entry.backup.time == time) {
+            time = time.next();
+        }
+        Ok(time)
+    }
+
+    /// Makes a backup visible. Everything it names must have been put; all of it is durable when this returns.
+    pub fn commit(&self, backup: Backup) -> Result<Entry> {
+        let bytes = backup.encode();
+        let id = BackupId(content_hash(&bytes));
+        let key = backup.spec();
+        self.store.commit(&Record { key, bytes })?;
+        views::publish(&self.path, &self.store)?;
+        Ok(Entry { id, backup })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,182 @@
+use super::*;
+use crate::backup::{Consistency, Image, RECORD_FORMAT};
+use crate::testing::{mixed_bytes, store_image};
+
+fn new() -> (tempfile::TempDir, Repository) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("repo");
+    let repository = Repository::create(&path, BlockSize::MIN).expect("creates");
+    (directory, repository)
+}
+
+fn no_wait(_: &str) -> bool {
+    false
+}
+
+fn backup(writer: &Writer, time: &str, seed: u32) -> Entry {
+    let image = store_image(writer.store(), "vda", &mixed_bytes(seed, 1_000_000));
+    commit(writer, time, vec![image]).expect("commits")
+}
+
+fn commit(writer: &Writer, time: &str, images: Vec<Image>) -> Result<Entry> {
+    writer.commit(Backup {
+        format: RECORD_FORMAT,
+        guest: "web1".parse().expect("a name"),
+        time: time.parse().expect("a time"),
+        duration_ms: 0,
+        host: String::new(),
+        vbk_version: String::new(),
+        consistency: Consistency::Live,
+        images,
+    })
+}
+
+fn views(repository: &Repository) -> Vec<String> {
+    let entries = fs::read_dir(repository.path().join("views")).expect("lists");
+    let mut names: Vec<_> = entries
+        .map(|entry| {
+            entry
+                .expect("entry")
+                .file_name()
+                .into_string()
+                .expect("text")
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn readers_see_a_backup_once_it_is_committed_and_keep_what_they_opened() {
+    let (_directory, repository) = new();
+    let empty = repository.view().expect("opens");
+    let writer = repository.writer("test", &mut no_wait).expect("opens");
+    backup(&writer, "2026-11-20T00-00-00Z", 1);
+    // The writer is still open.
+    let one = repository.view().expect("opens");
+    backup(&writer, "2026-11-21T00-00-00Z", 2);
+    let counts = [&empty, &one, &repository.view().expect("opens")]
+        .map(|view| view.catalogue().expect("loads").entries().len());
+    assert_eq!(counts, [0, 1, 2]);
+    assert_eq!(repository.newest_view().expect("reads"), Some(2));
+    assert!(one.number() < 2);
+}
+
+#[test]
+fn old_views_go_when_nobody_holds_them() {
+    let (_directory, repository) = new();
+    let held = repository.view().expect("opens");
+    let writer = repository.writer("test", &mut no_wait).expect("opens");
+    backup(&writer, "2026-11-20T00-00-00Z", 1);
+    backup(&writer, "2026-11-21T00-00-00Z", 2);
+    assert_eq!(
+        views(&repository),
+        ["0", "0.lock", "2", "2.lock", "current"]
+    );
+    drop(held);
+    backup(&writer, "2026-11-22T00-00-00Z", 3);
+    assert_eq!(views(&repository), ["3", "3.lock", "current"]);
+}
+
+#[test]
+fn a_lost_view_is_made_again() {
+    let (_directory, repository) = new();
+    let writer = repository.writer("test", &mut no_wait).expect("opens");
+    backup(&writer, "2026-11-20T00-00-00Z", 1);
+    drop(writer);
+    fs::remove_dir_all(repository.path().join("views")).expect("removes");
+    fs::create_dir(repository.path().join("views")).expect("creates");
+    let view = repository.view().expect("opens");
+    assert_eq!(view.catalogue().expect("loads").entries().len(), 1);
+}
+
+#[test]
+fn a_commit_that_was_not_published_is_seen_after_the_next_writer() {
+    let (_directory, repository) = new();
+    let writer = repository.writer("test", &mut no_wait).expect("opens");
+    let store = RocksStore::open(&path_in(repository.path()));
+    assert_eq!(
+        store.err().map(|error| error.kind()),
+        Some(ErrorKind::Locked)
+    );
+    let image = store_image(writer.store(), "vda", b"x");
+    let entry = commit(&writer, "2026-11-20T00-00-00Z", vec![image]).expect("commits");
+    drop(writer);
+    // As if killed between the commit and the swap of the link.
+    let link = repository.path().join("views/current");
+    fs::remove_file(&link).expect("removes");
+    std::os::unix::fs::symlink("0", &link).expect("links");
+    drop(repository.writer("test", &mut no_wait).expect("opens"));
+    let catalogue = repository
+        .view()
+        .and_then(|view| view.catalogue())
+        .expect("loads");
+    assert_eq!(catalogue.entries(), [entry]);
+}
+
+#[test]
+fn a_second_writer_learns_for_whom_it_waits() {
+    let (_directory, repository) = new();
+    let first = repository
+        .writer("backup web1", &mut no_wait)
+        .expect("opens");
+    let error = repository
+        .writer("backup web2", &mut no_wait)
+        .err()
+        .expect("refused");
+    assert_eq!(error.kind(), ErrorKind::Locked);
+    assert!(
+        error.to_string().contains("`backup web1` (process "),
+        "{error}"
+    );
+    let mut first = Some(first);
+    let waited = repository.writer("backup web2", &mut |_| {
+        first = None;
+        true
+    });
+    assert!(waited.is_ok());
+}
+
+#[test]
+fn one_second_never_has_two_backups() {
+    let (_directory, repository) = new();
+    let writer = repository.writer("test", &mut no_wait).expect("opens");
+    let guest = "web1".parse().expect("a name");
+    let now: Timestamp = "2026-11-20T00:00:00.7Z".parse().expect("a time");
+    assert_eq!(
+        writer.free_time(&guest, now).expect("a time").to_string(),
+        "2026-11-20T00-00-00Z"
+    );
+    backup(&writer, "2026-11-20T00-00-00Z", 1);
+    backup(&writer, "2026-11-20T00-00-01Z", 1);
+    assert_eq!(
+        writer.free_time(&guest, now).expect("a time").to_string(),
+        "2026-11-20T00-00-02Z"
+    );
+    let again = commit(&writer, "2026-11-20T00-00-00Z", Vec::new());
+    assert!(matches!(again, Err(Error::BackupExists(_))));
+}
+
+#[test]
+fn only_an_empty_directory_becomes_a_repository() {
+    let directory = tempfile::tempdir().expect("a directory");
+    fs::write(directory.path().join("mine"), "").expect("writes");
+    let refused = Repository::create(directory.path(), BlockSize::DEFAULT);
+    assert!(matches!(refused, Err(Error::NotEmpty { .. })));
+    let not_one = Repository::open(directory.path());
+    assert!(matches!(not_one, Err(Error::NotARepository { .. })));
+    let gone = Repository::open(&directory.path().join("gone"));
+    assert!(matches!(gone, Err(Error::NotARepository { .. })));
+}
+
+#[test]
+fn what_a_newer_vbk_made_is_refused() {
+    let (_directory, repository) = new();
+    fs::write(repository.path().join(MARKER), "format: 2\n").expect("writes");
+    let newer = Repository::open(repository.path());
+    assert!(matches!(newer, Err(Error::NewerFormat { found: 2, .. })));
+    let mut identity = repository.view().expect("opens").identity().clone();
+    identity.features = vec!["encryption".into()];
+    let refused = identity.check("x").expect_err("unknown").to_string();
+    assert!(refused.contains("encryption"), "{refused}");
+}

@@ -1,0 +1,290 @@
+//! Proves backups: reads every block that they name, once, decodes it and hashes it again.
+//!
+//! Memory: a bit per block of the store, 40 bytes per distinct segment, and the list of what is damaged.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::backup::{Entry, Image};
+use crate::block::{BlockId, BlockIndex};
+use crate::error::{Error, ErrorKind, Result};
+use crate::manifest::{SEGMENT_SLOTS, SegmentId};
+use crate::reader::read_whole;
+use crate::store::{Place, StoreReader};
+use crate::writer::SlotReader;
+
+/// Blocks that go to a thread at once.
+const BATCH_BLOCKS: usize = 16;
+
+/// How far a verification is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VerifyProgress {
+    /// Backups whose blocks were all handed out.
+    pub backups: u64,
+    /// Blocks read and proved, or found damaged.
+    pub blocks: u64,
+    /// Their plain bytes.
+    pub bytes: u64,
+}
+
+/// One place in a backup that can't be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// The backup, as `GUEST@TIME`.
+    pub backup: String,
+    /// The disk.
+    pub disk: String,
+    /// Where on the disk.
+    pub offset_bytes: u64,
+    /// How much of it may be lost: a block, or all blocks of a segment.
+    pub len_bytes: u64,
+    /// What is wrong.
+    pub what: String,
+}
+
+/// What a verification found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VerifyReport {
+    /// What was read.
+    pub read: VerifyProgress,
+    /// Every damaged place of every backup.
+    pub damage: Vec<Damage>,
+}
+
+struct Findings {
+    blocks: Mutex<HashMap<BlockId, String>>,
+    blocks_read: AtomicU64,
+    bytes_read: AtomicU64,
+}
+
+/// Verifies `entries` with `threads` threads. `progress` is called now and then from this thread; when `cancel` is
+/// set the call ends soon with [`Error::Interrupted`].
+pub fn verify(
+    store: &dyn StoreReader,
+    entries: &[Entry],
+    threads: usize,
+    progress: &dyn Fn(VerifyProgress),
+    cancel: &AtomicBool,
+) -> Result<VerifyReport> {
+    let findings = Findings {
+        blocks: Mutex::default(),
+        blocks_read: AtomicU64::new(0),
+        bytes_read: AtomicU64::new(0),
+    };
+    let mut read = VerifyProgress::default();
+    let (work, queue) = crossbeam_channel::bounded::<Vec<(BlockId, usize)>>(2 * threads.max(1));
+    let walked = std::thread::scope(|scope| {
+        for number in 0..threads.max(1) {
+            let (queue, findings) = (queue.clone(), &findings);
+            std::thread::Builder::new()
+                .name(format!("vbk-verify-{number}"))
+                .spawn_scoped(scope, move || {
+                    for batch in queue {
+                        findings.check(store, &batch);
+                    }
+                })
+                .expect("the system can start a few threads");
+        }
+        // The threads hold clones; with this one gone a dead pool shows as a failed send.
+        drop(queue);
+        let mut walk = Walk {
+            store,
+            seen_segments: HashSet::new(),
+            seen_places: Bitmap::default(),
+            bad_segments: false,
+        };
+        for entry in entries {
+            for image in &entry.backup.images {
+                walk.image(image, &mut |batch| {
+                    if cancel.load(Ordering::SeqCst) {
+                        return Err(Error::Interrupted);
+                    }
+                    let missing = batch.iter().filter(|(_, _, place)| place.is_none());
+                    findings.note_missing(missing.map(|(id, _, _)| *id));
+                    let there = batch.iter().filter(|(_, _, place)| place.is_some());
+                    let batch = there.map(|&(id, len, _)| (id, len)).collect();
+                    let _ = work.send(batch);
+                    read.blocks = findings.blocks_read.load(Ordering::Relaxed);
+                    read.bytes = findings.bytes_read.load(Ordering::Relaxed);
+                    progress(read);
+                    Ok(())
+                })?;
+            }
+            read.backups += 1;
+        }
+        drop(work);
+        Ok(walk.bad_segments)
+    });
+    let bad_segments = walked?;
+    read.blocks = findings.blocks_read.load(Ordering::Relaxed);
+    read.bytes = findings.bytes_read.load(Ordering::Relaxed);
+    Ok(VerifyReport {
+        read,
+        damage: findings.places(store, entries, bad_segments),
+    })
+}
+
+impl Findings {
+    fn check(&self, store: &dyn StoreReader, batch: &[(BlockId, usize)]) {
+        for &(id, len) in batch {
+            let mut plain = vec![0; len];
+            if let Err(error) = read_whole(store, id, &mut plain) {
+                self.note(id, error.to_string());
+            }
+            self.blocks_read.fetch_add(1, Ordering::Relaxed);
+            self.bytes_read.fetch_add(len as u64, Ordering::Relaxed);
+        }
+    }
+
+    fn note(&self, id: BlockId, what: String) {
+        let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        blocks.insert(id, what);
+    }
+
+    fn note_missing(&self, ids: impl Iterator<Item = BlockId>) {
+        for id in ids {
+            self.note(id, Error::BlockMissing(id).to_string());
+        }
+    }
+
+    /// Walks the manifests again to name every place that a damaged block or segment is in.
+    fn places(self, store: &dyn StoreReader, entries: &[Entry], bad_segments: bool) -> Vec<Damage> {
+        let blocks = self
+            .blocks
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut all = Vec::new();
+        if blocks.is_empty() && !bad_segments {
+            return all;
+        }
+        for entry in entries {
+            for image in &entry.backup.images {
+                let mut add = |offset_bytes, len_bytes, what: &str| {
+                    all.push(Damage {
+                        backup: entry.backup.spec(),
+                        disk: image.disk.to_string(),
+                        offset_bytes,
+                        len_bytes,
+                        what: what.to_owned(),
+                    });
+                };
+                let reader = match SlotReader::open(store, image.manifest) {
+                    Ok(reader) => reader,
+                    Err(error) => {
+                        add(0, image.size_bytes, &error.to_string());
+                        continue;
+                    }
+                };
+                let size = reader.root().block_size;
+                for number in 0..reader.root().segments.len() {
+                    let first = number as u64 * SEGMENT_SLOTS as u64;
+                    let start = size.offset_of(BlockIndex(first));
+                    let slots = match reader.segment(number) {
+                        Ok(slots) => slots,
+                        Err(error) => {
+                            let end = size.offset_of(BlockIndex(first + SEGMENT_SLOTS as u64));
+                            add(start, end.min(image.size_bytes) - start, &error.to_string());
+                            continue;
+                        }
+                    };
+                    for (index, id) in (first..).zip(&slots) {
+                        if let Some(what) = id.and_then(|id| blocks.get(&id)) {
+                            let index = BlockIndex(index);
+                            let len = size.len_of(index, image.size_bytes) as u64;
+                            add(size.offset_of(index), len, what);
+                        }
+                    }
+                }
+            }
+        }
+        all
+    }
+}
+
+type Located = (BlockId, usize, Option<Place>);
+
+/// Hands out each block once, in the order in which they lie in the store as far as one segment goes.
+struct Walk<'a> {
+    store: &'a dyn StoreReader,
+    seen_segments: HashSet<SegmentId>,
+    seen_places: Bitmap,
+    bad_segments: bool,
+}
+
+impl Walk<'_> {
+    fn image(
+        &mut self,
+        image: &Image,
+        hand_out: &mut dyn FnMut(&[Located]) -> Result<()>,
+    ) -> Result<()> {
+        let reader = match SlotReader::open(self.store, image.manifest) {
+            Ok(reader) => reader,
+            Err(error) => return self.bad(error),
+        };
+        let root = reader.root();
+        for (number, &segment) in root.segments.iter().enumerate() {
+            if segment == SegmentId::ZERO || !self.seen_segments.insert(segment) {
+                continue;
+            }
+            let slots = match reader.segment(number) {
+                Ok(slots) => slots,
+                Err(error) => {
+                    self.bad(error)?;
+                    continue;
+                }
+            };
+            let first = number as u64 * SEGMENT_SLOTS as u64;
+            let (ids, lens): (Vec<_>, Vec<_>) = (first..)
+                .zip(slots)
+                .filter_map(|(index, slot)| {
+                    let len = root.block_size.len_of(BlockIndex(index), root.size_bytes);
+                    slot.map(|id| (id, len))
+                })
+                .unzip();
+            let places = self.store.locate(&ids)?;
+            let mut blocks: Vec<Located> = ids
+                .into_iter()
+                .zip(lens)
+                .zip(places)
+                .map(|((id, len), place)| (id, len, place))
+                .filter(|(_, _, place)| place.is_none_or(|place| self.seen_places.insert(place.0)))
+                .collect();
+            blocks.sort_by_key(|(_, _, place)| *place);
+            for batch in blocks.chunks(BATCH_BLOCKS) {
+                hand_out(batch)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn bad(&mut self, error: Error) -> Result<()> {
+        // Damage is noted and the walk goes on; anything else, like a store that is not reachable, ends it.
+        if error.kind() != ErrorKind::Corrupt {
+            return Err(error);
+        }
+        self.bad_segments = true;
+        Ok(())
+    }
+}
+
+/// A set of places, a bit each, in pieces of 4 KiB: a place far out, which only damage makes, costs one piece.
+#[derive(Default)]
+struct Bitmap(HashMap<u64, Box<[u64; 512]>>);
+
+impl Bitmap {
+    /// Adds a place; `false` if it was there.
+    fn insert(&mut self, place: u64) -> bool {
+        let piece = self
+            .0
+            .entry(place >> 15)
+            .or_insert_with(|| Box::new([0; 512]));
+        let (word, bit) = ((place >> 6 & 511) as usize, 1 << (place & 63));
+        let new = piece[word] & bit == 0;
+        piece[word] |= bit;
+        new
+    }
+}
+
+#[cfg(test)]
+mod tests;

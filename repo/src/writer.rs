@@ -1,0 +1,237 @@
+//! Puts an image's slots in order and writes its manifest while the image is read.
+//!
+//! Blocks are done in any order, by many threads. A segment is stored as soon as its slots are known and then
+//! forgotten, so memory depends on how far the threads are apart and not on the size of the disk.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use crate::block::{BlockIndex, BlockSize};
+use crate::error::{Error, ErrorKind, Result};
+use crate::manifest::{
+    Root, SEGMENT_SLOTS, SegmentId, Slot, decode_segment, encode_segment, segment_count,
+};
+use crate::store::{BlockStore, StoreReader};
+
+/// Collects the slots of one image.
+pub struct ImageWriter<'a> {
+    store: &'a dyn BlockStore,
+    root: Root,
+    open: Mutex<Open>,
+}
+
+struct Open {
+    done: Vec<Option<SegmentId>>,
+    partial: BTreeMap<usize, Partial>,
+}
+
+struct Partial {
+    slots: Vec<Slot>,
+    known: Vec<bool>,
+    missing: usize,
+}
+
+impl<'a> ImageWriter<'a> {
+    /// Starts the manifest of an image.
+    pub fn create(store: &'a dyn BlockStore, block_size: BlockSize, size_bytes: u64) -> Self {
+        let count = segment_count(block_size, size_bytes) as usize;
+        Self {
+            store,
+            root: Root {
+                block_size,
+                size_bytes,
+                segments: Vec::new(),
+            },
+            open: Mutex::new(Open {
+                done: vec![None; count],
+                partial: BTreeMap::new(),
+            }),
+        }
+    }
+
+    /// Sets the slots from `first` on. Each slot must be set once; a block must have been put before its slot is set.
+    pub fn set(&self, first: BlockIndex, slots: &[Slot]) -> Result<()> {
+        let mut place = first.0 as usize;
+        let mut rest = slots;
+        while !rest.is_empty() {
+            let (segment, inside) = (place / SEGMENT_SLOTS, place % SEGMENT_SLOTS);
+            let (now, later) = rest.split_at(rest.len().min(SEGMENT_SLOTS - inside));
+            self.set_in(segment, inside, now)?;
+            place += now.len();
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Sets `count` slots from `first` on to zero blocks.
+    pub fn set_zero(&self, first: BlockIndex, count: u64) -> Result<()> {
+        let zeros = [None; SEGMENT_SLOTS];
+        let mut done = 0;
+        while done < count {
+            let piece = (count - done).min(SEGMENT_SLOTS as u64);
+            self.set(BlockIndex(first.0 + done), &zeros[..piece as usize])?;
+            done += piece;
+        }
+        Ok(())
+    }
+
+    fn set_in(&self, segment: usize, inside: usize, slots: &[Slot]) -> Result<()> {
+        let size = self.root.slots_in(segment);
+        if inside + slots.len() > size {
+            return Err(bug("a slot past the end of the image"));
+        }
+        let complete = {
+            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            let partial = open.partial.entry(segment).or_insert_with(|| Partial {
+                slots: vec![None; size],
+                known: vec![false; size],
+                missing: size,
+            });
+            for (offset, slot) in slots.iter().enumerate() {
+                if std::mem::replace(&mut partial.known[inside + offset], true) {
+                    return Err(bug("a slot was set twice"));
+                }
+                partial.slots[inside + offset] = *slot;
+            }
+            partial.missing -= slots.len();
+            if partial.missing > 0 {
+                return Ok(());
+            }
+            open.partial.remove(&segment)
+        };
+        let id = match complete.and_then(|complete| encode_segment(&complete.slots)) {
+            Some((id, bytes)) => {
+                self.store.put_segments(vec![(id, bytes)])?;
+                id
+            }
+            None => SegmentId::ZERO,
+        };
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.done[segment] = Some(id);
+        Ok(())
+    }
+
+    /// Completes the manifest and gives its name. An error if a slot was never set.
+    pub fn finish(self) -> Result<SegmentId> {
+        let open = self
+            .open
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        let segments: Option<Vec<_>> = open.done.into_iter().collect();
+        let root = Root {
+            segments: segments.ok_or_else(|| bug("a slot was never set"))?,
+            ..self.root
+        };
+        let (id, bytes) = root.encode();
+        self.store.put_segments(vec![(id, bytes)])?;
+        Ok(id)
+    }
+}
+
+fn bug(message: &str) -> Error {
+    Error::Store {
+        kind: ErrorKind::Internal,
+        doing: "write a manifest",
+        message: message.to_owned(),
+    }
+}
+
+/// Reads slots of a stored image, a segment at a time.
+pub struct SlotReader<'a> {
+    store: &'a dyn StoreReader,
+    root: Root,
+}
+
+impl<'a> SlotReader<'a> {
+    /// Reads the root of a manifest.
+    pub fn open(store: &'a dyn StoreReader, manifest: SegmentId) -> Result<Self> {
+        let bytes = store.segments(&[manifest]).remove(0)?;
+        Ok(Self {
+            store,
+            root: Root::decode(manifest, &bytes)?,
+        })
+    }
+
+    /// The root.
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// The slots of segment `number`; empty past the end.
+    pub fn segment(&self, number: usize) -> Result<Vec<Slot>> {
+        let count = self.root.slots_in(number);
+        match self.root.segments.get(number) {
+            None => Ok(Vec::new()),
+            Some(&SegmentId::ZERO) => Ok(vec![None; count]),
+            Some(&id) => decode_segment(id, count, &self.store.segments(&[id]).remove(0)?),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::BlockId;
+    use crate::store::memory::MemoryStore;
+
+    fn id(number: u64) -> Slot {
+        let mut bytes = [1; 32];
+        bytes[..8].copy_from_slice(&number.to_le_bytes());
+        Some(BlockId(bytes))
+    }
+
+    #[test]
+    fn slots_set_in_any_order_come_back_in_order() {
+        let store = MemoryStore::new(BlockSize::MIN);
+        let count = 2 * SEGMENT_SLOTS as u64 + 10;
+        let writer = ImageWriter::create(&store, BlockSize::MIN, count << 16);
+        let runs: Vec<_> = (0..count).step_by(7).collect();
+        for run in runs.into_iter().rev() {
+            let slots: Vec<_> = (run..count.min(run + 7)).map(id).collect();
+            writer.set(BlockIndex(run), &slots).expect("sets");
+        }
+        let manifest = writer.finish().expect("finishes");
+        let reader = SlotReader::open(&store, manifest).expect("opens");
+        let all: Vec<_> = (0..4)
+            .flat_map(|n| reader.segment(n).expect("reads"))
+            .collect();
+        assert_eq!(all, (0..count).map(id).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_hole_of_any_size_costs_one_root() {
+        let store = MemoryStore::new(BlockSize::DEFAULT);
+        let blocks = 1 << 20;
+        let writer = ImageWriter::create(&store, BlockSize::DEFAULT, blocks << 20);
+        writer.set_zero(BlockIndex(0), blocks).expect("sets");
+        let manifest = writer.finish().expect("finishes");
+        let reader = SlotReader::open(&store, manifest).expect("opens");
+        assert_eq!(reader.root().segments, vec![SegmentId::ZERO; 1024]);
+        assert_eq!(reader.segment(1023).expect("reads"), vec![None; 1024]);
+    }
+
+    #[test]
+    fn a_forgotten_or_doubled_slot_is_an_error_and_not_zeros() {
+        let store = MemoryStore::new(BlockSize::DEFAULT);
+        let writer = ImageWriter::create(&store, BlockSize::DEFAULT, 3 << 20);
+        writer.set(BlockIndex(0), &[id(0)]).expect("sets");
+        assert!(writer.set(BlockIndex(0), &[id(0)]).is_err());
+        assert!(writer.set(BlockIndex(2), &[id(2), id(3)]).is_err());
+        assert!(writer.finish().is_err());
+    }
+
+    #[test]
+    fn an_empty_disk_has_a_manifest() {
+        let store = MemoryStore::new(BlockSize::DEFAULT);
+        let manifest = ImageWriter::create(&store, BlockSize::DEFAULT, 0)
+            .finish()
+            .expect("finishes");
+        assert_eq!(
+            SlotReader::open(&store, manifest)
+                .expect("opens")
+                .root()
+                .size_bytes,
+            0
+        );
+    }
+}
