@@ -156,8 +156,7 @@ impl Entry {
             backup: key.to_owned(),
             what,
         };
-        let backup: Backup =
-            serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
+        let backup: Backup = serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
         if backup.format > RECORD_FORMAT {
             return Err(damaged(format!(
                 "it has format {}, this vbk reads up to {RECORD_FORMAT}",

@@ -7,9 +7,7 @@
 
 use std::fmt;
 
-use blake3::hazmat::{
-    HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root,
-};
+use blake3::hazmat::{HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -60,11 +58,7 @@ impl BlockSize {
     /// Checks a number of bytes.
     pub fn new(bytes: u64) -> Result<Self> {
         match u32::try_from(bytes) {
-            Ok(small)
-                if small.is_power_of_two() && small >= Self::MIN.0 && small <= Self::MAX.0 =>
-            {
-                Ok(Self(small))
-            }
+            Ok(small) if small.is_power_of_two() && small >= Self::MIN.0 && small <= Self::MAX.0 => Ok(Self(small)),
             _ => Err(Error::BadBlockSize {
                 given: bytes,
                 nearest: Self::nearest(bytes),
@@ -252,11 +246,7 @@ mod tests {
             let plain = bytes(len);
             let hashes = hash_block(&plain);
             assert_eq!(hashes.id.0, *blake3::hash(&plain).as_bytes(), "{len} bytes");
-            assert_eq!(
-                merge_pages(&hashes.pages, len),
-                Some(hashes.id),
-                "{len} bytes"
-            );
+            assert_eq!(merge_pages(&hashes.pages, len), Some(hashes.id), "{len} bytes");
         }
     }
 
@@ -292,10 +282,7 @@ mod tests {
         assert_eq!(nearest(u64::MAX), 16 << 20);
         assert_eq!(nearest((1 << 20) + 1), 1 << 20);
         for shift in 16..=24 {
-            assert_eq!(
-                BlockSize::new(1 << shift).expect("good").bytes(),
-                1 << shift
-            );
+            assert_eq!(BlockSize::new(1 << shift).expect("good").bytes(), 1 << shift);
         }
     }
 

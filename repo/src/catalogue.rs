@@ -39,9 +39,7 @@ impl FromStr for BackupSpec {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let bad = || Error::BadSpec {
-            spec: text.to_owned(),
-        };
+        let bad = || Error::BadSpec { spec: text.to_owned() };
         let (backup, disk) = match text.split_once('/') {
             Some((_, "")) => return Err(bad()),
             Some((backup, disk)) => (backup, Some(disk.to_owned())),
@@ -51,10 +49,9 @@ impl FromStr for BackupSpec {
             Some((_, "")) => return Err(bad()),
             Some((guest, "latest")) => Which::Latest(GuestName::new(guest)?),
             // 2026-11-20 05:54 and 2026-11-20T05:54 are what other programs print.
-            Some((guest, when)) if when.starts_with(|c: char| c.is_ascii_digit()) => Which::Time(
-                GuestName::new(guest)?,
-                when.replace(':', "-").replace(' ', "T"),
-            ),
+            Some((guest, when)) if when.starts_with(|c: char| c.is_ascii_digit()) => {
+                Which::Time(GuestName::new(guest)?, when.replace(':', "-").replace(' ', "T"))
+            }
             Some(_) => return Err(bad()),
             None if backup.len() >= 4 && backup.chars().all(|c| c.is_ascii_hexdigit()) => {
                 Which::Id(backup.to_ascii_lowercase())
@@ -85,9 +82,9 @@ impl Catalogue {
                 Err(error) => catalogue.damaged.push(error),
             }
         }
-        catalogue.entries.sort_by(|one, other| {
-            (&one.backup.guest, one.backup.time).cmp(&(&other.backup.guest, other.backup.time))
-        });
+        catalogue
+            .entries
+            .sort_by(|one, other| (&one.backup.guest, one.backup.time).cmp(&(&other.backup.guest, other.backup.time)));
         Ok(catalogue)
     }
 
@@ -103,23 +100,15 @@ impl Catalogue {
 
     /// The names of all guests, in order.
     pub fn guests(&self) -> Vec<&GuestName> {
-        let mut guests: Vec<_> = self
-            .entries
-            .iter()
-            .map(|entry| &entry.backup.guest)
-            .collect();
+        let mut guests: Vec<_> = self.entries.iter().map(|entry| &entry.backup.guest).collect();
         guests.dedup();
         guests
     }
 
     /// The backups of a guest, oldest first.
     pub fn of(&self, guest: &GuestName) -> std::slice::Iter<'_, Entry> {
-        let first = self
-            .entries
-            .partition_point(|entry| entry.backup.guest < *guest);
-        let end = self
-            .entries
-            .partition_point(|entry| entry.backup.guest <= *guest);
+        let first = self.entries.partition_point(|entry| entry.backup.guest < *guest);
+        let end = self.entries.partition_point(|entry| entry.backup.guest <= *guest);
         self.entries[first..end].iter()
     }
 
@@ -250,61 +239,31 @@ mod tests {
             ("web1", "2026-11-21T05-54-00Z"),
             ("web10", "2026-11-22T05-54-00Z"),
         ]);
-        for spec in [
-            "web1@2026-11-20",
-            "web1@2026-11-20T05:54",
-            "web1@2026-11-20 05:54:00Z",
-        ] {
-            assert_eq!(
-                find(&days, spec).expect("found"),
-                "web1@2026-11-20T05-54-00Z"
-            );
+        for spec in ["web1@2026-11-20", "web1@2026-11-20T05:54", "web1@2026-11-20 05:54:00Z"] {
+            assert_eq!(find(&days, spec).expect("found"), "web1@2026-11-20T05-54-00Z");
         }
-        assert_eq!(
-            find(&days, "web1@latest").expect("found"),
-            "web1@2026-11-21T05-54-00Z"
-        );
+        assert_eq!(find(&days, "web1@latest").expect("found"), "web1@2026-11-21T05-54-00Z");
         let id = days.entries()[2].id.to_string();
-        assert_eq!(
-            find(&days, &id[..8]).expect("found"),
-            "web10@2026-11-22T05-54-00Z"
-        );
+        assert_eq!(find(&days, &id[..8]).expect("found"), "web10@2026-11-22T05-54-00Z");
     }
 
     #[test]
     fn what_is_not_clear_lists_the_candidates() {
-        let days = catalogue(&[
-            ("web1", "2026-11-20T05-54-00Z"),
-            ("web1", "2026-11-21T05-54-00Z"),
-        ]);
-        let error = find(&days, "web1@2026-11")
-            .expect_err("two match")
-            .to_string();
+        let days = catalogue(&[("web1", "2026-11-20T05-54-00Z"), ("web1", "2026-11-21T05-54-00Z")]);
+        let error = find(&days, "web1@2026-11").expect_err("two match").to_string();
         assert!(
             error.contains("web1@2026-11-20T05-54-00Z\n  web1@2026-11-21T05-54-00Z"),
             "{error}"
         );
-        let error = find(&days, "web1@2025")
-            .expect_err("none match")
-            .to_string();
+        let error = find(&days, "web1@2025").expect_err("none match").to_string();
         assert!(error.contains("vbk list web1"), "{error}");
-        let error = find(&days, "db@latest")
-            .expect_err("no such guest")
-            .to_string();
+        let error = find(&days, "db@latest").expect_err("no such guest").to_string();
         assert!(error.contains("there is web1"), "{error}");
     }
 
     #[test]
     fn nonsense_is_told_how_a_backup_is_named() {
-        for bad in [
-            "",
-            "web1",
-            "web1@",
-            "web1@yesterday",
-            "web1@latest/",
-            "@latest",
-            "abc",
-        ] {
+        for bad in ["", "web1", "web1@", "web1@yesterday", "web1@latest/", "@latest", "abc"] {
             assert!(bad.parse::<BackupSpec>().is_err(), "{bad}");
         }
         let spec: BackupSpec = "web1@latest/vda".parse().expect("good");
@@ -320,9 +279,6 @@ mod tests {
         };
         store.commit(&record).expect("commits");
         let catalogue = Catalogue::load(&store).expect("loads");
-        assert_eq!(
-            (catalogue.entries().len(), catalogue.damaged().len()),
-            (0, 1)
-        );
+        assert_eq!((catalogue.entries().len(), catalogue.damaged().len()), (0, 1));
     }
 }

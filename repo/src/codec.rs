@@ -15,9 +15,7 @@
 
 use std::cell::RefCell;
 
-use crate::block::{
-    BlockHashes, BlockId, PAGE_BYTES, PageHash, hash_page, is_zero, merge_pages, pages_in,
-};
+use crate::block::{BlockHashes, BlockId, PAGE_BYTES, PageHash, hash_page, is_zero, merge_pages, pages_in};
 use crate::error::{Error, Result};
 
 const VERSION: u8 = 1;
@@ -162,18 +160,12 @@ impl Header {
         if merge_pages(&hashes, plain_bytes) != Some(id) {
             return Err(damaged("its header does not match its id"));
         }
-        Ok(Self {
-            id,
-            plain_bytes,
-            pages,
-        })
+        Ok(Self { id, plain_bytes, pages })
     }
 
     /// Plain length of page `number`.
     pub fn page_len(&self, number: usize) -> usize {
-        self.plain_bytes
-            .saturating_sub(number * PAGE_BYTES)
-            .min(PAGE_BYTES)
+        self.plain_bytes.saturating_sub(number * PAGE_BYTES).min(PAGE_BYTES)
     }
 
     /// Opens page `number` into `out`, which has just the page's plain length. `out` holds the page's true bytes or
@@ -183,10 +175,7 @@ impl Header {
             id: self.id,
             what: format!("page {number} {what}"),
         };
-        let &(hash, length) = self
-            .pages
-            .get(number)
-            .ok_or_else(|| damaged("does not exist".into()))?;
+        let &(hash, length) = self.pages.get(number).ok_or_else(|| damaged("does not exist".into()))?;
         let raw = length & RAW != 0;
         if stored.len() != (length & !RAW) as usize {
             return Err(damaged(format!(
@@ -203,8 +192,7 @@ impl Header {
             }
             out.copy_from_slice(stored);
         } else {
-            let len = decompress(stored, out)
-                .map_err(|error| damaged(format!("can't be decompressed ({error})")))?;
+            let len = decompress(stored, out).map_err(|error| damaged(format!("can't be decompressed ({error})")))?;
             if len != out.len() {
                 return Err(damaged("is shorter than it should be".into()));
             }
@@ -282,11 +270,7 @@ mod tests {
             1 << 20,
             (1 << 20) - 512,
         ] {
-            for compression in [
-                Compression::None,
-                Compression::Zstd(1),
-                Compression::Zstd(19),
-            ] {
+            for compression in [Compression::None, Compression::Zstd(1), Compression::Zstd(19)] {
                 let plain = mixed(len);
                 assert_eq!(open(&seal(&plain, compression)).expect("opens"), plain);
             }
@@ -304,10 +288,7 @@ mod tests {
     #[test]
     fn a_page_of_another_block_is_never_taken() {
         let (one, other) = (mixed(2 * PAGE_BYTES), vec![7; 2 * PAGE_BYTES]);
-        let (mut sealed, stranger) = (
-            seal(&one, Compression::None),
-            seal(&other, Compression::None),
-        );
+        let (mut sealed, stranger) = (seal(&one, Compression::None), seal(&other, Compression::None));
         sealed.pages[0] = stranger.pages[0].clone();
         assert!(matches!(open(&sealed), Err(Error::BlockDamaged { .. })));
         sealed.header = stranger.header;

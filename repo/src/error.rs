@@ -42,9 +42,7 @@ impl ErrorKind {
             Io::PermissionDenied | Io::ReadOnlyFilesystem => Self::Denied,
             Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge => Self::NoSpace,
             Io::Interrupted => Self::Interrupted,
-            Io::InvalidInput | Io::IsADirectory | Io::NotADirectory | Io::AlreadyExists => {
-                Self::Invalid
-            }
+            Io::InvalidInput | Io::IsADirectory | Io::NotADirectory | Io::AlreadyExists => Self::Invalid,
             Io::Unsupported => Self::Unsupported,
             _ => Self::Unavailable,
         }
@@ -67,9 +65,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// The repository was made by a newer vbk.
-    #[error(
-        "repository {path} has format {found}, this vbk reads up to {supported}; use a newer vbk"
-    )]
+    #[error("repository {path} has format {found}, this vbk reads up to {supported}; use a newer vbk")]
     NewerFormat {
         /// The directory.
         path: PathBuf,
@@ -79,9 +75,7 @@ pub enum Error {
         supported: u32,
     },
     /// The repository uses a feature that this vbk does not know.
-    #[error(
-        "repository {path} uses features that this vbk does not know ({features}); use a newer vbk"
-    )]
+    #[error("repository {path} uses features that this vbk does not know ({features}); use a newer vbk")]
     UnknownFeatures {
         /// The directory.
         path: PathBuf,
@@ -238,15 +232,8 @@ impl Error {
     }
 
     /// Wraps an I/O error: `.map_err(Error::io("create", path))`.
-    pub fn io(
-        doing: &'static str,
-        path: impl Into<PathBuf>,
-    ) -> impl FnOnce(std::io::Error) -> Self {
+    pub fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io {
-            doing,
-            path,
-            source,
-        }
+        move |source| Self::Io { doing, path, source }
     }
 }

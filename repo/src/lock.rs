@@ -28,11 +28,7 @@ pub struct Holder {
 impl std::fmt::Display for Holder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let since = crate::name::BackupTime::new(self.since);
-        write!(
-            f,
-            "`{}` (process {}, since {since})",
-            self.command, self.pid
-        )
+        write!(f, "`{}` (process {}, since {since})", self.command, self.pid)
     }
 }
 
@@ -44,11 +40,7 @@ pub(crate) struct WriterLock {
 impl WriterLock {
     /// Takes the lock, asking `wait` with the holder's description before each wait; `false` gives up with
     /// [`Error::Locked`].
-    pub(crate) fn take(
-        repository: &Path,
-        command: &str,
-        wait: &mut dyn FnMut(&str) -> bool,
-    ) -> Result<Self> {
+    pub(crate) fn take(repository: &Path, command: &str, wait: &mut dyn FnMut(&str) -> bool) -> Result<Self> {
         let path = repository.join("lock");
         let mut file = File::options()
             .read(true)

@@ -81,9 +81,10 @@ pub fn encode_segment(slots: &[Slot]) -> Option<(SegmentId, Vec<u8>)> {
     let mut bytes = vec![b'S', VERSION];
     bytes.extend((slots.len() as u16).to_le_bytes());
     bytes.extend(slots.chunks(8).map(|eight| {
-        eight.iter().enumerate().fold(0_u8, |bits, (place, slot)| {
-            bits | (u8::from(slot.is_some()) << place)
-        })
+        eight
+            .iter()
+            .enumerate()
+            .fold(0_u8, |bits, (place, slot)| bits | (u8::from(slot.is_some()) << place))
     }));
     for id in slots.iter().flatten() {
         bytes.extend(id.0);
@@ -99,9 +100,7 @@ pub fn decode_segment(id: SegmentId, count: usize, bytes: &[u8]) -> Result<Vec<S
         what: "it tells another number of slots".into(),
     };
     let (stated, rest) = rest.split_at_checked(2).ok_or_else(damaged)?;
-    let (bitmap, ids) = rest
-        .split_at_checked(count.div_ceil(8))
-        .ok_or_else(damaged)?;
+    let (bitmap, ids) = rest.split_at_checked(count.div_ceil(8)).ok_or_else(damaged)?;
     if usize::from(u16::from_le_bytes([stated[0], stated[1]])) != count {
         return Err(damaged());
     }
@@ -149,9 +148,7 @@ impl Root {
             id,
             what: what.to_owned(),
         };
-        let (fixed, segments) = rest
-            .split_at_checked(14)
-            .ok_or_else(|| damaged("it is cut off"))?;
+        let (fixed, segments) = rest.split_at_checked(14).ok_or_else(|| damaged("it is cut off"))?;
         let number = |range: std::ops::Range<usize>| {
             fixed[range]
                 .iter()
@@ -176,19 +173,14 @@ impl Root {
     /// How many slots segment `number` has.
     pub fn slots_in(&self, number: usize) -> usize {
         let before = number as u64 * SEGMENT_SLOTS as u64;
-        let left = self
-            .block_size
-            .blocks_in(self.size_bytes)
-            .saturating_sub(before);
+        let left = self.block_size.blocks_in(self.size_bytes).saturating_sub(before);
         left.min(SEGMENT_SLOTS as u64) as usize
     }
 }
 
 /// How many segments an image has.
 pub fn segment_count(block_size: BlockSize, size_bytes: u64) -> u64 {
-    block_size
-        .blocks_in(size_bytes)
-        .div_ceil(SEGMENT_SLOTS as u64)
+    block_size.blocks_in(size_bytes).div_ceil(SEGMENT_SLOTS as u64)
 }
 
 fn prove(id: SegmentId, kind: u8, bytes: &[u8]) -> Result<&[u8]> {
@@ -230,11 +222,7 @@ mod tests {
         let (id, bytes) = root(2).encode();
         assert_eq!(Root::decode(id, &bytes).expect("decodes"), root(2));
         assert_eq!(
-            (
-                root(2).slots_in(0),
-                root(2).slots_in(1),
-                root(2).slots_in(2)
-            ),
+            (root(2).slots_in(0), root(2).slots_in(1), root(2).slots_in(2)),
             (1024, 1, 0)
         );
         for wrong in [0, 1, 3] {

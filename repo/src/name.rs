@@ -154,9 +154,7 @@ impl fmt::Display for BackupTime {
 impl FromStr for BackupTime {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
-        let bad = || Error::BadSpec {
-            spec: text.to_owned(),
-        };
+        let bad = || Error::BadSpec { spec: text.to_owned() };
         let at = jiff::civil::DateTime::strptime(FORMAT, text).map_err(|_| bad())?;
         let zoned = at.to_zoned(TimeZone::UTC).map_err(|_| bad())?;
         Ok(Self::new(zoned.timestamp()))

@@ -78,17 +78,9 @@ pub struct ImageReader {
 
 impl ImageReader {
     /// Opens the image of a backup in `store`.
-    pub fn open(
-        store: Arc<dyn StoreReader>,
-        resources: Arc<ReadResources>,
-        image: &Image,
-    ) -> Result<Self> {
+    pub fn open(store: Arc<dyn StoreReader>, resources: Arc<ReadResources>, image: &Image) -> Result<Self> {
         let root = SlotReader::open(&*store, image.manifest)?.root().clone();
-        Ok(Self {
-            store,
-            resources,
-            root,
-        })
+        Ok(Self { store, resources, root })
     }
 
     /// The disk's size.
@@ -231,12 +223,7 @@ impl ImageReader {
         Ok(())
     }
 
-    fn read_pages(
-        &self,
-        id: BlockId,
-        block_len: usize,
-        pages: Range<usize>,
-    ) -> Result<Vec<(usize, Arc<[u8]>)>> {
+    fn read_pages(&self, id: BlockId, block_len: usize, pages: Range<usize>) -> Result<Vec<(usize, Arc<[u8]>)>> {
         let wanted = Wanted {
             id,
             pages: pages.clone(),

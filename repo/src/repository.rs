@@ -80,9 +80,7 @@ impl Repository {
     pub fn open(path: &Path) -> Result<Self> {
         let marker = path.join(MARKER);
         let text = fs::read_to_string(&marker).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Error::NotARepository {
-                path: path.to_owned(),
-            },
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Error::NotARepository { path: path.to_owned() },
             _ => Error::io("read", &marker)(error),
         })?;
         let found = text
@@ -97,9 +95,7 @@ impl Repository {
             Some(_) => Ok(Self {
                 path: fs::canonicalize(path).map_err(Error::io("open", path))?,
             }),
-            None => Err(Error::NotARepository {
-                path: path.to_owned(),
-            }),
+            None => Err(Error::NotARepository { path: path.to_owned() }),
         }
     }
 
@@ -157,8 +153,7 @@ impl Repository {
 /// Only its owner may enter: what is in it are other people's disks.
 fn restrict(path: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
-        .map_err(Error::io("set permissions of", path))
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(Error::io("set permissions of", path))
 }
 
 fn check_hard_links(path: &Path) -> Result<()> {

@@ -150,10 +150,7 @@ impl Findings {
 
     /// Walks the manifests again to name every place that a damaged block or segment is in.
     fn places(self, store: &dyn StoreReader, entries: &[Entry], bad_segments: bool) -> Vec<Damage> {
-        let blocks = self
-            .blocks
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
+        let blocks = self.blocks.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut all = Vec::new();
         if blocks.is_empty() && !bad_segments {
             return all;
@@ -213,11 +210,7 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn image(
-        &mut self,
-        image: &Image,
-        hand_out: &mut dyn FnMut(&[Located]) -> Result<()>,
-    ) -> Result<()> {
+    fn image(&mut self, image: &Image, hand_out: &mut dyn FnMut(&[Located]) -> Result<()>) -> Result<()> {
         let reader = match SlotReader::open(self.store, image.manifest) {
             Ok(reader) => reader,
             Err(error) => return self.bad(error),
@@ -275,10 +268,7 @@ struct Bitmap(HashMap<u64, Box<[u64; 512]>>);
 impl Bitmap {
     /// Adds a place; `false` if it was there.
     fn insert(&mut self, place: u64) -> bool {
-        let piece = self
-            .0
-            .entry(place >> 15)
-            .or_insert_with(|| Box::new([0; 512]));
+        let piece = self.0.entry(place >> 15).or_insert_with(|| Box::new([0; 512]));
         let (word, bit) = ((place >> 6 & 511) as usize, 1 << (place & 63));
         let new = piece[word] & bit == 0;
         piece[word] |= bit;

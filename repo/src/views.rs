@@ -111,9 +111,7 @@ fn remove_unused(views: &Path, keep: u64) -> Result<()> {
         let name = entry.file_name();
         // `N`, `N.lock`, and `N.tmp` that RocksDB did not finish. Anything else is not ours to remove.
         let first = name.to_str().and_then(|name| name.split('.').next());
-        let Some(number) =
-            first.filter(|number| number.parse::<u64>().is_ok_and(|number| number != keep))
-        else {
+        let Some(number) = first.filter(|number| number.parse::<u64>().is_ok_and(|number| number != keep)) else {
             continue;
         };
         let path = views.join(format!("{number}.lock"));
@@ -134,9 +132,7 @@ fn remove_unused(views: &Path, keep: u64) -> Result<()> {
 
 fn remove_tree(path: &Path) -> Result<()> {
     match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Error::io("remove", path)(error))
-        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
         _ => Ok(()),
     }
 }

@@ -8,9 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::block::{BlockIndex, BlockSize};
 use crate::error::{Error, ErrorKind, Result};
-use crate::manifest::{
-    Root, SEGMENT_SLOTS, SegmentId, Slot, decode_segment, encode_segment, segment_count,
-};
+use crate::manifest::{Root, SEGMENT_SLOTS, SegmentId, Slot, decode_segment, encode_segment, segment_count};
 use crate::store::{BlockStore, StoreReader};
 
 /// Collects the slots of one image.
@@ -113,10 +111,7 @@ impl<'a> ImageWriter<'a> {
 
     /// Completes the manifest and gives its name. An error if a slot was never set.
     pub fn finish(self) -> Result<SegmentId> {
-        let open = self
-            .open
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
+        let open = self.open.into_inner().unwrap_or_else(PoisonError::into_inner);
         let segments: Option<Vec<_>> = open.done.into_iter().collect();
         let root = Root {
             segments: segments.ok_or_else(|| bug("a slot was never set"))?,
@@ -192,9 +187,7 @@ mod tests {
         }
         let manifest = writer.finish().expect("finishes");
         let reader = SlotReader::open(&store, manifest).expect("opens");
-        let all: Vec<_> = (0..4)
-            .flat_map(|n| reader.segment(n).expect("reads"))
-            .collect();
+        let all: Vec<_> = (0..4).flat_map(|n| reader.segment(n).expect("reads")).collect();
         assert_eq!(all, (0..count).map(id).collect::<Vec<_>>());
     }
 
@@ -226,12 +219,6 @@ mod tests {
         let manifest = ImageWriter::create(&store, BlockSize::DEFAULT, 0)
             .finish()
             .expect("finishes");
-        assert_eq!(
-            SlotReader::open(&store, manifest)
-                .expect("opens")
-                .root()
-                .size_bytes,
-            0
-        );
+        assert_eq!(SlotReader::open(&store, manifest).expect("opens").root().size_bytes, 0);
     }
 }

@@ -63,17 +63,10 @@ impl Pool {
     }
 
     /// Starts decoding a block; `None` if the memory for it is in use.
-    fn submit(
-        &self,
-        store: &Arc<dyn StoreReader>,
-        id: BlockId,
-        len: usize,
-    ) -> Option<Arc<Promise>> {
+    fn submit(&self, store: &Arc<dyn StoreReader>, id: BlockId, len: usize) -> Option<Arc<Promise>> {
         let free = &self.budget.free_bytes;
-        free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |free| {
-            free.checked_sub(len)
-        })
-        .ok()?;
+        free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |free| free.checked_sub(len))
+            .ok()?;
         let result = Arc::new(Promise {
             len,
             budget: Arc::clone(&self.budget),
@@ -144,10 +137,7 @@ impl Promise {
     fn copy(&self, inside: std::ops::Range<usize>, out: &mut [u8]) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         while matches!(*state, State::Waiting) {
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         match &*state {
             State::Ready(bytes) => {
@@ -236,9 +226,7 @@ impl Stream {
         window.run_bytes += len as u64;
         window.reads += 1;
         let first = size.index_of(offset_bytes).0;
-        window
-            .ahead
-            .retain(|(index, _)| index.0 + KEEP_BEHIND >= first);
+        window.ahead.retain(|(index, _)| index.0 + KEEP_BEHIND >= first);
         if window.run_bytes < START_BYTES || window.reads < 2 {
             return;
         }

@@ -45,9 +45,7 @@ fn a_whole_image_reads_back_through_a_stream_of_any_request_size() {
         let mut read: Vec<u8> = Vec::new();
         let mut buffer = vec![0xEE; request];
         loop {
-            let len = stream
-                .read_at(read.len() as u64, &mut buffer)
-                .expect("reads");
+            let len = stream.read_at(read.len() as u64, &mut buffer).expect("reads");
             if len == 0 {
                 break;
             }
@@ -83,18 +81,9 @@ fn many_threads_may_read_one_stream() {
 fn reading_past_the_end_gives_what_there_is() {
     let fixture = fixture(SMALL, 100_000);
     let mut buffer = [0; 1000];
-    assert_eq!(
-        fixture.image.read_at(99_500, &mut buffer).expect("reads"),
-        500
-    );
-    assert_eq!(
-        fixture.image.read_at(100_000, &mut buffer).expect("reads"),
-        0
-    );
-    assert_eq!(
-        fixture.image.read_at(u64::MAX, &mut buffer).expect("reads"),
-        0
-    );
+    assert_eq!(fixture.image.read_at(99_500, &mut buffer).expect("reads"), 500);
+    assert_eq!(fixture.image.read_at(100_000, &mut buffer).expect("reads"), 0);
+    assert_eq!(fixture.image.read_at(u64::MAX, &mut buffer).expect("reads"), 0);
 }
 
 #[test]
@@ -127,18 +116,11 @@ fn a_lost_block_is_an_error_and_not_zeros() {
     let fixture = fixture(SMALL, 1 << 20);
     let index = (0..16).find(|&i| fixture.image.slot(BlockIndex(i)).expect("a slot").is_some());
     let index = BlockIndex(index.expect("not all zero"));
-    fixture.store.lose(
-        fixture
-            .image
-            .slot(index)
-            .expect("a slot")
-            .expect("not zero"),
-    );
+    fixture
+        .store
+        .lose(fixture.image.slot(index).expect("a slot").expect("not zero"));
     let mut buffer = vec![0; SMALL.bytes()];
-    let error = fixture
-        .image
-        .read_block(index, &mut buffer)
-        .expect_err("is lost");
+    let error = fixture.image.read_block(index, &mut buffer).expect_err("is lost");
     assert!(matches!(error, Error::BlockMissing(_)));
 }
 
@@ -153,19 +135,13 @@ fn holes_and_data_are_found() {
     let image = ImageReader::open(store, ReadResources::new(1), &image).expect("opens");
     let at = |block: u64| block << 16;
     assert_eq!(image.next_data(0).expect("finds"), Some(at(5)));
-    assert_eq!(
-        image.next_data(at(5) + 77).expect("finds"),
-        Some(at(5) + 77)
-    );
+    assert_eq!(image.next_data(at(5) + 77).expect("finds"), Some(at(5) + 77));
     assert_eq!(image.next_hole(at(5)).expect("finds"), at(7));
     assert_eq!(image.next_hole(100).expect("finds"), 100);
     assert_eq!(image.next_data(at(7)).expect("finds"), Some(at(2999)));
     assert_eq!(image.next_hole(at(2999)).expect("finds"), at(3000));
     assert_eq!(image.next_data(at(3000)).expect("finds"), None);
-    assert_eq!(
-        image.next_hole(at(3000) + 10).expect("finds"),
-        at(3000) + 10
-    );
+    assert_eq!(image.next_hole(at(3000) + 10).expect("finds"), at(3000) + 10);
 }
 
 #[test]

@@ -34,13 +34,7 @@ fn commit(writer: &Writer, time: &str, images: Vec<Image>) -> Result<Entry> {
 fn views(repository: &Repository) -> Vec<String> {
     let entries = fs::read_dir(repository.path().join("views")).expect("lists");
     let mut names: Vec<_> = entries
-        .map(|entry| {
-            entry
-                .expect("entry")
-                .file_name()
-                .into_string()
-                .expect("text")
-        })
+        .map(|entry| entry.expect("entry").file_name().into_string().expect("text"))
         .collect();
     names.sort();
     names
@@ -55,8 +49,8 @@ fn readers_see_a_backup_once_it_is_committed_and_keep_what_they_opened() {
     // The writer is still open.
     let one = repository.view().expect("opens");
     backup(&writer, "2026-11-21T00-00-00Z", 2);
-    let counts = [&empty, &one, &repository.view().expect("opens")]
-        .map(|view| view.catalogue().expect("loads").entries().len());
+    let counts =
+        [&empty, &one, &repository.view().expect("opens")].map(|view| view.catalogue().expect("loads").entries().len());
     assert_eq!(counts, [0, 1, 2]);
     assert_eq!(repository.newest_view().expect("reads"), Some(2));
     assert!(one.number() < 2);
@@ -69,10 +63,7 @@ fn old_views_go_when_nobody_holds_them() {
     let writer = repository.writer("test", &mut no_wait).expect("opens");
     backup(&writer, "2026-11-20T00-00-00Z", 1);
     backup(&writer, "2026-11-21T00-00-00Z", 2);
-    assert_eq!(
-        views(&repository),
-        ["0", "0.lock", "2", "2.lock", "current"]
-    );
+    assert_eq!(views(&repository), ["0", "0.lock", "2", "2.lock", "current"]);
     drop(held);
     backup(&writer, "2026-11-22T00-00-00Z", 3);
     assert_eq!(views(&repository), ["3", "3.lock", "current"]);
@@ -95,10 +86,7 @@ fn a_commit_that_was_not_published_is_seen_after_the_next_writer() {
     let (_directory, repository) = new();
     let writer = repository.writer("test", &mut no_wait).expect("opens");
     let store = RocksStore::open(&path_in(repository.path()));
-    assert_eq!(
-        store.err().map(|error| error.kind()),
-        Some(ErrorKind::Locked)
-    );
+    assert_eq!(store.err().map(|error| error.kind()), Some(ErrorKind::Locked));
     let image = store_image(writer.store(), "vda", b"x");
     let entry = commit(&writer, "2026-11-20T00-00-00Z", vec![image]).expect("commits");
     drop(writer);
@@ -107,28 +95,17 @@ fn a_commit_that_was_not_published_is_seen_after_the_next_writer() {
     fs::remove_file(&link).expect("removes");
     std::os::unix::fs::symlink("0", &link).expect("links");
     drop(repository.writer("test", &mut no_wait).expect("opens"));
-    let catalogue = repository
-        .view()
-        .and_then(|view| view.catalogue())
-        .expect("loads");
+    let catalogue = repository.view().and_then(|view| view.catalogue()).expect("loads");
     assert_eq!(catalogue.entries(), [entry]);
 }
 
 #[test]
 fn a_second_writer_learns_for_whom_it_waits() {
     let (_directory, repository) = new();
-    let first = repository
-        .writer("backup web1", &mut no_wait)
-        .expect("opens");
-    let error = repository
-        .writer("backup web2", &mut no_wait)
-        .err()
-        .expect("refused");
+    let first = repository.writer("backup web1", &mut no_wait).expect("opens");
+    let error = repository.writer("backup web2", &mut no_wait).err().expect("refused");
     assert_eq!(error.kind(), ErrorKind::Locked);
-    assert!(
-        error.to_string().contains("`backup web1` (process "),
-        "{error}"
-    );
+    assert!(error.to_string().contains("`backup web1` (process "), "{error}");
     let mut first = Some(first);
     let waited = repository.writer("backup web2", &mut |_| {
         first = None;

@@ -46,10 +46,7 @@ fn whole(sealed: &Sealed) -> Wanted {
 }
 
 fn a_new_store_is_empty_and_knows_itself(store: &dyn BlockStore) {
-    assert_eq!(
-        store.identity().expect("identity").block_size,
-        BlockSize::DEFAULT
-    );
+    assert_eq!(store.identity().expect("identity").block_size, BlockSize::DEFAULT);
     assert_eq!(store.records().expect("records"), []);
     assert_eq!(store.locate(&[BlockId([1; 32])]).expect("locates"), [None]);
     assert!(store.locate(&[]).expect("locates").is_empty());
@@ -65,10 +62,7 @@ fn what_is_put_is_got(store: &dyn BlockStore) {
         assert!(places.iter().all(Option::is_some), "flushed: {flushed}");
         for (block, stored) in blocks.iter().zip(store.get(&blocks.each_ref().map(whole))) {
             let stored = stored.expect("is there");
-            assert_eq!(
-                (&stored.header, &stored.pages),
-                (&block.header, &block.pages)
-            );
+            assert_eq!((&stored.header, &stored.pages), (&block.header, &block.pages));
             Header::prove(block.id, block.plain_bytes as usize, &stored.header).expect("proves");
         }
         store.flush().expect("flushes");
@@ -119,10 +113,7 @@ fn segments_are_kept_under_their_names(store: &dyn BlockStore) {
         .expect("puts");
     store.flush().expect("flushes");
     let answers = store.segments(&[SegmentId([9; 32]), id]);
-    assert_eq!(
-        answers[0].as_ref().map_err(Error::kind),
-        Err(ErrorKind::Corrupt)
-    );
+    assert_eq!(answers[0].as_ref().map_err(Error::kind), Err(ErrorKind::Corrupt));
     assert_eq!(answers[1].as_ref().expect("is there"), &bytes);
 }
 
@@ -131,11 +122,7 @@ fn records_are_listed_in_order_and_never_replaced(store: &dyn BlockStore) {
         key: key.into(),
         bytes: bytes.into(),
     };
-    let all = [
-        record("a@1", b"1"),
-        record("a@2", b"2"),
-        record("b@0", b"3"),
-    ];
+    let all = [record("a@1", b"1"), record("a@2", b"2"), record("b@0", b"3")];
     for place in [2, 0, 1] {
         store.commit(&all[place]).expect("commits");
     }

@@ -70,10 +70,7 @@ impl StoreReader for MemoryStore {
     fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
         let inner = self.lock();
         let one = |wanted: &Wanted| {
-            let (_, sealed) = inner
-                .blocks
-                .get(&wanted.id)
-                .ok_or(Error::BlockMissing(wanted.id))?;
+            let (_, sealed) = inner.blocks.get(&wanted.id).ok_or(Error::BlockMissing(wanted.id))?;
             Ok(Stored {
                 header: sealed.header.clone(),
                 pages: wanted
@@ -90,14 +87,10 @@ impl StoreReader for MemoryStore {
         let inner = self.lock();
         ids.iter()
             .map(|&id| {
-                inner
-                    .segments
-                    .get(&id)
-                    .cloned()
-                    .ok_or_else(|| Error::SegmentDamaged {
-                        id,
-                        what: "it is missing".into(),
-                    })
+                inner.segments.get(&id).cloned().ok_or_else(|| Error::SegmentDamaged {
+                    id,
+                    what: "it is missing".into(),
+                })
             })
             .collect()
     }
@@ -135,9 +128,7 @@ impl BlockStore for MemoryStore {
         if inner.records.contains_key(&record.key) {
             return Err(Error::BackupExists(record.key.clone()));
         }
-        inner
-            .records
-            .insert(record.key.clone(), record.bytes.clone());
+        inner.records.insert(record.key.clone(), record.bytes.clone());
         Ok(())
     }
 

@@ -30,8 +30,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    FlushOptions, InfoLogger, IteratorMode, LogLevel, Options, WriteBatch, WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, FlushOptions, InfoLogger,
+    IteratorMode, LogLevel, Options, WriteBatch, WriteOptions,
 };
 
 use super::{BlockStore, Identity, Place, Record, StoreReader, Stored, Wanted, failed_before};
@@ -91,11 +91,7 @@ impl IndexRow {
             id,
             what: "its index row has a wrong length".into(),
         })?;
-        let number = |range: std::ops::Range<usize>| {
-            row[range]
-                .iter()
-                .fold(0_u64, |n, byte| n << 8 | u64::from(*byte))
-        };
+        let number = |range: std::ops::Range<usize>| row[range].iter().fold(0_u64, |n, byte| n << 8 | u64::from(*byte));
         Ok(Self {
             sequence: number(0..8),
             plain_bytes: number(8..12) as u32,
@@ -119,27 +115,21 @@ fn failed(doing: &'static str) -> impl Fn(rocksdb::Error) -> Error {
             ErrorKind::NoSpace
         } else if message.contains("LOCK: ") {
             ErrorKind::Locked
-        } else if message.contains("Permission denied") || message.contains("Read-only file system")
-        {
+        } else if message.contains("Permission denied") || message.contains("Read-only file system") {
             ErrorKind::Denied
         } else if is_damage(&error) {
             ErrorKind::Corrupt
         } else {
             ErrorKind::Unavailable
         };
-        Error::Store {
-            kind,
-            doing,
-            message,
-        }
+        Error::Store { kind, doing, message }
     }
 }
 
 /// Whether an error says that what is stored is not what was written. A file that is gone is damage too: nobody but
 /// RocksDB deletes its files.
 fn is_damage(error: &rocksdb::Error) -> bool {
-    error.kind() == rocksdb::ErrorKind::Corruption
-        || error.as_ref().contains("No such file or directory")
+    error.kind() == rocksdb::ErrorKind::Corruption || error.as_ref().contains("No such file or directory")
 }
 
 fn database_options(cache: &Cache, direct: bool) -> (Options, Vec<ColumnFamilyDescriptor>) {
@@ -153,12 +143,9 @@ fn database_options(cache: &Cache, direct: bool) -> (Options, Vec<ColumnFamilyDe
     // Twice as fast as buffered for blobs, and the host's page cache stays as it was.
     options.set_use_direct_io_for_flush_and_compaction(direct);
     // RocksDB would otherwise keep log files in the directory, also when it only reads.
-    options.set_info_logger(InfoLogger::new_callback_logger(
-        LogLevel::Warn,
-        |_, text| {
-            tracing::debug!(target: "rocksdb", "{}", text.trim_end());
-        },
-    ));
+    options.set_info_logger(InfoLogger::new_callback_logger(LogLevel::Warn, |_, text| {
+        tracing::debug!(target: "rocksdb", "{}", text.trim_end());
+    }));
     let families = FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family(name, cache)));
     (options, families.into())
 }
@@ -208,8 +195,7 @@ impl RocksReader {
     /// Opens a checkpoint, or a store on a file system that can't be written to.
     pub fn open(path: &Path) -> Result<Self> {
         let (options, families) = database_options(&Cache::new_lru_cache(BLOCK_CACHE_BYTES), false);
-        let db = DB::open_cf_descriptors_read_only(&options, path, families, false)
-            .map_err(failed("open"))?;
+        let db = DB::open_cf_descriptors_read_only(&options, path, families, false).map_err(failed("open"))?;
         Ok(Self { db })
     }
 
@@ -224,11 +210,7 @@ impl RocksReader {
             .db
             .get_cf(self.family("meta"), key)
             .map_err(failed("read its state"))?;
-        Ok(row.map_or(0, |row| {
-            row.iter()
-                .take(8)
-                .fold(0, |n, byte| n << 8 | u64::from(*byte))
-        }))
+        Ok(row.map_or(0, |row| row.iter().take(8).fold(0, |n, byte| n << 8 | u64::from(*byte))))
     }
 
     /// How many backups were ever committed: tells an older view from a newer.
@@ -380,10 +362,7 @@ impl RocksStore {
 
     /// Opens the store for writing and removes what a crash left above the last barrier.
     pub fn open(path: &Path) -> Result<Self> {
-        let (options, families) = database_options(
-            &Cache::new_lru_cache(BLOCK_CACHE_BYTES),
-            can_write_direct(path),
-        );
+        let (options, families) = database_options(&Cache::new_lru_cache(BLOCK_CACHE_BYTES), can_write_direct(path));
         let db = DB::open_cf_descriptors(&options, path, families).map_err(failed("open"))?;
         let reader = RocksReader { db };
         let barrier = reader.meta_number("barrier")?;
@@ -411,12 +390,7 @@ impl RocksStore {
         tracing::debug!(barrier, "removing blocks that an interrupted run left");
         reader
             .db
-            .delete_range_cf_opt(
-                blocks,
-                &part_key(barrier, 0)[..],
-                &[0xFF; 10][..],
-                &unlogged(),
-            )
+            .delete_range_cf_opt(blocks, &part_key(barrier, 0)[..], &[0xFF; 10][..], &unlogged())
             .and_then(|()| reader.db.flush_cf_opt(blocks, &FlushOptions::default()))
             .map_err(failed("remove what an interrupted run left"))
     }
@@ -482,16 +456,9 @@ impl RocksStore {
         if let Some(record) = record {
             let generation = reader.generation()? + 1;
             batch.put_cf(reader.family("backups"), &record.key, &record.bytes);
-            batch.put_cf(
-                reader.family("meta"),
-                "generation",
-                generation.to_be_bytes(),
-            );
+            batch.put_cf(reader.family("meta"), "generation", generation.to_be_bytes());
         }
-        reader
-            .db
-            .write_opt(batch, &logged())
-            .map_err(failed("commit"))?;
+        reader.db.write_opt(batch, &logged()).map_err(failed("commit"))?;
         let _no_puts = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         let mut pending = self.pending();
         for (id, _) in &covered {
@@ -589,10 +556,7 @@ impl BlockStore for RocksStore {
     }
 
     fn commit(&self, record: &Record) -> Result<()> {
-        let known = self
-            .reader
-            .db
-            .get_pinned_cf(self.reader.family("backups"), &record.key);
+        let known = self.reader.db.get_pinned_cf(self.reader.family("backups"), &record.key);
         if known.map_err(failed("list the backups"))?.is_some() {
             return Err(Error::BackupExists(record.key.clone()));
         }

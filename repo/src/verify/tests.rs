@@ -84,10 +84,7 @@ fn a_lost_manifest_is_damage_of_the_whole_disk() {
     entries[0].backup.images[0].manifest = SegmentId([5; 32]);
     let report = run(&store, &entries);
     assert_eq!(report.damage.len(), 1);
-    assert_eq!(
-        report.damage[0].len_bytes,
-        entries[0].backup.images[0].size_bytes
-    );
+    assert_eq!(report.damage[0].len_bytes, entries[0].backup.images[0].size_bytes);
     assert_eq!(report.read.blocks, 100, "the other day is still read");
 }
 

@@ -125,10 +125,7 @@ fn a_crash_keeps_what_a_barrier_covered_and_drops_the_rest() {
         .expect("flushes");
 
     let after = fixture.crashed_copy();
-    let places = after
-        .store()
-        .locate(&[covered.id, lost.id])
-        .expect("locates");
+    let places = after.store().locate(&[covered.id, lost.id]).expect("locates");
     assert_eq!(places, [Some(Place(0)), None]);
     assert!(after.store().get(&[wanted(&covered)])[0].is_ok());
     let rows = after
@@ -168,14 +165,7 @@ fn a_commit_survives_a_crash_with_all_it_names() {
     let after = fixture.crashed_copy();
     assert_eq!(after.store().records().expect("lists"), [record]);
     assert_eq!(after.store().generation().expect("reads"), 1);
-    assert_eq!(
-        after
-            .store()
-            .segments(&[segment])
-            .remove(0)
-            .expect("is there"),
-        bytes
-    );
+    assert_eq!(after.store().segments(&[segment]).remove(0).expect("is there"), bytes);
     assert!(after.store().get(&[wanted(&block)])[0].is_ok());
 }
 
@@ -201,19 +191,12 @@ fn a_view_stays_whole_while_the_store_goes_on() {
         .map(|entry| entry.expect("entry").file_name())
         .filter(|name| name.to_string_lossy().contains("LOG"))
         .collect();
-    assert_eq!(
-        names,
-        Vec::<std::ffi::OsString>::new(),
-        "readers leave no logs"
-    );
+    assert_eq!(names, Vec::<std::ffi::OsString>::new(), "readers leave no logs");
 }
 
 #[test]
 fn a_second_writer_is_refused_as_locked() {
     let fixture = Fixture::new();
     let second = RocksStore::open(&fixture.directory.path().join("store"));
-    assert_eq!(
-        second.err().map(|error| error.kind()),
-        Some(ErrorKind::Locked)
-    );
+    assert_eq!(second.err().map(|error| error.kind()), Some(ErrorKind::Locked));
 }

@@ -1,0 +1,434 @@
+//! Makes a backup: reads the disks, hashes their blocks, and stores those that the repository does not have.
+//!
+//! A few workers share each disk. A worker takes the next run of blocks, reads and hashes it, compares the ids with
+//! the previous backup's manifest and then with the store's index, seals what is new and puts it. While one waits for
+//! the disk another hashes, so the disk always has reads in flight; a store that falls behind slows the workers down,
+//! and with them the reading.
+//!
+//! # What is on disk when
+//!
+//! Blocks become durable at barriers, at the latest every [`BARRIER_BYTES`] or [`BARRIER_INTERVAL`]; the record comes
+//! last, when everything it names is durable ([`vbk_repo::store`]). A run that ends early, however it ends, leaves no
+//! record, so it is never listed, and the next run finds the blocks that a barrier covered.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use vbk_repo::ErrorKind;
+use vbk_repo::backup::{Backup, Consistency, Entry, Image, RECORD_FORMAT};
+use vbk_repo::block::{BlockHashes, BlockId, BlockIndex, BlockSize, hash_block, is_zero};
+use vbk_repo::codec::{Compression, Sealed, Sealer};
+use vbk_repo::manifest::{SEGMENT_SLOTS, SegmentId, Slot};
+use vbk_repo::name::{DiskName, GuestName};
+use vbk_repo::repository::Writer;
+use vbk_repo::store::{BlockStore, StoreReader};
+use vbk_repo::writer::{ImageWriter, SlotReader};
+
+use crate::buffer::AlignedBuffer;
+use crate::error::{Error, Result};
+use crate::observer::{Counts, Event, Observer};
+use crate::source::Source;
+
+/// Bytes that a worker reads before it asks the store; at least one block.
+const RUN_BYTES: usize = 4 << 20;
+/// What the workers' buffers may take together; with blocks of 16 MiB there are fewer workers.
+const WORKER_BYTES: usize = 96 << 20;
+/// New plain bytes after which a barrier is due.
+pub const BARRIER_BYTES: u64 = 4 << 30;
+/// Time after which a barrier is due.
+pub const BARRIER_INTERVAL: Duration = Duration::from_secs(30);
+
+/// What to back up.
+#[derive(Debug, Clone)]
+pub struct BackupPlan {
+    /// The guest.
+    pub guest: GuestName,
+    /// Its disks.
+    pub disks: Vec<(DiskName, PathBuf)>,
+    /// How new blocks are compressed.
+    pub compression: Compression,
+    /// The name of this machine, for the record.
+    pub host: String,
+    /// The version of the program, for the record.
+    pub version: String,
+    /// When the run started.
+    pub started: Timestamp,
+    /// How many threads may compute at once.
+    pub threads: usize,
+}
+
+/// What a backup did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BackupSummary {
+    /// The backup.
+    pub entry: Entry,
+    /// All its disks together.
+    pub counts: Counts,
+}
+
+/// Runs a backup. When `cancel` is set it ends soon with [`Error::Interrupted`]; what was stored by then is kept for the next
+/// run.
+pub fn backup(
+    writer: &Writer,
+    plan: &BackupPlan,
+    cancel: &AtomicBool,
+    observer: &dyn Observer,
+) -> Result<BackupSummary> {
+    let clock = Instant::now();
+    // All sources are opened before the first byte is read, so that a wrong path fails at once.
+    let mut sources: Vec<(&DiskName, Source)> = Vec::new();
+    for (disk, path) in &plan.disks {
+        if sources.iter().any(|(known, _)| *known == disk) {
+            return Err(Error::DiskTwice(disk.to_string()));
+        }
+        sources.push((disk, Source::open(path)?));
+    }
+    let catalogue = writer.catalogue()?;
+    let previous = catalogue.latest(&plan.guest);
+    if let Some(later) = previous.filter(|entry| entry.backup.time.timestamp() > plan.started) {
+        observer.event(Event::Warning(&format!(
+            "the clock is behind the latest backup, {}; this one will be listed before it",
+            later.backup.spec()
+        )));
+    }
+    let time = writer.free_time(&plan.guest, plan.started)?;
+    let mut images = Vec::new();
+    let mut total = Counts::default();
+    for (disk, source) in &sources {
+        let known = previous.and_then(|entry| entry.backup.image(disk.as_str()).ok());
+        let run = Run::new(writer, plan, source, known, cancel, observer);
+        observer.event(Event::Disk {
+            name: disk.as_str(),
+            size_bytes: source.size_bytes(),
+        });
+        let done = run.run();
+        let (manifest, counts) = done.inspect_err(|error| keep_what_is_stored(writer.store(), error))?;
+        images.push(Image {
+            disk: (*disk).clone(),
+            source: source.path().display().to_string(),
+            size_bytes: source.size_bytes(),
+            manifest,
+            data_bytes: counts.new_bytes + counts.unchanged_bytes,
+            new_bytes: counts.new_bytes,
+            stored_bytes: counts.stored_bytes,
+        });
+        total += counts;
+    }
+    let backup = Backup {
+        format: RECORD_FORMAT,
+        guest: plan.guest.clone(),
+        time,
+        duration_ms: u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX),
+        host: plan.host.clone(),
+        vbk_version: plan.version.clone(),
+        consistency: Consistency::Live,
+        images,
+    };
+    let entry = writer.commit(backup)?;
+    Ok(BackupSummary { entry, counts: total })
+}
+
+/// A last barrier, so that the next run need not store again what this one did.
+fn keep_what_is_stored(store: &dyn BlockStore, error: &Error) {
+    if error.kind() == ErrorKind::NoSpace {
+        return;
+    }
+    if let Err(error) = store.flush() {
+        tracing::debug!(%error, "what an unfinished backup stored may have to be stored again");
+    }
+}
+
+/// The reading of one disk.
+struct Run<'a> {
+    store: &'a dyn BlockStore,
+    block_size: BlockSize,
+    source: &'a Source,
+    previous: Option<Previous<'a>>,
+    slots: ImageWriter<'a>,
+    walk: Mutex<Walk>,
+    counts: Mutex<Counts>,
+    barrier: Mutex<Barrier>,
+    /// The first error; the workers end when there is one.
+    failed: Mutex<Option<Error>>,
+    stop: AtomicBool,
+    cancel: &'a AtomicBool,
+    observer: &'a dyn Observer,
+    compression: Compression,
+    workers: usize,
+    run_blocks: u64,
+}
+
+struct Barrier {
+    last: Instant,
+    new_bytes: u64,
+}
+
+/// Where the next worker goes on.
+struct Walk {
+    next: u64,
+    /// The end of the data that `next` lies in, as far as known.
+    data_end: u64,
+}
+
+enum Claim {
+    Zeros { first: BlockIndex, count: u64 },
+    Data { first: BlockIndex, count: u64 },
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        writer: &'a Writer,
+        plan: &BackupPlan,
+        source: &'a Source,
+        known: Option<&Image>,
+        cancel: &'a AtomicBool,
+        observer: &'a dyn Observer,
+    ) -> Self {
+        let block_size = writer.identity().block_size;
+        let run_blocks = (RUN_BYTES / block_size.bytes()).max(1);
+        // Plain bytes and, at worst, as much sealed.
+        let worker_bytes = 2 * run_blocks * block_size.bytes();
+        // More workers than processors, because some of them wait for the disk.
+        let workers = (plan.threads + 2).min(WORKER_BYTES / worker_bytes).max(2);
+        Self {
+            store: writer.store(),
+            block_size,
+            source,
+            previous: known.and_then(|image| Previous::open(writer.store().as_reader(), image, observer)),
+            slots: ImageWriter::create(writer.store(), block_size, source.size_bytes()),
+            walk: Mutex::new(Walk { next: 0, data_end: 0 }),
+            counts: Mutex::default(),
+            barrier: Mutex::new(Barrier {
+                last: Instant::now(),
+                new_bytes: 0,
+            }),
+            failed: Mutex::default(),
+            stop: AtomicBool::new(false),
+            cancel,
+            observer,
+            compression: plan.compression,
+            workers,
+            run_blocks: run_blocks as u64,
+        }
+    }
+
+    fn run(self) -> Result<(SegmentId, Counts)> {
+        std::thread::scope(|scope| {
+            for number in 0..self.workers {
+                let run = &self;
+                std::thread::Builder::new()
+                    .name(format!("vbk-backup-{number}"))
+                    .spawn_scoped(scope, move || {
+                        if let Err(error) = run.work() {
+                            run.stop.store(true, Ordering::SeqCst);
+                            lock(&run.failed).get_or_insert(error);
+                        }
+                    })
+                    .expect("the system can start a few threads");
+            }
+        });
+        if let Some(error) = self.failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            return Err(error);
+        }
+        self.source.check_unchanged()?;
+        let counts = self.counts.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok((self.slots.finish()?, counts))
+    }
+
+    fn work(&self) -> Result<()> {
+        let mut worker = Worker {
+            sealer: Sealer::new(self.compression)?,
+            buffers: (0..self.run_blocks)
+                .map(|_| AlignedBuffer::new(self.block_size.bytes()))
+                .collect(),
+        };
+        while !self.stop.load(Ordering::SeqCst) {
+            if self.cancel.load(Ordering::SeqCst) {
+                return Err(Error::Interrupted);
+            }
+            let Some(claim) = self.claim() else {
+                return Ok(());
+            };
+            let counts = match claim {
+                Claim::Zeros { first, count } => {
+                    self.slots.set_zero(first, count)?;
+                    let start = self.block_size.offset_of(first);
+                    let end = self.block_size.offset_of(BlockIndex(first.0 + count));
+                    Counts {
+                        zero_bytes: end.min(self.source.size_bytes()) - start,
+                        ..Counts::default()
+                    }
+                }
+                Claim::Data { first, count } => self.back_up(first, count, &mut worker)?,
+            };
+            *lock(&self.counts) += counts;
+            self.observer.event(Event::Done(counts));
+            self.barrier_if_due(counts.new_bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the next run of blocks, or the next hole.
+    fn claim(&self) -> Option<Claim> {
+        let mut walk = lock(&self.walk);
+        let blocks = self.block_size.blocks_in(self.source.size_bytes());
+        let first = BlockIndex(walk.next);
+        if first.0 >= blocks {
+            return None;
+        }
+        let at = self.block_size.offset_of(first);
+        if at >= walk.data_end {
+            // A block that is a hole only in part is read.
+            let (data, data_end) = match self.source.next_data(at) {
+                Some(data) => (self.block_size.index_of(data.start).0, data.end),
+                None => (blocks, self.source.size_bytes()),
+            };
+            walk.data_end = data_end;
+            if data > first.0 {
+                walk.next = data;
+                return Some(Claim::Zeros {
+                    first,
+                    count: data - first.0,
+                });
+            }
+        }
+        let end = self.block_size.blocks_in(walk.data_end).min(blocks);
+        let count = (end - first.0).min(self.run_blocks);
+        walk.next += count;
+        Some(Claim::Data { first, count })
+    }
+
+    fn back_up(&self, first: BlockIndex, count: u64, worker: &mut Worker) -> Result<Counts> {
+        let mut counts = Counts::default();
+        let mut slots: Vec<Slot> = Vec::with_capacity(count as usize);
+        // Blocks that the previous backup has not: their number in the run, their length and hashes.
+        let mut candidates: Vec<(usize, usize, BlockHashes)> = Vec::new();
+        for (number, buffer) in (0..count).zip(&mut worker.buffers) {
+            let index = BlockIndex(first.0 + number);
+            let len = self.block_size.len_of(index, self.source.size_bytes());
+            self.source.read(self.block_size.offset_of(index), len, buffer)?;
+            counts.read_bytes += len as u64;
+            let plain = &buffer.as_slice()[..len];
+            if is_zero(plain) {
+                counts.zero_bytes += len as u64;
+                slots.push(None);
+                continue;
+            }
+            let hashes = hash_block(plain);
+            slots.push(Some(hashes.id));
+            if self.previous.as_ref().and_then(|previous| previous.slot(index)) == Some(hashes.id) {
+                counts.unchanged_bytes += len as u64;
+            } else {
+                candidates.push((number as usize, len, hashes));
+            }
+        }
+        if !candidates.is_empty() {
+            self.store_new(&candidates, worker, &mut counts)?;
+        }
+        self.slots.set(first, &slots)?;
+        Ok(counts)
+    }
+
+    fn store_new(
+        &self,
+        candidates: &[(usize, usize, BlockHashes)],
+        worker: &mut Worker,
+        counts: &mut Counts,
+    ) -> Result<()> {
+        let ids: Vec<BlockId> = candidates.iter().map(|(_, _, hashes)| hashes.id).collect();
+        let places = self.store.locate(&ids)?;
+        let mut sealed: Vec<Sealed> = Vec::new();
+        for ((number, len, hashes), place) in candidates.iter().zip(places) {
+            if place.is_some() || sealed.iter().any(|block| block.id == hashes.id) {
+                counts.unchanged_bytes += *len as u64;
+                continue;
+            }
+            let plain = &worker.buffers[*number].as_slice()[..*len];
+            let block = worker.sealer.seal(plain, hashes)?;
+            counts.new_bytes += *len as u64;
+            counts.stored_bytes += block.stored_bytes();
+            sealed.push(block);
+        }
+        if !sealed.is_empty() {
+            self.store.put(sealed)?;
+        }
+        Ok(())
+    }
+
+    fn barrier_if_due(&self, new_bytes: u64) -> Result<()> {
+        {
+            let mut barrier = lock(&self.barrier);
+            barrier.new_bytes += new_bytes;
+            let due = barrier.new_bytes >= BARRIER_BYTES || barrier.last.elapsed() >= BARRIER_INTERVAL;
+            if !due || barrier.new_bytes == 0 {
+                return Ok(());
+            }
+            barrier.last = Instant::now();
+            barrier.new_bytes = 0;
+        }
+        // The other workers go on meanwhile.
+        Ok(self.store.flush()?)
+    }
+}
+
+struct Worker {
+    sealer: Sealer,
+    buffers: Vec<AlignedBuffer>,
+}
+
+/// The slots of the previous backup of the same disk: what is the same there need not be looked up.
+struct Previous<'a> {
+    reader: SlotReader<'a>,
+    cached: Mutex<VecDeque<(usize, Arc<Vec<Slot>>)>>,
+}
+
+/// Segments that workers may be in at once.
+const CACHED_SEGMENTS: usize = 4;
+
+impl<'a> Previous<'a> {
+    fn open(store: &'a dyn StoreReader, image: &Image, observer: &dyn Observer) -> Option<Self> {
+        match SlotReader::open(store, image.manifest) {
+            Ok(reader) => Some(Self {
+                reader,
+                cached: Mutex::default(),
+            }),
+            Err(error) => {
+                observer.event(Event::Warning(&format!(
+                    "the previous backup of disk {} can't be compared with: {error}",
+                    image.disk
+                )));
+                None
+            }
+        }
+    }
+
+    fn slot(&self, index: BlockIndex) -> Slot {
+        let segment = (index.0 / SEGMENT_SLOTS as u64) as usize;
+        let mut cached = lock(&self.cached);
+        let found = cached.iter().find(|(number, _)| *number == segment);
+        let slots = match found {
+            Some((_, slots)) => Arc::clone(slots),
+            None => {
+                // One that can't be read has nothing to compare with; the index still knows its blocks.
+                let slots = Arc::new(self.reader.segment(segment).unwrap_or_default());
+                cached.push_back((segment, Arc::clone(&slots)));
+                if cached.len() > CACHED_SEGMENTS {
+                    cached.pop_front();
+                }
+                slots
+            }
+        };
+        slots.get((index.0 % SEGMENT_SLOTS as u64) as usize).copied().flatten()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,203 @@
+use std::fs;
+use std::os::unix::fs::FileExt;
+
+use super::*;
+use vbk_repo::reader::{ImageReader, ReadResources};
+use vbk_repo::repository::Repository;
+
+struct Fixture {
+    directory: tempfile::TempDir,
+    repository: Repository,
+}
+
+impl Fixture {
+    fn new(block_size: BlockSize) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let repository = Repository::create(&directory.path().join("repo"), block_size).expect("creates");
+        Self { directory, repository }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.path().join("disk.img")
+    }
+
+    fn plan(&self) -> BackupPlan {
+        BackupPlan {
+            guest: "web1".parse().expect("a name"),
+            disks: vec![("vda".parse().expect("a name"), self.path())],
+            compression: Compression::default(),
+            host: "host".into(),
+            version: "0".into(),
+            started: Timestamp::now(),
+            threads: 2,
+        }
+    }
+
+    fn backup(&self) -> BackupSummary {
+        self.try_backup(&self.plan(), &AtomicBool::new(false), &())
+            .expect("backs up")
+    }
+
+    fn try_backup(&self, plan: &BackupPlan, cancel: &AtomicBool, observer: &dyn Observer) -> Result<BackupSummary> {
+        let writer = self.repository.writer("test", &mut |_| false)?;
+        backup(&writer, plan, cancel, observer)
+    }
+
+    fn read(&self, entry: &Entry) -> Vec<u8> {
+        let view = self.repository.view().expect("opens");
+        let image = ImageReader::open(view.store().clone(), ReadResources::new(1), &entry.backup.images[0]);
+        let image = image.expect("opens");
+        let mut bytes = vec![0xEE; image.size_bytes() as usize];
+        assert_eq!(image.read_at(0, &mut bytes).expect("reads"), bytes.len());
+        bytes
+    }
+
+    fn count(&self) -> usize {
+        let view = self.repository.view().expect("opens");
+        view.catalogue().expect("loads").entries().len()
+    }
+}
+
+fn noise(seed: u32, len: usize) -> Vec<u8> {
+    let mut state = seed | 1;
+    (0..len)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        })
+        .collect()
+}
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn two_days_come_back_bit_for_bit_and_share_what_did_not_change() {
+    for block_size in [BlockSize::MIN, BlockSize::DEFAULT, BlockSize::MAX] {
+        let fixture = Fixture::new(block_size);
+        let mut bytes = noise(1, (40 * MIB + 12_345) as usize);
+        bytes[(5 * MIB) as usize..(25 * MIB) as usize].fill(0);
+        fs::write(fixture.path(), &bytes).expect("writes");
+        let first = fixture.backup();
+        assert_eq!(first.counts.done_bytes(), bytes.len() as u64);
+        assert_eq!(first.counts.unchanged_bytes, 0);
+
+        let before = bytes.clone();
+        bytes[(30 * MIB) as usize] ^= 1;
+        fs::write(fixture.path(), &bytes).expect("writes");
+        let second = fixture.backup();
+        assert_eq!(second.counts.new_bytes, block_size.bytes() as u64);
+        assert!(fixture.read(&first.entry) == before);
+        assert!(fixture.read(&second.entry) == bytes);
+    }
+}
+
+#[test]
+fn holes_are_not_read_and_zeros_not_stored() {
+    let fixture = Fixture::new(BlockSize::DEFAULT);
+    let file = fs::File::create(fixture.path()).expect("creates");
+    file.set_len(3 << 40).expect("grows");
+    file.write_all_at(&noise(1, MIB as usize), 1 << 40).expect("writes");
+    file.write_all_at(&vec![0; MIB as usize], 2 << 40).expect("writes");
+    let summary = fixture.backup();
+    assert_eq!(summary.counts.new_bytes, MIB);
+    assert_eq!(summary.counts.zero_bytes, (3 << 40) - MIB);
+    assert!(summary.counts.read_bytes <= 4 * MIB, "{:?}", summary.counts);
+}
+
+#[test]
+fn equal_blocks_are_stored_once() {
+    let fixture = Fixture::new(BlockSize::DEFAULT);
+    let block = noise(1, MIB as usize);
+    fs::write(fixture.path(), block.repeat(4)).expect("writes");
+    let summary = fixture.backup();
+    assert_eq!(
+        (summary.counts.new_bytes, summary.counts.unchanged_bytes),
+        (MIB, 3 * MIB)
+    );
+}
+
+#[test]
+fn a_moved_block_is_found_in_the_index() {
+    let fixture = Fixture::new(BlockSize::DEFAULT);
+    let blocks: Vec<_> = (0..6).map(|seed| noise(seed * 2, MIB as usize)).collect();
+    fs::write(fixture.path(), blocks.concat()).expect("writes");
+    fixture.backup();
+    fs::write(
+        fixture.path(),
+        blocks.iter().rev().flatten().copied().collect::<Vec<_>>(),
+    )
+    .expect("writes");
+    assert_eq!(fixture.backup().counts.new_bytes, 0);
+}
+
+#[test]
+fn an_interrupted_backup_is_not_listed_and_its_blocks_are_not_stored_again() {
+    /// Interrupts after some blocks.
+    struct Stopper {
+        cancel: AtomicBool,
+        new_bytes: std::sync::atomic::AtomicU64,
+    }
+    impl Observer for Stopper {
+        fn event(&self, event: Event<'_>) {
+            if let Event::Done(counts) = event {
+                let before = self.new_bytes.fetch_add(counts.new_bytes, Ordering::SeqCst);
+                if before + counts.new_bytes >= 20 * MIB {
+                    self.cancel.store(true, Ordering::SeqCst);
+                }
+            }
+        }
+    }
+    let fixture = Fixture::new(BlockSize::DEFAULT);
+    let bytes = noise(1, (64 * MIB) as usize);
+    fs::write(fixture.path(), &bytes).expect("writes");
+    let stopper = Stopper {
+        cancel: AtomicBool::new(false),
+        new_bytes: 0.into(),
+    };
+    let stopped = fixture.try_backup(&fixture.plan(), &stopper.cancel, &stopper);
+    assert!(matches!(stopped, Err(Error::Interrupted)));
+    assert_eq!(fixture.count(), 0);
+    let stored = stopper.new_bytes.load(Ordering::SeqCst);
+    let summary = fixture.backup();
+    assert_eq!(summary.counts.unchanged_bytes, stored);
+    assert!(fixture.read(&summary.entry) == bytes);
+}
+
+#[test]
+fn a_source_that_shrinks_while_it_is_read_makes_no_backup() {
+    struct Shrinker(PathBuf);
+    impl Observer for Shrinker {
+        fn event(&self, event: Event<'_>) {
+            if let Event::Done(_) = event {
+                let file = fs::File::options().write(true).open(&self.0).expect("opens");
+                file.set_len(20 * MIB).expect("shrinks");
+            }
+        }
+    }
+    let fixture = Fixture::new(BlockSize::DEFAULT);
+    fs::write(fixture.path(), noise(1, (64 * MIB) as usize)).expect("writes");
+    let result = fixture.try_backup(&fixture.plan(), &AtomicBool::new(false), &Shrinker(fixture.path()));
+    assert!(matches!(result, Err(Error::SourceChanged { .. })), "{result:?}");
+    assert_eq!(fixture.count(), 0);
+}
+
+#[test]
+fn a_wrong_disk_fails_before_anything_is_read() {
+    let fixture = Fixture::new(BlockSize::DEFAULT);
+    fs::write(fixture.path(), b"x").expect("writes");
+    let mut plan = fixture.plan();
+    plan.disks.push(("vdb".parse().expect("a name"), "/nowhere".into()));
+    let missing = fixture.try_backup(&plan, &AtomicBool::new(false), &());
+    assert!(matches!(missing, Err(Error::OpenSource { .. })));
+    plan.disks[1] = plan.disks[0].clone();
+    let twice = fixture.try_backup(&plan, &AtomicBool::new(false), &());
+    assert!(matches!(twice, Err(Error::DiskTwice(_))));
+}
+
+#[test]
+fn an_empty_disk_can_be_backed_up() {
+    let fixture = Fixture::new(BlockSize::DEFAULT);
+    fs::write(fixture.path(), b"").expect("writes");
+    let summary = fixture.backup();
+    assert_eq!(fixture.read(&summary.entry), b"");
+}

@@ -1,0 +1,120 @@
+//! What can go wrong when disks are read and written.
+
+use std::path::PathBuf;
+
+use vbk_repo::ErrorKind;
+
+/// Shorthand for results of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error of a backup or a restore.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The repository's part of the work failed.
+    #[error(transparent)]
+    Repository(#[from] vbk_repo::Error),
+    /// A source can't be opened.
+    #[error("can't open {path}: {source}")]
+    OpenSource {
+        /// The source.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A source is neither a block device nor a regular file.
+    #[error("{path} is {what}; a disk is a block device or a raw image file")]
+    NotADisk {
+        /// The source or target.
+        path: PathBuf,
+        /// What it is instead.
+        what: &'static str,
+    },
+    /// A source can't be read.
+    #[error("reading {path} failed at {offset_bytes} bytes: {source}; the backup was given up")]
+    ReadSource {
+        /// The source.
+        path: PathBuf,
+        /// Where.
+        offset_bytes: u64,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A source is not what it was when the backup started.
+    #[error("{path} {what} while it was read; the backup was given up")]
+    SourceChanged {
+        /// The source.
+        path: PathBuf,
+        /// What happened, as the rest of a sentence.
+        what: String,
+    },
+    /// One disk name was given twice.
+    #[error("disk {0} is named twice; name disks as vda=/dev/vg0/web1-root vdb=/srv/data.img")]
+    DiskTwice(String),
+    /// The target file is there already.
+    #[error("{0} exists; --force replaces it")]
+    TargetExists(PathBuf),
+    /// The target is smaller than the image.
+    #[error("{path} has {have_bytes} bytes, the disk has {need_bytes}; nothing was written")]
+    TargetTooSmall {
+        /// The target.
+        path: PathBuf,
+        /// Its size.
+        have_bytes: u64,
+        /// The image's size.
+        need_bytes: u64,
+    },
+    /// The target is in use.
+    #[error("{path} is in use ({what}); nothing was written")]
+    TargetInUse {
+        /// The target.
+        path: PathBuf,
+        /// By whom, as far as known.
+        what: String,
+    },
+    /// The target's file system has less room than the image's data needs.
+    #[error("{path}: {need_bytes} bytes are needed and {have_bytes} are free; nothing was written")]
+    NoRoom {
+        /// The target.
+        path: PathBuf,
+        /// Free bytes.
+        have_bytes: u64,
+        /// The image's data.
+        need_bytes: u64,
+    },
+    /// A target can't be opened, written or finished.
+    #[error("can't {doing} {path}: {source}")]
+    Target {
+        /// What was being done, as in `write`.
+        doing: &'static str,
+        /// The target.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The caller asked for an end.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl Error {
+    /// What the caller should do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Repository(error) => error.kind(),
+            Self::OpenSource { source, .. } | Self::Target { source, .. } => ErrorKind::of_io(source),
+            Self::NotADisk { .. } | Self::DiskTwice(_) | Self::TargetExists(_) | Self::TargetTooSmall { .. } => {
+                ErrorKind::Invalid
+            }
+            Self::ReadSource { .. } | Self::SourceChanged { .. } => ErrorKind::Unavailable,
+            Self::TargetInUse { .. } => ErrorKind::Locked,
+            Self::NoRoom { .. } => ErrorKind::NoSpace,
+            Self::Interrupted => ErrorKind::Interrupted,
+        }
+    }
+
+    /// Wraps an I/O error of a target: `.map_err(Error::target("write", path))`.
+    pub(crate) fn target(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Target { doing, path, source }
+    }
+}

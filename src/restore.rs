@@ -1,0 +1,178 @@
+//! Writes an image back: to a file, onto a block device, or as a stream.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vbk_repo::block::BlockIndex;
+use vbk_repo::manifest::SEGMENT_SLOTS;
+use vbk_repo::reader::{ImageReader, Stream};
+
+use crate::buffer::AlignedBuffer;
+use crate::error::{Error, Result};
+use crate::observer::{Counts, Event, Observer};
+use crate::target::Target;
+
+/// What a restore may do and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RestoreOptions {
+    /// Replace an existing file.
+    pub force: bool,
+    /// How many threads may compute at once.
+    pub threads: usize,
+}
+
+/// Restores an image to a file or onto a block device at least as large.
+///
+/// Everything that can be checked is checked before the first byte is written. A file appears under its name when it
+/// is whole and durable, sparse where the image has zeros. On a device zeros are written or discarded so that it reads
+/// as the image does; what lies behind the image on a larger device stays. `data_bytes` is the image's size without
+/// zero blocks.
+pub fn restore(
+    image: &ImageReader,
+    data_bytes: u64,
+    path: &Path,
+    options: &RestoreOptions,
+    cancel: &AtomicBool,
+    observer: &dyn Observer,
+) -> Result<()> {
+    let target = Target::open(path, image.size_bytes(), data_bytes, options.force)?;
+    let run = Run {
+        image,
+        target: &target,
+        next: Mutex::new(0),
+        stop: AtomicBool::new(false),
+        cancel,
+        observer,
+    };
+    let failed = Mutex::new(None);
+    std::thread::scope(|scope| {
+        // More than processors, because some of them wait for a disk.
+        for number in 0..options.threads + 2 {
+            let (run, failed) = (&run, &failed);
+            std::thread::Builder::new()
+                .name(format!("vbk-restore-{number}"))
+                .spawn_scoped(scope, move || {
+                    if let Err(error) = run.work() {
+                        run.stop.store(true, Ordering::SeqCst);
+                        failed
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .get_or_insert(error);
+                    }
+                })
+                .expect("the system can start a few threads");
+        }
+    });
+    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => target.finish(),
+    }
+}
+
+struct Run<'a> {
+    image: &'a ImageReader,
+    target: &'a Target,
+    /// The next block that nobody has taken.
+    next: Mutex<u64>,
+    stop: AtomicBool,
+    cancel: &'a AtomicBool,
+    observer: &'a dyn Observer,
+}
+
+enum Claim {
+    Zeros { first: BlockIndex, count: u64 },
+    Block(BlockIndex),
+}
+
+impl Run<'_> {
+    fn work(&self) -> Result<()> {
+        let size = self.image.block_size();
+        let mut buffer = AlignedBuffer::new(size.bytes());
+        while !self.stop.load(Ordering::SeqCst) {
+            if self.cancel.load(Ordering::SeqCst) {
+                return Err(Error::Interrupted);
+            }
+            let mut counts = Counts::default();
+            match self.claim()? {
+                None => return Ok(()),
+                Some(Claim::Zeros { first, count }) => {
+                    let start = size.offset_of(first);
+                    let end = size.offset_of(BlockIndex(first.0 + count));
+                    counts.zero_bytes = end.min(self.image.size_bytes()) - start;
+                    self.target.zero(start, counts.zero_bytes)?;
+                }
+                Some(Claim::Block(index)) => {
+                    let len = size.len_of(index, self.image.size_bytes());
+                    let plain = &mut buffer.as_mut_slice()[..len];
+                    self.image.read_block(index, plain)?;
+                    self.target.write(size.offset_of(index), plain)?;
+                    counts.read_bytes = len as u64;
+                    counts.new_bytes = len as u64;
+                }
+            }
+            self.observer.event(Event::Done(counts));
+        }
+        Ok(())
+    }
+
+    /// Takes the next block, or the next zero blocks of one segment.
+    fn claim(&self) -> Result<Option<Claim>> {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = self.image.block_size().blocks_in(self.image.size_bytes());
+        let first = BlockIndex(*next);
+        if first.0 >= count {
+            return Ok(None);
+        }
+        if self.image.slot(first)?.is_some() {
+            *next += 1;
+            return Ok(Some(Claim::Block(first)));
+        }
+        let segment = SEGMENT_SLOTS as u64;
+        let limit = ((first.0 / segment + 1) * segment).min(count);
+        while *next < limit && self.image.slot(BlockIndex(*next))?.is_none() {
+            *next += 1;
+        }
+        Ok(Some(Claim::Zeros {
+            first,
+            count: *next - first.0,
+        }))
+    }
+}
+
+/// Writes an image to a stream, zeros and all.
+pub fn stream(
+    image: &Arc<ImageReader>,
+    out: &mut dyn Write,
+    cancel: &AtomicBool,
+    observer: &dyn Observer,
+) -> Result<()> {
+    let stream = Stream::new(Arc::clone(image));
+    let mut buffer = vec![0; image.block_size().bytes()];
+    let mut offset = 0;
+    let failed = |source: io::Error| Error::Target {
+        doing: "write to",
+        path: "standard output".into(),
+        source,
+    };
+    loop {
+        if cancel.load(Ordering::SeqCst) {
+            return Err(Error::Interrupted);
+        }
+        let len = stream.read_at(offset, &mut buffer)?;
+        if len == 0 {
+            return out.flush().map_err(failed);
+        }
+        out.write_all(&buffer[..len]).map_err(failed)?;
+        offset += len as u64;
+        observer.event(Event::Done(Counts {
+            read_bytes: len as u64,
+            new_bytes: len as u64,
+            ..Counts::default()
+        }));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,189 @@
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use super::*;
+use vbk_repo::ErrorKind;
+use vbk_repo::backup::Image;
+use vbk_repo::block::{BlockSize, hash_block, is_zero};
+use vbk_repo::codec::{Compression, Sealer};
+use vbk_repo::reader::ReadResources;
+use vbk_repo::store::BlockStore;
+use vbk_repo::store::memory::MemoryStore;
+use vbk_repo::writer::ImageWriter;
+
+const MIB: usize = 1 << 20;
+
+fn image(plain: &[u8]) -> (Arc<ImageReader>, u64) {
+    let store = Arc::new(MemoryStore::new(BlockSize::DEFAULT));
+    let writer = ImageWriter::create(&*store, BlockSize::DEFAULT, plain.len() as u64);
+    let mut sealer = Sealer::new(Compression::None).expect("a sealer");
+    let mut data_bytes = 0;
+    for (index, block) in (0..).zip(plain.chunks(MIB)) {
+        let slot = (!is_zero(block)).then(|| {
+            let hashes = hash_block(block);
+            let sealed = sealer.seal(block, &hashes).expect("seals");
+            store.put(vec![sealed]).expect("puts");
+            data_bytes += block.len() as u64;
+            hashes.id
+        });
+        writer.set(BlockIndex(index), &[slot]).expect("sets");
+    }
+    let image = Image {
+        disk: "vda".parse().expect("a name"),
+        source: String::new(),
+        size_bytes: plain.len() as u64,
+        manifest: writer.finish().expect("finishes"),
+        data_bytes,
+        new_bytes: 0,
+        stored_bytes: 0,
+    };
+    let reader = ImageReader::open(store, ReadResources::new(2), &image).expect("opens");
+    (Arc::new(reader), data_bytes)
+}
+
+/// 12 MiB and a bit, with 6 MiB of zeros inside.
+fn plain() -> Vec<u8> {
+    let mut plain: Vec<u8> = (0..12 * MIB + 777).map(|i| (i % 255) as u8 + 1).collect();
+    plain[2 * MIB..8 * MIB].fill(0);
+    plain
+}
+
+fn run(plain: &[u8], path: &Path, force: bool) -> Result<()> {
+    let (image, data_bytes) = image(plain);
+    let options = RestoreOptions { force, threads: 2 };
+    restore(&image, data_bytes, path, &options, &AtomicBool::new(false), &())
+}
+
+fn names(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).expect("lists");
+    entries.map(|entry| entry.expect("entry").file_name().into()).collect()
+}
+
+#[test]
+fn a_new_file_is_the_image_and_sparse() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("out.img");
+    run(&plain(), &path, false).expect("restores");
+    assert!(fs::read(&path).expect("reads") == plain());
+    let allocated = fs::metadata(&path).expect("stat").blocks() * 512;
+    assert!(allocated < 8 * MIB as u64, "{allocated} bytes allocated");
+    assert_eq!(names(directory.path()), [PathBuf::from("out.img")]);
+}
+
+#[test]
+fn an_existing_file_needs_force_and_keeps_its_mode() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("out.img");
+    fs::write(&path, b"precious").expect("writes");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("sets");
+    assert!(matches!(run(&plain(), &path, false), Err(Error::TargetExists(_))));
+    assert_eq!(fs::read(&path).expect("reads"), b"precious");
+    run(&plain(), &path, true).expect("restores");
+    assert!(fs::read(&path).expect("reads") == plain());
+    assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o777, 0o640);
+}
+
+#[test]
+fn an_interrupted_or_failed_restore_leaves_nothing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("out.img");
+    let (image, data_bytes) = image(&plain());
+    let options = RestoreOptions {
+        force: false,
+        threads: 2,
+    };
+    let result = restore(&image, data_bytes, &path, &options, &AtomicBool::new(true), &());
+    assert!(matches!(result, Err(Error::Interrupted)));
+    assert_eq!(names(directory.path()), [] as [PathBuf; 0]);
+    let full = restore(&image, u64::MAX, &path, &options, &AtomicBool::new(false), &());
+    assert_eq!(full.map_err(|error| error.kind()), Err(ErrorKind::NoSpace));
+    assert_eq!(names(directory.path()), [] as [PathBuf; 0]);
+}
+
+#[test]
+fn what_can_not_be_a_disk_is_refused() {
+    let kind = |path: &str| run(b"x", Path::new(path), true).map_err(|error| error.kind());
+    assert_eq!(kind("/tmp"), Err(ErrorKind::Invalid));
+    assert_eq!(kind("/dev/null"), Err(ErrorKind::Invalid));
+    assert_eq!(kind("/dev/no-such-volume"), Err(ErrorKind::NotFound));
+    assert_eq!(kind("/nowhere/out.img"), Err(ErrorKind::NotFound));
+}
+
+#[test]
+fn a_stream_has_every_byte() {
+    let (image, _) = image(&plain());
+    let mut out = Vec::new();
+    stream(&image, &mut out, &AtomicBool::new(false), &()).expect("streams");
+    assert!(out == plain());
+}
+
+/// Needs root and loop devices.
+mod device {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+    use std::process::Command;
+
+    /// A loop device that goes when it is dropped.
+    struct Loop {
+        _file: tempfile::NamedTempFile,
+        path: PathBuf,
+    }
+
+    impl Loop {
+        fn new(size: usize) -> Self {
+            let file = tempfile::NamedTempFile::new().expect("a file");
+            file.as_file().write_all_at(&vec![0xAA; size], 0).expect("writes");
+            let output = Command::new("losetup").args(["-f", "--show"]).arg(file.path()).output();
+            let output = output.expect("losetup runs");
+            assert!(output.status.success(), "losetup needs root: {output:?}");
+            let path = String::from_utf8(output.stdout).expect("text");
+            Self {
+                _file: file,
+                path: path.trim().into(),
+            }
+        }
+    }
+
+    impl Drop for Loop {
+        fn drop(&mut self) {
+            let _ = Command::new("losetup").arg("-d").arg(&self.path).status();
+        }
+    }
+
+    #[test]
+    fn a_device_reads_as_the_image_and_what_lies_behind_stays() {
+        let device = Loop::new(14 * MIB);
+        run(&plain(), &device.path, false).expect("restores");
+        let read = fs::read(&device.path).expect("reads");
+        assert!(read[..plain().len()] == plain());
+        assert!(read[plain().len()..].iter().all(|byte| *byte == 0xAA));
+    }
+
+    #[test]
+    fn a_device_that_is_too_small_stays_as_it_was() {
+        let device = Loop::new(12 * MIB);
+        assert!(matches!(
+            run(&plain(), &device.path, true),
+            Err(Error::TargetTooSmall { .. })
+        ));
+        assert!(fs::read(&device.path).expect("reads").iter().all(|byte| *byte == 0xAA));
+    }
+
+    #[test]
+    fn a_mounted_device_and_its_file_stay_as_they_were() {
+        let device = Loop::new(32 * MIB);
+        let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&device.path).status();
+        assert!(made.expect("mkfs.ext4 runs").success());
+        let point = tempfile::tempdir().expect("a directory");
+        let mounted = Command::new("mount").arg(&device.path).arg(point.path()).status();
+        assert!(mounted.expect("mount runs").success(), "mount needs root");
+        let busy = run(&plain(), &device.path, true);
+        let backing = run(&plain(), device._file.path(), true);
+        let _ = Command::new("umount").arg(point.path()).status();
+        let text = busy.expect_err("is mounted").to_string();
+        assert!(text.contains(&point.path().display().to_string()), "{text}");
+        assert!(matches!(backing, Err(Error::TargetInUse { .. })));
+    }
+}

@@ -1,0 +1,297 @@
+//! A disk that is read: a block device or a raw file. Reading it leaves the host's page cache as it was, as far as the
+//! kernel makes that possible.
+//!
+//! | kind | ways to read, the first that works |
+//! |---|---|
+//! | block device | O_DIRECT, advice |
+//! | file | RWF_DONTCACHE (uses what others have cached), O_DIRECT, advice |
+//!
+//! Advice is posix_fadvise(2): SEQUENTIAL once, and after each read DONTNEED for a window behind it.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
+use nix::unistd::{Whence, lseek64};
+
+use crate::buffer::{ALIGN, AlignedBuffer};
+use crate::error::{Error, Result};
+use crate::sys;
+
+/// Trailing window: DONTNEED skips a folio that crosses its edge, and readahead makes large folios (mm/filemap.c).
+const WINDOW_BYTES: u64 = 8 << 20;
+/// How often a read that failed is tried again.
+const RETRIES: u32 = 3;
+
+/// An open disk. May be read by many threads at once.
+pub struct Source {
+    path: PathBuf,
+    file: File,
+    /// The same file with O_DIRECT, where that works.
+    direct: Option<File>,
+    device: bool,
+    size_bytes: u64,
+    inode: (u64, u64),
+    way: AtomicU8,
+}
+
+const DONT_CACHE: u8 = 0;
+const DIRECT: u8 = 1;
+const ADVICE: u8 = 2;
+
+impl Source {
+    /// Opens a disk for reading.
+    pub fn open(path: &Path) -> Result<Self> {
+        let failed = |source| Error::OpenSource {
+            path: path.to_owned(),
+            source,
+        };
+        // Before opening: to open a pipe or a terminal could wait for ever.
+        let kind = std::fs::metadata(path).map_err(failed)?.file_type();
+        let device = kind.is_block_device();
+        if !device && !kind.is_file() {
+            return Err(Error::NotADisk {
+                path: path.to_owned(),
+                what: describe(kind),
+            });
+        }
+        let file = File::open(path).map_err(failed)?;
+        let direct = OpenOptions::new()
+            .read(true)
+            .custom_flags(OFlag::O_DIRECT.bits())
+            .open(path)
+            .ok();
+        let size_bytes = size_of(&file, device).map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        // Advice only; where it is refused, reading works all the same.
+        let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL);
+        let way = match &direct {
+            _ if !device => DONT_CACHE,
+            Some(_) => DIRECT,
+            None => ADVICE,
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            direct,
+            device,
+            size_bytes,
+            inode: (metadata.dev(), metadata.ino()),
+            way: AtomicU8::new(way),
+        })
+    }
+
+    /// The size when it was opened.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads `len` bytes from `offset_bytes`, a multiple of 4096, to the start of `buffer`. All of them or an error.
+    pub(crate) fn read(&self, offset_bytes: u64, len: usize, buffer: &mut AlignedBuffer) -> Result<()> {
+        let mut done = 0;
+        let mut failures = 0;
+        while done < len {
+            let at = offset_bytes + done as u64;
+            match self.read_once(at, len - done, &mut buffer.as_mut_slice()[done..]) {
+                Ok(0) => return Err(self.changed("became smaller")),
+                // O_DIRECT goes on only at an aligned place; what lies behind the last one is read again.
+                Ok(read) if done + read >= len => return Ok(()),
+                Ok(read) if read < ALIGN => return Err(self.changed("became smaller")),
+                Ok(read) => done += read / ALIGN * ALIGN,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) if failures < RETRIES => failures += 1,
+                Err(source) => {
+                    return Err(Error::ReadSource {
+                        path: self.path.clone(),
+                        offset_bytes: at,
+                        source,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read_once(&self, offset: u64, len: usize, buffer: &mut [u8]) -> io::Result<usize> {
+        match (self.way.load(Ordering::Relaxed), &self.direct) {
+            (DONT_CACHE, _) => match sys::read_dont_cache(&self.file, &mut buffer[..len], offset) {
+                Err(error) if is_refusal(&error) => {
+                    self.way.store(DIRECT, Ordering::Relaxed);
+                    self.read_once(offset, len, buffer)
+                }
+                result => result,
+            },
+            (DIRECT, Some(file)) => {
+                let aligned = len.next_multiple_of(ALIGN).min(buffer.len());
+                match file.read_at(&mut buffer[..aligned], offset) {
+                    Err(error) if is_refusal(&error) => {
+                        self.way.store(ADVICE, Ordering::Relaxed);
+                        self.read_once(offset, len, buffer)
+                    }
+                    // More than was asked for is there when the file grew; it is not part of the backup.
+                    result => result.map(|read| read.min(len)),
+                }
+            }
+            _ => {
+                let read = self.file.read_at(&mut buffer[..len], offset)?;
+                let end = offset + read as u64;
+                let start = end.saturating_sub(WINDOW_BYTES);
+                let (start, len) = (start as i64, (end - start) as i64);
+                let _ = posix_fadvise(&self.file, start, len, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+                Ok(read)
+            }
+        }
+    }
+
+    /// The next part at or after `offset_bytes` that may hold data; `None` if there are only holes up to the end.
+    pub(crate) fn next_data(&self, offset_bytes: u64) -> Option<std::ops::Range<u64>> {
+        if offset_bytes >= self.size_bytes {
+            return None;
+        }
+        let all = Some(offset_bytes..self.size_bytes);
+        if self.device {
+            return all;
+        }
+        let Ok(offset) = i64::try_from(offset_bytes) else {
+            return all;
+        };
+        match lseek64(&self.file, offset, Whence::SeekData) {
+            Ok(start) => {
+                let end = lseek64(&self.file, start, Whence::SeekHole).map_or(self.size_bytes, |end| end as u64);
+                Some(start as u64..end.min(self.size_bytes))
+            }
+            // No data from here to the end of the file; a file that shrank is found by the check at the end.
+            Err(nix::errno::Errno::ENXIO) => None,
+            // A file system that does not know holes.
+            Err(_) => all,
+        }
+    }
+
+    /// An error unless the source is still there with the size it had.
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        let Ok(metadata) = std::fs::metadata(&self.path) else {
+            return Err(self.changed("vanished"));
+        };
+        if (metadata.dev(), metadata.ino()) != self.inode {
+            return Err(self.changed("was replaced by another"));
+        }
+        match size_of(&self.file, self.device) {
+            Ok(size) if size == self.size_bytes => Ok(()),
+            Ok(size) => Err(self.changed(&format!("went from {} to {size} bytes", self.size_bytes))),
+            Err(_) => Err(self.changed("vanished")),
+        }
+    }
+
+    fn changed(&self, what: &str) -> Error {
+        Error::SourceChanged {
+            path: self.path.clone(),
+            what: what.to_owned(),
+        }
+    }
+}
+
+fn is_refusal(error: &io::Error) -> bool {
+    use nix::libc::{EINVAL, ENOSYS, EOPNOTSUPP};
+    matches!(error.raw_os_error(), Some(EINVAL | ENOSYS | EOPNOTSUPP))
+}
+
+fn size_of(file: &File, device: bool) -> io::Result<u64> {
+    if device {
+        sys::device_size_bytes(file)
+    } else {
+        Ok(file.metadata()?.len())
+    }
+}
+
+/// What a path is, for a message.
+pub(crate) fn describe(kind: std::fs::FileType) -> &'static str {
+    if kind.is_dir() {
+        "a directory"
+    } else if kind.is_char_device() {
+        "a character device"
+    } else if kind.is_fifo() {
+        "a pipe"
+    } else {
+        "a socket"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
+        // Not in /tmp, which may be a tmpfs without direct I/O.
+        let mut file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).expect("a file");
+        file.write_all(bytes).expect("writes");
+        file
+    }
+
+    fn read(source: &Source, offset: u64, len: usize) -> Result<Vec<u8>> {
+        let mut buffer = AlignedBuffer::new(len);
+        source.read(offset, len, &mut buffer)?;
+        Ok(buffer.as_slice()[..len].to_vec())
+    }
+
+    #[test]
+    fn every_way_reads_the_same_bytes_up_to_an_odd_end() {
+        let bytes: Vec<u8> = (0..3_000_001_u32).map(|i| (i % 253) as u8).collect();
+        let file = file(&bytes);
+        let source = Source::open(file.path()).expect("opens");
+        for way in [DONT_CACHE, DIRECT, ADVICE] {
+            source.way.store(way, Ordering::Relaxed);
+            assert_eq!(read(&source, 0, 1 << 20).expect("reads"), bytes[..1 << 20]);
+            let tail = bytes.len() - (2 << 20);
+            assert_eq!(
+                read(&source, 2 << 20, tail).expect("reads"),
+                bytes[2 << 20..],
+                "way {way}"
+            );
+        }
+    }
+
+    #[test]
+    fn holes_are_found() {
+        let file = file(b"x");
+        file.as_file().set_len(10 << 20).expect("grows");
+        file.as_file().write_all_at(b"y", 5 << 20).expect("writes");
+        let source = Source::open(file.path()).expect("opens");
+        assert_eq!(source.next_data(0).expect("data").start, 0);
+        let second = source.next_data(1 << 20).expect("data");
+        assert!(second.contains(&(5 << 20)) && second.start > 1 << 20, "{second:?}");
+        assert_eq!(source.next_data(6 << 20), None);
+        assert_eq!(source.next_data(10 << 20), None);
+    }
+
+    #[test]
+    fn a_source_that_shrinks_grows_or_goes_is_noticed() {
+        let file = file(&[1; 100_000]);
+        let source = Source::open(file.path()).expect("opens");
+        source.check_unchanged().expect("is unchanged");
+        file.as_file().set_len(50_000).expect("shrinks");
+        assert!(matches!(read(&source, 0, 100_000), Err(Error::SourceChanged { .. })));
+        assert!(source.check_unchanged().is_err());
+        file.as_file().set_len(100_001).expect("grows");
+        assert!(source.check_unchanged().is_err());
+        file.close().expect("removes");
+        let error = source.check_unchanged().expect_err("is gone").to_string();
+        assert!(error.contains("vanished"), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_a_disk_is_refused() {
+        let of = |path: &str| Source::open(Path::new(path)).err().map(|error| error.to_string());
+        assert!(of("/tmp").is_some_and(|text| text.contains("a directory")));
+        assert!(of("/dev/null").is_some_and(|text| text.contains("a character device")));
+        assert!(of("/nowhere").is_some_and(|text| text.contains("can't open /nowhere")));
+    }
+}

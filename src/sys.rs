@@ -1,0 +1,45 @@
+//! The system calls of this crate that the standard library and nix have no safe form of. The only file here with
+//! `unsafe`.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use nix::libc;
+
+mod ioctl {
+    // linux/fs.h
+    nix::ioctl_read!(blk_get_size_64, 0x12, 114, u64);
+    nix::ioctl_write_ptr_bad!(blk_zero_out, nix::request_code_none!(0x12, 127), [u64; 2]);
+}
+
+/// The size of a block device in bytes (`BLKGETSIZE64`).
+pub(crate) fn device_size_bytes(device: &File) -> io::Result<u64> {
+    let mut size = 0;
+    // SAFETY: the kernel writes one u64 to the pointer, which is valid for that (block/ioctl.c, put_u64).
+    unsafe { ioctl::blk_get_size_64(device.as_raw_fd(), &raw mut size) }?;
+    Ok(size)
+}
+
+/// Makes a range of a block device read as zeros, by unmapping where the device promises zeros for that and by
+/// writing elsewhere (`BLKZEROOUT`). Both numbers must be multiples of the logical sector size.
+pub(crate) fn zero_device_range(device: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
+    let range = [offset_bytes, len_bytes];
+    // SAFETY: the kernel reads two u64 from the pointer (block/ioctl.c, blk_ioctl_zeroout).
+    unsafe { ioctl::blk_zero_out(device.as_raw_fd(), &raw const range) }?;
+    Ok(())
+}
+
+/// pread(2) that leaves nothing in the page cache that was not there before (`RWF_DONTCACHE`, Linux 6.14; preadv2(2)).
+/// Fails with `EOPNOTSUPP` or `EINVAL` where kernel or file system do not know it.
+pub(crate) fn read_dont_cache(file: &File, buffer: &mut [u8], offset_bytes: u64) -> io::Result<usize> {
+    let part = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
+    let offset = libc::off_t::try_from(offset_bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the one iovec describes `buffer`, which is borrowed mutably for the call (preadv2(2)).
+    let read = unsafe { libc::preadv2(file.as_raw_fd(), &raw const part, 1, offset, libc::RWF_DONTCACHE) };
+    // preadv2 returns -1 for an error and the number of bytes otherwise.
+    usize::try_from(read).map_err(|_| io::Error::last_os_error())
+}

@@ -1,0 +1,270 @@
+//! What a restore writes to: a new file that appears when it is whole, or a block device.
+
+use std::fs::{File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
+
+use crate::buffer::ALIGN;
+use crate::error::{Error, Result};
+use crate::source::describe;
+use crate::sys;
+
+/// An open target. May be written by many threads at once, each its own range.
+pub(crate) struct Target {
+    path: PathBuf,
+    /// O_DIRECT where that works: what is restored is seldom read again here.
+    direct: Option<File>,
+    buffered: File,
+    kind: Kind,
+}
+
+enum Kind {
+    Device,
+    /// Written under another name, which is `None` once it has its own.
+    File {
+        part: Option<PathBuf>,
+        replace: bool,
+    },
+}
+
+impl Target {
+    /// Opens a target for an image, after all checks; nothing of an existing target is changed yet.
+    pub(crate) fn open(path: &Path, size_bytes: u64, data_bytes: u64, replace: bool) -> Result<Self> {
+        match std::fs::metadata(path) {
+            Ok(metadata) if metadata.file_type().is_block_device() => Self::open_device(path, size_bytes),
+            Ok(metadata) if metadata.is_file() && !replace => Err(Error::TargetExists(path.to_owned())),
+            Ok(metadata) if metadata.is_file() => {
+                // A link is followed: the file it names is replaced, not the link.
+                let path = std::fs::canonicalize(path).map_err(Error::target("open", path))?;
+                refuse_loop_backing(&path)?;
+                Self::create_file(&path, size_bytes, data_bytes, Some(&metadata))
+            }
+            Ok(metadata) => Err(Error::NotADisk {
+                path: path.to_owned(),
+                what: describe(metadata.file_type()),
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path.starts_with("/dev") => {
+                // A mistyped volume must not become a file that fills up /dev.
+                Err(Error::target("find device", path)(error))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Self::create_file(path, size_bytes, data_bytes, None)
+            }
+            Err(error) => Err(Error::target("open", path)(error)),
+        }
+    }
+
+    fn open_device(path: &Path, size_bytes: u64) -> Result<Self> {
+        let open = |flags: OFlag| {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .custom_flags(flags.bits())
+                .open(path)
+        };
+        // O_EXCL without O_CREAT: the kernel refuses while the device, a partition of it or the disk it is on is
+        // mounted, swap, or part of a volume group or array (open(2), block/bdev.c).
+        let exclusive = match open(OFlag::O_EXCL | OFlag::O_DIRECT) {
+            Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => open(OFlag::O_EXCL),
+            result => result,
+        };
+        let direct = exclusive.map_err(|error| match error.raw_os_error() {
+            Some(code) if code == Errno::EBUSY as i32 => Error::TargetInUse {
+                path: path.to_owned(),
+                what: device_user(path),
+            },
+            _ => Error::target("open", path)(error),
+        })?;
+        let have_bytes = sys::device_size_bytes(&direct).map_err(Error::target("open", path))?;
+        if have_bytes < size_bytes {
+            return Err(Error::TargetTooSmall {
+                path: path.to_owned(),
+                have_bytes,
+                need_bytes: size_bytes,
+            });
+        }
+        let buffered = open(OFlag::empty()).map_err(Error::target("open", path))?;
+        Ok(Self {
+            path: path.to_owned(),
+            direct: Some(direct),
+            buffered,
+            kind: Kind::Device,
+        })
+    }
+
+    fn create_file(
+        path: &Path,
+        size_bytes: u64,
+        data_bytes: u64,
+        replaced: Option<&std::fs::Metadata>,
+    ) -> Result<Self> {
+        let name = path.file_name().ok_or_else(|| Error::NotADisk {
+            path: path.to_owned(),
+            what: "a directory",
+        })?;
+        let directory = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let stat = nix::sys::statvfs::statvfs(directory)
+            .map_err(|errno| Error::target("create a file in", directory)(errno.into()))?;
+        let have_bytes = stat.blocks_available() as u64 * stat.fragment_size() as u64;
+        if have_bytes < data_bytes {
+            return Err(Error::NoRoom {
+                path: directory.to_owned(),
+                have_bytes,
+                need_bytes: data_bytes,
+            });
+        }
+        let part = directory.join(format!(".{}.vbk-{}", name.to_string_lossy(), std::process::id()));
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(0o600);
+        let buffered = options.open(&part).map_err(Error::target("create", &part))?;
+        let direct = OpenOptions::new()
+            .write(true)
+            .custom_flags(OFlag::O_DIRECT.bits())
+            .open(&part)
+            .ok();
+        let target = Self {
+            path: path.to_owned(),
+            direct,
+            buffered,
+            kind: Kind::File {
+                part: Some(part.clone()),
+                replace: replaced.is_some(),
+            },
+        };
+        target
+            .buffered
+            .set_len(size_bytes)
+            .map_err(Error::target("size", &part))?;
+        if let Some(metadata) = replaced {
+            std::os::unix::fs::fchown(&target.buffered, Some(metadata.uid()), Some(metadata.gid()))
+                .and_then(|()| {
+                    let mode = Permissions::from_mode(metadata.mode() & 0o7777);
+                    target.buffered.set_permissions(mode)
+                })
+                .map_err(Error::target("set the owner of", &part))?;
+        }
+        Ok(target)
+    }
+
+    /// Writes at a multiple of 4096. `bytes` starts at an aligned address.
+    pub(crate) fn write(&self, offset_bytes: u64, bytes: &[u8]) -> Result<()> {
+        let aligned = bytes.len() / ALIGN * ALIGN;
+        let (body, tail) = bytes.split_at(aligned);
+        let direct = match &self.direct {
+            Some(file) => match file.write_all_at(body, offset_bytes) {
+                // A file system that opens with O_DIRECT and then refuses to write.
+                Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => false,
+                result => {
+                    result.map_err(Error::target("write", &self.path))?;
+                    true
+                }
+            },
+            None => false,
+        };
+        if !direct {
+            self.buffered
+                .write_all_at(body, offset_bytes)
+                .map_err(Error::target("write", &self.path))?;
+        }
+        self.buffered
+            .write_all_at(tail, offset_bytes + aligned as u64)
+            .map_err(Error::target("write", &self.path))
+    }
+
+    /// Makes a range read as zeros.
+    pub(crate) fn zero(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+        match self.kind {
+            // Made of nothing but a hole.
+            Kind::File { .. } => Ok(()),
+            Kind::Device => {
+                let aligned = len_bytes / ALIGN as u64 * ALIGN as u64;
+                if aligned > 0 {
+                    sys::zero_device_range(&self.buffered, offset_bytes, aligned)
+                        .map_err(Error::target("zero a part of", &self.path))?;
+                }
+                let tail = vec![0; (len_bytes - aligned) as usize];
+                self.buffered
+                    .write_all_at(&tail, offset_bytes + aligned)
+                    .map_err(Error::target("write", &self.path))
+            }
+        }
+    }
+
+    /// Makes all of it durable, and a file visible under its name.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        self.buffered.sync_all().map_err(Error::target("sync", &self.path))?;
+        if let Kind::File { part, replace } = &mut self.kind
+            && let Some(from) = part
+        {
+            let flags = if *replace {
+                RenameFlags::empty()
+            } else {
+                RenameFlags::RENAME_NOREPLACE
+            };
+            let renamed = match renameat2(AT_FDCWD, &*from, AT_FDCWD, &self.path, flags) {
+                // Not every file system can refuse to replace; the check at the start has to do there.
+                Err(Errno::EINVAL) => std::fs::rename(&*from, &self.path),
+                Err(Errno::EEXIST) => return Err(Error::TargetExists(self.path.clone())),
+                result => result.map_err(io::Error::from),
+            };
+            renamed.map_err(Error::target("name", &self.path))?;
+            *part = None;
+            if let Some(parent) = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                File::open(parent)
+                    .and_then(|directory| directory.sync_all())
+                    .map_err(Error::target("sync", parent))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        if let Kind::File { part: Some(part), .. } = &self.kind
+            && let Err(error) = std::fs::remove_file(part)
+        {
+            tracing::warn!("can't remove the unfinished {}: {error}", part.display());
+        }
+    }
+}
+
+fn device_user(path: &Path) -> String {
+    let canonical = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let mounted = mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        let source = Path::new(fields.next()?);
+        let same = std::fs::canonicalize(source).is_ok_and(|source| source == canonical);
+        same.then(|| fields.next().map(str::to_owned)).flatten()
+    });
+    match mounted {
+        Some(point) => format!("mounted at {point}; `umount {point}` first"),
+        None => {
+            "by the kernel: mounted elsewhere, a mounted partition, swap, or part of a volume group or array".into()
+        }
+    }
+}
+
+/// A file that is a loop device's disk is in use, though nothing but sysfs says so.
+fn refuse_loop_backing(path: &Path) -> Result<()> {
+    let devices = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    for device in devices {
+        let backing = std::fs::read_to_string(device.path().join("loop/backing_file"));
+        if backing.is_ok_and(|backing| Path::new(backing.trim_end_matches('\n')) == path) {
+            let name = device.file_name().to_string_lossy().into_owned();
+            return Err(Error::TargetInUse {
+                path: path.to_owned(),
+                what: format!("loop device /dev/{name}; `losetup -d /dev/{name}` first"),
+            });
+        }
+    }
+    Ok(())
+}
