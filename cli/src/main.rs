@@ -1,1 +1,82 @@
-fn main(){}
+//! The `vbk` command: the only part of vbk that reads arguments and the environment, prints, and exits.
+#![forbid(unsafe_code)]
+
+mod args;
+mod commands;
+mod context;
+mod daemon;
+mod exit;
+mod output;
+mod progress;
+mod signals;
+mod table;
+mod units;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+use crate::context::Context;
+use crate::exit::{Outcome, Result};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_log(cli.global.verbose, cli.global.quiet);
+    raise_open_file_limit();
+    let result = run(&cli);
+    // What could not be printed was not done: a full disk behind a redirection must not look like success.
+    if let Some(error) = output::failure() {
+        eprintln!("vbk: can't write to standard output: {error}");
+        return ExitCode::from(1);
+    }
+    match result {
+        Ok(outcome) => outcome.code(),
+        Err(error) => {
+            eprintln!("vbk: {}", error.message());
+            error.code()
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<Outcome> {
+    let context = Context::new(&cli.global);
+    match &cli.command {
+        Command::Init(args) => commands::init::run(&context, args),
+        Command::Backup(args) => commands::backup::run(&context, args),
+        Command::List(args) => commands::list::run(&context, args),
+        Command::Show(args) => commands::show::run(&context, args),
+        Command::Mount(args) => commands::mount::run(&context, args),
+        Command::Mounts => commands::mounts::run(&context),
+        Command::Umount(args) => commands::umount::run(&context, args),
+        Command::Restore(args) => commands::restore::run(&context, args),
+        Command::Verify(args) => commands::verify::run(&context, args),
+    }
+}
+
+fn start_log(verbose: u8, quiet: bool) {
+    use tracing_subscriber::EnvFilter;
+    let level = match verbose {
+        0 if quiet => "error",
+        0 => "warn",
+        1 => "info",
+        _ => "debug",
+    };
+    // VBK_LOG takes tracing's own filters, as in VBK_LOG=rocksdb=debug.
+    let filter = EnvFilter::try_from_env("VBK_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+}
+
+/// The store keeps up to 768 files open, and a mount has a store per view.
+fn raise_open_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // With a lower limit large repositories fail with a message of their own.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard.min(65_536), hard);
+    }
+}

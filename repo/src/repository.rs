@@ -114,16 +114,16 @@ impl Repository {
         let started = Instant::now();
         loop {
             if let Some(held) = views::open(&self.path)? {
-                return View::new(held.reader, held.number, Some(held.lock), &self.path);
+                return View::new(held.reader, held.number, &self.path);
             }
             // No view: loss of power right after init, or a copy of the directory without its links. A writer makes one.
             match self.writer("open", &mut |_| false) {
                 Ok(writer) => drop(writer),
                 Err(error) if error.kind() == ErrorKind::Denied => {
                     // Nobody can write here, so the store itself is as good as a view.
-                    let reader = RocksReader::open(&path_in(&self.path))?;
+                    let reader = RocksReader::open(&path_in(&self.path), None)?;
                     let number = reader.generation()?;
-                    return View::new(reader, number, None, &self.path);
+                    return View::new(reader, number, &self.path);
                 }
                 Err(Error::Locked { .. }) if started.elapsed() < FIRST_VIEW_TIMEOUT => {
                     std::thread::sleep(Duration::from_millis(100));
@@ -182,24 +182,22 @@ fn write_marker(path: &Path) -> Result<()> {
         .map_err(Error::io("write", &marker))
 }
 
-/// A repository as it was after some commit. It stays readable, whatever is done to the repository, until dropped.
+/// A repository as it was after some commit. It stays readable, whatever is done to the repository, until it and all
+/// clones of its store are dropped.
 pub struct View {
     store: Arc<dyn StoreReader>,
     identity: Identity,
     number: u64,
-    // Declared after the store: the lock goes when the store's files are closed.
-    _lock: Option<fs::File>,
 }
 
 impl View {
-    fn new(reader: RocksReader, number: u64, lock: Option<fs::File>, path: &Path) -> Result<Self> {
+    fn new(reader: RocksReader, number: u64, path: &Path) -> Result<Self> {
         let identity = reader.identity()?;
         identity.check(path)?;
         Ok(Self {
             store: Arc::new(reader),
             identity,
             number,
-            _lock: lock,
         })
     }
 
@@ -213,9 +211,9 @@ impl View {
         self.number
     }
 
-    /// What keeps the bytes. Hold the view for as long as this is used.
-    pub fn store(&self) -> &Arc<dyn StoreReader> {
-        &self.store
+    /// What keeps the bytes.
+    pub fn store(&self) -> Arc<dyn StoreReader> {
+        Arc::clone(&self.store)
     }
 
     /// All backups.

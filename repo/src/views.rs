@@ -39,11 +39,10 @@ pub(crate) fn current(repository: &Path) -> Result<Option<u64>> {
     }
 }
 
-/// A view that stays as long as this is held.
+/// A view that stays as long as its reader is held.
 pub(crate) struct HeldView {
     pub(crate) reader: RocksReader,
     pub(crate) number: u64,
-    pub(crate) lock: File,
 }
 
 /// Opens the newest view; `None` if there is none.
@@ -66,9 +65,8 @@ pub(crate) fn open(repository: &Path) -> Result<Option<HeldView>> {
             continue;
         }
         return Ok(Some(HeldView {
-            reader: RocksReader::open(&views.join(number.to_string()))?,
+            reader: RocksReader::open(&views.join(number.to_string()), Some(lock))?,
             number,
-            lock,
         }));
     }
     Ok(None)

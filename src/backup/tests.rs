@@ -45,7 +45,7 @@ impl Fixture {
 
     fn read(&self, entry: &Entry) -> Vec<u8> {
         let view = self.repository.view().expect("opens");
-        let image = ImageReader::open(view.store().clone(), ReadResources::new(1), &entry.backup.images[0]);
+        let image = ImageReader::open(view.store(), ReadResources::new(1), &entry.backup.images[0]);
         let image = image.expect("opens");
         let mut bytes = vec![0xEE; image.size_bytes() as usize];
         assert_eq!(image.read_at(0, &mut bytes).expect("reads"), bytes.len());

@@ -24,6 +24,7 @@
 //! sequence numbers can be used again. Segments left by a crash are named by their content and stay as they are.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
@@ -55,6 +56,8 @@ const MAX_OPEN_FILES: i32 = 768;
 /// A store opened for reading: a view, which no writer changes any more.
 pub struct RocksReader {
     db: DB,
+    /// Dropped after the database is closed.
+    _guard: Option<File>,
 }
 
 /// A store opened for writing. One process at a time: RocksDB's own lock refuses a second.
@@ -192,11 +195,12 @@ fn can_write_direct(directory: &Path) -> bool {
 }
 
 impl RocksReader {
-    /// Opens a checkpoint, or a store on a file system that can't be written to.
-    pub fn open(path: &Path) -> Result<Self> {
+    /// Opens a checkpoint, or a store on a file system that can't be written to. `guard` is a file whose lock keeps
+    /// the checkpoint; it is held as long as the reader.
+    pub fn open(path: &Path, guard: Option<File>) -> Result<Self> {
         let (options, families) = database_options(&Cache::new_lru_cache(BLOCK_CACHE_BYTES), false);
         let db = DB::open_cf_descriptors_read_only(&options, path, families, false).map_err(failed("open"))?;
-        Ok(Self { db })
+        Ok(Self { db, _guard: guard })
     }
 
     fn family(&self, name: &'static str) -> &ColumnFamily {
@@ -364,7 +368,7 @@ impl RocksStore {
     pub fn open(path: &Path) -> Result<Self> {
         let (options, families) = database_options(&Cache::new_lru_cache(BLOCK_CACHE_BYTES), can_write_direct(path));
         let db = DB::open_cf_descriptors(&options, path, families).map_err(failed("open"))?;
-        let reader = RocksReader { db };
+        let reader = RocksReader { db, _guard: None };
         let barrier = reader.meta_number("barrier")?;
         let store = Self {
             reader,

@@ -180,7 +180,7 @@ fn a_view_stays_whole_while_the_store_goes_on() {
     fixture.store().put(vec![new.clone()]).expect("puts");
     fixture.store().flush().expect("flushes");
 
-    let views = [0, 1].map(|_| RocksReader::open(&path).expect("opens twice"));
+    let views = [0, 1].map(|_| RocksReader::open(&path, None).expect("opens twice"));
     for view in &views {
         assert!(view.get(&[wanted(&old)])[0].is_ok());
         assert_eq!(view.locate(&[new.id]).expect("locates"), [None]);

@@ -1,0 +1,283 @@
+//! The command line. The texts here are the manual: what they do not say, users do not know.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use vbk_repo::block::BlockSize;
+use vbk_repo::catalogue::BackupSpec;
+use vbk_repo::codec::Compression;
+use vbk_repo::name::{DiskName, GuestName};
+
+const AFTER_HELP: &str = "\
+A BACKUP is named GUEST@latest, GUEST@2026-11-21 (as much of the time as is needed to tell it from others) or by the
+first digits of its id. BACKUP/DISK names one disk of it, as in web1@latest/vda. Times are UTC.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done with warnings, 4 damage found, 75 repository busy, 130 interrupted.
+
+Example:
+  vbk init /var/lib/vbk
+  export VBK_REPO=/var/lib/vbk
+  vbk backup web1 /dev/vg0/web1
+  vbk mount web1@latest --files /mnt/files
+  cp /mnt/files/p2/etc/nginx/nginx.conf /etc/nginx/
+  vbk umount /mnt/files";
+
+/// Backs up the disks of virtual servers, and gives any past day back: a whole disk, an image to mount, or one file.
+#[derive(Debug, Parser)]
+#[command(name = "vbk", version, after_help = AFTER_HELP, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// The repository: a directory made by `vbk init`
+    #[arg(long, short = 'r', global = true, env = "VBK_REPO", value_name = "DIR")]
+    pub repo: Option<PathBuf>,
+
+    /// Print the result as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// Print nothing but errors and warnings
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+
+    /// Log more; twice: everything
+    #[arg(long, short, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a repository in a new or empty directory
+    Init(InitArgs),
+    /// Back up the disks of a guest
+    Backup(BackupArgs),
+    /// List the backups, of all guests or of one
+    List(ListArgs),
+    /// Show one backup in full
+    Show(ShowArgs),
+    /// Mount all backups as images, or the file systems inside one backup
+    Mount(MountArgs),
+    /// List what vbk has mounted on this machine
+    Mounts,
+    /// Take down what `vbk mount` mounted
+    #[command(visible_alias = "unmount")]
+    Umount(UmountArgs),
+    /// Write a disk back: to a file, onto a block device, or to standard output
+    Restore(RestoreArgs),
+    /// Read back every block of every backup, decode it and hash it again
+    Verify(VerifyArgs),
+}
+
+/// Arguments of `vbk init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Where to make it [default: the repository named by --repo or VBK_REPO]
+    #[arg(value_name = "DIR")]
+    pub path: Option<PathBuf>,
+
+    /// How disks are cut: a power of two from 64K to 16M. Fixed for the life of the repository
+    #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = parse_block_size)]
+    pub block_size: BlockSize,
+}
+
+/// Arguments of `vbk backup`.
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// The name of the guest, as in web1
+    pub guest: GuestName,
+
+    /// Its disks: block devices or raw files. One alone is called vda; several are named, as in
+    /// vda=/dev/vg0/web1-root vdb=/srv/web1-data.img
+    #[arg(required = true, value_name = "[NAME=]DISK", value_parser = parse_disk)]
+    pub disks: Vec<DiskArg>,
+
+    /// zstd level for new blocks, 1 (fast) to 19 (small), or none
+    #[arg(long, value_name = "LEVEL", default_value = "3", value_parser = parse_compression)]
+    pub compression: Compression,
+
+    /// Give up with exit code 75 if another process writes to the repository, instead of waiting for it
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// A disk on the command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskArg {
+    /// Its name, if one was given.
+    pub name: Option<DiskName>,
+    /// Where to read it.
+    pub path: PathBuf,
+}
+
+/// Arguments of `vbk list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Only backups of this guest
+    pub guest: Option<GuestName>,
+}
+
+/// Arguments of `vbk show`.
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// The backup, as in web1@latest
+    pub backup: BackupSpec,
+}
+
+/// Arguments of `vbk mount`.
+#[derive(Debug, Args)]
+#[command(override_usage = "vbk mount [OPTIONS] <DIR>\n       vbk mount [OPTIONS] <BACKUP[/DISK]> --files <DIR>")]
+pub struct MountArgs {
+    /// An empty directory for the images of all backups: DIR/GUEST/TIME/DISK.img. With --files: the backup
+    #[arg(value_name = "DIR|BACKUP")]
+    pub what: String,
+
+    /// Mount the file systems inside a backup here: DIR/p1, DIR/p2 ... for partitions 1, 2 ...; DIR/DISK/p1 ... if the
+    /// backup has several disks. Read-only; needs root
+    #[arg(long, value_name = "DIR")]
+    pub files: Option<PathBuf>,
+
+    /// Serve until Ctrl-C or `vbk umount` instead of returning when the mount is ready
+    #[arg(long, short)]
+    pub foreground: bool,
+
+    /// Let all users of this machine read the images (they hold everything the guests have)
+    #[arg(long, conflicts_with = "files")]
+    pub allow_other: bool,
+}
+
+/// Arguments of `vbk umount`.
+#[derive(Debug, Args)]
+pub struct UmountArgs {
+    /// Where it is mounted
+    pub dir: PathBuf,
+
+    /// Take it out of sight now, also while programs use it; the rest goes when they end
+    #[arg(long, short)]
+    pub lazy: bool,
+}
+
+/// Arguments of `vbk restore`.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The backup, as in web1@latest; if it has several disks with the disk, as in web1@latest/vda
+    pub backup: BackupSpec,
+
+    /// A new file, a block device at least as large, or - for standard output
+    pub target: PathBuf,
+
+    /// Replace an existing file
+    #[arg(long, short)]
+    pub force: bool,
+}
+
+/// Arguments of `vbk verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Only these backups [default: all]
+    #[arg(value_name = "BACKUP")]
+    pub backups: Vec<BackupSpec>,
+}
+
+fn parse_block_size(text: &str) -> Result<BlockSize, String> {
+    let (digits, unit) = match text.find(|c: char| !c.is_ascii_digit()) {
+        Some(place) => text.split_at(place),
+        None => (text, ""),
+    };
+    let factor = match unit.to_ascii_lowercase().as_str() {
+        "" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        _ => return Err("write a size as 64K, 1M or 1048576".into()),
+    };
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "write a size as 64K, 1M or 1048576".to_owned())?;
+    BlockSize::new(number.saturating_mul(factor)).map_err(|error| error.to_string())
+}
+
+fn parse_compression(text: &str) -> Result<Compression, String> {
+    match text.parse() {
+        Ok(level @ 1..=19) => Ok(Compression::Zstd(level)),
+        _ if text == "none" => Ok(Compression::None),
+        _ => Err("write a zstd level from 1 to 19, or none".into()),
+    }
+}
+
+fn parse_disk(text: &str) -> Result<DiskArg, String> {
+    // A path may have an = in it; a disk's name has no / in it.
+    match text.split_once('=') {
+        Some((name, path)) if !name.contains('/') => Ok(DiskArg {
+            name: Some(DiskName::new(name).map_err(|error| error.to_string())?),
+            path: non_empty(path)?,
+        }),
+        _ => Ok(DiskArg {
+            name: None,
+            path: non_empty(text)?,
+        }),
+    }
+}
+
+fn non_empty(path: &str) -> Result<PathBuf, String> {
+    match path {
+        "" => Err("the path of the disk is missing".into()),
+        path => Ok(path.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn block_sizes_are_read_with_units() {
+        for (text, bytes) in [
+            ("64K", 1 << 16),
+            ("1M", 1 << 20),
+            ("16MiB", 16 << 20),
+            ("131072", 1 << 17),
+        ] {
+            assert_eq!(parse_block_size(text).map(BlockSize::bytes), Ok(bytes));
+        }
+        assert!(parse_block_size("100000").is_err_and(|text| text.contains("131072")));
+        for bad in ["", "M", "1G", "1.5M", "-1"] {
+            assert!(parse_block_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn disks_may_have_names() {
+        let of = |text: &str| parse_disk(text).map(|disk| (disk.name.map(String::from), disk.path));
+        assert_eq!(of("/dev/x"), Ok((None, "/dev/x".into())));
+        assert_eq!(of("vdb=/dev/x"), Ok((Some("vdb".into()), "/dev/x".into())));
+        assert_eq!(of("/dev/a=b"), Ok((None, "/dev/a=b".into())));
+        for bad in ["", "vda=", "=x", "a b=x", "..=x"] {
+            assert!(of(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn levels_outside_zstd_are_refused() {
+        assert_eq!(parse_compression("19"), Ok(Compression::Zstd(19)));
+        assert_eq!(parse_compression("none"), Ok(Compression::None));
+        for bad in ["0", "20", "-1", "fast", ""] {
+            assert!(parse_compression(bad).is_err(), "{bad}");
+        }
+    }
+}

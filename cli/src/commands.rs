@@ -1,0 +1,49 @@
+//! The commands: each checks its arguments, lets the libraries work, and prints what came of it.
+
+pub mod backup;
+pub mod init;
+pub mod list;
+pub mod mount;
+pub mod mounts;
+pub mod restore;
+pub mod show;
+pub mod umount;
+pub mod verify;
+
+use serde::Serialize;
+use vbk_repo::backup::Entry;
+
+/// What is shown of a backup in lists.
+#[derive(Debug, Serialize)]
+struct BackupJson<'a> {
+    backup: String,
+    id: String,
+    guest: &'a str,
+    time: jiff::Timestamp,
+    disks: Vec<&'a str>,
+    size_bytes: u64,
+    new_bytes: u64,
+    stored_bytes: u64,
+    duration_ms: u64,
+}
+
+impl<'a> BackupJson<'a> {
+    fn new(entry: &'a Entry) -> Self {
+        let backup = &entry.backup;
+        Self {
+            backup: backup.spec(),
+            id: entry.id.to_string(),
+            guest: backup.guest.as_str(),
+            time: backup.time.timestamp(),
+            disks: disk_names(entry),
+            size_bytes: backup.size_bytes(),
+            new_bytes: backup.new_bytes(),
+            stored_bytes: backup.stored_bytes(),
+            duration_ms: backup.duration_ms,
+        }
+    }
+}
+
+fn disk_names(entry: &Entry) -> Vec<&str> {
+    entry.backup.images.iter().map(|image| image.disk.as_str()).collect()
+}

@@ -1,0 +1,99 @@
+//! `vbk backup`
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use vbk::backup::{BackupPlan, BackupSummary, backup};
+use vbk::observer::{Counts, Observer};
+use vbk::source::Source;
+use vbk_repo::backup::Image;
+use vbk_repo::name::DiskName;
+
+use crate::args::{BackupArgs, DiskArg};
+use crate::context::{Context, host, threads};
+use crate::exit::{Error, Outcome, Result};
+use crate::progress::{Progress, Words};
+use crate::{signals, units};
+
+/// What one disk alone is called, as guests call their first virtio disk.
+const ONLY_DISK: &str = "vda";
+
+#[derive(Serialize)]
+struct Report<'a> {
+    backup: String,
+    id: String,
+    guest: &'a str,
+    time: jiff::Timestamp,
+    size_bytes: u64,
+    #[serde(flatten)]
+    counts: Counts,
+    duration_ms: u64,
+    disks: &'a [Image],
+}
+
+/// Backs a guest up.
+pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
+    let clock = Instant::now();
+    let disks = name_disks(&args.disks)?;
+    let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
+    // Before the wait for another writer: a wrong path is told at once.
+    let mut total = 0;
+    for (_, path) in &disks {
+        total += Source::open(path)?.size_bytes();
+    }
+    let writer = context.writer(&format!("backup {}", args.guest), args.no_wait, &cancel)?;
+    let plan = BackupPlan {
+        guest: args.guest.clone(),
+        disks,
+        compression: args.compression,
+        host: host(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started: jiff::Timestamp::now(),
+        threads: threads(),
+    };
+    let progress = Progress::new(context.quiet(), total, Words::Backup);
+    let summary = backup(&writer, &plan, &cancel, &progress as &dyn Observer);
+    progress.finish();
+    let summary = summary?;
+    context.say(last_line(&summary, clock.elapsed()));
+    let made = &summary.entry.backup;
+    context.json_result(&Report {
+        backup: made.spec(),
+        id: summary.entry.id.to_string(),
+        guest: made.guest.as_str(),
+        time: made.time.timestamp(),
+        size_bytes: made.size_bytes(),
+        counts: summary.counts,
+        duration_ms: made.duration_ms,
+        disks: &made.images,
+    })?;
+    Ok(match progress.warnings() {
+        0 => Outcome::Done,
+        _ => Outcome::Warnings,
+    })
+}
+
+fn last_line(summary: &BackupSummary, took: Duration) -> String {
+    let counts = &summary.counts;
+    format!(
+        "{}: {} read, {} new ({} stored) in {}",
+        summary.entry.backup.guest,
+        units::size(counts.read_bytes),
+        units::size(counts.new_bytes),
+        units::size(counts.stored_bytes),
+        units::duration(took)
+    )
+}
+
+fn name_disks(disks: &[DiskArg]) -> Result<Vec<(DiskName, PathBuf)>> {
+    let name = |disk: &DiskArg| match &disk.name {
+        Some(name) => Ok((name.clone(), disk.path.clone())),
+        None if disks.len() == 1 => Ok((ONLY_DISK.parse::<DiskName>()?, disk.path.clone())),
+        None => Err(Error::Usage(format!(
+            "{} has no name; with several disks each needs one, as in vda={0}",
+            disk.path.display()
+        ))),
+    };
+    disks.iter().map(name).collect()
+}

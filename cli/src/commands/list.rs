@@ -1,0 +1,58 @@
+//! `vbk list`
+
+use crate::args::ListArgs;
+use crate::commands::{BackupJson, disk_names};
+use crate::context::Context;
+use crate::exit::{Outcome, Result};
+use crate::table::{Align, Table};
+use crate::units;
+
+/// Lists backups.
+pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Outcome> {
+    let catalogue = context.repository()?.view()?.catalogue()?;
+    if let Some(guest) = &args.guest {
+        catalogue.check_guest(guest)?;
+    }
+    let wanted = |guest| args.guest.as_ref().is_none_or(|only| only == guest);
+    let entries: Vec<_> = catalogue
+        .entries()
+        .iter()
+        .filter(|entry| wanted(&entry.backup.guest))
+        .collect();
+    let mut table = Table::new(&[
+        ("GUEST", Align::Left),
+        ("TIME", Align::Left),
+        ("DISKS", Align::Left),
+        ("SIZE", Align::Right),
+        ("NEW", Align::Right),
+        ("STORED", Align::Right),
+        ("TOOK", Align::Right),
+        ("ID", Align::Left),
+    ]);
+    for entry in &entries {
+        let backup = &entry.backup;
+        table.row(vec![
+            backup.guest.to_string(),
+            backup.time.to_string(),
+            disk_names(entry).join(","),
+            units::size(backup.size_bytes()),
+            units::size(backup.new_bytes()),
+            units::size(backup.stored_bytes()),
+            units::duration(backup.duration().unsigned_abs()),
+            entry.id.short(),
+        ]);
+    }
+    if entries.is_empty() {
+        context.say("no backups yet; `vbk backup GUEST DISK` makes the first");
+    } else {
+        context.print(table);
+    }
+    context.json_result(&entries.iter().map(|entry| BackupJson::new(entry)).collect::<Vec<_>>())?;
+    for error in catalogue.damaged() {
+        tracing::warn!("not listed: {error}");
+    }
+    Ok(match catalogue.damaged() {
+        [] => Outcome::Done,
+        _ => Outcome::Damage,
+    })
+}

@@ -1,0 +1,99 @@
+//! `vbk restore`
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use vbk::restore::{RestoreOptions, restore, stream};
+use vbk_repo::backup::{Backup, Image};
+use vbk_repo::catalogue::BackupSpec;
+use vbk_repo::reader::{ImageReader, ReadResources};
+
+use crate::args::RestoreArgs;
+use crate::context::{Context, stdout_is_terminal, threads};
+use crate::exit::{Error, Outcome, Result};
+use crate::progress::{Progress, Words};
+use crate::{signals, units};
+
+#[derive(Serialize)]
+struct Report {
+    backup: String,
+    disk: String,
+    target: PathBuf,
+    size_bytes: u64,
+    data_bytes: u64,
+    duration_ms: u64,
+}
+
+/// Restores a disk.
+pub fn run(context: &Context<'_>, args: &RestoreArgs) -> Result<Outcome> {
+    let clock = Instant::now();
+    let to_stdout = args.target == Path::new("-");
+    if to_stdout && context.json() {
+        return Err(Error::Usage(
+            "with - the disk itself goes to standard output, so there is no place for --json".into(),
+        ));
+    }
+    if to_stdout && stdout_is_terminal() {
+        return Err(Error::Usage(
+            "standard output is a terminal; send it to a file or a program".into(),
+        ));
+    }
+    let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
+    let view = context.repository()?.view()?;
+    let catalogue = view.catalogue()?;
+    let entry = catalogue.find(&args.backup)?;
+    let image = choose(&entry.backup, &args.backup)?;
+    let reader = ImageReader::open(view.store(), ReadResources::new(threads()), image)?;
+    let progress = Progress::new(context.quiet(), image.size_bytes, Words::Plain);
+    if to_stdout {
+        let mut out = std::io::stdout().lock();
+        stream(&Arc::new(reader), &mut out, &cancel, &progress)?;
+        return Ok(Outcome::Done);
+    }
+    let options = RestoreOptions {
+        force: args.force,
+        threads: threads(),
+    };
+    restore(&reader, image.data_bytes, &args.target, &options, &cancel, &progress)?;
+    progress.finish();
+    let took = clock.elapsed();
+    context.say(format_args!(
+        "{}/{}: {} ({} of data) restored to {} in {}",
+        entry.backup.spec(),
+        image.disk,
+        units::size(image.size_bytes),
+        units::size(image.data_bytes),
+        args.target.display(),
+        units::duration(took)
+    ));
+    context.json_result(&Report {
+        backup: entry.backup.spec(),
+        disk: image.disk.to_string(),
+        target: args.target.clone(),
+        size_bytes: image.size_bytes,
+        data_bytes: image.data_bytes,
+        duration_ms: milliseconds(took),
+    })?;
+    Ok(Outcome::Done)
+}
+
+fn choose<'a>(backup: &'a Backup, spec: &BackupSpec) -> Result<&'a Image> {
+    match (&spec.disk, &backup.images[..]) {
+        (Some(disk), _) => Ok(backup.image(disk)?),
+        (None, [only]) => Ok(only),
+        (None, several) => {
+            let names = several.iter().map(|image| format!("{}/{}", backup.spec(), image.disk));
+            Err(Error::Usage(format!(
+                "{} has several disks; name one of {}",
+                backup.spec(),
+                names.collect::<Vec<_>>().join(", ")
+            )))
+        }
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

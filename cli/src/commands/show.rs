@@ -1,0 +1,71 @@
+//! `vbk show`
+
+use serde::Serialize;
+use vbk_repo::backup::Backup;
+
+use crate::args::ShowArgs;
+use crate::context::Context;
+use crate::exit::{Outcome, Result};
+use crate::table::{Align, Table};
+use crate::units;
+
+#[derive(Serialize)]
+struct Report<'a> {
+    backup: String,
+    id: String,
+    #[serde(flatten)]
+    record: &'a Backup,
+}
+
+/// Shows a backup, or one disk of it.
+pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
+    let view = context.repository()?.view()?;
+    let catalogue = view.catalogue()?;
+    let mut entry = catalogue.find(&args.backup)?.clone();
+    if let Some(disk) = &args.backup.disk {
+        entry.backup.images = vec![entry.backup.image(disk)?.clone()];
+    }
+    let backup = &entry.backup;
+    let lines = [
+        ("Backup", backup.spec()),
+        ("Id", entry.id.to_string()),
+        ("Guest", backup.guest.to_string()),
+        ("Time", format!("{} UTC", units::time(backup.time.timestamp()))),
+        ("Took", units::duration(backup.duration().unsigned_abs())),
+        ("Consistency", backup.consistency.to_string()),
+        ("Made by", format!("vbk {} on {}", backup.vbk_version, backup.host)),
+        ("Block size", units::size(view.identity().block_size.into())),
+        ("Encrypted", "no".to_owned()),
+    ];
+    let mut text: String = lines
+        .iter()
+        .map(|(name, value)| format!("{:<13}{value}\n", format!("{name}:")))
+        .collect();
+    let mut table = Table::new(&[
+        ("DISK", Align::Left),
+        ("SIZE", Align::Right),
+        ("DATA", Align::Right),
+        ("NEW", Align::Right),
+        ("STORED", Align::Right),
+        ("SOURCE", Align::Left),
+    ]);
+    for image in &backup.images {
+        table.row(vec![
+            image.disk.to_string(),
+            units::size(image.size_bytes),
+            units::size(image.data_bytes),
+            units::size(image.new_bytes),
+            units::size(image.stored_bytes),
+            image.source.clone(),
+        ]);
+    }
+    text.push('\n');
+    text.push_str(&table.to_string());
+    context.print(text);
+    context.json_result(&Report {
+        backup: backup.spec(),
+        id: entry.id.to_string(),
+        record: backup,
+    })?;
+    Ok(Outcome::Done)
+}

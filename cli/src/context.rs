@@ -1,0 +1,114 @@
+//! What every command needs: the repository, the way to print, the number of threads.
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::Serialize;
+use vbk_repo::repository::{Repository, Writer};
+
+use crate::args::Global;
+use crate::exit::{Error, Result};
+use crate::output;
+
+/// The options of every command, in use.
+pub struct Context<'a> {
+    global: &'a Global,
+}
+
+impl<'a> Context<'a> {
+    /// From the command line.
+    pub fn new(global: &'a Global) -> Self {
+        Self { global }
+    }
+
+    /// Whether to print JSON.
+    pub fn json(&self) -> bool {
+        self.global.json
+    }
+
+    /// Whether to print nothing but what is wrong.
+    pub fn quiet(&self) -> bool {
+        self.global.quiet
+    }
+
+    /// Whether to print all there is.
+    pub fn verbose(&self) -> bool {
+        self.global.verbose > 0
+    }
+
+    /// The path that was given for the repository.
+    pub fn repository_path(&self) -> Result<&Path> {
+        self.global
+            .repo
+            .as_deref()
+            .ok_or_else(|| Error::Usage("no repository named; use --repo DIR, or set VBK_REPO to the directory".into()))
+    }
+
+    /// The repository.
+    pub fn repository(&self) -> Result<Repository> {
+        Ok(Repository::open(self.repository_path()?)?)
+    }
+
+    /// The repository, for writing. Waits for other writers, and says for whom, unless `no_wait`.
+    pub fn writer(&self, command: &str, no_wait: bool, cancel: &AtomicBool) -> Result<Writer> {
+        let mut waits_for = String::new();
+        let writer = self.repository()?.writer(command, &mut |holder| {
+            if no_wait || cancel.load(Ordering::SeqCst) {
+                return false;
+            }
+            if waits_for != holder {
+                holder.clone_into(&mut waits_for);
+                tracing::warn!("waiting for {holder}, which writes to the repository");
+            }
+            true
+        });
+        match writer {
+            Err(vbk_repo::Error::Locked { .. }) if cancel.load(Ordering::SeqCst) => {
+                Err(vbk_repo::Error::Interrupted.into())
+            }
+            result => Ok(result?),
+        }
+    }
+
+    /// Prints a line for people.
+    pub fn say(&self, text: impl std::fmt::Display) {
+        if !self.json() && !self.quiet() {
+            output::line(text);
+        }
+    }
+
+    /// Prints what was asked for, also when quiet: a list, a backup.
+    pub fn print(&self, text: impl std::fmt::Display) {
+        if !self.json() {
+            output::write(text);
+        }
+    }
+
+    /// Prints the result as JSON, if that was asked for.
+    pub fn json_result(&self, value: &impl Serialize) -> Result<()> {
+        if self.json() {
+            let text = serde_json::to_string_pretty(value).map_err(|error| Error::Other(error.to_string()))?;
+            output::line(text);
+        }
+        Ok(())
+    }
+}
+
+/// How many threads may compute at once.
+pub fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// The name of this machine.
+pub fn host() -> String {
+    nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_default()
+}
+
+/// Whether standard output is a terminal, which should not get a disk's bytes.
+pub fn stdout_is_terminal() -> bool {
+    std::io::stdout().is_terminal()
+}

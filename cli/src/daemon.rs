@@ -1,0 +1,133 @@
+//! A command that goes on in the background: `vbk mount` starts itself again, waits for that process to say that it is
+//! ready, and returns.
+//!
+//! The child says so by a last line on standard output, after what it would print for a person or a script; the parent
+//! passes the rest on. Forking after threads have started is not safe, starting anew is.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use nix::unistd::{dup2_stderr, dup2_stdout, geteuid, setsid};
+
+use crate::exit::{Error, Outcome, Result};
+use crate::output;
+
+/// Set for the process in the background; its value is the file that its log goes to.
+const MARK: &str = "VBK_BACKGROUND_LOG";
+/// Starts the last line of the child's report, before its outcome. It can't be part of JSON or of a message.
+const END: char = '\u{4}';
+
+/// Whether this process is the one in the background.
+pub fn is_background() -> bool {
+    std::env::var_os(MARK).is_some()
+}
+
+/// Starts this very command in the background, passes its report on, and gives its outcome.
+pub fn start() -> Result<Outcome> {
+    let log = log_path()?;
+    let program = std::env::current_exe().map_err(failed("start in the background"))?;
+    let mut child = Command::new(program)
+        .args(std::env::args_os().skip(1))
+        .env(MARK, &log)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed("start in the background"))?;
+    if let Some(outcome) = pass_on(&mut child)? {
+        return Ok(outcome);
+    }
+    // It ended, and has printed why.
+    let status = child.wait().map_err(failed("wait for the background"))?;
+    // clap has checked the arguments here already, so its code 2 can't come from there.
+    std::process::exit(status.code().unwrap_or(1));
+}
+
+/// Copies the child's report; `None` if it ended without being ready.
+fn pass_on(child: &mut Child) -> Result<Option<Outcome>> {
+    let mut outcome = None;
+    if let Some(out) = child.stdout.take() {
+        for line in BufReader::new(out).lines() {
+            let line = line.map_err(failed("read from the background"))?;
+            match line.strip_prefix(END) {
+                Some(warnings) => {
+                    outcome = Some(match warnings {
+                        "" => Outcome::Done,
+                        _ => Outcome::Warnings,
+                    });
+                    break;
+                }
+                None => output::line(line),
+            }
+        }
+    }
+    // It writes here what went wrong, or warnings, until it is ready; then it turns to its log and this ends.
+    if let Some(mut err) = child.stderr.take() {
+        let mut text = Vec::new();
+        err.read_to_end(&mut text).map_err(failed("read from the background"))?;
+        eprint!("{}", String::from_utf8_lossy(&text));
+    }
+    Ok(outcome)
+}
+
+/// Called first in the background process: Ctrl-C in the terminal it was started from is not for it.
+pub fn begin() {
+    if is_background() {
+        // Fails only if this process leads a group already, which one started by `start` does not.
+        let _ = setsid();
+    }
+}
+
+/// Called in the background process when its report is printed: lets the parent return, and turns to the log. From
+/// here on nothing reaches the terminal.
+pub fn ready(outcome: Outcome) -> Result<()> {
+    let Some(log) = std::env::var_os(MARK) else {
+        return Ok(());
+    };
+    let warnings = if outcome == Outcome::Done { "" } else { "warnings" };
+    output::line(format_args!("{END}{warnings}"));
+    if output::is_closed() {
+        return Err(Error::Other("the command that started the mount has ended".into()));
+    }
+    let file = File::options().create(true).append(true).open(&log);
+    let file = file.map_err(failed("open the log"))?;
+    let null = File::options().write(true).open("/dev/null");
+    let null = null.map_err(failed("open /dev/null"))?;
+    dup2_stdout(&null)
+        .and_then(|()| dup2_stderr(&file))
+        .map_err(|errno| failed("turn to the log")(errno.into()))
+}
+
+/// Called in the background process when it ends well: removes the log if nothing is in it.
+pub fn end() {
+    let Some(log) = std::env::var_os(MARK) else {
+        return;
+    };
+    if std::fs::metadata(&log).is_ok_and(|log| log.len() == 0) {
+        let _ = std::fs::remove_file(log);
+    }
+}
+
+/// The file that the log of this process goes to, if it is the one in the background.
+pub fn log() -> Option<PathBuf> {
+    std::env::var_os(MARK).map(PathBuf::from)
+}
+
+fn log_path() -> Result<PathBuf> {
+    let root = match std::env::var_os("XDG_RUNTIME_DIR") {
+        _ if geteuid().is_root() => PathBuf::from(vbk_fuse::files::HIDDEN_ROOT),
+        Some(own) => PathBuf::from(own).join("vbk"),
+        None => std::env::temp_dir().join(format!("vbk-{}", geteuid())),
+    };
+    let made = std::fs::DirBuilder::new().mode(0o700).recursive(true).create(&root);
+    made.map_err(|error| Error::Other(format!("can't make {}: {error}", root.display())))?;
+    let stamp = jiff::Timestamp::now().as_nanosecond();
+    Ok(root.join(format!("mount-{}-{stamp:x}.log", std::process::id())))
+}
+
+fn failed(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |error| Error::Other(format!("can't {doing}: {error}"))
+}

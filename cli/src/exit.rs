@@ -1,0 +1,130 @@
+//! How a run ends: exit codes, and the line that says what went wrong.
+
+use std::process::ExitCode;
+
+use vbk_repo::ErrorKind;
+
+/// How a command that could be carried out ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// As asked.
+    Done,
+    /// As asked, but somebody should read the warnings.
+    Warnings,
+    /// Damage was found.
+    Damage,
+    /// Nothing of what was asked could be done; the output says why.
+    Failed,
+}
+
+/// Anything that ends a command.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// From the repository.
+    #[error(transparent)]
+    Repository(#[from] vbk_repo::Error),
+    /// From backup or restore.
+    #[error(transparent)]
+    Engine(#[from] vbk::Error),
+    /// From a mount.
+    #[error(transparent)]
+    Mount(#[from] vbk_fuse::Error),
+    /// The arguments make no sense together.
+    #[error("{0}")]
+    Usage(String),
+    /// Something of this program's own.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl From<vbk_fuse::MountError> for Error {
+    fn from(error: vbk_fuse::MountError) -> Self {
+        Self::Mount(error.into())
+    }
+}
+
+/// Shorthand for what a command gives.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Outcome {
+    /// Its exit code.
+    pub fn code(self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Warnings => 3,
+            Self::Damage => 4,
+        })
+    }
+}
+
+impl Error {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Repository(error) => error.kind(),
+            Self::Engine(error) => error.kind(),
+            Self::Mount(error) => error.kind(),
+            Self::Usage(_) => ErrorKind::Invalid,
+            Self::Other(_) => ErrorKind::Internal,
+        }
+    }
+
+    /// Its exit code.
+    pub fn code(&self) -> ExitCode {
+        let usage = matches!(
+            self,
+            Self::Usage(_) | Self::Repository(vbk_repo::Error::BadSpec { .. }) | Self::Engine(vbk::Error::DiskTwice(_))
+        );
+        ExitCode::from(match self.kind() {
+            _ if usage => 2,
+            ErrorKind::Corrupt => 4,
+            ErrorKind::Locked if matches!(self, Self::Repository(_)) => 75,
+            ErrorKind::Interrupted => 130,
+            ErrorKind::NotFound
+            | ErrorKind::Locked
+            | ErrorKind::Unavailable
+            | ErrorKind::NoSpace
+            | ErrorKind::Denied
+            | ErrorKind::Invalid
+            | ErrorKind::Unsupported
+            | ErrorKind::Internal => 1,
+        })
+    }
+
+    /// What the user can do, where the message does not say it.
+    fn hint(&self) -> Option<&'static str> {
+        match self.kind() {
+            ErrorKind::NoSpace => {
+                Some("there is no space left; make room and run it again: blocks that were stored are not stored again")
+            }
+            ErrorKind::Denied => Some("the right to do this is missing; run as root, or as the owner"),
+            ErrorKind::Corrupt => Some("`vbk verify` lists everything that is damaged; all else is still good"),
+            ErrorKind::Internal => Some("this is a bug in vbk; please report it with the output of -vv"),
+            ErrorKind::NotFound
+            | ErrorKind::Locked
+            | ErrorKind::Unavailable
+            | ErrorKind::Invalid
+            | ErrorKind::Unsupported
+            | ErrorKind::Interrupted => None,
+        }
+    }
+
+    /// The whole message: what went wrong, why, and what to do.
+    pub fn message(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            let why = error.to_string();
+            if !text.contains(&why) {
+                text.push_str(": ");
+                text.push_str(&why);
+            }
+            source = error.source();
+        }
+        if let Some(hint) = self.hint().filter(|_| !text.contains("run as root")) {
+            text.push_str("\nhint: ");
+            text.push_str(hint);
+        }
+        text
+    }
+}

@@ -1,0 +1,37 @@
+//! Standard output. A reader that has seen enough (`vbk list | head -1`) is no error; a full disk is one.
+
+use std::io::{ErrorKind, Write};
+use std::sync::Mutex;
+
+/// The first failure, told at the end of the run.
+static FAILED: Mutex<Option<std::io::Error>> = Mutex::new(None);
+
+/// Writes text as it is.
+pub fn write(text: impl std::fmt::Display) {
+    let mut out = std::io::stdout().lock();
+    note(write!(out, "{text}").and_then(|()| out.flush()));
+}
+
+/// Writes a line.
+pub fn line(text: impl std::fmt::Display) {
+    write(format_args!("{text}\n"));
+}
+
+fn note(result: std::io::Result<()>) {
+    if let Err(error) = result
+        && let Ok(mut failed) = FAILED.lock()
+    {
+        failed.get_or_insert(error);
+    }
+}
+
+/// Whether nobody reads what is written, or it can't be.
+pub fn is_closed() -> bool {
+    FAILED.lock().is_ok_and(|failed| failed.is_some())
+}
+
+/// What kept the output from being complete, except a reader that went away.
+pub fn failure() -> Option<std::io::Error> {
+    let failed = FAILED.lock().ok()?.take()?;
+    (failed.kind() != ErrorKind::BrokenPipe).then_some(failed)
+}

@@ -1,0 +1,100 @@
+//! Sizes, durations and times as people read them.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+/// `1.2 GiB`: three digits at most, or whole bytes.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut units = UNITS.iter();
+    let mut unit = units.next().unwrap_or(&"KiB");
+    // 999.5 would be written as 1000.
+    while value >= 999.5 {
+        let Some(next) = units.next() else {
+            break;
+        };
+        value /= 1024.0;
+        unit = next;
+    }
+    // 9.95 would be written as 10.0.
+    if value < 9.95 && value.fract() != 0.0 {
+        let text = format!("{value:.1}");
+        let text = text.strip_suffix(".0").unwrap_or(&text);
+        format!("{text} {unit}")
+    } else {
+        format!("{value:.0} {unit}")
+    }
+}
+
+/// `6m12s`, `3h02m`, `4.2s`.
+pub fn duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..=9 => format!("{:.1}s", duration.as_secs_f64()),
+        10..=59 => format!("{seconds}s"),
+        60..=3599 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        _ => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
+    }
+}
+
+/// `2026-11-21 05:54:00`, UTC.
+pub fn time(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%M:%S").to_string()
+}
+
+/// `1 backup`, `2 backups`.
+pub fn count(number: u64, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{plural}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_short() {
+        let cases = [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1 KiB"),
+            (1536, "1.5 KiB"),
+            (1 << 20, "1 MiB"),
+            (1023 << 10, "1 MiB"),
+            (412 << 20, "412 MiB"),
+            (200 << 30, "200 GiB"),
+            (1_288_490_189, "1.2 GiB"),
+            (10_699_999_999, "10 GiB"),
+            (u64::MAX, "16 EiB"),
+        ];
+        for (bytes, text) in cases {
+            assert_eq!(size(bytes), text, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn durations_are_short() {
+        let cases = [
+            (4_210, "4.2s"),
+            (59_999, "59s"),
+            (372_000, "6m12s"),
+            (10_920_000, "3h02m"),
+        ];
+        for (ms, text) in cases {
+            assert_eq!(duration(Duration::from_millis(ms)), text);
+        }
+    }
+
+    #[test]
+    fn one_is_not_plural() {
+        assert_eq!(
+            (count(1, "block"), count(0, "block")),
+            ("1 block".into(), "0 blocks".into())
+        );
+    }
+}

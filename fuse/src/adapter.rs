@@ -1,0 +1,239 @@
+//! Between [`ImageFs`] and the kernel: translates, and nothing else.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
+    ReplyStatfs, Request,
+};
+use vbk_repo::{Error, ErrorKind};
+
+use crate::tree::{Attributes, ImageFs, Kind, Name};
+
+/// How long the kernel may believe a name: a forgotten backup is gone, and `latest` moves, at once as people see it.
+const TTL: Duration = Duration::from_secs(1);
+/// lseek(2): linux/fs.h.
+const SEEK_DATA: i32 = 3;
+const SEEK_HOLE: i32 = 4;
+
+pub(crate) struct Adapter {
+    tree: Arc<ImageFs>,
+    /// Whose the files are.
+    owner: (u32, u32),
+    /// What directories had in them when they were opened, so that a listing in many pieces is one listing.
+    listings: Mutex<HashMap<u64, Arc<Vec<Name>>>>,
+    next_listing: AtomicU64,
+    ended: Option<Box<dyn FnOnce() + Send + Sync>>,
+}
+
+impl Adapter {
+    /// `ended` is called when the kernel has let go of the file system.
+    pub(crate) fn new(tree: Arc<ImageFs>, ended: Box<dyn FnOnce() + Send + Sync>) -> Self {
+        Self {
+            tree,
+            owner: (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw()),
+            listings: Mutex::default(),
+            next_listing: AtomicU64::new(1),
+            ended: Some(ended),
+        }
+    }
+
+    fn attr(&self, of: &Attributes) -> FileAttr {
+        let modified = SystemTime::from(of.modified);
+        FileAttr {
+            ino: INodeNo(of.number),
+            size: of.size_bytes,
+            blocks: of.data_bytes.div_ceil(512),
+            atime: modified,
+            mtime: modified,
+            ctime: modified,
+            crtime: modified,
+            kind: file_type(of.kind),
+            perm: match of.kind {
+                Kind::Directory => 0o555,
+                Kind::File => 0o444,
+                Kind::Link => 0o777,
+            },
+            nlink: if of.kind == Kind::Directory { 2 } else { 1 },
+            uid: self.owner.0,
+            gid: self.owner.1,
+            rdev: 0,
+            // What programs should read at once.
+            blksize: 1 << 20,
+            flags: 0,
+        }
+    }
+}
+
+fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::Directory => FileType::Directory,
+        Kind::File => FileType::RegularFile,
+        Kind::Link => FileType::Symlink,
+    }
+}
+
+fn errno(error: &Error) -> Errno {
+    match error.kind() {
+        ErrorKind::NotFound => Errno::ENOENT,
+        ErrorKind::Corrupt | ErrorKind::Unavailable | ErrorKind::Internal => Errno::EIO,
+        ErrorKind::Locked => Errno::EBUSY,
+        ErrorKind::NoSpace => Errno::ENOSPC,
+        ErrorKind::Denied => Errno::EACCES,
+        ErrorKind::Invalid => Errno::EINVAL,
+        ErrorKind::Unsupported => Errno::EOPNOTSUPP,
+        ErrorKind::Interrupted => Errno::EINTR,
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        // Without ASYNC_DIO a direct read is sent to us one piece at a time (fs/fuse/file.c, fuse_direct_IO).
+        for wish in [InitFlags::FUSE_ASYNC_DIO, InitFlags::FUSE_PARALLEL_DIROPS] {
+            let _ = config.add_capabilities(wish);
+        }
+        let _ = config.set_max_background(128);
+        let _ = config.set_congestion_threshold(96);
+        Ok(())
+    }
+
+    fn destroy(&mut self) {
+        if let Some(ended) = self.ended.take() {
+            ended();
+        }
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let Some(name) = name.to_str() else {
+            return reply.error(Errno::ENOENT);
+        };
+        match self.tree.lookup(parent.0, name) {
+            Ok(found) => reply.entry(&TTL, &self.attr(&found), Generation(0)),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match self.tree.attributes(ino.0) {
+            Ok(found) => reply.attr(&TTL, &self.attr(&found)),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.tree.link(ino.0) {
+            Ok(target) => reply.data(target.as_bytes()),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match self.tree.open_file(ino.0) {
+            // Requests of 1 MiB instead of 128 KiB, and nothing twice in the page cache.
+            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        thread_local! {
+            static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        BUFFER.with_borrow_mut(|buffer| {
+            if buffer.len() < size as usize {
+                buffer.resize(size as usize, 0);
+            }
+            match self.tree.read(fh.0, offset, &mut buffer[..size as usize]) {
+                Ok(len) => reply.data(&buffer[..len]),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn lseek(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let Ok(offset) = u64::try_from(offset) else {
+            return reply.error(Errno::ENXIO);
+        };
+        let found = match whence {
+            SEEK_DATA => self.tree.next_data(fh.0, offset),
+            SEEK_HOLE => self.tree.next_hole(fh.0, offset),
+            _ => return reply.error(Errno::EINVAL),
+        };
+        match found {
+            Ok(Some(found)) => reply.offset(found as i64),
+            Ok(None) => reply.error(Errno::ENXIO),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.tree.close_file(fh.0);
+        reply.ok();
+    }
+
+    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match self.tree.list(ino.0) {
+            Ok(names) => {
+                let handle = self.next_listing.fetch_add(1, Ordering::Relaxed);
+                let mut listings = self.listings.lock().unwrap_or_else(PoisonError::into_inner);
+                listings.insert(handle, Arc::new(names));
+                reply.opened(FileHandle(handle), FopenFlags::empty());
+            }
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn readdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let listing = {
+            let listings = self.listings.lock().unwrap_or_else(PoisonError::into_inner);
+            listings.get(&fh.0).cloned().unwrap_or_default()
+        };
+        let dots = [".", ".."].map(|name| (ino, FileType::Directory, name));
+        let names = listing
+            .iter()
+            .map(|name| (INodeNo(name.number), file_type(name.kind), name.name.as_str()));
+        let all = dots.into_iter().chain(names).enumerate();
+        for (place, (number, kind, name)) in all.skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
+            if reply.add(number, place as u64 + 1, kind, name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        let mut listings = self.listings.lock().unwrap_or_else(PoisonError::into_inner);
+        listings.remove(&fh.0);
+        reply.ok();
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        // Full and without room, as df shows every read-only file system.
+        reply.statfs(0, 0, 0, 0, 0, 512, 255, 512);
+    }
+}

@@ -1,0 +1,28 @@
+//! Shows backups: as a file system of disk images, and the file systems inside those images as directories.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`tree`] | the file system as such: names, attributes, reads. Needs no kernel to be tested |
+//! | `listing` | what files a backup has: its record, its disks, their partitions |
+//! | `adapter`, [`session`] | between `tree` and the kernel |
+//! | `partition`, `probe` | what is on a disk; trusts nothing it reads |
+//! | [`volumes`], `loopdev`, `mountinfo`, `sys` | loop devices, mounts, and taking them down again |
+//! | [`files`] | puts them together: the file systems of one backup |
+#![warn(missing_docs)]
+
+mod adapter;
+mod error;
+pub mod files;
+mod listing;
+mod loopdev;
+mod mount_error;
+mod mountinfo;
+mod partition;
+mod probe;
+pub mod session;
+mod sys;
+pub mod tree;
+pub mod volumes;
+
+pub use error::{Error, Result};
+pub use mount_error::MountError;

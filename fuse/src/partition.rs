@@ -1,0 +1,508 @@
+//! Reads a disk's partition table: MBR with logical partitions, or GPT. Trusts nothing it reads.
+//!
+//! The bytes are a guest's, so every field may be chosen to do harm. Whatever they are, reading ends after a few
+//! hundred small reads, holds one table of at most 4 MiB, and returns only partitions that lie inside the disk.
+//!
+//! Partitions have the numbers the Linux kernel gives them (`block/partitions/msdos.c`, `efi.c`). Where the kernel
+//! turns a whole table down and people would rather see their files (damaged primary GPT header, disk cut short), the
+//! table is read and a warning says so.
+//!
+//! Not here: tables inside partitions (BSD, Solaris), Windows dynamic disks, Apple maps. An MBR counts sectors of 512
+//! bytes: nothing in it says otherwise.
+//!
+//! Why not a crate: both candidates were read, tried, and break on hostile tables. `gpt` 4.1.0 panics unless an entry
+//! has 128 bytes, allocates what the header asks for (up to 512 GiB), does not turn to the backup when only the primary's
+//! entries are damaged, and wants `Write`. `mbrman` 0.6.1 panics when the only partition starts at sector 0 and, with
+//! overflow checks, when two sector numbers together exceed 32 bits; it follows chains without a limit, fails a whole
+//! table for one bad link, and takes types c5 and d5 for extended, so that its numbers are not the kernel's.
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+
+#[cfg(test)]
+mod tests;
+
+/// The MBR and the extended boot records count in these, whatever the disk's real sector is.
+const MBR_SECTOR_BYTES: u64 = 512;
+/// GPT: the header of a disk with sectors of 4096 bytes is at byte 4096, and its addresses count in those.
+const GPT_SECTOR_SIZES_BYTES: [u64; 2] = [512, 4096];
+/// More would only be noise: fdisk stops at 60, and each one becomes a file.
+const MAX_MBR_PARTITIONS: usize = 128;
+/// The kernel's `DISK_MAX_PARTS`.
+const MAX_GPT_ENTRIES: usize = 256;
+/// The kernel follows 100 links that hold no partition; here all of them count.
+const MAX_LINKS: usize = 100;
+/// What the kernel is ready to allocate for GPT entries (`KMALLOC_MAX_SIZE`).
+const MAX_GPT_TABLE_BYTES: u64 = 4 << 20;
+/// Where boot sectors of file systems (NTFS, exFAT, BitLocker, FAT12 and FAT16, FAT32) tell what they are.
+const BOOT_SECTOR_NAMES: [(usize, &[u8]); 5] = [
+    (3, b"NTFS    "),
+    (3, b"EXFAT   "),
+    (3, b"-FVE-FS-"),
+    (0x36, b"FAT"),
+    (0x52, b"FAT32"),
+];
+/// A table made to annoy shall not fill the screen.
+const MAX_WARNINGS: usize = 32;
+
+/// Bytes that can be read at any offset: an image, a partition of it, a buffer.
+pub trait ReadAt {
+    /// Fills `buf` from `offset_bytes`; an error if that passes the end.
+    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()>;
+
+    fn size_bytes(&self) -> u64;
+}
+
+impl ReadAt for &[u8] {
+    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
+        let start = usize::try_from(offset_bytes).ok();
+        let range = start.and_then(|start| self.get(start..start.checked_add(buf.len())?));
+        buf.copy_from_slice(range.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.len() as u64
+    }
+}
+
+/// A range of the disk that its table calls a partition. Always inside the disk and never empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partition {
+    /// As in `/dev/sdaN`: primary 1 to 4, logical from 5; with GPT the place of the entry.
+    pub number: u32,
+    pub offset_bytes: u64,
+    pub size_bytes: u64,
+    pub kind: PartitionKind,
+    /// The name in a GPT entry, with all that could move a cursor or look like a path replaced by `_`.
+    pub label: Option<String>,
+}
+
+/// What the table says a partition is for. Nobody checks that it is: see `probe`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PartitionKind {
+    Mbr(u8),
+    /// The type GUID in its on-disk byte order.
+    Gpt([u8; 16]),
+}
+
+impl fmt::Display for PartitionKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PartitionKind::Mbr(kind) => write!(f, "MBR type {kind:#04x}"),
+            // UEFI 2.10 appendix A: the first three fields are little-endian, the rest is in order.
+            PartitionKind::Gpt(g) => {
+                let (a, b, c) = (le32(g, 0), le16(g, 4), le16(g, 6));
+                let (d, e) = (le16(g, 8).swap_bytes(), le16(g, 10).swap_bytes());
+                let f_low = le32(g, 12).swap_bytes();
+                write!(f, "GPT type {a:08X}-{b:04X}-{c:04X}-{d:04X}-{e:04X}{f_low:08X}")
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TableKind {
+    /// No table: the disk holds a file system itself, or nothing.
+    None,
+    Mbr,
+    Gpt,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionTable {
+    pub kind: TableKind,
+    /// In the order of their numbers, which may have gaps. They may overlap: each is only a view.
+    pub partitions: Vec<Partition>,
+    /// What was wrong with the table and what was done about it, a sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// Reads the table of `disk`. An error means that the disk could not be read, never that its content is wrong: so a
+/// damaged block of the backup is not mistaken for a disk without partitions.
+pub fn read_table(disk: &dyn ReadAt) -> io::Result<PartitionTable> {
+    let sector = read_array::<512>(disk, 0)?.unwrap_or([0; 512]);
+    let entries = mbr_entries(&sector);
+    let is_mbr = looks_like_mbr(disk, &sector, &entries);
+    // Any entry of type ee means GPT, even beside others (a hybrid MBR): the kernel ignores the others as well.
+    let protective = entries.iter().filter(|entry| entry.kind == 0xee);
+    match protective.min_by_key(|entry| entry.start_sector != 1) {
+        Some(entry) if has_signature(&sector) => read_gpt(disk, entry, is_mbr),
+        _ if is_mbr => read_mbr(disk, &entries),
+        _ => Ok(Findings::new(disk).into_table(TableKind::None)),
+    }
+}
+
+/// Reads `buf` if all of it is inside the disk, and says whether it was.
+pub(crate) fn read_inside(disk: &dyn ReadAt, offset_bytes: u64, buf: &mut [u8]) -> io::Result<bool> {
+    let end_bytes = offset_bytes.checked_add(buf.len() as u64);
+    if end_bytes.is_none_or(|end_bytes| end_bytes > disk.size_bytes()) {
+        return Ok(false);
+    }
+    disk.read_at(offset_bytes, buf)?;
+    Ok(true)
+}
+
+pub(crate) fn read_array<const N: usize>(disk: &dyn ReadAt, offset_bytes: u64) -> io::Result<Option<[u8; N]>> {
+    let mut bytes = [0; N];
+    Ok(read_inside(disk, offset_bytes, &mut bytes)?.then_some(bytes))
+}
+
+// MBR
+
+#[derive(Clone, Copy)]
+struct MbrEntry {
+    boot: u8,
+    kind: u8,
+    start_sector: u64,
+    sectors: u64,
+}
+
+impl MbrEntry {
+    /// Of the kinds that hold logical partitions. An entry of no sectors is unused, whatever its kind.
+    fn is_extended(&self) -> bool {
+        self.sectors != 0 && matches!(self.kind, 0x05 | 0x0f | 0x85)
+    }
+}
+
+fn mbr_entries(sector: &[u8; 512]) -> [MbrEntry; 4] {
+    std::array::from_fn(|slot| {
+        let entry = &sector[446 + 16 * slot..][..16];
+        MbrEntry {
+            boot: entry[0],
+            kind: entry[4],
+            start_sector: le32(entry, 8).into(),
+            sectors: le32(entry, 12).into(),
+        }
+    })
+}
+
+fn has_signature(sector: &[u8; 512]) -> bool {
+    sector[510..] == [0x55, 0xaa]
+}
+
+/// Tells a table from the boot sector of a file system, which ends in 55aa too and has text, code or zeros where the
+/// entries would be.
+fn looks_like_mbr(disk: &dyn ReadAt, sector: &[u8; 512], entries: &[MbrEntry; 4]) -> bool {
+    let bootable = |entry: &MbrEntry| matches!(entry.boot, 0x00 | 0x80);
+    let used = || entries.iter().filter(|entry| entry.sectors != 0);
+    // The kernel's check. It takes all zeros for a table without partitions, but to call that no table loses nothing.
+    if !has_signature(sector) || !entries.iter().all(bootable) || used().next().is_none() {
+        return false;
+    }
+    // A disk that was one file system and has been partitioned since may keep the old name: good entries win.
+    let named = |(at, name): &(usize, &[u8])| sector[*at..].starts_with(name);
+    let disk_sectors = disk.size_bytes() / MBR_SECTOR_BYTES;
+    let inside = |entry: &MbrEntry| entry.start_sector + entry.sectors <= disk_sectors;
+    !BOOT_SECTOR_NAMES.iter().any(named) || used().all(inside)
+}
+
+fn read_mbr(disk: &dyn ReadAt, entries: &[MbrEntry; 4]) -> io::Result<PartitionTable> {
+    let mut findings = Findings::new(disk);
+    let mut next_logical = 5;
+    for (number, entry) in (1..).zip(entries) {
+        if entry.is_extended() {
+            read_logical(disk, entry, &mut next_logical, &mut findings)?;
+        } else {
+            findings.add_mbr(number, entry.start_sector, entry);
+        }
+    }
+    Ok(findings.into_table(TableKind::Mbr))
+}
+
+/// Follows the chain of extended boot records. An entry for data counts from its own record, a link to the next record
+/// from the extended partition.
+fn read_logical(
+    disk: &dyn ReadAt,
+    extended: &MbrEntry,
+    next_number: &mut u32,
+    findings: &mut Findings,
+) -> io::Result<()> {
+    // All numbers here have 32 bits on the disk: neither sums nor products of them pass 64.
+    let extended_end = extended.start_sector + extended.sectors;
+    let (mut record, mut record_sectors) = (extended.start_sector, extended.sectors);
+    let mut seen = Vec::with_capacity(MAX_LINKS);
+    let broken = loop {
+        if seen.contains(&record) {
+            break format!("returns to sector {record}");
+        }
+        if seen.len() == MAX_LINKS {
+            break format!("has more than {MAX_LINKS} links");
+        }
+        seen.push(record);
+        let Some(sector) = read_array::<512>(disk, record * MBR_SECTOR_BYTES)? else {
+            break format!("leaves the disk at sector {record}");
+        };
+        if !has_signature(&sector) {
+            // An extended partition that never held one has no record.
+            if seen.len() == 1 && sector.iter().all(|byte| *byte == 0) {
+                return Ok(());
+            }
+            break format!("leads to sector {record}, which holds no table");
+        }
+        let entries = mbr_entries(&sector);
+        for (slot, entry) in entries.iter().enumerate() {
+            let (start, size) = (record + entry.start_sector, entry.sectors);
+            // OS/2 used all four; elsewhere the last two may be garbage, so the kernel takes only what fits.
+            let fits = entry.start_sector + size <= record_sectors && start + size <= extended_end;
+            if size != 0 && !entry.is_extended() && (slot < 2 || fits) {
+                findings.add_mbr(*next_number, start, entry);
+                // One that is left out keeps its number, as with the kernel.
+                *next_number += 1;
+            }
+        }
+        let Some(link) = entries.iter().find(|entry| entry.is_extended()) else {
+            return Ok(());
+        };
+        record = extended.start_sector + link.start_sector;
+        record_sectors = link.sectors;
+    };
+    findings.warn(format!(
+        "the chain of logical partitions {broken}; the rest is left out"
+    ));
+    Ok(())
+}
+
+// GPT
+
+/// A header whose checksums hold, with its entries.
+struct Gpt {
+    sector_bytes: u64,
+    entry_bytes: usize,
+    entries: Vec<u8>,
+}
+
+/// What is where a header could be.
+enum GptHeader {
+    Good(Gpt),
+    /// A signature, but the rest does not hold. The address of the other header may still be right.
+    Damaged {
+        why: &'static str,
+        other_lba: u64,
+    },
+    Absent,
+}
+
+/// `is_mbr`: whether the first sector is a table beyond doubt, so that a GPT without a header is damaged rather than a
+/// file system that looks like one.
+fn read_gpt(disk: &dyn ReadAt, protective: &MbrEntry, is_mbr: bool) -> io::Result<PartitionTable> {
+    let mut findings = Findings::new(disk);
+    let mut why_damaged = "it has no signature";
+    let mut backups = Vec::new();
+    for sector_bytes in GPT_SECTOR_SIZES_BYTES {
+        match read_gpt_header(disk, 1, sector_bytes)? {
+            GptHeader::Good(gpt) => return Ok(findings.with_gpt(protective, &gpt)),
+            GptHeader::Damaged { why, other_lba } => {
+                why_damaged = why;
+                backups.push((other_lba, sector_bytes));
+            }
+            GptHeader::Absent => {}
+        }
+        // The end of the disk, and where that was when the table was made: the disk may have grown since.
+        let protected_end = protective.start_sector + protective.sectors;
+        for end in [disk.size_bytes() / sector_bytes, protected_end] {
+            backups.push((end.saturating_sub(1), sector_bytes));
+        }
+    }
+    for (lba, sector_bytes) in backups.into_iter().filter(|(lba, _)| *lba > 1) {
+        if let GptHeader::Good(gpt) = read_gpt_header(disk, lba, sector_bytes)? {
+            findings.warn(format!(
+                "the primary GPT header is damaged ({why_damaged}); the backup in sector {lba} is used"
+            ));
+            return Ok(findings.with_gpt(protective, &gpt));
+        }
+    }
+    if !is_mbr || protective.start_sector != 1 {
+        return Ok(findings.into_table(TableKind::None));
+    }
+    findings.warn(format!(
+        "the primary GPT header is damaged ({why_damaged}) and there is no backup of it; no partitions are shown"
+    ));
+    Ok(findings.into_table(TableKind::Gpt))
+}
+
+/// UEFI 2.10 section 5.3.2, with the checks of `is_gpt_valid` in the kernel's `efi.c` but for that of the usable range:
+/// a disk cut short is still of use.
+fn read_gpt_header(disk: &dyn ReadAt, lba: u64, sector_bytes: u64) -> io::Result<GptHeader> {
+    let mut sector = vec![0; sector_bytes as usize];
+    let offset_bytes = lba.saturating_mul(sector_bytes);
+    if !read_inside(disk, offset_bytes, &mut sector)? || !sector.starts_with(b"EFI PART") {
+        return Ok(GptHeader::Absent);
+    }
+    let other_lba = le64(&sector, 32);
+    let damaged = |why| Ok(GptHeader::Damaged { why, other_lba });
+
+    let (header_bytes, header_crc) = (le32(&sector, 12) as usize, le32(&sector, 16));
+    sector[16..20].fill(0);
+    let header = sector.get(..header_bytes);
+    if header.is_none_or(|header| header.len() < 92 || crc32(header) != header_crc) {
+        return damaged("its checksum is wrong");
+    }
+    if le64(&sector, 24) != lba {
+        return damaged("it was written for another sector");
+    }
+    let (entry_count, entry_bytes) = (le32(&sector, 80), le32(&sector, 84));
+    let table_bytes = u64::from(entry_count) * u64::from(entry_bytes);
+    let table_offset_bytes = le64(&sector, 72).saturating_mul(sector_bytes);
+    let good_size = matches!(entry_bytes, 128 | 256 | 512 | 1024 | 2048 | 4096);
+    if !good_size || !(1..=MAX_GPT_TABLE_BYTES).contains(&table_bytes) {
+        return damaged("the size of its table makes no sense");
+    }
+    let mut entries = vec![0; table_bytes as usize];
+    if !read_inside(disk, table_offset_bytes, &mut entries)? {
+        return damaged("its table lies outside the disk");
+    }
+    if crc32(&entries) != le32(&sector, 88) {
+        return damaged("the checksum of its table is wrong");
+    }
+    let entry_bytes = entry_bytes as usize;
+    Ok(GptHeader::Good(Gpt {
+        sector_bytes,
+        entry_bytes,
+        entries,
+    }))
+}
+
+/// The checksum of GPT (ISO-HDLC, reflected polynomial edb88320). Bit by bit: a table has 16 KiB.
+fn crc32(bytes: &[u8]) -> u32 {
+    let shift = |crc: u32| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg());
+    !bytes
+        .iter()
+        .fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| shift(crc)))
+}
+
+/// A GPT partition name: UTF-16LE up to a zero. Letters and digits of any script stay, and what ASCII prints but for
+/// the slashes.
+fn clean_label(name: &[u8]) -> Option<String> {
+    let printable = |c: char| c.is_alphanumeric() || c.is_ascii_graphic() || c == ' ';
+    let harmless = |c: char| printable(c) && c != '/' && c != '\\';
+    let units = name
+        .chunks_exact(2)
+        .map(|unit| le16(unit, 0))
+        .take_while(|unit| *unit != 0);
+    let chars = char::decode_utf16(units).map(|c| c.unwrap_or('_'));
+    let label: String = chars.map(|c| if harmless(c) { c } else { '_' }).collect();
+    (!label.trim().is_empty()).then(|| label.trim().to_owned())
+}
+
+/// What has been found so far. Only through here does a partition get into a table, so the bounds are checked here.
+struct Findings {
+    disk_bytes: u64,
+    partitions: Vec<Partition>,
+    warnings: Vec<String>,
+}
+
+impl Findings {
+    fn new(disk: &dyn ReadAt) -> Self {
+        Findings {
+            disk_bytes: disk.size_bytes(),
+            partitions: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+
+    fn warn(&mut self, warning: String) {
+        if self.warnings.len() < MAX_WARNINGS {
+            self.warnings.push(warning);
+        } else if self.warnings.len() == MAX_WARNINGS {
+            self.warnings.push("more is wrong with this table".into());
+        }
+    }
+
+    fn add_mbr(&mut self, number: u32, start_sector: u64, entry: &MbrEntry) {
+        if entry.sectors == 0 {
+            return;
+        }
+        if self.partitions.len() == MAX_MBR_PARTITIONS {
+            return self.warn(format!("partition {number} is one too many; left out"));
+        }
+        let start_bytes = start_sector * MBR_SECTOR_BYTES;
+        let bytes = start_bytes..start_bytes + entry.sectors * MBR_SECTOR_BYTES;
+        self.add(number, bytes, PartitionKind::Mbr(entry.kind), None);
+    }
+
+    fn with_gpt(mut self, protective: &MbrEntry, gpt: &Gpt) -> PartitionTable {
+        if protective.start_sector != 1 {
+            self.warn("the protective MBR entry is odd; Linux would not read this table".into());
+        }
+        let entries = gpt.entries.chunks_exact(gpt.entry_bytes);
+        if entries.len() > MAX_GPT_ENTRIES {
+            self.warn(format!("only {MAX_GPT_ENTRIES} of {} entries are read", entries.len()));
+        }
+        for (number, entry) in (1..).zip(entries.take(MAX_GPT_ENTRIES)) {
+            let kind: [u8; 16] = std::array::from_fn(|at| entry[at]);
+            let (start_lba, end_lba) = (le64(entry, 32), le64(entry, 40).checked_add(1));
+            // Type zero is an unused entry; a last sector just before the first is an empty partition.
+            if kind == [0; 16] || end_lba == Some(start_lba) {
+                continue;
+            }
+            // A product too large for 64 bits is past the end of any disk.
+            let to_bytes = |lba: u64| lba.saturating_mul(gpt.sector_bytes);
+            let bytes = to_bytes(start_lba)..to_bytes(end_lba.unwrap_or(u64::MAX));
+            let label = clean_label(&entry[56..128]);
+            self.add(number, bytes, PartitionKind::Gpt(kind), label);
+        }
+        self.into_table(TableKind::Gpt)
+    }
+
+    fn add(&mut self, number: u32, bytes: Range<u64>, kind: PartitionKind, label: Option<String>) {
+        if bytes.start >= self.disk_bytes {
+            return self.warn(format!("partition {number} starts past the end; left out"));
+        }
+        if bytes.is_empty() {
+            return self.warn(format!("partition {number} ends before its start; left out"));
+        }
+        if bytes.end > self.disk_bytes {
+            self.warn(format!("partition {number} ends past the end; cut off there"));
+        }
+        self.partitions.push(Partition {
+            number,
+            offset_bytes: bytes.start,
+            size_bytes: bytes.end.min(self.disk_bytes) - bytes.start,
+            kind,
+            label,
+        });
+    }
+
+    fn into_table(mut self, kind: TableKind) -> PartitionTable {
+        self.partitions.sort_by_key(|partition| partition.number);
+        self.warn_of_overlaps();
+        PartitionTable {
+            kind,
+            partitions: self.partitions,
+            warnings: self.warnings,
+        }
+    }
+
+    /// Compares each partition with the one that reaches furthest of those before it: one warning each at most, and no
+    /// work that grows with the square.
+    fn warn_of_overlaps(&mut self) {
+        let range = |p: &Partition| (p.offset_bytes, p.offset_bytes + p.size_bytes, p.number);
+        let mut by_offset: Vec<_> = self.partitions.iter().map(range).collect();
+        by_offset.sort_unstable();
+        let (mut furthest_bytes, mut furthest_number) = (0, 0);
+        for (start_bytes, end_bytes, number) in by_offset {
+            if start_bytes < furthest_bytes {
+                self.warn(format!("partitions {furthest_number} and {number} overlap"));
+            }
+            if end_bytes > furthest_bytes {
+                (furthest_bytes, furthest_number) = (end_bytes, number);
+            }
+        }
+    }
+}
+
+// Callers pass offsets that are constants inside arrays of known size.
+
+pub(crate) fn le16(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+pub(crate) fn le32(bytes: &[u8], at: usize) -> u32 {
+    u32::from(le16(bytes, at)) | u32::from(le16(bytes, at + 2)) << 16
+}
+
+pub(crate) fn le64(bytes: &[u8], at: usize) -> u64 {
+    u64::from(le32(bytes, at)) | u64::from(le32(bytes, at + 4)) << 32
+}

@@ -1,0 +1,435 @@
+//! Tells what a partition or disk holds by the marks its maker left. Opens nothing and trusts nothing: a mark proves no
+//! more than that a driver may be tried.
+//!
+//! Reads the first 256 KiB and, for Linux RAID, a few hundred bytes near the end. Where two marks are present (a file
+//! system on one half of a RAID 1, an old swap header) the order is that of libblkid, in which containers win.
+//!
+//! Offsets and magics are those of util-linux 2.39 (`libblkid/src/superblocks/*.c`, named beside each) and of the
+//! kernel headers libblkid follows.
+
+use std::fmt;
+use std::io;
+
+use crate::partition::{ReadAt, le16, le32, le64, read_array, read_inside};
+
+#[cfg(test)]
+mod tests;
+
+/// Reaches past the last mark at the start of a volume: ZFS writes its uberblocks from 128 to 256 KiB.
+const HEAD_BYTES: u64 = 256 << 10;
+
+/// What a range of bytes holds, as far as its first and last bytes tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    FileSystem(FsType),
+    Swap,
+    /// The journal of an ext4 file system that lies elsewhere.
+    Journal,
+    LvmMember,
+    Luks,
+    BitLocker,
+    MdMember,
+    ZfsMember,
+    BcacheMember,
+    /// Windows' ReFS, for which Linux has no driver.
+    Refs,
+    /// All probed bytes are zero.
+    Empty,
+    Unknown,
+}
+
+/// A file system that Linux has a driver for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FsType {
+    Ext2,
+    Ext3,
+    Ext4,
+    Xfs,
+    Btrfs,
+    Bcachefs,
+    Vfat,
+    Exfat,
+    Ntfs,
+    Iso9660,
+    Udf,
+    Squashfs,
+    Erofs,
+    F2fs,
+    Jfs,
+    Reiserfs,
+    Hfsplus,
+    Ufs,
+}
+
+impl FsType {
+    /// The type for mount(2): the driver of a current kernel that reads it.
+    pub fn kernel_name(&self) -> &'static str {
+        match self {
+            // One driver for all three; a kernel may be built without ext2 and ext3 names.
+            FsType::Ext2 | FsType::Ext3 | FsType::Ext4 => "ext4",
+            FsType::Xfs => "xfs",
+            FsType::Btrfs => "btrfs",
+            FsType::Bcachefs => "bcachefs",
+            FsType::Vfat => "vfat",
+            FsType::Exfat => "exfat",
+            FsType::Ntfs => "ntfs3",
+            FsType::Iso9660 => "iso9660",
+            FsType::Udf => "udf",
+            FsType::Squashfs => "squashfs",
+            FsType::Erofs => "erofs",
+            FsType::F2fs => "f2fs",
+            FsType::Jfs => "jfs",
+            FsType::Reiserfs => "reiserfs",
+            FsType::Hfsplus => "hfsplus",
+            FsType::Ufs => "ufs",
+        }
+    }
+}
+
+impl fmt::Display for FsType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            FsType::Ext2 => "ext2",
+            FsType::Ext3 => "ext3",
+            FsType::Ext4 => "ext4",
+            FsType::Xfs => "XFS",
+            FsType::Btrfs => "Btrfs",
+            FsType::Bcachefs => "bcachefs",
+            FsType::Vfat => "FAT",
+            FsType::Exfat => "exFAT",
+            FsType::Ntfs => "NTFS",
+            FsType::Iso9660 => "ISO 9660",
+            FsType::Udf => "UDF",
+            FsType::Squashfs => "SquashFS",
+            FsType::Erofs => "EROFS",
+            FsType::F2fs => "F2FS",
+            FsType::Jfs => "JFS",
+            FsType::Reiserfs => "ReiserFS",
+            FsType::Hfsplus => "HFS+",
+            FsType::Ufs => "UFS2",
+        })
+    }
+}
+
+impl Content {
+    /// Why this can't be mounted, in a few words to stand behind "is" or a colon; `None` for a file system.
+    pub fn why_not_mountable(&self) -> Option<&'static str> {
+        match self {
+            Content::FileSystem(_) => None,
+            Content::Swap => Some("swap space"),
+            Content::Journal => Some("external journal of an ext4 file system"),
+            Content::LvmMember => Some("LVM physical volume"),
+            Content::Luks => Some("LUKS encrypted volume"),
+            Content::BitLocker => Some("BitLocker encrypted volume"),
+            Content::MdMember => Some("member of a Linux RAID array"),
+            Content::ZfsMember => Some("member of a ZFS pool"),
+            Content::BcacheMember => Some("bcache device"),
+            Content::Refs => Some("ReFS file system, which Linux can't read"),
+            Content::Empty => Some("empty"),
+            Content::Unknown => Some("unknown content"),
+        }
+    }
+}
+
+impl fmt::Display for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Content::FileSystem(fs) => write!(f, "{fs} file system"),
+            other => f.write_str(other.why_not_mountable().unwrap_or_default()),
+        }
+    }
+}
+
+/// Looks at the start and the end of `volume`. An error means that it could not be read; a volume too small for a mark
+/// merely does not have it.
+pub fn probe(volume: &dyn ReadAt) -> io::Result<Content> {
+    let mut head = vec![0; volume.size_bytes().min(HEAD_BYTES) as usize];
+    read_inside(volume, 0, &mut head)?;
+    let head = Head(&head);
+    if let Some(found) = head.container() {
+        return Ok(found);
+    }
+    let md_marks = md_marks_at_end(volume)?;
+    if md_marks == MdMarks::Found {
+        return Ok(Content::MdMember);
+    }
+    if is_bitlocker_to_go(volume, &head)? {
+        return Ok(Content::BitLocker);
+    }
+    if let Some(found) = head.file_system_or_swap() {
+        return Ok(found);
+    }
+    let empty = md_marks == MdMarks::Zero && head.0.iter().all(|byte| *byte == 0);
+    Ok(if empty { Content::Empty } else { Content::Unknown })
+}
+
+/// The first bytes of a volume, perhaps fewer than a mark needs: then the mark is not there.
+struct Head<'a>(&'a [u8]);
+
+impl Head<'_> {
+    fn has(&self, offset: usize, magic: &[u8]) -> bool {
+        self.get(offset, magic.len()) == Some(magic)
+    }
+
+    fn get(&self, offset: usize, len: usize) -> Option<&[u8]> {
+        self.0.get(offset..)?.get(..len)
+    }
+
+    fn u16(&self, offset: usize) -> Option<u16> {
+        self.get(offset, 2).map(|bytes| le16(bytes, 0))
+    }
+
+    fn u32(&self, offset: usize) -> Option<u32> {
+        self.get(offset, 4).map(|bytes| le32(bytes, 0))
+    }
+
+    fn container(&self) -> Option<Content> {
+        // luks.c: LUKS1 and LUKS2 alike.
+        if self.has(0, b"LUKS\xba\xbe") {
+            return Some(Content::Luks);
+        }
+        // lvm.c, LVM's label.h: the label is in one of the first four sectors.
+        let mut sectors = (0..4).map(|sector| sector * 512);
+        if sectors.any(|at| self.has(at, b"LABELONE") && self.has(at + 24, b"LVM2 001")) {
+            return Some(Content::LvmMember);
+        }
+        // linux_raid.c: metadata 1.1 and 1.2.
+        if [0, 4096]
+            .into_iter()
+            .any(|at| self.get(at, 256).is_some_and(|sb| is_md1(sb, at as u64)))
+        {
+            return Some(Content::MdMember);
+        }
+        // bcache.c; of bcachefs as well, which once had the same.
+        if self.has(
+            4096 + 24,
+            b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81",
+        ) {
+            return Some(Content::BcacheMember);
+        }
+        // bitlocker.c: Vista, then Windows 7 and later.
+        if self.has(0, b"\xeb\x52\x90-FVE-FS-") || self.has(0, b"\xeb\x58\x90-FVE-FS-") {
+            return Some(Content::BitLocker);
+        }
+        None
+    }
+
+    fn file_system_or_swap(&self) -> Option<Content> {
+        let fs = |fs_type| Some(Content::FileSystem(fs_type));
+        if self.is_fat() {
+            return fs(FsType::Vfat);
+        }
+        if self.is_swap() {
+            return Some(Content::Swap);
+        }
+        // xfs.c, xfs_format.h: big-endian, and the block size is one of 512 to 65536.
+        let xfs_block_bytes = self.u32(4).map_or(0, u32::swap_bytes);
+        if self.has(0, b"XFSB") && xfs_block_bytes.is_power_of_two() && (512..=65536).contains(&xfs_block_bytes) {
+            return fs(FsType::Xfs);
+        }
+        if let Some(ext) = self.ext() {
+            return Some(ext);
+        }
+        // reiserfs.c: 3.5 at 8 KiB, later ones at 64 KiB.
+        let reiser = [(8 << 10, 0x34), (8 << 10, 20), (64 << 10, 0x34)];
+        if reiser
+            .into_iter()
+            .any(|(sb, at)| self.has(sb + at, b"ReIsEr") && self.is_reiser_name(sb + at))
+        {
+            return fs(FsType::Reiserfs);
+        }
+        // jfs.c
+        if self.has(32 << 10, b"JFS1") {
+            return fs(FsType::Jfs);
+        }
+        // udf.c, iso9660.c: a disc of both kinds is read as UDF.
+        if self.is_udf() {
+            return fs(FsType::Udf);
+        }
+        if self.has(0x8001, b"CD001") {
+            return fs(FsType::Iso9660);
+        }
+        // hfs.c, TN1150: the version that goes with the signature.
+        if self.has(1024, b"H+\x00\x04") || self.has(1024, b"HX\x00\x05") {
+            return fs(FsType::Hfsplus);
+        }
+        // ufs.c: UFS2 of FreeBSD, whose superblock is at 64 KiB.
+        if self.u32((64 << 10) + 1372) == Some(0x1954_0119) {
+            return fs(FsType::Ufs);
+        }
+        // ntfs.c: the FAT fields that NTFS does not use are zero.
+        if self.has(3, b"NTFS    ") && self.has(14, &[0; 7]) {
+            return fs(FsType::Ntfs);
+        }
+        // refs.c
+        if self.has(0, b"\x00\x00\x00ReFS\x00") {
+            return Some(Content::Refs);
+        }
+        // squashfs.c: the kernel reads major version 4 only.
+        if self.has(0, b"hsqs") && self.u16(28) == Some(4) {
+            return fs(FsType::Squashfs);
+        }
+        // btrfs.c: the superblock is at 64 KiB.
+        if self.has((64 << 10) + 64, b"_BHRfS_M") {
+            return fs(FsType::Btrfs);
+        }
+        // bcache.c
+        if self.has(
+            4096 + 24,
+            b"\xc6\x85\x73\xf6\x66\xce\x90\xa9\xd9\x6a\x60\xcf\x80\x3d\xf7\xef",
+        ) {
+            return fs(FsType::Bcachefs);
+        }
+        // exfat.c: the place of the FAT fields must be zero.
+        if self.has(3, b"EXFAT   ") && self.has(11, &[0; 53]) {
+            return fs(FsType::Exfat);
+        }
+        // f2fs.c, erofs.c; linux/magic.h
+        match self.u32(1024) {
+            Some(0xf2f5_2010) => return fs(FsType::F2fs),
+            Some(0xe0f5_e1e2) => return fs(FsType::Erofs),
+            _ => {}
+        }
+        self.is_zfs().then_some(Content::ZfsMember)
+    }
+
+    /// vfat.c, and fat_read_bpb of fs/fat/inode.c: the fields make sense, and either FAT's name is there or the mark of
+    /// any boot sector.
+    fn is_fat(&self) -> bool {
+        let Some(sector) = self.get(0, 512) else {
+            return false;
+        };
+        let (sector_bytes, cluster_sectors) = (le16(sector, 0x0b), sector[0x0d]);
+        let (reserved_sectors, fats, media) = (le16(sector, 0x0e), sector[0x10], sector[0x15]);
+        let no_fat = le16(sector, 0x16) == 0 && le32(sector, 0x24) == 0;
+        let bootable = matches!(sector[0], 0xeb | 0xe9) && self.has(510, b"\x55\xaa");
+        // JFS and HPFS of OS/2 carry these fields too.
+        let foreign = self.has(0x36, b"JFS     ") || self.has(0x36, b"HPFS    ");
+        (self.has(0x36, b"FAT") || self.has(0x52, b"FAT32") || (bootable && !foreign))
+            && matches!(sector_bytes, 512 | 1024 | 2048 | 4096)
+            && cluster_sectors.is_power_of_two()
+            && (reserved_sectors != 0 && fats != 0 && !no_fat)
+            && matches!(media, 0xf0 | 0xf8..)
+    }
+
+    /// ext.c, fs/ext4/ext4.h: the superblock is at 1024. The magic has only two bytes, so the rest must make sense too.
+    fn ext(&self) -> Option<Content> {
+        const COMPAT_HAS_JOURNAL: u32 = 0x4;
+        const INCOMPAT_JOURNAL_DEV: u32 = 0x8;
+        // FILETYPE, RECOVER, META_BG; SPARSE_SUPER, LARGE_FILE, BTREE_DIR: what ext3 knows. ext4 has more.
+        const INCOMPAT_OF_EXT3: u32 = 0x2 | 0x4 | 0x10;
+        const RO_COMPAT_OF_EXT3: u32 = 0x1 | 0x2 | 0x4;
+
+        let superblock = self.get(1024, 1024)?;
+        let (blocks, log_block_kib, revision) = (le32(superblock, 4), le32(superblock, 24), le32(superblock, 76));
+        if le16(superblock, 56) != 0xef53 || blocks == 0 || log_block_kib > 6 || revision > 1 {
+            return None;
+        }
+        let (compat, incompat, ro_compat) = (le32(superblock, 92), le32(superblock, 96), le32(superblock, 100));
+        Some(if incompat & INCOMPAT_JOURNAL_DEV != 0 {
+            Content::Journal
+        } else if incompat & !INCOMPAT_OF_EXT3 != 0 || ro_compat & !RO_COMPAT_OF_EXT3 != 0 {
+            Content::FileSystem(FsType::Ext4)
+        } else if compat & COMPAT_HAS_JOURNAL != 0 {
+            Content::FileSystem(FsType::Ext3)
+        } else {
+            Content::FileSystem(FsType::Ext2)
+        })
+    }
+
+    /// swap.c: in the last ten bytes of the first page, whose size is the machine's. Also one that holds a sleeping
+    /// system's memory.
+    fn is_swap(&self) -> bool {
+        let names: [&[u8]; 6] = [
+            b"SWAPSPACE2",
+            b"SWAP-SPACE",
+            b"S1SUSPEND",
+            b"S2SUSPEND",
+            b"ULSUSPEND",
+            b"LINHIB0001",
+        ];
+        let ends = [4096, 8192, 16384, 32768, 65536];
+        ends.into_iter()
+            .any(|end| names.into_iter().any(|name| self.has(end - 10, name)))
+    }
+
+    fn is_reiser_name(&self, at: usize) -> bool {
+        [&b"ReIsErFs"[..], b"ReIsEr2Fs", b"ReIsEr3Fs"]
+            .into_iter()
+            .any(|name| self.has(at, name))
+    }
+
+    /// ECMA-167 2/8.3: descriptors of 2048 bytes, or of a block if that is larger, from 32 KiB on.
+    fn is_udf(&self) -> bool {
+        [2048, 4096].into_iter().any(|step| {
+            let mut names = (0..64).map_while(|index| self.get((32 << 10) + index * step + 1, 5));
+            let known = [b"BEA01", b"BOOT2", b"CD001", b"CDW02", b"TEA01"];
+            let end = names.find(|name| !known.iter().any(|known| name == known));
+            end.is_some_and(|name| name == b"NSR02" || name == b"NSR03")
+        })
+    }
+
+    /// zfs.c: uberblocks are at multiples of 1 KiB in the second half of the first label, in the byte order of the
+    /// machine that wrote them. Asked last, because mkfs leaves old ones in place.
+    fn is_zfs(&self) -> bool {
+        let magic = 0x00ba_b10c_u64;
+        let mut slots = (128..256).map(|kib| kib << 10);
+        slots.any(|at| self.has(at, &magic.to_le_bytes()) || self.has(at, &magic.to_be_bytes()))
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum MdMarks {
+    Found,
+    /// Bytes, but no mark.
+    None,
+    /// All zero, or no room for a mark.
+    Zero,
+}
+
+/// linux_raid.c: metadata 0.90 starts at the last but one multiple of 64 KiB, 1.0 lies 8 KiB before the end.
+fn md_marks_at_end(volume: &dyn ReadAt) -> io::Result<MdMarks> {
+    let size_bytes = volume.size_bytes();
+    let mut marks = MdMarks::Zero;
+    if let Some(at) = (size_bytes & !0xffff).checked_sub(0x10000)
+        && let Some(sb) = read_array::<256>(volume, at)?
+    {
+        // Field 8 is the size in KiB that the array uses of this member: it must fit before the superblock.
+        let used_bytes = u64::from(le32(&sb, 32)) << 10;
+        if le32(&sb, 0) == MD_MAGIC && le32(&sb, 4) == 0 && used_bytes <= at {
+            return Ok(MdMarks::Found);
+        }
+        if sb.iter().any(|byte| *byte != 0) {
+            marks = MdMarks::None;
+        }
+    }
+    if let Some(at) = (size_bytes & !0xfff).checked_sub(0x2000)
+        && let Some(sb) = read_array::<256>(volume, at)?
+    {
+        if is_md1(&sb, at) {
+            return Ok(MdMarks::Found);
+        }
+        if sb.iter().any(|byte| *byte != 0) {
+            marks = MdMarks::None;
+        }
+    }
+    Ok(marks)
+}
+
+const MD_MAGIC: u32 = 0xa92b_4efc;
+
+/// `struct mdp_superblock_1` of linux/raid/md_p.h: magic, major version, and the sector where it lies itself.
+fn is_md1(superblock: &[u8], offset_bytes: u64) -> bool {
+    le32(superblock, 0) == MD_MAGIC && le32(superblock, 4) == 1 && le64(superblock, 144) == offset_bytes / 512
+}
+
+/// bitlocker.c: on removable disks it looks like FAT and only a pointer gives it away.
+fn is_bitlocker_to_go(volume: &dyn ReadAt, head: &Head) -> io::Result<bool> {
+    if !head.has(0, b"\xeb\x58\x90MSWIN4.1") {
+        return Ok(false);
+    }
+    let Some(metadata_bytes) = head.get(440, 8).map(|bytes| le64(bytes, 0)) else {
+        return Ok(false);
+    };
+    Ok(read_array::<8>(volume, metadata_bytes)?.is_some_and(|magic| &magic == b"-FVE-FS-"))
+}

@@ -1,0 +1,79 @@
+//! A mounted tree: from the mount to the moment when the kernel lets go of it.
+
+use std::mem::ManuallyDrop;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+use fuser::{BackgroundSession, Config, MountOption, SessionACL};
+
+use crate::adapter::Adapter;
+use crate::error::{Error, Result};
+use crate::tree::ImageFs;
+
+/// How often an idle mount looks for a newer view, so that it does not keep the space of removed backups.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How a tree is mounted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SessionOptions {
+    /// Let other users than the one who mounts look into it.
+    pub allow_other: bool,
+    /// How many requests are worked on at once.
+    pub threads: usize,
+}
+
+/// A mounted tree. It stays mounted when this is dropped; [`crate::volumes::unmount`] takes it down.
+pub struct Session {
+    tree: Arc<ImageFs>,
+    /// Never dropped: fuser 0.18 unmounts by path when it is, also when the kernel has let go already and something
+    /// else is mounted there by then (its `is_mounted` takes POLLERR for "mounted").
+    _background: ManuallyDrop<BackgroundSession>,
+    ended: Receiver<()>,
+}
+
+impl Session {
+    /// Mounts a tree at a directory. It answers when this returns.
+    pub fn mount(tree: Arc<ImageFs>, point: &Path, options: SessionOptions) -> Result<Self> {
+        let (end, ended) = channel();
+        let tell = move || {
+            // A receiver that is gone wants no message.
+            let _ = end.send(());
+        };
+        let adapter = Adapter::new(Arc::clone(&tree), Box::new(tell));
+        let mut config = Config::default();
+        config.mount_options = vec![
+            MountOption::RO,
+            MountOption::FSName("vbk".into()),
+            // As root fuser leaves `Subtype` out.
+            MountOption::CUSTOM("subtype=vbk".into()),
+            MountOption::NoDev,
+            MountOption::NoSuid,
+            MountOption::NoExec,
+            MountOption::DefaultPermissions,
+        ];
+        config.acl = if options.allow_other {
+            SessionACL::All
+        } else {
+            SessionACL::Owner
+        };
+        config.n_threads = Some(options.threads.max(1));
+        let background = fuser::spawn_mount(adapter, point, &config).map_err(|source| Error::Fuse {
+            point: point.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            tree,
+            _background: ManuallyDrop::new(background),
+            ended,
+        })
+    }
+
+    /// Waits until the tree was unmounted.
+    pub fn wait(&self) {
+        while let Err(RecvTimeoutError::Timeout) = self.ended.recv_timeout(REFRESH_INTERVAL) {
+            self.tree.refresh();
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The system calls of this crate: loop device ioctls, mount(2) and umount2(2). The only file here with `unsafe`, and the only one that
+//! calls mount and umount; it decides nothing.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::mount::{MntFlags, MsFlags};
+
+pub use nix::errno::Errno;
+
+/// Bytes of a name in `struct loop_info64` (`LO_NAME_SIZE`, linux/loop.h).
+const LO_NAME_SIZE: usize = 64;
+
+const LO_FLAGS_READ_ONLY: u32 = 1;
+const LO_FLAGS_AUTOCLEAR: u32 = 4;
+const LO_FLAGS_DIRECT_IO: u32 = 16;
+
+/// `struct loop_info64` of linux/loop.h.
+#[repr(C)]
+struct LoopInfo64 {
+    lo_device: u64,
+    lo_inode: u64,
+    lo_rdevice: u64,
+    lo_offset: u64,
+    lo_sizelimit: u64,
+    lo_number: u32,
+    lo_encrypt_type: u32,
+    lo_encrypt_key_size: u32,
+    lo_flags: u32,
+    lo_file_name: [u8; LO_NAME_SIZE],
+    lo_crypt_name: [u8; LO_NAME_SIZE],
+    lo_encrypt_key: [u8; 32],
+    lo_init: [u64; 2],
+}
+
+/// `struct loop_config` of linux/loop.h (Linux 5.8 and newer).
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    info: LoopInfo64,
+    reserved: [u64; 8],
+}
+
+// The sizes that linux/loop.h gives on every 64-bit architecture: the kernel copies exactly this much.
+const _: () = assert!(size_of::<LoopInfo64>() == 232);
+const _: () = assert!(size_of::<LoopConfig>() == 304);
+
+mod ioctl {
+    nix::ioctl_none_bad!(loop_ctl_get_free, 0x4C82);
+    nix::ioctl_write_ptr_bad!(loop_configure, 0x4C0A, super::LoopConfig);
+    nix::ioctl_none_bad!(loop_clr_fd, 0x4C01);
+}
+
+/// The number of a loop device that was free a moment ago; the kernel makes a new one if all are taken (`LOOP_CTL_GET_FREE`, loop(4)).
+/// Another process may take it first, so configuring it can fail with `EBUSY`.
+pub fn loop_free_number(control: &File) -> Result<u32, Errno> {
+    // SAFETY: LOOP_CTL_GET_FREE has no argument and touches no memory of ours (loop(4)); the fd is open while `control` is borrowed.
+    let number = unsafe { ioctl::loop_ctl_get_free(control.as_raw_fd()) }?;
+    u32::try_from(number).map_err(|_| Errno::EINVAL)
+}
+
+/// Binds `backing` to the loop device in one step: read-only, and cleared by the kernel when its last user closes it (`LOOP_CONFIGURE`).
+/// `name` is only for people to read; the kernel keeps its first 63 bytes.
+pub fn loop_configure(
+    device: &File,
+    backing: &File,
+    name: &Path,
+    block_size_bytes: u32,
+    direct: bool,
+) -> Result<(), Errno> {
+    let mut lo_file_name = [0; LO_NAME_SIZE];
+    let bytes = name.as_os_str().as_bytes();
+    let kept = bytes.len().min(LO_NAME_SIZE - 1);
+    lo_file_name[..kept].copy_from_slice(&bytes[..kept]);
+    let mut lo_flags = LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR;
+    if direct {
+        lo_flags |= LO_FLAGS_DIRECT_IO;
+    }
+    let config = LoopConfig {
+        fd: u32::try_from(backing.as_raw_fd()).map_err(|_| Errno::EBADF)?,
+        block_size: block_size_bytes,
+        info: LoopInfo64 {
+            lo_device: 0,
+            lo_inode: 0,
+            lo_rdevice: 0,
+            lo_offset: 0,
+            lo_sizelimit: 0,
+            lo_number: 0,
+            lo_encrypt_type: 0,
+            lo_encrypt_key_size: 0,
+            lo_flags,
+            lo_file_name,
+            lo_crypt_name: [0; LO_NAME_SIZE],
+            lo_encrypt_key: [0; 32],
+            lo_init: [0; 2],
+        },
+        reserved: [0; 8],
+    };
+    // SAFETY: LOOP_CONFIGURE reads one `struct loop_config` from the pointer and keeps nothing of it (lo_ioctl, drivers/block/loop.c);
+    // `config` has that layout (checked above) and lives through the call, and both descriptors are open while they are borrowed.
+    unsafe { ioctl::loop_configure(device.as_raw_fd(), &raw const config) }?;
+    Ok(())
+}
+
+/// Takes the backing file from the loop device; one that is in use is cleared when its last user closes it (`LOOP_CLR_FD`, loop(4)).
+pub fn loop_clear(device: &File) -> Result<(), Errno> {
+    // SAFETY: LOOP_CLR_FD has no argument and touches no memory of ours (loop(4)); the fd is open while `device` is borrowed.
+    unsafe { ioctl::loop_clr_fd(device.as_raw_fd()) }?;
+    Ok(())
+}
+
+/// Makes the node of a loop device (block, major 7) at `path`, for a /dev that is no devtmpfs.
+pub fn make_loop_node(path: &Path, number: u32) -> Result<(), Errno> {
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    let owner_only = Mode::S_IRUSR | Mode::S_IWUSR;
+    mknod(path, SFlag::S_IFBLK, owner_only, makedev(7, number.into()))
+}
+
+/// What a mount is, as far as this crate makes any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writable {
+    /// Writes are refused.
+    No,
+    /// Writes go through: only for the short time in which the empty frame of a mount is built.
+    Yes,
+}
+
+fn flags(writable: Writable) -> MsFlags {
+    // Not MS_NOSYMFOLLOW: /bin, /lib and much of /etc of a guest are symbolic links.
+    let safe = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    match writable {
+        Writable::No => safe | MsFlags::MS_RDONLY,
+        Writable::Yes => safe,
+    }
+}
+
+/// Mounts `source` at `target`, always `nodev,nosuid,noexec` (mount(2)).
+pub fn mount(source: &Path, target: &Path, fs_type: &str, writable: Writable, data: &str) -> Result<(), Errno> {
+    nix::mount::mount(Some(source), target, Some(fs_type), flags(writable), Some(data))
+}
+
+/// Makes the mount at `target` and its file system read-only (mount(2), `MS_REMOUNT`).
+pub fn remount_read_only(target: &Path) -> Result<(), Errno> {
+    let flags = flags(Writable::No) | MsFlags::MS_REMOUNT;
+    nix::mount::mount(None::<&Path>, target, None::<&Path>, flags, None::<&Path>)
+}
+
+/// Unmounts the top mount at `target`, which may be dead: the last part of the path is looked up without asking its file system
+/// (`UMOUNT_NOFOLLOW`, umount2(2)). `detach` takes it and all below it out of sight at once and leaves the rest to its last user.
+pub fn unmount(target: &Path, detach: bool) -> Result<(), Errno> {
+    let mut flags = MntFlags::UMOUNT_NOFOLLOW;
+    if detach {
+        flags |= MntFlags::MNT_DETACH;
+    }
+    nix::mount::umount2(target, flags)
+}
+
+/// Whether the file system at `path` has lost the process that serves it (`ENOTCONN`, fuse(4)). Blocks as long as a living one takes
+/// to answer.
+pub fn is_dead(path: &Path) -> bool {
+    matches!(nix::sys::statfs::statfs(path), Err(Errno::ENOTCONN))
+}
+
+/// Whether this process may mount: `CAP_SYS_ADMIN`, bit 21 of its effective capabilities (capabilities(7), proc(5)).
+pub fn may_mount() -> io::Result<bool> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    Ok(effective.is_some_and(|set| set & (1 << 21) != 0))
+}

@@ -1,0 +1,469 @@
+//! The file system of backups, without a kernel: names, attributes and reads.
+//!
+//! ```text
+//! GUEST/latest -> TIME
+//! GUEST/TIME/backup.json
+//! GUEST/TIME/DISK.img
+//! GUEST/TIME/DISK.pN.img
+//! ```
+//!
+//! Every look at a directory first asks whether the repository has a newer view, so a new backup appears at once. An
+//! open file keeps the view it was opened in.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use jiff::Timestamp;
+use quick_cache::sync::Cache;
+use vbk_repo::backup::{BackupId, Entry};
+use vbk_repo::name::{BackupTime, GuestName};
+use vbk_repo::reader::{ImageReader, ReadResources, Stream};
+use vbk_repo::repository::{Repository, View};
+use vbk_repo::{Error, ErrorKind, Result};
+
+use crate::listing::{self, FileContent, FileInfo};
+
+/// The number of the top directory.
+pub const ROOT: u64 = 1;
+
+/// Backups whose lists of files are remembered.
+const LISTINGS: usize = 4096;
+/// Damaged places that one open file reports, so that a program that tries again for ever does not fill the log.
+const REPORTS: usize = 100;
+
+/// What a name stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Node {
+    Root,
+    Guest(GuestName),
+    Latest(GuestName),
+    Backup(GuestName, BackupTime),
+    File(GuestName, BackupTime, String),
+}
+
+/// The kinds of things in the tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File,
+    /// A symbolic link.
+    Link,
+}
+
+/// What stat(2) tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attributes {
+    /// The number of the thing, the same as long as the tree lives.
+    pub number: u64,
+    /// What it is.
+    pub kind: Kind,
+    /// Its size.
+    pub size_bytes: u64,
+    /// What of it is not zero blocks, as far as known.
+    pub data_bytes: u64,
+    /// When the disk looked like this.
+    pub modified: Timestamp,
+}
+
+/// A name in a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Name {
+    /// The number of the thing.
+    pub number: u64,
+    /// What it is.
+    pub kind: Kind,
+    /// The name.
+    pub name: String,
+}
+
+/// The backups of one view.
+struct State {
+    view: View,
+    guests: BTreeMap<GuestName, BTreeMap<BackupTime, Arc<Entry>>>,
+}
+
+/// Numbers for names, given on first sight and kept.
+#[derive(Default)]
+struct Numbers {
+    nodes: Vec<Node>,
+    numbers: HashMap<Node, u64>,
+}
+
+/// The backups of a repository as files. May be used by many threads at once.
+pub struct ImageFs {
+    repository: Repository,
+    /// If set, nothing but this backup is shown.
+    only: Option<BackupId>,
+    resources: Arc<ReadResources>,
+    state: RwLock<Arc<State>>,
+    refreshing: Mutex<()>,
+    numbers: Mutex<Numbers>,
+    listings: Cache<BackupId, Arc<Vec<FileInfo>>>,
+    open: RwLock<HashMap<u64, Arc<OpenFile>>>,
+    next_handle: AtomicU64,
+}
+
+/// An open file.
+struct OpenFile {
+    /// Backup and file, for the log.
+    label: String,
+    content: OpenContent,
+    reported: Mutex<HashSet<u64>>,
+}
+
+enum OpenContent {
+    Bytes(Arc<[u8]>),
+    Part {
+        stream: Stream,
+        offset_bytes: u64,
+        size_bytes: u64,
+    },
+}
+
+impl ImageFs {
+    /// The tree of all backups of a repository, or of just one.
+    pub fn open(repository: Repository, only: Option<BackupId>, resources: Arc<ReadResources>) -> Result<Self> {
+        let state = State::load(repository.view()?, only)?;
+        let tree = Self {
+            repository,
+            only,
+            resources,
+            state: RwLock::new(Arc::new(state)),
+            refreshing: Mutex::default(),
+            numbers: Mutex::default(),
+            listings: Cache::new(LISTINGS),
+            open: RwLock::default(),
+            next_handle: AtomicU64::new(1),
+        };
+        let root = tree.number(Node::Root);
+        debug_assert_eq!(root, ROOT);
+        Ok(tree)
+    }
+
+    /// Goes over to the newest view if there is a newer one. The old one is let go when no open file needs it, and
+    /// with it the space of what was removed from the repository since.
+    pub fn refresh(&self) {
+        if let Err(error) = self.try_refresh() {
+            // What was there before is still good.
+            tracing::warn!("can't look for new backups: {error}");
+        }
+    }
+
+    fn try_refresh(&self) -> Result<()> {
+        let newest = self.repository.newest_view()?;
+        if newest.is_none_or(|newest| newest == self.state().view.number()) {
+            return Ok(());
+        }
+        let _one = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        if newest == Some(self.state().view.number()) {
+            return Ok(());
+        }
+        let state = Arc::new(State::load(self.repository.view()?, self.only)?);
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+        Ok(())
+    }
+
+    /// Finds a name in a directory.
+    pub fn lookup(&self, directory: u64, name: &str) -> Result<Attributes> {
+        self.refresh();
+        let state = self.state();
+        let node = match self.node(directory)? {
+            Node::Root => Node::Guest(name.parse().map_err(|_| not_found(name))?),
+            Node::Guest(guest) if name == "latest" => Node::Latest(guest),
+            Node::Guest(guest) => Node::Backup(guest, name.parse().map_err(|_| not_found(name))?),
+            Node::Backup(guest, time) => Node::File(guest, time, name.to_owned()),
+            Node::Latest(_) | Node::File(..) => return Err(not_found(name)),
+        };
+        self.attributes_of(&state, &node)
+    }
+
+    /// What a thing is.
+    pub fn attributes(&self, number: u64) -> Result<Attributes> {
+        let node = self.node(number)?;
+        self.refresh();
+        self.attributes_of(&self.state(), &node)
+    }
+
+    /// Where a link leads.
+    pub fn link(&self, number: u64) -> Result<String> {
+        self.refresh();
+        match self.node(number)? {
+            Node::Latest(guest) => Ok(self.state().latest(&guest)?.backup.time.to_string()),
+            Node::Root | Node::Guest(_) | Node::Backup(..) | Node::File(..) => Err(not_found("link")),
+        }
+    }
+
+    /// What is in a directory.
+    pub fn list(&self, directory: u64) -> Result<Vec<Name>> {
+        self.refresh();
+        let state = self.state();
+        let name = |node: Node, kind, name: String| Name {
+            number: self.number(node),
+            kind,
+            name,
+        };
+        Ok(match self.node(directory)? {
+            Node::Root => {
+                let guests = state.guests.keys();
+                guests
+                    .map(|guest| name(Node::Guest(guest.clone()), Kind::Directory, guest.to_string()))
+                    .collect()
+            }
+            Node::Guest(guest) => {
+                let times = state.backups(&guest)?.keys();
+                let backups = times.map(|time| {
+                    let node = Node::Backup(guest.clone(), *time);
+                    name(node, Kind::Directory, time.to_string())
+                });
+                let latest = name(Node::Latest(guest.clone()), Kind::Link, "latest".into());
+                backups.chain([latest]).collect()
+            }
+            Node::Backup(guest, time) => {
+                let files = self.files(&state, state.backup(&guest, time)?);
+                let file = |file: &FileInfo| {
+                    let node = Node::File(guest.clone(), time, file.name.clone());
+                    name(node, Kind::File, file.name.clone())
+                };
+                files.iter().map(file).collect()
+            }
+            Node::Latest(_) | Node::File(..) => return Err(not_found("directory")),
+        })
+    }
+
+    /// Opens a file; the handle it gives is good until [`Self::close_file`].
+    pub fn open_file(&self, number: u64) -> Result<u64> {
+        let Node::File(guest, time, name) = self.node(number)? else {
+            return Err(not_found("file"));
+        };
+        let state = self.state();
+        let entry = state.backup(&guest, time)?;
+        let file = self.file(&state, entry, &name)?;
+        let content = match file.content {
+            FileContent::Record => OpenContent::Bytes(listing::record_json(entry)),
+            FileContent::Image { image, offset_bytes } => {
+                let image = &entry.backup.images[image];
+                let reader = ImageReader::open(state.view.store(), Arc::clone(&self.resources), image)?;
+                OpenContent::Part {
+                    stream: Stream::new(Arc::new(reader)),
+                    offset_bytes,
+                    size_bytes: file.size_bytes,
+                }
+            }
+        };
+        let open = OpenFile {
+            label: format!("{}/{name}", entry.backup.spec()),
+            content,
+            reported: Mutex::default(),
+        };
+        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        let mut files = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        files.insert(handle, Arc::new(open));
+        Ok(handle)
+    }
+
+    /// Closes an open file.
+    pub fn close_file(&self, handle: u64) {
+        let mut files = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        let closed = files.remove(&handle);
+        // What it frees may be a whole view: not under the lock.
+        drop(files);
+        drop(closed);
+    }
+
+    /// Reads from an open file; less than `out` holds only at its end. Gives the number of bytes.
+    pub fn read(&self, handle: u64, offset_bytes: u64, out: &mut [u8]) -> Result<usize> {
+        let file = self.opened(handle)?;
+        let result = file.read(offset_bytes, out);
+        result.inspect_err(|error| file.report(offset_bytes, out.len(), error))
+    }
+
+    /// Where data begins at or after `offset_bytes`; `None` if there are only zeros up to the end.
+    pub fn next_data(&self, handle: u64, offset_bytes: u64) -> Result<Option<u64>> {
+        let file = self.opened(handle)?;
+        Ok(match &file.content {
+            OpenContent::Bytes(bytes) => Some(offset_bytes).filter(|offset| *offset < bytes.len() as u64),
+            OpenContent::Part {
+                stream,
+                offset_bytes: start,
+                size_bytes,
+            } if offset_bytes < *size_bytes => {
+                let found = stream.image().next_data(start + offset_bytes)?;
+                found.map(|found| found - start).filter(|found| found < size_bytes)
+            }
+            OpenContent::Part { .. } => None,
+        })
+    }
+
+    /// Where zeros begin at or after `offset_bytes`, the end of the file at the latest; `None` past the end.
+    pub fn next_hole(&self, handle: u64, offset_bytes: u64) -> Result<Option<u64>> {
+        let file = self.opened(handle)?;
+        Ok(match &file.content {
+            OpenContent::Bytes(bytes) => Some(bytes.len() as u64).filter(|size| offset_bytes < *size),
+            OpenContent::Part {
+                stream,
+                offset_bytes: start,
+                size_bytes,
+            } if offset_bytes < *size_bytes => {
+                let found = stream.image().next_hole(start + offset_bytes)?;
+                Some((found - start).min(*size_bytes))
+            }
+            OpenContent::Part { .. } => None,
+        })
+    }
+
+    fn state(&self) -> Arc<State> {
+        Arc::clone(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn opened(&self, handle: u64) -> Result<Arc<OpenFile>> {
+        let files = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        files.get(&handle).cloned().ok_or_else(|| not_found("open file"))
+    }
+
+    fn attributes_of(&self, state: &State, node: &Node) -> Result<Attributes> {
+        let directory = |modified| (Kind::Directory, 0, 0, modified);
+        let (kind, size_bytes, data_bytes, modified) = match node {
+            Node::Root => directory(state.newest()),
+            Node::Guest(guest) => directory(state.latest(guest)?.backup.time.timestamp()),
+            Node::Backup(guest, time) => directory(state.backup(guest, *time)?.backup.time.timestamp()),
+            Node::Latest(guest) => {
+                let time = state.latest(guest)?.backup.time;
+                let len = time.to_string().len() as u64;
+                (Kind::Link, len, len, time.timestamp())
+            }
+            Node::File(guest, time, name) => {
+                let file = self.file(state, state.backup(guest, *time)?, name)?;
+                (Kind::File, file.size_bytes, file.data_bytes, time.timestamp())
+            }
+        };
+        Ok(Attributes {
+            number: self.number(node.clone()),
+            kind,
+            size_bytes,
+            data_bytes,
+            modified,
+        })
+    }
+
+    fn file(&self, state: &State, entry: &Entry, name: &str) -> Result<FileInfo> {
+        let files = self.files(state, entry);
+        let found = files.iter().find(|file| file.name == name);
+        found.cloned().ok_or_else(|| not_found(name))
+    }
+
+    fn files(&self, state: &State, entry: &Entry) -> Arc<Vec<FileInfo>> {
+        if let Some(files) = self.listings.get(&entry.id) {
+            return files;
+        }
+        let files = Arc::new(listing::list(entry, |image| {
+            ImageReader::open(state.view.store(), Arc::clone(&self.resources), image)
+        }));
+        self.listings.insert(entry.id, Arc::clone(&files));
+        files
+    }
+
+    fn numbers(&self) -> MutexGuard<'_, Numbers> {
+        self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn node(&self, number: u64) -> Result<Node> {
+        let place = number.checked_sub(ROOT).and_then(|place| usize::try_from(place).ok());
+        let node = place.and_then(|place| self.numbers().nodes.get(place).cloned());
+        node.ok_or_else(|| not_found("entry"))
+    }
+
+    fn number(&self, node: Node) -> u64 {
+        let mut numbers = self.numbers();
+        if let Some(number) = numbers.numbers.get(&node) {
+            return *number;
+        }
+        let number = ROOT + numbers.nodes.len() as u64;
+        numbers.nodes.push(node.clone());
+        numbers.numbers.insert(node, number);
+        number
+    }
+}
+
+impl State {
+    fn load(view: View, only: Option<BackupId>) -> Result<Self> {
+        let catalogue = view.catalogue()?;
+        for error in catalogue.damaged() {
+            tracing::warn!("not shown: {error}");
+        }
+        let mut guests: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
+        for entry in catalogue.entries() {
+            if only.is_none_or(|only| only == entry.id) {
+                let backups = guests.entry(entry.backup.guest.clone()).or_default();
+                backups.insert(entry.backup.time, Arc::new(entry.clone()));
+            }
+        }
+        Ok(Self { view, guests })
+    }
+
+    fn backups(&self, guest: &GuestName) -> Result<&BTreeMap<BackupTime, Arc<Entry>>> {
+        self.guests.get(guest).ok_or_else(|| not_found(guest.as_str()))
+    }
+
+    fn backup(&self, guest: &GuestName, time: BackupTime) -> Result<&Arc<Entry>> {
+        let found = self.backups(guest)?.get(&time);
+        found.ok_or_else(|| not_found(&time.to_string()))
+    }
+
+    fn latest(&self, guest: &GuestName) -> Result<&Arc<Entry>> {
+        let found = self.backups(guest)?.values().next_back();
+        found.ok_or_else(|| not_found("latest"))
+    }
+
+    fn newest(&self) -> Timestamp {
+        let times = self.guests.values().filter_map(|backups| backups.keys().next_back());
+        times
+            .max()
+            .map_or(self.view.identity().created, |time| time.timestamp())
+    }
+}
+
+impl OpenFile {
+    fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<usize> {
+        match &self.content {
+            OpenContent::Bytes(bytes) => {
+                let start = usize::try_from(offset_bytes).unwrap_or(usize::MAX).min(bytes.len());
+                let len = out.len().min(bytes.len() - start);
+                out[..len].copy_from_slice(&bytes[start..start + len]);
+                Ok(len)
+            }
+            OpenContent::Part {
+                stream,
+                offset_bytes: start,
+                size_bytes,
+            } => {
+                let left = size_bytes.saturating_sub(offset_bytes);
+                let len = out.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                if len == 0 {
+                    return Ok(0);
+                }
+                stream.read_at(start + offset_bytes, &mut out[..len])
+            }
+        }
+    }
+
+    fn report(&self, offset_bytes: u64, len: usize, error: &Error) {
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        if reported.len() < REPORTS && reported.insert(offset_bytes) {
+            tracing::error!("{}: reading {len} bytes at {offset_bytes} failed: {error}", self.label);
+        }
+    }
+}
+
+fn not_found(name: &str) -> Error {
+    Error::Store {
+        kind: ErrorKind::NotFound,
+        doing: "find",
+        message: name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,150 @@
+//! Tells mounts of vbk from others, by the kernel's table alone. Unmounts nothing.
+
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use crate::mount_error::{MountError, Result};
+use crate::mountinfo::{self, Mount};
+use crate::sys;
+
+/// The source of a tmpfs that holds file systems: this, then the path of the mount with the images.
+const FILES_SOURCE: &str = "vbk-files:";
+
+/// What a mount of vbk shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MountKind {
+    /// Images, through FUSE.
+    Images,
+    /// The file systems in images, which are in the mount `hidden`.
+    Files {
+        /// Where the images are mounted.
+        hidden: PathBuf,
+    },
+}
+
+/// A mount of vbk on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OurMount {
+    /// Where it is.
+    pub point: PathBuf,
+    /// What it shows.
+    pub kind: MountKind,
+    /// What the kernel says was mounted.
+    pub source: OsString,
+    /// Whether the process that served it is gone: nothing in it can be read, and it wants to be unmounted.
+    pub dead: bool,
+}
+
+/// Every mount of vbk on this machine. The mount with the images that belongs to a mount of files is not listed on its own. Asks each FUSE
+/// mount whether it is alive, and so waits for a slow one.
+pub fn list_ours() -> Result<Vec<OurMount>> {
+    let mounts = read_mounts()?;
+    let listed = mounts.iter().filter_map(|mount| {
+        let kind = kind_of(mount)?;
+        let dead = match &kind {
+            MountKind::Images if files_mount_of(&mounts, &mount.mount_point).is_some() => {
+                return None;
+            }
+            MountKind::Images => sys::is_dead(&mount.mount_point),
+            MountKind::Files { hidden } => match images_at(&mounts, hidden) {
+                Some(images) => sys::is_dead(&images.mount_point),
+                None => !hidden.exists(),
+            },
+        };
+        Some(OurMount {
+            point: mount.mount_point.clone(),
+            kind,
+            source: mount.source.clone(),
+            dead,
+        })
+    });
+    Ok(listed.collect())
+}
+
+/// The source string of a tmpfs for images in `hidden`.
+pub fn files_source(hidden: &Path) -> OsString {
+    let mut source = OsString::from(FILES_SOURCE);
+    source.push(hidden);
+    source
+}
+
+/// What kind of mount of ours this is, if it is one.
+pub fn kind_of(mount: &Mount) -> Option<MountKind> {
+    let source = mount.source.as_bytes();
+    match mount.fs_type.as_str() {
+        "fuse.vbk" => Some(MountKind::Images),
+        // As root, fuser 0.18 leaves the subtype out (fuse_mount_sys in its mnt/fuse_pure.rs).
+        "fuse" if source.starts_with(b"vbk") => Some(MountKind::Images),
+        "tmpfs" => {
+            let hidden = source.strip_prefix(FILES_SOURCE.as_bytes())?;
+            let hidden = OsString::from_vec(hidden.to_vec()).into();
+            Some(MountKind::Files { hidden })
+        }
+        _ => None,
+    }
+}
+
+/// The lowest mount at exactly `dir`: the one that stands on a mount of another place.
+pub fn bottom_at<'a>(mounts: &'a [Mount], dir: &Path) -> Option<&'a Mount> {
+    let here = |mount: &&Mount| mount.mount_point == dir;
+    mounts.iter().filter(here).find(|mount| {
+        let stands_on = |other: &Mount| other.id == mount.parent && other.id != mount.id;
+        !mounts.iter().filter(here).any(stands_on)
+    })
+}
+
+/// The mount with images at exactly that place.
+pub fn images_at<'a>(mounts: &'a [Mount], hidden: &Path) -> Option<&'a Mount> {
+    bottom_at(mounts, hidden).filter(|mount| kind_of(mount) == Some(MountKind::Images))
+}
+
+/// The mount of files whose images are in the mount at `hidden`.
+pub fn files_mount_of<'a>(mounts: &'a [Mount], hidden: &Path) -> Option<&'a Mount> {
+    mounts
+        .iter()
+        .find(|mount| matches!(kind_of(mount), Some(MountKind::Files { hidden: theirs }) if theirs == hidden))
+}
+
+/// The place of a mount as the kernel's table writes it. Never looks at `dir` itself unless nothing is mounted there, as it may be dead.
+pub fn resolve(mounts: &[Mount], dir: &Path) -> Result<PathBuf> {
+    let look_error = |source| MountError::Look {
+        dir: dir.to_owned(),
+        source,
+    };
+    let absolute = std::path::absolute(dir).map_err(look_error)?;
+    let is_mount = |path: &Path| mounts.iter().any(|mount| mount.mount_point == path);
+    // The path as it was given comes first: a way to a dead mount that touches nothing on the way.
+    if is_mount(&absolute) {
+        return Ok(absolute);
+    }
+    let point = with_real_parent(&absolute);
+    if is_mount(&point) {
+        return Ok(point);
+    }
+    // Nothing is mounted at this very name, but it may be a symbolic link to a mount point.
+    Ok(match point.read_link() {
+        Ok(target) => with_real_parent(&point.parent().unwrap_or(&point).join(target)),
+        Err(_) => point,
+    })
+}
+
+/// The path without symbolic links in all but its last part, which is not looked at.
+fn with_real_parent(path: &Path) -> PathBuf {
+    let real = match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => parent.canonicalize().map(|parent| parent.join(name)),
+        // `/`, or a path that ends in `..`.
+        _ => path.canonicalize(),
+    };
+    real.unwrap_or_else(|_| path.to_owned())
+}
+
+/// The kernel's table of mounts.
+pub fn read_mounts() -> Result<Vec<Mount>> {
+    mountinfo::read().map_err(|source| MountError::KernelTable {
+        path: "/proc/self/mountinfo".into(),
+        source,
+    })
+}

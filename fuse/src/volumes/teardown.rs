@@ -1,0 +1,367 @@
+//! Takes mounts of vbk down in the order that leaves nothing behind. Never looks into a mount, which may be dead or hang: all it knows is in
+//! the kernel's tables of mounts and loop devices.
+//!
+//! For a mount of files, with what a crash after each step leaves:
+//!
+//! 1. The file systems, last mounted first. Left: the frame, which still names HIDDEN, so that the next `vbk umount` goes on from here.
+//! 2. The loop devices: the kernel clears them with the last unmount; waited for, as HIDDEN is busy before. Left: the same.
+//! 3. HIDDEN, the FUSE mount, whose process ends with it; its directories. Left: the frame, empty.
+//! 4. The frame: it goes last because it is the only thing that ties DIR to HIDDEN.
+//!
+//! A mount is never detached while it has loop devices that are to be found again: the kernel then shows their files without the path of the
+//! mount (d_path of a mount that stands nowhere).
+
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::ours::{self, MountKind};
+use super::users::describe_users;
+use crate::loopdev::{self, Attached};
+use crate::mount_error::{MountError, Result};
+use crate::mountinfo::Mount;
+use crate::sys::{self, Errno};
+
+/// How long a busy mount is tried again: udev and blkid look at new devices for a moment.
+const BUSY_RETRY: Duration = Duration::from_secs(1);
+
+/// How long the kernel may take to clear a loop device after the last close.
+pub const LOOP_WAIT: Duration = Duration::from_secs(5);
+
+/// A mount with images that nobody refers to is left alone for so long: its process may be about to mount files from it.
+const STARTING: Duration = Duration::from_secs(60);
+
+/// What to do about a mount that processes still use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenBusy {
+    /// Name them and leave it mounted.
+    Fail,
+    /// Take it out of sight at once; they keep what they have open, and the rest ends with them.
+    Detach,
+}
+
+/// What was taken down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unmounted {
+    /// Where it was.
+    pub point: PathBuf,
+    /// What it was.
+    pub kind: MountKind,
+    /// Whether something lives on until its last user is done. Only after [`WhenBusy::Detach`], or where a dead mount was in use.
+    pub detached: bool,
+}
+
+/// What [`clean_leftovers`] found and removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cleaned {
+    /// Mounts with images that nothing referred to.
+    pub mounts: Vec<PathBuf>,
+    /// Loop devices of dead mounts.
+    pub loops: Vec<PathBuf>,
+}
+
+/// Takes down what vbk mounted at `dir`, alive or dead, and waits until its loop devices are gone. After a failure the same call goes on
+/// where it stopped. A mount of files needs root; a mount of images needs root or its owner with fusermount3.
+pub fn unmount(dir: &Path, when_busy: WhenBusy) -> Result<Unmounted> {
+    let mounts = ours::read_mounts()?;
+    let point = ours::resolve(&mounts, dir)?;
+    let bottom = ours::bottom_at(&mounts, &point).ok_or_else(|| MountError::NotMounted { dir: dir.to_owned() })?;
+    let kind = ours::kind_of(bottom).ok_or_else(|| MountError::NotOurs {
+        dir: dir.to_owned(),
+        fs_type: bottom.fs_type.clone(),
+        origin: bottom.source.to_string_lossy().into_owned(),
+    })?;
+    let may_mount = sys::may_mount().map_err(|source| MountError::KernelTable {
+        path: "/proc/self/status".into(),
+        source,
+    })?;
+    let detached = match &kind {
+        MountKind::Files { hidden } if may_mount => unmount_files(&mounts, bottom, hidden, when_busy)?,
+        MountKind::Files { .. } => return Err(MountError::NotRoot),
+        MountKind::Images => {
+            free_images(&mounts, &point, when_busy)?;
+            if may_mount {
+                unmount_tree(&mounts, bottom, when_busy)?
+            } else {
+                unmount_as_user(&point, when_busy)?;
+                when_busy == WhenBusy::Detach
+            }
+        }
+    };
+    Ok(Unmounted { point, kind, detached })
+}
+
+/// Removes what killed processes left: mounts with images below `hidden_root` that no mount of files refers to, and loop devices on dead
+/// mounts that nothing is mounted from. A mount of files or images that is dead stays for [`unmount`], for the user knows its name.
+/// What cannot be removed is logged and stays.
+pub fn clean_leftovers(hidden_root: &Path, now: SystemTime) -> Result<Cleaned> {
+    let mounts = ours::read_mounts()?;
+    let root = ours::resolve(&mounts, hidden_root)?;
+    let mut cleaned = Cleaned::default();
+    let images = mounts
+        .iter()
+        .filter(|mount| ours::kind_of(mount) == Some(MountKind::Images));
+    for mount in images {
+        let point = &mount.mount_point;
+        let dead = sys::is_dead(point);
+        let abandoned = mount.at_or_below(&root)
+            && ours::files_mount_of(&mounts, point).is_none()
+            && (dead || is_older(point, now));
+        if !dead && !abandoned {
+            continue;
+        }
+        let attached = loopdev::attached_below(point)?;
+        let (used, unused): (Vec<_>, Vec<_>) = attached
+            .into_iter()
+            .partition(|it| mounts.iter().any(|mount| mount.is_on_loop(it.number)));
+        for device in unused {
+            match clear(&device) {
+                Ok(true) => cleaned.loops.push(device.node()),
+                Ok(false) => {
+                    tracing::warn!(device = %device.node().display(), "loop device of a dead mount is in use")
+                }
+                Err(error) => {
+                    tracing::warn!(device = %device.node().display(), %error, "cannot clear a loop device")
+                }
+            }
+        }
+        if abandoned && used.is_empty() {
+            match unmount_tree(&mounts, mount, WhenBusy::Fail) {
+                Ok(_) => {
+                    remove_hidden(point);
+                    cleaned.mounts.push(point.clone());
+                }
+                Err(error) => {
+                    tracing::warn!(mount = %point.display(), %error, "cannot remove an abandoned mount");
+                }
+            }
+        }
+    }
+    Ok(cleaned)
+}
+
+/// Undoes a mount of files that failed half-way, but leaves its images mounted: they were there before.
+pub fn drop_frame(dir: &Path) -> Result<()> {
+    let mounts = ours::read_mounts()?;
+    let Some(bottom) = ours::bottom_at(&mounts, dir) else {
+        return Ok(());
+    };
+    let loops = loops_of_tree(&mounts, bottom);
+    unmount_tree(&mounts, bottom, WhenBusy::Detach)?;
+    for device in loops {
+        device.wait_cleared(LOOP_WAIT);
+    }
+    Ok(())
+}
+
+fn unmount_files(mounts: &[Mount], frame: &Mount, hidden: &Path, when_busy: WhenBusy) -> Result<bool> {
+    let dir = &frame.mount_point;
+    let mut loops = loopdev::attached_below(hidden)?;
+    for device in loops_of_tree(mounts, frame) {
+        if !loops.contains(&device) {
+            loops.push(device);
+        }
+    }
+    let mut detached = false;
+    for mount in tree(mounts, frame) {
+        if mount.id != frame.id {
+            detached |= unmount_one(&mount.mount_point, when_busy)?;
+        }
+    }
+    // What was detached keeps its loop device, and that HIDDEN: both end with the last user.
+    let when_busy = if detached { WhenBusy::Detach } else { when_busy };
+    detached |= clear_all(dir, &loops, when_busy)?;
+
+    let mounts = ours::read_mounts()?;
+    // Another frame on the same images; not a copy of this one that mount propagation made, which goes when this one goes.
+    let shared = mounts.iter().any(|mount| {
+        let theirs = ours::kind_of(mount);
+        mount.id != frame.id
+            && matches!(theirs, Some(MountKind::Files { hidden: theirs }) if theirs == hidden)
+            && mount.device != frame.device
+    });
+    if !shared && let Some(images) = ours::images_at(&mounts, hidden) {
+        detached |= unmount_tree(&mounts, images, when_busy)?;
+        remove_hidden(hidden);
+    }
+    detached |= unmount_one(dir, when_busy)?;
+    Ok(detached)
+}
+
+/// Fails if somebody uses images of the mount at `point` through a loop device; clears those that nobody mounted if the mount is dead.
+fn free_images(mounts: &[Mount], point: &Path, when_busy: WhenBusy) -> Result<()> {
+    if when_busy == WhenBusy::Detach {
+        return Ok(());
+    }
+    let in_use = |users| MountError::ImagesInUse {
+        dir: point.to_owned(),
+        users,
+    };
+    if let Some(files) = ours::files_mount_of(mounts, point) {
+        let files = files.mount_point.display();
+        return Err(in_use(format!("{files} (`vbk umount {files}`)")));
+    }
+    let mut used = Vec::new();
+    for device in loopdev::attached_below(point)? {
+        let mounted = mounts.iter().any(|mount| mount.is_on_loop(device.number));
+        if mounted || !sys::is_dead(point) || !matches!(clear(&device), Ok(true)) {
+            used.push(device);
+        }
+    }
+    if used.is_empty() {
+        return Ok(());
+    }
+    Err(in_use(describe_loops(mounts, &used)))
+}
+
+/// A mount and all that stands on it, in the order in which they can be unmounted.
+fn tree<'a>(mounts: &'a [Mount], bottom: &'a Mount) -> Vec<&'a Mount> {
+    let mut tree = vec![bottom];
+    let mut next = 0;
+    while let Some(parent) = tree.get(next).map(|mount| mount.id) {
+        // The root of a mount namespace may be its own parent.
+        let on_it = |mount: &&Mount| mount.parent == parent && mount.id != parent;
+        tree.extend(mounts.iter().filter(on_it));
+        next += 1;
+    }
+    tree.reverse();
+    tree
+}
+
+/// The loop devices of the file systems that stand right on a frame. Also finds those whose image's mount was detached by hand.
+fn loops_of_tree(mounts: &[Mount], frame: &Mount) -> Vec<Attached> {
+    let on_frame = mounts.iter().filter(|mount| mount.parent == frame.id);
+    let number = |mount: &Mount| {
+        let name = mount.source.to_str()?.strip_prefix("/dev/loop")?;
+        Attached::of_number(name.parse().ok()?)
+    };
+    on_frame.filter_map(number).collect()
+}
+
+fn unmount_tree(mounts: &[Mount], bottom: &Mount, when_busy: WhenBusy) -> Result<bool> {
+    let mut detached = false;
+    for mount in tree(mounts, bottom) {
+        detached |= unmount_one(&mount.mount_point, when_busy)?;
+    }
+    Ok(detached)
+}
+
+/// Unmounts the top mount at `point`; true if it was in use and had to be detached.
+fn unmount_one(point: &Path, when_busy: WhenBusy) -> Result<bool> {
+    let unmount_error = |errno: Errno| MountError::Unmount {
+        dir: point.to_owned(),
+        source: errno.into(),
+    };
+    let end = Instant::now() + BUSY_RETRY;
+    loop {
+        match sys::unmount(point, false) {
+            Ok(()) => return Ok(false),
+            // EINVAL: gone meanwhile. The others: it stands on a dead mount, which is detached later and takes it along.
+            Err(Errno::EINVAL | Errno::ENOENT | Errno::ENOTCONN) => return Ok(false),
+            Err(Errno::EBUSY) if when_busy == WhenBusy::Fail && Instant::now() < end => {
+                thread::sleep(Duration::from_millis(50));
+            }
+            Err(Errno::EBUSY) => break,
+            Err(errno) => return Err(unmount_error(errno)),
+        }
+    }
+    if when_busy == WhenBusy::Fail && !sys::is_dead(point) {
+        return Err(MountError::Busy {
+            dir: point.to_owned(),
+            users: describe_users(point),
+        });
+    }
+    sys::unmount(point, true).map_err(unmount_error)?;
+    Ok(true)
+}
+
+/// Unmounts as a user who is not root, through the helper that also mounted.
+fn unmount_as_user(point: &Path, when_busy: WhenBusy) -> Result<()> {
+    let mut command = Command::new("fusermount3");
+    command.arg("-u");
+    if when_busy == WhenBusy::Detach {
+        command.arg("-z");
+    }
+    let output = command.arg("--").arg(point).output();
+    let output = output.map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => MountError::NoFusermount,
+        _ => MountError::Unmount {
+            dir: point.to_owned(),
+            source,
+        },
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(MountError::Unmount {
+        dir: point.to_owned(),
+        source: io::Error::other(said),
+    })
+}
+
+/// Waits until the loop devices are cleared; true if some live on because what used them was detached.
+fn clear_all(dir: &Path, loops: &[Attached], when_busy: WhenBusy) -> Result<bool> {
+    let mut stuck = Vec::new();
+    for device in loops {
+        let cleared = match when_busy {
+            WhenBusy::Fail => device.wait_cleared(LOOP_WAIT) || matches!(clear(device), Ok(true)),
+            WhenBusy::Detach => device.wait_cleared(BUSY_RETRY),
+        };
+        if !cleared {
+            stuck.push(device.clone());
+        }
+    }
+    if stuck.is_empty() || when_busy == WhenBusy::Detach {
+        return Ok(!stuck.is_empty());
+    }
+    let mounts = ours::read_mounts()?;
+    let users = describe_loops(&mounts, &stuck);
+    let dir = dir.to_owned();
+    let mounted = |device: &Attached| mounts.iter().any(|mount| mount.is_on_loop(device.number));
+    Err(if stuck.iter().any(mounted) {
+        MountError::ImagesInUse { dir, users }
+    } else {
+        MountError::LoopStays { dir, users }
+    })
+}
+
+fn clear(device: &Attached) -> io::Result<bool> {
+    device.clear()?;
+    Ok(device.wait_cleared(BUSY_RETRY))
+}
+
+fn describe_loops(mounts: &[Mount], loops: &[Attached]) -> String {
+    let describe = |device: &Attached| {
+        let node = device.node();
+        let mut on_it = mounts.iter().filter(|it| it.is_on_loop(device.number));
+        match on_it.next() {
+            Some(mount) => format!("{} (mounted at {})", node.display(), mount.mount_point.display()),
+            None => node.display().to_string(),
+        }
+    };
+    loops.iter().map(describe).collect::<Vec<_>>().join(", ")
+}
+
+/// Removes the directory of a mount with images and the one above it, which were made for it. Never more than empty directories.
+fn remove_hidden(hidden: &Path) {
+    for dir in hidden.ancestors().take(2) {
+        if let Err(error) = fs::remove_dir(dir) {
+            // Its process may be quicker.
+            tracing::debug!(dir = %dir.display(), %error, "directory stays");
+        }
+    }
+}
+
+/// Whether the directory made for the mount is older than a mount in the making can be.
+fn is_older(hidden: &Path, now: SystemTime) -> bool {
+    let made = hidden.parent().map(fs::metadata);
+    made.and_then(|made| made.ok()?.modified().ok())
+        .and_then(|made| now.duration_since(made).ok())
+        .is_some_and(|age| age > STARTING)
+}

@@ -1,0 +1,455 @@
+//! Real file systems on real loop devices, mounted and taken down. All but the pure ones need root, loop devices and the mkfs tools, and fail
+//! without them.
+
+mod image_server;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, SystemTime};
+
+use image_server::{IMAGE, ImageServer};
+
+use super::*;
+use crate::mountinfo::Mount;
+
+/// A directory with images, a mount point and a place for hidden mounts. Takes down whatever a failed test leaves below it.
+struct Scratch {
+    dir: tempfile::TempDir,
+}
+
+impl Scratch {
+    fn new() -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("vbk mount ")
+            .tempdir_in("/var/tmp")
+            .unwrap();
+        for name in ["dir", "images", "run"] {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The mount point.
+    fn dir(&self) -> PathBuf {
+        self.path("dir")
+    }
+
+    /// Images in a plain directory instead of a FUSE mount.
+    fn images(&self) -> PathBuf {
+        self.path("images")
+    }
+
+    fn mounts(&self) -> Vec<Mount> {
+        let all = mountinfo::read().unwrap();
+        let below = |mount: &Mount| mount.at_or_below(self.dir.path());
+        all.into_iter().filter(below).collect()
+    }
+
+    fn assert_nothing_left(&self) {
+        assert_eq!(self.mounts(), []);
+        assert_eq!(loopdev::attached_below(self.dir.path()).unwrap(), []);
+    }
+
+    /// A hidden mount of a server that shows one image.
+    fn hidden(&self, image: &Path) -> (PathBuf, ImageServer) {
+        let hidden = self.path("run/x1/images");
+        fs::create_dir_all(&hidden).unwrap();
+        let server = ImageServer::start(&hidden, image);
+        (hidden, server)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        for mount in self.mounts().iter().rev() {
+            let _ = sys::unmount(&mount.mount_point, true);
+        }
+        for device in loopdev::attached_below(self.dir.path()).unwrap_or_default() {
+            let _ = device.clear();
+        }
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let status = Command::new(program).args(arguments).status().unwrap();
+    assert!(status.success(), "{program} {arguments:?}: {status}");
+}
+
+/// How the guest left its file system.
+#[derive(Clone, Copy, PartialEq)]
+enum Left {
+    Unmounted,
+    /// Copied while mounted, right after an fsync: the journal is needed.
+    Running,
+}
+
+/// Makes a file system with the file `word` in it, as a guest does.
+fn make_image(image: &Path, fs: &str, word: &str, left: Left) {
+    let script = r#"
+        image=$1 fs=$2 word=$3 left=$4
+        truncate -s 320M "$image"
+        case $fs in ext4) mkfs.ext4 -Fq "$image";; *) mkfs.$fs -q "$image" >/dev/null;; esac
+        mkdir "$image.d"
+        mount -o loop "$image" "$image.d"
+        trap 'umount "$image.d"; rmdir "$image.d"' EXIT
+        printf %s "$word" > "$image.d/word"
+        # Freezing empties the journal. A sync does not: after it, the name may still be in the journal only.
+        fsfreeze -f "$image.d"
+        fsfreeze -u "$image.d"
+        if [ $left = running ]; then
+            echo late > "$image.d/late"
+            sync "$image.d/late"
+            cp --sparse=always --reflink=never "$image" "$image.copy"
+            mv "$image.copy" "$image"
+        fi"#;
+    let left = match left {
+        Left::Unmounted => "unmounted",
+        Left::Running => "running",
+    };
+    let image = image.to_str().unwrap();
+    run("sh", &["-euc", script, "sh", image, fs, word, left]);
+}
+
+fn volume(name: &str, image: PathBuf, fs: &str) -> Volume {
+    Volume {
+        name: name.into(),
+        image,
+        sector_size: SectorSize::B512,
+        content: Content::FileSystem(fs.into()),
+    }
+}
+
+fn skipped(report: &VolumeReport) -> &str {
+    match &report.outcome {
+        Outcome::Skipped { reason } => reason,
+        mounted @ Outcome::Mounted { .. } => panic!("{mounted:?}"),
+    }
+}
+
+fn warning(report: &VolumeReport) -> Option<&str> {
+    match &report.outcome {
+        Outcome::Mounted { warning, .. } => warning.as_deref(),
+        skipped @ Outcome::Skipped { .. } => panic!("{skipped:?}"),
+    }
+}
+
+fn word(dir: &Path) -> String {
+    fs::read_to_string(dir.join("word")).unwrap()
+}
+
+/// A process that stands in a directory until dropped.
+struct Visitor(Child);
+
+impl Visitor {
+    fn new(dir: &Path) -> Self {
+        Self(Command::new("sleep").arg("600").current_dir(dir).spawn().unwrap())
+    }
+}
+
+impl Drop for Visitor {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+const FILE_SYSTEMS: [&str; 3] = ["ext4", "xfs", "btrfs"];
+
+#[test]
+fn needs_root_clean_file_systems_are_mounted_and_what_is_none_holds_nobody_up() {
+    let scratch = Scratch::new();
+    let mut volumes = Vec::new();
+    for (index, fs) in FILE_SYSTEMS.iter().enumerate() {
+        let image = scratch.images().join(format!("{fs}.img"));
+        make_image(&image, fs, fs, Left::Unmounted);
+        volumes.push(volume(&format!("vda/p{}", index + 1), image, fs));
+    }
+    let mut swap = volume("vda/p4", scratch.images().join("ext4.img"), "");
+    swap.content = Content::NotMountable("swap".into());
+    volumes.insert(1, swap);
+    volumes.push(volume("vdb/p1", scratch.images().join("ext4.img"), "nosuchfs"));
+    volumes.push(volume("vdb/p2", scratch.images().join("ext4.img"), "xfs"));
+    volumes.push(volume("vdb/p3", scratch.images().join("missing.img"), "xfs"));
+
+    let reports = mount_volumes(&scratch.dir(), &scratch.images(), &volumes).unwrap();
+
+    let names: Vec<_> = reports.iter().map(|report| &report.name).collect();
+    let asked: Vec<_> = volumes.iter().map(|volume| &volume.name).collect();
+    assert_eq!(names, asked);
+    for index in [0, 2, 3] {
+        assert_eq!(warning(&reports[index]), None);
+        let fs = reports[index].fs.as_deref().unwrap();
+        assert_eq!(word(&scratch.dir().join(&reports[index].name)), fs);
+    }
+    assert_eq!(skipped(&reports[1]), "swap");
+    assert!(skipped(&reports[4]).contains("modprobe nosuchfs"));
+    assert!(skipped(&reports[5]).contains("does not take it for xfs"));
+    assert!(skipped(&reports[6]).contains("missing.img"));
+    assert!(!scratch.dir().join("vda/p4").exists());
+    assert!(!scratch.dir().join("vdb").exists());
+    for mount in scratch.mounts() {
+        assert!(mount.options.0.starts_with("ro,nosuid,nodev,noexec"), "{mount:?}");
+    }
+    assert!(fs::create_dir(scratch.dir().join("x")).is_err());
+    let attached = loopdev::attached_below(&scratch.images()).unwrap();
+    assert_eq!(attached.len(), 3, "{attached:?}");
+
+    let ours = list_ours().unwrap();
+    let ours = ours.iter().find(|ours| ours.point == scratch.dir()).unwrap();
+    assert!(!ours.dead);
+    assert!(matches!(&ours.kind, MountKind::Files { hidden } if *hidden == scratch.images()));
+
+    assert!(!unmount(&scratch.dir(), WhenBusy::Fail).unwrap().detached);
+    scratch.assert_nothing_left();
+    assert!(scratch.images().join("ext4.img").exists());
+    let again = unmount(&scratch.dir(), WhenBusy::Fail).unwrap_err();
+    assert!(matches!(again, MountError::NotMounted { .. }));
+}
+
+#[test]
+fn needs_root_a_dirty_journal_is_left_alone_and_said_so() {
+    let scratch = Scratch::new();
+    let volumes = FILE_SYSTEMS.map(|fs| {
+        let image = scratch.images().join(format!("{fs}.img"));
+        make_image(&image, fs, fs, Left::Running);
+        volume(fs, image, fs)
+    });
+    let reports = mount_volumes(&scratch.dir(), &scratch.images(), &volumes).unwrap();
+    for (report, option) in reports.iter().zip(["noload", "norecovery", "nologreplay"]) {
+        let warning = warning(report).unwrap_or_else(|| panic!("{report:?}"));
+        assert!(warning.contains(option) && warning.contains("journal was not replayed"));
+        let dir = scratch.dir().join(&report.name);
+        assert_eq!(word(&dir), report.fs.clone().unwrap());
+    }
+    unmount(&scratch.dir(), WhenBusy::Fail).unwrap();
+    scratch.assert_nothing_left();
+}
+
+#[test]
+fn needs_root_two_days_of_one_file_system_show_each_its_own_content() {
+    let scratch = Scratch::new();
+    let mut volumes = Vec::new();
+    for fs in FILE_SYSTEMS {
+        let monday = scratch.images().join(format!("{fs}.monday"));
+        let tuesday = scratch.images().join(format!("{fs}.tuesday"));
+        make_image(&monday, fs, "monday", Left::Unmounted);
+        fs::copy(&monday, &tuesday).unwrap();
+        let script = r#"mkdir "$1.d"; mount -o loop "$1" "$1.d"; printf tuesday > "$1.d/word"; umount "$1.d""#;
+        run("sh", &["-euc", script, "sh", tuesday.to_str().unwrap()]);
+        volumes.push(volume(&format!("monday/{fs}"), monday, fs));
+        volumes.push(volume(&format!("tuesday/{fs}"), tuesday, fs));
+    }
+    let reports = mount_volumes(&scratch.dir(), &scratch.images(), &volumes).unwrap();
+    for report in reports {
+        assert_eq!(warning(&report), None);
+        let day = report.name.parent().unwrap().to_str().unwrap();
+        assert_eq!(word(&scratch.dir().join(&report.name)), day, "{report:?}");
+    }
+    unmount(&scratch.dir(), WhenBusy::Fail).unwrap();
+    scratch.assert_nothing_left();
+}
+
+#[test]
+fn needs_root_a_disk_without_partitions_is_mounted_at_the_directory_itself() {
+    let scratch = Scratch::new();
+    let image = scratch.images().join("vda.img");
+    make_image(&image, "ext4", "whole", Left::Unmounted);
+    let volumes = [volume("", image, "ext4")];
+    mount_volumes(&scratch.dir(), &scratch.images(), &volumes).unwrap();
+    assert_eq!(word(&scratch.dir()), "whole");
+    let again = check_mount_point(&scratch.dir()).unwrap_err();
+    assert!(matches!(again, MountError::AlreadyOurs { .. }));
+
+    // By a symbolic link, as people do.
+    let link = scratch.path("link");
+    std::os::unix::fs::symlink("dir", &link).unwrap();
+    let unmounted = unmount(&link, WhenBusy::Fail).unwrap();
+    assert_eq!(unmounted.point, scratch.dir());
+    scratch.assert_nothing_left();
+}
+
+#[test]
+fn needs_root_a_busy_mount_names_its_users_and_lazy_lets_go() {
+    let scratch = Scratch::new();
+    let image = scratch.images().join("p1.img");
+    make_image(&image, "ext4", "busy", Left::Unmounted);
+    let volumes = [volume("p1", image, "ext4")];
+    mount_volumes(&scratch.dir(), &scratch.images(), &volumes).unwrap();
+
+    let visitor = Visitor::new(&scratch.dir().join("p1"));
+    let error = unmount(&scratch.dir(), WhenBusy::Fail).unwrap_err();
+    let named = format!("sleep ({})", visitor.0.id());
+    assert!(error.to_string().contains(&named), "{error}");
+    assert_eq!(word(&scratch.dir().join("p1")), "busy");
+
+    let unmounted = unmount(&scratch.dir(), WhenBusy::Detach).unwrap();
+    assert!(unmounted.detached);
+    assert_eq!(scratch.mounts(), []);
+    let attached = loopdev::attached_below(&scratch.images()).unwrap();
+    assert_eq!(attached.len(), 1);
+    drop(visitor);
+    assert!(attached[0].wait_cleared(Duration::from_secs(5)));
+}
+
+#[test]
+fn needs_root_a_busy_frame_is_taken_down_by_the_next_call() {
+    let scratch = Scratch::new();
+    let image = scratch.path("p1.img");
+    make_image(&image, "ext4", "busy", Left::Unmounted);
+    let (hidden, mut server) = scratch.hidden(&image);
+    let volumes = [volume("p1", hidden.join(IMAGE), "ext4")];
+    mount_volumes(&scratch.dir(), &hidden, &volumes).unwrap();
+    let visitor = Visitor::new(&scratch.dir());
+    let error = unmount(&scratch.dir(), WhenBusy::Fail).unwrap_err();
+    assert!(matches!(error, MountError::Busy { .. }), "{error}");
+    server.wait();
+    drop(visitor);
+    unmount(&scratch.dir(), WhenBusy::Fail).unwrap();
+    scratch.assert_nothing_left();
+}
+
+#[test]
+fn needs_root_the_images_go_with_the_files_and_not_before() {
+    let scratch = Scratch::new();
+    let image = scratch.path("p1.img");
+    make_image(&image, "xfs", "word", Left::Running);
+    let (hidden, mut server) = scratch.hidden(&image);
+    let volumes = [volume("p1", hidden.join(IMAGE), "xfs")];
+    let reports = mount_volumes(&scratch.dir(), &hidden, &volumes).unwrap();
+    assert!(warning(&reports[0]).is_some());
+    assert_eq!(word(&scratch.dir().join("p1")), "word");
+
+    let device = &loopdev::attached_below(&hidden).unwrap()[0];
+    let dio = format!("/sys/block/loop{}/loop/dio", device.number);
+    assert_eq!(fs::read_to_string(dio).unwrap(), "1\n");
+    let error = unmount(&hidden, WhenBusy::Fail).unwrap_err();
+    assert!(matches!(error, MountError::ImagesInUse { .. }), "{error}");
+    assert!(error.to_string().contains(scratch.dir().to_str().unwrap()));
+
+    assert!(!unmount(&scratch.dir(), WhenBusy::Fail).unwrap().detached);
+    server.wait();
+    scratch.assert_nothing_left();
+    assert!(!scratch.path("run/x1").exists());
+    assert!(scratch.path("run").exists());
+}
+
+#[test]
+fn needs_root_after_the_server_was_killed_everything_can_be_taken_down() {
+    for fs in FILE_SYSTEMS {
+        let scratch = Scratch::new();
+        let image = scratch.path("p1.img");
+        make_image(&image, fs, "word", Left::Unmounted);
+        let (hidden, mut server) = scratch.hidden(&image);
+        let volumes = [volume("p1", hidden.join(IMAGE), fs)];
+        mount_volumes(&scratch.dir(), &hidden, &volumes).unwrap();
+        server.kill();
+        assert!(fs::metadata(&hidden).is_err(), "the server lives");
+        let ours = list_ours().unwrap();
+        assert!(ours.iter().any(|it| it.point == scratch.dir() && it.dead));
+
+        assert!(!unmount(&scratch.dir(), WhenBusy::Fail).unwrap().detached);
+        scratch.assert_nothing_left();
+        assert!(!scratch.path("run/x1").exists());
+    }
+}
+
+#[test]
+fn needs_root_a_dead_mount_of_images_is_seen_and_taken_down_even_in_use() {
+    let scratch = Scratch::new();
+    fs::write(scratch.path("image"), [0; 4096]).unwrap();
+    let mut server = ImageServer::start(&scratch.dir(), &scratch.path("image"));
+    let open = fs::File::open(scratch.dir().join(IMAGE)).unwrap();
+    server.kill();
+    let error = check_mount_point(&scratch.dir()).unwrap_err();
+    assert!(matches!(error, MountError::AlreadyOurs { .. }), "{error}");
+    let ours = list_ours().unwrap();
+    assert!(ours.iter().any(|it| it.point == scratch.dir() && it.dead));
+    assert!(unmount(&scratch.dir(), WhenBusy::Fail).unwrap().detached);
+    scratch.assert_nothing_left();
+    drop(open);
+}
+
+#[test]
+fn needs_root_leftovers_are_removed_and_starting_mounts_are_not() {
+    let scratch = Scratch::new();
+    let image = scratch.path("p1.img");
+    fs::write(&image, [0; 1 << 20]).unwrap();
+    let root = scratch.path("run");
+    let (hidden, mut server) = scratch.hidden(&image);
+    assert_eq!(clean_leftovers(&root, SystemTime::now()).unwrap(), Cleaned::default());
+    let later = SystemTime::now() + Duration::from_secs(61);
+    assert_eq!(clean_leftovers(&root, later).unwrap().mounts, [hidden]);
+    server.wait();
+
+    let (hidden, mut server) = scratch.hidden(&image);
+    let device = LoopDevice::attach(&hidden.join(IMAGE), SectorSize::B512).unwrap();
+    server.kill();
+    let node = device.node();
+    drop(device);
+    let cleaned = clean_leftovers(&root, SystemTime::now()).unwrap();
+    assert_eq!(cleaned.mounts, [hidden]);
+    assert!(cleaned.loops.is_empty() || cleaned.loops == [node]);
+    scratch.assert_nothing_left();
+    assert!(!scratch.path("run/x1").exists());
+}
+
+#[test]
+fn needs_root_mounts_of_others_are_refused() {
+    let scratch = Scratch::new();
+    sys::mount(Path::new("theirs"), &scratch.dir(), "tmpfs", Writable::No, "").unwrap();
+    let error = unmount(&scratch.dir(), WhenBusy::Detach).unwrap_err();
+    assert!(matches!(error, MountError::NotOurs { .. }), "{error}");
+    let error = check_mount_point(&scratch.dir()).unwrap_err();
+    assert!(matches!(error, MountError::AlreadyMounted { .. }), "{error}");
+    assert_eq!(scratch.mounts().len(), 1);
+}
+
+#[test]
+fn needs_root_a_frame_that_cannot_be_built_is_undone() {
+    let scratch = Scratch::new();
+    let image = scratch.images().join("p1.img");
+    make_image(&image, "ext4", "word", Left::Unmounted);
+    let volumes = [
+        volume("p1", image.clone(), "ext4"),
+        volume(&"x".repeat(300), image, "ext4"),
+    ];
+    let error = mount_volumes(&scratch.dir(), &scratch.images(), &volumes).unwrap_err();
+    assert!(matches!(error, MountError::Frame { .. }), "{error}");
+    scratch.assert_nothing_left();
+}
+
+#[test]
+fn mount_points_are_looked_at_before_they_are_used() {
+    let scratch = Scratch::new();
+    check_mount_point(&scratch.dir()).unwrap();
+    fs::write(scratch.path("file"), "").unwrap();
+    let check = |name: &str| check_mount_point(&scratch.path(name)).unwrap_err();
+    assert!(matches!(check("missing"), MountError::NoDirectory { .. }));
+    assert!(matches!(check("file"), MountError::NotADirectory { .. }));
+    assert!(matches!(check("."), MountError::NotEmpty { .. }));
+}
+
+#[test]
+fn needs_root_the_rights_are_there() {
+    check_loop_rights().unwrap();
+    check_fuse().unwrap();
+}
+
+#[test]
+fn places_outside_the_directory_or_in_one_another_are_refused() {
+    let places = |names: &[&str]| {
+        let volumes: Vec<_> = names.iter().map(|name| volume(name, PathBuf::new(), "ext4")).collect();
+        check_places(&volumes)
+    };
+    assert!(places(&["p1", "p10", "vda/p1", "vda/p2"]).is_ok());
+    assert!(places(&[""]).is_ok());
+    for bad in [&["../p1"][..], &["/p1"], &["p1", "p1"], &["vda/p1", "vda"], &["", "p1"]] {
+        let error = places(bad).unwrap_err();
+        assert!(matches!(error, MountError::BadPlace { .. }), "{error}");
+    }
+}

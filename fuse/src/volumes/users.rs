@@ -1,0 +1,65 @@
+//! Finds the processes that keep a mount busy, from /proc alone. Reads links as text and opens no file of the mount, which may be dead.
+
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// So many processes are named; the rest is counted.
+const NAMED: usize = 5;
+
+/// The processes that use files at or below `path`, in words: `bash (1234), less (1240) and 3 more`.
+pub fn describe_users(path: &Path) -> String {
+    let mut users = processes_using(path);
+    let more = users.len().saturating_sub(NAMED);
+    users.truncate(NAMED);
+    match (users.is_empty(), more) {
+        (true, _) => {
+            "something that is no process of this machine's list (another namespace, a loop device, a mount)".to_owned()
+        }
+        (false, 0) => users.join(", "),
+        (false, more) => format!("{} and {more} more", users.join(", ")),
+    }
+}
+
+fn processes_using(path: &Path) -> Vec<String> {
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let mut users = Vec::new();
+    for process in processes.flatten() {
+        let name = process.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let process = process.path();
+        if links(&process).any(|link| link.starts_with(path)) || maps(&process, path) {
+            let comm = fs::read_to_string(process.join("comm")).unwrap_or_default();
+            users.push(format!("{} ({pid})", comm.trim()));
+        }
+    }
+    users
+}
+
+/// What the process stands in, runs and has open. A process that ends meanwhile, or that we may not look at, has none.
+fn links(process: &Path) -> impl Iterator<Item = PathBuf> {
+    let own = ["cwd", "root", "exe"].map(|name| process.join(name));
+    let open = fs::read_dir(process.join("fd")).into_iter().flatten();
+    own.into_iter()
+        .chain(open.flatten().map(|entry| entry.path()))
+        .filter_map(|link| fs::read_link(link).ok())
+}
+
+/// Whether a file below `path` is mapped (proc(5): the sixth field of a line of maps is the path, and may have blanks).
+fn maps(process: &Path, path: &Path) -> bool {
+    let Ok(maps) = fs::read(process.join("maps")) else {
+        return false;
+    };
+    maps.split(|byte| *byte == b'\n').any(|line| {
+        line.iter()
+            .position(|byte| *byte == b'/')
+            .map(|start| Path::new(std::ffi::OsStr::from_bytes(&line[start..])))
+            .is_some_and(|mapped| mapped.starts_with(path))
+    })
+}
