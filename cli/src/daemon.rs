@@ -27,6 +27,7 @@ pub fn is_background() -> bool {
 
 /// Starts this very command in the background, passes its report on, and gives its outcome.
 pub fn start() -> Result<Outcome> {
+    clean_logs();
     let log = log_path()?;
     let program = std::env::current_exe().map_err(failed("start in the background"))?;
     let mut child = Command::new(program)
@@ -94,11 +95,30 @@ pub fn ready(outcome: Outcome) -> Result<()> {
     }
     let file = File::options().create(true).append(true).open(&log);
     let file = file.map_err(failed("open the log"))?;
+    // Held by standard error from here on, to the end of the process: see `clean_logs`.
+    file.lock_shared().map_err(failed("lock the log"))?;
     let null = File::options().write(true).open("/dev/null");
     let null = null.map_err(failed("open /dev/null"))?;
     dup2_stdout(&null)
         .and_then(|()| dup2_stderr(&file))
         .map_err(|errno| failed("turn to the log")(errno.into()))
+}
+
+/// Removes logs without a line in them whose processes are gone. A log with something in it is for people.
+pub fn clean_logs() {
+    let entries = std::fs::read_dir(runtime_directory()).into_iter().flatten().flatten();
+    for entry in entries {
+        let name = entry.file_name();
+        let is_log = name.to_string_lossy().starts_with("mount-") && name.to_string_lossy().ends_with(".log");
+        let Ok(file) = File::open(entry.path()) else {
+            continue;
+        };
+        let empty = entry.metadata().is_ok_and(|log| log.len() == 0);
+        if is_log && empty && file.try_lock().is_ok() {
+            // One that is gone by now was removed by somebody else.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// Called in the background process when it ends well: removes the log if nothing is in it.
@@ -116,12 +136,16 @@ pub fn log() -> Option<PathBuf> {
     std::env::var_os(MARK).map(PathBuf::from)
 }
 
-fn log_path() -> Result<PathBuf> {
-    let root = match std::env::var_os("XDG_RUNTIME_DIR") {
+fn runtime_directory() -> PathBuf {
+    match std::env::var_os("XDG_RUNTIME_DIR") {
         _ if geteuid().is_root() => PathBuf::from(vbk_fuse::files::HIDDEN_ROOT),
         Some(own) => PathBuf::from(own).join("vbk"),
         None => std::env::temp_dir().join(format!("vbk-{}", geteuid())),
-    };
+    }
+}
+
+fn log_path() -> Result<PathBuf> {
+    let root = runtime_directory();
     let made = std::fs::DirBuilder::new().mode(0o700).recursive(true).create(&root);
     made.map_err(|error| Error::Other(format!("can't make {}: {error}", root.display())))?;
     let stamp = jiff::Timestamp::now().as_nanosecond();

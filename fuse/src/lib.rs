@@ -19,6 +19,7 @@ mod mount_error;
 mod mountinfo;
 mod partition;
 mod probe;
+mod read_at;
 pub mod session;
 mod sys;
 pub mod tree;

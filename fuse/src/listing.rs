@@ -6,7 +6,8 @@ use std::sync::Arc;
 use vbk_repo::backup::{Entry, Image};
 use vbk_repo::reader::ImageReader;
 
-use crate::partition::{PartitionTable, ReadAt, read_table};
+use crate::partition::{PartitionTable, read_table};
+use crate::read_at::ReadAt;
 
 /// The name of the file with the backup's record.
 pub(crate) const RECORD_NAME: &str = "backup.json";

@@ -20,6 +20,8 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 
+use crate::read_at::{ReadAt, le16, le32, le64, read_array, read_inside};
+
 #[cfg(test)]
 mod tests;
 
@@ -45,27 +47,6 @@ const BOOT_SECTOR_NAMES: [(usize, &[u8]); 5] = [
 ];
 /// A table made to annoy shall not fill the screen.
 const MAX_WARNINGS: usize = 32;
-
-/// Bytes that can be read at any offset: an image, a partition of it, a buffer.
-pub trait ReadAt {
-    /// Fills `buf` from `offset_bytes`; an error if that passes the end.
-    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()>;
-
-    fn size_bytes(&self) -> u64;
-}
-
-impl ReadAt for &[u8] {
-    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
-        let start = usize::try_from(offset_bytes).ok();
-        let range = start.and_then(|start| self.get(start..start.checked_add(buf.len())?));
-        buf.copy_from_slice(range.ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    }
-
-    fn size_bytes(&self) -> u64 {
-        self.len() as u64
-    }
-}
 
 /// A range of the disk that its table calls a partition. Always inside the disk and never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,21 +113,6 @@ pub fn read_table(disk: &dyn ReadAt) -> io::Result<PartitionTable> {
         _ if is_mbr => read_mbr(disk, &entries),
         _ => Ok(Findings::new(disk).into_table(TableKind::None)),
     }
-}
-
-/// Reads `buf` if all of it is inside the disk, and says whether it was.
-pub(crate) fn read_inside(disk: &dyn ReadAt, offset_bytes: u64, buf: &mut [u8]) -> io::Result<bool> {
-    let end_bytes = offset_bytes.checked_add(buf.len() as u64);
-    if end_bytes.is_none_or(|end_bytes| end_bytes > disk.size_bytes()) {
-        return Ok(false);
-    }
-    disk.read_at(offset_bytes, buf)?;
-    Ok(true)
-}
-
-pub(crate) fn read_array<const N: usize>(disk: &dyn ReadAt, offset_bytes: u64) -> io::Result<Option<[u8; N]>> {
-    let mut bytes = [0; N];
-    Ok(read_inside(disk, offset_bytes, &mut bytes)?.then_some(bytes))
 }
 
 // MBR
@@ -491,18 +457,4 @@ impl Findings {
             }
         }
     }
-}
-
-// Callers pass offsets that are constants inside arrays of known size.
-
-pub(crate) fn le16(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-pub(crate) fn le32(bytes: &[u8], at: usize) -> u32 {
-    u32::from(le16(bytes, at)) | u32::from(le16(bytes, at + 2)) << 16
-}
-
-pub(crate) fn le64(bytes: &[u8], at: usize) -> u64 {
-    u64::from(le32(bytes, at)) | u64::from(le32(bytes, at + 4)) << 32
 }

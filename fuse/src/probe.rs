@@ -10,7 +10,7 @@
 use std::fmt;
 use std::io;
 
-use crate::partition::{ReadAt, le16, le32, le64, read_array, read_inside};
+use crate::read_at::{ReadAt, le16, le32, le64, read_array, read_inside};
 
 #[cfg(test)]
 mod tests;

@@ -16,7 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use jiff::Timestamp;
 use quick_cache::sync::Cache;
-use vbk_repo::backup::{BackupId, Entry};
+use vbk_repo::backup::Entry;
+use vbk_repo::id::BackupId;
 use vbk_repo::name::{BackupTime, GuestName};
 use vbk_repo::reader::{ImageReader, ReadResources, Stream};
 use vbk_repo::repository::{Repository, View};

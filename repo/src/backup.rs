@@ -6,9 +6,9 @@
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 
-use crate::block::{content_hash, to_hex};
+use crate::block::content_hash;
 use crate::error::{Error, Result};
-use crate::manifest::SegmentId;
+use crate::id::{BackupId, SegmentId};
 use crate::name::{BackupTime, DiskName, GuestName};
 
 /// The newest record format that this vbk reads, and the one it writes.
@@ -77,23 +77,6 @@ pub struct Entry {
     pub id: BackupId,
     /// The record.
     pub backup: Backup,
-}
-
-/// The id of a backup.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct BackupId(pub [u8; 32]);
-
-impl BackupId {
-    /// The first 12 digits, which is what people see.
-    pub fn short(&self) -> String {
-        self.to_string()[..12].to_owned()
-    }
-}
-
-impl std::fmt::Display for BackupId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&to_hex(&self.0))
-    }
 }
 
 impl Backup {

@@ -5,31 +5,14 @@
 //! without the bytes. A reader that has merged a header's values to the id may therefore trust each value, and so
 //! prove a single page. (BLAKE3 specification, section 2.1 and 5.1: <https://github.com/BLAKE3-team/BLAKE3-specs>)
 
-use std::fmt;
-
 use blake3::hazmat::{HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::id::BlockId;
 
 /// Bytes of a page: the unit that is compressed, proved and read on its own. The last page of a block may be shorter.
 pub const PAGE_BYTES: usize = 64 * 1024;
-
-/// The name of a block: the BLAKE3-256 hash of its plain bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct BlockId(pub [u8; 32]);
-
-impl fmt::Display for BlockId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&to_hex(&self.0))
-    }
-}
-
-impl fmt::Debug for BlockId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "BlockId({})", &to_hex(&self.0)[..12])
-    }
-}
 
 /// What one page of a block hashes to, in its place in the block.
 ///
@@ -58,7 +41,7 @@ impl BlockSize {
     /// Checks a number of bytes.
     pub fn new(bytes: u64) -> Result<Self> {
         match u32::try_from(bytes) {
-            Ok(small) if small.is_power_of_two() && small >= Self::MIN.0 && small <= Self::MAX.0 => Ok(Self(small)),
+            Ok(small) if small.is_power_of_two() && (Self::MIN.0..=Self::MAX.0).contains(&small) => Ok(Self(small)),
             _ => Err(Error::BadBlockSize {
                 given: bytes,
                 nearest: Self::nearest(bytes),
@@ -205,31 +188,9 @@ pub fn is_zero(bytes: &[u8]) -> bool {
         .all(|piece| piece.iter().fold(0, |seen, byte| seen | byte) == 0)
 }
 
-/// Lower-case hexadecimal digits.
-pub fn to_hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-/// Reads what [`to_hex`] wrote.
-pub fn from_hex(text: &str) -> Option<[u8; 32]> {
-    if text.len() != 64 || !text.is_ascii() {
-        return None;
-    }
-    let mut bytes = [0; 32];
-    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-    }
-    Some(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     fn bytes(len: usize) -> Vec<u8> {
         (0..len).map(|i| (i * 31 % 251) as u8).collect()
@@ -304,20 +265,6 @@ mod tests {
                 let mut bytes = vec![0; len];
                 bytes[place] = 1;
                 assert!(!is_zero(&bytes));
-            }
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn hex_goes_there_and_back(bytes: [u8; 32]) {
-            prop_assert_eq!(from_hex(&to_hex(&bytes)), Some(bytes));
-        }
-
-        #[test]
-        fn text_that_is_not_hex_is_refused(text in ".{0,70}") {
-            if let Some(bytes) = from_hex(&text) {
-                prop_assert_eq!(to_hex(&bytes), text.to_lowercase());
             }
         }
     }

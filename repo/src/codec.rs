@@ -15,8 +15,9 @@
 
 use std::cell::RefCell;
 
-use crate::block::{BlockHashes, BlockId, PAGE_BYTES, PageHash, hash_page, is_zero, merge_pages, pages_in};
+use crate::block::{BlockHashes, PAGE_BYTES, PageHash, hash_page, is_zero, merge_pages, pages_in};
 use crate::error::{Error, Result};
+use crate::id::BlockId;
 
 const VERSION: u8 = 1;
 const FIXED_BYTES: usize = 8;

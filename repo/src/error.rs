@@ -1,9 +1,7 @@
 //! What can go wrong in a repository, and the coarse kind that says what the caller should do about it.
 
+use crate::id::{BlockId, SegmentId};
 use std::path::PathBuf;
-
-use crate::block::BlockId;
-use crate::manifest::SegmentId;
 
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -1,4 +1,37 @@
 //! What a backup is, and where it is kept.
+//!
+//! # The format, from the top down
+//!
+//! | thing | what it is | where it is written down |
+//! |---|---|---|
+//! | repository | a directory with a marker, a store, views and a lock | [`repository`] |
+//! | record | one backup: JSON under the key `GUEST@TIME`; its id is the hash of its bytes | [`backup`] |
+//! | manifest | a root that lists segments, and segments that list blocks; each stored under its hash | [`manifest`] |
+//! | block | a piece of a disk, sealed: a header with the hashes of its pages, and the pages | [`block`], [`codec`] |
+//! | store | column families of RocksDB; the names, numbers and order of what is in them | [`store::rocks`] |
+//!
+//! All hashes are BLAKE3-256. All numbers in manifests and sealed blocks are little-endian; keys and numbers of the store
+//! itself are big-endian, so that they sort. The numbers of the formats are [`repository::LAYOUT_FORMAT`],
+//! [`store::STORE_FORMAT`] and [`backup::RECORD_FORMAT`]; what is newer than this vbk is refused, not guessed at.
+//!
+//! # What may be trusted
+//!
+//! A record's id covers the record, which names the root of each image; the root's id covers the root, which names the
+//! segments; a segment's id covers the ids of its blocks; a block's id covers its header's hashes, and those its pages.
+//! Each step is proved when it is read ([`manifest::decode_segment`], [`codec::Header::prove`],
+//! [`codec::Header::open_page`]), so nothing that was changed on the way is given out, and a damaged page costs no more
+//! than itself.
+//!
+//! # What survives what
+//!
+//! Blocks and segments become durable at barriers; a record is written last, when all that it names is durable. A crash
+//! at any point therefore leaves backups that are whole and never one that is not; [`store::rocks`] has the argument
+//! step by step, and `views.rs` the one for what readers see.
+//!
+//! # Threads and memory
+//!
+//! Everything blocks, and everything public may be used by many threads. One writer: 144 MiB of write buffers, 32 MiB of
+//! cache. One view: 32 MiB of cache. Readers of images share what [`reader`] lists.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
@@ -7,6 +40,7 @@ pub mod block;
 pub mod catalogue;
 pub mod codec;
 mod error;
+pub mod id;
 pub mod lock;
 pub mod manifest;
 pub mod name;

@@ -21,12 +21,9 @@
 //! | 8 | image size in bytes |
 //! | 32 per segment | the segment's id; all zero: only zero blocks, not stored |
 
-use std::fmt;
-
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-use crate::block::{BlockId, BlockSize, content_hash, from_hex, to_hex};
+use crate::block::{BlockSize, content_hash};
 use crate::error::{Error, Result};
+use crate::id::{BlockId, SegmentId};
 
 /// Slots in a segment; the last one of an image may have fewer. With blocks of 1 MiB a segment is 1 GiB of disk.
 pub const SEGMENT_SLOTS: usize = 1024;
@@ -35,42 +32,6 @@ const VERSION: u8 = 1;
 
 /// One place in an image: a stored block, or `None` for a block of zeros.
 pub type Slot = Option<BlockId>;
-
-/// The name of a stored segment or root: BLAKE3-256 of its bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SegmentId(pub [u8; 32]);
-
-impl SegmentId {
-    /// Stands in a root for a segment of nothing but zero blocks, which is not stored.
-    pub const ZERO: Self = Self([0; 32]);
-}
-
-impl fmt::Display for SegmentId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&to_hex(&self.0))
-    }
-}
-
-impl fmt::Debug for SegmentId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SegmentId({})", &to_hex(&self.0)[..12])
-    }
-}
-
-impl Serialize for SegmentId {
-    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for SegmentId {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        from_hex(&text)
-            .map(Self)
-            .ok_or_else(|| serde::de::Error::custom("not a manifest id"))
-    }
-}
 
 /// Encodes slots; `None` if all are zero blocks and nothing needs to be stored.
 pub fn encode_segment(slots: &[Slot]) -> Option<(SegmentId, Vec<u8>)> {

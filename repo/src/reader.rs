@@ -17,10 +17,11 @@ use quick_cache::sync::Cache;
 pub use ahead::Stream;
 
 use crate::backup::Image;
-use crate::block::{BlockId, BlockIndex, BlockSize, PAGE_BYTES, pages_in};
+use crate::block::{BlockIndex, BlockSize, PAGE_BYTES, pages_in};
 use crate::codec::Header;
 use crate::error::Result;
-use crate::manifest::{Root, SEGMENT_SLOTS, SegmentId, Slot};
+use crate::id::{BlockId, SegmentId};
+use crate::manifest::{Root, SEGMENT_SLOTS, Slot};
 use crate::store::{StoreReader, Wanted};
 use crate::writer::SlotReader;
 

@@ -15,10 +15,11 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use crate::backup::{Backup, BackupId, Entry};
-use crate::block::{BlockSize, content_hash, to_hex};
+use crate::backup::{Backup, Entry};
+use crate::block::{BlockSize, content_hash};
 use crate::catalogue::Catalogue;
 use crate::error::{Error, ErrorKind, Result};
+use crate::id::{BackupId, to_hex};
 use crate::lock::WriterLock;
 use crate::name::{BackupTime, GuestName};
 use crate::store::rocks::{RocksReader, RocksStore, path_in};

@@ -16,10 +16,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::block::{BlockId, BlockSize};
+use crate::block::BlockSize;
 use crate::codec::Sealed;
 use crate::error::{Error, ErrorKind, Result};
-use crate::manifest::SegmentId;
+use crate::id::{BlockId, SegmentId};
 
 #[cfg(test)]
 pub(crate) mod conformance;

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::backup::{Entry, Image};
-use crate::block::{BlockId, BlockIndex};
+use crate::block::BlockIndex;
 use crate::error::{Error, ErrorKind, Result};
-use crate::manifest::{SEGMENT_SLOTS, SegmentId};
+use crate::id::{BlockId, SegmentId};
+use crate::manifest::SEGMENT_SLOTS;
 use crate::reader::read_whole;
 use crate::store::{Place, StoreReader};
 use crate::writer::SlotReader;

@@ -8,7 +8,8 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::block::{BlockIndex, BlockSize};
 use crate::error::{Error, ErrorKind, Result};
-use crate::manifest::{Root, SEGMENT_SLOTS, SegmentId, Slot, decode_segment, encode_segment, segment_count};
+use crate::id::SegmentId;
+use crate::manifest::{Root, SEGMENT_SLOTS, Slot, decode_segment, encode_segment, segment_count};
 use crate::store::{BlockStore, StoreReader};
 
 /// Collects the slots of one image.
@@ -166,7 +167,7 @@ impl<'a> SlotReader<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::block::BlockId;
+    use crate::id::BlockId;
     use crate::store::memory::MemoryStore;
 
     fn id(number: u64) -> Slot {

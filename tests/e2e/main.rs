@@ -1,1 +1,25 @@
-fn main(){}
+//! End-to-end tests: they drive only the binary, on real partitioned images with real file systems, through FUSE and loop mounts.
+//!
+//! They need root, /dev/fuse and loop devices, and fail without them with a message that says so. Each has a directory
+//! of its own below `target/tmp` ([`support::lab::Lab`]), may run beside the others, and fails if it leaves a mount, a
+//! loop device or a process behind.
+
+#[macro_use]
+mod support;
+
+mod bad_input;
+mod bad_mounts;
+mod bad_sources;
+mod bad_targets;
+mod busy;
+mod crash;
+mod damage;
+mod full_disk;
+mod help;
+mod killed_mounts;
+mod layouts;
+mod main_job;
+mod many;
+mod output;
+mod restore;
+mod rights;

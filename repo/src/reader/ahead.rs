@@ -8,8 +8,9 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::{ImageReader, read_whole};
-use crate::block::{BlockId, BlockIndex};
+use crate::block::BlockIndex;
 use crate::error::Result;
+use crate::id::BlockId;
 use crate::store::StoreReader;
 
 /// Bytes that one stream has ahead of its reader at most.

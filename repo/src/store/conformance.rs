@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use super::{BlockStore, Record, Wanted};
-use crate::block::{BlockId, BlockSize, PAGE_BYTES, hash_block};
+use crate::block::{BlockSize, PAGE_BYTES, hash_block};
 use crate::codec::{Compression, Header, Sealed, Sealer};
 use crate::error::{Error, ErrorKind};
-use crate::manifest::{SegmentId, encode_segment};
+use crate::id::{BlockId, SegmentId};
+use crate::manifest::encode_segment;
 
 /// Runs all cases, each on a new store.
 pub(crate) fn check(make: impl Fn(BlockSize) -> Box<dyn BlockStore>) {

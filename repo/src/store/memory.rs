@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{BlockStore, Identity, Place, Record, StoreReader, Stored, Wanted};
-use crate::block::{BlockId, BlockSize};
+use crate::block::BlockSize;
 use crate::codec::Sealed;
 use crate::error::{Error, Result};
-use crate::manifest::SegmentId;
+use crate::id::{BlockId, SegmentId};
 
 /// Keeps everything in memory.
 pub struct MemoryStore {

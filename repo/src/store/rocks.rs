@@ -23,6 +23,8 @@
 //! The next writer removes every block row at or above `barrier` and flushes that removal before it puts anything, so
 //! sequence numbers can be used again. Segments left by a crash are named by their content and stay as they are.
 
+mod options;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -30,28 +32,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use rocksdb::checkpoint::Checkpoint;
-use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, FlushOptions, InfoLogger,
-    IteratorMode, LogLevel, Options, WriteBatch, WriteOptions,
-};
+use rocksdb::{ColumnFamily, DB, FlushOptions, IteratorMode, WriteBatch};
 
 use super::{BlockStore, Identity, Place, Record, StoreReader, Stored, Wanted, failed_before};
-use crate::block::BlockId;
 use crate::codec::Sealed;
 use crate::error::{Error, ErrorKind, Result};
-use crate::manifest::SegmentId;
-
-const FAMILIES: [&str; 5] = ["blocks", "index", "segments", "backups", "meta"];
-
-/// One write buffer of `blocks`; at most [`BUFFERS`] of them are in memory.
-const BUFFER_BYTES: usize = 48 << 20;
-const BUFFERS: i32 = 3;
-/// Index, filters and small values that were read.
-const BLOCK_CACHE_BYTES: usize = 32 << 20;
-/// Smaller values stay in the sorted files: headers always, pages that shrank to next to nothing too.
-const MIN_BLOB_BYTES: u64 = 1024;
-/// Descriptors that RocksDB may hold, whatever the number of its files.
-const MAX_OPEN_FILES: i32 = 768;
+use crate::id::{BlockId, SegmentId};
 
 /// A store opened for reading: a view, which no writer changes any more.
 pub struct RocksReader {
@@ -135,71 +121,12 @@ fn is_damage(error: &rocksdb::Error) -> bool {
     error.kind() == rocksdb::ErrorKind::Corruption || error.as_ref().contains("No such file or directory")
 }
 
-fn database_options(cache: &Cache, direct: bool) -> (Options, Vec<ColumnFamilyDescriptor>) {
-    let mut options = Options::default();
-    options.create_if_missing(true);
-    options.create_missing_column_families(true);
-    options.set_max_open_files(MAX_OPEN_FILES);
-    options.set_max_background_jobs(4);
-    options.set_max_total_wal_size(64 << 20);
-    options.set_stats_dump_period_sec(0);
-    // Twice as fast as buffered for blobs, and the host's page cache stays as it was.
-    options.set_use_direct_io_for_flush_and_compaction(direct);
-    // RocksDB would otherwise keep log files in the directory, also when it only reads.
-    options.set_info_logger(InfoLogger::new_callback_logger(LogLevel::Warn, |_, text| {
-        tracing::debug!(target: "rocksdb", "{}", text.trim_end());
-    }));
-    let families = FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family(name, cache)));
-    (options, families.into())
-}
-
-fn family(name: &str, cache: &Cache) -> Options {
-    let mut table = BlockBasedOptions::default();
-    table.set_block_cache(cache);
-    table.set_cache_index_and_filter_blocks(true);
-    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
-    let mut options = Options::default();
-    options.set_compression_type(DBCompressionType::None);
-    options.set_write_buffer_size(4 << 20);
-    if name == "index" {
-        // Most ids that are asked for are new: answer without touching the disk.
-        table.set_bloom_filter(10.0, false);
-        options.set_write_buffer_size(16 << 20);
-    }
-    if name == "blocks" {
-        options.set_write_buffer_size(BUFFER_BYTES);
-        options.set_max_write_buffer_number(BUFFERS);
-    }
-    if name == "blocks" || name == "segments" {
-        options.set_enable_blob_files(true);
-        options.set_min_blob_size(MIN_BLOB_BYTES);
-        options.set_blob_compression_type(DBCompressionType::None);
-    }
-    options.set_block_based_table_factory(&table);
-    options
-}
-
-/// Whether files in this directory can be written with O_DIRECT: not on every kind of file system.
-fn can_write_direct(directory: &Path) -> bool {
-    use std::os::unix::fs::OpenOptionsExt;
-    let probe = directory.join(".direct-io-probe");
-    let opened = std::fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .custom_flags(nix::fcntl::OFlag::O_DIRECT.bits())
-        .open(&probe);
-    // The file is of no use to anybody, so one that stays behind does no harm.
-    let _ = std::fs::remove_file(&probe);
-    opened.is_ok()
-}
-
 impl RocksReader {
     /// Opens a checkpoint, or a store on a file system that can't be written to. `guard` is a file whose lock keeps
     /// the checkpoint; it is held as long as the reader.
     pub fn open(path: &Path, guard: Option<File>) -> Result<Self> {
-        let (options, families) = database_options(&Cache::new_lru_cache(BLOCK_CACHE_BYTES), false);
-        let db = DB::open_cf_descriptors_read_only(&options, path, families, false).map_err(failed("open"))?;
+        let (database, families) = options::database(false);
+        let db = DB::open_cf_descriptors_read_only(&database, path, families, false).map_err(failed("open"))?;
         Ok(Self { db, _guard: guard })
     }
 
@@ -359,15 +286,15 @@ impl RocksStore {
         store
             .reader
             .db
-            .put_cf_opt(store.reader.family("meta"), "identity", identity, &logged())
+            .put_cf_opt(store.reader.family("meta"), "identity", identity, &options::logged())
             .map_err(failed("write its identity"))?;
         Ok(store)
     }
 
     /// Opens the store for writing and removes what a crash left above the last barrier.
     pub fn open(path: &Path) -> Result<Self> {
-        let (options, families) = database_options(&Cache::new_lru_cache(BLOCK_CACHE_BYTES), can_write_direct(path));
-        let db = DB::open_cf_descriptors(&options, path, families).map_err(failed("open"))?;
+        let (database, families) = options::database(options::can_write_direct(path));
+        let db = DB::open_cf_descriptors(&database, path, families).map_err(failed("open"))?;
         let reader = RocksReader { db, _guard: None };
         let barrier = reader.meta_number("barrier")?;
         let store = Self {
@@ -394,7 +321,7 @@ impl RocksStore {
         tracing::debug!(barrier, "removing blocks that an interrupted run left");
         reader
             .db
-            .delete_range_cf_opt(blocks, &part_key(barrier, 0)[..], &[0xFF; 10][..], &unlogged())
+            .delete_range_cf_opt(blocks, &part_key(barrier, 0)[..], &[0xFF; 10][..], &options::unlogged())
             .and_then(|()| reader.db.flush_cf_opt(blocks, &FlushOptions::default()))
             .map_err(failed("remove what an interrupted run left"))
     }
@@ -429,7 +356,7 @@ impl RocksStore {
     }
 
     fn write(&self, doing: &'static str, batch: WriteBatch) -> Result<()> {
-        let written = self.reader.db.write_opt(batch, &unlogged());
+        let written = self.reader.db.write_opt(batch, &options::unlogged());
         written.map_err(|error| {
             self.failed.store(true, Ordering::SeqCst);
             failed(doing)(error)
@@ -462,7 +389,10 @@ impl RocksStore {
             batch.put_cf(reader.family("backups"), &record.key, &record.bytes);
             batch.put_cf(reader.family("meta"), "generation", generation.to_be_bytes());
         }
-        reader.db.write_opt(batch, &logged()).map_err(failed("commit"))?;
+        reader
+            .db
+            .write_opt(batch, &options::logged())
+            .map_err(failed("commit"))?;
         let _no_puts = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         let mut pending = self.pending();
         for (id, _) in &covered {
@@ -470,18 +400,6 @@ impl RocksStore {
         }
         Ok(())
     }
-}
-
-fn logged() -> WriteOptions {
-    let mut options = WriteOptions::default();
-    options.set_sync(true);
-    options
-}
-
-fn unlogged() -> WriteOptions {
-    let mut options = WriteOptions::default();
-    options.disable_wal(true);
-    options
 }
 
 impl StoreReader for RocksStore {

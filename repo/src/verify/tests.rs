@@ -1,6 +1,7 @@
 use super::*;
-use crate::backup::{Backup, BackupId, Consistency, RECORD_FORMAT};
+use crate::backup::{Backup, Consistency, RECORD_FORMAT};
 use crate::block::BlockSize;
+use crate::id::BackupId;
 use crate::store::memory::MemoryStore;
 use crate::testing::{SMALL, mixed_bytes, store_image};
 

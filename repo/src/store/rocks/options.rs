@@ -1,0 +1,94 @@
+//! How RocksDB is set up, and why.
+
+use std::path::Path;
+
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, InfoLogger, LogLevel, Options, WriteOptions,
+};
+
+const FAMILIES: [&str; 5] = ["blocks", "index", "segments", "backups", "meta"];
+
+/// One write buffer of `blocks`; at most [`BUFFERS`] of them are in memory.
+const BUFFER_BYTES: usize = 48 << 20;
+const BUFFERS: i32 = 3;
+/// Index, filters and small values that were read.
+const BLOCK_CACHE_BYTES: usize = 32 << 20;
+/// Smaller values stay in the sorted files: headers always, pages that shrank to next to nothing too.
+const MIN_BLOB_BYTES: u64 = 1024;
+/// Descriptors that RocksDB may hold, whatever the number of its files.
+const MAX_OPEN_FILES: i32 = 768;
+
+/// Options for the database and its column families. `direct`: flush and compact with direct I/O.
+pub(super) fn database(direct: bool) -> (Options, Vec<ColumnFamilyDescriptor>) {
+    let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    options.set_max_open_files(MAX_OPEN_FILES);
+    options.set_max_background_jobs(4);
+    options.set_max_total_wal_size(64 << 20);
+    options.set_stats_dump_period_sec(0);
+    // Twice as fast as buffered for blobs, and the host's page cache stays as it was.
+    options.set_use_direct_io_for_flush_and_compaction(direct);
+    // RocksDB would otherwise keep log files in the directory, also when it only reads.
+    options.set_info_logger(InfoLogger::new_callback_logger(LogLevel::Warn, |_, text| {
+        tracing::debug!(target: "rocksdb", "{}", text.trim_end());
+    }));
+    let families = FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family(name, &cache)));
+    (options, families.into())
+}
+
+fn family(name: &str, cache: &Cache) -> Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(cache);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    let mut options = Options::default();
+    options.set_compression_type(DBCompressionType::None);
+    options.set_write_buffer_size(4 << 20);
+    if name == "index" {
+        // Most ids that are asked for are new: answer without touching the disk.
+        table.set_bloom_filter(10.0, false);
+        options.set_write_buffer_size(16 << 20);
+    }
+    if name == "blocks" {
+        options.set_write_buffer_size(BUFFER_BYTES);
+        options.set_max_write_buffer_number(BUFFERS);
+    }
+    if name == "blocks" || name == "segments" {
+        options.set_enable_blob_files(true);
+        options.set_min_blob_size(MIN_BLOB_BYTES);
+        options.set_blob_compression_type(DBCompressionType::None);
+    }
+    options.set_block_based_table_factory(&table);
+    options
+}
+
+/// Whether files in this directory can be written with O_DIRECT: not on every kind of file system.
+pub(super) fn can_write_direct(directory: &Path) -> bool {
+    use std::os::unix::fs::OpenOptionsExt;
+    let probe = directory.join(".direct-io-probe");
+    let opened = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .custom_flags(nix::fcntl::OFlag::O_DIRECT.bits())
+        .open(&probe);
+    // The file is of no use to anybody, so one that stays behind does no harm.
+    let _ = std::fs::remove_file(&probe);
+    opened.is_ok()
+}
+
+/// Durable when the write returns.
+pub(super) fn logged() -> WriteOptions {
+    let mut options = WriteOptions::default();
+    options.set_sync(true);
+    options
+}
+
+/// Durable with the next flush; a crash before it loses the write.
+pub(super) fn unlogged() -> WriteOptions {
+    let mut options = WriteOptions::default();
+    options.disable_wal(true);
+    options
+}

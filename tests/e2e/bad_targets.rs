@@ -1,0 +1,109 @@
+//! Restores that must be refused before the first byte is written.
+
+use std::fs;
+
+use crate::support::bytes::{MIB, assert_is_noise, make_hole, write_noise};
+use crate::support::disk::{Disk, LoopDevice, Mount};
+use crate::support::lab::{Lab, names_in};
+
+fn lab_with_a_backup() -> Lab {
+    let lab = Lab::new();
+    write_noise(&lab.path("disk.img"), 1, 8 * MIB);
+    lab.backup("web1", &lab.path("disk.img"));
+    lab
+}
+
+#[test]
+fn a_smaller_device_is_refused_and_stays_as_it_was() {
+    let lab = lab_with_a_backup();
+    let backing = lab.path("backing.img");
+    write_noise(&backing, 7, 8 * MIB - 512);
+    let device = LoopDevice::of_file(&backing);
+    for force in [false, true] {
+        let mut arguments = args!["restore", "web1@latest", device.node];
+        arguments.extend(force.then(|| "--force".into()));
+        let node = device.node.to_str().expect("UTF-8");
+        lab.run(arguments)
+            .code(1)
+            .says(&[node, &(8 * MIB).to_string(), "nothing was written"]);
+    }
+    device.detach();
+    assert_is_noise(&backing, 7, 8 * MIB - 512);
+}
+
+#[test]
+fn a_mounted_device_is_refused_and_its_files_stay() {
+    let lab = lab_with_a_backup();
+    let disk = Disk::plain(lab.path("target.img"), 64);
+    disk.format(0, "mkfs.ext4");
+    let mount = Mount::of_device(LoopDevice::of_file(&disk.path), lab.subdir("in use"));
+    fs::write(mount.point.join("file"), "mine").expect("writes");
+    for force in [false, true] {
+        let mut arguments = args!["restore", "web1@latest", mount.node()];
+        arguments.extend(force.then(|| "--force".into()));
+        let node = mount.node().to_str().expect("UTF-8");
+        let said = lab
+            .run(arguments)
+            .says(&[node, "mounted", "umount", "nothing was written"]);
+        assert!(matches!(said.status.code(), Some(1 | 75)), "{said}");
+    }
+    assert_eq!(fs::read_to_string(mount.point.join("file")).expect("reads"), "mine");
+    mount.unmount();
+    disk.change(&lab, 0, |root| {
+        assert_eq!(fs::read_to_string(root.join("file")).expect("reads"), "mine")
+    });
+}
+
+#[test]
+fn a_file_that_is_a_disk_of_a_loop_device_is_refused_even_with_force() {
+    let lab = lab_with_a_backup();
+    let backing = lab.path("backing.img");
+    write_noise(&backing, 7, 9 * MIB);
+    let device = LoopDevice::of_file(&backing);
+    let said = lab.run(args!["restore", "web1@latest", backing, "--force"]);
+    let said = said.says(&["backing.img", "in use"]);
+    assert!(matches!(said.status.code(), Some(1 | 75)), "{said}");
+    device.detach();
+    assert_is_noise(&backing, 7, 9 * MIB);
+}
+
+#[test]
+fn what_is_no_place_for_a_disk_is_named() {
+    let lab = lab_with_a_backup();
+    let dir = lab.subdir("directory");
+    let before = names_in(lab.dir());
+    lab.run(args!["restore", "web1@latest", dir, "--force"])
+        .code(1)
+        .says(&["directory"]);
+    lab.run(args!["restore", "web1@latest", lab.path("nowhere/out.img")])
+        .code(1)
+        .says(&["nowhere"]);
+    lab.run(args!["restore", "web1@latest", "/dev/null"])
+        .code(1)
+        .says(&["/dev/null", "character device"]);
+    // A mistyped volume must not become a file in /dev.
+    lab.run(args!["restore", "web1@latest", "/dev/vbk-e2e-typo"])
+        .code(1)
+        .says(&["/dev/vbk-e2e-typo"]);
+    assert!(!std::path::Path::new("/dev/vbk-e2e-typo").exists());
+    assert_eq!(names_in(lab.dir()), before);
+    assert!(names_in(&dir).is_empty());
+}
+
+#[test]
+fn a_target_without_room_is_refused_before_it_is_written() {
+    let lab = lab_with_a_backup();
+    let disk = Disk::plain(lab.path("small.img"), 8);
+    disk.format(0, "mkfs.ext4");
+    let mount = Mount::of_device(LoopDevice::of_file(&disk.path), lab.subdir("small"));
+    let before = names_in(&mount.point);
+    lab.run(args!["restore", "web1@latest", mount.point.join("out.img")])
+        .code(1)
+        .says(&["free", "nothing was written"]);
+    assert_eq!(names_in(&mount.point), before);
+    // A hole as large as the disk takes no room.
+    make_hole(&lab.path("hole.img"), 100 * MIB);
+    lab.backup("void", &lab.path("hole.img"));
+    lab.ok(args!["restore", "void@latest", mount.point.join("hole.img")]);
+    mount.unmount();
+}

@@ -1,0 +1,176 @@
+//! Backups that are killed or interrupted at any moment: what was complete stays, what was not is never seen.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::support::bytes::{MIB, assert_is_noise, write_noise};
+use crate::support::lab::{Lab, u64_of};
+use crate::support::run::Running;
+
+const SIZE: u64 = 320 * MIB;
+
+fn start_backup(lab: &Lab) -> Running {
+    lab.start(args![
+        "--json",
+        "backup",
+        "web1",
+        lab.path("disk.img"),
+        "--compression",
+        "none"
+    ])
+}
+
+fn assert_restores(lab: &Lab, backup: &str, seed: u64) {
+    let out = lab.path("out.img");
+    lab.ok(args!["restore", backup, out, "--force"]);
+    assert_is_noise(&out, seed, SIZE);
+}
+
+#[test]
+fn a_backup_killed_at_any_moment_leaves_the_repository_whole() {
+    let lab = Lab::new();
+    write_noise(&lab.path("disk.img"), 0, SIZE);
+    let first = start_backup(&lab).wait().done().json();
+    assert_eq!(u64_of(&first, "new_bytes"), SIZE);
+    let mut seeds = vec![0];
+    let mut seed = 1;
+    write_noise(&lab.path("disk.img"), seed, SIZE);
+    // How much of the disk was read when the kill comes, and how long after that: the last ones hit the flush, the commit
+    // and the publication of the view.
+    let moments = [
+        (0, 0),
+        (0, 10),
+        (5, 0),
+        (20, 0),
+        (45, 0),
+        (70, 0),
+        (95, 0),
+        (100, 0),
+        (100, 15),
+        (100, 60),
+        (100, 150),
+        (100, 300),
+    ];
+    for (percent, then_ms) in moments {
+        let mut running = start_backup(&lab);
+        running.wait_until_read(SIZE * percent / 100);
+        std::thread::sleep(Duration::from_millis(then_ms));
+        let _ = running.has_ended() || {
+            running.signal(Signal::SIGKILL);
+            true
+        };
+        let ended = running.wait().status.success();
+        let listed = lab.listed();
+        // Killed after its commit it is complete, though it could not say so; killed before it was shown to readers it
+        // appears with the next run.
+        let new = listed.len() - seeds.len();
+        assert!(
+            new <= 2 && (new > 0 || !ended),
+            "at {percent} % + {then_ms} ms: {listed:?}"
+        );
+        lab.ok(args!["verify"]);
+        if new > 0 {
+            seeds.extend(std::iter::repeat_n(seed, new));
+            assert_restores(&lab, "web1@latest", seed);
+            seed += 1;
+            write_noise(&lab.path("disk.img"), seed, SIZE);
+        }
+    }
+    assert!(lab.listed().len() < moments.len(), "no kill hit anything");
+    lab.backup("web1", &lab.path("disk.img"));
+    let listed = lab.listed();
+    let new = listed.len() - seeds.len();
+    assert!((1..=2).contains(&new), "{listed:?}");
+    seeds.extend(std::iter::repeat_n(seed, new));
+    for (backup, seed) in listed.iter().zip(seeds) {
+        assert_restores(&lab, backup, seed);
+    }
+    lab.ok(args!["verify"]);
+}
+
+#[test]
+fn an_interrupted_backup_is_not_listed_and_not_lost() {
+    let lab = Lab::new();
+    write_noise(&lab.path("disk.img"), 1, SIZE);
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let mut running = start_backup(&lab);
+        assert!(running.wait_until_read(SIZE / 2), "the backup ended early");
+        running.signal(signal);
+        let said = running.wait();
+        assert_eq!(said.status.code(), Some(130), "{said}");
+        assert!(said.stdout.is_empty(), "{said}");
+        assert!(said.stderr.contains("interrupted"), "{said}");
+        assert!(lab.listed().is_empty());
+    }
+    let done = lab.json(args!["backup", "web1", lab.path("disk.img"), "--compression", "none"]);
+    let (new, unchanged) = (u64_of(&done, "new_bytes"), u64_of(&done, "unchanged_bytes"));
+    assert_eq!(new + unchanged, SIZE, "{done}");
+    assert!(unchanged > SIZE / 4, "what the first run stored is found: {done}");
+    assert_restores(&lab, "web1@latest", 1);
+    lab.ok(args!["verify"]);
+}
+
+#[test]
+fn a_killed_backup_does_not_grow_the_repository_for_ever() {
+    let lab = Lab::new();
+    write_noise(&lab.path("disk.img"), 1, SIZE);
+    let mut sizes = Vec::new();
+    for _ in 0..4 {
+        let mut running = start_backup(&lab);
+        assert!(running.wait_until_read(SIZE * 3 / 4), "the backup ended early");
+        running.signal(Signal::SIGKILL);
+        running.wait();
+        sizes.push(stored_bytes(&lab));
+    }
+    // Garbage of four runs would be more than twice the disk.
+    assert!(*sizes.last().expect("four") < SIZE + SIZE / 2, "{sizes:?}");
+    lab.backup("web1", &lab.path("disk.img"));
+    assert_restores(&lab, "web1@latest", 1);
+    assert!(stored_bytes(&lab) < 2 * SIZE, "{} bytes", stored_bytes(&lab));
+}
+
+/// What the repository takes on its file system, hard links counted once.
+fn stored_bytes(lab: &Lab) -> u64 {
+    let kib = crate::support::tools::tool("du", args!["-sk", lab.repo()]);
+    let kib: u64 = kib
+        .split_whitespace()
+        .next()
+        .expect("a number")
+        .parse()
+        .expect("a number");
+    kib << 10
+}
+
+#[test]
+fn a_killed_init_can_be_run_again_or_says_why_not() {
+    for delay_ms in [0, 5, 15, 30] {
+        let lab = Lab::without_repo();
+        let running = lab.start(args!["init"]);
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        drop(running);
+        let said = lab.run(args!["init"]);
+        if said.status.code() != Some(0) {
+            said.code(1).says(&["not empty"]);
+        }
+        // Half a repository is not taken for one.
+        let said = lab.run(args!["list"]);
+        if said.status.code() != Some(0) {
+            said.code(1).says(&["not a vbk repository"]);
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_restore_leaves_no_file() {
+    let lab = Lab::new();
+    write_noise(&lab.path("disk.img"), 1, SIZE);
+    lab.backup("web1", &lab.path("disk.img"));
+    let dir = lab.subdir("restored");
+    let mut running = lab.start(args!["restore", "web1@latest", dir.join("out.img")]);
+    assert!(running.wait_until_read(SIZE / 4), "the restore ended early");
+    running.signal(Signal::SIGINT);
+    running.wait().code(130);
+    let left = crate::support::lab::names_in(&dir);
+    assert!(left.is_empty(), "{left:?}");
+}

@@ -1,0 +1,293 @@
+//! Bytes in the repository that are no longer what was written: found, named, never given out, and no harm to the rest.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use serde_json::Value;
+
+use crate::support::bytes::{
+    KIB, MIB, assert_is_noise, assert_same_range, copy_sparse, noise_bytes, read_at, size_of, write_noise,
+};
+use crate::support::lab::{Lab, names_in, str_of, u64_of};
+
+const SIZE: u64 = 48 * MIB;
+/// The page that is damaged: the fifth of its block.
+const BLOCK_AT: u64 = 20 * MIB;
+const PAGE: u64 = 64 * KIB;
+const PAGE_AT: u64 = BLOCK_AT + 4 * PAGE;
+
+/// A file of the store and a place in it.
+struct Place {
+    file: PathBuf,
+    offset: u64,
+}
+
+impl Place {
+    /// Where these bytes are in the blob files.
+    fn of(repo: &Path, needle: &[u8]) -> Self {
+        for file in store_files(repo)
+            .into_iter()
+            .filter(|file| file.extension().is_some_and(|ext| ext == "blob"))
+        {
+            let bytes = fs::read(&file).expect("reads");
+            let mut places = (0..bytes.len().saturating_sub(needle.len())).filter(|at| bytes[*at] == needle[0]);
+            if let Some(at) = places.find(|at| bytes[*at..].starts_with(needle)) {
+                return Self {
+                    file,
+                    offset: at as u64,
+                };
+            }
+        }
+        panic!("raw content is in no blob file");
+    }
+
+    /// Flips all bits of a byte, in all hard links of the file.
+    fn flip(&self) {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&self.file)
+            .expect("opens");
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, self.offset).expect("reads");
+        file.write_all_at(&[!byte[0]], self.offset).expect("writes");
+        file.sync_all().expect("syncs");
+    }
+}
+
+fn store_files(repo: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(repo.join("store")).expect("the store is a directory");
+    let mut files: Vec<_> = entries
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.is_file())
+        .collect();
+    files.sort();
+    files
+}
+
+/// A good guest and one whose only disk has a flipped byte.
+struct Damaged {
+    lab: Lab,
+    place: Place,
+    backup: String,
+}
+
+fn damaged() -> Damaged {
+    let lab = Lab::new();
+    for (seed, guest) in [(1, "good"), (2, "bad")] {
+        write_noise(&lab.path(guest), seed, SIZE);
+        lab.ok(args!["backup", guest, lab.path(guest), "--compression", "none"]);
+    }
+    let backup = str_of(&lab.json(args!["show", "bad@latest"]), "backup");
+    let content = noise_bytes(2, PAGE_AT + PAGE);
+    let in_page = (PAGE_AT + 30_000) as usize;
+    let place = Place::of(lab.repo(), &content[in_page..in_page + 32]);
+    place.flip();
+    Damaged { lab, place, backup }
+}
+
+#[test]
+fn verify_names_backup_disk_and_place_of_a_flipped_byte() {
+    let Damaged { lab, backup, place } = damaged();
+    let found = lab.run(args!["--json", "verify"]).code(4).json();
+    let damage = found["damage"].as_array().expect("a list");
+    assert_eq!(damage.len(), 1, "{found}");
+    assert_eq!(str_of(&damage[0], "backup"), backup);
+    assert_eq!(str_of(&damage[0], "disk"), "vda");
+    let (at, len) = (u64_of(&damage[0], "offset_bytes"), u64_of(&damage[0], "len_bytes"));
+    assert!(at <= PAGE_AT && PAGE_AT + PAGE <= at + len && len <= MIB, "{found}");
+    let said = lab.run(args!["verify"]).code(4);
+    let text = said.text();
+    for word in [backup.as_str(), "vda", &at.to_string()] {
+        assert!(text.contains(word), "no {word} in\n{said}");
+    }
+    // One backup of several.
+    lab.ok(args!["verify", "good@latest"]);
+    lab.run(args!["verify", "bad@latest"]).code(4);
+    // With the byte as it was all is good again.
+    place.flip();
+    lab.ok(args!["verify"]);
+}
+
+#[test]
+fn only_the_page_of_a_flipped_byte_can_not_be_read_from_the_mount() {
+    let Damaged { lab, .. } = damaged();
+    let dir = lab.mount("images");
+    let image = dir.join("bad/latest/vda.img");
+    let content = noise_bytes(2, SIZE);
+    let file = File::open(&image).expect("opens");
+    let errno = |at: u64, len: u64| {
+        let mut bytes = vec![0; len as usize];
+        file.read_exact_at(&mut bytes, at)
+            .err()
+            .and_then(|error| error.raw_os_error())
+    };
+    for (at, len) in [
+        (PAGE_AT, PAGE),
+        (PAGE_AT, 1),
+        (PAGE_AT + 30_000, 1),
+        (PAGE_AT + PAGE - 1, 1),
+    ] {
+        assert_eq!(errno(at, len), Some(Errno::EIO as i32), "{len} bytes at {at}");
+    }
+    for page in 0..SIZE / PAGE {
+        let at = page * PAGE;
+        if at != PAGE_AT {
+            let expected = &content[at as usize..(at + PAGE) as usize];
+            let bytes = read_at(&image, at, PAGE).unwrap_or_else(|error| panic!("page at {at}: {error}"));
+            assert!(bytes == expected, "page at {at}");
+        }
+    }
+    // A program that reads it all stops there, and had only true bytes before.
+    let out = lab.path("dd.img");
+    let (from, to) = (format!("if={}", image.display()), format!("of={}", out.display()));
+    let dd = crate::support::tools::try_tool("dd", args![from, to, "bs=1M"]);
+    assert!(!dd.status.success());
+    assert!(String::from_utf8_lossy(&dd.stderr).contains("Input/output error"));
+    assert_same_range(&out, 0, &lab.path("bad"), 0, size_of(&out));
+    assert_is_noise(&dir.join("good/latest/vda.img"), 1, SIZE);
+    drop(file);
+    lab.umount(&dir);
+}
+
+#[test]
+fn a_disk_with_a_flipped_byte_is_not_restored_and_the_others_are() {
+    let Damaged { lab, .. } = damaged();
+    let dir = lab.subdir("restored");
+    let out = dir.join("out.img");
+    let said = lab
+        .run(args!["restore", "bad@latest", out])
+        .says(&["damaged", "vbk verify"]);
+    assert!(matches!(said.status.code(), Some(1 | 4)), "{said}");
+    assert_eq!(names_in(&dir), Vec::<String>::new());
+    // What is there already is not given up for it.
+    fs::write(&out, "mine").expect("writes");
+    let said = lab.run(args!["restore", "bad@latest", out, "--force"]);
+    assert!(matches!(said.status.code(), Some(1 | 4)), "{said}");
+    assert_eq!(fs::read_to_string(&out).expect("reads"), "mine");
+    let said = lab.run(args!["restore", "bad@latest", "-"]);
+    assert!(matches!(said.status.code(), Some(1 | 4)), "{said}");
+    let content = noise_bytes(2, SIZE);
+    assert!(
+        content.starts_with(&said.stdout) && said.stdout.len() as u64 <= PAGE_AT,
+        "only true bytes"
+    );
+    lab.ok(args!["restore", "good@latest", out, "--force"]);
+    assert_is_noise(&out, 1, SIZE);
+}
+
+#[test]
+fn damage_that_several_backups_share_is_named_for_each() {
+    let Damaged { lab, .. } = damaged();
+    // The next day has the same block; it is told that it is not to be had.
+    lab.ok(args!["backup", "bad", lab.path("bad")]);
+    let found = lab.run(args!["--json", "verify"]).code(4).json();
+    let named: Vec<_> = found["damage"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|it| str_of(it, "backup"))
+        .collect();
+    let listed = lab.listed();
+    assert_eq!(named, listed[..2], "both days of bad, not good: {found}");
+}
+
+/// Everything that can be asked of a repository with some damage: whatever the answer is, it is never wrong bytes.
+fn assert_no_wrong_bytes(lab: &Lab, what: &str) -> bool {
+    let verified = lab.run(args!["--json", "verify"]);
+    let code = verified.status.code();
+    assert!(matches!(code, Some(0 | 1 | 4)), "{what}: {verified}");
+    let mut intact = code == Some(0);
+    for (seed, guest) in [(1, "one"), (2, "two")] {
+        let out = lab.path("out.img");
+        let said = lab.run(args!["restore", format!("{guest}@latest"), out, "--force"]);
+        match said.status.code() {
+            Some(0) => assert_is_noise(&out, seed, size_of(&lab.path(guest))),
+            Some(1 | 4) => {
+                assert_ne!(code, Some(0), "{what}: verify found nothing, but {said}");
+                intact = false;
+            }
+            _ => panic!("{what}: {said}"),
+        }
+        let _ = fs::remove_file(out);
+    }
+    intact
+}
+
+/// A repository whose files are damaged one after the other; each file is put back from a copy.
+fn every_file(harm: impl Fn(&File, u64)) {
+    let lab = Lab::new();
+    for (seed, guest) in [(1, "one"), (2, "two")] {
+        write_noise(&lab.path(guest), seed, 3 * MIB + 100);
+        lab.ok(args!["backup", guest, lab.path(guest), "--compression", "none"]);
+    }
+    assert!(assert_no_wrong_bytes(&lab, "untouched"));
+    let mut found = Vec::new();
+    for path in store_files(lab.repo()) {
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        let size = size_of(&path);
+        // Logs for people and options that are written anew; an empty file has nothing to damage.
+        if size == 0 || name.starts_with("LOG") || name.starts_with("OPTIONS") {
+            continue;
+        }
+        let copy = lab.path("copy");
+        copy_sparse(&path, &copy);
+        let file = OpenOptions::new().read(true).write(true).open(&path).expect("opens");
+        harm(&file, size);
+        if !assert_no_wrong_bytes(&lab, &name) {
+            found.push(name);
+        }
+        // Written into the file and not renamed over it: the views have hard links to it.
+        let good = fs::read(&copy).expect("reads");
+        file.set_len(good.len() as u64).expect("sizes");
+        file.write_all_at(&good, 0).expect("writes");
+    }
+    assert!(found.iter().any(|name| name.ends_with(".blob")), "found in {found:?}");
+    assert!(found.iter().any(|name| name.ends_with(".sst")), "found in {found:?}");
+    assert!(assert_no_wrong_bytes(&lab, "as it was"));
+}
+
+#[test]
+fn a_flipped_byte_in_any_file_of_the_store_is_never_given_out() {
+    every_file(|file, size| {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, size / 2).expect("reads");
+        file.write_all_at(&[!byte[0]], size / 2).expect("writes");
+    });
+}
+
+#[test]
+fn a_file_of_the_store_that_was_cut_off_is_never_given_out() {
+    every_file(|file, size| file.set_len(size / 2).expect("cuts"));
+}
+
+#[test]
+fn a_file_of_the_store_full_of_zeros_is_never_given_out() {
+    every_file(|file, size| file.write_all_at(&vec![0; size as usize], 0).expect("writes"));
+}
+
+#[test]
+fn what_is_missing_from_the_store_is_a_clear_failure() {
+    let lab = Lab::new();
+    write_noise(&lab.path("disk.img"), 1, 4 * MIB);
+    lab.ok(args!["backup", "web1", lab.path("disk.img"), "--compression", "none"]);
+    let blob = Place::of(lab.repo(), &noise_bytes(1, 32)).file;
+    let name = blob.file_name().expect("a name").to_owned();
+    let views = fs::read_dir(lab.repo().join("views")).expect("is there");
+    let mut links: Vec<_> = views.map(|view| view.expect("an entry").path().join(&name)).collect();
+    links.push(blob);
+    links.iter().for_each(|link| drop(fs::remove_file(link)));
+    let said = lab.run(args!["verify"]);
+    assert!(matches!(said.status.code(), Some(1 | 4)), "{said}");
+    assert!(
+        format!("{}{}", said.text(), said.stderr).contains(&*name.to_string_lossy()),
+        "names the file: {said}"
+    );
+    let out = lab.path("out.img");
+    let said = lab.run(args!["restore", "web1@latest", out]);
+    assert!(matches!(said.status.code(), Some(1 | 4)) && !out.exists(), "{said}");
+    let said: Value = serde_json::json!(names_in(lab.dir()));
+    assert!(!said.to_string().contains(".vbk-"), "{said}");
+}

@@ -1,0 +1,184 @@
+//! The process of a mount is killed: `vbk umount` still takes everything down, and the place can be used again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::support::bytes::{MIB, assert_same, write_noise};
+use crate::support::disk::Disk;
+use crate::support::kernel;
+use crate::support::lab::{Lab, names_in, str_of, u64_of};
+use crate::support::tools::wait_until;
+
+fn kill_process_of(mount: &Value) {
+    let pid = i32::try_from(u64_of(mount, "pid")).expect("a pid");
+    kill(Pid::from_raw(pid), Signal::SIGKILL).expect("the process of the mount is there");
+    assert!(wait_until(Duration::from_secs(5), || !kernel::process_exists(pid)));
+}
+
+/// Whether `vbk mounts` says that this one is alive.
+fn is_alive(lab: &Lab, dir: &Path) -> bool {
+    let mounts = lab.json(args!["mounts"]);
+    let ours = mounts
+        .as_array()
+        .expect("an array")
+        .iter()
+        .find(|mount| mount["mount_point"].as_str() == dir.to_str());
+    ours.unwrap_or_else(|| panic!("{} is not in {mounts}", dir.display()))["alive"]
+        .as_bool()
+        .expect("yes or no")
+}
+
+fn lab_with_a_server() -> (Lab, Disk) {
+    let lab = Lab::new();
+    let disk = Disk::of_a_server(&lab, "server.img");
+    for part in [1, 2] {
+        disk.change(&lab, part, |root| {
+            fs::write(root.join("name"), format!("part {part}")).expect("writes")
+        });
+    }
+    lab.backup("web1", &disk.path);
+    (lab, disk)
+}
+
+fn mount_files(lab: &Lab, dir: &Path) -> Value {
+    let said = lab
+        .run(args!["--json", "mount", "web1@latest", "--files", dir])
+        .done()
+        .json();
+    lab.note_hidden(dir);
+    said
+}
+
+#[test]
+fn a_dead_mount_of_images_is_told_and_taken_down() {
+    let lab = Lab::new();
+    write_noise(&lab.path("disk.img"), 1, 2 * MIB);
+    lab.backup("web1", &lab.path("disk.img"));
+    let dir = lab.subdir("images");
+    let mount = lab.json(args!["mount", dir]);
+    assert_eq!(str_of(&mount, "mount_point"), dir.to_str().expect("UTF-8"));
+    assert!(is_alive(&lab, &dir));
+    kill_process_of(&mount);
+    assert!(fs::read_dir(&dir).is_err(), "the kernel says that nobody is there");
+    assert!(!is_alive(&lab, &dir));
+    assert!(lab.ok(args!["mounts"]).contains("vbk umount"));
+    // Mounting over it is refused with the way out.
+    lab.run(args!["mount", dir]).code(1).says(&["vbk umount"]);
+    lab.umount(&dir);
+    lab.ok(args!["mount", dir]);
+    assert_same(&dir.join("web1/latest/vda.img"), &lab.path("disk.img"));
+    lab.umount(&dir);
+    assert!(names_in(&dir).is_empty());
+}
+
+#[test]
+fn a_dead_mount_of_files_is_taken_down_with_its_loop_devices() {
+    let (lab, _) = lab_with_a_server();
+    let dir = lab.subdir("files");
+    let mount = mount_files(&lab, &dir);
+    assert!(is_alive(&lab, &dir));
+    kill_process_of(&mount);
+    lab.umount(&dir);
+    lab.assert_nothing_left();
+    mount_files(&lab, &dir);
+    assert_eq!(fs::read_to_string(dir.join("p2/name")).expect("reads"), "part 2");
+    lab.umount(&dir);
+}
+
+#[test]
+fn a_dead_mount_of_files_that_somebody_stands_in_is_taken_down_too() {
+    let (lab, _) = lab_with_a_server();
+    let dir = lab.subdir("files");
+    let mount = mount_files(&lab, &dir);
+    let opened = fs::File::open(dir.join("p1/name")).expect("opens");
+    kill_process_of(&mount);
+    // Either it is told who is in it, or it goes; with --lazy it must go.
+    let said = lab.run(args!["umount", dir]);
+    if said.status.code() != Some(0) {
+        let said = said.says(&["in use", &std::process::id().to_string()]);
+        assert!(matches!(said.status.code(), Some(1 | 75)), "{said}");
+        lab.ok(args!["umount", dir, "--lazy"]);
+    }
+    assert!(kernel::mounts_at(&dir).is_empty());
+    drop(opened);
+    lab.assert_nothing_left();
+}
+
+#[test]
+fn one_dead_mount_does_not_touch_the_others() {
+    let (lab, disk) = lab_with_a_server();
+    let dirs: Vec<PathBuf> = ["images", "other images", "files", "other files"]
+        .map(|name| lab.subdir(name))
+        .into();
+    let dead_images = lab.json(args!["mount", dirs[0]]);
+    lab.json(args!["mount", dirs[1]]);
+    let dead_files = mount_files(&lab, &dirs[2]);
+    mount_files(&lab, &dirs[3]);
+    kill_process_of(&dead_images);
+    kill_process_of(&dead_files);
+    for dir in [&dirs[0], &dirs[2]] {
+        lab.umount(dir);
+    }
+    assert_same(&dirs[1].join("web1/latest/vda.img"), &disk.path);
+    for part in [1, 2] {
+        let name = fs::read_to_string(dirs[3].join(format!("p{part}/name")));
+        assert_eq!(name.expect("reads"), format!("part {part}"));
+    }
+    for dir in [&dirs[1], &dirs[3]] {
+        assert!(is_alive(&lab, dir));
+        lab.umount(dir);
+    }
+}
+
+#[test]
+fn a_mount_process_that_is_asked_to_end_takes_its_mount_down() {
+    let (lab, _) = lab_with_a_server();
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let images = lab.subdir(&format!("images-{signal}"));
+        let files = lab.subdir(&format!("files-{signal}"));
+        for (dir, mount) in [
+            (&images, lab.json(args!["mount", images])),
+            (&files, mount_files(&lab, &files)),
+        ] {
+            let pid = i32::try_from(u64_of(&mount, "pid")).expect("a pid");
+            kill(Pid::from_raw(pid), signal).expect("is there");
+            assert!(
+                wait_until(Duration::from_secs(10), || !kernel::process_exists(pid)),
+                "{signal}"
+            );
+            let left = kernel::mounts_at(dir);
+            assert!(left.is_empty(), "{signal} left {left:?}");
+        }
+        lab.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_mount_by_a_command_that_is_killed_half_way_leaves_nothing_that_umount_can_not_take() {
+    let (lab, _) = lab_with_a_server();
+    let dir = lab.subdir("files");
+    // The command and the process it puts into the background, at several moments of the work.
+    for delay_ms in [5, 20, 40, 60, 90, 130, 200] {
+        let running = lab.start(args!["mount", "web1@latest", "--files", dir]);
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        lab.note_hidden(&dir);
+        for pid in kernel::processes_of(lab.dir()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        drop(running);
+        if kernel::mounts_at(&dir).is_empty() {
+            continue;
+        }
+        lab.note_hidden(&dir);
+        lab.umount(&dir);
+        assert!(kernel::mounts_at(&dir).is_empty(), "killed after {delay_ms} ms");
+    }
+    mount_files(&lab, &dir);
+    assert_eq!(fs::read_to_string(dir.join("p1/name")).expect("reads"), "part 1");
+    lab.umount(&dir);
+}

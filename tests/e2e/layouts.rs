@@ -1,0 +1,248 @@
+//! Disks as they come: MBR with logical partitions, a GPT that lost its primary header, no table, btrfs, journals not replayed.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use crate::support::bytes::{assert_same, assert_same_range, copy_sparse, noise_bytes, write_at};
+use crate::support::disk::{Disk, XFS_MIB};
+use crate::support::lab::{Lab, names_in, str_of, sync};
+use crate::support::run::Said;
+
+/// Writes a file with a part's name in it into each of these parts.
+fn sign(lab: &Lab, disk: &Disk, parts: &[u32]) {
+    for part in parts {
+        disk.change(lab, *part, |root| {
+            fs::write(root.join("name"), format!("part {part}")).expect("writes")
+        });
+    }
+}
+
+/// Looks at a disk's partitions as images and as files; gives what the mount of files said.
+fn assert_parts(lab: &Lab, disk: &Disk, parts: &[u32]) -> Said {
+    let dir = lab.mount("images");
+    let backup = dir.join("web1/latest");
+    assert_same(&backup.join("vda.img"), &disk.path);
+    for number in parts {
+        let (part, file) = (disk.part(*number), backup.join(format!("vda.p{number}.img")));
+        assert_eq!(
+            fs::metadata(&file).expect("is there").len(),
+            part.size_bytes,
+            "p{number}"
+        );
+        assert_same_range(&file, 0, &disk.path, part.start_bytes, part.size_bytes);
+    }
+    lab.umount(&dir);
+    let (dir, said) = lab.mount_files("web1@latest", "files");
+    for number in parts {
+        let name = fs::read_to_string(dir.join(format!("p{number}/name")));
+        assert_eq!(name.expect("the file is there"), format!("part {number}"));
+    }
+    let expected: Vec<_> = parts.iter().map(|number| format!("p{number}")).collect();
+    assert_eq!(names_in(&dir), expected);
+    lab.umount(&dir);
+    said
+}
+
+#[test]
+fn logical_partitions_have_the_numbers_that_linux_gives_them() {
+    let lab = Lab::new();
+    let script = "label: dos\nx1: size=20MiB, type=83\nx2: size=80MiB, type=5\nx5: size=24MiB, type=83\n\
+                  x6: size=24MiB, type=83\nx7: size=16MiB, type=83\n";
+    let disk = Disk::partitioned(lab.path("mbr.img"), 112, script);
+    let numbers: Vec<_> = disk.parts.iter().map(|part| part.number).collect();
+    assert_eq!(numbers, [1, 2, 5, 6, 7], "as sfdisk sees it");
+    let with_files = [1, 5, 6, 7];
+    with_files.iter().for_each(|part| disk.format(*part, "mkfs.ext4"));
+    sign(&lab, &disk, &with_files);
+    lab.backup("web1", &disk.path);
+    assert_parts(&lab, &disk, &with_files).done();
+}
+
+#[test]
+fn a_gpt_without_its_primary_header_is_read_from_the_backup_header() {
+    let lab = Lab::new();
+    let disk = Disk::partitioned(lab.path("gpt.img"), 64, "label: gpt\nsize=20MiB\nsize=20MiB\n");
+    [1, 2].iter().for_each(|part| disk.format(*part, "mkfs.ext4"));
+    sign(&lab, &disk, &[1, 2]);
+    write_at(&disk.path, 512, &[0; 512]);
+    lab.backup("web1", &disk.path);
+    // It works, and somebody should know.
+    assert_parts(&lab, &disk, &[1, 2])
+        .code(3)
+        .says(&["primary GPT header", "backup"]);
+}
+
+#[test]
+fn a_gpt_with_a_scribbled_primary_table_is_read_from_the_backup_table() {
+    let lab = Lab::new();
+    let disk = Disk::partitioned(lab.path("gpt.img"), 64, "label: gpt\nsize=20MiB\nsize=20MiB\n");
+    [1, 2].iter().for_each(|part| disk.format(*part, "mkfs.ext4"));
+    sign(&lab, &disk, &[1, 2]);
+    // The header is good, its checksum of the entries is not.
+    write_at(&disk.path, 1024, &noise_bytes(1, 4096));
+    lab.backup("web1", &disk.path);
+    // It works, and somebody should know.
+    assert_parts(&lab, &disk, &[1, 2])
+        .code(3)
+        .says(&["primary GPT header", "backup"]);
+}
+
+#[test]
+fn a_disk_without_a_table_is_mounted_at_the_directory_itself() {
+    let lab = Lab::new();
+    let disk = Disk::plain(lab.path("plain.img"), 64);
+    disk.format(0, "mkfs.ext4");
+    sign(&lab, &disk, &[0]);
+    lab.backup("web1", &disk.path);
+    let dir = lab.mount("images");
+    assert_eq!(names_in(&dir.join("web1/latest")), ["backup.json", "vda.img"]);
+    lab.umount(&dir);
+    let (dir, said) = lab.mount_files("web1@latest", "files");
+    said.done();
+    assert_eq!(
+        fs::read_to_string(dir.join("name")).expect("the file is there"),
+        "part 0"
+    );
+    lab.umount(&dir);
+}
+
+#[test]
+fn files_of_several_disks_are_below_the_names_of_the_disks() {
+    let lab = Lab::new();
+    let root = Disk::partitioned(lab.path("root.img"), 40, "label: gpt\nsize=20MiB\nsize=16MiB\n");
+    [1, 2].iter().for_each(|part| root.format(*part, "mkfs.ext4"));
+    sign(&lab, &root, &[1, 2]);
+    let data = Disk::plain(lab.path("data.img"), 20);
+    data.format(0, "mkfs.ext4");
+    sign(&lab, &data, &[0]);
+    let named = |name: &str, disk: &Disk| format!("{name}={}", disk.path.display());
+    lab.ok(args!["backup", "web1", named("vda", &root), named("vdb", &data)]);
+    let (dir, said) = lab.mount_files("web1@latest", "files");
+    said.done();
+    for (place, content) in [("vda/p1", "part 1"), ("vda/p2", "part 2"), ("vdb", "part 0")] {
+        assert_eq!(
+            fs::read_to_string(dir.join(place).join("name")).expect("is there"),
+            content
+        );
+    }
+    lab.umount(&dir);
+    // One disk of several, by its name.
+    let (dir, said) = lab.mount_files("web1@latest/vdb", "one");
+    said.done();
+    let name = fs::read_to_string(dir.join("name")).or_else(|_| fs::read_to_string(dir.join("vdb/name")));
+    assert_eq!(name.expect("is there"), "part 0");
+    assert!(!dir.join("vda").exists());
+    lab.umount(&dir);
+}
+
+#[test]
+fn btrfs_is_mounted_like_the_others() {
+    let lab = Lab::new();
+    let disk = Disk::partitioned(lab.path("btrfs.img"), 132, "label: gpt\nsize=128MiB\n");
+    disk.format(1, "mkfs.btrfs");
+    sign(&lab, &disk, &[1]);
+    lab.backup("web1", &disk.path);
+    assert_parts(&lab, &disk, &[1]).done();
+}
+
+#[test]
+fn an_empty_disk_and_unknown_bytes_are_listed_with_the_reason() {
+    let lab = Lab::new();
+    let disk = Disk::partitioned(
+        lab.path("disk.img"),
+        40,
+        "label: gpt\nsize=8MiB\nsize=8MiB\nsize=16MiB\n",
+    );
+    write_at(&disk.path, disk.part(2).start_bytes, &noise_bytes(1, 1 << 20));
+    disk.format(3, "mkfs.ext4");
+    sign(&lab, &disk, &[3]);
+    lab.backup("web1", &disk.path);
+    let (dir, said) = lab.mount_files("web1@latest", "files");
+    let answer = said.done().json();
+    assert!(str_of(&answer["volumes"][0], "reason").contains("empty"), "{answer}");
+    assert!(str_of(&answer["volumes"][1], "reason").contains("unknown"), "{answer}");
+    assert_eq!(names_in(&dir), ["p3"]);
+    lab.umount(&dir);
+
+    // Nothing at all to mount is a failure that says so, and leaves nothing.
+    write_at(&lab.path("zeros.img"), 0, &[0; 4096]);
+    lab.backup("void", &lab.path("zeros.img"));
+    let dir = lab.subdir("void");
+    let said = lab.run(args!["mount", "void@latest", "--files", dir]).code(1);
+    assert!(said.text().contains("empty"), "{said}");
+    let said = said.says(&["no file system", "void@"]);
+    assert!(
+        !said.text().contains("vbk umount"),
+        "there is nothing to take down: {said}"
+    );
+    assert!(crate::support::kernel::mounts_at(&dir).is_empty());
+}
+
+/// A copy of a disk with its file system mounted and just written to, as a snapshot of a running guest gives it.
+fn copy_of_a_running_guest(lab: &Lab, mkfs: &str, size_mib: u64, write: impl FnOnce(&Path)) -> PathBuf {
+    let disk = Disk::plain(lab.path("running.img"), size_mib);
+    disk.format(0, mkfs);
+    disk.change(lab, 0, |root| {
+        fs::write(root.join("old"), "written long ago").expect("writes")
+    });
+    let mount = disk.mount(lab, 0);
+    write(&mount.point);
+    File::open(mount.node())
+        .and_then(|device| device.sync_all())
+        .expect("syncs");
+    let copy = lab.path("crashed.img");
+    copy_sparse(&disk.path, &copy);
+    mount.unmount();
+    copy
+}
+
+fn assert_mounts_with_a_warning(lab: &Lab, image: &Path, option: &str) {
+    lab.backup("web1", image);
+    let (dir, said) = lab.mount_files("web1@latest", "files");
+    let said = said.code(3);
+    let volume = &said.json()["volumes"][0];
+    assert_eq!(volume["mounted"], true, "{said}");
+    assert!(str_of(volume, "warning").contains("journal"), "{said}");
+    assert!(str_of(volume, "options").contains(option), "{said}");
+    assert_eq!(fs::read_to_string(dir.join("old")).expect("reads"), "written long ago");
+    lab.umount(&dir);
+    // For people the same in words.
+    let said = lab.run(args!["mount", "web1@latest", "--files", dir]).code(3);
+    lab.note_hidden(&dir);
+    let words = format!("{}{}", said.text(), said.stderr);
+    assert!(words.contains("journal") && words.contains(option), "{said}");
+    lab.umount(&dir);
+}
+
+#[test]
+fn an_ext4_journal_that_was_not_replayed_is_a_warning() {
+    let lab = Lab::new();
+    let image = copy_of_a_running_guest(&lab, "mkfs.ext4", 64, |root| {
+        fs::write(root.join("new"), "just now").expect("writes");
+        sync(root);
+    });
+    assert_mounts_with_a_warning(&lab, &image, "noload");
+}
+
+#[test]
+fn an_xfs_log_that_was_not_replayed_is_a_warning() {
+    let lab = Lab::new();
+    let image = copy_of_a_running_guest(&lab, "mkfs.xfs", XFS_MIB, |root| {
+        fs::write(root.join("new"), "just now").expect("writes");
+        sync(root);
+    });
+    assert_mounts_with_a_warning(&lab, &image, "norecovery");
+}
+
+#[test]
+fn a_btrfs_log_that_was_not_replayed_is_a_warning() {
+    let lab = Lab::new();
+    let image = copy_of_a_running_guest(&lab, "mkfs.btrfs", 128, |root| {
+        // An fsync alone: a sync of all would end the log.
+        let file = File::create(root.join("new")).expect("creates");
+        std::io::Write::write_all(&mut &file, b"just now")
+            .and_then(|()| file.sync_all())
+            .expect("writes");
+    });
+    assert_mounts_with_a_warning(&lab, &image, "nologreplay");
+}

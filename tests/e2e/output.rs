@@ -1,0 +1,186 @@
+//! Who hears what: results on stdout, trouble on stderr, a bar only on a terminal, nothing held open in the background.
+
+use std::fs;
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use crate::support::bytes::{MIB, write_noise};
+use crate::support::lab::{Lab, VBK, u64_of};
+use crate::support::tools::tool;
+
+fn lab_with_a_disk() -> Lab {
+    let lab = Lab::new();
+    write_noise(&lab.path("disk.img"), 1, 12 * MIB);
+    lab
+}
+
+#[test]
+fn the_last_line_of_a_backup_says_what_happened() {
+    let lab = lab_with_a_disk();
+    let text = lab.ok(args!["backup", "web1", lab.path("disk.img")]);
+    let last = text.lines().last().expect("a line");
+    assert!(
+        last.starts_with("web1: 12 MiB read, 12 MiB new (12 MiB stored) in "),
+        "{last}"
+    );
+    write_noise(&lab.path("other.img"), 2, MIB);
+    fs::OpenOptions::new()
+        .write(true)
+        .open(lab.path("disk.img"))
+        .and_then(|file| std::os::unix::fs::FileExt::write_all_at(&file, b"changed", 5 * MIB))
+        .expect("writes");
+    let text = lab.ok(args!["backup", "web1", lab.path("disk.img")]);
+    let last = text.lines().last().expect("a line");
+    assert!(
+        last.starts_with("web1: 12 MiB read, 1 MiB new (1 MiB stored) in "),
+        "{last}"
+    );
+}
+
+#[test]
+fn quiet_is_quiet_and_verbose_logs_to_stderr() {
+    let lab = lab_with_a_disk();
+    let dir = lab.subdir("images");
+    for command in [
+        args!["-q", "backup", "web1", lab.path("disk.img")],
+        args!["-q", "verify"],
+        args!["-q", "restore", "web1@latest", lab.path("out.img")],
+        args!["-q", "mount", dir],
+        args!["-q", "umount", dir],
+    ] {
+        assert_eq!(lab.ok(command), "");
+    }
+    let quiet_json = lab.run(args!["-q", "--json", "list"]).done().json();
+    assert_eq!(quiet_json.as_array().map(Vec::len), Some(1));
+    lab.run(args!["-q", "show", "nobody@latest"]).code(1).says(&["nobody"]);
+    let said = lab.run(args!["-vv", "list"]).code(0);
+    assert!(said.text().contains("web1"), "{said}");
+}
+
+#[test]
+fn json_is_all_that_is_on_stdout() {
+    let lab = lab_with_a_disk();
+    let dir = lab.subdir("images");
+    for command in [
+        args!["--json", "backup", "web1", lab.path("disk.img")],
+        args!["list", "--json"],
+        args!["show", "web1@latest", "--json"],
+        args!["verify", "--json"],
+        args!["restore", "web1@latest", lab.path("out.img"), "--json"],
+        args!["mount", dir, "--json"],
+        args!["mounts", "--json"],
+        args!["umount", dir, "--json"],
+    ] {
+        lab.run(command).done().json();
+    }
+    let said = lab.run(args!["list", "nobody", "--json"]).code(1);
+    assert!(said.stdout.is_empty() || said.json().is_object(), "{said}");
+    let made = lab.path("made");
+    lab.run(args!["init", made, "--json"]).done();
+    let empty = lab
+        .start_bare(args!["--repo", made, "list", "--json"])
+        .wait()
+        .done()
+        .json();
+    assert_eq!(empty, serde_json::json!([]));
+}
+
+#[test]
+fn a_terminal_gets_a_bar_and_the_last_line() {
+    let lab = Lab::new();
+    write_noise(&lab.path("disk.img"), 1, 400 * MIB);
+    // script(1) gives the program a terminal.
+    let words = format!(
+        "{VBK} --repo {} backup web1 {} --compression 9",
+        lab.repo().display(),
+        lab.path("disk.img").display()
+    );
+    let mut script = Command::new("script");
+    let script = script.args(["--quiet", "--return", "--command", &words, "/dev/null"]);
+    let output = script
+        .env("TERM", "xterm")
+        .stdin(Stdio::null())
+        .output()
+        .expect("runs script(1)");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    for word in ["400.00 MiB", "/s", "left", "new", "web1: 400 MiB read, 400 MiB new"] {
+        assert!(text.contains(word), "no {word:?} in\n{text}");
+    }
+}
+
+#[test]
+fn a_mount_in_the_background_lets_go_of_the_pipe_of_its_caller() {
+    let lab = lab_with_a_disk();
+    lab.backup("web1", &lab.path("disk.img"));
+    let dir = lab.subdir("images");
+    let child = Command::new(VBK)
+        .args(args!["--repo", lab.repo(), "mount", dir])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = child.expect("starts");
+    let (mut stdout, mut stderr) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
+    let (sender, read) = mpsc::channel();
+    std::thread::spawn(move || {
+        let (mut out, mut err) = (String::new(), String::new());
+        let _ = stdout
+            .read_to_string(&mut out)
+            .and_then(|_| stderr.read_to_string(&mut err));
+        let _ = sender.send((out, err));
+    });
+    let said = read.recv_timeout(Duration::from_secs(20));
+    assert!(child.wait().expect("ends").success());
+    let (out, err) = said.expect("`vbk mount DIR | cat` would hang");
+    assert!(out.contains("vbk umount") && err.is_empty(), "{out}{err}");
+    lab.umount(&dir);
+}
+
+#[test]
+fn a_mount_in_the_background_does_not_keep_the_directory_it_was_started_from() {
+    let lab = lab_with_a_disk();
+    lab.backup("web1", &lab.path("disk.img"));
+    let (dir, elsewhere) = (lab.subdir("images"), lab.subdir("elsewhere"));
+    tool("mount", args!["-t", "tmpfs", "elsewhere", elsewhere]);
+    let mut command = Command::new(VBK);
+    command.current_dir(&elsewhere);
+    let said = lab
+        .start_command(command, args!["--repo", lab.repo(), "--json", "mount", dir])
+        .wait()
+        .done();
+    assert!(u64_of(&said.json(), "pid") > 1);
+    tool("umount", args![elsewhere]);
+    assert!(dir.join("web1/latest/vda.img").exists());
+    lab.umount(&dir);
+}
+
+#[test]
+fn a_mount_of_a_repository_named_by_a_relative_path_serves_on() {
+    let lab = lab_with_a_disk();
+    lab.backup("web1", &lab.path("disk.img"));
+    let dir = lab.subdir("images");
+    lab.start_bare(args!["--repo", "repo", "mount", "images"]).wait().done();
+    lab.backup("web2", &lab.path("disk.img"));
+    let there = crate::support::tools::wait_until(Duration::from_secs(3), || dir.join("web2/latest/vda.img").exists());
+    assert!(there);
+    crate::support::bytes::assert_same(&dir.join("web2/latest/vda.img"), &lab.path("disk.img"));
+    lab.umount(&dir);
+}
+
+#[test]
+fn a_result_that_can_not_be_printed_is_a_failure() {
+    let lab = lab_with_a_disk();
+    lab.backup("web1", &lab.path("disk.img"));
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("opens");
+    let output = Command::new(VBK)
+        .args(args!["--repo", lab.repo(), "list"])
+        .stdout(full)
+        .output();
+    let output = output.expect("runs");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+}

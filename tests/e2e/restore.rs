@@ -1,0 +1,185 @@
+//! Whole disks back: to a new file, onto devices, to stdout, and over what is there if that is wanted.
+
+use std::fs::{self, Permissions};
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::{Command, Stdio};
+
+use crate::support::bytes::{
+    MIB, assert_is_noise, assert_same, assert_same_range, make_hole, noise_bytes, read_at, size_of, write_at,
+    write_noise,
+};
+use crate::support::disk::{Disk, LoopDevice};
+use crate::support::lab::{Lab, VBK, names_in, str_of, u64_of};
+use crate::support::tools::tool;
+
+/// A repository with a day of a real disk.
+fn server(lab: &Lab) -> Disk {
+    let disk = Disk::of_a_server(lab, "server.img");
+    disk.change(lab, 2, |root| {
+        fs::write(root.join("media"), noise_bytes(1, 9 * MIB)).expect("writes")
+    });
+    lab.backup("web1", &disk.path);
+    disk
+}
+
+#[test]
+fn a_new_file_is_the_disk_again_and_as_sparse() {
+    let lab = Lab::new();
+    let disk = server(&lab);
+    let out = lab.path("out.img");
+    let answer = lab.json(args!["restore", "web1@latest", out]);
+    assert_same(&out, &disk.path);
+    let on_disk = fs::metadata(&out).expect("is there").blocks() * 512;
+    assert!(on_disk < size_of(&disk.path) / 2, "{on_disk} bytes on disk");
+    assert_eq!(str_of(&answer, "disk"), "vda");
+    assert_eq!(str_of(&answer, "target"), out.to_str().expect("UTF-8"));
+    assert_eq!(u64_of(&answer, "size_bytes"), size_of(&disk.path));
+    assert!(u64_of(&answer, "data_bytes") >= 9 * MIB, "{answer}");
+    // The file systems in it are whole.
+    let restored = Disk {
+        path: out,
+        parts: disk.parts,
+    };
+    restored.change(&lab, 2, |root| {
+        assert!(fs::read(root.join("media")).expect("reads") == noise_bytes(1, 9 * MIB));
+    });
+    let beside = names_in(lab.dir());
+    assert!(!beside.iter().any(|name| name.contains(".vbk-")), "{beside:?}");
+}
+
+#[test]
+fn a_device_with_other_content_becomes_the_disk() {
+    let lab = Lab::new();
+    let disk = server(&lab);
+    let size = size_of(&disk.path);
+    let backing = lab.path("backing.img");
+    write_noise(&backing, 7, size);
+    let device = LoopDevice::of_file(&backing);
+    lab.ok(args!["restore", "web1@latest", device.node]);
+    tool("cmp", args![device.node, disk.path]);
+    device.detach();
+    assert_same(&backing, &disk.path);
+}
+
+#[test]
+fn a_larger_device_keeps_what_lies_behind_the_disk() {
+    let lab = Lab::new();
+    let image = lab.path("disk.img");
+    // Data, then zeros that must be written over the noise, then an end that no sector divides.
+    let size = 20 * MIB + 777;
+    write_noise(&image, 1, 8 * MIB);
+    write_at(&image, size - 10, b"0123456789");
+    lab.backup("web1", &image);
+    let backing = lab.path("backing.img");
+    write_noise(&backing, 7, 32 * MIB);
+    let device = LoopDevice::of_file(&backing);
+    lab.ok(args!["restore", "web1@latest/vda", device.node]);
+    device.detach();
+    assert_same_range(&backing, 0, &image, 0, size);
+    let behind = noise_bytes(7, 32 * MIB);
+    assert!(read_at(&backing, size, 32 * MIB - size).expect("reads") == behind[size as usize..]);
+}
+
+#[test]
+fn the_disk_goes_to_stdout_and_nothing_else_does() {
+    let lab = Lab::new();
+    let image = lab.path("disk.img");
+    let size = 10 * MIB + 4321;
+    make_hole(&image, size);
+    write_at(&image, 3 * MIB, &noise_bytes(1, 2 * MIB));
+    lab.backup("web1", &image);
+    let said = lab.run(args!["restore", "web1@latest", "-"]).done();
+    assert!(said.stdout == fs::read(&image).expect("reads"));
+}
+
+#[test]
+fn a_pipe_that_closes_early_is_no_panic() {
+    let lab = Lab::new();
+    let image = lab.path("disk.img");
+    write_noise(&image, 1, 16 * MIB);
+    lab.backup("web1", &image);
+    let child = Command::new(VBK)
+        .args(args!["--repo", lab.repo(), "restore", "web1@latest", "-"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = child.expect("starts");
+    let mut first = [0; 100];
+    let mut stdout = child.stdout.take().expect("piped");
+    stdout.read_exact(&mut first).expect("reads");
+    drop(stdout);
+    let output = child.wait_with_output().expect("ends");
+    assert_eq!(first[..], noise_bytes(1, 100));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    assert!(!output.status.success());
+}
+
+#[test]
+fn one_disk_of_several_is_named_behind_the_backup() {
+    let lab = Lab::new();
+    for (seed, name) in [(1, "a"), (2, "b")] {
+        write_noise(&lab.path(name), seed, 3 * MIB + seed);
+    }
+    let named = |disk: &str, file: &str| format!("{disk}={}", lab.path(file).display());
+    lab.ok(args!["backup", "db", named("vda", "a"), named("vdb", "b")]);
+    let out = lab.path("out.img");
+    let said = lab.run(args!["restore", "db@latest", out]).says(&["vda", "vdb"]);
+    assert!(matches!(said.status.code(), Some(1 | 2)), "{said}");
+    assert!(!out.exists());
+    lab.run(args!["restore", "db@latest/vdc", out])
+        .code(1)
+        .says(&["vdc", "vda", "vdb"]);
+    assert!(!out.exists());
+    lab.ok(args!["restore", "db@latest/vdb", out]);
+    assert_is_noise(&out, 2, 3 * MIB + 2);
+    let id = str_of(&lab.json(args!["show", "db@latest"]), "id");
+    let other = lab.path("other.img");
+    lab.ok(args!["restore", format!("{}/vda", &id[..10]), other]);
+    assert_is_noise(&other, 1, 3 * MIB + 1);
+}
+
+#[test]
+fn an_existing_file_is_replaced_only_when_told_so() {
+    let lab = Lab::new();
+    let image = lab.path("disk.img");
+    write_noise(&image, 1, 3 * MIB);
+    lab.backup("web1", &image);
+    let out = lab.path("out.img");
+    // Longer than the disk: nothing of it may stay behind the end.
+    write_noise(&out, 2, 5 * MIB);
+    fs::set_permissions(&out, Permissions::from_mode(0o640)).expect("sets");
+    let before = fs::metadata(&out).expect("is there");
+    let said = lab.run(args!["restore", "web1@latest", out]).code(1);
+    let _ = said.says(&["out.img", "exists", "--force"]);
+    let after = fs::metadata(&out).expect("is there");
+    assert_is_noise(&out, 2, 5 * MIB);
+    assert_eq!((before.ino(), before.mtime_nsec()), (after.ino(), after.mtime_nsec()));
+    lab.ok(args!["restore", "web1@latest", out, "--force"]);
+    assert_is_noise(&out, 1, 3 * MIB);
+    assert_eq!(fs::metadata(&out).expect("is there").mode() & 0o777, 0o640);
+}
+
+#[test]
+fn a_partition_image_of_the_mount_can_be_written_to_a_partition() {
+    let lab = Lab::new();
+    let disk = server(&lab);
+    let dir = lab.mount("images");
+    // A guest's root file system alone, by dd, as the README says of whole disks.
+    let target = lab.path("partition.img");
+    make_hole(&target, disk.part(1).size_bytes);
+    let device = LoopDevice::of_file(&target);
+    let from = format!("if={}", dir.join("web1/latest/vda.p1.img").display());
+    let to = format!("of={}", device.node.display());
+    tool("dd", args![from, to, "bs=1M", "conv=fsync"]);
+    device.detach();
+    assert_same_range(
+        &target,
+        0,
+        &disk.path,
+        disk.part(1).start_bytes,
+        disk.part(1).size_bytes,
+    );
+    lab.umount(&dir);
+}

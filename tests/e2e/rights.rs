@@ -1,0 +1,179 @@
+//! Users who are not root: told which right is missing, and never something else.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::support::bytes::{MIB, assert_is_noise, write_noise};
+use crate::support::kernel;
+use crate::support::lab::{Lab, VBK, names_in};
+use crate::support::run::Said;
+use crate::support::tools::tool;
+
+const NOBODY: u32 = 65534;
+
+/// A directory that nobody may enter, with a copy of the program that nobody may run.
+struct NobodysLab {
+    lab: Lab,
+    program: PathBuf,
+}
+
+impl NobodysLab {
+    fn new() -> Self {
+        // The checkout may lie in a home directory that others may not enter.
+        let lab = Lab::below(Path::new("/var/tmp"));
+        tool("chmod", args!["755", lab.dir()]);
+        let bin = lab.subdir("bin");
+        let program = bin.join("vbk");
+        if fs::hard_link(VBK, &program).is_err() {
+            fs::copy(VBK, &program).expect("copies the program");
+        }
+        let own = lab.subdir("nobody's");
+        chown(&own, Some(NOBODY), Some(NOBODY)).expect("root may");
+        Self { lab, program }
+    }
+
+    /// A path in nobody's own directory.
+    fn own(&self, name: &str) -> PathBuf {
+        self.lab.path("nobody's").join(name)
+    }
+
+    #[track_caller]
+    fn run(&self, repo: &Path, args: Vec<OsString>) -> Said {
+        let mut all = args!["--reuid=65534", "--regid=65534", "--clear-groups"];
+        all.extend(args![self.program, "--repo", repo]);
+        all.extend(args);
+        let mut command = Command::new("setpriv");
+        command
+            .current_dir(self.lab.path("nobody's"))
+            .env("HOME", "/nonexistent")
+            .env_remove("XDG_RUNTIME_DIR");
+        self.lab.start_command(command, all).wait()
+    }
+
+    /// A repository of nobody's with a disk in it.
+    fn repo(&self) -> PathBuf {
+        let (repo, image) = (self.own("repo"), self.own("disk.img"));
+        write_noise(&image, 1, 2 * MIB);
+        self.run(&repo, args!["init"]).done();
+        self.run(&repo, args!["backup", "web1", image]).done();
+        repo
+    }
+}
+
+#[test]
+fn backup_list_verify_and_restore_need_no_root() {
+    let nobody = NobodysLab::new();
+    let repo = nobody.repo();
+    assert!(nobody.run(&repo, args!["list"]).done().text().contains("web1"));
+    nobody.run(&repo, args!["verify"]).done();
+    let out = nobody.own("out.img");
+    nobody.run(&repo, args!["restore", "web1@latest", out]).done();
+    assert_is_noise(&out, 1, 2 * MIB);
+    assert_eq!(fs::metadata(&out).expect("is there").uid(), NOBODY);
+    assert_eq!(
+        fs::metadata(&repo).expect("is there").mode() & 0o077,
+        0,
+        "other people's disks are in it"
+    );
+    nobody.run(&repo, args!["mounts"]).done();
+}
+
+#[test]
+fn mounting_files_says_that_root_is_needed() {
+    let nobody = NobodysLab::new();
+    let repo = nobody.repo();
+    let dir = nobody.own("files");
+    fs::create_dir(&dir).expect("makes a directory");
+    chown(&dir, Some(NOBODY), Some(NOBODY)).expect("root may");
+    let said = nobody.run(&repo, args!["mount", "web1@latest", "--files", dir]).code(1);
+    said.says(&["root", "CAP_SYS_ADMIN"]);
+    assert!(kernel::mounts_at(&dir).is_empty());
+}
+
+#[test]
+fn mounting_images_works_for_whom_fuse_is_allowed_and_else_says_so() {
+    let nobody = NobodysLab::new();
+    let repo = nobody.repo();
+    let dir = nobody.own("images");
+    fs::create_dir(&dir).expect("makes a directory");
+    chown(&dir, Some(NOBODY), Some(NOBODY)).expect("root may");
+    let for_all = fs::metadata("/dev/fuse").expect("is there").mode() & 0o006 == 0o006;
+    let said = nobody.run(&repo, args!["mount", dir]);
+    if for_all {
+        said.done();
+        nobody.run(&repo, args!["umount", dir]).done();
+    } else {
+        said.code(1).says(&["/dev/fuse", "right"]);
+    }
+    assert!(kernel::mounts_at(&dir).is_empty());
+}
+
+#[test]
+fn a_repository_of_somebody_else_is_denied_and_not_missing() {
+    let nobody = NobodysLab::new();
+    nobody.lab.ok(args!["init"]);
+    write_noise(&nobody.own("disk.img"), 1, MIB);
+    tool("chmod", args!["644", nobody.own("disk.img")]);
+    let dir = nobody.own("images");
+    fs::create_dir(&dir).expect("makes a directory");
+    for command in [
+        args!["list"],
+        args!["verify"],
+        args!["show", "web1@latest"],
+        args!["backup", "web1", nobody.own("disk.img")],
+    ] {
+        let said = nobody.run(nobody.lab.repo(), command).code(1);
+        assert!(!said.stderr.contains("not a vbk repository"), "{said}");
+        said.says(&["permission denied", nobody.lab.repo().to_str().expect("UTF-8")]);
+    }
+}
+
+#[test]
+fn what_a_user_may_not_read_or_write_is_named() {
+    let nobody = NobodysLab::new();
+    let repo = nobody.repo();
+    let secret = nobody.lab.path("secret.img");
+    write_noise(&secret, 2, MIB);
+    tool("chmod", args!["600", secret]);
+    let said = nobody.run(&repo, args!["backup", "secret", secret]).code(1);
+    said.says(&["secret.img", "permission denied"]);
+    let said = nobody
+        .run(&repo, args!["restore", "web1@latest", nobody.lab.path("bin/out.img")])
+        .code(1);
+    said.says(&["bin", "permission denied"]);
+    assert_eq!(names_in(&nobody.lab.path("bin")), ["vbk"]);
+    let said = nobody.run(&nobody.lab.path("new"), args!["init"]).code(1);
+    said.says(&["new", "permission denied"]);
+    // Another user's mount is not for nobody to take down.
+    let root_repo = nobody.lab.path("root's");
+    nobody.lab.start_bare(args!["--repo", root_repo, "init"]).wait().done();
+    let dir = nobody.lab.subdir("images");
+    nobody
+        .lab
+        .start_bare(args!["--repo", root_repo, "mount", dir])
+        .wait()
+        .done();
+    nobody.run(&repo, args!["umount", dir]).code(1);
+    assert_eq!(kernel::mounts_at(&dir).len(), 1);
+    nobody.lab.umount(&dir);
+}
+
+#[test]
+fn a_reader_of_a_group_can_read_a_repository_it_can_not_write() {
+    let nobody = NobodysLab::new();
+    let repo = nobody.lab.repo().to_owned();
+    write_noise(&nobody.lab.path("disk.img"), 1, 2 * MIB);
+    nobody.lab.ok(args!["init"]);
+    nobody.lab.backup("web1", &nobody.lab.path("disk.img"));
+    // The owner's choice, against the default.
+    tool("chmod", args!["-R", "a+rX", repo]);
+    assert!(nobody.run(&repo, args!["list"]).done().text().contains("web1"));
+    let out = nobody.own("out.img");
+    nobody.run(&repo, args!["restore", "web1@latest", out]).done();
+    assert_is_noise(&out, 1, 2 * MIB);
+    let said = nobody.run(&repo, args!["backup", "web1", out]).code(1);
+    said.says(&["permission denied"]);
+}

@@ -1,0 +1,296 @@
+//! A directory of one test with a repository in it. What a test leaves behind is cleaned up and is a failure.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::kernel;
+use super::run::{Running, Said};
+use super::tools::{require_rights, tool, try_tool, wait_until};
+
+pub const VBK: &str = env!("CARGO_BIN_EXE_vbk");
+
+/// A test that takes so long hangs, perhaps in a read from a mount: what it reads from is then taken away.
+const WATCHDOG: Duration = Duration::from_secs(240);
+
+/// How long what a command took down may take to be gone.
+const GONE: Duration = Duration::from_secs(5);
+
+pub struct Lab {
+    dir: TempDir,
+    repo: PathBuf,
+    /// Where the images of mounts of files are mounted.
+    hidden: Mutex<Vec<PathBuf>>,
+    _watchdog: mpsc::Sender<()>,
+}
+
+impl Lab {
+    /// A directory with a new repository of default block size in it.
+    pub fn new() -> Self {
+        let lab = Self::without_repo();
+        lab.ok(args!["init"]);
+        lab
+    }
+
+    /// A directory without a repository. Commands name one all the same.
+    pub fn without_repo() -> Self {
+        Self::below(Path::new(env!("CARGO_TARGET_TMPDIR")))
+    }
+
+    pub fn below(parent: &Path) -> Self {
+        require_rights();
+        let mut name = tempfile::Builder::new();
+        let dir = name.prefix("vbk-e2e-").tempdir_in(parent).expect("makes a directory");
+        let path = dir.path().to_owned();
+        let (watchdog, ended) = mpsc::channel();
+        let name = std::thread::current().name().unwrap_or_default().to_owned();
+        std::thread::spawn(move || {
+            if ended.recv_timeout(WATCHDOG) == Err(mpsc::RecvTimeoutError::Timeout) {
+                eprintln!("{name} hangs; its processes are killed");
+                take_down(&[path]);
+            }
+        });
+        Self {
+            repo: dir.path().join("repo"),
+            dir,
+            hidden: Mutex::default(),
+            _watchdog: watchdog,
+        }
+    }
+
+    /// Makes commands name another repository.
+    pub fn use_repo(&mut self, repo: &Path) {
+        self.repo = repo.to_owned();
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn repo(&self) -> &Path {
+        &self.repo
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A new empty directory.
+    pub fn subdir(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir(&path).expect("makes a directory");
+        path
+    }
+
+    /// Starts the program without a word about the repository.
+    pub fn start_bare(&self, args: Vec<OsString>) -> Running {
+        let mut command = Command::new(VBK);
+        command.current_dir(self.dir());
+        self.start_command(command, args)
+    }
+
+    /// Starts a prepared command, cleared of what the caller's environment could change.
+    pub fn start_command(&self, mut command: Command, args: Vec<OsString>) -> Running {
+        for name in ["VBK_REPO", "RUST_LOG", "VBK_LOG"] {
+            command.env_remove(name);
+        }
+        command.env("LC_ALL", "C");
+        Running::start(command, &args, self.dir())
+    }
+
+    pub fn start(&self, args: Vec<OsString>) -> Running {
+        let mut all = args!["--repo", self.repo];
+        all.extend(args);
+        self.start_bare(all)
+    }
+
+    #[track_caller]
+    pub fn run(&self, args: Vec<OsString>) -> Said {
+        self.start(args).wait()
+    }
+
+    /// Runs what must succeed; gives its stdout.
+    #[track_caller]
+    pub fn ok(&self, args: Vec<OsString>) -> String {
+        self.run(args).done().text()
+    }
+
+    /// Runs what must succeed, with --json.
+    #[track_caller]
+    pub fn json(&self, args: Vec<OsString>) -> Value {
+        let mut all = args!["--json"];
+        all.extend(args);
+        self.run(all).done().json()
+    }
+
+    /// Backs up; gives the JSON.
+    #[track_caller]
+    pub fn backup(&self, guest: &str, disk: &Path) -> Value {
+        self.json(args!["backup", guest, disk])
+    }
+
+    /// The names of all backups, as `GUEST@TIME`.
+    #[track_caller]
+    pub fn listed(&self) -> Vec<String> {
+        let list = self.json(args!["list"]);
+        let list = list.as_array().expect("list --json gives an array");
+        list.iter().map(|entry| str_of(entry, "backup")).collect()
+    }
+
+    /// Mounts all images at a new directory.
+    #[track_caller]
+    pub fn mount(&self, name: &str) -> PathBuf {
+        let dir = self.subdir(name);
+        self.ok(args!["mount", dir]);
+        assert_eq!(kernel::mounts_at(&dir).len(), 1, "one mount at {}", dir.display());
+        dir
+    }
+
+    /// Mounts the files of a backup at a new directory; gives that and the answer.
+    #[track_caller]
+    pub fn mount_files(&self, backup: &str, name: &str) -> (PathBuf, Said) {
+        let dir = self.subdir(name);
+        let said = self.run(args!["--json", "mount", backup, "--files", dir]);
+        self.note_hidden(&dir);
+        (dir, said)
+    }
+
+    /// Remembers where the images of a mount of files are, so that they are looked for at the end.
+    pub fn note_hidden(&self, dir: &Path) {
+        let mounts = kernel::mounts_at(dir).into_iter();
+        let hidden = mounts.filter_map(|mount| mount.source.strip_prefix("vbk-files:").map(PathBuf::from));
+        self.hidden
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(hidden);
+    }
+
+    #[track_caller]
+    pub fn umount(&self, dir: &Path) {
+        self.ok(args!["umount", dir]);
+        let left = kernel::mounts_of(dir);
+        assert!(left.is_empty(), "after umount: {left:?}");
+    }
+
+    /// Fails unless nothing of this test is mounted, attached or running.
+    #[track_caller]
+    pub fn assert_nothing_left(&self) {
+        let places = self.places();
+        let gone = wait_until(GONE, || left_behind(&places).is_empty());
+        assert!(gone, "left behind: {}", left_behind(&places).join("; "));
+    }
+
+    fn places(&self) -> Vec<PathBuf> {
+        let mut places = vec![self.dir.path().to_owned()];
+        places.extend(
+            self.hidden
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .iter()
+                .cloned(),
+        );
+        places
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let places = self.places();
+        if std::thread::panicking() {
+            take_down(&places);
+            return;
+        }
+        wait_until(GONE, || left_behind(&places).is_empty());
+        let left = left_behind(&places);
+        take_down(&places);
+        assert!(left.is_empty(), "left behind: {}", left.join("; "));
+    }
+}
+
+fn left_behind(places: &[PathBuf]) -> Vec<String> {
+    let mut left = Vec::new();
+    for (number, place) in places.iter().enumerate() {
+        let mounts = kernel::mounts_of(place);
+        left.extend(
+            mounts
+                .iter()
+                .map(|mount| format!("a {} mount at {}", mount.fs_type, mount.point.display())),
+        );
+        let loops = kernel::loops_of(place);
+        left.extend(
+            loops
+                .iter()
+                .map(|device| format!("loop device {} of {}", device.display(), place.display())),
+        );
+        let processes = kernel::processes_of(place);
+        left.extend(
+            processes
+                .iter()
+                .map(|pid| format!("process {pid} of {}", place.display())),
+        );
+        // The first is the test's own.
+        if number > 0 && place.exists() {
+            left.push(format!("directory {}", place.display()));
+        }
+    }
+    left
+}
+
+/// Without asking the program, which may be what is wrong.
+fn take_down(places: &[PathBuf]) {
+    for place in places {
+        for pid in kernel::processes_of(place) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+    for place in places {
+        for mount in kernel::mounts_of(place).iter().rev() {
+            try_tool("umount", args!["--lazy", mount.point]);
+        }
+        for device in kernel::loops_of(place) {
+            try_tool("losetup", args!["--detach", device]);
+        }
+    }
+}
+
+/// A field of a JSON object that must be text.
+#[track_caller]
+pub fn str_of(value: &Value, field: &str) -> String {
+    let found = value[field].as_str();
+    found
+        .unwrap_or_else(|| panic!("no text {field:?} in {value}"))
+        .to_owned()
+}
+
+/// A field of a JSON object that must be a whole number.
+#[track_caller]
+pub fn u64_of(value: &Value, field: &str) -> u64 {
+    value[field]
+        .as_u64()
+        .unwrap_or_else(|| panic!("no number {field:?} in {value}"))
+}
+
+/// The names in a directory, in order.
+#[track_caller]
+pub fn names_in(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap_or_else(|error| panic!("can't list {}: {error}", dir.display()));
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Runs sync(1) on the file system that a path is in.
+pub fn sync(path: &Path) {
+    tool("sync", args!["--file-system", path]);
+}
