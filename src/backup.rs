@@ -37,7 +37,7 @@ use crate::source::Source;
 /// Bytes that a worker reads before it asks the store; at least one block.
 const RUN_BYTES: usize = 4 << 20;
 /// What the workers' buffers may take together; with blocks of 16 MiB there are fewer workers.
-const WORKER_BYTES: usize = 96 << 20;
+const WORKER_BYTES: usize = 64 << 20;
 /// New plain bytes after which a barrier is due.
 pub const BARRIER_BYTES: u64 = 4 << 30;
 /// Time after which a barrier is due.
@@ -90,13 +90,13 @@ pub fn backup(
     }
     let catalogue = writer.catalogue()?;
     let previous = catalogue.latest(&plan.guest);
-    if let Some(later) = previous.filter(|entry| entry.backup.time.timestamp() > plan.started) {
+    let time = writer.free_time(&plan.guest, plan.started)?;
+    if let Some(later) = previous.filter(|entry| entry.backup.time > time) {
         observer.event(Event::Warning(&format!(
             "the clock is behind the latest backup, {}; this one will be listed before it",
             later.backup.spec()
         )));
     }
-    let time = writer.free_time(&plan.guest, plan.started)?;
     let mut images = Vec::new();
     let mut total = Counts::default();
     for (disk, source) in &sources {

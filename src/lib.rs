@@ -1,6 +1,6 @@
 //! Makes backups of disks and restores them. Knows nothing of how backups are shown.
 //!
-//! Memory of a backup, whatever the size of the disk: 96 MiB of workers' buffers at most (about 40 MiB with the
+//! Memory of a backup, whatever the size of the disk: 64 MiB of workers' buffers (32 MiB with the
 //! default block size on two processors), 144 MiB of the store's write buffers, 32 MiB of its cache.
 #![warn(missing_docs)]
 

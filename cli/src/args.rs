@@ -154,6 +154,10 @@ pub struct MountArgs {
     /// Let all users of this machine read the images (they hold everything the guests have)
     #[arg(long, conflicts_with = "files")]
     pub allow_other: bool,
+
+    /// Show the images of this backup alone: what stands behind --files
+    #[arg(long, hide = true, conflicts_with = "files", value_name = "BACKUP")]
+    pub only: Option<BackupSpec>,
 }
 
 /// Arguments of `vbk umount`.

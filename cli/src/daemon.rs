@@ -1,9 +1,10 @@
-//! A command that goes on in the background: `vbk mount` starts itself again, waits for that process to say that it is
-//! ready, and returns.
+//! A command that goes on in the background: `vbk mount` starts vbk again, waits for that process to say that it is
+//! ready, and goes on.
 //!
 //! The child says so by a last line on standard output, after what it would print for a person or a script; the parent
 //! passes the rest on. Forking after threads have started is not safe, starting anew is.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::DirBuilderExt;
@@ -25,13 +26,24 @@ pub fn is_background() -> bool {
     std::env::var_os(MARK).is_some()
 }
 
-/// Starts this very command in the background, passes its report on, and gives its outcome.
-pub fn start() -> Result<Outcome> {
+/// A process in the background that is ready.
+pub struct Background {
+    /// The process.
+    pub child: Child,
+    /// Its log.
+    pub log: PathBuf,
+    /// How its start went.
+    pub outcome: Outcome,
+}
+
+/// Starts vbk with these arguments in the background and passes its report on. If it ends instead of getting ready it
+/// has printed why, and this process ends with the same code.
+pub fn start(arguments: impl IntoIterator<Item = OsString>) -> Result<Background> {
     clean_logs();
     let log = log_path()?;
     let program = std::env::current_exe().map_err(failed("start in the background"))?;
     let mut child = Command::new(program)
-        .args(std::env::args_os().skip(1))
+        .args(arguments)
         .env(MARK, &log)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -39,11 +51,9 @@ pub fn start() -> Result<Outcome> {
         .spawn()
         .map_err(failed("start in the background"))?;
     if let Some(outcome) = pass_on(&mut child)? {
-        return Ok(outcome);
+        return Ok(Background { child, log, outcome });
     }
-    // It ended, and has printed why.
     let status = child.wait().map_err(failed("wait for the background"))?;
-    // clap has checked the arguments here already, so its code 2 can't come from there.
     std::process::exit(status.code().unwrap_or(1));
 }
 
@@ -99,6 +109,8 @@ pub fn ready(outcome: Outcome) -> Result<()> {
     file.lock_shared().map_err(failed("lock the log"))?;
     let null = File::options().write(true).open("/dev/null");
     let null = null.map_err(failed("open /dev/null"))?;
+    // The directory it was started from may be unmounted. All paths are absolute by now.
+    std::env::set_current_dir("/").map_err(failed("go to /"))?;
     dup2_stdout(&null)
         .and_then(|()| dup2_stderr(&file))
         .map_err(|errno| failed("turn to the log")(errno.into()))

@@ -62,8 +62,9 @@ fn start_log(verbose: u8, quiet: bool) {
         1 => "info",
         _ => "debug",
     };
-    // VBK_LOG takes tracing's own filters, as in VBK_LOG=rocksdb=debug.
-    let filter = EnvFilter::try_from_env("VBK_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    // VBK_LOG takes tracing's own filters, as in VBK_LOG=rocksdb=debug. fuser warns of each kind of request that a
+    // read-only file system need not answer.
+    let filter = EnvFilter::try_from_env("VBK_LOG").unwrap_or_else(|_| EnvFilter::new(format!("{level},fuser=error")));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)

@@ -1,4 +1,9 @@
-//! The file systems of one backup: mounts its images out of sight, and then what is in them where the user wants it.
+//! The file systems of one backup: looks into its disks, and mounts what is in them from images that another process
+//! serves.
+//!
+//! Another process, because mount(2) reads from the images, and a process that serves what it waits for can't be killed:
+//! its other threads are gone at once, the waiting one never gets its answer, and as long as it waits the kernel keeps
+//! the connection that could tell it so.
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
@@ -7,84 +12,92 @@ use std::sync::Arc;
 
 use vbk_repo::backup::{Entry, Image};
 use vbk_repo::reader::{ImageReader, ReadResources};
-use vbk_repo::repository::Repository;
+use vbk_repo::repository::View;
 
 use crate::error::{Error, Result};
 use crate::listing::{Part, Whole, partition_name};
 use crate::loopdev::SectorSize;
 use crate::partition::{TableKind, read_table};
 use crate::probe::probe;
-use crate::session::{Session, SessionOptions};
-use crate::tree::ImageFs;
 use crate::volumes::{self, Content, Volume, VolumeReport, WhenBusy};
 
 /// Where the images behind mounts of files are mounted.
 pub const HIDDEN_ROOT: &str = "/run/vbk";
 
-/// The mounted file systems of a backup.
-pub struct MountedFiles {
-    /// Serves them.
-    pub session: Session,
-    /// What became of each partition, or of the whole disk if it has none.
-    pub volumes: Vec<VolumeReport>,
-    /// What should be known about the disks' partition tables.
-    pub warnings: Vec<String>,
+/// A mount of files in the making: what there is to mount, and the place for the images.
+pub struct FilesPlan {
+    hidden: Hidden,
+    dir: PathBuf,
+    volumes: Vec<Volume>,
+    warnings: Vec<String>,
 }
 
-/// Mounts the file systems of the given images of a backup below `dir`: at `dir/pN`, or at `dir/DISK/pN` if the backup
-/// has several disks; the file system of a disk without partitions takes the place of `pN`'s directory. Needs root.
-/// When nothing could be mounted, nothing stays mounted: the reports tell why.
-pub fn mount_files(
-    repository: Repository,
-    entry: &Entry,
-    images: &[&Image],
-    dir: &Path,
-    threads: usize,
-) -> Result<MountedFiles> {
-    volumes::check_mount_point(dir)?;
-    volumes::check_fuse()?;
-    volumes::check_loop_rights()?;
-    let resources = ReadResources::new(threads);
-    let store = repository.view()?.store();
-    let hidden = Hidden::create()?;
-    let hidden = hidden.path.as_path();
-    let place = hidden
-        .join(entry.backup.guest.as_str())
-        .join(entry.backup.time.to_string());
-    let mut found = Vec::new();
-    let mut warnings = Vec::new();
-    for image in images {
-        let reader = ImageReader::open(Arc::clone(&store), Arc::clone(&resources), image)?;
-        let parent = match entry.backup.images.len() {
-            1 => PathBuf::new(),
-            _ => image.disk.as_str().into(),
+impl FilesPlan {
+    /// Looks into the given images of a backup, to mount their file systems below `dir`: at `dir/pN`, or at
+    /// `dir/DISK/pN` if the backup has several disks; the file system of a disk without partitions takes the place of
+    /// `pN`'s directory. Fails unless this process has the rights that it will need.
+    pub fn new(
+        view: &View,
+        resources: &Arc<ReadResources>,
+        entry: &Entry,
+        images: &[&Image],
+        dir: &Path,
+    ) -> Result<Self> {
+        volumes::check_mount_point(dir)?;
+        volumes::check_loop_rights()?;
+        volumes::check_fuse()?;
+        let hidden = Hidden::create()?;
+        let place = hidden
+            .path
+            .join(entry.backup.guest.as_str())
+            .join(entry.backup.time.to_string());
+        let mut plan = Self {
+            hidden,
+            dir: dir.to_owned(),
+            volumes: Vec::new(),
+            warnings: Vec::new(),
         };
-        let label = format!("{}/{}", entry.backup.spec(), image.disk);
-        let inspected = inspect(image, &reader, &parent, &place, &mut warnings);
-        found.extend(inspected.map_err(|source| Error::Inspect { image: label, source })?);
-    }
-    drop(store);
-    let tree = ImageFs::open(repository, Some(entry.id), resources)?;
-    let options = SessionOptions {
-        allow_other: false,
-        threads,
-    };
-    let session = Session::mount(Arc::new(tree), hidden, options)?;
-    let undo = || {
-        if let Err(error) = volumes::unmount(hidden, WhenBusy::Detach) {
-            tracing::warn!("can't undo the mount at {}: {error}", hidden.display());
+        for image in images {
+            let reader = ImageReader::open(view.store(), Arc::clone(resources), image)?;
+            let parent = match entry.backup.images.len() {
+                1 => PathBuf::new(),
+                _ => image.disk.as_str().into(),
+            };
+            let inspected = inspect(image, &reader, &parent, &place, &mut plan.warnings);
+            plan.volumes.extend(inspected.map_err(|source| Error::Inspect {
+                image: format!("{}/{}", entry.backup.spec(), image.disk),
+                source,
+            })?);
         }
-    };
-    let volumes = volumes::mount_volumes(dir, hidden, &found).inspect_err(|_| undo())?;
-    let mounted = |report: &VolumeReport| matches!(report.outcome, volumes::Outcome::Mounted { .. });
-    if !volumes.iter().any(mounted) {
-        volumes::unmount(dir, WhenBusy::Detach)?;
+        Ok(plan)
     }
-    Ok(MountedFiles {
-        session,
-        volumes,
-        warnings,
-    })
+
+    /// Where the tree of images, with at least this backup in it, is to be mounted by another process.
+    pub fn hidden(&self) -> &Path {
+        &self.hidden.path
+    }
+
+    /// What should be known about the disks' partition tables.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Mounts the file systems, now that the images are there. When nothing could be mounted, nothing stays mounted,
+    /// neither here nor at [`Self::hidden`]: the reports tell why.
+    pub fn mount(self) -> Result<Vec<VolumeReport>> {
+        let hidden = &self.hidden.path;
+        let undo = || {
+            if let Err(error) = volumes::unmount(hidden, WhenBusy::Detach) {
+                tracing::warn!("can't undo the mount at {}: {error}", hidden.display());
+            }
+        };
+        let reports = volumes::mount_volumes(&self.dir, hidden, &self.volumes).inspect_err(|_| undo())?;
+        let mounted = |report: &VolumeReport| matches!(report.outcome, volumes::Outcome::Mounted { .. });
+        if !reports.iter().any(mounted) {
+            volumes::unmount(&self.dir, WhenBusy::Detach)?;
+        }
+        Ok(reports)
+    }
 }
 
 fn inspect(

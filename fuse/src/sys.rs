@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags};
 
@@ -159,10 +160,21 @@ pub fn unmount(target: &Path, detach: bool) -> Result<(), Errno> {
     nix::mount::umount2(target, flags)
 }
 
-/// Whether the file system at `path` has lost the process that serves it (`ENOTCONN`, fuse(4)). Blocks as long as a living one takes
-/// to answer.
+/// How long a file system may take to say that it is alive.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Whether the file system at `path` has lost the process that serves it (`ENOTCONN`, fuse(4)). One that does not answer in time is not
+/// dead: its process is there, and may be stopped or slow.
 pub fn is_dead(path: &Path) -> bool {
-    matches!(nix::sys::statfs::statfs(path), Err(Errno::ENOTCONN))
+    let (answer, answered) = std::sync::mpsc::channel();
+    let path = path.to_owned();
+    // Not joined: it waits as long as the other process likes, and a signal or the end of this process ends it.
+    let asked = std::thread::Builder::new().name("vbk-statfs".into()).spawn(move || {
+        let dead = matches!(nix::sys::statfs::statfs(&path), Err(Errno::ENOTCONN));
+        // Nobody waits any more after the time is up.
+        let _ = answer.send(dead);
+    });
+    asked.is_ok() && answered.recv_timeout(ANSWER_TIMEOUT).unwrap_or(false)
 }
 
 /// Whether this process may mount: `CAP_SYS_ADMIN`, bit 21 of its effective capabilities (capabilities(7), proc(5)).

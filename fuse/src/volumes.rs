@@ -33,7 +33,7 @@ use crate::mountinfo;
 use crate::sys::{self, Errno, Writable};
 
 pub use checks::{check_fuse, check_loop_rights, check_mount_point};
-pub use ours::{MountKind, OurMount, list_ours};
+pub use ours::{MountKind, OurMount, files_mounted_from, list_ours};
 pub use teardown::{Cleaned, Unmounted, WhenBusy, clean_leftovers, unmount};
 
 /// What is in a volume.

@@ -127,6 +127,11 @@ impl BackupTime {
         Self(Timestamp::from_second(self.0.as_second() + 1).unwrap_or(self.0))
     }
 
+    /// How many seconds later than `other` this is.
+    pub fn seconds_since(self, other: Self) -> i64 {
+        self.0.as_second() - other.0.as_second()
+    }
+
     /// The point in time.
     pub fn timestamp(self) -> Timestamp {
         self.0

@@ -31,6 +31,10 @@ pub const LAYOUT_FORMAT: u32 = 1;
 
 const MARKER: &str = "vbk-repository";
 
+/// How far ahead of the clock the latest backup may be without anybody having to know: several backups in one second
+/// take the next ones.
+const CLOCK_SLACK_SECONDS: i64 = 60;
+
 /// How long a reader waits for a writer to publish the first view.
 const FIRST_VIEW_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -45,8 +49,9 @@ pub struct Repository {
 pub type Wait<'a> = &'a mut dyn FnMut(&str) -> bool;
 
 impl Repository {
-    /// Makes a repository in a new or empty directory. Durable when this returns.
+    /// Makes a repository in a new or empty directory. Durable when this returns; when it fails nothing is left.
     pub fn create(path: &Path, block_size: BlockSize) -> Result<Self> {
+        let is_new = !path.exists();
         fs::create_dir_all(path).map_err(Error::io("create", path))?;
         // Links that will be compared and kept must not depend on where the process stands.
         let path = fs::canonicalize(path).map_err(Error::io("open", path))?;
@@ -55,26 +60,13 @@ impl Repository {
         if entries.any(|entry| !entry.is_ok_and(|entry| entry.file_name() == "lost+found")) {
             return Err(Error::NotEmpty { path });
         }
-        restrict(&path)?;
-        let views = path.join("views");
-        fs::create_dir(&views).map_err(Error::io("create", &views))?;
-        check_hard_links(&path)?;
-        let now = Timestamp::now();
-        let seed = format!("{now} {} {}", path.display(), std::process::id());
-        let identity = Identity {
-            format: STORE_FORMAT,
-            features: Vec::new(),
-            id: to_hex(&content_hash(seed.as_bytes())[..8]),
-            block_size,
-            created: now,
-        };
-        let lock = WriterLock::take(&path, "init", &mut |_| false)?;
-        let store = RocksStore::create(&path_in(&path), &identity)?;
-        views::publish(&path, &store)?;
-        drop(store);
-        write_marker(&path)?;
-        drop(lock);
-        Ok(Self { path })
+        match fill(&path, block_size) {
+            Ok(()) => Ok(Self { path }),
+            Err(error) => {
+                undo_fill(&path, is_new);
+                Err(error)
+            }
+        }
     }
 
     /// Opens a repository; refuses one that a newer vbk made.
@@ -148,6 +140,42 @@ impl Repository {
             path: self.path.clone(),
             _lock: lock,
         })
+    }
+}
+
+fn fill(path: &Path, block_size: BlockSize) -> Result<()> {
+    restrict(path)?;
+    let views = path.join("views");
+    fs::create_dir(&views).map_err(Error::io("create", &views))?;
+    check_hard_links(path)?;
+    let now = Timestamp::now();
+    let seed = format!("{now} {} {}", path.display(), std::process::id());
+    let identity = Identity {
+        format: STORE_FORMAT,
+        features: Vec::new(),
+        id: to_hex(&content_hash(seed.as_bytes())[..8]),
+        block_size,
+        created: now,
+    };
+    let lock = WriterLock::take(path, "init", &mut |_| false)?;
+    let store = RocksStore::create(&path_in(path), &identity)?;
+    views::publish(path, &store)?;
+    drop(store);
+    write_marker(path)?;
+    drop(lock);
+    Ok(())
+}
+
+/// Removes what a failed `fill` made; what can't be removed is named by the next attempt.
+fn undo_fill(path: &Path, is_new: bool) {
+    for name in ["views", "store"] {
+        let _ = fs::remove_dir_all(path.join(name));
+    }
+    for name in ["lock", MARKER] {
+        let _ = fs::remove_file(path.join(name));
+    }
+    if is_new {
+        let _ = fs::remove_dir(path);
     }
 }
 
@@ -247,10 +275,17 @@ impl Writer {
         Catalogue::load(&*self.store)
     }
 
-    /// The time to give a backup of `guest` that starts now: `now`, or the first second after it that no backup has.
+    /// The time to give a backup of `guest` that starts now: `now`, or the first free second after the latest backup if
+    /// that is less than a minute ahead. A clock that is further behind gets the first free second from `now` on.
     pub fn free_time(&self, guest: &GuestName, now: Timestamp) -> Result<BackupTime> {
         let catalogue = self.catalogue()?;
         let mut time = BackupTime::new(now);
+        if let Some(latest) = catalogue.latest(guest).map(|entry| entry.backup.time)
+            && latest >= time
+            && latest.seconds_since(time) < CLOCK_SLACK_SECONDS
+        {
+            time = latest.next();
+        }
         while catalogue.of(guest).any(|entry| entry.backup.time == time) {
             time = time.next();
         }

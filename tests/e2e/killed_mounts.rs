@@ -12,7 +12,7 @@ use crate::support::bytes::{MIB, assert_same, write_noise};
 use crate::support::disk::Disk;
 use crate::support::kernel;
 use crate::support::lab::{Lab, names_in, str_of, u64_of};
-use crate::support::tools::wait_until;
+use crate::support::tools::{try_tool, wait_until};
 
 fn kill_process_of(mount: &Value) {
     let pid = i32::try_from(u64_of(mount, "pid")).expect("a pid");
@@ -167,10 +167,18 @@ fn a_mount_by_a_command_that_is_killed_half_way_leaves_nothing_that_umount_can_n
         let running = lab.start(args!["mount", "web1@latest", "--files", dir]);
         std::thread::sleep(Duration::from_millis(delay_ms));
         lab.note_hidden(&dir);
-        for pid in kernel::processes_of(lab.dir()) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        let pids = kernel::processes_of(lab.dir());
+        for pid in &pids {
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
         }
         drop(running);
+        let gone = wait_until(Duration::from_secs(10), || {
+            !pids.iter().any(|pid| kernel::process_exists(*pid))
+        });
+        if !gone {
+            abort_mounts_of(&pids);
+            panic!("killed after {delay_ms} ms, one of the processes {pids:?} does not end");
+        }
         if kernel::mounts_at(&dir).is_empty() {
             continue;
         }
@@ -181,4 +189,51 @@ fn a_mount_by_a_command_that_is_killed_half_way_leaves_nothing_that_umount_can_n
     mount_files(&lab, &dir);
     assert_eq!(fs::read_to_string(dir.join("p1/name")).expect("reads"), "part 1");
     lab.umount(&dir);
+}
+
+/// Lets go of processes that the kernel holds because they wait for an answer from themselves. Without this they would
+/// hold up everything on this machine that looks at loop devices.
+fn abort_mounts_of(pids: &[i32]) {
+    let is_of = |mount: &kernel::Mounted| {
+        let point = mount.point.to_string_lossy();
+        mount.fs_type.starts_with("fuse") && pids.iter().any(|pid| point.contains(&format!("files-{pid}-")))
+    };
+    for mount in kernel::mounts().into_iter().filter(is_of) {
+        try_tool("umount", args!["--force", "--lazy", mount.point]);
+    }
+}
+
+#[test]
+fn a_mount_that_does_not_answer_does_not_hold_up_the_others() {
+    let (lab, disk) = lab_with_a_server();
+    let dirs = ["stopped", "images", "files"].map(|name| lab.subdir(name));
+    let stopped = lab.json(args!["mount", dirs[0]]);
+    let stopped = Pid::from_raw(i32::try_from(u64_of(&stopped, "pid")).expect("a pid"));
+    kill(stopped, Signal::SIGSTOP).expect("is there");
+    let commands = [
+        args!["list"],
+        args!["mount", dirs[1]],
+        args!["mount", "web1@latest", "--files", dirs[2]],
+        args!["umount", dirs[1]],
+        args!["umount", dirs[2]],
+    ];
+    let mut held_up = Vec::new();
+    for command in commands {
+        let words = format!("{command:?}");
+        let mut running = lab.start(command);
+        if !wait_until(Duration::from_secs(10), || running.has_ended()) {
+            held_up.push(words);
+            kill(stopped, Signal::SIGCONT).expect("is there");
+        }
+        running.wait().done();
+        lab.note_hidden(&dirs[2]);
+        kill(stopped, Signal::SIGSTOP).expect("is there");
+    }
+    kill(stopped, Signal::SIGCONT).expect("is there");
+    assert!(
+        held_up.is_empty(),
+        "held up by a mount of no concern to them: {held_up:?}"
+    );
+    assert_same(&dirs[0].join("web1/latest/vda.img"), &disk.path);
+    lab.umount(&dirs[0]);
 }

@@ -151,16 +151,23 @@ fn an_empty_disk_and_unknown_bytes_are_listed_with_the_reason() {
     let disk = Disk::partitioned(
         lab.path("disk.img"),
         40,
-        "label: gpt\nsize=8MiB\nsize=8MiB\nsize=16MiB\n",
+        "label: gpt\nsize=8MiB\nsize=8MiB\nsize=8MiB\nsize=1MiB\nsize=1MiB\n",
     );
     write_at(&disk.path, disk.part(2).start_bytes, &noise_bytes(1, 1 << 20));
     disk.format(3, "mkfs.ext4");
     sign(&lab, &disk, &[3]);
+    let mut label = vec![0; 32];
+    label[..8].copy_from_slice(b"LABELONE");
+    label[24..].copy_from_slice(b"LVM2 001");
+    write_at(&disk.path, disk.part(4).start_bytes + 512, &label);
+    write_at(&disk.path, disk.part(5).start_bytes, b"LUKS\xba\xbe\0\x02");
     lab.backup("web1", &disk.path);
     let (dir, said) = lab.mount_files("web1@latest", "files");
     let answer = said.done().json();
-    assert!(str_of(&answer["volumes"][0], "reason").contains("empty"), "{answer}");
-    assert!(str_of(&answer["volumes"][1], "reason").contains("unknown"), "{answer}");
+    for (place, word) in [(0, "empty"), (1, "unknown"), (3, "LVM"), (4, "LUKS")] {
+        let reason = str_of(&answer["volumes"][place], "reason");
+        assert!(reason.contains(word), "no {word:?} in {answer}");
+    }
     assert_eq!(names_in(&dir), ["p3"]);
     lab.umount(&dir);
 
@@ -176,6 +183,43 @@ fn an_empty_disk_and_unknown_bytes_are_listed_with_the_reason() {
         "there is nothing to take down: {said}"
     );
     assert!(crate::support::kernel::mounts_at(&dir).is_empty());
+}
+
+#[test]
+fn a_damaged_file_system_does_not_stop_the_others() {
+    let lab = Lab::new();
+    let disk = Disk::partitioned(lab.path("disk.img"), 52, "label: gpt\nsize=24MiB\nsize=24MiB\n");
+    [1, 2].iter().for_each(|part| disk.format(*part, "mkfs.ext4"));
+    sign(&lab, &disk, &[2]);
+    // Behind the superblock, where the block groups are described.
+    write_at(&disk.path, disk.part(1).start_bytes + 2048, &noise_bytes(1, 512 << 10));
+    lab.backup("web1", &disk.path);
+    let (dir, said) = lab.mount_files("web1@latest", "files");
+    assert!(matches!(said.status.code(), Some(0 | 3)), "{said}");
+    let answer = said.json();
+    assert_eq!(answer["volumes"][0]["mounted"], false, "{answer}");
+    assert!(str_of(&answer["volumes"][0], "reason").contains("ext4"), "{answer}");
+    assert_eq!(fs::read_to_string(dir.join("p2/name")).expect("is there"), "part 2");
+    assert_eq!(names_in(&dir), ["p2"]);
+    lab.umount(&dir);
+}
+
+#[test]
+fn a_dozen_partitions_are_mounted_and_taken_down() {
+    let lab = Lab::new();
+    let script = format!("label: gpt\n{}", "size=4MiB\n".repeat(12));
+    let disk = Disk::partitioned(lab.path("disk.img"), 52, &script);
+    let numbers: Vec<u32> = (1..=12).collect();
+    numbers.iter().for_each(|part| disk.format(*part, "mkfs.ext4"));
+    sign(&lab, &disk, &numbers);
+    lab.backup("web1", &disk.path);
+    let (dir, said) = lab.mount_files("web1@latest", "files");
+    said.done();
+    for part in numbers {
+        let name = fs::read_to_string(dir.join(format!("p{part}/name")));
+        assert_eq!(name.expect("is there"), format!("part {part}"));
+    }
+    lab.umount(&dir);
 }
 
 /// A copy of a disk with its file system mounted and just written to, as a snapshot of a running guest gives it.

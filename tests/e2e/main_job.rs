@@ -184,8 +184,10 @@ fn both_days_are_in_the_mount_bit_for_bit() {
     // dd out of the mount.
     let out = lab.path("dd.img");
     let (from, to) = (format!("if={}", image.display()), format!("of={}", out.display()));
-    tool("dd", args![from, to, "bs=1M"]);
-    assert_same(&out, &days.originals[1]);
+    for flag in ["iflag=fullblock", "iflag=direct"] {
+        tool("dd", args![from, to, "bs=1M", flag]);
+        assert_same(&out, &days.originals[1]);
+    }
     lab.umount(&dir);
 }
 

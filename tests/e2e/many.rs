@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 use nix::unistd::{Whence, lseek64};
 
 use crate::support::bytes::{
-    KIB, MIB, assert_is_noise, assert_same, make_hole, noise_bytes, read_at, size_of, write_at, write_noise,
+    KIB, MIB, assert_is_noise, assert_same, assert_same_range, make_hole, noise_bytes, read_at, size_of, write_at,
+    write_noise,
 };
+use crate::support::kernel;
 use crate::support::lab::{Lab, names_in, str_of, u64_of};
 
 const TIB: u64 = 1 << 40;
@@ -288,4 +290,92 @@ fn two_backups_in_one_second_are_a_second_apart() {
     // The source may be open elsewhere, even for writing.
     let _open = OpenOptions::new().write(true).open(&image).expect("opens");
     lab.backup("web1", &image);
+}
+
+#[test]
+fn a_disk_may_grow_and_shrink_between_days() {
+    let lab = Lab::new();
+    let image = lab.path("disk.img");
+    let sizes = [3 * MIB + 5, 9 * MIB, 70 * KIB, 9 * MIB + 4096];
+    for size in sizes {
+        write_noise(&image, 1, size);
+        lab.backup("web1", &image);
+    }
+    let dir = lab.mount("images");
+    for (backup, size) in lab.listed().iter().zip(sizes) {
+        let time = backup.split_once('@').expect("a time").1;
+        assert_is_noise(&dir.join("web1").join(time).join("vda.img"), 1, size);
+    }
+    lab.umount(&dir);
+}
+
+#[test]
+fn many_readers_at_once_get_the_right_bytes() {
+    let lab = Lab::new();
+    let size = 40 * MIB;
+    for seed in 0..3 {
+        write_noise(&lab.path("disk.img"), seed, size);
+        lab.backup(&format!("web{seed}"), &lab.path("disk.img"));
+    }
+    let dir = lab.mount("images");
+    let contents: Vec<_> = (0..3).map(|seed| noise_bytes(seed, size)).collect();
+    std::thread::scope(|scope| {
+        for reader in 0..8_u64 {
+            let (dir, contents) = (&dir, &contents);
+            scope.spawn(move || {
+                // Each its own way through the three disks, with lengths from a byte to 2 MiB.
+                let choices = noise_bytes(100 + reader, 3 * 8 * 60);
+                for choice in choices.chunks(24) {
+                    let number = |at: usize| u64::from_le_bytes(choice[at..at + 8].try_into().expect("eight bytes"));
+                    let seed = (number(0) % 3) as usize;
+                    let at = number(8) % (size - 1);
+                    let len = (1 + number(16) % (2 * MIB)).min(size - at);
+                    let bytes = read_at(&dir.join(format!("web{seed}/latest/vda.img")), at, len).expect("reads");
+                    let expected = &contents[seed][at as usize..(at + len) as usize];
+                    assert!(bytes == expected, "{len} bytes at {at} of web{seed}");
+                }
+            });
+        }
+    });
+    lab.umount(&dir);
+}
+
+#[test]
+fn memory_stays_below_300_mib_whatever_the_disk_and_the_blocks() {
+    const LIMIT: u64 = 300 * MIB;
+    for block_size in ["64K", "16M"] {
+        let lab = Lab::without_repo();
+        lab.ok(args!["init", "--block-size", block_size]);
+        // A terabyte of slots, and half a gigabyte that must be read.
+        let image = lab.path("disk.img");
+        write_noise(&image, 1, 512 * MIB);
+        File::options()
+            .write(true)
+            .open(&image)
+            .and_then(|file| file.set_len(TIB))
+            .expect("grows");
+        write_at(&image, TIB - MIB, &noise_bytes(2, MIB));
+        let out = lab.path("out.img");
+        for command in [
+            args!["backup", "web1", image],
+            args!["backup", "web1", image],
+            args!["verify"],
+            args!["restore", "web1@latest", out],
+        ] {
+            let said = lab.run(command).done();
+            assert!(said.peak_bytes > MIB, "it was looked at");
+            let mib = said.peak_bytes / MIB;
+            assert!(said.peak_bytes < LIMIT, "{mib} MiB with blocks of {block_size}: {said}");
+        }
+        let dir = lab.subdir("images");
+        let pid = u64_of(&lab.json(args!["mount", dir]), "pid");
+        assert_same_range(&dir.join("web1/latest/vda.img"), 0, &image, 0, 512 * MIB);
+        let peak = kernel::peak_bytes_of(u32::try_from(pid).expect("a pid")).expect("runs");
+        assert!(
+            peak < LIMIT,
+            "{} MiB of the mount with blocks of {block_size}",
+            peak / MIB
+        );
+        lab.umount(&dir);
+    }
 }

@@ -1,12 +1,15 @@
 //! `vbk mount`
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
-use vbk_fuse::files::{HIDDEN_ROOT, MountedFiles, mount_files};
+use signal_hook::iterator::{Handle, Signals};
+use vbk_fuse::files::{FilesPlan, HIDDEN_ROOT};
 use vbk_fuse::session::{Session, SessionOptions};
 use vbk_fuse::tree::ImageFs;
 use vbk_fuse::volumes::{self, Outcome as Volume, VolumeReport, WhenBusy};
@@ -42,51 +45,16 @@ struct VolumeJson {
 
 /// Mounts, and serves in the background or until it is unmounted.
 pub fn run(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
-    if !args.foreground && !daemon::is_background() {
-        return daemon::start();
+    match &args.files {
+        Some(dir) => mount_files(context, args, dir),
+        None if args.foreground || daemon::is_background() => serve_images(context, args),
+        None => Ok(daemon::start(std::env::args_os().skip(1))?.outcome),
     }
+}
+
+/// Serves images from this process until they are unmounted.
+fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
     daemon::begin();
-    // From here on a signal waits until there is something to take down.
-    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|error| Error::Other(error.to_string()))?;
-    let (point, session, outcome) = match &args.files {
-        Some(dir) => mount_volumes(context, &args.what, dir)?,
-        None => mount_images(context, args)?,
-    };
-    if outcome == Outcome::Failed {
-        return Ok(outcome);
-    }
-    if let Err(error) = daemon::ready(outcome) {
-        volumes::unmount(&point, WhenBusy::Detach)?;
-        return Err(error);
-    }
-    let handle = signals.handle();
-    let watcher = std::thread::Builder::new().name("vbk-signals".into()).spawn(move || {
-        if signals.forever().next().is_some() {
-            take_down(&point);
-        }
-    });
-    let watcher = watcher.map_err(|error| Error::Other(error.to_string()))?;
-    session.wait();
-    handle.close();
-    // A panic there was reported there.
-    let _ = watcher.join();
-    daemon::end();
-    Ok(outcome)
-}
-
-/// After a signal the mount goes whatever uses it: programs keep what they have open until they end.
-fn take_down(point: &Path) {
-    let busy = match volumes::unmount(point, WhenBusy::Fail) {
-        Err(error) => error,
-        Ok(_) => return,
-    };
-    tracing::warn!("{busy}");
-    if let Err(error) = volumes::unmount(point, WhenBusy::Detach) {
-        tracing::error!("{error}");
-    }
-}
-
-fn mount_images(context: &Context<'_>, args: &MountArgs) -> Result<(PathBuf, Session, Outcome)> {
     let dir = Path::new(&args.what);
     if args.what.contains('@') && !dir.exists() {
         return Err(Error::Usage(format!(
@@ -94,14 +62,19 @@ fn mount_images(context: &Context<'_>, args: &MountArgs) -> Result<(PathBuf, Ses
             args.what
         )));
     }
+    // From here on a signal waits until there is something to take down.
+    let signals = catch_signals()?;
     volumes::check_mount_point(dir)?;
     volumes::check_fuse()?;
     let point = absolute(dir)?;
     let repository = context.repository()?;
     let path = repository.path().display().to_string();
     let catalogue = repository.view()?.catalogue()?;
-    let resources = ReadResources::new(threads());
-    let tree = ImageFs::open(repository, None, resources)?;
+    let only = match &args.only {
+        Some(spec) => Some(catalogue.find(spec)?.id),
+        None => None,
+    };
+    let tree = ImageFs::open(repository, only, ReadResources::new(threads()))?;
     let options = SessionOptions {
         allow_other: args.allow_other,
         threads: (2 * threads()).clamp(4, MAX_THREADS),
@@ -113,34 +86,94 @@ fn mount_images(context: &Context<'_>, args: &MountArgs) -> Result<(PathBuf, Ses
         units::count(catalogue.entries().len() as u64, "backup"),
         units::count(catalogue.guests().len() as u64, "guest"),
     ));
-    report(context, &point, &[])?;
-    Ok((point, session, Outcome::Done))
+    report(context, &point, std::process::id(), daemon::log(), &[])?;
+    if let Err(error) = daemon::ready(Outcome::Done) {
+        volumes::unmount(&point, WhenBusy::Detach)?;
+        return Err(error);
+    }
+    let watcher = take_down_on_signal(signals, move || {
+        let shown = volumes::files_mounted_from(&point).ok().flatten();
+        umount_elsewhere(shown.as_deref().unwrap_or(&point));
+    })?;
+    session.wait();
+    watcher.end();
+    daemon::end();
+    Ok(Outcome::Done)
 }
 
-fn mount_volumes(context: &Context<'_>, backup: &str, dir: &Path) -> Result<(PathBuf, Session, Outcome)> {
-    let spec: BackupSpec = backup.parse()?;
+/// Runs `vbk umount`: a process that serves a mount must not wait for it (see `vbk_fuse::files`).
+fn umount_elsewhere(point: &Path) {
+    let umount = |lazy: &[&str]| {
+        let program = std::env::current_exe()?;
+        let arguments = [OsStr::new("--quiet"), OsStr::new("umount"), point.as_os_str()];
+        Command::new(program).args(arguments).args(lazy).status()
+    };
+    // After a signal it goes whatever uses it: programs keep what they have open until they end.
+    if !umount(&[]).is_ok_and(|status| status.success())
+        && let Err(error) = umount(&["--lazy"])
+    {
+        tracing::error!("can't run `vbk umount {}`: {error}", point.display());
+    }
+}
+
+/// Mounts the file systems of a backup, from images that another process serves.
+fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Outcome> {
+    let spec: BackupSpec = args.what.parse()?;
+    let signals = catch_signals()?;
     let repository = context.repository()?;
-    let catalogue = repository.view()?.catalogue()?;
+    let view = repository.view()?;
+    let catalogue = view.catalogue()?;
     let entry = catalogue.find(&spec)?;
     let images = match &spec.disk {
         Some(disk) => vec![entry.backup.image(disk)?],
         None => entry.backup.images.iter().collect(),
     };
     clean_leftovers();
-    let mounted = mount_files(repository, entry, &images, dir, (2 * threads()).clamp(4, MAX_THREADS))?;
-    let MountedFiles {
-        session,
-        volumes,
-        warnings,
-    } = mounted;
+    let plan = FilesPlan::new(&view, &ReadResources::new(1), entry, &images, dir)?;
     let point = absolute(dir)?;
-    for warning in &warnings {
-        tracing::warn!("{}/{warning}", entry.backup.spec());
+    let id = entry.id.to_string();
+    let arguments = [
+        OsStr::new("--quiet"),
+        OsStr::new("--repo"),
+        repository.path().as_os_str(),
+        OsStr::new("mount"),
+        plan.hidden().as_os_str(),
+        OsStr::new("--only"),
+        OsStr::new(&id),
+    ];
+    let mut server = daemon::start(arguments.map(OsStr::to_owned))?;
+    let warnings = plan.warnings().to_vec();
+    let volumes = plan.mount()?;
+    let outcome = tell(context, &entry.backup.spec(), &point, &warnings, &volumes);
+    report(context, &point, server.child.id(), Some(server.log), &volumes)?;
+    if !args.foreground || outcome == Outcome::Failed {
+        return Ok(outcome);
+    }
+    let watcher = take_down_on_signal(signals, move || {
+        if let Err(error) = volumes::unmount(&point, WhenBusy::Fail) {
+            tracing::warn!("{error}");
+            if let Err(error) = volumes::unmount(&point, WhenBusy::Detach) {
+                tracing::error!("{error}");
+            }
+        }
+    })?;
+    // It ends when its mount is gone, whoever took it down.
+    let ended = server.child.wait();
+    watcher.end();
+    ended.map_err(|error| Error::Other(format!("can't wait for the mount to end: {error}")))?;
+    Ok(outcome)
+}
+
+/// Says what became of each volume.
+fn tell(context: &Context<'_>, backup: &str, point: &Path, warnings: &[String], volumes: &[VolumeReport]) -> Outcome {
+    for warning in warnings {
+        tracing::warn!("{backup}/{warning}");
     }
     let mut doubts = warnings.len();
     let mut good = 0;
-    for volume in &volumes {
-        let place = point.join(&volume.name);
+    for volume in volumes {
+        // Joining an empty name would end the path with a slash.
+        let place: PathBuf = point.components().chain(volume.name.components()).collect();
         let (place, fs) = (place.display(), volume.fs.as_deref().unwrap_or_default());
         match &volume.outcome {
             Volume::Mounted { warning, .. } => {
@@ -154,26 +187,50 @@ fn mount_volumes(context: &Context<'_>, backup: &str, dir: &Path) -> Result<(Pat
             Volume::Skipped { reason } => context.say(format_args!("{place}  not mounted: {reason}")),
         }
     }
-    let outcome = match (good, doubts) {
-        (0, _) => {
-            tracing::error!(
-                "there is no file system in {} that can be mounted; `vbk mount DIR` shows its disks as images",
-                entry.backup.spec()
-            );
-            Outcome::Failed
-        }
-        (_, 0) => Outcome::Done,
-        _ => Outcome::Warnings,
-    };
-    if outcome != Outcome::Failed {
-        let shown = point.display();
-        context.say(format_args!("`vbk umount {shown}` takes it down"));
+    if good == 0 {
+        tracing::error!(
+            "there is no file system in {backup} that can be mounted; `vbk mount DIR` shows its disks as images"
+        );
+        return Outcome::Failed;
     }
-    report(context, &point, &volumes)?;
-    Ok((point, session, outcome))
+    let shown = point.display();
+    context.say(format_args!("`vbk umount {shown}` takes it down"));
+    match doubts {
+        0 => Outcome::Done,
+        _ => Outcome::Warnings,
+    }
 }
 
-fn report(context: &Context<'_>, point: &Path, volumes: &[VolumeReport]) -> Result<()> {
+fn catch_signals() -> Result<Signals> {
+    Signals::new([SIGINT, SIGTERM]).map_err(|error| Error::Other(error.to_string()))
+}
+
+/// Waits for a signal beside the work.
+struct Watcher {
+    handle: Handle,
+    thread: JoinHandle<()>,
+}
+
+fn take_down_on_signal(mut signals: Signals, take_down: impl FnOnce() + Send + 'static) -> Result<Watcher> {
+    let handle = signals.handle();
+    let thread = std::thread::Builder::new().name("vbk-signals".into()).spawn(move || {
+        if signals.forever().next().is_some() {
+            take_down();
+        }
+    });
+    let thread = thread.map_err(|error| Error::Other(error.to_string()))?;
+    Ok(Watcher { handle, thread })
+}
+
+impl Watcher {
+    fn end(self) {
+        self.handle.close();
+        // A panic there was reported there.
+        let _ = self.thread.join();
+    }
+}
+
+fn report(context: &Context<'_>, point: &Path, pid: u32, log: Option<PathBuf>, volumes: &[VolumeReport]) -> Result<()> {
     let volume = |report: &VolumeReport| {
         let (mut options, mut warning, mut reason) = (None, None, None);
         let mounted = match report.outcome.clone() {
@@ -200,8 +257,8 @@ fn report(context: &Context<'_>, point: &Path, volumes: &[VolumeReport]) -> Resu
     };
     context.json_result(&Report {
         mount_point: point.to_owned(),
-        pid: std::process::id(),
-        log: daemon::log(),
+        pid,
+        log,
         volumes: volumes.iter().map(volume).collect(),
     })
 }

@@ -64,6 +64,13 @@ pub fn list_ours() -> Result<Vec<OurMount>> {
     Ok(listed.collect())
 }
 
+/// Where the file systems are that were mounted from the images at `hidden`. Touches no mount.
+pub fn files_mounted_from(hidden: &Path) -> Result<Option<PathBuf>> {
+    let mounts = read_mounts()?;
+    let hidden = resolve(&mounts, hidden)?;
+    Ok(files_mount_of(&mounts, &hidden).map(|mount| mount.mount_point.clone()))
+}
+
 /// The source string of a tmpfs for images in `hidden`.
 pub fn files_source(hidden: &Path) -> OsString {
     let mut source = OsString::from(FILES_SOURCE);

@@ -119,17 +119,18 @@ fn one_second_never_has_two_backups() {
     let (_directory, repository) = new();
     let writer = repository.writer("test", &mut no_wait).expect("opens");
     let guest = "web1".parse().expect("a name");
-    let now: Timestamp = "2026-11-20T00:00:00.7Z".parse().expect("a time");
-    assert_eq!(
-        writer.free_time(&guest, now).expect("a time").to_string(),
-        "2026-11-20T00-00-00Z"
-    );
+    let free = |now: &str| {
+        let now = now.parse().expect("a time");
+        writer.free_time(&guest, now).expect("a time").to_string()
+    };
+    assert_eq!(free("2026-11-20T00:00:00.7Z"), "2026-11-20T00-00-00Z");
     backup(&writer, "2026-11-20T00-00-00Z", 1);
     backup(&writer, "2026-11-20T00-00-01Z", 1);
-    assert_eq!(
-        writer.free_time(&guest, now).expect("a time").to_string(),
-        "2026-11-20T00-00-02Z"
-    );
+    backup(&writer, "2026-11-20T00-00-40Z", 1);
+    assert_eq!(free("2026-11-20T00:00:00.7Z"), "2026-11-20T00-00-41Z");
+    assert_eq!(free("2026-11-20T00:00:41Z"), "2026-11-20T00-00-41Z");
+    // A clock that was set back stays where it is.
+    assert_eq!(free("2026-11-19T00:00:00Z"), "2026-11-19T00-00-00Z");
     let again = commit(&writer, "2026-11-20T00-00-00Z", Vec::new());
     assert!(matches!(again, Err(Error::BackupExists(_))));
 }

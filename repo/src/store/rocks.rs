@@ -24,6 +24,7 @@
 //! sequence numbers can be used again. Segments left by a crash are named by their content and stay as they are.
 
 mod options;
+mod rows;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -34,10 +35,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{ColumnFamily, DB, FlushOptions, IteratorMode, WriteBatch};
 
+use self::rows::{IndexRow, part_key};
 use super::{BlockStore, Identity, Place, Record, StoreReader, Stored, Wanted, failed_before};
 use crate::codec::Sealed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, SegmentId};
+
+/// Bytes that one write hands to RocksDB, which keeps them twice until it is done.
+const BATCH_BYTES: usize = 2 << 20;
 
 /// A store opened for reading: a view, which no writer changes any more.
 pub struct RocksReader {
@@ -57,44 +62,6 @@ pub struct RocksStore {
     pending: Mutex<HashMap<BlockId, IndexRow>>,
     next_sequence: AtomicU64,
     failed: AtomicBool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct IndexRow {
-    sequence: u64,
-    plain_bytes: u32,
-    stored_bytes: u32,
-}
-
-impl IndexRow {
-    fn encode(self) -> [u8; 16] {
-        let mut row = [0; 16];
-        row[..8].copy_from_slice(&self.sequence.to_be_bytes());
-        row[8..12].copy_from_slice(&self.plain_bytes.to_be_bytes());
-        row[12..].copy_from_slice(&self.stored_bytes.to_be_bytes());
-        row
-    }
-
-    fn decode(id: BlockId, row: &[u8]) -> Result<Self> {
-        let row: [u8; 16] = row.try_into().map_err(|_| Error::BlockDamaged {
-            id,
-            what: "its index row has a wrong length".into(),
-        })?;
-        let number = |range: std::ops::Range<usize>| row[range].iter().fold(0_u64, |n, byte| n << 8 | u64::from(*byte));
-        Ok(Self {
-            sequence: number(0..8),
-            plain_bytes: number(8..12) as u32,
-            stored_bytes: number(12..16) as u32,
-        })
-    }
-}
-
-fn part_key(sequence: u64, part: usize) -> [u8; 10] {
-    let mut key = [0; 10];
-    key[..8].copy_from_slice(&sequence.to_be_bytes());
-    // At most 257 parts: a header and 256 pages.
-    key[8..].copy_from_slice(&(part as u16).to_be_bytes());
-    key
 }
 
 fn failed(doing: &'static str) -> impl Fn(rocksdb::Error) -> Error {
@@ -431,7 +398,6 @@ impl BlockStore for RocksStore {
         let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         let ids: Vec<_> = blocks.iter().map(|block| block.id).collect();
         let stored = self.reader.index_rows(&ids)?;
-        let family = self.reader.family("blocks");
         let mut batch = WriteBatch::default();
         for (block, stored) in blocks.into_iter().zip(stored) {
             let mut pending = self.pending();
@@ -445,12 +411,13 @@ impl BlockStore for RocksStore {
             };
             pending.insert(block.id, row);
             drop(pending);
-            let mut header = block.id.0.to_vec();
-            header.extend(&block.header);
-            batch.put_cf(family, part_key(row.sequence, 0), header);
-            for (number, page) in block.pages.iter().enumerate() {
-                if !page.is_empty() {
-                    batch.put_cf(family, part_key(row.sequence, number + 1), page);
+            let header = [&block.id.0[..], &block.header].concat();
+            let parts = std::iter::once(&header).chain(&block.pages);
+            for (part, bytes) in parts.enumerate().filter(|(_, bytes)| !bytes.is_empty()) {
+                batch.put_cf(self.reader.family("blocks"), part_key(row.sequence, part), bytes);
+                // The rows of a block need not be written together: none counts before its index row.
+                if batch.size_in_bytes() >= BATCH_BYTES {
+                    self.write("store a block", std::mem::take(&mut batch))?;
                 }
             }
         }

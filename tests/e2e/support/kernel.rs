@@ -88,3 +88,11 @@ pub fn bytes_read_by(pid: u32) -> Option<u64> {
     let count = io.lines().find_map(|line| line.strip_prefix("rchar: "))?;
     count.trim().parse().ok()
 }
+
+/// The most memory that a process had at once.
+pub fn peak_bytes_of(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = peak.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib << 10)
+}

@@ -254,7 +254,8 @@ fn take_down(places: &[PathBuf]) {
     }
     for place in places {
         for mount in kernel::mounts_of(place).iter().rev() {
-            try_tool("umount", args!["--lazy", mount.point]);
+            // --force ends what waits for an answer of a FUSE mount.
+            try_tool("umount", args!["--force", "--lazy", mount.point]);
         }
         for device in kernel::loops_of(place) {
             try_tool("losetup", args!["--detach", device]);
