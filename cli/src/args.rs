@@ -9,10 +9,12 @@ use vbk_repo::codec::Compression;
 use vbk_repo::name::{DiskName, GuestName};
 
 const AFTER_HELP: &str = "\
-A BACKUP is named GUEST@latest, GUEST@2026-11-21 (as much of the time as is needed to tell it from others) or by the
-first digits of its id. BACKUP/DISK names one disk of it, as in web1@latest/vda. Times are UTC.
+A BACKUP is named GUEST@latest, GUEST@2026-11-21 (as much of the time as
+tells it from others) or by the first digits of its id. BACKUP/DISK names
+one disk of it, as in web1@latest/vda. Times are UTC.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done with warnings, 4 damage found, 75 repository busy, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done with warnings,
+4 damage found, 75 busy, 130 interrupted.
 
 Example:
   vbk init /var/lib/vbk
@@ -66,6 +68,8 @@ pub enum Command {
     List(ListArgs),
     /// Show one backup in full
     Show(ShowArgs),
+    /// Show which parts of the disks changed between two backups
+    Diff(DiffArgs),
     /// Mount all backups as images, or the file systems inside one backup
     Mount(MountArgs),
     /// List what vbk has mounted on this machine
@@ -132,6 +136,22 @@ pub struct ListArgs {
 pub struct ShowArgs {
     /// The backup, as in web1@latest
     pub backup: BackupSpec,
+}
+
+/// Arguments of `vbk diff`.
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// The backup to compare with, as in web1@2026-11-20, or one disk of it, as in web1@2026-11-20/vda
+    #[arg(value_name = "BEFORE")]
+    pub before: BackupSpec,
+
+    /// The backup to compare, as in web1@latest
+    #[arg(value_name = "AFTER")]
+    pub after: BackupSpec,
+
+    /// List every changed range, and not only the sums
+    #[arg(long)]
+    pub ranges: bool,
 }
 
 /// Arguments of `vbk mount`.

@@ -1,6 +1,7 @@
 //! The commands: each checks its arguments, lets the libraries work, and prints what came of it.
 
 pub mod backup;
+pub mod diff;
 pub mod init;
 pub mod list;
 pub mod mount;

@@ -10,6 +10,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use nix::unistd::{dup2_stderr, dup2_stdout, geteuid, setsid};
 
@@ -116,17 +117,21 @@ pub fn ready(outcome: Outcome) -> Result<()> {
         .map_err(|errno| failed("turn to the log")(errno.into()))
 }
 
-/// Removes logs without a line in them whose processes are gone. A log with something in it is for people.
+/// How long the log of a mount that ended stays for people to read.
+const LOG_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Removes the logs of processes that are gone: at once if there is no line in them, otherwise after a week.
 pub fn clean_logs() {
     let entries = std::fs::read_dir(runtime_directory()).into_iter().flatten().flatten();
     for entry in entries {
         let name = entry.file_name();
         let is_log = name.to_string_lossy().starts_with("mount-") && name.to_string_lossy().ends_with(".log");
-        let Ok(file) = File::open(entry.path()) else {
+        let (Ok(file), Ok(log)) = (File::open(entry.path()), entry.metadata()) else {
             continue;
         };
-        let empty = entry.metadata().is_ok_and(|log| log.len() == 0);
-        if is_log && empty && file.try_lock().is_ok() {
+        let age = log.modified().ok().and_then(|last| last.elapsed().ok());
+        let useless = log.len() == 0 || age.is_some_and(|age| age > LOG_AGE);
+        if is_log && useless && file.try_lock().is_ok() {
             // One that is gone by now was removed by somebody else.
             let _ = std::fs::remove_file(entry.path());
         }

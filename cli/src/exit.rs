@@ -78,10 +78,9 @@ impl Error {
         ExitCode::from(match self.kind() {
             _ if usage => 2,
             ErrorKind::Corrupt => 4,
-            ErrorKind::Locked if matches!(self, Self::Repository(_)) => 75,
+            ErrorKind::Locked => 75,
             ErrorKind::Interrupted => 130,
             ErrorKind::NotFound
-            | ErrorKind::Locked
             | ErrorKind::Unavailable
             | ErrorKind::NoSpace
             | ErrorKind::Denied

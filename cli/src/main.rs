@@ -46,6 +46,7 @@ fn run(cli: &Cli) -> Result<Outcome> {
         Command::Backup(args) => commands::backup::run(&context, args),
         Command::List(args) => commands::list::run(&context, args),
         Command::Show(args) => commands::show::run(&context, args),
+        Command::Diff(args) => commands::diff::run(&context, args),
         Command::Mount(args) => commands::mount::run(&context, args),
         Command::Mounts => commands::mounts::run(&context),
         Command::Umount(args) => commands::umount::run(&context, args),

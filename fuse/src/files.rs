@@ -9,6 +9,7 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use vbk_repo::backup::{Entry, Image};
 use vbk_repo::reader::{ImageReader, ReadResources};
@@ -181,5 +182,22 @@ impl Drop for Hidden {
         // As long as something is mounted there this fails and is right to; unmounting then removes them.
         let _ = fs::remove_dir(&self.path);
         let _ = self.path.parent().map(fs::remove_dir);
+    }
+}
+
+/// How old a directory without a mount must be: a younger one may be about to get it.
+const STARTING: Duration = Duration::from_secs(60);
+
+/// Removes the directories that mounts left below [`HIDDEN_ROOT`] which were killed before they mounted anything.
+/// Never more than empty directories.
+pub fn clean_directories(root: &Path) {
+    for entry in fs::read_dir(root).into_iter().flatten().flatten() {
+        let made = entry.metadata().and_then(|directory| directory.modified());
+        let old = made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > STARTING));
+        if old && entry.file_name().to_string_lossy().starts_with("files-") {
+            // With a mount on it, it is busy and stays.
+            let _ = fs::remove_dir(entry.path().join("images"));
+            let _ = fs::remove_dir(entry.path());
+        }
     }
 }

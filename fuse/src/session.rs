@@ -29,7 +29,7 @@ pub struct Session {
     tree: Arc<ImageFs>,
     /// Never dropped: fuser 0.18 unmounts by path when it is, also when the kernel has let go already and something
     /// else is mounted there by then (its `is_mounted` takes POLLERR for "mounted").
-    _background: ManuallyDrop<BackgroundSession>,
+    background: ManuallyDrop<BackgroundSession>,
     ended: Receiver<()>,
 }
 
@@ -65,15 +65,20 @@ impl Session {
         })?;
         Ok(Self {
             tree,
-            _background: ManuallyDrop::new(background),
+            background: ManuallyDrop::new(background),
             ended,
         })
     }
 
-    /// Waits until the tree was unmounted.
+    /// Waits until the tree was unmounted and nobody works on it any more.
     pub fn wait(&self) {
         while let Err(RecvTimeoutError::Timeout) = self.ended.recv_timeout(REFRESH_INTERVAL) {
             self.tree.refresh();
+        }
+        // Its threads are about to let go of the tree. Until they have, the program must not end: the store's own
+        // threads would outlive what they use.
+        while !self.background.guard.is_finished() {
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }

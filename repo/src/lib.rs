@@ -39,6 +39,7 @@ pub mod backup;
 pub mod block;
 pub mod catalogue;
 pub mod codec;
+pub mod diff;
 mod error;
 pub mod id;
 pub mod lock;

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::SystemTime;
 
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
-use vbk_fuse::files::{FilesPlan, HIDDEN_ROOT};
+use vbk_fuse::files::{FilesPlan, HIDDEN_ROOT, clean_directories};
 use vbk_fuse::session::{Session, SessionOptions};
 use vbk_fuse::tree::ImageFs;
 use vbk_fuse::volumes::{self, Outcome as Volume, VolumeReport, WhenBusy};
@@ -30,6 +31,7 @@ struct Report {
     mount_point: PathBuf,
     pid: u32,
     log: Option<PathBuf>,
+    warnings: Vec<String>,
     volumes: Vec<VolumeJson>,
 }
 
@@ -86,7 +88,13 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
         units::count(catalogue.entries().len() as u64, "backup"),
         units::count(catalogue.guests().len() as u64, "guest"),
     ));
-    report(context, &point, std::process::id(), daemon::log(), &[])?;
+    context.json_result(&Report {
+        mount_point: point.clone(),
+        pid: std::process::id(),
+        log: daemon::log(),
+        warnings: Vec::new(),
+        volumes: Vec::new(),
+    })?;
     if let Err(error) = daemon::ready(Outcome::Done) {
         volumes::unmount(&point, WhenBusy::Detach)?;
         return Err(error);
@@ -145,7 +153,13 @@ fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Ou
     let warnings = plan.warnings().to_vec();
     let volumes = plan.mount()?;
     let outcome = tell(context, &entry.backup.spec(), &point, &warnings, &volumes);
-    report(context, &point, server.child.id(), Some(server.log), &volumes)?;
+    context.json_result(&Report {
+        mount_point: point.clone(),
+        pid: server.child.id(),
+        log: Some(server.log),
+        warnings,
+        volumes: volumes.iter().map(VolumeJson::new).collect(),
+    })?;
     if !args.foreground || outcome == Outcome::Failed {
         return Ok(outcome);
     }
@@ -184,7 +198,11 @@ fn tell(context: &Context<'_>, backup: &str, point: &Path, warnings: &[String], 
                     tracing::warn!("{place}: {warning}");
                 }
             }
-            Volume::Skipped { reason } => context.say(format_args!("{place}  not mounted: {reason}")),
+            Volume::Skipped { reason } => {
+                // Swap is no reason to worry; a file system that can't be mounted is.
+                doubts += usize::from(volume.fs.is_some());
+                context.say(format_args!("{place}  not mounted: {reason}"));
+            }
         }
     }
     if good == 0 {
@@ -230,8 +248,8 @@ impl Watcher {
     }
 }
 
-fn report(context: &Context<'_>, point: &Path, pid: u32, log: Option<PathBuf>, volumes: &[VolumeReport]) -> Result<()> {
-    let volume = |report: &VolumeReport| {
+impl VolumeJson {
+    fn new(report: &VolumeReport) -> Self {
         let (mut options, mut warning, mut reason) = (None, None, None);
         let mounted = match report.outcome.clone() {
             Volume::Mounted {
@@ -246,7 +264,7 @@ fn report(context: &Context<'_>, point: &Path, pid: u32, log: Option<PathBuf>, v
                 false
             }
         };
-        VolumeJson {
+        Self {
             name: report.name.clone(),
             fs: report.fs.clone(),
             mounted,
@@ -254,13 +272,7 @@ fn report(context: &Context<'_>, point: &Path, pid: u32, log: Option<PathBuf>, v
             warning,
             reason,
         }
-    };
-    context.json_result(&Report {
-        mount_point: point.to_owned(),
-        pid,
-        log,
-        volumes: volumes.iter().map(volume).collect(),
-    })
+    }
 }
 
 /// Takes down what killed mounts left and nobody can name any more.
@@ -269,7 +281,7 @@ pub fn clean_leftovers() {
     if !root.exists() || !nix::unistd::geteuid().is_root() {
         return;
     }
-    match volumes::clean_leftovers(root, std::time::SystemTime::now()) {
+    match volumes::clean_leftovers(root, SystemTime::now()) {
         Ok(cleaned) => {
             for gone in cleaned.mounts.iter().chain(&cleaned.loops) {
                 tracing::info!("removed {}, which a killed mount had left", gone.display());
@@ -277,6 +289,8 @@ pub fn clean_leftovers() {
         }
         Err(error) => tracing::warn!("can't remove what killed mounts left: {error}"),
     }
+    clean_directories(root);
+    daemon::clean_logs();
 }
 
 fn absolute(dir: &Path) -> Result<PathBuf> {

@@ -8,7 +8,6 @@ use vbk_fuse::volumes::{self, WhenBusy};
 use crate::args::UmountArgs;
 use crate::commands::mount::clean_leftovers;
 use crate::context::Context;
-use crate::daemon;
 use crate::exit::{Outcome, Result};
 
 #[derive(Serialize)]
@@ -25,7 +24,6 @@ pub fn run(context: &Context<'_>, args: &UmountArgs) -> Result<Outcome> {
     };
     let done = volumes::unmount(&args.dir, when_busy)?;
     clean_leftovers();
-    daemon::clean_logs();
     let point = done.point.display();
     context.say(match done.detached {
         true => format!("{point} is out of sight; what programs still have open goes when they end"),

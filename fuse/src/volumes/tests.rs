@@ -95,7 +95,8 @@ fn make_image(image: &Path, fs: &str, word: &str, left: Left) {
         truncate -s 320M "$image"
         case $fs in ext4) mkfs.ext4 -Fq "$image";; *) mkfs.$fs -q "$image" >/dev/null;; esac
         mkdir "$image.d"
-        mount -o loop "$image" "$image.d"
+        # Another test may take the loop device that mount has found.
+        mount -o loop "$image" "$image.d" || { sleep 0.5; mount -o loop "$image" "$image.d"; }
         trap 'umount "$image.d"; rmdir "$image.d"' EXIT
         printf %s "$word" > "$image.d/word"
         # Freezing empties the journal. A sync does not: after it, the name may still be in the journal only.
@@ -239,7 +240,7 @@ fn needs_root_two_days_of_one_file_system_show_each_its_own_content() {
         let tuesday = scratch.images().join(format!("{fs}.tuesday"));
         make_image(&monday, fs, "monday", Left::Unmounted);
         fs::copy(&monday, &tuesday).unwrap();
-        let script = r#"mkdir "$1.d"; mount -o loop "$1" "$1.d"; printf tuesday > "$1.d/word"; umount "$1.d""#;
+        let script = r#"mkdir "$1.d"; mount -o loop "$1" "$1.d" || { sleep 0.5; mount -o loop "$1" "$1.d"; }; printf tuesday > "$1.d/word"; umount "$1.d""#;
         run("sh", &["-euc", script, "sh", tuesday.to_str().unwrap()]);
         volumes.push(volume(&format!("monday/{fs}"), monday, fs));
         volumes.push(volume(&format!("tuesday/{fs}"), tuesday, fs));

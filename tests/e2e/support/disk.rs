@@ -35,7 +35,7 @@ impl Disk {
     /// An image with a partition table as sfdisk's script says.
     pub fn partitioned(path: PathBuf, size_mib: u64, script: &str) -> Self {
         make_hole(&path, size_mib * MIB);
-        let mut sfdisk = command("sfdisk", &args!["--quiet", path]);
+        let mut sfdisk = command("sfdisk", args!["--quiet", path]);
         let mut sfdisk = sfdisk.stdin(Stdio::piped()).spawn().expect("runs sfdisk");
         let mut stdin = sfdisk.stdin.take().expect("piped");
         stdin.write_all(script.as_bytes()).expect("writes the script");

@@ -51,7 +51,7 @@ pub fn require_rights() {
 }
 
 /// A command of a system tool, in plain English.
-pub fn command(program: &str, args: &[OsString]) -> Command {
+pub fn command(program: &str, args: Vec<OsString>) -> Command {
     let mut command = Command::new(program);
     command.args(args).env("PATH", TOOL_PATH).env("LC_ALL", "C");
     command
@@ -59,7 +59,7 @@ pub fn command(program: &str, args: &[OsString]) -> Command {
 
 /// Runs a tool that may fail.
 pub fn try_tool(program: &str, args: Vec<OsString>) -> Output {
-    let output = command(program, &args).output();
+    let output = command(program, args).output();
     output.unwrap_or_else(|error| panic!("can't run {program}: {error}"))
 }
 

@@ -1,0 +1,245 @@
+//! Compares two images by their manifests. Reads no block, and no segment that both share.
+//!
+//! What is found is as fine as a block: a block counts as different as a whole if one byte of it is. Memory: two roots
+//! (64 KiB for 1 TiB of disk and blocks of 1 MiB) and 16 pairs of segments (2 MiB), whatever differs.
+
+use std::fmt;
+
+use crate::backup::Image;
+use crate::block::BlockIndex;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::SegmentId;
+use crate::manifest::{Root, SEGMENT_SLOTS, Slot, decode_segment, segment_count};
+use crate::store::StoreReader;
+
+/// Segments that are read of each image at once: one round trip to the store for 16 GiB of disk.
+const BATCH_SEGMENTS: usize = 16;
+
+/// A run of bytes that differs in one way. Two of a kind never touch, over however many blocks they go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChangedRange {
+    /// Where it starts on the disk: at a block, or for a grown or cut range at the end of the shorter image.
+    pub offset_bytes: u64,
+    /// How long it is.
+    pub len_bytes: u64,
+    /// In which way it differs.
+    pub kind: ChangeKind,
+}
+
+/// In which way the second image differs from the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// Blocks with other bytes.
+    Changed,
+    /// Blocks that are now nothing but zeros.
+    Zeroed,
+    /// Blocks that were nothing but zeros.
+    FromZero,
+    /// Only the second image goes on so far; zeros count too.
+    Grown,
+    /// Only the first image goes on so far; zeros count too.
+    Cut,
+}
+
+impl fmt::Display for ChangeKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Changed => "changed",
+            Self::Zeroed => "zeroed",
+            Self::FromZero => "from-zero",
+            Self::Grown => "grown",
+            Self::Cut => "cut",
+        })
+    }
+}
+
+/// How much two images differ.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ImageDiff {
+    /// Size of the first image.
+    pub before_bytes: u64,
+    /// Size of the second image.
+    pub after_bytes: u64,
+    /// Bytes in ranges of kind [`ChangeKind::Changed`].
+    pub changed_bytes: u64,
+    /// Bytes in ranges of kind [`ChangeKind::Zeroed`].
+    pub zeroed_bytes: u64,
+    /// Bytes in ranges of kind [`ChangeKind::FromZero`].
+    pub from_zero_bytes: u64,
+    /// Bytes in ranges of kind [`ChangeKind::Grown`].
+    pub grown_bytes: u64,
+    /// Bytes in ranges of kind [`ChangeKind::Cut`].
+    pub cut_bytes: u64,
+    /// How many ranges there are.
+    pub ranges: u64,
+}
+
+impl ImageDiff {
+    /// Bytes in ranges of all kinds.
+    pub fn total_bytes(&self) -> u64 {
+        self.changed_bytes + self.zeroed_bytes + self.from_zero_bytes + self.grown_bytes + self.cut_bytes
+    }
+
+    fn of(&mut self, kind: ChangeKind) -> &mut u64 {
+        match kind {
+            ChangeKind::Changed => &mut self.changed_bytes,
+            ChangeKind::Zeroed => &mut self.zeroed_bytes,
+            ChangeKind::FromZero => &mut self.from_zero_bytes,
+            ChangeKind::Grown => &mut self.grown_bytes,
+            ChangeKind::Cut => &mut self.cut_bytes,
+        }
+    }
+}
+
+/// Compares two images of one repository, and gives `each` what differs from the start of the disk to its end.
+///
+/// After an error `each` has seen a part. Images with blocks of different sizes can't be compared, which is an error of
+/// kind Invalid; in one repository there are none.
+pub fn diff(
+    store: &dyn StoreReader,
+    before: &Image,
+    after: &Image,
+    each: &mut dyn FnMut(ChangedRange),
+) -> Result<ImageDiff> {
+    let (before, after) = roots(store, before.manifest, after.manifest)?;
+    if before.block_size != after.block_size {
+        return Err(different_blocks(&before, &after));
+    }
+    let mut merger = Merger {
+        each,
+        open: None,
+        found: ImageDiff {
+            before_bytes: before.size_bytes,
+            after_bytes: after.size_bytes,
+            ..ImageDiff::default()
+        },
+    };
+    let both_bytes = before.size_bytes.min(after.size_bytes);
+    let both_segments = segment_count(before.block_size, both_bytes) as usize;
+    let differs = |&number: &usize| before.segments[number] != after.segments[number];
+    let mut numbers = (0..both_segments).filter(differs);
+    loop {
+        let batch: Vec<_> = numbers.by_ref().take(BATCH_SEGMENTS).collect();
+        if batch.is_empty() {
+            break;
+        }
+        compare(store, &before, &after, &batch, both_bytes, &mut merger)?;
+    }
+    if after.size_bytes > both_bytes {
+        merger.add(both_bytes, after.size_bytes - both_bytes, ChangeKind::Grown);
+    } else if before.size_bytes > both_bytes {
+        merger.add(both_bytes, before.size_bytes - both_bytes, ChangeKind::Cut);
+    }
+    Ok(merger.finish())
+}
+
+fn roots(store: &dyn StoreReader, before: SegmentId, after: SegmentId) -> Result<(Root, Root)> {
+    let mut answers = store.segments(&[before, after]).into_iter();
+    let mut root = |id| Root::decode(id, &take(id, &mut answers)?);
+    Ok((root(before)?, root(after)?))
+}
+
+fn different_blocks(before: &Root, after: &Root) -> Error {
+    Error::Store {
+        kind: ErrorKind::Invalid,
+        doing: "compare two images",
+        message: format!(
+            "their blocks have {} and {} bytes; only images of one repository can be compared",
+            before.block_size.bytes(),
+            after.block_size.bytes()
+        ),
+    }
+}
+
+/// Compares the segments in `numbers`, which goes up, as far as both images go.
+fn compare(
+    store: &dyn StoreReader,
+    before: &Root,
+    after: &Root,
+    numbers: &[usize],
+    both_bytes: u64,
+    merger: &mut Merger,
+) -> Result<()> {
+    let ids: Vec<_> = numbers
+        .iter()
+        .flat_map(|&number| [before.segments[number], after.segments[number]])
+        .filter(|&id| id != SegmentId::ZERO)
+        .collect();
+    let mut answers = store.segments(&ids).into_iter();
+    for &number in numbers {
+        let first = slots(before, number, &mut answers)?;
+        let second = slots(after, number, &mut answers)?;
+        // One of them may have more slots; those are past the end of the other image.
+        for (place, (old, new)) in first.iter().zip(&second).enumerate() {
+            let kind = match (old, new) {
+                _ if old == new => continue,
+                (None, _) => ChangeKind::FromZero,
+                (_, None) => ChangeKind::Zeroed,
+                (Some(_), Some(_)) => ChangeKind::Changed,
+            };
+            let index = BlockIndex((number * SEGMENT_SLOTS + place) as u64);
+            let len = before.block_size.len_of(index, both_bytes) as u64;
+            merger.add(before.block_size.offset_of(index), len, kind);
+        }
+    }
+    Ok(())
+}
+
+type Answers = std::vec::IntoIter<Result<Vec<u8>>>;
+
+fn slots(root: &Root, number: usize, answers: &mut Answers) -> Result<Vec<Slot>> {
+    let (id, count) = (root.segments[number], root.slots_in(number));
+    if id == SegmentId::ZERO {
+        return Ok(vec![None; count]);
+    }
+    decode_segment(id, count, &take(id, answers)?)
+}
+
+fn take(id: SegmentId, answers: &mut Answers) -> Result<Vec<u8>> {
+    let missing = || Error::SegmentDamaged {
+        id,
+        what: "it is missing".into(),
+    };
+    answers.next().unwrap_or_else(|| Err(missing()))
+}
+
+/// Makes long ranges of short ones that touch.
+struct Merger<'a> {
+    each: &'a mut dyn FnMut(ChangedRange),
+    open: Option<ChangedRange>,
+    found: ImageDiff,
+}
+
+impl Merger<'_> {
+    fn add(&mut self, offset_bytes: u64, len_bytes: u64, kind: ChangeKind) {
+        *self.found.of(kind) += len_bytes;
+        if let Some(open) = &mut self.open
+            && open.kind == kind
+            && open.offset_bytes + open.len_bytes == offset_bytes
+        {
+            open.len_bytes += len_bytes;
+            return;
+        }
+        self.give();
+        self.open = Some(ChangedRange {
+            offset_bytes,
+            len_bytes,
+            kind,
+        });
+    }
+
+    fn give(&mut self) {
+        if let Some(range) = self.open.take() {
+            self.found.ranges += 1;
+            (self.each)(range);
+        }
+    }
+
+    fn finish(mut self) -> ImageDiff {
+        self.give();
+        self.found
+    }
+}
+
+#[cfg(test)]
+mod tests;
