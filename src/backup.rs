@@ -99,9 +99,13 @@ pub fn backup(
     }
     let mut images = Vec::new();
     let mut total = Counts::default();
+    let barrier = Mutex::new(Barrier {
+        last: Instant::now(),
+        new_bytes: 0,
+    });
     for (disk, source) in &sources {
         let known = previous.and_then(|entry| entry.backup.image(disk.as_str()).ok());
-        let run = Run::new(writer, plan, source, known, cancel, observer);
+        let run = Run::new(writer, plan, source, known, &barrier, cancel, observer);
         observer.event(Event::Disk {
             name: disk.as_str(),
             size_bytes: source.size_bytes(),
@@ -129,8 +133,16 @@ pub fn backup(
         consistency: Consistency::Live,
         images,
     };
-    let entry = writer.commit(backup)?;
-    Ok(BackupSummary { entry, counts: total })
+    let committed = writer.commit(backup)?;
+    if let Some(error) = committed.unpublished {
+        observer.event(Event::Warning(&format!(
+            "the backup is stored, but will not be listed before the next one: {error}"
+        )));
+    }
+    Ok(BackupSummary {
+        entry: committed.entry,
+        counts: total,
+    })
 }
 
 /// A last barrier, so that the next run need not store again what this one did.
@@ -152,7 +164,7 @@ struct Run<'a> {
     slots: ImageWriter<'a>,
     walk: Mutex<Walk>,
     counts: Mutex<Counts>,
-    barrier: Mutex<Barrier>,
+    barrier: &'a Mutex<Barrier>,
     /// The first error; the workers end when there is one.
     failed: Mutex<Option<Error>>,
     stop: AtomicBool,
@@ -163,6 +175,7 @@ struct Run<'a> {
     run_blocks: u64,
 }
 
+/// When the last barrier was, for all disks of a run.
 struct Barrier {
     last: Instant,
     new_bytes: u64,
@@ -186,6 +199,7 @@ impl<'a> Run<'a> {
         plan: &BackupPlan,
         source: &'a Source,
         known: Option<&Image>,
+        barrier: &'a Mutex<Barrier>,
         cancel: &'a AtomicBool,
         observer: &'a dyn Observer,
     ) -> Self {
@@ -203,10 +217,7 @@ impl<'a> Run<'a> {
             slots: ImageWriter::create(writer.store(), block_size, source.size_bytes()),
             walk: Mutex::new(Walk { next: 0, data_end: 0 }),
             counts: Mutex::default(),
-            barrier: Mutex::new(Barrier {
-                last: Instant::now(),
-                new_bytes: 0,
-            }),
+            barrier,
             failed: Mutex::default(),
             stop: AtomicBool::new(false),
             cancel,
@@ -362,7 +373,7 @@ impl<'a> Run<'a> {
 
     fn barrier_if_due(&self, new_bytes: u64) -> Result<()> {
         {
-            let mut barrier = lock(&self.barrier);
+            let mut barrier = lock(self.barrier);
             barrier.new_bytes += new_bytes;
             let due = barrier.new_bytes >= BARRIER_BYTES || barrier.last.elapsed() >= BARRIER_INTERVAL;
             if !due || barrier.new_bytes == 0 {

@@ -91,6 +91,19 @@ pub enum Error {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// A backup can't be read.
+    #[error("reading {image} failed at {offset_bytes} bytes: {source}")]
+    ReadImage {
+        /// The backup and disk.
+        image: String,
+        /// Where on the disk.
+        offset_bytes: u64,
+        /// What is wrong.
+        source: vbk_repo::Error,
+    },
+    /// The target is a link to something that is not there.
+    #[error("{0} is a link to a file that does not exist; name that file, or remove the link")]
+    DanglingLink(PathBuf),
     /// The caller asked for an end.
     #[error("interrupted")]
     Interrupted,
@@ -100,11 +113,13 @@ impl Error {
     /// What the caller should do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Repository(error) => error.kind(),
+            Self::Repository(error) | Self::ReadImage { source: error, .. } => error.kind(),
             Self::OpenSource { source, .. } | Self::Target { source, .. } => ErrorKind::of_io(source),
-            Self::NotADisk { .. } | Self::DiskTwice(_) | Self::TargetExists(_) | Self::TargetTooSmall { .. } => {
-                ErrorKind::Invalid
-            }
+            Self::NotADisk { .. }
+            | Self::DiskTwice(_)
+            | Self::TargetExists(_)
+            | Self::TargetTooSmall { .. }
+            | Self::DanglingLink(_) => ErrorKind::Invalid,
             Self::ReadSource { .. } | Self::SourceChanged { .. } => ErrorKind::Unavailable,
             Self::TargetInUse { .. } => ErrorKind::Locked,
             Self::NoRoom { .. } => ErrorKind::NoSpace,

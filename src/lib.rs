@@ -9,6 +9,7 @@ mod buffer;
 mod error;
 pub mod observer;
 pub mod restore;
+pub mod retention;
 pub mod source;
 mod sys;
 mod target;

@@ -14,9 +14,14 @@ use crate::error::{Error, Result};
 use crate::observer::{Counts, Event, Observer};
 use crate::target::Target;
 
+/// What the workers' blocks may take together; with large blocks there are fewer workers.
+const WORKER_BYTES: usize = 64 << 20;
+
 /// What a restore may do and how.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RestoreOptions {
+    /// The backup and disk, for messages.
+    pub label: String,
     /// Replace an existing file.
     pub force: bool,
     /// How many threads may compute at once.
@@ -38,7 +43,11 @@ pub fn restore(
     observer: &dyn Observer,
 ) -> Result<()> {
     let target = Target::open(path, image.size_bytes(), data_bytes, options.force)?;
+    // A block and, at worst, as much stored. More workers than processors, because some of them wait for a disk.
+    let limit = WORKER_BYTES / (2 * image.block_size().bytes());
+    let workers = (options.threads + 2).min(limit).max(2);
     let run = Run {
+        label: &options.label,
         image,
         target: &target,
         next: Mutex::new(0),
@@ -48,8 +57,7 @@ pub fn restore(
     };
     let failed = Mutex::new(None);
     std::thread::scope(|scope| {
-        // More than processors, because some of them wait for a disk.
-        for number in 0..options.threads + 2 {
+        for number in 0..workers {
             let (run, failed) = (&run, &failed);
             std::thread::Builder::new()
                 .name(format!("vbk-restore-{number}"))
@@ -72,6 +80,7 @@ pub fn restore(
 }
 
 struct Run<'a> {
+    label: &'a str,
     image: &'a ImageReader,
     target: &'a Target,
     /// The next block that nobody has taken.
@@ -106,7 +115,9 @@ impl Run<'_> {
                 Some(Claim::Block(index)) => {
                     let len = size.len_of(index, self.image.size_bytes());
                     let plain = &mut buffer.as_mut_slice()[..len];
-                    self.image.read_block(index, plain)?;
+                    let offset_bytes = size.offset_of(index);
+                    let read = self.image.read_block(index, plain);
+                    read.map_err(unreadable(self.label, offset_bytes))?;
                     self.target.write(size.offset_of(index), plain)?;
                     counts.read_bytes = len as u64;
                     counts.new_bytes = len as u64;
@@ -141,8 +152,17 @@ impl Run<'_> {
     }
 }
 
-/// Writes an image to a stream, zeros and all.
+fn unreadable(image: &str, offset_bytes: u64) -> impl FnOnce(vbk_repo::Error) -> Error {
+    move |source| Error::ReadImage {
+        image: image.to_owned(),
+        offset_bytes,
+        source,
+    }
+}
+
+/// Writes an image to a stream, zeros and all. `label` names backup and disk in messages.
 pub fn stream(
+    label: &str,
     image: &Arc<ImageReader>,
     out: &mut dyn Write,
     cancel: &AtomicBool,
@@ -160,7 +180,8 @@ pub fn stream(
         if cancel.load(Ordering::SeqCst) {
             return Err(Error::Interrupted);
         }
-        let len = stream.read_at(offset, &mut buffer)?;
+        let read = stream.read_at(offset, &mut buffer);
+        let len = read.map_err(unreadable(label, offset))?;
         if len == 0 {
             return out.flush().map_err(failed);
         }

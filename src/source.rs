@@ -65,6 +65,12 @@ impl Source {
             .open(path)
             .ok();
         let size_bytes = size_of(&file, device).map_err(failed)?;
+        if device && size_bytes == 0 {
+            return Err(Error::NotADisk {
+                path: path.to_owned(),
+                what: "a block device of no size, to which nothing is attached",
+            });
+        }
         let metadata = file.metadata().map_err(failed)?;
         // Advice only; where it is refused, reading works all the same.
         let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL);
@@ -164,6 +170,8 @@ impl Source {
             return all;
         };
         match lseek64(&self.file, offset, Whence::SeekData) {
+            // The file grew meanwhile; the check at the end says so.
+            Ok(start) if start as u64 >= self.size_bytes => None,
             Ok(start) => {
                 let end = lseek64(&self.file, start, Whence::SeekHole).map_or(self.size_bytes, |end| end as u64);
                 Some(start as u64..end.min(self.size_bytes))

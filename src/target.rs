@@ -1,5 +1,6 @@
 //! What a restore writes to: a new file that appears when it is whole, or a block device.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -51,9 +52,10 @@ impl Target {
                 // A mistyped volume must not become a file that fills up /dev.
                 Err(Error::target("find device", path)(error))
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Self::create_file(path, size_bytes, data_bytes, None)
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match path.is_symlink() {
+                true => Err(Error::DanglingLink(path.to_owned())),
+                false => Self::create_file(path, size_bytes, data_bytes, None),
+            },
             Err(error) => Err(Error::target("open", path)(error)),
         }
     }
@@ -120,10 +122,13 @@ impl Target {
                 need_bytes: data_bytes,
             });
         }
-        let part = directory.join(format!(".{}.vbk-{}", name.to_string_lossy(), std::process::id()));
+        remove_leftovers(directory, name);
+        let part = directory.join(part_name(std::process::id(), name));
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600);
         let buffered = options.open(&part).map_err(Error::target("create", &part))?;
+        // Tells the next restore that this one is at work.
+        buffered.lock().map_err(Error::target("lock", &part))?;
         let direct = OpenOptions::new()
             .write(true)
             .custom_flags(OFlag::O_DIRECT.bits())
@@ -232,6 +237,29 @@ impl Drop for Target {
             && let Err(error) = std::fs::remove_file(part)
         {
             tracing::warn!("can't remove the unfinished {}: {error}", part.display());
+        }
+    }
+}
+
+const PART_PREFIX: &str = ".vbk-part-";
+
+/// The name of a file that is not whole yet: short enough for every file system, whatever the name it will get.
+fn part_name(process: u32, name: &OsStr) -> String {
+    let name: String = name.to_string_lossy().chars().take(50).collect();
+    format!("{PART_PREFIX}{process}-{name}")
+}
+
+/// Removes what killed restores to the same name left. What can't be removed is of no harm but its size.
+fn remove_leftovers(directory: &Path, name: &OsStr) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let found = entry.file_name();
+        let found = found.to_string_lossy();
+        let process = found.strip_prefix(PART_PREFIX).and_then(|rest| rest.split('-').next());
+        let same = process
+            .and_then(|process| process.parse().ok())
+            .is_some_and(|process| part_name(process, name) == found);
+        if same && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok()) {
+            let _ = std::fs::remove_file(entry.path());
         }
     }
 }

@@ -61,6 +61,16 @@ pub fn start(arguments: impl IntoIterator<Item = OsString>) -> Result<Background
 /// Copies the child's report; `None` if it ended without being ready.
 fn pass_on(child: &mut Child) -> Result<Option<Outcome>> {
     let mut outcome = None;
+    // It writes here what went wrong, or warnings, until it is ready; then it turns to its log and this ends. Read at
+    // the same time as its report, or a child with much to say would wait for ever.
+    let errors = child.stderr.take().map(|mut err| {
+        std::thread::spawn(move || {
+            let mut text = Vec::new();
+            let read = err.read_to_end(&mut text);
+            eprint!("{}", String::from_utf8_lossy(&text));
+            read
+        })
+    });
     if let Some(out) = child.stdout.take() {
         for line in BufReader::new(out).lines() {
             let line = line.map_err(failed("read from the background"))?;
@@ -76,11 +86,8 @@ fn pass_on(child: &mut Child) -> Result<Option<Outcome>> {
             }
         }
     }
-    // It writes here what went wrong, or warnings, until it is ready; then it turns to its log and this ends.
-    if let Some(mut err) = child.stderr.take() {
-        let mut text = Vec::new();
-        err.read_to_end(&mut text).map_err(failed("read from the background"))?;
-        eprint!("{}", String::from_utf8_lossy(&text));
+    if let Some(Ok(read)) = errors.map(std::thread::JoinHandle::join) {
+        read.map_err(failed("read from the background"))?;
     }
     Ok(outcome)
 }

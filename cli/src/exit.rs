@@ -93,11 +93,20 @@ impl Error {
     /// What the user can do, where the message does not say it.
     fn hint(&self) -> Option<&'static str> {
         match self.kind() {
-            ErrorKind::NoSpace => {
-                Some("there is no space left; make room and run it again: blocks that were stored are not stored again")
+            ErrorKind::NoSpace
+                if matches!(
+                    self,
+                    Self::Engine(vbk::Error::NoRoom { .. } | vbk::Error::Target { .. })
+                ) =>
+            {
+                Some("make room there, or restore to another place")
             }
+            ErrorKind::NoSpace => Some(
+                "there is no space left for the repository; make room and run it again: blocks that were stored are \
+                 not stored again",
+            ),
             ErrorKind::Denied => Some("the right to do this is missing; run as root, or as the owner"),
-            ErrorKind::Corrupt => Some("`vbk verify` lists everything that is damaged; all else is still good"),
+            ErrorKind::Corrupt => Some("`vbk verify` lists what is damaged; backups that it does not name are good"),
             ErrorKind::Internal => Some("this is a bug in vbk; please report it with the output of -vv"),
             ErrorKind::NotFound
             | ErrorKind::Locked

@@ -46,7 +46,7 @@ impl Progress {
         };
         let bar = ProgressBar::with_draw_target(Some(total), target);
         let style = ProgressStyle::with_template(
-            "{prefix}{percent:>3}% {bar:24} {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}  {eta} left  {msg}",
+            "{prefix}{percent:>3}% {bar:24} {binary_bytes}/{binary_total_bytes}  {decimal_bytes_per_sec}  {eta} left  {msg}",
         );
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         Self {

@@ -35,7 +35,9 @@ pub(crate) enum FileContent {
 
 /// Lists the files of a backup. `open` opens its images. A disk whose partition table can't be read is there all the
 /// same, without its partitions.
-pub(crate) fn list(entry: &Entry, open: impl Fn(&Image) -> vbk_repo::Result<ImageReader>) -> Vec<FileInfo> {
+/// The flag is false if one could not be read now.
+pub(crate) fn list(entry: &Entry, open: impl Fn(&Image) -> vbk_repo::Result<ImageReader>) -> (Vec<FileInfo>, bool) {
+    let mut complete = true;
     let record = record_json(entry);
     let mut files = vec![FileInfo {
         name: RECORD_NAME.to_owned(),
@@ -61,6 +63,7 @@ pub(crate) fn list(entry: &Entry, open: impl Fn(&Image) -> vbk_repo::Result<Imag
             Err(error) => {
                 let backup = entry.backup.spec();
                 tracing::warn!("{backup}/{}: its partitions can't be shown: {error}", image.disk);
+                complete = false;
                 continue;
             }
         };
@@ -69,7 +72,7 @@ pub(crate) fn list(entry: &Entry, open: impl Fn(&Image) -> vbk_repo::Result<Imag
         }
         files.extend(partitions(number, image, &table));
     }
-    files
+    (files, complete)
 }
 
 fn partitions(number: usize, image: &Image, table: &PartitionTable) -> Vec<FileInfo> {

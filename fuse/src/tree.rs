@@ -359,10 +359,14 @@ impl ImageFs {
         if let Some(files) = self.listings.get(&entry.id) {
             return files;
         }
-        let files = Arc::new(listing::list(entry, |image| {
+        let (files, complete) = listing::list(entry, |image| {
             ImageReader::open(state.view.store(), Arc::clone(&self.resources), image)
-        }));
-        self.listings.insert(entry.id, Arc::clone(&files));
+        });
+        let files = Arc::new(files);
+        // What could not be read now may be readable later.
+        if complete {
+            self.listings.insert(entry.id, Arc::clone(&files));
+        }
         files
     }
 

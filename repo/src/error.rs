@@ -100,7 +100,7 @@ pub enum Error {
     },
     /// A backup was named in a way that can't be read.
     #[error(
-        "{spec:?} does not name a backup; write GUEST@latest, GUEST@2026-11-21 (any part of the time that is enough) or the first digits of a backup's id"
+        "{spec:?} does not name a backup; write GUEST@latest, GUEST@2026-11-21 (as much of the time as tells it from others) or the first digits of a backup's id"
     )]
     BadSpec {
         /// What was given.

@@ -71,6 +71,14 @@ impl DiskName {
     pub fn new(name: impl Into<String>) -> Result<Self> {
         let name = name.into();
         check("disk", &name)?;
+        let ending = name.rsplit_once(".p").map(|(_, number)| number);
+        if ending.is_some_and(|number| !number.is_empty() && number.bytes().all(|c| c.is_ascii_digit())) {
+            return Err(Error::BadName {
+                what: "disk",
+                name,
+                reason: "ends as partitions do (.p1, .p2 ...), whose files it would hide",
+            });
+        }
         Ok(Self(name))
     }
 
@@ -184,6 +192,10 @@ mod tests {
 
     #[test]
     fn names_people_use_are_taken() {
+        for bad in ["vda.p1", "x.p128"] {
+            assert!(DiskName::new(bad).is_err() && GuestName::new(bad).is_ok(), "{bad}");
+        }
+        assert!(DiskName::new("vda.p").is_ok() && DiskName::new("disk.p1x").is_ok());
         for good in ["web1", "db-02.example.com", "vm_100", "münchen", "100"] {
             assert_eq!(GuestName::new(good).expect("good").to_string(), good);
         }

@@ -109,18 +109,25 @@ impl Repository {
             if let Some(held) = views::open(&self.path)? {
                 return View::new(held.reader, held.number, &self.path);
             }
-            // No view: loss of power right after init, or a copy of the directory without its links. A writer makes one.
+            // No view, or one that lacks something: loss of power right after init, or a copy of the directory. A
+            // writer makes it anew when it opens.
             match self.writer("open", &mut |_| false) {
-                Ok(writer) => drop(writer),
                 Err(error) if error.kind() == ErrorKind::Denied => {
                     // Nobody can write here, so the store itself is as good as a view.
                     let reader = RocksReader::open(&path_in(&self.path), None)?;
                     let number = reader.generation()?;
                     return View::new(reader, number, &self.path);
                 }
-                Err(Error::Locked { .. }) if started.elapsed() < FIRST_VIEW_TIMEOUT => {
-                    std::thread::sleep(Duration::from_millis(100));
+                result if started.elapsed() > FIRST_VIEW_TIMEOUT => {
+                    result?;
+                    return Err(Error::Store {
+                        kind: ErrorKind::Unavailable,
+                        doing: "open a view",
+                        message: "views come and go too quickly".into(),
+                    });
                 }
+                Ok(_) => {}
+                Err(Error::Locked { .. }) => std::thread::sleep(Duration::from_millis(100)),
                 Err(error) => return Err(error),
             }
         }
@@ -293,14 +300,25 @@ impl Writer {
     }
 
     /// Makes a backup visible. Everything it names must have been put; all of it is durable when this returns.
-    pub fn commit(&self, backup: Backup) -> Result<Entry> {
+    pub fn commit(&self, backup: Backup) -> Result<Committed> {
         let bytes = backup.encode();
         let id = BackupId(content_hash(&bytes));
         let key = backup.spec();
         self.store.commit(&Record { key, bytes })?;
-        views::publish(&self.path, &self.store)?;
-        Ok(Entry { id, backup })
+        Ok(Committed {
+            entry: Entry { id, backup },
+            unpublished: views::publish(&self.path, &self.store).err(),
+        })
     }
+}
+
+/// A backup that is stored.
+#[derive(Debug)]
+pub struct Committed {
+    /// The backup.
+    pub entry: Entry,
+    /// Why readers do not see it before the next writer has been there, if so.
+    pub unpublished: Option<Error>,
 }
 
 #[cfg(test)]

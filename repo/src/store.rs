@@ -4,7 +4,8 @@
 //! images or partitions.
 //!
 //! 1. Putting a block or segment that exists succeeds and changes nothing.
-//! 2. When `flush` returns Ok, everything put before survives loss of power. If a put failed, every later flush fails.
+//! 2. When `flush` returns Ok, everything put before survives loss of power. If a put could not
+//!    be written, every later flush fails.
 //! 3. A record is visible whole or not at all, durable when `commit` returns, never replaced.
 //! 4. Every method may be called from many threads at once.
 //! 5. An error of kind Unavailable may be retried as it is.

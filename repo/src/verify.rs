@@ -1,6 +1,7 @@
 //! Proves backups: reads every block that they name, once, decodes it and hashes it again.
 //!
-//! Memory: a bit per block of the store, 40 bytes per distinct segment, and the list of what is damaged.
+//! Memory: a bit per block of the store, 40 bytes per distinct segment, two blocks per thread within
+//! [`WORKER_BYTES`], and the list of what is damaged.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,6 +18,9 @@ use crate::writer::SlotReader;
 
 /// Blocks that go to a thread at once.
 const BATCH_BLOCKS: usize = 16;
+
+/// What the threads' blocks may take together; with large blocks there are fewer threads.
+const WORKER_BYTES: usize = 64 << 20;
 
 /// How far a verification is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -68,15 +72,18 @@ pub fn verify(
     progress: &dyn Fn(VerifyProgress),
     cancel: &AtomicBool,
 ) -> Result<VerifyReport> {
+    // A block and, at worst, as much stored.
+    let limit = WORKER_BYTES / (2 * store.identity()?.block_size.bytes());
+    let threads = threads.clamp(1, limit.max(1));
     let findings = Findings {
         blocks: Mutex::default(),
         blocks_read: AtomicU64::new(0),
         bytes_read: AtomicU64::new(0),
     };
     let mut read = VerifyProgress::default();
-    let (work, queue) = crossbeam_channel::bounded::<Vec<(BlockId, usize)>>(2 * threads.max(1));
+    let (work, queue) = crossbeam_channel::bounded::<Vec<(BlockId, usize)>>(2 * threads);
     let walked = std::thread::scope(|scope| {
-        for number in 0..threads.max(1) {
+        for number in 0..threads {
             let (queue, findings) = (queue.clone(), &findings);
             std::thread::Builder::new()
                 .name(format!("vbk-verify-{number}"))
@@ -122,7 +129,7 @@ pub fn verify(
     read.bytes = findings.bytes_read.load(Ordering::Relaxed);
     Ok(VerifyReport {
         read,
-        damage: findings.places(store, entries, bad_segments),
+        damage: findings.places(store, entries, bad_segments, cancel)?,
     })
 }
 
@@ -149,13 +156,21 @@ impl Findings {
         }
     }
 
-    /// Walks the manifests again to name every place that a damaged block or segment is in.
-    fn places(self, store: &dyn StoreReader, entries: &[Entry], bad_segments: bool) -> Vec<Damage> {
+    /// Walks the manifests again to name every place that a damaged block or segment is in. Each segment without damage
+    /// is read once, however many backups have it.
+    fn places(
+        self,
+        store: &dyn StoreReader,
+        entries: &[Entry],
+        bad_segments: bool,
+        cancel: &AtomicBool,
+    ) -> Result<Vec<Damage>> {
         let blocks = self.blocks.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut all = Vec::new();
         if blocks.is_empty() && !bad_segments {
-            return all;
+            return Ok(all);
         }
+        let mut good_segments = HashSet::new();
         for entry in entries {
             for image in &entry.backup.images {
                 let mut add = |offset_bytes, len_bytes, what: &str| {
@@ -175,28 +190,40 @@ impl Findings {
                     }
                 };
                 let size = reader.root().block_size;
-                for number in 0..reader.root().segments.len() {
+                for (number, segment) in reader.root().segments.iter().enumerate() {
+                    if *segment == SegmentId::ZERO || good_segments.contains(segment) {
+                        continue;
+                    }
+                    if cancel.load(Ordering::SeqCst) {
+                        return Err(Error::Interrupted);
+                    }
                     let first = number as u64 * SEGMENT_SLOTS as u64;
                     let start = size.offset_of(BlockIndex(first));
                     let slots = match reader.segment(number) {
                         Ok(slots) => slots,
                         Err(error) => {
                             let end = size.offset_of(BlockIndex(first + SEGMENT_SLOTS as u64));
-                            add(start, end.min(image.size_bytes) - start, &error.to_string());
+                            let len = end.min(image.size_bytes).saturating_sub(start);
+                            add(start, len, &error.to_string());
                             continue;
                         }
                     };
+                    let mut good = true;
                     for (index, id) in (first..).zip(&slots) {
                         if let Some(what) = id.and_then(|id| blocks.get(&id)) {
                             let index = BlockIndex(index);
                             let len = size.len_of(index, image.size_bytes) as u64;
                             add(size.offset_of(index), len, what);
+                            good = false;
                         }
+                    }
+                    if good {
+                        good_segments.insert(*segment);
                     }
                 }
             }
         }
-        all
+        Ok(all)
     }
 }
 

@@ -45,7 +45,7 @@ pub(crate) struct HeldView {
     pub(crate) number: u64,
 }
 
-/// Opens the newest view; `None` if there is none.
+/// Opens the newest view; `None` if there is none, or not all of it.
 pub(crate) fn open(repository: &Path) -> Result<Option<HeldView>> {
     let views = directory(repository);
     for _ in 0..ATTEMPTS {
@@ -64,6 +64,9 @@ pub(crate) fn open(repository: &Path) -> Result<Option<HeldView>> {
             // Removed between the look at the link and the lock.
             continue;
         }
+        if !views.join(number.to_string()).join("CURRENT").exists() {
+            return Ok(None);
+        }
         return Ok(Some(HeldView {
             reader: RocksReader::open(&views.join(number.to_string()), Some(lock))?,
             number,
@@ -76,10 +79,12 @@ pub(crate) fn open(repository: &Path) -> Result<Option<HeldView>> {
 pub(crate) fn publish(repository: &Path, store: &RocksStore) -> Result<()> {
     let views = directory(repository);
     let number = store.generation()?;
-    if current(repository)? != Some(number) {
-        let path = views.join(number.to_string());
+    let path = views.join(number.to_string());
+    let lock = views.join(format!("{number}.lock"));
+    // A copy of the repository may lack some of it.
+    let whole = lock.exists() && path.join("CURRENT").exists();
+    if current(repository)? != Some(number) || !whole {
         remove_tree(&path)?;
-        let lock = views.join(format!("{number}.lock"));
         File::create(&lock).map_err(Error::io("create", &lock))?;
         store.checkpoint(&path)?;
         point_to(&views, number)?;
@@ -118,7 +123,9 @@ fn remove_unused(views: &Path, keep: u64) -> Result<()> {
                 Ok(()) => Some(lock),
                 Err(_) => continue,
             },
-            Err(_) => None,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            // It can't be told whether somebody reads it.
+            Err(_) => continue,
         };
         remove_tree(&views.join(number))?;
         remove_tree(&views.join(format!("{number}.tmp")))?;

@@ -51,7 +51,11 @@ fn plain() -> Vec<u8> {
 
 fn run(plain: &[u8], path: &Path, force: bool) -> Result<()> {
     let (image, data_bytes) = image(plain);
-    let options = RestoreOptions { force, threads: 2 };
+    let options = RestoreOptions {
+        label: "web1".into(),
+        force,
+        threads: 2,
+    };
     restore(&image, data_bytes, path, &options, &AtomicBool::new(false), &())
 }
 
@@ -91,6 +95,7 @@ fn an_interrupted_or_failed_restore_leaves_nothing() {
     let path = directory.path().join("out.img");
     let (image, data_bytes) = image(&plain());
     let options = RestoreOptions {
+        label: "web1".into(),
         force: false,
         threads: 2,
     };
@@ -100,6 +105,37 @@ fn an_interrupted_or_failed_restore_leaves_nothing() {
     let full = restore(&image, u64::MAX, &path, &options, &AtomicBool::new(false), &());
     assert_eq!(full.map_err(|error| error.kind()), Err(ErrorKind::NoSpace));
     assert_eq!(names(directory.path()), [] as [PathBuf; 0]);
+}
+
+#[test]
+fn what_a_killed_restore_left_goes_with_the_next_one() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("out.img");
+    // Of a restore that is still at work, and of others.
+    let busy = fs::File::create(directory.path().join(".vbk-part-77-out.img")).expect("creates");
+    busy.lock().expect("locks");
+    for name in [".vbk-part-78-out.img", ".vbk-part-78-other.img", ".vbk-part-x-out.img"] {
+        fs::write(directory.path().join(name), b"half").expect("writes");
+    }
+    run(&plain(), &path, false).expect("restores");
+    let mut left = names(directory.path());
+    left.sort();
+    let expected = [
+        ".vbk-part-77-out.img",
+        ".vbk-part-78-other.img",
+        ".vbk-part-x-out.img",
+        "out.img",
+    ];
+    assert_eq!(left, expected.map(PathBuf::from));
+}
+
+#[test]
+fn a_long_name_and_a_dangling_link_are_no_surprise() {
+    let directory = tempfile::tempdir().expect("a directory");
+    run(&plain(), &directory.path().join("x".repeat(255)), false).expect("restores");
+    let link = directory.path().join("link");
+    std::os::unix::fs::symlink("nowhere", &link).expect("links");
+    assert!(matches!(run(&plain(), &link, true), Err(Error::DanglingLink(_))));
 }
 
 #[test]
@@ -115,7 +151,7 @@ fn what_can_not_be_a_disk_is_refused() {
 fn a_stream_has_every_byte() {
     let (image, _) = image(&plain());
     let mut out = Vec::new();
-    stream(&image, &mut out, &AtomicBool::new(false), &()).expect("streams");
+    stream("web1", &image, &mut out, &AtomicBool::new(false), &()).expect("streams");
     assert!(out == plain());
 }
 

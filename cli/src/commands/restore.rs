@@ -47,12 +47,14 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs) -> Result<Outcome> {
     let image = choose(&entry.backup, &args.backup)?;
     let reader = ImageReader::open(view.store(), ReadResources::new(threads()), image)?;
     let progress = Progress::new(context.quiet(), image.size_bytes, Words::Plain);
+    let label = format!("{}/{}", entry.backup.spec(), image.disk);
     if to_stdout {
         let mut out = std::io::stdout().lock();
-        stream(&Arc::new(reader), &mut out, &cancel, &progress)?;
+        stream(&label, &Arc::new(reader), &mut out, &cancel, &progress)?;
         return Ok(Outcome::Done);
     }
     let options = RestoreOptions {
+        label,
         force: args.force,
         threads: threads(),
     };

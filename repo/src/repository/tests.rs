@@ -19,7 +19,7 @@ fn backup(writer: &Writer, time: &str, seed: u32) -> Entry {
 }
 
 fn commit(writer: &Writer, time: &str, images: Vec<Image>) -> Result<Entry> {
-    writer.commit(Backup {
+    let committed = writer.commit(Backup {
         format: RECORD_FORMAT,
         guest: "web1".parse().expect("a name"),
         time: time.parse().expect("a time"),
@@ -28,7 +28,9 @@ fn commit(writer: &Writer, time: &str, images: Vec<Image>) -> Result<Entry> {
         vbk_version: String::new(),
         consistency: Consistency::Live,
         images,
-    })
+    })?;
+    assert!(committed.unpublished.is_none(), "{committed:?}");
+    Ok(committed.entry)
 }
 
 fn views(repository: &Repository) -> Vec<String> {
@@ -79,6 +81,23 @@ fn a_lost_view_is_made_again() {
     fs::create_dir(repository.path().join("views")).expect("creates");
     let view = repository.view().expect("opens");
     assert_eq!(view.catalogue().expect("loads").entries().len(), 1);
+}
+
+#[test]
+fn a_view_that_lacks_something_is_made_again() {
+    let (_directory, repository) = new();
+    let writer = repository.writer("test", &mut no_wait).expect("opens");
+    backup(&writer, "2026-11-20T00-00-00Z", 1);
+    drop(writer);
+    let views = repository.path().join("views");
+    let count = || {
+        let view = repository.view().expect("opens");
+        view.catalogue().expect("loads").entries().len()
+    };
+    fs::remove_file(views.join("1.lock")).expect("removes");
+    assert_eq!(count(), 1);
+    fs::remove_dir_all(views.join("1")).expect("removes");
+    assert_eq!(count(), 1);
 }
 
 #[test]

@@ -332,6 +332,13 @@ impl RocksStore {
 
     fn barrier(&self, record: Option<&Record>) -> Result<()> {
         let _one = self.barrier.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(record) = record {
+            let family = self.reader.family("backups");
+            let known = self.reader.db.get_pinned_cf(family, &record.key);
+            if known.map_err(failed("list the backups"))?.is_some() {
+                return Err(Error::BackupExists(record.key.clone()));
+            }
+        }
         let (covered, next) = {
             let _no_puts = self.gate.write().unwrap_or_else(PoisonError::into_inner);
             let covered: Vec<_> = self.pending().iter().map(|(id, row)| (*id, *row)).collect();
@@ -432,9 +439,12 @@ impl BlockStore for RocksStore {
         let mut batch = WriteBatch::default();
         for (id, bytes) in segments {
             // Asked for by name, so that a manifest that did not change is not written again every day.
-            let known = self.reader.db.get_pinned_cf(family, id.0);
-            if known.map_err(failed("read a manifest"))?.is_none() {
-                batch.put_cf(family, id.0, bytes);
+            match self.reader.db.get_pinned_cf(family, id.0) {
+                Ok(Some(_)) => {}
+                Ok(None) => batch.put_cf(family, id.0, bytes),
+                // Its name is its content: to store it anew mends every backup that has it.
+                Err(error) if is_damage(&error) => batch.put_cf(family, id.0, bytes),
+                Err(error) => return Err(failed("read a manifest")(error)),
             }
         }
         self.write("store a manifest", batch)
@@ -445,10 +455,6 @@ impl BlockStore for RocksStore {
     }
 
     fn commit(&self, record: &Record) -> Result<()> {
-        let known = self.reader.db.get_pinned_cf(self.reader.family("backups"), &record.key);
-        if known.map_err(failed("list the backups"))?.is_some() {
-            return Err(Error::BackupExists(record.key.clone()));
-        }
         self.barrier(Some(record))
     }
 
