@@ -1,7 +1,7 @@
 //! Proves backups: reads every block that they name, once, decodes it and hashes it again.
 //!
 //! Memory: a bit per block of the store, 40 bytes per distinct segment, two blocks per thread within
-//! [`WORKER_BYTES`], and the list of what is damaged.
+//! 64 MiB, and the list of what is damaged.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-//! The embedded store: RocksDB, with blocks and segments in blob files. The only file that knows RocksDB.
+//! The embedded store: RocksDB, with the pages of blocks in blob files. Only this file and its folder know RocksDB.
 //!
 //! | column family | key | value |
 //! |---|---|---|

@@ -54,8 +54,7 @@ fn family(name: &str, cache: &Cache) -> Options {
     if name == "blocks" {
         options.set_write_buffer_size(BUFFER_BYTES);
         options.set_max_write_buffer_number(BUFFERS);
-    }
-    if name == "blocks" || name == "segments" {
+        // Not for segments: every backup would leave a small file of them for ever, and compaction merges rows.
         options.set_enable_blob_files(true);
         options.set_min_blob_size(MIN_BLOB_BYTES);
         options.set_blob_compression_type(DBCompressionType::None);
