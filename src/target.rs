@@ -1,6 +1,6 @@
 //! What a restore writes to: a new file that appears when it is whole, or a block device.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -61,6 +61,7 @@ impl Target {
     }
 
     fn open_device(path: &Path, size_bytes: u64) -> Result<Self> {
+        refuse_loop_sibling(path)?;
         let open = |flags: OFlag| {
             OpenOptions::new()
                 .read(true)
@@ -283,16 +284,40 @@ fn device_user(path: &Path) -> String {
 
 /// A file that is a loop device's disk is in use, though nothing but sysfs says so.
 fn refuse_loop_backing(path: &Path) -> Result<()> {
-    let devices = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
-    for device in devices {
-        let backing = std::fs::read_to_string(device.path().join("loop/backing_file"));
-        if backing.is_ok_and(|backing| Path::new(backing.trim_end_matches('\n')) == path) {
-            let name = device.file_name().to_string_lossy().into_owned();
-            return Err(Error::TargetInUse {
-                path: path.to_owned(),
-                what: format!("loop device /dev/{name}; `losetup -d /dev/{name}` first"),
-            });
+    refuse_loops(path, |_, backing| backing == path)
+}
+
+/// Two loop devices may show the same file, and the kernel does not see that they are one disk.
+fn refuse_loop_sibling(device: &Path) -> Result<()> {
+    let own = std::fs::canonicalize(device).map_err(Error::target("open", device))?;
+    let own = own.file_name().unwrap_or_default().to_owned();
+    let loops = loop_devices();
+    let Some((_, shown)) = loops.iter().find(|(name, _)| *name == own) else {
+        return Ok(());
+    };
+    refuse_loops(device, |name, backing| name != own && backing == shown)
+}
+
+fn refuse_loops(target: &Path, in_use: impl Fn(&OsStr, &Path) -> bool) -> Result<()> {
+    match loop_devices().iter().find(|(name, backing)| in_use(name, backing)) {
+        None => Ok(()),
+        Some((name, _)) => {
+            let name = name.to_string_lossy();
+            Err(Error::TargetInUse {
+                path: target.to_owned(),
+                what: format!("loop device /dev/{name} shows it too; `losetup -d /dev/{name}` first"),
+            })
         }
     }
-    Ok(())
+}
+
+/// The names of the loop devices in use, and the files they show.
+fn loop_devices() -> Vec<(OsString, PathBuf)> {
+    let devices = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    devices
+        .filter_map(|device| {
+            let backing = std::fs::read_to_string(device.path().join("loop/backing_file")).ok()?;
+            Some((device.file_name(), backing.trim_end_matches('\n').into()))
+        })
+        .collect()
 }

@@ -162,8 +162,8 @@ pub struct MountArgs {
     #[arg(value_name = "DIR|BACKUP")]
     pub what: String,
 
-    /// Mount the file systems inside a backup here: DIR/p1, DIR/p2 ... for partitions 1, 2 ...; DIR/DISK/p1 ... if the
-    /// backup has several disks. Read-only; needs root
+    /// Mount the file systems inside a backup here: DIR/p1, DIR/p2 ... for partitions 1, 2 ...; that of a disk without
+    /// partitions at DIR itself; DIR/DISK/p1 ... if the backup has several disks. Read-only; needs root
     #[arg(long, value_name = "DIR")]
     pub files: Option<PathBuf>,
 

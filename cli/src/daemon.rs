@@ -64,13 +64,14 @@ fn pass_on(child: &mut Child) -> Result<Option<Outcome>> {
     // It writes here what went wrong, or warnings, until it is ready; then it turns to its log and this ends. Read at
     // the same time as its report, or a child with much to say would wait for ever.
     let errors = child.stderr.take().map(|mut err| {
-        std::thread::spawn(move || {
+        std::thread::Builder::new().name("vbk-stderr".into()).spawn(move || {
             let mut text = Vec::new();
             let read = err.read_to_end(&mut text);
             eprint!("{}", String::from_utf8_lossy(&text));
             read
         })
     });
+    let errors = errors.transpose().map_err(failed("read from the background"))?;
     if let Some(out) = child.stdout.take() {
         for line in BufReader::new(out).lines() {
             let line = line.map_err(failed("read from the background"))?;

@@ -62,6 +62,12 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
+    /// There is a repository in the directory.
+    #[error("{path} is a repository already; `vbk list --repo {path}` shows what is in it")]
+    AlreadyARepository {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The repository was made by a newer vbk.
     #[error("repository {path} has format {found}, this vbk reads up to {supported}; use a newer vbk")]
     NewerFormat {
@@ -212,6 +218,7 @@ impl Error {
             | Self::NoSuchBackup { .. }
             | Self::NoSuchDisk { .. } => ErrorKind::NotFound,
             Self::NotEmpty { .. }
+            | Self::AlreadyARepository { .. }
             | Self::BadName { .. }
             | Self::BadSpec { .. }
             | Self::BadBlockSize { .. }

@@ -52,6 +52,13 @@ impl GuestName {
     pub fn new(name: impl Into<String>) -> Result<Self> {
         let name = name.into();
         check("guest", &name)?;
+        if name == "latest" {
+            return Err(Error::BadName {
+                what: "guest",
+                name,
+                reason: "is what the newest backup of each guest is called",
+            });
+        }
         Ok(Self(name))
     }
 
@@ -187,7 +194,7 @@ mod tests {
             assert!(GuestName::new(bad).is_err(), "{bad:?}");
             assert!(DiskName::new(bad).is_err(), "{bad:?}");
         }
-        assert!(GuestName::new("x".repeat(201)).is_err());
+        assert!(GuestName::new("x".repeat(201)).is_err() && GuestName::new("latest").is_err());
     }
 
     #[test]

@@ -55,6 +55,9 @@ impl Repository {
         fs::create_dir_all(path).map_err(Error::io("create", path))?;
         // Links that will be compared and kept must not depend on where the process stands.
         let path = fs::canonicalize(path).map_err(Error::io("open", path))?;
+        if path.join(MARKER).exists() {
+            return Err(Error::AlreadyARepository { path });
+        }
         let mut entries = fs::read_dir(&path).map_err(Error::io("list", &path))?;
         // A file system of its own has this directory at its top.
         if entries.any(|entry| !entry.is_ok_and(|entry| entry.file_name() == "lost+found")) {

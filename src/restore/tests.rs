@@ -208,6 +208,21 @@ mod device {
     }
 
     #[test]
+    fn a_file_that_another_loop_device_shows_stays_as_it_was() {
+        let device = Loop::new(14 * MIB);
+        let again = Command::new("losetup")
+            .args(["-f", "--show"])
+            .arg(device._file.path())
+            .output();
+        let again = String::from_utf8(again.expect("losetup runs").stdout).expect("text");
+        let refused = run(&plain(), &device.path, true);
+        let _ = Command::new("losetup").arg("-d").arg(again.trim()).status();
+        let text = refused.expect_err("is in use").to_string();
+        assert!(text.contains(again.trim()), "{text}");
+        assert!(fs::read(&device.path).expect("reads").iter().all(|byte| *byte == 0xAA));
+    }
+
+    #[test]
     fn a_mounted_device_and_its_file_stay_as_they_were() {
         let device = Loop::new(32 * MIB);
         let made = Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&device.path).status();

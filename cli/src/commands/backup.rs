@@ -35,7 +35,11 @@ struct Report<'a> {
 /// Backs a guest up.
 pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
     let clock = Instant::now();
-    let disks = name_disks(&args.disks)?;
+    let mut disks = name_disks(&args.disks)?;
+    for (_, path) in &mut disks {
+        // As it is recorded: somebody may look for it in a year. Links stay, their names tell more.
+        *path = std::path::absolute(&path).map_err(|error| Error::Other(format!("{}: {error}", path.display())))?;
+    }
     let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
     // Before the wait for another writer: a wrong path is told at once.
     let mut total = 0;

@@ -84,7 +84,7 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
     let session = Session::mount(Arc::new(tree), &point, options)?;
     let shown = point.display();
     context.say(format_args!(
-        "{} of {} in {path} are at {shown}; `vbk umount {shown}` takes them down",
+        "showing {} of {} in {path} at {shown}; `vbk umount {shown}` takes it down",
         units::count(catalogue.entries().len() as u64, "backup"),
         units::count(catalogue.guests().len() as u64, "guest"),
     ));
@@ -127,7 +127,7 @@ fn umount_elsewhere(point: &Path) {
 /// Mounts the file systems of a backup, from images that another process serves.
 fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Outcome> {
     let spec: BackupSpec = args.what.parse()?;
-    let signals = catch_signals()?;
+    let mut signals = catch_signals()?;
     let repository = context.repository()?;
     let view = repository.view()?;
     let catalogue = view.catalogue()?;
@@ -160,6 +160,10 @@ fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Ou
         warnings,
         volumes: volumes.iter().map(VolumeJson::new).collect(),
     })?;
+    if outcome != Outcome::Failed && signals.pending().next().is_some() {
+        volumes::unmount(&point, WhenBusy::Detach)?;
+        return Err(vbk_repo::Error::Interrupted.into());
+    }
     if !args.foreground || outcome == Outcome::Failed {
         return Ok(outcome);
     }

@@ -160,6 +160,9 @@ fn only_an_empty_directory_becomes_a_repository() {
     fs::write(directory.path().join("mine"), "").expect("writes");
     let refused = Repository::create(directory.path(), BlockSize::DEFAULT);
     assert!(matches!(refused, Err(Error::NotEmpty { .. })));
+    let (_directory, repository) = new();
+    let twice = Repository::create(repository.path(), BlockSize::DEFAULT);
+    assert!(matches!(twice, Err(Error::AlreadyARepository { .. })));
     let not_one = Repository::open(directory.path());
     assert!(matches!(not_one, Err(Error::NotARepository { .. })));
     let gone = Repository::open(&directory.path().join("gone"));
