@@ -114,7 +114,8 @@ fn verify_names_backup_disk_and_place_of_a_flipped_byte() {
 #[test]
 fn only_the_page_of_a_flipped_byte_can_not_be_read_from_the_mount() {
     let Damaged { lab, .. } = damaged();
-    let dir = lab.mount("images");
+    let dir = lab.subdir("images");
+    let mounted = lab.json(args!["mount", dir]);
     let image = dir.join("bad/latest/vda.img");
     let content = noise_bytes(2, SIZE);
     let file = File::open(&image).expect("opens");
@@ -150,6 +151,14 @@ fn only_the_page_of_a_flipped_byte_can_not_be_read_from_the_mount() {
     assert_is_noise(&dir.join("good/latest/vda.img"), 1, SIZE);
     drop(file);
     lab.umount(&dir);
+    // Its log names the damage, and stays for people to read.
+    let log = mounted["log"].as_str().expect("a log");
+    let text = fs::read_to_string(log).expect("reads");
+    assert!(
+        text.contains("bad@") && text.contains("vda.img") && text.contains("block "),
+        "{text}"
+    );
+    fs::remove_file(log).expect("removes");
 }
 
 #[test]
