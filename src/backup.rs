@@ -90,7 +90,7 @@ pub fn backup(
     }
     let catalogue = writer.catalogue()?;
     let previous = catalogue.latest(&plan.guest);
-    let time = writer.free_time(&plan.guest, plan.started)?;
+    let time = catalogue.free_time(&plan.guest, plan.started);
     if let Some(later) = previous.filter(|entry| entry.backup.time > time) {
         observer.event(Event::Warning(&format!(
             "the clock is behind the latest backup, {}; this one will be listed before it",
@@ -213,7 +213,7 @@ impl<'a> Run<'a> {
             store: writer.store(),
             block_size,
             source,
-            previous: known.and_then(|image| Previous::open(writer.store().as_reader(), image, observer)),
+            previous: known.and_then(|image| Previous::open(writer.store(), image, observer)),
             slots: ImageWriter::create(writer.store(), block_size, source.size_bytes()),
             walk: Mutex::new(Walk { next: 0, data_end: 0 }),
             counts: Mutex::default(),

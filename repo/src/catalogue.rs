@@ -3,13 +3,19 @@
 use std::fmt;
 use std::str::FromStr;
 
+use jiff::Timestamp;
+
 use crate::backup::Entry;
 use crate::error::{Error, Result};
-use crate::name::GuestName;
+use crate::name::{BackupTime, GuestName};
 use crate::store::StoreReader;
 
 /// How many candidates an error lists.
 const MAX_CANDIDATES: usize = 20;
+
+/// How far ahead of the clock the latest backup may be without anybody having to know: several backups in one second
+/// take the next ones.
+const CLOCK_SLACK_SECONDS: i64 = 60;
 
 /// The backups of a repository, by guest and then from the oldest to the newest.
 #[derive(Debug, Default)]
@@ -117,6 +123,22 @@ impl Catalogue {
         self.of(guest).next_back()
     }
 
+    /// The time to give a backup of `guest` that starts now: `now`, or the first free second after the latest backup if
+    /// that is less than a minute ahead. A clock that is further behind gets the first free second from `now` on.
+    pub fn free_time(&self, guest: &GuestName, now: Timestamp) -> BackupTime {
+        let mut time = BackupTime::new(now);
+        if let Some(latest) = self.latest(guest).map(|entry| entry.backup.time)
+            && latest >= time
+            && latest.seconds_since(time) < CLOCK_SLACK_SECONDS
+        {
+            time = latest.next();
+        }
+        while self.of(guest).any(|entry| entry.backup.time == time) {
+            time = time.next();
+        }
+        time
+    }
+
     /// An error unless the guest has backups.
     pub fn check_guest(&self, guest: &GuestName) -> Result<()> {
         if self.latest(guest).is_some() {
@@ -200,24 +222,15 @@ fn shorten(names: &[&str], separator: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backup::{Backup, Consistency, RECORD_FORMAT};
     use crate::block::BlockSize;
     use crate::store::memory::MemoryStore;
     use crate::store::{BlockStore, Record};
+    use crate::testing::backup;
 
     fn catalogue(backups: &[(&str, &str)]) -> Catalogue {
         let store = MemoryStore::new(BlockSize::DEFAULT);
         for (guest, time) in backups {
-            let backup = Backup {
-                format: RECORD_FORMAT,
-                guest: guest.parse().expect("a name"),
-                time: time.parse().expect("a time"),
-                duration_ms: 1,
-                host: "host".into(),
-                vbk_version: "0".into(),
-                consistency: Consistency::Live,
-                images: Vec::new(),
-            };
+            let backup = backup(guest, time, Vec::new());
             let record = Record {
                 key: backup.spec(),
                 bytes: backup.encode(),

@@ -21,7 +21,6 @@ use crate::catalogue::Catalogue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BackupId, to_hex};
 use crate::lock::WriterLock;
-use crate::name::{BackupTime, GuestName};
 use crate::store::rocks::{RocksReader, RocksStore, path_in};
 use crate::store::{BlockStore, Identity, Record, STORE_FORMAT, StoreReader};
 use crate::views;
@@ -30,10 +29,6 @@ use crate::views;
 pub const LAYOUT_FORMAT: u32 = 1;
 
 const MARKER: &str = "vbk-repository";
-
-/// How far ahead of the clock the latest backup may be without anybody having to know: several backups in one second
-/// take the next ones.
-const CLOCK_SLACK_SECONDS: i64 = 60;
 
 /// How long a reader waits for a writer to publish the first view.
 const FIRST_VIEW_TIMEOUT: Duration = Duration::from_secs(30);
@@ -283,23 +278,6 @@ impl Writer {
     /// All backups.
     pub fn catalogue(&self) -> Result<Catalogue> {
         Catalogue::load(&*self.store)
-    }
-
-    /// The time to give a backup of `guest` that starts now: `now`, or the first free second after the latest backup if
-    /// that is less than a minute ahead. A clock that is further behind gets the first free second from `now` on.
-    pub fn free_time(&self, guest: &GuestName, now: Timestamp) -> Result<BackupTime> {
-        let catalogue = self.catalogue()?;
-        let mut time = BackupTime::new(now);
-        if let Some(latest) = catalogue.latest(guest).map(|entry| entry.backup.time)
-            && latest >= time
-            && latest.seconds_since(time) < CLOCK_SLACK_SECONDS
-        {
-            time = latest.next();
-        }
-        while catalogue.of(guest).any(|entry| entry.backup.time == time) {
-            time = time.next();
-        }
-        Ok(time)
     }
 
     /// Makes a backup visible. Everything it names must have been put; all of it is durable when this returns.

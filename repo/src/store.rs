@@ -128,9 +128,6 @@ pub trait BlockStore: StoreReader {
 
     /// Flushes, then makes the record visible.
     fn commit(&self, record: &Record) -> Result<()>;
-
-    /// This store as a reader.
-    fn as_reader(&self) -> &dyn StoreReader;
 }
 
 /// What a store answers for a put that came after a failed one.

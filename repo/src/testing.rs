@@ -1,6 +1,6 @@
 //! Puts plain bytes into a store as an image, for the tests of this crate.
 
-use crate::backup::Image;
+use crate::backup::{Backup, Consistency, Image, RECORD_FORMAT};
 use crate::block::{BlockIndex, BlockSize, hash_block, is_zero};
 use crate::codec::{Compression, Sealer};
 use crate::store::BlockStore;
@@ -55,3 +55,17 @@ pub(crate) fn mixed_bytes(seed: u32, len: usize) -> Vec<u8> {
 
 /// Small blocks, so that small images have many.
 pub(crate) const SMALL: BlockSize = BlockSize::MIN;
+
+/// A record, as if just made.
+pub(crate) fn backup(guest: &str, time: &str, images: Vec<Image>) -> Backup {
+    Backup {
+        format: RECORD_FORMAT,
+        guest: guest.parse().expect("a name"),
+        time: time.parse().expect("a time"),
+        duration_ms: 0,
+        host: String::new(),
+        vbk_version: String::new(),
+        consistency: Consistency::Live,
+        images,
+    }
+}

@@ -149,9 +149,15 @@ fn a_killed_init_can_be_run_again_or_says_why_not() {
         let running = lab.start(args!["init"]);
         std::thread::sleep(Duration::from_millis(delay_ms));
         drop(running);
+        // Its last step is the file that says what the directory is: with it the repository is whole.
+        let whole = lab.repo().join("vbk-repository").exists();
         let said = lab.run(args!["init"]);
         if said.status.code() != Some(0) {
-            said.code(1).says(&["not empty"]);
+            said.code(1)
+                .says(&[if whole { "is a repository already" } else { "not empty" }]);
+        }
+        if whole {
+            lab.ok(args!["list"]);
         }
         // Half a repository is not taken for one.
         let said = lab.run(args!["list"]);

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use vbk_repo::backup::{Entry, Image};
-use vbk_repo::catalogue::{BackupSpec, Catalogue};
+use vbk_repo::catalogue::BackupSpec;
 use vbk_repo::diff::{ImageDiff, diff};
 
 use crate::args::DiffArgs;
@@ -39,7 +39,7 @@ pub fn run(context: &Context<'_>, args: &DiffArgs) -> Result<Outcome> {
     let view = context.repository()?.view()?;
     let catalogue = view.catalogue()?;
     let (before, after) = (catalogue.find(&args.before)?, catalogue.find(&args.after)?);
-    let pairs = pairs(&catalogue, args)?;
+    let pairs = pairs(before, after, args)?;
     let mut sums = Table::new(&[
         ("DISK", Align::Left),
         ("BEFORE", Align::Right),
@@ -101,8 +101,7 @@ pub fn run(context: &Context<'_>, args: &DiffArgs) -> Result<Outcome> {
 }
 
 /// The disks to compare: those that were named, or all that both backups have.
-fn pairs<'a>(catalogue: &'a Catalogue, args: &DiffArgs) -> Result<Vec<(&'a Image, &'a Image)>> {
-    let (before, after) = (catalogue.find(&args.before)?, catalogue.find(&args.after)?);
+fn pairs<'a>(before: &'a Entry, after: &'a Entry, args: &DiffArgs) -> Result<Vec<(&'a Image, &'a Image)>> {
     if args.before.disk.is_some() || args.after.disk.is_some() {
         let disk = |entry: &'a Entry, spec: &BackupSpec, other: &BackupSpec| {
             let name = spec.disk.as_ref().or(other.disk.as_ref());

@@ -1,6 +1,6 @@
 use super::*;
-use crate::backup::{Consistency, Image, RECORD_FORMAT};
-use crate::testing::{mixed_bytes, store_image};
+use crate::backup::Image;
+use crate::testing::{self, mixed_bytes, store_image};
 
 fn new() -> (tempfile::TempDir, Repository) {
     let directory = tempfile::tempdir().expect("a directory");
@@ -19,16 +19,7 @@ fn backup(writer: &Writer, time: &str, seed: u32) -> Entry {
 }
 
 fn commit(writer: &Writer, time: &str, images: Vec<Image>) -> Result<Entry> {
-    let committed = writer.commit(Backup {
-        format: RECORD_FORMAT,
-        guest: "web1".parse().expect("a name"),
-        time: time.parse().expect("a time"),
-        duration_ms: 0,
-        host: String::new(),
-        vbk_version: String::new(),
-        consistency: Consistency::Live,
-        images,
-    })?;
+    let committed = writer.commit(testing::backup("web1", time, images))?;
     assert!(committed.unpublished.is_none(), "{committed:?}");
     Ok(committed.entry)
 }
@@ -140,7 +131,7 @@ fn one_second_never_has_two_backups() {
     let guest = "web1".parse().expect("a name");
     let free = |now: &str| {
         let now = now.parse().expect("a time");
-        writer.free_time(&guest, now).expect("a time").to_string()
+        writer.catalogue().expect("loads").free_time(&guest, now).to_string()
     };
     assert_eq!(free("2026-11-20T00:00:00.7Z"), "2026-11-20T00-00-00Z");
     backup(&writer, "2026-11-20T00-00-00Z", 1);

@@ -131,10 +131,6 @@ impl BlockStore for MemoryStore {
         inner.records.insert(record.key.clone(), record.bytes.clone());
         Ok(())
     }
-
-    fn as_reader(&self) -> &dyn StoreReader {
-        self
-    }
 }
 
 #[cfg(test)]

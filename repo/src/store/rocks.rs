@@ -457,10 +457,6 @@ impl BlockStore for RocksStore {
     fn commit(&self, record: &Record) -> Result<()> {
         self.barrier(Some(record))
     }
-
-    fn as_reader(&self) -> &dyn StoreReader {
-        self
-    }
 }
 
 /// Where the store lies in a repository's directory.

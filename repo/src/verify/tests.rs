@@ -1,24 +1,13 @@
 use super::*;
-use crate::backup::{Backup, Consistency, RECORD_FORMAT};
 use crate::block::BlockSize;
 use crate::id::BackupId;
 use crate::store::memory::MemoryStore;
-use crate::testing::{SMALL, mixed_bytes, store_image};
+use crate::testing::{SMALL, backup, mixed_bytes, store_image};
 
 fn entry(time: &str, images: Vec<Image>) -> Entry {
-    let backup = Backup {
-        format: RECORD_FORMAT,
-        guest: "web1".parse().expect("a name"),
-        time: time.parse().expect("a time"),
-        duration_ms: 0,
-        host: String::new(),
-        vbk_version: String::new(),
-        consistency: Consistency::Live,
-        images,
-    };
     Entry {
         id: BackupId([0; 32]),
-        backup,
+        backup: backup("web1", time, images),
     }
 }
 

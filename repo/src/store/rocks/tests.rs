@@ -99,9 +99,6 @@ impl BlockStore for Owned {
     fn commit(&self, record: &Record) -> Result<()> {
         self.0.store().commit(record)
     }
-    fn as_reader(&self) -> &dyn StoreReader {
-        self
-    }
 }
 
 #[test]
