@@ -11,7 +11,7 @@
 //! last, when everything it names is durable ([`vbk_repo::store`]). A run that ends early, however it ends, leaves no
 //! record, so it is never listed, and the next run finds the blocks that a barrier covered.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use vbk_repo::ErrorKind;
 use vbk_repo::backup::{Backup, Consistency, Entry, Image, RECORD_FORMAT};
-use vbk_repo::block::{BlockHashes, BlockIndex, BlockSize, hash_block, is_zero};
+use vbk_repo::block::{BlockHashes, BlockIndex, BlockSize, Hashing, is_zero};
 use vbk_repo::codec::{Compression, Sealed, Sealer};
 use vbk_repo::id::{BlockId, SegmentId};
 use vbk_repo::manifest::{SEGMENT_SLOTS, Slot};
@@ -97,6 +97,7 @@ pub fn backup(
             later.backup.spec()
         )));
     }
+    let condemned = writer.store().condemned()?.into_iter().collect();
     let mut images = Vec::new();
     let mut total = Counts::default();
     let barrier = Mutex::new(Barrier {
@@ -105,7 +106,7 @@ pub fn backup(
     });
     for (disk, source) in &sources {
         let known = previous.and_then(|entry| entry.backup.image(disk.as_str()).ok());
-        let run = Run::new(writer, plan, source, known, &barrier, cancel, observer);
+        let run = Run::new(writer, plan, source, known, &condemned, &barrier, cancel, observer);
         observer.event(Event::Disk {
             name: disk.as_str(),
             size_bytes: source.size_bytes(),
@@ -158,9 +159,12 @@ fn keep_what_is_stored(store: &dyn BlockStore, error: &Error) {
 /// The reading of one disk.
 struct Run<'a> {
     store: &'a dyn BlockStore,
+    hashing: Hashing,
     block_size: BlockSize,
     source: &'a Source,
     previous: Option<Previous<'a>>,
+    /// Blocks to store anew, though they are known.
+    condemned: &'a HashSet<BlockId>,
     slots: ImageWriter<'a>,
     walk: Mutex<Walk>,
     counts: Mutex<Counts>,
@@ -199,6 +203,7 @@ impl<'a> Run<'a> {
         plan: &BackupPlan,
         source: &'a Source,
         known: Option<&Image>,
+        condemned: &'a HashSet<BlockId>,
         barrier: &'a Mutex<Barrier>,
         cancel: &'a AtomicBool,
         observer: &'a dyn Observer,
@@ -211,9 +216,11 @@ impl<'a> Run<'a> {
         let workers = (plan.threads + 2).min(WORKER_BYTES / worker_bytes).max(2);
         Self {
             store: writer.store(),
+            hashing: writer.store().hashing(),
             block_size,
             source,
             previous: known.and_then(|image| Previous::open(writer.store(), image, observer)),
+            condemned,
             slots: ImageWriter::create(writer.store(), block_size, source.size_bytes()),
             walk: Mutex::new(Walk { next: 0, data_end: 0 }),
             counts: Mutex::default(),
@@ -330,9 +337,10 @@ impl<'a> Run<'a> {
                 slots.push(None);
                 continue;
             }
-            let hashes = hash_block(plain);
+            let hashes = self.hashing.block(plain);
             slots.push(Some(hashes.id));
-            if self.previous.as_ref().and_then(|previous| previous.slot(index)) == Some(hashes.id) {
+            let previous = self.previous.as_ref().and_then(|previous| previous.slot(index));
+            if previous == Some(hashes.id) && !self.condemned.contains(&hashes.id) {
                 counts.unchanged_bytes += len as u64;
             } else {
                 candidates.push((number as usize, len, hashes));
@@ -355,7 +363,8 @@ impl<'a> Run<'a> {
         let places = self.store.locate(&ids)?;
         let mut sealed: Vec<Sealed> = Vec::new();
         for ((number, len, hashes), place) in candidates.iter().zip(places) {
-            if place.is_some() || sealed.iter().any(|block| block.id == hashes.id) {
+            let stored = place.is_some() && !self.condemned.contains(&hashes.id);
+            if stored || sealed.iter().any(|block| block.id == hashes.id) {
                 counts.unchanged_bytes += *len as u64;
                 continue;
             }

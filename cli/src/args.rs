@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use vbk::retention::{Age, KeepPolicy};
 use vbk_repo::block::BlockSize;
 use vbk_repo::catalogue::BackupSpec;
 use vbk_repo::codec::Compression;
@@ -79,6 +80,16 @@ pub enum Command {
     Umount(UmountArgs),
     /// Write a disk back: to a file, onto a block device, or to standard output
     Restore(RestoreArgs),
+    /// Forget backups: those that a policy does not keep, or those that are named
+    Forget(ForgetArgs),
+    /// Protect backups: no policy forgets them until they are unprotected
+    Protect(ProtectArgs),
+    /// Take the protection of backups away
+    Unprotect(ProtectArgs),
+    /// Give back the space of what no backup needs any more
+    Prune(PruneArgs),
+    /// Show who reads and writes the repository, and what it takes
+    Status,
     /// Read back every block of every backup, decode it and hash it again
     Verify(VerifyArgs),
 }
@@ -205,6 +216,121 @@ pub struct RestoreArgs {
     pub force: bool,
 }
 
+/// Arguments of `vbk forget`.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "vbk forget [OPTIONS] <GUEST>... --keep-daily 7 ...\n       vbk forget [OPTIONS] <BACKUP>...",
+    after_help = FORGET_HELP
+)]
+pub struct ForgetArgs {
+    /// Guests, together with what to keep of each; or backups, as in web1@2026-10-01
+    #[arg(value_name = "GUEST|BACKUP", required_unless_present = "all")]
+    pub what: Vec<String>,
+
+    /// All guests
+    #[arg(long, conflicts_with = "what")]
+    pub all: bool,
+
+    /// What to keep.
+    #[command(flatten)]
+    pub keep: KeepArgs,
+
+    /// The time zone in which days, weeks, months and years begin [default: that of this machine]
+    #[arg(long, env = "VBK_TIME_ZONE", value_name = "ZONE")]
+    pub time_zone: Option<String>,
+
+    /// Only show what would be forgotten and what kept, and why
+    #[arg(long, short = 'n')]
+    pub dry_run: bool,
+
+    /// Run `vbk prune` afterwards
+    #[arg(long, conflicts_with = "dry_run")]
+    pub prune: bool,
+
+    /// Give up with exit code 75 if another process writes to the repository, instead of waiting for it
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+const FORGET_HELP: &str = "\
+A backup stays if any rule keeps it. Each rule walks from the newest backup to
+the oldest and keeps the newest one of each day, week, month or year until its
+number is used up. Whatever the rules say, protected backups stay, and so does
+the newest good backup of each guest. Damaged ones are not counted.
+
+Forgetting takes a backup out of the list at once. The space of its blocks comes
+back with `vbk prune`, as far as no other backup needs them.";
+
+/// What a policy keeps.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "What to keep")]
+pub struct KeepArgs {
+    /// The newest N backups
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub keep_last: u32,
+    /// One an hour, for the last N hours that have one
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub keep_hourly: u32,
+    /// One a day, for the last N days that have one
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub keep_daily: u32,
+    /// One a week, Monday to Sunday, for the last N weeks that have one
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub keep_weekly: u32,
+    /// One a month, for the last N months that have one
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub keep_monthly: u32,
+    /// One a year, for the last N years that have one
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub keep_yearly: u32,
+    /// All that are not older than this, as in 14d, 2w, 6m, 1y or 48h
+    #[arg(long, value_name = "AGE")]
+    pub keep_within: Option<Age>,
+}
+
+impl KeepArgs {
+    /// The policy.
+    pub fn policy(&self) -> KeepPolicy {
+        KeepPolicy {
+            last: self.keep_last,
+            hourly: self.keep_hourly,
+            daily: self.keep_daily,
+            weekly: self.keep_weekly,
+            monthly: self.keep_monthly,
+            yearly: self.keep_yearly,
+            within: self.keep_within,
+        }
+    }
+}
+
+/// Arguments of `vbk protect` and `vbk unprotect`.
+#[derive(Debug, Args)]
+pub struct ProtectArgs {
+    /// The backups, as in web1@2026-10-01
+    #[arg(value_name = "BACKUP", required = true)]
+    pub backups: Vec<BackupSpec>,
+
+    /// Give up with exit code 75 if another process writes to the repository, instead of waiting for it
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// Arguments of `vbk prune`.
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// Only show how much would be removed
+    #[arg(long, short = 'n')]
+    pub dry_run: bool,
+
+    /// How much unused may stay, as a share of what is in use: less gives back more and takes longer
+    #[arg(long, value_name = "PERCENT", default_value = "5%", value_parser = parse_percent)]
+    pub max_unused: f64,
+
+    /// Give up with exit code 75 if another process writes to the repository, instead of waiting for it
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
 /// Arguments of `vbk verify`.
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
@@ -228,6 +354,15 @@ fn parse_block_size(text: &str) -> Result<BlockSize, String> {
         .parse()
         .map_err(|_| "write a size as 64K, 1M or 1048576".to_owned())?;
     BlockSize::new(number.saturating_mul(factor)).map_err(|error| error.to_string())
+}
+
+/// `5%` as 0.05.
+fn parse_percent(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>();
+    match number {
+        Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent / 100.0),
+        _ => Err("write a share as 5% (from 0% to 100%)".into()),
+    }
 }
 
 fn parse_compression(text: &str) -> Result<Compression, String> {

@@ -2,10 +2,12 @@
 
 pub mod backup;
 pub mod diff;
+pub mod forget;
 pub mod init;
 pub mod list;
 pub mod mount;
 pub mod mounts;
+pub mod prune;
 pub mod restore;
 pub mod show;
 pub mod umount;
@@ -13,6 +15,7 @@ pub mod verify;
 
 use serde::Serialize;
 use vbk_repo::backup::Entry;
+use vbk_repo::state::State;
 
 /// What is shown of a backup in lists.
 #[derive(Debug, Serialize)]
@@ -26,10 +29,12 @@ struct BackupJson<'a> {
     new_bytes: u64,
     stored_bytes: u64,
     duration_ms: u64,
+    #[serde(flatten)]
+    state: State,
 }
 
 impl<'a> BackupJson<'a> {
-    fn new(entry: &'a Entry) -> Self {
+    fn new(entry: &'a Entry, state: State) -> Self {
         let backup = &entry.backup;
         Self {
             backup: backup.spec(),
@@ -41,8 +46,23 @@ impl<'a> BackupJson<'a> {
             new_bytes: backup.new_bytes(),
             stored_bytes: backup.stored_bytes(),
             duration_ms: backup.duration_ms,
+            state,
         }
     }
+}
+
+/// `proven 2026-11-21, protected`.
+fn describe_state(state: &State) -> String {
+    let day = |at: jiff::Timestamp| at.strftime("%Y-%m-%d").to_string();
+    let mut text = match (state.damaged, state.proven) {
+        (Some(found), _) => format!("damaged, found {}", day(found)),
+        (None, Some(proven)) => format!("proven {}", day(proven)),
+        (None, None) => "not proven yet".to_owned(),
+    };
+    if state.protected {
+        text.push_str(", protected");
+    }
+    text
 }
 
 fn disk_names(entry: &Entry) -> Vec<&str> {

@@ -51,6 +51,11 @@ fn run(cli: &Cli) -> Result<Outcome> {
         Command::Mounts => commands::mounts::run(&context),
         Command::Umount(args) => commands::umount::run(&context, args),
         Command::Restore(args) => commands::restore::run(&context, args),
+        Command::Forget(args) => commands::forget::run(&context, args),
+        Command::Protect(args) => commands::forget::protect(&context, args, true),
+        Command::Unprotect(args) => commands::forget::protect(&context, args, false),
+        Command::Prune(args) => commands::prune::run(&context, args),
+        Command::Status => Ok(Outcome::Done),
         Command::Verify(args) => commands::verify::run(&context, args),
     }
 }

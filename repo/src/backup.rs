@@ -6,7 +6,7 @@
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 
-use crate::block::content_hash;
+use crate::block::Hashing;
 use crate::error::{Error, Result};
 use crate::id::{BackupId, SegmentId};
 use crate::name::{BackupTime, DiskName, GuestName};
@@ -134,7 +134,7 @@ impl Backup {
 
 impl Entry {
     /// Reads a stored record; `key` is the name it was stored under, `GUEST@TIME`.
-    pub fn decode(key: &str, bytes: &[u8]) -> Result<Self> {
+    pub fn decode(hashing: Hashing, key: &str, bytes: &[u8]) -> Result<Self> {
         let damaged = |what: String| Error::RecordDamaged {
             backup: key.to_owned(),
             what,
@@ -150,7 +150,7 @@ impl Entry {
             return Err(damaged(format!("it is the record of {}", backup.spec())));
         }
         Ok(Self {
-            id: BackupId(content_hash(bytes)),
+            id: BackupId(hashing.content(bytes)),
             backup,
         })
     }

@@ -110,48 +110,95 @@ pub struct BlockHashes {
     pub pages: Vec<PageHash>,
 }
 
-/// Hashes a block once, giving both its id and its pages' hashes.
-pub fn hash_block(plain: &[u8]) -> BlockHashes {
-    let count = pages_in(plain.len());
-    let pages: Vec<_> = plain
-        .chunks(PAGE_BYTES)
-        .enumerate()
-        .map(|(number, page)| hash_page(page, number, count))
-        .collect();
-    let id = merge_pages(&pages, plain.len()).unwrap_or_else(|| BlockId(content_hash(plain)));
-    BlockHashes { id, pages }
+/// How names are made of content: by plain BLAKE3, or keyed in an encrypted repository, so that nobody without the key can
+/// tell whether a known file is in it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Hashing {
+    /// BLAKE3-256.
+    Plain,
+    /// Keyed BLAKE3-256.
+    Keyed([u8; 32]),
+}
+
+impl std::fmt::Debug for Hashing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Plain => "Plain",
+            Self::Keyed(_) => "Keyed",
+        })
+    }
+}
+
+impl Hashing {
+    /// Hashes a block once, giving both its id and its pages' hashes.
+    pub fn block(&self, plain: &[u8]) -> BlockHashes {
+        let count = pages_in(plain.len());
+        let pages: Vec<_> = plain
+            .chunks(PAGE_BYTES)
+            .enumerate()
+            .map(|(number, page)| self.page(page, number, count))
+            .collect();
+        let id = self
+            .merge(&pages, plain.len())
+            .unwrap_or_else(|| BlockId(self.content(plain)));
+        BlockHashes { id, pages }
+    }
+
+    /// Hashes the page at `number` of a block that has `count` pages.
+    pub fn page(&self, page: &[u8], number: usize, count: usize) -> PageHash {
+        let mut hasher = self.hasher();
+        if count == 1 {
+            return PageHash(*hasher.update(page).finalize().as_bytes());
+        }
+        hasher.set_input_offset((number * PAGE_BYTES) as u64);
+        PageHash(hasher.update(page).finalize_non_root())
+    }
+
+    /// The id of the block of `len` plain bytes whose pages hash to `pages`; `None` if the number of pages does not fit.
+    pub fn merge(&self, pages: &[PageHash], len: usize) -> Option<BlockId> {
+        if pages.is_empty() || pages.len() != pages_in(len) {
+            return None;
+        }
+        if let [only] = pages {
+            return Some(BlockId(only.0));
+        }
+        let (left, right) = split(pages, len);
+        let (left, right) = (self.chaining_value(left), self.chaining_value(right));
+        Some(BlockId(*merge_subtrees_root(&left, &right, self.mode()).as_bytes()))
+    }
+
+    /// The hash of anything that is stored under it: segments and records.
+    pub fn content(&self, bytes: &[u8]) -> [u8; 32] {
+        *self.hasher().update(bytes).finalize().as_bytes()
+    }
+
+    fn chaining_value(&self, (pages, len): Subtree<'_>) -> [u8; 32] {
+        if let [only] = pages {
+            return only.0;
+        }
+        let (left, right) = split(pages, len);
+        let (left, right) = (self.chaining_value(left), self.chaining_value(right));
+        merge_subtrees_non_root(&left, &right, self.mode())
+    }
+
+    fn hasher(&self) -> blake3::Hasher {
+        match self {
+            Self::Plain => blake3::Hasher::new(),
+            Self::Keyed(key) => blake3::Hasher::new_keyed(key),
+        }
+    }
+
+    fn mode(&self) -> Mode<'_> {
+        match self {
+            Self::Plain => Mode::Hash,
+            Self::Keyed(key) => Mode::KeyedHash(key),
+        }
+    }
 }
 
 /// How many pages a block of `len` plain bytes has.
 pub fn pages_in(len: usize) -> usize {
     len.div_ceil(PAGE_BYTES)
-}
-
-/// Hashes the page at `number` of a block that has `count` pages.
-pub fn hash_page(page: &[u8], number: usize, count: usize) -> PageHash {
-    let mut hasher = blake3::Hasher::new();
-    if count == 1 {
-        return PageHash(*hasher.update(page).finalize().as_bytes());
-    }
-    hasher.set_input_offset((number * PAGE_BYTES) as u64);
-    PageHash(hasher.update(page).finalize_non_root())
-}
-
-/// The id of the block of `len` plain bytes whose pages hash to `pages`; `None` if the number of pages does not fit.
-pub fn merge_pages(pages: &[PageHash], len: usize) -> Option<BlockId> {
-    if pages.is_empty() || pages.len() != pages_in(len) {
-        return None;
-    }
-    if let [only] = pages {
-        return Some(BlockId(only.0));
-    }
-    let (left, right) = split(pages, len);
-    let id = merge_subtrees_root(
-        &chaining_value(left.0, left.1),
-        &chaining_value(right.0, right.1),
-        Mode::Hash,
-    );
-    Some(BlockId(*id.as_bytes()))
 }
 
 type Subtree<'a> = (&'a [PageHash], usize);
@@ -163,21 +210,18 @@ fn split(pages: &[PageHash], len: usize) -> (Subtree<'_>, Subtree<'_>) {
     ((left, left_len), (right, len - left_len))
 }
 
-fn chaining_value(pages: &[PageHash], len: usize) -> [u8; 32] {
-    if let [only] = pages {
-        return only.0;
-    }
-    let (left, right) = split(pages, len);
-    merge_subtrees_non_root(
-        &chaining_value(left.0, left.1),
-        &chaining_value(right.0, right.1),
-        Mode::Hash,
-    )
+/// A key for one purpose, made of another key; `context` names the purpose and is written nowhere else.
+pub(crate) fn derive(context: &str, key: &[u8; 32]) -> [u8; 32] {
+    blake3::derive_key(context, key)
 }
 
-/// BLAKE3-256 of anything that is stored under its hash: segments and records.
-pub fn content_hash(bytes: &[u8]) -> [u8; 32] {
-    *blake3::hash(bytes).as_bytes()
+/// Keyed BLAKE3-256 of the pieces, one after the other.
+pub(crate) fn keyed_hash(key: &[u8; 32], pieces: &[&[u8]]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_keyed(key);
+    for piece in pieces {
+        hasher.update(piece);
+    }
+    *hasher.finalize().as_bytes()
 }
 
 /// Whether all bytes are zero.
@@ -205,15 +249,22 @@ mod tests {
         }
         for len in lens {
             let plain = bytes(len);
-            let hashes = hash_block(&plain);
-            assert_eq!(hashes.id.0, *blake3::hash(&plain).as_bytes(), "{len} bytes");
-            assert_eq!(merge_pages(&hashes.pages, len), Some(hashes.id), "{len} bytes");
+            let key = [7; 32];
+            let hashed = [
+                (Hashing::Plain, blake3::hash(&plain)),
+                (Hashing::Keyed(key), blake3::keyed_hash(&key, &plain)),
+            ];
+            for (hashing, wanted) in hashed {
+                let hashes = hashing.block(&plain);
+                assert_eq!(hashes.id.0, *wanted.as_bytes(), "{len} bytes");
+                assert_eq!(hashing.merge(&hashes.pages, len), Some(hashes.id), "{len} bytes");
+            }
         }
     }
 
     #[test]
     fn an_empty_block_has_a_name_and_no_pages() {
-        let hashes = hash_block(&[]);
+        let hashes = Hashing::Plain.block(&[]);
         assert_eq!(hashes.id.0, *blake3::hash(&[]).as_bytes());
         assert_eq!(hashes.pages, []);
     }
@@ -221,15 +272,15 @@ mod tests {
     #[test]
     fn a_page_in_another_place_has_another_hash() {
         let page = bytes(PAGE_BYTES);
-        assert_ne!(hash_page(&page, 0, 2), hash_page(&page, 1, 2));
+        assert_ne!(Hashing::Plain.page(&page, 0, 2), Hashing::Plain.page(&page, 1, 2));
     }
 
     #[test]
     fn a_wrong_number_of_pages_never_merges() {
-        let hashes = hash_block(&bytes(3 * PAGE_BYTES));
-        assert_eq!(merge_pages(&hashes.pages[..2], 3 * PAGE_BYTES), None);
-        assert_eq!(merge_pages(&hashes.pages, 2 * PAGE_BYTES), None);
-        assert_eq!(merge_pages(&[], 0), None);
+        let hashes = Hashing::Plain.block(&bytes(3 * PAGE_BYTES));
+        assert_eq!(Hashing::Plain.merge(&hashes.pages[..2], 3 * PAGE_BYTES), None);
+        assert_eq!(Hashing::Plain.merge(&hashes.pages, 2 * PAGE_BYTES), None);
+        assert_eq!(Hashing::Plain.merge(&[], 0), None);
     }
 
     #[test]

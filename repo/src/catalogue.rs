@@ -83,7 +83,7 @@ impl Catalogue {
     pub fn load(store: &dyn StoreReader) -> Result<Self> {
         let mut catalogue = Self::default();
         for record in store.records()? {
-            match Entry::decode(&record.key, &record.bytes) {
+            match Entry::decode(store.hashing(), &record.key, &record.bytes) {
                 Ok(entry) => catalogue.entries.push(entry),
                 Err(error) => catalogue.damaged.push(error),
             }

@@ -15,7 +15,7 @@
 
 use std::cell::RefCell;
 
-use crate::block::{BlockHashes, PAGE_BYTES, PageHash, hash_page, is_zero, merge_pages, pages_in};
+use crate::block::{BlockHashes, Hashing, PAGE_BYTES, PageHash, is_zero, pages_in};
 use crate::error::{Error, Result};
 use crate::id::BlockId;
 
@@ -126,6 +126,7 @@ fn zstd(error: std::io::Error) -> Error {
 /// A header that was proved against its block's id: each of its page hashes may be trusted.
 #[derive(Debug, Clone)]
 pub struct Header {
+    hashing: Hashing,
     id: BlockId,
     plain_bytes: usize,
     pages: Vec<(PageHash, u32)>,
@@ -133,7 +134,7 @@ pub struct Header {
 
 impl Header {
     /// Reads a header and proves that it belongs to the block `id` of `plain_bytes` bytes.
-    pub fn prove(id: BlockId, plain_bytes: usize, bytes: &[u8]) -> Result<Self> {
+    pub fn prove(hashing: Hashing, id: BlockId, plain_bytes: usize, bytes: &[u8]) -> Result<Self> {
         let damaged = |what: &str| Error::BlockDamaged {
             id,
             what: what.to_owned(),
@@ -158,10 +159,15 @@ impl Header {
                 (PageHash(hash), (PageHash(hash), stored))
             })
             .unzip();
-        if merge_pages(&hashes, plain_bytes) != Some(id) {
+        if hashing.merge(&hashes, plain_bytes) != Some(id) {
             return Err(damaged("its header does not match its id"));
         }
-        Ok(Self { id, plain_bytes, pages })
+        Ok(Self {
+            hashing,
+            id,
+            plain_bytes,
+            pages,
+        })
     }
 
     /// Plain length of page `number`.
@@ -199,7 +205,7 @@ impl Header {
             }
         }
         // The stored lengths in the header are not covered by the id, the plain bytes are: so this is the proof.
-        if hash_page(out, number, self.pages.len()) != hash {
+        if self.hashing.page(out, number, self.pages.len()) != hash {
             out.fill(0);
             return Err(damaged("does not match its hash".into()));
         }
@@ -225,18 +231,17 @@ fn decompress(stored: &[u8], out: &mut [u8]) -> std::io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::block::hash_block;
     use proptest::prelude::*;
 
     fn seal(plain: &[u8], compression: Compression) -> Sealed {
         Sealer::new(compression)
-            .and_then(|mut sealer| sealer.seal(plain, &hash_block(plain)))
+            .and_then(|mut sealer| sealer.seal(plain, &Hashing::Plain.block(plain)))
             .expect("sealing works")
     }
 
     fn open(sealed: &Sealed) -> Result<Vec<u8>> {
         let len = sealed.plain_bytes as usize;
-        let header = Header::prove(sealed.id, len, &sealed.header)?;
+        let header = Header::prove(Hashing::Plain, sealed.id, len, &sealed.header)?;
         let mut plain = vec![0xEE; len];
         for (number, out) in plain.chunks_mut(PAGE_BYTES).enumerate() {
             assert_eq!(header.page_len(number), out.len());
@@ -314,7 +319,7 @@ mod tests {
 
         #[test]
         fn a_header_of_random_bytes_is_refused(bytes in prop::collection::vec(any::<u8>(), 0..200), len in 0..200_000_usize) {
-            prop_assert!(Header::prove(BlockId([9; 32]), len, &bytes).is_err());
+            prop_assert!(Header::prove(Hashing::Plain, BlockId([9; 32]), len, &bytes).is_err());
         }
     }
 }

@@ -6,7 +6,7 @@
 use std::fmt;
 
 use crate::backup::Image;
-use crate::block::BlockIndex;
+use crate::block::{BlockIndex, Hashing};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::SegmentId;
 use crate::manifest::{Root, SEGMENT_SLOTS, Slot, decode_segment, segment_count};
@@ -135,7 +135,7 @@ pub fn diff(
 
 fn roots(store: &dyn StoreReader, before: SegmentId, after: SegmentId) -> Result<(Root, Root)> {
     let mut answers = store.segments(&[before, after]).into_iter();
-    let mut root = |id| Root::decode(id, &take(id, &mut answers)?);
+    let mut root = |id| Root::decode(store.hashing(), id, &take(id, &mut answers)?);
     Ok((root(before)?, root(after)?))
 }
 
@@ -167,8 +167,8 @@ fn compare(
         .collect();
     let mut answers = store.segments(&ids).into_iter();
     for &number in numbers {
-        let first = slots(before, number, &mut answers)?;
-        let second = slots(after, number, &mut answers)?;
+        let first = slots(store.hashing(), before, number, &mut answers)?;
+        let second = slots(store.hashing(), after, number, &mut answers)?;
         // One of them may have more slots; those are past the end of the other image.
         for (place, (old, new)) in first.iter().zip(&second).enumerate() {
             let kind = match (old, new) {
@@ -187,12 +187,12 @@ fn compare(
 
 type Answers = std::vec::IntoIter<Result<Vec<u8>>>;
 
-fn slots(root: &Root, number: usize, answers: &mut Answers) -> Result<Vec<Slot>> {
+fn slots(hashing: Hashing, root: &Root, number: usize, answers: &mut Answers) -> Result<Vec<Slot>> {
     let (id, count) = (root.segments[number], root.slots_in(number));
     if id == SegmentId::ZERO {
         return Ok(vec![None; count]);
     }
-    decode_segment(id, count, &take(id, answers)?)
+    decode_segment(hashing, id, count, &take(id, answers)?)
 }
 
 fn take(id: SegmentId, answers: &mut Answers) -> Result<Vec<u8>> {

@@ -184,6 +184,58 @@ pub enum Error {
         /// What was found.
         what: String,
     },
+    /// It can't be told what no backup needs any more.
+    #[error("it can't be told what is unused, so nothing was removed: {what}")]
+    CantTellUnused {
+        /// What can't be read.
+        what: String,
+    },
+    /// An encrypted repository, and no key was given.
+    #[error("{path} is encrypted, and no key was given")]
+    KeyNeeded {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A key was given to a repository that has none.
+    #[error("{path} is not encrypted; it has no keys")]
+    NotEncrypted {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The key does not open the repository.
+    #[error("{what}")]
+    WrongKey {
+        /// What was tried.
+        what: String,
+    },
+    /// A key slot can't be read.
+    #[error("key slot {path} is damaged: {what}")]
+    KeySlotDamaged {
+        /// Its file.
+        path: PathBuf,
+        /// What was found.
+        what: String,
+    },
+    /// No key slot has this name.
+    #[error("there is no key {name:?}; there is {known}")]
+    NoSuchKey {
+        /// The name asked for.
+        name: String,
+        /// The names there are, for people.
+        known: String,
+    },
+    /// A key slot has this name already.
+    #[error("there is a key {0:?} already")]
+    KeyExists(String),
+    /// Without this key nothing could open the repository.
+    #[error("{0:?} is the only key that is known to be good; add another one before this one is removed")]
+    LastKey(String),
+    /// A key file or recovery key can't be read.
+    #[error("{what}")]
+    BadKey {
+        /// What is wrong with it.
+        what: String,
+    },
     /// The store failed.
     #[error("the repository's store failed to {doing}: {message}")]
     Store {
@@ -216,20 +268,28 @@ impl Error {
             Self::NotARepository { .. }
             | Self::NoSuchGuest { .. }
             | Self::NoSuchBackup { .. }
-            | Self::NoSuchDisk { .. } => ErrorKind::NotFound,
+            | Self::NoSuchDisk { .. }
+            | Self::NoSuchKey { .. } => ErrorKind::NotFound,
             Self::NotEmpty { .. }
             | Self::AlreadyARepository { .. }
             | Self::BadName { .. }
             | Self::BadSpec { .. }
             | Self::BadBlockSize { .. }
             | Self::Ambiguous { .. }
-            | Self::BackupExists(_) => ErrorKind::Invalid,
+            | Self::BackupExists(_)
+            | Self::NotEncrypted { .. }
+            | Self::KeyExists(_)
+            | Self::LastKey(_)
+            | Self::BadKey { .. } => ErrorKind::Invalid,
+            Self::KeyNeeded { .. } | Self::WrongKey { .. } => ErrorKind::Denied,
             Self::NewerFormat { .. } | Self::UnknownFeatures { .. } => ErrorKind::Unsupported,
             Self::Locked { .. } => ErrorKind::Locked,
             Self::BlockMissing(_)
             | Self::BlockDamaged { .. }
             | Self::SegmentDamaged { .. }
-            | Self::RecordDamaged { .. } => ErrorKind::Corrupt,
+            | Self::RecordDamaged { .. }
+            | Self::CantTellUnused { .. }
+            | Self::KeySlotDamaged { .. } => ErrorKind::Corrupt,
             Self::Store { kind, .. } => *kind,
             Self::Io { source, .. } => ErrorKind::of_io(source),
             Self::Interrupted => ErrorKind::Interrupted,

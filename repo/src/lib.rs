@@ -44,9 +44,13 @@ mod error;
 pub mod id;
 pub mod lock;
 pub mod manifest;
+pub mod mark;
 pub mod name;
+pub mod places;
 pub mod reader;
 pub mod repository;
+pub mod state;
+pub mod status;
 pub mod store;
 #[cfg(test)]
 mod testing;

@@ -21,7 +21,7 @@
 //! | 8 | image size in bytes |
 //! | 32 per segment | the segment's id; all zero: only zero blocks, not stored |
 
-use crate::block::{BlockSize, content_hash};
+use crate::block::{BlockSize, Hashing};
 use crate::error::{Error, Result};
 use crate::id::{BlockId, SegmentId};
 
@@ -34,7 +34,7 @@ const VERSION: u8 = 1;
 pub type Slot = Option<BlockId>;
 
 /// Encodes slots; `None` if all are zero blocks and nothing needs to be stored.
-pub fn encode_segment(slots: &[Slot]) -> Option<(SegmentId, Vec<u8>)> {
+pub fn encode_segment(hashing: Hashing, slots: &[Slot]) -> Option<(SegmentId, Vec<u8>)> {
     assert!(slots.len() <= SEGMENT_SLOTS, "a segment has 1024 slots");
     if slots.iter().all(Option::is_none) {
         return None;
@@ -50,12 +50,12 @@ pub fn encode_segment(slots: &[Slot]) -> Option<(SegmentId, Vec<u8>)> {
     for id in slots.iter().flatten() {
         bytes.extend(id.0);
     }
-    Some((SegmentId(content_hash(&bytes)), bytes))
+    Some((SegmentId(hashing.content(&bytes)), bytes))
 }
 
 /// Reads and proves a segment that must have `count` slots.
-pub fn decode_segment(id: SegmentId, count: usize, bytes: &[u8]) -> Result<Vec<Slot>> {
-    let rest = prove(id, b'S', bytes)?;
+pub fn decode_segment(hashing: Hashing, id: SegmentId, count: usize, bytes: &[u8]) -> Result<Vec<Slot>> {
+    let rest = prove(hashing, id, b'S', bytes)?;
     let damaged = || Error::SegmentDamaged {
         id,
         what: "it tells another number of slots".into(),
@@ -92,19 +92,19 @@ pub struct Root {
 
 impl Root {
     /// The bytes to store, and the name to store them under.
-    pub fn encode(&self) -> (SegmentId, Vec<u8>) {
+    pub fn encode(&self, hashing: Hashing) -> (SegmentId, Vec<u8>) {
         let mut bytes = vec![b'R', VERSION, 0, 0];
         bytes.extend((self.block_size.bytes() as u32).to_le_bytes());
         bytes.extend(self.size_bytes.to_le_bytes());
         for segment in &self.segments {
             bytes.extend(segment.0);
         }
-        (SegmentId(content_hash(&bytes)), bytes)
+        (SegmentId(hashing.content(&bytes)), bytes)
     }
 
     /// Reads and proves a root.
-    pub fn decode(id: SegmentId, bytes: &[u8]) -> Result<Self> {
-        let rest = prove(id, b'R', bytes)?;
+    pub fn decode(hashing: Hashing, id: SegmentId, bytes: &[u8]) -> Result<Self> {
+        let rest = prove(hashing, id, b'R', bytes)?;
         let damaged = |what: &str| Error::SegmentDamaged {
             id,
             what: what.to_owned(),
@@ -144,12 +144,12 @@ pub fn segment_count(block_size: BlockSize, size_bytes: u64) -> u64 {
     block_size.blocks_in(size_bytes).div_ceil(SEGMENT_SLOTS as u64)
 }
 
-fn prove(id: SegmentId, kind: u8, bytes: &[u8]) -> Result<&[u8]> {
+fn prove(hashing: Hashing, id: SegmentId, kind: u8, bytes: &[u8]) -> Result<&[u8]> {
     let damaged = |what: &str| Error::SegmentDamaged {
         id,
         what: what.to_owned(),
     };
-    if content_hash(bytes) != id.0 {
+    if hashing.content(bytes) != id.0 {
         return Err(damaged("it does not match its hash"));
     }
     match bytes {
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn zero_blocks_alone_are_not_stored() {
-        assert_eq!(encode_segment(&[None; SEGMENT_SLOTS]), None);
+        assert_eq!(encode_segment(Hashing::Plain, &[None; SEGMENT_SLOTS]), None);
     }
 
     #[test]
@@ -180,47 +180,47 @@ mod tests {
             size_bytes: (1 << 30) + 1,
             segments: vec![SegmentId::ZERO; segments],
         };
-        let (id, bytes) = root(2).encode();
-        assert_eq!(Root::decode(id, &bytes).expect("decodes"), root(2));
+        let (id, bytes) = root(2).encode(Hashing::Plain);
+        assert_eq!(Root::decode(Hashing::Plain, id, &bytes).expect("decodes"), root(2));
         assert_eq!(
             (root(2).slots_in(0), root(2).slots_in(1), root(2).slots_in(2)),
             (1024, 1, 0)
         );
         for wrong in [0, 1, 3] {
-            let (id, bytes) = root(wrong).encode();
-            assert!(Root::decode(id, &bytes).is_err());
+            let (id, bytes) = root(wrong).encode(Hashing::Plain);
+            assert!(Root::decode(Hashing::Plain, id, &bytes).is_err());
         }
     }
 
     #[test]
     fn a_segment_is_not_taken_for_a_root() {
-        let (id, bytes) = encode_segment(&[Some(BlockId([1; 32]))]).expect("not zero");
-        assert!(Root::decode(id, &bytes).is_err());
+        let (id, bytes) = encode_segment(Hashing::Plain, &[Some(BlockId([1; 32]))]).expect("not zero");
+        assert!(Root::decode(Hashing::Plain, id, &bytes).is_err());
     }
 
     proptest! {
         #[test]
         fn segments_go_there_and_back(slots in slots()) {
-            if let Some((id, bytes)) = encode_segment(&slots) {
-                prop_assert_eq!(decode_segment(id, slots.len(), &bytes).expect("decodes"), slots.clone());
-                prop_assert!(decode_segment(id, slots.len() + 1, &bytes).is_err());
+            if let Some((id, bytes)) = encode_segment(Hashing::Plain, &slots) {
+                prop_assert_eq!(decode_segment(Hashing::Plain, id, slots.len(), &bytes).expect("decodes"), slots.clone());
+                prop_assert!(decode_segment(Hashing::Plain, id, slots.len() + 1, &bytes).is_err());
             }
         }
 
         #[test]
         fn a_changed_byte_is_always_found(slots in slots(), place: prop::sample::Index, flip in 1..=255_u8) {
-            if let Some((id, mut bytes)) = encode_segment(&slots) {
+            if let Some((id, mut bytes)) = encode_segment(Hashing::Plain, &slots) {
                 let place = place.index(bytes.len());
                 bytes[place] ^= flip;
-                prop_assert!(decode_segment(id, slots.len(), &bytes).is_err());
+                prop_assert!(decode_segment(Hashing::Plain, id, slots.len(), &bytes).is_err());
             }
         }
 
         #[test]
         fn well_hashed_nonsense_is_refused_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), count in 0..2000_usize) {
-            let id = SegmentId(content_hash(&bytes));
-            let _ = decode_segment(id, count, &bytes);
-            let _ = Root::decode(id, &bytes);
+            let id = SegmentId(Hashing::Plain.content(&bytes));
+            let _ = decode_segment(Hashing::Plain, id, count, &bytes);
+            let _ = Root::decode(Hashing::Plain, id, &bytes);
         }
     }
 }

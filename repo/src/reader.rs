@@ -108,7 +108,8 @@ impl ImageReader {
             None => {
                 let bytes = self.store.segments(&[id]).remove(0)?;
                 let count = self.root.slots_in(number);
-                let slots: Arc<[Slot]> = crate::manifest::decode_segment(id, count, &bytes)?.into();
+                let slots: Arc<[Slot]> =
+                    crate::manifest::decode_segment(self.store.hashing(), id, count, &bytes)?.into();
                 self.resources.segments.insert(id, Arc::clone(&slots));
                 slots
             }
@@ -230,7 +231,7 @@ impl ImageReader {
             pages: pages.clone(),
         };
         let stored = self.store.get(&[wanted]).remove(0)?;
-        let header = Header::prove(id, block_len, &stored.header)?;
+        let header = Header::prove(self.store.hashing(), id, block_len, &stored.header)?;
         pages
             .zip(&stored.pages)
             .map(|(page, stored)| {
@@ -269,7 +270,7 @@ pub(crate) fn read_whole(store: &dyn StoreReader, id: BlockId, out: &mut [u8]) -
         pages: 0..pages_in(out.len()),
     };
     let stored = store.get(&[wanted]).remove(0)?;
-    let header = Header::prove(id, out.len(), &stored.header)?;
+    let header = Header::prove(store.hashing(), id, out.len(), &stored.header)?;
     for (number, page) in out.chunks_mut(PAGE_BYTES).enumerate() {
         let stored = stored.pages.get(number).map_or(&[][..], Vec::as_slice);
         header.open_page(number, stored, page)?;

@@ -11,24 +11,31 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
 use crate::backup::{Backup, Entry};
-use crate::block::{BlockSize, content_hash};
+use crate::block::{BlockSize, Hashing};
 use crate::catalogue::Catalogue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BackupId, to_hex};
 use crate::lock::WriterLock;
+use crate::mark::mark;
+use crate::state::{self, State, States};
+use crate::status::disk_usage;
 use crate::store::rocks::{RocksReader, RocksStore, path_in};
-use crate::store::{BlockStore, Identity, Record, STORE_FORMAT, StoreReader};
+use crate::store::{BlockStore, Identity, Note, Record, STORE_FORMAT, StoreReader, Swept, Thrift};
 use crate::views;
 
 /// The newest directory layout that this vbk reads, and the one it writes.
 pub const LAYOUT_FORMAT: u32 = 1;
 
 const MARKER: &str = "vbk-repository";
+
+/// A prune shows readers its progress, and lets go of what they saw before, each time it has removed so much.
+const PUBLISH_BYTES: u64 = 2 << 30;
 
 /// How long a reader waits for a writer to publish the first view.
 const FIRST_VIEW_TIMEOUT: Duration = Duration::from_secs(30);
@@ -137,6 +144,15 @@ impl Repository {
         let store = RocksStore::open(&path_in(&self.path))?;
         let identity = store.identity()?;
         identity.check(&self.path)?;
+        let newest = views::current(&self.path)?.unwrap_or(0);
+        if store.generation()? < newest {
+            // Published, it would take the place of a state that has more in it.
+            return Err(Error::Store {
+                kind: ErrorKind::Corrupt,
+                doing: "open",
+                message: format!("it is older than view {newest}, which was made of it"),
+            });
+        }
         // A run that was killed between its commit and its publication left a backup that no reader sees yet.
         views::publish(&self.path, &store)?;
         Ok(Writer {
@@ -158,9 +174,10 @@ fn fill(path: &Path, block_size: BlockSize) -> Result<()> {
     let identity = Identity {
         format: STORE_FORMAT,
         features: Vec::new(),
-        id: to_hex(&content_hash(seed.as_bytes())[..8]),
+        id: to_hex(&Hashing::Plain.content(seed.as_bytes())[..8]),
         block_size,
         created: now,
+        key_check: None,
     };
     let lock = WriterLock::take(path, "init", &mut |_| false)?;
     let store = RocksStore::create(&path_in(path), &identity)?;
@@ -254,6 +271,11 @@ impl View {
     pub fn catalogue(&self) -> Result<Catalogue> {
         Catalogue::load(&*self.store)
     }
+
+    /// What is known of the backups besides their records.
+    pub fn states(&self) -> Result<States> {
+        States::load(&*self.store)
+    }
 }
 
 /// A repository open for writing; no other process can write to it meanwhile.
@@ -283,14 +305,80 @@ impl Writer {
     /// Makes a backup visible. Everything it names must have been put; all of it is durable when this returns.
     pub fn commit(&self, backup: Backup) -> Result<Committed> {
         let bytes = backup.encode();
-        let id = BackupId(content_hash(&bytes));
+        let id = BackupId(self.store.hashing().content(&bytes));
         let key = backup.spec();
         self.store.commit(&Record { key, bytes })?;
         Ok(Committed {
             entry: Entry { id, backup },
-            unpublished: views::publish(&self.path, &self.store).err(),
+            unpublished: self.publish().err(),
         })
     }
+
+    /// What is known of the backups besides their records.
+    pub fn states(&self) -> Result<States> {
+        States::load(&*self.store)
+    }
+
+    /// Removes backups, named as `GUEST@TIME`, and changes notes: all of it or nothing, durable when this returns. The
+    /// blocks stay until [`Writer::prune`].
+    pub fn amend(&self, forget: &[String], notes: &[Note]) -> Result<()> {
+        let mut all = notes.to_vec();
+        all.extend(forget.iter().map(|key| state::note_of(key, State::default())));
+        self.store.amend(forget, &all)?;
+        self.publish()
+    }
+
+    /// Removes what no backup names, and gives its space back. May be ended at any moment; the next one goes on.
+    /// `progress` is told the bytes that were removed so far.
+    pub fn prune(&self, thrift: Thrift, threads: usize, cancel: &AtomicBool, progress: &dyn Fn(u64)) -> Result<Pruned> {
+        let started = Instant::now();
+        let catalogue = self.catalogue()?;
+        let live = mark(&*self.store, &catalogue, threads, cancel)?;
+        let marked = started.elapsed();
+        let used_before = disk_usage(&self.path)?.total_bytes;
+        let mut published_bytes = 0;
+        let swept = self.store.retain(&live, thrift, &mut |removed_bytes| {
+            progress(removed_bytes);
+            // The view before holds on to all that was removed since.
+            if removed_bytes >= published_bytes + PUBLISH_BYTES {
+                published_bytes = removed_bytes;
+                self.publish()?;
+            }
+            match cancel.load(Ordering::SeqCst) {
+                true => Err(Error::Interrupted),
+                false => Ok(()),
+            }
+        });
+        if !thrift.dry_run {
+            self.publish()?;
+        }
+        Ok(Pruned {
+            backups: catalogue.entries().len() as u64,
+            swept: swept?,
+            marked,
+            used_before_bytes: used_before,
+            used_after_bytes: disk_usage(&self.path)?.total_bytes,
+        })
+    }
+
+    fn publish(&self) -> Result<()> {
+        views::publish(&self.path, &self.store)
+    }
+}
+
+/// What a prune did.
+#[derive(Debug, Clone, Copy)]
+pub struct Pruned {
+    /// Backups that are kept.
+    pub backups: u64,
+    /// What was found and removed.
+    pub swept: Swept,
+    /// How long it took to find out what is needed.
+    pub marked: Duration,
+    /// What the repository took on its file system before.
+    pub used_before_bytes: u64,
+    /// And after. What views of running readers hold is given back when those end.
+    pub used_after_bytes: u64,
 }
 
 /// A backup that is stored.

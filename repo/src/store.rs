@@ -6,21 +6,23 @@
 //! 1. Putting a block or segment that exists succeeds and changes nothing.
 //! 2. When `flush` returns Ok, everything put before survives loss of power. If a put could not
 //!    be written, every later flush fails.
-//! 3. A record is visible whole or not at all, durable when `commit` returns, never replaced.
+//! 3. A record is visible whole or not at all, durable when `commit` returns, never replaced. It goes only by name.
 //! 4. Every method may be called from many threads at once.
 //! 5. An error of kind Unavailable may be retried as it is.
 //!
 //! Calls take many names at once, because a store may be 100 ms away.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::block::BlockSize;
+use crate::block::{BlockSize, Hashing};
 use crate::codec::Sealed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, SegmentId};
+use crate::places::Places;
 
 #[cfg(test)]
 pub(crate) mod conformance;
@@ -29,6 +31,12 @@ pub mod rocks;
 
 /// The newest store format that this vbk reads, and the one it writes.
 pub const STORE_FORMAT: u32 = 1;
+
+/// The feature of an encrypted repository.
+pub const ENCRYPTION: &str = "encryption";
+
+/// All features that this vbk knows.
+const FEATURES: [&str; 1] = [ENCRYPTION];
 
 /// What a repository is, fixed when it is made. Kept in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +52,9 @@ pub struct Identity {
     pub block_size: BlockSize,
     /// When it was made.
     pub created: jiff::Timestamp,
+    /// In an encrypted repository: tells the right master key from a wrong one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_check: Option<String>,
 }
 
 impl Identity {
@@ -56,10 +67,17 @@ impl Identity {
                 supported: STORE_FORMAT,
             });
         }
-        if !self.features.is_empty() {
+        let known = |feature: &&String| FEATURES.contains(&feature.as_str());
+        let unknown: Vec<_> = self
+            .features
+            .iter()
+            .filter(|feature| !known(feature))
+            .cloned()
+            .collect();
+        if !unknown.is_empty() {
             return Err(Error::UnknownFeatures {
                 path: path.into(),
-                features: self.features.join(", "),
+                features: unknown.join(", "),
             });
         }
         Ok(())
@@ -69,6 +87,17 @@ impl Identity {
 /// Where a block lies: places near each other are read together cheaply. Dense enough for a bitmap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place(pub u64);
+
+/// What is known of a stored block without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Located {
+    /// Where it lies.
+    pub place: Place,
+    /// The length of its plain bytes.
+    pub plain_bytes: u32,
+    /// What it takes in the store, without the store's own overhead.
+    pub stored_bytes: u32,
+}
 
 /// Pages of a block to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,13 +126,70 @@ pub struct Record {
     pub bytes: Vec<u8>,
 }
 
+/// A small value that may change: what is known of a backup besides its record, or of the repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// Its name; at most one note has it.
+    pub name: String,
+    /// The value; `None` in a change removes the note.
+    pub value: Option<Vec<u8>>,
+}
+
+/// What backups name, for [`BlockStore::retain`]. It may hold too much, never too little.
+#[derive(Debug, Default)]
+pub struct Live {
+    /// Where their blocks lie.
+    pub places: Places,
+    /// Their segments and roots.
+    pub segments: HashSet<SegmentId>,
+}
+
+/// What was found and removed by [`BlockStore::retain`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Swept {
+    /// Blocks that backups name.
+    pub live_blocks: u64,
+    /// What they take.
+    pub live_bytes: u64,
+    /// Blocks that no backup names.
+    pub unused_blocks: u64,
+    /// What they took.
+    pub unused_bytes: u64,
+    /// Unused blocks that were removed; the others lie where too little is to be gained.
+    pub removed_blocks: u64,
+    /// What those took.
+    pub removed_bytes: u64,
+    /// Segments and roots that were removed.
+    pub removed_segments: u64,
+}
+
+/// How much [`BlockStore::retain`] does.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Thrift {
+    /// How much unused may stay, as a share of what is live.
+    pub max_unused: f64,
+    /// Only find out what would be removed.
+    pub dry_run: bool,
+}
+
 /// The reading half of a store.
 pub trait StoreReader: Send + Sync {
     /// What the repository is.
     fn identity(&self) -> Result<Identity>;
 
-    /// Where each block lies; `None` for one that is not stored. Never reads a block.
-    fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Place>>>;
+    /// How the names of what is stored are made of its content.
+    fn hashing(&self) -> Hashing {
+        Hashing::Plain
+    }
+
+    /// What is known of each block; `None` for one that is not stored. Never reads a block.
+    fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>>;
+
+    /// Gives each stored block, in any order. Never reads a block. Ends with the first error of `each`.
+    fn survey(&self, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()>;
+
+    /// Blocks that were found damaged and not stored anew since.
+    fn condemned(&self) -> Result<Vec<BlockId>>;
 
     /// One answer per wanted block, in order. One block's damage does not keep the others back.
     fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>>;
@@ -113,11 +199,14 @@ pub trait StoreReader: Send + Sync {
 
     /// All records.
     fn records(&self) -> Result<Vec<Record>>;
+
+    /// All notes.
+    fn notes(&self) -> Result<Vec<Note>>;
 }
 
 /// A store that can be added to.
 pub trait BlockStore: StoreReader {
-    /// Stores blocks.
+    /// Stores blocks. One that is stored is left as it is, unless it is condemned.
     fn put(&self, blocks: Vec<Sealed>) -> Result<()>;
 
     /// Stores segments.
@@ -128,6 +217,18 @@ pub trait BlockStore: StoreReader {
 
     /// Flushes, then makes the record visible.
     fn commit(&self, record: &Record) -> Result<()>;
+
+    /// Removes records and changes notes: all of it or nothing, durable when this returns. Names that are not there are
+    /// no error.
+    fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()>;
+
+    /// Notes that blocks are damaged, so that the next put of each stores it anew. Durable when this returns.
+    fn condemn(&self, ids: &[BlockId]) -> Result<()>;
+
+    /// Removes blocks and segments that are not in `live`, and gives their space back. `live` must be of this store as it
+    /// is, with nothing put since. May be ended at any moment, by an error of `step`, a crash or loss of power, without
+    /// harm; the next call goes on. `step` is called with the bytes removed so far, whenever space was given back.
+    fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept>;
 }
 
 /// What a store answers for a put that came after a failed one.

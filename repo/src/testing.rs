@@ -1,7 +1,7 @@
 //! Puts plain bytes into a store as an image, for the tests of this crate.
 
 use crate::backup::{Backup, Consistency, Image, RECORD_FORMAT};
-use crate::block::{BlockIndex, BlockSize, hash_block, is_zero};
+use crate::block::{BlockIndex, BlockSize, is_zero};
 use crate::codec::{Compression, Sealer};
 use crate::store::BlockStore;
 use crate::writer::ImageWriter;
@@ -15,7 +15,7 @@ pub(crate) fn store_image(store: &dyn BlockStore, disk: &str, plain: &[u8]) -> I
         let slot = if is_zero(block) {
             None
         } else {
-            let hashes = hash_block(block);
+            let hashes = store.hashing().block(block);
             let sealed = sealer.seal(block, &hashes).expect("seals");
             store.put(vec![sealed]).expect("puts");
             Some(hashes.id)

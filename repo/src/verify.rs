@@ -12,6 +12,7 @@ use crate::block::BlockIndex;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, SegmentId};
 use crate::manifest::SEGMENT_SLOTS;
+use crate::places::Places;
 use crate::reader::read_whole;
 use crate::store::{Place, StoreReader};
 use crate::writer::SlotReader;
@@ -99,7 +100,7 @@ pub fn verify(
         let mut walk = Walk {
             store,
             seen_segments: HashSet::new(),
-            seen_places: Bitmap::default(),
+            seen_places: Places::default(),
             bad_segments: false,
         };
         for entry in entries {
@@ -233,7 +234,7 @@ type Located = (BlockId, usize, Option<Place>);
 struct Walk<'a> {
     store: &'a dyn StoreReader,
     seen_segments: HashSet<SegmentId>,
-    seen_places: Bitmap,
+    seen_places: Places,
     bad_segments: bool,
 }
 
@@ -268,8 +269,8 @@ impl Walk<'_> {
                 .into_iter()
                 .zip(lens)
                 .zip(places)
-                .map(|((id, len), place)| (id, len, place))
-                .filter(|(_, _, place)| place.is_none_or(|place| self.seen_places.insert(place.0)))
+                .map(|((id, len), located)| (id, len, located.map(|located| located.place)))
+                .filter(|(_, _, place)| place.is_none_or(|place| self.seen_places.insert(place)))
                 .collect();
             blocks.sort_by_key(|(_, _, place)| *place);
             for batch in blocks.chunks(BATCH_BLOCKS) {
@@ -286,21 +287,6 @@ impl Walk<'_> {
         }
         self.bad_segments = true;
         Ok(())
-    }
-}
-
-/// A set of places, a bit each, in pieces of 4 KiB: a place far out, which only damage makes, costs one piece.
-#[derive(Default)]
-struct Bitmap(HashMap<u64, Box<[u64; 512]>>);
-
-impl Bitmap {
-    /// Adds a place; `false` if it was there.
-    fn insert(&mut self, place: u64) -> bool {
-        let piece = self.0.entry(place >> 15).or_insert_with(|| Box::new([0; 512]));
-        let (word, bit) = ((place >> 6 & 511) as usize, 1 << (place & 63));
-        let new = piece[word] & bit == 0;
-        piece[word] |= bit;
-        new
     }
 }
 

@@ -98,7 +98,7 @@ impl<'a> ImageWriter<'a> {
             }
             open.partial.remove(&segment)
         };
-        let id = match complete.and_then(|complete| encode_segment(&complete.slots)) {
+        let id = match complete.and_then(|complete| encode_segment(self.store.hashing(), &complete.slots)) {
             Some((id, bytes)) => {
                 self.store.put_segments(vec![(id, bytes)])?;
                 id
@@ -118,7 +118,7 @@ impl<'a> ImageWriter<'a> {
             segments: segments.ok_or_else(|| bug("a slot was never set"))?,
             ..self.root
         };
-        let (id, bytes) = root.encode();
+        let (id, bytes) = root.encode(self.store.hashing());
         self.store.put_segments(vec![(id, bytes)])?;
         Ok(id)
     }
@@ -144,7 +144,7 @@ impl<'a> SlotReader<'a> {
         let bytes = store.segments(&[manifest]).remove(0)?;
         Ok(Self {
             store,
-            root: Root::decode(manifest, &bytes)?,
+            root: Root::decode(store.hashing(), manifest, &bytes)?,
         })
     }
 
@@ -159,7 +159,7 @@ impl<'a> SlotReader<'a> {
         match self.root.segments.get(number) {
             None => Ok(Vec::new()),
             Some(&SegmentId::ZERO) => Ok(vec![None; count]),
-            Some(&id) => decode_segment(id, count, &self.store.segments(&[id]).remove(0)?),
+            Some(&id) => decode_segment(self.store.hashing(), id, count, &self.store.segments(&[id]).remove(0)?),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::*;
 use vbk_repo::ErrorKind;
 use vbk_repo::backup::Image;
-use vbk_repo::block::{BlockSize, hash_block, is_zero};
+use vbk_repo::block::{BlockSize, Hashing, is_zero};
 use vbk_repo::codec::{Compression, Sealer};
 use vbk_repo::reader::ReadResources;
 use vbk_repo::store::BlockStore;
@@ -21,7 +21,7 @@ fn image(plain: &[u8]) -> (Arc<ImageReader>, u64) {
     let mut data_bytes = 0;
     for (index, block) in (0..).zip(plain.chunks(MIB)) {
         let slot = (!is_zero(block)).then(|| {
-            let hashes = hash_block(block);
+            let hashes = Hashing::Plain.block(block);
             let sealed = sealer.seal(block, &hashes).expect("seals");
             store.put(vec![sealed]).expect("puts");
             data_bytes += block.len() as u64;

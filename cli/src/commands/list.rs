@@ -1,7 +1,7 @@
 //! `vbk list`
 
 use crate::args::ListArgs;
-use crate::commands::{BackupJson, disk_names};
+use crate::commands::{BackupJson, describe_state, disk_names};
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
 use crate::table::{Align, Table};
@@ -9,7 +9,8 @@ use crate::units;
 
 /// Lists backups.
 pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Outcome> {
-    let catalogue = context.repository()?.view()?.catalogue()?;
+    let view = context.repository()?.view()?;
+    let (catalogue, states) = (view.catalogue()?, view.states()?);
     if let Some(guest) = &args.guest {
         catalogue.check_guest(guest)?;
     }
@@ -28,6 +29,7 @@ pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Outcome> {
         ("STORED", Align::Right),
         ("TOOK", Align::Right),
         ("ID", Align::Left),
+        ("STATE", Align::Left),
     ]);
     for entry in &entries {
         let backup = &entry.backup;
@@ -40,6 +42,7 @@ pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Outcome> {
             units::size(backup.stored_bytes()),
             units::duration(backup.duration().unsigned_abs()),
             entry.id.short(),
+            describe_state(&states.of(backup)),
         ]);
     }
     if entries.is_empty() {
@@ -47,7 +50,12 @@ pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Outcome> {
     } else {
         context.print(table);
     }
-    context.json_result(&entries.iter().map(|entry| BackupJson::new(entry)).collect::<Vec<_>>())?;
+    context.json_result(
+        &entries
+            .iter()
+            .map(|entry| BackupJson::new(entry, states.of(&entry.backup)))
+            .collect::<Vec<_>>(),
+    )?;
     for error in catalogue.damaged() {
         tracing::warn!("not listed: {error}");
     }

@@ -2,8 +2,10 @@
 
 use serde::Serialize;
 use vbk_repo::backup::Backup;
+use vbk_repo::state::State;
 
 use crate::args::ShowArgs;
+use crate::commands::describe_state;
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
 use crate::table::{Align, Table};
@@ -15,6 +17,7 @@ struct Report<'a> {
     id: String,
     #[serde(flatten)]
     record: &'a Backup,
+    state: State,
 }
 
 /// Shows a backup, or one disk of it.
@@ -26,6 +29,11 @@ pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
         entry.backup.images = vec![entry.backup.image(disk)?.clone()];
     }
     let backup = &entry.backup;
+    let state = view.states()?.of(backup);
+    let encrypted = match view.identity().key_check {
+        Some(_) => "yes",
+        None => "no",
+    };
     let lines = [
         ("Backup", backup.spec()),
         ("Id", entry.id.to_string()),
@@ -35,7 +43,8 @@ pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
         ("Consistency", backup.consistency.to_string()),
         ("Made by", format!("vbk {} on {}", backup.vbk_version, backup.host)),
         ("Block size", units::size(view.identity().block_size.into())),
-        ("Encrypted", "no".to_owned()),
+        ("Encrypted", encrypted.to_owned()),
+        ("State", describe_state(&state)),
     ];
     let mut text: String = lines
         .iter()
@@ -66,6 +75,7 @@ pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
         backup: backup.spec(),
         id: entry.id.to_string(),
         record: backup,
+        state,
     })?;
     Ok(Outcome::Done)
 }

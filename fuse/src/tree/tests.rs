@@ -1,5 +1,5 @@
 use vbk_repo::backup::{Backup, Consistency, Image, RECORD_FORMAT};
-use vbk_repo::block::{BlockIndex, BlockSize, hash_block, is_zero};
+use vbk_repo::block::{BlockIndex, BlockSize, Hashing, is_zero};
 use vbk_repo::codec::{Compression, Sealer};
 use vbk_repo::repository::Writer;
 use vbk_repo::writer::ImageWriter;
@@ -49,7 +49,7 @@ fn store(writer: &Writer, disk: &str, plain: &[u8]) -> Image {
     let mut sealer = Sealer::new(Compression::None).expect("a sealer");
     for (index, block) in (0..).zip(plain.chunks(MIB)) {
         let slot = (!is_zero(block)).then(|| {
-            let hashes = hash_block(block);
+            let hashes = Hashing::Plain.block(block);
             let sealed = sealer.seal(block, &hashes).expect("seals");
             writer.store().put(vec![sealed]).expect("puts");
             hashes.id

@@ -2,7 +2,7 @@ use super::*;
 use crate::block::BlockSize;
 use crate::id::BlockId;
 use crate::store::memory::MemoryStore;
-use crate::store::{BlockStore, Identity, Place, Record, Stored, Wanted};
+use crate::store::{BlockStore, Identity, Located, Note, Record, Stored, Wanted};
 use crate::testing::{SMALL, store_image};
 use crate::writer::ImageWriter;
 use proptest::prelude::*;
@@ -70,8 +70,17 @@ impl StoreReader for Counting<'_> {
     fn identity(&self) -> Result<Identity> {
         self.0.identity()
     }
-    fn locate(&self, _: &[BlockId]) -> Result<Vec<Option<Place>>> {
+    fn locate(&self, _: &[BlockId]) -> Result<Vec<Option<Located>>> {
         panic!("a diff asks for no block");
+    }
+    fn survey(&self, _: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
+        panic!("a diff asks for no block");
+    }
+    fn condemned(&self) -> Result<Vec<BlockId>> {
+        self.0.condemned()
+    }
+    fn notes(&self) -> Result<Vec<Note>> {
+        self.0.notes()
     }
     fn get(&self, _: &[Wanted]) -> Vec<Result<Stored>> {
         panic!("a diff reads no block");

@@ -167,7 +167,7 @@ fn what_a_newer_vbk_made_is_refused() {
     let newer = Repository::open(repository.path());
     assert!(matches!(newer, Err(Error::NewerFormat { found: 2, .. })));
     let mut identity = repository.view().expect("opens").identity().clone();
-    identity.features = vec!["encryption".into()];
+    identity.features = vec!["time-travel".into()];
     let refused = identity.check("x").expect_err("unknown").to_string();
-    assert!(refused.contains("encryption"), "{refused}");
+    assert!(refused.contains("time-travel"), "{refused}");
 }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{BlockStore, Record, Wanted};
-use crate::block::{BlockSize, PAGE_BYTES, hash_block};
+use super::{BlockStore, Live, Note, Record, Swept, Thrift, Wanted};
+use crate::block::{BlockSize, Hashing, PAGE_BYTES};
 use crate::codec::{Compression, Header, Sealed, Sealer};
 use crate::error::{Error, ErrorKind};
 use crate::id::{BlockId, SegmentId};
@@ -11,7 +11,7 @@ use crate::manifest::encode_segment;
 
 /// Runs all cases, each on a new store.
 pub(crate) fn check(make: impl Fn(BlockSize) -> Box<dyn BlockStore>) {
-    let cases: [fn(&dyn BlockStore); 8] = [
+    let cases: [fn(&dyn BlockStore); 12] = [
         a_new_store_is_empty_and_knows_itself,
         what_is_put_is_got,
         parts_of_a_block_are_got_alone,
@@ -20,6 +20,10 @@ pub(crate) fn check(make: impl Fn(BlockSize) -> Box<dyn BlockStore>) {
         segments_are_kept_under_their_names,
         records_are_listed_in_order_and_never_replaced,
         many_threads_may_put_the_same,
+        records_go_by_name_and_notes_change_with_them,
+        a_condemned_block_is_stored_anew_once,
+        retain_removes_what_is_not_live_and_nothing_else,
+        retain_keeps_a_little_that_is_unused_and_a_dry_run_keeps_all,
     ];
     for case in cases {
         case(&*make(BlockSize::DEFAULT));
@@ -35,7 +39,7 @@ fn sealed(seed: u8, pages: usize) -> Sealed {
         })
         .collect();
     Sealer::new(Compression::default())
-        .and_then(|mut sealer| sealer.seal(&plain, &hash_block(&plain)))
+        .and_then(|mut sealer| sealer.seal(&plain, &Hashing::Plain.block(&plain)))
         .expect("seals")
 }
 
@@ -50,6 +54,8 @@ fn a_new_store_is_empty_and_knows_itself(store: &dyn BlockStore) {
     assert_eq!(store.identity().expect("identity").block_size, BlockSize::DEFAULT);
     assert_eq!(store.records().expect("records"), []);
     assert_eq!(store.locate(&[BlockId([1; 32])]).expect("locates"), [None]);
+    assert_eq!(store.notes().expect("notes"), []);
+    assert_eq!(store.condemned().expect("lists"), []);
     assert!(store.locate(&[]).expect("locates").is_empty());
     store.flush().expect("an empty flush succeeds");
 }
@@ -64,7 +70,7 @@ fn what_is_put_is_got(store: &dyn BlockStore) {
         for (block, stored) in blocks.iter().zip(store.get(&blocks.each_ref().map(whole))) {
             let stored = stored.expect("is there");
             assert_eq!((&stored.header, &stored.pages), (&block.header, &block.pages));
-            Header::prove(block.id, block.plain_bytes as usize, &stored.header).expect("proves");
+            Header::prove(Hashing::Plain, block.id, block.plain_bytes as usize, &stored.header).expect("proves");
         }
         store.flush().expect("flushes");
     }
@@ -108,7 +114,7 @@ fn one_missing_block_does_not_keep_the_others_back(store: &dyn BlockStore) {
 }
 
 fn segments_are_kept_under_their_names(store: &dyn BlockStore) {
-    let (id, bytes) = encode_segment(&[Some(BlockId([7; 32])), None]).expect("not zero");
+    let (id, bytes) = encode_segment(Hashing::Plain, &[Some(BlockId([7; 32])), None]).expect("not zero");
     store
         .put_segments(vec![(id, bytes.clone()), (id, bytes.clone())])
         .expect("puts");
@@ -153,4 +159,144 @@ fn many_threads_may_put_the_same(store: &dyn BlockStore) {
     for (block, stored) in blocks.iter().zip(store.get(&wanted)) {
         assert_eq!(stored.expect("is there").pages, block.pages);
     }
+}
+
+fn note(name: &str, value: Option<&[u8]>) -> Note {
+    Note {
+        name: name.into(),
+        value: value.map(Into::into),
+    }
+}
+
+fn records_go_by_name_and_notes_change_with_them(store: &dyn BlockStore) {
+    for key in ["a@1", "a@2"] {
+        let bytes = key.into();
+        store.commit(&Record { key: key.into(), bytes }).expect("commits");
+    }
+    store
+        .amend(&[], &[note("x", Some(b"1")), note("y", Some(b"2"))])
+        .expect("amends");
+    store
+        .amend(&["a@1".into(), "b@7".into()], &[note("y", None), note("z", None)])
+        .expect("amends");
+    let keys: Vec<_> = store
+        .records()
+        .expect("lists")
+        .into_iter()
+        .map(|record| record.key)
+        .collect();
+    assert_eq!(keys, ["a@2"]);
+    assert_eq!(store.notes().expect("lists"), [note("x", Some(b"1"))]);
+    let bytes = b"again".to_vec();
+    store
+        .commit(&Record {
+            key: "a@1".into(),
+            bytes,
+        })
+        .expect("a name is free again");
+}
+
+fn a_condemned_block_is_stored_anew_once(store: &dyn BlockStore) {
+    let (bad, good) = (sealed(1, 4), sealed(2, 4));
+    store.put(vec![bad.clone(), good.clone()]).expect("puts");
+    store.flush().expect("flushes");
+    let place = |id| store.locate(&[id]).expect("locates")[0].expect("is there").place;
+    let (before, other) = (place(bad.id), place(good.id));
+    store.condemn(&[bad.id]).expect("condemns");
+    assert_eq!(store.condemned().expect("lists"), [bad.id]);
+    assert_eq!(place(bad.id), before, "what is left of it can still be read");
+    store.put(vec![bad.clone(), good.clone(), bad.clone()]).expect("puts");
+    store.flush().expect("flushes");
+    assert_ne!(place(bad.id), before);
+    assert_eq!(place(good.id), other);
+    assert!(store.condemned().expect("lists").is_empty());
+    let after = place(bad.id);
+    store.put(vec![bad.clone()]).expect("puts");
+    store.flush().expect("flushes");
+    assert_eq!(place(bad.id), after);
+    let stored = store.get(&[whole(&bad)]).remove(0).expect("is there");
+    assert_eq!(stored.pages, bad.pages);
+    let mut count = 0;
+    let survey = store.survey(&mut |_, _| {
+        count += 1;
+        Ok(())
+    });
+    survey.expect("surveys");
+    assert_eq!(count, 2);
+}
+
+/// Eight blocks and two segments of which every second one is live.
+fn half_live(store: &dyn BlockStore) -> (Vec<Sealed>, Live) {
+    let blocks: Vec<_> = (0..8).map(|seed| sealed(seed, 4)).collect();
+    store.put(blocks.clone()).expect("puts");
+    store.flush().expect("flushes");
+    let mut live = Live::default();
+    for block in blocks.iter().step_by(2) {
+        let located = store.locate(&[block.id]).expect("locates")[0].expect("is there");
+        assert_eq!(u64::from(located.stored_bytes), block.stored_bytes());
+        assert_eq!(located.plain_bytes, block.plain_bytes);
+        live.places.insert(located.place);
+    }
+    let segments: Vec<_> = [1, 2]
+        .map(|seed| encode_segment(Hashing::Plain, &[Some(BlockId([seed; 32]))]).expect("not zero"))
+        .into();
+    live.segments.insert(segments[0].0);
+    store.put_segments(segments).expect("puts");
+    store.flush().expect("flushes");
+    (blocks, live)
+}
+
+fn retain(store: &dyn BlockStore, live: &Live, max_unused: f64, dry_run: bool) -> Swept {
+    let thrift = Thrift { max_unused, dry_run };
+    store.retain(live, thrift, &mut |_| Ok(())).expect("sweeps")
+}
+
+fn retain_removes_what_is_not_live_and_nothing_else(store: &dyn BlockStore) {
+    let (blocks, live) = half_live(store);
+    let swept = retain(store, &live, 0.0, false);
+    assert_eq!(
+        (swept.live_blocks, swept.unused_blocks, swept.removed_blocks),
+        (4, 4, 4)
+    );
+    let bytes = |skip| {
+        blocks
+            .iter()
+            .skip(skip)
+            .step_by(2)
+            .map(Sealed::stored_bytes)
+            .sum::<u64>()
+    };
+    assert_eq!((swept.live_bytes, swept.removed_bytes), (bytes(0), bytes(1)));
+    assert_eq!(swept.removed_segments, 1);
+    for (number, block) in blocks.iter().enumerate() {
+        let live = number % 2 == 0;
+        assert_eq!(store.locate(&[block.id]).expect("locates")[0].is_some(), live);
+        let stored = store.get(&[whole(block)]).remove(0);
+        assert_eq!(
+            stored.ok().map(|stored| stored.pages),
+            live.then(|| block.pages.clone())
+        );
+    }
+    let segments: Vec<_> = live.segments.iter().copied().collect();
+    assert!(store.segments(&segments)[0].is_ok());
+    // What is gone can come back, and a second sweep finds nothing.
+    assert_eq!(retain(store, &live, 0.0, false).removed_blocks, 0);
+    store.put(blocks.clone()).expect("puts");
+    store.flush().expect("flushes");
+    for block in &blocks {
+        assert_eq!(
+            store.get(&[whole(block)]).remove(0).expect("is there").pages,
+            block.pages
+        );
+    }
+}
+
+fn retain_keeps_a_little_that_is_unused_and_a_dry_run_keeps_all(store: &dyn BlockStore) {
+    let (blocks, live) = half_live(store);
+    let would = retain(store, &live, 0.0, true);
+    let kept = retain(store, &live, 100.0, false);
+    assert_eq!((would.removed_blocks, would.removed_segments), (4, 1));
+    assert_eq!((kept.unused_blocks, kept.removed_blocks), (4, 0));
+    let ids: Vec<_> = blocks.iter().map(|block| block.id).collect();
+    assert!(store.locate(&ids).expect("locates").iter().all(Option::is_some));
 }

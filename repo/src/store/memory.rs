@@ -1,9 +1,9 @@
 //! A store in memory, for tests: the plainest thing that keeps the rules of the seam.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{BlockStore, Identity, Place, Record, StoreReader, Stored, Wanted};
+use super::{BlockStore, Identity, Live, Located, Note, Place, Record, StoreReader, Stored, Swept, Thrift, Wanted};
 use crate::block::BlockSize;
 use crate::codec::Sealed;
 use crate::error::{Error, Result};
@@ -20,6 +20,9 @@ struct Inner {
     blocks: HashMap<BlockId, (Place, Sealed)>,
     segments: HashMap<SegmentId, Vec<u8>>,
     records: BTreeMap<String, Vec<u8>>,
+    notes: BTreeMap<String, Vec<u8>>,
+    condemned: HashSet<BlockId>,
+    next_place: u64,
 }
 
 impl MemoryStore {
@@ -32,6 +35,7 @@ impl MemoryStore {
                 id: "memory".into(),
                 block_size,
                 created: jiff::Timestamp::UNIX_EPOCH,
+                key_check: None,
             },
             inner: Mutex::default(),
         }
@@ -59,12 +63,23 @@ impl StoreReader for MemoryStore {
         Ok(self.identity.clone())
     }
 
-    fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Place>>> {
+    fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
         let inner = self.lock();
-        Ok(ids
+        Ok(ids.iter().map(|id| inner.blocks.get(id).map(located)).collect())
+    }
+
+    fn survey(&self, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
+        let all: Vec<_> = self
+            .lock()
+            .blocks
             .iter()
-            .map(|id| inner.blocks.get(id).map(|(place, _)| *place))
-            .collect())
+            .map(|(id, block)| (*id, located(block)))
+            .collect();
+        all.into_iter().try_for_each(|(id, located)| each(id, located))
+    }
+
+    fn condemned(&self) -> Result<Vec<BlockId>> {
+        Ok(self.lock().condemned.iter().copied().collect())
     }
 
     fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
@@ -102,14 +117,34 @@ impl StoreReader for MemoryStore {
         };
         Ok(self.lock().records.iter().map(record).collect())
     }
+
+    fn notes(&self) -> Result<Vec<Note>> {
+        let note = |(name, value): (&String, &Vec<u8>)| Note {
+            name: name.clone(),
+            value: Some(value.clone()),
+        };
+        Ok(self.lock().notes.iter().map(note).collect())
+    }
+}
+
+fn located((place, sealed): &(Place, Sealed)) -> Located {
+    Located {
+        place: *place,
+        plain_bytes: sealed.plain_bytes,
+        stored_bytes: sealed.stored_bytes() as u32,
+    }
 }
 
 impl BlockStore for MemoryStore {
     fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
         let mut inner = self.lock();
         for sealed in blocks {
-            let place = Place(inner.blocks.len() as u64);
-            inner.blocks.entry(sealed.id).or_insert((place, sealed));
+            let renewed = inner.condemned.remove(&sealed.id);
+            if renewed || !inner.blocks.contains_key(&sealed.id) {
+                let place = Place(inner.next_place);
+                inner.next_place += 1;
+                inner.blocks.insert(sealed.id, (place, sealed));
+            }
         }
         Ok(())
     }
@@ -130,6 +165,59 @@ impl BlockStore for MemoryStore {
         }
         inner.records.insert(record.key.clone(), record.bytes.clone());
         Ok(())
+    }
+
+    fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
+        let mut inner = self.lock();
+        for key in remove_records {
+            inner.records.remove(key);
+        }
+        for note in notes {
+            match &note.value {
+                Some(value) => inner.notes.insert(note.name.clone(), value.clone()),
+                None => inner.notes.remove(&note.name),
+            };
+        }
+        Ok(())
+    }
+
+    fn condemn(&self, ids: &[BlockId]) -> Result<()> {
+        self.lock().condemned.extend(ids);
+        Ok(())
+    }
+
+    fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+        let mut swept = Swept::default();
+        let mut inner = self.lock();
+        let mut unused = Vec::new();
+        for (id, block) in &inner.blocks {
+            let bytes = block.1.stored_bytes();
+            if live.places.contains(block.0) {
+                swept.live_blocks += 1;
+                swept.live_bytes += bytes;
+            } else {
+                swept.unused_blocks += 1;
+                swept.unused_bytes += bytes;
+                unused.push(*id);
+            }
+        }
+        if swept.unused_bytes as f64 > swept.live_bytes as f64 * thrift.max_unused {
+            swept.removed_blocks = swept.unused_blocks;
+            swept.removed_bytes = swept.unused_bytes;
+        } else {
+            unused.clear();
+        }
+        let segments = inner.segments.len();
+        swept.removed_segments =
+            (segments - inner.segments.keys().filter(|id| live.segments.contains(id)).count()) as u64;
+        if !thrift.dry_run {
+            for id in unused {
+                inner.blocks.remove(&id);
+            }
+            inner.segments.retain(|id, _| live.segments.contains(id));
+            step(swept.removed_bytes)?;
+        }
+        Ok(swept)
     }
 }
 

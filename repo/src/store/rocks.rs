@@ -2,14 +2,21 @@
 //!
 //! | column family | key | value |
 //! |---|---|---|
-//! | `blocks` | sequence number (u64), part (u16), big-endian | part 0: block id and header; part n: page n - 1, no row for a page of zeros |
+//! | `blocks` | sequence number (u64), part (u16), big-endian | part 0: block id, plain and stored length (u32), header; part n: page n - 1, no row for a page of zeros |
 //! | `index` | block id | sequence number (u64), plain length (u32), stored length (u32), big-endian |
 //! | `segments` | segment id | the segment |
 //! | `backups` | `GUEST@TIME` | the record |
-//! | `meta` | `identity`, `barrier`, `generation` | JSON; the first sequence number above the last barrier; the number of commits (u64, big-endian) |
+//! | `notes` | the note's name | its value |
+//! | `meta` | `identity` | JSON, see [`Identity`] |
+//! | | `barrier` | the first sequence number above the last barrier |
+//! | | `generation` | how often what readers see was changed |
+//! | | `sweeping` | sequence numbers: blocks were removed from here to there, and their space was not given back yet |
+//! | | `condemned/` and a block id | nothing: the block was found damaged |
+//!
+//! Numbers are big-endian, of 8 bytes where nothing else is said.
 //!
 //! Blocks lie in the order in which they were stored, because their keys are sequence numbers and not hashes: what was
-//! backed up together is read together. Block rows name their block, so the index can be rebuilt from them.
+//! backed up together is read together. A block's part 0 says what its index row says, so the index can be rebuilt.
 //!
 //! # What is on disk after each step of a barrier
 //!
@@ -20,36 +27,37 @@
 //!    `generation`. RocksDB applies a batch whole or not at all, so a row or record never names a block that is not
 //!    there.
 //!
+//! A condemned block that is put again gets a new sequence number; the batch of step 3 replaces its index row and removes
+//! the old rows. What a sweep leaves on disk stands in `rocks/sweep.rs`.
+//!
 //! The next writer removes every block row at or above `barrier` and flushes that removal before it puts anything, so
 //! sequence numbers can be used again. Segments left by a crash are named by their content and stay as they are.
 
 mod options;
+mod reader;
 mod rows;
+mod sweep;
 
-use std::collections::HashMap;
-use std::fs::File;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use rocksdb::checkpoint::Checkpoint;
-use rocksdb::{ColumnFamily, DB, FlushOptions, IteratorMode, WriteBatch};
+use rocksdb::{DB, FlushOptions, WriteBatch};
 
+pub use self::reader::RocksReader;
+use self::reader::{CONDEMNED, failed, get_each, is_damage};
 use self::rows::{IndexRow, part_key};
-use super::{BlockStore, Identity, Place, Record, StoreReader, Stored, Wanted, failed_before};
+use super::{
+    BlockStore, Identity, Live, Located, Note, Record, StoreReader, Stored, Swept, Thrift, Wanted, failed_before,
+};
 use crate::codec::Sealed;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::id::{BlockId, SegmentId};
 
 /// Bytes that one write hands to RocksDB, which keeps them twice until it is done.
 const BATCH_BYTES: usize = 2 << 20;
-
-/// A store opened for reading: a view, which no writer changes any more.
-pub struct RocksReader {
-    db: DB,
-    /// Dropped after the database is closed.
-    _guard: Option<File>,
-}
 
 /// A store opened for writing. One process at a time: RocksDB's own lock refuses a second.
 pub struct RocksStore {
@@ -60,195 +68,17 @@ pub struct RocksStore {
     barrier: Mutex<()>,
     /// Rows of blocks that no barrier covers yet.
     pending: Mutex<HashMap<BlockId, IndexRow>>,
+    /// Blocks to store anew, see [`BlockStore::condemn`].
+    condemned: RwLock<HashSet<BlockId>>,
     next_sequence: AtomicU64,
     failed: AtomicBool,
-}
-
-fn failed(doing: &'static str) -> impl Fn(rocksdb::Error) -> Error {
-    move |error| {
-        let message = error.to_string();
-        let kind = if message.contains("No space left") || message.contains("Disk quota exceeded") {
-            ErrorKind::NoSpace
-        } else if message.contains("LOCK: ") {
-            ErrorKind::Locked
-        } else if message.contains("Permission denied") || message.contains("Read-only file system") {
-            ErrorKind::Denied
-        } else if is_damage(&error) {
-            ErrorKind::Corrupt
-        } else {
-            ErrorKind::Unavailable
-        };
-        Error::Store { kind, doing, message }
-    }
-}
-
-/// Whether an error says that what is stored is not what was written. A file that is gone is damage too: nobody but
-/// RocksDB deletes its files.
-fn is_damage(error: &rocksdb::Error) -> bool {
-    error.kind() == rocksdb::ErrorKind::Corruption || error.as_ref().contains("No such file or directory")
-}
-
-impl RocksReader {
-    /// Opens a checkpoint, or a store on a file system that can't be written to. `guard` is a file whose lock keeps
-    /// the checkpoint; it is held as long as the reader.
-    pub fn open(path: &Path, guard: Option<File>) -> Result<Self> {
-        let (database, families) = options::database(false);
-        let db = DB::open_cf_descriptors_read_only(&database, path, families, false).map_err(failed("open"))?;
-        Ok(Self { db, _guard: guard })
-    }
-
-    fn family(&self, name: &'static str) -> &ColumnFamily {
-        self.db
-            .cf_handle(name)
-            .expect("opening fails if a column family is missing")
-    }
-
-    fn meta_number(&self, key: &str) -> Result<u64> {
-        let row = self
-            .db
-            .get_cf(self.family("meta"), key)
-            .map_err(failed("read its state"))?;
-        Ok(row.map_or(0, |row| row.iter().take(8).fold(0, |n, byte| n << 8 | u64::from(*byte))))
-    }
-
-    /// How many backups were ever committed: tells an older view from a newer.
-    pub fn generation(&self) -> Result<u64> {
-        self.meta_number("generation")
-    }
-
-    fn index_rows(&self, ids: &[BlockId]) -> Result<Vec<Option<IndexRow>>> {
-        let keys = ids.iter().map(|id| &id.0);
-        self.db
-            .batched_multi_get_cf(self.family("index"), keys, false)
-            .into_iter()
-            .zip(ids)
-            .map(|(row, id)| match row.map_err(failed("read the index"))? {
-                Some(row) => IndexRow::decode(*id, &row).map(Some),
-                None => Ok(None),
-            })
-            .collect()
-    }
-
-    fn get_at(&self, wanted: &Wanted, row: Option<IndexRow>) -> Result<Stored> {
-        let id = wanted.id;
-        let row = row.ok_or(Error::BlockMissing(id))?;
-        let keys: Vec<_> = std::iter::once(0)
-            .chain(wanted.pages.clone().map(|page| page + 1))
-            .map(|part| part_key(row.sequence, part))
-            .collect();
-        let mut parts = self
-            .db
-            .batched_multi_get_cf(self.family("blocks"), &keys, true)
-            .into_iter()
-            .map(|part| match part {
-                Ok(Some(part)) => Ok(part.to_vec()),
-                Ok(None) => Ok(Vec::new()),
-                Err(error) if is_damage(&error) => Err(Error::BlockDamaged {
-                    id,
-                    what: error.to_string(),
-                }),
-                Err(error) => Err(failed("read a block")(error)),
-            });
-        let mut header = parts.next().unwrap_or_else(|| Ok(Vec::new()))?;
-        // Part 0 names its block, so an index row that points elsewhere is found here and not taken for damage there.
-        if header.len() < 32 || header[..32] != id.0 {
-            return Err(Error::BlockDamaged {
-                id,
-                what: "its header is missing or that of another block".into(),
-            });
-        }
-        header.drain(..32);
-        Ok(Stored {
-            header,
-            pages: parts.collect::<Result<_>>()?,
-        })
-    }
-}
-
-impl StoreReader for RocksReader {
-    fn identity(&self) -> Result<Identity> {
-        let damaged = |message: String| Error::Store {
-            kind: ErrorKind::Corrupt,
-            doing: "read its identity",
-            message,
-        };
-        let row = self
-            .db
-            .get_cf(self.family("meta"), "identity")
-            .map_err(failed("read its identity"))?
-            .ok_or_else(|| damaged("it is missing".into()))?;
-        serde_json::from_slice(&row).map_err(|error| damaged(error.to_string()))
-    }
-
-    fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Place>>> {
-        let rows = self.index_rows(ids)?.into_iter();
-        Ok(rows.map(|row| row.map(|row| Place(row.sequence))).collect())
-    }
-
-    fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
-        get_each(wanted, |ids| self.index_rows(ids), self)
-    }
-
-    fn segments(&self, ids: &[SegmentId]) -> Vec<Result<Vec<u8>>> {
-        let keys = ids.iter().map(|id| &id.0);
-        self.db
-            .batched_multi_get_cf(self.family("segments"), keys, false)
-            .into_iter()
-            .zip(ids)
-            .map(|(segment, &id)| match segment {
-                Ok(Some(segment)) => Ok(segment.to_vec()),
-                Ok(None) => Err(Error::SegmentDamaged {
-                    id,
-                    what: "it is missing".into(),
-                }),
-                Err(error) if is_damage(&error) => Err(Error::SegmentDamaged {
-                    id,
-                    what: error.to_string(),
-                }),
-                Err(error) => Err(failed("read a manifest")(error)),
-            })
-            .collect()
-    }
-
-    fn records(&self) -> Result<Vec<Record>> {
-        self.db
-            .iterator_cf(self.family("backups"), IteratorMode::Start)
-            .map(|row| {
-                let (key, bytes) = row.map_err(failed("list the backups"))?;
-                Ok(Record {
-                    key: String::from_utf8_lossy(&key).into_owned(),
-                    bytes: bytes.into(),
-                })
-            })
-            .collect()
-    }
-}
-
-fn get_each(
-    wanted: &[Wanted],
-    rows: impl Fn(&[BlockId]) -> Result<Vec<Option<IndexRow>>>,
-    reader: &RocksReader,
-) -> Vec<Result<Stored>> {
-    let ids: Vec<_> = wanted.iter().map(|wanted| wanted.id).collect();
-    match rows(&ids) {
-        Ok(rows) => wanted
-            .iter()
-            .zip(rows)
-            .map(|(wanted, row)| reader.get_at(wanted, row))
-            .collect(),
-        // A damaged index row fails the whole look-up; asked one by one only its own block suffers.
-        Err(_) => wanted
-            .iter()
-            .map(|wanted| reader.get_at(wanted, rows(&[wanted.id])?.remove(0)))
-            .collect(),
-    }
 }
 
 impl RocksStore {
     /// Makes a new store in `path`, which must not have one.
     pub fn create(path: &Path, identity: &Identity) -> Result<Self> {
         std::fs::create_dir(path).map_err(Error::io("create", path))?;
-        let store = Self::open(path)?;
+        let store = Self::open_or_create(path, true)?;
         let identity = serde_json::to_vec(identity).expect("an identity has only plain fields");
         store
             .reader
@@ -260,15 +90,22 @@ impl RocksStore {
 
     /// Opens the store for writing and removes what a crash left above the last barrier.
     pub fn open(path: &Path) -> Result<Self> {
-        let (database, families) = options::database(options::can_write_direct(path));
+        // Never made where it is missing: an empty store in the place of a damaged one would be published to readers.
+        Self::open_or_create(path, false)
+    }
+
+    fn open_or_create(path: &Path, create: bool) -> Result<Self> {
+        let (database, families) = options::database(options::can_write_direct(path), create);
         let db = DB::open_cf_descriptors(&database, path, families).map_err(failed("open"))?;
         let reader = RocksReader { db, _guard: None };
         let barrier = reader.meta_number("barrier")?;
+        let condemned = reader.condemned()?.into_iter().collect();
         let store = Self {
             reader,
             gate: RwLock::default(),
             barrier: Mutex::default(),
             pending: Mutex::default(),
+            condemned: RwLock::new(condemned),
             next_sequence: AtomicU64::new(barrier),
             failed: AtomicBool::new(false),
         };
@@ -357,22 +194,53 @@ impl RocksStore {
         for (id, row) in &covered {
             batch.put_cf(reader.family("index"), id.0, row.encode());
         }
+        let renewed = self.replace_condemned(&covered, &mut batch)?;
         batch.put_cf(reader.family("meta"), "barrier", next.to_be_bytes());
         if let Some(record) = record {
-            let generation = reader.generation()? + 1;
             batch.put_cf(reader.family("backups"), &record.key, &record.bytes);
-            batch.put_cf(reader.family("meta"), "generation", generation.to_be_bytes());
+            self.next_generation(&mut batch)?;
         }
-        reader
-            .db
-            .write_opt(batch, &options::logged())
-            .map_err(failed("commit"))?;
+        self.write_logged("commit", batch)?;
         let _no_puts = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         let mut pending = self.pending();
         for (id, _) in &covered {
             pending.remove(id);
         }
+        drop(pending);
+        let mut condemned = self.condemned.write().unwrap_or_else(PoisonError::into_inner);
+        condemned.retain(|id| !renewed.contains(id));
         Ok(())
+    }
+
+    /// Removes the old rows of condemned blocks that were stored anew; gives those blocks.
+    fn replace_condemned(&self, covered: &[(BlockId, IndexRow)], batch: &mut WriteBatch) -> Result<Vec<BlockId>> {
+        let condemned = self.condemned.read().unwrap_or_else(PoisonError::into_inner);
+        let renewed: Vec<_> = covered
+            .iter()
+            .map(|(id, _)| *id)
+            .filter(|id| condemned.contains(id))
+            .collect();
+        for (id, old) in renewed.iter().zip(self.reader.index_rows(&renewed)?) {
+            batch.delete_cf(self.reader.family("meta"), CONDEMNED.key(*id));
+            if let Some(old) = old {
+                let (from, to) = (part_key(old.sequence, 0), part_key(old.sequence + 1, 0));
+                batch.delete_range_cf(self.reader.family("blocks"), from, to);
+            }
+        }
+        Ok(renewed)
+    }
+
+    fn next_generation(&self, batch: &mut WriteBatch) -> Result<()> {
+        let generation = self.reader.generation()? + 1;
+        batch.put_cf(self.reader.family("meta"), "generation", generation.to_be_bytes());
+        Ok(())
+    }
+
+    fn write_logged(&self, doing: &'static str, batch: WriteBatch) -> Result<()> {
+        self.reader
+            .db
+            .write_opt(batch, &options::logged())
+            .map_err(failed(doing))
     }
 }
 
@@ -381,9 +249,17 @@ impl StoreReader for RocksStore {
         self.reader.identity()
     }
 
-    fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Place>>> {
+    fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
         let rows = self.rows(ids)?.into_iter();
-        Ok(rows.map(|row| row.map(|row| Place(row.sequence))).collect())
+        Ok(rows.map(|row| row.map(IndexRow::located)).collect())
+    }
+
+    fn survey(&self, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
+        self.reader.survey(each)
+    }
+
+    fn condemned(&self) -> Result<Vec<BlockId>> {
+        self.reader.condemned()
     }
 
     fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
@@ -397,6 +273,10 @@ impl StoreReader for RocksStore {
     fn records(&self) -> Result<Vec<Record>> {
         self.reader.records()
     }
+
+    fn notes(&self) -> Result<Vec<Note>> {
+        self.reader.notes()
+    }
 }
 
 impl BlockStore for RocksStore {
@@ -405,10 +285,12 @@ impl BlockStore for RocksStore {
         let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         let ids: Vec<_> = blocks.iter().map(|block| block.id).collect();
         let stored = self.reader.index_rows(&ids)?;
+        let condemned = self.condemned.read().unwrap_or_else(PoisonError::into_inner);
         let mut batch = WriteBatch::default();
         for (block, stored) in blocks.into_iter().zip(stored) {
             let mut pending = self.pending();
-            if stored.is_some() || pending.contains_key(&block.id) {
+            let stored = stored.is_some() && !condemned.contains(&block.id);
+            if stored || pending.contains_key(&block.id) {
                 continue;
             }
             let row = IndexRow {
@@ -418,7 +300,7 @@ impl BlockStore for RocksStore {
             };
             pending.insert(block.id, row);
             drop(pending);
-            let header = [&block.id.0[..], &block.header].concat();
+            let header = [&row.part_zero(block.id)[..], &block.header].concat();
             let parts = std::iter::once(&header).chain(&block.pages);
             for (part, bytes) in parts.enumerate().filter(|(_, bytes)| !bytes.is_empty()) {
                 batch.put_cf(self.reader.family("blocks"), part_key(row.sequence, part), bytes);
@@ -456,6 +338,40 @@ impl BlockStore for RocksStore {
 
     fn commit(&self, record: &Record) -> Result<()> {
         self.barrier(Some(record))
+    }
+
+    fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
+        let _one = self.barrier.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut batch = WriteBatch::default();
+        for key in remove_records {
+            batch.delete_cf(self.reader.family("backups"), key);
+        }
+        let family = self.reader.family("notes");
+        for note in notes {
+            match &note.value {
+                Some(value) => batch.put_cf(family, &note.name, value),
+                None => batch.delete_cf(family, &note.name),
+            }
+        }
+        self.next_generation(&mut batch)?;
+        self.write_logged("change its notes", batch)
+    }
+
+    fn condemn(&self, ids: &[BlockId]) -> Result<()> {
+        let mut batch = WriteBatch::default();
+        for id in ids {
+            batch.put_cf(self.reader.family("meta"), CONDEMNED.key(*id), []);
+        }
+        self.write_logged("note what is damaged", batch)?;
+        let mut condemned = self.condemned.write().unwrap_or_else(PoisonError::into_inner);
+        condemned.extend(ids);
+        Ok(())
+    }
+
+    fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+        self.barrier(None)?;
+        let _one = self.barrier.lock().unwrap_or_else(PoisonError::into_inner);
+        sweep::sweep(self, live, thrift, step)
     }
 }
 

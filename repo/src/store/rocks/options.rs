@@ -6,7 +6,7 @@ use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, InfoLogger, LogLevel, Options, WriteOptions,
 };
 
-const FAMILIES: [&str; 5] = ["blocks", "index", "segments", "backups", "meta"];
+const FAMILIES: [&str; 6] = ["blocks", "index", "segments", "backups", "notes", "meta"];
 
 /// One write buffer of `blocks`; at most [`BUFFERS`] of them are in memory.
 const BUFFER_BYTES: usize = 48 << 20;
@@ -17,13 +17,16 @@ const BLOCK_CACHE_BYTES: usize = 32 << 20;
 const MIN_BLOB_BYTES: u64 = 1024;
 /// Descriptors that RocksDB may hold, whatever the number of its files.
 const MAX_OPEN_FILES: i32 = 768;
+/// A sorted file of `blocks`.
+const TABLE_BYTES: u64 = 2 << 20;
 
-/// Options for the database and its column families. `direct`: flush and compact with direct I/O.
-pub(super) fn database(direct: bool) -> (Options, Vec<ColumnFamilyDescriptor>) {
+/// Options for the database and its column families. `direct`: flush and compact with direct I/O. `create`: make what is
+/// missing.
+pub(super) fn database(direct: bool, create: bool) -> (Options, Vec<ColumnFamilyDescriptor>) {
     let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
     let mut options = Options::default();
-    options.create_if_missing(true);
-    options.create_missing_column_families(true);
+    options.create_if_missing(create);
+    options.create_missing_column_families(create);
     options.set_max_open_files(MAX_OPEN_FILES);
     options.set_max_background_jobs(4);
     options.set_max_total_wal_size(64 << 20);
@@ -58,6 +61,9 @@ fn family(name: &str, cache: &Cache) -> Options {
         options.set_enable_blob_files(true);
         options.set_min_blob_size(MIN_BLOB_BYTES);
         options.set_blob_compression_type(DBCompressionType::None);
+        // A block of 1 MiB takes about 1.3 KB in the sorted files. Compaction works on whole files, so they are small
+        // where each byte stands for many in blob files that a sweep would have to move.
+        options.set_target_file_size_base(TABLE_BYTES);
     }
     options.set_block_based_table_factory(&table);
     options

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::id::BlockId;
+use crate::store::{Located, Place};
 
 /// Where a block lies and how long it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,8 +16,7 @@ impl IndexRow {
     pub(super) fn encode(self) -> [u8; 16] {
         let mut row = [0; 16];
         row[..8].copy_from_slice(&self.sequence.to_be_bytes());
-        row[8..12].copy_from_slice(&self.plain_bytes.to_be_bytes());
-        row[12..].copy_from_slice(&self.stored_bytes.to_be_bytes());
+        row[8..].copy_from_slice(&self.lengths());
         row
     }
 
@@ -25,13 +25,39 @@ impl IndexRow {
             id,
             what: "its index row has a wrong length".into(),
         })?;
-        let number = |range: std::ops::Range<usize>| row[range].iter().fold(0_u64, |n, byte| n << 8 | u64::from(*byte));
         Ok(Self {
-            sequence: number(0..8),
-            plain_bytes: number(8..12) as u32,
-            stored_bytes: number(12..16) as u32,
+            sequence: number(&row[..8]),
+            plain_bytes: number(&row[8..12]) as u32,
+            stored_bytes: number(&row[12..]) as u32,
         })
     }
+
+    pub(super) fn located(self) -> Located {
+        Located {
+            place: Place(self.sequence),
+            plain_bytes: self.plain_bytes,
+            stored_bytes: self.stored_bytes,
+        }
+    }
+
+    fn lengths(self) -> [u8; 8] {
+        let mut lengths = [0; 8];
+        lengths[..4].copy_from_slice(&self.plain_bytes.to_be_bytes());
+        lengths[4..].copy_from_slice(&self.stored_bytes.to_be_bytes());
+        lengths
+    }
+
+    /// The start of a block's part 0, which repeats what the index says of it.
+    pub(super) fn part_zero(self, id: BlockId) -> Vec<u8> {
+        [&id.0[..], &self.lengths()].concat()
+    }
+}
+
+/// Where the header begins in part 0.
+pub(super) const HEADER_AT: usize = 40;
+
+fn number(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 /// The key of a part of the block with this sequence number.
@@ -41,4 +67,9 @@ pub(super) fn part_key(sequence: u64, part: usize) -> [u8; 10] {
     // At most 257 parts: a header and 256 pages.
     key[8..].copy_from_slice(&(part as u16).to_be_bytes());
     key
+}
+
+/// The sequence number in a key of `blocks`.
+pub(super) fn sequence_of(key: &[u8]) -> u64 {
+    number(&key[..key.len().min(8)])
 }

@@ -1,7 +1,11 @@
 use super::*;
-use crate::block::{BlockSize, hash_block};
+use rocksdb::IteratorMode;
+
+use crate::ErrorKind;
+use crate::block::{BlockSize, Hashing};
 use crate::codec::{Compression, Sealer};
 use crate::manifest::encode_segment;
+use crate::store::Place;
 
 fn identity(block_size: BlockSize) -> Identity {
     Identity {
@@ -10,17 +14,18 @@ fn identity(block_size: BlockSize) -> Identity {
         id: "test".into(),
         block_size,
         created: jiff::Timestamp::UNIX_EPOCH,
+        key_check: None,
     }
 }
 
 fn block(seed: u8) -> Sealed {
     let plain: Vec<u8> = (0..200_000).map(|i| (i % 241) as u8 ^ seed).collect();
     Sealer::new(Compression::None)
-        .and_then(|mut sealer| sealer.seal(&plain, &hash_block(&plain)))
+        .and_then(|mut sealer| sealer.seal(&plain, &Hashing::Plain.block(&plain)))
         .expect("seals")
 }
 
-fn wanted(block: &Sealed) -> Wanted {
+pub(super) fn wanted(block: &Sealed) -> Wanted {
     Wanted {
         id: block.id,
         pages: 0..block.pages.len(),
@@ -28,13 +33,13 @@ fn wanted(block: &Sealed) -> Wanted {
 }
 
 /// A store in a temporary directory that goes when it is dropped.
-struct Fixture {
+pub(super) struct Fixture {
     store: Option<RocksStore>,
-    directory: tempfile::TempDir,
+    pub(super) directory: tempfile::TempDir,
 }
 
 impl Fixture {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("store");
         let store = RocksStore::create(&path, &identity(BlockSize::DEFAULT)).expect("creates");
@@ -44,12 +49,12 @@ impl Fixture {
         }
     }
 
-    fn store(&self) -> &RocksStore {
+    pub(super) fn store(&self) -> &RocksStore {
         self.store.as_ref().expect("open")
     }
 
     /// What a killed process leaves: a copy of the files as they are now, opened.
-    fn crashed_copy(&self) -> Self {
+    pub(super) fn crashed_copy(&self) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let status = std::process::Command::new("cp")
             .arg("-a")
@@ -72,8 +77,17 @@ impl StoreReader for Owned {
     fn identity(&self) -> Result<Identity> {
         self.0.store().identity()
     }
-    fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Place>>> {
+    fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
         self.0.store().locate(ids)
+    }
+    fn survey(&self, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
+        self.0.store().survey(each)
+    }
+    fn condemned(&self) -> Result<Vec<BlockId>> {
+        self.0.store().condemned()
+    }
+    fn notes(&self) -> Result<Vec<Note>> {
+        self.0.store().notes()
     }
     fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
         self.0.store().get(wanted)
@@ -99,6 +113,15 @@ impl BlockStore for Owned {
     fn commit(&self, record: &Record) -> Result<()> {
         self.0.store().commit(record)
     }
+    fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
+        self.0.store().amend(remove_records, notes)
+    }
+    fn condemn(&self, ids: &[BlockId]) -> Result<()> {
+        self.0.store().condemn(ids)
+    }
+    fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+        self.0.store().retain(live, thrift, step)
+    }
 }
 
 #[test]
@@ -123,6 +146,10 @@ fn a_crash_keeps_what_a_barrier_covered_and_drops_the_rest() {
 
     let after = fixture.crashed_copy();
     let places = after.store().locate(&[covered.id, lost.id]).expect("locates");
+    let places: Vec<_> = places
+        .iter()
+        .map(|located| located.map(|located| located.place))
+        .collect();
     assert_eq!(places, [Some(Place(0)), None]);
     assert!(after.store().get(&[wanted(&covered)])[0].is_ok());
     let rows = after
@@ -147,7 +174,7 @@ fn a_crash_keeps_what_a_barrier_covered_and_drops_the_rest() {
 fn a_commit_survives_a_crash_with_all_it_names() {
     let fixture = Fixture::new();
     let block = block(1);
-    let (segment, bytes) = encode_segment(&[Some(block.id)]).expect("not zero");
+    let (segment, bytes) = encode_segment(Hashing::Plain, &[Some(block.id)]).expect("not zero");
     let record = Record {
         key: "web1@2026-11-21T05-54-00Z".into(),
         bytes: b"{}".to_vec(),

@@ -1,0 +1,215 @@
+//! Walks the manifests of backups: finds everything that they name.
+//!
+//! Each segment is read once, however many backups share it. Memory: 40 bytes per distinct segment and a bit per block
+//! of the store.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::backup::{Entry, Image};
+use crate::catalogue::Catalogue;
+use crate::error::{Error, Result};
+use crate::id::{BlockId, SegmentId};
+use crate::manifest::{SEGMENT_SLOTS, decode_segment};
+use crate::store::{Live, Located, StoreReader};
+use crate::writer::SlotReader;
+
+/// Segments that go to a thread at once: 512 KiB of ids.
+const BATCH_SEGMENTS: usize = 16;
+
+/// Everything that the backups of a catalogue name. An error of kind Corrupt if that can't be told for all of them: what is
+/// then not found is not unused.
+pub fn mark(store: &dyn StoreReader, catalogue: &Catalogue, threads: usize, cancel: &AtomicBool) -> Result<Live> {
+    if let Some(damaged) = catalogue.damaged().first() {
+        return Err(Error::CantTellUnused {
+            what: damaged.to_string(),
+        });
+    }
+    let live = Mutex::new(Live::default());
+    let images: Vec<&Image> = catalogue.entries().iter().flat_map(images_of).collect();
+    let segments = each_segment(store, &images, threads, cancel, &|blocks| {
+        let mut live = live.lock().unwrap_or_else(PoisonError::into_inner);
+        for (id, located) in blocks {
+            let located = located.ok_or_else(|| Error::BlockMissing(*id))?;
+            live.places.insert(located.place);
+        }
+        Ok(())
+    });
+    let mut live = live.into_inner().unwrap_or_else(PoisonError::into_inner);
+    live.segments = segments.map_err(|error| match error.kind() {
+        crate::ErrorKind::Corrupt => Error::CantTellUnused {
+            what: error.to_string(),
+        },
+        _ => error,
+    })?;
+    Ok(live)
+}
+
+/// The images of a backup.
+pub(crate) fn images_of(entry: &Entry) -> impl Iterator<Item = &Image> {
+    entry.backup.images.iter()
+}
+
+/// Gives the blocks of each distinct segment of `images` to `each`, which is called from several threads. Gives the
+/// names of all roots and segments. The first error, also of damage, ends it.
+pub(crate) fn each_segment(
+    store: &dyn StoreReader,
+    images: &[&Image],
+    threads: usize,
+    cancel: &AtomicBool,
+    each: &(dyn Fn(&[(BlockId, Option<Located>)]) -> Result<()> + Sync),
+) -> Result<HashSet<SegmentId>> {
+    let failed: Mutex<Option<Error>> = Mutex::default();
+    let stop = AtomicBool::new(false);
+    let (work, queue) = crossbeam_channel::bounded::<Vec<(SegmentId, usize)>>(2 * threads);
+    let seen = std::thread::scope(|scope| {
+        for number in 0..threads.max(1) {
+            let (queue, failed, stop) = (queue.clone(), &failed, &stop);
+            std::thread::Builder::new()
+                .name(format!("vbk-mark-{number}"))
+                .spawn_scoped(scope, move || {
+                    for batch in queue {
+                        if stop.load(Ordering::SeqCst) {
+                            continue;
+                        }
+                        if let Err(error) = batch_of(store, &batch, each) {
+                            stop.store(true, Ordering::SeqCst);
+                            failed
+                                .lock()
+                                .unwrap_or_else(PoisonError::into_inner)
+                                .get_or_insert(error);
+                        }
+                    }
+                })
+                .expect("the system can start a few threads");
+        }
+        let mut seen = HashSet::new();
+        let mut batch = Vec::new();
+        for image in images {
+            if !seen.insert(image.manifest) {
+                continue;
+            }
+            let reader = SlotReader::open(store, image.manifest)?;
+            for (number, &segment) in reader.root().segments.iter().enumerate() {
+                if segment == SegmentId::ZERO || !seen.insert(segment) {
+                    continue;
+                }
+                batch.push((segment, reader.root().slots_in(number)));
+                if batch.len() == BATCH_SEGMENTS {
+                    if cancel.load(Ordering::SeqCst) {
+                        return Err(Error::Interrupted);
+                    }
+                    // Fails only if all threads are gone, and then one of them has left its error.
+                    let _ = work.send(std::mem::take(&mut batch));
+                }
+            }
+            if stop.load(Ordering::SeqCst) {
+                break;
+            }
+        }
+        let _ = work.send(batch);
+        drop(work);
+        Ok(seen)
+    });
+    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => seen,
+    }
+}
+
+fn batch_of(
+    store: &dyn StoreReader,
+    batch: &[(SegmentId, usize)],
+    each: &(dyn Fn(&[(BlockId, Option<Located>)]) -> Result<()> + Sync),
+) -> Result<()> {
+    let ids: Vec<_> = batch.iter().map(|(id, _)| *id).collect();
+    let mut blocks = Vec::with_capacity(batch.len() * SEGMENT_SLOTS);
+    for (&(id, count), bytes) in batch.iter().zip(store.segments(&ids)) {
+        blocks.extend(
+            decode_segment(store.hashing(), id, count, &bytes?)?
+                .into_iter()
+                .flatten(),
+        );
+    }
+    let located = store.locate(&blocks)?;
+    each(&blocks.into_iter().zip(located).collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::memory::MemoryStore;
+    use crate::store::{BlockStore, Record, Thrift};
+    use crate::testing::{SMALL, backup, mixed_bytes, store_image};
+
+    const CANCEL: AtomicBool = AtomicBool::new(false);
+
+    fn commit(store: &MemoryStore, time: &str, plain: &[u8]) -> Image {
+        let image = store_image(store, "vda", plain);
+        let backup = backup("web1", time, vec![image.clone()]);
+        let record = Record {
+            key: backup.spec(),
+            bytes: backup.encode(),
+        };
+        store.commit(&record).expect("commits");
+        image
+    }
+
+    fn marked(store: &MemoryStore) -> Result<Live> {
+        mark(store, &Catalogue::load(store).expect("loads"), 2, &CANCEL)
+    }
+
+    #[test]
+    fn what_backups_name_is_live_and_the_rest_is_swept() {
+        let store = MemoryStore::new(SMALL);
+        let (first, second) = (mixed_bytes(1, 5 << 20), mixed_bytes(2, 5 << 20));
+        commit(&store, "2026-11-20T05-54-00Z", &first);
+        let image = commit(&store, "2026-11-21T05-54-00Z", &second);
+        let all = marked(&store).expect("marks");
+        store
+            .amend(&["web1@2026-11-20T05-54-00Z".into()], &[])
+            .expect("forgets");
+        let live = marked(&store).expect("marks");
+        assert!(live.segments.len() < all.segments.len());
+        let thrift = Thrift {
+            max_unused: 0.0,
+            dry_run: false,
+        };
+        let swept = store.retain(&live, thrift, &mut |_| Ok(())).expect("sweeps");
+        assert!(swept.removed_blocks > 0 && swept.live_blocks > 0, "{swept:?}");
+        let slots = SlotReader::open(&store, image.manifest)
+            .expect("opens")
+            .segment(0)
+            .expect("reads");
+        let ids: Vec<_> = slots.into_iter().flatten().collect();
+        assert!(store.locate(&ids).expect("locates").iter().all(Option::is_some));
+        assert_eq!(
+            store
+                .retain(&live, thrift, &mut |_| Ok(()))
+                .expect("sweeps")
+                .removed_blocks,
+            0
+        );
+    }
+
+    #[test]
+    fn what_can_not_be_told_is_not_taken_for_unused() {
+        let store = MemoryStore::new(SMALL);
+        let image = commit(&store, "2026-11-20T05-54-00Z", &mixed_bytes(1, 1 << 20));
+        let slots = SlotReader::open(&store, image.manifest)
+            .expect("opens")
+            .segment(0)
+            .expect("reads");
+        store.lose(slots.into_iter().flatten().next().expect("a block"));
+        assert!(matches!(marked(&store), Err(Error::CantTellUnused { .. })));
+
+        let store = MemoryStore::new(SMALL);
+        let record = Record {
+            key: "web1@2026-11-20T05-54-00Z".into(),
+            bytes: b"{".to_vec(),
+        };
+        store.commit(&record).expect("commits");
+        assert!(matches!(marked(&store), Err(Error::CantTellUnused { .. })));
+    }
+}

@@ -1,0 +1,54 @@
+//! A set of places in a store: a bit each.
+
+use std::collections::BTreeMap;
+
+use crate::store::Place;
+
+/// Places of a piece.
+const PIECE: u64 = 512 * 64;
+
+/// A set of places, in pieces of 4 KiB: a place far out, which only damage makes, costs one piece.
+#[derive(Debug, Default)]
+pub struct Places(BTreeMap<u64, Box<[u64; 512]>>);
+
+fn position(place: Place) -> (u64, usize, u64) {
+    let inside = place.0 % PIECE;
+    (place.0 / PIECE, (inside / 64) as usize, 1 << (inside % 64))
+}
+
+impl Places {
+    /// Adds a place; `false` if it was there.
+    pub fn insert(&mut self, place: Place) -> bool {
+        let (piece, word, bit) = position(place);
+        let word = &mut self.0.entry(piece).or_insert_with(|| Box::new([0; 512]))[word];
+        let new = *word & bit == 0;
+        *word |= bit;
+        new
+    }
+
+    /// Whether a place is in the set.
+    pub fn contains(&self, place: Place) -> bool {
+        let (piece, word, bit) = position(place);
+        self.0.get(&piece).is_some_and(|words| words[word] & bit != 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashSet;
+
+    proptest! {
+        #[test]
+        fn it_is_a_set(places in prop::collection::vec(prop_oneof![0..200_u64, PIECE - 2..PIECE + 2, any::<u64>()], 0..300)) {
+            let (mut set, mut model) = (Places::default(), HashSet::new());
+            for place in &places {
+                prop_assert_eq!(set.insert(Place(*place)), model.insert(*place));
+            }
+            for place in (0..201).chain(places) {
+                prop_assert_eq!(set.contains(Place(place)), model.contains(&place));
+            }
+        }
+    }
+}

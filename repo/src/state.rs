@@ -1,0 +1,161 @@
+//! What is known of backups besides their records, and may change: whether one is protected, when it was last proven,
+//! whether it was found damaged.
+//!
+//! | note | JSON |
+//! |---|---|
+//! | `backup/GUEST@TIME` | [`State`] |
+//! | `rotation` | [`Rotation`] |
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::backup::Backup;
+use crate::error::Result;
+use crate::store::{Note, StoreReader};
+
+/// The state of one backup. The default is what is known of a new one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Whether it stays until somebody unprotects it.
+    #[serde(default)]
+    pub protected: bool,
+    /// When all of it was last read and found good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proven: Option<Timestamp>,
+    /// When it was last found damaged; none if it was found good since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub damaged: Option<Timestamp>,
+}
+
+/// The states of all backups, as one store has them.
+#[derive(Debug, Clone, Default)]
+pub struct States {
+    backups: HashMap<String, State>,
+    /// How far a verification in parts is.
+    pub rotation: Rotation,
+}
+
+/// A verification in parts: each run reads some of all blocks, and together they read everything.
+///
+/// A block belongs to the part that the first bytes of its id give.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rotation {
+    /// When each part was last read and found good.
+    pub parts: Vec<Option<Timestamp>>,
+}
+
+impl Rotation {
+    /// Since when everything that was stored before has been read; `None` if a part was never read.
+    fn complete_since(&self) -> Option<Timestamp> {
+        let read: Option<Vec<_>> = self.parts.iter().copied().collect();
+        read?.into_iter().min()
+    }
+}
+
+/// What a value that can't be read means: nothing is known.
+fn read<T: Default + for<'de> Deserialize<'de>>(value: &[u8]) -> T {
+    serde_json::from_slice(value).unwrap_or_default()
+}
+
+impl States {
+    /// Reads the notes of a store.
+    pub fn load(store: &dyn StoreReader) -> Result<Self> {
+        let mut states = Self::default();
+        for Note { name, value } in store.notes()? {
+            let value = value.unwrap_or_default();
+            if name == ROTATION {
+                states.rotation = read(&value);
+            } else if let Some(key) = name.strip_prefix(BACKUP) {
+                states.backups.insert(key.to_owned(), read(&value));
+            }
+        }
+        Ok(states)
+    }
+
+    /// The state of a backup.
+    pub fn of(&self, backup: &Backup) -> State {
+        let mut state = self.noted(&backup.spec());
+        // A part that was read before the backup was made says nothing of its blocks.
+        let rotated = self
+            .rotation
+            .complete_since()
+            .filter(|since| *since >= backup.time.timestamp());
+        state.proven = state.proven.max(rotated);
+        state
+    }
+
+    /// The state that is noted under `GUEST@TIME`.
+    pub fn noted(&self, key: &str) -> State {
+        self.backups.get(key).copied().unwrap_or_default()
+    }
+}
+
+const BACKUP: &str = "backup/";
+const ROTATION: &str = "rotation";
+
+/// The note that sets the state of a backup; the default state needs none.
+pub fn note_of(key: &str, state: State) -> Note {
+    let text = || serde_json::to_vec(&state).expect("a state has only plain fields");
+    Note {
+        name: format!("{BACKUP}{key}"),
+        value: (state != State::default()).then(text),
+    }
+}
+
+/// The note that sets the rotation.
+pub fn note_of_rotation(rotation: &Rotation) -> Note {
+    Note {
+        name: ROTATION.into(),
+        value: Some(serde_json::to_vec(rotation).expect("a rotation has only plain fields")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::BlockStore;
+    use crate::store::memory::MemoryStore;
+    use crate::testing::{SMALL, backup};
+
+    fn at(text: &str) -> Option<Timestamp> {
+        Some(text.parse().expect("a time"))
+    }
+
+    #[test]
+    fn states_are_kept_and_a_default_one_leaves_nothing() {
+        let store = MemoryStore::new(SMALL);
+        let backup = backup("web1", "2026-11-20T05-54-00Z", Vec::new());
+        let state = State {
+            protected: true,
+            proven: at("2026-11-21T00:00:00Z"),
+            damaged: None,
+        };
+        store.amend(&[], &[note_of(&backup.spec(), state)]).expect("notes");
+        assert_eq!(States::load(&store).expect("loads").of(&backup), state);
+        store
+            .amend(&[], &[note_of(&backup.spec(), State::default())])
+            .expect("notes");
+        assert_eq!(store.notes().expect("lists"), []);
+        assert_eq!(States::load(&store).expect("loads").of(&backup), State::default());
+    }
+
+    #[test]
+    fn a_whole_rotation_proves_what_was_there_when_it_began() {
+        let mut states = States::default();
+        let backup = backup("web1", "2026-11-20T05-54-00Z", Vec::new());
+        for (parts, proven) in [
+            (vec![], None),
+            (vec![at("2026-11-21T00:00:00Z"), None], None),
+            (vec![at("2026-11-21T00:00:00Z"), at("2026-11-20T00:00:00Z")], None),
+            (
+                vec![at("2026-11-21T00:00:00Z"), at("2026-11-22T00:00:00Z")],
+                at("2026-11-21T00:00:00Z"),
+            ),
+        ] {
+            states.rotation.parts = parts;
+            assert_eq!(states.of(&backup).proven, proven);
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The reading half of the embedded store.
+
+use std::fs::File;
+use std::path::Path;
+
+use rocksdb::{ColumnFamily, DB, IteratorMode, ReadOptions};
+
+use super::options;
+use super::rows::{HEADER_AT, IndexRow, part_key};
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{BlockId, SegmentId};
+use crate::store::{Identity, Located, Note, Record, StoreReader, Stored, Wanted};
+
+/// A store opened for reading: a view, which no writer changes any more.
+pub struct RocksReader {
+    pub(super) db: DB,
+    /// Dropped after the database is closed.
+    pub(super) _guard: Option<File>,
+}
+
+pub(super) fn failed(doing: &'static str) -> impl Fn(rocksdb::Error) -> Error {
+    move |error| {
+        let message = error.to_string();
+        let kind = if message.contains("No space left") || message.contains("Disk quota exceeded") {
+            ErrorKind::NoSpace
+        } else if message.contains("LOCK: ") {
+            ErrorKind::Locked
+        } else if message.contains("Permission denied") || message.contains("Read-only file system") {
+            ErrorKind::Denied
+        } else if is_damage(&error) {
+            ErrorKind::Corrupt
+        } else {
+            ErrorKind::Unavailable
+        };
+        Error::Store { kind, doing, message }
+    }
+}
+
+/// Whether an error says that what is stored is not what was written. A file that is gone is damage too: nobody but
+/// RocksDB deletes its files.
+pub(super) fn is_damage(error: &rocksdb::Error) -> bool {
+    error.kind() == rocksdb::ErrorKind::Corruption || error.as_ref().contains("No such file or directory")
+}
+
+/// The start of the names of rows in `meta` that each condemn a block.
+pub(super) struct Condemned(&'static [u8]);
+
+pub(super) const CONDEMNED: Condemned = Condemned(b"condemned/");
+
+impl Condemned {
+    fn start(&self) -> IteratorMode<'static> {
+        IteratorMode::From(self.0, rocksdb::Direction::Forward)
+    }
+
+    pub(super) fn key(&self, id: BlockId) -> Vec<u8> {
+        [self.0, &id.0].concat()
+    }
+}
+
+/// For reading all of a column family once: nothing of it is kept.
+pub(super) fn scan() -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.fill_cache(false);
+    options.set_readahead_size(2 << 20);
+    options
+}
+
+impl RocksReader {
+    /// Opens a checkpoint, or a store on a file system that can't be written to. `guard` is a file whose lock keeps
+    /// the checkpoint; it is held as long as the reader.
+    pub fn open(path: &Path, guard: Option<File>) -> Result<Self> {
+        let (database, families) = options::database(false, false);
+        let db = DB::open_cf_descriptors_read_only(&database, path, families, false).map_err(failed("open"))?;
+        Ok(Self { db, _guard: guard })
+    }
+
+    pub(super) fn family(&self, name: &'static str) -> &ColumnFamily {
+        self.db
+            .cf_handle(name)
+            .expect("opening fails if a column family is missing")
+    }
+
+    pub(super) fn meta_number(&self, key: &str) -> Result<u64> {
+        let row = self
+            .db
+            .get_cf(self.family("meta"), key)
+            .map_err(failed("read its state"))?;
+        Ok(row.map_or(0, |row| row.iter().take(8).fold(0, |n, byte| n << 8 | u64::from(*byte))))
+    }
+
+    /// How many backups were ever committed: tells an older view from a newer.
+    pub fn generation(&self) -> Result<u64> {
+        self.meta_number("generation")
+    }
+
+    pub(super) fn index_rows(&self, ids: &[BlockId]) -> Result<Vec<Option<IndexRow>>> {
+        let keys = ids.iter().map(|id| &id.0);
+        self.db
+            .batched_multi_get_cf(self.family("index"), keys, false)
+            .into_iter()
+            .zip(ids)
+            .map(|(row, id)| match row.map_err(failed("read the index"))? {
+                Some(row) => IndexRow::decode(*id, &row).map(Some),
+                None => Ok(None),
+            })
+            .collect()
+    }
+
+    fn get_at(&self, wanted: &Wanted, row: Option<IndexRow>) -> Result<Stored> {
+        let id = wanted.id;
+        let row = row.ok_or(Error::BlockMissing(id))?;
+        let keys: Vec<_> = std::iter::once(0)
+            .chain(wanted.pages.clone().map(|page| page + 1))
+            .map(|part| part_key(row.sequence, part))
+            .collect();
+        let mut parts = self
+            .db
+            .batched_multi_get_cf(self.family("blocks"), &keys, true)
+            .into_iter()
+            .map(|part| match part {
+                Ok(Some(part)) => Ok(part.to_vec()),
+                Ok(None) => Ok(Vec::new()),
+                Err(error) if is_damage(&error) => Err(Error::BlockDamaged {
+                    id,
+                    what: error.to_string(),
+                }),
+                Err(error) => Err(failed("read a block")(error)),
+            });
+        let mut header = parts.next().unwrap_or_else(|| Ok(Vec::new()))?;
+        // Part 0 names its block, so an index row that points elsewhere is found here and not taken for damage there.
+        if header.len() < HEADER_AT || header[..32] != id.0 {
+            return Err(Error::BlockDamaged {
+                id,
+                what: "its header is missing or that of another block".into(),
+            });
+        }
+        header.drain(..HEADER_AT);
+        Ok(Stored {
+            header,
+            pages: parts.collect::<Result<_>>()?,
+        })
+    }
+}
+
+impl StoreReader for RocksReader {
+    fn identity(&self) -> Result<Identity> {
+        let damaged = |message: String| Error::Store {
+            kind: ErrorKind::Corrupt,
+            doing: "read its identity",
+            message,
+        };
+        let row = self
+            .db
+            .get_cf(self.family("meta"), "identity")
+            .map_err(failed("read its identity"))?
+            .ok_or_else(|| damaged("it is missing".into()))?;
+        serde_json::from_slice(&row).map_err(|error| damaged(error.to_string()))
+    }
+
+    fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
+        let rows = self.index_rows(ids)?.into_iter();
+        Ok(rows.map(|row| row.map(IndexRow::located)).collect())
+    }
+
+    fn survey(&self, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
+        let index = self.family("index");
+        for row in self.db.iterator_cf_opt(index, scan(), IteratorMode::Start) {
+            let (id, row) = row.map_err(failed("read the index"))?;
+            let id = <[u8; 32]>::try_from(&id[..]).map_err(|_| Error::Store {
+                kind: ErrorKind::Corrupt,
+                doing: "read the index",
+                message: "a row is not named by a block".into(),
+            })?;
+            each(BlockId(id), IndexRow::decode(BlockId(id), &row)?.located())?;
+        }
+        Ok(())
+    }
+
+    fn condemned(&self) -> Result<Vec<BlockId>> {
+        let mut found = Vec::new();
+        for row in self.db.iterator_cf(self.family("meta"), CONDEMNED.start()) {
+            let (key, _) = row.map_err(failed("read its state"))?;
+            match key.strip_prefix(CONDEMNED.0).map(<[u8; 32]>::try_from) {
+                None => break,
+                Some(Ok(id)) => found.push(BlockId(id)),
+                Some(Err(_)) => {}
+            }
+        }
+        Ok(found)
+    }
+
+    fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
+        get_each(wanted, |ids| self.index_rows(ids), self)
+    }
+
+    fn segments(&self, ids: &[SegmentId]) -> Vec<Result<Vec<u8>>> {
+        let keys = ids.iter().map(|id| &id.0);
+        self.db
+            .batched_multi_get_cf(self.family("segments"), keys, false)
+            .into_iter()
+            .zip(ids)
+            .map(|(segment, &id)| match segment {
+                Ok(Some(segment)) => Ok(segment.to_vec()),
+                Ok(None) => Err(Error::SegmentDamaged {
+                    id,
+                    what: "it is missing".into(),
+                }),
+                Err(error) if is_damage(&error) => Err(Error::SegmentDamaged {
+                    id,
+                    what: error.to_string(),
+                }),
+                Err(error) => Err(failed("read a manifest")(error)),
+            })
+            .collect()
+    }
+
+    fn records(&self) -> Result<Vec<Record>> {
+        self.db
+            .iterator_cf(self.family("backups"), IteratorMode::Start)
+            .map(|row| {
+                let (key, bytes) = row.map_err(failed("list the backups"))?;
+                Ok(Record {
+                    key: String::from_utf8_lossy(&key).into_owned(),
+                    bytes: bytes.into(),
+                })
+            })
+            .collect()
+    }
+
+    fn notes(&self) -> Result<Vec<Note>> {
+        self.db
+            .iterator_cf(self.family("notes"), IteratorMode::Start)
+            .map(|row| {
+                let (name, value) = row.map_err(failed("read the notes"))?;
+                Ok(Note {
+                    name: String::from_utf8_lossy(&name).into_owned(),
+                    value: Some(value.into()),
+                })
+            })
+            .collect()
+    }
+}
+
+pub(super) fn get_each(
+    wanted: &[Wanted],
+    rows: impl Fn(&[BlockId]) -> Result<Vec<Option<IndexRow>>>,
+    reader: &RocksReader,
+) -> Vec<Result<Stored>> {
+    let ids: Vec<_> = wanted.iter().map(|wanted| wanted.id).collect();
+    match rows(&ids) {
+        Ok(rows) => wanted
+            .iter()
+            .zip(rows)
+            .map(|(wanted, row)| reader.get_at(wanted, row))
+            .collect(),
+        // A damaged index row fails the whole look-up; asked one by one only its own block suffers.
+        Err(_) => wanted
+            .iter()
+            .map(|wanted| reader.get_at(wanted, rows(&[wanted.id])?.remove(0)))
+            .collect(),
+    }
+}

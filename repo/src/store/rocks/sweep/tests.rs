@@ -1,0 +1,181 @@
+use std::os::unix::fs::MetadataExt;
+
+use super::super::tests::{Fixture, wanted};
+use super::*;
+use crate::block::Hashing;
+use crate::codec::{Compression, Sealed, Sealer};
+use crate::store::BlockStore;
+
+const WINDOW: u64 = 100;
+const ALL: Thrift = Thrift {
+    max_unused: 0.0,
+    dry_run: false,
+};
+
+/// Noise of 20,000 bytes.
+fn block(seed: u32) -> Sealed {
+    let mut noise = seed * 2 + 1;
+    let plain: Vec<u8> = (0..20_000)
+        .map(|_| {
+            noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (noise >> 24) as u8
+        })
+        .collect();
+    Sealer::new(Compression::None)
+        .and_then(|mut sealer| sealer.seal(&plain, &Hashing::Plain.block(&plain)))
+        .expect("seals")
+}
+
+/// A store with blocks in five windows; and their set of live ones by `is_live`.
+fn filled(is_live: impl Fn(u64) -> bool) -> (Fixture, Vec<Sealed>, Live) {
+    let fixture = Fixture::new();
+    let blocks: Vec<_> = (0..5 * WINDOW as u32).map(block).collect();
+    for some in blocks.chunks(50) {
+        fixture.store().put(some.to_vec()).expect("puts");
+        fixture.store().flush().expect("flushes");
+    }
+    let mut live = Live::default();
+    (0..5 * WINDOW).filter(|n| is_live(*n)).for_each(|n| {
+        live.places.insert(Place(n));
+    });
+    (fixture, blocks, live)
+}
+
+fn blob_bytes(fixture: &Fixture) -> u64 {
+    let files = std::fs::read_dir(fixture.directory.path().join("store")).expect("lists");
+    files
+        .map(|file| file.expect("an entry"))
+        .filter(|file| file.path().extension().is_some_and(|extension| extension == "blob"))
+        .map(|file| file.metadata().expect("is there").size())
+        .sum()
+}
+
+fn run(fixture: &Fixture, live: &Live, thrift: Thrift) -> Swept {
+    sweep_windows(fixture.store(), live, thrift, WINDOW, &mut |_| Ok(())).expect("sweeps")
+}
+
+fn assert_just_live(fixture: &Fixture, blocks: &[Sealed], live: &Live) {
+    for (number, block) in (0..).zip(blocks) {
+        let stored = fixture.store().get(&[wanted(block)]).remove(0);
+        let is_live = live.places.contains(Place(number));
+        assert_eq!(
+            stored.ok().map(|stored| stored.pages),
+            is_live.then(|| block.pages.clone())
+        );
+    }
+}
+
+#[test]
+fn space_comes_back_at_once() {
+    let (fixture, blocks, live) = filled(|n| n % 2 == 0);
+    let before = blob_bytes(&fixture);
+    let swept = run(&fixture, &live, ALL);
+    assert_eq!((swept.removed_blocks, swept.live_blocks), (250, 250));
+    let after = blob_bytes(&fixture);
+    assert!(after < before * 55 / 100, "{before} to {after}");
+    assert_just_live(&fixture, &blocks, &live);
+    let copy = fixture.crashed_copy();
+    assert_just_live(&copy, &blocks, &live);
+}
+
+#[test]
+fn what_is_worth_little_is_left_alone() {
+    // Window 0 has nothing live, window 1 one unused block of 100, the others none.
+    let (fixture, blocks, live) = filled(|n| n >= WINDOW && n != WINDOW + 7);
+    let thrift = Thrift {
+        max_unused: 0.01,
+        dry_run: false,
+    };
+    let swept = run(&fixture, &live, thrift);
+    assert_eq!((swept.unused_blocks, swept.removed_blocks), (101, 100));
+    let kept = fixture.store().get(&[wanted(&blocks[WINDOW as usize + 7])]).remove(0);
+    assert!(kept.is_ok(), "an unused block that stays is whole");
+    // The other one can be used again without being stored again.
+    let before = blob_bytes(&fixture);
+    fixture
+        .store()
+        .put(vec![blocks[WINDOW as usize + 7].clone()])
+        .expect("puts");
+    fixture.store().flush().expect("flushes");
+    assert_eq!(blob_bytes(&fixture), before);
+}
+
+#[test]
+fn a_sweep_that_ends_anywhere_goes_on_later() {
+    for end_at in 0..6 {
+        let (fixture, blocks, live) = filled(|n| n % 3 == 0);
+        let mut steps = 0;
+        let result = sweep_windows(fixture.store(), &live, ALL, WINDOW, &mut |_| {
+            steps += 1;
+            if steps > end_at {
+                Err(Error::Interrupted)
+            } else {
+                Ok(())
+            }
+        });
+        assert_eq!(result.is_err(), steps > end_at);
+        let copy = fixture.crashed_copy();
+        run(&copy, &live, ALL);
+        assert_just_live(&copy, &blocks, &live);
+        let left = blob_bytes(&copy);
+        assert!(
+            left < 500 * 20_000 * 40 / 100,
+            "ended at {end_at}: {left} bytes are left"
+        );
+    }
+}
+
+#[test]
+fn what_a_crash_left_between_removal_and_compaction_is_given_back() {
+    let (fixture, blocks, live) = filled(|n| n % 2 == 0);
+    let before = blob_bytes(&fixture);
+    let mut sweep = Sweep {
+        store: fixture.store(),
+        live: &live,
+        window_blocks: WINDOW,
+        swept: Swept::default(),
+    };
+    sweep.remove(&(0..5 * WINDOW)).expect("removes");
+    let copy = fixture.crashed_copy();
+    assert_just_live(&copy, &blocks, &live);
+    let swept = run(&copy, &live, ALL);
+    assert_eq!((swept.unused_blocks, swept.removed_blocks), (0, 0));
+    assert!(blob_bytes(&copy) < before * 55 / 100);
+    assert_just_live(&copy, &blocks, &live);
+}
+
+#[test]
+fn a_crash_in_the_middle_of_a_backup_and_a_sweep_do_not_mix() {
+    let (fixture, blocks, live) = filled(|n| n % 2 == 0);
+    let lost = block(7777);
+    fixture.store().put(vec![lost.clone()]).expect("puts");
+    let copy = fixture.crashed_copy();
+    run(&copy, &live, ALL);
+    copy.store().put(vec![lost.clone(), blocks[1].clone()]).expect("puts");
+    copy.store().flush().expect("flushes");
+    let again = copy.crashed_copy();
+    let stored = again
+        .store()
+        .get(&[wanted(&lost), wanted(&blocks[1]), wanted(&blocks[2])]);
+    assert!(stored.iter().all(Result::is_ok), "{stored:?}");
+}
+
+#[test]
+fn windows_are_chosen_by_their_share_until_enough_is_won() {
+    let window = |live_bytes, unused_bytes| Window {
+        live_bytes,
+        unused_bytes,
+        unused_blocks: u64::from(unused_bytes > 0),
+    };
+    let windows = BTreeMap::from([
+        (0, window(100, 10)),
+        (1, window(0, 50)),
+        (2, window(50, 50)),
+        (3, window(100, 0)),
+    ]);
+    assert_eq!(choose(&windows, 250, 0.0), [1, 2, 0]);
+    assert_eq!(choose(&windows, 250, 0.05), [1, 2]);
+    assert_eq!(choose(&windows, 250, 0.3), [1]);
+    assert_eq!(choose(&windows, 250, 1.0), [0_u64; 0]);
+    assert_eq!(neighbours(&[1, 2, 3, 4, 5, 6, 9]), [1..5, 5..7, 9..10]);
+}
