@@ -8,6 +8,7 @@ pub mod backup;
 mod buffer;
 mod error;
 pub mod observer;
+pub mod repair;
 pub mod restore;
 pub mod retention;
 pub mod source;

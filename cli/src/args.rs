@@ -90,6 +90,8 @@ pub enum Command {
     Prune(PruneArgs),
     /// Show who reads and writes the repository, and what it takes
     Status,
+    /// Put right what is damaged, as far as its content can be found elsewhere
+    Repair(RepairArgs),
     /// Read back every block of every backup, decode it and hash it again
     Verify(VerifyArgs),
 }
@@ -337,7 +339,40 @@ pub struct VerifyArgs {
     /// Only these backups [default: all]
     #[arg(value_name = "BACKUP")]
     pub backups: Vec<BackupSpec>,
+
+    /// Read only a random share of the blocks, another one each time
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
+    pub sample: Option<f64>,
+
+    /// Read a part of the blocks, the one that was not read for longest, so that runs every night read everything once
+    /// in this time, as in 30d; nights that were missed are made up for
+    #[arg(long, value_name = "AGE", conflicts_with_all = ["sample", "backups"])]
+    pub rotate: Option<Age>,
 }
+
+/// Arguments of `vbk repair`.
+#[derive(Debug, Args)]
+#[command(after_help = REPAIR_HELP)]
+pub struct RepairArgs {
+    /// Fetch damaged blocks from this repository, if it has them
+    #[arg(long, value_name = "DIR")]
+    pub from: Option<PathBuf>,
+
+    /// Look for damaged blocks on a disk as it is now, as in web1=/dev/vg0/web1; may be given several times
+    #[arg(long, value_name = "GUEST=DISK", value_parser = parse_source)]
+    pub from_source: Vec<(GuestName, PathBuf)>,
+
+    /// Give up with exit code 75 if another process writes to the repository, instead of waiting for it
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+const REPAIR_HELP: &str = "\
+Puts the store's own tables right from their second copies, reads every block of
+every backup, and gets back what is damaged: a block is known by its hash, so it
+does not matter where it comes from. What can't be got back is named, and is
+stored anew by the next backup that finds it on a disk. Nothing is removed.
+Exits with 4 if damage is left.";
 
 fn parse_block_size(text: &str) -> Result<BlockSize, String> {
     let (digits, unit) = match text.find(|c: char| !c.is_ascii_digit()) {
@@ -385,6 +420,14 @@ fn parse_disk(text: &str) -> Result<DiskArg, String> {
             path: non_empty(text)?,
         }),
     }
+}
+
+fn parse_source(text: &str) -> Result<(GuestName, PathBuf), String> {
+    let (guest, path) = text
+        .split_once('=')
+        .ok_or("write GUEST=DISK, as in web1=/dev/vg0/web1")?;
+    let guest = guest.parse::<GuestName>().map_err(|error| error.to_string())?;
+    Ok((guest, non_empty(path)?))
 }
 
 fn non_empty(path: &str) -> Result<PathBuf, String> {

@@ -8,6 +8,7 @@ pub mod list;
 pub mod mount;
 pub mod mounts;
 pub mod prune;
+pub mod repair;
 pub mod restore;
 pub mod show;
 pub mod umount;

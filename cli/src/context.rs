@@ -47,7 +47,12 @@ impl<'a> Context<'a> {
 
     /// The repository.
     pub fn repository(&self) -> Result<Repository> {
-        Ok(Repository::open(self.repository_path()?)?)
+        self.repository_at(self.repository_path()?)
+    }
+
+    /// A repository in this directory.
+    pub fn repository_at(&self, path: &Path) -> Result<Repository> {
+        Ok(Repository::open(path)?)
     }
 
     /// The repository, for writing. Waits for other writers, and says for whom, unless `no_wait`.

@@ -56,6 +56,7 @@ fn run(cli: &Cli) -> Result<Outcome> {
         Command::Unprotect(args) => commands::forget::protect(&context, args, false),
         Command::Prune(args) => commands::prune::run(&context, args),
         Command::Status => Ok(Outcome::Done),
+        Command::Repair(args) => commands::repair::run(&context, args),
         Command::Verify(args) => commands::verify::run(&context, args),
     }
 }

@@ -48,6 +48,7 @@ pub mod mark;
 pub mod name;
 pub mod places;
 pub mod reader;
+pub mod repair;
 pub mod repository;
 pub mod state;
 pub mod status;

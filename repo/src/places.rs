@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::store::Place;
+/// Where a block lies in its store: places near each other are read together cheaply. Dense enough for a bitmap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place(pub u64);
 
 /// Places of a piece.
 const PIECE: u64 = 512 * 64;

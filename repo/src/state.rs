@@ -47,6 +47,22 @@ pub struct Rotation {
 }
 
 impl Rotation {
+    /// Which parts of `parts` to read now: those that were not read for longest, as many as days went by since the last
+    /// run, so that with a run a day each is read once in `parts` days. Another number of parts starts anew.
+    pub fn due(&mut self, parts: usize, now: Timestamp) -> Vec<usize> {
+        if self.parts.len() != parts {
+            self.parts = vec![None; parts];
+        }
+        let last = self.parts.iter().flatten().max();
+        // Rounded, because a nightly run does not start at the same second each night.
+        let days = last.map_or(1, |last| (now.duration_since(*last).as_hours() + 12) / 24);
+        let count = usize::try_from(days).unwrap_or(0).clamp(1, parts.max(1));
+        let mut order: Vec<_> = (0..parts).collect();
+        order.sort_by_key(|&part| self.parts[part]);
+        order.truncate(count);
+        order
+    }
+
     /// Since when everything that was stored before has been read; `None` if a part was never read.
     fn complete_since(&self) -> Option<Timestamp> {
         let read: Option<Vec<_>> = self.parts.iter().copied().collect();
@@ -157,5 +173,27 @@ mod tests {
             states.rotation.parts = parts;
             assert_eq!(states.of(&backup).proven, proven);
         }
+    }
+
+    #[test]
+    fn nightly_runs_read_every_part_and_make_up_for_missed_nights() {
+        let mut rotation = Rotation::default();
+        let mut read = [0_u32; 30];
+        let mut now: Timestamp = "2026-11-01T03:00:00Z".parse().expect("a time");
+        let mut night = |rotation: &mut Rotation, read: &mut [u32], days: i64, wanted: usize| {
+            now += jiff::SignedDuration::from_secs(days * 86_400 + 40);
+            let due = rotation.due(30, now);
+            assert_eq!(due.len(), wanted);
+            for part in due {
+                read[part] += 1;
+                rotation.parts[part] = Some(now);
+            }
+        };
+        (0..20).for_each(|_| night(&mut rotation, &mut read, 1, 1));
+        night(&mut rotation, &mut read, 10, 10);
+        assert_eq!(read, [1; 30]);
+        night(&mut rotation, &mut read, 0, 1);
+        night(&mut rotation, &mut read, 400, 30);
+        assert_eq!(Rotation::default().due(7, Timestamp::UNIX_EPOCH), [0]);
     }
 }

@@ -24,6 +24,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, SegmentId};
 use crate::places::Places;
 
+pub use crate::places::Place;
+
 #[cfg(test)]
 pub(crate) mod conformance;
 pub mod memory;
@@ -83,10 +85,6 @@ impl Identity {
         Ok(())
     }
 }
-
-/// Where a block lies: places near each other are read together cheaply. Dense enough for a bitmap.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Place(pub u64);
 
 /// What is known of a stored block without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -224,6 +222,9 @@ pub trait BlockStore: StoreReader {
 
     /// Notes that blocks are damaged, so that the next put of each stores it anew. Durable when this returns.
     fn condemn(&self, ids: &[BlockId]) -> Result<()>;
+
+    /// Takes [`BlockStore::condemn`] back for blocks that turned out to be whole. Durable when this returns.
+    fn pardon(&self, ids: &[BlockId]) -> Result<()>;
 
     /// Removes blocks and segments that are not in `live`, and gives their space back. `live` must be of this store as it
     /// is, with nothing put since. May be ended at any moment, by an error of `step`, a crash or loss of power, without

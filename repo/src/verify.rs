@@ -56,19 +56,33 @@ pub struct VerifyReport {
     pub read: VerifyProgress,
     /// Every damaged place of every backup.
     pub damage: Vec<Damage>,
+    /// The damaged or missing blocks behind it, and their plain length.
+    pub bad_blocks: HashMap<BlockId, usize>,
+    /// The damaged or missing segments and roots behind it. What blocks they name is not known.
+    pub bad_segments: HashSet<SegmentId>,
+}
+
+/// Which blocks a verification reads. Manifests are always read in full.
+pub type Scope<'a> = &'a (dyn Fn(BlockId) -> bool + Sync);
+
+/// Which of `parts` equal parts of all blocks this one belongs to.
+pub fn part_of(id: BlockId, parts: usize) -> usize {
+    let start = id.0.first_chunk().map_or(0, |first| u64::from_be_bytes(*first));
+    ((u128::from(start) * parts as u128) >> 64) as usize
 }
 
 struct Findings {
-    blocks: Mutex<HashMap<BlockId, String>>,
+    blocks: Mutex<HashMap<BlockId, (usize, String)>>,
     blocks_read: AtomicU64,
     bytes_read: AtomicU64,
 }
 
-/// Verifies `entries` with `threads` threads. `progress` is called now and then from this thread; when `cancel` is
+/// Verifies the blocks of `entries` that are `wanted`, with `threads` threads. `progress` is called now and then from this thread; when `cancel` is
 /// set the call ends soon with [`Error::Interrupted`].
 pub fn verify(
     store: &dyn StoreReader,
     entries: &[Entry],
+    wanted: Scope<'_>,
     threads: usize,
     progress: &dyn Fn(VerifyProgress),
     cancel: &AtomicBool,
@@ -101,7 +115,7 @@ pub fn verify(
             store,
             seen_segments: HashSet::new(),
             seen_places: Places::default(),
-            bad_segments: false,
+            bad_segments: HashSet::new(),
         };
         for entry in entries {
             for image in &entry.backup.images {
@@ -109,11 +123,17 @@ pub fn verify(
                     if cancel.load(Ordering::SeqCst) {
                         return Err(Error::Interrupted);
                     }
-                    let missing = batch.iter().filter(|(_, _, place)| place.is_none());
-                    findings.note_missing(missing.map(|(id, _, _)| *id));
-                    let there = batch.iter().filter(|(_, _, place)| place.is_some());
-                    let batch = there.map(|&(id, len, _)| (id, len)).collect();
-                    let _ = work.send(batch);
+                    let mut there = Vec::with_capacity(batch.len());
+                    for &(id, len, place) in batch {
+                        match place {
+                            None => findings.note(id, len, &Error::BlockMissing(id)),
+                            Some(_) if wanted(id) => there.push((id, len)),
+                            Some(_) => {}
+                        }
+                    }
+                    if !there.is_empty() {
+                        let _ = work.send(there);
+                    }
                     read.blocks = findings.blocks_read.load(Ordering::Relaxed);
                     read.bytes = findings.bytes_read.load(Ordering::Relaxed);
                     progress(read);
@@ -128,10 +148,15 @@ pub fn verify(
     let bad_segments = walked?;
     read.blocks = findings.blocks_read.load(Ordering::Relaxed);
     read.bytes = findings.bytes_read.load(Ordering::Relaxed);
-    Ok(VerifyReport {
+    let mut report = VerifyReport {
         read,
-        damage: findings.places(store, entries, bad_segments, cancel)?,
-    })
+        bad_segments,
+        ..VerifyReport::default()
+    };
+    let bad = findings.blocks.into_inner().unwrap_or_else(PoisonError::into_inner);
+    report.damage = places(store, entries, &bad, !report.bad_segments.is_empty(), cancel)?;
+    report.bad_blocks = bad.into_iter().map(|(id, (len, _))| (id, len)).collect();
+    Ok(report)
 }
 
 impl Findings {
@@ -139,93 +164,86 @@ impl Findings {
         for &(id, len) in batch {
             let mut plain = vec![0; len];
             if let Err(error) = read_whole(store, id, &mut plain) {
-                self.note(id, error.to_string());
+                self.note(id, len, &error);
             }
             self.blocks_read.fetch_add(1, Ordering::Relaxed);
             self.bytes_read.fetch_add(len as u64, Ordering::Relaxed);
         }
     }
 
-    fn note(&self, id: BlockId, what: String) {
+    fn note(&self, id: BlockId, len: usize, error: &Error) {
         let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
-        blocks.insert(id, what);
+        blocks.insert(id, (len, error.to_string()));
     }
+}
 
-    fn note_missing(&self, ids: impl Iterator<Item = BlockId>) {
-        for id in ids {
-            self.note(id, Error::BlockMissing(id).to_string());
-        }
+/// Walks the manifests again to name every place that a damaged block or segment is in. Each segment without damage
+/// is read once, however many backups have it.
+fn places(
+    store: &dyn StoreReader,
+    entries: &[Entry],
+    blocks: &HashMap<BlockId, (usize, String)>,
+    bad_segments: bool,
+    cancel: &AtomicBool,
+) -> Result<Vec<Damage>> {
+    let mut all = Vec::new();
+    if blocks.is_empty() && !bad_segments {
+        return Ok(all);
     }
-
-    /// Walks the manifests again to name every place that a damaged block or segment is in. Each segment without damage
-    /// is read once, however many backups have it.
-    fn places(
-        self,
-        store: &dyn StoreReader,
-        entries: &[Entry],
-        bad_segments: bool,
-        cancel: &AtomicBool,
-    ) -> Result<Vec<Damage>> {
-        let blocks = self.blocks.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let mut all = Vec::new();
-        if blocks.is_empty() && !bad_segments {
-            return Ok(all);
-        }
-        let mut good_segments = HashSet::new();
-        for entry in entries {
-            for image in &entry.backup.images {
-                let mut add = |offset_bytes, len_bytes, what: &str| {
-                    all.push(Damage {
-                        backup: entry.backup.spec(),
-                        disk: image.disk.to_string(),
-                        offset_bytes,
-                        len_bytes,
-                        what: what.to_owned(),
-                    });
-                };
-                let reader = match SlotReader::open(store, image.manifest) {
-                    Ok(reader) => reader,
+    let mut good_segments = HashSet::new();
+    for entry in entries {
+        for image in &entry.backup.images {
+            let mut add = |offset_bytes, len_bytes, what: &str| {
+                all.push(Damage {
+                    backup: entry.backup.spec(),
+                    disk: image.disk.to_string(),
+                    offset_bytes,
+                    len_bytes,
+                    what: what.to_owned(),
+                });
+            };
+            let reader = match SlotReader::open(store, image.manifest) {
+                Ok(reader) => reader,
+                Err(error) => {
+                    add(0, image.size_bytes, &error.to_string());
+                    continue;
+                }
+            };
+            let size = reader.root().block_size;
+            for (number, segment) in reader.root().segments.iter().enumerate() {
+                if *segment == SegmentId::ZERO || good_segments.contains(segment) {
+                    continue;
+                }
+                if cancel.load(Ordering::SeqCst) {
+                    return Err(Error::Interrupted);
+                }
+                let first = number as u64 * SEGMENT_SLOTS as u64;
+                let start = size.offset_of(BlockIndex(first));
+                let slots = match reader.segment(number) {
+                    Ok(slots) => slots,
                     Err(error) => {
-                        add(0, image.size_bytes, &error.to_string());
+                        let end = size.offset_of(BlockIndex(first + SEGMENT_SLOTS as u64));
+                        let len = end.min(image.size_bytes).saturating_sub(start);
+                        add(start, len, &error.to_string());
                         continue;
                     }
                 };
-                let size = reader.root().block_size;
-                for (number, segment) in reader.root().segments.iter().enumerate() {
-                    if *segment == SegmentId::ZERO || good_segments.contains(segment) {
-                        continue;
+                let mut good = true;
+                for (index, id) in (first..).zip(&slots) {
+                    if let Some((_, what)) = id.and_then(|id| blocks.get(&id)) {
+                        let index = BlockIndex(index);
+                        let len = size.len_of(index, image.size_bytes) as u64;
+                        add(size.offset_of(index), len, what);
+                        good = false;
                     }
-                    if cancel.load(Ordering::SeqCst) {
-                        return Err(Error::Interrupted);
-                    }
-                    let first = number as u64 * SEGMENT_SLOTS as u64;
-                    let start = size.offset_of(BlockIndex(first));
-                    let slots = match reader.segment(number) {
-                        Ok(slots) => slots,
-                        Err(error) => {
-                            let end = size.offset_of(BlockIndex(first + SEGMENT_SLOTS as u64));
-                            let len = end.min(image.size_bytes).saturating_sub(start);
-                            add(start, len, &error.to_string());
-                            continue;
-                        }
-                    };
-                    let mut good = true;
-                    for (index, id) in (first..).zip(&slots) {
-                        if let Some(what) = id.and_then(|id| blocks.get(&id)) {
-                            let index = BlockIndex(index);
-                            let len = size.len_of(index, image.size_bytes) as u64;
-                            add(size.offset_of(index), len, what);
-                            good = false;
-                        }
-                    }
-                    if good {
-                        good_segments.insert(*segment);
-                    }
+                }
+                if good {
+                    good_segments.insert(*segment);
                 }
             }
         }
-        Ok(all)
     }
+    Ok(all)
 }
 
 type Located = (BlockId, usize, Option<Place>);
@@ -235,14 +253,14 @@ struct Walk<'a> {
     store: &'a dyn StoreReader,
     seen_segments: HashSet<SegmentId>,
     seen_places: Places,
-    bad_segments: bool,
+    bad_segments: HashSet<SegmentId>,
 }
 
 impl Walk<'_> {
     fn image(&mut self, image: &Image, hand_out: &mut dyn FnMut(&[Located]) -> Result<()>) -> Result<()> {
         let reader = match SlotReader::open(self.store, image.manifest) {
             Ok(reader) => reader,
-            Err(error) => return self.bad(error),
+            Err(error) => return self.bad(image.manifest, error),
         };
         let root = reader.root();
         for (number, &segment) in root.segments.iter().enumerate() {
@@ -252,7 +270,7 @@ impl Walk<'_> {
             let slots = match reader.segment(number) {
                 Ok(slots) => slots,
                 Err(error) => {
-                    self.bad(error)?;
+                    self.bad(segment, error)?;
                     continue;
                 }
             };
@@ -280,12 +298,12 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn bad(&mut self, error: Error) -> Result<()> {
+    fn bad(&mut self, segment: SegmentId, error: Error) -> Result<()> {
         // Damage is noted and the walk goes on; anything else, like a store that is not reachable, ends it.
         if error.kind() != ErrorKind::Corrupt {
             return Err(error);
         }
-        self.bad_segments = true;
+        self.bad_segments.insert(segment);
         Ok(())
     }
 }

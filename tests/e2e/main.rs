@@ -18,6 +18,7 @@ mod diff;
 mod full_disk;
 mod help;
 mod killed_mounts;
+mod kills;
 mod layouts;
 mod main_job;
 mod many;

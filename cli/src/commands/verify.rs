@@ -1,18 +1,28 @@
 //! `vbk verify`
 
 use std::collections::HashSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use vbk_repo::ErrorKind;
 use vbk_repo::backup::Entry;
 use vbk_repo::catalogue::Catalogue;
-use vbk_repo::verify::{Damage, VerifyReport, verify};
+use vbk_repo::id::BlockId;
+use vbk_repo::repository::Repository;
+use vbk_repo::state::{Rotation, note_of, note_of_rotation};
+use vbk_repo::verify::{Damage, VerifyReport, part_of, verify};
 
 use crate::args::VerifyArgs;
 use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
 use crate::progress::{Progress, Words};
 use crate::{signals, units};
+
+/// The longest rotation.
+const MAX_ROTATION_DAYS: usize = 366;
+
+/// How long to wait for another writer before the result is not noted.
+const NOTE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Places that are printed without -v; --json has all of them.
 const SHOWN: usize = 50;
@@ -26,8 +36,9 @@ struct Report<'a> {
     damaged_records: Vec<String>,
 }
 
+/// A damaged place.
 #[derive(Serialize)]
-struct DamageJson<'a> {
+pub struct DamageJson<'a> {
     backup: &'a str,
     disk: &'a str,
     offset_bytes: u64,
@@ -38,16 +49,20 @@ struct DamageJson<'a> {
 /// Verifies backups.
 pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
     let clock = Instant::now();
+    let started = jiff::Timestamp::now();
     let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
-    let view = context.repository()?.view()?;
-    let catalogue = view.catalogue()?;
+    let repository = context.repository()?;
+    let view = repository.view()?;
+    let (catalogue, states) = (view.catalogue()?, view.states()?);
     let entries = choose(&catalogue, args)?;
+    let mut scope = Scope::new(args, states.rotation.clone(), started)?;
     // What was new in each backup is what is stored, near enough for a bar.
-    let total = entries.iter().map(|entry| entry.backup.new_bytes()).sum();
-    let progress = Progress::new(context.quiet(), total, Words::Plain);
+    let total: u64 = entries.iter().map(|entry| entry.backup.new_bytes()).sum();
+    let progress = Progress::new(context.quiet(), (total as f64 * scope.share()) as u64, Words::Plain);
     let report = verify(
         &*view.store(),
         &entries,
+        &|id| scope.has(id),
         threads(),
         &|done| progress.set(done.bytes),
         &cancel,
@@ -58,7 +73,9 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
         [] => catalogue.damaged().iter().map(ToString::to_string).collect(),
         _ => Vec::new(),
     };
-    print(context, &report, &records, clock);
+    scope.done(started);
+    let noted = note(&repository, &entries, args, &scope, &report, started);
+    print(context, &report, &records, &scope, clock);
     context.json_result(&Report {
         backups: report.read.backups,
         blocks: report.read.blocks,
@@ -66,10 +83,128 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
         damage: report.damage.iter().map(DamageJson::new).collect(),
         damaged_records: records.clone(),
     })?;
+    if let Err(error) = noted {
+        tracing::warn!("the result was not noted in the repository: {error}");
+    }
     Ok(match (report.damage.as_slice(), records.as_slice()) {
         ([], []) => Outcome::Done,
         _ => Outcome::Damage,
     })
+}
+
+/// Which blocks are read.
+enum Scope {
+    All,
+    /// A random share; the number changes which.
+    Sample(f64, u64),
+    /// Parts of a rotation.
+    Parts(Rotation, Vec<usize>),
+}
+
+impl Scope {
+    fn new(args: &VerifyArgs, mut rotation: Rotation, now: jiff::Timestamp) -> Result<Self> {
+        if let Some(share) = args.sample {
+            return Ok(Self::Sample(share, now.as_nanosecond() as u64 | 1));
+        }
+        let Some(age) = args.rotate else {
+            return Ok(Self::All);
+        };
+        let zoned = now.to_zoned(jiff::tz::TimeZone::UTC);
+        let days = now.duration_since(age.before(&zoned)).as_hours() / 24;
+        match usize::try_from(days) {
+            Ok(days @ 1..=MAX_ROTATION_DAYS) => {
+                let due = rotation.due(days, now);
+                Ok(Self::Parts(rotation, due))
+            }
+            _ => Err(Error::Usage(format!(
+                "--rotate takes a time from 1d to {MAX_ROTATION_DAYS}d, as in 30d"
+            ))),
+        }
+    }
+
+    fn has(&self, id: BlockId) -> bool {
+        match self {
+            Self::All => true,
+            Self::Sample(share, salt) => {
+                let mixed =
+                    id.0.first_chunk()
+                        .map_or(0, |first| u64::from_be_bytes(*first))
+                        .wrapping_mul(*salt);
+                ((mixed >> 11) as f64) < *share * (1_u64 << 53) as f64
+            }
+            Self::Parts(rotation, due) => due.contains(&part_of(id, rotation.parts.len())),
+        }
+    }
+
+    fn share(&self) -> f64 {
+        match self {
+            Self::All => 1.0,
+            Self::Sample(share, _) => *share,
+            Self::Parts(rotation, due) => due.len() as f64 / rotation.parts.len() as f64,
+        }
+    }
+
+    fn done(&mut self, at: jiff::Timestamp) {
+        if let Self::Parts(rotation, due) = self {
+            due.iter().for_each(|&part| rotation.parts[part] = Some(at));
+        }
+    }
+}
+
+/// Notes what was found where `list`, policies and the next backup see it.
+fn note(
+    repository: &Repository,
+    entries: &[Entry],
+    args: &VerifyArgs,
+    scope: &Scope,
+    report: &VerifyReport,
+    started: jiff::Timestamp,
+) -> Result<()> {
+    let deadline = Instant::now() + NOTE_TIMEOUT;
+    let writer = match repository.writer("verify", &mut |_| Instant::now() < deadline) {
+        // Where nobody may write there is nothing to note.
+        Err(error) if error.kind() == ErrorKind::Denied => return Ok(()),
+        writer => writer?,
+    };
+    let hurt: HashSet<&str> = report.damage.iter().map(|damage| damage.backup.as_str()).collect();
+    let states = writer.states()?;
+    let mut notes = Vec::new();
+    // Forgotten meanwhile, it must not get a state again.
+    let catalogue = writer.catalogue()?;
+    let there: HashSet<String> = catalogue.entries().iter().map(|entry| entry.backup.spec()).collect();
+    // A backup of which only a disk was read is not proven by that.
+    let whole = matches!(scope, Scope::All) && args.backups.iter().all(|spec| spec.disk.is_none());
+    for key in entries
+        .iter()
+        .map(|entry| entry.backup.spec())
+        .filter(|key| there.contains(key))
+    {
+        let mut state = states.noted(&key);
+        if hurt.contains(key.as_str()) {
+            state.damaged = Some(started);
+        } else if whole {
+            state.damaged = None;
+            state.proven = Some(started);
+        }
+        if state != states.noted(&key) {
+            notes.push(note_of(&key, state));
+        }
+    }
+    if let Scope::Parts(rotation, _) = scope {
+        notes.push(note_of_rotation(rotation));
+    }
+    let bad: Vec<_> = report.bad_blocks.keys().copied().collect();
+    if !bad.is_empty() {
+        writer.store().condemn(&bad)?;
+    }
+    if whole && args.backups.is_empty() {
+        let condemned = writer.store().condemned()?.into_iter();
+        let sound: Vec<_> = condemned.filter(|id| !report.bad_blocks.contains_key(id)).collect();
+        if !sound.is_empty() {
+            writer.store().pardon(&sound)?;
+        }
+    }
+    Ok(writer.amend(&[], &notes)?)
 }
 
 fn choose(catalogue: &Catalogue, args: &VerifyArgs) -> Result<Vec<Entry>> {
@@ -88,30 +223,25 @@ fn choose(catalogue: &Catalogue, args: &VerifyArgs) -> Result<Vec<Entry>> {
         .collect()
 }
 
-fn print(context: &Context<'_>, report: &VerifyReport, records: &[String], clock: Instant) {
+fn print(context: &Context<'_>, report: &VerifyReport, records: &[String], scope: &Scope, clock: Instant) {
     for record in records {
         context.print(format_args!("{record}\n"));
     }
-    let shown = if context.verbose() { usize::MAX } else { SHOWN };
-    for damage in report.damage.iter().take(shown) {
-        context.print(format_args!(
-            "{}/{}: {} at {} ({} bytes): {}\n",
-            damage.backup,
-            damage.disk,
-            units::size(damage.len_bytes),
-            units::size(damage.offset_bytes),
-            damage.offset_bytes,
-            damage.what
-        ));
-    }
-    if report.damage.len() > shown {
-        context.print(format_args!(
-            "... and {} more; -v shows all\n",
-            report.damage.len() - shown
-        ));
-    }
+    print_damage(context, &report.damage);
+    let part = match scope {
+        Scope::All => String::new(),
+        Scope::Sample(share, _) => format!(" in a sample of {}%", (share * 1000.0).round() / 10.0),
+        Scope::Parts(rotation, due) => {
+            let missing = rotation.parts.iter().filter(|part| part.is_none()).count();
+            let left = match missing {
+                0 => String::new(),
+                missing => format!(", {missing} not read yet"),
+            };
+            format!(" in {} of {} parts{left}", due.len(), rotation.parts.len())
+        }
+    };
     let read = format!(
-        "{} verified, {} ({}) read in {}",
+        "{} verified{part}, {} ({}) read in {}",
         units::count(report.read.backups, "backup"),
         units::count(report.read.blocks, "block"),
         units::size(report.read.bytes),
@@ -123,14 +253,15 @@ fn print(context: &Context<'_>, report: &VerifyReport, records: &[String], clock
     }
     let hurt: HashSet<_> = report.damage.iter().map(|damage| &damage.backup).collect();
     context.print(format_args!(
-        "{read}: {} damaged in {}; everything else is good\n",
+        "{read}: {} damaged in {}; everything else that was read is good. `vbk repair` gets back what can be found elsewhere\n",
         units::count(report.damage.len() as u64, "place"),
         units::count((hurt.len() + records.len()) as u64, "backup"),
     ));
 }
 
 impl<'a> DamageJson<'a> {
-    fn new(damage: &'a Damage) -> Self {
+    /// For JSON.
+    pub fn new(damage: &'a Damage) -> Self {
         Self {
             backup: &damage.backup,
             disk: &damage.disk,
@@ -138,5 +269,24 @@ impl<'a> DamageJson<'a> {
             len_bytes: damage.len_bytes,
             what: &damage.what,
         }
+    }
+}
+
+/// Prints damaged places, the first of them.
+pub fn print_damage(context: &Context<'_>, all: &[Damage]) {
+    let shown = if context.verbose() { usize::MAX } else { SHOWN };
+    for damage in all.iter().take(shown) {
+        context.print(format_args!(
+            "{}/{}: {} at {} ({} bytes): {}\n",
+            damage.backup,
+            damage.disk,
+            units::size(damage.len_bytes),
+            units::size(damage.offset_bytes),
+            damage.offset_bytes,
+            damage.what
+        ));
+    }
+    if all.len() > shown {
+        context.print(format_args!("... and {} more; -v shows all\n", all.len() - shown));
     }
 }

@@ -210,6 +210,9 @@ fn a_condemned_block_is_stored_anew_once(store: &dyn BlockStore) {
     assert_ne!(place(bad.id), before);
     assert_eq!(place(good.id), other);
     assert!(store.condemned().expect("lists").is_empty());
+    store.condemn(&[bad.id, good.id]).expect("condemns");
+    store.pardon(&[bad.id, good.id, BlockId([9; 32])]).expect("pardons");
+    assert!(store.condemned().expect("lists").is_empty());
     let after = place(bad.id);
     store.put(vec![bad.clone()]).expect("puts");
     store.flush().expect("flushes");

@@ -186,6 +186,11 @@ impl BlockStore for MemoryStore {
         Ok(())
     }
 
+    fn pardon(&self, ids: &[BlockId]) -> Result<()> {
+        self.lock().condemned.retain(|id| !ids.contains(id));
+        Ok(())
+    }
+
     fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
         let mut swept = Swept::default();
         let mut inner = self.lock();

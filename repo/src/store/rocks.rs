@@ -368,6 +368,17 @@ impl BlockStore for RocksStore {
         Ok(())
     }
 
+    fn pardon(&self, ids: &[BlockId]) -> Result<()> {
+        let mut batch = WriteBatch::default();
+        for id in ids {
+            batch.delete_cf(self.reader.family("meta"), CONDEMNED.key(*id));
+        }
+        self.write_logged("note what is whole", batch)?;
+        let mut condemned = self.condemned.write().unwrap_or_else(PoisonError::into_inner);
+        condemned.retain(|id| !ids.contains(id));
+        Ok(())
+    }
+
     fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
         self.barrier(None)?;
         let _one = self.barrier.lock().unwrap_or_else(PoisonError::into_inner);

@@ -12,7 +12,7 @@ fn entry(time: &str, images: Vec<Image>) -> Entry {
 }
 
 fn run(store: &MemoryStore, entries: &[Entry]) -> VerifyReport {
-    verify(store, entries, 2, &|_| (), &AtomicBool::new(false)).expect("runs")
+    verify(store, entries, &|_| true, 2, &|_| (), &AtomicBool::new(false)).expect("runs")
 }
 
 fn slot(store: &MemoryStore, image: &Image, index: usize) -> BlockId {
@@ -81,7 +81,7 @@ fn a_lost_manifest_is_damage_of_the_whole_disk() {
 #[test]
 fn a_verification_can_be_interrupted() {
     let (store, entries) = two_days();
-    let result = verify(&store, &entries, 1, &|_| (), &AtomicBool::new(true));
+    let result = verify(&store, &entries, &|_| true, 1, &|_| (), &AtomicBool::new(true));
     assert!(matches!(result, Err(Error::Interrupted)));
 }
 
@@ -91,4 +91,18 @@ fn a_backup_of_nothing_is_good() {
     let image = store_image(&store, "vda", &[]);
     let report = run(&store, &[entry("2026-11-20T00-00-00Z", vec![image])]);
     assert_eq!((report.damage.len(), report.read.blocks), (0, 0));
+}
+
+#[test]
+fn parts_of_all_blocks_are_read_one_by_one() {
+    let (store, entries) = two_days();
+    let read = |part| {
+        let wanted = |id| part_of(id, 7) == part;
+        let report = verify(&store, &entries, &wanted, 2, &|_| (), &AtomicBool::new(false)).expect("runs");
+        report.read.blocks
+    };
+    let all: Vec<u64> = (0..7).map(read).collect();
+    assert_eq!(all.iter().sum::<u64>(), 101);
+    assert!(all.iter().all(|part| (5..30).contains(part)), "{all:?}");
+    assert_eq!(part_of(BlockId([0xFF; 32]), 7), 6);
 }

@@ -27,7 +27,7 @@ use super::reader::{failed, scan};
 use super::rows::{HEADER_AT, IndexRow, part_key, sequence_of};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, SegmentId};
-use crate::store::{Live, Place, StoreReader, Swept, Thrift};
+use crate::store::{BlockStore, Live, Place, StoreReader, Swept, Thrift};
 
 /// Plain bytes of a window.
 const WINDOW_BYTES: u64 = 2 << 30;
@@ -303,8 +303,13 @@ impl Sweep<'_> {
         Ok(removed)
     }
 
-    /// What was removed from the small column families takes space until it is merged away.
+    /// What was removed from the small column families takes space until it is merged away. A block that is gone is
+    /// damaged no more.
     fn tidy(&self) -> Result<()> {
+        let condemned = self.store.condemned()?;
+        let rows = self.store.reader.index_rows(&condemned)?;
+        let gone = condemned.iter().zip(rows).filter(|(_, row)| row.is_none());
+        self.store.pardon(&gone.map(|(id, _)| *id).collect::<Vec<_>>())?;
         let mut batch = WriteBatch::default();
         self.store.next_generation(&mut batch)?;
         self.store.write_logged("give space back", batch)?;

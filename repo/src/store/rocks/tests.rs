@@ -119,6 +119,9 @@ impl BlockStore for Owned {
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {
         self.0.store().condemn(ids)
     }
+    fn pardon(&self, ids: &[BlockId]) -> Result<()> {
+        self.0.store().pardon(ids)
+    }
     fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
         self.0.store().retain(live, thrift, step)
     }

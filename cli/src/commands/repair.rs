@@ -1,0 +1,158 @@
+//! `vbk repair`
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use serde::Serialize;
+use vbk::repair::offer_disk;
+use vbk_repo::repair::Repair;
+use vbk_repo::repository::Writer;
+use vbk_repo::state::note_of;
+use vbk_repo::verify::{VerifyReport, verify};
+
+use crate::args::RepairArgs;
+use crate::commands::verify::{DamageJson, print_damage};
+use crate::context::{Context, threads};
+use crate::exit::{Error, Outcome, Result};
+use crate::progress::{Progress, Words};
+use crate::{signals, units};
+
+#[derive(Serialize)]
+struct Report<'a> {
+    tables: Vec<String>,
+    mended_blocks: u64,
+    mended_segments: u64,
+    damage: Vec<DamageJson<'a>>,
+    damaged_records: Vec<String>,
+}
+
+/// Puts right what can be put right.
+pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
+    let clock = Instant::now();
+    let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
+    let repository = context.repository()?;
+    let writer = context.writer("repair", args.no_wait, &cancel)?;
+    let tables: Vec<String> = Vec::new();
+    let _ = &repository;
+    let mut found = read_all(context, &writer, &cancel)?;
+    let mut mended = (0, 0);
+    // A segment that comes back may name blocks that are damaged too, so there may be more to get after the first turn.
+    loop {
+        let turn = mend(context, &writer, args, &found, &cancel)?;
+        mended = (mended.0 + turn.0, mended.1 + turn.1);
+        if turn == (0, 0) {
+            break;
+        }
+        found = read_all(context, &writer, &cancel)?;
+        if turn.1 == 0 {
+            break;
+        }
+    }
+    note(&writer, &found)?;
+    let records: Vec<_> = writer.catalogue()?.damaged().iter().map(ToString::to_string).collect();
+    for record in &records {
+        context.print(format_args!("{record}\n"));
+    }
+    print_damage(context, &found.damage);
+    let got = format!(
+        "{} got back in {}",
+        units::count(mended.0 + mended.1, "damaged block"),
+        units::duration(clock.elapsed())
+    );
+    let good = found.damage.is_empty() && records.is_empty();
+    if good {
+        context.say(format_args!(
+            "{got}: all {} are good",
+            units::count(found.read.backups, "backup")
+        ));
+    } else {
+        let hurt: HashSet<_> = found.damage.iter().map(|damage| &damage.backup).collect();
+        context.print(format_args!(
+            "{got}; {} in {} stay damaged. The next backup stores anew what is still on the disks; --from and \
+             --from-source look elsewhere\n",
+            units::count(found.damage.len() as u64, "place"),
+            units::count((hurt.len() + records.len()) as u64, "backup"),
+        ));
+    }
+    context.json_result(&Report {
+        tables,
+        mended_blocks: mended.0,
+        mended_segments: mended.1,
+        damage: found.damage.iter().map(DamageJson::new).collect(),
+        damaged_records: records,
+    })?;
+    Ok(if good { Outcome::Done } else { Outcome::Damage })
+}
+
+fn read_all(context: &Context<'_>, writer: &Writer, cancel: &AtomicBool) -> Result<VerifyReport> {
+    let catalogue = writer.catalogue()?;
+    let entries = catalogue.entries();
+    let total = entries.iter().map(|entry| entry.backup.new_bytes()).sum();
+    let progress = Progress::new(context.quiet(), total, Words::Plain);
+    let report = verify(
+        writer.store(),
+        entries,
+        &|_| true,
+        threads(),
+        &|done| progress.set(done.bytes),
+        cancel,
+    );
+    progress.finish();
+    Ok(report?)
+}
+
+/// Looks everywhere for what is damaged; gives how many blocks and segments were got back.
+fn mend(
+    context: &Context<'_>,
+    writer: &Writer,
+    args: &RepairArgs,
+    found: &VerifyReport,
+    cancel: &AtomicBool,
+) -> Result<(u64, u64)> {
+    if found.bad_blocks.is_empty() && found.bad_segments.is_empty() {
+        return Ok((0, 0));
+    }
+    let mut repair = Repair::start(writer.store(), found)?;
+    if let Some(path) = &args.from {
+        from_repository(context, &mut repair, path)?;
+    }
+    for (_, path) in &args.from_source {
+        offer_disk(&mut repair, path, writer.identity().block_size, cancel)?;
+    }
+    let mended = repair.mended();
+    repair.finish()?;
+    Ok(mended)
+}
+
+fn from_repository(context: &Context<'_>, repair: &mut Repair<'_>, path: &Path) -> Result<()> {
+    let view = context.repository_at(path)?.view()?;
+    Ok(repair.from_repository(&*view.store())?)
+}
+
+/// Every backup was read: each is either proven or damaged.
+fn note(writer: &Writer, found: &VerifyReport) -> Result<()> {
+    let now = jiff::Timestamp::now();
+    let hurt: HashSet<&str> = found.damage.iter().map(|damage| damage.backup.as_str()).collect();
+    let states = writer.states()?;
+    let notes: Vec<_> = writer
+        .catalogue()?
+        .entries()
+        .iter()
+        .map(|entry| {
+            let key = entry.backup.spec();
+            let mut state = states.noted(&key);
+            let is_hurt = hurt.contains(key.as_str());
+            state.damaged = is_hurt.then_some(now);
+            state.proven = if is_hurt { state.proven } else { Some(now) };
+            note_of(&key, state)
+        })
+        .collect();
+    let condemned = writer.store().condemned()?.into_iter();
+    let sound: Vec<_> = condemned.filter(|id| !found.bad_blocks.contains_key(id)).collect();
+    if !sound.is_empty() {
+        writer.store().pardon(&sound)?;
+    }
+    Ok(writer.amend(&[], &notes)?)
+}

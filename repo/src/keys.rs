@@ -1,0 +1,400 @@
+//! The key of an encrypted repository, and the ways to it.
+//!
+//! A repository has one random master key, which never changes. Everything is done with keys derived from it, each for one
+//! purpose: `blake3::derive_key("vbk 2026-11-21 v1 PURPOSE", master)`. The master key lies in the repository only wrapped,
+//! in key slots: the files `REPO/keys/NAME.json` (mode 0600, the directory 0700), one for each passphrase, key file or
+//! recovery key that opens it. So a passphrase is changed without touching a backup. It also means that a slot that was
+//! removed still opens the repository for whoever kept a copy of it and its secret.
+//!
+//! # What survives what
+//!
+//! 1. A slot is written whole to `.NAME.json.tmp` and synced. A crash leaves a file that nobody reads.
+//! 2. It gets its name by rename, and the directory is synced. A crash before that leaves the old list or the new one.
+//! 3. Removing is one unlink, then the directory is synced; never of the last good slot. Changes are made under a lock
+//!    (flock(2) on `REPO/keys`), so that two that remove can't each rely on the other's slot.
+//!
+//! A damaged slot costs that way in and no other. When all are lost, an exported key opens the repository.
+
+mod file;
+mod recovery;
+mod slot;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::fs::{self, DirBuilder, File};
+use std::io::{ErrorKind as Io, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use zeroize::Zeroizing;
+
+use crate::block::derive;
+use crate::cipher::{Cipher, random};
+use crate::error::{Error, Result};
+use crate::id::to_hex;
+use crate::name;
+use file::KeyText;
+use slot::{Secret, Slot};
+
+pub use recovery::RecoveryKey;
+pub use slot::{PassphraseCost, SlotKind};
+
+const DIRECTORY: &str = "keys";
+const ENDING: &str = ".json";
+
+/// The master key. Clones share it; it is zeroed when the last is dropped.
+#[derive(Clone)]
+pub struct Keys {
+    master: Arc<Zeroizing<[u8; 32]>>,
+}
+
+impl Keys {
+    /// A new random master key.
+    pub fn generate() -> Result<Self> {
+        Ok(Self::of(random()?.into()))
+    }
+
+    fn of(master: Zeroizing<[u8; 32]>) -> Self {
+        Self {
+            master: Arc::new(master),
+        }
+    }
+
+    /// The key of the keyed BLAKE3 that names blocks, segments and records.
+    pub fn hashing_key(&self) -> [u8; 32] {
+        derive("vbk 2026-11-21 v1 hashing", &self.master)
+    }
+
+    /// What seals blocks, segments and records.
+    pub(crate) fn cipher(&self) -> Cipher {
+        Cipher::new(derive("vbk 2026-11-21 v1 cipher", &self.master))
+    }
+
+    /// The key of the names under which records are kept, which must not show guests and times.
+    pub fn name_key(&self) -> [u8; 32] {
+        derive("vbk 2026-11-21 v1 record names", &self.master)
+    }
+
+    /// 16 hexadecimal digits that tell this key from another and tell nothing else about it.
+    pub fn check(&self) -> String {
+        to_hex(&derive("vbk 2026-11-21 v1 check", &self.master)[..8])
+    }
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Keys(..)")
+    }
+}
+
+/// A way in, as somebody has it in hand.
+#[derive(Clone)]
+pub enum Unlock {
+    /// Byte for byte: what reads it from a file or terminal cuts the line end off.
+    Passphrase(Zeroizing<String>),
+    /// The bytes of a key file, or of an exported key.
+    KeyFile(Zeroizing<Vec<u8>>),
+    /// A key that was typed from paper.
+    Recovery(RecoveryKey),
+}
+
+impl Unlock {
+    /// Which kind of slot it opens. An exported key counts as a key file.
+    pub fn kind(&self) -> SlotKind {
+        match self {
+            Self::Passphrase(_) => SlotKind::Passphrase,
+            Self::KeyFile(_) => SlotKind::KeyFile,
+            Self::Recovery(_) => SlotKind::Recovery,
+        }
+    }
+}
+
+impl fmt::Debug for Unlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Unlock({})", self.kind())
+    }
+}
+
+/// A key slot, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotInfo {
+    /// What it is called.
+    pub name: String,
+    /// What opens it.
+    pub kind: SlotKind,
+    /// When it was made.
+    pub created: Timestamp,
+}
+
+/// The key slots in the order of their names; in the place of a damaged one stands the error that names its file. None
+/// if the repository is not encrypted.
+pub fn slots(repo_dir: &Path) -> Result<Vec<Result<SlotInfo>>> {
+    let info = |slot: Slot| SlotInfo {
+        name: slot.name,
+        kind: slot.kind,
+        created: slot.created,
+    };
+    Ok(read_all(repo_dir)?
+        .into_iter()
+        .map(|found| found.slot.map(info))
+        .collect())
+}
+
+/// Adds a slot that opens with `unlock`. Durable when this returns. `cost` matters only for a passphrase.
+///
+/// Fails with [`Error::KeyExists`] if there is a slot of the name, damaged or not, and with [`Error::BadKey`] if the
+/// passphrase is empty or the key file is none.
+pub fn add(repo_dir: &Path, name: &str, keys: &Keys, unlock: &Unlock, cost: PassphraseCost) -> Result<()> {
+    name::check("key", name)?;
+    let key;
+    let secret = match unlock {
+        Unlock::Passphrase(passphrase) if passphrase.is_empty() => return Err(bad("the passphrase is empty")),
+        Unlock::Passphrase(passphrase) => Secret::Passphrase(passphrase),
+        Unlock::KeyFile(bytes) => match file::parse(bytes)? {
+            KeyText::Slot(found) => {
+                key = found;
+                Secret::KeyFile(&key)
+            }
+            KeyText::Master { .. } => {
+                return Err(bad(
+                    "this is an exported key, which opens its repository without a slot",
+                ));
+            }
+        },
+        Unlock::Recovery(key) => Secret::Recovery(key.bytes()),
+    };
+    let directory = repo_dir.join(DIRECTORY);
+    match DirBuilder::new().mode(0o700).create(&directory) {
+        Ok(()) => file::sync_dir(repo_dir).map_err(Error::io("sync", repo_dir))?,
+        Err(error) if error.kind() == Io::AlreadyExists => {}
+        Err(error) => return Err(Error::io("create", directory)(error)),
+    }
+    let _lock = lock(&directory)?;
+    let path = slot_path(repo_dir, name);
+    if path.symlink_metadata().is_ok() {
+        return Err(Error::KeyExists(name.to_owned()));
+    }
+    let now = Timestamp::now();
+    let created = Timestamp::from_second(now.as_second()).unwrap_or(now);
+    let slot = Slot::wrap(name, created, &secret, &keys.master, cost)?;
+
+    let draft = directory.join(format!(".{name}{ENDING}.tmp"));
+    // Left by a crash; the lock says that nobody is writing it.
+    match fs::remove_file(&draft) {
+        Err(error) if error.kind() != Io::NotFound => return Err(Error::io("remove", draft)(error)),
+        _ => {}
+    }
+    let mut file = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&draft)
+        .map_err(Error::io("create", &draft))?;
+    file.write_all(&slot.to_json())
+        .and_then(|()| file.sync_all())
+        .map_err(Error::io("write", &draft))?;
+    fs::rename(&draft, &path).map_err(Error::io("rename", &draft))?;
+    file::sync_dir(&directory).map_err(Error::io("sync", directory))
+}
+
+/// Removes a slot. Durable when this returns. [`Error::LastKey`] if no good slot would be left, so a damaged slot can be
+/// removed once there is a good one.
+pub fn remove(repo_dir: &Path, name: &str) -> Result<()> {
+    name::check("key", name)?;
+    let directory = repo_dir.join(DIRECTORY);
+    let _lock = match lock(&directory) {
+        Err(Error::Io { source, .. }) if source.kind() == Io::NotFound => None,
+        held => Some(held?),
+    };
+    let all = read_all(repo_dir)?;
+    let path = slot_path(repo_dir, name);
+    if !all.iter().any(|found| found.path == path) {
+        let names: Vec<_> = all.iter().map(|found| found.name.as_str()).collect();
+        return Err(Error::NoSuchKey {
+            name: name.to_owned(),
+            known: if names.is_empty() {
+                "none".to_owned()
+            } else {
+                names.join(", ")
+            },
+        });
+    }
+    if !all.iter().any(|found| found.path != path && found.slot.is_ok()) {
+        return Err(Error::LastKey(name.to_owned()));
+    }
+    fs::remove_file(&path).map_err(Error::io("remove", path))?;
+    file::sync_dir(&directory).map_err(Error::io("sync", directory))
+}
+
+/// Opens the repository. `check` is what [`Keys::check`] said when it was made: a key that says something else is refused,
+/// and without it a slot or exported key of another repository is taken for this one's.
+///
+/// Every slot of the kind is tried, which for passphrases takes a second or so and [`PassphraseCost::memory_kib`] each.
+pub fn unlock(repo_dir: &Path, unlock: &Unlock, check: Option<&str>) -> Result<Keys> {
+    let key;
+    let (secret, what) = match unlock {
+        Unlock::Passphrase(passphrase) => (Secret::Passphrase(passphrase), "passphrase"),
+        Unlock::Recovery(key) => (Secret::Recovery(key.bytes()), "recovery key"),
+        Unlock::KeyFile(bytes) => match file::parse(bytes)? {
+            KeyText::Slot(found) => {
+                key = found;
+                (Secret::KeyFile(&key), "key file")
+            }
+            KeyText::Master { repository, master } => {
+                return fits(Keys::of(master), check).ok_or_else(|| Error::WrongKey {
+                    what: format!(
+                        "the exported key is of repository {repository}, not of {}",
+                        repo_dir.display()
+                    ),
+                });
+            }
+        },
+    };
+    let (mut tried, mut others, mut unread) = (false, Vec::new(), Vec::new());
+    let mut stranger = None;
+    for found in read_all(repo_dir)? {
+        let slot = match found.slot {
+            Ok(slot) => slot,
+            Err(error) => {
+                unread.push(error);
+                continue;
+            }
+        };
+        if slot.kind != secret.kind() {
+            others.push(format!("{} ({})", slot.name, slot.kind));
+            continue;
+        }
+        match slot.unwrap(&secret) {
+            Ok(Some(master)) => match fits(Keys::of(master), check) {
+                Some(keys) => return Ok(keys),
+                None => stranger = Some(found.path),
+            },
+            Ok(None) => {}
+            Err(error) => {
+                unread.push(error);
+                continue;
+            }
+        }
+        tried = true;
+    }
+    Err(refusal(repo_dir, what, tried, stranger, &others, unread))
+}
+
+/// Why nothing opened: a damaged slot may have been the right one, so it is always named.
+fn refusal(
+    repo_dir: &Path,
+    secret: &str,
+    tried: bool,
+    stranger: Option<PathBuf>,
+    others: &[String],
+    mut unread: Vec<Error>,
+) -> Error {
+    let repository = repo_dir.display();
+    let mut what = match (stranger, tried) {
+        (Some(path), _) => format!(
+            "{} opens with this {secret}, but to the key of another repository",
+            path.display()
+        ),
+        (None, true) => format!("no key slot of {repository} opens with this {secret}"),
+        (None, false) if others.is_empty() && unread.is_empty() => {
+            format!("{repository} has no key slots; only its exported key opens it")
+        }
+        (None, false) if unread.is_empty() => {
+            format!(
+                "no key slot of {repository} is for a {secret}; there is {}",
+                others.join(", ")
+            )
+        }
+        (None, false) => {
+            // Nothing was tried, so the damage is all there is to say.
+            let mut first = unread.remove(0);
+            if let Error::KeySlotDamaged { what, .. } = &mut first {
+                unread.iter().for_each(|error| *what += &format!("; {error}"));
+            }
+            return first;
+        }
+    };
+    for error in unread {
+        what += &format!("; not tried: {error}");
+    }
+    Error::WrongKey { what }
+}
+
+fn fits(keys: Keys, check: Option<&str>) -> Option<Keys> {
+    check.is_none_or(|check| check == keys.check()).then_some(keys)
+}
+
+/// Makes a key file, mode 0600, and gives it back as a way in. Durable when this returns; a file that is there is never
+/// replaced.
+pub fn create_key_file(path: &Path) -> Result<Unlock> {
+    file::create(path).map(Unlock::KeyFile)
+}
+
+/// The text of an exported key: the master key itself, with the repository's id and a checksum. [`Unlock::KeyFile`] takes
+/// it. `repo_id` is one word.
+pub fn export(keys: &Keys, repo_id: &str) -> Zeroizing<String> {
+    file::export(&keys.master, repo_id)
+}
+
+struct Found {
+    name: String,
+    path: PathBuf,
+    slot: Result<Slot>,
+}
+
+fn read_all(repo_dir: &Path) -> Result<Vec<Found>> {
+    let directory = repo_dir.join(DIRECTORY);
+    let entries = match fs::read_dir(&directory) {
+        Err(error) if error.kind() == Io::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(Error::io("list", &directory))?,
+    };
+    let mut all = Vec::new();
+    for entry in entries {
+        let file_name = entry.map_err(Error::io("list", &directory))?.file_name();
+        let text = file_name.to_string_lossy();
+        // Hidden: a draft.
+        if let Some(name) = text.strip_suffix(ENDING).filter(|name| !name.starts_with('.')) {
+            let path = directory.join(&file_name);
+            all.push(Found {
+                name: name.to_owned(),
+                slot: read(name, &path),
+                path,
+            });
+        }
+    }
+    all.sort_by(|one, other| one.path.cmp(&other.path));
+    Ok(all)
+}
+
+fn read(name: &str, path: &Path) -> Result<Slot> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(slot::MAX_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(Error::io("read", path))?;
+    let slot = if bytes.len() as u64 > slot::MAX_BYTES {
+        Err("it is too long".to_owned())
+    } else {
+        Slot::from_json(name, &bytes)
+    };
+    slot.map_err(|what| Error::KeySlotDamaged {
+        path: path.to_owned(),
+        what,
+    })
+}
+
+fn slot_path(repo_dir: &Path, name: &str) -> PathBuf {
+    repo_dir.join(DIRECTORY).join(format!("{name}{ENDING}"))
+}
+
+fn lock(directory: &Path) -> Result<File> {
+    let file = File::open(directory).map_err(Error::io("open", directory))?;
+    file.lock().map_err(Error::io("lock", directory))?;
+    Ok(file)
+}
+
+fn bad(what: &str) -> Error {
+    Error::BadKey { what: what.to_owned() }
+}

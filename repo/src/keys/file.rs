@@ -1,0 +1,161 @@
+//! Keys as text files: key files, which open a slot, and exported keys, which are the master key itself.
+//!
+//! ```text
+//! # key file of vbk repository ...           # exported key of vbk repository ...
+//! 64 hexadecimal digits                      vbk-exported-key 1
+//!                                            repository ID
+//!                                            key 64 hexadecimal digits
+//!                                            checksum 16 hexadecimal digits
+//! ```
+//!
+//! Lines that are empty or start with `#` mean nothing. Errors name the line and never show what is in it.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind as Io, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use zeroize::Zeroizing;
+
+use crate::block::{derive, keyed_hash};
+use crate::cipher::random;
+use crate::error::{Error, Result};
+use crate::id::{from_hex, to_hex};
+
+const EXPORTED: &str = "vbk-exported-key";
+const EXPORT_FORMAT: &str = "1";
+const CHECKSUM: &str = "vbk 2026-11-21 v1 exported key check";
+
+/// What a file of a key holds.
+pub(super) enum KeyText {
+    /// A key file's key.
+    Slot(Zeroizing<[u8; 32]>),
+    /// The master key of the repository with this id.
+    Master {
+        repository: String,
+        master: Zeroizing<[u8; 32]>,
+    },
+}
+
+pub(super) fn parse(bytes: &[u8]) -> Result<KeyText> {
+    let text = std::str::from_utf8(bytes).map_err(|_| bad("the key file is not a text file"))?;
+    let mut lines = (1..)
+        .zip(text.trim_start_matches('\u{FEFF}').lines())
+        .map(|(number, line)| (number, line.trim()))
+        .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+    let (number, first) = lines
+        .next()
+        .ok_or_else(|| bad("the key file has no key in it; one line has 64 hexadecimal digits"))?;
+    if let Some(format) = first.strip_prefix(EXPORTED) {
+        if format.trim() != EXPORT_FORMAT {
+            return Err(bad("the exported key has a format that this vbk does not know"));
+        }
+        return parse_export(lines);
+    }
+    let key = from_hex(first).map(Zeroizing::new);
+    match (key, lines.next()) {
+        (Some(key), None) => Ok(KeyText::Slot(key)),
+        (Some(_), Some((number, _))) => Err(bad(format!("line {number} of the key file comes after its key"))),
+        (None, _) => Err(bad(format!(
+            "line {number} of the key file is not 64 hexadecimal digits"
+        ))),
+    }
+}
+
+fn parse_export<'a>(lines: impl Iterator<Item = (usize, &'a str)>) -> Result<KeyText> {
+    let (mut repository, mut key, mut checksum) = (None, None, None);
+    for (number, line) in lines {
+        let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        let field = match word {
+            "repository" => &mut repository,
+            "key" => &mut key,
+            "checksum" => &mut checksum,
+            _ => {
+                return Err(bad(format!(
+                    "line {number} of the exported key has a word that none has"
+                )));
+            }
+        };
+        if field.replace(rest.trim()).is_some() {
+            return Err(bad(format!("line {number} of the exported key is there twice")));
+        }
+    }
+    let (Some(repository), Some(key), Some(stated)) = (repository, key, checksum) else {
+        return Err(bad(
+            "the exported key is cut off; it has lines repository, key and checksum",
+        ));
+    };
+    let master = from_hex(key)
+        .map(Zeroizing::new)
+        .ok_or_else(|| bad("the exported key's line key is not 64 hexadecimal digits"))?;
+    if !stated.eq_ignore_ascii_case(&self::checksum(repository, &master)) {
+        return Err(bad("the exported key is damaged: its checksum does not match"));
+    }
+    Ok(KeyText::Master {
+        repository: repository.to_owned(),
+        master,
+    })
+}
+
+/// The text of an exported key. `repository` is an id without spaces or line ends at its edges.
+pub(super) fn export(master: &[u8; 32], repository: &str) -> Zeroizing<String> {
+    let key = Zeroizing::new(to_hex(master));
+    let checksum = checksum(repository, master);
+    Zeroizing::new(format!(
+        "# exported key of vbk repository {repository}\n\
+         # Whoever has this file can read every backup in it, and can do so when all key slots are lost.\n\
+         # Keep it safe, and not beside the repository.\n\
+         {EXPORTED} {EXPORT_FORMAT}\n\
+         repository {repository}\n\
+         key {key}\n\
+         checksum {checksum}\n",
+        key = *key
+    ))
+}
+
+fn checksum(repository: &str, master: &[u8; 32]) -> String {
+    let key = Zeroizing::new(derive(CHECKSUM, master));
+    to_hex(&keyed_hash(&key, &[repository.as_bytes()])[..8])
+}
+
+/// Makes a key file that only its owner can read and gives back its text. Durable when this returns. A file that is there
+/// is never replaced.
+pub(super) fn create(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
+    let key = Zeroizing::new(random::<32>()?);
+    let digits = Zeroizing::new(to_hex(&*key));
+    let text = format!(
+        "# key file of vbk repository: opens every backup in it. Keep it safe, and not beside the repository.\n{}\n",
+        *digits
+    );
+    let text = Zeroizing::new(text.into_bytes());
+    let mut file = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(Error::io("create", path))?;
+    let written = file.write_all(&text).and_then(|()| file.sync_all());
+    let written = written.and_then(|()| {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        sync_dir(parent.unwrap_or(Path::new(".")))
+    });
+    if let Err(error) = written {
+        // It was made just now and nobody has its key yet.
+        let _ = fs::remove_file(path);
+        return Err(Error::io("write", path)(error));
+    }
+    Ok(text)
+}
+
+/// Makes names in a directory durable.
+pub(super) fn sync_dir(path: &Path) -> std::io::Result<()> {
+    match File::open(path).and_then(|dir| dir.sync_all()) {
+        // Not every file system can do it for directories.
+        Err(error) if error.kind() == Io::InvalidInput => Ok(()),
+        result => result,
+    }
+}
+
+fn bad(what: impl Into<String>) -> Error {
+    Error::BadKey { what: what.into() }
+}

@@ -1,0 +1,156 @@
+//! Gets damaged blocks and segments back: by their names from another repository, or from bytes that somebody offers.
+//!
+//! What is put was proved to have the name that is missing, so a repair can't make anything worse. Nothing is removed;
+//! blocks that stay damaged are condemned, so that the next backup that reads them from a disk stores them anew.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::codec::{Compression, Sealer};
+use crate::error::Result;
+use crate::id::{BlockId, SegmentId};
+use crate::manifest::{Root, decode_segment};
+use crate::reader::read_whole;
+use crate::store::{BlockStore, StoreReader};
+use crate::verify::VerifyReport;
+
+/// What is damaged or missing, and what was got back of it.
+pub struct Repair<'a> {
+    store: &'a dyn BlockStore,
+    blocks: HashMap<BlockId, usize>,
+    segments: HashSet<SegmentId>,
+    mended_blocks: u64,
+    mended_segments: u64,
+}
+
+impl<'a> Repair<'a> {
+    /// Starts with what a verification of `store` found. Condemns the damaged blocks, so that they can be stored anew.
+    pub fn start(store: &'a dyn BlockStore, found: &VerifyReport) -> Result<Self> {
+        let ids: Vec<_> = found.bad_blocks.keys().copied().collect();
+        store.condemn(&ids)?;
+        Ok(Self {
+            store,
+            blocks: found.bad_blocks.clone(),
+            segments: found.bad_segments.clone(),
+            mended_blocks: 0,
+            mended_segments: 0,
+        })
+    }
+
+    /// Blocks and segments that are still missing.
+    pub fn missing(&self) -> (u64, u64) {
+        (self.blocks.len() as u64, self.segments.len() as u64)
+    }
+
+    /// Blocks and segments that were got back.
+    pub fn mended(&self) -> (u64, u64) {
+        (self.mended_blocks, self.mended_segments)
+    }
+
+    /// Fetches what is missing from another repository. What it does not have, or not whole, stays missing.
+    pub fn from_repository(&mut self, other: &dyn StoreReader) -> Result<()> {
+        for id in self.segments.clone() {
+            let Ok(bytes) = other.segments(&[id]).remove(0) else {
+                continue;
+            };
+            // Whether it is a root or a segment, and of how many slots, is in its own bytes; its name proves them.
+            let hashing = self.store.hashing();
+            let slots = bytes
+                .get(2..4)
+                .map_or(0, |count| usize::from(u16::from_le_bytes([count[0], count[1]])));
+            if Root::decode(hashing, id, &bytes).is_ok() || decode_segment(hashing, id, slots, &bytes).is_ok() {
+                self.store.put_segments(vec![(id, bytes)])?;
+                self.segments.remove(&id);
+                self.mended_segments += 1;
+            }
+        }
+        for (id, len) in self.blocks.clone() {
+            let mut plain = vec![0; len];
+            if read_whole(other, id, &mut plain).is_ok() {
+                self.offer(&plain)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores `plain` if it is a block that is missing; `true` if so.
+    pub fn offer(&mut self, plain: &[u8]) -> Result<bool> {
+        let hashes = self.store.hashing().block(plain);
+        if self.blocks.remove(&hashes.id).is_none() {
+            return Ok(false);
+        }
+        let sealed = Sealer::new(Compression::default())?.seal(plain, &hashes)?;
+        self.store.put(vec![sealed])?;
+        self.mended_blocks += 1;
+        Ok(true)
+    }
+
+    /// Makes all of it durable.
+    pub fn finish(self) -> Result<()> {
+        self.store.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::backup::Entry;
+    use crate::id::BackupId;
+    use crate::store::memory::MemoryStore;
+    use crate::testing::{SMALL, backup, mixed_bytes, store_image};
+    use crate::verify::verify;
+    use crate::writer::SlotReader;
+
+    fn stored() -> (MemoryStore, Entry, Vec<BlockId>) {
+        let store = MemoryStore::new(SMALL);
+        let image = store_image(&store, "vda", &mixed_bytes(3, 30 * SMALL.bytes() - 5));
+        let slots = SlotReader::open(&store, image.manifest)
+            .expect("opens")
+            .segment(0)
+            .expect("reads");
+        let entry = Entry {
+            id: BackupId([0; 32]),
+            backup: backup("web1", "2026-11-20T00-00-00Z", vec![image]),
+        };
+        (store, entry, slots.into_iter().flatten().collect())
+    }
+
+    fn check(store: &MemoryStore, entry: &Entry) -> VerifyReport {
+        let entries = std::slice::from_ref(entry);
+        verify(store, entries, &|_| true, 2, &|_| (), &AtomicBool::new(false)).expect("runs")
+    }
+
+    #[test]
+    fn what_another_repository_has_comes_back_and_the_rest_is_still_named() {
+        let (store, entry, ids) = stored();
+        let (other, ..) = stored();
+        store.damage(ids[3], |sealed| sealed.pages.iter_mut().for_each(Vec::clear));
+        store.lose(ids[5]);
+        store.lose(ids[7]);
+        other.lose(ids[7]);
+        let found = check(&store, &entry);
+        assert_eq!(found.bad_blocks.len(), 3);
+        let mut repair = Repair::start(&store, &found).expect("starts");
+        repair.from_repository(&other).expect("fetches");
+        assert_eq!((repair.mended(), repair.missing()), ((2, 0), (1, 0)));
+        repair.finish().expect("finishes");
+        let left: Vec<_> = check(&store, &entry).bad_blocks.into_keys().collect();
+        assert_eq!(left, [ids[7]]);
+        assert_eq!(store.condemned().expect("lists"), [ids[7]]);
+    }
+
+    #[test]
+    fn only_what_is_missing_is_taken_from_what_is_offered() {
+        let (store, entry, ids) = stored();
+        let mut plain = vec![0; SMALL.bytes()];
+        read_whole(&store, ids[2], &mut plain).expect("reads");
+        store.lose(ids[2]);
+        let mut repair = Repair::start(&store, &check(&store, &entry)).expect("starts");
+        assert!(!repair.offer(&vec![7; SMALL.bytes()]).expect("refuses"));
+        assert!(repair.offer(&plain).expect("takes"));
+        assert!(!repair.offer(&plain).expect("refuses"));
+        repair.finish().expect("finishes");
+        assert_eq!(check(&store, &entry).damage, []);
+    }
+}

@@ -1,0 +1,371 @@
+//! A store that fails when it is told to: a decorator for tests of what is left when a call did not succeed.
+//!
+//! It fails as a real store does: a put that failed may have stored a part, and no barrier succeeds after it until the
+//! store is opened again (point 2 of the seam); a sweep that failed may have removed a part. Everything else that fails
+//! has done nothing.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{BlockStore, Identity, Live, Located, Note, Record, StoreReader, Stored, Swept, Thrift, Wanted, failed_before};
+use crate::block::Hashing;
+use crate::codec::Sealed;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{BlockId, SegmentId};
+
+/// Which calls count, and may fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Calls {
+    /// All of them.
+    Any,
+    /// Those of [`BlockStore`], not those of [`StoreReader`].
+    Writing,
+}
+
+/// What is to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub(crate) calls: Calls,
+    /// How many of these calls succeed first.
+    pub(crate) after: usize,
+    /// What the failed call says.
+    pub(crate) kind: ErrorKind,
+    /// Whether all of these calls fail from then on.
+    pub(crate) lasting: bool,
+}
+
+/// Passes calls on to another store until one is to fail.
+pub(crate) struct FaultyStore {
+    inner: Arc<dyn BlockStore>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    fault: Option<Fault>,
+    calls: usize,
+    fired: bool,
+    put_failed: bool,
+}
+
+impl FaultyStore {
+    /// Fails nothing until [`FaultyStore::arm`].
+    pub(crate) fn new(inner: Arc<dyn BlockStore>) -> Self {
+        Self {
+            inner,
+            state: Mutex::default(),
+        }
+    }
+
+    /// Lets calls fail from now on; counting begins anew.
+    pub(crate) fn arm(&self, fault: Fault) {
+        let mut state = self.state();
+        state.fault = Some(fault);
+        (state.calls, state.fired) = (0, false);
+    }
+
+    /// Lets no more calls fail; tells whether one did. A failed put goes on to fail the barriers.
+    pub(crate) fn disarm(&self) -> bool {
+        let mut state = self.state();
+        state.fault = None;
+        state.fired
+    }
+
+    /// Whether a put failed, so that only opening the store again helps.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.state().put_failed
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self) -> Result<()> {
+        self.call(Calls::Any)
+    }
+
+    fn write(&self) -> Result<()> {
+        self.call(Calls::Writing)
+    }
+
+    fn put_of<T>(&self, mut all: Vec<T>, put: impl Fn(Vec<T>) -> Result<()>) -> Result<()> {
+        if let Err(error) = self.write() {
+            self.state().put_failed = true;
+            all.truncate(all.len() / 2);
+            put(all)?;
+            return Err(error);
+        }
+        put(all)
+    }
+
+    fn barrier(&self) -> Result<()> {
+        self.write()?;
+        match self.is_broken() {
+            true => Err(failed_before()),
+            false => Ok(()),
+        }
+    }
+
+    fn call(&self, call: Calls) -> Result<()> {
+        let mut state = self.state();
+        let Some(fault) = state.fault else {
+            return Ok(());
+        };
+        if fault.calls == Calls::Writing && call != Calls::Writing {
+            return Ok(());
+        }
+        state.calls += 1;
+        let fails = match fault.lasting {
+            true => state.calls > fault.after,
+            false => state.calls == fault.after + 1,
+        };
+        if !fails {
+            return Ok(());
+        }
+        state.fired = true;
+        Err(Error::Store {
+            kind: fault.kind,
+            doing: "answer",
+            message: "a test wants it so".into(),
+        })
+    }
+}
+
+impl StoreReader for FaultyStore {
+    fn identity(&self) -> Result<Identity> {
+        self.read()?;
+        self.inner.identity()
+    }
+
+    fn hashing(&self) -> Hashing {
+        self.inner.hashing()
+    }
+
+    fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
+        self.read()?;
+        self.inner.locate(ids)
+    }
+
+    fn survey(&self, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
+        self.read()?;
+        self.inner.survey(each)
+    }
+
+    fn condemned(&self) -> Result<Vec<BlockId>> {
+        self.read()?;
+        self.inner.condemned()
+    }
+
+    fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
+        // Each answer stands for itself, so each may fail alone.
+        let answers = self.inner.get(wanted).into_iter();
+        answers.map(|answer| self.read().and(answer)).collect()
+    }
+
+    fn segments(&self, ids: &[SegmentId]) -> Vec<Result<Vec<u8>>> {
+        let answers = self.inner.segments(ids).into_iter();
+        answers.map(|answer| self.read().and(answer)).collect()
+    }
+
+    fn records(&self) -> Result<Vec<Record>> {
+        self.read()?;
+        self.inner.records()
+    }
+
+    fn notes(&self) -> Result<Vec<Note>> {
+        self.read()?;
+        self.inner.notes()
+    }
+}
+
+impl BlockStore for FaultyStore {
+    fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
+        self.put_of(blocks, |some| self.inner.put(some))
+    }
+
+    fn put_segments(&self, segments: Vec<(SegmentId, Vec<u8>)>) -> Result<()> {
+        self.put_of(segments, |some| self.inner.put_segments(some))
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.barrier()?;
+        self.inner.flush()
+    }
+
+    fn commit(&self, record: &Record) -> Result<()> {
+        self.barrier()?;
+        self.inner.commit(record)
+    }
+
+    fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
+        self.write()?;
+        self.inner.amend(remove_records, notes)
+    }
+
+    fn condemn(&self, ids: &[BlockId]) -> Result<()> {
+        self.write()?;
+        self.inner.condemn(ids)
+    }
+
+    fn pardon(&self, ids: &[BlockId]) -> Result<()> {
+        self.write()?;
+        self.inner.pardon(ids)
+    }
+
+    fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+        let refused = self.barrier();
+        if let Err(error) = refused {
+            if !self.is_broken() {
+                // Ended after its first step, by an answer that the caller does not get to see.
+                let _ = self.inner.retain(live, thrift, &mut |_| Err(Error::Interrupted));
+            }
+            return Err(error);
+        }
+        self.inner.retain(live, thrift, step)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::BlockSize;
+    use crate::codec::{Compression, Sealer};
+    use crate::store::memory::MemoryStore;
+
+    type Call = (&'static str, fn(&FaultyStore) -> Result<()>);
+
+    const ALL: Thrift = Thrift {
+        max_unused: 0.0,
+        dry_run: false,
+    };
+
+    fn store() -> FaultyStore {
+        FaultyStore::new(Arc::new(MemoryStore::new(BlockSize::MIN)))
+    }
+
+    fn block(seed: u8) -> Sealed {
+        let plain = [seed; 1000];
+        Sealer::new(Compression::None)
+            .and_then(|mut sealer| sealer.seal(&plain, &Hashing::Plain.block(&plain)))
+            .expect("seals")
+    }
+
+    fn record() -> Record {
+        Record {
+            key: "a@1".into(),
+            bytes: b"1".to_vec(),
+        }
+    }
+
+    fn fault(calls: Calls, after: usize, lasting: bool) -> Fault {
+        Fault {
+            calls,
+            after,
+            kind: ErrorKind::NoSpace,
+            lasting,
+        }
+    }
+
+    const READS: [Call; 7] = [
+        ("identity", |store| store.identity().map(drop)),
+        ("locate", |store| store.locate(&[BlockId([1; 32])]).map(drop)),
+        ("survey", |store| store.survey(&mut |_, _| Ok(()))),
+        ("condemned", |store| store.condemned().map(drop)),
+        ("get", |store| {
+            store.put(vec![block(1)])?;
+            let wanted = Wanted {
+                id: block(1).id,
+                pages: 0..1,
+            };
+            store.get(&[wanted]).remove(0).map(drop)
+        }),
+        ("records", |store| store.records().map(drop)),
+        ("notes", |store| store.notes().map(drop)),
+    ];
+
+    const WRITES: [Call; 8] = [
+        ("put", |store| store.put(vec![block(1)])),
+        ("put_segments", |store| {
+            store.put_segments(vec![(SegmentId([1; 32]), vec![1])])
+        }),
+        ("flush", |store| store.flush()),
+        ("commit", |store| store.commit(&record())),
+        ("amend", |store| store.amend(&["a@1".into()], &[])),
+        ("condemn", |store| store.condemn(&[block(1).id])),
+        ("pardon", |store| store.pardon(&[block(1).id])),
+        ("retain", |store| {
+            store.retain(&Live::default(), ALL, &mut |_| Ok(())).map(drop)
+        }),
+    ];
+
+    #[test]
+    fn a_store_without_a_fault_keeps_the_rules_of_the_seam() {
+        crate::store::conformance::check(|size| Box::new(FaultyStore::new(Arc::new(MemoryStore::new(size)))));
+    }
+
+    #[test]
+    fn every_method_fails_as_it_is_told() {
+        for (name, call) in READS.into_iter().chain(WRITES) {
+            for lasting in [false, true] {
+                let store = store();
+                let skipped = usize::from(name == "get");
+                store.arm(fault(Calls::Any, skipped, lasting));
+                assert_eq!(call(&store).map_err(|error| error.kind()), Err(ErrorKind::NoSpace), "{name}");
+                assert_eq!(store.notes().is_err(), lasting, "after {name}");
+                assert!(store.disarm());
+                call(&store).unwrap_or_else(|error| panic!("{name}: {error}"));
+            }
+        }
+    }
+
+    #[test]
+    fn calls_that_only_read_do_not_count_where_writing_ones_fail() {
+        let store = store();
+        store.put(vec![block(1)]).expect("puts");
+        store.arm(fault(Calls::Writing, 1, false));
+        for (name, call) in READS.into_iter().filter(|(name, _)| *name != "get") {
+            call(&store).unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+        store.condemn(&[]).expect("the first one succeeds");
+        assert!(store.condemn(&[]).is_err());
+        store.condemn(&[]).expect("once only");
+        assert!(store.disarm());
+    }
+
+    #[test]
+    fn after_a_failed_put_a_part_is_there_and_no_barrier_succeeds() {
+        let store = store();
+        store.arm(fault(Calls::Writing, 0, false));
+        let blocks = [1, 2, 3, 4].map(block);
+        let ids = blocks.each_ref().map(|block| block.id);
+        assert!(store.put(blocks.to_vec()).is_err());
+        store.disarm();
+        let there = store.locate(&ids).expect("locates");
+        assert_eq!(there.iter().flatten().count(), 2);
+        store.put(blocks.to_vec()).expect("puts");
+        assert!(store.is_broken() && store.flush().is_err() && store.commit(&record()).is_err());
+        assert!(store.retain(&Live::default(), ALL, &mut |_| Ok(())).is_err());
+        assert_eq!(store.records().expect("lists"), []);
+        assert_eq!(store.locate(&ids).expect("locates").iter().flatten().count(), 4);
+        store.amend(&[], &[]).expect("needs no barrier");
+    }
+
+    #[test]
+    fn what_failed_has_changed_nothing_else() {
+        let store = store();
+        store.commit(&record()).expect("commits");
+        let note = Note {
+            name: "x".into(),
+            value: Some(b"1".to_vec()),
+        };
+        store.arm(fault(Calls::Writing, 0, true));
+        assert!(store.amend(&["a@1".into()], &[note]).is_err());
+        assert!(store.condemn(&[block(1).id]).is_err());
+        let other = Record {
+            key: "a@2".into(),
+            bytes: Vec::new(),
+        };
+        assert!(store.commit(&other).is_err());
+        assert_eq!(store.records().expect("lists"), [record()]);
+        assert_eq!((store.notes().expect("lists").len(), store.condemned().expect("lists").len()), (0, 0));
+    }
+}
