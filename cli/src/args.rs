@@ -45,6 +45,26 @@ pub struct Global {
     #[arg(long, short = 'r', global = true, env = "VBK_REPO", value_name = "DIR")]
     pub repo: Option<PathBuf>,
 
+    /// Opens an encrypted repository: a key file, or a key that `vbk key export` wrote
+    #[arg(
+        long,
+        global = true,
+        env = "VBK_KEY_FILE",
+        value_name = "FILE",
+        hide_short_help = true
+    )]
+    pub key_file: Option<PathBuf>,
+
+    /// Opens an encrypted repository: a file with the passphrase as its first line
+    #[arg(
+        long,
+        global = true,
+        env = "VBK_PASSPHRASE_FILE",
+        value_name = "FILE",
+        hide_short_help = true
+    )]
+    pub passphrase_file: Option<PathBuf>,
+
     /// Print the result as JSON
     #[arg(long, global = true)]
     pub json: bool,
@@ -88,8 +108,11 @@ pub enum Command {
     Unprotect(ProtectArgs),
     /// Give back the space of what no backup needs any more
     Prune(PruneArgs),
-    /// Show who reads and writes the repository, and what it takes
+    /// Show who reads and writes the repository, and what it takes on disk
     Status,
+    /// Manage what opens an encrypted repository
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Put right what is damaged, as far as its content can be found elsewhere
     Repair(RepairArgs),
     /// Read back every block of every backup, decode it and hash it again
@@ -106,6 +129,54 @@ pub struct InitArgs {
     /// How disks are cut: a power of two from 64K to 16M. Fixed for the life of the repository
     #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = parse_block_size)]
     pub block_size: BlockSize,
+
+    /// Encrypt everything (AES-256-GCM). Asks for a passphrase; --passphrase-file or --key-file give it a file instead
+    /// (a key file that does not exist is made)
+    #[arg(long)]
+    pub encrypt: bool,
+
+    /// Make no recovery key. Without one, a forgotten passphrase or lost key file loses all backups
+    #[arg(long, requires = "encrypt")]
+    pub no_recovery_key: bool,
+}
+
+/// What `vbk key` does.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// List what opens the repository
+    List,
+    /// Add a passphrase, a key file or a recovery key
+    Add(KeyAddArgs),
+    /// Remove a passphrase, key file or recovery key
+    Remove {
+        /// Its name in `vbk key list`
+        name: String,
+    },
+    /// Write the master key itself to a file: it opens the repository even when all key slots are lost
+    Export {
+        /// A new file, or - for standard output
+        file: PathBuf,
+    },
+}
+
+/// Arguments of `vbk key add`.
+#[derive(Debug, Args)]
+pub struct KeyAddArgs {
+    /// What to call it [default: passphrase, key-file or recovery]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+
+    /// Add this key file; made if it does not exist
+    #[arg(long, value_name = "FILE")]
+    pub new_key_file: Option<PathBuf>,
+
+    /// Add the passphrase in the first line of this file, instead of asking for one
+    #[arg(long, value_name = "FILE", conflicts_with = "new_key_file")]
+    pub new_passphrase_file: Option<PathBuf>,
+
+    /// Add a recovery key, which is shown once
+    #[arg(long, conflicts_with_all = ["new_key_file", "new_passphrase_file"])]
+    pub recovery: bool,
 }
 
 /// Arguments of `vbk backup`.
@@ -339,6 +410,10 @@ pub struct VerifyArgs {
     /// Only these backups [default: all]
     #[arg(value_name = "BACKUP")]
     pub backups: Vec<BackupSpec>,
+
+    /// Without the key of an encrypted repository: read everything that is stored, and compare it with its checksums
+    #[arg(long, conflicts_with_all = ["sample", "backups", "rotate"])]
+    pub without_key: bool,
 
     /// Read only a random share of the blocks, another one each time
     #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]

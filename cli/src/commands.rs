@@ -4,6 +4,7 @@ pub mod backup;
 pub mod diff;
 pub mod forget;
 pub mod init;
+pub mod key;
 pub mod list;
 pub mod mount;
 pub mod mounts;
@@ -11,6 +12,7 @@ pub mod prune;
 pub mod repair;
 pub mod restore;
 pub mod show;
+pub mod status;
 pub mod umount;
 pub mod verify;
 

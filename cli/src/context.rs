@@ -5,11 +5,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
-use vbk_repo::repository::{Repository, Writer};
+use vbk_repo::keys::Unlock;
+use vbk_repo::repository::{Repository, Wait, Writer};
 
 use crate::args::Global;
 use crate::exit::{Error, Result};
-use crate::output;
+use crate::{output, unlock};
 
 /// The options of every command, in use.
 pub struct Context<'a> {
@@ -52,13 +53,44 @@ impl<'a> Context<'a> {
 
     /// A repository in this directory.
     pub fn repository_at(&self, path: &Path) -> Result<Repository> {
-        Ok(Repository::open(path)?)
+        let repository = Repository::open(path)?;
+        if !repository.is_encrypted() {
+            return Ok(repository);
+        }
+        let unlock = unlock::find(self.global, repository.path())?;
+        Ok(repository.unlock(&unlock)?)
+    }
+
+    /// The repository, without its keys.
+    pub fn locked_repository(&self) -> Result<Repository> {
+        Ok(Repository::open(self.repository_path()?)?)
+    }
+
+    /// The key file that was named.
+    pub fn new_key_file(&self) -> Option<&Path> {
+        self.global.key_file.as_deref()
+    }
+
+    /// The key that options or environment name, if they do.
+    pub fn given_key(&self) -> Result<Option<Unlock>> {
+        unlock::given(self.global)
     }
 
     /// The repository, for writing. Waits for other writers, and says for whom, unless `no_wait`.
     pub fn writer(&self, command: &str, no_wait: bool, cancel: &AtomicBool) -> Result<Writer> {
+        let repository = self.repository()?;
+        self.waiting(no_wait, cancel, |wait| repository.writer(command, wait))
+    }
+
+    /// Does what needs the writer's lock. Waits for other writers, and says for whom, unless `no_wait`.
+    pub fn waiting<T>(
+        &self,
+        no_wait: bool,
+        cancel: &AtomicBool,
+        run: impl FnOnce(Wait<'_>) -> vbk_repo::Result<T>,
+    ) -> Result<T> {
         let mut waits_for = String::new();
-        let writer = self.repository()?.writer(command, &mut |holder| {
+        let result = run(&mut |holder| {
             if no_wait || cancel.load(Ordering::SeqCst) {
                 return false;
             }
@@ -68,7 +100,7 @@ impl<'a> Context<'a> {
             }
             true
         });
-        match writer {
+        match result {
             Err(vbk_repo::Error::Locked { .. }) if cancel.load(Ordering::SeqCst) => {
                 Err(vbk_repo::Error::Interrupted.into())
             }

@@ -6,7 +6,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -16,6 +16,7 @@ use nix::unistd::{dup2_stderr, dup2_stdout, geteuid, setsid};
 
 use crate::exit::{Error, Outcome, Result};
 use crate::output;
+use crate::unlock::KEY_ON_STDIN;
 
 /// Set for the process in the background; its value is the file that its log goes to.
 const MARK: &str = "VBK_BACKGROUND_LOG";
@@ -39,18 +40,28 @@ pub struct Background {
 
 /// Starts vbk with these arguments in the background and passes its report on. If it ends instead of getting ready it
 /// has printed why, and this process ends with the same code.
-pub fn start(arguments: impl IntoIterator<Item = OsString>) -> Result<Background> {
+///
+/// `key` is the exported key of an encrypted repository; it goes through a pipe, which nobody else can read.
+pub fn start(arguments: impl IntoIterator<Item = OsString>, key: Option<&str>) -> Result<Background> {
     clean_logs();
     let log = log_path()?;
     let program = std::env::current_exe().map_err(failed("start in the background"))?;
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    if key.is_some() {
+        command.env(KEY_ON_STDIN, "1");
+    }
+    let mut child = command
         .args(arguments)
         .env(MARK, &log)
-        .stdin(Stdio::null())
+        .stdin(if key.is_some() { Stdio::piped() } else { Stdio::null() })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .map_err(failed("start in the background"))?;
+    if let (Some(key), Some(mut pipe)) = (key, child.stdin.take()) {
+        // A child that has ended says why itself.
+        let _ = pipe.write_all(key.as_bytes());
+    }
     if let Some(outcome) = pass_on(&mut child)? {
         return Ok(Background { child, log, outcome });
     }

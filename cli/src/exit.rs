@@ -59,7 +59,8 @@ impl Outcome {
 }
 
 impl Error {
-    fn kind(&self) -> ErrorKind {
+    /// What should be done about it.
+    pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Repository(error) => error.kind(),
             Self::Engine(error) => error.kind(),
@@ -105,6 +106,11 @@ impl Error {
                 "there is no space left for the repository; make room and run it again: blocks that were stored are \
                  not stored again",
             ),
+            ErrorKind::Denied if matches!(self, Self::Repository(vbk_repo::Error::KeyNeeded { .. })) => Some(
+                "give it with --passphrase-file FILE (VBK_PASSPHRASE_FILE) or --key-file FILE (VBK_KEY_FILE), as the \
+                 systemd credential vbk-passphrase or vbk-key-file, or at a terminal",
+            ),
+            ErrorKind::Denied if matches!(self, Self::Repository(vbk_repo::Error::WrongKey { .. })) => None,
             ErrorKind::Denied => Some("the right to do this is missing; run as root, or as the owner"),
             ErrorKind::Corrupt => Some("`vbk verify` lists what is damaged; backups that it does not name are good"),
             ErrorKind::Internal => Some("this is a bug in vbk; please report it with the output of -vv"),

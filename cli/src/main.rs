@@ -11,6 +11,7 @@ mod progress;
 mod signals;
 mod table;
 mod units;
+mod unlock;
 
 use std::process::ExitCode;
 
@@ -55,7 +56,8 @@ fn run(cli: &Cli) -> Result<Outcome> {
         Command::Protect(args) => commands::forget::protect(&context, args, true),
         Command::Unprotect(args) => commands::forget::protect(&context, args, false),
         Command::Prune(args) => commands::prune::run(&context, args),
-        Command::Status => Ok(Outcome::Done),
+        Command::Key(command) => commands::key::run(&context, command),
+        Command::Status => commands::status::run(&context),
         Command::Repair(args) => commands::repair::run(&context, args),
         Command::Verify(args) => commands::verify::run(&context, args),
     }

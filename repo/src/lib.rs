@@ -38,23 +38,30 @@
 pub mod backup;
 pub mod block;
 pub mod catalogue;
+mod cipher;
 pub mod codec;
 pub mod diff;
 mod error;
 pub mod id;
+pub mod keys;
 pub mod lock;
 pub mod manifest;
 pub mod mark;
+pub mod mend;
+#[cfg(test)]
+mod model_tests;
 pub mod name;
 pub mod places;
 pub mod reader;
 pub mod repair;
 pub mod repository;
+mod spare;
 pub mod state;
 pub mod status;
 pub mod store;
 #[cfg(test)]
 mod testing;
+pub mod usage;
 pub mod verify;
 mod views;
 pub mod writer;

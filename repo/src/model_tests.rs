@@ -1,359 +1,423 @@
-//! Does at random what people and programs do to a repository, and compares it with a model that is a map from names to
-//! disks. Stores, and what stands between a store and its users, differ only in [`Home`] and [`Layer`].
+//! Does at random what people and programs do to a repository, and compares it with a model: a map from names of backups to
+//! disks. With faults, a step that failed must leave all backups whole, and succeed when it is repeated without one.
 //!
 //! `PROPTEST_CASES` sets the number of cases of each test.
 
+mod engine;
+mod homes;
+mod model;
+mod steps;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, LazyLock};
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use tempfile::TempDir;
 
-use crate::backup::{Entry, Image};
-use crate::block::{BlockIndex, BlockSize, is_zero};
+use self::homes::{ENCRYPTED, Home, InMemory, InRocks, Layer, NOTHING};
+use self::model::{Backups, Bounds, Disk, GUESTS, Kept, ids_of};
+use self::steps::{Step, Trial, Way, steps, trials};
 use crate::catalogue::Catalogue;
-use crate::codec::{Compression, Sealer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::BlockId;
 use crate::mark::mark;
 use crate::reader::{ImageReader, ReadResources};
 use crate::state::{State, States, note_of};
 use crate::store::faulty::{Calls, Fault, FaultyStore};
-use crate::store::memory::MemoryStore;
-use crate::store::rocks::{RocksReader, RocksStore};
-use crate::store::{BlockStore, Identity, Record, STORE_FORMAT, StoreReader, Thrift};
-use crate::testing::{SMALL, backup};
+use crate::store::{BlockStore, StoreReader, Swept, Thrift};
 use crate::verify::verify;
-use crate::writer::{ImageWriter, SlotReader};
 
-const CANCEL: &AtomicBool = &AtomicBool::new(false);
+const CANCEL: AtomicBool = AtomicBool::new(false);
 
-/// Where a store lies between two openings.
-trait Home {
-    /// Opens the store; nobody may hold what was opened before.
-    fn open(&mut self) -> Arc<dyn BlockStore>;
-    /// Makes the next opening find what a kill would leave now.
-    fn kill(&mut self);
-    /// The store as it is now, whatever is done to it later; `None` if that can't be had.
-    fn view(&self) -> Option<(Arc<dyn StoreReader>, TempDir)>;
+/// A store with its model.
+struct Bench<H> {
+    home: H,
+    layer: Layer,
+    open: Option<Opened>,
+    /// The disks of each guest as they are now.
+    guests: Vec<Vec<Disk>>,
+    backups: Backups,
+    /// What is stored.
+    blocks: Bounds,
+    condemned: Bounds,
+    view: Option<View>,
 }
 
-struct InMemory(Arc<MemoryStore>);
-
-impl InMemory {
-    fn new() -> Self {
-        Self(Arc::new(MemoryStore::new(SMALL)))
-    }
+struct Opened {
+    store: Arc<dyn BlockStore>,
+    faulty: Arc<FaultyStore>,
 }
 
-impl Home for InMemory {
-    fn open(&mut self) -> Arc<dyn BlockStore> {
-        self.0.clone()
-    }
-    fn kill(&mut self) {}
-    fn view(&self) -> Option<(Arc<dyn StoreReader>, TempDir)> {
-        None
-    }
+struct View {
+    reader: Arc<dyn StoreReader>,
+    backups: Backups,
+    /// Goes when the reader has gone.
+    _directory: TempDir,
 }
 
-struct InRocks {
-    store: Option<Arc<RocksStore>>,
-    directory: TempDir,
-    left_by_kill: Option<TempDir>,
-}
-
-impl InRocks {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().expect("a directory");
-        let identity = Identity {
-            format: STORE_FORMAT,
-            features: Vec::new(),
-            id: "model".into(),
-            block_size: SMALL,
-            created: jiff::Timestamp::UNIX_EPOCH,
-            key_check: None,
+impl<H: Home> Bench<H> {
+    fn new(home: H, layer: Layer) -> Self {
+        let mut disk = Disk::default();
+        disk.write(0, &[0, 4, 5, 2, 4, 1, 0, 0, 3], 511, true);
+        let guests = GUESTS.iter().map(|(_, disks)| vec![disk.clone(); *disks]);
+        let mut bench = Self {
+            home,
+            layer,
+            open: None,
+            guests: guests.collect(),
+            backups: Backups::new(),
+            blocks: Bounds::default(),
+            condemned: Bounds::default(),
+            view: None,
         };
-        RocksStore::create(&directory.path().join("store"), &identity).expect("creates");
-        Self {
-            store: None,
-            directory,
-            left_by_kill: None,
-        }
-    }
-}
-
-impl Home for InRocks {
-    fn open(&mut self) -> Arc<dyn BlockStore> {
-        self.store = None;
-        if let Some(left) = self.left_by_kill.take() {
-            self.directory = left;
-        }
-        let store = Arc::new(RocksStore::open(&self.directory.path().join("store")).expect("opens"));
-        self.store = Some(Arc::clone(&store));
-        store
+        bench.reopen(false);
+        bench
     }
 
-    fn kill(&mut self) {
-        // RocksDB works in the background. Only a copy during which no file came, grew or went is one moment.
-        let from = self.directory.path().join("store");
-        for _ in 0..100 {
-            let copy = tempfile::tempdir().expect("a directory");
-            let before = files(&from);
-            if copy_files(&from, &copy.path().join("store")).is_ok() && files(&from) == before {
-                self.left_by_kill = Some(copy);
-                return;
+    fn run(mut self, steps: &[(Step, Trial)]) {
+        for (step, trial) in steps {
+            self.take(step, trial);
+        }
+        self.step(&Step::Verify).expect("verifies");
+        self.check_everything();
+        let prune = Step::Prune {
+            max_unused: 0.0,
+            end_at: None,
+            view: false,
+        };
+        self.step(&prune).expect("prunes");
+        self.check_everything();
+        self.reopen(true);
+        self.check_everything();
+    }
+
+    /// Takes a step, and takes it again if it failed because it was to fail.
+    fn take(&mut self, step: &Step, trial: &Trial) {
+        if let Some((fault, _)) = trial {
+            self.opened().faulty.arm(*fault);
+        }
+        let result = self.step(step);
+        let fired = self.opened().faulty.disarm();
+        if let Err(error) = result {
+            let Some((fault, kill)) = trial.filter(|_| fired) else {
+                panic!("{step:?}: {error}");
+            };
+            assert_eq!(error.kind(), fault.kind, "{step:?}: {error}");
+            self.check_everything();
+            if fault.lasting || self.opened().faulty.is_broken() {
+                self.reopen(kill);
+                self.check_everything();
+            }
+            self.step(step)
+                .unwrap_or_else(|error| panic!("{step:?} again, without the fault: {error}"));
+        }
+        self.check();
+    }
+
+    fn opened(&self) -> &Opened {
+        self.open.as_ref().expect("it is closed only while it is opened again")
+    }
+
+    fn store(&self) -> Arc<dyn BlockStore> {
+        Arc::clone(&self.opened().store)
+    }
+
+    fn reopen(&mut self, kill: bool) {
+        if kill {
+            self.home.kill();
+        }
+        self.open = None;
+        let faulty = Arc::new(FaultyStore::new(self.home.open()));
+        let store = (self.layer.store)(faulty.clone());
+        self.open = Some(Opened { store, faulty });
+        self.blocks.settle(surveyed(&*self.store()).expect("surveys"));
+        self.condemned.settle(condemned(&*self.store()).expect("lists"));
+    }
+
+    fn look(&mut self) {
+        self.view = self.home.view().map(|(reader, directory)| View {
+            reader: (self.layer.reader)(reader),
+            backups: self.backups.clone(),
+            _directory: directory,
+        });
+    }
+
+    /// Fails only as the store does; anything wrong is a panic.
+    fn step(&mut self, step: &Step) -> Result<()> {
+        let store = self.store();
+        match *step {
+            Step::Write {
+                disk,
+                at,
+                ref contents,
+                last_bytes,
+                cut,
+            } => {
+                let mut disks = self.guests.iter_mut().flatten();
+                disks
+                    .nth(disk)
+                    .expect("there are three")
+                    .write(at, contents, last_bytes, cut);
+            }
+            Step::Backup(guest, way) => return self.back_up(guest, way),
+            Step::Forget(number) => {
+                if let Some(key) = self.key(number) {
+                    store.amend(std::slice::from_ref(&key), &[note_of(&key, State::default())])?;
+                    self.backups.remove(&key);
+                }
+            }
+            Step::Protect(number, protected) => {
+                if let Some(key) = self.key(number) {
+                    let state = State {
+                        protected,
+                        ..State::default()
+                    };
+                    store.amend(&[], &[note_of(&key, state)])?;
+                    self.backups.get_mut(&key).expect("is there").protected = protected;
+                }
+            }
+            Step::Prune {
+                max_unused,
+                end_at,
+                view,
+            } => {
+                // It may have to open the store anew.
+                drop(store);
+                return self.prune(max_unused, end_at, view);
+            }
+            Step::Condemn { backup, block, heal } => return self.condemn(backup, block, heal),
+            Step::Pardon(number) => {
+                let all: Vec<_> = self.condemned.sure.union(&self.condemned.maybe).copied().collect();
+                if !all.is_empty() {
+                    let id = all[number % all.len()];
+                    store.pardon(&[id])?;
+                    self.condemned.remove(&id);
+                }
+            }
+            Step::Open { kill } => {
+                drop(store);
+                self.reopen(kill);
+            }
+            Step::View => self.look(),
+            Step::Read {
+                backup,
+                at_permille,
+                len,
+            } => {
+                if let Some(key) = self.key(backup) {
+                    read(store, &key, &self.backups[&key], at_permille, len)?;
+                }
+                if let Some(view) = self.view.as_ref().filter(|view| !view.backups.is_empty()) {
+                    let (key, kept) = view.backups.iter().nth(backup % view.backups.len()).expect("in it");
+                    read(view.reader.clone(), key, kept, at_permille, len).expect("a view reads");
+                }
+            }
+            Step::Verify => {
+                let catalogue = Catalogue::load(&*store)?;
+                let report = verify(&*store, catalogue.entries(), &|_| true, 2, &|_| (), &CANCEL)?;
+                if std::env::var_os("VBK_LENIENT").is_none() {
+                    assert_eq!(report.damage, []);
+                }
             }
         }
-        panic!("the store never comes to rest");
+        Ok(())
     }
 
-    fn view(&self) -> Option<(Arc<dyn StoreReader>, TempDir)> {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("view");
-        self.store.as_ref()?.checkpoint(&path).expect("makes a view");
-        Some((Arc::new(RocksReader::open(&path, None).expect("opens")), directory))
+    fn key(&self, number: usize) -> Option<String> {
+        let count = self.backups.len().max(1);
+        self.backups.keys().nth(number % count).cloned()
+    }
+
+    fn prune(&mut self, max_unused: f64, end_at: Option<(usize, bool)>, view: bool) -> Result<()> {
+        let store = self.store();
+        let live = mark(&*store, &Catalogue::load(&*store)?, 2, &CANCEL)?;
+        let named = ids_of(&*store, &self.backups);
+        assert!(named.is_subset(&self.blocks.sure), "the model itself is wrong");
+        let thrift = |dry_run| Thrift { max_unused, dry_run };
+        let would = store.retain(&live, thrift(true), &mut |_| Ok(()))?;
+        self.blocks.loosen(|id| named.contains(id));
+        let mut calls = 0;
+        let mut told = 0;
+        let result = store.retain(&live, thrift(false), &mut |removed_bytes| {
+            assert!(removed_bytes >= told, "what was removed grows");
+            told = removed_bytes;
+            if view {
+                self.look();
+            }
+            calls += 1;
+            let Some((_, kill)) = end_at.filter(|(at, _)| *at == calls) else {
+                return Ok(());
+            };
+            if kill {
+                self.home.kill();
+            }
+            Err(Error::Interrupted)
+        });
+        if let Some((_, kill)) = end_at.filter(|(at, _)| *at == calls) {
+            assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
+            if kill {
+                drop(store);
+                self.reopen(false);
+            }
+            return Ok(());
+        }
+        let swept = result?;
+        assert_eq!(swept, would, "a dry run tells what will be done");
+        let mut left_bytes = BTreeMap::new();
+        store.survey(&mut |id, located| {
+            left_bytes.insert(id, u64::from(located.stored_bytes));
+            Ok(())
+        })?;
+        let live_bytes: u64 = named.iter().filter_map(|id| left_bytes.get(id)).sum();
+        let all_bytes: u64 = left_bytes.values().sum();
+        let expected = Swept {
+            live_blocks: named.len() as u64,
+            live_bytes,
+            unused_blocks: left_bytes.len() as u64 + swept.removed_blocks - named.len() as u64,
+            unused_bytes: all_bytes + swept.removed_bytes - live_bytes,
+            ..swept
+        };
+        assert_eq!(swept, expected);
+        assert!(
+            (all_bytes - live_bytes) as f64 <= live_bytes as f64 * max_unused,
+            "{swept:?}"
+        );
+        assert!(told == swept.removed_bytes && calls > 0);
+        let left: BTreeSet<_> = left_bytes.into_keys().collect();
+        if max_unused == 0.0 {
+            assert_eq!(left, named);
+        }
+        // Whether a block that is gone counts as damaged still is the store's business.
+        self.condemned.loosen(|id| left.contains(id));
+        self.blocks.settle(left);
+        Ok(())
+    }
+
+    fn condemn(&mut self, number: usize, block: usize, heal: Option<Way>) -> Result<()> {
+        let store = self.store();
+        let Some(key) = self.key(number) else {
+            return Ok(());
+        };
+        let kept = self.backups[&key].clone();
+        let ids: Vec<_> = kept.disks.iter().flat_map(|disk| disk.ids(&*store)).collect();
+        let Some(id) = ids.get(block % ids.len().max(1)) else {
+            return Ok(());
+        };
+        // One that an unfinished backup put since it was condemned may lie in its new place already.
+        let fresh = !self.condemned.maybe.contains(id);
+        let place = || Ok::<_, Error>(store.locate(&[*id])?[0].expect("a backup names it").place);
+        let before = place()?;
+        store.condemn(&[*id])?;
+        if fresh {
+            self.condemned.sure.insert(*id);
+        }
+        let Some(way) = heal else {
+            return Ok(());
+        };
+        let guest = GUESTS
+            .iter()
+            .position(|(guest, _)| key.split('@').next() == Some(*guest));
+        let guest = guest.expect("it was made of one of them");
+        self.guests[guest] = kept.disks;
+        self.back_up(guest, Way { give_up: None, ..way })?;
+        assert!(!condemned(&*store)?.contains(id));
+        if fresh {
+            assert_ne!(place()?, before, "it was not stored anew");
+        }
+        Ok(())
+    }
+
+    /// What costs little.
+    fn check(&self) {
+        let store = self.store();
+        check_list(&*store, &self.backups);
+        self.condemned.check(&condemned(&*store).expect("lists"));
+        if self.opened().faulty.is_broken() {
+            return;
+        }
+        if let Some(record) = store.records().expect("lists").pop() {
+            let again = store.commit(&record);
+            assert!(matches!(again, Err(Error::BackupExists(_))), "{again:?}");
+        }
+    }
+
+    fn check_everything(&self) {
+        self.check();
+        let store: Arc<dyn StoreReader> = self.store();
+        for (key, kept) in &self.backups {
+            read(store.clone(), key, kept, 0, usize::MAX).expect("reads");
+        }
+        let ids: Vec<_> = ids_of(&*store, &self.backups).into_iter().collect();
+        assert!(store.locate(&ids).expect("locates").iter().all(Option::is_some));
+        if let Some(view) = &self.view {
+            check_list(&*view.reader, &view.backups);
+            for (key, kept) in &view.backups {
+                read(view.reader.clone(), key, kept, 0, usize::MAX).expect("a view reads");
+            }
+        }
     }
 }
 
-fn files(directory: &Path) -> BTreeSet<(std::ffi::OsString, Option<(u64, std::time::SystemTime)>)> {
-    let entries = std::fs::read_dir(directory).expect("lists");
-    let entries = entries.map(|entry| entry.expect("an entry"));
-    let size_and_time = |entry: &std::fs::DirEntry| {
-        let metadata = entry.metadata().ok()?;
-        Some((metadata.len(), metadata.modified().ok()?))
-    };
-    entries.map(|entry| (entry.file_name(), size_and_time(&entry))).collect()
+fn surveyed(store: &dyn StoreReader) -> Result<BTreeSet<BlockId>> {
+    let mut found = BTreeSet::new();
+    store.survey(&mut |id, _| {
+        assert!(found.insert(id), "a block is listed once");
+        Ok(())
+    })?;
+    Ok(found)
 }
 
-fn copy_files(from: &Path, to: &Path) -> std::io::Result<()> {
-    std::fs::create_dir(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+fn condemned(store: &dyn StoreReader) -> Result<BTreeSet<BlockId>> {
+    Ok(store.condemned()?.into_iter().collect())
+}
+
+fn check_list(store: &dyn StoreReader, backups: &Backups) {
+    let catalogue = Catalogue::load(store).expect("loads");
+    assert_eq!(catalogue.damaged().len(), 0);
+    let listed: BTreeSet<_> = catalogue.entries().iter().map(|entry| entry.backup.spec()).collect();
+    assert_eq!(listed, backups.keys().cloned().collect());
+    let states = States::load(store).expect("loads");
+    for (key, kept) in backups {
+        assert_eq!(states.noted(key).protected, kept.protected, "{key}");
+    }
+    let protected = backups.values().filter(|kept| kept.protected).count();
+    assert_eq!(
+        store.notes().expect("lists").len(),
+        protected,
+        "notes go with their backups"
+    );
+}
+
+/// Compares a range of each disk of a backup with what it was.
+fn read(store: Arc<dyn StoreReader>, key: &str, kept: &Kept, at_permille: u64, len: usize) -> Result<()> {
+    let catalogue = Catalogue::load(&*store)?;
+    let entry = catalogue.find(&key.parse().expect("a name"))?;
+    // Resources of its own, because what is cached would be found whatever the store has lost.
+    let resources = ReadResources::new(1);
+    for (number, disk) in kept.disks.iter().enumerate() {
+        let image = entry.backup.image(&format!("vd{number}"))?;
+        let reader = ImageReader::open(store.clone(), resources.clone(), image)?;
+        let plain = disk.bytes();
+        assert_eq!(reader.size_bytes(), plain.len() as u64);
+        let from = plain.len() * at_permille as usize / 1000;
+        let wanted = &plain[from..plain.len().min(from.saturating_add(len))];
+        // Longer than what is left, to see where it ends.
+        let mut bytes = vec![0xEE; wanted.len() + usize::from(from + wanted.len() == plain.len())];
+        let count = reader.read_at(from as u64, &mut bytes)?;
+        assert!(
+            bytes[..count] == *wanted,
+            "{key}, disk {number}, {len} bytes from {from}"
+        );
     }
     Ok(())
 }
 
-/// What stands between a store and its users.
-#[derive(Clone, Copy)]
-struct Layer {
-    store: fn(Arc<dyn BlockStore>) -> Arc<dyn BlockStore>,
-    reader: fn(Arc<dyn StoreReader>) -> Arc<dyn StoreReader>,
-}
-
-const NOTHING: Layer = Layer {
-    store: |store| store,
-    reader: |reader| reader,
-};
-
-/// Each guest's number of disks.
-const GUESTS: [(&str, usize); 2] = [("db", 1), ("web1", 2)];
-const MAX_BLOCKS: usize = 20;
-const CONTENTS: u8 = 6;
-
-/// What blocks hold: so few different things that backups share most of them.
-static CONTENT: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
-    let mut noise = 1_u32;
-    let mut content = |number: u8| -> Vec<u8> {
-        let bytes = (0..SMALL.bytes()).map(|at| {
-            noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            match number {
-                0 => 0,
-                1 => u8::from(at == 40_000),
-                2 | 3 => b"abcdefghij"[at % (7 + usize::from(number))],
-                _ => (noise >> 24) as u8,
-            }
-        });
-        bytes.collect()
-    };
-    (0..CONTENTS).map(&mut content).collect()
-});
-
-#[derive(Debug, Clone, Default)]
-struct Disk {
-    contents: Vec<u8>,
-    last_bytes: usize,
-}
-
-impl Disk {
-    fn blocks(&self) -> impl Iterator<Item = &'static [u8]> {
-        let last = self.contents.len().saturating_sub(1);
-        self.contents.iter().enumerate().map(move |(index, &content)| {
-            let whole = &CONTENT[usize::from(content)][..];
-            if index == last { &whole[..self.last_bytes] } else { whole }
-        })
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        self.blocks().collect::<Vec<_>>().concat()
-    }
-
-    fn ids(&self, store: &dyn StoreReader) -> Vec<BlockId> {
-        let stored = self.blocks().filter(|block| !is_zero(block));
-        stored.map(|block| store.hashing().block(block).id).collect()
-    }
-}
-
-#[derive(Debug, Clone)]
-struct Kept {
-    guest: usize,
-    disks: Vec<Disk>,
-    protected: bool,
-}
-
-type Backups = BTreeMap<String, Kept>;
-
-fn ids_of(store: &dyn StoreReader, backups: &Backups) -> BTreeSet<BlockId> {
-    let disks = backups.values().flat_map(|kept| &kept.disks);
-    disks.flat_map(|disk| disk.ids(store)).collect()
-}
-
-/// A set of blocks of which not all is known, because not everything is settled before a barrier.
-#[derive(Debug, Default)]
-struct Bounds {
-    sure: BTreeSet<BlockId>,
-    maybe: BTreeSet<BlockId>,
-}
-
-impl Bounds {
-    fn check(&self, found: &BTreeSet<BlockId>) {
-        let lost: Vec<_> = self.sure.difference(found).collect();
-        let strange: Vec<_> = found
-            .iter()
-            .filter(|id| !self.sure.contains(id) && !self.maybe.contains(id))
-            .collect();
-        assert!(lost.is_empty() && strange.is_empty(), "lost {lost:?}, strange {strange:?}");
-    }
-
-    fn settle(&mut self, found: BTreeSet<BlockId>) {
-        self.check(&found);
-        *self = Self {
-            sure: found,
-            maybe: BTreeSet::new(),
-        };
-    }
-
-    /// Everything but what is in `left` may be gone.
-    fn loosen(&mut self, left: impl Fn(&BlockId) -> bool) {
-        let gone: Vec<_> = self.sure.iter().copied().filter(|id| !left(id)).collect();
-        self.sure.retain(left);
-        self.maybe.extend(gone);
-    }
-
-    fn remove(&mut self, id: &BlockId) {
-        self.sure.remove(id);
-        self.maybe.remove(id);
-    }
-}
-
-/// How a backup goes about it.
-#[derive(Debug, Clone, Copy)]
-struct Way {
-    /// Blocks that are looked up and put together.
-    run: usize,
-    /// Whether there is a barrier after each run.
-    barriers: bool,
-    /// Ends after so many runs: with a last barrier if `true`, else as if killed.
-    give_up: Option<(usize, bool)>,
-}
-
-#[derive(Debug, Clone)]
-enum Step {
-    Write {
-        guest: usize,
-        at: usize,
-        contents: Vec<u8>,
-        last_bytes: usize,
-        cut: bool,
-    },
-    Backup(usize, Way),
-    Forget(usize),
-    Protect(usize, bool),
-    Prune {
-        max_unused: f64,
-        end_at: Option<usize>,
-        view: bool,
-    },
-    Condemn {
-        backup: usize,
-        block: usize,
-        heal: Option<Way>,
-    },
-    Pardon(usize),
-    Open {
-        kill: bool,
-    },
-    View,
-    Read {
-        backup: usize,
-        at_permille: u64,
-        len: usize,
-    },
-    Verify,
-}
-
-/// A fault, and whether the store is killed or closed before what failed is repeated.
-type Trial = Option<(Fault, bool)>;
-
-fn steps(len: usize, trials: BoxedStrategy<Trial>) -> impl Strategy<Value = Vec<(Step, Trial)>> {
-    let way = || {
-        let give_up = prop::option::weighted(0.2, (0..4_usize, any::<bool>()));
-        (1..8_usize, any::<bool>(), give_up).prop_map(|(run, barriers, give_up)| Way { run, barriers, give_up })
-    };
-    let last = prop::sample::select(vec![1, 511, 40_001, SMALL.bytes() - 1, SMALL.bytes()]);
-    let write = (
-        0..3_usize,
-        0..MAX_BLOCKS,
-        prop::collection::vec(0..CONTENTS, 1..12),
-        last,
-        any::<bool>(),
-    );
-    let prune = (
-        prop::sample::select(vec![0.0, 0.0, 0.1, 0.5, 1.0, 10.0]),
-        prop::option::weighted(0.3, 1..4_usize),
-        any::<bool>(),
-    );
-    let condemn = (0..50_usize, 0..50_usize, prop::option::weighted(0.7, way()));
-    let step = prop_oneof![
-        5 => write.prop_map(|(guest, at, contents, last_bytes, cut)| Step::Write { guest, at, contents, last_bytes, cut }),
-        7 => (0..GUESTS.len(), way()).prop_map(|(guest, way)| Step::Backup(guest, way)),
-        4 => (0..50_usize).prop_map(Step::Forget),
-        1 => (0..50_usize, any::<bool>()).prop_map(|(backup, protected)| Step::Protect(backup, protected)),
-        4 => prune.prop_map(|(max_unused, end_at, view)| Step::Prune { max_unused, end_at, view }),
-        2 => condemn.prop_map(|(backup, block, heal)| Step::Condemn { backup, block, heal }),
-        1 => (0..50_usize).prop_map(Step::Pardon),
-        3 => any::<bool>().prop_map(|kill| Step::Open { kill }),
-        2 => Just(Step::View),
-        2 => (0..50_usize, 0..1000_u64, 0..300_000_usize)
-            .prop_map(|(backup, at_permille, len)| Step::Read { backup, at_permille, len }),
-        1 => Just(Step::Verify),
-    ];
-    prop::collection::vec((step, trials), 1..len)
-}
-
-fn trials() -> BoxedStrategy<Trial> {
-    let fault = (
-        prop::sample::select(vec![Calls::Any, Calls::Writing]),
-        0..24_usize,
-        prop::sample::select(vec![ErrorKind::NoSpace, ErrorKind::Unavailable]),
-        any::<bool>(),
-    );
-    let fault = fault.prop_map(|(calls, after, kind, lasting)| Fault {
-        calls,
-        after: if calls == Calls::Writing { after / 4 } else { after },
-        kind,
-        lasting,
-    });
-    prop::option::weighted(0.6, (fault, any::<bool>())).boxed()
-}
-
-mod run;
-
-fn check<H: Home>(cases: u32, layer: Layer, trials: BoxedStrategy<Trial>, home: impl Fn() -> H) {
-    let asked = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
+fn check<H: Home>(cases: u32, length: usize, layer: Layer, trials: BoxedStrategy<Trial>, home: impl Fn() -> H) {
+    let asked = std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|cases| cases.parse().ok());
     let config = Config {
         cases: asked.unwrap_or(cases),
         // A seed means nothing after the next change of the steps; what failed is printed in full.
@@ -362,11 +426,66 @@ fn check<H: Home>(cases: u32, layer: Layer, trials: BoxedStrategy<Trial>, home: 
         ..Config::default()
     };
     let mut runner = TestRunner::new(config);
-    let result = runner.run(&steps(30, trials), |steps| {
-        run::Bench::new(home(), layer).run(&steps);
+    let result = runner.run(&steps(length, trials), |steps| {
+        Bench::new(home(), layer).run(&steps);
         Ok(())
     });
     if let Err(error) = result {
         panic!("{error}");
     }
+}
+
+fn no_trials() -> BoxedStrategy<Trial> {
+    Just(None).boxed()
+}
+
+#[test]
+fn a_read_that_fails_for_now_is_no_damage() {
+    for after in 0..9 {
+        let mut bench = Bench::new(InMemory::new(), NOTHING);
+        bench.guests[0][0].write(0, &[4, 5], 1, true);
+        let way = Way {
+            run: 1,
+            barriers: false,
+            give_up: None,
+        };
+        bench.step(&Step::Backup(0, way)).expect("backs up");
+        let fault = Fault {
+            calls: Calls::Any,
+            after,
+            kind: ErrorKind::Unavailable,
+            lasting: false,
+        };
+        bench.take(&Step::Verify, &Some((fault, false)));
+    }
+}
+
+#[test]
+fn a_store_in_memory_does_as_the_model() {
+    check(200, 60, NOTHING, no_trials(), InMemory::new);
+}
+
+#[test]
+fn a_store_in_memory_that_fails_keeps_every_backup() {
+    check(200, 60, NOTHING, trials(), InMemory::new);
+}
+
+#[test]
+fn a_rocks_store_does_as_the_model() {
+    check(16, 40, NOTHING, no_trials(), InRocks::new);
+}
+
+#[test]
+fn a_rocks_store_that_fails_keeps_every_backup() {
+    check(16, 40, NOTHING, trials(), InRocks::new);
+}
+
+#[test]
+fn an_encrypted_store_in_memory_does_as_the_model() {
+    check(100, 60, ENCRYPTED, trials(), InMemory::new);
+}
+
+#[test]
+fn an_encrypted_rocks_store_does_as_the_model() {
+    check(8, 40, ENCRYPTED, trials(), InRocks::new);
 }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 /// The longest name in bytes: a file name may have 255, and `.p128.img` must fit behind it.
 const MAX_NAME_BYTES: usize = 200;
 
-fn check(what: &'static str, name: &str) -> Result<()> {
+pub(crate) fn check(what: &'static str, name: &str) -> Result<()> {
     let refuse = |reason| {
         Err(Error::BadName {
             what,

@@ -2,9 +2,11 @@
 //!
 //! | in the directory | what |
 //! |---|---|
-//! | `vbk-repository` | says what this is and the number of this layout, as `format: 1`; written last when it is made |
+//! | `vbk-repository` | says what this is and the number of this layout, as `format: 1`; in an encrypted repository also `encryption: aes-256-gcm` and [`Keys::check`]; written last when it is made |
+//! | `keys/` | the key slots of an encrypted repository, see [`crate::keys`] |
 //! | `store/` | the RocksDB store, see [`crate::store::rocks`]; opened by the writer alone |
 //! | `views/` | what readers open, see `views.rs` |
+//! | `spare/` | second copies of the store's tables, see `spare.rs` |
 //! | `lock` | held by the writer, see [`crate::lock`] |
 
 use std::fs;
@@ -21,12 +23,15 @@ use crate::block::{BlockSize, Hashing};
 use crate::catalogue::Catalogue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BackupId, to_hex};
+use crate::keys::{self, Keys, PassphraseCost, Unlock};
 use crate::lock::WriterLock;
 use crate::mark::mark;
+use crate::mend::{Mended, mend};
 use crate::state::{self, State, States};
-use crate::status::disk_usage;
+use crate::store::encrypted::Encrypted;
 use crate::store::rocks::{RocksReader, RocksStore, path_in};
-use crate::store::{BlockStore, Identity, Note, Record, STORE_FORMAT, StoreReader, Swept, Thrift};
+use crate::store::{BlockStore, ENCRYPTION, Identity, Note, Record, STORE_FORMAT, StoreReader, Swept, Thrift};
+use crate::usage::disk_usage;
 use crate::views;
 
 /// The newest directory layout that this vbk reads, and the one it writes.
@@ -44,6 +49,28 @@ const FIRST_VIEW_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub struct Repository {
     path: PathBuf,
+    /// [`Keys::check`] of an encrypted repository.
+    key_check: Option<String>,
+    keys: Option<Keys>,
+}
+
+/// How a repository is to be made.
+#[derive(Debug)]
+pub struct CreateOptions {
+    /// How disks are cut.
+    pub block_size: BlockSize,
+    /// The keys of an encrypted one, and the slots that open it: their names and what they open with.
+    pub encryption: Option<(Keys, Vec<(String, Unlock)>)>,
+}
+
+impl CreateOptions {
+    /// Without encryption.
+    pub fn plain(block_size: BlockSize) -> Self {
+        Self {
+            block_size,
+            encryption: None,
+        }
+    }
 }
 
 /// Decides whether to go on waiting for the process that holds the lock; it is called with that process's
@@ -52,25 +79,40 @@ pub type Wait<'a> = &'a mut dyn FnMut(&str) -> bool;
 
 impl Repository {
     /// Makes a repository in a new or empty directory. Durable when this returns; when it fails nothing is left.
-    pub fn create(path: &Path, block_size: BlockSize) -> Result<Self> {
+    pub fn create(path: &Path, options: &CreateOptions) -> Result<Self> {
+        Self::check_place(path)?;
         let is_new = !path.exists();
         fs::create_dir_all(path).map_err(Error::io("create", path))?;
         // Links that will be compared and kept must not depend on where the process stands.
         let path = fs::canonicalize(path).map_err(Error::io("open", path))?;
-        if path.join(MARKER).exists() {
-            return Err(Error::AlreadyARepository { path });
-        }
-        let mut entries = fs::read_dir(&path).map_err(Error::io("list", &path))?;
-        // A file system of its own has this directory at its top.
-        if entries.any(|entry| !entry.is_ok_and(|entry| entry.file_name() == "lost+found")) {
-            return Err(Error::NotEmpty { path });
-        }
-        match fill(&path, block_size) {
-            Ok(()) => Ok(Self { path }),
+        let keys = options.encryption.as_ref().map(|(keys, _)| keys.clone());
+        match fill(&path, options) {
+            Ok(()) => Ok(Self {
+                path,
+                key_check: keys.as_ref().map(Keys::check),
+                keys,
+            }),
             Err(error) => {
                 undo_fill(&path, is_new);
                 Err(error)
             }
+        }
+    }
+
+    /// An error unless a repository can be made there: the directory is new or empty.
+    pub fn check_place(path: &Path) -> Result<()> {
+        let owned = || path.to_owned();
+        if path.join(MARKER).exists() {
+            return Err(Error::AlreadyARepository { path: owned() });
+        }
+        let mut entries = match fs::read_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(Error::io("list", path))?,
+        };
+        // A file system of its own has this directory at its top.
+        match entries.any(|entry| !entry.is_ok_and(|entry| entry.file_name() == "lost+found")) {
+            true => Err(Error::NotEmpty { path: owned() }),
+            false => Ok(()),
         }
     }
 
@@ -92,9 +134,36 @@ impl Repository {
             }),
             Some(_) => Ok(Self {
                 path: fs::canonicalize(path).map_err(Error::io("open", path))?,
+                key_check: text.lines().find_map(key_check_in),
+                keys: None,
             }),
             None => Err(Error::NotARepository { path: path.to_owned() }),
         }
+    }
+
+    /// Whether its content is encrypted, so that [`Repository::unlock`] comes before anything is read.
+    pub fn is_encrypted(&self) -> bool {
+        self.key_check.is_some()
+    }
+
+    /// Opens an encrypted repository's keys. Takes a second or so with a passphrase.
+    pub fn unlock(mut self, unlock: &Unlock) -> Result<Self> {
+        if !self.is_encrypted() {
+            return Err(Error::NotEncrypted { path: self.path });
+        }
+        self.keys = Some(keys::unlock(&self.path, unlock, self.key_check.as_deref())?);
+        Ok(self)
+    }
+
+    /// The keys, if it was unlocked or just made.
+    pub fn keys(&self) -> Option<&Keys> {
+        self.keys.as_ref()
+    }
+
+    /// Puts the store's own files right, as far as that is possible: the first step of a repair, before a writer is opened.
+    pub fn mend(&self, wait: Wait<'_>) -> Result<Mended> {
+        let _lock = WriterLock::take(&self.path, "repair", wait)?;
+        mend(&self.path)
     }
 
     /// Its directory.
@@ -109,19 +178,30 @@ impl Repository {
 
     /// Opens the newest state for reading. Never waits for a writer, except for the very first view.
     pub fn view(&self) -> Result<View> {
+        let (reader, number) = self.newest()?;
+        View::new(reader, number, self)
+    }
+
+    /// Reads everything that is stored and compares it with its checksums, also without a key. `each` is told what can't be
+    /// read; gives the bytes that were.
+    pub fn check_stored(&self, cancel: &AtomicBool, each: &mut dyn FnMut(String)) -> Result<u64> {
+        self.newest()?.0.check(cancel, each)
+    }
+
+    fn newest(&self) -> Result<(RocksReader, u64)> {
         let started = Instant::now();
         loop {
             if let Some(held) = views::open(&self.path)? {
-                return View::new(held.reader, held.number, &self.path);
+                return Ok((held.reader, held.number));
             }
             // No view, or one that lacks something: loss of power right after init, or a copy of the directory. A
             // writer makes it anew when it opens.
-            match self.writer("open", &mut |_| false) {
+            match self.open_store("open", &mut |_| false) {
                 Err(error) if error.kind() == ErrorKind::Denied => {
                     // Nobody can write here, so the store itself is as good as a view.
                     let reader = RocksReader::open(&path_in(&self.path), None)?;
                     let number = reader.generation()?;
-                    return View::new(reader, number, &self.path);
+                    return Ok((reader, number));
                 }
                 result if started.elapsed() > FIRST_VIEW_TIMEOUT => {
                     result?;
@@ -140,10 +220,41 @@ impl Repository {
 
     /// Opens the repository for writing, as `command`, when nobody else does.
     pub fn writer(&self, command: &str, wait: Wait<'_>) -> Result<Writer> {
+        let (rocks, lock) = self.open_store(command, wait)?;
+        let identity = rocks.identity()?;
+        let store: Arc<dyn BlockStore> = match self.keys_for(&identity)? {
+            Some(keys) => Arc::new(Encrypted::new(Arc::clone(&rocks), keys)),
+            None => Arc::clone(&rocks) as _,
+        };
+        Ok(Writer {
+            rocks,
+            store,
+            identity,
+            path: self.path.clone(),
+            _lock: lock,
+        })
+    }
+
+    /// The keys, if the repository needs them; an error if they are not there or not the right ones.
+    fn keys_for(&self, identity: &Identity) -> Result<Option<&Keys>> {
+        identity.check(&self.path)?;
+        let needed = identity.features.iter().any(|feature| feature == ENCRYPTION);
+        match (&self.keys, needed) {
+            (_, false) => Ok(None),
+            (None, true) => Err(Error::KeyNeeded {
+                path: self.path.clone(),
+            }),
+            (Some(keys), true) if identity.key_check.as_deref() == Some(&*keys.check()) => Ok(Some(keys)),
+            (Some(_), true) => Err(Error::WrongKey {
+                what: format!("the key is not that of {}", self.path.display()),
+            }),
+        }
+    }
+
+    fn open_store(&self, command: &str, wait: Wait<'_>) -> Result<(Arc<RocksStore>, WriterLock)> {
         let lock = WriterLock::take(&self.path, command, wait)?;
         let store = RocksStore::open(&path_in(&self.path))?;
-        let identity = store.identity()?;
-        identity.check(&self.path)?;
+        store.identity()?.check(&self.path)?;
         let newest = views::current(&self.path)?.unwrap_or(0);
         if store.generation()? < newest {
             // Published, it would take the place of a state that has more in it.
@@ -155,42 +266,49 @@ impl Repository {
         }
         // A run that was killed between its commit and its publication left a backup that no reader sees yet.
         views::publish(&self.path, &store)?;
-        Ok(Writer {
-            store: Arc::new(store),
-            identity,
-            path: self.path.clone(),
-            _lock: lock,
-        })
+        Ok((Arc::new(store), lock))
     }
 }
 
-fn fill(path: &Path, block_size: BlockSize) -> Result<()> {
+/// `encryption: aes-256-gcm CHECK`.
+fn key_check_in(line: &str) -> Option<String> {
+    let (_cipher, check) = line.strip_prefix("encryption: ")?.trim().split_once(' ')?;
+    Some(check.to_owned())
+}
+
+fn fill(path: &Path, options: &CreateOptions) -> Result<()> {
     restrict(path)?;
     let views = path.join("views");
     fs::create_dir(&views).map_err(Error::io("create", &views))?;
     check_hard_links(path)?;
     let now = Timestamp::now();
     let seed = format!("{now} {} {}", path.display(), std::process::id());
+    let keys = options.encryption.as_ref().map(|(keys, _)| keys);
+    if let Some((keys, slots)) = &options.encryption {
+        for (name, unlock) in slots {
+            keys::add(path, name, keys, unlock, PassphraseCost::default())?;
+        }
+    }
     let identity = Identity {
         format: STORE_FORMAT,
-        features: Vec::new(),
+        features: keys.map(|_| ENCRYPTION.to_owned()).into_iter().collect(),
         id: to_hex(&Hashing::Plain.content(seed.as_bytes())[..8]),
-        block_size,
+        block_size: options.block_size,
         created: now,
-        key_check: None,
+        key_check: keys.map(Keys::check),
     };
     let lock = WriterLock::take(path, "init", &mut |_| false)?;
     let store = RocksStore::create(&path_in(path), &identity)?;
     views::publish(path, &store)?;
     drop(store);
-    write_marker(path)?;
+    write_marker(path, identity.key_check.as_deref())?;
     drop(lock);
     Ok(())
 }
 
 /// Removes what a failed `fill` made; what can't be removed is named by the next attempt.
 fn undo_fill(path: &Path, is_new: bool) {
-    for name in ["views", "store"] {
+    for name in ["views", "store", "spare", "keys"] {
         let _ = fs::remove_dir_all(path.join(name));
     }
     for name in ["lock", MARKER] {
@@ -217,12 +335,13 @@ fn check_hard_links(path: &Path) -> Result<()> {
     fs::remove_file(&two).map_err(Error::io("remove", &two))
 }
 
-fn write_marker(path: &Path) -> Result<()> {
+fn write_marker(path: &Path, key_check: Option<&str>) -> Result<()> {
     let marker = path.join(MARKER);
+    let encryption = key_check.map_or(String::new(), |check| format!("encryption: aes-256-gcm {check}\n"));
     let text = format!(
         "This directory is a repository of vbk, with backups of virtual servers.\n\
          `vbk list --repo DIRECTORY` shows what is in it. Change nothing here by hand.\n\
-         format: {LAYOUT_FORMAT}\n"
+         format: {LAYOUT_FORMAT}\n{encryption}"
     );
     fs::File::create(&marker)
         .and_then(|mut file| {
@@ -242,11 +361,15 @@ pub struct View {
 }
 
 impl View {
-    fn new(reader: RocksReader, number: u64, path: &Path) -> Result<Self> {
+    fn new(reader: RocksReader, number: u64, repository: &Repository) -> Result<Self> {
         let identity = reader.identity()?;
-        identity.check(path)?;
+        let reader = Arc::new(reader);
+        let store: Arc<dyn StoreReader> = match repository.keys_for(&identity)? {
+            Some(keys) => Arc::new(Encrypted::new(reader, keys)),
+            None => reader,
+        };
         Ok(Self {
-            store: Arc::new(reader),
+            store,
             identity,
             number,
         })
@@ -280,7 +403,9 @@ impl View {
 
 /// A repository open for writing; no other process can write to it meanwhile.
 pub struct Writer {
-    store: Arc<RocksStore>,
+    rocks: Arc<RocksStore>,
+    /// The same, with encryption where there is some.
+    store: Arc<dyn BlockStore>,
     identity: Identity,
     path: PathBuf,
     _lock: WriterLock,
@@ -362,7 +487,7 @@ impl Writer {
     }
 
     fn publish(&self) -> Result<()> {
-        views::publish(&self.path, &self.store)
+        views::publish(&self.path, &self.rocks)
     }
 }
 

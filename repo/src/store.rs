@@ -28,6 +28,9 @@ pub use crate::places::Place;
 
 #[cfg(test)]
 pub(crate) mod conformance;
+pub mod encrypted;
+#[cfg(test)]
+pub(crate) mod faulty;
 pub mod memory;
 pub mod rocks;
 

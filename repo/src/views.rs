@@ -20,6 +20,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::spare;
 use crate::store::rocks::{RocksReader, RocksStore};
 
 /// How often a reader starts again when views change under it. Each time means that a commit came in between.
@@ -27,6 +28,11 @@ const ATTEMPTS: usize = 100;
 
 fn directory(repository: &Path) -> PathBuf {
     repository.join("views")
+}
+
+/// Where a view is.
+pub(crate) fn path_of(repository: &Path, number: u64) -> PathBuf {
+    directory(repository).join(number.to_string())
 }
 
 /// The number of the newest view; `None` if there is none.
@@ -89,7 +95,25 @@ pub(crate) fn publish(repository: &Path, store: &RocksStore) -> Result<()> {
         store.checkpoint(&path)?;
         point_to(&views, number)?;
     }
+    // Without them all is there, but damage to a table may cost more; so this is no reason to fail.
+    if let Err(error) = spare::update(repository, &path) {
+        tracing::warn!("the second copies of the store's tables are not up to date: {error}");
+    }
     remove_unused(&views, number)
+}
+
+/// All views there are, from the oldest to the newest; what is not whole is among them too.
+pub(crate) fn all(repository: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let views = directory(repository);
+    let mut all = Vec::new();
+    for entry in fs::read_dir(&views).map_err(Error::io("list", &views))? {
+        let entry = entry.map_err(Error::io("list", &views))?;
+        if let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
+            all.push((number, entry.path()));
+        }
+    }
+    all.sort_unstable();
+    Ok(all)
 }
 
 fn point_to(views: &Path, number: u64) -> Result<()> {

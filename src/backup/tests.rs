@@ -3,7 +3,7 @@ use std::os::unix::fs::FileExt;
 
 use super::*;
 use vbk_repo::reader::{ImageReader, ReadResources};
-use vbk_repo::repository::Repository;
+use vbk_repo::repository::{CreateOptions, Repository};
 
 struct Fixture {
     directory: tempfile::TempDir,
@@ -13,7 +13,8 @@ struct Fixture {
 impl Fixture {
     fn new(block_size: BlockSize) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let repository = Repository::create(&directory.path().join("repo"), block_size).expect("creates");
+        let repository =
+            Repository::create(&directory.path().join("repo"), &CreateOptions::plain(block_size)).expect("creates");
         Self { directory, repository }
     }
 

@@ -1,11 +1,16 @@
 //! The repository's file system is full: the backup fails and says so, nothing is lost, and with room it goes on.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use crate::support::bytes::{MIB, assert_is_noise, write_noise};
+use nix::fcntl::{FallocateFlags, fallocate};
+use serde_json::Value;
+
+use crate::support::bytes::{KIB, MIB, assert_is_noise, copy_sparse, noise_bytes, write_at, write_noise};
 use crate::support::disk::{Disk, LoopDevice, Mount};
-use crate::support::lab::{Lab, u64_of};
+use crate::support::lab::{Lab, names_in, u64_of};
+use crate::support::run::Said;
+use crate::support::tools::tool;
 
 /// A repository on a small file system of its own, filled up to about `free_mib`.
 fn small_lab(size_mib: u64, free_mib: u64) -> (Lab, Mount, PathBuf) {
@@ -113,4 +118,282 @@ fn an_init_without_room_leaves_nothing_half_made() {
     fs::remove_file(filler).expect("removes");
     lab.ok(args!["init"]);
     mount.unmount();
+}
+
+/// A file system with a repository, of which each point of a test gets a copy.
+struct Template {
+    lab: Lab,
+    image: PathBuf,
+}
+
+/// A copy of it, with a ballast file that leaves only so much free.
+struct Point<'a> {
+    lab: &'a Lab,
+    mount: Mount,
+    free_kib: u64,
+}
+
+impl Template {
+    fn new(size_mib: u64, block_size: &str, fill: impl FnOnce(&Lab)) -> Self {
+        let mut lab = Lab::without_repo();
+        let image = lab.path("template.fs");
+        File::create(&image)
+            .and_then(|file| file.set_len(size_mib * MIB))
+            .expect("makes a file");
+        // Nothing is set aside for root, who the tests are.
+        tool("mkfs.ext4", args!["-q", "-F", "-m", "0", image]);
+        let mount = Mount::of_device(LoopDevice::of_file(&image), lab.subdir("small"));
+        lab.use_repo(&mount.point.join("repo"));
+        lab.ok(args!["init", "--block-size", block_size]);
+        fill(&lab);
+        mount.unmount();
+        Self { lab, image }
+    }
+
+    fn at(&self, free_kib: u64) -> Point<'_> {
+        let copy = self.lab.path("point.fs");
+        copy_sparse(&self.image, &copy);
+        let mount = Mount::of_device(LoopDevice::of_file(&copy), self.lab.subdir("small"));
+        let point = Point {
+            lab: &self.lab,
+            mount,
+            free_kib,
+        };
+        point.take_space();
+        point
+    }
+}
+
+impl Point<'_> {
+    fn free_bytes(&self) -> u64 {
+        let stat = nix::sys::statvfs::statvfs(&self.mount.point).expect("is mounted");
+        stat.blocks_free() * stat.fragment_size()
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.mount.point.join("ballast")
+    }
+
+    fn take_space(&self) {
+        let file = File::create(self.ballast()).expect("creates the ballast");
+        // The ballast needs blocks of its own to say where it lies, so a second look is needed.
+        for _ in 0..3 {
+            let len = file.metadata().expect("is open").len() + self.free_bytes();
+            let len = len.saturating_sub(self.free_kib * KIB);
+            if len > 0 && fallocate(&file, FallocateFlags::empty(), 0, len as i64).is_err() {
+                break;
+            }
+            file.set_len(len).expect("sizes the ballast");
+        }
+        if self.free_kib == 0 {
+            let rest = fs::write(self.mount.point.join("rest"), vec![1; 4 * MIB as usize]);
+            assert!(rest.is_err(), "there is room for more");
+        }
+        crate::support::lab::sync(&self.mount.point);
+    }
+
+    fn give_space(&self) {
+        fs::remove_file(self.ballast()).expect("removes the ballast");
+        let _ = fs::remove_file(self.mount.point.join("rest"));
+    }
+
+    /// What must be possible without any room: to list, to restore, to verify.
+    fn assert_readable(&self, backup: &str, seed: u64, len: u64) {
+        let out = self.lab.path("out.img");
+        let guest = backup.split('@').next().expect("has one");
+        let listed = self.lab.listed();
+        let is_listed = listed.iter().any(|name| name.starts_with(&format!("{guest}@")));
+        assert!(is_listed, "{} KiB free: {listed:?}", self.free_kib);
+        self.lab.ok(args!["restore", backup, out, "--force"]);
+        assert_is_noise(&out, seed, len);
+        // It may warn that there is no room to note the result.
+        self.lab.run(args!["verify"]).code(0);
+    }
+
+    /// Succeeded, or says that room is missing.
+    fn done_or_no_room(&self, said: &Said) -> bool {
+        let stderr = said.stderr.to_lowercase();
+        match said.status.code() {
+            Some(0) => true,
+            Some(1) => {
+                for word in ["no space", "make room"] {
+                    assert!(
+                        stderr.contains(word),
+                        "{} KiB free: no {word:?} in {said}",
+                        self.free_kib
+                    );
+                }
+                false
+            }
+            _ => panic!("{} KiB free: {said}", self.free_kib),
+        }
+    }
+
+    /// With room again: everything is good, and nothing is kept that nothing needs.
+    fn finish(self) {
+        self.lab.ok(args!["verify"]);
+        let pruned = self.lab.json(args!["prune", "--max-unused", "0%"]);
+        let views = names_in(&self.lab.repo().join("views"));
+        assert_eq!(views.len(), 3, "more than a view, its lock and the link: {views:?}");
+        self.assert_small(&pruned);
+        self.lab.ok(args!["verify"]);
+        self.mount.unmount();
+    }
+
+    fn assert_small(&self, pruned: &Value) {
+        let (live, used) = (u64_of(pruned, "live_bytes"), self.used_bytes());
+        let store = || tool("ls", args!["-lsi", self.lab.repo().join("store")]);
+        assert!(
+            used <= live + live / 10 + MIB,
+            "{} KiB free: {used} bytes are used for {live}: {pruned}\n{}",
+            self.free_kib,
+            store()
+        );
+    }
+
+    fn used_bytes(&self) -> u64 {
+        let kib = tool("du", args!["-sk", self.lab.repo()]);
+        let kib = kib.split_whitespace().next().expect("a number");
+        kib.parse::<u64>().expect("a number") * KIB
+    }
+}
+
+/// From nothing to more than enough: close together where only the small files of the store do not fit, then across the
+/// data, then where only the last files do not fit.
+fn points(data_kib: u64) -> Vec<u64> {
+    let small = [0, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024];
+    let across = (1..10).map(|tenth| data_kib * tenth / 10);
+    let last = [0, 32, 64, 128, 192, 256, 384, 512, 1024, 4096].map(|more| data_kib + more);
+    small.into_iter().chain(across).chain(last).collect()
+}
+
+#[test]
+fn a_backup_that_meets_a_full_disk_anywhere_fails_cleanly_and_goes_on_later() {
+    const KNOWN: u64 = 4 * MIB;
+    const LARGE: u64 = 12 * MIB;
+    let template = Template::new(64, "1M", |lab| {
+        write_noise(&lab.path("first.img"), 1, 2 * MIB);
+        lab.backup("first", &lab.path("first.img"));
+        // Blocks that a barrier covered and no backup names, as an interrupted run leaves them.
+        write_noise(&lab.path("large.img"), 2, KNOWN);
+        lab.backup("part", &lab.path("large.img"));
+        lab.ok(args!["forget", "part@latest"]);
+        write_noise(&lab.path("large.img"), 2, LARGE);
+    });
+    let backup = args!["--json", "backup", "large", template.lab.path("large.img")];
+    let mut fits = Vec::new();
+    for free_kib in points((LARGE - KNOWN) / KIB) {
+        let point = template.at(free_kib);
+        let lab = &template.lab;
+        let done = point.done_or_no_room(&lab.run(backup.clone()));
+        point.assert_readable("first@latest", 1, 2 * MIB);
+        point.give_space();
+        let again = lab.run(backup.clone()).code(0).json();
+        let (new, unchanged) = (u64_of(&again, "new_bytes"), u64_of(&again, "unchanged_bytes"));
+        assert_eq!(new + unchanged, LARGE, "{free_kib} KiB free: {again}");
+        let missing = if done { 0 } else { LARGE - KNOWN };
+        assert!(new <= missing, "{free_kib} KiB free: {again}");
+        point.assert_readable("large@latest", 2, LARGE);
+        point.finish();
+        fits.push(done);
+    }
+    assert!(!fits[0] && fits[fits.len() - 1], "{fits:?}");
+}
+
+#[test]
+fn a_forget_on_a_full_disk_forgets_all_or_nothing() {
+    let template = Template::new(48, "1M", |lab| {
+        for seed in 1..4 {
+            write_noise(&lab.path("disk.img"), seed, 2 * MIB);
+            lab.backup("web1", &lab.path("disk.img"));
+        }
+    });
+    let forget = args!["--json", "forget", "web1", "--keep-last", "1"];
+    let mut fits = Vec::new();
+    for free_kib in points(256) {
+        let point = template.at(free_kib);
+        let lab = &template.lab;
+        let done = point.done_or_no_room(&lab.run(forget.clone()));
+        let left = lab.listed().len();
+        assert!(left == 1 || (left == 3 && !done), "{free_kib} KiB free: {left} left");
+        point.assert_readable("web1@latest", 3, 2 * MIB);
+        point.give_space();
+        lab.run(forget.clone()).code(0);
+        assert_eq!(lab.listed().len(), 1);
+        point.finish();
+        fits.push(done);
+    }
+    assert!(fits[fits.len() - 1], "{fits:?}");
+}
+
+/// Prunes at many points; gives how much had to be free for it.
+fn prune_at_points(template: &Template, points: &[u64], live: (u64, u64), frees: u64) -> Option<u64> {
+    let prune = args!["--json", "prune", "--max-unused", "0%"];
+    let mut enough = None;
+    for &free_kib in points {
+        let point = template.at(free_kib);
+        let lab = &template.lab;
+        let before = point.used_bytes();
+        let said = lab.run(prune.clone());
+        let done = point.done_or_no_room(&said);
+        println!(
+            "{free_kib} KiB free: {} {} -> {} {}",
+            done,
+            before / KIB,
+            point.used_bytes() / KIB,
+            said.stderr
+        );
+        if done {
+            let given = before.saturating_sub(point.used_bytes());
+            assert!(given >= frees, "{free_kib} KiB free: {given} bytes given back, {said}");
+            enough = enough.or(Some(free_kib));
+        }
+        point.assert_readable("live@latest", live.0, live.1);
+        point.give_space();
+        point.finish();
+    }
+    enough
+}
+
+#[test]
+fn a_prune_of_a_full_disk_gives_space_back_or_says_how_much_is_missing() {
+    const LIVE: u64 = 4 * MIB;
+    const ALL: u64 = 12 * MIB;
+    // What is live lies between what is not, in the same files.
+    let template = Template::new(64, "1M", |lab| {
+        let disk = lab.path("disk.img");
+        write_noise(&disk, 2, ALL);
+        lab.backup("all", &disk);
+        write_noise(&disk, 2, LIVE);
+        lab.backup("live", &disk);
+        lab.ok(args!["forget", "all@latest"]);
+    });
+    let points = [0, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 4608, 5120, 8192];
+    let enough = prune_at_points(&template, &points, (2, LIVE), ALL - LIVE - MIB);
+    // The live blocks are written anew before the old files go, and little else.
+    assert!(enough.is_some_and(|kib| kib <= LIVE / KIB + 1024), "{enough:?}");
+}
+
+#[test]
+fn a_prune_of_a_full_disk_gives_back_what_lies_alone_without_room_for_data() {
+    const BLOCKS: u64 = 128;
+    const BLOCK: u64 = 16 * MIB;
+    const LIVE: u64 = 2 * MIB;
+    // 2 GiB of disk with a little data in each block: as many blocks as a prune works on at once, so that the forgotten
+    // ones are no neighbours of those in use.
+    let template = Template::new(64, "16M", |lab| {
+        let disk = lab.path("disk.img");
+        crate::support::bytes::make_hole(&disk, BLOCKS * BLOCK);
+        let noise = noise_bytes(5, BLOCKS * 64 * KIB);
+        for (number, piece) in noise.chunks(64 * KIB as usize).enumerate() {
+            write_at(&disk, number as u64 * BLOCK, piece);
+        }
+        lab.backup("dead", &disk);
+        write_noise(&disk, 3, LIVE);
+        lab.backup("live", &disk);
+        lab.ok(args!["forget", "dead@latest"]);
+    });
+    let points = [0, 4, 16, 64, 128, 256, 512, 1024, 2048];
+    let enough = prune_at_points(&template, &points, (3, LIVE), 7 * MIB);
+    assert!(enough.is_some_and(|kib| kib <= 1024), "{enough:?}");
 }

@@ -15,7 +15,9 @@ use vbk_fuse::session::{Session, SessionOptions};
 use vbk_fuse::tree::ImageFs;
 use vbk_fuse::volumes::{self, Outcome as Volume, VolumeReport, WhenBusy};
 use vbk_repo::catalogue::BackupSpec;
+use vbk_repo::keys;
 use vbk_repo::reader::ReadResources;
+use vbk_repo::repository::Repository;
 
 use crate::args::MountArgs;
 use crate::context::{Context, threads};
@@ -47,23 +49,35 @@ struct VolumeJson {
 
 /// Mounts, and serves in the background or until it is unmounted.
 pub fn run(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
+    if args.files.is_none() && args.what.contains('@') && !Path::new(&args.what).exists() {
+        return Err(Error::Usage(format!(
+            "to mount the file systems of one backup give a directory: vbk mount {} --files DIR",
+            args.what
+        )));
+    }
     match &args.files {
         Some(dir) => mount_files(context, args, dir),
         None if args.foreground || daemon::is_background() => serve_images(context, args),
-        None => Ok(daemon::start(std::env::args_os().skip(1))?.outcome),
+        None => {
+            let key = exported_key(&context.repository()?)?;
+            let key = key.as_ref().map(|key| key.as_str());
+            Ok(daemon::start(std::env::args_os().skip(1), key)?.outcome)
+        }
     }
+}
+
+/// What opens the repository for a process in the background.
+fn exported_key(repository: &Repository) -> Result<Option<zeroize::Zeroizing<String>>> {
+    let Some(keys) = repository.keys() else {
+        return Ok(None);
+    };
+    Ok(Some(keys::export(keys, &repository.view()?.identity().id)))
 }
 
 /// Serves images from this process until they are unmounted.
 fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
     daemon::begin();
     let dir = Path::new(&args.what);
-    if args.what.contains('@') && !dir.exists() {
-        return Err(Error::Usage(format!(
-            "to mount the file systems of one backup give a directory: vbk mount {} --files DIR",
-            args.what
-        )));
-    }
     // From here on a signal waits until there is something to take down.
     let signals = catch_signals()?;
     volumes::check_mount_point(dir)?;
@@ -149,7 +163,9 @@ fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Ou
         OsStr::new("--only"),
         OsStr::new(&id),
     ];
-    let mut server = daemon::start(arguments.map(OsStr::to_owned))?;
+    let key = exported_key(&repository)?;
+    let key = key.as_ref().map(|key| key.as_str());
+    let mut server = daemon::start(arguments.map(OsStr::to_owned), key)?;
     let warnings = plan.warnings().to_vec();
     let volumes = plan.mount()?;
     let outcome = tell(context, &entry.backup.spec(), &point, &warnings, &volumes);

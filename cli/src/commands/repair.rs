@@ -21,7 +21,8 @@ use crate::{signals, units};
 
 #[derive(Serialize)]
 struct Report<'a> {
-    tables: Vec<String>,
+    mended_tables: Vec<String>,
+    damaged_tables: Vec<String>,
     mended_blocks: u64,
     mended_segments: u64,
     damage: Vec<DamageJson<'a>>,
@@ -33,9 +34,15 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
     let clock = Instant::now();
     let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
     let repository = context.repository()?;
+    let mended = context.waiting(args.no_wait, &cancel, |wait| repository.mend(wait))?;
+    for what in &mended.done {
+        context.say(format_args!("{what}: put right"));
+    }
+    for what in &mended.left {
+        context.print(format_args!("{what}\n"));
+    }
+    let tables = mended;
     let writer = context.writer("repair", args.no_wait, &cancel)?;
-    let tables: Vec<String> = Vec::new();
-    let _ = &repository;
     let mut found = read_all(context, &writer, &cancel)?;
     let mut mended = (0, 0);
     // A segment that comes back may name blocks that are damaged too, so there may be more to get after the first turn.
@@ -61,7 +68,7 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
         units::count(mended.0 + mended.1, "damaged block"),
         units::duration(clock.elapsed())
     );
-    let good = found.damage.is_empty() && records.is_empty();
+    let good = found.damage.is_empty() && records.is_empty() && tables.left.is_empty();
     if good {
         context.say(format_args!(
             "{got}: all {} are good",
@@ -77,7 +84,8 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
         ));
     }
     context.json_result(&Report {
-        tables,
+        mended_tables: tables.done,
+        damaged_tables: tables.left,
         mended_blocks: mended.0,
         mended_segments: mended.1,
         damage: found.damage.iter().map(DamageJson::new).collect(),

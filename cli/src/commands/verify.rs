@@ -8,6 +8,7 @@ use vbk_repo::ErrorKind;
 use vbk_repo::backup::Entry;
 use vbk_repo::catalogue::Catalogue;
 use vbk_repo::id::BlockId;
+use vbk_repo::mend::check_tables;
 use vbk_repo::repository::Repository;
 use vbk_repo::state::{Rotation, note_of, note_of_rotation};
 use vbk_repo::verify::{Damage, VerifyReport, part_of, verify};
@@ -22,7 +23,7 @@ use crate::{signals, units};
 const MAX_ROTATION_DAYS: usize = 366;
 
 /// How long to wait for another writer before the result is not noted.
-const NOTE_TIMEOUT: Duration = Duration::from_secs(30);
+const NOTE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Places that are printed without -v; --json has all of them.
 const SHOWN: usize = 50;
@@ -34,6 +35,7 @@ struct Report<'a> {
     bytes: u64,
     damage: Vec<DamageJson<'a>>,
     damaged_records: Vec<String>,
+    damaged_tables: Vec<String>,
 }
 
 /// A damaged place.
@@ -48,6 +50,9 @@ pub struct DamageJson<'a> {
 
 /// Verifies backups.
 pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
+    if args.without_key {
+        return check_stored(context);
+    }
     let clock = Instant::now();
     let started = jiff::Timestamp::now();
     let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
@@ -73,23 +78,75 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
         [] => catalogue.damaged().iter().map(ToString::to_string).collect(),
         _ => Vec::new(),
     };
+    let tables = check_tables(repository.path(), view.number())?;
     scope.done(started);
     let noted = note(&repository, &entries, args, &scope, &report, started);
+    for table in &tables {
+        context.print(format_args!("{table}\n"));
+    }
     print(context, &report, &records, &scope, clock);
+    if !tables.is_empty() {
+        context.print("`vbk repair` puts the store's tables right from their second copies\n");
+    }
     context.json_result(&Report {
         backups: report.read.backups,
         blocks: report.read.blocks,
         bytes: report.read.bytes,
         damage: report.damage.iter().map(DamageJson::new).collect(),
         damaged_records: records.clone(),
+        damaged_tables: tables.clone(),
     })?;
-    if let Err(error) = noted {
-        tracing::warn!("the result was not noted in the repository: {error}");
+    match noted {
+        Ok(()) => {}
+        // Who reads does not wait, and needs no room.
+        Err(error) if report.damage.is_empty() && matches!(error.kind(), ErrorKind::Locked | ErrorKind::NoSpace) => {
+            context.say(format_args!("this was not noted: {error}"));
+        }
+        Err(error) => tracing::warn!("what was found was not noted, so `list` will not show it: {error}"),
     }
-    Ok(match (report.damage.as_slice(), records.as_slice()) {
-        ([], []) => Outcome::Done,
-        _ => Outcome::Damage,
-    })
+    Ok(
+        match (report.damage.as_slice(), records.as_slice(), tables.as_slice()) {
+            ([], [], []) => Outcome::Done,
+            _ => Outcome::Damage,
+        },
+    )
+}
+
+#[derive(Serialize)]
+struct StoredReport {
+    bytes: u64,
+    damage: Vec<String>,
+}
+
+/// As far as can be told without a key.
+fn check_stored(context: &Context<'_>) -> Result<Outcome> {
+    let clock = Instant::now();
+    let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
+    let mut damage = Vec::new();
+    let bytes = context
+        .locked_repository()?
+        .check_stored(&cancel, &mut |what| damage.push(what))?;
+    for what in &damage {
+        context.print(format_args!("{what}\n"));
+    }
+    let took = units::duration(clock.elapsed());
+    match damage.len() {
+        0 => context.say(format_args!(
+            "{} read in {took}: all checksums are right",
+            units::size(bytes)
+        )),
+        found => context.print(format_args!(
+            "{} read in {took}: damaged in {found} places\n",
+            units::size(bytes)
+        )),
+    }
+    let outcome = if damage.is_empty() {
+        Outcome::Done
+    } else {
+        Outcome::Damage
+    };
+    context.json_result(&StoredReport { bytes, damage })?;
+    Ok(outcome)
 }
 
 /// Which blocks are read.

@@ -5,6 +5,7 @@ use vbk_repo::repository::Writer;
 use vbk_repo::writer::ImageWriter;
 
 use super::*;
+use vbk_repo::repository::CreateOptions;
 
 const MIB: usize = 1 << 20;
 
@@ -16,7 +17,11 @@ struct Fixture {
 impl Fixture {
     fn new() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        let repository = Repository::create(&directory.path().join("repo"), BlockSize::DEFAULT).expect("creates");
+        let repository = Repository::create(
+            &directory.path().join("repo"),
+            &CreateOptions::plain(BlockSize::DEFAULT),
+        )
+        .expect("creates");
         Self {
             _directory: directory,
             repository,

@@ -5,7 +5,7 @@ use crate::testing::{self, mixed_bytes, store_image};
 fn new() -> (tempfile::TempDir, Repository) {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("repo");
-    let repository = Repository::create(&path, BlockSize::MIN).expect("creates");
+    let repository = Repository::create(&path, &CreateOptions::plain(BlockSize::MIN)).expect("creates");
     (directory, repository)
 }
 
@@ -149,10 +149,10 @@ fn one_second_never_has_two_backups() {
 fn only_an_empty_directory_becomes_a_repository() {
     let directory = tempfile::tempdir().expect("a directory");
     fs::write(directory.path().join("mine"), "").expect("writes");
-    let refused = Repository::create(directory.path(), BlockSize::DEFAULT);
+    let refused = Repository::create(directory.path(), &CreateOptions::plain(BlockSize::DEFAULT));
     assert!(matches!(refused, Err(Error::NotEmpty { .. })));
     let (_directory, repository) = new();
-    let twice = Repository::create(repository.path(), BlockSize::DEFAULT);
+    let twice = Repository::create(repository.path(), &CreateOptions::plain(BlockSize::DEFAULT));
     assert!(matches!(twice, Err(Error::AlreadyARepository { .. })));
     let not_one = Repository::open(directory.path());
     assert!(matches!(not_one, Err(Error::NotARepository { .. })));

@@ -6,7 +6,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{BlockStore, Identity, Live, Located, Note, Record, StoreReader, Stored, Swept, Thrift, Wanted, failed_before};
+use super::{
+    BlockStore, Identity, Live, Located, Note, Record, StoreReader, Stored, Swept, Thrift, Wanted, failed_before,
+};
 use crate::block::Hashing;
 use crate::codec::Sealed;
 use crate::error::{Error, ErrorKind, Result};
@@ -309,7 +311,11 @@ mod tests {
                 let store = store();
                 let skipped = usize::from(name == "get");
                 store.arm(fault(Calls::Any, skipped, lasting));
-                assert_eq!(call(&store).map_err(|error| error.kind()), Err(ErrorKind::NoSpace), "{name}");
+                assert_eq!(
+                    call(&store).map_err(|error| error.kind()),
+                    Err(ErrorKind::NoSpace),
+                    "{name}"
+                );
                 assert_eq!(store.notes().is_err(), lasting, "after {name}");
                 assert!(store.disarm());
                 call(&store).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -366,6 +372,12 @@ mod tests {
         };
         assert!(store.commit(&other).is_err());
         assert_eq!(store.records().expect("lists"), [record()]);
-        assert_eq!((store.notes().expect("lists").len(), store.condemned().expect("lists").len()), (0, 0));
+        assert_eq!(
+            (
+                store.notes().expect("lists").len(),
+                store.condemned().expect("lists").len()
+            ),
+            (0, 0)
+        );
     }
 }

@@ -33,6 +33,7 @@
 //! The next writer removes every block row at or above `barrier` and flushes that removal before it puts anything, so
 //! sequence numbers can be used again. Segments left by a crash are named by their content and stay as they are.
 
+mod check;
 mod options;
 mod reader;
 mod rows;

@@ -1,0 +1,252 @@
+//! `vbk status`
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use vbk_repo::status::{self, Process, Status, ViewState, ViewStatus, WriterStatus};
+
+use crate::context::Context;
+use crate::exit::{Outcome, Result};
+use crate::table::{Align, Table};
+use crate::units;
+
+#[derive(Serialize)]
+struct Report<'a> {
+    repository: &'a Path,
+    #[serde(flatten)]
+    status: &'a Status,
+}
+
+/// Shows who reads and writes the repository, and what it takes on disk.
+pub fn run(context: &Context<'_>) -> Result<Outcome> {
+    let repository = context.locked_repository()?;
+    let status = status::status(&repository)?;
+    context.print(text(repository.path(), &status, Timestamp::now()));
+    context.json_result(&Report {
+        repository: repository.path(),
+        status: &status,
+    })?;
+    Ok(Outcome::Done)
+}
+
+fn text(path: &Path, status: &Status, now: Timestamp) -> String {
+    let (disk, file_system) = (&status.disk, &status.file_system);
+    let lines = [
+        ("Repository", path.display().to_string()),
+        ("Writer", writer(status.writer.as_ref(), now)),
+        (
+            "On disk",
+            format!(
+                "{}: {} in the store, {} only in the current view, {} only in other views",
+                units::size(disk.total_bytes),
+                units::size(disk.store_bytes),
+                units::size(disk.current_view_bytes),
+                units::size(disk.other_views_bytes),
+            ),
+        ),
+        (
+            "Free",
+            format!(
+                "{} of {}",
+                units::size(file_system.free_bytes),
+                units::size(file_system.size_bytes)
+            ),
+        ),
+    ];
+    let mut text: String = lines
+        .iter()
+        .map(|(name, value)| format!("{:<12}{value}\n", format!("{name}:")))
+        .collect();
+    text.push('\n');
+    text.push_str(&views(&status.views, now));
+    text
+}
+
+fn writer(writer: Option<&WriterStatus>, now: Timestamp) -> String {
+    let Some(writer) = writer else {
+        return "nobody writes to it".to_owned();
+    };
+    let command = match &writer.command {
+        Some(command) => format!("`{command}`"),
+        None => "a process that the system does not name".to_owned(),
+    };
+    let details: Vec<String> = [
+        writer.pid.map(|pid| format!("process {pid}")),
+        writer.since.map(|since| format!("for {}", age(since, now))),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    match details.is_empty() {
+        true => command,
+        false => format!("{command} ({})", details.join(", ")),
+    }
+}
+
+/// A line per view and process that reads it.
+fn views(views: &[ViewStatus], now: Timestamp) -> String {
+    if views.is_empty() {
+        return "no views; the next writer makes one\n".to_owned();
+    }
+    let mut table = Table::new(&[
+        ("VIEW", Align::Right),
+        ("STATE", Align::Left),
+        ("AGE", Align::Right),
+        ("PROCESS", Align::Right),
+        ("READ BY", Align::Left),
+    ]);
+    for view in views {
+        let mut row = |pid: Option<u32>, reader: String| {
+            table.row(vec![
+                view.number.to_string(),
+                state(view.state).to_owned(),
+                view.since.map_or_else(|| "-".to_owned(), |since| age(since, now)),
+                pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string()),
+                reader,
+            ]);
+        };
+        for reader in &view.readers {
+            row(reader.pid, name(reader));
+        }
+        if view.readers.is_empty() {
+            let nobody = match view.state {
+                ViewState::Stale => "nobody; the next writer removes it",
+                ViewState::Current | ViewState::Old | ViewState::Coming => "nobody",
+            };
+            row(None, nobody.to_owned());
+        }
+    }
+    table.to_string()
+}
+
+fn state(state: ViewState) -> &'static str {
+    match state {
+        ViewState::Current => "current",
+        ViewState::Old => "old",
+        ViewState::Coming => "coming",
+        ViewState::Stale => "stale",
+    }
+}
+
+fn name(process: &Process) -> String {
+    match (&process.command, process.pid) {
+        (Some(command), _) => command.clone(),
+        (None, Some(_)) => "unknown".to_owned(),
+        (None, None) => "somebody whom the system does not name".to_owned(),
+    }
+}
+
+/// How long ago; nothing for a time that a clock put ahead.
+fn age(since: Timestamp, now: Timestamp) -> String {
+    units::duration(now.duration_since(since).try_into().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vbk_repo::status::FileSystem;
+    use vbk_repo::usage::DiskUsage;
+
+    const NOW: &str = "2026-11-21T06:00:12Z";
+
+    fn at(time: &str) -> Timestamp {
+        time.parse().expect("a time")
+    }
+
+    fn view(number: u64, state: ViewState, readers: Vec<Process>) -> ViewStatus {
+        ViewStatus {
+            number,
+            state,
+            since: Some(at("2026-11-21T05:54:00Z")),
+            readers,
+        }
+    }
+
+    fn busy() -> Status {
+        let mount = Process {
+            pid: Some(812),
+            command: Some("vbk mount /mnt".into()),
+        };
+        let unnamed = Process {
+            pid: None,
+            command: None,
+        };
+        Status {
+            writer: Some(WriterStatus {
+                pid: Some(4711),
+                command: Some("backup web1".into()),
+                since: Some(at("2026-11-21T06:00:00Z")),
+            }),
+            views: vec![
+                view(3, ViewState::Stale, vec![]),
+                view(4, ViewState::Old, vec![mount, unnamed]),
+                view(5, ViewState::Current, vec![]),
+            ],
+            disk: DiskUsage {
+                total_bytes: 4 << 30,
+                store_bytes: 3 << 30,
+                current_view_bytes: 8192,
+                other_views_bytes: 1 << 30,
+            },
+            file_system: FileSystem {
+                size_bytes: 100 << 30,
+                used_bytes: 12 << 30,
+                free_bytes: 88 << 30,
+            },
+        }
+    }
+
+    #[test]
+    fn a_busy_repository_names_its_writer_and_readers() {
+        let expected = "\
+Repository: /var/lib/vbk
+Writer:     `backup web1` (process 4711, for 12s)
+On disk:    4 GiB: 3 GiB in the store, 8 KiB only in the current view, 1 GiB only in other views
+Free:       88 GiB of 100 GiB
+
+VIEW  STATE      AGE  PROCESS  READ BY
+   3  stale    6m12s        -  nobody; the next writer removes it
+   4  old      6m12s      812  vbk mount /mnt
+   4  old      6m12s        -  somebody whom the system does not name
+   5  current  6m12s        -  nobody
+";
+        assert_eq!(text(Path::new("/var/lib/vbk"), &busy(), at(NOW)), expected);
+    }
+
+    #[test]
+    fn what_the_system_does_not_tell_is_left_out() {
+        let mut told = WriterStatus {
+            pid: None,
+            command: None,
+            since: None,
+        };
+        assert_eq!(writer(None, at(NOW)), "nobody writes to it");
+        assert_eq!(writer(Some(&told), at(NOW)), "a process that the system does not name");
+        told.pid = Some(7);
+        let text = writer(Some(&told), at(NOW));
+        assert_eq!(text, "a process that the system does not name (process 7)");
+        assert!(views(&[], at(NOW)).starts_with("no views"));
+    }
+
+    #[test]
+    fn a_time_ahead_of_the_clock_is_no_age() {
+        assert_eq!(age(at("2027-01-01T00:00:00Z"), at(NOW)), "0.0s");
+    }
+
+    #[test]
+    fn the_json_has_the_repository_beside_what_is_known_of_it() {
+        let status = busy();
+        let repository = Path::new("/var/lib/vbk");
+        let report = Report {
+            repository,
+            status: &status,
+        };
+        let json = serde_json::to_value(report).expect("serializes");
+        assert_eq!(json["repository"], "/var/lib/vbk");
+        assert_eq!(json["writer"]["command"], "backup web1");
+        assert_eq!(json["views"][1]["state"], "old");
+        assert_eq!(json["views"][1]["readers"][0]["pid"], 812);
+        assert_eq!(json["disk"]["other_views_bytes"], 1_u64 << 30);
+    }
+}

@@ -1,0 +1,106 @@
+//! Where the key of an encrypted repository comes from: an option, the environment, systemd, or the person at the
+//! terminal. Never an argument, which everybody on the machine could read.
+
+use std::io::{IsTerminal, Read};
+use std::path::{Path, PathBuf};
+
+use vbk_repo::keys::{RecoveryKey, Unlock};
+use zeroize::Zeroizing;
+
+use crate::args::Global;
+use crate::exit::{Error, Result};
+
+/// Set for a process in the background that gets an exported key on its standard input.
+pub const KEY_ON_STDIN: &str = "VBK_BACKGROUND_KEY";
+
+/// Names of systemd credentials (`LoadCredential=` of a unit).
+const CREDENTIALS: [(&str, bool); 2] = [("vbk-passphrase", false), ("vbk-key-file", true)];
+
+/// What opens `repository`.
+pub fn find(global: &Global, repository: &Path) -> Result<Unlock> {
+    if std::env::var_os(KEY_ON_STDIN).is_some() {
+        let mut text = Zeroizing::new(Vec::new());
+        let read = std::io::stdin().read_to_end(&mut text);
+        read.map_err(|error| Error::Other(format!("can't read the key: {error}")))?;
+        return Ok(Unlock::KeyFile(text));
+    }
+    if let Some(found) = given(global)? {
+        return Ok(found);
+    }
+    let directory = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    for (name, is_key) in CREDENTIALS {
+        let path = directory.as_ref().map(|directory| directory.join(name));
+        if let Some(path) = path.filter(|path| path.exists()) {
+            return if is_key {
+                key_file(&path)
+            } else {
+                passphrase_file(&path)
+            };
+        }
+    }
+    if !std::io::stderr().is_terminal() {
+        return Err(vbk_repo::Error::KeyNeeded {
+            path: repository.to_owned(),
+        }
+        .into());
+    }
+    Ok(from_text(ask(&format!(
+        "Passphrase or recovery key of {}: ",
+        repository.display()
+    ))?))
+}
+
+/// What the options or the environment name, if they do.
+pub fn given(global: &Global) -> Result<Option<Unlock>> {
+    match (&global.key_file, &global.passphrase_file) {
+        (Some(path), _) => key_file(path).map(Some),
+        (None, Some(path)) => passphrase_file(path).map(Some),
+        (None, None) => Ok(None),
+    }
+}
+
+/// The way in that a key file is.
+pub fn key_file(path: &Path) -> Result<Unlock> {
+    std::fs::read(path)
+        .map(|bytes| Unlock::KeyFile(bytes.into()))
+        .map_err(|error| Error::Other(format!("can't read key file {}: {error}", path.display())))
+}
+
+/// The way in that the first line of a file is.
+pub fn passphrase_file(path: &Path) -> Result<Unlock> {
+    let text = std::fs::read_to_string(path)
+        .map(Zeroizing::new)
+        .map_err(|error| Error::Other(format!("can't read passphrase file {}: {error}", path.display())))?;
+    Ok(from_text(Zeroizing::new(
+        text.lines().next().unwrap_or_default().to_owned(),
+    )))
+}
+
+/// A recovery key has a checksum, so nothing else is taken for one.
+fn from_text(text: Zeroizing<String>) -> Unlock {
+    match RecoveryKey::parse(&text) {
+        Ok(key) => Unlock::Recovery(key),
+        Err(_) => Unlock::Passphrase(text),
+    }
+}
+
+/// A new passphrase, asked for twice.
+pub fn ask_new() -> Result<Unlock> {
+    if !std::io::stderr().is_terminal() {
+        return Err(Error::Usage(
+            "a passphrase can't be asked for without a terminal; use --passphrase-file FILE or --key-file FILE".into(),
+        ));
+    }
+    let first = ask("New passphrase: ")?;
+    let second = ask("The same again: ")?;
+    match first == second {
+        true => Ok(Unlock::Passphrase(first)),
+        false => Err(Error::Other("the two passphrases differ; nothing was done".into())),
+    }
+}
+
+fn ask(prompt: &str) -> Result<Zeroizing<String>> {
+    rpassword::prompt_password(prompt)
+        .map(Zeroizing::new)
+        .map_err(|error| Error::Other(format!("can't ask for a passphrase: {error}")))
+}

@@ -1,0 +1,259 @@
+//! Encryption at rest: a store whose content another store keeps without being able to read it.
+//!
+//! The store below sees blocks, segments, records and notes as below, besides their number, length and order. Ids are
+//! keyed hashes ([`Hashing::Keyed`]), so it can't tell whether a known file is among them. What seals is described in
+//! `cipher.rs`; SALT is 24 random bytes.
+//!
+//! | what | name of the sealed thing | as it is stored |
+//! |---|---|---|
+//! | block | `B`, id | header: SALT, sealed header (part 0); page n: sealed page (part n + 1), none for a page of zeros |
+//! | segment | `S`, id | SALT, sealed segment (part 0) |
+//! | record | `R`, key as stored | SALT, sealed (length of the key as u16, little-endian; key; record) (part 0) |
+//! | note | `N`, name as stored | SALT, sealed (length of the name; name; value) (part 0) |
+//!
+//! Keys of records and names of notes are stored as 64 hexadecimal digits: the keyed hash of `R` or `N` and the key or
+//! name.
+
+use std::sync::Arc;
+
+use super::{BlockStore, Identity, Live, Located, Note, Record, StoreReader, Stored, Swept, Thrift, Wanted};
+use crate::block::{Hashing, keyed_hash};
+use crate::cipher::{Cipher, OpenKey, SALT_BYTES};
+use crate::codec::Sealed;
+use crate::error::{Error, Result};
+use crate::id::{BlockId, SegmentId, to_hex};
+use crate::keys::Keys;
+
+/// A store that encrypts what it gives to `S`.
+pub struct Encrypted<S> {
+    store: Arc<S>,
+    hashing: Hashing,
+    cipher: Cipher,
+    name_key: [u8; 32],
+}
+
+impl<S> Encrypted<S> {
+    /// Opens what is in `store` with the keys that it was made with.
+    pub fn new(store: Arc<S>, keys: &Keys) -> Self {
+        Self {
+            store,
+            hashing: Hashing::Keyed(keys.hashing_key()),
+            cipher: keys.cipher(),
+            name_key: keys.name_key(),
+        }
+    }
+
+    fn hidden(&self, kind: u8, name: &str) -> String {
+        // What has no @ in it is the stored name of a record that can't be read.
+        if kind == RECORD && !name.contains('@') {
+            return name.to_owned();
+        }
+        to_hex(&keyed_hash(&self.name_key, &[&[kind], name.as_bytes()]))
+    }
+
+    fn seal(&self, kind: u8, name: &[u8], mut bytes: Vec<u8>) -> Result<Vec<u8>> {
+        let (salt, mut key) = self.cipher.fresh(&thing(kind, name))?;
+        key.seal(0, &mut bytes)?;
+        Ok([&salt[..], &bytes].concat())
+    }
+
+    /// `None` if it is not what was sealed under this name.
+    fn open(&self, kind: u8, name: &[u8], bytes: &[u8]) -> Option<(OpenKey, Vec<u8>)> {
+        let (salt, sealed) = bytes.split_first_chunk::<SALT_BYTES>()?;
+        let key = self.cipher.reopen(&thing(kind, name), salt);
+        let mut plain = sealed.to_vec();
+        key.open(0, &mut plain)?;
+        Some((key, plain))
+    }
+
+    fn seal_named(&self, kind: u8, name: &str, bytes: &[u8]) -> Result<(String, Vec<u8>)> {
+        let hidden = self.hidden(kind, name);
+        let length = u16::try_from(name.len()).expect("names have at most 255 characters");
+        let plain = [&length.to_le_bytes()[..], name.as_bytes(), bytes].concat();
+        let sealed = self.seal(kind, hidden.as_bytes(), plain)?;
+        Ok((hidden, sealed))
+    }
+
+    fn open_named(&self, kind: u8, hidden: &str, bytes: &[u8]) -> Option<(String, Vec<u8>)> {
+        let (_, plain) = self.open(kind, hidden.as_bytes(), bytes)?;
+        let (length, rest) = plain.split_first_chunk()?;
+        let (name, bytes) = rest.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
+        Some((String::from_utf8(name.to_vec()).ok()?, bytes.to_vec()))
+    }
+
+    fn open_block(&self, wanted: &Wanted, mut stored: Stored) -> Result<Stored> {
+        let id = wanted.id;
+        let damaged = |what: String| Error::BlockDamaged { id, what };
+        let (key, header) = self
+            .open(BLOCK, &id.0, &stored.header)
+            .ok_or_else(|| damaged("its header can't be decrypted".into()))?;
+        stored.header = header;
+        for (number, page) in wanted.pages.clone().zip(&mut stored.pages) {
+            if !page.is_empty() {
+                key.open(page_part(number), page)
+                    .ok_or_else(|| damaged(format!("page {number} can't be decrypted")))?;
+            }
+        }
+        Ok(stored)
+    }
+}
+
+const BLOCK: u8 = b'B';
+const SEGMENT: u8 = b'S';
+const RECORD: u8 = b'R';
+const NOTE: u8 = b'N';
+
+fn thing(kind: u8, name: &[u8]) -> Vec<u8> {
+    [&[kind], name].concat()
+}
+
+fn page_part(number: usize) -> u32 {
+    // At most 256 pages.
+    number as u32 + 1
+}
+
+impl<S: StoreReader> StoreReader for Encrypted<S> {
+    fn identity(&self) -> Result<Identity> {
+        self.store.identity()
+    }
+
+    fn hashing(&self) -> Hashing {
+        self.hashing
+    }
+
+    fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
+        self.store.locate(ids)
+    }
+
+    fn survey(&self, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
+        self.store.survey(each)
+    }
+
+    fn condemned(&self) -> Result<Vec<BlockId>> {
+        self.store.condemned()
+    }
+
+    fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
+        let stored = self.store.get(wanted).into_iter();
+        stored
+            .zip(wanted)
+            .map(|(stored, wanted)| self.open_block(wanted, stored?))
+            .collect()
+    }
+
+    fn segments(&self, ids: &[SegmentId]) -> Vec<Result<Vec<u8>>> {
+        let open = |(bytes, &id): (Result<Vec<u8>>, &SegmentId)| {
+            let opened = self.open(SEGMENT, &id.0, &bytes?);
+            opened.map(|(_, plain)| plain).ok_or_else(|| Error::SegmentDamaged {
+                id,
+                what: "it can't be decrypted".into(),
+            })
+        };
+        self.store.segments(ids).into_iter().zip(ids).map(open).collect()
+    }
+
+    fn records(&self) -> Result<Vec<Record>> {
+        let mut records: Vec<_> = self
+            .store
+            .records()?
+            .into_iter()
+            .map(|record| match self.open_named(RECORD, &record.key, &record.bytes) {
+                Some((key, bytes)) => Record { key, bytes },
+                // Whoever decodes it will say that it is damaged.
+                None => record,
+            })
+            .collect();
+        records.sort_by(|one, other| one.key.cmp(&other.key));
+        Ok(records)
+    }
+
+    fn notes(&self) -> Result<Vec<Note>> {
+        let mut notes = Vec::new();
+        for note in self.store.notes()? {
+            match self.open_named(NOTE, &note.name, note.value.as_deref().unwrap_or_default()) {
+                Some((name, value)) => notes.push(Note {
+                    name,
+                    value: Some(value),
+                }),
+                None => tracing::warn!(
+                    "note {} can't be decrypted; what it says of a backup is lost",
+                    note.name
+                ),
+            }
+        }
+        notes.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(notes)
+    }
+}
+
+impl<S: BlockStore> BlockStore for Encrypted<S> {
+    fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
+        let mut sealed = Vec::with_capacity(blocks.len());
+        for mut block in blocks {
+            let (salt, mut key) = self.cipher.fresh(&thing(BLOCK, &block.id.0))?;
+            key.seal(0, &mut block.header)?;
+            block.header = [&salt[..], &block.header].concat();
+            for (number, page) in block.pages.iter_mut().enumerate() {
+                if !page.is_empty() {
+                    key.seal(page_part(number), page)?;
+                }
+            }
+            sealed.push(block);
+        }
+        self.store.put(sealed)
+    }
+
+    fn put_segments(&self, segments: Vec<(SegmentId, Vec<u8>)>) -> Result<()> {
+        let seal = |(id, bytes): (SegmentId, Vec<u8>)| Ok((id, self.seal(SEGMENT, &id.0, bytes)?));
+        self.store
+            .put_segments(segments.into_iter().map(seal).collect::<Result<_>>()?)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.store.flush()
+    }
+
+    fn commit(&self, record: &Record) -> Result<()> {
+        let (key, bytes) = self.seal_named(RECORD, &record.key, &record.bytes)?;
+        self.store.commit(&Record { key, bytes }).map_err(|error| match error {
+            Error::BackupExists(_) => Error::BackupExists(record.key.clone()),
+            error => error,
+        })
+    }
+
+    fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
+        let remove: Vec<_> = remove_records.iter().map(|key| self.hidden(RECORD, key)).collect();
+        let mut hidden = Vec::with_capacity(notes.len());
+        for note in notes {
+            hidden.push(match &note.value {
+                Some(value) => {
+                    let (name, value) = self.seal_named(NOTE, &note.name, value)?;
+                    Note {
+                        name,
+                        value: Some(value),
+                    }
+                }
+                None => Note {
+                    name: self.hidden(NOTE, &note.name),
+                    value: None,
+                },
+            });
+        }
+        self.store.amend(&remove, &hidden)
+    }
+
+    fn condemn(&self, ids: &[BlockId]) -> Result<()> {
+        self.store.condemn(ids)
+    }
+
+    fn pardon(&self, ids: &[BlockId]) -> Result<()> {
+        self.store.pardon(ids)
+    }
+
+    fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+        self.store.retain(live, thrift, step)
+    }
+}
+
+#[cfg(test)]
+mod tests;

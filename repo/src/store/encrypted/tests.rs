@@ -1,0 +1,121 @@
+use super::super::memory::MemoryStore;
+use super::*;
+use crate::backup::Entry;
+use crate::block::BlockSize;
+use crate::catalogue::Catalogue;
+use crate::error::ErrorKind;
+use crate::reader::read_whole;
+use crate::testing::{SMALL, backup, mixed_bytes, store_image};
+use crate::writer::SlotReader;
+
+fn encrypted() -> (Arc<MemoryStore>, Encrypted<MemoryStore>) {
+    let store = Arc::new(MemoryStore::new(SMALL));
+    let keys = Keys::generate().expect("random bytes");
+    (Arc::clone(&store), Encrypted::new(store, &keys))
+}
+
+#[test]
+fn an_encrypted_store_keeps_the_rules_of_the_seam() {
+    super::super::conformance::check(|size: BlockSize| {
+        let keys = Keys::generate().expect("random bytes");
+        Box::new(Encrypted::new(Arc::new(MemoryStore::new(size)), &keys))
+    });
+}
+
+#[test]
+fn nothing_that_was_put_can_be_seen_below() {
+    let (below, store) = encrypted();
+    let word = b"a secret that stands in every page of the disk; ";
+    let plain: Vec<u8> = word.iter().copied().cycle().take(4 * SMALL.bytes()).collect();
+    let image = store_image(&store, "vda", &plain);
+    let made = backup("secret-guest", "2026-11-20T05-54-00Z", vec![image]);
+    let record = Record {
+        key: made.spec(),
+        bytes: made.encode(),
+    };
+    store.commit(&record).expect("commits");
+    let note = Note {
+        name: "backup/secret-guest@x".into(),
+        value: Some(b"a secret note".to_vec()),
+    };
+    store.amend(&[], &[note]).expect("notes");
+    let mut seen: Vec<Vec<u8>> = Vec::new();
+    for record in below.records().expect("lists") {
+        seen.extend([record.key.into_bytes(), record.bytes]);
+    }
+    for note in below.notes().expect("lists") {
+        seen.extend([note.name.into_bytes(), note.value.unwrap_or_default()]);
+    }
+    let mut ids = Vec::new();
+    below
+        .survey(&mut |id, _| {
+            ids.push(id);
+            Ok(())
+        })
+        .expect("surveys");
+    assert!(!ids.is_empty());
+    for id in ids {
+        let stored = below.get(&[Wanted { id, pages: 0..1 }]).remove(0).expect("is there");
+        seen.push(stored.header);
+        seen.extend(stored.pages);
+    }
+    seen.extend(below.segments(&[made.images[0].manifest]).remove(0).ok());
+    for bytes in seen {
+        for secret in [&b"secret"[..], &plain[..16]] {
+            assert!(!bytes.windows(secret.len()).any(|window| window == secret));
+        }
+    }
+    let catalogue = Catalogue::load(&store).expect("loads");
+    assert_eq!(catalogue.entries()[0].backup, made);
+    // The same bytes have other names elsewhere.
+    assert_ne!(store.hashing().content(b"x"), Hashing::Plain.content(b"x"));
+}
+
+#[test]
+fn what_was_changed_below_is_damage_and_never_data() {
+    let (below, store) = encrypted();
+    let plain = mixed_bytes(5, 20 * SMALL.bytes());
+    let image = store_image(&store, "vda", &plain);
+    let slots = SlotReader::open(&store, image.manifest)
+        .expect("opens")
+        .segment(0)
+        .expect("reads");
+    let ids: Vec<_> = slots.into_iter().flatten().collect();
+    let read = |id| {
+        let mut out = vec![0; SMALL.bytes()];
+        read_whole(&store, id, &mut out).map_err(|error| error.kind())
+    };
+    below.damage(ids[0], |sealed| sealed.header[30] ^= 1);
+    below.damage(ids[1], |sealed| sealed.header[3] ^= 1);
+    below.damage(ids[2], |sealed| {
+        sealed
+            .pages
+            .iter_mut()
+            .filter(|page| !page.is_empty())
+            .for_each(|page| page[0] ^= 1)
+    });
+    below.damage(ids[3], |sealed| sealed.pages.iter_mut().for_each(Vec::clear));
+    below.damage(ids[4], |sealed| sealed.header.truncate(10));
+    for id in &ids[..5] {
+        assert_eq!(read(*id), Err(ErrorKind::Corrupt));
+    }
+    assert_eq!(read(ids[5]), Ok(()));
+    let other = Encrypted::new(below, &Keys::generate().expect("random bytes"));
+    assert!(SlotReader::open(&other, image.manifest).is_err());
+}
+
+#[test]
+fn a_record_that_can_not_be_read_can_be_removed() {
+    let (below, store) = encrypted();
+    let key = "00ff".repeat(16);
+    let record = Record {
+        key: key.clone(),
+        bytes: vec![1; 100],
+    };
+    below.commit(&record).expect("commits");
+    let catalogue = Catalogue::load(&store).expect("loads");
+    assert!(matches!(&catalogue.damaged()[0], Error::RecordDamaged { backup, .. } if *backup == key));
+    assert!(Entry::decode(store.hashing(), &key, &record.bytes).is_err());
+    store.amend(&[key], &[]).expect("removes");
+    assert_eq!(store.records().expect("lists"), []);
+}
