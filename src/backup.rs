@@ -111,8 +111,13 @@ pub fn backup(
             name: disk.as_str(),
             size_bytes: source.size_bytes(),
         });
-        let done = run.run();
-        let (manifest, counts) = done.inspect_err(|error| keep_what_is_stored(writer.store(), error))?;
+        let (done, counts) = run.run();
+        total += counts;
+        let manifest = done.map_err(|error| {
+            keep_what_is_stored(writer.store(), &error);
+            let all: u64 = sources.iter().map(|(_, source)| source.size_bytes()).sum();
+            explain(error, &total, all)
+        })?;
         images.push(Image {
             disk: (*disk).clone(),
             source: source.path().display().to_string(),
@@ -122,7 +127,6 @@ pub fn backup(
             new_bytes: counts.new_bytes,
             stored_bytes: counts.stored_bytes,
         });
-        total += counts;
     }
     let backup = Backup {
         format: RECORD_FORMAT,
@@ -134,7 +138,9 @@ pub fn backup(
         consistency: Consistency::Live,
         images,
     };
-    let committed = writer.commit(backup)?;
+    let committed = writer
+        .commit(backup)
+        .map_err(|error| explain(error.into(), &total, 0))?;
     if let Some(error) = committed.unpublished {
         observer.event(Event::Warning(&format!(
             "the backup is stored, but will not be listed before the next one: {error}"
@@ -144,6 +150,19 @@ pub fn backup(
         entry: committed.entry,
         counts: total,
     })
+}
+
+/// Says of a full repository how far the backup of disks of `size_bytes` came.
+fn explain(error: Error, done: &Counts, size_bytes: u64) -> Error {
+    let done_bytes = done.zero_bytes + done.unchanged_bytes + done.new_bytes;
+    match error {
+        Error::Repository(source) if source.kind() == ErrorKind::NoSpace => Error::RepositoryFull {
+            stored_bytes: done.stored_bytes,
+            left_bytes: size_bytes.saturating_sub(done_bytes),
+            source,
+        },
+        error => error,
+    }
 }
 
 /// A last barrier, so that the next run need not store again what this one did.
@@ -235,7 +254,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn run(self) -> Result<(SegmentId, Counts)> {
+    /// Gives the root of the manifest, and what was done, also if it was not all.
+    fn run(self) -> (Result<SegmentId>, Counts) {
         std::thread::scope(|scope| {
             for number in 0..self.workers {
                 let run = &self;
@@ -250,12 +270,13 @@ impl<'a> Run<'a> {
                     .expect("the system can start a few threads");
             }
         });
-        if let Some(error) = self.failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            return Err(error);
-        }
-        self.source.check_unchanged()?;
-        let counts = self.counts.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok((self.slots.finish()?, counts))
+        let counts = *lock(&self.counts);
+        let failed = lock(&self.failed).take();
+        let manifest = match failed {
+            Some(error) => Err(error),
+            None => self.source.check_unchanged().and_then(|()| Ok(self.slots.finish()?)),
+        };
+        (manifest, counts)
     }
 
     fn work(&self) -> Result<()> {

@@ -13,6 +13,19 @@ pub enum Error {
     /// The repository's part of the work failed.
     #[error(transparent)]
     Repository(#[from] vbk_repo::Error),
+    /// The repository's file system is full.
+    #[error(
+        "the repository's file system is full: {stored_bytes} bytes of new blocks were stored, and up to {left_bytes} bytes of \
+         the disks were still to be read: {source}"
+    )]
+    RepositoryFull {
+        /// What this run stored.
+        stored_bytes: u64,
+        /// What of the disks was not read yet.
+        left_bytes: u64,
+        /// The store's words.
+        source: vbk_repo::Error,
+    },
     /// A source can't be opened.
     #[error("can't open {path}: {source}")]
     OpenSource {
@@ -113,7 +126,9 @@ impl Error {
     /// What the caller should do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Repository(error) | Self::ReadImage { source: error, .. } => error.kind(),
+            Self::Repository(error)
+            | Self::ReadImage { source: error, .. }
+            | Self::RepositoryFull { source: error, .. } => error.kind(),
             Self::OpenSource { source, .. } | Self::Target { source, .. } => ErrorKind::of_io(source),
             Self::NotADisk { .. }
             | Self::DiskTwice(_)

@@ -1,5 +1,7 @@
 //! The command line. The texts here are the manual: what they do not say, users do not know.
 
+mod parse;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -8,6 +10,7 @@ use vbk_repo::block::BlockSize;
 use vbk_repo::catalogue::BackupSpec;
 use vbk_repo::codec::Compression;
 use vbk_repo::name::{DiskName, GuestName};
+use vbk_repo::repository::Reserve;
 
 const AFTER_HELP: &str = "\
 A BACKUP is named GUEST@latest, GUEST@2026-11-21 (as much of the time as
@@ -108,6 +111,8 @@ pub enum Command {
     Unprotect(ProtectArgs),
     /// Give back the space of what no backup needs any more
     Prune(PruneArgs),
+    /// Show how much the repository holds, by guest, and what it takes
+    Stats,
     /// Show who reads and writes the repository, and what it takes on disk
     Status,
     /// Manage what opens an encrypted repository
@@ -127,7 +132,7 @@ pub struct InitArgs {
     pub path: Option<PathBuf>,
 
     /// How disks are cut: a power of two from 64K to 16M. Fixed for the life of the repository
-    #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = parse_block_size)]
+    #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = parse::parse_block_size)]
     pub block_size: BlockSize,
 
     /// Encrypt everything (AES-256-GCM). Asks for a passphrase; --passphrase-file or --key-file give it a file instead
@@ -187,11 +192,16 @@ pub struct BackupArgs {
 
     /// Its disks: block devices or raw files. One alone is called vda; several are named, as in
     /// vda=/dev/vg0/web1-root vdb=/srv/web1-data.img
-    #[arg(required = true, value_name = "[NAME=]DISK", value_parser = parse_disk)]
+    #[arg(required = true, value_name = "[NAME=]DISK", value_parser = parse::parse_disk)]
     pub disks: Vec<DiskArg>,
 
+    /// Refuse to start when less than this is free on the repository's file system, as in 5% or 20G
+    /// [default: 5%, and 8G at most]
+    #[arg(long, value_name = "SIZE", value_parser = parse::parse_reserve)]
+    pub reserve: Option<Reserve>,
+
     /// zstd level for new blocks, 1 (fast) to 19 (small), or none
-    #[arg(long, value_name = "LEVEL", default_value = "3", value_parser = parse_compression)]
+    #[arg(long, value_name = "LEVEL", default_value = "3", value_parser = parse::parse_compression)]
     pub compression: Compression,
 
     /// Give up with exit code 75 if another process writes to the repository, instead of waiting for it
@@ -396,7 +406,7 @@ pub struct PruneArgs {
     pub dry_run: bool,
 
     /// How much unused may stay, as a share of what is in use: less gives back more and takes longer
-    #[arg(long, value_name = "PERCENT", default_value = "5%", value_parser = parse_percent)]
+    #[arg(long, value_name = "PERCENT", default_value = "5%", value_parser = parse::parse_percent)]
     pub max_unused: f64,
 
     /// Give up with exit code 75 if another process writes to the repository, instead of waiting for it
@@ -416,7 +426,7 @@ pub struct VerifyArgs {
     pub without_key: bool,
 
     /// Read only a random share of the blocks, another one each time
-    #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
+    #[arg(long, value_name = "PERCENT", value_parser = parse::parse_percent)]
     pub sample: Option<f64>,
 
     /// Read a part of the blocks, the one that was not read for longest, so that runs every night read everything once
@@ -434,7 +444,7 @@ pub struct RepairArgs {
     pub from: Option<PathBuf>,
 
     /// Look for damaged blocks on a disk as it is now, as in web1=/dev/vg0/web1; may be given several times
-    #[arg(long, value_name = "GUEST=DISK", value_parser = parse_source)]
+    #[arg(long, value_name = "GUEST=DISK", value_parser = parse::parse_source)]
     pub from_source: Vec<(GuestName, PathBuf)>,
 
     /// Give up with exit code 75 if another process writes to the repository, instead of waiting for it
@@ -449,69 +459,6 @@ does not matter where it comes from. What can't be got back is named, and is
 stored anew by the next backup that finds it on a disk. Nothing is removed.
 Exits with 4 if damage is left.";
 
-fn parse_block_size(text: &str) -> Result<BlockSize, String> {
-    let (digits, unit) = match text.find(|c: char| !c.is_ascii_digit()) {
-        Some(place) => text.split_at(place),
-        None => (text, ""),
-    };
-    let factor = match unit.to_ascii_lowercase().as_str() {
-        "" => 1,
-        "k" | "kib" => 1 << 10,
-        "m" | "mib" => 1 << 20,
-        _ => return Err("write a size as 64K, 1M or 1048576".into()),
-    };
-    let number: u64 = digits
-        .parse()
-        .map_err(|_| "write a size as 64K, 1M or 1048576".to_owned())?;
-    BlockSize::new(number.saturating_mul(factor)).map_err(|error| error.to_string())
-}
-
-/// `5%` as 0.05.
-fn parse_percent(text: &str) -> Result<f64, String> {
-    let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>();
-    match number {
-        Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent / 100.0),
-        _ => Err("write a share as 5% (from 0% to 100%)".into()),
-    }
-}
-
-fn parse_compression(text: &str) -> Result<Compression, String> {
-    match text.parse() {
-        Ok(level @ 1..=19) => Ok(Compression::Zstd(level)),
-        _ if text == "none" => Ok(Compression::None),
-        _ => Err("write a zstd level from 1 to 19, or none".into()),
-    }
-}
-
-fn parse_disk(text: &str) -> Result<DiskArg, String> {
-    // A path may have an = in it; a disk's name has no / in it.
-    match text.split_once('=') {
-        Some((name, path)) if !name.contains('/') => Ok(DiskArg {
-            name: Some(DiskName::new(name).map_err(|error| error.to_string())?),
-            path: non_empty(path)?,
-        }),
-        _ => Ok(DiskArg {
-            name: None,
-            path: non_empty(text)?,
-        }),
-    }
-}
-
-fn parse_source(text: &str) -> Result<(GuestName, PathBuf), String> {
-    let (guest, path) = text
-        .split_once('=')
-        .ok_or("write GUEST=DISK, as in web1=/dev/vg0/web1")?;
-    let guest = guest.parse::<GuestName>().map_err(|error| error.to_string())?;
-    Ok((guest, non_empty(path)?))
-}
-
-fn non_empty(path: &str) -> Result<PathBuf, String> {
-    match path {
-        "" => Err("the path of the disk is missing".into()),
-        path => Ok(path.into()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -520,41 +467,5 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn block_sizes_are_read_with_units() {
-        for (text, bytes) in [
-            ("64K", 1 << 16),
-            ("1M", 1 << 20),
-            ("16MiB", 16 << 20),
-            ("131072", 1 << 17),
-        ] {
-            assert_eq!(parse_block_size(text).map(BlockSize::bytes), Ok(bytes));
-        }
-        assert!(parse_block_size("100000").is_err_and(|text| text.contains("131072")));
-        for bad in ["", "M", "1G", "1.5M", "-1"] {
-            assert!(parse_block_size(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn disks_may_have_names() {
-        let of = |text: &str| parse_disk(text).map(|disk| (disk.name.map(String::from), disk.path));
-        assert_eq!(of("/dev/x"), Ok((None, "/dev/x".into())));
-        assert_eq!(of("vdb=/dev/x"), Ok((Some("vdb".into()), "/dev/x".into())));
-        assert_eq!(of("/dev/a=b"), Ok((None, "/dev/a=b".into())));
-        for bad in ["", "vda=", "=x", "a b=x", "..=x"] {
-            assert!(of(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn levels_outside_zstd_are_refused() {
-        assert_eq!(parse_compression("19"), Ok(Compression::Zstd(19)));
-        assert_eq!(parse_compression("none"), Ok(Compression::None));
-        for bad in ["0", "20", "-1", "fast", ""] {
-            assert!(parse_compression(bad).is_err(), "{bad}");
-        }
     }
 }

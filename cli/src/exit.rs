@@ -102,6 +102,9 @@ impl Error {
             {
                 Some("make room there, or restore to another place")
             }
+            ErrorKind::NoSpace if matches!(self, Self::Repository(vbk_repo::Error::NearlyFull { .. })) => {
+                Some("`vbk forget` and `vbk prune` give space back; --reserve says how much is to stay free")
+            }
             ErrorKind::NoSpace => Some(
                 "there is no space left for the repository; make room and run it again: blocks that were stored are \
                  not stored again",

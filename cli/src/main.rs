@@ -57,6 +57,7 @@ fn run(cli: &Cli) -> Result<Outcome> {
         Command::Unprotect(args) => commands::forget::protect(&context, args, false),
         Command::Prune(args) => commands::prune::run(&context, args),
         Command::Key(command) => commands::key::run(&context, command),
+        Command::Stats => commands::stats::run(&context),
         Command::Status => commands::status::run(&context),
         Command::Repair(args) => commands::repair::run(&context, args),
         Command::Verify(args) => commands::verify::run(&context, args),

@@ -184,6 +184,18 @@ pub enum Error {
         /// What was found.
         what: String,
     },
+    /// Less is free than is to stay free.
+    #[error(
+        "the file system of repository {path} is nearly full: {free_bytes} bytes are free, and {reserve_bytes} are to stay free"
+    )]
+    NearlyFull {
+        /// The directory.
+        path: PathBuf,
+        /// What is free.
+        free_bytes: u64,
+        /// What is to stay free.
+        reserve_bytes: u64,
+    },
     /// It can't be told what no backup needs any more.
     #[error("it can't be told what is unused, so nothing was removed: {what}")]
     CantTellUnused {
@@ -282,6 +294,7 @@ impl Error {
             | Self::LastKey(_)
             | Self::BadKey { .. } => ErrorKind::Invalid,
             Self::KeyNeeded { .. } | Self::WrongKey { .. } => ErrorKind::Denied,
+            Self::NearlyFull { .. } => ErrorKind::NoSpace,
             Self::NewerFormat { .. } | Self::UnknownFeatures { .. } => ErrorKind::Unsupported,
             Self::Locked { .. } => ErrorKind::Locked,
             Self::BlockMissing(_)

@@ -42,6 +42,8 @@ mod cipher;
 pub mod codec;
 pub mod diff;
 mod error;
+#[cfg(test)]
+mod flips;
 pub mod id;
 pub mod keys;
 pub mod lock;
@@ -57,6 +59,7 @@ pub mod repair;
 pub mod repository;
 mod spare;
 pub mod state;
+pub mod stats;
 pub mod status;
 pub mod store;
 #[cfg(test)]

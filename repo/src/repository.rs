@@ -9,38 +9,34 @@
 //! | `spare/` | second copies of the store's tables, see `spare.rs` |
 //! | `lock` | held by the writer, see [`crate::lock`] |
 
+mod create;
+mod writing;
+
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
-
-use crate::backup::{Backup, Entry};
-use crate::block::{BlockSize, Hashing};
+pub use self::writing::{Committed, Pruned, Writer};
+use crate::block::BlockSize;
 use crate::catalogue::Catalogue;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{BackupId, to_hex};
-use crate::keys::{self, Keys, PassphraseCost, Unlock};
+use crate::keys::{self, Keys, Unlock};
 use crate::lock::WriterLock;
-use crate::mark::mark;
 use crate::mend::{Mended, mend};
-use crate::state::{self, State, States};
+use crate::state::States;
 use crate::store::encrypted::Encrypted;
 use crate::store::rocks::{RocksReader, RocksStore, path_in};
-use crate::store::{BlockStore, ENCRYPTION, Identity, Note, Record, STORE_FORMAT, StoreReader, Swept, Thrift};
-use crate::usage::disk_usage;
+use crate::store::{BlockStore, ENCRYPTION, Identity, StoreReader};
+use crate::usage::{FileSystem, file_system};
 use crate::views;
 
 /// The newest directory layout that this vbk reads, and the one it writes.
 pub const LAYOUT_FORMAT: u32 = 1;
 
 const MARKER: &str = "vbk-repository";
-
-/// A prune shows readers its progress, and lets go of what they saw before, each time it has removed so much.
-const PUBLISH_BYTES: u64 = 2 << 30;
 
 /// How long a reader waits for a writer to publish the first view.
 const FIRST_VIEW_TIMEOUT: Duration = Duration::from_secs(30);
@@ -53,6 +49,20 @@ pub struct Repository {
     key_check: Option<String>,
     keys: Option<Keys>,
 }
+
+/// How much of a repository's file system is to stay free: a prune needs some, and so does all else on it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Reserve {
+    /// 5 %, and 8 GiB at most.
+    Default,
+    /// A share of the file system, from 0 to 1.
+    Share(f64),
+    /// Bytes.
+    Bytes(u64),
+}
+
+/// The most that the default reserve is: what a prune can use at once.
+const DEFAULT_RESERVE_BYTES: u64 = 8 << 30;
 
 /// How a repository is to be made.
 #[derive(Debug)]
@@ -86,14 +96,14 @@ impl Repository {
         // Links that will be compared and kept must not depend on where the process stands.
         let path = fs::canonicalize(path).map_err(Error::io("open", path))?;
         let keys = options.encryption.as_ref().map(|(keys, _)| keys.clone());
-        match fill(&path, options) {
+        match create::fill(&path, options) {
             Ok(()) => Ok(Self {
                 path,
                 key_check: keys.as_ref().map(Keys::check),
                 keys,
             }),
             Err(error) => {
-                undo_fill(&path, is_new);
+                create::undo_fill(&path, is_new);
                 Err(error)
             }
         }
@@ -164,6 +174,27 @@ impl Repository {
     pub fn mend(&self, wait: Wait<'_>) -> Result<Mended> {
         let _lock = WriterLock::take(&self.path, "repair", wait)?;
         mend(&self.path)
+    }
+
+    /// An error if less than `reserve` of its file system is free.
+    pub fn check_reserve(&self, reserve: Reserve) -> Result<()> {
+        let FileSystem {
+            size_bytes, free_bytes, ..
+        } = file_system(&self.path)?;
+        let share = |share: f64| (size_bytes as f64 * share) as u64;
+        let reserve_bytes = match reserve {
+            Reserve::Default => share(0.05).min(DEFAULT_RESERVE_BYTES),
+            Reserve::Share(of_all) => share(of_all),
+            Reserve::Bytes(bytes) => bytes,
+        };
+        match free_bytes < reserve_bytes {
+            true => Err(Error::NearlyFull {
+                path: self.path.clone(),
+                free_bytes,
+                reserve_bytes,
+            }),
+            false => Ok(()),
+        }
     }
 
     /// Its directory.
@@ -276,82 +307,6 @@ fn key_check_in(line: &str) -> Option<String> {
     Some(check.to_owned())
 }
 
-fn fill(path: &Path, options: &CreateOptions) -> Result<()> {
-    restrict(path)?;
-    let views = path.join("views");
-    fs::create_dir(&views).map_err(Error::io("create", &views))?;
-    check_hard_links(path)?;
-    let now = Timestamp::now();
-    let seed = format!("{now} {} {}", path.display(), std::process::id());
-    let keys = options.encryption.as_ref().map(|(keys, _)| keys);
-    if let Some((keys, slots)) = &options.encryption {
-        for (name, unlock) in slots {
-            keys::add(path, name, keys, unlock, PassphraseCost::default())?;
-        }
-    }
-    let identity = Identity {
-        format: STORE_FORMAT,
-        features: keys.map(|_| ENCRYPTION.to_owned()).into_iter().collect(),
-        id: to_hex(&Hashing::Plain.content(seed.as_bytes())[..8]),
-        block_size: options.block_size,
-        created: now,
-        key_check: keys.map(Keys::check),
-    };
-    let lock = WriterLock::take(path, "init", &mut |_| false)?;
-    let store = RocksStore::create(&path_in(path), &identity)?;
-    views::publish(path, &store)?;
-    drop(store);
-    write_marker(path, identity.key_check.as_deref())?;
-    drop(lock);
-    Ok(())
-}
-
-/// Removes what a failed `fill` made; what can't be removed is named by the next attempt.
-fn undo_fill(path: &Path, is_new: bool) {
-    for name in ["views", "store", "spare", "keys"] {
-        let _ = fs::remove_dir_all(path.join(name));
-    }
-    for name in ["lock", MARKER] {
-        let _ = fs::remove_file(path.join(name));
-    }
-    if is_new {
-        let _ = fs::remove_dir(path);
-    }
-}
-
-/// Only its owner may enter: what is in it are other people's disks.
-fn restrict(path: &Path) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(Error::io("set permissions of", path))
-}
-
-fn check_hard_links(path: &Path) -> Result<()> {
-    let (one, two) = (path.join("lock"), path.join(".hard-link-probe"));
-    fs::File::create(&one).map_err(Error::io("create", &one))?;
-    fs::hard_link(&one, &two).map_err(Error::io(
-        "make a hard link (a repository needs a file system with them)",
-        &two,
-    ))?;
-    fs::remove_file(&two).map_err(Error::io("remove", &two))
-}
-
-fn write_marker(path: &Path, key_check: Option<&str>) -> Result<()> {
-    let marker = path.join(MARKER);
-    let encryption = key_check.map_or(String::new(), |check| format!("encryption: aes-256-gcm {check}\n"));
-    let text = format!(
-        "This directory is a repository of vbk, with backups of virtual servers.\n\
-         `vbk list --repo DIRECTORY` shows what is in it. Change nothing here by hand.\n\
-         format: {LAYOUT_FORMAT}\n{encryption}"
-    );
-    fs::File::create(&marker)
-        .and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::File::open(path)?.sync_all()
-        })
-        .map_err(Error::io("write", &marker))
-}
-
 /// A repository as it was after some commit. It stays readable, whatever is done to the repository, until it and all
 /// clones of its store are dropped.
 pub struct View {
@@ -399,120 +354,6 @@ impl View {
     pub fn states(&self) -> Result<States> {
         States::load(&*self.store)
     }
-}
-
-/// A repository open for writing; no other process can write to it meanwhile.
-pub struct Writer {
-    rocks: Arc<RocksStore>,
-    /// The same, with encryption where there is some.
-    store: Arc<dyn BlockStore>,
-    identity: Identity,
-    path: PathBuf,
-    _lock: WriterLock,
-}
-
-impl Writer {
-    /// What the repository is.
-    pub fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
-    /// What keeps the bytes.
-    pub fn store(&self) -> &dyn BlockStore {
-        &*self.store
-    }
-
-    /// All backups.
-    pub fn catalogue(&self) -> Result<Catalogue> {
-        Catalogue::load(&*self.store)
-    }
-
-    /// Makes a backup visible. Everything it names must have been put; all of it is durable when this returns.
-    pub fn commit(&self, backup: Backup) -> Result<Committed> {
-        let bytes = backup.encode();
-        let id = BackupId(self.store.hashing().content(&bytes));
-        let key = backup.spec();
-        self.store.commit(&Record { key, bytes })?;
-        Ok(Committed {
-            entry: Entry { id, backup },
-            unpublished: self.publish().err(),
-        })
-    }
-
-    /// What is known of the backups besides their records.
-    pub fn states(&self) -> Result<States> {
-        States::load(&*self.store)
-    }
-
-    /// Removes backups, named as `GUEST@TIME`, and changes notes: all of it or nothing, durable when this returns. The
-    /// blocks stay until [`Writer::prune`].
-    pub fn amend(&self, forget: &[String], notes: &[Note]) -> Result<()> {
-        let mut all = notes.to_vec();
-        all.extend(forget.iter().map(|key| state::note_of(key, State::default())));
-        self.store.amend(forget, &all)?;
-        self.publish()
-    }
-
-    /// Removes what no backup names, and gives its space back. May be ended at any moment; the next one goes on.
-    /// `progress` is told the bytes that were removed so far.
-    pub fn prune(&self, thrift: Thrift, threads: usize, cancel: &AtomicBool, progress: &dyn Fn(u64)) -> Result<Pruned> {
-        let started = Instant::now();
-        let catalogue = self.catalogue()?;
-        let live = mark(&*self.store, &catalogue, threads, cancel)?;
-        let marked = started.elapsed();
-        let used_before = disk_usage(&self.path)?.total_bytes;
-        let mut published_bytes = 0;
-        let swept = self.store.retain(&live, thrift, &mut |removed_bytes| {
-            progress(removed_bytes);
-            // The view before holds on to all that was removed since.
-            if removed_bytes >= published_bytes + PUBLISH_BYTES {
-                published_bytes = removed_bytes;
-                self.publish()?;
-            }
-            match cancel.load(Ordering::SeqCst) {
-                true => Err(Error::Interrupted),
-                false => Ok(()),
-            }
-        });
-        if !thrift.dry_run {
-            self.publish()?;
-        }
-        Ok(Pruned {
-            backups: catalogue.entries().len() as u64,
-            swept: swept?,
-            marked,
-            used_before_bytes: used_before,
-            used_after_bytes: disk_usage(&self.path)?.total_bytes,
-        })
-    }
-
-    fn publish(&self) -> Result<()> {
-        views::publish(&self.path, &self.rocks)
-    }
-}
-
-/// What a prune did.
-#[derive(Debug, Clone, Copy)]
-pub struct Pruned {
-    /// Backups that are kept.
-    pub backups: u64,
-    /// What was found and removed.
-    pub swept: Swept,
-    /// How long it took to find out what is needed.
-    pub marked: Duration,
-    /// What the repository took on its file system before.
-    pub used_before_bytes: u64,
-    /// And after. What views of running readers hold is given back when those end.
-    pub used_after_bytes: u64,
-}
-
-/// A backup that is stored.
-#[derive(Debug)]
-pub struct Committed {
-    /// The backup.
-    pub entry: Entry,
-    /// Why readers do not see it before the next writer has been there, if so.
-    pub unpublished: Option<Error>,
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::lock::Holder;
 use crate::repository::Repository;
-use crate::usage::{DiskUsage, disk_usage};
+use crate::usage::{DiskUsage, FileSystem, disk_usage, file_system};
 
 mod locks;
 
@@ -84,17 +84,6 @@ pub enum ViewState {
     Coming,
     /// Nobody reads it or will. The next writer removes it.
     Stale,
-}
-
-/// The file system of a repository.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct FileSystem {
-    /// Its size.
-    pub size_bytes: u64,
-    /// What is used of it, by anybody.
-    pub used_bytes: u64,
-    /// What this user may still use; less than the rest where some is reserved for root.
-    pub free_bytes: u64,
 }
 
 /// Looks at a repository. Never waits, and changes nothing that a writer or reader would notice.
@@ -242,16 +231,6 @@ fn shorten(line: &[u8]) -> Option<String> {
 /// A process chooses its own words, and they reach somebody's terminal.
 fn printable(text: &str) -> String {
     text.replace(char::is_control, "?")
-}
-
-fn file_system(path: &Path) -> Result<FileSystem> {
-    let stat = nix::sys::statvfs::statvfs(path).map_err(|errno| Error::io("read", path)(errno.into()))?;
-    let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size());
-    Ok(FileSystem {
-        size_bytes: bytes(stat.blocks()),
-        used_bytes: bytes(stat.blocks().saturating_sub(stat.blocks_free())),
-        free_bytes: bytes(stat.blocks_available()),
-    })
 }
 
 #[cfg(test)]

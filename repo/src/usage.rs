@@ -104,6 +104,28 @@ fn has_vanished(error: &io::Error) -> bool {
     )
 }
 
+/// The file system of a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct FileSystem {
+    /// Its size.
+    pub size_bytes: u64,
+    /// What is used of it, by anybody.
+    pub used_bytes: u64,
+    /// What this user may still use; less than the rest where some is reserved for root.
+    pub free_bytes: u64,
+}
+
+/// Looks at the file system that `path` is on.
+pub fn file_system(path: &Path) -> Result<FileSystem> {
+    let stat = nix::sys::statvfs::statvfs(path).map_err(|errno| Error::io("read", path)(errno.into()))?;
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size());
+    Ok(FileSystem {
+        size_bytes: bytes(stat.blocks()),
+        used_bytes: bytes(stat.blocks().saturating_sub(stat.blocks_free())),
+        free_bytes: bytes(stat.blocks_available()),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

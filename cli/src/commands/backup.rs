@@ -9,6 +9,7 @@ use vbk::observer::{Counts, Observer};
 use vbk::source::Source;
 use vbk_repo::backup::Image;
 use vbk_repo::name::DiskName;
+use vbk_repo::repository::Reserve;
 
 use crate::args::{BackupArgs, DiskArg};
 use crate::context::{Context, host, threads};
@@ -46,7 +47,11 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
     for (_, path) in &disks {
         total += Source::open(path)?.size_bytes();
     }
-    let writer = context.writer(&format!("backup {}", args.guest), args.no_wait, &cancel)?;
+    let repository = context.repository()?;
+    repository.check_reserve(args.reserve.unwrap_or(Reserve::Default))?;
+    let writer = context.waiting(args.no_wait, &cancel, |wait| {
+        repository.writer(&format!("backup {}", args.guest), wait)
+    })?;
     let plan = BackupPlan {
         guest: args.guest.clone(),
         disks,
@@ -82,7 +87,7 @@ fn last_line(summary: &BackupSummary, took: Duration) -> String {
     let counts = &summary.counts;
     format!(
         "{}: {} read, {} new ({} stored) in {}",
-        summary.entry.backup.guest,
+        summary.entry.backup.spec(),
         units::size(counts.read_bytes),
         units::size(counts.new_bytes),
         units::size(counts.stored_bytes),

@@ -145,8 +145,8 @@ fn age(since: Timestamp, now: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vbk_repo::status::FileSystem;
     use vbk_repo::usage::DiskUsage;
+    use vbk_repo::usage::FileSystem;
 
     const NOW: &str = "2026-11-21T06:00:12Z";
 

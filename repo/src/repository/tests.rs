@@ -1,5 +1,5 @@
 use super::*;
-use crate::backup::Image;
+use crate::backup::{Entry, Image};
 use crate::testing::{self, mixed_bytes, store_image};
 
 fn new() -> (tempfile::TempDir, Repository) {

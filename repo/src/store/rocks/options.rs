@@ -17,6 +17,10 @@ const BLOCK_CACHE_BYTES: usize = 32 << 20;
 const MIN_BLOB_BYTES: u64 = 1024;
 /// Descriptors that RocksDB may hold, whatever the number of its files.
 const MAX_OPEN_FILES: i32 = 768;
+/// The write-ahead logs together: the index rows of a barrier of 4 GiB in the smallest blocks take 6 MB.
+const LOG_BYTES: u64 = 8 << 20;
+/// What the list of files is made longer by.
+const MANIFEST_BYTES: usize = 64 << 10;
 /// A sorted file of `blocks`.
 const TABLE_BYTES: u64 = 2 << 20;
 
@@ -29,7 +33,10 @@ pub(super) fn database(direct: bool, create: bool) -> (Options, Vec<ColumnFamily
     options.create_missing_column_families(create);
     options.set_max_open_files(MAX_OPEN_FILES);
     options.set_max_background_jobs(4);
-    options.set_max_total_wal_size(64 << 20);
+    // RocksDB sets as much disk space aside for its log, and the other for its list of files, each time it opens; where
+    // less is free it takes the rest, and then a prune has no room to work. The log has index rows in it, and no pages.
+    options.set_max_total_wal_size(LOG_BYTES);
+    options.set_manifest_preallocation_size(MANIFEST_BYTES);
     options.set_stats_dump_period_sec(0);
     // Twice as fast as buffered for blobs, and the host's page cache stays as it was.
     options.set_use_direct_io_for_flush_and_compaction(direct);

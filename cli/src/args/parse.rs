@@ -1,0 +1,126 @@
+//! Reads the values of options.
+
+use std::path::PathBuf;
+
+use vbk_repo::block::BlockSize;
+use vbk_repo::codec::Compression;
+use vbk_repo::name::{DiskName, GuestName};
+use vbk_repo::repository::Reserve;
+
+use super::DiskArg;
+
+pub fn parse_block_size(text: &str) -> Result<BlockSize, String> {
+    BlockSize::new(parse_size(text)?).map_err(|error| error.to_string())
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    let bad = || "write a size as 64K, 1M or 1048576".to_owned();
+    let (digits, unit) = match text.find(|c: char| !c.is_ascii_digit()) {
+        Some(place) => text.split_at(place),
+        None => (text, ""),
+    };
+    let factor = match unit.to_ascii_lowercase().as_str() {
+        "" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        _ => return Err(bad()),
+    };
+    let number: u64 = digits.parse().map_err(|_| bad())?;
+    Ok(number.saturating_mul(factor))
+}
+
+/// `5%` as 0.05.
+pub fn parse_percent(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>();
+    match number {
+        Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent / 100.0),
+        _ => Err("write a share as 5% (from 0% to 100%)".into()),
+    }
+}
+
+pub fn parse_reserve(text: &str) -> Result<Reserve, String> {
+    if text.ends_with('%') {
+        return parse_percent(text).map(Reserve::Share);
+    }
+    parse_size(text).map(Reserve::Bytes)
+}
+
+pub fn parse_compression(text: &str) -> Result<Compression, String> {
+    match text.parse() {
+        Ok(level @ 1..=19) => Ok(Compression::Zstd(level)),
+        _ if text == "none" => Ok(Compression::None),
+        _ => Err("write a zstd level from 1 to 19, or none".into()),
+    }
+}
+
+pub fn parse_disk(text: &str) -> Result<DiskArg, String> {
+    // A path may have an = in it; a disk's name has no / in it.
+    match text.split_once('=') {
+        Some((name, path)) if !name.contains('/') => Ok(DiskArg {
+            name: Some(DiskName::new(name).map_err(|error| error.to_string())?),
+            path: non_empty(path)?,
+        }),
+        _ => Ok(DiskArg {
+            name: None,
+            path: non_empty(text)?,
+        }),
+    }
+}
+
+pub fn parse_source(text: &str) -> Result<(GuestName, PathBuf), String> {
+    let (guest, path) = text
+        .split_once('=')
+        .ok_or("write GUEST=DISK, as in web1=/dev/vg0/web1")?;
+    let guest = guest.parse::<GuestName>().map_err(|error| error.to_string())?;
+    Ok((guest, non_empty(path)?))
+}
+
+fn non_empty(path: &str) -> Result<PathBuf, String> {
+    match path {
+        "" => Err("the path of the disk is missing".into()),
+        path => Ok(path.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn block_sizes_are_read_with_units() {
+        for (text, bytes) in [
+            ("64K", 1 << 16),
+            ("1M", 1 << 20),
+            ("16MiB", 16 << 20),
+            ("131072", 1 << 17),
+        ] {
+            assert_eq!(parse_block_size(text).map(BlockSize::bytes), Ok(bytes));
+        }
+        assert!(parse_block_size("100000").is_err_and(|text| text.contains("131072")));
+        for bad in ["", "M", "1G", "1X", "1.5M", "-1"] {
+            assert!(parse_block_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn disks_may_have_names() {
+        let of = |text: &str| parse_disk(text).map(|disk| (disk.name.map(String::from), disk.path));
+        assert_eq!(of("/dev/x"), Ok((None, "/dev/x".into())));
+        assert_eq!(of("vdb=/dev/x"), Ok((Some("vdb".into()), "/dev/x".into())));
+        assert_eq!(of("/dev/a=b"), Ok((None, "/dev/a=b".into())));
+        for bad in ["", "vda=", "=x", "a b=x", "..=x"] {
+            assert!(of(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn levels_outside_zstd_are_refused() {
+        assert_eq!(parse_compression("19"), Ok(Compression::Zstd(19)));
+        assert_eq!(parse_compression("none"), Ok(Compression::None));
+        for bad in ["0", "20", "-1", "fast", ""] {
+            assert!(parse_compression(bad).is_err(), "{bad}");
+        }
+    }
+}

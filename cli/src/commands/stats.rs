@@ -1,0 +1,126 @@
+//! `vbk stats`
+
+use serde::Serialize;
+use vbk_repo::stats::{Stats, stats};
+use vbk_repo::usage::{DiskUsage, disk_usage};
+
+use crate::context::{Context, threads};
+use crate::exit::{Error, Outcome, Result};
+use crate::table::{Align, Table};
+use crate::{signals, units};
+
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    stats: &'a Stats,
+    dedup_ratio: f64,
+    compression_ratio: f64,
+    growth_bytes_per_day: u64,
+    disk: DiskUsage,
+}
+
+/// Shows what the repository holds and what it takes.
+pub fn run(context: &Context<'_>) -> Result<Outcome> {
+    let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
+    let repository = context.repository()?;
+    let view = repository.view()?;
+    let now = jiff::Timestamp::now();
+    let found = stats(&*view.store(), &view.catalogue()?, threads(), now, &cancel)?;
+    let report = Report {
+        dedup_ratio: ratio(found.data_bytes, found.unique.plain_bytes),
+        compression_ratio: ratio(found.unique.plain_bytes, found.unique.stored_bytes),
+        growth_bytes_per_day: found.recent_stored_bytes / found.recent_days,
+        disk: disk_usage(repository.path())?,
+        stats: &found,
+    };
+    print(context, &report);
+    context.json_result(&report)?;
+    Ok(Outcome::Done)
+}
+
+fn ratio(of: u64, to: u64) -> f64 {
+    if to == 0 { 1.0 } else { of as f64 / to as f64 }
+}
+
+fn print(context: &Context<'_>, report: &Report<'_>) {
+    let found = report.stats;
+    let lines = [
+        (
+            "Backups",
+            format!(
+                "{} of {}",
+                units::count(found.backups, "backup"),
+                units::count(found.guests.len() as u64, "guest")
+            ),
+        ),
+        (
+            "Logical",
+            format!(
+                "{}, of it {} not zero",
+                units::size(found.logical_bytes),
+                units::size(found.data_bytes)
+            ),
+        ),
+        (
+            "Unique",
+            format!(
+                "{} in {} (each stored once: {:.1} times smaller)",
+                units::size(found.unique.plain_bytes),
+                units::count(found.unique.blocks, "block"),
+                report.dedup_ratio
+            ),
+        ),
+        (
+            "Stored",
+            format!(
+                "{} (compressed: {:.2} times smaller)",
+                units::size(found.unique.stored_bytes),
+                report.compression_ratio
+            ),
+        ),
+        (
+            "Unreferenced",
+            format!(
+                "{} in {}; `vbk prune` gives them back",
+                units::size(found.unreferenced.stored_bytes),
+                units::count(found.unreferenced.blocks, "block")
+            ),
+        ),
+        ("On disk", units::size(report.disk.total_bytes)),
+        (
+            "Growth",
+            format!(
+                "{} a day, over the last {}",
+                units::size(report.growth_bytes_per_day),
+                units::count(found.recent_days, "day")
+            ),
+        ),
+    ];
+    let mut text: String = lines
+        .iter()
+        .map(|(name, value)| format!("{:<14}{value}\n", format!("{name}:")))
+        .collect();
+    let mut table = Table::new(&[
+        ("GUEST", Align::Left),
+        ("BACKUPS", Align::Right),
+        ("LOGICAL", Align::Right),
+        ("UNIQUE", Align::Right),
+        ("STORED", Align::Right),
+        ("ONLY ITS OWN", Align::Right),
+    ]);
+    for guest in &found.guests {
+        table.row(vec![
+            guest.guest.clone(),
+            guest.backups.to_string(),
+            units::size(guest.logical_bytes),
+            units::size(guest.unique.plain_bytes),
+            units::size(guest.unique.stored_bytes),
+            units::size(guest.own.stored_bytes),
+        ]);
+    }
+    if !found.guests.is_empty() {
+        text.push('\n');
+        text.push_str(&table.to_string());
+    }
+    context.print(text);
+}

@@ -1,0 +1,93 @@
+//! Makes the files of a new repository.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use jiff::Timestamp;
+
+use super::{CreateOptions, LAYOUT_FORMAT, MARKER};
+use crate::block::Hashing;
+use crate::error::{Error, Result};
+use crate::id::to_hex;
+use crate::keys::{self, Keys, PassphraseCost};
+use crate::lock::WriterLock;
+use crate::store::rocks::{RocksStore, path_in};
+use crate::store::{ENCRYPTION, Identity, STORE_FORMAT};
+use crate::views;
+
+pub(super) fn fill(path: &Path, options: &CreateOptions) -> Result<()> {
+    restrict(path)?;
+    let views = path.join("views");
+    fs::create_dir(&views).map_err(Error::io("create", &views))?;
+    check_hard_links(path)?;
+    let now = Timestamp::now();
+    let seed = format!("{now} {} {}", path.display(), std::process::id());
+    let keys = options.encryption.as_ref().map(|(keys, _)| keys);
+    if let Some((keys, slots)) = &options.encryption {
+        for (name, unlock) in slots {
+            keys::add(path, name, keys, unlock, PassphraseCost::default())?;
+        }
+    }
+    let identity = Identity {
+        format: STORE_FORMAT,
+        features: keys.map(|_| ENCRYPTION.to_owned()).into_iter().collect(),
+        id: to_hex(&Hashing::Plain.content(seed.as_bytes())[..8]),
+        block_size: options.block_size,
+        created: now,
+        key_check: keys.map(Keys::check),
+    };
+    let lock = WriterLock::take(path, "init", &mut |_| false)?;
+    let store = RocksStore::create(&path_in(path), &identity)?;
+    views::publish(path, &store)?;
+    drop(store);
+    write_marker(path, identity.key_check.as_deref())?;
+    drop(lock);
+    Ok(())
+}
+
+/// Removes what a failed `fill` made; what can't be removed is named by the next attempt.
+pub(super) fn undo_fill(path: &Path, is_new: bool) {
+    for name in ["views", "store", "spare", "keys"] {
+        let _ = fs::remove_dir_all(path.join(name));
+    }
+    for name in ["lock", MARKER] {
+        let _ = fs::remove_file(path.join(name));
+    }
+    if is_new {
+        let _ = fs::remove_dir(path);
+    }
+}
+
+/// Only its owner may enter: what is in it are other people's disks.
+fn restrict(path: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(Error::io("set permissions of", path))
+}
+
+fn check_hard_links(path: &Path) -> Result<()> {
+    let (one, two) = (path.join("lock"), path.join(".hard-link-probe"));
+    fs::File::create(&one).map_err(Error::io("create", &one))?;
+    fs::hard_link(&one, &two).map_err(Error::io(
+        "make a hard link (a repository needs a file system with them)",
+        &two,
+    ))?;
+    fs::remove_file(&two).map_err(Error::io("remove", &two))
+}
+
+fn write_marker(path: &Path, key_check: Option<&str>) -> Result<()> {
+    let marker = path.join(MARKER);
+    let encryption = key_check.map_or(String::new(), |check| format!("encryption: aes-256-gcm {check}\n"));
+    let text = format!(
+        "This directory is a repository of vbk, with backups of virtual servers.\n\
+         `vbk list --repo DIRECTORY` shows what is in it. Change nothing here by hand.\n\
+         format: {LAYOUT_FORMAT}\n{encryption}"
+    );
+    fs::File::create(&marker)
+        .and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::File::open(path)?.sync_all()
+        })
+        .map_err(Error::io("write", &marker))
+}

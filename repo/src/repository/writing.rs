@@ -1,0 +1,135 @@
+//! A repository open for writing.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::backup::{Backup, Entry};
+use crate::catalogue::Catalogue;
+use crate::error::{Error, Result};
+use crate::id::BackupId;
+use crate::lock::WriterLock;
+use crate::mark::mark;
+use crate::state::{self, State, States};
+use crate::store::rocks::RocksStore;
+use crate::store::{BlockStore, Identity, Note, Record, Swept, Thrift};
+use crate::usage::disk_usage;
+use crate::views;
+
+/// A prune shows readers its progress, and lets go of what they saw before, each time it has removed so much.
+const PUBLISH_BYTES: u64 = 2 << 30;
+
+/// A repository open for writing; no other process can write to it meanwhile.
+pub struct Writer {
+    pub(super) rocks: Arc<RocksStore>,
+    /// The same, with encryption where there is some.
+    pub(super) store: Arc<dyn BlockStore>,
+    pub(super) identity: Identity,
+    pub(super) path: PathBuf,
+    pub(super) _lock: WriterLock,
+}
+
+impl Writer {
+    /// What the repository is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// What keeps the bytes.
+    pub fn store(&self) -> &dyn BlockStore {
+        &*self.store
+    }
+
+    /// All backups.
+    pub fn catalogue(&self) -> Result<Catalogue> {
+        Catalogue::load(&*self.store)
+    }
+
+    /// Makes a backup visible. Everything it names must have been put; all of it is durable when this returns.
+    pub fn commit(&self, backup: Backup) -> Result<Committed> {
+        let bytes = backup.encode();
+        let id = BackupId(self.store.hashing().content(&bytes));
+        let key = backup.spec();
+        self.store.commit(&Record { key, bytes })?;
+        Ok(Committed {
+            entry: Entry { id, backup },
+            unpublished: self.publish().err(),
+        })
+    }
+
+    /// What is known of the backups besides their records.
+    pub fn states(&self) -> Result<States> {
+        States::load(&*self.store)
+    }
+
+    /// Removes backups, named as `GUEST@TIME`, and changes notes: all of it or nothing, durable when this returns. The
+    /// blocks stay until [`Writer::prune`].
+    pub fn amend(&self, forget: &[String], notes: &[Note]) -> Result<()> {
+        let mut all = notes.to_vec();
+        all.extend(forget.iter().map(|key| state::note_of(key, State::default())));
+        self.store.amend(forget, &all)?;
+        self.publish()
+    }
+
+    /// Removes what no backup names, and gives its space back. May be ended at any moment; the next one goes on.
+    /// `progress` is told the bytes that were removed so far.
+    pub fn prune(&self, thrift: Thrift, threads: usize, cancel: &AtomicBool, progress: &dyn Fn(u64)) -> Result<Pruned> {
+        let started = Instant::now();
+        let catalogue = self.catalogue()?;
+        let live = mark(&*self.store, &catalogue, threads, cancel)?;
+        let marked = started.elapsed();
+        let used_before = disk_usage(&self.path)?.total_bytes;
+        let mut published_bytes = 0;
+        let swept = self.store.retain(&live, thrift, &mut |removed_bytes| {
+            progress(removed_bytes);
+            // The view before holds on to all that was removed since.
+            if removed_bytes >= published_bytes + PUBLISH_BYTES {
+                published_bytes = removed_bytes;
+                self.publish()?;
+            }
+            match cancel.load(Ordering::SeqCst) {
+                true => Err(Error::Interrupted),
+                false => Ok(()),
+            }
+        });
+        if !thrift.dry_run {
+            self.publish()?;
+        }
+        Ok(Pruned {
+            backups: catalogue.entries().len() as u64,
+            swept: swept?,
+            marked,
+            used_before_bytes: used_before,
+            used_after_bytes: disk_usage(&self.path)?.total_bytes,
+        })
+    }
+
+    fn publish(&self) -> Result<()> {
+        views::publish(&self.path, &self.rocks)
+    }
+}
+
+/// What a prune did.
+#[derive(Debug, Clone, Copy)]
+pub struct Pruned {
+    /// Backups that are kept.
+    pub backups: u64,
+    /// What was found and removed.
+    pub swept: Swept,
+    /// How long it took to find out what is needed.
+    pub marked: Duration,
+    /// What the repository took on its file system before.
+    pub used_before_bytes: u64,
+    /// And after. What views of running readers hold is given back when those end.
+    pub used_after_bytes: u64,
+}
+
+/// A backup that is stored.
+#[derive(Debug)]
+pub struct Committed {
+    /// The backup.
+    pub entry: Entry,
+    /// Why readers do not see it before the next writer has been there, if so.
+    pub unpublished: Option<Error>,
+}

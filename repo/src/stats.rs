@@ -1,0 +1,218 @@
+//! Counts what a repository holds: how much the guests' disks are, what is left of that without repetitions, and what it
+//! takes in the store.
+//!
+//! Reads manifests and the index, and no block. Memory: 2 bytes per block of the store, a bit per block, 40 bytes per
+//! segment of the largest guest.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, PoisonError};
+
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+
+use crate::backup::Entry;
+use crate::catalogue::Catalogue;
+use crate::error::{Error, Result};
+use crate::mark::{each_segment, images_of};
+use crate::places::{Place, Places};
+use crate::store::{Located, StoreReader};
+
+/// Blocks, counted once each.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Amount {
+    /// How many.
+    pub blocks: u64,
+    /// Their plain bytes.
+    pub plain_bytes: u64,
+    /// What they take in the store.
+    pub stored_bytes: u64,
+}
+
+impl Amount {
+    fn add(&mut self, located: Located) {
+        self.blocks += 1;
+        self.plain_bytes += u64::from(located.plain_bytes);
+        self.stored_bytes += u64::from(located.stored_bytes);
+    }
+}
+
+/// What one guest has in the repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct GuestStats {
+    /// Its name.
+    pub guest: String,
+    /// How many backups of it there are.
+    pub backups: u64,
+    /// The sizes of all disks in all of them.
+    pub logical_bytes: u64,
+    /// Every block that its backups name.
+    pub unique: Amount,
+    /// Those that no other guest's backups name: what forgetting all of this guest would give back.
+    pub own: Amount,
+}
+
+/// What a repository holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Stats {
+    /// How many backups.
+    pub backups: u64,
+    /// The sizes of all disks in all of them.
+    pub logical_bytes: u64,
+    /// The same without zeros: what the blocks would take if each backup had its own.
+    pub data_bytes: u64,
+    /// Every block that a backup names.
+    pub unique: Amount,
+    /// Blocks that no backup names any more.
+    pub unreferenced: Amount,
+    /// What the backups of the last [`GROWTH_DAYS`] days added to the store.
+    pub recent_stored_bytes: u64,
+    /// Over how many days that is: less in a younger repository.
+    pub recent_days: u64,
+    /// By guest.
+    pub guests: Vec<GuestStats>,
+}
+
+/// How far back growth is measured.
+pub const GROWTH_DAYS: i64 = 30;
+
+/// Who names the block at a place: nobody, one guest by its number, or several.
+#[derive(Default)]
+struct Owners(BTreeMap<u64, Box<[u16; PIECE]>>);
+
+const PIECE: usize = 4096;
+const NOBODY: u16 = 0;
+const SEVERAL: u16 = u16::MAX;
+
+impl Owners {
+    fn get(&self, place: Place) -> u16 {
+        let piece = self.0.get(&(place.0 / PIECE as u64));
+        piece.map_or(NOBODY, |piece| piece[(place.0 % PIECE as u64) as usize])
+    }
+
+    fn add(&mut self, place: Place, guest: u16) {
+        let piece = self.0.entry(place.0 / PIECE as u64);
+        let owner = &mut piece.or_insert_with(|| Box::new([NOBODY; PIECE]))[(place.0 % PIECE as u64) as usize];
+        *owner = match *owner {
+            NOBODY => guest,
+            one if one == guest => guest,
+            _ => SEVERAL,
+        };
+    }
+}
+
+/// Counts. Damage to a manifest ends it, because what it names is not known.
+pub fn stats(
+    store: &dyn StoreReader,
+    catalogue: &Catalogue,
+    threads: usize,
+    now: Timestamp,
+    cancel: &AtomicBool,
+) -> Result<Stats> {
+    let owners = Mutex::new(Owners::default());
+    let mut guests = Vec::new();
+    for guest in catalogue.guests() {
+        // More guests than there are numbers: the last ones share one, and own nothing.
+        let number = u16::try_from(guests.len() + 1).unwrap_or(SEVERAL);
+        let entries: Vec<&Entry> = catalogue.of(guest).collect();
+        let images: Vec<_> = entries.iter().flat_map(|entry| images_of(entry)).collect();
+        let seen: Mutex<(Places, Amount)> = Mutex::default();
+        each_segment(store, &images, threads, cancel, &|blocks| {
+            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut owners = owners.lock().unwrap_or_else(PoisonError::into_inner);
+            for (id, located) in blocks {
+                let located = located.ok_or(Error::BlockMissing(*id))?;
+                if seen.0.insert(located.place) {
+                    seen.1.add(located);
+                    owners.add(located.place, number);
+                }
+            }
+            Ok(())
+        })?;
+        guests.push(GuestStats {
+            guest: guest.to_string(),
+            backups: entries.len() as u64,
+            logical_bytes: entries.iter().map(|entry| entry.backup.size_bytes()).sum(),
+            unique: seen.into_inner().unwrap_or_else(PoisonError::into_inner).1,
+            own: Amount::default(),
+        });
+    }
+    let owners = owners.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (mut unique, mut unreferenced) = (Amount::default(), Amount::default());
+    store.survey(&mut |_, located| {
+        match owners.get(located.place) {
+            NOBODY => {
+                unreferenced.add(located);
+                return Ok(());
+            }
+            SEVERAL => {}
+            number => guests[usize::from(number) - 1].own.add(located),
+        }
+        unique.add(located);
+        Ok(())
+    })?;
+    let entries = catalogue.entries();
+    let since = now - SignedDuration::from_hours(24 * GROWTH_DAYS);
+    let recent = entries.iter().filter(|entry| entry.backup.time.timestamp() >= since);
+    let age = store.identity()?.created.duration_until(now).as_hours() / 24;
+    Ok(Stats {
+        backups: entries.len() as u64,
+        logical_bytes: entries.iter().map(|entry| entry.backup.size_bytes()).sum(),
+        data_bytes: entries.iter().flat_map(images_of).map(|image| image.data_bytes).sum(),
+        unique,
+        unreferenced,
+        recent_stored_bytes: recent.map(|entry| entry.backup.stored_bytes()).sum(),
+        recent_days: age.clamp(1, GROWTH_DAYS) as u64,
+        guests,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::memory::MemoryStore;
+    use crate::store::{BlockStore, Record};
+    use crate::testing::{SMALL, backup, store_image};
+
+    /// Blocks of these contents, none of them zero.
+    fn disk(contents: &[u8]) -> Vec<u8> {
+        contents
+            .iter()
+            .flat_map(|content| std::iter::repeat_n(*content, SMALL.bytes()))
+            .collect()
+    }
+
+    #[test]
+    fn what_guests_share_is_nobodys_own_and_counted_once() {
+        let store = MemoryStore::new(SMALL);
+        let days = [
+            ("db", "2026-11-20T05-54-00Z", &[1, 2, 3][..]),
+            ("db", "2026-11-21T05-54-00Z", &[1, 2, 4, 4]),
+            ("web", "2026-11-21T05-54-00Z", &[2, 5]),
+        ];
+        for (guest, time, contents) in days {
+            let made = backup(guest, time, vec![store_image(&store, "vda", &disk(contents))]);
+            let record = Record {
+                key: made.spec(),
+                bytes: made.encode(),
+            };
+            store.commit(&record).expect("commits");
+        }
+        store_image(&store, "vda", &disk(&[9, 9]));
+        let catalogue = Catalogue::load(&store).expect("loads");
+        let now = "2026-11-22T00:00:00Z".parse().expect("a time");
+        let all = stats(&store, &catalogue, 2, now, &AtomicBool::new(false)).expect("counts");
+        let block = SMALL.bytes() as u64;
+        assert_eq!((all.backups, all.logical_bytes), (3, 9 * block));
+        assert_eq!((all.unique.blocks, all.unreferenced.blocks), (5, 1));
+        assert_eq!(all.unique.plain_bytes, 5 * block);
+        let counts: Vec<_> = all
+            .guests
+            .iter()
+            .map(|one| (one.backups, one.unique.blocks, one.own.blocks))
+            .collect();
+        assert_eq!(counts, [(2, 4, 3), (1, 2, 1)]);
+        let live = all.guests.iter().map(|one| one.own.stored_bytes).sum::<u64>();
+        assert!(live < all.unique.stored_bytes);
+    }
+}

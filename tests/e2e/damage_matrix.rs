@@ -1,0 +1,601 @@
+//! One thing wrong in a closed repository, of every kind and in every place: what is given out is true, what is wrong is
+//! named, and a repair that may look at the disks or at another repository gets everything back.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+
+use crate::support::bytes::{KIB, assert_same, copy_sparse, noise_bytes, size_of, write_at, write_noise};
+use crate::support::lab::{Lab, names_in, str_of};
+use crate::support::run::Said;
+use crate::support::tools::tool;
+
+/// What is done to a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Harm {
+    Flip,
+    Truncate,
+    Delete,
+    Swap,
+}
+
+/// What is harmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Blob,
+    Table,
+    Manifest,
+    Current,
+    Log,
+    Spare,
+    /// The link that names the newest view.
+    Link,
+    Marker,
+}
+
+/// A file, and another one of its kind, all as seen from the repository.
+#[derive(Debug)]
+struct Place {
+    kind: Kind,
+    file: PathBuf,
+    other: Option<PathBuf>,
+}
+
+impl Place {
+    /// Whether everything can be read while it is harmed: it is needed only by a writer, or not at all.
+    fn costs_readers_nothing(&self) -> bool {
+        match self.kind {
+            Kind::Spare | Kind::Log => true,
+            Kind::Manifest | Kind::Current => self.file.starts_with("store"),
+            Kind::Blob | Kind::Table | Kind::Link | Kind::Marker => false,
+        }
+    }
+}
+
+/// An image of a backup, as `GUEST@TIME/DISK`, and the file that it is of.
+struct Image {
+    spec: String,
+    disk: PathBuf,
+}
+
+/// A repository in a lab that is harmed again and again.
+struct Matrix {
+    lab: Lab,
+    key: Option<PathBuf>,
+    images: Vec<Image>,
+}
+
+impl Matrix {
+    fn new(encrypted: bool) -> Self {
+        let lab = Lab::without_repo();
+        let key = encrypted.then(|| lab.path("key"));
+        let mut matrix = Self {
+            lab,
+            key,
+            images: Vec::new(),
+        };
+        let disk = |name: &str| matrix.lab.path(name);
+        write_noise(&disk("monday"), 1, 700 * KIB + 100);
+        copy_sparse(&disk("monday"), &disk("tuesday"));
+        write_at(&disk("tuesday"), 130 * KIB, &noise_bytes(2, 70 * KIB));
+        write_noise(&disk("db"), 3, 500 * KIB);
+        // Which is also what the copy has.
+        copy_sparse(&disk("monday"), &disk("copy"));
+        matrix.init(matrix.lab.repo());
+        matrix.back_up();
+        matrix.ok(args!["verify"]);
+        matrix.ok(args!["protect", "web@latest"]);
+        let listed = matrix.lab.listed_with(&matrix.key_args());
+        let image = |spec: &str, name: &str| Image {
+            spec: spec.to_owned(),
+            disk: matrix.lab.path(name),
+        };
+        let [db, monday, tuesday] = &listed[..] else {
+            panic!("{listed:?}");
+        };
+        matrix.images = vec![
+            image(&format!("{monday}/vda"), "monday"),
+            image(&format!("{tuesday}/vda"), "tuesday"),
+            image(&format!("{db}/vda"), "db"),
+            image(&format!("{db}/vdb"), "copy"),
+        ];
+        copy(matrix.lab.repo(), &matrix.lab.path("pristine"));
+        if encrypted {
+            // Another repository has other keys, and so other names for the same blocks. A copy has the same.
+            copy(matrix.lab.repo(), &matrix.lab.path("other"));
+        } else {
+            let other = matrix.lab.path("other");
+            matrix.init(&other);
+            for (guest, name) in [("a", "db"), ("b", "tuesday"), ("b", "copy")] {
+                matrix.ok(args!["--repo", other, "backup", guest, matrix.lab.path(name)]);
+            }
+        }
+        matrix
+    }
+
+    fn init(&self, path: &Path) {
+        let mut args = args!["init", path, "--block-size", "64K"];
+        if self.key.is_some() {
+            args.extend(args!["--encrypt", "--no-recovery-key"]);
+        }
+        self.ok(args);
+    }
+
+    /// Two days of a guest, then one of another with two disks; small pages, so that some stay in tables.
+    fn back_up(&self) {
+        for day in ["monday", "tuesday"] {
+            self.ok(args!["backup", "web", self.lab.path(day)]);
+        }
+        self.ok(self.backup_db());
+    }
+
+    fn backup_db(&self) -> Vec<OsString> {
+        let of = |disk: &str, name: &str| format!("{disk}={}", self.lab.path(name).display());
+        args!["backup", "db", of("vda", "db"), of("vdb", "copy")]
+    }
+
+    fn key_args(&self) -> Vec<OsString> {
+        match &self.key {
+            Some(key) => args!["--key-file", key],
+            None => Vec::new(),
+        }
+    }
+
+    fn run(&self, args: Vec<OsString>) -> Said {
+        let mut all = self.key_args();
+        all.extend(args);
+        self.lab.run(all)
+    }
+
+    #[track_caller]
+    fn ok(&self, args: Vec<OsString>) -> Said {
+        self.run(args).code(0)
+    }
+
+    /// Runs it; it does its work, fails or finds damage, and nothing else.
+    #[track_caller]
+    fn try_run(&self, args: Vec<OsString>) -> Said {
+        let said = self.run(args);
+        match said.status.code() {
+            Some(0) => {}
+            Some(1 | 4) => assert!(!words_of(&said).trim().is_empty(), "without a word, {said}"),
+            _ => panic!("{said}"),
+        }
+        said
+    }
+
+    /// The files of a kind. Each has one of the same kind to change places with, if there is one.
+    fn places(&self) -> Vec<Place> {
+        let mut places = Vec::new();
+        let view = fs::read_link(self.lab.repo().join("views/current")).expect("a link");
+        let view = Path::new("views").join(view);
+        let mut of = |kind: Kind, directory: &Path, part: &str| {
+            let names = names_in(&self.lab.repo().join(directory)).into_iter();
+            let files: Vec<_> = names
+                .filter(|name| name.contains(part))
+                .map(|name| directory.join(name))
+                .filter(|file| size_of(&self.lab.repo().join(file)) > 0)
+                .collect();
+            for (number, file) in files.iter().enumerate() {
+                let other = files.get((number + 1) % files.len()).filter(|other| *other != file);
+                let other = match kind {
+                    // A store has one of each, and so has its view.
+                    Kind::Manifest if directory == Path::new("store") => twin(self.lab.repo(), &view, "MANIFEST-"),
+                    Kind::Manifest => twin(self.lab.repo(), Path::new("store"), "MANIFEST-"),
+                    Kind::Current => twin(self.lab.repo(), directory, "MANIFEST-"),
+                    _ => other.cloned(),
+                };
+                places.push(Place {
+                    kind,
+                    file: file.clone(),
+                    other,
+                });
+            }
+        };
+        let (store, spare) = (Path::new("store"), Path::new("spare"));
+        of(Kind::Blob, store, ".blob");
+        of(Kind::Table, store, ".sst");
+        for directory in [store, &view] {
+            of(Kind::Manifest, directory, "MANIFEST-");
+            of(Kind::Current, directory, "CURRENT");
+            of(Kind::Log, directory, ".log");
+        }
+        of(Kind::Spare, spare, ".sst.");
+        places.push(Place {
+            kind: Kind::Link,
+            file: "views/current".into(),
+            other: None,
+        });
+        places.push(Place {
+            kind: Kind::Marker,
+            file: "vbk-repository".into(),
+            other: None,
+        });
+        places
+    }
+
+    /// Restores all images. What is there is true; gives what could not be restored.
+    fn restore_all(&self, what: &str) -> Vec<&Image> {
+        let out = self.lab.path("out.img");
+        let mut lost = Vec::new();
+        for image in &self.images {
+            let said = self.try_run(args!["restore", image.spec, out]);
+            match said.status.code() {
+                Some(0) => assert_same(&out, &image.disk),
+                _ => {
+                    assert!(!out.exists(), "{what}: {said}");
+                    lost.push(image);
+                }
+            }
+            let _ = fs::remove_file(&out);
+        }
+        lost
+    }
+
+    /// Reads all images from a mount. What is there is true; gives how many could not be read whole.
+    fn read_mounted(&self, what: &str) -> usize {
+        let dir = self.lab.subdir("images");
+        let said = self.try_run(args!["mount", dir]);
+        let mut lost = self.images.len();
+        if said.status.success() {
+            for image in &self.images {
+                let (backup, disk) = image.spec.split_once('/').expect("backup and disk");
+                let (guest, time) = backup.split_once('@').expect("guest and time");
+                match fs::read(dir.join(guest).join(time).join(format!("{disk}.img"))) {
+                    Ok(bytes) => {
+                        assert!(
+                            bytes == fs::read(&image.disk).expect("reads"),
+                            "{what}: {} in the mount",
+                            image.spec
+                        );
+                        lost -= 1;
+                    }
+                    Err(error) => assert!(
+                        matches!(error.raw_os_error(), Some(2 | 5)),
+                        "{what}: {}: {error}",
+                        image.spec
+                    ),
+                }
+            }
+            self.lab.umount(&dir);
+        }
+        fs::remove_dir(dir).expect("removes");
+        lost
+    }
+
+    /// All that can be done with a harmed repository, from looking at it to having it whole again.
+    fn check(&self, harm: Harm, place: &Place) {
+        let repo = self.lab.repo();
+        copy(&self.lab.path("pristine"), repo);
+        if !do_harm(repo, harm, place) {
+            return;
+        }
+        let what = format!("{harm:?} {}", place.file.display());
+        if place.kind == Kind::Marker {
+            return self.check_marker(harm, &what);
+        }
+        self.try_run(args!["list"]);
+        self.try_run(args!["show", self.images[0].spec.split('/').next().expect("a backup")]);
+        let lost = self.restore_all(&what);
+        let lost_mounted = self.read_mounted(&what);
+        assert_eq!(lost.len(), lost_mounted, "{what}: a mount shows what can be restored");
+        if place.costs_readers_nothing() {
+            assert!(lost.is_empty(), "{what} costs {}", lost.len());
+        }
+        let verified = self.try_run(args!["verify"]);
+        if !lost.is_empty() {
+            assert!(
+                !verified.status.success(),
+                "{what}: {} can't be restored, but {verified}",
+                lost[0].spec
+            );
+            self.names_what_is_wrong(&verified, place, &lost);
+        }
+
+        // The next day. What verify found is stored anew, and what says that it was done was done.
+        let again = [
+            self.try_run(args!["backup", "web", self.lab.path("tuesday")]),
+            self.try_run(self.backup_db()),
+        ];
+        for (said, disk) in again.iter().zip([1, 2]) {
+            let image = &self.images[disk];
+            let guest = image.spec.split('@').next().expect("a guest");
+            let out = self.lab.path("out.img");
+            if said.status.success() {
+                let restored = self.try_run(args!["restore", format!("{guest}@latest/vda"), out]);
+                assert!(restored.status.success(), "{what}: {said}\nand then {restored}");
+                assert_same(&out, &image.disk);
+                fs::remove_file(out).expect("removes");
+            }
+        }
+        self.try_run(args!["verify"]);
+
+        // With what the repository has itself; then with all there is.
+        let repaired = self.try_run(args!["repair"]);
+        if repaired.status.success() {
+            let lost = self.restore_all(&what);
+            assert!(lost.is_empty(), "{what}: {} is lost, but {repaired}", lost[0].spec);
+        } else {
+            assert_eq!(place.kind, Kind::Blob, "{what}: all else is there twice, but {repaired}");
+        }
+        copy(&self.lab.path("pristine"), repo);
+        do_harm(repo, harm, place);
+        let mut repair = args!["repair"];
+        match place.file.to_string_lossy().bytes().fold(harm as u8, u8::wrapping_add) % 2 {
+            0 => repair.extend(args!["--from", self.lab.path("other")]),
+            _ => {
+                for name in ["monday", "tuesday", "db"] {
+                    repair.extend(args!["--from-source", format!("x={}", self.lab.path(name).display())]);
+                }
+            }
+        }
+        let repaired = self.try_run(repair);
+        assert!(repaired.status.success(), "{what}: {repaired}");
+        assert_eq!(self.restore_all(&what).len(), 0, "{what}: {repaired}");
+        let verified = self.try_run(args!["verify"]);
+        assert!(verified.status.success(), "{what}: {repaired}\nand then {verified}");
+        assert_eq!(self.read_mounted(&what), 0, "{what}");
+        for args in [args!["backup", "web", self.lab.path("tuesday")], self.backup_db()] {
+            let said = self.try_run(args);
+            assert!(said.status.success(), "{what}: {repaired}\nand then {said}");
+        }
+    }
+
+    fn names_what_is_wrong(&self, verified: &Said, place: &Place, lost: &[&Image]) {
+        let text = words_of(verified);
+        let name = place.file.file_name().expect("a name").to_string_lossy();
+        let directory = place.file.parent().expect("a directory").to_string_lossy();
+        let names_images = lost
+            .iter()
+            .all(|image| text.contains(&image.spec.replace("/vd", "/vd")));
+        let names_file = text.contains(&*name) || text.contains(&*directory);
+        assert!(
+            names_images || names_file || place.kind == Kind::Link && text.contains("view"),
+            "{} is not named: {verified}",
+            place.file.display()
+        );
+    }
+
+    /// Without it nothing is read and nothing harmed; with it all is as it was.
+    fn check_marker(&self, harm: Harm, what: &str) {
+        let repo = self.lab.repo();
+        for args in [
+            args!["list"],
+            args!["verify"],
+            args!["repair"],
+            args!["backup", "web", self.lab.path("tuesday")],
+        ] {
+            let said = self.try_run(args);
+            match harm {
+                Harm::Delete | Harm::Truncate => {
+                    let said = said.code(1);
+                    said.says(&["is not a vbk repository"]);
+                }
+                // In its text for people, or in its number.
+                _ => {
+                    let text = words_of(&said);
+                    assert!(
+                        said.status.success() || text.contains("repository"),
+                        "{what}: {said}"
+                    );
+                }
+            }
+        }
+        fs::copy(self.lab.path("pristine/vbk-repository"), repo.join("vbk-repository")).expect("copies");
+        assert_eq!(self.restore_all(what).len(), 0, "{what}");
+        self.ok(args!["verify"]);
+    }
+}
+
+/// What it said, to people on both streams.
+fn words_of(said: &Said) -> String {
+    format!("{}{}", said.text(), said.stderr)
+}
+
+/// The file of a directory whose name has this part.
+fn twin(repo: &Path, directory: &Path, part: &str) -> Option<PathBuf> {
+    let names = names_in(&repo.join(directory)).into_iter();
+    names
+        .filter(|name| name.contains(part))
+        .map(|name| directory.join(name))
+        .next_back()
+}
+
+/// With its hard links, in the place of what is there.
+fn copy(from: &Path, to: &Path) {
+    if to.exists() {
+        fs::remove_dir_all(to).expect("removes");
+    }
+    tool("cp", args!["-a", from, to]);
+}
+
+/// Every name of a file.
+fn links_of(repo: &Path, file: &Path) -> Vec<PathBuf> {
+    let inode = fs::metadata(repo.join(file)).expect("is there").ino();
+    let mut links = Vec::new();
+    let mut directories = vec![repo.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).expect("lists") {
+            let path = entry.expect("an entry").path();
+            let data = path.symlink_metadata().expect("is there");
+            if data.is_dir() {
+                directories.push(path);
+            } else if data.ino() == inode {
+                links.push(path);
+            }
+        }
+    }
+    links
+}
+
+/// Harms the bytes of a file, for all its names at once. False if there is nothing to do that to.
+fn do_harm(repo: &Path, harm: Harm, place: &Place) -> bool {
+    let path = repo.join(&place.file);
+    if place.kind == Kind::Link {
+        let target = fs::read_link(&path).expect("a link").to_string_lossy().into_owned();
+        fs::remove_file(&path).expect("removes");
+        match harm {
+            // Another number is a view that is not there.
+            Harm::Flip => symlink(format!("9{target}"), &path).expect("links"),
+            Harm::Truncate => symlink("x", &path).expect("links"),
+            Harm::Delete => {}
+            // As a program leaves it that follows links, or that knows none.
+            Harm::Swap => fs::write(&path, target).expect("writes"),
+        }
+        return true;
+    }
+    let size = size_of(&path);
+    match harm {
+        Harm::Flip => {
+            let mut bytes = fs::read(&path).expect("reads");
+            bytes[size as usize / 2] ^= 0xFF;
+            // Into the same inode.
+            write_at(&path, 0, &bytes);
+        }
+        Harm::Truncate => File::options()
+            .write(true)
+            .open(&path)
+            .and_then(|file| file.set_len(size / 2))
+            .expect("cuts"),
+        Harm::Delete => links_of(repo, &place.file)
+            .iter()
+            .for_each(|link| fs::remove_file(link).expect("removes")),
+        Harm::Swap => {
+            let Some(other) = place.other.as_ref().map(|other| repo.join(other)) else {
+                return false;
+            };
+            let (one, two) = (fs::read(&path).expect("reads"), fs::read(&other).expect("reads"));
+            fs::write(&path, two).expect("writes");
+            fs::write(&other, one).expect("writes");
+        }
+    }
+    true
+}
+
+/// Every place in some way, every kind in this one.
+fn every_kind(harm: Harm, encrypted: bool) {
+    let matrix = Matrix::new(encrypted);
+    let mut numbers = std::collections::HashMap::new();
+    for place in matrix.places() {
+        let number = numbers.entry(place.kind as u8).or_insert(0_usize);
+        *number += 1;
+        // There are many tables, and what harms one in one way harms another in another.
+        let every = match place.kind {
+            Kind::Table | Kind::Spare => 4,
+            _ => 1,
+        };
+        if *number % every == harm as usize % every {
+            matrix.check(harm, &place);
+        }
+    }
+}
+
+#[test]
+fn a_flipped_byte_anywhere_is_named_and_repaired() {
+    every_kind(Harm::Flip, false);
+}
+
+#[test]
+fn a_flipped_byte_anywhere_in_an_encrypted_repository_is_named_and_repaired() {
+    every_kind(Harm::Flip, true);
+}
+
+#[test]
+fn a_file_that_was_cut_off_is_named_and_repaired() {
+    every_kind(Harm::Truncate, false);
+}
+
+#[test]
+fn a_file_of_an_encrypted_repository_that_was_cut_off_is_named_and_repaired() {
+    every_kind(Harm::Truncate, true);
+}
+
+#[test]
+fn a_file_that_is_gone_is_named_and_repaired() {
+    every_kind(Harm::Delete, false);
+}
+
+#[test]
+fn a_file_of_an_encrypted_repository_that_is_gone_is_named_and_repaired() {
+    every_kind(Harm::Delete, true);
+}
+
+#[test]
+fn files_that_changed_places_are_named_and_repaired() {
+    every_kind(Harm::Swap, false);
+}
+
+#[test]
+fn files_of_an_encrypted_repository_that_changed_places_are_named_and_repaired() {
+    every_kind(Harm::Swap, true);
+}
+
+#[test]
+fn a_damaged_key_slot_costs_that_way_in_and_no_other() {
+    let lab = Lab::without_repo();
+    let (key, exported, recovery) = (lab.path("key"), lab.path("exported"), lab.path("recovery"));
+    let made = lab.json(args!["--key-file", key, "init", "--encrypt"]);
+    fs::write(&recovery, str_of(&made, "recovery_key")).expect("writes");
+    write_noise(&lab.path("disk"), 1, 300 * KIB);
+    lab.ok(args!["--key-file", key, "backup", "web", lab.path("disk")]);
+    lab.ok(args!["--key-file", key, "key", "export", exported]);
+    let pristine = lab.path("pristine");
+    copy(lab.repo(), &pristine);
+    let ways = [
+        ("key-file", args!["--key-file", key]),
+        ("recovery", args!["--passphrase-file", recovery]),
+        ("", args!["--key-file", exported]),
+    ];
+    for harm in [Harm::Flip, Harm::Truncate, Harm::Delete, Harm::Swap] {
+        for slot in ["key-file", "recovery"] {
+            copy(&pristine, lab.repo());
+            let of = |name: &str| PathBuf::from(format!("keys/{name}.json"));
+            let place = Place {
+                kind: Kind::Marker,
+                file: of(slot),
+                other: Some(of(if slot == "recovery" { "key-file" } else { "recovery" })),
+            };
+            do_harm(lab.repo(), harm, &place);
+            let what = format!("{harm:?} {slot}");
+            for (name, way) in &ways {
+                let mut args = way.clone();
+                let out = lab.path("out.img");
+                args.extend(args!["restore", "web@latest", out]);
+                let said = lab.run(args);
+                if said.status.success() {
+                    assert_same(&out, &lab.path("disk"));
+                    fs::remove_file(out).expect("removes");
+                    continue;
+                }
+                assert!(*name == slot || harm == Harm::Swap && !name.is_empty(), "{what}: {said}");
+                assert!(matches!(said.status.code(), Some(1 | 4)), "{what}: {said}");
+                if harm != Harm::Delete {
+                    assert!(said.stderr.contains(&format!("keys/{name}.json")), "{what}: {said}");
+                }
+            }
+            let listed = lab.run(args!["key", "list"]);
+            match harm {
+                Harm::Delete => assert!(!listed.text().contains(slot), "{what}: {listed}"),
+                _ => {
+                    assert!(listed.stderr.contains(&format!("keys/{slot}.json")), "{what}: {listed}");
+                    assert_eq!(listed.status.code(), Some(4), "{what}: {listed}");
+                }
+            }
+            // The way in is made anew from another one.
+            if harm != Harm::Swap {
+                let mut add = args!["--key-file", exported, "key", "add", "--name", "new"];
+                add.extend(match slot {
+                    "recovery" => args!["--recovery"],
+                    _ => args!["--new-key-file", key],
+                });
+                lab.ok(add);
+                if harm != Harm::Delete {
+                    lab.ok(args!["key", "remove", slot]);
+                }
+                lab.ok(args!["--key-file", key, "verify"]);
+                lab.ok(args!["key", "list"]);
+            }
+        }
+    }
+}
