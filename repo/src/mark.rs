@@ -84,6 +84,8 @@ pub(crate) fn each_segment(
                 })
                 .expect("the system can start a few threads");
         }
+        // The threads hold clones; with this one gone a dead pool shows as a failed send.
+        drop(queue);
         let mut seen = HashSet::new();
         let mut batch = Vec::new();
         for image in images {

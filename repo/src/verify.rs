@@ -75,6 +75,8 @@ struct Findings {
     blocks: Mutex<HashMap<BlockId, (usize, String)>>,
     blocks_read: AtomicU64,
     bytes_read: AtomicU64,
+    /// What says nothing of the block, as a store that can't be reached just now. It ends the verification.
+    failed: Mutex<Option<Error>>,
 }
 
 /// Verifies the blocks of `entries` that are `wanted`, with `threads` threads. `progress` is called now and then from this thread; when `cancel` is
@@ -94,6 +96,7 @@ pub fn verify(
         blocks: Mutex::default(),
         blocks_read: AtomicU64::new(0),
         bytes_read: AtomicU64::new(0),
+        failed: Mutex::default(),
     };
     let mut read = VerifyProgress::default();
     let (work, queue) = crossbeam_channel::bounded::<Vec<(BlockId, usize)>>(2 * threads);
@@ -123,6 +126,9 @@ pub fn verify(
                     if cancel.load(Ordering::SeqCst) {
                         return Err(Error::Interrupted);
                     }
+                    if let Some(error) = findings.take_failure() {
+                        return Err(error);
+                    }
                     let mut there = Vec::with_capacity(batch.len());
                     for &(id, len, place) in batch {
                         match place {
@@ -146,6 +152,9 @@ pub fn verify(
         Ok(walk.bad_segments)
     });
     let bad_segments = walked?;
+    if let Some(error) = findings.take_failure() {
+        return Err(error);
+    }
     read.blocks = findings.blocks_read.load(Ordering::Relaxed);
     read.bytes = findings.bytes_read.load(Ordering::Relaxed);
     let mut report = VerifyReport {
@@ -163,12 +172,21 @@ impl Findings {
     fn check(&self, store: &dyn StoreReader, batch: &[(BlockId, usize)]) {
         for &(id, len) in batch {
             let mut plain = vec![0; len];
-            if let Err(error) = read_whole(store, id, &mut plain) {
-                self.note(id, len, &error);
+            match read_whole(store, id, &mut plain) {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::Corrupt => self.note(id, len, &error),
+                Err(error) => {
+                    let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+                    failed.get_or_insert(error);
+                }
             }
             self.blocks_read.fetch_add(1, Ordering::Relaxed);
             self.bytes_read.fetch_add(len as u64, Ordering::Relaxed);
         }
+    }
+
+    fn take_failure(&self) -> Option<Error> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     fn note(&self, id: BlockId, len: usize, error: &Error) {
@@ -204,6 +222,7 @@ fn places(
             };
             let reader = match SlotReader::open(store, image.manifest) {
                 Ok(reader) => reader,
+                Err(error) if error.kind() != ErrorKind::Corrupt => return Err(error),
                 Err(error) => {
                     add(0, image.size_bytes, &error.to_string());
                     continue;
@@ -221,6 +240,7 @@ fn places(
                 let start = size.offset_of(BlockIndex(first));
                 let slots = match reader.segment(number) {
                     Ok(slots) => slots,
+                    Err(error) if error.kind() != ErrorKind::Corrupt => return Err(error),
                     Err(error) => {
                         let end = size.offset_of(BlockIndex(first + SEGMENT_SLOTS as u64));
                         let len = end.min(image.size_bytes).saturating_sub(start);

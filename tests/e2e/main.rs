@@ -14,6 +14,7 @@ mod bad_targets;
 mod busy;
 mod crash;
 mod damage;
+mod damage_matrix;
 mod diff;
 mod full_disk;
 mod help;

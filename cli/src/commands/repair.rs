@@ -13,7 +13,7 @@ use vbk_repo::state::note_of;
 use vbk_repo::verify::{VerifyReport, verify};
 
 use crate::args::RepairArgs;
-use crate::commands::verify::{DamageJson, print_damage};
+use crate::commands::verify::{DamageJson, Suspects, print_damage};
 use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
 use crate::progress::{Progress, Words};
@@ -43,7 +43,7 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
     }
     let tables = mended;
     let writer = context.writer("repair", args.no_wait, &cancel)?;
-    let mut found = read_all(context, &writer, &cancel)?;
+    let (mut found, mut suspects) = read_all(context, &writer, &cancel)?;
     let mut mended = (0, 0);
     // A segment that comes back may name blocks that are damaged too, so there may be more to get after the first turn.
     loop {
@@ -52,12 +52,12 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
         if turn == (0, 0) {
             break;
         }
-        found = read_all(context, &writer, &cancel)?;
+        (found, suspects) = read_all(context, &writer, &cancel)?;
         if turn.1 == 0 {
             break;
         }
     }
-    note(&writer, &found)?;
+    note(&writer, &found, &suspects)?;
     let records: Vec<_> = writer.catalogue()?.damaged().iter().map(ToString::to_string).collect();
     for record in &records {
         context.print(format_args!("{record}\n"));
@@ -94,21 +94,22 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
     Ok(if good { Outcome::Done } else { Outcome::Damage })
 }
 
-fn read_all(context: &Context<'_>, writer: &Writer, cancel: &AtomicBool) -> Result<VerifyReport> {
+fn read_all(context: &Context<'_>, writer: &Writer, cancel: &AtomicBool) -> Result<(VerifyReport, Suspects)> {
     let catalogue = writer.catalogue()?;
     let entries = catalogue.entries();
     let total = entries.iter().map(|entry| entry.backup.new_bytes()).sum();
     let progress = Progress::new(context.quiet(), total, Words::Plain);
+    let suspects = Suspects::of(writer.store())?;
     let report = verify(
         writer.store(),
         entries,
-        &|_| true,
+        &|id| suspects.is_read(id),
         threads(),
         &|done| progress.set(done.bytes),
         cancel,
     );
     progress.finish();
-    Ok(report?)
+    Ok((report?, suspects))
 }
 
 /// Looks everywhere for what is damaged; gives how many blocks and segments were got back.
@@ -140,7 +141,7 @@ fn from_repository(context: &Context<'_>, repair: &mut Repair<'_>, path: &Path) 
 }
 
 /// Every backup was read: each is either proven or damaged.
-fn note(writer: &Writer, found: &VerifyReport) -> Result<()> {
+fn note(writer: &Writer, found: &VerifyReport, suspects: &Suspects) -> Result<()> {
     let now = jiff::Timestamp::now();
     let hurt: HashSet<&str> = found.damage.iter().map(|damage| damage.backup.as_str()).collect();
     let states = writer.states()?;
@@ -157,10 +158,6 @@ fn note(writer: &Writer, found: &VerifyReport) -> Result<()> {
             note_of(&key, state)
         })
         .collect();
-    let condemned = writer.store().condemned()?.into_iter();
-    let sound: Vec<_> = condemned.filter(|id| !found.bad_blocks.contains_key(id)).collect();
-    if !sound.is_empty() {
-        writer.store().pardon(&sound)?;
-    }
+    suspects.pardon(writer, found)?;
     Ok(writer.amend(&[], &notes)?)
 }

@@ -1,6 +1,7 @@
 //! `vbk verify`
 
 use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -9,8 +10,9 @@ use vbk_repo::backup::Entry;
 use vbk_repo::catalogue::Catalogue;
 use vbk_repo::id::BlockId;
 use vbk_repo::mend::check_tables;
-use vbk_repo::repository::Repository;
+use vbk_repo::repository::{Repository, Writer};
 use vbk_repo::state::{Rotation, note_of, note_of_rotation};
+use vbk_repo::store::StoreReader;
 use vbk_repo::verify::{Damage, VerifyReport, part_of, verify};
 
 use crate::args::VerifyArgs;
@@ -64,10 +66,11 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
     // What was new in each backup is what is stored, near enough for a bar.
     let total: u64 = entries.iter().map(|entry| entry.backup.new_bytes()).sum();
     let progress = Progress::new(context.quiet(), (total as f64 * scope.share()) as u64, Words::Plain);
+    let suspects = Suspects::of(&*view.store())?;
     let report = verify(
         &*view.store(),
         &entries,
-        &|id| scope.has(id),
+        &|id| scope.has(id) && suspects.is_read(id),
         threads(),
         &|done| progress.set(done.bytes),
         &cancel,
@@ -80,7 +83,7 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
     };
     let tables = check_tables(repository.path(), view.number())?;
     scope.done(started);
-    let noted = note(&repository, &entries, args, &scope, &report, started);
+    let noted = note(&repository, &entries, args, &scope, &report, &suspects, started);
     for table in &tables {
         context.print(format_args!("{table}\n"));
     }
@@ -149,6 +152,44 @@ fn check_stored(context: &Context<'_>) -> Result<Outcome> {
     Ok(outcome)
 }
 
+/// Blocks that were found damaged before; those that are now read and found whole are no more.
+pub struct Suspects {
+    condemned: HashSet<BlockId>,
+    read: Mutex<HashSet<BlockId>>,
+}
+
+impl Suspects {
+    /// What is condemned in a store.
+    pub fn of(store: &dyn StoreReader) -> Result<Self> {
+        Ok(Self {
+            condemned: store.condemned()?.into_iter().collect(),
+            read: Mutex::default(),
+        })
+    }
+
+    /// To be called of every block that is about to be read; always `true`.
+    pub fn is_read(&self, id: BlockId) -> bool {
+        if self.condemned.contains(&id) {
+            self.read.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        }
+        true
+    }
+
+    /// Takes the note of damage from what was read whole. What no backup names was not read, and stays.
+    pub fn pardon(&self, writer: &Writer, report: &VerifyReport) -> Result<()> {
+        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let sound: Vec<_> = read
+            .iter()
+            .filter(|id| !report.bad_blocks.contains_key(id))
+            .copied()
+            .collect();
+        if !sound.is_empty() {
+            writer.store().pardon(&sound)?;
+        }
+        Ok(())
+    }
+}
+
 /// Which blocks are read.
 enum Scope {
     All,
@@ -215,6 +256,7 @@ fn note(
     args: &VerifyArgs,
     scope: &Scope,
     report: &VerifyReport,
+    suspects: &Suspects,
     started: jiff::Timestamp,
 ) -> Result<()> {
     let deadline = Instant::now() + NOTE_TIMEOUT;
@@ -254,13 +296,7 @@ fn note(
     if !bad.is_empty() {
         writer.store().condemn(&bad)?;
     }
-    if whole && args.backups.is_empty() {
-        let condemned = writer.store().condemned()?.into_iter();
-        let sound: Vec<_> = condemned.filter(|id| !report.bad_blocks.contains_key(id)).collect();
-        if !sound.is_empty() {
-            writer.store().pardon(&sound)?;
-        }
-    }
+    suspects.pardon(&writer, report)?;
     Ok(writer.amend(&[], &notes)?)
 }
 

@@ -68,11 +68,19 @@ pub struct RocksStore {
     /// One barrier at a time.
     barrier: Mutex<()>,
     /// Rows of blocks that no barrier covers yet.
-    pending: Mutex<HashMap<BlockId, IndexRow>>,
+    pending: Mutex<HashMap<BlockId, Pending>>,
     /// Blocks to store anew, see [`BlockStore::condemn`].
     condemned: RwLock<HashSet<BlockId>>,
     next_sequence: AtomicU64,
     failed: AtomicBool,
+}
+
+/// A block that no barrier covers yet.
+#[derive(Clone, Copy)]
+struct Pending {
+    row: IndexRow,
+    /// The sequence number of the damaged one that it takes the place of.
+    replaces: Option<u64>,
 }
 
 impl RocksStore {
@@ -143,7 +151,7 @@ impl RocksStore {
         self.reader.generation()
     }
 
-    fn pending(&self) -> MutexGuard<'_, HashMap<BlockId, IndexRow>> {
+    fn pending(&self) -> MutexGuard<'_, HashMap<BlockId, Pending>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -151,7 +159,9 @@ impl RocksStore {
         // Pending rows first: a barrier moves a row to the index before it leaves `pending`, so none is missed.
         let mut rows: Vec<_> = {
             let pending = self.pending();
-            ids.iter().map(|id| pending.get(id).copied()).collect()
+            ids.iter()
+                .map(|id| pending.get(id).map(|pending| pending.row))
+                .collect()
         };
         let stored = self.reader.index_rows(ids)?;
         for (row, stored) in rows.iter_mut().zip(stored) {
@@ -179,7 +189,7 @@ impl RocksStore {
         }
         let (covered, next) = {
             let _no_puts = self.gate.write().unwrap_or_else(PoisonError::into_inner);
-            let covered: Vec<_> = self.pending().iter().map(|(id, row)| (*id, *row)).collect();
+            let covered: Vec<_> = self.pending().iter().map(|(id, pending)| (*id, *pending)).collect();
             (covered, self.next_sequence.load(Ordering::SeqCst))
         };
         let reader = &self.reader;
@@ -192,10 +202,13 @@ impl RocksStore {
             return Err(failed_before());
         }
         let mut batch = WriteBatch::default();
-        for (id, row) in &covered {
+        for (id, Pending { row, replaces }) in &covered {
             batch.put_cf(reader.family("index"), id.0, row.encode());
+            if let Some(old) = replaces {
+                batch.delete_cf(reader.family("meta"), CONDEMNED.key(*id));
+                batch.delete_range_cf(reader.family("blocks"), part_key(*old, 0), part_key(old + 1, 0));
+            }
         }
-        let renewed = self.replace_condemned(&covered, &mut batch)?;
         batch.put_cf(reader.family("meta"), "barrier", next.to_be_bytes());
         if let Some(record) = record {
             batch.put_cf(reader.family("backups"), &record.key, &record.bytes);
@@ -204,31 +217,14 @@ impl RocksStore {
         self.write_logged("commit", batch)?;
         let _no_puts = self.gate.write().unwrap_or_else(PoisonError::into_inner);
         let mut pending = self.pending();
-        for (id, _) in &covered {
-            pending.remove(id);
-        }
-        drop(pending);
         let mut condemned = self.condemned.write().unwrap_or_else(PoisonError::into_inner);
-        condemned.retain(|id| !renewed.contains(id));
-        Ok(())
-    }
-
-    /// Removes the old rows of condemned blocks that were stored anew; gives those blocks.
-    fn replace_condemned(&self, covered: &[(BlockId, IndexRow)], batch: &mut WriteBatch) -> Result<Vec<BlockId>> {
-        let condemned = self.condemned.read().unwrap_or_else(PoisonError::into_inner);
-        let renewed: Vec<_> = covered
-            .iter()
-            .map(|(id, _)| *id)
-            .filter(|id| condemned.contains(id))
-            .collect();
-        for (id, old) in renewed.iter().zip(self.reader.index_rows(&renewed)?) {
-            batch.delete_cf(self.reader.family("meta"), CONDEMNED.key(*id));
-            if let Some(old) = old {
-                let (from, to) = (part_key(old.sequence, 0), part_key(old.sequence + 1, 0));
-                batch.delete_range_cf(self.reader.family("blocks"), from, to);
+        for (id, covered) in &covered {
+            pending.remove(id);
+            if covered.replaces.is_some() {
+                condemned.remove(id);
             }
         }
-        Ok(renewed)
+        Ok(())
     }
 
     fn next_generation(&self, batch: &mut WriteBatch) -> Result<()> {
@@ -290,8 +286,10 @@ impl BlockStore for RocksStore {
         let mut batch = WriteBatch::default();
         for (block, stored) in blocks.into_iter().zip(stored) {
             let mut pending = self.pending();
-            let stored = stored.is_some() && !condemned.contains(&block.id);
-            if stored || pending.contains_key(&block.id) {
+            let replaces = stored
+                .filter(|_| condemned.contains(&block.id))
+                .map(|stored| stored.sequence);
+            if (stored.is_some() && replaces.is_none()) || pending.contains_key(&block.id) {
                 continue;
             }
             let row = IndexRow {
@@ -299,7 +297,7 @@ impl BlockStore for RocksStore {
                 plain_bytes: block.plain_bytes,
                 stored_bytes: u32::try_from(block.stored_bytes()).unwrap_or(u32::MAX),
             };
-            pending.insert(block.id, row);
+            pending.insert(block.id, Pending { row, replaces });
             drop(pending);
             let header = [&row.part_zero(block.id)[..], &block.header].concat();
             let parts = std::iter::once(&header).chain(&block.pages);

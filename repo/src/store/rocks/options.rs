@@ -17,8 +17,8 @@ const BLOCK_CACHE_BYTES: usize = 32 << 20;
 const MIN_BLOB_BYTES: u64 = 1024;
 /// Descriptors that RocksDB may hold, whatever the number of its files.
 const MAX_OPEN_FILES: i32 = 768;
-/// The write-ahead logs together: the index rows of a barrier of 4 GiB in the smallest blocks take 6 MB.
-const LOG_BYTES: u64 = 8 << 20;
+/// What the write-ahead logs may have in them before tables are written instead. A batch may be larger.
+const LOG_BYTES: u64 = 1 << 20;
 /// What the list of files is made longer by.
 const MANIFEST_BYTES: usize = 64 << 10;
 /// A sorted file of `blocks`.

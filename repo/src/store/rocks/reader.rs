@@ -39,7 +39,10 @@ pub(super) fn failed(doing: &'static str) -> impl Fn(rocksdb::Error) -> Error {
 /// Whether an error says that what is stored is not what was written. A file that is gone is damage too: nobody but
 /// RocksDB deletes its files.
 pub(super) fn is_damage(error: &rocksdb::Error) -> bool {
-    error.kind() == rocksdb::ErrorKind::Corruption || error.as_ref().contains("No such file or directory")
+    let text: &str = error.as_ref();
+    // A sector that the disk can't read any more is the same loss as one with wrong bytes.
+    let signs = ["No such file or directory", "Input/output error"];
+    error.kind() == rocksdb::ErrorKind::Corruption || signs.iter().any(|sign| text.contains(sign))
 }
 
 /// The start of the names of rows in `meta` that each condemn a block.
