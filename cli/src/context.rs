@@ -82,6 +82,12 @@ impl<'a> Context<'a> {
         self.waiting(no_wait, cancel, |wait| repository.writer(command, wait))
     }
 
+    /// As [`Context::writer`], for what removes something: it works on a full disk too, where that is possible.
+    pub fn writer_that_removes(&self, command: &str, no_wait: bool, cancel: &AtomicBool) -> Result<Writer> {
+        let repository = self.repository()?;
+        self.waiting(no_wait, cancel, |wait| repository.writer_that_removes(command, wait))
+    }
+
     /// Does what needs the writer's lock. Waits for other writers, and says for whom, unless `no_wait`.
     pub fn waiting<T>(
         &self,

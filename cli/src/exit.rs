@@ -105,9 +105,13 @@ impl Error {
             ErrorKind::NoSpace if matches!(self, Self::Repository(vbk_repo::Error::NearlyFull { .. })) => {
                 Some("`vbk forget` and `vbk prune` give space back; --reserve says how much is to stay free")
             }
-            ErrorKind::NoSpace => Some(
-                "there is no space left for the repository; make room and run it again: blocks that were stored are \
+            ErrorKind::NoSpace if matches!(self, Self::Engine(_)) => Some(
+                "`vbk forget` and `vbk prune` give space back; or make room and run it again: blocks that were stored are \
                  not stored again",
+            ),
+            ErrorKind::NoSpace => Some(
+                "make room on the repository's file system and run it again; `vbk prune` needs room too, up to what it \
+                 moves at a time (8 GiB of disk)",
             ),
             ErrorKind::Denied if matches!(self, Self::Repository(vbk_repo::Error::KeyNeeded { .. })) => Some(
                 "give it with --passphrase-file FILE (VBK_PASSPHRASE_FILE) or --key-file FILE (VBK_KEY_FILE), as the \

@@ -109,6 +109,7 @@ pub struct ImageFs {
 
 /// An open file.
 struct OpenFile {
+    attributes: Attributes,
     /// Backup and file, for the log.
     label: String,
     content: OpenContent,
@@ -185,7 +186,15 @@ impl ImageFs {
     pub fn attributes(&self, number: u64) -> Result<Attributes> {
         let node = self.node(number)?;
         self.refresh();
-        self.attributes_of(&self.state(), &node)
+        match self.attributes_of(&self.state(), &node) {
+            // A backup that was forgotten while somebody reads it: what is open stays as it was.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let files = self.open.read().unwrap_or_else(PoisonError::into_inner);
+                let mut open = files.values().filter(|file| file.attributes.number == number);
+                open.next().map(|file| file.attributes.clone()).ok_or(error)
+            }
+            result => result,
+        }
     }
 
     /// Where a link leads.
@@ -255,6 +264,7 @@ impl ImageFs {
             }
         };
         let open = OpenFile {
+            attributes: self.attributes_of(&state, &self.node(number)?)?,
             label: format!("{}/{name}", entry.backup.spec()),
             content,
             reported: Mutex::default(),

@@ -36,6 +36,7 @@
 #![warn(missing_docs)]
 
 pub mod backup;
+mod ballast;
 pub mod block;
 pub mod catalogue;
 mod cipher;

@@ -51,6 +51,8 @@ fn both_damaged(spare: &Spare) -> String {
 /// Puts right what can be put right. The caller holds the writer's lock.
 pub(crate) fn mend(repository: &Path) -> Result<Mended> {
     let mut mended = Mended::default();
+    link(repository, &mut mended)?;
+    refuse_newer(repository)?;
     // The writer may have gone on since the newest view: tables it has merged away are rightly missing in the store. The
     // view has all that have a second copy.
     let views = views::all(repository)?;
@@ -59,21 +61,93 @@ pub(crate) fn mend(repository: &Path) -> Result<Mended> {
     }
     let newest = views::current(repository)?.unwrap_or(0);
     let store = path_in(repository);
-    let opened = RocksStore::open(&store).and_then(|opened| {
+    let view = views::path_of(repository, newest);
+    let view = spare::check_view(&view).is_ok().then_some(&*view);
+    let checked = spare::check_store(&store, view);
+    let opened = checked.and_then(|()| RocksStore::open(&store)).and_then(|opened| {
         opened.identity()?;
         opened.generation()
     });
     let why = match opened {
         Ok(generation) if generation >= newest => None,
         Ok(generation) => Some(format!("it is older ({generation}) than the newest view ({newest})")),
-        Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unavailable) => Some(error.to_string()),
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::Corrupt | ErrorKind::Unavailable | ErrorKind::NotFound
+            ) =>
+        {
+            Some(error.to_string())
+        }
         Err(error) => return Err(error),
     };
     if let Some(why) = why {
         rebuild(repository, &views, &why, &mut mended)?;
     }
+    blobs(repository, &views, &mut mended)?;
     newest_view(repository, &mut mended)?;
     Ok(mended)
+}
+
+/// An error if a newer vbk made it: what can't be opened here may be as it should be.
+fn refuse_newer(repository: &Path) -> Result<()> {
+    let newest = views::path_of(repository, views::current(repository)?.unwrap_or(0));
+    let opened = spare::check_view(&newest).and_then(|()| RocksReader::open(&newest, None));
+    match opened.and_then(|reader| reader.identity()) {
+        Ok(identity) => identity.check(repository),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Puts aside what stands in the place of the link to the newest view, as a copy does that was made by a program that knows
+/// no links or follows them.
+fn link(repository: &Path, mended: &mut Mended) -> Result<()> {
+    let link = repository.join("views").join("current");
+    if link.symlink_metadata().is_ok_and(|data| !data.is_symlink()) {
+        let aside = link.with_extension("damaged");
+        if aside.is_dir() {
+            remove_tree(&aside)?;
+        }
+        fs::rename(&link, &aside).map_err(Error::io("rename", &link))?;
+        mended.done.push("views/current was no link any more".into());
+    }
+    Ok(())
+}
+
+/// Sees to it that views can be made: RocksDB links every blob file of the store into them, and fails if one is gone. Only
+/// the blocks in it are lost, so an empty file in its place is as good.
+fn blobs(repository: &Path, views: &[(u64, PathBuf)], mended: &mut Mended) -> Result<()> {
+    let store = path_in(repository);
+    let Ok(opened) = RocksStore::open(&store) else {
+        return Ok(());
+    };
+    let probe = repository.join("store.probe");
+    loop {
+        remove_tree(&probe)?;
+        remove_tree(&probe.with_extension("probe.tmp"))?;
+        let Err(error) = opened.checkpoint(&probe) else {
+            return remove_tree(&probe);
+        };
+        // RocksDB tells the name in its message and nowhere else.
+        let text = error.to_string();
+        let name = text.split(['/', ':', ' ']).find(|word| word.ends_with(".blob"));
+        let Some(name) = name.filter(|name| !store.join(name).exists()) else {
+            return Err(error);
+        };
+        let (place, in_views) = (store.join(name), views.iter().map(|(_, view)| view.join(name)));
+        match in_views.rev().find(|path| path.exists()) {
+            Some(path) => {
+                fs::hard_link(&path, &place).map_err(Error::io("link", &place))?;
+                mended.done.push(format!("blob file {name} was missing in store"));
+            }
+            None => {
+                fs::File::create_new(&place).map_err(Error::io("create", &place))?;
+                mended.done.push(format!(
+                    "blob file {name} is gone with its blocks, which keeps views from being made"
+                ));
+            }
+        }
+    }
 }
 
 /// Makes every name of a table a link to bytes that are right.
@@ -130,7 +204,8 @@ fn name_of(repository: &Path, place: &Path) -> String {
 /// Makes the store anew from the newest view that opens.
 fn rebuild(repository: &Path, views: &[(u64, PathBuf)], why: &str, mended: &mut Mended) -> Result<()> {
     let opens = |path: &PathBuf| {
-        RocksReader::open(path, None)
+        spare::check_view(path)
+            .and_then(|()| RocksReader::open(path, None))
             .and_then(|reader| reader.identity())
             .is_ok()
     };
@@ -150,6 +225,7 @@ fn rebuild(repository: &Path, views: &[(u64, PathBuf)], why: &str, mended: &mut 
         // RocksDB never changes tables and blob files; all else is its own in each place.
         match from.extension().and_then(|extension| extension.to_str()) {
             Some("sst" | "blob") => fs::hard_link(&from, &to).map_err(Error::io("link", &to))?,
+            _ if spare::is_sums(&from) => {}
             _ => {
                 let bytes = fs::read(&from).map_err(Error::io("read", &from))?;
                 spare::write(&to, &bytes)?;
@@ -181,7 +257,9 @@ fn newest_view(repository: &Path, mended: &mut Mended) -> Result<()> {
     let Ok(store) = RocksStore::open(&path_in(repository)) else {
         return Ok(());
     };
-    let current = views::open(repository);
+    let number = views::current(repository)?.unwrap_or(0);
+    let checked = spare::check_view(&views::path_of(repository, number));
+    let current = checked.and_then(|()| views::open(repository));
     let opens = matches!(&current, Ok(Some(held)) if held.reader.identity().is_ok());
     drop(current);
     if !opens {

@@ -8,6 +8,7 @@
 //! | `views/` | what readers open, see `views.rs` |
 //! | `spare/` | second copies of the store's tables, see `spare.rs` |
 //! | `lock` | held by the writer, see [`crate::lock`] |
+//! | `ballast` | room for a prune on a full disk, see `ballast.rs` |
 
 mod create;
 mod writing;
@@ -20,6 +21,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 pub use self::writing::{Committed, Pruned, Writer};
+use crate::ballast;
 use crate::block::BlockSize;
 use crate::catalogue::Catalogue;
 use crate::error::{Error, ErrorKind, Result};
@@ -28,7 +30,7 @@ use crate::lock::WriterLock;
 use crate::mend::{Mended, mend};
 use crate::state::States;
 use crate::store::encrypted::Encrypted;
-use crate::store::rocks::{RocksReader, RocksStore, path_in};
+use crate::store::rocks::{RocksReader, RocksStore, is_blob_file, path_in};
 use crate::store::{BlockStore, ENCRYPTION, Identity, StoreReader};
 use crate::usage::{FileSystem, file_system};
 use crate::views;
@@ -282,9 +284,23 @@ impl Repository {
         }
     }
 
+    /// As [`Repository::writer`], for what removes something: on a full disk it makes use of the room that is kept for it.
+    pub fn writer_that_removes(&self, command: &str, wait: Wait<'_>) -> Result<Writer> {
+        match self.writer(command, wait) {
+            Err(error) if error.kind() == ErrorKind::NoSpace && ballast::release(&self.path)? => {
+                self.writer(command, wait)
+            }
+            result => result,
+        }
+    }
+
     fn open_store(&self, command: &str, wait: Wait<'_>) -> Result<(Arc<RocksStore>, WriterLock)> {
         let lock = WriterLock::take(&self.path, command, wait)?;
+        let torn = self.suspected_files()?;
         let store = RocksStore::open(&path_in(&self.path))?;
+        if !torn.is_empty() {
+            self.remove_torn(&store, &torn);
+        }
         store.identity()?.check(&self.path)?;
         let newest = views::current(&self.path)?.unwrap_or(0);
         if store.generation()? < newest {
@@ -297,7 +313,45 @@ impl Repository {
         }
         // A run that was killed between its commit and its publication left a backup that no reader sees yet.
         views::publish(&self.path, &store)?;
+        ballast::ensure(&self.path, file_system(&self.path)?.free_bytes);
         Ok((Arc::new(store), lock))
+    }
+}
+
+impl Repository {
+    /// Files of the store that a killed writer may have left torn: RocksDB writes blob files in the open and, after a crash,
+    /// neither uses nor removes one that has no end.
+    fn suspected_files(&self) -> Result<Vec<PathBuf>> {
+        let view = views::current(&self.path)?.map(|number| views::path_of(&self.path, number));
+        let Ok(entries) = fs::read_dir(path_in(&self.path)) else {
+            // Opening the store will say what is wrong.
+            return Ok(Vec::new());
+        };
+        let mut suspected = Vec::new();
+        for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+            let name = path.file_name().unwrap_or_default();
+            if path.extension().is_some_and(|extension| extension == "dbtmp") {
+                // A draft of RocksDB's own options.
+                let _ = fs::remove_file(&path);
+            } else if is_blob_file(name) && !view.as_ref().is_some_and(|view| view.join(name).exists()) {
+                suspected.push(path);
+            }
+        }
+        Ok(suspected)
+    }
+
+    /// Removes suspected files that the opened store has no use for. What can't be removed now takes space until the next
+    /// writer comes.
+    fn remove_torn(&self, store: &RocksStore, suspected: &[PathBuf]) {
+        let used = match store.blob_files(&self.path.join("views").join("files.tmp")) {
+            Ok(used) => used,
+            Err(error) => return tracing::debug!(%error, "what a killed run left stays for now"),
+        };
+        let torn = |path: &&PathBuf| !path.file_name().is_some_and(|name| used.contains(name));
+        for path in suspected.iter().filter(torn) {
+            tracing::debug!("removing {}, which a killed run left", path.display());
+            let _ = fs::remove_file(path);
+        }
     }
 }
 

@@ -3,8 +3,13 @@
 //! RocksDB keeps headers, the index, manifests and records in sorted files, which together take about a thousandth of what
 //! the blocks take: so little that one damaged file can cost much and a second copy costs nothing. Each table of the
 //! newest view has one in `REPO/spare/`, named `NUMBER.sst.HASH` with the first 16 digits of the BLAKE3 hash of its
-//! bytes; so it can be told which of the two is right. (RocksDB's small `CURRENT` and `MANIFEST` are there twice anyway:
-//! in the store and in the view.)
+//! bytes; so it can be told which of the two is right.
+//!
+//! RocksDB's small files, `MANIFEST` above all, are there twice anyway: in the store and in the view. But RocksDB does not
+//! notice all damage to them: it takes a record whose damaged length points behind the end of the file for the end of the
+//! records, and shows an older state; and from a record of some types that it never writes it does not come back. So a view
+//! has a file `sums` with a line for each of them, 16 digits of its hash and its name ([`check_view`]), and the store's are
+//! compared with those of the view ([`check_store`]).
 //!
 //! A copy is written under another name, synced and renamed, so what has such a name is whole.
 
@@ -14,10 +19,18 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::block::Hashing;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::to_hex;
 
 const EXTENSION: &str = "sst";
+const HASH_DIGITS: usize = 16;
+const DRAFT: &str = "new";
+const SUMS: &str = "sums";
+
+/// Of RocksDB's log format (log_format.h), in which `MANIFEST` and logs are written: blocks that no record crosses, and
+/// records with CRC, length (u16, little-endian) and type in front.
+const LOG_BLOCK_BYTES: usize = 32 << 10;
+const LOG_HEADER_BYTES: usize = 7;
 
 /// One table and its second copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +67,13 @@ pub(crate) fn list(repository: &Path) -> Result<Vec<Spare>> {
     for entry in entries {
         let path = entry.map_err(Error::io("list", &directory))?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if let Some((table, hash)) = name.rsplit_once('.').filter(|(table, _)| is_table(Path::new(table))) {
+        // Anything else is a draft that a killed writer left.
+        let is_spare = |(table, hash): &(&str, &str)| {
+            is_table(Path::new(table))
+                && hash.len() == HASH_DIGITS
+                && hash.bytes().all(|digit| digit.is_ascii_hexdigit())
+        };
+        if let Some((table, hash)) = name.rsplit_once('.').filter(is_spare) {
             spares.push(Spare {
                 table: table.to_owned(),
                 hash: hash.to_owned(),
@@ -72,6 +91,7 @@ fn is_table(path: &Path) -> bool {
 
 /// Gives every table of `view`, the newest one, a second copy, and removes those of others.
 pub(crate) fn update(repository: &Path, view: &Path) -> Result<()> {
+    seal(view)?;
     let directory = directory(repository);
     match fs::create_dir(&directory) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -97,6 +117,7 @@ pub(crate) fn update(repository: &Path, view: &Path) -> Result<()> {
         write(&directory.join(format!("{name}.{}", hash(&bytes))), &bytes)?;
         changed = true;
     }
+    remove_drafts(&directory)?;
     for spare in old.into_values() {
         fs::remove_file(&spare.path).map_err(Error::io("remove", spare.path))?;
     }
@@ -106,9 +127,123 @@ pub(crate) fn update(repository: &Path, view: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Whether it is what [`seal`] writes.
+pub(crate) fn is_sums(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == SUMS)
+}
+
+/// Notes what the small files of a view hash to, if that is not noted yet.
+pub(crate) fn seal(view: &Path) -> Result<()> {
+    let path = view.join(SUMS);
+    if path.exists() {
+        return Ok(());
+    }
+    let mut lines = Vec::new();
+    for entry in fs::read_dir(view).map_err(Error::io("list", view))? {
+        let path = entry.map_err(Error::io("list", view))?.path();
+        let blob = path.extension().is_some_and(|extension| extension == "blob");
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if !blob && !is_table(&path) && !name.ends_with(".new") {
+            let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+            lines.push(format!("{} {name}\n", hash(&bytes)));
+        }
+    }
+    lines.sort();
+    write(&path, lines.concat().as_bytes())?;
+    sync_directory(view)
+}
+
+/// An error if a small file of a view is not what it was when the view was made. One without sums was just made, or is of
+/// a run that was killed then.
+pub(crate) fn check_view(view: &Path) -> Result<()> {
+    let sums = view.join(SUMS);
+    let bytes = match fs::read(&sums) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        bytes => bytes.map_err(Error::io("read", &sums))?,
+    };
+    let text = String::from_utf8_lossy(&bytes);
+    for line in text.lines() {
+        let file = line.split_once(' ').map(|(hash, name)| (hash, view.join(name)));
+        let Some((hash, path)) = file else {
+            return Err(damaged(&sums));
+        };
+        if hash_of(&path).as_deref() != Some(hash) {
+            return Err(damaged(&path));
+        }
+    }
+    // Cut off, it would have less to say; RocksDB's CURRENT is there always.
+    match text.ends_with('\n') && text.contains(" CURRENT\n") && text.contains(" MANIFEST-") {
+        true => Ok(()),
+        false => Err(damaged(&sums)),
+    }
+}
+
+/// An error if RocksDB would read something else in the store's small files than it wrote. `view` is the newest one.
+pub(crate) fn check_store(store: &Path, view: Option<&Path>) -> Result<()> {
+    let current = store.join("CURRENT");
+    let text = fs::read_to_string(&current).unwrap_or_default();
+    let names_one = |name: &str| name.starts_with("MANIFEST-") && store.join(name).exists();
+    if !text.strip_suffix('\n').is_some_and(names_one) {
+        return Err(damaged(&current));
+    }
+    for entry in fs::read_dir(store).map_err(Error::io("list", store))? {
+        let path = entry.map_err(Error::io("list", store))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let is_manifest = name.starts_with("MANIFEST-");
+        if !is_manifest && !name.ends_with(".log") {
+            continue;
+        }
+        let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+        // RocksDB only ever adds to it, so it begins with what it was when the view was made.
+        let old = view.filter(|_| is_manifest).map(|view| view.join(name));
+        let old = old.and_then(|path| fs::read(path).ok()).unwrap_or_default();
+        if !bytes.starts_with(&old) || has_strange_record(&bytes) {
+            return Err(damaged(&path));
+        }
+    }
+    Ok(())
+}
+
+fn damaged(path: &Path) -> Error {
+    Error::Store {
+        kind: ErrorKind::Corrupt,
+        doing: "open",
+        message: format!("{} is damaged", path.display()),
+    }
+}
+
+/// Whether there is a record of a type that is not written here: RocksDB would not come back from some of them.
+fn has_strange_record(bytes: &[u8]) -> bool {
+    for block in bytes.chunks(LOG_BLOCK_BYTES) {
+        let mut rest = block;
+        while let Some((&[_, _, _, _, low, high, kind], after)) = rest.split_first_chunk::<LOG_HEADER_BYTES>() {
+            let len = usize::from(u16::from_le_bytes([low, high]));
+            match kind {
+                // Room that was set aside and not used.
+                0 if len == 0 => break,
+                // Whole records, and the first, middle and last piece of one.
+                1..=4 => rest = after.get(len..).unwrap_or_default(),
+                _ => return true,
+            }
+        }
+    }
+    false
+}
+
+/// Removes what a writer that was killed did not finish.
+fn remove_drafts(directory: &Path) -> Result<()> {
+    for entry in fs::read_dir(directory).map_err(Error::io("list", directory))? {
+        let path = entry.map_err(Error::io("list", directory))?.path();
+        if path.extension().is_some_and(|extension| extension == DRAFT) {
+            fs::remove_file(&path).map_err(Error::io("remove", path))?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes a file that is whole when it has its name. Its directory is not synced yet.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let new = path.with_extension("new");
+    let new = path.with_extension(DRAFT);
     File::create(&new)
         .and_then(|mut file| {
             file.write_all(bytes)?;

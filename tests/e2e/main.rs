@@ -17,6 +17,7 @@ mod damage;
 mod damage_matrix;
 mod diff;
 mod full_disk;
+mod golden;
 mod help;
 mod killed_mounts;
 mod kills;

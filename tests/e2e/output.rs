@@ -22,7 +22,7 @@ fn the_last_line_of_a_backup_says_what_happened() {
     let text = lab.ok(args!["backup", "web1", lab.path("disk.img")]);
     let last = text.lines().last().expect("a line");
     assert!(
-        last.starts_with("web1: 12 MiB read, 12 MiB new (12 MiB stored) in "),
+        last.starts_with("web1@20") && last.contains("Z: 12 MiB read, 12 MiB new (12 MiB stored) in "),
         "{last}"
     );
     write_noise(&lab.path("other.img"), 2, MIB);
@@ -34,7 +34,7 @@ fn the_last_line_of_a_backup_says_what_happened() {
     let text = lab.ok(args!["backup", "web1", lab.path("disk.img")]);
     let last = text.lines().last().expect("a line");
     assert!(
-        last.starts_with("web1: 12 MiB read, 1 MiB new (1 MiB stored) in "),
+        last.contains("Z: 12 MiB read, 1 MiB new (1 MiB stored) in "),
         "{last}"
     );
 }
@@ -106,7 +106,7 @@ fn a_terminal_gets_a_bar_and_the_last_line() {
         .expect("runs script(1)");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}");
-    for word in ["400.00 MiB", "/s", "left", "new", "web1: 400 MiB read, 400 MiB new"] {
+    for word in ["400.00 MiB", "/s", "left", "new", "Z: 400 MiB read, 400 MiB new"] {
         assert!(text.contains(word), "no {word:?} in\n{text}");
     }
 }

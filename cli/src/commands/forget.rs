@@ -42,7 +42,7 @@ pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
         return Ok(Outcome::Done);
     }
     let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
-    let writer = context.writer(&format!("forget {}", args.what.join(" ")), args.no_wait, &cancel)?;
+    let writer = context.writer_that_removes(&format!("forget {}", args.what.join(" ")), args.no_wait, &cancel)?;
     let verdicts = judge(&writer.catalogue()?, &writer.states()?, args, &policy, &zone)?;
     let forgotten: Vec<String> = verdicts
         .iter()

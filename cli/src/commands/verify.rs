@@ -81,15 +81,22 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
         [] => catalogue.damaged().iter().map(ToString::to_string).collect(),
         _ => Vec::new(),
     };
-    let tables = check_tables(repository.path(), view.number())?;
+    let mut tables = check_tables(repository.path(), view.number())?;
     scope.done(started);
-    let noted = note(&repository, &entries, args, &scope, &report, &suspects, started);
+    let noted = match note(&repository, &entries, args, &scope, &report, &suspects, started) {
+        // Readers do without the store's own files, so this is where damage to them shows.
+        Err(error) if error.kind() == ErrorKind::Corrupt => {
+            tables.push(format!("nothing can be written to the repository: {error}"));
+            Ok(())
+        }
+        noted => noted,
+    };
     for table in &tables {
         context.print(format_args!("{table}\n"));
     }
     print(context, &report, &records, &scope, clock);
     if !tables.is_empty() {
-        context.print("`vbk repair` puts the store's tables right from their second copies\n");
+        context.print("`vbk repair` puts the store's own files right from their second copies\n");
     }
     context.json_result(&Report {
         backups: report.read.backups,

@@ -51,7 +51,7 @@ pub(super) fn undo_fill(path: &Path, is_new: bool) {
     for name in ["views", "store", "spare", "keys"] {
         let _ = fs::remove_dir_all(path.join(name));
     }
-    for name in ["lock", MARKER] {
+    for name in ["lock", "ballast", MARKER] {
         let _ = fs::remove_file(path.join(name));
     }
     if is_new {

@@ -171,3 +171,28 @@ fn what_a_newer_vbk_made_is_refused() {
     let refused = identity.check("x").expect_err("unknown").to_string();
     assert!(refused.contains("time-travel"), "{refused}");
 }
+
+#[test]
+fn a_feature_of_a_newer_vbk_is_refused_before_anything_is_read_or_changed() {
+    let (_directory, repository) = new();
+    let path = repository.path().to_owned();
+    let mut identity = repository.view().expect("opens").identity().clone();
+    identity.features = vec!["time-travel".into()];
+    for name in ["store", "views"] {
+        fs::remove_dir_all(path.join(name)).expect("removes");
+    }
+    fs::create_dir(path.join("views")).expect("creates");
+    let store = RocksStore::create(&path_in(&path), &identity).expect("creates");
+    views::publish(&path, &store).expect("publishes");
+    drop(store);
+    let refused = [
+        repository.view().err(),
+        repository.writer("test", &mut no_wait).err(),
+        repository.mend(&mut no_wait).err(),
+    ];
+    for error in refused {
+        let error = error.expect("is refused");
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().contains("(time-travel); use a newer vbk"), "{error}");
+    }
+}

@@ -40,6 +40,7 @@ mod rows;
 mod sweep;
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
@@ -122,6 +123,26 @@ impl RocksStore {
         Ok(store)
     }
 
+    /// The names of the blob files that the store has any use for.
+    pub(crate) fn blob_files(&self, scratch: &Path) -> Result<HashSet<OsString>> {
+        let remove = || {
+            // RocksDB builds it under the second name.
+            for path in [scratch.to_owned(), scratch.with_added_extension("tmp")] {
+                let _ = std::fs::remove_dir_all(path);
+            }
+        };
+        let list = || {
+            remove();
+            self.checkpoint(scratch)?;
+            let entries = std::fs::read_dir(scratch).map_err(Error::io("list", scratch))?;
+            let names = entries.filter_map(|entry| Some(entry.ok()?.file_name()));
+            Ok(names.filter(|name| is_blob_file(name)).collect())
+        };
+        let names = list();
+        remove();
+        names
+    }
+
     fn drop_uncovered(&self, barrier: u64) -> Result<()> {
         let reader = &self.reader;
         let blocks = reader.family("blocks");
@@ -136,7 +157,10 @@ impl RocksStore {
             .db
             .delete_range_cf_opt(blocks, &part_key(barrier, 0)[..], &[0xFF; 10][..], &options::unlogged())
             .and_then(|()| reader.db.flush_cf_opt(blocks, &FlushOptions::default()))
-            .map_err(failed("remove what an interrupted run left"))
+            .map_err(failed("remove what an interrupted run left"))?;
+        // No index row speaks of them, so no sweep would look for their space.
+        sweep::compact(reader, &(barrier..u64::MAX));
+        Ok(())
     }
 
     /// Makes a view at `path`: hard links to the store's files, readable whatever happens to the store afterwards.
@@ -383,6 +407,11 @@ impl BlockStore for RocksStore {
         let _one = self.barrier.lock().unwrap_or_else(PoisonError::into_inner);
         sweep::sweep(self, live, thrift, step)
     }
+}
+
+/// Whether a name is that of a file with blocks in it.
+pub(crate) fn is_blob_file(name: &OsStr) -> bool {
+    Path::new(name).extension().is_some_and(|extension| extension == "blob")
 }
 
 /// Where the store lies in a repository's directory.

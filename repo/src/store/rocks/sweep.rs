@@ -23,7 +23,7 @@ use std::ops::Range;
 use rocksdb::{BottommostLevelCompaction, CompactOptions, FlushOptions, IteratorMode, WriteBatch};
 
 use super::RocksStore;
-use super::reader::{failed, scan};
+use super::reader::{RocksReader, failed, scan};
 use super::rows::{HEADER_AT, IndexRow, part_key, sequence_of};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, SegmentId};
@@ -79,10 +79,10 @@ fn sweep_windows(
         sweep.swept.removed_segments = sweep.segments(true)?;
         return Ok(sweep.swept);
     }
-    collect_garbage(store, true)?;
     let result = sweep.run(&windows, &chosen, step);
-    collect_garbage(store, false)?;
-    result?;
+    // Setting it writes a file, which may fail where nothing else does.
+    let off = collect_garbage(store, false);
+    result.and(off)?;
     Ok(sweep.swept)
 }
 
@@ -156,8 +156,10 @@ impl Sweep<'_> {
         step: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<()> {
         if let Some(range) = self.left_over()? {
+            collect_garbage(self.store, true)?;
             self.give_back(range)?;
             step(0)?;
+            collect_garbage(self.store, false)?;
         }
         // Windows without anything live first: they give space back and need none, which counts when the disk is full.
         let (mut dead, mut mixed): (Vec<_>, Vec<_>) = chosen
@@ -166,11 +168,16 @@ impl Sweep<'_> {
             .partition(|number| windows[number].live_bytes == 0);
         dead.sort_unstable();
         mixed.sort_unstable();
-        for group in neighbours(&dead).into_iter().chain(neighbours(&mixed)) {
-            let range = group.start * self.window_blocks..group.end * self.window_blocks;
-            self.remove(&range)?;
-            self.give_back(range)?;
-            step(self.swept.removed_bytes)?;
+        for (groups, moves_live) in [(neighbours(&dead), false), (neighbours(&mixed), true)] {
+            if moves_live && !groups.is_empty() {
+                collect_garbage(self.store, true)?;
+            }
+            for group in groups {
+                let range = group.start * self.window_blocks..group.end * self.window_blocks;
+                self.remove(&range)?;
+                self.give_back(range)?;
+                step(self.swept.removed_bytes)?;
+            }
         }
         self.swept.removed_segments = self.segments(false)?;
         self.tidy()?;
@@ -181,7 +188,8 @@ impl Sweep<'_> {
     fn remove(&mut self, range: &Range<u64>) -> Result<()> {
         let reader = &self.store.reader;
         let (index, blocks, meta) = (reader.family("index"), reader.family("blocks"), reader.family("meta"));
-        let mut rows = reader.db.raw_iterator_cf_opt(blocks, scan());
+        // Not as in a scan: each seek would read ahead.
+        let mut rows = reader.db.raw_iterator_cf(blocks);
         let mut batch = WriteBatch::default();
         batch.put_cf(meta, SWEEPING, encode(range));
         // Neighbours go with one deletion.
@@ -244,17 +252,14 @@ impl Sweep<'_> {
             .db
             .flush_cf_opt(blocks, &FlushOptions::default())
             .map_err(doing())?;
-        let mut options = CompactOptions::default();
-        options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
-        let (from, to) = (part_key(range.start, 0), part_key(range.end, 0));
         let before = self.background_errors()?;
-        reader.db.compact_range_cf_opt(blocks, Some(from), Some(to), &options);
+        compact(reader, &range);
         // It says nothing of its own about a full disk or a damaged file.
         if self.background_errors()? != before {
             return Err(Error::Store {
                 kind: ErrorKind::NoSpace,
                 doing: "give space back",
-                message: "a compaction failed: the file system is full, or a file of the store is damaged".into(),
+                message: "a compaction failed: there is no space left, or a file of the store is damaged".into(),
             });
         }
         let mut batch = WriteBatch::default();
@@ -324,6 +329,15 @@ impl Sweep<'_> {
         }
         Ok(())
     }
+}
+
+/// Merges away what was removed in a range of sequence numbers.
+pub(super) fn compact(reader: &RocksReader, range: &Range<u64>) {
+    let mut options = CompactOptions::default();
+    options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+    let (from, to) = (part_key(range.start, 0), part_key(range.end, 0));
+    let blocks = reader.family("blocks");
+    reader.db.compact_range_cf_opt(blocks, Some(from), Some(to), &options);
 }
 
 /// The block whose part 0 this is, if the index says so too.
