@@ -1,57 +1,16 @@
 //! One thing wrong in a closed repository, of every kind and in every place: what is given out is true, what is wrong is
 //! named, and a repair that may look at the disks or at another repository gets everything back.
 
+mod places;
+
 use std::ffi::OsString;
-use std::fs::{self, File};
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::support::bytes::{KIB, assert_same, copy_sparse, noise_bytes, size_of, write_at, write_noise};
-use crate::support::lab::{Lab, names_in, str_of};
+use self::places::{Harm, Kind, Place, copy, do_harm, places_of};
+use crate::support::bytes::{KIB, assert_same, copy_sparse, noise_bytes, write_at, write_noise};
+use crate::support::lab::{Lab, str_of};
 use crate::support::run::Said;
-use crate::support::tools::tool;
-
-/// What is done to a place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Harm {
-    Flip,
-    Truncate,
-    Delete,
-    Swap,
-}
-
-/// What is harmed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Blob,
-    Table,
-    Manifest,
-    Current,
-    Log,
-    Spare,
-    /// The link that names the newest view.
-    Link,
-    Marker,
-}
-
-/// A file, and another one of its kind, all as seen from the repository.
-#[derive(Debug)]
-struct Place {
-    kind: Kind,
-    file: PathBuf,
-    other: Option<PathBuf>,
-}
-
-impl Place {
-    /// Whether everything can be read while it is harmed: it is needed only by a writer, or not at all.
-    fn costs_readers_nothing(&self) -> bool {
-        match self.kind {
-            Kind::Spare | Kind::Log => true,
-            Kind::Manifest | Kind::Current => self.file.starts_with("store"),
-            Kind::Blob | Kind::Table | Kind::Link | Kind::Marker => false,
-        }
-    }
-}
 
 /// An image of a backup, as `GUEST@TIME/DISK`, and the file that it is of.
 struct Image {
@@ -86,7 +45,13 @@ impl Matrix {
         matrix.back_up();
         matrix.ok(args!["verify"]);
         matrix.ok(args!["protect", "web@latest"]);
-        let listed = matrix.lab.listed_with(&matrix.key_args());
+        let listed = matrix.ok(args!["--json", "list"]).json();
+        let listed: Vec<_> = listed
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|it| str_of(it, "backup"))
+            .collect();
         let image = |spec: &str, name: &str| Image {
             spec: spec.to_owned(),
             disk: matrix.lab.path(name),
@@ -108,7 +73,8 @@ impl Matrix {
             let other = matrix.lab.path("other");
             matrix.init(&other);
             for (guest, name) in [("a", "db"), ("b", "tuesday"), ("b", "copy")] {
-                matrix.ok(args!["--repo", other, "backup", guest, matrix.lab.path(name)]);
+                let args = args!["--repo", other, "backup", guest, matrix.lab.path(name)];
+                matrix.lab.start_bare(args).wait().done();
             }
         }
         matrix
@@ -163,56 +129,6 @@ impl Matrix {
             _ => panic!("{said}"),
         }
         said
-    }
-
-    /// The files of a kind. Each has one of the same kind to change places with, if there is one.
-    fn places(&self) -> Vec<Place> {
-        let mut places = Vec::new();
-        let view = fs::read_link(self.lab.repo().join("views/current")).expect("a link");
-        let view = Path::new("views").join(view);
-        let mut of = |kind: Kind, directory: &Path, part: &str| {
-            let names = names_in(&self.lab.repo().join(directory)).into_iter();
-            let files: Vec<_> = names
-                .filter(|name| name.contains(part))
-                .map(|name| directory.join(name))
-                .filter(|file| size_of(&self.lab.repo().join(file)) > 0)
-                .collect();
-            for (number, file) in files.iter().enumerate() {
-                let other = files.get((number + 1) % files.len()).filter(|other| *other != file);
-                let other = match kind {
-                    // A store has one of each, and so has its view.
-                    Kind::Manifest if directory == Path::new("store") => twin(self.lab.repo(), &view, "MANIFEST-"),
-                    Kind::Manifest => twin(self.lab.repo(), Path::new("store"), "MANIFEST-"),
-                    Kind::Current => twin(self.lab.repo(), directory, "MANIFEST-"),
-                    _ => other.cloned(),
-                };
-                places.push(Place {
-                    kind,
-                    file: file.clone(),
-                    other,
-                });
-            }
-        };
-        let (store, spare) = (Path::new("store"), Path::new("spare"));
-        of(Kind::Blob, store, ".blob");
-        of(Kind::Table, store, ".sst");
-        for directory in [store, &view] {
-            of(Kind::Manifest, directory, "MANIFEST-");
-            of(Kind::Current, directory, "CURRENT");
-            of(Kind::Log, directory, ".log");
-        }
-        of(Kind::Spare, spare, ".sst.");
-        places.push(Place {
-            kind: Kind::Link,
-            file: "views/current".into(),
-            other: None,
-        });
-        places.push(Place {
-            kind: Kind::Marker,
-            file: "vbk-repository".into(),
-            other: None,
-        });
-        places
     }
 
     /// Restores all images. What is there is true; gives what could not be restored.
@@ -299,6 +215,10 @@ impl Matrix {
             self.try_run(self.backup_db()),
         ];
         for (said, disk) in again.iter().zip([1, 2]) {
+            assert!(
+                said.status.success() || !verified.status.success(),
+                "{what}: {verified}\nand then {said}"
+            );
             let image = &self.images[disk];
             let guest = image.spec.split('@').next().expect("a guest");
             let out = self.lab.path("out.img");
@@ -317,7 +237,18 @@ impl Matrix {
             let lost = self.restore_all(&what);
             assert!(lost.is_empty(), "{what}: {} is lost, but {repaired}", lost[0].spec);
         } else {
-            assert_eq!(place.kind, Kind::Blob, "{what}: all else is there twice, but {repaired}");
+            assert_eq!(
+                place.kind,
+                Kind::Blob,
+                "{what}: all else is there twice, but {repaired}"
+            );
+            for image in self.restore_all(&what) {
+                assert!(
+                    words_of(&repaired).contains(&image.spec),
+                    "{what}: {} is not named, {repaired}",
+                    image.spec
+                );
+            }
         }
         copy(&self.lab.path("pristine"), repo);
         do_harm(repo, harm, place);
@@ -346,9 +277,7 @@ impl Matrix {
         let text = words_of(verified);
         let name = place.file.file_name().expect("a name").to_string_lossy();
         let directory = place.file.parent().expect("a directory").to_string_lossy();
-        let names_images = lost
-            .iter()
-            .all(|image| text.contains(&image.spec.replace("/vd", "/vd")));
+        let names_images = lost.iter().all(|image| text.contains(&image.spec));
         let names_file = text.contains(&*name) || text.contains(&*directory);
         assert!(
             names_images || names_file || place.kind == Kind::Link && text.contains("view"),
@@ -375,10 +304,7 @@ impl Matrix {
                 // In its text for people, or in its number.
                 _ => {
                     let text = words_of(&said);
-                    assert!(
-                        said.status.success() || text.contains("repository"),
-                        "{what}: {said}"
-                    );
+                    assert!(said.status.success() || text.contains("repository"), "{what}: {said}");
                 }
             }
         }
@@ -393,91 +319,11 @@ fn words_of(said: &Said) -> String {
     format!("{}{}", said.text(), said.stderr)
 }
 
-/// The file of a directory whose name has this part.
-fn twin(repo: &Path, directory: &Path, part: &str) -> Option<PathBuf> {
-    let names = names_in(&repo.join(directory)).into_iter();
-    names
-        .filter(|name| name.contains(part))
-        .map(|name| directory.join(name))
-        .next_back()
-}
-
-/// With its hard links, in the place of what is there.
-fn copy(from: &Path, to: &Path) {
-    if to.exists() {
-        fs::remove_dir_all(to).expect("removes");
-    }
-    tool("cp", args!["-a", from, to]);
-}
-
-/// Every name of a file.
-fn links_of(repo: &Path, file: &Path) -> Vec<PathBuf> {
-    let inode = fs::metadata(repo.join(file)).expect("is there").ino();
-    let mut links = Vec::new();
-    let mut directories = vec![repo.to_owned()];
-    while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(directory).expect("lists") {
-            let path = entry.expect("an entry").path();
-            let data = path.symlink_metadata().expect("is there");
-            if data.is_dir() {
-                directories.push(path);
-            } else if data.ino() == inode {
-                links.push(path);
-            }
-        }
-    }
-    links
-}
-
-/// Harms the bytes of a file, for all its names at once. False if there is nothing to do that to.
-fn do_harm(repo: &Path, harm: Harm, place: &Place) -> bool {
-    let path = repo.join(&place.file);
-    if place.kind == Kind::Link {
-        let target = fs::read_link(&path).expect("a link").to_string_lossy().into_owned();
-        fs::remove_file(&path).expect("removes");
-        match harm {
-            // Another number is a view that is not there.
-            Harm::Flip => symlink(format!("9{target}"), &path).expect("links"),
-            Harm::Truncate => symlink("x", &path).expect("links"),
-            Harm::Delete => {}
-            // As a program leaves it that follows links, or that knows none.
-            Harm::Swap => fs::write(&path, target).expect("writes"),
-        }
-        return true;
-    }
-    let size = size_of(&path);
-    match harm {
-        Harm::Flip => {
-            let mut bytes = fs::read(&path).expect("reads");
-            bytes[size as usize / 2] ^= 0xFF;
-            // Into the same inode.
-            write_at(&path, 0, &bytes);
-        }
-        Harm::Truncate => File::options()
-            .write(true)
-            .open(&path)
-            .and_then(|file| file.set_len(size / 2))
-            .expect("cuts"),
-        Harm::Delete => links_of(repo, &place.file)
-            .iter()
-            .for_each(|link| fs::remove_file(link).expect("removes")),
-        Harm::Swap => {
-            let Some(other) = place.other.as_ref().map(|other| repo.join(other)) else {
-                return false;
-            };
-            let (one, two) = (fs::read(&path).expect("reads"), fs::read(&other).expect("reads"));
-            fs::write(&path, two).expect("writes");
-            fs::write(&other, one).expect("writes");
-        }
-    }
-    true
-}
-
 /// Every place in some way, every kind in this one.
 fn every_kind(harm: Harm, encrypted: bool) {
     let matrix = Matrix::new(encrypted);
     let mut numbers = std::collections::HashMap::new();
-    for place in matrix.places() {
+    for place in places_of(matrix.lab.repo()) {
         let number = numbers.entry(place.kind as u8).or_insert(0_usize);
         *number += 1;
         // There are many tables, and what harms one in one way harms another in another.
@@ -568,7 +414,10 @@ fn a_damaged_key_slot_costs_that_way_in_and_no_other() {
                     fs::remove_file(out).expect("removes");
                     continue;
                 }
-                assert!(*name == slot || harm == Harm::Swap && !name.is_empty(), "{what}: {said}");
+                assert!(
+                    *name == slot || harm == Harm::Swap && !name.is_empty(),
+                    "{what}: {said}"
+                );
                 assert!(matches!(said.status.code(), Some(1 | 4)), "{what}: {said}");
                 if harm != Harm::Delete {
                     assert!(said.stderr.contains(&format!("keys/{name}.json")), "{what}: {said}");
