@@ -28,6 +28,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::keys::{self, Keys, Unlock};
 use crate::lock::WriterLock;
 use crate::mend::{Mended, mend};
+use crate::spare;
 use crate::state::States;
 use crate::store::encrypted::Encrypted;
 use crate::store::rocks::{RocksReader, RocksStore, is_blob_file, path_in};
@@ -232,6 +233,7 @@ impl Repository {
             match self.open_store("open", &mut |_| false) {
                 Err(error) if error.kind() == ErrorKind::Denied => {
                     // Nobody can write here, so the store itself is as good as a view.
+                    spare::check_store(&path_in(&self.path), None)?;
                     let reader = RocksReader::open(&path_in(&self.path), None)?;
                     let number = reader.generation()?;
                     return Ok((reader, number));
@@ -297,12 +299,15 @@ impl Repository {
     fn open_store(&self, command: &str, wait: Wait<'_>) -> Result<(Arc<RocksStore>, WriterLock)> {
         let lock = WriterLock::take(&self.path, command, wait)?;
         let torn = self.suspected_files()?;
+        let newest = views::current(&self.path)?.unwrap_or(0);
+        let view = views::path_of(&self.path, newest);
+        let view = spare::check_view(&view).is_ok().then_some(&*view);
+        spare::check_store(&path_in(&self.path), view)?;
         let store = RocksStore::open(&path_in(&self.path))?;
         if !torn.is_empty() {
             self.remove_torn(&store, &torn);
         }
         store.identity()?.check(&self.path)?;
-        let newest = views::current(&self.path)?.unwrap_or(0);
         if store.generation()? < newest {
             // Published, it would take the place of a state that has more in it.
             return Err(Error::Store {

@@ -70,11 +70,13 @@ pub(crate) fn open(repository: &Path) -> Result<Option<HeldView>> {
             // Removed between the look at the link and the lock.
             continue;
         }
-        if !views.join(number.to_string()).join("CURRENT").exists() {
+        let view = path_of(repository, number);
+        if !view.join("CURRENT").exists() {
             return Ok(None);
         }
+        spare::check_view(&view)?;
         return Ok(Some(HeldView {
-            reader: RocksReader::open(&views.join(number.to_string()), Some(lock))?,
+            reader: RocksReader::open(&view, Some(lock))?,
             number,
         }));
     }

@@ -33,10 +33,7 @@ fn the_last_line_of_a_backup_says_what_happened() {
         .expect("writes");
     let text = lab.ok(args!["backup", "web1", lab.path("disk.img")]);
     let last = text.lines().last().expect("a line");
-    assert!(
-        last.contains("Z: 12 MiB read, 1 MiB new (1 MiB stored) in "),
-        "{last}"
-    );
+    assert!(last.contains("Z: 12 MiB read, 1 MiB new (1 MiB stored) in "), "{last}");
 }
 
 #[test]
