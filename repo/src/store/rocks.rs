@@ -10,7 +10,7 @@
 //! | `meta` | `identity` | JSON, see [`Identity`] |
 //! | | `barrier` | the first sequence number above the last barrier |
 //! | | `generation` | how often what readers see was changed |
-//! | | `sweeping` | sequence numbers: blocks were removed from here to there, and their space was not given back yet |
+//! | | `sweeping` | ranges of sequence numbers whose unused blocks are being removed, see `rocks/sweep.rs` |
 //! | | `condemned/` and a block id | nothing: the block was found damaged |
 //!
 //! Numbers are big-endian, of 8 bytes where nothing else is said.

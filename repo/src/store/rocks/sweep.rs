@@ -4,14 +4,20 @@
 //! unused; elsewhere unused blocks stay, known and ready to be used again. So the index says at any time just which
 //! blocks are there.
 //!
-//! What is on disk after each step of sweeping neighbouring windows:
+//! A pass sweeps some windows, after one look through the whole index in its own order: to look each block up would be a
+//! random read for each. The first pass has few blocks, so that a full disk has room for the removal of their rows, and
+//! each has four times as many as the one before, so that a large repository needs few of them. What is on disk after each
+//! step of a pass:
 //!
-//! 1. One synced, logged batch removes the index rows and the block rows of what is unused, and names the windows in
-//!    `sweeping`. Before it nothing is changed; after it the blocks are gone for every reader of the store (views keep
-//!    theirs), and only their space is still taken.
-//! 2. A forced compaction of the windows writes the live blocks that shared files with unused ones to new blob files and
-//!    drops the old files. RocksDB does that for each file whole or not at all.
-//! 3. `sweeping` is removed. A crash between 1 and 3 leaves it, and the next sweep begins with step 2 for it.
+//! 1. `sweeping` names its windows. Nothing is changed yet.
+//! 2. The index rows of what is unused in them are removed, in synced and logged batches. The blocks are gone for every
+//!    reader of the store (views keep theirs), and only their space is still taken.
+//! 3. For a few neighbouring windows at a time: the rows of all blocks in them that are not live are removed and that is
+//!    flushed; a forced compaction writes the live blocks that shared files with unused ones to new blob files and drops
+//!    the old files, each whole or not at all; and `sweeping` names these windows no more.
+//!
+//! A crash leaves `sweeping`, and the next sweep begins with step 2 for what it names, by what is live then: a block that
+//! was put since is live or has its index row removed before its own rows.
 //!
 //! Segments are removed in batches; each is a row of its own that nothing names any more.
 //!
@@ -24,18 +30,22 @@ use rocksdb::{BottommostLevelCompaction, CompactOptions, FlushOptions, IteratorM
 
 use super::RocksStore;
 use super::reader::{RocksReader, failed, scan};
-use super::rows::{HEADER_AT, IndexRow, part_key, sequence_of};
+use super::rows::part_key;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{BlockId, SegmentId};
+use crate::id::SegmentId;
 use crate::store::{BlockStore, Live, Place, StoreReader, Swept, Thrift};
 
 /// Plain bytes of a window.
 const WINDOW_BYTES: u64 = 2 << 30;
 /// Windows that are compacted together: what a sweep may need of free space is what is live in them.
 const WINDOWS_AT_ONCE: u64 = 4;
-/// Blocks or segments that are removed in one batch.
+/// Unused blocks in the first pass: the removal of their index rows takes 1 MiB or so.
+const FIRST_PASS_BLOCKS: u64 = 16 << 10;
+/// How many times as many each further pass has.
+const PASS_GROWTH: u64 = 4;
+/// Rows that are removed in one batch.
 const BATCH_ROWS: usize = 10_000;
-/// In `meta`: the range of sequence numbers whose space is to be given back.
+/// In `meta`: ranges of sequence numbers, first and end (u64 each), whose unused blocks are to be removed.
 const SWEEPING: &str = "sweeping";
 
 /// What lies in one window.
@@ -155,28 +165,23 @@ impl Sweep<'_> {
         chosen: &[u64],
         step: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<()> {
-        if let Some(range) = self.left_over()? {
-            collect_garbage(self.store, true)?;
-            self.give_back(range)?;
-            step(0)?;
-            collect_garbage(self.store, false)?;
-        }
+        let left_over = self.left_over()?;
+        self.pass(windows, &left_over, true, step)?;
         // Windows without anything live first: they give space back and need none, which counts when the disk is full.
         let (mut dead, mut mixed): (Vec<_>, Vec<_>) = chosen
             .iter()
             .copied()
+            .filter(|number| !left_over.contains(number))
             .partition(|number| windows[number].live_bytes == 0);
         dead.sort_unstable();
         mixed.sort_unstable();
-        for (groups, moves_live) in [(neighbours(&dead), false), (neighbours(&mixed), true)] {
-            if moves_live && !groups.is_empty() {
-                collect_garbage(self.store, true)?;
-            }
-            for group in groups {
-                let range = group.start * self.window_blocks..group.end * self.window_blocks;
-                self.remove(&range)?;
-                self.give_back(range)?;
-                step(self.swept.removed_bytes)?;
+        let mut pass_blocks = FIRST_PASS_BLOCKS;
+        for (mut numbers, moves_live) in [(&dead[..], false), (&mixed[..], true)] {
+            while !numbers.is_empty() {
+                let (pass, rest) = numbers.split_at(length_of_pass(numbers, windows, pass_blocks));
+                self.pass(windows, pass, moves_live, step)?;
+                numbers = rest;
+                pass_blocks *= PASS_GROWTH;
             }
         }
         self.swept.removed_segments = self.segments(false)?;
@@ -184,67 +189,85 @@ impl Sweep<'_> {
         step(self.swept.removed_bytes)
     }
 
-    /// Step 1. Index rows are found by part 0 of each block, which names it.
-    fn remove(&mut self, range: &Range<u64>) -> Result<()> {
-        let reader = &self.store.reader;
-        let (index, blocks, meta) = (reader.family("index"), reader.family("blocks"), reader.family("meta"));
-        // Not as in a scan: each seek would read ahead.
-        let mut rows = reader.db.raw_iterator_cf(blocks);
+    /// Sweeps windows, given in order. `moves_live`: some of what is in them is live.
+    fn pass(
+        &mut self,
+        windows: &BTreeMap<u64, Window>,
+        numbers: &[u64],
+        moves_live: bool,
+        step: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<()> {
+        if numbers.is_empty() {
+            return Ok(());
+        }
+        if moves_live {
+            collect_garbage(self.store, true)?;
+        }
+        let groups = neighbours(numbers);
+        let sequences = |group: &Range<u64>| group.start * self.window_blocks..group.end * self.window_blocks;
+        let ranges: Vec<_> = groups.iter().map(sequences).collect();
         let mut batch = WriteBatch::default();
-        batch.put_cf(meta, SWEEPING, encode(range));
-        // Neighbours go with one deletion.
-        let mut run: Option<Range<u64>> = None;
-        let mut next = range.start;
-        loop {
-            while next < range.end && self.live.places.contains(Place(next)) {
-                next += 1;
+        batch.put_cf(self.store.reader.family("meta"), SWEEPING, encode(&ranges));
+        self.store.write_logged("remove blocks", batch)?;
+        self.unlist(&ranges)?;
+        for (done, (group, range)) in groups.iter().zip(&ranges).enumerate() {
+            self.remove(range)?;
+            self.give_back(range, &ranges[done + 1..])?;
+            for (_, window) in windows.range(group.clone()) {
+                self.swept.removed_blocks += window.unused_blocks;
+                self.swept.removed_bytes += window.unused_bytes;
             }
-            if next >= range.end {
-                break;
-            }
-            rows.seek(part_key(next, 0));
-            let Some((key, value)) = rows.item() else {
-                rows.status().map_err(failed("read the blocks"))?;
-                break;
-            };
-            let found = sequence_of(key);
-            if found >= range.end {
-                break;
-            }
-            next = found + 1;
-            if self.live.places.contains(Place(found)) {
-                continue;
-            }
-            if key == part_key(found, 0)
-                && let Some(row) = known(self.store, found, value)?
-            {
-                batch.delete_cf(index, row.0.0);
-                self.swept.removed_blocks += 1;
-                self.swept.removed_bytes += u64::from(row.1.stored_bytes);
-            }
-            match &mut run {
-                Some(run) if run.end == found => run.end += 1,
-                _ => {
-                    if let Some(run) = run.replace(found..found + 1) {
-                        batch.delete_range_cf(blocks, part_key(run.start, 0), part_key(run.end, 0));
-                    }
-                }
-            }
-            if batch.len() >= BATCH_ROWS {
-                if let Some(run) = run.take() {
-                    batch.delete_range_cf(blocks, part_key(run.start, 0), part_key(run.end, 0));
-                }
-                self.store.write_logged("remove blocks", std::mem::take(&mut batch))?;
-            }
+            step(self.swept.removed_bytes)?;
         }
-        if let Some(run) = run {
-            batch.delete_range_cf(blocks, part_key(run.start, 0), part_key(run.end, 0));
+        match moves_live {
+            true => collect_garbage(self.store, false),
+            false => Ok(()),
         }
+    }
+
+    /// Step 2, for sorted ranges of sequence numbers.
+    fn unlist(&self, ranges: &[Range<u64>]) -> Result<()> {
+        let index = self.store.reader.family("index");
+        let mut batch = WriteBatch::default();
+        self.store.reader.survey(&mut |id, located| {
+            let place = located.place;
+            let after = ranges.partition_point(|range| range.end <= place.0);
+            let swept = ranges.get(after).is_some_and(|range| range.contains(&place.0));
+            if swept && !self.live.places.contains(place) {
+                batch.delete_cf(index, id.0);
+            }
+            match batch.len() >= BATCH_ROWS {
+                true => self.store.write_logged("remove blocks", std::mem::take(&mut batch)),
+                false => Ok(()),
+            }
+        })?;
         self.store.write_logged("remove blocks", batch)
     }
 
-    /// Steps 2 and 3.
-    fn give_back(&self, range: Range<u64>) -> Result<()> {
+    /// Step 3: the rows of all that is not live, neighbours with one deletion. Durable with the next flush.
+    fn remove(&self, range: &Range<u64>) -> Result<()> {
+        let blocks = self.store.reader.family("blocks");
+        let is_unused = |sequence: u64| range.contains(&sequence) && !self.live.places.contains(Place(sequence));
+        let mut batch = WriteBatch::default();
+        let mut unused_from = None;
+        for sequence in range.start..=range.end {
+            match (unused_from, is_unused(sequence)) {
+                (None, true) => unused_from = Some(sequence),
+                (Some(first), false) => {
+                    batch.delete_range_cf(blocks, part_key(first, 0), part_key(sequence, 0));
+                    unused_from = None;
+                }
+                _ => {}
+            }
+            if batch.len() >= BATCH_ROWS {
+                self.store.write("remove blocks", std::mem::take(&mut batch))?;
+            }
+        }
+        self.store.write("remove blocks", batch)
+    }
+
+    /// The rest of step 3. `left`: what is still to be swept after it.
+    fn give_back(&self, range: &Range<u64>, left: &[Range<u64>]) -> Result<()> {
         let reader = &self.store.reader;
         let (blocks, meta) = (reader.family("blocks"), reader.family("meta"));
         let doing = || failed("give space back");
@@ -253,7 +276,7 @@ impl Sweep<'_> {
             .flush_cf_opt(blocks, &FlushOptions::default())
             .map_err(doing())?;
         let before = self.background_errors()?;
-        compact(reader, &range);
+        compact(reader, range);
         // It says nothing of its own about a full disk or a damaged file.
         if self.background_errors()? != before {
             return Err(Error::Store {
@@ -263,7 +286,10 @@ impl Sweep<'_> {
             });
         }
         let mut batch = WriteBatch::default();
-        batch.delete_cf(meta, SWEEPING);
+        match left {
+            [] => batch.delete_cf(meta, SWEEPING),
+            left => batch.put_cf(meta, SWEEPING, encode(left)),
+        }
         // A view that is published now leaves the old files out, and so gives their space back.
         self.store.next_generation(&mut batch)?;
         self.store.write_logged("give space back", batch)
@@ -274,10 +300,13 @@ impl Sweep<'_> {
         Ok(count.map_err(failed("read its state"))?.unwrap_or(0))
     }
 
-    fn left_over(&self) -> Result<Option<Range<u64>>> {
+    /// The windows that a sweep before did not finish, in order.
+    fn left_over(&self) -> Result<Vec<u64>> {
         let reader = &self.store.reader;
         let row = reader.db.get_cf(reader.family("meta"), SWEEPING);
-        Ok(row.map_err(failed("read its state"))?.and_then(|row| decode(&row)))
+        let row = row.map_err(failed("read its state"))?.unwrap_or_default();
+        let windows = |range: Range<u64>| range.start / self.window_blocks..range.end.div_ceil(self.window_blocks);
+        Ok(decode(&row).into_iter().flat_map(windows).collect())
     }
 
     /// Removes segments that are not live; gives how many.
@@ -340,18 +369,14 @@ pub(super) fn compact(reader: &RocksReader, range: &Range<u64>) {
     reader.db.compact_range_cf_opt(blocks, Some(from), Some(to), &options);
 }
 
-/// The block whose part 0 this is, if the index says so too.
-fn known(store: &RocksStore, sequence: u64, part_zero: &[u8]) -> Result<Option<(BlockId, IndexRow)>> {
-    let id = part_zero.get(..32).and_then(|id| <[u8; 32]>::try_from(id).ok());
-    let Some(id) = id.filter(|_| part_zero.len() >= HEADER_AT).map(BlockId) else {
-        return Err(Error::Store {
-            kind: ErrorKind::Corrupt,
-            doing: "read the blocks",
-            message: format!("block {sequence} has no name"),
-        });
+/// How many of the windows make a pass with at most so many unused blocks, or a single window.
+fn length_of_pass(numbers: &[u64], windows: &BTreeMap<u64, Window>, most_blocks: u64) -> usize {
+    let mut blocks = 0;
+    let fits = |number: &&u64| {
+        blocks += windows[*number].unused_blocks;
+        blocks <= most_blocks
     };
-    let row = store.reader.index_rows(&[id])?.remove(0);
-    Ok(row.filter(|row| row.sequence == sequence).map(|row| (id, row)))
+    numbers.iter().take_while(fits).count().max(1)
 }
 
 /// Cuts sorted numbers into runs of at most [`WINDOWS_AT_ONCE`].
@@ -366,16 +391,18 @@ fn neighbours(numbers: &[u64]) -> Vec<Range<u64>> {
     runs
 }
 
-fn encode(range: &Range<u64>) -> [u8; 16] {
-    let mut row = [0; 16];
-    row[..8].copy_from_slice(&range.start.to_be_bytes());
-    row[8..].copy_from_slice(&range.end.to_be_bytes());
-    row
+fn encode(ranges: &[Range<u64>]) -> Vec<u8> {
+    let numbers = ranges.iter().flat_map(|range| [range.start, range.end]);
+    numbers.flat_map(u64::to_be_bytes).collect()
 }
 
-fn decode(row: &[u8]) -> Option<Range<u64>> {
-    let (start, end) = row.split_first_chunk()?;
-    Some(u64::from_be_bytes(*start)..u64::from_be_bytes(end.try_into().ok()?))
+fn decode(row: &[u8]) -> Vec<Range<u64>> {
+    let (numbers, _) = row.as_chunks::<8>();
+    let (ranges, _) = numbers.as_chunks::<2>();
+    ranges
+        .iter()
+        .map(|[start, end]| u64::from_be_bytes(*start)..u64::from_be_bytes(*end))
+        .collect()
 }
 
 #[cfg(test)]
