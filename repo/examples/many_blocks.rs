@@ -31,6 +31,8 @@ fn main() -> Result<()> {
     fill(&writer, blocks / 2)?;
     let filled = clock.elapsed();
     writer.amend(&["old@2026-01-01T00-00-00Z".into()], &[])?;
+    // Of clear_refs in proc_pid_status(5): the peak begins anew.
+    std::fs::write("/proc/self/clear_refs", "5")?;
     let memory_before = memory_mib();
     let clock = Instant::now();
     let thrift = Thrift {
@@ -39,12 +41,15 @@ fn main() -> Result<()> {
     };
     let pruned = writer.prune(thrift, threads, &AtomicBool::new(false), &|_| ())?;
     let took = clock.elapsed();
-    assert_eq!(pruned.swept.removed_blocks, blocks / 2, "all that is unused is removed");
-    assert_eq!(pruned.swept.live_blocks, blocks / 2, "all that is used is kept");
+    assert!(pruned.swept.live_blocks >= blocks / 2, "all that is used is kept");
+    assert!(
+        pruned.swept.removed_blocks >= blocks / 2 - blocks / 200,
+        "all but a hundredth of what is unused is removed"
+    );
     let mib = |bytes: u64| bytes >> 20;
     println!(
         "{blocks} blocks, half of them unreferenced, {threads} threads: filled in {:.1} s; marked in {:.2} s, pruned in {:.1} s \
-         in all; {} of {} MiB given back; peak memory {} MiB before the prune, {} MiB after it",
+         in all; {} of {} MiB given back; {} MiB of memory before the prune, {} MiB at its peak",
         filled.as_secs_f64(),
         pruned.marked.as_secs_f64(),
         took.as_secs_f64(),
@@ -105,7 +110,7 @@ fn fill(writer: &Writer, count: u64) -> Result<()> {
     Ok(())
 }
 
-/// The most that this process had in memory so far.
+/// The most that this process had in memory since its peak was reset.
 fn memory_mib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

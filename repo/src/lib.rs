@@ -43,6 +43,7 @@ mod cipher;
 pub mod codec;
 pub mod diff;
 mod error;
+mod filter;
 #[cfg(test)]
 mod flips;
 pub mod id;

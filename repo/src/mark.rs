@@ -1,7 +1,6 @@
 //! Walks the manifests of backups: finds everything that they name.
 //!
-//! Each segment is read once, however many backups share it. Memory: 40 bytes per distinct segment and a bit per block
-//! of the store.
+//! Each segment is read once, however many backups share it.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,41 +8,72 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::backup::{Entry, Image};
 use crate::catalogue::Catalogue;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+use crate::filter::Filter;
 use crate::id::{BlockId, SegmentId};
 use crate::manifest::{SEGMENT_SLOTS, decode_segment};
+use crate::places::Places;
 use crate::store::{Live, Located, StoreReader};
 use crate::writer::SlotReader;
 
 /// Segments that go to a thread at once: 512 KiB of ids.
 const BATCH_SEGMENTS: usize = 16;
 
-/// Everything that the backups of a catalogue name. An error of kind Corrupt if that can't be told for all of them: what is
-/// then not found is not unused.
+/// Everything that the backups of a catalogue name, and in a store of more than 100,000 blocks a few more: one in 170 of the
+/// others. An error of kind Corrupt if that can't be told for all of them: what is then not found is not unused.
+///
+/// Reads the index twice in its own order and looks no block up, which would be a random read for each. Memory: 40 bytes
+/// per distinct segment, and 1.6 bytes per block of the store.
 pub fn mark(store: &dyn StoreReader, catalogue: &Catalogue, threads: usize, cancel: &AtomicBool) -> Result<Live> {
     if let Some(damaged) = catalogue.damaged().first() {
         return Err(Error::CantTellUnused {
             what: damaged.to_string(),
         });
     }
-    let live = Mutex::new(Live::default());
-    let images: Vec<&Image> = catalogue.entries().iter().flat_map(images_of).collect();
-    let segments = each_segment(store, &images, threads, cancel, &|blocks| {
-        let mut live = live.lock().unwrap_or_else(PoisonError::into_inner);
-        for (id, located) in blocks {
-            let located = located.ok_or_else(|| Error::BlockMissing(*id))?;
-            live.places.insert(located.place);
-        }
-        Ok(())
-    });
-    let mut live = live.into_inner().unwrap_or_else(PoisonError::into_inner);
-    live.segments = segments.map_err(|error| match error.kind() {
-        crate::ErrorKind::Corrupt => Error::CantTellUnused {
+    let marked = mark_all(store, catalogue, threads, cancel);
+    marked.map_err(|error| match error.kind() {
+        ErrorKind::Corrupt => Error::CantTellUnused {
             what: error.to_string(),
         },
         _ => error,
+    })
+}
+
+fn mark_all(store: &dyn StoreReader, catalogue: &Catalogue, threads: usize, cancel: &AtomicBool) -> Result<Live> {
+    let survey = |each: &mut dyn FnMut(BlockId, Located)| {
+        store.survey(&mut |id, located| {
+            each(id, located);
+            match cancel.load(Ordering::Relaxed) {
+                true => Err(Error::Interrupted),
+                false => Ok(()),
+            }
+        })
+    };
+    let mut stored = 0;
+    survey(&mut |_, _| stored += 1)?;
+    let named = Mutex::new((Filter::for_ids(stored), 0_u64));
+    let images: Vec<&Image> = catalogue.entries().iter().flat_map(images_of).collect();
+    let segments = each_segment(store, &images, threads, cancel, &|ids| {
+        let (named, count) = &mut *named.lock().unwrap_or_else(PoisonError::into_inner);
+        *count += ids.iter().filter(|id| named.insert(id)).count() as u64;
+        Ok(())
     })?;
-    Ok(live)
+    let (named, count) = named.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut places = Places::default();
+    let mut found = 0;
+    survey(&mut |id, located| {
+        if named.contains(&id) {
+            places.insert(located.place);
+            found += 1;
+        }
+    })?;
+    // Never a false alarm: the filter counts too few that are named and finds too many.
+    if found < count {
+        return Err(Error::CantTellUnused {
+            what: format!("{} blocks that backups name are not in the index", count - found),
+        });
+    }
+    Ok(Live { places, segments })
 }
 
 /// The images of a backup.
@@ -58,7 +88,7 @@ pub(crate) fn each_segment(
     images: &[&Image],
     threads: usize,
     cancel: &AtomicBool,
-    each: &(dyn Fn(&[(BlockId, Option<Located>)]) -> Result<()> + Sync),
+    each: &(dyn Fn(&[BlockId]) -> Result<()> + Sync),
 ) -> Result<HashSet<SegmentId>> {
     let failed: Mutex<Option<Error>> = Mutex::default();
     let stop = AtomicBool::new(false);
@@ -123,7 +153,7 @@ pub(crate) fn each_segment(
 fn batch_of(
     store: &dyn StoreReader,
     batch: &[(SegmentId, usize)],
-    each: &(dyn Fn(&[(BlockId, Option<Located>)]) -> Result<()> + Sync),
+    each: &(dyn Fn(&[BlockId]) -> Result<()> + Sync),
 ) -> Result<()> {
     let ids: Vec<_> = batch.iter().map(|(id, _)| *id).collect();
     let mut blocks = Vec::with_capacity(batch.len() * SEGMENT_SLOTS);
@@ -134,8 +164,7 @@ fn batch_of(
                 .flatten(),
         );
     }
-    let located = store.locate(&blocks)?;
-    each(&blocks.into_iter().zip(located).collect::<Vec<_>>())
+    each(&blocks)
 }
 
 #[cfg(test)]

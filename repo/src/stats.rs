@@ -117,10 +117,11 @@ pub fn stats(
         let entries: Vec<&Entry> = catalogue.of(guest).collect();
         let images: Vec<_> = entries.iter().flat_map(|entry| images_of(entry)).collect();
         let seen: Mutex<(Places, Amount)> = Mutex::default();
-        each_segment(store, &images, threads, cancel, &|blocks| {
+        each_segment(store, &images, threads, cancel, &|ids| {
+            let all_located = store.locate(ids)?;
             let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
             let mut owners = owners.lock().unwrap_or_else(PoisonError::into_inner);
-            for (id, located) in blocks {
+            for (id, located) in ids.iter().zip(all_located) {
                 let located = located.ok_or(Error::BlockMissing(*id))?;
                 if seen.0.insert(located.place) {
                     seen.1.add(located);
