@@ -208,6 +208,14 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
+    /// An encrypted repository with a store in it that is not.
+    #[error(
+        "the store in {path} is not encrypted, although the repository is: somebody put another one there; nothing was written. Bring `store` and `views` back from a copy of the repository"
+    )]
+    EncryptionGone {
+        /// The directory.
+        path: PathBuf,
+    },
     /// A key was given to a repository that has none.
     #[error("{path} is not encrypted; it has no keys")]
     NotEncrypted {
@@ -239,8 +247,10 @@ pub enum Error {
     /// A key slot has this name already.
     #[error("there is a key {0:?} already")]
     KeyExists(String),
-    /// Without this key nothing could open the repository.
-    #[error("{0:?} is the only key that is known to be good; add another one before this one is removed")]
+    /// The key at hand opens the repository by the slot that is to go, and by no other.
+    #[error(
+        "the key that was given opens the repository by {0:?} alone, so it would open nothing any more; give one that stays, or an exported one (`vbk key add` and `vbk key export` make them)"
+    )]
     LastKey(String),
     /// A key file or recovery key can't be read.
     #[error("{what}")]
@@ -302,6 +312,7 @@ impl Error {
             | Self::SegmentDamaged { .. }
             | Self::RecordDamaged { .. }
             | Self::CantTellUnused { .. }
+            | Self::EncryptionGone { .. }
             | Self::KeySlotDamaged { .. } => ErrorKind::Corrupt,
             Self::Store { kind, .. } => *kind,
             Self::Io { source, .. } => ErrorKind::of_io(source),

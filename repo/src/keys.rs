@@ -10,8 +10,9 @@
 //!
 //! 1. A slot is written whole to `.NAME.json.tmp` and synced. A crash leaves a file that nobody reads.
 //! 2. It gets its name by rename, and the directory is synced. A crash before that leaves the old list or the new one.
-//! 3. Removing is one unlink, then the directory is synced; never of the last good slot. Changes are made under a lock
-//!    (flock(2) on `REPO/keys`), so that two that remove can't each rely on the other's slot.
+//! 3. Removing is one unlink, then the directory is synced. Who removes a slot proves that another one opens the repository
+//!    by opening it, or has an exported key. Changes are made under a lock (flock(2) on `REPO/keys`), so that two that
+//!    remove can't each rely on the other's slot.
 //!
 //! A damaged slot costs that way in and no other. When all are lost, an exported key opens the repository.
 
@@ -200,9 +201,12 @@ pub fn add(repo_dir: &Path, name: &str, keys: &Keys, unlock: &Unlock, cost: Pass
     file::sync_dir(&directory).map_err(Error::io("sync", directory))
 }
 
-/// Removes a slot. Durable when this returns. [`Error::LastKey`] if no good slot would be left, so a damaged slot can be
-/// removed once there is a good one.
-pub fn remove(repo_dir: &Path, name: &str) -> Result<()> {
+/// Removes a slot, damaged or not. Durable when this returns.
+///
+/// `way` must open the repository without that slot, or nothing is removed: by another slot, or as an exported key. That
+/// a slot can be read does not say that anybody can open it, or that it is of this repository. [`Error::LastKey`] if `way`
+/// opens the slot that is to go and no other; else as [`unlock`].
+pub fn remove(repo_dir: &Path, name: &str, way: &Unlock, check: &str) -> Result<()> {
     name::check("key", name)?;
     let directory = repo_dir.join(DIRECTORY);
     let _lock = match lock(&directory) {
@@ -222,8 +226,12 @@ pub fn remove(repo_dir: &Path, name: &str) -> Result<()> {
             },
         });
     }
-    if !all.iter().any(|found| found.path != path && found.slot.is_ok()) {
-        return Err(Error::LastKey(name.to_owned()));
+    let (going, staying): (Vec<_>, Vec<_>) = all.into_iter().partition(|found| found.path == path);
+    if let Err(error) = unlock_by(repo_dir, staying, way, Some(check)) {
+        return Err(match unlock_by(repo_dir, going, way, Some(check)) {
+            Ok(_) => Error::LastKey(name.to_owned()),
+            Err(_) => error,
+        });
     }
     fs::remove_file(&path).map_err(Error::io("remove", path))?;
     file::sync_dir(&directory).map_err(Error::io("sync", directory))
@@ -234,6 +242,10 @@ pub fn remove(repo_dir: &Path, name: &str) -> Result<()> {
 ///
 /// Every slot of the kind is tried, which for passphrases takes a second or so and [`PassphraseCost::memory_kib`] each.
 pub fn unlock(repo_dir: &Path, unlock: &Unlock, check: Option<&str>) -> Result<Keys> {
+    unlock_by(repo_dir, read_all(repo_dir)?, unlock, check)
+}
+
+fn unlock_by(repo_dir: &Path, slots: Vec<Found>, unlock: &Unlock, check: Option<&str>) -> Result<Keys> {
     let key;
     let (secret, what) = match unlock {
         Unlock::Passphrase(passphrase) => (Secret::Passphrase(passphrase), "passphrase"),
@@ -255,7 +267,7 @@ pub fn unlock(repo_dir: &Path, unlock: &Unlock, check: Option<&str>) -> Result<K
     };
     let (mut tried, mut others, mut unread) = (false, Vec::new(), Vec::new());
     let mut stranger = None;
-    for found in read_all(repo_dir)? {
+    for found in slots {
         let slot = match found.slot {
             Ok(slot) => slot,
             Err(error) => {

@@ -1,4 +1,4 @@
-//! A set of places in a store: a bit each.
+//! What is known of the places in a store: a bit or two bytes each.
 
 use std::collections::BTreeMap;
 
@@ -32,6 +32,26 @@ impl Places {
     pub fn contains(&self, place: Place) -> bool {
         let (piece, word, bit) = position(place);
         self.0.get(&piece).is_some_and(|words| words[word] & bit != 0)
+    }
+}
+
+/// A number for each place, 0 where none was set; in pieces of 8 KiB.
+#[derive(Debug, Default)]
+pub(crate) struct PlaceNumbers(BTreeMap<u64, Box<[u16; NUMBERS]>>);
+
+const NUMBERS: usize = 4096;
+
+impl PlaceNumbers {
+    /// The number at a place.
+    pub(crate) fn get(&self, place: Place) -> u16 {
+        let piece = self.0.get(&(place.0 / NUMBERS as u64));
+        piece.map_or(0, |piece| piece[(place.0 % NUMBERS as u64) as usize])
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn at(&mut self, place: Place) -> &mut u16 {
+        let piece = self.0.entry(place.0 / NUMBERS as u64);
+        &mut piece.or_insert_with(|| Box::new([0; NUMBERS]))[(place.0 % NUMBERS as u64) as usize]
     }
 }
 

@@ -94,22 +94,13 @@ impl Repository {
     /// Makes a repository in a new or empty directory. Durable when this returns; when it fails nothing is left.
     pub fn create(path: &Path, options: &CreateOptions) -> Result<Self> {
         Self::check_place(path)?;
-        let is_new = !path.exists();
-        fs::create_dir_all(path).map_err(Error::io("create", path))?;
-        // Links that will be compared and kept must not depend on where the process stands.
-        let path = fs::canonicalize(path).map_err(Error::io("open", path))?;
+        let path = create::make(path, options)?;
         let keys = options.encryption.as_ref().map(|(keys, _)| keys.clone());
-        match create::fill(&path, options) {
-            Ok(()) => Ok(Self {
-                path,
-                key_check: keys.as_ref().map(Keys::check),
-                keys,
-            }),
-            Err(error) => {
-                create::undo_fill(&path, is_new);
-                Err(error)
-            }
-        }
+        Ok(Self {
+            path,
+            key_check: keys.as_ref().map(Keys::check),
+            keys,
+        })
     }
 
     /// An error unless a repository can be made there: the directory is new or empty.
@@ -166,6 +157,16 @@ impl Repository {
         }
         self.keys = Some(keys::unlock(&self.path, unlock, self.key_check.as_deref())?);
         Ok(self)
+    }
+
+    /// Removes a key slot; see [`keys::remove`].
+    pub fn remove_key(&self, name: &str, way: &Unlock) -> Result<()> {
+        match &self.key_check {
+            Some(check) => keys::remove(&self.path, name, way, check),
+            None => Err(Error::NotEncrypted {
+                path: self.path.clone(),
+            }),
+        }
     }
 
     /// The keys, if it was unlocked or just made.
@@ -273,6 +274,7 @@ impl Repository {
     /// The keys, if the repository needs them; an error if they are not there or not the right ones.
     fn keys_for(&self, identity: &Identity) -> Result<Option<&Keys>> {
         identity.check(&self.path)?;
+        self.check_encryption(identity)?;
         let needed = identity.features.iter().any(|feature| feature == ENCRYPTION);
         match (&self.keys, needed) {
             (_, false) => Ok(None),
@@ -283,6 +285,18 @@ impl Repository {
             (Some(_), true) => Err(Error::WrongKey {
                 what: format!("the key is not that of {}", self.path.display()),
             }),
+        }
+    }
+
+    /// An error if this repository is encrypted and the store that lies in it is not. Whoever can write to the storage can
+    /// put such a store there; to go on would be to write in the clear.
+    fn check_encryption(&self, identity: &Identity) -> Result<()> {
+        let is_encrypted = identity.features.iter().any(|feature| feature == ENCRYPTION);
+        match (self.is_encrypted() || self.keys.is_some()) && !is_encrypted {
+            true => Err(Error::EncryptionGone {
+                path: self.path.clone(),
+            }),
+            false => Ok(()),
         }
     }
 
@@ -303,19 +317,12 @@ impl Repository {
         let view = views::path_of(&self.path, newest);
         let view = spare::check_view(&view).is_ok().then_some(&*view);
         spare::check_store(&path_in(&self.path), view)?;
-        let store = RocksStore::open(&path_in(&self.path))?;
+        // An older one, published, would take the place of a state that has more in it.
+        let store = RocksStore::open_at_least(&path_in(&self.path), newest)?;
         if !torn.is_empty() {
             self.remove_torn(&store, &torn);
         }
-        store.identity()?.check(&self.path)?;
-        if store.generation()? < newest {
-            // Published, it would take the place of a state that has more in it.
-            return Err(Error::Store {
-                kind: ErrorKind::Corrupt,
-                doing: "open",
-                message: format!("it is older than view {newest}, which was made of it"),
-            });
-        }
+        self.check_encryption(&store.identity()?)?;
         // A run that was killed between its commit and its publication left a backup that no reader sees yet.
         views::publish(&self.path, &store)?;
         ballast::ensure(&self.path, file_system(&self.path)?.free_bytes);

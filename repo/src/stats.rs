@@ -4,7 +4,6 @@
 //! Reads manifests and the index, and no block. Memory: 2 bytes per block of the store, a bit per block, 40 bytes per
 //! segment of the largest guest.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
 
@@ -15,7 +14,7 @@ use crate::backup::Entry;
 use crate::catalogue::Catalogue;
 use crate::error::{Error, Result};
 use crate::mark::{each_segment, images_of};
-use crate::places::{Place, Places};
+use crate::places::{Place, PlaceNumbers, Places};
 use crate::store::{Located, StoreReader};
 
 /// Blocks, counted once each.
@@ -78,21 +77,18 @@ pub const GROWTH_DAYS: i64 = 30;
 
 /// Who names the block at a place: nobody, one guest by its number, or several.
 #[derive(Default)]
-struct Owners(BTreeMap<u64, Box<[u16; PIECE]>>);
+struct Owners(PlaceNumbers);
 
-const PIECE: usize = 4096;
 const NOBODY: u16 = 0;
 const SEVERAL: u16 = u16::MAX;
 
 impl Owners {
     fn get(&self, place: Place) -> u16 {
-        let piece = self.0.get(&(place.0 / PIECE as u64));
-        piece.map_or(NOBODY, |piece| piece[(place.0 % PIECE as u64) as usize])
+        self.0.get(place)
     }
 
     fn add(&mut self, place: Place, guest: u16) {
-        let piece = self.0.entry(place.0 / PIECE as u64);
-        let owner = &mut piece.or_insert_with(|| Box::new([NOBODY; PIECE]))[(place.0 % PIECE as u64) as usize];
+        let owner = self.0.at(place);
         *owner = match *owner {
             NOBODY => guest,
             one if one == guest => guest,

@@ -210,7 +210,7 @@ pub trait BlockStore: StoreReader {
     /// Stores blocks. One that is stored is left as it is, unless it is condemned.
     fn put(&self, blocks: Vec<Sealed>) -> Result<()>;
 
-    /// Stores segments.
+    /// Stores segments. One that is stored is left as it is, unless it is not these bytes any more.
     fn put_segments(&self, segments: Vec<(SegmentId, Vec<u8>)>) -> Result<()>;
 
     /// The barrier: see point 2 of the seam.

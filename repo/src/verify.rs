@@ -1,6 +1,6 @@
 //! Proves backups: reads every block that they name, once, decodes it and hashes it again.
 //!
-//! Memory: a bit per block of the store, 40 bytes per distinct segment, two blocks per thread within
+//! Memory: 2 bytes per block of the store, 40 bytes per distinct segment, two blocks per thread within
 //! 64 MiB, and the list of what is damaged.
 
 use std::collections::{HashMap, HashSet};
@@ -12,7 +12,7 @@ use crate::block::BlockIndex;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, SegmentId};
 use crate::manifest::SEGMENT_SLOTS;
-use crate::places::Places;
+use crate::places::PlaceNumbers;
 use crate::reader::read_whole;
 use crate::store::{Place, StoreReader};
 use crate::writer::SlotReader;
@@ -117,7 +117,7 @@ pub fn verify(
         let mut walk = Walk {
             store,
             seen_segments: HashSet::new(),
-            seen_places: Places::default(),
+            seen: PlaceNumbers::default(),
             bad_segments: HashSet::new(),
         };
         for entry in entries {
@@ -163,7 +163,7 @@ pub fn verify(
         ..VerifyReport::default()
     };
     let bad = findings.blocks.into_inner().unwrap_or_else(PoisonError::into_inner);
-    report.damage = places(store, entries, &bad, !report.bad_segments.is_empty(), cancel)?;
+    report.damage = places(store, entries, &bad, &report.bad_segments, cancel)?;
     report.bad_blocks = bad.into_iter().map(|(id, (len, _))| (id, len)).collect();
     Ok(report)
 }
@@ -201,13 +201,21 @@ fn places(
     store: &dyn StoreReader,
     entries: &[Entry],
     blocks: &HashMap<BlockId, (usize, String)>,
-    bad_segments: bool,
+    bad_segments: &HashSet<SegmentId>,
     cancel: &AtomicBool,
 ) -> Result<Vec<Damage>> {
     let mut all = Vec::new();
-    if blocks.is_empty() && !bad_segments {
+    if blocks.is_empty() && bad_segments.is_empty() {
         return Ok(all);
     }
+    // Even if it can be read now: its blocks were not.
+    let readable = |id: SegmentId| match bad_segments.contains(&id) {
+        true => Err(Error::SegmentDamaged {
+            id,
+            what: "it could not be read, or not always".into(),
+        }),
+        false => Ok(()),
+    };
     let mut good_segments = HashSet::new();
     for entry in entries {
         for image in &entry.backup.images {
@@ -220,7 +228,8 @@ fn places(
                     what: what.to_owned(),
                 });
             };
-            let reader = match SlotReader::open(store, image.manifest) {
+            let opened = SlotReader::open(store, image.manifest);
+            let reader = match opened.and_then(|reader| readable(image.manifest).map(|()| reader)) {
                 Ok(reader) => reader,
                 Err(error) if error.kind() != ErrorKind::Corrupt => return Err(error),
                 Err(error) => {
@@ -238,7 +247,8 @@ fn places(
                 }
                 let first = number as u64 * SEGMENT_SLOTS as u64;
                 let start = size.offset_of(BlockIndex(first));
-                let slots = match reader.segment(number) {
+                let slots = reader.segment(number);
+                let slots = match slots.and_then(|slots| readable(*segment).map(|()| slots)) {
                     Ok(slots) => slots,
                     Err(error) if error.kind() != ErrorKind::Corrupt => return Err(error),
                     Err(error) => {
@@ -272,7 +282,9 @@ type Located = (BlockId, usize, Option<Place>);
 struct Walk<'a> {
     store: &'a dyn StoreReader,
     seen_segments: HashSet<SegmentId>,
-    seen_places: Places,
+    /// Of the block that was handed out at each place, a few bits of its id: should damage name another block for the same
+    /// place, that one is handed out too, and found not to be there.
+    seen: PlaceNumbers,
     bad_segments: HashSet<SegmentId>,
 }
 
@@ -308,7 +320,7 @@ impl Walk<'_> {
                 .zip(lens)
                 .zip(places)
                 .map(|((id, len), located)| (id, len, located.map(|located| located.place)))
-                .filter(|(_, _, place)| place.is_none_or(|place| self.seen_places.insert(place)))
+                .filter(|(id, _, place)| place.is_none_or(|place| self.is_new(*id, place)))
                 .collect();
             blocks.sort_by_key(|(_, _, place)| *place);
             for batch in blocks.chunks(BATCH_BLOCKS) {
@@ -316,6 +328,12 @@ impl Walk<'_> {
             }
         }
         Ok(())
+    }
+
+    fn is_new(&mut self, id: BlockId, place: Place) -> bool {
+        let seen = self.seen.at(place);
+        let now = u16::from_le_bytes([id.0[30], id.0[31]]).max(1);
+        std::mem::replace(seen, now) != now
     }
 
     fn bad(&mut self, segment: SegmentId, error: Error) -> Result<()> {

@@ -52,8 +52,9 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
         if turn == (0, 0) {
             break;
         }
+        let before = found.bad_segments;
         (found, suspects) = read_all(context, &writer, &cancel)?;
-        if turn.1 == 0 {
+        if turn.1 == 0 || found.bad_segments == before {
             break;
         }
     }

@@ -1,8 +1,8 @@
 //! Makes the files of a new repository.
 
 use std::fs;
-use std::io::Write;
-use std::path::Path;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
@@ -16,10 +16,41 @@ use crate::store::rocks::{RocksStore, path_in};
 use crate::store::{ENCRYPTION, Identity, STORE_FORMAT};
 use crate::views;
 
-pub(super) fn fill(path: &Path, options: &CreateOptions) -> Result<()> {
+/// Its making is the claim on the directory.
+const VIEWS: &str = "views";
+
+/// Fills the directory, which is made if need be, and gives its real path. When it fails nothing is left of what it made,
+/// and what somebody else made meanwhile is left alone.
+pub(super) fn make(path: &Path, options: &CreateOptions) -> Result<PathBuf> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+    }
+    let is_new = match fs::create_dir(path) {
+        Ok(()) => true,
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => false,
+        Err(error) => return Err(Error::io("create", path)(error)),
+    };
+    // Links that will be compared and kept must not depend on where the process stands.
+    let path = fs::canonicalize(path).map_err(Error::io("open", path))?;
+    let result = claim(&path).and_then(|()| fill(&path, options).inspect_err(|_| undo_fill(&path)));
+    if result.is_err() && is_new {
+        // Fails, as it should, if somebody else's files are in it.
+        let _ = fs::remove_dir(&path);
+    }
+    result.map(|()| path)
+}
+
+/// Makes what only one process can make: of several at once the others stop here, and have nothing to undo.
+fn claim(path: &Path) -> Result<()> {
     restrict(path)?;
-    let views = path.join("views");
-    fs::create_dir(&views).map_err(Error::io("create", &views))?;
+    let views = path.join(VIEWS);
+    fs::create_dir(&views).map_err(|error| match error.kind() {
+        ErrorKind::AlreadyExists => Error::NotEmpty { path: path.to_owned() },
+        _ => Error::io("create", &views)(error),
+    })
+}
+
+fn fill(path: &Path, options: &CreateOptions) -> Result<()> {
     check_hard_links(path)?;
     let now = Timestamp::now();
     let seed = format!("{now} {} {}", path.display(), std::process::id());
@@ -46,16 +77,14 @@ pub(super) fn fill(path: &Path, options: &CreateOptions) -> Result<()> {
     Ok(())
 }
 
-/// Removes what a failed `fill` made; what can't be removed is named by the next attempt.
-pub(super) fn undo_fill(path: &Path, is_new: bool) {
-    for name in ["views", "store", "spare", "keys"] {
-        let _ = fs::remove_dir_all(path.join(name));
-    }
+/// Removes what a failed `fill` made; what can't be removed is named by the next attempt. The claim goes last: until then
+/// nobody else makes files that this could take for its own.
+fn undo_fill(path: &Path) {
     for name in ["lock", "ballast", MARKER] {
         let _ = fs::remove_file(path.join(name));
     }
-    if is_new {
-        let _ = fs::remove_dir(path);
+    for name in ["store", "spare", "keys", VIEWS] {
+        let _ = fs::remove_dir_all(path.join(name));
     }
 }
 

@@ -14,10 +14,11 @@ use crate::mark::mark;
 use crate::state::{self, State, States};
 use crate::store::rocks::RocksStore;
 use crate::store::{BlockStore, Identity, Note, Record, Swept, Thrift};
-use crate::usage::disk_usage;
+use crate::usage::{disk_usage, file_system};
 use crate::views;
 
-/// A prune shows readers its progress, and lets go of what they saw before, each time it has removed so much.
+/// A prune shows readers its progress, and lets go of what they saw before, each time it has removed so much, or as much
+/// as is free.
 const PUBLISH_BYTES: u64 = 2 << 30;
 
 /// A repository open for writing; no other process can write to it meanwhile.
@@ -84,7 +85,8 @@ impl Writer {
         let swept = self.store.retain(&live, thrift, &mut |removed_bytes| {
             progress(removed_bytes);
             // The view before holds on to all that was removed since.
-            if removed_bytes >= published_bytes + PUBLISH_BYTES {
+            let free_bytes = file_system(&self.path)?.free_bytes;
+            if removed_bytes - published_bytes >= PUBLISH_BYTES.min(free_bytes) {
                 published_bytes = removed_bytes;
                 self.publish()?;
             }

@@ -204,9 +204,13 @@ impl<S: BlockStore> BlockStore for Encrypted<S> {
     }
 
     fn put_segments(&self, segments: Vec<(SegmentId, Vec<u8>)>) -> Result<()> {
-        let seal = |(id, bytes): (SegmentId, Vec<u8>)| Ok((id, self.seal(SEGMENT, &id.0, bytes)?));
-        self.store
-            .put_segments(segments.into_iter().map(seal).collect::<Result<_>>()?)
+        // Sealed again it would differ from what is stored, and be stored again.
+        let ids: Vec<_> = segments.iter().map(|(id, _)| *id).collect();
+        let stored = self.segments(&ids);
+        let changed = segments.into_iter().zip(stored);
+        let changed = changed.filter(|((_, bytes), stored)| !stored.as_ref().is_ok_and(|stored| stored == bytes));
+        let seal = |((id, bytes), _): ((SegmentId, Vec<u8>), _)| Ok((id, self.seal(SEGMENT, &id.0, bytes)?));
+        self.store.put_segments(changed.map(seal).collect::<Result<_>>()?)
     }
 
     fn flush(&self) -> Result<()> {

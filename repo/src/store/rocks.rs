@@ -49,7 +49,7 @@ use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{DB, FlushOptions, WriteBatch};
 
 pub use self::reader::RocksReader;
-use self::reader::{CONDEMNED, failed, get_each, is_damage};
+use self::reader::{CONDEMNED, damaged, failed, get_each, is_damage};
 use self::rows::{IndexRow, part_key};
 use super::{
     BlockStore, Identity, Live, Located, Note, Record, StoreReader, Stored, Swept, Thrift, Wanted, failed_before,
@@ -88,7 +88,7 @@ impl RocksStore {
     /// Makes a new store in `path`, which must not have one.
     pub fn create(path: &Path, identity: &Identity) -> Result<Self> {
         std::fs::create_dir(path).map_err(Error::io("create", path))?;
-        let store = Self::open_or_create(path, true)?;
+        let store = Self::over(Self::open_or_create(path, true)?)?;
         let identity = serde_json::to_vec(identity).expect("an identity has only plain fields");
         store
             .reader
@@ -98,17 +98,34 @@ impl RocksStore {
         Ok(store)
     }
 
-    /// Opens the store for writing and removes what a crash left above the last barrier.
+    /// Opens the store for writing and removes what a crash left above the last barrier. Refuses one that a newer vbk made,
+    /// before anything is changed.
     pub fn open(path: &Path) -> Result<Self> {
-        // Never made where it is missing: an empty store in the place of a damaged one would be published to readers.
-        Self::open_or_create(path, false)
+        Self::open_at_least(path, 0)
     }
 
-    fn open_or_create(path: &Path, create: bool) -> Result<Self> {
+    /// The same; also refuses, as damaged, one with a lower generation than `least`.
+    pub(crate) fn open_at_least(path: &Path, least: u64) -> Result<Self> {
+        // Never made where it is missing: an empty store in the place of a damaged one would be published to readers.
+        let reader = Self::open_or_create(path, false)?;
+        reader.identity()?.check(path)?;
+        let generation = reader.generation()?;
+        if generation < least {
+            return Err(damaged(format!(
+                "it is at {generation}, and a view of it is at {least}: what was stored between is not in it"
+            )));
+        }
+        Self::over(reader)
+    }
+
+    fn open_or_create(path: &Path, create: bool) -> Result<RocksReader> {
         let (database, families) = options::database(options::can_write_direct(path), create);
         let db = DB::open_cf_descriptors(&database, path, families).map_err(failed("open"))?;
-        let reader = RocksReader { db, _guard: None };
-        let barrier = reader.meta_number("barrier")?;
+        Ok(RocksReader { db, _guard: None })
+    }
+
+    fn over(reader: RocksReader) -> Result<Self> {
+        let barrier = reader.barrier()?;
         let condemned = reader.condemned()?.into_iter().collect();
         let store = Self {
             reader,
@@ -228,9 +245,11 @@ impl RocksStore {
         let mut batch = WriteBatch::default();
         for (id, Pending { row, replaces }) in &covered {
             batch.put_cf(reader.family("index"), id.0, row.encode());
-            if let Some(old) = replaces {
+            if let Some(old) = *replaces {
                 batch.delete_cf(reader.family("meta"), CONDEMNED.key(*id));
-                batch.delete_range_cf(reader.family("blocks"), part_key(*old, 0), part_key(old + 1, 0));
+                if reader.is_at(*id, old) {
+                    batch.delete_range_cf(reader.family("blocks"), part_key(old, 0), part_key(old + 1, 0));
+                }
             }
         }
         batch.put_cf(reader.family("meta"), "barrier", next.to_be_bytes());
@@ -343,14 +362,17 @@ impl BlockStore for RocksStore {
         let family = self.reader.family("segments");
         let mut batch = WriteBatch::default();
         for (id, bytes) in segments {
-            // Asked for by name, so that a manifest that did not change is not written again every day.
+            // Looked at, so that a manifest that did not change is not written again every day, and one that is not what
+            // it was any more is: that mends every backup that has it.
             match self.reader.db.get_pinned_cf(family, id.0) {
-                Ok(Some(_)) => {}
-                Ok(None) => batch.put_cf(family, id.0, bytes),
-                // Its name is its content: to store it anew mends every backup that has it.
+                Ok(Some(stored)) if *stored == *bytes => {}
+                Ok(_) => batch.put_cf(family, id.0, bytes),
                 Err(error) if is_damage(&error) => batch.put_cf(family, id.0, bytes),
                 Err(error) => return Err(failed("read a manifest")(error)),
             }
+        }
+        if batch.is_empty() {
+            return Ok(());
         }
         self.write("store a manifest", batch)
     }

@@ -119,3 +119,20 @@ fn a_record_that_can_not_be_read_can_be_removed() {
     store.amend(&[key], &[]).expect("removes");
     assert_eq!(store.records().expect("lists"), []);
 }
+
+#[test]
+fn a_segment_is_sealed_again_only_when_it_is_not_whole() {
+    let (below, store) = encrypted();
+    let image = store_image(&store, "vda", &mixed_bytes(5, 3 * SMALL.bytes()));
+    let id = [image.manifest];
+    let plain = store.segments(&id).remove(0).expect("is there");
+    let sealed = below.segments(&id).remove(0).expect("is there");
+    store.put_segments(vec![(id[0], plain.clone())]).expect("puts");
+    assert_eq!(below.segments(&id).remove(0).expect("is there"), sealed);
+    let mut other = sealed;
+    *other.last_mut().expect("not empty") ^= 1;
+    below.put_segments(vec![(id[0], other)]).expect("puts");
+    assert!(store.segments(&id)[0].is_err());
+    store.put_segments(vec![(id[0], plain.clone())]).expect("puts");
+    assert_eq!(store.segments(&id).remove(0).expect("is there"), plain);
+}

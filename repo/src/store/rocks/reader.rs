@@ -45,6 +45,15 @@ pub(super) fn is_damage(error: &rocksdb::Error) -> bool {
     error.kind() == rocksdb::ErrorKind::Corruption || signs.iter().any(|sign| text.contains(sign))
 }
 
+/// An error that says that the store is not as it was.
+pub(super) fn damaged(message: String) -> Error {
+    Error::Store {
+        kind: ErrorKind::Corrupt,
+        doing: "open",
+        message,
+    }
+}
+
 /// The start of the names of rows in `meta` that each condemn a block.
 pub(super) struct Condemned(&'static [u8]);
 
@@ -83,17 +92,37 @@ impl RocksReader {
             .expect("opening fails if a column family is missing")
     }
 
-    pub(super) fn meta_number(&self, key: &str) -> Result<u64> {
+    fn meta_number(&self, key: &str) -> Result<Option<u64>> {
         let row = self
             .db
             .get_cf(self.family("meta"), key)
             .map_err(failed("read its state"))?;
-        Ok(row.map_or(0, |row| row.iter().take(8).fold(0, |n, byte| n << 8 | u64::from(*byte))))
+        let number = |row: Vec<u8>| <[u8; 8]>::try_from(row).map(u64::from_be_bytes);
+        row.map(number)
+            .transpose()
+            .map_err(|_| damaged(format!("{key} is no number")))
     }
 
-    /// How many backups were ever committed: tells an older view from a newer.
+    /// How often what readers see was changed: tells an older view from a newer.
     pub fn generation(&self) -> Result<u64> {
-        self.meta_number("generation")
+        Ok(self.meta_number("generation")?.unwrap_or(0))
+    }
+
+    /// The first sequence number above the last barrier. Everything from there on is removed, so where it is missing that
+    /// must not be taken for none.
+    pub(super) fn barrier(&self) -> Result<u64> {
+        let barrier = self.meta_number("barrier")?;
+        let index = || self.db.iterator_cf(self.family("index"), IteratorMode::Start).next();
+        match barrier {
+            None if index().is_some() => Err(damaged("it has blocks, and no barrier".into())),
+            barrier => Ok(barrier.unwrap_or(0)),
+        }
+    }
+
+    /// Whether the rows at a sequence number are those of this block, as far as can be read.
+    pub(super) fn is_at(&self, id: BlockId, sequence: u64) -> bool {
+        let row = self.db.get_pinned_cf(self.family("blocks"), part_key(sequence, 0));
+        row.is_ok_and(|row| row.is_some_and(|row| row.starts_with(&id.0)))
     }
 
     pub(super) fn index_rows(&self, ids: &[BlockId]) -> Result<Vec<Option<IndexRow>>> {

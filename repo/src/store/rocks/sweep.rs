@@ -16,14 +16,15 @@
 //!    flushed; a forced compaction writes the live blocks that shared files with unused ones to new blob files and drops
 //!    the old files, each whole or not at all; and `sweeping` names these windows no more.
 //!
-//! A crash leaves `sweeping`, and the next sweep begins with step 2 for what it names, by what is live then: a block that
-//! was put since is live or has its index row removed before its own rows.
+//! A crash leaves `sweeping`, and what it names is swept next time too, by what is live then: a block that was put since is
+//! live or has its index row removed before its own rows. Windows that have nothing live in them come first in any case, as
+//! they need no room.
 //!
 //! Segments are removed in batches; each is a row of its own that nothing names any more.
 //!
 //! Memory: 40 bytes per window of 2 GiB, besides the live set.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use rocksdb::{BottommostLevelCompaction, CompactOptions, FlushOptions, IteratorMode, WriteBatch};
@@ -77,10 +78,18 @@ fn sweep_windows(
         store,
         live,
         window_blocks,
+        begun: BTreeSet::new(),
         swept: Swept::default(),
     };
-    let windows = sweep.count()?;
-    let chosen = choose(&windows, sweep.swept.live_bytes, thrift.max_unused);
+    let mut windows = sweep.count()?;
+    let mut chosen = choose(&windows, sweep.swept.live_bytes, thrift.max_unused);
+    sweep.begun = sweep.left_over()?;
+    for &number in &sweep.begun {
+        windows.entry(number).or_default();
+        if !chosen.contains(&number) {
+            chosen.push(number);
+        }
+    }
     if thrift.dry_run {
         for number in &chosen {
             sweep.swept.removed_blocks += windows[number].unused_blocks;
@@ -133,6 +142,8 @@ struct Sweep<'a> {
     store: &'a RocksStore,
     live: &'a Live,
     window_blocks: u64,
+    /// Windows in `sweeping`.
+    begun: BTreeSet<u64>,
     swept: Swept,
 }
 
@@ -165,13 +176,9 @@ impl Sweep<'_> {
         chosen: &[u64],
         step: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<()> {
-        let left_over = self.left_over()?;
-        self.pass(windows, &left_over, true, step)?;
-        // Windows without anything live first: they give space back and need none, which counts when the disk is full.
         let (mut dead, mut mixed): (Vec<_>, Vec<_>) = chosen
             .iter()
             .copied()
-            .filter(|number| !left_over.contains(number))
             .partition(|number| windows[number].live_bytes == 0);
         dead.sort_unstable();
         mixed.sort_unstable();
@@ -197,22 +204,20 @@ impl Sweep<'_> {
         moves_live: bool,
         step: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<()> {
-        if numbers.is_empty() {
-            return Ok(());
-        }
         if moves_live {
             collect_garbage(self.store, true)?;
         }
+        self.begun.extend(numbers);
+        self.note_begun()?;
         let groups = neighbours(numbers);
         let sequences = |group: &Range<u64>| group.start * self.window_blocks..group.end * self.window_blocks;
         let ranges: Vec<_> = groups.iter().map(sequences).collect();
-        let mut batch = WriteBatch::default();
-        batch.put_cf(self.store.reader.family("meta"), SWEEPING, encode(&ranges));
-        self.store.write_logged("remove blocks", batch)?;
         self.unlist(&ranges)?;
-        for (done, (group, range)) in groups.iter().zip(&ranges).enumerate() {
+        for (group, range) in groups.iter().zip(&ranges) {
             self.remove(range)?;
-            self.give_back(range, &ranges[done + 1..])?;
+            self.give_back(range)?;
+            self.begun.retain(|number| !group.contains(number));
+            self.note_begun()?;
             for (_, window) in windows.range(group.clone()) {
                 self.swept.removed_blocks += window.unused_blocks;
                 self.swept.removed_bytes += window.unused_bytes;
@@ -223,6 +228,21 @@ impl Sweep<'_> {
             true => collect_garbage(self.store, false),
             false => Ok(()),
         }
+    }
+
+    fn note_begun(&self) -> Result<()> {
+        let meta = self.store.reader.family("meta");
+        let numbers: Vec<_> = self.begun.iter().copied().collect();
+        let range = |run: Range<u64>| run.start * self.window_blocks..run.end * self.window_blocks;
+        let ranges: Vec<_> = neighbours(&numbers).into_iter().map(range).collect();
+        let mut batch = WriteBatch::default();
+        match &ranges[..] {
+            [] => batch.delete_cf(meta, SWEEPING),
+            ranges => batch.put_cf(meta, SWEEPING, encode(ranges)),
+        }
+        // A view that is published now leaves the old files out, and so gives their space back.
+        self.store.next_generation(&mut batch)?;
+        self.store.write_logged("remove blocks", batch)
     }
 
     /// Step 2, for sorted ranges of sequence numbers.
@@ -266,15 +286,12 @@ impl Sweep<'_> {
         self.store.write("remove blocks", batch)
     }
 
-    /// The rest of step 3. `left`: what is still to be swept after it.
-    fn give_back(&self, range: &Range<u64>, left: &[Range<u64>]) -> Result<()> {
+    fn give_back(&self, range: &Range<u64>) -> Result<()> {
         let reader = &self.store.reader;
-        let (blocks, meta) = (reader.family("blocks"), reader.family("meta"));
-        let doing = || failed("give space back");
         reader
             .db
-            .flush_cf_opt(blocks, &FlushOptions::default())
-            .map_err(doing())?;
+            .flush_cf_opt(reader.family("blocks"), &FlushOptions::default())
+            .map_err(failed("give space back"))?;
         let before = self.background_errors()?;
         compact(reader, range);
         // It says nothing of its own about a full disk or a damaged file.
@@ -285,14 +302,7 @@ impl Sweep<'_> {
                 message: "a compaction failed: there is no space left, or a file of the store is damaged".into(),
             });
         }
-        let mut batch = WriteBatch::default();
-        match left {
-            [] => batch.delete_cf(meta, SWEEPING),
-            left => batch.put_cf(meta, SWEEPING, encode(left)),
-        }
-        // A view that is published now leaves the old files out, and so gives their space back.
-        self.store.next_generation(&mut batch)?;
-        self.store.write_logged("give space back", batch)
+        Ok(())
     }
 
     fn background_errors(&self) -> Result<u64> {
@@ -300,8 +310,8 @@ impl Sweep<'_> {
         Ok(count.map_err(failed("read its state"))?.unwrap_or(0))
     }
 
-    /// The windows that a sweep before did not finish, in order.
-    fn left_over(&self) -> Result<Vec<u64>> {
+    /// The windows that a sweep before did not finish.
+    fn left_over(&self) -> Result<BTreeSet<u64>> {
         let reader = &self.store.reader;
         let row = reader.db.get_cf(reader.family("meta"), SWEEPING);
         let row = row.map_err(failed("read its state"))?.unwrap_or_default();

@@ -227,3 +227,103 @@ fn a_second_writer_is_refused_as_locked() {
     let second = RocksStore::open(&fixture.directory.path().join("store"));
     assert_eq!(second.err().map(|error| error.kind()), Some(ErrorKind::Locked));
 }
+
+/// Makes the index say that `one` lies where `other` does, as damage in memory does that is then written with a good checksum.
+fn confuse(store: &RocksStore, one: &Sealed, other: &Sealed) {
+    let index = store.reader.family("index");
+    let row = store
+        .reader
+        .db
+        .get_cf(index, other.id.0)
+        .expect("reads")
+        .expect("a row");
+    store
+        .reader
+        .db
+        .put_cf_opt(index, one.id.0, row, &options::logged())
+        .expect("writes");
+}
+
+#[test]
+fn a_block_that_takes_the_place_of_a_damaged_one_removes_no_other() {
+    let fixture = Fixture::new();
+    let store = fixture.store();
+    let (one, other) = (block(1), block(2));
+    store.put(vec![one.clone(), other.clone()]).expect("puts");
+    store.flush().expect("flushes");
+    confuse(store, &one, &other);
+    let damaged = store.get(&[wanted(&one)]).remove(0);
+    assert!(matches!(damaged, Err(Error::BlockDamaged { .. })));
+    store.condemn(&[one.id]).expect("notes");
+    store.put(vec![one.clone()]).expect("puts");
+    store.flush().expect("flushes");
+    let both = store.get(&[wanted(&one), wanted(&other)]);
+    assert!(both.iter().all(Result::is_ok), "{both:?}");
+}
+
+#[test]
+fn verify_finds_two_blocks_that_are_said_to_lie_in_one_place() {
+    use crate::backup::Entry;
+    let fixture = Fixture::new();
+    let store = fixture.store();
+    let (one, other) = (block(1), block(2));
+    store.put(vec![one.clone(), other.clone()]).expect("puts");
+    store.flush().expect("flushes");
+    confuse(store, &other, &one);
+    let size = BlockSize::DEFAULT.bytes() as u64;
+    let image = crate::writer::ImageWriter::create(store, BlockSize::DEFAULT, 2 * size);
+    let slots = [Some(one.id), Some(other.id)];
+    image.set(crate::block::BlockIndex(0), &slots).expect("sets");
+    let image = crate::backup::Image {
+        manifest: image.finish().expect("finishes"),
+        ..crate::testing::store_image(store, "vda", &[])
+    };
+    let entry = Entry {
+        id: crate::id::BackupId([0; 32]),
+        backup: crate::testing::backup("web1", "2026-11-20T00-00-00Z", vec![image]),
+    };
+    let never = AtomicBool::new(false);
+    let report = crate::verify::verify(store, &[entry], &|_| true, 1, &|_| (), &never).expect("runs");
+    assert!(report.bad_blocks.contains_key(&other.id), "{report:?}");
+}
+
+#[test]
+fn a_store_without_its_barrier_is_damaged_and_stays_as_it_is() {
+    let fixture = Fixture::new();
+    let block = block(1);
+    fixture.store().put(vec![block.clone()]).expect("puts");
+    fixture.store().flush().expect("flushes");
+    let Fixture { store, directory } = fixture;
+    let store = store.expect("open");
+    let remove = |store: &RocksStore| {
+        let mut batch = WriteBatch::default();
+        batch.delete_cf(store.reader.family("meta"), "barrier");
+        store.write_logged("test", batch).expect("writes");
+    };
+    remove(&store);
+    let barrier = 1_u64.to_be_bytes();
+    drop(store);
+    let path = directory.path().join("store");
+    let error = RocksStore::open(&path).err().expect("refuses");
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    // With it again, the block is still there.
+    let reader = RocksStore::open_or_create(&path, false).expect("opens");
+    reader
+        .db
+        .put_cf_opt(reader.family("meta"), "barrier", barrier, &options::logged())
+        .expect("writes");
+    drop(reader);
+    let store = RocksStore::open(&path).expect("opens");
+    assert!(store.get(&[wanted(&block)])[0].is_ok());
+}
+
+#[test]
+fn a_segment_that_is_not_what_it_was_is_stored_anew() {
+    let fixture = Fixture::new();
+    let store = fixture.store();
+    let (segment, bytes) = encode_segment(Hashing::Plain, &[Some(block(1).id)]).expect("not zero");
+    store.put_segments(vec![(segment, b"else".to_vec())]).expect("puts");
+    store.flush().expect("flushes");
+    store.put_segments(vec![(segment, bytes.clone())]).expect("puts");
+    assert_eq!(store.segments(&[segment]).remove(0).expect("is there"), bytes);
+}

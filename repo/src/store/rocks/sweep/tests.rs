@@ -134,6 +134,7 @@ fn what_a_crash_left_between_two_steps_is_given_back() {
             store: fixture.store(),
             live: &live,
             window_blocks: WINDOW,
+            begun: BTreeSet::new(),
             swept: Swept::default(),
         };
         let range = 0..5 * WINDOW;
