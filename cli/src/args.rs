@@ -4,7 +4,8 @@ mod parse;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, Parser, Subcommand};
 use vbk::retention::{Age, KeepPolicy};
 use vbk_repo::block::BlockSize;
 use vbk_repo::catalogue::BackupSpec;
@@ -48,7 +49,8 @@ pub struct Global {
     #[arg(long, short = 'r', global = true, env = "VBK_REPO", value_name = "DIR")]
     pub repo: Option<PathBuf>,
 
-    /// Opens an encrypted repository: a key file, or a key that `vbk key export` wrote
+    /// Opens an encrypted repository: a key file, or a key that `vbk key export` wrote. With this option on the command
+    /// line a repository that is not encrypted is refused; the variable is for several, some of them perhaps plain
     #[arg(
         long,
         global = true,
@@ -58,7 +60,7 @@ pub struct Global {
     )]
     pub key_file: Option<PathBuf>,
 
-    /// Opens an encrypted repository: a file with the passphrase as its first line
+    /// Opens an encrypted repository: a file with the passphrase as its first line. Refuses as --key-file does
     #[arg(
         long,
         global = true,
@@ -79,6 +81,16 @@ pub struct Global {
     /// Log more; twice: everything
     #[arg(long, short, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
     pub verbose: u8,
+}
+
+/// Which option on the command line itself, and not in the environment, names a key.
+pub fn key_option(matches: &ArgMatches) -> Option<&'static str> {
+    let is_there = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
+    match () {
+        () if is_there("key_file") => Some("--key-file"),
+        () if is_there("passphrase_file") => Some("--passphrase-file"),
+        () => None,
+    }
 }
 
 /// The commands.
@@ -152,7 +164,8 @@ pub enum KeyCommand {
     List,
     /// Add a passphrase, a key file or a recovery key
     Add(KeyAddArgs),
-    /// Remove a passphrase, key file or recovery key
+    /// Remove a passphrase, key file or recovery key. Asks for one that stays, or for an exported key: whoever removes a
+    /// way in has another one
     Remove {
         /// Its name in `vbk key list`
         name: String,
@@ -453,11 +466,12 @@ pub struct RepairArgs {
 }
 
 const REPAIR_HELP: &str = "\
-Puts the store's own tables right from their second copies, reads every block of
-every backup, and gets back what is damaged: a block is known by its hash, so it
-does not matter where it comes from. What can't be got back is named, and is
-stored anew by the next backup that finds it on a disk. Nothing is removed.
-Exits with 4 if damage is left.";
+Puts the store's own files right from their second copies, or makes the store
+anew from the newest view that opens; the old one is kept as REPO/store.damaged
+for you to remove. Then reads every block of every backup, and gets back what is
+damaged: a block is known by its hash, so it does not matter where it comes from.
+What can't be got back is named, and is stored anew by the next backup that finds
+it on a disk. Exits with 4 if damage is left or backups may be lost.";
 
 #[cfg(test)]
 mod tests {

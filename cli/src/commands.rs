@@ -18,8 +18,8 @@ pub mod umount;
 pub mod verify;
 
 use serde::Serialize;
-use vbk_repo::backup::Entry;
-use vbk_repo::state::State;
+use vbk_repo::backup::{Backup, Entry};
+use vbk_repo::state::{State, States};
 
 /// What is shown of a backup in lists.
 #[derive(Debug, Serialize)]
@@ -35,10 +35,13 @@ struct BackupJson<'a> {
     duration_ms: u64,
     #[serde(flatten)]
     state: State,
+    /// What is noted of it can't be read; `state` is a guess on the safe side.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    state_unreadable: bool,
 }
 
 impl<'a> BackupJson<'a> {
-    fn new(entry: &'a Entry, state: State) -> Self {
+    fn new(entry: &'a Entry, states: &States) -> Self {
         let backup = &entry.backup;
         Self {
             backup: backup.spec(),
@@ -50,13 +53,18 @@ impl<'a> BackupJson<'a> {
             new_bytes: backup.new_bytes(),
             stored_bytes: backup.stored_bytes(),
             duration_ms: backup.duration_ms,
-            state,
+            state: states.of(backup),
+            state_unreadable: states.is_unread(&backup.spec()),
         }
     }
 }
 
 /// `proven 2026-11-21, protected`.
-fn describe_state(state: &State) -> String {
+fn describe_state(states: &States, backup: &Backup) -> String {
+    if states.is_unread(&backup.spec()) {
+        return "unreadable, may be protected".to_owned();
+    }
+    let state = states.of(backup);
     let day = |at: jiff::Timestamp| at.strftime("%Y-%m-%d").to_string();
     let mut text = match (state.damaged, state.proven) {
         (Some(found), _) => format!("damaged, found {}", day(found)),
@@ -67,6 +75,20 @@ fn describe_state(state: &State) -> String {
         text.push_str(", protected");
     }
     text
+}
+
+/// What is wrong with notes, a line for each, and what to do about it.
+fn unreadable_notes(states: &States) -> Vec<String> {
+    let of_backups = states.unread().map(|backup| {
+        format!(
+            "the state of backup {backup} can't be read; it may be protected: `vbk protect {backup}` or `vbk unprotect \
+             {backup}` sets it anew"
+        )
+    });
+    let strays = states.strays().iter().map(|name| {
+        format!("note {name} can't be read; it may say that a backup is protected: `vbk repair` removes the note")
+    });
+    of_backups.chain(strays).collect()
 }
 
 fn disk_names(entry: &Entry) -> Vec<&str> {

@@ -15,12 +15,13 @@ use crate::{output, unlock};
 /// The options of every command, in use.
 pub struct Context<'a> {
     global: &'a Global,
+    key_option: Option<&'static str>,
 }
 
 impl<'a> Context<'a> {
-    /// From the command line.
-    pub fn new(global: &'a Global) -> Self {
-        Self { global }
+    /// From the command line. `key_option` is the option on it that names a key.
+    pub fn new(global: &'a Global, key_option: Option<&'static str>) -> Self {
+        Self { global, key_option }
     }
 
     /// Whether to print JSON.
@@ -48,7 +49,16 @@ impl<'a> Context<'a> {
 
     /// The repository.
     pub fn repository(&self) -> Result<Repository> {
-        self.repository_at(self.repository_path()?)
+        let repository = self.repository_at(self.repository_path()?)?;
+        match self.key_option {
+            // Who gives a key expects that nothing is stored in the clear. Somebody who can write to the storage may have
+            // put a plain repository in the place of an encrypted one.
+            Some(option) if !repository.is_encrypted() => Err(Error::Usage(format!(
+                "{} is not encrypted, although {option} was given; nothing was read or written. Leave {option} out if that                  is as it should be",
+                repository.path().display()
+            ))),
+            _ => Ok(repository),
+        }
     }
 
     /// A repository in this directory.
@@ -57,13 +67,23 @@ impl<'a> Context<'a> {
         if !repository.is_encrypted() {
             return Ok(repository);
         }
-        let unlock = unlock::find(self.global, repository.path())?;
+        let unlock = self.key_of(&repository)?;
         Ok(repository.unlock(&unlock)?)
     }
 
     /// The repository, without its keys.
     pub fn locked_repository(&self) -> Result<Repository> {
         Ok(Repository::open(self.repository_path()?)?)
+    }
+
+    /// The option on the command line that names a key.
+    pub fn key_option(&self) -> Option<&'static str> {
+        self.key_option
+    }
+
+    /// What opens a repository; asks for it where it can.
+    pub fn key_of(&self, repository: &Repository) -> Result<Unlock> {
+        unlock::find(self.global, repository.path())
     }
 
     /// The key file that was named.

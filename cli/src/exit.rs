@@ -119,6 +119,14 @@ impl Error {
             ),
             ErrorKind::Denied if matches!(self, Self::Repository(vbk_repo::Error::WrongKey { .. })) => None,
             ErrorKind::Denied => Some("the right to do this is missing; run as root, or as the owner"),
+            ErrorKind::Corrupt
+                if matches!(
+                    self,
+                    Self::Repository(vbk_repo::Error::NoteDamaged { .. } | vbk_repo::Error::EncryptionGone { .. })
+                ) =>
+            {
+                None
+            }
             ErrorKind::Corrupt => Some("`vbk verify` lists what is damaged; backups that it does not name are good"),
             ErrorKind::Internal => Some("this is a bug in vbk; please report it with the output of -vv"),
             ErrorKind::NotFound

@@ -15,17 +15,18 @@ mod unlock;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 use crate::args::{Cli, Command};
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     start_log(cli.global.verbose, cli.global.quiet);
     raise_open_file_limit();
-    let result = run(&cli);
+    let result = run(&cli, args::key_option(&matches));
     // What could not be printed was not done: a full disk behind a redirection must not look like success.
     if let Some(error) = output::failure() {
         eprintln!("vbk: can't write to standard output: {error}");
@@ -40,8 +41,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: &Cli) -> Result<Outcome> {
-    let context = Context::new(&cli.global);
+fn run(cli: &Cli, key_option: Option<&'static str>) -> Result<Outcome> {
+    let context = Context::new(&cli.global, key_option);
     match &cli.command {
         Command::Init(args) => commands::init::run(&context, args),
         Command::Backup(args) => commands::backup::run(&context, args),

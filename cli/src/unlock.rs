@@ -93,9 +93,19 @@ pub fn ask_new() -> Result<Unlock> {
     }
     let first = ask("New passphrase: ")?;
     let second = ask("The same again: ")?;
-    match first == second {
-        true => Ok(Unlock::Passphrase(first)),
-        false => Err(Error::Other("the two passphrases differ; nothing was done".into())),
+    if first != second {
+        return Err(Error::Other("the two passphrases differ; nothing was done".into()));
+    }
+    new_passphrase(first)
+}
+
+fn new_passphrase(text: Zeroizing<String>) -> Result<Unlock> {
+    match from_text(text) {
+        // A slot for a passphrase of this text would never open: it is tried as a recovery key.
+        Unlock::Recovery(_) => Err(Error::Usage(
+            "that is a recovery key; choose a passphrase of your own. Nothing was done".into(),
+        )),
+        passphrase => Ok(passphrase),
     }
 }
 
@@ -103,4 +113,19 @@ fn ask(prompt: &str) -> Result<Zeroizing<String>> {
     rpassword::prompt_password(prompt)
         .map(Zeroizing::new)
         .map_err(|error| Error::Other(format!("can't ask for a passphrase: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recovery_key_is_no_new_passphrase() {
+        let key = RecoveryKey::generate().expect("random").text();
+        for text in [key.to_string(), key.to_lowercase().replace('-', " ")] {
+            assert!(matches!(new_passphrase(Zeroizing::new(text)), Err(Error::Usage(_))));
+        }
+        let way = new_passphrase(Zeroizing::new(key[1..].to_owned()));
+        assert!(matches!(way, Ok(Unlock::Passphrase(_))));
+    }
 }

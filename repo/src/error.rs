@@ -184,6 +184,15 @@ pub enum Error {
         /// What was found.
         what: String,
     },
+    /// What is known of a backup besides its record can't be read, so it may be protected.
+    #[error(
+        "what is noted of {name} can't be read, so it may be that a backup is protected; nothing was forgotten. {}",
+        note_remedy(name)
+    )]
+    NoteDamaged {
+        /// The backup's guest and time, or the name that the note is stored under.
+        name: String,
+    },
     /// Less is free than is to stay free.
     #[error(
         "the file system of repository {path} is nearly full: {free_bytes} bytes are free, and {reserve_bytes} are to stay free"
@@ -283,6 +292,13 @@ pub enum Error {
     Interrupted,
 }
 
+fn note_remedy(name: &str) -> String {
+    match name.contains('@') {
+        true => format!("`vbk protect {name}` or `vbk unprotect {name}` sets it anew"),
+        false => "`vbk repair` removes the note".to_owned(),
+    }
+}
+
 impl Error {
     /// What the caller should do about it.
     pub fn kind(&self) -> ErrorKind {
@@ -312,6 +328,7 @@ impl Error {
             | Self::SegmentDamaged { .. }
             | Self::RecordDamaged { .. }
             | Self::CantTellUnused { .. }
+            | Self::NoteDamaged { .. }
             | Self::EncryptionGone { .. }
             | Self::KeySlotDamaged { .. } => ErrorKind::Corrupt,
             Self::Store { kind, .. } => *kind,

@@ -226,11 +226,11 @@ pub fn remove(repo_dir: &Path, name: &str, way: &Unlock, check: &str) -> Result<
             },
         });
     }
-    let (going, staying): (Vec<_>, Vec<_>) = all.into_iter().partition(|found| found.path == path);
-    if let Err(error) = unlock_by(repo_dir, staying, way, Some(check)) {
-        return Err(match unlock_by(repo_dir, going, way, Some(check)) {
+    let staying = all.into_iter().filter(|found| found.path != path).collect();
+    if unlock_by(repo_dir, staying, way, Some(check)).is_err() {
+        return Err(match unlock(repo_dir, way, Some(check)) {
             Ok(_) => Error::LastKey(name.to_owned()),
-            Err(_) => error,
+            Err(error) => error,
         });
     }
     fs::remove_file(&path).map_err(Error::io("remove", path))?;

@@ -4,15 +4,25 @@
 //!
 //! | thing | what it is | where it is written down |
 //! |---|---|---|
-//! | repository | a directory with a marker, a store, views and a lock | [`repository`] |
+//! | repository | a directory with a marker, a store, views and second copies | [`repository`] |
 //! | record | one backup: JSON under the key `GUEST@TIME`; its id is the hash of its bytes | [`backup`] |
+//! | note | what is known of backups and may change: JSON under a name | [`state`] |
 //! | manifest | a root that lists segments, and segments that list blocks; each stored under its hash | [`manifest`] |
 //! | block | a piece of a disk, sealed: a header with the hashes of its pages, and the pages | [`block`], [`codec`] |
 //! | store | column families of RocksDB; the names, numbers and order of what is in them | [`store::rocks`] |
+//! | encryption | how blocks, manifests, records and notes are sealed, and what their names are then | [`store::encrypted`], `cipher.rs` |
+//! | key | the master key, what is derived from it, and the slots that wrap it | [`keys`], `keys/slot.rs` |
 //!
-//! All hashes are BLAKE3-256. All numbers in manifests and sealed blocks are little-endian; keys and numbers of the store
-//! itself are big-endian, so that they sort. The numbers of the formats are [`repository::LAYOUT_FORMAT`],
-//! [`store::STORE_FORMAT`] and [`backup::RECORD_FORMAT`]; what is newer than this vbk is refused, not guessed at.
+//! All hashes are BLAKE3-256; in an encrypted repository those that name something are keyed, see [`block::Hashing`]. All
+//! numbers in manifests and sealed blocks are little-endian; keys and numbers of the store itself are big-endian, so that
+//! they sort.
+//!
+//! # Versions
+//!
+//! The numbers of the formats are [`repository::LAYOUT_FORMAT`] in the marker, [`store::STORE_FORMAT`] and the names of the
+//! features that a reader must know in [`store::Identity`], [`backup::RECORD_FORMAT`] in each record, and a version in each
+//! key slot and sealed block. What is newer than this vbk is refused before anything is changed, not guessed at.
+//! `tests/golden/` has repositories of every format that was released.
 //!
 //! # What may be trusted
 //!
@@ -26,7 +36,11 @@
 //!
 //! Blocks and segments become durable at barriers; a record is written last, when all that it names is durable. A crash
 //! at any point therefore leaves backups that are whole and never one that is not; [`store::rocks`] has the argument
-//! step by step, and `views.rs` the one for what readers see.
+//! step by step, `store/rocks/sweep.rs` the one for a prune, and `views.rs` the one for what readers see.
+//!
+//! Damage to a page costs that page. The store's tables, with the index, manifests and records, are there twice
+//! (`spare.rs`), its small files in the store and in the newest view; [`mend`] puts them right from there, and [`repair`]
+//! gets pages back from elsewhere.
 //!
 //! # Threads and memory
 //!

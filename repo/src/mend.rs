@@ -1,8 +1,10 @@
 //! Puts the store's own files right, before anything is read through them: tables from their second copies, the rest from
 //! the newest view, which was the whole store when it was made.
 //!
-//! Nothing is done to what is as it should be, and each step leaves what a next attempt needs: second copies and views
-//! stay until the store opens again. What was put since the newest view belongs to no backup and may be lost.
+//! Nothing is done to what is as it should be, and only to what is known to be damaged: a failure that says nothing about
+//! the files ends it. What a backup may be in is never removed: a store that was made anew may lack a backup that was
+//! committed and not published, and one from an older view lacks more. So the old store and newer views are put aside, as
+//! `store.damaged` and `views/N.damaged`, for somebody to remove.
 
 use std::fs;
 use std::io;
@@ -13,6 +15,14 @@ use crate::spare::{self, Spare};
 use crate::store::StoreReader;
 use crate::store::rocks::{RocksReader, RocksStore, path_in};
 use crate::views;
+
+/// What the old store is called once there is a new one.
+const OLD_STORE: &str = "store.damaged";
+
+/// The ending of views that are put aside.
+const ASIDE: &str = "damaged";
+
+const UNTIL_REMOVED: &str = "remove that once all is good: until then it keeps its space, also from a prune";
 
 /// What was found, in words for people.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,8 +42,8 @@ pub fn check_tables(repository: &Path, view: u64) -> Result<Vec<String>> {
         if !table.exists() || !spare.path.exists() {
             continue;
         }
-        let good = spare::hash_of(&table).as_ref() == Some(&spare.hash);
-        let spare_good = spare::hash_of(&spare.path).as_ref() == Some(&spare.hash);
+        let good = spare::hash_of(&table)?.as_ref() == Some(&spare.hash);
+        let spare_good = spare::hash_of(&spare.path)?.as_ref() == Some(&spare.hash);
         match (good, spare_good) {
             (true, true) => {}
             (false, true) => found.push(format!("table {} is damaged, its second copy is good", spare.table)),
@@ -52,51 +62,86 @@ fn both_damaged(spare: &Spare) -> String {
 pub(crate) fn mend(repository: &Path) -> Result<Mended> {
     let mut mended = Mended::default();
     link(repository, &mut mended)?;
-    refuse_newer(repository)?;
-    // The writer may have gone on since the newest view: tables it has merged away are rightly missing in the store. The
-    // view has all that have a second copy.
+    let named = views::current(repository)?.unwrap_or(0);
+    // A damaged link may name any number; of a view that was there its lock is left at least.
+    let view = views::path_of(repository, named);
+    let current = match spare::is_there(&view)? || spare::is_there(&view.with_extension("lock"))? {
+        true => named,
+        false => 0,
+    };
+    // An error if a newer vbk made it: what can't be opened here may be as it should be.
+    opens(repository, &views::path_of(repository, current))?;
+    // The writer may have gone on since the newest view: tables it has merged away are rightly missing in the store. A
+    // table that has no second copy yet, as after a crash before those were brought up to date, stays as it is.
     let views = views::all(repository)?;
     for spare in spare::list(repository)? {
         table(repository, &views, &spare, &mut mended)?;
     }
-    let newest = views::current(repository)?.unwrap_or(0);
-    let store = path_in(repository);
-    let view = views::path_of(repository, newest);
-    let view = spare::check_view(&view).is_ok().then_some(&*view);
-    let checked = spare::check_store(&store, view);
-    let opened = checked.and_then(|()| RocksStore::open(&store)).and_then(|opened| {
-        opened.identity()?;
-        opened.generation()
-    });
-    let why = match opened {
-        Ok(generation) if generation >= newest => None,
-        Ok(generation) => Some(format!("it is older ({generation}) than the newest view ({newest})")),
-        Err(error)
-            if matches!(
-                error.kind(),
-                ErrorKind::Corrupt | ErrorKind::Unavailable | ErrorKind::NotFound
-            ) =>
-        {
-            Some(error.to_string())
+    // A view is complete before the link names it, and the link may be lost.
+    let newest = views.last().map_or(current, |(number, _)| current.max(*number));
+    if let Some(generation) = store(repository, &views, (current, newest), &mut mended)? {
+        if generation < newest {
+            put_aside(repository, &views, generation, newest, &mut mended)?;
         }
-        Err(error) => return Err(error),
-    };
-    if let Some(why) = why {
-        rebuild(repository, &views, &why, &mut mended)?;
+        blobs(repository, &views, &mut mended)?;
+        newest_view(repository, &mut mended)?;
     }
-    blobs(repository, &views, &mut mended)?;
-    newest_view(repository, &mut mended)?;
     Ok(mended)
 }
 
-/// An error if a newer vbk made it: what can't be opened here may be as it should be.
-fn refuse_newer(repository: &Path) -> Result<()> {
-    let newest = views::path_of(repository, views::current(repository)?.unwrap_or(0));
-    let opened = spare::check_view(&newest).and_then(|()| RocksReader::open(&newest, None));
-    match opened.and_then(|reader| reader.identity()) {
-        Ok(identity) => identity.check(repository),
-        Err(_) => Ok(()),
+/// `None` for what is damaged or gone. Any other error says nothing about what is stored, so it stays one.
+fn whole<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::NotFound) => Ok(None),
+        Err(error) => Err(error),
     }
+}
+
+/// The generation that a view is at; `None` if it can't be opened.
+fn opens(repository: &Path, view: &Path) -> Result<Option<u64>> {
+    if !spare::is_there(&view.join("CURRENT"))? {
+        return Ok(None);
+    }
+    let opened = spare::check_view(view).and_then(|()| RocksReader::open(view, None));
+    whole(opened.and_then(|reader| {
+        reader.identity()?.check(repository)?;
+        reader.generation()
+    }))
+}
+
+/// Sees to it that the store opens, and is as new as a view if that can be; gives the generation that it is at.
+fn store(
+    repository: &Path,
+    views: &[(u64, PathBuf)],
+    (current, newest): (u64, u64),
+    mended: &mut Mended,
+) -> Result<Option<u64>> {
+    let store = path_in(repository);
+    let view = views::path_of(repository, current);
+    let view = whole(spare::check_view(&view))?.map(|()| &*view);
+    let opened = spare::check_store(&store, view)
+        .and_then(|()| RocksStore::open(&store))
+        .and_then(|opened| opened.generation());
+    let (found, why) = match opened {
+        Ok(generation) if generation >= newest => return Ok(Some(generation)),
+        Ok(generation) => (
+            Some(generation),
+            format!("it is older ({generation}) than the newest view ({newest})"),
+        ),
+        Err(error) => {
+            let why = error.to_string();
+            whole(Err::<(), _>(error))?;
+            (None, why)
+        }
+    };
+    let made = rebuild(repository, views, found, &why, mended)?;
+    if made.is_none() && found.is_none() {
+        mended
+            .left
+            .push(format!("the store can't be opened ({why}), and no view can"));
+    }
+    Ok(made.or(found))
 }
 
 /// Puts aside what stands in the place of the link to the newest view, as a copy does that was made by a program that knows
@@ -118,9 +163,7 @@ fn link(repository: &Path, mended: &mut Mended) -> Result<()> {
 /// the blocks in it are lost, so an empty file in its place is as good.
 fn blobs(repository: &Path, views: &[(u64, PathBuf)], mended: &mut Mended) -> Result<()> {
     let store = path_in(repository);
-    let Ok(opened) = RocksStore::open(&store) else {
-        return Ok(());
-    };
+    let opened = RocksStore::open(&store)?;
     let probe = repository.join("store.probe");
     loop {
         remove_tree(&probe)?;
@@ -157,9 +200,15 @@ fn table(repository: &Path, views: &[(u64, PathBuf)], spare: &Spare, mended: &mu
         .map(|directory| directory.join(&spare.table))
         .collect();
     let newest = views.iter().map(|(_, path)| path.join(&spare.table)).next_back();
-    let is_good = |path: &PathBuf| spare::hash_of(path).as_ref() == Some(&spare.hash);
-    let good = places.iter().find(|path| is_good(path)).cloned();
-    if !is_good(&spare.path) {
+    let is_good = |path: &PathBuf| Ok::<_, Error>(spare::hash_of(path)?.as_ref() == Some(&spare.hash));
+    let (mut good, mut others) = (None, Vec::new());
+    for place in places {
+        match is_good(&place)? {
+            true => good = Some(place),
+            false => others.push(place),
+        }
+    }
+    if !is_good(&spare.path)? {
         let Some(good) = &good else {
             mended.left.push(both_damaged(spare));
             return Ok(());
@@ -172,7 +221,7 @@ fn table(repository: &Path, views: &[(u64, PathBuf)], spare: &Spare, mended: &mu
     }
     // A name that is missing in an older view or in the store may be missing rightly.
     let needed = |path: &PathBuf| path.exists() || Some(path) == newest.as_ref();
-    for place in places.iter().filter(|path| needed(path) && !is_good(path)) {
+    for place in others.iter().filter(|path| needed(path)) {
         let draft = place.with_extension("mended");
         let _ = fs::remove_file(&draft);
         match &good {
@@ -201,24 +250,57 @@ fn name_of(repository: &Path, place: &Path) -> String {
         .to_string()
 }
 
-/// Makes the store anew from the newest view that opens.
-fn rebuild(repository: &Path, views: &[(u64, PathBuf)], why: &str, mended: &mut Mended) -> Result<()> {
-    let opens = |path: &PathBuf| {
-        spare::check_view(path)
-            .and_then(|()| RocksReader::open(path, None))
-            .and_then(|reader| reader.identity())
-            .is_ok()
-    };
-    let Some((number, view)) = views.iter().rev().find(|(_, path)| opens(path)) else {
-        mended
-            .left
-            .push(format!("the store can't be opened ({why}), and no view can"));
-        return Ok(());
-    };
-    let store = path_in(repository);
-    let (new, damaged) = (repository.join("store.new"), repository.join("store.damaged"));
+/// Makes the store anew from the newest view that opens, if that is newer than what the store was `found` at; gives the
+/// generation that it is at then.
+///
+/// 1. The new one is made under another name and opened there. A crash leaves the store as it was.
+/// 2. The store is put aside. A crash leaves none, and the next repair begins here again.
+/// 3. The new one gets its name.
+fn rebuild(
+    repository: &Path,
+    views: &[(u64, PathBuf)],
+    found: Option<u64>,
+    why: &str,
+    mended: &mut Mended,
+) -> Result<Option<u64>> {
+    let (store, new) = (path_in(repository), repository.join("store.new"));
+    for (number, view) in views.iter().rev() {
+        let Some(generation) = opens(repository, view)?.filter(|generation| Some(*generation) > found) else {
+            continue;
+        };
+        link_or_copy(view, &new)?;
+        // Before it is opened: that may write tables, under names that are free in this view.
+        spare::keep_only(repository, &new)?;
+        if whole(RocksStore::open(&new))?.is_none() {
+            continue;
+        }
+        spare::sync_directory(&new)?;
+        if spare::is_there(&store)? {
+            let aside = free_name(&repository.join(OLD_STORE))?;
+            fs::rename(&store, aside).map_err(Error::io("rename", &store))?;
+        }
+        fs::rename(&new, &store).map_err(Error::io("rename", &new))?;
+        spare::sync_directory(repository)?;
+        let kept = names_in(repository, |name| name.starts_with(OLD_STORE))?;
+        let kept = match kept.as_slice() {
+            [] => String::new(),
+            kept => format!(
+                "; what was there before is kept in {}; {UNTIL_REMOVED}",
+                kept.join(", ")
+            ),
+        };
+        mended.done.push(format!(
+            "the store could not be opened ({why}) and was made anew from view {number}{kept}"
+        ));
+        return Ok(Some(generation));
+    }
     remove_tree(&new)?;
-    fs::create_dir(&new).map_err(Error::io("create", &new))?;
+    Ok(None)
+}
+
+fn link_or_copy(view: &Path, new: &Path) -> Result<()> {
+    remove_tree(new)?;
+    fs::create_dir(new).map_err(Error::io("create", new))?;
     for entry in fs::read_dir(view).map_err(Error::io("list", view))? {
         let from = entry.map_err(Error::io("list", view))?.path();
         let to = new.join(from.file_name().unwrap_or_default());
@@ -232,36 +314,75 @@ fn rebuild(repository: &Path, views: &[(u64, PathBuf)], why: &str, mended: &mut 
             }
         }
     }
-    spare::sync_directory(&new)?;
-    // A crash between the renames leaves no store, and the next repair begins here again.
-    if store.exists() {
-        remove_tree(&damaged)?;
-        fs::rename(&store, &damaged).map_err(Error::io("rename", &store))?;
+    spare::sync_directory(new)
+}
+
+/// Renames views that are newer than the store, which the next publication would remove, and says what is lost. Readers
+/// who hold one may fail on files that they have not opened yet.
+fn put_aside(
+    repository: &Path,
+    views: &[(u64, PathBuf)],
+    generation: u64,
+    newest: u64,
+    mended: &mut Mended,
+) -> Result<()> {
+    for (_, view) in views.iter().filter(|(number, _)| *number > generation) {
+        let aside = free_name(&view.with_extension(ASIDE))?;
+        fs::rename(view, aside).map_err(Error::io("rename", view))?;
     }
-    fs::rename(&new, &store).map_err(Error::io("rename", &new))?;
-    spare::sync_directory(repository)?;
-    match RocksStore::open(&store) {
-        Ok(_) => {
-            remove_tree(&damaged)?;
-            mended.done.push(format!(
-                "the store could not be opened ({why}) and was made anew from view {number}"
-            ));
-        }
-        Err(error) => mended.left.push(format!("the store can't be opened: {error}")),
-    }
+    let directory = repository.join("views");
+    spare::sync_directory(&directory)?;
+    spare::keep_only(repository, &path_in(repository))?;
+    let views = names_in(&directory, |name| {
+        let number = name.split_once('.').filter(|(_, rest)| rest.starts_with(ASIDE));
+        number.is_some_and(|(number, _)| number.parse().is_ok_and(|number: u64| number > generation))
+    })?;
+    let mut kept = names_in(repository, |name| name.starts_with(OLD_STORE))?;
+    kept.extend(views.iter().map(|name| format!("views/{name}")));
+    mended.left.push(match kept.as_slice() {
+        [] => format!("what was stored after view {generation}, up to {newest}, is lost"),
+        kept => format!(
+            "what was stored after view {generation}, up to {newest}, is lost, unless somebody gets it from what could not \
+             be opened and is kept in {}; {UNTIL_REMOVED}",
+            kept.join(", ")
+        ),
+    });
     Ok(())
+}
+
+/// The name, or the first of `NAME.2`, `NAME.3`, ... that is free.
+fn free_name(path: &Path) -> Result<PathBuf> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let mut free = path.to_owned();
+    for number in 2.. {
+        match free.symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            found => found.map_err(Error::io("read", &free))?,
+        };
+        free = path.with_file_name(format!("{name}.{number}"));
+    }
+    Ok(free)
+}
+
+fn names_in(directory: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory).map_err(Error::io("list", directory))? {
+        let name = entry.map_err(Error::io("list", directory))?.file_name();
+        names.extend(name.into_string().ok().filter(|name| wanted(name)));
+    }
+    names.sort();
+    Ok(names)
 }
 
 /// Makes sure that readers can open the newest view.
 fn newest_view(repository: &Path, mended: &mut Mended) -> Result<()> {
-    let Ok(store) = RocksStore::open(&path_in(repository)) else {
-        return Ok(());
-    };
+    let store = RocksStore::open(&path_in(repository))?;
     let number = views::current(repository)?.unwrap_or(0);
     let checked = spare::check_view(&views::path_of(repository, number));
-    let current = checked.and_then(|()| views::open(repository));
-    let opens = matches!(&current, Ok(Some(held)) if held.reader.identity().is_ok());
-    drop(current);
+    let held = checked.and_then(|()| views::open(repository));
+    let opens = whole(held.and_then(|held| held.map(|held| held.reader.identity()).transpose()))?
+        .flatten()
+        .is_some();
     if !opens {
         // Under a new number: the old one may have readers, who see what they can.
         crate::store::BlockStore::amend(&store, &[], &[])?;

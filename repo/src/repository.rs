@@ -123,26 +123,43 @@ impl Repository {
     /// Opens a repository; refuses one that a newer vbk made.
     pub fn open(path: &Path) -> Result<Self> {
         let marker = path.join(MARKER);
-        let text = fs::read_to_string(&marker).map_err(|error| match error.kind() {
+        let bytes = fs::read(&marker).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Error::NotARepository { path: path.to_owned() },
             _ => Error::io("read", &marker)(error),
         })?;
+        // One damaged byte of the text for people does no harm.
+        let text = String::from_utf8_lossy(&bytes);
+        let key_check = text.lines().find_map(key_check_in);
         let found = text
             .lines()
             .find_map(|line| line.strip_prefix("format: ")?.trim().parse().ok());
-        match found {
+        match found.filter(|found| *found > 0) {
             Some(found) if found > LAYOUT_FORMAT => Err(Error::NewerFormat {
                 path: path.to_owned(),
                 found,
                 supported: LAYOUT_FORMAT,
             }),
+            Some(_) if key_check.is_none() && path.join("keys").exists() => Err(says_nothing_of_keys(path)),
             Some(_) => Ok(Self {
                 path: fs::canonicalize(path).map_err(Error::io("open", path))?,
-                key_check: text.lines().find_map(key_check_in),
+                key_check,
                 keys: None,
             }),
             None => Err(Error::NotARepository { path: path.to_owned() }),
         }
+    }
+
+    /// Opens a repository that [`Repository::open`] does not know, because its marker is damaged or gone, for
+    /// [`Repository::mend`] alone.
+    pub fn open_damaged(path: &Path) -> Result<Self> {
+        if !path_in(path).is_dir() || !path.join("views").is_dir() {
+            return Err(Error::NotARepository { path: path.to_owned() });
+        }
+        Ok(Self {
+            path: fs::canonicalize(path).map_err(Error::io("open", path))?,
+            key_check: None,
+            keys: None,
+        })
     }
 
     /// Whether its content is encrypted, so that [`Repository::unlock`] comes before anything is read.
@@ -155,8 +172,25 @@ impl Repository {
         if !self.is_encrypted() {
             return Err(Error::NotEncrypted { path: self.path });
         }
-        self.keys = Some(keys::unlock(&self.path, unlock, self.key_check.as_deref())?);
+        self.keys = Some(match keys::unlock(&self.path, unlock, self.key_check.as_deref()) {
+            Err(refused @ Error::WrongKey { .. }) => {
+                // One damaged digit in the marker would refuse every key.
+                let noted = self.identity_of_view().and_then(|identity| identity.key_check);
+                let Some(noted) = noted.filter(|noted| Some(noted) != self.key_check.as_ref()) else {
+                    return Err(refused);
+                };
+                let keys = keys::unlock(&self.path, unlock, Some(&noted)).map_err(|_| refused)?;
+                self.key_check = Some(noted);
+                keys
+            }
+            keys => keys?,
+        });
         Ok(self)
+    }
+
+    /// What the newest view says that the repository is, if that can be read.
+    fn identity_of_view(&self) -> Option<Identity> {
+        views::open(&self.path).ok()??.reader.identity().ok()
     }
 
     /// Removes a key slot; see [`keys::remove`].
@@ -177,7 +211,30 @@ impl Repository {
     /// Puts the store's own files right, as far as that is possible: the first step of a repair, before a writer is opened.
     pub fn mend(&self, wait: Wait<'_>) -> Result<Mended> {
         let _lock = WriterLock::take(&self.path, "repair", wait)?;
-        mend(&self.path)
+        let mut mended = mend(&self.path)?;
+        self.mend_marker(&mut mended)?;
+        Ok(mended)
+    }
+
+    /// Writes the marker anew if it does not say what the store says.
+    fn mend_marker(&self, mended: &mut Mended) -> Result<()> {
+        let Some(identity) = self.identity_of_view() else {
+            return Ok(());
+        };
+        let said = match Self::open(&self.path) {
+            Err(newer @ Error::NewerFormat { .. }) => return Err(newer),
+            Ok(said) if said.key_check == identity.key_check => return Ok(()),
+            said => said.ok().and_then(|said| said.key_check),
+        };
+        // A plain store in the place of an encrypted one is no damage, and the marker is not to be made to fit it.
+        if identity.key_check.is_none() && (said.is_some() || self.path.join("keys").exists()) {
+            return Err(Error::EncryptionGone {
+                path: self.path.clone(),
+            });
+        }
+        create::write_marker(&self.path, identity.key_check.as_deref())?;
+        mended.done.push(format!("{MARKER} did not say what the repository is"));
+        Ok(())
     }
 
     /// An error if less than `reserve` of its file system is free.
@@ -278,6 +335,7 @@ impl Repository {
         let needed = identity.features.iter().any(|feature| feature == ENCRYPTION);
         match (&self.keys, needed) {
             (_, false) => Ok(None),
+            (None, true) if !self.is_encrypted() => Err(says_nothing_of_keys(&self.path)),
             (None, true) => Err(Error::KeyNeeded {
                 path: self.path.clone(),
             }),
@@ -364,6 +422,18 @@ impl Repository {
             tracing::debug!("removing {}, which a killed run left", path.display());
             let _ = fs::remove_file(path);
         }
+    }
+}
+
+fn says_nothing_of_keys(repository: &Path) -> Error {
+    let marker = repository.join(MARKER);
+    Error::Store {
+        kind: ErrorKind::Corrupt,
+        doing: "open",
+        message: format!(
+            "{} is damaged: it does not say that the repository is encrypted; `vbk repair` writes it anew",
+            marker.display()
+        ),
     }
 }
 

@@ -47,9 +47,20 @@ fn directory(repository: &Path) -> PathBuf {
     repository.join("spare")
 }
 
-/// The hash of a file's bytes, as it stands in names; `None` if it is not there or can't be read.
-pub(crate) fn hash_of(path: &Path) -> Option<String> {
-    fs::read(path).ok().map(|bytes| hash(&bytes))
+/// The bytes of a file; `None` if it is not there or the disk can't read it any more. Any other failure is an error, as it
+/// says nothing about the file.
+fn content(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.raw_os_error() == Some(nix::libc::EIO) => Ok(None),
+        Err(error) => Err(Error::io("read", path)(error)),
+    }
+}
+
+/// The hash of a file's bytes, as it stands in names; `None` if it is not there or the disk can't read it any more.
+pub(crate) fn hash_of(path: &Path) -> Result<Option<String>> {
+    Ok(content(path)?.map(|bytes| hash(&bytes)))
 }
 
 fn hash(bytes: &[u8]) -> String {
@@ -127,6 +138,26 @@ pub(crate) fn update(repository: &Path, view: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Removes the second copies of tables that `directory` does not have, or has with other bytes. A store that is made anew
+/// from an older view uses their names again, and [`update`], which goes by names, would take them for copies of what
+/// comes then. A copy that is damaged itself stays where the table is too: it tells that the table can't be trusted.
+pub(crate) fn keep_only(repository: &Path, directory: &Path) -> Result<()> {
+    for spare in list(repository)? {
+        let is_of_it = match hash_of(&directory.join(&spare.table))? {
+            Some(hash) => hash == spare.hash || hash_of(&spare.path)?.as_ref() != Some(&spare.hash),
+            None => is_there(&directory.join(&spare.table))?,
+        };
+        if !is_of_it {
+            fs::remove_file(&spare.path).map_err(Error::io("remove", spare.path))?;
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn is_there(path: &Path) -> Result<bool> {
+    path.try_exists().map_err(Error::io("read", path))
+}
+
 /// Whether it is what [`seal`] writes.
 pub(crate) fn is_sums(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name == SUMS)
@@ -157,17 +188,17 @@ pub(crate) fn seal(view: &Path) -> Result<()> {
 /// a run that was killed then.
 pub(crate) fn check_view(view: &Path) -> Result<()> {
     let sums = view.join(SUMS);
-    let bytes = match fs::read(&sums) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        bytes => bytes.map_err(Error::io("read", &sums))?,
-    };
+    if !is_there(&sums)? {
+        return Ok(());
+    }
+    let bytes = content(&sums)?.ok_or_else(|| damaged(&sums))?;
     let text = String::from_utf8_lossy(&bytes);
     for line in text.lines() {
         let file = line.split_once(' ').map(|(hash, name)| (hash, view.join(name)));
         let Some((hash, path)) = file else {
             return Err(damaged(&sums));
         };
-        if hash_of(&path).as_deref() != Some(hash) {
+        if hash_of(&path)?.as_deref() != Some(hash) {
             return Err(damaged(&path));
         }
     }
@@ -181,10 +212,11 @@ pub(crate) fn check_view(view: &Path) -> Result<()> {
 /// An error if RocksDB would read something else in the store's small files than it wrote. `view` is the newest one.
 pub(crate) fn check_store(store: &Path, view: Option<&Path>) -> Result<()> {
     let current = store.join("CURRENT");
-    let text = fs::read_to_string(&current).unwrap_or_default();
-    let names_one = |name: &str| name.starts_with("MANIFEST-") && store.join(name).exists();
-    if !text.strip_suffix('\n').is_some_and(names_one) {
-        return Err(damaged(&current));
+    let text = String::from_utf8(content(&current)?.unwrap_or_default()).unwrap_or_default();
+    let manifest = text.strip_suffix('\n').filter(|name| name.starts_with("MANIFEST-"));
+    match manifest {
+        Some(name) if is_there(&store.join(name))? => {}
+        _ => return Err(damaged(&current)),
     }
     for entry in fs::read_dir(store).map_err(Error::io("list", store))? {
         let path = entry.map_err(Error::io("list", store))?.path();
@@ -193,10 +225,14 @@ pub(crate) fn check_store(store: &Path, view: Option<&Path>) -> Result<()> {
         if !is_manifest && !name.ends_with(".log") {
             continue;
         }
-        let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+        let bytes = content(&path)?.ok_or_else(|| damaged(&path))?;
         // RocksDB only ever adds to it, so it begins with what it was when the view was made.
         let old = view.filter(|_| is_manifest).map(|view| view.join(name));
-        let old = old.and_then(|path| fs::read(path).ok()).unwrap_or_default();
+        let old = old
+            .map(|path| content(&path))
+            .transpose()?
+            .flatten()
+            .unwrap_or_default();
         if !bytes.starts_with(&old) || has_strange_record(&bytes) {
             return Err(damaged(&path));
         }

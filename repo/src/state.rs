@@ -6,14 +6,17 @@
 //! | `backup/GUEST@TIME` | [`State`] |
 //! | `rotation` | [`Rotation`] |
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::backup::Backup;
 use crate::error::Result;
 use crate::store::{Note, StoreReader};
+
+/// The longest that a commit takes: to write what came since the last barrier, 4 GiB at most.
+const COMMIT: SignedDuration = SignedDuration::from_mins(10);
 
 /// The state of one backup. The default is what is known of a new one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,7 +24,7 @@ pub struct State {
     /// Whether it stays until somebody unprotects it.
     #[serde(default)]
     pub protected: bool,
-    /// When all of it was last read and found good.
+    /// When all of it was last read; found good, unless `damaged` says otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proven: Option<Timestamp>,
     /// When it was last found damaged; none if it was found good since.
@@ -33,6 +36,8 @@ pub struct State {
 #[derive(Debug, Clone, Default)]
 pub struct States {
     backups: HashMap<String, State>,
+    unread: BTreeSet<String>,
+    strays: Vec<String>,
     /// How far a verification in parts is.
     pub rotation: Rotation,
 }
@@ -42,7 +47,7 @@ pub struct States {
 /// A block belongs to the part that the first bytes of its id give.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rotation {
-    /// When each part was last read and found good.
+    /// When each part was last read, whatever was found: a backup that was found damaged has that in its own state.
     pub parts: Vec<Option<Timestamp>>,
 }
 
@@ -70,41 +75,79 @@ impl Rotation {
     }
 }
 
-/// What a value that can't be read means: nothing is known.
-fn read<T: Default + for<'de> Deserialize<'de>>(value: &[u8]) -> T {
-    serde_json::from_slice(value).unwrap_or_default()
-}
-
 impl States {
-    /// Reads the notes of a store.
+    /// Reads the notes of a store. One that can't be read keeps no other back.
     pub fn load(store: &dyn StoreReader) -> Result<Self> {
         let mut states = Self::default();
         for Note { name, value } in store.notes()? {
             let value = value.unwrap_or_default();
             if name == ROTATION {
-                states.rotation = read(&value);
+                // Unread, no part was ever verified, and all are due.
+                states.rotation = serde_json::from_slice(&value).unwrap_or_default();
             } else if let Some(key) = name.strip_prefix(BACKUP) {
-                states.backups.insert(key.to_owned(), read(&value));
+                match serde_json::from_slice(&value) {
+                    Ok(state) => drop(states.backups.insert(key.to_owned(), state)),
+                    Err(_) => drop(states.unread.insert(key.to_owned())),
+                }
+            } else {
+                states.strays.push(name);
             }
         }
+        if !states.strays.is_empty() {
+            states.attribute_strays(store)?;
+        }
         Ok(states)
+    }
+
+    /// Finds out of what backups the notes are that have only the names they are stored under.
+    fn attribute_strays(&mut self, store: &dyn StoreReader) -> Result<()> {
+        let rotation = store.stored_note_name(ROTATION);
+        self.strays.retain(|name| *name != rotation);
+        for key in store.records()?.into_iter().map(|record| record.key) {
+            let name = store.stored_note_name(&format!("{BACKUP}{key}"));
+            if let Some(place) = self.strays.iter().position(|stray| *stray == name) {
+                self.strays.remove(place);
+                self.unread.insert(key);
+            }
+        }
+        Ok(())
     }
 
     /// The state of a backup.
     pub fn of(&self, backup: &Backup) -> State {
         let mut state = self.noted(&backup.spec());
-        // A part that was read before the backup was made says nothing of its blocks.
-        let rotated = self
-            .rotation
-            .complete_since()
-            .filter(|since| *since >= backup.time.timestamp());
+        // A part that was read before the backup was there says nothing of its blocks. It was made from its time on, for
+        // its duration, and then it was committed.
+        let took = backup.duration().saturating_add(COMMIT);
+        let there = backup.time.timestamp().checked_add(took);
+        let was_there = |since: &Timestamp| there.as_ref().is_ok_and(|there| since >= there);
+        let rotated = self.rotation.complete_since().filter(was_there);
         state.proven = state.proven.max(rotated);
         state
     }
 
-    /// The state that is noted under `GUEST@TIME`.
+    /// The state that is noted under `GUEST@TIME`. Of one that can't be read: protected, which is what it may have said.
     pub fn noted(&self, key: &str) -> State {
-        self.backups.get(key).copied().unwrap_or_default()
+        let unread = State {
+            protected: self.is_unread(key),
+            ..State::default()
+        };
+        self.backups.get(key).copied().unwrap_or(unread)
+    }
+
+    /// Whether the state noted under `GUEST@TIME` is there and can't be read. Setting it anew puts that right.
+    pub fn is_unread(&self, key: &str) -> bool {
+        self.unread.contains(key)
+    }
+
+    /// The names, as `GUEST@TIME`, of what has a state that can't be read.
+    pub fn unread(&self) -> impl Iterator<Item = &str> {
+        self.unread.iter().map(String::as_str)
+    }
+
+    /// The stored names of notes that can't be read, and of which it can't be told what backup they are of.
+    pub fn strays(&self) -> &[String] {
+        &self.strays
     }
 }
 
@@ -117,6 +160,14 @@ pub fn note_of(key: &str, state: State) -> Note {
     Note {
         name: format!("{BACKUP}{key}"),
         value: (state != State::default()).then(text),
+    }
+}
+
+/// The note that removes one of [`States::strays`].
+pub fn note_without(stray: &str) -> Note {
+    Note {
+        name: stray.to_owned(),
+        value: None,
     }
 }
 
@@ -158,9 +209,34 @@ mod tests {
     }
 
     #[test]
+    fn a_state_that_can_not_be_read_is_known_and_counts_as_protected() {
+        let store = MemoryStore::new(SMALL);
+        let (web, db) = ("web1@2026-11-20T05-54-00Z", "db1@2026-11-20T05-54-00Z");
+        let bad = Note {
+            name: format!("{BACKUP}{web}"),
+            value: Some(b"{\"protected\": tr".to_vec()),
+        };
+        let strange = Note {
+            name: "backupX".into(),
+            value: Some(b"{}".to_vec()),
+        };
+        store.amend(&[], &[bad, strange]).expect("notes");
+        let states = States::load(&store).expect("loads");
+        assert!(states.is_unread(web) && states.noted(web).protected);
+        assert!(!states.is_unread(db) && !states.noted(db).protected);
+        assert_eq!(
+            (states.unread().collect::<Vec<_>>(), states.strays()),
+            (vec![web], &["backupX".to_owned()][..])
+        );
+        let anew = [note_of(web, State::default()), note_without("backupX")];
+        store.amend(&[], &anew).expect("notes");
+        assert_eq!(store.notes().expect("lists"), []);
+    }
+
+    #[test]
     fn a_whole_rotation_proves_what_was_there_when_it_began() {
         let mut states = States::default();
-        let backup = backup("web1", "2026-11-20T05-54-00Z", Vec::new());
+        let mut backup = backup("web1", "2026-11-20T05-54-00Z", Vec::new());
         for (parts, proven) in [
             (vec![], None),
             (vec![at("2026-11-21T00:00:00Z"), None], None),
@@ -173,6 +249,9 @@ mod tests {
             states.rotation.parts = parts;
             assert_eq!(states.of(&backup).proven, proven);
         }
+        // It was still being made when the first part was read.
+        backup.duration_ms = 18 * 3_600_000;
+        assert_eq!(states.of(&backup).proven, None);
     }
 
     #[test]

@@ -201,8 +201,13 @@ pub trait StoreReader: Send + Sync {
     /// All records.
     fn records(&self) -> Result<Vec<Record>>;
 
-    /// All notes.
+    /// All notes. One that can't be read is among them as it is stored, under [`StoreReader::stored_note_name`].
     fn notes(&self) -> Result<Vec<Note>>;
+
+    /// The name under which a note is stored, so that it can be told of what one is that can't be read.
+    fn stored_note_name(&self, name: &str) -> String {
+        name.to_owned()
+    }
 }
 
 /// A store that can be added to.

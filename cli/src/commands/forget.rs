@@ -101,6 +101,9 @@ fn judge(
     if args.all {
         guests = catalogue.guests().into_iter().cloned().collect();
     }
+    if named.is_empty() {
+        check_notes(states, &guests)?;
+    }
     match (guests.as_slice(), named.as_slice(), policy.is_empty()) {
         ([guest, ..], _, true) => Err(Error::Usage(format!(
             "say which backups of {guest} to keep, as in --keep-daily 7 --keep-weekly 4, or name the ones to forget, as in \
@@ -115,6 +118,20 @@ fn judge(
             .flat_map(|guest| judge_guest(catalogue, states, guest, policy, zone))
             .collect()),
     }
+}
+
+/// An error if a note of these guests can't be read: a policy would forget what somebody protected.
+fn check_notes(states: &States, guests: &[GuestName]) -> Result<()> {
+    let is_of_theirs = |backup: &&str| {
+        let guest = backup.split_once('@').map_or(*backup, |(guest, _)| guest);
+        guests.iter().any(|one| one.as_str() == guest)
+    };
+    let name = match (states.unread().find(is_of_theirs), states.strays()) {
+        (Some(backup), _) => backup,
+        (None, [stray, ..]) => stray,
+        (None, []) => return Ok(()),
+    };
+    Err(vbk_repo::Error::NoteDamaged { name: name.to_owned() }.into())
 }
 
 fn judge_guest(
@@ -171,6 +188,9 @@ fn judge_named(catalogue: &Catalogue, states: &States, what: &str) -> Result<Ver
             catalogue.find(&spec)?.backup.spec()
         }
     };
+    if states.is_unread(&backup) {
+        return Err(vbk_repo::Error::NoteDamaged { name: backup }.into());
+    }
     if states.noted(&backup).protected {
         return Err(Error::Usage(format!(
             "{backup} is protected; `vbk unprotect {backup}` takes that away. Nothing was forgotten"

@@ -22,7 +22,7 @@ pub fn run(context: &Context<'_>, command: &KeyCommand) -> Result<Outcome> {
         KeyCommand::Add(args) => add(context, args),
         KeyCommand::Remove { name } => {
             let repository = encrypted(context)?;
-            keys::remove(repository.path(), name)?;
+            repository.remove_key(name, &context.key_of(&repository)?)?;
             context.say(format_args!(
                 "key {name} is removed; who has it and a copy of its slot can still read"
             ));
@@ -126,15 +126,19 @@ fn add(context: &Context<'_>, args: &KeyAddArgs) -> Result<Outcome> {
     let name = args.name.clone().unwrap_or_else(|| name_of(way.kind()).to_owned());
     keys::add(repository.path(), &name, keys, &way, PassphraseCost::default())?;
     context.say(format_args!("added key {name} ({})", way.kind()));
+    let shows_key = recovery_key.is_some();
     if let Some(key) = &recovery_key {
         show_recovery_key(context, key);
     }
     context.json_result(&Added {
-        name,
+        name: name.clone(),
         kind: way.kind().to_string(),
         recovery_key,
     })?;
-    Ok(Outcome::Done)
+    Ok(match shows_key {
+        true => after_recovery_key(&name),
+        false => Outcome::Done,
+    })
 }
 
 /// What a slot is called unless it is given a name.
@@ -161,6 +165,18 @@ pub fn show_recovery_key(context: &Context<'_>, key: &str) {
     ));
 }
 
+/// How a run ends that showed a recovery key: a slot that opens with what nobody has read is said to be there.
+pub fn after_recovery_key(name: &str) -> Outcome {
+    if !output::is_closed() {
+        return Outcome::Done;
+    }
+    tracing::error!(
+        "the recovery key could not be shown, and nothing else opens its slot: `vbk key remove {name}` removes that, and \
+         `vbk key add --recovery` makes another"
+    );
+    Outcome::Failed
+}
+
 fn export(context: &Context<'_>, path: &Path) -> Result<Outcome> {
     let repository = context.repository()?;
     let keys = keys_of(&repository)?;
@@ -182,6 +198,11 @@ fn export(context: &Context<'_>, path: &Path) -> Result<Outcome> {
         path.display()
     ));
     Ok(Outcome::Done)
+}
+
+/// What the slot of a new repository's recovery key is called.
+pub fn recovery_name() -> &'static str {
+    name_of(SlotKind::Recovery)
 }
 
 /// What a new repository opens with: the name and the way of each slot, and the text of the recovery key.

@@ -1,7 +1,7 @@
 //! `vbk list`
 
 use crate::args::ListArgs;
-use crate::commands::{BackupJson, describe_state, disk_names};
+use crate::commands::{BackupJson, describe_state, disk_names, unreadable_notes};
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
 use crate::table::{Align, Table};
@@ -42,7 +42,7 @@ pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Outcome> {
             units::size(backup.stored_bytes()),
             units::duration(backup.duration().unsigned_abs()),
             entry.id.short(),
-            describe_state(&states.of(backup)),
+            describe_state(&states, backup),
         ]);
     }
     if entries.is_empty() {
@@ -53,14 +53,18 @@ pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Outcome> {
     context.json_result(
         &entries
             .iter()
-            .map(|entry| BackupJson::new(entry, states.of(&entry.backup)))
+            .map(|entry| BackupJson::new(entry, &states))
             .collect::<Vec<_>>(),
     )?;
     for error in catalogue.damaged() {
         tracing::warn!("not listed: {error}");
     }
-    Ok(match catalogue.damaged() {
-        [] => Outcome::Done,
+    let notes = unreadable_notes(&states);
+    for note in &notes {
+        tracing::warn!("{note}");
+    }
+    Ok(match (catalogue.damaged(), notes.as_slice()) {
+        ([], []) => Outcome::Done,
         _ => Outcome::Damage,
     })
 }

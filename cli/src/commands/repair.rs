@@ -7,13 +7,14 @@ use std::time::Instant;
 
 use serde::Serialize;
 use vbk::repair::offer_disk;
+use vbk_repo::ErrorKind;
 use vbk_repo::repair::Repair;
-use vbk_repo::repository::Writer;
-use vbk_repo::state::note_of;
+use vbk_repo::repository::{Repository, Writer};
+use vbk_repo::state::{note_of, note_without};
 use vbk_repo::verify::{VerifyReport, verify};
 
 use crate::args::RepairArgs;
-use crate::commands::verify::{DamageJson, Suspects, print_damage};
+use crate::commands::verify::{DamageJson, Suspects, print_damage, warn_of_guess};
 use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
 use crate::progress::{Progress, Words};
@@ -33,10 +34,16 @@ struct Report<'a> {
 pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
     let clock = Instant::now();
     let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
-    let repository = context.repository()?;
+    let repository = match context.repository() {
+        // Its marker may be what is damaged.
+        Err(Error::Repository(error)) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Corrupt) => {
+            Repository::open_damaged(context.repository_path()?).map_err(|_| error)?
+        }
+        repository => repository?,
+    };
     let mended = context.waiting(args.no_wait, &cancel, |wait| repository.mend(wait))?;
     for what in &mended.done {
-        context.say(format_args!("{what}: put right"));
+        context.say(format_args!("put right: {what}"));
     }
     for what in &mended.left {
         context.print(format_args!("{what}\n"));
@@ -146,7 +153,7 @@ fn note(writer: &Writer, found: &VerifyReport, suspects: &Suspects) -> Result<()
     let now = jiff::Timestamp::now();
     let hurt: HashSet<&str> = found.damage.iter().map(|damage| damage.backup.as_str()).collect();
     let states = writer.states()?;
-    let notes: Vec<_> = writer
+    let mut notes: Vec<_> = writer
         .catalogue()?
         .entries()
         .iter()
@@ -156,9 +163,14 @@ fn note(writer: &Writer, found: &VerifyReport, suspects: &Suspects) -> Result<()
             let is_hurt = hurt.contains(key.as_str());
             state.damaged = is_hurt.then_some(now);
             state.proven = if is_hurt { state.proven } else { Some(now) };
+            warn_of_guess(&states, &key);
             note_of(&key, state)
         })
         .collect();
+    for stray in states.strays() {
+        tracing::warn!("note {stray} could not be read and is removed; what it said of a backup is lost");
+        notes.push(note_without(stray));
+    }
     suspects.pardon(writer, found)?;
     Ok(writer.amend(&[], &notes)?)
 }

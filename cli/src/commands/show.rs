@@ -18,6 +18,8 @@ struct Report<'a> {
     #[serde(flatten)]
     record: &'a Backup,
     state: State,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    state_unreadable: bool,
 }
 
 /// Shows a backup, or one disk of it.
@@ -29,7 +31,7 @@ pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
         entry.backup.images = vec![entry.backup.image(disk)?.clone()];
     }
     let backup = &entry.backup;
-    let state = view.states()?.of(backup);
+    let states = view.states()?;
     let encrypted = match view.identity().key_check {
         Some(_) => "yes",
         None => "no",
@@ -44,7 +46,7 @@ pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
         ("Made by", format!("vbk {} on {}", backup.vbk_version, backup.host)),
         ("Block size", units::size(view.identity().block_size.into())),
         ("Encrypted", encrypted.to_owned()),
-        ("State", describe_state(&state)),
+        ("State", describe_state(&states, backup)),
     ];
     let mut text: String = lines
         .iter()
@@ -71,11 +73,16 @@ pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
     text.push('\n');
     text.push_str(&table.to_string());
     context.print(text);
+    let state_unreadable = states.is_unread(&backup.spec());
     context.json_result(&Report {
         backup: backup.spec(),
         id: entry.id.to_string(),
         record: backup,
-        state,
+        state: states.of(backup),
+        state_unreadable,
     })?;
-    Ok(Outcome::Done)
+    Ok(match state_unreadable {
+        true => Outcome::Damage,
+        false => Outcome::Done,
+    })
 }

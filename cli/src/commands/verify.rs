@@ -11,11 +11,12 @@ use vbk_repo::catalogue::Catalogue;
 use vbk_repo::id::BlockId;
 use vbk_repo::mend::check_tables;
 use vbk_repo::repository::{Repository, Writer};
-use vbk_repo::state::{Rotation, note_of, note_of_rotation};
+use vbk_repo::state::{Rotation, States, note_of, note_of_rotation};
 use vbk_repo::store::StoreReader;
 use vbk_repo::verify::{Damage, VerifyReport, part_of, verify};
 
 use crate::args::VerifyArgs;
+use crate::commands::unreadable_notes;
 use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
 use crate::progress::{Progress, Words};
@@ -78,7 +79,10 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
     progress.finish();
     let report = report?;
     let records: Vec<_> = match args.backups.as_slice() {
-        [] => catalogue.damaged().iter().map(ToString::to_string).collect(),
+        [] => {
+            let records = catalogue.damaged().iter().map(ToString::to_string);
+            records.chain(unreadable_notes(&states)).collect()
+        }
         _ => Vec::new(),
     };
     let mut tables = check_tables(repository.path(), view.number())?;
@@ -293,6 +297,7 @@ fn note(
             state.proven = Some(started);
         }
         if state != states.noted(&key) {
+            warn_of_guess(&states, &key);
             notes.push(note_of(&key, state));
         }
     }
@@ -305,6 +310,15 @@ fn note(
     }
     suspects.pardon(&writer, report)?;
     Ok(writer.amend(&[], &notes)?)
+}
+
+/// Called when a state is set anew that can't be read, by who does not know what it was.
+pub fn warn_of_guess(states: &States, backup: &str) {
+    if states.is_unread(backup) {
+        tracing::warn!(
+            "the state of backup {backup} could not be read, so it is protected now; `vbk unprotect {backup}` takes that away"
+        );
+    }
 }
 
 fn choose(catalogue: &Catalogue, args: &VerifyArgs) -> Result<Vec<Entry>> {

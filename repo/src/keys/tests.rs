@@ -60,6 +60,10 @@ impl Repo {
         unlock(self.dir.path(), way, Some(&self.keys.check()))
     }
 
+    fn remove(&self, name: &str, way: &Unlock) -> Result<()> {
+        remove(self.dir.path(), name, way, &self.keys.check())
+    }
+
     fn opens(&self, way: &Unlock) -> bool {
         self.unlock(way).is_ok_and(|keys| *keys.master == *self.keys.master)
     }
@@ -132,7 +136,7 @@ fn several_slots_of_a_kind_are_all_tried() {
         repo.add(name, &passphrase(name)).expect("adds");
     }
     assert!(["ann", "bob", "cem"].iter().all(|name| repo.opens(&passphrase(name))));
-    remove(repo.dir.path(), "bob").expect("removes");
+    repo.remove("bob", &passphrase("ann")).expect("removes");
     assert!(!repo.opens(&passphrase("bob")) && repo.opens(&passphrase("cem")));
 }
 
@@ -324,17 +328,44 @@ fn a_slot_of_another_repository_is_refused() {
 }
 
 #[test]
-fn the_last_good_slot_stays() {
+fn a_slot_goes_when_the_key_at_hand_opens_another_one() {
     let repo = Repo::with("one", &passphrase("1"));
-    let last = |name| matches!(remove(repo.dir.path(), name), Err(Error::LastKey(_)));
-    assert!(last("one"));
+    let last = |name, way: &Unlock| matches!(repo.remove(name, way), Err(Error::LastKey(last)) if last == name);
+    let refused = |name, way: &Unlock| matches!(repo.remove(name, way), Err(Error::WrongKey { .. }));
+    assert!(last("one", &passphrase("1")));
     repo.add("two", &passphrase("2")).expect("adds");
+    // That there is a good slot does not say that anybody has what opens it.
+    assert!(last("one", &passphrase("1")) && last("two", &passphrase("2")));
+    assert!(refused("one", &passphrase("3")) && refused("two", &recovery()));
+    assert!(repo.opens(&passphrase("1")) && repo.opens(&passphrase("2")));
     repo.edit("two", |text| text.replace('a', "b"));
-    assert!(last("one"));
-    remove(repo.dir.path(), "two").expect("a damaged slot goes");
-    assert!(last("one") && repo.opens(&passphrase("1")));
+    assert!(refused("one", &passphrase("2")) && last("one", &passphrase("1")));
+    repo.remove("two", &passphrase("1")).expect("a damaged slot goes");
+    repo.add("two", &passphrase("2")).expect("adds");
+    repo.remove("one", &passphrase("2")).expect("removes");
+    assert!(!repo.opens(&passphrase("1")) && repo.opens(&passphrase("2")));
+}
+
+#[test]
+fn a_slot_of_another_repository_is_no_way_in_that_is_left() {
+    let way = passphrase("the same in both");
+    let (repo, other) = (Repo::with("one", &way), Repo::with("two", &way));
+    fs::copy(other.file("two"), repo.file("two")).expect("copies");
+    assert!(matches!(repo.remove("one", &way), Err(Error::LastKey(_))));
+    assert!(repo.opens(&way));
+    repo.remove("two", &way).expect("removes");
+}
+
+#[test]
+fn an_exported_key_removes_any_slot() {
+    let repo = Repo::with("one", &passphrase("1"));
+    let stranger = export(&Repo::new().keys, "d0b3b8c0");
+    assert!(repo.remove("one", &key_file(stranger.as_bytes())).is_err());
+    let exported = key_file(export(&repo.keys, "d0b3b8c0").as_bytes());
     repo.edit("one", |text| text.replace('a', "b"));
-    assert!(last("one"));
+    repo.remove("one", &exported).expect("removes");
+    repo.add("one", &passphrase("1")).expect("adds");
+    assert!(repo.opens(&passphrase("1")));
 }
 
 #[test]
@@ -345,14 +376,14 @@ fn names_are_checked_and_known_ones_told() {
             repo.add(bad, &passphrase("2")),
             Err(Error::BadName { what: "key", .. })
         ));
-        assert!(matches!(remove(repo.dir.path(), bad), Err(Error::BadName { .. })));
+        assert!(matches!(repo.remove(bad, &passphrase("1")), Err(Error::BadName { .. })));
     }
     assert!(matches!(repo.add("one", &passphrase("2")), Err(Error::KeyExists(_))));
-    let error = remove(repo.dir.path(), "two").expect_err("refused");
+    let error = repo.remove("two", &passphrase("1")).expect_err("refused");
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(error.to_string().ends_with("there is one"), "{error}");
     assert!(matches!(
-        remove(&repo.dir.path().join("nowhere"), "x"),
+        remove(&repo.dir.path().join("nowhere"), "x", &passphrase("1"), ""),
         Err(Error::NoSuchKey { .. })
     ));
     assert!(slots(&repo.dir.path().join("nowhere")).expect("lists").is_empty());

@@ -1,7 +1,7 @@
 //! Makes the files of a new repository.
 
 use std::fs;
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::id::to_hex;
 use crate::keys::{self, Keys, PassphraseCost};
 use crate::lock::WriterLock;
+use crate::spare;
 use crate::store::rocks::{RocksStore, path_in};
 use crate::store::{ENCRYPTION, Identity, STORE_FORMAT};
 use crate::views;
@@ -80,7 +81,7 @@ fn fill(path: &Path, options: &CreateOptions) -> Result<()> {
 /// Removes what a failed `fill` made; what can't be removed is named by the next attempt. The claim goes last: until then
 /// nobody else makes files that this could take for its own.
 fn undo_fill(path: &Path) {
-    for name in ["lock", "ballast", MARKER] {
+    for name in ["lock", "ballast", "vbk-repository.new", MARKER] {
         let _ = fs::remove_file(path.join(name));
     }
     for name in ["store", "spare", "keys", VIEWS] {
@@ -104,7 +105,8 @@ fn check_hard_links(path: &Path) -> Result<()> {
     fs::remove_file(&two).map_err(Error::io("remove", &two))
 }
 
-fn write_marker(path: &Path, key_check: Option<&str>) -> Result<()> {
+/// Also takes the place of a damaged one.
+pub(super) fn write_marker(path: &Path, key_check: Option<&str>) -> Result<()> {
     let marker = path.join(MARKER);
     let encryption = key_check.map_or(String::new(), |check| format!("encryption: aes-256-gcm {check}\n"));
     let text = format!(
@@ -112,11 +114,6 @@ fn write_marker(path: &Path, key_check: Option<&str>) -> Result<()> {
          `vbk list --repo DIRECTORY` shows what is in it. Change nothing here by hand.\n\
          format: {LAYOUT_FORMAT}\n{encryption}"
     );
-    fs::File::create(&marker)
-        .and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::File::open(path)?.sync_all()
-        })
-        .map_err(Error::io("write", &marker))
+    spare::write(&marker, text.as_bytes())?;
+    spare::sync_directory(path)
 }

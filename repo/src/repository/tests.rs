@@ -196,3 +196,79 @@ fn a_feature_of_a_newer_vbk_is_refused_before_anything_is_read_or_changed() {
         assert!(error.to_string().contains("(time-travel); use a newer vbk"), "{error}");
     }
 }
+
+#[test]
+fn of_several_that_make_a_repository_one_does_and_the_others_harm_nothing() {
+    let (directory, repository) = new();
+    let path = repository.path();
+    let options = CreateOptions::plain(BlockSize::MIN);
+    // One that looked before the other began.
+    let error = create::make(path, &options).expect_err("refused");
+    assert!(matches!(error, Error::NotEmpty { .. }), "{error}");
+    let writer = repository.writer("test", &mut no_wait).expect("opens");
+    backup(&writer, "2026-11-20T00-00-00Z", 1);
+    drop(writer);
+    for round in 0..20 {
+        let path = directory.path().join(round.to_string());
+        let made: Vec<_> = std::thread::scope(|scope| {
+            let all: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| Repository::create(&path, &options).is_ok()))
+                .collect();
+            all.into_iter().map(|one| one.join().expect("no panic")).collect()
+        });
+        assert_eq!(made.iter().filter(|made| **made).count(), 1, "{made:?}");
+        let repository = Repository::open(&path).expect("opens");
+        repository.writer("test", &mut no_wait).expect("opens");
+    }
+}
+
+#[test]
+fn what_could_not_be_made_leaves_nothing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("repo");
+    let options = CreateOptions {
+        encryption: Some((
+            Keys::generate().expect("random"),
+            vec![("bad/name".into(), Unlock::KeyFile(vec![b'1'; 64].into()))],
+        )),
+        ..CreateOptions::plain(BlockSize::MIN)
+    };
+    for is_there in [false, true] {
+        if is_there {
+            fs::create_dir(&path).expect("creates");
+        }
+        Repository::create(&path, &options).expect_err("refused");
+        assert_eq!(path.exists(), is_there);
+        assert!(!is_there || fs::read_dir(&path).expect("lists").next().is_none());
+    }
+}
+
+#[test]
+fn a_plain_store_in_an_encrypted_repository_is_neither_read_nor_written() {
+    let (directory, plain) = new();
+    let path = directory.path().join("encrypted");
+    let way = Unlock::KeyFile(vec![b'1'; 64].into());
+    let options = CreateOptions {
+        encryption: Some((Keys::generate().expect("random"), vec![("key".into(), way.clone())])),
+        ..CreateOptions::plain(BlockSize::MIN)
+    };
+    drop(Repository::create(&path, &options).expect("creates"));
+    for name in ["store", "views"] {
+        fs::remove_dir_all(path.join(name)).expect("removes");
+        fs::rename(plain.path().join(name), path.join(name)).expect("renames");
+    }
+    let repository = Repository::open(&path).and_then(|repository| repository.unlock(&way));
+    let repository = repository.expect("the key is that of the slot");
+    let before = views(&repository);
+    let refused = [
+        repository.view().err(),
+        repository.writer("test", &mut no_wait).err(),
+        Repository::open(&path).expect("opens").view().err(),
+    ];
+    for error in refused {
+        let error = error.expect("refused");
+        assert!(matches!(error, Error::EncryptionGone { .. }), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+    }
+    assert_eq!(views(&repository), before);
+}

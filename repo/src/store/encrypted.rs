@@ -44,8 +44,12 @@ impl<S> Encrypted<S> {
     }
 
     fn hidden(&self, kind: u8, name: &str) -> String {
-        // What has no @ in it is the stored name of a record that can't be read.
-        if kind == RECORD && !name.contains('@') {
+        // The stored name of what can't be read. The names of records have an @ in them; those of notes are no digits.
+        let is_stored_name = match kind {
+            RECORD => !name.contains('@'),
+            _ => name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        };
+        if is_stored_name {
             return name.to_owned();
         }
         to_hex(&keyed_hash(&self.name_key, &[&[kind], name.as_bytes()]))
@@ -168,21 +172,27 @@ impl<S: StoreReader> StoreReader for Encrypted<S> {
     }
 
     fn notes(&self) -> Result<Vec<Note>> {
-        let mut notes = Vec::new();
-        for note in self.store.notes()? {
-            match self.open_named(NOTE, &note.name, note.value.as_deref().unwrap_or_default()) {
-                Some((name, value)) => notes.push(Note {
-                    name,
-                    value: Some(value),
-                }),
-                None => tracing::warn!(
-                    "note {} can't be decrypted; what it says of a backup is lost",
-                    note.name
-                ),
-            }
-        }
+        let mut notes: Vec<_> = self
+            .store
+            .notes()?
+            .into_iter()
+            .map(
+                |note| match self.open_named(NOTE, &note.name, note.value.as_deref().unwrap_or_default()) {
+                    Some((name, value)) => Note {
+                        name,
+                        value: Some(value),
+                    },
+                    // Dropped, it would look as if nothing had ever been noted.
+                    None => note,
+                },
+            )
+            .collect();
         notes.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(notes)
+    }
+
+    fn stored_note_name(&self, name: &str) -> String {
+        self.hidden(NOTE, name)
     }
 }
 

@@ -5,6 +5,7 @@ use crate::block::BlockSize;
 use crate::catalogue::Catalogue;
 use crate::error::ErrorKind;
 use crate::reader::read_whole;
+use crate::state::{Rotation, State, States, note_of, note_of_rotation, note_without};
 use crate::testing::{SMALL, backup, mixed_bytes, store_image};
 use crate::writer::SlotReader;
 
@@ -102,6 +103,37 @@ fn what_was_changed_below_is_damage_and_never_data() {
     assert_eq!(read(ids[5]), Ok(()));
     let other = Encrypted::new(below, &Keys::generate().expect("random bytes"));
     assert!(SlotReader::open(&other, image.manifest).is_err());
+}
+
+#[test]
+fn a_note_that_can_not_be_read_is_known_by_its_backup_and_can_be_set_anew() {
+    let (below, store) = encrypted();
+    let made = backup("web1", "2026-11-20T05-54-00Z", Vec::new());
+    let (key, bytes) = (made.spec(), made.encode());
+    store.commit(&Record { key, bytes }).expect("commits");
+    let protected = State {
+        protected: true,
+        ..State::default()
+    };
+    let rotation = note_of_rotation(&Rotation {
+        parts: vec![Some(jiff::Timestamp::UNIX_EPOCH)],
+    });
+    let notes = [note_of(&made.spec(), protected), note_of("gone@x", protected), rotation];
+    store.amend(&[], &notes).expect("notes");
+    let mut sealed = below.notes().expect("lists");
+    for note in &mut sealed {
+        note.value.as_mut().expect("a value")[30] ^= 1;
+    }
+    below.amend(&[], &sealed).expect("notes");
+    let states = States::load(&store).expect("loads");
+    assert_eq!(states.unread().collect::<Vec<_>>(), [made.spec()]);
+    assert!(states.of(&made).protected && states.rotation == Rotation::default());
+    let [stray] = states.strays() else { panic!("{states:?}") };
+    let anew = [note_of(&made.spec(), State::default()), note_without(stray)];
+    store.amend(&[], &anew).expect("notes");
+    let states = States::load(&store).expect("loads");
+    assert!(states.strays().is_empty() && states.unread().next().is_none());
+    assert_eq!(states.of(&made), State::default());
 }
 
 #[test]
