@@ -97,16 +97,18 @@ pub fn backup(
             later.backup.spec()
         )));
     }
-    let condemned = writer.store().condemned()?.into_iter().collect();
+    let shared = Shared {
+        condemned: writer.store().condemned()?.into_iter().collect(),
+        barrier: Mutex::new(Barrier {
+            last: Instant::now(),
+            new_bytes: 0,
+        }),
+    };
     let mut images = Vec::new();
     let mut total = Counts::default();
-    let barrier = Mutex::new(Barrier {
-        last: Instant::now(),
-        new_bytes: 0,
-    });
     for (disk, source) in &sources {
         let known = previous.and_then(|entry| entry.backup.image(disk.as_str()).ok());
-        let run = Run::new(writer, plan, source, known, &condemned, &barrier, cancel, observer);
+        let run = Run::new(writer, plan, source, known, &shared, cancel, observer);
         observer.event(Event::Disk {
             name: disk.as_str(),
             size_bytes: source.size_bytes(),
@@ -182,12 +184,10 @@ struct Run<'a> {
     block_size: BlockSize,
     source: &'a Source,
     previous: Option<Previous<'a>>,
-    /// Blocks to store anew, though they are known.
-    condemned: &'a HashSet<BlockId>,
+    shared: &'a Shared,
     slots: ImageWriter<'a>,
     walk: Mutex<Walk>,
     counts: Mutex<Counts>,
-    barrier: &'a Mutex<Barrier>,
     /// The first error; the workers end when there is one.
     failed: Mutex<Option<Error>>,
     stop: AtomicBool,
@@ -198,7 +198,14 @@ struct Run<'a> {
     run_blocks: u64,
 }
 
-/// When the last barrier was, for all disks of a run.
+/// What all disks of a backup have in common.
+struct Shared {
+    /// Blocks to store anew, though they are known.
+    condemned: HashSet<BlockId>,
+    barrier: Mutex<Barrier>,
+}
+
+/// When the last barrier was.
 struct Barrier {
     last: Instant,
     new_bytes: u64,
@@ -222,8 +229,7 @@ impl<'a> Run<'a> {
         plan: &BackupPlan,
         source: &'a Source,
         known: Option<&Image>,
-        condemned: &'a HashSet<BlockId>,
-        barrier: &'a Mutex<Barrier>,
+        shared: &'a Shared,
         cancel: &'a AtomicBool,
         observer: &'a dyn Observer,
     ) -> Self {
@@ -239,11 +245,10 @@ impl<'a> Run<'a> {
             block_size,
             source,
             previous: known.and_then(|image| Previous::open(writer.store(), image, observer)),
-            condemned,
+            shared,
             slots: ImageWriter::create(writer.store(), block_size, source.size_bytes()),
             walk: Mutex::new(Walk { next: 0, data_end: 0 }),
             counts: Mutex::default(),
-            barrier,
             failed: Mutex::default(),
             stop: AtomicBool::new(false),
             cancel,
@@ -361,7 +366,7 @@ impl<'a> Run<'a> {
             let hashes = self.hashing.block(plain);
             slots.push(Some(hashes.id));
             let previous = self.previous.as_ref().and_then(|previous| previous.slot(index));
-            if previous == Some(hashes.id) && !self.condemned.contains(&hashes.id) {
+            if previous == Some(hashes.id) && !self.shared.condemned.contains(&hashes.id) {
                 counts.unchanged_bytes += len as u64;
             } else {
                 candidates.push((number as usize, len, hashes));
@@ -384,7 +389,7 @@ impl<'a> Run<'a> {
         let places = self.store.locate(&ids)?;
         let mut sealed: Vec<Sealed> = Vec::new();
         for ((number, len, hashes), place) in candidates.iter().zip(places) {
-            let stored = place.is_some() && !self.condemned.contains(&hashes.id);
+            let stored = place.is_some() && !self.shared.condemned.contains(&hashes.id);
             if stored || sealed.iter().any(|block| block.id == hashes.id) {
                 counts.unchanged_bytes += *len as u64;
                 continue;
@@ -403,7 +408,7 @@ impl<'a> Run<'a> {
 
     fn barrier_if_due(&self, new_bytes: u64) -> Result<()> {
         {
-            let mut barrier = lock(self.barrier);
+            let mut barrier = lock(&self.shared.barrier);
             barrier.new_bytes += new_bytes;
             let due = barrier.new_bytes >= BARRIER_BYTES || barrier.last.elapsed() >= BARRIER_INTERVAL;
             if !due || barrier.new_bytes == 0 {

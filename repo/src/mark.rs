@@ -174,7 +174,7 @@ mod tests {
     use crate::store::{BlockStore, Record, Thrift};
     use crate::testing::{SMALL, backup, mixed_bytes, store_image};
 
-    const CANCEL: AtomicBool = AtomicBool::new(false);
+    static CANCEL: AtomicBool = AtomicBool::new(false);
 
     fn commit(store: &MemoryStore, time: &str, plain: &[u8]) -> Image {
         let image = store_image(store, "vda", plain);

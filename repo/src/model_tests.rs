@@ -29,7 +29,7 @@ use crate::store::faulty::{Calls, Fault, FaultyStore};
 use crate::store::{BlockStore, StoreReader, Swept, Thrift};
 use crate::verify::verify;
 
-const CANCEL: AtomicBool = AtomicBool::new(false);
+static CANCEL: AtomicBool = AtomicBool::new(false);
 
 /// A store with its model.
 struct Bench<H> {

@@ -1,21 +1,8 @@
 //! What is noted of a backup besides its record, when it can't be read: the backup may be protected, and stays.
 
-use std::path::Path;
-
-use vbk_repo::repository::Repository;
-use vbk_repo::store::Note;
-
 use crate::support::bytes::{MIB, write_noise};
+use crate::support::inside::write_note;
 use crate::support::lab::{Lab, str_of};
-
-fn write_note(repo: &Path, name: &str, value: &[u8]) {
-    let writer = Repository::open(repo).and_then(|repository| repository.writer("test", &mut |_| false));
-    let note = Note {
-        name: name.to_owned(),
-        value: Some(value.to_vec()),
-    };
-    writer.and_then(|writer| writer.amend(&[], &[note])).expect("notes");
-}
 
 #[test]
 fn a_protected_backup_whose_note_is_damaged_is_not_forgotten() {

@@ -38,9 +38,9 @@ pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
     if args.encrypt {
         // Before anybody is asked for a passphrase.
         Repository::check_place(path)?;
-        let (ways, text) = key::ways_of_new(context, !args.no_recovery_key)?;
-        recovery_key = text;
-        options.encryption = Some((Keys::generate()?, ways));
+        let ways = key::ways_of_new(context, !args.no_recovery_key)?;
+        recovery_key = ways.recovery_key;
+        options.encryption = Some((Keys::generate()?, ways.slots));
     }
     let repository = Repository::create(path, &options)?;
     // The recovery key is shown before anything that may fail.

@@ -205,8 +205,16 @@ pub fn recovery_name() -> &'static str {
     name_of(SlotKind::Recovery)
 }
 
-/// What a new repository opens with: the name and the way of each slot, and the text of the recovery key.
-pub fn ways_of_new(context: &Context<'_>, recovery: bool) -> Result<(Vec<(String, Unlock)>, Option<String>)> {
+/// What a new repository opens with.
+pub struct NewWays {
+    /// The name and the way of each slot.
+    pub slots: Vec<(String, Unlock)>,
+    /// The text of the recovery key.
+    pub recovery_key: Option<String>,
+}
+
+/// Asks for, or makes, what a new repository opens with.
+pub fn ways_of_new(context: &Context<'_>, recovery: bool) -> Result<NewWays> {
     let way = match context.new_key_file() {
         Some(path) => key_file(path)?,
         None => match context.given_key()? {
@@ -226,5 +234,8 @@ pub fn ways_of_new(context: &Context<'_>, recovery: bool) -> Result<(Vec<(String
         text = Some(key.text().to_string());
         ways.push((name_of(SlotKind::Recovery).to_owned(), Unlock::Recovery(key)));
     }
-    Ok((ways, text))
+    Ok(NewWays {
+        slots: ways,
+        recovery_key: text,
+    })
 }

@@ -144,7 +144,9 @@ impl RocksStore {
     pub(crate) fn blob_files(&self, scratch: &Path) -> Result<HashSet<OsString>> {
         let remove = || {
             // RocksDB builds it under the second name.
-            for path in [scratch.to_owned(), scratch.with_added_extension("tmp")] {
+            let mut draft = scratch.as_os_str().to_owned();
+            draft.push(".tmp");
+            for path in [scratch, Path::new(&draft)] {
                 let _ = std::fs::remove_dir_all(path);
             }
         };

@@ -7,6 +7,7 @@ macro_rules! args {
 
 pub mod bytes;
 pub mod disk;
+pub mod inside;
 pub mod kernel;
 pub mod lab;
 pub mod run;
