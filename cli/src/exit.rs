@@ -122,7 +122,11 @@ impl Error {
             ErrorKind::Corrupt
                 if matches!(
                     self,
-                    Self::Repository(vbk_repo::Error::NoteDamaged { .. } | vbk_repo::Error::EncryptionGone { .. })
+                    Self::Repository(
+                        vbk_repo::Error::NoteDamaged { .. }
+                            | vbk_repo::Error::EncryptionGone { .. }
+                            | vbk_repo::Error::MarkerDamaged { .. }
+                    )
                 ) =>
             {
                 None

@@ -56,6 +56,12 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
+    /// There is a store, and the file that says so is damaged or gone.
+    #[error("the marker {path}/vbk-repository is damaged or gone; `vbk repair` writes it anew")]
+    MarkerDamaged {
+        /// The directory.
+        path: PathBuf,
+    },
     /// A repository can only be made in a new or empty directory.
     #[error("{path} is not empty; a repository is made in a new or empty directory")]
     NotEmpty {
@@ -330,6 +336,7 @@ impl Error {
             | Self::CantTellUnused { .. }
             | Self::NoteDamaged { .. }
             | Self::EncryptionGone { .. }
+            | Self::MarkerDamaged { .. }
             | Self::KeySlotDamaged { .. } => ErrorKind::Corrupt,
             Self::Store { kind, .. } => *kind,
             Self::Io { source, .. } => ErrorKind::of_io(source),

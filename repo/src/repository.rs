@@ -124,7 +124,7 @@ impl Repository {
     pub fn open(path: &Path) -> Result<Self> {
         let marker = path.join(MARKER);
         let bytes = fs::read(&marker).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Error::NotARepository { path: path.to_owned() },
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => without_marker(path),
             _ => Error::io("read", &marker)(error),
         })?;
         // One damaged byte of the text for people does no harm.
@@ -145,15 +145,15 @@ impl Repository {
                 key_check,
                 keys: None,
             }),
-            None => Err(Error::NotARepository { path: path.to_owned() }),
+            None => Err(without_marker(path)),
         }
     }
 
     /// Opens a repository that [`Repository::open`] does not know, because its marker is damaged or gone, for
     /// [`Repository::mend`] alone.
     pub fn open_damaged(path: &Path) -> Result<Self> {
-        if !path_in(path).is_dir() || !path.join("views").is_dir() {
-            return Err(Error::NotARepository { path: path.to_owned() });
+        if let error @ Error::NotARepository { .. } = without_marker(path) {
+            return Err(error);
         }
         Ok(Self {
             path: fs::canonicalize(path).map_err(Error::io("open", path))?,
@@ -434,6 +434,15 @@ fn says_nothing_of_keys(repository: &Path) -> Error {
             "{} is damaged: it does not say that the repository is encrypted; `vbk repair` writes it anew",
             marker.display()
         ),
+    }
+}
+
+/// What a directory without a readable marker is.
+fn without_marker(path: &Path) -> Error {
+    let path = path.to_owned();
+    match path_in(&path).is_dir() && path.join("views").is_dir() {
+        true => Error::MarkerDamaged { path },
+        false => Error::NotARepository { path },
     }
 }
 

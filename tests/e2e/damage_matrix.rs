@@ -300,8 +300,8 @@ impl Matrix {
             match harm {
                 Harm::Delete | Harm::Truncate if !needs_it => assert!(said.status.success(), "{what}: {said}"),
                 Harm::Delete | Harm::Truncate => {
-                    let said = said.code(1);
-                    said.says(&["is not a vbk repository"]);
+                    let said = said.code(4);
+                    said.says(&["vbk-repository is damaged or gone", "vbk repair"]);
                 }
                 // In its text for people, or in its number.
                 _ => {

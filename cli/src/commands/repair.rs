@@ -36,7 +36,7 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
     let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
     let repository = match context.repository() {
         // Its marker may be what is damaged.
-        Err(Error::Repository(error)) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Corrupt) => {
+        Err(Error::Repository(error)) if error.kind() == ErrorKind::Corrupt => {
             Repository::open_damaged(context.repository_path()?).map_err(|_| error)?
         }
         repository => repository?,
