@@ -440,7 +440,9 @@ fn says_nothing_of_keys(repository: &Path) -> Error {
 /// What a directory without a readable marker is.
 fn without_marker(path: &Path) -> Error {
     let path = path.to_owned();
-    match path_in(&path).is_dir() && path.join("views").is_dir() {
+    // The last thing that is made before it.
+    let link = path.join("views").join("current");
+    match path_in(&path).is_dir() && link.symlink_metadata().is_ok() {
         true => Error::MarkerDamaged { path },
         false => Error::NotARepository { path },
     }

@@ -159,10 +159,18 @@ fn a_killed_init_can_be_run_again_or_says_why_not() {
         if whole {
             lab.ok(args!["list"]);
         }
-        // Half a repository is not taken for one.
+        // Half a repository is not taken for one, and of one that lacks only that file the rest is not given up.
         let said = lab.run(args!["list"]);
-        if said.status.code() != Some(0) {
-            said.code(1).says(&["not a vbk repository"]);
+        match said.status.code() {
+            Some(0) => {}
+            Some(4) => {
+                said.code(4).says(&["vbk-repository is damaged or gone", "vbk repair"]);
+                lab.ok(args!["repair"]);
+                lab.ok(args!["list"]);
+            }
+            _ => {
+                said.code(1).says(&["not a vbk repository"]);
+            }
         }
     }
 }
