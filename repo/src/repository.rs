@@ -11,6 +11,7 @@
 //! | `ballast` | room for a prune on a full disk, see `ballast.rs` |
 
 mod create;
+mod torn;
 mod writing;
 
 use std::fs;
@@ -31,7 +32,7 @@ use crate::mend::{Mended, mend};
 use crate::spare;
 use crate::state::States;
 use crate::store::encrypted::Encrypted;
-use crate::store::rocks::{RocksReader, RocksStore, is_blob_file, path_in};
+use crate::store::rocks::{RocksReader, RocksStore, path_in};
 use crate::store::{BlockStore, ENCRYPTION, Identity, StoreReader};
 use crate::usage::{FileSystem, file_system};
 use crate::views;
@@ -370,58 +371,21 @@ impl Repository {
 
     fn open_store(&self, command: &str, wait: Wait<'_>) -> Result<(Arc<RocksStore>, WriterLock)> {
         let lock = WriterLock::take(&self.path, command, wait)?;
-        let torn = self.suspected_files()?;
+        let suspected = torn::suspected(&self.path)?;
         let newest = views::current(&self.path)?.unwrap_or(0);
         let view = views::path_of(&self.path, newest);
         let view = spare::check_view(&view).is_ok().then_some(&*view);
         spare::check_store(&path_in(&self.path), view)?;
         // An older one, published, would take the place of a state that has more in it.
         let store = RocksStore::open_at_least(&path_in(&self.path), newest)?;
-        if !torn.is_empty() {
-            self.remove_torn(&store, &torn);
+        if !suspected.is_empty() {
+            torn::remove(&self.path, &store, &suspected);
         }
         self.check_encryption(&store.identity()?)?;
         // A run that was killed between its commit and its publication left a backup that no reader sees yet.
         views::publish(&self.path, &store)?;
         ballast::ensure(&self.path, file_system(&self.path)?.free_bytes);
         Ok((Arc::new(store), lock))
-    }
-}
-
-impl Repository {
-    /// Files of the store that a killed writer may have left torn: RocksDB writes blob files in the open and, after a crash,
-    /// neither uses nor removes one that has no end.
-    fn suspected_files(&self) -> Result<Vec<PathBuf>> {
-        let view = views::current(&self.path)?.map(|number| views::path_of(&self.path, number));
-        let Ok(entries) = fs::read_dir(path_in(&self.path)) else {
-            // Opening the store will say what is wrong.
-            return Ok(Vec::new());
-        };
-        let mut suspected = Vec::new();
-        for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-            let name = path.file_name().unwrap_or_default();
-            if path.extension().is_some_and(|extension| extension == "dbtmp") {
-                // A draft of RocksDB's own options.
-                let _ = fs::remove_file(&path);
-            } else if is_blob_file(name) && !view.as_ref().is_some_and(|view| view.join(name).exists()) {
-                suspected.push(path);
-            }
-        }
-        Ok(suspected)
-    }
-
-    /// Removes suspected files that the opened store has no use for. What can't be removed now takes space until the next
-    /// writer comes.
-    fn remove_torn(&self, store: &RocksStore, suspected: &[PathBuf]) {
-        let used = match store.blob_files(&self.path.join("views").join("files.tmp")) {
-            Ok(used) => used,
-            Err(error) => return tracing::debug!(%error, "what a killed run left stays for now"),
-        };
-        let torn = |path: &&PathBuf| !path.file_name().is_some_and(|name| used.contains(name));
-        for path in suspected.iter().filter(torn) {
-            tracing::debug!("removing {}, which a killed run left", path.display());
-            let _ = fs::remove_file(path);
-        }
     }
 }
 
