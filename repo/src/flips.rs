@@ -311,17 +311,19 @@ fn flip_bytes(encrypted: bool) {
     let mut random = number_from_environment("VBK_FLIPS_SEED", 1) ^ u64::from(encrypted) << 32;
     let mut figures = BTreeMap::<usize, Figures>::new();
     let mut written = 0;
+    // A plain repository has no key slots.
+    let kinds = KINDS.iter().zip(&specimen.files);
+    let weight = |((.., weight), files): (&(_, _, u64), &Vec<PathBuf>)| if files.is_empty() { 0 } else { *weight };
+    let weights: Vec<u64> = kinds.map(weight).collect();
     for number in 0..count {
-        let mut choice = below(&mut random, KINDS.iter().map(|(.., weight)| weight).sum());
-        let chosen = KINDS.iter().position(|(.., weight)| {
+        let mut choice = below(&mut random, weights.iter().sum());
+        let chosen = weights.iter().position(|weight| {
             let here = choice < *weight;
             choice = choice.saturating_sub(*weight);
             here
         });
         let kind = chosen.expect("the choice is below the sum of all weights");
-        let Some(len) = u64::try_from(specimen.files[kind].len()).ok().filter(|len| *len > 0) else {
-            continue;
-        };
+        let len = specimen.files[kind].len() as u64;
         let name = &specimen.files[kind][below(&mut random, len) as usize];
         let at = below(
             &mut random,
@@ -349,7 +351,11 @@ fn flip_bytes(encrypted: bool) {
         }
     }
     assert_eq!(specimen.read(&specimen.path()), Seen::True, "as it was");
-    println!("{what} ({written} also written to and repaired)     flips   found  harmless  wrong");
+    println!("{what}: {count} flips, {written} also written to and repaired");
+    println!(
+        "{:<25} {:>7} {:>7} {:>9} {:>6}",
+        "", "flips", "found", "harmless", "wrong"
+    );
     for (kind, Figures { harmless, found, wrong }) in &figures {
         let (name, all) = (KINDS[*kind].0, harmless + found + wrong.len() as u64);
         println!(
