@@ -181,7 +181,8 @@ impl Hashing {
         merge_subtrees_non_root(&left, &right, self.mode())
     }
 
-    fn hasher(&self) -> blake3::Hasher {
+    /// For what is hashed as [`Hashing::content`] does, a piece at a time.
+    pub(crate) fn hasher(&self) -> blake3::Hasher {
         match self {
             Self::Plain => blake3::Hasher::new(),
             Self::Keyed(key) => blake3::Hasher::new_keyed(key),

@@ -15,7 +15,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use crate::block::Hashing;
@@ -24,6 +24,8 @@ use crate::id::to_hex;
 
 const EXTENSION: &str = "sst";
 const HASH_DIGITS: usize = 16;
+/// What is read of a table at a time: it may be large.
+const PIECE_BYTES: usize = 1 << 20;
 const DRAFT: &str = "new";
 const SUMS: &str = "sums";
 
@@ -52,19 +54,58 @@ fn directory(repository: &Path) -> PathBuf {
 fn content(path: &Path) -> Result<Option<Vec<u8>>> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) if error.raw_os_error() == Some(nix::libc::EIO) => Ok(None),
+        Err(error) if is_lost(&error) => Ok(None),
         Err(error) => Err(Error::io("read", path)(error)),
     }
 }
 
+/// Whether a file is gone, or the disk can't read it any more: any other failure says nothing about it.
+fn is_lost(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::EIO)
+}
+
 /// The hash of a file's bytes, as it stands in names; `None` if it is not there or the disk can't read it any more.
 pub(crate) fn hash_of(path: &Path) -> Result<Option<String>> {
-    Ok(content(path)?.map(|bytes| hash(&bytes)))
+    match File::open(path).and_then(|file| read_through(file, &mut |_| Ok(()))) {
+        Ok(hash) => Ok(Some(hash)),
+        Err(error) if is_lost(&error) => Ok(None),
+        Err(error) => Err(Error::io("read", path)(error)),
+    }
+}
+
+/// Gives the bytes of a file to `each`, some at a time, and then their hash.
+fn read_through(mut file: File, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<String> {
+    let mut piece = vec![0; PIECE_BYTES];
+    let mut hasher = Hashing::Plain.hasher();
+    loop {
+        match file.read(&mut piece) {
+            Ok(0) => return Ok(name_of(hasher.finalize().as_bytes())),
+            Ok(len) => {
+                hasher.update(&piece[..len]);
+                each(&piece[..len])?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Copies a table, synced; gives its hash. By hand, because what copies for us may share the bytes on the disk
+/// (copy_file_range(2)), and then there is one copy of them.
+fn copy(from: &Path, to: &Path) -> Result<String> {
+    let open = File::open(from).map_err(Error::io("read", from))?;
+    let mut copy = File::create(to).map_err(Error::io("create", to))?;
+    let hash = read_through(open, &mut |piece| copy.write_all(piece)).map_err(Error::io("copy", from))?;
+    copy.sync_all().map_err(Error::io("write", to))?;
+    Ok(hash)
 }
 
 fn hash(bytes: &[u8]) -> String {
-    to_hex(&Hashing::Plain.content(bytes)[..8])
+    name_of(&Hashing::Plain.content(bytes))
+}
+
+fn name_of(hash: &[u8; 32]) -> String {
+    to_hex(&hash[..HASH_DIGITS / 2])
 }
 
 /// All second copies, by name.
@@ -124,8 +165,9 @@ pub(crate) fn update(repository: &Path, view: &Path) -> Result<()> {
         if !is_table(&path) || old.remove(&name).is_some() {
             continue;
         }
-        let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
-        write(&directory.join(format!("{name}.{}", hash(&bytes))), &bytes)?;
+        let draft = directory.join(format!("{name}.{DRAFT}"));
+        let spare = directory.join(format!("{name}.{}", copy(&path, &draft)?));
+        fs::rename(&draft, &spare).map_err(Error::io("rename", draft))?;
         changed = true;
     }
     remove_drafts(&directory)?;
