@@ -230,6 +230,7 @@ impl<H: Home> Bench<H> {
 
     fn prune(&mut self, max_unused: f64, end_at: Option<(usize, bool)>, view: bool) -> Result<()> {
         let store = self.store();
+        store.flush()?;
         let live = mark(&*store, &Catalogue::load(&*store)?, 2, &CANCEL)?;
         let named = ids_of(&*store, &self.backups);
         assert!(named.is_subset(&self.blocks.sure), "the model itself is wrong");

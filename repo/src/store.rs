@@ -235,7 +235,7 @@ pub trait BlockStore: StoreReader {
     fn pardon(&self, ids: &[BlockId]) -> Result<()>;
 
     /// Removes blocks and segments that are not in `live`, and gives their space back. `live` must be of this store as it
-    /// is, with nothing put since. May be ended at any moment, by an error of `step`, a crash or loss of power, without
+    /// is, marked after a barrier and with nothing put since. May be ended at any moment, by an error of `step`, a crash or loss of power, without
     /// harm; the next call goes on. `step` is called with the bytes removed so far, whenever space was given back.
     fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept>;
 }

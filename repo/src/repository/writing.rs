@@ -77,6 +77,8 @@ impl Writer {
     /// `progress` is told the bytes that were removed so far.
     pub fn prune(&self, thrift: Thrift, threads: usize, cancel: &AtomicBool, progress: &dyn Fn(u64)) -> Result<Pruned> {
         let started = Instant::now();
+        // What an unfinished backup of this writer put is in the index then.
+        self.store.flush()?;
         let catalogue = self.catalogue()?;
         let live = mark(&*self.store, &catalogue, threads, cancel)?;
         let marked = started.elapsed();

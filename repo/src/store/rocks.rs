@@ -427,7 +427,6 @@ impl BlockStore for RocksStore {
     }
 
     fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
-        self.barrier(None)?;
         let _one = self.barrier.lock().unwrap_or_else(PoisonError::into_inner);
         sweep::sweep(self, live, thrift, step)
     }

@@ -63,6 +63,14 @@ pub(super) fn sweep(
     thrift: Thrift,
     step: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Swept> {
+    if !store.pending().is_empty() {
+        // The index does not have them, so they would be taken for unused.
+        return Err(Error::Store {
+            kind: ErrorKind::Internal,
+            doing: "prune",
+            message: "blocks were put since the last barrier".into(),
+        });
+    }
     let window_blocks = WINDOW_BYTES / u64::from(store.identity()?.block_size);
     sweep_windows(store, live, thrift, window_blocks, step)
 }

@@ -327,3 +327,18 @@ fn a_segment_that_is_not_what_it_was_is_stored_anew() {
     store.put_segments(vec![(segment, bytes.clone())]).expect("puts");
     assert_eq!(store.segments(&[segment]).remove(0).expect("is there"), bytes);
 }
+
+#[test]
+fn a_prune_between_a_put_and_its_barrier_is_refused() {
+    let fixture = Fixture::new();
+    let store = fixture.store();
+    let thrift = Thrift {
+        max_unused: 0.0,
+        dry_run: false,
+    };
+    store.put(vec![block(1)]).expect("puts");
+    let refused = store.retain(&Live::default(), thrift, &mut |_| Ok(()));
+    assert_eq!(refused.map_err(|error| error.kind()), Err(ErrorKind::Internal));
+    store.flush().expect("flushes");
+    assert!(store.get(&[wanted(&block(1))])[0].is_ok());
+}
