@@ -11,24 +11,28 @@
 //! last, when everything it names is durable ([`vbk_repo::store`]). A run that ends early, however it ends, leaves no
 //! record, so it is never listed, and the next run finds the blocks that a barrier covered.
 
-use std::collections::{HashSet, VecDeque};
+mod files;
+mod previous;
+
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use vbk_repo::ErrorKind;
-use vbk_repo::backup::{Backup, Consistency, Entry, Image, RECORD_FORMAT};
+use vbk_repo::backup::{Backup, Consistency, Entry, Image, RECORD_FORMAT, SnapshotKind};
 use vbk_repo::block::{BlockHashes, BlockIndex, BlockSize, Hashing, is_zero};
 use vbk_repo::codec::{Compression, Sealed, Sealer};
 use vbk_repo::id::{BlockId, SegmentId};
-use vbk_repo::manifest::{SEGMENT_SLOTS, Slot};
+use vbk_repo::manifest::Slot;
 use vbk_repo::name::{DiskName, GuestName};
 use vbk_repo::repository::Writer;
-use vbk_repo::store::{BlockStore, StoreReader};
-use vbk_repo::writer::{ImageWriter, SlotReader};
+use vbk_repo::store::BlockStore;
+use vbk_repo::writer::ImageWriter;
 
+use self::previous::Previous;
 use crate::buffer::AlignedBuffer;
 use crate::error::{Error, Result};
 use crate::observer::{Counts, Event, Observer};
@@ -49,7 +53,11 @@ pub struct BackupPlan {
     /// The guest.
     pub guest: GuestName,
     /// Its disks.
-    pub disks: Vec<(DiskName, PathBuf)>,
+    pub disks: Vec<DiskPlan>,
+    /// Files that describe it, as `config.xml`.
+    pub files: Vec<(DiskName, Vec<u8>)>,
+    /// What the state of the disks corresponds to.
+    pub consistency: Consistency,
     /// How new blocks are compressed.
     pub compression: Compression,
     /// The name of this machine, for the record.
@@ -62,6 +70,19 @@ pub struct BackupPlan {
     pub threads: usize,
 }
 
+/// One disk to back up.
+#[derive(Debug, Clone)]
+pub struct DiskPlan {
+    /// Its name.
+    pub name: DiskName,
+    /// The disk, for the record.
+    pub source: PathBuf,
+    /// What is read: the disk itself, or its snapshot.
+    pub read: PathBuf,
+    /// What `read` is, if not the disk itself.
+    pub snapshot: Option<SnapshotKind>,
+}
+
 /// What a backup did.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BackupSummary {
@@ -72,21 +93,22 @@ pub struct BackupSummary {
 }
 
 /// Runs a backup. When `cancel` is set it ends soon with [`Error::Interrupted`]; what was stored by then is kept for the next
-/// run.
+/// run. `still_good` is asked after the last byte was read: with its error nothing is recorded.
 pub fn backup(
     writer: &Writer,
     plan: &BackupPlan,
+    still_good: &dyn Fn() -> Result<()>,
     cancel: &AtomicBool,
     observer: &dyn Observer,
 ) -> Result<BackupSummary> {
     let clock = Instant::now();
     // All sources are opened before the first byte is read, so that a wrong path fails at once.
-    let mut sources: Vec<(&DiskName, Source)> = Vec::new();
-    for (disk, path) in &plan.disks {
-        if sources.iter().any(|(known, _)| *known == disk) {
-            return Err(Error::DiskTwice(disk.to_string()));
+    let mut sources: Vec<(&DiskPlan, Source)> = Vec::new();
+    for disk in &plan.disks {
+        if sources.iter().any(|(known, _)| known.name == disk.name) {
+            return Err(Error::DiskTwice(disk.name.to_string()));
         }
-        sources.push((disk, Source::open(path)?));
+        sources.push((disk, Source::open(&disk.read)?));
     }
     let catalogue = writer.catalogue()?;
     let previous = catalogue.latest(&plan.guest);
@@ -107,10 +129,10 @@ pub fn backup(
     let mut images = Vec::new();
     let mut total = Counts::default();
     for (disk, source) in &sources {
-        let known = previous.and_then(|entry| entry.backup.image(disk.as_str()).ok());
+        let known = previous.and_then(|entry| entry.backup.image(disk.name.as_str()).ok());
         let run = Run::new(writer, plan, source, known, &shared, cancel, observer);
         observer.event(Event::Disk {
-            name: disk.as_str(),
+            name: disk.name.as_str(),
             size_bytes: source.size_bytes(),
         });
         let (done, counts) = run.run();
@@ -121,15 +143,26 @@ pub fn backup(
             explain(error, &total, all)
         })?;
         images.push(Image {
-            disk: (*disk).clone(),
-            source: source.path().display().to_string(),
+            disk: disk.name.clone(),
+            source: disk.source.display().to_string(),
             size_bytes: source.size_bytes(),
             manifest,
             data_bytes: counts.new_bytes + counts.unchanged_bytes,
             new_bytes: counts.new_bytes,
             stored_bytes: counts.stored_bytes,
+            snapshot: disk.snapshot,
+            skipped_bytes: 0,
+            hints_wrong: false,
         });
     }
+    still_good().inspect_err(|error| keep_what_is_stored(writer.store(), error))?;
+    let files = plan
+        .files
+        .iter()
+        .map(|(name, bytes)| files::store(writer, plan, &shared.condemned, name, bytes));
+    let files = files
+        .collect::<Result<_>>()
+        .map_err(|error| explain(error, &total, 0))?;
     let backup = Backup {
         format: RECORD_FORMAT,
         guest: plan.guest.clone(),
@@ -137,8 +170,9 @@ pub fn backup(
         duration_ms: u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX),
         host: plan.host.clone(),
         vbk_version: plan.version.clone(),
-        consistency: Consistency::Live,
+        consistency: plan.consistency,
         images,
+        files,
     };
     let committed = writer
         .commit(backup)
@@ -425,52 +459,6 @@ impl<'a> Run<'a> {
 struct Worker {
     sealer: Sealer,
     buffers: Vec<AlignedBuffer>,
-}
-
-/// The slots of the previous backup of the same disk: what is the same there need not be looked up.
-struct Previous<'a> {
-    reader: SlotReader<'a>,
-    cached: Mutex<VecDeque<(usize, Arc<Vec<Slot>>)>>,
-}
-
-/// Segments that workers may be in at once.
-const CACHED_SEGMENTS: usize = 4;
-
-impl<'a> Previous<'a> {
-    fn open(store: &'a dyn StoreReader, image: &Image, observer: &dyn Observer) -> Option<Self> {
-        match SlotReader::open(store, image.manifest) {
-            Ok(reader) => Some(Self {
-                reader,
-                cached: Mutex::default(),
-            }),
-            Err(error) => {
-                observer.event(Event::Warning(&format!(
-                    "the previous backup of disk {} can't be compared with: {error}",
-                    image.disk
-                )));
-                None
-            }
-        }
-    }
-
-    fn slot(&self, index: BlockIndex) -> Slot {
-        let segment = (index.0 / SEGMENT_SLOTS as u64) as usize;
-        let mut cached = lock(&self.cached);
-        let found = cached.iter().find(|(number, _)| *number == segment);
-        let slots = match found {
-            Some((_, slots)) => Arc::clone(slots),
-            None => {
-                // One that can't be read has nothing to compare with; the index still knows its blocks.
-                let slots = Arc::new(self.reader.segment(segment).unwrap_or_default());
-                cached.push_back((segment, Arc::clone(&slots)));
-                if cached.len() > CACHED_SEGMENTS {
-                    cached.pop_front();
-                }
-                slots
-            }
-        };
-        slots.get((index.0 % SEGMENT_SLOTS as u64) as usize).copied().flatten()
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

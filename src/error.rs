@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use vbk_repo::ErrorKind;
 
+use crate::program::ProgramError;
+
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -117,6 +119,9 @@ pub enum Error {
     /// The target is a link to something that is not there.
     #[error("{0} is a link to a file that does not exist; name that file, or remove the link")]
     DanglingLink(PathBuf),
+    /// Another program failed.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
     /// The caller asked for an end.
     #[error("interrupted")]
     Interrupted,
@@ -138,6 +143,7 @@ impl Error {
             Self::ReadSource { .. } | Self::SourceChanged { .. } => ErrorKind::Unavailable,
             Self::TargetInUse { .. } => ErrorKind::Locked,
             Self::NoRoom { .. } => ErrorKind::NoSpace,
+            Self::Program(error) => error.kind(),
             Self::Interrupted => ErrorKind::Interrupted,
         }
     }

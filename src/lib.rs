@@ -8,6 +8,7 @@ pub mod backup;
 mod buffer;
 mod error;
 pub mod observer;
+pub mod program;
 pub mod repair;
 pub mod restore;
 pub mod retention;

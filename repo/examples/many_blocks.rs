@@ -94,6 +94,9 @@ fn fill(writer: &Writer, count: u64) -> Result<()> {
             data_bytes: size_bytes,
             new_bytes: size_bytes,
             stored_bytes: 0,
+            snapshot: None,
+            skipped_bytes: 0,
+            hints_wrong: false,
         };
         let backup = Backup {
             format: RECORD_FORMAT,
@@ -104,6 +107,7 @@ fn fill(writer: &Writer, count: u64) -> Result<()> {
             vbk_version: String::new(),
             consistency: Consistency::Live,
             images: vec![image],
+            files: Vec::new(),
         };
         writer.commit(backup)?;
     }

@@ -11,8 +11,9 @@ use crate::error::{Error, Result};
 use crate::id::{BackupId, SegmentId};
 use crate::name::{BackupTime, DiskName, GuestName};
 
-/// The newest record format that this vbk reads, and the one it writes.
-pub const RECORD_FORMAT: u32 = 1;
+/// The newest record format that this vbk reads. Format 2 is 1 with `files`, which a reader of format 1 would ignore and
+/// prune would then remove; a record without any is written as format 1.
+pub const RECORD_FORMAT: u32 = 2;
 
 /// One point in time of a guest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,6 +34,9 @@ pub struct Backup {
     pub consistency: Consistency,
     /// The disks, in the order they were given.
     pub images: Vec<Image>,
+    /// Files that describe the guest, as `config.xml`: stored as images are, named by what would be the disk.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<Image>,
 }
 
 /// What the state of the disks corresponds to.
@@ -41,12 +45,21 @@ pub struct Backup {
 pub enum Consistency {
     /// The sources were read as they were, without a snapshot: only as good as the sources were quiet.
     Live,
+    /// All disks are of one moment, as after a power cut.
+    Crash,
+    /// All disks are of one moment at which the guest's file systems had written everything and stood still.
+    FileSystem,
+    /// The same, and the administrator's pre-freeze command had succeeded.
+    Application,
 }
 
 impl std::fmt::Display for Consistency {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Live => "live (read without a snapshot)",
+            Self::Crash => "crash-consistent (all disks at one moment, as after a power cut)",
+            Self::FileSystem => "file-system-consistent (file systems frozen for the snapshot)",
+            Self::Application => "application-consistent (pre-freeze command done, file systems frozen or at rest)",
         })
     }
 }
@@ -68,6 +81,41 @@ pub struct Image {
     pub new_bytes: u64,
     /// What those took in the store, sealed.
     pub stored_bytes: u64,
+    /// What held the disk still while it was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotKind>,
+    /// Bytes that were not read, because change hints said that they are as in the backup before.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub skipped_bytes: u64,
+    /// Change hints were found to be wrong, and everything was read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hints_wrong: bool,
+}
+
+fn is_none(bytes: &u64) -> bool {
+    *bytes == 0
+}
+
+/// What holds a disk still while it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SnapshotKind {
+    /// An LVM snapshot with space of its own, which it can run out of.
+    Thick,
+    /// An LVM snapshot in a thin pool.
+    Thin,
+    /// A copy of a file that shares its extents.
+    Reflink,
+}
+
+impl std::fmt::Display for SnapshotKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Thick => "LVM snapshot",
+            Self::Thin => "LVM thin snapshot",
+            Self::Reflink => "reflink copy",
+        })
+    }
 }
 
 /// A backup together with its id.
@@ -103,6 +151,16 @@ impl Backup {
     /// Stored bytes of new blocks of all disks together.
     pub fn stored_bytes(&self) -> u64 {
         self.sum(|image| image.stored_bytes)
+    }
+
+    /// Everything that is kept as blocks: disks and files.
+    pub fn stored(&self) -> impl Iterator<Item = &Image> {
+        self.images.iter().chain(&self.files)
+    }
+
+    /// The record format that this backup needs.
+    pub fn needed_format(&self) -> u32 {
+        if self.files.is_empty() { 1 } else { 2 }
     }
 
     fn sum(&self, of: impl Fn(&Image) -> u64) -> u64 {

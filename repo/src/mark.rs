@@ -76,9 +76,9 @@ fn mark_all(store: &dyn StoreReader, catalogue: &Catalogue, threads: usize, canc
     Ok(Live { places, segments })
 }
 
-/// The images of a backup.
+/// The images of a backup and its files.
 pub(crate) fn images_of(entry: &Entry) -> impl Iterator<Item = &Image> {
-    entry.backup.images.iter()
+    entry.backup.stored()
 }
 
 /// Gives the blocks of each distinct segment of `images` to `each`, which is called from several threads. Gives the

@@ -30,6 +30,9 @@ pub(crate) fn store_image(store: &dyn BlockStore, disk: &str, plain: &[u8]) -> I
         data_bytes: plain.len() as u64,
         new_bytes: 0,
         stored_bytes: 0,
+        snapshot: None,
+        skipped_bytes: 0,
+        hints_wrong: false,
     }
 }
 
@@ -67,5 +70,6 @@ pub(crate) fn backup(guest: &str, time: &str, images: Vec<Image>) -> Backup {
         vbk_version: String::new(),
         consistency: Consistency::Live,
         images,
+        files: Vec::new(),
     }
 }

@@ -121,7 +121,7 @@ pub fn verify(
             bad_segments: HashSet::new(),
         };
         for entry in entries {
-            for image in &entry.backup.images {
+            for image in entry.backup.stored() {
                 walk.image(image, &mut |batch| {
                     if cancel.load(Ordering::SeqCst) {
                         return Err(Error::Interrupted);
@@ -218,7 +218,7 @@ fn places(
     };
     let mut good_segments = HashSet::new();
     for entry in entries {
-        for image in &entry.backup.images {
+        for image in entry.backup.stored() {
             let mut add = |offset_bytes, len_bytes, what: &str| {
                 all.push(Damage {
                     backup: entry.backup.spec(),

@@ -25,7 +25,9 @@ impl Fixture {
     fn plan(&self) -> BackupPlan {
         BackupPlan {
             guest: "web1".parse().expect("a name"),
-            disks: vec![("vda".parse().expect("a name"), self.path())],
+            disks: vec![disk("vda", self.path())],
+            files: Vec::new(),
+            consistency: Consistency::Live,
             compression: Compression::default(),
             host: "host".into(),
             version: "0".into(),
@@ -41,7 +43,7 @@ impl Fixture {
 
     fn try_backup(&self, plan: &BackupPlan, cancel: &AtomicBool, observer: &dyn Observer) -> Result<BackupSummary> {
         let writer = self.repository.writer("test", &mut |_| false)?;
-        backup(&writer, plan, cancel, observer)
+        backup(&writer, plan, &|| Ok(()), cancel, observer)
     }
 
     fn read(&self, entry: &Entry) -> Vec<u8> {
@@ -70,6 +72,15 @@ fn noise(seed: u32, len: usize) -> Vec<u8> {
 }
 
 const MIB: u64 = 1 << 20;
+
+fn disk(name: &str, path: PathBuf) -> DiskPlan {
+    DiskPlan {
+        name: name.parse().expect("a name"),
+        source: path.clone(),
+        read: path,
+        snapshot: None,
+    }
+}
 
 #[test]
 fn two_days_come_back_bit_for_bit_and_share_what_did_not_change() {
@@ -187,7 +198,7 @@ fn a_wrong_disk_fails_before_anything_is_read() {
     let fixture = Fixture::new(BlockSize::DEFAULT);
     fs::write(fixture.path(), b"x").expect("writes");
     let mut plan = fixture.plan();
-    plan.disks.push(("vdb".parse().expect("a name"), "/nowhere".into()));
+    plan.disks.push(disk("vdb", "/nowhere".into()));
     let missing = fixture.try_backup(&plan, &AtomicBool::new(false), &());
     assert!(matches!(missing, Err(Error::OpenSource { .. })));
     plan.disks[1] = plan.disks[0].clone();

@@ -37,6 +37,9 @@ fn image(plain: &[u8]) -> (Arc<ImageReader>, u64) {
         data_bytes,
         new_bytes: 0,
         stored_bytes: 0,
+        snapshot: None,
+        skipped_bytes: 0,
+        hints_wrong: false,
     };
     let reader = ImageReader::open(store, ReadResources::new(2), &image).expect("opens");
     (Arc::new(reader), data_bytes)

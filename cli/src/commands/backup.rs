@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use vbk::backup::{BackupPlan, BackupSummary, backup};
+use vbk::backup::{BackupPlan, BackupSummary, DiskPlan, backup};
 use vbk::observer::{Counts, Observer};
 use vbk::source::Source;
-use vbk_repo::backup::Image;
+use vbk_repo::backup::{Consistency, Image};
 use vbk_repo::name::DiskName;
 use vbk_repo::repository::Reserve;
 
@@ -54,7 +54,17 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
     })?;
     let plan = BackupPlan {
         guest: args.guest.clone(),
-        disks,
+        disks: disks
+            .into_iter()
+            .map(|(name, path)| DiskPlan {
+                name,
+                source: path.clone(),
+                read: path,
+                snapshot: None,
+            })
+            .collect(),
+        files: Vec::new(),
+        consistency: Consistency::Live,
         compression: args.compression,
         host: host(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -62,7 +72,7 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
         threads: threads(),
     };
     let progress = Progress::new(context.quiet(), total, Words::Backup);
-    let summary = backup(&writer, &plan, &cancel, &progress as &dyn Observer);
+    let summary = backup(&writer, &plan, &|| Ok(()), &cancel, &progress as &dyn Observer);
     progress.finish();
     let summary = summary?;
     context.say(last_line(&summary, clock.elapsed()));

@@ -40,6 +40,7 @@ impl Fixture {
             vbk_version: "0".into(),
             consistency: Consistency::Live,
             images,
+            files: Vec::new(),
         };
         writer.commit(backup).expect("commits");
     }
@@ -69,6 +70,9 @@ fn store(writer: &Writer, disk: &str, plain: &[u8]) -> Image {
         data_bytes: MIB as u64,
         new_bytes: 0,
         stored_bytes: 0,
+        snapshot: None,
+        skipped_bytes: 0,
+        hints_wrong: false,
     }
 }
 

@@ -111,6 +111,9 @@ impl<H: Home> Bench<H> {
                 data_bytes: size_bytes,
                 new_bytes: 0,
                 stored_bytes: 0,
+                snapshot: None,
+                skipped_bytes: 0,
+                hints_wrong: false,
             });
         }
         let backup = backup(name, &time.to_string(), images);

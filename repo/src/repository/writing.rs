@@ -48,7 +48,9 @@ impl Writer {
     }
 
     /// Makes a backup visible. Everything it names must have been put; all of it is durable when this returns.
-    pub fn commit(&self, backup: Backup) -> Result<Committed> {
+    /// Its `format` is set to what it needs.
+    pub fn commit(&self, mut backup: Backup) -> Result<Committed> {
+        backup.format = backup.needed_format();
         let bytes = backup.encode();
         let id = BackupId(self.store.hashing().content(&bytes));
         let key = backup.spec();

@@ -1,0 +1,55 @@
+//! The files that describe a guest: stored as images are, so that mark, verify and repair treat them alike.
+
+use std::collections::HashSet;
+
+use vbk_repo::backup::Image;
+use vbk_repo::block::{BlockIndex, is_zero};
+use vbk_repo::codec::Sealer;
+use vbk_repo::id::BlockId;
+use vbk_repo::name::DiskName;
+use vbk_repo::repository::Writer;
+use vbk_repo::writer::ImageWriter;
+
+use super::BackupPlan;
+use crate::error::Result;
+
+/// Stores a file as an image.
+pub(super) fn store(
+    writer: &Writer,
+    plan: &BackupPlan,
+    condemned: &HashSet<BlockId>,
+    name: &DiskName,
+    bytes: &[u8],
+) -> Result<Image> {
+    let (store, block_size) = (writer.store(), writer.identity().block_size);
+    let slots = ImageWriter::create(store, block_size, bytes.len() as u64);
+    let mut sealer = Sealer::new(plan.compression)?;
+    let (mut new_bytes, mut stored_bytes) = (0, 0);
+    for (number, plain) in (0..).zip(bytes.chunks(block_size.bytes())) {
+        if is_zero(plain) {
+            slots.set_zero(BlockIndex(number), 1)?;
+            continue;
+        }
+        let hashes = store.hashing().block(plain);
+        let known = store.locate(&[hashes.id])?.iter().all(Option::is_some);
+        if !known || condemned.contains(&hashes.id) {
+            let sealed = sealer.seal(plain, &hashes)?;
+            new_bytes += plain.len() as u64;
+            stored_bytes += sealed.stored_bytes();
+            store.put(vec![sealed])?;
+        }
+        slots.set(BlockIndex(number), &[Some(hashes.id)])?;
+    }
+    Ok(Image {
+        disk: name.clone(),
+        source: "configuration".to_owned(),
+        size_bytes: bytes.len() as u64,
+        manifest: slots.finish()?,
+        data_bytes: bytes.len() as u64,
+        new_bytes,
+        stored_bytes,
+        snapshot: None,
+        skipped_bytes: 0,
+        hints_wrong: false,
+    })
+}

@@ -1,0 +1,266 @@
+//! Runs other programs: lvm2, virsh, the administrator's own commands. Each has a time limit, an end that is waited
+//! for, and output of bounded size.
+//!
+//! A program gets its own process group: Ctrl-C at the terminal asks vbk to end, and must not cut `lvcreate` in two.
+
+use std::ffi::{OsStr, OsString};
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use vbk_repo::ErrorKind;
+
+/// What a program may print; more is cut off, and what reads it finds that it ends too early.
+const MAX_OUTPUT_BYTES: u64 = 64 << 20;
+/// How long the output of a program that has ended may stay open: a child of it may hold it.
+const OUTPUT_LEFT: Duration = Duration::from_secs(2);
+
+/// Where programs are looked for.
+#[derive(Debug, Clone, Default)]
+pub struct Programs {
+    path: Option<OsString>,
+}
+
+/// Why a program did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    /// It is not installed.
+    #[error("{program} is not installed{}", package_of(.program))]
+    Missing {
+        /// Its name.
+        program: String,
+    },
+    /// It can't be started.
+    #[error("can't start {program}: {source}")]
+    Start {
+        /// Its name.
+        program: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// It took too long and was killed.
+    #[error("{command} did not end within {limit_secs} s and was killed")]
+    TimedOut {
+        /// The whole command.
+        command: String,
+        /// The limit.
+        limit_secs: u64,
+    },
+    /// It ended with an error.
+    #[error("{command} failed ({status}): {said}")]
+    Failed {
+        /// The whole command.
+        command: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// Its last words on stderr.
+        said: String,
+    },
+    /// It ended well, but its answer makes no sense.
+    #[error("the answer of {command} is not understood: {what}")]
+    Answer {
+        /// The whole command.
+        command: String,
+        /// What is wrong with it.
+        what: String,
+    },
+}
+
+impl ProgramError {
+    /// What the caller should do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Missing { .. } => ErrorKind::NotFound,
+            Self::Start { source, .. } => ErrorKind::of_io(source),
+            Self::TimedOut { .. } | Self::Failed { .. } => ErrorKind::Unavailable,
+            Self::Answer { .. } => ErrorKind::Unsupported,
+        }
+    }
+}
+
+/// The Debian package of the programs that vbk itself calls, for the message.
+fn package_of(program: &str) -> &'static str {
+    match program {
+        "lvs" | "vgs" | "lvcreate" | "lvremove" | "lvextend" | "lvchange" | "dmsetup" => {
+            "; on Debian: apt install lvm2"
+        }
+        "thin_delta" | "thin_dump" => "; on Debian: apt install thin-provisioning-tools",
+        "virsh" => "; on Debian: apt install libvirt-clients",
+        _ => "",
+    }
+}
+
+impl Programs {
+    /// Those of the system, found by PATH.
+    pub fn system() -> Self {
+        Self::default()
+    }
+
+    /// Those found by another PATH, for tests.
+    pub fn found_in(path: impl Into<OsString>) -> Self {
+        Self {
+            path: Some(path.into()),
+        }
+    }
+
+    /// Runs a program to its end and gives what it printed on stdout. Messages are in English, stdin is empty.
+    pub fn run<S: AsRef<OsStr>>(&self, name: &str, args: &[S], limit: Duration) -> Result<String, ProgramError> {
+        let mut command = self.command(name);
+        command.args(args);
+        run(command, limit)
+    }
+
+    /// A command in the way of this module, for what [`Programs::run`] can't do: its own process group, English, no
+    /// input.
+    pub fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(name);
+        command.env("LC_ALL", "C").env("LVM_SUPPRESS_FD_WARNINGS", "1");
+        if let Some(path) = &self.path {
+            command.env("PATH", path);
+        }
+        command.stdin(Stdio::null()).process_group(0);
+        command
+    }
+}
+
+/// Runs a prepared command to its end and gives what it printed on stdout. With `limit` over, its process group is
+/// killed.
+pub fn run(mut command: Command, limit: Duration) -> Result<String, ProgramError> {
+    let started = Instant::now();
+    let mut child = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
+    let stdout = collect(child.stdout.take());
+    let stderr = collect(child.stderr.take());
+    let Some(status) = wait(&mut child, started, limit) else {
+        return Err(ProgramError::TimedOut {
+            command: describe(&command),
+            limit_secs: limit.as_secs(),
+        });
+    };
+    let [said, answer] = [stderr, stdout].map(|output| output.recv_timeout(OUTPUT_LEFT).unwrap_or_default());
+    if status.success() {
+        return Ok(answer);
+    }
+    Err(ProgramError::Failed {
+        command: describe(&command),
+        status,
+        said: last_words(&said),
+    })
+}
+
+/// Starts a prepared command.
+pub fn spawn(command: &mut Command) -> Result<Child, ProgramError> {
+    command.spawn().map_err(|source| {
+        let program = command.get_program().to_string_lossy().into_owned();
+        match source.kind() {
+            std::io::ErrorKind::NotFound => ProgramError::Missing { program },
+            _ => ProgramError::Start { program, source },
+        }
+    })
+}
+
+/// Waits for the end of a child; `None` if it had to be killed.
+fn wait(child: &mut Child, started: Instant, limit: Duration) -> Option<ExitStatus> {
+    let mut pause = Duration::from_millis(1);
+    loop {
+        // An error here would mean that somebody else has waited for our child.
+        if let Ok(Some(status)) = child.try_wait() {
+            return Some(status);
+        }
+        if started.elapsed() >= limit {
+            kill_group(child);
+            return None;
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+/// Kills a child and all that it started, as far as they stayed in its process group, and waits for the child.
+pub fn kill_group(child: &mut Child) {
+    if let Ok(pid) = i32::try_from(child.id()) {
+        // Not yet waited for, so the number is still the child's.
+        let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    let _ = child.wait();
+}
+
+fn collect(output: Option<impl Read + Send + 'static>) -> Receiver<String> {
+    let (sender, receiver) = sync_channel(1);
+    if let Some(output) = output {
+        // Ends with the program, or with the last child that holds the pipe.
+        let reader = std::thread::Builder::new().name("vbk-output".into());
+        let _ = reader.spawn(move || {
+            let mut bytes = Vec::new();
+            let _ = output.take(MAX_OUTPUT_BYTES).read_to_end(&mut bytes);
+            let _ = sender.send(String::from_utf8_lossy(&bytes).into_owned());
+        });
+    }
+    receiver
+}
+
+/// The last lines, in one: programs give the reason last, but rarely in one line.
+fn last_words(said: &str) -> String {
+    let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    match lines.len() {
+        0 => "it said nothing".to_owned(),
+        count => lines[count.saturating_sub(3)..].join("; "),
+    }
+}
+
+/// The command as somebody would type it.
+pub fn describe(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str, limit: Duration) -> Result<String, ProgramError> {
+        Programs::system().run("sh", &["-c", script], limit)
+    }
+
+    #[test]
+    fn a_program_gives_its_output_or_its_last_words() {
+        let long = Duration::from_secs(20);
+        assert_eq!(sh("echo $LC_ALL", long).expect("runs"), "C\n");
+        let error = sh("echo one >&2; echo two >&2; exit 5", long)
+            .expect_err("fails")
+            .to_string();
+        assert!(
+            error.contains("one; two") && error.contains("exit status: 5"),
+            "{error}"
+        );
+        let error = Programs::system()
+            .run("no-such-program", &["x"], long)
+            .expect_err("fails");
+        assert!(matches!(error, ProgramError::Missing { .. }), "{error}");
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_program_that_hangs_is_killed_with_its_children() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mark = dir.path().join("mark");
+        let script = format!("(sleep 1; touch {}) & wait", mark.display());
+        let clock = Instant::now();
+        let error = sh(&script, Duration::from_millis(200)).expect_err("is killed");
+        assert!(matches!(error, ProgramError::TimedOut { .. }), "{error}");
+        assert!(clock.elapsed() < Duration::from_secs(1));
+        std::thread::sleep(Duration::from_millis(1300));
+        assert!(!mark.exists(), "the child was killed too");
+    }
+
+    #[test]
+    fn a_child_that_holds_the_output_does_not_hold_us() {
+        let clock = Instant::now();
+        sh("sleep 30 & echo done", Duration::from_secs(20)).expect("runs");
+        assert!(clock.elapsed() < Duration::from_secs(15));
+    }
+}
