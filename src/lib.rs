@@ -7,11 +7,18 @@
 pub mod backup;
 mod buffer;
 mod error;
+pub mod freeze;
+pub mod hints;
+pub mod libvirt;
+pub mod limit;
+pub mod lvm;
 pub mod observer;
 pub mod program;
 pub mod repair;
 pub mod restore;
 pub mod retention;
+pub mod run;
+pub mod snapshot;
 pub mod source;
 mod sys;
 mod target;

@@ -1,0 +1,1 @@
+//! Brings a guest to rest for the moment in which its disks are snapshotted.

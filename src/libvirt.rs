@@ -1,0 +1,1 @@
+//! What libvirt knows of the guests of this host. Asks `virsh`.
