@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use vbk_repo::ErrorKind;
 
 use crate::program::ProgramError;
+use crate::run::RunError;
+use crate::snapshot::SnapshotError;
 
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -122,6 +124,12 @@ pub enum Error {
     /// Another program failed.
     #[error(transparent)]
     Program(#[from] ProgramError),
+    /// A run can't be noted.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// Disks can't be held still.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// The caller asked for an end.
     #[error("interrupted")]
     Interrupted,
@@ -144,6 +152,8 @@ impl Error {
             Self::TargetInUse { .. } => ErrorKind::Locked,
             Self::NoRoom { .. } => ErrorKind::NoSpace,
             Self::Program(error) => error.kind(),
+            Self::Run(error) => error.kind(),
+            Self::Snapshot(error) => error.kind(),
             Self::Interrupted => ErrorKind::Interrupted,
         }
     }

@@ -17,6 +17,8 @@ const REPORT_LIMIT: Duration = Duration::from_secs(60);
 /// For a change. Long, because killing one between suspend and resume would leave devices suspended, and with them the
 /// guest; lvm2 does that part with signals blocked and in milliseconds, so what hangs this long waits for a lock.
 const CHANGE_LIMIT: Duration = Duration::from_secs(300);
+/// For an extension: the guard does not go on for ever with one. Killed while it waits for a lock it has done nothing.
+const EXTEND_LIMIT: Duration = Duration::from_secs(60);
 /// Chunks of a thick snapshot: few exceptions to keep, and not too much copied for a small write (lvcreate(8): 4 to 512
 /// KiB).
 pub const CHUNK_BYTES: u64 = 64 << 10;
@@ -350,7 +352,7 @@ pub fn extend(programs: &Programs, vg: &str, name: &str, extend: Extend) -> Resu
         Extend::PoolMetadata { bytes } => ["--poolmetadatasize".to_owned(), format!("+{bytes}b")],
     };
     programs
-        .run("lvextend", &[option, value, format!("{vg}/{name}")], CHANGE_LIMIT)
+        .run("lvextend", &[option, value, format!("{vg}/{name}")], EXTEND_LIMIT)
         .map(drop)
 }
 

@@ -169,11 +169,18 @@ pub fn info(runtime_dir: &Path, id: &str) -> Option<RunInfo> {
     serde_json::from_slice(&bytes).ok()
 }
 
-/// The directories of runs that ended without removing them.
-pub(crate) fn dead(runtime_dir: &Path) -> Vec<PathBuf> {
+/// The directories of all runs, alive or dead.
+pub(crate) fn all(runtime_dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(runs_of(runtime_dir)).into_iter().flatten().flatten();
     let dirs = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_id));
-    dirs.map(|entry| entry.path()).filter(|dir| !is_held(dir)).collect()
+    dirs.map(|entry| entry.path()).collect()
+}
+
+/// The directories of runs that ended without removing them.
+pub(crate) fn dead(runtime_dir: &Path) -> Vec<PathBuf> {
+    let mut dirs = all(runtime_dir);
+    dirs.retain(|dir| !is_held(dir));
+    dirs
 }
 
 /// Whether text may be an id; it comes from tags and file names.

@@ -1,0 +1,143 @@
+//! A block device that is read without a snapshot: who uses it, and whether it was written meanwhile.
+
+use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::{major, minor};
+
+use super::SnapshotError;
+
+/// Major and minor number.
+pub(super) type Number = (u64, u64);
+
+/// The numbers of a device node.
+pub(super) fn number(rdev: u64) -> Number {
+    (major(rdev), minor(rdev))
+}
+
+fn sys_path((major, minor): Number) -> PathBuf {
+    format!("/sys/dev/block/{major}:{minor}").into()
+}
+
+/// Whether the kernel says that a device is a logical volume.
+pub(super) fn is_logical_volume(device: Number) -> bool {
+    std::fs::read_to_string(sys_path(device).join("dm/uuid")).is_ok_and(|uuid| uuid.starts_with("LVM-"))
+}
+
+/// Who uses a device so that its content may change; `None` if nobody does.
+pub(super) fn user_of(path: &Path, device: Number) -> Result<Option<String>, SnapshotError> {
+    // O_EXCL without O_CREAT: the kernel refuses while the device, a partition of it or the disk it is on is mounted
+    // (in whatever namespace), swap, or part of a volume group or array (open(2), block/bdev.c).
+    let exclusive = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_EXCL.bits())
+        .open(path);
+    match exclusive {
+        Ok(_) => {}
+        Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => return Ok(Some(claimed_by(device))),
+        Err(error) => return Err(SnapshotError::io("open", path)(error)),
+    }
+    // Programs that write to a disk, as QEMU does, rarely claim it.
+    let related = related(device);
+    Ok(writer_of(&related))
+}
+
+/// The device, its partitions, and the disk it is a partition of.
+fn related(device: Number) -> BTreeSet<Number> {
+    let path = sys_path(device);
+    let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
+    let partitions = entries.map(|entry| entry.path()).filter(|path| path.join("partition").exists());
+    let mut all: BTreeSet<Number> = partitions.filter_map(|path| number_in(&path)).collect();
+    all.insert(device);
+    if path.join("partition").exists()
+        && let Ok(path) = std::fs::canonicalize(&path)
+        && let Some(disk) = path.parent().and_then(number_in)
+    {
+        all.insert(disk);
+    }
+    all
+}
+
+fn number_in(dir: &Path) -> Option<Number> {
+    let text = std::fs::read_to_string(dir.join("dev")).ok()?;
+    let (major, minor) = text.trim().split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+fn claimed_by(device: Number) -> String {
+    let related = related(device);
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let is_it = |path: &str| {
+        let metadata = std::fs::metadata(path);
+        metadata.is_ok_and(|metadata| metadata.file_type().is_block_device() && related.contains(&number(metadata.rdev())))
+    };
+    // ID PARENT MAJOR:MINOR ROOT POINT OPTIONS... - TYPE SOURCE OPTIONS (proc_pid_mountinfo(5)); btrfs has numbers of its
+    // own, so the source is looked at too.
+    let mountinfo = read("/proc/self/mountinfo");
+    let mount = mountinfo.lines().find_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        let mut fields = left.split(' ').skip(2);
+        let (major, minor) = fields.next()?.split_once(':')?;
+        let number = (major.parse().ok()?, minor.parse().ok()?);
+        let point = fields.nth(1)?;
+        let source = right.split(' ').nth(1)?;
+        (related.contains(&number) || (source.starts_with('/') && is_it(source))).then(|| point.to_owned())
+    });
+    if let Some(point) = mount {
+        return format!("mounted at {point}");
+    }
+    let swaps = read("/proc/swaps");
+    if swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next()).any(is_it) {
+        return "swap".to_owned();
+    }
+    let holders = related.iter().filter_map(|device| std::fs::read_dir(sys_path(*device).join("holders")).ok());
+    let holder = holders.flatten().flatten().next();
+    match holder {
+        Some(holder) => format!("part of {}", holder.file_name().to_string_lossy()),
+        None => "by the kernel or a program that wants it for itself".to_owned(),
+    }
+}
+
+/// A process that has one of these devices open for writing, as far as they can be looked at.
+fn writer_of(devices: &BTreeSet<Number>) -> Option<String> {
+    let own = std::process::id();
+    let processes = std::fs::read_dir("/proc").ok()?.flatten();
+    let processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    processes.filter(|process| *process != own).find_map(|process| {
+        let files = std::fs::read_dir(format!("/proc/{process}/fd")).ok()?.flatten();
+        let mut files = files.map(|entry| entry.path());
+        files.find(|file| writes_to(file, process, devices))?;
+        let name = std::fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
+        Some(format!("open for writing in process {process}, {}", name.trim_end()))
+    })
+}
+
+fn writes_to(file: &Path, process: u32, devices: &BTreeSet<Number>) -> bool {
+    // Only what is in /dev is looked at: to look at a file of a network file system that hangs would hang too.
+    if !std::fs::read_link(file).is_ok_and(|target| target.starts_with("/dev")) {
+        return false;
+    }
+    let is_it = std::fs::metadata(file)
+        .is_ok_and(|metadata| metadata.file_type().is_block_device() && devices.contains(&number(metadata.rdev())));
+    if !is_it {
+        return false;
+    }
+    let number = file.file_name().unwrap_or_default().to_string_lossy();
+    let info = std::fs::read_to_string(format!("/proc/{process}/fdinfo/{number}")).unwrap_or_default();
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
+    // What can't be read counts as writing.
+    flags.is_none_or(|flags| flags & OFlag::O_ACCMODE.bits() != OFlag::O_RDONLY.bits())
+}
+
+/// Sectors written and discarded since the device is there; `None` where the kernel does not count them.
+pub(super) fn written(device: Number) -> Option<(u64, u64)> {
+    let stat = std::fs::read_to_string(sys_path(device).join("stat")).ok()?;
+    let fields: Vec<u64> = stat.split_whitespace().map_while(|field| field.parse().ok()).collect();
+    // Documentation/block/stat.rst.
+    Some((*fields.get(6)?, fields.get(13).copied().unwrap_or(0)))
+}

@@ -1,0 +1,421 @@
+//! The guard: watches how full snapshots and thin pools become while they are read, extends them where there is room, and
+//! stops the run before one overflows.
+//!
+//! A thread asks the kernel about once a second, more often when something fills fast ([`crate::lvm::status`]: no lock of
+//! LVM's is taken). Extending is left to a thread of its own: `lvextend` may fail, wait for another lvm2 command or hang,
+//! and the guard goes on watching meanwhile.
+//!
+//! A thin pool was seldom empty before the run. One that was above the threshold already is extended only when it has
+//! come half the way from there to the limit: what it holds every day is the administrator's business.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::{Gauge, Held, SECTOR_BYTES, SnapshotError, Snapshots, size};
+use crate::lvm::status::{DmStatus, Space, status};
+use crate::lvm::{self, Extend};
+use crate::observer::{Event, Observer};
+use crate::program::{ProgramError, Programs};
+
+/// How often to look, and how often when something fills fast.
+const PAUSE: Duration = Duration::from_secs(1);
+const SHORT_PAUSE: Duration = Duration::from_millis(100);
+/// With less time than this to the limit, it is extended whatever the fill.
+const AHEAD_SECS: f64 = 5.0;
+/// After so many failures in a row the guard is blind.
+const BLIND: u32 = 5;
+/// When to try again to extend what could not be extended.
+const TRY_AGAIN: Duration = Duration::from_secs(30);
+/// A block of a thin pool's metadata (Documentation/admin-guide/device-mapper/thin-provisioning.rst).
+const METADATA_BLOCK_BYTES: u64 = 4096;
+/// The most that a pool's metadata can use (the same).
+const MAX_METADATA_BYTES: u64 = 15 << 30;
+
+/// The guard at work.
+#[derive(Debug)]
+pub struct Watch {
+    /// Dropped to end the thread.
+    end: Option<Sender<()>>,
+    thread: Option<JoinHandle<Result<(), SnapshotError>>>,
+}
+
+impl Watch {
+    /// Ends the guard. The error is why it stopped the run, if it did. Waits for an `lvextend` that is under way.
+    pub fn end(mut self) -> Result<(), SnapshotError> {
+        self.join().unwrap_or(Ok(()))
+    }
+
+    fn join(&mut self) -> Option<Result<(), SnapshotError>> {
+        drop(self.end.take());
+        let joined = self.thread.take()?.join();
+        Some(joined.unwrap_or_else(|_| Err(SnapshotError::NoGuard(std::io::Error::other("it panicked")))))
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.join() {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
+impl Snapshots {
+    /// Starts the guard. When a snapshot is invalid or about to overflow it sets `stop`, and [`Watch::end`] says why.
+    pub fn watch(&self, stop: Arc<AtomicBool>, observer: Arc<dyn Observer>) -> Result<Watch, SnapshotError> {
+        let mut guard = Guard {
+            programs: self.programs.clone(),
+            extend_at: self.options.extend_at,
+            stop_at: self.options.stop_at,
+            observer,
+            watched: self.watched(),
+        };
+        let (end, ended) = channel();
+        let thread = Builder::new()
+            .name("vbk-guard".into())
+            .spawn(move || {
+                let result = guard.run(&ended);
+                if result.is_err() {
+                    stop.store(true, Ordering::SeqCst);
+                }
+                guard.finish();
+                result
+            })
+            .map_err(SnapshotError::NoGuard)?;
+        Ok(Watch {
+            end: Some(end),
+            thread: Some(thread),
+        })
+    }
+
+    fn watched(&self) -> Vec<Watched> {
+        let mut all: Vec<Watched> = Vec::new();
+        for held in &self.held {
+            match held {
+                Held::Thick(thick) => all.push(Watched::new(
+                    lvm::dm_name(&thick.vg, &thick.name, ""),
+                    &thick.vg,
+                    &thick.name,
+                    What::Snapshot {
+                        origin: thick.origin.full_name(),
+                        full_bytes: size::full_bytes(thick.origin.size_bytes),
+                    },
+                    Some(&thick.gauge),
+                )),
+                Held::Thin(thin) => {
+                    let device = lvm::dm_name(&thin.vg, &thin.pool.name, "tpool");
+                    if let Some(known) = all.iter_mut().find(|known| known.device == device && known.is_pool_data()) {
+                        known.gauges.push(Arc::clone(&thin.gauge));
+                        continue;
+                    }
+                    let chunk_bytes = thin.pool.chunk_bytes;
+                    let watched = |what, gauge| Watched::new(device.clone(), &thin.vg, &thin.pool.name, what, gauge);
+                    all.push(watched(What::PoolData { chunk_bytes }, Some(&thin.gauge)));
+                    all.push(watched(What::PoolMetadata, None));
+                }
+                Held::Copy(_) | Held::Unused { .. } | Held::Nothing => {}
+            }
+        }
+        all
+    }
+}
+
+struct Guard {
+    programs: Programs,
+    extend_at: Option<f64>,
+    stop_at: f64,
+    observer: Arc<dyn Observer>,
+    watched: Vec<Watched>,
+}
+
+/// One thing that can become full.
+struct Watched {
+    device: String,
+    vg: String,
+    name: String,
+    what: What,
+    gauges: Vec<Arc<Gauge>>,
+    /// The first fill that was seen.
+    first: Option<f64>,
+    last: Option<(Instant, Space)>,
+    failures: u32,
+    extending: Option<JoinHandle<Result<(), String>>>,
+    /// Why it could not be extended, and when to try again.
+    failed: Option<(String, Instant)>,
+    warned: bool,
+}
+
+#[derive(Clone)]
+enum What {
+    Snapshot { origin: String, full_bytes: u64 },
+    PoolData { chunk_bytes: u64 },
+    PoolMetadata,
+}
+
+impl Watched {
+    fn new(device: String, vg: &str, name: &str, what: What, gauge: Option<&Arc<Gauge>>) -> Self {
+        Self {
+            device,
+            vg: vg.to_owned(),
+            name: name.to_owned(),
+            what,
+            gauges: gauge.cloned().into_iter().collect(),
+            first: None,
+            last: None,
+            failures: 0,
+            extending: None,
+            failed: None,
+            warned: false,
+        }
+    }
+
+    fn full_name(&self) -> String {
+        format!("{}/{}", self.vg, self.name)
+    }
+
+    fn is_pool_data(&self) -> bool {
+        matches!(self.what, What::PoolData { .. })
+    }
+
+    /// What is used of it; the error is why the run must stop.
+    fn space(&mut self, answer: Result<DmStatus, ProgramError>) -> Result<Option<Space>, SnapshotError> {
+        let status = match answer {
+            Ok(status) => status,
+            Err(source) => {
+                self.failures += 1;
+                if self.failures < BLIND {
+                    return Ok(None);
+                }
+                return Err(SnapshotError::Blind {
+                    device: self.device.clone(),
+                    source,
+                });
+            }
+        };
+        self.failures = 0;
+        let space = match (&self.what, status) {
+            (What::Snapshot { .. }, DmStatus::Snapshot(space)) => space,
+            (What::Snapshot { origin, .. }, _) => {
+                return Err(SnapshotError::Invalid {
+                    volume: self.full_name(),
+                    origin: origin.clone(),
+                });
+            }
+            (What::PoolData { .. }, DmStatus::Pool { data, full, .. }) => match full {
+                true => Space {
+                    used: data.total,
+                    ..data
+                },
+                false => data,
+            },
+            (What::PoolMetadata, DmStatus::Pool { metadata, .. }) => metadata,
+            (What::PoolData { .. } | What::PoolMetadata, _) => {
+                return Err(SnapshotError::PoolFailed { pool: self.full_name() });
+            }
+        };
+        for gauge in &self.gauges {
+            gauge.note(space);
+        }
+        Ok(Some(space))
+    }
+
+    /// Fill per second since the last look.
+    fn rate(&mut self, now: Instant, space: Space) -> f64 {
+        let before = self.last.replace((now, space));
+        let Some((then, before)) = before.filter(|(_, before)| before.total == space.total) else {
+            return 0.0;
+        };
+        let secs = now.duration_since(then).as_secs_f64();
+        if secs > 0.0 {
+            ((space.fill() - before.fill()) / secs).max(0.0)
+        } else {
+            0.0
+        }
+    }
+
+    fn can_overflow(&self, space: Space) -> bool {
+        match self.what {
+            What::Snapshot { full_bytes, .. } => space.total.saturating_mul(SECTOR_BYTES) < full_bytes,
+            What::PoolData { .. } | What::PoolMetadata => true,
+        }
+    }
+
+    /// The fill from which on to extend it.
+    fn threshold(&self, extend_at: f64, stop_at: f64) -> f64 {
+        match (&self.what, self.first) {
+            (What::PoolData { .. } | What::PoolMetadata, Some(first)) if first >= extend_at => {
+                first + (stop_at - first) / 2.0
+            }
+            _ => extend_at,
+        }
+    }
+
+    fn stopped(&self, fill: f64) -> SnapshotError {
+        let why = match &self.failed {
+            Some((why, _)) => why.clone(),
+            None if self.extending.is_some() => "that was under way".to_owned(),
+            None => "that was not asked for, or it filled too fast".to_owned(),
+        };
+        let percent = fill * 100.0;
+        let pool = |what, option| SnapshotError::PoolFilling {
+            pool: self.full_name(),
+            what,
+            percent,
+            why: why.clone(),
+            option,
+        };
+        match &self.what {
+            What::Snapshot { origin, .. } => SnapshotError::Filling {
+                volume: self.full_name(),
+                origin: origin.clone(),
+                vg: self.vg.clone(),
+                percent,
+                why,
+            },
+            What::PoolData { .. } => pool("data", "-L+SIZE"),
+            What::PoolMetadata => pool("metadata", "--poolmetadatasize +SIZE"),
+        }
+    }
+}
+
+impl Guard {
+    fn run(&mut self, ended: &Receiver<()>) -> Result<(), SnapshotError> {
+        loop {
+            let mut pause = PAUSE;
+            for at in 0..self.watched.len() {
+                pause = pause.min(self.look(at)?);
+            }
+            match ended.recv_timeout(pause) {
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(()) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+        }
+    }
+
+    /// Looks at one, and says when to look again.
+    fn look(&mut self, at: usize) -> Result<Duration, SnapshotError> {
+        self.reap(at);
+        let (extend_at, stop_at) = (self.extend_at, self.stop_at);
+        let watched = &mut self.watched[at];
+        let answer = status(&self.programs, &watched.device);
+        let Some(space) = watched.space(answer)? else {
+            return Ok(PAUSE);
+        };
+        let (now, fill) = (Instant::now(), space.fill());
+        let rate = watched.rate(now, space);
+        watched.first.get_or_insert(fill);
+        if !watched.can_overflow(space) {
+            return Ok(PAUSE);
+        }
+        // What is being extended gets half of what is left.
+        let limit = match &watched.extending {
+            Some(_) => stop_at + (1.0 - stop_at) / 2.0,
+            None => stop_at,
+        };
+        let threshold = extend_at.map(|extend_at| watched.threshold(extend_at, stop_at));
+        let soon = fill + rate * AHEAD_SECS >= stop_at;
+        let due = threshold.is_some_and(|threshold| fill >= threshold || (soon && rate > 0.0));
+        let may = watched.failed.as_ref().is_none_or(|(_, again)| now >= *again);
+        if fill < limit && due && may && watched.extending.is_none() {
+            self.extend(at, space);
+            return Ok(SHORT_PAUSE);
+        }
+        if fill >= limit {
+            // Invalid, if it has overflowed since.
+            return Err(self.watched[at].stopped(fill));
+        }
+        // A quarter of the time to the next mark, so that it is not missed.
+        let next = threshold.filter(|threshold| fill < *threshold).unwrap_or(stop_at);
+        let secs = if rate > 0.0 { (next - fill) / rate / 4.0 } else { f64::MAX };
+        let pause = Duration::try_from_secs_f64(secs).unwrap_or(PAUSE);
+        Ok(pause.clamp(SHORT_PAUSE, PAUSE))
+    }
+
+    fn extend(&mut self, at: usize, space: Space) {
+        let watched = &mut self.watched[at];
+        let (programs, vg, name) = (self.programs.clone(), watched.vg.clone(), watched.name.clone());
+        let what = watched.what.clone();
+        let thread = Builder::new()
+            .name("vbk-extend".into())
+            .spawn(move || extend(&programs, &vg, &name, &what, space.total));
+        match thread {
+            Ok(thread) => watched.extending = Some(thread),
+            Err(error) => watched.failed = Some((error.to_string(), Instant::now() + TRY_AGAIN)),
+        }
+    }
+
+    /// Takes the result of an extension that has ended.
+    fn reap(&mut self, at: usize) {
+        let watched = &mut self.watched[at];
+        let Some(thread) = watched.extending.take_if(|thread| thread.is_finished()) else {
+            return;
+        };
+        let result = thread.join().unwrap_or_else(|_| Err("it panicked".to_owned()));
+        let name = watched.full_name();
+        match (result, &watched.what) {
+            (Ok(()), What::Snapshot { .. }) => {
+                watched.failed = None;
+                tracing::info!("snapshot {name} was extended");
+            }
+            (Ok(()), What::PoolData { .. } | What::PoolMetadata) => {
+                watched.failed = None;
+                // It stays so, and the administrator should know.
+                self.observer.event(Event::Warning(&format!("thin pool {name} was extended")));
+            }
+            (Err(why), _) => {
+                if !watched.warned {
+                    watched.warned = true;
+                    self.observer.event(Event::Warning(&format!(
+                        "{name} is filling and could not be extended ({why}); the backup is stopped at {:.0} %",
+                        self.stop_at * 100.0
+                    )));
+                }
+                watched.failed = Some((why, Instant::now() + TRY_AGAIN));
+            }
+        }
+    }
+
+    fn finish(&mut self) {
+        for watched in &mut self.watched {
+            if let Some(thread) = watched.extending.take() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+/// Extends a snapshot by half, a pool's data by a tenth, its metadata by half, as far as there is room.
+fn extend(programs: &Programs, vg: &str, name: &str, what: &What, total: u64) -> Result<(), String> {
+    let text = |error: ProgramError| error.to_string();
+    let (free_bytes, extent_bytes) = lvm::free_space(programs, vg).map_err(text)?;
+    let free = free_bytes / extent_bytes.max(1);
+    let extents = |bytes: u64| bytes.div_ceil(extent_bytes.max(1));
+    let no_room = || Err(format!("volume group {vg} has no room"));
+    let by = match what {
+        What::Snapshot { full_bytes, .. } => {
+            let have = total.saturating_mul(SECTOR_BYTES);
+            let most = extents(full_bytes.saturating_sub(have));
+            extents(have / 2).max(4).min(most).min(free)
+        }
+        What::PoolData { chunk_bytes } => extents(total.saturating_mul(*chunk_bytes) / 10).max(1).min(free),
+        What::PoolMetadata => {
+            let have = total.saturating_mul(METADATA_BLOCK_BYTES);
+            // The spare metadata of the group grows with it.
+            let most = extents(MAX_METADATA_BYTES.saturating_sub(have));
+            extents(have / 2).max(1).min(free / 2).min(most)
+        }
+    };
+    if by == 0 {
+        return no_room();
+    }
+    let by = match what {
+        What::Snapshot { .. } | What::PoolData { .. } => Extend::Data { extents: by },
+        What::PoolMetadata => Extend::PoolMetadata {
+            bytes: by * extent_bytes,
+        },
+    };
+    lvm::extend(programs, vg, name, by).map_err(text)
+}

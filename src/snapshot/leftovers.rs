@@ -1,0 +1,156 @@
+//! Which snapshots of vbk's exist and why, and the removal of those that nobody needs.
+
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+
+use super::{SnapshotError, names, reflink, remove};
+use crate::lvm::{self, Volume};
+use crate::program::{ProgramError, Programs};
+use crate::run::{self, RunInfo};
+
+/// A snapshot or copy that vbk made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Leftover {
+    /// `vg0/vbk-web1-...`, or the path of a copy.
+    pub name: String,
+    /// What it is of, as `vg0/web1`; empty if unknown.
+    pub of: String,
+    /// Since when, as far as known.
+    pub since: Option<Timestamp>,
+    /// How full it is, 0 to 1; of a thick snapshot only.
+    pub fill: Option<f64>,
+    /// It has overflowed and is of no use.
+    pub invalid: bool,
+    /// The run that made it.
+    pub run: Option<String>,
+    /// What that run says of itself, where it still can be read.
+    pub info: Option<RunInfo>,
+    /// Why it is there.
+    pub state: State,
+    thing: Thing,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Thing {
+    Volume(Box<Volume>),
+    Copy(PathBuf),
+}
+
+/// Why a snapshot is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Its run is at work.
+    InUse,
+    /// Its run ended without removing it.
+    LeftBehind,
+    /// Kept on purpose as the base of change hints.
+    Kept,
+    /// Another machine's vbk made it; only that one removes it.
+    OtherHost,
+    /// Somebody has taken tags from it; vbk leaves it alone.
+    Unclear,
+}
+
+/// What a cleaning did.
+#[derive(Debug, Default)]
+pub struct Cleaned {
+    /// Names of what was removed.
+    pub removed: Vec<String>,
+    /// What could not be removed, and why.
+    pub failed: Vec<(String, SnapshotError)>,
+}
+
+/// Lists the snapshots that vbk made, on this machine and on others that share its volume groups, and the copies of files
+/// that runs since the last reboot noted.
+pub fn leftovers(programs: &Programs, runtime_dir: &Path, host_id: &str) -> Result<Vec<Leftover>, SnapshotError> {
+    // In this order: a run is locked before it makes anything, so whatever is listed belongs to a run that is alive, or
+    // one that is over.
+    let volumes = match lvm::volumes(programs, &format!("lv_tags={{{}}}", names::TAG)) {
+        // No lvm2, no volumes.
+        Err(ProgramError::Missing { .. }) => Vec::new(),
+        result => result?,
+    };
+    let volumes = volumes.into_iter().filter(names::is_snapshot_of_vbk);
+    let mut all: Vec<Leftover> = volumes.map(|volume| of_volume(volume, runtime_dir, host_id)).collect();
+    for dir in run::all(runtime_dir) {
+        let copies = reflink::noted(&dir);
+        all.extend(copies.into_iter().filter_map(|path| of_copy(path, runtime_dir)));
+    }
+    Ok(all)
+}
+
+fn of_volume(volume: Volume, runtime_dir: &Path, host_id: &str) -> Leftover {
+    let run = names::run_of(&volume).map(str::to_owned);
+    let state = match &run {
+        _ if !names::is_ours(&volume, host_id) => State::OtherHost,
+        _ if volume.has_tag(names::TAG_BASE) => State::Kept,
+        Some(run) if run::is_running(runtime_dir, run) => State::InUse,
+        Some(_) => State::LeftBehind,
+        // All tags were set at once, so this one was taken.
+        None => State::Unclear,
+    };
+    Leftover {
+        name: volume.full_name(),
+        of: match volume.origin.as_str() {
+            "" => String::new(),
+            origin => format!("{}/{origin}", volume.vg),
+        },
+        since: volume.since,
+        fill: volume.data_fill.filter(|_| volume.is_thick_snapshot()),
+        // The state of an invalid snapshot (lvs(8)).
+        invalid: matches!(volume.attr.as_bytes().get(4), Some(b'I' | b'S')),
+        info: run.as_deref().and_then(|run| run::info(runtime_dir, run)),
+        run,
+        state,
+        thing: Thing::Volume(Box::new(volume)),
+    }
+}
+
+fn of_copy(path: PathBuf, runtime_dir: &Path) -> Option<Leftover> {
+    let run = path.file_name().and_then(reflink::run_of)?.to_owned();
+    let modified = std::fs::symlink_metadata(&path).ok()?.modified().ok();
+    Some(Leftover {
+        name: path.display().to_string(),
+        of: String::new(),
+        since: modified.and_then(|at| Timestamp::try_from(at).ok()),
+        fill: None,
+        invalid: false,
+        state: match run::is_running(runtime_dir, &run) {
+            true => State::InUse,
+            false => State::LeftBehind,
+        },
+        info: run::info(runtime_dir, &run),
+        run: Some(run),
+        thing: Thing::Copy(path),
+    })
+}
+
+/// Removes what runs of this machine left behind. Each removal looks again at what it removes.
+pub fn clean(programs: &Programs, runtime_dir: &Path, host_id: &str) -> Result<Cleaned, SnapshotError> {
+    let mut cleaned = Cleaned::default();
+    for left in leftovers(programs, runtime_dir, host_id)? {
+        if left.state != State::LeftBehind {
+            continue;
+        }
+        let removed = match &left.thing {
+            Thing::Volume(volume) => remove::remove_volume(programs, host_id, volume),
+            Thing::Copy(path) if reflink::is_left(path, runtime_dir) => reflink::remove_file(path),
+            // It was a moment ago: another cleaning is at it.
+            Thing::Copy(_) => continue,
+        };
+        match removed {
+            Ok(()) => cleaned.removed.push(left.name),
+            Err(error) => cleaned.failed.push((left.name, error)),
+        }
+    }
+    // The list of what could not be removed stays.
+    for dir in run::dead(runtime_dir) {
+        if reflink::noted(&dir).is_empty()
+            && let Err(error) = std::fs::remove_dir_all(&dir)
+        {
+            tracing::debug!("can't remove {}: {error}", dir.display());
+        }
+    }
+    Ok(cleaned)
+}

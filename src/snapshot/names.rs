@@ -1,0 +1,73 @@
+//! Names and tags of our snapshots, and the rule that decides whether a volume is one of them.
+
+use jiff::Timestamp;
+
+use crate::lvm::{self, Volume};
+use crate::run;
+
+/// On every volume that vbk makes.
+pub const TAG: &str = "vbk";
+/// On a snapshot that is kept on purpose, as the base of change hints.
+pub const TAG_BASE: &str = "vbk_base";
+const HOST: &str = "vbk_host_";
+const RUN: &str = "vbk_run_";
+/// How our snapshots' names begin.
+const PREFIX: &str = "vbk-";
+
+/// What names of devices may have, with layers as `-cow` behind them: the device mapper's limit is 127 (DM_NAME_LEN in
+/// linux/dm-ioctl.h), and lvm2 refuses a group and name of more than 125 together.
+const MAX_DEVICE_NAME: usize = 120;
+
+/// The tags of a snapshot of a run.
+pub(super) fn tags(host_id: &str, run_id: &str) -> Vec<String> {
+    vec![TAG.to_owned(), host_tag(host_id), run_tag(run_id)]
+}
+
+/// The tag of a machine.
+pub fn host_tag(host_id: &str) -> String {
+    lvm::as_tag(&format!("{HOST}{host_id}"))
+}
+
+/// The tag of a run.
+pub(super) fn run_tag(run_id: &str) -> String {
+    format!("{RUN}{run_id}")
+}
+
+/// The run that made a volume.
+pub(super) fn run_of(volume: &Volume) -> Option<&str> {
+    let mut runs = volume.tags.iter().filter_map(|tag| tag.strip_prefix(RUN));
+    runs.next().filter(|id| run::is_id(id))
+}
+
+/// Whether a volume is a snapshot that vbk made, on whatever machine. The name alone or the tag alone is not enough:
+/// somebody may use either for something else.
+pub(super) fn is_snapshot_of_vbk(volume: &Volume) -> bool {
+    let snapshot = volume.is_thick_snapshot() || volume.is_thin();
+    snapshot && volume.has_tag(TAG) && volume.name.starts_with(PREFIX)
+}
+
+/// Whether a volume is a snapshot that vbk made on this machine. Nothing else is ever removed.
+pub(super) fn is_ours(volume: &Volume, host_id: &str) -> bool {
+    is_snapshot_of_vbk(volume) && volume.has_tag(&host_tag(host_id))
+}
+
+/// `20261121T173000Z`
+pub(super) fn stamp(at: Timestamp) -> String {
+    at.strftime("%Y%m%dT%H%M%SZ").to_string()
+}
+
+/// A name for the snapshot of a volume: `vbk-<volume>-<time>-<run>`, with the volume's part cut where it would be too
+/// long, and then the number of the disk in it.
+pub(super) fn snapshot_name(origin: &Volume, number: usize, at: Timestamp, run_id: &str) -> String {
+    let short = run_id.get(..8).unwrap_or(run_id);
+    let name = |part: &str| format!("{PREFIX}{part}-{}-{short}", stamp(at));
+    let fits = |name: &str| lvm::dm_name(&origin.vg, name, "cow").len() <= MAX_DEVICE_NAME;
+    let whole = name(&origin.name);
+    if fits(&whole) {
+        return whole;
+    }
+    // Names of volumes are ASCII.
+    let cut = |len: usize| name(&format!("{}.{number}", origin.name.get(..len).unwrap_or_default()));
+    let cuts = (0..origin.name.len()).rev().map(cut);
+    cuts.into_iter().find(|name| fits(name)).unwrap_or_else(|| cut(0))
+}

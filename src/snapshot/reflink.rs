@@ -1,0 +1,215 @@
+//! A copy of a raw file that shares its extents: made in an instant, and still while the file goes on changing.
+//!
+//! It lies beside the file, as `.vbk-<file>-<time>-<run>`, because only there it can share. What a kill leaves is found in
+//! two ways: the run's directory lists its copies, noted before they are made, so that `vbk snapshots` sees them; and
+//! after a reboot, when that list is gone, the next run that backs up the same file finds the name beside it. Whoever
+//! makes a copy holds flock(2) on it, so that one in use is not removed, whatever machine of a shared file system it is
+//! used on.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use nix::errno::Errno;
+use nix::sys::statfs::{BTRFS_SUPER_MAGIC, FsType, XFS_SUPER_MAGIC, statfs};
+
+use super::SnapshotError;
+use super::names::stamp;
+use crate::run::{self, Run};
+use crate::sys;
+
+const PREFIX: &str = ".vbk-";
+/// The list of copies in a run's directory; each path ends with a zero byte.
+const LIST: &str = "copies";
+/// What of the file's name goes into the copy's: a name may have 255 bytes.
+const MAX_NAME_BYTES: usize = 180;
+/// linux/magic.h and fs/bcachefs; ocfs2 is in statfs(2).
+const BCACHEFS_SUPER_MAGIC: FsType = FsType(0xca45_1a4e);
+const OCFS2_SUPER_MAGIC: FsType = FsType(0x7461_636f);
+
+/// Whether a file's file system may be able to share extents. The copy itself shows whether it is.
+pub(super) fn may_work(file: &Path) -> bool {
+    statfs(file).is_ok_and(|stat| {
+        [BTRFS_SUPER_MAGIC, XFS_SUPER_MAGIC, BCACHEFS_SUPER_MAGIC, OCFS2_SUPER_MAGIC].contains(&stat.filesystem_type())
+    })
+}
+
+/// A copy. Removed when dropped.
+#[derive(Debug)]
+pub(super) struct Copy {
+    path: PathBuf,
+    /// Holds the lock.
+    _file: File,
+    removed: bool,
+}
+
+impl Copy {
+    /// Makes a copy, after removing what dead runs left of the same file; `None` where extents can't be shared, or
+    /// nothing can be made beside the file.
+    pub(super) fn create(run: &Run, source: &Path, at: Timestamp) -> Result<Option<Self>, SnapshotError> {
+        // The file itself, not a link to it: only in its own file system extents can be shared.
+        let source = std::fs::canonicalize(source).map_err(SnapshotError::io("open", source))?;
+        sweep(&source, run.runtime_dir());
+        let file = File::open(&source).map_err(SnapshotError::io("open", &source))?;
+        for number in 0.. {
+            let path = copy_path(&source, number, at, run.id());
+            // 1. Noted first: a kill from here on leaves at worst a note of a file that is not there.
+            note(run, &path)?;
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create_new(true).mode(0o600);
+            let copy = match options.open(&path) {
+                Ok(copy) => copy,
+                // A disk of this run with the same name, cut.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && number < 100 => continue,
+                Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
+                    // Nothing can be made beside it.
+                    Errno::EROFS | Errno::EACCES | Errno::EPERM => return Ok(None),
+                    _ => return Err(SnapshotError::io("make", path)(error)),
+                },
+            };
+            // 2. Locked before it holds anything. A sweep that was faster finds our run alive and leaves it alone.
+            let guard = Self {
+                path: path.clone(),
+                _file: copy,
+                removed: false,
+            };
+            guard
+                ._file
+                .try_lock()
+                .map_err(|error| SnapshotError::io("lock", &path)(error.into()))?;
+            // 3. All of the file at one moment: the file system keeps writers out meanwhile (ioctl_ficlone(2)).
+            return match sys::clone_file(&file, &guard._file) {
+                Ok(()) => Ok(Some(guard)),
+                Err(error) if is_refusal(&error) => guard.remove().map(|()| None),
+                Err(error) => {
+                    let _ = guard.remove();
+                    Err(SnapshotError::io("make a reflink copy of", source)(error))
+                }
+            };
+        }
+        unreachable!("the loop returns");
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes it.
+    pub(super) fn remove(mut self) -> Result<(), SnapshotError> {
+        self.removed = true;
+        remove_file(&self.path)
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        if !self.removed
+            && let Err(error) = remove_file(&self.path)
+        {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
+/// One that is not there is removed.
+pub(super) fn remove_file(path: &Path) -> Result<(), SnapshotError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(SnapshotError::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn is_refusal(error: &std::io::Error) -> bool {
+    let code = Errno::from_raw(error.raw_os_error().unwrap_or(0));
+    // Not this file system, not these options of it, not a swap file (ioctl_ficlone(2)).
+    matches!(
+        code,
+        Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOTTY | Errno::EXDEV | Errno::ETXTBSY | Errno::EPERM
+    )
+}
+
+fn copy_path(source: &Path, number: u32, at: Timestamp, run_id: &str) -> PathBuf {
+    let whole = source.file_name().unwrap_or_default().as_bytes();
+    let mut name = PREFIX.as_bytes().to_vec();
+    name.extend(whole.get(..MAX_NAME_BYTES).unwrap_or(whole));
+    if number > 0 {
+        name.extend(format!(".{number}").as_bytes());
+    }
+    name.extend(format!("-{}-{run_id}", stamp(at)).as_bytes());
+    source.with_file_name(OsString::from_vec(name))
+}
+
+/// The run that made a copy, if the name is that of one.
+pub(super) fn run_of(name: &OsStr) -> Option<&str> {
+    let rest = name.as_bytes().strip_prefix(PREFIX.as_bytes())?;
+    let (rest, id) = rest.split_at_checked(rest.len().checked_sub(run::ID_DIGITS + 1)?)?;
+    let id = std::str::from_utf8(id).ok()?.strip_prefix('-')?;
+    // 20261121T173000Z
+    let (rest, time) = rest.split_at_checked(rest.len().checked_sub(17)?)?;
+    let shape = |(place, byte): (usize, &u8)| match place {
+        0 => *byte == b'-',
+        9 => *byte == b'T',
+        16 => *byte == b'Z',
+        _ => byte.is_ascii_digit(),
+    };
+    (run::is_id(id) && !rest.is_empty() && time.iter().enumerate().all(shape)).then_some(id)
+}
+
+/// Removes what dead runs left beside a file. What can't be removed is of no harm but its size.
+fn sweep(source: &Path, runtime_dir: &Path) {
+    let Some(dir) = source.parent() else {
+        return;
+    };
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if is_of(&entry.file_name(), source)
+            && is_left(&path, runtime_dir)
+            && let Err(error) = remove_file(&path)
+        {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
+fn is_of(name: &OsStr, source: &Path) -> bool {
+    let whole = source.file_name().unwrap_or_default().as_bytes();
+    let part = whole.get(..MAX_NAME_BYTES).unwrap_or(whole);
+    let rest = name.as_bytes().strip_prefix(PREFIX.as_bytes());
+    rest.is_some_and(|rest| rest.starts_with(part)) && run_of(name).is_some()
+}
+
+/// Whether a file is a copy that nobody uses any more.
+pub(super) fn is_left(path: &Path, runtime_dir: &Path) -> bool {
+    let run = path.file_name().and_then(run_of);
+    if run.is_none_or(|run| run::is_running(runtime_dir, run)) {
+        return false;
+    }
+    // A link or a pipe of that name is not ours, and opening it could wait for ever.
+    std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.nlink() == 1)
+        && File::open(path).is_ok_and(|file| file.try_lock().is_ok())
+}
+
+fn note(run: &Run, path: &Path) -> Result<(), SnapshotError> {
+    let list = run.dir().join(LIST);
+    let mut line = path.as_os_str().as_bytes().to_vec();
+    line.push(0);
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&list)
+        .and_then(|mut file| file.write_all(&line))
+        .map_err(SnapshotError::io("write", list))
+}
+
+/// The copies that a run noted, as far as they are there.
+pub(super) fn noted(run_dir: &Path) -> Vec<PathBuf> {
+    let list = std::fs::read(run_dir.join(LIST)).unwrap_or_default();
+    let paths = list.split(|byte| *byte == 0).filter(|path| !path.is_empty());
+    let paths = paths.map(|path| PathBuf::from(OsStr::from_bytes(path)));
+    paths.filter(|path| path.is_absolute() && path.symlink_metadata().is_ok()).collect()
+}

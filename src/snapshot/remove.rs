@@ -1,0 +1,57 @@
+//! Removes snapshots of ours, and nothing else.
+
+use std::time::Duration;
+
+use super::{SnapshotError, names};
+use crate::lvm::{self, Volume};
+use crate::program::{ProgramError, Programs};
+use crate::run::Run;
+
+/// A device that udev or a program is just looking at is busy for a moment.
+const PAUSES_MS: [u64; 6] = [100, 200, 400, 800, 1600, 3200];
+
+/// Removes what a run made.
+pub(super) fn of_run(programs: &Programs, run: &Run, vg: &str, name: &str) -> Result<(), SnapshotError> {
+    let tag = names::run_tag(run.id());
+    remove(programs, vg, name, &|volume| {
+        names::is_ours(volume, run.host_id()) && volume.has_tag(&tag)
+    })
+}
+
+/// Removes a snapshot of this machine's vbk: one that was kept, or one of a run that is over. It is an error if the volume
+/// of that name is not, at that moment, a snapshot with our tags and that UUID.
+pub fn remove_volume(programs: &Programs, host_id: &str, volume: &Volume) -> Result<(), SnapshotError> {
+    remove(programs, &volume.vg, &volume.name, &|now| {
+        names::is_ours(now, host_id) && now.uuid == volume.uuid && now.tags == volume.tags
+    })
+}
+
+/// The volume is looked at again before each try, because names are used again and tags change. What is not there any
+/// more is removed.
+fn remove(
+    programs: &Programs,
+    vg: &str,
+    name: &str,
+    may_go: &dyn Fn(&Volume) -> bool,
+) -> Result<(), SnapshotError> {
+    let volume = || format!("{vg}/{name}");
+    let mut pauses = PAUSES_MS.iter();
+    loop {
+        let tried = match lvm::volume(programs, vg, name) {
+            Ok(None) => return Ok(()),
+            Ok(Some(now)) if !may_go(&now) => return Err(SnapshotError::NotOurs { volume: volume() }),
+            Ok(Some(_)) => lvm::remove(programs, vg, name),
+            Err(error) => Err(error),
+        };
+        let source = match tried {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        // What hangs or is not installed is not tried again.
+        let again = matches!(source, ProgramError::Failed { .. });
+        match pauses.next() {
+            Some(pause) if again => std::thread::sleep(Duration::from_millis(*pause)),
+            _ => return Err(SnapshotError::NotRemoved { volume: volume(), source }),
+        }
+    }
+}
