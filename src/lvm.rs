@@ -13,12 +13,12 @@ use serde::{Deserialize, Serialize};
 use crate::program::{ProgramError, Programs};
 
 /// For a report. It waits for the volume group's lock, which another command may hold for a while.
-const REPORT_LIMIT: Duration = Duration::from_secs(60);
+const REPORT_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 8 } else { 60 });
 /// For a change. Long, because killing one between suspend and resume would leave devices suspended, and with them the
 /// guest; lvm2 does that part with signals blocked and in milliseconds, so what hangs this long waits for a lock.
 const CHANGE_LIMIT: Duration = Duration::from_secs(300);
 /// For an extension: the guard does not go on for ever with one. Killed while it waits for a lock it has done nothing.
-const EXTEND_LIMIT: Duration = Duration::from_secs(60);
+const EXTEND_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 8 } else { 60 });
 /// Chunks of a thick snapshot: few exceptions to keep, and not too much copied for a small write (lvcreate(8): 4 to 512
 /// KiB).
 pub const CHUNK_BYTES: u64 = 64 << 10;
@@ -191,7 +191,11 @@ impl Row {
             data_fill: share(&self.data_percent),
             metadata_fill: share(&self.metadata_percent),
             tags: split(&self.lv_tags),
-            since: self.lv_time.parse().ok().and_then(|secs| Timestamp::from_second(secs).ok()),
+            since: self
+                .lv_time
+                .parse()
+                .ok()
+                .and_then(|secs| Timestamp::from_second(secs).ok()),
             // -1 for what is not active.
             device: number(&self.lv_kernel_major).zip(number(&self.lv_kernel_minor)),
             name: self.lv_name.trim_matches(['[', ']']).to_owned(),
@@ -210,7 +214,10 @@ impl Row {
 }
 
 fn split(list: &str) -> Vec<String> {
-    list.split(',').filter(|item| !item.is_empty()).map(str::to_owned).collect()
+    list.split(',')
+        .filter(|item| !item.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 fn report(programs: &Programs, program: &str, fields: &str, args: &[&str]) -> Result<Vec<Part>, ProgramError> {

@@ -305,7 +305,8 @@ impl Snapshots {
             .collect();
         for (at, vg, name) in wanted {
             let snapshot = found.iter().find(|volume| (&volume.vg, &volume.name) == (&vg, &name));
-            let snapshot = snapshot.filter(|volume| volume.device.is_some() && names::is_ours(volume, self.run.host_id()));
+            let snapshot =
+                snapshot.filter(|volume| volume.device.is_some() && names::is_ours(volume, self.run.host_id()));
             let Some(snapshot) = snapshot else {
                 return Err(SnapshotError::NotThere {
                     volume: format!("{vg}/{name}"),

@@ -11,7 +11,10 @@ mod ioctl {
     // linux/fs.h
     nix::ioctl_read!(blk_get_size_64, 0x12, 114, u64);
     nix::ioctl_write_ptr_bad!(blk_zero_out, nix::request_code_none!(0x12, 127), [u64; 2]);
-    nix::ioctl_write_int_bad!(ficlone, nix::request_code_write!(0x94, 9, size_of::<nix::libc::c_int>()));
+    nix::ioctl_write_int_bad!(
+        ficlone,
+        nix::request_code_write!(0x94, 9, size_of::<nix::libc::c_int>())
+    );
 }
 
 /// Makes an empty file share all extents of another one, at one moment (`FICLONE`, ioctl_ficlone(2)).

@@ -109,7 +109,10 @@ mod tests {
     fn what_real_kernels_say_is_understood() {
         let pool = |data, metadata, full| Some(DmStatus::Pool { data, metadata, full });
         let cases = [
-            ("0 65536 snapshot 256/16384 256\n", Some(DmStatus::Snapshot(space(256, 16384)))),
+            (
+                "0 65536 snapshot 256/16384 256\n",
+                Some(DmStatus::Snapshot(space(256, 16384))),
+            ),
             ("0 65536 snapshot Invalid\n", Some(DmStatus::Invalid)),
             ("0 65536 snapshot Overflow\n", Some(DmStatus::Invalid)),
             ("0 65536 snapshot Merge failed\n", Some(DmStatus::Invalid)),

@@ -50,7 +50,9 @@ pub(super) fn user_of(path: &Path, device: Number) -> Result<Option<String>, Sna
 fn related(device: Number) -> BTreeSet<Number> {
     let path = sys_path(device);
     let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
-    let partitions = entries.map(|entry| entry.path()).filter(|path| path.join("partition").exists());
+    let partitions = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.join("partition").exists());
     let mut all: BTreeSet<Number> = partitions.filter_map(|path| number_in(&path)).collect();
     all.insert(device);
     if path.join("partition").exists()
@@ -73,7 +75,8 @@ fn claimed_by(device: Number) -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let is_it = |path: &str| {
         let metadata = std::fs::metadata(path);
-        metadata.is_ok_and(|metadata| metadata.file_type().is_block_device() && related.contains(&number(metadata.rdev())))
+        metadata
+            .is_ok_and(|metadata| metadata.file_type().is_block_device() && related.contains(&number(metadata.rdev())))
     };
     // ID PARENT MAJOR:MINOR ROOT POINT OPTIONS... - TYPE SOURCE OPTIONS (proc_pid_mountinfo(5)); btrfs has numbers of its
     // own, so the source is looked at too.
@@ -91,10 +94,17 @@ fn claimed_by(device: Number) -> String {
         return format!("mounted at {point}");
     }
     let swaps = read("/proc/swaps");
-    if swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next()).any(is_it) {
+    if swaps
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split_whitespace().next())
+        .any(is_it)
+    {
         return "swap".to_owned();
     }
-    let holders = related.iter().filter_map(|device| std::fs::read_dir(sys_path(*device).join("holders")).ok());
+    let holders = related
+        .iter()
+        .filter_map(|device| std::fs::read_dir(sys_path(*device).join("holders")).ok());
     let holder = holders.flatten().flatten().next();
     match holder {
         Some(holder) => format!("part of {}", holder.file_name().to_string_lossy()),

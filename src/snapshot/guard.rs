@@ -107,7 +107,10 @@ impl Snapshots {
                 )),
                 Held::Thin(thin) => {
                     let device = lvm::dm_name(&thin.vg, &thin.pool.name, "tpool");
-                    if let Some(known) = all.iter_mut().find(|known| known.device == device && known.is_pool_data()) {
+                    if let Some(known) = all
+                        .iter_mut()
+                        .find(|known| known.device == device && known.is_pool_data())
+                    {
                         known.gauges.push(Arc::clone(&thin.gauge));
                         continue;
                     }
@@ -329,7 +332,11 @@ impl Guard {
         }
         // A quarter of the time to the next mark, so that it is not missed.
         let next = threshold.filter(|threshold| fill < *threshold).unwrap_or(stop_at);
-        let secs = if rate > 0.0 { (next - fill) / rate / 4.0 } else { f64::MAX };
+        let secs = if rate > 0.0 {
+            (next - fill) / rate / 4.0
+        } else {
+            f64::MAX
+        };
         let pause = Duration::try_from_secs_f64(secs).unwrap_or(PAUSE);
         Ok(pause.clamp(SHORT_PAUSE, PAUSE))
     }
@@ -363,7 +370,8 @@ impl Guard {
             (Ok(()), What::PoolData { .. } | What::PoolMetadata) => {
                 watched.failed = None;
                 // It stays so, and the administrator should know.
-                self.observer.event(Event::Warning(&format!("thin pool {name} was extended")));
+                self.observer
+                    .event(Event::Warning(&format!("thin pool {name} was extended")));
             }
             (Err(why), _) => {
                 if !watched.warned {

@@ -87,7 +87,9 @@ pub fn plan(
     }
     let devices: Vec<Number> = seen.iter().filter_map(|(_, _, seen)| seen.device).collect();
     for (at, (second, path, what)) in seen.iter().enumerate() {
-        let first = seen[..at].iter().find(|(_, _, other)| what.device.is_some() && other.device == what.device);
+        let first = seen[..at]
+            .iter()
+            .find(|(_, _, other)| what.device.is_some() && other.device == what.device);
         if let Some((first, ..)) = first {
             return Err(SnapshotError::SameDevice {
                 first: first.to_string(),
@@ -216,7 +218,12 @@ fn by_volume(volume: &Volume) -> Result<Hold, SnapshotError> {
     }
     // Pools and parts of other volumes, by the letters of lvs(8).
     let hidden = volume.role.split(',').any(|role| role == "private");
-    if hidden || volume.path.is_empty() || volume.attr.starts_with(['t', 'T', 'e', 'd', 'D', 'i', 'I', 'l', 'p', 'c']) {
+    if hidden
+        || volume.path.is_empty()
+        || volume
+            .attr
+            .starts_with(['t', 'T', 'e', 'd', 'D', 'i', 'I', 'l', 'p', 'c'])
+    {
         return refuse("a pool or a part of another volume");
     }
     Ok(match volume.is_thin() {
@@ -249,7 +256,12 @@ fn look_at_pools(
     let thin = disks.iter().filter(|disk| disk.hold == Hold::Thin);
     let names: BTreeMap<(String, String), String> = thin
         .filter_map(|disk| disk.volume.as_ref())
-        .map(|volume| ((volume.vg.clone(), volume.pool.clone()), lvm::named(&volume.vg, &volume.pool)))
+        .map(|volume| {
+            (
+                (volume.vg.clone(), volume.pool.clone()),
+                lvm::named(&volume.vg, &volume.pool),
+            )
+        })
         .collect();
     if names.is_empty() {
         return Ok(());
@@ -278,7 +290,11 @@ fn look_at_pools(
     }
     for disk in disks.iter_mut().filter(|disk| disk.hold == Hold::Thin) {
         let volume = disk.volume.as_ref();
-        let pool = volume.and_then(|volume| pools.iter().find(|pool| (&pool.vg, &pool.name) == (&volume.vg, &volume.pool)));
+        let pool = volume.and_then(|volume| {
+            pools
+                .iter()
+                .find(|pool| (&pool.vg, &pool.name) == (&volume.vg, &volume.pool))
+        });
         disk.pool = pool.cloned();
     }
     Ok(())
@@ -293,7 +309,9 @@ fn share_out(disks: &mut [PlannedDisk], options: &SnapshotOptions) -> Result<(),
         }
     }
     for (vg, members) in groups {
-        let volumes = members.iter().filter_map(|at| disks[*at].volume.as_ref().map(|volume| (*at, volume)));
+        let volumes = members
+            .iter()
+            .filter_map(|at| disks[*at].volume.as_ref().map(|volume| (*at, volume)));
         let (mut wants, mut free_bytes, mut extent_bytes) = (Vec::new(), 0, 1);
         for (at, volume) in volumes {
             (free_bytes, extent_bytes) = (volume.vg_free_bytes, volume.vg_extent_bytes);

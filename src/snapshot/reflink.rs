@@ -34,7 +34,13 @@ const OCFS2_SUPER_MAGIC: FsType = FsType(0x7461_636f);
 /// Whether a file's file system may be able to share extents. The copy itself shows whether it is.
 pub(super) fn may_work(file: &Path) -> bool {
     statfs(file).is_ok_and(|stat| {
-        [BTRFS_SUPER_MAGIC, XFS_SUPER_MAGIC, BCACHEFS_SUPER_MAGIC, OCFS2_SUPER_MAGIC].contains(&stat.filesystem_type())
+        [
+            BTRFS_SUPER_MAGIC,
+            XFS_SUPER_MAGIC,
+            BCACHEFS_SUPER_MAGIC,
+            OCFS2_SUPER_MAGIC,
+        ]
+        .contains(&stat.filesystem_type())
     })
 }
 
@@ -211,5 +217,7 @@ pub(super) fn noted(run_dir: &Path) -> Vec<PathBuf> {
     let list = std::fs::read(run_dir.join(LIST)).unwrap_or_default();
     let paths = list.split(|byte| *byte == 0).filter(|path| !path.is_empty());
     let paths = paths.map(|path| PathBuf::from(OsStr::from_bytes(path)));
-    paths.filter(|path| path.is_absolute() && path.symlink_metadata().is_ok()).collect()
+    paths
+        .filter(|path| path.is_absolute() && path.symlink_metadata().is_ok())
+        .collect()
 }

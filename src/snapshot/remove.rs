@@ -28,12 +28,7 @@ pub fn remove_volume(programs: &Programs, host_id: &str, volume: &Volume) -> Res
 
 /// The volume is looked at again before each try, because names are used again and tags change. What is not there any
 /// more is removed.
-fn remove(
-    programs: &Programs,
-    vg: &str,
-    name: &str,
-    may_go: &dyn Fn(&Volume) -> bool,
-) -> Result<(), SnapshotError> {
+fn remove(programs: &Programs, vg: &str, name: &str, may_go: &dyn Fn(&Volume) -> bool) -> Result<(), SnapshotError> {
     let volume = || format!("{vg}/{name}");
     let mut pauses = PAUSES_MS.iter();
     loop {
@@ -51,7 +46,12 @@ fn remove(
         let again = matches!(source, ProgramError::Failed { .. });
         match pauses.next() {
             Some(pause) if again => std::thread::sleep(Duration::from_millis(*pause)),
-            _ => return Err(SnapshotError::NotRemoved { volume: volume(), source }),
+            _ => {
+                return Err(SnapshotError::NotRemoved {
+                    volume: volume(),
+                    source,
+                });
+            }
         }
     }
 }

@@ -79,7 +79,10 @@ mod tests {
         assert_eq!(of(None, None), Want { min: 1, want: 200 });
         assert_eq!(of(None, Some(100 * EXTENT)), Want { min: 1, want: 200 });
         assert_eq!(of(None, Some(0)), Want { min: 1, want: 50 });
-        assert_eq!(of(Some(SnapshotSize::Bytes(EXTENT + 1)), Some(0)), Want { min: 2, want: 2 });
+        assert_eq!(
+            of(Some(SnapshotSize::Bytes(EXTENT + 1)), Some(0)),
+            Want { min: 2, want: 2 }
+        );
         assert_eq!(of(Some(SnapshotSize::Share(0.1)), None), Want { min: 100, want: 100 });
         // As lvm2 computes it: 32 MiB need 9 extents (seen with 2.03.16).
         let all = want(32 * MIB, EXTENT, Some(SnapshotSize::Share(7.0)), None);
