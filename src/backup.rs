@@ -35,6 +35,7 @@ use vbk_repo::writer::ImageWriter;
 use self::previous::Previous;
 use crate::buffer::AlignedBuffer;
 use crate::error::{Error, Result};
+use crate::limit::Pace;
 use crate::observer::{Counts, Event, Observer};
 use crate::source::Source;
 
@@ -81,6 +82,8 @@ pub struct DiskPlan {
     pub read: PathBuf,
     /// What `read` is, if not the disk itself.
     pub snapshot: Option<SnapshotKind>,
+    /// How fast it is read.
+    pub pace: Pace,
 }
 
 /// What a backup did.
@@ -130,7 +133,7 @@ pub fn backup(
     let mut total = Counts::default();
     for (disk, source) in &sources {
         let known = previous.and_then(|entry| entry.backup.image(disk.name.as_str()).ok());
-        let run = Run::new(writer, plan, source, known, &shared, cancel, observer);
+        let run = Run::new(writer, plan, (disk, source), known, &shared, cancel, observer);
         observer.event(Event::Disk {
             name: disk.name.as_str(),
             size_bytes: source.size_bytes(),
@@ -216,6 +219,7 @@ struct Run<'a> {
     store: &'a dyn BlockStore,
     hashing: Hashing,
     block_size: BlockSize,
+    pace: &'a Pace,
     source: &'a Source,
     previous: Option<Previous<'a>>,
     shared: &'a Shared,
@@ -261,7 +265,7 @@ impl<'a> Run<'a> {
     fn new(
         writer: &'a Writer,
         plan: &BackupPlan,
-        source: &'a Source,
+        (disk, source): (&'a DiskPlan, &'a Source),
         known: Option<&Image>,
         shared: &'a Shared,
         cancel: &'a AtomicBool,
@@ -277,6 +281,7 @@ impl<'a> Run<'a> {
             store: writer.store(),
             hashing: writer.store().hashing(),
             block_size,
+            pace: &disk.pace,
             source,
             previous: known.and_then(|image| Previous::open(writer.store(), image, observer)),
             shared,
@@ -302,8 +307,9 @@ impl<'a> Run<'a> {
                     .name(format!("vbk-backup-{number}"))
                     .spawn_scoped(scope, move || {
                         if let Err(error) = run.work() {
-                            run.stop.store(true, Ordering::SeqCst);
+                            // In this order: who stops because of `stop` has an error too, which is not the first.
                             lock(&run.failed).get_or_insert(error);
+                            run.stop.store(true, Ordering::SeqCst);
                         }
                     })
                     .expect("the system can start a few threads");
@@ -319,6 +325,7 @@ impl<'a> Run<'a> {
     }
 
     fn work(&self) -> Result<()> {
+        self.pace.begin();
         let mut worker = Worker {
             sealer: Sealer::new(self.compression)?,
             buffers: (0..self.run_blocks)
@@ -349,6 +356,10 @@ impl<'a> Run<'a> {
             self.barrier_if_due(counts.new_bytes)?;
         }
         Ok(())
+    }
+
+    fn ends(&self) -> bool {
+        self.stop.load(Ordering::SeqCst) || self.cancel.load(Ordering::SeqCst)
     }
 
     /// Takes the next run of blocks, or the next hole.
@@ -389,7 +400,8 @@ impl<'a> Run<'a> {
         for (number, buffer) in (0..count).zip(&mut worker.buffers) {
             let index = BlockIndex(first.0 + number);
             let len = self.block_size.len_of(index, self.source.size_bytes());
-            self.source.read(self.block_size.offset_of(index), len, buffer)?;
+            let offset = self.block_size.offset_of(index);
+            self.pace.read(self.source, offset, len, buffer, &|| self.ends())?;
             counts.read_bytes += len as u64;
             let plain = &buffer.as_slice()[..len];
             if is_zero(plain) {

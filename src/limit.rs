@@ -1,4 +1,33 @@
 //! How fast disks are read: the guest's own reads and writes come first.
+//!
+//! | part | what it does |
+//! |---|---|
+//! | [`bucket`] | lets reads begin at the rate that is allowed, smooth to 100 ms |
+//! | [`kernel`] | the same limit a little higher in the kernel, should the bucket fail |
+//! | [`speed`] | what a disk can do, so that a share of it is a number |
+//! | [`pressure`] | less than the limit while the host waits for its disks |
+//! | [`priority`] | idle I/O class and niceness for the threads that read |
+//!
+//! A [`Limiter`] owns them for one run and follows changes of the limit while it goes on.
+
+pub mod bucket;
+pub mod device;
+pub mod kernel;
+mod limiter;
+pub mod pressure;
+pub mod priority;
+pub mod requests;
+pub mod speed;
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::buffer::AlignedBuffer;
+use crate::error::Error;
+use crate::source::Source;
+
+pub use self::limiter::{LimitOptions, LimitedDisk, Limiter, Reload};
 
 /// What the reading of a disk may take.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -9,4 +38,201 @@ pub enum ReadLimit {
     BytesPerSec(u64),
     /// As fast as it goes.
     Unlimited,
+}
+
+impl Default for ReadLimit {
+    fn default() -> Self {
+        Self::Share(0.6)
+    }
+}
+
+/// How one disk is read: given to the threads that read it.
+#[derive(Debug, Clone, Default)]
+pub struct Pace {
+    /// Says when a read may begin; without one always.
+    pub bucket: Option<Arc<bucket::Bucket>>,
+    /// Whether the reading threads get idle I/O class and niceness 19.
+    pub idle: bool,
+}
+
+impl Pace {
+    /// To be called by a thread before its first read.
+    pub(crate) fn begin(&self) {
+        if self.idle {
+            priority::lower_this_thread();
+        }
+    }
+
+    /// Reads from a disk, in pieces and not faster than the bucket allows. When `stop` becomes true it ends with
+    /// [`Error::Interrupted`].
+    pub(crate) fn read(
+        &self,
+        source: &Source,
+        offset_bytes: u64,
+        len: usize,
+        buffer: &mut AlignedBuffer,
+        stop: &dyn Fn() -> bool,
+    ) -> crate::Result<()> {
+        let mut done = 0;
+        while done < len {
+            let mut piece = len - done;
+            if let Some(bucket) = &self.bucket {
+                piece = piece.min(bucket.piece_bytes());
+                if !bucket.take(piece as u64, stop) {
+                    return Err(Error::Interrupted);
+                }
+            }
+            source.read_part(offset_bytes + done as u64, piece, &mut buffer.as_mut_slice()[done..])?;
+            done += piece;
+        }
+        Ok(())
+    }
+}
+
+/// Text that is not a limit or a speed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is no {what}")]
+pub struct BadRate {
+    text: String,
+    what: &'static str,
+}
+
+impl FromStr for ReadLimit {
+    type Err = BadRate;
+
+    fn from_str(text: &str) -> Result<Self, BadRate> {
+        let text = text.trim();
+        let bad = || BadRate {
+            text: text.to_owned(),
+            what: "read limit; write 60%, 200MB/s (1000s), 200MiB/s or 200M (1024s), or none",
+        };
+        if text == "none" {
+            return Ok(Self::Unlimited);
+        }
+        match text.strip_suffix('%') {
+            Some(percent) => match percent.trim_end().parse::<f64>() {
+                Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(Self::Share(percent / 100.0)),
+                _ => Err(bad()),
+            },
+            None => parse_rate(text).map(Self::BytesPerSec).map_err(|_| bad()),
+        }
+    }
+}
+
+impl fmt::Display for ReadLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // 7 % is 0.07, and that times 100 is 7.000000000000001.
+            Self::Share(share) => write!(f, "{}%", (share * 1e6).round() / 1e4),
+            Self::BytesPerSec(rate) => f.write_str(&rate_text(*rate)),
+            Self::Unlimited => f.write_str("none"),
+        }
+    }
+}
+
+/// Reads a speed in bytes per second: `200MB/s` counts in 1000s, `200MiB/s` and `200M` in 1024s, `200000` in bytes.
+/// `/s` may be left out. Zero is refused.
+pub fn parse_rate(text: &str) -> Result<u64, BadRate> {
+    let bad = || BadRate {
+        text: text.to_owned(),
+        what: "speed; write 200MB/s (1000s), 200MiB/s or 200M (1024s)",
+    };
+    let number_and_unit = text.trim();
+    let number_and_unit = number_and_unit.strip_suffix("/s").unwrap_or(number_and_unit);
+    let split = number_and_unit.find(|c: char| !c.is_ascii_digit() && c != '.');
+    let (number, unit) = number_and_unit.split_at(split.unwrap_or(number_and_unit.len()));
+    let factor: u64 = match unit.trim_start().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        _ => return Err(bad()),
+    };
+    let number: f64 = number.parse().map_err(|_| bad())?;
+    // Beyond 2^53 a number of this type has no units any more, and no disk is so fast.
+    match number * factor as f64 {
+        rate if (1.0..9e15).contains(&rate) => Ok(rate.round() as u64),
+        _ => Err(bad()),
+    }
+}
+
+/// `120 MB/s`: disks are sold in 1000s.
+pub fn rate_text(bytes_per_sec: u64) -> String {
+    let (unit, factor) = match bytes_per_sec {
+        0..1_000 => ("B/s", 1.0),
+        1_000..1_000_000 => ("kB/s", 1e3),
+        1_000_000..10_000_000_000 => ("MB/s", 1e6),
+        _ => ("GB/s", 1e9),
+    };
+    let value = bytes_per_sec as f64 / factor;
+    let text = if value < 99.95 {
+        format!("{value:.1}")
+    } else {
+        format!("{value:.0}")
+    };
+    format!("{} {unit}", text.strip_suffix(".0").unwrap_or(&text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_read_and_written() {
+        for (text, limit, shown) in [
+            ("60%", ReadLimit::Share(0.6), "60%"),
+            ("7 %", ReadLimit::Share(0.07), "7%"),
+            ("0.5%", ReadLimit::Share(0.005), "0.5%"),
+            ("200MB/s", ReadLimit::BytesPerSec(200_000_000), "200 MB/s"),
+            ("200 MB/s\n", ReadLimit::BytesPerSec(200_000_000), "200 MB/s"),
+            ("200MiB/s", ReadLimit::BytesPerSec(200 << 20), "210 MB/s"),
+            ("200M", ReadLimit::BytesPerSec(200 << 20), "210 MB/s"),
+            ("1.5GB/s", ReadLimit::BytesPerSec(1_500_000_000), "1500 MB/s"),
+            ("500", ReadLimit::BytesPerSec(500), "500 B/s"),
+            ("none", ReadLimit::Unlimited, "none"),
+        ] {
+            assert_eq!(text.parse(), Ok(limit), "{text}");
+            assert_eq!(limit.to_string(), shown);
+            assert_eq!(
+                limit.to_string().parse::<ReadLimit>().map(|it| it.to_string()),
+                Ok(shown.into())
+            );
+        }
+        for bad in [
+            "",
+            "%",
+            "0%",
+            "101%",
+            "-5%",
+            "NaN%",
+            "inf%",
+            "0",
+            "0.3",
+            "fast",
+            "5X",
+            "1e3",
+            "-1",
+            "1..2",
+            "9999999999GB/s",
+        ] {
+            let error = bad.parse::<ReadLimit>().expect_err(bad).to_string();
+            assert!(error.contains("60%") && error.contains("MB/s"), "{error}");
+        }
+    }
+
+    #[test]
+    fn rates_are_short() {
+        for (rate, text) in [
+            (999, "999 B/s"),
+            (5_000_000, "5 MB/s"),
+            (5_250_000, "5.2 MB/s"),
+            (120_000_000, "120 MB/s"),
+            (12_000_000_000, "12 GB/s"),
+        ] {
+            assert_eq!(rate_text(rate), text);
+        }
+    }
 }

@@ -6,13 +6,18 @@
 //! | block device | O_DIRECT, advice |
 //! | file | RWF_DONTCACHE (uses what others have cached), O_DIRECT, advice |
 //!
-//! Advice is posix_fadvise(2): SEQUENTIAL once, and after each read DONTNEED for a window behind it.
+//! Advice is posix_fadvise(2): SEQUENTIAL once, after each read DONTNEED for a window behind it, and once for all at the
+//! end. Only advice also drops what others had cached; the two ways before it do not.
+//!
+//! At most [`MAX_IN_FLIGHT`] reads of a disk are in flight, however many threads read it.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::{Whence, lseek64};
@@ -36,7 +41,11 @@ pub struct Source {
     size_bytes: u64,
     inode: (u64, u64),
     way: AtomicU8,
+    flights: Flights,
 }
+
+/// How many reads of one disk are in flight at once: more gain nothing, and make others wait.
+pub const MAX_IN_FLIGHT: u32 = 4;
 
 const DONT_CACHE: u8 = 0;
 const DIRECT: u8 = 1;
@@ -87,6 +96,7 @@ impl Source {
             size_bytes,
             inode: (metadata.dev(), metadata.ino()),
             way: AtomicU8::new(way),
+            flights: Flights::default(),
         })
     }
 
@@ -100,13 +110,20 @@ impl Source {
         &self.path
     }
 
-    /// Reads `len` bytes from `offset_bytes`, a multiple of 4096, to the start of `buffer`. All of them or an error.
+    /// Reads `len` bytes from `offset_bytes`, a multiple of 4096, to the start of `buffer`. All of them or an error. Waits
+    /// while others have [`MAX_IN_FLIGHT`] reads of this disk in flight.
     pub(crate) fn read(&self, offset_bytes: u64, len: usize, buffer: &mut AlignedBuffer) -> Result<()> {
+        self.read_part(offset_bytes, len, buffer.as_mut_slice())
+    }
+
+    /// The same for the part of an [`AlignedBuffer`] from a multiple of 4096 to its end.
+    pub(crate) fn read_part(&self, offset_bytes: u64, len: usize, buffer: &mut [u8]) -> Result<()> {
+        let _flight = self.flights.begin();
         let mut done = 0;
         let mut failures = 0;
         while done < len {
             let at = offset_bytes + done as u64;
-            match self.read_once(at, len - done, &mut buffer.as_mut_slice()[done..]) {
+            match self.read_once(at, len - done, &mut buffer[done..]) {
                 Ok(0) => return Err(self.changed("became smaller")),
                 // O_DIRECT goes on only at an aligned place; what lies behind the last one is read again.
                 Ok(read) if done + read >= len => return Ok(()),
@@ -130,7 +147,8 @@ impl Source {
         match (self.way.load(Ordering::Relaxed), &self.direct) {
             (DONT_CACHE, _) => match sys::read_dont_cache(&self.file, &mut buffer[..len], offset) {
                 Err(error) if is_refusal(&error) => {
-                    self.way.store(DIRECT, Ordering::Relaxed);
+                    let next = if self.direct.is_some() { DIRECT } else { ADVICE };
+                    self.way.store(next, Ordering::Relaxed);
                     self.read_once(offset, len, buffer)
                 }
                 result => result,
@@ -206,6 +224,82 @@ impl Source {
     }
 }
 
+impl Drop for Source {
+    fn drop(&mut self) {
+        if self.way.load(Ordering::Relaxed) == ADVICE {
+            // What readahead fetched beyond the last read, and what lay on the edges of several threads' windows.
+            let _ = posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        }
+    }
+}
+
+/// The reads of one disk that are in flight.
+#[derive(Default)]
+struct Flights {
+    count: Mutex<u32>,
+    landed: Condvar,
+}
+
+/// One read; over when it is dropped.
+struct Flight<'a>(&'a Flights);
+
+impl Flights {
+    fn begin(&self) -> Flight<'_> {
+        let waiting = self
+            .landed
+            .wait_while(lock(&self.count), |count| *count >= MAX_IN_FLIGHT);
+        *waiting.unwrap_or_else(PoisonError::into_inner) += 1;
+        lock(&READING).change(1);
+        Flight(self)
+    }
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        lock(&READING).change(-1);
+        *lock(&self.0.count) -= 1;
+        self.0.landed.notify_one();
+    }
+}
+
+/// When this process had reads in flight, of whatever disk.
+struct Reading {
+    in_flight: i64,
+    since: Option<Instant>,
+    before: Duration,
+}
+
+/// Of the process and not of a disk: it is compared with how long the kernel saw processes wait.
+static READING: Mutex<Reading> = Mutex::new(Reading {
+    in_flight: 0,
+    since: None,
+    before: Duration::ZERO,
+});
+
+impl Reading {
+    fn change(&mut self, by: i64) {
+        self.in_flight += by;
+        match (self.in_flight, self.since) {
+            (0, Some(since)) => {
+                self.before += since.elapsed();
+                self.since = None;
+            }
+            (1, None) => self.since = Some(Instant::now()),
+            _ => {}
+        }
+    }
+}
+
+/// How long this process had at least one read of a disk in flight, since it started.
+pub(crate) fn time_reading() -> Duration {
+    let reading = lock(&READING);
+    reading.before + reading.since.map_or(Duration::ZERO, |since| since.elapsed())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn is_refusal(error: &io::Error) -> bool {
     use nix::libc::{EINVAL, ENOSYS, EOPNOTSUPP};
     matches!(error.raw_os_error(), Some(EINVAL | ENOSYS | EOPNOTSUPP))
@@ -265,6 +359,28 @@ mod tests {
                 "way {way}"
             );
         }
+    }
+
+    #[test]
+    fn at_most_four_reads_are_in_flight_and_their_time_is_counted_once() {
+        let flights = Flights::default();
+        let most = std::sync::atomic::AtomicU32::new(0);
+        let before = time_reading();
+        std::thread::scope(|scope| {
+            for _ in 0..12 {
+                scope.spawn(|| {
+                    for _ in 0..5 {
+                        let _flight = flights.begin();
+                        most.fetch_max(*lock(&flights.count), Ordering::SeqCst);
+                        std::thread::sleep(Duration::from_millis(2));
+                    }
+                });
+            }
+        });
+        assert!((1..=MAX_IN_FLIGHT).contains(&most.into_inner()));
+        assert_eq!(*lock(&flights.count), 0);
+        // 60 flights of 2 ms, 4 at a time.
+        assert!(time_reading() - before >= Duration::from_millis(30));
     }
 
     #[test]

@@ -54,3 +54,35 @@ pub(crate) fn read_dont_cache(file: &File, buffer: &mut [u8], offset_bytes: u64)
     // preadv2 returns -1 for an error and the number of bytes otherwise.
     usize::try_from(read).map_err(|_| io::Error::last_os_error())
 }
+
+/// linux/ioprio.h: the kind of `who` that is a thread, and the class in the upper bits.
+const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+const IOPRIO_CLASS_IDLE: libc::c_int = 3;
+const IOPRIO_CLASS_SHIFT: libc::c_int = 13;
+
+/// Puts this thread into the idle I/O class (ioprio_set(2)).
+pub(crate) fn set_idle_io_class() -> io::Result<()> {
+    let class = IOPRIO_CLASS_IDLE << IOPRIO_CLASS_SHIFT;
+    // SAFETY: three numbers and no pointer; 0 is the calling thread (ioprio_set(2)).
+    match unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, class) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Whether this thread is in the idle I/O class.
+#[cfg(test)]
+pub(crate) fn is_io_class_idle() -> bool {
+    // SAFETY: two numbers and no pointer; 0 is the calling thread (ioprio_get(2)).
+    let priority = unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, 0) };
+    priority >> IOPRIO_CLASS_SHIFT == libc::c_long::from(IOPRIO_CLASS_IDLE)
+}
+
+/// Sets the niceness of this thread (setpriority(2): on Linux it is a matter of the thread).
+pub(crate) fn set_nice(nice: i32) -> io::Result<()> {
+    // SAFETY: three numbers and no pointer; 0 is the calling thread (setpriority(2)).
+    match unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,300 @@
+//! A token bucket that the threads reading one disk share: a read begins when the bytes of the reads before it have been
+//! paid for by time.
+//!
+//! # The sum
+//!
+//! Time that nobody used is credited, up to [`CREDIT_SECS`]: threads wake late, and what they lose must come back. A read
+//! begins while the credit is not negative, so one second sees at most the rate times (1 s + credit + one read). With
+//! reads of [`Bucket::piece_bytes`] that is 1.09: never above 110 %, and in the long run the rate itself.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Unused time that can be made up for.
+const CREDIT_SECS: f64 = 0.04;
+/// What credit and one read may take together, beyond a second.
+const BURST_SECS: f64 = 0.09;
+/// The credit that is left when one read takes longer than that: a thread wakes a little late even on an idle machine.
+const LEAST_CREDIT_SECS: f64 = 0.005;
+/// The longest that one read should take.
+const PIECE_SECS: f64 = 0.05;
+/// What is read at once at the least: the alignment that O_DIRECT wants.
+const LEAST_PIECE_BYTES: u64 = 4096;
+/// How often somebody who waits looks whether he should stop.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Lets bytes be read at a rate that can be changed at any time. Shared by threads.
+#[derive(Debug)]
+pub struct Bucket {
+    start: Instant,
+    /// One thread waits for the time, the others for that thread: otherwise all would wake for each read.
+    turn: Mutex<()>,
+    level: Mutex<Level>,
+    changed: Condvar,
+}
+
+impl Bucket {
+    /// A bucket for so many bytes per second; with `None` it lets everything pass.
+    pub fn new(bytes_per_sec: Option<u64>) -> Self {
+        Self {
+            start: Instant::now(),
+            turn: Mutex::default(),
+            level: Mutex::new(Level::new(bytes_per_sec)),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Changes the rate, also for the thread that waits now.
+    pub fn set(&self, bytes_per_sec: Option<u64>) {
+        lock(&self.level).set(self.start.elapsed(), bytes_per_sec);
+        self.changed.notify_all();
+    }
+
+    /// The rate at the moment.
+    pub fn bytes_per_sec(&self) -> Option<u64> {
+        lock(&self.level).rate
+    }
+
+    /// What was taken since the bucket was made.
+    pub fn taken_bytes(&self) -> u64 {
+        lock(&self.level).taken_bytes
+    }
+
+    /// How much to take at once, so that reads stay smooth: a power of two from 4 KiB up, 50 ms of the rate at most.
+    pub fn piece_bytes(&self) -> usize {
+        match lock(&self.level).rate {
+            None => usize::MAX,
+            Some(rate) => {
+                let most = ((rate as f64 * PIECE_SECS) as u64).max(LEAST_PIECE_BYTES);
+                // The greatest power of two that is not above it.
+                1_usize << most.ilog2()
+            }
+        }
+    }
+
+    /// Waits until so many bytes may be read; false if `stop` became true before. It is asked every 20 ms.
+    pub fn take(&self, bytes: u64, stop: &dyn Fn() -> bool) -> bool {
+        let _turn = lock(&self.turn);
+        let mut level = lock(&self.level);
+        loop {
+            if stop() {
+                return false;
+            }
+            let Some(wait) = level.take(self.start.elapsed(), bytes) else {
+                return true;
+            };
+            let woken = self.changed.wait_timeout(level, wait.min(LOOK));
+            level = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// The bucket without its threads. Times are since some start.
+#[derive(Debug)]
+struct Level {
+    rate: Option<u64>,
+    /// Negative while the last read is being paid for.
+    credit_bytes: f64,
+    at: Duration,
+    taken_bytes: u64,
+}
+
+impl Level {
+    fn new(rate: Option<u64>) -> Self {
+        Self {
+            rate,
+            credit_bytes: 0.0,
+            at: Duration::ZERO,
+            taken_bytes: 0,
+        }
+    }
+
+    fn set(&mut self, now: Duration, rate: Option<u64>) {
+        self.refill(now, CREDIT_SECS);
+        // A debt in bytes stays and is paid at the new rate; credit of a high rate would be a burst at a low one.
+        self.credit_bytes = self.credit_bytes.min(0.0);
+        self.rate = rate;
+    }
+
+    fn refill(&mut self, now: Duration, most_secs: f64) {
+        let rate = self.rate.map_or(0.0, |rate| rate as f64);
+        let gain = now.saturating_sub(self.at).as_secs_f64() * rate;
+        self.credit_bytes = (self.credit_bytes + gain).min(most_secs * rate);
+        self.at = self.at.max(now);
+    }
+
+    /// `None` if the bytes were taken, else how long to wait before asking again.
+    fn take(&mut self, now: Duration, bytes: u64) -> Option<Duration> {
+        let Some(rate) = self.rate.map(|rate| rate.max(1) as f64) else {
+            self.at = self.at.max(now);
+            self.credit_bytes = 0.0;
+            self.taken_bytes += bytes;
+            return None;
+        };
+        let read_secs = bytes as f64 / rate;
+        self.refill(now, (BURST_SECS - read_secs).clamp(LEAST_CREDIT_SECS, CREDIT_SECS));
+        if self.credit_bytes >= 0.0 {
+            self.credit_bytes -= bytes as f64;
+            self.taken_bytes += bytes;
+            return None;
+        }
+        // A minute stands for ever here: a rate can be 1 byte per second, and its debt years.
+        Some(Duration::from_secs_f64((-self.credit_bytes / rate).min(60.0)))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+    const MB: u64 = 1_000_000;
+
+    /// Reads of `bytes` for some seconds on a clock of its own, by a thread that wakes up to `late_ms` too late. Gives when
+    /// each read began.
+    fn simulate(level: &mut Level, from: Duration, secs: u64, bytes: u64, late_ms: u64) -> Vec<f64> {
+        let (mut now, end) = (from, from + Duration::from_secs(secs));
+        let mut begun = Vec::new();
+        let mut random = 1_u64;
+        while now < end {
+            match level.take(now, bytes) {
+                None => {
+                    begun.push(now.as_secs_f64());
+                    // The read itself, and the work on it.
+                    now += Duration::from_micros(50);
+                }
+                Some(wait) => {
+                    random = random
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1_442_695_040_888_963_407);
+                    now += wait.min(LOOK) + Duration::from_micros((random >> 33) % (late_ms * 1000 + 1));
+                }
+            }
+        }
+        begun
+    }
+
+    /// The most bytes of any one second.
+    fn worst_second(begun: &[f64], bytes: u64) -> u64 {
+        let in_a_second = |first: usize| begun[first..].iter().take_while(|at| **at < begun[first] + 1.0).count();
+        (0..begun.len()).map(in_a_second).max().unwrap_or(0) as u64 * bytes
+    }
+
+    #[test]
+    fn the_rate_is_kept_within_three_per_cent_and_no_second_is_above_110() {
+        for (rate, bytes, late_ms) in [
+            (5 * MB, 1 << 20, 4),
+            (5 * MB, 128 << 10, 15),
+            (60 * MB, 1 << 20, 15),
+            (120 * MB, 1 << 20, 25),
+            (2000 * MB, 1 << 20, 30),
+            (2000 * MB, 16 << 20, 25),
+        ] {
+            // The time before the first read must not be made up for.
+            let begun = simulate(
+                &mut Level::new(Some(rate)),
+                Duration::from_secs(1000),
+                10,
+                bytes,
+                late_ms,
+            );
+            let total = begun.len() as u64 * bytes;
+            let wanted = 10 * rate;
+            assert!(
+                total.abs_diff(wanted) * 100 <= wanted * 3,
+                "{rate} in pieces of {bytes}: {total} in 10 s"
+            );
+            let worst = worst_second(&begun, bytes);
+            assert!(
+                worst * 100 <= rate * 110,
+                "{rate} in pieces of {bytes}: {worst} in a second"
+            );
+        }
+    }
+
+    #[test]
+    fn a_pause_is_not_made_up_for() {
+        let rate = 60 * MB;
+        let mut level = Level::new(Some(rate));
+        simulate(&mut level, Duration::ZERO, 2, 1 << 20, 1);
+        let begun = simulate(&mut level, Duration::from_secs(600), 2, 1 << 20, 1);
+        assert!(worst_second(&begun, 1 << 20) * 100 <= rate * 110);
+    }
+
+    #[test]
+    fn a_change_holds_from_the_next_read_on_in_both_directions() {
+        let mut level = Level::new(Some(1));
+        assert_eq!(level.take(Duration::ZERO, 1 << 20), None);
+        assert!(
+            level
+                .take(Duration::ZERO, 1)
+                .is_some_and(|wait| wait >= Duration::from_secs(60))
+        );
+        level.set(Duration::from_secs(1), Some(100 << 20));
+        let wait = level
+            .take(Duration::from_secs(1), 1)
+            .expect("the first read is paid for");
+        assert!(wait <= Duration::from_millis(11), "{wait:?}");
+        level.set(Duration::from_secs(2), Some(1 << 20));
+        assert_eq!(level.take(Duration::from_secs(2), 1 << 20), None);
+        assert!(level.take(Duration::from_millis(2900), 1).is_some());
+        level.set(Duration::from_secs(3), None);
+        assert_eq!(level.take(Duration::from_secs(3), u64::MAX / 2), None);
+    }
+
+    #[test]
+    fn pieces_are_fifty_milliseconds_at_most() {
+        let of = |rate| Bucket::new(rate).piece_bytes();
+        assert_eq!(of(None), usize::MAX);
+        assert_eq!(of(Some(5 * MB)), 128 << 10);
+        assert_eq!(of(Some(60 * MB)), 2 << 20);
+        assert_eq!(of(Some(1)), 4096);
+    }
+
+    #[test]
+    fn many_threads_are_never_faster_than_the_limit_allows() {
+        let (rate, bytes) = (40 << 20, 1 << 20);
+        let bucket = Bucket::new(Some(rate));
+        let clock = Instant::now();
+        let taken = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    while clock.elapsed() < Duration::from_millis(1500) {
+                        assert!(bucket.take(bytes, &|| false));
+                        taken.fetch_add(bytes, Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+        // The credit is zero at first, and each read but the last is paid for.
+        let allowed = clock.elapsed().as_secs_f64() * rate as f64 + bytes as f64;
+        let taken = taken.load(Ordering::SeqCst);
+        assert!(taken as f64 <= allowed, "{taken} of {allowed}");
+        assert_eq!(bucket.taken_bytes(), taken);
+    }
+
+    #[test]
+    fn who_waits_stops_at_once_and_hears_of_a_new_rate() {
+        let bucket = Bucket::new(Some(1));
+        let stop = AtomicBool::new(false);
+        assert!(bucket.take(1 << 30, &|| false));
+        std::thread::scope(|scope| {
+            // Both would wait for 34 years.
+            let waiting: Vec<_> = (0..2)
+                .map(|_| scope.spawn(|| bucket.take(1, &|| stop.load(Ordering::SeqCst))))
+                .collect();
+            std::thread::sleep(Duration::from_millis(50));
+            stop.store(true, Ordering::SeqCst);
+            assert!(waiting.into_iter().all(|thread| !thread.join().expect("ends")));
+            let waiting = scope.spawn(|| bucket.take(1, &|| false));
+            std::thread::sleep(Duration::from_millis(50));
+            bucket.set(None);
+            assert!(waiting.join().expect("ends"));
+        });
+    }
+}

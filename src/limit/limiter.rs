@@ -1,0 +1,485 @@
+//! All of a run's politeness in one value: buckets, kernel limits, and the thread that looks after both once a second.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use vbk_repo::name::{DiskName, GuestName};
+
+use super::bucket::Bucket;
+use super::device::DeviceNumber;
+use super::kernel::KernelLimit;
+use super::pressure::{Backoff, DiskWatch, Governor, HostWatch, Mood, Second};
+use super::requests::Requests;
+use super::speed::{self, DeviceSpeed};
+use super::{Pace, ReadLimit, rate_text};
+use crate::error::Result;
+
+/// How often the limiter looks.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A disk whose reading is limited.
+#[derive(Debug, Clone)]
+pub struct LimitedDisk {
+    /// Its name.
+    pub name: DiskName,
+    /// The disk itself, which is measured and whose latency counts.
+    pub origin: PathBuf,
+    /// What is read: the disk, or its snapshot.
+    pub read: PathBuf,
+    /// What its reading may take.
+    pub limit: ReadLimit,
+    /// Its speed, if somebody says so; else it is measured when a limit is a share of it.
+    pub speed: Option<DeviceSpeed>,
+}
+
+/// Asked once a second whether a guest has a new limit, as after SIGHUP; `None`: nothing is new. A new limit is for all
+/// disks of the guest and holds until the next one; what `vbk limit` asks for comes first. Called from a thread of the
+/// limiter; must not block.
+pub type Reload = Arc<dyn Fn(&GuestName) -> Option<ReadLimit> + Send + Sync>;
+
+/// How polite to be.
+#[derive(Clone)]
+pub struct LimitOptions {
+    /// Whether the kernel limits too.
+    pub kernel: bool,
+    /// Whether the reading threads get idle I/O class and niceness 19.
+    pub idle: bool,
+    /// When to read less than the limit allows.
+    pub backoff: Backoff,
+    /// The directory for measured speeds, as `/var/cache/vbk`.
+    pub cache: Option<PathBuf>,
+    /// The file that `vbk limit` writes: [`FILE`](super::requests::FILE) in the run's directory.
+    pub requests: Option<PathBuf>,
+    /// Where new limits come from while the run goes on.
+    pub reload: Option<Reload>,
+}
+
+impl Default for LimitOptions {
+    /// All there is, with nothing remembered and no way to change it.
+    fn default() -> Self {
+        Self {
+            kernel: true,
+            idle: true,
+            backoff: Backoff::default(),
+            cache: None,
+            requests: None,
+            reload: None,
+        }
+    }
+}
+
+impl fmt::Debug for LimitOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LimitOptions")
+            .field("kernel", &self.kernel)
+            .field("idle", &self.idle)
+            .field("backoff", &self.backoff)
+            .field("cache", &self.cache)
+            .field("requests", &self.requests)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Limits the reading of a guest's disks until it is dropped.
+pub struct Limiter {
+    paces: Vec<(DiskName, Pace)>,
+    limits: Vec<String>,
+    details: Vec<String>,
+    end: Arc<(Mutex<bool>, Condvar)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Limiter {
+    /// Sets the limits of the disks of a guest. A speed that is needed and not known is measured, a second for each disk;
+    /// fails if that can't be done. `now` is for the measurement's date.
+    pub fn start(guest: &GuestName, disks: Vec<LimitedDisk>, options: &LimitOptions, now: Timestamp) -> Result<Self> {
+        let mut keeper = Keeper {
+            guest: guest.clone(),
+            disks: disks.into_iter().map(Kept::new).collect(),
+            options: options.clone(),
+            asked: None,
+            complaint: None,
+        };
+        let asked = keeper.requested();
+        for disk in &mut keeper.disks {
+            let wanted = asked.unwrap_or(disk.limited.limit);
+            disk.set(wanted, options, now)?;
+        }
+        keeper.asked = asked;
+        let one = keeper.disks.len() == 1;
+        let of = |disk: &Kept, text: &str| match one {
+            true => text.to_owned(),
+            false => format!("{}: {text}", disk.limited.name),
+        };
+        let limits = keeper.disks.iter().map(|disk| of(disk, &disk.limit_text)).collect();
+        let details = keeper.disks.iter().map(|disk| of(disk, &disk.kernel_text)).collect();
+        let pace = |disk: &Kept| Pace {
+            bucket: Some(Arc::clone(&disk.bucket)),
+            idle: options.idle,
+        };
+        let paces = keeper
+            .disks
+            .iter()
+            .map(|disk| (disk.limited.name.clone(), pace(disk)))
+            .collect();
+        let end = Arc::new((Mutex::new(false), Condvar::new()));
+        let ended = Arc::clone(&end);
+        let thread = std::thread::Builder::new()
+            .name("vbk-limit".into())
+            .spawn(move || keeper.keep(&ended))
+            .expect("the system can start a thread");
+        Ok(Self {
+            paces,
+            limits,
+            details,
+            end,
+            thread: Some(thread),
+        })
+    }
+
+    /// How to read a disk. One that the limiter does not know is not limited.
+    pub fn pace(&self, disk: &DiskName) -> Pace {
+        let found = self.paces.iter().find(|(name, _)| name == disk);
+        found.map(|(_, pace)| pace.clone()).unwrap_or_default()
+    }
+
+    /// A line for each disk: its limit when it was started, and where that is from, as in
+    /// `read limit 120 MB/s: 60% of 200 MB/s (measured 2026-11-20)`.
+    pub fn describe(&self) -> &[String] {
+        &self.limits
+    }
+
+    /// More lines, for who wants to know all: whether the kernel limits too, or why not.
+    pub fn details(&self) -> &[String] {
+        &self.details
+    }
+}
+
+impl Drop for Limiter {
+    fn drop(&mut self) {
+        *lock(&self.end.0) = true;
+        self.end.1.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // It took its kernel limits with it.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What the thread owns.
+struct Keeper {
+    guest: GuestName,
+    disks: Vec<Kept>,
+    options: LimitOptions,
+    /// What `vbk limit` asks for.
+    asked: Option<ReadLimit>,
+    /// What is wrong with its file, so that it is said once.
+    complaint: Option<String>,
+}
+
+/// A disk and its limits.
+struct Kept {
+    limited: LimitedDisk,
+    bucket: Arc<Bucket>,
+    kernel: Option<KernelLimit>,
+    /// Without back-off.
+    bytes_per_sec: Option<u64>,
+    limit_text: String,
+    kernel_text: String,
+    governor: Governor,
+    taken_bytes: u64,
+}
+
+impl Kept {
+    fn new(limited: LimitedDisk) -> Self {
+        Self {
+            limited,
+            bucket: Arc::new(Bucket::new(None)),
+            kernel: None,
+            bytes_per_sec: None,
+            limit_text: String::new(),
+            kernel_text: String::new(),
+            governor: Governor::default(),
+            taken_bytes: 0,
+        }
+    }
+
+    /// Sets the limit, and measures the disk if its speed is not known but needed.
+    fn set(&mut self, limit: ReadLimit, options: &LimitOptions, now: Timestamp) -> Result<()> {
+        let (rate, text) = match limit {
+            ReadLimit::Unlimited => (None, "no read limit".to_owned()),
+            ReadLimit::BytesPerSec(rate) => (Some(rate), format!("read limit {}", rate_text(rate))),
+            ReadLimit::Share(share) => {
+                let speed = match self.limited.speed {
+                    Some(speed) => speed,
+                    None => speed::measured(&self.limited.origin, options.cache.as_deref(), now)?,
+                };
+                self.limited.speed = Some(speed);
+                let rate = ((speed.bytes_per_sec as f64 * share) as u64).max(1);
+                (
+                    Some(rate),
+                    format!("read limit {}: {limit} of {speed}", rate_text(rate)),
+                )
+            }
+        };
+        self.bytes_per_sec = rate;
+        self.limit_text = text;
+        self.bucket.set(self.governor.now(rate));
+        self.set_kernel(options);
+        Ok(())
+    }
+
+    fn set_kernel(&mut self, options: &LimitOptions) {
+        let refusal = match (self.bytes_per_sec, &self.kernel) {
+            _ if !options.kernel => "not wanted".to_owned(),
+            (None, _) => {
+                self.kernel = None;
+                "there is no limit".to_owned()
+            }
+            (Some(rate), Some(kernel)) => match kernel.set(rate) {
+                Ok(()) => return,
+                Err(refusal) => {
+                    self.kernel = None;
+                    refusal.to_string()
+                }
+            },
+            (Some(rate), None) => match DeviceNumber::of_block_device(&self.limited.read) {
+                None => format!("{} is no block device", self.limited.read.display()),
+                Some(device) => match KernelLimit::begin(device, rate) {
+                    Ok(kernel) => {
+                        self.kernel_text = format!("the kernel limits too: {kernel}");
+                        self.kernel = Some(kernel);
+                        return;
+                    }
+                    Err(refusal) => refusal.to_string(),
+                },
+            },
+        };
+        self.kernel_text = format!("the kernel does not limit: {refusal}");
+    }
+
+    /// Backs off, or comes back.
+    fn follow(&mut self, mood: Mood, elapsed: Duration) {
+        let taken_bytes = self.bucket.taken_bytes();
+        let read = (taken_bytes - self.taken_bytes) as f64 / elapsed.as_secs_f64().max(1e-3);
+        self.taken_bytes = taken_bytes;
+        let before = self.governor.share();
+        let rate = self.governor.next(mood, self.bytes_per_sec, read as u64);
+        if rate != self.bucket.bytes_per_sec() {
+            self.bucket.set(rate);
+        }
+        let (name, share) = (&self.limited.name, self.governor.share());
+        if before >= 1.0 && share < 1.0 {
+            tracing::info!("{name}: the host waits for its disks, reading backs off");
+        } else if before < 1.0 && share >= 1.0 {
+            tracing::info!("{name}: the host is well again, reading is as fast as the limit allows");
+        }
+    }
+}
+
+impl Keeper {
+    /// The thread.
+    fn keep(mut self, end: &(Mutex<bool>, Condvar)) {
+        let mut host = HostWatch::new();
+        let mut watches: Vec<_> = self
+            .disks
+            .iter()
+            .map(|disk| DiskWatch::new(&disk.limited.origin, &disk.limited.read))
+            .collect();
+        loop {
+            let waited = end.1.wait_timeout_while(lock(&end.0), LOOK, |ended| !*ended);
+            if *waited.unwrap_or_else(PoisonError::into_inner).0 {
+                return;
+            }
+            self.follow_requests();
+            if self.options.backoff == Backoff::Off {
+                continue;
+            }
+            let (elapsed, stall) = host.look();
+            for (disk, watch) in self.disks.iter_mut().zip(&mut watches) {
+                let (busy, latency_ms) = watch.look(elapsed);
+                let second = Second {
+                    stall,
+                    busy,
+                    latency_ms,
+                };
+                let mood = self.options.backoff.judge(&second);
+                tracing::trace!(?second, ?mood, "{}", disk.limited.name);
+                disk.follow(mood, elapsed);
+            }
+        }
+    }
+
+    /// What `vbk limit` asks for now; what it asked for before, if that can't be read.
+    fn requested(&mut self) -> Option<ReadLimit> {
+        let requests = self.options.requests.as_deref().map(Requests::load)?;
+        match requests {
+            Ok(requests) => {
+                self.complaint = None;
+                requests.of(&self.guest)
+            }
+            Err(error) => {
+                let complaint = error.to_string();
+                if self.complaint.as_ref() != Some(&complaint) {
+                    tracing::warn!("the read limit stays as it is: {complaint}");
+                }
+                self.complaint = Some(complaint);
+                self.asked
+            }
+        }
+    }
+
+    fn follow_requests(&mut self) {
+        let reloaded = self.options.reload.as_ref().and_then(|reload| reload(&self.guest));
+        if let Some(limit) = reloaded {
+            for disk in &mut self.disks {
+                disk.limited.limit = limit;
+            }
+        }
+        let asked = self.requested();
+        if asked == self.asked && reloaded.is_none() {
+            return;
+        }
+        self.asked = asked;
+        for disk in &mut self.disks {
+            let wanted = asked.unwrap_or(disk.limited.limit);
+            match disk.set(wanted, &self.options, Timestamp::now()) {
+                Ok(()) => tracing::info!("{}: {}", disk.limited.name, disk.limit_text),
+                Err(error) => tracing::warn!("{}: the read limit stays as it is: {error}", disk.limited.name),
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limit::requests::FILE;
+    use crate::limit::speed::SpeedSource;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Instant;
+
+    fn disk(name: &str, limit: ReadLimit) -> LimitedDisk {
+        LimitedDisk {
+            name: name.parse().expect("a name"),
+            origin: "/nowhere".into(),
+            read: "/nowhere".into(),
+            limit,
+            speed: Some(DeviceSpeed {
+                bytes_per_sec: 200_000_000,
+                source: SpeedSource::Option,
+            }),
+        }
+    }
+
+    fn guest() -> GuestName {
+        "web1".parse().expect("a name")
+    }
+
+    fn options() -> LimitOptions {
+        LimitOptions {
+            backoff: Backoff::Off,
+            ..LimitOptions::default()
+        }
+    }
+
+    fn rate_of(limiter: &Limiter, name: &str) -> Option<u64> {
+        limiter
+            .pace(&name.parse().expect("a name"))
+            .bucket
+            .expect("a bucket")
+            .bytes_per_sec()
+    }
+
+    #[track_caller]
+    fn wait_for(limiter: &Limiter, rate: Option<u64>) {
+        let clock = Instant::now();
+        while rate_of(limiter, "vda") != rate {
+            assert!(
+                clock.elapsed() < Duration::from_secs(30),
+                "{:?} is not {rate:?}",
+                rate_of(limiter, "vda")
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    #[test]
+    fn limits_are_told_with_where_they_are_from() {
+        let disks = vec![
+            disk("vda", ReadLimit::Share(0.6)),
+            disk("vdb", ReadLimit::BytesPerSec(5_000_000)),
+            disk("vdc", ReadLimit::Unlimited),
+        ];
+        let limiter = Limiter::start(&guest(), disks, &options(), Timestamp::now()).expect("starts");
+        assert_eq!(
+            limiter.describe(),
+            [
+                "vda: read limit 120 MB/s: 60% of 200 MB/s (--device-speed)",
+                "vdb: read limit 5 MB/s",
+                "vdc: no read limit"
+            ]
+        );
+        assert!(
+            limiter.details()[0].contains("/nowhere is no block device"),
+            "{:?}",
+            limiter.details()
+        );
+        assert_eq!(rate_of(&limiter, "vda"), Some(120_000_000));
+        assert_eq!(rate_of(&limiter, "vdc"), None);
+        assert!(limiter.pace(&"vdx".parse().expect("a name")).bucket.is_none());
+    }
+
+    #[test]
+    fn a_share_of_a_disk_that_can_t_be_measured_is_an_error() {
+        let mut unknown = disk("vda", ReadLimit::Share(0.6));
+        unknown.speed = None;
+        assert!(Limiter::start(&guest(), vec![unknown.clone()], &options(), Timestamp::now()).is_err());
+        unknown.limit = ReadLimit::BytesPerSec(1);
+        Limiter::start(&guest(), vec![unknown], &options(), Timestamp::now()).expect("needs no speed");
+    }
+
+    #[test]
+    fn a_running_limiter_follows_the_file_and_new_settings() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join(FILE);
+        let reload = Arc::new(AtomicBool::new(false));
+        let reloaded = Arc::clone(&reload);
+        let options = LimitOptions {
+            requests: Some(file.clone()),
+            reload: Some(Arc::new(move |_| {
+                reloaded
+                    .swap(false, Ordering::SeqCst)
+                    .then_some(ReadLimit::BytesPerSec(7))
+            })),
+            ..options()
+        };
+        let disks = vec![disk("vda", ReadLimit::Share(0.5))];
+        let limiter = Limiter::start(&guest(), disks, &options, Timestamp::now()).expect("starts");
+        assert_eq!(rate_of(&limiter, "vda"), Some(100_000_000));
+        let ask = |limit| {
+            let mut requests = Requests::default();
+            requests.ask(Some(&guest()), limit);
+            requests.store(&file).expect("stores");
+        };
+        ask(Some(ReadLimit::Unlimited));
+        wait_for(&limiter, None);
+        ask(Some(ReadLimit::Share(0.1)));
+        wait_for(&limiter, Some(20_000_000));
+        // What is asked for comes before what is configured, and is not forgotten because of nonsense in the file.
+        reload.store(true, Ordering::SeqCst);
+        std::fs::write(&file, "nonsense").expect("writes");
+        std::thread::sleep(Duration::from_millis(2500));
+        assert_eq!(rate_of(&limiter, "vda"), Some(20_000_000));
+        ask(None);
+        wait_for(&limiter, Some(7));
+    }
+}

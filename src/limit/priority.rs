@@ -1,0 +1,44 @@
+//! Idle I/O class and niceness for the threads that read: they get what nobody else wants.
+//!
+//! Only threads that call [`lower_this_thread`] change, and the threads and programs that those start. A program that
+//! starts a guest's database again must therefore not be started by one of them.
+
+use crate::sys;
+
+/// Gives this thread the idle I/O class (which the schedulers bfq and mq-deadline look at, and others do not) and niceness
+/// 19. There is no way back without the right to it, so it stays until the thread ends. A refusal is no error.
+pub fn lower_this_thread() {
+    if let Err(error) = sys::set_idle_io_class() {
+        tracing::debug!(%error, "no idle I/O class");
+    }
+    if let Err(error) = sys::set_nice(19) {
+        tracing::debug!(%error, "no niceness");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The nineteenth word of proc_pid_stat(5) is the niceness.
+    fn nice_of_this_thread() -> i32 {
+        let stat = std::fs::read_to_string("/proc/thread-self/stat").expect("is there");
+        let (_, rest) = stat.rsplit_once(") ").expect("a name");
+        rest.split(' ')
+            .nth(16)
+            .and_then(|word| word.parse().ok())
+            .expect("a number")
+    }
+
+    #[test]
+    fn only_this_thread_is_lowered() {
+        let before = nice_of_this_thread();
+        let lowered = std::thread::spawn(|| {
+            lower_this_thread();
+            (nice_of_this_thread(), sys::is_io_class_idle())
+        });
+        assert_eq!(lowered.join().expect("ends"), (19, true));
+        assert_eq!(nice_of_this_thread(), before);
+        assert!(!sys::is_io_class_idle());
+    }
+}

@@ -1,0 +1,148 @@
+//! Changes of the limit while a backup runs: the file `limit` in the run's directory, which `vbk limit` writes.
+//!
+//! A line is `RATE`, for all guests of the run, or `GUEST RATE`, for one of them, which comes first. No file, an empty
+//! one, or no line that fits: what the run was started with. The file is replaced as a whole, so a reader sees the old
+//! one or the new one.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+
+use vbk_repo::name::GuestName;
+
+use super::ReadLimit;
+
+/// The file's name in a run's directory.
+pub const FILE: &str = "limit";
+/// A longer file is not ours.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// What is asked of a run.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Requests {
+    /// For all guests.
+    all: Option<ReadLimit>,
+    /// For one.
+    guests: BTreeMap<String, ReadLimit>,
+}
+
+impl Requests {
+    /// Reads the file; nothing is asked if it is not there. A line that is not understood is an error.
+    pub fn load(path: &Path) -> io::Result<Self> {
+        match fs::metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) => return Err(error),
+            Ok(file) if !file.is_file() || file.len() > MAX_BYTES => {
+                return Err(io::Error::other("not a file of limits"));
+            }
+            Ok(_) => {}
+        }
+        let mut requests = Self::default();
+        for line in fs::read_to_string(path)?.lines().filter(|line| !line.trim().is_empty()) {
+            // A rate may have a space in it, as in `60 MB/s`, but no guest and a rate make a rate.
+            match line.parse() {
+                Ok(limit) => requests.all = Some(limit),
+                Err(error) => {
+                    let (guest, limit) = line.trim().split_once(' ').ok_or_else(|| io::Error::other(error))?;
+                    let limit = limit.parse().map_err(io::Error::other)?;
+                    requests.guests.insert(guest.to_owned(), limit);
+                }
+            }
+        }
+        Ok(requests)
+    }
+
+    /// Replaces the file. No barrier: it is for processes that run now.
+    pub fn store(&self, path: &Path) -> io::Result<()> {
+        let new = path.with_extension(format!("new-{}", std::process::id()));
+        let written = fs::File::create(&new)
+            .and_then(|mut file| file.write_all(self.text().as_bytes()))
+            .and_then(|()| fs::rename(&new, path));
+        written.inspect_err(|_| {
+            let _ = fs::remove_file(&new);
+        })
+    }
+
+    fn text(&self) -> String {
+        let all = self.all.iter().map(|limit| format!("{}\n", exact(*limit)));
+        let guests = self
+            .guests
+            .iter()
+            .map(|(guest, limit)| format!("{guest} {}\n", exact(*limit)));
+        all.chain(guests).collect()
+    }
+
+    /// What is asked for a guest, if anything.
+    pub fn of(&self, guest: &GuestName) -> Option<ReadLimit> {
+        self.guests.get(guest.as_str()).copied().or(self.all)
+    }
+
+    /// Asks for a limit: of one guest, or of all, which makes what was asked for one void. `None` asks for what the run was
+    /// started with.
+    pub fn ask(&mut self, guest: Option<&GuestName>, limit: Option<ReadLimit>) {
+        match (guest, limit) {
+            (None, limit) => {
+                self.guests.clear();
+                self.all = limit;
+            }
+            (Some(guest), Some(limit)) => {
+                self.guests.insert(guest.as_str().to_owned(), limit);
+            }
+            (Some(guest), None) => {
+                self.guests.remove(guest.as_str());
+            }
+        }
+    }
+}
+
+/// To the byte, and not as people like it.
+fn exact(limit: ReadLimit) -> String {
+    match limit {
+        ReadLimit::BytesPerSec(rate) => rate.to_string(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn guest(name: &str) -> GuestName {
+        name.parse().expect("a name")
+    }
+
+    #[test]
+    fn what_is_asked_comes_back_and_one_guest_goes_before_all() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join(FILE);
+        let mut requests = Requests::load(&path).expect("nothing is asked");
+        assert_eq!(requests.of(&guest("web1")), None);
+        requests.ask(None, Some(ReadLimit::Share(0.3)));
+        requests.ask(Some(&guest("web1")), Some(ReadLimit::BytesPerSec(123_456_789)));
+        requests.ask(Some(&guest("60")), Some(ReadLimit::Unlimited));
+        requests.store(&path).expect("stores");
+        let again = Requests::load(&path).expect("loads");
+        assert_eq!(again, requests);
+        assert_eq!(again.of(&guest("web1")), Some(ReadLimit::BytesPerSec(123_456_789)));
+        assert_eq!(again.of(&guest("web2")), Some(ReadLimit::Share(0.3)));
+        requests.ask(Some(&guest("web1")), None);
+        assert_eq!(requests.of(&guest("web1")), Some(ReadLimit::Share(0.3)));
+        requests.ask(None, None);
+        requests.store(&path).expect("stores");
+        assert_eq!(Requests::load(&path).expect("loads"), Requests::default());
+        let left = fs::read_dir(directory.path()).expect("lists").count();
+        assert_eq!(left, 1, "only the file itself");
+    }
+
+    #[test]
+    fn what_is_not_understood_is_an_error_and_not_no_limit() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join(FILE);
+        for bad in ["fast", "web1 fast", "0%", "60%\nx", "web1"] {
+            fs::write(&path, bad).expect("writes");
+            assert!(Requests::load(&path).is_err(), "{bad}");
+        }
+        assert!(Requests::load(directory.path()).is_err());
+    }
+}

@@ -1,0 +1,307 @@
+//! What a disk can do: as somebody says, or measured once and remembered for 30 days.
+//!
+//! A measurement reads a little at three places, past the page cache. It is taken of the disk and never of its snapshot,
+//! which has another identity each time. What is not allocated reads as zeros as fast as memory is, so zeros do not count.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use jiff::{SignedDuration, Timestamp};
+use vbk_repo::block::is_zero;
+
+use super::device::DeviceNumber;
+use super::rate_text;
+use crate::buffer::AlignedBuffer;
+use crate::error::Result;
+use crate::source::Source;
+
+/// The file of measurements in the cache directory.
+pub const CACHE_FILE: &str = "speed.json";
+/// How long a measurement holds.
+const VALID: SignedDuration = SignedDuration::from_hours(30 * 24);
+/// What is read at one place at most.
+const PLACE_BYTES: u64 = 64 << 20;
+/// How long is read at one place at most, but for the read that is on its way.
+const PLACE_TIME: Duration = Duration::from_millis(300);
+/// Large enough for the kernel to have several requests of it in flight.
+const READ_BYTES: usize = 4 << 20;
+/// More measurements than any host has disks; a larger file is not ours.
+const MAX_CACHE_BYTES: u64 = 64 << 20;
+
+/// The speed of a disk, and who says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceSpeed {
+    /// Reading, in bytes per second.
+    pub bytes_per_sec: u64,
+    /// Who says so.
+    pub source: SpeedSource,
+}
+
+/// Who says how fast a disk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpeedSource {
+    /// The command line.
+    Option,
+    /// The configuration file.
+    Config,
+    /// The `<iotune>` of the libvirt domain.
+    Libvirt,
+    /// A measurement.
+    Measured(Timestamp),
+}
+
+impl std::fmt::Display for DeviceSpeed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let speed = rate_text(self.bytes_per_sec);
+        match self.source {
+            SpeedSource::Option => write!(f, "{speed} (--device-speed)"),
+            SpeedSource::Config => write!(f, "{speed} (configured)"),
+            SpeedSource::Libvirt => write!(f, "{speed} (libvirt iotune)"),
+            SpeedSource::Measured(at) => write!(f, "{speed} (measured {})", at.strftime("%Y-%m-%d")),
+        }
+    }
+}
+
+/// The speed of a disk by measurement: a remembered one that is not too old, or a new one, which takes a second and is
+/// remembered. `cache` is a directory that is made if it is not there; one that can't be read or written, and a damaged
+/// file in it, only cost the measurement.
+pub fn measured(disk: &Path, cache: Option<&Path>, now: Timestamp) -> Result<DeviceSpeed> {
+    let source = Source::open(disk)?;
+    let identity = identity(disk, source.size_bytes());
+    let known = cache.and_then(|cache| load(cache).devices.get(&identity).copied());
+    if let Some(known) = known.filter(|known| known.holds(now)) {
+        return Ok(known.speed());
+    }
+    let measurement = Measurement {
+        bytes_per_sec: measure(&source)?,
+        measured: now,
+    };
+    if let Some(cache) = cache
+        && let Err(error) = remember(cache, identity, measurement, now)
+    {
+        tracing::debug!(%error, "the measured speed can't be kept in {}", cache.display());
+    }
+    Ok(measurement.speed())
+}
+
+/// The file of measurements.
+#[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
+struct Cache {
+    devices: BTreeMap<String, Measurement>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+struct Measurement {
+    bytes_per_sec: u64,
+    measured: Timestamp,
+}
+
+impl Measurement {
+    /// One of the future was made with a wrong clock, nobody knows when.
+    fn holds(&self, now: Timestamp) -> bool {
+        let age = now.duration_since(self.measured);
+        self.bytes_per_sec > 0 && age >= SignedDuration::ZERO && age <= VALID
+    }
+
+    fn speed(self) -> DeviceSpeed {
+        DeviceSpeed {
+            bytes_per_sec: self.bytes_per_sec,
+            source: SpeedSource::Measured(self.measured),
+        }
+    }
+}
+
+/// What tells a disk from all others, also after a reboot: the uuid that device mapper has for it, or path, number and
+/// size. A disk that grew may lie elsewhere, so the size is always part of it.
+fn identity(disk: &Path, size_bytes: u64) -> String {
+    let number = DeviceNumber::of_block_device(disk);
+    match number.map(|number| (number, number.attribute("dm/uuid"))) {
+        Some((_, Some(uuid))) if !uuid.is_empty() => format!("dm {uuid} {size_bytes}"),
+        Some((number, _)) => format!("device {number} {size_bytes} {}", disk.display()),
+        None => {
+            let inode = fs::metadata(disk).map_or(0, |file| file.ino());
+            format!("file {inode} {size_bytes} {}", disk.display())
+        }
+    }
+}
+
+fn load(directory: &Path) -> Cache {
+    let path = directory.join(CACHE_FILE);
+    let small = fs::metadata(&path).is_ok_and(|file| file.is_file() && file.len() <= MAX_CACHE_BYTES);
+    let text = small.then(|| fs::read(&path).ok()).flatten().unwrap_or_default();
+    serde_json::from_slice(&text).unwrap_or_default()
+}
+
+/// Adds a measurement to the file, which is replaced as a whole. Of two runs that do so at once one may lose its
+/// measurement, and measures again next time.
+fn remember(directory: &Path, identity: String, measurement: Measurement, now: Timestamp) -> std::io::Result<()> {
+    fs::create_dir_all(directory)?;
+    let mut cache = load(directory);
+    // So that the file does not grow with disks that are gone.
+    cache.devices.retain(|_, known| known.holds(now));
+    cache.devices.insert(identity, measurement);
+    let new = directory.join(format!("{CACHE_FILE}.{}", std::process::id()));
+    let mut file = fs::File::create(&new)?;
+    let written = serde_json::to_vec_pretty(&cache)
+        .map_err(std::io::Error::from)
+        .and_then(|text| file.write_all(&text))
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&new, directory.join(CACHE_FILE)));
+    written.inspect_err(|_| {
+        let _ = fs::remove_file(&new);
+    })
+}
+
+/// Reads at three places and gives the speed of the middle one: the first may be cached by the disk, one may be busy.
+fn measure(source: &Source) -> Result<u64> {
+    let mut buffer = AlignedBuffer::new(READ_BYTES);
+    let mut places = Vec::new();
+    for tenth in [1, 5, 9] {
+        // Divided first: ten times the size of a disk need not fit into the number.
+        let start = source.size_bytes() / 10 * tenth / READ_BYTES as u64 * READ_BYTES as u64;
+        places.push(measure_at(source, start, &mut buffer)?);
+    }
+    // Places with data come after those without; among equals the fast ones are last.
+    places.retain(|place| place.bytes > 0);
+    places.sort_by(|a, b| {
+        (a.data, a.rate())
+            .partial_cmp(&(b.data, b.rate()))
+            .unwrap_or(std::cmp::Ordering::Equal)
+    });
+    let with_data: Vec<&Place> = places.iter().filter(|place| place.data).collect();
+    let best = match with_data.as_slice() {
+        [] => places.first(),
+        [data @ ..] => Some(data[(data.len() - 1) / 2]),
+    };
+    // An empty disk is as fast as anybody likes.
+    Ok(best.map_or(1 << 30, |place| (place.rate() as u64).max(1)))
+}
+
+/// What was read at one place.
+struct Place {
+    bytes: u64,
+    secs: f64,
+    /// Whether it is more than zeros.
+    data: bool,
+}
+
+impl Place {
+    fn rate(&self) -> f64 {
+        self.bytes as f64 / self.secs.max(1e-6)
+    }
+}
+
+fn measure_at(source: &Source, start: u64, buffer: &mut AlignedBuffer) -> Result<Place> {
+    let (clock, mut at) = (Instant::now(), start);
+    let (mut data, mut zeros) = (Place::empty(true), Place::empty(false));
+    while at < source.size_bytes() && at - start < PLACE_BYTES && clock.elapsed() < PLACE_TIME {
+        let len = (source.size_bytes() - at).min(READ_BYTES as u64) as usize;
+        let begun = Instant::now();
+        source.read(at, len, buffer)?;
+        let took = begun.elapsed().as_secs_f64();
+        let place = if is_zero(&buffer.as_slice()[..len]) {
+            &mut zeros
+        } else {
+            &mut data
+        };
+        place.bytes += len as u64;
+        place.secs += took;
+        at += len as u64;
+    }
+    Ok(if data.bytes > 0 { data } else { zeros })
+}
+
+impl Place {
+    fn empty(data: bool) -> Self {
+        Self {
+            bytes: 0,
+            secs: 0.0,
+            data,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(len: usize) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).expect("a file");
+        file.write_all(&vec![7; len]).expect("writes");
+        file
+    }
+
+    fn day(number: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + number * 86_400).expect("a time")
+    }
+
+    fn measured_on(speed: DeviceSpeed) -> Timestamp {
+        match speed.source {
+            SpeedSource::Measured(at) => at,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_measurement_holds_for_thirty_days_and_a_size() {
+        let (disk, cache) = (disk(9 << 20), tempfile::tempdir().expect("a directory"));
+        let cache = cache.path().join("made");
+        let of = |now| measured(disk.path(), Some(&cache), now).expect("measures");
+        let first = of(day(0));
+        assert!(first.bytes_per_sec > 1 << 20, "{first:?}");
+        assert_eq!(measured_on(first), day(0));
+        assert_eq!(of(day(30)), first);
+        assert_eq!(measured_on(of(day(31))), day(31));
+        // The clock was wrong when that was measured.
+        assert_eq!(measured_on(of(day(5))), day(5));
+        disk.as_file().set_len(10 << 20).expect("grows");
+        assert_eq!(measured_on(of(day(6))), day(6));
+        let left: Vec<_> = fs::read_dir(&cache)
+            .expect("lists")
+            .flatten()
+            .map(|entry| entry.file_name())
+            .collect();
+        assert_eq!(left, [CACHE_FILE]);
+    }
+
+    #[test]
+    fn a_cache_that_is_damaged_or_can_t_be_used_costs_only_the_measurement() {
+        let (disk, cache) = (disk(1 << 20), tempfile::tempdir().expect("a directory"));
+        let file = cache.path().join(CACHE_FILE);
+        for damage in ["", "{", "[]", "{\"devices\": {\"x\": 1}}", "\0\0\0"] {
+            fs::write(&file, damage).expect("writes");
+            let speed = measured(disk.path(), Some(cache.path()), day(1)).expect("measures");
+            assert_eq!(measured_on(speed), day(1));
+            assert_eq!(measured(disk.path(), Some(cache.path()), day(2)).expect("knows"), speed);
+        }
+        let no_directory = file.join("below a file");
+        measured(disk.path(), Some(&no_directory), day(1)).expect("measures");
+        measured(disk.path(), None, day(1)).expect("measures");
+        assert!(measured(Path::new("/nowhere"), None, day(1)).is_err());
+    }
+
+    #[test]
+    fn empty_and_tiny_disks_have_a_speed() {
+        for len in [0, 1, 5000] {
+            let speed = measured(disk(len).path(), None, day(0)).expect("measures");
+            assert!(speed.bytes_per_sec > 0);
+        }
+    }
+
+    #[test]
+    fn speeds_say_where_they_are_from() {
+        let speed = |source| {
+            DeviceSpeed {
+                bytes_per_sec: 200_000_000,
+                source,
+            }
+            .to_string()
+        };
+        assert_eq!(speed(SpeedSource::Option), "200 MB/s (--device-speed)");
+        assert_eq!(speed(SpeedSource::Measured(day(0))), "200 MB/s (measured 2027-01-15)");
+    }
+}
