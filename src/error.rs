@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use vbk_repo::ErrorKind;
 
+use crate::freeze::FreezeError;
 use crate::program::ProgramError;
 
 /// Shorthand for results of this crate.
@@ -122,6 +123,9 @@ pub enum Error {
     /// Another program failed.
     #[error(transparent)]
     Program(#[from] ProgramError),
+    /// A guest was not brought to rest.
+    #[error(transparent)]
+    Freeze(#[from] FreezeError),
     /// The caller asked for an end.
     #[error("interrupted")]
     Interrupted,
@@ -144,6 +148,7 @@ impl Error {
             Self::TargetInUse { .. } => ErrorKind::Locked,
             Self::NoRoom { .. } => ErrorKind::NoSpace,
             Self::Program(error) => error.kind(),
+            Self::Freeze(error) => error.kind(),
             Self::Interrupted => ErrorKind::Interrupted,
         }
     }
