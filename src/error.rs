@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use vbk_repo::ErrorKind;
 
+use crate::freeze::FreezeError;
 use crate::program::ProgramError;
 use crate::run::RunError;
 use crate::snapshot::SnapshotError;
@@ -130,6 +131,9 @@ pub enum Error {
     /// Disks can't be held still.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// A guest was not brought to rest.
+    #[error(transparent)]
+    Freeze(#[from] FreezeError),
     /// The caller asked for an end.
     #[error("interrupted")]
     Interrupted,
@@ -154,6 +158,7 @@ impl Error {
             Self::Program(error) => error.kind(),
             Self::Run(error) => error.kind(),
             Self::Snapshot(error) => error.kind(),
+            Self::Freeze(error) => error.kind(),
             Self::Interrupted => ErrorKind::Interrupted,
         }
     }

@@ -1,1 +1,388 @@
-//! Brings a guest to rest for the moment in which its disks are snapshotted.
+//! Brings a guest to rest for the moment in which its disks are snapshotted, and gets it going again whatever happens
+//! to vbk meanwhile.
+//!
+//! There are two ways to rest, one inside the other: the administrator's pre-freeze and post-thaw commands, and the
+//! guest agent's freezing of file systems (`virsh domfsfreeze`, `domfsthaw`). Each is done **and undone by one helper
+//! process** ([`helper`]), not by vbk: the process that undoes exists before anything is frozen, does one after the
+//! other and can therefore never thaw before a freeze that comes late, and needs vbk for nothing.
+//!
+//! What happens if vbk dies (kill -9, out of memory, a panic) after each step:
+//!
+//! 1. Outer helper started: it has not begun, or begins although vbk is gone; it finds its input closed and undoes.
+//! 2. Pre-freeze running: it ends, or is killed at its limit; then the input is found closed, and post-thaw runs.
+//! 3. Pre-freeze done: the input closes, post-thaw runs at once.
+//! 4. Inner helper started, freeze running: as 1 and 2, with `domfsthaw`, which does nothing to a guest that is not
+//!    frozen and is tried again until libvirt has carried it out. The outer helper's input is held open by the inner
+//!    one: the administrator's programs are started when the guest's file systems can be written to again.
+//! 5. Frozen, snapshots being made: both inputs close, the inner helper thaws, then the outer one runs post-thaw.
+//! 6. Inner input closed by vbk (the normal end): the helper thaws whether vbk waits for it or not; then as 3.
+//! 7. Outer input closed: post-thaw is running or done.
+//!
+//! vbk alive but stuck, in `lvcreate` or stopped by a signal: each helper stops waiting at its limit and undoes. It then
+//! says that it was the limit, and the backup counts as crash-consistent. SIGTERM to the whole control group, as from
+//! `systemctl stop`, and Ctrl-C do not end a helper. Nothing survives SIGKILL to helper and vbk both: the unit must give
+//! the control group time between the two signals (`KillMode=control-group`, `TimeoutStopSec`).
+
+mod helper;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use vbk_repo::ErrorKind;
+use vbk_repo::backup::Consistency;
+
+use crate::observer::{Event, Observer};
+use crate::program::Programs;
+use helper::{Helper, Task, Undone};
+
+/// Time for making the snapshots, between a pre-freeze command and the limit at which post-thaw runs anyway: the agent's
+/// part and a host that is slow.
+const PRE_FREEZE_MARGIN: Duration = Duration::from_secs(20);
+/// How long vbk waits for the guest to thaw before it says that it does not. The helper goes on.
+const THAW_WAIT: Duration = Duration::from_secs(60);
+/// libvirt answers a request for a guest whose agent is busy after 30 s.
+const THAW_TRY: Duration = Duration::from_secs(40);
+/// How often thawing is tried.
+const THAW_TRIES: u32 = 10;
+
+/// Whether the guest agent is asked to freeze the guest's file systems.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AgentFreeze {
+    /// Where there is an agent; if it fails the backup is made all the same, with a warning.
+    #[default]
+    Auto,
+    /// Without it no backup is made.
+    On,
+    /// Never.
+    Off,
+}
+
+/// How a guest is brought to rest.
+#[derive(Debug, Clone)]
+pub struct FreezePlan {
+    /// The guest's name: for messages, and `VBK_GUEST` in the environment of its commands.
+    pub guest: String,
+    /// Its libvirt domain, where it has one.
+    pub domain: Option<String>,
+    /// Whether to use the agent in it.
+    pub agent: AgentFreeze,
+    /// Time from the begin of the freeze to the thaw, 10 s at most by default: Windows guests give up then by
+    /// themselves.
+    pub freeze_limit: Duration,
+    /// A shell command that brings the guest's programs to rest. It must end; what it starts goes on.
+    pub pre_freeze: Option<String>,
+    /// Its time limit.
+    pub pre_freeze_limit: Duration,
+    /// A shell command that undoes the other. It runs if pre-freeze was started, also after it failed, and without
+    /// pre-freeze after every snapshot. It runs with TERM, INT and HUP ignored, and so does what it starts by itself.
+    pub post_thaw: Option<String>,
+    /// How long vbk waits for post-thaw. It is not killed at its limit: half a start helps nobody.
+    pub post_thaw_limit: Duration,
+}
+
+impl FreezePlan {
+    /// A guest without commands and without an agent: nothing is done.
+    pub fn none(guest: impl Into<String>) -> Self {
+        Self {
+            guest: guest.into(),
+            domain: None,
+            agent: AgentFreeze::Auto,
+            freeze_limit: Duration::from_secs(10),
+            pre_freeze: None,
+            pre_freeze_limit: Duration::from_secs(60),
+            post_thaw: None,
+            post_thaw_limit: Duration::from_secs(120),
+        }
+    }
+}
+
+/// Why a guest was not brought to rest, and no backup made of it.
+#[derive(Debug, thiserror::Error)]
+pub enum FreezeError {
+    /// The administrator's command failed. What state its programs are in is not known, and a backup that claims less
+    /// than was asked for would be found out on the day it is needed.
+    #[error("no backup of {guest} was made: its pre-freeze command `{command}` {why}")]
+    PreFreeze {
+        /// The guest.
+        guest: String,
+        /// The command.
+        command: String,
+        /// How it ended, and what it said.
+        why: String,
+    },
+    /// The guest agent is asked for, and did not freeze.
+    #[error(
+        "no backup of {guest} was made: the guest agent of {domain} did not freeze its file systems ({why}); with the \
+         freeze mode auto it is backed up crash-consistent"
+    )]
+    Agent {
+        /// The guest.
+        guest: String,
+        /// The libvirt domain.
+        domain: String,
+        /// What libvirt said.
+        why: String,
+    },
+    /// The helper can't do its work; nothing was frozen.
+    #[error("no backup of {guest} was made: the helper that gets it going again can't be started: {why}")]
+    Helper {
+        /// The guest.
+        guest: String,
+        /// Why.
+        why: String,
+    },
+}
+
+impl FreezeError {
+    /// What the caller should do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::PreFreeze { .. } | Self::Agent { .. } | Self::Helper { .. } => ErrorKind::Unavailable,
+        }
+    }
+}
+
+/// What became of one way to rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    /// Was not asked for, or there is nothing that could do it.
+    None,
+    /// Held until the snapshots were complete.
+    Held,
+    /// Was asked for and failed, or ended too early.
+    Broken,
+}
+
+/// The table. A broken agent freeze spoils what the commands reached: they rest on file systems that stood still.
+///
+/// | commands | agent: none | held | broken |
+/// |---|---|---|---|
+/// | none | crash | file system | crash |
+/// | held | application | application | crash |
+/// | broken | crash | file system | crash |
+fn consistency(commands: Rest, agent: Rest) -> Consistency {
+    match (commands, agent) {
+        (Rest::Held, Rest::None | Rest::Held) => Consistency::Application,
+        (Rest::None | Rest::Broken, Rest::Held) => Consistency::FileSystem,
+        (Rest::None | Rest::Broken, Rest::None) | (_, Rest::Broken) => Consistency::Crash,
+    }
+}
+
+/// Makes snapshots of a guest while it rests, as far as `plan` asks for it, and says how consistent they are.
+///
+/// The guest is going again when this returns, also with an error and after a panic of `snapshot`; where that can't be
+/// said, and where it rested less than asked for, `observer` gets a warning. Blocks for the plan's limits at most, plus
+/// a minute for thawing, plus `snapshot`.
+pub fn with_guest_at_rest<T, E: From<FreezeError>>(
+    programs: &Programs,
+    plan: &FreezePlan,
+    observer: &dyn Observer,
+    snapshot: impl FnOnce() -> Result<T, E>,
+) -> Result<(T, Consistency), E> {
+    let scene = Scene {
+        programs,
+        plan,
+        observer,
+    };
+    // Dropped in reverse order: after a panic the inner one is undone first.
+    let commands = scene.run_pre_freeze()?;
+    let agent = match scene.freeze(commands.as_ref()) {
+        Ok(agent) => agent,
+        Err(error) => {
+            scene.run_post_thaw(commands, false);
+            return Err(error.into());
+        }
+    };
+    let taken = snapshot();
+    let complete = taken.is_ok();
+    let agent = scene.thaw(agent, complete);
+    let commands = scene.run_post_thaw(commands, complete);
+    Ok((taken?, consistency(commands, agent)))
+}
+
+/// Why there is nothing to freeze.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Absence {
+    /// Its disks do not change.
+    NotRunning,
+    /// No channel for an agent, or nobody listens at its end: virt-install makes the channel for every guest.
+    NoAgent,
+}
+
+/// Tells by libvirt's words (src/qemu/qemu_domain.c, `qemuDomainAgentAvailable`; src/conf/domain_conf.c,
+/// `virDomainObjCheckActive`) that it asked nobody to freeze.
+fn absence(said: &str) -> Option<Absence> {
+    const WORDS: [(&str, Absence); 3] = [
+        ("domain is not running", Absence::NotRunning),
+        ("QEMU guest agent is not configured", Absence::NoAgent),
+        ("QEMU guest agent is not connected", Absence::NoAgent),
+    ];
+    let found = WORDS.iter().find(|(words, _)| said.contains(words));
+    found.map(|(_, absence)| *absence)
+}
+
+/// A guest that is being frozen.
+struct Scene<'a> {
+    programs: &'a Programs,
+    plan: &'a FreezePlan,
+    observer: &'a dyn Observer,
+}
+
+/// The agent's part.
+enum Agent {
+    Frozen(Helper),
+    Not(Rest),
+}
+
+impl Scene<'_> {
+    fn warn(&self, text: &str) {
+        self.observer.event(Event::Warning(text));
+    }
+
+    fn no_helper(&self, error: impl std::fmt::Display) -> FreezeError {
+        FreezeError::Helper {
+            guest: self.plan.guest.clone(),
+            why: error.to_string(),
+        }
+    }
+
+    /// Starts the outer helper and waits for pre-freeze.
+    fn run_pre_freeze(&self) -> Result<Option<Helper>, FreezeError> {
+        let plan = self.plan;
+        if plan.pre_freeze.is_none() && plan.post_thaw.is_none() {
+            return Ok(None);
+        }
+        // `:` is the shell's word for nothing.
+        let shell = |command: &Option<String>| ["sh", "-c", command.as_deref().unwrap_or(":")].map(str::to_owned);
+        let task = Task {
+            act: shell(&plan.pre_freeze),
+            act_limit: plan.pre_freeze_limit,
+            undo: shell(&plan.post_thaw),
+            undo_limit: None,
+            undo_tries: 1,
+            limit: plan.pre_freeze_limit + plan.freeze_limit + PRE_FREEZE_MARGIN,
+        };
+        let environment = [("VBK_GUEST", plan.guest.as_str())];
+        let mut helper =
+            Helper::start(self.programs, &task, &environment, None).map_err(|error| self.no_helper(error))?;
+        match helper.acted(plan.pre_freeze_limit) {
+            Ok(()) => Ok(Some(helper)),
+            Err(why) => {
+                self.run_post_thaw(Some(helper), false);
+                Err(FreezeError::PreFreeze {
+                    guest: plan.guest.clone(),
+                    command: plan.pre_freeze.clone().unwrap_or_default(),
+                    why,
+                })
+            }
+        }
+    }
+
+    /// Starts the inner helper and waits for the freeze.
+    fn freeze(&self, outer: Option<&Helper>) -> Result<Agent, FreezeError> {
+        let plan = self.plan;
+        let Some(domain) = plan.domain.as_ref().filter(|_| plan.agent != AgentFreeze::Off) else {
+            return Ok(Agent::Not(Rest::None));
+        };
+        // One word with the option, so that a domain may be called -x.
+        let virsh = |verb: &str| ["virsh".to_owned(), verb.to_owned(), format!("--domain={domain}")];
+        // What is left of the limit is for the snapshots.
+        let act_limit = plan.freeze_limit / 2;
+        let task = Task {
+            act: virsh("domfsfreeze"),
+            act_limit,
+            undo: virsh("domfsthaw"),
+            undo_limit: Some(THAW_TRY),
+            undo_tries: THAW_TRIES,
+            limit: plan.freeze_limit,
+        };
+        let mut helper = Helper::start(self.programs, &task, &[], outer).map_err(|error| self.no_helper(error))?;
+        let Err(why) = helper.acted(act_limit) else {
+            return Ok(Agent::Frozen(helper));
+        };
+        // Some file systems may be frozen, or will be when libvirt gets to it.
+        let absent = absence(&why);
+        match absent {
+            Some(_) => helper.abandon(),
+            None => {
+                self.undo_freeze(helper);
+            }
+        }
+        match (absent, plan.agent) {
+            (Some(Absence::NotRunning), _) => Ok(Agent::Not(Rest::None)),
+            (_, AgentFreeze::On) => Err(FreezeError::Agent {
+                guest: plan.guest.clone(),
+                domain: domain.clone(),
+                why,
+            }),
+            (Some(Absence::NoAgent), _) => Ok(Agent::Not(Rest::None)),
+            (None, _) => {
+                self.warn(&format!(
+                    "{}: the guest agent did not freeze the file systems ({why}); this backup is crash-consistent",
+                    plan.guest
+                ));
+                Ok(Agent::Not(Rest::Broken))
+            }
+        }
+    }
+
+    fn thaw(&self, agent: Agent, complete: bool) -> Rest {
+        let helper = match agent {
+            Agent::Frozen(helper) => helper,
+            Agent::Not(rest) => return rest,
+        };
+        let in_time = self.undo_freeze(helper);
+        if !in_time && complete {
+            self.warn(&format!(
+                "{}: its file systems were thawed after {} s, before all snapshots were there; this backup is \
+                 crash-consistent",
+                self.plan.guest,
+                self.plan.freeze_limit.as_secs_f32()
+            ));
+        }
+        if in_time { Rest::Held } else { Rest::Broken }
+    }
+
+    /// Lets the inner helper thaw; whether it had waited for that.
+    fn undo_freeze(&self, helper: Helper) -> bool {
+        let pid = helper.pid();
+        let Undone { asked, result } = helper.undo(THAW_WAIT);
+        if let Err(why) = result {
+            self.warn(&format!(
+                "{}: its file systems may still be frozen: `virsh domfsthaw {}` {why} (process {pid}); run it by hand",
+                self.plan.guest,
+                self.plan.domain.as_deref().unwrap_or_default()
+            ));
+        }
+        asked
+    }
+
+    /// Lets the outer helper run post-thaw.
+    fn run_post_thaw(&self, helper: Option<Helper>, complete: bool) -> Rest {
+        let Some(helper) = helper else {
+            return Rest::None;
+        };
+        let plan = self.plan;
+        let pid = helper.pid();
+        let Undone { asked, result } = helper.undo(plan.post_thaw_limit);
+        if let Err(why) = result {
+            self.warn(&format!(
+                "{}: its post-thaw command `{}` {why} (process {pid}); what pre-freeze stopped may still be stopped",
+                plan.guest,
+                plan.post_thaw.as_deref().unwrap_or_default()
+            ));
+        }
+        if plan.pre_freeze.is_none() {
+            return Rest::None;
+        }
+        if !asked && complete {
+            self.warn(&format!(
+                "{}: its post-thaw command was run before all snapshots were there, as its limit was over; this backup is \
+                 not application-consistent",
+                plan.guest
+            ));
+        }
+        if asked { Rest::Held } else { Rest::Broken }
+    }
+}

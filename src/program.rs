@@ -204,7 +204,7 @@ fn collect(output: Option<impl Read + Send + 'static>) -> Receiver<String> {
 }
 
 /// The last lines, in one: programs give the reason last, but rarely in one line.
-fn last_words(said: &str) -> String {
+pub(crate) fn last_words(said: &str) -> String {
     let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     match lines.len() {
         0 => "it said nothing".to_owned(),

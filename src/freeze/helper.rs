@@ -1,0 +1,293 @@
+//! The process that does something to a guest and undoes it: a shell whose standard input is a pipe from vbk. The pipe's
+//! end, which is also vbk's end, tells it to undo; so does its time limit.
+//!
+//! It has a process group of its own, ignores TERM, INT and HUP, and writes what it reports and what its programs say
+//! into files in memory: a pipe without a reader would end a program that writes to it, and with vbk gone the one that
+//! matters most is still to run. Values are its arguments and never part of a script's text.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::process::{Child, ChildStdin, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::program::{ProgramError, Programs, kill_group, last_words, spawn};
+
+/// Runs the task. `$1` and `$2` are the other scripts; then limits, tries, what to hold open, and twice three words of a command.
+///
+/// timeout(1) passes TERM on to its command and goes on waiting for it; only at its limit it kills. As it has handlers of
+/// its own, its command does not inherit that signals are ignored, and says so again ([`HOLD`], [`IGNORE`]). cat ends well
+/// only at the pipe's end, so anything else counts as the limit.
+const SCRIPT: &str = r#"
+trap "" TERM INT HUP QUIT
+hold=$1 ignore=$2 limit=$3 act_limit=$4 undo_limit=$5 tries=$6 outer=$7
+shift 7
+exec 9>"$outer"
+command -v timeout >/dev/null && command -v cat >/dev/null || { echo "timeout or cat is not installed" >&2; exit 127; }
+echo armed
+if timeout -s KILL "$limit" sh -c "$hold" vbk-hold "$ignore" "$act_limit" "$1" "$2" "$3" 9>&-; then echo asked; else echo limit; fi
+shift 3
+while :; do
+    ${undo_limit:+timeout -s KILL $undo_limit} sh -c "$ignore" vbk-undo "$@" </dev/null >&2 9>&-
+    status=$?
+    tries=$((tries - 1))
+    if [ "$status" -eq 0 ] || [ "$tries" -le 0 ]; then break; fi
+    sleep 1
+done
+echo "undone $status"
+"#;
+
+/// Acts and waits for the pipe's end.
+const HOLD: &str = r#"
+trap "" TERM INT HUP QUIT
+timeout -s KILL "$2" sh -c "$1" vbk-act "$3" "$4" "$5" </dev/null >&2
+echo "acted $?"
+exec cat >/dev/null
+"#;
+
+/// Runs a command that ignores what SCRIPT ignores.
+const IGNORE: &str = r#"trap "" TERM INT HUP QUIT; exec "$@""#;
+
+/// Starting a shell takes milliseconds; this is for a host that swaps.
+const START_WAIT: Duration = Duration::from_secs(20);
+/// What a command may take beyond its limit until its end is reported.
+const REPORT_WAIT: Duration = Duration::from_secs(10);
+/// The guest is frozen while vbk sleeps.
+const POLL: Duration = Duration::from_millis(2);
+/// What commands say is cut off from the front beyond this.
+const MAX_OUTPUT_BYTES: u64 = 16 << 20;
+/// What is kept of it.
+const KEPT_OUTPUT_BYTES: u64 = 64 << 10;
+/// An end of it goes into messages.
+const SHOWN_OUTPUT_BYTES: u64 = 4 << 10;
+/// What timeout(1) ends with when it kills.
+const KILLED: i32 = 128 + 9;
+
+/// What a helper is to do.
+pub(super) struct Task {
+    /// The command that freezes, in three words.
+    pub act: [String; 3],
+    /// It is killed then.
+    pub act_limit: Duration,
+    /// The command that undoes it.
+    pub undo: [String; 3],
+    /// It is killed then, and counts as failed.
+    pub undo_limit: Option<Duration>,
+    /// How often it is tried until it succeeds.
+    pub undo_tries: u32,
+    /// It is undone at the latest when this is over, counted from the start of `act`. Longer than `act_limit`.
+    pub limit: Duration,
+}
+
+/// How undoing went.
+pub(super) struct Undone {
+    /// The helper had waited for it. If not it undid on its own, at its limit.
+    pub asked: bool,
+    /// How the command ended, as the rest of a sentence.
+    pub result: Result<(), String>,
+}
+
+/// A running helper. Dropped, it undoes, and is waited for.
+pub(super) struct Helper {
+    child: Child,
+    input: Option<ChildStdin>,
+    report: File,
+    output: File,
+    /// Where in the output the words of the next command begin.
+    begun_bytes: u64,
+    waited: bool,
+}
+
+impl Helper {
+    /// Starts a helper, which starts `act`. As long as it lives, the input of `outer` does not end.
+    pub fn start(
+        programs: &Programs,
+        task: &Task,
+        environment: &[(&str, &str)],
+        outer: Option<&Helper>,
+    ) -> Result<Self, ProgramError> {
+        let failed = |source: std::io::Error| ProgramError::Start {
+            program: "sh".into(),
+            source,
+        };
+        let file = |name: &str| {
+            let made = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING);
+            made.map(File::from).map_err(|errno| failed(errno.into()))
+        };
+        let (report, output) = (file("vbk-report")?, file("vbk-output")?);
+        let shared = |file: &File| file.try_clone().map(Stdio::from).map_err(failed);
+        let seconds = |limit: Duration| format!("{:.3}", limit.as_secs_f64());
+        // Opened by that name before the helper says that it is armed. Nothing else can hand a fourth file to a child
+        // without `unsafe`.
+        let held = outer
+            .and_then(|outer| outer.input.as_ref())
+            .map_or("/dev/null".to_owned(), |input| {
+                format!("/proc/{}/fd/{}", std::process::id(), input.as_raw_fd())
+            });
+        let mut command = programs.command("sh");
+        command
+            .args(["-c", SCRIPT, "vbk-freeze", HOLD, IGNORE])
+            .args([seconds(task.limit), seconds(task.act_limit)])
+            .args([
+                task.undo_limit.map(seconds).unwrap_or_default(),
+                task.undo_tries.to_string(),
+                held,
+            ])
+            .args(task.act.iter().chain(&task.undo))
+            .envs(environment.iter().copied())
+            .current_dir("/")
+            .stdout(shared(&report)?)
+            .stderr(shared(&output)?)
+            // All that vbk opens is closed in its children, this end above all; only the helper's own end is passed on.
+            .stdin(Stdio::piped());
+        let mut child = spawn(&mut command)?;
+        let mut helper = Self {
+            input: child.stdin.take(),
+            child,
+            report,
+            output,
+            begun_bytes: 0,
+            waited: false,
+        };
+        if helper.wait_for("armed", START_WAIT).is_none() {
+            let why = std::io::Error::other(format!("it does not begin: {}", helper.said()));
+            helper.abandon();
+            return Err(failed(why));
+        }
+        Ok(helper)
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits until `act` has succeeded; otherwise how it ended, as the rest of a sentence.
+    pub fn acted(&mut self, act_limit: Duration) -> Result<(), String> {
+        let status = self.wait_for("acted ", act_limit + REPORT_WAIT);
+        let said = self.said();
+        self.begun_bytes = self.output.metadata().map_or(0, |output| output.len());
+        match status.as_deref() {
+            Some("0") => Ok(()),
+            Some(status) if status == KILLED.to_string() => Err(format!(
+                "did not end within {} s and was killed: {said}",
+                act_limit.as_secs_f32()
+            )),
+            Some(status) => Err(format!("failed (exit status {status}): {said}")),
+            None => Err(format!("was cut off: {said}")),
+        }
+    }
+
+    /// Has it undone, and waits for that. It is not killed if it takes longer than `wait`.
+    pub fn undo(mut self, wait: Duration) -> Undone {
+        self.finish(wait)
+    }
+
+    /// Ends it without undoing: for what was never begun.
+    pub fn abandon(mut self) {
+        kill_group(&mut self.child);
+        self.waited = true;
+    }
+
+    fn finish(&mut self, wait: Duration) -> Undone {
+        self.input = None;
+        self.waited = true;
+        let result = match self.wait_for("undone ", wait).as_deref() {
+            Some("0") => Ok(()),
+            Some(status) => Err(format!("failed (exit status {status}): {}", self.said())),
+            None if self.has_ended() => Err("was cut off: its helper process is gone".to_owned()),
+            None => Err(format!("did not end within {} s and goes on", wait.as_secs_f32())),
+        };
+        // Before it is waited for, it writes its last report and ends.
+        let begun = Instant::now();
+        while result.is_ok() && !self.has_ended() && begun.elapsed() < REPORT_WAIT {
+            std::thread::sleep(POLL);
+        }
+        if self.has_ended() {
+            // What a hook left running may still write to it, for ever.
+            let _ = self.output.set_len(0);
+            let _ = fcntl(&self.output, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW));
+        }
+        Undone {
+            asked: self.line("asked").is_some(),
+            result,
+        }
+    }
+
+    fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Waits for a line of the report that begins like this, and gives the rest of it.
+    fn wait_for(&mut self, begin: &str, wait: Duration) -> Option<String> {
+        let begun = Instant::now();
+        loop {
+            // In this order: what it reported before its end is seen.
+            let is_last = self.has_ended() || begun.elapsed() >= wait;
+            if let Some(rest) = self.line(begin) {
+                return Some(rest);
+            }
+            if is_last {
+                return None;
+            }
+            self.bound_output();
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// The rest of the complete line of the report that begins like this.
+    fn line(&self, begin: &str) -> Option<String> {
+        let report = read_end(&self.report, 0);
+        let complete = &report[..report.rfind('\n')?];
+        complete
+            .lines()
+            .find_map(|line| line.strip_prefix(begin))
+            .map(str::to_owned)
+    }
+
+    /// The last words of the command that ran last.
+    fn said(&self) -> String {
+        last_words(&read_end(&self.output, self.begun_bytes))
+    }
+
+    /// The memory that the output takes.
+    #[cfg(test)]
+    pub fn output_bytes(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        self.output.metadata().map_or(0, |output| output.blocks() * 512)
+    }
+
+    /// Frees what a talkative command has written into memory, but for its end.
+    fn bound_output(&self) {
+        let len = self.output.metadata().map_or(0, |output| output.len());
+        if len > MAX_OUTPUT_BYTES
+            && let Ok(len) = i64::try_from(len - KEPT_OUTPUT_BYTES)
+        {
+            let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            let _ = fallocate(&self.output, hole, 0, len);
+        }
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        if !self.waited
+            && let Err(why) = self.finish(REPORT_WAIT).result
+        {
+            tracing::warn!("a guest was frozen, and undoing it {why}");
+        }
+    }
+}
+
+/// The end of a file in memory, but nothing before `from_bytes`.
+fn read_end(file: &File, from_bytes: u64) -> String {
+    let len = file.metadata().map_or(0, |file| file.len());
+    let start = from_bytes.max(len.saturating_sub(SHOWN_OUTPUT_BYTES)).min(len);
+    let mut bytes = vec![0; usize::try_from(len - start).unwrap_or_default()];
+    let read = file.read_at(&mut bytes, start).unwrap_or_default();
+    bytes.truncate(read);
+    String::from_utf8_lossy(&bytes).into_owned()
+}

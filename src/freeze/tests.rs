@@ -1,0 +1,628 @@
+use std::cell::Cell;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::Instant;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::*;
+use crate::error::{Error, Result};
+
+/// Tells the test that is run as vbk where its directory is.
+const CHILD: &str = "VBK_TEST_FREEZE";
+const LONG: Duration = Duration::from_secs(30);
+
+/// A directory with a virsh of our own, and a log of what was called.
+struct Stage {
+    dir: PathBuf,
+    _temporary: Option<tempfile::TempDir>,
+}
+
+#[derive(Default)]
+struct Warnings(Mutex<Vec<String>>);
+
+impl Observer for Warnings {
+    fn event(&self, event: Event<'_>) {
+        if let Event::Warning(text) = event {
+            self.0.lock().expect("not poisoned").push(text.to_owned());
+        }
+    }
+}
+
+impl Warnings {
+    fn all(&self) -> Vec<String> {
+        self.0.lock().expect("not poisoned").clone()
+    }
+
+    fn one(&self) -> String {
+        let all = self.all();
+        assert_eq!(all.len(), 1, "{all:?}");
+        all[0].clone()
+    }
+}
+
+impl Stage {
+    fn new() -> Self {
+        let temporary = tempfile::tempdir().expect("makes a directory");
+        let stage = Self {
+            dir: temporary.path().to_owned(),
+            _temporary: Some(temporary),
+        };
+        stage.virsh("");
+        stage
+    }
+
+    /// A virsh that logs its call, runs `more` with `$1` as the command, and logs its end.
+    fn virsh(&self, more: &str) {
+        let log = self.log_path();
+        let log = log.display();
+        let script = format!("#!/bin/sh\necho \"$*\" >>{log}\n{more}\necho \"$1 ended\" >>{log}\n");
+        let path = self.dir.join("virsh");
+        fs::write(&path, script).expect("writes");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("is ours");
+    }
+
+    fn programs(&self) -> Programs {
+        Programs::found_in(format!("{}:/usr/bin:/bin", self.dir.display()))
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    /// A shell command that writes a line to the log.
+    fn say(&self, line: &str) -> String {
+        format!("echo \"{line}\" >>{}", self.log_path().display())
+    }
+
+    fn note(&self, line: &str) {
+        use std::io::Write;
+        let mut log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .expect("opens");
+        writeln!(log, "{line}").expect("writes");
+    }
+
+    /// The log, without the ends of programs.
+    fn log(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.log_path()).unwrap_or_default();
+        text.lines()
+            .filter(|line| !line.ends_with(" ended"))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    fn wait_for(&self, line: &str) {
+        let begun = Instant::now();
+        while !fs::read_to_string(self.log_path()).unwrap_or_default().contains(line) {
+            assert!(begun.elapsed() < LONG, "{line} is never called: {:?}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Both ways to rest.
+    fn plan(&self) -> FreezePlan {
+        FreezePlan {
+            domain: Some("web1".into()),
+            pre_freeze: Some(self.say("pre $VBK_GUEST")),
+            post_thaw: Some(self.say("post $VBK_GUEST")),
+            ..FreezePlan::none("web1")
+        }
+    }
+
+    fn run(&self, plan: &FreezePlan) -> (Result<Consistency>, Warnings) {
+        self.run_with(plan, || Ok(()))
+    }
+
+    fn run_with(&self, plan: &FreezePlan, more: impl FnOnce() -> Result<()>) -> (Result<Consistency>, Warnings) {
+        let warnings = Warnings::default();
+        let result = with_guest_at_rest(&self.programs(), plan, &warnings, || {
+            self.note("snapshot");
+            more()
+        });
+        (result.map(|((), consistency)| consistency), warnings)
+    }
+}
+
+const FREEZE: &str = "domfsfreeze --domain=web1";
+const THAW: &str = "domfsthaw --domain=web1";
+const WHOLE: [&str; 5] = ["pre web1", FREEZE, "snapshot", THAW, "post web1"];
+
+fn error_of(result: Result<Consistency>) -> String {
+    result.expect_err("fails").to_string()
+}
+
+#[test]
+fn a_guest_is_frozen_snapshotted_and_thawed_in_order() {
+    let stage = Stage::new();
+    let (result, warnings) = stage.run(&stage.plan());
+    assert_eq!(result.expect("works"), Consistency::Application);
+    assert_eq!(stage.log(), WHOLE);
+    assert_eq!(warnings.all(), [""; 0]);
+}
+
+#[test]
+fn the_agent_alone_makes_it_file_system_consistent_and_nothing_crash_consistent() {
+    let stage = Stage::new();
+    let agent = FreezePlan {
+        domain: Some("web1".into()),
+        ..FreezePlan::none("web1")
+    };
+    assert_eq!(stage.run(&agent).0.expect("works"), Consistency::FileSystem);
+    assert_eq!(stage.log(), [FREEZE, "snapshot", THAW]);
+    for plan in [
+        FreezePlan::none("web1"),
+        FreezePlan {
+            agent: AgentFreeze::Off,
+            ..agent
+        },
+    ] {
+        fs::remove_file(stage.log_path()).expect("is there");
+        assert_eq!(stage.run(&plan).0.expect("works"), Consistency::Crash);
+        assert_eq!(stage.log(), ["snapshot"]);
+    }
+}
+
+#[test]
+fn a_post_thaw_command_alone_runs_and_promises_nothing() {
+    let stage = Stage::new();
+    let plan = FreezePlan {
+        domain: None,
+        pre_freeze: None,
+        ..stage.plan()
+    };
+    assert_eq!(stage.run(&plan).0.expect("works"), Consistency::Crash);
+    assert_eq!(stage.log(), ["snapshot", "post web1"]);
+}
+
+#[test]
+fn the_table_of_consistency_is_as_written() {
+    use Consistency::{Application, Crash, FileSystem};
+    for (commands, expected) in [
+        (Rest::None, [Crash, FileSystem, Crash]),
+        (Rest::Held, [Application, Application, Crash]),
+        (Rest::Broken, [Crash, FileSystem, Crash]),
+    ] {
+        for (agent, expected) in [Rest::None, Rest::Held, Rest::Broken].into_iter().zip(expected) {
+            assert_eq!(consistency(commands, agent), expected, "{commands:?} {agent:?}");
+        }
+    }
+}
+
+#[test]
+fn odd_names_are_never_part_of_a_script() {
+    let stage = Stage::new();
+    let odd = "-x'; touch owned \"$(touch owned)\" `touch owned` \\ %s";
+    let plan = FreezePlan {
+        guest: odd.into(),
+        domain: Some(odd.into()),
+        ..stage.plan()
+    };
+    assert_eq!(stage.run(&plan).0.expect("works"), Consistency::Application);
+    assert_eq!(
+        stage.log()[..2],
+        [format!("pre {odd}"), format!("domfsfreeze --domain={odd}")]
+    );
+    assert!(!Path::new("owned").exists() && !Path::new("/owned").exists());
+}
+
+#[test]
+fn when_the_limit_is_over_the_guest_is_thawed_before_the_snapshot_is_there() {
+    let stage = Stage::new();
+    let plan = FreezePlan {
+        freeze_limit: Duration::from_secs(1),
+        ..stage.plan()
+    };
+    let begun = Instant::now();
+    let (result, warnings) = stage.run_with(&plan, || {
+        stage.wait_for(THAW);
+        assert!(begun.elapsed() >= Duration::from_millis(900), "{:?}", begun.elapsed());
+        // The commands' own limit is not over.
+        assert!(!stage.log().contains(&"post web1".into()));
+        Ok(())
+    });
+    assert_eq!(result.expect("works"), Consistency::Crash);
+    assert_eq!(stage.log(), WHOLE);
+    assert!(
+        warnings.one().contains("thawed after 1 s, before all snapshots"),
+        "{warnings:?}",
+        warnings = warnings.all()
+    );
+}
+
+#[test]
+fn a_snapshot_that_fails_or_panics_leaves_no_frozen_guest() {
+    let stage = Stage::new();
+    let (result, warnings) = stage.run_with(&stage.plan(), || Err(Error::Interrupted));
+    assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
+    assert_eq!(stage.log(), WHOLE);
+    assert_eq!(warnings.all(), [""; 0]);
+
+    fs::remove_file(stage.log_path()).expect("is there");
+    let panic = std::panic::AssertUnwindSafe(|| stage.run_with(&stage.plan(), || panic!("on purpose")));
+    assert!(std::panic::catch_unwind(panic).is_err());
+    assert_eq!(stage.log(), WHOLE);
+}
+
+#[test]
+fn a_pre_freeze_that_fails_means_no_backup_and_a_post_thaw() {
+    let stage = Stage::new();
+    let plan = FreezePlan {
+        pre_freeze: Some(format!("{}; echo the database is busy >&2; exit 7", stage.say("pre"))),
+        ..stage.plan()
+    };
+    let (result, warnings) = stage.run(&plan);
+    let text = error_of(result);
+    assert!(
+        text.contains("echo the database is busy") && text.contains("exit status 7"),
+        "{text}"
+    );
+    assert!(text.ends_with(": the database is busy"), "{text}");
+    assert_eq!(stage.log(), ["pre", "post web1"]);
+    assert_eq!(warnings.all(), [""; 0]);
+}
+
+#[test]
+fn a_pre_freeze_that_hangs_is_killed_with_its_children_at_its_limit() {
+    let stage = Stage::new();
+    let plan = FreezePlan {
+        pre_freeze: Some(format!("trap '' TERM; sleep 777; {}", stage.say("too late"))),
+        pre_freeze_limit: Duration::from_millis(500),
+        ..stage.plan()
+    };
+    let begun = Instant::now();
+    let text = error_of(stage.run(&plan).0);
+    assert!(text.contains("did not end within 0.5 s and was killed"), "{text}");
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    assert_eq!(stage.log(), ["post web1"]);
+}
+
+#[test]
+fn a_freeze_that_fails_or_hangs_is_a_warning_or_an_error_and_is_undone() {
+    let stage = Stage::new();
+    for (virsh, why) in [
+        (
+            r#"if [ "$1" = domfsfreeze ]; then echo "error: Guest agent is not responding" >&2; exit 1; fi"#,
+            "not responding",
+        ),
+        (
+            r#"if [ "$1" = domfsfreeze ]; then exec sleep 777; fi"#,
+            "did not end within 1 s",
+        ),
+    ] {
+        stage.virsh(virsh);
+        let plan = FreezePlan {
+            freeze_limit: Duration::from_secs(2),
+            ..stage.plan()
+        };
+        let _ = fs::remove_file(stage.log_path());
+        let (result, warnings) = stage.run(&plan);
+        assert_eq!(result.expect("works"), Consistency::Crash);
+        assert!(warnings.one().contains(why), "{}", warnings.one());
+        assert_eq!(stage.log(), ["pre web1", FREEZE, THAW, "snapshot", "post web1"]);
+
+        fs::remove_file(stage.log_path()).expect("is there");
+        let plan = FreezePlan {
+            agent: AgentFreeze::On,
+            ..plan
+        };
+        let text = error_of(stage.run(&plan).0);
+        assert!(text.contains(why), "{text}");
+        assert_eq!(stage.log(), ["pre web1", FREEZE, THAW, "post web1"]);
+    }
+}
+
+#[test]
+fn where_there_is_no_agent_none_is_missed() {
+    let stage = Stage::new();
+    for (said, without_agent) in [
+        ("error: argument unsupported: QEMU guest agent is not configured", true),
+        (
+            "error: Guest agent is not responding: QEMU guest agent is not connected",
+            true,
+        ),
+        ("error: Requested operation is not valid: domain is not running", false),
+    ] {
+        stage.virsh(&format!("echo '{said}' >&2; exit 1"));
+        let _ = fs::remove_file(stage.log_path());
+        let (result, warnings) = stage.run(&stage.plan());
+        assert_eq!(result.expect("works"), Consistency::Application);
+        assert_eq!(warnings.all(), [""; 0]);
+        assert_eq!(stage.log(), ["pre web1", FREEZE, "snapshot", "post web1"]);
+        let plan = FreezePlan {
+            agent: AgentFreeze::On,
+            ..stage.plan()
+        };
+        assert_eq!(stage.run(&plan).0.is_err(), without_agent, "{said}");
+    }
+}
+
+#[test]
+fn thawing_is_tried_again_until_it_works() {
+    let stage = Stage::new();
+    let tried = stage.dir.join("tried");
+    let tried = tried.display();
+    stage.virsh(&format!(
+        "if [ \"$1\" = domfsthaw ] && ! [ -e {tried} ]; then touch {tried}; echo locked >&2; exit 1; fi"
+    ));
+    let (result, warnings) = stage.run(&stage.plan());
+    assert_eq!(result.expect("works"), Consistency::Application);
+    assert_eq!(warnings.all(), [""; 0]);
+    assert_eq!(stage.log(), ["pre web1", FREEZE, "snapshot", THAW, THAW, "post web1"]);
+}
+
+#[test]
+fn a_post_thaw_that_fails_is_a_loud_warning() {
+    let stage = Stage::new();
+    let plan = FreezePlan {
+        post_thaw: Some("echo no such database >&2; exit 9".into()),
+        ..stage.plan()
+    };
+    let (result, warnings) = stage.run(&plan);
+    assert_eq!(result.expect("the snapshots are good"), Consistency::Application);
+    let text = warnings.one();
+    for part in [
+        "web1",
+        "exit 9",
+        "exit status 9",
+        "no such database",
+        "may still be stopped",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[test]
+fn a_post_thaw_that_takes_long_is_told_and_left_to_end() {
+    let stage = Stage::new();
+    let plan = FreezePlan {
+        post_thaw: Some(format!("sleep 1; {}", stage.say("post at last"))),
+        post_thaw_limit: Duration::from_millis(100),
+        ..stage.plan()
+    };
+    let (result, warnings) = stage.run(&plan);
+    assert_eq!(result.expect("the snapshots are good"), Consistency::Application);
+    assert!(
+        warnings.one().contains("did not end within 0.1 s and goes on"),
+        "{}",
+        warnings.one()
+    );
+    stage.wait_for("post at last");
+}
+
+#[test]
+fn a_missing_tool_is_told_before_anything_is_frozen() {
+    let stage = Stage::new();
+    std::os::unix::fs::symlink("/bin/sh", stage.dir.join("sh")).expect("links");
+    let warnings = Warnings::default();
+    let only_here = Programs::found_in(stage.dir.as_os_str());
+    let result: Result<((), Consistency)> = with_guest_at_rest(&only_here, &stage.plan(), &warnings, || Ok(()));
+    let text = result.expect_err("timeout is missing").to_string();
+    assert!(text.contains("timeout or cat is not installed"), "{text}");
+    assert_eq!(stage.log(), [""; 0]);
+}
+
+#[test]
+fn no_other_program_holds_the_pipe_and_the_helper_holds_nothing_of_ours() {
+    let stage = Stage::new();
+    let held = fs::File::open("/etc/hostname").expect("is there");
+    let files = stage.dir.join("files");
+    let plan = FreezePlan {
+        post_thaw: Some(format!("ls -l /proc/$$/fd >{}; sleep 20 &", files.display())),
+        ..stage.plan()
+    };
+    let mut meanwhile = None;
+    let begun = Instant::now();
+    let (result, _) = stage.run_with(&plan, || {
+        meanwhile = Some(Command::new("sleep").arg("20").spawn().expect("starts"));
+        Ok(())
+    });
+    assert_eq!(result.expect("works"), Consistency::Application);
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    let files = fs::read_to_string(files).expect("was written");
+    let foreign: Vec<&str> = files
+        .lines()
+        .skip(1)
+        .filter(|file| !file.ends_with("/dev/null") && !file.contains("memfd:vbk-output"))
+        .filter(|file| {
+            !passed_on()
+                .iter()
+                .any(|number| file.contains(&format!(" {number} -> ")))
+        })
+        .collect();
+    assert_eq!(foreign, [""; 0]);
+    drop(held);
+    let mut meanwhile = meanwhile.expect("was started");
+    meanwhile.kill().and_then(|()| meanwhile.wait()).expect("ends");
+}
+
+#[test]
+fn a_command_that_talks_without_end_does_not_fill_the_memory() {
+    let stage = Stage::new();
+    let task = Task {
+        act: ["sh", "-c", "yes | head -c 100000000; echo at last"].map(str::to_owned),
+        act_limit: LONG,
+        undo: ["sh", "-c", ":"].map(str::to_owned),
+        undo_limit: None,
+        undo_tries: 1,
+        limit: LONG,
+    };
+    let mut helper = Helper::start(&stage.programs(), &task, &[], None).expect("starts");
+    helper.acted(LONG).expect("works");
+    let kept_bytes = helper.output_bytes();
+    assert!(kept_bytes < 64 << 20, "{kept_bytes}");
+    assert!(helper.undo(LONG).asked);
+}
+
+/// The files that whoever started the tests left open for all that comes after (fdinfo's flags: proc(5)).
+fn passed_on() -> Vec<String> {
+    let close_on_exec = |number: &String| {
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+        flags.is_none_or(|flags| i32::from_str_radix(flags.trim(), 8).expect("octal") & nix::libc::O_CLOEXEC != 0)
+    };
+    let numbers = fs::read_dir("/proc/self/fd").expect("is mounted").flatten();
+    let numbers = numbers.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    numbers.filter(|number| !close_on_exec(number)).collect()
+}
+
+/// All processes below one.
+fn below(parent: u32) -> Vec<i32> {
+    let mut found: Vec<i32> = Vec::new();
+    let mut parents = vec![i32::try_from(parent).expect("a process id")];
+    while let Some(parent) = parents.pop() {
+        for entry in fs::read_dir("/proc").expect("is mounted").flatten() {
+            let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
+                continue;
+            };
+            let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            let of = stat
+                .rsplit_once(')')
+                .and_then(|(_, rest)| rest.split_whitespace().nth(1));
+            if of == Some(&parent.to_string()) && !found.contains(&pid) {
+                found.push(pid);
+                parents.push(pid);
+            }
+        }
+    }
+    found
+}
+
+/// Run by other tests in a process of its own, which stands for vbk.
+#[test]
+#[ignore = "part of other tests, which kill it"]
+fn a_vbk_that_will_be_killed() {
+    let dir = std::env::var_os(CHILD).expect("started by another test");
+    let stage = Stage {
+        dir: dir.into(),
+        _temporary: None,
+    };
+    let mut plan = stage.plan();
+    plan.pre_freeze = Some(format!(
+        "{}; . {}/pre",
+        stage.say("pre $VBK_GUEST"),
+        stage.dir.display()
+    ));
+    let _ = stage.run_with(&plan, || {
+        std::thread::sleep(LONG);
+        Ok(())
+    });
+}
+
+fn start_vbk(stage: &Stage) -> Child {
+    let pre = stage.dir.join("pre");
+    if !pre.exists() {
+        fs::write(pre, ":").expect("writes");
+    }
+    Command::new(std::env::current_exe().expect("has a name"))
+        .args(["--exact", "freeze::tests::a_vbk_that_will_be_killed", "--ignored"])
+        .env(CHILD, &stage.dir)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("starts")
+}
+
+#[test]
+fn a_vbk_killed_while_the_guest_is_frozen_leaves_it_thawed() {
+    let stage = Stage::new();
+    let mut vbk = start_vbk(&stage);
+    stage.wait_for("snapshot");
+    let begun = Instant::now();
+    vbk.kill().and_then(|()| vbk.wait()).expect("was killed");
+    stage.wait_for("post web1");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(stage.log(), WHOLE);
+}
+
+#[test]
+fn a_vbk_killed_while_the_guest_is_being_frozen_leaves_it_thawed_afterwards() {
+    let stage = Stage::new();
+    stage.virsh(r#"sleep 1"#);
+    let mut vbk = start_vbk(&stage);
+    stage.wait_for(FREEZE);
+    vbk.kill().and_then(|()| vbk.wait()).expect("was killed");
+    stage.wait_for("post web1");
+    let log = fs::read_to_string(stage.log_path()).expect("is there");
+    let expected = [
+        "pre web1",
+        FREEZE,
+        "domfsfreeze ended",
+        THAW,
+        "domfsthaw ended",
+        "post web1",
+    ];
+    assert_eq!(log.lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_vbk_killed_while_pre_freeze_runs_lets_it_end_and_starts_post_thaw() {
+    let stage = Stage::new();
+    fs::write(stage.dir.join("pre"), format!("sleep 1; {}", stage.say("pre done"))).expect("writes");
+    let mut vbk = start_vbk(&stage);
+    stage.wait_for("pre web1");
+    vbk.kill().and_then(|()| vbk.wait()).expect("was killed");
+    stage.wait_for("post web1");
+    assert_eq!(stage.log(), ["pre web1", "pre done", "post web1"]);
+}
+
+#[test]
+fn the_end_of_a_service_ends_vbk_and_thaws_once() {
+    let stage = Stage::new();
+    let mut vbk = start_vbk(&stage);
+    stage.wait_for("snapshot");
+    // As systemd does: SIGTERM to all processes of the control group.
+    let all = below(vbk.id());
+    assert!(
+        all.len() >= 6,
+        "two helpers, each a shell, a timeout and a cat: {all:?}"
+    );
+    for pid in all {
+        kill(Pid::from_raw(pid), Signal::SIGTERM).expect("is there");
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(stage.log(), WHOLE[..3], "nothing is thawed before its vbk is gone");
+    kill(
+        Pid::from_raw(i32::try_from(vbk.id()).expect("a process id")),
+        Signal::SIGTERM,
+    )
+    .expect("is there");
+    vbk.wait().expect("ends");
+    stage.wait_for("post web1");
+    assert_eq!(stage.log(), WHOLE);
+}
+
+#[test]
+fn signals_of_a_terminal_do_not_end_a_helper() {
+    let stage = Stage::new();
+    let sent = Cell::new(0);
+    let (result, warnings) = stage.run_with(&stage.plan(), || {
+        let mark = stage.dir.to_string_lossy().into_owned();
+        for pid in below(std::process::id()) {
+            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let ours = String::from_utf8_lossy(&command).contains(&mark) || {
+                let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+                String::from_utf8_lossy(&environment).contains(&mark)
+            };
+            if ours {
+                sent.set(sent.get() + 1);
+                for signal in [Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGTERM] {
+                    kill(Pid::from_raw(pid), signal).expect("is there");
+                }
+            }
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(stage.log(), WHOLE[..3]);
+        Ok(())
+    });
+    assert!(sent.get() >= 6, "{sent:?}");
+    assert_eq!(result.expect("works"), Consistency::Application);
+    assert_eq!(warnings.all(), [""; 0]);
+    assert_eq!(stage.log(), WHOLE);
+}
