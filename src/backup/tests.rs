@@ -79,6 +79,7 @@ fn disk(name: &str, path: PathBuf) -> DiskPlan {
         source: path.clone(),
         read: path,
         snapshot: None,
+        hint: None,
     }
 }
 

@@ -61,6 +61,7 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
                 source: path.clone(),
                 read: path,
                 snapshot: None,
+                hint: None,
             })
             .collect(),
         files: Vec::new(),
