@@ -277,7 +277,9 @@ impl<'a> Run<'a> {
         let previous = known.and_then(|(_, image)| Previous::open(writer.store(), image, observer));
         let hint = disk.hint.as_ref().filter(|hint| {
             hinted::check(hint, known, previous.as_ref(), source, block_size)
-                .inspect_err(|why| observer.event(Event::Warning(&format!("disk {} is read in full: {why}", disk.name))))
+                .inspect_err(|why| {
+                    observer.event(Event::Warning(&format!("disk {} is read in full: {why}", disk.name)))
+                })
                 .is_ok()
         });
         Self {
@@ -354,7 +356,7 @@ impl<'a> Run<'a> {
                         ..Counts::default()
                     }
                 }
-                Claim::Data { first, count } => self.back_up(first, count, worker)?,
+                Claim::Data { first, count } => self.back_up(first, count, self.previous.as_ref(), worker)?,
                 Claim::Unchanged { first, count } => self.take_over(first, count, worker)?,
             };
             self.count(counts);
@@ -374,7 +376,14 @@ impl<'a> Run<'a> {
         Ok(&buffer.as_slice()[..len])
     }
 
-    fn back_up(&self, first: BlockIndex, count: u64, worker: &mut Worker) -> Result<Counts> {
+    /// Reads at most as many blocks as there are buffers. Those that `previous` has are not asked for in the store.
+    fn back_up(
+        &self,
+        first: BlockIndex,
+        count: u64,
+        previous: Option<&Previous<'_>>,
+        worker: &mut Worker,
+    ) -> Result<Counts> {
         let mut counts = Counts::default();
         let mut slots: Vec<Slot> = Vec::with_capacity(count as usize);
         // Blocks that the previous backup has not: their number in the run, their length and hashes.
@@ -391,7 +400,7 @@ impl<'a> Run<'a> {
             }
             let hashes = self.hashing.block(plain);
             slots.push(Some(hashes.id));
-            let previous = self.previous.as_ref().and_then(|previous| previous.slot(index));
+            let previous = previous.and_then(|previous| previous.slot(index));
             if previous == Some(hashes.id) && !self.shared.condemned.contains(&hashes.id) {
                 counts.unchanged_bytes += len as u64;
             } else {

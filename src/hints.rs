@@ -253,7 +253,10 @@ mod tests {
 
     #[test]
     fn only_whole_blocks_are_unchanged_and_the_last_may_be_short() {
-        let unchanged = of(10 * MIB + 5, &[0..MIB - 1, MIB + 1..3 * MIB, 3 * MIB..5 * MIB + 7, 10 * MIB..11 * MIB]);
+        let unchanged = of(
+            10 * MIB + 5,
+            &[0..MIB - 1, MIB + 1..3 * MIB, 3 * MIB..5 * MIB + 7, 10 * MIB..11 * MIB],
+        );
         assert_eq!(unchanged.run_from(BlockIndex(0)), Some(2..5));
         assert_eq!(unchanged.run_from(BlockIndex(4)), Some(2..5));
         assert_eq!(unchanged.run_from(BlockIndex(5)), Some(10..11));

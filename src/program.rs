@@ -176,7 +176,10 @@ pub(crate) fn stream<T: Send>(
             found
         });
         let status = wait(&mut child, started, limit);
-        (status, reader.map(|reader| reader.join().expect("readers do not panic")))
+        (
+            status,
+            reader.map(|reader| reader.join().expect("readers do not panic")),
+        )
     });
     let found = found.map_err(|source| ProgramError::Start {
         program: command.get_program().to_string_lossy().into_owned(),

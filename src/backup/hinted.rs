@@ -72,7 +72,9 @@ impl Run<'_> {
             if group >= sample.groups() {
                 break;
             }
-            let slots = sample.block_of(group).and_then(|index| Some((index, previous.slots(index, 1)?)));
+            let slots = sample
+                .block_of(group)
+                .and_then(|index| Some((index, previous.slots(index, 1)?)));
             let Some((index, slots)) = slots else {
                 continue;
             };
@@ -99,7 +101,10 @@ impl Run<'_> {
     /// any more or that were found damaged.
     pub(super) fn take_over(&self, first: BlockIndex, count: u64, worker: &mut Worker) -> Result<Counts> {
         let sample = self.hint.map(Sample::of);
-        let slots = self.previous.as_ref().and_then(|previous| previous.slots(first, count as usize));
+        let slots = self
+            .previous
+            .as_ref()
+            .and_then(|previous| previous.slots(first, count as usize));
         let (Some(sample), Some(slots)) = (sample, slots) else {
             return self.read_all(first, count, worker);
         };
@@ -114,7 +119,9 @@ impl Run<'_> {
                 Some(id) => known.get(&id) == Some(&len(place)),
             };
             let is_good = good(place);
-            let end = (place..slots.len()).find(|&place| good(place) != is_good).unwrap_or(slots.len());
+            let end = (place..slots.len())
+                .find(|&place| good(place) != is_good)
+                .unwrap_or(slots.len());
             if is_good {
                 for place in place..end {
                     match slots[place] {
@@ -142,7 +149,9 @@ impl Run<'_> {
         ids.retain(|id| !self.shared.condemned.contains(id));
         let places = self.store.locate(&ids)?;
         let known = ids.into_iter().zip(places);
-        Ok(known.filter_map(|(id, place)| Some((id, u64::from(place?.plain_bytes)))).collect())
+        Ok(known
+            .filter_map(|(id, place)| Some((id, u64::from(place?.plain_bytes))))
+            .collect())
     }
 
     /// Reads blocks, as many at a time as there are buffers.
@@ -151,7 +160,8 @@ impl Run<'_> {
         let mut done = 0;
         while done < count && self.goes_on()? {
             let now = (count - done).min(self.run_blocks);
-            counts += self.back_up(BlockIndex(first.0 + done), now, worker)?;
+            // What the backup before names may be what the store does not know any more.
+            counts += self.back_up(BlockIndex(first.0 + done), now, None, worker)?;
             done += now;
         }
         Ok(counts)

@@ -87,7 +87,9 @@ mod tests {
 
     fn blocks(hint: &Hint) -> Vec<BlockIndex> {
         let sample = Sample::of(hint);
-        (0..sample.groups()).filter_map(|group| sample.block_of(group)).collect()
+        (0..sample.groups())
+            .filter_map(|group| sample.block_of(group))
+            .collect()
     }
 
     #[test]
@@ -103,7 +105,9 @@ mod tests {
             let hint = hint(unchanged, 7, one_in);
             let chosen = blocks(&hint);
             assert!(wanted.contains(&chosen.len()), "{} of {unchanged}", chosen.len());
-            let known = (0..2 * unchanged).map(BlockIndex).filter(|&index| Sample::of(&hint).contains(index));
+            let known = (0..2 * unchanged)
+                .map(BlockIndex)
+                .filter(|&index| Sample::of(&hint).contains(index));
             assert_eq!(known.collect::<Vec<_>>(), chosen);
         }
     }

@@ -359,7 +359,10 @@ impl Drop for Held<'_> {
             return;
         }
         if let Err(error) = self.end() {
-            tracing::warn!("the metadata snapshot of pool {} is not released: {error}", self.pool.name);
+            tracing::warn!(
+                "the metadata snapshot of pool {} is not released: {error}",
+                self.pool.name
+            );
         }
     }
 }

@@ -114,7 +114,9 @@ enum Place {
 
 fn number(tag: &BytesStart<'_>, name: &str) -> Result<u64, HintError> {
     let attribute = tag.try_get_attribute(name).map_err(wrong)?;
-    let text = attribute.as_ref().and_then(|attribute| str::from_utf8(&attribute.value).ok());
+    let text = attribute
+        .as_ref()
+        .and_then(|attribute| str::from_utf8(&attribute.value).ok());
     // Digits alone: parse would take a sign too.
     text.filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))
         .and_then(|text| text.parse().ok())
@@ -216,7 +218,10 @@ mod tests {
             ("</superblock>", "</superblock><superblock>"),
             ("  </diff>", "</diff><diff left=\"2\" right=\"3\"></diff>"),
             ("  </diff>", "trouble</diff>"),
-            ("<same begin=\"192\" length=\"448\"/>", "<same><range begin=\"192\" data_begin=\"1\" length=\"448\"/></same>"),
+            (
+                "<same begin=\"192\" length=\"448\"/>",
+                "<same><range begin=\"192\" data_begin=\"1\" length=\"448\"/></same>",
+            ),
         ];
         for (from, to) in wrong {
             let text = REAL.replace(from, to);
@@ -226,7 +231,12 @@ mod tests {
         }
         assert!(parse(b"").is_err());
         let endless = [REAL.as_bytes(), b"<", &vec![b'x'; 1 << 20]].concat();
-        assert!(parse(&endless).expect_err("is too long").to_string().contains("without an end"));
+        assert!(
+            parse(&endless)
+                .expect_err("is too long")
+                .to_string()
+                .contains("without an end")
+        );
     }
 
     #[test]
@@ -245,8 +255,11 @@ mod tests {
                 if self.1.is_empty() && self.0 < 1_000_000 {
                     let begin = self.0 * 2;
                     self.0 += 1;
-                    self.1 = format!("<same begin=\"{begin}\" length=\"1\"/><different begin=\"{}\" length=\"1\"/>", begin + 1)
-                        .into_bytes();
+                    self.1 = format!(
+                        "<same begin=\"{begin}\" length=\"1\"/><different begin=\"{}\" length=\"1\"/>",
+                        begin + 1
+                    )
+                    .into_bytes();
                 }
                 let len = self.1.len().min(buffer.len());
                 buffer[..len].copy_from_slice(&self.1[..len]);
@@ -255,7 +268,10 @@ mod tests {
             }
         }
         let head = "<superblock data_block_size=\"128\"><diff left=\"2\" right=\"3\">";
-        let mut text = head.as_bytes().chain(Printer(0, Vec::new())).chain(&b"</diff></superblock>"[..]);
+        let mut text = head
+            .as_bytes()
+            .chain(Printer(0, Vec::new()))
+            .chain(&b"</diff></superblock>"[..]);
         let size = 2_000_000 * (64 << 10) + 5 * MIB;
         let mut collector = Collector::new(size, BlockSize::DEFAULT);
         read(&mut text, 2, 3, size, &mut collector).expect("is understood");
