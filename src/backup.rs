@@ -5,6 +5,8 @@
 //! the disk another hashes, so the disk always has reads in flight; a store that falls behind slows the workers down,
 //! and with them the reading.
 //!
+//! What a change hint calls unchanged is not read ([`crate::hints`]): its slots are those of the backup before.
+//!
 //! # What is on disk when
 //!
 //! Blocks become durable at barriers, at the latest every [`BARRIER_BYTES`] or [`BARRIER_INTERVAL`]; the record comes
@@ -12,7 +14,9 @@
 //! record, so it is never listed, and the next run finds the blocks that a barrier covered.
 
 mod files;
+mod hinted;
 mod previous;
+mod walk;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -33,8 +37,10 @@ use vbk_repo::store::BlockStore;
 use vbk_repo::writer::ImageWriter;
 
 use self::previous::Previous;
+use self::walk::{Claim, Walk};
 use crate::buffer::AlignedBuffer;
 use crate::error::{Error, Result};
+use crate::hints::Hint;
 use crate::limit::Pace;
 use crate::observer::{Counts, Event, Observer};
 use crate::source::Source;
@@ -84,6 +90,8 @@ pub struct DiskPlan {
     pub snapshot: Option<SnapshotKind>,
     /// How fast it is read.
     pub pace: Pace,
+    /// What need not be read, if that is known.
+    pub hint: Option<Hint>,
 }
 
 /// What a backup did.
@@ -132,12 +140,12 @@ pub fn backup(
     let mut images = Vec::new();
     let mut total = Counts::default();
     for (disk, source) in &sources {
-        let known = previous.and_then(|entry| entry.backup.image(disk.name.as_str()).ok());
-        let run = Run::new(writer, plan, (disk, source), known, &shared, cancel, observer);
+        let mut run = Run::new(writer, plan, (disk, source), previous, &shared, cancel, observer);
         observer.event(Event::Disk {
             name: disk.name.as_str(),
             size_bytes: source.size_bytes(),
         });
+        let hints_wrong = run.audit();
         let (done, counts) = run.run();
         total += counts;
         let manifest = done.map_err(|error| {
@@ -154,8 +162,8 @@ pub fn backup(
             new_bytes: counts.new_bytes,
             stored_bytes: counts.stored_bytes,
             snapshot: disk.snapshot,
-            skipped_bytes: 0,
-            hints_wrong: false,
+            skipped_bytes: counts.skipped_bytes,
+            hints_wrong,
         });
     }
     still_good().inspect_err(|error| keep_what_is_stored(writer.store(), error))?;
@@ -222,10 +230,13 @@ struct Run<'a> {
     pace: &'a Pace,
     source: &'a Source,
     previous: Option<Previous<'a>>,
+    /// Used only together with `previous`, and only if that is what it compares with.
+    hint: Option<&'a Hint>,
     shared: &'a Shared,
     slots: ImageWriter<'a>,
     walk: Mutex<Walk>,
     counts: Mutex<Counts>,
+    audit: hinted::Audit,
     /// The first error; the workers end when there is one.
     failed: Mutex<Option<Error>>,
     stop: AtomicBool,
@@ -249,24 +260,12 @@ struct Barrier {
     new_bytes: u64,
 }
 
-/// Where the next worker goes on.
-struct Walk {
-    next: u64,
-    /// The end of the data that `next` lies in, as far as known.
-    data_end: u64,
-}
-
-enum Claim {
-    Zeros { first: BlockIndex, count: u64 },
-    Data { first: BlockIndex, count: u64 },
-}
-
 impl<'a> Run<'a> {
     fn new(
         writer: &'a Writer,
         plan: &BackupPlan,
         (disk, source): (&'a DiskPlan, &'a Source),
-        known: Option<&Image>,
+        latest: Option<&Entry>,
         shared: &'a Shared,
         cancel: &'a AtomicBool,
         observer: &'a dyn Observer,
@@ -277,17 +276,28 @@ impl<'a> Run<'a> {
         let worker_bytes = 2 * run_blocks * block_size.bytes();
         // More workers than processors, because some of them wait for the disk.
         let workers = (plan.threads + 2).min(WORKER_BYTES / worker_bytes).max(2);
+        let known = latest.and_then(|entry| Some((entry, entry.backup.image(disk.name.as_str()).ok()?)));
+        let previous = known.and_then(|(_, image)| Previous::open(writer.store(), image, observer));
+        let hint = disk.hint.as_ref().filter(|hint| {
+            hinted::check(hint, known, previous.as_ref(), source, block_size)
+                .inspect_err(|why| {
+                    observer.event(Event::Warning(&format!("disk {} is read in full: {why}", disk.name)))
+                })
+                .is_ok()
+        });
         Self {
             store: writer.store(),
             hashing: writer.store().hashing(),
             block_size,
             pace: &disk.pace,
             source,
-            previous: known.and_then(|image| Previous::open(writer.store(), image, observer)),
+            previous,
+            hint,
             shared,
             slots: ImageWriter::create(writer.store(), block_size, source.size_bytes()),
-            walk: Mutex::new(Walk { next: 0, data_end: 0 }),
+            walk: Mutex::default(),
             counts: Mutex::default(),
+            audit: hinted::Audit::default(),
             failed: Mutex::default(),
             stop: AtomicBool::new(false),
             cancel,
@@ -300,21 +310,7 @@ impl<'a> Run<'a> {
 
     /// Gives the root of the manifest, and what was done, also if it was not all.
     fn run(self) -> (Result<SegmentId>, Counts) {
-        std::thread::scope(|scope| {
-            for number in 0..self.workers {
-                let run = &self;
-                std::thread::Builder::new()
-                    .name(format!("vbk-backup-{number}"))
-                    .spawn_scoped(scope, move || {
-                        if let Err(error) = run.work() {
-                            // In this order: who stops because of `stop` has an error too, which is not the first.
-                            lock(&run.failed).get_or_insert(error);
-                            run.stop.store(true, Ordering::SeqCst);
-                        }
-                    })
-                    .expect("the system can start a few threads");
-            }
-        });
+        self.in_workers(Self::work);
         let counts = *lock(&self.counts);
         let failed = lock(&self.failed).take();
         let manifest = match failed {
@@ -324,18 +320,35 @@ impl<'a> Run<'a> {
         (manifest, counts)
     }
 
-    fn work(&self) -> Result<()> {
-        self.pace.begin();
-        let mut worker = Worker {
-            sealer: Sealer::new(self.compression)?,
-            buffers: (0..self.run_blocks)
-                .map(|_| AlignedBuffer::new(self.block_size.bytes()))
-                .collect(),
-        };
-        while !self.stop.load(Ordering::SeqCst) {
-            if self.cancel.load(Ordering::SeqCst) {
-                return Err(Error::Interrupted);
+    /// Lets all workers do `work` and waits for them. The first error ends them, and stays in `failed`.
+    fn in_workers(&self, work: fn(&Self, &mut Worker) -> Result<()>) {
+        std::thread::scope(|scope| {
+            for number in 0..self.workers {
+                std::thread::Builder::new()
+                    .name(format!("vbk-backup-{number}"))
+                    .spawn_scoped(scope, move || {
+                        self.pace.begin();
+                        if let Err(error) = Worker::new(self).and_then(|mut worker| work(self, &mut worker)) {
+                            // In this order: who stops because of `stop` has an error too, which is not the first.
+                            lock(&self.failed).get_or_insert(error);
+                            self.stop.store(true, Ordering::SeqCst);
+                        }
+                    })
+                    .expect("the system can start a few threads");
             }
+        });
+    }
+
+    /// Whether to go on; an error if the caller asked for an end.
+    fn goes_on(&self) -> Result<bool> {
+        if self.cancel.load(Ordering::SeqCst) {
+            return Err(Error::Interrupted);
+        }
+        Ok(!self.stop.load(Ordering::SeqCst))
+    }
+
+    fn work(&self, worker: &mut Worker) -> Result<()> {
+        while self.goes_on()? {
             let Some(claim) = self.claim() else {
                 return Ok(());
             };
@@ -349,10 +362,10 @@ impl<'a> Run<'a> {
                         ..Counts::default()
                     }
                 }
-                Claim::Data { first, count } => self.back_up(first, count, &mut worker)?,
+                Claim::Data { first, count } => self.back_up(first, count, self.previous.as_ref(), worker)?,
+                Claim::Unchanged { first, count } => self.take_over(first, count, worker)?,
             };
-            *lock(&self.counts) += counts;
-            self.observer.event(Event::Done(counts));
+            self.count(counts);
             self.barrier_if_due(counts.new_bytes)?;
         }
         Ok(())
@@ -362,48 +375,35 @@ impl<'a> Run<'a> {
         self.stop.load(Ordering::SeqCst) || self.cancel.load(Ordering::SeqCst)
     }
 
-    /// Takes the next run of blocks, or the next hole.
-    fn claim(&self) -> Option<Claim> {
-        let mut walk = lock(&self.walk);
-        let blocks = self.block_size.blocks_in(self.source.size_bytes());
-        let first = BlockIndex(walk.next);
-        if first.0 >= blocks {
-            return None;
-        }
-        let at = self.block_size.offset_of(first);
-        if at >= walk.data_end {
-            // A block that is a hole only in part is read.
-            let (data, data_end) = match self.source.next_data(at) {
-                Some(data) => (self.block_size.index_of(data.start).0, data.end),
-                None => (blocks, self.source.size_bytes()),
-            };
-            walk.data_end = data_end;
-            if data > first.0 {
-                walk.next = data;
-                return Some(Claim::Zeros {
-                    first,
-                    count: data - first.0,
-                });
-            }
-        }
-        let end = self.block_size.blocks_in(walk.data_end).min(blocks);
-        let count = (end - first.0).min(self.run_blocks);
-        walk.next += count;
-        Some(Claim::Data { first, count })
+    fn count(&self, counts: Counts) {
+        *lock(&self.counts) += counts;
+        self.observer.event(Event::Done(counts));
     }
 
-    fn back_up(&self, first: BlockIndex, count: u64, worker: &mut Worker) -> Result<Counts> {
+    fn read<'b>(&self, index: BlockIndex, buffer: &'b mut AlignedBuffer) -> Result<&'b [u8]> {
+        let len = self.block_size.len_of(index, self.source.size_bytes());
+        let offset = self.block_size.offset_of(index);
+        self.pace.read(self.source, offset, len, buffer, &|| self.ends())?;
+        Ok(&buffer.as_slice()[..len])
+    }
+
+    /// Reads at most as many blocks as there are buffers. Those that `previous` has are not asked for in the store.
+    fn back_up(
+        &self,
+        first: BlockIndex,
+        count: u64,
+        previous: Option<&Previous<'_>>,
+        worker: &mut Worker,
+    ) -> Result<Counts> {
         let mut counts = Counts::default();
         let mut slots: Vec<Slot> = Vec::with_capacity(count as usize);
         // Blocks that the previous backup has not: their number in the run, their length and hashes.
         let mut candidates: Vec<(usize, usize, BlockHashes)> = Vec::new();
         for (number, buffer) in (0..count).zip(&mut worker.buffers) {
             let index = BlockIndex(first.0 + number);
-            let len = self.block_size.len_of(index, self.source.size_bytes());
-            let offset = self.block_size.offset_of(index);
-            self.pace.read(self.source, offset, len, buffer, &|| self.ends())?;
+            let plain = self.read(index, buffer)?;
+            let len = plain.len();
             counts.read_bytes += len as u64;
-            let plain = &buffer.as_slice()[..len];
             if is_zero(plain) {
                 counts.zero_bytes += len as u64;
                 slots.push(None);
@@ -411,7 +411,7 @@ impl<'a> Run<'a> {
             }
             let hashes = self.hashing.block(plain);
             slots.push(Some(hashes.id));
-            let previous = self.previous.as_ref().and_then(|previous| previous.slot(index));
+            let previous = previous.and_then(|previous| previous.slot(index));
             if previous == Some(hashes.id) && !self.shared.condemned.contains(&hashes.id) {
                 counts.unchanged_bytes += len as u64;
             } else {
@@ -471,6 +471,16 @@ impl<'a> Run<'a> {
 struct Worker {
     sealer: Sealer,
     buffers: Vec<AlignedBuffer>,
+}
+
+impl Worker {
+    fn new(run: &Run<'_>) -> Result<Self> {
+        let buffer = |_| AlignedBuffer::new(run.block_size.bytes());
+        Ok(Self {
+            sealer: Sealer::new(run.compression)?,
+            buffers: (0..run.run_blocks).map(buffer).collect(),
+        })
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -13,6 +13,8 @@ pub struct Counts {
     pub new_bytes: u64,
     /// What the new blocks take in the store.
     pub stored_bytes: u64,
+    /// Not read, because change hints said that they are as in the backup before: zero or unchanged.
+    pub skipped_bytes: u64,
 }
 
 impl Counts {
@@ -29,6 +31,7 @@ impl std::ops::AddAssign for Counts {
         self.unchanged_bytes += other.unchanged_bytes;
         self.new_bytes += other.new_bytes;
         self.stored_bytes += other.stored_bytes;
+        self.skipped_bytes += other.skipped_bytes;
     }
 }
 

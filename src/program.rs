@@ -152,6 +152,55 @@ pub fn run(mut command: Command, limit: Duration) -> Result<String, ProgramError
     })
 }
 
+/// Runs a prepared command and gives its stdout to `read` while it runs, for output too large to keep. What `read` leaves
+/// is thrown away. With `limit` over, its process group is killed. Its exit status comes before what `read` found.
+pub(crate) fn stream<T: Send>(
+    mut command: Command,
+    limit: Duration,
+    read: impl FnOnce(&mut dyn Read) -> T + Send,
+) -> Result<T, ProgramError> {
+    let started = Instant::now();
+    let mut child = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
+    let stderr = collect(child.stderr.take());
+    let stdout = child.stdout.take();
+    let (status, found) = std::thread::scope(|scope| {
+        let reader = std::thread::Builder::new().name("vbk-output".into());
+        let reader = reader.spawn_scoped(scope, move || {
+            let mut stdout: Box<dyn Read> = match stdout {
+                Some(stdout) => Box::new(stdout),
+                None => Box::new(std::io::empty()),
+            };
+            let found = read(&mut stdout);
+            // A program whose output nobody takes would end with SIGPIPE, and hide what was wrong with it.
+            let _ = std::io::copy(&mut stdout, &mut std::io::sink());
+            found
+        });
+        let status = wait(&mut child, started, limit);
+        (
+            status,
+            reader.map(|reader| reader.join().expect("readers do not panic")),
+        )
+    });
+    let found = found.map_err(|source| ProgramError::Start {
+        program: command.get_program().to_string_lossy().into_owned(),
+        source,
+    })?;
+    let Some(status) = status else {
+        return Err(ProgramError::TimedOut {
+            command: describe(&command),
+            limit_secs: limit.as_secs(),
+        });
+    };
+    if status.success() {
+        return Ok(found);
+    }
+    Err(ProgramError::Failed {
+        command: describe(&command),
+        status,
+        said: last_words(&stderr.recv_timeout(OUTPUT_LEFT).unwrap_or_default()),
+    })
+}
+
 /// Starts a prepared command.
 pub fn spawn(command: &mut Command) -> Result<Child, ProgramError> {
     command.spawn().map_err(|source| {

@@ -15,6 +15,8 @@ mod ioctl {
         ficlone,
         nix::request_code_write!(0x94, 9, size_of::<nix::libc::c_int>())
     );
+    // The number tells the size of the head alone.
+    nix::ioctl_readwrite_bad!(fs_fiemap, nix::request_code_readwrite!(b'f', 11, 32), super::FileMap);
 }
 
 /// Makes an empty file share all extents of another one, at one moment (`FICLONE`, ioctl_ficlone(2)).
@@ -85,4 +87,69 @@ pub(crate) fn set_nice(nice: i32) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Extents that [`file_extents`] gives at once.
+const MAP_EXTENTS: usize = 256;
+
+/// `struct fiemap` with room for extents (linux/fiemap.h).
+#[repr(C)]
+struct FileMap {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped_extents: u32,
+    extent_count: u32,
+    reserved: u32,
+    extents: [FileExtent; MAP_EXTENTS],
+}
+
+/// `struct fiemap_extent`: where a part of a file lies.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FileExtent {
+    /// Where in the file, in bytes.
+    pub(crate) logical: u64,
+    /// Where on the file system, in bytes.
+    pub(crate) physical: u64,
+    /// How long, in bytes.
+    pub(crate) length: u64,
+    reserved64: [u64; 2],
+    /// `FIEMAP_EXTENT_*`.
+    pub(crate) flags: u32,
+    reserved: [u32; 3],
+}
+
+impl FileExtent {
+    /// One for which the kernel reserves nothing.
+    pub(crate) const fn new(logical: u64, physical: u64, length: u64, flags: u32) -> Self {
+        Self {
+            logical,
+            physical,
+            length,
+            reserved64: [0; 2],
+            flags,
+            reserved: [0; 3],
+        }
+    }
+}
+
+/// The next extents of a file that end behind `from_bytes`, some hundred of them; none if there are no more. What the
+/// file's page cache holds is written first (`FS_IOC_FIEMAP`; Documentation/filesystems/fiemap.rst).
+pub(crate) fn file_extents(file: &File, from_bytes: u64) -> io::Result<Vec<FileExtent>> {
+    const FIEMAP_FLAG_SYNC: u32 = 1;
+    let mut map = Box::new(FileMap {
+        start: from_bytes,
+        length: u64::MAX - from_bytes,
+        flags: FIEMAP_FLAG_SYNC,
+        mapped_extents: 0,
+        extent_count: MAP_EXTENTS as u32,
+        reserved: 0,
+        extents: [FileExtent::new(0, 0, 0, 0); MAP_EXTENTS],
+    });
+    // SAFETY: the kernel reads the head and writes it and at most `extent_count` extents, for which there is room
+    // (fs/ioctl.c, ioctl_fiemap and fiemap_fill_next_extent).
+    unsafe { ioctl::fs_fiemap(file.as_raw_fd(), &raw mut *map) }?;
+    let mapped = (map.mapped_extents as usize).min(MAP_EXTENTS);
+    Ok(map.extents[..mapped].to_vec())
 }

@@ -38,14 +38,25 @@ impl<'a> Previous<'a> {
         }
     }
 
+    /// The size of the disk then.
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.reader.root().size_bytes
+    }
+
     pub(super) fn slot(&self, index: BlockIndex) -> Slot {
-        let segment = (index.0 / SEGMENT_SLOTS as u64) as usize;
+        // What can't be read has nothing to compare with; the index still knows its blocks.
+        self.slots(index, 1)?.first().copied().flatten()
+    }
+
+    /// `count` slots of one segment; `None` if it can't be read or has not so many.
+    pub(super) fn slots(&self, first: BlockIndex, count: usize) -> Option<Vec<Slot>> {
+        let segment = (first.0 / SEGMENT_SLOTS as u64) as usize;
+        let inside = (first.0 % SEGMENT_SLOTS as u64) as usize;
         let mut cached = lock(&self.cached);
         let found = cached.iter().find(|(number, _)| *number == segment);
         let slots = match found {
             Some((_, slots)) => Arc::clone(slots),
             None => {
-                // One that can't be read has nothing to compare with; the index still knows its blocks.
                 let slots = Arc::new(self.reader.segment(segment).unwrap_or_default());
                 cached.push_back((segment, Arc::clone(&slots)));
                 if cached.len() > CACHED_SEGMENTS {
@@ -54,6 +65,6 @@ impl<'a> Previous<'a> {
                 slots
             }
         };
-        slots.get((index.0 % SEGMENT_SLOTS as u64) as usize).copied().flatten()
+        Some(slots.get(inside..inside + count)?.to_vec())
     }
 }

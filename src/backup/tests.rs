@@ -42,7 +42,8 @@ impl Fixture {
     }
 
     fn try_backup(&self, plan: &BackupPlan, cancel: &AtomicBool, observer: &dyn Observer) -> Result<BackupSummary> {
-        let writer = self.repository.writer("test", &mut |_| false)?;
+        // Another test may start a program, which holds the lock for the moment until it is executed.
+        let writer = self.repository.writer("test", &mut |_| true)?;
         backup(&writer, plan, &|| Ok(()), cancel, observer)
     }
 
@@ -71,6 +72,9 @@ fn noise(seed: u32, len: usize) -> Vec<u8> {
         .collect()
 }
 
+mod hints;
+mod thin;
+
 const MIB: u64 = 1 << 20;
 
 fn disk(name: &str, path: PathBuf) -> DiskPlan {
@@ -80,6 +84,7 @@ fn disk(name: &str, path: PathBuf) -> DiskPlan {
         read: path,
         snapshot: None,
         pace: Pace::default(),
+        hint: None,
     }
 }
 

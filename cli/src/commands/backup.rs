@@ -62,6 +62,7 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
                 read: path,
                 snapshot: None,
                 pace: vbk::limit::Pace::default(),
+                hint: None,
             })
             .collect(),
         files: Vec::new(),

@@ -1,0 +1,169 @@
+//! Takes over from the backup before what a hint calls unchanged, after a sample of it was read and found to be so.
+//!
+//! The sample comes first: when one block of it is not as it was then, nothing has been taken over yet, and the whole disk
+//! is read as if there were no hint.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use vbk_repo::backup::{Entry, Image};
+use vbk_repo::block::{BlockIndex, BlockSize, is_zero};
+use vbk_repo::id::BlockId;
+use vbk_repo::manifest::Slot;
+
+use super::{Previous, Run, Worker};
+use crate::error::Result;
+use crate::hints::Hint;
+use crate::hints::audit::Sample;
+use crate::observer::{Counts, Event};
+use crate::source::Source;
+
+/// How far the reading of the sample is.
+#[derive(Default)]
+pub(super) struct Audit {
+    next_group: AtomicU64,
+    wrong: AtomicBool,
+}
+
+/// An error, which says why, unless a hint is about what the previous image holds and what is read now.
+pub(super) fn check(
+    hint: &Hint,
+    known: Option<(&Entry, &Image)>,
+    previous: Option<&Previous<'_>>,
+    source: &Source,
+    block_size: BlockSize,
+) -> std::result::Result<(), &'static str> {
+    let (Some((entry, image)), Some(previous)) = (known, previous) else {
+        return Err("there is no earlier backup of it that change hints could be about");
+    };
+    let sizes = [image.size_bytes, previous.size_bytes(), hint.unchanged.size_bytes()];
+    if entry.id != hint.since {
+        Err("the change hints are about another backup than the latest")
+    } else if sizes != [source.size_bytes(); 3] {
+        Err("it has not the size that it had at the last backup")
+    } else if hint.unchanged.block_size() != block_size {
+        Err("the change hints were made for blocks of another size")
+    } else {
+        Ok(())
+    }
+}
+
+impl Run<'_> {
+    /// Reads the sample. With one block of it changed, the hint is dropped. True if so.
+    pub(super) fn audit(&mut self) -> bool {
+        if self.hint.is_none() {
+            return false;
+        }
+        self.in_workers(Self::audit_some);
+        // After an error too, so that it is recorded nowhere that all was well.
+        let wrong = self.audit.wrong.load(Ordering::SeqCst);
+        if wrong {
+            self.hint = None;
+        }
+        wrong
+    }
+
+    fn audit_some(&self, worker: &mut Worker) -> Result<()> {
+        let Some((sample, previous)) = self.hint.map(Sample::of).zip(self.previous.as_ref()) else {
+            return Ok(());
+        };
+        while self.goes_on()? && !self.audit.wrong.load(Ordering::SeqCst) {
+            let group = self.audit.next_group.fetch_add(1, Ordering::SeqCst);
+            if group >= sample.groups() {
+                break;
+            }
+            let slots = sample
+                .block_of(group)
+                .and_then(|index| Some((index, previous.slots(index, 1)?)));
+            let Some((index, slots)) = slots else {
+                continue;
+            };
+            let plain = self.read(index, &mut worker.buffers[0])?;
+            self.count(Counts {
+                read_bytes: plain.len() as u64,
+                ..Counts::default()
+            });
+            let found = (!is_zero(plain)).then(|| self.hashing.block(plain).id);
+            if slots != [found] && !self.audit.wrong.swap(true, Ordering::SeqCst) {
+                self.observer.event(Event::Warning(&format!(
+                    "the change hints for {} are WRONG: they call the block at {} bytes unchanged, and it is not. All of \
+                     the disk is read instead, and hints are not used for it for some time. Earlier backups that were made \
+                     with hints may lack changes; this points to a fault in the volume manager, the file system or vbk",
+                    self.source.path().display(),
+                    self.block_size.offset_of(index)
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes over the slots of blocks of one segment. What can't be taken over is read: blocks that the store does not know
+    /// any more or that were found damaged.
+    pub(super) fn take_over(&self, first: BlockIndex, count: u64, worker: &mut Worker) -> Result<Counts> {
+        let sample = self.hint.map(Sample::of);
+        let slots = self
+            .previous
+            .as_ref()
+            .and_then(|previous| previous.slots(first, count as usize));
+        let (Some(sample), Some(slots)) = (sample, slots) else {
+            return self.read_all(first, count, worker);
+        };
+        let known = self.known_lengths(&slots)?;
+        let mut counts = Counts::default();
+        let mut place = 0;
+        while place < slots.len() {
+            let index = |place: usize| BlockIndex(first.0 + place as u64);
+            let len = |place: usize| self.block_size.len_of(index(place), self.source.size_bytes()) as u64;
+            let good = |place: usize| match slots[place] {
+                None => true,
+                Some(id) => known.get(&id) == Some(&len(place)),
+            };
+            let is_good = good(place);
+            let end = (place..slots.len())
+                .find(|&place| good(place) != is_good)
+                .unwrap_or(slots.len());
+            if is_good {
+                for place in place..end {
+                    match slots[place] {
+                        None => counts.zero_bytes += len(place),
+                        Some(_) => counts.unchanged_bytes += len(place),
+                    }
+                    if !sample.contains(index(place)) {
+                        counts.skipped_bytes += len(place);
+                    }
+                }
+                self.slots.set(index(place), &slots[place..end])?;
+            } else {
+                counts += self.read_all(index(place), (end - place) as u64, worker)?;
+            }
+            place = end;
+        }
+        Ok(counts)
+    }
+
+    /// The plain lengths of the blocks that are stored and not to be stored anew.
+    fn known_lengths(&self, slots: &[Slot]) -> Result<HashMap<BlockId, u64>> {
+        let mut ids: Vec<BlockId> = slots.iter().copied().flatten().collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids.retain(|id| !self.shared.condemned.contains(id));
+        let places = self.store.locate(&ids)?;
+        let known = ids.into_iter().zip(places);
+        Ok(known
+            .filter_map(|(id, place)| Some((id, u64::from(place?.plain_bytes))))
+            .collect())
+    }
+
+    /// Reads blocks, as many at a time as there are buffers.
+    fn read_all(&self, first: BlockIndex, count: u64, worker: &mut Worker) -> Result<Counts> {
+        let mut counts = Counts::default();
+        let mut done = 0;
+        while done < count && self.goes_on()? {
+            let now = (count - done).min(self.run_blocks);
+            // What the backup before names may be what the store does not know any more.
+            counts += self.back_up(BlockIndex(first.0 + done), now, None, worker)?;
+            done += now;
+        }
+        Ok(counts)
+    }
+}
