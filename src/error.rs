@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use vbk_repo::ErrorKind;
 
+use crate::guests::GuestError;
+use crate::libvirt::LibvirtError;
 use crate::program::ProgramError;
 
 /// Shorthand for results of this crate.
@@ -122,6 +124,12 @@ pub enum Error {
     /// Another program failed.
     #[error(transparent)]
     Program(#[from] ProgramError),
+    /// libvirt can't say.
+    #[error(transparent)]
+    Libvirt(#[from] LibvirtError),
+    /// There is no such guest.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
     /// The caller asked for an end.
     #[error("interrupted")]
     Interrupted,
@@ -144,6 +152,8 @@ impl Error {
             Self::TargetInUse { .. } => ErrorKind::Locked,
             Self::NoRoom { .. } => ErrorKind::NoSpace,
             Self::Program(error) => error.kind(),
+            Self::Libvirt(error) => error.kind(),
+            Self::Guest(error) => error.kind(),
             Self::Interrupted => ErrorKind::Interrupted,
         }
     }
