@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use vbk_repo::ErrorKind;
 
 use crate::freeze::FreezeError;
+use crate::guests::GuestError;
+use crate::libvirt::LibvirtError;
 use crate::program::ProgramError;
 use crate::run::RunError;
 use crate::snapshot::SnapshotError;
@@ -134,6 +136,12 @@ pub enum Error {
     /// A guest was not brought to rest.
     #[error(transparent)]
     Freeze(#[from] FreezeError),
+    /// libvirt can't say.
+    #[error(transparent)]
+    Libvirt(#[from] LibvirtError),
+    /// There is no such guest.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
     /// The caller asked for an end.
     #[error("interrupted")]
     Interrupted,
@@ -159,6 +167,8 @@ impl Error {
             Self::Run(error) => error.kind(),
             Self::Snapshot(error) => error.kind(),
             Self::Freeze(error) => error.kind(),
+            Self::Libvirt(error) => error.kind(),
+            Self::Guest(error) => error.kind(),
             Self::Interrupted => ErrorKind::Interrupted,
         }
     }

@@ -1,1 +1,144 @@
-//! What libvirt knows of the guests of this host. Asks `virsh`.
+//! What libvirt knows of the guests of this host. Asks `virsh`, with a time limit on every question; what it answers is
+//! taken for what a stranger wrote, because who may define a domain need not be root.
+
+mod domain;
+mod rename;
+mod xml;
+
+use std::time::Duration;
+
+use vbk_repo::ErrorKind;
+
+use crate::program::{ProgramError, Programs};
+
+pub use domain::{Domain, DomainDisk, Medium};
+pub use rename::{NewDisk, RenamePlan, Renamed};
+
+/// How long libvirt may take for an answer.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Why libvirt's answer is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum LibvirtError {
+    /// `virsh` failed.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// A description is not what libvirt writes.
+    #[error("the description of {domain} is not understood: {what}")]
+    Description {
+        /// The domain, or what it is called elsewhere.
+        domain: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// There is no such domain.
+    #[error("libvirt knows no domain {0:?}; `virsh list --all` names those it knows")]
+    NoSuchDomain(String),
+    /// A domain has more interfaces than there are addresses for.
+    #[error("{domain} has {needed} network interfaces, and {given} new MAC addresses were given")]
+    FewMacs {
+        /// The domain.
+        domain: String,
+        /// How many it needs.
+        needed: usize,
+        /// How many there are.
+        given: usize,
+    },
+}
+
+impl LibvirtError {
+    /// What the caller should do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Program(error) => error.kind(),
+            Self::Description { .. } => ErrorKind::Unsupported,
+            Self::NoSuchDomain(_) => ErrorKind::NotFound,
+            Self::FewMacs { .. } => ErrorKind::Invalid,
+        }
+    }
+}
+
+/// Whether there is a libvirt to ask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Presence {
+    /// There is none.
+    Missing,
+    /// It is installed and does not answer; the text says why.
+    Silent(String),
+    /// It answers.
+    There,
+}
+
+/// Asks libvirt.
+#[derive(Debug, Clone, Copy)]
+pub struct Libvirt<'a> {
+    programs: &'a Programs,
+}
+
+impl<'a> Libvirt<'a> {
+    /// The libvirt that these programs talk to.
+    pub fn new(programs: &'a Programs) -> Self {
+        Self { programs }
+    }
+
+    /// Whether it is there.
+    pub fn presence(self) -> Presence {
+        match self.names() {
+            Ok(_) => Presence::There,
+            Err(LibvirtError::Program(ProgramError::Missing { .. })) => Presence::Missing,
+            Err(error) => Presence::Silent(error.to_string()),
+        }
+    }
+
+    /// The names of all domains, running or not.
+    pub fn names(self) -> Result<Vec<String>, LibvirtError> {
+        self.list(&["list", "--all", "--name"])
+    }
+
+    /// The names of the domains that run and are not paused.
+    pub fn running(self) -> Result<Vec<String>, LibvirtError> {
+        self.list(&["list", "--name", "--state-running"])
+    }
+
+    /// A domain as it would start next time, with the secrets that its description has: passwords of consoles, which a
+    /// restored guest needs.
+    pub fn domain(self, name: &str) -> Result<Domain, LibvirtError> {
+        match self.describe(name) {
+            Ok(domain) if domain.name == name => Ok(domain),
+            // virsh takes a number for the id of a running domain before it looks for a name, and what looks like a
+            // UUID for that. The UUID itself can't be mistaken.
+            Ok(_) => self.domain_of_uuid(name),
+            Err(error @ LibvirtError::Program(ProgramError::Failed { .. })) => match self.names()? {
+                names if names.iter().any(|known| known == name) => Err(error),
+                _ => Err(LibvirtError::NoSuchDomain(name.to_owned())),
+            },
+            Err(error) => Err(error),
+        }
+    }
+
+    fn domain_of_uuid(self, name: &str) -> Result<Domain, LibvirtError> {
+        for uuid in self.list(&["list", "--all", "--uuid"])? {
+            if let Ok(domain) = self.describe(&uuid)
+                && domain.name == name
+            {
+                return Ok(domain);
+            }
+        }
+        Err(LibvirtError::NoSuchDomain(name.to_owned()))
+    }
+
+    fn describe(self, domain: &str) -> Result<Domain, LibvirtError> {
+        // As the value of an option a name may begin with a dash.
+        let args = ["dumpxml", "--inactive", "--security-info", "--domain", domain];
+        Domain::parse(&self.programs.run("virsh", &args, LIMIT)?)
+    }
+
+    fn list(self, args: &[&str]) -> Result<Vec<String>, LibvirtError> {
+        let answer = self.programs.run("virsh", args, LIMIT)?;
+        let lines = answer.lines().filter(|line| !line.trim().is_empty());
+        Ok(lines.map(str::to_owned).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests;

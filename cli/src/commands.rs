@@ -1,8 +1,10 @@
 //! The commands: each checks its arguments, lets the libraries work, and prints what came of it.
 
 pub mod backup;
+pub mod config;
 pub mod diff;
 pub mod forget;
+pub mod guests;
 pub mod init;
 pub mod key;
 pub mod list;

@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
@@ -9,19 +10,35 @@ use vbk_repo::keys::Unlock;
 use vbk_repo::repository::{Repository, Wait, Writer};
 
 use crate::args::Global;
+use crate::config::{Config, DEFAULT_PATH};
 use crate::exit::{Error, Result};
+use crate::unlock::KeyPaths;
 use crate::{output, unlock};
 
 /// The options of every command, in use.
 pub struct Context<'a> {
     global: &'a Global,
     key_option: Option<&'static str>,
+    config: OnceLock<Config>,
 }
 
 impl<'a> Context<'a> {
     /// From the command line. `key_option` is the option on it that names a key.
     pub fn new(global: &'a Global, key_option: Option<&'static str>) -> Self {
-        Self { global, key_option }
+        Self {
+            global,
+            key_option,
+            config: OnceLock::new(),
+        }
+    }
+
+    /// The configuration. Read when it is first needed: what is named in full works also while the file can't be used.
+    pub fn config(&self) -> Result<&Config> {
+        if let Some(config) = self.config.get() {
+            return Ok(config);
+        }
+        let config = Config::find(self.global.config.as_deref())?;
+        Ok(self.config.get_or_init(|| config))
     }
 
     /// Whether to print JSON.
@@ -41,16 +58,55 @@ impl<'a> Context<'a> {
 
     /// The path that was given for the repository.
     pub fn repository_path(&self) -> Result<&Path> {
-        self.global
-            .repo
-            .as_deref()
-            .ok_or_else(|| Error::Usage("no repository named; use --repo DIR, or set VBK_REPO to the directory".into()))
+        match &self.global.repo {
+            Some(path) => Ok(path),
+            None => self.config()?.repository.as_deref().ok_or_else(|| {
+                let config = self.global.config.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
+                Error::Usage(format!(
+                    "no repository named; use --repo DIR, set VBK_REPO to the directory, or write repository = \"DIR\" into {}",
+                    config.display()
+                ))
+            }),
+        }
+    }
+
+    /// Whether an option, the environment or the configuration names a repository.
+    pub fn names_repository(&self) -> Result<bool> {
+        Ok(self.global.repo.is_some() || self.config()?.repository.is_some())
+    }
+
+    /// What opens a repository: what options or the environment name, or else what the configuration does. That goes
+    /// with the configuration's own repository, if it names one, and is no key of any other.
+    fn key_paths(&self, repository: &Path) -> Result<KeyPaths<'_>> {
+        let given = KeyPaths {
+            key_file: self.global.key_file.as_deref(),
+            passphrase_file: self.global.passphrase_file.as_deref(),
+        };
+        if given.key_file.is_some() || given.passphrase_file.is_some() {
+            return Ok(given);
+        }
+        let config = self.config()?;
+        let is_same = |known: &Path| {
+            let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+            known == repository || real(known) == real(repository)
+        };
+        Ok(match config.repository.as_deref().is_none_or(is_same) {
+            true => KeyPaths {
+                key_file: config.key_file.as_deref(),
+                passphrase_file: config.passphrase_file.as_deref(),
+            },
+            false => KeyPaths::default(),
+        })
     }
 
     /// The repository.
     pub fn repository(&self) -> Result<Repository> {
         let repository = self.repository_at(self.repository_path()?)?;
-        match self.key_option {
+        let configured = match &self.global.repo {
+            None => self.config()?.key_name(),
+            Some(_) => None,
+        };
+        match self.key_option.or(configured) {
             // Who gives a key expects that nothing is stored in the clear. Somebody who can write to the storage may have
             // put a plain repository in the place of an encrypted one.
             Some(option) if !repository.is_encrypted() => Err(Error::Usage(format!(
@@ -83,17 +139,17 @@ impl<'a> Context<'a> {
 
     /// What opens a repository; asks for it where it can.
     pub fn key_of(&self, repository: &Repository) -> Result<Unlock> {
-        unlock::find(self.global, repository.path())
+        unlock::find(&self.key_paths(repository.path())?, repository.path())
     }
 
-    /// The key file that was named.
-    pub fn new_key_file(&self) -> Option<&Path> {
-        self.global.key_file.as_deref()
+    /// The key file that was named for a new repository.
+    pub fn new_key_file(&self, repository: &Path) -> Result<Option<&Path>> {
+        Ok(self.key_paths(repository)?.key_file)
     }
 
-    /// The key that options or environment name, if they do.
-    pub fn given_key(&self) -> Result<Option<Unlock>> {
-        unlock::given(self.global)
+    /// The key for a new repository that options, environment or configuration name, if they do.
+    pub fn given_key(&self, repository: &Path) -> Result<Option<Unlock>> {
+        unlock::given(&self.key_paths(repository)?)
     }
 
     /// The repository, for writing. Waits for other writers, and says for whom, unless `no_wait`.

@@ -3,6 +3,7 @@
 
 mod args;
 mod commands;
+mod config;
 mod context;
 mod daemon;
 mod exit;
@@ -60,6 +61,8 @@ fn run(cli: &Cli, key_option: Option<&'static str>) -> Result<Outcome> {
         Command::Key(command) => commands::key::run(&context, command),
         Command::Stats => commands::stats::run(&context),
         Command::Status => commands::status::run(&context),
+        Command::Guests => commands::guests::run(&context),
+        Command::Config(command) => commands::config::run(&context, command),
         Command::Repair(args) => commands::repair::run(&context, args),
         Command::Verify(args) => commands::verify::run(&context, args),
     }

@@ -42,6 +42,29 @@ pub fn duration(duration: Duration) -> String {
     }
 }
 
+/// `200 MB/s`: units of 1000, as disks and networks are sold.
+pub fn rate(bytes_per_sec: u64) -> String {
+    let (factor, unit) = match bytes_per_sec {
+        0..=999_999 => (1e3, "kB/s"),
+        1_000_000..=999_999_999 => (1e6, "MB/s"),
+        _ => (1e9, "GB/s"),
+    };
+    let value = format!("{:.1}", bytes_per_sec as f64 / factor);
+    format!("{} {unit}", value.strip_suffix(".0").unwrap_or(&value))
+}
+
+/// `5 hours ago`, `3 days ago`.
+pub fn age(seconds: i64) -> String {
+    let seconds = u64::try_from(seconds).unwrap_or_default();
+    let text = match seconds {
+        0..=59 => return "just now".to_owned(),
+        60..=3599 => count(seconds / 60, "minute"),
+        3600..=172_799 => count(seconds / 3600, "hour"),
+        _ => count(seconds / 86_400, "day"),
+    };
+    format!("{text} ago")
+}
+
 /// `2026-11-21 05:54:00`, UTC.
 pub fn time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S").to_string()
@@ -87,6 +110,27 @@ mod tests {
         ];
         for (ms, text) in cases {
             assert_eq!(duration(Duration::from_millis(ms)), text);
+        }
+    }
+
+    #[test]
+    fn rates_and_ages_are_short() {
+        let rates = [
+            (1_500, "1.5 kB/s"),
+            (200_000_000, "200 MB/s"),
+            (52_428_800, "52.4 MB/s"),
+            (2_000_000_000, "2 GB/s"),
+        ];
+        for (bytes_per_sec, text) in rates {
+            assert_eq!(rate(bytes_per_sec), text);
+        }
+        for (seconds, text) in [
+            (-5, "just now"),
+            (60, "1 minute ago"),
+            (7_200, "2 hours ago"),
+            (259_200, "3 days ago"),
+        ] {
+            assert_eq!(age(seconds), text);
         }
     }
 

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use vbk_repo::keys::{RecoveryKey, Unlock};
 use zeroize::Zeroizing;
 
-use crate::args::Global;
 use crate::exit::{Error, Result};
 
 /// Set for a process in the background that gets an exported key on its standard input.
@@ -16,15 +15,24 @@ pub const KEY_ON_STDIN: &str = "VBK_BACKGROUND_KEY";
 /// Names of systemd credentials (`LoadCredential=` of a unit).
 const CREDENTIALS: [(&str, bool); 2] = [("vbk-passphrase", false), ("vbk-key-file", true)];
 
+/// The files that were named.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct KeyPaths<'a> {
+    /// A key file.
+    pub key_file: Option<&'a Path>,
+    /// A file with a passphrase in it.
+    pub passphrase_file: Option<&'a Path>,
+}
+
 /// What opens `repository`.
-pub fn find(global: &Global, repository: &Path) -> Result<Unlock> {
+pub fn find(named: &KeyPaths<'_>, repository: &Path) -> Result<Unlock> {
     if std::env::var_os(KEY_ON_STDIN).is_some() {
         let mut text = Zeroizing::new(Vec::new());
         let read = std::io::stdin().read_to_end(&mut text);
         read.map_err(|error| Error::Other(format!("can't read the key: {error}")))?;
         return Ok(Unlock::KeyFile(text));
     }
-    if let Some(found) = given(global)? {
+    if let Some(found) = given(named)? {
         return Ok(found);
     }
     let directory = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
@@ -50,9 +58,9 @@ pub fn find(global: &Global, repository: &Path) -> Result<Unlock> {
     ))?))
 }
 
-/// What the options or the environment name, if they do.
-pub fn given(global: &Global) -> Result<Option<Unlock>> {
-    match (&global.key_file, &global.passphrase_file) {
+/// What the files that were named hold, if one was.
+pub fn given(named: &KeyPaths<'_>) -> Result<Option<Unlock>> {
+    match (named.key_file, named.passphrase_file) {
         (Some(path), _) => key_file(path).map(Some),
         (None, Some(path)) => passphrase_file(path).map(Some),
         (None, None) => Ok(None),

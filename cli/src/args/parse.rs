@@ -1,7 +1,10 @@
 //! Reads the values of options.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use vbk::limit::ReadLimit;
+use vbk::snapshot::SnapshotSize;
 use vbk_repo::block::BlockSize;
 use vbk_repo::codec::Compression;
 use vbk_repo::name::{DiskName, GuestName};
@@ -45,6 +48,85 @@ pub fn parse_reserve(text: &str) -> Result<Reserve, String> {
         return parse_percent(text).map(Reserve::Share);
     }
     parse_size(text).map(Reserve::Bytes)
+}
+
+/// `60%`, a rate, or `none`.
+pub fn parse_read_limit(text: &str) -> Result<ReadLimit, String> {
+    if text == "none" {
+        return Ok(ReadLimit::Unlimited);
+    }
+    if text.ends_with('%') {
+        return match parse_percent(text)? {
+            share if share > 0.0 => Ok(ReadLimit::Share(share)),
+            _ => Err("a limit of 0% would never end; none is no limit".into()),
+        };
+    }
+    parse_rate(text)
+        .map(ReadLimit::BytesPerSec)
+        .map_err(|why| format!("{why}, a share as 60%, or none"))
+}
+
+/// Bytes per second: `200MB/s` (1000), `200MiB/s` or `200M` (1024).
+pub fn parse_rate(text: &str) -> Result<u64, String> {
+    let bad = || "write a rate as 200MB/s, 200MiB/s or 50M".to_owned();
+    let number = text.strip_suffix("/s").unwrap_or(text);
+    let (digits, unit) = match number.find(|c: char| !c.is_ascii_digit() && c != '.') {
+        Some(place) => number.split_at(place),
+        None => (number, ""),
+    };
+    let factor: u64 = match unit.trim_start().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        _ => return Err(bad()),
+    };
+    let bytes = match digits.parse::<u64>() {
+        Ok(whole) => whole.saturating_mul(factor),
+        // A float holds every rate that a disk has.
+        Err(_) => (digits.parse::<f64>().map_err(|_| bad())? * factor as f64) as u64,
+    };
+    match bytes {
+        0 => Err(bad()),
+        bytes => Ok(bytes),
+    }
+}
+
+/// `20%` of the disk, or `10G`.
+pub fn parse_snapshot_size(text: &str) -> Result<SnapshotSize, String> {
+    let size = match text.ends_with('%') {
+        true => SnapshotSize::Share(parse_percent(text)?),
+        false => SnapshotSize::Bytes(parse_size(text).map_err(|_| "write a size as 20% or 10G".to_owned())?),
+    };
+    match size {
+        SnapshotSize::Bytes(0) => Err("a snapshot needs space; write its size as 20% or 10G".into()),
+        SnapshotSize::Share(share) if share <= 0.0 => {
+            Err("a snapshot needs space; write its size as 20% or 10G".into())
+        }
+        size => Ok(size),
+    }
+}
+
+/// `90s`, `15m`, `6h`, `30d`, `2w`.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let bad = || "write a time as 90s, 15m, 6h, 30d or 2w".to_owned();
+    let unit = text.chars().last().ok_or_else(bad)?;
+    let seconds: u64 = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        'w' => 7 * 86_400,
+        _ => return Err(bad()),
+    };
+    let number: u32 = text[..text.len() - unit.len_utf8()].parse().map_err(|_| bad())?;
+    match number {
+        0 => Err(bad()),
+        number => Ok(Duration::from_secs(seconds * u64::from(number))),
+    }
 }
 
 pub fn parse_compression(text: &str) -> Result<Compression, String> {
@@ -112,6 +194,54 @@ mod tests {
         assert_eq!(of("/dev/a=b"), Ok((None, "/dev/a=b".into())));
         for bad in ["", "vda=", "=x", "a b=x", "..=x"] {
             assert!(of(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn rates_have_the_units_that_are_written() {
+        for (text, bytes) in [
+            ("200MB/s", 200_000_000),
+            ("200MiB/s", 200 << 20),
+            ("50M", 50 << 20),
+            ("1.5GB/s", 1_500_000_000),
+            ("800 kB/s", 800_000),
+            ("4096", 4096),
+        ] {
+            assert_eq!(parse_rate(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "0", "M", "-1M", "1T/h", "fast", "60%", "0.1", "1..2M", "1e9"] {
+            assert!(parse_rate(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_read_limit_is_a_share_a_rate_or_none() {
+        assert_eq!(parse_read_limit("60%"), Ok(ReadLimit::Share(0.6)));
+        assert_eq!(parse_read_limit("100MB/s"), Ok(ReadLimit::BytesPerSec(100_000_000)));
+        assert_eq!(parse_read_limit("none"), Ok(ReadLimit::Unlimited));
+        for bad in ["0%", "101%", "-5%", "all", ""] {
+            assert!(parse_read_limit(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes_of_snapshots_and_times_are_more_than_nothing() {
+        assert_eq!(parse_snapshot_size("20%"), Ok(SnapshotSize::Share(0.2)));
+        assert_eq!(parse_snapshot_size("10G"), Ok(SnapshotSize::Bytes(10 << 30)));
+        for bad in ["0", "0%", "", "120%", "much"] {
+            assert!(parse_snapshot_size(bad).is_err(), "{bad}");
+        }
+        for (text, seconds) in [
+            ("90s", 90),
+            ("15m", 900),
+            ("6h", 21_600),
+            ("30d", 2_592_000),
+            ("2w", 1_209_600),
+        ] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for bad in ["", "s", "0s", "5", "5\u{b5}", "1.5h", "-1s", "99999999999d"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
         }
     }
 

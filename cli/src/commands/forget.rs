@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use jiff::tz::TimeZone;
 use serde::Serialize;
-use vbk::retention::{Candidate, Decision, decide};
+use vbk::retention::{Candidate, Decision, KeepPolicy, decide};
 use vbk_repo::catalogue::{BackupSpec, Catalogue};
 use vbk_repo::name::GuestName;
 use vbk_repo::state::{States, note_of};
@@ -33,17 +33,20 @@ const FORGET: &str = "forget";
 /// Forgets backups: those that are named, or those that a policy does not keep.
 pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
     let zone = time_zone(args.time_zone.as_deref())?;
-    let policy = args.keep.policy();
+    let policies = Policies {
+        given: args.keep.policy(),
+        context,
+    };
     if args.dry_run {
         let view = context.repository()?.view()?;
-        let verdicts = judge(&view.catalogue()?, &view.states()?, args, &policy, &zone)?;
+        let verdicts = judge(&view.catalogue()?, &view.states()?, args, &policies, &zone)?;
         print(context, &verdicts, true);
         context.json_result(&verdicts)?;
         return Ok(Outcome::Done);
     }
     let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
     let writer = context.writer_that_removes(&format!("forget {}", args.what.join(" ")), args.no_wait, &cancel)?;
-    let verdicts = judge(&writer.catalogue()?, &writer.states()?, args, &policy, &zone)?;
+    let verdicts = judge(&writer.catalogue()?, &writer.states()?, args, &policies, &zone)?;
     let forgotten: Vec<String> = verdicts
         .iter()
         .filter(|verdict| verdict.action == FORGET)
@@ -69,6 +72,27 @@ pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
     )
 }
 
+/// What is kept of each guest: what options say of all, or else what the configuration says of it.
+struct Policies<'a> {
+    given: KeepPolicy,
+    context: &'a Context<'a>,
+}
+
+impl Policies<'_> {
+    fn of(&self, guest: &GuestName) -> Result<KeepPolicy> {
+        if !self.given.is_empty() {
+            return Ok(self.given);
+        }
+        let configured = self.context.config()?.guest(guest).keep;
+        configured.filter(|policy| !policy.is_empty()).ok_or_else(|| {
+            Error::Usage(format!(
+                "say which backups of {guest} to keep, as in --keep-daily 7 --keep-weekly 4 or by `keep` in the \
+                 configuration, or name the ones to forget, as in {guest}@2026-10-01"
+            ))
+        })
+    }
+}
+
 fn time_zone(name: Option<&str>) -> Result<TimeZone> {
     match name {
         None => Ok(TimeZone::system()),
@@ -84,7 +108,7 @@ fn judge(
     catalogue: &Catalogue,
     states: &States,
     args: &ForgetArgs,
-    policy: &vbk::retention::KeepPolicy,
+    policies: &Policies<'_>,
     zone: &TimeZone,
 ) -> Result<Vec<Verdict>> {
     let mut guests = Vec::new();
@@ -104,19 +128,26 @@ fn judge(
     if named.is_empty() {
         check_notes(states, &guests)?;
     }
-    match (guests.as_slice(), named.as_slice(), policy.is_empty()) {
-        ([guest, ..], _, true) => Err(Error::Usage(format!(
-            "say which backups of {guest} to keep, as in --keep-daily 7 --keep-weekly 4, or name the ones to forget, as in \
-             {guest}@2026-10-01"
-        ))),
-        (_, [_, ..], false) => Err(Error::Usage(
+    match (guests.as_slice(), named.as_slice()) {
+        (_, [_, ..]) if !policies.given.is_empty() => Err(Error::Usage(
             "--keep-... goes with the name of a guest; a backup that is named is forgotten whatever it says".into(),
         )),
-        (_, [_, ..], true) => named.iter().map(|what| judge_named(catalogue, states, what)).collect(),
-        _ => Ok(guests
-            .iter()
-            .flat_map(|guest| judge_guest(catalogue, states, guest, policy, zone))
-            .collect()),
+        ([guest, ..], [backup, ..]) => Err(Error::Usage(format!(
+            "{guest} is a guest and {backup} a backup; name either guests, of which a policy keeps some, or the backups to \
+             forget"
+        ))),
+        ([], [_, ..]) => named.iter().map(|what| judge_named(catalogue, states, what)).collect(),
+        (_, []) => {
+            // All of them first: nothing is forgotten of one if it can't be said for another.
+            let policies = guests
+                .iter()
+                .map(|guest| policies.of(guest))
+                .collect::<Result<Vec<_>>>()?;
+            let guests = guests.iter().zip(&policies);
+            Ok(guests
+                .flat_map(|(guest, policy)| judge_guest(catalogue, states, guest, policy, zone))
+                .collect())
+        }
     }
 }
 
@@ -138,7 +169,7 @@ fn judge_guest(
     catalogue: &Catalogue,
     states: &States,
     guest: &GuestName,
-    policy: &vbk::retention::KeepPolicy,
+    policy: &KeepPolicy,
     zone: &TimeZone,
 ) -> Vec<Verdict> {
     let candidates: Vec<_> = catalogue

@@ -38,7 +38,7 @@ pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
     if args.encrypt {
         // Before anybody is asked for a passphrase.
         Repository::check_place(path)?;
-        let ways = key::ways_of_new(context, !args.no_recovery_key)?;
+        let ways = key::ways_of_new(context, path, !args.no_recovery_key)?;
         recovery_key = ways.recovery_key;
         options.encryption = Some((Keys::generate()?, ways.slots));
     }

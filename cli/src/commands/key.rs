@@ -214,10 +214,10 @@ pub struct NewWays {
 }
 
 /// Asks for, or makes, what a new repository opens with.
-pub fn ways_of_new(context: &Context<'_>, recovery: bool) -> Result<NewWays> {
-    let way = match context.new_key_file() {
+pub fn ways_of_new(context: &Context<'_>, repository: &Path, recovery: bool) -> Result<NewWays> {
+    let way = match context.new_key_file(repository)? {
         Some(path) => key_file(path)?,
-        None => match context.given_key()? {
+        None => match context.given_key(repository)? {
             Some(way) => way,
             None => unlock::ask_new()?,
         },

@@ -100,7 +100,7 @@ impl Lab {
 
     /// Starts a prepared command, cleared of what the caller's environment could change.
     pub fn start_command(&self, mut command: Command, args: Vec<OsString>) -> Running {
-        for name in ["VBK_REPO", "RUST_LOG", "VBK_LOG"] {
+        for name in ["VBK_REPO", "VBK_CONFIG", "RUST_LOG", "VBK_LOG"] {
             command.env_remove(name);
         }
         command.env("LC_ALL", "C");

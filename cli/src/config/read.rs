@@ -1,0 +1,420 @@
+//! Reads the text of a configuration. Every key that is not known and every value that makes no sense is told with its
+//! file and line; a setting with a typing mistake in it would otherwise be one that was never made.
+
+use std::fmt::Display;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+use vbk::hints::ChangeHints;
+use vbk::retention::{Age, KeepPolicy};
+use vbk_repo::name::{DiskName, GuestName};
+
+use crate::args::parse;
+use crate::config::{Config, GuestAgent, Section};
+
+const TOP: &[&str] = &[
+    "repository",
+    "key-file",
+    "passphrase-file",
+    "jobs",
+    "metrics",
+    "on-failure",
+    "defaults",
+    "guest",
+];
+const SETTINGS: &[&str] = &[
+    "read-limit",
+    "keep",
+    "device-speed",
+    "snapshot-size",
+    "extend",
+    "change-hints",
+    "full-read-every",
+    "compression",
+    "pre-freeze",
+    "post-thaw",
+    "freeze-timeout",
+    "guest-agent",
+    "backoff",
+    "kernel-limit",
+    "idle",
+    "live",
+];
+const ONLY_DEFAULTS: &[&str] = &["exclude", "jobs"];
+const ONLY_GUEST: &[&str] = &["disks", "skip-disks", "domain"];
+const KEEP: &[&str] = &["last", "hourly", "daily", "weekly", "monthly", "yearly", "within"];
+
+/// More guests at a time than this are a mistake.
+const MAX_JOBS: u32 = 64;
+/// The fill at which a backup is stopped: extending later would be too late.
+const MAX_EXTEND: f64 = 0.9;
+
+type Value<'a> = Spanned<DeValue<'a>>;
+
+/// The configuration, or everything that is wrong with it as `FILE:LINE: what`, by line.
+pub(super) fn config(path: &Path, text: &str) -> Result<Config, Vec<String>> {
+    let mut reader = Reader {
+        path,
+        text,
+        errors: Vec::new(),
+    };
+    let mut config = Config {
+        path: Some(path.to_owned()),
+        ..Config::default()
+    };
+    match DeTable::parse(text) {
+        Ok(table) => reader.top(&mut config, table.get_ref()),
+        Err(error) => reader.wrong(error.span().unwrap_or_default(), error.message()),
+    }
+    match reader.errors.is_empty() {
+        true => Ok(config),
+        false => {
+            reader.errors.sort();
+            Err(reader.errors.into_iter().map(|(_, text)| text).collect())
+        }
+    }
+}
+
+struct Reader<'a> {
+    path: &'a Path,
+    text: &'a str,
+    errors: Vec<(usize, String)>,
+}
+
+impl Reader<'_> {
+    fn top(&mut self, config: &mut Config, table: &DeTable<'_>) {
+        for (key, value) in table {
+            match key.get_ref().as_ref() {
+                "repository" => config.repository = self.path(key, value),
+                "key-file" => config.key_file = self.path(key, value),
+                "passphrase-file" => config.passphrase_file = self.path(key, value),
+                "jobs" => self.jobs(config, key, value),
+                "metrics" => config.metrics = self.path(key, value),
+                "on-failure" => config.on_failure = self.command(key, value),
+                "defaults" => self.defaults(config, key, value),
+                "guest" => self.guests(config, key, value),
+                _ => self.unknown(key, "", TOP),
+            }
+        }
+        if config.key_file.is_some() && config.passphrase_file.is_some() {
+            let span = table.get("passphrase-file").map(Spanned::span).unwrap_or_default();
+            self.wrong(
+                span,
+                "key-file and passphrase-file are both given; a repository is opened with one of them",
+            );
+        }
+    }
+
+    fn defaults(&mut self, config: &mut Config, key: &Spanned<impl Display>, value: &Value<'_>) {
+        let Some(table) = self.table(key, value) else {
+            return;
+        };
+        for (key, value) in table {
+            match key.get_ref().as_ref() {
+                "exclude" => config.exclude = self.texts(key, value),
+                "jobs" => self.jobs(config, key, value),
+                name => {
+                    if !self.setting(&mut config.defaults, name, key, value) {
+                        self.unknown(key, "[defaults]", &[SETTINGS, ONLY_DEFAULTS].concat());
+                    }
+                }
+            }
+        }
+    }
+
+    fn guests(&mut self, config: &mut Config, key: &Spanned<impl Display>, value: &Value<'_>) {
+        let Some(table) = self.table(key, value) else {
+            return;
+        };
+        for (name, value) in table {
+            let guest = GuestName::new(name.get_ref().as_ref());
+            let Some(guest) = self.accept(name.span(), guest) else {
+                continue;
+            };
+            let Some(table) = self.table(name, value) else {
+                continue;
+            };
+            let mut section = Section::default();
+            for (key, value) in table {
+                match key.get_ref().as_ref() {
+                    "disks" => section.disks = self.disks(key, value),
+                    "domain" => section.domain = self.command(key, value),
+                    "skip-disks" => section.skip_disks = self.disk_names(key, value),
+                    name => {
+                        if !self.setting(&mut section, name, key, value) {
+                            self.unknown(key, &format!("[guest.{guest}]"), &[SETTINGS, ONLY_GUEST].concat());
+                        }
+                    }
+                }
+            }
+            config.guests.insert(guest, section);
+        }
+    }
+
+    /// Reads what may stand in every section; false if it may not.
+    fn setting(&mut self, section: &mut Section, name: &str, key: &Spanned<impl Display>, value: &Value<'_>) -> bool {
+        match name {
+            "read-limit" => section.read_limit = self.parsed(key, value, parse::parse_read_limit),
+            "keep" => section.keep = self.keep(key, value),
+            "device-speed" => section.device_bytes_per_sec = self.parsed(key, value, parse::parse_rate),
+            "snapshot-size" => section.snapshot_size = self.parsed(key, value, parse::parse_snapshot_size),
+            "extend" => section.extend = self.extend(key, value),
+            "change-hints" => {
+                section.change_hints = self.parsed(key, value, |text| match text {
+                    "off" => Ok(ChangeHints::Off),
+                    "auto" => Ok(ChangeHints::Auto),
+                    _ => Err("write \"off\" or \"auto\"".to_owned()),
+                });
+            }
+            "full-read-every" => section.full_read_every = self.parsed(key, value, parse::parse_duration),
+            "compression" => {
+                let text = match value.get_ref() {
+                    DeValue::Integer(number) => Some(number.as_str().to_owned()),
+                    _ => self.text(key, value),
+                };
+                let level = text.map(|text| parse::parse_compression(&text));
+                section.compression = level.and_then(|level| self.accept_for(key, value, level));
+            }
+            "pre-freeze" => section.pre_freeze = self.command(key, value),
+            "post-thaw" => section.post_thaw = self.command(key, value),
+            "freeze-timeout" => section.freeze_timeout = self.parsed(key, value, parse::parse_duration),
+            "guest-agent" => {
+                section.guest_agent = match value.get_ref() {
+                    DeValue::Boolean(true) => Some(GuestAgent::Always),
+                    DeValue::Boolean(false) => Some(GuestAgent::Never),
+                    DeValue::String(text) if text == "auto" => Some(GuestAgent::Auto),
+                    _ => self.wrong_for(key, value, "write true, false or \"auto\""),
+                }
+            }
+            "backoff" => section.backoff = self.flag(key, value),
+            "kernel-limit" => section.kernel_limit = self.flag(key, value),
+            "idle" => section.idle = self.flag(key, value),
+            "live" => section.live = self.flag(key, value),
+            _ => return false,
+        }
+        true
+    }
+
+    fn jobs(&mut self, config: &mut Config, key: &Spanned<impl Display>, value: &Value<'_>) {
+        let jobs = self.number(key, value);
+        if config.jobs.is_some() {
+            self.wrong(key.span(), "jobs is given twice: for all, and in [defaults]");
+        }
+        if jobs.is_some_and(|jobs| !(1..=MAX_JOBS).contains(&jobs)) {
+            self.wrong_for::<()>(key, value, &format!("write a number from 1 to {MAX_JOBS}"));
+        }
+        config.jobs = jobs;
+    }
+
+    fn keep(&mut self, key: &Spanned<impl Display>, value: &Value<'_>) -> Option<KeepPolicy> {
+        let table = self.table(key, value)?;
+        let mut policy = KeepPolicy::default();
+        for (key, value) in table {
+            let count = match key.get_ref().as_ref() {
+                "last" => &mut policy.last,
+                "hourly" => &mut policy.hourly,
+                "daily" => &mut policy.daily,
+                "weekly" => &mut policy.weekly,
+                "monthly" => &mut policy.monthly,
+                "yearly" => &mut policy.yearly,
+                "within" => {
+                    policy.within = self.parsed(key, value, |text| text.parse::<Age>().map_err(|why| why.to_string()));
+                    continue;
+                }
+                _ => {
+                    self.unknown(key, "keep", KEEP);
+                    continue;
+                }
+            };
+            *count = self.number(key, value).unwrap_or_default();
+        }
+        Some(policy)
+    }
+
+    fn extend(&mut self, key: &Spanned<impl Display>, value: &Value<'_>) -> Option<Option<f64>> {
+        const HOW: &str =
+            "write how full it may be, as \"60%\" (less than 90%, at which a backup is stopped), or false";
+        match value.get_ref() {
+            DeValue::Boolean(false) => Some(None),
+            DeValue::String(text) if text.ends_with('%') => match parse::parse_percent(text) {
+                Ok(share) if share > 0.0 && share < MAX_EXTEND => Some(Some(share)),
+                _ => self.wrong_for(key, value, HOW),
+            },
+            _ => self.wrong_for(key, value, HOW),
+        }
+    }
+
+    fn disks(&mut self, key: &Spanned<impl Display>, value: &Value<'_>) -> Option<Vec<(DiskName, PathBuf)>> {
+        let table = self.table(key, value)?;
+        let mut disks = Vec::<(DiskName, PathBuf)>::new();
+        for (name, value) in table {
+            let disk = DiskName::new(name.get_ref().as_ref());
+            let disk = self.accept(name.span(), disk);
+            let (Some(disk), Some(path)) = (disk, self.path(name, value)) else {
+                continue;
+            };
+            if let Some((other, _)) = disks.iter().find(|(_, known)| *known == path) {
+                let what = format!("{} is given twice, as {other} and as {disk}", path.display());
+                self.wrong(value.span(), what);
+            }
+            disks.push((disk, path));
+        }
+        if table.is_empty() {
+            self.wrong_for::<()>(key, value, "name at least one, as in { vda = \"/dev/vg0/web1\" }");
+        }
+        Some(disks)
+    }
+
+    fn disk_names(&mut self, key: &Spanned<impl Display>, value: &Value<'_>) -> Option<Vec<DiskName>> {
+        let names = self.texts(key, value).into_iter();
+        names
+            .map(|name| self.accept(value.span(), DiskName::new(name)))
+            .collect()
+    }
+
+    fn table<'v, 'i>(&mut self, key: &Spanned<impl Display>, value: &'v Value<'i>) -> Option<&'v DeTable<'i>> {
+        match value.get_ref() {
+            DeValue::Table(table) => Some(table),
+            _ => self.wrong_for(key, value, "this is a section, with settings of its own"),
+        }
+    }
+
+    fn texts(&mut self, key: &Spanned<impl Display>, value: &Value<'_>) -> Vec<String> {
+        match value.get_ref() {
+            DeValue::Array(values) => values.iter().filter_map(|value| self.text(key, value)).collect(),
+            _ => self
+                .wrong_for(key, value, "write a list, as in [\"one\", \"two\"]")
+                .unwrap_or_default(),
+        }
+    }
+
+    fn text(&mut self, key: &Spanned<impl Display>, value: &Value<'_>) -> Option<String> {
+        match value.get_ref() {
+            DeValue::String(text) if text.contains('\0') => self.wrong_for(key, value, "it has a null character in it"),
+            DeValue::String(text) => Some(text.to_string()),
+            _ => self.wrong_for(key, value, "write a text in quotes"),
+        }
+    }
+
+    /// A text that is not empty.
+    fn command(&mut self, key: &Spanned<impl Display>, value: &Value<'_>) -> Option<String> {
+        match self.text(key, value)? {
+            text if text.trim().is_empty() => self.wrong_for(key, value, "it is empty; leave it out instead"),
+            text => Some(text),
+        }
+    }
+
+    fn path(&mut self, key: &Spanned<impl Display>, value: &Value<'_>) -> Option<PathBuf> {
+        let path = PathBuf::from(self.text(key, value)?);
+        match path.is_absolute() {
+            true => Some(path),
+            // Relative to where? A timer runs in another directory than a shell.
+            false => self.wrong_for(key, value, &format!("write a whole path, from / on, and not {path:?}")),
+        }
+    }
+
+    fn flag(&mut self, key: &Spanned<impl Display>, value: &Value<'_>) -> Option<bool> {
+        match value.get_ref() {
+            DeValue::Boolean(flag) => Some(*flag),
+            _ => self.wrong_for(key, value, "write true or false"),
+        }
+    }
+
+    fn number(&mut self, key: &Spanned<impl Display>, value: &Value<'_>) -> Option<u32> {
+        let number = match value.get_ref() {
+            DeValue::Integer(number) => u32::from_str_radix(number.as_str(), number.radix()).ok(),
+            _ => None,
+        };
+        match number {
+            Some(number) => Some(number),
+            None => self.wrong_for(key, value, "write a whole number, without quotes"),
+        }
+    }
+
+    fn parsed<T>(
+        &mut self,
+        key: &Spanned<impl Display>,
+        value: &Value<'_>,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let text = self.text(key, value)?;
+        self.accept_for(key, value, parse(&text))
+    }
+
+    fn accept<T>(&mut self, span: Range<usize>, result: Result<T, impl Display>) -> Option<T> {
+        result.map_err(|why| self.wrong(span, why)).ok()
+    }
+
+    fn accept_for<T>(
+        &mut self,
+        key: &Spanned<impl Display>,
+        value: &Value<'_>,
+        result: Result<T, impl Display>,
+    ) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(why) => self.wrong_for(key, value, &why.to_string()),
+        }
+    }
+
+    fn unknown(&mut self, key: &Spanned<impl Display>, section: &str, known: &[&str]) {
+        let name = key.get_ref().to_string();
+        let elsewhere = match name.as_str() {
+            _ if known.contains(&name.as_str()) => None,
+            name if section != "keep" && SETTINGS.contains(&name) => Some("[defaults] or [guest.NAME]"),
+            name if section != "keep" && ONLY_GUEST.contains(&name) => Some("[guest.NAME]"),
+            "exclude" => Some("[defaults]"),
+            name if section != "keep" && TOP.contains(&name) => Some("the top of the file, before any [section]"),
+            name if section != "keep" && KEEP.contains(&name) => Some("keep = { ... }"),
+            _ => None,
+        };
+        let hint = match elsewhere {
+            Some(place) => format!("it belongs into {place}"),
+            None => {
+                let nearest = known.iter().min_by_key(|known| distance(known, &name));
+                format!("the nearest known one is {}", nearest.unwrap_or(&"none"))
+            }
+        };
+        let place = match section {
+            "" => String::new(),
+            section => format!(" in {section}"),
+        };
+        self.wrong(key.span(), format!("unknown key {name}{place}; {hint}"));
+    }
+
+    fn wrong_for<T>(&mut self, key: &Spanned<impl Display>, value: &Value<'_>, what: &str) -> Option<T> {
+        self.wrong(value.span(), format!("{}: {what}", key.get_ref()));
+        None
+    }
+
+    fn wrong(&mut self, span: Range<usize>, what: impl Display) {
+        let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
+        let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
+        let what = what.to_string();
+        self.errors.push((
+            line,
+            format!(
+                "{}:{line}: {}",
+                self.path.display(),
+                what.trim_end().replace('\n', "; ")
+            ),
+        ));
+    }
+}
+
+/// How many characters are to be put in, taken out or replaced to make one text of the other.
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (at, c) in one.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], at + 1);
+        for (column, d) in other.iter().enumerate() {
+            let replaced = diagonal + usize::from(c != *d);
+            diagonal = row[column + 1];
+            row[column + 1] = replaced.min(diagonal + 1).min(row[column] + 1);
+        }
+    }
+    row[other.len()]
+}

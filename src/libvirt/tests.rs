@@ -1,0 +1,280 @@
+//! Descriptions as libvirt writes them, spoilt ones, and a `virsh` that answers as told.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const WEB1: &str = include_str!("samples/web1.xml");
+const WEB2: &str = include_str!("samples/web2.xml");
+
+fn plan() -> RenamePlan {
+    let new = |path: &str, is_block| NewDisk {
+        path: path.into(),
+        is_block,
+    };
+    RenamePlan {
+        name: "web2".into(),
+        uuid: "11111111-2222-4333-8444-555555555555".into(),
+        macs: vec!["52:54:00:aa:bb:01".into(), "52:54:00:aa:bb:02".into()],
+        disks: BTreeMap::from([
+            ("vda".into(), new("/dev/vg0/web2-root", true)),
+            ("vdb".into(), new("/dev/vg0/web2<data", true)),
+            ("vdc".into(), new("/srv/web2-c.img", false)),
+        ]),
+        nvram: Some("/var/lib/libvirt/qemu/nvram/web2_VARS.fd".into()),
+    }
+}
+
+fn minimal(devices: &str) -> String {
+    format!("<domain type='kvm'><name>w</name><uuid>u</uuid><devices>{devices}</devices></domain>")
+}
+
+#[test]
+fn a_description_tells_what_can_be_backed_up_and_how_fast() {
+    let domain = Domain::parse(WEB1).expect("parses");
+    assert_eq!((domain.name.as_str(), domain.guest_agent), ("web1", true));
+    assert_eq!(domain.uuid, "4dea22b3-1d52-d8f3-2516-782e98ab3fa0");
+    assert_eq!(
+        domain.nvram.as_deref(),
+        Some(Path::new("/var/lib/libvirt/qemu/nvram/web1_VARS.fd"))
+    );
+    assert_eq!(domain.macs, ["52:54:00:6d:90:01", "52:54:00:6d:90:02"]);
+    assert_eq!(domain.xml, WEB1);
+    let raw = |path: &str| Medium::Raw(path.into());
+    let other = |why: &str| Medium::Other(why.into());
+    let disks: Vec<_> = domain
+        .disks
+        .iter()
+        .map(|disk| (disk.target.as_str(), disk.medium.clone(), disk.read_bytes_per_sec))
+        .collect();
+    assert_eq!(
+        disks,
+        [
+            ("vda", raw("/dev/vg0/web1-root"), Some(300_000_000)),
+            ("vdb", raw("/srv/images/web1 data 'b'.img"), Some(200_000_000)),
+            ("vdc", other("is a qcow2 image; only raw ones can be backed up"), None),
+            ("vdd", other("is on the network (rbd)"), None),
+            ("vde", raw("/dev/vg0/templates"), None),
+            ("sda", other("is a CD drive"), None),
+            (
+                "vdf",
+                other("is a volume of a storage pool; name its path as one of the guest's disks"),
+                None
+            ),
+        ]
+    );
+    let flags = |at: usize| {
+        (
+            domain.disks[at].shareable,
+            domain.disks[at].read_only,
+            domain.disks[at].is_drive,
+        )
+    };
+    assert_eq!(flags(1), (true, false, false));
+    assert_eq!((flags(4), flags(5)), ((false, true, false), (false, true, true)));
+}
+
+#[test]
+fn the_smaller_of_the_limits_on_reading_counts() {
+    for (iotune, expected) in [
+        (
+            "<read_bytes_sec>5</read_bytes_sec><total_bytes_sec>7</total_bytes_sec>",
+            Some(5),
+        ),
+        (
+            "<read_bytes_sec>9</read_bytes_sec><total_bytes_sec> 7\n</total_bytes_sec>",
+            Some(7),
+        ),
+        (
+            "<read_bytes_sec>0</read_bytes_sec><total_bytes_sec>7</total_bytes_sec>",
+            Some(7),
+        ),
+        ("<write_bytes_sec>7</write_bytes_sec>", None),
+        ("<read_bytes_sec>-1</read_bytes_sec>", None),
+        ("<read_bytes_sec/>", None),
+    ] {
+        let xml = minimal(&format!("<disk><iotune>{iotune}</iotune></disk>"));
+        let domain = Domain::parse(&xml).expect("parses");
+        assert_eq!(domain.disks[0].read_bytes_per_sec, expected, "{iotune}");
+        assert_eq!(domain.disks[0].medium, Medium::Other("has nothing in it".into()));
+    }
+}
+
+#[test]
+fn nvram_may_be_written_as_a_source() {
+    for (os, expected) in [
+        ("<nvram type='file'><source file='/a'/></nvram>", Some("/a")),
+        ("<nvram type='block'><source dev='/b'/></nvram>", Some("/b")),
+        ("<nvram template='/t'/>", None),
+        ("<nvram>relative</nvram>", None),
+    ] {
+        let xml = format!("<domain><name>w</name><uuid>u</uuid><os>{os}</os></domain>");
+        let nvram = Domain::parse(&xml).expect("parses").nvram;
+        assert_eq!(nvram.as_deref(), expected.map(Path::new), "{os}");
+    }
+}
+
+#[test]
+fn what_describes_no_domain_is_refused_with_the_reason() {
+    for (xml, words) in [
+        ("", "it is not one element"),
+        ("<network><name>n</name></network>", "it is a <network>"),
+        ("<domain><uuid>u</uuid></domain>", "it has no name"),
+        (
+            "<domain><name>w1</name></domain>",
+            "description of w1 is not understood: it has no UUID",
+        ),
+    ] {
+        let error = Domain::parse(xml).expect_err("is refused").to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn a_second_guest_shares_nothing_that_can_not_be_shared() {
+    let renamed = Domain::rewrite(WEB1, &plan()).expect("rewrites");
+    for (number, (is, should)) in renamed.xml.lines().zip(WEB2.lines()).enumerate() {
+        assert_eq!(is, should, "line {}", number + 1);
+    }
+    assert_eq!(renamed.xml, WEB2);
+    assert_eq!(
+        renamed.notes,
+        [
+            "disk vdd was taken out: it is not among those that were restored",
+            "disk vdf was taken out: it is not among those that were restored",
+            "its serial device uses /var/log/libvirt/web1-console.log, as that of the first guest",
+            "a device of the host is passed through to it; two guests can't have it at once",
+        ]
+    );
+}
+
+#[test]
+fn rewriting_twice_gives_the_same() {
+    let again = Domain::rewrite(WEB2, &plan()).expect("rewrites");
+    assert_eq!(again.xml, WEB2);
+}
+
+#[test]
+fn firmware_without_its_variables_gets_new_ones() {
+    let mut plan = plan();
+    plan.nvram = None;
+    let renamed = Domain::rewrite(WEB1, &plan).expect("rewrites");
+    assert!(
+        renamed
+            .xml
+            .contains("<nvram template='/usr/share/OVMF/OVMF_VARS_4M.ms.fd'></nvram>")
+    );
+    assert!(
+        renamed.notes[0].contains("UEFI starts with new variables"),
+        "{:?}",
+        renamed.notes
+    );
+}
+
+#[test]
+fn odd_but_valid_devices_are_rewritten_too() {
+    let xml = minimal(
+        "<disk type='block'><target dev='vda'/></disk><interface type='network'/>\
+         <interface type='ethernet'><target dev='tap3' managed='no'/></interface>",
+    );
+    let renamed = Domain::rewrite(&xml, &plan()).expect("rewrites");
+    assert_eq!(
+        renamed.xml,
+        "<domain type='kvm'><name>web2</name><uuid>11111111-2222-4333-8444-555555555555</uuid><devices>\
+         <disk type='block'><source dev='/dev/vg0/web2-root'/><target dev='vda'/></disk>\
+         <interface type='network'><mac address='52:54:00:aa:bb:01'/></interface>\
+         <interface type='ethernet'><mac address='52:54:00:aa:bb:02'/><target dev='tap3' managed='no'/></interface>\
+         </devices></domain>"
+    );
+    let mut few = plan();
+    few.macs.pop();
+    let error = Domain::rewrite(&xml, &few).expect_err("too few").to_string();
+    assert_eq!(error, "w has 2 network interfaces, and 1 new MAC addresses were given");
+}
+
+/// A directory with a `virsh` that runs this script.
+fn virsh(script: &str) -> (tempfile::TempDir, Programs) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("virsh");
+    fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("writes");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("sets the mode");
+    let programs = Programs::found_in(format!("{}:/usr/bin:/bin", dir.path().display()));
+    (dir, programs)
+}
+
+#[test]
+fn libvirt_is_there_silent_or_missing() {
+    let presence = |programs: &Programs| Libvirt::new(programs).presence();
+    let empty = tempfile::tempdir().expect("a directory");
+    assert_eq!(presence(&Programs::found_in(empty.path())), Presence::Missing);
+    let (_dir, programs) = virsh("echo 'error: failed to connect to the hypervisor' >&2; exit 1");
+    assert!(matches!(presence(&programs), Presence::Silent(why) if why.contains("failed to connect")));
+    let (_dir, programs) = virsh("printf '\\n'");
+    assert_eq!(presence(&programs), Presence::There);
+}
+
+#[test]
+fn a_domain_whose_name_is_a_number_is_not_taken_for_an_id() {
+    // Domain "7" does not run, and a running one has the id 7.
+    let script = r#"
+case "$*" in
+  "list --all --name") printf 'other\n7\n\n' ;;
+  "list --all --uuid") printf 'uuid-other\nuuid-7\n\n' ;;
+  "dumpxml --inactive --security-info --domain 7") echo "<domain><name>other</name><uuid>uuid-other</uuid></domain>" ;;
+  "dumpxml --inactive --security-info --domain uuid-other") echo "<domain><name>other</name><uuid>uuid-other</uuid></domain>" ;;
+  "dumpxml --inactive --security-info --domain uuid-7") echo "<domain><name>7</name><uuid>uuid-7</uuid></domain>" ;;
+  *) echo "error: failed to get domain" >&2; exit 1 ;;
+esac"#;
+    let (_dir, programs) = virsh(script);
+    let libvirt = Libvirt::new(&programs);
+    assert_eq!(libvirt.names().expect("names"), ["other", "7"]);
+    assert_eq!(libvirt.domain("7").expect("found").uuid, "uuid-7");
+    let error = libvirt.domain("gone").expect_err("is not there");
+    assert!(matches!(error, LibvirtError::NoSuchDomain(_)), "{error}");
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Nothing that stands in a description makes reading or rewriting it panic, and what was rewritten can be read.
+    #[test]
+    fn spoilt_descriptions_are_read_or_refused(
+        spoils in prop::collection::vec((any::<prop::sample::Index>(), 0..5_u8, any::<prop::sample::Index>()), 1..6)
+    ) {
+        let mut text = WEB1.to_owned();
+        for (place, how, other) in spoils {
+            if text.is_empty() {
+                break;
+            }
+            let floor = |text: &str, at: usize| (0..=at.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+            let at = |index: &prop::sample::Index, text: &str| floor(text, index.index(text.len()));
+            let (from, to) = (at(&place, &text), at(&other, &text));
+            match how {
+                0 => text.replace_range(from.min(to)..from.max(to), ""),
+                1 => text.insert(from, ['<', '>', '\'', '"', '&', '/', '\0', 'ä'][to % 8]),
+                2 => text.truncate(from),
+                3 => {
+                    let part = text[from.min(to)..floor(&text, from.max(to).min(from.min(to) + 200))].to_owned();
+                    text.insert_str(at(&place, &text), &part);
+                }
+                _ => {
+                    let end = text[from..].chars().next().map_or(from, |c| from + c.len_utf8());
+                    text.replace_range(from..end, "&#x41;");
+                }
+            }
+        }
+        if let Ok(domain) = Domain::parse(&text) {
+            prop_assert_eq!(&domain.xml, &text);
+            if let Ok(renamed) = Domain::rewrite(&text, &plan()) {
+                let parsed = Domain::parse(&renamed.xml);
+                prop_assert!(parsed.is_ok(), "{:?} of\n{}\nfrom\n{}", parsed, renamed.xml, text);
+            }
+        }
+    }
+}
