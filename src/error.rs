@@ -63,7 +63,7 @@ pub enum Error {
         what: String,
     },
     /// One disk name was given twice.
-    #[error("disk {0} is named twice; name disks as vda=/dev/vg0/web1-root vdb=/srv/data.img")]
+    #[error("{0} is named twice; name disks as vda=/dev/vg0/web1-root vdb=/srv/data.img, and attached files otherwise")]
     DiskTwice(String),
     /// The target file is there already.
     #[error("{0} exists; --force replaces it")]
