@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use vbk_repo::ErrorKind;
 
+use crate::guest_files::GuestFilesError;
+use crate::libvirt::rename::RenameError;
 use crate::program::ProgramError;
+use crate::restore::volumes::VolumesError;
 
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -122,6 +125,15 @@ pub enum Error {
     /// Another program failed.
     #[error(transparent)]
     Program(#[from] ProgramError),
+    /// A domain can't be changed.
+    #[error(transparent)]
+    Rename(#[from] RenameError),
+    /// A guest's volumes can't be made.
+    #[error(transparent)]
+    Volumes(#[from] VolumesError),
+    /// The files that describe a guest can't be made or used.
+    #[error(transparent)]
+    GuestFiles(#[from] GuestFilesError),
     /// The caller asked for an end.
     #[error("interrupted")]
     Interrupted,
@@ -144,6 +156,9 @@ impl Error {
             Self::TargetInUse { .. } => ErrorKind::Locked,
             Self::NoRoom { .. } => ErrorKind::NoSpace,
             Self::Program(error) => error.kind(),
+            Self::Rename(error) => error.kind(),
+            Self::Volumes(error) => error.kind(),
+            Self::GuestFiles(error) => error.kind(),
             Self::Interrupted => ErrorKind::Interrupted,
         }
     }

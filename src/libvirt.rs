@@ -1,1 +1,3 @@
 //! What libvirt knows of the guests of this host. Asks `virsh`.
+
+pub mod rename;
