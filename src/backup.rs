@@ -121,6 +121,7 @@ pub fn backup(
         }
         sources.push((disk, Source::open(&disk.read)?));
     }
+    files::check(plan)?;
     let catalogue = writer.catalogue()?;
     let previous = catalogue.latest(&plan.guest);
     let time = catalogue.free_time(&plan.guest, plan.started);

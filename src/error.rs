@@ -5,9 +5,12 @@ use std::path::PathBuf;
 use vbk_repo::ErrorKind;
 
 use crate::freeze::FreezeError;
+use crate::guest_files::GuestFilesError;
 use crate::guests::GuestError;
 use crate::libvirt::LibvirtError;
+use crate::libvirt::rename::RenameError;
 use crate::program::ProgramError;
+use crate::restore::volumes::VolumesError;
 use crate::run::RunError;
 use crate::snapshot::SnapshotError;
 
@@ -68,7 +71,7 @@ pub enum Error {
         what: String,
     },
     /// One disk name was given twice.
-    #[error("disk {0} is named twice; name disks as vda=/dev/vg0/web1-root vdb=/srv/data.img")]
+    #[error("{0} is named twice; name disks as vda=/dev/vg0/web1-root vdb=/srv/data.img, and attached files otherwise")]
     DiskTwice(String),
     /// The target file is there already.
     #[error("{0} exists; --force replaces it")]
@@ -142,6 +145,15 @@ pub enum Error {
     /// There is no such guest.
     #[error(transparent)]
     Guest(#[from] GuestError),
+    /// A domain can't be changed.
+    #[error(transparent)]
+    Rename(#[from] RenameError),
+    /// A guest's volumes can't be made.
+    #[error(transparent)]
+    Volumes(#[from] VolumesError),
+    /// The files that describe a guest can't be made or used.
+    #[error(transparent)]
+    GuestFiles(#[from] GuestFilesError),
     /// The caller asked for an end.
     #[error("interrupted")]
     Interrupted,
@@ -169,6 +181,9 @@ impl Error {
             Self::Freeze(error) => error.kind(),
             Self::Libvirt(error) => error.kind(),
             Self::Guest(error) => error.kind(),
+            Self::Rename(error) => error.kind(),
+            Self::Volumes(error) => error.kind(),
+            Self::GuestFiles(error) => error.kind(),
             Self::Interrupted => ErrorKind::Interrupted,
         }
     }

@@ -8,6 +8,7 @@ pub mod backup;
 mod buffer;
 mod error;
 pub mod freeze;
+pub mod guest_files;
 pub mod guests;
 pub mod hints;
 pub mod libvirt;

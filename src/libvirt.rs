@@ -2,7 +2,7 @@
 //! taken for what a stranger wrote, because who may define a domain need not be root.
 
 mod domain;
-mod rename;
+pub mod rename;
 mod xml;
 
 use std::time::Duration;
@@ -12,7 +12,6 @@ use vbk_repo::ErrorKind;
 use crate::program::{ProgramError, Programs};
 
 pub use domain::{Domain, DomainDisk, Medium};
-pub use rename::{NewDisk, RenamePlan, Renamed};
 
 /// How long libvirt may take for an answer.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -34,16 +33,6 @@ pub enum LibvirtError {
     /// There is no such domain.
     #[error("libvirt knows no domain {0:?}; `virsh list --all` names those it knows")]
     NoSuchDomain(String),
-    /// A domain has more interfaces than there are addresses for.
-    #[error("{domain} has {needed} network interfaces, and {given} new MAC addresses were given")]
-    FewMacs {
-        /// The domain.
-        domain: String,
-        /// How many it needs.
-        needed: usize,
-        /// How many there are.
-        given: usize,
-    },
 }
 
 impl LibvirtError {
@@ -53,7 +42,6 @@ impl LibvirtError {
             Self::Program(error) => error.kind(),
             Self::Description { .. } => ErrorKind::Unsupported,
             Self::NoSuchDomain(_) => ErrorKind::NotFound,
-            Self::FewMacs { .. } => ErrorKind::Invalid,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Writes an image back: to a file, onto a block device, or as a stream.
 
+pub mod volumes;
+
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,15 +26,29 @@ pub struct RestoreOptions {
     pub label: String,
     /// Replace an existing file.
     pub force: bool,
+    /// How much of a device is written.
+    pub fill: Fill,
     /// How many threads may compute at once.
     pub threads: usize,
+}
+
+/// How much of a device a restore writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fill {
+    /// The image, zeros and all. What lies behind it on a larger device stays.
+    #[default]
+    Image,
+    /// The same, and zeros behind it up to the device's end: for a new volume, which holds what others left in its place.
+    Device,
+    /// Only what is not zero: for a new device that reads as zeros.
+    Data,
 }
 
 /// Restores an image to a file or onto a block device at least as large.
 ///
 /// Everything that can be checked is checked before the first byte is written. A file appears under its name when it
 /// is whole and durable, sparse where the image has zeros. On a device zeros are written or discarded so that it reads
-/// as the image does; what lies behind the image on a larger device stays. `data_bytes` is the image's size without
+/// as the image does; [`Fill`] says what becomes of what lies behind the image on a larger one. `data_bytes` is the image's size without
 /// zero blocks.
 pub fn restore(
     image: &ImageReader,
@@ -50,6 +66,7 @@ pub fn restore(
         label: &options.label,
         image,
         target: &target,
+        fill: options.fill,
         next: Mutex::new(0),
         stop: AtomicBool::new(false),
         cancel,
@@ -75,7 +92,12 @@ pub fn restore(
     });
     match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(error) => Err(error),
-        None => target.finish(),
+        None => {
+            if options.fill == Fill::Device {
+                target.zero_behind(image.size_bytes())?;
+            }
+            target.finish()
+        }
     }
 }
 
@@ -83,6 +105,7 @@ struct Run<'a> {
     label: &'a str,
     image: &'a ImageReader,
     target: &'a Target,
+    fill: Fill,
     /// The next block that nobody has taken.
     next: Mutex<u64>,
     stop: AtomicBool,
@@ -110,7 +133,9 @@ impl Run<'_> {
                     let start = size.offset_of(first);
                     let end = size.offset_of(BlockIndex(first.0 + count));
                     counts.zero_bytes = end.min(self.image.size_bytes()) - start;
-                    self.target.zero(start, counts.zero_bytes)?;
+                    if self.fill != Fill::Data {
+                        self.target.zero(start, counts.zero_bytes)?;
+                    }
                 }
                 Some(Claim::Block(index)) => {
                     let len = size.len_of(index, self.image.size_bytes());

@@ -203,6 +203,23 @@ impl Target {
         }
     }
 
+    /// Makes a device read as zeros from `offset_bytes` to its end. A file ends there.
+    pub(crate) fn zero_behind(&self, offset_bytes: u64) -> Result<()> {
+        let Kind::Device = self.kind else {
+            return Ok(());
+        };
+        let size_bytes = sys::device_size_bytes(&self.buffered).map_err(Error::target("size", &self.path))?;
+        let aligned = offset_bytes.next_multiple_of(ALIGN as u64).min(size_bytes);
+        let head = vec![0; aligned.saturating_sub(offset_bytes) as usize];
+        self.buffered
+            .write_all_at(&head, offset_bytes)
+            .map_err(Error::target("write", &self.path))?;
+        match size_bytes.saturating_sub(aligned) {
+            0 => Ok(()),
+            left => self.zero(aligned, left),
+        }
+    }
+
     /// Makes all of it durable, and a file visible under its name.
     pub(crate) fn finish(mut self) -> Result<()> {
         self.buffered.sync_all().map_err(Error::target("sync", &self.path))?;

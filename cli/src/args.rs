@@ -266,6 +266,11 @@ pub struct BackupArgs {
     #[arg(required = true, value_name = "[NAME=]DISK", value_parser = parse::parse_disk)]
     pub disks: Vec<DiskArg>,
 
+    /// Keep this file with the backup, as in config.xml=/etc/libvirt/qemu/web1.xml; may be given several times. At most
+    /// 16 MiB each
+    #[arg(long, value_name = "NAME=FILE", value_parser = parse::parse_attached)]
+    pub attach: Vec<(DiskName, PathBuf)>,
+
     /// Refuse to start when less than this is free on the repository's file system, as in 5% or 20G
     /// [default: 5%, and 8G at most]
     #[arg(long, value_name = "SIZE", value_parser = parse::parse_reserve)]
@@ -301,6 +306,14 @@ pub struct ListArgs {
 pub struct ShowArgs {
     /// The backup, as in web1@latest
     pub backup: BackupSpec,
+
+    /// Print the files that were kept with it, as config.xml, and the partitions of its disks
+    #[arg(long)]
+    pub config: bool,
+
+    /// Write one of these files to standard output, as it is
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["config", "json"])]
+    pub file: Option<String>,
 }
 
 /// Arguments of `vbk diff`.

@@ -12,6 +12,12 @@ pub fn write(text: impl std::fmt::Display) {
     note(write!(out, "{text}").and_then(|()| out.flush()));
 }
 
+/// Writes bytes as they are.
+pub fn write_bytes(bytes: &[u8]) {
+    let mut out = std::io::stdout().lock();
+    note(out.write_all(bytes).and_then(|()| out.flush()));
+}
+
 /// Writes a line.
 pub fn line(text: impl std::fmt::Display) {
     write(format_args!("{text}\n"));

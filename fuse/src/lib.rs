@@ -3,7 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`tree`] | the file system as such: names, attributes, reads. Needs no kernel to be tested |
-//! | `listing` | what files a backup has: its record, its disks, their partitions |
+//! | `listing` | what files a backup has: its record, its disks, their partitions, its configuration |
 //! | `adapter`, [`session`] | between `tree` and the kernel |
 //! | `partition`, `probe` | what is on a disk; trusts nothing it reads |
 //! | [`volumes`], `loopdev`, `mountinfo`, `sys` | loop devices, mounts, and taking them down again |
@@ -26,4 +26,6 @@ pub mod tree;
 pub mod volumes;
 
 pub use error::{Error, Result};
+pub use listing::partition_table;
 pub use mount_error::MountError;
+pub use partition::{Partition, PartitionKind, PartitionTable, TableKind};

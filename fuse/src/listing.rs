@@ -1,4 +1,5 @@
-//! What files a backup has in the mount: its record, its disks, and the partitions of its disks.
+//! What files a backup has in the mount: its record, its disks, the partitions of its disks, and the files that were kept
+//! with it, as `config.xml`.
 
 use std::io;
 use std::sync::Arc;
@@ -26,7 +27,7 @@ pub(crate) struct FileInfo {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum FileContent {
     Record,
-    /// A part of the image with this number, or all of it.
+    /// A part of the image with this number, or all of it; files that were kept come after the disks.
     Image {
         image: usize,
         offset_bytes: u64,
@@ -72,6 +73,18 @@ pub(crate) fn list(entry: &Entry, open: impl Fn(&Image) -> vbk_repo::Result<Imag
         }
         files.extend(partitions(number, image, &table));
     }
+    // Their names are none of those above: `Backup::check`, when the record was read.
+    for (number, file) in (entry.backup.images.len()..).zip(&entry.backup.files) {
+        files.push(FileInfo {
+            name: file.disk.to_string(),
+            size_bytes: file.size_bytes,
+            data_bytes: file.data_bytes,
+            content: FileContent::Image {
+                image: number,
+                offset_bytes: 0,
+            },
+        });
+    }
     (files, complete)
 }
 
@@ -86,6 +99,11 @@ fn partitions(number: usize, image: &Image, table: &PartitionTable) -> Vec<FileI
         },
     };
     table.partitions.iter().map(info).collect()
+}
+
+/// Reads the partition table of a disk. An error means that the disk could not be read.
+pub fn partition_table(image: &ImageReader) -> io::Result<PartitionTable> {
+    read_table(&Whole(image))
 }
 
 /// The name of a partition's file.

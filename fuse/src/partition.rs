@@ -53,8 +53,11 @@ const MAX_WARNINGS: usize = 32;
 pub struct Partition {
     /// As in `/dev/sdaN`: primary 1 to 4, logical from 5; with GPT the place of the entry.
     pub number: u32,
+    /// Where it starts on the disk.
     pub offset_bytes: u64,
+    /// How long it is.
     pub size_bytes: u64,
+    /// What the table says it is for.
     pub kind: PartitionKind,
     /// The name in a GPT entry, with all that could move a cursor or look like a path replaced by `_`.
     pub label: Option<String>,
@@ -63,6 +66,7 @@ pub struct Partition {
 /// What the table says a partition is for. Nobody checks that it is: see `probe`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PartitionKind {
+    /// The type byte.
     Mbr(u8),
     /// The type GUID in its on-disk byte order.
     Gpt([u8; 16]),
@@ -83,16 +87,21 @@ impl fmt::Display for PartitionKind {
     }
 }
 
+/// Which kind of table a disk has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TableKind {
     /// No table: the disk holds a file system itself, or nothing.
     None,
+    /// The old one, with partitions of a type byte.
     Mbr,
+    /// The new one, with partitions of a type GUID.
     Gpt,
 }
 
+/// The partitions of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartitionTable {
+    /// Which kind it is.
     pub kind: TableKind,
     /// In the order of their numbers, which may have gaps. They may overlap: each is only a view.
     pub partitions: Vec<Partition>,

@@ -5,6 +5,7 @@
 //! GUEST/TIME/backup.json
 //! GUEST/TIME/DISK.img
 //! GUEST/TIME/DISK.pN.img
+//! GUEST/TIME/FILE         as config.xml, if it was kept with the backup
 //! ```
 //!
 //! Every look at a directory first asks whether the repository has a newer view, so a new backup appears at once. An
@@ -254,7 +255,7 @@ impl ImageFs {
         let content = match file.content {
             FileContent::Record => OpenContent::Bytes(listing::record_json(entry)),
             FileContent::Image { image, offset_bytes } => {
-                let image = &entry.backup.images[image];
+                let image = entry.backup.stored().nth(image).ok_or_else(|| not_found(&name))?;
                 let reader = ImageReader::open(state.view.store(), Arc::clone(&self.resources), image)?;
                 OpenContent::Part {
                     stream: Stream::new(Arc::new(reader)),

@@ -3,17 +3,22 @@
 //! A record is stored as JSON, so that it can be read without vbk. Its id is the BLAKE3-256 hash of those bytes.
 //! Fields that a reader does not know are ignored; a change that must not be ignored gets a new `format` number.
 
+use std::collections::HashSet;
+
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 
 use crate::block::Hashing;
 use crate::error::{Error, Result};
 use crate::id::{BackupId, SegmentId};
-use crate::name::{BackupTime, DiskName, GuestName};
+use crate::name::{BackupTime, DiskName, GuestName, check_file_name};
 
 /// The newest record format that this vbk reads. Format 2 is 1 with `files`, which a reader of format 1 would ignore and
 /// prune would then remove; a record without any is written as format 1.
 pub const RECORD_FORMAT: u32 = 2;
+
+/// The largest file that is kept with a backup: who reads one holds all of it.
+pub const MAX_FILE_BYTES: u64 = 16 << 20;
 
 /// One point in time of a guest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,7 +39,8 @@ pub struct Backup {
     pub consistency: Consistency,
     /// The disks, in the order they were given.
     pub images: Vec<Image>,
-    /// Files that describe the guest, as `config.xml`: stored as images are, named by what would be the disk.
+    /// Files that describe the guest, as `config.xml`: stored as images are, named by what would be the disk. No file has
+    /// the name of a disk, or one that a mount has for something else: see [`Backup::check`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<Image>,
 }
@@ -143,14 +149,20 @@ impl Backup {
         self.sum(|image| image.size_bytes)
     }
 
+    /// Plain bytes of all disks that were not zero.
+    pub fn data_bytes(&self) -> u64 {
+        self.sum(|image| image.data_bytes)
+    }
+
     /// Plain bytes of new blocks of all disks together.
     pub fn new_bytes(&self) -> u64 {
         self.sum(|image| image.new_bytes)
     }
 
-    /// Stored bytes of new blocks of all disks together.
+    /// Stored bytes of new blocks of all disks and files together.
     pub fn stored_bytes(&self) -> u64 {
-        self.sum(|image| image.stored_bytes)
+        let files = self.files.iter().map(|file| file.stored_bytes);
+        files.fold(self.sum(|image| image.stored_bytes), u64::saturating_add)
     }
 
     /// Everything that is kept as blocks: disks and files.
@@ -170,6 +182,59 @@ impl Backup {
     /// How long the run took.
     pub fn duration(&self) -> SignedDuration {
         SignedDuration::from_millis(i64::try_from(self.duration_ms).unwrap_or(i64::MAX))
+    }
+
+    /// Refuses names that would hide each other: `BACKUP/NAME` is a disk or a file, and in a mount a file stands beside
+    /// `backup.json`, `vda.img` and `vda.p1.img`. Records that are read are checked too, as they may come from elsewhere.
+    pub fn check(&self) -> Result<()> {
+        let mut seen = HashSet::new();
+        for file in &self.files {
+            check_file_name(&file.disk)?;
+        }
+        for image in self.stored() {
+            if !seen.insert(&image.disk) {
+                return Err(Error::BadName {
+                    what: "file or disk",
+                    name: image.disk.to_string(),
+                    reason: "is there twice",
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The same with nothing but one disk or file in it.
+    pub fn only(&self, name: &str) -> Result<Self> {
+        let keep = |images: &[Image]| -> Vec<Image> {
+            let named = images.iter().filter(|image| image.disk.as_str() == name);
+            named.cloned().collect()
+        };
+        let (images, files) = (keep(&self.images), keep(&self.files));
+        if images.is_empty() && files.is_empty() {
+            return self.image(name).map(|_| self.clone());
+        }
+        Ok(Self {
+            images,
+            files,
+            ..self.clone()
+        })
+    }
+
+    /// A file that was kept with the backup.
+    pub fn file(&self, name: &str) -> Result<&Image> {
+        let found = self.files.iter().find(|file| file.disk.as_str() == name);
+        found.ok_or_else(|| Error::NoSuchFile {
+            backup: self.spec(),
+            file: name.to_owned(),
+            known: match &self.files[..] {
+                [] => "none".to_owned(),
+                files => files
+                    .iter()
+                    .map(|file| file.disk.as_str())
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            },
+        })
     }
 
     /// The image of a disk.
@@ -207,9 +272,13 @@ impl Entry {
         if backup.spec() != key {
             return Err(damaged(format!("it is the record of {}", backup.spec())));
         }
+        backup.check().map_err(|error| damaged(error.to_string()))?;
         Ok(Self {
             id: BackupId(hashing.content(bytes)),
             backup,
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -160,6 +160,26 @@ pub enum Error {
         /// The disks it has, for people.
         known: String,
     },
+    /// The backup has no such file.
+    #[error("no file {file:?} is kept with backup {backup}; there are: {known}")]
+    NoSuchFile {
+        /// The backup.
+        backup: String,
+        /// The name asked for.
+        file: String,
+        /// The files it has, for people.
+        known: String,
+    },
+    /// A file that is kept with a backup is larger than any may be.
+    #[error("{name} has {have_bytes} bytes; a file that is kept with a backup has at most {limit_bytes}")]
+    FileTooLarge {
+        /// The file.
+        name: String,
+        /// Its size.
+        have_bytes: u64,
+        /// The limit.
+        limit_bytes: u64,
+    },
     /// A backup of this guest and time is already there.
     #[error("backup {0} exists already")]
     BackupExists(String),
@@ -313,10 +333,12 @@ impl Error {
             | Self::NoSuchGuest { .. }
             | Self::NoSuchBackup { .. }
             | Self::NoSuchDisk { .. }
+            | Self::NoSuchFile { .. }
             | Self::NoSuchKey { .. } => ErrorKind::NotFound,
             Self::NotEmpty { .. }
             | Self::AlreadyARepository { .. }
             | Self::BadName { .. }
+            | Self::FileTooLarge { .. }
             | Self::BadSpec { .. }
             | Self::BadBlockSize { .. }
             | Self::Ambiguous { .. }

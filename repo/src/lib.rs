@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | repository | a directory with a marker, a store, views and second copies | [`repository`] |
 //! | record | one backup: JSON under the key `GUEST@TIME`; its id is the hash of its bytes | [`backup`] |
+//! | file | what describes the guest, as `config.xml`: an image like those of disks, listed apart in the record | [`backup::Backup::files`] |
 //! | note | what is known of backups and may change: JSON under a name | [`state`] |
 //! | manifest | a root that lists segments, and segments that list blocks; each stored under its hash | [`manifest`] |
 //! | block | a piece of a disk, sealed: a header with the hashes of its pages, and the pages | [`block`], [`codec`] |
@@ -20,8 +21,8 @@
 //! # Versions
 //!
 //! The numbers of the formats are [`repository::LAYOUT_FORMAT`] in the marker, [`store::STORE_FORMAT`] and the names of the
-//! features that a reader must know in [`store::Identity`], [`backup::RECORD_FORMAT`] in each record, and a version in each
-//! key slot and sealed block. What is newer than this vbk is refused before anything is changed, not guessed at.
+//! features that a reader must know in [`store::Identity`], [`backup::RECORD_FORMAT`] in each record (2 if it has files: who
+//! knew only 1 would take their blocks for unused), and a version in each key slot and sealed block. What is newer than this vbk is refused before anything is changed, not guessed at.
 //! `tests/golden/` has repositories of every format that was released.
 //!
 //! # What may be trusted

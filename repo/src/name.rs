@@ -95,6 +95,21 @@ impl DiskName {
     }
 }
 
+/// Refuses names that a file which is kept with a backup can't have, because a mount has them for something else: the record
+/// is `backup.json`, and what ends in `.img` is a disk or a partition of one.
+pub fn check_file_name(name: &DiskName) -> Result<()> {
+    let reason = match name.as_str() {
+        "backup.json" => "is what the record of a backup is called in a mount",
+        name if name.ends_with(".img") => "ends as disks do in a mount (.img)",
+        _ => return Ok(()),
+    };
+    Err(Error::BadName {
+        what: "file",
+        name: name.to_string(),
+        reason,
+    })
+}
+
 macro_rules! name_traits {
     ($name:ident) => {
         impl fmt::Display for $name {

@@ -16,10 +16,10 @@ use quick_cache::sync::Cache;
 
 pub use ahead::Stream;
 
-use crate::backup::Image;
+use crate::backup::{Image, MAX_FILE_BYTES};
 use crate::block::{BlockIndex, BlockSize, PAGE_BYTES, pages_in};
 use crate::codec::Header;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::{BlockId, SegmentId};
 use crate::manifest::{Root, SEGMENT_SLOTS, Slot};
 use crate::store::{StoreReader, Wanted};
@@ -134,6 +134,22 @@ impl ImageReader {
             self.read_piece(&piece, &mut out[piece.out.clone()])?;
         }
         Ok(len)
+    }
+
+    /// All of a small image: a file that is kept with a backup. `name` is for the error of one that is larger than
+    /// [`MAX_FILE_BYTES`], as a record from elsewhere may say.
+    pub fn read_file(&self, name: &str) -> Result<Vec<u8>> {
+        let have_bytes = self.size_bytes();
+        if have_bytes > MAX_FILE_BYTES {
+            return Err(Error::FileTooLarge {
+                name: name.to_owned(),
+                have_bytes,
+                limit_bytes: MAX_FILE_BYTES,
+            });
+        }
+        let mut bytes = vec![0; have_bytes as usize];
+        self.read_at(0, &mut bytes)?;
+        Ok(bytes)
     }
 
     /// Where the next stored block begins at or after `offset_bytes`, or where the bytes from there on begin;

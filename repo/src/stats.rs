@@ -155,7 +155,7 @@ pub fn stats(
     Ok(Stats {
         backups: entries.len() as u64,
         logical_bytes: entries.iter().map(|entry| entry.backup.size_bytes()).sum(),
-        data_bytes: entries.iter().flat_map(images_of).map(|image| image.data_bytes).sum(),
+        data_bytes: entries.iter().map(|entry| entry.backup.data_bytes()).sum(),
         unique,
         unreferenced,
         recent_stored_bytes: recent.map(|entry| entry.backup.stored_bytes()).sum(),

@@ -2,16 +2,35 @@
 
 use std::collections::HashSet;
 
-use vbk_repo::backup::Image;
+use vbk_repo::backup::{Image, MAX_FILE_BYTES};
 use vbk_repo::block::{BlockIndex, is_zero};
 use vbk_repo::codec::Sealer;
 use vbk_repo::id::BlockId;
-use vbk_repo::name::DiskName;
+use vbk_repo::name::{DiskName, check_file_name};
 use vbk_repo::repository::Writer;
 use vbk_repo::writer::ImageWriter;
 
 use super::BackupPlan;
-use crate::error::Result;
+use crate::error::{Error, Result};
+
+/// Refuses before the first byte is read what could not be committed after the last.
+pub(super) fn check(plan: &BackupPlan) -> Result<()> {
+    let mut names: HashSet<_> = plan.disks.iter().map(|disk| &disk.name).collect();
+    for (name, bytes) in &plan.files {
+        check_file_name(name)?;
+        if !names.insert(name) {
+            return Err(Error::DiskTwice(name.to_string()));
+        }
+        if bytes.len() as u64 > MAX_FILE_BYTES {
+            return Err(Error::Repository(vbk_repo::Error::FileTooLarge {
+                name: name.to_string(),
+                have_bytes: bytes.len() as u64,
+                limit_bytes: MAX_FILE_BYTES,
+            }));
+        }
+    }
+    Ok(())
+}
 
 /// Stores a file as an image.
 pub(super) fn store(

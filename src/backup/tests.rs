@@ -219,3 +219,50 @@ fn an_empty_disk_can_be_backed_up() {
     let summary = fixture.backup();
     assert_eq!(fixture.read(&summary.entry), b"");
 }
+
+#[test]
+fn files_are_kept_with_the_backup_and_known_the_next_time() {
+    let fixture = Fixture::new(BlockSize::MIN);
+    fs::write(fixture.path(), noise(1, 300_000)).expect("writes");
+    let mut plan = fixture.plan();
+    let nvram = noise(2, 100_000);
+    plan.files = vec![
+        ("config.xml".parse().expect("a name"), b"<domain/>".to_vec()),
+        ("nvram.fd".parse().expect("a name"), nvram.clone()),
+        ("empty".parse().expect("a name"), Vec::new()),
+    ];
+    let run = |plan: &BackupPlan| fixture.try_backup(plan, &AtomicBool::new(false), &());
+    let first = run(&plan).expect("backs up").entry.backup;
+    assert_eq!((first.format, first.files.len()), (2, 3));
+    plan.started += Duration::from_secs(5);
+    let second = run(&plan).expect("backs up").entry.backup;
+    assert!(second.files.iter().all(|file| file.new_bytes == 0), "{second:?}");
+    let view = fixture.repository.view().expect("opens");
+    let read = |name: &str| {
+        let image = second.file(name).expect("is there");
+        let reader = ImageReader::open(view.store(), ReadResources::new(1), image).expect("opens");
+        reader.read_file(name).expect("reads")
+    };
+    assert_eq!(
+        (read("config.xml"), read("nvram.fd"), read("empty")),
+        (b"<domain/>".to_vec(), nvram, Vec::new())
+    );
+}
+
+#[test]
+fn a_file_that_could_not_be_kept_stops_the_backup_before_it_starts() {
+    let fixture = Fixture::new(BlockSize::MIN);
+    fs::write(fixture.path(), noise(1, 300_000)).expect("writes");
+    for (name, len) in [
+        ("vda", 1),
+        ("backup.json", 1),
+        ("vda.img", 1),
+        ("config.xml", (16 << 20) + 1),
+    ] {
+        let mut plan = fixture.plan();
+        plan.files = vec![(name.parse().expect("a name"), vec![1; len])];
+        let error = fixture.try_backup(&plan, &AtomicBool::new(false), &()).expect_err(name);
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+    }
+    assert_eq!(fixture.count(), 0);
+}

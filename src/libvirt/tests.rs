@@ -1,6 +1,5 @@
 //! Descriptions as libvirt writes them, spoilt ones, and a `virsh` that answers as told.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -10,25 +9,6 @@ use proptest::prelude::*;
 use super::*;
 
 const WEB1: &str = include_str!("samples/web1.xml");
-const WEB2: &str = include_str!("samples/web2.xml");
-
-fn plan() -> RenamePlan {
-    let new = |path: &str, is_block| NewDisk {
-        path: path.into(),
-        is_block,
-    };
-    RenamePlan {
-        name: "web2".into(),
-        uuid: "11111111-2222-4333-8444-555555555555".into(),
-        macs: vec!["52:54:00:aa:bb:01".into(), "52:54:00:aa:bb:02".into()],
-        disks: BTreeMap::from([
-            ("vda".into(), new("/dev/vg0/web2-root", true)),
-            ("vdb".into(), new("/dev/vg0/web2<data", true)),
-            ("vdc".into(), new("/srv/web2-c.img", false)),
-        ]),
-        nvram: Some("/var/lib/libvirt/qemu/nvram/web2_VARS.fd".into()),
-    }
-}
 
 fn minimal(devices: &str) -> String {
     format!("<domain type='kvm'><name>w</name><uuid>u</uuid><devices>{devices}</devices></domain>")
@@ -135,68 +115,6 @@ fn what_describes_no_domain_is_refused_with_the_reason() {
     }
 }
 
-#[test]
-fn a_second_guest_shares_nothing_that_can_not_be_shared() {
-    let renamed = Domain::rewrite(WEB1, &plan()).expect("rewrites");
-    for (number, (is, should)) in renamed.xml.lines().zip(WEB2.lines()).enumerate() {
-        assert_eq!(is, should, "line {}", number + 1);
-    }
-    assert_eq!(renamed.xml, WEB2);
-    assert_eq!(
-        renamed.notes,
-        [
-            "disk vdd was taken out: it is not among those that were restored",
-            "disk vdf was taken out: it is not among those that were restored",
-            "its serial device uses /var/log/libvirt/web1-console.log, as that of the first guest",
-            "a device of the host is passed through to it; two guests can't have it at once",
-        ]
-    );
-}
-
-#[test]
-fn rewriting_twice_gives_the_same() {
-    let again = Domain::rewrite(WEB2, &plan()).expect("rewrites");
-    assert_eq!(again.xml, WEB2);
-}
-
-#[test]
-fn firmware_without_its_variables_gets_new_ones() {
-    let mut plan = plan();
-    plan.nvram = None;
-    let renamed = Domain::rewrite(WEB1, &plan).expect("rewrites");
-    assert!(
-        renamed
-            .xml
-            .contains("<nvram template='/usr/share/OVMF/OVMF_VARS_4M.ms.fd'></nvram>")
-    );
-    assert!(
-        renamed.notes[0].contains("UEFI starts with new variables"),
-        "{:?}",
-        renamed.notes
-    );
-}
-
-#[test]
-fn odd_but_valid_devices_are_rewritten_too() {
-    let xml = minimal(
-        "<disk type='block'><target dev='vda'/></disk><interface type='network'/>\
-         <interface type='ethernet'><target dev='tap3' managed='no'/></interface>",
-    );
-    let renamed = Domain::rewrite(&xml, &plan()).expect("rewrites");
-    assert_eq!(
-        renamed.xml,
-        "<domain type='kvm'><name>web2</name><uuid>11111111-2222-4333-8444-555555555555</uuid><devices>\
-         <disk type='block'><source dev='/dev/vg0/web2-root'/><target dev='vda'/></disk>\
-         <interface type='network'><mac address='52:54:00:aa:bb:01'/></interface>\
-         <interface type='ethernet'><mac address='52:54:00:aa:bb:02'/><target dev='tap3' managed='no'/></interface>\
-         </devices></domain>"
-    );
-    let mut few = plan();
-    few.macs.pop();
-    let error = Domain::rewrite(&xml, &few).expect_err("too few").to_string();
-    assert_eq!(error, "w has 2 network interfaces, and 1 new MAC addresses were given");
-}
-
 /// A directory with a `virsh` that runs this script.
 fn virsh(script: &str) -> (tempfile::TempDir, Programs) {
     let dir = tempfile::tempdir().expect("a directory");
@@ -271,10 +189,6 @@ proptest! {
         }
         if let Ok(domain) = Domain::parse(&text) {
             prop_assert_eq!(&domain.xml, &text);
-            if let Ok(renamed) = Domain::rewrite(&text, &plan()) {
-                let parsed = Domain::parse(&renamed.xml);
-                prop_assert!(parsed.is_ok(), "{:?} of\n{}\nfrom\n{}", parsed, renamed.xml, text);
-            }
         }
     }
 }

@@ -57,6 +57,7 @@ fn run(plain: &[u8], path: &Path, force: bool) -> Result<()> {
     let options = RestoreOptions {
         label: "web1".into(),
         force,
+        fill: Fill::Image,
         threads: 2,
     };
     restore(&image, data_bytes, path, &options, &AtomicBool::new(false), &())
@@ -100,6 +101,7 @@ fn an_interrupted_or_failed_restore_leaves_nothing() {
     let options = RestoreOptions {
         label: "web1".into(),
         force: false,
+        fill: Fill::Image,
         threads: 2,
     };
     let result = restore(&image, data_bytes, &path, &options, &AtomicBool::new(true), &());

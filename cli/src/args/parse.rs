@@ -7,7 +7,7 @@ use vbk::limit::ReadLimit;
 use vbk::snapshot::SnapshotSize;
 use vbk_repo::block::BlockSize;
 use vbk_repo::codec::Compression;
-use vbk_repo::name::{DiskName, GuestName};
+use vbk_repo::name::{DiskName, GuestName, check_file_name};
 use vbk_repo::repository::Reserve;
 
 use super::DiskArg;
@@ -151,6 +151,18 @@ pub fn parse_disk(text: &str) -> Result<DiskArg, String> {
     }
 }
 
+pub fn parse_attached(text: &str) -> Result<(DiskName, PathBuf), String> {
+    let (name, path) = text
+        .split_once('=')
+        .ok_or("write NAME=FILE, as in config.xml=/etc/libvirt/qemu/web1.xml")?;
+    let name = DiskName::new(name).map_err(|error| error.to_string())?;
+    check_file_name(&name).map_err(|error| error.to_string())?;
+    match path {
+        "" => Err("the path of the file is missing".into()),
+        path => Ok((name, path.into())),
+    }
+}
+
 pub fn parse_source(text: &str) -> Result<(GuestName, PathBuf), String> {
     let (guest, path) = text
         .split_once('=')
@@ -242,6 +254,25 @@ mod tests {
         }
         for bad in ["", "s", "0s", "5", "5\u{b5}", "1.5h", "-1s", "99999999999d"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn attached_files_have_names_that_hide_nothing() {
+        let of = |text: &str| parse_attached(text).map(|(name, path)| (String::from(name), path));
+        assert_eq!(
+            of("config.xml=/etc/a=b.xml"),
+            Ok(("config.xml".into(), "/etc/a=b.xml".into()))
+        );
+        for bad in [
+            "config.xml",
+            "=x",
+            "config.xml=",
+            "backup.json=x",
+            "vda.img=x",
+            "../x=y",
+        ] {
+            assert!(of(bad).is_err(), "{bad}");
         }
     }
 

@@ -1,5 +1,7 @@
 //! `vbk backup`
 
+mod attached;
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -31,6 +33,7 @@ struct Report<'a> {
     counts: Counts,
     duration_ms: u64,
     disks: &'a [Image],
+    files: &'a [Image],
 }
 
 /// Backs a guest up.
@@ -41,6 +44,7 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
         // As it is recorded: somebody may look for it in a year. Links stay, their names tell more.
         *path = std::path::absolute(&path).map_err(|error| Error::Other(format!("{}: {error}", path.display())))?;
     }
+    let files = attached::read(&args.attach)?;
     let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
     // Before the wait for another writer: a wrong path is told at once.
     let mut total = 0;
@@ -65,7 +69,7 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
                 hint: None,
             })
             .collect(),
-        files: Vec::new(),
+        files,
         consistency: Consistency::Live,
         compression: args.compression,
         host: host(),
@@ -88,6 +92,7 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
         counts: summary.counts,
         duration_ms: made.duration_ms,
         disks: &made.images,
+        files: &made.files,
     })?;
     Ok(match progress.warnings() {
         0 => Outcome::Done,

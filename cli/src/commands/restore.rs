@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use vbk::restore::{RestoreOptions, restore, stream};
+use vbk::restore::{Fill, RestoreOptions, restore, stream};
 use vbk_repo::backup::{Backup, Image};
 use vbk_repo::catalogue::BackupSpec;
 use vbk_repo::reader::{ImageReader, ReadResources};
@@ -56,6 +56,7 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs) -> Result<Outcome> {
     let options = RestoreOptions {
         label,
         force: args.force,
+        fill: Fill::Image,
         threads: threads(),
     };
     restore(&reader, image.data_bytes, &args.target, &options, &cancel, &progress)?;

@@ -1,5 +1,7 @@
 //! `vbk show`
 
+mod config;
+
 use serde::Serialize;
 use vbk_repo::backup::Backup;
 use vbk_repo::state::State;
@@ -28,7 +30,13 @@ pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
     let catalogue = view.catalogue()?;
     let mut entry = catalogue.find(&args.backup)?.clone();
     if let Some(disk) = &args.backup.disk {
-        entry.backup.images = vec![entry.backup.image(disk)?.clone()];
+        entry.backup = entry.backup.only(disk)?;
+    }
+    if let Some(name) = &args.file {
+        return config::write_file(&view, &entry, name);
+    }
+    if args.config {
+        return config::show(context, &view, &entry);
     }
     let backup = &entry.backup;
     let states = view.states()?;
@@ -52,12 +60,24 @@ pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
         .iter()
         .map(|(name, value)| format!("{:<13}{value}\n", format!("{name}:")))
         .collect();
+    if !backup.files.is_empty() {
+        let names: Vec<_> = backup.files.iter().map(|file| file.disk.as_str()).collect();
+        text.push_str(&format!("{:<13}{}\n", "Files:", names.join(", ")));
+    }
+    for image in backup.images.iter().filter(|image| image.hints_wrong) {
+        text.push_str(&format!(
+            "{:<13}the change hints of disk {} were wrong; they were not used, and everything was read\n",
+            "Warning:", image.disk
+        ));
+    }
     let mut table = Table::new(&[
         ("DISK", Align::Left),
         ("SIZE", Align::Right),
         ("DATA", Align::Right),
         ("NEW", Align::Right),
         ("STORED", Align::Right),
+        ("SKIPPED", Align::Right),
+        ("SNAPSHOT", Align::Left),
         ("SOURCE", Align::Left),
     ]);
     for image in &backup.images {
@@ -67,6 +87,8 @@ pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
             units::size(image.data_bytes),
             units::size(image.new_bytes),
             units::size(image.stored_bytes),
+            units::size(image.skipped_bytes),
+            image.snapshot.map_or("none".to_owned(), |kind| kind.to_string()),
             image.source.clone(),
         ]);
     }

@@ -330,7 +330,7 @@ fn choose(catalogue: &Catalogue, args: &VerifyArgs) -> Result<Vec<Entry>> {
         .map(|spec| {
             let mut entry = catalogue.find(spec)?.clone();
             if let Some(disk) = &spec.disk {
-                entry.backup.images = vec![entry.backup.image(disk)?.clone()];
+                entry.backup = entry.backup.only(disk)?;
             }
             Ok(entry)
         })

@@ -29,8 +29,15 @@ impl Fixture {
     }
 
     fn backup(&self, guest: &str, time: &str, disks: &[(&str, &[u8])]) {
+        self.backup_with_files(guest, time, disks, &[]);
+    }
+
+    fn backup_with_files(&self, guest: &str, time: &str, disks: &[(&str, &[u8])], files: &[(&str, &[u8])]) {
         let writer = self.repository.writer("test", &mut |_| false).expect("opens");
-        let images = disks.iter().map(|(disk, plain)| store(&writer, disk, plain)).collect();
+        let [images, files] = [disks, files].map(|named| {
+            let stored = named.iter().map(|(name, plain)| store(&writer, name, plain));
+            stored.collect::<Vec<_>>()
+        });
         let backup = Backup {
             format: RECORD_FORMAT,
             guest: guest.parse().expect("a name"),
@@ -40,7 +47,7 @@ impl Fixture {
             vbk_version: "0".into(),
             consistency: Consistency::Live,
             images,
-            files: Vec::new(),
+            files,
         };
         writer.commit(backup).expect("commits");
     }
@@ -197,6 +204,38 @@ fn one_backup_can_be_shown_alone() {
     let only = Some(catalogue.entries()[1].id);
     let tree = ImageFs::open(fixture.repository.clone(), only, ReadResources::new(1)).expect("opens");
     assert_eq!(names(&tree, ROOT), ["web1"]);
+}
+
+#[test]
+fn files_that_were_kept_stand_beside_the_disks() {
+    let fixture = Fixture::new();
+    let (xml, nvram) = (b"<domain/>\n".as_slice(), vec![3; 2 * MIB + 5]);
+    let files = [("config.xml", xml), ("nvram.fd", &nvram)];
+    fixture.backup_with_files("web1", DAY, &[("vda", &disk()), ("vdb", &[1; 1000])], &files);
+    fixture.backup("db", DAY, &[("vda", &disk())]);
+    let catalogue = fixture.repository.view().and_then(|view| view.catalogue());
+    let only = Some(catalogue.expect("loads").entries()[1].id);
+    for only in [None, only] {
+        let tree = ImageFs::open(fixture.repository.clone(), only, ReadResources::new(1)).expect("opens");
+        let day = find(&tree, &["web1", DAY]).expect("is there");
+        assert_eq!(
+            names(&tree, day.number),
+            [
+                "backup.json",
+                "vda.img",
+                "vda.p1.img",
+                "vdb.img",
+                "config.xml",
+                "nvram.fd"
+            ]
+        );
+        assert_eq!(read(&tree, &["web1", DAY, "config.xml"]), xml);
+        assert_eq!(read(&tree, &["web1", DAY, "nvram.fd"]), nvram);
+        assert_eq!(read(&tree, &["web1", DAY, "vdb.img"]), [1; 1000]);
+        let file = find(&tree, &["web1", DAY, "config.xml"]).expect("is there");
+        assert_eq!((file.kind, file.size_bytes), (Kind::File, xml.len() as u64));
+        assert!(find(&tree, &["web1", DAY, "disks.json"]).is_err());
+    }
 }
 
 #[test]

@@ -50,6 +50,7 @@ impl Writer {
     /// Makes a backup visible. Everything it names must have been put; all of it is durable when this returns.
     /// Its `format` is set to what it needs.
     pub fn commit(&self, mut backup: Backup) -> Result<Committed> {
+        backup.check()?;
         backup.format = backup.needed_format();
         let bytes = backup.encode();
         let id = BackupId(self.store.hashing().content(&bytes));

@@ -1,0 +1,133 @@
+use std::fs;
+
+use super::*;
+
+fn volume(lv: &str) -> VolumeInfo {
+    VolumeInfo {
+        vg: "vg0".into(),
+        lv: lv.into(),
+        uuid: "abcdef-0123".into(),
+        size_bytes: 4 << 20,
+        segtype: "thin".into(),
+        stripes: 1,
+        pool: Some("pool0".into()),
+        tags: vec!["prod".into()],
+    }
+}
+
+fn disks(lv: &str) -> Disks {
+    Disks {
+        format: 1,
+        disks: vec![DiskInfo {
+            name: "vda".parse().expect("a name"),
+            source: "/dev/vg0/web1-root".into(),
+            size_bytes: 4 << 20,
+            kind: DiskKind::LvmThin,
+            volume: Some(volume(lv)),
+        }],
+    }
+}
+
+fn image(source: &str) -> Image {
+    serde_json::from_value(serde_json::json!({
+        "disk": "vda", "source": source, "size_bytes": 1, "manifest": "00".repeat(32),
+        "data_bytes": 0, "new_bytes": 0, "stored_bytes": 0
+    }))
+    .expect("an image")
+}
+
+#[test]
+fn what_is_stored_is_read_back() {
+    let files = files(&disks("web1-root"), Some(b"<domain/>".to_vec()), None);
+    let names: Vec<_> = files.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, [CONFIG_NAME, DISKS_NAME]);
+    assert_eq!(Disks::parse(&files[1].1).expect("parses"), disks("web1-root"));
+    let json: serde_json::Value = serde_json::from_slice(&files[1].1).expect("JSON");
+    assert_eq!(json["disks"][0]["kind"], "lvm-thin");
+}
+
+#[test]
+fn names_that_lvm_would_take_for_something_else_are_refused() {
+    for bad in [
+        "-f",
+        "--yes",
+        "",
+        ".",
+        "..",
+        "a b",
+        "a/b",
+        "a;b",
+        "ä",
+        "a\n",
+        "x_tmeta",
+        "snapshot",
+        &"x".repeat(128),
+    ] {
+        let stored = serde_json::to_vec(&disks(bad)).expect("JSON");
+        let refused = Disks::parse(&stored);
+        assert!(matches!(refused, Err(GuestFilesError::BadLvmName { .. })), "{bad:?}");
+    }
+    for (field, value) in [("vg", "-x"), ("pool", "--force")] {
+        let mut stored = serde_json::to_value(disks("web1-root")).expect("JSON");
+        stored["disks"][0]["volume"][field] = value.into();
+        assert!(Disks::parse(stored.to_string().as_bytes()).is_err(), "{field}");
+    }
+    for good in ["web1-root", "a", "lvol0", "a+b_c.d"] {
+        check_volume_name(good).expect(good);
+    }
+    let mut newer = disks("a");
+    newer.format = 2;
+    for bad in [
+        serde_json::to_vec(&newer).expect("JSON"),
+        b"{}".to_vec(),
+        b"\xFF".to_vec(),
+    ] {
+        assert!(matches!(Disks::parse(&bad), Err(GuestFilesError::Bad(_))));
+    }
+}
+
+#[test]
+fn a_volume_is_named_by_its_description_or_its_path() {
+    let name = |source, disks: Option<Disks>| volume_name_of(&image(source), disks.as_ref());
+    assert_eq!(name("/dev/x", Some(disks("web1-root"))), Some("web1-root".into()));
+    assert_eq!(name("/dev/vg0/web1", None), Some("web1".into()));
+    for other in ["/dev/sda", "/dev/mapper/vg0-web1", "/dev/disk/by-id/x", "/srv/web1.img"] {
+        assert_eq!(name(other, None), None, "{other}");
+    }
+}
+
+#[test]
+fn files_and_volumes_are_told_apart() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("disk.img");
+    fs::write(&file, "x").expect("writes");
+    let programs = Programs::found_in(dir.path());
+    let found = Disks::look(
+        &programs,
+        Path::new("/sys"),
+        &[("vda".parse().expect("a name"), &file, 1)],
+    );
+    let found = found.expect("looks");
+    assert_eq!(found.disks[0].kind, DiskKind::File);
+    let missing = dir.path().join("missing");
+    let error = Disks::look(
+        &programs,
+        Path::new("/sys"),
+        &[("vda".parse().expect("a name"), &missing, 1)],
+    );
+    assert_eq!(error.map_err(|error| error.kind()), Err(ErrorKind::NotFound));
+}
+
+#[test]
+fn the_answer_of_lvs_is_read() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().expect("a directory");
+    let script = dir.path().join("lvs");
+    let answer = r#"{"report":[{"lv":[{"vg_name":"vg0","lv_name":"web1-root","lv_uuid":"abcdef-0123","lv_size":"4194304",
+        "segtype":"thin","stripes":"1","pool_lv":"pool0","lv_tags":"prod"}]}]}"#;
+    fs::write(&script, format!("#!/bin/sh\ncat <<'END'\n{answer}\nEND\n")).expect("writes");
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("sets");
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").expect("a path"));
+    let found = ask(&Programs::found_in(path), Path::new("/dev/vg0/web1-root"));
+    assert_eq!(found.expect("asks"), volume("web1-root"));
+}
