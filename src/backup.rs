@@ -18,7 +18,7 @@ mod hinted;
 mod previous;
 mod walk;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -103,13 +103,14 @@ pub struct BackupSummary {
     pub counts: Counts,
 }
 
-/// Runs a backup. When `cancel` is set it ends soon with [`Error::Interrupted`]; what was stored by then is kept for the next
-/// run. `still_good` is asked after the last byte was read: with its error nothing is recorded.
+/// Runs a backup. When one of `stops` is set it ends soon with [`Error::Interrupted`]; what was stored by then is kept for the next
+/// run. `still_good` is asked after the last byte was read: it says what was used of the disks' thick snapshots, in bytes; with
+/// its error nothing is recorded.
 pub fn backup(
     writer: &Writer,
     plan: &BackupPlan,
-    still_good: &dyn Fn() -> Result<()>,
-    cancel: &AtomicBool,
+    still_good: &dyn Fn() -> Result<BTreeMap<DiskName, u64>>,
+    stops: &[&AtomicBool],
     observer: &dyn Observer,
 ) -> Result<BackupSummary> {
     let clock = Instant::now();
@@ -141,7 +142,7 @@ pub fn backup(
     let mut images = Vec::new();
     let mut total = Counts::default();
     for (disk, source) in &sources {
-        let mut run = Run::new(writer, plan, (disk, source), previous, &shared, cancel, observer);
+        let mut run = Run::new(writer, plan, (disk, source), previous, &shared, stops, observer);
         observer.event(Event::Disk {
             name: disk.name.as_str(),
             size_bytes: source.size_bytes(),
@@ -163,11 +164,15 @@ pub fn backup(
             new_bytes: counts.new_bytes,
             stored_bytes: counts.stored_bytes,
             snapshot: disk.snapshot,
+            snapshot_used_bytes: 0,
             skipped_bytes: counts.skipped_bytes,
             hints_wrong,
         });
     }
-    still_good().inspect_err(|error| keep_what_is_stored(writer.store(), error))?;
+    let used = still_good().inspect_err(|error| keep_what_is_stored(writer.store(), error))?;
+    for image in &mut images {
+        image.snapshot_used_bytes = used.get(&image.disk).copied().unwrap_or(0);
+    }
     let files = plan
         .files
         .iter()
@@ -241,7 +246,7 @@ struct Run<'a> {
     /// The first error; the workers end when there is one.
     failed: Mutex<Option<Error>>,
     stop: AtomicBool,
-    cancel: &'a AtomicBool,
+    stops: &'a [&'a AtomicBool],
     observer: &'a dyn Observer,
     compression: Compression,
     workers: usize,
@@ -268,7 +273,7 @@ impl<'a> Run<'a> {
         (disk, source): (&'a DiskPlan, &'a Source),
         latest: Option<&Entry>,
         shared: &'a Shared,
-        cancel: &'a AtomicBool,
+        stops: &'a [&'a AtomicBool],
         observer: &'a dyn Observer,
     ) -> Self {
         let block_size = writer.identity().block_size;
@@ -301,7 +306,7 @@ impl<'a> Run<'a> {
             audit: hinted::Audit::default(),
             failed: Mutex::default(),
             stop: AtomicBool::new(false),
-            cancel,
+            stops,
             observer,
             compression: plan.compression,
             workers,
@@ -342,7 +347,7 @@ impl<'a> Run<'a> {
 
     /// Whether to go on; an error if the caller asked for an end.
     fn goes_on(&self) -> Result<bool> {
-        if self.cancel.load(Ordering::SeqCst) {
+        if self.is_stopped() {
             return Err(Error::Interrupted);
         }
         Ok(!self.stop.load(Ordering::SeqCst))
@@ -373,7 +378,12 @@ impl<'a> Run<'a> {
     }
 
     fn ends(&self) -> bool {
-        self.stop.load(Ordering::SeqCst) || self.cancel.load(Ordering::SeqCst)
+        self.stop.load(Ordering::SeqCst) || self.is_stopped()
+    }
+
+    /// Whether the caller asked for an end.
+    fn is_stopped(&self) -> bool {
+        self.stops.iter().any(|stop| stop.load(Ordering::SeqCst))
     }
 
     fn count(&self, counts: Counts) {

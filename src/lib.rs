@@ -5,9 +5,11 @@
 #![warn(missing_docs)]
 
 pub mod backup;
+mod bases;
 mod buffer;
 mod error;
 pub mod freeze;
+pub mod guest_backup;
 pub mod guest_files;
 pub mod guests;
 pub mod hints;

@@ -24,7 +24,7 @@ const EXTEND_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 8 } else { 60
 pub const CHUNK_BYTES: u64 = 64 << 10;
 
 const FIELDS: &str = "vg_name,vg_uuid,vg_free,vg_extent_size,lv_name,lv_uuid,lv_path,lv_attr,lv_layout,lv_role,segtype,\
-                      lv_size,lv_metadata_size,origin,pool_lv,thin_id,chunk_size,data_percent,metadata_percent,lv_tags,\
+                      lv_size,lv_metadata_size,origin,origin_uuid,pool_lv,thin_id,transaction_id,chunk_size,data_percent,metadata_percent,lv_tags,\
                       lv_time,lv_kernel_major,lv_kernel_minor";
 
 /// A logical volume, as `lvs` describes it.
@@ -58,10 +58,14 @@ pub struct Volume {
     pub metadata_bytes: u64,
     /// What it is a snapshot of, in the same group; empty if of nothing.
     pub origin: String,
+    /// The UUID of that.
+    pub origin_uuid: String,
     /// Its thin pool, in the same group; empty if it has none.
     pub pool: String,
     /// Its number in the pool.
     pub thin_id: Option<u32>,
+    /// Of a thin volume: the pool's transaction that made it.
+    pub transaction: Option<u64>,
     /// Chunks of a thick snapshot or thin pool; 0 for others.
     pub chunk_bytes: u64,
     /// How full it is, 0 to 1: data.
@@ -157,8 +161,10 @@ struct Row {
     lv_size: String,
     lv_metadata_size: String,
     origin: String,
+    origin_uuid: String,
     pool_lv: String,
     thin_id: String,
+    transaction_id: String,
     chunk_size: String,
     data_percent: String,
     metadata_percent: String,
@@ -188,6 +194,8 @@ impl Row {
             metadata_bytes: bytes("lv_metadata_size", &self.lv_metadata_size)?,
             chunk_bytes: bytes("chunk_size", &self.chunk_size)?,
             thin_id: self.thin_id.parse().ok(),
+            transaction: self.transaction_id.parse().ok(),
+            origin_uuid: self.origin_uuid,
             data_fill: share(&self.data_percent),
             metadata_fill: share(&self.metadata_percent),
             tags: split(&self.lv_tags),

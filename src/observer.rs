@@ -47,6 +47,8 @@ pub enum Event<'a> {
     },
     /// More of the disk is done; to be added up.
     Done(Counts),
+    /// Worth a line: what was chosen, what was done besides.
+    Note(&'a str),
     /// The result is good, but somebody should know this.
     Warning(&'a str),
 }

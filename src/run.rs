@@ -146,12 +146,22 @@ fn prepare(dir: &Path, command: &str) -> Result<File, RunError> {
 }
 
 fn new_id() -> Result<String, RunError> {
-    let path = "/dev/urandom";
     let mut bytes = [0; ID_DIGITS / 2];
-    File::open(path)
-        .and_then(|mut file| file.read_exact(&mut bytes))
-        .map_err(RunError::new("read", path))?;
+    fill(&mut bytes)?;
     Ok(vbk_repo::id::to_hex(&bytes))
+}
+
+/// A number that nobody can guess.
+pub(crate) fn random() -> Result<u64, RunError> {
+    let mut bytes = [0; 8];
+    fill(&mut bytes).map(|()| u64::from_ne_bytes(bytes))
+}
+
+fn fill(bytes: &mut [u8]) -> Result<(), RunError> {
+    let path = "/dev/urandom";
+    File::open(path)
+        .and_then(|mut file| file.read_exact(bytes))
+        .map_err(RunError::new("read", path))
 }
 
 /// Whether a run is alive. False if its directory is missing, as after a reboot, or nobody holds its lock. A run whose

@@ -44,6 +44,7 @@ pub use self::guard::Watch;
 pub use self::leftovers::{Cleaned, Leftover, State, clean, leftovers};
 pub use self::names::{TAG, TAG_BASE, host_tag};
 pub use self::plan::{Hold, Plan, PlannedDisk, plan};
+pub use self::reflink::bases as copies_kept_of;
 pub use self::remove::remove_volume;
 use crate::lvm::status::{DmStatus, Space, status};
 use crate::lvm::{self, Volume};
@@ -413,6 +414,22 @@ impl Snapshots {
         // From here on it is not the run's any more, whatever happens.
         self.held[at] = Held::Nothing;
         Ok(lvm::volume(&self.programs, &vg, &name)?)
+    }
+
+    /// As [`Snapshots::keep`], for a copy of a file: it becomes the file's base for the backup `digits`, and the base
+    /// before is replaced. False if the disk has no copy.
+    pub fn keep_copy(&mut self, disk: &DiskName, digits: &str) -> Result<bool, SnapshotError> {
+        let at = self.disks.iter().position(|held| held.name == *disk);
+        let Some(held) = at.and_then(|at| self.held.get_mut(at)) else {
+            return Ok(false);
+        };
+        match std::mem::replace(held, Held::Nothing) {
+            Held::Copy(copy) => copy.keep(digits).map(|()| true),
+            other => {
+                *held = other;
+                Ok(false)
+            }
+        }
     }
 
     /// Removes all snapshots. One that can't be removed does not keep the others.

@@ -95,6 +95,7 @@ fn fill(writer: &Writer, count: u64) -> Result<()> {
             new_bytes: size_bytes,
             stored_bytes: 0,
             snapshot: None,
+            snapshot_used_bytes: 0,
             skipped_bytes: 0,
             hints_wrong: false,
         };

@@ -90,6 +90,9 @@ pub struct Image {
     /// What held the disk still while it was read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<SnapshotKind>,
+    /// The most that was used of a thick snapshot's space.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub snapshot_used_bytes: u64,
     /// Bytes that were not read, because change hints said that they are as in the backup before.
     #[serde(default, skip_serializing_if = "is_none")]
     pub skipped_bytes: u64,

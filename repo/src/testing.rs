@@ -31,6 +31,7 @@ pub(crate) fn store_image(store: &dyn BlockStore, disk: &str, plain: &[u8]) -> I
         new_bytes: 0,
         stored_bytes: 0,
         snapshot: None,
+        snapshot_used_bytes: 0,
         skipped_bytes: 0,
         hints_wrong: false,
     }

@@ -68,6 +68,7 @@ pub(super) fn store(
         new_bytes,
         stored_bytes,
         snapshot: None,
+        snapshot_used_bytes: 0,
         skipped_bytes: 0,
         hints_wrong: false,
     })

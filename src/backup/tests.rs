@@ -44,7 +44,7 @@ impl Fixture {
     fn try_backup(&self, plan: &BackupPlan, cancel: &AtomicBool, observer: &dyn Observer) -> Result<BackupSummary> {
         // Another test may start a program, which holds the lock for the moment until it is executed.
         let writer = self.repository.writer("test", &mut |_| true)?;
-        backup(&writer, plan, &|| Ok(()), cancel, observer)
+        backup(&writer, plan, &|| Ok(BTreeMap::new()), &[cancel], observer)
     }
 
     fn read(&self, entry: &Entry) -> Vec<u8> {

@@ -164,6 +164,7 @@ mod tests {
             new_bytes: 0,
             stored_bytes: 0,
             snapshot: Some(SnapshotKind::Thin),
+            snapshot_used_bytes: 0,
             skipped_bytes,
             hints_wrong: false,
         };

@@ -38,6 +38,7 @@ fn image(plain: &[u8]) -> (Arc<ImageReader>, u64) {
         new_bytes: 0,
         stored_bytes: 0,
         snapshot: None,
+        snapshot_used_bytes: 0,
         skipped_bytes: 0,
         hints_wrong: false,
     };

@@ -19,10 +19,13 @@ use nix::sys::statfs::{BTRFS_SUPER_MAGIC, FsType, XFS_SUPER_MAGIC, statfs};
 
 use super::SnapshotError;
 use super::names::stamp;
+use crate::hints::decide::BASE_DIGITS;
 use crate::run::{self, Run};
 use crate::sys;
 
 const PREFIX: &str = ".vbk-";
+/// How copies begin that are kept; no run's, since `base` is not cut from a file's name.
+const BASE: &str = ".vbk-base-";
 /// The list of copies in a run's directory; each path ends with a zero byte.
 const LIST: &str = "copies";
 /// What of the file's name goes into the copy's: a name may have 255 bytes.
@@ -47,6 +50,7 @@ pub(super) fn may_work(file: &Path) -> bool {
 /// A copy. Removed when dropped.
 #[derive(Debug)]
 pub(super) struct Copy {
+    source: PathBuf,
     path: PathBuf,
     /// Holds the lock.
     _file: File,
@@ -79,6 +83,7 @@ impl Copy {
             };
             // 2. Locked before it holds anything. A sweep that was faster finds our run alive and leaves it alone.
             let guard = Self {
+                source: source.clone(),
                 path: path.clone(),
                 _file: copy,
                 removed: false,
@@ -105,6 +110,23 @@ impl Copy {
         &self.path
     }
 
+    /// Keeps it as the base of change hints, named by a backup: `.vbk-base-<digits>-<file>`. Those of other backups of the
+    /// same file go.
+    pub(super) fn keep(mut self, digits: &str) -> Result<(), SnapshotError> {
+        let name = [BASE, digits, "-"].concat().into_bytes();
+        let base = self
+            .source
+            .with_file_name(OsString::from_vec([&name, cut_name(&self.source)].concat()));
+        std::fs::rename(&self.path, &base).map_err(SnapshotError::io("keep", &self.path))?;
+        self.removed = true;
+        for (old, _) in bases(&self.source) {
+            if old != base {
+                remove_file(&old)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Removes it.
     pub(super) fn remove(mut self) -> Result<(), SnapshotError> {
         self.removed = true;
@@ -120,6 +142,39 @@ impl Drop for Copy {
             tracing::warn!("{error}");
         }
     }
+}
+
+/// The copies of a file that are kept as bases, and the digits of their backups. Only regular files that root or the
+/// caller owns and nobody else can write to.
+pub fn bases(source: &Path) -> Vec<(PathBuf, String)> {
+    let Ok(source) = std::fs::canonicalize(source) else {
+        return Vec::new();
+    };
+    let entries = source.parent().and_then(|dir| std::fs::read_dir(dir).ok());
+    let mut all = Vec::new();
+    for entry in entries.into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let rest = name.as_bytes().strip_prefix(BASE.as_bytes());
+        let Some((digits, rest)) = rest.and_then(|rest| rest.split_at_checked(BASE_DIGITS)) else {
+            continue;
+        };
+        let is_ours = entry
+            .metadata()
+            .is_ok_and(|data| data.is_file() && data.nlink() == 1 && data.mode() & 0o022 == 0);
+        if is_ours
+            && digits.iter().all(u8::is_ascii_hexdigit)
+            && rest.strip_prefix(b"-").is_some_and(|file| file == cut_name(&source))
+        {
+            all.push((entry.path(), String::from_utf8_lossy(digits).into_owned()));
+        }
+    }
+    all
+}
+
+/// What of a file's name goes into its copies'.
+fn cut_name(source: &Path) -> &[u8] {
+    let whole = source.file_name().unwrap_or_default().as_bytes();
+    whole.get(..MAX_NAME_BYTES).unwrap_or(whole)
 }
 
 /// One that is not there is removed.
@@ -140,9 +195,8 @@ fn is_refusal(error: &std::io::Error) -> bool {
 }
 
 fn copy_path(source: &Path, number: u32, at: Timestamp, run_id: &str) -> PathBuf {
-    let whole = source.file_name().unwrap_or_default().as_bytes();
     let mut name = PREFIX.as_bytes().to_vec();
-    name.extend(whole.get(..MAX_NAME_BYTES).unwrap_or(whole));
+    name.extend(cut_name(source));
     if number > 0 {
         name.extend(format!(".{number}").as_bytes());
     }
@@ -183,8 +237,7 @@ fn sweep(source: &Path, runtime_dir: &Path) {
 }
 
 fn is_of(name: &OsStr, source: &Path) -> bool {
-    let whole = source.file_name().unwrap_or_default().as_bytes();
-    let part = whole.get(..MAX_NAME_BYTES).unwrap_or(whole);
+    let part = cut_name(source);
     let rest = name.as_bytes().strip_prefix(PREFIX.as_bytes());
     rest.is_some_and(|rest| rest.starts_with(part)) && run_of(name).is_some()
 }

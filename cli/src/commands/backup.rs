@@ -78,7 +78,13 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
         threads: threads(),
     };
     let progress = Progress::new(context.quiet(), total, Words::Backup);
-    let summary = backup(&writer, &plan, &|| Ok(()), &cancel, &progress as &dyn Observer);
+    let summary = backup(
+        &writer,
+        &plan,
+        &|| Ok(std::collections::BTreeMap::new()),
+        &[&*cancel],
+        &progress as &dyn Observer,
+    );
     progress.finish();
     let summary = summary?;
     context.say(last_line(&summary, clock.elapsed()));

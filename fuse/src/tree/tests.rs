@@ -78,6 +78,7 @@ fn store(writer: &Writer, disk: &str, plain: &[u8]) -> Image {
         new_bytes: 0,
         stored_bytes: 0,
         snapshot: None,
+        snapshot_used_bytes: 0,
         skipped_bytes: 0,
         hints_wrong: false,
     }

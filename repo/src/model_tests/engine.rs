@@ -112,6 +112,7 @@ impl<H: Home> Bench<H> {
                 new_bytes: 0,
                 stored_bytes: 0,
                 snapshot: None,
+                snapshot_used_bytes: 0,
                 skipped_bytes: 0,
                 hints_wrong: false,
             });

@@ -1,0 +1,246 @@
+//! The bases of change hints: what was read for the backup before, kept so that the next run can ask what has changed
+//! since.
+//!
+//! A thin volume's base is the snapshot itself, tagged `vbk_base` and `vbk_backup_<digits of the backup's id>`; a raw file's
+//! is the reflink copy, named by these digits. There is one for each disk, replaced by the next successful run.
+//!
+//! A base is believed only if it names the guest's latest backup ([`decide`]). So it does not matter where a run ends: one
+//! that failed leaves the old base, which is still that of the latest backup; one that was killed between its commit and
+//! the new base leaves the old base too, and that one is not of the latest backup any more.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use jiff::Timestamp;
+use vbk_repo::backup::{Entry, SnapshotKind};
+use vbk_repo::block::BlockSize;
+use vbk_repo::name::DiskName;
+use vbk_repo::state::States;
+
+use crate::guest_backup::HintOptions;
+use crate::hints::decide::{BASE_DIGITS, Decision, Question, may_skip};
+use crate::hints::thin::{self, ThinPair, ThinSnapshot};
+use crate::hints::{ChangeHints, Hint, HintError, Unchanged, audit, extents};
+use crate::lvm::{self, Volume};
+use crate::observer::{Event, Observer};
+use crate::program::Programs;
+use crate::run;
+use crate::snapshot::{HeldDisk, Snapshots, TAG_BASE, copies_kept_of, host_tag, remove_volume};
+
+/// What follows is the first digits of a backup's id.
+const BACKUP: &str = "vbk_backup_";
+
+/// What is asked of hints, and what it takes to answer.
+pub(crate) struct Wish<'a> {
+    pub(crate) options: HintOptions,
+    /// The guest's backups, oldest first.
+    pub(crate) entries: &'a [Entry],
+    pub(crate) states: &'a States,
+    pub(crate) block_size: BlockSize,
+    pub(crate) now: Timestamp,
+    /// A directory that survives a reboot.
+    pub(crate) marks: &'a Path,
+    pub(crate) host_id: &'a str,
+}
+
+/// What need not be read of each disk. Where nothing is known a note says why; where something is wrong, a warning.
+pub(crate) fn hints(
+    programs: &Programs,
+    snapshots: &Snapshots,
+    wish: &Wish<'_>,
+    observer: &dyn Observer,
+) -> BTreeMap<DiskName, Hint> {
+    let mut hints = BTreeMap::new();
+    if wish.options.hints == ChangeHints::Off {
+        return hints;
+    }
+    for disk in snapshots.disks() {
+        let full = |why: &str| format!("disk {} is read in full: {why}", disk.name);
+        match hint(programs, disk, wish) {
+            Ok(Ok(hint)) => {
+                hints.insert(disk.name.clone(), hint);
+            }
+            Ok(Err(reason)) => observer.event(Event::Note(&full(&reason))),
+            Err(error) => observer.event(Event::Warning(&full(&error.to_string()))),
+        }
+    }
+    hints
+}
+
+/// A hint, or why there is none, which is an error only if there should be one.
+fn hint(programs: &Programs, disk: &HeldDisk, wish: &Wish<'_>) -> Result<Result<Hint, String>, HintError> {
+    let bases: Vec<(Base, String)> = match (disk.kind, &disk.snapshot) {
+        (Some(SnapshotKind::Thin), Some(snapshot)) => {
+            let volumes = volumes_kept_of(programs, snapshot, wish.host_id)?;
+            let digits = |volume: &Volume| {
+                volume
+                    .tags
+                    .iter()
+                    .find_map(|tag| tag.strip_prefix(BACKUP))
+                    .map(str::to_owned)
+            };
+            let named = volumes.into_iter().filter_map(|volume| {
+                let digits = digits(&volume)?;
+                Some((Base::Thin(Box::new(volume)), digits))
+            });
+            named.collect()
+        }
+        (Some(SnapshotKind::Reflink), _) => {
+            let copies = copies_kept_of(&disk.source).into_iter();
+            copies.map(|(path, digits)| (Base::Copy(path), digits)).collect()
+        }
+        _ => {
+            return Ok(Err(
+                "there are change hints only for thin volumes and reflink copies".to_owned()
+            ));
+        }
+    };
+    let mut reason = "there is no base to compare with yet".to_owned();
+    for (base, digits) in bases {
+        let question = Question {
+            entries: wish.entries,
+            states: wish.states,
+            disk: &disk.name,
+            base: &digits,
+            now: wish.now,
+            full_read_every: wish.options.full_read_every,
+            trust_hints: wish.options.trust,
+        };
+        match may_skip(&question) {
+            Decision::Full(why) => reason = why.to_string(),
+            Decision::Use(entry) => {
+                return Ok(Ok(Hint {
+                    since: entry.id,
+                    unchanged: compare(programs, &base, disk, wish)?,
+                    seed: run::random().map_err(|error| HintError::NotComparable {
+                        what: error.to_string(),
+                    })?,
+                    audit_one_in: audit::ONE_IN,
+                }));
+            }
+        }
+    }
+    Ok(Err(reason))
+}
+
+enum Base {
+    Thin(Box<Volume>),
+    Copy(std::path::PathBuf),
+}
+
+fn compare(programs: &Programs, base: &Base, disk: &HeldDisk, wish: &Wish<'_>) -> Result<Unchanged, HintError> {
+    match (base, &disk.snapshot) {
+        (Base::Copy(path), _) => extents::unchanged(path, &disk.read, wish.block_size),
+        (Base::Thin(base), Some(new)) => {
+            let pair = ThinPair {
+                vg: new.vg.clone(),
+                pool: new.pool.clone(),
+                base: thin_snapshot(base)?,
+                new: thin_snapshot(new)?,
+            };
+            thin::unchanged(programs, wish.marks, &pair, wish.block_size)
+        }
+        (Base::Thin(_), None) => Err(HintError::NotComparable {
+            what: "the disk has no snapshot any more".to_owned(),
+        }),
+    }
+}
+
+fn thin_snapshot(volume: &Volume) -> Result<ThinSnapshot, HintError> {
+    let (Some(thin_id), Some(transaction)) = (volume.thin_id, volume.transaction) else {
+        return Err(HintError::NotComparable {
+            what: format!("LVM does not say the thin id of {}", volume.full_name()),
+        });
+    };
+    Ok(ThinSnapshot {
+        thin_id,
+        transaction,
+        origin_uuid: volume.origin_uuid.clone(),
+        // The second letter of lvs(8): r, or R for one that was only activated so.
+        read_only: volume.attr.as_bytes().get(1) == Some(&b'r'),
+        size_bytes: volume.size_bytes,
+    })
+}
+
+/// The kept snapshots of the volume that `snapshot` is one of.
+fn volumes_kept_of(programs: &Programs, snapshot: &Volume, host_id: &str) -> Result<Vec<Volume>, HintError> {
+    let mut volumes = lvm::volumes(programs, &format!("lv_tags={{{TAG_BASE}}}"))?;
+    volumes.retain(|volume| {
+        volume.vg_uuid == snapshot.vg_uuid
+            && !volume.origin_uuid.is_empty()
+            && volume.origin_uuid == snapshot.origin_uuid
+            && volume.has_tag(&host_tag(host_id))
+    });
+    Ok(volumes)
+}
+
+/// After a backup: what was read for it becomes the base of each disk, and the base before goes. Without hints, all bases of
+/// the disks go. What fails is a warning: the backup is there.
+pub(crate) fn replace(
+    programs: &Programs,
+    snapshots: &mut Snapshots,
+    wish: &Wish<'_>,
+    made: &Entry,
+    observer: &dyn Observer,
+) {
+    let digits: String = made.id.to_string().chars().take(BASE_DIGITS).collect();
+    let keep = wish.options.hints == ChangeHints::Auto;
+    let disks = snapshots.disks().to_vec();
+    for disk in disks {
+        let wrong = made
+            .backup
+            .image(disk.name.as_str())
+            .is_ok_and(|image| image.hints_wrong);
+        if let Err(what) = replace_one(programs, snapshots, wish, &disk, (keep && !wrong).then_some(&digits)) {
+            observer.event(Event::Warning(&format!(
+                "the base for change hints of disk {}: {what}",
+                disk.name
+            )));
+        }
+    }
+}
+
+/// After a run that found hints wrong and then failed: the base of that disk must not be compared with again.
+pub(crate) fn drop_base(
+    programs: &Programs,
+    snapshots: &mut Snapshots,
+    wish: &Wish<'_>,
+    disk: &DiskName,
+) -> Result<(), String> {
+    let found = snapshots.disks().iter().find(|held| held.name == *disk).cloned();
+    found.map_or(Ok(()), |disk| replace_one(programs, snapshots, wish, &disk, None))
+}
+
+fn replace_one(
+    programs: &Programs,
+    snapshots: &mut Snapshots,
+    wish: &Wish<'_>,
+    disk: &HeldDisk,
+    digits: Option<&String>,
+) -> Result<(), String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    match (disk.kind, &disk.snapshot) {
+        (Some(SnapshotKind::Thin), Some(snapshot)) => {
+            let old = volumes_kept_of(programs, snapshot, wish.host_id).map_err(|error| text(&error))?;
+            if let Some(digits) = digits {
+                let tags = [format!("{BACKUP}{digits}")];
+                snapshots.keep(&disk.name, &tags).map_err(|error| text(&error))?;
+            }
+            for volume in old {
+                remove_volume(programs, wish.host_id, &volume).map_err(|error| text(&error))?;
+            }
+        }
+        (Some(SnapshotKind::Reflink), _) => match digits {
+            Some(digits) => {
+                snapshots.keep_copy(&disk.name, digits).map_err(|error| text(&error))?;
+            }
+            None => {
+                for (path, _) in copies_kept_of(&disk.source) {
+                    std::fs::remove_file(&path).map_err(|error| format!("can't remove {}: {error}", path.display()))?;
+                }
+            }
+        },
+        _ => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,339 @@
+//! Backs up a whole guest: brings it to rest, holds all its disks still at one moment, reads them at a polite pace, and
+//! lets go of everything again, however it ends.
+//!
+//! | step | what a kill -9 there leaves | who puts it right |
+//! |---|---|---|
+//! | 1. rest | a guest that rests | the helpers of [`crate::freeze`], at once |
+//! | 2. snapshots | some of them, with the run's tag | the next run, or `vbk snapshots --clean` |
+//! | 3. thaw | a guest that rests, snapshots | both of these |
+//! | 4. read, with guard and limits | snapshots; cgroups; stored blocks | the next run, which does not store them again |
+//! | 5. commit | a backup that is whole, or none | nobody needs to |
+//! | 6. the new base instead of the old | the new one with the run's tag; the old one, which is of no use any more | the next run |
+//! | 7. snapshots removed | some of them | the next run |
+//!
+//! Only one guest of a host is brought to rest at a time: others would make its snapshots, and with them its rest, wait for
+//! LVM's locks; and the room in a volume group that was found is still there when it is used.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::{SignedDuration, Timestamp};
+use vbk_repo::ErrorKind;
+use vbk_repo::backup::{Consistency, Entry};
+use vbk_repo::codec::Compression;
+use vbk_repo::name::{DiskName, GuestName};
+use vbk_repo::repository::Writer;
+
+use crate::backup::{BackupPlan, BackupSummary, DiskPlan, backup};
+use crate::bases::{self, Wish};
+use crate::error::{Error, Result};
+use crate::freeze::{FreezePlan, with_guest_at_rest};
+use crate::guest_files::{self, Disks};
+use crate::hints::ChangeHints;
+use crate::limit::speed::DeviceSpeed;
+use crate::limit::{LimitOptions, LimitedDisk, Limiter, ReadLimit};
+use crate::observer::{Event, Observer};
+use crate::program::Programs;
+use crate::run::Run;
+use crate::snapshot::{self, Peak, SnapshotOptions, Snapshots};
+
+/// How many of the last backups say how much room a thick snapshot needs.
+const HISTORY: usize = 10;
+
+/// What all guests of a run have in common.
+pub struct Host {
+    programs: Programs,
+    run: Run,
+    /// For what is to survive a reboot, and may be lost.
+    cache: PathBuf,
+    turn: Mutex<()>,
+}
+
+impl Host {
+    /// `cache` is a directory for what is to survive a reboot and may be lost, as `/var/cache/vbk`.
+    pub fn new(programs: Programs, run: Run, cache: &Path) -> Self {
+        Self {
+            programs,
+            run,
+            cache: cache.to_owned(),
+            turn: Mutex::new(()),
+        }
+    }
+
+    /// The run.
+    pub fn run(&self) -> &Run {
+        &self.run
+    }
+
+    /// Where programs are looked for.
+    pub fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
+    /// Removes the snapshots that runs of this machine left behind, and says so. What can't be removed is a warning.
+    pub fn clean(&self, observer: &dyn Observer) {
+        match snapshot::clean(&self.programs, self.run.runtime_dir(), self.run.host_id()) {
+            Ok(cleaned) => {
+                for name in cleaned.removed {
+                    observer.event(Event::Note(&format!(
+                        "removed snapshot {name}, which a run had left behind"
+                    )));
+                }
+                for (name, error) in cleaned.failed {
+                    observer.event(Event::Warning(&format!(
+                        "snapshot {name} was left behind and stays: {error}"
+                    )));
+                }
+            }
+            Err(error) => observer.event(Event::Warning(&format!("can't look for old snapshots: {error}"))),
+        }
+    }
+}
+
+/// How a guest is backed up.
+#[derive(Debug, Clone)]
+pub struct GuestPlan {
+    /// The guest.
+    pub guest: GuestName,
+    /// Its disks.
+    pub disks: Vec<GuestDisk>,
+    /// Files that describe it; `disks.json` is added.
+    pub files: Vec<(DiskName, Vec<u8>)>,
+    /// How it is brought to rest.
+    pub freeze: FreezePlan,
+    /// How its disks are held still. What the last runs used is found in the repository.
+    pub snapshots: SnapshotOptions,
+    /// How politely they are read.
+    pub limits: LimitOptions,
+    /// Whether change hints are believed.
+    pub hints: HintOptions,
+    /// How new blocks are compressed.
+    pub compression: Compression,
+    /// The name of this machine, for the record.
+    pub host: String,
+    /// The version of the program, for the record.
+    pub version: String,
+    /// How many threads may compute at once.
+    pub threads: usize,
+}
+
+/// A disk of a guest.
+#[derive(Debug, Clone)]
+pub struct GuestDisk {
+    /// Its name.
+    pub name: DiskName,
+    /// Where it is.
+    pub path: PathBuf,
+    /// What its reading may take.
+    pub limit: ReadLimit,
+    /// Its speed, if somebody says so.
+    pub speed: Option<DeviceSpeed>,
+}
+
+/// Whether change hints are believed.
+#[derive(Debug, Clone, Copy)]
+pub struct HintOptions {
+    /// Whether at all.
+    pub hints: ChangeHints,
+    /// How old the last full read may be.
+    pub full_read_every: SignedDuration,
+    /// Use them although they were found wrong lately.
+    pub trust: bool,
+}
+
+/// What came of it.
+#[derive(Debug, Clone)]
+pub struct GuestSummary {
+    /// The backup.
+    pub backup: BackupSummary,
+    /// How full the snapshots were at most.
+    pub peaks: Vec<Peak>,
+}
+
+/// Backs up a guest. When `cancel` is set it ends soon with [`Error::Interrupted`]; snapshots are removed, and what was
+/// stored by then is kept for the next run. May be called for several guests at once.
+pub fn back_up_guest(
+    writer: &Writer,
+    host: &Host,
+    plan: &GuestPlan,
+    cancel: &AtomicBool,
+    observer: &Arc<dyn Observer>,
+) -> Result<GuestSummary> {
+    let started = Timestamp::now();
+    let catalogue = writer.catalogue()?;
+    let entries: Vec<Entry> = catalogue.of(&plan.guest).cloned().collect();
+    let (snapshots, consistency, mut files) = hold(host, plan, &entries, &**observer)?;
+    if cancel.load(Ordering::SeqCst) {
+        snapshots.remove()?;
+        return Err(Error::Interrupted);
+    }
+    files.extend(plan.files.iter().cloned());
+    let wish = Wish {
+        options: plan.hints,
+        entries: &entries,
+        states: &writer.states()?,
+        block_size: writer.identity().block_size,
+        now: started,
+        marks: &host.cache,
+        host_id: host.run.host_id(),
+    };
+    let mut reading = Reading {
+        writer,
+        host,
+        plan,
+        snapshots,
+        cancel,
+        observer,
+    };
+    let result = reading.read(consistency, files, &wish, started);
+    let peaks = reading.snapshots.peaks();
+    if let Ok(made) = &result {
+        bases::replace(&host.programs, &mut reading.snapshots, &wish, &made.entry, &**observer);
+    }
+    if let Err(error) = reading.snapshots.remove() {
+        observer.event(Event::Warning(&format!("guest {}: {error}", plan.guest)));
+    }
+    Ok(GuestSummary { backup: result?, peaks })
+}
+
+/// Steps 1 to 3.
+fn hold(
+    host: &Host,
+    plan: &GuestPlan,
+    entries: &[Entry],
+    observer: &dyn Observer,
+) -> Result<(Snapshots, Consistency, Vec<(DiskName, Vec<u8>)>)> {
+    let disks: Vec<(DiskName, PathBuf)> = plan
+        .disks
+        .iter()
+        .map(|disk| (disk.name.clone(), disk.path.clone()))
+        .collect();
+    let options = SnapshotOptions {
+        peak_bytes: peaks_of(entries),
+        ..plan.snapshots.clone()
+    };
+    let _turn = host.turn.lock().unwrap_or_else(PoisonError::into_inner);
+    let planned = snapshot::plan(&host.programs, &disks, &options)?;
+    let known: Vec<_> = planned
+        .disks()
+        .iter()
+        .map(|disk| (disk.name.clone(), disk.source.as_path(), disk.size_bytes))
+        .collect();
+    let described = Disks::look(&host.programs, Path::new("/sys"), &known)?;
+    let files = guest_files::files(&described, None, None);
+    let (snapshots, consistency) = with_guest_at_rest(&host.programs, &plan.freeze, observer, || {
+        planned.take(&host.run, observer).map_err(Error::from)
+    })?;
+    let consistency = match snapshots.is_live() {
+        true => Consistency::Live,
+        false => consistency,
+    };
+    Ok((snapshots, consistency, files))
+}
+
+/// The most that the last backups used of each disk's thick snapshot.
+fn peaks_of(entries: &[Entry]) -> BTreeMap<DiskName, u64> {
+    let mut peaks = BTreeMap::new();
+    for image in entries
+        .iter()
+        .rev()
+        .take(HISTORY)
+        .flat_map(|entry| &entry.backup.images)
+    {
+        if image.snapshot_used_bytes > 0 {
+            let peak = peaks.entry(image.disk.clone()).or_insert(0);
+            *peak = image.snapshot_used_bytes.max(*peak);
+        }
+    }
+    peaks
+}
+
+/// Steps 4 and 5.
+struct Reading<'a> {
+    writer: &'a Writer,
+    host: &'a Host,
+    plan: &'a GuestPlan,
+    snapshots: Snapshots,
+    cancel: &'a AtomicBool,
+    observer: &'a Arc<dyn Observer>,
+}
+
+impl Reading<'_> {
+    fn read(
+        &self,
+        consistency: Consistency,
+        files: Vec<(DiskName, Vec<u8>)>,
+        wish: &Wish<'_>,
+        started: Timestamp,
+    ) -> Result<BackupSummary> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let watch = self.snapshots.watch(Arc::clone(&stop), Arc::clone(self.observer))?;
+        let limiter = self.limiter(started)?;
+        for line in limiter.describe() {
+            self.observer.event(Event::Note(line));
+        }
+        for line in limiter.details() {
+            tracing::info!("{}: {line}", self.plan.guest);
+        }
+        let mut hints = bases::hints(&self.host.programs, &self.snapshots, wish, &**self.observer);
+        let disks = self.snapshots.disks().iter().map(|disk| DiskPlan {
+            name: disk.name.clone(),
+            source: disk.source.clone(),
+            read: disk.read.clone(),
+            snapshot: disk.kind,
+            pace: limiter.pace(&disk.name),
+            hint: hints.remove(&disk.name),
+        });
+        let plan = BackupPlan {
+            guest: self.plan.guest.clone(),
+            disks: disks.collect(),
+            files,
+            consistency,
+            compression: self.plan.compression,
+            host: self.plan.host.clone(),
+            version: self.plan.version.clone(),
+            started,
+            threads: self.plan.threads,
+        };
+        let still_good = || {
+            self.snapshots.check()?;
+            let used = self.snapshots.peaks().into_iter();
+            Ok(used.filter_map(|peak| Some((peak.disk, peak.used_bytes?))).collect())
+        };
+        let result = backup(self.writer, &plan, &still_good, &[self.cancel, &stop], &**self.observer);
+        drop(limiter);
+        match (result, watch.end()) {
+            // What the guard saw is why reading ended, or will be why it failed.
+            (Err(error), Err(reason)) if error.kind() == ErrorKind::Interrupted || is_read(&error) => {
+                Err(reason.into())
+            }
+            (result, Ok(())) => result,
+            (result, Err(reason)) => {
+                tracing::warn!("{reason}");
+                result
+            }
+        }
+    }
+
+    fn limiter(&self, started: Timestamp) -> Result<Limiter> {
+        let limited = self.plan.disks.iter().zip(self.snapshots.disks());
+        let limited = limited.map(|(disk, held)| LimitedDisk {
+            name: disk.name.clone(),
+            origin: disk.path.clone(),
+            read: held.read.clone(),
+            limit: disk.limit,
+            speed: disk.speed,
+        });
+        Limiter::start(&self.plan.guest, limited.collect(), &self.plan.limits, started)
+    }
+}
+
+/// A snapshot that has become invalid answers reads with errors.
+fn is_read(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::ReadSource { .. } | Error::SourceChanged { .. } | Error::Snapshot(_)
+    )
+}
