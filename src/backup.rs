@@ -137,7 +137,7 @@ pub fn backup(
     let mut images = Vec::new();
     let mut total = Counts::default();
     for (disk, source) in &sources {
-        let mut run = Run::new(writer, plan, source, previous, disk, &shared, cancel, observer);
+        let mut run = Run::new(writer, plan, (disk, source), previous, &shared, cancel, observer);
         observer.event(Event::Disk {
             name: disk.name.as_str(),
             size_bytes: source.size_bytes(),
@@ -221,6 +221,7 @@ fn keep_what_is_stored(store: &dyn BlockStore, error: &Error) {
 
 /// The reading of one disk.
 struct Run<'a> {
+    disk: &'a DiskPlan,
     store: &'a dyn BlockStore,
     hashing: Hashing,
     block_size: BlockSize,
@@ -260,9 +261,8 @@ impl<'a> Run<'a> {
     fn new(
         writer: &'a Writer,
         plan: &BackupPlan,
-        source: &'a Source,
+        (disk, source): (&'a DiskPlan, &'a Source),
         latest: Option<&Entry>,
-        disk: &'a DiskPlan,
         shared: &'a Shared,
         cancel: &'a AtomicBool,
         observer: &'a dyn Observer,
@@ -283,6 +283,7 @@ impl<'a> Run<'a> {
                 .is_ok()
         });
         Self {
+            disk,
             store: writer.store(),
             hashing: writer.store().hashing(),
             block_size,

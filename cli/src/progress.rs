@@ -104,6 +104,8 @@ impl Observer for Progress {
                     ));
                 }
             }
+            // The warning that follows is for people.
+            Event::HintsWrong { .. } => {}
             Event::Warning(text) => {
                 self.warnings.fetch_add(1, Ordering::Relaxed);
                 self.bar.suspend(|| tracing::warn!("{text}"));
