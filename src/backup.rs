@@ -230,6 +230,7 @@ fn keep_what_is_stored(store: &dyn BlockStore, error: &Error) {
 
 /// The reading of one disk.
 struct Run<'a> {
+    disk: &'a DiskPlan,
     store: &'a dyn BlockStore,
     hashing: Hashing,
     block_size: BlockSize,
@@ -292,6 +293,7 @@ impl<'a> Run<'a> {
                 .is_ok()
         });
         Self {
+            disk,
             store: writer.store(),
             hashing: writer.store().hashing(),
             block_size,

@@ -9,7 +9,7 @@
 //! the new base leaves the old base too, and that one is not of the latest backup any more.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use vbk_repo::backup::{Entry, SnapshotKind};
@@ -125,7 +125,7 @@ fn hint(programs: &Programs, disk: &HeldDisk, wish: &Wish<'_>) -> Result<Result<
 
 enum Base {
     Thin(Box<Volume>),
-    Copy(std::path::PathBuf),
+    Copy(PathBuf),
 }
 
 fn compare(programs: &Programs, base: &Base, disk: &HeldDisk, wish: &Wish<'_>) -> Result<Unchanged, HintError> {
@@ -200,15 +200,26 @@ pub(crate) fn replace(
     }
 }
 
-/// After a run that found hints wrong and then failed: the base of that disk must not be compared with again.
-pub(crate) fn drop_base(
+/// After a run that found hints wrong and then failed: the bases of those disks must not be compared with again.
+pub(crate) fn distrust(
     programs: &Programs,
-    snapshots: &mut Snapshots,
+    snapshots: &Snapshots,
     wish: &Wish<'_>,
-    disk: &DiskName,
-) -> Result<(), String> {
-    let found = snapshots.disks().iter().find(|held| held.name == *disk).cloned();
-    found.map_or(Ok(()), |disk| replace_one(programs, snapshots, wish, &disk, None))
+    disks: &[String],
+    observer: &dyn Observer,
+) {
+    for disk in snapshots
+        .disks()
+        .iter()
+        .filter(|disk| disks.iter().any(|name| disk.name.as_str() == name))
+    {
+        if let Err(what) = old_bases(programs, wish, disk).and_then(|old| remove_all(programs, wish, old)) {
+            let name = &disk.name;
+            observer.event(Event::Warning(&format!(
+                "the base for change hints of disk {name}, which is wrong, stays: {what}"
+            )));
+        }
+    }
 }
 
 fn replace_one(
@@ -218,29 +229,41 @@ fn replace_one(
     disk: &HeldDisk,
     digits: Option<&String>,
 ) -> Result<(), String> {
-    let text = |error: &dyn std::fmt::Display| error.to_string();
-    match (disk.kind, &disk.snapshot) {
+    let old = old_bases(programs, wish, disk)?;
+    if let Some(digits) = digits {
+        let tags = [format!("{BACKUP}{digits}")];
+        snapshots.keep(&disk.name, &tags).map_err(|error| error.to_string())?;
+        snapshots
+            .keep_copy(&disk.name, digits)
+            .map_err(|error| error.to_string())?;
+    }
+    remove_all(programs, wish, old)
+}
+
+fn old_bases(programs: &Programs, wish: &Wish<'_>, disk: &HeldDisk) -> Result<Vec<Base>, String> {
+    Ok(match (disk.kind, &disk.snapshot) {
         (Some(SnapshotKind::Thin), Some(snapshot)) => {
-            let old = volumes_kept_of(programs, snapshot, wish.host_id).map_err(|error| text(&error))?;
-            if let Some(digits) = digits {
-                let tags = [format!("{BACKUP}{digits}")];
-                snapshots.keep(&disk.name, &tags).map_err(|error| text(&error))?;
+            let volumes = volumes_kept_of(programs, snapshot, wish.host_id).map_err(|error| error.to_string())?;
+            volumes.into_iter().map(|volume| Base::Thin(Box::new(volume))).collect()
+        }
+        (Some(SnapshotKind::Reflink), _) => {
+            let copies = copies_kept_of(&disk.source).into_iter();
+            copies.map(|(path, _)| Base::Copy(path)).collect()
+        }
+        _ => Vec::new(),
+    })
+}
+
+fn remove_all(programs: &Programs, wish: &Wish<'_>, bases: Vec<Base>) -> Result<(), String> {
+    for base in bases {
+        match base {
+            Base::Thin(volume) => {
+                remove_volume(programs, wish.host_id, &volume).map_err(|error| error.to_string())?;
             }
-            for volume in old {
-                remove_volume(programs, wish.host_id, &volume).map_err(|error| text(&error))?;
+            Base::Copy(path) => {
+                std::fs::remove_file(&path).map_err(|error| format!("can't remove {}: {error}", path.display()))?;
             }
         }
-        (Some(SnapshotKind::Reflink), _) => match digits {
-            Some(digits) => {
-                snapshots.keep_copy(&disk.name, digits).map_err(|error| text(&error))?;
-            }
-            None => {
-                for (path, _) in copies_kept_of(&disk.source) {
-                    std::fs::remove_file(&path).map_err(|error| format!("can't remove {}: {error}", path.display()))?;
-                }
-            }
-        },
-        _ => {}
     }
     Ok(())
 }

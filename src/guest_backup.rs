@@ -272,7 +272,8 @@ impl Reading<'_> {
         let watch = self.snapshots.watch(Arc::clone(&stop), Arc::clone(self.observer))?;
         let limiter = self.limiter(started)?;
         for line in limiter.describe() {
-            self.observer.event(Event::Note(line));
+            self.observer
+                .event(Event::Note(&format!("{}: {line}", self.plan.guest)));
         }
         for line in limiter.details() {
             tracing::info!("{}: {line}", self.plan.guest);
@@ -302,7 +303,15 @@ impl Reading<'_> {
             let used = self.snapshots.peaks().into_iter();
             Ok(used.filter_map(|peak| Some((peak.disk, peak.used_bytes?))).collect())
         };
-        let result = backup(self.writer, &plan, &still_good, &[self.cancel, &stop], &**self.observer);
+        let listener = Listener {
+            observer: &**self.observer,
+            wrong: Mutex::default(),
+        };
+        let result = backup(self.writer, &plan, &still_good, &[self.cancel, &stop], &listener);
+        let wrong = listener.wrong.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if result.is_err() && !wrong.is_empty() {
+            bases::distrust(&self.host.programs, &self.snapshots, wish, &wrong, &**self.observer);
+        }
         drop(limiter);
         match (result, watch.end()) {
             // What the guard saw is why reading ended, or will be why it failed.
@@ -327,6 +336,22 @@ impl Reading<'_> {
             speed: disk.speed,
         });
         Limiter::start(&self.plan.guest, limited.collect(), &self.plan.limits, started)
+    }
+}
+
+/// Remembers of which disks the hints were wrong: a run that fails after that records it nowhere.
+struct Listener<'a> {
+    observer: &'a dyn Observer,
+    wrong: Mutex<Vec<String>>,
+}
+
+impl Observer for Listener<'_> {
+    fn event(&self, event: Event<'_>) {
+        if let Event::HintsWrong { name } = event {
+            let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+            wrong.push(name.to_owned());
+        }
+        self.observer.event(event);
     }
 }
 

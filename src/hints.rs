@@ -262,7 +262,7 @@ mod tests {
         assert_eq!(unchanged.run_from(BlockIndex(5)), Some(10..11));
         assert_eq!(unchanged.run_from(BlockIndex(11)), None);
         assert_eq!(unchanged.blocks(), 4);
-        let cut = of(10 * MIB + 5, &[10 * MIB..10 * MIB + 4]);
+        let cut = of(10 * MIB + 5, std::slice::from_ref(&(10 * MIB..10 * MIB + 4)));
         assert_eq!(cut.blocks(), 0);
     }
 

@@ -49,6 +49,12 @@ pub enum Event<'a> {
     Done(Counts),
     /// Worth a line: what was chosen, what was done besides.
     Note(&'a str),
+    /// The change hints for a disk are wrong, and it is read in full. Told at once, and not only by the backup's record:
+    /// should the run end early, the base must not be compared with again. A warning follows.
+    HintsWrong {
+        /// The disk's name.
+        name: &'a str,
+    },
     /// The result is good, but somebody should know this.
     Warning(&'a str),
 }

@@ -19,6 +19,8 @@ use vbk_repo::ErrorKind;
 const MAX_OUTPUT_BYTES: u64 = 64 << 20;
 /// How long the output of a program that has ended may stay open: a child of it may hold it.
 const OUTPUT_LEFT: Duration = Duration::from_secs(2);
+/// How long a program may be busy being written.
+const BUSY_LIMIT: Duration = Duration::from_secs(1);
 
 /// Where programs are looked for.
 #[derive(Debug, Clone, Default)]
@@ -201,15 +203,23 @@ pub(crate) fn stream<T: Send>(
     })
 }
 
-/// Starts a prepared command.
+/// Starts a prepared command. A program that is just being written, as by an upgrade, is waited for a moment.
 pub fn spawn(command: &mut Command) -> Result<Child, ProgramError> {
-    command.spawn().map_err(|source| {
+    let started = Instant::now();
+    loop {
+        let source = match command.spawn() {
+            Ok(child) => return Ok(child),
+            Err(source) => source,
+        };
         let program = command.get_program().to_string_lossy().into_owned();
         match source.kind() {
-            std::io::ErrorKind::NotFound => ProgramError::Missing { program },
-            _ => ProgramError::Start { program, source },
+            std::io::ErrorKind::ExecutableFileBusy if started.elapsed() < BUSY_LIMIT => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            std::io::ErrorKind::NotFound => return Err(ProgramError::Missing { program }),
+            _ => return Err(ProgramError::Start { program, source }),
         }
-    })
+    }
 }
 
 /// Waits for the end of a child; `None` if it had to be killed.
@@ -304,6 +314,28 @@ mod tests {
         assert!(clock.elapsed() < Duration::from_secs(1));
         std::thread::sleep(Duration::from_millis(1300));
         assert!(!mark.exists(), "the child was killed too");
+    }
+
+    #[test]
+    fn output_is_given_while_a_program_runs_and_its_failure_comes_first() {
+        let stream = |script: &str, limit| {
+            let mut command = Programs::system().command("sh");
+            command.args(["-c", script]);
+            super::stream(command, limit, |output| {
+                let mut start = [0; 3];
+                output.read_exact(&mut start).map(|()| start)
+            })
+        };
+        let long = Duration::from_secs(20);
+        // More than a pipe holds: what is not taken must not stop it.
+        let found = stream("echo abcdef; head -c 1000000 /dev/zero", long).expect("runs");
+        assert_eq!(found.expect("reads"), *b"abc");
+        let error = stream("echo abcdef; echo why >&2; exit 3", long).expect_err("fails");
+        assert!(error.to_string().contains("why"), "{error}");
+        let clock = Instant::now();
+        let error = stream("echo abcdef; sleep 30", Duration::from_millis(300)).expect_err("is killed");
+        assert!(matches!(error, ProgramError::TimedOut { .. }), "{error}");
+        assert!(clock.elapsed() < Duration::from_secs(10));
     }
 
     #[test]

@@ -416,8 +416,8 @@ impl Snapshots {
         Ok(lvm::volume(&self.programs, &vg, &name)?)
     }
 
-    /// As [`Snapshots::keep`], for a copy of a file: it becomes the file's base for the backup `digits`, and the base
-    /// before is replaced. False if the disk has no copy.
+    /// As [`Snapshots::keep`], for a copy of a file: it becomes a base of the file, for the backup `digits`. False if
+    /// the disk has no copy.
     pub fn keep_copy(&mut self, disk: &DiskName, digits: &str) -> Result<bool, SnapshotError> {
         let at = self.disks.iter().position(|held| held.name == *disk);
         let Some(held) = at.and_then(|at| self.held.get_mut(at)) else {

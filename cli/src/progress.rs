@@ -16,6 +16,7 @@ const REDRAW: Duration = Duration::from_millis(100);
 /// Draws a bar and keeps count of warnings.
 pub struct Progress {
     bar: ProgressBar,
+    quiet: bool,
     counts: Mutex<Shown>,
     warnings: AtomicU64,
 }
@@ -51,6 +52,7 @@ impl Progress {
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         Self {
             bar,
+            quiet,
             counts: Mutex::new(Shown {
                 counts: Counts::default(),
                 words,
@@ -68,6 +70,13 @@ impl Progress {
     /// Removes the bar.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
+    }
+
+    /// Says what is worth a line, unless quiet.
+    pub fn note(&self, text: &str) {
+        if !self.quiet {
+            self.bar.suspend(|| eprintln!("{text}"));
+        }
     }
 
     /// How many warnings there were.
@@ -104,6 +113,9 @@ impl Observer for Progress {
                     ));
                 }
             }
+            // The warning that follows is for people.
+            Event::HintsWrong { .. } => {}
+            Event::Note(text) => self.note(text),
             Event::Warning(text) => {
                 self.warnings.fetch_add(1, Ordering::Relaxed);
                 self.bar.suspend(|| tracing::warn!("{text}"));

@@ -85,11 +85,12 @@ impl Run<'_> {
             });
             let found = (!is_zero(plain)).then(|| self.hashing.block(plain).id);
             if slots != [found] && !self.audit.wrong.swap(true, Ordering::SeqCst) {
+                let name = self.disk.name.as_str();
+                self.observer.event(Event::HintsWrong { name });
                 self.observer.event(Event::Warning(&format!(
-                    "the change hints for {} are WRONG: they call the block at {} bytes unchanged, and it is not. All of \
+                    "the change hints for disk {name} are WRONG: they call the block at {} bytes unchanged, and it is not. All of \
                      the disk is read instead, and hints are not used for it for some time. Earlier backups that were made \
                      with hints may lack changes; this points to a fault in the volume manager, the file system or vbk",
-                    self.source.path().display(),
                     self.block_size.offset_of(index)
                 )));
             }
@@ -123,8 +124,8 @@ impl Run<'_> {
                 .find(|&place| good(place) != is_good)
                 .unwrap_or(slots.len());
             if is_good {
-                for place in place..end {
-                    match slots[place] {
+                for (place, slot) in (place..).zip(&slots[place..end]) {
+                    match slot {
                         None => counts.zero_bytes += len(place),
                         Some(_) => counts.unchanged_bytes += len(place),
                     }

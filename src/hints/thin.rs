@@ -30,7 +30,7 @@
 
 mod delta;
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -125,7 +125,8 @@ fn is_lvm_name(name: &str) -> bool {
     !name.is_empty() && name.chars().all(allowed) && !name.starts_with('-') && name != "." && name != ".."
 }
 
-/// Compares two thin snapshots, both of which exist. `marks` is a directory that survives a reboot.
+/// Compares two thin snapshots, both of which exist. `marks` is a directory of root's alone that survives a reboot; it is
+/// made if it is not there.
 pub fn unchanged(
     programs: &Programs,
     marks: &Path,
@@ -316,6 +317,7 @@ struct Held<'a> {
 impl<'a> Held<'a> {
     /// Steps 1 to 4.
     fn reserve(pool: &'a Pool<'a>, marks: &Path) -> Result<Self, HintError> {
+        fs::create_dir_all(marks).map_err(HintError::file("create", marks))?;
         let mut mark = Mark::lock(marks.join(&pool.device), pool)?;
         mark.release_left(pool)?;
         mark.write(None)?;

@@ -110,8 +110,7 @@ impl Copy {
         &self.path
     }
 
-    /// Keeps it as the base of change hints, named by a backup: `.vbk-base-<digits>-<file>`. Those of other backups of the
-    /// same file go.
+    /// Keeps it as the base of change hints, named by a backup: `.vbk-base-<digits>-<file>`.
     pub(super) fn keep(mut self, digits: &str) -> Result<(), SnapshotError> {
         let name = [BASE, digits, "-"].concat().into_bytes();
         let base = self
@@ -119,11 +118,6 @@ impl Copy {
             .with_file_name(OsString::from_vec([&name, cut_name(&self.source)].concat()));
         std::fs::rename(&self.path, &base).map_err(SnapshotError::io("keep", &self.path))?;
         self.removed = true;
-        for (old, _) in bases(&self.source) {
-            if old != base {
-                remove_file(&old)?;
-            }
-        }
         Ok(())
     }
 

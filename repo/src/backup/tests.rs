@@ -26,6 +26,7 @@ fn image(name: &str) -> Image {
         new_bytes: 0,
         stored_bytes: 0,
         snapshot: None,
+        snapshot_used_bytes: 0,
         skipped_bytes: 0,
         hints_wrong: false,
     }

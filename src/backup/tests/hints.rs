@@ -48,8 +48,10 @@ impl Warnings {
 
 impl Observer for Warnings {
     fn event(&self, event: Event<'_>) {
-        if let Event::Warning(text) = event {
-            lock(&self.0).push(text.to_owned());
+        match event {
+            Event::Warning(text) => lock(&self.0).push(text.to_owned()),
+            Event::HintsWrong { name } => lock(&self.0).push(format!("wrong: {name}")),
+            _ => {}
         }
     }
 }
@@ -134,13 +136,31 @@ fn a_wrong_hint_is_caught_and_everything_is_read() {
         };
         let lie = all(bytes.len() as u64, BlockSize::MIN);
         let (second, warnings) = fixture.hinted(hint(latest, lie, one_in));
-        assert!(warnings.iter().any(|text| text.contains("WRONG")), "{warnings:?}");
+        assert!(
+            warnings.len() == 2 && warnings[0] == "wrong: vda" && warnings[1].contains("WRONG"),
+            "{warnings:?}"
+        );
         let image = &second.entry.backup.images[0];
         assert_eq!((image.skipped_bytes, image.hints_wrong), (0, true));
         assert_eq!(second.counts.done_bytes(), bytes.len() as u64);
         assert!(second.counts.read_bytes >= bytes.len() as u64);
         assert!(fixture.read(&second.entry) == bytes);
     }
+}
+
+#[test]
+fn holes_that_a_hint_does_not_know_of_are_holes() {
+    let fixture = Fixture::new(BlockSize::MIN);
+    let file = fs::File::create(fixture.path()).expect("creates");
+    file.set_len(200 << 20).expect("grows");
+    file.write_all_at(&blocks(100), 50 << 20).expect("writes");
+    let first = fixture.backup();
+    let lens = all(200 << 20, BlockSize::MIN);
+    let (second, warnings) = fixture.hinted(hint(first.entry.id, lens, audit::ONE_IN));
+    assert_eq!(warnings, [""; 0]);
+    let manifests = [&first, &second].map(|summary| summary.entry.backup.images[0].manifest);
+    assert_eq!(manifests[0], manifests[1]);
+    assert!(second.counts.skipped_bytes > 80 << 16, "{:?}", second.counts);
 }
 
 #[test]
@@ -178,13 +198,7 @@ fn a_hint_about_anything_else_is_not_used() {
         plan.disks[0].hint = wrong;
         let warnings = Warnings::default();
         let writer = fixture.repository.writer("test", &mut |_| true).expect("locks");
-        let ended = backup(
-            &writer,
-            &plan,
-            &|| Err(Error::Interrupted),
-            &AtomicBool::new(false),
-            &warnings,
-        );
+        let ended = backup(&writer, &plan, &|| Err(Error::Interrupted), &[], &warnings);
         assert!(matches!(ended, Err(Error::Interrupted)));
         let warnings = warnings.texts();
         assert!(warnings.len() == 1 && warnings[0].contains(why), "{warnings:?}");

@@ -147,6 +147,32 @@ fn on_btrfs_only_changed_blocks_are_read() {
 }
 
 #[test]
+fn a_file_in_many_pieces_is_mapped_to_its_end() {
+    let mounted = Mounted::new(&["mkfs.xfs", "-q", "-m", "reflink=1"], "loop");
+    let disk = mounted.path("disk.img");
+    for piece in 0..1_500 {
+        write(&disk, piece * (128 << 10), &noise(piece, 64 << 10));
+    }
+    mounted.copy("disk.img", "base");
+    write(&disk, 1_400 * (128 << 10), b"!");
+    mounted.copy("disk.img", "new");
+    let unchanged = unchanged(&mounted.path("base"), &mounted.path("new"), BlockSize::MIN).expect("compares");
+    let is_told = |block: u64| {
+        unchanged
+            .run_from(BlockIndex(block))
+            .is_some_and(|run| run.contains(&block))
+    };
+    for piece in 0..1_500 {
+        // Every other block is a hole, which the reader finds by itself.
+        assert_eq!(
+            (is_told(piece * 2), is_told(piece * 2 + 1)),
+            (piece != 1_400, false),
+            "{piece}"
+        );
+    }
+}
+
+#[test]
 fn compressed_extents_are_read() {
     let mounted = Mounted::new(&["mkfs.btrfs", "-q"], "loop,compress-force=zstd");
     write(&mounted.path("disk.img"), 0, &b"compressible ".repeat(500_000));

@@ -1,5 +1,3 @@
-use std::fs;
-
 use super::*;
 use vbk_repo::block::BlockIndex;
 

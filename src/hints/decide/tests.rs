@@ -1,0 +1,155 @@
+use super::*;
+use vbk_repo::backup::{Backup, Consistency, RECORD_FORMAT, SnapshotKind};
+use vbk_repo::id::{BackupId, SegmentId};
+use vbk_repo::name::BackupTime;
+use vbk_repo::state::{State, note_of};
+use vbk_repo::store::BlockStore;
+
+const DAY: SignedDuration = SignedDuration::from_hours(24);
+
+fn now() -> Timestamp {
+    "2026-11-21T03:00:00Z".parse().expect("a time")
+}
+
+fn disk() -> DiskName {
+    "vda".parse().expect("a name")
+}
+
+/// A backup so many days ago, of which so much was skipped.
+fn entry(days: i64, skipped_bytes: u64, change: impl FnOnce(&mut Image)) -> Entry {
+    let mut image = Image {
+        disk: disk(),
+        source: "/dev/vg0/web1".into(),
+        size_bytes: 1 << 30,
+        manifest: SegmentId([1; 32]),
+        data_bytes: 0,
+        new_bytes: 0,
+        stored_bytes: 0,
+        snapshot: Some(SnapshotKind::Thin),
+        snapshot_used_bytes: 0,
+        skipped_bytes,
+        hints_wrong: false,
+    };
+    change(&mut image);
+    Entry {
+        id: BackupId([days.unsigned_abs() as u8; 32]),
+        backup: Backup {
+            format: RECORD_FORMAT,
+            guest: "web1".parse().expect("a name"),
+            time: BackupTime::new(now() - DAY * i32::try_from(days).expect("few days")),
+            duration_ms: 1000,
+            host: "host".into(),
+            vbk_version: "0".into(),
+            consistency: Consistency::Crash,
+            images: vec![image],
+            files: Vec::new(),
+        },
+    }
+}
+
+fn decide(entries: &[Entry], states: &States, trust_hints: bool) -> Result<BackupId, Reason> {
+    let base = entries.last().map_or(String::new(), |entry| entry.id.to_string());
+    let question = Question {
+        entries,
+        states,
+        disk: &disk(),
+        base: base.get(..BASE_DIGITS).unwrap_or_default(),
+        now: now(),
+        full_read_every: FULL_READ_EVERY,
+        trust_hints,
+    };
+    match may_skip(&question) {
+        Decision::Use(entry) => Ok(entry.id),
+        Decision::Full(reason) => Err(reason),
+    }
+}
+
+fn plain(entries: &[Entry]) -> Result<BackupId, Reason> {
+    decide(entries, &States::default(), false)
+}
+
+#[test]
+fn hints_are_used_between_full_reads() {
+    assert_eq!(plain(&[]), Err(Reason::First));
+    assert_eq!(plain(&[entry(1, 0, |_| {})]), Ok(BackupId([1; 32])));
+    assert_eq!(
+        plain(&[entry(30, 0, |_| {}), entry(1, 5, |_| {})]),
+        Ok(BackupId([1; 32]))
+    );
+    assert_eq!(plain(&[entry(31, 0, |_| {}), entry(1, 5, |_| {})]), Err(Reason::Due));
+    assert_eq!(plain(&[entry(2, 5, |_| {}), entry(1, 5, |_| {})]), Err(Reason::Due));
+    let other_disk = entry(1, 0, |image| image.disk = "vdb".parse().expect("a name"));
+    assert_eq!(plain(&[entry(2, 0, |_| {}), other_disk]), Err(Reason::First));
+}
+
+#[test]
+fn a_base_must_be_of_the_latest_backup_and_of_what_was_read() {
+    let entries = [entry(2, 0, |_| {}), entry(1, 5, |_| {})];
+    let digits = |entry: &Entry, count: usize| entry.id.to_string()[..count].to_owned();
+    for (base, wanted) in [
+        (digits(&entries[1], 32), Ok(BackupId([1; 32]))),
+        (digits(&entries[1], 64), Ok(BackupId([1; 32]))),
+        (digits(&entries[1], 31), Err(Reason::OtherBase)),
+        (digits(&entries[0], 32), Err(Reason::OtherBase)),
+        (String::new(), Err(Reason::OtherBase)),
+    ] {
+        let question = Question {
+            entries: &entries,
+            states: &States::default(),
+            disk: &disk(),
+            base: &base,
+            now: now(),
+            full_read_every: FULL_READ_EVERY,
+            trust_hints: true,
+        };
+        let found = match may_skip(&question) {
+            Decision::Use(entry) => Ok(entry.id),
+            Decision::Full(reason) => Err(reason),
+        };
+        assert_eq!(found, wanted, "{base}");
+    }
+    assert_eq!(
+        plain(&[entry(1, 0, |image| image.snapshot = None)]),
+        Err(Reason::NoSnapshot)
+    );
+}
+
+#[test]
+fn hints_that_were_wrong_are_off_for_a_while() {
+    let wrong = |days| entry(days, 0, |image| image.hints_wrong = true);
+    for (entries, wanted) in [
+        (vec![wrong(1)], false),
+        (vec![wrong(29), entry(2, 0, |_| {}), entry(1, 5, |_| {})], false),
+        (vec![wrong(31), entry(2, 0, |_| {}), entry(1, 5, |_| {})], true),
+    ] {
+        assert_eq!(plain(&entries).is_ok(), wanted);
+        assert!(decide(&entries, &States::default(), true).is_ok());
+    }
+    assert!(matches!(plain(&[wrong(1)]), Err(Reason::Wrong(_))));
+}
+
+#[test]
+fn a_damaged_backup_hands_nothing_on() {
+    let entries = [entry(2, 0, |_| {}), entry(1, 5, |_| {})];
+    let store = vbk_repo::store::memory::MemoryStore::new(vbk_repo::block::BlockSize::DEFAULT);
+    let damaged = State {
+        damaged: Some(now()),
+        ..State::default()
+    };
+    let note = |entry: &Entry| note_of(&entry.backup.spec(), damaged);
+    store.amend(&[], &[note(&entries[0])]).expect("notes");
+    let states = States::load(&store).expect("loads");
+    assert!(
+        decide(&entries, &states, false).is_ok(),
+        "an earlier one does not matter"
+    );
+    store.amend(&[], &[note(&entries[1])]).expect("notes");
+    let states = States::load(&store).expect("loads");
+    assert_eq!(decide(&entries, &states, true), Err(Reason::Damaged));
+}
+
+#[test]
+fn backups_of_the_future_mean_reading_everything() {
+    assert_eq!(plain(&[entry(-1, 0, |_| {})]), Err(Reason::Clock));
+    assert_eq!(plain(&[entry(1, 0, |_| {}), entry(-1, 5, |_| {})]), Err(Reason::Clock));
+}
