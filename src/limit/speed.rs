@@ -165,20 +165,14 @@ fn measure(source: &Source) -> Result<u64> {
         let start = source.size_bytes() / 10 * tenth / READ_BYTES as u64 * READ_BYTES as u64;
         places.push(measure_at(source, start, &mut buffer)?);
     }
-    // Places with data come after those without; among equals the fast ones are last.
     places.retain(|place| place.bytes > 0);
-    places.sort_by(|a, b| {
-        (a.data, a.rate())
-            .partial_cmp(&(b.data, b.rate()))
-            .unwrap_or(std::cmp::Ordering::Equal)
-    });
-    let with_data: Vec<&Place> = places.iter().filter(|place| place.data).collect();
-    let best = match with_data.as_slice() {
-        [] => places.first(),
-        [data @ ..] => Some(data[(data.len() - 1) / 2]),
-    };
+    if places.iter().any(|place| place.data) {
+        places.retain(|place| place.data);
+    }
+    places.sort_by(|a, b| a.rate().total_cmp(&b.rate()));
+    let middle = places.get(places.len().saturating_sub(1) / 2);
     // An empty disk is as fast as anybody likes.
-    Ok(best.map_or(1 << 30, |place| (place.rate() as u64).max(1)))
+    Ok(middle.map_or(1 << 30, |place| (place.rate() as u64).max(1)))
 }
 
 /// What was read at one place.
