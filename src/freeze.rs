@@ -3,7 +3,7 @@
 //!
 //! There are two ways to rest, one inside the other: the administrator's pre-freeze and post-thaw commands, and the
 //! guest agent's freezing of file systems (`virsh domfsfreeze`, `domfsthaw`). Each is done **and undone by one helper
-//! process** ([`helper`]), not by vbk: the process that undoes exists before anything is frozen, does one after the
+//! process** (`freeze/helper.rs`), not by vbk: the process that undoes exists before anything is frozen, does one after the
 //! other and can therefore never thaw before a freeze that comes late, and needs vbk for nothing.
 //!
 //! What happens if vbk dies (kill -9, out of memory, a panic) after each step:
