@@ -3,7 +3,7 @@
 //!
 //! There are two ways to rest, one inside the other: the administrator's pre-freeze and post-thaw commands, and the
 //! guest agent's freezing of file systems (`virsh domfsfreeze`, `domfsthaw`). Each is done **and undone by one helper
-//! process** ([`helper`]), not by vbk: the process that undoes exists before anything is frozen, does one after the
+//! process** (`freeze/helper.rs`), not by vbk: the process that undoes exists before anything is frozen, does one after the
 //! other and can therefore never thaw before a freeze that comes late, and needs vbk for nothing.
 //!
 //! What happens if vbk dies (kill -9, out of memory, a panic) after each step:
@@ -19,7 +19,8 @@
 //! 7. Outer input closed: post-thaw is running or done.
 //!
 //! vbk alive but stuck, in `lvcreate` or stopped by a signal: each helper stops waiting at its limit and undoes. It then
-//! says that it was the limit, and the backup counts as crash-consistent. SIGTERM to the whole control group, as from
+//! says that it was the limit, and the backup counts as crash-consistent. A helper that is killed while vbk lives is
+//! followed by a second one. SIGTERM to the whole control group, as from
 //! `systemctl stop`, and Ctrl-C do not end a helper. Nothing survives SIGKILL to helper and vbk both: the unit must give
 //! the control group time between the two signals (`KillMode=control-group`, `TimeoutStopSec`).
 
@@ -222,6 +223,11 @@ fn absence(said: &str) -> Option<Absence> {
     found.map(|(_, absence)| *absence)
 }
 
+/// Time from the begin of pre-freeze to post-thaw.
+fn commands_limit(plan: &FreezePlan) -> Duration {
+    plan.pre_freeze_limit + plan.freeze_limit + PRE_FREEZE_MARGIN
+}
+
 /// A guest that is being frozen.
 struct Scene<'a> {
     programs: &'a Programs,
@@ -231,7 +237,7 @@ struct Scene<'a> {
 
 /// The agent's part.
 enum Agent {
-    Frozen(Helper),
+    Frozen(Box<Helper>),
     Not(Rest),
 }
 
@@ -261,7 +267,7 @@ impl Scene<'_> {
             undo: shell(&plan.post_thaw),
             undo_limit: None,
             undo_tries: 1,
-            limit: plan.pre_freeze_limit + plan.freeze_limit + PRE_FREEZE_MARGIN,
+            limit: commands_limit(plan),
         };
         let environment = [("VBK_GUEST", plan.guest.as_str())];
         let mut helper =
@@ -299,7 +305,7 @@ impl Scene<'_> {
         };
         let mut helper = Helper::start(self.programs, &task, &[], outer).map_err(|error| self.no_helper(error))?;
         let Err(why) = helper.acted(act_limit) else {
-            return Ok(Agent::Frozen(helper));
+            return Ok(Agent::Frozen(Box::new(helper)));
         };
         // Some file systems may be frozen, or will be when libvirt gets to it.
         let absent = absence(&why);
@@ -329,14 +335,14 @@ impl Scene<'_> {
 
     fn thaw(&self, agent: Agent, complete: bool) -> Rest {
         let helper = match agent {
-            Agent::Frozen(helper) => helper,
+            Agent::Frozen(helper) => *helper,
             Agent::Not(rest) => return rest,
         };
         let in_time = self.undo_freeze(helper);
         if !in_time && complete {
             self.warn(&format!(
-                "{}: its file systems were thawed after {} s, before all snapshots were there; this backup is \
-                 crash-consistent",
+                "{}: its file systems did not stay frozen until all snapshots were there (for {} s at most); this \
+                 backup is crash-consistent",
                 self.plan.guest,
                 self.plan.freeze_limit.as_secs_f32()
             ));
@@ -378,9 +384,10 @@ impl Scene<'_> {
         }
         if !asked && complete {
             self.warn(&format!(
-                "{}: its post-thaw command was run before all snapshots were there, as its limit was over; this backup is \
+                "{}: its programs did not stay at rest until all snapshots were there (for {} s at most); this backup is \
                  not application-consistent",
-                plan.guest
+                plan.guest,
+                commands_limit(plan).as_secs_f32()
             ));
         }
         if asked { Rest::Held } else { Rest::Broken }

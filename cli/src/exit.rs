@@ -32,6 +32,9 @@ pub enum Error {
     /// The arguments make no sense together.
     #[error("{0}")]
     Usage(String),
+    /// Another run of this program does the same.
+    #[error("{0}")]
+    Busy(String),
     /// Something of this program's own.
     #[error("{0}")]
     Other(String),
@@ -66,6 +69,7 @@ impl Error {
             Self::Engine(error) => error.kind(),
             Self::Mount(error) => error.kind(),
             Self::Usage(_) => ErrorKind::Invalid,
+            Self::Busy(_) => ErrorKind::Locked,
             Self::Other(_) => ErrorKind::Internal,
         }
     }

@@ -7,6 +7,13 @@ mod config;
 mod context;
 mod daemon;
 mod exit;
+mod log;
+#[allow(dead_code)] // The nightly run is being built.
+mod metrics;
+#[allow(dead_code)]
+mod nightly;
+#[allow(dead_code)]
+mod notify;
 mod output;
 mod progress;
 mod signals;
@@ -25,18 +32,18 @@ use crate::exit::{Outcome, Result};
 fn main() -> ExitCode {
     let matches = Cli::command().get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    start_log(cli.global.verbose, cli.global.quiet);
+    log::start(cli.global.verbose, cli.global.quiet);
     raise_open_file_limit();
     let result = run(&cli, args::key_option(&matches));
     // What could not be printed was not done: a full disk behind a redirection must not look like success.
     if let Some(error) = output::failure() {
-        eprintln!("vbk: can't write to standard output: {error}");
+        log::complain(format_args!("can't write to standard output: {error}"));
         return ExitCode::from(1);
     }
     match result {
         Ok(outcome) => outcome.code(),
         Err(error) => {
-            eprintln!("vbk: {}", error.message());
+            log::complain(error.message());
             error.code()
         }
     }
@@ -66,25 +73,6 @@ fn run(cli: &Cli, key_option: Option<&'static str>) -> Result<Outcome> {
         Command::Repair(args) => commands::repair::run(&context, args),
         Command::Verify(args) => commands::verify::run(&context, args),
     }
-}
-
-fn start_log(verbose: u8, quiet: bool) {
-    use tracing_subscriber::EnvFilter;
-    let level = match verbose {
-        0 if quiet => "error",
-        0 => "warn",
-        1 => "info",
-        _ => "debug",
-    };
-    // VBK_LOG takes tracing's own filters, as in VBK_LOG=rocksdb=debug. fuser warns of each kind of request that a
-    // read-only file system need not answer.
-    let filter = EnvFilter::try_from_env("VBK_LOG").unwrap_or_else(|_| EnvFilter::new(format!("{level},fuser=error")));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
 }
 
 /// The store keeps up to 768 files open, and a mount has a store per view.

@@ -67,6 +67,7 @@ const SHOWN_OUTPUT_BYTES: u64 = 4 << 10;
 const KILLED: i32 = 128 + 9;
 
 /// What a helper is to do.
+#[derive(Clone)]
 pub(super) struct Task {
     /// The command that freezes, in three words.
     pub act: [String; 3],
@@ -99,6 +100,15 @@ pub(super) struct Helper {
     /// Where in the output the words of the next command begin.
     begun_bytes: u64,
     waited: bool,
+    /// What a second helper needs, if this one is killed.
+    orders: Option<Orders>,
+}
+
+/// How a helper is started.
+struct Orders {
+    programs: Programs,
+    task: Task,
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Helper {
@@ -106,7 +116,7 @@ impl Helper {
     pub fn start(
         programs: &Programs,
         task: &Task,
-        environment: &[(&str, &str)],
+        environment: &[(&'static str, &str)],
         outer: Option<&Helper>,
     ) -> Result<Self, ProgramError> {
         let failed = |source: std::io::Error| ProgramError::Start {
@@ -119,7 +129,8 @@ impl Helper {
         };
         let (report, output) = (file("vbk-report")?, file("vbk-output")?);
         let shared = |file: &File| file.try_clone().map(Stdio::from).map_err(failed);
-        let seconds = |limit: Duration| format!("{:.3}", limit.as_secs_f64());
+        // timeout(1) takes 0 for no limit.
+        let seconds = |limit: Duration| format!("{:.3}", limit.as_secs_f64().max(0.001));
         // Opened by that name before the helper says that it is armed. Nothing else can hand a fourth file to a child
         // without `unsafe`.
         let held = outer
@@ -151,6 +162,14 @@ impl Helper {
             output,
             begun_bytes: 0,
             waited: false,
+            orders: Some(Orders {
+                programs: programs.clone(),
+                task: task.clone(),
+                environment: environment
+                    .iter()
+                    .map(|(name, value)| (*name, (*value).to_owned()))
+                    .collect(),
+            }),
         };
         if helper.wait_for("armed", START_WAIT).is_none() {
             let why = std::io::Error::other(format!("it does not begin: {}", helper.said()));
@@ -198,7 +217,10 @@ impl Helper {
         let result = match self.wait_for("undone ", wait).as_deref() {
             Some("0") => Ok(()),
             Some(status) => Err(format!("failed (exit status {status}): {}", self.said())),
-            None if self.has_ended() => Err("was cut off: its helper process is gone".to_owned()),
+            None if self.has_ended() => match self.second() {
+                Ok(second) => second.undo(wait).result,
+                Err(why) => Err(format!("was cut off, and can't be started again: {why}")),
+            },
             None => Err(format!("did not end within {} s and goes on", wait.as_secs_f32())),
         };
         // Before it is waited for, it writes its last report and ends.
@@ -215,6 +237,28 @@ impl Helper {
             asked: self.line("asked").is_some(),
             result,
         }
+    }
+
+    /// Another helper, that only undoes: this one was killed before it had. What it had begun may go on without it, and
+    /// is waited for.
+    fn second(&mut self) -> Result<Self, String> {
+        let orders = self.orders.take().ok_or("it was killed twice")?;
+        let begun = Instant::now();
+        while self.line("acted ").is_none() && begun.elapsed() < orders.task.act_limit {
+            std::thread::sleep(POLL);
+        }
+        let task = Task {
+            act: ["sh", "-c", ":"].map(str::to_owned),
+            ..orders.task
+        };
+        let environment: Vec<_> = orders
+            .environment
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
+        let mut second = Self::start(&orders.programs, &task, &environment, None).map_err(|error| error.to_string())?;
+        second.orders = None;
+        Ok(second)
     }
 
     fn has_ended(&mut self) -> bool {

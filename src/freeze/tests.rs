@@ -230,7 +230,9 @@ fn when_the_limit_is_over_the_guest_is_thawed_before_the_snapshot_is_there() {
     assert_eq!(result.expect("works"), Consistency::Crash);
     assert_eq!(stage.log(), WHOLE);
     assert!(
-        warnings.one().contains("thawed after 1 s, before all snapshots"),
+        warnings
+            .one()
+            .contains("did not stay frozen until all snapshots were there (for 1 s"),
         "{warnings:?}",
         warnings = warnings.all()
     );
@@ -513,6 +515,30 @@ fn a_vbk_that_will_be_killed() {
         std::thread::sleep(LONG);
         Ok(())
     });
+}
+
+#[test]
+fn a_helper_that_is_killed_is_followed_by_another() {
+    let stage = Stage::new();
+    let mark = stage.dir.to_string_lossy().into_owned();
+    let (result, warnings) = stage.run_with(&stage.plan(), || {
+        let helpers: Vec<i32> = below(std::process::id())
+            .into_iter()
+            .filter(|pid| {
+                let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+                let has = |name: &str, text: &str| String::from_utf8_lossy(&read(name)).contains(text);
+                has("cmdline", "vbk-freeze") && has("environ", &mark)
+            })
+            .collect();
+        assert_eq!(helpers.len(), 2, "{helpers:?}");
+        for pid in helpers {
+            kill(Pid::from_raw(pid), Signal::SIGKILL).expect("is there");
+        }
+        Ok(())
+    });
+    assert_eq!(result.expect("works"), Consistency::Crash);
+    assert_eq!(stage.log(), WHOLE);
+    assert_eq!(warnings.all().len(), 2, "{:?}", warnings.all());
 }
 
 fn start_vbk(stage: &Stage) -> Child {

@@ -34,6 +34,34 @@ fn parse_size(text: &str) -> Result<u64, String> {
     Ok(number.saturating_mul(factor))
 }
 
+/// `6h`, `90m`, `30s`, `2d`, `1h30m`.
+#[allow(dead_code)] // The nightly run is being built.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let bad = || "write a time as 6h, 90m, 30s or 1h30m".to_owned();
+    let mut seconds = 0_u64;
+    let mut rest = text;
+    // Each unit at most once, the largest first.
+    for (unit, factor) in [('d', 86_400), ('h', 3600), ('m', 60), ('s', 1)] {
+        let Some((number, after)) = rest.split_once(unit) else {
+            continue;
+        };
+        // parse() would take a sign.
+        if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(bad());
+        }
+        let number: u64 = number.parse().map_err(|_| bad())?;
+        seconds = number
+            .checked_mul(factor)
+            .and_then(|part| seconds.checked_add(part))
+            .ok_or_else(bad)?;
+        rest = after;
+    }
+    if !rest.is_empty() || seconds == 0 {
+        return Err(bad());
+    }
+    Ok(Duration::from_secs(seconds))
+}
+
 /// `5%` as 0.05.
 pub fn parse_percent(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>();
@@ -195,6 +223,37 @@ mod tests {
         assert!(parse_block_size("100000").is_err_and(|text| text.contains("131072")));
         for bad in ["", "M", "1G", "1X", "1.5M", "-1"] {
             assert!(parse_block_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_are_read_with_units() {
+        for (text, seconds) in [
+            ("30s", 30),
+            ("90m", 5400),
+            ("6h", 21_600),
+            ("1h30m", 5400),
+            ("2d", 172_800),
+            ("0h5s", 5),
+        ] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for bad in [
+            "",
+            "6",
+            "h",
+            "0s",
+            "-1h",
+            "+1h",
+            "6 h",
+            "30m1h",
+            "1h1h",
+            "1.5h",
+            "6hours",
+            "99999999999999999999s",
+            "9999999999999999999d",
+        ] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
         }
     }
 

@@ -1,0 +1,344 @@
+//! A file for node_exporter's textfile collector: how each guest's last backup went. One run adds to what other runs
+//! wrote: a guest keeps its values until it is backed up again, and its last success through every failure.
+//!
+//! The format is Prometheus' text format 0.0.4 (prometheus.io/docs/instrumenting/exposition_formats). The file is only
+//! ever replaced as a whole, so the collector never sees half of it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use crate::exit::{Error, Result};
+
+/// With 10,000 guests the file has 9 MiB: it is not written for each of them.
+const WRITE_EVERY: Duration = Duration::from_secs(15);
+/// How long another vbk may take to write the file.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+
+/// What is told of each guest: the name and its meaning.
+const OF_A_GUEST: [(&str, &str); 9] = [
+    (
+        "vbk_backup_last_success_timestamp_seconds",
+        "When the last successful backup of the guest ended, in seconds since 1970.",
+    ),
+    (
+        "vbk_backup_last_run_timestamp_seconds",
+        "When the last attempt to back the guest up ended, in seconds since 1970.",
+    ),
+    ("vbk_backup_success", "1 if the last attempt made a backup, 0 if not."),
+    ("vbk_backup_duration_seconds", "How long the last attempt took."),
+    (
+        "vbk_backup_read_bytes",
+        "Bytes that the last successful backup read from the disks.",
+    ),
+    (
+        "vbk_backup_new_bytes",
+        "Plain bytes of blocks that the repository did not have before the last successful backup.",
+    ),
+    ("vbk_backup_stored_bytes", "Bytes that those blocks take in the store."),
+    (
+        "vbk_backup_size_bytes",
+        "Size of all disks of the guest at the last successful backup.",
+    ),
+    (
+        "vbk_backup_snapshot_peak_fill_ratio",
+        "The fullest that a snapshot, or its thin pool, was at the last attempt that had one; 1 is full.",
+    ),
+];
+
+/// What is told of a run over all guests.
+const OF_A_RUN: [(&str, &str); 5] = [
+    (
+        "vbk_run_start_timestamp_seconds",
+        "When the last run over all guests began, in seconds since 1970.",
+    ),
+    (
+        "vbk_run_end_timestamp_seconds",
+        "When the last run over all guests ended, in seconds since 1970.",
+    ),
+    (
+        "vbk_run_guests",
+        "Guests that the last run over all guests had to back up.",
+    ),
+    ("vbk_run_failed_guests", "Guests that it made no backup of."),
+    (
+        "vbk_run_success",
+        "1 if it backed all guests up without a warning, 0 if not.",
+    ),
+];
+
+/// How the backup of one guest went.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GuestRun {
+    /// When it ended, well or not.
+    pub ended: Timestamp,
+    /// How long it took.
+    pub duration: Duration,
+    /// The fullest that a snapshot was, where it can fill up: 0.4 for 40 %.
+    pub snapshot_peak_fill: Option<f64>,
+    /// What was made; `None` if the backup failed.
+    pub made: Option<Made>,
+}
+
+/// What a backup has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Made {
+    pub read_bytes: u64,
+    pub new_bytes: u64,
+    pub stored_bytes: u64,
+    pub size_bytes: u64,
+}
+
+/// How a run over all guests went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WholeRun {
+    pub started: Timestamp,
+    pub ended: Timestamp,
+    pub guests: usize,
+    pub failed: usize,
+    /// Nothing failed, and nobody has to read a warning.
+    pub success: bool,
+}
+
+/// What the file says.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Values {
+    guests: BTreeMap<String, [Option<f64>; OF_A_GUEST.len()]>,
+    run: [Option<f64>; OF_A_RUN.len()],
+}
+
+/// The file of a run, which takes what is to be told.
+pub struct Metrics {
+    path: PathBuf,
+    new: BTreeMap<String, GuestRun>,
+    whole: Option<WholeRun>,
+    written: Instant,
+}
+
+impl Metrics {
+    /// A file that may be there already. Fails if it can't be written: that should be known before the run.
+    pub fn at(path: &Path) -> Result<Self> {
+        let path = std::path::absolute(path).map_err(failed("write", path))?;
+        let metrics = Self {
+            path,
+            new: BTreeMap::new(),
+            whole: None,
+            written: Instant::now(),
+        };
+        metrics.write(|_| true)?;
+        Ok(metrics)
+    }
+
+    /// Adds a guest's run. Writes the file every 15 s, so that a run that is killed has told most.
+    pub fn record(&mut self, guest: &str, run: GuestRun) -> Result<()> {
+        self.new.insert(guest.to_owned(), run);
+        if self.written.elapsed() < WRITE_EVERY {
+            return Ok(());
+        }
+        // Also if it fails: not for each of 10,000 guests.
+        self.written = Instant::now();
+        self.write(|_| true)
+    }
+
+    /// Adds what is told of a run over all guests.
+    pub fn record_whole(&mut self, run: WholeRun) {
+        self.whole = Some(run);
+    }
+
+    /// Writes the file. Guests of other runs that `is_known` does not know any more are left out: their values would
+    /// alarm somebody for ever.
+    pub fn finish(self, is_known: impl Fn(&str) -> bool) -> Result<()> {
+        self.write(is_known)
+    }
+
+    fn write(&self, is_known: impl Fn(&str) -> bool) -> Result<()> {
+        let directory = self.path.parent().unwrap_or(Path::new("/"));
+        let directory = File::open(directory).map_err(failed("write", &self.path))?;
+        // Two runs at once must not undo each other's values. Held by the directory, as the file is replaced.
+        lock(&directory);
+        let mut values = read(&self.path)?;
+        values
+            .guests
+            .retain(|guest, _| self.new.contains_key(guest) || is_known(guest));
+        for (guest, run) in &self.new {
+            values.add(guest, run);
+        }
+        if let Some(run) = &self.whole {
+            values.run = run.values();
+        }
+        replace(&self.path, &values.render()).map_err(failed("write", &self.path))
+    }
+}
+
+impl Values {
+    fn add(&mut self, guest: &str, run: &GuestRun) {
+        let [success_at, run_at, success, duration, read, new, stored, size, peak] =
+            self.guests.entry(guest.to_owned()).or_default();
+        let ended = Some(seconds(run.ended));
+        *run_at = ended;
+        *success = Some(if run.made.is_some() { 1.0 } else { 0.0 });
+        *duration = Some(run.duration.as_secs_f64());
+        if run.snapshot_peak_fill.is_some_and(f64::is_finite) || run.made.is_some() {
+            *peak = run.snapshot_peak_fill.filter(|fill| fill.is_finite());
+        }
+        if let Some(made) = run.made {
+            *success_at = ended;
+            for (value, bytes) in [
+                (read, made.read_bytes),
+                (new, made.new_bytes),
+                (stored, made.stored_bytes),
+                (size, made.size_bytes),
+            ] {
+                *value = Some(bytes as f64);
+            }
+        }
+    }
+
+    fn render(&self) -> String {
+        let mut text = String::new();
+        let head = |text: &mut String, (name, help): (&str, &str)| {
+            let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n");
+        };
+        for (index, metric) in OF_A_GUEST.into_iter().enumerate() {
+            head(&mut text, metric);
+            for (guest, values) in &self.guests {
+                if let Some(value) = values[index] {
+                    let _ = writeln!(text, "{}{{guest=\"{}\"}} {value}", metric.0, escape(guest));
+                }
+            }
+        }
+        for (metric, value) in OF_A_RUN.into_iter().zip(self.run) {
+            if let Some(value) = value {
+                head(&mut text, metric);
+                let _ = writeln!(text, "{} {value}", metric.0);
+            }
+        }
+        text
+    }
+
+    /// Reads what [`Values::render`] wrote; `None` if anything in it is something else.
+    fn parse(text: &str) -> Option<Self> {
+        let mut values = Self::default();
+        if !text.is_empty() && !text.ends_with('\n') {
+            return None;
+        }
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let (name_and_label, value) = line.rsplit_once(' ')?;
+            let value: f64 = value.parse().ok().filter(|value: &f64| value.is_finite())?;
+            let slot = match name_and_label.split_once('{') {
+                None => &mut values.run[OF_A_RUN.iter().position(|(name, _)| *name == name_and_label)?],
+                Some((name, label)) => {
+                    let guest = unescape(label.strip_prefix("guest=\"")?.strip_suffix("\"}")?)?;
+                    let index = OF_A_GUEST.iter().position(|(known, _)| *known == name)?;
+                    &mut values.guests.entry(guest).or_default()[index]
+                }
+            };
+            if slot.replace(value).is_some() {
+                return None;
+            }
+        }
+        Some(values)
+    }
+}
+
+impl WholeRun {
+    fn values(&self) -> [Option<f64>; OF_A_RUN.len()] {
+        let success = if self.success { 1.0 } else { 0.0 };
+        let (guests, failed) = (self.guests as f64, self.failed as f64);
+        [seconds(self.started), seconds(self.ended), guests, failed, success].map(Some)
+    }
+}
+
+fn seconds(at: Timestamp) -> f64 {
+    at.as_millisecond() as f64 / 1000.0
+}
+
+fn escape(label: &str) -> String {
+    label.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+fn unescape(label: &str) -> Option<String> {
+    let mut text = String::new();
+    let mut letters = label.chars();
+    while let Some(letter) = letters.next() {
+        text.push(match letter {
+            '\\' => match letters.next()? {
+                'n' => '\n',
+                letter @ ('\\' | '"') => letter,
+                _ => return None,
+            },
+            '"' => return None,
+            letter => letter,
+        });
+    }
+    Some(text)
+}
+
+/// What the file said before. What is not ours or is damaged is put aside, with a warning.
+fn read(path: &Path) -> Result<Values> {
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Values::default()),
+        Err(error) => return Err(failed("read", path)(error)),
+        Ok(file) if !file.is_file() => {
+            return Err(Error::Usage(format!(
+                "{} is not a file; metrics go to a file",
+                path.display()
+            )));
+        }
+        Ok(_) => {}
+    }
+    let bytes = std::fs::read(path).map_err(failed("read", path))?;
+    if let Some(values) = std::str::from_utf8(&bytes).ok().and_then(Values::parse) {
+        return Ok(values);
+    }
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".damaged");
+    std::fs::rename(path, &aside).map_err(failed("replace", path))?;
+    tracing::warn!(
+        "{} is damaged or was not written by vbk; it is now {}, and a new one is begun",
+        path.display(),
+        Path::new(&aside).display()
+    );
+    Ok(Values::default())
+}
+
+/// After a crash at any point the old file is there or the new one, whole. A temporary file that stays is used again;
+/// the collector reads only `*.prom`.
+fn replace(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().ok_or(ErrorKind::InvalidInput)?);
+    name.push(".tmp");
+    let temporary = path.with_file_name(name);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .custom_flags(nix::libc::O_NOFOLLOW)
+        .open(&temporary)?;
+    // The collector is another user, whatever our umask says.
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
+    file.write_all(text.as_bytes())?;
+    // Or the file could be empty after a loss of power (ext4 with delayed allocation).
+    file.sync_data()?;
+    std::fs::rename(&temporary, path)
+}
+
+fn lock(directory: &File) {
+    let begun = Instant::now();
+    while directory.try_lock().is_err() && begun.elapsed() < LOCK_WAIT {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn failed(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    move |error| Error::Other(format!("can't {doing} the metrics {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,218 @@
+use super::*;
+
+const GOLDEN: &str = r#"# HELP vbk_backup_last_success_timestamp_seconds When the last successful backup of the guest ended, in seconds since 1970.
+# TYPE vbk_backup_last_success_timestamp_seconds gauge
+vbk_backup_last_success_timestamp_seconds{guest="web1"} 1763690400.25
+# HELP vbk_backup_last_run_timestamp_seconds When the last attempt to back the guest up ended, in seconds since 1970.
+# TYPE vbk_backup_last_run_timestamp_seconds gauge
+vbk_backup_last_run_timestamp_seconds{guest="odd\"\\\n{} 1"} 1763690401
+vbk_backup_last_run_timestamp_seconds{guest="web1"} 1763690400.25
+# HELP vbk_backup_success 1 if the last attempt made a backup, 0 if not.
+# TYPE vbk_backup_success gauge
+vbk_backup_success{guest="odd\"\\\n{} 1"} 0
+vbk_backup_success{guest="web1"} 1
+# HELP vbk_backup_duration_seconds How long the last attempt took.
+# TYPE vbk_backup_duration_seconds gauge
+vbk_backup_duration_seconds{guest="odd\"\\\n{} 1"} 2
+vbk_backup_duration_seconds{guest="web1"} 61.5
+# HELP vbk_backup_read_bytes Bytes that the last successful backup read from the disks.
+# TYPE vbk_backup_read_bytes gauge
+vbk_backup_read_bytes{guest="web1"} 1099511627776
+# HELP vbk_backup_new_bytes Plain bytes of blocks that the repository did not have before the last successful backup.
+# TYPE vbk_backup_new_bytes gauge
+vbk_backup_new_bytes{guest="web1"} 1048576
+# HELP vbk_backup_stored_bytes Bytes that those blocks take in the store.
+# TYPE vbk_backup_stored_bytes gauge
+vbk_backup_stored_bytes{guest="web1"} 0
+# HELP vbk_backup_size_bytes Size of all disks of the guest at the last successful backup.
+# TYPE vbk_backup_size_bytes gauge
+vbk_backup_size_bytes{guest="web1"} 2199023255552
+# HELP vbk_backup_snapshot_peak_fill_ratio The fullest that a snapshot, or its thin pool, was at the last attempt that had one; 1 is full.
+# TYPE vbk_backup_snapshot_peak_fill_ratio gauge
+vbk_backup_snapshot_peak_fill_ratio{guest="odd\"\\\n{} 1"} 0.91
+# HELP vbk_run_start_timestamp_seconds When the last run over all guests began, in seconds since 1970.
+# TYPE vbk_run_start_timestamp_seconds gauge
+vbk_run_start_timestamp_seconds 1763690000
+# HELP vbk_run_end_timestamp_seconds When the last run over all guests ended, in seconds since 1970.
+# TYPE vbk_run_end_timestamp_seconds gauge
+vbk_run_end_timestamp_seconds 1763690500
+# HELP vbk_run_guests Guests that the last run over all guests had to back up.
+# TYPE vbk_run_guests gauge
+vbk_run_guests 2
+# HELP vbk_run_failed_guests Guests that it made no backup of.
+# TYPE vbk_run_failed_guests gauge
+vbk_run_failed_guests 1
+# HELP vbk_run_success 1 if it backed all guests up without a warning, 0 if not.
+# TYPE vbk_run_success gauge
+vbk_run_success 0
+"#;
+
+const ODD: &str = "odd\"\\\n{} 1";
+
+fn at(ms: i64) -> Timestamp {
+    Timestamp::from_millisecond(ms).expect("in range")
+}
+
+fn good() -> GuestRun {
+    GuestRun {
+        ended: at(1_763_690_400_250),
+        duration: Duration::from_millis(61_500),
+        snapshot_peak_fill: None,
+        made: Some(Made {
+            read_bytes: 1 << 40,
+            new_bytes: 1 << 20,
+            stored_bytes: 0,
+            size_bytes: 2 << 40,
+        }),
+    }
+}
+
+fn bad() -> GuestRun {
+    GuestRun {
+        ended: at(1_763_690_401_000),
+        duration: Duration::from_secs(2),
+        snapshot_peak_fill: Some(0.91),
+        made: None,
+    }
+}
+
+fn whole() -> WholeRun {
+    WholeRun {
+        started: at(1_763_690_000_000),
+        ended: at(1_763_690_500_000),
+        guests: 2,
+        failed: 1,
+        success: false,
+    }
+}
+
+fn write(path: &Path, runs: &[(&str, GuestRun)], whole: Option<WholeRun>) -> Result<()> {
+    let mut metrics = Metrics::at(path)?;
+    for (guest, run) in runs {
+        metrics.record(guest, run.clone())?;
+    }
+    if let Some(whole) = whole {
+        metrics.record_whole(whole);
+    }
+    metrics.finish(|_| true)
+}
+
+fn place() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().expect("makes a directory");
+    let path = dir.path().join("vbk.prom");
+    (dir, path)
+}
+
+fn text_of(path: &Path) -> String {
+    std::fs::read_to_string(path).expect("is there")
+}
+
+#[test]
+fn the_file_is_as_prometheus_reads_it_and_as_it_was_read() {
+    let (dir, path) = place();
+    write(&path, &[("web1", good()), (ODD, bad())], Some(whole())).expect("works");
+    assert_eq!(text_of(&path), GOLDEN);
+    assert_eq!(Values::parse(GOLDEN).expect("is ours").render(), GOLDEN);
+    let mode = std::fs::metadata(&path).expect("is there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o644);
+    assert_eq!(
+        std::fs::read_dir(dir.path()).expect("is there").count(),
+        1,
+        "no temporary file stays"
+    );
+}
+
+#[test]
+fn other_guests_and_a_last_success_stay() {
+    let (_dir, path) = place();
+    write(&path, &[("web1", good()), ("db1", good())], Some(whole())).expect("works");
+    write(&path, &[("web1", bad())], None).expect("works");
+    let text = text_of(&path);
+    for line in [
+        r#"vbk_backup_last_success_timestamp_seconds{guest="web1"} 1763690400.25"#,
+        r#"vbk_backup_last_run_timestamp_seconds{guest="web1"} 1763690401"#,
+        r#"vbk_backup_success{guest="web1"} 0"#,
+        r#"vbk_backup_read_bytes{guest="web1"} 1099511627776"#,
+        r#"vbk_backup_snapshot_peak_fill_ratio{guest="web1"} 0.91"#,
+        r#"vbk_backup_success{guest="db1"} 1"#,
+        "vbk_run_guests 2",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+}
+
+#[test]
+fn guests_that_are_gone_are_left_out_unless_they_were_just_backed_up() {
+    let (_dir, path) = place();
+    write(&path, &[("web1", good()), ("old", good())], None).expect("works");
+    let mut metrics = Metrics::at(&path).expect("works");
+    metrics.record("by-hand", good()).expect("works");
+    metrics.finish(|guest| guest == "web1").expect("works");
+    let text = text_of(&path);
+    assert!(
+        text.contains("web1") && text.contains("by-hand") && !text.contains("old\""),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_damaged_file_is_put_aside_and_begun_anew() {
+    let cut = &GOLDEN[..GOLDEN.len() / 2];
+    let twice = format!("{GOLDEN}vbk_run_guests 2\n");
+    let cases: [&[u8]; 6] = [
+        cut.as_bytes(),
+        twice.as_bytes(),
+        b"\xff\xfe",
+        b"node_load1 0.5\n",
+        b"vbk_run_guests NaN\n",
+        b"vbk_backup_success{guest=\"a\\x\"} 1\n",
+    ];
+    for bytes in cases {
+        let (_dir, path) = place();
+        std::fs::write(&path, bytes).expect("writes");
+        write(&path, &[("web1", good())], None).expect("works");
+        assert!(Values::parse(&text_of(&path)).is_some_and(|values| values.guests.len() == 1));
+        let aside = path.with_file_name("vbk.prom.damaged");
+        assert_eq!(std::fs::read(aside).expect("is kept"), bytes);
+    }
+}
+
+#[test]
+fn what_can_not_be_written_is_told_before_the_run() {
+    let (dir, path) = place();
+    for path in [
+        dir.path().join("no/vbk.prom"),
+        dir.path().to_owned(),
+        "/dev/null".into(),
+    ] {
+        assert!(Metrics::at(&path).is_err(), "{}", path.display());
+    }
+    // Somebody else's link in the place of the temporary file is not followed.
+    std::os::unix::fs::symlink("/dev/null", dir.path().join(".vbk.prom.tmp")).expect("links");
+    assert!(Metrics::at(&path).is_err());
+}
+
+#[test]
+fn ten_thousand_guests_are_written_a_few_times_only() {
+    let (_dir, path) = place();
+    let begun = Instant::now();
+    let runs: Vec<(String, GuestRun)> = (0..10_000).map(|guest| (format!("guest-{guest}"), good())).collect();
+    let runs: Vec<(&str, GuestRun)> = runs.iter().map(|(guest, run)| (guest.as_str(), run.clone())).collect();
+    write(&path, &runs, Some(whole())).expect("works");
+    write(&path, &[("guest-5", bad())], None).expect("works");
+    let values = Values::parse(&text_of(&path)).expect("is ours");
+    assert_eq!(values.guests.len(), 10_000);
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn runs_at_the_same_time_keep_each_others_guests() {
+    let (_dir, path) = place();
+    std::thread::scope(|scope| {
+        for guest in 0..8 {
+            let path = &path;
+            scope.spawn(move || write(path, &[(&format!("guest-{guest}"), good())], None).expect("works"));
+        }
+    });
+    assert_eq!(Values::parse(&text_of(&path)).expect("is ours").guests.len(), 8);
+}
