@@ -1,6 +1,7 @@
 //! What libvirt knows of the guests of this host. Asks `virsh`, with a time limit on every question; what it answers is
 //! taken for what a stranger wrote, because who may define a domain need not be root.
 
+pub mod define;
 mod domain;
 pub mod rename;
 mod xml;

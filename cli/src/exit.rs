@@ -101,7 +101,7 @@ impl Error {
             ErrorKind::NoSpace
                 if matches!(
                     self,
-                    Self::Engine(vbk::Error::NoRoom { .. } | vbk::Error::Target { .. })
+                    Self::Engine(vbk::Error::NoRoom { .. } | vbk::Error::Target { .. } | vbk::Error::Volumes(_))
                 ) =>
             {
                 Some("make room there, or restore to another place")

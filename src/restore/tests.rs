@@ -204,6 +204,34 @@ mod device {
     }
 
     #[test]
+    fn a_new_device_is_filled_to_its_end_or_gets_only_data() {
+        let (image, data_bytes) = image(&plain());
+        let fill = |fill: Fill| {
+            let device = Loop::new(14 * MIB);
+            let options = RestoreOptions {
+                label: "web1".into(),
+                force: false,
+                fill,
+                threads: 2,
+            };
+            let done = restore(&image, data_bytes, &device.path, &options, &AtomicBool::new(false), &());
+            done.expect("restores");
+            fs::read(&device.path).expect("reads")
+        };
+        let mut whole = plain();
+        whole.resize(14 * MIB, 0);
+        assert!(fill(Fill::Device) == whole);
+        // On a device that reads as zeros nothing else would be missing.
+        let mut data = vec![0xAA; 14 * MIB];
+        for (at, block) in (0..).step_by(MIB).zip(plain().chunks(MIB)) {
+            if !is_zero(block) {
+                data[at..at + block.len()].copy_from_slice(block);
+            }
+        }
+        assert!(fill(Fill::Data) == data);
+    }
+
+    #[test]
     fn a_device_that_is_too_small_stays_as_it_was() {
         let device = Loop::new(12 * MIB);
         assert!(matches!(

@@ -58,6 +58,16 @@ impl Golden {
         sums.lines().map(image).collect()
     }
 
+    /// The files that were kept with backups, as `GUEST@TIME/FILE`, and their hashes. Records of format 1 have none.
+    fn files(&self) -> Vec<(String, String)> {
+        let sums = fs::read_to_string(self.dir.join("files")).unwrap_or_default();
+        let file = |line: &str| {
+            let (sum, name) = line.split_once("  ").expect("a hash and a name");
+            (name.to_owned(), sum.to_owned())
+        };
+        sums.lines().map(file).collect()
+    }
+
     /// Restores all images into a new directory; they have the hashes that were noted.
     fn restore_all(&self, name: &str) -> PathBuf {
         let out = self.lab.subdir(name);
@@ -106,6 +116,14 @@ impl Golden {
             names_in(&in_mount(web_two, "")),
             ["backup.json", "vda.img", "vda.p1.img"]
         );
+        for (file, sum) in self.files() {
+            let (spec, name) = file.split_once('/').expect("a backup and a file");
+            let sum_of = |path: &Path| tool("sha256sum", args![path]).split(' ').next().map(str::to_owned);
+            assert_eq!(sum_of(&in_mount(spec, name)).as_ref(), Some(&sum), "{file}");
+            let out = self.lab.path(name);
+            fs::write(&out, self.ok(args!["show", spec, "--file", name]).stdout).expect("writes");
+            assert_eq!(sum_of(&out).as_ref(), Some(&sum), "{file}");
+        }
         self.lab.umount(&images);
         let files = self.lab.subdir("files");
         self.ok(args!["mount", web_one, "--files", files]);
@@ -169,6 +187,13 @@ fn a_golden_encrypted_repository_opens_with_passphrase_and_recovery_key() {
         assert_eq!(said.text().lines().count(), 1 + 3, "{said}");
         golden.run(args!["list"]).code(1).says(&["encrypted", "no key"]);
     }
+}
+
+#[test]
+fn some_golden_repository_has_files() {
+    let all = archives("plain-").into_iter();
+    let files = all.map(|archive| Golden::unpack(&archive, |_| Vec::new()).files().len());
+    assert_eq!(files.max(), Some(2));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! `vbk restore`
 
+mod create;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,10 +28,18 @@ struct Report {
     duration_ms: u64,
 }
 
-/// Restores a disk.
+/// Restores a disk, or a whole guest.
 pub fn run(context: &Context<'_>, args: &RestoreArgs) -> Result<Outcome> {
+    match (&args.create_in, &args.target) {
+        (Some(group), _) => create::run(context, args, group),
+        (None, Some(target)) => disk(context, args, target),
+        (None, None) => Err(Error::Usage("name a target, or a volume group with --create-in".into())),
+    }
+}
+
+fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outcome> {
     let clock = Instant::now();
-    let to_stdout = args.target == Path::new("-");
+    let to_stdout = target == Path::new("-");
     if to_stdout && context.json() {
         return Err(Error::Usage(
             "with - the disk itself goes to standard output, so there is no place for --json".into(),
@@ -59,7 +69,7 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs) -> Result<Outcome> {
         fill: Fill::Image,
         threads: threads(),
     };
-    restore(&reader, image.data_bytes, &args.target, &options, &cancel, &progress)?;
+    restore(&reader, image.data_bytes, target, &options, &cancel, &progress)?;
     progress.finish();
     let took = clock.elapsed();
     context.say(format_args!(
@@ -68,13 +78,13 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs) -> Result<Outcome> {
         image.disk,
         units::size(image.size_bytes),
         units::size(image.data_bytes),
-        args.target.display(),
+        target.display(),
         units::duration(took)
     ));
     context.json_result(&Report {
         backup: entry.backup.spec(),
         disk: image.disk.to_string(),
-        target: args.target.clone(),
+        target: target.to_owned(),
         size_bytes: image.size_bytes,
         data_bytes: image.data_bytes,
         duration_ms: milliseconds(took),

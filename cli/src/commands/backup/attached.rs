@@ -19,7 +19,7 @@ pub fn read(named: &[(DiskName, PathBuf)]) -> Result<Vec<(DiskName, Vec<u8>)>> {
         if files.iter().any(|(known, _)| known == name) {
             return Err(Error::Usage(format!("--attach {name}=... is there twice")));
         }
-        let bytes = read_file(path).map_err(|what| Error::Other(format!("--attach {}: {what}", path.display())))?;
+        let bytes = read_file(path).map_err(|what| Error::Usage(format!("--attach {}: {what}", path.display())))?;
         files.push((name.clone(), bytes));
     }
     Ok(files)

@@ -1,0 +1,330 @@
+//! `vbk restore --create-in`: a whole guest, on new volumes, under its own name or another.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::Serialize;
+use vbk::guest_files::{CONFIG_NAME, DISKS_NAME, Disks, NVRAM_NAME, volume_name_of};
+use vbk::libvirt::define::{define, is_defined};
+use vbk::libvirt::rename::{RenamePlan, identity, mac_like, rewrite, uuid_of};
+use vbk::program::Programs;
+use vbk::restore::volumes::{DiskToWrite, NewVolume, VolumesPlan, volume_name};
+use vbk::restore::{Fill, RestoreOptions};
+use vbk_repo::backup::Backup;
+use vbk_repo::name::GuestName;
+use vbk_repo::reader::{ImageReader, ReadResources};
+use vbk_repo::repository::View;
+
+use super::milliseconds;
+use crate::args::RestoreArgs;
+use crate::context::{Context, threads};
+use crate::exit::{Error, Outcome, Result};
+use crate::progress::{Progress, Words};
+use crate::{signals, units};
+
+#[derive(Serialize)]
+struct Report<'a> {
+    backup: String,
+    guest: &'a str,
+    volumes: Vec<VolumeJson<'a>>,
+    /// The domain's XML, if one was kept.
+    domain: Option<&'a str>,
+    defined: bool,
+    duration_ms: u64,
+}
+
+#[derive(Serialize)]
+struct VolumeJson<'a> {
+    disk: &'a str,
+    volume: &'a str,
+    path: PathBuf,
+    size_bytes: u64,
+}
+
+/// A domain to be.
+struct Domain {
+    name: String,
+    xml: String,
+    /// Its UEFI variables, and where they go.
+    nvram: Option<(PathBuf, Vec<u8>)>,
+}
+
+/// Restores a guest into the volume group `group`.
+pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Outcome> {
+    let clock = Instant::now();
+    let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
+    let view = context.repository()?.view()?;
+    let catalogue = view.catalogue()?;
+    let mut backup = catalogue.find(&args.backup)?.backup.clone();
+    if let Some(disk) = &args.backup.disk {
+        backup.image(disk)?;
+        backup = backup.only(disk)?;
+    }
+    let guest = args.as_guest.as_ref().unwrap_or(&backup.guest);
+    let resources = ReadResources::new(threads());
+    let stored = Stored {
+        backup: &backup,
+        view: &view,
+        resources: &resources,
+    };
+    let programs = Programs::system();
+    let mut random = random()?;
+    let plan = volumes_plan(&stored, guest, group, args.thin_pool.clone(), random.run())?;
+    let mut warnings = 0;
+    // Before anything is made: what can't be defined later is told now.
+    let domain = match domain(&stored, guest, &plan, &mut random) {
+        Ok(domain) => domain,
+        Err(error) if args.define => return Err(error),
+        Err(error) => {
+            tracing::warn!("the disks alone are restored: {error}");
+            warnings += 1;
+            None
+        }
+    };
+    if args.define {
+        check_define(&programs, domain.as_ref(), &backup)?;
+    }
+    let readers = backup.images.iter().map(|image| {
+        let reader = ImageReader::open(view.store(), Arc::clone(&resources), image);
+        Ok((image, reader?))
+    });
+    let readers: Vec<_> = readers.collect::<Result<_>>()?;
+    let disks: Vec<_> = readers
+        .iter()
+        .map(|(image, reader)| DiskToWrite {
+            name: image.disk.as_str(),
+            label: format!("{}/{}", backup.spec(), image.disk),
+            image: reader,
+            data_bytes: image.data_bytes,
+        })
+        .collect();
+    let options = RestoreOptions {
+        label: String::new(),
+        force: false,
+        fill: Fill::Device,
+        threads: threads(),
+    };
+    let volumes = plan.create(&programs).map_err(vbk::Error::from)?;
+    let progress = Progress::new(context.quiet(), backup.size_bytes(), Words::Plain);
+    let written = volumes.write(&disks, &options, &cancel, &progress);
+    progress.finish();
+    if let Err(error) = written?.keep() {
+        tracing::warn!("the restored volumes keep a tag of this run: {error}");
+        warnings += 1;
+    }
+    let took = clock.elapsed();
+    for (image, volume) in backup.images.iter().zip(&plan.volumes) {
+        context.say(format_args!(
+            "{}/{}: {} ({} of data) restored to {}",
+            backup.spec(),
+            image.disk,
+            units::size(image.size_bytes),
+            units::size(image.data_bytes),
+            plan.path_of(volume).display()
+        ));
+    }
+    context.say(format_args!("{guest} restored in {}", units::duration(took)));
+    if let (Some(domain), true) = (&domain, args.define) {
+        let scratch = std::env::temp_dir().join(format!("vbk-{}.xml", plan.run));
+        let nvram = domain.nvram.as_ref().map(|(path, bytes)| (path.as_path(), &bytes[..]));
+        let defined = define(&programs, &domain.xml, nvram, &scratch);
+        defined.inspect_err(|_| {
+            tracing::error!("the disks of {guest} are restored and stay, but its domain could not be defined");
+            context.print(&domain.xml);
+        })?;
+        context.say(format_args!(
+            "domain {} defined; `virsh start {0}` starts it",
+            domain.name
+        ));
+    } else if let Some(domain) = &domain {
+        if let Some((path, _)) = &domain.nvram {
+            context.say(format_args!(
+                "the domain below has UEFI variables: `vbk show {} --file {NVRAM_NAME} > {}` writes them",
+                backup.spec(),
+                path.display()
+            ));
+        }
+        context.print(&domain.xml);
+        if !domain.xml.ends_with('\n') {
+            context.print("\n");
+        }
+    }
+    context.json_result(&Report {
+        backup: backup.spec(),
+        guest: guest.as_str(),
+        volumes: backup
+            .images
+            .iter()
+            .zip(&plan.volumes)
+            .map(|(image, volume)| VolumeJson {
+                disk: image.disk.as_str(),
+                volume: &volume.name,
+                path: plan.path_of(volume),
+                size_bytes: image.size_bytes,
+            })
+            .collect(),
+        domain: domain.as_ref().map(|domain| domain.xml.as_str()),
+        defined: args.define,
+        duration_ms: milliseconds(took),
+    })?;
+    Ok(match warnings + progress.warnings() {
+        0 => Outcome::Done,
+        _ => Outcome::Warnings,
+    })
+}
+
+/// A backup that can be read.
+struct Stored<'a> {
+    backup: &'a Backup,
+    view: &'a View,
+    resources: &'a Arc<ReadResources>,
+}
+
+impl Stored<'_> {
+    /// A file that was kept, if it was.
+    fn file(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let Ok(file) = self.backup.file(name) else {
+            return Ok(None);
+        };
+        let reader = ImageReader::open(self.view.store(), Arc::clone(self.resources), file)?;
+        Ok(Some(reader.read_file(name)?))
+    }
+}
+
+fn volumes_plan(
+    stored: &Stored<'_>,
+    guest: &GuestName,
+    group: &str,
+    pool: Option<String>,
+    run: String,
+) -> Result<VolumesPlan> {
+    let backup = stored.backup;
+    let disks = stored.file(DISKS_NAME)?;
+    let disks = disks.and_then(|bytes| {
+        let parsed = Disks::parse(&bytes);
+        parsed
+            .inspect_err(|error| tracing::warn!("new volumes are named after the paths of the disks: {error}"))
+            .ok()
+    });
+    let volumes = backup.images.iter().map(|image| {
+        let old = volume_name_of(image, disks.as_ref());
+        let name = volume_name(
+            old.as_deref(),
+            backup.guest.as_str(),
+            guest.as_str(),
+            image.disk.as_str(),
+        );
+        Ok(NewVolume {
+            name: name.map_err(vbk::Error::from)?,
+            size_bytes: image.size_bytes,
+            data_bytes: image.data_bytes,
+            block_bytes: stored.view.identity().block_size.into(),
+        })
+    });
+    Ok(VolumesPlan {
+        group: group.to_owned(),
+        pool,
+        volumes: volumes.collect::<Result<_>>()?,
+        run,
+        devices: "/dev".into(),
+    })
+}
+
+/// The domain as it is to be, if one was kept.
+fn domain(stored: &Stored<'_>, guest: &GuestName, plan: &VolumesPlan, random: &mut Random) -> Result<Option<Domain>> {
+    let backup = stored.backup;
+    let Some(xml) = stored.file(CONFIG_NAME)? else {
+        return Ok(None);
+    };
+    let xml = String::from_utf8(xml).map_err(|_| Error::Usage(format!("the stored {CONFIG_NAME} is not UTF-8")))?;
+    let was = identity(&xml).map_err(vbk::Error::from)?;
+    let mut rename = RenamePlan {
+        name: was.name.clone(),
+        ..RenamePlan::default()
+    };
+    let mut nvram = was.nvram.clone();
+    if *guest != backup.guest {
+        guest.as_str().clone_into(&mut rename.name);
+        rename.uuid = Some(uuid_of(random.bytes()));
+        rename.macs = was.macs.iter().map(|mac| mac_like(mac, random.bytes())).collect();
+        nvram = nvram.map(|path| path.with_file_name(format!("{guest}_VARS.fd")));
+        rename.nvram.clone_from(&nvram);
+    }
+    for (image, volume) in backup.images.iter().zip(&plan.volumes) {
+        let path = plan.path_of(volume);
+        let is_known = |(source, _): &(Option<String>, String)| source.as_deref() == Some(image.source.as_str());
+        // A disk that goes by another name in the backup than in the domain is known by its path alone.
+        let key = match was.disks.iter().any(is_known) {
+            true => &image.source,
+            false => image.disk.as_str(),
+        };
+        rename.disks.insert(key.to_owned(), path);
+    }
+    let xml = rewrite(&xml, &rename).map_err(vbk::Error::from)?;
+    let nvram = match (nvram, stored.file(NVRAM_NAME)?) {
+        (Some(path), Some(bytes)) => Some((path, bytes)),
+        _ => None,
+    };
+    Ok(Some(Domain {
+        name: rename.name,
+        xml,
+        nvram,
+    }))
+}
+
+/// Whether the domain can be defined when its disks are there.
+fn check_define(programs: &Programs, domain: Option<&Domain>, backup: &Backup) -> Result<()> {
+    let Some(domain) = domain else {
+        return Err(Error::Usage(format!(
+            "no {CONFIG_NAME} is kept with {}, so there is no domain to define; leave --define out",
+            backup.spec()
+        )));
+    };
+    if is_defined(programs, &domain.name).map_err(vbk::Error::from)? {
+        return Err(Error::Usage(format!(
+            "libvirt has a domain {} already; restore with --as another name, or `virsh undefine --keep-nvram {0}` first \
+             if it is lost",
+            domain.name
+        )));
+    }
+    match &domain.nvram {
+        Some((path, _)) if path.exists() => Err(Error::Usage(format!(
+            "{} exists; move it away, or restore with --as another name",
+            path.display()
+        ))),
+        Some((path, _)) if !path.parent().is_some_and(Path::is_dir) => Err(Error::Usage(format!(
+            "there is no directory for the UEFI variables, {}; make it first",
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes from the system's random source.
+struct Random(std::fs::File);
+
+fn random() -> Result<Random> {
+    let opened = std::fs::File::open("/dev/urandom").and_then(|mut source| {
+        // Once now, so that later reads do not fail.
+        source.read_exact(&mut [0])?;
+        Ok(Random(source))
+    });
+    opened.map_err(|error| Error::Other(format!("/dev/urandom: {error}")))
+}
+
+impl Random {
+    fn bytes<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.0
+            .read_exact(&mut bytes)
+            .expect("the random source gave bytes before and never ends");
+        bytes
+    }
+
+    /// Tells this run from others.
+    fn run(&mut self) -> String {
+        format!("{:016x}", u64::from_le_bytes(self.bytes()))
+    }
+}
