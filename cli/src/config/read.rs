@@ -131,6 +131,7 @@ impl Reader<'_> {
         let Some(table) = self.table(key, value) else {
             return;
         };
+        let mut domains = Vec::<(GuestName, String)>::new();
         for (name, value) in table {
             let guest = GuestName::new(name.get_ref().as_ref());
             let Some(guest) = self.accept(name.span(), guest) else {
@@ -152,6 +153,12 @@ impl Reader<'_> {
                     }
                 }
             }
+            let same = |known: &&(GuestName, String)| section.domain.as_ref() == Some(&known.1);
+            if let Some((other, domain)) = domains.iter().find(same) {
+                let what = format!("domain {domain:?} is that of both {other} and {guest}");
+                self.wrong(name.span(), what);
+            }
+            domains.extend(section.domain.clone().map(|domain| (guest.clone(), domain)));
             config.guests.insert(guest, section);
         }
     }

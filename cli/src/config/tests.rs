@@ -365,6 +365,17 @@ fn a_file_with_commands_that_others_can_change_is_refused() {
     // Nor does a link in a place of others make it better.
     fs::set_permissions(safe.path(), fs::Permissions::from_mode(0o777)).expect("sets the mode");
     assert!(Config::load(&link).is_err());
+    // The same for a link in the middle of the way, and for a link to a link.
+    let third = tempfile::tempdir().expect("a directory");
+    symlink(dir.path(), safe.path().join("dir")).expect("makes a link");
+    assert!(Config::load(&safe.path().join("dir/config.toml")).is_err());
+    symlink(&link, third.path().join("config.toml")).expect("makes a link");
+    assert!(Config::load(&third.path().join("config.toml")).is_err());
+    fs::set_permissions(safe.path(), fs::Permissions::from_mode(0o700)).expect("sets the mode");
+    Config::load(&third.path().join("config.toml")).expect("nobody else can change it");
+    Config::load(&safe.path().join("dir/../dir/config.toml")).expect_err("there is no dir beside what dir leads to");
+    symlink("loop2", third.path().join("loop2")).expect("makes a link");
+    assert!(others_may_write(&third.path().join("loop2")).is_some_and(|why| why.contains("too many links")));
 }
 
 #[test]
