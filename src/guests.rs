@@ -5,6 +5,7 @@
 //! A guest of one name is one guest: what the configuration says goes before libvirt, and libvirt before tags. A guest
 //! whose configuration names no disks has those that libvirt or, where that does not know it, tags give it.
 
+mod make;
 mod tags;
 
 use std::collections::BTreeMap;
@@ -16,10 +17,11 @@ use serde::Serialize;
 use vbk_repo::ErrorKind;
 use vbk_repo::name::{DiskName, GuestName};
 
-use crate::libvirt::{Domain, DomainDisk, Libvirt, LibvirtError, Medium};
+use crate::libvirt::{Domain, Libvirt, LibvirtError};
 use crate::program::{ProgramError, Programs};
 use crate::sys;
-use tags::{TaggedDisk, Tags};
+use make::{configured_guest, libvirt_guest, tagged_guest};
+use tags::Tags;
 
 /// What the configuration says of guests.
 #[derive(Debug, Clone, Default)]
@@ -162,7 +164,9 @@ fn also(notes: &[String]) -> String {
 pub fn discover(programs: &Programs, known: &Known) -> Found {
     let mut notes = Vec::new();
     let libvirt = Libvirt::new(programs);
-    let mut names = listed(libvirt.names(), &mut notes);
+    let names = listed(libvirt.names(), &mut notes);
+    let answers = names.is_some();
+    let names = names.unwrap_or_default();
     let running = if names.is_empty() {
         Some(Vec::new())
     } else {
@@ -171,7 +175,7 @@ pub fn discover(programs: &Programs, known: &Known) -> Found {
     let mut tags = Tags::read(programs);
     notes.append(&mut tags.notes);
     let mut domains = BTreeMap::new();
-    for name in std::mem::take(&mut names) {
+    for name in names {
         match libvirt.domain(&name) {
             Ok(domain) => {
                 domains.insert(name, domain);
@@ -190,16 +194,21 @@ pub fn discover(programs: &Programs, known: &Known) -> Found {
     }
     let is_running = |domain: &Domain| running.as_ref().map(|running| running.contains(&domain.name));
     let mut guests = BTreeMap::new();
-    for configured in &known.guests {
+    // Those that name a domain come first: it is not that of a guest which only has the same name.
+    let (naming, others): (Vec<_>, Vec<_>) = known.guests.iter().partition(|guest| guest.domain.is_some());
+    for configured in naming.into_iter().chain(others) {
         let domain = domains.remove(configured.domain.as_deref().unwrap_or(configured.name.as_str()));
         let is_running = domain.as_ref().and_then(is_running);
-        let guest = configured_guest(
+        let mut guest = configured_guest(
             configured,
             known,
             domain,
             is_running,
             tags.guests.remove(&configured.name),
         );
+        if answers {
+            check_domain(&mut guest, configured);
+        }
         guests.insert(configured.name.clone(), guest);
     }
     for (name, domain) in domains {
@@ -236,19 +245,14 @@ pub fn resolve(programs: &Programs, known: &Known, name: &GuestName) -> Result<F
         .and_then(|guest| guest.domain.as_deref())
         .unwrap_or(name.as_str());
     let is_taken = |guest: &ConfiguredGuest| guest.name != *name && guest.domain.as_deref() == Some(wanted);
-    let domain = match listed(libvirt.names(), &mut notes)
-        .iter()
-        .any(|listed| listed == wanted)
-    {
-        // The configuration gives this domain another name.
-        true if known.guests.iter().any(is_taken) => None,
-        true => match libvirt.domain(wanted) {
-            Ok(domain) => Some(domain),
-            Err(error) => {
-                notes.push(format!("domain {wanted}: {error}"));
-                None
-            }
-        },
+    let names = listed(libvirt.names(), &mut notes);
+    let is_listed = names.iter().flatten().any(|listed| listed == wanted);
+    // The configuration may give this domain another name.
+    let domain = match is_listed && !known.guests.iter().any(is_taken) {
+        true => libvirt
+            .domain(wanted)
+            .map_err(|error| notes.push(format!("domain {wanted}: {error}")))
+            .ok(),
         false => None,
     };
     let running = domain.as_ref().and_then(|domain| {
@@ -273,6 +277,9 @@ pub fn resolve(programs: &Programs, known: &Known, name: &GuestName) -> Result<F
             });
         }
     };
+    if let (Some(configured), true) = (configured, names.is_some()) {
+        check_domain(&mut guest, configured);
+    }
     guest.notes.append(&mut notes);
     if guest.disks.is_empty() {
         let left_out = guest.left_out.iter().map(|disk| format!("{} {}", disk.name, disk.why));
@@ -285,231 +292,22 @@ pub fn resolve(programs: &Programs, known: &Known, name: &GuestName) -> Result<F
 }
 
 /// The names, or none and a note; where there is no libvirt there is nothing to say.
-fn listed(names: Result<Vec<String>, LibvirtError>, notes: &mut Vec<String>) -> Vec<String> {
+fn listed(names: Result<Vec<String>, LibvirtError>, notes: &mut Vec<String>) -> Option<Vec<String>> {
     match names {
-        Ok(names) => names,
-        Err(LibvirtError::Program(ProgramError::Missing { .. })) => Vec::new(),
+        Ok(names) => Some(names),
+        Err(LibvirtError::Program(ProgramError::Missing { .. })) => None,
         Err(error) => {
             notes.push(format!("libvirt was not asked for guests: {error}"));
-            Vec::new()
+            None
         }
     }
 }
 
-fn configured_guest(
-    configured: &ConfiguredGuest,
-    known: &Known,
-    domain: Option<Domain>,
-    running: Option<bool>,
-    tagged: Option<Vec<TaggedDisk>>,
-) -> FoundGuest {
-    let name = configured.name.clone();
-    let mut guest = match (&configured.disks, domain, tagged) {
-        (Some(disks), domain, _) => of_paths(name, disks, domain, running),
-        (None, Some(domain), _) => libvirt_guest(name, domain, running, known),
-        (None, None, Some(disks)) => tagged_guest(name, disks, known),
-        (None, None, None) => {
-            let mut guest = of_paths(name, &[], None, None);
-            guest.notes.push(
-                "it has no disks: name them in the configuration; neither libvirt nor tags of volumes give it any"
-                    .to_owned(),
-            );
-            guest
-        }
-    };
-    guest.from = FoundBy::Configured;
+/// Notes a domain that the configuration names and libvirt, which answers, does not know.
+fn check_domain(guest: &mut FoundGuest, configured: &ConfiguredGuest) {
     if let (Some(domain), None) = (&configured.domain, &guest.domain) {
         guest.notes.push(format!("libvirt has no domain {domain}"));
     }
-    let skipped = |name: &DiskName| configured.skip_disks.contains(name);
-    for disk in guest.disks.extract_if(.., |disk| skipped(&disk.name)) {
-        guest.left_out.push(LeftOut {
-            name: disk.name.into(),
-            why: "is skipped, as the configuration says".to_owned(),
-            is_meant: true,
-        });
-    }
-    for disk in &mut guest.left_out {
-        disk.is_meant |= configured
-            .skip_disks
-            .iter()
-            .any(|skipped| skipped.as_str() == disk.name);
-    }
-    for skipped in &configured.skip_disks {
-        if !guest.left_out.iter().any(|disk| disk.name == skipped.as_str()) {
-            guest.notes.push(format!("it has no disk {skipped} to skip"));
-        }
-    }
-    if let Some(speed) = configured.device_bytes_per_sec {
-        for disk in &mut guest.disks {
-            disk.speed = Some((speed, FoundBy::Configured));
-        }
-    }
-    guest
-}
-
-/// A guest whose disks the configuration names.
-fn of_paths(
-    name: GuestName,
-    disks: &[(DiskName, PathBuf)],
-    domain: Option<Domain>,
-    running: Option<bool>,
-) -> FoundGuest {
-    let mut guest = FoundGuest {
-        name,
-        from: FoundBy::Configured,
-        disks: Vec::new(),
-        left_out: Vec::new(),
-        domain,
-        running,
-        notes: Vec::new(),
-    };
-    for (name, path) in disks {
-        let size_bytes = match size_of(path) {
-            Ok(size_bytes) => Some(size_bytes),
-            Err(what) => {
-                guest.notes.push(format!("disk {name}: {} {what}", path.display()));
-                None
-            }
-        };
-        guest.disks.push(FoundDisk {
-            name: name.clone(),
-            path: path.clone(),
-            size_bytes,
-            speed: guest.domain.as_ref().and_then(|domain| allocated(domain, name, path)),
-        });
-    }
-    if let Some(domain) = &guest.domain {
-        let is_named = |target: &str, path: &Path| {
-            let is_it = |disk: &FoundDisk| disk.name.as_str() == target || disk.path == path;
-            guest.disks.iter().any(is_it)
-        };
-        for disk in &domain.disks {
-            if let Medium::Raw(path) = &disk.medium
-                && !is_named(&disk.target, path)
-            {
-                guest.left_out.push(LeftOut {
-                    name: disk.target.clone(),
-                    why: "is known to libvirt, and not one of the disks that the configuration names".to_owned(),
-                    is_meant: disk.read_only,
-                });
-            }
-        }
-    }
-    guest
-}
-
-fn allocated(domain: &Domain, name: &DiskName, path: &Path) -> Option<(u64, FoundBy)> {
-    let by_path = |disk: &&DomainDisk| matches!(&disk.medium, Medium::Raw(at) if at == path);
-    let by_name = |disk: &&DomainDisk| disk.target == name.as_str();
-    let disk = domain.disks.iter().find(by_path);
-    let disk = disk.or_else(|| domain.disks.iter().find(by_name))?;
-    disk.read_bytes_per_sec.map(|speed| (speed, FoundBy::Libvirt))
-}
-
-fn libvirt_guest(name: GuestName, domain: Domain, running: Option<bool>, known: &Known) -> FoundGuest {
-    let (mut disks, mut left_out, mut notes) = (Vec::new(), Vec::<LeftOut>::new(), Vec::new());
-    for disk in &domain.disks {
-        let path = match &disk.medium {
-            Medium::Raw(path) => path,
-            Medium::Other(why) => {
-                left_out.push(LeftOut {
-                    name: disk.target.clone(),
-                    why: why.clone(),
-                    is_meant: disk.is_drive,
-                });
-                continue;
-            }
-        };
-        let name = match DiskName::new(disk.target.as_str()) {
-            Ok(name) => name,
-            Err(error) => {
-                left_out.push(LeftOut {
-                    name: disk.target.clone(),
-                    why: format!("has a name that can't be used: {error}"),
-                    is_meant: false,
-                });
-                continue;
-            }
-        };
-        if disks.iter().any(|disk: &FoundDisk| disk.name == name) {
-            left_out.push(LeftOut {
-                name: disk.target.clone(),
-                why: "is the second disk of this name".to_owned(),
-                is_meant: false,
-            });
-            continue;
-        }
-        let size_bytes = match size_of(path) {
-            Ok(size_bytes) => Some(size_bytes),
-            Err(what) => {
-                notes.push(format!("disk {name}: {} {what}", path.display()));
-                None
-            }
-        };
-        let speed = disk.read_bytes_per_sec.map(|speed| (speed, FoundBy::Libvirt));
-        let configured = known.device_bytes_per_sec.map(|speed| (speed, FoundBy::Configured));
-        disks.push(FoundDisk {
-            name,
-            path: path.clone(),
-            size_bytes,
-            speed: configured.or(speed),
-        });
-    }
-    FoundGuest {
-        name,
-        from: FoundBy::Libvirt,
-        disks,
-        left_out,
-        domain: Some(domain),
-        running,
-        notes,
-    }
-}
-
-fn tagged_guest(name: GuestName, disks: Vec<TaggedDisk>, known: &Known) -> FoundGuest {
-    let mut guest = FoundGuest {
-        name,
-        from: FoundBy::Tags,
-        disks: Vec::new(),
-        left_out: Vec::new(),
-        domain: None,
-        running: None,
-        notes: Vec::new(),
-    };
-    for disk in disks {
-        if disk.volumes.len() > 1 {
-            // Which one is meant can't be known, and a backup of the wrong one would look like a good one.
-            guest.left_out.push(LeftOut {
-                name: disk.name.into(),
-                why: format!(
-                    "is what several volumes are tagged as: {}; take the tag from all but one with `lvchange --deltag`",
-                    disk.volumes
-                        .iter()
-                        .map(|volume| volume.full_name.as_str())
-                        .collect::<Vec<_>>()
-                        .join(", ")
-                ),
-                is_meant: false,
-            });
-        } else if let Some(volume) = disk.volumes.into_iter().next() {
-            if !volume.path.exists() {
-                guest.notes.push(format!(
-                    "disk {}: {} does not exist; `lvchange --activate y {}` makes it",
-                    disk.name,
-                    volume.path.display(),
-                    volume.full_name
-                ));
-            }
-            guest.disks.push(FoundDisk {
-                name: disk.name,
-                path: volume.path,
-                size_bytes: volume.size_bytes,
-                speed: known.device_bytes_per_sec.map(|speed| (speed, FoundBy::Configured)),
-            });
-        }
-    }
-    guest
 }
 
 /// The size of a disk, or what is wrong with it.

@@ -219,11 +219,46 @@ fn the_configuration_goes_before_libvirt_and_libvirt_before_tags() {
             }
         }
     }
+    // Whether libvirt knows a domain can only be said where there is one.
+    let empty = Programs::found_in(host.path("none"));
+    let said = |programs: &Programs| {
+        let mut web9 = configured("web9", Some(vec![(disk("vda"), a.clone())]));
+        web9.domain = Some("prod-web9".into());
+        let known = Known {
+            guests: vec![web9],
+            device_bytes_per_sec: None,
+        };
+        let notes = resolve(programs, &known, &guest("web9")).expect("has a disk").notes;
+        let of_all = discover(programs, &known).guests;
+        let of_all = of_all
+            .iter()
+            .find(|found| found.name.as_str() == "web9")
+            .expect("found");
+        assert_eq!(notes, of_all.notes);
+        notes
+    };
+    assert_eq!(said(&host.programs()), ["libvirt has no domain prod-web9"]);
+    assert_eq!(said(&empty), [""; 0]);
     // That domain belongs to another guest.
     let mut known = known;
     known.guests[1].domain = Some("db".into());
     let resolved = resolve(&host.programs(), &known, &guest("db")).expect("the tags are left");
     assert_eq!(resolved.from, FoundBy::Tags);
+    known.guests.push(configured("db", None));
+    let found = discover(&host.programs(), &known);
+    let from = |name: &str| {
+        let found = found
+            .guests
+            .iter()
+            .find(|found| found.name.as_str() == name)
+            .expect("found");
+        (
+            found.domain.as_ref().map(|domain| domain.name.clone()),
+            found.disks[0].name.to_string(),
+        )
+    };
+    assert_eq!(from("mail"), (Some("db".into()), "vda".into()));
+    assert_eq!(from("db"), (None, "vdz".into()));
 }
 
 #[test]

@@ -59,6 +59,7 @@ pub(super) fn config(path: &Path, text: &str) -> Result<Config, Vec<String>> {
         path,
         text,
         errors: Vec::new(),
+        jobs: None,
     };
     let mut config = Config {
         path: Some(path.to_owned()),
@@ -81,6 +82,8 @@ struct Reader<'a> {
     path: &'a Path,
     text: &'a str,
     errors: Vec<(usize, String)>,
+    /// Where `jobs` stands.
+    jobs: Option<Range<usize>>,
 }
 
 impl Reader<'_> {
@@ -128,6 +131,7 @@ impl Reader<'_> {
         let Some(table) = self.table(key, value) else {
             return;
         };
+        let mut domains = Vec::<(GuestName, String)>::new();
         for (name, value) in table {
             let guest = GuestName::new(name.get_ref().as_ref());
             let Some(guest) = self.accept(name.span(), guest) else {
@@ -149,6 +153,12 @@ impl Reader<'_> {
                     }
                 }
             }
+            let same = |known: &&(GuestName, String)| section.domain.as_ref() == Some(&known.1);
+            if let Some((other, domain)) = domains.iter().find(same) {
+                let what = format!("domain {domain:?} is that of both {other} and {guest}");
+                self.wrong(name.span(), what);
+            }
+            domains.extend(section.domain.clone().map(|domain| (guest.clone(), domain)));
             config.guests.insert(guest, section);
         }
     }
@@ -199,8 +209,13 @@ impl Reader<'_> {
 
     fn jobs(&mut self, config: &mut Config, key: &Spanned<impl Display>, value: &Value<'_>) {
         let jobs = self.number(key, value);
-        if config.jobs.is_some() {
-            self.wrong(key.span(), "jobs is given twice: for all, and in [defaults]");
+        if let Some(other) = self.jobs.replace(key.span()) {
+            let later = if other.start > key.span().start {
+                other
+            } else {
+                key.span()
+            };
+            self.wrong(later, "jobs is given twice: for all, and in [defaults]");
         }
         if jobs.is_some_and(|jobs| !(1..=MAX_JOBS).contains(&jobs)) {
             self.wrong_for::<()>(key, value, &format!("write a number from 1 to {MAX_JOBS}"));

@@ -3,7 +3,7 @@
 use std::fs::{File, Metadata};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
 
@@ -11,6 +11,8 @@ use crate::exit::{Error, Result};
 
 /// A configuration is not larger than this; a disk that was named by mistake is.
 const MAX_BYTES: u64 = 4 << 20;
+/// As many links as the kernel follows.
+const MAX_LINKS: u32 = 40;
 
 /// The text of a file.
 pub(super) fn read(path: &Path) -> Result<String> {
@@ -34,28 +36,42 @@ pub(super) fn read(path: &Path) -> Result<String> {
 }
 
 /// How others than root and this user could change a file, if they could: by writing to it, or by putting another one in
-/// its place or in that of a directory above it.
+/// its place, in that of a directory above it, or in that of a link on the way.
 pub fn others_may_write(path: &Path) -> Option<String> {
     let describe = |path: &Path, error: std::io::Error| Some(format!("can't look at {}: {error}", path.display()));
     let path = match std::path::absolute(path) {
         Ok(path) => path,
         Err(error) => return describe(path, error),
     };
-    // Where a link stands matters as much as where it leads to.
-    let place = path.parent().map(Path::canonicalize).transpose();
-    let (target, place) = match (path.canonicalize(), place) {
-        (Ok(target), Ok(place)) => (target, place),
-        (Err(error), _) | (_, Err(error)) => return describe(&path, error),
+    // The way that the kernel goes (path_resolution(7)): what is left of it, the next part last.
+    let parts = |path: &Path| -> Vec<PathBuf> {
+        let parts = path.components().rev();
+        parts.map(|part| PathBuf::from(part.as_os_str())).collect()
     };
-    let above = place.iter().flat_map(|place| place.ancestors());
-    for part in target.ancestors().chain(above) {
-        match std::fs::symlink_metadata(part) {
-            Ok(metadata) => {
-                if let Some(why) = opening(&metadata) {
-                    return Some(format!("{} {why}", part.display()));
-                }
-            }
-            Err(error) => return describe(part, error),
+    let (mut left, mut here, mut links) = (parts(&path), PathBuf::new(), 0);
+    while let Some(part) = left.pop() {
+        if part == Path::new("..") {
+            here.pop();
+            continue;
+        }
+        // A link to a whole path starts again from the root.
+        let place = here.join(part);
+        let metadata = match std::fs::symlink_metadata(&place) {
+            Ok(metadata) => metadata,
+            Err(error) => return describe(&place, error),
+        };
+        if let Some(why) = opening(&metadata) {
+            return Some(format!("{} {why}", place.display()));
+        }
+        if !metadata.is_symlink() {
+            here = place;
+            continue;
+        }
+        links += 1;
+        match std::fs::read_link(&place) {
+            Ok(_) if links > MAX_LINKS => return Some(format!("{} leads through too many links", path.display())),
+            Ok(target) => left.extend(parts(&target)),
+            Err(error) => return describe(&place, error),
         }
     }
     None
@@ -65,6 +81,10 @@ fn opening(metadata: &Metadata) -> Option<String> {
     let mode = metadata.mode();
     if metadata.uid() != 0 && metadata.uid() != geteuid().as_raw() {
         return Some(format!("belongs to user {}", metadata.uid()));
+    }
+    // The mode of a link says nothing (symlink(7)): who may replace it is a matter of its directory.
+    if metadata.is_symlink() {
+        return None;
     }
     // In a sticky directory nobody can move or remove what others own (inode(7), S_ISVTX).
     if metadata.is_dir() && mode & 0o1000 != 0 {

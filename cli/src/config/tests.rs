@@ -1,1 +1,394 @@
-//! Tests
+//! Configurations that are right, with what becomes of them, and ones that are wrong, with the very words.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+use super::*;
+
+fn parse(text: &str) -> Config {
+    read::config(Path::new("/etc/vbk/config.toml"), text).unwrap_or_else(|errors| panic!("{errors:#?}"))
+}
+
+fn errors(text: &str) -> Vec<String> {
+    read::config(Path::new("f"), text).expect_err("is refused")
+}
+
+fn guest(name: &str) -> GuestName {
+    GuestName::new(name).expect("a name")
+}
+
+const FULL: &str = r#"
+repository = "/var/lib/vbk"
+key-file = "/etc/vbk/key"
+jobs = 2
+metrics = "/var/lib/prometheus/node-exporter/vbk.prom"
+on-failure = "mail -s $VBK_GUEST root"
+
+[defaults]
+read-limit = "50%"
+keep = { daily = 7, weekly = 4, monthly = 6 }
+device-speed = "100MB/s"
+exclude = ["test*", "tmp-?"]
+change-hints = "auto"
+pre-freeze = "/bin/stop all"
+
+[guest.web1]
+disks = { vda = "/dev/vg0/web1-root", vdb = "/dev/vg0/web1-data" }
+device-speed = "200MB/s"
+keep = { last = 1, hourly = 2, yearly = 3, within = "14d" }
+snapshot-size = "10G"
+extend = false
+full-read-every = "7d"
+compression = "none"
+pre-freeze = "/usr/local/bin/stop-db web1"
+post-thaw = "/usr/local/bin/start-db web1"
+freeze-timeout = "90s"
+guest-agent = false
+backoff = false
+kernel-limit = false
+idle = false
+live = true
+domain = "web1 production"
+skip-disks = ["vdb"]
+
+[guest."db.example.com"]
+read-limit = "none"
+compression = 19
+extend = "75%"
+guest-agent = true
+"#;
+
+#[test]
+fn a_guest_has_its_own_settings_then_the_defaults_then_those_of_vbk() {
+    let config = parse(FULL);
+    assert_eq!(config.repository.as_deref(), Some(Path::new("/var/lib/vbk")));
+    assert_eq!(
+        (config.jobs, config.key_name()),
+        (Some(2), Some("key-file in the configuration"))
+    );
+    assert_eq!(config.on_failure.as_deref(), Some("mail -s $VBK_GUEST root"));
+    let disk = |name: &str| DiskName::new(name).expect("a name");
+    let web1 = config.guest(&guest("web1"));
+    assert_eq!(
+        web1,
+        GuestSettings {
+            is_configured: true,
+            disks: Some(vec![
+                (disk("vda"), "/dev/vg0/web1-root".into()),
+                (disk("vdb"), "/dev/vg0/web1-data".into())
+            ]),
+            domain: Some("web1 production".into()),
+            skip_disks: vec![disk("vdb")],
+            read_limit: ReadLimit::Share(0.5),
+            device_bytes_per_sec: Some(200_000_000),
+            keep: Some(KeepPolicy {
+                last: 1,
+                hourly: 2,
+                yearly: 3,
+                within: Some("14d".parse().expect("an age")),
+                ..KeepPolicy::default()
+            }),
+            snapshot_size: Some(SnapshotSize::Bytes(10 << 30)),
+            extend: None,
+            change_hints: ChangeHints::Auto,
+            full_read_every: Duration::from_secs(7 * 86_400),
+            compression: Compression::None,
+            pre_freeze: Some("/usr/local/bin/stop-db web1".into()),
+            post_thaw: Some("/usr/local/bin/start-db web1".into()),
+            freeze_timeout: Duration::from_secs(90),
+            guest_agent: GuestAgent::Never,
+            backoff: false,
+            kernel_limit: false,
+            idle: false,
+            live: true,
+        }
+    );
+    let db = config.guest(&guest("db.example.com"));
+    assert_eq!(
+        (db.read_limit, db.compression),
+        (ReadLimit::Unlimited, Compression::Zstd(19))
+    );
+    assert_eq!((db.extend, db.guest_agent), (Some(0.75), GuestAgent::Always));
+    assert_eq!(
+        db.keep.map(|keep| (keep.daily, keep.weekly, keep.monthly, keep.last)),
+        Some((7, 4, 6, 0))
+    );
+    assert_eq!((db.pre_freeze.as_deref(), db.disks), (Some("/bin/stop all"), None));
+    let other = config.guest(&guest("other"));
+    assert_eq!(other, config.defaults());
+    assert_eq!(
+        (other.is_configured, other.device_bytes_per_sec),
+        (false, Some(100_000_000))
+    );
+    let names: Vec<_> = config.guests().map(GuestName::as_str).collect();
+    assert_eq!(names, ["db.example.com", "web1"]);
+    let known = config.known_guests();
+    assert_eq!((known.guests.len(), known.device_bytes_per_sec), (2, Some(100_000_000)));
+    assert_eq!(known.guests[1].domain.as_deref(), Some("web1 production"));
+}
+
+#[test]
+fn an_empty_file_is_the_usual() {
+    let usual = parse("").guest(&guest("any"));
+    assert_eq!(usual, Config::default().defaults());
+    assert_eq!((usual.read_limit, usual.extend), (ReadLimit::Share(0.6), Some(0.6)));
+    assert_eq!(
+        (usual.keep, usual.device_bytes_per_sec, usual.snapshot_size),
+        (None, None, None)
+    );
+    assert!(usual.backoff && usual.kernel_limit && usual.idle && !usual.live);
+    assert_eq!(
+        (usual.full_read_every.as_secs(), usual.freeze_timeout.as_secs()),
+        (30 * 86_400, 60)
+    );
+}
+
+#[test]
+fn the_example_in_the_help_is_a_configuration() {
+    use clap::CommandFactory;
+    let mut command = crate::args::Cli::command();
+    let check = command
+        .find_subcommand_mut("config")
+        .and_then(|config| config.find_subcommand_mut("check"));
+    let help = check
+        .and_then(|check| check.get_after_help())
+        .expect("has an example")
+        .to_string();
+    let example = help.split_once("left out.\n").expect("an introduction").1;
+    let config = parse(example);
+    // It says that it has all there is: every key of the file's sections, and the usual values.
+    let told = config.guest(&guest("other"));
+    let mut usual = Config::default().defaults();
+    (usual.keep, usual.device_bytes_per_sec) = (told.keep, Some(200_000_000));
+    (usual.pre_freeze, usual.post_thaw) = (told.pre_freeze.clone(), told.post_thaw.clone());
+    usual.snapshot_size = Some(SnapshotSize::Share(0.2));
+    assert_eq!(told, usual);
+    let web1 = config.guest(&guest("web1"));
+    assert!(web1.disks.is_some() && web1.domain.is_some() && !web1.skip_disks.is_empty());
+    assert!(config.metrics.is_some() && config.on_failure.is_some() && config.excludes(&guest("test7")));
+}
+
+#[test]
+fn what_is_not_understood_is_told_with_its_line() {
+    for (text, expected) in [
+        (
+            "repositry = '/x'",
+            "f:1: unknown key repositry; the nearest known one is repository",
+        ),
+        (
+            "\n[defaults]\nread_limit = '60%'",
+            "f:3: unknown key read_limit in [defaults]; the nearest known one is read-limit",
+        ),
+        (
+            "[guest.web1]\n\ndisk = {}",
+            "f:3: unknown key disk in [guest.web1]; the nearest known one is disks",
+        ),
+        (
+            "[defaults]\nkeep = { dayly = 7 }",
+            "f:2: unknown key dayly in keep; the nearest known one is daily",
+        ),
+        (
+            "read-limit = '60%'",
+            "f:1: unknown key read-limit; it belongs into [defaults] or [guest.NAME]",
+        ),
+        (
+            "[defaults]\ndisks = { vda = '/x' }",
+            "f:2: unknown key disks in [defaults]; it belongs into [guest.NAME]",
+        ),
+        (
+            "[guest.web1]\nexclude = ['x']",
+            "f:2: unknown key exclude in [guest.web1]; it belongs into [defaults]",
+        ),
+        (
+            "[defaults]\nrepository = '/x'",
+            "f:2: unknown key repository in [defaults]; it belongs into the top of the file, before any [section]",
+        ),
+        (
+            "[defaults]\ndaily = 7",
+            "f:2: unknown key daily in [defaults]; it belongs into keep = { ... }",
+        ),
+        (
+            "repository = 'x/y'",
+            "f:1: repository: write a whole path, from / on, and not \"x/y\"",
+        ),
+        ("repository = 7", "f:1: repository: write a text in quotes"),
+        ("jobs = '2'", "f:1: jobs: write a whole number, without quotes"),
+        ("jobs = -1", "f:1: jobs: write a whole number, without quotes"),
+        ("jobs = 0", "f:1: jobs: write a number from 1 to 64"),
+        (
+            "jobs = 2\n[defaults]\njobs = 2",
+            "f:3: jobs is given twice: for all, and in [defaults]",
+        ),
+        ("on-failure = ' '", "f:1: on-failure: it is empty; leave it out instead"),
+        (
+            "defaults = 1",
+            "f:1: defaults: this is a section, with settings of its own",
+        ),
+        (
+            "[guest]\nweb1 = 1",
+            "f:2: web1: this is a section, with settings of its own",
+        ),
+        (
+            "key-file = '/a'\npassphrase-file = '/b'",
+            "f:2: key-file and passphrase-file are both given; a repository is opened with one of them",
+        ),
+        (
+            "[defaults]\nread-limit = 'fast'",
+            "f:2: read-limit: write a rate as 200MB/s, 200MiB/s or 50M, a share as 60%, or none",
+        ),
+        (
+            "[defaults]\ndevice-speed = '60%'",
+            "f:2: device-speed: write a rate as 200MB/s, 200MiB/s or 50M",
+        ),
+        (
+            "[defaults]\nsnapshot-size = 'x'",
+            "f:2: snapshot-size: write a size as 20% or 10G",
+        ),
+        (
+            "[defaults]\nextend = '95%'",
+            "f:2: extend: write how full it may be, as \"60%\" (less than 90%, at which a backup is stopped), or false",
+        ),
+        (
+            "[defaults]\nchange-hints = 'on'",
+            "f:2: change-hints: write \"off\" or \"auto\"",
+        ),
+        (
+            "[defaults]\nfull-read-every = '30'",
+            "f:2: full-read-every: write a time as 90s, 15m, 6h, 30d or 2w",
+        ),
+        (
+            "[defaults]\ncompression = 20",
+            "f:2: compression: write a zstd level from 1 to 19, or none",
+        ),
+        (
+            "[defaults]\nguest-agent = 'yes'",
+            "f:2: guest-agent: write true, false or \"auto\"",
+        ),
+        ("[defaults]\nlive = 'yes'", "f:2: live: write true or false"),
+        (
+            "[defaults]\nexclude = 'x'",
+            "f:2: exclude: write a list, as in [\"one\", \"two\"]",
+        ),
+        (
+            "[defaults]\nkeep = { within = '14' }",
+            "f:2: within: \"14\" is not a length of time; nearest: 14d",
+        ),
+        (
+            "[guest.web1]\ndisks = {}",
+            "f:2: disks: name at least one, as in { vda = \"/dev/vg0/web1\" }",
+        ),
+        (
+            "[guest.web1]\ndisks = { a = '/x', b = '/x' }",
+            "f:2: /x is given twice, as a and as b",
+        ),
+        ("[guest.'a b']", "f:1: guest name \"a b\" has a space in it"),
+        (
+            "[guest.a]\nskip-disks = ['/']",
+            "f:2: disk name \"/\" has one of / @ = : in it",
+        ),
+    ] {
+        assert_eq!(errors(text), [expected], "{text}");
+    }
+    // What is no TOML at all is told in the reader's words, with the line.
+    for text in ["\nx", "\na = 'b\n", "a = 1\na = 2", "[guest.web1]\n[guest.web1]"] {
+        let error = &errors(text)[0];
+        assert!(error.starts_with("f:2: ") && !error.contains('\n'), "{error}");
+    }
+}
+
+#[test]
+fn all_that_is_wrong_is_told_at_once_and_in_order() {
+    let text = "repositry = '/x'\njobs = 0\n[guest.b]\nx = 1\n[guest.a]\nlive = 1\n[defaults]\nidle = 0\n";
+    let lines: Vec<_> = errors(text).iter().map(|error| error[..4].to_owned()).collect();
+    assert_eq!(lines, ["f:1:", "f:2:", "f:4:", "f:6:", "f:8:"]);
+}
+
+#[test]
+fn patterns_fit_whole_names() {
+    for (pattern, name, fits) in [
+        ("test*", "test", true),
+        ("test*", "test-7", true),
+        ("test*", "atest", false),
+        ("*", "x", true),
+        ("*a*b", "xaxbxab", true),
+        ("*a*b", "xaxbxa", false),
+        ("tmp-?", "tmp-ü", true),
+        ("tmp-?", "tmp-12", false),
+        ("web1", "web1", true),
+        ("web1", "web10", false),
+        ("", "x", false),
+        ("a?*c", "abc", true),
+        ("a?*c", "ac", false),
+    ] {
+        assert_eq!(matches(pattern, name), fits, "{pattern} {name}");
+    }
+    // No pattern takes for ever.
+    assert!(!matches(&"*a".repeat(100), &"a".repeat(99)));
+}
+
+#[test]
+fn a_file_with_commands_that_others_can_change_is_refused() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("config.toml");
+    let write = |text: &str, mode: u32| {
+        fs::write(&path, text).expect("writes");
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("sets the mode");
+    };
+    let refused = |words: &str| {
+        let error = Config::load(&path).expect_err("is refused").message();
+        assert!(error.contains(words), "{error}");
+    };
+    let commands = [
+        "on-failure = 'true'",
+        "[defaults]\npre-freeze = 'true'",
+        "[guest.web1]\npost-thaw = 'true'",
+    ];
+    for text in commands {
+        write(text, 0o644);
+        Config::load(&path).expect("only its owner can change it");
+        write(text, 0o666);
+        refused("can be written by everybody (mode 666)");
+    }
+    // Without a command it is taken.
+    write("jobs = 1", 0o666);
+    Config::load(&path).expect("runs nothing");
+    // The directory counts as the file does, and so does where a link leads to.
+    write(commands[0], 0o644);
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("sets the mode");
+    refused("can be written by everybody (mode 777)");
+    let safe = tempfile::tempdir().expect("a directory");
+    let link = safe.path().join("config.toml");
+    symlink(&path, &link).expect("makes a link");
+    assert!(Config::load(&link).is_err());
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("sets the mode");
+    Config::load(&link).expect("nobody else can change it");
+    // Nor does a link in a place of others make it better.
+    fs::set_permissions(safe.path(), fs::Permissions::from_mode(0o777)).expect("sets the mode");
+    assert!(Config::load(&link).is_err());
+    // The same for a link in the middle of the way, and for a link to a link.
+    let third = tempfile::tempdir().expect("a directory");
+    symlink(dir.path(), safe.path().join("dir")).expect("makes a link");
+    assert!(Config::load(&safe.path().join("dir/config.toml")).is_err());
+    symlink(&link, third.path().join("config.toml")).expect("makes a link");
+    assert!(Config::load(&third.path().join("config.toml")).is_err());
+    fs::set_permissions(safe.path(), fs::Permissions::from_mode(0o700)).expect("sets the mode");
+    Config::load(&third.path().join("config.toml")).expect("nobody else can change it");
+    Config::load(&safe.path().join("dir/../dir/config.toml")).expect_err("there is no dir beside what dir leads to");
+    symlink("loop2", third.path().join("loop2")).expect("makes a link");
+    assert!(others_may_write(&third.path().join("loop2")).is_some_and(|why| why.contains("too many links")));
+}
+
+#[test]
+fn a_named_file_must_be_there() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let gone = dir.path().join("none.toml");
+    let error = Config::find(Some(&gone)).expect_err("is not there").message();
+    assert!(
+        error.contains("can't read the configuration") && error.contains("none.toml"),
+        "{error}"
+    );
+    assert!(Config::find(Some(dir.path())).is_err());
+    fs::write(&gone, [0xff, 0xfe]).expect("writes");
+    let error = Config::find(Some(&gone)).expect_err("is not text").message();
+    assert!(error.contains("UTF-8"), "{error}");
+}

@@ -1,0 +1,288 @@
+//! The configuration, and the guests of a host whose `virsh` and `lvs` answer as told.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::support::bytes::{MIB, write_noise};
+use crate::support::lab::{Lab, VBK, str_of};
+use crate::support::run::Said;
+
+const DOMAIN: &str = "<domain type='kvm'><name>web1</name><uuid>4dea22b3-1d52-d8f3-2516-782e98ab3fa0</uuid><devices>
+  <disk type='block' device='disk'><driver type='raw'/><source dev='/no/such/volume'/><target dev='vda'/></disk>
+  <disk type='file' device='disk'><driver type='raw'/><source file='DATA'/><target dev='vdb'/>
+    <iotune><read_bytes_sec>100000000</read_bytes_sec></iotune></disk>
+  <disk type='file' device='disk'><driver type='qcow2'/><source file='/x.qcow2'/><target dev='vdc'/></disk>
+  <disk type='file' device='cdrom'><target dev='sda'/></disk>
+</devices></domain>";
+
+/// A host with a domain, a tagged volume and a configuration.
+struct Host {
+    lab: Lab,
+    /// For what runs as root: who owns the directories above a checkout is not known, and matters.
+    etc: tempfile::TempDir,
+    config: PathBuf,
+}
+
+impl Host {
+    fn new(config: &str) -> Self {
+        let lab = Lab::without_repo();
+        let etc = tempfile::tempdir().expect("a directory");
+        fs::create_dir(etc.path().join("bin")).expect("makes a directory");
+        let host = Self {
+            config: etc.path().join("config.toml"),
+            etc,
+            lab,
+        };
+        for name in ["data", "own", "tagged"] {
+            write_noise(&host.path(name), 1, 2 * MIB);
+        }
+        host.write(
+            "web1.xml",
+            &DOMAIN.replace("DATA", &host.path("data").display().to_string()),
+        );
+        let volume = json!({
+            "lv_full_name": "vg0/files", "lv_path": host.path("tagged"), "lv_tags": "vbk_guest=files/vda", "lv_size": "2097152",
+        });
+        host.write("volumes", &json!({"report": [{"lv": [volume]}]}).to_string());
+        host.program("lvs", &format!("cat {}", host.path("volumes").display()));
+        let answers = "case \"$*\" in 'list --all --name'|'list --name --state-running') printf 'web1\\n\\n' ;;";
+        let xml = host.path("web1.xml");
+        host.program(
+            "virsh",
+            &format!("{answers}\ndumpxml*) cat {} ;;\n*) exit 1 ;;\nesac", xml.display()),
+        );
+        host.configure(config);
+        host
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.lab.path(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).expect("writes");
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(0o644)).expect("sets the mode");
+    }
+
+    /// HERE in the text is the test's directory, ETC that of the configuration.
+    fn configure(&self, text: &str) {
+        let text = text.replace("HERE", &self.lab.dir().display().to_string());
+        let text = text.replace("ETC", &self.etc.path().display().to_string());
+        fs::write(&self.config, text).expect("writes");
+        fs::set_permissions(&self.config, fs::Permissions::from_mode(0o644)).expect("sets the mode");
+    }
+
+    fn program(&self, name: &str, script: &str) {
+        let path = self.etc.path().join("bin").join(name);
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("writes");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("sets the mode");
+    }
+
+    /// Runs vbk with this configuration, and these programs before those of the system; no repository is named.
+    fn run(&self, args: Vec<OsString>) -> Said {
+        let mut command = Command::new(VBK);
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{}:{path}", self.etc.path().join("bin").display()));
+        command.current_dir(self.lab.dir());
+        let mut all = args!["--config", self.config];
+        all.extend(args);
+        self.lab.start_command(command, all).wait()
+    }
+}
+
+#[test]
+fn the_configuration_names_the_repository_its_key_and_what_is_kept() {
+    let host = Host::new(
+        "repository = 'HERE/backups'\nkey-file = 'HERE/key'\n[defaults]\nkeep = { last = 1 }\n[guest.web1]\nkeep = { last = 2 }\n",
+    );
+    host.run(args!["list"]).code(1).says(&["backups"]);
+    host.run(args!["init", "--encrypt", "--no-recovery-key"]).code(0);
+    assert!(host.path("key").exists(), "the key file is made");
+    let disk = host.path("data");
+    for day in 0..3 {
+        write_noise(&disk, day, MIB);
+        for guest in ["web1", "db"] {
+            host.run(args!["backup", guest, disk]).done();
+        }
+    }
+    let all = host.run(args!["--json", "list"]).done().json();
+    assert_eq!(all.as_array().map(Vec::len), Some(6));
+    // Options go before the configuration.
+    let kept = |said: Said| said.text().lines().filter(|line| line.starts_with("keep")).count();
+    assert_eq!(kept(host.run(args!["forget", "web1", "-n"]).done()), 2);
+    assert_eq!(
+        kept(host.run(args!["forget", "web1", "-n", "--keep-last", "3"]).done()),
+        3
+    );
+    host.run(args!["forget", "--all"]).done();
+    let left = host.run(args!["--json", "list"]).done().json();
+    let count = |guest: &str| {
+        let entries = left.as_array().expect("a list").iter();
+        entries.filter(|entry| str_of(entry, "guest") == guest).count()
+    };
+    assert_eq!((count("web1"), count("db")), (2, 1));
+    // The key is that of this repository; another one is asked for its own.
+    let other = host.path("other");
+    let said = host.run(args!["init", other, "--encrypt", "--no-recovery-key"]).code(2);
+    said.says(&["passphrase can't be asked"]);
+    // Somebody put a plain repository into the place of the encrypted one.
+    fs::rename(host.path("backups"), host.path("away")).expect("moves");
+    host.run(args!["init"]).code(0);
+    host.run(args!["backup", "web1", disk])
+        .code(2)
+        .says(&["not encrypted", "key-file in the configuration"]);
+}
+
+#[test]
+fn guests_without_a_policy_are_not_forgotten_by_none() {
+    let host = Host::new("repository = 'HERE/repo'\n[guest.web1]\nkeep = { last = 1 }\n");
+    host.run(args!["init"]).code(0);
+    let disk = host.path("data");
+    for guest in ["web1", "web1", "db"] {
+        host.run(args!["backup", guest, disk]).done();
+    }
+    host.run(args!["forget", "--all"])
+        .code(2)
+        .says(&["of db to keep", "configuration"]);
+    let all = host.run(args!["--json", "list"]).done().json();
+    assert_eq!(all.as_array().map(Vec::len), Some(3), "nothing was forgotten");
+}
+
+#[test]
+fn a_configuration_is_checked_and_shown() {
+    let host = Host::new(
+        "repository = 'HERE/repo'\n[defaults]\nkeep = { daily = 7, weekly = 4 }\n[guest.db]\ndisks = { vda = 'HERE/own' }\n\
+         device-speed = '200MB/s'\npre-freeze = 'ETC/bin/stop db'\npost-thaw = 'true'\n",
+    );
+    host.program("stop", "exit 0");
+    host.run(args!["init"]).code(0);
+    let said = host.run(args!["config", "check"]).done();
+    let text = said.text();
+    let line = text.lines().find(|line| line.starts_with("db ")).expect("a line");
+    for word in [
+        "vda=",
+        "60% of 200 MB/s",
+        "7 daily, 4 weekly",
+        "pre-freeze (60 s), post-thaw",
+    ] {
+        assert!(line.contains(word), "{word} in {text}");
+    }
+    assert!(text.contains("(others)"), "{text}");
+    let checked = host.run(args!["--json", "config", "check"]).done().json();
+    assert_eq!(
+        checked["guests"]["db"]["pre_freeze"],
+        json!(format!("{} db", host.etc.path().join("bin/stop").display()))
+    );
+    assert_eq!(checked["warnings"], json!([]));
+    assert_eq!(str_of(&checked, "repository"), host.path("repo").display().to_string());
+    // What would fail at night.
+    let broken = "repository = 'HERE/gone'\nkey-file = 'HERE/data'\nmetrics = 'HERE/no/dir/vbk.prom'\n\
+         [guest.web1]\npre-freeze = 'ETC/bin/nothing x'\n[guest.db]\ndisks = { vda = 'HERE/none' }\n\
+         pre-freeze = 'no-such-program'\npost-thaw = 'HERE/data'\ndomain = 'unknown'\n";
+    host.configure(broken);
+    host.run(args!["config", "check"]).code(3).says(&[
+        "gone is not there",
+        "can be read by others (mode 644)",
+        "no directory",
+        "web1: pre-freeze: ",
+        "nothing does not exist",
+        "/no/such/volume does not exist",
+        "vdc is a qcow2 image",
+        "only one; what is stopped should be started again",
+        "none does not exist",
+        "no program no-such-program",
+        "data is not a program",
+        "libvirt has no domain unknown",
+    ]);
+    host.configure("jobs = 0\n[guest.web1]\ndisk = 1\n");
+    host.run(args!["config", "check"]).code(2).says(&[
+        "config.toml:1: jobs: write a number",
+        "config.toml:3: unknown key disk in [guest.web1]",
+    ]);
+    host.configure("on-failure = 'true'\n");
+    fs::set_permissions(&host.config, fs::Permissions::from_mode(0o666)).expect("sets the mode");
+    host.run(args!["config", "check"])
+        .code(2)
+        .says(&["can be changed by others", "nothing was run"]);
+    // What names its repository in full does not need the file.
+    host.run(args!["--repo", host.path("repo"), "list"]).done();
+    fs::remove_file(&host.config).expect("removes");
+    host.run(args!["config", "check"])
+        .code(2)
+        .says(&["can't read the configuration"]);
+}
+
+#[test]
+fn all_guests_of_a_host_are_listed() {
+    let host = Host::new(
+        "[defaults]\nexclude = ['files*']\n[guest.db]\ndisks = { vda = 'HERE/data' }\ndevice-speed = '200MB/s'\n",
+    );
+    let of = |found: &serde_json::Value, name: &str| {
+        let guests = found["guests"].as_array().expect("guests").iter();
+        guests
+            .clone()
+            .find(|guest| guest["guest"] == name)
+            .expect("is listed")
+            .clone()
+    };
+    let found = host.run(args!["--json", "guests"]).done().json();
+    let names: Vec<_> = found["guests"]
+        .as_array()
+        .expect("guests")
+        .iter()
+        .map(|guest| str_of(guest, "guest"))
+        .collect();
+    assert_eq!(names, ["db", "files", "web1"]);
+    let data = host.path("data").display().to_string();
+    assert_eq!(
+        of(&found, "db"),
+        json!({
+            "guest": "db", "from": "configured", "left_out": [], "domain": null, "running": null, "excluded": false,
+            "disks": [{"disk": "vda", "path": data, "size_bytes": 2 * MIB, "speed_bytes_per_sec": 200_000_000_u64,
+                       "speed_from": "configured"}],
+            "last_backup": null, "notes": [],
+        })
+    );
+    let files = of(&found, "files");
+    assert_eq!((&files["from"], &files["excluded"]), (&json!("tags"), &json!(true)));
+    let web1 = of(&found, "web1");
+    assert_eq!((&web1["from"], &web1["running"]), (&json!("libvirt"), &json!(true)));
+    assert_eq!(web1["disks"][1]["speed_from"], "libvirt");
+    assert_eq!(
+        web1["left_out"][0],
+        json!({"name": "vdc", "why": "is a qcow2 image; only raw ones can be backed up", "is_meant": false})
+    );
+    let table = host.run(args!["guests"]).done().text();
+    let line = |name: &str, table: &str| {
+        table
+            .lines()
+            .find(|line| line.starts_with(name))
+            .expect("a line")
+            .to_owned()
+    };
+    let words = |name: &str| line(name, &table).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(words("db"), "db configuration vda 2 MiB 200 MB/s -");
+    assert!(line("web1", &table).contains("vdc is a qcow2 image"), "{table}");
+
+    // With a repository, when each was backed up.
+    let repo = host.path("repo");
+    host.run(args!["--repo", repo, "init"]).code(0);
+    host.run(args!["--repo", repo, "backup", "db", host.path("data")])
+        .done();
+    let table = host.run(args!["--repo", repo, "guests"]).done().text();
+    assert!(line("db", &table).ends_with("(just now)"), "{table}");
+    assert!(line("files", &table).contains("never"), "{table}");
+    let found = host.run(args!["--repo", repo, "--json", "guests"]).done().json();
+    assert!(str_of(&of(&found, "db")["last_backup"], "backup").starts_with("db@"));
+
+    // What does not answer is told and hides nothing else.
+    host.program("virsh", "echo 'error: failed to connect to the hypervisor' >&2; exit 1");
+    let said = host.run(args!["--repo", Path::new("/no/such/repo"), "guests"]).code(3);
+    let said = said.says(&["failed to connect", "last backups are not known"]);
+    assert!(line("files", &said.text()).contains("tags"), "{said}");
+}
