@@ -6,6 +6,7 @@ mod commands;
 mod context;
 mod daemon;
 mod exit;
+mod machine;
 mod output;
 mod progress;
 mod signals;
@@ -58,6 +59,7 @@ fn run(cli: &Cli, key_option: Option<&'static str>) -> Result<Outcome> {
         Command::Unprotect(args) => commands::forget::protect(&context, args, false),
         Command::Prune(args) => commands::prune::run(&context, args),
         Command::Key(command) => commands::key::run(&context, command),
+        Command::Snapshots(args) => commands::snapshots::run(&context, args),
         Command::Stats => commands::stats::run(&context),
         Command::Status => commands::status::run(&context),
         Command::Repair(args) => commands::repair::run(&context, args),
