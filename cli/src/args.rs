@@ -130,6 +130,8 @@ pub enum Command {
     Unprotect(ProtectArgs),
     /// Give back the space of what no backup needs any more
     Prune(PruneArgs),
+    /// List the snapshots that vbk made of disks, and remove those that were left behind
+    Snapshots(SnapshotsArgs),
     /// Show how much the repository holds, by guest, and what it takes
     Stats,
     /// Show who reads and writes the repository, and what it takes on disk
@@ -254,6 +256,15 @@ pub struct DiskArg {
 pub struct ListArgs {
     /// Only backups of this guest
     pub guest: Option<GuestName>,
+}
+
+/// Arguments of `vbk snapshots`.
+#[derive(Debug, Args)]
+pub struct SnapshotsArgs {
+    /// Remove those that a killed run or a reboot left behind. Never one that is in use, kept for change hints, or another
+    /// machine's, and never a volume without vbk's tags
+    #[arg(long)]
+    pub clean: bool,
 }
 
 /// Arguments of `vbk show`.

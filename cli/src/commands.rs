@@ -14,6 +14,7 @@ pub mod prune;
 pub mod repair;
 pub mod restore;
 pub mod show;
+pub mod snapshots;
 pub mod stats;
 pub mod status;
 pub mod umount;

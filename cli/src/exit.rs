@@ -109,6 +109,7 @@ impl Error {
             ErrorKind::NoSpace if matches!(self, Self::Repository(vbk_repo::Error::NearlyFull { .. })) => {
                 Some("`vbk forget` and `vbk prune` give space back; --reserve says how much is to stay free")
             }
+            ErrorKind::NoSpace if matches!(self, Self::Engine(vbk::Error::Snapshot(_))) => None,
             ErrorKind::NoSpace if matches!(self, Self::Engine(_)) => Some(
                 "`vbk forget` and `vbk prune` give space back; or make room and run it again: blocks that were stored are \
                  not stored again",

@@ -8,6 +8,7 @@ mod context;
 mod daemon;
 mod exit;
 mod log;
+mod machine;
 #[allow(dead_code)] // The nightly run is being built.
 mod metrics;
 #[allow(dead_code)]
@@ -66,6 +67,7 @@ fn run(cli: &Cli, key_option: Option<&'static str>) -> Result<Outcome> {
         Command::Unprotect(args) => commands::forget::protect(&context, args, false),
         Command::Prune(args) => commands::prune::run(&context, args),
         Command::Key(command) => commands::key::run(&context, command),
+        Command::Snapshots(args) => commands::snapshots::run(&context, args),
         Command::Stats => commands::stats::run(&context),
         Command::Status => commands::status::run(&context),
         Command::Guests => commands::guests::run(&context),

@@ -34,14 +34,13 @@ fn parse_size(text: &str) -> Result<u64, String> {
     Ok(number.saturating_mul(factor))
 }
 
-/// `6h`, `90m`, `30s`, `2d`, `1h30m`.
-#[allow(dead_code)] // The nightly run is being built.
+/// `6h`, `90m`, `30s`, `2d`, `2w`, `1h30m`.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let bad = || "write a time as 6h, 90m, 30s or 1h30m".to_owned();
     let mut seconds = 0_u64;
     let mut rest = text;
     // Each unit at most once, the largest first.
-    for (unit, factor) in [('d', 86_400), ('h', 3600), ('m', 60), ('s', 1)] {
+    for (unit, factor) in [('w', 604_800), ('d', 86_400), ('h', 3600), ('m', 60), ('s', 1)] {
         let Some((number, after)) = rest.split_once(unit) else {
             continue;
         };
@@ -135,25 +134,6 @@ pub fn parse_snapshot_size(text: &str) -> Result<SnapshotSize, String> {
             Err("a snapshot needs space; write its size as 20% or 10G".into())
         }
         size => Ok(size),
-    }
-}
-
-/// `90s`, `15m`, `6h`, `30d`, `2w`.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let bad = || "write a time as 90s, 15m, 6h, 30d or 2w".to_owned();
-    let unit = text.chars().last().ok_or_else(bad)?;
-    let seconds: u64 = match unit {
-        's' => 1,
-        'm' => 60,
-        'h' => 3600,
-        'd' => 86_400,
-        'w' => 7 * 86_400,
-        _ => return Err(bad()),
-    };
-    let number: u32 = text[..text.len() - unit.len_utf8()].parse().map_err(|_| bad())?;
-    match number {
-        0 => Err(bad()),
-        number => Ok(Duration::from_secs(seconds * u64::from(number))),
     }
 }
 

@@ -1,0 +1,143 @@
+//! `vbk snapshots`
+
+use jiff::Timestamp;
+use serde::Serialize;
+use vbk::program::Programs;
+use vbk::run::RunInfo;
+use vbk::snapshot::{self, Cleaned, Leftover, State};
+
+use crate::args::SnapshotsArgs;
+use crate::context::Context;
+use crate::exit::{Outcome, Result};
+use crate::table::{Align, Table};
+use crate::{machine, units};
+
+#[derive(Serialize)]
+struct SnapshotJson<'a> {
+    snapshot: &'a str,
+    of: &'a str,
+    run: Option<&'a str>,
+    command: Option<&'a str>,
+    pid: Option<u32>,
+    since: Option<Timestamp>,
+    fill: Option<f64>,
+    invalid: bool,
+    state: &'static str,
+}
+
+#[derive(Serialize)]
+struct CleanedJson<'a> {
+    removed: &'a [String],
+    failed: Vec<FailedJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct FailedJson<'a> {
+    snapshot: &'a str,
+    error: String,
+}
+
+/// Lists the snapshots that vbk made, or removes those that were left behind.
+pub fn run(context: &Context<'_>, args: &SnapshotsArgs) -> Result<Outcome> {
+    let (programs, runtime_dir, host_id) = (Programs::system(), machine::runtime_dir(), machine::host_id());
+    if args.clean {
+        let cleaned = snapshot::clean(&programs, &runtime_dir, &host_id).map_err(vbk::Error::from)?;
+        return report(context, &cleaned);
+    }
+    let found = snapshot::leftovers(&programs, &runtime_dir, &host_id).map_err(vbk::Error::from)?;
+    let json: Vec<SnapshotJson<'_>> = found.iter().map(json).collect();
+    if found.is_empty() {
+        context.say("there are no snapshots of vbk's");
+    } else {
+        context.print(table(&found));
+    }
+    context.json_result(&json)?;
+    Ok(Outcome::Done)
+}
+
+fn report(context: &Context<'_>, cleaned: &Cleaned) -> Result<Outcome> {
+    for name in &cleaned.removed {
+        context.say(format_args!("removed {name}"));
+    }
+    if cleaned.removed.is_empty() && cleaned.failed.is_empty() {
+        context.say("nothing was left behind");
+    }
+    for (_, error) in &cleaned.failed {
+        tracing::error!("{error}");
+    }
+    context.json_result(&CleanedJson {
+        removed: &cleaned.removed,
+        failed: cleaned
+            .failed
+            .iter()
+            .map(|(snapshot, error)| FailedJson {
+                snapshot,
+                error: error.to_string(),
+            })
+            .collect(),
+    })?;
+    Ok(match cleaned.failed.is_empty() {
+        true => Outcome::Done,
+        false => Outcome::Failed,
+    })
+}
+
+fn json(found: &Leftover) -> SnapshotJson<'_> {
+    let info = found.info.as_ref();
+    SnapshotJson {
+        snapshot: &found.name,
+        of: &found.of,
+        run: found.run.as_deref(),
+        command: info.map(|info| info.command.as_str()),
+        pid: info.map(|info| info.pid).filter(|_| found.state == State::InUse),
+        since: found.since,
+        fill: found.fill,
+        invalid: found.invalid,
+        state: match found.state {
+            State::InUse => "in-use",
+            State::LeftBehind => "left-behind",
+            State::Kept => "kept",
+            State::OtherHost => "other-host",
+            State::Unclear => "unclear",
+        },
+    }
+}
+
+fn table(found: &[Leftover]) -> Table {
+    let mut table = Table::new(&[
+        ("SNAPSHOT", Align::Left),
+        ("OF", Align::Left),
+        ("RUN", Align::Left),
+        ("SINCE", Align::Left),
+        ("FILL", Align::Right),
+        ("STATE", Align::Left),
+    ]);
+    let or_dash = |text: Option<String>| text.filter(|text| !text.is_empty()).unwrap_or_else(|| "-".to_owned());
+    for one in found {
+        let command = one.info.as_ref().map(|info| info.command.clone());
+        table.row(vec![
+            one.name.clone(),
+            or_dash(Some(one.of.clone())),
+            or_dash(command.or_else(|| one.run.clone())),
+            or_dash(one.since.map(units::time)),
+            or_dash(one.fill.map(|fill| format!("{:.0} %", fill * 100.0))),
+            state(one),
+        ]);
+    }
+    table
+}
+
+fn state(found: &Leftover) -> String {
+    let process = |info: &RunInfo| format!("in use by process {}", info.pid);
+    let state = match found.state {
+        State::InUse => found.info.as_ref().map_or_else(|| "in use".to_owned(), process),
+        State::LeftBehind => "left behind; `vbk snapshots --clean` removes it".to_owned(),
+        State::Kept => "kept for change hints".to_owned(),
+        State::OtherHost => "another machine's".to_owned(),
+        State::Unclear => "lacks the tag of its run; vbk leaves it alone".to_owned(),
+    };
+    match found.invalid {
+        true => format!("overflowed, {state}"),
+        false => state,
+    }
+}
