@@ -125,9 +125,10 @@ fn on_a_real_thin_pool_only_what_changed_is_read() {
             audit_one_in: audit::ONE_IN,
         })
     };
+    // Of 94 unchanged blocks one in five is read, so that there are 16.
     let (second, warnings) = backup_of("new", hint(first.entry.id, found.clone()));
     assert_eq!(warnings, [""; 0]);
-    assert!(second.counts.read_bytes <= (6 + 17) * MIB, "{:?}", second.counts);
+    assert!(second.counts.read_bytes <= (6 + 19) * MIB, "{:?}", second.counts);
     assert!(fixture.read(&second.entry) == fs::read("/dev/my-vg/new").expect("reads"));
     let (full, _) = backup_of("new", None);
     assert_eq!(
