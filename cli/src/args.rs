@@ -1,7 +1,9 @@
 //! The command line. The texts here are the manual: what they do not say, users do not know.
 
+mod backup;
 mod hosts;
 pub mod parse;
+mod politeness;
 
 use std::path::PathBuf;
 
@@ -10,11 +12,11 @@ use clap::{ArgMatches, Args, Parser, Subcommand};
 use vbk::retention::{Age, KeepPolicy};
 use vbk_repo::block::BlockSize;
 use vbk_repo::catalogue::BackupSpec;
-use vbk_repo::codec::Compression;
-use vbk_repo::name::{DiskName, GuestName};
-use vbk_repo::repository::Reserve;
+use vbk_repo::name::GuestName;
 
+pub use backup::{BackupArgs, DiskArg};
 pub use hosts::ConfigCommand;
+pub use politeness::LimitArgs;
 
 const AFTER_HELP: &str = "\
 A BACKUP is named GUEST@latest, GUEST@2026-11-21 (as much of the time as
@@ -210,45 +212,6 @@ pub struct KeyAddArgs {
     /// Add a recovery key, which is shown once
     #[arg(long, conflicts_with_all = ["new_key_file", "new_passphrase_file"])]
     pub recovery: bool,
-}
-
-/// Arguments of `vbk backup`.
-#[derive(Debug, Args)]
-pub struct BackupArgs {
-    /// The name of the guest, as in web1
-    pub guest: GuestName,
-
-    /// Its disks: block devices or raw files. One alone is called vda; several are named, as in
-    /// vda=/dev/vg0/web1-root vdb=/srv/web1-data.img
-    #[arg(required = true, value_name = "[NAME=]DISK", value_parser = parse::parse_disk)]
-    pub disks: Vec<DiskArg>,
-
-    /// Keep this file with the backup, as in config.xml=/etc/libvirt/qemu/web1.xml; may be given several times. At most
-    /// 16 MiB each
-    #[arg(long, value_name = "NAME=FILE", value_parser = parse::parse_attached)]
-    pub attach: Vec<(DiskName, PathBuf)>,
-
-    /// Refuse to start when less than this is free on the repository's file system, as in 5% or 20G
-    /// [default: 5%, and 8G at most]
-    #[arg(long, value_name = "SIZE", value_parser = parse::parse_reserve)]
-    pub reserve: Option<Reserve>,
-
-    /// zstd level for new blocks, 1 (fast) to 19 (small), or none
-    #[arg(long, value_name = "LEVEL", default_value = "3", value_parser = parse::parse_compression)]
-    pub compression: Compression,
-
-    /// Give up with exit code 75 if another process writes to the repository, instead of waiting for it
-    #[arg(long)]
-    pub no_wait: bool,
-}
-
-/// A disk on the command line.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskArg {
-    /// Its name, if one was given.
-    pub name: Option<DiskName>,
-    /// Where to read it.
-    pub path: PathBuf,
 }
 
 /// Arguments of `vbk list`.

@@ -97,8 +97,8 @@ pub struct GuestSettings {
     pub domain: Option<String>,
     /// Disks that are not backed up.
     pub skip_disks: Vec<DiskName>,
-    /// How fast its disks are read; 60 % if nothing is said.
-    pub read_limit: ReadLimit,
+    /// How fast its disks are read; `None`: nothing is said.
+    pub read_limit: Option<ReadLimit>,
     /// The speed that its disks were allocated, in bytes per second each; `None`: libvirt or a measurement says.
     pub device_bytes_per_sec: Option<u64>,
     /// What is kept of it. `None`: nothing is said; a policy without rules was written as such.
@@ -221,7 +221,7 @@ impl Config {
             disks: own.disks.clone(),
             domain: own.domain.clone(),
             skip_disks: own.skip_disks.clone().unwrap_or_default(),
-            read_limit: said!(read_limit).unwrap_or(ReadLimit::Share(0.6)),
+            read_limit: said!(read_limit),
             device_bytes_per_sec: said!(device_bytes_per_sec),
             keep: said!(keep),
             snapshot_size: said!(snapshot_size),

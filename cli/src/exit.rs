@@ -35,6 +35,9 @@ pub enum Error {
     /// Another run of this program does the same.
     #[error("{0}")]
     Busy(String),
+    /// The run's time is over.
+    #[error("{0}")]
+    TimeOver(String),
     /// Something of this program's own.
     #[error("{0}")]
     Other(String),
@@ -69,6 +72,7 @@ impl Error {
             Self::Engine(error) => error.kind(),
             Self::Mount(error) => error.kind(),
             Self::Usage(_) => ErrorKind::Invalid,
+            Self::TimeOver(_) => ErrorKind::Unavailable,
             Self::Busy(_) => ErrorKind::Locked,
             Self::Other(_) => ErrorKind::Internal,
         }

@@ -3,10 +3,22 @@
 use std::path::PathBuf;
 
 use crate::context::host;
+use crate::daemon;
 
 /// Where runs of vbk on this machine find each other: on a file system that a reboot empties.
 pub fn runtime_dir() -> PathBuf {
-    std::env::var_os("VBK_RUNTIME_DIR").map_or_else(|| "/run/vbk".into(), PathBuf::from)
+    std::env::var_os("VBK_RUNTIME_DIR").map_or_else(daemon::runtime_directory, PathBuf::from)
+}
+
+/// Where things are that survive a reboot and may be lost: measured speeds of disks, marks of metadata snapshots.
+pub fn cache_dir() -> PathBuf {
+    let given = |name| std::env::var_os(name).map(PathBuf::from);
+    let of_user = || match given("XDG_CACHE_HOME") {
+        _ if nix::unistd::geteuid().is_root() => "/var/cache/vbk".into(),
+        Some(cache) => cache.join("vbk"),
+        None => given("HOME").unwrap_or_else(std::env::temp_dir).join(".cache/vbk"),
+    };
+    given("VBK_CACHE_DIR").unwrap_or_else(of_user)
 }
 
 /// What tells this machine from others that share a volume group with it: the systemd machine id, which stays the same

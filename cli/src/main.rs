@@ -9,11 +9,8 @@ mod daemon;
 mod exit;
 mod log;
 mod machine;
-#[allow(dead_code)] // The nightly run is being built.
 mod metrics;
-#[allow(dead_code)]
 mod nightly;
-#[allow(dead_code)]
 mod notify;
 mod output;
 mod progress;

@@ -72,6 +72,11 @@ impl Progress {
         self.bar.finish_and_clear();
     }
 
+    /// Does something that prints while the bar is out of the way.
+    pub fn suspend(&self, print: impl FnOnce()) {
+        self.bar.suspend(print);
+    }
+
     /// Says what is worth a line, unless quiet.
     pub fn note(&self, text: &str) {
         if !self.quiet {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use vbk::hints::ChangeHints;
 use vbk::limit::ReadLimit;
 use vbk::snapshot::SnapshotSize;
 use vbk_repo::block::BlockSize;
@@ -11,6 +12,7 @@ use vbk_repo::name::{DiskName, GuestName, check_file_name};
 use vbk_repo::repository::Reserve;
 
 use super::DiskArg;
+use super::politeness::WantedLimit;
 
 pub fn parse_block_size(text: &str) -> Result<BlockSize, String> {
     BlockSize::new(parse_size(text)?).map_err(|error| error.to_string())
@@ -134,6 +136,29 @@ pub fn parse_snapshot_size(text: &str) -> Result<SnapshotSize, String> {
             Err("a snapshot needs space; write its size as 20% or 10G".into())
         }
         size => Ok(size),
+    }
+}
+
+/// A speed in bytes per second.
+pub fn parse_speed(text: &str) -> Result<u64, String> {
+    vbk::limit::parse_rate(text).map_err(|error| error.to_string())
+}
+
+pub fn parse_wanted_limit(text: &str) -> Result<WantedLimit, String> {
+    match text {
+        "default" => Ok(WantedLimit(None)),
+        _ => match text.parse() {
+            Ok(limit) => Ok(WantedLimit(Some(limit))),
+            Err(error) => Err(format!("{error}, or default")),
+        },
+    }
+}
+
+pub fn parse_change_hints(text: &str) -> Result<ChangeHints, String> {
+    match text {
+        "auto" => Ok(ChangeHints::Auto),
+        "off" => Ok(ChangeHints::Off),
+        _ => Err("write auto or off".into()),
     }
 }
 

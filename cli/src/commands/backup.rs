@@ -1,131 +1,149 @@
 //! `vbk backup`
 
 mod attached;
+mod plan;
+mod reload;
+mod report;
+mod workers;
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-use vbk::backup::{BackupPlan, BackupSummary, DiskPlan, backup};
-use vbk::observer::{Counts, Observer};
-use vbk::source::Source;
-use vbk_repo::backup::{Consistency, Image};
-use vbk_repo::name::DiskName;
+use jiff::Timestamp;
+use vbk::guest_backup::{GuestSummary, Host};
+use vbk::limit::{LimitOptions, requests};
+use vbk::program::Programs;
+use vbk::run::Run;
+use vbk_repo::ErrorKind;
+use vbk_repo::name::GuestName;
 use vbk_repo::repository::Reserve;
 
-use crate::args::{BackupArgs, DiskArg};
-use crate::context::{Context, host, threads};
+use self::plan::{Common, Job};
+use self::workers::Workers;
+use crate::args::BackupArgs;
+use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
-use crate::progress::{Progress, Words};
-use crate::{signals, units};
+use crate::metrics::{Metrics, WholeRun};
+use crate::nightly::{Deadline, NightlyLock};
+use crate::notify::Notifier;
+use crate::{machine, signals};
 
-/// What one disk alone is called, as guests call their first virtio disk.
-const ONLY_DISK: &str = "vda";
-
-#[derive(Serialize)]
-struct Report<'a> {
-    backup: String,
-    id: String,
-    guest: &'a str,
-    time: jiff::Timestamp,
-    size_bytes: u64,
-    #[serde(flatten)]
-    counts: Counts,
-    duration_ms: u64,
-    disks: &'a [Image],
-    files: &'a [Image],
+/// What became of a guest.
+pub struct Done {
+    /// The guest.
+    pub guest: GuestName,
+    /// Its backup, or why there is none.
+    pub result: Result<GuestSummary>,
+    /// How long it took.
+    pub took: Duration,
+    /// How many warnings there were.
+    pub warnings: u64,
 }
 
-/// Backs a guest up.
+/// Backs up one guest or all.
 pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
-    let clock = Instant::now();
-    let mut disks = name_disks(&args.disks)?;
-    for (_, path) in &mut disks {
-        // As it is recorded: somebody may look for it in a year. Links stay, their names tell more.
-        *path = std::path::absolute(&path).map_err(|error| Error::Other(format!("{}: {error}", path.display())))?;
-    }
-    let files = attached::read(&args.attach)?;
+    let (clock, started) = (Instant::now(), Timestamp::now());
+    let config = context.config()?;
     let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
-    // Before the wait for another writer: a wrong path is told at once.
-    let mut total = 0;
-    for (_, path) in &disks {
-        total += Source::open(path)?.size_bytes();
+    let reload = reload::on_hangup(config.path.clone())?;
+    let notifier = Notifier::from_environment();
+    let _lock = match args.all {
+        true => Some(NightlyLock::take(&machine::runtime_dir(), started)?),
+        false => None,
+    };
+    let deadline = Deadline::start(args.time_limit, cancel.clone())?;
+    let command = match &args.guest {
+        Some(guest) => format!("backup {guest}"),
+        None => "backup --all".to_owned(),
+    };
+    let run = Run::begin(&machine::runtime_dir(), &machine::host_id(), &command).map_err(vbk::Error::from)?;
+    let programs = Programs::system();
+    let jobs = args.jobs.or(config.jobs).filter(|_| args.all).unwrap_or(1) as usize;
+    let common = Common {
+        context,
+        args,
+        programs: &programs,
+        limits: LimitOptions {
+            cache: Some(machine::cache_dir()),
+            requests: Some(run.dir().join(requests::FILE)),
+            reload: Some(reload),
+            ..LimitOptions::default()
+        },
+        jobs,
+    };
+    let planned = common.all()?;
+    if planned.is_empty() {
+        return Err(Error::Usage(
+            "no guest is known on this host, or all are excluded; `vbk guests --help` says how guests are found"
+                .to_owned(),
+        ));
     }
+    let mut metrics = match args.metrics.as_ref().or(config.metrics.as_ref()) {
+        Some(path) => Some(Metrics::at(path)?),
+        None => None,
+    };
     let repository = context.repository()?;
     repository.check_reserve(args.reserve.unwrap_or(Reserve::Default))?;
-    let writer = context.waiting(args.no_wait, &cancel, |wait| {
-        repository.writer(&format!("backup {}", args.guest), wait)
-    })?;
-    let plan = BackupPlan {
-        guest: args.guest.clone(),
-        disks: disks
-            .into_iter()
-            .map(|(name, path)| DiskPlan {
-                name,
-                source: path.clone(),
-                read: path,
-                snapshot: None,
-                pace: vbk::limit::Pace::default(),
-                hint: None,
-            })
-            .collect(),
-        files,
-        consistency: Consistency::Live,
-        compression: args.compression,
-        host: host(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        started: jiff::Timestamp::now(),
-        threads: threads(),
+    let writer = context.waiting(args.no_wait, &cancel, |wait| repository.writer(&command, wait))?;
+    notifier.ready();
+    let host = Host::new(programs.clone(), run, &machine::cache_dir());
+    let workers = Workers {
+        context,
+        writer: &writer,
+        host: &host,
+        config,
+        cancel: &cancel,
+        deadline: &deadline,
+        notifier: &notifier,
+        is_all: args.all,
     };
-    let progress = Progress::new(context.quiet(), total, Words::Backup);
-    let summary = backup(
-        &writer,
-        &plan,
-        &|| Ok(std::collections::BTreeMap::new()),
-        &[&*cancel],
-        &progress as &dyn Observer,
-    );
-    progress.finish();
-    let summary = summary?;
-    context.say(last_line(&summary, clock.elapsed()));
-    let made = &summary.entry.backup;
-    context.json_result(&Report {
-        backup: made.spec(),
-        id: summary.entry.id.to_string(),
-        guest: made.guest.as_str(),
-        time: made.time.timestamp(),
-        size_bytes: made.size_bytes(),
-        counts: summary.counts,
-        duration_ms: made.duration_ms,
-        disks: &made.images,
-        files: &made.files,
-    })?;
-    Ok(match progress.warnings() {
+    let known: Vec<GuestName> = planned.iter().map(|job| job.guest.clone()).collect();
+    let mut done = workers.run(planned, jobs, metrics.as_mut())?;
+    notifier.stopping();
+    done.sort_by(|one, other| one.guest.cmp(&other.guest));
+    let failed = done.iter().filter(|done| done.result.is_err()).count();
+    let warned = done.iter().any(|done| done.warnings > 0);
+    if let Some(mut metrics) = metrics {
+        if args.all {
+            metrics.record_whole(WholeRun {
+                started,
+                ended: Timestamp::now(),
+                guests: done.len(),
+                failed,
+                success: failed == 0 && !warned,
+            });
+        }
+        let is_known = |name: &str| !args.all || known.iter().any(|guest| guest.as_str() == name);
+        metrics.finish(is_known)?;
+    }
+    match args.all {
+        true => all_done(context, &done, clock.elapsed()),
+        false => one_done(context, done, clock.elapsed()),
+    }
+}
+
+fn one_done(context: &Context<'_>, mut done: Vec<Done>, took: Duration) -> Result<Outcome> {
+    let done = done.pop().expect("one guest was planned");
+    let summary = done.result?;
+    context.say(report::last_line(&summary, took));
+    context.json_result(&report::Report::new(&summary, done.warnings))?;
+    Ok(match done.warnings {
         0 => Outcome::Done,
         _ => Outcome::Warnings,
     })
 }
 
-fn last_line(summary: &BackupSummary, took: Duration) -> String {
-    let counts = &summary.counts;
-    format!(
-        "{}: {} read, {} new ({} stored) in {}",
-        summary.entry.backup.spec(),
-        units::size(counts.read_bytes),
-        units::size(counts.new_bytes),
-        units::size(counts.stored_bytes),
-        units::duration(took)
-    )
-}
-
-fn name_disks(disks: &[DiskArg]) -> Result<Vec<(DiskName, PathBuf)>> {
-    let name = |disk: &DiskArg| match &disk.name {
-        Some(name) => Ok((name.clone(), disk.path.clone())),
-        None if disks.len() == 1 => Ok((ONLY_DISK.parse::<DiskName>()?, disk.path.clone())),
-        None => Err(Error::Usage(format!(
-            "{} has no name; with several disks each needs one, as in vda={0}",
-            disk.path.display()
-        ))),
-    };
-    disks.iter().map(name).collect()
+fn all_done(context: &Context<'_>, done: &[Done], took: Duration) -> Result<Outcome> {
+    if let Some(table) = report::table(done, context.quiet()) {
+        context.print(table);
+    }
+    context.json_result(&report::AllReport::new(done, took))?;
+    let interrupted = |done: &Done| matches!(&done.result, Err(error) if error.kind() == ErrorKind::Interrupted);
+    if done.iter().any(interrupted) {
+        return Err(vbk::Error::Interrupted.into());
+    }
+    Ok(match done.iter().filter(|done| done.result.is_ok()).count() {
+        0 => Outcome::Failed,
+        good if good < done.len() || done.iter().any(|done| done.warnings > 0) => Outcome::Warnings,
+        _ => Outcome::Done,
+    })
 }

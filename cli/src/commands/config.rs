@@ -239,7 +239,7 @@ fn settings(settings: &GuestSettings, found: Option<&FoundGuest>) -> Settings {
 
 /// `60% of 200 MB/s (configuration)`
 fn limit(settings: &GuestSettings, found: Option<&FoundGuest>) -> String {
-    match settings.read_limit {
+    match settings.read_limit.unwrap_or_default() {
         ReadLimit::Unlimited => "none".to_owned(),
         ReadLimit::BytesPerSec(rate) => units::rate(rate),
         ReadLimit::Share(share) => {

@@ -79,7 +79,7 @@ fn a_guest_has_its_own_settings_then_the_defaults_then_those_of_vbk() {
             ]),
             domain: Some("web1 production".into()),
             skip_disks: vec![disk("vdb")],
-            read_limit: ReadLimit::Share(0.5),
+            read_limit: Some(ReadLimit::Share(0.5)),
             device_bytes_per_sec: Some(200_000_000),
             keep: Some(KeepPolicy {
                 last: 1,
@@ -106,7 +106,7 @@ fn a_guest_has_its_own_settings_then_the_defaults_then_those_of_vbk() {
     let db = config.guest(&guest("db.example.com"));
     assert_eq!(
         (db.read_limit, db.compression),
-        (ReadLimit::Unlimited, Compression::Zstd(19))
+        (Some(ReadLimit::Unlimited), Compression::Zstd(19))
     );
     assert_eq!((db.extend, db.guest_agent), (Some(0.75), GuestAgent::Always));
     assert_eq!(
@@ -131,7 +131,7 @@ fn a_guest_has_its_own_settings_then_the_defaults_then_those_of_vbk() {
 fn an_empty_file_is_the_usual() {
     let usual = parse("").guest(&guest("any"));
     assert_eq!(usual, Config::default().defaults());
-    assert_eq!((usual.read_limit, usual.extend), (ReadLimit::Share(0.6), Some(0.6)));
+    assert_eq!((usual.read_limit, usual.extend), (None, Some(0.6)));
     assert_eq!(
         (usual.keep, usual.device_bytes_per_sec, usual.snapshot_size),
         (None, None, None)

@@ -25,7 +25,8 @@ pub fn read(named: &[(DiskName, PathBuf)]) -> Result<Vec<(DiskName, Vec<u8>)>> {
     Ok(files)
 }
 
-fn read_file(path: &Path) -> std::result::Result<Vec<u8>, String> {
+/// Reads one, or says why not.
+pub fn read_file(path: &Path) -> std::result::Result<Vec<u8>, String> {
     // A pipe would wait for its writer.
     let options = OpenOptions::new()
         .read(true)

@@ -1,0 +1,249 @@
+//! Which guests are backed up, and how: what the command line says, then the configuration, then libvirt and tags.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use vbk::freeze::{AgentFreeze, FreezePlan};
+use vbk::guest_backup::{GuestDisk, GuestPlan, HintOptions};
+use vbk::guest_files::{CONFIG_NAME, NVRAM_NAME};
+use vbk::guests::{FoundBy, FoundGuest, discover, resolve};
+use vbk::limit::speed::{DeviceSpeed, SpeedSource};
+use vbk::limit::{LimitOptions, ReadLimit};
+use vbk::program::Programs;
+use vbk::snapshot::{Method, SnapshotOptions};
+use vbk::source::Source;
+use vbk_repo::name::{DiskName, GuestName};
+
+use super::attached;
+use crate::args::{BackupArgs, DiskArg};
+use crate::config::{GuestAgent, GuestSettings};
+use crate::context::{Context, host, threads};
+use crate::exit::{Error, Result};
+
+/// What one disk alone is called, as guests call their first virtio disk.
+const ONLY_DISK: &str = "vda";
+/// What is read of a disk if nothing is said.
+const USUAL_LIMIT: ReadLimit = ReadLimit::Share(0.6);
+
+/// One guest to back up.
+pub struct Job {
+    /// The guest.
+    pub guest: GuestName,
+    /// How, or why it can't be.
+    pub plan: Result<GuestPlan>,
+    /// The size of its disks, as far as known.
+    pub size_bytes: u64,
+    /// What somebody should know of it.
+    pub notes: Vec<String>,
+}
+
+/// What all plans have in common.
+pub struct Common<'a> {
+    pub context: &'a Context<'a>,
+    pub args: &'a BackupArgs,
+    pub programs: &'a Programs,
+    /// What follows from no option.
+    pub limits: LimitOptions,
+    /// Guests at a time.
+    pub jobs: usize,
+}
+
+impl Common<'_> {
+    /// The guests that the command line asks for.
+    pub fn all(&self) -> Result<Vec<Job>> {
+        match (&self.args.guest, &self.args.disks[..]) {
+            (Some(guest), []) => self.known(guest).map(|job| vec![job]),
+            (Some(guest), disks) => self.named(guest, disks).map(|job| vec![job]),
+            (None, _) => self.every(),
+        }
+    }
+
+    /// A guest whose disks are named on the command line.
+    fn named(&self, guest: &GuestName, disks: &[DiskArg]) -> Result<Job> {
+        let mut named = name_disks(disks)?;
+        let mut size_bytes = 0;
+        for (_, path) in &mut named {
+            // As it is recorded: somebody may look for it in a year. Links stay, their names tell more.
+            *path = std::path::absolute(&path).map_err(|error| Error::Other(format!("{}: {error}", path.display())))?;
+            // Before the wait for another writer: a wrong path is told at once.
+            size_bytes += Source::open(path)?.size_bytes();
+        }
+        let settings = self.context.config()?.guest(guest);
+        let speed = settings.device_bytes_per_sec.map(|speed| (speed, FoundBy::Configured));
+        let limit = |path: &Path| match settings.read_limit {
+            Some(limit) => limit,
+            // What a file on a file system of the host was allocated nobody has said, and it may be anything.
+            None if path.is_file() => ReadLimit::Unlimited,
+            None => USUAL_LIMIT,
+        };
+        let disks = named
+            .into_iter()
+            .map(|(name, path)| self.disk(name, limit(&path), path, speed));
+        let plan = self.plan(guest, disks.collect(), &settings, settings.domain.clone(), Vec::new())?;
+        Ok(Job {
+            guest: guest.clone(),
+            plan: Ok(plan),
+            size_bytes,
+            notes: Vec::new(),
+        })
+    }
+
+    /// A guest that configuration, libvirt or tags know.
+    fn known(&self, guest: &GuestName) -> Result<Job> {
+        let config = self.context.config()?;
+        let found = resolve(self.programs, &config.known_guests(), guest).map_err(vbk::Error::from)?;
+        Ok(self.job(found))
+    }
+
+    fn every(&self) -> Result<Vec<Job>> {
+        let config = self.context.config()?;
+        let found = discover(self.programs, &config.known_guests());
+        for note in &found.notes {
+            tracing::warn!("{note}");
+        }
+        let wanted = found.guests.into_iter().filter(|guest| !config.excludes(&guest.name));
+        Ok(wanted.map(|guest| self.job(guest)).collect())
+    }
+
+    fn job(&self, found: FoundGuest) -> Job {
+        let mut notes = found.notes.clone();
+        let missing = found.left_out.iter().filter(|disk| !disk.is_meant);
+        notes.extend(missing.map(|disk| format!("disk {} is not backed up: it {}", disk.name, disk.why)));
+        Job {
+            size_bytes: found.disks.iter().filter_map(|disk| disk.size_bytes).sum(),
+            plan: self.plan_of(&found, &mut notes),
+            guest: found.name,
+            notes,
+        }
+    }
+
+    fn plan_of(&self, found: &FoundGuest, notes: &mut Vec<String>) -> Result<GuestPlan> {
+        if found.disks.is_empty() {
+            return Err(Error::Usage(format!(
+                "guest {} has no disk that can be backed up",
+                found.name
+            )));
+        }
+        let settings = self.context.config()?.guest(&found.name);
+        let limit = settings.read_limit.unwrap_or(USUAL_LIMIT);
+        let disks = found
+            .disks
+            .iter()
+            .map(|disk| self.disk(disk.name.clone(), limit, disk.path.clone(), disk.speed));
+        let mut files = Vec::new();
+        if let Some(domain) = &found.domain {
+            files.push((name_of(CONFIG_NAME)?, domain.xml.clone().into_bytes()));
+            match domain.nvram.as_deref().map(attached::read_file) {
+                Some(Ok(bytes)) => files.push((name_of(NVRAM_NAME)?, bytes)),
+                // libvirt makes it when the guest is first started.
+                Some(Err(why)) if found.running == Some(true) => notes.push(format!("its NVRAM is not kept: {why}")),
+                Some(Err(_)) | None => {}
+            }
+        }
+        let domain = found.domain.as_ref().map(|domain| domain.name.clone());
+        let domain = domain.or_else(|| settings.domain.clone());
+        self.plan(&found.name, disks.collect(), &settings, domain, files)
+    }
+
+    fn disk(&self, name: DiskName, limit: ReadLimit, path: PathBuf, speed: Option<(u64, FoundBy)>) -> GuestDisk {
+        let polite = &self.args.politeness;
+        let option = polite.device_speed.map(|speed| (speed, SpeedSource::Option));
+        let found = speed.map(|(speed, from)| match from {
+            FoundBy::Libvirt => (speed, SpeedSource::Libvirt),
+            _ => (speed, SpeedSource::Config),
+        });
+        GuestDisk {
+            name,
+            path,
+            limit: polite.read_limit.unwrap_or(limit),
+            speed: option
+                .or(found)
+                .map(|(bytes_per_sec, source)| DeviceSpeed { bytes_per_sec, source }),
+        }
+    }
+
+    fn plan(
+        &self,
+        guest: &GuestName,
+        disks: Vec<GuestDisk>,
+        settings: &GuestSettings,
+        domain: Option<String>,
+        mut files: Vec<(DiskName, Vec<u8>)>,
+    ) -> Result<GuestPlan> {
+        let args = self.args;
+        // What is named goes before what was found.
+        let attached = attached::read(&args.attach)?;
+        files.retain(|(name, _)| attached.iter().all(|(other, _)| other != name));
+        files.extend(attached);
+        let polite = args.politeness.options();
+        Ok(GuestPlan {
+            guest: guest.clone(),
+            disks,
+            files,
+            freeze: FreezePlan {
+                domain,
+                agent: match settings.guest_agent {
+                    GuestAgent::Auto => AgentFreeze::Auto,
+                    GuestAgent::Always => AgentFreeze::On,
+                    GuestAgent::Never => AgentFreeze::Off,
+                },
+                pre_freeze: settings.pre_freeze.clone(),
+                pre_freeze_limit: settings.freeze_timeout,
+                post_thaw: settings.post_thaw.clone(),
+                ..FreezePlan::none(guest.as_str())
+            },
+            snapshots: SnapshotOptions {
+                size: args.snapshots.snapshot_size.or(settings.snapshot_size),
+                extend_at: match args.snapshots.no_extend {
+                    true => None,
+                    false => args.snapshots.extend.or(settings.extend),
+                },
+                live: args.snapshots.live || settings.live,
+                method: match args.snapshots.no_snapshot {
+                    true => Method::None,
+                    false => Method::Auto,
+                },
+                ..SnapshotOptions::default()
+            },
+            limits: LimitOptions {
+                kernel: polite.kernel && settings.kernel_limit,
+                idle: polite.idle && settings.idle,
+                backoff: match settings.backoff {
+                    true => polite.backoff,
+                    false => vbk::limit::pressure::Backoff::Off,
+                },
+                ..self.limits.clone()
+            },
+            hints: HintOptions {
+                hints: args.hints.change_hints.unwrap_or(settings.change_hints),
+                full_read_every: signed(settings.full_read_every),
+                trust: args.hints.trust_hints,
+            },
+            compression: args.compression.unwrap_or(settings.compression),
+            host: host(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            threads: (threads() / self.jobs).max(1),
+        })
+    }
+}
+
+fn signed(duration: Duration) -> SignedDuration {
+    SignedDuration::try_from(duration).unwrap_or(SignedDuration::MAX)
+}
+
+fn name_of(file: &str) -> Result<DiskName> {
+    Ok(file.parse::<DiskName>()?)
+}
+
+fn name_disks(disks: &[DiskArg]) -> Result<Vec<(DiskName, PathBuf)>> {
+    let name = |disk: &DiskArg| match &disk.name {
+        Some(name) => Ok((name.clone(), disk.path.clone())),
+        None if disks.len() == 1 => Ok((ONLY_DISK.parse::<DiskName>()?, disk.path.clone())),
+        None => Err(Error::Usage(format!(
+            "{} has no name; with several disks each needs one, as in vda={0}",
+            disk.path.display()
+        ))),
+    };
+    disks.iter().map(name).collect()
+}

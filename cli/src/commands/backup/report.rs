@@ -1,0 +1,138 @@
+//! What a backup says when it is done.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use vbk::guest_backup::GuestSummary;
+use vbk::observer::Counts;
+use vbk_repo::backup::{Consistency, Image};
+
+use super::Done;
+use crate::table::{Align, Table};
+use crate::units;
+
+/// A backup that was made.
+#[derive(Serialize)]
+pub struct Report<'a> {
+    backup: String,
+    id: String,
+    guest: &'a str,
+    time: jiff::Timestamp,
+    consistency: Consistency,
+    size_bytes: u64,
+    #[serde(flatten)]
+    counts: Counts,
+    duration_ms: u64,
+    disks: &'a [Image],
+    files: &'a [Image],
+    warnings: u64,
+}
+
+impl<'a> Report<'a> {
+    /// Of what was made.
+    pub fn new(summary: &'a GuestSummary, warnings: u64) -> Self {
+        let made = &summary.backup.entry.backup;
+        Self {
+            backup: made.spec(),
+            id: summary.backup.entry.id.to_string(),
+            guest: made.guest.as_str(),
+            time: made.time.timestamp(),
+            consistency: made.consistency,
+            size_bytes: made.size_bytes(),
+            counts: summary.backup.counts,
+            duration_ms: made.duration_ms,
+            disks: &made.images,
+            files: &made.files,
+            warnings,
+        }
+    }
+}
+
+/// A run over several guests.
+#[derive(Serialize)]
+pub struct AllReport<'a> {
+    guests: Vec<GuestReport<'a>>,
+    failed: usize,
+    duration_ms: u64,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum GuestReport<'a> {
+    Made(Box<Report<'a>>),
+    Failed { guest: &'a str, error: String },
+}
+
+impl<'a> AllReport<'a> {
+    /// Of all guests, in the order of their names.
+    pub fn new(all: &'a [Done], took: Duration) -> Self {
+        let guest = |done: &'a Done| match &done.result {
+            Ok(summary) => GuestReport::Made(Box::new(Report::new(summary, done.warnings))),
+            Err(error) => GuestReport::Failed {
+                guest: done.guest.as_str(),
+                error: error.message(),
+            },
+        };
+        Self {
+            guests: all.iter().map(guest).collect(),
+            failed: all.iter().filter(|done| done.result.is_err()).count(),
+            duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+/// The line for one backup.
+pub fn last_line(summary: &GuestSummary, took: Duration) -> String {
+    let counts = &summary.backup.counts;
+    format!(
+        "{}: {} read, {} new ({} stored) in {}",
+        summary.backup.entry.backup.spec(),
+        units::size(counts.read_bytes),
+        units::size(counts.new_bytes),
+        units::size(counts.stored_bytes),
+        units::duration(took)
+    )
+}
+
+/// The table of a run over several guests: all, or those of which somebody should know.
+pub fn table(all: &[Done], quiet: bool) -> Option<Table> {
+    let mut table = Table::new(&[
+        ("GUEST", Align::Left),
+        ("RESULT", Align::Left),
+        ("READ", Align::Right),
+        ("NEW", Align::Right),
+        ("STORED", Align::Right),
+        ("TOOK", Align::Right),
+        ("WHY", Align::Left),
+    ]);
+    let mut rows = 0;
+    for done in all {
+        let row = match &done.result {
+            Ok(_) if quiet && done.warnings == 0 => continue,
+            Ok(summary) => {
+                let counts = &summary.backup.counts;
+                vec![
+                    done.guest.to_string(),
+                    if done.warnings == 0 { "done" } else { "warnings" }.to_owned(),
+                    units::size(counts.read_bytes),
+                    units::size(counts.new_bytes),
+                    units::size(counts.stored_bytes),
+                    units::duration(done.took),
+                    String::new(),
+                ]
+            }
+            Err(error) => vec![
+                done.guest.to_string(),
+                "FAILED".to_owned(),
+                "-".to_owned(),
+                "-".to_owned(),
+                "-".to_owned(),
+                units::duration(done.took),
+                error.to_string(),
+            ],
+        };
+        table.row(row);
+        rows += 1;
+    }
+    (rows > 0).then_some(table)
+}
