@@ -19,7 +19,7 @@ pub enum ConfigCommand {
 }
 
 const CONFIG_HELP: &str = r#"A configuration, with all there is. What a guest does not say is taken from
-[defaults]; all but the guests' disks may be left out.
+[defaults]; one that names no disks has those that libvirt or tags give it.
 
   repository = "/var/lib/vbk"
   key-file = "/etc/vbk/key"             # or passphrase-file

@@ -154,7 +154,7 @@ fn the_example_in_the_help_is_a_configuration() {
         .and_then(|check| check.get_after_help())
         .expect("has an example")
         .to_string();
-    let example = help.split_once("left out.\n").expect("an introduction").1;
+    let example = help.split_once("give it.\n").expect("an introduction").1;
     let config = parse(example);
     // It says that it has all there is: every key of the file's sections, and the usual values.
     let told = config.guest(&guest("other"));
@@ -280,6 +280,10 @@ fn what_is_not_understood_is_told_with_its_line() {
         (
             "[guest.web1]\ndisks = { a = '/x', b = '/x' }",
             "f:2: /x is given twice, as a and as b",
+        ),
+        (
+            "[guest.a]\ndomain = 'x'\n[guest.b]\ndomain = 'x'",
+            "f:3: domain \"x\" is that of both a and b",
         ),
         ("[guest.'a b']", "f:1: guest name \"a b\" has a space in it"),
         (
