@@ -347,8 +347,9 @@ impl Snapshots {
                 Held::Thick(thick) => self.check_thick(thick)?,
                 Held::Thin(thin) => self.check_thin(thin)?,
                 Held::Unused { device, written } => {
-                    let user = device::user_of(&disk.source, *device)?;
-                    if user.is_some() || device::written(*device) != *written {
+                    let now = device::written(*device);
+                    let uncounted = now.is_none() && device::user_of(&disk.source, *device)?.is_some();
+                    if uncounted || now != *written {
                         return Err(SnapshotError::Written {
                             path: disk.source.clone(),
                         });

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -15,6 +16,10 @@ use crate::lvm::{self, NewSnapshot, Volume};
 use crate::program::{ProgramError, Programs};
 use crate::run::Run;
 use crate::sys;
+
+/// How often a device that is in use is looked at again, and after which time.
+const LOOKS: u32 = 5;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
 /// What will hold a disk still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -238,12 +243,20 @@ fn bare(path: &Path, device: Option<Number>, options: &SnapshotOptions) -> Resul
     let Some(device) = device.filter(|_| !options.live) else {
         return Ok(Hold::Live);
     };
-    match device::user_of(path, device)? {
-        None => Ok(Hold::Unused),
-        Some(what) => Err(SnapshotError::InUse {
-            path: path.to_owned(),
-            what,
-        }),
+    let mut looks = 0;
+    loop {
+        match device::user_of(path, device)? {
+            None => return Ok(Hold::Unused),
+            // Programs that look for a free or a known device open it for a moment, as losetup does.
+            Some(_) if looks < LOOKS => looks += 1,
+            Some(what) => {
+                return Err(SnapshotError::InUse {
+                    path: path.to_owned(),
+                    what,
+                });
+            }
+        }
+        std::thread::sleep(BETWEEN_LOOKS);
     }
 }
 

@@ -4,6 +4,7 @@
 mod fake;
 mod files;
 mod guarding;
+mod lab;
 
 use std::path::Path;
 
