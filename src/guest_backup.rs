@@ -271,7 +271,7 @@ impl Reading<'_> {
         let stop = Arc::new(AtomicBool::new(false));
         let watch = self.snapshots.watch(Arc::clone(&stop), Arc::clone(self.observer))?;
         let limiter = self.limiter(started)?;
-        for line in limiter.describe() {
+        for line in limiter.describe().iter().filter(|line| !line.ends_with("no read limit")) {
             self.observer
                 .event(Event::Note(&format!("{}: {line}", self.plan.guest)));
         }

@@ -51,9 +51,10 @@ pub struct Backup {
 pub enum Consistency {
     /// The sources were read as they were, without a snapshot: only as good as the sources were quiet.
     Live,
-    /// All disks are of one moment, as after a power cut.
+    /// Each disk is of one moment, as after a power cut. Nothing held the guest still, so several disks are a moment apart:
+    /// their snapshots are made one after the other.
     Crash,
-    /// All disks are of one moment at which the guest's file systems had written everything and stood still.
+    /// All disks are of one moment, at which the guest's file systems had written everything and stood still.
     FileSystem,
     /// The same, and the administrator's pre-freeze command had succeeded.
     Application,
@@ -63,7 +64,7 @@ impl std::fmt::Display for Consistency {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Live => "live (read without a snapshot)",
-            Self::Crash => "crash-consistent (all disks at one moment, as after a power cut)",
+            Self::Crash => "crash-consistent (each disk as after a power cut; several disks a moment apart)",
             Self::FileSystem => "file-system-consistent (file systems frozen for the snapshot)",
             Self::Application => "application-consistent (pre-freeze command done, file systems frozen or at rest)",
         })
