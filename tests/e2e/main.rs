@@ -29,3 +29,4 @@ mod notes;
 mod output;
 mod restore;
 mod rights;
+mod snapshots;
