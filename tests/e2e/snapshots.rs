@@ -1,7 +1,7 @@
 //! `vbk snapshots`, with the lvm2 of tests/fake-lvm2. The real one: tests/lab/lvm.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::support::lab::{Lab, VBK};
 use crate::support::run::Said;
@@ -18,11 +18,8 @@ fn with_fake(mut command: Command, state: &Path) -> Command {
 
 fn fake(state: &Path, program: &str, args: &str) -> bool {
     let mut command = with_fake(Command::new(program), state);
-    command
-        .args(args.split(' '))
-        .status()
-        .expect("the fake starts")
-        .success()
+    command.args(args.split(' ')).stdout(Stdio::null());
+    command.status().expect("the fake starts").success()
 }
 
 fn vbk(lab: &Lab, state: &Path, args: Vec<std::ffi::OsString>) -> Said {
