@@ -110,6 +110,13 @@ pub fn plan(
             .iter()
             .find(|volume| what.device.is_some() && volume.device == what.device);
         let hold = match (what.device, volume) {
+            // What lvm2 has below its volumes: a snapshot's space, the front of a pool, the origin's own device.
+            (Some(device), None) if device::is_logical_volume(device) => {
+                return Err(SnapshotError::NotAGuestVolume {
+                    volume: path.display().to_string(),
+                    what: "a pool or a part of another volume",
+                });
+            }
             _ if options.method == Method::None => bare(path, what.device, options)?,
             (Some(_), Some(volume)) => by_volume(volume)?,
             (Some(_), None) => bare(path, what.device, options)?,

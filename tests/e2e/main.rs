@@ -31,3 +31,4 @@ mod output;
 mod restore;
 mod rights;
 mod whole_guest;
+mod snapshots;
