@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use vbk_repo::ErrorKind;
 
 use crate::guest_files::GuestFilesError;
+use crate::libvirt::define::DefineError;
 use crate::libvirt::rename::RenameError;
 use crate::program::ProgramError;
-use crate::restore::volumes::VolumesError;
+use crate::volumes::VolumesError;
 
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -128,6 +129,9 @@ pub enum Error {
     /// A domain can't be changed.
     #[error(transparent)]
     Rename(#[from] RenameError),
+    /// A domain can't be defined.
+    #[error(transparent)]
+    Define(#[from] DefineError),
     /// A guest's volumes can't be made.
     #[error(transparent)]
     Volumes(#[from] VolumesError),
@@ -157,6 +161,7 @@ impl Error {
             Self::NoRoom { .. } => ErrorKind::NoSpace,
             Self::Program(error) => error.kind(),
             Self::Rename(error) => error.kind(),
+            Self::Define(error) => error.kind(),
             Self::Volumes(error) => error.kind(),
             Self::GuestFiles(error) => error.kind(),
             Self::Interrupted => ErrorKind::Interrupted,
