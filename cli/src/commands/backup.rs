@@ -44,13 +44,17 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
         // As it is recorded: somebody may look for it in a year. Links stay, their names tell more.
         *path = std::path::absolute(&path).map_err(|error| Error::Other(format!("{}: {error}", path.display())))?;
     }
-    let files = attached::read(&args.attach)?;
+    let mut files = attached::read(&args.attach)?;
     let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
     // Before the wait for another writer: a wrong path is told at once.
     let mut total = 0;
-    for (_, path) in &disks {
-        total += Source::open(path)?.size_bytes();
+    let mut looked_at = Vec::new();
+    for (name, path) in &disks {
+        let size_bytes = Source::open(path)?.size_bytes();
+        looked_at.push((name.clone(), path.as_path(), size_bytes));
+        total += size_bytes;
     }
+    attached::add_disks(&mut files, &looked_at);
     let repository = context.repository()?;
     repository.check_reserve(args.reserve.unwrap_or(Reserve::Default))?;
     let writer = context.waiting(args.no_wait, &cancel, |wait| {

@@ -1,4 +1,4 @@
-//! The files that are kept with a backup because somebody named them.
+//! The files that are kept with a backup: those that somebody named, and what logical volumes were made of.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -6,6 +6,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
+use vbk::guest_files::{self, DISKS_NAME, Disks};
+use vbk::program::Programs;
 use vbk_repo::backup::MAX_FILE_BYTES;
 use vbk_repo::name::DiskName;
 
@@ -23,6 +25,21 @@ pub fn read(named: &[(DiskName, PathBuf)]) -> Result<Vec<(DiskName, Vec<u8>)>> {
         files.push((name.clone(), bytes));
     }
     Ok(files)
+}
+
+/// Adds what the disks are made of, if one of them is a logical volume: a restore makes volumes of the same kind of names.
+/// A backup is good without it.
+pub fn add_disks(files: &mut Vec<(DiskName, Vec<u8>)>, disks: &[(DiskName, &Path, u64)]) {
+    if files.iter().any(|(name, _)| name.as_str() == DISKS_NAME) {
+        return;
+    }
+    match Disks::look(&Programs::system(), Path::new("/sys"), disks) {
+        Ok(found) if found.disks.iter().any(|disk| disk.volume.is_some()) => {
+            files.extend(guest_files::files(&found, None, None));
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!("what the disks are made of is not kept with the backup: {error}"),
+    }
 }
 
 fn read_file(path: &Path) -> std::result::Result<Vec<u8>, String> {
