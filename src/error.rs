@@ -8,11 +8,12 @@ use crate::freeze::FreezeError;
 use crate::guest_files::GuestFilesError;
 use crate::guests::GuestError;
 use crate::libvirt::LibvirtError;
+use crate::libvirt::define::DefineError;
 use crate::libvirt::rename::RenameError;
 use crate::program::ProgramError;
-use crate::restore::volumes::VolumesError;
 use crate::run::RunError;
 use crate::snapshot::SnapshotError;
+use crate::volumes::VolumesError;
 
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -148,6 +149,9 @@ pub enum Error {
     /// A domain can't be changed.
     #[error(transparent)]
     Rename(#[from] RenameError),
+    /// A domain can't be defined.
+    #[error(transparent)]
+    Define(#[from] DefineError),
     /// A guest's volumes can't be made.
     #[error(transparent)]
     Volumes(#[from] VolumesError),
@@ -182,6 +186,7 @@ impl Error {
             Self::Libvirt(error) => error.kind(),
             Self::Guest(error) => error.kind(),
             Self::Rename(error) => error.kind(),
+            Self::Define(error) => error.kind(),
             Self::Volumes(error) => error.kind(),
             Self::GuestFiles(error) => error.kind(),
             Self::Interrupted => ErrorKind::Interrupted,

@@ -99,7 +99,7 @@ pub struct GuestPlan {
     pub guest: GuestName,
     /// Its disks.
     pub disks: Vec<GuestDisk>,
-    /// Files that describe it; `disks.json` is added.
+    /// Files that describe it; `disks.json` is added if logical volumes are among its disks.
     pub files: Vec<(DiskName, Vec<u8>)>,
     /// How it is brought to rest.
     pub freeze: FreezePlan,
@@ -216,13 +216,7 @@ fn hold(
     };
     let _turn = host.turn.lock().unwrap_or_else(PoisonError::into_inner);
     let planned = snapshot::plan(&host.programs, &disks, &options)?;
-    let known: Vec<_> = planned
-        .disks()
-        .iter()
-        .map(|disk| (disk.name.clone(), disk.source.as_path(), disk.size_bytes))
-        .collect();
-    let described = Disks::look(&host.programs, Path::new("/sys"), &known)?;
-    let files = guest_files::files(&described, None, None);
+    let files = describe(host, plan, &planned, observer);
     let (snapshots, consistency) = with_guest_at_rest(&host.programs, &plan.freeze, observer, || {
         planned.take(&host.run, observer).map_err(Error::from)
     })?;
@@ -231,6 +225,37 @@ fn hold(
         false => consistency,
     };
     Ok((snapshots, consistency, files))
+}
+
+/// What the disks are made of, if one of them is a logical volume: a restore makes volumes of the same kind. A backup is
+/// good without it.
+fn describe(
+    host: &Host,
+    plan: &GuestPlan,
+    planned: &snapshot::Plan,
+    observer: &dyn Observer,
+) -> Vec<(DiskName, Vec<u8>)> {
+    let given = plan
+        .files
+        .iter()
+        .any(|(name, _)| name.as_str() == guest_files::DISKS_NAME);
+    if given || planned.disks().iter().all(|disk| disk.volume.is_none()) {
+        return Vec::new();
+    }
+    let known: Vec<_> = planned
+        .disks()
+        .iter()
+        .map(|disk| (disk.name.clone(), disk.source.as_path(), disk.size_bytes))
+        .collect();
+    match Disks::look(&host.programs, Path::new("/sys"), &known) {
+        Ok(described) => guest_files::files(&described, None, None),
+        Err(error) => {
+            observer.event(Event::Warning(&format!(
+                "what the disks are made of is not kept: {error}"
+            )));
+            Vec::new()
+        }
+    }
 }
 
 /// The most that the last backups used of each disk's thick snapshot.
@@ -271,7 +296,11 @@ impl Reading<'_> {
         let stop = Arc::new(AtomicBool::new(false));
         let watch = self.snapshots.watch(Arc::clone(&stop), Arc::clone(self.observer))?;
         let limiter = self.limiter(started)?;
-        for line in limiter.describe().iter().filter(|line| !line.ends_with("no read limit")) {
+        for line in limiter
+            .describe()
+            .iter()
+            .filter(|line| !line.ends_with("no read limit"))
+        {
             self.observer
                 .event(Event::Note(&format!("{}: {line}", self.plan.guest)));
         }

@@ -26,5 +26,6 @@ pub mod snapshot;
 pub mod source;
 mod sys;
 mod target;
+pub mod volumes;
 
 pub use error::{Error, Result};

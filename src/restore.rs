@@ -1,6 +1,6 @@
 //! Writes an image back: to a file, onto a block device, or as a stream.
 
-pub mod volumes;
+pub mod guest;
 
 use std::io::{self, Write};
 use std::path::Path;

@@ -3,17 +3,49 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::error::{Error, Result};
+use vbk_repo::ErrorKind;
+
 use crate::program::{ProgramError, Programs};
 
 /// libvirt answers at once, or waits for a guest that hangs.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// Why a domain is not defined.
+#[derive(Debug, thiserror::Error)]
+pub enum DefineError {
+    /// libvirt refused.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// A file can't be written.
+    #[error("can't {doing} {path}: {source}")]
+    File {
+        /// What was being done, as in `write`.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+impl DefineError {
+    /// What the caller should do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Program(error) => error.kind(),
+            Self::File { source, .. } => ErrorKind::of_io(source),
+        }
+    }
+}
+
+/// Shorthand for results of this module.
+pub type Result<T> = std::result::Result<T, DefineError>;
+
 /// Whether libvirt has a domain of this name, running or not.
-pub fn is_defined(programs: &Programs, name: &str) -> std::result::Result<bool, ProgramError> {
+pub fn is_defined(programs: &Programs, name: &str) -> Result<bool> {
     let names = programs.run("virsh", &["list", "--all", "--name"], LIMIT)?;
     Ok(names.lines().any(|line| line == name))
 }
@@ -40,11 +72,16 @@ pub fn define(programs: &Programs, xml: &str, nvram: Option<(&Path, &[u8])>, scr
 fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o600);
-    let mut file: File = options.open(path).map_err(Error::target("create", path))?;
+    let failed = |doing| {
+        move |source| DefineError::File {
+            doing,
+            path: path.to_owned(),
+            source,
+        }
+    };
+    let mut file: File = options.open(path).map_err(failed("create"))?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
-    written
-        .inspect_err(|_| remove(path))
-        .map_err(Error::target("write", path))
+    written.inspect_err(|_| remove(path)).map_err(failed("write"))
 }
 
 fn remove(path: &Path) {

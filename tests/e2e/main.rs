@@ -30,5 +30,5 @@ mod notes;
 mod output;
 mod restore;
 mod rights;
-mod whole_guest;
 mod snapshots;
+mod whole_guest;

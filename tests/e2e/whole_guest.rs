@@ -183,9 +183,28 @@ fn kept_files_are_shown_and_stand_in_the_mount() {
     assert!(fs::read(day.join("nvram.fd")).expect("reads") == noise_bytes(3, 100_000));
     lab.umount(&images);
 
+    fs::write(lab.path("vars"), noise_bytes(4, 100_000)).expect("writes");
+    let one = format!("vda={}", lab.path("root.img").display());
+    lab.ok(args![
+        "backup",
+        "web1",
+        one,
+        "--attach",
+        "config.xml=web1.xml",
+        "--attach",
+        "vars=vars"
+    ]);
+    let first = lab.json(args!["list"]);
+    let diff = lab.json(args!["diff", str_of(&first[0], "backup"), "web1@latest"]);
+    let files = diff["files"].as_array().expect("a list").iter();
+    let said: Vec<_> = files
+        .map(|one| format!("{} {}", str_of(one, "file"), str_of(one, "what")))
+        .collect();
+    assert_eq!(said, ["vars new", "nvram.fd gone"]);
+
     lab.run(args!["show", "web1@latest", "--file", "disks.json"])
         .code(1)
-        .says(&["config.xml, nvram.fd"]);
+        .says(&["config.xml, vars"]);
     let large = lab.path("large");
     write_noise(&large, 1, 16 * MIB + 1);
     lab.run(args!["backup", "web1", large, "--attach", "config.xml=large"])

@@ -16,6 +16,15 @@ struct Report {
     before: String,
     after: String,
     disks: Vec<DiskJson>,
+    /// Kept files that differ.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    files: Vec<FileJson>,
+}
+
+#[derive(Serialize)]
+struct FileJson {
+    file: String,
+    what: &'static str,
 }
 
 #[derive(Serialize)]
@@ -92,12 +101,43 @@ pub fn run(context: &Context<'_>, args: &DiffArgs) -> Result<Outcome> {
         context.print(format_args!("{listed}\n"));
     }
     context.print(sums);
+    let files = match (&args.before.disk, &args.after.disk) {
+        (None, None) => changed_files(before, after),
+        _ => Vec::new(),
+    };
+    for FileJson { file, what } in &files {
+        context.print(format_args!("{file}: {what}\n"));
+    }
     context.json_result(&Report {
         before: before.backup.spec(),
         after: after.backup.spec(),
         disks,
+        files,
     })?;
     Ok(Outcome::Done)
+}
+
+/// The files that were kept with only one of the backups, or have other content. Equal content has an equal manifest.
+fn changed_files(before: &Entry, after: &Entry) -> Vec<FileJson> {
+    let compare = |file: &Image| match before.backup.file(file.disk.as_str()) {
+        Ok(old) if old.manifest == file.manifest => None,
+        Ok(_) => Some("changed"),
+        Err(_) => Some("new"),
+    };
+    let new = after.backup.files.iter().map(|file| (file, compare(file)));
+    let is_gone = |file: &Image| after.backup.file(file.disk.as_str()).is_err();
+    let gone = before
+        .backup
+        .files
+        .iter()
+        .map(|file| (file, is_gone(file).then_some("gone")));
+    let named = new.chain(gone).filter_map(|(file, what)| {
+        Some(FileJson {
+            file: file.disk.to_string(),
+            what: what?,
+        })
+    });
+    named.collect()
 }
 
 /// The disks to compare: those that were named, or all that both backups have.

@@ -1,4 +1,4 @@
-//! The files that are kept with a backup because somebody named them.
+//! The files that are kept with a backup: those that somebody named, and what logical volumes were made of.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;

@@ -10,8 +10,9 @@ use vbk::guest_files::{CONFIG_NAME, DISKS_NAME, Disks, NVRAM_NAME, volume_name_o
 use vbk::libvirt::define::{define, is_defined};
 use vbk::libvirt::rename::{RenamePlan, identity, mac_like, rewrite, uuid_of};
 use vbk::program::Programs;
-use vbk::restore::volumes::{DiskToWrite, NewVolume, VolumesPlan, volume_name};
+use vbk::restore::guest::{DiskToWrite, write};
 use vbk::restore::{Fill, RestoreOptions};
+use vbk::volumes::{NewVolume, VolumesPlan, volume_name};
 use vbk_repo::backup::Backup;
 use vbk_repo::name::GuestName;
 use vbk_repo::reader::{ImageReader, ReadResources};
@@ -108,7 +109,7 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Out
     };
     let volumes = plan.create(&programs).map_err(vbk::Error::from)?;
     let progress = Progress::new(context.quiet(), backup.size_bytes(), Words::Plain);
-    let written = volumes.write(&disks, &options, &cancel, &progress);
+    let written = write(volumes, &disks, &options, &cancel, &progress);
     progress.finish();
     if let Err(error) = written?.keep() {
         tracing::warn!("the restored volumes keep a tag of this run: {error}");
@@ -130,9 +131,10 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Out
         let scratch = std::env::temp_dir().join(format!("vbk-{}.xml", plan.run));
         let nvram = domain.nvram.as_ref().map(|(path, bytes)| (path.as_path(), &bytes[..]));
         let defined = define(&programs, &domain.xml, nvram, &scratch);
-        defined.inspect_err(|_| {
+        defined.map_err(|error| {
             tracing::error!("the disks of {guest} are restored and stay, but its domain could not be defined");
             context.print(&domain.xml);
+            vbk::Error::from(error)
         })?;
         context.say(format_args!(
             "domain {} defined; `virsh start {0}` starts it",

@@ -12,6 +12,9 @@ use vbk_repo::store::memory::MemoryStore;
 use vbk_repo::writer::ImageWriter;
 
 use super::*;
+use crate::program::Programs;
+use crate::volumes::{NewVolume, VolumesError, VolumesPlan, volume_name};
+use vbk_repo::ErrorKind;
 
 const MIB: u64 = 1 << 20;
 const EXTENT: u64 = 4 * MIB;
@@ -176,7 +179,7 @@ fn plain(seed: u8) -> Vec<u8> {
     plain
 }
 
-fn write<'a>(volumes: Volumes<'a>, images: &[ImageReader], cancel: bool) -> crate::Result<Volumes<'a>> {
+fn write_images<'a>(volumes: Volumes<'a>, images: &[ImageReader], cancel: bool) -> Result<Volumes<'a>> {
     let disks: Vec<_> = images
         .iter()
         .map(|image| DiskToWrite {
@@ -193,7 +196,7 @@ fn write<'a>(volumes: Volumes<'a>, images: &[ImageReader], cancel: bool) -> crat
         fill: Fill::Image,
         threads: 2,
     };
-    volumes.write(&disks, &options, &AtomicBool::new(cancel), &())
+    write(volumes, &disks, &options, &AtomicBool::new(cancel), &())
 }
 
 #[test]
@@ -204,7 +207,7 @@ fn disks_are_written_to_new_volumes_which_lose_their_tag_at_the_end() {
     assert_eq!(host.tags("web2-root"), "vbk_restore_a1b2");
     assert_eq!(host.size_of("web2-data"), 2 * EXTENT, "a whole number of extents");
     let (one, two) = (plain(1), plain(2));
-    let written = write(volumes, &[image(&one), image(&two)], false).expect("writes");
+    let written = write_images(volumes, &[image(&one), image(&two)], false).expect("writes");
     assert_eq!(
         host.tags("web2-root"),
         "vbk_restore_a1b2",
@@ -284,7 +287,7 @@ fn an_interrupted_restore_leaves_no_volume() {
     let plan = host.plan(&["web2-root", "web2-data"]);
     let volumes = plan.create(&host.programs).expect("makes");
     let images = [image(&plain(1)), image(&plain(2))];
-    let result = write(volumes, &images, true).map(drop);
+    let result = write_images(volumes, &images, true).map(drop);
     assert!(matches!(result, Err(crate::Error::Interrupted)), "{result:?}");
     assert_eq!(host.volumes(), ["web1-root"]);
 }
@@ -317,7 +320,7 @@ fn a_volume_that_can_not_be_removed_is_named() {
         fill: Fill::Image,
         threads: 1,
     };
-    let result = volumes.write(&[disk], &options, &AtomicBool::new(true), &heard);
+    let result = write(volumes, &[disk], &options, &AtomicBool::new(true), &heard);
     assert!(result.is_err());
     let heard = heard.0.into_inner().expect("locks");
     assert!(
@@ -337,7 +340,7 @@ fn a_thin_pool_is_never_over_filled() {
     let mut plan = host.plan(&["a", "b"]);
     plan.pool = Some("pool0".into());
     let volumes = plan.create(&host.programs).expect("makes");
-    assert_eq!(volumes.fill, Fill::Data, "the pool zeroes what is new");
+    assert!(volumes.read_zero(), "the pool zeroes what is new");
     volumes.remove().expect("removes");
     let made = host.log("lvcreate");
     assert_eq!(
@@ -348,9 +351,9 @@ fn a_thin_pool_is_never_over_filled() {
     let with = |from: &str, to: &str| {
         host.put("pool.json", &POOL.replace(from, to));
         plan.create(&host.programs).map(|volumes| {
-            let fill = volumes.fill;
+            let read_zero = volumes.read_zero();
             volumes.remove().expect("removes");
-            fill
+            read_zero
         })
     };
     // 4 MiB of data in 2 volumes: 4 % of the pool.
@@ -361,7 +364,7 @@ fn a_thin_pool_is_never_over_filled() {
         "{full}"
     );
     // Without zeroing all 12 MiB are written.
-    assert_eq!(with("\"zero\":\"zero\"", "\"zero\":\"\"").expect("makes"), Fill::Device);
+    assert!(!with("\"zero\":\"zero\"", "\"zero\":\"\"").expect("makes"));
     let metadata = with("10.00", "99.99").expect_err("is refused");
     assert!(metadata.to_string().contains("--poolmetadatasize"), "{metadata}");
     assert!(matches!(

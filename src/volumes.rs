@@ -1,4 +1,5 @@
-//! Makes the logical volumes that a whole guest is restored to, and removes them again if it does not come to that.
+//! Makes the logical volumes that a whole guest is restored to, and removes them again if it does not come to that. Tested
+//! together with `restore/guest.rs`, which writes them.
 //!
 //! What is there when vbk ends in the middle, however it ends:
 //! 1. Nothing is made before every name is known to be free and the room to be there.
@@ -9,17 +10,13 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use vbk_repo::ErrorKind;
-use vbk_repo::reader::ImageReader;
 
-use super::{Fill, RestoreOptions, restore};
 use crate::guest_files::{GuestFilesError, check_group_name, check_lvm_name, check_volume_name};
-use crate::observer::{Event, Observer};
 use crate::program::{ProgramError, Programs};
 
 /// How long lvm2 may take to answer or to change something: it waits for its own locks and for udev.
@@ -55,18 +52,6 @@ pub struct NewVolume {
     pub data_bytes: u64,
     /// The size of these blocks.
     pub block_bytes: u64,
-}
-
-/// An image to write onto one of the volumes.
-pub struct DiskToWrite<'a> {
-    /// The disk's name.
-    pub name: &'a str,
-    /// The backup and disk, for messages.
-    pub label: String,
-    /// The image.
-    pub image: &'a ImageReader,
-    /// What of it is not zero.
-    pub data_bytes: u64,
 }
 
 /// Why there are no new volumes.
@@ -181,7 +166,7 @@ fn replace_word(text: &str, old: &str, new: &str) -> Option<String> {
 #[derive(Debug)]
 struct Ground {
     extent_bytes: u64,
-    fill: Fill,
+    read_zero: bool,
 }
 
 impl VolumesPlan {
@@ -231,7 +216,7 @@ impl VolumesPlan {
                 });
             }
         }
-        let fill = match &self.pool {
+        let read_zero = match &self.pool {
             Some(pool) => self.survey_pool(programs, pool)?,
             None => {
                 let sizes = self.volumes.iter().map(|volume| whole(volume.size_bytes, extent_bytes));
@@ -243,14 +228,17 @@ impl VolumesPlan {
                         need_bytes,
                     });
                 }
-                Fill::Device
+                false
             }
         };
-        Ok(Ground { extent_bytes, fill })
+        Ok(Ground {
+            extent_bytes,
+            read_zero,
+        })
     }
 
-    /// How thin volumes in this pool are to be filled.
-    fn survey_pool(&self, programs: &Programs, pool: &str) -> Result<Fill> {
+    /// Whether new thin volumes in this pool read as zeros.
+    fn survey_pool(&self, programs: &Programs, pool: &str) -> Result<bool> {
         check_lvm_name("thin pool", pool)?;
         let name = format!("{}/{pool}", self.group);
         let fields = "segtype,lv_size,data_percent,lv_metadata_size,metadata_percent,chunk_size,zero";
@@ -266,18 +254,15 @@ impl VolumesPlan {
         let chunk_bytes = number(&row.chunk_size)?.max(1);
         // New chunks read as zeros if the pool zeroes them. If not, what is around the first write to a chunk is what
         // another volume left there: then every byte has to be written, and takes room.
-        let fill = match row.zero.as_str() {
-            "zero" | "1" => Fill::Data,
-            _ => Fill::Device,
-        };
+        let read_zero = matches!(row.zero.as_str(), "zero" | "1");
         let needs = self.volumes.iter().map(|volume| {
             let all = whole(volume.size_bytes, chunk_bytes);
             let blocks = volume.data_bytes.div_ceil(volume.block_bytes.max(1));
             // A block may lie across two chunks only if it is not a multiple of them; the larger of both covers that.
             let each = whole(volume.block_bytes, chunk_bytes);
-            match fill {
-                Fill::Data => blocks.saturating_mul(each).min(all),
-                Fill::Image | Fill::Device => all,
+            match read_zero {
+                true => blocks.saturating_mul(each).min(all),
+                false => all,
             }
         });
         let need_bytes = needs.fold(0, u64::saturating_add);
@@ -296,7 +281,7 @@ impl VolumesPlan {
                 });
             }
         }
-        Ok(fill)
+        Ok(read_zero)
     }
 
     /// Makes the volumes, all or none.
@@ -305,7 +290,7 @@ impl VolumesPlan {
         let mut volumes = Volumes {
             plan: self,
             programs,
-            fill: ground.fill,
+            read_zero: ground.read_zero,
             open: true,
         };
         for volume in &self.volumes {
@@ -339,11 +324,21 @@ impl VolumesPlan {
 pub struct Volumes<'a> {
     plan: &'a VolumesPlan,
     programs: &'a Programs,
-    fill: Fill,
+    read_zero: bool,
     open: bool,
 }
 
 impl Volumes<'_> {
+    /// What was planned.
+    pub fn plan(&self) -> &VolumesPlan {
+        self.plan
+    }
+
+    /// Whether every byte of them reads as zero, so that only data need be written. Otherwise they hold what others left.
+    pub fn read_zero(&self) -> bool {
+        self.read_zero
+    }
+
     /// Keeps the volumes: takes the run's tag away. Gives what could not be untagged, which is of no harm.
     pub fn keep(mut self) -> Result<()> {
         self.open = false;
@@ -392,7 +387,8 @@ impl Volumes<'_> {
         }
     }
 
-    fn left(&self) -> String {
+    /// What is to be said of volumes that could not be removed.
+    pub fn left(&self) -> String {
         let names = self.plan.volumes.iter();
         let names: Vec<_> = names
             .map(|volume| format!("{}/{}", self.plan.group, volume.name))
@@ -402,52 +398,6 @@ impl Volumes<'_> {
             names.join(", "),
             self.plan.tag()
         )
-    }
-
-    /// Writes the disks, one after the other, in the order of the volumes. Every byte of each volume is defined then,
-    /// and durable. On any failure the volumes of this run are removed again. `options` says `fill` to nobody: that
-    /// follows from the volumes.
-    pub fn write(
-        self,
-        disks: &[DiskToWrite<'_>],
-        options: &RestoreOptions,
-        cancel: &AtomicBool,
-        observer: &dyn Observer,
-    ) -> crate::Result<Self> {
-        let written = self.write_all(disks, options, cancel, observer);
-        match written {
-            Ok(()) => Ok(self),
-            Err(error) => {
-                let left = self.left();
-                if let Err(why) = self.remove() {
-                    observer.event(Event::Warning(&format!("{left}: {why}")));
-                }
-                Err(error)
-            }
-        }
-    }
-
-    fn write_all(
-        &self,
-        disks: &[DiskToWrite<'_>],
-        options: &RestoreOptions,
-        cancel: &AtomicBool,
-        observer: &dyn Observer,
-    ) -> crate::Result<()> {
-        for (disk, volume) in disks.iter().zip(&self.plan.volumes) {
-            observer.event(Event::Disk {
-                name: disk.name,
-                size_bytes: disk.image.size_bytes(),
-            });
-            let options = RestoreOptions {
-                label: disk.label.clone(),
-                fill: self.fill,
-                ..options.clone()
-            };
-            let path = self.plan.path_of(volume);
-            restore(disk.image, disk.data_bytes, &path, &options, cancel, observer)?;
-        }
-        Ok(())
     }
 }
 
@@ -536,6 +486,3 @@ fn report<T: DeserializeOwned>(
     let rows = rows.map(|row| T::deserialize(row).map_err(|error| wrong(error.to_string()).into()));
     rows.collect()
 }
-
-#[cfg(test)]
-mod tests;

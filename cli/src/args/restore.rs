@@ -1,0 +1,43 @@
+//! The arguments of `vbk restore`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use vbk_repo::catalogue::BackupSpec;
+use vbk_repo::name::GuestName;
+
+/// Arguments of `vbk restore`.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "vbk restore [OPTIONS] <BACKUP[/DISK]> <TARGET>\n       vbk restore [OPTIONS] <BACKUP> --create-in <VG> [--as <GUEST>]"
+)]
+pub struct RestoreArgs {
+    /// The backup, as in web1@latest; if it has several disks with the disk, as in web1@latest/vda
+    pub backup: BackupSpec,
+
+    /// A new file, a block device at least as large, or - for standard output
+    #[arg(required_unless_present = "create_in", conflicts_with = "create_in")]
+    pub target: Option<PathBuf>,
+
+    /// Replace an existing file
+    #[arg(long, short)]
+    pub force: bool,
+
+    /// Restore the whole guest: make a new logical volume in this group for each disk, and print the libvirt domain that
+    /// was kept with the backup, with the new paths. Volumes are removed again if it fails or is interrupted
+    #[arg(long, value_name = "VG", conflicts_with = "force")]
+    pub create_in: Option<String>,
+
+    /// Give the restored guest another name, as in web2: volume web1-root becomes web2-root, others web2-DISK, and its
+    /// domain gets a new UUID and new MAC addresses
+    #[arg(long = "as", value_name = "GUEST", requires = "create_in")]
+    pub as_guest: Option<GuestName>,
+
+    /// Make thin volumes in this pool of the group
+    #[arg(long, value_name = "POOL", requires = "create_in")]
+    pub thin_pool: Option<String>,
+
+    /// Define the domain in libvirt instead of printing it. It is not started
+    #[arg(long, requires = "create_in")]
+    pub define: bool,
+}
