@@ -1,6 +1,7 @@
 //! The command line. The texts here are the manual: what they do not say, users do not know.
 
 mod parse;
+mod politeness;
 
 use std::path::PathBuf;
 
@@ -12,6 +13,8 @@ use vbk_repo::catalogue::BackupSpec;
 use vbk_repo::codec::Compression;
 use vbk_repo::name::{DiskName, GuestName};
 use vbk_repo::repository::Reserve;
+
+pub use self::politeness::{LimitArgs, PolitenessArgs};
 
 const AFTER_HELP: &str = "\
 A BACKUP is named GUEST@latest, GUEST@2026-11-21 (as much of the time as
@@ -100,6 +103,8 @@ pub enum Command {
     Init(InitArgs),
     /// Back up the disks of a guest
     Backup(BackupArgs),
+    /// Change the read limit of backups that run now
+    Limit(LimitArgs),
     /// List the backups, of all guests or of one
     List(ListArgs),
     /// Show one backup in full
@@ -207,6 +212,10 @@ pub struct BackupArgs {
     /// vda=/dev/vg0/web1-root vdb=/srv/web1-data.img
     #[arg(required = true, value_name = "[NAME=]DISK", value_parser = parse::parse_disk)]
     pub disks: Vec<DiskArg>,
+
+    /// How not to be in the way.
+    #[command(flatten)]
+    pub politeness: PolitenessArgs,
 
     /// Refuse to start when less than this is free on the repository's file system, as in 5% or 20G
     /// [default: 5%, and 8G at most]

@@ -5,6 +5,7 @@ pub mod diff;
 pub mod forget;
 pub mod init;
 pub mod key;
+pub mod limit;
 pub mod list;
 pub mod mount;
 pub mod mounts;

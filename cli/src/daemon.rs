@@ -172,7 +172,8 @@ pub fn log() -> Option<PathBuf> {
     std::env::var_os(MARK).map(PathBuf::from)
 }
 
-fn runtime_directory() -> PathBuf {
+/// Where runs and mounts of this user keep what must not outlive the machine.
+pub fn runtime_directory() -> PathBuf {
     match std::env::var_os("XDG_RUNTIME_DIR") {
         _ if geteuid().is_root() => PathBuf::from(vbk_fuse::files::HIDDEN_ROOT),
         Some(own) => PathBuf::from(own).join("vbk"),

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use vbk::backup::{BackupPlan, BackupSummary, DiskPlan, backup};
+use vbk::limit::speed::{DeviceSpeed, SpeedSource};
+use vbk::limit::{LimitedDisk, Limiter};
 use vbk::observer::{Counts, Observer};
 use vbk::source::Source;
 use vbk_repo::backup::{Consistency, Image};
@@ -52,16 +54,17 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
     let writer = context.waiting(args.no_wait, &cancel, |wait| {
         repository.writer(&format!("backup {}", args.guest), wait)
     })?;
+    let limiter = limiter(context, args, &disks)?;
     let plan = BackupPlan {
         guest: args.guest.clone(),
         disks: disks
             .into_iter()
             .map(|(name, path)| DiskPlan {
+                pace: limiter.as_ref().map(|limiter| limiter.pace(&name)).unwrap_or_default(),
                 name,
                 source: path.clone(),
                 read: path,
                 snapshot: None,
-                pace: vbk::limit::Pace::default(),
             })
             .collect(),
         files: Vec::new(),
@@ -92,6 +95,33 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
         0 => Outcome::Done,
         _ => Outcome::Warnings,
     })
+}
+
+/// Limits the reading, if that was asked for.
+fn limiter(context: &Context<'_>, args: &BackupArgs, disks: &[(DiskName, PathBuf)]) -> Result<Option<Limiter>> {
+    let polite = &args.politeness;
+    let Some(limit) = polite.read_limit else {
+        return Ok(None);
+    };
+    let speed = polite.device_speed.map(|bytes_per_sec| DeviceSpeed {
+        bytes_per_sec,
+        source: SpeedSource::Option,
+    });
+    let disks = disks.iter().map(|(name, path)| LimitedDisk {
+        name: name.clone(),
+        origin: path.clone(),
+        read: path.clone(),
+        limit,
+        speed,
+    });
+    let limiter = Limiter::start(&args.guest, disks.collect(), &polite.options(), jiff::Timestamp::now())?;
+    for line in limiter.describe() {
+        context.say(line);
+    }
+    for line in limiter.details() {
+        tracing::info!("{line}");
+    }
+    Ok(Some(limiter))
 }
 
 fn last_line(summary: &BackupSummary, took: Duration) -> String {
