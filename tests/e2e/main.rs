@@ -27,5 +27,7 @@ mod main_job;
 mod many;
 mod notes;
 mod output;
+mod page_cache;
+mod polite;
 mod restore;
 mod rights;
