@@ -4,7 +4,7 @@
 //! | kind | ways to read, the first that works |
 //! |---|---|
 //! | block device | O_DIRECT, advice |
-//! | file | RWF_DONTCACHE (uses what others have cached), O_DIRECT, advice |
+//! | file | RWF_DONTCACHE without readahead (uses what others have cached), O_DIRECT, advice |
 //!
 //! Advice is posix_fadvise(2): SEQUENTIAL once, after each read DONTNEED for a window behind it, and once for all at the
 //! end. Only advice also drops what others had cached; the two ways before it do not.
@@ -81,14 +81,12 @@ impl Source {
             });
         }
         let metadata = file.metadata().map_err(failed)?;
-        // Advice only; where it is refused, reading works all the same.
-        let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL);
         let way = match &direct {
             _ if !device => DONT_CACHE,
             Some(_) => DIRECT,
             None => ADVICE,
         };
-        Ok(Self {
+        let source = Self {
             path: path.to_owned(),
             file,
             direct,
@@ -97,7 +95,21 @@ impl Source {
             inode: (metadata.dev(), metadata.ino()),
             way: AtomicU8::new(way),
             flights: Flights::default(),
-        })
+        };
+        source.go(way);
+        Ok(source)
+    }
+
+    /// Takes a way, with the advice that suits it; where the advice is refused, reading works all the same.
+    fn go(&self, way: u8) {
+        // Readahead for one thread would fetch what another reads with RWF_DONTCACHE at the same time, and the kernel does
+        // not drop a page that two want: of 2 GiB, 100 MiB stayed. Reads are large, so nothing is lost without it.
+        let advice = match way {
+            DONT_CACHE => PosixFadviseAdvice::POSIX_FADV_RANDOM,
+            _ => PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL,
+        };
+        let _ = posix_fadvise(&self.file, 0, 0, advice);
+        self.way.store(way, Ordering::Relaxed);
     }
 
     /// The size when it was opened.
@@ -148,7 +160,7 @@ impl Source {
             (DONT_CACHE, _) => match sys::read_dont_cache(&self.file, &mut buffer[..len], offset) {
                 Err(error) if is_refusal(&error) => {
                     let next = if self.direct.is_some() { DIRECT } else { ADVICE };
-                    self.way.store(next, Ordering::Relaxed);
+                    self.go(next);
                     self.read_once(offset, len, buffer)
                 }
                 result => result,
@@ -157,7 +169,7 @@ impl Source {
                 let aligned = len.next_multiple_of(ALIGN).min(buffer.len());
                 match file.read_at(&mut buffer[..aligned], offset) {
                     Err(error) if is_refusal(&error) => {
-                        self.way.store(ADVICE, Ordering::Relaxed);
+                        self.go(ADVICE);
                         self.read_once(offset, len, buffer)
                     }
                     // More than was asked for is there when the file grew; it is not part of the backup.
@@ -350,7 +362,7 @@ mod tests {
         let file = file(&bytes);
         let source = Source::open(file.path()).expect("opens");
         for way in [DONT_CACHE, DIRECT, ADVICE] {
-            source.way.store(way, Ordering::Relaxed);
+            source.go(way);
             assert_eq!(read(&source, 0, 1 << 20).expect("reads"), bytes[..1 << 20]);
             let tail = bytes.len() - (2 << 20);
             assert_eq!(

@@ -18,7 +18,6 @@ use vbk_repo::name::GuestName;
 pub use backup::{BackupArgs, DiskArg};
 pub use hosts::ConfigCommand;
 pub use politeness::LimitArgs;
-
 pub use restore::RestoreArgs;
 
 const AFTER_HELP: &str = "\
@@ -112,6 +111,8 @@ pub enum Command {
     Init(InitArgs),
     /// Back up the disks of a guest
     Backup(BackupArgs),
+    /// Change the read limit of backups that run now
+    Limit(LimitArgs),
     /// List the backups, of all guests or of one
     List(ListArgs),
     /// Show one backup in full

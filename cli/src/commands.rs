@@ -7,6 +7,7 @@ pub mod forget;
 pub mod guests;
 pub mod init;
 pub mod key;
+pub mod limit;
 pub mod list;
 pub mod mount;
 pub mod mounts;

@@ -172,7 +172,7 @@ pub fn log() -> Option<PathBuf> {
     std::env::var_os(MARK).map(PathBuf::from)
 }
 
-/// Where files are that end with the machine: `/run/vbk`, or the user's own place. It may have to be made.
+/// Where runs and mounts of this user keep what must not outlive the machine.
 pub fn runtime_directory() -> PathBuf {
     match std::env::var_os("XDG_RUNTIME_DIR") {
         _ if geteuid().is_root() => PathBuf::from(vbk_fuse::files::HIDDEN_ROOT),

@@ -52,6 +52,7 @@ fn run(cli: &Cli, key_option: Option<&'static str>) -> Result<Outcome> {
     match &cli.command {
         Command::Init(args) => commands::init::run(&context, args),
         Command::Backup(args) => commands::backup::run(&context, args),
+        Command::Limit(args) => commands::limit::run(&context, args),
         Command::List(args) => commands::list::run(&context, args),
         Command::Show(args) => commands::show::run(&context, args),
         Command::Diff(args) => commands::diff::run(&context, args),

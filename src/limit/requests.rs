@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use vbk_repo::name::GuestName;
 
@@ -96,6 +96,71 @@ impl Requests {
     }
 }
 
+/// A run that goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunningBackup {
+    /// Its directory.
+    pub directory: PathBuf,
+    /// The command that it carries out, as far as it is known.
+    pub command: String,
+    /// The guests that it backs up, if it says so.
+    guests: Option<Vec<String>>,
+}
+
+impl RunningBackup {
+    /// Whether it may back up a guest; one that does not tell its guests may.
+    pub fn may_have(&self, guest: &GuestName) -> bool {
+        let Some(guests) = &self.guests else {
+            return true;
+        };
+        guests.iter().any(|name| name == guest.as_str())
+    }
+}
+
+/// The runs below a runtime directory, by their name. A run goes on while somebody holds the lock of the file `lock` in
+/// its directory (flock(2)); what is left of one that was killed is passed over.
+pub fn running(runtime_directory: &Path) -> io::Result<Vec<RunningBackup>> {
+    let entries = match fs::read_dir(runtime_directory.join("runs")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut runs = Vec::new();
+    for entry in entries {
+        let directory = entry?.path();
+        if is_locked(&directory.join("lock")) {
+            runs.push(describe(directory));
+        }
+    }
+    runs.sort_by(|a, b| a.directory.cmp(&b.directory));
+    Ok(runs)
+}
+
+fn is_locked(lock: &Path) -> bool {
+    // A lock that we get for a moment is a shared one, and so no trouble for others who only look.
+    fs::File::open(lock).is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
+}
+
+fn describe(directory: PathBuf) -> RunningBackup {
+    let small = |file: &str| {
+        let path = directory.join(file);
+        let small = fs::metadata(&path).is_ok_and(|file| file.is_file() && file.len() <= MAX_BYTES);
+        small.then(|| fs::read_to_string(&path).ok()).flatten()
+    };
+    let json = small("run.json").and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
+    let json = json.unwrap_or_default();
+    let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+    let guests = match (&json["guests"], &json["guest"]) {
+        (serde_json::Value::Array(guests), _) => Some(guests.iter().filter_map(text).collect()),
+        (_, guest) => text(guest).map(|guest| vec![guest]),
+    };
+    let command = text(&json["command"]).or_else(|| small("command"));
+    RunningBackup {
+        command: command.map_or_else(|| "a backup".to_owned(), |command| command.trim().to_owned()),
+        guests,
+        directory,
+    }
+}
+
 /// To the byte, and not as people like it.
 fn exact(limit: ReadLimit) -> String {
     match limit {
@@ -144,5 +209,37 @@ mod tests {
             assert!(Requests::load(&path).is_err(), "{bad}");
         }
         assert!(Requests::load(directory.path()).is_err());
+    }
+
+    #[test]
+    fn only_runs_whose_lock_is_held_are_running() {
+        let runtime = tempfile::tempdir().expect("a directory");
+        assert_eq!(running(runtime.path()).expect("lists"), []);
+        let make = |name: &str| {
+            let directory = runtime.path().join("runs").join(name);
+            fs::create_dir_all(&directory).expect("makes");
+            let lock = fs::File::create(directory.join("lock")).expect("makes");
+            (directory, lock)
+        };
+        let (killed, _) = make("killed");
+        let (named, named_lock) = make("named");
+        let (plain, plain_lock) = make("plain");
+        named_lock.lock().expect("locks");
+        plain_lock.lock().expect("locks");
+        fs::create_dir(runtime.path().join("runs/without a lock")).expect("makes");
+        fs::write(
+            named.join("run.json"),
+            r#"{"command": "vbk backup web1", "guests": ["web1"]}"#,
+        )
+        .expect("writes");
+        fs::write(plain.join("command"), "vbk backup --all\n").expect("writes");
+        let runs = running(runtime.path()).expect("lists");
+        let seen: Vec<_> = runs.iter().map(|run| (&run.directory, run.command.as_str())).collect();
+        assert_eq!(seen, [(&named, "vbk backup web1"), (&plain, "vbk backup --all")]);
+        assert!(runs[0].may_have(&guest("web1")) && !runs[0].may_have(&guest("web2")));
+        assert!(runs[1].may_have(&guest("web2")));
+        drop((named_lock, plain_lock));
+        assert_eq!(running(runtime.path()).expect("lists"), []);
+        assert!(killed.exists(), "it is not for us to remove");
     }
 }

@@ -28,6 +28,8 @@ mod main_job;
 mod many;
 mod notes;
 mod output;
+mod page_cache;
+mod polite;
 mod restore;
 mod rights;
 mod snapshots;

@@ -81,47 +81,7 @@ pub fn parse_reserve(text: &str) -> Result<Reserve, String> {
 
 /// `60%`, a rate, or `none`.
 pub fn parse_read_limit(text: &str) -> Result<ReadLimit, String> {
-    if text == "none" {
-        return Ok(ReadLimit::Unlimited);
-    }
-    if text.ends_with('%') {
-        return match parse_percent(text)? {
-            share if share > 0.0 => Ok(ReadLimit::Share(share)),
-            _ => Err("a limit of 0% would never end; none is no limit".into()),
-        };
-    }
-    parse_rate(text)
-        .map(ReadLimit::BytesPerSec)
-        .map_err(|why| format!("{why}, a share as 60%, or none"))
-}
-
-/// Bytes per second: `200MB/s` (1000), `200MiB/s` or `200M` (1024).
-pub fn parse_rate(text: &str) -> Result<u64, String> {
-    let bad = || "write a rate as 200MB/s, 200MiB/s or 50M".to_owned();
-    let number = text.strip_suffix("/s").unwrap_or(text);
-    let (digits, unit) = match number.find(|c: char| !c.is_ascii_digit() && c != '.') {
-        Some(place) => number.split_at(place),
-        None => (number, ""),
-    };
-    let factor: u64 = match unit.trim_start().to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "kb" => 1_000,
-        "mb" => 1_000_000,
-        "gb" => 1_000_000_000,
-        "k" | "kib" => 1 << 10,
-        "m" | "mib" => 1 << 20,
-        "g" | "gib" => 1 << 30,
-        _ => return Err(bad()),
-    };
-    let bytes = match digits.parse::<u64>() {
-        Ok(whole) => whole.saturating_mul(factor),
-        // A float holds every rate that a disk has.
-        Err(_) => (digits.parse::<f64>().map_err(|_| bad())? * factor as f64) as u64,
-    };
-    match bytes {
-        0 => Err(bad()),
-        bytes => Ok(bytes),
-    }
+    text.parse().map_err(|error: vbk::limit::BadRate| error.to_string())
 }
 
 /// `20%` of the disk, or `10G`.
@@ -274,33 +234,6 @@ mod tests {
     }
 
     #[test]
-    fn rates_have_the_units_that_are_written() {
-        for (text, bytes) in [
-            ("200MB/s", 200_000_000),
-            ("200MiB/s", 200 << 20),
-            ("50M", 50 << 20),
-            ("1.5GB/s", 1_500_000_000),
-            ("800 kB/s", 800_000),
-            ("4096", 4096),
-        ] {
-            assert_eq!(parse_rate(text), Ok(bytes), "{text}");
-        }
-        for bad in ["", "0", "M", "-1M", "1T/h", "fast", "60%", "0.1", "1..2M", "1e9"] {
-            assert!(parse_rate(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_read_limit_is_a_share_a_rate_or_none() {
-        assert_eq!(parse_read_limit("60%"), Ok(ReadLimit::Share(0.6)));
-        assert_eq!(parse_read_limit("100MB/s"), Ok(ReadLimit::BytesPerSec(100_000_000)));
-        assert_eq!(parse_read_limit("none"), Ok(ReadLimit::Unlimited));
-        for bad in ["0%", "101%", "-5%", "all", ""] {
-            assert!(parse_read_limit(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
     fn sizes_of_snapshots_and_times_are_more_than_nothing() {
         assert_eq!(parse_snapshot_size("20%"), Ok(SnapshotSize::Share(0.2)));
         assert_eq!(parse_snapshot_size("10G"), Ok(SnapshotSize::Bytes(10 << 30)));
@@ -338,6 +271,16 @@ mod tests {
         ] {
             assert!(of(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn limits_of_running_backups_may_be_the_default() {
+        assert_eq!(parse_wanted_limit("default"), Ok(WantedLimit(None)));
+        let limit = vbk::limit::ReadLimit::BytesPerSec(50_000_000);
+        assert_eq!(parse_wanted_limit("50MB/s"), Ok(WantedLimit(Some(limit))));
+        assert!(parse_wanted_limit("fast").is_err_and(|text| text.contains("60%") && text.contains("default")));
+        assert_eq!(parse_speed("1MiB/s"), Ok(1 << 20));
+        assert!(parse_speed("60%").is_err_and(|text| text.contains("MB/s")));
     }
 
     #[test]

@@ -168,7 +168,7 @@ impl Reader<'_> {
         match name {
             "read-limit" => section.read_limit = self.parsed(key, value, parse::parse_read_limit),
             "keep" => section.keep = self.keep(key, value),
-            "device-speed" => section.device_bytes_per_sec = self.parsed(key, value, parse::parse_rate),
+            "device-speed" => section.device_bytes_per_sec = self.parsed(key, value, parse::parse_speed),
             "snapshot-size" => section.snapshot_size = self.parsed(key, value, parse::parse_snapshot_size),
             "extend" => section.extend = self.extend(key, value),
             "change-hints" => {

@@ -96,3 +96,19 @@ pub fn peak_bytes_of(pid: u32) -> Option<u64> {
     let kib: u64 = peak.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kib << 10)
 }
+
+/// All control groups, of all hierarchies.
+pub fn control_groups() -> Vec<PathBuf> {
+    let mut groups = vec![PathBuf::from("/sys/fs/cgroup")];
+    let mut next = 0;
+    while let Some(group) = groups.get(next) {
+        let entries = fs::read_dir(group).into_iter().flatten().flatten();
+        let inside: Vec<_> = entries
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .map(|entry| entry.path())
+            .collect();
+        groups.extend(inside);
+        next += 1;
+    }
+    groups
+}

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// Where the tools are, whatever PATH the caller has: on Debian a user's PATH has no sbin.
 const TOOL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-const TOOLS: [&str; 12] = [
+const TOOLS: [&str; 13] = [
     "sfdisk",
     "sgdisk",
     "mkfs.ext4",
@@ -23,6 +23,7 @@ const TOOLS: [&str; 12] = [
     "setpriv",
     "dd",
     "cmp",
+    "perl",
 ];
 
 /// Fails, naming what is missing, unless the tests can do their work here. Never skips.

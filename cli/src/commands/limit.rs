@@ -1,0 +1,72 @@
+//! `vbk limit`
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+use vbk::limit::requests::{FILE, Requests, running};
+
+use crate::args::LimitArgs;
+use crate::context::Context;
+use crate::daemon::runtime_directory;
+use crate::exit::{Error, Outcome, Result};
+
+#[derive(Serialize)]
+struct Asked {
+    run: PathBuf,
+    command: String,
+    guest: Option<String>,
+    /// What it was asked for, as `vbk limit` takes it.
+    limit: String,
+}
+
+/// Asks running backups for another read limit.
+pub fn run(context: &Context<'_>, args: &LimitArgs) -> Result<Outcome> {
+    let runtime = runtime_directory();
+    let cant = |doing: &str, path: &std::path::Path, error: std::io::Error| {
+        Error::Other(format!("can't {doing} {}: {error}", path.display()))
+    };
+    let runs = running(&runtime).map_err(|error| cant("list", &runtime.join("runs"), error))?;
+    let guest = args.guest.as_ref();
+    let limit = args
+        .limit
+        .0
+        .map_or_else(|| "default".to_owned(), |limit| limit.to_string());
+    let mut asked = Vec::new();
+    for run in runs
+        .into_iter()
+        .filter(|run| guest.is_none_or(|guest| run.may_have(guest)))
+    {
+        let file = run.directory.join(FILE);
+        // One that can't be read asks for nothing: the new one replaces it.
+        let mut requests = Requests::load(&file).unwrap_or_default();
+        requests.ask(guest, args.limit.0);
+        match requests.store(&file) {
+            Ok(()) => {}
+            // It has ended meanwhile, and its directory with it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(cant("write", &file, error)),
+        }
+        context.say(format_args!(
+            "{}: read limit{} is now {limit}",
+            run.command,
+            guest.map(|guest| format!(" of {guest}")).unwrap_or_default()
+        ));
+        asked.push(Asked {
+            run: run.directory,
+            command: run.command,
+            guest: guest.map(ToString::to_string),
+            limit: limit.clone(),
+        });
+    }
+    if asked.is_empty() {
+        context.say(match guest {
+            Some(guest) => format!("no backup of {guest} is running; nothing was changed"),
+            None => "no backup is running; nothing was changed".to_owned(),
+        });
+    }
+    context.json_result(&asked)?;
+    Ok(match asked.as_slice() {
+        [] => Outcome::Failed,
+        _ => Outcome::Done,
+    })
+}

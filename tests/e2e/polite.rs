@@ -1,0 +1,132 @@
+//! Read limits, on the command line and while a backup runs.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::support::bytes::{MIB, write_noise};
+use crate::support::kernel;
+use crate::support::lab::{Lab, str_of};
+
+#[test]
+fn a_limited_backup_takes_its_time_and_says_the_limit() {
+    let lab = Lab::new();
+    let disk = lab.path("disk.img");
+    write_noise(&disk, 1, 16 * MIB);
+    let clock = Instant::now();
+    let text = lab.ok(args![
+        "backup",
+        "web1",
+        disk,
+        "--read-limit",
+        "50%",
+        "--device-speed",
+        "16MiB/s"
+    ]);
+    // All reads but the last are paid for: 15 MiB at 8 MiB/s.
+    assert!(clock.elapsed() > Duration::from_millis(1800), "{:?}", clock.elapsed());
+    assert!(
+        text.contains("read limit 8.4 MB/s: 50% of 16.8 MB/s (--device-speed)"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_backup_that_waits_for_its_limit_ends_when_it_is_asked_to() {
+    let lab = Lab::new();
+    let disk = lab.path("disk.img");
+    write_noise(&disk, 1, 16 * MIB);
+    // With what it reads of its own that is after the first read of the disk, and long before the last.
+    let mut running = lab.start(args!["backup", "web1", disk, "--read-limit", "500K"]);
+    assert!(running.wait_until_read(3 * MIB));
+    let clock = Instant::now();
+    running.signal(Signal::SIGTERM);
+    running.wait().code(130);
+    // The whole disk takes half a minute.
+    assert!(clock.elapsed() < Duration::from_secs(15));
+    assert!(lab.listed().is_empty());
+}
+
+#[test]
+fn wrong_limits_are_refused_with_a_good_one() {
+    let lab = Lab::new();
+    let disk = lab.path("disk.img");
+    write_noise(&disk, 1, MIB);
+    for bad in ["fast", "0%", "101%", "0", "5X"] {
+        let backup = lab.run(args!["backup", "web1", disk, "--read-limit", bad]);
+        backup.code(2).says(&["60%", "200MB/s"]);
+        lab.run(args!["limit", bad]).code(2).says(&["60%", "default"]);
+    }
+}
+
+/// A run as `vbk limit` sees it. Runs of root are at a place that is the same for all, so it has a guest of its own.
+struct FakeRun {
+    directory: PathBuf,
+    guest: String,
+    _lock: File,
+}
+
+impl FakeRun {
+    fn new() -> Self {
+        let guest = format!("e2e-limit-{}", std::process::id());
+        let directory = Path::new("/run/vbk/runs").join(&guest);
+        fs::create_dir_all(&directory).expect("makes a directory");
+        let lock = File::create(directory.join("lock")).expect("makes a lock");
+        lock.lock().expect("locks");
+        let json = format!(r#"{{"command": "backup {guest}", "guests": ["{guest}"]}}"#);
+        fs::write(directory.join("run.json"), json).expect("writes");
+        Self {
+            directory,
+            guest,
+            _lock: lock,
+        }
+    }
+}
+
+impl Drop for FakeRun {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+#[test]
+fn a_running_backup_is_asked_for_another_limit_and_only_a_running_one() {
+    let lab = Lab::without_repo();
+    let run = FakeRun::new();
+    let file = run.directory.join("limit");
+    let text = lab.ok(args!["limit", run.guest, "50MB/s"]);
+    assert!(text.contains(&run.guest) && text.contains("50 MB/s"), "{text}");
+    assert_eq!(
+        fs::read_to_string(&file).expect("reads"),
+        format!("{} 50000000\n", run.guest)
+    );
+    let answer = lab.json(args!["limit", run.guest, "default"]);
+    assert_eq!(str_of(&answer[0], "limit"), "default");
+    assert_eq!(fs::read_to_string(&file).expect("reads"), "");
+    let guest = run.guest.clone();
+    drop(run);
+    let said = lab.run(args!["limit", guest, "none"]).code(1);
+    assert!(said.text().contains("nothing was changed"), "{said}");
+}
+
+#[test]
+fn no_control_group_is_left_by_a_backup_that_is_killed_and_followed_by_another() {
+    let lab = Lab::new();
+    let disk = lab.path("disk.img");
+    write_noise(&disk, 1, 16 * MIB);
+    let device = crate::support::disk::LoopDevice::of_file(&disk);
+    let mut running = lab.start(args!["backup", "web1", device.node, "--read-limit", "500K"]);
+    assert!(running.wait_until_read(3 * MIB));
+    let pid = running.pid();
+    running.signal(Signal::SIGKILL);
+    running.wait();
+    lab.ok(args!["backup", "web1", device.node, "--read-limit", "1G"]);
+    let left: Vec<_> = kernel::control_groups()
+        .into_iter()
+        .filter(|group| group.ends_with(format!("vbk-{pid}")))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    device.detach();
+}
