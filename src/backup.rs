@@ -15,27 +15,27 @@
 
 mod files;
 mod hinted;
+mod plan;
 mod previous;
 mod walk;
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
 use vbk_repo::ErrorKind;
-use vbk_repo::backup::{Backup, Consistency, Entry, Image, RECORD_FORMAT, SnapshotKind};
+use vbk_repo::backup::{Backup, Entry, Image, RECORD_FORMAT};
 use vbk_repo::block::{BlockHashes, BlockIndex, BlockSize, Hashing, is_zero};
 use vbk_repo::codec::{Compression, Sealed, Sealer};
 use vbk_repo::id::{BlockId, SegmentId};
 use vbk_repo::manifest::Slot;
-use vbk_repo::name::{DiskName, GuestName};
+use vbk_repo::name::DiskName;
 use vbk_repo::repository::Writer;
 use vbk_repo::store::BlockStore;
 use vbk_repo::writer::ImageWriter;
 
+pub use self::plan::{BackupPlan, DiskPlan};
 use self::previous::Previous;
 use self::walk::{Claim, Walk};
 use crate::buffer::AlignedBuffer;
@@ -53,46 +53,6 @@ const WORKER_BYTES: usize = 64 << 20;
 pub const BARRIER_BYTES: u64 = 4 << 30;
 /// Time after which a barrier is due.
 pub const BARRIER_INTERVAL: Duration = Duration::from_secs(30);
-
-/// What to back up.
-#[derive(Debug, Clone)]
-pub struct BackupPlan {
-    /// The guest.
-    pub guest: GuestName,
-    /// Its disks.
-    pub disks: Vec<DiskPlan>,
-    /// Files that describe it, as `config.xml`.
-    pub files: Vec<(DiskName, Vec<u8>)>,
-    /// What the state of the disks corresponds to.
-    pub consistency: Consistency,
-    /// How new blocks are compressed.
-    pub compression: Compression,
-    /// The name of this machine, for the record.
-    pub host: String,
-    /// The version of the program, for the record.
-    pub version: String,
-    /// When the run started.
-    pub started: Timestamp,
-    /// How many threads may compute at once.
-    pub threads: usize,
-}
-
-/// One disk to back up.
-#[derive(Debug, Clone)]
-pub struct DiskPlan {
-    /// Its name.
-    pub name: DiskName,
-    /// The disk, for the record.
-    pub source: PathBuf,
-    /// What is read: the disk itself, or its snapshot.
-    pub read: PathBuf,
-    /// What `read` is, if not the disk itself.
-    pub snapshot: Option<SnapshotKind>,
-    /// How fast it is read.
-    pub pace: Pace,
-    /// What need not be read, if that is known.
-    pub hint: Option<Hint>,
-}
 
 /// What a backup did.
 #[derive(Debug, Clone, PartialEq)]

@@ -17,10 +17,9 @@ use vbk_repo::block::BlockSize;
 use vbk_repo::name::DiskName;
 use vbk_repo::state::States;
 
-use crate::guest_backup::HintOptions;
 use crate::hints::decide::{BASE_DIGITS, Decision, Question, may_skip};
 use crate::hints::thin::{self, ThinPair, ThinSnapshot};
-use crate::hints::{ChangeHints, Hint, HintError, Unchanged, audit, extents};
+use crate::hints::{ChangeHints, Hint, HintError, HintOptions, Unchanged, audit, extents};
 use crate::lvm::{self, Volume};
 use crate::observer::{Event, Observer};
 use crate::program::Programs;

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use vbk_repo::ErrorKind;
 use vbk_repo::backup::{Consistency, Entry};
 use vbk_repo::codec::Compression;
@@ -31,13 +31,16 @@ use crate::bases::{self, Wish};
 use crate::error::{Error, Result};
 use crate::freeze::{FreezePlan, with_guest_at_rest};
 use crate::guest_files::{self, Disks};
-use crate::hints::ChangeHints;
+use crate::hints::HintOptions;
 use crate::limit::speed::DeviceSpeed;
 use crate::limit::{LimitOptions, LimitedDisk, Limiter, ReadLimit};
 use crate::observer::{Event, Observer};
 use crate::program::Programs;
 use crate::run::Run;
 use crate::snapshot::{self, Peak, SnapshotOptions, Snapshots};
+
+/// Files that are kept with a backup.
+type Files = Vec<(DiskName, Vec<u8>)>;
 
 /// How many of the last backups say how much room a thick snapshot needs.
 const HISTORY: usize = 10;
@@ -132,17 +135,6 @@ pub struct GuestDisk {
     pub speed: Option<DeviceSpeed>,
 }
 
-/// Whether change hints are believed.
-#[derive(Debug, Clone, Copy)]
-pub struct HintOptions {
-    /// Whether at all.
-    pub hints: ChangeHints,
-    /// How old the last full read may be.
-    pub full_read_every: SignedDuration,
-    /// Use them although they were found wrong lately.
-    pub trust: bool,
-}
-
 /// What came of it.
 #[derive(Debug, Clone)]
 pub struct GuestSummary {
@@ -204,7 +196,7 @@ fn hold(
     plan: &GuestPlan,
     entries: &[Entry],
     observer: &dyn Observer,
-) -> Result<(Snapshots, Consistency, Vec<(DiskName, Vec<u8>)>)> {
+) -> Result<(Snapshots, Consistency, Files)> {
     let disks: Vec<(DiskName, PathBuf)> = plan
         .disks
         .iter()
@@ -229,12 +221,7 @@ fn hold(
 
 /// What the disks are made of, if one of them is a logical volume: a restore makes volumes of the same kind. A backup is
 /// good without it.
-fn describe(
-    host: &Host,
-    plan: &GuestPlan,
-    planned: &snapshot::Plan,
-    observer: &dyn Observer,
-) -> Vec<(DiskName, Vec<u8>)> {
+fn describe(host: &Host, plan: &GuestPlan, planned: &snapshot::Plan, observer: &dyn Observer) -> Files {
     let given = plan
         .files
         .iter()
@@ -289,7 +276,7 @@ impl Reading<'_> {
     fn read(
         &self,
         consistency: Consistency,
-        files: Vec<(DiskName, Vec<u8>)>,
+        files: Files,
         wish: &Wish<'_>,
         started: Timestamp,
     ) -> Result<BackupSummary> {

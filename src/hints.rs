@@ -16,6 +16,7 @@ pub mod thin;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use jiff::SignedDuration;
 use vbk_repo::ErrorKind;
 use vbk_repo::block::{BlockIndex, BlockSize};
 use vbk_repo::id::BackupId;
@@ -30,6 +31,17 @@ pub enum ChangeHints {
     Off,
     /// Use what there is.
     Auto,
+}
+
+/// Whether change hints are believed.
+#[derive(Debug, Clone, Copy)]
+pub struct HintOptions {
+    /// Whether at all.
+    pub hints: ChangeHints,
+    /// How old the last full read may be.
+    pub full_read_every: SignedDuration,
+    /// Use them although they were found wrong lately.
+    pub trust: bool,
 }
 
 /// What a hint says of a disk, for a backup's plan.

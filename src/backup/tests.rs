@@ -1,7 +1,11 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 
+use std::path::PathBuf;
+
 use super::*;
+use jiff::Timestamp;
+use vbk_repo::backup::Consistency;
 use vbk_repo::reader::{ImageReader, ReadResources};
 use vbk_repo::repository::{CreateOptions, Repository};
 

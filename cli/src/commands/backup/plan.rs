@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 use vbk::freeze::{AgentFreeze, FreezePlan};
-use vbk::guest_backup::{GuestDisk, GuestPlan, HintOptions};
+use vbk::guest_backup::{GuestDisk, GuestPlan};
 use vbk::guest_files::{CONFIG_NAME, NVRAM_NAME};
 use vbk::guests::{FoundBy, FoundGuest, discover, resolve};
+use vbk::hints::HintOptions;
 use vbk::limit::speed::{DeviceSpeed, SpeedSource};
 use vbk::limit::{LimitOptions, ReadLimit};
 use vbk::program::Programs;
