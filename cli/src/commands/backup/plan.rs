@@ -39,6 +39,23 @@ pub struct Job {
     pub notes: Vec<String>,
 }
 
+/// What is to be backed up.
+pub struct Planned {
+    /// The guests.
+    pub jobs: Vec<Job>,
+    /// What could not be found out: there may be more guests.
+    pub notes: Vec<String>,
+}
+
+impl From<Job> for Planned {
+    fn from(job: Job) -> Self {
+        Self {
+            jobs: vec![job],
+            notes: Vec::new(),
+        }
+    }
+}
+
 /// What all plans have in common.
 pub struct Common<'a> {
     pub context: &'a Context<'a>,
@@ -52,10 +69,10 @@ pub struct Common<'a> {
 
 impl Common<'_> {
     /// The guests that the command line asks for.
-    pub fn all(&self) -> Result<Vec<Job>> {
+    pub fn all(&self) -> Result<Planned> {
         match (&self.args.guest, &self.args.disks[..]) {
-            (Some(guest), []) => self.known(guest).map(|job| vec![job]),
-            (Some(guest), disks) => self.named(guest, disks).map(|job| vec![job]),
+            (Some(guest), []) => self.known(guest).map(Planned::from),
+            (Some(guest), disks) => self.named(guest, disks).map(Planned::from),
             (None, _) => self.every(),
         }
     }
@@ -97,14 +114,14 @@ impl Common<'_> {
         Ok(self.job(found))
     }
 
-    fn every(&self) -> Result<Vec<Job>> {
+    fn every(&self) -> Result<Planned> {
         let config = self.context.config()?;
         let found = discover(self.programs, &config.known_guests());
-        for note in &found.notes {
-            tracing::warn!("{note}");
-        }
         let wanted = found.guests.into_iter().filter(|guest| !config.excludes(&guest.name));
-        Ok(wanted.map(|guest| self.job(guest)).collect())
+        Ok(Planned {
+            jobs: wanted.map(|guest| self.job(guest)).collect(),
+            notes: found.notes,
+        })
     }
 
     fn job(&self, found: FoundGuest) -> Job {
