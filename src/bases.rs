@@ -1,8 +1,8 @@
 //! The bases of change hints: what was read for the backup before, kept so that the next run can ask what has changed
 //! since.
 //!
-//! A thin volume's base is the snapshot itself, tagged `vbk_base` and `vbk_backup_<digits of the backup's id>`; a raw file's
-//! is the reflink copy, named by these digits. There is one for each disk, replaced by the next successful run.
+//! A thin volume's base is the snapshot itself, tagged `vbk_base` and `vbk_backup_<mark>`; a raw file's is the reflink
+//! copy, with that mark in its name. A mark is made of the backup's id and the disk's name ([`decide::mark`]). There is one for each disk, replaced by the next successful run.
 //!
 //! A base is believed only if it names the guest's latest backup ([`decide`]). So it does not matter where a run ends: one
 //! that failed leaves the old base, which is still that of the latest backup; one that was killed between its commit and
@@ -17,7 +17,7 @@ use vbk_repo::block::BlockSize;
 use vbk_repo::name::DiskName;
 use vbk_repo::state::States;
 
-use crate::hints::decide::{BASE_DIGITS, Decision, Question, may_skip};
+use crate::hints::decide::{self, Decision, Question, may_skip};
 use crate::hints::thin::{self, ThinPair, ThinSnapshot};
 use crate::hints::{ChangeHints, Hint, HintError, HintOptions, Unchanged, audit, extents};
 use crate::lvm::{self, Volume};
@@ -26,7 +26,7 @@ use crate::program::Programs;
 use crate::run;
 use crate::snapshot::{HeldDisk, Snapshots, TAG_BASE, copies_kept_of, host_tag, remove_volume};
 
-/// What follows is the first digits of a backup's id.
+/// What follows is a mark.
 const BACKUP: &str = "vbk_backup_";
 
 /// What is asked of hints, and what it takes to answer.
@@ -71,7 +71,7 @@ fn hint(programs: &Programs, disk: &HeldDisk, wish: &Wish<'_>) -> Result<Result<
     let bases: Vec<(Base, String)> = match (disk.kind, &disk.snapshot) {
         (Some(SnapshotKind::Thin), Some(snapshot)) => {
             let volumes = volumes_kept_of(programs, snapshot, wish.host_id)?;
-            let digits = |volume: &Volume| {
+            let mark = |volume: &Volume| {
                 volume
                     .tags
                     .iter()
@@ -79,14 +79,14 @@ fn hint(programs: &Programs, disk: &HeldDisk, wish: &Wish<'_>) -> Result<Result<
                     .map(str::to_owned)
             };
             let named = volumes.into_iter().filter_map(|volume| {
-                let digits = digits(&volume)?;
-                Some((Base::Thin(Box::new(volume)), digits))
+                let mark = mark(&volume)?;
+                Some((Base::Thin(Box::new(volume)), mark))
             });
             named.collect()
         }
         (Some(SnapshotKind::Reflink), _) => {
             let copies = copies_kept_of(&disk.source).into_iter();
-            copies.map(|(path, digits)| (Base::Copy(path), digits)).collect()
+            copies.map(|(path, mark)| (Base::Copy(path), mark)).collect()
         }
         _ => {
             return Ok(Err(
@@ -95,12 +95,16 @@ fn hint(programs: &Programs, disk: &HeldDisk, wish: &Wish<'_>) -> Result<Result<
         }
     };
     let mut reason = "there is no base to compare with yet".to_owned();
-    for (base, digits) in bases {
+    for (base, mark) in bases {
+        let Some(digits) = decide::backup_of(&mark, &disk.name) else {
+            reason = "what was kept to compare with is of another disk".to_owned();
+            continue;
+        };
         let question = Question {
             entries: wish.entries,
             states: wish.states,
             disk: &disk.name,
-            base: &digits,
+            base: digits,
             now: wish.now,
             full_read_every: wish.options.full_read_every,
             trust_hints: wish.options.trust,
@@ -182,7 +186,7 @@ pub(crate) fn replace(
     made: &Entry,
     observer: &dyn Observer,
 ) {
-    let digits: String = made.id.to_string().chars().take(BASE_DIGITS).collect();
+    let backup = made.id.to_string();
     let keep = wish.options.hints == ChangeHints::Auto;
     let disks = snapshots.disks().to_vec();
     for disk in disks {
@@ -190,7 +194,8 @@ pub(crate) fn replace(
             .backup
             .image(disk.name.as_str())
             .is_ok_and(|image| image.hints_wrong);
-        if let Err(what) = replace_one(programs, snapshots, wish, &disk, (keep && !wrong).then_some(&digits)) {
+        let mark = (keep && !wrong).then(|| decide::mark(&backup, &disk.name));
+        if let Err(what) = replace_one(programs, snapshots, wish, &disk, mark.as_deref()) {
             observer.event(Event::Warning(&format!(
                 "the base for change hints of disk {}: {what}",
                 disk.name
@@ -226,14 +231,14 @@ fn replace_one(
     snapshots: &mut Snapshots,
     wish: &Wish<'_>,
     disk: &HeldDisk,
-    digits: Option<&String>,
+    mark: Option<&str>,
 ) -> Result<(), String> {
     let old = old_bases(programs, wish, disk)?;
-    if let Some(digits) = digits {
-        let tags = [format!("{BACKUP}{digits}")];
+    if let Some(mark) = mark {
+        let tags = [format!("{BACKUP}{mark}")];
         snapshots.keep(&disk.name, &tags).map_err(|error| error.to_string())?;
         snapshots
-            .keep_copy(&disk.name, digits)
+            .keep_copy(&disk.name, mark)
             .map_err(|error| error.to_string())?;
     }
     remove_all(programs, wish, old)

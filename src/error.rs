@@ -13,6 +13,7 @@ use crate::libvirt::rename::RenameError;
 use crate::program::ProgramError;
 use crate::run::RunError;
 use crate::snapshot::SnapshotError;
+use crate::text::size;
 use crate::volumes::VolumesError;
 
 /// Shorthand for results of this crate.
@@ -26,8 +27,8 @@ pub enum Error {
     Repository(#[from] vbk_repo::Error),
     /// The repository's file system is full.
     #[error(
-        "the repository's file system is full: {stored_bytes} bytes of new blocks were stored, and up to {left_bytes} bytes of \
-         the disks were still to be read: {source}"
+        "the repository's file system is full: {} of new blocks were stored, and up to {} of the disks were still to be read: \
+         {source}", size(*.stored_bytes), size(*.left_bytes)
     )]
     RepositoryFull {
         /// What this run stored.
@@ -96,7 +97,7 @@ pub enum Error {
         what: String,
     },
     /// The target's file system has less room than the image's data needs.
-    #[error("{path}: {need_bytes} bytes are needed and {have_bytes} are free; nothing was written")]
+    #[error("{path}: {} are needed and {} are free; nothing was written", size(*.need_bytes), size(*.have_bytes))]
     NoRoom {
         /// The target.
         path: PathBuf,

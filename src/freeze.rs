@@ -325,8 +325,7 @@ impl Scene<'_> {
             (Some(Absence::NoAgent), _) => Ok(Agent::Not(Rest::None)),
             (None, _) => {
                 self.warn(&format!(
-                    "{}: the guest agent did not freeze the file systems ({why}); this backup is crash-consistent",
-                    plan.guest
+                    "the guest agent did not freeze the file systems ({why}); this backup is crash-consistent"
                 ));
                 Ok(Agent::Not(Rest::Broken))
             }
@@ -341,9 +340,8 @@ impl Scene<'_> {
         let in_time = self.undo_freeze(helper);
         if !in_time && complete {
             self.warn(&format!(
-                "{}: its file systems did not stay frozen until all snapshots were there (for {} s at most); this \
-                 backup is crash-consistent",
-                self.plan.guest,
+                "its file systems did not stay frozen until all snapshots were there (for {} s at most); this backup is \
+                 crash-consistent",
                 self.plan.freeze_limit.as_secs_f32()
             ));
         }
@@ -356,8 +354,7 @@ impl Scene<'_> {
         let Undone { asked, result } = helper.undo(THAW_WAIT);
         if let Err(why) = result {
             self.warn(&format!(
-                "{}: its file systems may still be frozen: `virsh domfsthaw {}` {why} (process {pid}); run it by hand",
-                self.plan.guest,
+                "its file systems may still be frozen: `virsh domfsthaw {}` {why} (process {pid}); run it by hand",
                 self.plan.domain.as_deref().unwrap_or_default()
             ));
         }
@@ -374,8 +371,7 @@ impl Scene<'_> {
         let Undone { asked, result } = helper.undo(plan.post_thaw_limit);
         if let Err(why) = result {
             self.warn(&format!(
-                "{}: its post-thaw command `{}` {why} (process {pid}); what pre-freeze stopped may still be stopped",
-                plan.guest,
+                "its post-thaw command `{}` {why} (process {pid}); what pre-freeze stopped may still be stopped",
                 plan.post_thaw.as_deref().unwrap_or_default()
             ));
         }
@@ -384,9 +380,8 @@ impl Scene<'_> {
         }
         if !asked && complete {
             self.warn(&format!(
-                "{}: its programs did not stay at rest until all snapshots were there (for {} s at most); this backup is \
-                 not application-consistent",
-                plan.guest,
+                "its programs did not stay at rest until all snapshots were there (for {} s at most); this backup is not \
+                 application-consistent",
                 commands_limit(plan).as_secs_f32()
             ));
         }

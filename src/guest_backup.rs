@@ -37,7 +37,7 @@ use crate::limit::{LimitOptions, LimitedDisk, Limiter, ReadLimit};
 use crate::observer::{Event, Observer};
 use crate::program::Programs;
 use crate::run::Run;
-use crate::snapshot::{self, Peak, SnapshotOptions, Snapshots};
+use crate::snapshot::{self, SnapshotOptions, Snapshots};
 
 /// Files that are kept with a backup.
 type Files = Vec<(DiskName, Vec<u8>)>;
@@ -135,15 +135,6 @@ pub struct GuestDisk {
     pub speed: Option<DeviceSpeed>,
 }
 
-/// What came of it.
-#[derive(Debug, Clone)]
-pub struct GuestSummary {
-    /// The backup.
-    pub backup: BackupSummary,
-    /// How full the snapshots were at most.
-    pub peaks: Vec<Peak>,
-}
-
 /// Backs up a guest. When `cancel` is set it ends soon with [`Error::Interrupted`]; snapshots are removed, and what was
 /// stored by then is kept for the next run. May be called for several guests at once.
 pub fn back_up_guest(
@@ -152,15 +143,11 @@ pub fn back_up_guest(
     plan: &GuestPlan,
     cancel: &AtomicBool,
     observer: &Arc<dyn Observer>,
-) -> Result<GuestSummary> {
+) -> Result<BackupSummary> {
     let started = Timestamp::now();
     let catalogue = writer.catalogue()?;
     let entries: Vec<Entry> = catalogue.of(&plan.guest).cloned().collect();
-    let (snapshots, consistency, mut files) = hold(host, plan, &entries, &**observer)?;
-    if cancel.load(Ordering::SeqCst) {
-        snapshots.remove()?;
-        return Err(Error::Interrupted);
-    }
+    let (snapshots, consistency, mut files) = hold(host, plan, &entries, cancel, &**observer)?;
     files.extend(plan.files.iter().cloned());
     let wish = Wish {
         options: plan.hints,
@@ -179,15 +166,22 @@ pub fn back_up_guest(
         cancel,
         observer,
     };
-    let result = reading.read(consistency, files, &wish, started);
+    let result = match cancel.load(Ordering::SeqCst) {
+        true => Err(Error::Interrupted),
+        false => reading.read(consistency, files, &wish, started),
+    };
     let peaks = reading.snapshots.peaks();
+    for peak in &peaks {
+        let (name, fill) = (peak.disk.as_str(), peak.fill);
+        observer.event(Event::Peak { name, fill });
+    }
     if let Ok(made) = &result {
         bases::replace(&host.programs, &mut reading.snapshots, &wish, &made.entry, &**observer);
     }
     if let Err(error) = reading.snapshots.remove() {
-        observer.event(Event::Warning(&format!("guest {}: {error}", plan.guest)));
+        observer.event(Event::Warning(&error.to_string()));
     }
-    Ok(GuestSummary { backup: result?, peaks })
+    result
 }
 
 /// Steps 1 to 3.
@@ -195,6 +189,7 @@ fn hold(
     host: &Host,
     plan: &GuestPlan,
     entries: &[Entry],
+    cancel: &AtomicBool,
     observer: &dyn Observer,
 ) -> Result<(Snapshots, Consistency, Files)> {
     let disks: Vec<(DiskName, PathBuf)> = plan
@@ -207,6 +202,10 @@ fn hold(
         ..plan.snapshots.clone()
     };
     let _turn = host.turn.lock().unwrap_or_else(PoisonError::into_inner);
+    // Others may have had their turn for minutes.
+    if cancel.load(Ordering::SeqCst) {
+        return Err(Error::Interrupted);
+    }
     let planned = snapshot::plan(&host.programs, &disks, &options)?;
     let files = describe(host, plan, &planned, observer);
     let (snapshots, consistency) = with_guest_at_rest(&host.programs, &plan.freeze, observer, || {
@@ -288,8 +287,7 @@ impl Reading<'_> {
             .iter()
             .filter(|line| !line.ends_with("no read limit"))
         {
-            self.observer
-                .event(Event::Note(&format!("{}: {line}", self.plan.guest)));
+            self.observer.event(Event::Note(line));
         }
         for line in limiter.details() {
             tracing::info!("{}: {line}", self.plan.guest);
@@ -334,6 +332,8 @@ impl Reading<'_> {
             (Err(error), Err(reason)) if error.kind() == ErrorKind::Interrupted || is_read(&error) => {
                 Err(reason.into())
             }
+            // It looks only now and then, and a read may have met an invalid snapshot first.
+            (Err(error), Ok(())) if is_read(&error) => Err(self.snapshots.check().err().map_or(error, Error::from)),
             (result, Ok(())) => result,
             (result, Err(reason)) => {
                 tracing::warn!("{reason}");

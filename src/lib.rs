@@ -26,6 +26,7 @@ pub mod snapshot;
 pub mod source;
 mod sys;
 mod target;
+pub mod text;
 pub mod volumes;
 
 pub use error::{Error, Result};

@@ -55,6 +55,13 @@ pub enum Event<'a> {
         /// The disk's name.
         name: &'a str,
     },
+    /// How full the snapshot of a disk, or its thin pool, was at most. Told once, also of a backup that failed.
+    Peak {
+        /// The disk's name.
+        name: &'a str,
+        /// 1 is full.
+        fill: f64,
+    },
     /// The result is good, but somebody should know this.
     Warning(&'a str),
 }

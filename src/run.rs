@@ -50,6 +50,9 @@ pub struct RunInfo {
     pub pid: u32,
     /// Since when.
     pub since: Timestamp,
+    /// The guests it backs up, once they are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guests: Option<Vec<String>>,
 }
 
 /// A run. Clones are the same run, which is over when the last of them is dropped.
@@ -112,9 +115,30 @@ impl Run {
         &self.0.dir
     }
 
+    /// Notes which guests it is about, for those who ask what runs ([`info`]).
+    pub fn note_guests(&self, guests: Vec<String>) -> Result<(), RunError> {
+        let (path, new) = (self.dir().join(INFO), self.dir().join("run.json.new"));
+        let mut info = info_in(self.dir()).unwrap_or_else(|| RunInfo::new("a backup"));
+        info.guests = Some(guests);
+        let text = serde_json::to_vec(&info).expect("it has only plain fields");
+        std::fs::write(&new, text).map_err(RunError::new("write", &new))?;
+        std::fs::rename(&new, &path).map_err(RunError::new("write", path))
+    }
+
     /// Where all runs have their directories.
     pub fn runtime_dir(&self) -> &Path {
         &self.0.runtime_dir
+    }
+}
+
+impl RunInfo {
+    fn new(command: &str) -> Self {
+        Self {
+            command: command.to_owned(),
+            pid: std::process::id(),
+            since: Timestamp::now(),
+            guests: None,
+        }
     }
 }
 
@@ -132,12 +156,7 @@ fn prepare(dir: &Path, command: &str) -> Result<File, RunError> {
     let lock = File::create_new(&path).map_err(RunError::new("make", &path))?;
     lock.try_lock()
         .map_err(|error| RunError::new("lock", &path)(error.into()))?;
-    let info = RunInfo {
-        command: command.to_owned(),
-        pid: std::process::id(),
-        since: Timestamp::now(),
-    };
-    let text = serde_json::to_vec(&info).expect("it has only plain fields");
+    let text = serde_json::to_vec(&RunInfo::new(command)).expect("it has only plain fields");
     let path = dir.join(INFO);
     File::create_new(&path)
         .and_then(|mut file| file.write_all(&text))
@@ -175,8 +194,11 @@ pub fn info(runtime_dir: &Path, id: &str) -> Option<RunInfo> {
     if !is_id(id) {
         return None;
     }
-    let bytes = std::fs::read(runs_of(runtime_dir).join(id).join(INFO)).ok()?;
-    serde_json::from_slice(&bytes).ok()
+    info_in(&runs_of(runtime_dir).join(id))
+}
+
+fn info_in(dir: &Path) -> Option<RunInfo> {
+    serde_json::from_slice(&std::fs::read(dir.join(INFO)).ok()?).ok()
 }
 
 /// The directories of all runs, alive or dead.
@@ -226,6 +248,13 @@ mod tests {
         assert!(is_running(dir.path(), &id) && is_id(&id));
         let info = info(dir.path(), &id).expect("says what it is");
         assert_eq!((info.command.as_str(), info.pid), ("backup web1", std::process::id()));
+        assert_eq!(info.guests, None);
+        run.note_guests(vec!["web1".to_owned()]).expect("notes");
+        let noted = super::info(dir.path(), &id).expect("says what it is");
+        assert_eq!(
+            (noted.guests, noted.command),
+            (Some(vec!["web1".to_owned()]), info.command)
+        );
         let clone = run.clone();
         drop(run);
         assert!(is_running(dir.path(), &id));

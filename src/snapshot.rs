@@ -417,15 +417,15 @@ impl Snapshots {
         Ok(lvm::volume(&self.programs, &vg, &name)?)
     }
 
-    /// As [`Snapshots::keep`], for a copy of a file: it becomes a base of the file, for the backup `digits`. False if
+    /// As [`Snapshots::keep`], for a copy of a file: it becomes a base of the file, with this mark. False if
     /// the disk has no copy.
-    pub fn keep_copy(&mut self, disk: &DiskName, digits: &str) -> Result<bool, SnapshotError> {
+    pub fn keep_copy(&mut self, disk: &DiskName, mark: &str) -> Result<bool, SnapshotError> {
         let at = self.disks.iter().position(|held| held.name == *disk);
         let Some(held) = at.and_then(|at| self.held.get_mut(at)) else {
             return Ok(false);
         };
         match std::mem::replace(held, Held::Nothing) {
-            Held::Copy(copy) => copy.keep(digits).map(|()| true),
+            Held::Copy(copy) => copy.keep(mark).map(|()| true),
             other => {
                 *held = other;
                 Ok(false)

@@ -18,6 +18,7 @@ use vbk_repo::ErrorKind;
 
 use crate::guest_files::{GuestFilesError, check_group_name, check_lvm_name, check_volume_name};
 use crate::program::{ProgramError, Programs};
+use crate::text::size;
 
 /// How long lvm2 may take to answer or to change something: it waits for its own locks and for udev.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -77,7 +78,7 @@ pub enum VolumesError {
         left: bool,
     },
     /// The group is too full.
-    #[error("volume group {group} has {have_bytes} bytes free, {need_bytes} are needed; nothing was made")]
+    #[error("volume group {group} has {} free, {} are needed; nothing was made", size(*.have_bytes), size(*.need_bytes))]
     NoRoom {
         /// The group.
         group: String,
@@ -88,8 +89,8 @@ pub enum VolumesError {
     },
     /// The pool is too full, or its metadata.
     #[error(
-        "the {what} of thin pool {pool} has {have_bytes} bytes free, up to {need_bytes} are needed; a pool that is over-filled \
-         harms all volumes in it, so nothing was made: extend it with `lvextend{}`", option_of(.what)
+        "the {what} of thin pool {pool} has {} free, up to {} are needed; a pool that is over-filled harms all volumes in it, so \
+         nothing was made: extend it with `lvextend{}`", size(*.have_bytes), size(*.need_bytes), option_of(.what)
     )]
     PoolRoom {
         /// The pool, with its group.

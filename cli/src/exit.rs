@@ -151,8 +151,8 @@ impl Error {
         }
     }
 
-    /// The whole message: what went wrong, why, and what to do.
-    pub fn message(&self) -> String {
+    /// What went wrong and why, in a line.
+    pub fn text(&self) -> String {
         let mut text = self.to_string();
         let mut source = std::error::Error::source(self);
         while let Some(error) = source {
@@ -163,6 +163,12 @@ impl Error {
             }
             source = error.source();
         }
+        text
+    }
+
+    /// The whole message: what went wrong, why, and what to do.
+    pub fn message(&self) -> String {
+        let mut text = self.text();
         if let Some(hint) = self.hint().filter(|_| !text.contains("run as root")) {
             text.push_str("\nhint: ");
             text.push_str(hint);

@@ -109,6 +109,16 @@ impl Deadline {
     pub fn is_over(&self) -> bool {
         self.over.load(Ordering::SeqCst)
     }
+
+    /// Who asked for the end, if an end is what the error says.
+    pub fn reason_for(&self, error: Error) -> Error {
+        match error.kind() {
+            ErrorKind::Interrupted if self.is_over() => Error::TimeOver(
+                "the time limit is over; what was stored is not stored again by the next run".to_owned(),
+            ),
+            _ => error,
+        }
+    }
 }
 
 impl Drop for Deadline {

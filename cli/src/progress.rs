@@ -119,7 +119,7 @@ impl Observer for Progress {
                 }
             }
             // The warning that follows is for people.
-            Event::HintsWrong { .. } => {}
+            Event::HintsWrong { .. } | Event::Peak { .. } => {}
             Event::Note(text) => self.note(text),
             Event::Warning(text) => {
                 self.warnings.fetch_add(1, Ordering::Relaxed);

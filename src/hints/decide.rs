@@ -22,6 +22,26 @@ pub const FULL_READ_EVERY: SignedDuration = SignedDuration::from_hours(30 * 24);
 const CLOCK_SLACK: SignedDuration = SignedDuration::from_secs(60);
 /// Digits of a backup's id that name it in the tag of a base.
 pub const BASE_DIGITS: usize = 32;
+/// Digits of what names a base: those of a backup, and 8 of the name of its disk.
+pub const MARK_DIGITS: usize = BASE_DIGITS + 8;
+
+/// What names the base of a disk of a backup. The disk is part of it: when two disks of a guest change places, each finds
+/// the base of the other.
+pub fn mark(backup_id: &str, disk: &DiskName) -> String {
+    let backup: String = backup_id.chars().take(BASE_DIGITS).collect();
+    backup + disk_digits(disk).as_str()
+}
+
+/// The digits of a backup in the mark of a base, if it is one of this disk.
+pub fn backup_of<'a>(mark: &'a str, disk: &DiskName) -> Option<&'a str> {
+    let (backup, of_disk) = mark.split_at_checked(BASE_DIGITS)?;
+    (of_disk == disk_digits(disk)).then_some(backup)
+}
+
+fn disk_digits(disk: &DiskName) -> String {
+    let hash = blake3::hash(disk.as_str().as_bytes());
+    hash.to_hex().chars().take(MARK_DIGITS - BASE_DIGITS).collect()
+}
 
 /// What is asked about.
 #[derive(Debug, Clone, Copy)]

@@ -6,6 +6,7 @@ use vbk_repo::ErrorKind;
 
 use crate::program::ProgramError;
 use crate::run::RunError;
+use crate::text::size;
 
 /// An error of a snapshot.
 #[derive(Debug, thiserror::Error)]
@@ -58,8 +59,8 @@ pub enum SnapshotError {
     },
     /// A volume group has too little room for the snapshots.
     #[error(
-        "volume group {vg} has {free_bytes} bytes free, and the snapshots of {disks} need {need_bytes}; nothing was changed. \
-         Make room in {vg}, or take less with --snapshot-size"
+        "volume group {vg} has {} free, and snapshots of {disks} need {}; nothing was changed. Make room in {vg}, or take less \
+         with --snapshot-size", size(*.free_bytes), size(*.need_bytes)
     )]
     NoRoom {
         /// The group.

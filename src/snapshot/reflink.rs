@@ -19,7 +19,7 @@ use nix::sys::statfs::{BTRFS_SUPER_MAGIC, FsType, XFS_SUPER_MAGIC, statfs};
 
 use super::SnapshotError;
 use super::names::stamp;
-use crate::hints::decide::BASE_DIGITS;
+use crate::hints::decide::MARK_DIGITS;
 use crate::run::{self, Run};
 use crate::sys;
 
@@ -110,9 +110,10 @@ impl Copy {
         &self.path
     }
 
-    /// Keeps it as the base of change hints, named by a backup: `.vbk-base-<digits>-<file>`.
-    pub(super) fn keep(mut self, digits: &str) -> Result<(), SnapshotError> {
-        let name = [BASE, digits, "-"].concat().into_bytes();
+    /// Keeps it as the base of change hints, under a mark of [`MARK_DIGITS`]:
+    /// `.vbk-base-<mark>-<file>`.
+    pub(super) fn keep(mut self, mark: &str) -> Result<(), SnapshotError> {
+        let name = [BASE, mark, "-"].concat().into_bytes();
         let base = self
             .source
             .with_file_name(OsString::from_vec([&name, cut_name(&self.source)].concat()));
@@ -138,7 +139,7 @@ impl Drop for Copy {
     }
 }
 
-/// The copies of a file that are kept as bases, and the digits of their backups. Only regular files that root or the
+/// The copies of a file that are kept as bases, and their marks. Only regular files that root or the
 /// caller owns and nobody else can write to.
 pub fn bases(source: &Path) -> Vec<(PathBuf, String)> {
     let Ok(source) = std::fs::canonicalize(source) else {
@@ -149,20 +150,25 @@ pub fn bases(source: &Path) -> Vec<(PathBuf, String)> {
     for entry in entries.into_iter().flatten().flatten() {
         let name = entry.file_name();
         let rest = name.as_bytes().strip_prefix(BASE.as_bytes());
-        let Some((digits, rest)) = rest.and_then(|rest| rest.split_at_checked(BASE_DIGITS)) else {
+        let Some((mark, rest)) = rest.and_then(|rest| rest.split_at_checked(MARK_DIGITS)) else {
             continue;
         };
         let is_ours = entry
             .metadata()
-            .is_ok_and(|data| data.is_file() && data.nlink() == 1 && data.mode() & 0o022 == 0);
+            .is_ok_and(|data| data.is_file() && data.nlink() == 1 && data.mode() & 0o022 == 0 && is_owner(data.uid()));
         if is_ours
-            && digits.iter().all(u8::is_ascii_hexdigit)
+            && mark.iter().all(u8::is_ascii_hexdigit)
             && rest.strip_prefix(b"-").is_some_and(|file| file == cut_name(&source))
         {
-            all.push((entry.path(), String::from_utf8_lossy(digits).into_owned()));
+            all.push((entry.path(), String::from_utf8_lossy(mark).into_owned()));
         }
     }
     all
+}
+
+/// Somebody else who may write to the directory could put another base there, and give it hints of their own.
+fn is_owner(uid: u32) -> bool {
+    uid == 0 || uid == nix::unistd::geteuid().as_raw()
 }
 
 /// What of a file's name goes into its copies'.

@@ -1,7 +1,7 @@
 //! Read limits, on the command line and while a backup runs.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -61,7 +61,7 @@ fn wrong_limits_are_refused_with_a_good_one() {
     }
 }
 
-/// A run as `vbk limit` sees it. Runs of root are at a place that is the same for all, so it has a guest of its own.
+/// A run as `vbk limit` sees it.
 struct FakeRun {
     directory: PathBuf,
     guest: String,
@@ -69,9 +69,9 @@ struct FakeRun {
 }
 
 impl FakeRun {
-    fn new() -> Self {
-        let guest = format!("e2e-limit-{}", std::process::id());
-        let directory = Path::new("/run/vbk/runs").join(&guest);
+    fn new(lab: &Lab) -> Self {
+        let guest = "web1".to_owned();
+        let directory = lab.runtime_dir().join("runs").join(&guest);
         fs::create_dir_all(&directory).expect("makes a directory");
         let lock = File::create(directory.join("lock")).expect("makes a lock");
         lock.lock().expect("locks");
@@ -94,7 +94,7 @@ impl Drop for FakeRun {
 #[test]
 fn a_running_backup_is_asked_for_another_limit_and_only_a_running_one() {
     let lab = Lab::without_repo();
-    let run = FakeRun::new();
+    let run = FakeRun::new(&lab);
     let file = run.directory.join("limit");
     let text = lab.ok(args!["limit", run.guest, "50MB/s"]);
     assert!(text.contains(&run.guest) && text.contains("50 MB/s"), "{text}");

@@ -9,7 +9,8 @@ mod workers;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use vbk::guest_backup::{GuestSummary, Host};
+use vbk::backup::BackupSummary;
+use vbk::guest_backup::Host;
 use vbk::limit::{LimitOptions, requests};
 use vbk::program::Programs;
 use vbk::run::Run;
@@ -17,8 +18,8 @@ use vbk_repo::ErrorKind;
 use vbk_repo::name::GuestName;
 use vbk_repo::repository::Reserve;
 
-use self::plan::{Common, Job};
-use self::workers::Workers;
+use self::plan::{Common, Job, Planned};
+use self::workers::{Results, Workers};
 use crate::args::BackupArgs;
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
@@ -32,7 +33,7 @@ pub struct Done {
     /// The guest.
     pub guest: GuestName,
     /// Its backup, or why there is none.
-    pub result: Result<GuestSummary>,
+    pub result: Result<BackupSummary>,
     /// How long it took.
     pub took: Duration,
     /// How many warnings there were.
@@ -65,25 +66,33 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
         limits: LimitOptions {
             cache: Some(machine::cache_dir()),
             requests: Some(run.dir().join(requests::FILE)),
-            reload: Some(reload),
+            // What an option says goes before the configuration, also before one that is changed meanwhile.
+            reload: Some(reload).filter(|_| args.politeness.read_limit.is_none()),
             ..LimitOptions::default()
         },
         jobs,
     };
-    let planned = common.all()?;
+    let Planned { jobs: planned, notes } = common.all()?;
+    for note in &notes {
+        tracing::warn!("{note}");
+    }
     if planned.is_empty() {
         return Err(Error::Usage(
             "no guest is known on this host, or all are excluded; `vbk guests --help` says how guests are found"
                 .to_owned(),
         ));
     }
+    let known: Vec<GuestName> = planned.iter().map(|job| job.guest.clone()).collect();
+    run.note_guests(known.iter().map(ToString::to_string).collect())
+        .map_err(vbk::Error::from)?;
     let mut metrics = match args.metrics.as_ref().or(config.metrics.as_ref()) {
         Some(path) => Some(Metrics::at(path)?),
         None => None,
     };
     let repository = context.repository()?;
     repository.check_reserve(args.reserve.unwrap_or(Reserve::Default))?;
-    let writer = context.waiting(args.no_wait, &cancel, |wait| repository.writer(&command, wait))?;
+    let writer = context.waiting(args.no_wait, &cancel, |wait| repository.writer(&command, wait));
+    let writer = writer.map_err(|error| deadline.reason_for(error))?;
     notifier.ready();
     let host = Host::new(programs.clone(), run, &machine::cache_dir());
     let workers = Workers {
@@ -96,12 +105,12 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
         notifier: &notifier,
         is_all: args.all,
     };
-    let known: Vec<GuestName> = planned.iter().map(|job| job.guest.clone()).collect();
-    let mut done = workers.run(planned, jobs, metrics.as_mut())?;
+    let Results { mut done, warnings } = workers.run(planned, jobs, metrics.as_mut())?;
+    let warnings = warnings + notes.len() as u64;
     notifier.stopping();
     done.sort_by(|one, other| one.guest.cmp(&other.guest));
     let failed = done.iter().filter(|done| done.result.is_err()).count();
-    let warned = done.iter().any(|done| done.warnings > 0);
+    let warned = warnings > 0 || done.iter().any(|done| done.warnings > 0);
     if let Some(mut metrics) = metrics {
         if args.all {
             metrics.record_whole(WholeRun {
@@ -116,34 +125,35 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
         metrics.finish(is_known)?;
     }
     match args.all {
-        true => all_done(context, &done, clock.elapsed()),
-        false => one_done(context, done, clock.elapsed()),
+        true => all_done(context, &done, warnings, clock.elapsed()),
+        false => one_done(context, done, warnings, clock.elapsed()),
     }
 }
 
-fn one_done(context: &Context<'_>, mut done: Vec<Done>, took: Duration) -> Result<Outcome> {
+fn one_done(context: &Context<'_>, mut done: Vec<Done>, warnings: u64, took: Duration) -> Result<Outcome> {
     let done = done.pop().expect("one guest was planned");
     let summary = done.result?;
     context.say(report::last_line(&summary, took));
-    context.json_result(&report::Report::new(&summary, done.warnings))?;
-    Ok(match done.warnings {
+    let warnings = done.warnings + warnings;
+    context.json_result(&report::Report::new(&summary, warnings))?;
+    Ok(match warnings {
         0 => Outcome::Done,
         _ => Outcome::Warnings,
     })
 }
 
-fn all_done(context: &Context<'_>, done: &[Done], took: Duration) -> Result<Outcome> {
+fn all_done(context: &Context<'_>, done: &[Done], warnings: u64, took: Duration) -> Result<Outcome> {
     if let Some(table) = report::table(done, context.quiet()) {
         context.print(table);
     }
-    context.json_result(&report::AllReport::new(done, took))?;
+    context.json_result(&report::AllReport::new(done, warnings, took))?;
     let interrupted = |done: &Done| matches!(&done.result, Err(error) if error.kind() == ErrorKind::Interrupted);
     if done.iter().any(interrupted) {
         return Err(vbk::Error::Interrupted.into());
     }
     Ok(match done.iter().filter(|done| done.result.is_ok()).count() {
         0 => Outcome::Failed,
-        good if good < done.len() || done.iter().any(|done| done.warnings > 0) => Outcome::Warnings,
+        good if good < done.len() || warnings > 0 || done.iter().any(|done| done.warnings > 0) => Outcome::Warnings,
         _ => Outcome::Done,
     })
 }

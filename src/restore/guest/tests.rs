@@ -240,11 +240,11 @@ fn nothing_is_made_if_a_name_is_taken_or_there_is_no_room() {
     );
     assert!(refused(&host.plan(&["a", "a"])).contains("two disks"));
 
-    host.put("free", &(4 * EXTENT - 1).to_string());
+    host.put("free", &(3 * EXTENT).to_string());
     let full = host.plan(&["a", "b"]).create(&host.programs).expect_err("is refused");
     assert_eq!(
         full.to_string(),
-        "volume group vg0 has 16777215 bytes free, 16777216 are needed; nothing was made"
+        "volume group vg0 has 12 MiB free, 16 MiB are needed; nothing was made"
     );
     assert_eq!(full.kind(), ErrorKind::NoSpace);
     let mut elsewhere = host.plan(&["a"]);

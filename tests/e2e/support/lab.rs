@@ -27,6 +27,9 @@ const GONE: Duration = Duration::from_secs(5);
 
 pub struct Lab {
     dir: TempDir,
+    /// What the machine has once, and each test for itself: runs and what is cached. Elsewhere than the rest, whose file
+    /// system may be full.
+    machine: TempDir,
     repo: PathBuf,
     /// Where the images of mounts of files are mounted.
     hidden: Mutex<Vec<PathBuf>>,
@@ -50,6 +53,7 @@ impl Lab {
         require_rights();
         let mut name = tempfile::Builder::new();
         let dir = name.prefix("vbk-e2e-").tempdir_in(parent).expect("makes a directory");
+        let machine = name.prefix("vbk-e2e-machine-").tempdir_in(env!("CARGO_TARGET_TMPDIR"));
         let path = dir.path().to_owned();
         let (watchdog, ended) = mpsc::channel();
         let name = std::thread::current().name().unwrap_or_default().to_owned();
@@ -62,6 +66,7 @@ impl Lab {
         Self {
             repo: dir.path().join("repo"),
             dir,
+            machine: machine.expect("makes a directory"),
             hidden: Mutex::default(),
             _watchdog: watchdog,
         }
@@ -84,6 +89,11 @@ impl Lab {
         self.dir.path().join(name)
     }
 
+    /// Where runs of vbk find each other, which no other test's do.
+    pub fn runtime_dir(&self) -> PathBuf {
+        self.machine.path().join("run")
+    }
+
     /// A new empty directory.
     pub fn subdir(&self, name: &str) -> PathBuf {
         let path = self.path(name);
@@ -102,6 +112,19 @@ impl Lab {
     pub fn start_command(&self, mut command: Command, args: Vec<OsString>) -> Running {
         for name in ["VBK_REPO", "VBK_CONFIG", "RUST_LOG", "VBK_LOG"] {
             command.env_remove(name);
+        }
+        // Another user has places of his own.
+        if command.get_program() != "setpriv" {
+            let places = [
+                ("VBK_RUNTIME_DIR", self.runtime_dir()),
+                ("VBK_CACHE_DIR", self.machine.path().join("cache")),
+            ];
+            for (name, place) in places {
+                let is_given = command.get_envs().any(|(given, _)| given == name);
+                if !is_given {
+                    command.env(name, place);
+                }
+            }
         }
         command.env("LC_ALL", "C");
         Running::start(command, &args, self.dir())

@@ -44,7 +44,26 @@ impl Job {
     /// Whether a disk of it is a block device.
     pub fn has_devices(&self) -> bool {
         let is_device = |path: &Path| std::fs::metadata(path).is_ok_and(|data| data.file_type().is_block_device());
-        self.plan.iter().any(|plan| plan.disks.iter().any(|disk| is_device(&disk.path)))
+        self.plan
+            .iter()
+            .any(|plan| plan.disks.iter().any(|disk| is_device(&disk.path)))
+    }
+}
+
+/// What is to be backed up.
+pub struct Planned {
+    /// The guests.
+    pub jobs: Vec<Job>,
+    /// What could not be found out: there may be more guests.
+    pub notes: Vec<String>,
+}
+
+impl From<Job> for Planned {
+    fn from(job: Job) -> Self {
+        Self {
+            jobs: vec![job],
+            notes: Vec::new(),
+        }
     }
 }
 
@@ -61,10 +80,10 @@ pub struct Common<'a> {
 
 impl Common<'_> {
     /// The guests that the command line asks for.
-    pub fn all(&self) -> Result<Vec<Job>> {
+    pub fn all(&self) -> Result<Planned> {
         match (&self.args.guest, &self.args.disks[..]) {
-            (Some(guest), []) => self.known(guest).map(|job| vec![job]),
-            (Some(guest), disks) => self.named(guest, disks).map(|job| vec![job]),
+            (Some(guest), []) => self.known(guest).map(Planned::from),
+            (Some(guest), disks) => self.named(guest, disks).map(Planned::from),
             (None, _) => self.every(),
         }
     }
@@ -106,14 +125,14 @@ impl Common<'_> {
         Ok(self.job(found))
     }
 
-    fn every(&self) -> Result<Vec<Job>> {
+    fn every(&self) -> Result<Planned> {
         let config = self.context.config()?;
         let found = discover(self.programs, &config.known_guests());
-        for note in &found.notes {
-            tracing::warn!("{note}");
-        }
         let wanted = found.guests.into_iter().filter(|guest| !config.excludes(&guest.name));
-        Ok(wanted.map(|guest| self.job(guest)).collect())
+        Ok(Planned {
+            jobs: wanted.map(|guest| self.job(guest)).collect(),
+            notes: found.notes,
+        })
     }
 
     fn job(&self, found: FoundGuest) -> Job {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use vbk::guest_backup::GuestSummary;
+use vbk::backup::BackupSummary;
 use vbk::observer::Counts;
 use vbk_repo::backup::{Consistency, Image};
 
@@ -30,16 +30,16 @@ pub struct Report<'a> {
 
 impl<'a> Report<'a> {
     /// Of what was made.
-    pub fn new(summary: &'a GuestSummary, warnings: u64) -> Self {
-        let made = &summary.backup.entry.backup;
+    pub fn new(summary: &'a BackupSummary, warnings: u64) -> Self {
+        let made = &summary.entry.backup;
         Self {
             backup: made.spec(),
-            id: summary.backup.entry.id.to_string(),
+            id: summary.entry.id.to_string(),
             guest: made.guest.as_str(),
             time: made.time.timestamp(),
             consistency: made.consistency,
             size_bytes: made.size_bytes(),
-            counts: summary.backup.counts,
+            counts: summary.counts,
             duration_ms: made.duration_ms,
             disks: &made.images,
             files: &made.files,
@@ -53,6 +53,8 @@ impl<'a> Report<'a> {
 pub struct AllReport<'a> {
     guests: Vec<GuestReport<'a>>,
     failed: usize,
+    /// Of no guest: what could not be found out or removed.
+    warnings: u64,
     duration_ms: u64,
 }
 
@@ -65,7 +67,7 @@ enum GuestReport<'a> {
 
 impl<'a> AllReport<'a> {
     /// Of all guests, in the order of their names.
-    pub fn new(all: &'a [Done], took: Duration) -> Self {
+    pub fn new(all: &'a [Done], warnings: u64, took: Duration) -> Self {
         let guest = |done: &'a Done| match &done.result {
             Ok(summary) => GuestReport::Made(Box::new(Report::new(summary, done.warnings))),
             Err(error) => GuestReport::Failed {
@@ -75,6 +77,7 @@ impl<'a> AllReport<'a> {
         };
         Self {
             guests: all.iter().map(guest).collect(),
+            warnings,
             failed: all.iter().filter(|done| done.result.is_err()).count(),
             duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
         }
@@ -82,11 +85,11 @@ impl<'a> AllReport<'a> {
 }
 
 /// The line for one backup.
-pub fn last_line(summary: &GuestSummary, took: Duration) -> String {
-    let counts = &summary.backup.counts;
+pub fn last_line(summary: &BackupSummary, took: Duration) -> String {
+    let counts = &summary.counts;
     format!(
         "{}: {} read, {} new ({} stored) in {}",
-        summary.backup.entry.backup.spec(),
+        summary.entry.backup.spec(),
         units::size(counts.read_bytes),
         units::size(counts.new_bytes),
         units::size(counts.stored_bytes),
@@ -110,7 +113,7 @@ pub fn table(all: &[Done], quiet: bool) -> Option<Table> {
         let row = match &done.result {
             Ok(_) if quiet && done.warnings == 0 => continue,
             Ok(summary) => {
-                let counts = &summary.backup.counts;
+                let counts = &summary.counts;
                 vec![
                     done.guest.to_string(),
                     if done.warnings == 0 { "done" } else { "warnings" }.to_owned(),
@@ -128,7 +131,7 @@ pub fn table(all: &[Done], quiet: bool) -> Option<Table> {
                 "-".to_owned(),
                 "-".to_owned(),
                 units::duration(done.took),
-                error.to_string(),
+                error.text(),
             ],
         };
         table.row(row);

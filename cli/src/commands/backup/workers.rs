@@ -1,13 +1,15 @@
 //! Backs up guests, several at a time. One that fails does not stop the others.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use nix::unistd::geteuid;
-use vbk::guest_backup::{GuestSummary, Host, back_up_guest};
+use vbk::backup::BackupSummary;
+use vbk::guest_backup::{Host, back_up_guest};
 use vbk::observer::{Event, Observer};
 use vbk_repo::ErrorKind;
 use vbk_repo::name::GuestName;
@@ -36,6 +38,14 @@ pub struct Workers<'a> {
     pub is_all: bool,
 }
 
+/// What became of them all.
+pub struct Results {
+    /// Of each guest.
+    pub done: Vec<Done>,
+    /// Warnings that are of no guest.
+    pub warnings: u64,
+}
+
 /// What the workers have in common.
 struct Shared<'a, 'm> {
     queue: Mutex<VecDeque<Job>>,
@@ -48,7 +58,7 @@ struct Shared<'a, 'm> {
 
 impl Workers<'_> {
     /// Backs all up; gives what became of each.
-    pub fn run(&self, jobs: Vec<Job>, threads: usize, metrics: Option<&mut Metrics>) -> Result<Vec<Done>> {
+    pub fn run(&self, jobs: Vec<Job>, threads: usize, metrics: Option<&mut Metrics>) -> Result<Results> {
         let total = jobs.iter().map(|job| job.size_bytes).sum();
         let shared = Shared {
             guests: jobs.len(),
@@ -62,17 +72,25 @@ impl Workers<'_> {
         if geteuid().is_root() && lock(&shared.queue).iter().any(Job::has_devices) {
             self.host.clean(&*shared.progress);
         }
-        std::thread::scope(|scope| {
+        let warnings = shared.progress.warnings();
+        let started = std::thread::scope(|scope| {
             for number in 0..threads.min(shared.guests) {
                 let shared = &shared;
-                std::thread::Builder::new()
-                    .name(format!("vbk-guest-{number}"))
-                    .spawn_scoped(scope, move || shared.work())
-                    .expect("the system can start a few threads");
+                let thread = std::thread::Builder::new().name(format!("vbk-guest-{number}"));
+                match thread.spawn_scoped(scope, move || shared.work()) {
+                    Ok(_) => {}
+                    // Those that there are do the work.
+                    Err(error) if number > 0 => tracing::warn!("only {number} guests at a time: {error}"),
+                    Err(error) => return Err(Error::Other(format!("can't start a thread: {error}"))),
+                }
             }
+            Ok(())
         });
         shared.progress.finish();
-        Ok(shared.done.into_inner().unwrap_or_else(PoisonError::into_inner))
+        started.map(|()| Results {
+            done: shared.done.into_inner().unwrap_or_else(PoisonError::into_inner),
+            warnings,
+        })
     }
 }
 
@@ -86,14 +104,22 @@ impl Shared<'_, '_> {
             self.workers.notifier.status(&self.status(&guest));
             let clock = Instant::now();
             let observer: Arc<GuestObserver> = Arc::new(GuestObserver {
-                guest: self.workers.is_all.then(|| guest.clone()),
+                guest: guest.clone(),
+                is_all: self.workers.is_all,
                 progress: Arc::clone(&self.progress),
                 warnings: AtomicU64::new(0),
+                peak_fill: Mutex::default(),
             });
             for note in &job.notes {
                 observer.event(Event::Warning(note));
             }
-            let result = self.back_up(job, &observer);
+            // A bug that one guest meets is not the end of the others' backups. Snapshots and helpers were let go of while
+            // the thread was unwound.
+            let result = catch_unwind(AssertUnwindSafe(|| self.back_up(job, &observer))).unwrap_or_else(|_| {
+                Err(Error::Other(
+                    "the backup broke off; what is above says where".to_owned(),
+                ))
+            });
             let took = clock.elapsed();
             if let Err(error) = &result {
                 self.failed(&guest, error, &observer);
@@ -113,29 +139,20 @@ impl Shared<'_, '_> {
         format!("backing up {guest} ({} of {})", self.guests - left, self.guests)
     }
 
-    fn back_up(&self, job: Job, observer: &Arc<GuestObserver>) -> Result<GuestSummary> {
+    fn back_up(&self, job: Job, observer: &Arc<GuestObserver>) -> Result<BackupSummary> {
         let Workers {
-            writer, host, cancel, ..
+            writer,
+            host,
+            cancel,
+            deadline,
+            ..
         } = self.workers;
         if cancel.load(Ordering::SeqCst) {
-            return Err(self.ended());
+            return Err(deadline.reason_for(vbk::Error::Interrupted.into()));
         }
         let plan = job.plan?;
         let observer: Arc<dyn Observer> = Arc::clone(observer) as _;
-        back_up_guest(writer, host, &plan, cancel, &observer).map_err(|error| match error.kind() {
-            ErrorKind::Interrupted => self.ended(),
-            _ => error.into(),
-        })
-    }
-
-    /// Who asked for the end.
-    fn ended(&self) -> Error {
-        match self.workers.deadline.is_over() {
-            true => Error::TimeOver(
-                "the time limit is over; what was stored is not stored again by the next run".to_owned(),
-            ),
-            false => vbk::Error::Interrupted.into(),
-        }
+        back_up_guest(writer, host, &plan, cancel, &observer).map_err(|error| deadline.reason_for(error.into()))
     }
 
     fn failed(&self, guest: &GuestName, error: &Error, observer: &GuestObserver) {
@@ -156,7 +173,7 @@ impl Shared<'_, '_> {
         }
     }
 
-    fn record(&self, guest: &GuestName, result: &Result<GuestSummary>, took: Duration, observer: &GuestObserver) {
+    fn record(&self, guest: &GuestName, result: &Result<BackupSummary>, took: Duration, observer: &GuestObserver) {
         let mut metrics = lock(&self.metrics);
         let Some(metrics) = metrics.as_mut() else {
             return;
@@ -165,14 +182,14 @@ impl Shared<'_, '_> {
         let run = GuestRun {
             ended: Timestamp::now(),
             duration: took,
-            snapshot_peak_fill: made.and_then(|made| made.peaks.iter().map(|peak| peak.fill).reduce(f64::max)),
+            snapshot_peak_fill: *lock(&observer.peak_fill),
             made: made.map(|made| {
-                let counts = &made.backup.counts;
+                let counts = &made.counts;
                 Made {
                     read_bytes: counts.read_bytes,
                     new_bytes: counts.new_bytes,
                     stored_bytes: counts.stored_bytes,
-                    size_bytes: made.backup.entry.backup.size_bytes(),
+                    size_bytes: made.entry.backup.size_bytes(),
                 }
             }),
         };
@@ -184,27 +201,34 @@ impl Shared<'_, '_> {
 
 /// Passes on what happens to one guest, and counts its warnings.
 struct GuestObserver {
-    /// Named in messages, where there are several.
-    guest: Option<GuestName>,
+    /// Named in messages.
+    guest: GuestName,
+    /// Whether there are others.
+    is_all: bool,
     progress: Arc<Progress>,
     warnings: AtomicU64,
+    /// The fullest that a snapshot was.
+    peak_fill: Mutex<Option<f64>>,
 }
 
 impl Observer for GuestObserver {
     fn event(&self, event: Event<'_>) {
-        match (event, &self.guest) {
-            (Event::Warning(text), guest) => {
+        let guest = &self.guest;
+        match event {
+            Event::Warning(text) => {
                 self.warnings.fetch_add(1, Ordering::Relaxed);
-                let text = match guest {
-                    Some(guest) => format!("{guest}: {text}"),
-                    None => text.to_owned(),
-                };
-                self.progress.event(Event::Warning(&text));
+                self.progress.event(Event::Warning(&format!("{guest}: {text}")));
             }
-            (Event::Disk { name, size_bytes }, Some(guest)) => {
+            Event::Note(text) => self.progress.event(Event::Note(&format!("{guest}: {text}"))),
+            Event::Peak { fill, .. } => {
+                let mut peak = lock(&self.peak_fill);
+                *peak = Some(peak.map_or(fill, |known| known.max(fill)));
+            }
+            // The bar is of all of them.
+            Event::Disk { name, size_bytes } if self.is_all => {
                 tracing::info!("{guest}: reading {name}, {}", units::size(size_bytes));
             }
-            (event, _) => self.progress.event(event),
+            event => self.progress.event(event),
         }
     }
 }
