@@ -2,7 +2,7 @@
 //! tested in the lab.
 
 mod fake;
-mod files;
+pub(crate) mod files;
 mod guarding;
 mod lab;
 
