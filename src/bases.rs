@@ -1,10 +1,12 @@
 //! The bases of change hints: what was read for the backup before, kept so that the next run can ask what has changed
 //! since.
 //!
-//! A thin volume's base is the snapshot itself, tagged `vbk_base` and `vbk_backup_<digits of the backup's id>`; a raw file's
-//! is the reflink copy, named by these digits. There is one for each disk, replaced by the next successful run.
+//! A thin volume's base is the snapshot itself, tagged `vbk_base` and `vbk_backup_<digits>`; a raw file's is the reflink
+//! copy, with these digits in its name. They stand for the backup and the disk in it ([`base_name`]). There is one base for
+//! each disk, replaced by the next successful run.
 //!
-//! A base is believed only if it names the guest's latest backup ([`decide`]). So it does not matter where a run ends: one
+//! A base is believed only if it names that disk of the guest's latest backup ([`may_skip`]). So it does not matter which
+//! volumes are which disks by then, or where a run ends: one
 //! that failed leaves the old base, which is still that of the latest backup; one that was killed between its commit and
 //! the new base leaves the old base too, and that one is not of the latest backup any more.
 
@@ -17,7 +19,7 @@ use vbk_repo::block::BlockSize;
 use vbk_repo::name::DiskName;
 use vbk_repo::state::States;
 
-use crate::hints::decide::{BASE_DIGITS, Decision, Question, may_skip};
+use crate::hints::decide::{Decision, Question, base_name, may_skip};
 use crate::hints::thin::{self, ThinPair, ThinSnapshot};
 use crate::hints::{ChangeHints, Hint, HintError, HintOptions, Unchanged, audit, extents};
 use crate::lvm::{self, Volume};
@@ -26,7 +28,7 @@ use crate::program::Programs;
 use crate::run;
 use crate::snapshot::{HeldDisk, Snapshots, TAG_BASE, copies_kept_of, host_tag, remove_volume};
 
-/// What follows is the first digits of a backup's id.
+/// What follows is a [`base_name`].
 const BACKUP: &str = "vbk_backup_";
 
 /// What is asked of hints, and what it takes to answer.
@@ -84,13 +86,13 @@ fn hint(programs: &Programs, disk: &HeldDisk, wish: &Wish<'_>) -> Result<Result<
             });
             named.collect()
         }
-        (Some(SnapshotKind::Reflink), _) => {
+        (Some(SnapshotKind::Reflink), _) if extents::may_compare(&disk.read) => {
             let copies = copies_kept_of(&disk.source).into_iter();
             copies.map(|(path, digits)| (Base::Copy(path), digits)).collect()
         }
         _ => {
             return Ok(Err(
-                "there are change hints only for thin volumes and reflink copies".to_owned()
+                "there are change hints only for thin volumes, and for files on btrfs and XFS".to_owned(),
             ));
         }
     };
@@ -182,7 +184,6 @@ pub(crate) fn replace(
     made: &Entry,
     observer: &dyn Observer,
 ) {
-    let digits: String = made.id.to_string().chars().take(BASE_DIGITS).collect();
     let keep = wish.options.hints == ChangeHints::Auto;
     let disks = snapshots.disks().to_vec();
     for disk in disks {
@@ -190,7 +191,8 @@ pub(crate) fn replace(
             .backup
             .image(disk.name.as_str())
             .is_ok_and(|image| image.hints_wrong);
-        if let Err(what) = replace_one(programs, snapshots, wish, &disk, (keep && !wrong).then_some(&digits)) {
+        let name = (keep && !wrong).then(|| base_name(&made.id, &disk.name));
+        if let Err(what) = replace_one(programs, snapshots, wish, &disk, name) {
             observer.event(Event::Warning(&format!(
                 "the base for change hints of disk {}: {what}",
                 disk.name
@@ -226,14 +228,15 @@ fn replace_one(
     snapshots: &mut Snapshots,
     wish: &Wish<'_>,
     disk: &HeldDisk,
-    digits: Option<&String>,
+    name: Option<String>,
 ) -> Result<(), String> {
     let old = old_bases(programs, wish, disk)?;
-    if let Some(digits) = digits {
+    let can_be_compared = disk.kind != Some(SnapshotKind::Reflink) || extents::may_compare(&disk.read);
+    if let Some(digits) = name.filter(|_| can_be_compared) {
         let tags = [format!("{BACKUP}{digits}")];
         snapshots.keep(&disk.name, &tags).map_err(|error| error.to_string())?;
         snapshots
-            .keep_copy(&disk.name, digits)
+            .keep_copy(&disk.name, &digits)
             .map_err(|error| error.to_string())?;
     }
     remove_all(programs, wish, old)
@@ -266,3 +269,6 @@ fn remove_all(programs: &Programs, wish: &Wish<'_>, bases: Vec<Base>) -> Result<
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

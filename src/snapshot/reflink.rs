@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use nix::errno::Errno;
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, FsType, XFS_SUPER_MAGIC, statfs};
+use nix::unistd::geteuid;
 
 use super::SnapshotError;
 use super::names::stamp;
@@ -110,7 +111,7 @@ impl Copy {
         &self.path
     }
 
-    /// Keeps it as the base of change hints, named by a backup: `.vbk-base-<digits>-<file>`.
+    /// Keeps it as a base of change hints: `.vbk-base-<digits>-<file>`.
     pub(super) fn keep(mut self, digits: &str) -> Result<(), SnapshotError> {
         let name = [BASE, digits, "-"].concat().into_bytes();
         let base = self
@@ -138,7 +139,7 @@ impl Drop for Copy {
     }
 }
 
-/// The copies of a file that are kept as bases, and the digits of their backups. Only regular files that root or the
+/// The copies of a file that are kept as bases, and the digits in their names. Only regular files that root or the
 /// caller owns and nobody else can write to.
 pub fn bases(source: &Path) -> Vec<(PathBuf, String)> {
     let Ok(source) = std::fs::canonicalize(source) else {
@@ -152,9 +153,10 @@ pub fn bases(source: &Path) -> Vec<(PathBuf, String)> {
         let Some((digits, rest)) = rest.and_then(|rest| rest.split_at_checked(BASE_DIGITS)) else {
             continue;
         };
-        let is_ours = entry
-            .metadata()
-            .is_ok_and(|data| data.is_file() && data.nlink() == 1 && data.mode() & 0o022 == 0);
+        let is_ours = entry.metadata().is_ok_and(|data| {
+            let owned = data.uid() == 0 || data.uid() == geteuid().as_raw();
+            owned && data.is_file() && data.nlink() == 1 && data.mode() & 0o022 == 0
+        });
         if is_ours
             && digits.iter().all(u8::is_ascii_hexdigit)
             && rest.strip_prefix(b"-").is_some_and(|file| file == cut_name(&source))
