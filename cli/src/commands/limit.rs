@@ -7,8 +7,8 @@ use vbk::limit::requests::{FILE, Requests, running};
 
 use crate::args::LimitArgs;
 use crate::context::Context;
-use crate::daemon::runtime_directory;
 use crate::exit::{Error, Outcome, Result};
+use crate::machine;
 
 #[derive(Serialize)]
 struct Asked {
@@ -21,7 +21,7 @@ struct Asked {
 
 /// Asks running backups for another read limit.
 pub fn run(context: &Context<'_>, args: &LimitArgs) -> Result<Outcome> {
-    let runtime = runtime_directory();
+    let runtime = machine::runtime_dir();
     let cant = |doing: &str, path: &std::path::Path, error: std::io::Error| {
         Error::Other(format!("can't {doing} {}: {error}", path.display()))
     };
