@@ -2,9 +2,11 @@
 //! since.
 //!
 //! A thin volume's base is the snapshot itself, tagged `vbk_base` and `vbk_backup_<mark>`; a raw file's is the reflink
-//! copy, with that mark in its name. A mark is made of the backup's id and the disk's name ([`decide::mark`]). There is one for each disk, replaced by the next successful run.
+//! copy, with that mark in its name. A mark stands for a backup and the disk in it ([`base_name`]). There is one base
+//! for each disk, replaced by the next successful run.
 //!
-//! A base is believed only if it names the guest's latest backup ([`decide`]). So it does not matter where a run ends: one
+//! A base is believed only if it names that disk of the guest's latest backup ([`may_skip`]). So it does not matter which
+//! volumes are which disks by then, or where a run ends: one
 //! that failed leaves the old base, which is still that of the latest backup; one that was killed between its commit and
 //! the new base leaves the old base too, and that one is not of the latest backup any more.
 
@@ -17,7 +19,7 @@ use vbk_repo::block::BlockSize;
 use vbk_repo::name::DiskName;
 use vbk_repo::state::States;
 
-use crate::hints::decide::{self, Decision, Question, may_skip};
+use crate::hints::decide::{Decision, Question, base_name, may_skip};
 use crate::hints::thin::{self, ThinPair, ThinSnapshot};
 use crate::hints::{ChangeHints, Hint, HintError, HintOptions, Unchanged, audit, extents};
 use crate::lvm::{self, Volume};
@@ -84,27 +86,23 @@ fn hint(programs: &Programs, disk: &HeldDisk, wish: &Wish<'_>) -> Result<Result<
             });
             named.collect()
         }
-        (Some(SnapshotKind::Reflink), _) => {
+        (Some(SnapshotKind::Reflink), _) if extents::may_compare(&disk.read) => {
             let copies = copies_kept_of(&disk.source).into_iter();
             copies.map(|(path, mark)| (Base::Copy(path), mark)).collect()
         }
         _ => {
             return Ok(Err(
-                "there are change hints only for thin volumes and reflink copies".to_owned()
+                "there are change hints only for thin volumes, and for files on btrfs and XFS".to_owned(),
             ));
         }
     };
     let mut reason = "there is no base to compare with yet".to_owned();
     for (base, mark) in bases {
-        let Some(digits) = decide::backup_of(&mark, &disk.name) else {
-            reason = "what was kept to compare with is of another disk".to_owned();
-            continue;
-        };
         let question = Question {
             entries: wish.entries,
             states: wish.states,
             disk: &disk.name,
-            base: digits,
+            base: &mark,
             now: wish.now,
             full_read_every: wish.options.full_read_every,
             trust_hints: wish.options.trust,
@@ -186,7 +184,6 @@ pub(crate) fn replace(
     made: &Entry,
     observer: &dyn Observer,
 ) {
-    let backup = made.id.to_string();
     let keep = wish.options.hints == ChangeHints::Auto;
     let disks = snapshots.disks().to_vec();
     for disk in disks {
@@ -194,7 +191,7 @@ pub(crate) fn replace(
             .backup
             .image(disk.name.as_str())
             .is_ok_and(|image| image.hints_wrong);
-        let mark = (keep && !wrong).then(|| decide::mark(&backup, &disk.name));
+        let mark = (keep && !wrong).then(|| base_name(&made.id, &disk.name));
         if let Err(what) = replace_one(programs, snapshots, wish, &disk, mark.as_deref()) {
             observer.event(Event::Warning(&format!(
                 "the base for change hints of disk {}: {what}",
@@ -234,7 +231,8 @@ fn replace_one(
     mark: Option<&str>,
 ) -> Result<(), String> {
     let old = old_bases(programs, wish, disk)?;
-    if let Some(mark) = mark {
+    let can_be_compared = disk.kind != Some(SnapshotKind::Reflink) || extents::may_compare(&disk.read);
+    if let Some(mark) = mark.filter(|_| can_be_compared) {
         let tags = [format!("{BACKUP}{mark}")];
         snapshots.keep(&disk.name, &tags).map_err(|error| error.to_string())?;
         snapshots
@@ -271,3 +269,6 @@ fn remove_all(programs: &Programs, wish: &Wish<'_>, bases: Vec<Base>) -> Result<
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

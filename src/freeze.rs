@@ -33,6 +33,7 @@ use std::time::Duration;
 use vbk_repo::ErrorKind;
 use vbk_repo::backup::Consistency;
 
+use crate::libvirt::Libvirt;
 use crate::observer::{Event, Observer};
 use crate::program::Programs;
 use helper::{Helper, Task, Undone};
@@ -185,6 +186,11 @@ pub fn with_guest_at_rest<T, E: From<FreezeError>>(
         programs,
         plan,
         observer,
+        domain: plan
+            .domain
+            .as_deref()
+            .filter(|_| plan.agent != AgentFreeze::Off)
+            .map(|domain| unmistakable(programs, domain)),
     };
     // Dropped in reverse order: after a panic the inner one is undone first.
     let commands = scene.run_pre_freeze()?;
@@ -223,6 +229,27 @@ fn absence(said: &str) -> Option<Absence> {
     found.map(|(_, absence)| *absence)
 }
 
+/// What virsh takes for this domain and no other: it takes a number for the id of a running domain, and what looks like a
+/// UUID for that, before it looks for a name.
+fn unmistakable(programs: &Programs, domain: &str) -> Result<String, String> {
+    let is_number = domain
+        .trim()
+        .trim_start_matches(['+', '-'])
+        .bytes()
+        .all(|byte| byte.is_ascii_digit());
+    let is_uuid = domain.len() >= 32
+        && domain
+            .bytes()
+            .all(|byte| byte.is_ascii_hexdigit() || b"- ".contains(&byte));
+    match is_number || is_uuid {
+        true => match Libvirt::new(programs).domain(domain) {
+            Ok(found) => Ok(found.uuid),
+            Err(error) => Err(error.to_string()),
+        },
+        false => Ok(domain.to_owned()),
+    }
+}
+
 /// Time from the begin of pre-freeze to post-thaw.
 fn commands_limit(plan: &FreezePlan) -> Duration {
     plan.pre_freeze_limit + plan.freeze_limit + PRE_FREEZE_MARGIN
@@ -233,6 +260,8 @@ struct Scene<'a> {
     programs: &'a Programs,
     plan: &'a FreezePlan,
     observer: &'a dyn Observer,
+    /// What virsh is told, or why that is not known; `None` if the agent is not to be asked.
+    domain: Option<Result<String, String>>,
 }
 
 /// The agent's part.
@@ -288,8 +317,10 @@ impl Scene<'_> {
     /// Starts the inner helper and waits for the freeze.
     fn freeze(&self, outer: Option<&Helper>) -> Result<Agent, FreezeError> {
         let plan = self.plan;
-        let Some(domain) = plan.domain.as_ref().filter(|_| plan.agent != AgentFreeze::Off) else {
-            return Ok(Agent::Not(Rest::None));
+        let domain = match &self.domain {
+            None => return Ok(Agent::Not(Rest::None)),
+            Some(Ok(domain)) => domain,
+            Some(Err(why)) => return self.not_frozen(None, why.clone()),
         };
         // One word with the option, so that a domain may be called -x.
         let virsh = |verb: &str| ["virsh".to_owned(), verb.to_owned(), format!("--domain={domain}")];
@@ -315,11 +346,16 @@ impl Scene<'_> {
                 self.undo_freeze(helper);
             }
         }
+        self.not_frozen(absent, why)
+    }
+
+    fn not_frozen(&self, absent: Option<Absence>, why: String) -> Result<Agent, FreezeError> {
+        let plan = self.plan;
         match (absent, plan.agent) {
             (Some(Absence::NotRunning), _) => Ok(Agent::Not(Rest::None)),
             (_, AgentFreeze::On) => Err(FreezeError::Agent {
                 guest: plan.guest.clone(),
-                domain: domain.clone(),
+                domain: plan.domain.clone().unwrap_or_default(),
                 why,
             }),
             (Some(Absence::NoAgent), _) => Ok(Agent::Not(Rest::None)),
@@ -355,7 +391,7 @@ impl Scene<'_> {
         if let Err(why) = result {
             self.warn(&format!(
                 "its file systems may still be frozen: `virsh domfsthaw {}` {why} (process {pid}); run it by hand",
-                self.plan.domain.as_deref().unwrap_or_default()
+                self.domain.iter().flatten().next().map_or("", String::as_str)
             ));
         }
         asked

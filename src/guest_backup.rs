@@ -208,9 +208,10 @@ fn hold(
     }
     let planned = snapshot::plan(&host.programs, &disks, &options)?;
     let files = describe(host, plan, &planned, observer);
-    let (snapshots, consistency) = with_guest_at_rest(&host.programs, &plan.freeze, observer, || {
-        planned.take(&host.run, observer).map_err(Error::from)
+    let (made, consistency) = with_guest_at_rest(&host.programs, &plan.freeze, observer, || {
+        Ok::<_, Error>(planned.make(&host.run, observer))
     })?;
+    let snapshots = made.settle()?;
     let consistency = match snapshots.is_live() {
         true => Consistency::Live,
         false => consistency,

@@ -19,6 +19,9 @@ use vbk_repo::ErrorKind;
 const MAX_OUTPUT_BYTES: u64 = 64 << 20;
 /// How long the output of a program that has ended may stay open: a child of it may hold it.
 const OUTPUT_LEFT: Duration = Duration::from_secs(2);
+/// How long a killed program may take to end. One that waits for a disk that does not answer ends when the disk does, or
+/// never (lvm2 looks at every disk of the host); it is left to itself then.
+const KILLED_LEFT: Duration = Duration::from_secs(5);
 /// How long a program may be busy being written.
 const BUSY_LIMIT: Duration = Duration::from_secs(1);
 
@@ -239,13 +242,17 @@ fn wait(child: &mut Child, started: Instant, limit: Duration) -> Option<ExitStat
     }
 }
 
-/// Kills a child and all that it started, as far as they stayed in its process group, and waits for the child.
+/// Kills a child and all that it started, as far as they stayed in its process group, and waits for the child, but not for
+/// ever.
 pub fn kill_group(child: &mut Child) {
     if let Ok(pid) = i32::try_from(child.id()) {
         // Not yet waited for, so the number is still the child's.
         let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
     }
-    let _ = child.wait();
+    let killed = Instant::now();
+    while matches!(child.try_wait(), Ok(None)) && killed.elapsed() < KILLED_LEFT {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn collect(output: Option<impl Read + Send + 'static>) -> Receiver<String> {
@@ -314,6 +321,24 @@ mod tests {
         assert!(clock.elapsed() < Duration::from_secs(1));
         std::thread::sleep(Duration::from_millis(1300));
         assert!(!mark.exists(), "the child was killed too");
+    }
+
+    #[test]
+    fn a_program_that_can_not_be_killed_does_not_hold_us() {
+        let fs = crate::snapshot::tests::files::Loop::mounted("mkfs.xfs -q");
+        let path = fs.path().display().to_string();
+        let freeze = |option| {
+            let frozen = sh(&format!("/usr/sbin/fsfreeze {option} {path}"), Duration::from_secs(20));
+            frozen.expect("needs root");
+        };
+        freeze("-f");
+        let clock = Instant::now();
+        // Waits in the kernel, where no signal reaches it.
+        let touched = sh(&format!("exec touch {path}/file"), Duration::from_millis(200));
+        let took = clock.elapsed();
+        freeze("-u");
+        assert!(matches!(touched, Err(ProgramError::TimedOut { .. })), "{touched:?}");
+        assert!((KILLED_LEFT..KILLED_LEFT * 3).contains(&took), "{took:?}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Holds the disks of a guest still while they are read, and lets go of them however the run ends.
 //!
-//! [`plan`] finds out what each disk is and changes nothing; [`Plan::take`] makes all snapshots or none;
+//! [`plan`] finds out what each disk is and changes nothing; [`Plan::make`] makes all snapshots, and [`Made::settle`] sees
+//! to it that there are all or none;
 //! [`Snapshots::watch`] guards them while they are read; [`Snapshots::check`] says after the last byte whether they were
 //! good all the time; [`Snapshots::remove`] removes them.
 //!
@@ -187,10 +188,37 @@ impl Gauge {
     }
 }
 
+/// What was made of a plan: all snapshots, or those before the one that failed.
+#[derive(Debug)]
+#[must_use]
+pub struct Made {
+    snapshots: Snapshots,
+    result: Result<(), SnapshotError>,
+}
+
+impl Made {
+    /// What need not be done while the guest stands still: looks for the snapshots, or removes what there is of them.
+    pub fn settle(self) -> Result<Snapshots, SnapshotError> {
+        let mut taken = self.snapshots;
+        match self.result.and_then(|()| taken.find()) {
+            Ok(()) => Ok(taken),
+            Err(error) => match taken.remove() {
+                Ok(()) => Err(error),
+                Err(more) => Err(SnapshotError::Several(vec![error, more])),
+            },
+        }
+    }
+}
+
 impl Plan {
-    /// Holds all disks still, or none. Snapshots follow each other as fast as lvm2 makes them; all are there before this
-    /// returns. `run` is what they live in.
+    /// Holds all disks still, or none.
     pub fn take(self, run: &Run, observer: &dyn Observer) -> Result<Snapshots, SnapshotError> {
+        self.make(run, observer).settle()
+    }
+
+    /// Holds the disks still. Snapshots follow each other as fast as lvm2 makes them; all are there before this returns,
+    /// and nothing else is done. `run` is what they live in.
+    pub fn make(self, run: &Run, observer: &dyn Observer) -> Made {
         let mut taken = Snapshots {
             programs: self.programs,
             run: run.clone(),
@@ -206,12 +234,9 @@ impl Plan {
                 break;
             }
         }
-        match result.and_then(|()| taken.find()) {
-            Ok(()) => Ok(taken),
-            Err(error) => match taken.remove() {
-                Ok(()) => Err(error),
-                Err(more) => Err(SnapshotError::Several(vec![error, more])),
-            },
+        Made {
+            snapshots: taken,
+            result,
         }
     }
 }
@@ -464,4 +489,4 @@ impl Drop for Snapshots {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

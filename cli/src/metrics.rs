@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -308,19 +308,19 @@ fn read(path: &Path) -> Result<Values> {
     Ok(Values::default())
 }
 
-/// After a crash at any point the old file is there or the new one, whole. A temporary file that stays is used again;
-/// the collector reads only `*.prom`.
+/// After a crash at any point the old file is there or the new one, whole. A temporary file that stays is removed by the
+/// next run; the collector reads only `*.prom`.
 fn replace(path: &Path, text: &str) -> std::io::Result<()> {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().ok_or(ErrorKind::InvalidInput)?);
     name.push(".tmp");
     let temporary = path.with_file_name(name);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .custom_flags(nix::libc::O_NOFOLLOW)
-        .open(&temporary)?;
+    // Never what is there: the directory is often the collector's, and a pipe of this name would wait for ever.
+    match std::fs::remove_file(&temporary) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
     // The collector is another user, whatever our umask says.
     file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
     file.write_all(text.as_bytes())?;

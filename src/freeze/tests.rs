@@ -321,6 +321,52 @@ fn a_freeze_that_fails_or_hangs_is_a_warning_or_an_error_and_is_undone() {
 }
 
 #[test]
+fn a_domain_whose_name_is_a_number_is_not_taken_for_that_with_this_id() {
+    let stage = Stage::new();
+    let uuid = |last: u8| format!("c7a5fdbd-cdaf-9455-926a-d65c16db180{last}");
+    let xml = |name: &str, last| format!("<domain><name>{name}</name><uuid>{}</uuid></domain>", uuid(last));
+    // As virsh answers while a domain `other` runs with the id 12.
+    stage.virsh(&format!(
+        r#"case "$*" in
+        *"list --all --uuid"*) echo "{}"; echo "{}" ;;
+        *dumpxml*"{}"*) echo "{}" ;;
+        *dumpxml*) echo "{}" ;;
+        esac"#,
+        uuid(1),
+        uuid(2),
+        uuid(2),
+        xml("12", 2),
+        xml("other", 1),
+    ));
+    let plan = FreezePlan {
+        domain: Some("12".into()),
+        ..stage.plan()
+    };
+    let (result, warnings) = stage.run(&plan);
+    assert_eq!(
+        (result.expect("works"), warnings.all()),
+        (Consistency::Application, vec![])
+    );
+    let mut asked = stage.log();
+    asked.retain(|line| line.starts_with("domfs"));
+    assert_eq!(
+        asked,
+        ["freeze", "thaw"].map(|verb| format!("domfs{verb} --domain={}", uuid(2)))
+    );
+
+    // One that libvirt does not know is not frozen, and no other instead.
+    fs::remove_file(stage.log_path()).expect("is there");
+    let plan = FreezePlan {
+        domain: Some("13".into()),
+        ..plan
+    };
+    let (result, warnings) = stage.run(&plan);
+    assert_eq!(result.expect("works"), Consistency::Crash);
+    assert!(warnings.one().contains("knows no domain"), "{}", warnings.one());
+    assert!(!stage.log().iter().any(|line| line.starts_with("domfs")));
+}
+
+#[test]
 fn where_there_is_no_agent_none_is_missed() {
     let stage = Stage::new();
     for (said, without_agent) in [

@@ -2,7 +2,7 @@
 //!
 //! | reading in full is due when | because |
 //! |---|---|
-//! | the base is not what the guest's latest backup was read from | the slots to take over are that backup's |
+//! | the base is not what this disk of the guest's latest backup was read from | the slots to take over are those of that disk |
 //! | that backup is damaged, or was read without a snapshot | its slots would be handed on, or the base is not what was read |
 //! | no backup of the last 30 days read all of the disk | what the sample did not find must not stay for ever |
 //! | a backup of the last 30 days found hints wrong | what was wrong once may be so again; `--trust-hints` overrides this |
@@ -13,6 +13,8 @@ use std::fmt;
 
 use jiff::{SignedDuration, Timestamp};
 use vbk_repo::backup::{Entry, Image};
+use vbk_repo::block::Hashing;
+use vbk_repo::id::{BackupId, to_hex};
 use vbk_repo::name::DiskName;
 use vbk_repo::state::States;
 
@@ -20,27 +22,14 @@ use vbk_repo::state::States;
 pub const FULL_READ_EVERY: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// Several backups in one second get the seconds that follow, so a good clock may be behind by this.
 const CLOCK_SLACK: SignedDuration = SignedDuration::from_secs(60);
-/// Digits of a backup's id that name it in the tag of a base.
+/// Digits that name a base.
 pub const BASE_DIGITS: usize = 32;
-/// Digits of what names a base: those of a backup, and 8 of the name of its disk.
-pub const MARK_DIGITS: usize = BASE_DIGITS + 8;
-
-/// What names the base of a disk of a backup. The disk is part of it: when two disks of a guest change places, each finds
-/// the base of the other.
-pub fn mark(backup_id: &str, disk: &DiskName) -> String {
-    let backup: String = backup_id.chars().take(BASE_DIGITS).collect();
-    backup + disk_digits(disk).as_str()
-}
-
-/// The digits of a backup in the mark of a base, if it is one of this disk.
-pub fn backup_of<'a>(mark: &'a str, disk: &DiskName) -> Option<&'a str> {
-    let (backup, of_disk) = mark.split_at_checked(BASE_DIGITS)?;
-    (of_disk == disk_digits(disk)).then_some(backup)
-}
-
-fn disk_digits(disk: &DiskName) -> String {
-    let hash = blake3::hash(disk.as_str().as_bytes());
-    hash.to_hex().chars().take(MARK_DIGITS - BASE_DIGITS).collect()
+/// What names the base that was read for a disk of a backup: [`BASE_DIGITS`] hexadecimal digits. The disk is part of it,
+/// because a volume that was `vda` may be `vdb` by the next run, and what is taken over then would be another volume's.
+pub fn base_name(backup: &BackupId, disk: &DiskName) -> String {
+    let mut name = to_hex(&Hashing::Plain.content(format!("{backup}/{disk}").as_bytes()));
+    name.truncate(BASE_DIGITS);
+    name
 }
 
 /// What is asked about.
@@ -52,7 +41,7 @@ pub struct Question<'a> {
     pub states: &'a States,
     /// The disk.
     pub disk: &'a DiskName,
-    /// The first digits of the id of the backup that the base was read for, [`BASE_DIGITS`] or more.
+    /// What the base is named: see [`base_name`].
     pub base: &'a str,
     /// The time.
     pub now: Timestamp,
@@ -76,7 +65,7 @@ pub enum Decision<'a> {
 pub enum Reason {
     /// There is no earlier backup of the disk.
     First,
-    /// The base belongs to another backup than the guest's latest.
+    /// The base belongs to another backup than the guest's latest, or to another disk of it.
     OtherBase,
     /// The latest backup was read without a snapshot.
     NoSnapshot,
@@ -94,7 +83,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::First => f.write_str("there is no earlier backup of it"),
-            Self::OtherBase => f.write_str("what was kept to compare with is not of the latest backup"),
+            Self::OtherBase => f.write_str("what was kept to compare with is not of this disk in the latest backup"),
             Self::NoSnapshot => f.write_str("the latest backup was made without a snapshot"),
             Self::Damaged => f.write_str("the latest backup is damaged"),
             Self::Due => f.write_str("the last full read is too long ago"),
@@ -118,7 +107,7 @@ pub fn may_skip<'a>(question: &Question<'a>) -> Decision<'a> {
 fn reason_for_full<'a>(question: &Question<'a>) -> Result<&'a Entry, Reason> {
     let latest = question.entries.last().ok_or(Reason::First)?;
     let image = image_of(latest, question.disk).ok_or(Reason::First)?;
-    if question.base.len() < BASE_DIGITS || !latest.id.to_string().starts_with(question.base) {
+    if question.base != base_name(&latest.id, question.disk) {
         return Err(Reason::OtherBase);
     }
     if image.snapshot.is_none() {

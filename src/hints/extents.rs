@@ -8,7 +8,7 @@
 //!    all the while, so the file system does not free it; and as long as it is shared, btrfs and XFS write what the origin
 //!    changes elsewhere (btrfs also for files without copy-on-write, XFS by its copy-on-write fork).
 //! 3. The base holds what was read for its backup as long as nobody writes to it. Who keeps it must see to that: in a
-//!    directory of root's alone, without write permission.
+//!    file that root alone can write to.
 //! 4. What is still in memory has no place yet: `FIEMAP_FLAG_SYNC` writes it first, and what has none all the same is
 //!    flagged.
 //!
@@ -16,6 +16,9 @@
 //! (`ENCODED`), because all parts of one are given the address of its start, and two different parts would look the same;
 //! data among the metadata (`INLINE`, `TAIL`, `NOT_ALIGNED`), which has no range of its own; and `UNWRITTEN` extents, which
 //! are read as zeros whatever lies there, and which the reader skips as holes.
+//!
+//! Only btrfs and XFS are believed. Of others this is not known, and one with several devices may give two extents on two of
+//! them the same address, as bcachefs does.
 //!
 //! If a file system moves data between the two looks (balance, defragmentation), its places differ, and it is read.
 
@@ -25,6 +28,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use nix::sys::statfs::{BTRFS_SUPER_MAGIC, XFS_SUPER_MAGIC, statfs};
 use vbk_repo::block::BlockSize;
 
 use super::{Collector, HintError, Unchanged};
@@ -37,7 +41,12 @@ const SHARED: u32 = 0x2000;
 /// Flags that do not matter: the last extent of its file, one that was put together for the answer, one that is shared.
 const PLAIN: u32 = LAST | MERGED | SHARED;
 
-/// Compares two reflink copies of a file, both of which are quiet.
+/// Whether the file system of a file is one of those of which it is known that all this holds.
+pub fn may_compare(file: &Path) -> bool {
+    statfs(file).is_ok_and(|stat| [BTRFS_SUPER_MAGIC, XFS_SUPER_MAGIC].contains(&stat.filesystem_type()))
+}
+
+/// Compares two reflink copies of a file, both of which are quiet, on a file system that [`may_compare`] allows.
 pub fn unchanged(base: &Path, new: &Path, block_size: BlockSize) -> Result<Unchanged, HintError> {
     let (base_file, base_data) = open(base)?;
     let (new_file, new_data) = open(new)?;

@@ -19,7 +19,7 @@ use nix::sys::statfs::{BTRFS_SUPER_MAGIC, FsType, XFS_SUPER_MAGIC, statfs};
 
 use super::SnapshotError;
 use super::names::stamp;
-use crate::hints::decide::MARK_DIGITS;
+use crate::hints::decide::BASE_DIGITS;
 use crate::run::{self, Run};
 use crate::sys;
 
@@ -110,7 +110,7 @@ impl Copy {
         &self.path
     }
 
-    /// Keeps it as the base of change hints, under a mark of [`MARK_DIGITS`]:
+    /// Keeps it as the base of change hints, under a mark of [`BASE_DIGITS`]:
     /// `.vbk-base-<mark>-<file>`.
     pub(super) fn keep(mut self, mark: &str) -> Result<(), SnapshotError> {
         let name = [BASE, mark, "-"].concat().into_bytes();
@@ -150,7 +150,7 @@ pub fn bases(source: &Path) -> Vec<(PathBuf, String)> {
     for entry in entries.into_iter().flatten().flatten() {
         let name = entry.file_name();
         let rest = name.as_bytes().strip_prefix(BASE.as_bytes());
-        let Some((mark, rest)) = rest.and_then(|rest| rest.split_at_checked(MARK_DIGITS)) else {
+        let Some((mark, rest)) = rest.and_then(|rest| rest.split_at_checked(BASE_DIGITS)) else {
             continue;
         };
         let is_ours = entry

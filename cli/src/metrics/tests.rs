@@ -179,7 +179,7 @@ fn a_damaged_file_is_put_aside_and_begun_anew() {
 
 #[test]
 fn what_can_not_be_written_is_told_before_the_run() {
-    let (dir, path) = place();
+    let (dir, _) = place();
     for path in [
         dir.path().join("no/vbk.prom"),
         dir.path().to_owned(),
@@ -187,9 +187,22 @@ fn what_can_not_be_written_is_told_before_the_run() {
     ] {
         assert!(Metrics::at(&path).is_err(), "{}", path.display());
     }
-    // Somebody else's link in the place of the temporary file is not followed.
-    std::os::unix::fs::symlink("/dev/null", dir.path().join(".vbk.prom.tmp")).expect("links");
-    assert!(Metrics::at(&path).is_err());
+}
+
+#[test]
+fn what_somebody_put_in_the_place_of_the_temporary_file_is_not_written_to() {
+    let (dir, path) = place();
+    let (temporary, other) = (dir.path().join(".vbk.prom.tmp"), dir.path().join("other"));
+    std::fs::write(&other, "text").expect("writes");
+    std::os::unix::fs::symlink(&other, &temporary).expect("links");
+    Metrics::at(&path).expect("works");
+    std::fs::hard_link(&other, &temporary).expect("links");
+    Metrics::at(&path).expect("works");
+    assert_eq!(text_of(&other), "text");
+    // Nobody reads it: to open it would wait.
+    nix::unistd::mkfifo(&temporary, nix::sys::stat::Mode::S_IRWXU).expect("makes");
+    Metrics::at(&path).expect("works");
+    assert!(path.metadata().is_ok_and(|file| file.is_file()));
 }
 
 #[test]

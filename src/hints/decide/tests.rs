@@ -48,12 +48,14 @@ fn entry(days: i64, skipped_bytes: u64, change: impl FnOnce(&mut Image)) -> Entr
 }
 
 fn decide(entries: &[Entry], states: &States, trust_hints: bool) -> Result<BackupId, Reason> {
-    let base = entries.last().map_or(String::new(), |entry| entry.id.to_string());
+    let base = entries
+        .last()
+        .map_or(String::new(), |entry| base_name(&entry.id, &disk()));
     let question = Question {
         entries,
         states,
         disk: &disk(),
-        base: base.get(..BASE_DIGITS).unwrap_or_default(),
+        base: &base,
         now: now(),
         full_read_every: FULL_READ_EVERY,
         trust_hints,
@@ -85,12 +87,13 @@ fn hints_are_used_between_full_reads() {
 #[test]
 fn a_base_must_be_of_the_latest_backup_and_of_what_was_read() {
     let entries = [entry(2, 0, |_| {}), entry(1, 5, |_| {})];
-    let digits = |entry: &Entry, count: usize| entry.id.to_string()[..count].to_owned();
+    let of = |entry: &Entry, disk: &str| base_name(&entry.id, &disk.parse().expect("a name"));
+    assert_eq!(of(&entries[1], "vda").len(), BASE_DIGITS);
     for (base, wanted) in [
-        (digits(&entries[1], 32), Ok(BackupId([1; 32]))),
-        (digits(&entries[1], 64), Ok(BackupId([1; 32]))),
-        (digits(&entries[1], 31), Err(Reason::OtherBase)),
-        (digits(&entries[0], 32), Err(Reason::OtherBase)),
+        (of(&entries[1], "vda"), Ok(BackupId([1; 32]))),
+        (of(&entries[1], "vda")[1..].to_owned(), Err(Reason::OtherBase)),
+        (of(&entries[1], "vdb"), Err(Reason::OtherBase)),
+        (of(&entries[0], "vda"), Err(Reason::OtherBase)),
         (String::new(), Err(Reason::OtherBase)),
     ] {
         let question = Question {

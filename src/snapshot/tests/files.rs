@@ -9,7 +9,7 @@ use super::super::*;
 use super::fake::Fake;
 
 /// A file system or a device on a loop device, which goes with it.
-struct Loop {
+pub(crate) struct Loop {
     dir: tempfile::TempDir,
     device: PathBuf,
     mounted: bool,
@@ -31,7 +31,7 @@ impl Loop {
         }
     }
 
-    fn mounted(mkfs: &str) -> Self {
+    pub(crate) fn mounted(mkfs: &str) -> Self {
         let mut it = Self::device(400 << 20);
         sh(&format!("{mkfs} {} 2>&1", it.device.display()));
         std::fs::create_dir(it.path()).expect("a mount point");
@@ -40,7 +40,7 @@ impl Loop {
         it
     }
 
-    fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.dir.path().join("mnt")
     }
 }

@@ -292,6 +292,13 @@ fn check_define(programs: &Programs, domain: Option<&Domain>, backup: &Backup) -
         )));
     }
     match &domain.nvram {
+        // A repository may come from elsewhere, and what root writes under a name like authorized_keys counts.
+        Some((path, _)) if !is_nvram_name(path) => Err(Error::Usage(format!(
+            "the stored domain wants its UEFI variables in {}, which is no name for such a file ({}); leave --define out and \
+             do that by hand",
+            path.display(),
+            NVRAM_ENDINGS.join(", ")
+        ))),
         Some((path, _)) if path.exists() => Err(Error::Usage(format!(
             "{} exists; move it away, or restore with --as another name",
             path.display()
@@ -302,6 +309,16 @@ fn check_define(programs: &Programs, domain: Option<&Domain>, backup: &Backup) -
         ))),
         _ => Ok(()),
     }
+}
+
+/// How libvirt's files of UEFI variables end.
+const NVRAM_ENDINGS: [&str; 4] = [".fd", ".bin", ".img", ".qcow2"];
+
+/// Whether a path may be that of UEFI variables, and of nothing that a program of the host reads as its own.
+fn is_nvram_name(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let ends = |name: &str| NVRAM_ENDINGS.iter().any(|ending| name.ends_with(ending));
+    path.is_absolute() && name.is_some_and(ends)
 }
 
 /// Bytes from the system's random source.
@@ -328,5 +345,25 @@ impl Random {
     /// Tells this run from others.
     fn run(&mut self) -> String {
         format!("{:016x}", u64::from_le_bytes(self.bytes()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uefi_variables_go_only_where_nothing_else_looks_for_something() {
+        for (path, is_good) in [
+            ("/var/lib/libvirt/qemu/nvram/web1_VARS.fd", true),
+            ("/srv/web1/vars.4m.qcow2", true),
+            ("/root/.ssh/authorized_keys", false),
+            ("/etc/cron.d/web1", false),
+            ("/etc/systemd/system/x.service", false),
+            ("web1_VARS.fd", false),
+            ("/", false),
+        ] {
+            assert_eq!(is_nvram_name(Path::new(path)), is_good, "{path}");
+        }
     }
 }
