@@ -79,7 +79,7 @@ pub struct Global {
 
     /// The configuration [default: /etc/vbk/config.toml]
     #[arg(long, global = true, env = "VBK_CONFIG", value_name = "FILE", hide_short_help = true)]
-    pub config: Option<PathBuf>,
+    pub config_file: Option<PathBuf>,
 
     /// Print the result as JSON
     #[arg(long, global = true)]

@@ -37,7 +37,7 @@ impl<'a> Context<'a> {
         if let Some(config) = self.config.get() {
             return Ok(config);
         }
-        let config = Config::find(self.global.config.as_deref())?;
+        let config = Config::find(self.global.config_file.as_deref())?;
         Ok(self.config.get_or_init(|| config))
     }
 
@@ -61,7 +61,7 @@ impl<'a> Context<'a> {
         match &self.global.repo {
             Some(path) => Ok(path),
             None => self.config()?.repository.as_deref().ok_or_else(|| {
-                let config = self.global.config.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
+                let config = self.global.config_file.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
                 Error::Usage(format!(
                     "no repository named; use --repo DIR, set VBK_REPO to the directory, or write repository = \"DIR\" into {}",
                     config.display()

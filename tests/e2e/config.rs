@@ -89,7 +89,7 @@ impl Host {
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{}:{path}", self.etc.path().join("bin").display()));
         command.current_dir(self.lab.dir());
-        let mut all = args!["--config", self.config];
+        let mut all = args!["--config-file", self.config];
         all.extend(args);
         self.lab.start_command(command, all).wait()
     }

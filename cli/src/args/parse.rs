@@ -249,7 +249,7 @@ mod tests {
         ] {
             assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
-        for bad in ["", "s", "0s", "5", "5\u{b5}", "1.5h", "-1s", "99999999999d"] {
+        for bad in ["", "s", "0s", "5", "5\u{b5}", "1.5h", "-1s"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }
     }

@@ -162,6 +162,7 @@ fn the_example_in_the_help_is_a_configuration() {
     (usual.keep, usual.device_bytes_per_sec) = (told.keep, Some(200_000_000));
     (usual.pre_freeze, usual.post_thaw) = (told.pre_freeze.clone(), told.post_thaw.clone());
     usual.snapshot_size = Some(SnapshotSize::Share(0.2));
+    usual.read_limit = Some(ReadLimit::default());
     assert_eq!(told, usual);
     let web1 = config.guest(&guest("web1"));
     assert!(web1.disks.is_some() && web1.domain.is_some() && !web1.skip_disks.is_empty());
@@ -234,11 +235,11 @@ fn what_is_not_understood_is_told_with_its_line() {
         ),
         (
             "[defaults]\nread-limit = 'fast'",
-            "f:2: read-limit: write a rate as 200MB/s, 200MiB/s or 50M, a share as 60%, or none",
+            "f:2: read-limit: \"fast\" is no read limit; write 60%, 200MB/s (1000s), 200MiB/s or 200M (1024s), or none",
         ),
         (
             "[defaults]\ndevice-speed = '60%'",
-            "f:2: device-speed: write a rate as 200MB/s, 200MiB/s or 50M",
+            "f:2: device-speed: \"60%\" is no speed; write 200MB/s (1000s), 200MiB/s or 200M (1024s)",
         ),
         (
             "[defaults]\nsnapshot-size = 'x'",

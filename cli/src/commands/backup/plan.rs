@@ -1,5 +1,6 @@
 //! Which guests are backed up, and how: what the command line says, then the configuration, then libvirt and tags.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -37,6 +38,16 @@ pub struct Job {
     pub size_bytes: u64,
     /// What somebody should know of it.
     pub notes: Vec<String>,
+}
+
+impl Job {
+    /// Whether a disk of it is a block device.
+    pub fn has_devices(&self) -> bool {
+        let is_device = |path: &Path| std::fs::metadata(path).is_ok_and(|data| data.file_type().is_block_device());
+        self.plan
+            .iter()
+            .any(|plan| plan.disks.iter().any(|disk| is_device(&disk.path)))
+    }
 }
 
 /// What is to be backed up.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use nix::unistd::geteuid;
 use vbk::backup::BackupSummary;
 use vbk::guest_backup::{Host, back_up_guest};
 use vbk::observer::{Event, Observer};
@@ -67,7 +68,10 @@ impl Workers<'_> {
             progress: Arc::new(Progress::new(self.context.quiet(), total, Words::Backup)),
             workers: self,
         };
-        self.host.clean(&*shared.progress);
+        // Only root makes snapshots of volumes; copies of files are found by the next run of the same file.
+        if geteuid().is_root() && lock(&shared.queue).iter().any(Job::has_devices) {
+            self.host.clean(&*shared.progress);
+        }
         let warnings = shared.progress.warnings();
         let started = std::thread::scope(|scope| {
             for number in 0..threads.min(shared.guests) {
