@@ -259,8 +259,9 @@ fn a_guest_that_fails_does_not_stop_the_others_and_everybody_learns_of_it() {
     // As JSON, and a guest that is good no more keeps its last success.
     let last = metric(&host, "vbk_backup_last_success_timestamp_seconds{guest=\"a1\"}");
     host.fault("lvcreate", "fail no way");
-    let all = host.json(3, args!["backup", "--all"]);
-    assert_eq!((u64_of(&all, "failed"), u64_of(&all, "warnings")), (4, 0));
+    let said = host.run(args!["--json", "backup", "--all"]).code(3);
+    let all = said.json();
+    assert_eq!((u64_of(&all, "failed"), u64_of(&all, "warnings")), (4, 0), "{said}");
     assert!(str_of(of(&all, "a1"), "error").contains("no way"), "{all}");
     assert!(str_of(of(&all, "gone"), "error").contains("/dev/vg0/gone"), "{all}");
     assert!(str_of(of(&all, "c1"), "backup").starts_with("c1@"), "{all}");

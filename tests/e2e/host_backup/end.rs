@@ -9,16 +9,16 @@ use crate::support::bytes::MIB;
 use crate::support::lab::{str_of, u64_of};
 use crate::support::tools::wait_until;
 
-/// The guest `quick`, then `slow`, which takes a minute, then `waits`.
-fn host() -> Host {
+/// The guest `quick`, then `slow`, which is read at this rate, then `waits`. It has 64 MiB, the others 8.
+fn host(slow: &str) -> Host {
     let mut host = Host::new("1G");
     let mut text =
         "on-failure = 'echo $VBK_GUEST $VBK_KIND >>HERE/failures'\n[defaults]\nread-limit = 'none'\n".to_owned();
     for (seed, name) in ["quick", "slow", "waits"].into_iter().enumerate() {
-        let node = host.volume(name, 32, seed as u64);
+        let node = host.volume(name, if name == "slow" { 64 } else { 8 }, seed as u64);
         text += &format!("[guest.{name}]\ndisks = {{ vda = '{}' }}\n", node.display());
         if name == "slow" {
-            text += "read-limit = '500K'\n";
+            text += &format!("read-limit = '{slow}'\n");
         }
     }
     host.configure(&text);
@@ -35,7 +35,7 @@ fn wait_for_snapshot_of(host: &Host, name: &str) {
 
 #[test]
 fn a_run_that_is_asked_to_end_removes_its_snapshots_and_lists_only_what_is_whole() {
-    let host = host();
+    let host = host("500K");
     let running = host.start(args!["backup", "--all"]);
     wait_for_snapshot_of(&host, "slow");
     let pid = running.pid().to_string();
@@ -67,7 +67,7 @@ fn a_run_that_is_asked_to_end_removes_its_snapshots_and_lists_only_what_is_whole
 
 #[test]
 fn a_run_ends_when_its_time_is_over() {
-    let host = host();
+    let host = host("4M");
     let all = host.json(3, args!["backup", "--all", "--time-limit", "8s", "--jobs", "1"]);
     assert_eq!(u64_of(&all, "failed"), 2);
     assert!(str_of(of(&all, "quick"), "backup").starts_with("quick@"), "{all}");
@@ -83,13 +83,13 @@ fn a_run_ends_when_its_time_is_over() {
     said.says(&["the time limit is over", "not stored again"]);
     assert_eq!(host.snapshots(), [] as [&str; 0]);
     let made = host.json(0, args!["backup", "slow", "--read-limit", "none"]);
-    assert!(u64_of(&made, "new_bytes") < 32 * MIB, "{made}");
+    assert!(u64_of(&made, "new_bytes") < 64 * MIB, "{made}");
     host.assert_latest_is("slow", &[("vda", &host.image("slow"))]);
 }
 
 #[test]
 fn what_a_killed_run_left_is_removed_by_the_next_which_says_so() {
-    let host = host();
+    let host = host("500K");
     let running = host.start(args!["backup", "--all"]);
     wait_for_snapshot_of(&host, "slow");
     running.signal(Signal::SIGKILL);

@@ -11,6 +11,8 @@ use crate::support::disk::{Disk, Mount, XFS_MIB};
 use crate::support::lab::{names_in, sync, u64_of};
 
 const SIZE: u64 = 64 * MIB;
+/// Skipped blocks that are read all the same.
+const SAMPLE: u64 = 31 * MIB;
 
 /// A guest whose disk is a raw file on a file system of its own.
 struct Guest {
@@ -75,11 +77,11 @@ fn only_what_changed_is_read(mkfs: &str) {
     assert!(base.len() == 1 && base[0].starts_with(".vbk-base-"), "{base:?}");
     guest.write(10 * MIB + 5, 2, 2 * MIB);
     let read = guest.back_up(0);
-    // The change, the blocks at its ends, and the sample.
-    assert!((2 * MIB..8 * MIB).contains(&read), "{read}");
+    // The change, with the blocks at its ends.
+    assert!((2 * MIB..=3 * MIB + SAMPLE).contains(&read), "{read}");
     let next = guest.beside();
     assert!(next.len() == 1 && next != base, "{next:?}");
-    assert!(guest.back_up(0) < 4 * MIB, "nothing has changed");
+    assert!(guest.back_up(0) <= SAMPLE, "nothing has changed");
 
     // Killed in between: the base is still that of the latest backup.
     guest.configure("change-hints = 'auto'\nread-limit = '500K'\n");
@@ -92,7 +94,7 @@ fn only_what_changed_is_read(mkfs: &str) {
     guest.configure("change-hints = 'auto'\nread-limit = 'none'\n");
     guest.write(50 * MIB, 4, MIB);
     let read = guest.back_up(0);
-    assert!((17 * MIB..24 * MIB).contains(&read), "{read}");
+    assert!((17 * MIB..=17 * MIB + SAMPLE).contains(&read), "{read}");
     assert_eq!(guest.beside().len(), 1, "{:?}", guest.beside());
 
     // Another file in its place has nothing in common with the base.
@@ -105,7 +107,7 @@ fn only_what_changed_is_read(mkfs: &str) {
     std::os::unix::fs::chown(&base, Some(65534), None).expect("root may");
     assert_eq!(guest.back_up(0), SIZE);
     fs::remove_file(&base).expect("removes");
-    assert!(guest.back_up(0) < 4 * MIB);
+    assert!(guest.back_up(0) <= SAMPLE);
     guest.configure("read-limit = 'none'\n");
     assert_eq!(guest.back_up(0), SIZE);
     assert_eq!(guest.beside(), [] as [&str; 0], "without hints no base is kept");
@@ -143,6 +145,6 @@ fn disks_that_change_places_are_not_taken_for_each_other() {
         .host
         .assert_latest_is("web1", &[("vda", &other), ("vdb", &guest.disk)]);
     let made = guest.host.json(0, args!["backup", "web1"]);
-    assert!(u64_of(&made, "read_bytes") < 8 * MIB, "{made}");
+    assert!(u64_of(&made, "read_bytes") <= 2 * SAMPLE, "{made}");
     guest.end();
 }

@@ -163,7 +163,7 @@ impl Host {
     pub fn start(&self, args: Vec<OsString>) -> Running {
         let mut command = self.command(VBK);
         command.current_dir(self.lab.dir());
-        let mut all = args!["--config", self.file("config.toml"), "--repo", self.lab.repo()];
+        let mut all = args!["--config-file", self.file("config.toml"), "--repo", self.lab.repo()];
         all.extend(args);
         self.lab.start_command(command, all)
     }
