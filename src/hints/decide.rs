@@ -13,6 +13,8 @@ use std::fmt;
 
 use jiff::{SignedDuration, Timestamp};
 use vbk_repo::backup::{Entry, Image};
+use vbk_repo::block::Hashing;
+use vbk_repo::id::to_hex;
 use vbk_repo::name::DiskName;
 use vbk_repo::state::States;
 
@@ -39,8 +41,8 @@ pub fn backup_of<'a>(mark: &'a str, disk: &DiskName) -> Option<&'a str> {
 }
 
 fn disk_digits(disk: &DiskName) -> String {
-    let hash = blake3::hash(disk.as_str().as_bytes());
-    hash.to_hex().chars().take(MARK_DIGITS - BASE_DIGITS).collect()
+    let hash = Hashing::Plain.content(disk.as_str().as_bytes());
+    to_hex(&hash[..(MARK_DIGITS - BASE_DIGITS) / 2])
 }
 
 /// What is asked about.

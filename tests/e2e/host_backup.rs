@@ -295,6 +295,9 @@ fn a_run_in_which_all_fail_or_which_finds_nothing_says_so_by_its_code() {
         "metrics = 'HERE/vbk.prom'\n[defaults]\nread-limit = 'none'\n[guest.c1]\ndisks = {{ vda = '{}' }}\n",
         node.display()
     ));
+    let said = host.run(args!["backup", "--all"]).done();
+    assert_eq!(said.text().lines().count(), 2, "{said}");
+    assert_eq!(metric(&host, "vbk_run_success"), Some(1.0));
     host.program(
         "virsh",
         "#!/bin/sh\necho 'error: failed to connect to the hypervisor' >&2; exit 1\n",
