@@ -298,6 +298,13 @@ fn a_run_in_which_all_fail_or_which_finds_nothing_says_so_by_its_code() {
     let said = host.run(args!["backup", "--all"]).done();
     assert_eq!(said.text().lines().count(), 2, "{said}");
     assert_eq!(metric(&host, "vbk_run_success"), Some(1.0));
+    // A guest of libvirt's was good once.
+    let before = host.read("vbk.prom");
+    let other = before.replace(
+        "vbk_backup_success{guest=\"c1\"} 1\n",
+        "vbk_backup_success{guest=\"c1\"} 1\nvbk_backup_success{guest=\"d1\"} 1\n",
+    );
+    host.write("vbk.prom", &other);
     host.program(
         "virsh",
         "#!/bin/sh\necho 'error: failed to connect to the hypervisor' >&2; exit 1\n",
@@ -306,4 +313,10 @@ fn a_run_in_which_all_fail_or_which_finds_nothing_says_so_by_its_code() {
     assert!(said.text().contains("c1") && said.text().contains("done"), "{said}");
     said.says(&["libvirt was not asked for guests", "failed to connect"]);
     assert_eq!(metric(&host, "vbk_run_success"), Some(0.0));
+    let known = metric(&host, "vbk_backup_success{guest=\"d1\"}");
+    assert_eq!(known, Some(1.0), "it is not gone only because libvirt does not answer");
+    host.configure("");
+    host.run(args!["backup", "--all"])
+        .code(1)
+        .says(&["no guest was found", "failed to connect"]);
 }

@@ -108,3 +108,24 @@ fn what_a_killed_run_left_is_removed_by_the_next_which_says_so() {
     let all = host.json(3, args!["backup", "--all", "--time-limit", "8s"]);
     assert!(str_of(of(&all, "quick"), "backup").starts_with("quick@"), "{all}");
 }
+
+#[test]
+fn a_guest_that_waits_for_its_turn_is_not_brought_to_rest_any_more() {
+    let mut host = Host::new("1G");
+    let mut text = "[defaults]\nread-limit = 'none'\npre-freeze = 'echo $VBK_GUEST >>HERE/began; sleep 3'\n\
+                    post-thaw = 'echo $VBK_GUEST >>HERE/ended'\n"
+        .to_owned();
+    for name in ["a1", "b1", "c1"] {
+        let node = host.volume(name, 4, 1);
+        text += &format!("[guest.{name}]\ndisks = {{ vda = '{}' }}\n", node.display());
+    }
+    host.configure(&text);
+    let running = host.start(args!["backup", "--all", "--jobs", "3"]);
+    assert!(wait_until(Duration::from_secs(60), || host.file("began").exists()));
+    running.signal(Signal::SIGTERM);
+    running.wait().code(130);
+    assert_eq!(host.read("began").lines().count(), 1);
+    assert_eq!(host.read("ended"), host.read("began"), "it goes again");
+    assert_eq!(host.snapshots(), [] as [&str; 0]);
+    assert_eq!(host.lab.listed(), [] as [&str; 0]);
+}
