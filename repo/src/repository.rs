@@ -17,8 +17,8 @@ mod writing;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 pub use self::writing::{Committed, Pruned, Writer};
@@ -325,6 +325,7 @@ impl Repository {
             store,
             identity,
             path: self.path.clone(),
+            publishing: Mutex::default(),
             _lock: lock,
         })
     }

@@ -42,8 +42,21 @@ pub(super) fn run_of(volume: &Volume) -> Option<&str> {
 /// Whether a volume is a snapshot that vbk made, on whatever machine. The name alone or the tag alone is not enough:
 /// somebody may use either for something else.
 pub(super) fn is_snapshot_of_vbk(volume: &Volume) -> bool {
-    let snapshot = volume.is_thick_snapshot() || volume.is_thin();
+    let snapshot = volume.is_thick_snapshot() || volume.is_thin() || is_half_made(volume);
     snapshot && volume.has_tag(TAG) && volume.name.starts_with(PREFIX)
+}
+
+/// What a power cut in the middle of lvcreate leaves of a thick snapshot, or its failure: lvm2 first makes the space, as a
+/// plain volume that has the snapshot's name and tags already, and joins it to the origin in a second step
+/// (`lv_create_single`, lib/metadata/lv_manip.c). The name must be that of the run in its tag.
+fn is_half_made(volume: &Volume) -> bool {
+    let of_its_run = |run: &str| volume.name.ends_with(&format!("-{}", short(run)));
+    volume.attr.starts_with('-') && volume.origin.is_empty() && run_of(volume).is_some_and(of_its_run)
+}
+
+/// What a snapshot's name has of its run's id.
+fn short(run_id: &str) -> &str {
+    run_id.get(..8).unwrap_or(run_id)
 }
 
 /// Whether a volume is a snapshot that vbk made on this machine. Nothing else is ever removed.
@@ -59,8 +72,7 @@ pub(super) fn stamp(at: Timestamp) -> String {
 /// A name for the snapshot of a volume: `vbk-<volume>-<time>-<run>`, with the volume's part cut where it would be too
 /// long, and then the number of the disk in it.
 pub(super) fn snapshot_name(origin: &Volume, number: usize, at: Timestamp, run_id: &str) -> String {
-    let short = run_id.get(..8).unwrap_or(run_id);
-    let name = |part: &str| format!("{PREFIX}{part}-{}-{short}", stamp(at));
+    let name = |part: &str| format!("{PREFIX}{part}-{}-{}", stamp(at), short(run_id));
     let fits = |name: &str| lvm::dm_name(&origin.vg, name, "cow").len() <= MAX_DEVICE_NAME;
     let whole = name(&origin.name);
     if fits(&whole) {

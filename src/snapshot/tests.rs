@@ -235,6 +235,16 @@ fn what_dead_runs_left_is_removed_and_nothing_else() {
         "tags",
         format!("[\"vbk\", \"vbk_host_{HOST}\", \"vbk_run_0123456789ab\"]"),
     );
+    // What a power cut in lvcreate leaves, and a plain volume of that name that is of no run.
+    let (half_made, no_run) = ("vg0/vbk-x-20261121T173000Z-01234567", "vg0/vbk-x-20261121T173000Z-76543210");
+    for name in [half_made, no_run] {
+        fake.volume(name, "8M");
+        fake.set(
+            name,
+            "tags",
+            format!("[\"vbk\", \"vbk_host_{HOST}\", \"vbk_run_0123456789ab\"]"),
+        );
+    }
     let run = fake.run();
     let take = |run: &Run| {
         fake.plan(&[("vda", &path)])
@@ -266,7 +276,10 @@ fn what_dead_runs_left_is_removed_and_nothing_else() {
     assert_eq!(state(&kept), Some(State::Kept));
     assert_eq!(state(&unclear), Some(State::Unclear));
     assert_eq!(state(&name(&used)), Some(State::InUse));
-    assert_eq!(state("vg0/precious"), None, "it is no snapshot");
+    assert_eq!(state(half_made), Some(State::LeftBehind));
+    for name in ["vg0/precious", no_run] {
+        assert_eq!(state(name), None, "{name} is no snapshot");
+    }
     let in_use = found
         .iter()
         .find(|found| found.state == State::InUse)
@@ -275,9 +288,13 @@ fn what_dead_runs_left_is_removed_and_nothing_else() {
     assert_eq!(in_use.of, "vg0/x");
 
     let cleaned = clean(&fake.programs, fake.runtime(), HOST).expect("cleans");
-    assert_eq!((cleaned.removed, cleaned.failed.len()), (vec![dead.clone()], 0));
-    assert!(!fake.is_there(&dead));
-    for name in [&foreign, &kept, &unclear, &name(&used), "vg0/precious", "vg0/x"] {
+    let mut removed = cleaned.removed;
+    removed.sort();
+    let mut expected = vec![half_made.to_owned(), dead.clone()];
+    expected.sort();
+    assert_eq!((removed, cleaned.failed.len()), (expected, 0));
+    assert!(!fake.is_there(&dead) && !fake.is_there(half_made));
+    for name in [&foreign, &kept, &unclear, &name(&used), no_run, "vg0/precious", "vg0/x"] {
         assert!(fake.is_there(name), "{name}");
     }
     used.remove().expect("removes");

@@ -42,7 +42,7 @@ fn what_is_no_disk_is_named() {
         &["nowhere.img"],
     )
     .code(1);
-    refused(&lab, args!["web1"], &["disk"]).code(2);
+    refused(&lab, args!["web1"], &["no guest web1 is known", "name its disks"]).code(1);
     lab.ok(args!["backup", "web1", disk]);
 }
 

@@ -50,6 +50,30 @@ fn readers_see_a_backup_once_it_is_committed_and_keep_what_they_opened() {
 }
 
 #[test]
+fn backups_that_are_committed_at_once_are_all_seen() {
+    let (_directory, repository) = new();
+    let writer = repository.writer("test", &mut no_wait).expect("opens");
+    const GUESTS: usize = 4;
+    for round in 0..10 {
+        std::thread::scope(|scope| {
+            for guest in 0..GUESTS {
+                let writer = &writer;
+                scope.spawn(move || {
+                    let time = format!("2026-11-20T00-00-{round:02}Z");
+                    let image = store_image(writer.store(), "vda", &mixed_bytes(guest as u32, 100_000));
+                    let backup = testing::backup(&format!("web{guest}"), &time, vec![image]);
+                    let committed = writer.commit(backup).expect("commits");
+                    assert!(committed.unpublished.is_none(), "{committed:?}");
+                });
+            }
+        });
+        let view = repository.view().expect("opens");
+        let seen = view.catalogue().expect("loads").entries().len();
+        assert_eq!(seen, GUESTS * (round + 1), "after round {round}");
+    }
+}
+
+#[test]
 fn old_views_go_when_nobody_holds_them() {
     let (_directory, repository) = new();
     let held = repository.view().expect("opens");

@@ -1,8 +1,8 @@
 //! A repository open for writing.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::backup::{Backup, Entry};
@@ -28,6 +28,7 @@ pub struct Writer {
     pub(super) store: Arc<dyn BlockStore>,
     pub(super) identity: Identity,
     pub(super) path: PathBuf,
+    pub(super) publishing: Mutex<()>,
     pub(super) _lock: WriterLock,
 }
 
@@ -113,6 +114,9 @@ impl Writer {
     }
 
     fn publish(&self) -> Result<()> {
+        // One at a time: guests are backed up at once, and an older view put in the place of a newer one would hide what is
+        // in that, and take its directory away.
+        let _one = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
         views::publish(&self.path, &self.rocks)
     }
 }
