@@ -236,7 +236,10 @@ fn what_dead_runs_left_is_removed_and_nothing_else() {
         format!("[\"vbk\", \"vbk_host_{HOST}\", \"vbk_run_0123456789ab\"]"),
     );
     // What a power cut in lvcreate leaves, and a plain volume of that name that is of no run.
-    let (half_made, no_run) = ("vg0/vbk-x-20261121T173000Z-01234567", "vg0/vbk-x-20261121T173000Z-76543210");
+    let (half_made, no_run) = (
+        "vg0/vbk-x-20261121T173000Z-01234567",
+        "vg0/vbk-x-20261121T173000Z-76543210",
+    );
     for name in [half_made, no_run] {
         fake.volume(name, "8M");
         fake.set(

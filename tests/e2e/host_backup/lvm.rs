@@ -118,20 +118,23 @@ fn what_was_stored_for_a_backup_that_can_not_be_vouched_for_is_not_stored_again(
 
 #[test]
 fn a_snapshot_that_can_not_be_removed_is_named_and_goes_with_the_next_run() {
-    let host = host("1G");
+    let mut host = Host::new("1G");
+    let node = host.volume("root", 8, 1);
+    host.configure(&format!(
+        "[guest.web1]\nread-limit = 'none'\ndisks = {{ vda = '{}' }}\n",
+        node.display()
+    ));
+    // It is tried again for some seconds.
     host.fault("lvremove", "fail Logical volume contains a filesystem in use.");
     let made = host.run(args!["backup", "web1"]).code(3);
     let left = host.snapshots();
-    assert_eq!(left.len(), 2);
-    let said = made.says(&[
-        &format!("type: lvremove {}", left[0]),
-        &format!("type: lvremove {}", left[1]),
-        "in use",
-    ]);
-    assert_eq!(said.stderr.matches("could not be removed").count(), 2, "{said}");
+    assert_eq!(left.len(), 1);
+    let said = made.says(&[&format!("type: lvremove {}", left[0]), "in use"]);
+    assert_eq!(said.stderr.matches("could not be removed").count(), 1, "{said}");
     assert_eq!(host.lab.listed().len(), 1, "the backup is good");
     let said = host.run(args!["backup", "web1"]).code(3);
     said.says(&[&format!("snapshot {} was left behind and stays", left[0])]);
+    let left = host.snapshots();
     host.fault("lvremove", "");
     let said = host.run(args!["backup", "web1"]).code(0);
     said.says(&[
