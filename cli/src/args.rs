@@ -109,7 +109,7 @@ pub fn key_option(matches: &ArgMatches) -> Option<&'static str> {
 pub enum Command {
     /// Make a repository in a new or empty directory
     Init(InitArgs),
-    /// Back up the disks of a guest
+    /// Back up the disks of a guest, or of all guests of this host
     Backup(BackupArgs),
     /// Change the read limit of backups that run now
     Limit(LimitArgs),

@@ -24,6 +24,7 @@ pub const FULL_READ_EVERY: SignedDuration = SignedDuration::from_hours(30 * 24);
 const CLOCK_SLACK: SignedDuration = SignedDuration::from_secs(60);
 /// Digits that name a base.
 pub const BASE_DIGITS: usize = 32;
+
 /// What names the base that was read for a disk of a backup: [`BASE_DIGITS`] hexadecimal digits. The disk is part of it,
 /// because a volume that was `vda` may be `vdb` by the next run, and what is taken over then would be another volume's.
 pub fn base_name(backup: &BackupId, disk: &DiskName) -> String {

@@ -20,6 +20,7 @@ mod diff;
 mod full_disk;
 mod golden;
 mod help;
+mod host_backup;
 mod keys;
 mod killed_mounts;
 mod kills;

@@ -22,7 +22,8 @@ here go before those of the configuration.
 
 Rates: 200MB/s is 200,000,000 bytes a second, 200MiB/s and 200M are units of
 1024. Exit codes of --all: 0 all done, 3 something failed or needs to be read
-(the table says what), 1 nothing could be backed up.";
+(the table says what), 1 nothing could be backed up, 75 another --all goes on,
+130 it was interrupted.";
 
 /// Arguments of `vbk backup`.
 #[derive(Debug, Args)]

@@ -13,6 +13,7 @@ use super::parse;
 pub struct PolitenessArgs {
     /// Read each disk at most so fast: a share of its speed, as in 60%; a rate, as in 200MB/s (counts in 1000s), 200MiB/s
     /// or 200M (in 1024s); or none. `vbk limit` changes it while the backup runs
+    /// [default: that of the configuration, or 60%; for a file that is named here none]
     #[arg(long, value_name = "LIMIT")]
     pub read_limit: Option<ReadLimit>,
 
@@ -65,7 +66,9 @@ pub struct LimitArgs {
 
 const LIMIT_HELP: &str = "\
 Running backups follow within a second. Backups that are started later do not:
-their limit is --read-limit, or that of the configuration.";
+their limit is --read-limit, or that of the configuration. After a change of the
+configuration SIGHUP, as from `systemctl reload vbk-backup`, makes a running
+backup read the limits in it again, unless it was started with --read-limit.";
 
 /// A limit, or the one from before.
 #[derive(Debug, Clone, Copy, PartialEq)]

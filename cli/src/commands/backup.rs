@@ -76,6 +76,10 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
     for note in &notes {
         tracing::warn!("{note}");
     }
+    if planned.is_empty() && !notes.is_empty() {
+        tracing::error!("no guest was found; nothing was backed up");
+        return Ok(Outcome::Failed);
+    }
     if planned.is_empty() {
         return Err(Error::Usage(
             "no guest is known on this host, or all are excluded; `vbk guests --help` says how guests are found"
@@ -106,7 +110,7 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
         is_all: args.all,
     };
     let Results { mut done, warnings } = workers.run(planned, jobs, metrics.as_mut())?;
-    let warnings = warnings + notes.len() as u64;
+    let mut warnings = warnings + notes.len() as u64;
     notifier.stopping();
     done.sort_by(|one, other| one.guest.cmp(&other.guest));
     let failed = done.iter().filter(|done| done.result.is_err()).count();
@@ -121,8 +125,13 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
                 success: failed == 0 && !warned,
             });
         }
-        let is_known = |name: &str| !args.all || known.iter().any(|guest| guest.as_str() == name);
-        metrics.finish(is_known)?;
+        // Those that could not be found this time are not gone, and somebody waits for their next success.
+        let finds_all = args.all && notes.is_empty();
+        let is_known = |name: &str| !finds_all || known.iter().any(|guest| guest.as_str() == name);
+        if let Err(error) = metrics.finish(is_known) {
+            tracing::warn!("{}", error.text());
+            warnings += 1;
+        }
     }
     match args.all {
         true => all_done(context, &done, warnings, clock.elapsed()),

@@ -157,12 +157,13 @@ impl Shared<'_, '_> {
 
     fn failed(&self, guest: &GuestName, error: &Error, observer: &GuestObserver) {
         let Workers { config, host, .. } = self.workers;
+        // Who interrupted it knows; the table has them all.
+        if error.kind() == ErrorKind::Interrupted {
+            return;
+        }
         if self.workers.is_all {
             self.progress
                 .suspend(|| tracing::error!("{guest}: {}", error.message()));
-        }
-        if error.kind() == ErrorKind::Interrupted {
-            return;
         }
         let Some(command) = &config.on_failure else {
             return;
