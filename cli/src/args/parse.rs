@@ -38,7 +38,7 @@ fn parse_size(text: &str) -> Result<u64, String> {
 
 /// `6h`, `90m`, `30s`, `2d`, `2w`, `1h30m`.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let bad = || "write a time as 6h, 90m, 30s or 1h30m".to_owned();
+    let bad = || "write a time as 6h, 90m, 30d or 1h30m".to_owned();
     let mut seconds = 0_u64;
     let mut rest = text;
     // Each unit at most once, the largest first.

@@ -255,7 +255,7 @@ fn what_is_not_understood_is_told_with_its_line() {
         ),
         (
             "[defaults]\nfull-read-every = '30'",
-            "f:2: full-read-every: write a time as 90s, 15m, 6h, 30d or 2w",
+            "f:2: full-read-every: write a time as 6h, 90m, 30d or 1h30m",
         ),
         (
             "[defaults]\ncompression = 20",
