@@ -120,7 +120,7 @@ fn no_control_group_is_left_by_a_backup_that_is_killed_and_followed_by_another()
     let pid = running.pid();
     running.signal(Signal::SIGKILL);
     running.wait();
-    lab.ok(args!["backup", "web1", device.node, "--read-limit", "1G"]);
+    lab.ok(args!["backup", "web1", device.node, "--read-limit", "1G", "--quiet"]);
     let left: Vec<_> = kernel::control_groups()
         .into_iter()
         .filter(|group| group.ends_with(format!("vbk-{pid}")))
