@@ -66,7 +66,6 @@ fn what_is_not_understood_is_a_usage_error() {
     let commands = [
         args![],
         args!["backup"],
-        args!["backup", "web1"],
         args!["frobnicate"],
         args!["list", "--frobnicate"],
         args!["--frobnicate"],

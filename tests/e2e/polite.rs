@@ -16,7 +16,7 @@ fn a_limited_backup_takes_its_time_and_says_the_limit() {
     let disk = lab.path("disk.img");
     write_noise(&disk, 1, 16 * MIB);
     let clock = Instant::now();
-    let text = lab.ok(args![
+    let said = lab.run(args![
         "backup",
         "web1",
         disk,
@@ -27,10 +27,8 @@ fn a_limited_backup_takes_its_time_and_says_the_limit() {
     ]);
     // All reads but the last are paid for: 15 MiB at 8 MiB/s.
     assert!(clock.elapsed() > Duration::from_millis(1800), "{:?}", clock.elapsed());
-    assert!(
-        text.contains("read limit 8.4 MB/s: 50% of 16.8 MB/s (--device-speed)"),
-        "{text}"
-    );
+    said.code(0)
+        .says(&["web1: read limit 8.4 MB/s: 50% of 16.8 MB/s (--device-speed)"]);
 }
 
 #[test]
@@ -122,7 +120,7 @@ fn no_control_group_is_left_by_a_backup_that_is_killed_and_followed_by_another()
     let pid = running.pid();
     running.signal(Signal::SIGKILL);
     running.wait();
-    lab.ok(args!["backup", "web1", device.node, "--read-limit", "1G"]);
+    lab.ok(args!["backup", "web1", device.node, "--read-limit", "1G", "--quiet"]);
     let left: Vec<_> = kernel::control_groups()
         .into_iter()
         .filter(|group| group.ends_with(format!("vbk-{pid}")))

@@ -67,8 +67,8 @@ fn a_run_that_is_asked_to_end_removes_its_snapshots_and_lists_only_what_is_whole
 
 #[test]
 fn a_run_ends_when_its_time_is_over() {
-    let host = host("4M");
-    let all = host.json(3, args!["backup", "--all", "--time-limit", "8s", "--jobs", "1"]);
+    let host = host("3M");
+    let all = host.json(3, args!["backup", "--all", "--time-limit", "15s", "--jobs", "1"]);
     assert_eq!(u64_of(&all, "failed"), 2);
     assert!(str_of(of(&all, "quick"), "backup").starts_with("quick@"), "{all}");
     for guest in ["slow", "waits"] {
