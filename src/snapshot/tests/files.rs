@@ -48,7 +48,11 @@ impl Loop {
 impl Drop for Loop {
     fn drop(&mut self) {
         if self.mounted {
-            sh(&format!("umount {}", self.path().display()));
+            // A child that another test has just forked holds our files until it is the program it becomes.
+            let umount = format!("umount {} 2>/dev/null", self.path().display());
+            sh(&format!(
+                "for try in $(seq 50); do {umount} && exit; sleep 0.1; done; exit 1"
+            ));
         }
         sh(&format!("losetup -d {}", self.device.display()));
     }
