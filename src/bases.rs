@@ -11,6 +11,7 @@
 //! the new base leaves the old base too, and that one is not of the latest backup any more.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -49,6 +50,7 @@ pub(crate) fn hints(
     programs: &Programs,
     snapshots: &Snapshots,
     wish: &Wish<'_>,
+    stop: &dyn Fn() -> bool,
     observer: &dyn Observer,
 ) -> BTreeMap<DiskName, Hint> {
     let mut hints = BTreeMap::new();
@@ -57,7 +59,8 @@ pub(crate) fn hints(
     }
     for disk in snapshots.disks() {
         let full = |why: &str| format!("disk {} is read in full: {why}", disk.name);
-        match hint(programs, disk, wish) {
+        match hint(programs, disk, wish, stop) {
+            _ if stop() => return hints,
             Ok(Ok(hint)) => {
                 hints.insert(disk.name.clone(), hint);
             }
@@ -69,7 +72,12 @@ pub(crate) fn hints(
 }
 
 /// A hint, or why there is none, which is an error only if there should be one.
-fn hint(programs: &Programs, disk: &HeldDisk, wish: &Wish<'_>) -> Result<Result<Hint, String>, HintError> {
+fn hint(
+    programs: &Programs,
+    disk: &HeldDisk,
+    wish: &Wish<'_>,
+    stop: &dyn Fn() -> bool,
+) -> Result<Result<Hint, String>, HintError> {
     let bases: Vec<(Base, String)> = match (disk.kind, &disk.snapshot) {
         (Some(SnapshotKind::Thin), Some(snapshot)) => {
             let volumes = volumes_kept_of(programs, snapshot, wish.host_id)?;
@@ -112,7 +120,7 @@ fn hint(programs: &Programs, disk: &HeldDisk, wish: &Wish<'_>) -> Result<Result<
             Decision::Use(entry) => {
                 return Ok(Ok(Hint {
                     since: entry.id,
-                    unchanged: compare(programs, &base, disk, wish)?,
+                    unchanged: compare(programs, &base, disk, wish, stop)?,
                     seed: run::random().map_err(|error| HintError::NotComparable {
                         what: error.to_string(),
                     })?,
@@ -129,7 +137,13 @@ enum Base {
     Copy(PathBuf),
 }
 
-fn compare(programs: &Programs, base: &Base, disk: &HeldDisk, wish: &Wish<'_>) -> Result<Unchanged, HintError> {
+fn compare(
+    programs: &Programs,
+    base: &Base,
+    disk: &HeldDisk,
+    wish: &Wish<'_>,
+    stop: &dyn Fn() -> bool,
+) -> Result<Unchanged, HintError> {
     match (base, &disk.snapshot) {
         (Base::Copy(path), _) => extents::unchanged(path, &disk.read, wish.block_size),
         (Base::Thin(base), Some(new)) => {
@@ -139,7 +153,7 @@ fn compare(programs: &Programs, base: &Base, disk: &HeldDisk, wish: &Wish<'_>) -
                 base: thin_snapshot(base)?,
                 new: thin_snapshot(new)?,
             };
-            thin::unchanged(programs, wish.marks, &pair, wish.block_size)
+            thin::unchanged(programs, wish.marks, &pair, wish.block_size, stop)
         }
         (Base::Thin(_), None) => Err(HintError::NotComparable {
             what: "the disk has no snapshot any more".to_owned(),
@@ -233,6 +247,11 @@ fn replace_one(
     let old = old_bases(programs, wish, disk)?;
     let can_be_compared = disk.kind != Some(SnapshotKind::Reflink) || extents::may_compare(&disk.read);
     if let Some(mark) = mark.filter(|_| can_be_compared) {
+        // A pool keeps what it knows of a snapshot in memory for a second, a file system what it knows of a copy: after a
+        // power cut the base must be what was read.
+        File::open(&disk.read)
+            .and_then(|read| read.sync_all())
+            .map_err(|error| format!("can't flush {}: {error}", disk.read.display()))?;
         let tags = [format!("{BACKUP}{mark}")];
         snapshots.keep(&disk.name, &tags).map_err(|error| error.to_string())?;
         snapshots

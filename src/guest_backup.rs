@@ -31,7 +31,7 @@ use crate::bases::{self, Wish};
 use crate::error::{Error, Result};
 use crate::freeze::{FreezePlan, with_guest_at_rest};
 use crate::guest_files::{self, Disks};
-use crate::hints::HintOptions;
+use crate::hints::{HintOptions, thin};
 use crate::limit::speed::DeviceSpeed;
 use crate::limit::{LimitOptions, LimitedDisk, Limiter, ReadLimit};
 use crate::observer::{Event, Observer};
@@ -92,6 +92,15 @@ impl Host {
             }
             Err(error) => observer.event(Event::Warning(&format!("can't look for old snapshots: {error}"))),
         }
+        let (released, failed) = thin::clean(&self.programs, &self.cache);
+        for pool in released {
+            observer.event(Event::Note(&format!(
+                "released the metadata snapshot of {pool}, which a run had left behind"
+            )));
+        }
+        for error in failed {
+            observer.event(Event::Warning(&error.to_string()));
+        }
     }
 }
 
@@ -147,7 +156,7 @@ pub fn back_up_guest(
     let started = Timestamp::now();
     let catalogue = writer.catalogue()?;
     let entries: Vec<Entry> = catalogue.of(&plan.guest).cloned().collect();
-    let (snapshots, consistency, mut files) = hold(host, plan, &entries, cancel, &**observer)?;
+    let (snapshots, at, consistency, mut files) = hold(host, plan, &entries, cancel, &**observer)?;
     files.extend(plan.files.iter().cloned());
     let wish = Wish {
         options: plan.hints,
@@ -168,7 +177,7 @@ pub fn back_up_guest(
     };
     let result = match cancel.load(Ordering::SeqCst) {
         true => Err(Error::Interrupted),
-        false => reading.read(consistency, files, &wish, started),
+        false => reading.read(consistency, files, &wish, at),
     };
     let peaks = reading.snapshots.peaks();
     for peak in &peaks {
@@ -184,14 +193,14 @@ pub fn back_up_guest(
     result
 }
 
-/// Steps 1 to 3.
+/// Steps 1 to 3. Gives also when the disks looked as they are held.
 fn hold(
     host: &Host,
     plan: &GuestPlan,
     entries: &[Entry],
     cancel: &AtomicBool,
     observer: &dyn Observer,
-) -> Result<(Snapshots, Consistency, Files)> {
+) -> Result<(Snapshots, Timestamp, Consistency, Files)> {
     let disks: Vec<(DiskName, PathBuf)> = plan
         .disks
         .iter()
@@ -208,15 +217,16 @@ fn hold(
     }
     let planned = snapshot::plan(&host.programs, &disks, &options)?;
     let files = describe(host, plan, &planned, observer);
-    let (made, consistency) = with_guest_at_rest(&host.programs, &plan.freeze, observer, || {
-        Ok::<_, Error>(planned.make(&host.run, observer))
+    let ((made, at), consistency) = with_guest_at_rest(&host.programs, &plan.freeze, observer, || {
+        let at = Timestamp::now();
+        Ok::<_, Error>((planned.make(&host.run, observer), at))
     })?;
     let snapshots = made.settle()?;
     let consistency = match snapshots.is_live() {
         true => Consistency::Live,
         false => consistency,
     };
-    Ok((snapshots, consistency, files))
+    Ok((snapshots, at, consistency, files))
 }
 
 /// What the disks are made of, if one of them is a logical volume: a restore makes volumes of the same kind. A backup is
@@ -293,7 +303,14 @@ impl Reading<'_> {
         for line in limiter.details() {
             tracing::info!("{}: {line}", self.plan.guest);
         }
-        let mut hints = bases::hints(&self.host.programs, &self.snapshots, wish, &**self.observer);
+        let is_stopped = || self.cancel.load(Ordering::SeqCst) || stop.load(Ordering::SeqCst);
+        let mut hints = bases::hints(
+            &self.host.programs,
+            &self.snapshots,
+            wish,
+            &is_stopped,
+            &**self.observer,
+        );
         let disks = self.snapshots.disks().iter().map(|disk| DiskPlan {
             name: disk.name.clone(),
             source: disk.source.clone(),

@@ -140,7 +140,7 @@ pub fn run(mut command: Command, limit: Duration) -> Result<String, ProgramError
     let mut child = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
     let stdout = collect(child.stdout.take());
     let stderr = collect(child.stderr.take());
-    let Some(status) = wait(&mut child, started, limit) else {
+    let Some(status) = wait(&mut child, started, limit, &|| false) else {
         return Err(ProgramError::TimedOut {
             command: describe(&command),
             limit_secs: limit.as_secs(),
@@ -158,10 +158,12 @@ pub fn run(mut command: Command, limit: Duration) -> Result<String, ProgramError
 }
 
 /// Runs a prepared command and gives its stdout to `read` while it runs, for output too large to keep. What `read` leaves
-/// is thrown away. With `limit` over, its process group is killed. Its exit status comes before what `read` found.
+/// is thrown away. With `limit` over, or when `stop` becomes true, its process group is killed. Its exit status comes before
+/// what `read` found.
 pub(crate) fn stream<T: Send>(
     mut command: Command,
     limit: Duration,
+    stop: &dyn Fn() -> bool,
     read: impl FnOnce(&mut dyn Read) -> T + Send,
 ) -> Result<T, ProgramError> {
     let started = Instant::now();
@@ -180,7 +182,7 @@ pub(crate) fn stream<T: Send>(
             let _ = std::io::copy(&mut stdout, &mut std::io::sink());
             found
         });
-        let status = wait(&mut child, started, limit);
+        let status = wait(&mut child, started, limit, stop);
         (
             status,
             reader.map(|reader| reader.join().expect("readers do not panic")),
@@ -226,14 +228,14 @@ pub fn spawn(command: &mut Command) -> Result<Child, ProgramError> {
 }
 
 /// Waits for the end of a child; `None` if it had to be killed.
-fn wait(child: &mut Child, started: Instant, limit: Duration) -> Option<ExitStatus> {
+fn wait(child: &mut Child, started: Instant, limit: Duration, stop: &dyn Fn() -> bool) -> Option<ExitStatus> {
     let mut pause = Duration::from_millis(1);
     loop {
         // An error here would mean that somebody else has waited for our child.
         if let Ok(Some(status)) = child.try_wait() {
             return Some(status);
         }
-        if started.elapsed() >= limit {
+        if started.elapsed() >= limit || stop() {
             kill_group(child);
             return None;
         }
@@ -346,7 +348,7 @@ mod tests {
         let stream = |script: &str, limit| {
             let mut command = Programs::system().command("sh");
             command.args(["-c", script]);
-            super::stream(command, limit, |output| {
+            super::stream(command, limit, &|| false, |output| {
                 let mut start = [0; 3];
                 output.read_exact(&mut start).map(|()| start)
             })

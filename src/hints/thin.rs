@@ -81,7 +81,7 @@ impl ThinPair {
     /// The pool's own device, as dmsetup names it. LVM's suffix follows one hyphen; those in names are doubled
     /// (lvm2, dm_build_dm_name).
     fn pool_device(&self) -> String {
-        format!("{}-{}-tpool", double(&self.vg), double(&self.pool))
+        format!("{}-{}{POOL_LAYER}", double(&self.vg), double(&self.pool))
     }
 
     fn metadata_device(&self) -> String {
@@ -126,12 +126,13 @@ fn is_lvm_name(name: &str) -> bool {
 }
 
 /// Compares two thin snapshots, both of which exist. `marks` is a directory of root's alone that survives a reboot; it is
-/// made if it is not there.
+/// made if it is not there. Ends soon, with some error, when `stop` becomes true.
 pub fn unchanged(
     programs: &Programs,
     marks: &Path,
     pair: &ThinPair,
     block_size: BlockSize,
+    stop: &dyn Fn() -> bool,
 ) -> Result<Unchanged, HintError> {
     pair.check()?;
     let pool = Pool {
@@ -139,24 +140,41 @@ pub fn unchanged(
         name: pair.name(),
         device: pair.pool_device(),
     };
-    let held = Held::reserve(&pool, marks)?;
-    let found = compare(programs, &pool, pair, block_size);
+    let held = Held::reserve(&pool, marks, stop)?;
+    let found = compare(programs, &pool, pair, block_size, stop);
     held.release()?;
     found
 }
 
-/// Releases the metadata snapshot that a killed run has left in a pool, if there is one and it is ours. True if so.
-pub fn clean(programs: &Programs, marks: &Path, vg: &str, pool: &str) -> Result<bool, HintError> {
-    let pool = Pool {
-        programs,
-        name: format!("{vg}/{pool}"),
-        device: format!("{}-{}-tpool", double(vg), double(pool)),
-    };
-    let path = marks.join(&pool.device);
-    if !is_lvm_name(&pool.device) || !path.exists() {
-        return Ok(false);
+/// How the device of a pool itself ends.
+const POOL_LAYER: &str = "-tpool";
+
+/// Releases the metadata snapshots that killed runs have left, as far as they are ours: in the pools of which there is a
+/// mark that nobody holds. Gives the devices of those pools, and what went wrong with others.
+pub fn clean(programs: &Programs, marks: &Path) -> (Vec<String>, Vec<HintError>) {
+    let (mut released, mut failed) = (Vec::new(), Vec::new());
+    for entry in std::fs::read_dir(marks).into_iter().flatten().flatten() {
+        let Ok(device) = entry.file_name().into_string() else {
+            continue;
+        };
+        let is_mark = device.ends_with(POOL_LAYER) && is_lvm_name(&device);
+        // Most are empty, and the pool need not be asked.
+        if !is_mark || !entry.metadata().is_ok_and(|mark| mark.is_file() && mark.len() > 0) {
+            continue;
+        }
+        let pool = Pool {
+            programs,
+            name: device.clone(),
+            device: device.clone(),
+        };
+        // Not waited for: who holds it is at work.
+        match Mark::lock(entry.path(), &pool, &|| true).and_then(|mut mark| mark.release_left(&pool)) {
+            Ok(true) => released.push(device),
+            Ok(false) | Err(HintError::Busy { .. }) => {}
+            Err(error) => failed.push(error),
+        }
     }
-    Mark::lock(path, &pool)?.release_left(&pool)
+    (released, failed)
 }
 
 fn compare(
@@ -164,6 +182,7 @@ fn compare(
     pool: &Pool<'_>,
     pair: &ThinPair,
     block_size: BlockSize,
+    stop: &dyn Fn() -> bool,
 ) -> Result<Unchanged, HintError> {
     // The snapshots' numbers are those of LVM's metadata; the pool must be at least as far.
     let transaction = pool.status()?.transaction;
@@ -182,7 +201,7 @@ fn compare(
     command.arg(pair.metadata_device());
     let size_bytes = pair.new.size_bytes;
     let mut collector = Collector::new(size_bytes, block_size);
-    program::stream(command, DELTA_LIMIT, |output| {
+    program::stream(command, DELTA_LIMIT, stop, |output| {
         delta::read(output, left, right, size_bytes, &mut collector)
     })??;
     Ok(collector.finish())
@@ -244,7 +263,7 @@ struct Mark {
 }
 
 impl Mark {
-    fn lock(path: PathBuf, pool: &Pool<'_>) -> Result<Self, HintError> {
+    fn lock(path: PathBuf, pool: &Pool<'_>, stop: &dyn Fn() -> bool) -> Result<Self, HintError> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -257,7 +276,9 @@ impl Mark {
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(Self { path, file }),
-                Err(TryLockError::WouldBlock) if started.elapsed() < LOCK_LIMIT => std::thread::sleep(LOCK_PAUSE),
+                Err(TryLockError::WouldBlock) if started.elapsed() < LOCK_LIMIT && !stop() => {
+                    std::thread::sleep(LOCK_PAUSE);
+                }
                 Err(TryLockError::WouldBlock) => {
                     return Err(HintError::Busy {
                         pool: pool.name.clone(),
@@ -316,9 +337,9 @@ struct Held<'a> {
 
 impl<'a> Held<'a> {
     /// Steps 1 to 4.
-    fn reserve(pool: &'a Pool<'a>, marks: &Path) -> Result<Self, HintError> {
+    fn reserve(pool: &'a Pool<'a>, marks: &Path, stop: &dyn Fn() -> bool) -> Result<Self, HintError> {
         fs::create_dir_all(marks).map_err(HintError::file("create", marks))?;
-        let mut mark = Mark::lock(marks.join(&pool.device), pool)?;
+        let mut mark = Mark::lock(marks.join(&pool.device), pool, stop)?;
         mark.release_left(pool)?;
         mark.write(None)?;
         pool.message("reserve_metadata_snap")?;

@@ -91,7 +91,7 @@ fn on_a_real_thin_pool_only_what_changed_is_read() {
     let fixture = Fixture::new(BlockSize::DEFAULT);
     let marks = fixture.directory.path().join("marks");
     fs::create_dir(&marks).expect("creates");
-    let unchanged = |pair: &ThinPair| thin::unchanged(&Programs::system(), &marks, pair, BlockSize::DEFAULT);
+    let unchanged = |pair: &ThinPair| thin::unchanged(&Programs::system(), &marks, pair, BlockSize::DEFAULT, &|| false);
     let backup_of = |name: &str, hint: Option<Hint>| {
         let mut plan = fixture.plan();
         plan.disks[0] = disk("vda", format!("/dev/my-vg/{name}").into());
