@@ -77,7 +77,7 @@ impl Host {
 
     /// Removes the snapshots that runs of this machine left behind, and says so. What can't be removed is a warning.
     pub fn clean(&self, observer: &dyn Observer) {
-        match snapshot::clean(&self.programs, self.run.runtime_dir(), self.run.host_id()) {
+        match snapshot::clean(&self.programs, self.run.runtime_dir(), self.run.host_id(), false) {
             Ok(cleaned) => {
                 for name in cleaned.removed {
                     observer.event(Event::Note(&format!(

@@ -10,14 +10,14 @@ mod tags;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use vbk_repo::ErrorKind;
 use vbk_repo::name::{DiskName, GuestName};
 
-use crate::libvirt::{Domain, Libvirt, LibvirtError};
+use crate::libvirt::{Domain, Libvirt, LibvirtError, Medium};
 use crate::program::{ProgramError, Programs};
 use crate::sys;
 use make::{configured_guest, libvirt_guest, tagged_guest};
@@ -209,6 +209,9 @@ pub fn discover(programs: &Programs, known: &Known) -> Found {
         if answers {
             check_domain(&mut guest, configured);
         }
+        if configured.disks.is_none() {
+            look_at_running(&mut guest, libvirt);
+        }
         guests.insert(configured.name.clone(), guest);
     }
     for (name, domain) in domains {
@@ -219,7 +222,9 @@ pub fn discover(programs: &Programs, known: &Known) -> Found {
             )),
             Ok(name) => {
                 tags.guests.remove(&name);
-                guests.insert(name.clone(), libvirt_guest(name, domain, is_running, known));
+                let mut guest = libvirt_guest(name.clone(), domain, is_running, known);
+                look_at_running(&mut guest, libvirt);
+                guests.insert(name, guest);
             }
             Err(error) => notes.push(format!(
                 "domain {name:?} is left out: {error}; a section [guest.NAME] with domain = {name:?} in the configuration \
@@ -280,6 +285,9 @@ pub fn resolve(programs: &Programs, known: &Known, name: &GuestName) -> Result<F
     if let (Some(configured), true) = (configured, names.is_some()) {
         check_domain(&mut guest, configured);
     }
+    if !has_disks {
+        look_at_running(&mut guest, libvirt);
+    }
     guest.notes.append(&mut notes);
     if guest.disks.is_empty() {
         let left_out = guest.left_out.iter().map(|disk| format!("{} {}", disk.name, disk.why));
@@ -308,6 +316,63 @@ fn check_domain(guest: &mut FoundGuest, configured: &ConfiguredGuest) {
     if let (Some(domain), None) = (&configured.domain, &guest.domain) {
         guest.notes.push(format!("libvirt has no domain {domain}"));
     }
+}
+
+/// Compares a guest, whose disks libvirt's configuration of it names, with how it runs: a disk that was attached meanwhile is
+/// noted, and one that was moved is read where it is now.
+fn look_at_running(guest: &mut FoundGuest, libvirt: Libvirt<'_>) {
+    let (Some(true), Some(domain)) = (guest.running, &guest.domain) else {
+        return;
+    };
+    let now = match libvirt.running_domain(&domain.name) {
+        Ok(now) => now,
+        Err(error) => {
+            guest.notes.push(format!(
+                "whether disks were attached while it runs is not known: {error}"
+            ));
+            return;
+        }
+    };
+    for disk in now.disks {
+        let Medium::Raw(path) = &disk.medium else {
+            continue;
+        };
+        let is_left_out = guest.left_out.iter().any(|left_out| left_out.name == disk.target);
+        if disk.is_drive || disk.read_only || is_left_out || guest.disks.iter().any(|known| is_same(&known.path, path))
+        {
+            continue;
+        }
+        match guest.disks.iter_mut().find(|known| known.name.as_str() == disk.target) {
+            None => guest.notes.push(format!(
+                "disk {} ({}) was attached while it runs and is not in its configuration: it is not backed up; `virsh \
+                 attach-disk --config` makes it stay",
+                disk.target,
+                path.display()
+            )),
+            Some(known) => {
+                guest.notes.push(format!(
+                    "disk {} is at {} while it runs, and at {} in its configuration: it is read where it is now",
+                    disk.target,
+                    path.display(),
+                    known.path.display()
+                ));
+                known.size_bytes = size_of(path).ok();
+                known.path.clone_from(path);
+            }
+        }
+    }
+}
+
+/// Whether two paths are one disk.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| {
+        let found = std::fs::metadata(path).ok()?;
+        Some(match found.file_type().is_block_device() {
+            true => (0, found.rdev()),
+            false => (found.dev(), found.ino()),
+        })
+    };
+    one == other || identity(one).is_some_and(|one| identity(other) == Some(one))
 }
 
 /// The size of a disk, or what is wrong with it.

@@ -105,6 +105,16 @@ impl<'a> Libvirt<'a> {
         }
     }
 
+    /// A running domain as it is now: disks may have been attached or moved since it was started.
+    pub fn running_domain(self, name: &str) -> Result<Domain, LibvirtError> {
+        let domain = Domain::parse(&self.programs.run("virsh", &["dumpxml", "--domain", name], LIMIT)?)?;
+        match domain.name == name {
+            true => Ok(domain),
+            // A name that looks like the number of another one.
+            false => Err(LibvirtError::NoSuchDomain(name.to_owned())),
+        }
+    }
+
     fn domain_of_uuid(self, name: &str) -> Result<Domain, LibvirtError> {
         for uuid in self.list(&["list", "--all", "--uuid"])? {
             if let Ok(domain) = self.describe(&uuid)

@@ -232,6 +232,11 @@ pub struct SnapshotsArgs {
     /// machine's, and never a volume without vbk's tags
     #[arg(long)]
     pub clean: bool,
+
+    /// With --clean: also those that are kept for change hints, as of guests that are gone. The next backup of their disks
+    /// reads everything
+    #[arg(long, requires = "clean")]
+    pub kept: bool,
 }
 
 /// Arguments of `vbk show`.

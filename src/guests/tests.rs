@@ -63,6 +63,7 @@ impl Host {
                  "list --all --name") cat all ;;
                  "list --name --state-running") cat running ;;
                  "dumpxml --inactive --security-info --domain "*) cat "domain $5" ;;
+                 "dumpxml --domain "*) cat "running $3" 2>/dev/null || cat "domain $3" ;;
                  *) echo "error: unknown command $*" >&2; exit 1 ;;
                esac"#,
         );
@@ -372,4 +373,40 @@ fn what_does_not_answer_hides_nothing_else() {
         "{:?}",
         found.notes
     );
+}
+
+#[test]
+fn disks_that_came_or_moved_while_a_guest_runs_are_told() {
+    let host = Host::new();
+    let (vda, moved, vdb) = (host.disk("a", 1), host.disk("moved", 7), host.disk("b", 1));
+    host.domains(&[("web1", &raw("vda", &vda))]);
+    let known = Known::default();
+    let of = || resolve(&host.programs(), &known, &guest("web1")).expect("is found");
+    assert_eq!(of().notes, Vec::<String>::new());
+    let link = host.path("link");
+    std::os::unix::fs::symlink(&vda, &link).expect("links");
+    let runs_with = |devices: String| {
+        let xml = format!("<domain><name>web1</name><uuid>u-web1</uuid><devices>{devices}</devices></domain>");
+        fs::write(host.path("running web1"), xml).expect("writes");
+    };
+    runs_with(raw("vda", &link));
+    assert_eq!(of().notes, Vec::<String>::new(), "another name of the same disk");
+    runs_with(raw("vda", &moved) + &raw("vdb", &vdb));
+    let found = of();
+    assert_eq!(
+        (found.disks.len(), &found.disks[0].path, found.disks[0].size_bytes),
+        (1, &moved, Some(7))
+    );
+    let notes = found.notes.join("; ");
+    assert!(
+        notes.contains("disk vda is at") && notes.contains("disk vdb") && notes.contains("not backed up"),
+        "{notes}"
+    );
+    // Who names the disks knows better.
+    let mut known = known.clone();
+    known
+        .guests
+        .push(configured("web1", Some(vec![(disk("vda"), vda.clone())])));
+    let found = resolve(&host.programs(), &known, &guest("web1")).expect("is found");
+    assert_eq!((found.disks[0].path == vda, found.notes.len()), (true, 0));
 }

@@ -126,12 +126,15 @@ fn of_copy(path: PathBuf, runtime_dir: &Path) -> Option<Leftover> {
     })
 }
 
-/// Removes what runs of this machine left behind. Each removal looks again at what it removes.
-pub fn clean(programs: &Programs, runtime_dir: &Path, host_id: &str) -> Result<Cleaned, SnapshotError> {
+/// Removes what runs of this machine left behind, and with `kept` also what is kept as the base of change hints. Each
+/// removal looks again at what it removes.
+pub fn clean(programs: &Programs, runtime_dir: &Path, host_id: &str, kept: bool) -> Result<Cleaned, SnapshotError> {
     let mut cleaned = Cleaned::default();
     for left in leftovers(programs, runtime_dir, host_id)? {
-        if left.state != State::LeftBehind {
-            continue;
+        match left.state {
+            State::LeftBehind => {}
+            State::Kept if kept => {}
+            State::Kept | State::InUse | State::OtherHost | State::Unclear => continue,
         }
         let removed = match &left.thing {
             Thing::Volume(volume) => remove::remove_volume(programs, host_id, volume),

@@ -41,7 +41,7 @@ struct FailedJson<'a> {
 pub fn run(context: &Context<'_>, args: &SnapshotsArgs) -> Result<Outcome> {
     let (programs, runtime_dir, host_id) = (Programs::system(), machine::runtime_dir(), machine::host_id());
     if args.clean {
-        let cleaned = snapshot::clean(&programs, &runtime_dir, &host_id).map_err(vbk::Error::from)?;
+        let cleaned = snapshot::clean(&programs, &runtime_dir, &host_id, args.kept).map_err(vbk::Error::from)?;
         return report(context, &cleaned);
     }
     let found = snapshot::leftovers(&programs, &runtime_dir, &host_id).map_err(vbk::Error::from)?;

@@ -122,7 +122,7 @@ fn a_file_is_held_by_a_copy_that_shares_its_extents(mkfs: &str) {
     let mut states: Vec<State> = found.iter().map(|found| found.state).collect();
     states.sort_by_key(|state| *state == State::LeftBehind);
     assert_eq!(states, [State::InUse, State::LeftBehind]);
-    let cleaned = clean(&fake.programs, fake.runtime(), super::fake::HOST).expect("cleans");
+    let cleaned = clean(&fake.programs, fake.runtime(), super::fake::HOST, false).expect("cleans");
     assert_eq!(cleaned.removed, [fs.path().join(dead).display().to_string()]);
     assert!(!noted.exists());
     // After a reboot there is no note, and the next run finds it by its name; one that is locked is in use elsewhere.
