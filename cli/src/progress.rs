@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use vbk::observer::{Counts, Event, Observer};
 
-use crate::units;
+use crate::{output, units};
 
 /// Ten times a second is enough for eyes.
 const REDRAW: Duration = Duration::from_millis(100);
@@ -16,7 +16,7 @@ const REDRAW: Duration = Duration::from_millis(100);
 /// Draws a bar and keeps count of warnings.
 pub struct Progress {
     bar: ProgressBar,
-    quiet: bool,
+    says: bool,
     counts: Mutex<Shown>,
     warnings: AtomicU64,
 }
@@ -52,7 +52,7 @@ impl Progress {
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         Self {
             bar,
-            quiet,
+            says: false,
             counts: Mutex::new(Shown {
                 counts: Counts::default(),
                 words,
@@ -77,11 +77,18 @@ impl Progress {
         self.bar.suspend(print);
     }
 
-    /// Says what is worth a line, unless quiet.
-    pub fn note(&self, text: &str) {
-        if !self.quiet {
-            self.bar.suspend(|| eprintln!("{text}"));
-        }
+    /// Says what is worth a line.
+    fn note(&self, text: &str) {
+        self.bar.suspend(|| match self.says {
+            true => output::line(text),
+            false => tracing::info!("{text}"),
+        });
+    }
+
+    /// Makes it say what is worth a line on standard output, if nothing else is printed there.
+    pub fn saying(mut self, says: bool) -> Self {
+        self.says = says;
+        self
     }
 
     /// How many warnings there were.

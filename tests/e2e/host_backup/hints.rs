@@ -72,7 +72,7 @@ impl Guest {
 fn only_what_changed_is_read(mkfs: &str) {
     let guest = Guest::new(mkfs);
     let first = guest.host.run(args!["backup", "web1"]).code(0);
-    first.says(&["web1: disk vda is read in full: there is no base"]);
+    first.tells(&["web1: disk vda is read in full: there is no base"]);
     let base = guest.beside();
     assert!(base.len() == 1 && base[0].starts_with(".vbk-base-"), "{base:?}");
     guest.write(10 * MIB + 5, 2, 2 * MIB);

@@ -137,7 +137,7 @@ fn a_snapshot_that_can_not_be_removed_is_named_and_goes_with_the_next_run() {
     let left = host.snapshots();
     host.fault("lvremove", "");
     let said = host.run(args!["backup", "web1"]).code(0);
-    said.says(&[
+    said.tells(&[
         &format!("removed snapshot {}", left[0]),
         &format!("removed snapshot {}", left[1]),
     ]);

@@ -57,6 +57,16 @@ impl Said {
         said
     }
 
+    /// Standard output has all these words in it.
+    #[track_caller]
+    pub fn tells(self, words: &[&str]) -> Self {
+        let text = self.text();
+        for word in words {
+            assert!(text.contains(word), "no {word:?} on standard output, {self}");
+        }
+        self
+    }
+
     /// The message has all these words in it, whatever their case.
     #[track_caller]
     pub fn says(self, words: &[&str]) -> Self {

@@ -60,12 +60,13 @@ impl Workers<'_> {
     /// Backs all up; gives what became of each.
     pub fn run(&self, jobs: Vec<Job>, threads: usize, metrics: Option<&mut Metrics>) -> Result<Results> {
         let total = jobs.iter().map(|job| job.size_bytes).sum();
+        let progress = Progress::new(self.context.quiet(), total, Words::Backup);
         let shared = Shared {
             guests: jobs.len(),
             queue: Mutex::new(jobs.into()),
             done: Mutex::default(),
             metrics: Mutex::new(metrics),
-            progress: Arc::new(Progress::new(self.context.quiet(), total, Words::Backup)),
+            progress: Arc::new(progress.saying(!self.context.quiet() && !self.context.json())),
             workers: self,
         };
         // Only root makes snapshots of volumes; copies of files are found by the next run of the same file.
