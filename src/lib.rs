@@ -2,6 +2,7 @@
 //!
 //! Memory of a backup, whatever the size of the disk: 64 MiB of workers' buffers (32 MiB with the
 //! default block size on two processors), 144 MiB of the store's write buffers, 32 MiB of its cache.
+//! Guests that are backed up at once share the store; with change hints each disk has 12 MiB per TiB at most.
 #![warn(missing_docs)]
 
 pub mod backup;
