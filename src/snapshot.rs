@@ -18,9 +18,12 @@
 //!
 //! # What a kill leaves
 //!
-//! 1. Before `lvcreate`: nothing. 2. During it: lvm2 runs in its own process group and ends as it would have; a power cut
-//!    leaves nothing, or a plain volume that is known by the same name and tags ([`names`]). 3. After it: a snapshot whose tags, set with its first appearance, name this machine and this run. The run's lock is free by
-//!    then, so `vbk snapshots --clean` and the next run remove it ([`clean`]). Copies of files: [`reflink`].
+//! 1. Before `lvcreate`: nothing.
+//! 2. During it: lvm2 runs in its own process group and ends as it would have; a power cut
+//!    leaves nothing, or a plain volume that is known by the same name and tags (`snapshot/names.rs`).
+//! 3. After it: a snapshot whose tags, set with its first appearance, name this machine and this run. The run's lock is
+//!    free by then, so `vbk snapshots --clean` and the next run remove it ([`clean`]). Copies of files:
+//!    `snapshot/reflink.rs`.
 
 mod device;
 mod error;

@@ -12,7 +12,7 @@
 //! 4. What is still in memory has no place yet: `FIEMAP_FLAG_SYNC` writes it first, and what has none all the same is
 //!    flagged.
 //!
-//! Only extents with the flags [`PLAIN`] count, so nothing unknown does. Left out on purpose: compressed extents of btrfs
+//! Only extents with the flags `PLAIN` count, so nothing unknown does. Left out on purpose: compressed extents of btrfs
 //! (`ENCODED`), because all parts of one are given the address of its start, and two different parts would look the same;
 //! data among the metadata (`INLINE`, `TAIL`, `NOT_ALIGNED`), which has no range of its own; and `UNWRITTEN` extents, which
 //! are read as zeros whatever lies there, and which the reader skips as holes.

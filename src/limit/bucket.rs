@@ -3,9 +3,9 @@
 //!
 //! # The sum
 //!
-//! A read begins while the credit is not negative. Time that nobody used is credited up to [`CREDIT_SECS`], because threads
+//! A read begins while the credit is not negative. Time that nobody used is credited up to `CREDIT_SECS`, because threads
 //! wake late. What they lose beyond that on a busy machine, while they waited for their turn, comes back too, but slowly:
-//! [`REPAY`] of the rate, and [`OWED_SECS`] in all. One second therefore sees at most the rate times (1 s + repayment +
+//! `REPAY` of the rate, and `OWED_SECS` in all. One second therefore sees at most the rate times (1 s + repayment +
 //! credit + one read). With reads of [`Bucket::piece_bytes`] that is 1.085: never above 110 %, and in the long run the
 //! rate itself. A pause in which nobody wanted to read is not made up for.
 

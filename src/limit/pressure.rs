@@ -1,10 +1,10 @@
 //! Back-off: reads less than the limit allows while others wait for their disks.
 //!
-//! Once a second it is asked how the host fares; while it suffers the rate is cut by [`CUT`], down to [`LEAST`] of the
-//! limit, and while it is calm it grows by [`GROWTH`] of the limit. Two things are looked at:
+//! Once a second it is asked how the host fares; while it suffers the rate is cut by `CUT`, down to `LEAST` of the
+//! limit, and while it is calm it grows by `GROWTH` of the limit. Two things are looked at:
 //!
 //! - **Stall** (Linux PSI, Documentation/accounting/psi.rst): the share of time in which some task waited for I/O. Our own
-//!   reads are such waits, on a slow disk most of the time, so their share is taken out ([`stall_of_others`]). PSI knows
+//!   reads are such waits, on a slow disk most of the time, so their share is taken out (`stall_of_others`). PSI knows
 //!   only the host as a whole: it counts while the disks that we read from are busy too.
 //! - **Latency** of the disk that is backed up, which is what the guest feels. Where a snapshot is read, the counters of
 //!   its origin have the guest's requests alone. Where the disk itself is read they are mixed with ours, which only read,
