@@ -10,13 +10,13 @@
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use vbk_repo::ErrorKind;
 use vbk_repo::backup::Image;
 use vbk_repo::name::DiskName;
 
+use crate::lvm;
 use crate::program::{ProgramError, Programs};
 
 /// The name of the domain's file.
@@ -31,8 +31,6 @@ pub const DISKS_FORMAT: u32 = 1;
 
 /// More disks than a guest can have; a list that is longer was made to annoy.
 const MAX_DISKS: usize = 1024;
-/// A question to lvm2 waits for its locks.
-const ASK: Duration = Duration::from_secs(60);
 /// VG and LV names: `NAME_LEN` of lvm2 (lib/metadata/metadata-exported.h), with its end.
 const MAX_LVM_NAME_BYTES: usize = 127;
 /// What lvm2 keeps for itself: lvm(8), "Valid names".
@@ -279,17 +277,6 @@ fn look_at(programs: &Programs, sys: &Path, path: &Path) -> Result<(DiskKind, Op
 }
 
 #[derive(Deserialize)]
-struct Answer {
-    report: Vec<Report>,
-}
-
-#[derive(Deserialize)]
-struct Report {
-    lv: Vec<Row>,
-}
-
-/// lvm2 writes every value as a string (`--reportformat json`, lvmreport(7)).
-#[derive(Deserialize)]
 struct Row {
     vg_name: String,
     lv_name: String,
@@ -304,26 +291,16 @@ struct Row {
 fn ask(programs: &Programs, path: &Path) -> Result<VolumeInfo> {
     let path = path.display().to_string();
     let fields = "vg_name,lv_name,lv_uuid,lv_size,segtype,stripes,pool_lv,lv_tags";
-    let args = [
-        "--reportformat",
-        "json",
-        "--units",
-        "b",
-        "--nosuffix",
-        "-o",
-        fields,
-        "--",
-        &path,
-    ];
-    let text = programs.run("lvs", &args, ASK)?;
     let wrong = |what: String| ProgramError::Answer {
         command: format!("lvs {path}"),
         what,
     };
-    let answer: Answer = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
     // A volume with segments of several types has a row for each.
-    let row = answer.report.into_iter().flat_map(|report| report.lv).next();
-    let row = row.ok_or_else(|| wrong("it names no volume".into()))?;
+    let rows: Vec<Row> = lvm::report(programs, "lvs", fields, &["--", &path])?;
+    let row = rows
+        .into_iter()
+        .next()
+        .ok_or_else(|| wrong("it names no volume".into()))?;
     let number = |text: &str| text.parse::<u64>().map_err(|_| wrong(format!("{text:?} is no number")));
     let tags = row.lv_tags.split(',').filter(|tag| !tag.is_empty());
     Ok(VolumeInfo {

@@ -8,6 +8,7 @@ pub mod status;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::program::{ProgramError, Programs};
@@ -91,16 +92,6 @@ impl Volume {
         dm_name(&self.vg, &self.name, "")
     }
 
-    /// The pool's device that tells how full it is; `None` if it is in no pool.
-    pub fn pool_dm_name(&self) -> Option<String> {
-        (!self.pool.is_empty()).then(|| dm_name(&self.vg, &self.pool, "tpool"))
-    }
-
-    /// The pool's metadata device; `None` if it is in no pool.
-    pub fn pool_metadata_dm_name(&self) -> Option<String> {
-        (!self.pool.is_empty()).then(|| dm_name(&self.vg, &format!("{}_tmeta", self.pool), ""))
-    }
-
     /// Whether it lies in a thin pool.
     pub fn is_thin(&self) -> bool {
         self.segtype == "thin"
@@ -124,19 +115,6 @@ pub fn dm_name(vg: &str, lv: &str, layer: &str) -> String {
         "" => format!("{vg}-{lv}"),
         layer => format!("{vg}-{lv}-{layer}"),
     }
-}
-
-#[derive(Deserialize)]
-struct Report {
-    report: Vec<Part>,
-}
-
-#[derive(Deserialize)]
-struct Part {
-    #[serde(default)]
-    lv: Vec<Row>,
-    #[serde(default)]
-    vg: Vec<GroupRow>,
 }
 
 #[derive(Deserialize)]
@@ -228,7 +206,14 @@ fn split(list: &str) -> Vec<String> {
         .collect()
 }
 
-fn report(programs: &Programs, program: &str, fields: &str, args: &[&str]) -> Result<Vec<Part>, ProgramError> {
+/// The rows of a report of `lvs` or `vgs` (lvmreport(7)): every value is a string, sizes are in bytes, times in seconds, and
+/// lists have commas, whatever lvm.conf says.
+pub(crate) fn report<T: DeserializeOwned>(
+    programs: &Programs,
+    program: &str,
+    fields: &str,
+    args: &[&str],
+) -> Result<Vec<T>, ProgramError> {
     let fixed = [
         "--reportformat",
         "json",
@@ -241,11 +226,17 @@ fn report(programs: &Programs, program: &str, fields: &str, args: &[&str]) -> Re
         fields,
     ];
     let all: Vec<&str> = fixed.iter().chain(args).copied().collect();
-    let answer = programs.run(program, &all, REPORT_LIMIT)?;
-    let parsed: Result<Report, _> = serde_json::from_str(&answer);
-    parsed
-        .map(|report| report.report)
-        .map_err(|error| not_understood(program, &error.to_string()))
+    let text = programs.run(program, &all, REPORT_LIMIT)?;
+    let wrong = |what: &dyn std::fmt::Display| not_understood(program, &what.to_string());
+    let answer: serde_json::Value = serde_json::from_str(&text).map_err(|error| wrong(&error))?;
+    let parts = answer["report"].as_array().ok_or_else(|| wrong(&"it is no report"))?;
+    // `lvs` answers with a list named lv, `vgs` with vg.
+    let rows = parts
+        .iter()
+        .filter_map(|part| part[program.trim_end_matches('s')].as_array());
+    rows.flatten()
+        .map(|row| T::deserialize(row).map_err(|error| wrong(&error)))
+        .collect()
 }
 
 fn not_understood(program: &str, what: &str) -> ProgramError {
@@ -257,9 +248,9 @@ fn not_understood(program: &str, what: &str) -> ProgramError {
 
 /// The volumes that a selection finds (lvmreport(7)), hidden ones too.
 pub fn volumes(programs: &Programs, selection: &str) -> Result<Vec<Volume>, ProgramError> {
-    let parts = report(programs, "lvs", FIELDS, &["-a", "-S", selection])?;
-    let rows = parts.into_iter().flat_map(|part| part.lv);
+    let rows: Vec<Row> = report(programs, "lvs", FIELDS, &["-a", "-S", selection])?;
     let mut volumes: Vec<Volume> = rows
+        .into_iter()
         .map(|row| row.volume().map_err(|what| not_understood("lvs", &what)))
         .collect::<Result<_, _>>()?;
     // A volume of several kinds of segments has a row for each.
@@ -285,7 +276,7 @@ pub fn named(vg: &str, name: &str) -> String {
 /// Whether text is made of what names may have (lvm(8), VALID NAMES), so that it is safe in a selection.
 pub fn is_name(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"+_.-".contains(&byte);
-    !text.is_empty() && !text.starts_with('-') && text.bytes().all(allowed)
+    !text.is_empty() && !text.starts_with('-') && text != "." && text != ".." && text.bytes().all(allowed)
 }
 
 /// Text in which everything that a tag may not have is `_` (lvm(8), VALID NAMES: tags).
@@ -298,9 +289,10 @@ pub fn as_tag(text: &str) -> String {
 
 /// What a volume group has: free bytes, and bytes of an extent.
 pub fn free_space(programs: &Programs, vg: &str) -> Result<(u64, u64), ProgramError> {
-    let parts = report(programs, "vgs", "vg_free,vg_extent_size", &[vg])?;
-    let row = parts.into_iter().flat_map(|part| part.vg).next();
-    let numbers = row.and_then(|row| Some((row.vg_free.parse().ok()?, row.vg_extent_size.parse().ok()?)));
+    let rows: Vec<GroupRow> = report(programs, "vgs", "vg_free,vg_extent_size", &[vg])?;
+    let numbers = rows
+        .first()
+        .and_then(|row| Some((row.vg_free.parse().ok()?, row.vg_extent_size.parse().ok()?)));
     numbers.ok_or_else(|| not_understood("vgs", "it names no free space"))
 }
 
@@ -399,7 +391,7 @@ mod tests {
     #[test]
     fn names_and_tags_hold_nothing_that_lvm_would_read_as_more() {
         assert!(is_name("web1-root.x+y_z"));
-        for bad in ["", "a\"b", "a b", "-x", "a/b", "a&&b", "ä"] {
+        for bad in ["", "a\"b", "a b", "-x", "a/b", "a&&b", "ä", ".", ".."] {
             assert!(!is_name(bad), "{bad}");
         }
         assert_eq!(as_tag("höst 1,@x"), "h_st_1__x");

@@ -13,10 +13,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use vbk_repo::ErrorKind;
 
 use crate::guest_files::{GuestFilesError, check_group_name, check_lvm_name, check_volume_name};
+use crate::lvm::report;
 use crate::program::{ProgramError, Programs};
 use crate::text::size;
 
@@ -195,7 +195,7 @@ impl VolumesPlan {
                 return Err(VolumesError::Twice(volume.name.clone()));
             }
         }
-        let groups: Vec<GroupRow> = report(programs, "vgs", "vg", "vg_free,vg_extent_size", &["--", &self.group])?;
+        let groups: Vec<GroupRow> = report(programs, "vgs", "vg_free,vg_extent_size", &["--", &self.group])?;
         let wrong = |what: String| ProgramError::Answer {
             command: format!("vgs {}", self.group),
             what,
@@ -205,7 +205,7 @@ impl VolumesPlan {
         if extent_bytes == 0 {
             return Err(wrong("the extents have no size".into()).into());
         }
-        let taken: Vec<VolumeRow> = report(programs, "lvs", "lv", VOLUME_FIELDS, &["-a", "--", &self.group])?;
+        let taken: Vec<VolumeRow> = report(programs, "lvs", VOLUME_FIELDS, &["-a", "--", &self.group])?;
         for row in &taken {
             // Those that lvm2 made for itself stand in brackets, and their names are taken too.
             let name = row.lv_name.trim_matches(['[', ']']);
@@ -243,7 +243,7 @@ impl VolumesPlan {
         check_lvm_name("thin pool", pool)?;
         let name = format!("{}/{pool}", self.group);
         let fields = "segtype,lv_size,data_percent,lv_metadata_size,metadata_percent,chunk_size,zero";
-        let rows: Vec<PoolRow> = report(programs, "lvs", "lv", fields, &["--", &name])?;
+        let rows: Vec<PoolRow> = report(programs, "lvs", fields, &["--", &name])?;
         let not_a_pool = |what: &str| VolumesError::NotAPool {
             pool: name.clone(),
             what: what.to_owned(),
@@ -360,13 +360,7 @@ impl Volumes<'_> {
     fn remove_all(&self) -> Result<()> {
         let (tag, group) = (self.plan.tag(), &self.plan.group);
         let selection = format!("lv_tags={tag}");
-        let rows: Vec<VolumeRow> = report(
-            self.programs,
-            "lvs",
-            "lv",
-            VOLUME_FIELDS,
-            &["-S", &selection, "--", group],
-        )?;
+        let rows: Vec<VolumeRow> = report(self.programs, "lvs", VOLUME_FIELDS, &["-S", &selection, "--", group])?;
         let mut failed = None;
         for row in rows {
             let is_ours = row.tags().any(|found| found == tag);
@@ -435,7 +429,6 @@ fn not_a_number(text: &str) -> ProgramError {
 
 const VOLUME_FIELDS: &str = "lv_name,lv_tags";
 
-/// lvm2 writes every value as a string (`--reportformat json`, lvmreport(7)).
 #[derive(Deserialize)]
 struct GroupRow {
     vg_free: String,
@@ -463,27 +456,4 @@ struct PoolRow {
     metadata_percent: String,
     chunk_size: String,
     zero: String,
-}
-
-fn report<T: DeserializeOwned>(
-    programs: &Programs,
-    program: &str,
-    kind: &str,
-    fields: &str,
-    args: &[&str],
-) -> Result<Vec<T>> {
-    let mut all = vec!["--reportformat", "json", "--units", "b", "--nosuffix", "-o", fields];
-    all.extend(args);
-    let text = programs.run(program, &all, LIMIT)?;
-    let wrong = |what: String| ProgramError::Answer {
-        command: format!("{program} {}", all.join(" ")),
-        what,
-    };
-    let answer: serde_json::Value = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
-    let reports = answer["report"]
-        .as_array()
-        .ok_or_else(|| wrong("it is no report".into()))?;
-    let rows = reports.iter().filter_map(|report| report[kind].as_array()).flatten();
-    let rows = rows.map(|row| T::deserialize(row).map_err(|error| wrong(error.to_string()).into()));
-    rows.collect()
 }

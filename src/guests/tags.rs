@@ -3,17 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use serde::Deserialize;
 use vbk_repo::name::{DiskName, GuestName};
 
+use crate::lvm;
 use crate::program::{ProgramError, Programs};
 
 /// How the tag begins.
 const PREFIX: &str = "vbk_guest=";
-/// lvm2 waits for its locks, and reads every device of the host.
-const LIMIT: Duration = Duration::from_secs(60);
 
 /// What the tags say.
 #[derive(Debug, Default)]
@@ -39,18 +37,6 @@ pub(super) struct Volume {
     pub size_bytes: Option<u64>,
 }
 
-/// lvmreport(7), `--reportformat json`.
-#[derive(Deserialize)]
-struct Report {
-    report: Vec<Rows>,
-}
-
-#[derive(Deserialize)]
-struct Rows {
-    #[serde(default)]
-    lv: Vec<Row>,
-}
-
 #[derive(Deserialize)]
 struct Row {
     lv_full_name: String,
@@ -65,17 +51,8 @@ struct Row {
 impl Tags {
     /// Asks `lvs`. Without lvm2 there are no tags and nothing to say.
     pub fn read(programs: &Programs) -> Self {
-        let args = [
-            "--reportformat",
-            "json",
-            "-o",
-            "lv_full_name,lv_path,lv_tags,lv_size",
-            "--units",
-            "b",
-            "--nosuffix",
-        ];
-        let answer = match programs.run("lvs", &args, LIMIT) {
-            Ok(answer) => answer,
+        let rows: Vec<Row> = match lvm::report(programs, "lvs", "lv_full_name,lv_path,lv_tags,lv_size", &[]) {
+            Ok(rows) => rows,
             Err(ProgramError::Missing { .. }) => return Self::default(),
             Err(error) => {
                 return Self {
@@ -84,22 +61,9 @@ impl Tags {
                 };
             }
         };
-        Self::parse(&answer)
-    }
-
-    fn parse(answer: &str) -> Self {
         let mut tags = Self::default();
-        let report: Report = match serde_json::from_str(answer) {
-            Ok(report) => report,
-            Err(error) => {
-                tags.notes.push(format!(
-                    "logical volumes were not looked at: the answer of lvs is not understood: {error}"
-                ));
-                return tags;
-            }
-        };
-        for row in report.report.into_iter().flat_map(|rows| rows.lv) {
-            tags.row(&row);
+        for row in &rows {
+            tags.row(row);
         }
         tags
     }

@@ -80,7 +80,7 @@ impl Host {
         fs::write(self.path("volumes"), report.to_string()).expect("writes");
         self.program(
             "lvs",
-            r#"[ "$*" = "--reportformat json -o lv_full_name,lv_path,lv_tags,lv_size --units b --nosuffix" ] || exit 5
+            r#"[ "$1 $2 $3 $4 $5 $6 $8 $9" = "--reportformat json --units b --nosuffix --config -o lv_full_name,lv_path,lv_tags,lv_size" ] || exit 5
                cat volumes"#,
         );
     }

@@ -39,6 +39,7 @@ use std::time::{Duration, Instant};
 use vbk_repo::block::BlockSize;
 
 use super::{Collector, HintError, Unchanged};
+use crate::lvm;
 use crate::program::{self, ProgramError, Programs};
 
 /// How long dmsetup may take. A message waits for the pool to commit.
@@ -81,11 +82,14 @@ impl ThinPair {
     /// The pool's own device, as dmsetup names it. LVM's suffix follows one hyphen; those in names are doubled
     /// (lvm2, dm_build_dm_name).
     fn pool_device(&self) -> String {
-        format!("{}-{}{POOL_LAYER}", double(&self.vg), double(&self.pool))
+        lvm::dm_name(&self.vg, &self.pool, POOL_LAYER)
     }
 
     fn metadata_device(&self) -> String {
-        format!("/dev/mapper/{}-{}_tmeta", double(&self.vg), double(&self.pool))
+        format!(
+            "/dev/mapper/{}",
+            lvm::dm_name(&self.vg, &format!("{}_tmeta", self.pool), "")
+        )
     }
 
     fn name(&self) -> String {
@@ -94,7 +98,7 @@ impl ThinPair {
 
     fn check(&self) -> Result<(), HintError> {
         let (base, new) = (&self.base, &self.new);
-        let what = if ![&self.vg, &self.pool].into_iter().all(|name| is_lvm_name(name)) {
+        let what = if ![&self.vg, &self.pool].into_iter().all(|name| lvm::is_name(name)) {
             "this is not a name of LVM"
         } else if base.origin_uuid != new.origin_uuid || new.origin_uuid.is_empty() {
             "the two snapshots are not of the same volume"
@@ -113,16 +117,6 @@ impl ThinPair {
             what: format!("{}: {what}", self.name()),
         })
     }
-}
-
-fn double(name: &str) -> String {
-    name.replace('-', "--")
-}
-
-/// lvm(8), VALID NAMES.
-fn is_lvm_name(name: &str) -> bool {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "+_.-".contains(c);
-    !name.is_empty() && name.chars().all(allowed) && !name.starts_with('-') && name != "." && name != ".."
 }
 
 /// Compares two thin snapshots, both of which exist. `marks` is a directory of root's alone that survives a reboot; it is
@@ -147,7 +141,7 @@ pub fn unchanged(
 }
 
 /// How the device of a pool itself ends.
-const POOL_LAYER: &str = "-tpool";
+const POOL_LAYER: &str = "tpool";
 
 /// Releases the metadata snapshots that killed runs have left, as far as they are ours: in the pools of which there is a
 /// mark that nobody holds. Gives the devices of those pools, and what went wrong with others.
@@ -157,7 +151,7 @@ pub fn clean(programs: &Programs, marks: &Path) -> (Vec<String>, Vec<HintError>)
         let Ok(device) = entry.file_name().into_string() else {
             continue;
         };
-        let is_mark = device.ends_with(POOL_LAYER) && is_lvm_name(&device);
+        let is_mark = device.ends_with(&format!("-{POOL_LAYER}")) && lvm::is_name(&device);
         // Most are empty, and the pool need not be asked.
         if !is_mark || !entry.metadata().is_ok_and(|mark| mark.is_file() && mark.len() > 0) {
             continue;

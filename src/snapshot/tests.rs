@@ -68,8 +68,7 @@ fn a_thin_volume_is_held_by_an_active_thin_snapshot_without_a_size() {
     snapshots.check().expect("is good");
     let snapshot = snapshots.disks()[0].snapshot.clone().expect("is a volume");
     assert!(snapshot.thin_id.is_some() && snapshot.pool == "pool");
-    assert_eq!(snapshot.pool_dm_name().as_deref(), Some("vg0-pool-tpool"));
-    assert_eq!(snapshot.pool_metadata_dm_name().as_deref(), Some("vg0-pool_tmeta"));
+    assert_eq!(lvm::dm_name(&snapshot.vg, &snapshot.pool, "tpool"), "vg0-pool-tpool");
     let made = fake
         .log()
         .into_iter()
