@@ -1,7 +1,8 @@
 //! What a disk can do: as somebody says, or measured once and remembered for 30 days.
 //!
 //! A measurement reads a little at three places, past the page cache. It is taken of the disk and never of its snapshot,
-//! which has another identity each time. What is not allocated reads as zeros as fast as memory is, so zeros do not count.
+//! which has another identity each time. What is not allocated reads as zeros as fast as memory is: zeros count only where
+//! nothing else was found, and are not remembered.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -29,6 +30,8 @@ const PLACE_BYTES: u64 = 64 << 20;
 const PLACE_TIME: Duration = Duration::from_millis(300);
 /// Large enough for the kernel to have several requests of it in flight.
 const READ_BYTES: usize = 4 << 20;
+/// What a disk counts for at most of which only zeros were read, or nothing.
+const EMPTY_BYTES_PER_SEC: u64 = 1 << 30;
 /// More measurements than any host has disks; a larger file is not ours.
 const MAX_CACHE_BYTES: u64 = 64 << 20;
 
@@ -76,11 +79,13 @@ pub fn measured(disk: &Path, cache: Option<&Path>, now: Timestamp) -> Result<Dev
     if let Some(known) = known.filter(|known| known.holds(now)) {
         return Ok(known.speed());
     }
+    let (bytes_per_sec, of_data) = measure(&source)?;
     let measurement = Measurement {
-        bytes_per_sec: measure(&source)?,
+        bytes_per_sec,
         measured: now,
     };
     if let Some(cache) = cache
+        && of_data
         && let Err(error) = remember(cache, identity, measurement, now)
     {
         tracing::debug!(%error, "the measured speed can't be kept in {}", cache.display());
@@ -156,23 +161,28 @@ fn remember(directory: &Path, identity: String, measurement: Measurement, now: T
     })
 }
 
-/// Reads at three places and gives the speed of the middle one: the first may be cached by the disk, one may be busy.
-fn measure(source: &Source) -> Result<u64> {
+/// Reads at three places and gives the speed of the middle one, because the first may be cached by the disk and one may be
+/// busy; and whether that is the speed of data.
+fn measure(source: &Source) -> Result<(u64, bool)> {
     let mut buffer = AlignedBuffer::new(READ_BYTES);
     let mut places = Vec::new();
     for tenth in [1, 5, 9] {
         // Divided first: ten times the size of a disk need not fit into the number.
-        let start = source.size_bytes() / 10 * tenth / READ_BYTES as u64 * READ_BYTES as u64;
+        let wanted = source.size_bytes() / 10 * tenth;
+        let data = source.next_data(wanted).or_else(|| source.next_data(0));
+        let start = data.map_or(wanted, |data| data.start) / READ_BYTES as u64 * READ_BYTES as u64;
         places.push(measure_at(source, start, &mut buffer)?);
     }
     places.retain(|place| place.bytes > 0);
-    if places.iter().any(|place| place.data) {
-        places.retain(|place| place.data);
-    }
+    let of_data = places.iter().any(|place| place.data);
+    places.retain(|place| place.data == of_data);
     places.sort_by(|a, b| a.rate().total_cmp(&b.rate()));
     let middle = places.get(places.len().saturating_sub(1) / 2);
-    // An empty disk is as fast as anybody likes.
-    Ok(middle.map_or(1 << 30, |place| (place.rate() as u64).max(1)))
+    let rate = middle.map_or(EMPTY_BYTES_PER_SEC, |place| (place.rate() as u64).max(1));
+    Ok(match of_data {
+        true => (rate, true),
+        false => (rate.min(EMPTY_BYTES_PER_SEC), false),
+    })
 }
 
 /// What was read at one place.
@@ -276,6 +286,20 @@ mod tests {
         measured(disk.path(), Some(&no_directory), day(1)).expect("measures");
         measured(disk.path(), None, day(1)).expect("measures");
         assert!(measured(Path::new("/nowhere"), None, day(1)).is_err());
+    }
+
+    #[test]
+    fn what_holds_nothing_yet_is_measured_anew_when_it_does() {
+        let (disk, cache) = (disk(0), tempfile::tempdir().expect("a directory"));
+        let of = |now| measured(disk.path(), Some(cache.path()), now).expect("measures");
+        disk.as_file().set_len(1 << 30).expect("grows");
+        assert!(of(day(0)).bytes_per_sec <= EMPTY_BYTES_PER_SEC);
+        assert_eq!(measured_on(of(day(1))), day(1));
+        // At none of the places that are read where there are no holes.
+        let data = vec![7; 8 << 20];
+        std::os::unix::fs::FileExt::write_all_at(disk.as_file(), &data, 300 << 20).expect("writes");
+        let found = of(day(2));
+        assert_eq!(of(day(3)), found);
     }
 
     #[test]
