@@ -27,10 +27,7 @@ use crate::lvm::{self, Volume};
 use crate::observer::{Event, Observer};
 use crate::program::Programs;
 use crate::run;
-use crate::snapshot::{HeldDisk, Snapshots, TAG_BASE, copies_kept_of, host_tag, remove_volume};
-
-/// What follows is a mark.
-const BACKUP: &str = "vbk_backup_";
+use crate::snapshot::{HeldDisk, Snapshots, TAG_BASE, copies_kept_of, host_tag, mark_of, remove_volume};
 
 /// What is asked of hints, and what it takes to answer.
 pub(crate) struct Wish<'a> {
@@ -81,15 +78,8 @@ fn hint(
     let bases: Vec<(Base, String)> = match (disk.kind, &disk.snapshot) {
         (Some(SnapshotKind::Thin), Some(snapshot)) => {
             let volumes = volumes_kept_of(programs, snapshot, wish.host_id)?;
-            let mark = |volume: &Volume| {
-                volume
-                    .tags
-                    .iter()
-                    .find_map(|tag| tag.strip_prefix(BACKUP))
-                    .map(str::to_owned)
-            };
             let named = volumes.into_iter().filter_map(|volume| {
-                let mark = mark(&volume)?;
+                let mark = mark_of(&volume)?.to_owned();
                 Some((Base::Thin(Box::new(volume)), mark))
             });
             named.collect()
@@ -245,17 +235,20 @@ fn replace_one(
     mark: Option<&str>,
 ) -> Result<(), String> {
     let old = old_bases(programs, wish, disk)?;
-    let can_be_compared = disk.kind != Some(SnapshotKind::Reflink) || extents::may_compare(&disk.read);
+    // Of what has no hints nothing may be kept: a thick snapshot that stays fills up for nothing.
+    let can_be_compared = match disk.kind {
+        Some(SnapshotKind::Thin) => true,
+        Some(SnapshotKind::Reflink) => extents::may_compare(&disk.read),
+        Some(SnapshotKind::Thick) | None => false,
+    };
     if let Some(mark) = mark.filter(|_| can_be_compared) {
         // A pool keeps what it knows of a snapshot in memory for a second, a file system what it knows of a copy: after a
         // power cut the base must be what was read.
         File::open(&disk.read)
             .and_then(|read| read.sync_all())
             .map_err(|error| format!("can't flush {}: {error}", disk.read.display()))?;
-        let tags = [format!("{BACKUP}{mark}")];
-        snapshots.keep(&disk.name, &tags).map_err(|error| error.to_string())?;
         snapshots
-            .keep_copy(&disk.name, mark)
+            .keep(&disk.name, mark, wish.marks)
             .map_err(|error| error.to_string())?;
     }
     remove_all(programs, wish, old)

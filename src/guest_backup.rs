@@ -37,7 +37,7 @@ use crate::limit::{LimitOptions, LimitedDisk, Limiter, ReadLimit};
 use crate::observer::{Event, Observer};
 use crate::program::Programs;
 use crate::run::Run;
-use crate::snapshot::{self, SnapshotOptions, Snapshots};
+use crate::snapshot::{self, Places, SnapshotOptions, Snapshots};
 
 /// Files that are kept with a backup.
 type Files = Vec<(DiskName, Vec<u8>)>;
@@ -77,7 +77,12 @@ impl Host {
 
     /// Removes the snapshots that runs of this machine left behind, and says so. What can't be removed is a warning.
     pub fn clean(&self, observer: &dyn Observer) {
-        match snapshot::clean(&self.programs, self.run.runtime_dir(), self.run.host_id(), false) {
+        let places = Places {
+            runtime_dir: self.run.runtime_dir(),
+            cache: &self.cache,
+            host_id: self.run.host_id(),
+        };
+        match snapshot::clean(&self.programs, places, false) {
             Ok(cleaned) => {
                 for name in cleaned.removed {
                     observer.event(Event::Note(&format!(
@@ -216,7 +221,7 @@ fn hold(
         return Err(Error::Interrupted);
     }
     let planned = snapshot::plan(&host.programs, &disks, &options)?;
-    let files = describe(host, plan, &planned, observer);
+    let files = describe(plan, &planned).into_iter().collect();
     let ((made, at), consistency) = with_guest_at_rest(&host.programs, &plan.freeze, observer, || {
         let at = Timestamp::now();
         Ok::<_, Error>((planned.make(&host.run, observer), at))
@@ -229,30 +234,14 @@ fn hold(
     Ok((snapshots, at, consistency, files))
 }
 
-/// What the disks are made of, if one of them is a logical volume: a restore makes volumes of the same kind. A backup is
-/// good without it.
-fn describe(host: &Host, plan: &GuestPlan, planned: &snapshot::Plan, observer: &dyn Observer) -> Files {
+/// What the disks are made of, if one of them is a logical volume: a restore makes volumes of the same kind.
+fn describe(plan: &GuestPlan, planned: &snapshot::Plan) -> Option<(DiskName, Vec<u8>)> {
     let given = plan
         .files
         .iter()
         .any(|(name, _)| name.as_str() == guest_files::DISKS_NAME);
-    if given || planned.disks().iter().all(|disk| disk.volume.is_none()) {
-        return Vec::new();
-    }
-    let known: Vec<_> = planned
-        .disks()
-        .iter()
-        .map(|disk| (disk.name.clone(), disk.source.as_path(), disk.size_bytes))
-        .collect();
-    match Disks::look(&host.programs, Path::new("/sys"), &known) {
-        Ok(described) => guest_files::files(&described, None, None),
-        Err(error) => {
-            observer.event(Event::Warning(&format!(
-                "what the disks are made of is not kept: {error}"
-            )));
-            Vec::new()
-        }
-    }
+    let has_volumes = planned.disks().iter().any(|disk| disk.volume.is_some());
+    (has_volumes && !given).then(|| Disks::of_plan(planned.disks()).to_file())
 }
 
 /// The most that the last backups used of each disk's thick snapshot.
@@ -354,7 +343,7 @@ impl Reading<'_> {
             (Err(error), Ok(())) if is_read(&error) => Err(self.snapshots.check().err().map_or(error, Error::from)),
             (result, Ok(())) => result,
             (result, Err(reason)) => {
-                tracing::warn!("{reason}");
+                self.observer.event(Event::Warning(&reason.to_string()));
                 result
             }
         }

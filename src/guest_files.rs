@@ -8,16 +8,13 @@
 //!
 //! A repository may come from elsewhere: what is read back here is checked before it gets near a command line.
 
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
-
 use serde::{Deserialize, Serialize};
 use vbk_repo::ErrorKind;
 use vbk_repo::backup::Image;
 use vbk_repo::name::DiskName;
 
-use crate::lvm;
-use crate::program::{ProgramError, Programs};
+use crate::lvm::Volume;
+use crate::snapshot::PlannedDisk;
 
 /// The name of the domain's file.
 pub const CONFIG_NAME: &str = "config.xml";
@@ -102,20 +99,24 @@ pub struct VolumeInfo {
     pub tags: Vec<String>,
 }
 
-/// Why a guest's disks can't be described, or a description not be used.
+impl VolumeInfo {
+    fn of(volume: &Volume) -> Self {
+        Self {
+            vg: volume.vg.clone(),
+            lv: volume.name.clone(),
+            uuid: volume.uuid.clone(),
+            size_bytes: volume.size_bytes,
+            segtype: volume.segtype.clone(),
+            stripes: volume.stripes,
+            pool: Some(volume.pool.clone()).filter(|pool| !pool.is_empty() && volume.is_thin()),
+            tags: volume.tags.clone(),
+        }
+    }
+}
+
+/// Why a description of a guest's disks can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestFilesError {
-    /// lvm2 did not answer.
-    #[error(transparent)]
-    Program(#[from] ProgramError),
-    /// A disk can't be looked at.
-    #[error("can't look at {path}: {source}")]
-    Look {
-        /// The disk.
-        path: String,
-        /// The system's answer.
-        source: std::io::Error,
-    },
     /// What was stored is not what vbk stores.
     #[error("the stored {DISKS_NAME} can't be used: {0}")]
     Bad(String),
@@ -135,8 +136,6 @@ impl GuestFilesError {
     /// What the caller should do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Program(error) => error.kind(),
-            Self::Look { source, .. } => ErrorKind::of_io(source),
             Self::Bad(_) => ErrorKind::Unsupported,
             Self::BadLvmName { .. } => ErrorKind::Invalid,
         }
@@ -146,36 +145,32 @@ impl GuestFilesError {
 /// Shorthand for results of this module.
 pub type Result<T> = std::result::Result<T, GuestFilesError>;
 
-/// Puts the files of a backup together: always [`DISKS_NAME`], the others if they are given.
-pub fn files(disks: &Disks, config: Option<Vec<u8>>, nvram: Option<Vec<u8>>) -> Vec<(DiskName, Vec<u8>)> {
-    let mut text = serde_json::to_vec_pretty(disks).expect("disks have only strings and numbers in them");
-    text.push(b'\n');
-    let all = [(CONFIG_NAME, config), (NVRAM_NAME, nvram), (DISKS_NAME, Some(text))];
-    let named = all.into_iter().filter_map(|(name, bytes)| {
-        let name = name.parse().expect("a name that is written above");
-        Some((name, bytes?))
-    });
-    named.collect()
-}
-
 impl Disks {
-    /// Describes disks as they are now. Asks `lvs` of those that are logical volumes. `sys` is `/sys`, or what stands
-    /// for it in a test.
-    pub fn look(programs: &Programs, sys: &Path, disks: &[(DiskName, &Path, u64)]) -> Result<Self> {
-        let look = |(name, path, size_bytes): &(DiskName, &Path, u64)| {
-            let (kind, volume) = look_at(programs, sys, path)?;
-            Ok(DiskInfo {
-                name: name.clone(),
-                source: path.display().to_string(),
-                size_bytes: *size_bytes,
-                kind,
-                volume,
-            })
-        };
-        Ok(Self {
+    /// Describes disks as they were found when their backup was planned.
+    pub fn of_plan(planned: &[PlannedDisk]) -> Self {
+        let disks = planned.iter().map(|disk| DiskInfo {
+            name: disk.name.clone(),
+            source: disk.source.display().to_string(),
+            size_bytes: disk.size_bytes,
+            kind: match &disk.volume {
+                Some(volume) if volume.is_thin() => DiskKind::LvmThin,
+                Some(_) => DiskKind::LvmThick,
+                None if disk.is_file() => DiskKind::File,
+                None => DiskKind::Device,
+            },
+            volume: disk.volume.as_ref().map(VolumeInfo::of),
+        });
+        Self {
             format: DISKS_FORMAT,
-            disks: disks.iter().map(look).collect::<Result<_>>()?,
-        })
+            disks: disks.collect(),
+        }
+    }
+
+    /// The file that is kept with the backup.
+    pub fn to_file(&self) -> (DiskName, Vec<u8>) {
+        let mut text = serde_json::to_vec_pretty(self).expect("disks have only strings and numbers in them");
+        text.push(b'\n');
+        (DISKS_NAME.parse().expect("a name that is written above"), text)
     }
 
     /// Reads what was stored. Every name in it can be given to lvm2.
@@ -250,68 +245,6 @@ pub(crate) fn check_lvm_name(what: &'static str, name: &str) -> Result<()> {
         what,
         name: name.to_owned(),
         reason,
-    })
-}
-
-fn look_at(programs: &Programs, sys: &Path, path: &Path) -> Result<(DiskKind, Option<VolumeInfo>)> {
-    let metadata = std::fs::metadata(path).map_err(|source| GuestFilesError::Look {
-        path: path.display().to_string(),
-        source,
-    })?;
-    if !metadata.file_type().is_block_device() {
-        return Ok((DiskKind::File, None));
-    }
-    let device = metadata.rdev();
-    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
-    // lvm2 gives its devices a UUID that begins so (libdm, UUID_PREFIX); other devices have none, or another.
-    let uuid = std::fs::read_to_string(sys.join(format!("dev/block/{major}:{minor}/dm/uuid")));
-    if !uuid.is_ok_and(|uuid| uuid.starts_with("LVM-")) {
-        return Ok((DiskKind::Device, None));
-    }
-    let volume = ask(programs, path)?;
-    let kind = match volume.pool {
-        Some(_) => DiskKind::LvmThin,
-        None => DiskKind::LvmThick,
-    };
-    Ok((kind, Some(volume)))
-}
-
-#[derive(Deserialize)]
-struct Row {
-    vg_name: String,
-    lv_name: String,
-    lv_uuid: String,
-    lv_size: String,
-    segtype: String,
-    stripes: String,
-    pool_lv: String,
-    lv_tags: String,
-}
-
-fn ask(programs: &Programs, path: &Path) -> Result<VolumeInfo> {
-    let path = path.display().to_string();
-    let fields = "vg_name,lv_name,lv_uuid,lv_size,segtype,stripes,pool_lv,lv_tags";
-    let wrong = |what: String| ProgramError::Answer {
-        command: format!("lvs {path}"),
-        what,
-    };
-    // A volume with segments of several types has a row for each.
-    let rows: Vec<Row> = lvm::report(programs, "lvs", fields, &["--", &path])?;
-    let row = rows
-        .into_iter()
-        .next()
-        .ok_or_else(|| wrong("it names no volume".into()))?;
-    let number = |text: &str| text.parse::<u64>().map_err(|_| wrong(format!("{text:?} is no number")));
-    let tags = row.lv_tags.split(',').filter(|tag| !tag.is_empty());
-    Ok(VolumeInfo {
-        size_bytes: number(&row.lv_size)?,
-        stripes: u32::try_from(number(&row.stripes)?).unwrap_or(u32::MAX),
-        pool: Some(row.pool_lv.clone()).filter(|pool| !pool.is_empty() && row.segtype == "thin"),
-        tags: tags.map(str::to_owned).collect(),
-        vg: row.vg_name,
-        lv: row.lv_name,
-        uuid: row.lv_uuid,
-        segtype: row.segtype,
     })
 }
 

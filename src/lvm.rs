@@ -24,7 +24,7 @@ const EXTEND_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 8 } else { 60
 /// KiB).
 pub const CHUNK_BYTES: u64 = 64 << 10;
 
-const FIELDS: &str = "vg_name,vg_uuid,vg_free,vg_extent_size,lv_name,lv_uuid,lv_path,lv_attr,lv_layout,lv_role,segtype,\
+const FIELDS: &str = "vg_name,vg_uuid,vg_free,vg_extent_size,lv_name,lv_uuid,lv_path,lv_attr,lv_role,segtype,stripes,\
                       lv_size,lv_metadata_size,origin,origin_uuid,pool_lv,thin_id,transaction_id,chunk_size,data_percent,metadata_percent,lv_tags,\
                       lv_time,lv_kernel_major,lv_kernel_minor";
 
@@ -47,12 +47,12 @@ pub struct Volume {
     pub path: String,
     /// The ten letters of lvs(8).
     pub attr: String,
-    /// As in `linear` or `thin,sparse`.
-    pub layout: String,
     /// As in `public,origin,thickorigin`.
     pub role: String,
     /// As in `linear`, `striped`, `raid1`, `thin`, `thin-pool`.
     pub segtype: String,
+    /// Over how many devices each segment goes.
+    pub stripes: u32,
     /// Its size; of a thick snapshot the space for what changes.
     pub size_bytes: u64,
     /// Of a thin pool: the size of its metadata.
@@ -85,11 +85,6 @@ impl Volume {
     /// `vg0/web1`
     pub fn full_name(&self) -> String {
         format!("{}/{}", self.vg, self.name)
-    }
-
-    /// The name of its device in the device mapper.
-    pub fn dm_name(&self) -> String {
-        dm_name(&self.vg, &self.name, "")
     }
 
     /// Whether it lies in a thin pool.
@@ -133,9 +128,9 @@ struct Row {
     lv_uuid: String,
     lv_path: String,
     lv_attr: String,
-    lv_layout: String,
     lv_role: String,
     segtype: String,
+    stripes: String,
     lv_size: String,
     lv_metadata_size: String,
     origin: String,
@@ -190,9 +185,9 @@ impl Row {
             uuid: self.lv_uuid,
             path: self.lv_path,
             attr: self.lv_attr,
-            layout: self.lv_layout,
             role: self.lv_role,
             segtype: self.segtype,
+            stripes: self.stripes.parse().unwrap_or(1),
             origin: self.origin.trim_matches(['[', ']']).to_owned(),
             pool: self.pool_lv.trim_matches(['[', ']']).to_owned(),
         })
@@ -221,7 +216,8 @@ pub(crate) fn report<T: DeserializeOwned>(
         "b",
         "--nosuffix",
         "--config",
-        "report{time_format=\"%s\" list_item_separator=\",\" prefixes=0 headings=1}",
+        "report{time_format=\"%s\" list_item_separator=\",\" prefixes=0 headings=1 \
+         compact_output=0 compact_output_cols=\"\"}",
         "-o",
         fields,
     ];

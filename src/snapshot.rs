@@ -28,15 +28,17 @@
 mod device;
 mod error;
 mod guard;
+mod kept;
 mod leftovers;
 mod names;
 mod plan;
 mod reflink;
 mod remove;
 mod size;
+mod unused;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
@@ -45,8 +47,8 @@ use vbk_repo::name::DiskName;
 
 pub use self::error::SnapshotError;
 pub use self::guard::Watch;
-pub use self::leftovers::{Cleaned, Leftover, State, clean, leftovers};
-pub use self::names::{TAG, TAG_BASE, host_tag};
+pub use self::leftovers::{Cleaned, Leftover, Places, State, clean, leftovers};
+pub use self::names::{TAG, TAG_BASE, host_tag, mark_of};
 pub use self::plan::{Hold, Plan, PlannedDisk, plan};
 pub use self::reflink::bases as copies_kept_of;
 pub use self::remove::remove_volume;
@@ -153,10 +155,7 @@ enum Held {
     Thick(Thick),
     Thin(Thin),
     Copy(reflink::Copy),
-    Unused {
-        device: device::Number,
-        written: Option<(u64, u64)>,
-    },
+    Unused(unused::Mark),
     Nothing,
 }
 
@@ -214,11 +213,6 @@ impl Made {
 }
 
 impl Plan {
-    /// Holds all disks still, or none.
-    pub fn take(self, run: &Run, observer: &dyn Observer) -> Result<Snapshots, SnapshotError> {
-        self.make(run, observer).settle()
-    }
-
     /// Holds the disks still. Snapshots follow each other as fast as lvm2 makes them; all are there before this returns,
     /// and nothing else is done. `run` is what they live in.
     pub fn make(self, run: &Run, observer: &dyn Observer) -> Made {
@@ -292,18 +286,17 @@ impl Snapshots {
                 }
                 None => {
                     tracing::info!("{} can't share its extents with a copy", held.source.display());
-                    (held.kind, held.live) = (None, true);
-                    Held::Nothing
+                    held.kind = None;
+                    held.live = plan::bare(&held.source, None, &self.options)? == Hold::Live;
+                    match held.live {
+                        true => Held::Nothing,
+                        false => Held::Unused(unused::Mark::of(&held.source, None)?),
+                    }
                 }
             },
-            (Hold::Unused, ..) => disk.device.map_or(Held::Nothing, |device| Held::Unused {
-                device,
-                written: device::written(device),
-            }),
+            (Hold::Unused, ..) => Held::Unused(unused::Mark::of(&held.source, disk.device)?),
             (Hold::Live, ..) => {
-                if let Some(device) = disk.device
-                    && let Ok(Some(user)) = device::user_of(&held.source, device)
-                {
+                if let Ok(Some(user)) = unused::user_of(&held.source, disk.device) {
                     observer.event(Event::Warning(&format!(
                         "{} is in use ({user}) and read as it is; its parts may be of different moments",
                         held.source.display()
@@ -353,7 +346,7 @@ impl Snapshots {
             Held::Thick(Thick { vg, name, .. }) | Held::Thin(Thin { vg, name, .. }) => {
                 Some((at, vg.as_str(), name.as_str()))
             }
-            Held::Copy(_) | Held::Unused { .. } | Held::Nothing => None,
+            Held::Copy(_) | Held::Unused(_) | Held::Nothing => None,
         })
     }
 
@@ -368,21 +361,13 @@ impl Snapshots {
     }
 
     /// Asked after the last byte was read: whether all that was read was of one moment (see the head of this file). It is
-    /// also an error if a device that nobody used was written meanwhile.
+    /// also an error if a disk that nobody used was written meanwhile.
     pub fn check(&self) -> Result<(), SnapshotError> {
         for (disk, held) in self.disks.iter().zip(&self.held) {
             match held {
                 Held::Thick(thick) => self.check_thick(thick)?,
                 Held::Thin(thin) => self.check_thin(thin)?,
-                Held::Unused { device, written } => {
-                    let now = device::written(*device);
-                    let uncounted = now.is_none() && device::user_of(&disk.source, *device)?.is_some();
-                    if uncounted || now != *written {
-                        return Err(SnapshotError::Written {
-                            path: disk.source.clone(),
-                        });
-                    }
-                }
+                Held::Unused(mark) => mark.check(&disk.source)?,
                 Held::Copy(_) | Held::Nothing => {}
             }
         }
@@ -417,7 +402,7 @@ impl Snapshots {
             let (gauge, thick) = match held {
                 Held::Thick(thick) => (&thick.gauge, true),
                 Held::Thin(thin) => (&thin.gauge, false),
-                Held::Copy(_) | Held::Unused { .. } | Held::Nothing => return None,
+                Held::Copy(_) | Held::Unused(_) | Held::Nothing => return None,
             };
             let (fill, used) = gauge.peak();
             Some(Peak {
@@ -429,35 +414,22 @@ impl Snapshots {
         each.collect()
     }
 
-    /// Keeps the snapshot of a disk when the others are removed: instead of the run's tag it gets `vbk_base` and these,
-    /// in one step. Gives the volume as it is then; `None` if the disk has no LVM snapshot.
-    pub fn keep(&mut self, disk: &DiskName, tags: &[String]) -> Result<Option<Volume>, SnapshotError> {
-        let at = self.disks.iter().position(|held| held.name == *disk);
-        let Some((at, vg, name)) = self.volumes().find(|(number, ..)| Some(*number) == at) else {
-            return Ok(None);
-        };
-        let (vg, name) = (vg.to_owned(), name.to_owned());
-        let mut added = vec![names::TAG_BASE.to_owned()];
-        added.extend(tags.iter().map(|tag| lvm::as_tag(tag)));
-        lvm::change_tags(&self.programs, &vg, &name, &[names::run_tag(self.run.id())], &added)?;
-        // From here on it is not the run's any more, whatever happens.
-        self.held[at] = Held::Nothing;
-        Ok(lvm::volume(&self.programs, &vg, &name)?)
-    }
-
-    /// As [`Snapshots::keep`], for a copy of a file: it becomes a base of the file, with this mark. False if
-    /// the disk has no copy.
-    pub fn keep_copy(&mut self, disk: &DiskName, mark: &str) -> Result<bool, SnapshotError> {
+    /// Keeps what holds a disk still when the rest is removed, as a base with this mark: a snapshot gets tags that say so
+    /// instead of the run's, in one step, and a copy another name, which is noted in `cache`. Does nothing where there is
+    /// neither.
+    pub fn keep(&mut self, disk: &DiskName, mark: &str, cache: &Path) -> Result<(), SnapshotError> {
         let at = self.disks.iter().position(|held| held.name == *disk);
         let Some(held) = at.and_then(|at| self.held.get_mut(at)) else {
-            return Ok(false);
+            return Ok(());
         };
+        if let Held::Thick(Thick { vg, name, .. }) | Held::Thin(Thin { vg, name, .. }) = held {
+            let run = [names::run_tag(self.run.id())];
+            lvm::change_tags(&self.programs, vg, name, &run, &names::base_tags(mark))?;
+        }
+        // From here on it is not the run's any more, whatever happens.
         match std::mem::replace(held, Held::Nothing) {
-            Held::Copy(copy) => copy.keep(mark).map(|()| true),
-            other => {
-                *held = other;
-                Ok(false)
-            }
+            Held::Copy(copy) => copy.keep(mark, cache),
+            _ => Ok(()),
         }
     }
 
@@ -474,7 +446,7 @@ impl Snapshots {
                     remove::of_run(&self.programs, &self.run, &vg, &name)
                 }
                 Held::Copy(copy) => copy.remove(),
-                Held::Unused { .. } | Held::Nothing => Ok(()),
+                Held::Unused(_) | Held::Nothing => Ok(()),
             };
             errors.extend(removed.err());
         }

@@ -1,5 +1,3 @@
-use std::fs;
-
 use super::*;
 
 fn volume(lv: &str) -> VolumeInfo {
@@ -38,11 +36,10 @@ fn image(source: &str) -> Image {
 
 #[test]
 fn what_is_stored_is_read_back() {
-    let files = files(&disks("web1-root"), Some(b"<domain/>".to_vec()), None);
-    let names: Vec<_> = files.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, [CONFIG_NAME, DISKS_NAME]);
-    assert_eq!(Disks::parse(&files[1].1).expect("parses"), disks("web1-root"));
-    let json: serde_json::Value = serde_json::from_slice(&files[1].1).expect("JSON");
+    let (name, bytes) = disks("web1-root").to_file();
+    assert_eq!(name.as_str(), DISKS_NAME);
+    assert_eq!(Disks::parse(&bytes).expect("parses"), disks("web1-root"));
+    let json: serde_json::Value = serde_json::from_slice(&bytes).expect("JSON");
     assert_eq!(json["disks"][0]["kind"], "lvm-thin");
 }
 
@@ -94,40 +91,4 @@ fn a_volume_is_named_by_its_description_or_its_path() {
     for other in ["/dev/sda", "/dev/mapper/vg0-web1", "/dev/disk/by-id/x", "/srv/web1.img"] {
         assert_eq!(name(other, None), None, "{other}");
     }
-}
-
-#[test]
-fn files_and_volumes_are_told_apart() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let file = dir.path().join("disk.img");
-    fs::write(&file, "x").expect("writes");
-    let programs = Programs::found_in(dir.path());
-    let found = Disks::look(
-        &programs,
-        Path::new("/sys"),
-        &[("vda".parse().expect("a name"), &file, 1)],
-    );
-    let found = found.expect("looks");
-    assert_eq!(found.disks[0].kind, DiskKind::File);
-    let missing = dir.path().join("missing");
-    let error = Disks::look(
-        &programs,
-        Path::new("/sys"),
-        &[("vda".parse().expect("a name"), &missing, 1)],
-    );
-    assert_eq!(error.map_err(|error| error.kind()), Err(ErrorKind::NotFound));
-}
-
-#[test]
-fn the_answer_of_lvs_is_read() {
-    use std::os::unix::fs::PermissionsExt;
-    let dir = tempfile::tempdir().expect("a directory");
-    let script = dir.path().join("lvs");
-    let answer = r#"{"report":[{"lv":[{"vg_name":"vg0","lv_name":"web1-root","lv_uuid":"abcdef-0123","lv_size":"4194304",
-        "segtype":"thin","stripes":"1","pool_lv":"pool0","lv_tags":"prod"}]}]}"#;
-    fs::write(&script, format!("#!/bin/sh\ncat <<'END'\n{answer}\nEND\n")).expect("writes");
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("sets");
-    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").expect("a path"));
-    let found = ask(&Programs::found_in(path), Path::new("/dev/vg0/web1-root"));
-    assert_eq!(found.expect("asks"), volume("web1-root"));
 }

@@ -1,7 +1,7 @@
 //! A block device that is read without a snapshot: who uses it, and whether it was written meanwhile.
 
 use std::collections::BTreeSet;
-use std::fs::OpenOptions;
+use std::fs::{Metadata, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -43,7 +43,8 @@ pub(super) fn user_of(path: &Path, device: Number) -> Result<Option<String>, Sna
     }
     // Programs that write to a disk, as QEMU does, rarely claim it.
     let related = related(device);
-    Ok(writer_of(&related))
+    let is_it = |file: &Metadata| file.file_type().is_block_device() && related.contains(&number(file.rdev()));
+    Ok(writer_of(&|target| target.starts_with("/dev"), &is_it))
 }
 
 /// The device, its partitions, and the disk it is a partition of.
@@ -112,30 +113,26 @@ fn claimed_by(device: Number) -> String {
     }
 }
 
-/// A process that has one of these devices open for writing, as far as they can be looked at.
-fn writer_of(devices: &BTreeSet<Number>) -> Option<String> {
+/// A process that has a file open for writing, as far as they can be looked at. Only those are looked at whose path
+/// `may_be` right: to look at a file of a network file system that hangs would hang too.
+pub(super) fn writer_of(may_be: &dyn Fn(&Path) -> bool, is_it: &dyn Fn(&Metadata) -> bool) -> Option<String> {
     let own = std::process::id();
     let processes = std::fs::read_dir("/proc").ok()?.flatten();
     let processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     processes.filter(|process| *process != own).find_map(|process| {
         let files = std::fs::read_dir(format!("/proc/{process}/fd")).ok()?.flatten();
+        let right = |file: &Path| {
+            std::fs::read_link(file).is_ok_and(|target| may_be(&target))
+                && std::fs::metadata(file).is_ok_and(|file| is_it(&file))
+        };
         let mut files = files.map(|entry| entry.path());
-        files.find(|file| writes_to(file, process, devices))?;
+        files.find(|file| right(file) && is_for_writing(file, process))?;
         let name = std::fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
         Some(format!("open for writing in process {process}, {}", name.trim_end()))
     })
 }
 
-fn writes_to(file: &Path, process: u32, devices: &BTreeSet<Number>) -> bool {
-    // Only what is in /dev is looked at: to look at a file of a network file system that hangs would hang too.
-    if !std::fs::read_link(file).is_ok_and(|target| target.starts_with("/dev")) {
-        return false;
-    }
-    let is_it = std::fs::metadata(file)
-        .is_ok_and(|metadata| metadata.file_type().is_block_device() && devices.contains(&number(metadata.rdev())));
-    if !is_it {
-        return false;
-    }
+fn is_for_writing(file: &Path, process: u32) -> bool {
     let number = file.file_name().unwrap_or_default().to_string_lossy();
     let info = std::fs::read_to_string(format!("/proc/{process}/fdinfo/{number}")).unwrap_or_default();
     let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));

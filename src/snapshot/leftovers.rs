@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
-use super::{SnapshotError, names, reflink, remove};
+use super::{SnapshotError, kept, names, reflink, remove};
 use crate::lvm::{self, Volume};
 use crate::program::{ProgramError, Programs};
 use crate::run::{self, RunInfo};
@@ -35,6 +35,8 @@ pub struct Leftover {
 enum Thing {
     Volume(Box<Volume>),
     Copy(PathBuf),
+    /// A copy that is kept.
+    Base(PathBuf),
 }
 
 /// Why a snapshot is there.
@@ -61,9 +63,25 @@ pub struct Cleaned {
     pub failed: Vec<(String, SnapshotError)>,
 }
 
-/// Lists the snapshots that vbk made, on this machine and on others that share its volume groups, and the copies of files
-/// that runs since the last reboot noted.
-pub fn leftovers(programs: &Programs, runtime_dir: &Path, host_id: &str) -> Result<Vec<Leftover>, SnapshotError> {
+/// Where to look for what vbk made.
+#[derive(Debug, Clone, Copy)]
+pub struct Places<'a> {
+    /// What the runs note, as `/run/vbk`.
+    pub runtime_dir: &'a Path,
+    /// What is to survive a reboot and may be lost, as `/var/cache/vbk`.
+    pub cache: &'a Path,
+    /// This machine.
+    pub host_id: &'a str,
+}
+
+/// Lists the snapshots that vbk made, on this machine and on others that share its volume groups; the copies of files
+/// that runs since the last reboot noted; and those that are kept.
+pub fn leftovers(programs: &Programs, places: Places<'_>) -> Result<Vec<Leftover>, SnapshotError> {
+    let Places {
+        runtime_dir,
+        cache,
+        host_id,
+    } = places;
     // In this order: a run is locked before it makes anything, so whatever is listed belongs to a run that is alive, or
     // one that is over.
     let volumes = match lvm::volumes(programs, &format!("lv_tags={{{}}}", names::TAG)) {
@@ -77,6 +95,7 @@ pub fn leftovers(programs: &Programs, runtime_dir: &Path, host_id: &str) -> Resu
         let copies = reflink::noted(&dir);
         all.extend(copies.into_iter().filter_map(|path| of_copy(path, runtime_dir)));
     }
+    all.extend(kept::all(cache).into_iter().map(of_base));
     Ok(all)
 }
 
@@ -107,13 +126,33 @@ fn of_volume(volume: Volume, runtime_dir: &Path, host_id: &str) -> Leftover {
     }
 }
 
+/// When a copy was made; it is not written to afterwards.
+fn made(path: &Path) -> Option<Timestamp> {
+    let modified = std::fs::symlink_metadata(path).and_then(|copy| copy.modified());
+    Timestamp::try_from(modified.ok()?).ok()
+}
+
+fn of_base(kept: kept::Kept) -> Leftover {
+    Leftover {
+        name: kept.copy.display().to_string(),
+        of: kept.source.display().to_string(),
+        since: made(&kept.copy),
+        fill: None,
+        invalid: false,
+        run: None,
+        info: None,
+        state: State::Kept,
+        thing: Thing::Base(kept.copy),
+    }
+}
+
 fn of_copy(path: PathBuf, runtime_dir: &Path) -> Option<Leftover> {
     let run = path.file_name().and_then(reflink::run_of)?.to_owned();
-    let modified = std::fs::symlink_metadata(&path).ok()?.modified().ok();
+    path.symlink_metadata().ok()?;
     Some(Leftover {
         name: path.display().to_string(),
         of: String::new(),
-        since: modified.and_then(|at| Timestamp::try_from(at).ok()),
+        since: made(&path),
         fill: None,
         invalid: false,
         state: match run::is_running(runtime_dir, &run) {
@@ -128,19 +167,20 @@ fn of_copy(path: PathBuf, runtime_dir: &Path) -> Option<Leftover> {
 
 /// Removes what runs of this machine left behind, and with `kept` also what is kept as the base of change hints. Each
 /// removal looks again at what it removes.
-pub fn clean(programs: &Programs, runtime_dir: &Path, host_id: &str, kept: bool) -> Result<Cleaned, SnapshotError> {
+pub fn clean(programs: &Programs, places: Places<'_>, kept: bool) -> Result<Cleaned, SnapshotError> {
     let mut cleaned = Cleaned::default();
-    for left in leftovers(programs, runtime_dir, host_id)? {
+    for left in leftovers(programs, places)? {
         match left.state {
             State::LeftBehind => {}
             State::Kept if kept => {}
             State::Kept | State::InUse | State::OtherHost | State::Unclear => continue,
         }
         let removed = match &left.thing {
-            Thing::Volume(volume) => remove::remove_volume(programs, host_id, volume),
-            Thing::Copy(path) if reflink::is_left(path, runtime_dir) => reflink::remove_file(path),
+            Thing::Volume(volume) => remove::remove_volume(programs, places.host_id, volume),
+            Thing::Copy(path) if reflink::is_left(path, places.runtime_dir) => reflink::remove_file(path),
             // It was a moment ago: another cleaning is at it.
             Thing::Copy(_) => continue,
+            Thing::Base(path) => reflink::remove_file(path),
         };
         match removed {
             Ok(()) => cleaned.removed.push(left.name),
@@ -148,7 +188,7 @@ pub fn clean(programs: &Programs, runtime_dir: &Path, host_id: &str, kept: bool)
         }
     }
     // The list of what could not be removed stays.
-    for dir in run::dead(runtime_dir) {
+    for dir in run::dead(places.runtime_dir) {
         if reflink::noted(&dir).is_empty()
             && let Err(error) = std::fs::remove_dir_all(&dir)
         {

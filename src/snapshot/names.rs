@@ -9,6 +9,8 @@ use crate::run;
 pub const TAG: &str = "vbk";
 /// On a snapshot that is kept on purpose, as the base of change hints.
 pub const TAG_BASE: &str = "vbk_base";
+/// Behind it stands a base's mark.
+const BACKUP: &str = "vbk_backup_";
 const HOST: &str = "vbk_host_";
 const RUN: &str = "vbk_run_";
 /// How our snapshots' names begin.
@@ -31,6 +33,16 @@ pub fn host_tag(host_id: &str) -> String {
 /// The tag of a run.
 pub(super) fn run_tag(run_id: &str) -> String {
     format!("{RUN}{run_id}")
+}
+
+/// The tags of a base, instead of the run's.
+pub(super) fn base_tags(mark: &str) -> Vec<String> {
+    vec![TAG_BASE.to_owned(), lvm::as_tag(&format!("{BACKUP}{mark}"))]
+}
+
+/// The mark of a base.
+pub fn mark_of(volume: &Volume) -> Option<&str> {
+    volume.tags.iter().find_map(|tag| tag.strip_prefix(BACKUP))
 }
 
 /// The run that made a volume.
@@ -70,9 +82,11 @@ pub(super) fn stamp(at: Timestamp) -> String {
 }
 
 /// A name for the snapshot of a volume: `vbk-<volume>-<time>-<run>`, with the volume's part cut where it would be too
-/// long, and then the number of the disk in it.
+/// long, and then the number of the disk in it. The time has milliseconds: a run may back up two guests that share a
+/// volume, one after the other.
 pub(super) fn snapshot_name(origin: &Volume, number: usize, at: Timestamp, run_id: &str) -> String {
-    let name = |part: &str| format!("{PREFIX}{part}-{}-{}", stamp(at), short(run_id));
+    let time = at.strftime("%Y%m%dT%H%M%S%.3fZ");
+    let name = |part: &str| format!("{PREFIX}{part}-{time}-{}", short(run_id));
     let fits = |name: &str| lvm::dm_name(&origin.vg, name, "cow").len() <= MAX_DEVICE_NAME;
     let whole = name(&origin.name);
     if fits(&whole) {

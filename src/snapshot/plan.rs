@@ -11,7 +11,7 @@ use vbk_repo::backup::SnapshotKind;
 use vbk_repo::name::DiskName;
 
 use super::device::{self, Number};
-use super::{Method, SnapshotError, SnapshotOptions, names, reflink, size};
+use super::{Method, SnapshotError, SnapshotOptions, names, reflink, size, unused};
 use crate::lvm::{self, NewSnapshot, Volume};
 use crate::program::Programs;
 use crate::run::Run;
@@ -34,7 +34,7 @@ pub enum Hold {
     Thin,
     /// A copy that shares extents, if the file system can.
     Reflink,
-    /// Nothing: nobody uses the device. It is an error if somebody writes to it before it is read.
+    /// Nothing: nobody uses the disk. It is an error if somebody writes to it before it is read.
     Unused,
     /// Nothing: it is read as it is.
     Live,
@@ -69,6 +69,13 @@ pub struct PlannedDisk {
     pub pool: Option<Volume>,
     #[serde(skip)]
     pub(super) device: Option<Number>,
+}
+
+impl PlannedDisk {
+    /// Whether it is a file, and no block device.
+    pub fn is_file(&self) -> bool {
+        self.device.is_none()
+    }
 }
 
 /// What would be done to hold a guest's disks still. Nothing has been done yet.
@@ -121,7 +128,7 @@ pub fn plan(
             (Some(_), Some(volume)) => by_volume(volume)?,
             (Some(_), None) => bare(path, what.device, options)?,
             (None, _) if reflink::may_work(path) => Hold::Reflink,
-            (None, _) => Hold::Live,
+            (None, _) => bare(path, None, options)?,
         };
         planned.push(PlannedDisk {
             name: name.clone(),
@@ -244,13 +251,13 @@ fn by_volume(volume: &Volume) -> Result<Hold, SnapshotError> {
 }
 
 /// What is read itself.
-fn bare(path: &Path, device: Option<Number>, options: &SnapshotOptions) -> Result<Hold, SnapshotError> {
-    let Some(device) = device.filter(|_| !options.live) else {
+pub(super) fn bare(path: &Path, device: Option<Number>, options: &SnapshotOptions) -> Result<Hold, SnapshotError> {
+    if options.live {
         return Ok(Hold::Live);
-    };
+    }
     let mut looks = 0;
     loop {
-        match device::user_of(path, device)? {
+        match unused::user_of(path, device)? {
             None => return Ok(Hold::Unused),
             // Programs that look for a free or a known device open it for a moment, as losetup does.
             Some(_) if looks < LOOKS => looks += 1,
@@ -359,11 +366,6 @@ impl Plan {
     /// The disks, in the order they were given.
     pub fn disks(&self) -> &[PlannedDisk] {
         &self.disks
-    }
-
-    /// Whether a disk will be read as it is although somebody may write to it.
-    pub fn is_live(&self) -> bool {
-        self.disks.iter().any(|disk| disk.hold == Hold::Live)
     }
 }
 

@@ -17,8 +17,8 @@ use jiff::Timestamp;
 use nix::errno::Errno;
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, FsType, XFS_SUPER_MAGIC, statfs};
 
-use super::SnapshotError;
 use super::names::stamp;
+use super::{SnapshotError, kept};
 use crate::hints::decide::BASE_DIGITS;
 use crate::run::{self, Run};
 use crate::sys;
@@ -111,12 +111,13 @@ impl Copy {
     }
 
     /// Keeps it as the base of change hints, under a mark of [`BASE_DIGITS`]:
-    /// `.vbk-base-<mark>-<file>`.
-    pub(super) fn keep(mut self, mark: &str) -> Result<(), SnapshotError> {
+    /// `.vbk-base-<mark>-<file>`. It is noted in `cache`.
+    pub(super) fn keep(mut self, mark: &str, cache: &Path) -> Result<(), SnapshotError> {
         let name = [BASE, mark, "-"].concat().into_bytes();
         let base = self
             .source
             .with_file_name(OsString::from_vec([&name, cut_name(&self.source)].concat()));
+        kept::note(cache, &self.source, &base)?;
         std::fs::rename(&self.path, &base).map_err(SnapshotError::io("keep", &self.path))?;
         self.removed = true;
         Ok(())
@@ -148,22 +149,33 @@ pub fn bases(source: &Path) -> Vec<(PathBuf, String)> {
     let entries = source.parent().and_then(|dir| std::fs::read_dir(dir).ok());
     let mut all = Vec::new();
     for entry in entries.into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let rest = name.as_bytes().strip_prefix(BASE.as_bytes());
-        let Some((mark, rest)) = rest.and_then(|rest| rest.split_at_checked(BASE_DIGITS)) else {
-            continue;
-        };
-        let is_ours = entry
-            .metadata()
-            .is_ok_and(|data| data.is_file() && data.nlink() == 1 && data.mode() & 0o022 == 0 && is_owner(data.uid()));
-        if is_ours
-            && mark.iter().all(u8::is_ascii_hexdigit)
-            && rest.strip_prefix(b"-").is_some_and(|file| file == cut_name(&source))
+        let (path, name) = (entry.path(), entry.file_name());
+        if let Some((mark, file)) = mark_and_file(&name)
+            && file == cut_name(&source)
+            && is_base(&path)
         {
-            all.push((entry.path(), String::from_utf8_lossy(mark).into_owned()));
+            all.push((path, mark.to_owned()));
         }
     }
     all
+}
+
+/// Whether a file is a copy that is kept as a base.
+pub(super) fn is_base(path: &Path) -> bool {
+    let metadata = path.symlink_metadata();
+    path.is_absolute()
+        && path.file_name().is_some_and(|name| mark_and_file(name).is_some())
+        && metadata
+            .is_ok_and(|data| data.is_file() && data.nlink() == 1 && data.mode() & 0o022 == 0 && is_owner(data.uid()))
+}
+
+/// The mark in a base's name, and what it has of its file's.
+fn mark_and_file(name: &OsStr) -> Option<(&str, &[u8])> {
+    let rest = name.as_bytes().strip_prefix(BASE.as_bytes())?;
+    let (mark, rest) = rest.split_at_checked(BASE_DIGITS)?;
+    let mark = std::str::from_utf8(mark).ok()?;
+    let is_mark = mark.bytes().all(|byte| byte.is_ascii_hexdigit());
+    Some((mark, rest.strip_prefix(b"-").filter(|_| is_mark)?))
 }
 
 /// Somebody else who may write to the directory could put another base there, and give it hints of their own.

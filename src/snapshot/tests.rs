@@ -15,6 +15,13 @@ use super::*;
 
 const MIB: u64 = 1 << 20;
 
+impl Plan {
+    /// Holds all disks still, or none.
+    fn take(self, run: &Run, observer: &dyn Observer) -> Result<Snapshots, SnapshotError> {
+        self.make(run, observer).settle()
+    }
+}
+
 #[test]
 fn a_thick_volume_is_held_by_a_tagged_snapshot_that_goes_again() {
     let fake = Fake::new();
@@ -271,7 +278,7 @@ fn what_dead_runs_left_is_removed_and_nothing_else() {
     retag(&unclear, &format!("[{ours}]"));
     let used = take(&run);
 
-    let found = leftovers(&fake.programs, fake.runtime(), HOST).expect("lists");
+    let found = leftovers(&fake.programs, fake.places()).expect("lists");
     let state = |name: &str| found.iter().find(|found| found.name == name).map(|found| found.state);
     assert_eq!(state(&dead), Some(State::LeftBehind));
     assert_eq!(state(&foreign), Some(State::OtherHost));
@@ -289,7 +296,7 @@ fn what_dead_runs_left_is_removed_and_nothing_else() {
     assert_eq!(in_use.info.as_ref().expect("says who it is").command, "backup web1");
     assert_eq!(in_use.of, "vg0/x");
 
-    let cleaned = clean(&fake.programs, fake.runtime(), HOST, false).expect("cleans");
+    let cleaned = clean(&fake.programs, fake.places(), false).expect("cleans");
     let mut removed = cleaned.removed;
     removed.sort();
     let mut expected = vec![half_made.to_owned(), dead.clone()];
@@ -299,7 +306,7 @@ fn what_dead_runs_left_is_removed_and_nothing_else() {
     for name in [&foreign, &kept, &unclear, &name(&used), no_run, "vg0/precious", "vg0/x"] {
         assert!(fake.is_there(name), "{name}");
     }
-    let cleaned = clean(&fake.programs, fake.runtime(), HOST, true).expect("cleans");
+    let cleaned = clean(&fake.programs, fake.places(), true).expect("cleans");
     assert_eq!((cleaned.removed, cleaned.failed.len()), (vec![kept], 0));
     used.remove().expect("removes");
 }
@@ -315,18 +322,20 @@ fn a_kept_snapshot_stays_as_a_base_and_can_be_removed_later() {
         .take(&run, &())
         .expect("takes");
     let disk: DiskName = "vda".parse().expect("a name");
-    let kept = snapshots
-        .keep(&disk, &["vbk_guest_web 1".into()])
-        .expect("keeps")
-        .expect("is a volume");
+    snapshots.keep(&disk, "00ff", fake.runtime()).expect("keeps");
+    let held = snapshots.disks()[0].snapshot.clone().expect("is a volume");
+    let kept = lvm::volume(&fake.programs, &held.vg, &held.name)
+        .expect("asks")
+        .expect("is there");
     assert_eq!(
         kept.tags,
-        ["vbk", &format!("vbk_host_{HOST}"), "vbk_base", "vbk_guest_web_1"]
+        ["vbk", &format!("vbk_host_{HOST}"), "vbk_base", "vbk_backup_00ff"]
     );
+    assert_eq!(mark_of(&kept), Some("00ff"));
     snapshots.remove().expect("removes the others");
     drop(run);
     assert!(
-        clean(&fake.programs, fake.runtime(), HOST, false)
+        clean(&fake.programs, fake.places(), false)
             .expect("cleans")
             .removed
             .is_empty()

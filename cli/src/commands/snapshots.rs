@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use vbk::program::Programs;
 use vbk::run::RunInfo;
-use vbk::snapshot::{self, Cleaned, Leftover, State};
+use vbk::snapshot::{self, Cleaned, Leftover, Places, State};
 
 use crate::args::SnapshotsArgs;
 use crate::context::Context;
@@ -39,12 +39,17 @@ struct FailedJson<'a> {
 
 /// Lists the snapshots that vbk made, or removes those that were left behind.
 pub fn run(context: &Context<'_>, args: &SnapshotsArgs) -> Result<Outcome> {
-    let (programs, runtime_dir, host_id) = (Programs::system(), machine::runtime_dir(), machine::host_id());
+    let programs = Programs::system();
+    let places = Places {
+        runtime_dir: &machine::runtime_dir(),
+        cache: &machine::cache_dir(),
+        host_id: &machine::host_id(),
+    };
     if args.clean {
-        let cleaned = snapshot::clean(&programs, &runtime_dir, &host_id, args.kept).map_err(vbk::Error::from)?;
+        let cleaned = snapshot::clean(&programs, places, args.kept).map_err(vbk::Error::from)?;
         return report(context, &cleaned);
     }
-    let found = snapshot::leftovers(&programs, &runtime_dir, &host_id).map_err(vbk::Error::from)?;
+    let found = snapshot::leftovers(&programs, places).map_err(vbk::Error::from)?;
     let json: Vec<SnapshotJson<'_>> = found.iter().map(json).collect();
     if found.is_empty() {
         context.say("there are no snapshots of vbk's");

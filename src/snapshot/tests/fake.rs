@@ -106,6 +106,14 @@ impl Fake {
         &self.runtime
     }
 
+    pub fn places(&self) -> Places<'_> {
+        Places {
+            runtime_dir: &self.runtime,
+            cache: &self.runtime,
+            host_id: HOST,
+        }
+    }
+
     pub fn run(&self) -> Run {
         Run::begin(self.runtime(), HOST, "backup web1").expect("begins")
     }

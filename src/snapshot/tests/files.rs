@@ -118,11 +118,11 @@ fn a_file_is_held_by_a_copy_that_shares_its_extents(mkfs: &str) {
     for name in other.iter().chain([&dead]) {
         std::fs::write(fs.path().join(name), "x").expect("writes");
     }
-    let found = leftovers(&fake.programs, fake.runtime(), super::fake::HOST).expect("lists");
+    let found = leftovers(&fake.programs, fake.places()).expect("lists");
     let mut states: Vec<State> = found.iter().map(|found| found.state).collect();
     states.sort_by_key(|state| *state == State::LeftBehind);
     assert_eq!(states, [State::InUse, State::LeftBehind]);
-    let cleaned = clean(&fake.programs, fake.runtime(), super::fake::HOST, false).expect("cleans");
+    let cleaned = clean(&fake.programs, fake.places(), false).expect("cleans");
     assert_eq!(cleaned.removed, [fs.path().join(dead).display().to_string()]);
     assert!(!noted.exists());
     // After a reboot there is no note, and the next run finds it by its name; one that is locked is in use elsewhere.
@@ -134,6 +134,37 @@ fn a_file_is_held_by_a_copy_that_shares_its_extents(mkfs: &str) {
     let second = second.take(&run, &()).expect("takes");
     assert!(!fs.path().join(dead).exists() && fs.path().join(locked).exists() && held.read.exists());
     second.remove().expect("removes");
+
+    // One that is kept is listed also when its disk is gone, and only removed when that is asked for.
+    let mut third = fake
+        .plan(&[("vda", &disk)])
+        .expect("plans")
+        .take(&run, &())
+        .expect("takes");
+    let mark = "0123456789abcdef".repeat(2);
+    let name = third.disks()[0].name.clone();
+    third.keep(&name, &mark, fake.runtime()).expect("keeps");
+    third.remove().expect("removes nothing");
+    let gone = fs.path().join("gone");
+    std::fs::rename(&disk, &gone).expect("renames");
+    let kept = |states: &[Leftover]| {
+        let kept = states.iter().filter(|found| found.state == State::Kept);
+        kept.map(|found| (found.name.clone(), found.of.clone()))
+            .collect::<Vec<_>>()
+    };
+    let base = fs.path().join(format!(".vbk-base-{mark}-disk with a space.img"));
+    let found = leftovers(&fake.programs, fake.places()).expect("lists");
+    assert_eq!(kept(&found), [(base.display().to_string(), disk.display().to_string())]);
+    assert_eq!(
+        clean(&fake.programs, fake.places(), false).expect("cleans").removed,
+        [] as [&str; 0]
+    );
+    assert!(base.exists());
+    let cleaned = clean(&fake.programs, fake.places(), true).expect("cleans");
+    assert_eq!(cleaned.removed, [base.display().to_string()]);
+    assert_eq!(kept(&leftovers(&fake.programs, fake.places()).expect("lists")), []);
+    std::fs::rename(&gone, &disk).expect("renames");
+
     snapshots.remove().expect("removes");
     let mut left = vec!["disk with a space.img", locked, other[0], other[1]];
     left.sort_unstable();
@@ -151,22 +182,75 @@ fn on_btrfs_a_file_is_held_by_a_reflink_copy() {
 }
 
 #[test]
-fn where_extents_can_not_be_shared_a_file_is_read_as_it_is() {
+fn where_extents_can_not_be_shared_a_file_that_nobody_writes_is_read_itself() {
     let fake = Fake::new();
     for mkfs in ["mkfs.xfs -q -m reflink=0", "mkfs.ext4 -q"] {
         let fs = Loop::mounted(mkfs);
         let disk = fs.path().join("disk.img");
         std::fs::write(&disk, "x").expect("writes");
-        let snapshots = fake
-            .plan(&[("vda", &disk)])
-            .expect("plans")
-            .take(&fake.run(), &())
-            .expect("takes");
-        assert!(snapshots.is_live() && snapshots.disks()[0].kind.is_none());
-        assert_eq!(snapshots.disks()[0].read, disk);
+        let take = |options: &SnapshotOptions| {
+            plan(&fake.programs, &Fake::disks(&[("vda", &disk)]), options).and_then(|plan| plan.take(&fake.run(), &()))
+        };
+        let usual = SnapshotOptions::default();
+        let snapshots = take(&usual).expect("takes");
+        let held = &snapshots.disks()[0];
+        assert_eq!((held.live, held.kind, &held.read), (false, None, &disk), "on {mkfs}");
         assert_eq!(in_dir(&fs.path()), ["disk.img"], "on {mkfs}");
+        snapshots.check().expect("is as it was");
+        let write = File::options().write(true).open(&disk).expect("opens");
+        write.write_all_at(b"y", 0).expect("writes");
+        let error = snapshots.check().expect_err("was written");
+        assert!(matches!(error, SnapshotError::Written { .. }), "{error}");
         snapshots.remove().expect("has nothing to remove");
+
+        // Under another path, as a guest in a namespace of its own has it.
+        let (bound, target) = (fs.path().join("bound"), fs.path().join("bound/disk.img"));
+        std::fs::create_dir(&bound)
+            .and_then(|()| std::fs::hard_link(&disk, &target))
+            .expect("links");
+        let mut writer = Command::new("sleep")
+            .arg("100")
+            .stdout(File::options().write(true).open(&target).expect("opens"))
+            .spawn()
+            .expect("sleeps");
+        drop(write);
+        let error = take(&usual).expect_err("is refused").to_string();
+        let live = take(&SnapshotOptions {
+            live: true,
+            ..usual.clone()
+        });
+        writer.kill().and_then(|()| writer.wait()).expect("ends");
+        assert!(
+            error.contains("in process") && error.contains("sleep"),
+            "on {mkfs}: {error}"
+        );
+        assert!(live.expect("takes").is_live());
+        take(&usual).expect("is free again");
     }
+}
+
+#[test]
+fn a_file_that_a_loop_device_shows_is_in_use_unless_that_can_only_be_read() {
+    let (fake, disk) = (Fake::new(), Loop::device(8 << 20));
+    let image = disk.dir.path().join("image");
+    let options = SnapshotOptions {
+        method: Method::None,
+        ..SnapshotOptions::default()
+    };
+    let planned = plan(&fake.programs, &Fake::disks(&[("vda", &image)]), &options);
+    let error = planned.expect_err("is refused").to_string();
+    assert!(
+        error.contains(&format!("shown by {}", disk.device.display())),
+        "{error}"
+    );
+    drop(disk);
+    let dir = tempfile::tempdir().expect("a directory");
+    let image = dir.path().join("image");
+    std::fs::write(&image, [0; 4096]).expect("writes");
+    let device = sh(&format!("losetup --find --show --read-only {}", image.display()));
+    let planned = plan(&fake.programs, &Fake::disks(&[("vda", &image)]), &options);
+    sh(&format!("losetup -d {device}"));
+    assert_eq!(planned.expect("plans").disks()[0].hold, Hold::Unused);
 }
 
 #[test]
@@ -208,7 +292,8 @@ fn a_device_in_use_is_refused_unless_it_may_be_read_live() {
         ..SnapshotOptions::default()
     };
     let plan = plan(&fake.programs, &Fake::disks(&disks), &options).expect("plans");
-    assert!(plan.is_live() && plan.take(&fake.run(), &()).expect("takes").is_live());
+    assert_eq!(plan.disks()[0].hold, Hold::Live);
+    assert!(plan.take(&fake.run(), &()).expect("takes").is_live());
 
     let disk = Loop::device(8 << 20);
     let mut writer = Command::new("sleep")

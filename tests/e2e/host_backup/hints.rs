@@ -148,3 +148,18 @@ fn disks_that_change_places_are_not_taken_for_each_other() {
     assert!(u64_of(&made, "read_bytes") <= 2 * SAMPLE, "{made}");
     guest.end();
 }
+
+#[test]
+fn of_what_has_no_hints_nothing_is_kept() {
+    let mut host = Host::new("1G");
+    let volume = host.volume("root", 8, 1);
+    host.configure(&format!(
+        "[guest.web1]\nchange-hints = 'auto'\nread-limit = 'none'\ndisks = {{ vda = '{}' }}\n",
+        volume.display()
+    ));
+    for _ in 0..2 {
+        let said = host.run(args!["backup", "web1"]).code(0);
+        said.tells(&["web1: disk vda is read in full: there are change hints only for thin volumes"]);
+        assert_eq!(host.snapshots(), [] as [&str; 0]);
+    }
+}

@@ -1,0 +1,82 @@
+//! A disk that is read without a snapshot because nobody uses it: who does after all, and whether it was written meanwhile.
+
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::SnapshotError;
+use super::device::{self, Number};
+
+/// Who uses a disk so that its content may change; `None` if nobody does, as far as this host can tell. `device` is that of a
+/// block device.
+pub(super) fn user_of(path: &Path, device: Option<Number>) -> Result<Option<String>, SnapshotError> {
+    match device {
+        Some(device) => device::user_of(path, device),
+        None => user_of_file(path),
+    }
+}
+
+fn user_of_file(path: &Path) -> Result<Option<String>, SnapshotError> {
+    let open = SnapshotError::io("open", path);
+    let (path, file) = match std::fs::canonicalize(path).and_then(|path| Ok((path.clone(), std::fs::metadata(path)?))) {
+        Ok(found) => found,
+        Err(error) => return Err(open(error)),
+    };
+    let is_it = |metadata: &Metadata| (metadata.dev(), metadata.ino()) == (file.dev(), file.ino());
+    // Another program may know the file by another path, but seldom by another name. To look at all files would be to
+    // wait for a network file system that hangs.
+    let may_be = |target: &Path| target.file_name() == path.file_name();
+    Ok(writable_loop(&is_it).or_else(|| device::writer_of(&may_be, &is_it)))
+}
+
+/// A loop device that shows a file and can be written to. The kernel has the file open then, and no process.
+fn writable_loop(is_it: &dyn Fn(&Metadata) -> bool) -> Option<String> {
+    let mut devices = std::fs::read_dir("/sys/block").ok()?.flatten();
+    let shows = |device: PathBuf| {
+        let read = |name: &str| std::fs::read_to_string(device.join(name)).ok();
+        let file = read("loop/backing_file")?;
+        let writable = read("ro").is_none_or(|ro| ro.trim() == "0");
+        let file = std::fs::metadata(file.trim_end_matches('\n')).ok()?;
+        (writable && is_it(&file)).then_some(())
+    };
+    let found = devices.find(|device| shows(device.path()).is_some())?;
+    Some(format!("shown by /dev/{}", found.file_name().to_string_lossy()))
+}
+
+/// What changes when a disk is written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mark {
+    /// What the kernel counts; `None` where it does not.
+    Device(Number, Option<(u64, u64)>),
+    /// The time of the last change, to the nanosecond.
+    File(i64, i64),
+}
+
+impl Mark {
+    pub(super) fn of(path: &Path, device: Option<Number>) -> Result<Self, SnapshotError> {
+        match device {
+            Some(device) => Ok(Self::Device(device, device::written(device))),
+            None => {
+                let file = std::fs::metadata(path).map_err(SnapshotError::io("open", path))?;
+                Ok(Self::File(file.mtime(), file.mtime_nsec()))
+            }
+        }
+    }
+
+    /// An error if the disk was written since.
+    pub(super) fn check(self, path: &Path) -> Result<(), SnapshotError> {
+        let device = match self {
+            Self::Device(device, _) => Some(device),
+            Self::File(..) => None,
+        };
+        let uncounted = matches!(self, Self::Device(_, None));
+        let written = match uncounted {
+            true => user_of(path, device)?.is_some(),
+            false => Self::of(path, device)? != self,
+        };
+        match written {
+            true => Err(SnapshotError::Written { path: path.to_owned() }),
+            false => Ok(()),
+        }
+    }
+}
