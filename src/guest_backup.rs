@@ -339,6 +339,8 @@ impl Reading<'_> {
             (Err(error), Err(reason)) if error.kind() == ErrorKind::Interrupted || is_read(&error) => {
                 Err(reason.into())
             }
+            // It says itself what has changed.
+            (Err(error @ Error::SourceChanged { .. }), Ok(())) => Err(error),
             // It looks only now and then, and a read may have met an invalid snapshot first.
             (Err(error), Ok(())) if is_read(&error) => Err(self.snapshots.check().err().map_or(error, Error::from)),
             (result, Ok(())) => result,

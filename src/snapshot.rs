@@ -76,7 +76,7 @@ pub enum Method {
     /// By what each disk is.
     #[default]
     Auto,
-    /// Not at all: devices that are in use are refused, unless they are to be read live.
+    /// Not at all: disks that are in use are refused, unless they are to be read live.
     None,
 }
 
@@ -91,7 +91,7 @@ pub struct SnapshotOptions {
     pub extend_at: Option<f64>,
     /// From this fill on the run is stopped.
     pub stop_at: f64,
-    /// Read devices that are in use as they are.
+    /// Read disks that are in use as they are.
     pub live: bool,
     /// How disks are held still.
     pub method: Method,

@@ -17,6 +17,7 @@ fn a_diff_names_the_changed_ranges_of_each_disk() {
     file.write_all_at(b"changed", 7 * MIB - 3).expect("writes");
     file.write_all_at(&vec![0; MIB as usize], 10 * MIB).expect("writes");
     file.set_len(18 * MIB).expect("grows");
+    drop(file);
     lab.backup("web1", &disk);
 
     let before = str_of(&first, "backup").to_owned();

@@ -287,8 +287,15 @@ fn two_backups_in_one_second_are_a_second_apart() {
     let out = lab.path("out.img");
     lab.ok(args!["restore", listed[2], out]);
     assert_is_noise(&out, 2, MIB);
-    // The source may be open elsewhere, even for writing.
-    let _open = OpenOptions::new().write(true).open(&image).expect("opens");
+    // A file that somebody may write to is no disk that stands still.
+    let open = OpenOptions::new().write(true).open(&image).expect("opens");
+    let said = lab.run(args!["backup", "web1", image]).code(75);
+    said.says(&["disk.img is in use (open for writing in process", "--live"]);
+    lab.run(args!["backup", "web1", image, "--live"])
+        .code(3)
+        .says(&["may be of different moments"]);
+    assert_eq!(lab.json(args!["show", "web1@latest"])["consistency"], "live");
+    drop(open);
     lab.backup("web1", &image);
 }
 

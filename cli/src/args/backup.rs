@@ -116,11 +116,11 @@ pub struct SnapshotArgs {
     #[arg(long, conflicts_with = "extend")]
     pub no_extend: bool,
 
-    /// Make no snapshots: devices must not be in use
+    /// Make no snapshots: disks must not be in use
     #[arg(long)]
     pub no_snapshot: bool,
 
-    /// Read devices that are in use as they are, where there is no snapshot. What the guest writes meanwhile tears the
+    /// Read disks that are in use as they are, where there is no snapshot. What the guest writes meanwhile tears the
     /// image
     #[arg(long)]
     pub live: bool,
