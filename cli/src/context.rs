@@ -110,7 +110,8 @@ impl<'a> Context<'a> {
             // Who gives a key expects that nothing is stored in the clear. Somebody who can write to the storage may have
             // put a plain repository in the place of an encrypted one.
             Some(option) if !repository.is_encrypted() => Err(Error::Usage(format!(
-                "{} is not encrypted, although {option} was given; nothing was read or written. Leave {option} out if that                  is as it should be",
+                "{} is not encrypted, although {option} was given; nothing was read or written. Leave {option} out if \
+                 that is as it should be",
                 repository.path().display()
             ))),
             _ => Ok(repository),

@@ -59,8 +59,8 @@ pub enum SnapshotError {
     },
     /// A volume group has too little room for the snapshots.
     #[error(
-        "volume group {vg} has {} free, and snapshots of {disks} need {}; nothing was changed. Make room in {vg}, or take less \
-         with --snapshot-size", size(*.free_bytes), size(*.need_bytes)
+        "volume group {vg} has {} free, and snapshots of {disks} need {}; nothing was changed. Make room in {vg}, take less \
+         with --snapshot-size, or read the disks of a guest that is shut down with --no-snapshot", size(*.free_bytes), size(*.need_bytes)
     )]
     NoRoom {
         /// The group.

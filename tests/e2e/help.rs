@@ -97,6 +97,12 @@ fn what_is_not_understood_is_a_usage_error() {
 fn a_command_that_is_almost_right_is_told_the_right_one() {
     let lab = Lab::without_repo();
     lab.start_bare(args!["bakcup"]).wait().code(2).says(&["backup"]);
+    // What is for a whole guest is no option of a single disk's restore.
+    for whole in [args!["--as", "web2"], args!["--thin-pool", "pool"], args!["--define"]] {
+        let mut all = args!["restore", "web1@latest", "out.img"];
+        all.extend(whole);
+        lab.start_bare(all).wait().code(2).says(&["--create-in"]);
+    }
     lab.start_bare(args!["list", "--jsn"]).wait().code(2).says(&["--json"]);
     // A backup where a directory is meant: the option that was forgotten is named.
     lab.start(args!["mount", "web1@latest"])

@@ -24,20 +24,22 @@ pub struct RestoreArgs {
     pub force: bool,
 
     /// Restore the whole guest: make a new logical volume in this group for each disk, and print the libvirt domain that
-    /// was kept with the backup, with the new paths. Volumes are removed again if it fails or is interrupted
+    /// was kept with the backup, with the new paths (with --quiet nothing else). Volumes are removed again if it fails or is
+    /// interrupted
     #[arg(long, value_name = "VG", conflicts_with = "force")]
     pub create_in: Option<String>,
 
     /// Give the restored guest another name, as in web2: volume web1-root becomes web2-root, others web2-DISK, and its
     /// domain gets a new UUID and new MAC addresses
-    #[arg(long = "as", value_name = "GUEST", requires = "create_in")]
+    // Not `requires`: that does not hold where what is required conflicts with what is given.
+    #[arg(long = "as", value_name = "GUEST", conflicts_with = "target")]
     pub as_guest: Option<GuestName>,
 
     /// Make thin volumes in this pool of the group
-    #[arg(long, value_name = "POOL", requires = "create_in")]
+    #[arg(long, value_name = "POOL", conflicts_with = "target")]
     pub thin_pool: Option<String>,
 
     /// Define the domain in libvirt instead of printing it. It is not started
-    #[arg(long, requires = "create_in")]
+    #[arg(long, conflicts_with = "target")]
     pub define: bool,
 }

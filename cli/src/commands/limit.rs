@@ -60,8 +60,8 @@ pub fn run(context: &Context<'_>, args: &LimitArgs) -> Result<Outcome> {
     }
     if asked.is_empty() {
         context.say(match guest {
-            Some(guest) => format!("no backup of {guest} is running; nothing was changed"),
-            None => "no backup is running; nothing was changed".to_owned(),
+            Some(guest) => format!("no backup of {guest} is running{}; nothing was changed", seen()),
+            None => format!("no backup is running{}; nothing was changed", seen()),
         });
     }
     context.json_result(&asked)?;
@@ -69,4 +69,12 @@ pub fn run(context: &Context<'_>, args: &LimitArgs) -> Result<Outcome> {
         [] => Outcome::Failed,
         _ => Outcome::Done,
     })
+}
+
+/// Whose runs are looked at, where that is not all of them.
+fn seen() -> &'static str {
+    match nix::unistd::geteuid().is_root() {
+        true => "",
+        false => " that is yours (root's are seen by root)",
+    }
 }

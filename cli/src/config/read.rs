@@ -262,7 +262,10 @@ impl Reader<'_> {
     }
 
     fn disks(&mut self, key: &Spanned<impl Display>, value: &Value<'_>) -> Option<Vec<(DiskName, PathBuf)>> {
-        let table = self.table(key, value)?;
+        const HOW: &str = "name at least one, as in { vda = \"/dev/vg0/web1\" }";
+        let DeValue::Table(table) = value.get_ref() else {
+            return self.wrong_for(key, value, HOW);
+        };
         let mut disks = Vec::<(DiskName, PathBuf)>::new();
         for (name, value) in table {
             let disk = DiskName::new(name.get_ref().as_ref());
@@ -277,7 +280,7 @@ impl Reader<'_> {
             disks.push((disk, path));
         }
         if table.is_empty() {
-            self.wrong_for::<()>(key, value, "name at least one, as in { vda = \"/dev/vg0/web1\" }");
+            self.wrong_for::<()>(key, value, HOW);
         }
         Some(disks)
     }

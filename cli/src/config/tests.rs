@@ -288,6 +288,10 @@ fn what_is_not_understood_is_told_with_its_line() {
         ),
         ("[guest.'a b']", "f:1: guest name \"a b\" has a space in it"),
         (
+            "[guest.a]\ndisks = ['/dev/vg0/a']",
+            "f:2: disks: name at least one, as in { vda = \"/dev/vg0/web1\" }",
+        ),
+        (
             "[guest.a]\nskip-disks = ['/']",
             "f:2: disk name \"/\" has one of / @ = : in it",
         ),
