@@ -130,8 +130,8 @@ impl fmt::Display for ReadLimit {
     }
 }
 
-/// Reads a speed in bytes per second: `200MB/s` counts in 1000s, `200MiB/s` and `200M` in 1024s, `200000` in bytes.
-/// `/s` may be left out. Zero is refused.
+/// Reads a speed in bytes per second: `200MB/s` counts in 1000s, `200MiB/s` and `200M` in 1024s. `/s` may be left out.
+/// Refused are zero, a number without a unit, which would seldom mean bytes, and `Mb`, which may mean bits.
 pub fn parse_rate(text: &str) -> Result<u64, BadRate> {
     let bad = || BadRate {
         text: text.to_owned(),
@@ -141,8 +141,12 @@ pub fn parse_rate(text: &str) -> Result<u64, BadRate> {
     let number_and_unit = number_and_unit.strip_suffix("/s").unwrap_or(number_and_unit);
     let split = number_and_unit.find(|c: char| !c.is_ascii_digit() && c != '.');
     let (number, unit) = number_and_unit.split_at(split.unwrap_or(number_and_unit.len()));
-    let factor: u64 = match unit.trim_start().to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
+    let unit = unit.trim_start();
+    if matches!(unit, "Kb" | "Mb" | "Gb") {
+        return Err(bad());
+    }
+    let factor: u64 = match unit.to_ascii_lowercase().as_str() {
+        "b" => 1,
         "kb" => 1_000,
         "mb" => 1_000_000,
         "gb" => 1_000_000_000,
@@ -191,7 +195,7 @@ mod tests {
             ("200MiB/s", ReadLimit::BytesPerSec(200 << 20), "210 MB/s"),
             ("200M", ReadLimit::BytesPerSec(200 << 20), "210 MB/s"),
             ("1.5GB/s", ReadLimit::BytesPerSec(1_500_000_000), "1500 MB/s"),
-            ("500", ReadLimit::BytesPerSec(500), "500 B/s"),
+            ("500B", ReadLimit::BytesPerSec(500), "500 B/s"),
             ("none", ReadLimit::Unlimited, "none"),
         ] {
             assert_eq!(text.parse(), Ok(limit), "{text}");
@@ -211,6 +215,9 @@ mod tests {
             "inf%",
             "0",
             "0.3",
+            "60",
+            "5000",
+            "50Mb/s",
             "fast",
             "5X",
             "1e3",

@@ -164,7 +164,7 @@ fn describe(directory: PathBuf) -> RunningBackup {
 /// To the byte, and not as people like it.
 fn exact(limit: ReadLimit) -> String {
     match limit {
-        ReadLimit::BytesPerSec(rate) => rate.to_string(),
+        ReadLimit::BytesPerSec(rate) => format!("{rate}B"),
         other => other.to_string(),
     }
 }
