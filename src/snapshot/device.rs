@@ -1,7 +1,8 @@
-//! A block device that is read without a snapshot: who uses it, and whether it was written meanwhile.
+//! A block device that is read without a snapshot, or a disk that is restored to: who uses it, and whether it was written
+//! meanwhile.
 
 use std::collections::BTreeSet;
-use std::fs::OpenOptions;
+use std::fs::{Metadata, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -112,30 +113,47 @@ fn claimed_by(device: Number) -> String {
     }
 }
 
-/// A process that has one of these devices open for writing, as far as they can be looked at.
+/// A process that has this device, a partition of it or the disk it is on open for writing.
+pub(crate) fn writer_of_device(rdev: u64) -> Option<String> {
+    writer_of(&related(number(rdev)))
+}
+
+/// A process that has this file open for writing.
+pub(crate) fn writer_of_file(path: &Path, metadata: &Metadata) -> Option<String> {
+    let identity = (metadata.dev(), metadata.ino());
+    // By its name first, whatever the directory is called where the process lives: see below.
+    writer(|named, file| {
+        named.file_name() == path.file_name()
+            && std::fs::metadata(file).is_ok_and(|found| (found.dev(), found.ino()) == identity)
+    })
+}
+
 fn writer_of(devices: &BTreeSet<Number>) -> Option<String> {
+    writer(|named, file| {
+        named.starts_with("/dev")
+            && std::fs::metadata(file).is_ok_and(|metadata| {
+                metadata.file_type().is_block_device() && devices.contains(&number(metadata.rdev()))
+            })
+    })
+}
+
+/// Another process that has something open for writing, as far as they can be looked at. `is_it` gets the name of an open
+/// file, and the link in /proc that leads to it. It looks at none whose name it does not know: to look at a file of a
+/// network file system that hangs would hang too.
+fn writer(is_it: impl Fn(&Path, &Path) -> bool) -> Option<String> {
     let own = std::process::id();
     let processes = std::fs::read_dir("/proc").ok()?.flatten();
     let processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     processes.filter(|process| *process != own).find_map(|process| {
         let files = std::fs::read_dir(format!("/proc/{process}/fd")).ok()?.flatten();
         let mut files = files.map(|entry| entry.path());
-        files.find(|file| writes_to(file, process, devices))?;
+        files.find(|file| std::fs::read_link(file).is_ok_and(|named| is_it(&named, file)) && writes(file, process))?;
         let name = std::fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
         Some(format!("open for writing in process {process}, {}", name.trim_end()))
     })
 }
 
-fn writes_to(file: &Path, process: u32, devices: &BTreeSet<Number>) -> bool {
-    // Only what is in /dev is looked at: to look at a file of a network file system that hangs would hang too.
-    if !std::fs::read_link(file).is_ok_and(|target| target.starts_with("/dev")) {
-        return false;
-    }
-    let is_it = std::fs::metadata(file)
-        .is_ok_and(|metadata| metadata.file_type().is_block_device() && devices.contains(&number(metadata.rdev())));
-    if !is_it {
-        return false;
-    }
+fn writes(file: &Path, process: u32) -> bool {
     let number = file.file_name().unwrap_or_default().to_string_lossy();
     let info = std::fs::read_to_string(format!("/proc/{process}/fdinfo/{number}")).unwrap_or_default();
     let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
