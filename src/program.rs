@@ -147,7 +147,8 @@ impl Programs {
     }
 }
 
-fn system_path() -> OsString {
+/// Where the system's programs are looked for.
+pub fn system_path() -> OsString {
     let mut path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
     path.push(":");
     path.push(SYSTEM_PATH);

@@ -381,7 +381,7 @@ fn command(text: &str) -> Option<String> {
     if word.contains('/') {
         return program(Path::new(word));
     }
-    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = vbk::program::system_path();
     let mut places = std::env::split_paths(&path).map(|directory| directory.join(word));
     match places.find(|place| is_executable(place)) {
         Some(place) => program(&place),
