@@ -55,7 +55,7 @@ struct Domain {
 /// Restores a guest into the volume group `group`.
 pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Outcome> {
     let clock = Instant::now();
-    let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
+    let cancel = signals::cancel_flag_with_hangup().map_err(|error| Error::Other(error.to_string()))?;
     let view = context.repository()?.view()?;
     let catalogue = view.catalogue()?;
     let mut backup = catalogue.find(&args.backup)?.backup.clone();
