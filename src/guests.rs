@@ -376,8 +376,7 @@ fn look_at_running(guest: &mut FoundGuest, configured: Option<&ConfiguredGuest>,
                     Medium::Other { why, .. } => why.clone(),
                 };
                 guest.notes.push(format!(
-                    "disk {} {now} while it runs, and {known}, which the configuration names, is old: it is backed up all the \
-                     same",
+                    "while it runs, disk {} {now}; {known}, which the configuration names, is old, and backed up all the same",
                     disk.target
                 ));
             }
@@ -393,7 +392,7 @@ fn look_at_running(guest: &mut FoundGuest, configured: Option<&ConfiguredGuest>,
             }
             (Some((at, known)), Medium::Other { why, .. }) => {
                 left_out(format!(
-                    "{why}: so it runs, and {known}, which its configuration names, is old; if it is a snapshot of libvirt, \
+                    "{why}; so it runs now, and {known}, which its configuration names, is old; if it is a snapshot of libvirt, \
                      `virsh blockcommit {} {} --active --pivot` ends it",
                     domain.name, disk.target
                 ));
