@@ -23,7 +23,7 @@ use crate::args::RestoreArgs;
 use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
 use crate::progress::{Progress, Words};
-use crate::{signals, units};
+use crate::{machine, signals, units};
 
 #[derive(Serialize)]
 struct Report<'a> {
@@ -74,7 +74,7 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Out
         view: &view,
         resources: &resources,
     };
-    let programs = Programs::system();
+    let programs = machine::programs();
     let mut random = random()?;
     let plan = volumes_plan(&stored, guest, group, args.thin_pool.clone(), random.run())?;
     let mut warnings = 0;
