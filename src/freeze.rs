@@ -14,6 +14,9 @@
 //! 4. Inner helper started, freeze running: as 1 and 2, with `domfsthaw`, which does nothing to a guest that is not
 //!    frozen and is tried again until libvirt has carried it out. The outer helper's input is held open by the inner
 //!    one: the administrator's programs are started when the guest's file systems can be written to again.
+//!    Freeze failed: vbk closes the inner input and makes the snapshots meanwhile; the helper thaws whether vbk lives or
+//!    not. Only where the agent refused, because somebody else has the guest frozen, vbk ends the helper before that:
+//!    what vbk did not freeze it does not thaw. If vbk dies within these milliseconds, the helper does.
 //! 5. Frozen, snapshots being made: both inputs close, the inner helper thaws, then the outer one runs post-thaw.
 //! 6. Inner input closed by vbk (the normal end): the helper thaws whether vbk waits for it or not; then as 3.
 //! 7. Outer input closed: post-thaw is running or done.
@@ -43,10 +46,15 @@ use helper::{Helper, Task, Undone};
 const PRE_FREEZE_MARGIN: Duration = Duration::from_secs(20);
 /// How long vbk waits for the guest to thaw before it says that it does not. The helper goes on.
 const THAW_WAIT: Duration = Duration::from_secs(60);
+/// How long the snapshots wait for a guest that was perhaps frozen in part: what pre-freeze stopped waits too.
+const THAW_SOON: Duration = Duration::from_secs(2);
 /// libvirt answers a request for a guest whose agent is busy after 30 s.
 const THAW_TRY: Duration = Duration::from_secs(40);
 /// How often thawing is tried.
 const THAW_TRIES: u32 = 10;
+/// What virsh says when no file system of the guest can be frozen, and when none was frozen any more (tools/virsh-domain.c).
+const NONE_FROZEN: &str = "Froze 0 filesystem";
+const NONE_THAWED: &str = "Thawed 0 filesystem";
 
 /// Whether the guest agent is asked to freeze the guest's file systems.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -215,15 +223,18 @@ enum Absence {
     NotRunning,
     /// No channel for an agent, or nobody listens at its end: virt-install makes the channel for every guest.
     NoAgent,
+    /// The agent does not take the command: somebody else has frozen the guest, or it is not allowed.
+    Refused,
 }
 
 /// Tells by libvirt's words (src/qemu/qemu_domain.c, `qemuDomainAgentAvailable`; src/conf/domain_conf.c,
-/// `virDomainObjCheckActive`) that it asked nobody to freeze.
+/// `virDomainObjCheckActive`) or the agent's (qapi/qmp-dispatch.c) that nothing was frozen.
 fn absence(said: &str) -> Option<Absence> {
-    const WORDS: [(&str, Absence); 3] = [
+    const WORDS: [(&str, Absence); 4] = [
         ("domain is not running", Absence::NotRunning),
         ("QEMU guest agent is not configured", Absence::NoAgent),
         ("QEMU guest agent is not connected", Absence::NoAgent),
+        ("guest-fsfreeze-freeze has been disabled", Absence::Refused),
     ];
     let found = WORDS.iter().find(|(words, _)| said.contains(words));
     found.map(|(_, absence)| *absence)
@@ -267,6 +278,8 @@ struct Scene<'a> {
 /// The agent's part.
 enum Agent {
     Frozen(Box<Helper>),
+    /// Freezing failed, and is being undone.
+    Thawing(Box<Helper>),
     Not(Rest),
 }
 
@@ -302,7 +315,7 @@ impl Scene<'_> {
         let mut helper =
             Helper::start(self.programs, &task, &environment, None).map_err(|error| self.no_helper(error))?;
         match helper.acted(plan.pre_freeze_limit) {
-            Ok(()) => Ok(Some(helper)),
+            Ok(_) => Ok(Some(helper)),
             Err(why) => {
                 self.run_post_thaw(Some(helper), false);
                 Err(FreezeError::PreFreeze {
@@ -320,7 +333,7 @@ impl Scene<'_> {
         let domain = match &self.domain {
             None => return Ok(Agent::Not(Rest::None)),
             Some(Ok(domain)) => domain,
-            Some(Err(why)) => return self.not_frozen(None, why.clone()),
+            Some(Err(why)) => return self.not_frozen(None, why.clone()).map(Agent::Not),
         };
         // One word with the option, so that a domain may be called -x.
         let virsh = |verb: &str| ["virsh".to_owned(), verb.to_owned(), format!("--domain={domain}")];
@@ -335,35 +348,42 @@ impl Scene<'_> {
             limit: plan.freeze_limit,
         };
         let mut helper = Helper::start(self.programs, &task, &[], outer).map_err(|error| self.no_helper(error))?;
-        let Err(why) = helper.acted(act_limit) else {
-            return Ok(Agent::Frozen(Box::new(helper)));
+        let why = match helper.acted(act_limit) {
+            Ok(said) if !said.contains(NONE_FROZEN) => return Ok(Agent::Frozen(Box::new(helper))),
+            Ok(said) => said,
+            Err(why) => why,
         };
-        // Some file systems may be frozen, or will be when libvirt gets to it.
         let absent = absence(&why);
-        match absent {
-            Some(_) => helper.abandon(),
-            None => {
-                self.undo_freeze(helper);
+        let result = self.not_frozen(absent, why);
+        match (absent, &result) {
+            (Some(_), _) => helper.abandon(),
+            // Some file systems may be frozen, or will be when libvirt gets to it.
+            (None, Ok(_)) => {
+                helper.begin_undo(THAW_SOON);
+                return Ok(Agent::Thawing(Box::new(helper)));
+            }
+            (None, Err(_)) => {
+                let _ = self.undo_freeze(helper);
             }
         }
-        self.not_frozen(absent, why)
+        result.map(Agent::Not)
     }
 
-    fn not_frozen(&self, absent: Option<Absence>, why: String) -> Result<Agent, FreezeError> {
+    fn not_frozen(&self, absent: Option<Absence>, why: String) -> Result<Rest, FreezeError> {
         let plan = self.plan;
         match (absent, plan.agent) {
-            (Some(Absence::NotRunning), _) => Ok(Agent::Not(Rest::None)),
+            (Some(Absence::NotRunning), _) => Ok(Rest::None),
             (_, AgentFreeze::On) => Err(FreezeError::Agent {
                 guest: plan.guest.clone(),
                 domain: plan.domain.clone().unwrap_or_default(),
                 why,
             }),
-            (Some(Absence::NoAgent), _) => Ok(Agent::Not(Rest::None)),
-            (None, _) => {
+            (Some(Absence::NoAgent), _) => Ok(Rest::None),
+            (None | Some(Absence::Refused), _) => {
                 self.warn(&format!(
                     "the guest agent did not freeze the file systems ({why}); this backup is crash-consistent"
                 ));
-                Ok(Agent::Not(Rest::Broken))
+                Ok(Rest::Broken)
             }
         }
     }
@@ -371,30 +391,41 @@ impl Scene<'_> {
     fn thaw(&self, agent: Agent, complete: bool) -> Rest {
         let helper = match agent {
             Agent::Frozen(helper) => *helper,
+            Agent::Thawing(helper) => {
+                let _ = self.undo_freeze(*helper);
+                return Rest::Broken;
+            }
             Agent::Not(rest) => return rest,
         };
-        let in_time = self.undo_freeze(helper);
-        if !in_time && complete {
-            self.warn(&format!(
-                "its file systems did not stay frozen until all snapshots were there (for {} s at most); this backup is \
-                 crash-consistent",
-                self.plan.freeze_limit.as_secs_f32()
-            ));
+        match self.undo_freeze(helper) {
+            Ok(()) => Rest::Held,
+            Err(why) => {
+                if complete {
+                    self.warn(&format!(
+                        "its file systems did not stay frozen until all snapshots were there ({why}); this backup is \
+                         crash-consistent"
+                    ));
+                }
+                Rest::Broken
+            }
         }
-        if in_time { Rest::Held } else { Rest::Broken }
     }
 
-    /// Lets the inner helper thaw; whether it had waited for that.
-    fn undo_freeze(&self, helper: Helper) -> bool {
+    /// Lets the inner helper thaw; or why they were thawed before.
+    fn undo_freeze(&self, helper: Helper) -> Result<(), String> {
         let pid = helper.pid();
         let Undone { asked, result } = helper.undo(THAW_WAIT);
-        if let Err(why) = result {
+        if let Err(why) = &result {
             self.warn(&format!(
                 "its file systems may still be frozen: `virsh domfsthaw {}` {why} (process {pid}); run it by hand",
                 self.domain.iter().flatten().next().map_or("", String::as_str)
             ));
         }
-        asked
+        match (asked, result) {
+            (false, _) => Err(format!("for {} s at most", self.plan.freeze_limit.as_secs_f32())),
+            (true, Ok(said)) if said.contains(NONE_THAWED) => Err("somebody else thawed them".to_owned()),
+            (true, _) => Ok(()),
+        }
     }
 
     /// Lets the outer helper run post-thaw.

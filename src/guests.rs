@@ -20,7 +20,7 @@ use vbk_repo::name::{DiskName, GuestName};
 use crate::libvirt::{Domain, Libvirt, LibvirtError, Medium};
 use crate::program::{ProgramError, Programs};
 use crate::sys;
-use make::{configured_guest, libvirt_guest, tagged_guest};
+use make::{configured_guest, libvirt_guest, settle, tagged_guest};
 use tags::Tags;
 
 /// What the configuration says of guests.
@@ -167,10 +167,9 @@ pub fn discover(programs: &Programs, known: &Known) -> Found {
     let names = listed(libvirt.names(), &mut notes);
     let answers = names.is_some();
     let names = names.unwrap_or_default();
-    let running = if names.is_empty() {
-        Some(Vec::new())
-    } else {
-        libvirt.running().ok()
+    let running = match names.is_empty() {
+        true => Some(Vec::new()),
+        false => running(libvirt, &mut notes),
     };
     let mut tags = Tags::read(programs);
     notes.append(&mut tags.notes);
@@ -199,19 +198,13 @@ pub fn discover(programs: &Programs, known: &Known) -> Found {
     for configured in naming.into_iter().chain(others) {
         let domain = domains.remove(configured.domain.as_deref().unwrap_or(configured.name.as_str()));
         let is_running = domain.as_ref().and_then(is_running);
-        let mut guest = configured_guest(
-            configured,
-            known,
-            domain,
-            is_running,
-            tags.guests.remove(&configured.name),
-        );
+        let tagged = tags.guests.remove(&configured.name);
+        let mut guest = configured_guest(configured, known, domain, is_running, tagged);
         if answers {
             check_domain(&mut guest, configured);
         }
-        if configured.disks.is_none() {
-            look_at_running(&mut guest, libvirt);
-        }
+        look_at_running(&mut guest, Some(configured), libvirt);
+        settle(&mut guest, configured);
         guests.insert(configured.name.clone(), guest);
     }
     for (name, domain) in domains {
@@ -223,7 +216,7 @@ pub fn discover(programs: &Programs, known: &Known) -> Found {
             Ok(name) => {
                 tags.guests.remove(&name);
                 let mut guest = libvirt_guest(name.clone(), domain, is_running, known);
-                look_at_running(&mut guest, libvirt);
+                look_at_running(&mut guest, None, libvirt);
                 guests.insert(name, guest);
             }
             Err(error) => notes.push(format!(
@@ -261,7 +254,7 @@ pub fn resolve(programs: &Programs, known: &Known, name: &GuestName) -> Result<F
         false => None,
     };
     let running = domain.as_ref().and_then(|domain| {
-        let running = libvirt.running().ok()?;
+        let running = running(libvirt, &mut notes)?;
         Some(running.contains(&domain.name))
     });
     let has_disks = configured.is_some_and(|guest| guest.disks.is_some());
@@ -285,8 +278,9 @@ pub fn resolve(programs: &Programs, known: &Known, name: &GuestName) -> Result<F
     if let (Some(configured), true) = (configured, names.is_some()) {
         check_domain(&mut guest, configured);
     }
-    if !has_disks {
-        look_at_running(&mut guest, libvirt);
+    look_at_running(&mut guest, configured, libvirt);
+    if let Some(configured) = configured {
+        settle(&mut guest, configured);
     }
     guest.notes.append(&mut notes);
     if guest.disks.is_empty() {
@@ -311,6 +305,17 @@ fn listed(names: Result<Vec<String>, LibvirtError>, notes: &mut Vec<String>) -> 
     }
 }
 
+/// The names of the domains that run, or none and a note.
+fn running(libvirt: Libvirt<'_>, notes: &mut Vec<String>) -> Option<Vec<String>> {
+    let running = libvirt.running();
+    let failed = |error| {
+        notes.push(format!(
+            "libvirt does not say which guests run, and with which disks: {error}"
+        ))
+    };
+    running.map_err(failed).ok()
+}
+
 /// Notes a domain that the configuration names and libvirt, which answers, does not know.
 fn check_domain(guest: &mut FoundGuest, configured: &ConfiguredGuest) {
     if let (Some(domain), None) = (&configured.domain, &guest.domain) {
@@ -318,9 +323,10 @@ fn check_domain(guest: &mut FoundGuest, configured: &ConfiguredGuest) {
     }
 }
 
-/// Compares a guest, whose disks libvirt's configuration of it names, with how it runs: a disk that was attached meanwhile is
-/// noted, and one that was moved is read where it is now.
-fn look_at_running(guest: &mut FoundGuest, libvirt: Libvirt<'_>) {
+/// Compares a guest with how it runs. Of disks that libvirt's configuration names, one that was moved is read where it is now,
+/// and one that became something else is left out: what is in its old place is old. Disks that the configuration of vbk names
+/// stay, with a note. A disk that was attached meanwhile is left out.
+fn look_at_running(guest: &mut FoundGuest, configured: Option<&ConfiguredGuest>, libvirt: Libvirt<'_>) {
     let (Some(true), Some(domain)) = (guest.running, &guest.domain) else {
         return;
     };
@@ -328,36 +334,69 @@ fn look_at_running(guest: &mut FoundGuest, libvirt: Libvirt<'_>) {
         Ok(now) => now,
         Err(error) => {
             guest.notes.push(format!(
-                "whether disks were attached while it runs is not known: {error}"
+                "whether disks were attached or moved while it runs is not known: {error}"
             ));
             return;
         }
     };
+    let is_named = configured.is_some_and(|guest| guest.disks.is_some());
     for disk in now.disks {
-        let Medium::Raw(path) = &disk.medium else {
-            continue;
-        };
+        let was = domain.disks.iter().find(|was| was.target == disk.target);
         let is_left_out = guest.left_out.iter().any(|left_out| left_out.name == disk.target);
-        if disk.is_drive || disk.read_only || is_left_out || guest.disks.iter().any(|known| is_same(&known.path, path))
+        let path = disk.medium.path();
+        let is_known = |path: &Path| guest.disks.iter().any(|known| is_same(&known.path, path));
+        if disk.is_drive
+            || is_left_out
+            || was.is_some_and(|was| was.medium == disk.medium)
+            || path.is_some_and(is_known)
         {
             continue;
         }
-        match guest.disks.iter_mut().find(|known| known.name.as_str() == disk.target) {
-            None => guest.notes.push(format!(
-                "disk {} ({}) was attached while it runs and is not in its configuration: it is not backed up; `virsh \
-                 attach-disk --config` makes it stay",
-                disk.target,
+        let was = was.and_then(|was| was.medium.path());
+        let by_path = |known: &FoundDisk| was.is_some_and(|was| is_same(&known.path, was));
+        let found = guest.disks.iter().position(by_path);
+        let found = found.or_else(|| guest.disks.iter().position(|known| known.name.as_str() == disk.target));
+        let known = found.map(|at| (at, guest.disks[at].path.display().to_string()));
+        let mut left_out = |why| {
+            guest.left_out.push(LeftOut {
+                name: disk.target.clone(),
+                why,
+                is_meant: disk.read_only,
+            });
+        };
+        match (known, &disk.medium) {
+            (None, Medium::Raw(path)) => left_out(format!(
+                "was attached while it runs ({}) and is not in its configuration; `virsh attach-disk --config` makes it stay",
                 path.display()
             )),
-            Some(known) => {
+            (None, Medium::Other { why, .. }) => left_out(format!("was attached while it runs, and {why}")),
+            (Some((_, known)), medium) if is_named => {
+                let now = match medium {
+                    Medium::Raw(path) => format!("is at {}", path.display()),
+                    Medium::Other { why, .. } => why.clone(),
+                };
                 guest.notes.push(format!(
-                    "disk {} is at {} while it runs, and at {} in its configuration: it is read where it is now",
-                    disk.target,
-                    path.display(),
-                    known.path.display()
+                    "while it runs, disk {} {now}; {known}, which the configuration names, is old, and backed up all the same",
+                    disk.target
                 ));
+            }
+            (Some((at, known)), Medium::Raw(path)) => {
+                guest.notes.push(format!(
+                    "disk {} is at {} while it runs, and at {known} in its configuration: it is read where it is now",
+                    disk.target,
+                    path.display()
+                ));
+                let known = &mut guest.disks[at];
                 known.size_bytes = size_of(path).ok();
                 known.path.clone_from(path);
+            }
+            (Some((at, known)), Medium::Other { why, .. }) => {
+                left_out(format!(
+                    "{why}; so it runs now, and {known}, which its configuration names, is old; if it is a snapshot of libvirt, \
+                     `virsh blockcommit {} {} --active --pivot` ends it",
+                    domain.name, disk.target
+                ));
+                guest.disks.remove(at);
             }
         }
     }

@@ -47,17 +47,6 @@ impl LibvirtError {
     }
 }
 
-/// Whether there is a libvirt to ask.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Presence {
-    /// There is none.
-    Missing,
-    /// It is installed and does not answer; the text says why.
-    Silent(String),
-    /// It answers.
-    There,
-}
-
 /// Asks libvirt.
 #[derive(Debug, Clone, Copy)]
 pub struct Libvirt<'a> {
@@ -70,23 +59,14 @@ impl<'a> Libvirt<'a> {
         Self { programs }
     }
 
-    /// Whether it is there.
-    pub fn presence(self) -> Presence {
-        match self.names() {
-            Ok(_) => Presence::There,
-            Err(LibvirtError::Program(ProgramError::Missing { .. })) => Presence::Missing,
-            Err(error) => Presence::Silent(error.to_string()),
-        }
-    }
-
     /// The names of all domains, running or not.
     pub fn names(self) -> Result<Vec<String>, LibvirtError> {
         self.list(&["list", "--all", "--name"])
     }
 
-    /// The names of the domains that run and are not paused.
+    /// The names of the domains that run. One that is paused does too: QEMU has its disks.
     pub fn running(self) -> Result<Vec<String>, LibvirtError> {
-        self.list(&["list", "--name", "--state-running"])
+        self.list(&["list", "--name"])
     }
 
     /// A domain as it would start next time, with the secrets that its description has: passwords of consoles, which a
@@ -117,10 +97,11 @@ impl<'a> Libvirt<'a> {
 
     fn domain_of_uuid(self, name: &str) -> Result<Domain, LibvirtError> {
         for uuid in self.list(&["list", "--all", "--uuid"])? {
-            if let Ok(domain) = self.describe(&uuid)
-                && domain.name == name
-            {
-                return Ok(domain);
+            match self.describe(&uuid) {
+                Ok(domain) if domain.name == name => return Ok(domain),
+                // One that went meanwhile, or makes no sense, is another one.
+                Ok(_) | Err(LibvirtError::Description { .. } | LibvirtError::Program(ProgramError::Failed { .. })) => {}
+                Err(error) => return Err(error),
             }
         }
         Err(LibvirtError::NoSuchDomain(name.to_owned()))

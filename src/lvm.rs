@@ -323,14 +323,12 @@ pub fn create(programs: &Programs, snapshot: &NewSnapshot) -> Result<(), Program
         snapshot.name.clone(),
         format!("{}/{}", snapshot.vg, snapshot.origin),
     ]);
-    programs.run("lvcreate", &args, CHANGE_LIMIT).map(drop)
+    programs.act("lvcreate", &args, CHANGE_LIMIT)
 }
 
 /// Removes a volume without asking. The caller has made sure that it is ours.
 pub(crate) fn remove(programs: &Programs, vg: &str, name: &str) -> Result<(), ProgramError> {
-    programs
-        .run("lvremove", &["-f", &format!("{vg}/{name}")], CHANGE_LIMIT)
-        .map(drop)
+    programs.act("lvremove", &["-f", &format!("{vg}/{name}")], CHANGE_LIMIT)
 }
 
 /// What of a volume to extend.
@@ -354,9 +352,7 @@ pub fn extend(programs: &Programs, vg: &str, name: &str, extend: Extend) -> Resu
         Extend::Data { extents } => ["-l".to_owned(), format!("+{extents}")],
         Extend::PoolMetadata { bytes } => ["--poolmetadatasize".to_owned(), format!("+{bytes}b")],
     };
-    programs
-        .run("lvextend", &[option, value, format!("{vg}/{name}")], EXTEND_LIMIT)
-        .map(drop)
+    programs.act("lvextend", &[option, value, format!("{vg}/{name}")], EXTEND_LIMIT)
 }
 
 /// Takes tags from a volume and gives it others, at once.
@@ -371,7 +367,7 @@ pub fn change_tags(
     let added = add.iter().flat_map(|tag| ["--addtag", tag.as_str()]);
     let volume = format!("{vg}/{name}");
     let args: Vec<&str> = removed.chain(added).chain([volume.as_str()]).collect();
-    programs.run("lvchange", &args, CHANGE_LIMIT).map(drop)
+    programs.act("lvchange", &args, CHANGE_LIMIT)
 }
 
 #[cfg(test)]

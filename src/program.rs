@@ -5,11 +5,15 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
@@ -17,11 +21,14 @@ use vbk_repo::ErrorKind;
 
 /// What a program may print; more is cut off, and what reads it finds that it ends too early.
 const MAX_OUTPUT_BYTES: u64 = 64 << 20;
-/// How long the output of a program that has ended may stay open: a child of it may hold it.
+/// How long the output of a program that has ended may stay open: a child of it may hold it, and what it writes then is no
+/// answer of the program.
 const OUTPUT_LEFT: Duration = Duration::from_secs(2);
 /// How long a killed program may take to end. One that waits for a disk that does not answer ends when the disk does, or
 /// never (lvm2 looks at every disk of the host); it is left to itself then.
 const KILLED_LEFT: Duration = Duration::from_secs(5);
+/// How often who reads output looks whether the program has ended.
+const OUTPUT_POLL_MS: u8 = 50;
 /// How long a program may be busy being written.
 const BUSY_LIMIT: Duration = Duration::from_secs(1);
 
@@ -106,7 +113,7 @@ impl Programs {
         Self::default()
     }
 
-    /// Those found by another PATH, for tests.
+    /// Those found by another PATH, which they get too.
     pub fn found_in(path: impl Into<OsString>) -> Self {
         Self {
             path: Some(path.into()),
@@ -118,6 +125,13 @@ impl Programs {
         let mut command = self.command(name);
         command.args(args);
         run(command, limit)
+    }
+
+    /// Runs a program whose answer does not matter; what it leaves running may hold its output.
+    pub fn act<S: AsRef<OsStr>>(&self, name: &str, args: &[S], limit: Duration) -> Result<(), ProgramError> {
+        let mut command = self.command(name);
+        command.args(args);
+        act(command, limit)
     }
 
     /// A command in the way of this module, for what [`Programs::run`] can't do: its own process group, English, no
@@ -139,22 +153,19 @@ pub fn run(mut command: Command, limit: Duration) -> Result<String, ProgramError
     let started = Instant::now();
     let mut child = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
     let stdout = collect(child.stdout.take());
-    let stderr = collect(child.stderr.take());
-    let Some(status) = wait(&mut child, started, limit, &|| false) else {
-        return Err(ProgramError::TimedOut {
-            command: describe(&command),
-            limit_secs: limit.as_secs(),
-        });
-    };
-    let [said, answer] = [stderr, stdout].map(|output| output.recv_timeout(OUTPUT_LEFT).unwrap_or_default());
-    if status.success() {
-        return Ok(answer);
-    }
-    Err(ProgramError::Failed {
-        command: describe(&command),
-        status,
-        said: last_words(&said),
-    })
+    end_of(&mut child, &command, started, limit, &|| false)?;
+    // Half an answer looks like a whole one: guests would be missing in a list.
+    stdout
+        .recv_timeout(OUTPUT_LEFT)
+        .map_err(|_| output_stays_open(&command))
+}
+
+/// Runs a prepared command to its end, and throws away what it prints on stdout. With `limit` over, its process group is
+/// killed.
+pub fn act(mut command: Command, limit: Duration) -> Result<(), ProgramError> {
+    let started = Instant::now();
+    let mut child = spawn(command.stdout(Stdio::null()).stderr(Stdio::piped()))?;
+    end_of(&mut child, &command, started, limit, &|| false)
 }
 
 /// Runs a prepared command and gives its stdout to `read` while it runs, for output too large to keep. What `read` leaves
@@ -168,44 +179,92 @@ pub(crate) fn stream<T: Send>(
 ) -> Result<T, ProgramError> {
     let started = Instant::now();
     let mut child = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
-    let stderr = collect(child.stderr.take());
-    let stdout = child.stdout.take();
-    let (status, found) = std::thread::scope(|scope| {
+    let over = OnceLock::new();
+    let mut output = Output {
+        pipe: child.stdout.take().expect("is a pipe"),
+        over: &over,
+        is_cut: false,
+    };
+    let (ended, found) = std::thread::scope(|scope| {
         let reader = std::thread::Builder::new().name("vbk-output".into());
         let reader = reader.spawn_scoped(scope, move || {
-            let mut stdout: Box<dyn Read> = match stdout {
-                Some(stdout) => Box::new(stdout),
-                None => Box::new(std::io::empty()),
-            };
-            let found = read(&mut stdout);
+            let found = read(&mut output);
             // A program whose output nobody takes would end with SIGPIPE, and hide what was wrong with it.
-            let _ = std::io::copy(&mut stdout, &mut std::io::sink());
-            found
+            let _ = std::io::copy(&mut output, &mut std::io::sink());
+            (found, output.is_cut)
         });
-        let status = wait(&mut child, started, limit, stop);
-        (
-            status,
-            reader.map(|reader| reader.join().expect("readers do not panic")),
-        )
+        let ended = end_of(&mut child, &command, started, limit, stop);
+        // What the program left in the pipe is little; nothing of one that failed is used.
+        let left = if ended.is_ok() { OUTPUT_LEFT } else { Duration::ZERO };
+        let _ = over.set(Instant::now() + left);
+        (ended, reader.map(|reader| reader.join().expect("readers do not panic")))
     });
-    let found = found.map_err(|source| ProgramError::Start {
+    ended?;
+    let (found, is_cut) = found.map_err(|source| ProgramError::Start {
         program: command.get_program().to_string_lossy().into_owned(),
         source,
     })?;
-    let Some(status) = status else {
-        return Err(ProgramError::TimedOut {
-            command: describe(&command),
-            limit_secs: limit.as_secs(),
-        });
-    };
-    if status.success() {
-        return Ok(found);
+    match is_cut {
+        true => Err(output_stays_open(&command)),
+        false => Ok(found),
     }
-    Err(ProgramError::Failed {
-        command: describe(&command),
-        status,
-        said: last_words(&stderr.recv_timeout(OUTPUT_LEFT).unwrap_or_default()),
-    })
+}
+
+/// The output of a program that runs. Ends with an error some time after the program's end, if something still holds it.
+struct Output<'a> {
+    pipe: ChildStdout,
+    /// From then on nothing is read.
+    over: &'a OnceLock<Instant>,
+    /// Whether it ended so.
+    is_cut: bool,
+}
+
+impl Read for Output<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            if self.over.get().is_some_and(|over| Instant::now() >= *over) {
+                self.is_cut = true;
+                return Err(std::io::ErrorKind::TimedOut.into());
+            }
+            // Never waits in `read`: the other end may be held by a process that no signal reaches.
+            let mut pipe = [PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut pipe, OUTPUT_POLL_MS) {
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return self.pipe.read(bytes),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+}
+
+fn output_stays_open(command: &Command) -> ProgramError {
+    ProgramError::Answer {
+        command: describe(command),
+        what: "it ended, and what it started still holds its output".to_owned(),
+    }
+}
+
+/// Waits for the end of a program, and tells why it is not a good one.
+fn end_of(
+    child: &mut Child,
+    command: &Command,
+    started: Instant,
+    limit: Duration,
+    stop: &dyn Fn() -> bool,
+) -> Result<(), ProgramError> {
+    let stderr = collect(child.stderr.take());
+    match wait(child, started, limit, stop) {
+        Some(status) if status.success() => Ok(()),
+        Some(status) => Err(ProgramError::Failed {
+            command: describe(command),
+            status,
+            said: last_words(&stderr.recv_timeout(OUTPUT_LEFT).unwrap_or_default()),
+        }),
+        None => Err(ProgramError::TimedOut {
+            command: describe(command),
+            limit_secs: limit.as_secs(),
+        }),
+    }
 }
 
 /// Starts a prepared command. A program that is just being written, as by an upgrade, is waited for a moment.
@@ -366,9 +425,31 @@ mod tests {
     }
 
     #[test]
-    fn a_child_that_holds_the_output_does_not_hold_us() {
+    fn a_child_that_holds_the_output_does_not_hold_us_and_leaves_no_answer() {
         let clock = Instant::now();
-        sh("sleep 30 & echo done", Duration::from_secs(20)).expect("runs");
-        assert!(clock.elapsed() < Duration::from_secs(15));
+        let late = "(sleep 30; echo web1) & exit 0";
+        let error = sh(late, Duration::from_secs(20)).expect_err("an empty answer would be a wrong one");
+        assert!(matches!(error, ProgramError::Answer { .. }), "{error}");
+        // A service that was started keeps what it was given.
+        Programs::system()
+            .act("sh", &["-c", late], Duration::from_secs(20))
+            .expect("ends well");
+        let read = |script: &str, limit, stop: &dyn Fn() -> bool| {
+            let mut command = Programs::system().command("sh");
+            command.args(["-c", script]);
+            super::stream(command, limit, stop, |output| {
+                let mut all = String::new();
+                output.read_to_string(&mut all).map(|_| all)
+            })
+        };
+        let error = read(late, Duration::from_secs(20), &|| false).expect_err("half an answer is none");
+        assert!(matches!(error, ProgramError::Answer { .. }), "{error}");
+        // Beyond the reach of the kill, as one that waits for a disk.
+        let out_of_reach = "setsid sleep 30 & wait";
+        for (limit_ms, is_stopped) in [(300, false), (20_000, true)] {
+            let error = read(out_of_reach, Duration::from_millis(limit_ms), &|| is_stopped).expect_err("is killed");
+            assert!(matches!(error, ProgramError::TimedOut { .. }), "{error}");
+        }
+        assert!(clock.elapsed() < Duration::from_secs(15), "{:?}", clock.elapsed());
     }
 }

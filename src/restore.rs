@@ -24,7 +24,7 @@ const WORKER_BYTES: usize = 64 << 20;
 pub struct RestoreOptions {
     /// The backup and disk, for messages.
     pub label: String,
-    /// Replace an existing file.
+    /// Replace an existing file, and write to a device that a program has open for writing.
     pub force: bool,
     /// How much of a device is written.
     pub fill: Fill,

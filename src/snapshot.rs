@@ -25,7 +25,7 @@
 //!    free by then, so `vbk snapshots --clean` and the next run remove it ([`clean`]). Copies of files:
 //!    `snapshot/reflink.rs`.
 
-mod device;
+pub(crate) mod device;
 mod error;
 mod guard;
 mod kept;

@@ -11,6 +11,7 @@ use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
 
 use crate::buffer::ALIGN;
 use crate::error::{Error, Result};
+use crate::snapshot::device::{writer_of_device, writer_of_file};
 use crate::source::describe;
 use crate::sys;
 
@@ -33,15 +34,24 @@ enum Kind {
 }
 
 impl Target {
-    /// Opens a target for an image, after all checks; nothing of an existing target is changed yet.
-    pub(crate) fn open(path: &Path, size_bytes: u64, data_bytes: u64, replace: bool) -> Result<Self> {
+    /// Opens a target for an image, after all checks; nothing of an existing target is changed yet. With `force` a file is
+    /// replaced, and a device is written though a program has it open.
+    pub(crate) fn open(path: &Path, size_bytes: u64, data_bytes: u64, force: bool) -> Result<Self> {
         match std::fs::metadata(path) {
-            Ok(metadata) if metadata.file_type().is_block_device() => Self::open_device(path, size_bytes),
-            Ok(metadata) if metadata.is_file() && !replace => Err(Error::TargetExists(path.to_owned())),
+            Ok(metadata) if metadata.file_type().is_block_device() => {
+                Self::open_device(path, size_bytes, metadata.rdev(), force)
+            }
+            Ok(metadata) if metadata.is_file() && !force => Err(Error::TargetExists(path.to_owned())),
             Ok(metadata) if metadata.is_file() => {
                 // A link is followed: the file it names is replaced, not the link.
                 let path = std::fs::canonicalize(path).map_err(Error::target("open", path))?;
                 refuse_loop_backing(&path)?;
+                // It would write on to the old file, which has no name any more, and all that would be lost.
+                refuse_writer(
+                    &path,
+                    writer_of_file(&path, &metadata),
+                    "shut that down first, or move the file away to keep it",
+                )?;
                 Self::create_file(&path, size_bytes, data_bytes, Some(&metadata))
             }
             Ok(metadata) => Err(Error::NotADisk {
@@ -60,7 +70,7 @@ impl Target {
         }
     }
 
-    fn open_device(path: &Path, size_bytes: u64) -> Result<Self> {
+    fn open_device(path: &Path, size_bytes: u64, rdev: u64, force: bool) -> Result<Self> {
         refuse_loop_sibling(path)?;
         let open = |flags: OFlag| {
             OpenOptions::new()
@@ -82,6 +92,14 @@ impl Target {
             },
             _ => Error::target("open", path)(error),
         })?;
+        if !force {
+            // QEMU does not claim the disks of a guest that runs.
+            refuse_writer(
+                path,
+                writer_of_device(rdev),
+                "shut that down first; --force writes all the same",
+            )?;
+        }
         let have_bytes = sys::device_size_bytes(&direct).map_err(Error::target("open", path))?;
         if have_bytes < size_bytes {
             return Err(Error::TargetTooSmall {
@@ -296,6 +314,17 @@ fn device_user(path: &Path) -> String {
         None => {
             "by the kernel: mounted elsewhere, a mounted partition, swap, or part of a volume group or array".into()
         }
+    }
+}
+
+/// Two that write to one disk destroy it.
+fn refuse_writer(path: &Path, writer: Option<String>, advice: &str) -> Result<()> {
+    match writer {
+        None => Ok(()),
+        Some(writer) => Err(Error::TargetInUse {
+            path: path.to_owned(),
+            what: format!("{writer}; {advice}"),
+        }),
     }
 }
 

@@ -315,7 +315,7 @@ impl VolumesPlan {
             None => args.extend(["--size", &size, "--wipesignatures", "y", "--zero", "y"]),
         }
         args.extend(["--", &self.group]);
-        programs.run("lvcreate", &args, LIMIT)?;
+        programs.act("lvcreate", &args, LIMIT)?;
         Ok(())
     }
 }
@@ -346,7 +346,7 @@ impl Volumes<'_> {
         let tag = self.plan.tag();
         for volume in &self.plan.volumes {
             let name = format!("{}/{}", self.plan.group, volume.name);
-            self.programs.run("lvchange", &["--deltag", &tag, "--", &name], LIMIT)?;
+            self.programs.act("lvchange", &["--deltag", &tag, "--", &name], LIMIT)?;
         }
         Ok(())
     }
@@ -369,7 +369,7 @@ impl Volumes<'_> {
                 let name = format!("{group}/{}", row.lv_name);
                 // lvm2 looks at the tag again, under its lock.
                 let args = ["--yes", "-S", &selection, "--", &name];
-                failed = self.programs.run("lvremove", &args, LIMIT).err().or(failed);
+                failed = self.programs.act("lvremove", &args, LIMIT).err().or(failed);
             }
         }
         failed.map_or(Ok(()), |error| Err(error.into()))

@@ -1,9 +1,28 @@
 //! What vbk knows of the machine it runs on: where runs are noted, and how volumes say that they are this machine's.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
+
+use vbk::program::Programs;
 
 use crate::context::host;
 use crate::daemon;
+
+/// Where lvm2 and others are on Debian, though root's cron jobs and some shells do not look there.
+const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/sbin:/sbin";
+
+/// The programs of this machine.
+pub fn programs() -> Programs {
+    Programs::found_in(path())
+}
+
+/// Where they are looked for: by PATH, and then where the system's own are.
+pub fn path() -> OsString {
+    let mut path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+    path.push(":");
+    path.push(SYSTEM_PATH);
+    path
+}
 
 /// Where runs of vbk on this machine find each other: on a file system that a reboot empties.
 pub fn runtime_dir() -> PathBuf {
@@ -31,5 +50,18 @@ pub fn host_id() -> String {
         // Half of it is enough, and the whole is not for others to see.
         true => id[..16].to_owned(),
         false => host(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_found_where_the_system_has_them_but_after_those_of_the_path() {
+        let said = programs().run("sh", &["-c", "echo $PATH"], std::time::Duration::from_secs(20));
+        let path = std::env::var("PATH").expect("a path");
+        let expected = format!("{path}:/usr/local/sbin:/usr/sbin:/sbin\n");
+        assert_eq!(said.expect("runs"), expected);
     }
 }

@@ -148,7 +148,7 @@ pub fn on_failure(
         .env("VBK_ERROR", variable(&error.message()))
         .env("VBK_KIND", kind_word(error.kind()))
         .env("VBK_HOST", variable(host));
-    program::run(command, HOOK_LIMIT).map(drop)
+    program::act(command, HOOK_LIMIT)
 }
 
 /// As the environment can hold it.

@@ -1,9 +1,10 @@
-//! Ctrl-C and SIGTERM: the first asks for a clean end, the second ends the program at once.
+//! Ctrl-C and SIGTERM: the first asks for a clean end, the second ends the program at once. SIGHUP, as of a connection that
+//! was lost, asks for a clean end where ending at once would leave something half done.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
 /// A flag that becomes true with the first signal. With the second the process ends with code 130. Others may set the
@@ -18,4 +19,22 @@ pub fn cancel_flag() -> std::io::Result<Arc<AtomicBool>> {
         flag::register(signal, Arc::clone(&cancel))?;
     }
     Ok(cancel)
+}
+
+/// As [`cancel_flag`], and SIGHUP sets it too. That comes twice, from the terminal and from the shell, so it never ends the
+/// process at once. Where it is ignored, as with nohup, it stays so.
+pub fn cancel_flag_with_hangup() -> std::io::Result<Arc<AtomicBool>> {
+    let cancel = cancel_flag()?;
+    if !ignores(SIGHUP)? {
+        flag::register(SIGHUP, Arc::clone(&cancel))?;
+    }
+    Ok(cancel)
+}
+
+/// Whether this process was started with a signal ignored: proc_pid_status(5), `SigIgn`.
+fn ignores(signal: i32) -> std::io::Result<bool> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    Ok(mask.is_some_and(|mask| mask & 1 << (signal - 1) != 0))
 }

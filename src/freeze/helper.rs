@@ -87,8 +87,8 @@ pub(super) struct Task {
 pub(super) struct Undone {
     /// The helper had waited for it. If not it undid on its own, at its limit.
     pub asked: bool,
-    /// How the command ended, as the rest of a sentence.
-    pub result: Result<(), String>,
+    /// What the command said, or how it failed, as the rest of a sentence.
+    pub result: Result<String, String>,
 }
 
 /// A running helper. Dropped, it undoes, and is waited for.
@@ -184,13 +184,13 @@ impl Helper {
         self.child.id()
     }
 
-    /// Waits until `act` has succeeded; otherwise how it ended, as the rest of a sentence.
-    pub fn acted(&mut self, act_limit: Duration) -> Result<(), String> {
+    /// Waits until `act` has succeeded, and gives what it said; otherwise how it ended, as the rest of a sentence.
+    pub fn acted(&mut self, act_limit: Duration) -> Result<String, String> {
         let status = self.wait_for("acted ", act_limit + REPORT_WAIT);
         let said = self.said();
         self.begun_bytes = self.output.metadata().map_or(0, |output| output.len());
         match status.as_deref() {
-            Some("0") => Ok(()),
+            Some("0") => Ok(said),
             Some(status) if status == KILLED.to_string() => Err(format!(
                 "did not end within {} s and was killed: {said}",
                 act_limit.as_secs_f32()
@@ -198,6 +198,12 @@ impl Helper {
             Some(status) => Err(format!("failed (exit status {status}): {said}")),
             None => Err(format!("was cut off: {said}")),
         }
+    }
+
+    /// Has it undone, and waits for that a moment. [`Helper::undo`] is still to come.
+    pub fn begin_undo(&mut self, wait: Duration) {
+        self.input = None;
+        self.wait_for("undone ", wait);
     }
 
     /// Has it undone, and waits for that. It is not killed if it takes longer than `wait`.
@@ -215,7 +221,7 @@ impl Helper {
         self.input = None;
         self.waited = true;
         let result = match self.wait_for("undone ", wait).as_deref() {
-            Some("0") => Ok(()),
+            Some("0") => Ok(self.said()),
             Some(status) => Err(format!("failed (exit status {status}): {}", self.said())),
             None if self.has_ended() => match self.second() {
                 Ok(second) => second.undo(wait).result,

@@ -321,6 +321,75 @@ fn a_freeze_that_fails_or_hangs_is_a_warning_or_an_error_and_is_undone() {
 }
 
 #[test]
+fn what_somebody_else_froze_stays_frozen() {
+    let stage = Stage::new();
+    let said = "error: internal error: unable to execute QEMU agent command 'guest-fsfreeze-freeze': Command \
+                guest-fsfreeze-freeze has been disabled: the agent is in frozen state";
+    stage.virsh(&format!(
+        "echo \"error: Unable to freeze filesystems\n{said}\" >&2; exit 1"
+    ));
+    let (result, warnings) = stage.run(&stage.plan());
+    assert_eq!(result.expect("works"), Consistency::Crash);
+    assert!(
+        warnings.one().contains("the agent is in frozen state"),
+        "{}",
+        warnings.one()
+    );
+    assert_eq!(stage.log(), ["pre web1", FREEZE, "snapshot", "post web1"]);
+
+    fs::remove_file(stage.log_path()).expect("is there");
+    let plan = FreezePlan {
+        agent: AgentFreeze::On,
+        ..stage.plan()
+    };
+    let text = error_of(stage.run(&plan).0);
+    assert!(text.contains("the agent is in frozen state"), "{text}");
+    assert_eq!(stage.log(), ["pre web1", FREEZE, "post web1"]);
+}
+
+#[test]
+fn a_guest_rests_only_if_file_systems_were_frozen_and_stayed_so() {
+    let stage = Stage::new();
+    let says = |froze: u32, thawed: u32| {
+        stage.virsh(&format!(
+            r#"case $1 in
+            domfsfreeze) echo "Froze {froze} filesystem(s)" ;;
+            domfsthaw) echo "Thawed {thawed} filesystem(s)" ;;
+            esac"#
+        ));
+    };
+    says(10, 10);
+    let (result, warnings) = stage.run(&stage.plan());
+    assert_eq!(
+        (result.expect("works"), warnings.all()),
+        (Consistency::Application, vec![])
+    );
+    for (froze, thawed, words) in [(0, 0, "Froze 0 filesystem"), (2, 0, "somebody else thawed them")] {
+        says(froze, thawed);
+        let (result, warnings) = stage.run(&stage.plan());
+        assert_eq!(result.expect("works"), Consistency::Crash);
+        assert!(warnings.one().contains(words), "{}", warnings.one());
+    }
+    says(0, 0);
+    let plan = FreezePlan {
+        agent: AgentFreeze::On,
+        ..stage.plan()
+    };
+    assert!(error_of(stage.run(&plan).0).contains("Froze 0 filesystem"));
+}
+
+#[test]
+fn snapshots_do_not_wait_long_for_a_guest_that_was_not_frozen() {
+    let stage = Stage::new();
+    stage.virsh(r#"if [ "$1" = domfsfreeze ]; then exit 1; else sleep 4; fi"#);
+    let (result, warnings) = stage.run(&stage.plan());
+    assert_eq!((result.expect("works"), warnings.all().len()), (Consistency::Crash, 1));
+    let log = fs::read_to_string(stage.log_path()).expect("is there");
+    let expected = ["pre web1", FREEZE, THAW, "snapshot", "domfsthaw ended", "post web1"];
+    assert_eq!(log.lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
 fn a_domain_whose_name_is_a_number_is_not_taken_for_that_with_this_id() {
     let stage = Stage::new();
     let uuid = |last: u8| format!("c7a5fdbd-cdaf-9455-926a-d65c16db180{last}");

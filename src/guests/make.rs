@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use vbk_repo::name::{DiskName, GuestName};
 
 use crate::guests::tags::TaggedDisk;
-use crate::guests::{ConfiguredGuest, FoundBy, FoundDisk, FoundGuest, Known, LeftOut, size_of};
+use crate::guests::{ConfiguredGuest, FoundBy, FoundDisk, FoundGuest, Known, LeftOut, is_same, size_of};
 use crate::libvirt::{Domain, DomainDisk, Medium};
 
 pub(super) fn configured_guest(
@@ -30,6 +30,11 @@ pub(super) fn configured_guest(
         }
     };
     guest.from = FoundBy::Configured;
+    guest
+}
+
+/// What the configuration says of a guest's disks, whoever named them.
+pub(super) fn settle(guest: &mut FoundGuest, configured: &ConfiguredGuest) {
     let skipped = |name: &DiskName| configured.skip_disks.contains(name);
     for disk in guest.disks.extract_if(.., |disk| skipped(&disk.name)) {
         guest.left_out.push(LeftOut {
@@ -54,7 +59,6 @@ pub(super) fn configured_guest(
             disk.speed = Some((speed, FoundBy::Configured));
         }
     }
-    guest
 }
 
 /// A guest whose disks the configuration names.
@@ -88,28 +92,41 @@ fn of_paths(
             speed: guest.domain.as_ref().and_then(|domain| allocated(domain, name, path)),
         });
     }
-    if let Some(domain) = &guest.domain {
-        let is_named = |target: &str, path: &Path| {
-            let is_it = |disk: &FoundDisk| disk.name.as_str() == target || disk.path == path;
-            guest.disks.iter().any(is_it)
-        };
-        for disk in &domain.disks {
-            if let Medium::Raw(path) = &disk.medium
-                && !is_named(&disk.target, path)
-            {
-                guest.left_out.push(LeftOut {
-                    name: disk.target.clone(),
-                    why: "is known to libvirt, and not one of the disks that the configuration names".to_owned(),
-                    is_meant: disk.read_only,
-                });
-            }
+    let domain = guest.domain.iter();
+    for disk in domain.flat_map(|domain| &domain.disks) {
+        let path = disk.medium.path();
+        if path.is_some_and(|path| guest.disks.iter().any(|known| is_same(&known.path, path))) {
+            continue;
+        }
+        let named = guest.disks.iter().find(|known| known.name.as_str() == disk.target);
+        match (named, path) {
+            // As after `virsh blockcopy --pivot`.
+            (Some(known), Some(path)) if !disk.is_drive => guest.notes.push(format!(
+                "disk {} is at {} for libvirt, and {}, which the configuration names, is backed up; if it was moved, correct \
+                 the configuration",
+                known.name,
+                path.display(),
+                known.path.display()
+            )),
+            // Only who named it knows where it is.
+            (Some(_), _) => {}
+            (None, _) => guest.left_out.push(LeftOut {
+                name: disk.target.clone(),
+                why: match &disk.medium {
+                    Medium::Raw(_) => {
+                        "is known to libvirt, and not one of the disks that the configuration names".to_owned()
+                    }
+                    Medium::Other { why, .. } => why.clone(),
+                },
+                is_meant: disk.read_only || disk.is_drive,
+            }),
         }
     }
     guest
 }
 
 fn allocated(domain: &Domain, name: &DiskName, path: &Path) -> Option<(u64, FoundBy)> {
-    let by_path = |disk: &&DomainDisk| matches!(&disk.medium, Medium::Raw(at) if at == path);
+    let by_path = |disk: &&DomainDisk| disk.medium.path().is_some_and(|at| is_same(at, path));
     let by_name = |disk: &&DomainDisk| disk.target == name.as_str();
     let disk = domain.disks.iter().find(by_path);
     let disk = disk.or_else(|| domain.disks.iter().find(by_name))?;
@@ -121,7 +138,7 @@ pub(super) fn libvirt_guest(name: GuestName, domain: Domain, running: Option<boo
     for disk in &domain.disks {
         let path = match &disk.medium {
             Medium::Raw(path) => path,
-            Medium::Other(why) => {
+            Medium::Other { why, .. } => {
                 left_out.push(LeftOut {
                     name: disk.target.clone(),
                     why: why.clone(),

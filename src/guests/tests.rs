@@ -61,7 +61,7 @@ impl Host {
             "virsh",
             r#"case "$*" in
                  "list --all --name") cat all ;;
-                 "list --name --state-running") cat running ;;
+                 "list --name") cat running ;;
                  "dumpxml --inactive --security-info --domain "*) cat "domain $5" ;;
                  "dumpxml --domain "*) cat "running $3" 2>/dev/null || cat "domain $3" ;;
                  *) echo "error: unknown command $*" >&2; exit 1 ;;
@@ -397,16 +397,102 @@ fn disks_that_came_or_moved_while_a_guest_runs_are_told() {
         (found.disks.len(), &found.disks[0].path, found.disks[0].size_bytes),
         (1, &moved, Some(7))
     );
-    let notes = found.notes.join("; ");
+    assert!(found.notes[0].contains("read where it is now"), "{:?}", found.notes);
+    let left_out = |found: &FoundGuest| {
+        let left_out = found.left_out.iter().filter(|disk| !disk.is_meant);
+        left_out
+            .map(|disk| format!("{} {}", disk.name, disk.why))
+            .collect::<Vec<_>>()
+    };
     assert!(
-        notes.contains("disk vda is at") && notes.contains("disk vdb") && notes.contains("not backed up"),
-        "{notes}"
+        left_out(&found)[0].contains("vdb was attached while it runs"),
+        "{:?}",
+        left_out(&found)
     );
-    // Who names the disks knows better.
-    let mut known = known.clone();
-    known
-        .guests
-        .push(configured("web1", Some(vec![(disk("vda"), vda.clone())])));
-    let found = resolve(&host.programs(), &known, &guest("web1")).expect("is found");
-    assert_eq!((found.disks[0].path == vda, found.notes.len()), (true, 0));
+    let qcow2 = |target: &str| {
+        format!("<disk type='file'><driver type='qcow2'/><source file='/overlay'/><target dev='{target}'/></disk>")
+    };
+    runs_with(raw("vda", &vda) + &qcow2("vdb"));
+    assert!(
+        left_out(&of())[0].contains("vdb was attached while it runs, and is a qcow2 image"),
+        "{:?}",
+        left_out(&of())
+    );
+
+    // What the raw volume holds is older than the guest.
+    runs_with(qcow2("vda"));
+    let error = resolve(&host.programs(), &known, &guest("web1"));
+    let error = error.expect_err("has no good disk").to_string();
+    assert!(
+        error.contains("vda is a qcow2 image") && error.contains("is old"),
+        "{error}"
+    );
+    let found = discover(&host.programs(), &known).guests.remove(0);
+    assert_eq!((found.disks.len(), left_out(&found).len()), (0, 1));
+
+    // Who names the disks knows better, and is told.
+    let named = |name: &str| Known {
+        guests: vec![configured("web1", Some(vec![(disk(name), vda.clone())]))],
+        ..Known::default()
+    };
+    for name in ["vda", "root"] {
+        let of = || resolve(&host.programs(), &named(name), &guest("web1")).expect("is found");
+        runs_with(raw("vda", &link));
+        assert_eq!((of().notes, of().left_out), (vec![], vec![]));
+        for devices in [qcow2("vda"), raw("vda", &moved)] {
+            runs_with(devices);
+            let found = of();
+            assert_eq!((&found.disks[0].path, left_out(&found).len()), (&vda, 0));
+            assert!(found.notes.join("; ").contains("is old"), "{:?}", found.notes);
+        }
+        runs_with(raw("vda", &vda) + &raw("vdb", &vdb));
+        assert!(left_out(&of())[0].contains("vdb was attached"), "{:?}", left_out(&of()));
+    }
+}
+
+#[test]
+fn a_disk_that_the_configuration_names_and_libvirt_has_elsewhere_is_told() {
+    let host = Host::new();
+    let [old, new] = ["old", "new"].map(|name| host.disk(name, 1));
+    let link = host.path("link");
+    std::os::unix::fs::symlink(&old, &link).expect("links");
+    let other = |target: &str, rest: &str| format!("<disk {rest}<target dev='{target}'/></disk>");
+    let qcow2 = format!(
+        "type='file'><driver type='qcow2'/><source file='{}'/>",
+        host.disk("q", 1).display()
+    );
+    let known = Known {
+        guests: vec![configured(
+            "web1",
+            Some(vec![(disk("vda"), link), (disk("data"), host.path("q"))]),
+        )],
+        ..Known::default()
+    };
+    let of = |devices: &str| {
+        host.domains(&[("web1", devices)]);
+        let found = resolve(&host.programs(), &known, &guest("web1")).expect("is found");
+        assert_eq!(found.disks.len(), 2);
+        let left_out: Vec<_> = found
+            .left_out
+            .iter()
+            .map(|disk| (disk.name.clone(), disk.is_meant))
+            .collect();
+        (found.notes, left_out)
+    };
+    // Two names of one device, a volume whose path only its owner knows, and an image that is one of the disks.
+    let volume = other("vda", "type='volume'><source pool='p' volume='v'/>");
+    for devices in [raw("vda", &old), volume, other("vdb", &qcow2)] {
+        assert_eq!(of(&devices), (vec![], vec![]));
+    }
+    let (notes, left_out) = of(&raw("vda", &new));
+    assert!(
+        notes.len() == 1 && notes[0].contains("/new for libvirt") && left_out.is_empty(),
+        "{notes:?}"
+    );
+    let rbd = other("vdc", "type='network'><source protocol='rbd' name='x'/>");
+    let drive = other("sda", "type='file' device='cdrom'>");
+    assert_eq!(
+        of(&(raw("vda", &old) + &rbd + &drive)),
+        (vec![], vec![("vdc".into(), false), ("sda".into(), true)])
+    );
 }

@@ -238,7 +238,7 @@ impl Pool<'_> {
 
     fn message(&self, message: &str) -> Result<(), HintError> {
         let args = ["message", &self.device, "0", message];
-        self.programs.run("dmsetup", &args, DMSETUP_LIMIT)?;
+        self.programs.act("dmsetup", &args, DMSETUP_LIMIT)?;
         Ok(())
     }
 

@@ -58,9 +58,9 @@ pub fn define(programs: &Programs, xml: &str, nvram: Option<(&Path, &[u8])>, scr
     }
     let defined = write_new(scratch, xml.as_bytes()).and_then(|()| {
         let path = scratch.display().to_string();
-        let defined = programs.run("virsh", &["define", "--validate", "--file", &path], LIMIT);
+        let defined = programs.act("virsh", &["define", "--validate", "--file", &path], LIMIT);
         remove(scratch);
-        Ok(defined.map(drop)?)
+        Ok(defined?)
     });
     if let (Err(_), Some((path, _))) = (&defined, nvram) {
         remove(path);

@@ -1,12 +1,9 @@
 //! What a domain's description says that backups need. The format: <https://libvirt.org/formatdomain.html>.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::libvirt::LibvirtError;
 use crate::libvirt::xml::{self, Element};
-
-/// The name of the channel over which a guest's agent talks with libvirt.
-const AGENT: &str = "org.qemu.guest_agent.0";
 
 /// A guest as libvirt describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,10 +16,6 @@ pub struct Domain {
     pub disks: Vec<DomainDisk>,
     /// The file with the variables of its UEFI.
     pub nvram: Option<PathBuf>,
-    /// The MAC addresses of its network interfaces, in their order.
-    pub macs: Vec<String>,
-    /// Whether it has a channel for a guest agent; an agent need not be at its other end.
-    pub guest_agent: bool,
     /// The whole description.
     pub xml: String,
 }
@@ -38,8 +31,6 @@ pub struct DomainDisk {
     pub is_drive: bool,
     /// The guest can only read it.
     pub read_only: bool,
-    /// Other guests may write to it too.
-    pub shareable: bool,
     /// What the guest may read of it, in bytes per second: the smaller of its limits on reading and on both ways.
     pub read_bytes_per_sec: Option<u64>,
 }
@@ -49,8 +40,23 @@ pub struct DomainDisk {
 pub enum Medium {
     /// A block device or a raw file: what can be backed up.
     Raw(PathBuf),
-    /// Something else; the text says what, as in `is a CD drive`.
-    Other(String),
+    /// Something else.
+    Other {
+        /// What, as in `is a CD drive`.
+        why: String,
+        /// The block device or file that it is in, if it is in one.
+        path: Option<PathBuf>,
+    },
+}
+
+impl Medium {
+    /// The block device or file that it is in, raw or not.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Raw(path) => Some(path),
+            Self::Other { path, .. } => path.as_deref(),
+        }
+    }
 }
 
 impl Domain {
@@ -65,22 +71,18 @@ impl Domain {
             return Err(failed("a domain", format!("it is a <{}>", root.name)));
         }
         let text_of = |name| root.child(name).and_then(Element::trimmed);
-        let name = text_of("name").ok_or_else(|| failed("a domain", "it has no name".to_owned()))?;
+        // With the spaces around it that it may have: those are part of it.
+        let name = root.child("name").map(|name| name.text.as_str());
+        let name = name
+            .filter(|name| !name.is_empty())
+            .ok_or_else(|| failed("a domain", "it has no name".to_owned()))?;
         let uuid = text_of("uuid").ok_or_else(|| failed(name, "it has no UUID".to_owned()))?;
-        let devices = || root.all("devices").flat_map(|devices| &devices.children);
-        let is_agent = |device: &Element| {
-            device.name == "channel" && device.child("target").is_some_and(|target| target.is("name", AGENT))
-        };
+        let devices = root.all("devices").flat_map(|devices| &devices.children);
         Ok(Self {
             name: name.to_owned(),
             uuid: uuid.to_owned(),
-            disks: devices().filter(|device| device.name == "disk").map(disk).collect(),
+            disks: devices.filter(|device| device.name == "disk").map(disk).collect(),
             nvram: root.child("os").and_then(nvram),
-            macs: devices()
-                .filter(|device| device.name == "interface")
-                .filter_map(mac)
-                .collect(),
-            guest_agent: devices().any(is_agent),
             xml: xml.to_owned(),
         })
     }
@@ -90,10 +92,15 @@ fn disk(disk: &Element) -> DomainDisk {
     let target = disk.child("target").and_then(|target| target.attribute("dev"));
     DomainDisk {
         target: target.unwrap_or_default().to_owned(),
-        medium: medium(disk).map_or_else(Medium::Other, Medium::Raw),
+        medium: medium(disk).map_or_else(
+            |why| Medium::Other {
+                why,
+                path: path_of(disk).ok(),
+            },
+            Medium::Raw,
+        ),
         is_drive: disk.is("device", "cdrom") || disk.is("device", "floppy"),
         read_only: disk.child("readonly").is_some(),
-        shareable: disk.child("shareable").is_some(),
         read_bytes_per_sec: disk.child("iotune").and_then(speed),
     }
 }
@@ -107,29 +114,33 @@ fn medium(disk: &Element) -> Result<PathBuf, String> {
         Some("lun") => return Err("is a SCSI device passed through to the guest".to_owned()),
         Some(other) => return Err(format!("is a {other}")),
     }
-    let kind = disk.attribute("type").unwrap_or("file");
-    let attribute = match kind {
-        "block" => "dev",
-        "file" => "file",
-        "network" => {
+    match disk.attribute("type") {
+        None | Some("block" | "file") => {}
+        Some("network") => {
             let protocol = disk.child("source").and_then(|source| source.attribute("protocol"));
             return Err(format!(
                 "is on the network ({})",
                 protocol.unwrap_or("unknown protocol")
             ));
         }
-        "volume" => return Err("is a volume of a storage pool; name its path as one of the guest's disks".to_owned()),
-        other => return Err(format!("is of type {other}")),
-    };
+        Some("volume") => {
+            return Err("is a volume of a storage pool; name its path as one of the guest's disks".to_owned());
+        }
+        Some(other) => return Err(format!("is of type {other}")),
+    }
     // Without a driver element libvirt takes a disk for raw, unless it was told to guess.
     match disk.child("driver").and_then(|driver| driver.attribute("type")) {
         None | Some("raw") => {}
         Some(format) => return Err(format!("is a {format} image; only raw ones can be backed up")),
     }
-    path_of(disk, attribute)
+    path_of(disk)
 }
 
-fn path_of(disk: &Element, attribute: &str) -> Result<PathBuf, String> {
+fn path_of(disk: &Element) -> Result<PathBuf, String> {
+    let attribute = match disk.attribute("type") {
+        Some("block") => "dev",
+        _ => "file",
+    };
     let path = disk.child("source").and_then(|source| source.attribute(attribute));
     match path {
         Some(path) if path.starts_with('/') && !path.contains('\0') => Ok(PathBuf::from(path)),
@@ -154,8 +165,4 @@ fn nvram(os: &Element) -> Option<PathBuf> {
         None => nvram.trimmed(),
     };
     path.filter(|path| path.starts_with('/')).map(PathBuf::from)
-}
-
-fn mac(interface: &Element) -> Option<String> {
-    interface.child("mac")?.attribute("address").map(str::to_owned)
 }

@@ -115,7 +115,7 @@ pub fn rewrite(xml: &str, plan: &RenamePlan) -> Result<String> {
             None if is_second && disk.source.is_some() && !disk.is_shared => {
                 return Err(RenameError::DiskLeft {
                     target: disk.target.clone(),
-                    old: disk.source_name().unwrap_or("a source of another kind").to_owned(),
+                    old: disk.old().to_owned(),
                 });
             }
             None => {}
@@ -139,6 +139,30 @@ pub fn identity(xml: &str) -> Result<Identity> {
         uuid: scan.uuid.map(|uuid| uuid.value),
         macs: scan.macs.into_iter().map(|mac| mac.value).collect(),
         nvram: scan.nvram.map(|nvram| nvram.value.into()),
+    })
+}
+
+/// What a plan does not bring together with a domain.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unplaced {
+    /// New block devices that no disk of the domain becomes.
+    pub new: Vec<PathBuf>,
+    /// Disks of the domain that stay as they are, target and source; without those that can only be read or are shared.
+    pub kept: Vec<(String, String)>,
+}
+
+/// What of a plan's disks and a domain's would have no part in [`rewrite`].
+pub fn unplaced(xml: &str, plan: &RenamePlan) -> Result<Unplaced> {
+    let scan = Scan::of(xml)?;
+    let disks: Vec<_> = scan.disks.iter().filter(|disk| disk.is_disk).collect();
+    let placed: Vec<_> = disks.iter().filter_map(|disk| disk.new_path(plan)).collect();
+    let new = plan.disks.values().filter(|path| !placed.contains(&path.as_path()));
+    let kept = disks
+        .iter()
+        .filter(|disk| disk.new_path(plan).is_none() && disk.source.is_some() && !disk.is_shared);
+    Ok(Unplaced {
+        new: new.cloned().collect(),
+        kept: kept.map(|disk| (disk.target.clone(), disk.old().to_owned())).collect(),
     })
 }
 
@@ -229,6 +253,11 @@ impl Disk {
         let source = self.source.as_ref()?;
         let path = source.path.as_ref().map(|path| path.value.as_str());
         path.or(source.name.as_deref())
+    }
+
+    /// What it is made of, in a message.
+    fn old(&self) -> &str {
+        self.source_name().unwrap_or("a source of another kind")
     }
 
     fn new_path<'a>(&self, plan: &'a RenamePlan) -> Option<&'a Path> {

@@ -17,16 +17,18 @@ fn minimal(devices: &str) -> String {
 #[test]
 fn a_description_tells_what_can_be_backed_up_and_how_fast() {
     let domain = Domain::parse(WEB1).expect("parses");
-    assert_eq!((domain.name.as_str(), domain.guest_agent), ("web1", true));
+    assert_eq!(domain.name, "web1");
     assert_eq!(domain.uuid, "4dea22b3-1d52-d8f3-2516-782e98ab3fa0");
     assert_eq!(
         domain.nvram.as_deref(),
         Some(Path::new("/var/lib/libvirt/qemu/nvram/web1_VARS.fd"))
     );
-    assert_eq!(domain.macs, ["52:54:00:6d:90:01", "52:54:00:6d:90:02"]);
     assert_eq!(domain.xml, WEB1);
     let raw = |path: &str| Medium::Raw(path.into());
-    let other = |why: &str| Medium::Other(why.into());
+    let other = |why: &str, path: Option<&str>| Medium::Other {
+        why: why.into(),
+        path: path.map(Into::into),
+    };
     let disks: Vec<_> = domain
         .disks
         .iter()
@@ -37,26 +39,29 @@ fn a_description_tells_what_can_be_backed_up_and_how_fast() {
         [
             ("vda", raw("/dev/vg0/web1-root"), Some(300_000_000)),
             ("vdb", raw("/srv/images/web1 data 'b'.img"), Some(200_000_000)),
-            ("vdc", other("is a qcow2 image; only raw ones can be backed up"), None),
-            ("vdd", other("is on the network (rbd)"), None),
+            (
+                "vdc",
+                other(
+                    "is a qcow2 image; only raw ones can be backed up",
+                    Some("/var/lib/libvirt/images/web1.qcow2")
+                ),
+                None
+            ),
+            ("vdd", other("is on the network (rbd)", None), None),
             ("vde", raw("/dev/vg0/templates"), None),
-            ("sda", other("is a CD drive"), None),
+            ("sda", other("is a CD drive", Some("/srv/iso/debian-12.iso")), None),
             (
                 "vdf",
-                other("is a volume of a storage pool; name its path as one of the guest's disks"),
+                other(
+                    "is a volume of a storage pool; name its path as one of the guest's disks",
+                    None
+                ),
                 None
             ),
         ]
     );
-    let flags = |at: usize| {
-        (
-            domain.disks[at].shareable,
-            domain.disks[at].read_only,
-            domain.disks[at].is_drive,
-        )
-    };
-    assert_eq!(flags(1), (true, false, false));
-    assert_eq!((flags(4), flags(5)), ((false, true, false), (false, true, true)));
+    let flags = |at: usize| (domain.disks[at].read_only, domain.disks[at].is_drive);
+    assert_eq!([1, 4, 5].map(flags), [(false, false), (true, false), (true, true)]);
 }
 
 #[test]
@@ -81,7 +86,13 @@ fn the_smaller_of_the_limits_on_reading_counts() {
         let xml = minimal(&format!("<disk><iotune>{iotune}</iotune></disk>"));
         let domain = Domain::parse(&xml).expect("parses");
         assert_eq!(domain.disks[0].read_bytes_per_sec, expected, "{iotune}");
-        assert_eq!(domain.disks[0].medium, Medium::Other("has nothing in it".into()));
+        assert_eq!(
+            domain.disks[0].medium,
+            Medium::Other {
+                why: "has nothing in it".into(),
+                path: None
+            }
+        );
     }
 }
 
@@ -126,17 +137,6 @@ fn virsh(script: &str) -> (tempfile::TempDir, Programs) {
 }
 
 #[test]
-fn libvirt_is_there_silent_or_missing() {
-    let presence = |programs: &Programs| Libvirt::new(programs).presence();
-    let empty = tempfile::tempdir().expect("a directory");
-    assert_eq!(presence(&Programs::found_in(empty.path())), Presence::Missing);
-    let (_dir, programs) = virsh("echo 'error: failed to connect to the hypervisor' >&2; exit 1");
-    assert!(matches!(presence(&programs), Presence::Silent(why) if why.contains("failed to connect")));
-    let (_dir, programs) = virsh("printf '\\n'");
-    assert_eq!(presence(&programs), Presence::There);
-}
-
-#[test]
 fn a_domain_whose_name_is_a_number_is_not_taken_for_an_id() {
     // Domain "7" does not run, and a running one has the id 7.
     let script = r#"
@@ -145,16 +145,38 @@ case "$*" in
   "list --all --uuid") printf 'uuid-other\nuuid-7\n\n' ;;
   "dumpxml --inactive --security-info --domain 7") echo "<domain><name>other</name><uuid>uuid-other</uuid></domain>" ;;
   "dumpxml --inactive --security-info --domain uuid-other") echo "<domain><name>other</name><uuid>uuid-other</uuid></domain>" ;;
-  "dumpxml --inactive --security-info --domain uuid-7") echo "<domain><name>7</name><uuid>uuid-7</uuid></domain>" ;;
+  "dumpxml --inactive --security-info --domain uuid-7") [ ! -e "${0%/*}/late" ] || { (sleep 9; echo late) & exit 0; }; echo "<domain><name>7</name><uuid>uuid-7</uuid></domain>" ;;
   *) echo "error: failed to get domain" >&2; exit 1 ;;
 esac"#;
-    let (_dir, programs) = virsh(script);
+    let (dir, programs) = virsh(script);
     let libvirt = Libvirt::new(&programs);
     assert_eq!(libvirt.names().expect("names"), ["other", "7"]);
     assert_eq!(libvirt.domain("7").expect("found").uuid, "uuid-7");
     let error = libvirt.domain("gone").expect_err("is not there");
     assert!(matches!(error, LibvirtError::NoSuchDomain(_)), "{error}");
     assert_eq!(error.kind(), ErrorKind::NotFound);
+    // Without its answer nobody can say that there is no such domain.
+    fs::write(dir.path().join("late"), "").expect("writes");
+    let error = libvirt.domain("7").expect_err("did not answer");
+    assert!(
+        matches!(error, LibvirtError::Program(ProgramError::Answer { .. })),
+        "{error}"
+    );
+}
+
+#[test]
+fn spaces_are_part_of_a_name() {
+    let (_dir, programs) = virsh(
+        r#"case "$*" in
+          "list --all --name") printf 'web \n\n' ;;
+          "dumpxml "*"--domain web ") echo "<domain><name>web </name><uuid>u</uuid></domain>" ;;
+          *) exit 1 ;;
+        esac"#,
+    );
+    let libvirt = Libvirt::new(&programs);
+    let names = libvirt.names().expect("names");
+    assert_eq!(names, ["web "]);
+    assert_eq!(libvirt.domain(&names[0]).expect("found").name, "web ");
 }
 
 proptest! {

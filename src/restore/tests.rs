@@ -94,6 +94,49 @@ fn an_existing_file_needs_force_and_keeps_its_mode() {
     assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o777, 0o640);
 }
 
+/// A program that has a file or device open for reading and writing, as QEMU has the disks of its guest.
+struct Program(std::process::Child);
+
+impl Program {
+    fn with(disk: &Path) -> Self {
+        let script = "exec 5<>\"$1\"; echo open; read -r _";
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", script, "guest"])
+            .arg(disk)
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let mut said = [0; 5];
+        let stdout = child.stdout.as_mut().expect("is a pipe");
+        std::io::Read::read_exact(stdout, &mut said).expect("opens it");
+        Self(child)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill().and_then(|()| self.0.wait());
+    }
+}
+
+#[test]
+fn a_file_that_a_program_writes_to_is_not_taken_from_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("web1.img");
+    fs::write(&path, b"precious").expect("writes");
+    let guest = Program::with(&path);
+    let text = run(&plain(), &path, true).expect_err("is in use").to_string();
+    let process = format!("open for writing in process {}, sh", guest.0.id());
+    assert!(text.contains(&process) && text.contains("move the file away"), "{text}");
+    assert_eq!(fs::read(&path).expect("reads"), b"precious");
+    assert_eq!(names(directory.path()), [PathBuf::from("web1.img")]);
+    drop(guest);
+    // Who only reads it loses nothing.
+    let _reader = fs::File::open(&path).expect("opens");
+    run(&plain(), &path, true).expect("restores");
+}
+
 #[test]
 fn an_interrupted_or_failed_restore_leaves_nothing() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -254,6 +297,17 @@ mod device {
         let text = refused.expect_err("is in use").to_string();
         assert!(text.contains(again.trim()), "{text}");
         assert!(fs::read(&device.path).expect("reads").iter().all(|byte| *byte == 0xAA));
+    }
+
+    #[test]
+    fn a_device_that_a_program_writes_to_needs_force() {
+        let device = Loop::new(14 * MIB);
+        let guest = Program::with(&device.path);
+        let text = run(&plain(), &device.path, false).expect_err("is in use").to_string();
+        let process = format!("open for writing in process {}, sh", guest.0.id());
+        assert!(text.contains(&process) && text.contains("--force"), "{text}");
+        assert!(fs::read(&device.path).expect("reads").iter().all(|byte| *byte == 0xAA));
+        run(&plain(), &device.path, true).expect("restores");
     }
 
     #[test]

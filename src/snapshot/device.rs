@@ -1,4 +1,5 @@
-//! A block device that is read without a snapshot: who uses it, and whether it was written meanwhile.
+//! A block device that is read without a snapshot, or a disk that is restored to: who uses it, and whether it was written
+//! meanwhile.
 
 use std::collections::BTreeSet;
 use std::fs::{Metadata, OpenOptions};
@@ -43,8 +44,7 @@ pub(super) fn user_of(path: &Path, device: Number) -> Result<Option<String>, Sna
     }
     // Programs that write to a disk, as QEMU does, rarely claim it.
     let related = related(device);
-    let is_it = |file: &Metadata| file.file_type().is_block_device() && related.contains(&number(file.rdev()));
-    Ok(writer_of(&|target| target.starts_with("/dev"), &is_it))
+    Ok(writer_of(&related))
 }
 
 /// The device, its partitions, and the disk it is a partition of.
@@ -113,26 +113,47 @@ fn claimed_by(device: Number) -> String {
     }
 }
 
-/// A process that has a file open for writing, as far as they can be looked at. Only those are looked at whose path
-/// `may_be` right: to look at a file of a network file system that hangs would hang too.
-pub(super) fn writer_of(may_be: &dyn Fn(&Path) -> bool, is_it: &dyn Fn(&Metadata) -> bool) -> Option<String> {
+/// A process that has this device, a partition of it or the disk it is on open for writing.
+pub(crate) fn writer_of_device(rdev: u64) -> Option<String> {
+    writer_of(&related(number(rdev)))
+}
+
+/// A process that has this file open for writing.
+pub(crate) fn writer_of_file(path: &Path, metadata: &Metadata) -> Option<String> {
+    let identity = (metadata.dev(), metadata.ino());
+    // By its name first, whatever the directory is called where the process lives: see below.
+    writer(|named, file| {
+        named.file_name() == path.file_name()
+            && std::fs::metadata(file).is_ok_and(|found| (found.dev(), found.ino()) == identity)
+    })
+}
+
+fn writer_of(devices: &BTreeSet<Number>) -> Option<String> {
+    writer(|named, file| {
+        named.starts_with("/dev")
+            && std::fs::metadata(file).is_ok_and(|metadata| {
+                metadata.file_type().is_block_device() && devices.contains(&number(metadata.rdev()))
+            })
+    })
+}
+
+/// Another process that has something open for writing, as far as they can be looked at. `is_it` gets the name of an open
+/// file, and the link in /proc that leads to it. It looks at none whose name it does not know: to look at a file of a
+/// network file system that hangs would hang too.
+fn writer(is_it: impl Fn(&Path, &Path) -> bool) -> Option<String> {
     let own = std::process::id();
     let processes = std::fs::read_dir("/proc").ok()?.flatten();
     let processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     processes.filter(|process| *process != own).find_map(|process| {
         let files = std::fs::read_dir(format!("/proc/{process}/fd")).ok()?.flatten();
-        let right = |file: &Path| {
-            std::fs::read_link(file).is_ok_and(|target| may_be(&target))
-                && std::fs::metadata(file).is_ok_and(|file| is_it(&file))
-        };
         let mut files = files.map(|entry| entry.path());
-        files.find(|file| right(file) && is_for_writing(file, process))?;
+        files.find(|file| std::fs::read_link(file).is_ok_and(|named| is_it(&named, file)) && writes(file, process))?;
         let name = std::fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
         Some(format!("open for writing in process {process}, {}", name.trim_end()))
     })
 }
 
-fn is_for_writing(file: &Path, process: u32) -> bool {
+fn writes(file: &Path, process: u32) -> bool {
     let number = file.file_name().unwrap_or_default().to_string_lossy();
     let info = std::fs::read_to_string(format!("/proc/{process}/fdinfo/{number}")).unwrap_or_default();
     let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));

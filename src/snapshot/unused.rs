@@ -17,27 +17,20 @@ pub(super) fn user_of(path: &Path, device: Option<Number>) -> Result<Option<Stri
 }
 
 fn user_of_file(path: &Path) -> Result<Option<String>, SnapshotError> {
-    let open = SnapshotError::io("open", path);
-    let (path, file) = match std::fs::canonicalize(path).and_then(|path| Ok((path.clone(), std::fs::metadata(path)?))) {
-        Ok(found) => found,
-        Err(error) => return Err(open(error)),
-    };
-    let is_it = |metadata: &Metadata| (metadata.dev(), metadata.ino()) == (file.dev(), file.ino());
-    // Another program may know the file by another path, but seldom by another name. To look at all files would be to
-    // wait for a network file system that hangs.
-    let may_be = |target: &Path| target.file_name() == path.file_name();
-    Ok(writable_loop(&is_it).or_else(|| device::writer_of(&may_be, &is_it)))
+    let found = std::fs::canonicalize(path).and_then(|path| Ok((std::fs::metadata(&path)?, path)));
+    let (file, path) = found.map_err(SnapshotError::io("open", path))?;
+    Ok(writable_loop(&file).or_else(|| device::writer_of_file(&path, &file)))
 }
 
 /// A loop device that shows a file and can be written to. The kernel has the file open then, and no process.
-fn writable_loop(is_it: &dyn Fn(&Metadata) -> bool) -> Option<String> {
+fn writable_loop(file: &Metadata) -> Option<String> {
     let mut devices = std::fs::read_dir("/sys/block").ok()?.flatten();
     let shows = |device: PathBuf| {
         let read = |name: &str| std::fs::read_to_string(device.join(name)).ok();
-        let file = read("loop/backing_file")?;
+        let shown = read("loop/backing_file")?;
         let writable = read("ro").is_none_or(|ro| ro.trim() == "0");
-        let file = std::fs::metadata(file.trim_end_matches('\n')).ok()?;
-        (writable && is_it(&file)).then_some(())
+        let shown = std::fs::metadata(shown.trim_end_matches('\n')).ok()?;
+        (writable && (shown.dev(), shown.ino()) == (file.dev(), file.ino())).then_some(())
     };
     let found = devices.find(|device| shows(device.path()).is_some())?;
     Some(format!("shown by /dev/{}", found.file_name().to_string_lossy()))

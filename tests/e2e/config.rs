@@ -50,7 +50,7 @@ impl Host {
         });
         host.write("volumes", &json!({"report": [{"lv": [volume]}]}).to_string());
         host.program("lvs", &format!("cat {}", host.path("volumes").display()));
-        let answers = "case \"$*\" in 'list --all --name'|'list --name --state-running') printf 'web1\\n\\n' ;;";
+        let answers = "case \"$*\" in 'list --all --name'|'list --name') printf 'web1\\n\\n' ;;";
         let xml = host.path("web1.xml");
         host.program(
             "virsh",

@@ -1,11 +1,12 @@
 //! Backups that are killed or interrupted at any moment: what was complete stays, what was not is never seen.
 
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use crate::support::bytes::{MIB, assert_is_noise, write_noise};
-use crate::support::lab::{Lab, u64_of};
+use crate::support::lab::{Lab, VBK, u64_of};
 use crate::support::run::Running;
 
 const SIZE: u64 = 320 * MIB;
@@ -181,10 +182,27 @@ fn an_interrupted_restore_leaves_no_file() {
     write_noise(&lab.path("disk.img"), 1, SIZE);
     lab.backup("web1", &lab.path("disk.img"));
     let dir = lab.subdir("restored");
-    let mut running = lab.start(args!["restore", "web1@latest", dir.join("out.img")]);
+    for signal in [Signal::SIGINT, Signal::SIGHUP] {
+        let mut running = lab.start(args!["restore", "web1@latest", dir.join("out.img")]);
+        assert!(running.wait_until_read(SIZE / 4), "the restore ended early");
+        running.signal(signal);
+        running.wait().code(130);
+        let left = crate::support::lab::names_in(&dir);
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+#[test]
+fn a_restore_under_nohup_outlives_the_connection() {
+    let lab = Lab::new();
+    write_noise(&lab.path("disk.img"), 1, SIZE);
+    lab.backup("web1", &lab.path("disk.img"));
+    let mut command = Command::new("nohup");
+    command.current_dir(lab.dir());
+    let out = lab.path("out.img");
+    let mut running = lab.start_command(command, args![VBK, "--repo", lab.repo(), "restore", "web1@latest", out]);
     assert!(running.wait_until_read(SIZE / 4), "the restore ended early");
-    running.signal(Signal::SIGINT);
-    running.wait().code(130);
-    let left = crate::support::lab::names_in(&dir);
-    assert!(left.is_empty(), "{left:?}");
+    running.signal(Signal::SIGHUP);
+    running.wait().code(0);
+    assert!(out.exists());
 }

@@ -5,10 +5,13 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
 
 use crate::support::bytes::{MIB, noise_bytes, write_noise};
 use crate::support::lab::{Lab, VBK, names_in, str_of};
-use crate::support::run::Said;
+use crate::support::run::{Running, Said};
 use crate::support::tools::try_tool;
 
 const XML: &str = "<domain type='kvm'>
@@ -91,13 +94,17 @@ impl Host {
     }
 
     fn run(&self, lab: &Lab, args: Vec<OsString>) -> Said {
+        self.start(lab, args).wait()
+    }
+
+    fn start(&self, lab: &Lab, args: Vec<OsString>) -> Running {
         let mut command = Command::new(VBK);
         command.current_dir(lab.dir());
         let path = std::env::var("PATH").expect("a path");
         command.env("PATH", format!("{}:{path}", self.dir.join("bin").display()));
         let mut all = args!["--repo", lab.repo()];
         all.extend(args);
-        lab.start_command(command, all).wait()
+        lab.start_command(command, all)
     }
 
     fn volume(&self, name: &str) -> PathBuf {
@@ -278,6 +285,65 @@ fn a_restore_that_fails_removes_its_volumes() {
     assert_ne!(text, smaller);
     fs::write(&script, smaller).expect("writes");
     let restore = args!["restore", "web1@latest", "--as", "web2", "--create-in", host.group];
-    host.run(&lab, restore).code(1).says(&["4096 bytes"]);
+    host.run(&lab, restore.clone()).code(1).says(&["4096 bytes"]);
     assert_eq!(host.volumes(), [] as [&str; 0]);
+
+    // The connection is lost while the volumes are made.
+    fs::write(&script, text.replace("ln -s", "sleep 1; ln -s")).expect("writes");
+    let running = host.start(&lab, restore);
+    let begun = Instant::now();
+    while host.volumes().is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "no volume is made");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    running.signal(Signal::SIGHUP);
+    running.wait().code(130);
+    assert_eq!(host.volumes(), [] as [&str; 0]);
+}
+
+#[test]
+fn a_restored_disk_that_the_domain_does_not_have_is_told_and_never_defined() {
+    let lab = Lab::new();
+    let host = Host::new(&lab);
+    back_up(&lab, &host.dir.join("nvram"));
+    let xml = fs::read_to_string(lab.path("web1.xml")).expect("reads");
+    let other = xml.replace("data.img'/><target dev='vdb'", "old.img'/><target dev='vdz'");
+    assert_ne!(xml, other);
+    fs::write(lab.path("web1.xml"), other).expect("writes");
+    let disk = |name: &str, file: &str| format!("{name}={}", lab.path(file).display());
+    let backup = |disks: Vec<String>| {
+        let mut args = args!["backup", "web1", "--attach", "config.xml=web1.xml"];
+        args.extend(disks.into_iter().map(OsString::from));
+        lab.ok(args);
+    };
+    backup(vec![disk("vda", "root.img"), disk("vdb", "data.img")]);
+    let restore = args!["restore", "web1@latest", "--create-in", host.group];
+    let mut define = restore.clone();
+    define.push("--define".into());
+    host.run(&lab, define.clone())
+        .code(2)
+        .says(&["disk vdb of the backup", "none of the disks", "vdz"]);
+    assert_eq!(host.volumes(), [] as [&str; 0]);
+    let stays = format!(
+        "disk vdz of the domain is not restored, and stays {}",
+        lab.path("old.img").display()
+    );
+    host.run(&lab, restore)
+        .code(3)
+        .says(&["disk vdb of the backup", &stays]);
+    assert_eq!(host.volumes().len(), 2);
+
+    // Not in the backup, and nobody but its owner knows whether it is good.
+    backup(vec![disk("vda", "root.img")]);
+    for name in host.volumes() {
+        try_tool("losetup", args!["-d", host.volume(&name)]);
+        fs::remove_file(host.volume(&name)).expect("removes");
+        fs::remove_file(host.dir.join("tags").join(&name)).expect("removes");
+    }
+    host.run(&lab, define).code(3).says(&[&stays]);
+    let defined = fs::read_to_string(host.dir.join("defined")).expect("reads");
+    assert!(
+        defined.contains("old.img") && !defined.contains("root.img"),
+        "{defined}"
+    );
 }

@@ -19,7 +19,7 @@ pub struct RestoreArgs {
     #[arg(required_unless_present = "create_in", conflicts_with = "create_in")]
     pub target: Option<PathBuf>,
 
-    /// Replace an existing file
+    /// Replace an existing file, or write to a device that a program, as of a running guest, has open for writing
     #[arg(long, short)]
     pub force: bool,
 

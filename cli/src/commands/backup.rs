@@ -12,7 +12,6 @@ use jiff::Timestamp;
 use vbk::backup::BackupSummary;
 use vbk::guest_backup::Host;
 use vbk::limit::{LimitOptions, requests};
-use vbk::program::Programs;
 use vbk::run::Run;
 use vbk_repo::ErrorKind;
 use vbk_repo::name::GuestName;
@@ -57,7 +56,7 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
         None => "backup --all".to_owned(),
     };
     let run = Run::begin(&machine::runtime_dir(), &machine::host_id(), &command).map_err(vbk::Error::from)?;
-    let programs = Programs::system();
+    let programs = machine::programs();
     let jobs = args.jobs.or(config.jobs).filter(|_| args.all).unwrap_or(1) as usize;
     let common = Common {
         context,

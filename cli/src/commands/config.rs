@@ -8,7 +8,6 @@ use serde::Serialize;
 use vbk::guests::{Found, FoundGuest, discover};
 use vbk::hints::ChangeHints;
 use vbk::limit::ReadLimit;
-use vbk::program::Programs;
 use vbk::retention::KeepPolicy;
 use vbk::snapshot::SnapshotSize;
 use vbk_repo::codec::Compression;
@@ -18,7 +17,7 @@ use crate::config::{Config, DEFAULT_PATH, GuestAgent, GuestSettings, others_may_
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
 use crate::table::{Align, Table};
-use crate::units;
+use crate::{machine, units};
 
 /// Runs `vbk config ...`.
 pub fn run(context: &Context<'_>, command: &ConfigCommand) -> Result<Outcome> {
@@ -65,7 +64,7 @@ struct Settings {
 
 fn check(context: &Context<'_>) -> Result<Outcome> {
     let config = context.config()?;
-    let found = discover(&Programs::system(), &config.known_guests());
+    let found = discover(&machine::programs(), &config.known_guests());
     let warnings = warnings(config, &found);
     let configured = || {
         found
@@ -381,7 +380,7 @@ fn command(text: &str) -> Option<String> {
     if word.contains('/') {
         return program(Path::new(word));
     }
-    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = machine::path();
     let mut places = std::env::split_paths(&path).map(|directory| directory.join(word));
     match places.find(|place| is_executable(place)) {
         Some(place) => program(&place),

@@ -3,13 +3,12 @@
 use jiff::Timestamp;
 use serde::Serialize;
 use vbk::guests::{FoundBy, FoundGuest, LeftOut, discover};
-use vbk::program::Programs;
 use vbk_repo::catalogue::Catalogue;
 
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
 use crate::table::{Align, Table};
-use crate::units;
+use crate::{machine, units};
 
 #[derive(Serialize)]
 struct Report<'a> {
@@ -53,7 +52,7 @@ struct Last {
 /// Lists what can be backed up.
 pub fn run(context: &Context<'_>) -> Result<Outcome> {
     let config = context.config()?;
-    let mut found = discover(&Programs::system(), &config.known_guests());
+    let mut found = discover(&machine::programs(), &config.known_guests());
     let catalogue = match catalogue(context) {
         Ok(catalogue) => catalogue,
         Err(error) => {

@@ -2,7 +2,6 @@
 
 use jiff::Timestamp;
 use serde::Serialize;
-use vbk::program::Programs;
 use vbk::run::RunInfo;
 use vbk::snapshot::{self, Cleaned, Leftover, Places, State};
 
@@ -39,7 +38,7 @@ struct FailedJson<'a> {
 
 /// Lists the snapshots that vbk made, or removes those that were left behind.
 pub fn run(context: &Context<'_>, args: &SnapshotsArgs) -> Result<Outcome> {
-    let programs = Programs::system();
+    let programs = machine::programs();
     let places = Places {
         runtime_dir: &machine::runtime_dir(),
         cache: &machine::cache_dir(),

@@ -86,6 +86,24 @@ fn changed(old: &str, new: &str) -> Vec<(String, String)> {
 }
 
 #[test]
+fn what_a_plan_and_a_domain_do_not_share_is_named() {
+    assert_eq!(unplaced(XML, &plan()).expect("a domain"), Unplaced::default());
+    let mut other = plan();
+    other.disks.remove("vdc");
+    // The path goes before the target's name, so that this one gets nothing.
+    other.disks.insert("vda".into(), "/dev/vg1/web2-boot".into());
+    let expected = Unplaced {
+        new: vec!["/dev/vg1/web2-boot".into()],
+        kept: vec![("vdc".into(), "pool/web1".into())],
+    };
+    assert_eq!(unplaced(XML, &other).expect("a domain"), expected);
+    assert!(rewrite(XML, &other).is_err());
+    other.name = "web1".into();
+    let kept = rewrite(XML, &other).expect("the same server keeps its disk");
+    assert!(kept.contains("name='pool/web1'"), "{kept}");
+}
+
+#[test]
 fn what_identifies_a_domain_is_replaced_and_all_else_stays_byte_for_byte() {
     // The network disk's source is replaced as a whole, which takes two lines.
     let new = rewrite(XML, &plan()).expect("rewrites");

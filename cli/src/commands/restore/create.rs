@@ -8,7 +8,7 @@ use std::time::Instant;
 use serde::Serialize;
 use vbk::guest_files::{CONFIG_NAME, DISKS_NAME, Disks, NVRAM_NAME, volume_name_of};
 use vbk::libvirt::define::{define, is_defined};
-use vbk::libvirt::rename::{RenamePlan, identity, mac_like, rewrite, uuid_of};
+use vbk::libvirt::rename::{RenamePlan, identity, mac_like, rewrite, unplaced, uuid_of};
 use vbk::program::Programs;
 use vbk::restore::guest::{DiskToWrite, write};
 use vbk::restore::{Fill, RestoreOptions};
@@ -23,7 +23,7 @@ use crate::args::RestoreArgs;
 use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
 use crate::progress::{Progress, Words};
-use crate::{signals, units};
+use crate::{machine, signals, units};
 
 #[derive(Serialize)]
 struct Report<'a> {
@@ -50,12 +50,16 @@ struct Domain {
     xml: String,
     /// Its UEFI variables, and where they go.
     nvram: Option<(PathBuf, Vec<u8>)>,
+    /// Restored disks that it does not have.
+    nowhere: Vec<String>,
+    /// Disks of it that are not restored.
+    kept: Vec<String>,
 }
 
 /// Restores a guest into the volume group `group`.
 pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Outcome> {
     let clock = Instant::now();
-    let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
+    let cancel = signals::cancel_flag_with_hangup().map_err(|error| Error::Other(error.to_string()))?;
     let view = context.repository()?.view()?;
     let catalogue = view.catalogue()?;
     let mut backup = catalogue.find(&args.backup)?.backup.clone();
@@ -70,7 +74,7 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Out
         view: &view,
         resources: &resources,
     };
-    let programs = Programs::system();
+    let programs = machine::programs();
     let mut random = random()?;
     let plan = volumes_plan(&stored, guest, group, args.thin_pool.clone(), random.run())?;
     let mut warnings = 0;
@@ -86,6 +90,13 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Out
     };
     if args.define {
         check_define(&programs, domain.as_ref(), &backup)?;
+    }
+    for remark in domain
+        .iter()
+        .flat_map(|domain| domain.nowhere.iter().chain(&domain.kept))
+    {
+        tracing::warn!("{remark}");
+        warnings += 1;
     }
     let readers = backup.images.iter().map(|image| {
         let reader = ImageReader::open(view.store(), Arc::clone(&resources), image);
@@ -264,6 +275,26 @@ fn domain(stored: &Stored<'_>, guest: &GuestName, plan: &VolumesPlan, random: &m
         };
         rename.disks.insert(key.to_owned(), path);
     }
+    let unplaced = unplaced(&xml, &rename).map_err(vbk::Error::from)?;
+    let targets: Vec<_> = was.disks.iter().map(|(_, target)| target.as_str()).collect();
+    let volumes = backup
+        .images
+        .iter()
+        .zip(plan.volumes.iter().map(|volume| plan.path_of(volume)));
+    let nowhere = volumes
+        .filter(|(_, path)| unplaced.new.contains(path))
+        .map(|(image, path)| {
+            format!(
+                "disk {} of the backup ({}), new at {}, is none of the disks of the stored domain ({})",
+                image.disk,
+                image.source,
+                path.display(),
+                targets.join(", ")
+            )
+        });
+    let nowhere = nowhere.collect();
+    let kept = unplaced.kept.iter();
+    let kept = kept.map(|(target, old)| format!("disk {target} of the domain is not restored, and stays {old}"));
     let xml = rewrite(&xml, &rename).map_err(vbk::Error::from)?;
     let nvram = match (nvram, stored.file(NVRAM_NAME)?) {
         (Some(path), Some(bytes)) => Some((path, bytes)),
@@ -273,6 +304,8 @@ fn domain(stored: &Stored<'_>, guest: &GuestName, plan: &VolumesPlan, random: &m
         name: rename.name,
         xml,
         nvram,
+        nowhere,
+        kept: kept.collect(),
     }))
 }
 
@@ -284,6 +317,13 @@ fn check_define(programs: &Programs, domain: Option<&Domain>, backup: &Backup) -
             backup.spec()
         )));
     };
+    // It would start with the old disk.
+    if !domain.nowhere.is_empty() {
+        return Err(Error::Usage(format!(
+            "{}; leave --define out, write it into the XML that is printed, and define that by hand",
+            domain.nowhere.join("; ")
+        )));
+    }
     if is_defined(programs, &domain.name).map_err(vbk::Error::from)? {
         return Err(Error::Usage(format!(
             "libvirt has a domain {} already; restore with --as another name, or `virsh undefine --keep-nvram {0}` first \
