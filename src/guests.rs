@@ -21,6 +21,7 @@ use crate::libvirt::{Domain, Libvirt, LibvirtError, Medium};
 use crate::program::{ProgramError, Programs};
 use crate::sys;
 use make::{configured_guest, libvirt_guest, settle, tagged_guest};
+pub use tags::PREFIX as GUEST_TAG;
 use tags::Tags;
 
 /// What the configuration says of guests.

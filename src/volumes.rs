@@ -16,8 +16,10 @@ use serde::Deserialize;
 use vbk_repo::ErrorKind;
 
 use crate::guest_files::{GuestFilesError, check_group_name, check_lvm_name, check_volume_name};
-use crate::lvm::report;
+use crate::guests::GUEST_TAG;
+use crate::lvm::{self, report};
 use crate::program::{ProgramError, Programs};
+use crate::snapshot::TAG;
 use crate::text::size;
 
 /// How long lvm2 may take to answer or to change something: it waits for its own locks and for udev.
@@ -53,6 +55,8 @@ pub struct NewVolume {
     pub data_bytes: u64,
     /// The size of these blocks.
     pub block_bytes: u64,
+    /// Its tags when it is whole: see [`tags_of`].
+    pub tags: Vec<String>,
 }
 
 /// Why there are no new volumes.
@@ -144,13 +148,32 @@ impl VolumesError {
 /// Shorthand for results of this module.
 pub type Result<T> = std::result::Result<T, VolumesError>;
 
-/// The name of a new volume: the old one's, with the guest's old name in it replaced by the new, or else
+/// The name of a new volume: the old one's, for another guest with the guest's old name in it replaced by the new, or else
 /// `GUEST-DISK`. In `web10-root` there is no `web1`.
 pub fn volume_name(old_volume: Option<&str>, old_guest: &str, new_guest: &str, disk: &str) -> Result<String> {
-    let replaced = old_volume.and_then(|volume| replace_word(volume, old_guest, new_guest));
+    let replaced = old_volume.and_then(|volume| match old_guest == new_guest {
+        true => Some(volume.to_owned()),
+        false => replace_word(volume, old_guest, new_guest),
+    });
     let name = replaced.unwrap_or_else(|| format!("{new_guest}-{disk}"));
     check_volume_name(&name)?;
     Ok(name)
+}
+
+/// The tags of a new volume. The one by which vbk finds a guest's disks is made for the new guest, so that what is restored is
+/// backed up like what was lost. All others mean the old volume, and come back only with it. Tags of vbk's own are never
+/// taken over, nor what lvm2 would not take.
+pub fn tags_of(old_tags: &[String], old_guest: &str, new_guest: &str) -> Vec<String> {
+    let tags = old_tags.iter().filter_map(|tag| match tag.strip_prefix(GUEST_TAG) {
+        Some(value) => {
+            let (guest, disk) = value.split_once('/')?;
+            (guest == old_guest).then(|| format!("{GUEST_TAG}{new_guest}/{disk}"))
+        }
+        None if tag == TAG || tag.starts_with("vbk_") || old_guest != new_guest => None,
+        None => Some(tag.clone()),
+    });
+    tags.filter(|tag| !tag.is_empty() && !tag.starts_with('-') && lvm::as_tag(tag) == *tag)
+        .collect()
 }
 
 fn replace_word(text: &str, old: &str, new: &str) -> Option<String> {
@@ -340,13 +363,13 @@ impl Volumes<'_> {
         self.read_zero
     }
 
-    /// Keeps the volumes: takes the run's tag away. Gives what could not be untagged, which is of no harm.
+    /// Keeps the volumes: they get their own tags instead of the run's. Gives what could not be tagged, which is of no harm
+    /// to what is in them.
     pub fn keep(mut self) -> Result<()> {
         self.open = false;
-        let tag = self.plan.tag();
+        let run = [self.plan.tag()];
         for volume in &self.plan.volumes {
-            let name = format!("{}/{}", self.plan.group, volume.name);
-            self.programs.act("lvchange", &["--deltag", &tag, "--", &name], LIMIT)?;
+            lvm::change_tags(self.programs, &self.plan.group, &volume.name, &run, &volume.tags)?;
         }
         Ok(())
     }

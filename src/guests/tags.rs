@@ -11,7 +11,7 @@ use crate::lvm;
 use crate::program::{ProgramError, Programs};
 
 /// How the tag begins.
-const PREFIX: &str = "vbk_guest=";
+pub const PREFIX: &str = "vbk_guest=";
 
 /// What the tags say.
 #[derive(Debug, Default)]

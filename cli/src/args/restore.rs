@@ -23,14 +23,14 @@ pub struct RestoreArgs {
     #[arg(long, short)]
     pub force: bool,
 
-    /// Restore the whole guest: make a new logical volume in this group for each disk, and print the libvirt domain that
-    /// was kept with the backup, with the new paths (with --quiet nothing else). Volumes are removed again if it fails or is
-    /// interrupted
+    /// Restore the whole guest: make a new logical volume in this group for each disk, with the old one's name and tags,
+    /// and print the libvirt domain that was kept with the backup, with the new paths (with --quiet nothing else). Volumes
+    /// are removed again if it fails or is interrupted
     #[arg(long, value_name = "VG", conflicts_with = "force")]
     pub create_in: Option<String>,
 
-    /// Give the restored guest another name, as in web2: volume web1-root becomes web2-root, others web2-DISK, and its
-    /// domain gets a new UUID and new MAC addresses
+    /// Give the restored guest another name, as in web2: volume web1-root becomes web2-root, others web2-DISK, of
+    /// their tags only vbk_guest= is taken over, and its domain gets a new UUID and new MAC addresses
     // Not `requires`: that does not hold where what is required conflicts with what is given.
     #[arg(long = "as", value_name = "GUEST", conflicts_with = "target")]
     pub as_guest: Option<GuestName>,

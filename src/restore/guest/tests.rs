@@ -13,7 +13,7 @@ use vbk_repo::writer::ImageWriter;
 
 use super::*;
 use crate::program::Programs;
-use crate::volumes::{NewVolume, VolumesError, VolumesPlan, volume_name};
+use crate::volumes::{NewVolume, VolumesError, VolumesPlan, tags_of, volume_name};
 use vbk_repo::ErrorKind;
 
 const MIB: u64 = 1 << 20;
@@ -114,6 +114,7 @@ impl Host {
             size_bytes: 6 * MIB + 5,
             data_bytes: 2 * MIB,
             block_bytes: MIB,
+            tags: Vec::new(),
         };
         VolumesPlan {
             group: "vg0".into(),
@@ -202,7 +203,8 @@ fn write_images<'a>(volumes: Volumes<'a>, images: &[ImageReader], cancel: bool) 
 #[test]
 fn disks_are_written_to_new_volumes_which_lose_their_tag_at_the_end() {
     let host = Host::new();
-    let plan = host.plan(&["web2-root", "web2-data"]);
+    let mut plan = host.plan(&["web2-root", "web2-data"]);
+    plan.volumes[0].tags = vec!["prod".into()];
     let volumes = plan.create(&host.programs).expect("makes");
     assert_eq!(host.tags("web2-root"), "vbk_restore_a1b2");
     assert_eq!(host.size_of("web2-data"), 2 * EXTENT, "a whole number of extents");
@@ -215,6 +217,11 @@ fn disks_are_written_to_new_volumes_which_lose_their_tag_at_the_end() {
     );
     written.keep().expect("keeps");
     assert_eq!((host.tags("web2-root"), host.tags("web2-data")), ("".into(), "".into()));
+    let tagged = host.log("lvchange");
+    assert!(
+        tagged[0].contains("--addtag prod") && !tagged[1].contains("--addtag"),
+        "{tagged:?}"
+    );
     let read = |name: &str| fs::read(host.dir.path().join("vg0").join(name)).expect("reads");
     assert!(read("web2-root") == one && read("web2-data") == two);
     assert!(host.log("lvremove").is_empty());
@@ -376,6 +383,25 @@ fn a_thin_pool_is_never_over_filled() {
 }
 
 #[test]
+fn new_volumes_have_the_tags_that_still_mean_them() {
+    let old = [
+        "vbk_guest=web1/vda",
+        "vbk_guest=other/vda",
+        "prod",
+        "vbk",
+        "vbk_host_0a",
+        "vbk_restore_a1b2",
+        "-x",
+        "a b",
+        "",
+    ];
+    let of = |guest| tags_of(&old.map(str::to_owned), "web1", guest);
+    assert_eq!(of("web1"), ["vbk_guest=web1/vda", "prod"]);
+    assert_eq!(of("web2"), ["vbk_guest=web2/vda"]);
+    assert_eq!(of("mün"), [] as [&str; 0], "lvm2 has no such tags");
+}
+
+#[test]
 fn new_volumes_are_named_after_the_old_ones() {
     for (old, disk, name) in [
         (Some("web1-root"), "vda", "web2-root"),
@@ -391,6 +417,11 @@ fn new_volumes_are_named_after_the_old_ones() {
     assert_eq!(
         volume_name(Some("web1-root"), "web1", "web1", "vda").expect("a name"),
         "web1-root"
+    );
+    // What was lost comes back under its own name, whatever that is.
+    assert_eq!(
+        volume_name(Some("lvol0"), "web1", "web1", "vda").expect("a name"),
+        "lvol0"
     );
     for (guest, disk) in [("münchen", "vda"), ("web2", "vd+ä"), ("web2_tmeta", "vda")] {
         assert!(volume_name(None, "web1", guest, disk).is_err(), "{guest}");

@@ -12,7 +12,7 @@ use vbk::libvirt::rename::{RenamePlan, identity, mac_like, rewrite, unplaced, uu
 use vbk::program::Programs;
 use vbk::restore::guest::{DiskToWrite, write};
 use vbk::restore::{Fill, RestoreOptions};
-use vbk::volumes::{NewVolume, VolumesPlan, volume_name};
+use vbk::volumes::{NewVolume, VolumesPlan, tags_of, volume_name};
 use vbk_repo::backup::Backup;
 use vbk_repo::name::GuestName;
 use vbk_repo::reader::{ImageReader, ReadResources};
@@ -234,6 +234,11 @@ fn volumes_plan(
             size_bytes: image.size_bytes,
             data_bytes: image.data_bytes,
             block_bytes: stored.view.identity().block_size.into(),
+            tags: disks
+                .as_ref()
+                .and_then(|disks| disks.of(&image.disk)?.volume.as_ref())
+                .map(|volume| tags_of(&volume.tags, backup.guest.as_str(), guest.as_str()))
+                .unwrap_or_default(),
         })
     });
     Ok(VolumesPlan {
