@@ -331,7 +331,7 @@ fn look_at_running(guest: &mut FoundGuest, configured: Option<&ConfiguredGuest>,
     let (Some(true), Some(domain)) = (guest.running, &guest.domain) else {
         return;
     };
-    let now = match libvirt.running_domain(&domain.name) {
+    let now = match libvirt.running_domain(domain) {
         Ok(now) => now,
         Err(error) => {
             guest.notes.push(format!(

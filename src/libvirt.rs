@@ -86,12 +86,12 @@ impl<'a> Libvirt<'a> {
     }
 
     /// A running domain as it is now: disks may have been attached or moved since it was started.
-    pub fn running_domain(self, name: &str) -> Result<Domain, LibvirtError> {
-        let domain = Domain::parse(&self.programs.run("virsh", &["dumpxml", "--domain", name], LIMIT)?)?;
-        match domain.name == name {
-            true => Ok(domain),
+    pub fn running_domain(self, domain: &Domain) -> Result<Domain, LibvirtError> {
+        let ask = |domain: &str| Domain::parse(&self.programs.run("virsh", &["dumpxml", "--domain", domain], LIMIT)?);
+        match ask(&domain.name)? {
+            now if now.uuid == domain.uuid => Ok(now),
             // A name that looks like the number of another one.
-            false => Err(LibvirtError::NoSuchDomain(name.to_owned())),
+            _ => ask(&domain.uuid),
         }
     }
 

@@ -146,12 +146,16 @@ case "$*" in
   "dumpxml --inactive --security-info --domain 7") echo "<domain><name>other</name><uuid>uuid-other</uuid></domain>" ;;
   "dumpxml --inactive --security-info --domain uuid-other") echo "<domain><name>other</name><uuid>uuid-other</uuid></domain>" ;;
   "dumpxml --inactive --security-info --domain uuid-7") [ ! -e "${0%/*}/late" ] || { (sleep 9; echo late) & exit 0; }; echo "<domain><name>7</name><uuid>uuid-7</uuid></domain>" ;;
+  "dumpxml --domain 7") echo "<domain><name>other</name><uuid>uuid-other</uuid></domain>" ;;
+  "dumpxml --domain uuid-7") echo "<domain><name>7</name><uuid>uuid-7</uuid></domain>" ;;
   *) echo "error: failed to get domain" >&2; exit 1 ;;
 esac"#;
     let (dir, programs) = virsh(script);
     let libvirt = Libvirt::new(&programs);
     assert_eq!(libvirt.names().expect("names"), ["other", "7"]);
-    assert_eq!(libvirt.domain("7").expect("found").uuid, "uuid-7");
+    let found = libvirt.domain("7").expect("found");
+    assert_eq!(found.uuid, "uuid-7");
+    assert_eq!(libvirt.running_domain(&found).expect("runs").name, "7");
     let error = libvirt.domain("gone").expect_err("is not there");
     assert!(matches!(error, LibvirtError::NoSuchDomain(_)), "{error}");
     assert_eq!(error.kind(), ErrorKind::NotFound);
