@@ -223,18 +223,20 @@ enum Absence {
     NotRunning,
     /// No channel for an agent, or nobody listens at its end: virt-install makes the channel for every guest.
     NoAgent,
-    /// The agent does not take the command: somebody else has frozen the guest, or it is not allowed.
+    /// The agent does not take the command: somebody else has frozen the guest, or it is not allowed. Or there is no virsh.
     Refused,
 }
 
 /// Tells by libvirt's words (src/qemu/qemu_domain.c, `qemuDomainAgentAvailable`; src/conf/domain_conf.c,
 /// `virDomainObjCheckActive`) or the agent's (qapi/qmp-dispatch.c) that nothing was frozen.
 fn absence(said: &str) -> Option<Absence> {
-    const WORDS: [(&str, Absence); 4] = [
+    const WORDS: [(&str, Absence); 5] = [
         ("domain is not running", Absence::NotRunning),
         ("QEMU guest agent is not configured", Absence::NoAgent),
         ("QEMU guest agent is not connected", Absence::NoAgent),
         ("guest-fsfreeze-freeze has been disabled", Absence::Refused),
+        // The words of the shell that was to start it.
+        ("virsh: not found", Absence::Refused),
     ];
     let found = WORDS.iter().find(|(words, _)| said.contains(words));
     found.map(|(_, absence)| *absence)

@@ -222,7 +222,8 @@ pub(crate) fn report<T: DeserializeOwned>(
         fields,
     ];
     let all: Vec<&str> = fixed.iter().chain(args).copied().collect();
-    let text = programs.run(program, &all, REPORT_LIMIT)?;
+    let run = programs.run(program, &all, REPORT_LIMIT);
+    let text = run.map_err(|error| error.about(format!("{program} {}", args.join(" "))))?;
     let wrong = |what: &dyn std::fmt::Display| not_understood(program, &what.to_string());
     let answer: serde_json::Value = serde_json::from_str(&text).map_err(|error| wrong(&error))?;
     let parts = answer["report"].as_array().ok_or_else(|| wrong(&"it is no report"))?;

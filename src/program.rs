@@ -84,6 +84,17 @@ pub enum ProgramError {
 }
 
 impl ProgramError {
+    /// The same of a command that is told in other words, where the whole would say little to who reads it.
+    pub fn about(mut self, told: String) -> Self {
+        match &mut self {
+            Self::TimedOut { command, .. } | Self::Failed { command, .. } | Self::Answer { command, .. } => {
+                *command = told
+            }
+            Self::Missing { .. } | Self::Start { .. } => {}
+        }
+        self
+    }
+
     /// What the caller should do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {

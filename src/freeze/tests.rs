@@ -348,6 +348,29 @@ fn what_somebody_else_froze_stays_frozen() {
 }
 
 #[test]
+fn without_virsh_nothing_was_frozen_and_nothing_may_still_be() {
+    let stage = Stage::new();
+    fs::remove_file(stage.dir.join("virsh")).expect("is there");
+    for tool in ["sh", "timeout", "cat", "sleep"] {
+        let place = ["/usr/bin", "/bin"].map(|dir| PathBuf::from(dir).join(tool));
+        let place = place.iter().find(|place| place.exists()).expect("every system has it");
+        std::os::unix::fs::symlink(place, stage.dir.join(tool)).expect("links");
+    }
+    let warnings = Warnings::default();
+    let result = with_guest_at_rest(&Programs::found_in(&stage.dir), &stage.plan(), &warnings, || {
+        stage.note("snapshot");
+        Ok::<_, FreezeError>(())
+    });
+    assert_eq!(result.expect("works").1, Consistency::Crash);
+    let warning = warnings.one();
+    assert!(
+        warning.contains("virsh: not found") && !warning.contains("still be frozen"),
+        "{warning}"
+    );
+    assert_eq!(stage.log(), ["pre web1", "snapshot", "post web1"]);
+}
+
+#[test]
 fn a_guest_rests_only_if_file_systems_were_frozen_and_stayed_so() {
     let stage = Stage::new();
     let says = |froze: u32, thawed: u32| {
