@@ -6,6 +6,7 @@ mod hints;
 mod host;
 mod limits;
 mod lvm;
+mod nights;
 
 use std::fs;
 

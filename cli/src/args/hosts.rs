@@ -25,7 +25,7 @@ const CONFIG_HELP: &str = r#"A configuration, with all there is. What a guest do
   key-file = "/etc/vbk/key"             # or passphrase-file
   jobs = 2                              # guests at a time, for --all
   metrics = "/var/lib/prometheus/node-exporter/vbk.prom"
-  on-failure = "mail -s $VBK_GUEST root" # sees VBK_GUEST and VBK_ERROR
+  on-failure = "mail -s $VBK_GUEST root" # see below
 
   [defaults]
   exclude = ["test*"]                   # guests that --all leaves out
@@ -49,4 +49,10 @@ const CONFIG_HELP: &str = r#"A configuration, with all there is. What a guest do
   [guest.web1]                          # all of [defaults] but exclude, and
   disks = { vda = "/dev/vg0/web1-root", vdb = "/dev/vg0/web1-data" }
   skip-disks = ["vdb"]
-  domain = "web1-prod"                  # what libvirt calls it"#;
+  domain = "web1-prod"                  # what libvirt calls it
+
+on-failure runs for each guest that was not backed up, once for all that a time
+limit left out, and once for a run that ended before its first guest; the latter
+two have VBK_GUEST=--all. VBK_ERROR says what went wrong, VBK_KIND in one word
+(locked, unavailable, no-space ...), VBK_HOST where. Nobody is told of Ctrl-C, nor
+of a configuration that can't be used: the exit code is for that."#;
