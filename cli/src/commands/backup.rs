@@ -2,6 +2,7 @@
 
 mod attached;
 mod plan;
+mod queue;
 mod reload;
 mod report;
 mod telling;
@@ -20,6 +21,7 @@ use vbk_repo::name::GuestName;
 use vbk_repo::repository::Reserve;
 
 use self::plan::{Common, Job, Planned};
+use self::queue::Queue;
 use self::telling::Telling;
 use self::workers::{Results, Workers};
 use crate::args::BackupArgs;
@@ -49,7 +51,7 @@ struct Ended {
     done: Vec<Done>,
     /// Warnings that are of no guest.
     warnings: u64,
-    /// All guests of this host, if they could be found out.
+    /// All guests that somebody knows: this host, or the repository. `None` if they could not be found out.
     known: Option<Vec<GuestName>>,
     /// Until all is told.
     _lock: Option<NightlyLock>,
@@ -135,7 +137,11 @@ fn back_up(
         },
         jobs,
     };
-    let Planned { jobs: planned, notes } = common.all()?;
+    let Planned {
+        jobs: mut planned,
+        mut found,
+        notes,
+    } = common.all()?;
     for note in &notes {
         tracing::warn!("{note}");
     }
@@ -152,14 +158,17 @@ fn back_up(
         ));
     }
     telling.guests = planned.len();
-    let known: Vec<GuestName> = planned.iter().map(|job| job.guest.clone()).collect();
-    run.note_guests(known.iter().map(ToString::to_string).collect())
+    run.note_guests(planned.iter().map(|job| job.guest.to_string()).collect())
         .map_err(vbk::Error::from)?;
     let repository = context.repository()?;
     repository.check_reserve(args.reserve.unwrap_or(Reserve::Default))?;
     let writer = context.waiting(args.no_wait, &cancel, |wait| repository.writer(&command, wait));
     let writer = writer.map_err(|error| deadline.reason_for(error))?;
     notifier.ready();
+    let catalogue = writer.catalogue()?;
+    found.extend(catalogue.guests().into_iter().cloned());
+    let queue = Queue::at(&machine::cache_dir());
+    queue.sort(&mut planned, &catalogue);
     let host = Host::new(programs.clone(), run, &machine::cache_dir());
     let workers = Workers {
         context,
@@ -173,10 +182,13 @@ fn back_up(
     };
     let Results { done, warnings } = workers.run(planned, jobs)?;
     notifier.stopping();
+    if args.all {
+        queue.remember(&done);
+    }
     Ok(Ended {
         done,
         warnings: warnings + notes.len() as u64,
-        known: Some(known).filter(|_| notes.is_empty()),
+        known: Some(found).filter(|_| notes.is_empty()),
         _lock: lock,
     })
 }

@@ -54,6 +54,8 @@ impl Job {
 pub struct Planned {
     /// The guests.
     pub jobs: Vec<Job>,
+    /// All guests that were found, also those that are left out.
+    pub found: Vec<GuestName>,
     /// What could not be found out: there may be more guests.
     pub notes: Vec<String>,
 }
@@ -61,6 +63,7 @@ pub struct Planned {
 impl From<Job> for Planned {
     fn from(job: Job) -> Self {
         Self {
+            found: vec![job.guest.clone()],
             jobs: vec![job],
             notes: Vec::new(),
         }
@@ -128,9 +131,11 @@ impl Common<'_> {
     fn every(&self) -> Result<Planned> {
         let config = self.context.config()?;
         let found = discover(self.programs, &config.known_guests());
+        let names = found.guests.iter().map(|guest| guest.name.clone()).collect();
         let wanted = found.guests.into_iter().filter(|guest| !config.excludes(&guest.name));
         Ok(Planned {
             jobs: wanted.map(|guest| self.job(guest)).collect(),
+            found: names,
             notes: found.notes,
         })
     }
