@@ -112,8 +112,8 @@ pub struct SnapshotArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse::parse_snapshot_size)]
     pub snapshot_size: Option<SnapshotSize>,
 
-    /// Extend a snapshot or thin pool that is so full, where its group has room [default: 60%]
-    #[arg(long, value_name = "PERCENT", value_parser = parse::parse_percent)]
+    /// Extend a snapshot or thin pool that is so full, where its group has room; less than 90% [default: 60%]
+    #[arg(long, value_name = "PERCENT", value_parser = parse::parse_extend)]
     pub extend: Option<f64>,
 
     /// Never extend one; at 90% the run is stopped before it overflows
