@@ -111,7 +111,7 @@ fn back_up(
     telling: &mut Telling<'_>,
 ) -> Result<Ended> {
     let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
-    let reload = reload::on_hangup(config.path.clone())?;
+    let reload = reload::on_hangup(config.path.clone(), !args.disks.is_empty())?;
     let notifier = Notifier::from_environment();
     let lock = match args.all {
         true => Some(NightlyLock::take(&machine::runtime_dir(), started)?),
