@@ -4,10 +4,14 @@ use std::path::PathBuf;
 
 use crate::context::host;
 use crate::daemon;
+use crate::exit::Result;
 
 /// Where runs of vbk on this machine find each other: on a file system that a reboot empties.
-pub fn runtime_dir() -> PathBuf {
-    std::env::var_os("VBK_RUNTIME_DIR").map_or_else(daemon::runtime_directory, PathBuf::from)
+pub fn runtime_dir() -> Result<PathBuf> {
+    match std::env::var_os("VBK_RUNTIME_DIR") {
+        Some(given) => Ok(PathBuf::from(given)),
+        None => daemon::runtime_directory(),
+    }
 }
 
 /// Where things are that survive a reboot and may be lost: measured speeds of disks, marks of metadata snapshots.

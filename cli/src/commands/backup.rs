@@ -114,7 +114,7 @@ fn back_up(
     let reload = reload::on_hangup(config.path.clone(), !args.disks.is_empty())?;
     let notifier = Notifier::from_environment();
     let lock = match args.all {
-        true => Some(NightlyLock::take(&machine::runtime_dir(), started)?),
+        true => Some(NightlyLock::take(&machine::runtime_dir()?, started)?),
         false => None,
     };
     let deadline = Deadline::start(args.time_limit, cancel.clone())?;
@@ -122,7 +122,7 @@ fn back_up(
         Some(guest) => format!("backup {guest}"),
         None => "backup --all".to_owned(),
     };
-    let run = Run::begin(&machine::runtime_dir(), &machine::host_id(), &command).map_err(vbk::Error::from)?;
+    let run = Run::begin(&machine::runtime_dir()?, &machine::host_id(), &command).map_err(vbk::Error::from)?;
     let jobs = args.jobs.or(config.jobs).filter(|_| args.all).unwrap_or(1) as usize;
     let common = Common {
         context,

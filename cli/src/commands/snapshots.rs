@@ -39,7 +39,7 @@ struct FailedJson<'a> {
 
 /// Lists the snapshots that vbk made, or removes those that were left behind.
 pub fn run(context: &Context<'_>, args: &SnapshotsArgs) -> Result<Outcome> {
-    let (programs, runtime_dir, host_id) = (Programs::system(), machine::runtime_dir(), machine::host_id());
+    let (programs, runtime_dir, host_id) = (Programs::system(), machine::runtime_dir()?, machine::host_id());
     if args.clean {
         let cleaned = snapshot::clean(&programs, &runtime_dir, &host_id, args.kept).map_err(vbk::Error::from)?;
         return report(context, &cleaned);
