@@ -205,7 +205,7 @@ fn measure(source: &Source) -> Result<(u64, bool)> {
 /// Where to look: in the middle, at the quarters, the eighths and so on, and there at the next byte that is no hole.
 fn place(source: &Source, look: u64) -> Option<u64> {
     let reversed = look.reverse_bits() >> 32;
-    let wanted = (u128::from(source.size_bytes()) * u128::from(reversed) >> 32) as u64;
+    let wanted = ((u128::from(source.size_bytes()) * u128::from(reversed)) >> 32) as u64;
     let data = source.next_data(wanted).or_else(|| source.next_data(0))?;
     Some(data.start / ALIGN as u64 * ALIGN as u64)
 }
