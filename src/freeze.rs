@@ -23,9 +23,9 @@
 //!
 //! vbk alive but stuck, in `lvcreate` or stopped by a signal: each helper stops waiting at its limit and undoes. It then
 //! says that it was the limit, and the backup counts as crash-consistent. A helper that is killed while vbk lives is
-//! followed by a second one. SIGTERM to the whole control group, as from
-//! `systemctl stop`, and Ctrl-C do not end a helper. Nothing survives SIGKILL to helper and vbk both: the unit must give
-//! the control group time between the two signals (`KillMode=control-group`, `TimeoutStopSec`).
+//! followed by a second one. SIGTERM to the whole control group and Ctrl-C do not end a
+//! helper. Nothing survives SIGKILL to helper and vbk both: the unit must have the signals sent to vbk alone
+//! (`KillMode=process`), which also lets go on what post-thaw started.
 
 mod helper;
 #[cfg(test)]

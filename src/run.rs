@@ -208,6 +208,19 @@ pub(crate) fn all(runtime_dir: &Path) -> Vec<PathBuf> {
     dirs.map(|entry| entry.path()).collect()
 }
 
+/// The runs that go on: their directories, in order, and what they say of themselves.
+pub(crate) fn running(runtime_dir: &Path) -> Vec<(PathBuf, Option<RunInfo>)> {
+    let mut dirs = all(runtime_dir);
+    dirs.retain(|dir| is_held(dir));
+    dirs.sort();
+    dirs.into_iter()
+        .map(|dir| {
+            let info = info_in(&dir);
+            (dir, info)
+        })
+        .collect()
+}
+
 /// The directories of runs that ended without removing them.
 pub(crate) fn dead(runtime_dir: &Path) -> Vec<PathBuf> {
     let mut dirs = all(runtime_dir);

@@ -112,6 +112,14 @@ impl Source {
         self.way.store(way, Ordering::Relaxed);
     }
 
+    /// Reads the disk itself from now on, also where others have cached it: for measuring. Files on a file system without
+    /// O_DIRECT are read as before.
+    pub(crate) fn pass_by_page_cache(&mut self) {
+        if self.direct.is_some() {
+            self.go(DIRECT);
+        }
+    }
+
     /// The size when it was opened.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes

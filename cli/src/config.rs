@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use vbk::guests::{ConfiguredGuest, Known};
 use vbk::hints::ChangeHints;
+use vbk::hints::decide::FULL_READ_EVERY;
 use vbk::limit::ReadLimit;
 use vbk::retention::KeepPolicy;
 use vbk::snapshot::SnapshotSize;
@@ -136,8 +137,16 @@ impl Config {
     pub fn find(named: Option<&Path>) -> Result<Self> {
         match named {
             Some(path) => Self::load(path),
-            None if !Path::new(DEFAULT_PATH).exists() => Ok(Self::default()),
-            None => Self::load(Path::new(DEFAULT_PATH)),
+            None => Self::load_if_there(Path::new(DEFAULT_PATH)),
+        }
+    }
+
+    /// A file that is there and can't be read says something all the same, as does a link to nowhere: to go on as if there
+    /// were none could back up less than it says, or leave it unlimited.
+    fn load_if_there(path: &Path) -> Result<Self> {
+        match std::fs::symlink_metadata(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            _ => Self::load(path),
         }
     }
 
@@ -227,7 +236,7 @@ impl Config {
             snapshot_size: said!(snapshot_size),
             extend: said!(extend).unwrap_or(Some(0.6)),
             change_hints: said!(change_hints).unwrap_or_default(),
-            full_read_every: said!(full_read_every).unwrap_or(Duration::from_secs(30 * 86_400)),
+            full_read_every: said!(full_read_every).unwrap_or(FULL_READ_EVERY.unsigned_abs()),
             compression: said!(compression).unwrap_or_default(),
             pre_freeze: said!(pre_freeze),
             post_thaw: said!(post_thaw),

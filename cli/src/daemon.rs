@@ -7,7 +7,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -141,7 +141,10 @@ const LOG_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Removes the logs of processes that are gone: at once if there is no line in them, otherwise after a week.
 pub fn clean_logs() {
-    let entries = std::fs::read_dir(runtime_directory()).into_iter().flatten().flatten();
+    let Ok(directory) = runtime_directory() else {
+        return;
+    };
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     for entry in entries {
         let name = entry.file_name();
         let is_log = name.to_string_lossy().starts_with("mount-") && name.to_string_lossy().ends_with(".log");
@@ -173,16 +176,35 @@ pub fn log() -> Option<PathBuf> {
 }
 
 /// Where runs and mounts of this user keep what must not outlive the machine.
-pub fn runtime_directory() -> PathBuf {
+pub fn runtime_directory() -> Result<PathBuf> {
     match std::env::var_os("XDG_RUNTIME_DIR") {
-        _ if geteuid().is_root() => PathBuf::from(vbk_fuse::files::HIDDEN_ROOT),
-        Some(own) => PathBuf::from(own).join("vbk"),
-        None => std::env::temp_dir().join(format!("vbk-{}", geteuid())),
+        _ if geteuid().is_root() => Ok(PathBuf::from(vbk_fuse::files::HIDDEN_ROOT)),
+        Some(own) => Ok(PathBuf::from(own).join("vbk")),
+        None => own_directory(std::env::temp_dir().join(format!("vbk-{}", geteuid()))),
     }
 }
 
+/// Makes a directory where all may make some, or takes the one that is there: only if nobody else can have put something
+/// into it, as links that lead what is written here to other files.
+fn own_directory(path: PathBuf) -> Result<PathBuf> {
+    let cant = |error: io::Error| Error::Other(format!("can't make {}: {error}", path.display()));
+    match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(cant(error)),
+        _ => {}
+    }
+    let found = path.symlink_metadata().map_err(cant)?;
+    if !found.is_dir() || found.uid() != geteuid().as_raw() || found.mode() & 0o077 != 0 {
+        return Err(Error::Usage(format!(
+            "{} is not a directory of yours alone (mode 0700), and others could mislead vbk by it; nothing was done. Remove \
+             it, or set XDG_RUNTIME_DIR to a directory of your own",
+            path.display()
+        )));
+    }
+    Ok(path)
+}
+
 fn log_path() -> Result<PathBuf> {
-    let root = runtime_directory();
+    let root = runtime_directory()?;
     let made = std::fs::DirBuilder::new().mode(0o700).recursive(true).create(&root);
     made.map_err(|error| Error::Other(format!("can't make {}: {error}", root.display())))?;
     let stamp = jiff::Timestamp::now().as_nanosecond();
@@ -191,4 +213,35 @@ fn log_path() -> Result<PathBuf> {
 
 fn failed(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |error| Error::Other(format!("can't {doing}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_directory_that_others_could_have_filled_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("vbk-1000");
+        let of = || own_directory(path.clone()).map_err(|error| error.to_string());
+        assert_eq!(of(), Ok(path.clone()));
+        assert_eq!(of(), Ok(path.clone()), "it is there already");
+        fs::set_permissions(&path, Permissions::from_mode(0o770)).expect("sets");
+        assert!(of().is_err_and(|text| text.contains("XDG_RUNTIME_DIR")));
+        fs::rename(&path, dir.path().join("other")).expect("renames");
+        fs::set_permissions(dir.path().join("other"), Permissions::from_mode(0o700)).expect("sets");
+        symlink("other", &path).expect("links");
+        assert!(of().is_err());
+        fs::remove_file(&path).expect("removes");
+        fs::create_dir(&path).expect("makes");
+        fs::set_permissions(&path, Permissions::from_mode(0o700)).expect("sets");
+        // Only root can give one away.
+        if geteuid().is_root() {
+            chown(&path, Some(65_534), None).expect("gives it away");
+            assert!(of().is_err());
+        }
+    }
 }

@@ -38,6 +38,9 @@ pub enum Error {
     /// The run's time is over.
     #[error("{0}")]
     TimeOver(String),
+    /// There may be guests, but they could not be found out.
+    #[error("{0}")]
+    NoGuests(String),
     /// Something of this program's own.
     #[error("{0}")]
     Other(String),
@@ -72,7 +75,7 @@ impl Error {
             Self::Engine(error) => error.kind(),
             Self::Mount(error) => error.kind(),
             Self::Usage(_) => ErrorKind::Invalid,
-            Self::TimeOver(_) => ErrorKind::Unavailable,
+            Self::TimeOver(_) | Self::NoGuests(_) => ErrorKind::Unavailable,
             Self::Busy(_) => ErrorKind::Locked,
             Self::Other(_) => ErrorKind::Internal,
         }

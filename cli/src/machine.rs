@@ -7,6 +7,7 @@ use vbk::program::Programs;
 
 use crate::context::host;
 use crate::daemon;
+use crate::exit::Result;
 
 /// Where lvm2 and others are on Debian, though root's cron jobs and some shells do not look there.
 const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/sbin:/sbin";
@@ -25,8 +26,11 @@ pub fn path() -> OsString {
 }
 
 /// Where runs of vbk on this machine find each other: on a file system that a reboot empties.
-pub fn runtime_dir() -> PathBuf {
-    std::env::var_os("VBK_RUNTIME_DIR").map_or_else(daemon::runtime_directory, PathBuf::from)
+pub fn runtime_dir() -> Result<PathBuf> {
+    match std::env::var_os("VBK_RUNTIME_DIR") {
+        Some(given) => Ok(PathBuf::from(given)),
+        None => daemon::runtime_directory(),
+    }
 }
 
 /// Where things are that survive a reboot and may be lost: measured speeds of disks, marks of metadata snapshots.

@@ -131,8 +131,8 @@ impl Drop for Deadline {
     }
 }
 
-/// Runs the administrator's command for a guest that was not backed up. It gets `VBK_GUEST`, `VBK_ERROR`, `VBK_KIND`
-/// (one word) and `VBK_HOST` in its environment, and a minute. That it fails is a warning to its caller.
+/// Runs the administrator's command for a guest that was not backed up, or for a run. It gets `VBK_GUEST`, `VBK_ERROR`,
+/// `VBK_KIND` (one word) and `VBK_HOST` in its environment, and a minute. That it fails is a warning to its caller.
 pub fn on_failure(
     programs: &Programs,
     shell_command: &str,

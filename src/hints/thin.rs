@@ -26,7 +26,8 @@
 //!
 //! Between two calls of dmsetup in steps 3 and 6, a kill leaves one that can't be told from another program's, and
 //! another program may be reading through its own: then nothing is touched and disks are read in full. The mark is emptied
-//! before the release and not after, because the next one, of whoever, often gets the same number.
+//! before the release and not after, because the next one, of whoever, often gets the same number. A mark of another number
+//! than the pool's is emptied as soon as it is seen.
 
 mod delta;
 
@@ -144,7 +145,8 @@ pub fn unchanged(
 const POOL_LAYER: &str = "tpool";
 
 /// Releases the metadata snapshots that killed runs have left, as far as they are ours: in the pools of which there is a
-/// mark that nobody holds. Gives the devices of those pools, and what went wrong with others.
+/// mark that nobody holds. Gives the devices of those pools, and what went wrong with others. The mark of a pool that is
+/// gone or not active stays for the day on which it is back.
 pub fn clean(programs: &Programs, marks: &Path) -> (Vec<String>, Vec<HintError>) {
     let (mut released, mut failed) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(marks).into_iter().flatten().flatten() {
@@ -165,6 +167,11 @@ pub fn clean(programs: &Programs, marks: &Path) -> (Vec<String>, Vec<HintError>)
         match Mark::lock(entry.path(), &pool, &|| true).and_then(|mut mark| mark.release_left(&pool)) {
             Ok(true) => released.push(device),
             Ok(false) | Err(HintError::Busy { .. }) => {}
+            Err(_) if pool.is_away() => tracing::info!(
+                "pool {device} is not there or not active; {} marks what a run may have left in it, and can be removed if \
+                 the pool is gone for good",
+                entry.path().display()
+            ),
             Err(error) => failed.push(error),
         }
     }
@@ -234,6 +241,15 @@ impl Pool<'_> {
             what: answer.trim().chars().take(200).collect(),
         })?;
         Ok(Status { transaction, held })
+    }
+
+    /// Whether the kernel has no such device: `NAME (MAJOR:MINOR)`, a line each. False if it can't be asked.
+    fn is_away(&self) -> bool {
+        let devices = self.programs.run("dmsetup", &["ls"], DMSETUP_LIMIT);
+        devices.is_ok_and(|text| {
+            let mut names = text.lines().filter_map(|line| line.split_whitespace().next());
+            names.all(|name| name != self.device)
+        })
     }
 
     fn message(&self, message: &str) -> Result<(), HintError> {
@@ -310,6 +326,10 @@ impl Mark {
     /// Step 2. An error if the pool has one that is not ours.
     fn release_left(&mut self, pool: &Pool<'_>) -> Result<bool, HintError> {
         let (mark, held) = (self.read()?, pool.status()?.held);
+        // What was ours has been released by somebody, and the next one of that number will be another's.
+        if mark.is_some() && mark != held {
+            self.write(None)?;
+        }
         match held {
             None => Ok(false),
             Some(_) if mark == held => {

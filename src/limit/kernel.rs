@@ -12,8 +12,8 @@
 //! 1. The group is made. Killed here: an empty group, named after a process that is gone.
 //! 2. The process enters. Killed here: the same, since processes leave groups when they end.
 //! 3. Limits are set. They go with their group.
-//! 4. Version 2, not in the root: `+io` stays in the group above. That group is one that was delegated to us, and goes when
-//!    its unit ends.
+//! 4. Version 2: `+io` stays in the group above. That group is one that was delegated to us, and goes when its unit ends; or
+//!    it is the root, where `+io` always stays: others may have begun to use it meanwhile, and would lose their limits.
 //!
 //! The next run below the same group removes empty groups of processes that are gone.
 
@@ -141,7 +141,7 @@ struct Group {
     version: Version,
     parent: PathBuf,
     path: PathBuf,
-    /// Whether the controller was turned on in the parent for this.
+    /// Whether the controller was turned on in the parent for this, and is to be turned off.
     enabled: bool,
 }
 
@@ -204,7 +204,7 @@ impl Group {
                 .any(|name| name == "io")
             {
                 write(&parent.join("cgroup.subtree_control"), "+io")?;
-                group.enabled = true;
+                group.enabled = !is_root;
             }
             Ok(())
         });
@@ -258,7 +258,7 @@ impl Group {
     /// Moves everything that is in the group back and removes it.
     fn leave(self) {
         if self.enabled && self.version == Version::Two {
-            // First: nothing may enter a group whose children have a controller. In use by others it stays.
+            // First: nothing may enter a group whose children have a controller.
             let _ = write(&self.parent.join("cgroup.subtree_control"), "-io");
         }
         for _ in 0..REMOVE_TRIES {

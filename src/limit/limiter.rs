@@ -1,7 +1,7 @@
 //! All of a run's politeness in one value: buckets, kernel limits, and the thread that looks after both once a second.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -36,10 +36,10 @@ pub struct LimitedDisk {
     pub speed: Option<DeviceSpeed>,
 }
 
-/// Asked once a second whether a guest has a new limit, as after SIGHUP; `None`: nothing is new. A new limit is for all
-/// disks of the guest and holds until the next one; what `vbk limit` asks for comes first. Called from a thread of the
-/// limiter; must not block.
-pub type Reload = Arc<dyn Fn(&GuestName) -> Option<ReadLimit> + Send + Sync>;
+/// Asked once a second whether a disk of a guest has a new limit, as after SIGHUP; `None`: nothing is new. A new limit
+/// holds until the next one; what `vbk limit` asks for comes first. Called from a thread of the limiter with the disk
+/// itself and not its snapshot; must not block.
+pub type Reload = Arc<dyn Fn(&GuestName, &Path) -> Option<ReadLimit> + Send + Sync>;
 
 /// How polite to be.
 #[derive(Clone)]
@@ -334,14 +334,16 @@ impl Keeper {
     }
 
     fn follow_requests(&mut self) {
-        let reloaded = self.options.reload.as_ref().and_then(|reload| reload(&self.guest));
-        if let Some(limit) = reloaded {
-            for disk in &mut self.disks {
+        let mut is_new = false;
+        for disk in &mut self.disks {
+            let reload = self.options.reload.as_ref();
+            if let Some(limit) = reload.and_then(|reload| reload(&self.guest, &disk.limited.origin)) {
                 disk.limited.limit = limit;
+                is_new = true;
             }
         }
         let asked = self.requested();
-        if asked == self.asked && reloaded.is_none() {
+        if asked == self.asked && !is_new {
             return;
         }
         self.asked = asked;
@@ -455,7 +457,7 @@ mod tests {
         let reloaded = Arc::clone(&reload);
         let options = LimitOptions {
             requests: Some(file.clone()),
-            reload: Some(Arc::new(move |_| {
+            reload: Some(Arc::new(move |_, _| {
                 reloaded
                     .swap(false, Ordering::SeqCst)
                     .then_some(ReadLimit::BytesPerSec(7))

@@ -25,6 +25,11 @@ const CUT: f64 = 0.7;
 const GROWTH: f64 = 0.05;
 /// The share of the limit that is always left: a backup that never ends helps nobody.
 const LEAST: f64 = 0.1;
+/// Of so many seconds with reads the middle one tells how fast a disk without a limit is read. One alone may have been spent
+/// waiting for the store, or reading what is not allocated.
+const SECONDS: usize = 15;
+/// What a disk without a limit is taken to be read at, at the least: `LEAST` of it reads 1 TB in 56 hours.
+const LEAST_CEILING: u64 = 50_000_000;
 /// A latency of fewer requests says nothing.
 const ENOUGH_REQUESTS: u64 = 5;
 /// With our own reads in flight for more of the time, the rest says nothing about the others.
@@ -104,8 +109,11 @@ pub(super) fn stall_of_others(anybody: f64, own: f64) -> Option<f64> {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Governor {
     share: f64,
-    /// What a disk without a limit was read at when the host began to suffer.
+    /// What a disk without a limit was read at before the host began to suffer.
     ceiling_bytes_per_sec: Option<u64>,
+    /// What the last seconds read in which nothing was held back, and how many there were in all.
+    recent: [u64; SECONDS],
+    seconds: usize,
 }
 
 impl Default for Governor {
@@ -113,6 +121,8 @@ impl Default for Governor {
         Self {
             share: 1.0,
             ceiling_bytes_per_sec: None,
+            recent: [0; SECONDS],
+            seconds: 0,
         }
     }
 }
@@ -120,6 +130,10 @@ impl Default for Governor {
 impl Governor {
     /// The rate for the next second, in bytes per second. `read` is what the last one read.
     pub(super) fn next(&mut self, mood: Mood, limit: Option<u64>, read: u64) -> Option<u64> {
+        if self.share >= 1.0 && read > 0 {
+            self.recent[self.seconds % SECONDS] = read;
+            self.seconds += 1;
+        }
         self.share = match mood {
             Mood::Suffers => (self.share * CUT).max(LEAST),
             Mood::Between => self.share,
@@ -128,10 +142,17 @@ impl Governor {
         if self.share >= 1.0 {
             self.ceiling_bytes_per_sec = None;
         } else {
-            // Nothing was read perhaps because the store was slow; a share of nothing would be nothing for ever.
-            self.ceiling_bytes_per_sec.get_or_insert(read.max(1 << 20));
+            let usual = self.usual();
+            self.ceiling_bytes_per_sec.get_or_insert(usual.max(LEAST_CEILING));
         }
         self.now(limit)
+    }
+
+    fn usual(&self) -> u64 {
+        let mut known = self.recent;
+        let known = &mut known[..self.seconds.min(SECONDS)];
+        known.sort_unstable();
+        known.get(known.len() / 2).copied().unwrap_or(0)
     }
 
     /// The rate with a limit as things are.
@@ -380,6 +401,33 @@ mod tests {
             governor.next(Mood::Calm, None, 0);
         }
         assert_eq!(governor.next(Mood::Calm, None, 0), None);
+    }
+
+    #[test]
+    fn one_odd_second_does_not_make_a_backup_crawl() {
+        let backs_off = |reads: &[u64]| {
+            let mut governor = Governor::default();
+            let (last, before) = reads.split_last().expect("seconds");
+            for read in before {
+                assert_eq!(governor.next(Mood::Calm, None, *read), None);
+            }
+            governor.next(Mood::Suffers, None, *last)
+        };
+        // The store was slow, or what was read is not allocated.
+        for odd in [0, 1, 3_000_000_000] {
+            assert_eq!(
+                backs_off(&[200_000_000, 200_000_000, 200_000_000, odd]),
+                Some(140_000_000)
+            );
+        }
+        for slow in [0, 1_000_000] {
+            assert_eq!(backs_off(&[slow; 20]), Some(35_000_000));
+        }
+        let mut governor = Governor::default();
+        for _ in 0..100 {
+            governor.next(Mood::Suffers, None, 0);
+        }
+        assert_eq!(governor.next(Mood::Between, None, 0), Some(5_000_000));
     }
 
     #[test]

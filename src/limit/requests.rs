@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use vbk_repo::name::GuestName;
 
 use super::ReadLimit;
+use crate::run;
 
 /// The file's name in a run's directory.
 pub const FILE: &str = "limit";
@@ -117,48 +118,18 @@ impl RunningBackup {
     }
 }
 
-/// The runs below a runtime directory, by their name. A run goes on while somebody holds the lock of the file `lock` in
-/// its directory (flock(2)); what is left of one that was killed is passed over.
-pub fn running(runtime_directory: &Path) -> io::Result<Vec<RunningBackup>> {
-    let entries = match fs::read_dir(runtime_directory.join("runs")) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
-    };
-    let mut runs = Vec::new();
-    for entry in entries {
-        let directory = entry?.path();
-        if is_locked(&directory.join("lock")) {
-            runs.push(describe(directory));
+/// The runs below a runtime directory that go on. What is left of one that was killed is passed over.
+pub fn running(runtime_directory: &Path) -> Vec<RunningBackup> {
+    let runs = run::running(runtime_directory).into_iter();
+    runs.map(|(directory, info)| {
+        let (command, guests) = info.map_or((None, None), |info| (Some(info.command), info.guests));
+        RunningBackup {
+            command: command.unwrap_or_else(|| "a backup".to_owned()),
+            guests,
+            directory,
         }
-    }
-    runs.sort_by(|a, b| a.directory.cmp(&b.directory));
-    Ok(runs)
-}
-
-fn is_locked(lock: &Path) -> bool {
-    // A lock that we get for a moment is a shared one, and so no trouble for others who only look.
-    fs::File::open(lock).is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(fs::TryLockError::WouldBlock)))
-}
-
-fn describe(directory: PathBuf) -> RunningBackup {
-    let small = |file: &str| {
-        let path = directory.join(file);
-        let small = fs::metadata(&path).is_ok_and(|file| file.is_file() && file.len() <= MAX_BYTES);
-        small.then(|| fs::read_to_string(&path).ok()).flatten()
-    };
-    let json = small("run.json").and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
-    let json = json.unwrap_or_default();
-    let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
-    let guests = match (&json["guests"], &json["guest"]) {
-        (serde_json::Value::Array(guests), _) => Some(guests.iter().filter_map(text).collect()),
-        (_, guest) => text(guest).map(|guest| vec![guest]),
-    };
-    let command = text(&json["command"]).or_else(|| small("command"));
-    RunningBackup {
-        command: command.map_or_else(|| "a backup".to_owned(), |command| command.trim().to_owned()),
-        guests,
-        directory,
-    }
+    })
+    .collect()
 }
 
 /// To the byte, and not as people like it.
@@ -172,6 +143,7 @@ fn exact(limit: ReadLimit) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::Run;
 
     fn guest(name: &str) -> GuestName {
         name.parse().expect("a name")
@@ -214,32 +186,28 @@ mod tests {
     #[test]
     fn only_runs_whose_lock_is_held_are_running() {
         let runtime = tempfile::tempdir().expect("a directory");
-        assert_eq!(running(runtime.path()).expect("lists"), []);
-        let make = |name: &str| {
+        assert_eq!(running(runtime.path()), []);
+        let begin = |command: &str| Run::begin(runtime.path(), "host", command).expect("begins");
+        let (named, all) = (begin("backup web1"), begin("backup --all"));
+        named.note_guests(vec!["web1".to_owned()]).expect("notes");
+        // As kill -9 leaves one, and one that begins.
+        for name in ["0123456789ab", ".new-0123456789ac"] {
             let directory = runtime.path().join("runs").join(name);
-            fs::create_dir_all(&directory).expect("makes");
-            let lock = fs::File::create(directory.join("lock")).expect("makes");
-            (directory, lock)
-        };
-        let (killed, _) = make("killed");
-        let (named, named_lock) = make("named");
-        let (plain, plain_lock) = make("plain");
-        named_lock.lock().expect("locks");
-        plain_lock.lock().expect("locks");
-        fs::create_dir(runtime.path().join("runs/without a lock")).expect("makes");
-        fs::write(
-            named.join("run.json"),
-            r#"{"command": "vbk backup web1", "guests": ["web1"]}"#,
-        )
-        .expect("writes");
-        fs::write(plain.join("command"), "vbk backup --all\n").expect("writes");
-        let runs = running(runtime.path()).expect("lists");
-        let seen: Vec<_> = runs.iter().map(|run| (&run.directory, run.command.as_str())).collect();
-        assert_eq!(seen, [(&named, "vbk backup web1"), (&plain, "vbk backup --all")]);
-        assert!(runs[0].may_have(&guest("web1")) && !runs[0].may_have(&guest("web2")));
-        assert!(runs[1].may_have(&guest("web2")));
-        drop((named_lock, plain_lock));
-        assert_eq!(running(runtime.path()).expect("lists"), []);
-        assert!(killed.exists(), "it is not for us to remove");
+            fs::create_dir(&directory).expect("makes");
+            fs::write(directory.join("lock"), "").expect("writes");
+        }
+        let begins = fs::File::open(runtime.path().join("runs/.new-0123456789ac/lock")).expect("opens");
+        begins.lock().expect("locks");
+        let runs = running(runtime.path());
+        assert_eq!(runs.len(), 2);
+        let of = |run: &Run| runs.iter().find(|found| found.directory == run.dir()).expect("runs");
+        assert_eq!(
+            (&*of(&named).command, &*of(&all).command),
+            ("backup web1", "backup --all")
+        );
+        assert!(of(&named).may_have(&guest("web1")) && !of(&named).may_have(&guest("web2")));
+        assert!(of(&all).may_have(&guest("web2")));
+        drop((named, all));
+        assert_eq!(running(runtime.path()), []);
     }
 }

@@ -1,14 +1,16 @@
 //! What a disk can do: as somebody says, or measured once and remembered for 30 days.
 //!
-//! A measurement reads a little at three places, past the page cache. It is taken of the disk and never of its snapshot,
-//! which has another identity each time. What is not allocated reads as zeros as fast as memory is: zeros count only where
-//! nothing else was found, and are not remembered.
+//! A measurement reads a little at three places with data, past the page cache. It is taken of the disk and never of its
+//! snapshot, which has another identity each time. What is not allocated reads as zeros as fast as memory is, and a read of
+//! which a little is allocated is hardly slower: only reads that are mostly data count. Where no such place is found, the
+//! speed of what was read instead holds for one run and is not remembered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
@@ -16,7 +18,7 @@ use vbk_repo::block::is_zero;
 
 use super::device::DeviceNumber;
 use super::rate_text;
-use crate::buffer::AlignedBuffer;
+use crate::buffer::{ALIGN, AlignedBuffer};
 use crate::error::Result;
 use crate::source::Source;
 
@@ -24,10 +26,18 @@ use crate::source::Source;
 pub const CACHE_FILE: &str = "speed.json";
 /// How long a measurement holds.
 const VALID: SignedDuration = SignedDuration::from_hours(30 * 24);
+/// At how many places with data is read.
+const PLACES: usize = 3;
+/// How many places are looked at for them: with 4 MiB each that is no more than a second of a thin volume's zeros.
+const LOOKS: u64 = 256;
+/// How long is looked and read in all, but for the read that is on its way.
+const TIME: Duration = Duration::from_millis(1500);
 /// What is read at one place at most.
 const PLACE_BYTES: u64 = 64 << 20;
 /// How long is read at one place at most, but for the read that is on its way.
 const PLACE_TIME: Duration = Duration::from_millis(300);
+/// In pieces of this size a read is looked at: thin pools and file systems allocate no less where it matters.
+const PIECE_BYTES: usize = 64 << 10;
 /// Large enough for the kernel to have several requests of it in flight.
 const READ_BYTES: usize = 4 << 20;
 /// What a disk counts for at most of which only zeros were read, or nothing.
@@ -69,11 +79,12 @@ impl std::fmt::Display for DeviceSpeed {
     }
 }
 
-/// The speed of a disk by measurement: a remembered one that is not too old, or a new one, which takes a second and is
-/// remembered. `cache` is a directory that is made if it is not there; one that can't be read or written, and a damaged
+/// The speed of a disk by measurement: a remembered one that is not too old, or a new one, which takes a second or two and
+/// is remembered. `cache` is a directory that is made if it is not there; one that can't be read or written, and a damaged
 /// file in it, only cost the measurement.
 pub fn measured(disk: &Path, cache: Option<&Path>, now: Timestamp) -> Result<DeviceSpeed> {
-    let source = Source::open(disk)?;
+    let mut source = Source::open(disk)?;
+    source.pass_by_page_cache();
     let identity = identity(disk, source.size_bytes());
     let known = cache.and_then(|cache| load(cache).devices.get(&identity).copied());
     if let Some(known) = known.filter(|known| known.holds(now)) {
@@ -141,9 +152,13 @@ fn load(directory: &Path) -> Cache {
     serde_json::from_slice(&text).unwrap_or_default()
 }
 
-/// Adds a measurement to the file, which is replaced as a whole. Of two runs that do so at once one may lose its
+/// The guests of one run are measured at the same time, and share one file with one temporary name.
+static REMEMBERING: Mutex<()> = Mutex::new(());
+
+/// Adds a measurement to the file, which is replaced as a whole. Of two processes that do so at once one may lose its
 /// measurement, and measures again next time.
 fn remember(directory: &Path, identity: String, measurement: Measurement, now: Timestamp) -> std::io::Result<()> {
+    let _turn = REMEMBERING.lock().unwrap_or_else(PoisonError::into_inner);
     fs::create_dir_all(directory)?;
     let mut cache = load(directory);
     // So that the file does not grow with disks that are gone.
@@ -161,72 +176,80 @@ fn remember(directory: &Path, identity: String, measurement: Measurement, now: T
     })
 }
 
-/// Reads at three places and gives the speed of the middle one, because the first may be cached by the disk and one may be
-/// busy; and whether that is the speed of data.
+/// Reads at some places with data and gives the speed of the middle one, because the first may be cached by the disk and
+/// one may be busy; and whether that is the speed of data.
 fn measure(source: &Source) -> Result<(u64, bool)> {
-    let mut buffer = AlignedBuffer::new(READ_BYTES);
-    let mut places = Vec::new();
-    for tenth in [1, 5, 9] {
-        // Divided first: ten times the size of a disk need not fit into the number.
-        let wanted = source.size_bytes() / 10 * tenth;
-        let data = source.next_data(wanted).or_else(|| source.next_data(0));
-        let start = data.map_or(wanted, |data| data.start) / READ_BYTES as u64 * READ_BYTES as u64;
-        places.push(measure_at(source, start, &mut buffer)?);
+    let (clock, mut buffer) = (Instant::now(), AlignedBuffer::new(READ_BYTES));
+    let (mut places, mut empty) = (Vec::new(), Amount::default());
+    let mut seen = BTreeSet::new();
+    for look in 1..=LOOKS {
+        if places.len() >= PLACES || clock.elapsed() >= TIME {
+            break;
+        }
+        let Some(start) = place(source, look).filter(|start| seen.insert(*start)) else {
+            continue;
+        };
+        let data = measure_at(source, start, &mut buffer, &mut empty)?;
+        if data.bytes > 0 {
+            places.push(data.rate());
+        }
     }
-    places.retain(|place| place.bytes > 0);
-    let of_data = places.iter().any(|place| place.data);
-    places.retain(|place| place.data == of_data);
-    places.sort_by(|a, b| a.rate().total_cmp(&b.rate()));
-    let middle = places.get(places.len().saturating_sub(1) / 2);
-    let rate = middle.map_or(EMPTY_BYTES_PER_SEC, |place| (place.rate() as u64).max(1));
-    Ok(match of_data {
-        true => (rate, true),
-        false => (rate.min(EMPTY_BYTES_PER_SEC), false),
+    places.sort_by(f64::total_cmp);
+    Ok(match places.get(places.len().saturating_sub(1) / 2) {
+        Some(rate) => ((*rate as u64).max(1), true),
+        None if empty.bytes == 0 => (EMPTY_BYTES_PER_SEC, false),
+        None => ((empty.rate() as u64).clamp(1, EMPTY_BYTES_PER_SEC), false),
     })
 }
 
-/// What was read at one place.
-struct Place {
-    bytes: u64,
-    secs: f64,
-    /// Whether it is more than zeros.
-    data: bool,
+/// Where to look: in the middle, at the quarters, the eighths and so on, and there at the next byte that is no hole.
+fn place(source: &Source, look: u64) -> Option<u64> {
+    let reversed = look.reverse_bits() >> 32;
+    let wanted = ((u128::from(source.size_bytes()) * u128::from(reversed)) >> 32) as u64;
+    let data = source.next_data(wanted).or_else(|| source.next_data(0))?;
+    Some(data.start / ALIGN as u64 * ALIGN as u64)
 }
 
-impl Place {
+/// What was read, and in which time.
+#[derive(Default)]
+struct Amount {
+    bytes: u64,
+    secs: f64,
+}
+
+impl Amount {
+    fn add(&mut self, bytes: u64, took: Duration) {
+        self.bytes += bytes;
+        self.secs += took.as_secs_f64();
+    }
+
     fn rate(&self) -> f64 {
         self.bytes as f64 / self.secs.max(1e-6)
     }
 }
 
-fn measure_at(source: &Source, start: u64, buffer: &mut AlignedBuffer) -> Result<Place> {
-    let (clock, mut at) = (Instant::now(), start);
-    let (mut data, mut zeros) = (Place::empty(true), Place::empty(false));
+/// Reads from here on as long as there is data. What is not goes to `empty`.
+fn measure_at(source: &Source, start: u64, buffer: &mut AlignedBuffer, empty: &mut Amount) -> Result<Amount> {
+    let (clock, mut at, mut data) = (Instant::now(), start, Amount::default());
     while at < source.size_bytes() && at - start < PLACE_BYTES && clock.elapsed() < PLACE_TIME {
         let len = (source.size_bytes() - at).min(READ_BYTES as u64) as usize;
         let begun = Instant::now();
         source.read(at, len, buffer)?;
-        let took = begun.elapsed().as_secs_f64();
-        let place = if is_zero(&buffer.as_slice()[..len]) {
-            &mut zeros
-        } else {
-            &mut data
-        };
-        place.bytes += len as u64;
-        place.secs += took;
+        let took = begun.elapsed();
+        if !is_mostly_data(&buffer.as_slice()[..len]) {
+            empty.add(len as u64, took);
+            break;
+        }
+        data.add(len as u64, took);
         at += len as u64;
     }
-    Ok(if data.bytes > 0 { data } else { zeros })
+    Ok(data)
 }
 
-impl Place {
-    fn empty(data: bool) -> Self {
-        Self {
-            bytes: 0,
-            secs: 0.0,
-            data,
-        }
-    }
+fn is_mostly_data(bytes: &[u8]) -> bool {
+    let pieces = bytes.chunks(PIECE_BYTES);
+    let count = pieces.len();
+    pieces.filter(|piece| !is_zero(piece)).count() * 2 > count
 }
 
 #[cfg(test)]
@@ -300,6 +323,55 @@ mod tests {
         std::os::unix::fs::FileExt::write_all_at(disk.as_file(), &data, 300 << 20).expect("writes");
         let found = of(day(2));
         assert_eq!(of(day(3)), found);
+    }
+
+    #[test]
+    fn a_little_data_among_nothing_is_found_and_crumbs_are_no_data() {
+        let (disk, cache) = (disk(0), tempfile::tempdir().expect("a directory"));
+        let write = |offset: u64, len: usize| {
+            std::os::unix::fs::FileExt::write_all_at(disk.as_file(), &vec![7; len], offset).expect("writes");
+        };
+        let of = |now| measured(disk.path(), Some(cache.path()), now).expect("measures");
+        disk.as_file().set_len(1 << 30).expect("grows");
+        // As a thin volume of which here and there a block is mapped: hardly anything of a read comes from the disk.
+        for place in 0..64 {
+            write(place << 24, PIECE_BYTES);
+        }
+        assert_eq!(measured_on(of(day(0))), day(0));
+        assert_eq!(measured_on(of(day(1))), day(1), "is not remembered");
+        write(777 << 20, 32 << 20);
+        assert_eq!(measured_on(of(day(2))), day(2));
+        assert_eq!(measured_on(of(day(3))), day(2));
+    }
+
+    #[test]
+    fn measurements_of_one_moment_are_all_remembered() {
+        let cache = tempfile::tempdir().expect("a directory");
+        let measurement = Measurement {
+            bytes_per_sec: 1,
+            measured: day(0),
+        };
+        std::thread::scope(|scope| {
+            for thread in 0..8 {
+                let cache = cache.path();
+                scope.spawn(move || {
+                    for disk in 0..20 {
+                        remember(cache, format!("{thread} {disk}"), measurement, day(0)).expect("remembers");
+                    }
+                });
+            }
+        });
+        assert_eq!(load(cache.path()).devices.len(), 160);
+    }
+
+    #[test]
+    fn places_are_spread_over_the_disk() {
+        let disk = disk(16 << 20);
+        let source = Source::open(disk.path()).expect("opens");
+        let places: Vec<_> = (1..=7)
+            .map(|look| place(&source, look).map(|start| start >> 20))
+            .collect();
+        assert_eq!(places, [8, 4, 12, 2, 10, 6, 14].map(Some));
     }
 
     #[test]

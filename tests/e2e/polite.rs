@@ -70,11 +70,13 @@ struct FakeRun {
 impl FakeRun {
     fn new(lab: &Lab) -> Self {
         let guest = "web1".to_owned();
-        let directory = lab.runtime_dir().join("runs").join(&guest);
+        let directory = lab.runtime_dir().join("runs/0123456789ab");
         fs::create_dir_all(&directory).expect("makes a directory");
         let lock = File::create(directory.join("lock")).expect("makes a lock");
         lock.lock().expect("locks");
-        let json = format!(r#"{{"command": "backup {guest}", "guests": ["{guest}"]}}"#);
+        let json = format!(
+            r#"{{"command": "backup {guest}", "pid": 1, "since": "2026-11-21T02:10:30Z", "guests": ["{guest}"]}}"#
+        );
         fs::write(directory.join("run.json"), json).expect("writes");
         Self {
             directory,

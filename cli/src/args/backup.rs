@@ -20,6 +20,10 @@ lists them all). An LVM volume is read from a snapshot, which is removed again
 whatever happens; a raw file on btrfs or xfs from a reflink copy. Options given
 here go before those of the configuration.
 
+--all begins with guests that have no backup in the repository, then comes the
+one whose latest backup is oldest: what a time limit leaves out is first the next
+night. One that the limit cut short comes last, as it may be longer than a night.
+
 Rates: 200MB/s is 200,000,000 bytes a second, 200MiB/s and 200M are units of
 1024. Exit codes of --all: 0 all done, 3 something failed or needs to be read
 (the table says what), 1 nothing could be backed up, 75 another --all goes on,
@@ -108,8 +112,8 @@ pub struct SnapshotArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse::parse_snapshot_size)]
     pub snapshot_size: Option<SnapshotSize>,
 
-    /// Extend a snapshot or thin pool that is so full, where its group has room [default: 60%]
-    #[arg(long, value_name = "PERCENT", value_parser = parse::parse_percent)]
+    /// Extend a snapshot or thin pool that is so full, where its group has room; less than 90% [default: 60%]
+    #[arg(long, value_name = "PERCENT", value_parser = parse::parse_extend)]
     pub extend: Option<f64>,
 
     /// Never extend one; at 90% the run is stopped before it overflows

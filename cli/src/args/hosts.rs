@@ -18,14 +18,24 @@ pub enum ConfigCommand {
     Check,
 }
 
-const CONFIG_HELP: &str = r#"A configuration, with all there is. What a guest does not say is taken from
+const CONFIG_HELP: &str = r#"What post-thaw starts goes on after the backup. Under vbk-backup.service it is best
+started by `systemctl start`: by itself it would stay in that unit, with its low
+priority.
+
+on-failure runs for each guest that was not backed up, once for all that a time
+limit left out, and once for a run that ended before its first guest; the latter
+two have VBK_GUEST=--all. VBK_ERROR says what went wrong, VBK_KIND in one word
+(locked, unavailable, no-space ...), VBK_HOST where. Nobody is told of Ctrl-C, nor
+of a configuration that can't be used: the exit code is for that.
+
+A configuration, with all there is. What a guest does not say is taken from
 [defaults]; one that names no disks has those that libvirt or tags give it.
 
   repository = "/var/lib/vbk"
   key-file = "/etc/vbk/key"             # or passphrase-file
   jobs = 2                              # guests at a time, for --all
   metrics = "/var/lib/prometheus/node-exporter/vbk.prom"
-  on-failure = "mail -s $VBK_GUEST root" # sees VBK_GUEST and VBK_ERROR
+  on-failure = "mail -s $VBK_GUEST root" # see above
 
   [defaults]
   exclude = ["test*"]                   # guests that --all leaves out

@@ -72,6 +72,17 @@ pub fn parse_percent(text: &str) -> Result<f64, String> {
     }
 }
 
+/// The fill at which a backup is stopped: extending later would be too late.
+const MAX_EXTEND: f64 = 0.9;
+
+/// `60%` as 0.6. Without the sign 0.6 could mean either.
+pub fn parse_extend(text: &str) -> Result<f64, String> {
+    match parse_percent(text) {
+        Ok(share) if text.ends_with('%') && share > 0.0 && share < MAX_EXTEND => Ok(share),
+        _ => Err("write how full it may be, as 60% (less than 90%, at which a backup is stopped)".into()),
+    }
+}
+
 pub fn parse_reserve(text: &str) -> Result<Reserve, String> {
     if text.ends_with('%') {
         return parse_percent(text).map(Reserve::Share);
@@ -251,6 +262,15 @@ mod tests {
         }
         for bad in ["", "s", "0s", "5", "5\u{b5}", "1.5h", "-1s"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_extended_too_late_or_at_once_is_refused() {
+        assert_eq!(parse_extend("60%"), Ok(0.6));
+        assert_eq!(parse_extend("0.5%"), Ok(0.005));
+        for bad in ["", "0.6", "60", "0%", "90%", "100%", "-1%", "false"] {
+            assert!(parse_extend(bad).is_err_and(|text| text.contains("60%")), "{bad}");
         }
     }
 

@@ -18,7 +18,7 @@ pub struct PolitenessArgs {
     pub read_limit: Option<ReadLimit>,
 
     /// What the disks can do, for limits in per cent, as in 200MB/s [default: as libvirt limits the guest's own reads, else
-    /// as measured, which takes a second and holds for 30 days]
+    /// as measured, which takes a second or two and holds for 30 days]
     #[arg(long, value_name = "SPEED", value_parser = parse::parse_speed)]
     pub device_speed: Option<u64>,
 

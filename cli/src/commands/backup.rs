@@ -2,8 +2,10 @@
 
 mod attached;
 mod plan;
+mod queue;
 mod reload;
 mod report;
+mod telling;
 mod workers;
 
 use std::time::{Duration, Instant};
@@ -12,17 +14,20 @@ use jiff::Timestamp;
 use vbk::backup::BackupSummary;
 use vbk::guest_backup::Host;
 use vbk::limit::{LimitOptions, requests};
+use vbk::program::Programs;
 use vbk::run::Run;
 use vbk_repo::ErrorKind;
 use vbk_repo::name::GuestName;
 use vbk_repo::repository::Reserve;
 
 use self::plan::{Common, Job, Planned};
+use self::queue::Queue;
+use self::telling::Telling;
 use self::workers::{Results, Workers};
 use crate::args::BackupArgs;
+use crate::config::Config;
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
-use crate::metrics::{Metrics, WholeRun};
 use crate::nightly::{Deadline, NightlyLock};
 use crate::notify::Notifier;
 use crate::{machine, signals};
@@ -33,21 +38,83 @@ pub struct Done {
     pub guest: GuestName,
     /// Its backup, or why there is none.
     pub result: Result<BackupSummary>,
+    /// Whether its turn came.
+    pub is_begun: bool,
     /// How long it took.
     pub took: Duration,
     /// How many warnings there were.
     pub warnings: u64,
 }
 
+/// What became of a run.
+struct Ended {
+    done: Vec<Done>,
+    /// Warnings that are of no guest.
+    warnings: u64,
+    /// All guests that somebody knows: this host, or the repository. `None` if they could not be found out.
+    known: Option<Vec<GuestName>>,
+    /// Until all is told.
+    _lock: Option<NightlyLock>,
+}
+
 /// Backs up one guest or all.
 pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
     let (clock, started) = (Instant::now(), Timestamp::now());
-    let config = context.config()?;
+    let programs = machine::programs();
+    let config = context.config();
+    let known = config.as_ref().ok();
+    let metrics = args
+        .metrics
+        .as_deref()
+        .or(known.and_then(|config| config.metrics.as_deref()));
+    let on_failure = known.and_then(|config| config.on_failure.as_deref());
+    let mut telling = Telling::new(&programs, metrics, on_failure, started);
+    let ended = config.and_then(|config| back_up(context, config, args, &programs, started, &mut telling));
+    let Ended {
+        mut done,
+        mut warnings,
+        known,
+        _lock,
+    } = match ended {
+        Ok(ended) => ended,
+        Err(error) => {
+            telling.nothing_was_done(args.guest.as_ref(), &error, clock.elapsed());
+            return Err(error);
+        }
+    };
+    done.sort_by(|one, other| one.guest.cmp(&other.guest));
+    if args.all {
+        telling.not_begun(&done);
+        let failed = done.iter().filter(|done| done.result.is_err()).count();
+        let warned = warnings + telling.warnings > 0 || done.iter().any(|done| done.warnings > 0);
+        telling.record_whole(failed, failed == 0 && !warned);
+    }
+    // Those that could not be found this time are not gone, and somebody waits for their next success.
+    let is_known = |name: &str| {
+        let known = known.as_ref().filter(|_| args.all);
+        known.is_none_or(|known| known.iter().any(|guest| guest.as_str() == name))
+    };
+    warnings += telling.finish(is_known);
+    match args.all {
+        true => all_done(context, &done, warnings, clock.elapsed()),
+        false => one_done(context, done, warnings, clock.elapsed()),
+    }
+}
+
+/// Fails only if nothing was begun.
+fn back_up(
+    context: &Context<'_>,
+    config: &Config,
+    args: &BackupArgs,
+    programs: &Programs,
+    started: Timestamp,
+    telling: &mut Telling<'_>,
+) -> Result<Ended> {
     let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
-    let reload = reload::on_hangup(config.path.clone())?;
+    let reload = reload::on_hangup(config.path.clone(), !args.disks.is_empty())?;
     let notifier = Notifier::from_environment();
-    let _lock = match args.all {
-        true => Some(NightlyLock::take(&machine::runtime_dir(), started)?),
+    let lock = match args.all {
+        true => Some(NightlyLock::take(&machine::runtime_dir()?, started)?),
         false => None,
     };
     let deadline = Deadline::start(args.time_limit, cancel.clone())?;
@@ -55,13 +122,12 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
         Some(guest) => format!("backup {guest}"),
         None => "backup --all".to_owned(),
     };
-    let run = Run::begin(&machine::runtime_dir(), &machine::host_id(), &command).map_err(vbk::Error::from)?;
-    let programs = machine::programs();
+    let run = Run::begin(&machine::runtime_dir()?, &machine::host_id(), &command).map_err(vbk::Error::from)?;
     let jobs = args.jobs.or(config.jobs).filter(|_| args.all).unwrap_or(1) as usize;
     let common = Common {
         context,
         args,
-        programs: &programs,
+        programs,
         limits: LimitOptions {
             cache: Some(machine::cache_dir()),
             requests: Some(run.dir().join(requests::FILE)),
@@ -71,71 +137,60 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
         },
         jobs,
     };
-    let Planned { jobs: planned, notes } = common.all()?;
+    let Planned {
+        jobs: mut planned,
+        mut found,
+        notes,
+    } = common.all()?;
     for note in &notes {
         tracing::warn!("{note}");
     }
     if planned.is_empty() && !notes.is_empty() {
-        tracing::error!("no guest was found; nothing was backed up");
-        return Ok(Outcome::Failed);
+        return Err(Error::NoGuests(format!(
+            "no guest was found; nothing was backed up ({})",
+            notes.join("; ")
+        )));
     }
     if planned.is_empty() {
-        return Err(Error::Usage(
+        return Err(Error::NoGuests(
             "no guest is known on this host, or all are excluded; `vbk guests --help` says how guests are found"
                 .to_owned(),
         ));
     }
-    let known: Vec<GuestName> = planned.iter().map(|job| job.guest.clone()).collect();
-    run.note_guests(known.iter().map(ToString::to_string).collect())
+    telling.guests = planned.len();
+    run.note_guests(planned.iter().map(|job| job.guest.to_string()).collect())
         .map_err(vbk::Error::from)?;
-    let mut metrics = match args.metrics.as_ref().or(config.metrics.as_ref()) {
-        Some(path) => Some(Metrics::at(path)?),
-        None => None,
-    };
     let repository = context.repository()?;
     repository.check_reserve(args.reserve.unwrap_or(Reserve::Default))?;
     let writer = context.waiting(args.no_wait, &cancel, |wait| repository.writer(&command, wait));
     let writer = writer.map_err(|error| deadline.reason_for(error))?;
     notifier.ready();
+    let catalogue = writer.catalogue()?;
+    found.extend(catalogue.guests().into_iter().cloned());
+    let queue = Queue::at(&machine::cache_dir());
+    queue.sort(&mut planned, &catalogue);
     let host = Host::new(programs.clone(), run, &machine::cache_dir());
     let workers = Workers {
         context,
         writer: &writer,
         host: &host,
-        config,
+        telling,
         cancel: &cancel,
         deadline: &deadline,
         notifier: &notifier,
         is_all: args.all,
     };
-    let Results { mut done, warnings } = workers.run(planned, jobs, metrics.as_mut())?;
-    let mut warnings = warnings + notes.len() as u64;
+    let Results { done, warnings } = workers.run(planned, jobs)?;
     notifier.stopping();
-    done.sort_by(|one, other| one.guest.cmp(&other.guest));
-    let failed = done.iter().filter(|done| done.result.is_err()).count();
-    let warned = warnings > 0 || done.iter().any(|done| done.warnings > 0);
-    if let Some(mut metrics) = metrics {
-        if args.all {
-            metrics.record_whole(WholeRun {
-                started,
-                ended: Timestamp::now(),
-                guests: done.len(),
-                failed,
-                success: failed == 0 && !warned,
-            });
-        }
-        // Those that could not be found this time are not gone, and somebody waits for their next success.
-        let finds_all = args.all && notes.is_empty();
-        let is_known = |name: &str| !finds_all || known.iter().any(|guest| guest.as_str() == name);
-        if let Err(error) = metrics.finish(is_known) {
-            tracing::warn!("{}", error.text());
-            warnings += 1;
-        }
+    if args.all {
+        queue.remember(&done);
     }
-    match args.all {
-        true => all_done(context, &done, warnings, clock.elapsed()),
-        false => one_done(context, done, warnings, clock.elapsed()),
-    }
+    Ok(Ended {
+        done,
+        warnings: warnings + notes.len() as u64,
+        known: Some(found).filter(|_| notes.is_empty()),
+        _lock: lock,
+    })
 }
 
 fn one_done(context: &Context<'_>, mut done: Vec<Done>, warnings: u64, took: Duration) -> Result<Outcome> {

@@ -21,11 +21,10 @@ struct Asked {
 
 /// Asks running backups for another read limit.
 pub fn run(context: &Context<'_>, args: &LimitArgs) -> Result<Outcome> {
-    let runtime = machine::runtime_dir();
     let cant = |doing: &str, path: &std::path::Path, error: std::io::Error| {
         Error::Other(format!("can't {doing} {}: {error}", path.display()))
     };
-    let runs = running(&runtime).map_err(|error| cant("list", &runtime.join("runs"), error))?;
+    let runs = running(&machine::runtime_dir()?);
     let guest = args.guest.as_ref();
     let limit = args
         .limit

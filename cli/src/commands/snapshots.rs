@@ -40,7 +40,7 @@ struct FailedJson<'a> {
 pub fn run(context: &Context<'_>, args: &SnapshotsArgs) -> Result<Outcome> {
     let programs = machine::programs();
     let places = Places {
-        runtime_dir: &machine::runtime_dir(),
+        runtime_dir: &machine::runtime_dir()?,
         cache: &machine::cache_dir(),
         host_id: &machine::host_id(),
     };

@@ -48,8 +48,6 @@ const KEEP: &[&str] = &["last", "hourly", "daily", "weekly", "monthly", "yearly"
 
 /// More guests at a time than this are a mistake.
 const MAX_JOBS: u32 = 64;
-/// The fill at which a backup is stopped: extending later would be too late.
-const MAX_EXTEND: f64 = 0.9;
 
 type Value<'a> = Spanned<DeValue<'a>>;
 
@@ -253,9 +251,9 @@ impl Reader<'_> {
             "write how full it may be, as \"60%\" (less than 90%, at which a backup is stopped), or false";
         match value.get_ref() {
             DeValue::Boolean(false) => Some(None),
-            DeValue::String(text) if text.ends_with('%') => match parse::parse_percent(text) {
-                Ok(share) if share > 0.0 && share < MAX_EXTEND => Some(Some(share)),
-                _ => self.wrong_for(key, value, HOW),
+            DeValue::String(text) => match parse::parse_extend(text) {
+                Ok(share) => Some(Some(share)),
+                Err(_) => self.wrong_for(key, value, HOW),
             },
             _ => self.wrong_for(key, value, HOW),
         }

@@ -401,3 +401,21 @@ fn a_named_file_must_be_there() {
     let error = Config::find(Some(&gone)).expect_err("is not text").message();
     assert!(error.contains("UTF-8"), "{error}");
 }
+
+#[test]
+fn only_a_file_that_is_not_there_says_nothing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("vbk/config.toml");
+    assert_eq!(Config::load_if_there(&path).expect("is not there").path, None);
+    std::fs::create_dir(dir.path().join("vbk")).expect("makes");
+    assert_eq!(Config::load_if_there(&path).expect("is not there").path, None);
+    std::os::unix::fs::symlink("gone.toml", &path).expect("links");
+    let error = Config::load_if_there(&path).expect_err("leads nowhere").to_string();
+    assert!(error.contains("can't read the configuration"), "{error}");
+    let below_a_file = dir.path().join("file/config.toml");
+    std::fs::write(dir.path().join("file"), "").expect("writes");
+    assert!(
+        Config::load_if_there(&below_a_file).is_err(),
+        "nobody knows what is behind it"
+    );
+}

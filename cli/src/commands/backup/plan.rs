@@ -26,7 +26,16 @@ use crate::exit::{Error, Result};
 /// What one disk alone is called, as guests call their first virtio disk.
 const ONLY_DISK: &str = "vda";
 /// What is read of a disk if nothing is said.
-const USUAL_LIMIT: ReadLimit = ReadLimit::Share(0.6);
+pub const USUAL_LIMIT: ReadLimit = ReadLimit::Share(0.6);
+
+/// The same for a certain disk, which may be named on the command line.
+pub fn usual_limit(is_named: bool, disk: &Path) -> ReadLimit {
+    match is_named && disk.is_file() {
+        // What a file on a file system of the host was allocated nobody has said, and it may be anything.
+        true => ReadLimit::Unlimited,
+        false => USUAL_LIMIT,
+    }
+}
 
 /// One guest to back up.
 pub struct Job {
@@ -54,6 +63,8 @@ impl Job {
 pub struct Planned {
     /// The guests.
     pub jobs: Vec<Job>,
+    /// All guests that were found, also those that are left out.
+    pub found: Vec<GuestName>,
     /// What could not be found out: there may be more guests.
     pub notes: Vec<String>,
 }
@@ -61,6 +72,7 @@ pub struct Planned {
 impl From<Job> for Planned {
     fn from(job: Job) -> Self {
         Self {
+            found: vec![job.guest.clone()],
             jobs: vec![job],
             notes: Vec::new(),
         }
@@ -100,12 +112,7 @@ impl Common<'_> {
         }
         let settings = self.context.config()?.guest(guest);
         let speed = settings.device_bytes_per_sec.map(|speed| (speed, FoundBy::Configured));
-        let limit = |path: &Path| match settings.read_limit {
-            Some(limit) => limit,
-            // What a file on a file system of the host was allocated nobody has said, and it may be anything.
-            None if path.is_file() => ReadLimit::Unlimited,
-            None => USUAL_LIMIT,
-        };
+        let limit = |path: &Path| settings.read_limit.unwrap_or_else(|| usual_limit(true, path));
         let disks = named
             .into_iter()
             .map(|(name, path)| self.disk(name, limit(&path), path, speed));
@@ -128,9 +135,11 @@ impl Common<'_> {
     fn every(&self) -> Result<Planned> {
         let config = self.context.config()?;
         let found = discover(self.programs, &config.known_guests());
+        let names = found.guests.iter().map(|guest| guest.name.clone()).collect();
         let wanted = found.guests.into_iter().filter(|guest| !config.excludes(&guest.name));
         Ok(Planned {
             jobs: wanted.map(|guest| self.job(guest)).collect(),
+            found: names,
             notes: found.notes,
         })
     }

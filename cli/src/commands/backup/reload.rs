@@ -1,7 +1,7 @@
 //! SIGHUP: the configuration is read again, and the read limits in it hold from then on.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,33 +10,38 @@ use signal_hook::flag;
 use vbk::limit::{ReadLimit, Reload};
 use vbk_repo::name::GuestName;
 
+use super::plan::usual_limit;
 use crate::config::Config;
 use crate::exit::{Error, Result};
 
 #[derive(Default)]
 struct Reloader {
     path: Option<PathBuf>,
+    /// Whether the disks are those of the command line.
+    is_named: bool,
     config: Option<Config>,
     /// How often it was read.
     readings: u64,
-    /// Which reading each guest has been told of.
-    told: BTreeMap<GuestName, u64>,
+    /// Which reading has been told of each disk.
+    told: BTreeMap<(GuestName, PathBuf), u64>,
 }
 
-/// What limiters ask once a second. From now on SIGHUP does not end the process.
-pub fn on_hangup(path: Option<PathBuf>) -> Result<Reload> {
+/// What limiters ask once a second. From now on SIGHUP does not end the process. `is_named`: the disks are those of the
+/// command line.
+pub fn on_hangup(path: Option<PathBuf>, is_named: bool) -> Result<Reload> {
     let hangup = Arc::new(AtomicBool::new(false));
     flag::register(SIGHUP, Arc::clone(&hangup)).map_err(|error| Error::Other(error.to_string()))?;
     let reloader = Mutex::new(Reloader {
         path,
+        is_named,
         ..Reloader::default()
     });
-    Ok(Arc::new(move |guest| {
+    Ok(Arc::new(move |guest, disk| {
         let mut reloader = reloader.lock().unwrap_or_else(PoisonError::into_inner);
         if hangup.swap(false, Ordering::SeqCst) {
             reloader.read();
         }
-        reloader.news_for(guest)
+        reloader.news_for(guest, disk)
     }))
 }
 
@@ -51,21 +56,29 @@ impl Reloader {
         }
     }
 
-    fn news_for(&mut self, guest: &GuestName) -> Option<ReadLimit> {
+    /// What a run that begins now would read it at: a limit that was taken out of the file holds no more.
+    fn news_for(&mut self, guest: &GuestName, disk: &Path) -> Option<ReadLimit> {
         let config = self.config.as_ref()?;
-        if self.told.insert(guest.clone(), self.readings) == Some(self.readings) {
+        let key = (guest.clone(), disk.to_owned());
+        if self.told.insert(key, self.readings) == Some(self.readings) {
             return None;
         }
-        config.guest(guest).read_limit
+        Some(
+            config
+                .guest(guest)
+                .read_limit
+                .unwrap_or_else(|| usual_limit(self.is_named, disk)),
+        )
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::plan::USUAL_LIMIT;
     use super::*;
 
     #[test]
-    fn each_guest_hears_of_a_new_limit_once() {
+    fn each_disk_hears_of_a_new_limit_once() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("config.toml");
         std::fs::write(
@@ -78,13 +91,28 @@ mod tests {
             path: Some(path.clone()),
             ..Reloader::default()
         };
-        assert_eq!(reloader.news_for(&web1), None);
+        let disk = path.as_path();
+        assert_eq!(reloader.news_for(&web1, disk), None);
         reloader.read();
-        assert_eq!(reloader.news_for(&web1), Some(ReadLimit::BytesPerSec(50_000_000)));
-        assert_eq!(reloader.news_for(&web1), None);
-        assert_eq!(reloader.news_for(&db1), None, "nothing is said of it");
+        let limit = Some(ReadLimit::BytesPerSec(50_000_000));
+        assert_eq!(reloader.news_for(&web1, disk), limit);
+        assert_eq!(reloader.news_for(&web1, disk), None);
+        assert_eq!(reloader.news_for(&web1, Path::new("/dev/y")), limit, "another disk");
+        assert_eq!(
+            reloader.news_for(&db1, disk),
+            Some(USUAL_LIMIT),
+            "nothing is said of it"
+        );
         std::fs::write(&path, "nonsense").expect("writes");
         reloader.read();
-        assert_eq!(reloader.news_for(&web1), None);
+        assert_eq!(reloader.news_for(&web1, disk), None);
+        // Taken out: as if it had never been there, which for a file that was named is no limit.
+        std::fs::write(&path, "").expect("writes");
+        reloader.read();
+        assert_eq!(reloader.news_for(&web1, disk), Some(USUAL_LIMIT));
+        reloader.is_named = true;
+        reloader.read();
+        assert_eq!(reloader.news_for(&web1, disk), Some(ReadLimit::Unlimited));
+        assert_eq!(reloader.news_for(&web1, Path::new("/dev/null")), Some(USUAL_LIMIT));
     }
 }

@@ -4,9 +4,8 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use jiff::Timestamp;
 use nix::unistd::geteuid;
 use vbk::backup::BackupSummary;
 use vbk::guest_backup::{Host, back_up_guest};
@@ -15,12 +14,11 @@ use vbk_repo::ErrorKind;
 use vbk_repo::name::GuestName;
 use vbk_repo::repository::Writer;
 
+use super::telling::Telling;
 use super::{Done, Job};
-use crate::config::Config;
 use crate::context::Context;
 use crate::exit::{Error, Result};
-use crate::metrics::{GuestRun, Made, Metrics};
-use crate::nightly::{self, Deadline};
+use crate::nightly::Deadline;
 use crate::notify::Notifier;
 use crate::progress::{Progress, Words};
 use crate::units;
@@ -30,7 +28,7 @@ pub struct Workers<'a> {
     pub context: &'a Context<'a>,
     pub writer: &'a Writer,
     pub host: &'a Host,
-    pub config: &'a Config,
+    pub telling: &'a Telling<'a>,
     pub cancel: &'a AtomicBool,
     pub deadline: &'a Deadline,
     pub notifier: &'a Notifier,
@@ -47,10 +45,9 @@ pub struct Results {
 }
 
 /// What the workers have in common.
-struct Shared<'a, 'm> {
+struct Shared<'a> {
     queue: Mutex<VecDeque<Job>>,
     done: Mutex<Vec<Done>>,
-    metrics: Mutex<Option<&'m mut Metrics>>,
     progress: Arc<Progress>,
     guests: usize,
     workers: &'a Workers<'a>,
@@ -58,14 +55,13 @@ struct Shared<'a, 'm> {
 
 impl Workers<'_> {
     /// Backs all up; gives what became of each.
-    pub fn run(&self, jobs: Vec<Job>, threads: usize, metrics: Option<&mut Metrics>) -> Result<Results> {
+    pub fn run(&self, jobs: Vec<Job>, threads: usize) -> Result<Results> {
         let total = jobs.iter().map(|job| job.size_bytes).sum();
         let progress = Progress::new(self.context.quiet(), total, Words::Backup);
         let shared = Shared {
             guests: jobs.len(),
             queue: Mutex::new(jobs.into()),
             done: Mutex::default(),
-            metrics: Mutex::new(metrics),
             progress: Arc::new(progress.saying(!self.context.quiet() && !self.context.json())),
             workers: self,
         };
@@ -95,13 +91,14 @@ impl Workers<'_> {
     }
 }
 
-impl Shared<'_, '_> {
+impl Shared<'_> {
     fn work(&self) {
         loop {
             let Some(job) = lock(&self.queue).pop_front() else {
                 return;
             };
             let guest = job.guest.clone();
+            let is_begun = !self.workers.cancel.load(Ordering::SeqCst);
             self.workers.notifier.status(&self.status(&guest));
             let clock = Instant::now();
             let observer: Arc<GuestObserver> = Arc::new(GuestObserver {
@@ -123,12 +120,16 @@ impl Shared<'_, '_> {
             });
             let took = clock.elapsed();
             if let Err(error) = &result {
-                self.failed(&guest, error, &observer);
+                self.failed(&guest, error, is_begun, &observer);
             }
-            self.record(&guest, &result, took, &observer);
+            let peak_fill = *lock(&observer.peak_fill);
+            if let Err(error) = self.workers.telling.record(&guest, result.as_ref(), took, peak_fill) {
+                observer.event(Event::Warning(&error.message()));
+            }
             lock(&self.done).push(Done {
                 guest,
                 result,
+                is_begun,
                 took,
                 warnings: observer.warnings.load(Ordering::Relaxed),
             });
@@ -156,8 +157,7 @@ impl Shared<'_, '_> {
         back_up_guest(writer, host, &plan, cancel, &observer).map_err(|error| deadline.reason_for(error.into()))
     }
 
-    fn failed(&self, guest: &GuestName, error: &Error, observer: &GuestObserver) {
-        let Workers { config, host, .. } = self.workers;
+    fn failed(&self, guest: &GuestName, error: &Error, is_begun: bool, observer: &GuestObserver) {
         // Who interrupted it knows; the table has them all.
         if error.kind() == ErrorKind::Interrupted {
             return;
@@ -166,37 +166,12 @@ impl Shared<'_, '_> {
             self.progress
                 .suspend(|| tracing::error!("{guest}: {}", error.message()));
         }
-        let Some(command) = &config.on_failure else {
+        // Those whose turn did not come are told of at once, at the end.
+        if self.workers.is_all && !is_begun {
             return;
-        };
-        let told = nightly::on_failure(host.programs(), command, guest.as_str(), error, &crate::context::host());
-        if let Err(error) = told {
-            observer.event(Event::Warning(&format!("the on-failure command: {error}")));
         }
-    }
-
-    fn record(&self, guest: &GuestName, result: &Result<BackupSummary>, took: Duration, observer: &GuestObserver) {
-        let mut metrics = lock(&self.metrics);
-        let Some(metrics) = metrics.as_mut() else {
-            return;
-        };
-        let made = result.as_ref().ok();
-        let run = GuestRun {
-            ended: Timestamp::now(),
-            duration: took,
-            snapshot_peak_fill: *lock(&observer.peak_fill),
-            made: made.map(|made| {
-                let counts = &made.counts;
-                Made {
-                    read_bytes: counts.read_bytes,
-                    new_bytes: counts.new_bytes,
-                    stored_bytes: counts.stored_bytes,
-                    size_bytes: made.entry.backup.size_bytes(),
-                }
-            }),
-        };
-        if let Err(error) = metrics.record(guest.as_str(), run) {
-            observer.event(Event::Warning(&error.message()));
+        if let Err(error) = self.workers.telling.failed(guest.as_str(), error) {
+            observer.event(Event::Warning(&format!("the on-failure command: {error}")));
         }
     }
 }

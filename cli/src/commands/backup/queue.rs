@@ -1,0 +1,64 @@
+//! The order in which a run over all guests takes them, so that one that is cut short each night gets round to everybody.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use vbk_repo::catalogue::Catalogue;
+
+use super::{Done, Job};
+use crate::exit::Error;
+
+/// The file in the cache directory: the guests that the time limit cut short in the last run, a line each.
+const FILE: &str = "cut-short";
+
+/// What is known of the last run. Lost, it costs one night's order.
+pub struct Queue {
+    path: PathBuf,
+    cut_short: BTreeSet<String>,
+}
+
+impl Queue {
+    /// What the last run noted in this directory.
+    pub fn at(cache: &Path) -> Self {
+        let path = cache.join(FILE);
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        Self {
+            cut_short: text.lines().map(str::to_owned).collect(),
+            path,
+        }
+    }
+
+    /// Guests without a backup come first, then the one whose latest backup is oldest. What was cut short comes last: a
+    /// guest that needs more than a whole night would else be the oldest, and take every night from all others.
+    pub fn sort(&self, jobs: &mut [Job], catalogue: &Catalogue) {
+        jobs.sort_by_key(|job| {
+            let latest = catalogue.latest(&job.guest).map(|entry| entry.backup.time);
+            (self.cut_short.contains(job.guest.as_str()), latest)
+        });
+    }
+
+    /// Notes what this run's time limit cut short.
+    pub fn remember(&self, done: &[Done]) {
+        let is_cut = |done: &&Done| done.is_begun && matches!(done.result, Err(Error::TimeOver(_)));
+        let text: String = done
+            .iter()
+            .filter(is_cut)
+            .map(|done| format!("{}\n", done.guest))
+            .collect();
+        if text.is_empty() && self.cut_short.is_empty() {
+            return;
+        }
+        let written = self
+            .path
+            .parent()
+            .map_or(Ok(()), fs::create_dir_all)
+            .and_then(|()| fs::write(&self.path, text));
+        if let Err(error) = written {
+            tracing::info!(
+                "what the time limit cut short is not noted in {}: {error}",
+                self.path.display()
+            );
+        }
+    }
+}

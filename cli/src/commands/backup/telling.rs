@@ -1,0 +1,168 @@
+//! Who is told how a run went, beside the terminal: Prometheus by a file of figures, and the administrator by the
+//! on-failure command.
+//!
+//! A run that ends before its first guest is told of like one in which all fail: nobody looks at a terminal at night.
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use vbk::backup::BackupSummary;
+use vbk::guests::GuestError;
+use vbk::program::{ProgramError, Programs};
+use vbk_repo::ErrorKind;
+use vbk_repo::name::GuestName;
+
+use super::Done;
+use crate::context::host;
+use crate::exit::{Error, Result};
+use crate::metrics::{GuestRun, Made, Metrics, WholeRun};
+use crate::nightly;
+
+/// What stands for all guests where the name of one is expected. No guest can be called so.
+const ALL: &str = "--all";
+
+/// Tells them.
+pub struct Telling<'a> {
+    programs: &'a Programs,
+    on_failure: Option<&'a str>,
+    metrics: Mutex<Option<Metrics>>,
+    started: Timestamp,
+    /// The guests that a run over all has to back up, once they are known.
+    pub guests: usize,
+    /// What went wrong with telling, in numbers.
+    pub warnings: u64,
+}
+
+impl<'a> Telling<'a> {
+    /// For a run that begins. Figures that can't be written are a warning: they are no reason to back nothing up.
+    pub fn new(
+        programs: &'a Programs,
+        metrics: Option<&Path>,
+        on_failure: Option<&'a str>,
+        started: Timestamp,
+    ) -> Self {
+        let mut telling = Self {
+            programs,
+            on_failure,
+            metrics: Mutex::default(),
+            started,
+            guests: 0,
+            warnings: 0,
+        };
+        match metrics.map(Metrics::at).transpose() {
+            Ok(metrics) => telling.metrics = Mutex::new(metrics),
+            Err(error) => telling.warn(&format!("this run writes no metrics: {}", error.text())),
+        }
+        telling
+    }
+
+    /// Runs the on-failure command for a guest, if there is one.
+    pub fn failed(&self, guest: &str, error: &Error) -> std::result::Result<(), ProgramError> {
+        match self.on_failure {
+            Some(command) => nightly::on_failure(self.programs, command, guest, error, &host()),
+            None => Ok(()),
+        }
+    }
+
+    /// Adds what became of a guest to the figures. Who interrupted its backup does not need them to know, and it would
+    /// look like one that fails.
+    pub fn record(
+        &self,
+        guest: &GuestName,
+        result: std::result::Result<&BackupSummary, &Error>,
+        took: Duration,
+        snapshot_peak_fill: Option<f64>,
+    ) -> Result<()> {
+        let mut metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(metrics) = metrics.as_mut() else {
+            return Ok(());
+        };
+        let made = match result {
+            Ok(made) => Some(made),
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(()),
+            Err(_) => None,
+        };
+        let run = GuestRun {
+            ended: Timestamp::now(),
+            duration: took,
+            snapshot_peak_fill,
+            made: made.map(|made| Made {
+                read_bytes: made.counts.read_bytes,
+                new_bytes: made.counts.new_bytes,
+                stored_bytes: made.counts.stored_bytes,
+                size_bytes: made.entry.backup.size_bytes(),
+            }),
+        };
+        metrics.record(guest.as_str(), run)
+    }
+
+    /// Tells of a run that ended before its first guest: of `guest`, or of all.
+    pub fn nothing_was_done(mut self, guest: Option<&GuestName>, error: &Error, took: Duration) {
+        if guest.is_some() && is_slip(error) {
+            return;
+        }
+        if error.kind() != ErrorKind::Interrupted
+            && let Err(why) = self.failed(guest.map_or(ALL, GuestName::as_str), error)
+        {
+            self.warn(&format!("the on-failure command: {why}"));
+        }
+        match guest {
+            None => self.record_whole(self.guests, false),
+            // Written below.
+            Some(guest) => drop(self.record(guest, Err(error), took, None)),
+        }
+        self.finish(|_| true);
+    }
+
+    /// Tells at once of all guests that the time limit left out: forty messages would say the same.
+    pub fn not_begun(&mut self, done: &[Done]) {
+        let left_out = |done: &&Done| !done.is_begun && matches!(done.result, Err(Error::TimeOver(_)));
+        let left_out: Vec<&str> = done.iter().filter(left_out).map(|done| done.guest.as_str()).collect();
+        if left_out.is_empty() {
+            return;
+        }
+        let error = Error::TimeOver(format!("the time limit is over; not begun: {}", left_out.join(", ")));
+        if let Err(why) = self.failed(ALL, &error) {
+            self.warn(&format!("the on-failure command: {why}"));
+        }
+    }
+
+    /// Adds what is told of a run over all guests.
+    pub fn record_whole(&self, failed: usize, success: bool) {
+        let mut metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(metrics) = metrics.as_mut() {
+            metrics.record_whole(WholeRun {
+                started: self.started,
+                ended: Timestamp::now(),
+                guests: self.guests,
+                failed,
+                success,
+            });
+        }
+    }
+
+    /// Writes the figures, without guests that nobody knows any more. Gives how many warnings there were.
+    pub fn finish(mut self, is_known: impl Fn(&str) -> bool) -> u64 {
+        let metrics = std::mem::take(&mut self.metrics);
+        let metrics = metrics.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Err(error)) = metrics.map(|metrics| metrics.finish(is_known)) {
+            self.warn(&error.text());
+        }
+        self.warnings
+    }
+
+    fn warn(&mut self, text: &str) {
+        tracing::warn!("{text}");
+        self.warnings += 1;
+    }
+}
+
+/// What only a person who types can do wrong. A guest that nobody knows must not get figures, which would alarm for ever.
+fn is_slip(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Usage(_) | Error::Engine(vbk::Error::Guest(GuestError::Unknown { .. }))
+    )
+}
