@@ -77,7 +77,8 @@ pub struct BackupArgs {
     #[arg(long, value_name = "TIME", value_parser = parse::parse_duration)]
     pub time_limit: Option<Duration>,
 
-    /// Write figures for Prometheus (node_exporter's textfile collector) to this file
+    /// Write figures for Prometheus (node_exporter's textfile collector) to this file. Those of a guest stay until neither
+    /// this host nor the repository knows it any more
     #[arg(long, value_name = "FILE")]
     pub metrics: Option<PathBuf>,
 
