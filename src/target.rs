@@ -11,7 +11,7 @@ use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
 
 use crate::buffer::ALIGN;
 use crate::error::{Error, Result};
-use crate::snapshot::device::{writer_of_device, writer_of_file};
+use crate::snapshot::device::{lasting, writer_of_device, writer_of_file};
 use crate::source::describe;
 use crate::sys;
 
@@ -49,7 +49,7 @@ impl Target {
                 // It would write on to the old file, which has no name any more, and all that would be lost.
                 refuse_writer(
                     &path,
-                    writer_of_file(&path, &metadata),
+                    || writer_of_file(&path, &metadata),
                     "shut that down first, or move the file away to keep it",
                 )?;
                 Self::create_file(&path, size_bytes, data_bytes, Some(&metadata))
@@ -96,7 +96,7 @@ impl Target {
             // QEMU does not claim the disks of a guest that runs.
             refuse_writer(
                 path,
-                writer_of_device(rdev),
+                || writer_of_device(rdev),
                 "shut that down first; --force writes all the same",
             )?;
         }
@@ -318,8 +318,8 @@ fn device_user(path: &Path) -> String {
 }
 
 /// Two that write to one disk destroy it.
-fn refuse_writer(path: &Path, writer: Option<String>, advice: &str) -> Result<()> {
-    match writer {
+fn refuse_writer(path: &Path, writer: impl Fn() -> Option<String>, advice: &str) -> Result<()> {
+    match lasting(|| Ok::<_, Error>(writer()))? {
         None => Ok(()),
         Some(writer) => Err(Error::TargetInUse {
             path: path.to_owned(),

@@ -5,12 +5,17 @@ use std::collections::BTreeSet;
 use std::fs::{Metadata, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::{major, minor};
 
 use super::SnapshotError;
+
+/// How often a disk that is in use is looked at again, and after which time.
+const LOOKS: u32 = 5;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
 /// Major and minor number.
 pub(super) type Number = (u64, u64);
@@ -45,6 +50,18 @@ pub(super) fn user_of(path: &Path, device: Number) -> Result<Option<String>, Sna
     // Programs that write to a disk, as QEMU does, rarely claim it.
     let related = related(device);
     Ok(writer_of(&related))
+}
+
+/// Asks again for a while who uses a disk: programs that look for a free or a known device open it for a moment, as losetup
+/// does.
+pub(crate) fn lasting<E>(user: impl Fn() -> Result<Option<String>, E>) -> Result<Option<String>, E> {
+    for _ in 0..LOOKS {
+        if user()?.is_none() {
+            return Ok(None);
+        }
+        std::thread::sleep(BETWEEN_LOOKS);
+    }
+    user()
 }
 
 /// The device, its partitions, and the disk it is a partition of.

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -16,10 +15,6 @@ use crate::lvm::{self, NewSnapshot, Volume};
 use crate::program::Programs;
 use crate::run::Run;
 use crate::sys;
-
-/// How often a device that is in use is looked at again, and after which time.
-const LOOKS: u32 = 5;
-const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
 /// What will hold a disk still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -255,20 +250,12 @@ pub(super) fn bare(path: &Path, device: Option<Number>, options: &SnapshotOption
     if options.live {
         return Ok(Hold::Live);
     }
-    let mut looks = 0;
-    loop {
-        match unused::user_of(path, device)? {
-            None => return Ok(Hold::Unused),
-            // Programs that look for a free or a known device open it for a moment, as losetup does.
-            Some(_) if looks < LOOKS => looks += 1,
-            Some(what) => {
-                return Err(SnapshotError::InUse {
-                    path: path.to_owned(),
-                    what,
-                });
-            }
-        }
-        std::thread::sleep(BETWEEN_LOOKS);
+    match device::lasting(|| unused::user_of(path, device))? {
+        None => Ok(Hold::Unused),
+        Some(what) => Err(SnapshotError::InUse {
+            path: path.to_owned(),
+            what,
+        }),
     }
 }
 

@@ -188,7 +188,11 @@ fn what_a_killed_run_left_is_released_and_what_is_not_ours_is_not() {
             fs::read_to_string(pool.path().join("my--vg-th--pool-tpool")).expect("reads"),
             left
         );
-        assert!(matches!(pool.clean(), Err(HintError::Held { .. })) || left.is_empty());
+        let cleaned = pool.clean();
+        assert!(
+            matches!(cleaned, Err(HintError::Held { .. })) || left.is_empty(),
+            "{mark:?}: {cleaned:?}"
+        );
         assert_eq!(pool.get("held"), "59", "is left alone");
     }
 }
