@@ -50,6 +50,8 @@ const DELTA_LIMIT: Duration = Duration::from_secs(10 * 60);
 /// How long to wait for other runs on the same pool.
 const LOCK_LIMIT: Duration = Duration::from_secs(15 * 60);
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
+/// How long a cleaning waits for them.
+const CLEAN_WAIT: Duration = Duration::from_secs(1);
 
 /// Two snapshots of one thin volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,8 +165,12 @@ pub fn clean(programs: &Programs, marks: &Path) -> (Vec<String>, Vec<HintError>)
             name: device.clone(),
             device: device.clone(),
         };
-        // Not waited for: who holds it is at work.
-        match Mark::lock(entry.path(), &pool, &|| true).and_then(|mut mark| mark.release_left(&pool)) {
+        // Waited for only until a program that another thread has just started has let go of what it inherited: who holds
+        // it longer is at work.
+        let begun = Instant::now();
+        match Mark::lock(entry.path(), &pool, &|| begun.elapsed() > CLEAN_WAIT)
+            .and_then(|mut mark| mark.release_left(&pool))
+        {
             Ok(true) => released.push(device),
             Ok(false) | Err(HintError::Busy { .. }) => {}
             Err(_) if pool.is_away() => tracing::info!(
