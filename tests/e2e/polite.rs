@@ -101,7 +101,7 @@ fn a_running_backup_is_asked_for_another_limit_and_only_a_running_one() {
     assert!(text.contains(&run.guest) && text.contains("50 MB/s"), "{text}");
     assert_eq!(
         fs::read_to_string(&file).expect("reads"),
-        format!("{} 50000000\n", run.guest)
+        format!("{} 50000000B\n", run.guest)
     );
     let answer = lab.json(args!["limit", run.guest, "default"]);
     assert_eq!(str_of(&answer[0], "limit"), "default");
