@@ -37,7 +37,8 @@ use crate::limit::{LimitOptions, LimitedDisk, Limiter, ReadLimit};
 use crate::observer::{Event, Observer};
 use crate::program::Programs;
 use crate::run::Run;
-use crate::snapshot::{self, Places, SnapshotOptions, Snapshots};
+use crate::snapshot::{self, Places, PlannedDisk, SnapshotOptions, Snapshots};
+use crate::text::size;
 
 /// Files that are kept with a backup.
 type Files = Vec<(DiskName, Vec<u8>)>;
@@ -222,6 +223,9 @@ fn hold(
     }
     let planned = snapshot::plan(&host.programs, &disks, &options)?;
     let files = describe(plan, &planned).into_iter().collect();
+    for note in shrunk(entries.last(), planned.disks()) {
+        observer.event(Event::Note(&note));
+    }
     let ((made, at), consistency) = with_guest_at_rest(&host.programs, &plan.freeze, observer, || {
         let at = Timestamp::now();
         Ok::<_, Error>((planned.make(&host.run, observer), at))
@@ -242,6 +246,23 @@ fn describe(plan: &GuestPlan, planned: &snapshot::Plan) -> Option<(DiskName, Vec
         .any(|(name, _)| name.as_str() == guest_files::DISKS_NAME);
     let has_volumes = planned.disks().iter().any(|disk| disk.volume.is_some());
     (has_volumes && !given).then(|| Disks::of_plan(planned.disks()).to_file())
+}
+
+/// Disks that are smaller than they were: they seldom shrink, and a name may have been mistyped.
+fn shrunk(latest: Option<&Entry>, planned: &[PlannedDisk]) -> Vec<String> {
+    let smaller = planned.iter().filter_map(|disk| {
+        let before = latest?.backup.image(disk.name.as_str()).ok()?;
+        (disk.size_bytes < before.size_bytes).then(|| {
+            format!(
+                "disk {} ({}) has {}, and had {} in the latest backup: is it another guest's?",
+                disk.name,
+                disk.source.display(),
+                size(disk.size_bytes),
+                size(before.size_bytes)
+            )
+        })
+    });
+    smaller.collect()
 }
 
 /// The most that the last backups used of each disk's thick snapshot.

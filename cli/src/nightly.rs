@@ -16,6 +16,7 @@ use vbk::program::{self, ProgramError, Programs};
 use vbk_repo::ErrorKind;
 
 use crate::exit::{Error, Result};
+use crate::units;
 
 /// What the command that is told of a failure may take.
 const HOOK_LIMIT: Duration = Duration::from_secs(60);
@@ -53,8 +54,8 @@ impl NightlyLock {
                 // The other may not have written yet, or be another program altogether.
                 let mut text = String::new();
                 let _ = file.take(100).read_to_string(&mut text);
-                let details = describe(&text, now).unwrap_or_default();
-                return Err(Error::Busy(format!("another nightly run is going on{details}")));
+                let details = describe(&text).unwrap_or_default();
+                return Err(Error::Busy(format!("another `vbk backup --all` is going on{details}")));
             }
             Err(std::fs::TryLockError::Error(error)) => return Err(failed(error)),
         }
@@ -67,13 +68,11 @@ impl NightlyLock {
     }
 }
 
-/// ` since 02:10 (pid 123)`, with the day if it is another one.
-fn describe(text: &str, now: Timestamp) -> Option<String> {
+/// ` since 2026-11-21 02:10:00 (process 123)`
+fn describe(text: &str) -> Option<String> {
     let (pid, since) = text.trim().split_once(' ')?;
     let (pid, since): (u32, Timestamp) = (pid.parse().ok()?, since.parse().ok()?);
-    let same_day = since.strftime("%F").to_string() == now.strftime("%F").to_string();
-    let since = since.strftime(if same_day { "%H:%M" } else { "%Y-%m-%d %H:%M" });
-    Some(format!(" since {since} (pid {pid})"))
+    Some(format!(" since {} (process {pid})", units::time(since)))
 }
 
 /// Asks a run to end when its time is over. Dropped, it asks no more.
@@ -110,12 +109,10 @@ impl Deadline {
         self.over.load(Ordering::SeqCst)
     }
 
-    /// Who asked for the end, if an end is what the error says.
-    pub fn reason_for(&self, error: Error) -> Error {
+    /// Who asked for the end, if an end is what the error says; and what has come of what was to be done.
+    pub fn reason_for(&self, error: Error, outcome: &str) -> Error {
         match error.kind() {
-            ErrorKind::Interrupted if self.is_over() => Error::TimeOver(
-                "the time limit is over; what was stored is not stored again by the next run".to_owned(),
-            ),
+            ErrorKind::Interrupted if self.is_over() => Error::TimeOver(format!("the time limit is over; {outcome}")),
             _ => error,
         }
     }
@@ -201,11 +198,10 @@ mod tests {
         let pid = std::process::id();
         assert_eq!(
             message(NightlyLock::take(&runtime, later(1))),
-            format!("another nightly run is going on since 02:10 (pid {pid})")
-        );
-        assert_eq!(
-            message(NightlyLock::take(&runtime, later(24))),
-            format!("another nightly run is going on since 2026-11-21 02:10 (pid {pid})")
+            format!(
+                "another `vbk backup --all` is going on since {} (process {pid})",
+                units::time(now())
+            )
         );
         drop(lock);
         drop(NightlyLock::take(&runtime, later(1)).expect("is free again"));
@@ -233,7 +229,7 @@ mod tests {
             .read_exact(&mut held)
             .expect("holds it");
         let text = message(NightlyLock::take(dir.path(), now()));
-        assert_eq!(text, "another nightly run is going on");
+        assert_eq!(text, "another `vbk backup --all` is going on");
         other.kill().and_then(|()| other.wait()).expect("is killed");
         NightlyLock::take(dir.path(), now()).expect("is free");
     }

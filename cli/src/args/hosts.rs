@@ -35,7 +35,7 @@ A configuration, with all there is. What a guest does not say is taken from
   key-file = "/etc/vbk/key"             # or passphrase-file
   jobs = 2                              # guests at a time, for --all
   metrics = "/var/lib/prometheus/node-exporter/vbk.prom"
-  on-failure = "mail -s $VBK_GUEST root" # see above
+  on-failure = 'echo "$VBK_ERROR" | mail -s "no backup of $VBK_GUEST" root' # see above
 
   [defaults]
   exclude = ["test*"]                   # guests that --all leaves out

@@ -163,7 +163,12 @@ fn back_up(
     let repository = context.repository()?;
     repository.check_reserve(args.reserve.unwrap_or(Reserve::Default))?;
     let writer = context.waiting(args.no_wait, &cancel, |wait| repository.writer(&command, wait));
-    let writer = writer.map_err(|error| deadline.reason_for(error))?;
+    let writer = writer.map_err(|error| {
+        deadline.reason_for(
+            error,
+            "it was spent waiting for another process that writes to the repository",
+        )
+    })?;
     notifier.ready();
     let catalogue = writer.catalogue()?;
     found.extend(catalogue.guests().into_iter().cloned());

@@ -22,7 +22,7 @@ repository = "/var/lib/vbk"
 key-file = "/etc/vbk/key"
 jobs = 2
 metrics = "/var/lib/prometheus/node-exporter/vbk.prom"
-on-failure = "mail -s $VBK_GUEST root"
+on-failure = 'echo "$VBK_ERROR" | mail -s "no backup of $VBK_GUEST" root'
 
 [defaults]
 read-limit = "50%"
@@ -66,7 +66,10 @@ fn a_guest_has_its_own_settings_then_the_defaults_then_those_of_vbk() {
         (config.jobs, config.key_name()),
         (Some(2), Some("key-file in the configuration"))
     );
-    assert_eq!(config.on_failure.as_deref(), Some("mail -s $VBK_GUEST root"));
+    assert_eq!(
+        config.on_failure.as_deref(),
+        Some(r#"echo "$VBK_ERROR" | mail -s "no backup of $VBK_GUEST" root"#)
+    );
     let disk = |name: &str| DiskName::new(name).expect("a name");
     let web1 = config.guest(&guest("web1"));
     assert_eq!(

@@ -137,7 +137,8 @@ fn a_real_run_is_stopped_while_its_snapshot_is_still_good() {
             file.write_all_at(&[4; 256 << 10], at * MIB + part * (256 << 10))
                 .expect("writes");
             file.sync_data().expect("syncs");
-            std::thread::sleep(Duration::from_millis(100));
+            // Emulated processors are slow to look.
+            std::thread::sleep(Duration::from_millis(200));
         }
     }
     snapshots.check().expect("is still good");

@@ -40,7 +40,7 @@ fn a_run_that_is_asked_to_end_removes_its_snapshots_and_lists_only_what_is_whole
     wait_for_snapshot_of(&host, "slow");
     let pid = running.pid().to_string();
     let second = host.run(args!["backup", "--all"]).code(75);
-    second.says(&["another nightly run is going on since", &pid]);
+    second.says(&["another `vbk backup --all` is going on since", &pid]);
     let listed = host.run(args!["snapshots"]).done().text();
     assert!(
         listed.contains("backup --all") && listed.contains(&format!("in use by process {pid}")),

@@ -150,11 +150,12 @@ impl Shared<'_> {
             ..
         } = self.workers;
         if cancel.load(Ordering::SeqCst) {
-            return Err(deadline.reason_for(vbk::Error::Interrupted.into()));
+            return Err(deadline.reason_for(vbk::Error::Interrupted.into(), "this guest was not begun"));
         }
         let plan = job.plan?;
         let observer: Arc<dyn Observer> = Arc::clone(observer) as _;
-        back_up_guest(writer, host, &plan, cancel, &observer).map_err(|error| deadline.reason_for(error.into()))
+        back_up_guest(writer, host, &plan, cancel, &observer)
+            .map_err(|error| deadline.reason_for(error.into(), "what was stored is not stored again by the next run"))
     }
 
     fn failed(&self, guest: &GuestName, error: &Error, is_begun: bool, observer: &GuestObserver) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
-use vbk::guest_files::{CONFIG_NAME, DISKS_NAME, Disks, NVRAM_NAME, volume_name_of};
+use vbk::guest_files::{CONFIG_NAME, DISKS_NAME, DiskKind, Disks, NVRAM_NAME, volume_name_of};
 use vbk::libvirt::define::{define, is_defined};
 use vbk::libvirt::rename::{RenamePlan, identity, mac_like, rewrite, unplaced, uuid_of};
 use vbk::program::Programs;
@@ -76,7 +76,21 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Out
     };
     let programs = machine::programs();
     let mut random = random()?;
-    let plan = volumes_plan(&stored, guest, group, args.thin_pool.clone(), random.run())?;
+    let disks = described(&stored)?;
+    let plan = VolumesPlan {
+        group: group.to_owned(),
+        pool: args.thin_pool.clone(),
+        volumes: volumes(&stored, disks.as_ref(), guest)?,
+        run: random.run(),
+        devices: "/dev".into(),
+    };
+    let was_thin = disks
+        .iter()
+        .flat_map(|disks| &disks.disks)
+        .any(|disk| disk.kind == DiskKind::LvmThin);
+    if was_thin && plan.pool.is_none() {
+        context.say("disks that were thin volumes become thick ones; --thin-pool makes thin ones");
+    }
     let mut warnings = 0;
     // Before anything is made: what can't be defined later is told now.
     let domain = match domain(&stored, guest, &plan, &mut random) {
@@ -206,48 +220,34 @@ impl Stored<'_> {
     }
 }
 
-fn volumes_plan(
-    stored: &Stored<'_>,
-    guest: &GuestName,
-    group: &str,
-    pool: Option<String>,
-    run: String,
-) -> Result<VolumesPlan> {
-    let backup = stored.backup;
-    let disks = stored.file(DISKS_NAME)?;
-    let disks = disks.and_then(|bytes| {
+/// What the disks were made of, as far as it can be read.
+fn described(stored: &Stored<'_>) -> Result<Option<Disks>> {
+    let bytes = stored.file(DISKS_NAME)?;
+    Ok(bytes.and_then(|bytes| {
         let parsed = Disks::parse(&bytes);
         parsed
             .inspect_err(|error| tracing::warn!("new volumes are named after the paths of the disks: {error}"))
             .ok()
-    });
-    let volumes = backup.images.iter().map(|image| {
-        let old = volume_name_of(image, disks.as_ref());
-        let name = volume_name(
-            old.as_deref(),
-            backup.guest.as_str(),
-            guest.as_str(),
-            image.disk.as_str(),
-        );
+    }))
+}
+
+fn volumes(stored: &Stored<'_>, disks: Option<&Disks>, guest: &GuestName) -> Result<Vec<NewVolume>> {
+    let (was, guest) = (stored.backup.guest.as_str(), guest.as_str());
+    let volumes = stored.backup.images.iter().map(|image| {
+        let old = volume_name_of(image, disks);
+        let name = volume_name(old.as_deref(), was, guest, image.disk.as_str());
         Ok(NewVolume {
             name: name.map_err(vbk::Error::from)?,
             size_bytes: image.size_bytes,
             data_bytes: image.data_bytes,
             block_bytes: stored.view.identity().block_size.into(),
             tags: disks
-                .as_ref()
                 .and_then(|disks| disks.of(&image.disk)?.volume.as_ref())
-                .map(|volume| tags_of(&volume.tags, backup.guest.as_str(), guest.as_str()))
+                .map(|volume| tags_of(&volume.tags, was, guest))
                 .unwrap_or_default(),
         })
     });
-    Ok(VolumesPlan {
-        group: group.to_owned(),
-        pool,
-        volumes: volumes.collect::<Result<_>>()?,
-        run,
-        devices: "/dev".into(),
-    })
+    volumes.collect()
 }
 
 /// The domain as it is to be, if one was kept.
