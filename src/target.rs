@@ -1,6 +1,6 @@
 //! What a restore writes to: a new file that appears when it is whole, or a block device.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -11,7 +11,7 @@ use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
 
 use crate::buffer::ALIGN;
 use crate::error::{Error, Result};
-use crate::snapshot::device::{lasting, writer_of_device, writer_of_file};
+use crate::snapshot::device::{lasting, loop_devices, writer_of_device, writer_of_file};
 use crate::source::describe;
 use crate::sys;
 
@@ -355,15 +355,4 @@ fn refuse_loops(target: &Path, in_use: impl Fn(&OsStr, &Path) -> bool) -> Result
             })
         }
     }
-}
-
-/// The names of the loop devices in use, and the files they show.
-fn loop_devices() -> Vec<(OsString, PathBuf)> {
-    let devices = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
-    devices
-        .filter_map(|device| {
-            let backing = std::fs::read_to_string(device.path().join("loop/backing_file")).ok()?;
-            Some((device.file_name(), backing.trim_end_matches('\n').into()))
-        })
-        .collect()
 }

@@ -2,6 +2,7 @@
 //! meanwhile.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::{Metadata, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -177,6 +178,17 @@ fn writes(file: &Path, process: u32) -> bool {
     let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
     // What can't be read counts as writing.
     flags.is_none_or(|flags| flags & OFlag::O_ACCMODE.bits() != OFlag::O_RDONLY.bits())
+}
+
+/// The names of the loop devices in use, and the files they show.
+pub(crate) fn loop_devices() -> Vec<(OsString, PathBuf)> {
+    let devices = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    devices
+        .filter_map(|device| {
+            let backing = std::fs::read_to_string(device.path().join("loop/backing_file")).ok()?;
+            Some((device.file_name(), backing.trim_end_matches('\n').into()))
+        })
+        .collect()
 }
 
 /// Sectors written and discarded since the device is there; `None` where the kernel does not count them.

@@ -1,5 +1,6 @@
 //! A disk that is read without a snapshot because nobody uses it: who does after all, and whether it was written meanwhile.
 
+use std::ffi::OsString;
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -24,16 +25,14 @@ fn user_of_file(path: &Path) -> Result<Option<String>, SnapshotError> {
 
 /// A loop device that shows a file and can be written to. The kernel has the file open then, and no process.
 fn writable_loop(file: &Metadata) -> Option<String> {
-    let mut devices = std::fs::read_dir("/sys/block").ok()?.flatten();
-    let shows = |device: PathBuf| {
-        let read = |name: &str| std::fs::read_to_string(device.join(name)).ok();
-        let shown = read("loop/backing_file")?;
-        let writable = read("ro").is_none_or(|ro| ro.trim() == "0");
-        let shown = std::fs::metadata(shown.trim_end_matches('\n')).ok()?;
-        (writable && (shown.dev(), shown.ino()) == (file.dev(), file.ino())).then_some(())
+    let shows = |(name, backing): &(OsString, PathBuf)| {
+        let ro = std::fs::read_to_string(Path::new("/sys/block").join(name).join("ro"));
+        let shown = std::fs::metadata(backing);
+        ro.map_or(true, |ro| ro.trim() == "0")
+            && shown.is_ok_and(|shown| (shown.dev(), shown.ino()) == (file.dev(), file.ino()))
     };
-    let found = devices.find(|device| shows(device.path()).is_some())?;
-    Some(format!("shown by /dev/{}", found.file_name().to_string_lossy()))
+    let (name, _) = device::loop_devices().into_iter().find(shows)?;
+    Some(format!("shown by /dev/{}", name.to_string_lossy()))
 }
 
 /// What changes when a disk is written to.
