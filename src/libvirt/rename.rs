@@ -15,6 +15,8 @@ use quick_xml::escape::{escape, unescape};
 use quick_xml::events::{BytesStart, Event};
 use vbk_repo::ErrorKind;
 
+use crate::libvirt::xml::MAX_ATTRIBUTES;
+
 /// What a domain becomes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RenamePlan {
@@ -462,8 +464,11 @@ impl Walk<'_> {
     /// The value of an attribute, where it stands in the text.
     fn attribute(&self, element: &BytesStart<'_>, key: &str) -> Result<Option<Place>> {
         let bad = |what: &dyn std::fmt::Display| RenameError::NotADomain(what.to_string());
-        for attribute in element.attributes() {
+        for (number, attribute) in element.attributes().enumerate() {
             let attribute = attribute.map_err(|error| bad(&error))?;
+            if number == MAX_ATTRIBUTES {
+                return Err(bad(&format!("a tag has more than {MAX_ATTRIBUTES} attributes")));
+            }
             if attribute.key.as_ref() != key.as_bytes() {
                 continue;
             }

@@ -9,6 +9,10 @@ const MAX_DEPTH: usize = 100;
 /// The longest description. Real ones have some kilobytes.
 const MAX_BYTES: usize = 4 << 20;
 
+/// Attributes of one tag. libvirt writes about ten, and `<metadata>` holds what its author likes. The reader compares each
+/// name with all before it, so the time for a tag grows with the square of this.
+pub(super) const MAX_ATTRIBUTES: usize = 256;
+
 /// An element with what is in it.
 #[derive(Debug, Default)]
 pub(super) struct Element {
@@ -112,6 +116,9 @@ fn element(tag: &BytesStart<'_>) -> Result<Element, String> {
     let mut attributes = Vec::new();
     for attribute in tag.attributes() {
         let attribute = attribute.map_err(|error| error.to_string())?;
+        if attributes.len() == MAX_ATTRIBUTES {
+            return Err(format!("a tag has more than {MAX_ATTRIBUTES} attributes"));
+        }
         let value = attribute.unescape_value().map_err(|error| error.to_string())?;
         attributes.push(Attribute {
             name: text(attribute.key.as_ref()),
@@ -136,6 +143,19 @@ mod tests {
         let root = root.expect("parses");
         assert_eq!((root.attribute("x"), root.name.as_str()), (Some("1"), "a"));
         assert_eq!(root.child("b").expect("b").text, "t<A&");
+    }
+
+    /// A tag of 4 MiB would take the reader minutes; cut off at the limit it takes no time.
+    #[test]
+    fn a_tag_with_too_many_attributes_is_refused_before_they_are_compared() {
+        let tag = |count: usize| {
+            let attributes: String = (0..count).map(|number| format!(" a{number}=''")).collect();
+            format!("<a><b{attributes}/></a>")
+        };
+        let root = parse(&tag(MAX_ATTRIBUTES)).expect("parses");
+        assert_eq!(root.children[0].attributes.len(), MAX_ATTRIBUTES);
+        let error = parse(&tag(MAX_BYTES / 12)).expect_err("too many");
+        assert!(error.contains("256 attributes"), "{error}");
     }
 
     #[test]

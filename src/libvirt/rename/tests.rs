@@ -268,6 +268,10 @@ fn what_is_no_domain_is_refused() {
             identity(bad)
         );
     }
+    let many: String = (0..100_000).map(|number| format!(" a{number}=''")).collect();
+    let many = format!("<domain><name>a</name><devices><disk><source{many}/></disk></devices></domain>");
+    let error = identity(&many).expect_err("too many attributes").to_string();
+    assert!(error.contains("256 attributes"), "{error}");
     let mut few = plan();
     few.macs.pop();
     assert!(matches!(
