@@ -123,6 +123,17 @@ fn zstd(error: std::io::Error) -> Error {
     }
 }
 
+/// The stored lengths of all pages of a block, as its header states them: nothing of them is proved. `None` if it is not a
+/// header.
+pub(crate) fn stored_lengths(header: &[u8]) -> Option<Vec<usize>> {
+    let table = header.get(FIXED_BYTES..)?.chunks_exact(PER_PAGE_BYTES);
+    if !table.remainder().is_empty() || table.len() == 0 {
+        return None;
+    }
+    let length = |entry: &[u8]| u32::from_le_bytes([entry[32], entry[33], entry[34], entry[35]]) & !RAW;
+    Some(table.map(|entry| length(entry) as usize).collect())
+}
+
 /// A header that was proved against its block's id: each of its page hashes may be trusted.
 #[derive(Debug, Clone)]
 pub struct Header {

@@ -1,12 +1,15 @@
 //! Encryption at rest: a store whose content another store keeps without being able to read it.
 //!
-//! The store below sees blocks, segments, records and notes as below, besides their number, length and order. Ids are
-//! keyed hashes ([`Hashing::Keyed`]), so it can't tell whether a known file is among them. What seals is described in
-//! `cipher.rs`; SALT is 24 random bytes.
+//! Who has the store below and no key sees how many blocks, segments, records and notes there are and in which order they
+//! came, and of each block its plain length, which is the block size for all but the last of an image, and one of a few
+//! stored lengths (`fragments.rs`). Ids are keyed hashes ([`Hashing::Keyed`]), so equal content can't be compared with
+//! content outside. What is left to tell from is the sequence of the blocks' stored lengths: too little for a file of a
+//! few MiB, and enough for a disk image that is known byte by byte. What seals is described in `cipher.rs`; SALT is 24
+//! random bytes.
 //!
 //! | what | name of the sealed thing | as it is stored |
 //! |---|---|---|
-//! | block | `B`, id | header: SALT, sealed header (part 0); page n: sealed page (part n + 1), none for a page of zeros |
+//! | block | `B`, id | header: SALT, sealed header (part 0); in the place of page n: sealed fragment n (part n + 1), see `fragments.rs` |
 //! | segment | `S`, id | SALT, sealed segment (part 0) |
 //! | record | `R`, key as stored | SALT, sealed (length of the key as u16, little-endian; key; record) (part 0) |
 //! | note | `N`, name as stored | SALT, sealed (length of the name; name; value) (part 0) |
@@ -14,13 +17,17 @@
 //! Keys of records and names of notes are stored as 64 hexadecimal digits: the keyed hash of `R` or `N` and the key or
 //! name.
 
+mod fragments;
+
+use std::ops::Range;
 use std::sync::Arc;
 
+use self::fragments::Layout;
 use super::{BlockStore, Identity, Live, Located, Note, Record, StoreReader, Stored, Swept, Thrift, Wanted};
 use crate::block::{Hashing, keyed_hash};
 use crate::cipher::{Cipher, OpenKey, SALT_BYTES};
 use crate::codec::Sealed;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, SegmentId, to_hex};
 use crate::keys::Keys;
 
@@ -85,20 +92,58 @@ impl<S> Encrypted<S> {
         Some((String::from_utf8(name.to_vec()).ok()?, bytes.to_vec()))
     }
 
-    fn open_block(&self, wanted: &Wanted, mut stored: Stored) -> Result<Stored> {
+    /// Opens the header of a block of which the store gave the fragments from number `first` on.
+    fn open_header(&self, wanted: &Wanted, first: usize, stored: Stored) -> Result<OpenBlock> {
+        let damaged = |what: String| Error::BlockDamaged { id: wanted.id, what };
+        let (key, header) = self
+            .open(BLOCK, &wanted.id.0, &stored.header)
+            .ok_or_else(|| damaged("its header can't be decrypted".into()))?;
+        let layout = Layout::of(&header).ok_or_else(|| damaged("its header is not one".into()))?;
+        let needed = layout
+            .fragments(&wanted.pages)
+            .ok_or_else(|| damaged(format!("it has fewer than {} pages", wanted.pages.end)))?;
+        let given = first..first + stored.pages.len();
+        let has_all = needed.is_empty() || (given.start <= needed.start && needed.end <= given.end);
+        let given = stored.pages.into_iter().skip(needed.start.saturating_sub(first));
+        Ok(OpenBlock {
+            fragments: has_all.then(|| Ok(given.take(needed.len()).collect())),
+            key,
+            header,
+            layout,
+            needed,
+        })
+    }
+}
+
+/// A block whose header was opened, and whose fragments are still sealed.
+struct OpenBlock {
+    key: OpenKey,
+    header: Vec<u8>,
+    layout: Layout,
+    /// The fragments in which the wanted pages lie.
+    needed: Range<usize>,
+    /// Those, if all of them were given, or why they can't be read.
+    fragments: Option<Result<Vec<Vec<u8>>>>,
+}
+
+impl OpenBlock {
+    /// Opens the fragments and gives the pages in them.
+    fn pages(self, wanted: &Wanted) -> Result<Stored> {
         let id = wanted.id;
         let damaged = |what: String| Error::BlockDamaged { id, what };
-        let (key, header) = self
-            .open(BLOCK, &id.0, &stored.header)
-            .ok_or_else(|| damaged("its header can't be decrypted".into()))?;
-        stored.header = header;
-        for (number, page) in wanted.pages.clone().zip(&mut stored.pages) {
-            if !page.is_empty() {
-                key.open(page_part(number), page)
-                    .ok_or_else(|| damaged(format!("page {number} can't be decrypted")))?;
-            }
+        // None: the store gave fewer answers than were asked for.
+        let mut fragments = self.fragments.unwrap_or_else(|| Ok(Vec::new()))?;
+        for (number, fragment) in self.needed.clone().zip(&mut fragments) {
+            let part = fragment_part(number);
+            let opened = self.key.open(part, fragment);
+            opened.ok_or_else(|| damaged(format!("part {part} of it can't be decrypted")))?;
         }
-        Ok(stored)
+        let page = |number| self.layout.page(number, self.needed.start, &fragments);
+        let pages: Option<Vec<_>> = wanted.pages.clone().map(page).collect();
+        Ok(Stored {
+            header: self.header,
+            pages: pages.ok_or_else(|| damaged("parts of it are missing".into()))?,
+        })
     }
 }
 
@@ -111,8 +156,8 @@ fn thing(kind: u8, name: &[u8]) -> Vec<u8> {
     [&[kind], name].concat()
 }
 
-fn page_part(number: usize) -> u32 {
-    // At most 256 pages.
+fn fragment_part(number: usize) -> u32 {
+    // At most 256, as many as pages.
     number as u32 + 1
 }
 
@@ -137,11 +182,53 @@ impl<S: StoreReader> StoreReader for Encrypted<S> {
         self.store.condemned()
     }
 
+    /// Asks for the fragments that have the numbers of the pages. All of a block is then there in one answer, and of a few
+    /// pages most; the rest is asked for when the headers say where it lies, for all blocks at once.
     fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
-        let stored = self.store.get(wanted).into_iter();
-        stored
+        let mut blocks: Vec<_> = self
+            .store
+            .get(wanted)
+            .into_iter()
             .zip(wanted)
-            .map(|(stored, wanted)| self.open_block(wanted, stored?))
+            .map(|(stored, wanted)| match stored {
+                // Damage to a fragment in which the pages do not lie keeps none of them back.
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    let pages = 0..0;
+                    let header = self
+                        .store
+                        .get(&[Wanted {
+                            pages,
+                            ..wanted.clone()
+                        }])
+                        .pop();
+                    self.open_header(wanted, 0, header.unwrap_or(Err(error))?)
+                }
+                stored => self.open_header(wanted, wanted.pages.start, stored?),
+            })
+            .collect();
+        let lacking: Vec<_> = blocks
+            .iter_mut()
+            .zip(wanted)
+            .filter_map(|(block, wanted)| {
+                Some((block.as_mut().ok()?, wanted.id)).filter(|(block, _)| block.fragments.is_none())
+            })
+            .collect();
+        let rest: Vec<_> = lacking
+            .iter()
+            .map(|(block, id)| Wanted {
+                id: *id,
+                pages: block.needed.clone(),
+            })
+            .collect();
+        if !rest.is_empty() {
+            for ((block, _), answer) in lacking.into_iter().zip(self.store.get(&rest)) {
+                block.fragments = Some(answer.map(|stored| stored.pages));
+            }
+        }
+        blocks
+            .into_iter()
+            .zip(wanted)
+            .map(|(block, wanted)| block?.pages(wanted))
             .collect()
     }
 
@@ -203,10 +290,9 @@ impl<S: BlockStore> BlockStore for Encrypted<S> {
             let (salt, mut key) = self.cipher.fresh(&thing(BLOCK, &block.id.0))?;
             key.seal(0, &mut block.header)?;
             block.header = [&salt[..], &block.header].concat();
-            for (number, page) in block.pages.iter_mut().enumerate() {
-                if !page.is_empty() {
-                    key.seal(page_part(number), page)?;
-                }
+            block.pages = fragments::cut(&block.pages);
+            for (number, fragment) in block.pages.iter_mut().enumerate() {
+                key.seal(fragment_part(number), fragment)?;
             }
             sealed.push(block);
         }
