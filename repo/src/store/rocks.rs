@@ -209,11 +209,6 @@ impl RocksStore {
             .map_err(failed("make a view"))
     }
 
-    /// See [`RocksReader::generation`].
-    pub fn generation(&self) -> Result<u64> {
-        self.reader.generation()
-    }
-
     fn pending(&self) -> MutexGuard<'_, HashMap<BlockId, Pending>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -311,6 +306,10 @@ impl RocksStore {
 impl StoreReader for RocksStore {
     fn identity(&self) -> Result<Identity> {
         self.reader.identity()
+    }
+
+    fn generation(&self) -> Result<u64> {
+        self.reader.generation()
     }
 
     fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {

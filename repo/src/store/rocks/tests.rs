@@ -77,6 +77,9 @@ impl StoreReader for Owned {
     fn identity(&self) -> Result<Identity> {
         self.0.store().identity()
     }
+    fn generation(&self) -> Result<u64> {
+        self.0.store().generation()
+    }
     fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
         self.0.store().locate(ids)
     }
@@ -433,9 +436,15 @@ fn nothing_is_logged_while_a_view_is_made() {
             assert!(!writing.is_finished(), "{name} did not wait");
             assert_eq!(store.reader.db.latest_sequence_number(), before, "{name}");
             drop(view);
-            writing.join().expect("runs").unwrap_or_else(|error| panic!("{name}: {error}"));
+            writing
+                .join()
+                .expect("runs")
+                .unwrap_or_else(|error| panic!("{name}: {error}"));
         });
-        assert!(store.reader.db.latest_sequence_number() > before, "{name} logged nothing");
+        assert!(
+            store.reader.db.latest_sequence_number() > before,
+            "{name} logged nothing"
+        );
     }
 }
 
@@ -456,4 +465,65 @@ fn a_sweep_makes_views_between_its_steps() {
     });
     assert_eq!(swept.expect("sweeps").removed_blocks, 1);
     assert!(views > 0);
+}
+
+#[test]
+fn an_index_row_that_points_past_the_last_barrier_is_damage_and_its_block_is_stored_anew() {
+    let fixture = Fixture::new();
+    let store = fixture.store();
+    let (one, other) = (block(1), block(2));
+    store.put(vec![one.clone(), other.clone()]).expect("puts");
+    store.flush().expect("flushes");
+    for sequence in [2, 1 << 40, u64::MAX] {
+        let row = IndexRow {
+            sequence,
+            plain_bytes: one.plain_bytes,
+            stored_bytes: 1,
+        };
+        let mut batch = WriteBatch::default();
+        batch.put_cf(store.reader.family("index"), one.id.0, row.encode());
+        store.write_logged("damage", batch).expect("writes");
+        let surveyed = store.survey(&mut |_, _| Ok(()));
+        assert_eq!(surveyed.map_err(|error| error.kind()), Err(ErrorKind::Corrupt));
+        let located = store.locate(&[one.id, other.id]).expect("locates");
+        assert_eq!(located.iter().map(Option::is_some).collect::<Vec<_>>(), [false, true]);
+        assert!(store.get(&[wanted(&one)]).remove(0).is_err());
+        let mut found = Vec::new();
+        let read = store
+            .reader
+            .check(&AtomicBool::new(false), &mut |what| found.push(what));
+        read.expect("reads");
+        assert!(found.len() == 1 && found[0].contains(&one.id.to_string()), "{found:?}");
+        store.put(vec![one.clone()]).expect("puts");
+        store.flush().expect("flushes");
+        assert!(store.get(&[wanted(&one)]).remove(0).is_ok());
+        store.survey(&mut |_, _| Ok(())).expect("all is well");
+    }
+}
+
+#[test]
+fn numbers_of_the_store_that_none_reaches_are_damage() {
+    for key in ["barrier", "generation"] {
+        let fixture = Fixture::new();
+        let reader = &fixture.store().reader;
+        let mut batch = WriteBatch::default();
+        batch.put_cf(reader.family("meta"), key, u64::MAX.to_be_bytes());
+        fixture.store().write_logged("damage", batch).expect("writes");
+        let record = Record {
+            key: "a@1".into(),
+            bytes: vec![1],
+        };
+        let committed = match key {
+            "barrier" => {
+                RocksStore::over(RocksReader::open(&fixture.directory.path().join("store"), None).expect("opens"))
+                    .map(drop)
+            }
+            _ => fixture.store().commit(&record),
+        };
+        assert_eq!(
+            committed.map_err(|error| error.kind()),
+            Err(ErrorKind::Corrupt),
+            "{key}"
+        );
+    }
 }
