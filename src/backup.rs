@@ -88,8 +88,10 @@ pub fn backup(
     let time = catalogue.free_time(&plan.guest, plan.started);
     if let Some(later) = previous.filter(|entry| entry.backup.time > time) {
         observer.event(Event::Warning(&format!(
-            "the clock is behind the latest backup, {}; this one will be listed before it",
-            later.backup.spec()
+            "the clock is behind the latest backup, {}: one of the two times is wrong. This backup, {}@{time}, counts as the newer \
+             one",
+            later.backup.spec(),
+            plan.guest
         )));
     }
     let shared = Shared {
@@ -144,6 +146,7 @@ pub fn backup(
         format: RECORD_FORMAT,
         guest: plan.guest.clone(),
         time,
+        sequence: 0,
         duration_ms: u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX),
         host: plan.host.clone(),
         vbk_version: plan.version.clone(),

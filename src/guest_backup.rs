@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use jiff::Timestamp;
 use vbk_repo::ErrorKind;
 use vbk_repo::backup::{Consistency, Entry};
+use vbk_repo::catalogue::{CLOCK_SLACK, Catalogue};
 use vbk_repo::codec::Compression;
 use vbk_repo::name::{DiskName, GuestName};
 use vbk_repo::repository::Writer;
@@ -161,6 +162,9 @@ pub fn back_up_guest(
 ) -> Result<BackupSummary> {
     let started = Timestamp::now();
     let catalogue = writer.catalogue()?;
+    if let Some(warning) = clock_warning(&catalogue, &plan.guest, started) {
+        observer.event(Event::Warning(&warning));
+    }
     let entries: Vec<Entry> = catalogue.of(&plan.guest).cloned().collect();
     let (snapshots, at, consistency, mut files) = hold(host, plan, &entries, cancel, &**observer)?;
     files.extend(plan.files.iter().cloned());
@@ -197,6 +201,19 @@ pub fn back_up_guest(
         observer.event(Event::Warning(&error.to_string()));
     }
     result
+}
+
+/// Says that the clock is behind the backup that was made last of all guests. One of this guest is told when the new one gets
+/// its time.
+fn clock_warning(catalogue: &Catalogue, guest: &GuestName, now: Timestamp) -> Option<String> {
+    let newest = &catalogue.newest()?.backup;
+    let is_ahead = newest.time.timestamp().duration_since(now) > CLOCK_SLACK;
+    (is_ahead && newest.guest != *guest).then(|| {
+        format!(
+            "the clock, at {now:.0}, is behind the newest backup, {}: one of the two times is wrong",
+            newest.spec()
+        )
+    })
 }
 
 /// Steps 1 to 3. Gives also when the disks looked as they are held.

@@ -9,8 +9,11 @@
 //!    a good one.
 //! 3. A backup from the future, made when the clock was wrong, is kept and not counted, or one wrong year on the clock
 //!    would use up every rule.
-//! 4. The newest good backup is kept; where none is good, the newest one.
-//! 5. A policy without rules forgets nothing.
+//! 4. The good backup that was made last is kept; where none is good, the one that was made last.
+//! 5. No backup goes before one that was made earlier and has a later time: one of the two times is wrong, and if it is that
+//!    of the backup that was made later, it is not as old as it says. So one that a slow clock dates back stays at least as
+//!    long as a rule keeps such a one, and is not counted for that.
+//! 6. A policy without rules forgets nothing.
 
 use std::cmp::Reverse;
 use std::collections::HashSet;
@@ -61,12 +64,20 @@ impl KeepPolicy {
 /// What a decision needs to know of a backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candidate {
-    /// When it was made. No two backups of a guest have the same time.
+    /// When it was made, by the clock of then. No two backups of a guest have the same time.
     pub time: BackupTime,
+    /// The order in which backups were made, where known: see [`vbk_repo::backup::Backup::order`].
+    pub sequence: u64,
     /// Whether somebody protected it.
     pub protected: bool,
     /// Whether all of it can be restored, as far as is known.
     pub good: bool,
+}
+
+impl Candidate {
+    fn order(&self) -> (u64, BackupTime) {
+        (self.sequence, self.time)
+    }
 }
 
 /// What becomes of a backup, and why.
@@ -152,6 +163,8 @@ pub enum Reason {
     },
     /// Kept: not older than this.
     Within(Age),
+    /// Kept, and by nothing else: it was made after one that a rule keeps and that has a later time.
+    MadeAfterKept,
     /// Kept, and by nothing else: the newest good backup.
     LastGood,
     /// Kept, and by nothing else: the newest backup, and none is good.
@@ -190,6 +203,7 @@ impl fmt::Display for Reason {
             Self::Uncounted { rule: Rule::Last, .. } => f.write_str("last, damaged and not counted"),
             Self::Uncounted { rule, period } => write!(f, "{rule} {period}, damaged and not counted"),
             Self::Within(age) => write!(f, "within {age}"),
+            Self::MadeAfterKept => f.write_str("made after one that is kept and has a later time"),
             Self::LastGood => f.write_str("last good one"),
             Self::LastOfNoneGood => f.write_str("last one, none is good"),
             Self::NotNewest { rule, period } => write!(f, "a newer one is {rule} {period}"),
@@ -219,8 +233,12 @@ pub fn decide(backups: &[Candidate], policy: &KeepPolicy, now: Timestamp, zone: 
         }
     }
     past.sort_by_key(|&index| Reverse((backups[index].time, backups[index].good)));
+    let mut made = past.clone();
+    made.sort_by_key(|&index| Reverse((backups[index].order(), backups[index].good)));
     for (rule, count) in policy.rules() {
-        count_down(rule, count, backups, &past, zone, &mut notes);
+        // What is last is what was made last. Periods are those of the calendar, and have only the times.
+        let from_newest = if rule == Rule::Last { &made } else { &past };
+        count_down(rule, count, backups, from_newest, zone, &mut notes);
     }
     if let Some(age) = policy.within {
         let oldest = age.before(&now.to_zoned(zone.clone()));
@@ -232,15 +250,33 @@ pub fn decide(backups: &[Candidate], policy: &KeepPolicy, now: Timestamp, zone: 
             }
         }
     }
-    let newest_good = past.iter().find(|&&index| backups[index].good);
-    if let Some(&index) = newest_good.or(past.first())
+    let newest_good = made.iter().find(|&&index| backups[index].good);
+    let newest = newest_good.or(made.first()).copied();
+    if let Some(index) = newest
         && notes[index].keep.is_empty()
     {
         let good = backups[index].good;
         let reason = if good { Reason::LastGood } else { Reason::LastOfNoneGood };
         notes[index].keep.push(reason);
     }
+    keep_made_after(backups, &made, newest, &mut notes);
     notes.into_iter().map(Notes::decide).collect()
+}
+
+/// Keeps what was made after a backup that a rule keeps and that has a later time. `made` lists backups from the one that was
+/// made last to the first, `newest` is kept in any case. One that is kept only because it is protected, or from the future,
+/// keeps no other: it may stay for years.
+fn keep_made_after(backups: &[Candidate], made: &[usize], newest: Option<usize>, notes: &mut [Notes]) {
+    let mut latest_kept = None;
+    for &index in made.iter().rev() {
+        let time = backups[index].time;
+        if notes[index].is_kept_by_rule() || newest == Some(index) {
+            latest_kept = latest_kept.max(Some(time));
+        }
+        if notes[index].keep.is_empty() && latest_kept > Some(time) {
+            notes[index].keep.push(Reason::MadeAfterKept);
+        }
+    }
 }
 
 /// What was found for and against a backup.
@@ -251,6 +287,11 @@ struct Notes {
 }
 
 impl Notes {
+    fn is_kept_by_rule(&self) -> bool {
+        let by_rule = |reason: &Reason| !matches!(reason, Reason::Protected | Reason::Future | Reason::NoRule);
+        self.keep.iter().any(by_rule)
+    }
+
     fn decide(self) -> Decision {
         let keep = !self.keep.is_empty();
         let reasons = if keep { self.keep } else { self.forget };
@@ -258,8 +299,8 @@ impl Notes {
     }
 }
 
-/// Applies one rule to the backups that `past` lists from the newest to the oldest.
-fn count_down(rule: Rule, of: u32, backups: &[Candidate], past: &[usize], zone: &TimeZone, notes: &mut [Notes]) {
+/// Applies one rule to backups that are listed from the newest to the oldest.
+fn count_down(rule: Rule, of: u32, backups: &[Candidate], from_newest: &[usize], zone: &TimeZone, notes: &mut [Notes]) {
     if of == 0 {
         return;
     }
@@ -267,7 +308,7 @@ fn count_down(rule: Rule, of: u32, backups: &[Candidate], past: &[usize], zone: 
     // begins and ends again.
     let (mut counted, mut uncounted) = (HashSet::new(), HashSet::new());
     let mut place = 0;
-    for &index in past {
+    for &index in from_newest {
         let backup = &backups[index];
         let period = rule.period(&backup.time.timestamp().to_zoned(zone.clone()));
         let note = &mut notes[index];

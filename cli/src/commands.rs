@@ -23,6 +23,7 @@ pub mod verify;
 
 use serde::Serialize;
 use vbk_repo::backup::{Backup, Entry};
+use vbk_repo::catalogue::{BackupSpec, Catalogue};
 use vbk_repo::state::{State, States};
 
 /// What is shown of a backup in lists.
@@ -37,6 +38,11 @@ struct BackupJson<'a> {
     new_bytes: u64,
     stored_bytes: u64,
     duration_ms: u64,
+    /// Backups of higher numbers were made later, whatever their times say.
+    sequence: u64,
+    /// Why the time can't be right, or not that of another backup.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clock: Option<String>,
     #[serde(flatten)]
     state: State,
     /// What is noted of it can't be read; `state` is a guess on the safe side.
@@ -45,7 +51,7 @@ struct BackupJson<'a> {
 }
 
 impl<'a> BackupJson<'a> {
-    fn new(entry: &'a Entry, states: &States) -> Self {
+    fn new(entry: &'a Entry, states: &States, clock: Option<String>) -> Self {
         let backup = &entry.backup;
         Self {
             backup: backup.spec(),
@@ -57,6 +63,8 @@ impl<'a> BackupJson<'a> {
             new_bytes: backup.new_bytes(),
             stored_bytes: backup.stored_bytes(),
             duration_ms: backup.duration_ms,
+            sequence: backup.sequence,
+            clock,
             state: states.of(backup),
             state_unreadable: states.is_unread(&backup.spec()),
         }
@@ -79,6 +87,35 @@ fn describe_state(states: &States, backup: &Backup) -> String {
         text.push_str(", protected");
     }
     text
+}
+
+/// Why the time of a backup can't be right, or not that of another.
+fn clock_doubt(catalogue: &Catalogue, backup: &Backup) -> Option<String> {
+    let doubt = catalogue.doubt(backup, jiff::Timestamp::now())?;
+    Some(doubt.to_string())
+}
+
+/// Warns where `latest` was named and times don't say the same: it is what was made last.
+fn warn_of_clock(catalogue: &Catalogue, spec: &BackupSpec, entry: &Entry) {
+    if spec.is_latest()
+        && let Some(doubt) = clock_doubt(catalogue, &entry.backup)
+    {
+        tracing::warn!("{spec} is {}, {doubt}", entry.backup.spec());
+    }
+}
+
+/// The same for the latest backup of each guest, where all are shown.
+fn warn_of_clocks(catalogue: &Catalogue) {
+    for entry in catalogue
+        .guests()
+        .into_iter()
+        .filter_map(|guest| catalogue.latest(guest))
+    {
+        if let Some(doubt) = clock_doubt(catalogue, &entry.backup) {
+            let backup = &entry.backup;
+            tracing::warn!("{}@latest is {}, {doubt}", backup.guest, backup.spec());
+        }
+    }
 }
 
 /// What is wrong with notes, a line for each, and what to do about it.

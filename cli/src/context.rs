@@ -209,7 +209,7 @@ impl<'a> Context<'a> {
     pub fn json_result(&self, value: &impl Serialize) -> Result<()> {
         if self.json() {
             let text = serde_json::to_string_pretty(value).map_err(|error| Error::Other(error.to_string()))?;
-            output::line(text);
+            output::write_json(&text);
         }
         Ok(())
     }

@@ -119,7 +119,7 @@ pub fn ready(outcome: Outcome) -> Result<()> {
         return Ok(());
     };
     let warnings = if outcome == Outcome::Done { "" } else { "warnings" };
-    output::line(format_args!("{END}{warnings}"));
+    output::write_bytes(format!("{END}{warnings}\n").as_bytes());
     if output::is_closed() {
         return Err(Error::Other("the command that started the mount has ended".into()));
     }

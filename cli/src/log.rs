@@ -9,6 +9,8 @@ use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
+use crate::printable;
+
 /// Starts the log.
 pub fn start(verbose: u8, quiet: bool) {
     let level = match verbose {
@@ -35,7 +37,7 @@ pub fn start(verbose: u8, quiet: bool) {
 
 /// Prints what ended the command.
 pub fn complain(text: impl Display) {
-    let text = format!("vbk: {text}\n");
+    let text = printable::lines(&format!("vbk: {text}\n"));
     let text = if goes_to_journal() {
         prefixed(Level::ERROR, &text)
     } else {

@@ -13,6 +13,7 @@ mod metrics;
 mod nightly;
 mod notify;
 mod output;
+mod printable;
 mod progress;
 mod signals;
 mod table;

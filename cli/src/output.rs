@@ -1,15 +1,21 @@
-//! Standard output. A reader that has seen enough (`vbk list | head -1`) is no error; a full disk is one.
+//! Standard output: what goes through here drives no terminal, whatever is in a repository. A reader that has seen enough (`vbk list | head -1`) is no error; a full disk is one.
 
 use std::io::{ErrorKind, Write};
 use std::sync::Mutex;
 
+use crate::printable;
+
 /// The first failure, told at the end of the run.
 static FAILED: Mutex<Option<std::io::Error>> = Mutex::new(None);
 
-/// Writes text as it is.
+/// Writes text for people.
 pub fn write(text: impl std::fmt::Display) {
-    let mut out = std::io::stdout().lock();
-    note(write!(out, "{text}").and_then(|()| out.flush()));
+    write_bytes(printable::lines(&text.to_string()).as_bytes());
+}
+
+/// Writes JSON, and a line break.
+pub fn write_json(text: &str) {
+    write_bytes(format!("{}\n", printable::json(text)).as_bytes());
 }
 
 /// Writes bytes as they are.

@@ -1,4 +1,6 @@
-//! Tables in plain text: aligned columns, no lines, good to read and to grep.
+//! Tables in plain text: aligned columns, no lines, good to read and to grep. No cell breaks its line.
+
+use crate::printable;
 
 /// Where a column's text stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +29,7 @@ impl Table {
     /// Adds a row with a text per column.
     pub fn row(&mut self, cells: Vec<String>) {
         debug_assert_eq!(cells.len(), self.columns.len());
-        self.rows.push(cells);
+        self.rows.push(cells.iter().map(|cell| printable::line(cell)).collect());
     }
 }
 
@@ -58,6 +60,15 @@ impl std::fmt::Display for Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cell_is_one_line_whatever_is_in_it() {
+        let mut table = Table::new(&[("SOURCE", Align::Left), ("ID", Align::Left)]);
+        table.row(vec!["/dev/\u{1b}[2Jx\nall good".into(), "1".into()]);
+        let text = table.to_string();
+        assert_eq!(text.lines().count(), 2);
+        assert!(text.contains("/dev/\\u{1b}[2Jx\\u{a}all good  1"), "{text}");
+    }
 
     #[test]
     fn columns_stand_below_each_other() {

@@ -1,7 +1,7 @@
 //! The file system of backups, without a kernel: names, attributes and reads.
 //!
 //! ```text
-//! GUEST/latest -> TIME
+//! GUEST/latest -> TIME    of what was made last, whatever the clock said
 //! GUEST/TIME/backup.json
 //! GUEST/TIME/DISK.img
 //! GUEST/TIME/DISK.pN.img
@@ -429,15 +429,14 @@ impl State {
     }
 
     fn latest(&self, guest: &GuestName) -> Result<&Arc<Entry>> {
-        let found = self.backups(guest)?.values().next_back();
+        let found = self.backups(guest)?.values().max_by_key(|entry| entry.backup.order());
         found.ok_or_else(|| not_found("latest"))
     }
 
     fn newest(&self) -> Timestamp {
-        let times = self.guests.values().filter_map(|backups| backups.keys().next_back());
-        times
-            .max()
-            .map_or(self.view.identity().created, |time| time.timestamp())
+        let all = self.guests.values().flat_map(|backups| backups.values());
+        let newest = all.max_by_key(|entry| entry.backup.order());
+        newest.map_or(self.view.identity().created, |entry| entry.backup.time.timestamp())
     }
 }
 

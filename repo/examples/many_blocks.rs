@@ -103,6 +103,7 @@ fn fill(writer: &Writer, count: u64) -> Result<()> {
             format: RECORD_FORMAT,
             guest: guest.parse()?,
             time: "2026-01-01T00-00-00Z".parse()?,
+            sequence: 0,
             duration_ms: 0,
             host: String::new(),
             vbk_version: String::new(),

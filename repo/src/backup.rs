@@ -27,8 +27,12 @@ pub struct Backup {
     pub format: u32,
     /// The guest.
     pub guest: GuestName,
-    /// When the disks looked like this: the start of the run. Unique within the guest.
+    /// When the disks looked like this, by the clock of the host: the start of the run. Unique within the guest.
     pub time: BackupTime,
+    /// The store's generation that this backup came with, set by [`crate::repository::Writer::commit`]: of two backups the one
+    /// with the higher number was made later, whatever their times say. 0 in a record without one.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub sequence: u64,
     /// How long the run took, in milliseconds.
     pub duration_ms: u64,
     /// The machine it was made on.
@@ -102,8 +106,8 @@ pub struct Image {
     pub hints_wrong: bool,
 }
 
-fn is_none(bytes: &u64) -> bool {
-    *bytes == 0
+fn is_none(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What holds a disk still while it is read.
@@ -146,6 +150,11 @@ impl Backup {
     /// `GUEST@TIME`, which names this backup on the command line.
     pub fn spec(&self) -> String {
         format!("{}@{}", self.guest, self.time)
+    }
+
+    /// Sorts the backups of a guest in the order in which they were made. Times do not: a clock may have been wrong.
+    pub fn order(&self) -> (u64, BackupTime) {
+        (self.sequence, self.time)
     }
 
     /// Sizes of all disks together.

@@ -3,9 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
-use crate::backup::Entry;
+use crate::backup::{Backup, Entry};
 use crate::error::{Error, Result};
 use crate::name::{BackupTime, GuestName};
 use crate::store::StoreReader;
@@ -15,13 +15,31 @@ const MAX_CANDIDATES: usize = 20;
 
 /// How far ahead of the clock the latest backup may be without anybody having to know: several backups in one second
 /// take the next ones.
-const CLOCK_SLACK_SECONDS: i64 = 60;
+pub const CLOCK_SLACK: SignedDuration = SignedDuration::from_secs(60);
 
-/// The backups of a repository, by guest and then from the oldest to the newest.
+/// The backups of a repository, by guest and then in the order in which they were made, see [`Backup::order`].
 #[derive(Debug, Default)]
 pub struct Catalogue {
     entries: Vec<Entry>,
     damaged: Vec<Error>,
+}
+
+/// Why the time of a backup can't be right, or not that of another. Which of two clocks was wrong is not known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClockDoubt {
+    /// It is later than now.
+    Future,
+    /// It is before that of this backup, which was made earlier.
+    MadeAfter(String),
+}
+
+impl fmt::Display for ClockDoubt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Future => f.write_str("dated in the future: the clock was ahead when it was made, or is behind now"),
+            Self::MadeAfter(other) => write!(f, "made after {other}, which has a later time: a clock was wrong"),
+        }
+    }
 }
 
 /// What people write for a backup, and maybe one disk of it: `GUEST@WHEN`, `GUEST@WHEN/DISK`, `ID` or `ID/DISK`.
@@ -68,6 +86,13 @@ impl FromStr for BackupSpec {
     }
 }
 
+impl BackupSpec {
+    /// Whether it names no time and no id, but the backup that was made last.
+    pub fn is_latest(&self) -> bool {
+        matches!(self.which, Which::Latest(_))
+    }
+}
+
 impl fmt::Display for BackupSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.which {
@@ -88,13 +113,13 @@ impl Catalogue {
                 Err(error) => catalogue.damaged.push(error),
             }
         }
-        catalogue
-            .entries
-            .sort_by(|one, other| (&one.backup.guest, one.backup.time).cmp(&(&other.backup.guest, other.backup.time)));
+        catalogue.entries.sort_by(|one, other| {
+            (&one.backup.guest, one.backup.order()).cmp(&(&other.backup.guest, other.backup.order()))
+        });
         Ok(catalogue)
     }
 
-    /// All backups, by guest and time.
+    /// All backups, by guest and in the order in which they were made.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
@@ -111,16 +136,34 @@ impl Catalogue {
         guests
     }
 
-    /// The backups of a guest, oldest first.
+    /// The backups of a guest, the one that was made first comes first.
     pub fn of(&self, guest: &GuestName) -> std::slice::Iter<'_, Entry> {
         let first = self.entries.partition_point(|entry| entry.backup.guest < *guest);
         let end = self.entries.partition_point(|entry| entry.backup.guest <= *guest);
         self.entries[first..end].iter()
     }
 
-    /// The newest backup of a guest.
+    /// The backup of a guest that was made last, whatever its time says.
     pub fn latest(&self, guest: &GuestName) -> Option<&Entry> {
         self.of(guest).next_back()
+    }
+
+    /// The backup of all guests that was made last.
+    pub fn newest(&self) -> Option<&Entry> {
+        self.entries.iter().max_by_key(|entry| entry.backup.order())
+    }
+
+    /// What tells that a clock was wrong when a backup was made; `None` if its time fits the others' and `now`.
+    pub fn doubt(&self, backup: &Backup, now: Timestamp) -> Option<ClockDoubt> {
+        let ahead = backup.time.timestamp().duration_since(now);
+        if ahead > CLOCK_SLACK {
+            return Some(ClockDoubt::Future);
+        }
+        let earlier = self.of(&backup.guest).map(|entry| &entry.backup);
+        let earlier = earlier.take_while(|earlier| earlier.order() < backup.order());
+        let later_dated = earlier.filter(|earlier| earlier.time > backup.time);
+        let farthest = later_dated.max_by_key(|earlier| earlier.time)?;
+        Some(ClockDoubt::MadeAfter(farthest.spec()))
     }
 
     /// The time to give a backup of `guest` that starts now: `now`, or the first free second after the latest backup if
@@ -129,7 +172,7 @@ impl Catalogue {
         let mut time = BackupTime::new(now);
         if let Some(latest) = self.latest(guest).map(|entry| entry.backup.time)
             && latest >= time
-            && latest.seconds_since(time) < CLOCK_SLACK_SECONDS
+            && latest.seconds_since(time) < CLOCK_SLACK.as_secs()
         {
             time = latest.next();
         }
@@ -226,6 +269,66 @@ mod tests {
     use crate::store::memory::MemoryStore;
     use crate::store::{BlockStore, Record};
     use crate::testing::backup;
+
+    /// Made in this order, one after the other.
+    fn made_in_order(times: &[&str]) -> Catalogue {
+        let store = MemoryStore::new(BlockSize::DEFAULT);
+        for (sequence, time) in (1..).zip(times) {
+            let backup = Backup {
+                sequence,
+                ..backup("web1", time, Vec::new())
+            };
+            let (key, bytes) = (backup.spec(), backup.encode());
+            store.commit(&Record { key, bytes }).expect("commits");
+        }
+        Catalogue::load(&store).expect("loads")
+    }
+
+    #[test]
+    fn the_latest_is_the_one_that_was_made_last_whatever_the_clock_said() {
+        for times in [
+            // The clock was ahead once; it was behind; it was ahead, then behind.
+            ["2026-11-20T05-54-00Z", "2031-05-05T10-00-00Z", "2026-11-21T05-54-00Z"],
+            ["2026-11-19T05-54-00Z", "2026-11-20T05-54-00Z", "1970-01-01T00-00-09Z"],
+            ["2031-05-05T10-00-00Z", "2026-11-20T05-54-00Z", "2020-11-20T05-54-00Z"],
+        ] {
+            let catalogue = made_in_order(&times);
+            let order: Vec<_> = catalogue
+                .entries()
+                .iter()
+                .map(|entry| entry.backup.time.to_string())
+                .collect();
+            assert_eq!(order, times);
+            let spec = format!("web1@{}", times[2]);
+            assert_eq!(find(&catalogue, "web1@latest").expect("found"), spec);
+        }
+    }
+
+    #[test]
+    fn a_time_that_does_not_fit_is_told() {
+        let catalogue = made_in_order(&["2026-11-20T05-54-00Z", "2031-05-05T10-00-00Z", "2026-11-21T05-54-00Z"]);
+        let now = "2026-11-21T05:53:30Z".parse().expect("a time");
+        let doubts = catalogue
+            .entries()
+            .iter()
+            .map(|entry| catalogue.doubt(&entry.backup, now));
+        let ahead = ClockDoubt::MadeAfter("web1@2031-05-05T10-00-00Z".into());
+        assert_eq!(
+            doubts.collect::<Vec<_>>(),
+            [None, Some(ClockDoubt::Future), Some(ahead)]
+        );
+        let behind = made_in_order(&["2026-11-20T05-54-00Z", "2020-01-01T00-00-00Z", "2026-11-21T05-54-00Z"]);
+        let doubts: Vec<_> = behind
+            .entries()
+            .iter()
+            .map(|entry| behind.doubt(&entry.backup, now))
+            .collect();
+        assert!(doubts[0].is_none() && doubts[2].is_none(), "{doubts:?}");
+        assert_eq!(
+            doubts[1],
+            Some(ClockDoubt::MadeAfter("web1@2026-11-20T05-54-00Z".into()))
+        );
+    }
 
     fn catalogue(backups: &[(&str, &str)]) -> Catalogue {
         let store = MemoryStore::new(BlockSize::DEFAULT);

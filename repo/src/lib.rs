@@ -58,7 +58,6 @@ mod cipher;
 pub mod codec;
 pub mod diff;
 mod error;
-mod filter;
 #[cfg(test)]
 mod flips;
 pub mod id;
@@ -79,6 +78,7 @@ pub mod state;
 pub mod stats;
 pub mod status;
 pub mod store;
+mod stored_ids;
 #[cfg(test)]
 mod testing;
 pub mod usage;

@@ -22,6 +22,7 @@ use crate::codec::Header;
 use crate::error::{Error, Result};
 use crate::id::{BlockId, SegmentId};
 use crate::manifest::{Root, SEGMENT_SLOTS, Slot};
+use crate::store::checked::{get_one, segment_one};
 use crate::store::{StoreReader, Wanted};
 use crate::writer::SlotReader;
 
@@ -106,7 +107,7 @@ impl ImageReader {
         let slots = match self.resources.segments.get(&id) {
             Some(slots) => slots,
             None => {
-                let bytes = self.store.segments(&[id]).remove(0)?;
+                let bytes = segment_one(&*self.store, id)?;
                 let count = self.root.slots_in(number);
                 let slots: Arc<[Slot]> =
                     crate::manifest::decode_segment(self.store.hashing(), id, count, &bytes)?.into();
@@ -246,7 +247,7 @@ impl ImageReader {
             id,
             pages: pages.clone(),
         };
-        let stored = self.store.get(&[wanted]).remove(0)?;
+        let stored = get_one(&*self.store, wanted)?;
         let header = Header::prove(self.store.hashing(), id, block_len, &stored.header)?;
         pages
             .zip(&stored.pages)
@@ -285,11 +286,11 @@ pub(crate) fn read_whole(store: &dyn StoreReader, id: BlockId, out: &mut [u8]) -
         id,
         pages: 0..pages_in(out.len()),
     };
-    let stored = store.get(&[wanted]).remove(0)?;
+    let stored = get_one(store, wanted)?;
     let header = Header::prove(store.hashing(), id, out.len(), &stored.header)?;
     for (number, page) in out.chunks_mut(PAGE_BYTES).enumerate() {
-        let stored = stored.pages.get(number).map_or(&[][..], Vec::as_slice);
-        header.open_page(number, stored, page)?;
+        // `get_one` gave as many pages as `out` has.
+        header.open_page(number, &stored.pages[number], page)?;
     }
     Ok(())
 }

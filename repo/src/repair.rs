@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::id::{BlockId, SegmentId};
 use crate::manifest::{Root, decode_segment};
 use crate::reader::read_whole;
+use crate::store::checked::segment_one;
 use crate::store::{BlockStore, StoreReader};
 use crate::verify::VerifyReport;
 
@@ -49,7 +50,7 @@ impl<'a> Repair<'a> {
     /// Fetches what is missing from another repository. What it does not have, or not whole, stays missing.
     pub fn from_repository(&mut self, other: &dyn StoreReader) -> Result<()> {
         for id in self.segments.clone() {
-            let Ok(bytes) = other.segments(&[id]).remove(0) else {
+            let Ok(bytes) = segment_one(other, id) else {
                 continue;
             };
             // Whether it is a root or a segment, and of how many slots, is in its own bytes; its name proves them.

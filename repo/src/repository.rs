@@ -31,6 +31,7 @@ use crate::lock::WriterLock;
 use crate::mend::{Mended, mend};
 use crate::spare;
 use crate::state::States;
+use crate::store::checked::Checked;
 use crate::store::encrypted::Encrypted;
 use crate::store::rocks::{RocksReader, RocksStore, path_in};
 use crate::store::{BlockStore, ENCRYPTION, Identity, StoreReader};
@@ -316,15 +317,18 @@ impl Repository {
     pub fn writer(&self, command: &str, wait: Wait<'_>) -> Result<Writer> {
         let (rocks, lock) = self.open_store(command, wait)?;
         let identity = rocks.identity()?;
+        // Encryption pairs questions with answers too, so what is below it is checked as well.
+        let checked = Arc::new(Checked::new(Arc::clone(&rocks)));
         let store: Arc<dyn BlockStore> = match self.keys_for(&identity)? {
-            Some(keys) => Arc::new(Encrypted::new(Arc::clone(&rocks), keys)),
-            None => Arc::clone(&rocks) as _,
+            Some(keys) => Arc::new(Checked::new(Arc::new(Encrypted::new(checked, keys)))),
+            None => checked,
         };
         Ok(Writer {
             rocks,
             store,
             identity,
             path: self.path.clone(),
+            changing: Mutex::default(),
             publishing: Mutex::default(),
             _lock: lock,
         })
@@ -430,9 +434,9 @@ pub struct View {
 impl View {
     fn new(reader: RocksReader, number: u64, repository: &Repository) -> Result<Self> {
         let identity = reader.identity()?;
-        let reader = Arc::new(reader);
+        let reader = Arc::new(Checked::new(Arc::new(reader)));
         let store: Arc<dyn StoreReader> = match repository.keys_for(&identity)? {
-            Some(keys) => Arc::new(Encrypted::new(reader, keys)),
+            Some(keys) => Arc::new(Checked::new(Arc::new(Encrypted::new(reader, keys)))),
             None => reader,
         };
         Ok(Self {

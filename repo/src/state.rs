@@ -8,15 +8,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::backup::Backup;
 use crate::error::Result;
 use crate::store::{Note, StoreReader};
-
-/// The longest that a commit takes: to write what came since the last barrier, 4 GiB at most.
-const COMMIT: SignedDuration = SignedDuration::from_mins(10);
 
 /// The state of one backup. The default is what is known of a new one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,8 +44,17 @@ pub struct States {
 /// A block belongs to the part that the first bytes of its id give.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rotation {
-    /// When each part was last read, whatever was found: a backup that was found damaged has that in its own state.
-    pub parts: Vec<Option<Timestamp>>,
+    /// What is known of each part; `None` if it was never read.
+    pub parts: Vec<Option<PartRead>>,
+}
+
+/// When a part of all blocks was last read, whatever was found: a backup that was found damaged has that in its own state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartRead {
+    /// When that run began, by the clock.
+    pub at: Timestamp,
+    /// The generation of the view that was read: what came with a later one was not in it.
+    pub generation: u64,
 }
 
 impl Rotation {
@@ -58,20 +64,25 @@ impl Rotation {
         if self.parts.len() != parts {
             self.parts = vec![None; parts];
         }
-        let last = self.parts.iter().flatten().max();
+        let last = self.parts.iter().flatten().map(|part| part.at).max();
         // Rounded, because a nightly run does not start at the same second each night.
-        let days = last.map_or(1, |last| (now.duration_since(*last).as_hours() + 12) / 24);
+        let days = last.map_or(1, |last| (now.duration_since(last).as_hours() + 12) / 24);
         let count = usize::try_from(days).unwrap_or(0).clamp(1, parts.max(1));
         let mut order: Vec<_> = (0..parts).collect();
-        order.sort_by_key(|&part| self.parts[part]);
+        // The generation counts what was done, and a clock may have been wrong.
+        order.sort_by_key(|&part| self.parts[part].map(|read| (read.generation, read.at)));
         order.truncate(count);
         order
     }
 
-    /// Since when everything that was stored before has been read; `None` if a part was never read.
-    fn complete_since(&self) -> Option<Timestamp> {
-        let read: Option<Vec<_>> = self.parts.iter().copied().collect();
-        read?.into_iter().min()
+    /// The generation up to which everything that was stored has been read, and since when; `None` if a part was never read.
+    fn complete(&self) -> Option<PartRead> {
+        let parts: Option<Vec<PartRead>> = self.parts.iter().copied().collect();
+        let parts = parts?;
+        Some(PartRead {
+            at: parts.iter().map(|part| part.at).min()?,
+            generation: parts.iter().map(|part| part.generation).min()?,
+        })
     }
 }
 
@@ -116,13 +127,11 @@ impl States {
     /// The state of a backup.
     pub fn of(&self, backup: &Backup) -> State {
         let mut state = self.noted(&backup.spec());
-        // A part that was read before the backup was there says nothing of its blocks. It was made from its time on, for
-        // its duration, and then it was committed.
-        let took = backup.duration().saturating_add(COMMIT);
-        let there = backup.time.timestamp().checked_add(took);
-        let was_there = |since: &Timestamp| there.as_ref().is_ok_and(|there| since >= there);
-        let rotated = self.rotation.complete_since().filter(was_there);
-        state.proven = state.proven.max(rotated);
+        // A part of a view that does not have the backup says nothing of its blocks. Generations tell, times do not: a clock
+        // may have been wrong, and a run may take any time. Of a record without a sequence it can't be told.
+        let was_there = |read: &PartRead| backup.sequence > 0 && backup.sequence <= read.generation;
+        let rotated = self.rotation.complete().filter(was_there);
+        state.proven = state.proven.max(rotated.map(|read| read.at));
         state
     }
 
@@ -236,22 +245,26 @@ mod tests {
     #[test]
     fn a_whole_rotation_proves_what_was_there_when_it_began() {
         let mut states = States::default();
-        let mut backup = backup("web1", "2026-11-20T05-54-00Z", Vec::new());
-        for (parts, proven) in [
-            (vec![], None),
-            (vec![at("2026-11-21T00:00:00Z"), None], None),
-            (vec![at("2026-11-21T00:00:00Z"), at("2026-11-20T00:00:00Z")], None),
-            (
-                vec![at("2026-11-21T00:00:00Z"), at("2026-11-22T00:00:00Z")],
-                at("2026-11-21T00:00:00Z"),
-            ),
-        ] {
-            states.rotation.parts = parts;
-            assert_eq!(states.of(&backup).proven, proven);
+        let (first, second) = ("2026-11-21T00:00:00Z", "2026-11-22T00:00:00Z");
+        let read = |time: &str, generation| at(time).map(|at| PartRead { at, generation });
+        // Dated long before and long after all parts: what counts is whether the views that were read had it.
+        for time in ["1970-01-01T00-00-01Z", "2026-11-20T05-54-00Z", "2031-05-05T10-00-00Z"] {
+            let mut backup = backup("web1", time, Vec::new());
+            backup.sequence = 7;
+            for (parts, proven) in [
+                (vec![], None),
+                (vec![read(first, 7), None], None),
+                (vec![read(first, 7), read(second, 6)], None),
+                (vec![read(first, 6), read(second, 9)], None),
+                (vec![read(first, 7), read(second, 9)], at(first)),
+                (vec![read(second, 8), read(first, 7)], at(first)),
+            ] {
+                states.rotation.parts = parts;
+                assert_eq!(states.of(&backup).proven, proven, "{time}");
+            }
+            backup.sequence = 0;
+            assert_eq!(states.of(&backup).proven, None);
         }
-        // It was still being made when the first part was read.
-        backup.duration_ms = 18 * 3_600_000;
-        assert_eq!(states.of(&backup).proven, None);
     }
 
     #[test]
@@ -259,13 +272,15 @@ mod tests {
         let mut rotation = Rotation::default();
         let mut read = [0_u32; 30];
         let mut now: Timestamp = "2026-11-01T03:00:00Z".parse().expect("a time");
+        let mut generation = 0;
         let mut night = |rotation: &mut Rotation, read: &mut [u32], days: i64, wanted: usize| {
+            generation += 1;
             now += jiff::SignedDuration::from_secs(days * 86_400 + 40);
             let due = rotation.due(30, now);
             assert_eq!(due.len(), wanted);
             for part in due {
                 read[part] += 1;
-                rotation.parts[part] = Some(now);
+                rotation.parts[part] = Some(PartRead { at: now, generation });
             }
         };
         (0..20).for_each(|_| night(&mut rotation, &mut read, 1, 1));

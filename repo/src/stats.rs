@@ -129,7 +129,7 @@ pub fn stats(
         guests.push(GuestStats {
             guest: guest.to_string(),
             backups: entries.len() as u64,
-            logical_bytes: entries.iter().map(|entry| entry.backup.size_bytes()).sum(),
+            logical_bytes: sum(entries.iter().map(|entry| entry.backup.size_bytes())),
             unique: seen.into_inner().unwrap_or_else(PoisonError::into_inner).1,
             own: Amount::default(),
         });
@@ -154,14 +154,19 @@ pub fn stats(
     let age = store.identity()?.created.duration_until(now).as_hours() / 24;
     Ok(Stats {
         backups: entries.len() as u64,
-        logical_bytes: entries.iter().map(|entry| entry.backup.size_bytes()).sum(),
-        data_bytes: entries.iter().map(|entry| entry.backup.data_bytes()).sum(),
+        logical_bytes: sum(entries.iter().map(|entry| entry.backup.size_bytes())),
+        data_bytes: sum(entries.iter().map(|entry| entry.backup.data_bytes())),
         unique,
         unreferenced,
-        recent_stored_bytes: recent.map(|entry| entry.backup.stored_bytes()).sum(),
+        recent_stored_bytes: sum(recent.map(|entry| entry.backup.stored_bytes())),
         recent_days: age.clamp(1, GROWTH_DAYS) as u64,
         guests,
     })
+}
+
+/// Records may say any numbers.
+fn sum(numbers: impl Iterator<Item = u64>) -> u64 {
+    numbers.fold(0, u64::saturating_add)
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ use crate::places::Places;
 
 pub use crate::places::Place;
 
+pub mod checked;
 #[cfg(test)]
 pub(crate) mod conformance;
 pub mod encrypted;
@@ -177,6 +178,10 @@ pub struct Thrift {
 pub trait StoreReader: Send + Sync {
     /// What the repository is.
     fn identity(&self) -> Result<Identity>;
+
+    /// How often what readers see was changed. A record that is committed next and alone is visible from the next generation
+    /// on. Never lower in a later state of the store.
+    fn generation(&self) -> Result<u64>;
 
     /// How the names of what is stored are made of its content.
     fn hashing(&self) -> Hashing {

@@ -66,6 +66,7 @@ pub(crate) fn backup(guest: &str, time: &str, images: Vec<Image>) -> Backup {
         format: RECORD_FORMAT,
         guest: guest.parse().expect("a name"),
         time: time.parse().expect("a time"),
+        sequence: 0,
         duration_ms: 0,
         host: String::new(),
         vbk_version: String::new(),

@@ -4,7 +4,7 @@
 //! links to its files. A reader holds flock(2), shared, on `N.lock` for as long as it reads. A writer publishes a
 //! view after each commit and removes the older ones that nobody holds; so a reader never waits for a writer, needs
 //! no help from one, and goes on reading what it opened whatever is removed from the store meanwhile. What a killed
-//! reader or writer left is removed by the next publication.
+//! reader or writer left is removed by the next publication, also where nothing new is to be published.
 //!
 //! What is on disk after each step of publishing N:
 //!
@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::spare;
+use crate::store::StoreReader;
 use crate::store::rocks::{RocksReader, RocksStore};
 
 /// How often a reader starts again when views change under it. Each time means that a commit came in between.
@@ -33,6 +34,20 @@ fn directory(repository: &Path) -> PathBuf {
 /// Where a view is.
 pub(crate) fn path_of(repository: &Path, number: u64) -> PathBuf {
     directory(repository).join(number.to_string())
+}
+
+/// Where a writer makes a checkpoint only to see what is in it. What a writer that was killed left there goes with the
+/// next publication: its links would keep the space of everything that is removed.
+pub(crate) fn scratch(repository: &Path) -> PathBuf {
+    directory(repository).join(SCRATCH)
+}
+
+const SCRATCH: &str = "files.tmp";
+
+fn remove_scratch(views: &Path) -> Result<()> {
+    remove_tree(&views.join(SCRATCH))?;
+    // RocksDB builds it under this name.
+    remove_tree(&views.join(format!("{SCRATCH}.tmp")))
 }
 
 /// The number of the newest view; `None` if there is none.
@@ -134,6 +149,7 @@ fn point_to(views: &Path, number: u64) -> Result<()> {
 }
 
 fn remove_unused(views: &Path, keep: u64) -> Result<()> {
+    remove_scratch(views)?;
     let entries = fs::read_dir(views).map_err(Error::io("list", views))?;
     for entry in entries {
         let entry = entry.map_err(Error::io("list", views))?;

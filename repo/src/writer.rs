@@ -10,6 +10,7 @@ use crate::block::{BlockIndex, BlockSize};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::SegmentId;
 use crate::manifest::{Root, SEGMENT_SLOTS, Slot, decode_segment, encode_segment, segment_count};
+use crate::store::checked::segment_one;
 use crate::store::{BlockStore, StoreReader};
 
 /// Collects the slots of one image.
@@ -141,7 +142,7 @@ pub struct SlotReader<'a> {
 impl<'a> SlotReader<'a> {
     /// Reads the root of a manifest.
     pub fn open(store: &'a dyn StoreReader, manifest: SegmentId) -> Result<Self> {
-        let bytes = store.segments(&[manifest]).remove(0)?;
+        let bytes = segment_one(store, manifest)?;
         Ok(Self {
             store,
             root: Root::decode(store.hashing(), manifest, &bytes)?,
@@ -159,7 +160,7 @@ impl<'a> SlotReader<'a> {
         match self.root.segments.get(number) {
             None => Ok(Vec::new()),
             Some(&SegmentId::ZERO) => Ok(vec![None; count]),
-            Some(&id) => decode_segment(self.store.hashing(), id, count, &self.store.segments(&[id]).remove(0)?),
+            Some(&id) => decode_segment(self.store.hashing(), id, count, &segment_one(self.store, id)?),
         }
     }
 }

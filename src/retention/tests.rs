@@ -24,6 +24,7 @@ fn at(time: &str) -> Timestamp {
 fn good(time: &str) -> Candidate {
     Candidate {
         time: at(time).into(),
+        sequence: 0,
         protected: false,
         good: true,
     }
@@ -126,6 +127,93 @@ fn a_forgotten_backup_is_told_what_each_rule_had_against_it() {
             "- last 1 used up; a newer one is daily 2026-11-20; older than 12h",
             "- last 1 used up; daily 2 used up; older than 12h",
         ]
+    );
+}
+
+/// Made in this order.
+fn in_order(times: &[&str]) -> Vec<Candidate> {
+    let made = |(sequence, time): (u64, &&str)| Candidate { sequence, ..good(time) };
+    (1..).zip(times).map(made).collect()
+}
+
+#[test]
+fn a_backup_made_with_a_clock_that_was_behind_stays_as_long_as_what_was_made_before_it() {
+    let backups = in_order(&[
+        "2026-11-18T05:00:00Z",
+        "2026-11-19T05:00:00Z",
+        "2020-01-01T00:00:00Z",
+        "2020-01-02T00:00:00Z",
+        "2026-11-20T05:00:00Z",
+        "2026-11-21T05:00:00Z",
+    ]);
+    let after = "+ made after one that is kept and has a later time";
+    assert_eq!(
+        told(&backups, daily(3), NOW, "UTC"),
+        [
+            "- daily 3 used up",
+            "+ daily 2026-11-19",
+            after,
+            after,
+            "+ daily 2026-11-20",
+            "+ daily 2026-11-21"
+        ]
+    );
+    assert_eq!(
+        told(&backups, daily(2), NOW, "UTC"),
+        [
+            "- daily 2 used up",
+            "- daily 2 used up",
+            "- daily 2 used up",
+            "- daily 2 used up",
+            "+ daily 2026-11-20",
+            "+ daily 2026-11-21"
+        ]
+    );
+    // The one that was made last stays, and is not the oldest.
+    assert_eq!(
+        told(&backups[..3], within("14d"), "2027-06-01T00:00:00Z", "UTC"),
+        ["- older than 14d", "- older than 14d", "+ last good one"]
+    );
+    assert_eq!(
+        told(&backups[..3], last(2), NOW, "UTC"),
+        ["- last 2 used up", "+ last 2 of 2", "+ last 1 of 2"]
+    );
+}
+
+#[test]
+fn a_backup_made_with_a_clock_that_was_ahead_hides_none_that_was_made_after_it() {
+    let backups = in_order(&[
+        "2026-11-18T05:00:00Z",
+        "2031-05-05T10:00:00Z",
+        "2026-11-19T05:00:00Z",
+        "2026-11-20T05:00:00Z",
+    ]);
+    let kept = [
+        "- daily 2 used up",
+        "+ in the future",
+        "+ daily 2026-11-19",
+        "+ daily 2026-11-20",
+    ];
+    assert_eq!(told(&backups, daily(2), NOW, "UTC"), kept);
+    assert_eq!(
+        told(&backups, last(2), NOW, "UTC"),
+        ["- last 2 used up", "+ in the future", "+ last 2 of 2", "+ last 1 of 2"]
+    );
+    // When its date has come it takes a turn as others do, and what was made after it goes no sooner.
+    let later = told(&backups, daily(1), "2031-05-06T00:00:00Z", "UTC");
+    assert!(
+        later[1].starts_with("+ daily") && later[2].starts_with('+') && later[3].starts_with('+'),
+        "{later:?}"
+    );
+}
+
+#[test]
+fn what_is_kept_for_another_reason_than_a_rule_keeps_no_other() {
+    let mut backups = in_order(&["2026-11-19T05:00:00Z", "2020-01-01T00:00:00Z", "2026-11-20T05:00:00Z"]);
+    backups[0].protected = true;
+    assert_eq!(
+        told(&backups, daily(1), NOW, "UTC"),
+        ["+ protected", "- daily 1 used up", "+ daily 2026-11-20"]
     );
 }
 
@@ -433,10 +521,21 @@ fn backups() -> impl Strategy<Value = Vec<Candidate>> {
             .collect();
         let candidate = |(second, (protected, good))| Candidate {
             time: Timestamp::from_second(second).expect("in range").into(),
+            sequence: 0,
             protected,
             good,
         };
         by_time.into_iter().map(candidate).collect()
+    })
+}
+
+/// The same, made in another order than their times say: clocks were behind or ahead now and then.
+fn backups_of_wrong_clocks() -> impl Strategy<Value = Vec<Candidate>> {
+    (backups(), prop::collection::vec(0..8_u64, 60)).prop_map(|(mut backups, moved)| {
+        for ((place, backup), moved) in (1..).zip(&mut backups).zip(moved) {
+            backup.sequence = place + moved;
+        }
+        backups
     })
 }
 
@@ -478,6 +577,48 @@ fn is_past(backup: &Candidate) -> bool {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn with_wrong_clocks_nothing_more_goes_the_second_time_or_with_a_larger_policy(
+        backups in backups_of_wrong_clocks(), policy in policies(), more in 1..5_u32, zone in zones(),
+    ) {
+        let once = kept(&backups, &policy, &zone);
+        prop_assert_eq!(&kept(&once, &policy, &zone), &once);
+        let mut larger = policy;
+        larger.daily += more;
+        let large = kept(&backups, &larger, &zone);
+        prop_assert!(policy.is_empty() || once.iter().all(|backup| large.contains(backup)));
+    }
+
+    #[test]
+    fn with_wrong_clocks_none_goes_before_one_that_was_made_earlier_and_is_dated_later(
+        backups in backups_of_wrong_clocks(), policy in policies(), zone in zones(),
+    ) {
+        let backups: Vec<_> = backups.into_iter().map(|one| Candidate { protected: false, ..one }).collect();
+        let stay = kept(&backups, &policy, &zone);
+        for gone in backups.iter().filter(|backup| !stay.contains(backup)) {
+            let outlives = |other: &&Candidate| is_past(other) && other.order() < gone.order() && other.time > gone.time;
+            prop_assert!(!stay.iter().any(|other| outlives(&other)), "{gone:?}");
+        }
+        let last = backups.iter().filter(|backup| is_past(backup) && backup.good).max_by_key(|backup| backup.order());
+        prop_assert!(last.is_none_or(|last| stay.contains(last)));
+    }
+
+    #[test]
+    fn with_wrong_clocks_protecting_one_changes_no_other(
+        mut backups in backups_of_wrong_clocks(), place: prop::sample::Index, policy in policies(), zone in zones(),
+    ) {
+        prop_assume!(!backups.is_empty());
+        let place = place.index(backups.len());
+        backups[place].protected = false;
+        let keeps = |backups: &[Candidate]| -> Vec<bool> {
+            decide(backups, &policy, now(), &zone).iter().map(|decision| decision.keep).collect()
+        };
+        let mut before = keeps(&backups);
+        backups[place].protected = true;
+        before[place] = true;
+        prop_assert_eq!(keeps(&backups), before);
+    }
 
     #[test]
     fn what_may_never_go_stays(backups in backups(), policy in policies(), zone in zones()) {
@@ -556,7 +697,7 @@ proptest! {
     ) {
         backups.retain(|backup| backup.time.timestamp() < now());
         let before = kept(&backups, &policy, &zone);
-        backups.push(Candidate { time: now().into(), protected: false, good });
+        backups.push(Candidate { time: now().into(), sequence: 0, protected: false, good });
         let after = kept(&backups, &policy, &zone);
         prop_assert!(after.iter().all(|backup| before.contains(backup) || backup.time == now().into()));
         let gone = before.iter().filter(|backup| backup.good && !after.contains(backup)).count();

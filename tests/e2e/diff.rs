@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use crate::support::bytes::{MIB, write_noise};
+use crate::support::inside::record_again;
 use crate::support::lab::{Lab, str_of, u64_of};
 
 #[test]
@@ -46,4 +47,76 @@ fn a_diff_names_the_changed_ranges_of_each_disk() {
     lab.run(args!["diff", before, "web1@latest/vdz"])
         .code(1)
         .says(&["vdz", "vda"]);
+}
+
+#[test]
+fn disks_and_files_that_only_one_backup_has_are_named_too() {
+    let lab = Lab::new();
+    let disk = |name: &str, seed, mib| {
+        write_noise(&lab.path(name), seed, mib * MIB);
+        format!("{name}={}", lab.path(name).display())
+    };
+    let (root, data) = (disk("vda", 1, 4), disk("vdb", 2, 3));
+    lab.ok(args!["backup", "web1", root, data]);
+    let before = lab.listed().remove(0);
+    let more = disk("vdc", 3, 2);
+    lab.ok(args!["backup", "web1", root, more]);
+
+    let found = lab.json(args!["diff", before, "web1@latest"]);
+    let disks = found["disks"].as_array().expect("an array");
+    let of = |name: &str| disks.iter().find(|disk| disk["disk"] == name).expect("is named");
+    assert_eq!(disks.len(), 3);
+    assert_eq!(
+        (str_of(of("vda"), "what"), u64_of(of("vda"), "differing_bytes")),
+        ("same".into(), 0)
+    );
+    assert_eq!(
+        (str_of(of("vdb"), "what"), u64_of(of("vdb"), "before_bytes")),
+        ("removed".into(), 3 * MIB)
+    );
+    assert_eq!(
+        (str_of(of("vdc"), "what"), u64_of(of("vdc"), "after_bytes")),
+        ("added".into(), 2 * MIB)
+    );
+    assert!(of("vdb")["after_bytes"].is_null() && of("vdc")["before_bytes"].is_null());
+    let text = lab.ok(args!["diff", before, "web1@latest"]);
+    for (disk, what) in [("vda", "same"), ("vdb", "removed"), ("vdc", "added")] {
+        let line = text
+            .lines()
+            .find(|line| line.starts_with(disk))
+            .unwrap_or_else(|| panic!("{text}"));
+        assert!(line.ends_with(what), "{line}");
+    }
+    // A disk that is named is compared alone.
+    let one = lab.json(args!["diff", before, "web1@latest/vda"]);
+    assert_eq!(one["disks"].as_array().expect("an array").len(), 1);
+    lab.run(args!["diff", before, "web1@latest/vdc"]).code(1).says(&["vdc"]);
+
+    // Nothing in common is a difference, and no error.
+    lab.ok(args!["backup", "web1", more]);
+    let text = lab.ok(args!["diff", before, "web1@latest"]);
+    assert!(
+        text.contains("no disk of the same name") && text.contains("removed"),
+        "{text}"
+    );
+
+    // Files that are kept with a backup: one that grows, one that goes.
+    let small = record_again(lab.repo(), "web1@latest", |record| {
+        record.time = record.time.next();
+        let mut file = record.images[0].clone();
+        file.disk = "config.xml".parse().expect("a name");
+        record.files = vec![file];
+    });
+    let gone = lab.json(args!["diff", small, "web1@latest"]);
+    assert!(gone.get("files").is_none(), "the same backup");
+    let file = &lab.json(args!["diff", "web1@latest", before])["files"][0];
+    assert_eq!(
+        (str_of(file, "what"), u64_of(file, "before_bytes")),
+        ("gone".into(), 2 * MIB)
+    );
+    let file = &lab.json(args!["diff", before, "web1@latest"])["files"][0];
+    assert_eq!(
+        (str_of(file, "what"), u64_of(file, "after_bytes")),
+        ("new".into(), 2 * MIB)
+    );
 }

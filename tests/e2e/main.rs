@@ -12,6 +12,7 @@ mod bad_mounts;
 mod bad_sources;
 mod bad_targets;
 mod busy;
+mod clocks;
 mod config;
 mod crash;
 mod damage;

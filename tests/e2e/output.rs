@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::support::bytes::{MIB, write_noise};
+use crate::support::inside::record_again;
 use crate::support::lab::{Lab, VBK, u64_of};
 use crate::support::tools::tool;
 
@@ -180,4 +181,68 @@ fn a_result_that_can_not_be_printed_is_a_failure() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(!stderr.contains("panicked"), "{stderr}");
+}
+
+#[test]
+fn a_record_from_elsewhere_drives_no_terminal_and_its_numbers_overflow_nothing() {
+    let lab = lab_with_a_disk();
+    lab.ok(args!["backup", "web1", lab.path("disk.img")]);
+    let order = "\u{1b}]0;owned\u{7}\u{9b}2J\u{202e}";
+    for number in [1 << 63, u64::MAX] {
+        record_again(lab.repo(), "web1@latest", |record| {
+            record.time = record.time.next();
+            record.host = format!("host{order}\nState: proven");
+            record.vbk_version = order.into();
+            record.duration_ms = number;
+            for image in &mut record.images {
+                image.source = format!("/dev/{order}\nvdb  all is good");
+                (image.new_bytes, image.data_bytes, image.size_bytes) = (number, number, number);
+                (image.stored_bytes, image.snapshot_used_bytes, image.skipped_bytes) = (number, number, number);
+            }
+        });
+    }
+    let dir = lab.subdir("images");
+    for (args, code) in [
+        (args!["list"], 0),
+        (args!["show", "web1@latest"], 0),
+        (args!["show", "web1@latest", "--config"], 0),
+        (args!["stats"], 0),
+        (args!["verify"], 0),
+        (args!["repair"], 0),
+        (args!["status"], 0),
+        (args!["guests"], 0),
+        (args!["diff", "web1@latest", "web1@latest"], 0),
+        (args!["forget", "web1", "--keep-last", "3", "--dry-run"], 0),
+        (args!["prune", "--dry-run"], 0),
+        (args!["restore", "web1@latest", lab.path("out.img")], 0),
+        (args!["mount", dir], 0),
+        (args!["umount", dir], 0),
+        (args!["backup", "web1", lab.path("disk.img")], 0),
+    ] {
+        for json in [false, true] {
+            let is_twice = matches!(args[0].to_str(), Some("restore" | "mount" | "umount"));
+            if json && is_twice {
+                continue;
+            }
+            let mut all = if json { args!["--json"] } else { args!["-v"] };
+            all.extend(args.clone());
+            let said = lab.run(all).code(code);
+            let is_order = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+            assert!(
+                !said.text().contains(is_order) && !said.stderr.contains(is_order),
+                "{said}"
+            );
+            if json {
+                said.json();
+            } else {
+                assert!(
+                    !said
+                        .text()
+                        .lines()
+                        .any(|line| line.starts_with("State: proven") || line.starts_with("vdb")),
+                    "{said}"
+                );
+            }
+        }
+    }
 }

@@ -1,13 +1,17 @@
 //! `vbk diff`
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use vbk_repo::backup::{Entry, Image};
-use vbk_repo::catalogue::BackupSpec;
+use vbk_repo::catalogue::{BackupSpec, Catalogue};
 use vbk_repo::diff::{ImageDiff, diff};
+use vbk_repo::repository::View;
 
 use crate::args::DiffArgs;
+use crate::commands::warn_of_clock;
 use crate::context::Context;
-use crate::exit::{Error, Outcome, Result};
+use crate::exit::{Outcome, Result};
 use crate::table::{Align, Table};
 use crate::units;
 
@@ -25,14 +29,22 @@ struct Report {
 struct FileJson {
     file: String,
     what: &'static str,
+    before_bytes: Option<u64>,
+    after_bytes: Option<u64>,
 }
 
 #[derive(Serialize)]
 struct DiskJson {
     disk: String,
-    before_bytes: u64,
-    after_bytes: u64,
+    what: What,
+    /// None for a disk that only the second backup has.
+    before_bytes: Option<u64>,
+    /// None for a disk that only the first backup has.
+    after_bytes: Option<u64>,
     differing_bytes: u64,
+    /// None of a disk that only one backup has.
+    #[serde(skip)]
+    count: Option<u64>,
     ranges: Vec<RangeJson>,
 }
 
@@ -43,70 +55,78 @@ struct RangeJson {
     kind: String,
 }
 
+/// What became of a disk from the first backup to the second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum What {
+    Same,
+    Changed,
+    /// Only the second backup has it.
+    Added,
+    /// Only the first backup has it.
+    Removed,
+}
+
+impl What {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Same => "same",
+            Self::Changed => "changed",
+            Self::Added => "added",
+            Self::Removed => "removed",
+        }
+    }
+}
+
+/// A disk of one of the backups, or of both.
+type Pair<'a> = (Option<&'a Image>, Option<&'a Image>);
+
 /// Compares two backups.
 pub fn run(context: &Context<'_>, args: &DiffArgs) -> Result<Outcome> {
     let view = context.repository()?.view()?;
     let catalogue = view.catalogue()?;
-    let (before, after) = (catalogue.find(&args.before)?, catalogue.find(&args.after)?);
+    let before = find(&catalogue, &args.before)?;
+    let after = find(&catalogue, &args.after)?;
     let pairs = pairs(before, after, args)?;
-    let mut sums = Table::new(&[
-        ("DISK", Align::Left),
-        ("BEFORE", Align::Right),
-        ("AFTER", Align::Right),
-        ("DIFFERS", Align::Right),
-        ("RANGES", Align::Right),
-    ]);
     let mut listed = Table::new(&[
         ("DISK", Align::Left),
         ("OFFSET", Align::Right),
         ("LENGTH", Align::Right),
         ("WHAT", Align::Left),
     ]);
-    let mut disks = Vec::new();
-    for (one, other) in pairs {
-        let mut ranges = Vec::new();
-        let found: ImageDiff = diff(&*view.store(), one, other, &mut |range| {
-            if args.ranges {
-                listed.row(vec![
-                    other.disk.to_string(),
-                    range.offset_bytes.to_string(),
-                    units::size(range.len_bytes),
-                    range.kind.to_string(),
-                ]);
-            }
-            if context.json() {
-                ranges.push(RangeJson {
-                    offset_bytes: range.offset_bytes,
-                    len_bytes: range.len_bytes,
-                    kind: range.kind.to_string(),
-                });
-            }
-        })?;
-        sums.row(vec![
-            other.disk.to_string(),
-            units::size(found.before_bytes),
-            units::size(found.after_bytes),
-            units::size(found.total_bytes()),
-            found.ranges.to_string(),
-        ]);
-        disks.push(DiskJson {
-            disk: other.disk.to_string(),
-            before_bytes: found.before_bytes,
-            after_bytes: found.after_bytes,
-            differing_bytes: found.total_bytes(),
-            ranges,
-        });
-    }
+    let disks = pairs
+        .iter()
+        .map(|pair| compare(context, &view, *pair, args.ranges, &mut listed))
+        .collect::<Result<Vec<_>>>()?;
     if args.ranges {
         context.print(format_args!("{listed}\n"));
     }
-    context.print(sums);
+    context.print(table_of(&disks));
+    if !disks.is_empty() && pairs.iter().all(|(one, other)| one.is_none() || other.is_none()) {
+        context.say(format_args!(
+            "they have no disk of the same name; to compare two disks name one of each, as in {}/{}",
+            before.backup.spec(),
+            disks[0].disk
+        ));
+    }
     let files = match (&args.before.disk, &args.after.disk) {
         (None, None) => changed_files(before, after),
         _ => Vec::new(),
     };
-    for FileJson { file, what } in &files {
-        context.print(format_args!("{file}: {what}\n"));
+    for FileJson {
+        file,
+        what,
+        before_bytes,
+        after_bytes,
+    } in &files
+    {
+        let sizes = match (before_bytes, after_bytes) {
+            (Some(one), Some(other)) if one != other => {
+                format!(", {} before, {} after", units::size(*one), units::size(*other))
+            }
+            _ => String::new(),
+        };
+        context.print(format_args!("{file}: {what}{sizes}\n"));
     }
     context.json_result(&Report {
         before: before.backup.spec(),
@@ -117,52 +137,122 @@ pub fn run(context: &Context<'_>, args: &DiffArgs) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// The files that were kept with only one of the backups, or have other content. Equal content has an equal manifest.
-fn changed_files(before: &Entry, after: &Entry) -> Vec<FileJson> {
-    let compare = |file: &Image| match before.backup.file(file.disk.as_str()) {
-        Ok(old) if old.manifest == file.manifest => None,
-        Ok(_) => Some("changed"),
-        Err(_) => Some("new"),
-    };
-    let new = after.backup.files.iter().map(|file| (file, compare(file)));
-    let is_gone = |file: &Image| after.backup.file(file.disk.as_str()).is_err();
-    let gone = before
-        .backup
-        .files
-        .iter()
-        .map(|file| (file, is_gone(file).then_some("gone")));
-    let named = new.chain(gone).filter_map(|(file, what)| {
-        Some(FileJson {
-            file: file.disk.to_string(),
-            what: what?,
-        })
-    });
-    named.collect()
+fn find<'a>(catalogue: &'a Catalogue, spec: &BackupSpec) -> Result<&'a Entry> {
+    let entry = catalogue.find(spec)?;
+    warn_of_clock(catalogue, spec, entry);
+    Ok(entry)
 }
 
-/// The disks to compare: those that were named, or all that both backups have.
-fn pairs<'a>(before: &'a Entry, after: &'a Entry, args: &DiffArgs) -> Result<Vec<(&'a Image, &'a Image)>> {
+/// Compares a disk with itself, and lists its ranges if that is asked for. All of a disk that only one backup has differs.
+fn compare(context: &Context<'_>, view: &View, pair: Pair<'_>, list: bool, listed: &mut Table) -> Result<DiskJson> {
+    let (one, other) = match pair {
+        (Some(one), Some(other)) => (one, other),
+        (one, other) => {
+            let image = one.or(other).expect("a pair has a disk");
+            return Ok(DiskJson {
+                disk: image.disk.to_string(),
+                what: if one.is_some() { What::Removed } else { What::Added },
+                before_bytes: one.map(|image| image.size_bytes),
+                after_bytes: other.map(|image| image.size_bytes),
+                differing_bytes: image.size_bytes,
+                count: None,
+                ranges: Vec::new(),
+            });
+        }
+    };
+    let mut ranges = Vec::new();
+    let found: ImageDiff = diff(&*view.store(), one, other, &mut |range| {
+        if list {
+            listed.row(vec![
+                other.disk.to_string(),
+                range.offset_bytes.to_string(),
+                units::size(range.len_bytes),
+                range.kind.to_string(),
+            ]);
+        }
+        if context.json() {
+            ranges.push(RangeJson {
+                offset_bytes: range.offset_bytes,
+                len_bytes: range.len_bytes,
+                kind: range.kind.to_string(),
+            });
+        }
+    })?;
+    Ok(DiskJson {
+        disk: other.disk.to_string(),
+        what: if found.ranges == 0 { What::Same } else { What::Changed },
+        before_bytes: Some(found.before_bytes),
+        after_bytes: Some(found.after_bytes),
+        differing_bytes: found.total_bytes(),
+        count: Some(found.ranges),
+        ranges,
+    })
+}
+
+fn table_of(disks: &[DiskJson]) -> Table {
+    let mut table = Table::new(&[
+        ("DISK", Align::Left),
+        ("BEFORE", Align::Right),
+        ("AFTER", Align::Right),
+        ("DIFFERS", Align::Right),
+        ("RANGES", Align::Right),
+        ("WHAT", Align::Left),
+    ]);
+    let size = |bytes: Option<u64>| bytes.map_or_else(|| "-".to_owned(), units::size);
+    for disk in disks {
+        table.row(vec![
+            disk.disk.clone(),
+            size(disk.before_bytes),
+            size(disk.after_bytes),
+            units::size(disk.differing_bytes),
+            disk.count.map_or_else(|| "-".to_owned(), |count| count.to_string()),
+            disk.what.text().to_owned(),
+        ]);
+    }
+    table
+}
+
+/// The files that were kept with only one of the backups, or have other content. Equal content has an equal manifest.
+fn changed_files(before: &Entry, after: &Entry) -> Vec<FileJson> {
+    let what = |(one, other): Pair<'_>| match (one, other) {
+        (Some(one), Some(other)) if one.manifest == other.manifest => None,
+        (Some(_), Some(_)) => Some("changed"),
+        (None, _) => Some("new"),
+        (_, None) => Some("gone"),
+    };
+    let named = matched(&before.backup.files, &after.backup.files);
+    let differ = named.into_iter().filter_map(|(one, other)| {
+        Some(FileJson {
+            file: one.or(other)?.disk.to_string(),
+            what: what((one, other))?,
+            before_bytes: one.map(|file| file.size_bytes),
+            after_bytes: other.map(|file| file.size_bytes),
+        })
+    });
+    differ.collect()
+}
+
+/// The disks to compare: those that were named, or all that the backups have.
+fn pairs<'a>(before: &'a Entry, after: &'a Entry, args: &DiffArgs) -> Result<Vec<Pair<'a>>> {
     if args.before.disk.is_some() || args.after.disk.is_some() {
         let disk = |entry: &'a Entry, spec: &BackupSpec, other: &BackupSpec| {
             let name = spec.disk.as_ref().or(other.disk.as_ref());
             entry.backup.image(name.map_or("", String::as_str))
         };
         let one = disk(before, &args.before, &args.after)?;
-        return Ok(vec![(one, disk(after, &args.after, &args.before)?)]);
+        return Ok(vec![(Some(one), Some(disk(after, &args.after, &args.before)?))]);
     }
-    let both: Vec<_> = after
-        .backup
-        .images
+    Ok(matched(&before.backup.images, &after.backup.images))
+}
+
+/// Images of both lists by name: those of the second in its order, then what only the first has.
+fn matched<'a>(before: &'a [Image], after: &'a [Image]) -> Vec<Pair<'a>> {
+    let mut left: BTreeMap<&str, &Image> = before.iter().map(|image| (image.disk.as_str(), image)).collect();
+    let mut pairs: Vec<Pair<'a>> = after
         .iter()
-        .filter_map(|image| Some((before.backup.image(image.disk.as_str()).ok()?, image)))
+        .map(|image| (left.remove(image.disk.as_str()), Some(image)))
         .collect();
-    if both.is_empty() {
-        return Err(Error::Usage(format!(
-            "{} and {} have no disk of the same name; name one of each, as in {}/vda",
-            before.backup.spec(),
-            after.backup.spec(),
-            before.backup.spec()
-        )));
-    }
-    Ok(both)
+    let removed = before.iter().filter(|image| left.contains_key(image.disk.as_str()));
+    pairs.extend(removed.map(|image| (Some(image), None)));
+    pairs
 }

@@ -10,7 +10,7 @@ use vbk_repo::name::GuestName;
 use vbk_repo::state::{States, note_of};
 
 use crate::args::{ForgetArgs, ProtectArgs};
-use crate::commands::prune;
+use crate::commands::{prune, warn_of_clock};
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
 use crate::table::{Align, Table};
@@ -178,6 +178,7 @@ fn judge_guest(
             let state = states.of(&entry.backup);
             Candidate {
                 time: entry.backup.time,
+                sequence: entry.backup.sequence,
                 protected: state.protected,
                 good: state.damaged.is_none(),
             }
@@ -216,7 +217,9 @@ fn judge_named(catalogue: &Catalogue, states: &States, what: &str) -> Result<Ver
                     "{what}: a backup is forgotten with all its disks; name it without /DISK"
                 )));
             }
-            catalogue.find(&spec)?.backup.spec()
+            let entry = catalogue.find(&spec)?;
+            warn_of_clock(catalogue, &spec, entry);
+            entry.backup.spec()
         }
     };
     if states.is_unread(&backup) {

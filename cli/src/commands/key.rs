@@ -182,7 +182,7 @@ fn export(context: &Context<'_>, path: &Path) -> Result<Outcome> {
     let keys = keys_of(&repository)?;
     let text = keys::export(keys, &repository.view()?.identity().id);
     if path == Path::new("-") {
-        output::write(&*text);
+        output::write_bytes(text.as_bytes());
         return Ok(Outcome::Done);
     }
     let failed = |error: std::io::Error| Error::Other(format!("can't write {}: {error}", path.display()));

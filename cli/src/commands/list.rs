@@ -1,7 +1,7 @@
 //! `vbk list`
 
 use crate::args::ListArgs;
-use crate::commands::{BackupJson, describe_state, disk_names, unreadable_notes};
+use crate::commands::{BackupJson, clock_doubt, describe_state, disk_names, unreadable_notes};
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
 use crate::table::{Align, Table};
@@ -42,7 +42,10 @@ pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Outcome> {
             units::size(backup.stored_bytes()),
             units::duration(backup.duration().unsigned_abs()),
             entry.id.short(),
-            describe_state(&states, backup),
+            match clock_doubt(&catalogue, backup) {
+                None => describe_state(&states, backup),
+                Some(doubt) => format!("{}, {doubt}", describe_state(&states, backup)),
+            },
         ]);
     }
     if entries.is_empty() {
@@ -53,7 +56,7 @@ pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Outcome> {
     context.json_result(
         &entries
             .iter()
-            .map(|entry| BackupJson::new(entry, &states))
+            .map(|entry| BackupJson::new(entry, &states, clock_doubt(&catalogue, &entry.backup)))
             .collect::<Vec<_>>(),
     )?;
     for error in catalogue.damaged() {

@@ -20,6 +20,7 @@ use vbk_repo::reader::ReadResources;
 use vbk_repo::repository::Repository;
 
 use crate::args::MountArgs;
+use crate::commands::{warn_of_clock, warn_of_clocks};
 use crate::context::{Context, threads};
 use crate::daemon;
 use crate::exit::{Error, Outcome, Result};
@@ -87,8 +88,15 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
     let path = repository.path().display().to_string();
     let catalogue = repository.view()?.catalogue()?;
     let only = match &args.only {
-        Some(spec) => Some(catalogue.find(spec)?.id),
-        None => None,
+        Some(spec) => {
+            let entry = catalogue.find(spec)?;
+            warn_of_clock(&catalogue, spec, entry);
+            Some(entry.id)
+        }
+        None => {
+            warn_of_clocks(&catalogue);
+            None
+        }
     };
     let tree = ImageFs::open(repository, only, ReadResources::new(threads()))?;
     let options = SessionOptions {
@@ -146,6 +154,7 @@ fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Ou
     let view = repository.view()?;
     let catalogue = view.catalogue()?;
     let entry = catalogue.find(&spec)?;
+    warn_of_clock(&catalogue, &spec, entry);
     let images = match &spec.disk {
         Some(disk) => vec![entry.backup.image(disk)?],
         None => entry.backup.images.iter().collect(),

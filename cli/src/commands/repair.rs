@@ -14,7 +14,7 @@ use vbk_repo::state::{note_of, note_without};
 use vbk_repo::verify::{VerifyReport, verify};
 
 use crate::args::RepairArgs;
-use crate::commands::verify::{DamageJson, Suspects, print_damage, warn_of_guess};
+use crate::commands::verify::{DamageJson, Suspects, new_bytes, print_damage, warn_of_guess};
 use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
 use crate::progress::{Progress, Words};
@@ -105,8 +105,7 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
 fn read_all(context: &Context<'_>, writer: &Writer, cancel: &AtomicBool) -> Result<(VerifyReport, Suspects)> {
     let catalogue = writer.catalogue()?;
     let entries = catalogue.entries();
-    let total = entries.iter().map(|entry| entry.backup.new_bytes()).sum();
-    let progress = Progress::new(context.quiet(), total, Words::Plain);
+    let progress = Progress::new(context.quiet(), new_bytes(entries), Words::Plain);
     let suspects = Suspects::of(writer.store())?;
     let report = verify(
         writer.store(),

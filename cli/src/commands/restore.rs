@@ -13,6 +13,7 @@ use vbk_repo::catalogue::BackupSpec;
 use vbk_repo::reader::{ImageReader, ReadResources};
 
 use crate::args::RestoreArgs;
+use crate::commands::warn_of_clock;
 use crate::context::{Context, stdout_is_terminal, threads};
 use crate::exit::{Error, Outcome, Result};
 use crate::progress::{Progress, Words};
@@ -54,6 +55,7 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
     let view = context.repository()?.view()?;
     let catalogue = view.catalogue()?;
     let entry = catalogue.find(&args.backup)?;
+    warn_of_clock(&catalogue, &args.backup, entry);
     let image = choose(&entry.backup, &args.backup)?;
     let reader = ImageReader::open(view.store(), ReadResources::new(threads()), image)?;
     let progress = Progress::new(context.quiet(), image.size_bytes, Words::Plain);

@@ -7,11 +7,11 @@ use vbk_repo::backup::Backup;
 use vbk_repo::state::State;
 
 use crate::args::ShowArgs;
-use crate::commands::describe_state;
+use crate::commands::{clock_doubt, describe_state, warn_of_clock};
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
 use crate::table::{Align, Table};
-use crate::units;
+use crate::{printable, units};
 
 #[derive(Serialize)]
 struct Report<'a> {
@@ -20,6 +20,9 @@ struct Report<'a> {
     #[serde(flatten)]
     record: &'a Backup,
     state: State,
+    /// Why its time can't be right, or not that of another backup.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clock: Option<String>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     state_unreadable: bool,
 }
@@ -29,6 +32,7 @@ pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
     let view = context.repository()?.view()?;
     let catalogue = view.catalogue()?;
     let mut entry = catalogue.find(&args.backup)?.clone();
+    warn_of_clock(&catalogue, &args.backup, &entry);
     if let Some(disk) = &args.backup.disk {
         entry.backup = entry.backup.only(disk)?;
     }
@@ -58,7 +62,7 @@ pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
     ];
     let mut text: String = lines
         .iter()
-        .map(|(name, value)| format!("{:<13}{value}\n", format!("{name}:")))
+        .map(|(name, value)| format!("{:<13}{}\n", format!("{name}:"), printable::line(value)))
         .collect();
     if !backup.files.is_empty() {
         let names: Vec<_> = backup.files.iter().map(|file| file.disk.as_str()).collect();
@@ -69,6 +73,10 @@ pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
             "{:<13}the change hints of disk {} were wrong; they were not used, and everything was read\n",
             "Warning:", image.disk
         ));
+    }
+    let clock = clock_doubt(&catalogue, backup);
+    if let Some(doubt) = &clock {
+        text.push_str(&format!("{:<13}{doubt}\n", "Warning:"));
     }
     let mut table = Table::new(&[
         ("DISK", Align::Left),
@@ -101,6 +109,7 @@ pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
         id: entry.id.to_string(),
         record: backup,
         state: states.of(backup),
+        clock,
         state_unreadable,
     })?;
     Ok(match state_unreadable {

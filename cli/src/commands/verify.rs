@@ -11,7 +11,7 @@ use vbk_repo::catalogue::Catalogue;
 use vbk_repo::id::BlockId;
 use vbk_repo::mend::check_tables;
 use vbk_repo::repository::{Repository, Writer};
-use vbk_repo::state::{Rotation, States, note_of, note_of_rotation};
+use vbk_repo::state::{PartRead, Rotation, States, note_of, note_of_rotation};
 use vbk_repo::store::StoreReader;
 use vbk_repo::verify::{Damage, VerifyReport, part_of, verify};
 
@@ -64,8 +64,7 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
     let (catalogue, states) = (view.catalogue()?, view.states()?);
     let entries = choose(&catalogue, args)?;
     let mut scope = Scope::new(args, states.rotation.clone(), started)?;
-    // What was new in each backup is what is stored, near enough for a bar.
-    let total: u64 = entries.iter().map(|entry| entry.backup.new_bytes()).sum();
+    let total = new_bytes(&entries);
     let progress = Progress::new(context.quiet(), (total as f64 * scope.share()) as u64, Words::Plain);
     let suspects = Suspects::of(&*view.store())?;
     let report = verify(
@@ -86,7 +85,10 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
         _ => Vec::new(),
     };
     let mut tables = check_tables(repository.path(), view.number())?;
-    scope.done(started);
+    scope.done(PartRead {
+        at: started,
+        generation: view.number(),
+    });
     let noted = match note(&repository, &entries, args, &scope, &report, &suspects, started) {
         // Readers do without the store's own files, so this is where damage to them shows.
         Err(error) if error.kind() == ErrorKind::Corrupt => {
@@ -161,6 +163,12 @@ fn check_stored(context: &Context<'_>) -> Result<Outcome> {
     };
     context.json_result(&StoredReport { bytes, damage })?;
     Ok(outcome)
+}
+
+/// What was new in each backup is what is stored, near enough for a bar. Records may say any numbers.
+pub fn new_bytes(entries: &[Entry]) -> u64 {
+    let new = entries.iter().map(|entry| entry.backup.new_bytes());
+    new.fold(0, u64::saturating_add)
 }
 
 /// Blocks that were found damaged before; those that are now read and found whole are no more.
@@ -253,9 +261,10 @@ impl Scope {
         }
     }
 
-    fn done(&mut self, at: jiff::Timestamp) {
+    /// All of it was read.
+    fn done(&mut self, read: PartRead) {
         if let Self::Parts(rotation, due) = self {
-            due.iter().for_each(|&part| rotation.parts[part] = Some(at));
+            due.iter().for_each(|&part| rotation.parts[part] = Some(read));
         }
     }
 }

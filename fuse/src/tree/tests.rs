@@ -42,6 +42,7 @@ impl Fixture {
             format: RECORD_FORMAT,
             guest: guest.parse().expect("a name"),
             time: time.parse().expect("a time"),
+            sequence: 0,
             duration_ms: 1,
             host: "host".into(),
             vbk_version: "0".into(),

@@ -70,6 +70,9 @@ impl StoreReader for Counting<'_> {
     fn identity(&self) -> Result<Identity> {
         self.0.identity()
     }
+    fn generation(&self) -> Result<u64> {
+        self.0.generation()
+    }
     fn locate(&self, _: &[BlockId]) -> Result<Vec<Option<Located>>> {
         panic!("a diff asks for no block");
     }

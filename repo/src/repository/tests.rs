@@ -296,3 +296,52 @@ fn a_plain_store_in_an_encrypted_repository_is_neither_read_nor_written() {
     }
     assert_eq!(views(&repository), before);
 }
+
+#[test]
+fn a_backup_knows_the_generation_that_it_came_with() {
+    let (_directory, repository) = new();
+    let writer = repository.writer("test", &mut no_wait).expect("opens");
+    let before = repository.view().expect("opens").number();
+    // The clock goes back between them.
+    let times = ["2026-11-20T00-00-00Z", "2031-01-01T00-00-00Z", "2020-01-01T00-00-00Z"];
+    std::thread::scope(|scope| {
+        let _notes = scope.spawn(|| (0..20).for_each(|_| writer.amend(&[], &[]).expect("amends")));
+        for time in times {
+            backup(&writer, time, 1);
+        }
+    });
+    let catalogue = writer.catalogue().expect("loads");
+    let made: Vec<_> = catalogue.entries().iter().map(|entry| &entry.backup).collect();
+    assert_eq!(made.iter().map(|made| made.time.to_string()).collect::<Vec<_>>(), times);
+    assert!(made.is_sorted_by_key(|made| made.sequence) && made[0].sequence > before);
+    let newest = writer.store().generation().expect("is known");
+    assert!(made.iter().all(|made| made.sequence <= newest));
+    // No view without a backup is as new as it.
+    drop(writer);
+    let writer = repository.writer("test", &mut no_wait).expect("opens");
+    let without = repository.view().expect("opens").number();
+    backup(&writer, "2026-11-21T00-00-00Z", 1);
+    let view = repository.view().expect("opens");
+    let last = view
+        .catalogue()
+        .expect("loads")
+        .latest(&"web1".parse().expect("a name"))
+        .expect("is there")
+        .clone();
+    assert!(without < last.backup.sequence && last.backup.sequence <= view.number());
+}
+
+#[test]
+fn what_a_killed_writer_left_of_its_scratch_view_goes_when_the_next_one_comes() {
+    let (_directory, repository) = new();
+    let scratch = views::scratch(repository.path());
+    let mut draft = scratch.clone().into_os_string();
+    draft.push(".tmp");
+    for path in [scratch, draft.into()] {
+        fs::create_dir(&path).expect("creates");
+        fs::write(path.join("000007.blob"), "kept for ever").expect("writes");
+        let writer = repository.writer("test", &mut no_wait).expect("opens");
+        assert!(!path.exists(), "{}", path.display());
+        drop(writer);
+    }
+}

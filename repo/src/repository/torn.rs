@@ -31,7 +31,7 @@ pub(super) fn suspected(repository: &Path) -> Result<Vec<PathBuf>> {
 /// Removes suspected files that the opened store has no use for. What can't be removed now takes space until the next
 /// writer comes.
 pub(super) fn remove(repository: &Path, store: &RocksStore, suspected: &[PathBuf]) {
-    let used = match store.blob_files(&repository.join("views").join("files.tmp")) {
+    let used = match store.blob_files(&views::scratch(repository)) {
         Ok(used) => used,
         Err(error) => return tracing::debug!(%error, "what a killed run left stays for now"),
     };

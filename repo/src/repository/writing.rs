@@ -28,6 +28,8 @@ pub struct Writer {
     pub(super) store: Arc<dyn BlockStore>,
     pub(super) identity: Identity,
     pub(super) path: PathBuf,
+    /// Held while the store's generation changes, so that a backup knows the one that it comes with.
+    pub(super) changing: Mutex<()>,
     pub(super) publishing: Mutex<()>,
     pub(super) _lock: WriterLock,
 }
@@ -49,14 +51,17 @@ impl Writer {
     }
 
     /// Makes a backup visible. Everything it names must have been put; all of it is durable when this returns.
-    /// Its `format` is set to what it needs.
+    /// Its `format` is set to what it needs, and its `sequence` to the generation that it comes with.
     pub fn commit(&self, mut backup: Backup) -> Result<Committed> {
         backup.check()?;
         backup.format = backup.needed_format();
+        let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        backup.sequence = self.store.generation()? + 1;
         let bytes = backup.encode();
         let id = BackupId(self.store.hashing().content(&bytes));
         let key = backup.spec();
         self.store.commit(&Record { key, bytes })?;
+        drop(changing);
         Ok(Committed {
             entry: Entry { id, backup },
             unpublished: self.publish().err(),
@@ -73,7 +78,9 @@ impl Writer {
     pub fn amend(&self, forget: &[String], notes: &[Note]) -> Result<()> {
         let mut all = notes.to_vec();
         all.extend(forget.iter().map(|key| state::note_of(key, State::default())));
+        let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         self.store.amend(forget, &all)?;
+        drop(changing);
         self.publish()
     }
 
@@ -88,6 +95,7 @@ impl Writer {
         let marked = started.elapsed();
         let used_before = disk_usage(&self.path)?.total_bytes;
         let mut published_bytes = 0;
+        let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let swept = self.store.retain(&live, thrift, &mut |removed_bytes| {
             progress(removed_bytes);
             // The view before holds on to all that was removed since.
@@ -101,6 +109,7 @@ impl Writer {
                 false => Ok(()),
             }
         });
+        drop(changing);
         if !thrift.dry_run {
             self.publish()?;
         }

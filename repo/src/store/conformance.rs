@@ -11,7 +11,7 @@ use crate::manifest::encode_segment;
 
 /// Runs all cases, each on a new store.
 pub(crate) fn check(make: impl Fn(BlockSize) -> Box<dyn BlockStore>) {
-    let cases: [fn(&dyn BlockStore); 12] = [
+    let cases: [fn(&dyn BlockStore); 13] = [
         a_new_store_is_empty_and_knows_itself,
         what_is_put_is_got,
         parts_of_a_block_are_got_alone,
@@ -20,6 +20,7 @@ pub(crate) fn check(make: impl Fn(BlockSize) -> Box<dyn BlockStore>) {
         segments_are_kept_under_their_names,
         records_are_listed_in_order_and_never_replaced,
         many_threads_may_put_the_same,
+        what_readers_see_has_a_generation,
         records_go_by_name_and_notes_change_with_them,
         a_condemned_block_is_stored_anew_once,
         retain_removes_what_is_not_live_and_nothing_else,
@@ -48,6 +49,24 @@ fn whole(sealed: &Sealed) -> Wanted {
         id: sealed.id,
         pages: 0..sealed.pages.len(),
     }
+}
+
+fn what_readers_see_has_a_generation(store: &dyn BlockStore) {
+    let generation = || store.generation().expect("is known");
+    let before = generation();
+    store.put(vec![sealed(store, 1, 1)]).expect("puts");
+    store.flush().expect("flushes");
+    assert_eq!(generation(), before);
+    let record = Record {
+        key: "a@1".into(),
+        bytes: vec![1],
+    };
+    store.commit(&record).expect("commits");
+    assert_eq!(generation(), before + 1);
+    assert!(store.commit(&record).is_err());
+    assert_eq!(generation(), before + 1);
+    store.amend(&["a@1".into()], &[]).expect("forgets");
+    assert_eq!(generation(), before + 2);
 }
 
 fn a_new_store_is_empty_and_knows_itself(store: &dyn BlockStore) {

@@ -166,6 +166,10 @@ impl<S: StoreReader> StoreReader for Encrypted<S> {
         self.store.identity()
     }
 
+    fn generation(&self) -> Result<u64> {
+        self.store.generation()
+    }
+
     fn hashing(&self) -> Hashing {
         self.hashing
     }

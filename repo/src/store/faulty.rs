@@ -138,6 +138,11 @@ impl StoreReader for FaultyStore {
         self.inner.identity()
     }
 
+    fn generation(&self) -> Result<u64> {
+        self.read()?;
+        self.inner.generation()
+    }
+
     fn hashing(&self) -> Hashing {
         self.inner.hashing()
     }
@@ -267,7 +272,8 @@ mod tests {
         }
     }
 
-    const READS: [Call; 7] = [
+    const READS: [Call; 8] = [
+        ("generation", |store| store.generation().map(drop)),
         ("identity", |store| store.identity().map(drop)),
         ("locate", |store| store.locate(&[BlockId([1; 32])]).map(drop)),
         ("survey", |store| store.survey(&mut |_, _| Ok(()))),

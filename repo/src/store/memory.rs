@@ -23,6 +23,7 @@ struct Inner {
     notes: BTreeMap<String, Vec<u8>>,
     condemned: HashSet<BlockId>,
     next_place: u64,
+    generation: u64,
 }
 
 impl MemoryStore {
@@ -50,7 +51,12 @@ impl MemoryStore {
 
     /// Loses a block.
     pub fn lose(&self, id: BlockId) {
-        self.lock().blocks.remove(&id);
+        self.take(id);
+    }
+
+    /// Loses a block, and gives it.
+    pub fn take(&self, id: BlockId) -> Option<Sealed> {
+        self.lock().blocks.remove(&id).map(|(_, sealed)| sealed)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -61,6 +67,10 @@ impl MemoryStore {
 impl StoreReader for MemoryStore {
     fn identity(&self) -> Result<Identity> {
         Ok(self.identity.clone())
+    }
+
+    fn generation(&self) -> Result<u64> {
+        Ok(self.lock().generation)
     }
 
     fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
@@ -164,11 +174,13 @@ impl BlockStore for MemoryStore {
             return Err(Error::BackupExists(record.key.clone()));
         }
         inner.records.insert(record.key.clone(), record.bytes.clone());
+        inner.generation += 1;
         Ok(())
     }
 
     fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
         let mut inner = self.lock();
+        inner.generation += 1;
         for key in remove_records {
             inner.records.remove(key);
         }

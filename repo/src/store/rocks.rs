@@ -30,6 +30,21 @@
 //! A condemned block that is put again gets a new sequence number; the batch of step 3 replaces its index row and removes
 //! the old rows. What a sweep leaves on disk stands in `rocks/sweep.rs`.
 //!
+//! # What a view has in it
+//!
+//! RocksDB makes a checkpoint in three steps: it flushes all memtables and takes the list of files under its mutex, links
+//! them, and copies the write-ahead log last, as far as it went when the list was taken; a log that was empty then is
+//! copied to its end (db/db_filesnapshot.cc, file/file_util.cc `CopyFile` of size 0). A batch that is logged between
+//! the list and the copy would be in the view without the files that its unlogged blocks were flushed to: a record
+//! without its blocks. So every logged batch and every checkpoint take turns (`log`):
+//!
+//! 1. A batch that was logged before the checkpoint began is in the view. The blocks that it speaks of were flushed
+//!    before it was logged, so their files are in the list.
+//! 2. A batch of step 3 that waits for a checkpoint is not in the view; blocks of it that are there are rows that
+//!    nothing names.
+//! 3. Index rows are removed by logged batches before the rows of their blocks, so a view that lacks rows of a block that
+//!    is swept lacks its index row too.
+//!
 //! The next writer removes every block row at or above `barrier` and flushes that removal before it puts anything, so
 //! sequence numbers can be used again. Segments left by a crash are named by their content and stay as they are.
 
@@ -66,8 +81,10 @@ pub struct RocksStore {
     reader: RocksReader,
     /// Held for reading by a put, for writing while a barrier decides what it covers.
     gate: RwLock<()>,
-    /// One barrier at a time.
+    /// One barrier at a time. Held for the whole of a sweep, which makes views between its steps.
     barrier: Mutex<()>,
+    /// Held while the write-ahead log grows and while a view is made; nothing else is locked meanwhile.
+    log: Mutex<()>,
     /// Rows of blocks that no barrier covers yet.
     pending: Mutex<HashMap<BlockId, Pending>>,
     /// Blocks to store anew, see [`BlockStore::condemn`].
@@ -131,6 +148,7 @@ impl RocksStore {
             reader,
             gate: RwLock::default(),
             barrier: Mutex::default(),
+            log: Mutex::default(),
             pending: Mutex::default(),
             condemned: RwLock::new(condemned),
             next_sequence: AtomicU64::new(barrier),
@@ -183,15 +201,12 @@ impl RocksStore {
     }
 
     /// Makes a view at `path`: hard links to the store's files, readable whatever happens to the store afterwards.
+    /// Other threads may store and commit meanwhile; the view has all of a commit or nothing.
     pub fn checkpoint(&self, path: &Path) -> Result<()> {
+        let _nothing_is_logged = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         Checkpoint::new(&self.reader.db)
             .and_then(|checkpoint| checkpoint.create_checkpoint(path))
             .map_err(failed("make a view"))
-    }
-
-    /// See [`RocksReader::generation`].
-    pub fn generation(&self) -> Result<u64> {
-        self.reader.generation()
     }
 
     fn pending(&self) -> MutexGuard<'_, HashMap<BlockId, Pending>> {
@@ -278,7 +293,9 @@ impl RocksStore {
         Ok(())
     }
 
+    /// Writes a batch that is durable when this returns. Every write with the log on goes through here.
     fn write_logged(&self, doing: &'static str, batch: WriteBatch) -> Result<()> {
+        let _no_view = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         self.reader
             .db
             .write_opt(batch, &options::logged())
@@ -289,6 +306,10 @@ impl RocksStore {
 impl StoreReader for RocksStore {
     fn identity(&self) -> Result<Identity> {
         self.reader.identity()
+    }
+
+    fn generation(&self) -> Result<u64> {
+        self.reader.generation()
     }
 
     fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {

@@ -37,6 +37,7 @@ fn entry(days: i64, skipped_bytes: u64, change: impl FnOnce(&mut Image)) -> Entr
             format: RECORD_FORMAT,
             guest: "web1".parse().expect("a name"),
             time: BackupTime::new(now() - DAY * i32::try_from(days).expect("few days")),
+            sequence: 0,
             duration_ms: 1000,
             host: "host".into(),
             vbk_version: "0".into(),

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use vbk_repo::backup::Backup;
 use vbk_repo::repository::Repository;
 use vbk_repo::store::Note;
 
@@ -13,4 +14,17 @@ pub fn write_note(repo: &Path, name: &str, value: &[u8]) {
         value: Some(value.to_vec()),
     };
     writer.and_then(|writer| writer.amend(&[], &[note])).expect("notes");
+}
+
+/// Records a backup that exists a second time, with changes that no vbk on this machine would make.
+pub fn record_again(repo: &Path, backup: &str, change: impl FnOnce(&mut Backup)) -> String {
+    let writer = Repository::open(repo).and_then(|repository| repository.writer("test", &mut |_| false));
+    let writer = writer.expect("opens");
+    let catalogue = writer.catalogue().expect("loads");
+    let found = catalogue.find(&backup.parse().expect("names a backup"));
+    let mut record = found.expect("is there").backup.clone();
+    change(&mut record);
+    let made = writer.commit(record).expect("commits");
+    assert!(made.unpublished.is_none());
+    made.entry.backup.spec()
 }

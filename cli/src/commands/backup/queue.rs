@@ -29,11 +29,11 @@ impl Queue {
         }
     }
 
-    /// Guests without a backup come first, then the one whose latest backup is oldest. What was cut short comes last: a
-    /// guest that needs more than a whole night would else be the oldest, and take every night from all others.
+    /// Guests without a backup come first, then the one whose latest backup was made before the others' latest ones. What
+    /// was cut short comes last: a guest that needs more than a whole night would else be the oldest, and take every night from all others.
     pub fn sort(&self, jobs: &mut [Job], catalogue: &Catalogue) {
         jobs.sort_by_key(|job| {
-            let latest = catalogue.latest(&job.guest).map(|entry| entry.backup.time);
+            let latest = catalogue.latest(&job.guest).map(|entry| entry.backup.order());
             (self.cut_short.contains(job.guest.as_str()), latest)
         });
     }

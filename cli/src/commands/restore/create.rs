@@ -20,6 +20,7 @@ use vbk_repo::repository::View;
 
 use super::milliseconds;
 use crate::args::RestoreArgs;
+use crate::commands::warn_of_clock;
 use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
 use crate::progress::{Progress, Words};
@@ -62,7 +63,9 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Out
     let cancel = signals::cancel_flag_with_hangup().map_err(|error| Error::Other(error.to_string()))?;
     let view = context.repository()?.view()?;
     let catalogue = view.catalogue()?;
-    let mut backup = catalogue.find(&args.backup)?.backup.clone();
+    let entry = catalogue.find(&args.backup)?;
+    warn_of_clock(&catalogue, &args.backup, entry);
+    let mut backup = entry.backup.clone();
     if let Some(disk) = &args.backup.disk {
         backup.image(disk)?;
         backup = backup.only(disk)?;

@@ -5,7 +5,7 @@ use crate::block::BlockSize;
 use crate::catalogue::Catalogue;
 use crate::error::ErrorKind;
 use crate::reader::read_whole;
-use crate::state::{Rotation, State, States, note_of, note_of_rotation, note_without};
+use crate::state::{PartRead, Rotation, State, States, note_of, note_of_rotation, note_without};
 use crate::testing::{SMALL, backup, mixed_bytes, store_image};
 use crate::writer::SlotReader;
 
@@ -153,7 +153,10 @@ fn a_note_that_can_not_be_read_is_known_by_its_backup_and_can_be_set_anew() {
         ..State::default()
     };
     let rotation = note_of_rotation(&Rotation {
-        parts: vec![Some(jiff::Timestamp::UNIX_EPOCH)],
+        parts: vec![Some(PartRead {
+            at: jiff::Timestamp::UNIX_EPOCH,
+            generation: 1,
+        })],
     });
     let notes = [note_of(&made.spec(), protected), note_of("gone@x", protected), rotation];
     store.amend(&[], &notes).expect("notes");

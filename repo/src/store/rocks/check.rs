@@ -8,7 +8,6 @@ use rocksdb::IteratorMode;
 use super::reader::{RocksReader, failed, is_damage, scan};
 use super::rows::{HEADER_AT, part_key, sequence_of};
 use crate::error::{Error, Result};
-use crate::store::StoreReader;
 
 /// Damage beyond this is counted and not named.
 const NAMED: u64 = 1000;
@@ -67,14 +66,14 @@ impl RocksReader {
 
     fn check_index(&self, cancel: &AtomicBool, each: &mut dyn FnMut(String)) -> Result<()> {
         let mut found = 0;
-        let result = self.survey(&mut |id, located| {
+        let barrier = self.barrier()?;
+        let result = self.index(&mut |id, row| {
             if cancel.load(Ordering::SeqCst) {
                 return Err(Error::Interrupted);
             }
-            let row = self
-                .db
-                .get_pinned_cf(self.family("blocks"), part_key(located.place.0, 0));
-            let what = match row {
+            let header = self.db.get_pinned_cf(self.family("blocks"), part_key(row.sequence, 0));
+            let what = match header {
+                Ok(_) if row.sequence >= barrier => "lies where nothing was stored".to_owned(),
                 Ok(Some(row)) if row.len() >= HEADER_AT && row[..32] == id.0 => return Ok(()),
                 Ok(Some(_)) => "is that of another block".to_owned(),
                 Ok(None) => "is missing".to_owned(),
@@ -82,7 +81,7 @@ impl RocksReader {
             };
             found += 1;
             if found <= NAMED {
-                each(format!("block {} ({id}): its header {what}", located.place.0));
+                each(format!("block {} ({id}): its header {what}", row.sequence));
             }
             Ok(())
         });

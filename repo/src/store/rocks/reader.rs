@@ -54,6 +54,9 @@ pub(super) fn damaged(message: String) -> Error {
     }
 }
 
+/// More than any store counts to, so that no sum of such numbers overflows: 2^56 blocks, or changes.
+const MAX_NUMBER: u64 = 1 << 56;
+
 /// The start of the names of rows in `meta` that each condemn a block.
 pub(super) struct Condemned(&'static [u8]);
 
@@ -98,14 +101,12 @@ impl RocksReader {
             .get_cf(self.family("meta"), key)
             .map_err(failed("read its state"))?;
         let number = |row: Vec<u8>| <[u8; 8]>::try_from(row).map(u64::from_be_bytes);
-        row.map(number)
-            .transpose()
-            .map_err(|_| damaged(format!("{key} is no number")))
-    }
-
-    /// How often what readers see was changed: tells an older view from a newer.
-    pub fn generation(&self) -> Result<u64> {
-        Ok(self.meta_number("generation")?.unwrap_or(0))
+        let number = row.map(number).transpose();
+        let number = number.map_err(|_| damaged(format!("{key} is no number")))?;
+        match number {
+            Some(number) if number > MAX_NUMBER => Err(damaged(format!("{key} is {number}, which no store reaches"))),
+            number => Ok(number),
+        }
     }
 
     /// The first sequence number above the last barrier. Everything from there on is removed, so where it is missing that
@@ -135,7 +136,35 @@ impl RocksReader {
                 Some(row) => IndexRow::decode(*id, &row).map(Some),
                 None => Ok(None),
             })
-            .collect()
+            .collect::<Result<Vec<_>>>()
+            .and_then(|rows| self.within_barrier(rows))
+    }
+
+    /// Takes a block for not stored whose row says that it lies where no barrier has been: it is not there, the next put
+    /// stores it anew, and what is kept for each place does not grow without bound. Read after the rows: a barrier is
+    /// written together with the rows that it covers.
+    fn within_barrier(&self, rows: Vec<Option<IndexRow>>) -> Result<Vec<Option<IndexRow>>> {
+        if rows.iter().all(Option::is_none) {
+            return Ok(rows);
+        }
+        let barrier = self.barrier()?;
+        let is_stored = |row: &IndexRow| row.sequence < barrier;
+        Ok(rows.into_iter().map(|row| row.filter(is_stored)).collect())
+    }
+
+    /// Gives all rows of the index as they are.
+    pub(super) fn index(&self, each: &mut dyn FnMut(BlockId, IndexRow) -> Result<()>) -> Result<()> {
+        let index = self.family("index");
+        for row in self.db.iterator_cf_opt(index, scan(), IteratorMode::Start) {
+            let (id, row) = row.map_err(failed("read the index"))?;
+            let id = <[u8; 32]>::try_from(&id[..]).map_err(|_| Error::Store {
+                kind: ErrorKind::Corrupt,
+                doing: "read the index",
+                message: "a row is not named by a block".into(),
+            })?;
+            each(BlockId(id), IndexRow::decode(BlockId(id), &row)?)?;
+        }
+        Ok(())
     }
 
     fn get_at(&self, wanted: &Wanted, row: Option<IndexRow>) -> Result<Stored> {
@@ -189,23 +218,33 @@ impl StoreReader for RocksReader {
         serde_json::from_slice(&row).map_err(|error| damaged(error.to_string()))
     }
 
+    fn generation(&self) -> Result<u64> {
+        Ok(self.meta_number("generation")?.unwrap_or(0))
+    }
+
     fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
         let rows = self.index_rows(ids)?.into_iter();
         Ok(rows.map(|row| row.map(IndexRow::located)).collect())
     }
 
     fn survey(&self, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
-        let index = self.family("index");
-        for row in self.db.iterator_cf_opt(index, scan(), IteratorMode::Start) {
-            let (id, row) = row.map_err(failed("read the index"))?;
-            let id = <[u8; 32]>::try_from(&id[..]).map_err(|_| Error::Store {
-                kind: ErrorKind::Corrupt,
-                doing: "read the index",
-                message: "a row is not named by a block".into(),
-            })?;
-            each(BlockId(id), IndexRow::decode(BlockId(id), &row)?.located())?;
-        }
-        Ok(())
+        let mut barrier = self.barrier()?;
+        self.index(&mut |id, row| {
+            if row.sequence >= barrier {
+                // A store that is open for writing goes on meanwhile.
+                barrier = self.barrier()?;
+            }
+            match row.sequence < barrier {
+                true => each(id, row.located()),
+                false => Err(Error::BlockDamaged {
+                    id,
+                    what: format!(
+                        "the index has it at {}, and nothing was stored from {barrier} on",
+                        row.sequence
+                    ),
+                }),
+            }
+        })
     }
 
     fn condemned(&self) -> Result<Vec<BlockId>> {
@@ -288,7 +327,7 @@ pub(super) fn get_each(
         // A damaged index row fails the whole look-up; asked one by one only its own block suffers.
         Err(_) => wanted
             .iter()
-            .map(|wanted| reader.get_at(wanted, rows(&[wanted.id])?.remove(0)))
+            .map(|wanted| reader.get_at(wanted, rows(&[wanted.id])?.pop().flatten()))
             .collect(),
     }
 }

@@ -323,7 +323,11 @@ impl Sweep<'_> {
         let reader = &self.store.reader;
         let row = reader.db.get_cf(reader.family("meta"), SWEEPING);
         let row = row.map_err(failed("read its state"))?.unwrap_or_default();
-        let windows = |range: Range<u64>| range.start / self.window_blocks..range.end.div_ceil(self.window_blocks);
+        // Nothing lies behind the last window with blocks, whatever a damaged row says: it would be a walk through 2^64
+        // places. To sweep a window that was not begun does no harm.
+        let end = self.store.reader.barrier()?.div_ceil(self.window_blocks);
+        let windows =
+            |range: Range<u64>| range.start / self.window_blocks..range.end.div_ceil(self.window_blocks).min(end);
         Ok(decode(&row).into_iter().flat_map(windows).collect())
     }
 
@@ -363,6 +367,8 @@ impl Sweep<'_> {
         let gone = condemned.iter().zip(rows).filter(|(_, row)| row.is_none());
         self.store.pardon(&gone.map(|(id, _)| *id).collect::<Vec<_>>())?;
         let mut batch = WriteBatch::default();
+        // All is swept; what a damaged row named beyond the store's end was left out.
+        batch.delete_cf(self.store.reader.family("meta"), SWEEPING);
         self.store.next_generation(&mut batch)?;
         self.store.write_logged("give space back", batch)?;
         let reader = &self.store.reader;

@@ -77,6 +77,9 @@ impl StoreReader for Owned {
     fn identity(&self) -> Result<Identity> {
         self.0.store().identity()
     }
+    fn generation(&self) -> Result<u64> {
+        self.0.store().generation()
+    }
     fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
         self.0.store().locate(ids)
     }
@@ -341,4 +344,186 @@ fn a_prune_between_a_put_and_its_barrier_is_refused() {
     assert_eq!(refused.map_err(|error| error.kind()), Err(ErrorKind::Internal));
     store.flush().expect("flushes");
     assert!(store.get(&[wanted(&block(1))])[0].is_ok());
+}
+
+/// Blocks that no other seed has.
+fn numbered_block(number: u32) -> Sealed {
+    let plain: Vec<u8> = number.to_le_bytes().into_iter().cycle().take(4096).collect();
+    Sealer::new(Compression::None)
+        .and_then(|mut sealer| sealer.seal(&plain, &Hashing::Plain.block(&plain)))
+        .expect("seals")
+}
+
+#[test]
+fn a_view_made_while_others_commit_has_the_blocks_of_every_record_in_it() {
+    const VIEWS: usize = 25;
+    let fixture = Fixture::new();
+    let store = fixture.store();
+    let (done, number) = (AtomicBool::new(false), std::sync::atomic::AtomicU32::new(0));
+    let commit = || {
+        while !done.load(Ordering::SeqCst) {
+            let sealed = numbered_block(number.fetch_add(1, Ordering::SeqCst));
+            let record = Record {
+                key: sealed.id.to_string(),
+                bytes: sealed.id.0.to_vec(),
+            };
+            store.put(vec![sealed]).expect("puts");
+            store.commit(&record).expect("commits");
+        }
+    };
+    let mut records = 0;
+    std::thread::scope(|scope| {
+        (0..2).for_each(|_| drop(scope.spawn(commit)));
+        for view in 0..VIEWS {
+            let path = fixture.directory.path().join(view.to_string());
+            let made = store.checkpoint(&path).and_then(|()| RocksReader::open(&path, None));
+            if made.is_err() || view + 1 == VIEWS {
+                done.store(true, Ordering::SeqCst);
+            }
+            let view = made.expect("makes a view");
+            for record in view.records().expect("lists") {
+                let wanted = Wanted {
+                    id: BlockId(record.bytes.try_into().expect("an id")),
+                    pages: 0..1,
+                };
+                let found = view.get(&[wanted]).remove(0).map(drop);
+                if found.is_err() {
+                    done.store(true, Ordering::SeqCst);
+                }
+                found.expect("the view has the block of its record");
+                records += 1;
+            }
+        }
+    });
+    assert!(records > 0, "nothing was committed in time");
+}
+
+#[test]
+fn nothing_is_logged_while_a_view_is_made() {
+    let fixture = Fixture::new();
+    let store = fixture.store();
+    let sealed = block(1);
+    store.put(vec![sealed.clone()]).expect("puts");
+    store.flush().expect("flushes");
+    let note = Note {
+        name: "x".into(),
+        value: Some(vec![1]),
+    };
+    let record = Record {
+        key: "a@1".into(),
+        bytes: vec![1],
+    };
+    let log: [(&str, &(dyn Fn() -> Result<()> + Sync)); 5] = [
+        ("commit", &|| store.commit(&record)),
+        ("amend", &|| store.amend(&[], std::slice::from_ref(&note))),
+        ("condemn", &|| store.condemn(&[sealed.id])),
+        ("pardon", &|| store.pardon(&[sealed.id])),
+        ("retain", &|| {
+            let thrift = Thrift {
+                max_unused: 0.0,
+                dry_run: false,
+            };
+            store.retain(&Live::default(), thrift, &mut |_| Ok(())).map(drop)
+        }),
+    ];
+    for (name, write) in log {
+        let before = store.reader.db.latest_sequence_number();
+        let view = store.log.lock().expect("is free");
+        std::thread::scope(|scope| {
+            let writing = scope.spawn(write);
+            // Flushes and compactions log nothing and need not wait.
+            std::thread::sleep(std::time::Duration::from_millis(30));
+            assert!(!writing.is_finished(), "{name} did not wait");
+            assert_eq!(store.reader.db.latest_sequence_number(), before, "{name}");
+            drop(view);
+            writing
+                .join()
+                .expect("runs")
+                .unwrap_or_else(|error| panic!("{name}: {error}"));
+        });
+        assert!(
+            store.reader.db.latest_sequence_number() > before,
+            "{name} logged nothing"
+        );
+    }
+}
+
+#[test]
+fn a_sweep_makes_views_between_its_steps() {
+    let fixture = Fixture::new();
+    let store = fixture.store();
+    store.put(vec![block(1)]).expect("puts");
+    store.flush().expect("flushes");
+    let thrift = Thrift {
+        max_unused: 0.0,
+        dry_run: false,
+    };
+    let mut views = 0;
+    let swept = store.retain(&Live::default(), thrift, &mut |_| {
+        views += 1;
+        store.checkpoint(&fixture.directory.path().join(format!("view{views}")))
+    });
+    assert_eq!(swept.expect("sweeps").removed_blocks, 1);
+    assert!(views > 0);
+}
+
+#[test]
+fn an_index_row_that_points_past_the_last_barrier_is_damage_and_its_block_is_stored_anew() {
+    let fixture = Fixture::new();
+    let store = fixture.store();
+    let (one, other) = (block(1), block(2));
+    store.put(vec![one.clone(), other.clone()]).expect("puts");
+    store.flush().expect("flushes");
+    for sequence in [2, 1 << 40, u64::MAX] {
+        let row = IndexRow {
+            sequence,
+            plain_bytes: one.plain_bytes,
+            stored_bytes: 1,
+        };
+        let mut batch = WriteBatch::default();
+        batch.put_cf(store.reader.family("index"), one.id.0, row.encode());
+        store.write_logged("damage", batch).expect("writes");
+        let surveyed = store.survey(&mut |_, _| Ok(()));
+        assert_eq!(surveyed.map_err(|error| error.kind()), Err(ErrorKind::Corrupt));
+        let located = store.locate(&[one.id, other.id]).expect("locates");
+        assert_eq!(located.iter().map(Option::is_some).collect::<Vec<_>>(), [false, true]);
+        assert!(store.get(&[wanted(&one)]).remove(0).is_err());
+        let mut found = Vec::new();
+        let read = store
+            .reader
+            .check(&AtomicBool::new(false), &mut |what| found.push(what));
+        read.expect("reads");
+        assert!(found.len() == 1 && found[0].contains(&one.id.to_string()), "{found:?}");
+        store.put(vec![one.clone()]).expect("puts");
+        store.flush().expect("flushes");
+        assert!(store.get(&[wanted(&one)]).remove(0).is_ok());
+        store.survey(&mut |_, _| Ok(())).expect("all is well");
+    }
+}
+
+#[test]
+fn numbers_of_the_store_that_none_reaches_are_damage() {
+    for key in ["barrier", "generation"] {
+        let fixture = Fixture::new();
+        let reader = &fixture.store().reader;
+        let mut batch = WriteBatch::default();
+        batch.put_cf(reader.family("meta"), key, u64::MAX.to_be_bytes());
+        fixture.store().write_logged("damage", batch).expect("writes");
+        let record = Record {
+            key: "a@1".into(),
+            bytes: vec![1],
+        };
+        let committed = match key {
+            "barrier" => {
+                RocksStore::over(RocksReader::open(&fixture.directory.path().join("store"), None).expect("opens"))
+                    .map(drop)
+            }
+            _ => fixture.store().commit(&record),
+        };
+        assert_eq!(
+            committed.map_err(|error| error.kind()),
+            Err(ErrorKind::Corrupt),
+            "{key}"
+        );
+    }
 }

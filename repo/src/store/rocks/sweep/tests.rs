@@ -232,3 +232,23 @@ fn windows_are_chosen_by_their_share_until_enough_is_won() {
     assert_eq!(length_of_pass(&[0, 1, 2], &windows, 9), 3);
     assert_eq!(decode(&encode(&[1..5, 7..9])), [1..5, 7..9]);
 }
+
+#[test]
+fn what_a_damaged_row_says_is_being_swept_costs_no_more_than_the_store_has() {
+    let (fixture, blocks, live) = filled(|number| number % 2 == 0);
+    let store = fixture.store();
+    for row in [
+        encode(&[0..u64::MAX]),
+        encode(&[u64::MAX - 1..u64::MAX]),
+        encode(&[300..100, 0..WINDOW]),
+        vec![0xFF; 39],
+    ] {
+        let mut batch = WriteBatch::default();
+        batch.put_cf(store.reader.family("meta"), SWEEPING, row);
+        store.write_logged("damage", batch).expect("writes");
+        run(&fixture, &live, ALL);
+        assert_just_live(&fixture, &blocks, &live);
+        let left = store.reader.db.get_cf(store.reader.family("meta"), SWEEPING);
+        assert_eq!(left.expect("reads"), None);
+    }
+}

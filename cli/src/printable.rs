@@ -1,0 +1,88 @@
+//! Makes text fit to be shown: names, sources, hosts and versions in a repository were written by others, and a terminal obeys
+//! what is in them.
+
+use std::fmt::Write;
+
+/// Text of one line, as a cell of a table: characters that drive a terminal or change the order of others are shown as
+/// `\u{1b}`, line breaks and tabs too.
+pub fn line(text: &str) -> String {
+    escaped(text, |_| false)
+}
+
+/// The same of several lines: line breaks and tabs stay.
+pub fn lines(text: &str) -> String {
+    escaped(text, |c| matches!(c, '\n' | '\t'))
+}
+
+/// JSON that says the same. serde_json escapes what is below U+0020; of the rest only strings can have any.
+pub fn json(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match drives(c) && !c.is_ascii_whitespace() {
+            true => write!(out, "\\u{:04x}", u32::from(c)).expect("a string takes all"),
+            false => out.push(c),
+        }
+    }
+    out
+}
+
+fn escaped(text: &str, stays: impl Fn(char) -> bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match drives(c) && !stays(c) {
+            true => out.extend(c.escape_unicode()),
+            false => out.push(c),
+        }
+    }
+    out
+}
+
+/// Whether a character is no text but an order: C0, DEL and C1 (ECMA-48), line separators, and what sets the direction of
+/// writing (Unicode, UAX 9), with which a name can look like another.
+fn drives(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_drives_a_terminal_is_left() {
+        for bad in [
+            "\u{1b}]0;x\u{7}",
+            "\r",
+            "\u{9b}2J",
+            "\u{7f}",
+            "\u{202e}gpj",
+            "\u{2028}",
+            "\0",
+        ] {
+            for shown in [line(bad), lines(bad)] {
+                assert!(!shown.chars().any(drives) && shown.contains("\\u{"), "{shown:?}");
+            }
+        }
+        assert_eq!(line("a\u{1b}[31mb\n\tc"), "a\\u{1b}[31mb\\u{a}\\u{9}c");
+        assert_eq!(lines("a\u{1b}[31mb\n\tc"), "a\\u{1b}[31mb\n\tc");
+    }
+
+    #[test]
+    fn text_stays_as_it_is() {
+        for good in ["/dev/vg0/web1", "Größe 日本 é", "a\\u{1b}", "\u{1f980} \u{e9}"] {
+            assert_eq!([line(good), lines(good), json(good)], [good; 3]);
+        }
+    }
+
+    #[test]
+    fn json_says_the_same() {
+        let value = serde_json::json!({"a\u{9b}": ["\u{1b}[1m\n", "\u{7f}\u{202e}", "é"]});
+        let text = serde_json::to_string_pretty(&value).expect("is text");
+        let shown = json(&text);
+        assert!(shown.chars().all(|c| !drives(c) || c == '\n'), "{shown:?}");
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&shown).expect("is JSON"),
+            value
+        );
+    }
+}

@@ -1,0 +1,186 @@
+//! Compares every answer of a store with its question, so that nothing above trusts a store to answer in full.
+//!
+//! | answer | must have |
+//! |---|---|
+//! | `locate`, `get`, `segments` | one part for each thing that was asked for |
+//! | a block of `get` | as many pages as were wanted; their lengths are proved by [`crate::codec::Header::open_page`] |
+//! | `records`, `notes` | each name once |
+//!
+//! Another answer is an error of kind Corrupt. It proves no content: that is done where content is opened.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::{BlockStore, Identity, Live, Located, Note, Record, StoreReader, Stored, Swept, Thrift, Wanted};
+use crate::block::Hashing;
+use crate::codec::Sealed;
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{BlockId, SegmentId};
+
+/// A store whose answers are compared with the questions.
+pub struct Checked<S: ?Sized>(Arc<S>);
+
+impl<S: ?Sized> Checked<S> {
+    /// Checks what `store` answers.
+    pub fn new(store: Arc<S>) -> Self {
+        Self(store)
+    }
+}
+
+/// Reads some pages of one block.
+pub(crate) fn get_one(store: &dyn StoreReader, wanted: Wanted) -> Result<Stored> {
+    let wanted = [wanted];
+    let [stored] = exactly(store.get(&wanted), "read a block")?;
+    complete(&wanted[0], stored?)
+}
+
+/// Reads one segment or root.
+pub(crate) fn segment_one(store: &dyn StoreReader, id: SegmentId) -> Result<Vec<u8>> {
+    let [segment] = exactly(store.segments(&[id]), "read a manifest")?;
+    segment
+}
+
+fn exactly<T, const N: usize>(answers: Vec<T>, doing: &'static str) -> Result<[T; N]> {
+    answers
+        .try_into()
+        .map_err(|answers: Vec<T>| wrong_count(doing, answers.len(), N))
+}
+
+fn wrong_count(doing: &'static str, answers: usize, questions: usize) -> Error {
+    Error::Store {
+        kind: ErrorKind::Corrupt,
+        doing,
+        message: format!("the store gave {answers} answers to {questions} questions"),
+    }
+}
+
+fn complete(wanted: &Wanted, stored: Stored) -> Result<Stored> {
+    match stored.pages.len() == wanted.pages.len() {
+        true => Ok(stored),
+        false => Err(Error::BlockDamaged {
+            id: wanted.id,
+            what: format!(
+                "the store gave {} of {} wanted pages",
+                stored.pages.len(),
+                wanted.pages.len()
+            ),
+        }),
+    }
+}
+
+/// One answer for each of `count` questions; all are errors if the number differs, as it can't be told then which is missing.
+fn each<T>(answers: Vec<Result<T>>, count: usize, doing: &'static str) -> Vec<Result<T>> {
+    match answers.len() == count {
+        true => answers,
+        false => (0..count)
+            .map(|_| Err(wrong_count(doing, answers.len(), count)))
+            .collect(),
+    }
+}
+
+fn once<'a>(mut names: impl Iterator<Item = &'a str>, doing: &'static str) -> Result<()> {
+    let mut seen = HashSet::new();
+    match names.find(|name| !seen.insert(*name)) {
+        None => Ok(()),
+        Some(twice) => Err(Error::Store {
+            kind: ErrorKind::Corrupt,
+            doing,
+            message: format!("{twice} is there twice"),
+        }),
+    }
+}
+
+impl<S: StoreReader + ?Sized> StoreReader for Checked<S> {
+    fn identity(&self) -> Result<Identity> {
+        self.0.identity()
+    }
+
+    fn generation(&self) -> Result<u64> {
+        self.0.generation()
+    }
+
+    fn hashing(&self) -> Hashing {
+        self.0.hashing()
+    }
+
+    fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
+        let located = self.0.locate(ids)?;
+        match located.len() == ids.len() {
+            true => Ok(located),
+            false => Err(wrong_count("read the index", located.len(), ids.len())),
+        }
+    }
+
+    fn survey(&self, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
+        self.0.survey(each)
+    }
+
+    fn condemned(&self) -> Result<Vec<BlockId>> {
+        self.0.condemned()
+    }
+
+    fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
+        let answers = each(self.0.get(wanted), wanted.len(), "read a block").into_iter();
+        answers
+            .zip(wanted)
+            .map(|(stored, wanted)| complete(wanted, stored?))
+            .collect()
+    }
+
+    fn segments(&self, ids: &[SegmentId]) -> Vec<Result<Vec<u8>>> {
+        each(self.0.segments(ids), ids.len(), "read a manifest")
+    }
+
+    fn records(&self) -> Result<Vec<Record>> {
+        let records = self.0.records()?;
+        once(records.iter().map(|record| &*record.key), "list the backups")?;
+        Ok(records)
+    }
+
+    fn notes(&self) -> Result<Vec<Note>> {
+        let notes = self.0.notes()?;
+        once(notes.iter().map(|note| &*note.name), "read the notes")?;
+        Ok(notes)
+    }
+
+    fn stored_note_name(&self, name: &str) -> String {
+        self.0.stored_note_name(name)
+    }
+}
+
+impl<S: BlockStore + ?Sized> BlockStore for Checked<S> {
+    fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
+        self.0.put(blocks)
+    }
+
+    fn put_segments(&self, segments: Vec<(SegmentId, Vec<u8>)>) -> Result<()> {
+        self.0.put_segments(segments)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.0.flush()
+    }
+
+    fn commit(&self, record: &Record) -> Result<()> {
+        self.0.commit(record)
+    }
+
+    fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
+        self.0.amend(remove_records, notes)
+    }
+
+    fn condemn(&self, ids: &[BlockId]) -> Result<()> {
+        self.0.condemn(ids)
+    }
+
+    fn pardon(&self, ids: &[BlockId]) -> Result<()> {
+        self.0.pardon(ids)
+    }
+
+    fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+        self.0.retain(live, thrift, step)
+    }
+}
+
+#[cfg(test)]
+mod tests;
