@@ -39,7 +39,7 @@
 //! at any point therefore leaves backups that are whole and never one that is not; [`store::rocks`] has the argument
 //! step by step, `store/rocks/sweep.rs` the one for a prune, and `views.rs` the one for what readers see.
 //!
-//! Damage to a page costs that page. The store's tables, with the index, manifests and records, are there twice
+//! Damage to a page costs that page, and in an encrypted repository those that lie in the same part. The store's tables, with the index, manifests and records, are there twice
 //! (`spare.rs`), its small files in the store and in the newest view; [`mend`] puts them right from there, and [`repair`]
 //! gets pages back from elsewhere.
 //!
