@@ -79,7 +79,8 @@ impl fmt::Display for BackupSpec {
 }
 
 impl Catalogue {
-    /// Reads all records. One that is damaged is set aside and hides no other.
+    /// Reads all records. One that is damaged is set aside and hides no other. That a record is missing or was put back counts
+    /// as damage too, where the store can tell.
     pub fn load(store: &dyn StoreReader) -> Result<Self> {
         let mut catalogue = Self::default();
         for record in store.records()? {
@@ -87,6 +88,9 @@ impl Catalogue {
                 Ok(entry) => catalogue.entries.push(entry),
                 Err(error) => catalogue.damaged.push(error),
             }
+        }
+        for what in store.foreign_changes()? {
+            catalogue.damaged.push(Error::ForeignChanges { what });
         }
         catalogue
             .entries
