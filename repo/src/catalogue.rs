@@ -104,7 +104,8 @@ impl fmt::Display for BackupSpec {
 }
 
 impl Catalogue {
-    /// Reads all records. One that is damaged is set aside and hides no other.
+    /// Reads all records. One that is damaged is set aside and hides no other. That a record is missing or was put back counts
+    /// as damage too, where the store can tell.
     pub fn load(store: &dyn StoreReader) -> Result<Self> {
         let mut catalogue = Self::default();
         for record in store.records()? {
@@ -112,6 +113,9 @@ impl Catalogue {
                 Ok(entry) => catalogue.entries.push(entry),
                 Err(error) => catalogue.damaged.push(error),
             }
+        }
+        for what in store.foreign_changes()? {
+            catalogue.damaged.push(Error::ForeignChanges { what });
         }
         catalogue.entries.sort_by(|one, other| {
             (&one.backup.guest, one.backup.order()).cmp(&(&other.backup.guest, other.backup.order()))

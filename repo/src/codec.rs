@@ -123,15 +123,28 @@ fn zstd(error: std::io::Error) -> Error {
     }
 }
 
-/// The stored lengths of all pages of a block, as its header states them: nothing of them is proved. `None` if it is not a
-/// header.
+/// The length that a header says that it has; `None` if it is cut off.
+pub(crate) fn header_bytes(header: &[u8]) -> Option<usize> {
+    let stated = header.get(4..FIXED_BYTES)?;
+    let plain_bytes = u32::from_le_bytes(stated.try_into().ok()?) as usize;
+    Some(full_header_bytes(plain_bytes)).filter(|length| *length <= header.len())
+}
+
+/// The length of the header of a block of `plain_bytes` bytes.
+pub(crate) fn full_header_bytes(plain_bytes: usize) -> usize {
+    FIXED_BYTES + pages_in(plain_bytes) * PER_PAGE_BYTES
+}
+
+/// The stored lengths of all pages, as a header tells them that is not proved; `None` if it is cut off.
 pub(crate) fn stored_lengths(header: &[u8]) -> Option<Vec<usize>> {
-    let table = header.get(FIXED_BYTES..)?.chunks_exact(PER_PAGE_BYTES);
-    if !table.remainder().is_empty() || table.len() == 0 {
-        return None;
-    }
+    let table = header.get(FIXED_BYTES..header_bytes(header)?)?;
     let length = |entry: &[u8]| u32::from_le_bytes([entry[32], entry[33], entry[34], entry[35]]) & !RAW;
-    Some(table.map(|entry| length(entry) as usize).collect())
+    Some(
+        table
+            .chunks_exact(PER_PAGE_BYTES)
+            .map(|entry| length(entry) as usize)
+            .collect(),
+    )
 }
 
 /// A header that was proved against its block's id: each of its page hashes may be trusted.

@@ -210,6 +210,14 @@ pub enum Error {
         /// What was found.
         what: String,
     },
+    /// The records and notes of an encrypted repository are not those that its writers left.
+    #[error(
+        "records and notes were changed without the key: {what}. Nothing is forgotten or pruned until `vbk repair` takes them as they are; bring `store` and `views` back from a copy of the repository to have them as they were"
+    )]
+    ForeignChanges {
+        /// What was found.
+        what: String,
+    },
     /// What is known of a backup besides its record can't be read, so it may be protected.
     #[error(
         "what is noted of {name} can't be read, so it may be that a backup is protected; nothing was forgotten. {}",
@@ -355,6 +363,7 @@ impl Error {
             | Self::BlockDamaged { .. }
             | Self::SegmentDamaged { .. }
             | Self::RecordDamaged { .. }
+            | Self::ForeignChanges { .. }
             | Self::CantTellUnused { .. }
             | Self::NoteDamaged { .. }
             | Self::EncryptionGone { .. }

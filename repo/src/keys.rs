@@ -79,6 +79,11 @@ impl Keys {
         derive("vbk 2026-11-21 v1 record names", &self.master)
     }
 
+    /// The key of the elements whose sums tell which records and notes there are.
+    pub(crate) fn epoch_key(&self) -> [u8; 32] {
+        derive("vbk 2026-11-28 v1 epoch", &self.master)
+    }
+
     /// 16 hexadecimal digits that tell this key from another and tell nothing else about it.
     pub fn check(&self) -> String {
         to_hex(&derive("vbk 2026-11-21 v1 check", &self.master)[..8])

@@ -1,10 +1,14 @@
 //! The writer's lock on a repository: one process writes at a time, and the others can say for whom they wait.
 //!
 //! The lock is flock(2) on `REPO/lock`, so the kernel releases it however its holder ends. The file's text is only
-//! for people.
+//! for people, and is removed with the lock.
+//!
+//! The text goes with every copy of the directory. In an encrypted repository it therefore has the command's first word
+//! only. Processes of the same machine get the rest from the holder's command line, which the kernel shows.
 
-use std::fs::{File, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,12 +16,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
+/// The longest command line that is shown.
+const MAX_COMMAND_CHARS: usize = 72;
+
 const POLL: Duration = Duration::from_millis(200);
 
 /// Who holds the lock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// What it does, as in `backup web1`.
+    /// What it does, as in `backup web1`; in an encrypted repository `backup`.
     pub command: String,
     /// Its process.
     pub pid: u32,
@@ -34,13 +41,36 @@ impl std::fmt::Display for Holder {
 
 /// The held lock; dropping it lets the next writer in.
 pub(crate) struct WriterLock {
-    _file: File,
+    file: File,
+}
+
+/// What the lock's text may say of the command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// All of it.
+    Command,
+    /// Its first word, which names no guest.
+    Word,
+}
+
+impl Drop for WriterLock {
+    fn drop(&mut self) {
+        // The lock is held until the file is closed, which is after this.
+        if let Err(error) = self.file.set_len(0) {
+            tracing::warn!("can't empty the lock file: {error}");
+        }
+    }
 }
 
 impl WriterLock {
     /// Takes the lock, asking `wait` with the holder's description before each wait; `false` gives up with
     /// [`Error::Locked`].
-    pub(crate) fn take(repository: &Path, command: &str, wait: &mut dyn FnMut(&str) -> bool) -> Result<Self> {
+    pub(crate) fn take(
+        repository: &Path,
+        command: &str,
+        told: Told,
+        wait: &mut dyn FnMut(&str) -> bool,
+    ) -> Result<Self> {
         let path = repository.join("lock");
         let mut file = File::options()
             .read(true)
@@ -65,6 +95,10 @@ impl WriterLock {
                 Err(TryLockError::Error(error)) => return Err(Error::io("lock", path)(error)),
             }
         }
+        let command = match told {
+            Told::Command => command,
+            Told::Word => command.split(' ').next().unwrap_or_default(),
+        };
         let holder = Holder {
             command: command.to_owned(),
             pid: std::process::id(),
@@ -75,7 +109,7 @@ impl WriterLock {
             .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(&text))
             .map_err(Error::io("write", path))?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
 }
 
@@ -83,7 +117,82 @@ fn describe(file: &mut File) -> String {
     let mut text = String::new();
     // The holder may be between taking the lock and writing its name.
     let read = file.rewind().and_then(|()| file.read_to_string(&mut text));
-    read.ok()
-        .and_then(|_| serde_json::from_str::<Holder>(&text).ok())
-        .map_or_else(|| "another process".to_owned(), |holder| holder.to_string())
+    let holder = read.ok().and_then(|_| serde_json::from_str::<Holder>(&text).ok());
+    holder.map_or_else(
+        || "another process".to_owned(),
+        |holder| with_arguments(file, holder).to_string(),
+    )
+}
+
+/// The holder with the rest of its command, as far as this machine tells it.
+pub(crate) fn with_arguments(lock: &File, mut holder: Holder) -> Holder {
+    // A process of another machine may have the number of one of this machine, which does not have the file open.
+    if !holder.command.contains(' ') && has_open(holder.pid, lock) {
+        let line = fs::read(format!("/proc/{}/cmdline", holder.pid)).unwrap_or_default();
+        holder.command = arguments_of(&line, &holder.command).unwrap_or(holder.command);
+    }
+    holder
+}
+
+fn has_open(pid: u32, file: &File) -> bool {
+    let Ok(wanted) = file.metadata() else {
+        return false;
+    };
+    let Ok(open) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return false;
+    };
+    open.flatten()
+        .filter_map(|entry| fs::metadata(entry.path()).ok())
+        .any(|open| (open.dev(), open.ino()) == (wanted.dev(), wanted.ino()))
+}
+
+/// The words of a command line, ended by zero bytes, from the command on; `None` if the command is not among them.
+fn arguments_of(line: &[u8], command: &str) -> Option<String> {
+    let text = String::from_utf8_lossy(line);
+    let words: Vec<_> = text.trim_end_matches('\0').split('\0').skip(1).collect();
+    let at = words.iter().position(|word| *word == command)?;
+    let text = words[at..].join(" ").replace(char::is_control, "?");
+    Some(match text.char_indices().nth(MAX_COMMAND_CHARS) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_tells_as_much_as_it_may_and_nothing_when_it_is_free() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let text = || fs::read_to_string(dir.path().join("lock")).expect("reads");
+        for (told, command) in [(Told::Command, "backup web1"), (Told::Word, "backup")] {
+            let lock = WriterLock::take(dir.path(), "backup web1", told, &mut |_| false).expect("locks");
+            let holder: Holder = serde_json::from_str(&text()).expect("a holder");
+            assert_eq!(holder.command, command);
+            drop(lock);
+            assert_eq!(text(), "");
+        }
+    }
+
+    #[test]
+    fn a_command_line_is_told_from_the_command_on() {
+        let line = b"/usr/bin/vbk\0--repo\0/srv\0backup\0web1\0/dev/a\x1bb\0";
+        assert_eq!(arguments_of(line, "backup").as_deref(), Some("backup web1 /dev/a?b"));
+        assert_eq!(arguments_of(line, "forget"), None);
+        let long = [&line[..], &[b'x'; 200]].concat();
+        assert!(arguments_of(&long, "backup").is_some_and(|text| text.ends_with("...") && text.len() == 75));
+    }
+
+    #[test]
+    fn arguments_are_those_of_a_process_that_has_the_lock_open() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("lock");
+        let open = File::create(&path).expect("makes");
+        assert!(has_open(std::process::id(), &open));
+        let other = File::create(dir.path().join("other")).expect("makes");
+        drop(open);
+        let _ = fs::remove_file(&path);
+        assert!(has_open(std::process::id(), &other) && !has_open(1_u32 << 30, &other));
+    }
 }

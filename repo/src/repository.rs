@@ -27,7 +27,7 @@ use crate::block::BlockSize;
 use crate::catalogue::Catalogue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::keys::{self, Keys, Unlock};
-use crate::lock::WriterLock;
+use crate::lock::{Told, WriterLock};
 use crate::mend::{Mended, mend};
 use crate::spare;
 use crate::state::States;
@@ -212,7 +212,7 @@ impl Repository {
 
     /// Puts the store's own files right, as far as that is possible: the first step of a repair, before a writer is opened.
     pub fn mend(&self, wait: Wait<'_>) -> Result<Mended> {
-        let _lock = WriterLock::take(&self.path, "repair", wait)?;
+        let _lock = WriterLock::take(&self.path, "repair", Told::Word, wait)?;
         let mut mended = mend(&self.path)?;
         self.mend_marker(&mut mended)?;
         Ok(mended)
@@ -320,7 +320,7 @@ impl Repository {
         // Encryption pairs questions with answers too, so what is below it is checked as well.
         let checked = Arc::new(Checked::new(Arc::clone(&rocks)));
         let store: Arc<dyn BlockStore> = match self.keys_for(&identity)? {
-            Some(keys) => Arc::new(Checked::new(Arc::new(Encrypted::new(checked, keys)))),
+            Some(keys) => Arc::new(Checked::new(Arc::new(Encrypted::new(checked, keys).begun()))),
             None => checked,
         };
         Ok(Writer {
@@ -375,7 +375,12 @@ impl Repository {
     }
 
     fn open_store(&self, command: &str, wait: Wait<'_>) -> Result<(Arc<RocksStore>, WriterLock)> {
-        let lock = WriterLock::take(&self.path, command, wait)?;
+        // A damaged marker may not say that the repository is encrypted.
+        let told = match self.is_encrypted() || self.path.join("keys").exists() {
+            true => Told::Word,
+            false => Told::Command,
+        };
+        let lock = WriterLock::take(&self.path, command, told, wait)?;
         let suspected = torn::suspected(&self.path)?;
         let newest = views::current(&self.path)?.unwrap_or(0);
         let view = views::path_of(&self.path, newest);
@@ -436,7 +441,7 @@ impl View {
         let identity = reader.identity()?;
         let reader = Arc::new(Checked::new(Arc::new(reader)));
         let store: Arc<dyn StoreReader> = match repository.keys_for(&identity)? {
-            Some(keys) => Arc::new(Checked::new(Arc::new(Encrypted::new(reader, keys)))),
+            Some(keys) => Arc::new(Checked::new(Arc::new(Encrypted::new(reader, keys).begun()))),
             None => reader,
         };
         Ok(Self {
@@ -454,6 +459,13 @@ impl View {
     /// Greater in a newer view.
     pub fn number(&self) -> u64 {
         self.number
+    }
+
+    /// Grows with every commit and change of an encrypted repository, and can't be made greater without its key. A host that
+    /// remembers the greatest one it saw, beside [`Identity::id`] and [`View::number`], notices an older copy that was put in the
+    /// place of the repository. `None` in a plain repository, and where it can't be read.
+    pub fn epoch(&self) -> Result<Option<u64>> {
+        self.store.epoch()
     }
 
     /// What keeps the bytes.

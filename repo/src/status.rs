@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::lock::Holder;
+use crate::lock::{Holder, with_arguments};
 use crate::repository::Repository;
 use crate::usage::{DiskUsage, FileSystem, disk_usage, file_system};
 
@@ -130,6 +130,10 @@ fn writer(path: &Path, locks: &Locks) -> Result<Option<WriterStatus>> {
     let holder = serde_json::from_slice::<Holder>(&text)
         .ok()
         .filter(|holder| pid.is_none_or(|pid| pid == holder.pid));
+    let holder = match (holder, fs::File::open(&path)) {
+        (Some(holder), Ok(lock)) => Some(with_arguments(&lock, holder)),
+        (holder, _) => holder,
+    };
     Ok(Some(match holder {
         Some(holder) => WriterStatus {
             pid: Some(holder.pid),

@@ -209,6 +209,18 @@ pub trait StoreReader: Send + Sync {
     /// All notes. One that can't be read is among them as it is stored, under [`StoreReader::stored_note_name`].
     fn notes(&self) -> Result<Vec<Note>>;
 
+    /// What is wrong with the set of records and notes as a whole: a line for each kind of change that no writer made. Only an
+    /// encrypted store knows.
+    fn foreign_changes(&self) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    /// How often the set of records and notes was written, as only the holder of the key can have counted; it grows with
+    /// every commit and change. `None` in a plain store, and where it can't be read.
+    fn epoch(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
     /// The name under which a note is stored, so that it can be told of what one is that can't be read.
     fn stored_note_name(&self, name: &str) -> String {
         name.to_owned()
@@ -227,7 +239,18 @@ pub trait BlockStore: StoreReader {
     fn flush(&self) -> Result<()>;
 
     /// Flushes, then makes the record visible.
-    fn commit(&self, record: &Record) -> Result<()>;
+    fn commit(&self, record: &Record) -> Result<()> {
+        self.commit_with(record, &[])
+    }
+
+    /// As [`BlockStore::commit`], and changes notes with it: all of it or nothing.
+    fn commit_with(&self, record: &Record, notes: &[Note]) -> Result<()>;
+
+    /// Takes the set of records and notes as it is from now on. Gives what [`StoreReader::foreign_changes`] said before. Durable
+    /// when this returns.
+    fn accept(&self) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
 
     /// Removes records and changes notes: all of it or nothing, durable when this returns. Names that are not there are
     /// no error.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
@@ -11,10 +12,11 @@ use crate::block::Hashing;
 use crate::error::{Error, Result};
 use crate::id::to_hex;
 use crate::keys::{self, Keys, PassphraseCost};
-use crate::lock::WriterLock;
+use crate::lock::{Told, WriterLock};
 use crate::spare;
+use crate::store::encrypted::Encrypted;
 use crate::store::rocks::{RocksStore, path_in};
-use crate::store::{ENCRYPTION, Identity, STORE_FORMAT};
+use crate::store::{BlockStore, ENCRYPTION, Identity, STORE_FORMAT};
 use crate::views;
 
 /// Its making is the claim on the directory.
@@ -69,8 +71,12 @@ fn fill(path: &Path, options: &CreateOptions) -> Result<()> {
         created: now,
         key_check: keys.map(Keys::check),
     };
-    let lock = WriterLock::take(path, "init", &mut |_| false)?;
+    let lock = WriterLock::take(path, "init", Told::Word, &mut |_| false)?;
     let store = RocksStore::create(&path_in(path), &identity)?;
+    let store = Arc::new(store);
+    if let Some(keys) = keys {
+        Encrypted::new(Arc::clone(&store), keys).accept()?;
+    }
     views::publish(path, &store)?;
     drop(store);
     write_marker(path, identity.key_check.as_deref())?;

@@ -76,12 +76,30 @@ impl Writer {
     /// Removes backups, named as `GUEST@TIME`, and changes notes: all of it or nothing, durable when this returns. The
     /// blocks stay until [`Writer::prune`].
     pub fn amend(&self, forget: &[String], notes: &[Note]) -> Result<()> {
+        if let (Some(what), false) = (self.store.foreign_changes()?.into_iter().next(), forget.is_empty()) {
+            return Err(Error::ForeignChanges { what });
+        }
         let mut all = notes.to_vec();
         all.extend(forget.iter().map(|key| state::note_of(key, State::default())));
         let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         self.store.amend(forget, &all)?;
         drop(changing);
         self.publish()
+    }
+
+    /// Takes the records and notes of an encrypted repository as they are, whoever changed them. Gives what was found changed
+    /// without the key.
+    pub fn accept(&self) -> Result<Vec<String>> {
+        let found = self.store.accept()?;
+        if !found.is_empty() {
+            self.publish()?;
+        }
+        Ok(found)
+    }
+
+    /// See [`crate::store::StoreReader::epoch`].
+    pub fn epoch(&self) -> Result<Option<u64>> {
+        self.store.epoch()
     }
 
     /// Removes what no backup names, and gives its space back. May be ended at any moment; the next one goes on.

@@ -143,6 +143,14 @@ impl<S: StoreReader + ?Sized> StoreReader for Checked<S> {
         Ok(notes)
     }
 
+    fn foreign_changes(&self) -> Result<Vec<String>> {
+        self.0.foreign_changes()
+    }
+
+    fn epoch(&self) -> Result<Option<u64>> {
+        self.0.epoch()
+    }
+
     fn stored_note_name(&self, name: &str) -> String {
         self.0.stored_note_name(name)
     }
@@ -161,8 +169,12 @@ impl<S: BlockStore + ?Sized> BlockStore for Checked<S> {
         self.0.flush()
     }
 
-    fn commit(&self, record: &Record) -> Result<()> {
-        self.0.commit(record)
+    fn commit_with(&self, record: &Record, notes: &[Note]) -> Result<()> {
+        self.0.commit_with(record, notes)
+    }
+
+    fn accept(&self) -> Result<Vec<String>> {
+        self.0.accept()
     }
 
     fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {

@@ -182,6 +182,16 @@ impl StoreReader for FaultyStore {
         self.read()?;
         self.inner.notes()
     }
+
+    fn foreign_changes(&self) -> Result<Vec<String>> {
+        self.read()?;
+        self.inner.foreign_changes()
+    }
+
+    fn epoch(&self) -> Result<Option<u64>> {
+        self.read()?;
+        self.inner.epoch()
+    }
 }
 
 impl BlockStore for FaultyStore {
@@ -198,9 +208,14 @@ impl BlockStore for FaultyStore {
         self.inner.flush()
     }
 
-    fn commit(&self, record: &Record) -> Result<()> {
+    fn commit_with(&self, record: &Record, notes: &[Note]) -> Result<()> {
         self.barrier()?;
-        self.inner.commit(record)
+        self.inner.commit_with(record, notes)
+    }
+
+    fn accept(&self) -> Result<Vec<String>> {
+        self.write()?;
+        self.inner.accept()
     }
 
     fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {

@@ -26,6 +26,17 @@ struct Inner {
     generation: u64,
 }
 
+impl Inner {
+    fn change_notes(&mut self, notes: &[Note]) {
+        for note in notes {
+            match &note.value {
+                Some(value) => self.notes.insert(note.name.clone(), value.clone()),
+                None => self.notes.remove(&note.name),
+            };
+        }
+    }
+}
+
 impl MemoryStore {
     /// An empty store.
     pub fn new(block_size: BlockSize) -> Self {
@@ -168,13 +179,14 @@ impl BlockStore for MemoryStore {
         Ok(())
     }
 
-    fn commit(&self, record: &Record) -> Result<()> {
+    fn commit_with(&self, record: &Record, notes: &[Note]) -> Result<()> {
         let mut inner = self.lock();
         if inner.records.contains_key(&record.key) {
             return Err(Error::BackupExists(record.key.clone()));
         }
         inner.records.insert(record.key.clone(), record.bytes.clone());
         inner.generation += 1;
+        inner.change_notes(notes);
         Ok(())
     }
 
@@ -184,12 +196,7 @@ impl BlockStore for MemoryStore {
         for key in remove_records {
             inner.records.remove(key);
         }
-        for note in notes {
-            match &note.value {
-                Some(value) => inner.notes.insert(note.name.clone(), value.clone()),
-                None => inner.notes.remove(&note.name),
-            };
-        }
+        inner.change_notes(notes);
         Ok(())
     }
 

@@ -236,9 +236,9 @@ impl RocksStore {
         })
     }
 
-    fn barrier(&self, record: Option<&Record>) -> Result<()> {
+    fn barrier(&self, record: Option<(&Record, &[Note])>) -> Result<()> {
         let _one = self.barrier.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(record) = record {
+        if let Some((record, _)) = record {
             let family = self.reader.family("backups");
             let known = self.reader.db.get_pinned_cf(family, &record.key);
             if known.map_err(failed("list the backups"))?.is_some() {
@@ -270,8 +270,9 @@ impl RocksStore {
             }
         }
         batch.put_cf(reader.family("meta"), "barrier", next.to_be_bytes());
-        if let Some(record) = record {
+        if let Some((record, notes)) = record {
             batch.put_cf(reader.family("backups"), &record.key, &record.bytes);
+            self.change_notes(notes, &mut batch);
             self.next_generation(&mut batch)?;
         }
         self.write_logged("commit", batch)?;
@@ -285,6 +286,16 @@ impl RocksStore {
             }
         }
         Ok(())
+    }
+
+    fn change_notes(&self, notes: &[Note], batch: &mut WriteBatch) {
+        let family = self.reader.family("notes");
+        for note in notes {
+            match &note.value {
+                Some(value) => batch.put_cf(family, &note.name, value),
+                None => batch.delete_cf(family, &note.name),
+            }
+        }
     }
 
     fn next_generation(&self, batch: &mut WriteBatch) -> Result<()> {
@@ -404,8 +415,8 @@ impl BlockStore for RocksStore {
         self.barrier(None)
     }
 
-    fn commit(&self, record: &Record) -> Result<()> {
-        self.barrier(Some(record))
+    fn commit_with(&self, record: &Record, notes: &[Note]) -> Result<()> {
+        self.barrier(Some((record, notes)))
     }
 
     fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
@@ -414,13 +425,7 @@ impl BlockStore for RocksStore {
         for key in remove_records {
             batch.delete_cf(self.reader.family("backups"), key);
         }
-        let family = self.reader.family("notes");
-        for note in notes {
-            match &note.value {
-                Some(value) => batch.put_cf(family, &note.name, value),
-                None => batch.delete_cf(family, &note.name),
-            }
-        }
+        self.change_notes(notes, &mut batch);
         self.next_generation(&mut batch)?;
         self.write_logged("change its notes", batch)
     }

@@ -104,8 +104,8 @@ impl BlockStore for Short {
     fn flush(&self) -> Result<()> {
         self.0.flush()
     }
-    fn commit(&self, record: &Record) -> Result<()> {
-        self.0.commit(record)
+    fn commit_with(&self, record: &Record, notes: &[Note]) -> Result<()> {
+        self.0.commit_with(record, notes)
     }
     fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
         self.0.amend(remove_records, notes)

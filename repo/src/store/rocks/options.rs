@@ -28,7 +28,9 @@ const TABLE_BYTES: u64 = 2 << 20;
 /// missing.
 pub(super) fn database(direct: bool, create: bool) -> (Options, Vec<ColumnFamilyDescriptor>) {
     let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
-    let mut options = Options::default();
+    // Every table would have the name of this host in it.
+    let made = Options::default().get_options_from_string("db_host_id=vbk");
+    let mut options = made.expect("RocksDB knows its own option");
     options.create_if_missing(create);
     options.create_missing_column_families(create);
     options.set_max_open_files(MAX_OPEN_FILES);

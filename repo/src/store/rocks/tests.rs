@@ -113,8 +113,8 @@ impl BlockStore for Owned {
     fn flush(&self) -> Result<()> {
         self.0.store().flush()
     }
-    fn commit(&self, record: &Record) -> Result<()> {
-        self.0.store().commit(record)
+    fn commit_with(&self, record: &Record, notes: &[Note]) -> Result<()> {
+        self.0.store().commit_with(record, notes)
     }
     fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
         self.0.store().amend(remove_records, notes)
