@@ -226,7 +226,7 @@ fn hold(
     for note in shrunk(entries.last(), planned.disks()) {
         observer.event(Event::Note(&note));
     }
-    let ((made, at), consistency) = with_guest_at_rest(&host.programs, &plan.freeze, observer, || {
+    let ((made, at), consistency) = with_guest_at_rest(&host.programs, &plan.freeze, host.run.runtime_dir(), observer, || {
         let at = Timestamp::now();
         Ok::<_, Error>((planned.make(&host.run, observer), at))
     })?;

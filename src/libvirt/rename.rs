@@ -462,7 +462,7 @@ impl Walk<'_> {
     /// The value of an attribute, where it stands in the text.
     fn attribute(&self, element: &BytesStart<'_>, key: &str) -> Result<Option<Place>> {
         let bad = |what: &dyn std::fmt::Display| RenameError::NotADomain(what.to_string());
-        for attribute in element.attributes() {
+        for attribute in attributes_of(element) {
             let attribute = attribute.map_err(|error| bad(&error))?;
             if attribute.key.as_ref() != key.as_bytes() {
                 continue;

@@ -6,6 +6,9 @@ use quick_xml::events::{BytesStart, Event};
 
 /// Elements within elements. libvirt's descriptions have about ten; a tree is taken down by recursion.
 const MAX_DEPTH: usize = 100;
+/// Attributes of one element. libvirt's own have about ten, and a description may hold elements of strangers
+/// (`<metadata>`). To compare each name with all before it is work of the second power of their number.
+const MAX_ATTRIBUTES: usize = 256;
 /// The longest description. Real ones have some kilobytes.
 const MAX_BYTES: usize = 4 << 20;
 
@@ -109,9 +112,9 @@ pub(super) fn parse(xml: &str) -> Result<Element, String> {
 
 fn element(tag: &BytesStart<'_>) -> Result<Element, String> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let mut attributes = Vec::new();
-    for attribute in tag.attributes() {
-        let attribute = attribute.map_err(|error| error.to_string())?;
+    let mut attributes: Vec<Attribute> = Vec::new();
+    for attribute in attributes_of(tag) {
+        let attribute = attribute?;
         let value = attribute.unescape_value().map_err(|error| error.to_string())?;
         attributes.push(Attribute {
             name: text(attribute.key.as_ref()),
@@ -122,6 +125,26 @@ fn element(tag: &BytesStart<'_>) -> Result<Element, String> {
         name: text(tag.name().as_ref()),
         attributes,
         ..Element::default()
+    })
+}
+
+/// The attributes of a tag, in order. An error if there are too many, or two of one name.
+pub(super) fn attributes_of<'a>(
+    tag: &'a BytesStart<'_>,
+) -> impl Iterator<Item = Result<quick_xml::events::attributes::Attribute<'a>, String>> {
+    // The reader's own check compares each name with all before it, before anybody could say that they are too many.
+    let mut seen: Vec<&[u8]> = Vec::new();
+    tag.attributes().with_checks(false).map(move |attribute| {
+        let attribute = attribute.map_err(|error| error.to_string())?;
+        let name = attribute.key.into_inner();
+        if seen.len() >= MAX_ATTRIBUTES {
+            return Err(format!("an element has more than {MAX_ATTRIBUTES} attributes"));
+        }
+        if seen.contains(&name) {
+            return Err(format!("an element has two attributes {}", String::from_utf8_lossy(name)));
+        }
+        seen.push(name);
+        Ok(attribute)
     })
 }
 
@@ -136,6 +159,20 @@ mod tests {
         let root = root.expect("parses");
         assert_eq!((root.attribute("x"), root.name.as_str()), (Some("1"), "a"));
         assert_eq!(root.child("b").expect("b").text, "t<A&");
+    }
+
+    #[test]
+    fn a_tag_with_very_many_attributes_is_refused_at_once() {
+        let tag = |count: usize| {
+            let attributes: String = (0..count).map(|number| format!(" a{number}=''")).collect();
+            format!("<a><b{attributes}/></a>")
+        };
+        assert!(parse(&tag(MAX_ATTRIBUTES)).is_ok());
+        let clock = std::time::Instant::now();
+        let error = parse(&tag(300_000)).expect_err("is refused");
+        assert_eq!(error, "an element has more than 256 attributes");
+        // With each name compared with all before it this takes minutes.
+        assert!(clock.elapsed().as_secs() < 5, "{:?}", clock.elapsed());
     }
 
     #[test]
