@@ -134,7 +134,6 @@ impl Helper {
             helper.abandon();
             return Err(busy.map_or_else(|| failed(why).into(), StartError::Busy));
         }
-        helper.begun_bytes = helper.output.metadata().map_or(0, |output| output.len());
         Ok(helper)
     }
 

@@ -202,7 +202,11 @@ impl Helper {
         loop {
             match self.start("sh", &words, None) {
                 Ok(mut child) => return status_of(wait(&mut child, None)),
-                Err(error) => teller.failed(&format!("its post-thaw command can't be started ({error}); this is tried again")),
+                Err(error) => {
+                    let why = error.to_string();
+                    let what = format!("its post-thaw command can't be started ({why}); this is tried again");
+                    teller.failed(&why, &what);
+                }
             }
             teller.pause();
         }
@@ -231,10 +235,13 @@ impl Helper {
                     teller.ended(&what);
                     return 1;
                 }
-                Outcome::Again(why) => teller.failed(&format!(
-                    "its file systems may be frozen: `virsh domfsthaw {domain}` fails ({why}); it is tried again until the guest \
-                     is thawed or off"
-                )),
+                Outcome::Again(why) => {
+                    let what = format!(
+                        "its file systems may be frozen: `virsh domfsthaw {domain}` fails ({why}); it is tried again until the \
+                         guest is thawed or off"
+                    );
+                    teller.failed(&why, &what);
+                }
             }
             teller.pause();
         }
@@ -331,11 +338,11 @@ impl Teller {
         }
     }
 
-    fn failed(&mut self, what: &str) {
+    fn failed(&mut self, why: &str, what: &str) {
         // Only what is new: vbk may be gone, and its file in memory must not grow for ever.
-        if self.last != what {
-            self.last = what.to_owned();
-            refuse(what);
+        if self.last != why {
+            self.last = why.to_owned();
+            refuse(why);
         }
         if self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
             self.told = Some(Instant::now());

@@ -5,6 +5,10 @@ use std::path::{Path, PathBuf};
 use crate::libvirt::LibvirtError;
 use crate::libvirt::xml::{self, Element};
 
+/// Disks of one domain. Each is compared with all others, with a look at the file system for some, and one
+/// description must not hold up the other guests.
+const MAX_DISKS: usize = 1024;
+
 /// A guest as libvirt describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Domain {
@@ -78,10 +82,14 @@ impl Domain {
             .ok_or_else(|| failed("a domain", "it has no name".to_owned()))?;
         let uuid = text_of("uuid").ok_or_else(|| failed(name, "it has no UUID".to_owned()))?;
         let devices = root.all("devices").flat_map(|devices| &devices.children);
+        let disks: Vec<DomainDisk> = devices.filter(|device| device.name == "disk").map(disk).collect();
+        if disks.len() > MAX_DISKS {
+            return Err(failed(name, format!("it has more than {MAX_DISKS} disks")));
+        }
         Ok(Self {
             name: name.to_owned(),
             uuid: uuid.to_owned(),
-            disks: devices.filter(|device| device.name == "disk").map(disk).collect(),
+            disks,
             nvram: root.child("os").and_then(nvram),
             xml: xml.to_owned(),
         })

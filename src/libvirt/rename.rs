@@ -15,6 +15,8 @@ use quick_xml::escape::{escape, unescape};
 use quick_xml::events::{BytesStart, Event};
 use vbk_repo::ErrorKind;
 
+use super::xml::attributes_of;
+
 /// What a domain becomes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RenamePlan {

@@ -134,7 +134,9 @@ pub(super) fn attributes_of<'a>(
 ) -> impl Iterator<Item = Result<quick_xml::events::attributes::Attribute<'a>, String>> {
     // The reader's own check compares each name with all before it, before anybody could say that they are too many.
     let mut seen: Vec<&[u8]> = Vec::new();
-    tag.attributes().with_checks(false).map(move |attribute| {
+    let mut attributes = tag.attributes();
+    attributes.with_checks(false);
+    attributes.map(move |attribute| {
         let attribute = attribute.map_err(|error| error.to_string())?;
         let name = attribute.key.into_inner();
         if seen.len() >= MAX_ATTRIBUTES {
