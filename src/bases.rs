@@ -5,6 +5,10 @@
 //! copy, with that mark in its name. A mark stands for a backup and the disk in it ([`base_name`]). There is one base
 //! for each disk, replaced by the next successful run.
 //!
+//! A base takes room as the guest overwrites what it shares with it. So none is kept where the pool or file system is
+//! rather full already, `snapshot::give_up` takes them away between the runs, and a run that finds a pool too full gives
+//! them up first.
+//!
 //! A base is believed only if it names that disk of the guest's latest backup ([`may_skip`]). So it does not matter which
 //! volumes are which disks by then, or where a run ends: one
 //! that failed leaves the old base, which is still that of the latest backup; one that was killed between its commit and
@@ -27,7 +31,9 @@ use crate::lvm::{self, Volume};
 use crate::observer::{Event, Observer};
 use crate::program::Programs;
 use crate::run;
-use crate::snapshot::{HeldDisk, Snapshots, TAG_BASE, copies_kept_of, host_tag, mark_of, remove_volume};
+use crate::snapshot::{
+    HeldDisk, Snapshots, TAG_BASE, copies_kept_of, fill_beside, host_tag, mark_of, pool_fill, remove_volume,
+};
 
 /// What is asked of hints, and what it takes to answer.
 pub(crate) struct Wish<'a> {
@@ -40,7 +46,12 @@ pub(crate) struct Wish<'a> {
     /// A directory that survives a reboot.
     pub(crate) marks: &'a Path,
     pub(crate) host_id: &'a str,
+    /// From this fill of its pool on, 0 to 1, no base is kept.
+    pub(crate) keep_below: f64,
 }
+
+/// The same for copies of files: a file system is seldom extended, and often fuller than a pool may be.
+const KEEP_COPIES_BELOW: f64 = 0.9;
 
 /// What need not be read of each disk. Where nothing is known a note says why; where something is wrong, a warning.
 pub(crate) fn hints(
@@ -196,7 +207,7 @@ pub(crate) fn replace(
             .image(disk.name.as_str())
             .is_ok_and(|image| image.hints_wrong);
         let mark = (keep && !wrong).then(|| base_name(&made.id, &disk.name));
-        if let Err(what) = replace_one(programs, snapshots, wish, &disk, mark.as_deref()) {
+        if let Err(what) = replace_one(programs, snapshots, wish, &disk, mark.as_deref(), observer) {
             observer.event(Event::Warning(&format!(
                 "the base for change hints of disk {}: {what}",
                 disk.name
@@ -233,6 +244,7 @@ fn replace_one(
     wish: &Wish<'_>,
     disk: &HeldDisk,
     mark: Option<&str>,
+    observer: &dyn Observer,
 ) -> Result<(), String> {
     let old = old_bases(programs, wish, disk)?;
     // Of what has no hints nothing may be kept: a thick snapshot that stays fills up for nothing.
@@ -241,7 +253,17 @@ fn replace_one(
         Some(SnapshotKind::Reflink) => extents::may_compare(&disk.read),
         Some(SnapshotKind::Thick) | None => false,
     };
-    if let Some(mark) = mark.filter(|_| can_be_compared) {
+    let too_full = match mark {
+        Some(_) if can_be_compared => too_full(programs, wish, disk)?,
+        _ => None,
+    };
+    if let Some(why) = &too_full {
+        observer.event(Event::Note(&format!(
+            "no base for change hints is kept of disk {}: {why}; the next backup reads all of it",
+            disk.name
+        )));
+    }
+    if let Some(mark) = mark.filter(|_| can_be_compared && too_full.is_none()) {
         // A pool keeps what it knows of a snapshot in memory for a second, a file system what it knows of a copy: after a
         // power cut the base must be what was read.
         File::open(&disk.read)
@@ -252,6 +274,20 @@ fn replace_one(
             .map_err(|error| error.to_string())?;
     }
     remove_all(programs, wish, old)
+}
+
+/// Why a base of a disk would have too little room, if it would.
+fn too_full(programs: &Programs, wish: &Wish<'_>, disk: &HeldDisk) -> Result<Option<String>, String> {
+    let (what, fill, below) = match &disk.snapshot {
+        Some(snapshot) => {
+            let fill = pool_fill(programs, &snapshot.vg, &snapshot.pool).map_err(|error| error.to_string())?;
+            (format!("thin pool {}/{}", snapshot.vg, snapshot.pool), fill, wish.keep_below)
+        }
+        None => ("its file system".to_owned(), fill_beside(&disk.read), KEEP_COPIES_BELOW),
+    };
+    Ok(fill.filter(|fill| *fill >= below).map(|fill| {
+        format!("{what} is {:.0} % full, and bases are kept below {:.0} %", fill * 100.0, below * 100.0)
+    }))
 }
 
 fn old_bases(programs: &Programs, wish: &Wish<'_>, disk: &HeldDisk) -> Result<Vec<Base>, String> {

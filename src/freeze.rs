@@ -12,7 +12,8 @@
 //! 2. Pre-freeze running: it ends, or is killed at its limit; then the input is found closed, and post-thaw runs.
 //! 3. Pre-freeze done: the input closes, post-thaw runs at once.
 //! 4. Inner helper started, freeze running: as 1 and 2, with `domfsthaw`, which does nothing to a guest that is not
-//!    frozen and is tried again until libvirt has carried it out. The outer helper's input is held open by the inner
+//!    frozen. It is tried without end, until libvirt has carried it out and the agent does not say otherwise, or libvirt
+//!    says that the guest is off (`freeze/thaw.rs`): a libvirt that is away for an hour costs an hour. The outer helper's input is held open by the inner
 //!    one: the administrator's programs are started when the guest's file systems can be written to again.
 //!    Freeze failed: vbk closes the inner input and makes the snapshots meanwhile; the helper thaws whether vbk lives or
 //!    not. Only where the agent refused, because somebody else has the guest frozen, vbk ends the helper before that:
@@ -24,37 +25,51 @@
 //! vbk alive but stuck, in `lvcreate` or stopped by a signal: each helper stops waiting at its limit and undoes. It then
 //! says that it was the limit, and the backup counts as crash-consistent. A helper that is killed while vbk lives is
 //! followed by a second one. SIGTERM to the whole control group and Ctrl-C do not end a
-//! helper. Nothing survives SIGKILL to helper and vbk both: the unit must have the signals sent to vbk alone
-//! (`KillMode=process`), which also lets go on what post-thaw started.
+//! helper, and the OOM killer spares it. Nothing survives SIGKILL to helper and vbk both: the unit must have the signals
+//! sent to vbk alone (`KillMode=process`), which also lets go on what post-thaw started.
+//!
+//! vbk waits a minute for the thaw, warns, and reads the snapshots, which exist. A later run that finds a helper still
+//! thawing does not freeze that guest: its thaw would come in the midst of the snapshots.
 
+mod error;
 mod helper;
+mod process;
+mod task;
 #[cfg(test)]
 mod tests;
+mod thaw;
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use vbk_repo::ErrorKind;
 use vbk_repo::backup::Consistency;
+use vbk_repo::block::Hashing;
+use vbk_repo::id::to_hex;
 
 use crate::libvirt::Libvirt;
 use crate::observer::{Event, Observer};
 use crate::program::Programs;
-use helper::{Helper, Task, Undone};
+pub use error::FreezeError;
+pub use helper::HELPER;
+use helper::{Helper, StartError, Undone};
+pub use process::run as run_helper;
+use task::{Task, Undo};
+use thaw::NONE_THAWED;
 
 /// Time for making the snapshots, between a pre-freeze command and the limit at which post-thaw runs anyway: the agent's
 /// part and a host that is slow.
 const PRE_FREEZE_MARGIN: Duration = Duration::from_secs(20);
-/// How long vbk waits for the guest to thaw before it says that it does not. The helper goes on.
-const THAW_WAIT: Duration = Duration::from_secs(60);
+/// How long vbk waits for the guest to thaw before it warns and reads the snapshots. The helper goes on. Longer would help
+/// no guest, and hold up the others.
+const THAW_WAIT: Duration = Duration::from_secs(if cfg!(test) { 7 } else { 60 });
 /// How long the snapshots wait for a guest that was perhaps frozen in part: what pre-freeze stopped waits too.
 const THAW_SOON: Duration = Duration::from_secs(2);
-/// libvirt answers a request for a guest whose agent is busy after 30 s.
-const THAW_TRY: Duration = Duration::from_secs(40);
-/// How often thawing is tried.
-const THAW_TRIES: u32 = 10;
-/// What virsh says when no file system of the guest can be frozen, and when none was frozen any more (tools/virsh-domain.c).
+/// The socket of the system's log, which journald and other loggers listen on.
+const LOG_SOCKET: &str = "/dev/log";
+/// Where helpers lock the domains that they freeze.
+const LOCKS: &str = "freeze";
+/// What virsh says when no file system of the guest can be frozen (tools/virsh-domain.c).
 const NONE_FROZEN: &str = "Froze 0 filesystem";
-const NONE_THAWED: &str = "Thawed 0 filesystem";
 
 /// Whether the guest agent is asked to freeze the guest's file systems.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -107,52 +122,6 @@ impl FreezePlan {
     }
 }
 
-/// Why a guest was not brought to rest, and no backup made of it.
-#[derive(Debug, thiserror::Error)]
-pub enum FreezeError {
-    /// The administrator's command failed. What state its programs are in is not known, and a backup that claims less
-    /// than was asked for would be found out on the day it is needed.
-    #[error("no backup of {guest} was made: its pre-freeze command `{command}` {why}")]
-    PreFreeze {
-        /// The guest.
-        guest: String,
-        /// The command.
-        command: String,
-        /// How it ended, and what it said.
-        why: String,
-    },
-    /// The guest agent is asked for, and did not freeze.
-    #[error(
-        "no backup of {guest} was made: the guest agent of {domain} did not freeze its file systems ({why}); with the \
-         freeze mode auto it is backed up crash-consistent"
-    )]
-    Agent {
-        /// The guest.
-        guest: String,
-        /// The libvirt domain.
-        domain: String,
-        /// What libvirt said.
-        why: String,
-    },
-    /// The helper can't do its work; nothing was frozen.
-    #[error("no backup of {guest} was made: the helper that gets it going again can't be started: {why}")]
-    Helper {
-        /// The guest.
-        guest: String,
-        /// Why.
-        why: String,
-    },
-}
-
-impl FreezeError {
-    /// What the caller should do about it.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::PreFreeze { .. } | Self::Agent { .. } | Self::Helper { .. } => ErrorKind::Unavailable,
-        }
-    }
-}
-
 /// What became of one way to rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rest {
@@ -184,15 +153,21 @@ fn consistency(commands: Rest, agent: Rest) -> Consistency {
 /// The guest is going again when this returns, also with an error and after a panic of `snapshot`; where that can't be
 /// said, and where it rested less than asked for, `observer` gets a warning. Blocks for the plan's limits at most, plus
 /// a minute for thawing, plus `snapshot`.
+///
+/// `runtime_dir` is a directory that is lost when the host restarts: a helper that is still thawing a guest is found
+/// there, and the guest not frozen again meanwhile. This program is started again as the helper: it must call
+/// [`run_helper`] when its first argument is [`HELPER`].
 pub fn with_guest_at_rest<T, E: From<FreezeError>>(
     programs: &Programs,
     plan: &FreezePlan,
+    runtime_dir: &Path,
     observer: &dyn Observer,
     snapshot: impl FnOnce() -> Result<T, E>,
 ) -> Result<(T, Consistency), E> {
     let scene = Scene {
         programs,
         plan,
+        runtime_dir,
         observer,
         domain: plan
             .domain
@@ -272,6 +247,7 @@ fn commands_limit(plan: &FreezePlan) -> Duration {
 struct Scene<'a> {
     programs: &'a Programs,
     plan: &'a FreezePlan,
+    runtime_dir: &'a Path,
     observer: &'a dyn Observer,
     /// What virsh is told, or why that is not known; `None` if the agent is not to be asked.
     domain: Option<Result<String, String>>,
@@ -304,18 +280,23 @@ impl Scene<'_> {
             return Ok(None);
         }
         // `:` is the shell's word for nothing.
-        let shell = |command: &Option<String>| ["sh", "-c", command.as_deref().unwrap_or(":")].map(str::to_owned);
+        let shell = |command: &Option<String>| {
+            let words = ["sh", "-c", command.as_deref().unwrap_or(":")];
+            words.map(str::to_owned).to_vec()
+        };
         let task = Task {
+            guest: plan.guest.clone(),
             act: shell(&plan.pre_freeze),
             act_limit: plan.pre_freeze_limit,
-            undo: shell(&plan.post_thaw),
-            undo_limit: None,
-            undo_tries: 1,
+            undo: Undo::Command(shell(&plan.post_thaw)),
             limit: commands_limit(plan),
+            journal: self.journal(),
+            lock: None,
+            outer: None,
         };
         let environment = [("VBK_GUEST", plan.guest.as_str())];
         let mut helper =
-            Helper::start(self.programs, &task, &environment, None).map_err(|error| self.no_helper(error))?;
+            Helper::start(self.programs, task, &environment, None).map_err(|error| self.no_helper(error))?;
         match helper.acted(plan.pre_freeze_limit) {
             Ok(_) => Ok(Some(helper)),
             Err(why) => {
@@ -337,19 +318,29 @@ impl Scene<'_> {
             Some(Ok(domain)) => domain,
             Some(Err(why)) => return self.not_frozen(None, why.clone()).map(Agent::Not),
         };
-        // One word with the option, so that a domain may be called -x.
-        let virsh = |verb: &str| ["virsh".to_owned(), verb.to_owned(), format!("--domain={domain}")];
         // What is left of the limit is for the snapshots.
         let act_limit = plan.freeze_limit / 2;
+        // One word with the option, so that a domain may be called -x.
+        let act = ["virsh".to_owned(), "domfsfreeze".to_owned(), format!("--domain={domain}")];
         let task = Task {
-            act: virsh("domfsfreeze"),
+            guest: plan.guest.clone(),
+            act: act.into(),
             act_limit,
-            undo: virsh("domfsthaw"),
-            undo_limit: Some(THAW_TRY),
-            undo_tries: THAW_TRIES,
+            undo: Undo::Thaw(domain.clone()),
             limit: plan.freeze_limit,
+            journal: self.journal(),
+            lock: self.lock_of(domain),
+            outer: None,
         };
-        let mut helper = Helper::start(self.programs, &task, &[], outer).map_err(|error| self.no_helper(error))?;
+        let mut helper = match Helper::start(self.programs, task, &[], outer) {
+            Ok(helper) => helper,
+            // A second freeze would be undone by that thaw, in the midst of the snapshots.
+            Err(error @ StartError::Busy(_)) => {
+                let why = format!("{error} since an earlier backup");
+                return self.not_frozen(Some(Absence::Refused), why).map(Agent::Not);
+            }
+            Err(error) => return Err(self.no_helper(error)),
+        };
         let why = match helper.acted(act_limit) {
             Ok(said) if !said.contains(NONE_FROZEN) => return Ok(Agent::Frozen(Box::new(helper))),
             Ok(said) => said,
@@ -369,6 +360,25 @@ impl Scene<'_> {
             }
         }
         result.map(Agent::Not)
+    }
+
+    fn journal(&self) -> PathBuf {
+        match cfg!(test) {
+            true => self.runtime_dir.join("journal"),
+            false => LOG_SOCKET.into(),
+        }
+    }
+
+    /// The file that is locked as long as a helper freezes or thaws the domain; without it nothing is locked.
+    fn lock_of(&self, domain: &str) -> Option<PathBuf> {
+        let locks = self.runtime_dir.join(LOCKS);
+        match std::fs::create_dir_all(&locks) {
+            Ok(()) => Some(locks.join(to_hex(&Hashing::Plain.content(domain.as_bytes())))),
+            Err(error) => {
+                tracing::warn!("can't make {}: {error}", locks.display());
+                None
+            }
+        }
     }
 
     fn not_frozen(&self, absent: Option<Absence>, why: String) -> Result<Rest, FreezeError> {
@@ -416,12 +426,20 @@ impl Scene<'_> {
     /// Lets the inner helper thaw; or why they were thawed before.
     fn undo_freeze(&self, helper: Helper) -> Result<(), String> {
         let pid = helper.pid();
-        let Undone { asked, result } = helper.undo(THAW_WAIT);
+        let Undone { asked, result, goes_on } = helper.undo(THAW_WAIT);
         if let Err(why) = &result {
-            self.warn(&format!(
-                "its file systems may still be frozen: `virsh domfsthaw {}` {why} (process {pid}); run it by hand",
-                self.domain.iter().flatten().next().map_or("", String::as_str)
-            ));
+            let domain = self.domain.iter().flatten().next().map_or("", String::as_str);
+            self.warn(&match goes_on {
+                Some(said) => format!(
+                    "ITS FILE SYSTEMS MAY STILL BE FROZEN: it did not thaw within {} s ({said}); process {pid} goes on until the \
+                     guest is thawed or off, and tells the journal each minute; `virsh domfsthaw {domain}` does the same",
+                    THAW_WAIT.as_secs()
+                ),
+                None => format!(
+                    "ITS FILE SYSTEMS MAY STILL BE FROZEN: thawing {why}, and nothing tries it any more; run `virsh domfsthaw \
+                     {domain}`"
+                ),
+            });
         }
         match (asked, result) {
             (false, _) => Err(format!("for {} s at most", self.plan.freeze_limit.as_secs_f32())),
@@ -437,7 +455,7 @@ impl Scene<'_> {
         };
         let plan = self.plan;
         let pid = helper.pid();
-        let Undone { asked, result } = helper.undo(plan.post_thaw_limit);
+        let Undone { asked, result, .. } = helper.undo(plan.post_thaw_limit);
         if let Err(why) = result {
             self.warn(&format!(
                 "its post-thaw command `{}` {why} (process {pid}); what pre-freeze stopped may still be stopped",

@@ -35,10 +35,11 @@ use crate::guest_files::{self, Disks};
 use crate::hints::{HintOptions, thin};
 use crate::limit::speed::DeviceSpeed;
 use crate::limit::{LimitOptions, LimitedDisk, Limiter, ReadLimit};
+use crate::lvm::suspended;
 use crate::observer::{Event, Observer};
 use crate::program::Programs;
 use crate::run::Run;
-use crate::snapshot::{self, Places, PlannedDisk, SnapshotOptions, Snapshots};
+use crate::snapshot::{self, Places, PlannedDisk, SnapshotError, SnapshotOptions, Snapshots};
 use crate::text::size;
 
 /// Files that are kept with a backup.
@@ -77,15 +78,56 @@ impl Host {
         &self.programs
     }
 
-    /// Removes the snapshots that runs of this machine left behind, and says so. What can't be removed is a warning.
-    pub fn clean(&self, observer: &dyn Observer) {
-        let places = Places {
+    fn places(&self) -> Places<'_> {
+        Places {
             runtime_dir: self.run.runtime_dir(),
             cache: &self.cache,
             host_id: self.run.host_id(),
-        };
-        match snapshot::clean(&self.programs, places, false) {
+        }
+    }
+
+    /// Plans the snapshots. A pool that is too full for them gets the room of its bases first: of all that is in it, they
+    /// alone can be spared.
+    fn plan(
+        &self,
+        disks: &[(DiskName, PathBuf)],
+        options: &SnapshotOptions,
+        observer: &dyn Observer,
+    ) -> Result<snapshot::Plan> {
+        loop {
+            let full = match snapshot::plan(&self.programs, disks, options) {
+                Err(error @ SnapshotError::PoolFull { .. }) => error,
+                planned => return Ok(planned?),
+            };
+            let SnapshotError::PoolFull { pool, .. } = &full else {
+                return Err(full.into());
+            };
+            let given_up = snapshot::give_up(&self.programs, self.places(), options.stop_at, Some(pool))?;
+            for name in &given_up.removed {
+                observer.event(Event::Warning(&format!(
+                    "gave up {name}, a base of change hints, because thin pool {pool} is too full; the next backup of its disk \
+                     reads all of it"
+                )));
+            }
+            // Each turn removes something.
+            if given_up.removed.is_empty() {
+                let failed: Vec<SnapshotError> = given_up.failed.into_iter().map(|(_, error)| error).collect();
+                return Err(match failed.is_empty() {
+                    true => full,
+                    false => SnapshotError::Several(std::iter::once(full).chain(failed).collect()),
+                }
+                .into());
+            }
+        }
+    }
+
+    /// Removes the snapshots that runs of this machine left behind, and says so. What can't be removed is a warning.
+    pub fn clean(&self, observer: &dyn Observer) {
+        match snapshot::clean(&self.programs, self.places(), false) {
             Ok(cleaned) => {
+                if let Some(suspended) = cleaned.suspended {
+                    observer.event(Event::Warning(&suspended));
+                }
                 for name in cleaned.removed {
                     observer.event(Event::Note(&format!(
                         "removed snapshot {name}, which a run had left behind"
@@ -176,6 +218,7 @@ pub fn back_up_guest(
         now: started,
         marks: &host.cache,
         host_id: host.run.host_id(),
+        keep_below: plan.snapshots.extend_at.unwrap_or(plan.snapshots.stop_at),
     };
     let mut reading = Reading {
         writer,
@@ -238,12 +281,19 @@ fn hold(
     if cancel.load(Ordering::SeqCst) {
         return Err(Error::Interrupted);
     }
-    let planned = snapshot::plan(&host.programs, &disks, &options)?;
+    let planned = host.plan(&disks, &options, observer)?;
+    let volumes = planned.disks().iter().filter_map(|disk| disk.volume.as_ref());
+    let volumes: Vec<(&str, &str)> = volumes
+        .flat_map(|volume| [&volume.name, &volume.pool].map(|name| (volume.vg.as_str(), name.as_str())))
+        .collect();
+    if let Some(suspended) = suspended::report(&host.programs, &volumes) {
+        observer.event(Event::Warning(&suspended));
+    }
     let files = describe(plan, &planned).into_iter().collect();
     for note in shrunk(entries.last(), planned.disks()) {
         observer.event(Event::Note(&note));
     }
-    let ((made, at), consistency) = with_guest_at_rest(&host.programs, &plan.freeze, observer, || {
+    let ((made, at), consistency) = with_guest_at_rest(&host.programs, &plan.freeze, host.run.runtime_dir(), observer, || {
         let at = Timestamp::now();
         Ok::<_, Error>((planned.make(&host.run, observer), at))
     })?;

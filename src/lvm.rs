@@ -4,6 +4,7 @@
 //! marks of hidden volumes) is set on the command line.
 
 pub mod status;
+pub mod suspended;
 
 use std::time::Duration;
 
@@ -15,10 +16,11 @@ use crate::program::{ProgramError, Programs};
 
 /// For a report. It waits for the volume group's lock, which another command may hold for a while.
 const REPORT_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 8 } else { 60 });
-/// For a change. Long, because killing one between suspend and resume would leave devices suspended, and with them the
-/// guest; lvm2 does that part with signals blocked and in milliseconds, so what hangs this long waits for a lock.
-const CHANGE_LIMIT: Duration = Duration::from_secs(300);
-/// For an extension: the guard does not go on for ever with one. Killed while it waits for a lock it has done nothing.
+/// For a change, which is asked to end then and never killed ([`Programs::change`]): between suspend and resume that would
+/// leave devices suspended, and with them the guest. lvm2 does that part with signals blocked and in milliseconds, so what
+/// hangs this long mostly waits for a lock.
+const CHANGE_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 8 } else { 300 });
+/// For an extension: the guard does not go on for ever with one.
 const EXTEND_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 8 } else { 60 });
 /// Chunks of a thick snapshot: few exceptions to keep, and not too much copied for a small write (lvcreate(8): 4 to 512
 /// KiB).
@@ -300,6 +302,8 @@ pub struct NewSnapshot {
     pub vg: String,
     /// The origin.
     pub origin: String,
+    /// The pool of a thin origin.
+    pub pool: Option<String>,
     /// The snapshot.
     pub name: String,
     /// Its space; `None` in a thin pool.
@@ -324,12 +328,19 @@ pub fn create(programs: &Programs, snapshot: &NewSnapshot) -> Result<(), Program
         snapshot.name.clone(),
         format!("{}/{}", snapshot.vg, snapshot.origin),
     ]);
-    programs.act("lvcreate", &args, CHANGE_LIMIT)
+    let changed = programs.change("lvcreate", &args, CHANGE_LIMIT);
+    let pool = snapshot.pool.as_deref().unwrap_or_default();
+    suspended::after(programs, &snapshot.vg, &[&snapshot.origin, &snapshot.name, pool], changed)
 }
 
-/// Removes a volume without asking. The caller has made sure that it is ours.
-pub(crate) fn remove(programs: &Programs, vg: &str, name: &str) -> Result<(), ProgramError> {
-    programs.act("lvremove", &["-f", &format!("{vg}/{name}")], CHANGE_LIMIT)
+/// Removes a volume without asking, if it is still that one with these tags when lvm2 has locked the group: success does
+/// not mean that it is gone.
+pub(crate) fn remove(programs: &Programs, volume: &Volume, tags: &[&str]) -> Result<(), ProgramError> {
+    let tags = tags.iter().map(|tag| format!(" && lv_tags={{{tag}}}"));
+    let selection = format!("(lv_uuid=\"{}\"{})", volume.uuid, tags.collect::<String>());
+    let args = ["-f", "-S", &selection, "--", &volume.full_name()];
+    let changed = programs.change("lvremove", &args, CHANGE_LIMIT);
+    suspended::after(programs, &volume.vg, &[&volume.origin, &volume.name, &volume.pool], changed)
 }
 
 /// What of a volume to extend.
@@ -353,7 +364,8 @@ pub fn extend(programs: &Programs, vg: &str, name: &str, extend: Extend) -> Resu
         Extend::Data { extents } => ["-l".to_owned(), format!("+{extents}")],
         Extend::PoolMetadata { bytes } => ["--poolmetadatasize".to_owned(), format!("+{bytes}b")],
     };
-    programs.act("lvextend", &[option, value, format!("{vg}/{name}")], EXTEND_LIMIT)
+    let changed = programs.change("lvextend", &[option, value, format!("{vg}/{name}")], EXTEND_LIMIT);
+    suspended::after(programs, vg, &[name], changed)
 }
 
 /// Takes tags from a volume and gives it others, at once.
@@ -368,7 +380,7 @@ pub fn change_tags(
     let added = add.iter().flat_map(|tag| ["--addtag", tag.as_str()]);
     let volume = format!("{vg}/{name}");
     let args: Vec<&str> = removed.chain(added).chain([volume.as_str()]).collect();
-    programs.act("lvchange", &args, CHANGE_LIMIT)
+    programs.change("lvchange", &args, CHANGE_LIMIT)
 }
 
 #[cfg(test)]

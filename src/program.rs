@@ -27,6 +27,8 @@ const OUTPUT_LEFT: Duration = Duration::from_secs(2);
 /// How long a killed program may take to end. One that waits for a disk that does not answer ends when the disk does, or
 /// never (lvm2 looks at every disk of the host); it is left to itself then.
 const KILLED_LEFT: Duration = Duration::from_secs(5);
+/// How long a program that was asked to end may take for it.
+const ASKED_LEFT: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 20 });
 /// How often who reads output looks whether the program has ended.
 const OUTPUT_POLL_MS: u8 = 50;
 /// How long a program may be busy being written.
@@ -63,6 +65,29 @@ pub enum ProgramError {
         /// The limit.
         limit_secs: u64,
     },
+    /// It took too long, was asked to end, and goes on.
+    #[error(
+        "{command} did not end within {limit_secs} s, was asked to end, and goes on as process {pid}; it was not killed: in the \
+         midst of its work that could leave a guest's disk suspended"
+    )]
+    GoesOn {
+        /// The whole command.
+        command: String,
+        /// The limit.
+        limit_secs: u64,
+        /// Its process.
+        pid: u32,
+    },
+    /// It failed, and devices are suspended: what reads or writes them waits.
+    #[error("{source}; and {}", suspended(.devices, *.resumed))]
+    Suspended {
+        /// Its failure.
+        source: Box<ProgramError>,
+        /// The devices, as the device mapper names them, in the order in which to resume them.
+        devices: Vec<String>,
+        /// They were resumed.
+        resumed: bool,
+    },
     /// It ended with an error.
     #[error("{command} failed ({status}): {said}")]
     Failed {
@@ -87,9 +112,11 @@ impl ProgramError {
     /// The same of a command that is told in other words, where the whole would say little to who reads it.
     pub fn about(mut self, told: String) -> Self {
         match &mut self {
-            Self::TimedOut { command, .. } | Self::Failed { command, .. } | Self::Answer { command, .. } => {
-                *command = told
-            }
+            Self::TimedOut { command, .. }
+            | Self::GoesOn { command, .. }
+            | Self::Failed { command, .. }
+            | Self::Answer { command, .. } => *command = told,
+            Self::Suspended { .. } => {}
             Self::Missing { .. } | Self::Start { .. } => {}
         }
         self
@@ -100,10 +127,28 @@ impl ProgramError {
         match self {
             Self::Missing { .. } => ErrorKind::NotFound,
             Self::Start { source, .. } => ErrorKind::of_io(source),
-            Self::TimedOut { .. } | Self::Failed { .. } => ErrorKind::Unavailable,
+            Self::TimedOut { .. } | Self::GoesOn { .. } | Self::Failed { .. } => ErrorKind::Unavailable,
+            Self::Suspended { source, .. } => source.kind(),
             Self::Answer { .. } => ErrorKind::Unsupported,
         }
     }
+}
+
+fn suspended(devices: &[String], resumed: bool) -> String {
+    match resumed {
+        true => format!("left {} suspended, resumed now", devices.join(", ")),
+        false => format!(
+            "LEFT {} SUSPENDED, SO THE GUEST'S DISK HANGS; when no lvm2 command runs any more, type: {}",
+            devices.join(", "),
+            resume_commands(devices)
+        ),
+    }
+}
+
+/// The commands that make suspended devices work again.
+pub(crate) fn resume_commands(devices: &[String]) -> String {
+    let each = devices.iter().map(|device| format!("dmsetup resume {device}"));
+    each.collect::<Vec<_>>().join("; ")
 }
 
 /// The Debian package of the programs that vbk itself calls, for the message.
@@ -143,6 +188,47 @@ impl Programs {
         let mut command = self.command(name);
         command.args(args);
         act(command, limit)
+    }
+
+    /// Runs a program that must not be killed in the midst of its work, as [`Programs::act`] does. At its limit it is asked to
+    /// end (SIGTERM, which lvm2 blocks while it may not be disturbed), and left to itself if it does not.
+    pub fn change<S: AsRef<OsStr>>(&self, name: &str, args: &[S], limit: Duration) -> Result<(), ProgramError> {
+        let mut command = self.command(name);
+        let mut child = spawn(command.args(args).stdout(Stdio::null()).stderr(Stdio::piped()))?;
+        let stderr = collect(child.stderr.take());
+        let started = Instant::now();
+        let (mut ended, mut pause) = (None, Duration::from_millis(1));
+        let mut asked: Option<Instant> = None;
+        while ended.is_none() && asked.is_none_or(|asked| asked.elapsed() < ASKED_LEFT) {
+            if asked.is_none() && started.elapsed() >= limit {
+                tracing::warn!("{} takes more than {} s and is asked to end", describe(&command), limit.as_secs());
+                if let Ok(pid) = i32::try_from(child.id()) {
+                    // Not yet waited for, so the number is still the child's.
+                    let _ = killpg(Pid::from_raw(pid), Signal::SIGTERM);
+                }
+                asked = Some(Instant::now());
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(50));
+            // An error here would mean that another thread has waited for our child.
+            ended = child.try_wait().ok().flatten();
+        }
+        let (command, limit_secs) = (describe(&command), limit.as_secs());
+        match ended {
+            // Also one that was done when it was asked.
+            Some(status) if status.success() => Ok(()),
+            Some(_) if asked.is_some() => Err(ProgramError::TimedOut { command, limit_secs }),
+            Some(status) => Err(ProgramError::Failed {
+                command,
+                status,
+                said: last_words(&stderr.recv_timeout(OUTPUT_LEFT).unwrap_or_default()),
+            }),
+            None => Err(ProgramError::GoesOn {
+                command,
+                limit_secs,
+                pid: child.id(),
+            }),
+        }
     }
 
     /// A command in the way of this module, for what [`Programs::run`] can't do: its own process group, English, no
@@ -357,110 +443,4 @@ pub fn describe(command: &Command) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn sh(script: &str, limit: Duration) -> Result<String, ProgramError> {
-        Programs::system().run("sh", &["-c", script], limit)
-    }
-
-    #[test]
-    fn a_program_gives_its_output_or_its_last_words() {
-        let long = Duration::from_secs(20);
-        assert_eq!(sh("echo $LC_ALL", long).expect("runs"), "C\n");
-        let error = sh("echo one >&2; echo two >&2; exit 5", long)
-            .expect_err("fails")
-            .to_string();
-        assert!(
-            error.contains("one; two") && error.contains("exit status: 5"),
-            "{error}"
-        );
-        let error = Programs::system()
-            .run("no-such-program", &["x"], long)
-            .expect_err("fails");
-        assert!(matches!(error, ProgramError::Missing { .. }), "{error}");
-        assert_eq!(error.kind(), ErrorKind::NotFound);
-    }
-
-    #[test]
-    fn a_program_that_hangs_is_killed_with_its_children() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let mark = dir.path().join("mark");
-        let script = format!("(sleep 1; touch {}) & wait", mark.display());
-        let clock = Instant::now();
-        let error = sh(&script, Duration::from_millis(200)).expect_err("is killed");
-        assert!(matches!(error, ProgramError::TimedOut { .. }), "{error}");
-        assert!(clock.elapsed() < Duration::from_secs(1));
-        std::thread::sleep(Duration::from_millis(1300));
-        assert!(!mark.exists(), "the child was killed too");
-    }
-
-    #[test]
-    fn a_program_that_can_not_be_killed_does_not_hold_us() {
-        let fs = crate::snapshot::tests::files::Loop::mounted("mkfs.xfs -q");
-        let path = fs.path().display().to_string();
-        let freeze = |option| {
-            let frozen = sh(&format!("/usr/sbin/fsfreeze {option} {path}"), Duration::from_secs(20));
-            frozen.expect("needs root");
-        };
-        freeze("-f");
-        let clock = Instant::now();
-        // Waits in the kernel, where no signal reaches it.
-        let touched = sh(&format!("exec touch {path}/file"), Duration::from_millis(200));
-        let took = clock.elapsed();
-        freeze("-u");
-        assert!(matches!(touched, Err(ProgramError::TimedOut { .. })), "{touched:?}");
-        assert!((KILLED_LEFT..KILLED_LEFT * 3).contains(&took), "{took:?}");
-    }
-
-    #[test]
-    fn output_is_given_while_a_program_runs_and_its_failure_comes_first() {
-        let stream = |script: &str, limit| {
-            let mut command = Programs::system().command("sh");
-            command.args(["-c", script]);
-            super::stream(command, limit, &|| false, |output| {
-                let mut start = [0; 3];
-                output.read_exact(&mut start).map(|()| start)
-            })
-        };
-        let long = Duration::from_secs(20);
-        // More than a pipe holds: what is not taken must not stop it.
-        let found = stream("echo abcdef; head -c 1000000 /dev/zero", long).expect("runs");
-        assert_eq!(found.expect("reads"), *b"abc");
-        let error = stream("echo abcdef; echo why >&2; exit 3", long).expect_err("fails");
-        assert!(error.to_string().contains("why"), "{error}");
-        let clock = Instant::now();
-        let error = stream("echo abcdef; sleep 30", Duration::from_millis(300)).expect_err("is killed");
-        assert!(matches!(error, ProgramError::TimedOut { .. }), "{error}");
-        assert!(clock.elapsed() < Duration::from_secs(10));
-    }
-
-    #[test]
-    fn a_child_that_holds_the_output_does_not_hold_us_and_leaves_no_answer() {
-        let clock = Instant::now();
-        let late = "(sleep 30; echo web1) & exit 0";
-        let error = sh(late, Duration::from_secs(20)).expect_err("an empty answer would be a wrong one");
-        assert!(matches!(error, ProgramError::Answer { .. }), "{error}");
-        // A service that was started keeps what it was given.
-        Programs::system()
-            .act("sh", &["-c", late], Duration::from_secs(20))
-            .expect("ends well");
-        let read = |script: &str, limit, stop: &dyn Fn() -> bool| {
-            let mut command = Programs::system().command("sh");
-            command.args(["-c", script]);
-            super::stream(command, limit, stop, |output| {
-                let mut all = String::new();
-                output.read_to_string(&mut all).map(|_| all)
-            })
-        };
-        let error = read(late, Duration::from_secs(20), &|| false).expect_err("half an answer is none");
-        assert!(matches!(error, ProgramError::Answer { .. }), "{error}");
-        // Beyond the reach of the kill, as one that waits for a disk.
-        let out_of_reach = "setsid sleep 30 & wait";
-        for (limit_ms, is_stopped) in [(300, false), (20_000, true)] {
-            let error = read(out_of_reach, Duration::from_millis(limit_ms), &|| is_stopped).expect_err("is killed");
-            assert!(matches!(error, ProgramError::TimedOut { .. }), "{error}");
-        }
-        assert!(clock.elapsed() < Duration::from_secs(15), "{:?}", clock.elapsed());
-    }
-}
+mod tests;

@@ -89,6 +89,42 @@ pub(crate) fn set_nice(nice: i32) -> io::Result<()> {
     }
 }
 
+/// Makes this process ignore the signals that ask a process to end; what it starts inherits that (signal(7)).
+pub(crate) fn ignore_ending_signals() {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
+        // SAFETY: no handler of ours is installed; to ignore a signal is always sound (signal(2)).
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
+
+/// Keeps all memory of this process in memory, now and later (mlockall(2)), as far as it may: without swap and page cache
+/// it goes on when the host has no memory to give.
+pub(crate) fn lock_memory() {
+    // SAFETY: flags and no pointer; contents of memory do not change.
+    unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) };
+}
+
+/// Lifts the limits that end a process by a signal (setrlimit(2)), as far as it may.
+pub(crate) fn lift_limits() {
+    for resource in [libc::RLIMIT_CPU, libc::RLIMIT_FSIZE] {
+        let mut limit = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        // SAFETY: both calls use one rlimit that lives through them.
+        unsafe {
+            let unlimited = libc::rlimit {
+                rlim_cur: libc::RLIM_INFINITY,
+                rlim_max: libc::RLIM_INFINITY,
+            };
+            if libc::setrlimit(resource, &raw const unlimited) != 0 && libc::getrlimit(resource, &raw mut limit) == 0 {
+                limit.rlim_cur = limit.rlim_max;
+                libc::setrlimit(resource, &raw const limit);
+            }
+        }
+    }
+}
+
 /// Extents that [`file_extents`] gives at once.
 const MAP_EXTENTS: usize = 256;
 

@@ -338,7 +338,7 @@ impl VolumesPlan {
             None => args.extend(["--size", &size, "--wipesignatures", "y", "--zero", "y"]),
         }
         args.extend(["--", &self.group]);
-        programs.act("lvcreate", &args, LIMIT)?;
+        programs.change("lvcreate", &args, LIMIT)?;
         Ok(())
     }
 }
@@ -392,7 +392,7 @@ impl Volumes<'_> {
                 let name = format!("{group}/{}", row.lv_name);
                 // lvm2 looks at the tag again, under its lock.
                 let args = ["--yes", "-S", &selection, "--", &name];
-                failed = self.programs.act("lvremove", &args, LIMIT).err().or(failed);
+                failed = self.programs.change("lvremove", &args, LIMIT).err().or(failed);
             }
         }
         failed.map_or(Ok(()), |error| Err(error.into()))

@@ -237,6 +237,16 @@ pub struct SnapshotsArgs {
     /// reads everything
     #[arg(long, requires = "clean")]
     pub kept: bool,
+
+    /// Give up what is kept for change hints in thin pools, and on file systems with copies of raw files, that are nearly
+    /// full (see --above): it takes more room with all that the guests overwrite. Meant for a timer between the runs,
+    /// as vbk-guard.timer. The next backup of these disks reads everything
+    #[arg(long, conflicts_with = "clean")]
+    pub guard: bool,
+
+    /// With --guard: how full is nearly full
+    #[arg(long, requires = "guard", value_name = "PERCENT", default_value = "80%", value_parser = parse::parse_percent)]
+    pub above: f64,
 }
 
 /// Arguments of `vbk show`.

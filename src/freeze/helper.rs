@@ -1,57 +1,31 @@
-//! The process that does something to a guest and undoes it: a shell whose standard input is a pipe from vbk. The pipe's
-//! end, which is also vbk's end, tells it to undo; so does its time limit.
+//! vbk's end of a helper: starts the process that does something to a guest and undoes it (`freeze/process.rs`), and reads
+//! its report. Its standard input is a pipe from vbk; the pipe's end, which is also vbk's end, tells it to undo; so does its
+//! time limit.
 //!
-//! It has a process group of its own, ignores TERM, INT and HUP, and writes what it reports and what its programs say
-//! into files in memory: a pipe without a reader would end a program that writes to it, and with vbk gone the one that
-//! matters most is still to run. Values are its arguments and never part of a script's text.
+//! It has a process group of its own, and writes what it reports and what its programs say into files in memory: a pipe
+//! without a reader would end a program that writes to it, and with vbk gone the one that matters most is still to run.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::process::{Child, ChildStdin, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use super::task::Task;
 use crate::program::{ProgramError, Programs, kill_group, last_words, spawn};
 
-/// Runs the task. `$1` and `$2` are the other scripts; then limits, tries, what to hold open, and twice three words of a command.
-///
-/// timeout(1) passes TERM on to its command and goes on waiting for it; only at its limit it kills. As it has handlers of
-/// its own, its command does not inherit that signals are ignored, and says so again ([`HOLD`], [`IGNORE`]). cat ends well
-/// only at the pipe's end, so anything else counts as the limit.
-const SCRIPT: &str = r#"
-trap "" TERM INT HUP QUIT
-hold=$1 ignore=$2 limit=$3 act_limit=$4 undo_limit=$5 tries=$6 outer=$7
-shift 7
-exec 9>"$outer"
-command -v timeout >/dev/null && command -v cat >/dev/null || { echo "timeout or cat is not installed" >&2; exit 127; }
-echo armed
-if timeout -s KILL "$limit" sh -c "$hold" vbk-hold "$ignore" "$act_limit" "$1" "$2" "$3" 9>&-; then echo asked; else echo limit; fi
-shift 3
-while :; do
-    ${undo_limit:+timeout -s KILL $undo_limit} sh -c "$ignore" vbk-undo "$@" </dev/null >&2 9>&-
-    status=$?
-    tries=$((tries - 1))
-    if [ "$status" -eq 0 ] || [ "$tries" -le 0 ]; then break; fi
-    sleep 1
-done
-echo "undone $status"
-"#;
+/// This program, also after an upgrade has replaced its file.
+const THIS_PROGRAM: &str = "/proc/self/exe";
+/// The word that makes this program a helper; the task follows it. A program that freezes guests begins with
+/// [`super::run_helper`] when it is given it.
+pub const HELPER: &str = "freeze-helper";
 
-/// Acts and waits for the pipe's end.
-const HOLD: &str = r#"
-trap "" TERM INT HUP QUIT
-timeout -s KILL "$2" sh -c "$1" vbk-act "$3" "$4" "$5" </dev/null >&2
-echo "acted $?"
-exec cat >/dev/null
-"#;
-
-/// Runs a command that ignores what SCRIPT ignores.
-const IGNORE: &str = r#"trap "" TERM INT HUP QUIT; exec "$@""#;
-
-/// Starting a shell takes milliseconds; this is for a host that swaps.
+/// A process that could not be started is tried again so soon.
+const START_AGAIN: Duration = Duration::from_secs(1);
+/// Starting takes milliseconds; this is for a host that swaps.
 const START_WAIT: Duration = Duration::from_secs(20);
 /// What a command may take beyond its limit until its end is reported.
 const REPORT_WAIT: Duration = Duration::from_secs(10);
@@ -66,21 +40,15 @@ const SHOWN_OUTPUT_BYTES: u64 = 4 << 10;
 /// What timeout(1) ends with when it kills.
 const KILLED: i32 = 128 + 9;
 
-/// What a helper is to do.
-#[derive(Clone)]
-pub(super) struct Task {
-    /// The command that freezes, in three words.
-    pub act: [String; 3],
-    /// It is killed then.
-    pub act_limit: Duration,
-    /// The command that undoes it.
-    pub undo: [String; 3],
-    /// It is killed then, and counts as failed.
-    pub undo_limit: Option<Duration>,
-    /// How often it is tried until it succeeds.
-    pub undo_tries: u32,
-    /// It is undone at the latest when this is over, counted from the start of `act`. Longer than `act_limit`.
-    pub limit: Duration,
+/// Why there is no helper.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StartError {
+    /// Another one is still at work on the guest.
+    #[error("{0} is still thawing it")]
+    Busy(String),
+    /// It can't be started.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
 }
 
 /// How undoing went.
@@ -89,6 +57,8 @@ pub(super) struct Undone {
     pub asked: bool,
     /// What the command said, or how it failed, as the rest of a sentence.
     pub result: Result<String, String>,
+    /// It is still trying: its last words.
+    pub goes_on: Option<String>,
 }
 
 /// A running helper. Dropped, it undoes, and is waited for.
@@ -112,15 +82,15 @@ struct Orders {
 }
 
 impl Helper {
-    /// Starts a helper, which starts `act`. As long as it lives, the input of `outer` does not end.
+    /// Starts a helper, which starts the act. As long as it lives, the input of `outer` does not end.
     pub fn start(
         programs: &Programs,
-        task: &Task,
+        mut task: Task,
         environment: &[(&'static str, &str)],
         outer: Option<&Helper>,
-    ) -> Result<Self, ProgramError> {
+    ) -> Result<Self, StartError> {
         let failed = |source: std::io::Error| ProgramError::Start {
-            program: "sh".into(),
+            program: HELPER.into(),
             source,
         };
         let file = |name: &str| {
@@ -129,25 +99,12 @@ impl Helper {
         };
         let (report, output) = (file("vbk-report")?, file("vbk-output")?);
         let shared = |file: &File| file.try_clone().map(Stdio::from).map_err(failed);
-        // timeout(1) takes 0 for no limit.
-        let seconds = |limit: Duration| format!("{:.3}", limit.as_secs_f64().max(0.001));
         // Opened by that name before the helper says that it is armed. Nothing else can hand a fourth file to a child
         // without `unsafe`.
-        let held = outer
-            .and_then(|outer| outer.input.as_ref())
-            .map_or("/dev/null".to_owned(), |input| {
-                format!("/proc/{}/fd/{}", std::process::id(), input.as_raw_fd())
-            });
-        let mut command = programs.command("sh");
+        let input = outer.and_then(|outer| outer.input.as_ref());
+        task.outer = input.map(|input| format!("/proc/{}/fd/{}", std::process::id(), input.as_raw_fd()).into());
+        let mut command = helper_command(programs, &serde_json::to_string(&task).expect("it has only plain fields"));
         command
-            .args(["-c", SCRIPT, "vbk-freeze", HOLD, IGNORE])
-            .args([seconds(task.limit), seconds(task.act_limit)])
-            .args([
-                task.undo_limit.map(seconds).unwrap_or_default(),
-                task.undo_tries.to_string(),
-                held,
-            ])
-            .args(task.act.iter().chain(&task.undo))
             .envs(environment.iter().copied())
             .current_dir("/")
             .stdout(shared(&report)?)
@@ -164,7 +121,7 @@ impl Helper {
             waited: false,
             orders: Some(Orders {
                 programs: programs.clone(),
-                task: task.clone(),
+                task,
                 environment: environment
                     .iter()
                     .map(|(name, value)| (*name, (*value).to_owned()))
@@ -172,9 +129,10 @@ impl Helper {
             }),
         };
         if helper.wait_for("armed", START_WAIT).is_none() {
+            let busy = helper.line("busy ");
             let why = std::io::Error::other(format!("it does not begin: {}", helper.said()));
             helper.abandon();
-            return Err(failed(why));
+            return Err(busy.map_or_else(|| failed(why).into(), StartError::Busy));
         }
         Ok(helper)
     }
@@ -220,15 +178,23 @@ impl Helper {
     fn finish(&mut self, wait: Duration) -> Undone {
         self.input = None;
         self.waited = true;
+        let mut goes_on = None;
         let result = match self.wait_for("undone ", wait).as_deref() {
             Some("0") => Ok(self.said()),
             Some(status) => Err(format!("failed (exit status {status}): {}", self.said())),
-            None if self.has_ended() => match self.second() {
-                Ok(second) => second.undo(wait).result,
+            None if self.has_ended() => match self.second(wait) {
+                Ok(second) => {
+                    let undone = second.undo(wait);
+                    goes_on = undone.goes_on;
+                    undone.result
+                }
                 Err(why) => Err(format!("was cut off, and can't be started again: {why}")),
             },
             None => Err(format!("did not end within {} s and goes on", wait.as_secs_f32())),
         };
+        if result.is_err() && !self.has_ended() {
+            goes_on = Some(self.said());
+        }
         // Before it is waited for, it writes its last report and ends.
         let begun = Instant::now();
         while result.is_ok() && !self.has_ended() && begun.elapsed() < REPORT_WAIT {
@@ -242,19 +208,20 @@ impl Helper {
         Undone {
             asked: self.line("asked").is_some(),
             result,
+            goes_on,
         }
     }
 
     /// Another helper, that only undoes: this one was killed before it had. What it had begun may go on without it, and
-    /// is waited for.
-    fn second(&mut self) -> Result<Self, String> {
+    /// is waited for. A start that fails is tried again as long as `wait`.
+    fn second(&mut self, wait: Duration) -> Result<Self, String> {
         let orders = self.orders.take().ok_or("it was killed twice")?;
         let begun = Instant::now();
         while self.line("acted ").is_none() && begun.elapsed() < orders.task.act_limit {
             std::thread::sleep(POLL);
         }
         let task = Task {
-            act: ["sh", "-c", ":"].map(str::to_owned),
+            act: ["sh", "-c", ":"].map(str::to_owned).into(),
             ..orders.task
         };
         let environment: Vec<_> = orders
@@ -262,9 +229,17 @@ impl Helper {
             .iter()
             .map(|(name, value)| (*name, value.as_str()))
             .collect();
-        let mut second = Self::start(&orders.programs, &task, &environment, None).map_err(|error| error.to_string())?;
-        second.orders = None;
-        Ok(second)
+        let begun = Instant::now();
+        loop {
+            match Self::start(&orders.programs, task.clone(), &environment, None) {
+                Ok(mut second) => {
+                    second.orders = None;
+                    return Ok(second);
+                }
+                Err(error) if begun.elapsed() >= wait => return Err(error.to_string()),
+                Err(_) => std::thread::sleep(START_AGAIN),
+            }
+        }
     }
 
     fn has_ended(&mut self) -> bool {
@@ -320,6 +295,23 @@ impl Helper {
             let _ = fallocate(&self.output, hole, 0, len);
         }
     }
+}
+
+#[cfg(not(test))]
+fn helper_command(programs: &Programs, task: &str) -> Command {
+    let mut command = programs.command(THIS_PROGRAM);
+    command.args([HELPER, task]);
+    command
+}
+
+/// The program of the unit tests has arguments of its own: one of its tests is the helper.
+#[cfg(test)]
+fn helper_command(programs: &Programs, task: &str) -> Command {
+    let mut command = programs.command(THIS_PROGRAM);
+    command
+        .args(["--exact", "freeze::tests::a_helper", "--ignored", "--nocapture", "--test-threads=2"])
+        .env(HELPER, task);
+    command
 }
 
 impl Drop for Helper {

@@ -225,3 +225,16 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_domain_with_thousands_of_disks_is_refused() {
+    let domain = |count: usize| {
+        let disks = "<disk type='block'><source dev='/dev/x'/><target dev='vda'/></disk>".repeat(count);
+        Domain::parse(&format!(
+            "<domain><name>web1</name><uuid>x</uuid><devices>{disks}</devices></domain>"
+        ))
+    };
+    assert!(domain(1024).is_ok());
+    let error = domain(1025).expect_err("is refused").to_string();
+    assert!(error.contains("web1") && error.contains("more than 1024 disks"), "{error}");
+}

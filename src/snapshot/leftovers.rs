@@ -1,11 +1,12 @@
 //! Which snapshots of vbk's exist and why, and the removal of those that nobody needs.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
 use super::{SnapshotError, kept, names, reflink, remove};
-use crate::lvm::{self, Volume};
+use crate::lvm::{self, Volume, suspended};
 use crate::program::{ProgramError, Programs};
 use crate::run::{self, RunInfo};
 
@@ -61,6 +62,17 @@ pub struct Cleaned {
     pub removed: Vec<String>,
     /// What could not be removed, and why.
     pub failed: Vec<(String, SnapshotError)>,
+    /// A sentence about devices of snapshots and their origins that are suspended.
+    pub suspended: Option<String>,
+}
+
+impl Cleaned {
+    fn note(&mut self, name: String, removed: Result<(), SnapshotError>) {
+        match removed {
+            Ok(()) => self.removed.push(name),
+            Err(error) => self.failed.push((name, error)),
+        }
+    }
 }
 
 /// Where to look for what vbk made.
@@ -72,6 +84,19 @@ pub struct Places<'a> {
     pub cache: &'a Path,
     /// This machine.
     pub host_id: &'a str,
+}
+
+impl Leftover {
+    /// Its volume and those that a change of it suspends, as group and name.
+    fn volumes(&self) -> Vec<(&str, &str)> {
+        match &self.thing {
+            Thing::Volume(volume) => {
+                let names = [&volume.origin, &volume.name, &volume.pool];
+                names.map(|name| (volume.vg.as_str(), name.as_str())).into()
+            }
+            Thing::Copy(_) | Thing::Base(_) => Vec::new(),
+        }
+    }
 }
 
 /// Lists the snapshots that vbk made, on this machine and on others that share its volume groups; the copies of files
@@ -168,8 +193,14 @@ fn of_copy(path: PathBuf, runtime_dir: &Path) -> Option<Leftover> {
 /// Removes what runs of this machine left behind, and with `kept` also what is kept as the base of change hints. Each
 /// removal looks again at what it removes.
 pub fn clean(programs: &Programs, places: Places<'_>, kept: bool) -> Result<Cleaned, SnapshotError> {
-    let mut cleaned = Cleaned::default();
-    for left in leftovers(programs, places)? {
+    let found = leftovers(programs, places)?;
+    let volumes = found.iter().filter(|left| left.state != State::OtherHost);
+    let volumes: Vec<(&str, &str)> = volumes.flat_map(Leftover::volumes).collect();
+    let mut cleaned = Cleaned {
+        suspended: suspended::report(programs, &volumes),
+        ..Cleaned::default()
+    };
+    for left in found {
         match left.state {
             State::LeftBehind => {}
             State::Kept if kept => {}
@@ -182,10 +213,7 @@ pub fn clean(programs: &Programs, places: Places<'_>, kept: bool) -> Result<Clea
             Thing::Copy(_) => continue,
             Thing::Base(path) => reflink::remove_file(path),
         };
-        match removed {
-            Ok(()) => cleaned.removed.push(left.name),
-            Err(error) => cleaned.failed.push((left.name, error)),
-        }
+        cleaned.note(left.name, removed);
     }
     // The list of what could not be removed stays.
     for dir in run::dead(places.runtime_dir) {
@@ -196,4 +224,52 @@ pub fn clean(programs: &Programs, places: Places<'_>, kept: bool) -> Result<Clea
         }
     }
     Ok(cleaned)
+}
+
+/// Gives up what is kept as the base of change hints where it could fill what it lies in: in thin pools and file systems
+/// that are full from `above` on, 0 to 1; with `pool`, in that one alone, as `vg0/pool`. A base takes ever more room as the
+/// guest overwrites what it shares with it, and nobody else watches that between two runs.
+pub fn give_up(
+    programs: &Programs,
+    places: Places<'_>,
+    above: f64,
+    pool: Option<&str>,
+) -> Result<Cleaned, SnapshotError> {
+    let mut cleaned = Cleaned::default();
+    let mut fills: BTreeMap<String, Option<f64>> = BTreeMap::new();
+    for left in leftovers(programs, places)? {
+        if left.state != State::Kept {
+            continue;
+        }
+        let removed = match &left.thing {
+            Thing::Volume(volume) => {
+                let name = format!("{}/{}", volume.vg, volume.pool);
+                if volume.pool.is_empty() || pool.is_some_and(|pool| pool != name) {
+                    continue;
+                }
+                let fill = match fills.get(&name) {
+                    Some(fill) => *fill,
+                    None => pool_fill(programs, &volume.vg, &volume.pool)?,
+                };
+                fills.insert(name, fill);
+                if fill.is_none_or(|fill| fill < above) {
+                    continue;
+                }
+                remove::remove_volume(programs, places.host_id, volume)
+            }
+            Thing::Base(path) if pool.is_none() && reflink::fill_beside(path).is_some_and(|fill| fill >= above) => {
+                reflink::remove_file(path)
+            }
+            Thing::Base(_) | Thing::Copy(_) => continue,
+        };
+        cleaned.note(left.name, removed);
+    }
+    Ok(cleaned)
+}
+
+/// How full a thin pool is, data or metadata, 0 to 1; `None` if it is not active.
+pub fn pool_fill(programs: &Programs, vg: &str, pool: &str) -> Result<Option<f64>, SnapshotError> {
+    let pool = lvm::volume(programs, vg, pool)?;
+    let fills = pool.map(|pool| [pool.data_fill, pool.metadata_fill]).unwrap_or_default();
+    Ok(fills.into_iter().flatten().reduce(f64::max))
 }

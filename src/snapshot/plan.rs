@@ -361,6 +361,7 @@ pub(super) fn new_snapshot(volume: &Volume, hold: Hold, number: usize, at: Times
     NewSnapshot {
         vg: volume.vg.clone(),
         origin: volume.name.clone(),
+        pool: Some(volume.pool.clone()).filter(|pool| !pool.is_empty()),
         name: names::snapshot_name(volume, number, at, run.id()),
         extents: match hold {
             Hold::Thick { size_bytes } => Some(size_bytes / volume.vg_extent_bytes),

@@ -160,6 +160,15 @@ pub fn bases(source: &Path) -> Vec<(PathBuf, String)> {
     all
 }
 
+/// How full the file system of a file is for those who are not root, 0 to 1.
+pub fn fill_beside(file: &Path) -> Option<f64> {
+    let stat = statfs(file.parent()?).ok()?;
+    let (all, free, left) = (stat.blocks(), stat.blocks_free(), stat.blocks_available());
+    // As df(1) counts: what is reserved for root is neither used nor free.
+    let used = all.saturating_sub(free);
+    (used + left > 0).then(|| used as f64 / (used + left) as f64)
+}
+
 /// Whether a file is a copy that is kept as a base.
 pub(super) fn is_base(path: &Path) -> bool {
     let metadata = path.symlink_metadata();

@@ -26,20 +26,25 @@ pub fn remove_volume(programs: &Programs, host_id: &str, volume: &Volume) -> Res
     })
 }
 
-/// The volume is looked at again before each try, because names are used again and tags change. What is not there any
-/// more is removed.
+/// The volume is looked at again before each try, because names are used again and tags change; and lvm2 looks at its UUID
+/// and tags once more under its lock. What is not there any more is removed.
 fn remove(programs: &Programs, vg: &str, name: &str, may_go: &dyn Fn(&Volume) -> bool) -> Result<(), SnapshotError> {
     let volume = || format!("{vg}/{name}");
     let mut pauses = PAUSES_MS.iter();
+    let mut is_done = false;
     loop {
         let tried = match lvm::volume(programs, vg, name) {
             Ok(None) => return Ok(()),
-            Ok(Some(now)) if !may_go(&now) => return Err(SnapshotError::NotOurs { volume: volume() }),
-            Ok(Some(_)) => lvm::remove(programs, vg, name),
+            // Another volume of that name, or other tags, when lvm2 looked.
+            Ok(Some(now)) if is_done || !may_go(&now) => return Err(SnapshotError::NotOurs { volume: volume() }),
+            Ok(Some(now)) => lvm::remove(programs, &now, &tags_to_select(&now)),
             Err(error) => Err(error),
         };
         let source = match tried {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                is_done = true;
+                continue;
+            }
             Err(error) => error,
         };
         // What hangs or is not installed is not tried again.
@@ -54,4 +59,11 @@ fn remove(programs: &Programs, vg: &str, name: &str, may_go: &dyn Fn(&Volume) ->
             }
         }
     }
+}
+
+/// The tags by which a volume is ours, as far as a selection of lvm2 takes them without quotes. The UUID is selected too.
+fn tags_to_select(volume: &Volume) -> Vec<&str> {
+    let is_plain = |tag: &str| tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    let ours = volume.tags.iter().map(String::as_str);
+    ours.filter(|tag| tag.starts_with(names::TAG) && is_plain(tag)).collect()
 }

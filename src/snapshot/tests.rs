@@ -4,6 +4,7 @@
 mod fake;
 pub(crate) mod files;
 mod guarding;
+mod harm;
 mod lab;
 
 use std::path::Path;

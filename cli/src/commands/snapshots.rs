@@ -28,6 +28,8 @@ struct SnapshotJson<'a> {
 struct CleanedJson<'a> {
     removed: &'a [String],
     failed: Vec<FailedJson<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    suspended: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -36,7 +38,7 @@ struct FailedJson<'a> {
     error: String,
 }
 
-/// Lists the snapshots that vbk made, or removes those that were left behind.
+/// Lists the snapshots that vbk made, or removes those that were left behind or that could fill what they lie in.
 pub fn run(context: &Context<'_>, args: &SnapshotsArgs) -> Result<Outcome> {
     let programs = machine::programs();
     let places = Places {
@@ -46,7 +48,11 @@ pub fn run(context: &Context<'_>, args: &SnapshotsArgs) -> Result<Outcome> {
     };
     if args.clean {
         let cleaned = snapshot::clean(&programs, places, args.kept).map_err(vbk::Error::from)?;
-        return report(context, &cleaned);
+        return report(context, &cleaned, "nothing was left behind");
+    }
+    if args.guard {
+        let given_up = snapshot::give_up(&programs, places, args.above, None).map_err(vbk::Error::from)?;
+        return report(context, &given_up, "nothing that is kept lies where it is nearly full");
     }
     let found = snapshot::leftovers(&programs, places).map_err(vbk::Error::from)?;
     let json: Vec<SnapshotJson<'_>> = found.iter().map(json).collect();
@@ -59,15 +65,18 @@ pub fn run(context: &Context<'_>, args: &SnapshotsArgs) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn report(context: &Context<'_>, cleaned: &Cleaned) -> Result<Outcome> {
+fn report(context: &Context<'_>, cleaned: &Cleaned, nothing: &str) -> Result<Outcome> {
     for name in &cleaned.removed {
         context.say(format_args!("removed {name}"));
     }
     if cleaned.removed.is_empty() && cleaned.failed.is_empty() {
-        context.say("nothing was left behind");
+        context.say(nothing);
     }
     for (_, error) in &cleaned.failed {
         tracing::error!("{error}");
+    }
+    if let Some(suspended) = &cleaned.suspended {
+        tracing::warn!("{suspended}");
     }
     context.json_result(&CleanedJson {
         removed: &cleaned.removed,
@@ -79,8 +88,10 @@ fn report(context: &Context<'_>, cleaned: &Cleaned) -> Result<Outcome> {
                 error: error.to_string(),
             })
             .collect(),
+        suspended: cleaned.suspended.as_deref(),
     })?;
     Ok(match cleaned.failed.is_empty() {
+        true if cleaned.suspended.is_some() => Outcome::Warnings,
         true => Outcome::Done,
         false => Outcome::Failed,
     })
