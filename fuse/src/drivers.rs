@@ -8,6 +8,9 @@ use std::io;
 use crate::probe::FsType;
 use crate::read_at::{ReadAt, le16, le32, le64, read_array, read_inside};
 
+#[cfg(test)]
+mod tests;
+
 /// How a file system is mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileSystem {

@@ -78,12 +78,13 @@ fn mount_devices(devices: &[LoopDevice], point: &Path, how: &FileSystem) -> Outc
     for device in devices.iter().skip(1) {
         options.push_str(&format!(",device={}", device.node().display()));
     }
+    let root = default_subvolume(devices, point, &how.kind, &options);
     let mounted = |data: &str, warning: Option<String>| {
         let comma = if data.is_empty() { "" } else { "," };
         Outcome::Mounted {
             options: format!("ro,nodev,nosuid,noexec{comma}{data}"),
             warning,
-            root: default_subvolume(devices, point, how),
+            root: root.clone(),
         }
     };
     let first = match try_mount(devices, point, &how.kind, &options) {
@@ -166,13 +167,13 @@ fn shows(devices: &[LoopDevice], point: &Path) -> bool {
     top_mount(devices, point).is_some()
 }
 
-/// The subvolume that the guest's superblock calls its default, which is what the guest boots from: by mounting it for a moment on top of the
-/// other. A default that is not there any more can't be mounted and is no loss.
-fn default_subvolume(devices: &[LoopDevice], point: &Path, how: &FileSystem) -> Option<PathBuf> {
-    if how.kind != "btrfs" {
+/// The subvolume that the guest's superblock calls its default, which is what the guest boots from: by mounting it for a moment, before the
+/// rest (one file system can't stand twice on one directory). A default that is not there any more can't be mounted and is no loss.
+fn default_subvolume(devices: &[LoopDevice], point: &Path, fs: &str, options: &str) -> Option<PathBuf> {
+    if fs != "btrfs" {
         return None;
     }
-    let options: Vec<_> = how.options.split(',').filter(|option| !option.starts_with("subvolid=")).collect();
+    let options: Vec<_> = options.split(',').filter(|option| !option.starts_with("subvolid=")).collect();
     sys::mount(&devices.first()?.node(), point, "btrfs", Writable::No, &options.join(",")).ok()?;
     let default = top_mount(devices, point);
     if let Err(error) = sys::unmount(point, true) {
