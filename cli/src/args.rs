@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Parser, Subcommand};
 use vbk::retention::{Age, KeepPolicy};
+use vbk_fuse::NewFsid;
 use vbk_repo::block::BlockSize;
 use vbk_repo::catalogue::BackupSpec;
 use vbk_repo::name::GuestName;
@@ -288,8 +289,10 @@ pub struct MountArgs {
     #[arg(value_name = "DIR|BACKUP")]
     pub what: String,
 
-    /// Mount the file systems inside a backup here: DIR/p1, DIR/p2 ... for partitions 1, 2 ...; that of a disk without
-    /// partitions at DIR itself; DIR/DISK/p1 ... if the backup has several disks. Read-only; needs root
+    /// Mount the file systems inside a backup here: DIR/p1, DIR/p2 ... for partitions 1, 2 ...; DIR/DISK/p1 ... if the
+    /// backup has several disks. That of a disk without partitions is at DIR itself if only root can get to DIR or with
+    /// --allow-other, otherwise at DIR/DISK. Of a btrfs all subvolumes are shown, and the guest's root is named.
+    /// Read-only; needs root
     #[arg(long, value_name = "DIR")]
     pub files: Option<PathBuf>,
 
@@ -297,13 +300,18 @@ pub struct MountArgs {
     #[arg(long, short)]
     pub foreground: bool,
 
-    /// Let all users of this machine read the images (they hold everything the guests have)
-    #[arg(long, conflicts_with = "files")]
+    /// Let all users of this machine read the images (they hold everything the guests have). With --files: let them in, as
+    /// far as the guest's owners and modes of files let them, which are other people here
+    #[arg(long)]
     pub allow_other: bool,
 
     /// Show the images of this backup alone: what stands behind --files
     #[arg(long, hide = true, conflicts_with = "files", value_name = "BACKUP")]
     pub only: Option<BackupSpec>,
+
+    /// Show the btrfs at an offset of an image file under another identity: FILE:OFFSET:FSID
+    #[arg(long, hide = true, requires = "only", value_name = "NEW")]
+    pub fsid: Vec<NewFsid>,
 }
 
 /// Arguments of `vbk umount`.

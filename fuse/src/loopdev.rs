@@ -15,6 +15,7 @@ use crate::sys::{self, Errno};
 
 const CONTROL: &str = "/dev/loop-control";
 const BLOCK_DEVICES: &str = "/sys/block";
+const BTRFS_CONTROL: &str = "/dev/btrfs-control";
 
 /// How often another process may take the free device before us. Each time one of the racers wins, so this is a crowd.
 const ATTEMPTS: usize = 64;
@@ -38,6 +39,15 @@ impl SectorSize {
     }
 }
 
+/// The part of an image that a loop device shows: from an offset on, and so many bytes; the whole image if these are 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Window {
+    /// Where it starts in the image.
+    pub offset_bytes: u64,
+    /// How long it is; 0 for all up to the end.
+    pub size_bytes: u64,
+}
+
 /// A loop device that shows an image, read-only. The kernel clears it when this is dropped, or later when the file system that was mounted
 /// from it meanwhile is unmounted.
 #[derive(Debug)]
@@ -49,7 +59,7 @@ pub struct LoopDevice {
 
 impl LoopDevice {
     /// Attaches the image with direct I/O, or through the page cache where its file system has no direct I/O.
-    pub fn attach(image: &Path, sector_size: SectorSize) -> Result<Self> {
+    pub fn attach(image: &Path, window: Window, sector_size: SectorSize) -> Result<Self> {
         let attach_error = |source: io::Error| MountError::Attach {
             image: image.to_owned(),
             source,
@@ -59,7 +69,7 @@ impl LoopDevice {
         for _ in 0..ATTEMPTS {
             let number = free_number(&control)?;
             let device = open_node(number)?;
-            match configure(&device, &backing, image, sector_size) {
+            match configure(&device, &backing, image, window, sector_size) {
                 Ok(()) => {
                     limit_requests(number);
                     return Ok(Self {
@@ -75,6 +85,28 @@ impl LoopDevice {
         Err(MountError::NoFreeLoop {
             source: Errno::EBUSY.into(),
         })
+    }
+
+    /// Holds a device that is attached already: the kernel does not clear it before this is dropped.
+    pub fn hold(attached: &Attached) -> io::Result<Self> {
+        let device = File::open(attached.node())?;
+        if Attached::of_number(attached.number).as_ref() != Some(attached) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(Self {
+            number: attached.number,
+            _device: device,
+        })
+    }
+
+    /// Has the kernel forget the btrfs on this device, unless it is mounted: it would list it until the device shows another one.
+    pub fn forget_btrfs(&self) {
+        let forgotten = File::open(BTRFS_CONTROL).map(|control| sys::btrfs_forget(&control, &self.node()));
+        match forgotten {
+            // ENOENT: a kernel that lists only what has several devices. ENOTTY: one before Linux 5.4.
+            Ok(Ok(()) | Err(Errno::ENOENT | Errno::ENOTTY)) => {}
+            other => tracing::debug!(device = %self.node().display(), ?other, "the kernel remembers a btrfs"),
+        }
     }
 
     /// The number N of /dev/loopN.
@@ -206,10 +238,18 @@ fn open_node(number: u32) -> Result<File> {
     })
 }
 
-fn configure(device: &File, backing: &File, image: &Path, sector_size: SectorSize) -> std::result::Result<(), Errno> {
+fn configure(
+    device: &File,
+    backing: &File,
+    image: &Path,
+    window: Window,
+    sector_size: SectorSize,
+) -> std::result::Result<(), Errno> {
+    let part = (window.offset_bytes, window.size_bytes);
+    let configure = |direct| sys::loop_configure(device, backing, image, part, sector_size.bytes(), direct);
     // Kernels up to 6.18 take the flag and silently use the page cache where direct I/O is not possible; EINVAL is for those that do not.
-    match sys::loop_configure(device, backing, image, sector_size.bytes(), true) {
-        Err(Errno::EINVAL) => sys::loop_configure(device, backing, image, sector_size.bytes(), false),
+    match configure(true) {
+        Err(Errno::EINVAL) => configure(false),
         other => other,
     }
 }
@@ -266,7 +306,7 @@ mod tests {
     fn needs_root_an_attached_image_is_read_only_direct_and_gone_after_drop() {
         let dir = scratch();
         let image = image(dir.path(), "a.img");
-        let device = LoopDevice::attach(&image, SectorSize::B512).unwrap();
+        let device = LoopDevice::attach(&image, Window::default(), SectorSize::B512).unwrap();
         let number = device.number();
         assert_eq!(attribute(number, "ro"), "1");
         assert_eq!(attribute(number, "loop/autoclear"), "1");
@@ -291,7 +331,7 @@ mod tests {
     fn needs_root_a_disk_of_4096_byte_sectors_keeps_them() {
         let dir = scratch();
         let image = image(dir.path(), "a.img");
-        let device = LoopDevice::attach(&image, SectorSize::B4096).unwrap();
+        let device = LoopDevice::attach(&image, Window::default(), SectorSize::B4096).unwrap();
         assert_eq!(attribute(device.number(), "queue/logical_block_size"), "4096");
     }
 
@@ -299,7 +339,7 @@ mod tests {
     fn needs_root_a_deleted_image_is_still_found_and_cleared() {
         let dir = scratch();
         let image = image(dir.path(), "a.img");
-        let device = LoopDevice::attach(&image, SectorSize::B512).unwrap();
+        let device = LoopDevice::attach(&image, Window::default(), SectorSize::B512).unwrap();
         fs::remove_file(&image).unwrap();
         let attached = attached_below(&image).unwrap();
         assert_eq!(attached.len(), 1);
@@ -315,7 +355,7 @@ mod tests {
         let image = image(dir.path(), "a.img");
         let mut numbers: Vec<u32> = thread::scope(|scope| {
             let started: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| LoopDevice::attach(&image, SectorSize::B512).unwrap()))
+                .map(|_| scope.spawn(|| LoopDevice::attach(&image, Window::default(), SectorSize::B512).unwrap()))
                 .collect();
             let devices: Vec<_> = started.into_iter().map(|it| it.join().unwrap()).collect();
             devices.iter().map(LoopDevice::number).collect()
@@ -330,7 +370,7 @@ mod tests {
 
     #[test]
     fn a_missing_image_is_named() {
-        let error = LoopDevice::attach(Path::new("/nowhere/x.img"), SectorSize::B512).unwrap_err();
+        let error = LoopDevice::attach(Path::new("/nowhere/x.img"), Window::default(), SectorSize::B512).unwrap_err();
         assert!(error.to_string().contains("/nowhere/x.img"));
     }
 }

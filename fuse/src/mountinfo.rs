@@ -15,6 +15,8 @@ pub struct Mount {
     pub id: u64,
     /// The mount that this one sits on.
     pub parent: u64,
+    /// What of the file system is mounted: `/`, or a directory of it.
+    pub root: PathBuf,
     /// Where it is, below the root of this process.
     pub mount_point: PathBuf,
     /// The kernel's name for the file system, with the subtype: `ext4`, `fuse.vbk`.
@@ -68,7 +70,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let (major, minor) = text(fields.next()?)
         .split_once(':')
         .map(|(major, minor)| (major.parse().ok(), minor.parse().ok()))?;
-    let _root = fields.next()?;
+    let root = PathBuf::from(unescape(fields.next()?));
     let mount_point = PathBuf::from(unescape(fields.next()?));
     let mount_options = text(fields.next()?);
     // Any number of optional fields such as `shared:3`, up to a lone dash.
@@ -79,6 +81,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     Some(Mount {
         id,
         parent,
+        root,
         mount_point,
         fs_type,
         source,
@@ -130,6 +133,7 @@ mod tests {
             [Mount {
                 id: 36,
                 parent: 35,
+                root: "/mnt1".into(),
                 mount_point: "/mnt2".into(),
                 fs_type: "fuse.vbk".into(),
                 source: "vbk".into(),

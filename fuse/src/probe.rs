@@ -1,8 +1,9 @@
 //! Tells what a partition or disk holds by the marks its maker left. Opens nothing and trusts nothing: a mark proves no
 //! more than that a driver may be tried.
 //!
-//! Reads the first 256 KiB and, for Linux RAID, a few hundred bytes near the end. Where two marks are present (a file
-//! system on one half of a RAID 1, an old swap header) the order is that of libblkid, in which containers win.
+//! Reads the first 256 KiB and, for Linux RAID, a few KiB near the end. What is told is what libblkid tells: RAID members and encrypted
+//! volumes end the search. Where libblkid finds several file systems and calls the volume ambiguous, the mark nearest to the start
+//! counts, because every mkfs clears the start and few clear the rest; the others are reported beside it.
 //!
 //! Offsets and magics are those of util-linux 2.39 (`libblkid/src/superblocks/*.c`, named beside each) and of the
 //! kernel headers libblkid follows.
@@ -12,6 +13,8 @@ use std::io;
 
 use crate::read_at::{ReadAt, le16, le32, le64, read_array, read_inside};
 
+pub(crate) mod containers;
+
 #[cfg(test)]
 mod tests;
 
@@ -20,7 +23,7 @@ const HEAD_BYTES: u64 = 256 << 10;
 
 /// What a range of bytes holds, as far as its first and last bytes tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Content {
+pub(crate) enum Content {
     FileSystem(FsType),
     Swap,
     /// The journal of an ext4 file system that lies elsewhere.
@@ -40,7 +43,7 @@ pub enum Content {
 
 /// A file system that Linux has a driver for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FsType {
+pub(crate) enum FsType {
     Ext2,
     Ext3,
     Ext4,
@@ -59,31 +62,6 @@ pub enum FsType {
     Reiserfs,
     Hfsplus,
     Ufs,
-}
-
-impl FsType {
-    /// The type for mount(2): the driver of a current kernel that reads it.
-    pub fn kernel_name(&self) -> &'static str {
-        match self {
-            // One driver for all three; a kernel may be built without ext2 and ext3 names.
-            FsType::Ext2 | FsType::Ext3 | FsType::Ext4 => "ext4",
-            FsType::Xfs => "xfs",
-            FsType::Btrfs => "btrfs",
-            FsType::Bcachefs => "bcachefs",
-            FsType::Vfat => "vfat",
-            FsType::Exfat => "exfat",
-            FsType::Ntfs => "ntfs3",
-            FsType::Iso9660 => "iso9660",
-            FsType::Udf => "udf",
-            FsType::Squashfs => "squashfs",
-            FsType::Erofs => "erofs",
-            FsType::F2fs => "f2fs",
-            FsType::Jfs => "jfs",
-            FsType::Reiserfs => "reiserfs",
-            FsType::Hfsplus => "hfsplus",
-            FsType::Ufs => "ufs",
-        }
-    }
 }
 
 impl fmt::Display for FsType {
@@ -131,6 +109,24 @@ impl Content {
     }
 }
 
+impl Content {
+    /// Whether files of the user may be in there, which a mount then does not show.
+    pub(crate) fn may_hold_files(&self) -> bool {
+        match self {
+            Content::FileSystem(_)
+            | Content::LvmMember
+            | Content::Luks
+            | Content::BitLocker
+            | Content::MdMember
+            | Content::ZfsMember
+            | Content::BcacheMember
+            | Content::Refs
+            | Content::Unknown => true,
+            Content::Swap | Content::Journal | Content::Empty => false,
+        }
+    }
+}
+
 impl fmt::Display for Content {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -140,27 +136,52 @@ impl fmt::Display for Content {
     }
 }
 
+/// What a volume holds, and what else it bears the mark of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Probed {
+    pub(crate) content: Content,
+    /// Other file systems whose marks are there too: left by an earlier use, or by chance in somebody's file.
+    pub(crate) also: Vec<Content>,
+}
+
+/// What a volume holds: see [`probe_all`].
+#[cfg(test)]
+pub(crate) fn probe(volume: &dyn ReadAt) -> io::Result<Content> {
+    probe_all(volume).map(|probed| probed.content)
+}
+
 /// Looks at the start and the end of `volume`. An error means that it could not be read; a volume too small for a mark
 /// merely does not have it.
-pub fn probe(volume: &dyn ReadAt) -> io::Result<Content> {
-    let mut head = vec![0; volume.size_bytes().min(HEAD_BYTES) as usize];
-    read_inside(volume, 0, &mut head)?;
-    let head = Head(&head);
-    if let Some(found) = head.container() {
-        return Ok(found);
+pub(crate) fn probe_all(volume: &dyn ReadAt) -> io::Result<Probed> {
+    let alone = |content| {
+        Ok(Probed {
+            content,
+            also: Vec::new(),
+        })
+    };
+    let mut bytes = vec![0; volume.size_bytes().min(HEAD_BYTES) as usize];
+    read_inside(volume, 0, &mut bytes)?;
+    let head = Head(&bytes);
+    if containers::md_member(volume)?.is_some() {
+        return alone(Content::MdMember);
     }
-    let md_marks = md_marks_at_end(volume)?;
-    if md_marks == MdMarks::Found {
-        return Ok(Content::MdMember);
+    if let Some(found) = head.container() {
+        return alone(found);
     }
     if is_bitlocker_to_go(volume, &head)? {
-        return Ok(Content::BitLocker);
+        return alone(Content::BitLocker);
     }
-    if let Some(found) = head.file_system_or_swap() {
-        return Ok(found);
+    let mut marks = head.marks();
+    marks.sort_by_key(|(offset, _)| *offset);
+    let mut marks = marks.into_iter().map(|(_, content)| content);
+    if let Some(content) = marks.next() {
+        // A disc of both kinds is read as UDF, and says so itself.
+        let tolerated = [Content::FileSystem(FsType::Iso9660), Content::FileSystem(FsType::Udf)];
+        let also = marks.filter(|it| *it != content && !tolerated.contains(it)).collect();
+        return Ok(Probed { content, also });
     }
-    let empty = md_marks == MdMarks::Zero && head.0.iter().all(|byte| *byte == 0);
-    Ok(if empty { Content::Empty } else { Content::Unknown })
+    let empty = bytes.iter().all(|byte| *byte == 0) && containers::end_is_zero(volume)?;
+    alone(if empty { Content::Empty } else { Content::Unknown })
 }
 
 /// The first bytes of a volume, perhaps fewer than a mark needs: then the mark is not there.
@@ -184,28 +205,21 @@ impl Head<'_> {
     }
 
     fn container(&self) -> Option<Content> {
-        // luks.c: LUKS1 and LUKS2 alike.
-        if self.has(0, b"LUKS\xba\xbe") {
-            return Some(Content::Luks);
-        }
-        // lvm.c, LVM's label.h: the label is in one of the first four sectors.
-        let mut sectors = (0..4).map(|sector| sector * 512);
-        if sectors.any(|at| self.has(at, b"LABELONE") && self.has(at + 24, b"LVM2 001")) {
-            return Some(Content::LvmMember);
-        }
-        // linux_raid.c: metadata 1.1 and 1.2.
-        if [0, 4096]
-            .into_iter()
-            .any(|at| self.get(at, 256).is_some_and(|sb| is_md1(sb, at as u64)))
-        {
-            return Some(Content::MdMember);
-        }
         // bcache.c; of bcachefs as well, which once had the same.
         if self.has(
             4096 + 24,
             b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81",
         ) {
             return Some(Content::BcacheMember);
+        }
+        // lvm.c, LVM's label.h: the label is in one of the first four sectors.
+        let mut sectors = (0..4).map(|sector| sector * 512);
+        if sectors.any(|at| self.has(at, b"LABELONE") && self.has(at + 24, b"LVM2 001")) {
+            return Some(Content::LvmMember);
+        }
+        // luks.c: LUKS1 and LUKS2 alike.
+        if self.has(0, b"LUKS\xba\xbe") {
+            return Some(Content::Luks);
         }
         // bitlocker.c: Vista, then Windows 7 and later.
         if self.has(0, b"\xeb\x52\x90-FVE-FS-") || self.has(0, b"\xeb\x58\x90-FVE-FS-") {
@@ -214,83 +228,74 @@ impl Head<'_> {
         None
     }
 
-    fn file_system_or_swap(&self) -> Option<Content> {
-        let fs = |fs_type| Some(Content::FileSystem(fs_type));
-        if self.is_fat() {
-            return fs(FsType::Vfat);
-        }
-        if self.is_swap() {
-            return Some(Content::Swap);
-        }
-        // xfs.c, xfs_format.h: big-endian, and the block size is one of 512 to 65536.
-        let xfs_block_bytes = self.u32(4).map_or(0, u32::swap_bytes);
-        if self.has(0, b"XFSB") && xfs_block_bytes.is_power_of_two() && (512..=65536).contains(&xfs_block_bytes) {
-            return fs(FsType::Xfs);
-        }
-        if let Some(ext) = self.ext() {
-            return Some(ext);
-        }
-        // reiserfs.c: 3.5 at 8 KiB, later ones at 64 KiB.
+    /// Every mark that there is, with its offset, in the order of libblkid.
+    fn marks(&self) -> Vec<(usize, Content)> {
+        let fs = |there: bool, at: usize, fs_type| there.then_some((at, Content::FileSystem(fs_type)));
         let reiser = [(8 << 10, 0x34), (8 << 10, 20), (64 << 10, 0x34)];
-        if reiser
-            .into_iter()
-            .any(|(sb, at)| self.has(sb + at, b"ReIsEr") && self.is_reiser_name(sb + at))
-        {
-            return fs(FsType::Reiserfs);
-        }
-        // jfs.c
-        if self.has(32 << 10, b"JFS1") {
-            return fs(FsType::Jfs);
-        }
-        // udf.c, iso9660.c: a disc of both kinds is read as UDF.
-        if self.is_udf() {
-            return fs(FsType::Udf);
-        }
-        if self.has(0x8001, b"CD001") {
-            return fs(FsType::Iso9660);
-        }
-        // hfs.c, TN1150: the version that goes with the signature.
-        if self.has(1024, b"H+\x00\x04") || self.has(1024, b"HX\x00\x05") {
-            return fs(FsType::Hfsplus);
-        }
-        // ufs.c: UFS2 of FreeBSD, whose superblock is at 64 KiB.
-        if self.u32((64 << 10) + 1372) == Some(0x1954_0119) {
-            return fs(FsType::Ufs);
-        }
-        // ntfs.c: the FAT fields that NTFS does not use are zero.
-        if self.has(3, b"NTFS    ") && self.has(14, &[0; 7]) {
-            return fs(FsType::Ntfs);
-        }
-        // refs.c
-        if self.has(0, b"\x00\x00\x00ReFS\x00") {
-            return Some(Content::Refs);
-        }
-        // squashfs.c: the kernel reads major version 4 only.
-        if self.has(0, b"hsqs") && self.u16(28) == Some(4) {
-            return fs(FsType::Squashfs);
-        }
-        // btrfs.c: the superblock is at 64 KiB.
-        if self.has((64 << 10) + 64, b"_BHRfS_M") {
-            return fs(FsType::Btrfs);
-        }
-        // bcache.c
-        if self.has(
-            4096 + 24,
-            b"\xc6\x85\x73\xf6\x66\xce\x90\xa9\xd9\x6a\x60\xcf\x80\x3d\xf7\xef",
-        ) {
-            return fs(FsType::Bcachefs);
-        }
-        // exfat.c: the place of the FAT fields must be zero.
-        if self.has(3, b"EXFAT   ") && self.has(11, &[0; 53]) {
-            return fs(FsType::Exfat);
-        }
-        // f2fs.c, erofs.c; linux/magic.h
-        match self.u32(1024) {
-            Some(0xf2f5_2010) => return fs(FsType::F2fs),
-            Some(0xe0f5_e1e2) => return fs(FsType::Erofs),
-            _ => {}
-        }
-        self.is_zfs().then_some(Content::ZfsMember)
+        let is_reiser = |(sb, at): (usize, usize)| self.is_reiser_name(sb + at);
+        let bcachefs = b"\xc6\x85\x73\xf6\x66\xce\x90\xa9\xd9\x6a\x60\xcf\x80\x3d\xf7\xef";
+        let marks = [
+            // bcache.c
+            fs(self.has(4096 + 24, bcachefs), 4096 + 24, FsType::Bcachefs),
+            fs(self.is_fat(), 0, FsType::Vfat),
+            self.is_swap().then_some((4086, Content::Swap)),
+            fs(self.is_xfs(), 0, FsType::Xfs),
+            self.ext().map(|ext| (1024 + 56, ext)),
+            // reiserfs.c: 3.5 at 8 KiB, later ones at 64 KiB.
+            reiser.into_iter().find(|it| is_reiser(*it)).and_then(|(sb, at)| fs(true, sb + at, FsType::Reiserfs)),
+            // jfs.c
+            fs(self.is_jfs(), 32 << 10, FsType::Jfs),
+            // udf.c, iso9660.c: a disc of both kinds is read as UDF.
+            fs(self.is_udf(), 32 << 10, FsType::Udf),
+            fs(self.has(0x8001, b"CD001"), 0x8001, FsType::Iso9660),
+            self.is_zfs().then_some((128 << 10, Content::ZfsMember)),
+            // hfs.c, TN1150: the version that goes with the signature.
+            fs(self.has(1024, b"H+\x00\x04") || self.has(1024, b"HX\x00\x05"), 1024, FsType::Hfsplus),
+            // ufs.c: UFS2 of FreeBSD, whose superblock is at 64 KiB.
+            fs(self.u32((64 << 10) + 1372) == Some(0x1954_0119), (64 << 10) + 1372, FsType::Ufs),
+            // ntfs.c: the FAT fields that NTFS does not use are zero.
+            fs(self.has(3, b"NTFS    ") && self.has(14, &[0; 7]), 3, FsType::Ntfs),
+            // refs.c
+            self.has(0, b"\x00\x00\x00ReFS\x00").then_some((0, Content::Refs)),
+            // squashfs.c: the kernel reads major version 4 only.
+            fs(self.has(0, b"hsqs") && self.u16(28) == Some(4), 0, FsType::Squashfs),
+            // btrfs.c: the superblock is at 64 KiB.
+            fs(self.has((64 << 10) + 64, b"_BHRfS_M"), (64 << 10) + 64, FsType::Btrfs),
+            // exfat.c: the place of the FAT fields must be zero.
+            fs(self.has(3, b"EXFAT   ") && self.has(11, &[0; 53]), 3, FsType::Exfat),
+            // f2fs.c, erofs.c; linux/magic.h
+            fs(self.u32(1024) == Some(0xf2f5_2010), 1024, FsType::F2fs),
+            fs(self.u32(1024) == Some(0xe0f5_e1e2), 1024, FsType::Erofs),
+        ];
+        marks.into_iter().flatten().collect()
+    }
+
+    /// xfs.c, xfs_format.h: big-endian; sizes are powers of two whose logarithms stand beside them.
+    fn is_xfs(&self) -> bool {
+        let (Some(sb), true) = (self.get(0, 264), self.has(0, b"XFSB")) else {
+            return false;
+        };
+        let block_bytes = le32(sb, 4).swap_bytes();
+        let (sector_bytes, inode_bytes) = (le16(sb, 102).swap_bytes(), le16(sb, 104).swap_bytes());
+        let is_power = |bytes: u32, log: u8| bytes.is_power_of_two() && bytes.trailing_zeros() == u32::from(log);
+        let groups = le32(sb, 88);
+        groups != 0
+            && le64(sb, 8) != 0
+            && (512..=65536).contains(&block_bytes)
+            && is_power(block_bytes, sb[120])
+            && (512..=32768).contains(&sector_bytes)
+            && is_power(sector_bytes.into(), sb[121])
+            && (256..=2048).contains(&inode_bytes)
+            && is_power(inode_bytes.into(), sb[122])
+    }
+
+    /// jfs.c: the magic has only four bytes, so sizes and their logarithms must agree.
+    fn is_jfs(&self) -> bool {
+        let Some(sb) = self.get(32 << 10, 36).filter(|sb| sb.starts_with(b"JFS1")) else {
+            return false;
+        };
+        let is_power = |bytes: u32, log: u16| bytes.is_power_of_two() && bytes.trailing_zeros() == u32::from(log);
+        is_power(le32(sb, 16), le16(sb, 20)) && is_power(le32(sb, 24), le16(sb, 28))
     }
 
     /// vfat.c, and fat_read_bpb of fs/fat/inode.c: the fields make sense, and either FAT's name is there or the mark of
@@ -338,19 +343,20 @@ impl Head<'_> {
     }
 
     /// swap.c: in the last ten bytes of the first page, whose size is the machine's. Also one that holds a sleeping
-    /// system's memory.
+    /// system's memory. Data elsewhere may have these bytes there too, so the header at 1 KiB must be one.
     fn is_swap(&self) -> bool {
-        let names: [&[u8]; 6] = [
+        let names: [&[u8]; 5] = [
             b"SWAPSPACE2",
-            b"SWAP-SPACE",
             b"S1SUSPEND",
             b"S2SUSPEND",
             b"ULSUSPEND",
             b"LINHIB0001",
         ];
+        let (version, last_page) = (self.u32(1024).unwrap_or(0), self.u32(1028).unwrap_or(0));
+        let is_header = last_page != 0 && (version == 1 || version.swap_bytes() == 1);
         let ends = [4096, 8192, 16384, 32768, 65536];
-        ends.into_iter()
-            .any(|end| names.into_iter().any(|name| self.has(end - 10, name)))
+        let mut marks = ends.into_iter().map(|end| end - 10);
+        marks.any(|at| self.has(at, b"SWAP-SPACE") || is_header && names.into_iter().any(|name| self.has(at, name)))
     }
 
     fn is_reiser_name(&self, at: usize) -> bool {
@@ -376,51 +382,6 @@ impl Head<'_> {
         let mut slots = (128..256).map(|kib| kib << 10);
         slots.any(|at| self.has(at, &magic.to_le_bytes()) || self.has(at, &magic.to_be_bytes()))
     }
-}
-
-#[derive(PartialEq, Eq)]
-enum MdMarks {
-    Found,
-    /// Bytes, but no mark.
-    None,
-    /// All zero, or no room for a mark.
-    Zero,
-}
-
-/// linux_raid.c: metadata 0.90 starts at the last but one multiple of 64 KiB, 1.0 lies 8 KiB before the end.
-fn md_marks_at_end(volume: &dyn ReadAt) -> io::Result<MdMarks> {
-    let size_bytes = volume.size_bytes();
-    let mut marks = MdMarks::Zero;
-    if let Some(at) = (size_bytes & !0xffff).checked_sub(0x10000)
-        && let Some(sb) = read_array::<256>(volume, at)?
-    {
-        // Field 8 is the size in KiB that the array uses of this member: it must fit before the superblock.
-        let used_bytes = u64::from(le32(&sb, 32)) << 10;
-        if le32(&sb, 0) == MD_MAGIC && le32(&sb, 4) == 0 && used_bytes <= at {
-            return Ok(MdMarks::Found);
-        }
-        if sb.iter().any(|byte| *byte != 0) {
-            marks = MdMarks::None;
-        }
-    }
-    if let Some(at) = (size_bytes & !0xfff).checked_sub(0x2000)
-        && let Some(sb) = read_array::<256>(volume, at)?
-    {
-        if is_md1(&sb, at) {
-            return Ok(MdMarks::Found);
-        }
-        if sb.iter().any(|byte| *byte != 0) {
-            marks = MdMarks::None;
-        }
-    }
-    Ok(marks)
-}
-
-const MD_MAGIC: u32 = 0xa92b_4efc;
-
-/// `struct mdp_superblock_1` of linux/raid/md_p.h: magic, major version, and the sector where it lies itself.
-fn is_md1(superblock: &[u8], offset_bytes: u64) -> bool {
-    le32(superblock, 0) == MD_MAGIC && le32(superblock, 4) == 1 && le64(superblock, 144) == offset_bytes / 512
 }
 
 /// bitlocker.c: on removable disks it looks like FAT and only a pointer gives it away.

@@ -54,7 +54,20 @@ mod ioctl {
     nix::ioctl_none_bad!(loop_ctl_get_free, 0x4C82);
     nix::ioctl_write_ptr_bad!(loop_configure, 0x4C0A, super::LoopConfig);
     nix::ioctl_none_bad!(loop_clr_fd, 0x4C01);
+    nix::ioctl_write_ptr!(btrfs_forget_dev, 0x94, 5, super::BtrfsVolArgs);
 }
+
+/// Bytes of a path in `struct btrfs_ioctl_vol_args` (`BTRFS_PATH_NAME_MAX` and a zero, linux/btrfs.h).
+const BTRFS_PATH_BYTES: usize = 4088;
+
+/// `struct btrfs_ioctl_vol_args` of linux/btrfs.h.
+#[repr(C)]
+struct BtrfsVolArgs {
+    fd: i64,
+    name: [u8; BTRFS_PATH_BYTES],
+}
+
+const _: () = assert!(size_of::<BtrfsVolArgs>() == 4096);
 
 /// The number of a loop device that was free a moment ago; the kernel makes a new one if all are taken (`LOOP_CTL_GET_FREE`, loop(4)).
 /// Another process may take it first, so configuring it can fail with `EBUSY`.
@@ -65,11 +78,13 @@ pub fn loop_free_number(control: &File) -> Result<u32, Errno> {
 }
 
 /// Binds `backing` to the loop device in one step: read-only, and cleared by the kernel when its last user closes it (`LOOP_CONFIGURE`).
-/// `name` is only for people to read; the kernel keeps its first 63 bytes.
+/// `name` is only for people to read; the kernel keeps its first 63 bytes. The device shows the file from `offset_bytes` on, `size_bytes`
+/// of it or all up to the end if that is 0.
 pub fn loop_configure(
     device: &File,
     backing: &File,
     name: &Path,
+    (offset_bytes, size_bytes): (u64, u64),
     block_size_bytes: u32,
     direct: bool,
 ) -> Result<(), Errno> {
@@ -88,8 +103,8 @@ pub fn loop_configure(
             lo_device: 0,
             lo_inode: 0,
             lo_rdevice: 0,
-            lo_offset: 0,
-            lo_sizelimit: 0,
+            lo_offset: offset_bytes,
+            lo_sizelimit: size_bytes,
             lo_number: 0,
             lo_encrypt_type: 0,
             lo_encrypt_key_size: 0,
@@ -111,6 +126,21 @@ pub fn loop_configure(
 pub fn loop_clear(device: &File) -> Result<(), Errno> {
     // SAFETY: LOOP_CLR_FD has no argument and touches no memory of ours (loop(4)); the fd is open while `device` is borrowed.
     unsafe { ioctl::loop_clr_fd(device.as_raw_fd()) }?;
+    Ok(())
+}
+
+/// Has the kernel forget that an unmounted device held a btrfs (`BTRFS_IOC_FORGET_DEV`, Linux 5.4). `control` is /dev/btrfs-control.
+pub fn btrfs_forget(control: &File, device: &Path) -> Result<(), Errno> {
+    let path = device.as_os_str().as_bytes();
+    let mut arguments = BtrfsVolArgs {
+        fd: 0,
+        name: [0; BTRFS_PATH_BYTES],
+    };
+    let room = arguments.name.get_mut(..path.len()).filter(|_| path.len() < BTRFS_PATH_BYTES);
+    room.ok_or(Errno::ENAMETOOLONG)?.copy_from_slice(path);
+    // SAFETY: BTRFS_IOC_FORGET_DEV reads one `struct btrfs_ioctl_vol_args` from the pointer and keeps nothing of it (btrfs_control_ioctl,
+    // fs/btrfs/super.c); `arguments` has that layout (checked above), its path ends with a zero, and the fd is open while it is borrowed.
+    unsafe { ioctl::btrfs_forget_dev(control.as_raw_fd(), &raw const arguments) }?;
     Ok(())
 }
 

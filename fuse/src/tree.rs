@@ -11,7 +11,7 @@
 //! Every look at a directory first asks whether the repository has a newer view, so a new backup appears at once. An
 //! open file keeps the view it was opened in.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -24,16 +24,17 @@ use vbk_repo::reader::{ImageReader, ReadResources, Stream};
 use vbk_repo::repository::{Repository, View};
 use vbk_repo::{Error, ErrorKind, Result};
 
-use crate::listing::{self, FileContent, FileInfo};
+use crate::btrfs::{self, NewFsid};
+use crate::listing::{self, FileContent, FileInfo, Part};
+use open::{OpenContent, OpenFile};
+
+mod open;
 
 /// The number of the top directory.
 pub const ROOT: u64 = 1;
 
 /// Backups whose lists of files are remembered.
 const LISTINGS: usize = 4096;
-/// Damaged places that one open file reports, so that a program that tries again for ever does not fill the log.
-const REPORTS: usize = 100;
-
 /// What a name stands for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Node {
@@ -99,6 +100,8 @@ pub struct ImageFs {
     repository: Repository,
     /// If set, nothing but this backup is shown.
     only: Option<BackupId>,
+    /// File systems that are shown under another identity.
+    fsids: Vec<NewFsid>,
     resources: Arc<ReadResources>,
     state: RwLock<Arc<State>>,
     refreshing: Mutex<()>,
@@ -108,24 +111,6 @@ pub struct ImageFs {
     next_handle: AtomicU64,
 }
 
-/// An open file.
-struct OpenFile {
-    attributes: Attributes,
-    /// Backup and file, for the log.
-    label: String,
-    content: OpenContent,
-    reported: Mutex<HashSet<u64>>,
-}
-
-enum OpenContent {
-    Bytes(Arc<[u8]>),
-    Part {
-        stream: Stream,
-        offset_bytes: u64,
-        size_bytes: u64,
-    },
-}
-
 impl ImageFs {
     /// The tree of all backups of a repository, or of just one.
     pub fn open(repository: Repository, only: Option<BackupId>, resources: Arc<ReadResources>) -> Result<Self> {
@@ -133,6 +118,7 @@ impl ImageFs {
         let tree = Self {
             repository,
             only,
+            fsids: Vec::new(),
             resources,
             state: RwLock::new(Arc::new(state)),
             refreshing: Mutex::default(),
@@ -144,6 +130,13 @@ impl ImageFs {
         let root = tree.number(Node::Root);
         debug_assert_eq!(root, ROOT);
         Ok(tree)
+    }
+
+    /// The same tree with these file systems under another identity.
+    #[must_use]
+    pub fn with_fsids(mut self, fsids: Vec<NewFsid>) -> Self {
+        self.fsids = fsids;
+        self
     }
 
     /// Goes over to the newest view if there is a newer one. The old one is let go when no open file needs it, and
@@ -257,10 +250,12 @@ impl ImageFs {
             FileContent::Image { image, offset_bytes } => {
                 let image = entry.backup.stored().nth(image).ok_or_else(|| not_found(&name))?;
                 let reader = ImageReader::open(state.view.store(), Arc::clone(&self.resources), image)?;
+                let patches = self.patches(&file, &reader, offset_bytes)?;
                 OpenContent::Part {
                     stream: Stream::new(Arc::new(reader)),
                     offset_bytes,
                     size_bytes: file.size_bytes,
+                    patches,
                 }
             }
         };
@@ -274,6 +269,29 @@ impl ImageFs {
         let mut files = self.open.write().unwrap_or_else(PoisonError::into_inner);
         files.insert(handle, Arc::new(open));
         Ok(handle)
+    }
+
+    /// What stands in for bytes of a file that starts at `offset_bytes` of the image. An error keeps the file closed: it must never be
+    /// seen under its own identity where another was asked for.
+    fn patches(&self, file: &FileInfo, image: &ImageReader, offset_bytes: u64) -> Result<Vec<btrfs::Patch>> {
+        let mut patches = Vec::new();
+        for new in self.fsids.iter().filter(|new| new.file == file.name) {
+            let part = Part {
+                image,
+                offset_bytes: offset_bytes.saturating_add(new.offset_bytes),
+                size_bytes: file.size_bytes.saturating_sub(new.offset_bytes),
+            };
+            let found = btrfs::patches(&part, new.fsid).map_err(|error| Error::Store {
+                kind: ErrorKind::Corrupt,
+                doing: "read the superblock of",
+                message: format!("{}: {error}", file.name),
+            })?;
+            patches.extend(found.into_iter().map(|patch| btrfs::Patch {
+                offset_bytes: patch.offset_bytes + new.offset_bytes,
+                ..patch
+            }));
+        }
+        Ok(patches)
     }
 
     /// Closes an open file.
@@ -301,6 +319,7 @@ impl ImageFs {
                 stream,
                 offset_bytes: start,
                 size_bytes,
+                ..
             } if offset_bytes < *size_bytes => {
                 let found = stream.image().next_data(start + offset_bytes)?;
                 found.map(|found| found - start).filter(|found| found < size_bytes)
@@ -318,6 +337,7 @@ impl ImageFs {
                 stream,
                 offset_bytes: start,
                 size_bytes,
+                ..
             } if offset_bytes < *size_bytes => {
                 let found = stream.image().next_hole(start + offset_bytes)?;
                 Some((found - start).min(*size_bytes))
@@ -437,38 +457,6 @@ impl State {
         let all = self.guests.values().flat_map(|backups| backups.values());
         let newest = all.max_by_key(|entry| entry.backup.order());
         newest.map_or(self.view.identity().created, |entry| entry.backup.time.timestamp())
-    }
-}
-
-impl OpenFile {
-    fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<usize> {
-        match &self.content {
-            OpenContent::Bytes(bytes) => {
-                let start = usize::try_from(offset_bytes).unwrap_or(usize::MAX).min(bytes.len());
-                let len = out.len().min(bytes.len() - start);
-                out[..len].copy_from_slice(&bytes[start..start + len]);
-                Ok(len)
-            }
-            OpenContent::Part {
-                stream,
-                offset_bytes: start,
-                size_bytes,
-            } => {
-                let left = size_bytes.saturating_sub(offset_bytes);
-                let len = out.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-                if len == 0 {
-                    return Ok(0);
-                }
-                stream.read_at(start + offset_bytes, &mut out[..len])
-            }
-        }
-    }
-
-    fn report(&self, offset_bytes: u64, len: usize, error: &Error) {
-        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
-        if reported.len() < REPORTS && reported.insert(offset_bytes) {
-            tracing::error!("{}: reading {len} bytes at {offset_bytes} failed: {error}", self.label);
-        }
     }
 }
 

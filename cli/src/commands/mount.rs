@@ -1,19 +1,19 @@
 //! `vbk mount`
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::SystemTime;
 
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
+use vbk_fuse::Fsid;
 use vbk_fuse::files::{FilesPlan, HIDDEN_ROOT, clean_directories};
 use vbk_fuse::session::{Session, SessionOptions};
 use vbk_fuse::tree::ImageFs;
-use vbk_fuse::volumes::{self, Outcome as Volume, VolumeReport, WhenBusy};
+use vbk_fuse::volumes::{self, Access, Outcome as Volume, VolumeReport, WhenBusy};
 use vbk_repo::catalogue::BackupSpec;
 use vbk_repo::keys;
 use vbk_repo::reader::ReadResources;
@@ -46,6 +46,8 @@ struct VolumeJson {
     options: Option<String>,
     warning: Option<String>,
     reason: Option<String>,
+    /// Where in the mount the guest's root is, if not at its top.
+    root: Option<PathBuf>,
 }
 
 /// Mounts, and serves in the background or until it is unmounted.
@@ -98,7 +100,7 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
             None
         }
     };
-    let tree = ImageFs::open(repository, only, ReadResources::new(threads()))?;
+    let tree = ImageFs::open(repository, only, ReadResources::new(threads()))?.with_fsids(args.fsid.clone());
     let options = SessionOptions {
         allow_other: args.allow_other,
         threads: (2 * threads()).clamp(4, MAX_THREADS),
@@ -160,7 +162,9 @@ fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Ou
         None => entry.backup.images.iter().collect(),
     };
     clean_leftovers();
-    let plan = FilesPlan::new(&view, &ReadResources::new(1), entry, &images, dir)?;
+    let access = if args.allow_other { Access::Everyone } else { Access::Owner };
+    let resources = ReadResources::new(1);
+    let plan = FilesPlan::new(&view, &resources, entry, &images, (dir, access), &random_fsid)?;
     let point = absolute(dir)?;
     let id = entry.id.to_string();
     let arguments = [
@@ -172,9 +176,11 @@ fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Ou
         OsStr::new("--only"),
         OsStr::new(&id),
     ];
+    let fsids = plan.fsids().iter().map(|new| OsString::from(format!("--fsid={new}")));
+    let arguments: Vec<_> = arguments.map(OsStr::to_owned).into_iter().chain(fsids).collect();
     let key = exported_key(&repository)?;
     let key = key.as_ref().map(|key| key.as_str());
-    let mut server = daemon::start(arguments.map(OsStr::to_owned), key)?;
+    let mut server = daemon::start(arguments, key)?;
     let warnings = plan.warnings().to_vec();
     let volumes = plan.mount()?;
     let outcome = tell(context, &entry.backup.spec(), &point, &warnings, &volumes);
@@ -207,6 +213,12 @@ fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Ou
     Ok(outcome)
 }
 
+/// A random identity, by the kernel's generator.
+fn random_fsid() -> std::io::Result<Fsid> {
+    let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+    uuid.trim().parse().map_err(std::io::Error::other)
+}
+
 /// Says what became of each volume.
 fn tell(context: &Context<'_>, backup: &str, point: &Path, warnings: &[String], volumes: &[VolumeReport]) -> Outcome {
     for warning in warnings {
@@ -214,25 +226,39 @@ fn tell(context: &Context<'_>, backup: &str, point: &Path, warnings: &[String], 
     }
     let mut doubts = warnings.len();
     let mut good = 0;
+    let mut left_out = Vec::new();
     for volume in volumes {
         // Joining an empty name would end the path with a slash.
         let place: PathBuf = point.components().chain(volume.name.components()).collect();
         let (place, fs) = (place.display(), volume.fs.as_deref().unwrap_or_default());
         match &volume.outcome {
-            Volume::Mounted { warning, .. } => {
+            Volume::Mounted { warning, root, .. } => {
                 good += 1;
-                context.say(format_args!("{place}  {fs}"));
+                match root {
+                    Some(root) => context.say(format_args!("{place}  {fs}; the guest's root is {place}/{}", root.display())),
+                    None => context.say(format_args!("{place}  {fs}")),
+                }
                 if let Some(warning) = warning {
                     doubts += 1;
                     tracing::warn!("{place}: {warning}");
                 }
             }
-            Volume::Skipped { reason } => {
-                // Swap is no reason to worry; a file system that can't be mounted is.
-                doubts += usize::from(volume.fs.is_some());
+            Volume::Skipped { reason, may_hold_files } => {
+                // Swap is no reason to worry; what may hold files and can't be mounted is.
+                doubts += usize::from(*may_hold_files);
+                if *may_hold_files && volume.fs.is_none() {
+                    left_out.push(format!("{place} ({reason})"));
+                }
                 context.say(format_args!("{place}  not mounted: {reason}"));
             }
         }
+    }
+    if !left_out.is_empty() {
+        tracing::warn!(
+            "left out, though files may be in there: {}; `guestmount --ro -a DISK.img -i DIR` (package guestmount; an -a for each \
+             disk) reads LVM, RAID and LUKS from the images that `vbk mount DIR` shows",
+            left_out.join(", ")
+        );
     }
     if good == 0 {
         tracing::error!(
@@ -279,16 +305,17 @@ impl Watcher {
 
 impl VolumeJson {
     fn new(report: &VolumeReport) -> Self {
-        let (mut options, mut warning, mut reason) = (None, None, None);
+        let (mut options, mut warning, mut reason, mut root) = (None, None, None, None);
         let mounted = match report.outcome.clone() {
             Volume::Mounted {
                 options: used,
                 warning: doubt,
+                root: guest_root,
             } => {
-                (options, warning) = (Some(used), doubt);
+                (options, warning, root) = (Some(used), doubt, guest_root);
                 true
             }
-            Volume::Skipped { reason: why } => {
+            Volume::Skipped { reason: why, .. } => {
                 reason = Some(why);
                 false
             }
@@ -300,6 +327,7 @@ impl VolumeJson {
             options,
             warning,
             reason,
+            root,
         }
     }
 }
@@ -310,7 +338,7 @@ pub fn clean_leftovers() {
     if !root.exists() || !nix::unistd::geteuid().is_root() {
         return;
     }
-    match volumes::clean_leftovers(root, SystemTime::now()) {
+    match volumes::clean_leftovers(root) {
         Ok(cleaned) => {
             for gone in cleaned.mounts.iter().chain(&cleaned.loops) {
                 tracing::info!("removed {}, which a killed mount had left", gone.display());

@@ -56,7 +56,6 @@ fn ext_file_systems_are_told_apart() {
         made_by(16 * mib, "mke2fs", &["-q", "-b", "4096", "-O", "journal_dev"]),
         Content::Journal
     );
-    assert_eq!(FsType::Ext2.kernel_name(), "ext4");
 }
 
 #[test]
@@ -94,22 +93,93 @@ fn swap_is_known_and_says_why_it_is_not_mounted() {
     assert_eq!(made_by(4 << 20, "mkswap", &["-p", "65536"]), Content::Swap);
 }
 
+/// A superblock of md metadata 1.x for that offset: level 1, 256 KiB of data at 512 KiB, this device in sync.
+fn md1(at: u64) -> [u8; 258] {
+    let mut sb = [0; 258];
+    sb[..4].copy_from_slice(&0xa92b_4efc_u32.to_le_bytes());
+    sb[4] = 1;
+    sb[32..37].copy_from_slice(b"web:0");
+    sb[72] = 1;
+    sb[80..88].copy_from_slice(&512_u64.to_le_bytes());
+    sb[128..136].copy_from_slice(&1024_u64.to_le_bytes());
+    sb[144..152].copy_from_slice(&(at / 512).to_le_bytes());
+    sb[200] = 7;
+    sb[220] = 1;
+    seal(&mut sb);
+    sb
+}
+
+fn seal(sb: &mut [u8]) {
+    let sum = containers::md1_sum(sb);
+    sb[216..220].copy_from_slice(&sum.to_le_bytes());
+}
+
 #[test]
-fn containers_are_known_by_their_marks() {
-    let mut md1 = [0; 256];
-    md1[..4].copy_from_slice(&0xa92b_4efc_u32.to_le_bytes());
-    md1[4] = 1;
+fn members_of_mirrors_are_known_and_say_where_their_data_is() {
     // Metadata 1.2, 1.1 and 1.0: each tells the sector where it is.
     for at in [4096, 0, (1 << 20) - 0x2000] {
-        md1[144..152].copy_from_slice(&(at as u64 / 512).to_le_bytes());
-        assert_eq!(with_marks(&[(at, &md1), (1080, b"\x53\xef")]), Content::MdMember);
-        assert_ne!(with_marks(&[(at + 512, &md1)]), Content::MdMember);
-    }
-    let mut md0 = [0; 256];
-    md0[..4].copy_from_slice(&0xa92b_4efc_u32.to_le_bytes());
-    md0[8] = 90;
-    assert_eq!(with_marks(&[((1 << 20) - 0x10000, &md0)]), Content::MdMember);
+        let sb = md1(at as u64);
+        assert_eq!(with_marks(&[(at, &sb), (1080, b"\x53\xef")]), Content::MdMember);
+        assert_ne!(with_marks(&[(at + 512, &sb)]), Content::MdMember);
+        // Bytes that only look like one.
+        let mut damaged = sb;
+        damaged[90] ^= 1;
+        assert_ne!(with_marks(&[(at, &damaged)]), Content::MdMember);
 
+        let member = |sb: &[u8]| {
+            let mut volume = vec![0; 1 << 20];
+            volume[at..at + sb.len()].copy_from_slice(sb);
+            containers::md_member(&volume.as_slice()).expect("memory is readable").expect("a member")
+        };
+        let found = member(&sb);
+        assert_eq!(found.describe(), "member of a Linux RAID 1 array web:0");
+        assert_eq!((found.events, found.whole_data), (7, Some((512 << 10, 256 << 10))));
+        // A spare, one that is being rebuilt, a stripe, and data past the end: none has all the data.
+        for (place, byte) in [(257, 0xff), (8, 2), (72, 0), (83, 1)] {
+            let mut other = sb;
+            other[place] = byte;
+            seal(&mut other);
+            assert_eq!(member(&other).whole_data, None, "byte {place}");
+        }
+    }
+    let mut md0 = vec![0; 4096];
+    let mut set = |word: usize, value: u32| md0[4 * word..4 * word + 4].copy_from_slice(&value.to_le_bytes());
+    set(0, 0xa92b_4efc);
+    set(2, 90);
+    set(7, 1);
+    set(8, 900);
+    set(39, 5);
+    set(996, 6);
+    let at = (1 << 20) - 0x10000;
+    assert_eq!(with_marks(&[(at, &md0)]), Content::MdMember);
+    let mut volume = vec![0; 1 << 20];
+    volume[at..at + 4096].copy_from_slice(&md0);
+    let found = containers::md_member(&volume.as_slice()).expect("readable").expect("a member");
+    assert_eq!((found.events, found.whole_data), (5, Some((0, 900 << 10))));
+}
+
+#[test]
+fn a_group_of_lvm_is_named() {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    file.as_file().set_len(64 << 20).expect("a sparse file");
+    let mut volume = vec![0; 1 << 20];
+    let mut put = |at: usize, bytes: &[u8]| volume[at..at + bytes.len()].copy_from_slice(bytes);
+    put(512, b"LABELONE");
+    put(532, &32_u32.to_le_bytes());
+    put(536, b"LVM2 001");
+    // One data area, one metadata area at 4 KiB.
+    put(544 + 40, &(1_u64 << 20).to_le_bytes());
+    put(544 + 72, &4096_u64.to_le_bytes());
+    put(544 + 80, &(1_u64 << 19).to_le_bytes());
+    put(4096 + 4, b" LVM2 x[5A%r0N*>");
+    put(4096 + 40, &512_u64.to_le_bytes());
+    put(4096 + 512, b"guestvg {\nid = 1");
+    let named = containers::describe(Content::LvmMember, &volume.as_slice()).expect("readable");
+    assert_eq!(named.as_deref(), Some("LVM physical volume of group guestvg"));
+}
+
+#[test]
+fn containers_are_known_by_their_marks() {
     let cases: [(Marks, Content); 7] = [
         (&[(0, b"LUKS\xba\xbe\x00\x02")], Content::Luks),
         (&[(512, b"LABELONE"), (536, b"LVM2 001")], Content::LvmMember),
@@ -153,7 +223,7 @@ fn file_systems_without_a_maker_here_are_known_by_their_marks() {
         (&[(1024, b"\x10\x20\xf5\xf2")], FsType::F2fs),
         (&[(1024, b"\xe2\xe1\xf5\xe0")], FsType::Erofs),
         (&[(0x10034, b"ReIsEr2Fs")], FsType::Reiserfs),
-        (&[(0x8000, b"JFS1")], FsType::Jfs),
+        (&[(0x8000, b"JFS1"), (0x8010, b"\x00\x10\0\0\x0c"), (0x8018, b"\x00\x02\0\0\x09")], FsType::Jfs),
         (&[(1024, b"H+\x00\x04")], FsType::Hfsplus),
         (&[(65536 + 1372, b"\x19\x01\x54\x19")], FsType::Ufs),
     ];
@@ -163,6 +233,90 @@ fn file_systems_without_a_maker_here_are_known_by_their_marks() {
     let bcachefs = b"\xc6\x85\x73\xf6\x66\xce\x90\xa9\xd9\x6a\x60\xcf\x80\x3d\xf7\xef";
     assert_eq!(with_marks(&[(4120, bcachefs)]), fs(FsType::Bcachefs));
     assert_eq!(fs(FsType::Ntfs).to_string(), "NTFS file system");
+}
+
+/// Data of a user may have any bytes anywhere.
+#[test]
+fn a_weak_mark_inside_data_does_not_beat_a_superblock() {
+    let mut swap_page = vec![0; 4096];
+    swap_page[1024] = 1;
+    swap_page[1028] = 255;
+    swap_page[4086..].copy_from_slice(b"SWAPSPACE2");
+    let with = |tool: &str, args: &[&str], at: u64, bytes: &[u8]| {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        file.as_file().set_len(320 << 20).expect("a sparse file");
+        let made = Command::new(tool).args(args).arg(file.path()).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").output();
+        assert!(made.expect("this test needs the mkfs programs").status.success());
+        std::os::unix::fs::FileExt::write_all_at(file.as_file(), bytes, at).expect("writes");
+        probe_all(&File::open(file.path()).expect("opens")).expect("readable")
+    };
+    for (tool, args, kind) in [
+        ("mkfs.xfs", &["-q"][..], FsType::Xfs),
+        ("mkfs.ntfs", &["-q", "-F"], FsType::Ntfs),
+        ("mkfs.f2fs", &["-q"], FsType::F2fs),
+        ("mkfs.ext4", &["-q", "-F"], FsType::Ext4),
+    ] {
+        let found = with(tool, args, 61440, &swap_page);
+        assert_eq!(found, Probed { content: fs(kind), also: Vec::new() }, "{tool} with a page of swap");
+        let found = with(tool, args, 64 << 10, &[&[0; 64][..], b"_BHRfS_M"].concat());
+        assert_eq!(found.content, fs(kind), "{tool}");
+        assert_eq!(found.also, [fs(FsType::Btrfs)], "{tool}");
+    }
+}
+
+/// Every maker that is at hand, against what blkid says of its work.
+#[test]
+fn what_is_told_is_what_blkid_tells() {
+    let cases: [(u64, &str, &[&str], &str); 15] = [
+        (16, "mkfs.ext2", &["-q", "-F"], "ext2"),
+        (16, "mkfs.ext3", &["-q", "-F"], "ext3"),
+        (16, "mkfs.ext4", &["-q", "-F"], "ext4"),
+        (16, "mke2fs", &["-q", "-F", "-O", "journal_dev"], "jbd"),
+        (320, "mkfs.xfs", &["-q"], "xfs"),
+        (128, "mkfs.btrfs", &["-q"], "btrfs"),
+        (64, "mkfs.vfat", &["-F", "32"], "vfat"),
+        (64, "mkfs.ntfs", &["-q", "-F"], "ntfs"),
+        (64, "mkfs.f2fs", &["-q"], "f2fs"),
+        (64, "mkfs.exfat", &["-q"], "exfat"),
+        (64, "mkfs.udf", &[], "udf"),
+        (64, "mkfs.jfs", &["-q"], "jfs"),
+        (16, "mkswap", &[], "swap"),
+        (64, "mkfs.fat", &["-F", "16"], "vfat"),
+        (16, "mkfs.fat", &["-F", "12"], "vfat"),
+    ];
+    for (mib, tool, args, name) in cases {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        file.as_file().set_len(mib << 20).expect("a sparse file");
+        let run = |program: &str, args: &[&str]| {
+            let mut command = Command::new(program);
+            command.args(args).arg(file.path()).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
+            command.output().unwrap_or_else(|error| panic!("this test needs {program}: {error}"))
+        };
+        assert!(run(tool, args).status.success(), "{tool}");
+        let blkid = run("blkid", &["-p", "-o", "value", "-s", "TYPE"]);
+        assert_eq!(String::from_utf8_lossy(&blkid.stdout).trim(), name, "{tool}, by blkid");
+        let found = probe_all(&File::open(file.path()).expect("opens")).expect("readable");
+        assert_eq!((blkid_name(found.content), found.also), (name, Vec::new()), "{tool}");
+    }
+}
+
+fn blkid_name(content: Content) -> &'static str {
+    match content {
+        Content::FileSystem(FsType::Ext2) => "ext2",
+        Content::FileSystem(FsType::Ext3) => "ext3",
+        Content::FileSystem(FsType::Ext4) => "ext4",
+        Content::FileSystem(FsType::Xfs) => "xfs",
+        Content::FileSystem(FsType::Btrfs) => "btrfs",
+        Content::FileSystem(FsType::Vfat) => "vfat",
+        Content::FileSystem(FsType::Ntfs) => "ntfs",
+        Content::FileSystem(FsType::F2fs) => "f2fs",
+        Content::FileSystem(FsType::Exfat) => "exfat",
+        Content::FileSystem(FsType::Udf) => "udf",
+        Content::FileSystem(FsType::Jfs) => "jfs",
+        Content::Journal => "jbd",
+        Content::Swap => "swap",
+        _ => "something else",
+    }
 }
 
 #[test]

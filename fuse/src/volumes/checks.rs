@@ -4,6 +4,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::ours;
@@ -47,6 +48,17 @@ pub fn check_mount_point(dir: &Path) -> Result<()> {
         Some(Err(source)) => Err(look(source)),
         Some(Ok(_)) => Err(MountError::NotEmpty { dir: dir.to_owned() }),
     }
+}
+
+/// Whether a directory above `dir` lets nobody but root pass, so that what is mounted at `dir` is out of reach for others.
+pub fn only_root_reaches(dir: &Path) -> bool {
+    // The bits of the group also bound what an access control list gives to others (acl(5)).
+    const PASS_BY_OTHERS: u32 = 0o011;
+    let closed = |above: &Path| {
+        fs::metadata(above).is_ok_and(|it| it.uid() == 0 && it.mode() & PASS_BY_OTHERS == 0)
+    };
+    // By its real name, and never by `dir` itself, which the mount hides.
+    fs::canonicalize(dir).is_ok_and(|dir| dir.ancestors().skip(1).any(closed))
 }
 
 /// Fails unless this process may mount and there is a loop device to be had.

@@ -13,16 +13,16 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::ours::{self, MountKind};
 use super::users::describe_users;
-use crate::loopdev::{self, Attached};
+use crate::loopdev::{self, Attached, LoopDevice};
 use crate::mount_error::{MountError, Result};
 use crate::mountinfo::Mount;
 use crate::sys::{self, Errno};
@@ -32,9 +32,6 @@ const BUSY_RETRY: Duration = Duration::from_secs(1);
 
 /// How long the kernel may take to clear a loop device after the last close.
 pub const LOOP_WAIT: Duration = Duration::from_secs(5);
-
-/// A mount with images that nobody refers to is left alone for so long: its process may be about to mount files from it.
-const STARTING: Duration = Duration::from_secs(60);
 
 /// What to do about a mount that processes still use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +96,7 @@ pub fn unmount(dir: &Path, when_busy: WhenBusy) -> Result<Unmounted> {
 /// Removes what killed processes left: mounts with images below `hidden_root` that no mount of files refers to, and loop devices on dead
 /// mounts that nothing is mounted from. A mount of files or images that is dead stays for [`unmount`], for the user knows its name.
 /// What cannot be removed is logged and stays.
-pub fn clean_leftovers(hidden_root: &Path, now: SystemTime) -> Result<Cleaned> {
+pub fn clean_leftovers(hidden_root: &Path) -> Result<Cleaned> {
     let mounts = ours::read_mounts()?;
     let root = ours::resolve(&mounts, hidden_root)?;
     let mut cleaned = Cleaned::default();
@@ -109,9 +106,9 @@ pub fn clean_leftovers(hidden_root: &Path, now: SystemTime) -> Result<Cleaned> {
     for mount in images {
         let point = &mount.mount_point;
         let dead = sys::is_dead(point);
-        let abandoned = mount.at_or_below(&root)
-            && ours::files_mount_of(&mounts, point).is_none()
-            && (dead || is_older(point, now));
+        // Locked first, then looked at: its process makes the mount of files before it releases the lock.
+        let lock = mount.at_or_below(&root).then(|| point.parent().and_then(abandoned)).flatten();
+        let abandoned = lock.is_some() && ours::files_mount_of(&ours::read_mounts()?, point).is_none();
         if !dead && !abandoned {
             continue;
         }
@@ -167,12 +164,20 @@ fn unmount_files(mounts: &[Mount], frame: &Mount, hidden: &Path, when_busy: When
             loops.push(device);
         }
     }
+    // Held, so that nobody else gets these numbers before the kernel has forgotten what btrfs they were.
+    let is_btrfs = |mount: &Mount| mount.parent == frame.id && mount.fs_type == "btrfs";
+    let with_btrfs: Vec<LoopDevice> = match mounts.iter().any(is_btrfs) {
+        true => loops.iter().filter_map(|device| LoopDevice::hold(device).ok()).collect(),
+        false => Vec::new(),
+    };
     let mut detached = false;
     for mount in tree(mounts, frame) {
         if mount.id != frame.id {
             detached |= unmount_one(&mount.mount_point, when_busy)?;
         }
     }
+    with_btrfs.iter().for_each(LoopDevice::forget_btrfs);
+    drop(with_btrfs);
     // What was detached keeps its loop device, and that HIDDEN: both end with the last user.
     let when_busy = if detached { WhenBusy::Detach } else { when_busy };
     detached |= clear_all(dir, &loops, when_busy)?;
@@ -358,10 +363,10 @@ fn remove_hidden(hidden: &Path) {
     }
 }
 
-/// Whether the directory made for the mount is older than a mount in the making can be.
-fn is_older(hidden: &Path, now: SystemTime) -> bool {
-    let made = hidden.parent().map(fs::metadata);
-    made.and_then(|made| made.ok()?.modified().ok())
-        .and_then(|made| now.duration_since(made).ok())
-        .is_some_and(|age| age > STARTING)
+/// A lock on the directory of a mount of images, if the process that made it does not hold it any more: it ended, or its mount of files is there.
+/// Nobody starts to use the directory while this is held.
+pub fn abandoned(directory: &Path) -> Option<File> {
+    let directory = File::open(directory).ok()?;
+    directory.try_lock().ok()?;
+    Some(directory)
 }

@@ -6,12 +6,16 @@ mod image_server;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use image_server::{IMAGE, ImageServer};
 
 use super::*;
-use crate::mountinfo::Mount;
+use crate::btrfs::Superblock;
+use crate::drivers::how_to_mount;
+use crate::loopdev::{self, LoopDevice};
+use crate::mountinfo::{self, Mount};
+use crate::probe::FsType;
 
 /// A directory with images, a mount point and a place for hidden mounts. Takes down whatever a failed test leaves below it.
 struct Scratch {
@@ -117,17 +121,39 @@ fn make_image(image: &Path, fs: &str, word: &str, left: Left) {
 }
 
 fn volume(name: &str, image: PathBuf, fs: &str) -> Volume {
+    let driver = match fs {
+        "ext4" => Some(FsType::Ext4),
+        "xfs" => Some(FsType::Xfs),
+        "btrfs" => Some(FsType::Btrfs),
+        _ => None,
+    };
+    // What is not on the image is for the kernel to refuse.
+    let how = driver.zip(fs::read(&image).ok()).and_then(|(driver, bytes)| {
+        let mut how = how_to_mount(driver, &bytes.as_slice()).unwrap().ok()?;
+        if driver == FsType::Btrfs {
+            how.leave_journal(Superblock::read(&bytes.as_slice()).unwrap().unwrap().has_log());
+        }
+        Some(how)
+    });
+    let plain = FileSystem {
+        kind: fs.into(),
+        options: String::new(),
+        without_journal: None,
+        warning: None,
+    };
     Volume {
         name: name.into(),
         image,
+        window: Window::default(),
+        others: Vec::new(),
         sector_size: SectorSize::B512,
-        content: Content::FileSystem(fs.into()),
+        content: Content::FileSystem(how.unwrap_or(plain)),
     }
 }
 
 fn skipped(report: &VolumeReport) -> &str {
     match &report.outcome {
-        Outcome::Skipped { reason } => reason,
+        Outcome::Skipped { reason, .. } => reason,
         mounted @ Outcome::Mounted { .. } => panic!("{mounted:?}"),
     }
 }
@@ -171,13 +197,16 @@ fn needs_root_clean_file_systems_are_mounted_and_what_is_none_holds_nobody_up() 
         volumes.push(volume(&format!("vda/p{}", index + 1), image, fs));
     }
     let mut swap = volume("vda/p4", scratch.images().join("ext4.img"), "");
-    swap.content = Content::NotMountable("swap".into());
+    swap.content = Content::NotMountable {
+        reason: "swap".into(),
+        may_hold_files: false,
+    };
     volumes.insert(1, swap);
     volumes.push(volume("vdb/p1", scratch.images().join("ext4.img"), "nosuchfs"));
     volumes.push(volume("vdb/p2", scratch.images().join("ext4.img"), "xfs"));
     volumes.push(volume("vdb/p3", scratch.images().join("missing.img"), "xfs"));
 
-    let reports = mount_volumes(&scratch.dir(), &scratch.images(), &volumes).unwrap();
+    let reports = mount_volumes(&scratch.dir(), &scratch.images(), &volumes, Access::Owner).unwrap();
 
     let names: Vec<_> = reports.iter().map(|report| &report.name).collect();
     let asked: Vec<_> = volumes.iter().map(|volume| &volume.name).collect();
@@ -220,7 +249,7 @@ fn needs_root_a_dirty_journal_is_left_alone_and_said_so() {
         make_image(&image, fs, fs, Left::Running);
         volume(fs, image, fs)
     });
-    let reports = mount_volumes(&scratch.dir(), &scratch.images(), &volumes).unwrap();
+    let reports = mount_volumes(&scratch.dir(), &scratch.images(), &volumes, Access::Owner).unwrap();
     for (report, option) in reports.iter().zip(["noload", "norecovery", "nologreplay"]) {
         let warning = warning(report).unwrap_or_else(|| panic!("{report:?}"));
         assert!(warning.contains(option) && warning.contains("journal was not replayed"));
@@ -245,7 +274,7 @@ fn needs_root_two_days_of_one_file_system_show_each_its_own_content() {
         volumes.push(volume(&format!("monday/{fs}"), monday, fs));
         volumes.push(volume(&format!("tuesday/{fs}"), tuesday, fs));
     }
-    let reports = mount_volumes(&scratch.dir(), &scratch.images(), &volumes).unwrap();
+    let reports = mount_volumes(&scratch.dir(), &scratch.images(), &volumes, Access::Owner).unwrap();
     for report in reports {
         assert_eq!(warning(&report), None);
         let day = report.name.parent().unwrap().to_str().unwrap();
@@ -261,7 +290,7 @@ fn needs_root_a_disk_without_partitions_is_mounted_at_the_directory_itself() {
     let image = scratch.images().join("vda.img");
     make_image(&image, "ext4", "whole", Left::Unmounted);
     let volumes = [volume("", image, "ext4")];
-    mount_volumes(&scratch.dir(), &scratch.images(), &volumes).unwrap();
+    mount_volumes(&scratch.dir(), &scratch.images(), &volumes, Access::Owner).unwrap();
     assert_eq!(word(&scratch.dir()), "whole");
     let again = check_mount_point(&scratch.dir()).unwrap_err();
     assert!(matches!(again, MountError::AlreadyOurs { .. }));
@@ -280,7 +309,7 @@ fn needs_root_a_busy_mount_names_its_users_and_lazy_lets_go() {
     let image = scratch.images().join("p1.img");
     make_image(&image, "ext4", "busy", Left::Unmounted);
     let volumes = [volume("p1", image, "ext4")];
-    mount_volumes(&scratch.dir(), &scratch.images(), &volumes).unwrap();
+    mount_volumes(&scratch.dir(), &scratch.images(), &volumes, Access::Owner).unwrap();
 
     let visitor = Visitor::new(&scratch.dir().join("p1"));
     let error = unmount(&scratch.dir(), WhenBusy::Fail).unwrap_err();
@@ -304,7 +333,7 @@ fn needs_root_a_busy_frame_is_taken_down_by_the_next_call() {
     make_image(&image, "ext4", "busy", Left::Unmounted);
     let (hidden, mut server) = scratch.hidden(&image);
     let volumes = [volume("p1", hidden.join(IMAGE), "ext4")];
-    mount_volumes(&scratch.dir(), &hidden, &volumes).unwrap();
+    mount_volumes(&scratch.dir(), &hidden, &volumes, Access::Owner).unwrap();
     let visitor = Visitor::new(&scratch.dir());
     let error = unmount(&scratch.dir(), WhenBusy::Fail).unwrap_err();
     assert!(matches!(error, MountError::Busy { .. }), "{error}");
@@ -321,7 +350,7 @@ fn needs_root_the_images_go_with_the_files_and_not_before() {
     make_image(&image, "xfs", "word", Left::Running);
     let (hidden, mut server) = scratch.hidden(&image);
     let volumes = [volume("p1", hidden.join(IMAGE), "xfs")];
-    let reports = mount_volumes(&scratch.dir(), &hidden, &volumes).unwrap();
+    let reports = mount_volumes(&scratch.dir(), &hidden, &volumes, Access::Owner).unwrap();
     assert!(warning(&reports[0]).is_some());
     assert_eq!(word(&scratch.dir().join("p1")), "word");
 
@@ -347,7 +376,7 @@ fn needs_root_after_the_server_was_killed_everything_can_be_taken_down() {
         make_image(&image, fs, "word", Left::Unmounted);
         let (hidden, mut server) = scratch.hidden(&image);
         let volumes = [volume("p1", hidden.join(IMAGE), fs)];
-        mount_volumes(&scratch.dir(), &hidden, &volumes).unwrap();
+        mount_volumes(&scratch.dir(), &hidden, &volumes, Access::Owner).unwrap();
         server.kill();
         assert!(fs::metadata(&hidden).is_err(), "the server lives");
         let ours = list_ours().unwrap();
@@ -382,17 +411,20 @@ fn needs_root_leftovers_are_removed_and_starting_mounts_are_not() {
     fs::write(&image, [0; 1 << 20]).unwrap();
     let root = scratch.path("run");
     let (hidden, mut server) = scratch.hidden(&image);
-    assert_eq!(clean_leftovers(&root, SystemTime::now()).unwrap(), Cleaned::default());
-    let later = SystemTime::now() + Duration::from_secs(61);
-    assert_eq!(clean_leftovers(&root, later).unwrap().mounts, [hidden]);
+    // Its process lives and holds the lock, however long it takes.
+    let starting = fs::File::open(hidden.parent().unwrap()).unwrap();
+    starting.lock().unwrap();
+    assert_eq!(clean_leftovers(&root).unwrap(), Cleaned::default());
+    drop(starting);
+    assert_eq!(clean_leftovers(&root).unwrap().mounts, [hidden]);
     server.wait();
 
     let (hidden, mut server) = scratch.hidden(&image);
-    let device = LoopDevice::attach(&hidden.join(IMAGE), SectorSize::B512).unwrap();
+    let device = LoopDevice::attach(&hidden.join(IMAGE), Window::default(), SectorSize::B512).unwrap();
     server.kill();
     let node = device.node();
     drop(device);
-    let cleaned = clean_leftovers(&root, SystemTime::now()).unwrap();
+    let cleaned = clean_leftovers(&root).unwrap();
     assert_eq!(cleaned.mounts, [hidden]);
     assert!(cleaned.loops.is_empty() || cleaned.loops == [node]);
     scratch.assert_nothing_left();
@@ -419,7 +451,7 @@ fn needs_root_a_frame_that_cannot_be_built_is_undone() {
         volume("p1", image.clone(), "ext4"),
         volume(&"x".repeat(300), image, "ext4"),
     ];
-    let error = mount_volumes(&scratch.dir(), &scratch.images(), &volumes).unwrap_err();
+    let error = mount_volumes(&scratch.dir(), &scratch.images(), &volumes, Access::Owner).unwrap_err();
     assert!(matches!(error, MountError::Frame { .. }), "{error}");
     scratch.assert_nothing_left();
 }
@@ -433,6 +465,37 @@ fn mount_points_are_looked_at_before_they_are_used() {
     assert!(matches!(check("missing"), MountError::NoDirectory { .. }));
     assert!(matches!(check("file"), MountError::NotADirectory { .. }));
     assert!(matches!(check("."), MountError::NotEmpty { .. }));
+}
+
+#[test]
+fn needs_root_other_users_get_in_only_when_root_says_so() {
+    use std::os::unix::fs::MetadataExt;
+    let scratch = Scratch::new();
+    let image = scratch.images().join("p1.img");
+    make_image(&image, "ext4", "word", Left::Unmounted);
+    for (access, mode) in [(Access::Owner, 0o700), (Access::Everyone, 0o755)] {
+        let volumes = [volume("p1", image.clone(), "ext4")];
+        mount_volumes(&scratch.dir(), &scratch.images(), &volumes, access).unwrap();
+        assert_eq!(fs::metadata(scratch.dir()).unwrap().mode() & 0o777, mode);
+        unmount(&scratch.dir(), WhenBusy::Fail).unwrap();
+    }
+    scratch.assert_nothing_left();
+}
+
+#[test]
+fn needs_root_a_directory_above_keeps_others_out_or_does_not() {
+    use std::os::unix::fs::PermissionsExt;
+    let scratch = Scratch::new();
+    let above = scratch.path("dir");
+    let dir = above.join("below");
+    fs::create_dir(&dir).unwrap();
+    fs::set_permissions(scratch.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    for (mode, closed) in [(0o755, false), (0o710, false), (0o700, true)] {
+        fs::set_permissions(&above, fs::Permissions::from_mode(mode)).unwrap();
+        assert_eq!(only_root_reaches(&dir), closed, "{mode:o}");
+    }
+    // The directory itself is hidden by the mount.
+    assert!(!only_root_reaches(&above));
 }
 
 #[test]

@@ -1,0 +1,258 @@
+//! Btrfs before the kernel sees it: which devices a file system has, and superblocks with another identity.
+//!
+//! mount(2) of btrfs takes every device that the kernel knows with the UUID in the superblock, wherever it is: also the guest's
+//! live disk, whose log it would replay. So nothing of a backup is mounted under the UUID that it was backed up with. The images behind a
+//! mount show superblocks with a new random fsid; the old one becomes the `metadata_uuid`, which is what every tree block bears
+//! (`btrfs_validate_super`, fs/btrfs/disk-io.c; Linux 5.0 and newer). No other byte changes.
+//!
+//! The chunk tree names devices too, and those of another fsid (a seed) would again be looked up among all that the kernel
+//! knows (`open_seed_devices`, fs/btrfs/volumes.c): see `chunks`.
+
+mod checksum;
+mod chunks;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+
+use crate::read_at::{ReadAt, le16, le32, le64, read_inside};
+use checksum::{CHECKSUM_BYTES, Checksum};
+
+pub(crate) use chunks::{Layout, examine};
+
+/// The length of a superblock (`BTRFS_SUPER_INFO_SIZE`).
+const SUPERBLOCK_BYTES: usize = 4096;
+/// Where superblocks are (`btrfs_sb_offset`). The kernel mounts by the first alone.
+const SUPERBLOCK_OFFSETS: [u64; 3] = [64 << 10, 64 << 20, 256 << 30];
+
+// Offsets in `struct btrfs_super_block` (linux/btrfs_tree.h).
+const FSID: usize = 0x20;
+const INCOMPAT_FLAGS: usize = 0xbc;
+const DEVICE: usize = 0xc9;
+const METADATA_UUID: usize = 0x23b;
+const SYSTEM_CHUNKS: usize = 0x32b;
+const SYSTEM_CHUNKS_BYTES: usize = 2048;
+
+/// `BTRFS_FEATURE_INCOMPAT_METADATA_UUID`.
+const INCOMPAT_METADATA_UUID: u64 = 1 << 10;
+/// `BTRFS_SUPER_FLAG_SEEDING`.
+const FLAG_SEEDING: u64 = 1 << 32;
+
+/// The identity of a btrfs, as the kernel and udev know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Fsid(pub [u8; 16]);
+
+impl fmt::Display for Fsid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, byte) in self.0.iter().enumerate() {
+            let dash = if matches!(at, 4 | 6 | 8 | 10) { "-" } else { "" };
+            write!(f, "{dash}{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Fsid {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let hex: Vec<u8> = text.bytes().filter(|byte| *byte != b'-').collect();
+        let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        let bytes: Option<Vec<u8>> = hex.chunks(2).map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?)).collect();
+        let bytes = bytes.and_then(|bytes| bytes.try_into().ok());
+        bytes.map(Self).ok_or("not a UUID")
+    }
+}
+
+/// Another identity for the btrfs in an image. As text `FILE:OFFSET:FSID`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewFsid {
+    /// The name of the image's file.
+    pub file: String,
+    /// Where the file system starts in that file.
+    pub offset_bytes: u64,
+    /// What is shown in the place of its own identity.
+    pub fsid: Fsid,
+}
+
+impl fmt::Display for NewFsid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.file, self.offset_bytes, self.fsid)
+    }
+}
+
+impl FromStr for NewFsid {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut fields = text.rsplitn(3, ':');
+        let (fsid, offset, file) = (fields.next(), fields.next(), fields.next());
+        let offset_bytes = offset.and_then(|offset| offset.parse().ok()).ok_or("not FILE:OFFSET:FSID")?;
+        Ok(Self {
+            file: file.filter(|file| !file.is_empty()).ok_or("not FILE:OFFSET:FSID")?.to_owned(),
+            offset_bytes,
+            fsid: fsid.unwrap_or_default().parse()?,
+        })
+    }
+}
+
+/// A superblock whose checksum holds.
+#[derive(Clone)]
+pub(crate) struct Superblock {
+    bytes: Box<[u8]>,
+    checksum: Checksum,
+}
+
+impl Superblock {
+    /// Reads the superblock that the kernel mounts by; the inner error says what is wrong with it.
+    pub(crate) fn read(volume: &dyn ReadAt) -> io::Result<Result<Self, &'static str>> {
+        Self::read_copy(volume, SUPERBLOCK_OFFSETS[0])
+    }
+
+    fn read_copy(volume: &dyn ReadAt, offset_bytes: u64) -> io::Result<Result<Self, &'static str>> {
+        let mut bytes = vec![0; SUPERBLOCK_BYTES].into_boxed_slice();
+        if !read_inside(volume, offset_bytes, &mut bytes)? || bytes[0x40..0x48] != *b"_BHRfS_M" {
+            return Ok(Err("there is no btrfs superblock"));
+        }
+        let Some(checksum) = Checksum::of_type(le16(&bytes, 0xc4)) else {
+            return Ok(Err("the btrfs superblock has a checksum of an unknown kind"));
+        };
+        if le64(&bytes, 0x30) != offset_bytes || !checksum.holds(&bytes) {
+            return Ok(Err("the btrfs superblock is damaged"));
+        }
+        let superblock = Self { bytes, checksum };
+        let node_bytes = superblock.node_bytes();
+        if !node_bytes.is_power_of_two() || !(4096..=65536).contains(&node_bytes) {
+            return Ok(Err("the btrfs superblock makes no sense"));
+        }
+        Ok(Ok(superblock))
+    }
+
+    fn uuid(&self, at: usize) -> Fsid {
+        Fsid(std::array::from_fn(|byte| self.bytes[at + byte]))
+    }
+
+    /// The identity under which the kernel registers it.
+    pub(crate) fn fsid(&self) -> Fsid {
+        self.uuid(FSID)
+    }
+
+    fn has_metadata_uuid(&self) -> bool {
+        le64(&self.bytes, INCOMPAT_FLAGS) & INCOMPAT_METADATA_UUID != 0
+    }
+
+    /// The identity that tree blocks and device items bear.
+    pub(crate) fn metadata_uuid(&self) -> Fsid {
+        if self.has_metadata_uuid() {
+            self.uuid(METADATA_UUID)
+        } else {
+            self.fsid()
+        }
+    }
+
+    /// The fsid in the item of the device itself, which the kernel wants to be the metadata's.
+    fn device_fsid(&self) -> Fsid {
+        self.uuid(DEVICE + 0x52)
+    }
+
+    pub(crate) fn devid(&self) -> u64 {
+        le64(&self.bytes, DEVICE)
+    }
+
+    pub(crate) fn device_count(&self) -> u64 {
+        le64(&self.bytes, 0x88)
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        le64(&self.bytes, 0x48)
+    }
+
+    /// Whether there is a log of fsyncs that was not replayed.
+    pub(crate) fn has_log(&self) -> bool {
+        le64(&self.bytes, 0x60) != 0
+    }
+
+    /// Whether it is a seed: a base that others are built on.
+    pub(crate) fn is_seed(&self) -> bool {
+        le64(&self.bytes, 0x38) & FLAG_SEEDING != 0
+    }
+
+    fn chunk_root(&self) -> (u64, u8) {
+        (le64(&self.bytes, 0x58), self.bytes[0xc7])
+    }
+
+    fn node_bytes(&self) -> u32 {
+        le32(&self.bytes, 0x94)
+    }
+
+    fn system_chunks(&self) -> &[u8] {
+        let len = (le32(&self.bytes, 0xa0) as usize).min(SYSTEM_CHUNKS_BYTES);
+        &self.bytes[SYSTEM_CHUNKS..SYSTEM_CHUNKS + len]
+    }
+
+    /// The same superblock under another identity.
+    fn with_fsid(&self, fsid: Fsid) -> Box<[u8]> {
+        let mut bytes = self.bytes.clone();
+        if !self.has_metadata_uuid() {
+            let old = self.fsid();
+            bytes[METADATA_UUID..METADATA_UUID + 16].copy_from_slice(&old.0);
+            let flags = le64(&bytes, INCOMPAT_FLAGS) | INCOMPAT_METADATA_UUID;
+            bytes[INCOMPAT_FLAGS..INCOMPAT_FLAGS + 8].copy_from_slice(&flags.to_le_bytes());
+        }
+        bytes[FSID..FSID + 16].copy_from_slice(&fsid.0);
+        let checksum = self.checksum.of_block(&bytes);
+        bytes[..CHECKSUM_BYTES].copy_from_slice(&checksum);
+        bytes
+    }
+}
+
+impl fmt::Debug for Superblock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Superblock({}, device {})", self.fsid(), self.devid())
+    }
+}
+
+/// Bytes that stand in for those of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Patch {
+    pub(crate) offset_bytes: u64,
+    pub(crate) bytes: Box<[u8]>,
+}
+
+/// The superblocks of a device under another identity: the first, and its copies. A copy that another file system left is no copy and stays.
+pub(crate) fn patches(volume: &dyn ReadAt, fsid: Fsid) -> io::Result<Vec<Patch>> {
+    let mut patches = Vec::new();
+    let mut old = None;
+    for offset_bytes in SUPERBLOCK_OFFSETS {
+        match Superblock::read_copy(volume, offset_bytes)? {
+            Ok(superblock) if old.is_none_or(|old| old == superblock.fsid()) => {
+                old = Some(superblock.fsid());
+                patches.push(Patch {
+                    offset_bytes,
+                    bytes: superblock.with_fsid(fsid),
+                });
+            }
+            Ok(_) => {}
+            // Without the first there is nothing that could be mounted safely.
+            Err(why) if old.is_none() => return Err(io::Error::new(io::ErrorKind::InvalidData, why)),
+            Err(_) => {}
+        }
+    }
+    Ok(patches)
+}
+
+/// Puts patches over bytes that were read at `offset_bytes`.
+pub(crate) fn apply(patches: &[Patch], offset_bytes: u64, out: &mut [u8]) {
+    for patch in patches {
+        let (start, end) = (patch.offset_bytes, patch.offset_bytes + patch.bytes.len() as u64);
+        let (from, to) = (start.max(offset_bytes), end.min(offset_bytes + out.len() as u64));
+        if from < to {
+            let len = (to - from) as usize;
+            let (at, of) = ((from - offset_bytes) as usize, (from - start) as usize);
+            out[at..at + len].copy_from_slice(&patch.bytes[of..of + len]);
+        }
+    }
+}

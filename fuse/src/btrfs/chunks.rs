@@ -1,0 +1,268 @@
+//! Reads the chunk tree of a btrfs: which devices it has, and where the copies of its data are. Trusts nothing it reads.
+//!
+//! The kernel reads any copy of a tree block, so all of them are read here: a guest must not be able to hide a device in the copy
+//! that was not looked at.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+
+use super::{Fsid, Superblock};
+use crate::read_at::{ReadAt, le16, le32, le64, read_inside};
+
+/// Tree blocks of the largest chunk tree that is read: one of 16 KiB describes some hundred chunks of 1 GiB.
+const MAX_NODES: usize = 1 << 14;
+/// `BTRFS_MAX_LEVEL`.
+const MAX_LEVEL: u8 = 8;
+/// More stripes than a chunk can have: an item must fit into a tree block.
+const MAX_STRIPES: usize = 2048;
+
+const NODE_HEADER_BYTES: usize = 101;
+const ITEM_BYTES: usize = 25;
+const POINTER_BYTES: usize = 33;
+const KEY_BYTES: usize = 17;
+const CHUNK_BYTES: usize = 48;
+const STRIPE_BYTES: usize = 32;
+const DEVICE_ITEM: u8 = 216;
+const CHUNK_ITEM: u8 = 228;
+
+// `BTRFS_BLOCK_GROUP_*`.
+const RAID0: u64 = 1 << 3;
+const RAID1: u64 = 1 << 4;
+const DUP: u64 = 1 << 5;
+const RAID10: u64 = 1 << 6;
+const RAID5: u64 = 1 << 7;
+const RAID6: u64 = 1 << 8;
+const RAID1C3: u64 = 1 << 9;
+const RAID1C4: u64 = 1 << 10;
+
+/// The devices of a file system, by its own account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// Their numbers, in order.
+    pub(crate) devices: Vec<u64>,
+    /// Those that are not at hand.
+    pub(crate) missing: Vec<u64>,
+    /// Whether every byte has a copy, or can be worked out, without the missing ones.
+    pub(crate) complete: bool,
+}
+
+/// Reads the chunk tree from the devices at hand, all of one file system. The inner error says why it must not be mounted.
+pub(crate) fn examine(devices: &[(&Superblock, &dyn ReadAt)]) -> io::Result<Result<Layout, String>> {
+    let Some((newest, _)) = devices.iter().max_by_key(|(superblock, _)| superblock.generation()) else {
+        return Ok(Err("there is no device".to_owned()));
+    };
+    if devices.iter().any(|(it, _)| it.device_fsid() != it.metadata_uuid()) {
+        return Ok(Err("a device's superblock contradicts itself".to_owned()));
+    }
+    let mut walk = Walk {
+        newest,
+        volumes: devices.iter().map(|(it, volume)| (it.devid(), *volume)).collect(),
+        system: system_chunks(newest),
+        chunks: HashMap::new(),
+        devices: HashMap::new(),
+    };
+    if let Err(why) = walk.run()? {
+        return Ok(Err(why));
+    }
+    let metadata = newest.metadata_uuid();
+    if walk.devices.values().any(|fsids| fsids.iter().any(|fsid| *fsid != metadata)) {
+        return Ok(Err("it is built on a seed device, which is a file system of its own".to_owned()));
+    }
+    let mut numbers: Vec<u64> = walk.devices.keys().copied().collect();
+    numbers.sort_unstable();
+    let missing: Vec<u64> = numbers.iter().copied().filter(|it| !walk.volumes.contains_key(it)).collect();
+    let lost = |chunk: &Chunk| {
+        let gone = chunk.stripes.iter().filter(|(devid, _)| !walk.volumes.contains_key(devid));
+        gone.count() > chunk.may_lose()
+    };
+    let complete = !walk.chunks.values().chain(&walk.system).any(lost);
+    Ok(Ok(Layout {
+        devices: numbers,
+        missing,
+        complete,
+    }))
+}
+
+/// Where a range of logical addresses is.
+struct Chunk {
+    start: u64,
+    len: u64,
+    kind: u64,
+    stripe_len: u64,
+    sub_stripes: u64,
+    /// Device and offset.
+    stripes: Vec<(u64, u64)>,
+}
+
+impl Chunk {
+    fn parse(start: u64, bytes: &[u8]) -> Option<Self> {
+        let head = bytes.get(..CHUNK_BYTES)?;
+        let count = usize::from(le16(head, 44)).min(MAX_STRIPES);
+        let stripes = bytes.get(CHUNK_BYTES..CHUNK_BYTES + count * STRIPE_BYTES)?;
+        let stripes: Vec<_> = stripes.chunks_exact(STRIPE_BYTES).map(|it| (le64(it, 0), le64(it, 8))).collect();
+        let chunk = Self {
+            start,
+            len: le64(head, 0),
+            kind: le64(head, 24),
+            stripe_len: le64(head, 16),
+            sub_stripes: u64::from(le16(head, 46)),
+            stripes,
+        };
+        let sound = chunk.stripe_len.is_power_of_two() && !chunk.stripes.is_empty();
+        sound.then_some(chunk)
+    }
+
+    fn bytes(&self) -> usize {
+        CHUNK_BYTES + self.stripes.len() * STRIPE_BYTES
+    }
+
+    /// So many stripes may be lost, with all data still there (`btrfs_raid_array`, `tolerated_failures`).
+    fn may_lose(&self) -> usize {
+        match self.kind {
+            kind if kind & (RAID1C4) != 0 => 3,
+            kind if kind & (RAID1C3 | RAID6) != 0 => 2,
+            kind if kind & (RAID1 | RAID10 | RAID5) != 0 => 1,
+            // Both copies are on one device; either both are there or none.
+            _ => 0,
+        }
+    }
+
+    /// Devices and offsets of all copies of a tree block, which never crosses the edge of a stripe.
+    fn copies(&self, logical: u64) -> Vec<(u64, u64)> {
+        let Some(offset) = logical.checked_sub(self.start).filter(|offset| *offset < self.len) else {
+            return Vec::new();
+        };
+        let (stripe, inside) = (offset / self.stripe_len, offset % self.stripe_len);
+        let count = self.stripes.len() as u64;
+        let at = |index: u64, row: u64| {
+            let (devid, start) = *self.stripes.get(usize::try_from(index).ok()?)?;
+            Some((devid, start.checked_add(row.checked_mul(self.stripe_len)?)?.checked_add(inside)?))
+        };
+        let whole = |(devid, start): &(u64, u64)| Some((*devid, start.checked_add(offset)?));
+        let parity = |lost| {
+            let data = count.checked_sub(lost).filter(|data| *data > 0)?;
+            let row = stripe / data;
+            at((stripe % data + row) % count, row)
+        };
+        match self.kind {
+            kind if kind & (RAID1 | RAID1C3 | RAID1C4 | DUP) != 0 => self.stripes.iter().filter_map(whole).collect(),
+            kind if kind & RAID0 != 0 => at(stripe % count, stripe / count).into_iter().collect(),
+            kind if kind & RAID10 != 0 => {
+                let copies = self.sub_stripes.clamp(1, count);
+                let (groups, first) = (count / copies, stripe % (count / copies) * copies);
+                (first..first + copies).filter_map(|index| at(index, stripe / groups)).collect()
+            }
+            kind if kind & RAID5 != 0 => parity(1).into_iter().collect(),
+            kind if kind & RAID6 != 0 => parity(2).into_iter().collect(),
+            _ => self.stripes.first().and_then(whole).into_iter().collect(),
+        }
+    }
+}
+
+/// The chunks that the superblock itself describes: those of the chunk tree.
+fn system_chunks(superblock: &Superblock) -> Vec<Chunk> {
+    let mut rest = superblock.system_chunks();
+    let mut chunks = Vec::new();
+    while let Some((key, after)) = rest.split_at_checked(KEY_BYTES) {
+        let Some(chunk) = Chunk::parse(le64(key, 9), after).filter(|_| key[8] == CHUNK_ITEM) else {
+            break;
+        };
+        rest = after.get(chunk.bytes()..).unwrap_or_default();
+        chunks.push(chunk);
+    }
+    chunks
+}
+
+struct Walk<'a> {
+    newest: &'a Superblock,
+    volumes: HashMap<u64, &'a dyn ReadAt>,
+    system: Vec<Chunk>,
+    /// By logical address.
+    chunks: HashMap<u64, Chunk>,
+    /// The fsids that each device's items have, in all copies.
+    devices: HashMap<u64, HashSet<Fsid>>,
+}
+
+impl Walk<'_> {
+    fn run(&mut self) -> io::Result<Result<(), String>> {
+        let (root, level) = self.newest.chunk_root();
+        if level >= MAX_LEVEL {
+            return Ok(Err("its chunk tree makes no sense".to_owned()));
+        }
+        let mut to_read = vec![(root, level)];
+        let mut seen = HashSet::new();
+        while let Some((logical, level)) = to_read.pop() {
+            if !seen.insert((logical, level)) {
+                continue;
+            }
+            if seen.len() > MAX_NODES {
+                return Ok(Err("its chunk tree is larger than any that was seen".to_owned()));
+            }
+            let nodes = self.read_node(logical, level)?;
+            if nodes.is_empty() {
+                return Ok(Err(self.unreadable()));
+            }
+            for node in nodes {
+                match level {
+                    0 => self.take_leaf(&node),
+                    _ => to_read.extend(children(&node).map(|child| (child, level - 1))),
+                }
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    fn unreadable(&self) -> String {
+        let (have, of) = (self.volumes.len() as u64, self.newest.device_count());
+        if have < of {
+            format!("only {have} of its {of} devices are in the backup, and its chunk tree is not on them")
+        } else {
+            "its chunk tree is damaged".to_owned()
+        }
+    }
+
+    /// All good copies of a tree block that are at hand.
+    fn read_node(&self, logical: u64, level: u8) -> io::Result<Vec<Vec<u8>>> {
+        let mut nodes: Vec<Vec<u8>> = Vec::new();
+        for (devid, offset_bytes) in self.system.iter().flat_map(|chunk| chunk.copies(logical)) {
+            let Some(volume) = self.volumes.get(&devid) else {
+                continue;
+            };
+            let mut node = vec![0; self.newest.node_bytes() as usize];
+            let good = read_inside(*volume, offset_bytes, &mut node)?
+                && self.newest.checksum.holds(&node)
+                && le64(&node, 48) == logical
+                && node[100] == level;
+            if good && !nodes.contains(&node) {
+                nodes.push(node);
+            }
+        }
+        Ok(nodes)
+    }
+
+    fn take_leaf(&mut self, node: &[u8]) {
+        let items = node[NODE_HEADER_BYTES..].chunks_exact(ITEM_BYTES).take(le32(node, 96) as usize);
+        for item in items {
+            let (kind, key_offset) = (item[8], le64(item, 9));
+            let (at, len) = (le32(item, 17) as usize, le32(item, 21) as usize);
+            let data = node[NODE_HEADER_BYTES..].get(at..).and_then(|data| data.get(..len));
+            match (kind, data) {
+                (DEVICE_ITEM, Some(data)) if data.len() >= 98 => {
+                    let fsid = Fsid(std::array::from_fn(|byte| data[82 + byte]));
+                    self.devices.entry(le64(data, 0)).or_default().insert(fsid);
+                }
+                (CHUNK_ITEM, Some(data)) => {
+                    if let Some(chunk) = Chunk::parse(key_offset, data) {
+                        self.chunks.entry(key_offset).or_insert(chunk);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn children(node: &[u8]) -> impl Iterator<Item = u64> {
+    let pointers = node[NODE_HEADER_BYTES..].chunks_exact(POINTER_BYTES);
+    pointers.take(le32(node, 96) as usize).map(|pointer| le64(pointer, KEY_BYTES))
+}

@@ -1,0 +1,144 @@
+//! Which volumes of a backup are one btrfs, and under which identity they are shown to the kernel.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+
+use super::found::{Found, Plan, with_doubts};
+use crate::btrfs::{Fsid, Layout, NewFsid, Superblock, examine};
+use crate::drivers::how_to_mount;
+use crate::listing::Part;
+use crate::probe::{Content, FsType};
+use crate::read_at::ReadAt;
+
+/// Decides what becomes of each btrfs, and of each device of one.
+pub(super) fn plan(
+    found: &[Found],
+    new_fsid: &dyn Fn() -> io::Result<Fsid>,
+) -> io::Result<(HashMap<usize, Plan>, Vec<NewFsid>)> {
+    let mut plans = HashMap::new();
+    let mut fsids = Vec::new();
+    let mut groups: BTreeMap<_, Vec<(usize, Superblock)>> = BTreeMap::new();
+    for (index, volume) in found.iter().enumerate() {
+        let is_btrfs = |content| content == Content::FileSystem(FsType::Btrfs);
+        if !volume.probed.as_ref().is_ok_and(|probed| is_btrfs(probed.content)) {
+            continue;
+        }
+        match Superblock::read(&volume.content())? {
+            // Of several with one device each and the same identity, each is a copy of its own.
+            Ok(superblock) if superblock.device_count() == 1 => {
+                let key = (superblock.fsid(), superblock.metadata_uuid(), Some(index));
+                groups.insert(key, vec![(index, superblock)]);
+            }
+            Ok(superblock) => {
+                let key = (superblock.fsid(), superblock.metadata_uuid(), None);
+                groups.entry(key).or_default().push((index, superblock));
+            }
+            Err(why) => {
+                plans.insert(index, refuse(why));
+            }
+        }
+    }
+    for devices in groups.into_values() {
+        plan_set(found, &devices, new_fsid, &mut plans, &mut fsids)?;
+    }
+    Ok((plans, fsids))
+}
+
+fn refuse(why: &str) -> Plan {
+    Plan::Skip {
+        reason: format!("Btrfs file system: {why}"),
+        may_hold_files: true,
+    }
+}
+
+fn plan_set(
+    found: &[Found],
+    devices: &[(usize, Superblock)],
+    new_fsid: &dyn Fn() -> io::Result<Fsid>,
+    plans: &mut HashMap<usize, Plan>,
+    fsids: &mut Vec<NewFsid>,
+) -> io::Result<()> {
+    let layout = match look_at(found, devices)? {
+        Ok(layout) => layout,
+        Err(why) => {
+            plans.extend(devices.iter().map(|(index, _)| (*index, refuse(&why))));
+            return Ok(());
+        }
+    };
+    let (members, strangers): (Vec<_>, Vec<_>) =
+        devices.iter().partition(|(_, superblock)| layout.devices.contains(&superblock.devid()));
+    for (index, _) in strangers {
+        plans.insert(*index, refuse("this device was removed from it"));
+    }
+    let Some((first, superblock)) = members.iter().find(|(index, _)| found[*index].wanted) else {
+        return Ok(());
+    };
+    let mut how = match how_to_mount(FsType::Btrfs, &found[*first].content())? {
+        Ok(how) => with_doubts(&found[*first], how),
+        Err(why) => {
+            plans.insert(*first, refuse(&why));
+            return Ok(());
+        }
+    };
+    how.leave_journal(members.iter().any(|(_, superblock)| superblock.has_log()));
+    if !layout.missing.is_empty() {
+        how.options.push_str(",degraded");
+        how.warn(format!(
+            "mounted degraded: {} not in the backup; the other devices have a copy of everything",
+            numbers(&layout.missing)
+        ));
+    }
+    let fsid = new_fsid()?;
+    for (index, member) in &members {
+        let volume = &found[*index];
+        fsids.push(NewFsid {
+            file: volume.file.clone(),
+            offset_bytes: volume.window.offset_bytes,
+            fsid,
+        });
+        if index != first {
+            let skip = Plan::Skip {
+                reason: format!("device {} of the btrfs on {}", member.devid(), found[*first].file),
+                may_hold_files: false,
+            };
+            plans.insert(*index, skip);
+        }
+    }
+    tracing::debug!(old = %superblock.fsid(), new = %fsid, seed = superblock.is_seed(), "btrfs under another identity");
+    let others = members.iter().map(|(index, _)| *index).filter(|index| index != first).collect();
+    plans.insert(*first, Plan::Mount { how, others });
+    Ok(())
+}
+
+/// What the file system says of its devices; the inner error says why it is not mounted.
+fn look_at(found: &[Found], devices: &[(usize, Superblock)]) -> io::Result<Result<Layout, String>> {
+    for (at, (index, superblock)) in devices.iter().enumerate() {
+        let mut before = devices[..at].iter();
+        if let Some((twin, _)) = before.find(|(_, other)| other.devid() == superblock.devid()) {
+            return Ok(Err(format!(
+                "its device {} is in the backup twice, as {} and {}; restore the disks that belong together to files and mount those",
+                superblock.devid(),
+                found[*twin].file,
+                found[*index].file,
+            )));
+        }
+    }
+    let parts: Vec<Part> = devices.iter().map(|(index, _)| found[*index].content()).collect();
+    let pairs: Vec<_> = devices.iter().zip(&parts).map(|((_, it), part)| (it, part as &dyn ReadAt)).collect();
+    Ok(match examine(&pairs)? {
+        Ok(layout) if !layout.missing.is_empty() && !layout.complete => Err(format!(
+            "{} not in the backup, and some data is there alone; `btrfs restore` gets files out of the images that `vbk mount DIR` shows",
+            numbers(&layout.missing)
+        )),
+        other => other,
+    })
+}
+
+/// As in `its devices 2, 3 are`.
+fn numbers(devices: &[u64]) -> String {
+    let list: Vec<_> = devices.iter().map(u64::to_string).collect();
+    match list.as_slice() {
+        [one] => format!("its device {one} is"),
+        _ => format!("its devices {} are", list.join(", ")),
+    }
+}

@@ -1,0 +1,237 @@
+//! What there is to mount in a backup: every partition of every disk, looked at together, because a mirror or a btrfs may be on several.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+
+use vbk_repo::backup::Image;
+use vbk_repo::reader::ImageReader;
+
+use super::btrfs_sets;
+use crate::btrfs::{Fsid, NewFsid};
+use crate::drivers::{FileSystem, how_to_mount};
+use crate::listing::{Part, Whole, partition_name};
+use crate::loopdev::Window;
+use crate::partition::{PartitionKind, TableKind, read_table};
+use crate::probe::containers::{self, MdMember};
+use crate::probe::{self, FsType, Probed, probe_all};
+
+/// A disk of a backup, open for reading.
+pub(super) struct Disk<'a> {
+    pub(super) image: &'a Image,
+    pub(super) reader: ImageReader,
+    /// Whether the user asked for it. The others are looked at for what belongs together.
+    pub(super) wanted: bool,
+    /// Where its partitions are to be mounted, below the mount point.
+    pub(super) parent: PathBuf,
+    /// Where it is to be mounted if it has no partitions.
+    pub(super) whole: PathBuf,
+}
+
+/// A partition, or a disk without partitions.
+pub(super) struct Found<'a> {
+    reader: &'a ImageReader,
+    offset_bytes: u64,
+    size_bytes: u64,
+    kind: Option<PartitionKind>,
+    /// What it holds, or why it can't be read.
+    pub(super) probed: Result<Probed, String>,
+    /// The RAID array that it is a member of.
+    member: Option<MdMember>,
+    /// The part of it that holds the content: less than all in a mirror.
+    pub(super) window: Window,
+    pub(super) wanted: bool,
+    /// Its place below the mount point.
+    pub(super) name: PathBuf,
+    /// The name of its image's file.
+    pub(super) file: String,
+}
+
+impl Found<'_> {
+    /// The bytes of the content.
+    pub(super) fn content(&self) -> Part<'_> {
+        Part {
+            image: self.reader,
+            offset_bytes: self.offset_bytes + self.window.offset_bytes,
+            size_bytes: match self.window.size_bytes {
+                0 => self.size_bytes,
+                size_bytes => size_bytes,
+            },
+        }
+    }
+
+    /// Partitions that boot code has without a file system: BIOS boot, PReP, and Microsoft's reserved one (UEFI 2.10, table 5.7).
+    fn is_boot_code(&self) -> bool {
+        const BOOT: [&[u8; 16]; 3] = [
+            b"Hah!IdontNeedEFI",
+            &[
+                0x38, 0x2d, 0x1a, 0x9e, 0x12, 0xc6, 0x16, 0x43, 0xaa, 0x26, 0x8b, 0x49, 0x52, 0x1e, 0x5a, 0x8b,
+            ],
+            &[
+                0x16, 0xe3, 0xc9, 0xe3, 0x5c, 0x0b, 0xb8, 0x4d, 0x81, 0x7d, 0xf9, 0x2d, 0xf0, 0x02, 0x15, 0xae,
+            ],
+        ];
+        match self.kind {
+            Some(PartitionKind::Gpt(kind)) => BOOT.contains(&&kind),
+            Some(PartitionKind::Mbr(kind)) => kind == 0x41,
+            None => false,
+        }
+    }
+}
+
+/// What becomes of a volume.
+pub(super) enum Plan {
+    Mount {
+        how: FileSystem,
+        /// The other devices of the file system, by their index.
+        others: Vec<usize>,
+    },
+    Skip {
+        reason: String,
+        may_hold_files: bool,
+    },
+}
+
+/// Looks at the partitions of a disk.
+pub(super) fn inspect<'a>(disk: &'a Disk<'_>, warnings: &mut Vec<String>) -> io::Result<Vec<Found<'a>>> {
+    let whole = Whole(&disk.reader);
+    let table = read_table(&whole)?;
+    let name = &disk.image.disk;
+    warnings.extend(table.warnings.iter().map(|warning| format!("{name}: {warning}")));
+    let found = |place: PathBuf, file: String, (offset_bytes, size_bytes), kind| Found {
+        reader: &disk.reader,
+        offset_bytes,
+        size_bytes,
+        kind,
+        probed: Err(String::new()),
+        member: None,
+        window: Window::default(),
+        wanted: disk.wanted,
+        name: place,
+        file,
+    };
+    let mut all: Vec<Found> = if table.kind == TableKind::None {
+        let range = (0, disk.image.size_bytes);
+        vec![found(disk.whole.clone(), format!("{name}.img"), range, None)]
+    } else {
+        let partitions = table.partitions.iter().map(|partition| {
+            let range = (partition.offset_bytes, partition.size_bytes);
+            let place = disk.parent.join(format!("p{}", partition.number));
+            found(place, partition_name(disk.image, partition.number), range, Some(partition.kind))
+        });
+        partitions.collect()
+    };
+    for found in &mut all {
+        match look_into(found) {
+            Ok(()) => {}
+            // A disk without partitions that can't be read is an error of all; a partition is listed with the reason.
+            Err(error) if found.kind.is_none() => return Err(error),
+            Err(error) => found.probed = Err(error.to_string()),
+        }
+    }
+    Ok(all)
+}
+
+/// Probes a volume; in a mirror that is complete, what is in the mirror.
+fn look_into(found: &mut Found) -> io::Result<()> {
+    let mut probed = probe_all(&found.content())?;
+    if probed.content == probe::Content::MdMember {
+        found.member = containers::md_member(&found.content())?;
+        if let Some((offset_bytes, size_bytes)) = found.member.as_ref().and_then(|member| member.whole_data) {
+            let window = Window {
+                offset_bytes,
+                size_bytes,
+            };
+            found.window = window;
+            let inner = probe_all(&found.content())?;
+            // A mirror of anything else is named for what it is.
+            match inner.content {
+                probe::Content::FileSystem(_) => probed = inner,
+                _ => found.window = Window::default(),
+            }
+        }
+    }
+    found.probed = Ok(probed);
+    Ok(())
+}
+
+/// Decides what becomes of each volume. `new_fsid` gives a random identity at each call; what has a new one is listed.
+pub(super) fn plan(
+    found: &[Found],
+    new_fsid: &dyn Fn() -> io::Result<Fsid>,
+) -> io::Result<(HashMap<usize, Plan>, Vec<NewFsid>)> {
+    let (mut plans, fsids) = btrfs_sets::plan(found, new_fsid)?;
+    for (index, volume) in found.iter().enumerate() {
+        if let Some(newer) = newer_member(found, volume) {
+            let skip = Plan::Skip {
+                reason: format!("out-of-date member of the RAID array that {} is of", newer.file),
+                may_hold_files: false,
+            };
+            plans.insert(index, skip);
+        } else if !plans.contains_key(&index) {
+            plans.insert(index, plan_alone(volume)?);
+        }
+    }
+    Ok((plans, fsids))
+}
+
+/// A member of the same array that knows of later events.
+fn newer_member<'a>(found: &'a [Found<'a>], volume: &Found) -> Option<&'a Found<'a>> {
+    let member = volume.member.as_ref()?;
+    found.iter().find(|other| {
+        let theirs = other.member.as_ref();
+        theirs.is_some_and(|theirs| theirs.array == member.array && theirs.events > member.events)
+    })
+}
+
+fn plan_alone(volume: &Found) -> io::Result<Plan> {
+    let skip = |reason, may_hold_files| {
+        Ok(Plan::Skip {
+            reason,
+            may_hold_files,
+        })
+    };
+    let probed = match &volume.probed {
+        Ok(probed) => probed,
+        Err(error) => return skip(error.clone(), true),
+    };
+    match probed.content {
+        probe::Content::FileSystem(fs) => mount(volume, fs),
+        content => {
+            let described = containers::describe(content, &volume.content())?;
+            let plain = content.why_not_mountable().unwrap_or_default();
+            let harmless = content == probe::Content::Unknown && volume.is_boot_code();
+            let reason = if harmless { "boot code".to_owned() } else { described.unwrap_or(plain.to_owned()) };
+            skip(reason, content.may_hold_files() && !harmless)
+        }
+    }
+}
+
+/// Mounts a file system by its superblock alone.
+fn mount(volume: &Found, fs: FsType) -> io::Result<Plan> {
+    Ok(match how_to_mount(fs, &volume.content())? {
+        Ok(how) => Plan::Mount {
+            how: with_doubts(volume, how),
+            others: Vec::new(),
+        },
+        Err(why) => Plan::Skip {
+            reason: format!("{fs} file system: {why}"),
+            may_hold_files: true,
+        },
+    })
+}
+
+/// Adds what the user must know of a volume that bears several marks.
+pub(super) fn with_doubts(volume: &Found, mut how: FileSystem) -> FileSystem {
+    if let Ok(probed) = &volume.probed
+        && !probed.also.is_empty()
+    {
+        let also: Vec<_> = probed.also.iter().map(ToString::to_string).collect();
+        how.warn(format!(
+            "mounted as {}, but the volume also bears the mark of another content: {}",
+            how.kind,
+            also.join(", ")
+        ));
+    }
+    how
+}

@@ -1,0 +1,118 @@
+//! The directory with the images behind a mount of files, which only its owner may enter.
+//!
+//! From its making until the mount of files refers to it, its process holds a lock on it, which the kernel releases when the process ends,
+//! however it ends. So another process knows a mount in the making from one that was killed, however slow the first is.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::volumes::abandoned;
+
+/// How often another process may remove the new directory before its lock is taken. It can only do so in that moment.
+const ATTEMPTS: u32 = 16;
+
+/// A directory for the images, with a name of its own.
+pub(super) struct Hidden {
+    path: PathBuf,
+    /// The lock on the directory above `path`.
+    _lock: File,
+}
+
+impl Hidden {
+    pub(super) fn create(root: &Path) -> Result<Self> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Runtime { path, source }
+        };
+        let make = |path: &Path, recursive| fs::DirBuilder::new().mode(0o700).recursive(recursive).create(path);
+        make(root, true).map_err(failed(root))?;
+        let stamp = jiff::Timestamp::now().as_nanosecond();
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let own = root.join(format!("files-{}-{stamp:x}-{attempt}", std::process::id()));
+            make(&own, false).map_err(failed(&own))?;
+            match locked(&own) {
+                Ok(lock) => {
+                    let path = own.join("images");
+                    make(&path, false).map_err(failed(&path))?;
+                    return Ok(Self { path, _lock: lock });
+                }
+                Err(error) if attempt == ATTEMPTS => return Err(failed(&own)(error)),
+                Err(_) => {}
+            }
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Locks a new directory, and fails if it was removed before.
+fn locked(directory: &Path) -> io::Result<File> {
+    let lock = File::open(directory)?;
+    lock.lock()?;
+    let (held, named) = (lock.metadata()?, fs::metadata(directory)?);
+    match (held.dev(), held.ino()) == (named.dev(), named.ino()) {
+        true => Ok(lock),
+        false => Err(io::ErrorKind::NotFound.into()),
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        // As long as something is mounted there this fails and is right to; unmounting then removes them.
+        let _ = fs::remove_dir(&self.path);
+        let _ = self.path.parent().map(fs::remove_dir);
+    }
+}
+
+/// Removes the directories that mounts left below `root` which were killed before they mounted anything. Never more than empty directories.
+pub fn clean_directories(root: &Path) {
+    for entry in fs::read_dir(root).into_iter().flatten().flatten() {
+        let own = entry.path();
+        if entry.file_name().to_string_lossy().starts_with("files-")
+            && let Some(_lock) = abandoned(&own)
+        {
+            // With a mount on it, it is busy and stays.
+            let _ = fs::remove_dir(own.join("images"));
+            let _ = fs::remove_dir(own);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_in_the_making_is_left_alone_however_long_it_takes() {
+        let root = tempfile::tempdir().expect("a directory");
+        let hidden = Hidden::create(root.path()).expect("made");
+        let path = hidden.path().to_owned();
+        // Old enough for any clock.
+        let long_ago = std::time::SystemTime::UNIX_EPOCH;
+        let own = File::open(path.parent().expect("a parent")).expect("opens");
+        own.set_modified(long_ago).expect("sets the time");
+        clean_directories(root.path());
+        assert!(path.exists());
+        drop(hidden);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_removed_at_once() {
+        let root = tempfile::tempdir().expect("a directory");
+        let left = root.path().join("files-1-2-1/images");
+        fs::create_dir_all(&left).expect("made");
+        let other = root.path().join("other");
+        fs::create_dir(&other).expect("made");
+        clean_directories(root.path());
+        assert!(!left.exists() && !left.parent().expect("a parent").exists());
+        assert!(other.exists());
+    }
+}

@@ -1,0 +1,209 @@
+//! What containers say of themselves: the group of an LVM physical volume, the array of a RAID member, the pool of a ZFS device.
+
+use std::io;
+
+use super::Content;
+use crate::read_at::{ReadAt, le16, le32, le64, read_array, read_inside};
+
+const MD_MAGIC: u32 = 0xa92b_4efc;
+/// Roles that are none: spare, faulty, journal (`MD_DISK_ROLE_*`, linux/raid/md_p.h).
+const MD_ROLE_MAX: u16 = 0xff00;
+/// The largest superblock of metadata 1.x (`MAX_SB_SIZE` of mdadm).
+const MD1_BYTES: usize = 4096;
+
+/// A member of a Linux RAID array.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MdMember {
+    pub(crate) array: [u8; 16],
+    /// As the administrator named it.
+    pub(crate) name: String,
+    pub(crate) level: i32,
+    /// Counts up with every change of the array: of two members the one with less is out of date.
+    pub(crate) events: u64,
+    /// Where the data of a mirror is that has all of it; `None` of a spare, a member being rebuilt, and other levels.
+    pub(crate) whole_data: Option<(u64, u64)>,
+}
+
+impl MdMember {
+    /// As in `member of RAID 1 array web1:0`.
+    pub(crate) fn describe(&self) -> String {
+        let level = match self.level {
+            -1 => "linear".to_owned(),
+            level => level.to_string(),
+        };
+        let space = if self.name.is_empty() { "" } else { " " };
+        format!("member of a Linux RAID {level} array{space}{}", self.name)
+    }
+}
+
+/// linux_raid.c: metadata 0.90 starts at the last but one multiple of 64 KiB, 1.0 lies 8 KiB before the end, 1.1 and 1.2 at the start.
+pub(crate) fn md_member(volume: &dyn ReadAt) -> io::Result<Option<MdMember>> {
+    let size_bytes = volume.size_bytes();
+    if let Some(at) = (size_bytes & !0xffff).checked_sub(0x10000)
+        && let Some(sb) = read_array::<4096>(volume, at)?
+        && let Some(found) = md0(&sb, at)
+    {
+        return Ok(Some(found));
+    }
+    let at_end = (size_bytes & !0xfff).checked_sub(0x2000);
+    for at in at_end.into_iter().chain([0, 4096]) {
+        let mut sb = vec![0; MD1_BYTES.min(size_bytes.saturating_sub(at) as usize)];
+        if read_inside(volume, at, &mut sb)?
+            && let Some(found) = md1(&sb, at, size_bytes)
+        {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether there is nothing but zeros where RAID superblocks could be.
+pub(crate) fn end_is_zero(volume: &dyn ReadAt) -> io::Result<bool> {
+    let size_bytes = volume.size_bytes();
+    for at in [(size_bytes & !0xffff).checked_sub(0x10000), (size_bytes & !0xfff).checked_sub(0x2000)] {
+        if let Some(at) = at
+            && let Some(bytes) = read_array::<256>(volume, at)?
+            && bytes.iter().any(|byte| *byte != 0)
+        {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// `mdp_super_t` of linux/raid/md_p.h, in the byte order of the machine.
+fn md0(sb: &[u8], at: u64) -> Option<MdMember> {
+    let little = le32(sb, 0) == MD_MAGIC;
+    if !little && le32(sb, 0).swap_bytes() != MD_MAGIC {
+        return None;
+    }
+    let word = |index: usize| if little { le32(sb, index * 4) } else { le32(sb, index * 4).swap_bytes() };
+    // Field 8 is the size in KiB that the array uses of this member: it must fit before the superblock.
+    let used_bytes = u64::from(word(8)) << 10;
+    if word(1) != 0 || used_bytes > at {
+        return None;
+    }
+    let mut array = [0; 16];
+    for (bytes, index) in array.chunks_exact_mut(4).zip([5, 13, 14, 15]) {
+        bytes.copy_from_slice(&word(index).to_be_bytes());
+    }
+    let level = word(7).cast_signed();
+    // Words 39 and 40: the events, whose halves stand in the order of the machine. This disk's descriptor is at word 992: its
+    // fifth word is the state, with `MD_DISK_FAULTY` (1), `MD_DISK_ACTIVE` (2) and `MD_DISK_SYNC` (4).
+    let (low, high) = if little { (word(39), word(40)) } else { (word(40), word(39)) };
+    let events = u64::from(low) | u64::from(high) << 32;
+    let in_sync = word(992 + 4) & 0x7 == 0x6;
+    Some(MdMember {
+        array,
+        name: String::new(),
+        level,
+        events,
+        whole_data: (level == 1 && in_sync && used_bytes > 0).then_some((0, used_bytes)),
+    })
+}
+
+/// `struct mdp_superblock_1` of linux/raid/md_p.h: magic, major version, the sector where it lies itself, and its checksum.
+fn md1(sb: &[u8], at: u64, volume_bytes: u64) -> Option<MdMember> {
+    const FEATURE_RECOVERY_OFFSET: u32 = 0x2;
+    const FEATURE_RESHAPE: u32 = 0x4;
+    let roles = 2 * sb.get(220..224).map(|bytes| le32(bytes, 0) as usize)?;
+    let summed = sb.get(..256usize.checked_add(roles)?)?;
+    if le32(sb, 0) != MD_MAGIC || le32(sb, 4) != 1 || le64(sb, 144) != at / 512 || md1_sum(summed) != le32(sb, 216) {
+        return None;
+    }
+    let level = le32(sb, 72).cast_signed();
+    let number = le32(sb, 160) as usize;
+    let role = sb[256..].get(2 * number..2 * number + 2).map_or(u16::MAX, |bytes| le16(bytes, 0));
+    let features = le32(sb, 8);
+    let in_sync = role < MD_ROLE_MAX && number * 2 < roles && features & (FEATURE_RECOVERY_OFFSET | FEATURE_RESHAPE) == 0;
+    // In sectors; what all members have in common, and where it starts here.
+    let (offset_bytes, size_bytes) = (le64(sb, 128).saturating_mul(512), le64(sb, 80).saturating_mul(512));
+    let inside = offset_bytes.checked_add(size_bytes).is_some_and(|end| end <= volume_bytes);
+    Some(MdMember {
+        array: std::array::from_fn(|byte| sb[16 + byte]),
+        name: printable(&sb[32..64]),
+        level,
+        events: le64(sb, 200),
+        whole_data: (level == 1 && in_sync && inside && size_bytes > 0).then_some((offset_bytes, size_bytes)),
+    })
+}
+
+/// `calc_sb_1_csum` of drivers/md/md.c: the sum of all words but the checksum's own, folded.
+pub(super) fn md1_sum(sb: &[u8]) -> u32 {
+    let words = sb.chunks(4).enumerate().filter(|(index, _)| *index != 216 / 4);
+    let sum: u64 = words
+        .map(|(_, word)| match word {
+            [a, b, c, d] => u64::from(u32::from_le_bytes([*a, *b, *c, *d])),
+            [a, b] => u64::from(u16::from_le_bytes([*a, *b])),
+            _ => 0,
+        })
+        .sum();
+    ((sum >> 32) + (sum & 0xffff_ffff)) as u32
+}
+
+/// What a container is, with the name of the whole it belongs to.
+pub(crate) fn describe(content: Content, volume: &dyn ReadAt) -> io::Result<Option<String>> {
+    Ok(match content {
+        Content::MdMember => md_member(volume)?.map(|member| member.describe()),
+        Content::LvmMember => lvm_group(volume)?.map(|group| format!("LVM physical volume of group {group}")),
+        Content::ZfsMember => zfs_pool(volume)?.map(|pool| format!("member of ZFS pool {pool}")),
+        _ => None,
+    })
+}
+
+/// LVM's label.h, layout.h, format_text: the label leads to the metadata area, whose text begins with the name of the group.
+fn lvm_group(volume: &dyn ReadAt) -> io::Result<Option<String>> {
+    for at in (0..4).map(|sector| sector * 512) {
+        let Some(sector) = read_array::<512>(volume, at)? else {
+            return Ok(None);
+        };
+        if sector[..8] != *b"LABELONE" {
+            continue;
+        }
+        // The PV header: its UUID and size, then a list of data areas and one of metadata areas, each ended by zeros.
+        let header = sector.get(le32(&sector, 20) as usize..).unwrap_or_default();
+        let areas = header.get(40..).unwrap_or_default().chunks_exact(16);
+        let areas: Vec<_> = areas.map(|area| (le64(area, 0), le64(area, 8))).collect();
+        let mut metadata = areas.iter().skip_while(|(offset, _)| *offset != 0).skip(1);
+        let Some((area, _)) = metadata.next().filter(|(offset, _)| *offset != 0) else {
+            return Ok(None);
+        };
+        let Some(header) = read_array::<512>(volume, *area)? else {
+            return Ok(None);
+        };
+        // The first raw location: offset and size of the text in the area.
+        if header[4..20] != *b" LVM2 x[5A%r0N*>" {
+            return Ok(None);
+        }
+        let Some(text) = read_array::<128>(volume, area.saturating_add(le64(&header, 40)))? else {
+            return Ok(None);
+        };
+        let name = text.split(|byte| *byte == b' ').next().unwrap_or_default();
+        let name = printable(name);
+        return Ok((le64(&header, 40) != 0 && !name.is_empty()).then_some(name));
+    }
+    Ok(None)
+}
+
+/// The pool's name in the first label: an XDR list whose pairs have their name, type, count and value in order.
+fn zfs_pool(volume: &dyn ReadAt) -> io::Result<Option<String>> {
+    let mut list = vec![0; 112 << 10];
+    if !read_inside(volume, 16 << 10, &mut list)? {
+        return Ok(None);
+    }
+    // The name "name" with its length, then the type of a string, one of them, and its length.
+    let pair = b"\0\0\0\x04name\0\0\0\x09\0\0\0\x01";
+    let at = list.windows(pair.len()).position(|bytes| bytes == pair);
+    let value = at.and_then(|at| list.get(at + pair.len()..));
+    Ok(value.and_then(|value| {
+        let len = le32(value.get(..4)?, 0).swap_bytes() as usize;
+        Some(printable(value.get(4..)?.get(..len.min(256))?))
+    }))
+}
+
+/// A name up to its first zero, with all that could move a cursor or look like markup replaced by `_`.
+fn printable(name: &[u8]) -> String {
+    let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+    let harmless = |byte: &u8| if byte.is_ascii_graphic() { char::from(*byte) } else { '_' };
+    name.iter().map(harmless).collect()
+}

@@ -1,0 +1,208 @@
+//! Mounts one file system: attaches its images to loop devices, calls mount(2), and says in words what went wrong.
+
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+
+use super::ntfs3g;
+use super::teardown;
+use super::{Content, Outcome, Volume, VolumeReport};
+use crate::drivers::{FileSystem, JOURNAL_WARNING};
+use crate::loopdev::{self, LoopDevice};
+use crate::mount_error::Result;
+use crate::mountinfo::{self, Mount};
+use crate::sys::{self, Errno, Writable};
+
+/// Mounts a volume at `point`, which exists if it has a file system.
+pub fn mount_volume(point: &Path, volume: &Volume) -> VolumeReport {
+    let (fs, outcome) = match &volume.content {
+        Content::NotMountable { reason, may_hold_files } => {
+            let skipped = Outcome::Skipped {
+                reason: reason.clone(),
+                may_hold_files: *may_hold_files,
+            };
+            (None, skipped)
+        }
+        Content::FileSystem(how) => (Some(how.kind.clone()), mount_file_system(point, volume, how)),
+    };
+    VolumeReport {
+        name: volume.name.clone(),
+        fs,
+        outcome,
+    }
+}
+
+fn skipped(reason: String) -> Outcome {
+    Outcome::Skipped {
+        reason,
+        may_hold_files: true,
+    }
+}
+
+fn mount_file_system(point: &Path, volume: &Volume, how: &FileSystem) -> Outcome {
+    let devices = match attach(volume) {
+        Ok(devices) => devices,
+        Err(error) => {
+            return skipped(match std::error::Error::source(&error) {
+                Some(source) => format!("{error}: {source}"),
+                None => error.to_string(),
+            });
+        }
+    };
+    let outcome = mount_devices(&devices, point, how);
+    let is_ours = |backing: &PathBuf| *backing == volume.image || volume.others.iter().any(|(image, _)| image == backing);
+    if matches!(outcome, Outcome::Skipped { .. }) {
+        for device in devices {
+            if how.kind == "btrfs" {
+                device.forget_btrfs();
+            }
+            // The kernel clears it after the last close; wait, so that the image is free when this returns.
+            let attached = loopdev::Attached::of_number(device.number());
+            drop(device);
+            if let Some(attached) = attached.filter(|it| is_ours(&it.backing)) {
+                attached.wait_cleared(teardown::LOOP_WAIT);
+            }
+        }
+    }
+    outcome
+}
+
+fn attach(volume: &Volume) -> Result<Vec<LoopDevice>> {
+    let others = volume.others.iter().map(|(image, window)| (image, *window));
+    let images = std::iter::once((&volume.image, volume.window)).chain(others);
+    images.map(|(image, window)| LoopDevice::attach(image, window, volume.sector_size)).collect()
+}
+
+fn mount_devices(devices: &[LoopDevice], point: &Path, how: &FileSystem) -> Outcome {
+    let mut options = how.options.clone();
+    for device in devices.iter().skip(1) {
+        options.push_str(&format!(",device={}", device.node().display()));
+    }
+    let root = default_subvolume(devices, point, &how.kind, &options);
+    let mounted = |data: &str, warning: Option<String>| {
+        let comma = if data.is_empty() { "" } else { "," };
+        Outcome::Mounted {
+            options: format!("ro,nodev,nosuid,noexec{comma}{data}"),
+            warning,
+            root: root.clone(),
+        }
+    };
+    let first = match try_mount(devices, point, &how.kind, &options) {
+        Ok(()) => return mounted(&options, how.warning.clone()),
+        Err(errno) => errno,
+    };
+    if how.kind == "ntfs3" && first == Errno::ENODEV {
+        return mount_in_user_space(devices, point, how);
+    }
+    let Some(data) = how.without_journal.as_deref().filter(|_| may_be_the_journal(first)) else {
+        return skipped(reason(&how.kind, first));
+    };
+    match try_mount(devices, point, &how.kind, data) {
+        Ok(()) => {
+            let mut how = how.clone();
+            how.warn(format!("mounted with {data}: {JOURNAL_WARNING}"));
+            mounted(data, how.warning)
+        }
+        // Refused for another reason: with a good journal the first error says more, after a dirty one only the second does.
+        Err(second) if first == Errno::EROFS => skipped(reason(&how.kind, second)),
+        Err(_) => skipped(reason(&how.kind, first)),
+    }
+}
+
+/// Whether a file system that needs its journal replayed, or has a broken one, may fail like this on a read-only device: xfs with
+/// EROFS; seen on 6.18. The others are those of a journal that cannot be read.
+fn may_be_the_journal(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::EROFS | Errno::EIO | Errno::EINVAL | Errno::EUCLEAN | Errno::EBADMSG
+    )
+}
+
+/// NTFS where the kernel has no ntfs3.
+fn mount_in_user_space(devices: &[LoopDevice], point: &Path, how: &FileSystem) -> Outcome {
+    let Some(program) = ntfs3g::program() else {
+        return skipped(
+            "this kernel has no ntfs3 file system (`modprobe ntfs3`?), and ntfs-3g is not installed; install the package ntfs-3g and mount \
+             again"
+                .to_owned(),
+        );
+    };
+    let Some(device) = devices.first() else {
+        return skipped("there is no device".to_owned());
+    };
+    match ntfs3g::mount(program, &device.node(), point) {
+        Ok(()) if shows(devices, point) => Outcome::Mounted {
+            options: ntfs3g::OPTIONS.to_owned(),
+            warning: how.warning.clone(),
+            root: None,
+        },
+        Ok(()) => skipped("ntfs-3g ended without a mount".to_owned()),
+        Err(why) => skipped(format!("this kernel has no ntfs3 file system, and ntfs-3g says: {why}")),
+    }
+}
+
+fn try_mount(devices: &[LoopDevice], point: &Path, fs: &str, data: &str) -> std::result::Result<(), Errno> {
+    let device = devices.first().ok_or(Errno::ENODEV)?;
+    sys::mount(&device.node(), point, fs, Writable::No, data)?;
+    if shows(devices, point) {
+        return Ok(());
+    }
+    // Never expected: what was mounted is not what was attached.
+    if let Err(error) = sys::unmount(point, true) {
+        tracing::warn!(point = %point.display(), %error, "cannot unmount a file system of another device");
+    }
+    Err(Errno::EEXIST)
+}
+
+/// The topmost file system at `point`, if it reads from one of our devices: by the kernel's table, not by asking the file system. A btrfs
+/// over several devices is listed with any one of them.
+fn top_mount(devices: &[LoopDevice], point: &Path) -> Option<Mount> {
+    let mounts = mountinfo::read().ok()?;
+    let top = mounts.into_iter().rfind(|mount| mount.mount_point == point)?;
+    let ours = devices.iter().any(|device| top.is_on_loop(device.number()));
+    ours.then_some(top)
+}
+
+fn shows(devices: &[LoopDevice], point: &Path) -> bool {
+    top_mount(devices, point).is_some()
+}
+
+/// The subvolume that the guest's superblock calls its default, which is what the guest boots from: by mounting it for a moment, before the
+/// rest (one file system can't stand twice on one directory). A default that is not there any more can't be mounted and is no loss.
+fn default_subvolume(devices: &[LoopDevice], point: &Path, fs: &str, options: &str) -> Option<PathBuf> {
+    if fs != "btrfs" {
+        return None;
+    }
+    let options: Vec<_> = options.split(',').filter(|option| !option.starts_with("subvolid=")).collect();
+    sys::mount(&devices.first()?.node(), point, "btrfs", Writable::No, &options.join(",")).ok()?;
+    let default = top_mount(devices, point);
+    if let Err(error) = sys::unmount(point, true) {
+        tracing::warn!(point = %point.display(), %error, "cannot unmount the default subvolume");
+    }
+    let root = default?.root;
+    let root = root.strip_prefix("/").unwrap_or(&root).to_owned();
+    (!root.as_os_str().is_empty()).then_some(root)
+}
+
+/// Why the kernel did not mount a file system, in words.
+fn reason(fs: &str, errno: Errno) -> String {
+    match errno {
+        Errno::ENODEV => format!("this kernel has no {fs} file system (`modprobe {fs}`?)"),
+        Errno::EINVAL => format!(
+            "the kernel does not take it for {fs}: damaged, or with features newer than this kernel (`dmesg` says which)"
+        ),
+        Errno::EUCLEAN | Errno::EBADMSG => {
+            format!("the {fs} file system is damaged (`dmesg` says where)")
+        }
+        Errno::EIO => format!(
+            "reading the {fs} file system failed: damaged, or the backup cannot be read (see the log of vbk and `dmesg`)"
+        ),
+        Errno::EROFS => format!("{fs} has to be repaired first, and backups are read-only"),
+        Errno::EEXIST => format!("the kernel showed another device's {fs} file system, which was unmounted at once"),
+        Errno::ENOENT => format!("parts of the {fs} file system are on other disks"),
+        Errno::EOPNOTSUPP => format!("the {fs} file system uses what this kernel cannot do"),
+        Errno::ENOMEM => "there is not enough memory to mount it".to_owned(),
+        Errno::EPERM | Errno::EACCES => "the right to mount it is missing (CAP_SYS_ADMIN)".to_owned(),
+        other => format!("mounting {fs} failed: {}", other.desc()),
+    }
+}
