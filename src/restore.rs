@@ -166,10 +166,16 @@ struct Run<'a> {
 }
 
 enum Claim {
-    Zeros { first: BlockIndex, count: u64 },
+    Zeros {
+        first: BlockIndex,
+        count: u64,
+    },
     Block(BlockIndex),
     /// Blocks of which not even the ids can be read.
-    Lost { first: BlockIndex, count: u64 },
+    Lost {
+        first: BlockIndex,
+        count: u64,
+    },
 }
 
 impl Run<'_> {
@@ -224,7 +230,10 @@ impl Run<'_> {
         for piece in self.damage.rescue(self.image, offset_bytes, plain, error)? {
             match piece {
                 Piece::Good { offset_bytes, bytes } => self.target.write(offset_bytes, bytes)?,
-                Piece::Lost { offset_bytes, len_bytes } => self.fill_lost(offset_bytes, len_bytes)?,
+                Piece::Lost {
+                    offset_bytes,
+                    len_bytes,
+                } => self.fill_lost(offset_bytes, len_bytes)?,
             }
         }
         Ok(())

@@ -64,7 +64,10 @@ impl Source {
         };
         // Before opening: to open a pipe or a terminal could wait for ever. The kind is that of what is opened then, for which
         // no name is looked up again: who owns the directory may exchange what has it.
-        let held = OpenOptions::new().read(true).custom_flags(OFlag::O_PATH.bits()).open(path);
+        let held = OpenOptions::new()
+            .read(true)
+            .custom_flags(OFlag::O_PATH.bits())
+            .open(path);
         let held = held.map_err(failed)?;
         let metadata = held.metadata().map_err(failed)?;
         let kind = metadata.file_type();

@@ -67,7 +67,12 @@ pub(crate) fn loop_backing(device: &File) -> io::Result<(u64, u64, u64)> {
     // (drivers/block/loop.c, loop_get_status64).
     unsafe { ioctl::loop_get_status_64(device.as_raw_fd(), &raw mut info) }?;
     // The kernel's own encoding (linux/kdev_t.h, huge_encode_dev).
-    let decode = |number: u64| libc::makedev(((number >> 8) & 0xfff) as u32, ((number & 0xff) | ((number >> 12) & 0xf_ff00)) as u32);
+    let decode = |number: u64| {
+        libc::makedev(
+            ((number >> 8) & 0xfff) as u32,
+            ((number & 0xff) | ((number >> 12) & 0xf_ff00)) as u32,
+        )
+    };
     Ok((decode(info.device), info.inode, decode(info.rdevice)))
 }
 

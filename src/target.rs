@@ -152,7 +152,12 @@ impl Target {
                 old,
             },
         };
-        let Kind::File { place, part: Some(part), old } = &target.kind else {
+        let Kind::File {
+            place,
+            part: Some(part),
+            old,
+        } = &target.kind
+        else {
             return Ok(target);
         };
         let stat = nix::sys::statvfs::fstatvfs(part.directory())

@@ -41,6 +41,9 @@ pub enum Error {
     /// There may be guests, but they could not be found out.
     #[error("{0}")]
     NoGuests(String),
+    /// A limit of the system is too low.
+    #[error("{0}")]
+    Limit(String),
     /// Something of this program's own.
     #[error("{0}")]
     Other(String),
@@ -75,7 +78,7 @@ impl Error {
             Self::Engine(error) => error.kind(),
             Self::Mount(error) => error.kind(),
             Self::Usage(_) => ErrorKind::Invalid,
-            Self::TimeOver(_) | Self::NoGuests(_) => ErrorKind::Unavailable,
+            Self::TimeOver(_) | Self::NoGuests(_) | Self::Limit(_) => ErrorKind::Unavailable,
             Self::Busy(_) => ErrorKind::Locked,
             Self::Other(_) => ErrorKind::Internal,
         }

@@ -24,7 +24,9 @@ impl Watch {
             drop(is_over);
             target.check_alone()?;
             is_over = self.is_over.lock().unwrap_or_else(PoisonError::into_inner);
-            let waited = self.ended.wait_timeout_while(is_over, BETWEEN_LOOKS, |is_over| !*is_over);
+            let waited = self
+                .ended
+                .wait_timeout_while(is_over, BETWEEN_LOOKS, |is_over| !*is_over);
             is_over = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         Ok(())

@@ -157,7 +157,11 @@ pub(crate) fn writer_of_file(path: &Path, identity: (u64, u64)) -> Option<String
 fn inode_of(file: &Path) -> Option<u64> {
     let number = file.file_name()?;
     let info = std::fs::read_to_string(file.parent()?.with_file_name("fdinfo").join(number)).ok()?;
-    info.lines().find_map(|line| line.strip_prefix("ino:"))?.trim().parse().ok()
+    info.lines()
+        .find_map(|line| line.strip_prefix("ino:"))?
+        .trim()
+        .parse()
+        .ok()
 }
 
 fn writer_of(devices: &BTreeSet<Number>) -> Option<String> {

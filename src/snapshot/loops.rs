@@ -35,8 +35,7 @@ pub(crate) fn sibling_of_device(rdev: u64) -> Option<PathBuf> {
     let related = related(number(rdev));
     let (own, others): (Vec<_>, Vec<_>) = all().partition(|device| related.contains(&device.number));
     let shows_it = |device: &Loop| {
-        own.iter().any(|own| own.file == device.file)
-            || device.rdev != 0 && related.contains(&number(device.rdev))
+        own.iter().any(|own| own.file == device.file) || device.rdev != 0 && related.contains(&number(device.rdev))
     };
     others.into_iter().find(shows_it).map(|device| device.node)
 }

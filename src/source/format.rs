@@ -36,22 +36,62 @@ const MARKS: &[(usize, &[u8], &str, Remedy)] = &[
     (0, b"QFI\xfb", "a qcow2 image", Remedy::Convert),
     (0, b"KDMV", "a VMDK image", Remedy::Convert),
     (0, b"COWD", "a VMDK image", Remedy::Convert),
-    (0, b"# Disk DescriptorFile", "the description of a VMDK image", Remedy::Convert),
+    (
+        0,
+        b"# Disk DescriptorFile",
+        "the description of a VMDK image",
+        Remedy::Convert,
+    ),
     (0, b"conectix", "a VHD image", Remedy::Convert),
     (0, b"vhdxfile", "a VHDX image", Remedy::Convert),
     (0x40, &[0x7f, 0x10, 0xda, 0xbe], "a VDI image", Remedy::Convert),
     (0, b"QED\0", "a QED image", Remedy::Convert),
     (0, b"WithoutFreeSpace", "a Parallels image", Remedy::Convert),
     (0, b"WithouFreSpacExt", "a Parallels image", Remedy::Convert),
-    (0, &[0x1f, 0x8b, 0x08], "compressed with gzip", Remedy::Unpack("gzip -dk")),
-    (0, &[0xfd, b'7', b'z', b'X', b'Z', 0], "compressed with xz", Remedy::Unpack("xz -dk")),
-    (0, &[0x28, 0xb5, 0x2f, 0xfd], "compressed with zstd", Remedy::Unpack("zstd -d")),
-    (0, &[0x04, 0x22, 0x4d, 0x18], "compressed with lz4", Remedy::Unpack("lz4 -d")),
-    (0, b"\x89LZO\0\r\n\x1a\n", "compressed with lzop", Remedy::Unpack("lzop -d")),
+    (
+        0,
+        &[0x1f, 0x8b, 0x08],
+        "compressed with gzip",
+        Remedy::Unpack("gzip -dk"),
+    ),
+    (
+        0,
+        &[0xfd, b'7', b'z', b'X', b'Z', 0],
+        "compressed with xz",
+        Remedy::Unpack("xz -dk"),
+    ),
+    (
+        0,
+        &[0x28, 0xb5, 0x2f, 0xfd],
+        "compressed with zstd",
+        Remedy::Unpack("zstd -d"),
+    ),
+    (
+        0,
+        &[0x04, 0x22, 0x4d, 0x18],
+        "compressed with lz4",
+        Remedy::Unpack("lz4 -d"),
+    ),
+    (
+        0,
+        b"\x89LZO\0\r\n\x1a\n",
+        "compressed with lzop",
+        Remedy::Unpack("lzop -d"),
+    ),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", Remedy::Unpack("7z x")),
     (0, b"PK\x03\x04", "a zip archive", Remedy::Unpack("unzip")),
-    (0, b"VMA\0", "a VMA archive of Proxmox VE", Remedy::Unpack("vma extract")),
-    (257, b"ustar", "a tar archive, as OVA files are", Remedy::Unpack("tar -xf")),
+    (
+        0,
+        b"VMA\0",
+        "a VMA archive of Proxmox VE",
+        Remedy::Unpack("vma extract"),
+    ),
+    (
+        257,
+        b"ustar",
+        "a tar archive, as OVA files are",
+        Remedy::Unpack("tar -xf"),
+    ),
 ];
 
 fn format_of(head: &[u8], tail: &[u8]) -> Option<Format> {
@@ -146,7 +186,13 @@ mod tests {
         let file = tempfile::NamedTempFile::new().expect("a file");
         file.as_file().write_all_at(b"QFI\xfb", 0).expect("writes");
         let text = check_raw(file.path()).expect_err("is qcow2").to_string();
-        for word in ["qcow2", "qemu-img convert -O raw", "qemu-nbd -r -c", "--raw", "raw = true"] {
+        for word in [
+            "qcow2",
+            "qemu-img convert -O raw",
+            "qemu-nbd -r -c",
+            "--raw",
+            "raw = true",
+        ] {
             assert!(text.contains(word), "{text}");
         }
         let empty = tempfile::NamedTempFile::new().expect("a file");

@@ -194,7 +194,11 @@ fn tell_behind(context: &Context<'_>, behind: Option<&Behind>, target: &Path) {
     context.say(format_args!(
         "{target} is {} larger than the disk; {} behind it are as they were{}",
         units::size(behind.bytes),
-        if behind.wiped.is_empty() { "the bytes" } else { "the other bytes" },
+        if behind.wiped.is_empty() {
+            "the bytes"
+        } else {
+            "the other bytes"
+        },
         if behind.gpt_ends_early {
             format!(". `sgdisk -e {target}` moves the second header of its GPT to the end")
         } else {
