@@ -116,6 +116,56 @@ pub enum Error {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// A link of another user decides where a target is.
+    #[error(
+        "{path} leads through {link}, which is a link of user {owner}: another user decides where it leads; nothing was \
+         written. Name the place itself"
+    )]
+    ForeignLink {
+        /// The target.
+        path: PathBuf,
+        /// The link's name.
+        link: PathBuf,
+        /// Whose it is.
+        owner: u32,
+    },
+    /// A device is set read-only.
+    #[error("{0} is set read-only; nothing was written. `blockdev --setrw {0}` sets it writable")]
+    TargetReadOnly(PathBuf),
+    /// A target came into use during a restore.
+    #[error("{path} came into use while it was written ({what}); the restore was stopped: {left}")]
+    TargetTaken {
+        /// The target.
+        path: PathBuf,
+        /// By whom.
+        what: String,
+        /// What is at the target now.
+        left: &'static str,
+    },
+    /// Another process changed the directory of a target.
+    #[error("{path} {what}; another process changes this directory, and what was restored is not there")]
+    TargetExchanged {
+        /// The target.
+        path: PathBuf,
+        /// What was found, as the rest of a sentence.
+        what: &'static str,
+    },
+    /// A disk image of another format than raw, or an archive.
+    #[error(
+        "{path} is {format}, not a raw disk: what is in it would be backed up as if it were the disk itself. {remedy}, or \
+         insist with --raw (in the configuration `raw = true`) if the disk itself begins like this"
+    )]
+    Container {
+        /// The disk.
+        path: PathBuf,
+        /// What it is.
+        format: &'static str,
+        /// How the disk in it can be backed up.
+        remedy: String,
+    },
+    /// The system starts no more threads.
+    #[error("can't start a thread: {0}; a limit of processes, threads or memory was reached")]
+    Thread(std::io::Error),
     /// A backup can't be read.
     #[error("reading {image} failed at {offset_bytes} bytes: {source}")]
     ReadImage {
@@ -176,8 +226,15 @@ impl Error {
             | Self::DiskTwice(_)
             | Self::TargetExists(_)
             | Self::TargetTooSmall { .. }
+            | Self::ForeignLink { .. }
+            | Self::Container { .. }
             | Self::DanglingLink(_) => ErrorKind::Invalid,
-            Self::ReadSource { .. } | Self::SourceChanged { .. } => ErrorKind::Unavailable,
+            Self::ReadSource { .. }
+            | Self::SourceChanged { .. }
+            | Self::TargetTaken { .. }
+            | Self::TargetExchanged { .. }
+            | Self::Thread(_) => ErrorKind::Unavailable,
+            Self::TargetReadOnly(_) => ErrorKind::ReadOnly,
             Self::TargetInUse { .. } => ErrorKind::Locked,
             Self::NoRoom { .. } => ErrorKind::NoSpace,
             Self::Program(error) => error.kind(),

@@ -40,6 +40,7 @@ use crate::observer::{Event, Observer};
 use crate::program::Programs;
 use crate::run::Run;
 use crate::snapshot::{self, Places, PlannedDisk, SnapshotError, SnapshotOptions, Snapshots};
+use crate::source;
 use crate::text::size;
 
 /// Files that are kept with a backup.
@@ -160,6 +161,8 @@ pub struct GuestPlan {
     pub guest: GuestName,
     /// Its disks.
     pub disks: Vec<GuestDisk>,
+    /// Its disks are raw, whatever they begin like.
+    pub raw: bool,
     /// Files that describe it; `disks.json` is added if logical volumes are among its disks.
     pub files: Vec<(DiskName, Vec<u8>)>,
     /// How it is brought to rest.
@@ -203,6 +206,14 @@ pub fn back_up_guest(
     observer: &Arc<dyn Observer>,
 ) -> Result<BackupSummary> {
     let started = Timestamp::now();
+    if !plan.raw {
+        // Before anything is held still.
+        for disk in &plan.disks {
+            if let Some(warning) = source::check_raw(&disk.path)? {
+                observer.event(Event::Warning(&warning));
+            }
+        }
+    }
     let catalogue = writer.catalogue()?;
     if let Some(warning) = clock_warning(&catalogue, &plan.guest, started) {
         observer.event(Event::Warning(&warning));

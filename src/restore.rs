@@ -1,11 +1,14 @@
 //! Writes an image back: to a file, onto a block device, or as a stream.
 
+mod damage;
 pub mod guest;
+mod watch;
 
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{Scope, ScopedJoinHandle};
 
 use vbk_repo::block::BlockIndex;
 use vbk_repo::manifest::SEGMENT_SLOTS;
@@ -15,6 +18,10 @@ use crate::buffer::AlignedBuffer;
 use crate::error::{Error, Result};
 use crate::observer::{Counts, Event, Observer};
 use crate::target::Target;
+pub use crate::target::{Behind, Wiped};
+pub use damage::DamagedRange;
+use damage::{Damage, Piece};
+use watch::Watch;
 
 /// What the workers' blocks may take together; with large blocks there are fewer workers.
 const WORKER_BYTES: usize = 64 << 20;
@@ -28,8 +35,32 @@ pub struct RestoreOptions {
     pub force: bool,
     /// How much of a device is written.
     pub fill: Fill,
+    /// What becomes of ranges that are damaged in the repository.
+    pub damaged: Damaged,
     /// How many threads may compute at once.
     pub threads: usize,
+}
+
+/// What becomes of ranges that can't be read back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Damaged {
+    /// The restore fails.
+    #[default]
+    Refuse,
+    /// They become zeros, and are reported.
+    Zeros,
+    /// They stay as they were before: a device as it is, a file as the one it replaces; in a new file they are zeros. They are
+    /// reported.
+    Keep,
+}
+
+/// What a restore did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Restored {
+    /// What could not be read back, in order, if that was accepted.
+    pub damaged: Vec<DamagedRange>,
+    /// What lies behind the image on a larger device, where it was left as it is.
+    pub behind: Option<Behind>,
 }
 
 /// How much of a device a restore writes.
@@ -46,10 +77,10 @@ pub enum Fill {
 
 /// Restores an image to a file or onto a block device at least as large.
 ///
-/// Everything that can be checked is checked before the first byte is written. A file appears under its name when it
-/// is whole and durable, sparse where the image has zeros. On a device zeros are written or discarded so that it reads
-/// as the image does; [`Fill`] says what becomes of what lies behind the image on a larger one. `data_bytes` is the image's size without
-/// zero blocks.
+/// Everything that can be checked is checked before the first byte is written; whether others use the target is asked again
+/// all the time. A file appears under its name when it is whole and durable, sparse where the image has zeros. On a device
+/// zeros are written or discarded so that it reads as the image does; [`Fill`] says what becomes of what lies behind the image
+/// on a larger one. `data_bytes` is the image's size without zero blocks.
 pub fn restore(
     image: &ImageReader,
     data_bytes: u64,
@@ -57,68 +88,104 @@ pub fn restore(
     options: &RestoreOptions,
     cancel: &AtomicBool,
     observer: &dyn Observer,
-) -> Result<()> {
+) -> Result<Restored> {
     let target = Target::open(path, image.size_bytes(), data_bytes, options.force)?;
     // A block and, at worst, as much stored. More workers than processors, because some of them wait for a disk.
     let limit = WORKER_BYTES / (2 * image.block_size().bytes());
     let workers = (options.threads + 2).min(limit).max(2);
     let run = Run {
-        label: &options.label,
         image,
         target: &target,
         fill: options.fill,
+        damage: Damage::new(&options.label, options.damaged),
         next: Mutex::new(0),
         stop: AtomicBool::new(false),
+        failed: Mutex::new(None),
         cancel,
         observer,
     };
-    let failed = Mutex::new(None);
+    let watch = Watch::default();
     std::thread::scope(|scope| {
+        let run = &run;
+        if let Err(error) = start(scope, run, "vbk-restore-watch".into(), || watch.run(&target)) {
+            run.fail(error);
+        }
+        let mut working = Vec::new();
         for number in 0..workers {
-            let (run, failed) = (&run, &failed);
-            std::thread::Builder::new()
-                .name(format!("vbk-restore-{number}"))
-                .spawn_scoped(scope, move || {
-                    if let Err(error) = run.work() {
-                        run.stop.store(true, Ordering::SeqCst);
-                        failed
-                            .lock()
-                            .unwrap_or_else(PoisonError::into_inner)
-                            .get_or_insert(error);
-                    }
-                })
-                .expect("the system can start a few threads");
+            match start(scope, run, format!("vbk-restore-{number}"), || run.work()) {
+                Ok(worker) => working.push(worker),
+                Err(error) => run.fail(error),
+            }
+        }
+        for worker in working {
+            // A panic of a thread is passed on by the scope.
+            let _ = worker.join();
+        }
+        watch.end();
+    });
+    if let Some(error) = run.failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error);
+    }
+    let damaged = run.damage.into_ranges();
+    let behind = match options.fill {
+        Fill::Device => target.zero_behind(image.size_bytes()).map(|()| None)?,
+        Fill::Image => target.wipe_behind(image.size_bytes())?,
+        Fill::Data => None,
+    };
+    target.finish()?;
+    Ok(Restored { damaged, behind })
+}
+
+/// Starts a thread whose error stops the run.
+fn start<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    run: &'scope Run<'_>,
+    name: String,
+    work: impl FnOnce() -> Result<()> + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, ()>> {
+    let thread = std::thread::Builder::new().name(name);
+    let started = thread.spawn_scoped(scope, move || {
+        if let Err(error) = work() {
+            run.fail(error);
         }
     });
-    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some(error) => Err(error),
-        None => {
-            if options.fill == Fill::Device {
-                target.zero_behind(image.size_bytes())?;
-            }
-            target.finish()
-        }
-    }
+    started.map_err(Error::Thread)
 }
 
 struct Run<'a> {
-    label: &'a str,
     image: &'a ImageReader,
     target: &'a Target,
     fill: Fill,
-    /// The next block that nobody has taken.
+    damage: Damage<'a>,
+    /// The next block that no worker has taken.
     next: Mutex<u64>,
     stop: AtomicBool,
+    failed: Mutex<Option<Error>>,
     cancel: &'a AtomicBool,
     observer: &'a dyn Observer,
 }
 
 enum Claim {
-    Zeros { first: BlockIndex, count: u64 },
+    Zeros {
+        first: BlockIndex,
+        count: u64,
+    },
     Block(BlockIndex),
+    /// Blocks of which not even the ids can be read.
+    Lost {
+        first: BlockIndex,
+        count: u64,
+    },
 }
 
 impl Run<'_> {
+    /// Stops all workers. The first error is the one that is reported.
+    fn fail(&self, error: Error) {
+        self.stop.store(true, Ordering::SeqCst);
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.get_or_insert(error);
+    }
+
     fn work(&self) -> Result<()> {
         let size = self.image.block_size();
         let mut buffer = AlignedBuffer::new(size.bytes());
@@ -130,20 +197,25 @@ impl Run<'_> {
             match self.claim()? {
                 None => return Ok(()),
                 Some(Claim::Zeros { first, count }) => {
-                    let start = size.offset_of(first);
-                    let end = size.offset_of(BlockIndex(first.0 + count));
-                    counts.zero_bytes = end.min(self.image.size_bytes()) - start;
+                    let (start, len) = self.range(first, count);
+                    counts.zero_bytes = len;
                     if self.fill != Fill::Data {
-                        self.target.zero(start, counts.zero_bytes)?;
+                        self.target.zero(start, len)?;
                     }
+                }
+                Some(Claim::Lost { first, count }) => {
+                    let (start, len) = self.range(first, count);
+                    self.lose(start, len)?;
+                    counts.new_bytes = len;
                 }
                 Some(Claim::Block(index)) => {
                     let len = size.len_of(index, self.image.size_bytes());
                     let plain = &mut buffer.as_mut_slice()[..len];
                     let offset_bytes = size.offset_of(index);
-                    let read = self.image.read_block(index, plain);
-                    read.map_err(unreadable(self.label, offset_bytes))?;
-                    self.target.write(size.offset_of(index), plain)?;
+                    match self.image.read_block(index, plain) {
+                        Ok(()) => self.target.write(offset_bytes, plain)?,
+                        Err(error) => self.rescue(offset_bytes, plain, error)?,
+                    }
                     counts.read_bytes = len as u64;
                     counts.new_bytes = len as u64;
                 }
@@ -151,6 +223,40 @@ impl Run<'_> {
             self.observer.event(Event::Done(counts));
         }
         Ok(())
+    }
+
+    /// Writes what can be read of a damaged block.
+    fn rescue(&self, offset_bytes: u64, plain: &mut [u8], error: vbk_repo::Error) -> Result<()> {
+        for piece in self.damage.rescue(self.image, offset_bytes, plain, error)? {
+            match piece {
+                Piece::Good { offset_bytes, bytes } => self.target.write(offset_bytes, bytes)?,
+                Piece::Lost {
+                    offset_bytes,
+                    len_bytes,
+                } => self.fill_lost(offset_bytes, len_bytes)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn lose(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+        self.damage.note(offset_bytes, len_bytes);
+        self.fill_lost(offset_bytes, len_bytes)
+    }
+
+    fn fill_lost(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+        match self.damage.wish() {
+            Damaged::Keep => self.target.keep(offset_bytes, len_bytes),
+            Damaged::Zeros | Damaged::Refuse => self.target.zero(offset_bytes, len_bytes),
+        }
+    }
+
+    /// The bytes of some blocks, as offset and length.
+    fn range(&self, first: BlockIndex, count: u64) -> (u64, u64) {
+        let size = self.image.block_size();
+        let start = size.offset_of(first);
+        let end = size.offset_of(BlockIndex(first.0 + count));
+        (start, end.min(self.image.size_bytes()) - start)
     }
 
     /// Takes the next block, or the next zero blocks of one segment.
@@ -161,12 +267,23 @@ impl Run<'_> {
         if first.0 >= count {
             return Ok(None);
         }
-        if self.image.slot(first)?.is_some() {
-            *next += 1;
-            return Ok(Some(Claim::Block(first)));
-        }
         let segment = SEGMENT_SLOTS as u64;
         let limit = ((first.0 / segment + 1) * segment).min(count);
+        match self.image.slot(first) {
+            Ok(None) => {}
+            Ok(Some(_)) => {
+                *next += 1;
+                return Ok(Some(Claim::Block(first)));
+            }
+            Err(error) => {
+                self.damage.accept(self.image.block_size().offset_of(first), error)?;
+                *next = limit;
+                return Ok(Some(Claim::Lost {
+                    first,
+                    count: limit - first.0,
+                }));
+            }
+        }
         while *next < limit && self.image.slot(BlockIndex(*next))?.is_none() {
             *next += 1;
         }
@@ -177,23 +294,18 @@ impl Run<'_> {
     }
 }
 
-fn unreadable(image: &str, offset_bytes: u64) -> impl FnOnce(vbk_repo::Error) -> Error {
-    move |source| Error::ReadImage {
-        image: image.to_owned(),
-        offset_bytes,
-        source,
-    }
-}
-
-/// Writes an image to a stream, zeros and all. `label` names backup and disk in messages.
+/// Writes an image to a stream, zeros and all. `label` names backup and disk in messages. With [`Damaged::Zeros`] ranges that
+/// can't be read back are zeros, and returned.
 pub fn stream(
     label: &str,
     image: &Arc<ImageReader>,
+    damaged: Damaged,
     out: &mut dyn Write,
     cancel: &AtomicBool,
     observer: &dyn Observer,
-) -> Result<()> {
+) -> Result<Vec<DamagedRange>> {
     let stream = Stream::new(Arc::clone(image));
+    let damage = Damage::new(label, damaged);
     let mut buffer = vec![0; image.block_size().bytes()];
     let mut offset = 0;
     let failed = |source: io::Error| Error::Target {
@@ -205,10 +317,19 @@ pub fn stream(
         if cancel.load(Ordering::SeqCst) {
             return Err(Error::Interrupted);
         }
-        let read = stream.read_at(offset, &mut buffer);
-        let len = read.map_err(unreadable(label, offset))?;
+        let len = match stream.read_at(offset, &mut buffer) {
+            Ok(len) => len,
+            Err(error) => {
+                let left = image.size_bytes().saturating_sub(offset);
+                let len = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                // What is lost is zeros in the buffer.
+                damage.rescue(image, offset, &mut buffer[..len], error)?;
+                len
+            }
+        };
         if len == 0 {
-            return out.flush().map_err(failed);
+            out.flush().map_err(failed)?;
+            return Ok(damage.into_ranges());
         }
         out.write_all(&buffer[..len]).map_err(failed)?;
         offset += len as u64;

@@ -30,6 +30,7 @@ mod error;
 mod guard;
 mod kept;
 mod leftovers;
+pub(crate) mod loops;
 mod names;
 mod plan;
 mod reflink;

@@ -11,8 +11,11 @@
 //!
 //! At most [`MAX_IN_FLIGHT`] reads of a disk are in flight, however many threads read it.
 
+mod format;
+
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -22,6 +25,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::{Whence, lseek64};
 
+pub use self::format::check_raw;
 use crate::buffer::{ALIGN, AlignedBuffer};
 use crate::error::{Error, Result};
 use crate::sys;
@@ -58,8 +62,15 @@ impl Source {
             path: path.to_owned(),
             source,
         };
-        // Before opening: to open a pipe or a terminal could wait for ever.
-        let kind = std::fs::metadata(path).map_err(failed)?.file_type();
+        // Before opening: to open a pipe or a terminal could wait for ever. The kind is that of what is opened then, for which
+        // no name is looked up again: who owns the directory may exchange what has it.
+        let held = OpenOptions::new()
+            .read(true)
+            .custom_flags(OFlag::O_PATH.bits())
+            .open(path);
+        let held = held.map_err(failed)?;
+        let metadata = held.metadata().map_err(failed)?;
+        let kind = metadata.file_type();
         let device = kind.is_block_device();
         if !device && !kind.is_file() {
             return Err(Error::NotADisk {
@@ -67,12 +78,12 @@ impl Source {
                 what: describe(kind),
             });
         }
-        let file = File::open(path).map_err(failed)?;
-        let direct = OpenOptions::new()
-            .read(true)
-            .custom_flags(OFlag::O_DIRECT.bits())
-            .open(path)
-            .ok();
+        let open = |flags: OFlag| {
+            let name = format!("/proc/self/fd/{}", held.as_raw_fd());
+            OpenOptions::new().read(true).custom_flags(flags.bits()).open(name)
+        };
+        let file = open(OFlag::empty()).map_err(failed)?;
+        let direct = open(OFlag::O_DIRECT).ok();
         let size_bytes = size_of(&file, device).map_err(failed)?;
         if device && size_bytes == 0 {
             return Err(Error::NotADisk {
@@ -80,7 +91,6 @@ impl Source {
                 what: "a block device of no size, to which nothing is attached",
             });
         }
-        let metadata = file.metadata().map_err(failed)?;
         let way = match &direct {
             _ if !device => DONT_CACHE,
             Some(_) => DIRECT,

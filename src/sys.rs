@@ -11,6 +11,8 @@ mod ioctl {
     // linux/fs.h
     nix::ioctl_read!(blk_get_size_64, 0x12, 114, u64);
     nix::ioctl_write_ptr_bad!(blk_zero_out, nix::request_code_none!(0x12, 127), [u64; 2]);
+    // linux/loop.h
+    nix::ioctl_read_bad!(loop_get_status_64, 0x4C05, super::LoopInfo);
     nix::ioctl_write_int_bad!(
         ficlone,
         nix::request_code_write!(0x94, 9, size_of::<nix::libc::c_int>())
@@ -41,6 +43,37 @@ pub(crate) fn zero_device_range(device: &File, offset_bytes: u64, len_bytes: u64
     // SAFETY: the kernel reads two u64 from the pointer (block/ioctl.c, blk_ioctl_zeroout).
     unsafe { ioctl::blk_zero_out(device.as_raw_fd(), &raw const range) }?;
     Ok(())
+}
+
+/// `struct loop_info64` (linux/loop.h), of which only the first three numbers are read.
+#[repr(C)]
+struct LoopInfo {
+    device: u64,
+    inode: u64,
+    rdevice: u64,
+    rest: [u64; 26],
+}
+
+/// The file that a loop device shows, as the kernel holds it: its file system and inode, and its device number if it is a
+/// device itself. The numbers are those of stat(2) (`LOOP_GET_STATUS64`).
+pub(crate) fn loop_backing(device: &File) -> io::Result<(u64, u64, u64)> {
+    let mut info = LoopInfo {
+        device: 0,
+        inode: 0,
+        rdevice: 0,
+        rest: [0; 26],
+    };
+    // SAFETY: the kernel writes one `struct loop_info64` of 232 bytes to the pointer, which is valid for that
+    // (drivers/block/loop.c, loop_get_status64).
+    unsafe { ioctl::loop_get_status_64(device.as_raw_fd(), &raw mut info) }?;
+    // The kernel's own encoding (linux/kdev_t.h, huge_encode_dev).
+    let decode = |number: u64| {
+        libc::makedev(
+            ((number >> 8) & 0xfff) as u32,
+            ((number & 0xff) | ((number >> 12) & 0xf_ff00)) as u32,
+        )
+    };
+    Ok((decode(info.device), info.inode, decode(info.rdevice)))
 }
 
 /// pread(2) that leaves nothing in the page cache that was not there before (`RWF_DONTCACHE`, Linux 6.14; preadv2(2)).

@@ -1,19 +1,32 @@
 //! What a restore writes to: a new file that appears when it is whole, or a block device.
+//!
+//! A target is opened once. Every other descriptor is made of that one (`/proc/self/fd`), and a name is used only together
+//! with the directory that is held open: who owns that directory may exchange what is in it at any moment.
 
-use std::ffi::OsStr;
-use std::fs::{File, OpenOptions, Permissions};
+mod behind;
+mod in_use;
+mod place;
+
+use std::fs::{File, Permissions};
 use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
+use nix::fcntl::OFlag;
+use nix::unistd::{getegid, geteuid};
 
+pub use self::behind::Wiped;
+use self::in_use::{Used, user_of};
+use self::place::{Part, Place, identity_of, is_device, reopen};
 use crate::buffer::ALIGN;
 use crate::error::{Error, Result};
-use crate::snapshot::device::{lasting, loop_devices, writer_of_device, writer_of_file};
+use crate::snapshot::device;
 use crate::source::describe;
 use crate::sys;
+
+/// A disk image needs no more of a mode: with another owner's set-user-ID bit the guest's bytes would become a program.
+const MODE: u32 = 0o777;
 
 /// An open target. May be written by many threads at once, each its own range.
 pub(crate) struct Target {
@@ -25,82 +38,86 @@ pub(crate) struct Target {
 }
 
 enum Kind {
-    Device,
+    Device {
+        rdev: u64,
+        size_bytes: u64,
+        force: bool,
+        /// Claims the device, so that nothing is mounted from it meanwhile.
+        _claim: File,
+    },
     /// Written under another name, which is `None` once it has its own.
     File {
-        part: Option<PathBuf>,
-        replace: bool,
+        place: Place,
+        part: Option<Part>,
+        /// The file that is replaced.
+        old: Option<File>,
     },
+}
+
+/// What is behind an image on a larger device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Behind {
+    /// How many bytes; they are as they were, but for what was wiped.
+    pub bytes: u64,
+    /// Signatures that are gone.
+    pub wiped: Vec<Wiped>,
+    /// The image has a GPT, whose second header is not at the end of the device.
+    pub gpt_ends_early: bool,
 }
 
 impl Target {
     /// Opens a target for an image, after all checks; nothing of an existing target is changed yet. With `force` a file is
     /// replaced, and a device is written though a program has it open.
     pub(crate) fn open(path: &Path, size_bytes: u64, data_bytes: u64, force: bool) -> Result<Self> {
-        match std::fs::metadata(path) {
-            Ok(metadata) if metadata.file_type().is_block_device() => {
-                Self::open_device(path, size_bytes, metadata.rdev(), force)
+        let place = match Place::find(path) {
+            // A mistyped volume must not become a file that fills up /dev.
+            Ok(place) if place.found.is_none() && path.starts_with("/dev") => {
+                return Err(Error::target("find device", path)(io::ErrorKind::NotFound.into()));
             }
-            Ok(metadata) if metadata.is_file() && !force => Err(Error::TargetExists(path.to_owned())),
-            Ok(metadata) if metadata.is_file() => {
-                // A link is followed: the file it names is replaced, not the link.
-                let path = std::fs::canonicalize(path).map_err(Error::target("open", path))?;
-                refuse_loop_backing(&path)?;
-                // It would write on to the old file, which has no name any more, and all that would be lost.
-                refuse_writer(
-                    &path,
-                    || writer_of_file(&path, &metadata),
-                    "shut that down first, or move the file away to keep it",
-                )?;
-                Self::create_file(&path, size_bytes, data_bytes, Some(&metadata))
-            }
-            Ok(metadata) => Err(Error::NotADisk {
-                path: path.to_owned(),
-                what: describe(metadata.file_type()),
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && path.starts_with("/dev") => {
-                // A mistyped volume must not become a file that fills up /dev.
-                Err(Error::target("find device", path)(error))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => match path.is_symlink() {
-                true => Err(Error::DanglingLink(path.to_owned())),
-                false => Self::create_file(path, size_bytes, data_bytes, None),
-            },
-            Err(error) => Err(Error::target("open", path)(error)),
+            result => result?,
+        };
+        let Some(found) = &place.found else {
+            return Self::create_file(place, None, size_bytes, data_bytes);
+        };
+        let metadata = found.metadata().map_err(Error::target("open", path))?;
+        let kind = metadata.file_type();
+        if kind.is_block_device() {
+            return Self::open_device(path, found, size_bytes, force);
         }
+        if !kind.is_file() {
+            return Err(Error::NotADisk {
+                path: path.to_owned(),
+                what: describe(kind),
+            });
+        }
+        if !force {
+            return Err(Error::TargetExists(path.to_owned()));
+        }
+        // It would be written on to without a name, and all that would be lost.
+        refuse_user(path, Used::File((metadata.dev(), metadata.ino())))?;
+        let old = found.try_clone().map_err(Error::target("open", path))?;
+        Self::create_file(place, Some(old), size_bytes, data_bytes)
     }
 
-    fn open_device(path: &Path, size_bytes: u64, rdev: u64, force: bool) -> Result<Self> {
-        refuse_loop_sibling(path)?;
-        let open = |flags: OFlag| {
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .custom_flags(flags.bits())
-                .open(path)
+    fn open_device(path: &Path, found: &File, size_bytes: u64, force: bool) -> Result<Self> {
+        let failed = || Error::target("open", path);
+        let Some(rdev) = is_device(found).map_err(failed())? else {
+            return Err(failed()(io::ErrorKind::NotFound.into()));
         };
+        if device::is_read_only(rdev) {
+            return Err(Error::TargetReadOnly(path.to_owned()));
+        }
         // O_EXCL without O_CREAT: the kernel refuses while the device, a partition of it or the disk it is on is
         // mounted, swap, or part of a volume group or array (open(2), block/bdev.c).
-        let exclusive = match open(OFlag::O_EXCL | OFlag::O_DIRECT) {
-            Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => open(OFlag::O_EXCL),
-            result => result,
-        };
-        let direct = exclusive.map_err(|error| match error.raw_os_error() {
+        let claim = reopen(found, true, OFlag::O_EXCL).map_err(|error| match error.raw_os_error() {
             Some(code) if code == Errno::EBUSY as i32 => Error::TargetInUse {
                 path: path.to_owned(),
                 what: device_user(path),
             },
-            _ => Error::target("open", path)(error),
+            _ => failed()(error),
         })?;
-        if !force {
-            // QEMU does not claim the disks of a guest that runs.
-            refuse_writer(
-                path,
-                || writer_of_device(rdev),
-                "shut that down first; --force writes all the same",
-            )?;
-        }
-        let have_bytes = sys::device_size_bytes(&direct).map_err(Error::target("open", path))?;
+        refuse_user(path, Used::Device { rdev, force })?;
+        let have_bytes = sys::device_size_bytes(&claim).map_err(failed())?;
         if have_bytes < size_bytes {
             return Err(Error::TargetTooSmall {
                 path: path.to_owned(),
@@ -108,71 +125,61 @@ impl Target {
                 need_bytes: size_bytes,
             });
         }
-        let buffered = open(OFlag::empty()).map_err(Error::target("open", path))?;
         Ok(Self {
             path: path.to_owned(),
-            direct: Some(direct),
-            buffered,
-            kind: Kind::Device,
+            direct: reopen(&claim, true, OFlag::O_DIRECT).ok(),
+            buffered: reopen(&claim, true, OFlag::empty()).map_err(failed())?,
+            kind: Kind::Device {
+                rdev,
+                size_bytes: have_bytes,
+                force,
+                _claim: claim,
+            },
         })
     }
 
-    fn create_file(
-        path: &Path,
-        size_bytes: u64,
-        data_bytes: u64,
-        replaced: Option<&std::fs::Metadata>,
-    ) -> Result<Self> {
-        let name = path.file_name().ok_or_else(|| Error::NotADisk {
-            path: path.to_owned(),
-            what: "a directory",
-        })?;
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
+    fn create_file(place: Place, old: Option<File>, size_bytes: u64, data_bytes: u64) -> Result<Self> {
+        let path = place.path.clone();
+        let (part, buffered) = Part::create(&place)?;
+        // From here on it goes when this is dropped.
+        let target = Self {
+            path: path.clone(),
+            direct: reopen(&buffered, true, OFlag::O_DIRECT).ok(),
+            buffered,
+            kind: Kind::File {
+                place,
+                part: Some(part),
+                old,
+            },
         };
-        let stat = nix::sys::statvfs::statvfs(directory)
-            .map_err(|errno| Error::target("create a file in", directory)(errno.into()))?;
+        let Kind::File {
+            place,
+            part: Some(part),
+            old,
+        } = &target.kind
+        else {
+            return Ok(target);
+        };
+        let stat = nix::sys::statvfs::fstatvfs(part.directory())
+            .map_err(|errno| Error::target("create a file in", place.shown_directory())(errno.into()))?;
         let have_bytes = stat.blocks_available() as u64 * stat.fragment_size() as u64;
         if have_bytes < data_bytes {
             return Err(Error::NoRoom {
-                path: directory.to_owned(),
+                path: place.shown_directory(),
                 have_bytes,
                 need_bytes: data_bytes,
             });
         }
-        remove_leftovers(directory, name);
-        let part = directory.join(part_name(std::process::id(), name));
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(true).mode(0o600);
-        let buffered = options.open(&part).map_err(Error::target("create", &part))?;
-        // Tells the next restore that this one is at work.
-        buffered.lock().map_err(Error::target("lock", &part))?;
-        let direct = OpenOptions::new()
-            .write(true)
-            .custom_flags(OFlag::O_DIRECT.bits())
-            .open(&part)
-            .ok();
-        let target = Self {
-            path: path.to_owned(),
-            direct,
-            buffered,
-            kind: Kind::File {
-                part: Some(part.clone()),
-                replace: replaced.is_some(),
-            },
-        };
         target
             .buffered
             .set_len(size_bytes)
-            .map_err(Error::target("size", &part))?;
-        if let Some(metadata) = replaced {
-            std::os::unix::fs::fchown(&target.buffered, Some(metadata.uid()), Some(metadata.gid()))
-                .and_then(|()| {
-                    let mode = Permissions::from_mode(metadata.mode() & 0o7777);
-                    target.buffered.set_permissions(mode)
-                })
-                .map_err(Error::target("set the owner of", &part))?;
+            .map_err(Error::target("size", &path))?;
+        if let Some(old) = old {
+            // Asked now, and not only after hours of writing. Until it is whole it belongs to nobody else.
+            give_to_owner_of(old, &target.buffered)
+                .and_then(|()| fchown(&target.buffered, Some(geteuid().as_raw()), Some(getegid().as_raw())))
+                .and_then(|()| target.buffered.set_permissions(Permissions::from_mode(0o600)))
+                .map_err(Error::target("set the owner of", &path))?;
         }
         Ok(target)
     }
@@ -207,7 +214,7 @@ impl Target {
         match self.kind {
             // Made of nothing but a hole.
             Kind::File { .. } => Ok(()),
-            Kind::Device => {
+            Kind::Device { .. } => {
                 let aligned = len_bytes / ALIGN as u64 * ALIGN as u64;
                 if aligned > 0 {
                     sys::zero_device_range(&self.buffered, offset_bytes, aligned)
@@ -221,12 +228,36 @@ impl Target {
         }
     }
 
-    /// Makes a device read as zeros from `offset_bytes` to its end. A file ends there.
-    pub(crate) fn zero_behind(&self, offset_bytes: u64) -> Result<()> {
-        let Kind::Device = self.kind else {
+    /// Leaves a range as it was before the restore: a device as it is, a file as the one that it replaces. Beyond the end of
+    /// that, and in a new file, there are zeros.
+    pub(crate) fn keep(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+        let Kind::File { old: Some(old), .. } = &self.kind else {
             return Ok(());
         };
-        let size_bytes = sys::device_size_bytes(&self.buffered).map_err(Error::target("size", &self.path))?;
+        let old = reopen(old, false, OFlag::empty()).map_err(Error::target("read", &self.path))?;
+        let mut buffer = vec![0; 1 << 20];
+        let end = offset_bytes.saturating_add(len_bytes);
+        let mut at = offset_bytes;
+        while at < end {
+            let wanted = buffer.len().min((end - at) as usize);
+            let read = old.read_at(&mut buffer[..wanted], at);
+            let read = read.map_err(Error::target("read", &self.path))?;
+            if read == 0 {
+                break;
+            }
+            self.buffered
+                .write_all_at(&buffer[..read], at)
+                .map_err(Error::target("write", &self.path))?;
+            at += read as u64;
+        }
+        Ok(())
+    }
+
+    /// Makes a device read as zeros from `offset_bytes` to its end. A file ends there.
+    pub(crate) fn zero_behind(&self, offset_bytes: u64) -> Result<()> {
+        let Kind::Device { size_bytes, .. } = self.kind else {
+            return Ok(());
+        };
         let aligned = offset_bytes.next_multiple_of(ALIGN as u64).min(size_bytes);
         let head = vec![0; aligned.saturating_sub(offset_bytes) as usize];
         self.buffered
@@ -238,30 +269,75 @@ impl Target {
         }
     }
 
-    /// Makes all of it durable, and a file visible under its name.
-    pub(crate) fn finish(mut self) -> Result<()> {
-        self.buffered.sync_all().map_err(Error::target("sync", &self.path))?;
-        if let Kind::File { part, replace } = &mut self.kind
-            && let Some(from) = part
-        {
-            let flags = if *replace {
-                RenameFlags::empty()
-            } else {
-                RenameFlags::RENAME_NOREPLACE
-            };
-            let renamed = match renameat2(AT_FDCWD, &*from, AT_FDCWD, &self.path, flags) {
-                // Not every file system can refuse to replace; the check at the start has to do there.
-                Err(Errno::EINVAL) => std::fs::rename(&*from, &self.path),
-                Err(Errno::EEXIST) => return Err(Error::TargetExists(self.path.clone())),
-                result => result.map_err(io::Error::from),
-            };
-            renamed.map_err(Error::target("name", &self.path))?;
-            *part = None;
-            if let Some(parent) = self.path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-                File::open(parent)
-                    .and_then(|directory| directory.sync_all())
-                    .map_err(Error::target("sync", parent))?;
+    /// Removes the signatures behind an image of `image_bytes` on a larger device; `None` where nothing is behind it.
+    pub(crate) fn wipe_behind(&self, image_bytes: u64) -> Result<Option<Behind>> {
+        let Kind::Device { size_bytes, .. } = self.kind else {
+            return Ok(None);
+        };
+        if size_bytes == image_bytes {
+            return Ok(None);
+        }
+        let failed = || Error::target("wipe old signatures of", &self.path);
+        Ok(Some(Behind {
+            bytes: size_bytes - image_bytes,
+            wiped: behind::wipe(&self.buffered, image_bytes, size_bytes).map_err(failed())?,
+            gpt_ends_early: behind::has_gpt(&self.buffered, image_bytes).map_err(failed())?,
+        }))
+    }
+
+    /// An error if another process uses the target meanwhile, as a guest that was started.
+    pub(crate) fn check_alone(&self) -> Result<()> {
+        let (used, left) = match &self.kind {
+            Kind::Device { rdev, force, .. } => (
+                Used::Device {
+                    rdev: *rdev,
+                    force: *force,
+                },
+                "what is on it now is neither the old disk nor the restored one. End that user, and restore again",
+            ),
+            Kind::File { old: Some(old), .. } => {
+                let identity = identity_of(old).map_err(Error::target("look at", &self.path))?;
+                (Used::File(identity), "the file is as it was")
             }
+            Kind::File { old: None, .. } => return Ok(()),
+        };
+        match user_of(&self.path, used)? {
+            None => Ok(()),
+            Some(what) => Err(Error::TargetTaken {
+                path: self.path.clone(),
+                what,
+                left,
+            }),
+        }
+    }
+
+    /// Makes all of it durable, and a file visible under its name.
+    ///
+    /// 1. The content is synced. A crash before leaves the part file, or a device that is partly written.
+    /// 2. The file gets its name, if what has that name is what it was at the start. A crash leaves the old file or the new.
+    /// 3. The directory is synced.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        if let Kind::File { old: Some(old), .. } = &self.kind {
+            give_to_owner_of(old, &self.buffered).map_err(Error::target("set the owner of", &self.path))?;
+        }
+        self.buffered.sync_all().map_err(Error::target("sync", &self.path))?;
+        self.check_alone()?;
+        if let Kind::File { place, part, old } = &mut self.kind
+            && let Some(written) = part
+        {
+            if let Some(old) = old {
+                let was = identity_of(old).map_err(Error::target("look at", &self.path))?;
+                if place.identity().is_some_and(|now| now != was) {
+                    return Err(Error::TargetExchanged {
+                        path: self.path.clone(),
+                        what: "is another file than it was at the start",
+                    });
+                }
+            }
+            written.rename(place, old.is_some())?;
+            let directory = written.directory().sync_all();
+            *part = None;
+            directory.map_err(Error::target("sync", place.shown_directory()))?;
         }
         Ok(())
     }
@@ -269,35 +345,27 @@ impl Target {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        if let Kind::File { part: Some(part), .. } = &self.kind
-            && let Err(error) = std::fs::remove_file(part)
-        {
-            tracing::warn!("can't remove the unfinished {}: {error}", part.display());
+        if let Kind::File { part: Some(part), .. } = &self.kind {
+            part.remove();
         }
     }
 }
 
-const PART_PREFIX: &str = ".vbk-part-";
-
-/// The name of a file that is not whole yet: short enough for every file system, whatever the name it will get.
-fn part_name(process: u32, name: &OsStr) -> String {
-    let name: String = name.to_string_lossy().chars().take(50).collect();
-    format!("{PART_PREFIX}{process}-{name}")
+/// Two that write to one disk destroy it.
+fn refuse_user(path: &Path, used: Used) -> Result<()> {
+    match user_of(path, used)? {
+        None => Ok(()),
+        Some(what) => Err(Error::TargetInUse {
+            path: path.to_owned(),
+            what,
+        }),
+    }
 }
 
-/// Removes what killed restores to the same name left. What can't be removed is of no harm but its size.
-fn remove_leftovers(directory: &Path, name: &OsStr) {
-    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        let found = entry.file_name();
-        let found = found.to_string_lossy();
-        let process = found.strip_prefix(PART_PREFIX).and_then(|rest| rest.split('-').next());
-        let same = process
-            .and_then(|process| process.parse().ok())
-            .is_some_and(|process| part_name(process, name) == found);
-        if same && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok()) {
-            let _ = std::fs::remove_file(entry.path());
-        }
-    }
+fn give_to_owner_of(old: &File, new: &File) -> io::Result<()> {
+    let metadata = old.metadata()?;
+    fchown(new, Some(metadata.uid()), Some(metadata.gid()))?;
+    new.set_permissions(Permissions::from_mode(metadata.mode() & MODE))
 }
 
 fn device_user(path: &Path) -> String {
@@ -313,46 +381,6 @@ fn device_user(path: &Path) -> String {
         Some(point) => format!("mounted at {point}; `umount {point}` first"),
         None => {
             "by the kernel: mounted elsewhere, a mounted partition, swap, or part of a volume group or array".into()
-        }
-    }
-}
-
-/// Two that write to one disk destroy it.
-fn refuse_writer(path: &Path, writer: impl Fn() -> Option<String>, advice: &str) -> Result<()> {
-    match lasting(|| Ok::<_, Error>(writer()))? {
-        None => Ok(()),
-        Some(writer) => Err(Error::TargetInUse {
-            path: path.to_owned(),
-            what: format!("{writer}; {advice}"),
-        }),
-    }
-}
-
-/// A file that is a loop device's disk is in use, though nothing but sysfs says so.
-fn refuse_loop_backing(path: &Path) -> Result<()> {
-    refuse_loops(path, |_, backing| backing == path)
-}
-
-/// Two loop devices may show the same file, and the kernel does not see that they are one disk.
-fn refuse_loop_sibling(device: &Path) -> Result<()> {
-    let own = std::fs::canonicalize(device).map_err(Error::target("open", device))?;
-    let own = own.file_name().unwrap_or_default().to_owned();
-    let loops = loop_devices();
-    let Some((_, shown)) = loops.iter().find(|(name, _)| *name == own) else {
-        return Ok(());
-    };
-    refuse_loops(device, |name, backing| name != own && backing == shown)
-}
-
-fn refuse_loops(target: &Path, in_use: impl Fn(&OsStr, &Path) -> bool) -> Result<()> {
-    match loop_devices().iter().find(|(name, backing)| in_use(name, backing)) {
-        None => Ok(()),
-        Some((name, _)) => {
-            let name = name.to_string_lossy();
-            Err(Error::TargetInUse {
-                path: target.to_owned(),
-                what: format!("loop device /dev/{name} shows it too; `losetup -d /dev/{name}` first"),
-            })
         }
     }
 }

@@ -19,7 +19,7 @@ use vbk_repo::name::GuestName;
 pub use backup::{BackupArgs, DiskArg};
 pub use hosts::ConfigCommand;
 pub use politeness::LimitArgs;
-pub use restore::RestoreArgs;
+pub use restore::{RestoreArgs, SkipDamaged};
 
 const AFTER_HELP: &str = "\
 A BACKUP is named GUEST@latest, GUEST@2026-11-21 (as much of the time as

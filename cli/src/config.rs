@@ -70,6 +70,7 @@ struct Section {
     kernel_limit: Option<bool>,
     idle: Option<bool>,
     live: Option<bool>,
+    raw: Option<bool>,
     disks: Option<Vec<(DiskName, PathBuf)>>,
     domain: Option<String>,
     skip_disks: Option<Vec<DiskName>>,
@@ -130,6 +131,8 @@ pub struct GuestSettings {
     pub idle: bool,
     /// Read disks that are in use without a snapshot, where none can be made; not, if nothing is said.
     pub live: bool,
+    /// Its disks are raw, whatever they begin like; not, if nothing is said.
+    pub raw: bool,
 }
 
 impl Config {
@@ -246,6 +249,7 @@ impl Config {
             kernel_limit: said!(kernel_limit).unwrap_or(true),
             idle: said!(idle).unwrap_or(true),
             live: said!(live).unwrap_or(false),
+            raw: said!(raw).unwrap_or(false),
         }
     }
 }

@@ -41,6 +41,9 @@ pub enum Error {
     /// There may be guests, but they could not be found out.
     #[error("{0}")]
     NoGuests(String),
+    /// A limit of the system is too low.
+    #[error("{0}")]
+    Limit(String),
     /// Something of this program's own.
     #[error("{0}")]
     Other(String),
@@ -75,7 +78,7 @@ impl Error {
             Self::Engine(error) => error.kind(),
             Self::Mount(error) => error.kind(),
             Self::Usage(_) => ErrorKind::Invalid,
-            Self::TimeOver(_) | Self::NoGuests(_) => ErrorKind::Unavailable,
+            Self::TimeOver(_) | Self::NoGuests(_) | Self::Limit(_) => ErrorKind::Unavailable,
             Self::Busy(_) => ErrorKind::Locked,
             Self::Other(_) => ErrorKind::Internal,
         }
@@ -96,6 +99,7 @@ impl Error {
             | ErrorKind::Unavailable
             | ErrorKind::NoSpace
             | ErrorKind::Denied
+            | ErrorKind::ReadOnly
             | ErrorKind::Invalid
             | ErrorKind::Unsupported
             | ErrorKind::Internal => 1,
@@ -130,7 +134,25 @@ impl Error {
                  systemd credential vbk-passphrase or vbk-key-file, or at a terminal",
             ),
             ErrorKind::Denied if matches!(self, Self::Repository(vbk_repo::Error::WrongKey { .. })) => None,
+            ErrorKind::Denied if nix::unistd::geteuid().is_root() => Some(
+                "root was refused: look for an attribute of the file (`lsattr`), an AppArmor or SELinux rule, a container \
+                 without the right, or a network file system that does not let root in (root_squash)",
+            ),
             ErrorKind::Denied => Some("the right to do this is missing; run as root, or as the owner"),
+            ErrorKind::ReadOnly if matches!(self, Self::Engine(vbk::Error::TargetReadOnly(_))) => None,
+            ErrorKind::ReadOnly => Some(
+                "it is on a file system that is mounted read-only, whoever asks; `mount -o remount,rw MOUNTPOINT` makes it \
+                 writable, unless the kernel set it read-only after an error (`dmesg` says so) or its disk is read-only \
+                 (`blockdev --setrw`)",
+            ),
+            ErrorKind::Corrupt if matches!(self, Self::Engine(vbk::Error::ReadImage { .. })) => Some(
+                "`vbk verify` lists what is damaged; `vbk restore --skip-damaged` restores the rest of the disk, with zeros \
+                 in its place",
+            ),
+            ErrorKind::Unsupported if self.is_too_large() => Some(
+                "the file is larger than its file system takes, or than a limit allows (`ulimit -f`); room is not what is \
+                 missing",
+            ),
             ErrorKind::Corrupt
                 if matches!(
                     self,
@@ -152,6 +174,19 @@ impl Error {
             | ErrorKind::Unsupported
             | ErrorKind::Interrupted => None,
         }
+    }
+
+    /// Whether the system refused a file for its size (`EFBIG`).
+    fn is_too_large(&self) -> bool {
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            let io = error.downcast_ref::<std::io::Error>();
+            if io.is_some_and(|error| error.kind() == std::io::ErrorKind::FileTooLarge) {
+                return true;
+            }
+            source = error.source();
+        }
+        false
     }
 
     /// What went wrong and why, in a line.

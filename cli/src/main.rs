@@ -7,6 +7,7 @@ mod config;
 mod context;
 mod daemon;
 mod exit;
+mod limits;
 mod log;
 mod machine;
 mod metrics;
@@ -64,6 +65,18 @@ fn freeze_helper() -> Option<ExitCode> {
 
 fn run(cli: &Cli, key_option: Option<&'static str>) -> Result<Outcome> {
     let context = Context::new(&cli.global, key_option);
+    let is_without_store = matches!(
+        cli.command,
+        Command::Limit(_)
+            | Command::Mounts
+            | Command::Umount(_)
+            | Command::Snapshots(_)
+            | Command::Guests
+            | Command::Config(_)
+    );
+    if !is_without_store {
+        limits::check()?;
+    }
     match &cli.command {
         Command::Init(args) => commands::init::run(&context, args),
         Command::Backup(args) => commands::backup::run(&context, args),

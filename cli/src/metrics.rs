@@ -7,17 +7,20 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write as _};
-use std::os::unix::fs::PermissionsExt;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use nix::fcntl::OFlag;
 
 use crate::exit::{Error, Result};
 
 /// With 10,000 guests the file has 9 MiB: it is not written for each of them.
 const WRITE_EVERY: Duration = Duration::from_secs(15);
+/// A longer file is not ours, and is put aside like one that is damaged.
+const MAX_BYTES: u64 = 1 << 30;
 /// How long another vbk may take to write the file.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 
@@ -282,18 +285,24 @@ fn unescape(label: &str) -> Option<String> {
 
 /// What the file said before. What is not ours or is damaged is put aside, with a warning.
 fn read(path: &Path) -> Result<Values> {
-    match std::fs::metadata(path) {
+    // A pipe would wait for its writer; whose directory it is may put one there at any moment.
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path);
+    let file = match opened {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Values::default()),
-        Err(error) => return Err(failed("read", path)(error)),
-        Ok(file) if !file.is_file() => {
-            return Err(Error::Usage(format!(
-                "{} is not a file; metrics go to a file",
-                path.display()
-            )));
-        }
-        Ok(_) => {}
+        result => result.map_err(failed("read", path))?,
+    };
+    if !file.metadata().map_err(failed("read", path))?.is_file() {
+        return Err(Error::Usage(format!(
+            "{} is not a file; metrics go to a file",
+            path.display()
+        )));
     }
-    let bytes = std::fs::read(path).map_err(failed("read", path))?;
+    let mut bytes = Vec::new();
+    let read = file.take(MAX_BYTES).read_to_end(&mut bytes);
+    read.map_err(failed("read", path))?;
     if let Some(values) = std::str::from_utf8(&bytes).ok().and_then(Values::parse) {
         return Ok(values);
     }

@@ -163,6 +163,7 @@ fn kind_word(kind: ErrorKind) -> &'static str {
         ErrorKind::Unavailable => "unavailable",
         ErrorKind::NoSpace => "no-space",
         ErrorKind::Denied => "denied",
+        ErrorKind::ReadOnly => "read-only",
         ErrorKind::Invalid => "invalid",
         ErrorKind::Unsupported => "unsupported",
         ErrorKind::Interrupted => "interrupted",

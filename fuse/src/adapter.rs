@@ -86,6 +86,7 @@ fn errno(error: &Error) -> Errno {
         ErrorKind::Locked => Errno::EBUSY,
         ErrorKind::NoSpace => Errno::ENOSPC,
         ErrorKind::Denied => Errno::EACCES,
+        ErrorKind::ReadOnly => Errno::EROFS,
         ErrorKind::Invalid => Errno::EINVAL,
         ErrorKind::Unsupported => Errno::EOPNOTSUPP,
         ErrorKind::Interrupted => Errno::EINTR,

@@ -21,6 +21,8 @@ pub enum ErrorKind {
     NoSpace,
     /// A right is missing.
     Denied,
+    /// A file system or device takes no changes, whoever asks.
+    ReadOnly,
     /// What was asked for makes no sense; asking again changes nothing.
     Invalid,
     /// Made by a newer vbk, or not possible on this system.
@@ -37,11 +39,13 @@ impl ErrorKind {
         use std::io::ErrorKind as Io;
         match error.kind() {
             Io::NotFound => Self::NotFound,
-            Io::PermissionDenied | Io::ReadOnlyFilesystem => Self::Denied,
-            Io::StorageFull | Io::QuotaExceeded | Io::FileTooLarge => Self::NoSpace,
+            Io::PermissionDenied => Self::Denied,
+            Io::ReadOnlyFilesystem => Self::ReadOnly,
+            Io::StorageFull | Io::QuotaExceeded => Self::NoSpace,
             Io::Interrupted => Self::Interrupted,
             Io::InvalidInput | Io::IsADirectory | Io::NotADirectory | Io::AlreadyExists => Self::Invalid,
-            Io::Unsupported => Self::Unsupported,
+            // Room is not what is missing for a file that is too large: the file system or a limit takes none so large.
+            Io::Unsupported | Io::FileTooLarge => Self::Unsupported,
             _ => Self::Unavailable,
         }
     }

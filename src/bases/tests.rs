@@ -73,6 +73,7 @@ impl Bench {
             speed: None,
         };
         let plan = GuestPlan {
+            raw: false,
             guest: "web1".parse().expect("a name"),
             disks: disks.iter().map(disk).collect(),
             files: Vec::new(),

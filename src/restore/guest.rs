@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 
 use vbk_repo::reader::ImageReader;
 
-use super::{Fill, RestoreOptions, restore};
+use super::{Fill, RestoreOptions, Restored, restore};
 use crate::error::Result;
 use crate::observer::{Event, Observer};
 use crate::volumes::Volumes;
@@ -22,17 +22,17 @@ pub struct DiskToWrite<'a> {
 }
 
 /// Writes the disks, one after the other, in the order of the volumes. Every byte of each volume is defined then, and
-/// durable. On any failure the volumes of this run are removed again. Of `options`, label and fill follow from the disks
-/// and volumes.
+/// durable; what was done is returned in the same order. On any failure the volumes of this run are removed again. Of
+/// `options`, label and fill follow from the disks and volumes.
 pub fn write<'a>(
     volumes: Volumes<'a>,
     disks: &[DiskToWrite<'_>],
     options: &RestoreOptions,
     cancel: &AtomicBool,
     observer: &dyn Observer,
-) -> Result<Volumes<'a>> {
+) -> Result<(Volumes<'a>, Vec<Restored>)> {
     match write_all(&volumes, disks, options, cancel, observer) {
-        Ok(()) => Ok(volumes),
+        Ok(restored) => Ok((volumes, restored)),
         Err(error) => {
             let left = volumes.left();
             if let Err(why) = volumes.remove() {
@@ -49,8 +49,9 @@ fn write_all(
     options: &RestoreOptions,
     cancel: &AtomicBool,
     observer: &dyn Observer,
-) -> Result<()> {
+) -> Result<Vec<Restored>> {
     let plan = volumes.plan();
+    let mut restored = Vec::new();
     for (disk, volume) in disks.iter().zip(&plan.volumes) {
         observer.event(Event::Disk {
             name: disk.name,
@@ -65,9 +66,10 @@ fn write_all(
             ..options.clone()
         };
         let path = plan.path_of(volume);
-        restore(disk.image, disk.data_bytes, &path, &options, cancel, observer)?;
+        let done = restore(disk.image, disk.data_bytes, &path, &options, cancel, observer)?;
+        restored.push(done);
     }
-    Ok(())
+    Ok(restored)
 }
 
 #[cfg(test)]

@@ -59,9 +59,10 @@ fn run(plain: &[u8], path: &Path, force: bool) -> Result<()> {
         label: "web1".into(),
         force,
         fill: Fill::Image,
+        damaged: Damaged::Refuse,
         threads: 2,
     };
-    restore(&image, data_bytes, path, &options, &AtomicBool::new(false), &())
+    restore(&image, data_bytes, path, &options, &AtomicBool::new(false), &()).map(|_| ())
 }
 
 fn names(directory: &Path) -> Vec<PathBuf> {
@@ -146,6 +147,7 @@ fn an_interrupted_or_failed_restore_leaves_nothing() {
         label: "web1".into(),
         force: false,
         fill: Fill::Image,
+        damaged: Damaged::Refuse,
         threads: 2,
     };
     let result = restore(&image, data_bytes, &path, &options, &AtomicBool::new(true), &());
@@ -200,8 +202,144 @@ fn what_can_not_be_a_disk_is_refused() {
 fn a_stream_has_every_byte() {
     let (image, _) = image(&plain());
     let mut out = Vec::new();
-    stream("web1", &image, &mut out, &AtomicBool::new(false), &()).expect("streams");
+    stream("web1", &image, Damaged::Refuse, &mut out, &AtomicBool::new(false), &()).expect("streams");
     assert!(out == plain());
+}
+
+#[test]
+fn nothing_that_another_user_put_in_the_way_is_followed_or_waited_for() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (path, victim) = (directory.path().join("out.img"), directory.path().join("victim"));
+    fs::write(&victim, b"precious").expect("writes");
+    // Under the names of what a killed restore leaves: a pipe without another end, and a link.
+    let pipe = directory.path().join(".vbk-part-1-out.img");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("mkfifo runs").success());
+    std::os::unix::fs::symlink("victim", directory.path().join(".vbk-part-2-out.img")).expect("links");
+    run(&plain(), &path, false).expect("restores");
+    assert!(fs::read(&path).expect("reads") == plain());
+    assert_eq!(fs::read(&victim).expect("reads"), b"precious");
+    assert_eq!(names(directory.path()).len(), 4, "what is not ours stays");
+    // The target itself, as a link of nobody's; root may change its owner.
+    let link = directory.path().join("link.img");
+    std::os::unix::fs::symlink("victim", &link).expect("links");
+    std::os::unix::fs::lchown(&link, Some(65534), Some(65534)).expect("needs root");
+    for force in [false, true] {
+        assert!(matches!(
+            run(&plain(), &link, force),
+            Err(Error::ForeignLink { owner: 65534, .. })
+        ));
+    }
+    assert_eq!(fs::read(&victim).expect("reads"), b"precious");
+    // One's own are followed.
+    std::os::unix::fs::lchown(&link, Some(0), Some(0)).expect("needs root");
+    run(&plain(), &link, true).expect("restores");
+    assert!(fs::read(&victim).expect("reads") == plain());
+}
+
+/// Does something to the target's directory when the first bytes are written.
+struct Meanwhile<F: Fn() + Send + Sync>(std::sync::Once, F);
+
+impl<F: Fn() + Send + Sync> Observer for Meanwhile<F> {
+    fn event(&self, _: Event<'_>) {
+        self.0.call_once(&self.1);
+    }
+}
+
+fn run_meanwhile(path: &Path, force: bool, harm: impl Fn() + Send + Sync) -> Result<()> {
+    let (image, data_bytes) = image(&plain());
+    let options = RestoreOptions {
+        label: "web1".into(),
+        force,
+        fill: Fill::Image,
+        damaged: Damaged::Refuse,
+        threads: 2,
+    };
+    let meanwhile = Meanwhile(std::sync::Once::new(), harm);
+    restore(&image, data_bytes, path, &options, &AtomicBool::new(false), &meanwhile).map(|_| ())
+}
+
+fn part_in(directory: &Path) -> PathBuf {
+    let part = names(directory)
+        .into_iter()
+        .find(|name| name.to_string_lossy().starts_with(".vbk-part-"));
+    directory.join(part.expect("is being written"))
+}
+
+#[test]
+fn a_part_file_that_is_exchanged_is_never_called_restored() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (path, victim) = (directory.path().join("out.img"), directory.path().join("victim"));
+    fs::write(&victim, b"precious").expect("writes");
+    let exchanged = run_meanwhile(&path, false, || {
+        let part = part_in(directory.path());
+        fs::rename(&part, directory.path().join("moved")).expect("moves");
+        std::os::unix::fs::symlink("victim", &part).expect("links");
+    });
+    assert!(matches!(exchanged, Err(Error::TargetExchanged { .. })), "{exchanged:?}");
+    assert!(!path.exists());
+    assert_eq!(fs::read(&victim).expect("reads"), b"precious");
+}
+
+#[test]
+fn a_file_that_another_took_the_place_of_is_not_replaced() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("out.img");
+    fs::write(&path, b"old").expect("writes");
+    let exchanged = run_meanwhile(&path, true, || {
+        fs::write(directory.path().join("new"), b"new").expect("writes");
+        fs::rename(directory.path().join("new"), &path).expect("moves");
+    });
+    assert!(matches!(exchanged, Err(Error::TargetExchanged { .. })), "{exchanged:?}");
+    assert_eq!(fs::read(&path).expect("reads"), b"new");
+    assert_eq!(names(directory.path()), [PathBuf::from("out.img")]);
+}
+
+#[test]
+fn a_program_that_begins_to_write_to_the_file_stops_the_restore() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("out.img");
+    fs::write(&path, b"old").expect("writes");
+    let guest = Mutex::new(None);
+    let stopped = run_meanwhile(&path, true, || {
+        *guest.lock().expect("no panic") = Some(Program::with(&path))
+    });
+    assert!(matches!(stopped, Err(Error::TargetTaken { .. })), "{stopped:?}");
+    assert_eq!(fs::read(&path).expect("reads"), b"old");
+    assert_eq!(names(directory.path()), [PathBuf::from("out.img")]);
+}
+
+#[test]
+fn a_watch_ends_by_itself_when_another_process_begins_to_use_the_target() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("out.img");
+    fs::write(&path, b"old").expect("writes");
+    let target = Target::open(&path, 10, 10, true).expect("opens");
+    let _guest = Program::with(&path);
+    let seen = Watch::default().run(&target);
+    assert!(matches!(seen, Err(Error::TargetTaken { .. })), "{seen:?}");
+}
+
+#[test]
+fn a_file_is_in_use_by_whatever_name_it_was_opened() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (path, other) = (directory.path().join("out.img"), directory.path().join("other.img"));
+    fs::write(&path, b"precious").expect("writes");
+    fs::hard_link(&path, &other).expect("links");
+    let _guest = Program::with(&other);
+    assert!(matches!(run(&plain(), &path, true), Err(Error::TargetInUse { .. })));
+    assert_eq!(fs::read(&path).expect("reads"), b"precious");
+}
+
+#[test]
+fn a_replaced_file_gives_no_rights_to_run_the_guests_bytes() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("out.img");
+    fs::write(&path, b"program").expect("writes");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o4755)).expect("sets");
+    run(&plain(), &path, true).expect("restores");
+    assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o7777, 0o755);
 }
 
 /// Needs root and loop devices.
@@ -255,6 +393,7 @@ mod device {
                 label: "web1".into(),
                 force: false,
                 fill,
+                damaged: Damaged::Refuse,
                 threads: 2,
             };
             let done = restore(&image, data_bytes, &device.path, &options, &AtomicBool::new(false), &());
@@ -308,6 +447,55 @@ mod device {
         assert!(text.contains(&process) && text.contains("--force"), "{text}");
         assert!(fs::read(&device.path).expect("reads").iter().all(|byte| *byte == 0xAA));
         run(&plain(), &device.path, true).expect("restores");
+    }
+
+    #[test]
+    fn a_guest_that_is_started_meanwhile_stops_the_restore() {
+        let device = Loop::new(14 * MIB);
+        let guest = Mutex::new(None);
+        let start = || *guest.lock().expect("no panic") = Some(Program::with(&device.path));
+        let text = run_meanwhile(&device.path, false, start)
+            .expect_err("is in use")
+            .to_string();
+        assert!(
+            text.contains("came into use") && text.contains("neither the old disk"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_loop_device_by_another_name_of_the_file_is_seen() {
+        let device = Loop::new(14 * MIB);
+        let other = device._file.path().with_extension("link");
+        fs::hard_link(device._file.path(), &other).expect("links");
+        let refused = run(&plain(), &other, true);
+        fs::remove_file(&other).expect("removes");
+        let text = refused.expect_err("is in use").to_string();
+        assert!(text.contains(&device.path.display().to_string()), "{text}");
+    }
+
+    #[test]
+    fn a_loop_device_of_the_device_is_seen() {
+        let device = Loop::new(14 * MIB);
+        let above = Command::new("losetup")
+            .args(["-f", "--show"])
+            .arg(&device.path)
+            .output();
+        let above = String::from_utf8(above.expect("losetup runs").stdout).expect("text");
+        let refused = run(&plain(), &device.path, true);
+        let _ = Command::new("losetup").arg("-d").arg(above.trim()).status();
+        let text = refused.expect_err("is in use").to_string();
+        assert!(text.contains(above.trim()), "{text}");
+    }
+
+    #[test]
+    fn a_device_that_is_set_read_only_is_called_so() {
+        let device = Loop::new(14 * MIB);
+        let set = Command::new("blockdev").arg("--setro").arg(&device.path).status();
+        assert!(set.expect("blockdev runs").success());
+        let refused = run(&plain(), &device.path, true).expect_err("is read-only");
+        assert_eq!(refused.kind(), ErrorKind::ReadOnly);
+        assert!(refused.to_string().contains("blockdev --setrw"), "{refused}");
     }
 
     #[test]

@@ -2,8 +2,7 @@
 //! meanwhile.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
-use std::fs::{Metadata, OpenOptions};
+use std::fs::OpenOptions;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -66,7 +65,7 @@ pub(crate) fn lasting<E>(user: impl Fn() -> Result<Option<String>, E>) -> Result
 }
 
 /// The device, its partitions, and the disk it is a partition of.
-fn related(device: Number) -> BTreeSet<Number> {
+pub(super) fn related(device: Number) -> BTreeSet<Number> {
     let path = sys_path(device);
     let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
     let partitions = entries
@@ -83,7 +82,7 @@ fn related(device: Number) -> BTreeSet<Number> {
     all
 }
 
-fn number_in(dir: &Path) -> Option<Number> {
+pub(super) fn number_in(dir: &Path) -> Option<Number> {
     let text = std::fs::read_to_string(dir.join("dev")).ok()?;
     let (major, minor) = text.trim().split_once(':')?;
     Some((major.parse().ok()?, minor.parse().ok()?))
@@ -136,14 +135,33 @@ pub(crate) fn writer_of_device(rdev: u64) -> Option<String> {
     writer_of(&related(number(rdev)))
 }
 
-/// A process that has this file open for writing.
-pub(crate) fn writer_of_file(path: &Path, metadata: &Metadata) -> Option<String> {
-    let identity = (metadata.dev(), metadata.ino());
-    // By its name first, whatever the directory is called where the process lives: see below.
+/// Whether a device is set read-only, as `blockdev --setro` does.
+pub(crate) fn is_read_only(rdev: u64) -> bool {
+    std::fs::read_to_string(sys_path(number(rdev)).join("ro")).is_ok_and(|ro| ro.trim() != "0")
+}
+
+/// A process that has this file open for writing, whatever name it opened. `identity` is its device and inode, `path` one of
+/// its names.
+pub(crate) fn writer_of_file(path: &Path, identity: (u64, u64)) -> Option<String> {
+    // By its inode number first, or by its name before Linux 5.14: see below.
     writer(|named, file| {
-        named.file_name() == path.file_name()
-            && std::fs::metadata(file).is_ok_and(|found| (found.dev(), found.ino()) == identity)
+        let is_candidate = match inode_of(file) {
+            Some(inode) => inode == identity.1,
+            None => named.file_name() == path.file_name(),
+        };
+        is_candidate && std::fs::metadata(file).is_ok_and(|found| (found.dev(), found.ino()) == identity)
     })
+}
+
+/// The inode number of an open file, from its link in /proc (proc_pid_fdinfo(5)).
+fn inode_of(file: &Path) -> Option<u64> {
+    let number = file.file_name()?;
+    let info = std::fs::read_to_string(file.parent()?.with_file_name("fdinfo").join(number)).ok()?;
+    info.lines()
+        .find_map(|line| line.strip_prefix("ino:"))?
+        .trim()
+        .parse()
+        .ok()
 }
 
 fn writer_of(devices: &BTreeSet<Number>) -> Option<String> {
@@ -178,17 +196,6 @@ fn writes(file: &Path, process: u32) -> bool {
     let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
     // What can't be read counts as writing.
     flags.is_none_or(|flags| flags & OFlag::O_ACCMODE.bits() != OFlag::O_RDONLY.bits())
-}
-
-/// The names of the loop devices in use, and the files they show.
-pub(crate) fn loop_devices() -> Vec<(OsString, PathBuf)> {
-    let devices = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
-    devices
-        .filter_map(|device| {
-            let backing = std::fs::read_to_string(device.path().join("loop/backing_file")).ok()?;
-            Some((device.file_name(), backing.trim_end_matches('\n').into()))
-        })
-        .collect()
 }
 
 /// Sectors written and discarded since the device is there; `None` where the kernel does not count them.

@@ -1,12 +1,11 @@
 //! A disk that is read without a snapshot because nobody uses it: who does after all, and whether it was written meanwhile.
 
-use std::ffi::OsString;
-use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::SnapshotError;
 use super::device::{self, Number};
+use super::loops;
 
 /// Who uses a disk so that its content may change; `None` if nobody does, as far as this host can tell. `device` is that of a
 /// block device.
@@ -20,19 +19,9 @@ pub(super) fn user_of(path: &Path, device: Option<Number>) -> Result<Option<Stri
 fn user_of_file(path: &Path) -> Result<Option<String>, SnapshotError> {
     let found = std::fs::canonicalize(path).and_then(|path| Ok((std::fs::metadata(&path)?, path)));
     let (file, path) = found.map_err(SnapshotError::io("open", path))?;
-    Ok(writable_loop(&file).or_else(|| device::writer_of_file(&path, &file)))
-}
-
-/// A loop device that shows a file and can be written to. The kernel has the file open then, and no process.
-fn writable_loop(file: &Metadata) -> Option<String> {
-    let shows = |(name, backing): &(OsString, PathBuf)| {
-        let ro = std::fs::read_to_string(Path::new("/sys/block").join(name).join("ro"));
-        let shown = std::fs::metadata(backing);
-        ro.map_or(true, |ro| ro.trim() == "0")
-            && shown.is_ok_and(|shown| (shown.dev(), shown.ino()) == (file.dev(), file.ino()))
-    };
-    let (name, _) = device::loop_devices().into_iter().find(shows)?;
-    Some(format!("shown by /dev/{}", name.to_string_lossy()))
+    let identity = (file.dev(), file.ino());
+    let shown = loops::showing_file(identity, true).map(|node| format!("shown by {}", node.display()));
+    Ok(shown.or_else(|| device::writer_of_file(&path, identity)))
 }
 
 /// What changes when a disk is written to.

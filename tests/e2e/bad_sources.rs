@@ -6,7 +6,8 @@ use std::path::Path;
 
 use nix::sys::signal::Signal;
 
-use crate::support::bytes::{MIB, write_noise};
+use crate::support::bytes::{MIB, make_hole, write_at, write_noise};
+use crate::support::disk::LoopDevice;
 use crate::support::lab::Lab;
 use crate::support::run::Said;
 
@@ -124,4 +125,68 @@ fn a_disk_that_is_replaced_while_it_is_read_is_no_backup() {
         fs::rename(disk, lab.path("old.img")).expect("renames");
         write_noise(disk, 3, MIB);
     });
+}
+
+/// The first bytes of images and archives, and words of the advice for each.
+const CONTAINERS: [(&str, usize, &[u8], &str); 5] = [
+    ("web1.qcow2", 0, b"QFI\xfb\0\0\0\x03", "qemu-img convert -O raw"),
+    ("web1.vmdk", 0, b"KDMV\x01\0\0\0", "qemu-img convert -O raw"),
+    ("web1.vdi", 0x40, &[0x7f, 0x10, 0xda, 0xbe], "qemu-nbd -r -c"),
+    ("web1.img.gz", 0, &[0x1f, 0x8b, 0x08, 0], "gzip -dk"),
+    ("web1.ova", 257, b"ustar\0", "tar -xf"),
+];
+
+#[test]
+fn a_container_of_another_format_is_no_raw_disk() {
+    let lab = Lab::new();
+    for (name, at, mark, advice) in CONTAINERS {
+        let disk = lab.path(name);
+        make_hole(&disk, 2 * MIB);
+        write_at(&disk, at as u64, mark);
+        refused(&lab, args!["web1", disk], &[name, "not a raw disk", advice, "--raw"]).code(1);
+    }
+    // One that has its mark at the end.
+    let disk = lab.path("fixed.vhd");
+    write_noise(&disk, 1, 2 * MIB);
+    write_at(&disk, 2 * MIB - 512, b"conectix");
+    refused(&lab, args!["web1", disk], &["vhd image", "qemu-img"]).code(1);
+    lab.ok(args!["backup", "web1", disk, "--raw"]);
+}
+
+#[test]
+fn what_is_refused_on_the_command_line_is_refused_in_the_configuration() {
+    let lab = Lab::new();
+    let disk = lab.path("web1.qcow2");
+    make_hole(&disk, 2 * MIB);
+    write_at(&disk, 0, b"QFI\xfb");
+    let etc = tempfile::tempdir().expect("a directory");
+    let config = etc.path().join("config.toml");
+    let write = |raw: &str| {
+        let text = format!("[guest.web1]\ndisks = {{ vda = \"{}\" }}\n{raw}", disk.display());
+        fs::write(&config, text).expect("writes");
+    };
+    write("");
+    refused(&lab, args!["web1", "--config-file", config], &["qcow2", "raw = true"]).code(1);
+    lab.run(args!["backup", "--all", "--config-file", config])
+        .code(1)
+        .says(&["qcow2"]);
+    assert!(lab.listed().is_empty());
+    write("raw = true\n");
+    lab.ok(args!["backup", "web1", "--config-file", config]);
+}
+
+#[test]
+fn a_device_that_looks_like_a_container_is_backed_up_with_a_warning() {
+    let lab = Lab::new();
+    let disk = lab.path("disk.img");
+    make_hole(&disk, 2 * MIB);
+    // As a guest can write to its own disk.
+    write_at(&disk, 0, b"QFI\xfb");
+    let device = LoopDevice::of_file(&disk);
+    lab.run(args!["backup", "web1", device.node])
+        .code(3)
+        .says(&["qcow2", "--raw"]);
+    lab.ok(args!["backup", "web1", device.node, "--raw"]);
+    device.detach();
+    assert_eq!(lab.listed().len(), 2);
 }

@@ -5,6 +5,7 @@ use std::fs;
 use crate::support::bytes::{MIB, assert_is_noise, make_hole, write_noise};
 use crate::support::disk::{Disk, LoopDevice, Mount};
 use crate::support::lab::{Lab, names_in};
+use crate::support::tools::tool;
 
 fn lab_with_a_backup() -> Lab {
     let lab = Lab::new();
@@ -106,4 +107,60 @@ fn a_target_without_room_is_refused_before_it_is_written() {
     lab.backup("void", &lab.path("hole.img"));
     lab.ok(args!["restore", "void@latest", mount.point.join("hole.img")]);
     mount.unmount();
+}
+
+#[test]
+fn a_device_that_is_set_read_only_is_called_so_and_root_is_not_told_to_be_root() {
+    let lab = lab_with_a_backup();
+    let backing = lab.path("backing.img");
+    write_noise(&backing, 7, 9 * MIB);
+    let device = LoopDevice::of_file(&backing);
+    tool("blockdev", args!["--setro", device.node]);
+    let said = lab.run(args!["restore", "web1@latest", device.node]).code(1);
+    let said = said.says(&["set read-only", "blockdev --setrw"]);
+    assert!(!said.stderr.contains("run as root"), "{said}");
+    device.detach();
+    assert_is_noise(&backing, 7, 9 * MIB);
+}
+
+#[test]
+fn links_and_pipes_of_another_user_lead_nowhere() {
+    let lab = lab_with_a_backup();
+    let dir = lab.subdir("customer");
+    let (target, victim) = (dir.join("web1.img"), lab.path("victim"));
+    fs::write(&victim, "precious").expect("writes");
+    // What a killed restore would have left, as a pipe without another end.
+    tool("mkfifo", args![dir.join(".vbk-part-1-web1.img")]);
+    lab.ok(args!["restore", "web1@latest", target]);
+    assert_is_noise(&target, 1, 8 * MIB);
+    fs::remove_file(&target).expect("removes");
+    std::os::unix::fs::symlink(&victim, &target).expect("links");
+    tool("chown", args!["-h", "65534:65534", target]);
+    lab.run(args!["restore", "web1@latest", target, "--force"])
+        .code(1)
+        .says(&["web1.img", "link of user 65534", "nothing was written"]);
+    assert_eq!(fs::read_to_string(&victim).expect("reads"), "precious");
+}
+
+#[test]
+fn a_file_that_a_loop_device_shows_by_another_name_is_refused() {
+    let lab = lab_with_a_backup();
+    let (backing, other) = (lab.path("backing.img"), lab.path("other.img"));
+    write_noise(&backing, 7, 9 * MIB);
+    fs::hard_link(&backing, &other).expect("links");
+    let device = LoopDevice::of_file(&backing);
+    let node = device.node.to_str().expect("UTF-8").to_owned();
+    lab.run(args!["restore", "web1@latest", other, "--force"])
+        .code(75)
+        .says(&["other.img", "in use", &node]);
+    // And through a bind mount.
+    let bound = lab.subdir("bound");
+    let aside = lab.subdir("aside");
+    fs::rename(&other, aside.join("third.img")).expect("moves");
+    tool("mount", args!["--bind", aside, bound]);
+    let said = lab.run(args!["restore", "web1@latest", bound.join("third.img"), "--force"]);
+    tool("umount", args![bound]);
+    said.code(75).says(&["in use", &node]);
+    device.detach();
+    assert_is_noise(&backing, 7, 9 * MIB);
 }

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use serde_json::Value;
 
 use crate::support::bytes::{KIB, MIB, assert_is_noise, assert_same_range, noise_bytes, read_at, size_of, write_noise};
+use crate::support::disk::LoopDevice;
 use crate::support::lab::{Lab, names_in, str_of, u64_of};
 use crate::support::tools::tool;
 
@@ -305,4 +306,70 @@ fn what_is_missing_from_the_store_is_a_clear_failure() {
     assert!(matches!(said.status.code(), Some(1 | 4)) && !out.exists(), "{said}");
     let said: Value = serde_json::json!(names_in(lab.dir()));
     assert!(!said.to_string().contains(".vbk-"), "{said}");
+}
+
+/// The bad disk with other bytes in place of its damaged page.
+fn with_page(page: &[u8]) -> Vec<u8> {
+    let mut content = noise_bytes(2, SIZE);
+    content[PAGE_AT as usize..(PAGE_AT + PAGE) as usize].copy_from_slice(page);
+    content
+}
+
+#[test]
+fn the_rest_of_a_damaged_disk_comes_back_when_that_is_asked_for() {
+    let Damaged { lab, .. } = damaged();
+    let out = lab.path("out.img");
+    lab.run(args!["restore", "bad@latest", out])
+        .code(4)
+        .says(&["--skip-damaged"]);
+    let said = lab.run(args!["restore", "bad@latest", out, "--skip-damaged"]).code(4);
+    let said = said.says(&[&format!("damaged at {PAGE_AT} bytes, 64 KiB"), "1 range", "zeros"]);
+    assert!(
+        fs::read(&out).expect("reads") == with_page(&[0; PAGE as usize]),
+        "{said}"
+    );
+    let answer = lab
+        .run(args![
+            "--json",
+            "restore",
+            "bad@latest",
+            out,
+            "--force",
+            "--skip-damaged"
+        ])
+        .code(4)
+        .json();
+    let damaged = answer["damaged"].as_array().expect("a list");
+    assert_eq!(damaged.len(), 1, "{answer}");
+    let range = (u64_of(&damaged[0], "offset_bytes"), u64_of(&damaged[0], "len_bytes"));
+    assert_eq!(range, (PAGE_AT, PAGE));
+    let said = lab.run(args!["restore", "bad@latest", "-", "--skip-damaged"]).code(4);
+    assert!(said.stdout == with_page(&[0; PAGE as usize]));
+    said.says(&["damaged at"]);
+    // A good disk has nothing to skip.
+    let good = lab.path("good.img");
+    lab.ok(args!["restore", "good@latest", good, "--skip-damaged"]);
+    assert_is_noise(&good, 1, SIZE);
+}
+
+#[test]
+fn the_targets_own_bytes_stay_where_the_disk_is_damaged_if_they_are_to() {
+    let Damaged { lab, .. } = damaged();
+    let own = noise_bytes(7, SIZE);
+    let page = &own[PAGE_AT as usize..(PAGE_AT + PAGE) as usize];
+    for how in ["file", "device"] {
+        let target = lab.path(how);
+        write_noise(&target, 7, SIZE);
+        let device = (how == "device").then(|| LoopDevice::of_file(&target));
+        let to = device.as_ref().map_or(&target, |device| &device.node);
+        lab.run(args!["restore", "bad@latest", to, "--force", "--skip-damaged=keep"])
+            .code(4)
+            .says(&["damaged at", "as they were"]);
+        if let Some(device) = device {
+            device.detach();
+        }
+        assert!(fs::read(&target).expect("reads") == with_page(page), "{how}");
+    }
+    lab.run(args!["restore", "bad@latest", "-", "--skip-damaged=keep"])
+        .code(2);
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::{Command, Stdio};
 
 use crate::support::bytes::{
-    MIB, assert_is_noise, assert_same, assert_same_range, make_hole, noise_bytes, read_at, size_of, write_at,
+    KIB, MIB, assert_is_noise, assert_same, assert_same_range, make_hole, noise_bytes, read_at, size_of, write_at,
     write_noise,
 };
 use crate::support::disk::{Disk, LoopDevice};
@@ -79,6 +79,61 @@ fn a_larger_device_keeps_what_lies_behind_the_disk() {
     assert_same_range(&backing, 0, &image, 0, size);
     let behind = noise_bytes(7, 32 * MIB);
     assert!(read_at(&backing, size, 32 * MIB - size).expect("reads") == behind[size as usize..]);
+}
+
+#[test]
+fn nothing_of_what_a_larger_device_was_before_comes_back_to_life() {
+    let lab = Lab::new();
+    let disk = Disk::plain(lab.path("disk.img"), 32);
+    disk.format(0, "mkfs.ext4");
+    lab.backup("web1", &disk.path);
+    let backing = lab.path("backing.img");
+    let size = 80 * MIB;
+    write_noise(&backing, 7, size);
+    let device = LoopDevice::of_file(&backing);
+    tool("sgdisk", args!["--clear", device.node]);
+    // The superblock of a RAID member of version 1.0, 8 KiB before the end, and a copy of that of Btrfs.
+    let raid_at = size - 8 * KIB;
+    write_at(&device.node, raid_at, &0xa92b_4efc_u32.to_le_bytes());
+    write_at(&device.node, 64 * MIB + 64, b"_BHRfS_M");
+    let answer = lab.json(args!["restore", "web1@latest", device.node]);
+    assert_eq!(u64_of(&answer, "behind_bytes"), 48 * MIB);
+    let wiped: Vec<_> = answer["wiped"].as_array().expect("a list").iter().collect();
+    let names: Vec<_> = wiped.iter().map(|wiped| str_of(wiped, "what")).collect();
+    assert_eq!(names, ["Btrfs", "Linux RAID 1.0", "second header of a GPT"]);
+    assert_eq!(
+        tool("blkid", args!["-p", "-o", "value", "-s", "TYPE", device.node]),
+        "ext4"
+    );
+    let signatures = tool("wipefs", args!["--noheadings", "--output", "TYPE", device.node]);
+    assert_eq!(signatures.trim(), "ext4");
+    // Told to people too, when there is nothing to wipe any more.
+    let said = lab.run(args!["restore", "web1@latest", device.node]).done();
+    let _ = said.tells(&["48 MiB larger than the disk", "behind it are as they were"]);
+    device.detach();
+    // All other bytes are as they were.
+    assert_same_range(&backing, 0, &disk.path, 0, 32 * MIB);
+    let noise = noise_bytes(7, size);
+    let between = read_at(&backing, 32 * MIB, 32 * MIB).expect("reads");
+    assert!(between == noise[32 * MIB as usize..64 * MIB as usize]);
+}
+
+#[test]
+fn a_disk_with_a_gpt_on_a_larger_device_is_told_to_be_finished() {
+    let lab = Lab::new();
+    let disk = Disk::partitioned(lab.path("disk.img"), 32, "label: gpt\nsize=8MiB\n");
+    lab.backup("web1", &disk.path);
+    let backing = lab.path("backing.img");
+    make_hole(&backing, 64 * MIB);
+    let device = LoopDevice::of_file(&backing);
+    let said = lab.run(args!["restore", "web1@latest", device.node]).done();
+    let command = format!("sgdisk -e {}", device.node.display());
+    let _ = said.tells(&[&command]);
+    tool("sgdisk", args!["-e", device.node]);
+    assert!(tool("sgdisk", args!["-v", device.node]).contains("No problems found"));
+    let answer = lab.json(args!["restore", "web1@latest", device.node]);
+    assert_eq!(answer["gpt_ends_early"], true);
+    device.detach();
 }
 
 #[test]

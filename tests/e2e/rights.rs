@@ -177,3 +177,70 @@ fn a_reader_of_a_group_can_read_a_repository_it_can_not_write() {
     let said = nobody.run(&repo, args!["backup", "web1", out]).code(1);
     said.says(&["permission denied"]);
 }
+
+#[test]
+fn a_repository_on_a_read_only_file_system_is_not_a_matter_of_rights() {
+    let lab = Lab::new();
+    write_noise(&lab.path("disk.img"), 1, 2 * MIB);
+    lab.backup("web1", &lab.path("disk.img"));
+    let bound = lab.subdir("bound");
+    tool("mount", args!["--bind", lab.repo(), bound]);
+    tool("mount", args!["-o", "remount,ro,bind", bound]);
+    let said = lab
+        .start_bare(args!["--repo", bound, "backup", "web1", lab.path("disk.img")])
+        .wait();
+    tool("umount", args![bound]);
+    let said = said.code(1).says(&["read-only", "remount,rw"]);
+    assert!(!said.stderr.contains("run as root"), "{said}");
+}
+
+#[test]
+fn a_file_that_is_too_large_for_a_limit_is_not_a_matter_of_room() {
+    let lab = Lab::new();
+    write_noise(&lab.path("disk.img"), 1, 4 * MIB);
+    lab.backup("web1", &lab.path("disk.img"));
+    let out = lab.path("out.img");
+    // SIGXFSZ would come before the error.
+    let script = "trap '' XFSZ; ulimit -f 2048; exec \"$@\"";
+    let said = lab
+        .start_command(
+            Command::new("bash"),
+            args![
+                "-c",
+                script,
+                "bash",
+                VBK,
+                "--repo",
+                lab.repo(),
+                "restore",
+                "web1@latest",
+                out
+            ],
+        )
+        .wait()
+        .code(1)
+        .says(&["file too large", "ulimit -f"]);
+    assert!(!said.stderr.contains("make room"), "{said}");
+    assert!(!out.exists());
+}
+
+#[test]
+fn a_limit_of_the_address_space_is_named_and_nothing_aborts() {
+    let lab = Lab::new();
+    write_noise(&lab.path("disk.img"), 1, 2 * MIB);
+    lab.backup("web1", &lab.path("disk.img"));
+    for command in [
+        args!["verify"],
+        args!["list"],
+        args!["backup", "web1", lab.path("disk.img")],
+        args!["restore", "web1@latest", lab.path("out.img")],
+    ] {
+        let mut args = args!["--as=400000000", VBK, "--repo", lab.repo()];
+        args.extend(command);
+        lab.start_command(Command::new("prlimit"), args).wait().code(1).says(&[
+            "address space",
+            "ulimit -v",
+            "LimitAS=",
+        ]);
+    }
+}

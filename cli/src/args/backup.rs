@@ -60,6 +60,11 @@ pub struct BackupArgs {
     #[arg(long, value_name = "NAME=FILE", value_parser = parse::parse_attached, conflicts_with = "all")]
     pub attach: Vec<(DiskName, PathBuf)>,
 
+    /// The disks are raw, even if they begin like a qcow2, VMDK, VHD, VHDX or VDI image or an archive. Without it such a
+    /// file is refused, and of such a device there is a warning
+    #[arg(long, conflicts_with = "all")]
+    pub raw: bool,
+
     /// Refuse to start when less than this is free on the repository's file system, as in 5% or 20G
     /// [default: 5%, and 8G at most]
     #[arg(long, value_name = "SIZE", value_parser = parse::parse_reserve)]

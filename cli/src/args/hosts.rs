@@ -55,6 +55,7 @@ A configuration, with all there is. What a guest does not say is taken from
   kernel-limit = true                   # cgroup limits too
   idle = true                           # idle I/O class
   live = false                          # read disks in use without a snapshot
+  raw = false                           # raw, though they look like qcow2
 
   [guest.web1]                          # all of [defaults] but exclude, and
   disks = { vda = "/dev/vg0/web1-root", vdb = "/dev/vg0/web1-data" }

@@ -2,9 +2,18 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use vbk_repo::catalogue::BackupSpec;
 use vbk_repo::name::GuestName;
+
+/// What becomes of damaged ranges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SkipDamaged {
+    /// They become zeros.
+    Zero,
+    /// They stay as they are at the target.
+    Keep,
+}
 
 /// Arguments of `vbk restore`.
 #[derive(Debug, Args)]
@@ -22,6 +31,12 @@ pub struct RestoreArgs {
     /// Replace an existing file, or write to a device that a program, as of a running guest, has open for writing
     #[arg(long, short)]
     pub force: bool,
+
+    /// Restore the rest of a disk that is damaged in the repository, and exit with code 4. The ranges that can't be read
+    /// back, of 64 KiB at least, are printed. They become zeros; with --skip-damaged=keep they stay as they are on a
+    /// device, or in the file that --force replaces
+    #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "zero")]
+    pub skip_damaged: Option<SkipDamaged>,
 
     /// Restore the whole guest: make a new logical volume in this group for each disk, with the old one's name and tags,
     /// and print the libvirt domain that was kept with the backup, with the new paths (with --quiet nothing else). Volumes

@@ -60,6 +60,7 @@ struct Settings {
     kernel_limit: bool,
     idle: bool,
     live: bool,
+    raw: bool,
 }
 
 fn check(context: &Context<'_>) -> Result<Outcome> {
@@ -191,6 +192,7 @@ fn also(settings: &Settings) -> String {
         (settings.kernel_limit, usual.kernel_limit, "kernel limit"),
         (settings.idle, usual.idle, "idle"),
         (settings.live, usual.live, "live"),
+        (settings.raw, usual.raw, "raw"),
     ];
     for (is, _, name) in flags.into_iter().filter(|(is, was, _)| is != was) {
         words.push(format!("{}{name}", if is { "" } else { "no " }));
@@ -233,6 +235,7 @@ fn settings(settings: &GuestSettings, found: Option<&FoundGuest>) -> Settings {
         kernel_limit: settings.kernel_limit,
         idle: settings.idle,
         live: settings.live,
+        raw: settings.raw,
     }
 }
 

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use vbk::restore::{Fill, RestoreOptions, restore, stream};
+use vbk::restore::{Behind, Damaged, DamagedRange, Fill, RestoreOptions, restore, stream};
 use vbk_repo::backup::{Backup, Image};
 use vbk_repo::catalogue::BackupSpec;
 use vbk_repo::reader::{ImageReader, ReadResources};
 
-use crate::args::RestoreArgs;
+use crate::args::{RestoreArgs, SkipDamaged};
 use crate::commands::warn_of_clock;
 use crate::context::{Context, stdout_is_terminal, threads};
 use crate::exit::{Error, Outcome, Result};
@@ -27,6 +27,29 @@ struct Report {
     size_bytes: u64,
     data_bytes: u64,
     duration_ms: u64,
+    /// What could not be read back.
+    damaged: Vec<RangeJson>,
+    /// Bytes of a larger device behind the disk.
+    behind_bytes: u64,
+    /// Old signatures that were removed there.
+    wiped: Vec<WipedJson>,
+    /// The disk has a GPT whose second header belongs at the end of the larger device.
+    gpt_ends_early: bool,
+}
+
+/// A damaged range.
+#[derive(Serialize)]
+struct RangeJson {
+    offset_bytes: u64,
+    len_bytes: u64,
+}
+
+/// A signature that was removed.
+#[derive(Serialize)]
+struct WipedJson {
+    what: &'static str,
+    offset_bytes: u64,
+    len_bytes: u64,
 }
 
 /// Restores a disk, or a whole guest.
@@ -46,6 +69,11 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
             "with - the disk itself goes to standard output, so there is no place for --json".into(),
         ));
     }
+    if to_stdout && args.skip_damaged == Some(SkipDamaged::Keep) {
+        return Err(Error::Usage(
+            "nothing can be kept on standard output; --skip-damaged writes zeros".into(),
+        ));
+    }
     if to_stdout && stdout_is_terminal() {
         return Err(Error::Usage(
             "standard output is a terminal; send it to a file or a program".into(),
@@ -60,18 +88,21 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
     let reader = ImageReader::open(view.store(), ReadResources::new(threads()), image)?;
     let progress = Progress::new(context.quiet(), image.size_bytes, Words::Plain);
     let label = format!("{}/{}", entry.backup.spec(), image.disk);
+    let damaged = damaged_wish(args);
     if to_stdout {
         let mut out = std::io::stdout().lock();
-        stream(&label, &Arc::new(reader), &mut out, &cancel, &progress)?;
-        return Ok(Outcome::Done);
+        let lost = stream(&label, &Arc::new(reader), damaged, &mut out, &cancel, &progress)?;
+        progress.finish();
+        return Ok(tell_damaged(&label, &lost, "they are zeros"));
     }
     let options = RestoreOptions {
-        label,
+        label: label.clone(),
         force: args.force,
         fill: Fill::Image,
+        damaged,
         threads: threads(),
     };
-    restore(&reader, image.data_bytes, target, &options, &cancel, &progress)?;
+    let restored = restore(&reader, image.data_bytes, target, &options, &cancel, &progress)?;
     progress.finish();
     let took = clock.elapsed();
     context.say(format_args!(
@@ -83,6 +114,13 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
         target.display(),
         units::duration(took)
     ));
+    tell_behind(context, restored.behind.as_ref(), target);
+    let lost = match damaged {
+        Damaged::Keep => "they are as they were at the target, or zeros in a new file",
+        Damaged::Zeros | Damaged::Refuse => "they are zeros",
+    };
+    let outcome = tell_damaged(&label, &restored.damaged, lost);
+    let behind = restored.behind.as_ref();
     context.json_result(&Report {
         backup: entry.backup.spec(),
         disk: image.disk.to_string(),
@@ -90,8 +128,85 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
         size_bytes: image.size_bytes,
         data_bytes: image.data_bytes,
         duration_ms: milliseconds(took),
+        damaged: ranges_json(&restored.damaged),
+        behind_bytes: behind.map_or(0, |behind| behind.bytes),
+        wiped: behind
+            .iter()
+            .flat_map(|behind| &behind.wiped)
+            .map(|wiped| WipedJson {
+                what: wiped.what,
+                offset_bytes: wiped.offset_bytes,
+                len_bytes: wiped.len_bytes,
+            })
+            .collect(),
+        gpt_ends_early: behind.is_some_and(|behind| behind.gpt_ends_early),
     })?;
-    Ok(Outcome::Done)
+    Ok(outcome)
+}
+
+fn damaged_wish(args: &RestoreArgs) -> Damaged {
+    match args.skip_damaged {
+        None => Damaged::Refuse,
+        Some(SkipDamaged::Zero) => Damaged::Zeros,
+        Some(SkipDamaged::Keep) => Damaged::Keep,
+    }
+}
+
+fn ranges_json(ranges: &[DamagedRange]) -> Vec<RangeJson> {
+    let json = |range: &DamagedRange| RangeJson {
+        offset_bytes: range.offset_bytes,
+        len_bytes: range.len_bytes,
+    };
+    ranges.iter().map(json).collect()
+}
+
+/// Says what could not be read back of a disk, and what is there instead.
+fn tell_damaged(label: &str, ranges: &[DamagedRange], instead: &str) -> Outcome {
+    if ranges.is_empty() {
+        return Outcome::Done;
+    }
+    let total = ranges.iter().map(|range| range.len_bytes).sum();
+    for range in ranges {
+        tracing::error!(
+            "{label}: damaged at {} bytes, {}",
+            range.offset_bytes,
+            units::size(range.len_bytes)
+        );
+    }
+    tracing::error!(
+        "{label}: {} in {} could not be read back; {instead}. The rest is proved",
+        units::size(total),
+        units::count(ranges.len() as u64, "range")
+    );
+    Outcome::Damage
+}
+
+/// Says what a larger device holds behind the disk.
+fn tell_behind(context: &Context<'_>, behind: Option<&Behind>, target: &Path) {
+    let Some(behind) = behind else {
+        return;
+    };
+    let target = target.display();
+    for wiped in &behind.wiped {
+        context.say(format_args!(
+            "{target}: an old signature behind the disk, at {} bytes, was removed: {}",
+            wiped.offset_bytes, wiped.what
+        ));
+    }
+    context.say(format_args!(
+        "{target} is {} larger than the disk; {} behind it are as they were{}",
+        units::size(behind.bytes),
+        if behind.wiped.is_empty() {
+            "the bytes"
+        } else {
+            "the other bytes"
+        },
+        if behind.gpt_ends_early {
+            format!(". `sgdisk -e {target}` moves the second header of its GPT to the end")
+        } else {
+            String::new()
+        }
+    ));
 }
 
 fn choose<'a>(backup: &'a Backup, spec: &BackupSpec) -> Result<&'a Image> {

@@ -41,6 +41,7 @@ const SETTINGS: &[&str] = &[
     "kernel-limit",
     "idle",
     "live",
+    "raw",
 ];
 const ONLY_DEFAULTS: &[&str] = &["exclude", "jobs"];
 const ONLY_GUEST: &[&str] = &["disks", "skip-disks", "domain"];
@@ -200,6 +201,7 @@ impl Reader<'_> {
             "kernel-limit" => section.kernel_limit = self.flag(key, value),
             "idle" => section.idle = self.flag(key, value),
             "live" => section.live = self.flag(key, value),
+            "raw" => section.raw = self.flag(key, value),
             _ => return false,
         }
         true

@@ -48,6 +48,7 @@ backoff = false
 kernel-limit = false
 idle = false
 live = true
+raw = true
 domain = "web1 production"
 skip-disks = ["vdb"]
 
@@ -104,6 +105,7 @@ fn a_guest_has_its_own_settings_then_the_defaults_then_those_of_vbk() {
             kernel_limit: false,
             idle: false,
             live: true,
+            raw: true,
         }
     );
     let db = config.guest(&guest("db.example.com"));

@@ -195,6 +195,7 @@ fn write_images<'a>(volumes: Volumes<'a>, images: &[ImageReader], cancel: bool) 
         label: String::new(),
         force: true,
         fill: Fill::Image,
+        damaged: Damaged::Refuse,
         threads: 2,
     };
     write(volumes, &disks, &options, &AtomicBool::new(cancel), &())
@@ -325,6 +326,7 @@ fn a_volume_that_can_not_be_removed_is_named() {
         label: String::new(),
         force: true,
         fill: Fill::Image,
+        damaged: Damaged::Refuse,
         threads: 1,
     };
     let result = write(volumes, &[disk], &options, &AtomicBool::new(true), &heard);

@@ -14,7 +14,7 @@ use vbk::limit::speed::{DeviceSpeed, SpeedSource};
 use vbk::limit::{LimitOptions, ReadLimit};
 use vbk::program::Programs;
 use vbk::snapshot::{Method, SnapshotOptions};
-use vbk::source::Source;
+use vbk::source::{Source, check_raw};
 use vbk_repo::name::{DiskName, GuestName};
 
 use super::attached;
@@ -111,6 +111,12 @@ impl Common<'_> {
             size_bytes += Source::open(path)?.size_bytes();
         }
         let settings = self.context.config()?.guest(guest);
+        if !(self.args.raw || settings.raw) {
+            for (_, path) in &named {
+                // What is only a warning is told when the disk is read.
+                check_raw(path)?;
+            }
+        }
         let speed = settings.device_bytes_per_sec.map(|speed| (speed, FoundBy::Configured));
         let limit = |path: &Path| settings.read_limit.unwrap_or_else(|| usual_limit(true, path));
         let disks = named
@@ -218,6 +224,7 @@ impl Common<'_> {
         Ok(GuestPlan {
             guest: guest.clone(),
             disks,
+            raw: args.raw || settings.raw,
             files,
             freeze: FreezePlan {
                 domain,

@@ -18,8 +18,8 @@ use vbk_repo::name::GuestName;
 use vbk_repo::reader::{ImageReader, ReadResources};
 use vbk_repo::repository::View;
 
-use super::milliseconds;
-use crate::args::RestoreArgs;
+use super::{RangeJson, damaged_wish, milliseconds, ranges_json, tell_damaged};
+use crate::args::{RestoreArgs, SkipDamaged};
 use crate::commands::warn_of_clock;
 use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
@@ -43,6 +43,8 @@ struct VolumeJson<'a> {
     volume: &'a str,
     path: PathBuf,
     size_bytes: u64,
+    /// What could not be read back.
+    damaged: Vec<RangeJson>,
 }
 
 /// A domain to be.
@@ -60,6 +62,12 @@ struct Domain {
 /// Restores a guest into the volume group `group`.
 pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Outcome> {
     let clock = Instant::now();
+    if args.skip_damaged == Some(SkipDamaged::Keep) {
+        // A thick volume holds what others left in its place.
+        return Err(Error::Usage(
+            "new volumes hold nothing that could be kept; --skip-damaged writes zeros".into(),
+        ));
+    }
     let cancel = signals::cancel_flag_with_hangup().map_err(|error| Error::Other(error.to_string()))?;
     let view = context.repository()?.view()?;
     let catalogue = view.catalogue()?;
@@ -133,13 +141,15 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Out
         label: String::new(),
         force: false,
         fill: Fill::Device,
+        damaged: damaged_wish(args),
         threads: threads(),
     };
     let volumes = plan.create(&programs).map_err(vbk::Error::from)?;
     let progress = Progress::new(context.quiet(), backup.size_bytes(), Words::Plain);
     let written = write(volumes, &disks, &options, &cancel, &progress);
     progress.finish();
-    if let Err(error) = written?.keep() {
+    let (volumes, restored) = written?;
+    if let Err(error) = volumes.keep() {
         tracing::warn!("the restored volumes keep a tag of this run: {error}");
         warnings += 1;
     }
@@ -153,6 +163,12 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Out
             units::size(image.data_bytes),
             plan.path_of(volume).display()
         ));
+    }
+    let mut outcome = Outcome::Done;
+    for (disk, restored) in disks.iter().zip(&restored) {
+        if tell_damaged(&disk.label, &restored.damaged, "they are zeros") == Outcome::Damage {
+            outcome = Outcome::Damage;
+        }
     }
     context.say(format_args!("{guest} restored in {}", units::duration(took)));
     if let (Some(domain), true) = (&domain, args.define) {
@@ -188,11 +204,13 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Out
             .images
             .iter()
             .zip(&plan.volumes)
-            .map(|(image, volume)| VolumeJson {
+            .zip(&restored)
+            .map(|((image, volume), restored)| VolumeJson {
                 disk: image.disk.as_str(),
                 volume: &volume.name,
                 path: plan.path_of(volume),
                 size_bytes: image.size_bytes,
+                damaged: ranges_json(&restored.damaged),
             })
             .collect(),
         domain: domain.as_ref().map(|domain| domain.xml.as_str()),
@@ -200,7 +218,8 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Out
         duration_ms: milliseconds(took),
     })?;
     Ok(match warnings + progress.warnings() {
-        0 => Outcome::Done,
+        _ if outcome == Outcome::Damage => outcome,
+        0 => outcome,
         _ => Outcome::Warnings,
     })
 }

@@ -25,8 +25,12 @@ pub(super) fn failed(doing: &'static str) -> impl Fn(rocksdb::Error) -> Error {
             ErrorKind::NoSpace
         } else if message.contains("LOCK: ") {
             ErrorKind::Locked
-        } else if message.contains("Permission denied") || message.contains("Read-only file system") {
+        } else if message.contains("Permission denied") {
             ErrorKind::Denied
+        } else if message.contains("Read-only file system") {
+            ErrorKind::ReadOnly
+        } else if message.contains("File too large") {
+            ErrorKind::Unsupported
         } else if is_damage(&error) {
             ErrorKind::Corrupt
         } else {
