@@ -56,8 +56,8 @@ pub struct Global {
     #[arg(long, short = 'r', global = true, env = "VBK_REPO", value_name = "DIR")]
     pub repo: Option<PathBuf>,
 
-    /// Opens an encrypted repository: a key file, or a key that `vbk key export` wrote. With this option on the command
-    /// line a repository that is not encrypted is refused; the variable is for several, some of them perhaps plain
+    /// Opens an encrypted repository: a key file, or a key that `vbk key export` wrote. A repository that is not encrypted
+    /// is refused then
     #[arg(
         long,
         global = true,
@@ -94,13 +94,28 @@ pub struct Global {
     pub verbose: u8,
 }
 
-/// Which option on the command line itself, and not in the environment, names a key.
-pub fn key_option(matches: &ArgMatches) -> Option<&'static str> {
-    let is_there = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
-    match () {
-        () if is_there("key_file") => Some("--key-file"),
-        () if is_there("passphrase_file") => Some("--passphrase-file"),
-        () => None,
+/// Where the options of every command come from.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Sources {
+    /// The option or the variable that names a key.
+    pub key_option: Option<&'static str>,
+    /// Whether the repository is named on the command line itself.
+    pub repo_is_typed: bool,
+}
+
+impl Sources {
+    /// From the command line as it was read.
+    pub fn of(matches: &ArgMatches) -> Self {
+        let key_option = |id, option, variable| match matches.value_source(id) {
+            Some(ValueSource::CommandLine) => Some(option),
+            Some(ValueSource::EnvVariable) => Some(variable),
+            _ => None,
+        };
+        Self {
+            key_option: key_option("key_file", "--key-file", "VBK_KEY_FILE")
+                .or_else(|| key_option("passphrase_file", "--passphrase-file", "VBK_PASSPHRASE_FILE")),
+            repo_is_typed: matches.value_source("repo") == Some(ValueSource::CommandLine),
+        }
     }
 }
 
@@ -151,6 +166,9 @@ pub enum Command {
     /// Read the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Accept a repository that is not what this host knew it to be
+    #[command(after_help = TRUST_HELP)]
+    Trust(TrustArgs),
     /// Put right what is damaged, as far as its content can be found elsewhere
     Repair(RepairArgs),
     /// Read back every block of every backup, decode it and hash it again
@@ -173,9 +191,32 @@ pub struct InitArgs {
     #[arg(long)]
     pub encrypt: bool,
 
+    /// Make the directories above it too, where they are missing. Without it only the last one is made: a file system that
+    /// is not mounted is noticed
+    #[arg(long)]
+    pub parents: bool,
+
     /// Make no recovery key. Without one, a forgotten passphrase or lost key file loses all backups
     #[arg(long, requires = "encrypt")]
     pub no_recovery_key: bool,
+}
+
+const TRUST_HELP: &str = "\
+A host remembers of each repository that it uses, by its path: its id, whether it
+is encrypted and with which master key, and its newest state. What writes to a
+repository stops when that is another one, is not encrypted any more or has gone
+back; what reads from it warns, and exits with 3. That happens after a restore of
+the repository from an older copy, when another disk is mounted at its place, and
+when someone who can write to the storage changed it. If you know the reason,
+`vbk trust` accepts what is there now, and prints what it takes the place of. The
+memory is in /var/lib/vbk-trust (of other users: ~/.local/state/vbk/trust).";
+
+/// Arguments of `vbk trust`.
+#[derive(Debug, Args)]
+pub struct TrustArgs {
+    /// Forget what is known of the repository, so that another one can be made in its place
+    #[arg(long)]
+    pub forget: bool,
 }
 
 /// What `vbk key` does.
@@ -310,17 +351,22 @@ pub struct UmountArgs {
 /// Arguments of `vbk forget`.
 #[derive(Debug, Args)]
 #[command(
-    override_usage = "vbk forget [OPTIONS] <GUEST>... [--keep-daily 7 ...]\n       vbk forget [OPTIONS] <BACKUP>...",
+    override_usage = "vbk forget [OPTIONS] <GUEST>... [--keep-daily 7 ...]\n       vbk forget [OPTIONS] --all [--keep-daily 7 ...]\n       vbk forget [OPTIONS] <BACKUP>...",
     after_help = FORGET_HELP
 )]
 pub struct ForgetArgs {
-    /// Guests, together with what to keep of each; or backups, as in web1@2026-10-01
+    /// Guests, together with what to keep of each; or backups by their whole names, as in web1@2026-10-01T02-00-00Z, by
+    /// whole ids, or as web1@latest
     #[arg(value_name = "GUEST|BACKUP", required_unless_present = "all")]
     pub what: Vec<String>,
 
-    /// All guests
+    /// All guests. Those of which nothing says what to keep are left out, with a warning
     #[arg(long, conflicts_with = "what")]
     pub all: bool,
+
+    /// Also forget a backup that is named and is the last good one of its guest
+    #[arg(long, conflicts_with = "all")]
+    pub last_too: bool,
 
     /// What to keep.
     #[command(flatten)]
@@ -347,7 +393,8 @@ const FORGET_HELP: &str = "\
 A backup stays if any rule keeps it. Each rule walks from the newest backup to
 the oldest and keeps the newest one of each day, week, month or year until its
 number is used up. Without any --keep-... the guest's own `keep` in the
-configuration, or that of its [defaults], says what stays. Whatever the rules say, protected backups stay, and so does
+configuration, or that of its [defaults], says what stays; keep = \"all\" keeps all
+backups. Whatever the rules say, protected backups stay, and so does
 the newest good backup of each guest. Damaged ones are not counted.
 
 Forgetting takes a backup out of the list at once. The space of its blocks comes

@@ -5,30 +5,51 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use jiff::Timestamp;
 use serde::Serialize;
 use vbk_repo::keys::Unlock;
-use vbk_repo::repository::{Repository, Wait, Writer};
+use vbk_repo::repository::{Repository, View, Wait, Writer};
+use vbk_repo::standing::Standing;
 
-use crate::args::Global;
+use crate::args::{Global, Sources};
 use crate::config::{Config, DEFAULT_PATH};
 use crate::exit::{Error, Result};
+use crate::trust::Memory;
 use crate::unlock::KeyPaths;
-use crate::{output, unlock};
+use crate::{daemon, machine, output, place, unlock};
 
 /// The options of every command, in use.
 pub struct Context<'a> {
     global: &'a Global,
-    key_option: Option<&'static str>,
+    sources: Sources,
     config: OnceLock<Config>,
+    memory: Option<Memory>,
+    /// The repository of this run, when it was found to be the one that this host knows.
+    trusted: OnceLock<Repository>,
+    /// Whether it was read in spite of not being that.
+    is_doubted: AtomicBool,
+    /// Whether the run writes to it.
+    is_writer: AtomicBool,
+}
+
+/// What a command does to the repository that it opens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Read,
+    Write,
 }
 
 impl<'a> Context<'a> {
-    /// From the command line. `key_option` is the option on it that names a key.
-    pub fn new(global: &'a Global, key_option: Option<&'static str>) -> Self {
+    /// From the command line.
+    pub fn new(global: &'a Global, sources: Sources) -> Self {
         Self {
             global,
-            key_option,
+            sources,
             config: OnceLock::new(),
+            memory: machine::trust_dir().map(Memory::at),
+            trusted: OnceLock::new(),
+            is_doubted: AtomicBool::new(false),
+            is_writer: AtomicBool::new(false),
         }
     }
 
@@ -59,7 +80,7 @@ impl<'a> Context<'a> {
     /// The path that was given for the repository.
     pub fn repository_path(&self) -> Result<&Path> {
         match &self.global.repo {
-            Some(path) => Ok(path),
+            Some(path) => place::local(path),
             None => self.config()?.repository.as_deref().ok_or_else(|| {
                 let config = self.global.config_file.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
                 Error::Usage(format!(
@@ -86,11 +107,7 @@ impl<'a> Context<'a> {
             return Ok(given);
         }
         let config = self.config()?;
-        let is_same = |known: &Path| {
-            let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-            known == repository || real(known) == real(repository)
-        };
-        Ok(match config.repository.as_deref().is_none_or(is_same) {
+        Ok(match config.is_of(repository) {
             true => KeyPaths {
                 key_file: config.key_file.as_deref(),
                 passphrase_file: config.passphrase_file.as_deref(),
@@ -99,43 +116,243 @@ impl<'a> Context<'a> {
         })
     }
 
-    /// The repository.
+    /// The repository, for reading.
     pub fn repository(&self) -> Result<Repository> {
-        let repository = self.repository_at(self.repository_path()?)?;
-        let configured = match &self.global.repo {
-            None => self.config()?.key_name(),
-            Some(_) => None,
+        self.open(Purpose::Read)
+    }
+
+    /// The repository, for a command that will write to it.
+    pub fn repository_to_write(&self) -> Result<Repository> {
+        self.open(Purpose::Write)
+    }
+
+    /// The repository's newest state.
+    pub fn view(&self) -> Result<View> {
+        self.view_of(&self.repository()?)
+    }
+
+    /// The newest state of a repository that was opened here.
+    pub fn view_of(&self, repository: &Repository) -> Result<View> {
+        let view = repository.view()?;
+        self.judge(repository, view.standing(), Purpose::Read)?;
+        Ok(view)
+    }
+
+    fn open(&self, purpose: Purpose) -> Result<Repository> {
+        let repository = self.locked(purpose)?;
+        let repository = self.unlocked(repository)?;
+        if !self.is_doubted() {
+            // Nothing is known of it before a key opened it.
+            let _ = self.trusted.set(repository.clone());
+            self.remember();
+        }
+        Ok(repository)
+    }
+
+    /// Finds out whether it is the repository that this host knows, before anything is read from it or a key is asked for.
+    fn locked(&self, purpose: Purpose) -> Result<Repository> {
+        let path = self.repository_path()?;
+        let repository = Repository::open(path).map_err(|error| self.explain(error, path))?;
+        self.check_encrypted(&repository)?;
+        self.judge(&repository, &repository.standing()?, purpose)?;
+        Ok(repository)
+    }
+
+    fn unlocked(&self, repository: Repository) -> Result<Repository> {
+        if !repository.is_encrypted() {
+            return Ok(repository);
+        }
+        let unlock = self.key_of(&repository)?;
+        repository.unlock(&unlock).map_err(|error| match error {
+            error @ (vbk_repo::Error::BadKey { .. } | vbk_repo::Error::WrongKey { .. }) => Error::Unopened(error),
+            error => error.into(),
+        })
+    }
+
+    /// Says what may be wrong where there is no repository.
+    pub fn explain(&self, error: vbk_repo::Error, path: &Path) -> Error {
+        let vbk_repo::Error::NotARepository { .. } = error else {
+            return error.into();
         };
-        match self.key_option.or(configured) {
-            // Who gives a key expects that nothing is stored in the clear. Somebody who can write to the storage may have
-            // put a plain repository in the place of an encrypted one.
-            Some(option) if !repository.is_encrypted() => Err(Error::Usage(format!(
-                "{} is not encrypted, although {option} was given; nothing was read or written. Leave {option} out if \
-                 that is as it should be",
+        let shown = path.display();
+        let known = self.memory.as_ref().and_then(|memory| memory.get(path).ok()?);
+        let is_empty = std::fs::read_dir(path).map_or(!path.exists(), |mut entries| entries.next().is_none());
+        Error::NotThere(match (known, is_empty) {
+            (Some(known), _) => format!(
+                "{shown} is not a vbk repository, though this host used one there ({known}); is its file system mounted? If \
+                 it is gone for good, `vbk --repo {shown} trust --forget` forgets it"
+            ),
+            (None, true) if !self.sources.repo_is_typed => format!(
+                "{shown} is not a vbk repository: it is empty or does not exist; is its file system mounted?"
+            ),
+            (None, true) => format!(
+                "{shown} is not a vbk repository; if there was one, is its file system mounted? `vbk init {shown}` makes a \
+                 new one"
+            ),
+            (None, false) => format!("{shown} is not a vbk repository; `vbk init` makes one in a new or empty directory"),
+        })
+    }
+
+    /// An error if something says that this repository is encrypted and it is not. Somebody who can write to the storage may
+    /// have put a plain repository in the place of an encrypted one.
+    pub fn check_encrypted(&self, repository: &Repository) -> Result<()> {
+        match self.expects_encryption(repository.path())? {
+            Some(what) if !repository.is_encrypted() && !daemon::is_background() => Err(Error::Usage(format!(
+                "{} is not encrypted, although {what}; nothing was read or written. Leave that out if it is as it should be",
                 repository.path().display()
             ))),
-            _ => Ok(repository),
+            _ => Ok(()),
+        }
+    }
+
+    /// What says that a repository is encrypted, as the rest of a sentence.
+    pub fn expects_encryption(&self, repository: &Path) -> Result<Option<String>> {
+        if let Some(option) = self.sources.key_option {
+            return Ok(Some(format!("{option} was given")));
+        }
+        // What names its repository in full does not need the configuration.
+        let config = match self.config() {
+            Err(_) if self.global.repo.is_some() => None,
+            config => Some(config?),
+        };
+        let is_of = |config: &&Config| match config.repository {
+            None => !self.sources.repo_is_typed,
+            Some(_) => config.is_of(repository),
+        };
+        let config = config.filter(is_of);
+        if let Some(name) = config.and_then(Config::key_name) {
+            return Ok(Some(format!("{name} was given")));
+        }
+        if config.is_some_and(|config| config.encrypted) {
+            return Ok(Some("the configuration says encrypted = true".to_owned()));
+        }
+        Ok(unlock::credential().map(|(name, ..)| format!("the credential {name} was given")))
+    }
+
+    /// Compares a repository with what this host knows of it.
+    fn judge(&self, repository: &Repository, standing: &Standing, purpose: Purpose) -> Result<()> {
+        self.is_writer.fetch_or(purpose == Purpose::Write, Ordering::SeqCst);
+        // The process that started this one has done it.
+        let Some(memory) = self.memory.as_ref().filter(|_| !daemon::is_background()) else {
+            return Ok(());
+        };
+        let known = match memory.get(repository.path()) {
+            Ok(Some(known)) => known,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                self.warn_of(memory, &error);
+                return Ok(());
+            }
+        };
+        let mut changes = standing.changes_since(&known.standing);
+        if !changes.is_empty() {
+            // Another run may have gone on between the two looks; and a damaged marker says nothing of the repository.
+            let again = repository.standing_of_view();
+            changes = again.map_or(changes, |standing| standing.changes_since(&known.standing));
+        }
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let shown = repository.path().display();
+        let changes: Vec<_> = changes.iter().map(ToString::to_string).collect();
+        let text = format!(
+            "{shown} is not what this host knows: {}. The host last used {known}. Perhaps the repository was restored from an \
+             older copy, another disk is mounted there, or someone changed it",
+            changes.join(", ")
+        );
+        let remedy = format!("If that is meant, `vbk --repo {shown} trust` accepts what is there now");
+        match purpose {
+            Purpose::Write => Err(Error::Distrusted(format!("{text}; nothing was written. {remedy}"))),
+            Purpose::Read => {
+                // What is there can be read all the same: it may be all that is left.
+                if !self.is_doubted.swap(true, Ordering::SeqCst) {
+                    tracing::warn!("{text}. It is read, and nothing is written. {remedy}");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether what is read is not what this host knew.
+    pub fn is_doubted(&self) -> bool {
+        self.is_doubted.load(Ordering::SeqCst)
+    }
+
+    /// Where this host remembers repositories.
+    pub fn memory(&self) -> Option<&Memory> {
+        self.memory.as_ref()
+    }
+
+    /// Notes how far the repository of this run has come.
+    pub fn remember(&self) {
+        let (Some(memory), Some(repository)) = (&self.memory, self.trusted.get()) else {
+            return;
+        };
+        if daemon::is_background() {
+            return;
+        }
+        let Ok(standing) = repository.standing() else {
+            return;
+        };
+        let known = memory.get(repository.path());
+        if known.is_ok_and(|known| known.is_some_and(|known| known.standing.join(&standing) == known.standing)) {
+            return;
+        }
+        // What is noted must be what a power cut leaves.
+        repository.settle();
+        let noted = memory.note(repository.path(), &standing, Timestamp::now());
+        let _ = noted.inspect_err(|error| self.warn_of(memory, error));
+    }
+
+    /// Notes the state of a repository that was put right, also if it is an older one.
+    pub fn remember_mended(&self, repository: &Repository) {
+        let known = self
+            .memory
+            .as_ref()
+            .and_then(|memory| memory.get(repository.path()).ok()?);
+        let (Some(memory), Some(known), Some(standing)) = (&self.memory, known, repository.standing_of_view()) else {
+            return;
+        };
+        if standing.is_same_as(&known.standing) && standing != known.standing {
+            let noted = memory.replace(repository.path(), &standing, Timestamp::now());
+            let _ = noted.inspect_err(|error| self.warn_of(memory, error));
+        }
+    }
+
+    /// Notes a repository that this run made.
+    pub fn remember_anew(&self, repository: &Repository) {
+        if let (Some(memory), Ok(standing)) = (&self.memory, repository.standing()) {
+            let noted = memory.replace(repository.path(), &standing, Timestamp::now());
+            let _ = noted.inspect_err(|error| self.warn_of(memory, error));
+        }
+    }
+
+    fn warn_of(&self, memory: &Memory, error: &std::io::Error) {
+        let text = format!(
+            "{}: {error}; this host can't notice that the repository is replaced or put back",
+            memory.directory().display()
+        );
+        // Who only reads may well have no place to write anything.
+        match self.is_writer.load(Ordering::SeqCst) || error.kind() == std::io::ErrorKind::InvalidData {
+            true => tracing::warn!("{text}"),
+            false => tracing::info!("{text}"),
         }
     }
 
     /// A repository in this directory.
     pub fn repository_at(&self, path: &Path) -> Result<Repository> {
-        let repository = Repository::open(path)?;
-        if !repository.is_encrypted() {
-            return Ok(repository);
-        }
-        let unlock = self.key_of(&repository)?;
-        Ok(repository.unlock(&unlock)?)
+        let path = place::local(path)?;
+        self.unlocked(Repository::open(path).map_err(|error| self.explain(error, path))?)
     }
 
-    /// The repository, without its keys.
+    /// The repository, without its keys, for reading.
     pub fn locked_repository(&self) -> Result<Repository> {
-        Ok(Repository::open(self.repository_path()?)?)
+        self.locked(Purpose::Read)
     }
 
-    /// The option on the command line that names a key.
-    pub fn key_option(&self) -> Option<&'static str> {
-        self.key_option
+    /// The repository, without its keys, for a command that will write to it.
+    pub fn locked_repository_to_write(&self) -> Result<Repository> {
+        self.locked(Purpose::Write)
     }
 
     /// What opens a repository; asks for it where it can.
@@ -155,14 +372,29 @@ impl<'a> Context<'a> {
 
     /// The repository, for writing. Waits for other writers, and says for whom, unless `no_wait`.
     pub fn writer(&self, command: &str, no_wait: bool, cancel: &AtomicBool) -> Result<Writer> {
-        let repository = self.repository()?;
-        self.waiting(no_wait, cancel, |wait| repository.writer(command, wait))
+        let repository = self.repository_to_write()?;
+        self.writer_of(&repository, command, no_wait, cancel)
     }
 
     /// As [`Context::writer`], for what removes something: it works on a full disk too, where that is possible.
     pub fn writer_that_removes(&self, command: &str, no_wait: bool, cancel: &AtomicBool) -> Result<Writer> {
-        let repository = self.repository()?;
-        self.waiting(no_wait, cancel, |wait| repository.writer_that_removes(command, wait))
+        let repository = self.repository_to_write()?;
+        let writer = self.waiting(no_wait, cancel, |wait| repository.writer_that_removes(command, wait))?;
+        self.judge(&repository, &writer.standing()?, Purpose::Write)?;
+        Ok(writer)
+    }
+
+    /// The writer of a repository that was opened here.
+    pub fn writer_of(
+        &self,
+        repository: &Repository,
+        command: &str,
+        no_wait: bool,
+        cancel: &AtomicBool,
+    ) -> Result<Writer> {
+        let writer = self.waiting(no_wait, cancel, |wait| repository.writer(command, wait))?;
+        self.judge(repository, &writer.standing()?, Purpose::Write)?;
+        Ok(writer)
     }
 
     /// Does what needs the writer's lock. Waits for other writers, and says for whom, unless `no_wait`.
@@ -208,7 +440,7 @@ impl<'a> Context<'a> {
     /// Prints the result as JSON, if that was asked for.
     pub fn json_result(&self, value: &impl Serialize) -> Result<()> {
         if self.json() {
-            let text = serde_json::to_string_pretty(value).map_err(|error| Error::Other(error.to_string()))?;
+            let text = serde_json::to_string_pretty(value).map_err(|error| Error::Bug(error.to_string()))?;
             output::line(text);
         }
         Ok(())

@@ -45,7 +45,7 @@ struct RangeJson {
 
 /// Compares two backups.
 pub fn run(context: &Context<'_>, args: &DiffArgs) -> Result<Outcome> {
-    let view = context.repository()?.view()?;
+    let view = context.view()?;
     let catalogue = view.catalogue()?;
     let (before, after) = (catalogue.find(&args.before)?, catalogue.find(&args.after)?);
     let pairs = pairs(before, after, args)?;

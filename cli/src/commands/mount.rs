@@ -85,7 +85,7 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
     let point = absolute(dir)?;
     let repository = context.repository()?;
     let path = repository.path().display().to_string();
-    let catalogue = repository.view()?.catalogue()?;
+    let catalogue = context.view_of(&repository)?.catalogue()?;
     let only = match &args.only {
         Some(spec) => Some(catalogue.find(spec)?.id),
         None => None,
@@ -143,7 +143,7 @@ fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Ou
     let spec: BackupSpec = args.what.parse()?;
     let mut signals = catch_signals()?;
     let repository = context.repository()?;
-    let view = repository.view()?;
+    let view = context.view_of(&repository)?;
     let catalogue = view.catalogue()?;
     let entry = catalogue.find(&spec)?;
     let images = match &spec.disk {
@@ -194,7 +194,7 @@ fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Ou
     // It ends when its mount is gone, whoever took it down.
     let ended = server.child.wait();
     watcher.end();
-    ended.map_err(|error| Error::Other(format!("can't wait for the mount to end: {error}")))?;
+    ended.map_err(Error::io("wait for the mount to end"))?;
     Ok(outcome)
 }
 
@@ -240,7 +240,7 @@ fn tell(context: &Context<'_>, backup: &str, point: &Path, warnings: &[String], 
 }
 
 fn catch_signals() -> Result<Signals> {
-    Signals::new([SIGINT, SIGTERM]).map_err(|error| Error::Other(error.to_string()))
+    Signals::new([SIGINT, SIGTERM]).map_err(Error::io("watch for signals"))
 }
 
 /// Waits for a signal beside the work.
@@ -256,7 +256,7 @@ fn take_down_on_signal(mut signals: Signals, take_down: impl FnOnce() + Send + '
             take_down();
         }
     });
-    let thread = thread.map_err(|error| Error::Other(error.to_string()))?;
+    let thread = thread.map_err(Error::io("start a thread"))?;
     Ok(Watcher { handle, thread })
 }
 
@@ -314,5 +314,5 @@ pub fn clean_leftovers() {
 }
 
 fn absolute(dir: &Path) -> Result<PathBuf> {
-    std::path::absolute(dir).map_err(|error| Error::Other(format!("{}: {error}", dir.display())))
+    std::path::absolute(dir).map_err(Error::io(format!("tell where {} is", dir.display())))
 }

@@ -59,8 +59,8 @@ struct Domain {
 /// Restores a guest into the volume group `group`.
 pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Outcome> {
     let clock = Instant::now();
-    let cancel = signals::cancel_flag_with_hangup().map_err(|error| Error::Other(error.to_string()))?;
-    let view = context.repository()?.view()?;
+    let cancel = signals::cancel_flag_with_hangup().map_err(Error::io("watch for signals"))?;
+    let view = context.view()?;
     let catalogue = view.catalogue()?;
     let mut backup = catalogue.find(&args.backup)?.backup.clone();
     if let Some(disk) = &args.backup.disk {
@@ -375,7 +375,7 @@ fn random() -> Result<Random> {
         source.read_exact(&mut [0])?;
         Ok(Random(source))
     });
-    opened.map_err(|error| Error::Other(format!("/dev/urandom: {error}")))
+    opened.map_err(Error::io("read /dev/urandom"))
 }
 
 impl Random {
