@@ -49,6 +49,7 @@ impl NobodysLab {
         command
             .current_dir(self.lab.path("nobody's"))
             .env("HOME", "/nonexistent")
+            .env("XDG_STATE_HOME", self.own("state"))
             .env_remove("XDG_RUNTIME_DIR");
         self.lab.start_command(command, all).wait()
     }
