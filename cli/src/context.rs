@@ -126,6 +126,14 @@ impl<'a> Context<'a> {
         self.open(Purpose::Write)
     }
 
+    /// An error if the newest view that is in the repository is not what this host knows, before anything is put right there.
+    pub fn check_newest(&self, repository: &Repository) -> Result<()> {
+        match repository.standing_of_view() {
+            Some(standing) => self.judge(repository, &standing, Purpose::Write),
+            None => Ok(()),
+        }
+    }
+
     /// The repository's newest state.
     pub fn view(&self) -> Result<View> {
         self.view_of(&self.repository()?)
@@ -135,18 +143,18 @@ impl<'a> Context<'a> {
     pub fn view_of(&self, repository: &Repository) -> Result<View> {
         let view = repository.view()?;
         self.judge(repository, view.standing(), Purpose::Read)?;
+        self.is_known(repository);
         Ok(view)
     }
 
     fn open(&self, purpose: Purpose) -> Result<Repository> {
-        let repository = self.locked(purpose)?;
-        let repository = self.unlocked(repository)?;
-        if !self.is_doubted() {
-            // Nothing is known of it before a key opened it.
-            let _ = self.trusted.set(repository.clone());
-            self.remember();
-        }
-        Ok(repository)
+        self.unlocked(self.locked(purpose)?)
+    }
+
+    /// Notes a repository that was opened, by its key if it has one, and whose content was found to be the known one.
+    fn is_known(&self, repository: &Repository) {
+        let _ = self.trusted.set(repository.clone());
+        self.remember();
     }
 
     /// Finds out whether it is the repository that this host knows, before anything is read from it or a key is asked for.
@@ -261,11 +269,12 @@ impl<'a> Context<'a> {
             changes.join(", ")
         );
         let remedy = format!("If that is meant, `vbk --repo {shown} trust` accepts what is there now");
+        let was_doubted = self.is_doubted.swap(true, Ordering::SeqCst);
         match purpose {
             Purpose::Write => Err(Error::Distrusted(format!("{text}; nothing was written. {remedy}"))),
             Purpose::Read => {
                 // What is there can be read all the same: it may be all that is left.
-                if !self.is_doubted.swap(true, Ordering::SeqCst) {
+                if !was_doubted {
                     tracing::warn!("{text}. It is read, and nothing is written. {remedy}");
                 }
                 Ok(())
@@ -288,7 +297,7 @@ impl<'a> Context<'a> {
         let (Some(memory), Some(repository)) = (&self.memory, self.trusted.get()) else {
             return;
         };
-        if daemon::is_background() {
+        if daemon::is_background() || self.is_doubted() {
             return;
         }
         let Ok(standing) = repository.standing() else {
@@ -381,6 +390,7 @@ impl<'a> Context<'a> {
         let repository = self.repository_to_write()?;
         let writer = self.waiting(no_wait, cancel, |wait| repository.writer_that_removes(command, wait))?;
         self.judge(&repository, &writer.standing()?, Purpose::Write)?;
+        self.is_known(&repository);
         Ok(writer)
     }
 
@@ -394,6 +404,7 @@ impl<'a> Context<'a> {
     ) -> Result<Writer> {
         let writer = self.waiting(no_wait, cancel, |wait| repository.writer(command, wait))?;
         self.judge(repository, &writer.standing()?, Purpose::Write)?;
+        self.is_known(repository);
         Ok(writer)
     }
 

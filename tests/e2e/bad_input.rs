@@ -264,7 +264,7 @@ fn of_a_new_repository_only_the_last_directory_is_made_unless_more_is_asked_for(
     }
     assert!(names_in(lab.dir()).is_empty());
     lab.ok(args!["init", "--parents", deep]);
-    lab.ok(args!["--repo", deep, "list"]);
+    lab.start_bare(args!["--repo", deep, "list"]).wait().done();
 }
 
 #[test]

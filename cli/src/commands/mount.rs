@@ -59,7 +59,10 @@ pub fn run(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
         Some(dir) => mount_files(context, args, dir),
         None if args.foreground || daemon::is_background() => serve_images(context, args),
         None => {
-            let key = exported_key(&context.repository()?)?;
+            let repository = context.repository()?;
+            // The process in the background leaves it to this one to compare it with what this host knows.
+            drop(context.view_of(&repository)?);
+            let key = exported_key(&repository)?;
             let key = key.as_ref().map(|key| key.as_str());
             Ok(daemon::start(std::env::args_os().skip(1), key)?.outcome)
         }

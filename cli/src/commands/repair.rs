@@ -41,6 +41,7 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
         }
         repository => repository?,
     };
+    context.check_newest(&repository)?;
     let mended = context.waiting(args.no_wait, &cancel, |wait| repository.mend(wait))?;
     // Of a store that could only be put right from an older view, that view is the newest state now.
     context.remember_mended(&repository);

@@ -286,14 +286,19 @@ fn what_is_not_understood_is_told_with_its_line() {
             "[defaults]\nexclude = 'x'",
             "f:2: exclude: write a list, as in [\"one\", \"two\"]",
         ),
-        (
-            "repository = 'backup@host:/srv/vbk'",
-            "f:1: repository: backup@host:/srv/vbk names another host or a service",
-        ),
         ("encrypted = 'yes'", "f:1: encrypted: write true or false"),
-        ("[guest.web1]\nkeep = {}", "f:2: keep: these rules keep nothing; write rules"),
-        ("[defaults]\nkeep = { last = 0 }", "f:2: keep: these rules keep nothing"),
-        ("[defaults]\nkeep = 'some'", "f:2: keep: write rules, as { daily = 7, weekly = 4 }, or \"all\""),
+        (
+            "[guest.web1]\nkeep = {}",
+            "f:2: keep: these rules keep nothing; write rules, as { daily = 7, weekly = 4 }, or \"all\" to forget nothing",
+        ),
+        (
+            "[defaults]\nkeep = { last = 0 }",
+            "f:2: keep: these rules keep nothing; write rules, as { daily = 7, weekly = 4 }, or \"all\" to forget nothing",
+        ),
+        (
+            "[defaults]\nkeep = 'some'",
+            "f:2: keep: write rules, as { daily = 7, weekly = 4 }, or \"all\" to forget nothing",
+        ),
         (
             "[defaults]\nkeep = { within = '14' }",
             "f:2: within: \"14\" is not a length of time; nearest: 14d",
@@ -322,6 +327,8 @@ fn what_is_not_understood_is_told_with_its_line() {
     ] {
         assert_eq!(errors(text), [expected], "{text}");
     }
+    let elsewhere = &errors("repository = 'backup@host:/srv/vbk'")[0];
+    assert!(elsewhere.starts_with("f:1: repository: backup@host:/srv/vbk names another host"), "{elsewhere}");
     // What is no TOML at all is told in the reader's words, with the line.
     for text in ["\nx", "\na = 'b\n", "a = 1\na = 2", "[guest.web1]\n[guest.web1]"] {
         let error = &errors(text)[0];
