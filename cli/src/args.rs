@@ -5,11 +5,12 @@ mod hosts;
 pub mod parse;
 mod politeness;
 mod restore;
+mod sources;
+mod trust;
 
 use std::path::PathBuf;
 
-use clap::parser::ValueSource;
-use clap::{ArgMatches, Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use vbk::retention::{Age, KeepPolicy};
 use vbk_repo::block::BlockSize;
 use vbk_repo::catalogue::BackupSpec;
@@ -19,6 +20,8 @@ pub use backup::{BackupArgs, DiskArg};
 pub use hosts::ConfigCommand;
 pub use politeness::LimitArgs;
 pub use restore::RestoreArgs;
+pub use sources::Sources;
+pub use trust::TrustArgs;
 
 const AFTER_HELP: &str = "\
 A BACKUP is named GUEST@latest, GUEST@2026-11-21 (as much of the time as
@@ -94,31 +97,6 @@ pub struct Global {
     pub verbose: u8,
 }
 
-/// Where the options of every command come from.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Sources {
-    /// The option or the variable that names a key.
-    pub key_option: Option<&'static str>,
-    /// Whether the repository is named on the command line itself.
-    pub repo_is_typed: bool,
-}
-
-impl Sources {
-    /// From the command line as it was read.
-    pub fn of(matches: &ArgMatches) -> Self {
-        let key_option = |id, option, variable| match matches.value_source(id) {
-            Some(ValueSource::CommandLine) => Some(option),
-            Some(ValueSource::EnvVariable) => Some(variable),
-            _ => None,
-        };
-        Self {
-            key_option: key_option("key_file", "--key-file", "VBK_KEY_FILE")
-                .or_else(|| key_option("passphrase_file", "--passphrase-file", "VBK_PASSPHRASE_FILE")),
-            repo_is_typed: matches.value_source("repo") == Some(ValueSource::CommandLine),
-        }
-    }
-}
-
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -167,7 +145,7 @@ pub enum Command {
     #[command(subcommand)]
     Config(ConfigCommand),
     /// Accept a repository that is not what this host knew it to be
-    #[command(after_help = TRUST_HELP)]
+    #[command(after_help = trust::HELP)]
     Trust(TrustArgs),
     /// Put right what is damaged, as far as its content can be found elsewhere
     Repair(RepairArgs),
@@ -199,24 +177,6 @@ pub struct InitArgs {
     /// Make no recovery key. Without one, a forgotten passphrase or lost key file loses all backups
     #[arg(long, requires = "encrypt")]
     pub no_recovery_key: bool,
-}
-
-const TRUST_HELP: &str = "\
-A host remembers of each repository that it uses, by its path: its id, whether it
-is encrypted and with which master key, and its newest state. What writes to a
-repository stops when that is another one, is not encrypted any more or has gone
-back; what reads from it warns, and exits with 3. That happens after a restore of
-the repository from an older copy, when another disk is mounted at its place, and
-when someone who can write to the storage changed it. If you know the reason,
-`vbk trust` accepts what is there now, and prints what it takes the place of. The
-memory is in /var/lib/vbk-trust (of other users: ~/.local/state/vbk/trust).";
-
-/// Arguments of `vbk trust`.
-#[derive(Debug, Args)]
-pub struct TrustArgs {
-    /// Forget what is known of the repository, so that another one can be made in its place
-    #[arg(long)]
-    pub forget: bool,
 }
 
 /// What `vbk key` does.

@@ -51,7 +51,10 @@ mod tests {
             ":/srv",
         ] {
             let refused = local(Path::new(name)).expect_err(name).to_string();
-            assert!(refused.contains("local directories") && refused.contains("NFS"), "{refused}");
+            assert!(
+                refused.contains("local directories") && refused.contains("NFS"),
+                "{refused}"
+            );
         }
         for name in ["/srv/a:b", "./a:b", "../a:b", "repo", "srv/a:b", "", "/", "a@b/repo"] {
             assert_eq!(local(Path::new(name)).expect(name), Path::new(name));

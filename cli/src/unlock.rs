@@ -62,17 +62,32 @@ pub fn find(named: &KeyPaths<'_>, repository: &Path) -> Result<Unlock> {
 /// The credential that systemd gave to this run: its name, its file, and whether that is a key file.
 pub fn credential() -> Option<(&'static str, PathBuf, bool)> {
     let directory = PathBuf::from(std::env::var_os("CREDENTIALS_DIRECTORY")?);
-    let mut all = CREDENTIALS.map(|(name, is_key)| (name, directory.join(name), is_key)).into_iter();
+    let mut all = CREDENTIALS
+        .map(|(name, is_key)| (name, directory.join(name), is_key))
+        .into_iter();
     all.find(|(_, path, _)| path.exists())
 }
 
-/// Keeps keys, and the guests' data that is read with them, out of core files. The limit alone does not do it where a
-/// program takes cores by a pipe (core(5)). This process can't be traced by its own user then, and what is in
-/// /proc/PID belongs to root (PR_SET_DUMPABLE(2const)); programs that it starts are as they were.
+/// Keeps keys, and the guests' data that is read with them, out of core files. The kernel does not apply the limit where a
+/// program takes cores by a pipe, but tells that program of it (core(5), `%c`), and systemd-coredump and apport obey it. Of
+/// a process that is not dumpable there is no core at all; and its files in /proc can be opened by others only with
+/// CAP_SYS_PTRACE (PR_SET_DUMPABLE(2const)). The helpers that thaw guests open some (`/proc/PID/fd` in `src/freeze`), so
+/// where they would lack that right the limit has to do.
 pub fn keep_out_of_core_files() {
-    // Neither can fail for a process that lowers its own; and without them all works.
+    // Neither fails for a process that lowers its own, and without them all works.
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
-    let _ = nix::sys::prctl::set_dumpable(false);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    if may_trace(&status) {
+        let _ = nix::sys::prctl::set_dumpable(false);
+    }
+}
+
+/// Whether proc_pid_status(5), `CapEff`, has CAP_SYS_PTRACE in it.
+fn may_trace(status: &str) -> bool {
+    const CAP_SYS_PTRACE: u32 = 19;
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & 1 << CAP_SYS_PTRACE != 0)
 }
 
 /// Says so if others can read a file that opens a repository, as ssh does.
@@ -182,6 +197,13 @@ fn ask(prompt: &str) -> Result<Zeroizing<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_who_may_trace_hides_from_those_who_may_not() {
+        assert!(may_trace("Name:\tvbk\nCapEff:\t000001ffffffffff\nCapBnd:\t0\n"));
+        assert!(!may_trace("CapEff:\t000001fffff7ffff\nCapBnd:\t000001ffffffffff\n"));
+        assert!(!may_trace("CapEff:\t0000000000000000\n") && !may_trace(""));
+    }
 
     #[test]
     fn a_recovery_key_is_no_new_passphrase() {

@@ -142,8 +142,22 @@ mod tests {
         for generation in [7, 8, u64::MAX] {
             assert_eq!(standing("a", Some("k"), generation).changes_since(&known), []);
         }
-        assert_eq!(Standing { generation: None, ..known.clone() }.changes_since(&known), []);
-        assert_eq!(Standing { id: None, ..known.clone() }.changes_since(&known), []);
+        assert_eq!(
+            Standing {
+                generation: None,
+                ..known.clone()
+            }
+            .changes_since(&known),
+            []
+        );
+        assert_eq!(
+            Standing {
+                id: None,
+                ..known.clone()
+            }
+            .changes_since(&known),
+            []
+        );
     }
 
     #[test]

@@ -233,7 +233,14 @@ fn a_name_of_another_host_is_not_made_a_directory() {
     let disk = lab.path("disk.img");
     write_noise(&disk, 1, MIB);
     let before = names_in(lab.dir());
-    for name in ["user@host:/srv/repo", "host:repo", "sftp:host:/x", "s3:bucket", "rest:https://host/", "ssh://host/x"] {
+    for name in [
+        "user@host:/srv/repo",
+        "host:repo",
+        "sftp:host:/x",
+        "s3:bucket",
+        "rest:https://host/",
+        "ssh://host/x",
+    ] {
         for args in [
             args!["init", name],
             args!["init", "--parents", name],
@@ -243,7 +250,10 @@ fn a_name_of_another_host_is_not_made_a_directory() {
             args!["--repo", name, "status"],
             args!["--repo", name, "trust", "--forget"],
         ] {
-            lab.start_bare(args).wait().code(2).says(&[name, "local directories", "NFS"]);
+            lab.start_bare(args)
+                .wait()
+                .code(2)
+                .says(&[name, "local directories", "NFS"]);
         }
         let args = args![format!("VBK_REPO={name}"), crate::support::lab::VBK, "list"];
         let said = lab.start_command(std::process::Command::new("env"), args).wait();
@@ -304,8 +314,12 @@ fn the_last_good_backup_of_a_guest_needs_a_word_more() {
     said.tells(&["db would have no backup then"]);
     let said = lab.ok(args!["forget", "web1@latest"]);
     assert!(!said.contains("no backup"), "{said}");
-    lab.run(args!["forget", "web1@latest"]).code(2).says(&["last good backup of web1"]);
-    let said = lab.run(args!["forget", "--last-too", "web1@latest", "db@latest"]).done();
+    lab.run(args!["forget", "web1@latest"])
+        .code(2)
+        .says(&["last good backup of web1"]);
+    let said = lab
+        .run(args!["forget", "--last-too", "web1@latest", "db@latest"])
+        .done();
     said.tells(&["web1 has no backup now", "db has no backup now"]);
     assert!(lab.listed().is_empty());
 }

@@ -181,11 +181,17 @@ fn guests_without_a_policy_are_left_out_with_a_warning_and_the_rest_is_done() {
         .says(&["of db to keep", "configuration"]);
     assert_eq!((left("web1"), left("db"), left("old")), (2, 2, 2));
     for args in [args!["forget", "--all", "-n"], args!["forget", "--all", "--prune"]] {
-        let said = host.run(args).code(3).says(&["nothing says what to keep of db,", "\"all\""]);
+        let said = host
+            .run(args)
+            .code(3)
+            .says(&["nothing says what to keep of db,", "\"all\""]);
         said.tells(&["web1@"]);
     }
     assert_eq!((left("web1"), left("db"), left("old")), (1, 2, 2));
-    let pruned = host.run(args!["--json", "prune", "-n", "--max-unused", "0"]).done().json();
+    let pruned = host
+        .run(args!["--json", "prune", "-n", "--max-unused", "0"])
+        .done()
+        .json();
     assert_eq!(pruned["unused_blocks"], 0, "the weekly run pruned: {pruned}");
     // Nobody has to be told of what is kept on purpose.
     host.run(args!["forget", "old"]).done();
@@ -207,11 +213,19 @@ fn a_configuration_that_keeps_all_for_ever_or_names_no_repository_is_not_passed_
     assert!(!said.stderr.contains("db"), "{said}");
     host.configure("repository = 'HERE/repo'\n[defaults]\nkeep = 'all'\n[guest.db]\ndisks = { vda = 'HERE/own' }\n");
     let said = check().done();
-    let line = |name: &str| said.text().lines().find(|line| line.starts_with(name)).map(str::to_owned);
+    let line = |name: &str| {
+        said.text()
+            .lines()
+            .find(|line| line.starts_with(name))
+            .map(str::to_owned)
+    };
     assert!(line("db ").is_some_and(|line| line.contains(" all")), "{said}");
     // A shell's VBK_REPO is not that of a timer.
     host.configure("[defaults]\nkeep = 'all'\n");
-    check().code(3).says(&["no repository is named"]).tells(&["Repository:", "none named"]);
+    check()
+        .code(3)
+        .says(&["no repository is named"])
+        .tells(&["Repository:", "none named"]);
     host.run(args!["--repo", host.path("repo"), "config", "check"])
         .code(3)
         .says(&["no repository is named"]);

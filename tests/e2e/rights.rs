@@ -95,6 +95,32 @@ fn mounting_files_says_that_root_is_needed() {
 }
 
 #[test]
+fn an_encrypted_repository_needs_no_root() {
+    let nobody = NobodysLab::new();
+    let (repo, key, image) = (nobody.own("repo"), nobody.own("key"), nobody.own("disk.img"));
+    write_noise(&image, 1, 2 * MIB);
+    let with_key = |args: Vec<OsString>| {
+        let mut all = args!["--key-file", key];
+        all.extend(args);
+        nobody.run(&repo, all)
+    };
+    with_key(args!["init", "--encrypt", "--no-recovery-key"]).done();
+    // A command before the snapshot and one after it are carried out by helpers that open files of vbk's in /proc.
+    let config = nobody.own("config.toml");
+    let text = "[defaults]\npre-freeze = 'true'\npost-thaw = 'true'\n";
+    fs::write(&config, text).expect("writes");
+    let said = with_key(args!["--config-file", config, "backup", "web1", image]);
+    assert!(matches!(said.status.code(), Some(0 | 3)), "{said}");
+    assert!(!said.stderr.to_lowercase().contains("denied"), "{said}");
+    for command in [args!["list"], args!["status"], args!["verify"], args!["stats"]] {
+        with_key(command).done();
+    }
+    let out = nobody.own("out.img");
+    with_key(args!["restore", "web1@latest", out]).done();
+    assert_is_noise(&out, 1, 2 * MIB);
+}
+
+#[test]
 fn mounting_images_works_for_whom_fuse_is_allowed_and_else_says_so() {
     let nobody = NobodysLab::new();
     let repo = nobody.repo();

@@ -78,7 +78,15 @@ fn a_repository_that_was_put_back_is_read_with_a_warning_and_not_written_until_t
     assert_doubted(
         &lab,
         &words,
-        &["list", "show web1@latest", "verify", "stats", "status", "guests", "verify --without-key"],
+        &[
+            "list",
+            "show web1@latest",
+            "verify",
+            "stats",
+            "status",
+            "guests",
+            "verify --without-key",
+        ],
     );
     // The worst day: what is there comes back.
     let out = lab.path("out");
@@ -93,7 +101,10 @@ fn a_repository_that_was_put_back_is_read_with_a_warning_and_not_written_until_t
     lab.run(args!["prune"]).code(1).says(&words);
 
     let trusted = lab.json(args!["trust"]);
-    assert_eq!((&trusted["was"]["generation"], &trusted["is"]["generation"]), (&2.into(), &1.into()));
+    assert_eq!(
+        (&trusted["was"]["generation"], &trusted["is"]["generation"]),
+        (&2.into(), &1.into())
+    );
     assert_eq!(trusted["was"]["id"], trusted["is"]["id"]);
     lab.backup("web1", &lab.path("disk"));
     lab.ok(args!["verify"]);
@@ -133,26 +144,43 @@ fn a_plain_repository_does_not_take_the_place_of_an_encrypted_one() {
     of_owner(args!["backup", "web1", disk]).done();
     // With as many commits, by somebody else.
     lab.ok(args!["init", plain]);
-    lab.start_bare(args!["--repo", plain, "backup", "web1", disk]).wait().done();
+    lab.start_bare(args!["--repo", plain, "backup", "web1", disk])
+        .wait()
+        .done();
     put_in_its_place(&lab, &plain);
     // Without a word about keys, as at a terminal where a passphrase would have been asked for.
     assert_doubted(&lab, &["it was encrypted and is not encrypted now"], &["list"]);
     // Not even where the store and the marker are all that is there.
     fs::remove_file(lab.repo().join("vbk-repository")).expect("removes");
     lab.run(args!["repair"]).code(1).says(&["is not encrypted now"]);
-    assert_eq!(fs::read_dir(lab.repo()).expect("lists").filter(|entry| entry.is_err()).count(), 0);
+    assert_eq!(
+        fs::read_dir(lab.repo())
+            .expect("lists")
+            .filter(|entry| entry.is_err())
+            .count(),
+        0
+    );
     // And the other way round, and one with another key.
     fs::rename(lab.repo(), lab.path("theirs")).expect("moves");
     lab.ok(args!["trust", "--forget"]);
     let (other, other_key) = (lab.path("other"), lab.path("other-key"));
-    lab.ok(args!["--key-file", other_key, "init", other, "--encrypt", "--no-recovery-key"]);
+    lab.ok(args![
+        "--key-file",
+        other_key,
+        "init",
+        other,
+        "--encrypt",
+        "--no-recovery-key"
+    ]);
     fs::rename(lab.path("away"), lab.repo()).expect("moves");
     of_owner(args!["list"]).done();
     put_in_place_of_owner(&lab, &other);
     let said = lab.run(args!["--key-file", other_key, "backup", "web1", disk]).code(1);
     said.says(&["another master key"]);
     // No key is asked for either.
-    lab.run(args!["backup", "web1", disk]).code(1).says(&["another master key"]);
+    lab.run(args!["backup", "web1", disk])
+        .code(1)
+        .says(&["another master key"]);
 }
 
 fn put_in_place_of_owner(lab: &Lab, other: &Path) {
@@ -170,11 +198,16 @@ fn where_a_repository_was_none_is_made_by_accident() {
             fs::create_dir(lab.repo()).expect("makes");
         }
         for args in [args!["list"], args!["backup", "web1", lab.path("disk")]] {
-            let said = lab.run(args).code(1).says(&["not a vbk repository", "is its file system mounted?"]);
+            let said = lab
+                .run(args)
+                .code(1)
+                .says(&["not a vbk repository", "is its file system mounted?"]);
             assert!(!said.stderr.contains("vbk init"), "{said}");
         }
         for args in [args!["init"], args!["init", "--parents"], args!["init", "--encrypt"]] {
-            lab.run(args).code(2).says(&["is its file system mounted?", "trust --forget"]);
+            lab.run(args)
+                .code(2)
+                .says(&["is its file system mounted?", "trust --forget"]);
         }
         assert_eq!(lab.repo().exists(), empty);
         if empty {

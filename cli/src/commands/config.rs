@@ -296,7 +296,8 @@ fn warnings(config: &Config, found: &Found) -> Vec<String> {
     }
     match config.repository.as_deref() {
         None => warnings.push(
-            "no repository is named: write repository = \"DIR\"; what runs by a timer does not see VBK_REPO of a shell".into(),
+            "no repository is named: write repository = \"DIR\"; what runs by a timer does not see VBK_REPO of a shell"
+                .into(),
         ),
         Some(path) if !path.is_dir() => warnings.push(format!(
             "repository: {} is not there; is its file system mounted? `vbk init --help` says how a first one is made",

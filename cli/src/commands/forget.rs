@@ -192,7 +192,10 @@ fn check_last(catalogue: &Catalogue, states: &States, judged: &mut Judged, is_me
     let goes: HashSet<String> = judged.verdicts.iter().map(|verdict| verdict.backup.clone()).collect();
     let mut guests = BTreeMap::<&GuestName, Vec<&Verdict>>::new();
     for verdict in &judged.verdicts {
-        let entry = catalogue.entries().iter().find(|entry| entry.backup.spec() == verdict.backup);
+        let entry = catalogue
+            .entries()
+            .iter()
+            .find(|entry| entry.backup.spec() == verdict.backup);
         // A record that can't be read is in no list, and was of no use.
         if let Some(entry) = entry {
             guests.entry(&entry.backup.guest).or_default().push(verdict);

@@ -57,7 +57,9 @@ pub fn run(context: &Context<'_>, args: &TrustArgs) -> Result<Outcome> {
             for change in is.changes_since(&was.standing) {
                 context.say(format_args!("  {change}"));
             }
-            context.say(format_args!("it is {now_is}, and this is what the host takes it for from now on"));
+            context.say(format_args!(
+                "it is {now_is}, and this is what the host takes it for from now on"
+            ));
         }
         None => context.say(format_args!("{shown} is {now_is}; the host knew nothing of it before")),
     }

@@ -328,7 +328,10 @@ fn what_is_not_understood_is_told_with_its_line() {
         assert_eq!(errors(text), [expected], "{text}");
     }
     let elsewhere = &errors("repository = 'backup@host:/srv/vbk'")[0];
-    assert!(elsewhere.starts_with("f:1: repository: backup@host:/srv/vbk names another host"), "{elsewhere}");
+    assert!(
+        elsewhere.starts_with("f:1: repository: backup@host:/srv/vbk names another host"),
+        "{elsewhere}"
+    );
     // What is no TOML at all is told in the reader's words, with the line.
     for text in ["\nx", "\na = 'b\n", "a = 1\na = 2", "[guest.web1]\n[guest.web1]"] {
         let error = &errors(text)[0];

@@ -46,7 +46,10 @@ fn what_was_seen_is_known_and_never_gets_older() {
         let data = fs::metadata(memory.directory().join(name)).expect("is there");
         data.permissions().mode() & 0o777
     };
-    assert_eq!((mode(""), mode("known.json"), mode("known.lock")), (0o700, 0o600, 0o600));
+    assert_eq!(
+        (mode(""), mode("known.json"), mode("known.lock")),
+        (0o700, 0o600, 0o600)
+    );
 }
 
 #[test]

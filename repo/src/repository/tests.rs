@@ -356,7 +356,10 @@ fn directories_above_a_new_repository_are_made_only_if_that_is_asked_for() {
     let path = directory.path().join("mnt/usb/repo");
     let mut options = CreateOptions::plain(BlockSize::MIN);
     let refused = Repository::create(&path, &options).expect_err("refused");
-    assert!(matches!(&refused, Error::NoParent { parent } if parent.ends_with("mnt/usb")), "{refused}");
+    assert!(
+        matches!(&refused, Error::NoParent { parent } if parent.ends_with("mnt/usb")),
+        "{refused}"
+    );
     assert_eq!(refused.kind(), ErrorKind::NotFound);
     assert!(!directory.path().join("mnt").exists());
     options.parents = true;

@@ -20,8 +20,9 @@ use vbk_repo::name::{DiskName, GuestName};
 use super::attached;
 use crate::args::{BackupArgs, DiskArg};
 use crate::config::{GuestAgent, GuestSettings};
-use crate::context::{Context, host, threads};
+use crate::context::{Context, threads};
 use crate::exit::{Error, Result};
+use crate::machine::host;
 
 /// What one disk alone is called, as guests call their first virtio disk.
 const ONLY_DISK: &str = "vda";

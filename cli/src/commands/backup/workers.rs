@@ -113,11 +113,8 @@ impl Shared<'_> {
             }
             // A bug that one guest meets is not the end of the others' backups. Snapshots and helpers were let go of while
             // the thread was unwound.
-            let result = catch_unwind(AssertUnwindSafe(|| self.back_up(job, &observer))).unwrap_or_else(|_| {
-                Err(Error::Bug(
-                    "the backup broke off; what is above says where".to_owned(),
-                ))
-            });
+            let result = catch_unwind(AssertUnwindSafe(|| self.back_up(job, &observer)))
+                .unwrap_or_else(|_| Err(Error::Bug("the backup broke off; what is above says where".to_owned())));
             let took = clock.elapsed();
             if let Err(error) = &result {
                 self.failed(&guest, error, is_begun, &observer);
