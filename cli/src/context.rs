@@ -148,7 +148,7 @@ impl<'a> Context<'a> {
         let path = self.repository_path()?;
         let repository = Repository::open(path).map_err(|error| self.explain(error, path))?;
         self.check_encrypted(&repository)?;
-        self.judge(&repository, &repository.standing()?, purpose)?;
+        self.judge(&repository, &repository.standing(), purpose)?;
         Ok(repository)
     }
 

@@ -42,10 +42,7 @@ pub fn run(context: &Context<'_>, args: &TrustArgs) -> Result<Outcome> {
     let repository = Repository::open(path).map_err(|error| context.explain(error, path))?;
     context.check_encrypted(&repository)?;
     // As the store says, since that is what will be read; as the marker says, where the view can't be opened.
-    let is = match repository.standing_of_view() {
-        Some(standing) => standing,
-        None => repository.standing()?,
-    };
+    let is = repository.standing_of_view().unwrap_or_else(|| repository.standing());
     repository.settle();
     let was = memory.replace(repository.path(), &is, now).map_err(failed)?;
     let shown = repository.path().display();

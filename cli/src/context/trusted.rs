@@ -153,9 +153,7 @@ impl Context<'_> {
         if daemon::is_background() || self.is_doubted() {
             return;
         }
-        let Ok(standing) = repository.standing() else {
-            return;
-        };
+        let standing = repository.standing();
         let known = memory.get(repository.path());
         if known.is_ok_and(|known| known.is_some_and(|known| known.standing.join(&standing) == known.standing)) {
             return;
@@ -183,8 +181,8 @@ impl Context<'_> {
 
     /// Notes a repository that this run made.
     pub fn remember_anew(&self, repository: &Repository) {
-        if let (Some(memory), Ok(standing)) = (&self.memory, repository.standing()) {
-            let noted = memory.replace(repository.path(), &standing, Timestamp::now());
+        if let Some(memory) = &self.memory {
+            let noted = memory.replace(repository.path(), &repository.standing(), Timestamp::now());
             let _ = noted.inspect_err(|error| self.warn_of(memory, error));
         }
     }

@@ -10,15 +10,16 @@ use crate::views;
 impl Repository {
     /// The repository's identity and age, as its marker and the name of its newest view say: cheap, and known before a key
     /// is asked for or the store is touched.
-    pub fn standing(&self) -> Result<Standing> {
-        Ok(Standing {
+    pub fn standing(&self) -> Standing {
+        Standing {
             id: match &self.id {
                 Some(id) => Some(id.clone()),
                 None => self.identity_of_view().map(|identity| identity.id),
             },
             key_check: self.key_check.clone(),
-            generation: self.newest_view()?,
-        })
+            // A link that can't be read is told by what opens the view, and is put right by a repair.
+            generation: self.newest_view().ok().flatten(),
+        }
     }
 
     /// The same, as the newest view itself says; `None` if that can't be read. A damaged marker changes nothing of it.

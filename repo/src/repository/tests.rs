@@ -316,13 +316,13 @@ fn the_marker_and_the_store_tell_of_the_same_repository() {
     assert_eq!(writer.standing().expect("reads"), expected);
     drop(writer);
     let opened = Repository::open(repository.path()).expect("opens");
-    assert_eq!(opened.standing().expect("reads"), expected);
+    assert_eq!(opened.standing(), expected);
     assert_eq!(opened.standing_of_view(), Some(expected.clone()));
     assert_eq!(*opened.view().expect("opens").standing(), expected);
     // A marker without an id is that of whatever store there is.
     fs::write(repository.path().join(MARKER), "format: 1\n").expect("writes");
     let opened = Repository::open(repository.path()).expect("opens");
-    assert_eq!(opened.standing().expect("reads"), expected);
+    assert_eq!(opened.standing(), expected);
     opened.writer("test", &mut no_wait).expect("opens");
 }
 
