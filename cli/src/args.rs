@@ -5,11 +5,12 @@ mod hosts;
 pub mod parse;
 mod politeness;
 mod restore;
+mod sources;
+mod trust;
 
 use std::path::PathBuf;
 
-use clap::parser::ValueSource;
-use clap::{ArgMatches, Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use vbk::retention::{Age, KeepPolicy};
 use vbk_fuse::NewFsid;
 use vbk_repo::block::BlockSize;
@@ -20,6 +21,8 @@ pub use backup::{BackupArgs, DiskArg};
 pub use hosts::ConfigCommand;
 pub use politeness::LimitArgs;
 pub use restore::{RestoreArgs, SkipDamaged};
+pub use sources::Sources;
+pub use trust::TrustArgs;
 
 const AFTER_HELP: &str = "\
 A BACKUP is named GUEST@latest, GUEST@2026-11-21 (as much of the time as
@@ -57,8 +60,8 @@ pub struct Global {
     #[arg(long, short = 'r', global = true, env = "VBK_REPO", value_name = "DIR")]
     pub repo: Option<PathBuf>,
 
-    /// Opens an encrypted repository: a key file, or a key that `vbk key export` wrote. With this option on the command
-    /// line a repository that is not encrypted is refused; the variable is for several, some of them perhaps plain
+    /// Opens an encrypted repository: a key file, or a key that `vbk key export` wrote. A repository that is not encrypted
+    /// is refused then
     #[arg(
         long,
         global = true,
@@ -93,16 +96,6 @@ pub struct Global {
     /// Log more; twice: everything
     #[arg(long, short, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
     pub verbose: u8,
-}
-
-/// Which option on the command line itself, and not in the environment, names a key.
-pub fn key_option(matches: &ArgMatches) -> Option<&'static str> {
-    let is_there = |id| matches.value_source(id) == Some(ValueSource::CommandLine);
-    match () {
-        () if is_there("key_file") => Some("--key-file"),
-        () if is_there("passphrase_file") => Some("--passphrase-file"),
-        () => None,
-    }
 }
 
 /// The commands.
@@ -152,6 +145,9 @@ pub enum Command {
     /// Read the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Accept a repository that is not what this host knew it to be
+    #[command(after_help = trust::HELP)]
+    Trust(TrustArgs),
     /// Put right what is damaged, as far as its content can be found elsewhere
     Repair(RepairArgs),
     /// Read back every block of every backup, decode it and hash it again
@@ -173,6 +169,11 @@ pub struct InitArgs {
     /// (a key file that does not exist is made)
     #[arg(long)]
     pub encrypt: bool,
+
+    /// Make the directories above it too, where they are missing. Without it only the last one is made: a file system that
+    /// is not mounted is noticed
+    #[arg(long)]
+    pub parents: bool,
 
     /// Make no recovery key. Without one, a forgotten passphrase or lost key file loses all backups
     #[arg(long, requires = "encrypt")]
@@ -328,17 +329,22 @@ pub struct UmountArgs {
 /// Arguments of `vbk forget`.
 #[derive(Debug, Args)]
 #[command(
-    override_usage = "vbk forget [OPTIONS] <GUEST>... [--keep-daily 7 ...]\n       vbk forget [OPTIONS] <BACKUP>...",
+    override_usage = "vbk forget [OPTIONS] <GUEST>... [--keep-daily 7 ...]\n       vbk forget [OPTIONS] --all [--keep-daily 7 ...]\n       vbk forget [OPTIONS] <BACKUP>...",
     after_help = FORGET_HELP
 )]
 pub struct ForgetArgs {
-    /// Guests, together with what to keep of each; or backups, as in web1@2026-10-01
+    /// Guests, together with what to keep of each; or backups by their whole names, as in web1@2026-10-01T02-00-00Z, by
+    /// whole ids, or as web1@latest
     #[arg(value_name = "GUEST|BACKUP", required_unless_present = "all")]
     pub what: Vec<String>,
 
-    /// All guests
+    /// All guests. Those of which nothing says what to keep are left out, with a warning
     #[arg(long, conflicts_with = "what")]
     pub all: bool,
+
+    /// Also forget a backup that is named and is the last good one of its guest
+    #[arg(long, conflicts_with = "all")]
+    pub last_too: bool,
 
     /// What to keep.
     #[command(flatten)]
@@ -365,7 +371,8 @@ const FORGET_HELP: &str = "\
 A backup stays if any rule keeps it. Each rule walks from the newest backup to
 the oldest and keeps the newest one of each day, week, month or year until its
 number is used up. Without any --keep-... the guest's own `keep` in the
-configuration, or that of its [defaults], says what stays. Whatever the rules say, protected backups stay, and so does
+configuration, or that of its [defaults], says what stays; keep = \"all\" keeps all
+backups. Whatever the rules say, protected backups stay, and so does
 the newest good backup of each guest. Damaged ones are not counted.
 
 Forgetting takes a backup out of the list at once. The space of its blocks comes

@@ -18,6 +18,7 @@ pub mod show;
 pub mod snapshots;
 pub mod stats;
 pub mod status;
+pub mod trust;
 pub mod umount;
 pub mod verify;
 

@@ -39,6 +39,8 @@ pub struct Config {
     pub key_file: Option<PathBuf>,
     /// What opens the repository.
     pub passphrase_file: Option<PathBuf>,
+    /// The repository must be encrypted.
+    pub encrypted: bool,
     /// How many guests are backed up at a time.
     pub jobs: Option<u32>,
     /// Where figures for Prometheus go.
@@ -55,7 +57,7 @@ pub struct Config {
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Section {
     read_limit: Option<ReadLimit>,
-    keep: Option<KeepPolicy>,
+    keep: Option<Keep>,
     device_bytes_per_sec: Option<u64>,
     snapshot_size: Option<SnapshotSize>,
     extend: Option<Option<f64>>,
@@ -74,6 +76,15 @@ struct Section {
     disks: Option<Vec<(DiskName, PathBuf)>>,
     domain: Option<String>,
     skip_disks: Option<Vec<DiskName>>,
+}
+
+/// What is kept of a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// All backups, as was asked for.
+    All,
+    /// Those that rules name.
+    Rules(KeepPolicy),
 }
 
 /// Whether the guest's agent freezes its file systems for the snapshot.
@@ -103,8 +114,8 @@ pub struct GuestSettings {
     pub read_limit: Option<ReadLimit>,
     /// The speed that its disks were allocated, in bytes per second each; `None`: libvirt or a measurement says.
     pub device_bytes_per_sec: Option<u64>,
-    /// What is kept of it. `None`: nothing is said; a policy without rules was written as such.
-    pub keep: Option<KeepPolicy>,
+    /// What is kept of it. `None`: nothing is said; never a policy without rules.
+    pub keep: Option<Keep>,
     /// Space for a thick snapshot; `None`: as the last one needed, or what fits.
     pub snapshot_size: Option<SnapshotSize>,
     /// How full a snapshot may be, as a share, before it is extended: 0.6 if nothing is said; `None`: it never is.
@@ -178,6 +189,14 @@ impl Config {
     /// How guests are backed up that the file does not name.
     pub fn defaults(&self) -> GuestSettings {
         self.merge(&Section::default(), false)
+    }
+
+    /// Whether what the file says of its repository is said of this one: it names that, or none at all.
+    pub fn is_of(&self, repository: &Path) -> bool {
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        self.repository
+            .as_deref()
+            .is_none_or(|known| known == repository || real(known) == real(repository))
     }
 
     /// The key of the file that names what opens the repository.

@@ -1,5 +1,7 @@
 //! What every command needs: the repository, the way to print, the number of threads.
 
+mod trusted;
+
 use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -7,28 +9,47 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 use vbk_repo::keys::Unlock;
-use vbk_repo::repository::{Repository, Wait, Writer};
+use vbk_repo::repository::{Repository, View, Wait, Writer};
 
-use crate::args::Global;
+use crate::args::{Global, Sources};
 use crate::config::{Config, DEFAULT_PATH};
 use crate::exit::{Error, Result};
+use crate::trust::Memory;
 use crate::unlock::KeyPaths;
-use crate::{output, unlock};
+use crate::{machine, output, place, unlock};
 
 /// The options of every command, in use.
 pub struct Context<'a> {
     global: &'a Global,
-    key_option: Option<&'static str>,
+    sources: Sources,
     config: OnceLock<Config>,
+    memory: Option<Memory>,
+    /// The repository of this run, when it was found to be the one that this host knows.
+    trusted: OnceLock<Repository>,
+    /// Whether it was read in spite of not being that.
+    is_doubted: AtomicBool,
+    /// Whether the run writes to it.
+    is_writer: AtomicBool,
+}
+
+/// What a command does to the repository that it opens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Read,
+    Write,
 }
 
 impl<'a> Context<'a> {
-    /// From the command line. `key_option` is the option on it that names a key.
-    pub fn new(global: &'a Global, key_option: Option<&'static str>) -> Self {
+    /// From the command line.
+    pub fn new(global: &'a Global, sources: Sources) -> Self {
         Self {
             global,
-            key_option,
+            sources,
             config: OnceLock::new(),
+            memory: machine::trust_dir().map(Memory::at),
+            trusted: OnceLock::new(),
+            is_doubted: AtomicBool::new(false),
+            is_writer: AtomicBool::new(false),
         }
     }
 
@@ -59,7 +80,7 @@ impl<'a> Context<'a> {
     /// The path that was given for the repository.
     pub fn repository_path(&self) -> Result<&Path> {
         match &self.global.repo {
-            Some(path) => Ok(path),
+            Some(path) => place::local(path),
             None => self.config()?.repository.as_deref().ok_or_else(|| {
                 let config = self.global.config_file.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
                 Error::Usage(format!(
@@ -86,11 +107,7 @@ impl<'a> Context<'a> {
             return Ok(given);
         }
         let config = self.config()?;
-        let is_same = |known: &Path| {
-            let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-            known == repository || real(known) == real(repository)
-        };
-        Ok(match config.repository.as_deref().is_none_or(is_same) {
+        Ok(match config.is_of(repository) {
             true => KeyPaths {
                 key_file: config.key_file.as_deref(),
                 passphrase_file: config.passphrase_file.as_deref(),
@@ -99,43 +116,67 @@ impl<'a> Context<'a> {
         })
     }
 
-    /// The repository.
+    /// The repository, for reading.
     pub fn repository(&self) -> Result<Repository> {
-        let repository = self.repository_at(self.repository_path()?)?;
-        let configured = match &self.global.repo {
-            None => self.config()?.key_name(),
-            Some(_) => None,
-        };
-        match self.key_option.or(configured) {
-            // Who gives a key expects that nothing is stored in the clear. Somebody who can write to the storage may have
-            // put a plain repository in the place of an encrypted one.
-            Some(option) if !repository.is_encrypted() => Err(Error::Usage(format!(
-                "{} is not encrypted, although {option} was given; nothing was read or written. Leave {option} out if \
-                 that is as it should be",
-                repository.path().display()
-            ))),
-            _ => Ok(repository),
-        }
+        self.open(Purpose::Read)
     }
 
-    /// A repository in this directory.
-    pub fn repository_at(&self, path: &Path) -> Result<Repository> {
-        let repository = Repository::open(path)?;
+    /// The repository, for a command that will write to it.
+    pub fn repository_to_write(&self) -> Result<Repository> {
+        self.open(Purpose::Write)
+    }
+
+    /// The repository's newest state.
+    pub fn view(&self) -> Result<View> {
+        self.view_of(&self.repository()?)
+    }
+
+    /// The newest state of a repository that was opened here.
+    pub fn view_of(&self, repository: &Repository) -> Result<View> {
+        let view = repository.view()?;
+        self.judge(repository, view.standing(), Purpose::Read)?;
+        self.is_known(repository);
+        Ok(view)
+    }
+
+    fn open(&self, purpose: Purpose) -> Result<Repository> {
+        self.unlocked(self.locked(purpose)?)
+    }
+
+    /// Finds out whether it is the repository that this host knows, before anything is read from it or a key is asked for.
+    fn locked(&self, purpose: Purpose) -> Result<Repository> {
+        let path = self.repository_path()?;
+        let repository = Repository::open(path).map_err(|error| self.explain(error, path))?;
+        self.check_encrypted(&repository)?;
+        self.judge(&repository, &repository.standing(), purpose)?;
+        Ok(repository)
+    }
+
+    fn unlocked(&self, repository: Repository) -> Result<Repository> {
         if !repository.is_encrypted() {
             return Ok(repository);
         }
         let unlock = self.key_of(&repository)?;
-        Ok(repository.unlock(&unlock)?)
+        repository.unlock(&unlock).map_err(|error| match error {
+            error @ (vbk_repo::Error::BadKey { .. } | vbk_repo::Error::WrongKey { .. }) => Error::Unopened(error),
+            error => error.into(),
+        })
     }
 
-    /// The repository, without its keys.
+    /// A repository in this directory.
+    pub fn repository_at(&self, path: &Path) -> Result<Repository> {
+        let path = place::local(path)?;
+        self.unlocked(Repository::open(path).map_err(|error| self.explain(error, path))?)
+    }
+
+    /// The repository, without its keys, for reading.
     pub fn locked_repository(&self) -> Result<Repository> {
-        Ok(Repository::open(self.repository_path()?)?)
+        self.locked(Purpose::Read)
     }
 
-    /// The option on the command line that names a key.
-    pub fn key_option(&self) -> Option<&'static str> {
-        self.key_option
+    /// The repository, without its keys, for a command that will write to it.
+    pub fn locked_repository_to_write(&self) -> Result<Repository> {
+        self.locked(Purpose::Write)
     }
 
     /// What opens a repository; asks for it where it can.
@@ -155,14 +196,31 @@ impl<'a> Context<'a> {
 
     /// The repository, for writing. Waits for other writers, and says for whom, unless `no_wait`.
     pub fn writer(&self, command: &str, no_wait: bool, cancel: &AtomicBool) -> Result<Writer> {
-        let repository = self.repository()?;
-        self.waiting(no_wait, cancel, |wait| repository.writer(command, wait))
+        let repository = self.repository_to_write()?;
+        self.writer_of(&repository, command, no_wait, cancel)
     }
 
     /// As [`Context::writer`], for what removes something: it works on a full disk too, where that is possible.
     pub fn writer_that_removes(&self, command: &str, no_wait: bool, cancel: &AtomicBool) -> Result<Writer> {
-        let repository = self.repository()?;
-        self.waiting(no_wait, cancel, |wait| repository.writer_that_removes(command, wait))
+        let repository = self.repository_to_write()?;
+        let writer = self.waiting(no_wait, cancel, |wait| repository.writer_that_removes(command, wait))?;
+        self.judge(&repository, &writer.standing()?, Purpose::Write)?;
+        self.is_known(&repository);
+        Ok(writer)
+    }
+
+    /// The writer of a repository that was opened here.
+    pub fn writer_of(
+        &self,
+        repository: &Repository,
+        command: &str,
+        no_wait: bool,
+        cancel: &AtomicBool,
+    ) -> Result<Writer> {
+        let writer = self.waiting(no_wait, cancel, |wait| repository.writer(command, wait))?;
+        self.judge(repository, &writer.standing()?, Purpose::Write)?;
+        self.is_known(repository);
+        Ok(writer)
     }
 
     /// Does what needs the writer's lock. Waits for other writers, and says for whom, unless `no_wait`.
@@ -208,7 +266,7 @@ impl<'a> Context<'a> {
     /// Prints the result as JSON, if that was asked for.
     pub fn json_result(&self, value: &impl Serialize) -> Result<()> {
         if self.json() {
-            let text = serde_json::to_string_pretty(value).map_err(|error| Error::Other(error.to_string()))?;
+            let text = serde_json::to_string_pretty(value).map_err(|error| Error::Bug(error.to_string()))?;
             output::write_json(&text);
         }
         Ok(())
@@ -218,14 +276,6 @@ impl<'a> Context<'a> {
 /// How many threads may compute at once.
 pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// The name of this machine.
-pub fn host() -> String {
-    nix::unistd::gethostname()
-        .ok()
-        .and_then(|name| name.into_string().ok())
-        .unwrap_or_default()
 }
 
 /// Whether standard output is a terminal, which should not get a disk's bytes.

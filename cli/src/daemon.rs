@@ -121,7 +121,10 @@ pub fn ready(outcome: Outcome) -> Result<()> {
     let warnings = if outcome == Outcome::Done { "" } else { "warnings" };
     output::write_bytes(format!("{END}{warnings}\n").as_bytes());
     if output::is_closed() {
-        return Err(Error::Other("the command that started the mount has ended".into()));
+        return Err(Error::Io {
+            doing: "say that the mount is ready".into(),
+            source: io::ErrorKind::BrokenPipe.into(),
+        });
     }
     let file = File::options().create(true).append(true).open(&log);
     let file = file.map_err(failed("open the log"))?;
@@ -187,7 +190,7 @@ pub fn runtime_directory() -> Result<PathBuf> {
 /// Makes a directory where all may make some, or takes the one that is there: only if nobody else can have put something
 /// into it, as links that lead what is written here to other files.
 fn own_directory(path: PathBuf) -> Result<PathBuf> {
-    let cant = |error: io::Error| Error::Other(format!("can't make {}: {error}", path.display()));
+    let cant = |error: io::Error| Error::io(format!("make {}", path.display()))(error);
     match std::fs::DirBuilder::new().mode(0o700).create(&path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(cant(error)),
         _ => {}
@@ -206,13 +209,13 @@ fn own_directory(path: PathBuf) -> Result<PathBuf> {
 fn log_path() -> Result<PathBuf> {
     let root = runtime_directory()?;
     let made = std::fs::DirBuilder::new().mode(0o700).recursive(true).create(&root);
-    made.map_err(|error| Error::Other(format!("can't make {}: {error}", root.display())))?;
+    made.map_err(Error::io(format!("make {}", root.display())))?;
     let stamp = jiff::Timestamp::now().as_nanosecond();
     Ok(root.join(format!("mount-{}-{stamp:x}.log", std::process::id())))
 }
 
 fn failed(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
-    move |error| Error::Other(format!("can't {doing}: {error}"))
+    Error::io(doing)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! How a run ends: exit codes, and the line that says what went wrong.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use vbk_repo::ErrorKind;
@@ -44,9 +45,44 @@ pub enum Error {
     /// A limit of the system is too low.
     #[error("{0}")]
     Limit(String),
-    /// Something of this program's own.
+    /// No repository where one was named.
     #[error("{0}")]
-    Other(String),
+    NotThere(String),
+    /// The repository is not the one, or not as new, as this host knows it to be.
+    #[error("{0}")]
+    Distrusted(String),
+    /// The key that was given does not open the repository.
+    #[error(transparent)]
+    Unopened(vbk_repo::Error),
+    /// A file of a key or passphrase can't be used.
+    #[error("can't read {what} {}: {source}", path.display())]
+    KeyFile {
+        /// `key file` or `passphrase file`.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The system refused something that is no part of a repository.
+    #[error("can't {doing}: {source}")]
+    Io {
+        /// What was being done, as in `write /srv/key`.
+        doing: String,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// Something that only a bug in this program makes happen. Never for what a person, a file or the system can cause.
+    #[error("{0}")]
+    Bug(String),
+}
+
+impl Error {
+    /// Wraps an I/O error: `.map_err(Error::io("write the log"))`.
+    pub fn io(doing: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let doing = doing.into();
+        move |source| Self::Io { doing, source }
+    }
 }
 
 impl From<vbk_fuse::MountError> for Error {
@@ -74,13 +110,16 @@ impl Error {
     /// What should be done about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Repository(error) => error.kind(),
+            Self::Repository(error) | Self::Unopened(error) => error.kind(),
             Self::Engine(error) => error.kind(),
             Self::Mount(error) => error.kind(),
             Self::Usage(_) => ErrorKind::Invalid,
+            Self::NotThere(_) => ErrorKind::NotFound,
+            Self::Distrusted(_) => ErrorKind::Denied,
+            Self::KeyFile { source, .. } | Self::Io { source, .. } => ErrorKind::of_io(source),
             Self::TimeOver(_) | Self::NoGuests(_) | Self::Limit(_) => ErrorKind::Unavailable,
             Self::Busy(_) => ErrorKind::Locked,
-            Self::Other(_) => ErrorKind::Internal,
+            Self::Bug(_) => ErrorKind::Internal,
         }
     }
 
@@ -109,6 +148,11 @@ impl Error {
     /// What the user can do, where the message does not say it.
     fn hint(&self) -> Option<&'static str> {
         match self.kind() {
+            _ if matches!(self, Self::Distrusted(_)) => None,
+            _ if matches!(self, Self::KeyFile { .. } | Self::Unopened(_)) => Some(
+                "another key file, a passphrase, the recovery key (given as a passphrase) or an exported key opens the \
+                 repository too; `vbk key list` shows what there is, and needs no key",
+            ),
             ErrorKind::NoSpace
                 if matches!(
                     self,
@@ -133,7 +177,6 @@ impl Error {
                 "give it with --passphrase-file FILE (VBK_PASSPHRASE_FILE) or --key-file FILE (VBK_KEY_FILE), as the \
                  systemd credential vbk-passphrase or vbk-key-file, or at a terminal",
             ),
-            ErrorKind::Denied if matches!(self, Self::Repository(vbk_repo::Error::WrongKey { .. })) => None,
             ErrorKind::Denied if nix::unistd::geteuid().is_root() => Some(
                 "root was refused: look for an attribute of the file (`lsattr`), an AppArmor or SELinux rule, a container \
                  without the right, or a network file system that does not let root in (root_squash)",
@@ -158,6 +201,7 @@ impl Error {
                     self,
                     Self::Repository(
                         vbk_repo::Error::NoteDamaged { .. }
+                            | vbk_repo::Error::OtherStore { .. }
                             | vbk_repo::Error::EncryptionGone { .. }
                             | vbk_repo::Error::MarkerDamaged { .. }
                     )
@@ -212,5 +256,39 @@ impl Error {
             text.push_str(hint);
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind as Io;
+
+    use super::*;
+
+    #[test]
+    fn what_the_system_refuses_is_no_bug() {
+        for kind in [
+            Io::NotFound,
+            Io::PermissionDenied,
+            Io::IsADirectory,
+            Io::AlreadyExists,
+            Io::InvalidData,
+            Io::StorageFull,
+            Io::WouldBlock,
+            Io::Other,
+        ] {
+            let key = Error::KeyFile {
+                what: "key file",
+                path: "/srv/key".into(),
+                source: kind.into(),
+            };
+            assert!(key.message().contains("`vbk key list`"), "{}", key.message());
+            let other = Error::io("write /srv/x")(kind.into());
+            for error in [key, other] {
+                assert_ne!(error.kind(), ErrorKind::Internal);
+                assert!(!error.message().contains("bug"), "{}", error.message());
+                assert_eq!(error.message().matches(&error.to_string()).count(), 1);
+            }
+        }
     }
 }

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use vbk::program::Programs;
 
-use crate::context::host;
 use crate::daemon;
 use crate::exit::Result;
 
@@ -44,6 +43,22 @@ pub fn cache_dir() -> PathBuf {
     given("VBK_CACHE_DIR").unwrap_or_else(of_user)
 }
 
+/// Where this machine remembers which repositories it uses. Not below /var/lib/vbk, where many have the repository itself:
+/// what lies in the storage can be put back together with it. `None` if this user has no place of that kind.
+pub fn trust_dir() -> Option<PathBuf> {
+    let given = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    let of_user = || match given("XDG_STATE_HOME") {
+        _ if nix::unistd::geteuid().is_root() => Some("/var/lib/vbk-trust".into()),
+        Some(state) => Some(state.join("vbk/trust")),
+        None => Some(given("HOME")?.join(".local/state/vbk/trust")),
+    };
+    given("VBK_STATE_DIR").map(|state| state.join("trust")).or_else(of_user)
+}
+
 /// What tells this machine from others that share a volume group with it: the systemd machine id, which stays the same
 /// when the machine is renamed; without one the host's name.
 pub fn host_id() -> String {
@@ -55,6 +70,14 @@ pub fn host_id() -> String {
         true => id[..16].to_owned(),
         false => host(),
     }
+}
+
+/// The name of this machine.
+pub fn host() -> String {
+    nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

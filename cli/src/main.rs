@@ -14,10 +14,12 @@ mod metrics;
 mod nightly;
 mod notify;
 mod output;
+mod place;
 mod printable;
 mod progress;
 mod signals;
 mod table;
+mod trust;
 mod units;
 mod unlock;
 
@@ -25,7 +27,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches};
 
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, Sources};
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
 
@@ -37,7 +39,7 @@ fn main() -> ExitCode {
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     log::start(cli.global.verbose, cli.global.quiet);
     raise_open_file_limit();
-    let result = run(&cli, args::key_option(&matches));
+    let result = run(&cli, Sources::of(&matches));
     // What could not be printed was not done: a full disk behind a redirection must not look like success.
     if let Some(error) = output::failure() {
         log::complain(format_args!("can't write to standard output: {error}"));
@@ -63,10 +65,20 @@ fn freeze_helper() -> Option<ExitCode> {
     }
 }
 
-fn run(cli: &Cli, key_option: Option<&'static str>) -> Result<Outcome> {
-    let context = Context::new(&cli.global, key_option);
+fn run(cli: &Cli, sources: Sources) -> Result<Outcome> {
+    let context = Context::new(&cli.global, sources);
+    let result = carry_out(&context, &cli.command);
+    // Also of a run that failed: what it stored before is there.
+    context.remember();
+    result.map(|outcome| match outcome {
+        Outcome::Done if context.is_doubted() => Outcome::Warnings,
+        outcome => outcome,
+    })
+}
+
+fn carry_out(context: &Context<'_>, command: &Command) -> Result<Outcome> {
     let is_without_store = matches!(
-        cli.command,
+        command,
         Command::Limit(_)
             | Command::Mounts
             | Command::Umount(_)
@@ -77,29 +89,30 @@ fn run(cli: &Cli, key_option: Option<&'static str>) -> Result<Outcome> {
     if !is_without_store {
         limits::check()?;
     }
-    match &cli.command {
-        Command::Init(args) => commands::init::run(&context, args),
-        Command::Backup(args) => commands::backup::run(&context, args),
-        Command::Limit(args) => commands::limit::run(&context, args),
-        Command::List(args) => commands::list::run(&context, args),
-        Command::Show(args) => commands::show::run(&context, args),
-        Command::Diff(args) => commands::diff::run(&context, args),
-        Command::Mount(args) => commands::mount::run(&context, args),
-        Command::Mounts => commands::mounts::run(&context),
-        Command::Umount(args) => commands::umount::run(&context, args),
-        Command::Restore(args) => commands::restore::run(&context, args),
-        Command::Forget(args) => commands::forget::run(&context, args),
-        Command::Protect(args) => commands::forget::protect(&context, args, true),
-        Command::Unprotect(args) => commands::forget::protect(&context, args, false),
-        Command::Prune(args) => commands::prune::run(&context, args),
-        Command::Key(command) => commands::key::run(&context, command),
-        Command::Snapshots(args) => commands::snapshots::run(&context, args),
-        Command::Stats => commands::stats::run(&context),
-        Command::Status => commands::status::run(&context),
-        Command::Guests => commands::guests::run(&context),
-        Command::Config(command) => commands::config::run(&context, command),
-        Command::Repair(args) => commands::repair::run(&context, args),
-        Command::Verify(args) => commands::verify::run(&context, args),
+    match command {
+        Command::Init(args) => commands::init::run(context, args),
+        Command::Backup(args) => commands::backup::run(context, args),
+        Command::Limit(args) => commands::limit::run(context, args),
+        Command::List(args) => commands::list::run(context, args),
+        Command::Show(args) => commands::show::run(context, args),
+        Command::Diff(args) => commands::diff::run(context, args),
+        Command::Mount(args) => commands::mount::run(context, args),
+        Command::Mounts => commands::mounts::run(context),
+        Command::Umount(args) => commands::umount::run(context, args),
+        Command::Restore(args) => commands::restore::run(context, args),
+        Command::Forget(args) => commands::forget::run(context, args),
+        Command::Protect(args) => commands::forget::protect(context, args, true),
+        Command::Unprotect(args) => commands::forget::protect(context, args, false),
+        Command::Prune(args) => commands::prune::run(context, args),
+        Command::Key(command) => commands::key::run(context, command),
+        Command::Snapshots(args) => commands::snapshots::run(context, args),
+        Command::Stats => commands::stats::run(context),
+        Command::Status => commands::status::run(context),
+        Command::Guests => commands::guests::run(context),
+        Command::Config(command) => commands::config::run(context, command),
+        Command::Trust(args) => commands::trust::run(context, args),
+        Command::Repair(args) => commands::repair::run(context, args),
+        Command::Verify(args) => commands::verify::run(context, args),
     }
 }
 

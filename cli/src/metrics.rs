@@ -346,7 +346,7 @@ fn lock(directory: &File) {
 }
 
 fn failed(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
-    move |error| Error::Other(format!("can't {doing} the metrics {}: {error}", path.display()))
+    Error::io(format!("{doing} the metrics {}", path.display()))
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ impl NightlyLock {
     /// Takes the lock, which is `nightly.lock` in `directory`. Fails at once if another run has it.
     pub fn take(directory: &Path, now: Timestamp) -> Result<Self> {
         let path = directory.join("nightly.lock");
-        let failed = |error: std::io::Error| Error::Other(format!("can't lock {}: {error}", path.display()));
+        let failed = |error: std::io::Error| Error::io(format!("lock {}", path.display()))(error);
         DirBuilder::new()
             .mode(0o700)
             .recursive(true)
@@ -97,7 +97,7 @@ impl Deadline {
                 cancel.store(true, Ordering::SeqCst);
             }
         });
-        let timer = timer.map_err(|error| Error::Other(format!("can't start a timer: {error}")))?;
+        let timer = timer.map_err(Error::io("start a timer"))?;
         Ok(Self {
             over,
             timer: Some((stop, timer)),
@@ -279,7 +279,7 @@ mod tests {
         on_failure(&Programs::system(), &command, "we b'1", &error, "node3").expect("works");
         let text = std::fs::read_to_string(&out).expect("was written");
         assert_eq!(text, "we b'1|locked|node3|no  \"way\" $(touch owned)|");
-        let long = Error::Other("ä".repeat(1 << 20));
+        let long = Error::Bug("ä".repeat(1 << 20));
         on_failure(&Programs::system(), "true", "web1", &long, "node3").expect("is cut");
         let failed = on_failure(&Programs::system(), "echo no mail >&2; exit 3", "web1", &error, "node3");
         assert!(failed.is_err_and(|error| error.to_string().contains("no mail")));

@@ -2,7 +2,11 @@
 //! terminal. Never an argument, which everybody on the machine could read.
 
 use std::io::{IsTerminal, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use nix::sys::resource::{Resource, setrlimit};
+use nix::unistd::geteuid;
 
 use vbk_repo::keys::{RecoveryKey, Unlock};
 use zeroize::Zeroizing;
@@ -26,25 +30,22 @@ pub struct KeyPaths<'a> {
 
 /// What opens `repository`.
 pub fn find(named: &KeyPaths<'_>, repository: &Path) -> Result<Unlock> {
+    keep_out_of_core_files();
     if std::env::var_os(KEY_ON_STDIN).is_some() {
         let mut text = Zeroizing::new(Vec::new());
         let read = std::io::stdin().read_to_end(&mut text);
-        read.map_err(|error| Error::Other(format!("can't read the key: {error}")))?;
+        read.map_err(Error::io("read the key from standard input"))?;
         return Ok(Unlock::KeyFile(text));
     }
     if let Some(found) = given(named)? {
         return Ok(found);
     }
-    let directory = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-    for (name, is_key) in CREDENTIALS {
-        let path = directory.as_ref().map(|directory| directory.join(name));
-        if let Some(path) = path.filter(|path| path.exists()) {
-            return if is_key {
-                key_file(&path)
-            } else {
-                passphrase_file(&path)
-            };
-        }
+    // systemd keeps these from others, by means that their modes don't show.
+    if let Some((_, path, is_key)) = credential() {
+        return match is_key {
+            true => read_key(&path),
+            false => read_passphrase(&path),
+        };
     }
     if !std::io::stderr().is_terminal() {
         return Err(vbk_repo::Error::KeyNeeded {
@@ -58,6 +59,56 @@ pub fn find(named: &KeyPaths<'_>, repository: &Path) -> Result<Unlock> {
     ))?))
 }
 
+/// The credential that systemd gave to this run: its name, its file, and whether that is a key file.
+pub fn credential() -> Option<(&'static str, PathBuf, bool)> {
+    let directory = PathBuf::from(std::env::var_os("CREDENTIALS_DIRECTORY")?);
+    let mut all = CREDENTIALS
+        .map(|(name, is_key)| (name, directory.join(name), is_key))
+        .into_iter();
+    all.find(|(_, path, _)| path.exists())
+}
+
+/// Keeps keys, and the guests' data that is read with them, out of core files. The kernel does not apply the limit where a
+/// program takes cores by a pipe, but tells that program of it (core(5), `%c`), and systemd-coredump and apport obey it. Of
+/// a process that is not dumpable there is no core at all; and its files in /proc can be opened by others only with
+/// CAP_SYS_PTRACE (PR_SET_DUMPABLE(2const)). The helpers that thaw guests open some (`/proc/PID/fd` in `src/freeze`), so
+/// where they would lack that right the limit has to do.
+pub fn keep_out_of_core_files() {
+    // Neither fails for a process that lowers its own, and without them all works.
+    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    if may_trace(&status) {
+        let _ = nix::sys::prctl::set_dumpable(false);
+    }
+}
+
+/// Whether proc_pid_status(5), `CapEff`, has CAP_SYS_PTRACE in it.
+fn may_trace(status: &str) -> bool {
+    const CAP_SYS_PTRACE: u32 = 19;
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & 1 << CAP_SYS_PTRACE != 0)
+}
+
+/// Says so if others can read a file that opens a repository, as ssh does.
+fn warn_if_others_read(path: &Path) {
+    let Ok(metadata) = std::fs::metadata(path) else {
+        return;
+    };
+    let shown = path.display();
+    if metadata.uid() != 0 && metadata.uid() != geteuid().as_raw() {
+        tracing::warn!(
+            "{shown} belongs to user {}, who can read what opens the repository; `chown` and `chmod 600` make it yours alone",
+            metadata.uid()
+        );
+    } else if metadata.is_file() && metadata.mode() & 0o077 != 0 {
+        tracing::warn!(
+            "others can read what opens the repository: {shown} has mode {:o}; `chmod 600 {shown}` takes that away",
+            metadata.mode() & 0o7777
+        );
+    }
+}
+
 /// What the files that were named hold, if one was.
 pub fn given(named: &KeyPaths<'_>) -> Result<Option<Unlock>> {
     match (named.key_file, named.passphrase_file) {
@@ -69,16 +120,35 @@ pub fn given(named: &KeyPaths<'_>) -> Result<Option<Unlock>> {
 
 /// The way in that a key file is.
 pub fn key_file(path: &Path) -> Result<Unlock> {
+    keep_out_of_core_files();
+    let key = read_key(path)?;
+    warn_if_others_read(path);
+    Ok(key)
+}
+
+fn read_key(path: &Path) -> Result<Unlock> {
     std::fs::read(path)
         .map(|bytes| Unlock::KeyFile(bytes.into()))
-        .map_err(|error| Error::Other(format!("can't read key file {}: {error}", path.display())))
+        .map_err(failed("key file", path))
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::KeyFile { what, path, source }
 }
 
 /// The way in that the first line of a file is.
 pub fn passphrase_file(path: &Path) -> Result<Unlock> {
+    keep_out_of_core_files();
+    let passphrase = read_passphrase(path)?;
+    warn_if_others_read(path);
+    Ok(passphrase)
+}
+
+fn read_passphrase(path: &Path) -> Result<Unlock> {
     let text = std::fs::read_to_string(path)
         .map(Zeroizing::new)
-        .map_err(|error| Error::Other(format!("can't read passphrase file {}: {error}", path.display())))?;
+        .map_err(failed("passphrase file", path))?;
     Ok(from_text(Zeroizing::new(
         text.lines().next().unwrap_or_default().to_owned(),
     )))
@@ -99,10 +169,11 @@ pub fn ask_new() -> Result<Unlock> {
             "a passphrase can't be asked for without a terminal; use --passphrase-file FILE or --key-file FILE".into(),
         ));
     }
+    keep_out_of_core_files();
     let first = ask("New passphrase: ")?;
     let second = ask("The same again: ")?;
     if first != second {
-        return Err(Error::Other("the two passphrases differ; nothing was done".into()));
+        return Err(Error::Usage("the two passphrases differ; nothing was done".into()));
     }
     new_passphrase(first)
 }
@@ -120,12 +191,19 @@ fn new_passphrase(text: Zeroizing<String>) -> Result<Unlock> {
 fn ask(prompt: &str) -> Result<Zeroizing<String>> {
     rpassword::prompt_password(prompt)
         .map(Zeroizing::new)
-        .map_err(|error| Error::Other(format!("can't ask for a passphrase: {error}")))
+        .map_err(Error::io("ask for a passphrase"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_who_may_trace_hides_from_those_who_may_not() {
+        assert!(may_trace("Name:\tvbk\nCapEff:\t000001ffffffffff\nCapBnd:\t0\n"));
+        assert!(!may_trace("CapEff:\t000001fffff7ffff\nCapBnd:\t000001ffffffffff\n"));
+        assert!(!may_trace("CapEff:\t0000000000000000\n") && !may_trace(""));
+    }
 
     #[test]
     fn a_recovery_key_is_no_new_passphrase() {

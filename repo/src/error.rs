@@ -55,7 +55,7 @@ impl ErrorKind {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The directory has no repository in it.
-    #[error("{path} is not a vbk repository; `vbk init {path}` makes one")]
+    #[error("{path} is not a vbk repository")]
     NotARepository {
         /// The directory.
         path: PathBuf,
@@ -263,6 +263,24 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
+    /// The store is that of another repository than the marker says.
+    #[error(
+        "the store in {path} is that of repository {store}, although the marker {path}/vbk-repository says {marker}: another store was put there, or the marker is damaged; nothing was written. Bring `store` and `views` back, or, if they are the right ones, `vbk repair` writes the marker anew"
+    )]
+    OtherStore {
+        /// The directory.
+        path: PathBuf,
+        /// The id in the store.
+        store: String,
+        /// The id in the marker.
+        marker: String,
+    },
+    /// The directory in which a repository is to be made does not exist.
+    #[error("{parent} does not exist, in which the repository is to be made")]
+    NoParent {
+        /// The missing directory.
+        parent: PathBuf,
+    },
     /// A key was given to a repository that has none.
     #[error("{path} is not encrypted; it has no keys")]
     NotEncrypted {
@@ -342,6 +360,7 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NotARepository { .. }
+            | Self::NoParent { .. }
             | Self::NoSuchGuest { .. }
             | Self::NoSuchBackup { .. }
             | Self::NoSuchDisk { .. }
@@ -371,6 +390,7 @@ impl Error {
             | Self::CantTellUnused { .. }
             | Self::NoteDamaged { .. }
             | Self::EncryptionGone { .. }
+            | Self::OtherStore { .. }
             | Self::MarkerDamaged { .. }
             | Self::KeySlotDamaged { .. } => ErrorKind::Corrupt,
             Self::Store { kind, .. } => *kind,

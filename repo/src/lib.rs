@@ -74,6 +74,7 @@ pub mod reader;
 pub mod repair;
 pub mod repository;
 mod spare;
+pub mod standing;
 pub mod state;
 pub mod stats;
 pub mod status;

@@ -2,7 +2,7 @@
 //!
 //! | in the directory | what |
 //! |---|---|
-//! | `vbk-repository` | says what this is and the number of this layout, as `format: 1`; in an encrypted repository also `encryption: aes-256-gcm` and [`Keys::check`]; written last when it is made |
+//! | `vbk-repository` | says what this is, the number of this layout, as `format: 1`, and the repository's id, as `id: DIGITS`; in an encrypted repository also `encryption: aes-256-gcm` and [`Keys::check`]; written last when it is made |
 //! | `keys/` | the key slots of an encrypted repository, see [`crate::keys`] |
 //! | `store/` | the RocksDB store, see [`crate::store::rocks`]; opened by the writer alone |
 //! | `views/` | what readers open, see `views.rs` |
@@ -11,6 +11,7 @@
 //! | `ballast` | room for a prune on a full disk, see `ballast.rs` |
 
 mod create;
+mod identity;
 mod torn;
 mod writing;
 
@@ -30,6 +31,7 @@ use crate::keys::{self, Keys, Unlock};
 use crate::lock::{Told, WriterLock};
 use crate::mend::{Mended, mend};
 use crate::spare;
+use crate::standing::Standing;
 use crate::state::States;
 use crate::store::checked::Checked;
 use crate::store::encrypted::Encrypted;
@@ -50,6 +52,8 @@ const FIRST_VIEW_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub struct Repository {
     path: PathBuf,
+    /// Its [`Identity::id`], if the marker says it.
+    id: Option<String>,
     /// [`Keys::check`] of an encrypted repository.
     key_check: Option<String>,
     keys: Option<Keys>,
@@ -76,6 +80,8 @@ pub struct CreateOptions {
     pub block_size: BlockSize,
     /// The keys of an encrypted one, and the slots that open it: their names and what they open with.
     pub encryption: Option<(Keys, Vec<(String, Unlock)>)>,
+    /// Makes the directories above it too, where they are missing.
+    pub parents: bool,
 }
 
 impl CreateOptions {
@@ -84,6 +90,7 @@ impl CreateOptions {
         Self {
             block_size,
             encryption: None,
+            parents: false,
         }
     }
 }
@@ -96,10 +103,11 @@ impl Repository {
     /// Makes a repository in a new or empty directory. Durable when this returns; when it fails nothing is left.
     pub fn create(path: &Path, options: &CreateOptions) -> Result<Self> {
         Self::check_place(path)?;
-        let path = create::make(path, options)?;
+        let (path, id) = create::make(path, options)?;
         let keys = options.encryption.as_ref().map(|(keys, _)| keys.clone());
         Ok(Self {
             path,
+            id: Some(id),
             key_check: keys.as_ref().map(Keys::check),
             keys,
         })
@@ -144,6 +152,9 @@ impl Repository {
             Some(_) if key_check.is_none() && path.join("keys").exists() => Err(says_nothing_of_keys(path)),
             Some(_) => Ok(Self {
                 path: fs::canonicalize(path).map_err(Error::io("open", path))?,
+                id: text
+                    .lines()
+                    .find_map(|line| Some(line.strip_prefix("id: ")?.trim().to_owned())),
                 key_check,
                 keys: None,
             }),
@@ -159,6 +170,7 @@ impl Repository {
         }
         Ok(Self {
             path: fs::canonicalize(path).map_err(Error::io("open", path))?,
+            id: None,
             key_check: None,
             keys: None,
         })
@@ -188,11 +200,6 @@ impl Repository {
             keys => keys?,
         });
         Ok(self)
-    }
-
-    /// What the newest view says that the repository is, if that can be read.
-    fn identity_of_view(&self) -> Option<Identity> {
-        views::open(&self.path).ok()??.reader.identity().ok()
     }
 
     /// Removes a key slot; see [`keys::remove`].
@@ -225,7 +232,9 @@ impl Repository {
         };
         let said = match Self::open(&self.path) {
             Err(newer @ Error::NewerFormat { .. }) => return Err(newer),
-            Ok(said) if said.key_check == identity.key_check => return Ok(()),
+            Ok(said) if said.key_check == identity.key_check && said.id.as_ref() == Some(&identity.id) => {
+                return Ok(());
+            }
             said => said.ok().and_then(|said| said.key_check),
         };
         // A plain store in the place of an encrypted one is no damage, and the marker is not to be made to fit it.
@@ -234,7 +243,7 @@ impl Repository {
                 path: self.path.clone(),
             });
         }
-        create::write_marker(&self.path, identity.key_check.as_deref())?;
+        create::write_marker(&self.path, &identity)?;
         mended.done.push(format!("{MARKER} did not say what the repository is"));
         Ok(())
     }
@@ -391,7 +400,9 @@ impl Repository {
         if !suspected.is_empty() {
             torn::remove(&self.path, &store, &suspected);
         }
-        self.check_encryption(&store.identity()?)?;
+        let identity = store.identity()?;
+        self.check_encryption(&identity)?;
+        self.check_id(&identity)?;
         // A run that was killed between its commit and its publication left a backup that no reader sees yet.
         views::publish(&self.path, &store)?;
         ballast::ensure(&self.path, file_system(&self.path)?.free_bytes);
@@ -433,20 +444,27 @@ fn key_check_in(line: &str) -> Option<String> {
 pub struct View {
     store: Arc<dyn StoreReader>,
     identity: Identity,
+    standing: Standing,
     number: u64,
 }
 
 impl View {
     fn new(reader: RocksReader, number: u64, repository: &Repository) -> Result<Self> {
         let identity = reader.identity()?;
+        let standing = Standing::new(&identity, reader.generation()?);
         let reader = Arc::new(Checked::new(Arc::new(reader)));
         let store: Arc<dyn StoreReader> = match repository.keys_for(&identity)? {
             Some(keys) => Arc::new(Checked::new(Arc::new(Encrypted::new(reader, keys).begun()))),
             None => reader,
         };
+        // A restore must be possible from what is there.
+        if let Err(error) = repository.check_id(&identity) {
+            tracing::warn!("{error}");
+        }
         Ok(Self {
             store,
             identity,
+            standing,
             number,
         })
     }
@@ -454,6 +472,11 @@ impl View {
     /// What the repository is.
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// The repository's identity and age, as the view itself says.
+    pub fn standing(&self) -> &Standing {
+        &self.standing
     }
 
     /// Greater in a newer view.

@@ -27,7 +27,8 @@ use crate::store::rocks::{RocksReader, RocksStore};
 /// How often a reader starts again when views change under it. Each time means that a commit came in between.
 const ATTEMPTS: usize = 100;
 
-fn directory(repository: &Path) -> PathBuf {
+/// Where all views are.
+pub(crate) fn directory(repository: &Path) -> PathBuf {
     repository.join("views")
 }
 

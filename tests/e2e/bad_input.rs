@@ -89,9 +89,18 @@ fn a_directory_that_is_no_repository_is_named() {
     for place in [&dir, &file, &lab.path("nowhere")] {
         for command in [args!["list"], args!["verify"], args!["backup", "web1", file]] {
             let mut all = args!["--repo", place];
-            all.extend(command);
+            all.extend(command.clone());
             let said = lab.start_bare(all).wait().code(1);
             said.says(&["not a vbk repository", "vbk init", place.to_str().expect("UTF-8")]);
+            if place == &file {
+                continue;
+            }
+            // A place that is always used is there when its file system is.
+            let mut all = args![format!("VBK_REPO={}", place.display()), crate::support::lab::VBK];
+            all.extend(command);
+            let said = lab.start_command(std::process::Command::new("env"), all).wait().code(1);
+            assert!(!said.stderr.contains("vbk init"), "{said}");
+            said.says(&["is its file system mounted?", place.to_str().expect("UTF-8")]);
         }
     }
     assert!(names_in(&dir).is_empty());
@@ -216,4 +225,101 @@ fn a_bad_compression_names_the_good_ones() {
             .says(&["19", "none"]);
     }
     assert_eq!(lab.listed(), listed);
+}
+
+#[test]
+fn a_name_of_another_host_is_not_made_a_directory() {
+    let lab = Lab::new();
+    let disk = lab.path("disk.img");
+    write_noise(&disk, 1, MIB);
+    let before = names_in(lab.dir());
+    for name in [
+        "user@host:/srv/repo",
+        "host:repo",
+        "sftp:host:/x",
+        "s3:bucket",
+        "rest:https://host/",
+        "ssh://host/x",
+    ] {
+        for args in [
+            args!["init", name],
+            args!["init", "--parents", name],
+            args!["--repo", name, "init"],
+            args!["--repo", name, "list"],
+            args!["--repo", name, "backup", "web1", disk],
+            args!["--repo", name, "status"],
+            args!["--repo", name, "trust", "--forget"],
+        ] {
+            lab.start_bare(args)
+                .wait()
+                .code(2)
+                .says(&[name, "local directories", "NFS"]);
+        }
+        let args = args![format!("VBK_REPO={name}"), crate::support::lab::VBK, "list"];
+        let said = lab.start_command(std::process::Command::new("env"), args).wait();
+        said.code(2).says(&[name, "local directories"]);
+    }
+    assert_eq!(names_in(lab.dir()), before, "nothing was made");
+    // Whoever means it says so.
+    lab.start_bare(args!["init", "./a:b"]).wait().done();
+    lab.start_bare(args!["--repo", "./a:b", "list"]).wait().done();
+}
+
+#[test]
+fn of_a_new_repository_only_the_last_directory_is_made_unless_more_is_asked_for() {
+    let lab = Lab::without_repo();
+    let deep = lab.path("mnt/usb/repo");
+    for args in [args!["init", deep], args!["init", "--encrypt", deep]] {
+        lab.run(args).code(1).says(&["mnt/usb", "mounted?", "--parents"]);
+    }
+    assert!(names_in(lab.dir()).is_empty());
+    lab.ok(args!["init", "--parents", deep]);
+    lab.start_bare(args!["--repo", deep, "list"]).wait().done();
+}
+
+#[test]
+fn a_part_of_a_name_forgets_nothing() {
+    let (lab, listed) = lab_with_two_backups();
+    let year = &listed[0][.."web1@2026".len()];
+    let almost = &listed[0][..listed[0].len() - 1];
+    let id = str_of(&lab.json(args!["show", listed[0]]), "id");
+    for dry in [&[][..], &["-n"]] {
+        for (what, code) in [(year, 1), (almost, 2), (&id[..12], 2)] {
+            let mut args = args!["forget", "--last-too", what];
+            args.extend(dry.iter().map(OsString::from));
+            lab.run(args).code(code).says(&[&listed[0]]);
+        }
+    }
+    assert_eq!(lab.listed(), listed);
+    lab.ok(args!["forget", id]);
+    assert_eq!(lab.listed(), listed[1..]);
+}
+
+#[test]
+fn the_last_good_backup_of_a_guest_needs_a_word_more() {
+    let (lab, listed) = lab_with_two_backups();
+    lab.backup("db", &lab.path("disk.img"));
+    for dry in [&[][..], &["-n"]] {
+        for what in [args![listed[0], listed[1]], args!["db@latest"]] {
+            let mut args = args!["forget"];
+            args.extend(what);
+            args.extend(dry.iter().map(OsString::from));
+            lab.run(args)
+                .code(2)
+                .says(&["last good backup of", "--last-too", "nothing was forgotten"]);
+        }
+    }
+    assert_eq!(lab.listed().len(), 3);
+    let said = lab.run(args!["forget", "--last-too", "-n", "db@latest"]).done();
+    said.tells(&["db would have no backup then"]);
+    let said = lab.ok(args!["forget", "web1@latest"]);
+    assert!(!said.contains("no backup"), "{said}");
+    lab.run(args!["forget", "web1@latest"])
+        .code(2)
+        .says(&["last good backup of web1"]);
+    let said = lab
+        .run(args!["forget", "--last-too", "web1@latest", "db@latest"])
+        .done();
+    said.tells(&["web1 has no backup now", "db has no backup now"]);
+    assert!(lab.listed().is_empty());
 }

@@ -132,25 +132,103 @@ fn the_configuration_names_the_repository_its_key_and_what_is_kept() {
     said.says(&["passphrase can't be asked"]);
     // Somebody put a plain repository into the place of the encrypted one.
     fs::rename(host.path("backups"), host.path("away")).expect("moves");
-    host.run(args!["init"]).code(0);
-    host.run(args!["backup", "web1", disk])
+    host.run(args!["init"])
         .code(2)
-        .says(&["not encrypted", "key-file in the configuration"]);
+        .says(&["key-file in the configuration", "--encrypt"]);
+    host.lab.ok(args!["init", host.path("plain")]);
+    fs::rename(host.path("plain"), host.path("backups")).expect("moves");
+    for args in [args!["backup", "web1", disk], args!["list"]] {
+        host.run(args)
+            .code(2)
+            .says(&["not encrypted", "key-file in the configuration"]);
+    }
 }
 
 #[test]
-fn guests_without_a_policy_are_not_forgotten_by_none() {
-    let host = Host::new("repository = 'HERE/repo'\n[guest.web1]\nkeep = { last = 1 }\n");
+fn a_repository_that_must_be_encrypted_is_refused_if_it_is_not_even_the_first_time() {
+    let host = Host::new("repository = 'HERE/repo'\nencrypted = true\n");
+    host.lab.ok(args!["init"]);
+    for args in [args!["list"], args!["backup", "db", host.path("data")], args!["trust"]] {
+        host.run(args).code(2).says(&["not encrypted", "encrypted = true"]);
+    }
+    assert!(host.lab.listed().is_empty());
+    fs::remove_dir_all(host.path("repo")).expect("removes");
+    host.run(args!["init"]).code(2).says(&["encrypted = true", "--encrypt"]);
+    // Of another repository it says nothing.
+    host.run(args!["init", host.path("other")]).done();
+    host.run(args!["--repo", host.path("other"), "list"]).done();
+    let text = host.run(args!["config", "check"]).text();
+    assert!(text.contains("must be"), "{text}");
+}
+
+#[test]
+fn guests_without_a_policy_are_left_out_with_a_warning_and_the_rest_is_done() {
+    let host = Host::new("repository = 'HERE/repo'\n[guest.web1]\nkeep = { last = 1 }\n[guest.old]\nkeep = 'all'\n");
     host.run(args!["init"]).code(0);
     let disk = host.path("data");
-    for guest in ["web1", "web1", "db"] {
+    for (seed, guest) in ["web1", "web1", "db", "db", "old", "old"].iter().enumerate() {
+        write_noise(&disk, seed as u64, MIB);
         host.run(args!["backup", guest, disk]).done();
     }
-    host.run(args!["forget", "--all"])
+    let left = |guest: &str| {
+        let all = host.run(args!["--json", "list"]).done().json();
+        let entries = all.as_array().expect("a list").iter();
+        entries.filter(|entry| str_of(entry, "guest") == guest).count()
+    };
+    // One that is named has to have rules.
+    host.run(args!["forget", "web1", "db"])
         .code(2)
         .says(&["of db to keep", "configuration"]);
-    let all = host.run(args!["--json", "list"]).done().json();
-    assert_eq!(all.as_array().map(Vec::len), Some(3), "nothing was forgotten");
+    assert_eq!((left("web1"), left("db"), left("old")), (2, 2, 2));
+    for args in [args!["forget", "--all", "-n"], args!["forget", "--all", "--prune"]] {
+        let said = host
+            .run(args)
+            .code(3)
+            .says(&["nothing says what to keep of db,", "\"all\""]);
+        said.tells(&["web1@"]);
+    }
+    assert_eq!((left("web1"), left("db"), left("old")), (1, 2, 2));
+    let pruned = host
+        .run(args!["--json", "prune", "-n", "--max-unused", "0"])
+        .done()
+        .json();
+    assert_eq!(pruned["unused_blocks"], 0, "the weekly run pruned: {pruned}");
+    // Nobody has to be told of what is kept on purpose.
+    host.run(args!["forget", "old"]).done();
+    host.configure("repository = 'HERE/repo'\n[defaults]\nkeep = 'all'\n");
+    host.run(args!["forget", "--all", "--prune"]).done();
+    assert_eq!(left("db"), 2);
+}
+
+#[test]
+fn a_configuration_that_keeps_all_for_ever_or_names_no_repository_is_not_passed_over() {
+    let host = Host::new("repository = 'HERE/repo'\n[guest.db]\ndisks = { vda = 'HERE/own' }\n");
+    host.run(args!["init"]).code(0);
+    let check = || host.run(args!["config", "check"]);
+    check()
+        .code(3)
+        .says(&["what to keep of db, guests without a section", "keep = \"all\""]);
+    host.configure("repository = 'HERE/repo'\n[guest.db]\ndisks = { vda = 'HERE/own' }\nkeep = 'all'\n");
+    let said = check().code(3).says(&["what to keep of guests without a section"]);
+    assert!(!said.stderr.contains("db"), "{said}");
+    host.configure("repository = 'HERE/repo'\n[defaults]\nkeep = 'all'\n[guest.db]\ndisks = { vda = 'HERE/own' }\n");
+    let said = check().done();
+    let line = |name: &str| {
+        said.text()
+            .lines()
+            .find(|line| line.starts_with(name))
+            .map(str::to_owned)
+    };
+    assert!(line("db ").is_some_and(|line| line.contains(" all")), "{said}");
+    // A shell's VBK_REPO is not that of a timer.
+    host.configure("[defaults]\nkeep = 'all'\n");
+    check()
+        .code(3)
+        .says(&["no repository is named"])
+        .tells(&["Repository:", "none named"]);
+    host.run(args!["--repo", host.path("repo"), "config", "check"])
+        .code(3)
+        .says(&["no repository is named"]);
 }
 
 #[test]
@@ -186,7 +264,8 @@ fn a_configuration_is_checked_and_shown() {
          pre-freeze = 'no-such-program'\npost-thaw = 'HERE/data'\ndomain = 'unknown'\n";
     host.configure(broken);
     host.run(args!["config", "check"]).code(3).says(&[
-        "gone is not there",
+        "gone is not there; is its file system mounted?",
+        "what to keep of db, web1, guests without a section",
         "can be read by others (mode 644)",
         "no directory",
         "web1: pre-freeze: ",

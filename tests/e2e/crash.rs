@@ -1,5 +1,7 @@
 //! Backups that are killed or interrupted at any moment: what was complete stays, what was not is never seen.
 
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -205,4 +207,52 @@ fn a_restore_under_nohup_outlives_the_connection() {
     running.signal(Signal::SIGHUP);
     running.wait().code(0);
     assert!(out.exists());
+}
+
+#[test]
+fn a_new_repository_is_durable_before_its_recovery_key_is_shown() {
+    let lab = Lab::without_repo();
+    let (trace, key) = (lab.path("trace"), lab.path("key"));
+    let deep = lab.path("some/place/repo");
+    let mut command = Command::new("strace");
+    command.current_dir(lab.dir());
+    // Paths of file descriptors, and long lines whole.
+    command.args([
+        "-f",
+        "-y",
+        "-s",
+        "4096",
+        "-e",
+        "trace=fsync,fdatasync,write,rename,renameat,renameat2",
+        "-o",
+    ]);
+    let args = args![trace, VBK, "init", "--key-file", key, "--encrypt", "--parents", deep];
+    let said = lab.start_command(command, args).wait().code(0);
+    assert!(said.text().contains("Recovery key"), "{said}");
+    let text = fs::read_to_string(&trace).expect("reads");
+    let lines: Vec<_> = text.lines().collect();
+    let at = |what: &dyn Fn(&str) -> bool| lines.iter().position(|line| what(line));
+    let shown = at(&|line| line.contains("write(1<") && line.contains("Recovery key")).expect("is shown");
+    let last_sync = |path: &Path| {
+        let name = format!("<{}>", path.display());
+        let synced = |line: &&str| line.contains("fsync(") && line.contains(&name) && !line.contains("= -1");
+        lines[..shown].iter().rposition(synced)
+    };
+    // The directories that were made, each in the one above it.
+    for directory in [lab.dir(), &lab.path("some"), &lab.path("some/place")] {
+        assert!(
+            last_sync(directory).is_some(),
+            "{} was not synced: {text}",
+            directory.display()
+        );
+    }
+    // The names in the repository, the last of which is the marker's.
+    let marker = at(&|line| line.contains("rename") && line.contains("/vbk-repository\"")).expect("is renamed");
+    assert!(last_sync(&deep).is_some_and(|synced| synced > marker), "{text}");
+    for directory in ["keys", "views", "store"] {
+        assert!(
+            last_sync(&deep.join(directory)).is_some(),
+            "{directory} was not synced: {text}"
+        );
+    }
 }

@@ -184,6 +184,7 @@ impl Matrix {
     fn check(&self, harm: Harm, place: &Place) {
         let repo = self.lab.repo();
         copy(&self.lab.path("pristine"), repo);
+        self.lab.forget_what_was_known();
         if !do_harm(repo, harm, place) {
             return;
         }
@@ -251,6 +252,7 @@ impl Matrix {
             }
         }
         copy(&self.lab.path("pristine"), repo);
+        self.lab.forget_what_was_known();
         do_harm(repo, harm, place);
         let mut repair = args!["repair"];
         match place.file.to_string_lossy().bytes().fold(harm as u8, u8::wrapping_add) % 2 {
@@ -398,6 +400,7 @@ fn a_damaged_key_slot_costs_that_way_in_and_no_other() {
     for harm in [Harm::Flip, Harm::Truncate, Harm::Delete, Harm::Swap] {
         for slot in ["key-file", "recovery"] {
             copy(&pristine, lab.repo());
+            lab.forget_what_was_known();
             let of = |name: &str| PathBuf::from(format!("keys/{name}.json"));
             let place = Place {
                 kind: Kind::Marker,

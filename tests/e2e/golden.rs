@@ -138,7 +138,7 @@ impl Golden {
         self.ok(args!["forget", web_two]);
         let refused = self.run(args!["forget", web_one]);
         assert_ne!(refused.status.code(), Some(0), "it is protected: {refused}");
-        self.ok(args!["forget", db]);
+        self.ok(args!["forget", "--last-too", db]);
         self.ok(args!["prune", "--max-unused", "0"]);
         self.ok(args!["verify"]);
         let again = self.lab.path("again.img");

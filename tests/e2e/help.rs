@@ -4,7 +4,7 @@ use crate::support::lab::Lab;
 
 const GLOBAL: [&str; 4] = ["--repo", "--json", "--quiet", "--verbose"];
 
-const COMMANDS: [(&str, &[&str]); 9] = [
+const COMMANDS: [(&str, &[&str]); 11] = [
     ("init", &["--block-size", "1M", "64K", "16M"]),
     ("backup", &["--compression", "--no-wait", "19", "none", "vda"]),
     ("list", &["guest"]),
@@ -14,6 +14,8 @@ const COMMANDS: [(&str, &[&str]); 9] = [
     ("umount", &["--lazy"]),
     ("restore", &["--force", "latest"]),
     ("verify", &["backup"]),
+    ("forget", &["--last-too", "--all", "latest"]),
+    ("trust", &["--forget", "/var/lib/vbk-trust"]),
 ];
 
 #[test]

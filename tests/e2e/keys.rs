@@ -1,10 +1,13 @@
 //! Encrypted repositories: what opens them is not lost by accident, and encryption does not switch itself off.
 
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Command;
 
 use crate::support::bytes::{MIB, write_noise};
-use crate::support::lab::{Lab, VBK, str_of};
+use crate::support::lab::{Lab, VBK, str_of, u64_of};
 
 #[test]
 fn an_encrypted_repository_that_became_a_plain_one_gets_no_backup() {
@@ -27,11 +30,12 @@ fn an_encrypted_repository_that_became_a_plain_one_gets_no_backup() {
 }
 
 #[test]
-fn a_key_on_the_command_line_is_for_an_encrypted_repository_and_one_in_the_environment_for_any() {
+fn a_key_is_for_an_encrypted_repository_whatever_way_it_comes() {
     let lab = Lab::without_repo();
     let (key, disk) = (lab.path("key"), lab.path("disk"));
     write_noise(&disk, 1, MIB);
     fs::write(&key, "1".repeat(64)).expect("writes");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("sets the mode");
     for option in ["--key-file", "--passphrase-file"] {
         lab.run(args![option, key, "init"]).code(2).says(&[option, "--encrypt"]);
     }
@@ -44,11 +48,118 @@ fn a_key_on_the_command_line_is_for_an_encrypted_repository_and_one_in_the_envir
         said.says(&["is not encrypted", option]);
     }
     assert!(lab.listed().is_empty());
-    for name in ["VBK_KEY_FILE", "VBK_PASSPHRASE_FILE"] {
+    let credentials = lab.subdir("credentials");
+    let with = |name: &str, value: &Path, args: Vec<OsString>| {
         let mut command = Command::new(VBK);
-        command.env(name, &key);
-        let args = args!["--repo", lab.repo(), "backup", "web", disk];
-        lab.start_command(command, args).wait().done();
+        command.env(name, value);
+        let mut all = args!["--repo", lab.repo()];
+        all.extend(args);
+        lab.start_command(command, all).wait()
+    };
+    for name in ["VBK_KEY_FILE", "VBK_PASSPHRASE_FILE"] {
+        for args in [
+            args!["backup", "web", disk],
+            args!["list"],
+            args!["init", lab.path("new")],
+        ] {
+            with(name, &key, args).code(2).says(&[name]);
+        }
+    }
+    // What the units recommend. An empty directory of credentials is that of a unit which loads others.
+    with("CREDENTIALS_DIRECTORY", &credentials, args!["list"]).done();
+    for name in ["vbk-passphrase", "vbk-key-file"] {
+        fs::copy(&key, credentials.join(name)).expect("copies");
+        for args in [
+            args!["backup", "web", disk],
+            args!["list"],
+            args!["init", lab.path("new")],
+        ] {
+            with("CREDENTIALS_DIRECTORY", &credentials, args).code(2).says(&[name]);
+        }
+        fs::remove_file(credentials.join(name)).expect("removes");
+    }
+    assert!(lab.listed().is_empty() && !lab.path("new").exists());
+}
+
+#[test]
+fn a_key_that_can_not_be_read_is_no_bug_and_the_other_ways_are_told() {
+    let lab = Lab::without_repo();
+    let (key, none) = (lab.path("key"), lab.path("none"));
+    lab.ok(args!["--key-file", key, "init", "--encrypt", "--no-recovery-key"]);
+    let text = lab.path("text");
+    fs::write(&text, "not a key\n").expect("writes");
+    fs::set_permissions(&text, fs::Permissions::from_mode(0o600)).expect("sets the mode");
+    for option in ["--key-file", "--passphrase-file"] {
+        for file in [&none, &lab.dir().to_owned(), &text, &lab.path("key/x")] {
+            let said = lab.run(args![option, file, "list"]).code(1);
+            assert!(!said.stderr.contains("bug"), "{said}");
+            said.says(&["vbk key list", "recovery key", "exported key"]);
+        }
+    }
+    for (args, word) in [
+        (args!["key", "add", "--new-passphrase-file", none], "none"),
+        (args!["key", "add", "--new-key-file", lab.path("no/dir/key")], "no/dir"),
+        (args!["key", "export", text], "text"),
+        (args!["key", "export", lab.path("no/dir/key")], "no/dir"),
+    ] {
+        let mut all = args!["--key-file", key];
+        all.extend(args);
+        let said = lab.run(all).code(1).says(&[word]);
+        assert!(!said.stderr.contains("bug"), "{said}");
+    }
+    assert_eq!(fs::read_to_string(&text).expect("reads"), "not a key\n");
+    // It shows what there is without a key.
+    lab.run(args!["key", "list"]).done().tells(&["key-file"]);
+}
+
+#[test]
+fn a_file_that_opens_a_repository_and_that_others_can_read_is_told() {
+    let lab = Lab::without_repo();
+    let (key, phrase) = (lab.path("key"), lab.path("phrase"));
+    lab.ok(args!["--key-file", key, "init", "--encrypt", "--no-recovery-key"]);
+    fs::write(&phrase, "correct horse\n").expect("writes");
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("sets the mode");
+    mode(&phrase, 0o600);
+    lab.ok(args!["--key-file", key, "key", "add", "--new-passphrase-file", phrase]);
+    for (option, file) in [("--key-file", &key), ("--passphrase-file", &phrase)] {
+        for bits in [0o640, 0o604] {
+            mode(file, bits);
+            lab.run(args![option, file, "list"])
+                .code(0)
+                .says(&["others can read", "chmod 600"]);
+        }
+        mode(file, 0o400);
+        lab.run(args![option, file, "list"]).done();
+        std::os::unix::fs::chown(file, Some(65_534), None).expect("root may");
+        lab.run(args![option, file, "list"])
+            .code(0)
+            .says(&["belongs to user 65534"]);
+    }
+}
+
+#[test]
+fn a_run_that_holds_a_key_leaves_no_core() {
+    let lab = Lab::without_repo();
+    let (key, plain) = (lab.path("key"), lab.path("plain"));
+    lab.ok(args!["--key-file", key, "init", "--encrypt", "--no-recovery-key"]);
+    lab.ok(args!["init", plain]);
+    for (repo, holds_key) in [(lab.repo(), true), (plain.as_path(), false)] {
+        let dir = lab.subdir(if holds_key { "with" } else { "without" });
+        let mut args = args!["--json", "--repo", repo, "mount", dir];
+        args.extend(holds_key.then(|| args!["--key-file", key]).unwrap_or_default());
+        let pid = u64_of(&lab.start_bare(args).wait().done().json(), "pid");
+        // Whether it is dumpable as well shows nowhere: root owns its files in /proc in any case.
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("reads");
+        let core = limits
+            .lines()
+            .find(|line| line.starts_with("Max core file size"))
+            .expect("is there");
+        let words: Vec<_> = core.split_whitespace().collect();
+        // A test may run where cores are switched off for all.
+        let own = fs::read_to_string("/proc/self/limits").expect("reads");
+        assert!(own.contains(core) || words[4..6] == ["0", "0"], "{core}");
+        assert!(!holds_key || words[4..6] == ["0", "0"], "{core}");
+        lab.umount(&dir);
     }
 }
 
@@ -92,6 +203,7 @@ fn a_recovery_key_that_could_not_be_shown_is_not_left_unsaid() {
     let run = |args: Vec<std::ffi::OsString>| {
         let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("opens");
         let mut command = Command::new(VBK);
+        command.env("VBK_STATE_DIR", lab.state_dir());
         command.arg("--repo").arg(lab.repo()).args(args).stdout(full);
         let output = command.output().expect("runs");
         assert_eq!(output.status.code(), Some(1));

@@ -346,7 +346,10 @@ impl<'a> Driver<'a> {
             }
             Operation::ForgetNamed { ids } => {
                 let names = ids.iter().map(|id| name_of(id).into());
-                std::iter::once("forget".into()).chain(names).collect()
+                ["forget".into(), "--last-too".into()]
+                    .into_iter()
+                    .chain(names)
+                    .collect()
             }
             Operation::ForgetByPolicy { guest, keep, prune } => {
                 let mut args = args!["forget", self.guests[*guest].name, "--keep-last", keep.to_string()];

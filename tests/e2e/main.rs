@@ -35,4 +35,5 @@ mod polite;
 mod restore;
 mod rights;
 mod snapshots;
+mod trust;
 mod whole_guest;

@@ -99,6 +99,7 @@ fn a_terminal_gets_a_bar_and_the_last_line() {
     let script = script.args(["--quiet", "--return", "--command", &words, "/dev/null"]);
     let output = script
         .env("TERM", "xterm")
+        .env("VBK_STATE_DIR", lab.state_dir())
         .stdin(Stdio::null())
         .output()
         .expect("runs script(1)");
@@ -115,6 +116,7 @@ fn a_mount_in_the_background_lets_go_of_the_pipe_of_its_caller() {
     lab.backup("web1", &lab.path("disk.img"));
     let dir = lab.subdir("images");
     let child = Command::new(VBK)
+        .env("VBK_STATE_DIR", lab.state_dir())
         .args(args!["--repo", lab.repo(), "mount", dir])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -174,6 +176,7 @@ fn a_result_that_can_not_be_printed_is_a_failure() {
     lab.backup("web1", &lab.path("disk.img"));
     let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("opens");
     let output = Command::new(VBK)
+        .env("VBK_STATE_DIR", lab.state_dir())
         .args(args!["--repo", lab.repo(), "list"])
         .stdout(full)
         .output();

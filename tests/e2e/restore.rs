@@ -155,6 +155,7 @@ fn a_pipe_that_closes_early_is_no_panic() {
     write_noise(&image, 1, 16 * MIB);
     lab.backup("web1", &image);
     let child = Command::new(VBK)
+        .env("VBK_STATE_DIR", lab.state_dir())
         .args(args!["--repo", lab.repo(), "restore", "web1@latest", "-"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -49,6 +49,7 @@ impl NobodysLab {
         command
             .current_dir(self.lab.path("nobody's"))
             .env("HOME", "/nonexistent")
+            .env("XDG_STATE_HOME", self.own("state"))
             .env_remove("XDG_RUNTIME_DIR");
         self.lab.start_command(command, all).wait()
     }
@@ -91,6 +92,32 @@ fn mounting_files_says_that_root_is_needed() {
     let said = nobody.run(&repo, args!["mount", "web1@latest", "--files", dir]).code(1);
     said.says(&["root", "CAP_SYS_ADMIN"]);
     assert!(kernel::mounts_at(&dir).is_empty());
+}
+
+#[test]
+fn an_encrypted_repository_needs_no_root() {
+    let nobody = NobodysLab::new();
+    let (repo, key, image) = (nobody.own("repo"), nobody.own("key"), nobody.own("disk.img"));
+    write_noise(&image, 1, 2 * MIB);
+    let with_key = |args: Vec<OsString>| {
+        let mut all = args!["--key-file", key];
+        all.extend(args);
+        nobody.run(&repo, all)
+    };
+    with_key(args!["init", "--encrypt", "--no-recovery-key"]).done();
+    // A command before the snapshot and one after it are carried out by helpers that open files of vbk's in /proc.
+    let config = nobody.own("config.toml");
+    let text = "[defaults]\npre-freeze = 'true'\npost-thaw = 'true'\n";
+    fs::write(&config, text).expect("writes");
+    let said = with_key(args!["--config-file", config, "backup", "web1", image]);
+    assert!(matches!(said.status.code(), Some(0 | 3)), "{said}");
+    assert!(!said.stderr.to_lowercase().contains("denied"), "{said}");
+    for command in [args!["list"], args!["status"], args!["verify"], args!["stats"]] {
+        with_key(command).done();
+    }
+    let out = nobody.own("out.img");
+    with_key(args!["restore", "web1@latest", out]).done();
+    assert_is_noise(&out, 1, 2 * MIB);
 }
 
 #[test]

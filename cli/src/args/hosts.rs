@@ -33,6 +33,7 @@ A configuration, with all there is. What a guest does not say is taken from
 
   repository = "/var/lib/vbk"
   key-file = "/etc/vbk/key"             # or passphrase-file
+  encrypted = true                      # refuse the repository if it is not
   jobs = 2                              # guests at a time, for --all
   metrics = "/var/lib/prometheus/node-exporter/vbk.prom"
   on-failure = 'echo "$VBK_ERROR" | mail -s "no backup of $VBK_GUEST" root' # see above
@@ -40,7 +41,7 @@ A configuration, with all there is. What a guest does not say is taken from
   [defaults]
   exclude = ["test*"]                   # guests that --all leaves out
   read-limit = "60%"                    # of device-speed; 100MB/s, none
-  keep = { daily = 7, weekly = 4, monthly = 6 } # last, hourly, yearly, within = "14d"
+  keep = { daily = 7, weekly = 4, monthly = 6 } # last, hourly, yearly, within = "14d"; "all"
   device-speed = "200MB/s"              # what a disk was allocated
   snapshot-size = "20%"                 # or 10G
   extend = "60%"                        # full, a snapshot grows; false

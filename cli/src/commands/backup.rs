@@ -110,7 +110,7 @@ fn back_up(
     started: Timestamp,
     telling: &mut Telling<'_>,
 ) -> Result<Ended> {
-    let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
+    let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
     let reload = reload::on_hangup(config.path.clone(), !args.disks.is_empty())?;
     let notifier = Notifier::from_environment();
     let lock = match args.all {
@@ -160,9 +160,9 @@ fn back_up(
     telling.guests = planned.len();
     run.note_guests(planned.iter().map(|job| job.guest.to_string()).collect())
         .map_err(vbk::Error::from)?;
-    let repository = context.repository()?;
+    let repository = context.repository_to_write()?;
     repository.check_reserve(args.reserve.unwrap_or(Reserve::Default))?;
-    let writer = context.waiting(args.no_wait, &cancel, |wait| repository.writer(&command, wait));
+    let writer = context.writer_of(&repository, &command, args.no_wait, &cancel);
     let writer = writer.map_err(|error| {
         deadline.reason_for(
             error,

@@ -8,12 +8,11 @@ use serde::Serialize;
 use vbk::guests::{Found, FoundGuest, discover};
 use vbk::hints::ChangeHints;
 use vbk::limit::ReadLimit;
-use vbk::retention::KeepPolicy;
 use vbk::snapshot::SnapshotSize;
 use vbk_repo::codec::Compression;
 
 use crate::args::ConfigCommand;
-use crate::config::{Config, DEFAULT_PATH, GuestAgent, GuestSettings, others_may_write};
+use crate::config::{Config, DEFAULT_PATH, GuestAgent, GuestSettings, Keep, others_may_write};
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
 use crate::table::{Align, Table};
@@ -32,6 +31,7 @@ struct Report<'a> {
     repository: Option<&'a Path>,
     key_file: Option<&'a Path>,
     passphrase_file: Option<&'a Path>,
+    encrypted: bool,
     jobs: Option<u32>,
     metrics: Option<&'a Path>,
     on_failure: Option<&'a str>,
@@ -84,6 +84,7 @@ fn check(context: &Context<'_>) -> Result<Outcome> {
         repository: config.repository.as_deref(),
         key_file: config.key_file.as_deref(),
         passphrase_file: config.passphrase_file.as_deref(),
+        encrypted: config.encrypted,
         jobs: config.jobs,
         metrics: config.metrics.as_deref(),
         on_failure: config.on_failure.as_deref(),
@@ -111,7 +112,11 @@ fn print(context: &Context<'_>, report: &Report<'_>) {
     let key = path(report.key_file).or_else(|| path(report.passphrase_file));
     let lines = [
         ("File", Some(file)),
-        ("Repository", path(report.repository)),
+        (
+            "Repository",
+            Some(path(report.repository).unwrap_or_else(|| "none named".to_owned())),
+        ),
+        ("Encrypted", report.encrypted.then(|| "must be".to_owned())),
         ("Key", key),
         ("Jobs", report.jobs.map(|jobs| jobs.to_string())),
         ("Metrics", path(report.metrics)),
@@ -266,9 +271,11 @@ fn limit(settings: &GuestSettings, found: Option<&FoundGuest>) -> String {
     }
 }
 
-fn keep(policy: Option<&KeepPolicy>) -> String {
-    let Some(policy) = policy.filter(|policy| !policy.is_empty()) else {
-        return "all".to_owned();
+fn keep(keep: Option<&Keep>) -> String {
+    let policy = match keep {
+        None => return "nothing is said".to_owned(),
+        Some(Keep::All) => return "all".to_owned(),
+        Some(Keep::Rules(policy)) => policy,
     };
     let counts = [
         (policy.last, "last"),
@@ -290,12 +297,18 @@ fn warnings(config: &Config, found: &Found) -> Vec<String> {
     if let Some(why) = config.path.as_deref().and_then(others_may_write) {
         warnings.push(format!("others can change the configuration: {why}"));
     }
-    if let Some(path) = config.repository.as_deref().filter(|path| !path.is_dir()) {
-        warnings.push(format!(
-            "repository: {} is not there; `vbk init` makes it",
+    match config.repository.as_deref() {
+        None => warnings.push(
+            "no repository is named: write repository = \"DIR\"; what runs by a timer does not see VBK_REPO of a shell"
+                .into(),
+        ),
+        Some(path) if !path.is_dir() => warnings.push(format!(
+            "repository: {} is not there; is its file system mounted? `vbk init --help` says how a first one is made",
             path.display()
-        ));
+        )),
+        Some(_) => {}
     }
+    warnings.extend(kept_for_ever(config, found));
     for (name, path) in [
         ("key-file", &config.key_file),
         ("passphrase-file", &config.passphrase_file),
@@ -352,6 +365,24 @@ fn warnings(config: &Config, found: &Found) -> Vec<String> {
         }
     }
     warnings
+}
+
+/// Of which guests nothing says what to keep: `vbk forget --all` leaves them out, and they grow for ever.
+fn kept_for_ever(config: &Config, found: &Found) -> Option<String> {
+    let guests = found.guests.iter().map(|guest| &guest.name).filter(|name| {
+        let settings = config.guest(name);
+        settings.is_configured && settings.keep.is_none()
+    });
+    let mut names: Vec<_> = guests.map(ToString::to_string).collect();
+    if config.defaults().keep.is_none() {
+        names.push("guests without a section".to_owned());
+    }
+    let text = format!(
+        "nothing says what to keep of {}: `vbk forget --all` leaves them out and all their backups stay; write keep = {{ daily \
+         = 7, weekly = 4 }}, or keep = \"all\" if that is meant",
+        names.join(", ")
+    );
+    (!names.is_empty()).then_some(text)
 }
 
 /// What is wrong with a file that should be known to few.

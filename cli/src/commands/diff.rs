@@ -83,7 +83,7 @@ type Pair<'a> = (Option<&'a Image>, Option<&'a Image>);
 
 /// Compares two backups.
 pub fn run(context: &Context<'_>, args: &DiffArgs) -> Result<Outcome> {
-    let view = context.repository()?.view()?;
+    let view = context.view()?;
     let catalogue = view.catalogue()?;
     let before = find(&catalogue, &args.before)?;
     let after = find(&catalogue, &args.after)?;

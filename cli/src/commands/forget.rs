@@ -1,16 +1,18 @@
 //! `vbk forget`, `vbk protect`, `vbk unprotect`
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use jiff::tz::TimeZone;
 use serde::Serialize;
 use vbk::retention::{Candidate, Decision, KeepPolicy, decide};
+use vbk_repo::backup::Entry;
 use vbk_repo::catalogue::{BackupSpec, Catalogue};
 use vbk_repo::name::GuestName;
 use vbk_repo::state::{States, note_of};
 
 use crate::args::{ForgetArgs, ProtectArgs};
 use crate::commands::{prune, warn_of_clock};
+use crate::config::Keep;
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
 use crate::table::{Align, Table};
@@ -38,16 +40,17 @@ pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
         context,
     };
     if args.dry_run {
-        let view = context.repository()?.view()?;
-        let verdicts = judge(&view.catalogue()?, &view.states()?, args, &policies, &zone)?;
-        print(context, &verdicts, true);
-        context.json_result(&verdicts)?;
-        return Ok(Outcome::Done);
+        let view = context.view()?;
+        let judged = judge(&view.catalogue()?, &view.states()?, args, &policies, &zone)?;
+        print(context, &judged, true);
+        context.json_result(&judged.verdicts)?;
+        return Ok(judged.outcome());
     }
-    let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
+    let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
     let writer = context.writer_that_removes(&format!("forget {}", args.what.join(" ")), args.no_wait, &cancel)?;
-    let verdicts = judge(&writer.catalogue()?, &writer.states()?, args, &policies, &zone)?;
-    let forgotten: Vec<String> = verdicts
+    let judged = judge(&writer.catalogue()?, &writer.states()?, args, &policies, &zone)?;
+    let forgotten: Vec<String> = judged
+        .verdicts
         .iter()
         .filter(|verdict| verdict.action == FORGET)
         .map(|verdict| verdict.backup.clone())
@@ -55,21 +58,38 @@ pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
     if !forgotten.is_empty() {
         writer.amend(&forgotten, &[])?;
     }
-    print(context, &verdicts, false);
+    print(context, &judged, false);
     if !args.prune {
         if !forgotten.is_empty() {
             context.say("`vbk prune` gives back the space that nothing else needs");
         }
-        context.json_result(&verdicts)?;
-        return Ok(Outcome::Done);
+        context.json_result(&judged.verdicts)?;
+        return Ok(judged.outcome());
     }
-    prune::with(
-        context,
-        &writer,
-        prune::thrift(prune::MAX_UNUSED, false),
-        &cancel,
-        Some(&verdicts),
-    )
+    let thrift = prune::thrift(prune::MAX_UNUSED, false);
+    match prune::with(context, &writer, thrift, &cancel, Some(&judged.verdicts))? {
+        Outcome::Done => Ok(judged.outcome()),
+        outcome => Ok(outcome),
+    }
+}
+
+/// What becomes of the backups that a command is about.
+#[derive(Default)]
+struct Judged {
+    verdicts: Vec<Verdict>,
+    /// Guests of which nothing says what to keep.
+    left_out: Vec<GuestName>,
+    /// What is left of guests that lose their last good backup, as the rest of a sentence.
+    bare: Vec<(GuestName, &'static str)>,
+}
+
+impl Judged {
+    fn outcome(&self) -> Outcome {
+        match self.left_out.is_empty() {
+            true => Outcome::Done,
+            false => Outcome::Warnings,
+        }
+    }
 }
 
 /// What is kept of each guest: what options say of all, or else what the configuration says of it.
@@ -79,18 +99,20 @@ struct Policies<'a> {
 }
 
 impl Policies<'_> {
-    fn of(&self, guest: &GuestName) -> Result<KeepPolicy> {
-        if !self.given.is_empty() {
-            return Ok(self.given);
+    /// `None` if nothing is said of the guest.
+    fn of(&self, guest: &GuestName) -> Result<Option<Keep>> {
+        match self.given.is_empty() {
+            true => Ok(self.context.config()?.guest(guest).keep),
+            false => Ok(Some(Keep::Rules(self.given))),
         }
-        let configured = self.context.config()?.guest(guest).keep;
-        configured.filter(|policy| !policy.is_empty()).ok_or_else(|| {
-            Error::Usage(format!(
-                "say which backups of {guest} to keep, as in --keep-daily 7 --keep-weekly 4 or by `keep` in the \
-                 configuration, or name the ones to forget, as in {guest}@2026-10-01"
-            ))
-        })
     }
+}
+
+fn nothing_is_said_of(guest: &GuestName) -> Error {
+    Error::Usage(format!(
+        "say which backups of {guest} to keep, as in --keep-daily 7 --keep-weekly 4 or by `keep` in the configuration, or \
+         name the ones to forget, as in {guest}@2026-10-01T02-00-00Z"
+    ))
 }
 
 fn time_zone(name: Option<&str>) -> Result<TimeZone> {
@@ -110,7 +132,8 @@ fn judge(
     args: &ForgetArgs,
     policies: &Policies<'_>,
     zone: &TimeZone,
-) -> Result<Vec<Verdict>> {
+) -> Result<Judged> {
+    let mut judged = Judged::default();
     let mut guests = Vec::new();
     let mut named = Vec::new();
     for what in &args.what {
@@ -125,7 +148,19 @@ fn judge(
     if args.all {
         guests = catalogue.guests().into_iter().cloned().collect();
     }
+    // All of them first: nothing is forgotten of one if it can't be said for another that was named.
+    let mut kept = Vec::new();
+    for guest in &guests {
+        match policies.of(guest)? {
+            Some(keep) => kept.push((guest.clone(), keep)),
+            None if args.all => judged.left_out.push(guest.clone()),
+            // Told below what is more wrong, if something is.
+            None if !named.is_empty() => {}
+            None => return Err(nothing_is_said_of(guest)),
+        }
+    }
     if named.is_empty() {
+        let guests: Vec<_> = kept.iter().map(|(guest, _)| guest.clone()).collect();
         check_notes(states, &guests)?;
     }
     match (guests.as_slice(), named.as_slice()) {
@@ -136,19 +171,59 @@ fn judge(
             "{guest} is a guest and {backup} a backup; name either guests, of which a policy keeps some, or the backups to \
              forget"
         ))),
-        ([], [_, ..]) => named.iter().map(|what| judge_named(catalogue, states, what)).collect(),
+        ([], [_, ..]) => {
+            let verdicts = named.iter().map(|what| judge_named(catalogue, states, what));
+            judged.verdicts = verdicts.collect::<Result<_>>()?;
+            check_last(catalogue, states, &mut judged, args.last_too)?;
+            Ok(judged)
+        }
         (_, []) => {
-            // All of them first: nothing is forgotten of one if it can't be said for another.
-            let policies = guests
+            let verdicts = kept
                 .iter()
-                .map(|guest| policies.of(guest))
-                .collect::<Result<Vec<_>>>()?;
-            let guests = guests.iter().zip(&policies);
-            Ok(guests
-                .flat_map(|(guest, policy)| judge_guest(catalogue, states, guest, policy, zone))
-                .collect())
+                .flat_map(|(guest, keep)| judge_guest(catalogue, states, guest, keep, zone));
+            judged.verdicts = verdicts.collect();
+            Ok(judged)
         }
     }
+}
+
+/// An error if a guest would be left without a good backup and nobody said that this is meant. Notes which guests are.
+fn check_last(catalogue: &Catalogue, states: &States, judged: &mut Judged, is_meant: bool) -> Result<()> {
+    let goes: HashSet<String> = judged.verdicts.iter().map(|verdict| verdict.backup.clone()).collect();
+    let mut guests = BTreeMap::<&GuestName, Vec<&Verdict>>::new();
+    for verdict in &judged.verdicts {
+        let entry = catalogue
+            .entries()
+            .iter()
+            .find(|entry| entry.backup.spec() == verdict.backup);
+        // A record that can't be read is in no list, and was of no use.
+        if let Some(entry) = entry {
+            guests.entry(&entry.backup.guest).or_default().push(verdict);
+        }
+    }
+    for guest in guests.into_keys() {
+        let good = |entry: &&Entry| states.of(&entry.backup).damaged.is_none();
+        let stays = |entry: &&Entry| !goes.contains(&entry.backup.spec());
+        let was_good = catalogue.of(guest).filter(good).next_back();
+        if catalogue.of(guest).filter(stays).any(|entry| good(&entry)) {
+            continue;
+        }
+        let left = match catalogue.of(guest).any(|entry| stays(&entry)) {
+            true => "no good backup",
+            false => "no backup",
+        };
+        match was_good {
+            Some(last) if !is_meant => {
+                return Err(Error::Usage(format!(
+                    "{} is the last good backup of {guest}, which would have {left} then; --last-too forgets it all the \
+                     same. Nothing was forgotten",
+                    last.backup.spec()
+                )));
+            }
+            _ => judged.bare.push((guest.clone(), left)),
+        }
+    }
+    Ok(())
 }
 
 /// An error if a note of these guests can't be read: a policy would forget what somebody protected.
@@ -169,9 +244,17 @@ fn judge_guest(
     catalogue: &Catalogue,
     states: &States,
     guest: &GuestName,
-    policy: &KeepPolicy,
+    keep: &Keep,
     zone: &TimeZone,
 ) -> Vec<Verdict> {
+    let Keep::Rules(policy) = keep else {
+        let verdict = |entry: &Entry| Verdict {
+            backup: entry.backup.spec(),
+            action: KEEP,
+            reasons: vec!["the configuration keeps all".to_owned()],
+        };
+        return catalogue.of(guest).map(verdict).collect();
+    };
     let candidates: Vec<_> = catalogue
         .of(guest)
         .map(|entry| {
@@ -219,6 +302,7 @@ fn judge_named(catalogue: &Catalogue, states: &States, what: &str) -> Result<Ver
             }
             let entry = catalogue.find(&spec)?;
             warn_of_clock(catalogue, &spec, entry);
+            check_whole(&spec, entry)?;
             entry.backup.spec()
         }
     };
@@ -237,7 +321,20 @@ fn judge_named(catalogue: &Catalogue, states: &States, what: &str) -> Result<Ver
     })
 }
 
-fn print(context: &Context<'_>, verdicts: &[Verdict], dry_run: bool) {
+/// An error if a backup is named by a part of its name alone. That part means another backup as soon as there is one, and
+/// what was forgotten by mistake does not come back.
+fn check_whole(spec: &BackupSpec, entry: &Entry) -> Result<()> {
+    let (text, name) = (spec.to_string(), entry.backup.spec());
+    match text == name || text == entry.id.to_string() || text.ends_with("@latest") {
+        true => Ok(()),
+        false => Err(Error::Usage(format!(
+            "{text} is only the beginning of a backup's name; forgetting takes the whole of it: {name}. Nothing was forgotten"
+        ))),
+    }
+}
+
+fn print(context: &Context<'_>, judged: &Judged, dry_run: bool) {
+    let verdicts = judged.verdicts.as_slice();
     let shown = |verdict: &&Verdict| dry_run || context.verbose() || verdict.action == FORGET;
     let mut table = Table::new(&[
         ("ACTION", Align::Left),
@@ -258,6 +355,20 @@ fn print(context: &Context<'_>, verdicts: &[Verdict], dry_run: bool) {
     }
     let would = if dry_run { "would be forgotten" } else { "forgotten" };
     context.say(format_args!("{} {would}, {keep} kept", units::count(forget, "backup")));
+    for (guest, left) in &judged.bare {
+        match dry_run {
+            true => context.say(format_args!("{guest} would have {left} then")),
+            false => context.say(format_args!("{guest} has {left} now")),
+        }
+    }
+    if !judged.left_out.is_empty() {
+        let guests: Vec<_> = judged.left_out.iter().map(ToString::to_string).collect();
+        tracing::warn!(
+            "nothing says what to keep of {}, so all their backups stay: write `keep` into the configuration, as {{ daily = 7, \
+             weekly = 4 }} or \"all\"",
+            guests.join(", ")
+        );
+    }
 }
 
 #[derive(Serialize)]
@@ -268,7 +379,7 @@ struct Protected {
 
 /// Protects backups from every policy, or takes that away.
 pub fn protect(context: &Context<'_>, args: &ProtectArgs, protect: bool) -> Result<Outcome> {
-    let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
+    let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
     let word = if protect { "protect" } else { "unprotect" };
     let writer = context.writer(word, args.no_wait, &cancel)?;
     let (catalogue, states) = (writer.catalogue()?, writer.states()?);

@@ -100,7 +100,7 @@ pub fn run(context: &Context<'_>) -> Result<Outcome> {
 /// The backups that there are, if a repository is named.
 fn catalogue(context: &Context<'_>) -> Result<Option<Catalogue>> {
     match context.names_repository()? {
-        true => Ok(Some(context.repository()?.view()?.catalogue()?)),
+        true => Ok(Some(context.view()?.catalogue()?)),
         false => Ok(None),
     }
 }

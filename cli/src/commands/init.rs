@@ -1,5 +1,7 @@
 //! `vbk init`
 
+use std::path::Path;
+
 use serde::Serialize;
 use vbk_repo::keys::Keys;
 use vbk_repo::repository::{CreateOptions, Repository};
@@ -8,7 +10,7 @@ use crate::args::InitArgs;
 use crate::commands::key;
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
-use crate::units;
+use crate::{place, units};
 
 #[derive(Serialize)]
 struct Report {
@@ -25,24 +27,39 @@ struct Report {
 /// Makes a repository.
 pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
     let path = match &args.path {
-        Some(path) => path.as_path(),
+        Some(path) => place::local(path)?,
         None => context.repository_path()?,
     };
-    if let Some(option) = context.key_option().filter(|_| !args.encrypt) {
+    if let Some(what) = context.expects_encryption(path)?.filter(|_| !args.encrypt) {
         return Err(Error::Usage(format!(
-            "{option} goes with --encrypt; without it a repository is made that everybody with the disk can read"
+            "{what}, which goes with --encrypt; without it a repository is made that everybody with the disk can read"
+        )));
+    }
+    // A repository that is there, or files of another kind, are told first.
+    Repository::check_place(path)?;
+    let known = context.memory().and_then(|memory| memory.get(path).ok()?);
+    if let Some(known) = known {
+        return Err(Error::Usage(format!(
+            "this host used a repository at {path} ({known}), and there is none now; is its file system mounted? Nothing was \
+             made. `vbk --repo {path} trust --forget` forgets it, so that a new one can be made",
+            path = path.display()
         )));
     }
     let mut options = CreateOptions::plain(args.block_size);
+    options.parents = args.parents;
     let mut recovery_key = None;
     if args.encrypt {
         // Before anybody is asked for a passphrase.
-        Repository::check_place(path)?;
+        check_parent(path, args.parents)?;
         let ways = key::ways_of_new(context, path, !args.no_recovery_key)?;
         recovery_key = ways.recovery_key;
         options.encryption = Some((Keys::generate()?, ways.slots));
     }
-    let repository = Repository::create(path, &options)?;
+    let repository = Repository::create(path, &options).map_err(|error| match error {
+        vbk_repo::Error::NoParent { parent } => no_parent(&parent),
+        error => error.into(),
+    })?;
+    context.remember_anew(&repository);
     // The recovery key is shown before anything that may fail.
     let path = repository.path().display();
     let encrypted = if args.encrypt { "encrypted " } else { "" };
@@ -67,4 +84,20 @@ pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
         true => key::after_recovery_key(key::recovery_name()),
         false => Outcome::Done,
     })
+}
+
+/// Fails as the making of it would.
+fn check_parent(path: &Path, parents: bool) -> Result<()> {
+    let path = std::path::absolute(path).map_err(Error::io(format!("tell where {} is", path.display())))?;
+    match path.parent() {
+        Some(parent) if !parents && !parent.exists() => Err(no_parent(parent)),
+        _ => Ok(()),
+    }
+}
+
+fn no_parent(parent: &Path) -> Error {
+    Error::NotThere(format!(
+        "{} does not exist, in which the repository is to be made; is its file system mounted? --parents makes it",
+        parent.display()
+    ))
 }

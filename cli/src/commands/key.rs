@@ -21,7 +21,7 @@ pub fn run(context: &Context<'_>, command: &KeyCommand) -> Result<Outcome> {
         KeyCommand::List => list(context),
         KeyCommand::Add(args) => add(context, args),
         KeyCommand::Remove { name } => {
-            let repository = encrypted(context)?;
+            let repository = encrypted(context.locked_repository_to_write()?)?;
             repository.remove_key(name, &context.key_of(&repository)?)?;
             context.say(format_args!(
                 "key {name} is removed; who has it and a copy of its slot can still read"
@@ -41,7 +41,7 @@ struct SlotJson {
 }
 
 fn list(context: &Context<'_>) -> Result<Outcome> {
-    let repository = encrypted(context)?;
+    let repository = encrypted(context.locked_repository()?)?;
     let slots: Vec<_> = keys::slots(repository.path())?
         .into_iter()
         .map(|slot| match slot {
@@ -82,8 +82,7 @@ fn list(context: &Context<'_>) -> Result<Outcome> {
     Ok(outcome)
 }
 
-fn encrypted(context: &Context<'_>) -> Result<Repository> {
-    let repository = Repository::open(context.repository_path()?)?;
+fn encrypted(repository: Repository) -> Result<Repository> {
     match repository.is_encrypted() {
         true => Ok(repository),
         false => Err(vbk_repo::Error::NotEncrypted {
@@ -109,7 +108,7 @@ struct Added {
 }
 
 fn add(context: &Context<'_>, args: &KeyAddArgs) -> Result<Outcome> {
-    let repository = context.repository()?;
+    let repository = context.repository_to_write()?;
     let keys = keys_of(&repository)?;
     let mut recovery_key = None;
     let way = if args.recovery {
@@ -185,7 +184,7 @@ fn export(context: &Context<'_>, path: &Path) -> Result<Outcome> {
         output::write_bytes(text.as_bytes());
         return Ok(Outcome::Done);
     }
-    let failed = |error: std::io::Error| Error::Other(format!("can't write {}: {error}", path.display()));
+    let failed = |error: std::io::Error| Error::io(format!("write {}", path.display()))(error);
     let mut options = File::options();
     let file = options.write(true).create_new(true).mode(0o600).open(path);
     let mut file = file.map_err(failed)?;
@@ -215,6 +214,7 @@ pub struct NewWays {
 
 /// Asks for, or makes, what a new repository opens with.
 pub fn ways_of_new(context: &Context<'_>, repository: &Path, recovery: bool) -> Result<NewWays> {
+    unlock::keep_out_of_core_files();
     let way = match context.new_key_file(repository)? {
         Some(path) => key_file(path)?,
         None => match context.given_key(repository)? {

@@ -22,7 +22,7 @@ struct Asked {
 /// Asks running backups for another read limit.
 pub fn run(context: &Context<'_>, args: &LimitArgs) -> Result<Outcome> {
     let cant = |doing: &str, path: &std::path::Path, error: std::io::Error| {
-        Error::Other(format!("can't {doing} {}: {error}", path.display()))
+        Error::io(format!("{doing} {}", path.display()))(error)
     };
     let runs = running(&machine::runtime_dir()?);
     let guest = args.guest.as_ref();

@@ -9,7 +9,7 @@ use crate::units;
 
 /// Lists backups.
 pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Outcome> {
-    let view = context.repository()?.view()?;
+    let view = context.view()?;
     let (catalogue, states) = (view.catalogue()?, view.states()?);
     if let Some(guest) = &args.guest {
         catalogue.check_guest(guest)?;

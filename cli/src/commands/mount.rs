@@ -62,7 +62,10 @@ pub fn run(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
         Some(dir) => mount_files(context, args, dir),
         None if args.foreground || daemon::is_background() => serve_images(context, args),
         None => {
-            let key = exported_key(&context.repository()?)?;
+            let repository = context.repository()?;
+            // The process in the background leaves it to this one to compare it with what this host knows.
+            drop(context.view_of(&repository)?);
+            let key = exported_key(&repository)?;
             let key = key.as_ref().map(|key| key.as_str());
             Ok(daemon::start(std::env::args_os().skip(1), key)?.outcome)
         }
@@ -88,7 +91,7 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
     let point = absolute(dir)?;
     let repository = context.repository()?;
     let path = repository.path().display().to_string();
-    let catalogue = repository.view()?.catalogue()?;
+    let catalogue = context.view_of(&repository)?.catalogue()?;
     let only = match &args.only {
         Some(spec) => {
             let entry = catalogue.find(spec)?;
@@ -153,7 +156,7 @@ fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Ou
     let spec: BackupSpec = args.what.parse()?;
     let mut signals = catch_signals()?;
     let repository = context.repository()?;
-    let view = repository.view()?;
+    let view = context.view_of(&repository)?;
     let catalogue = view.catalogue()?;
     let entry = catalogue.find(&spec)?;
     warn_of_clock(&catalogue, &spec, entry);
@@ -213,7 +216,7 @@ fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Ou
     // It ends when its mount is gone, whoever took it down.
     let ended = server.child.wait();
     watcher.end();
-    ended.map_err(|error| Error::Other(format!("can't wait for the mount to end: {error}")))?;
+    ended.map_err(Error::io("wait for the mount to end"))?;
     Ok(outcome)
 }
 
@@ -282,7 +285,7 @@ fn tell(context: &Context<'_>, backup: &str, point: &Path, warnings: &[String], 
 }
 
 fn catch_signals() -> Result<Signals> {
-    Signals::new([SIGINT, SIGTERM]).map_err(|error| Error::Other(error.to_string()))
+    Signals::new([SIGINT, SIGTERM]).map_err(Error::io("watch for signals"))
 }
 
 /// Waits for a signal beside the work.
@@ -298,7 +301,7 @@ fn take_down_on_signal(mut signals: Signals, take_down: impl FnOnce() + Send + '
             take_down();
         }
     });
-    let thread = thread.map_err(|error| Error::Other(error.to_string()))?;
+    let thread = thread.map_err(Error::io("start a thread"))?;
     Ok(Watcher { handle, thread })
 }
 
@@ -358,5 +361,5 @@ pub fn clean_leftovers() {
 }
 
 fn absolute(dir: &Path) -> Result<PathBuf> {
-    std::path::absolute(dir).map_err(|error| Error::Other(format!("{}: {error}", dir.display())))
+    std::path::absolute(dir).map_err(Error::io(format!("tell where {} is", dir.display())))
 }

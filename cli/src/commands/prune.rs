@@ -32,7 +32,7 @@ struct Report<'a, T: Serialize> {
 
 /// Gives back the space of what no backup needs.
 pub fn run(context: &Context<'_>, args: &PruneArgs) -> Result<Outcome> {
-    let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
+    let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
     let writer = context.writer_that_removes("prune", args.no_wait, &cancel)?;
     with(
         context,

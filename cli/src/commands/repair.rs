@@ -33,15 +33,18 @@ struct Report<'a> {
 /// Puts right what can be put right.
 pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
     let clock = Instant::now();
-    let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
-    let repository = match context.repository() {
+    let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
+    let repository = match context.repository_to_write() {
         // Its marker may be what is damaged.
         Err(Error::Repository(error)) if error.kind() == ErrorKind::Corrupt => {
             Repository::open_damaged(context.repository_path()?).map_err(|_| error)?
         }
         repository => repository?,
     };
+    context.check_newest(&repository)?;
     let mended = context.waiting(args.no_wait, &cancel, |wait| repository.mend(wait))?;
+    // Of a store that could only be put right from an older view, that view is the newest state now.
+    context.remember_mended(&repository);
     for what in &mended.done {
         context.say(format_args!("put right: {what}"));
     }

@@ -79,8 +79,8 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
             "standard output is a terminal; send it to a file or a program".into(),
         ));
     }
-    let cancel = signals::cancel_flag_with_hangup().map_err(|error| Error::Other(error.to_string()))?;
-    let view = context.repository()?.view()?;
+    let cancel = signals::cancel_flag_with_hangup().map_err(Error::io("watch for signals"))?;
+    let view = context.view()?;
     let catalogue = view.catalogue()?;
     let entry = catalogue.find(&args.backup)?;
     warn_of_clock(&catalogue, &args.backup, entry);

@@ -29,7 +29,7 @@ struct Report<'a> {
 
 /// Shows a backup, or one disk of it.
 pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
-    let view = context.repository()?.view()?;
+    let view = context.view()?;
     let catalogue = view.catalogue()?;
     let mut entry = catalogue.find(&args.backup)?.clone();
     warn_of_clock(&catalogue, &args.backup, &entry);

@@ -21,9 +21,9 @@ struct Report<'a> {
 
 /// Shows what the repository holds and what it takes.
 pub fn run(context: &Context<'_>) -> Result<Outcome> {
-    let cancel = signals::cancel_flag().map_err(|error| Error::Other(error.to_string()))?;
+    let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
     let repository = context.repository()?;
-    let view = repository.view()?;
+    let view = context.view_of(&repository)?;
     let now = jiff::Timestamp::now();
     let found = stats(&*view.store(), &view.catalogue()?, threads(), now, &cancel)?;
     let report = Report {

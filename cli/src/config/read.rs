@@ -12,12 +12,14 @@ use vbk::retention::{Age, KeepPolicy};
 use vbk_repo::name::{DiskName, GuestName};
 
 use crate::args::parse;
-use crate::config::{Config, GuestAgent, Section};
+use crate::config::{Config, GuestAgent, Keep, Section};
+use crate::place;
 
 const TOP: &[&str] = &[
     "repository",
     "key-file",
     "passphrase-file",
+    "encrypted",
     "jobs",
     "metrics",
     "on-failure",
@@ -89,7 +91,8 @@ impl Reader<'_> {
     fn top(&mut self, config: &mut Config, table: &DeTable<'_>) {
         for (key, value) in table {
             match key.get_ref().as_ref() {
-                "repository" => config.repository = self.path(key, value),
+                "repository" => config.repository = self.repository(key, value),
+                "encrypted" => config.encrypted = self.flag(key, value).unwrap_or_default(),
                 "key-file" => config.key_file = self.path(key, value),
                 "passphrase-file" => config.passphrase_file = self.path(key, value),
                 "jobs" => self.jobs(config, key, value),
@@ -223,9 +226,24 @@ impl Reader<'_> {
         config.jobs = jobs;
     }
 
-    fn keep(&mut self, key: &Spanned<impl Display>, value: &Value<'_>) -> Option<KeepPolicy> {
-        let table = self.table(key, value)?;
+    fn repository(&mut self, key: &Spanned<impl Display>, value: &Value<'_>) -> Option<PathBuf> {
+        match value.get_ref() {
+            DeValue::String(text) if place::is_elsewhere(Path::new(&**text)) => {
+                self.wrong_for(key, value, &place::refusal(Path::new(&**text)))
+            }
+            _ => self.path(key, value),
+        }
+    }
+
+    fn keep(&mut self, key: &Spanned<impl Display>, value: &Value<'_>) -> Option<Keep> {
+        const HOW: &str = "write rules, as { daily = 7, weekly = 4 }, or \"all\" to forget nothing";
+        let table = match value.get_ref() {
+            DeValue::Table(table) => table,
+            DeValue::String(text) if text == "all" => return Some(Keep::All),
+            _ => return self.wrong_for(key, value, HOW),
+        };
         let mut policy = KeepPolicy::default();
+        let wrong = self.errors.len();
         for (key, value) in table {
             let count = match key.get_ref().as_ref() {
                 "last" => &mut policy.last,
@@ -245,7 +263,13 @@ impl Reader<'_> {
             };
             *count = self.number(key, value).unwrap_or_default();
         }
-        Some(policy)
+        match policy.is_empty() {
+            // As {} and { last = 0 }: it could mean that all is kept, or nothing.
+            // What is wrong with a rule is told already.
+            _ if self.errors.len() > wrong => None,
+            true => self.wrong_for(key, value, &format!("these rules keep nothing; {HOW}")),
+            false => Some(Keep::Rules(policy)),
+        }
     }
 
     fn extend(&mut self, key: &Spanned<impl Display>, value: &Value<'_>) -> Option<Option<f64>> {

@@ -85,13 +85,13 @@ fn a_guest_has_its_own_settings_then_the_defaults_then_those_of_vbk() {
             skip_disks: vec![disk("vdb")],
             read_limit: Some(ReadLimit::Share(0.5)),
             device_bytes_per_sec: Some(200_000_000),
-            keep: Some(KeepPolicy {
+            keep: Some(Keep::Rules(KeepPolicy {
                 last: 1,
                 hourly: 2,
                 yearly: 3,
                 within: Some("14d".parse().expect("an age")),
                 ..KeepPolicy::default()
-            }),
+            })),
             snapshot_size: Some(SnapshotSize::Bytes(10 << 30)),
             extend: None,
             change_hints: ChangeHints::Auto,
@@ -115,8 +115,13 @@ fn a_guest_has_its_own_settings_then_the_defaults_then_those_of_vbk() {
     );
     assert_eq!((db.extend, db.guest_agent), (Some(0.75), GuestAgent::Always));
     assert_eq!(
-        db.keep.map(|keep| (keep.daily, keep.weekly, keep.monthly, keep.last)),
-        Some((7, 4, 6, 0))
+        db.keep,
+        Some(Keep::Rules(KeepPolicy {
+            daily: 7,
+            weekly: 4,
+            monthly: 6,
+            ..KeepPolicy::default()
+        }))
     );
     assert_eq!((db.pre_freeze.as_deref(), db.disks), (Some("/bin/stop all"), None));
     let other = config.guest(&guest("other"));
@@ -146,6 +151,14 @@ fn an_empty_file_is_the_usual() {
         (usual.full_read_every.as_secs(), usual.freeze_timeout.as_secs()),
         (30 * 86_400, 60)
     );
+}
+
+#[test]
+fn all_may_be_kept_and_a_guest_may_say_so_of_itself() {
+    let config = parse("[defaults]\nkeep = { last = 2 }\n[guest.web1]\nkeep = \"all\"\n");
+    assert_eq!(config.guest(&guest("web1")).keep, Some(Keep::All));
+    assert!(matches!(config.guest(&guest("db")).keep, Some(Keep::Rules(_))));
+    assert!(!config.encrypted && parse("encrypted = true").encrypted);
 }
 
 #[test]
@@ -275,6 +288,19 @@ fn what_is_not_understood_is_told_with_its_line() {
             "[defaults]\nexclude = 'x'",
             "f:2: exclude: write a list, as in [\"one\", \"two\"]",
         ),
+        ("encrypted = 'yes'", "f:1: encrypted: write true or false"),
+        (
+            "[guest.web1]\nkeep = {}",
+            "f:2: keep: these rules keep nothing; write rules, as { daily = 7, weekly = 4 }, or \"all\" to forget nothing",
+        ),
+        (
+            "[defaults]\nkeep = { last = 0 }",
+            "f:2: keep: these rules keep nothing; write rules, as { daily = 7, weekly = 4 }, or \"all\" to forget nothing",
+        ),
+        (
+            "[defaults]\nkeep = 'some'",
+            "f:2: keep: write rules, as { daily = 7, weekly = 4 }, or \"all\" to forget nothing",
+        ),
         (
             "[defaults]\nkeep = { within = '14' }",
             "f:2: within: \"14\" is not a length of time; nearest: 14d",
@@ -303,6 +329,11 @@ fn what_is_not_understood_is_told_with_its_line() {
     ] {
         assert_eq!(errors(text), [expected], "{text}");
     }
+    let elsewhere = &errors("repository = 'backup@host:/srv/vbk'")[0];
+    assert!(
+        elsewhere.starts_with("f:1: repository: backup@host:/srv/vbk names another host"),
+        "{elsewhere}"
+    );
     // What is no TOML at all is told in the reader's words, with the line.
     for text in ["\nx", "\na = 'b\n", "a = 1\na = 2", "[guest.web1]\n[guest.web1]"] {
         let error = &errors(text)[0];

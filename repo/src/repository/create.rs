@@ -1,4 +1,15 @@
 //! Makes the files of a new repository.
+//!
+//! Its maker shows the recovery key once, when [`make`] has returned, so no loss of power may take the repository back
+//! then. What is on disk after each step:
+//!
+//! 1. The directories above it that had to be made, if that was asked for: each is synced in its own parent.
+//! 2. The directory, synced in its parent, also if it was there before: it may have been made a moment ago. A crash up to
+//!    here leaves empty directories.
+//! 3. The key slots, each whole and synced (`keys.rs`); then the store, the first view and the link that names it, synced by
+//!    RocksDB and `views.rs`. A crash leaves a directory that no command takes for a repository, since it has no marker,
+//!    and in which none is made, since it is not empty.
+//! 4. The marker, whole and synced under another name, then renamed, and the directory synced: with it all names of step 3.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -8,7 +19,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::{CreateOptions, LAYOUT_FORMAT, MARKER};
-use crate::block::Hashing;
+use crate::cipher::random;
 use crate::error::{Error, Result};
 use crate::id::to_hex;
 use crate::keys::{self, Keys, PassphraseCost};
@@ -24,23 +35,67 @@ const VIEWS: &str = "views";
 
 /// Fills the directory, which is made if need be, and gives its real path. When it fails nothing is left of what it made,
 /// and what somebody else made meanwhile is left alone.
-pub(super) fn make(path: &Path, options: &CreateOptions) -> Result<PathBuf> {
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+pub(super) fn make(path: &Path, options: &CreateOptions) -> Result<(PathBuf, String)> {
+    let path = std::path::absolute(path).map_err(Error::io("open", path))?;
+    let parent = path.parent().unwrap_or(&path);
+    if options.parents {
+        make_durably(parent)?;
     }
-    let is_new = match fs::create_dir(path) {
+    let is_new = match fs::create_dir(&path) {
         Ok(()) => true,
         Err(error) if error.kind() == ErrorKind::AlreadyExists => false,
+        Err(error) if error.kind() == ErrorKind::NotFound && !parent.exists() => {
+            return Err(Error::NoParent {
+                parent: parent.to_owned(),
+            });
+        }
         Err(error) => return Err(Error::io("create", path)(error)),
     };
     // Links that will be compared and kept must not depend on where the process stands.
-    let path = fs::canonicalize(path).map_err(Error::io("open", path))?;
-    let result = claim(&path).and_then(|()| fill(&path, options).inspect_err(|_| undo_fill(&path)));
+    let path = fs::canonicalize(&path).map_err(Error::io("open", path))?;
+    let parent = path.parent().unwrap_or(&path);
+    let result = sync_parent(parent)
+        .and_then(|()| claim(&path))
+        .and_then(|()| fill(&path, options).inspect_err(|_| undo_fill(&path)));
     if result.is_err() && is_new {
         // Fails, as it should, if somebody else's files are in it.
         let _ = fs::remove_dir(&path);
     }
-    result.map(|()| path)
+    result.map(|id| (path, id))
+}
+
+/// Makes a directory and those above it that are missing, from the top down, each synced in its parent.
+fn make_durably(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = path.parent().unwrap_or(path);
+    if parent != path {
+        make_durably(parent)?;
+    }
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && path.is_dir() => {}
+        made => made.map_err(Error::io("create", path))?,
+    }
+    sync_parent(parent)
+}
+
+/// Makes a new name in a directory durable.
+fn sync_parent(parent: &Path) -> Result<()> {
+    match spare::sync_directory(parent) {
+        // A directory that can be passed but not read, by its mode, can't be opened to be synced. EINVAL: its file system
+        // can't sync directories (fsync(2)).
+        Err(Error::Io { source, .. })
+            if matches!(source.kind(), ErrorKind::PermissionDenied | ErrorKind::InvalidInput) =>
+        {
+            tracing::warn!(
+                "can't sync {} ({source}): a power cut in the next seconds may take the new repository away; sync(1) saves it",
+                parent.display()
+            );
+            Ok(())
+        }
+        synced => synced,
+    }
 }
 
 /// Makes what only one process can make: of several at once the others stop here, and have nothing to undo.
@@ -53,10 +108,9 @@ fn claim(path: &Path) -> Result<()> {
     })
 }
 
-fn fill(path: &Path, options: &CreateOptions) -> Result<()> {
+/// Gives the id.
+fn fill(path: &Path, options: &CreateOptions) -> Result<String> {
     check_hard_links(path)?;
-    let now = Timestamp::now();
-    let seed = format!("{now} {} {}", path.display(), std::process::id());
     let keys = options.encryption.as_ref().map(|(keys, _)| keys);
     if let Some((keys, slots)) = &options.encryption {
         for (name, unlock) in slots {
@@ -66,9 +120,9 @@ fn fill(path: &Path, options: &CreateOptions) -> Result<()> {
     let identity = Identity {
         format: STORE_FORMAT,
         features: keys.map(|_| ENCRYPTION.to_owned()).into_iter().collect(),
-        id: to_hex(&Hashing::Plain.content(seed.as_bytes())[..8]),
+        id: to_hex(&random::<8>()?),
         block_size: options.block_size,
-        created: now,
+        created: Timestamp::now(),
         key_check: keys.map(Keys::check),
     };
     let lock = WriterLock::take(path, "init", Told::Word, &mut |_| false)?;
@@ -79,9 +133,9 @@ fn fill(path: &Path, options: &CreateOptions) -> Result<()> {
     }
     views::publish(path, &store)?;
     drop(store);
-    write_marker(path, identity.key_check.as_deref())?;
+    write_marker(path, &identity)?;
     drop(lock);
-    Ok(())
+    Ok(identity.id)
 }
 
 /// Removes what a failed `fill` made; what can't be removed is named by the next attempt. The claim goes last: until then
@@ -112,13 +166,14 @@ fn check_hard_links(path: &Path) -> Result<()> {
 }
 
 /// Also takes the place of a damaged one.
-pub(super) fn write_marker(path: &Path, key_check: Option<&str>) -> Result<()> {
+pub(super) fn write_marker(path: &Path, identity: &Identity) -> Result<()> {
     let marker = path.join(MARKER);
+    let (id, key_check) = (&identity.id, identity.key_check.as_deref());
     let encryption = key_check.map_or(String::new(), |check| format!("encryption: aes-256-gcm {check}\n"));
     let text = format!(
         "This directory is a repository of vbk, with backups of virtual servers.\n\
          `vbk list --repo DIRECTORY` shows what is in it. Change nothing here by hand.\n\
-         format: {LAYOUT_FORMAT}\n{encryption}"
+         format: {LAYOUT_FORMAT}\nid: {id}\n{encryption}"
     );
     spare::write(&marker, text.as_bytes())?;
     spare::sync_directory(path)

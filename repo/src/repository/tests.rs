@@ -1,5 +1,6 @@
 use super::*;
 use crate::backup::{Entry, Image};
+use crate::standing::Standing;
 use crate::testing::{self, mixed_bytes, store_image};
 
 fn new() -> (tempfile::TempDir, Repository) {
@@ -344,4 +345,73 @@ fn what_a_killed_writer_left_of_its_scratch_view_goes_when_the_next_one_comes() 
         assert!(!path.exists(), "{}", path.display());
         drop(writer);
     }
+}
+
+#[test]
+fn the_marker_and_the_store_tell_of_the_same_repository() {
+    let (_directory, repository) = new();
+    let marker = fs::read_to_string(repository.path().join(MARKER)).expect("reads");
+    let identity = repository.view().expect("opens").identity().clone();
+    assert!(marker.contains(&format!("\nid: {}\n", identity.id)), "{marker}");
+    let (_other_directory, other) = new();
+    assert_ne!(other.view().expect("opens").identity().id, identity.id);
+    let writer = repository.writer("test", &mut no_wait).expect("opens");
+    backup(&writer, "2026-11-20T00-00-00Z", 1);
+    let expected = Standing {
+        id: Some(identity.id),
+        key_check: None,
+        generation: Some(1),
+    };
+    assert_eq!(writer.standing().expect("reads"), expected);
+    drop(writer);
+    let opened = Repository::open(repository.path()).expect("opens");
+    assert_eq!(opened.standing(), expected);
+    assert_eq!(opened.standing_of_view(), Some(expected.clone()));
+    assert_eq!(*opened.view().expect("opens").standing(), expected);
+    // A marker without an id is that of whatever store there is.
+    fs::write(repository.path().join(MARKER), "format: 1\n").expect("writes");
+    let opened = Repository::open(repository.path()).expect("opens");
+    assert_eq!(opened.standing(), expected);
+    opened.writer("test", &mut no_wait).expect("opens");
+}
+
+#[test]
+fn a_store_of_another_repository_is_read_and_not_written() {
+    let (_directory, repository) = new();
+    let (_other_directory, other) = new();
+    let writer = other.writer("test", &mut no_wait).expect("opens");
+    backup(&writer, "2026-11-20T00-00-00Z", 1);
+    drop(writer);
+    for name in ["store", "views", "spare"] {
+        fs::remove_dir_all(repository.path().join(name)).expect("removes");
+        fs::rename(other.path().join(name), repository.path().join(name)).expect("renames");
+    }
+    let before = views(&repository);
+    let refused = repository.writer("test", &mut no_wait).err().expect("refused");
+    assert!(matches!(refused, Error::OtherStore { .. }), "{refused}");
+    assert_eq!(refused.kind(), ErrorKind::Corrupt);
+    assert_eq!(views(&repository), before);
+    let catalogue = repository.view().and_then(|view| view.catalogue()).expect("loads");
+    assert_eq!(catalogue.entries().len(), 1);
+    // Whoever repairs it has decided that the store is the right one.
+    repository.mend(&mut no_wait).expect("mends");
+    let opened = Repository::open(repository.path()).expect("opens");
+    opened.writer("test", &mut no_wait).expect("opens");
+}
+
+#[test]
+fn directories_above_a_new_repository_are_made_only_if_that_is_asked_for() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("mnt/usb/repo");
+    let mut options = CreateOptions::plain(BlockSize::MIN);
+    let refused = Repository::create(&path, &options).expect_err("refused");
+    assert!(
+        matches!(&refused, Error::NoParent { parent } if parent.ends_with("mnt/usb")),
+        "{refused}"
+    );
+    assert_eq!(refused.kind(), ErrorKind::NotFound);
+    assert!(!directory.path().join("mnt").exists());
+    options.parents = true;
+    Repository::create(&path, &options).expect("creates");
+    assert!(Repository::open(&path).is_ok());
 }

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::id::BackupId;
 use crate::lock::WriterLock;
 use crate::mark::mark;
+use crate::standing::Standing;
 use crate::state::{self, State, States};
 use crate::store::rocks::RocksStore;
 use crate::store::{BlockStore, Identity, Note, Record, Swept, Thrift};
@@ -38,6 +39,11 @@ impl Writer {
     /// What the repository is.
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// The repository's identity and age, as the store itself says.
+    pub fn standing(&self) -> Result<Standing> {
+        Ok(Standing::new(&self.identity, self.store.generation()?))
     }
 
     /// What keeps the bytes.

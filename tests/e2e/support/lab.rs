@@ -94,6 +94,20 @@ impl Lab {
         self.machine.path().join("run")
     }
 
+    /// Where vbk remembers repositories, which no other test's does.
+    pub fn state_dir(&self) -> PathBuf {
+        self.machine.path().join("state")
+    }
+
+    /// Makes the next command take whatever is at the repository's place for what it always was: a test puts an older state
+    /// or another repository there, and is not about noticing that.
+    pub fn forget_what_was_known(&self) {
+        match fs::remove_dir_all(self.state_dir()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("can't forget: {error}"),
+            _ => {}
+        }
+    }
+
     /// A new empty directory.
     pub fn subdir(&self, name: &str) -> PathBuf {
         let path = self.path(name);
@@ -118,6 +132,7 @@ impl Lab {
             let places = [
                 ("VBK_RUNTIME_DIR", self.runtime_dir()),
                 ("VBK_CACHE_DIR", self.machine.path().join("cache")),
+                ("VBK_STATE_DIR", self.state_dir()),
             ];
             for (name, place) in places {
                 let is_given = command.get_envs().any(|(given, _)| given == name);

@@ -20,8 +20,9 @@ use vbk_repo::name::{DiskName, GuestName};
 use super::attached;
 use crate::args::{BackupArgs, DiskArg};
 use crate::config::{GuestAgent, GuestSettings};
-use crate::context::{Context, host, threads};
+use crate::context::{Context, threads};
 use crate::exit::{Error, Result};
+use crate::machine::host;
 
 /// What one disk alone is called, as guests call their first virtio disk.
 const ONLY_DISK: &str = "vda";
@@ -106,7 +107,7 @@ impl Common<'_> {
         let mut size_bytes = 0;
         for (_, path) in &mut named {
             // As it is recorded: somebody may look for it in a year. Links stay, their names tell more.
-            *path = std::path::absolute(&path).map_err(|error| Error::Other(format!("{}: {error}", path.display())))?;
+            *path = std::path::absolute(&path).map_err(Error::io(format!("tell where {} is", path.display())))?;
             // Before the wait for another writer: a wrong path is told at once.
             size_bytes += Source::open(path)?.size_bytes();
         }

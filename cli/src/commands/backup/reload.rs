@@ -30,7 +30,7 @@ struct Reloader {
 /// command line.
 pub fn on_hangup(path: Option<PathBuf>, is_named: bool) -> Result<Reload> {
     let hangup = Arc::new(AtomicBool::new(false));
-    flag::register(SIGHUP, Arc::clone(&hangup)).map_err(|error| Error::Other(error.to_string()))?;
+    flag::register(SIGHUP, Arc::clone(&hangup)).map_err(Error::io("watch for signals"))?;
     let reloader = Mutex::new(Reloader {
         path,
         is_named,

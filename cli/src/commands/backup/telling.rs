@@ -15,8 +15,8 @@ use vbk_repo::ErrorKind;
 use vbk_repo::name::GuestName;
 
 use super::Done;
-use crate::context::host;
 use crate::exit::{Error, Result};
+use crate::machine::host;
 use crate::metrics::{GuestRun, Made, Metrics, WholeRun};
 use crate::nightly;
 

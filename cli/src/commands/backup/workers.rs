@@ -78,7 +78,7 @@ impl Workers<'_> {
                     Ok(_) => {}
                     // Those that there are do the work.
                     Err(error) if number > 0 => tracing::warn!("only {number} guests at a time: {error}"),
-                    Err(error) => return Err(Error::Other(format!("can't start a thread: {error}"))),
+                    Err(error) => return Err(Error::io("start a thread")(error)),
                 }
             }
             Ok(())
@@ -113,11 +113,8 @@ impl Shared<'_> {
             }
             // A bug that one guest meets is not the end of the others' backups. Snapshots and helpers were let go of while
             // the thread was unwound.
-            let result = catch_unwind(AssertUnwindSafe(|| self.back_up(job, &observer))).unwrap_or_else(|_| {
-                Err(Error::Other(
-                    "the backup broke off; what is above says where".to_owned(),
-                ))
-            });
+            let result = catch_unwind(AssertUnwindSafe(|| self.back_up(job, &observer)))
+                .unwrap_or_else(|_| Err(Error::Bug("the backup broke off; what is above says where".to_owned())));
             let took = clock.elapsed();
             if let Err(error) = &result {
                 self.failed(&guest, error, is_begun, &observer);

@@ -68,8 +68,8 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Out
             "new volumes hold nothing that could be kept; --skip-damaged writes zeros".into(),
         ));
     }
-    let cancel = signals::cancel_flag_with_hangup().map_err(|error| Error::Other(error.to_string()))?;
-    let view = context.repository()?.view()?;
+    let cancel = signals::cancel_flag_with_hangup().map_err(Error::io("watch for signals"))?;
+    let view = context.view()?;
     let catalogue = view.catalogue()?;
     let entry = catalogue.find(&args.backup)?;
     warn_of_clock(&catalogue, &args.backup, entry);
@@ -397,7 +397,7 @@ fn random() -> Result<Random> {
         source.read_exact(&mut [0])?;
         Ok(Random(source))
     });
-    opened.map_err(|error| Error::Other(format!("/dev/urandom: {error}")))
+    opened.map_err(Error::io("read /dev/urandom"))
 }
 
 impl Random {

@@ -1,0 +1,339 @@
+//! Repositories that are not what the host knew: an older copy, another one, a plain one in the place of an encrypted one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+
+use crate::support::bytes::{MIB, assert_is_noise, write_noise};
+use crate::support::lab::{Lab, VBK, names_in, str_of};
+use crate::support::run::Said;
+use crate::support::tools::tool;
+
+/// A repository with two backups of web1, and a copy of it as it was after the first.
+fn lab_with_an_older_copy() -> (Lab, PathBuf) {
+    let lab = Lab::new();
+    let disk = lab.path("disk");
+    write_noise(&disk, 1, MIB);
+    lab.backup("web1", &disk);
+    let old = lab.path("old");
+    tool("cp", args!["-a", lab.repo(), old]);
+    write_noise(&disk, 2, MIB);
+    lab.backup("web1", &disk);
+    (lab, old)
+}
+
+/// Puts a repository into the place of the lab's own, which goes to `away`.
+fn put_in_its_place(lab: &Lab, other: &Path) {
+    fs::rename(lab.repo(), lab.path("away")).expect("moves");
+    fs::rename(other, lab.repo()).expect("moves");
+}
+
+/// What is in a repository's directory, but for what may be read or locked without a trace.
+fn content_of(repo: &Path) -> Vec<String> {
+    let mut all = names_in(repo);
+    for directory in ["store", "views", "keys"] {
+        if repo.join(directory).exists() {
+            all.extend(names_in(&repo.join(directory)));
+        }
+    }
+    all
+}
+
+/// What writes is refused and changes nothing; what reads warns and works.
+fn assert_doubted(lab: &Lab, words: &[&str], reading: &[&str]) {
+    let disk = lab.path("disk");
+    let before = content_of(lab.repo());
+    let commands = [
+        args!["backup", "web1", disk],
+        args!["forget", "web1@latest"],
+        args!["forget", "--all", "--keep-last", "1", "--prune"],
+        args!["prune"],
+        args!["prune", "-n"],
+        args!["protect", "web1@latest"],
+        args!["repair"],
+    ];
+    for command in commands {
+        let said = lab.run(command).code(1).says(words);
+        said.says(&["vbk --repo", "trust", "nothing was written", "older copy"]);
+    }
+    assert_eq!(content_of(lab.repo()), before, "nothing was written");
+    for command in reading {
+        let words_of = command.split(' ').map(Into::into).collect();
+        let said = lab.run(words_of).says(words).says(&["trust"]);
+        assert_eq!(said.status.code(), Some(3), "{said}");
+        assert_eq!(said.stderr.matches("is not what this host knows").count(), 1, "{said}");
+    }
+    let json = lab.run(args!["--json", "backup", "web1", disk]).code(1).says(words);
+    assert!(json.stdout.is_empty(), "{json}");
+    assert!(lab.run(args!["--json", "list"]).code(3).json().is_array());
+}
+
+#[test]
+fn a_repository_that_was_put_back_is_read_with_a_warning_and_not_written_until_that_is_meant() {
+    let (lab, old) = lab_with_an_older_copy();
+    put_in_its_place(&lab, &old);
+    let words = ["its newest state was number 2 and is number 1 now"];
+    assert_doubted(
+        &lab,
+        &words,
+        &[
+            "list",
+            "show web1@latest",
+            "verify",
+            "stats",
+            "status",
+            "guests",
+            "verify --without-key",
+        ],
+    );
+    // The worst day: what is there comes back.
+    let out = lab.path("out");
+    lab.run(args!["restore", "web1@latest", out]).code(3).says(&words);
+    assert_is_noise(&out, 1, MIB);
+    let dir = lab.subdir("images");
+    let said = lab.run(args!["mount", dir]).code(3).says(&words);
+    assert_eq!(said.stderr.matches("is not what this host knows").count(), 1, "{said}");
+    assert_is_noise(&dir.join("web1/latest/vda.img"), 1, MIB);
+    lab.umount(&dir);
+    // What was seen of it meanwhile is not what the host knows now.
+    lab.run(args!["prune"]).code(1).says(&words);
+
+    let trusted = lab.json(args!["trust"]);
+    assert_eq!(
+        (&trusted["was"]["generation"], &trusted["is"]["generation"]),
+        (&2.into(), &1.into())
+    );
+    assert_eq!(trusted["was"]["id"], trusted["is"]["id"]);
+    lab.backup("web1", &lab.path("disk"));
+    lab.ok(args!["verify"]);
+    // Accepting once is no licence for the next time.
+    let accepted = lab.path("accepted");
+    tool("cp", args!["-a", lab.repo(), accepted]);
+    lab.backup("web1", &lab.path("disk"));
+    fs::remove_dir_all(lab.repo()).expect("removes");
+    fs::rename(accepted, lab.repo()).expect("moves");
+    lab.run(args!["backup", "web1", lab.path("disk")])
+        .code(1)
+        .says(&["its newest state was number"]);
+}
+
+#[test]
+fn another_repository_in_the_place_of_the_known_one_gets_no_backup() {
+    let (lab, _) = lab_with_an_older_copy();
+    let other = lab.path("other");
+    lab.ok(args!["init", other]);
+    put_in_its_place(&lab, &other);
+    assert_doubted(&lab, &["its id was"], &["list"]);
+    lab.ok(args!["trust"]);
+    lab.backup("web1", &lab.path("disk"));
+}
+
+#[test]
+fn a_plain_repository_does_not_take_the_place_of_an_encrypted_one() {
+    let lab = Lab::without_repo();
+    let (disk, key, plain) = (lab.path("disk"), lab.path("key"), lab.path("plain"));
+    write_noise(&disk, 1, MIB);
+    lab.ok(args!["--key-file", key, "init", "--encrypt", "--no-recovery-key"]);
+    let of_owner = |args: Vec<std::ffi::OsString>| -> Said {
+        let mut all = args!["--key-file", key];
+        all.extend(args);
+        lab.run(all)
+    };
+    of_owner(args!["backup", "web1", disk]).done();
+    // With as many commits, by somebody else.
+    lab.ok(args!["init", plain]);
+    lab.start_bare(args!["--repo", plain, "backup", "web1", disk])
+        .wait()
+        .done();
+    put_in_its_place(&lab, &plain);
+    // Without a word about keys, as at a terminal where a passphrase would have been asked for.
+    assert_doubted(&lab, &["it was encrypted and is not encrypted now"], &["list"]);
+    // Not even where the store and the marker are all that is there.
+    fs::remove_file(lab.repo().join("vbk-repository")).expect("removes");
+    lab.run(args!["repair"]).code(1).says(&["is not encrypted now"]);
+    assert_eq!(
+        fs::read_dir(lab.repo())
+            .expect("lists")
+            .filter(|entry| entry.is_err())
+            .count(),
+        0
+    );
+    // And the other way round, and one with another key.
+    fs::rename(lab.repo(), lab.path("theirs")).expect("moves");
+    lab.ok(args!["trust", "--forget"]);
+    let (other, other_key) = (lab.path("other"), lab.path("other-key"));
+    lab.ok(args![
+        "--key-file",
+        other_key,
+        "init",
+        other,
+        "--encrypt",
+        "--no-recovery-key"
+    ]);
+    fs::rename(lab.path("away"), lab.repo()).expect("moves");
+    of_owner(args!["list"]).done();
+    put_in_place_of_owner(&lab, &other);
+    let said = lab.run(args!["--key-file", other_key, "backup", "web1", disk]).code(1);
+    said.says(&["another master key"]);
+    // No key is asked for either.
+    lab.run(args!["backup", "web1", disk])
+        .code(1)
+        .says(&["another master key"]);
+}
+
+fn put_in_place_of_owner(lab: &Lab, other: &Path) {
+    fs::rename(lab.repo(), lab.path("owners")).expect("moves");
+    fs::rename(other, lab.repo()).expect("moves");
+}
+
+#[test]
+fn where_a_repository_was_none_is_made_by_accident() {
+    let (lab, _) = lab_with_an_older_copy();
+    let away = lab.path("away");
+    for empty in [false, true] {
+        fs::rename(lab.repo(), &away).expect("moves");
+        if empty {
+            fs::create_dir(lab.repo()).expect("makes");
+        }
+        for args in [args!["list"], args!["backup", "web1", lab.path("disk")]] {
+            let said = lab
+                .run(args)
+                .code(1)
+                .says(&["not a vbk repository", "is its file system mounted?"]);
+            assert!(!said.stderr.contains("vbk init"), "{said}");
+        }
+        for args in [args!["init"], args!["init", "--parents"], args!["init", "--encrypt"]] {
+            lab.run(args)
+                .code(2)
+                .says(&["is its file system mounted?", "trust --forget"]);
+        }
+        assert_eq!(lab.repo().exists(), empty);
+        if empty {
+            fs::remove_dir(lab.repo()).expect("is empty");
+        }
+        fs::rename(&away, lab.repo()).expect("moves");
+        assert_eq!(lab.listed().len(), 2);
+    }
+    fs::remove_dir_all(lab.repo()).expect("removes");
+    lab.ok(args!["trust", "--forget"]);
+    lab.ok(args!["init"]);
+    lab.backup("web1", &lab.path("disk"));
+}
+
+#[test]
+fn a_copy_at_another_path_is_a_repository_of_its_own() {
+    let (lab, old) = lab_with_an_older_copy();
+    lab.start_bare(args!["--repo", old, "list"]).wait().done();
+    lab.ok(args!["list"]);
+    // Read-only, as on a disk that was brought here.
+    let mounted = lab.subdir("usb");
+    tool("mount", args!["--bind", old, mounted]);
+    tool("mount", args!["-o", "remount,bind,ro", mounted]);
+    let said = lab.start_bare(args!["--repo", mounted, "list"]).wait();
+    tool("umount", args![mounted]);
+    said.done();
+    // And one repository by two ways to it.
+    let link = lab.path("link");
+    std::os::unix::fs::symlink(lab.repo(), &link).expect("links");
+    lab.start_bare(args!["--repo", link, "backup", "web1", lab.path("disk")])
+        .wait()
+        .done();
+    lab.ok(args!["backup", "web1", lab.path("disk")]);
+    lab.start_bare(args!["--repo", link, "list"]).wait().done();
+}
+
+#[test]
+fn a_host_that_can_not_remember_warns_and_backs_up() {
+    let (lab, _) = lab_with_an_older_copy();
+    let run = |args: Vec<std::ffi::OsString>| {
+        let mut command = Command::new(VBK);
+        // A file is in the way.
+        command.env("VBK_STATE_DIR", lab.path("disk"));
+        let mut all = args!["--repo", lab.repo()];
+        all.extend(args);
+        lab.start_command(command, all).wait()
+    };
+    run(args!["backup", "web1", lab.path("disk")])
+        .code(0)
+        .says(&["can't notice that the repository is replaced"]);
+    run(args!["list"]).done();
+    run(args!["trust"]).code(1).says(&["disk/trust"]);
+    assert_eq!(lab.listed().len(), 3);
+    // What is damaged is told once, kept for people, and begun again.
+    let known = lab.state_dir().join("trust/known.json");
+    fs::write(&known, "{").expect("writes");
+    lab.run(args!["list"]).code(0).says(&["damaged"]);
+    lab.ok(args!["list"]);
+    assert!(known.with_file_name("known.json.damaged").exists());
+}
+
+#[test]
+fn of_runs_at_once_and_runs_that_are_killed_the_newest_state_stays_known() {
+    let (lab, _) = lab_with_an_older_copy();
+    let generation = || {
+        let text = fs::read_to_string(lab.state_dir().join("trust/known.json")).expect("reads");
+        let known: serde_json::Value = serde_json::from_str(&text).expect("is JSON");
+        known["repositories"][0]["generation"].as_u64().expect("is known")
+    };
+    let disk = lab.path("disk");
+    let writers: Vec<_> = (0..3).map(|_| lab.start(args!["backup", "web1", disk])).collect();
+    let readers: Vec<_> = (0..3).map(|_| lab.start(args!["list"])).collect();
+    for run in writers.into_iter().chain(readers) {
+        run.wait().code(0);
+    }
+    assert_eq!(generation(), 5);
+    // One that is killed after its commit has noted nothing, and is no reason to doubt.
+    let mut killed = lab.start(args!["backup", "web2", disk, "--read-limit", "none"]);
+    let view = || fs::read_link(lab.repo().join("views/current")).expect("a link");
+    let before = view();
+    while view() == before && !killed.has_ended() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    if !killed.has_ended() {
+        killed.signal(Signal::SIGKILL);
+    }
+    killed.wait();
+    assert_eq!(lab.listed().len(), 6);
+    assert_eq!(generation(), 6);
+    lab.ok(args!["prune"]);
+    lab.backup("web1", &disk);
+}
+
+#[test]
+fn a_store_of_another_repository_under_the_old_marker_is_not_written() {
+    let (lab, _) = lab_with_an_older_copy();
+    let other = lab.path("other");
+    lab.ok(args!["init", other]);
+    for _ in 0..3 {
+        lab.start_bare(args!["--repo", other, "backup", "web1", lab.path("disk")])
+            .wait()
+            .done();
+    }
+    for name in ["store", "views", "spare"] {
+        fs::remove_dir_all(lab.repo().join(name)).expect("removes");
+        fs::rename(other.join(name), lab.repo().join(name)).expect("moves");
+    }
+    let said = lab.run(args!["backup", "web1", lab.path("disk")]);
+    assert!(matches!(said.status.code(), Some(1 | 4)), "{said}");
+    said.says(&["nothing was written"]);
+    let marker = || fs::read_to_string(lab.repo().join("vbk-repository")).expect("reads");
+    let theirs = marker();
+    lab.run(args!["repair"]).code(1).says(&["its id was"]);
+    assert_eq!(marker(), theirs, "nothing was put right");
+    let known = || fs::read_to_string(lab.state_dir().join("trust/known.json")).expect("reads");
+    let before = known();
+    let listed = lab.run(args!["list"]).code(3).says(&["its id was"]);
+    assert_eq!(known(), before, "nothing of it was noted");
+    assert!(listed.text().contains("web1 "), "{listed}");
+    // Also on a host that knows nothing: the marker says that it is another's.
+    lab.forget_what_was_known();
+    lab.run(args!["backup", "web1", lab.path("disk")])
+        .code(4)
+        .says(&["another store was put there", "nothing was written"]);
+    let id = str_of(&lab.json(args!["trust"])["is"], "id");
+    lab.run(args!["repair"]).code(0);
+    assert!(marker().contains(&id), "{}", marker());
+    lab.backup("web1", &lab.path("disk"));
+}
