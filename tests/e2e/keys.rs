@@ -146,7 +146,9 @@ fn a_run_that_holds_a_key_leaves_no_core() {
     for (repo, holds_key) in [(lab.repo(), true), (plain.as_path(), false)] {
         let dir = lab.subdir(if holds_key { "with" } else { "without" });
         let mut args = args!["--json", "--repo", repo, "mount", dir];
-        args.extend(holds_key.then(|| args!["--key-file", key]).unwrap_or_default());
+        if holds_key {
+            args.extend(args!["--key-file", key]);
+        }
         let pid = u64_of(&lab.start_bare(args).wait().done().json(), "pid");
         // Whether it is dumpable as well shows nowhere: root owns its files in /proc in any case.
         let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("reads");

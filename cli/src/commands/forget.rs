@@ -204,7 +204,7 @@ fn check_last(catalogue: &Catalogue, states: &States, judged: &mut Judged, is_me
     for guest in guests.into_keys() {
         let good = |entry: &&Entry| states.of(&entry.backup).damaged.is_none();
         let stays = |entry: &&Entry| !goes.contains(&entry.backup.spec());
-        let was_good = catalogue.of(guest).filter(good).next_back();
+        let was_good = catalogue.of(guest).rfind(good);
         if catalogue.of(guest).filter(stays).any(|entry| good(&entry)) {
             continue;
         }
