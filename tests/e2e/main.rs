@@ -7,12 +7,14 @@
 #[macro_use]
 mod support;
 
+mod apart;
 mod bad_input;
 mod bad_mounts;
 mod bad_sources;
 mod bad_targets;
 mod busy;
 mod config;
+mod containers;
 mod crash;
 mod damage;
 mod damage_matrix;
