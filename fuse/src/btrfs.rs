@@ -61,7 +61,10 @@ impl FromStr for Fsid {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let hex: Vec<u8> = text.bytes().filter(|byte| *byte != b'-').collect();
         let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-        let bytes: Option<Vec<u8>> = hex.chunks(2).map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?)).collect();
+        let bytes: Option<Vec<u8>> = hex
+            .chunks(2)
+            .map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?))
+            .collect();
         let bytes = bytes.and_then(|bytes| bytes.try_into().ok());
         bytes.map(Self).ok_or("not a UUID")
     }
@@ -90,9 +93,14 @@ impl FromStr for NewFsid {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut fields = text.rsplitn(3, ':');
         let (fsid, offset, file) = (fields.next(), fields.next(), fields.next());
-        let offset_bytes = offset.and_then(|offset| offset.parse().ok()).ok_or("not FILE:OFFSET:FSID")?;
+        let offset_bytes = offset
+            .and_then(|offset| offset.parse().ok())
+            .ok_or("not FILE:OFFSET:FSID")?;
         Ok(Self {
-            file: file.filter(|file| !file.is_empty()).ok_or("not FILE:OFFSET:FSID")?.to_owned(),
+            file: file
+                .filter(|file| !file.is_empty())
+                .ok_or("not FILE:OFFSET:FSID")?
+                .to_owned(),
             offset_bytes,
             fsid: fsid.unwrap_or_default().parse()?,
         })

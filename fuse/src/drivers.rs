@@ -130,7 +130,9 @@ fn xfs(volume: &dyn ReadAt) -> io::Result<Result<FileSystem, String>> {
              ro,norecovery,nouuid,rtdev=DEVICE`",
         );
     }
-    Ok(Ok(FileSystem::new("xfs", "nouuid").or_without_journal("norecovery,nouuid")))
+    Ok(Ok(
+        FileSystem::new("xfs", "nouuid").or_without_journal("norecovery,nouuid")
+    ))
 }
 
 /// `struct f2fs_super_block` of linux/f2fs_fs.h: eight devices with a path of 64 bytes each. Either copy of the superblock counts.

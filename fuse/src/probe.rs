@@ -242,7 +242,10 @@ impl Head<'_> {
             fs(self.is_xfs(), 0, FsType::Xfs),
             self.ext().map(|ext| (1024 + 56, ext)),
             // reiserfs.c: 3.5 at 8 KiB, later ones at 64 KiB.
-            reiser.into_iter().find(|it| is_reiser(*it)).and_then(|(sb, at)| fs(true, sb + at, FsType::Reiserfs)),
+            reiser
+                .into_iter()
+                .find(|it| is_reiser(*it))
+                .and_then(|(sb, at)| fs(true, sb + at, FsType::Reiserfs)),
             // jfs.c
             fs(self.is_jfs(), 32 << 10, FsType::Jfs),
             // udf.c, iso9660.c: a disc of both kinds is read as UDF.
@@ -250,9 +253,17 @@ impl Head<'_> {
             fs(self.has(0x8001, b"CD001"), 0x8001, FsType::Iso9660),
             self.is_zfs().then_some((128 << 10, Content::ZfsMember)),
             // hfs.c, TN1150: the version that goes with the signature.
-            fs(self.has(1024, b"H+\x00\x04") || self.has(1024, b"HX\x00\x05"), 1024, FsType::Hfsplus),
+            fs(
+                self.has(1024, b"H+\x00\x04") || self.has(1024, b"HX\x00\x05"),
+                1024,
+                FsType::Hfsplus,
+            ),
             // ufs.c: UFS2 of FreeBSD, whose superblock is at 64 KiB.
-            fs(self.u32((64 << 10) + 1372) == Some(0x1954_0119), (64 << 10) + 1372, FsType::Ufs),
+            fs(
+                self.u32((64 << 10) + 1372) == Some(0x1954_0119),
+                (64 << 10) + 1372,
+                FsType::Ufs,
+            ),
             // ntfs.c: the FAT fields that NTFS does not use are zero.
             fs(self.has(3, b"NTFS    ") && self.has(14, &[0; 7]), 3, FsType::Ntfs),
             // refs.c
@@ -345,13 +356,7 @@ impl Head<'_> {
     /// swap.c: in the last ten bytes of the first page, whose size is the machine's. Also one that holds a sleeping
     /// system's memory. Data elsewhere may have these bytes there too, so the header at 1 KiB must be one.
     fn is_swap(&self) -> bool {
-        let names: [&[u8]; 5] = [
-            b"SWAPSPACE2",
-            b"S1SUSPEND",
-            b"S2SUSPEND",
-            b"ULSUSPEND",
-            b"LINHIB0001",
-        ];
+        let names: [&[u8]; 5] = [b"SWAPSPACE2", b"S1SUSPEND", b"S2SUSPEND", b"ULSUSPEND", b"LINHIB0001"];
         let (version, last_page) = (self.u32(1024).unwrap_or(0), self.u32(1028).unwrap_or(0));
         let is_header = last_page != 0 && (version == 1 || version.swap_bytes() == 1);
         let ends = [4096, 8192, 16384, 32768, 65536];

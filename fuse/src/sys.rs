@@ -136,7 +136,10 @@ pub fn btrfs_forget(control: &File, device: &Path) -> Result<(), Errno> {
         fd: 0,
         name: [0; BTRFS_PATH_BYTES],
     };
-    let room = arguments.name.get_mut(..path.len()).filter(|_| path.len() < BTRFS_PATH_BYTES);
+    let room = arguments
+        .name
+        .get_mut(..path.len())
+        .filter(|_| path.len() < BTRFS_PATH_BYTES);
     room.ok_or(Errno::ENAMETOOLONG)?.copy_from_slice(path);
     // SAFETY: BTRFS_IOC_FORGET_DEV reads one `struct btrfs_ioctl_vol_args` from the pointer and keeps nothing of it (btrfs_control_ioctl,
     // fs/btrfs/super.c); `arguments` has that layout (checked above), its path ends with a zero, and the fd is open while it is borrowed.

@@ -133,8 +133,7 @@ pub fn mount_volumes(dir: &Path, hidden: &Path, volumes: &[Volume], access: Acce
         Access::Owner => "mode=700,size=1m",
         Access::Everyone => "mode=755,size=1m",
     };
-    sys::mount(Path::new(&source), dir, "tmpfs", Writable::Yes, options)
-        .map_err(|errno| frame_error(errno.into()))?;
+    sys::mount(Path::new(&source), dir, "tmpfs", Writable::Yes, options).map_err(|errno| frame_error(errno.into()))?;
     fill_frame(dir, volumes).map_err(|errno| {
         if let Err(error) = teardown::drop_frame(dir) {
             tracing::warn!(dir = %dir.display(), %error, "cannot undo a mount that failed");

@@ -41,7 +41,12 @@ impl Pair {
 
     fn backup(&self, lab: &Lab, guest: &str) {
         let named = |name: &str, disk: &Path| format!("{name}={}", disk.display());
-        lab.ok(args!["backup", guest, named("vda", &self.disks[0]), named("vdb", &self.disks[1])]);
+        lab.ok(args![
+            "backup",
+            guest,
+            named("vda", &self.disks[0]),
+            named("vdb", &self.disks[1])
+        ]);
     }
 }
 
@@ -68,7 +73,10 @@ fn a_btrfs_over_two_disks_of_a_backup_is_mounted_whole() {
     let (dir, said) = lab.mount_files("pair@latest", "files");
     let answer = said.done().json();
     assert_eq!(word(&dir.join("vda")), "both");
-    assert!(str_of(&answer["volumes"][1], "reason").contains("device 2 of the btrfs on vda.img"), "{answer}");
+    assert!(
+        str_of(&answer["volumes"][1], "reason").contains("device 2 of the btrfs on vda.img"),
+        "{answer}"
+    );
     lab.umount(&dir);
     // One disk is asked for, and the other belongs to it.
     let (dir, said) = lab.mount_files("pair@latest/vdb", "one");
@@ -82,14 +90,17 @@ fn a_btrfs_over_two_disks_of_a_backup_is_mounted_whole() {
     let answer = said.code(3).json();
     assert_eq!(word(&dir), "both");
     let warning = str_of(&answer["volumes"][0], "warning");
-    assert!(warning.contains("degraded") && warning.contains("device 1 is not in the backup"), "{answer}");
+    assert!(
+        warning.contains("degraded") && warning.contains("device 1 is not in the backup"),
+        "{answer}"
+    );
     lab.umount(&dir);
 }
 
 #[test]
 fn half_of_a_btrfs_that_is_no_mirror_is_refused_with_the_device_that_is_missing() {
     let lab = Lab::new();
-    let pair = Pair::new(&lab, "single");
+    let pair = Pair::new(&lab, "raid0");
     pair.change(&lab, |root| write(root, "both"));
     lab.backup("half", &pair.disks[0]);
     let dir = lab.subdir("half");
@@ -108,9 +119,13 @@ fn a_live_disk_that_the_kernel_knows_is_neither_shown_nor_touched() {
     let live = lab.path("live.img");
     pair.change(&lab, |root| {
         let file = fs::File::create(root.join("fsynced")).expect("creates");
-        std::io::Write::write_all(&mut &file, b"just now").and_then(|()| file.sync_all()).expect("writes");
+        std::io::Write::write_all(&mut &file, b"just now")
+            .and_then(|()| file.sync_all())
+            .expect("writes");
         for device in crate::support::kernel::loops_of(&pair.disks[1]) {
-            fs::File::open(device).and_then(|device| device.sync_all()).expect("syncs");
+            fs::File::open(device)
+                .and_then(|device| device.sync_all())
+                .expect("syncs");
         }
         copy_sparse(&pair.disks[1], &live);
     });
@@ -188,7 +203,10 @@ fn a_journal_on_a_device_of_this_host_is_not_opened() {
     make_hole(&journal, 16 << 20);
     // Attached all the time, with the number that the superblock names.
     let journal_device = LoopDevice::of_file(&journal);
-    tool("mke2fs", args!["-q", "-F", "-b", "4096", "-O", "journal_dev", journal_device.node]);
+    tool(
+        "mke2fs",
+        args!["-q", "-F", "-b", "4096", "-O", "journal_dev", journal_device.node],
+    );
     let device = LoopDevice::of_file(&disk);
     let option = format!("device={}", journal_device.node.display());
     tool("mkfs.ext4", args!["-q", "-F", "-b", "4096", "-J", option, device.node]);
@@ -198,9 +216,13 @@ fn a_journal_on_a_device_of_this_host_is_not_opened() {
     sync(&point);
     // A guest that runs: the journal is not empty.
     fs::write(point.join("new"), "just now").expect("writes");
-    fs::File::open(point.join("new")).and_then(|file| file.sync_all()).expect("syncs");
+    fs::File::open(point.join("new"))
+        .and_then(|file| file.sync_all())
+        .expect("syncs");
     for node in [&device.node, &journal_device.node] {
-        fs::File::open(node).and_then(|device| device.sync_all()).expect("syncs");
+        fs::File::open(node)
+            .and_then(|device| device.sync_all())
+            .expect("syncs");
     }
     let (copy, journal_copy) = (lab.path("copy.img"), lab.path("journal-copy.img"));
     copy_sparse(&disk, &copy);

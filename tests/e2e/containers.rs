@@ -10,7 +10,9 @@ use crate::support::lab::{Lab, names_in, str_of};
 use crate::support::tools::{tool, try_tool};
 
 fn sign(lab: &Lab, disk: &Disk, part: u32) {
-    disk.change(lab, part, |root| fs::write(root.join("word"), "precious").expect("writes"));
+    disk.change(lab, part, |root| {
+        fs::write(root.join("word"), "precious").expect("writes")
+    });
 }
 
 fn word(dir: &Path) -> String {
@@ -20,20 +22,30 @@ fn word(dir: &Path) -> String {
 #[test]
 fn what_is_left_out_and_may_hold_files_is_named_and_a_warning() {
     let lab = Lab::new();
-    let disk = Disk::partitioned(lab.path("disk.img"), 80, "label: gpt\nsize=20MiB\nsize=40MiB\nsize=8MiB, type=swap\n");
+    let disk = Disk::partitioned(
+        lab.path("disk.img"),
+        80,
+        "label: gpt\nsize=20MiB\nsize=40MiB\nsize=8MiB, type=swap\n",
+    );
     disk.format(1, "mkfs.ext4");
     disk.format(3, "mkswap");
     sign(&lab, &disk, 1);
     let device = disk.attach(2);
     tool("pvcreate", args!["-q", "--devices", device.node, device.node]);
-    tool("vgcreate", args!["-q", "--devices", device.node, "guestvg", device.node]);
+    tool(
+        "vgcreate",
+        args!["-q", "--devices", device.node, "guestvg", device.node],
+    );
     device.detach();
     lab.backup("rhel", &disk.path);
     let (dir, said) = lab.mount_files("rhel@latest", "files");
     let said = said.code(3).says(&["left out", "p2", "guestmount"]);
     assert!(!said.stderr.contains("p3"), "swap is nothing to miss: {said}");
     let answer = said.json();
-    assert_eq!(str_of(&answer["volumes"][1], "reason"), "LVM physical volume of group guestvg");
+    assert_eq!(
+        str_of(&answer["volumes"][1], "reason"),
+        "LVM physical volume of group guestvg"
+    );
     assert_eq!(word(&dir.join("p1")), "precious");
     lab.umount(&dir);
 }
@@ -86,7 +98,10 @@ fn md1(at: u64, data_bytes: u64, events: u8) -> Vec<u8> {
     put(144, &(at / 512).to_le_bytes());
     put(200, &[events]);
     put(220, &[1]);
-    let sum: u64 = sb.chunks(4).map(|word| word.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte))).sum();
+    let sum: u64 = sb
+        .chunks(4)
+        .map(|word| word.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
+        .sum();
     sb[216..220].copy_from_slice(&((sum >> 32) + (sum & 0xffff_ffff)).to_le_bytes()[..4]);
     sb
 }
@@ -116,7 +131,10 @@ fn half_a_mirror_is_mounted_as_what_is_in_it_but_not_one_that_is_out_of_date() {
     let answer = said.done().json();
     assert_eq!(names_in(&dir), ["vdb"]);
     assert_eq!(word(&dir.join("vdb")), "precious");
-    assert!(str_of(&answer["volumes"][0], "reason").contains("out-of-date"), "{answer}");
+    assert!(
+        str_of(&answer["volumes"][0], "reason").contains("out-of-date"),
+        "{answer}"
+    );
     lab.umount(&dir);
 }
 
@@ -150,7 +168,10 @@ fn an_mbr_of_a_disk_with_large_sectors_is_read() {
     lab.backup("web1", &disk.path);
     let (dir, said) = lab.mount_files("web1@latest", "files");
     said.done();
-    assert_eq!((word(&dir.join("p1")), word(&dir.join("p2"))), ("precious".into(), "precious".into()));
+    assert_eq!(
+        (word(&dir.join("p1")), word(&dir.join("p2"))),
+        ("precious".into(), "precious".into())
+    );
     lab.umount(&dir);
 }
 
@@ -167,7 +188,14 @@ fn other_users_of_this_machine_get_at_a_guests_files_only_if_root_says_so() {
     let dir = open.path().join("files");
     fs::create_dir(&dir).expect("makes a directory");
     let as_other = |path: &Path| {
-        let user = args!["--reuid=65534", "--regid=65534", "--clear-groups", "--", "cat", path.join("word")];
+        let user = args![
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "--",
+            "cat",
+            path.join("word")
+        ];
         try_tool("setpriv", user).status.success()
     };
     lab.run(args!["mount", "web1@latest", "--files", dir]).done();
@@ -178,7 +206,8 @@ fn other_users_of_this_machine_get_at_a_guests_files_only_if_root_says_so() {
     assert!(!as_other(&place));
     lab.umount(&dir);
 
-    lab.run(args!["mount", "web1@latest", "--files", dir, "--allow-other"]).done();
+    lab.run(args!["mount", "web1@latest", "--files", dir, "--allow-other"])
+        .done();
     lab.note_hidden(&dir);
     assert!(as_other(&dir));
     lab.umount(&dir);

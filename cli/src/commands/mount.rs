@@ -153,7 +153,11 @@ fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Ou
         None => entry.backup.images.iter().collect(),
     };
     clean_leftovers();
-    let access = if args.allow_other { Access::Everyone } else { Access::Owner };
+    let access = if args.allow_other {
+        Access::Everyone
+    } else {
+        Access::Owner
+    };
     let resources = ReadResources::new(1);
     let plan = FilesPlan::new(&view, &resources, entry, &images, (dir, access), &random_fsid)?;
     let point = absolute(dir)?;
@@ -226,7 +230,10 @@ fn tell(context: &Context<'_>, backup: &str, point: &Path, warnings: &[String], 
             Volume::Mounted { warning, root, .. } => {
                 good += 1;
                 match root {
-                    Some(root) => context.say(format_args!("{place}  {fs}; the guest's root is {place}/{}", root.display())),
+                    Some(root) => context.say(format_args!(
+                        "{place}  {fs}; the guest's root is {place}/{}",
+                        root.display()
+                    )),
                     None => context.say(format_args!("{place}  {fs}")),
                 }
                 if let Some(warning) = warning {

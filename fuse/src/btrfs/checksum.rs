@@ -93,15 +93,23 @@ fn xxhash64(bytes: &[u8]) -> u64 {
     hash = hash.wrapping_add(bytes.len() as u64);
     let mut rest = stripes.remainder();
     while let Some((lane, after)) = rest.split_at_checked(8) {
-        hash = (hash ^ round(0, word(lane))).rotate_left(27).wrapping_mul(P[0]).wrapping_add(P[3]);
+        hash = (hash ^ round(0, word(lane)))
+            .rotate_left(27)
+            .wrapping_mul(P[0])
+            .wrapping_add(P[3]);
         rest = after;
     }
     if let Some((lane, after)) = rest.split_at_checked(4) {
-        hash = (hash ^ word(lane).wrapping_mul(P[0])).rotate_left(23).wrapping_mul(P[1]).wrapping_add(P[2]);
+        hash = (hash ^ word(lane).wrapping_mul(P[0]))
+            .rotate_left(23)
+            .wrapping_mul(P[1])
+            .wrapping_add(P[2]);
         rest = after;
     }
     for byte in rest {
-        hash = (hash ^ u64::from(*byte).wrapping_mul(P[4])).rotate_left(11).wrapping_mul(P[0]);
+        hash = (hash ^ u64::from(*byte).wrapping_mul(P[4]))
+            .rotate_left(11)
+            .wrapping_mul(P[0]);
     }
     hash = (hash ^ (hash >> 33)).wrapping_mul(P[1]);
     hash = (hash ^ (hash >> 29)).wrapping_mul(P[2]);

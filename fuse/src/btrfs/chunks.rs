@@ -65,14 +65,27 @@ pub(crate) fn examine(devices: &[(&Superblock, &dyn ReadAt)]) -> io::Result<Resu
         return Ok(Err(why));
     }
     let metadata = newest.metadata_uuid();
-    if walk.devices.values().any(|fsids| fsids.iter().any(|fsid| *fsid != metadata)) {
-        return Ok(Err("it is built on a seed device, which is a file system of its own".to_owned()));
+    if walk
+        .devices
+        .values()
+        .any(|fsids| fsids.iter().any(|fsid| *fsid != metadata))
+    {
+        return Ok(Err(
+            "it is built on a seed device, which is a file system of its own".to_owned()
+        ));
     }
     let mut numbers: Vec<u64> = walk.devices.keys().copied().collect();
     numbers.sort_unstable();
-    let missing: Vec<u64> = numbers.iter().copied().filter(|it| !walk.volumes.contains_key(it)).collect();
+    let missing: Vec<u64> = numbers
+        .iter()
+        .copied()
+        .filter(|it| !walk.volumes.contains_key(it))
+        .collect();
     let lost = |chunk: &Chunk| {
-        let gone = chunk.stripes.iter().filter(|(devid, _)| !walk.volumes.contains_key(devid));
+        let gone = chunk
+            .stripes
+            .iter()
+            .filter(|(devid, _)| !walk.volumes.contains_key(devid));
         gone.count() > chunk.may_lose()
     };
     let complete = !walk.chunks.values().chain(&walk.system).any(lost);
@@ -99,7 +112,10 @@ impl Chunk {
         let head = bytes.get(..CHUNK_BYTES)?;
         let count = usize::from(le16(head, 44)).min(MAX_STRIPES);
         let stripes = bytes.get(CHUNK_BYTES..CHUNK_BYTES + count * STRIPE_BYTES)?;
-        let stripes: Vec<_> = stripes.chunks_exact(STRIPE_BYTES).map(|it| (le64(it, 0), le64(it, 8))).collect();
+        let stripes: Vec<_> = stripes
+            .chunks_exact(STRIPE_BYTES)
+            .map(|it| (le64(it, 0), le64(it, 8)))
+            .collect();
         let chunk = Self {
             start,
             len: le64(head, 0),
@@ -136,7 +152,12 @@ impl Chunk {
         let count = self.stripes.len() as u64;
         let at = |index: u64, row: u64| {
             let (devid, start) = *self.stripes.get(usize::try_from(index).ok()?)?;
-            Some((devid, start.checked_add(row.checked_mul(self.stripe_len)?)?.checked_add(inside)?))
+            Some((
+                devid,
+                start
+                    .checked_add(row.checked_mul(self.stripe_len)?)?
+                    .checked_add(inside)?,
+            ))
         };
         let whole = |(devid, start): &(u64, u64)| Some((*devid, start.checked_add(offset)?));
         let parity = |lost| {
@@ -150,7 +171,9 @@ impl Chunk {
             kind if kind & RAID10 != 0 => {
                 let copies = self.sub_stripes.clamp(1, count);
                 let (groups, first) = (count / copies, stripe % (count / copies) * copies);
-                (first..first + copies).filter_map(|index| at(index, stripe / groups)).collect()
+                (first..first + copies)
+                    .filter_map(|index| at(index, stripe / groups))
+                    .collect()
             }
             kind if kind & RAID5 != 0 => parity(1).into_iter().collect(),
             kind if kind & RAID6 != 0 => parity(2).into_iter().collect(),
@@ -241,7 +264,9 @@ impl Walk<'_> {
     }
 
     fn take_leaf(&mut self, node: &[u8]) {
-        let items = node[NODE_HEADER_BYTES..].chunks_exact(ITEM_BYTES).take(le32(node, 96) as usize);
+        let items = node[NODE_HEADER_BYTES..]
+            .chunks_exact(ITEM_BYTES)
+            .take(le32(node, 96) as usize);
         for item in items {
             let (kind, key_offset) = (item[8], le64(item, 9));
             let (at, len) = (le32(item, 17) as usize, le32(item, 21) as usize);
@@ -264,5 +289,7 @@ impl Walk<'_> {
 
 fn children(node: &[u8]) -> impl Iterator<Item = u64> {
     let pointers = node[NODE_HEADER_BYTES..].chunks_exact(POINTER_BYTES);
-    pointers.take(le32(node, 96) as usize).map(|pointer| le64(pointer, KEY_BYTES))
+    pointers
+        .take(le32(node, 96) as usize)
+        .map(|pointer| le64(pointer, KEY_BYTES))
 }

@@ -14,7 +14,9 @@ fn made(count: usize, args: &[&str]) -> (tempfile::TempDir, Vec<File>) {
     let dir = tempfile::tempdir().expect("a directory");
     let paths: Vec<PathBuf> = (0..count).map(|number| dir.path().join(number.to_string())).collect();
     for path in &paths {
-        File::create(path).and_then(|file| file.set_len(300 << 20)).expect("a sparse file");
+        File::create(path)
+            .and_then(|file| file.set_len(300 << 20))
+            .expect("a sparse file");
     }
     let made = Command::new("mkfs.btrfs")
         .args(["-q", "-f"])
@@ -24,17 +26,25 @@ fn made(count: usize, args: &[&str]) -> (tempfile::TempDir, Vec<File>) {
         .output()
         .expect("this test needs mkfs.btrfs");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    let files = paths.iter().map(|path| File::options().read(true).write(true).open(path).expect("opens"));
+    let files = paths
+        .iter()
+        .map(|path| File::options().read(true).write(true).open(path).expect("opens"));
     (dir, files.collect())
 }
 
 fn read(file: &File) -> Superblock {
-    Superblock::read(file).expect("the file is readable").expect("a superblock")
+    Superblock::read(file)
+        .expect("the file is readable")
+        .expect("a superblock")
 }
 
 fn layout(files: &[&File]) -> Result<Layout, String> {
     let superblocks: Vec<_> = files.iter().map(|file| read(file)).collect();
-    let devices: Vec<_> = superblocks.iter().zip(files).map(|(it, file)| (it, *file as &dyn ReadAt)).collect();
+    let devices: Vec<_> = superblocks
+        .iter()
+        .zip(files)
+        .map(|(it, file)| (it, *file as &dyn ReadAt))
+        .collect();
     examine(&devices).expect("the files are readable")
 }
 
@@ -54,7 +64,9 @@ fn another_identity_changes_the_superblocks_alone_with_every_checksum() {
         assert_eq!(new.device_fsid(), old.fsid());
         // A second time: what the metadata bears stays.
         let again = super::patches(&files[0], Fsid([1; 16])).expect("readable");
-        files[0].write_all_at(&again[0].bytes, again[0].offset_bytes).expect("writes");
+        files[0]
+            .write_all_at(&again[0].bytes, again[0].offset_bytes)
+            .expect("writes");
         assert_eq!(read(&files[0]).metadata_uuid(), old.fsid());
     }
 }
@@ -101,7 +113,10 @@ fn the_devices_of_every_profile_are_found_and_what_is_missing_is_named() {
         match layout(&all[1..]) {
             Ok(found) => assert_eq!((found.missing, found.complete), (vec![1], may_lose_one), "{profile}"),
             // Where the chunk tree itself was there.
-            Err(why) => assert!(why.contains(&format!("only {} of its {count}", count - 1)), "{profile}: {why}"),
+            Err(why) => assert!(
+                why.contains(&format!("only {} of its {count}", count - 1)),
+                "{profile}: {why}"
+            ),
         }
     }
 }

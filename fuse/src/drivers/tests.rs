@@ -17,11 +17,18 @@ fn an_ext4_is_never_mounted_with_a_journal() {
     let dirty = with_marks(FsType::Ext4, &[(1024 + 92, &[4]), (1024 + 96, &[4])]).expect("mounts");
     let elsewhere = with_marks(FsType::Ext3, &[(1024 + 92, &[4]), (1024 + 228, &[1, 8])]).expect("mounts");
     for how in [&clean, &dirty, &elsewhere] {
-        assert_eq!((how.kind.as_str(), how.options.as_str()), ("ext4", "errors=remount-ro,noload"));
+        assert_eq!(
+            (how.kind.as_str(), how.options.as_str()),
+            ("ext4", "errors=remount-ro,noload")
+        );
         assert_eq!(how.without_journal, None);
     }
     assert_eq!((clean.warning, elsewhere.warning), (None, None));
-    assert!(dirty.warning.is_some_and(|warning| warning.contains("journal was not replayed")));
+    assert!(
+        dirty
+            .warning
+            .is_some_and(|warning| warning.contains("journal was not replayed"))
+    );
 }
 
 #[test]
@@ -35,7 +42,10 @@ fn what_names_other_devices_of_the_host_is_not_mounted() {
         (FsType::F2fs, &[(4096 + sb + 2201 + 68, b"/dev/sdb")]),
         (FsType::Erofs, &[(sb + 86, &[1])]),
         (FsType::Erofs, &[(sb + 80, &[8])]),
-        (FsType::Reiserfs, &[((64 << 10) + 16, &[1, 8]), ((64 << 10) + 52, b"ReIsEr2Fs")]),
+        (
+            FsType::Reiserfs,
+            &[((64 << 10) + 16, &[1, 8]), ((64 << 10) + 52, b"ReIsEr2Fs")],
+        ),
     ];
     for (fs, marks) in refused {
         let why = with_marks(fs, marks).expect_err("is refused");

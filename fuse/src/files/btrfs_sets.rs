@@ -65,8 +65,9 @@ fn plan_set(
             return Ok(());
         }
     };
-    let (members, strangers): (Vec<_>, Vec<_>) =
-        devices.iter().partition(|(_, superblock)| layout.devices.contains(&superblock.devid()));
+    let (members, strangers): (Vec<_>, Vec<_>) = devices
+        .iter()
+        .partition(|(_, superblock)| layout.devices.contains(&superblock.devid()));
     for (index, _) in strangers {
         plans.insert(*index, refuse("this device was removed from it"));
     }
@@ -105,7 +106,11 @@ fn plan_set(
         }
     }
     tracing::debug!(old = %superblock.fsid(), new = %fsid, seed = superblock.is_seed(), "btrfs under another identity");
-    let others = members.iter().map(|(index, _)| *index).filter(|index| index != first).collect();
+    let others = members
+        .iter()
+        .map(|(index, _)| *index)
+        .filter(|index| index != first)
+        .collect();
     plans.insert(*first, Plan::Mount { how, others });
     Ok(())
 }
@@ -124,7 +129,11 @@ fn look_at(found: &[Found], devices: &[(usize, Superblock)]) -> io::Result<Resul
         }
     }
     let parts: Vec<Part> = devices.iter().map(|(index, _)| found[*index].content()).collect();
-    let pairs: Vec<_> = devices.iter().zip(&parts).map(|((_, it), part)| (it, part as &dyn ReadAt)).collect();
+    let pairs: Vec<_> = devices
+        .iter()
+        .zip(&parts)
+        .map(|((_, it), part)| (it, part as &dyn ReadAt))
+        .collect();
     Ok(match examine(&pairs)? {
         Ok(layout) if !layout.missing.is_empty() && !layout.complete => Err(format!(
             "{} not in the backup, and some data is there alone; `btrfs restore` gets files out of the images that `vbk mount DIR` shows",

@@ -117,7 +117,12 @@ pub(super) fn inspect<'a>(disk: &'a Disk<'_>, warnings: &mut Vec<String>) -> io:
         let partitions = table.partitions.iter().map(|partition| {
             let range = (partition.offset_bytes, partition.size_bytes);
             let place = disk.parent.join(format!("p{}", partition.number));
-            found(place, partition_name(disk.image, partition.number), range, Some(partition.kind))
+            found(
+                place,
+                partition_name(disk.image, partition.number),
+                range,
+                Some(partition.kind),
+            )
         });
         partitions.collect()
     };
@@ -185,12 +190,7 @@ fn newer_member<'a>(found: &'a [Found<'a>], volume: &Found) -> Option<&'a Found<
 }
 
 fn plan_alone(volume: &Found) -> io::Result<Plan> {
-    let skip = |reason, may_hold_files| {
-        Ok(Plan::Skip {
-            reason,
-            may_hold_files,
-        })
-    };
+    let skip = |reason, may_hold_files| Ok(Plan::Skip { reason, may_hold_files });
     let probed = match &volume.probed {
         Ok(probed) => probed,
         Err(error) => return skip(error.clone(), true),
@@ -201,7 +201,11 @@ fn plan_alone(volume: &Found) -> io::Result<Plan> {
             let described = containers::describe(content, &volume.content())?;
             let plain = content.why_not_mountable().unwrap_or_default();
             let harmless = content == probe::Content::Unknown && volume.is_boot_code();
-            let reason = if harmless { "boot code".to_owned() } else { described.unwrap_or(plain.to_owned()) };
+            let reason = if harmless {
+                "boot code".to_owned()
+            } else {
+                described.unwrap_or(plain.to_owned())
+            };
             skip(reason, content.may_hold_files() && !harmless)
         }
     }

@@ -60,7 +60,10 @@ pub(crate) fn md_member(volume: &dyn ReadAt) -> io::Result<Option<MdMember>> {
 /// Whether there is nothing but zeros where RAID superblocks could be.
 pub(crate) fn end_is_zero(volume: &dyn ReadAt) -> io::Result<bool> {
     let size_bytes = volume.size_bytes();
-    for at in [(size_bytes & !0xffff).checked_sub(0x10000), (size_bytes & !0xfff).checked_sub(0x2000)] {
+    for at in [
+        (size_bytes & !0xffff).checked_sub(0x10000),
+        (size_bytes & !0xfff).checked_sub(0x2000),
+    ] {
         if let Some(at) = at
             && let Some(bytes) = read_array::<256>(volume, at)?
             && bytes.iter().any(|byte| *byte != 0)
@@ -77,7 +80,13 @@ fn md0(sb: &[u8], at: u64) -> Option<MdMember> {
     if !little && le32(sb, 0).swap_bytes() != MD_MAGIC {
         return None;
     }
-    let word = |index: usize| if little { le32(sb, index * 4) } else { le32(sb, index * 4).swap_bytes() };
+    let word = |index: usize| {
+        if little {
+            le32(sb, index * 4)
+        } else {
+            le32(sb, index * 4).swap_bytes()
+        }
+    };
     // Field 8 is the size in KiB that the array uses of this member: it must fit before the superblock.
     let used_bytes = u64::from(word(8)) << 10;
     if word(1) != 0 || used_bytes > at {
@@ -90,7 +99,11 @@ fn md0(sb: &[u8], at: u64) -> Option<MdMember> {
     let level = word(7).cast_signed();
     // Words 39 and 40: the events, whose halves stand in the order of the machine. This disk's descriptor is at word 992: its
     // fifth word is the state, with `MD_DISK_FAULTY` (1), `MD_DISK_ACTIVE` (2) and `MD_DISK_SYNC` (4).
-    let (low, high) = if little { (word(39), word(40)) } else { (word(40), word(39)) };
+    let (low, high) = if little {
+        (word(39), word(40))
+    } else {
+        (word(40), word(39))
+    };
     let events = u64::from(low) | u64::from(high) << 32;
     let in_sync = word(992 + 4) & 0x7 == 0x6;
     Some(MdMember {
@@ -113,12 +126,17 @@ fn md1(sb: &[u8], at: u64, volume_bytes: u64) -> Option<MdMember> {
     }
     let level = le32(sb, 72).cast_signed();
     let number = le32(sb, 160) as usize;
-    let role = sb[256..].get(2 * number..2 * number + 2).map_or(u16::MAX, |bytes| le16(bytes, 0));
+    let role = sb[256..]
+        .get(2 * number..2 * number + 2)
+        .map_or(u16::MAX, |bytes| le16(bytes, 0));
     let features = le32(sb, 8);
-    let in_sync = role < MD_ROLE_MAX && number * 2 < roles && features & (FEATURE_RECOVERY_OFFSET | FEATURE_RESHAPE) == 0;
+    let in_sync =
+        role < MD_ROLE_MAX && number * 2 < roles && features & (FEATURE_RECOVERY_OFFSET | FEATURE_RESHAPE) == 0;
     // In sectors; what all members have in common, and where it starts here.
     let (offset_bytes, size_bytes) = (le64(sb, 128).saturating_mul(512), le64(sb, 80).saturating_mul(512));
-    let inside = offset_bytes.checked_add(size_bytes).is_some_and(|end| end <= volume_bytes);
+    let inside = offset_bytes
+        .checked_add(size_bytes)
+        .is_some_and(|end| end <= volume_bytes);
     Some(MdMember {
         array: std::array::from_fn(|byte| sb[16 + byte]),
         name: printable(&sb[32..64]),
@@ -204,6 +222,12 @@ fn zfs_pool(volume: &dyn ReadAt) -> io::Result<Option<String>> {
 /// A name up to its first zero, with all that could move a cursor or look like markup replaced by `_`.
 fn printable(name: &[u8]) -> String {
     let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-    let harmless = |byte: &u8| if byte.is_ascii_graphic() { char::from(*byte) } else { '_' };
+    let harmless = |byte: &u8| {
+        if byte.is_ascii_graphic() {
+            char::from(*byte)
+        } else {
+            '_'
+        }
+    };
     name.iter().map(harmless).collect()
 }

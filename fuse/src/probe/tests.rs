@@ -129,7 +129,9 @@ fn members_of_mirrors_are_known_and_say_where_their_data_is() {
         let member = |sb: &[u8]| {
             let mut volume = vec![0; 1 << 20];
             volume[at..at + sb.len()].copy_from_slice(sb);
-            containers::md_member(&volume.as_slice()).expect("memory is readable").expect("a member")
+            containers::md_member(&volume.as_slice())
+                .expect("memory is readable")
+                .expect("a member")
         };
         let found = member(&sb);
         assert_eq!(found.describe(), "member of a Linux RAID 1 array web:0");
@@ -154,7 +156,9 @@ fn members_of_mirrors_are_known_and_say_where_their_data_is() {
     assert_eq!(with_marks(&[(at, &md0)]), Content::MdMember);
     let mut volume = vec![0; 1 << 20];
     volume[at..at + 4096].copy_from_slice(&md0);
-    let found = containers::md_member(&volume.as_slice()).expect("readable").expect("a member");
+    let found = containers::md_member(&volume.as_slice())
+        .expect("readable")
+        .expect("a member");
     assert_eq!((found.events, found.whole_data), (5, Some((0, 900 << 10))));
 }
 
@@ -223,7 +227,14 @@ fn file_systems_without_a_maker_here_are_known_by_their_marks() {
         (&[(1024, b"\x10\x20\xf5\xf2")], FsType::F2fs),
         (&[(1024, b"\xe2\xe1\xf5\xe0")], FsType::Erofs),
         (&[(0x10034, b"ReIsEr2Fs")], FsType::Reiserfs),
-        (&[(0x8000, b"JFS1"), (0x8010, b"\x00\x10\0\0\x0c"), (0x8018, b"\x00\x02\0\0\x09")], FsType::Jfs),
+        (
+            &[
+                (0x8000, b"JFS1"),
+                (0x8010, b"\x00\x10\0\0\x0c"),
+                (0x8018, b"\x00\x02\0\0\x09"),
+            ],
+            FsType::Jfs,
+        ),
         (&[(1024, b"H+\x00\x04")], FsType::Hfsplus),
         (&[(65536 + 1372, b"\x19\x01\x54\x19")], FsType::Ufs),
     ];
@@ -245,7 +256,11 @@ fn a_weak_mark_inside_data_does_not_beat_a_superblock() {
     let with = |tool: &str, args: &[&str], at: u64, bytes: &[u8]| {
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         file.as_file().set_len(320 << 20).expect("a sparse file");
-        let made = Command::new(tool).args(args).arg(file.path()).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").output();
+        let made = Command::new(tool)
+            .args(args)
+            .arg(file.path())
+            .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+            .output();
         assert!(made.expect("this test needs the mkfs programs").status.success());
         std::os::unix::fs::FileExt::write_all_at(file.as_file(), bytes, at).expect("writes");
         probe_all(&File::open(file.path()).expect("opens")).expect("readable")
@@ -257,7 +272,14 @@ fn a_weak_mark_inside_data_does_not_beat_a_superblock() {
         ("mkfs.ext4", &["-q", "-F"], FsType::Ext4),
     ] {
         let found = with(tool, args, 61440, &swap_page);
-        assert_eq!(found, Probed { content: fs(kind), also: Vec::new() }, "{tool} with a page of swap");
+        assert_eq!(
+            found,
+            Probed {
+                content: fs(kind),
+                also: Vec::new()
+            },
+            "{tool} with a page of swap"
+        );
         let found = with(tool, args, 64 << 10, &[&[0; 64][..], b"_BHRfS_M"].concat());
         assert_eq!(found.content, fs(kind), "{tool}");
         assert_eq!(found.also, [fs(FsType::Btrfs)], "{tool}");
@@ -289,8 +311,13 @@ fn what_is_told_is_what_blkid_tells() {
         file.as_file().set_len(mib << 20).expect("a sparse file");
         let run = |program: &str, args: &[&str]| {
             let mut command = Command::new(program);
-            command.args(args).arg(file.path()).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
-            command.output().unwrap_or_else(|error| panic!("this test needs {program}: {error}"))
+            command
+                .args(args)
+                .arg(file.path())
+                .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
+            command
+                .output()
+                .unwrap_or_else(|error| panic!("this test needs {program}: {error}"))
         };
         assert!(run(tool, args).status.success(), "{tool}");
         let blkid = run("blkid", &["-p", "-o", "value", "-s", "TYPE"]);

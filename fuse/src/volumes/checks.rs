@@ -54,9 +54,7 @@ pub fn check_mount_point(dir: &Path) -> Result<()> {
 pub fn only_root_reaches(dir: &Path) -> bool {
     // The bits of the group also bound what an access control list gives to others (acl(5)).
     const PASS_BY_OTHERS: u32 = 0o011;
-    let closed = |above: &Path| {
-        fs::metadata(above).is_ok_and(|it| it.uid() == 0 && it.mode() & PASS_BY_OTHERS == 0)
-    };
+    let closed = |above: &Path| fs::metadata(above).is_ok_and(|it| it.uid() == 0 && it.mode() & PASS_BY_OTHERS == 0);
     // By its real name, and never by `dir` itself, which the mount hides.
     fs::canonicalize(dir).is_ok_and(|dir| dir.ancestors().skip(1).any(closed))
 }

@@ -50,7 +50,8 @@ fn mount_file_system(point: &Path, volume: &Volume, how: &FileSystem) -> Outcome
         }
     };
     let outcome = mount_devices(&devices, point, how);
-    let is_ours = |backing: &PathBuf| *backing == volume.image || volume.others.iter().any(|(image, _)| image == backing);
+    let is_ours =
+        |backing: &PathBuf| *backing == volume.image || volume.others.iter().any(|(image, _)| image == backing);
     if matches!(outcome, Outcome::Skipped { .. }) {
         for device in devices {
             if how.kind == "btrfs" {
@@ -70,7 +71,9 @@ fn mount_file_system(point: &Path, volume: &Volume, how: &FileSystem) -> Outcome
 fn attach(volume: &Volume) -> Result<Vec<LoopDevice>> {
     let others = volume.others.iter().map(|(image, window)| (image, *window));
     let images = std::iter::once((&volume.image, volume.window)).chain(others);
-    images.map(|(image, window)| LoopDevice::attach(image, window, volume.sector_size)).collect()
+    images
+        .map(|(image, window)| LoopDevice::attach(image, window, volume.sector_size))
+        .collect()
 }
 
 fn mount_devices(devices: &[LoopDevice], point: &Path, how: &FileSystem) -> Outcome {
@@ -173,8 +176,18 @@ fn default_subvolume(devices: &[LoopDevice], point: &Path, fs: &str, options: &s
     if fs != "btrfs" {
         return None;
     }
-    let options: Vec<_> = options.split(',').filter(|option| !option.starts_with("subvolid=")).collect();
-    sys::mount(&devices.first()?.node(), point, "btrfs", Writable::No, &options.join(",")).ok()?;
+    let options: Vec<_> = options
+        .split(',')
+        .filter(|option| !option.starts_with("subvolid="))
+        .collect();
+    sys::mount(
+        &devices.first()?.node(),
+        point,
+        "btrfs",
+        Writable::No,
+        &options.join(","),
+    )
+    .ok()?;
     let default = top_mount(devices, point);
     if let Err(error) = sys::unmount(point, true) {
         tracing::warn!(point = %point.display(), %error, "cannot unmount the default subvolume");

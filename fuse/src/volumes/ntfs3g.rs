@@ -26,7 +26,12 @@ pub fn program() -> Option<&'static Path> {
 /// Mounts a device; the error is in words. When this returns, the file system answers, and a process in the background serves it.
 pub fn mount(program: &Path, device: &Path, point: &Path) -> std::result::Result<(), String> {
     let mut command = Command::new(program);
-    command.args(["-o", OPTIONS]).arg(device).arg(point).stdin(Stdio::null()).env("LC_ALL", "C");
+    command
+        .args(["-o", OPTIONS])
+        .arg(device)
+        .arg(point)
+        .stdin(Stdio::null())
+        .env("LC_ALL", "C");
     let output = command.output().map_err(|error| error.to_string())?;
     if output.status.success() {
         return Ok(());

@@ -107,7 +107,10 @@ pub fn clean_leftovers(hidden_root: &Path) -> Result<Cleaned> {
         let point = &mount.mount_point;
         let dead = sys::is_dead(point);
         // Locked first, then looked at: its process makes the mount of files before it releases the lock.
-        let lock = mount.at_or_below(&root).then(|| point.parent().and_then(abandoned)).flatten();
+        let lock = mount
+            .at_or_below(&root)
+            .then(|| point.parent().and_then(abandoned))
+            .flatten();
         let abandoned = lock.is_some() && ours::files_mount_of(&ours::read_mounts()?, point).is_none();
         if !dead && !abandoned {
             continue;
@@ -167,7 +170,10 @@ fn unmount_files(mounts: &[Mount], frame: &Mount, hidden: &Path, when_busy: When
     // Held, so that nobody else gets these numbers before the kernel has forgotten what btrfs they were.
     let is_btrfs = |mount: &Mount| mount.parent == frame.id && mount.fs_type == "btrfs";
     let with_btrfs: Vec<LoopDevice> = match mounts.iter().any(is_btrfs) {
-        true => loops.iter().filter_map(|device| LoopDevice::hold(device).ok()).collect(),
+        true => loops
+            .iter()
+            .filter_map(|device| LoopDevice::hold(device).ok())
+            .collect(),
         false => Vec::new(),
     };
     let mut detached = false;
