@@ -7,8 +7,8 @@
 //! turns a whole table down and people would rather see their files (damaged primary GPT header, disk cut short), the
 //! table is read and a warning says so.
 //!
-//! Not here: tables inside partitions (BSD, Solaris), Windows dynamic disks, Apple maps. An MBR counts sectors of 512
-//! bytes: nothing in it says otherwise.
+//! Not here: tables inside partitions (BSD, Solaris), Windows dynamic disks, Apple maps. Nothing in an MBR says how large
+//! the disk's sectors are: see `sectors`.
 //!
 //! Why not a crate: both candidates were read, tried, and break on hostile tables. `gpt` 4.1.0 panics unless an entry
 //! has 128 bytes, allocates what the header asks for (up to 512 GiB), does not turn to the backup when only the primary's
@@ -22,11 +22,11 @@ use std::ops::Range;
 
 use crate::read_at::{ReadAt, le16, le32, le64, read_array, read_inside};
 
+mod sectors;
+
 #[cfg(test)]
 mod tests;
 
-/// The MBR and the extended boot records count in these, whatever the disk's real sector is.
-const MBR_SECTOR_BYTES: u64 = 512;
 /// GPT: the header of a disk with sectors of 4096 bytes is at byte 4096, and its addresses count in those.
 const GPT_SECTOR_SIZES_BYTES: [u64; 2] = [512, 4096];
 /// More would only be noise: fdisk stops at 60, and each one becomes a file.
@@ -119,7 +119,10 @@ pub fn read_table(disk: &dyn ReadAt) -> io::Result<PartitionTable> {
     let protective = entries.iter().filter(|entry| entry.kind == 0xee);
     match protective.min_by_key(|entry| entry.start_sector != 1) {
         Some(entry) if has_signature(&sector) => read_gpt(disk, entry, is_mbr),
-        _ if is_mbr => read_mbr(disk, &entries),
+        _ if is_mbr => {
+            let sector_bytes = sectors::sector_bytes(disk, &entries)?;
+            read_mbr(disk, &entries, sector_bytes)
+        }
         _ => Ok(Findings::new(disk).into_table(TableKind::None)),
     }
 }
@@ -168,13 +171,14 @@ fn looks_like_mbr(disk: &dyn ReadAt, sector: &[u8; 512], entries: &[MbrEntry; 4]
     }
     // A disk that was one file system and has been partitioned since may keep the old name: good entries win.
     let named = |(at, name): &(usize, &[u8])| sector[*at..].starts_with(name);
-    let disk_sectors = disk.size_bytes() / MBR_SECTOR_BYTES;
+    let disk_sectors = disk.size_bytes() / sectors::COMMON;
     let inside = |entry: &MbrEntry| entry.start_sector + entry.sectors <= disk_sectors;
     !BOOT_SECTOR_NAMES.iter().any(named) || used().all(inside)
 }
 
-fn read_mbr(disk: &dyn ReadAt, entries: &[MbrEntry; 4]) -> io::Result<PartitionTable> {
+fn read_mbr(disk: &dyn ReadAt, entries: &[MbrEntry; 4], sector_bytes: u64) -> io::Result<PartitionTable> {
     let mut findings = Findings::new(disk);
+    findings.sector_bytes = sector_bytes;
     let mut next_logical = 5;
     for (number, entry) in (1..).zip(entries) {
         if entry.is_extended() {
@@ -206,7 +210,7 @@ fn read_logical(
             break format!("has more than {MAX_LINKS} links");
         }
         seen.push(record);
-        let Some(sector) = read_array::<512>(disk, record * MBR_SECTOR_BYTES)? else {
+        let Some(sector) = read_array::<512>(disk, record * findings.sector_bytes)? else {
             break format!("leaves the disk at sector {record}");
         };
         if !has_signature(&sector) {
@@ -364,6 +368,8 @@ fn clean_label(name: &[u8]) -> Option<String> {
 /// What has been found so far. Only through here does a partition get into a table, so the bounds are checked here.
 struct Findings {
     disk_bytes: u64,
+    /// What an MBR counts in.
+    sector_bytes: u64,
     partitions: Vec<Partition>,
     warnings: Vec<String>,
 }
@@ -372,6 +378,7 @@ impl Findings {
     fn new(disk: &dyn ReadAt) -> Self {
         Findings {
             disk_bytes: disk.size_bytes(),
+            sector_bytes: sectors::COMMON,
             partitions: Vec::new(),
             warnings: Vec::new(),
         }
@@ -392,8 +399,8 @@ impl Findings {
         if self.partitions.len() == MAX_MBR_PARTITIONS {
             return self.warn(format!("partition {number} is one too many; left out"));
         }
-        let start_bytes = start_sector * MBR_SECTOR_BYTES;
-        let bytes = start_bytes..start_bytes + entry.sectors * MBR_SECTOR_BYTES;
+        let start_bytes = start_sector * self.sector_bytes;
+        let bytes = start_bytes..start_bytes + entry.sectors * self.sector_bytes;
         self.add(number, bytes, PartitionKind::Mbr(entry.kind), None);
     }
 

@@ -7,6 +7,7 @@
 #[macro_use]
 mod support;
 
+mod apart;
 mod bad_input;
 mod bad_mounts;
 mod bad_sources;
@@ -14,6 +15,7 @@ mod bad_targets;
 mod busy;
 mod clocks;
 mod config;
+mod containers;
 mod crash;
 mod damage;
 mod damage_matrix;

@@ -2,7 +2,10 @@
 
 use super::*;
 
-fn with_marks(fs: FsType, marks: &[(usize, &[u8])]) -> Result<FileSystem, String> {
+/// Bytes and the offsets they are at.
+type Marks<'a> = &'a [(usize, &'a [u8])];
+
+fn with_marks(fs: FsType, marks: Marks) -> Result<FileSystem, String> {
     let mut volume = vec![0; 1 << 20];
     for (at, bytes) in marks {
         volume[*at..at + bytes.len()].copy_from_slice(bytes);
@@ -34,7 +37,7 @@ fn an_ext4_is_never_mounted_with_a_journal() {
 #[test]
 fn what_names_other_devices_of_the_host_is_not_mounted() {
     let sb = 1024;
-    let refused: [(FsType, &[(usize, &[u8])]); 7] = [
+    let refused: [(FsType, Marks); 7] = [
         // The log at block 0 is none in here; a realtime device.
         (FsType::Xfs, &[(0, b"XFSB")]),
         (FsType::Xfs, &[(48, &[0, 0, 0, 0, 0, 0, 4, 0]), (23, &[1])]),
@@ -51,7 +54,7 @@ fn what_names_other_devices_of_the_host_is_not_mounted() {
         let why = with_marks(fs, marks).expect_err("is refused");
         assert!(why.contains("device"), "{fs}: {why}");
     }
-    let mounted: [(FsType, &[(usize, &[u8])]); 4] = [
+    let mounted: [(FsType, Marks); 4] = [
         (FsType::Xfs, &[(48, &[0, 0, 0, 0, 0, 0, 4, 0])]),
         (FsType::F2fs, &[]),
         (FsType::Erofs, &[]),

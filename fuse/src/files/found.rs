@@ -1,6 +1,7 @@
 //! What there is to mount in a backup: every partition of every disk, looked at together, because a mirror or a btrfs may be on several.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::path::PathBuf;
 
@@ -173,8 +174,8 @@ pub(super) fn plan(
                 may_hold_files: false,
             };
             plans.insert(index, skip);
-        } else if !plans.contains_key(&index) {
-            plans.insert(index, plan_alone(volume)?);
+        } else if let Entry::Vacant(free) = plans.entry(index) {
+            free.insert(plan_alone(volume)?);
         }
     }
     Ok((plans, fsids))

@@ -299,7 +299,7 @@ fn what_is_told_is_what_blkid_tells() {
         (64, "mkfs.vfat", &["-F", "32"], "vfat"),
         (64, "mkfs.ntfs", &["-q", "-F"], "ntfs"),
         (64, "mkfs.f2fs", &["-q"], "f2fs"),
-        (64, "mkfs.exfat", &["-q"], "exfat"),
+        (64, "mkfs.exfat", &[], "exfat"),
         (64, "mkfs.udf", &[], "udf"),
         (64, "mkfs.jfs", &["-q"], "jfs"),
         (16, "mkswap", &[], "swap"),

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc;
@@ -52,6 +53,8 @@ impl Lab {
     pub fn below(parent: &Path) -> Self {
         require_rights();
         let mut name = tempfile::Builder::new();
+        // Where only root gets to the file system of a disk without partitions is mounted right at the directory that is asked for.
+        name.permissions(fs::Permissions::from_mode(0o700));
         let dir = name.prefix("vbk-e2e-").tempdir_in(parent).expect("makes a directory");
         let machine = name.prefix("vbk-e2e-machine-").tempdir_in(env!("CARGO_TARGET_TMPDIR"));
         let path = dir.path().to_owned();

@@ -10,12 +10,16 @@ use std::time::{Duration, Instant};
 /// Where the tools are, whatever PATH the caller has: on Debian a user's PATH has no sbin.
 const TOOL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-const TOOLS: [&str; 13] = [
+const TOOLS: [&str; 17] = [
     "sfdisk",
     "sgdisk",
     "mkfs.ext4",
     "mkfs.xfs",
     "mkfs.btrfs",
+    "btrfs",
+    "mkfs.ntfs",
+    "ntfscp",
+    "pvcreate",
     "mkswap",
     "losetup",
     "mount",
