@@ -281,12 +281,20 @@ fn too_full(programs: &Programs, wish: &Wish<'_>, disk: &HeldDisk) -> Result<Opt
     let (what, fill, below) = match &disk.snapshot {
         Some(snapshot) => {
             let fill = pool_fill(programs, &snapshot.vg, &snapshot.pool).map_err(|error| error.to_string())?;
-            (format!("thin pool {}/{}", snapshot.vg, snapshot.pool), fill, wish.keep_below)
+            (
+                format!("thin pool {}/{}", snapshot.vg, snapshot.pool),
+                fill,
+                wish.keep_below,
+            )
         }
         None => ("its file system".to_owned(), fill_beside(&disk.read), KEEP_COPIES_BELOW),
     };
     Ok(fill.filter(|fill| *fill >= below).map(|fill| {
-        format!("{what} is {:.0} % full, and bases are kept below {:.0} %", fill * 100.0, below * 100.0)
+        format!(
+            "{what} is {:.0} % full, and bases are kept below {:.0} %",
+            fill * 100.0,
+            below * 100.0
+        )
     }))
 }
 

@@ -321,7 +321,11 @@ impl Scene<'_> {
         // What is left of the limit is for the snapshots.
         let act_limit = plan.freeze_limit / 2;
         // One word with the option, so that a domain may be called -x.
-        let act = ["virsh".to_owned(), "domfsfreeze".to_owned(), format!("--domain={domain}")];
+        let act = [
+            "virsh".to_owned(),
+            "domfsfreeze".to_owned(),
+            format!("--domain={domain}"),
+        ];
         let task = Task {
             guest: plan.guest.clone(),
             act: act.into(),

@@ -276,10 +276,11 @@ fn hold(
     for note in shrunk(entries.last(), planned.disks()) {
         observer.event(Event::Note(&note));
     }
-    let ((made, at), consistency) = with_guest_at_rest(&host.programs, &plan.freeze, host.run.runtime_dir(), observer, || {
-        let at = Timestamp::now();
-        Ok::<_, Error>((planned.make(&host.run, observer), at))
-    })?;
+    let ((made, at), consistency) =
+        with_guest_at_rest(&host.programs, &plan.freeze, host.run.runtime_dir(), observer, || {
+            let at = Timestamp::now();
+            Ok::<_, Error>((planned.make(&host.run, observer), at))
+        })?;
     let snapshots = made.settle()?;
     let consistency = match snapshots.is_live() {
         true => Consistency::Live,

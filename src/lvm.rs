@@ -330,7 +330,12 @@ pub fn create(programs: &Programs, snapshot: &NewSnapshot) -> Result<(), Program
     ]);
     let changed = programs.change("lvcreate", &args, CHANGE_LIMIT);
     let pool = snapshot.pool.as_deref().unwrap_or_default();
-    suspended::after(programs, &snapshot.vg, &[&snapshot.origin, &snapshot.name, pool], changed)
+    suspended::after(
+        programs,
+        &snapshot.vg,
+        &[&snapshot.origin, &snapshot.name, pool],
+        changed,
+    )
 }
 
 /// Removes a volume without asking, if it is still that one with these tags when lvm2 has locked the group: success does
@@ -340,7 +345,12 @@ pub(crate) fn remove(programs: &Programs, volume: &Volume, tags: &[&str]) -> Res
     let selection = format!("(lv_uuid=\"{}\"{})", volume.uuid, tags.collect::<String>());
     let args = ["-f", "-S", &selection, "--", &volume.full_name()];
     let changed = programs.change("lvremove", &args, CHANGE_LIMIT);
-    suspended::after(programs, &volume.vg, &[&volume.origin, &volume.name, &volume.pool], changed)
+    suspended::after(
+        programs,
+        &volume.vg,
+        &[&volume.origin, &volume.name, &volume.pool],
+        changed,
+    )
 }
 
 /// What of a volume to extend.

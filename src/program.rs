@@ -201,7 +201,11 @@ impl Programs {
         let mut asked: Option<Instant> = None;
         while ended.is_none() && asked.is_none_or(|asked| asked.elapsed() < ASKED_LEFT) {
             if asked.is_none() && started.elapsed() >= limit {
-                tracing::warn!("{} takes more than {} s and is asked to end", describe(&command), limit.as_secs());
+                tracing::warn!(
+                    "{} takes more than {} s and is asked to end",
+                    describe(&command),
+                    limit.as_secs()
+                );
                 if let Ok(pid) = i32::try_from(child.id()) {
                     // Not yet waited for, so the number is still the child's.
                     let _ = killpg(Pid::from_raw(pid), Signal::SIGTERM);

@@ -103,7 +103,10 @@ impl Helper {
         // without `unsafe`.
         let input = outer.and_then(|outer| outer.input.as_ref());
         task.outer = input.map(|input| format!("/proc/{}/fd/{}", std::process::id(), input.as_raw_fd()).into());
-        let mut command = helper_command(programs, &serde_json::to_string(&task).expect("it has only plain fields"));
+        let mut command = helper_command(
+            programs,
+            &serde_json::to_string(&task).expect("it has only plain fields"),
+        );
         command
             .envs(environment.iter().copied())
             .current_dir("/")
@@ -309,7 +312,13 @@ fn helper_command(programs: &Programs, task: &str) -> Command {
 fn helper_command(programs: &Programs, task: &str) -> Command {
     let mut command = programs.command(THIS_PROGRAM);
     command
-        .args(["--exact", "freeze::tests::a_helper", "--ignored", "--nocapture", "--test-threads=2"])
+        .args([
+            "--exact",
+            "freeze::tests::a_helper",
+            "--ignored",
+            "--nocapture",
+            "--test-threads=2",
+        ])
         .env(HELPER, task);
     command
 }

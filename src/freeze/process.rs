@@ -77,7 +77,10 @@ pub fn run(task: &str, report: &mut dyn Write) -> bool {
             return false;
         }
     };
-    let outer = task.outer.as_deref().map(|path| OpenOptions::new().write(true).open(path));
+    let outer = task
+        .outer
+        .as_deref()
+        .map(|path| OpenOptions::new().write(true).open(path));
     let (_outer, answer) = match (outer.transpose(), memfd_create("vbk-answer", MFdFlags::MFD_CLOEXEC)) {
         (Ok(outer), Ok(answer)) => (outer, File::from(answer)),
         (Err(error), _) => return refuse(&format!("can't hold the outer helper: {error}")),
@@ -129,8 +132,15 @@ fn spare_from_oom_killer() -> String {
 fn lock(path: &Path) -> Result<File, String> {
     let begun = Instant::now();
     let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
-    let mut file = options.open(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    options
+        .read(true)
+        .write(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW);
+    let mut file = options
+        .open(path)
+        .map_err(|error| format!("{}: {error}", path.display()))?;
     while let Err(error) = file.try_lock() {
         if begun.elapsed() >= LOCK_WAIT {
             let holder = fs::read_to_string(path).unwrap_or_default();
@@ -175,8 +185,21 @@ impl Helper {
     /// The act's exit status. timeout(1) ends it also if this process is killed.
     fn act(&mut self) -> i32 {
         let seconds = format!("{:.3}", self.task.act_limit.as_secs_f64().max(0.001));
-        let words = ["-s", "KILL", &seconds, "sh", "-c", IGNORE, "vbk-act", self.score_of_commands()];
-        let words: Vec<String> = words.map(str::to_owned).into_iter().chain(self.task.act.clone()).collect();
+        let words = [
+            "-s",
+            "KILL",
+            &seconds,
+            "sh",
+            "-c",
+            IGNORE,
+            "vbk-act",
+            self.score_of_commands(),
+        ];
+        let words: Vec<String> = words
+            .map(str::to_owned)
+            .into_iter()
+            .chain(self.task.act.clone())
+            .collect();
         match self.start("timeout", &words, None) {
             Ok(mut child) => status_of(wait(&mut child, Some(self.task.act_limit + ACT_MARGIN))),
             Err(error) => {
@@ -197,7 +220,11 @@ impl Helper {
     /// Runs a command of the administrator's once. A start that fails is not a run.
     fn undo_once(&mut self, words: &[String]) -> i32 {
         let wrapped = ["-c", IGNORE, "vbk-undo", self.score_of_commands()];
-        let words: Vec<String> = wrapped.iter().map(|word| (*word).to_owned()).chain(words.iter().cloned()).collect();
+        let words: Vec<String> = wrapped
+            .iter()
+            .map(|word| (*word).to_owned())
+            .chain(words.iter().cloned())
+            .collect();
         let mut teller = Teller::new(&self.task);
         loop {
             match self.start("sh", &words, None) {

@@ -384,10 +384,16 @@ fn without_virsh_nothing_was_frozen_and_nothing_may_still_be() {
         std::os::unix::fs::symlink(place, stage.dir.join(tool)).expect("links");
     }
     let warnings = Warnings::default();
-    let result = with_guest_at_rest(&Programs::found_in(&stage.dir), &stage.plan(), &stage.dir, &warnings, || {
-        stage.note("snapshot");
-        Ok::<_, FreezeError>(())
-    });
+    let result = with_guest_at_rest(
+        &Programs::found_in(&stage.dir),
+        &stage.plan(),
+        &stage.dir,
+        &warnings,
+        || {
+            stage.note("snapshot");
+            Ok::<_, FreezeError>(())
+        },
+    );
     assert_eq!(result.expect("works").1, Consistency::Crash);
     let warning = warnings.one();
     assert!(
@@ -563,7 +569,8 @@ fn a_missing_tool_is_told_before_anything_is_frozen() {
     std::os::unix::fs::symlink("/bin/sh", stage.dir.join("sh")).expect("links");
     let warnings = Warnings::default();
     let only_here = Programs::found_in(stage.dir.as_os_str());
-    let result: Result<((), Consistency)> = with_guest_at_rest(&only_here, &stage.plan(), &stage.dir, &warnings, || Ok(()));
+    let result: Result<((), Consistency)> =
+        with_guest_at_rest(&only_here, &stage.plan(), &stage.dir, &warnings, || Ok(()));
     let text = result.expect_err("timeout is missing").to_string();
     assert!(text.contains("timeout is not installed"), "{text}");
     assert_eq!(stage.log(), [""; 0]);
@@ -608,7 +615,9 @@ fn a_command_that_talks_without_end_does_not_fill_the_memory() {
     let stage = Stage::new();
     let task = Task {
         guest: "web1".to_owned(),
-        act: ["sh", "-c", "yes | head -c 100000000; echo at last"].map(str::to_owned).into(),
+        act: ["sh", "-c", "yes | head -c 100000000; echo at last"]
+            .map(str::to_owned)
+            .into(),
         act_limit: LONG,
         undo: Undo::Command(["sh", "-c", ":"].map(str::to_owned).into()),
         limit: LONG,
@@ -877,14 +886,21 @@ fn a_guest_is_thawed_when_libvirt_is_back_however_long_that_takes() {
     };
     let (result, warnings) = stage.run(&plan);
     assert_eq!(result.expect("works"), Consistency::Crash);
-    assert!(warnings.one().contains("is still thawing it since an earlier backup"), "{}", warnings.one());
+    assert!(
+        warnings.one().contains("is still thawing it since an earlier backup"),
+        "{}",
+        warnings.one()
+    );
     assert_eq!(froze(stage.log()), 1);
     fs::remove_file(away).expect("is there");
     stage.wait_for("domfsthaw ended");
     stage.wait_for("post web1");
     // And afterwards it is.
     let (result, warnings) = stage.run(&plan);
-    assert_eq!((result.expect("works"), warnings.all()), (Consistency::FileSystem, vec![]));
+    assert_eq!(
+        (result.expect("works"), warnings.all()),
+        (Consistency::FileSystem, vec![])
+    );
 }
 
 #[test]
@@ -898,7 +914,12 @@ fn a_guest_that_stays_frozen_is_told_loudly_and_the_backup_goes_on() {
     let (result, warnings) = stage.run(&plan);
     assert_eq!(result.expect("the snapshots are good"), Consistency::FileSystem);
     let text = warnings.one();
-    for part in ["STILL BE FROZEN", "failed to connect", "goes on until the guest is thawed or off", "domfsthaw web1"] {
+    for part in [
+        "STILL BE FROZEN",
+        "failed to connect",
+        "goes on until the guest is thawed or off",
+        "domfsthaw web1",
+    ] {
         assert!(text.contains(part), "{text}");
     }
     fs::remove_file(away).expect("is there");
@@ -910,7 +931,10 @@ fn a_guest_that_was_shut_off_needs_no_thaw() {
     let stage = Stage::new();
     stage.virsh("case $1 in domfsthaw) exit 1 ;; domstate) echo shut off ;; esac");
     let (result, warnings) = stage.run(&stage.plan());
-    assert_eq!((result.expect("works"), warnings.all()), (Consistency::Application, vec![]));
+    assert_eq!(
+        (result.expect("works"), warnings.all()),
+        (Consistency::Application, vec![])
+    );
     assert_eq!(stage.log(), WHOLE);
 }
 
@@ -927,7 +951,10 @@ fn programs_that_can_not_be_started_for_a_while_are_started_later() {
         });
         Ok(())
     });
-    assert_eq!((result.expect("works"), warnings.all()), (Consistency::Application, vec![]));
+    assert_eq!(
+        (result.expect("works"), warnings.all()),
+        (Consistency::Application, vec![])
+    );
     assert_eq!(stage.log(), WHOLE);
 }
 

@@ -78,7 +78,9 @@ impl Thawing {
         };
         self.unproven += 1;
         match said.contains(NONE_THAWED) && self.unproven < BELIEVED {
-            true => Outcome::Again(format!("nothing was frozen, and the agent does not say so itself: {why}")),
+            true => Outcome::Again(format!(
+                "nothing was frozen, and the agent does not say so itself: {why}"
+            )),
             false => Outcome::Thawed(said),
         }
     }
@@ -133,7 +135,10 @@ mod tests {
         let none = "Thawed 0 filesystem(s)";
         assert_eq!(outcomes(&[[none, THAWED, ""]]), [thawed(none)]);
         let tries = outcomes(&[[none, "!away", ""]; 3]);
-        assert!(matches!(tries[..2], [Outcome::Again(_), Outcome::Again(_)]), "{tries:?}");
+        assert!(
+            matches!(tries[..2], [Outcome::Again(_), Outcome::Again(_)]),
+            "{tries:?}"
+        );
         assert_eq!(tries[2], thawed(none));
         let tries = outcomes(&[["Thawed 1", FROZEN, ""]; 9]);
         assert!(tries.iter().all(|one| matches!(one, Outcome::Again(_))), "{tries:?}");
@@ -141,16 +146,29 @@ mod tests {
 
     #[test]
     fn only_a_certain_end_of_the_guest_ends_the_tries() {
-        for state in ["running\n", "paused", "in shutdown", "!error: failed to connect", "no state"] {
+        for state in [
+            "running\n",
+            "paused",
+            "in shutdown",
+            "!error: failed to connect",
+            "no state",
+        ] {
             let tries = outcomes(&[["!failed", "", state]; 9]);
             assert!(tries.iter().all(|one| matches!(one, Outcome::Again(_))), "{state}");
         }
         for state in ["shut off\n\n", "crashed"] {
             assert_eq!(outcomes(&[["!failed", "", state]]), [Outcome::Off]);
         }
-        let gone = ["!failed", "", "!error: failed to get domain 'web1'; error: Domain not found: web1"];
+        let gone = [
+            "!failed",
+            "",
+            "!error: failed to get domain 'web1'; error: Domain not found: web1",
+        ];
         let tries = outcomes(&[gone, gone, ["!failed", "", "running"], gone, gone, gone]);
-        assert!(tries[..5].iter().all(|one| matches!(one, Outcome::Again(_))), "{tries:?}");
+        assert!(
+            tries[..5].iter().all(|one| matches!(one, Outcome::Again(_))),
+            "{tries:?}"
+        );
         assert_eq!(tries[5], Outcome::Gone);
     }
 }

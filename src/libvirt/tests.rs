@@ -229,5 +229,8 @@ fn a_domain_with_thousands_of_disks_is_refused() {
     };
     assert!(domain(1024).is_ok());
     let error = domain(1025).expect_err("is refused").to_string();
-    assert!(error.contains("web1") && error.contains("more than 1024 disks"), "{error}");
+    assert!(
+        error.contains("web1") && error.contains("more than 1024 disks"),
+        "{error}"
+    );
 }

@@ -143,7 +143,10 @@ pub(super) fn attributes_of<'a>(
             return Err(format!("an element has more than {MAX_ATTRIBUTES} attributes"));
         }
         if seen.contains(&name) {
-            return Err(format!("an element has two attributes {}", String::from_utf8_lossy(name)));
+            return Err(format!(
+                "an element has two attributes {}",
+                String::from_utf8_lossy(name)
+            ));
         }
         seen.push(name);
         Ok(attribute)

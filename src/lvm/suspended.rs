@@ -126,7 +126,13 @@ mod tests {
 
     #[test]
     fn layers_belong_to_their_volume_and_other_volumes_do_not() {
-        for device in ["vg0-web1", "vg0-web1-real", "vg0-web1-cow", "vg0-web1-tpool", "vg0-web1_tmeta"] {
+        for device in [
+            "vg0-web1",
+            "vg0-web1-real",
+            "vg0-web1-cow",
+            "vg0-web1-tpool",
+            "vg0-web1_tmeta",
+        ] {
             assert!(is_of(device, "vg0", "web1"), "{device}");
         }
         for device in ["vg0-web10", "vg0-web1--root", "vg0-web1_x", "vg1-web1", "vg0-web1-"] {

@@ -29,7 +29,10 @@ fn a_change_that_takes_too_long_is_asked_to_end_and_never_killed() {
     let change = |script: &str| Programs::system().change("sh", &["-c", script], Duration::from_millis(200));
     assert!(change("exit 0").is_ok());
     let error = change("echo why >&2; exit 5").expect_err("fails");
-    assert!(matches!(&error, ProgramError::Failed { said, .. } if said == "why"), "{error}");
+    assert!(
+        matches!(&error, ProgramError::Failed { said, .. } if said == "why"),
+        "{error}"
+    );
     let error = change("sleep 30").expect_err("ends when asked");
     assert!(matches!(error, ProgramError::TimedOut { .. }), "{error}");
     assert!(change("trap 'exit 0' TERM; sleep 30 & wait").is_ok(), "it was done");

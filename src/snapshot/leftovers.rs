@@ -270,6 +270,8 @@ pub fn give_up(
 /// How full a thin pool is, data or metadata, 0 to 1; `None` if it is not active.
 pub fn pool_fill(programs: &Programs, vg: &str, pool: &str) -> Result<Option<f64>, SnapshotError> {
     let pool = lvm::volume(programs, vg, pool)?;
-    let fills = pool.map(|pool| [pool.data_fill, pool.metadata_fill]).unwrap_or_default();
+    let fills = pool
+        .map(|pool| [pool.data_fill, pool.metadata_fill])
+        .unwrap_or_default();
     Ok(fills.into_iter().flatten().reduce(f64::max))
 }

@@ -65,5 +65,6 @@ fn remove(programs: &Programs, vg: &str, name: &str, may_go: &dyn Fn(&Volume) ->
 fn tags_to_select(volume: &Volume) -> Vec<&str> {
     let is_plain = |tag: &str| tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     let ours = volume.tags.iter().map(String::as_str);
-    ours.filter(|tag| tag.starts_with(names::TAG) && is_plain(tag)).collect()
+    ours.filter(|tag| tag.starts_with(names::TAG) && is_plain(tag))
+        .collect()
 }

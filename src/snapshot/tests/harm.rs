@@ -45,37 +45,65 @@ fn what_can_not_be_resumed_is_told_with_the_command_to_type() {
     // Whether another lvm2 command is at work can't be asked.
     fake.fault("vgs", "fail busy");
     let text = plan.take(&fake.run(), &()).expect_err("fails").to_string();
-    assert!(text.contains("LEFT vg0-x SUSPENDED") && text.contains("type: dmsetup resume vg0-x"), "{text}");
+    assert!(
+        text.contains("LEFT vg0-x SUSPENDED") && text.contains("type: dmsetup resume vg0-x"),
+        "{text}"
+    );
 }
 
 #[test]
 fn a_cleaning_tells_of_an_origin_that_is_suspended() {
     let fake = Fake::new();
     fake.volume("vg0/x", "40M");
-    snapshot(&fake, "vbk-x", "vg0/x", &format!("vbk vbk_host_{HOST} vbk_run_0123456789ab"));
+    snapshot(
+        &fake,
+        "vbk-x",
+        "vg0/x",
+        &format!("vbk vbk_host_{HOST} vbk_run_0123456789ab"),
+    );
     fake.set("vg0/x", "suspended", "true");
     let cleaned = clean(&fake.programs, fake.places(), false).expect("cleans");
     let told = cleaned.suspended.expect("is told");
-    assert!(told.contains("vg0-x IS SUSPENDED") && told.contains("dmsetup resume vg0-x"), "{told}");
+    assert!(
+        told.contains("vg0-x IS SUSPENDED") && told.contains("dmsetup resume vg0-x"),
+        "{told}"
+    );
     assert_eq!(cleaned.removed, ["vg0/vbk-x"]);
-    assert_eq!(clean(&fake.programs, fake.places(), false).expect("cleans").suspended, None);
+    assert_eq!(
+        clean(&fake.programs, fake.places(), false).expect("cleans").suspended,
+        None
+    );
 }
 
 #[test]
 fn bases_in_a_pool_that_is_nearly_full_are_given_up_and_no_others() {
     let fake = Fake::new();
     fake.thin_volume("vg0/db", "200M");
-    snapshot(&fake, "vbk-base", "vg0/db", &format!("vbk vbk_host_{HOST} vbk_base vbk_backup_1"));
+    snapshot(
+        &fake,
+        "vbk-base",
+        "vg0/db",
+        &format!("vbk vbk_host_{HOST} vbk_base vbk_backup_1"),
+    );
     snapshot(&fake, "vbk-other", "vg0/db", "vbk vbk_host_other vbk_base vbk_backup_1");
     snapshot(&fake, "mine", "vg0/db", "precious");
     fake.set("vg0/pool", "data_used", 85 * MIB);
-    let give_up = |above, pool| give_up(&fake.programs, fake.places(), above, pool).expect("looks").removed;
+    let give_up = |above, pool| {
+        give_up(&fake.programs, fake.places(), above, pool)
+            .expect("looks")
+            .removed
+    };
     assert_eq!(give_up(0.9, None), [""; 0]);
     assert_eq!(give_up(0.8, Some("vg0/another")), [""; 0]);
     assert_eq!(give_up(0.8, None), ["vg0/vbk-base"]);
     assert_eq!(names(&fake), ["vg0/db", "vg0/mine", "vg0/pool", "vg0/vbk-other"]);
     // The metadata can be full too.
-    snapshot(&fake, "vbk-base", "vg0/db", &format!("vbk vbk_host_{HOST} vbk_base vbk_backup_1"));
+    snapshot(
+        &fake,
+        "vbk-base",
+        "vg0/db",
+        &format!("vbk vbk_host_{HOST} vbk_base vbk_backup_1"),
+    );
     fake.set("vg0/pool", "data_used", 0);
     fake.set("vg0/pool", "meta_used", 4_000_000);
     assert_eq!(give_up(0.9, Some("vg0/pool")), ["vg0/vbk-base"]);
@@ -86,7 +114,9 @@ fn a_volume_whose_tags_or_uuid_changed_at_the_last_moment_is_not_removed() {
     let fake = Fake::new();
     fake.volume("vg0/x", "40M");
     snapshot(&fake, "vbk-x", "vg0/x", "vbk vbk_run_0123456789ab");
-    let volume = lvm::volume(&fake.programs, "vg0", "vbk-x").expect("answers").expect("is there");
+    let volume = lvm::volume(&fake.programs, "vg0", "vbk-x")
+        .expect("answers")
+        .expect("is there");
     let remove = |volume: &Volume, tag| lvm::remove(&fake.programs, volume, &["vbk", tag]).expect("does nothing");
     remove(&volume, "vbk_base");
     let mut other = volume.clone();
