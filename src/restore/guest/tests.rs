@@ -13,6 +13,7 @@ use vbk_repo::writer::ImageWriter;
 
 use super::*;
 use crate::program::Programs;
+use crate::restore::Damaged;
 use crate::volumes::{NewVolume, VolumesError, VolumesPlan, tags_of, volume_name};
 use vbk_repo::ErrorKind;
 
@@ -198,7 +199,7 @@ fn write_images<'a>(volumes: Volumes<'a>, images: &[ImageReader], cancel: bool) 
         damaged: Damaged::Refuse,
         threads: 2,
     };
-    write(volumes, &disks, &options, &AtomicBool::new(cancel), &())
+    write(volumes, &disks, &options, &AtomicBool::new(cancel), &()).map(|(volumes, _)| volumes)
 }
 
 #[test]
