@@ -493,7 +493,10 @@ mod device {
         let device = Loop::new(14 * MIB);
         let set = Command::new("blockdev").arg("--setro").arg(&device.path).status();
         assert!(set.expect("blockdev runs").success());
-        let refused = run(&plain(), &device.path, true).expect_err("is read-only");
+        let refused = run(&plain(), &device.path, true);
+        // It would stay so for the next user of this number.
+        let _ = Command::new("blockdev").arg("--setrw").arg(&device.path).status();
+        let refused = refused.expect_err("is read-only");
         assert_eq!(refused.kind(), ErrorKind::ReadOnly);
         assert!(refused.to_string().contains("blockdev --setrw"), "{refused}");
     }
