@@ -65,7 +65,12 @@ impl Drop for WriterLock {
 impl WriterLock {
     /// Takes the lock, asking `wait` with the holder's description before each wait; `false` gives up with
     /// [`Error::Locked`].
-    pub(crate) fn take(repository: &Path, command: &str, told: Told, wait: &mut dyn FnMut(&str) -> bool) -> Result<Self> {
+    pub(crate) fn take(
+        repository: &Path,
+        command: &str,
+        told: Told,
+        wait: &mut dyn FnMut(&str) -> bool,
+    ) -> Result<Self> {
         let path = repository.join("lock");
         let mut file = File::options()
             .read(true)

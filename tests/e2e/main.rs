@@ -33,5 +33,6 @@ mod page_cache;
 mod polite;
 mod restore;
 mod rights;
+mod sealed;
 mod snapshots;
 mod whole_guest;

@@ -47,6 +47,7 @@ struct RangeJson {
 pub fn run(context: &Context<'_>, args: &DiffArgs) -> Result<Outcome> {
     let view = context.repository()?.view()?;
     let catalogue = view.catalogue()?;
+    crate::commands::warn_of_foreign_changes(&catalogue);
     let (before, after) = (catalogue.find(&args.before)?, catalogue.find(&args.after)?);
     let pairs = pairs(before, after, args)?;
     let mut sums = Table::new(&[

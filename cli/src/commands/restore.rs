@@ -53,6 +53,7 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
     let cancel = signals::cancel_flag_with_hangup().map_err(|error| Error::Other(error.to_string()))?;
     let view = context.repository()?.view()?;
     let catalogue = view.catalogue()?;
+    crate::commands::warn_of_foreign_changes(&catalogue);
     let entry = catalogue.find(&args.backup)?;
     let image = choose(&entry.backup, &args.backup)?;
     let reader = ImageReader::open(view.store(), ReadResources::new(threads()), image)?;

@@ -28,6 +28,7 @@ struct Report<'a> {
 pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
     let view = context.repository()?.view()?;
     let catalogue = view.catalogue()?;
+    crate::commands::warn_of_foreign_changes(&catalogue);
     let mut entry = catalogue.find(&args.backup)?.clone();
     if let Some(disk) = &args.backup.disk {
         entry.backup = entry.backup.only(disk)?;

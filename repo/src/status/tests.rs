@@ -48,7 +48,13 @@ fn states(repository: &Repository) -> Vec<(u64, ViewState)> {
 fn a_writer_is_told_while_it_holds_the_lock_and_not_by_the_text_it_left() {
     let (_directory, repository) = new();
     assert_eq!(status(&repository).expect("tells").writer, None);
-    let lock = WriterLock::take(repository.path(), "backup web1", crate::lock::Told::Command, &mut |_| false).expect("locks");
+    let lock = WriterLock::take(
+        repository.path(),
+        "backup web1",
+        crate::lock::Told::Command,
+        &mut |_| false,
+    )
+    .expect("locks");
     let writer = status(&repository).expect("tells").writer.expect("a writer");
     assert_eq!(writer.command.as_deref(), Some("backup web1"));
     assert_eq!(writer.pid, Some(std::process::id()));

@@ -485,9 +485,8 @@ impl<S: BlockStore> BlockStore for Encrypted<S> {
         let stored = self.segments(&ids);
         let changed = segments.into_iter().zip(stored);
         let changed = changed.filter(|((_, bytes), stored)| !stored.as_ref().is_ok_and(|stored| stored == bytes));
-        let seal = |((id, bytes), _): ((SegmentId, Vec<u8>), _)| {
-            Ok((id, self.seal(SEGMENT, &id.0, pad(&bytes, LARGE_UNIT))?))
-        };
+        let seal =
+            |((id, bytes), _): ((SegmentId, Vec<u8>), _)| Ok((id, self.seal(SEGMENT, &id.0, pad(&bytes, LARGE_UNIT))?));
         self.store.put_segments(changed.map(seal).collect::<Result<_>>()?)
     }
 

@@ -62,6 +62,7 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Out
     let cancel = signals::cancel_flag_with_hangup().map_err(|error| Error::Other(error.to_string()))?;
     let view = context.repository()?.view()?;
     let catalogue = view.catalogue()?;
+    crate::commands::warn_of_foreign_changes(&catalogue);
     let mut backup = catalogue.find(&args.backup)?.backup.clone();
     if let Some(disk) = &args.backup.disk {
         backup.image(disk)?;
