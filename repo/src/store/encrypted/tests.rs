@@ -248,7 +248,7 @@ fn every_change_of_records_and_notes_without_the_key_is_noticed_until_it_is_acce
                 let forgotten = below.records().expect("lists").remove(0);
                 let plain = store.records().expect("lists").remove(0);
                 let one = below.records().expect("lists").len();
-                store.amend(&[plain.key.clone()], &[]).expect("forgets");
+                store.amend(std::slice::from_ref(&plain.key), &[]).expect("forgets");
                 // Which of the two it was does not matter.
                 if below
                     .records()
@@ -362,7 +362,7 @@ fn a_change_that_failed_leaves_the_set_and_its_epoch_as_they_were() {
         kind: ErrorKind::NoSpace,
         lasting: true,
     });
-    assert!(store.amend(&[record.key.clone()], &[]).is_err());
+    assert!(store.amend(std::slice::from_ref(&record.key), &[]).is_err());
     faulty.disarm();
     let epoch = store.epoch().expect("reads");
     assert_eq!(store.foreign_changes().expect("reads"), [""; 0]);
