@@ -492,7 +492,11 @@ anew from the newest view that opens; the old one is kept as REPO/store.damaged
 for you to remove. Then reads every block of every backup, and gets back what is
 damaged: a block is known by its hash, so it does not matter where it comes from.
 What can't be got back is named, and is stored anew by the next backup that finds
-it on a disk. Exits with 4 if damage is left or backups may be lost.";
+it on a disk. Exits with 4 if damage is left or backups may be lost.
+
+In an encrypted repository it also takes the list of backups as it is: if records
+or notes were changed without the key, it says how, exits with 3, and lets forget
+and prune work again. Bring back a copy of the repository first if one is missed.";
 
 #[cfg(test)]
 mod tests {

@@ -27,6 +27,15 @@ use vbk_repo::backup::{Backup, Entry};
 use vbk_repo::catalogue::{BackupSpec, Catalogue};
 use vbk_repo::state::{State, States};
 
+/// Warns of records and notes that were changed without the key.
+fn warn_of_foreign_changes(catalogue: &Catalogue) {
+    for error in catalogue.damaged() {
+        if matches!(error, vbk_repo::Error::ForeignChanges { .. }) {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
 /// What is shown of a backup in lists.
 #[derive(Debug, Serialize)]
 struct BackupJson<'a> {

@@ -1,6 +1,6 @@
 //! Encryption: the only file that knows the AEAD, which is AES-256-GCM.
 //!
-//! What is sealed is a thing of one or more parts: a block is its header and its pages, a segment or a record is a
+//! What is sealed is a thing of one or more parts: a block is its header and its rows of pages, a segment or a record is a
 //! single part. Every thing has a key of its own, and the parts are numbered:
 //!
 //! ```text

@@ -31,7 +31,12 @@
 //! segments; a segment's id covers the ids of its blocks; a block's id covers its header's hashes, and those its pages.
 //! Each step is proved when it is read ([`manifest::decode_segment`], [`codec::Header::prove`],
 //! [`codec::Header::open_page`]), so nothing that was changed on the way is given out, and a damaged page costs no more
-//! than itself.
+//! than itself. In an encrypted repository it costs the pages that share its row as well, see `store/encrypted/rows.rs`.
+//!
+//! What is proved that way is each backup by itself. That none is missing, and none was put back, is known in an encrypted
+//! repository only: a sealed note lists the records and notes, and is compared with them whenever they are read
+//! (`store/encrypted/epoch.rs`). An older copy of the whole repository fits its own note; only a host that remembers
+//! [`repository::View::epoch`] notices that one.
 //!
 //! # What survives what
 //!
@@ -39,7 +44,8 @@
 //! at any point therefore leaves backups that are whole and never one that is not; [`store::rocks`] has the argument
 //! step by step, `store/rocks/sweep.rs` the one for a prune, and `views.rs` the one for what readers see.
 //!
-//! Damage to a page costs that page, and in an encrypted repository those that lie in the same part. The store's tables, with the index, manifests and records, are there twice
+//! Damage to a page costs that page, or the few of its row where they are encrypted. The store's tables, with the index,
+//! manifests and records, are there twice
 //! (`spare.rs`), its small files in the store and in the newest view; [`mend`] puts them right from there, and [`repair`]
 //! gets pages back from elsewhere.
 //!

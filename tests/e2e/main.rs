@@ -36,6 +36,7 @@ mod page_cache;
 mod polite;
 mod restore;
 mod rights;
+mod sealed;
 mod snapshots;
 mod trust;
 mod whole_guest;

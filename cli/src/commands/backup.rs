@@ -171,6 +171,7 @@ fn back_up(
     })?;
     notifier.ready();
     let catalogue = writer.catalogue()?;
+    crate::commands::warn_of_foreign_changes(&catalogue);
     found.extend(catalogue.guests().into_iter().cloned());
     let queue = Queue::at(&machine::cache_dir());
     queue.sort(&mut planned, &catalogue);

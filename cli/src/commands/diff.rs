@@ -85,6 +85,7 @@ type Pair<'a> = (Option<&'a Image>, Option<&'a Image>);
 pub fn run(context: &Context<'_>, args: &DiffArgs) -> Result<Outcome> {
     let view = context.view()?;
     let catalogue = view.catalogue()?;
+    crate::commands::warn_of_foreign_changes(&catalogue);
     let before = find(&catalogue, &args.before)?;
     let after = find(&catalogue, &args.after)?;
     let pairs = pairs(before, after, args)?;

@@ -82,6 +82,7 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
     let cancel = signals::cancel_flag_with_hangup().map_err(Error::io("watch for signals"))?;
     let view = context.view()?;
     let catalogue = view.catalogue()?;
+    crate::commands::warn_of_foreign_changes(&catalogue);
     let entry = catalogue.find(&args.backup)?;
     warn_of_clock(&catalogue, &args.backup, entry);
     let image = choose(&entry.backup, &args.backup)?;

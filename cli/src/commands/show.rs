@@ -31,6 +31,7 @@ struct Report<'a> {
 pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
     let view = context.view()?;
     let catalogue = view.catalogue()?;
+    crate::commands::warn_of_foreign_changes(&catalogue);
     let mut entry = catalogue.find(&args.backup)?.clone();
     warn_of_clock(&catalogue, &args.backup, &entry);
     if let Some(disk) = &args.backup.disk {

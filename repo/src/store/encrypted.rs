@@ -26,31 +26,28 @@
 //!
 //! `epoch.rs` describes the note that lists records and notes. It is checked by [`StoreReader::foreign_changes`].
 
+mod blocks;
 mod epoch;
 pub mod rows;
+mod set;
 
-use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{BlockStore, Identity, Live, Located, Note, Record, StoreReader, Stored, Swept, Thrift, Wanted};
 use crate::block::{Hashing, keyed_hash};
 use crate::cipher::{Cipher, OpenKey, SALT_BYTES};
-use crate::codec::{Sealed, full_header_bytes, header_bytes};
+use crate::codec::Sealed;
 use crate::error::{Error, Result};
 use crate::id::{BlockId, SegmentId, to_hex};
 use crate::keys::Keys;
-use epoch::{Element, Epoch, Set};
-use rows::{Layout, lay_out, pad, unpad};
+use epoch::Set;
+use rows::{pad, unpad};
 
 /// Records, segments and roots are padded to a multiple of this.
 const LARGE_UNIT: usize = 4096;
 
 /// Notes are padded to a multiple of this.
 const NOTE_UNIT: usize = 512;
-
-/// How often a block is read again that is stored anew meanwhile.
-const READINGS: usize = 3;
 
 /// A store that encrypts what it gives to `S`.
 pub struct Encrypted<S> {
@@ -147,197 +144,7 @@ impl<S> Encrypted<S> {
         let (name, bytes) = rest.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
         Some((String::from_utf8(name.to_vec()).ok()?, bytes.to_vec()))
     }
-
-    fn open_header(&self, id: BlockId, stored: &[u8]) -> Result<(OpenKey, Vec<u8>, Layout)> {
-        let damaged = |what: &str| Error::BlockDamaged { id, what: what.into() };
-        let (key, mut header) = self
-            .open(BLOCK, &id.0, stored)
-            .ok_or_else(|| damaged("its header can't be decrypted"))?;
-        let length = header_bytes(&header).ok_or_else(|| damaged("its header is cut off"))?;
-        if header[length..].iter().any(|byte| *byte != 0) {
-            return Err(damaged("its header is not padded with zeros"));
-        }
-        header.truncate(length);
-        let layout = Layout::of(&header).ok_or_else(|| damaged("its header is cut off"))?;
-        Ok((key, header, layout))
-    }
-
-    fn open_pages(&self, wanted: &Wanted, rows: &Range<usize>, stored: Stored) -> Result<Stored> {
-        let id = wanted.id;
-        let damaged = |what: String| Error::BlockDamaged { id, what };
-        let (key, header, layout) = self.open_header(id, &stored.header)?;
-        let mut opened = stored.pages;
-        for (number, row) in rows.clone().zip(&mut opened) {
-            key.open(row_part(number), row)
-                .ok_or_else(|| damaged(format!("row {number} of its pages can't be decrypted")))?;
-        }
-        let pages = layout
-            .cut(&wanted.pages, rows.start, &opened)
-            .ok_or_else(|| damaged("its rows are not as its header says".into()))?;
-        Ok(Stored { header, pages })
-    }
 }
-
-impl<S: StoreReader> Encrypted<S> {
-    /// Reads the headers of blocks, which say in which rows the pages lie, and then the rows.
-    fn get_all(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
-        let ask = |wanted: &Wanted, pages: Range<usize>| Wanted { id: wanted.id, pages };
-        let headers: Vec<_> = wanted.iter().map(|wanted| ask(wanted, 0..0)).collect();
-        let found: Vec<Result<(Vec<u8>, Range<usize>)>> = self
-            .store
-            .get(&headers)
-            .into_iter()
-            .zip(wanted)
-            .map(|(stored, wanted)| {
-                let header = stored?.header;
-                let (_, _, layout) = self.open_header(wanted.id, &header)?;
-                Ok((header, layout.rows(&wanted.pages)))
-            })
-            .collect();
-        let asked: Vec<_> = found
-            .iter()
-            .zip(wanted)
-            .filter_map(|(found, wanted)| Some(ask(wanted, found.as_ref().ok()?.1.clone())))
-            .collect();
-        let mut stored = self.store.get(&asked).into_iter();
-        found
-            .into_iter()
-            .zip(wanted)
-            .map(|(found, wanted)| {
-                let (header, rows) = found?;
-                let missing = || Error::BlockMissing(wanted.id);
-                let stored = stored.next().ok_or_else(missing)??;
-                if stored.header != header || stored.pages.len() != rows.len() {
-                    return Err(Error::BlockDamaged {
-                        id: wanted.id,
-                        what: STORED_ANEW.into(),
-                    });
-                }
-                self.open_pages(wanted, &rows, stored)
-            })
-            .collect()
-    }
-
-    /// What is stored now. The caller holds the lock.
-    fn read_set(&self) -> Result<Set> {
-        let hidden = self.hidden(NOTE, epoch::NAME);
-        let element = |kind, name: &str, bytes: &[u8]| epoch::element(&self.epoch_key, kind, name, bytes);
-        let records = self.store.records()?.into_iter().map(|Record { key, bytes }| {
-            let element = element(RECORD, &key, &bytes);
-            (key, element)
-        });
-        let mut set = Set {
-            epoch: None,
-            records: records.collect(),
-            notes: HashMap::new(),
-        };
-        let mut has_epoch = false;
-        for Note { name, value } in self.store.notes()? {
-            let value = value.unwrap_or_default();
-            if name == hidden {
-                has_epoch = true;
-                let opened = self.open_named(NOTE, &name, &value);
-                set.epoch = opened.and_then(|(_, plain)| Epoch::decode(&plain));
-            } else {
-                let element = element(NOTE, &name, &value);
-                set.notes.insert(name, element);
-            }
-        }
-        if !has_epoch && !self.has_begun && set.records.is_empty() && set.notes.is_empty() {
-            set.epoch = Some(Epoch::default());
-        }
-        Ok(set)
-    }
-}
-
-impl<S: BlockStore> Encrypted<S> {
-    /// Writes a change of the set with the epoch that fits it: `change` gets the sealed epoch, to be written in the same batch.
-    /// What was changed without the key stays noticed, because the new epoch is made of the one before.
-    fn with_epoch(&self, change: &Change, write: &mut dyn FnMut(Note) -> Result<()>) -> Result<()> {
-        let mut held = self.set();
-        let mut set = match held.take() {
-            Some(set) => set,
-            None => self.read_set()?,
-        };
-        let mut epoch = set.epoch.unwrap_or_else(unreadable);
-        let changes = [
-            (&change.records, &mut set.records, &mut epoch.records),
-            (&change.notes, &mut set.notes, &mut epoch.notes),
-        ];
-        for (changes, there, sum) in changes {
-            for (name, element) in changes {
-                let before = match element {
-                    Some(element) => there.insert(name.clone(), *element),
-                    None => there.remove(name),
-                };
-                before.iter().for_each(|before| sum.remove(before));
-                element.iter().for_each(|element| sum.add(element));
-            }
-        }
-        epoch.counter += 1;
-        set.epoch = Some(epoch);
-        // Where this fails nobody knows whether it was written, and the next change reads the set again.
-        write(self.seal_epoch(&epoch)?)?;
-        *held = Some(set);
-        Ok(())
-    }
-
-    fn seal_epoch(&self, epoch: &Epoch) -> Result<Note> {
-        let (name, value) = self.seal_named(NOTE, epoch::NAME, &epoch.encode())?;
-        Ok(Note {
-            name,
-            value: Some(value),
-        })
-    }
-
-    /// Notes as they are stored, and what that changes.
-    fn hide(&self, notes: &[Note]) -> Result<(Change, Vec<Note>)> {
-        let (mut change, mut hidden) = (Change::default(), Vec::with_capacity(notes.len() + 1));
-        for note in notes {
-            let note = match &note.value {
-                Some(value) => {
-                    let (name, value) = self.seal_named(NOTE, &note.name, value)?;
-                    Note {
-                        name,
-                        value: Some(value),
-                    }
-                }
-                None => Note {
-                    name: self.hidden(NOTE, &note.name),
-                    value: None,
-                },
-            };
-            let value = note.value.as_ref();
-            let element = value.map(|value| self.element(NOTE, &note.name, value));
-            change.notes.push((note.name.clone(), element));
-            hidden.push(note);
-        }
-        Ok((change, hidden))
-    }
-
-    fn element(&self, kind: u8, name: &str, bytes: &[u8]) -> Element {
-        epoch::element(&self.epoch_key, kind, name, bytes)
-    }
-}
-
-/// What becomes of records and notes, by their stored names; `None` removes one.
-#[derive(Default)]
-struct Change {
-    records: Vec<(String, Option<Element>)>,
-    notes: Vec<(String, Option<Element>)>,
-}
-
-/// Stands in for an epoch that can't be read. Its counter is greater than any that was counted one by one, so hosts that
-/// remember the counter do not take it for an older one.
-fn unreadable() -> Epoch {
-    Epoch {
-        counter: u64::try_from(jiff::Timestamp::now().as_microsecond()).unwrap_or(0),
-        unchecked: true,
-        ..Epoch::default()
-    }
-}
-
-const STORED_ANEW: &str = "it was stored anew while it was read";
 
 const LENGTH: u8 = b'L';
 const BLOCK: u8 = b'B';
@@ -384,19 +191,7 @@ impl<S: StoreReader> StoreReader for Encrypted<S> {
     }
 
     fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
-        let mut answers = self.get_all(wanted);
-        for (answer, wanted) in answers.iter_mut().zip(wanted) {
-            // Only in a store that is written to, by a repair.
-            for _ in 1..READINGS {
-                match answer {
-                    Err(Error::BlockDamaged { what, .. }) if what == STORED_ANEW => {
-                        *answer = self.get_all(std::slice::from_ref(wanted)).remove(0);
-                    }
-                    _ => break,
-                }
-            }
-        }
-        answers
+        self.read_blocks(wanted)
     }
 
     fn segments(&self, ids: &[SegmentId]) -> Vec<Result<Vec<u8>>> {
@@ -466,21 +261,7 @@ impl<S: StoreReader> StoreReader for Encrypted<S> {
 
 impl<S: BlockStore> BlockStore for Encrypted<S> {
     fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
-        let full = full_header_bytes(self.store.identity()?.block_size.bytes());
-        let mut sealed = Vec::with_capacity(blocks.len());
-        for mut block in blocks {
-            let (salt, mut key) = self.cipher.fresh(&thing(BLOCK, &block.id.0))?;
-            block.header.resize(full.max(block.header.len()), 0);
-            key.seal(0, &mut block.header)?;
-            block.header = [&salt[..], &block.header].concat();
-            block.plain_bytes = self.hidden_length(block.id, block.plain_bytes);
-            block.pages = lay_out(&block.pages);
-            for (number, row) in block.pages.iter_mut().enumerate() {
-                key.seal(row_part(number), row)?;
-            }
-            sealed.push(block);
-        }
-        self.store.put(sealed)
+        self.store.put(self.seal_blocks(blocks)?)
     }
 
     fn put_segments(&self, segments: Vec<(SegmentId, Vec<u8>)>) -> Result<()> {
@@ -526,25 +307,7 @@ impl<S: BlockStore> BlockStore for Encrypted<S> {
     }
 
     fn accept(&self) -> Result<Vec<String>> {
-        let mut held = self.set();
-        let mut set = self.read_set()?;
-        let found = set.differences();
-        if found.is_empty() && set.epoch.is_some_and(|epoch| epoch.counter > 0) {
-            return Ok(found);
-        }
-        let (records, notes) = set.sums();
-        let before = set.epoch.unwrap_or_else(unreadable);
-        let epoch = Epoch {
-            counter: before.counter + 1,
-            unchecked: false,
-            records,
-            notes,
-        };
-        *held = None;
-        self.store.amend(&[], &[self.seal_epoch(&epoch)?])?;
-        set.epoch = Some(epoch);
-        *held = Some(set);
-        Ok(found)
+        self.accept_set()
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use vbk_repo::backup::Backup;
 use vbk_repo::repository::Repository;
-use vbk_repo::store::Note;
+use vbk_repo::store::rocks::{RocksStore, path_in};
+use vbk_repo::store::{BlockStore, Note, StoreReader};
 
 /// Notes something that vbk would not.
 pub fn write_note(repo: &Path, name: &str, value: &[u8]) {
@@ -27,4 +28,32 @@ pub fn record_again(repo: &Path, backup: &str, change: impl FnOnce(&mut Backup))
     let made = writer.commit(record).expect("commits");
     assert!(made.unpublished.is_none());
     made.entry.backup.spec()
+}
+
+/// Deletes a record or a note of an encrypted repository without its key, as a program could that writes to the storage: the
+/// first of the names that it has stored. The next writer shows it to readers.
+pub fn delete_without_key(repo: &Path, what: Row) {
+    let store = RocksStore::open(&path_in(repo)).expect("opens");
+    let record = match what {
+        Row::Record => store
+            .records()
+            .expect("lists")
+            .into_iter()
+            .next()
+            .map(|record| record.key),
+        Row::Notes => None,
+    };
+    let notes = match what {
+        Row::Record => Vec::new(),
+        Row::Notes => store.notes().expect("lists"),
+    };
+    let gone: Vec<_> = notes.into_iter().map(|note| Note { value: None, ..note }).collect();
+    store.amend(record.as_slice(), &gone).expect("deletes");
+}
+
+/// What [`delete_without_key`] deletes.
+#[derive(Clone, Copy)]
+pub enum Row {
+    Record,
+    Notes,
 }

@@ -10,6 +10,7 @@
 
 use std::ops::Range;
 
+use crate::cipher::TAG_BYTES;
 use crate::codec::stored_lengths;
 
 /// Plain bytes of a row.
@@ -27,7 +28,13 @@ pub fn padded(stored_bytes: usize) -> usize {
 pub(super) fn lay_out(pages: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let mut stream = pages.concat();
     stream.resize(padded(stream.len()), 0);
-    stream.chunks(ROW_BYTES).map(<[u8]>::to_vec).collect()
+    let row = |bytes: &[u8]| {
+        // Room for the tag: else sealing copies the row.
+        let mut row = Vec::with_capacity(ROW_BYTES + TAG_BYTES);
+        row.extend(bytes);
+        row
+    };
+    stream.chunks(ROW_BYTES).map(row).collect()
 }
 
 /// Where the pages of a block lie in its rows.

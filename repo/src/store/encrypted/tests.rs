@@ -208,3 +208,259 @@ fn a_segment_is_sealed_again_only_when_it_is_not_whole() {
     store.put_segments(vec![(id[0], plain.clone())]).expect("puts");
     assert_eq!(store.segments(&id).remove(0).expect("is there"), plain);
 }
+
+/// A store with two backups and two notes, and what lies below it.
+fn filled() -> (Arc<MemoryStore>, Encrypted<MemoryStore>) {
+    let (below, store) = encrypted();
+    store.accept().expect("begins");
+    for time in ["2026-11-20T05-54-00Z", "2026-11-21T05-54-00Z"] {
+        let made = backup("web1", time, Vec::new());
+        let (key, bytes) = (made.spec(), made.encode());
+        store.commit(&Record { key, bytes }).expect("commits");
+        store
+            .amend(&[], &[note_of(&made.spec(), State::default().protect())])
+            .expect("notes");
+    }
+    (below, store)
+}
+
+impl State {
+    fn protect(mut self) -> Self {
+        self.protected = true;
+        self
+    }
+}
+
+fn reopened(below: &Arc<MemoryStore>, store: &Encrypted<MemoryStore>) -> Encrypted<MemoryStore> {
+    Encrypted {
+        store: Arc::clone(below),
+        hashing: store.hashing,
+        cipher: store.cipher.clone(),
+        name_key: store.name_key,
+        epoch_key: store.epoch_key,
+        has_begun: true,
+        set: Mutex::default(),
+    }
+}
+
+#[test]
+fn every_change_of_records_and_notes_without_the_key_is_noticed_until_it_is_accepted() {
+    type Tamper = fn(&MemoryStore, &Encrypted<MemoryStore>);
+    let tampers: [(&str, Tamper, &str); 7] = [
+        (
+            "a record is deleted",
+            |below, _| {
+                let key = below.records().expect("lists").remove(0).key;
+                below.amend(&[key], &[]).expect("deletes");
+            },
+            "1 of 2 records of backups are missing",
+        ),
+        (
+            "a note is deleted",
+            |below, store| {
+                let epoch = store.hidden(NOTE, epoch::NAME);
+                let mut notes = below.notes().expect("lists");
+                notes.retain(|note| note.name != epoch);
+                let note = Note {
+                    value: None,
+                    ..notes.remove(0)
+                };
+                below.amend(&[], &[note]).expect("deletes");
+            },
+            "1 of 2 notes are missing",
+        ),
+        (
+            "an older note is put back",
+            |below, store| {
+                let name = note_of("web1@2026-11-20T05-54-00Z", State::default()).name;
+                let hidden = store.hidden(NOTE, &name);
+                let older = below.notes().expect("lists");
+                let older = older.into_iter().find(|note| note.name == hidden).expect("is there");
+                let anew = note_of("web1@2026-11-20T05-54-00Z", State::default().protect());
+                store.amend(&[], &[anew]).expect("changes");
+                below.amend(&[], &[older]).expect("puts back");
+            },
+            "at least one of the 2 notes was replaced",
+        ),
+        (
+            "a forgotten record is put back",
+            |below, store| {
+                let forgotten = below.records().expect("lists").remove(0);
+                let plain = store.records().expect("lists").remove(0);
+                let one = below.records().expect("lists").len();
+                store.amend(std::slice::from_ref(&plain.key), &[]).expect("forgets");
+                // Which of the two it was does not matter.
+                if below
+                    .records()
+                    .expect("lists")
+                    .iter()
+                    .any(|record| record.key == forgotten.key)
+                {
+                    let other = store.seal_named(RECORD, &plain.key, &plain.bytes).expect("seals");
+                    below
+                        .commit(&Record {
+                            key: other.0,
+                            bytes: other.1,
+                        })
+                        .expect("puts back");
+                } else {
+                    below.commit(&forgotten).expect("puts back");
+                }
+                assert_eq!(below.records().expect("lists").len(), one);
+            },
+            "there are 2 records of backups instead of 1",
+        ),
+        (
+            "an older epoch is put back",
+            |below, store| {
+                let hidden = store.hidden(NOTE, epoch::NAME);
+                let notes = below.notes().expect("lists");
+                let older = notes.into_iter().find(|note| note.name == hidden).expect("is there");
+                let made = backup("web2", "2026-11-22T05-54-00Z", Vec::new());
+                let (key, bytes) = (made.spec(), made.encode());
+                store.commit(&Record { key, bytes }).expect("commits");
+                below.amend(&[], &[older]).expect("puts back");
+            },
+            "there are 3 records of backups instead of 2",
+        ),
+        (
+            "the epoch is deleted",
+            |below, store| {
+                let name = store.hidden(NOTE, epoch::NAME);
+                below.amend(&[], &[Note { name, value: None }]).expect("deletes");
+            },
+            "missing or damaged",
+        ),
+        (
+            "everything is deleted",
+            |below, _| {
+                let keys: Vec<_> = below
+                    .records()
+                    .expect("lists")
+                    .into_iter()
+                    .map(|record| record.key)
+                    .collect();
+                let notes = below.notes().expect("lists").into_iter();
+                let notes: Vec<_> = notes.map(|note| Note { value: None, ..note }).collect();
+                below.amend(&keys, &notes).expect("deletes");
+            },
+            "missing or damaged",
+        ),
+    ];
+    for (what, tamper, said) in tampers {
+        let (below, store) = filled();
+        assert_eq!(store.foreign_changes().expect("reads"), [""; 0], "before {what}");
+        tamper(&below, &store);
+        let store = reopened(&below, &store);
+        let found = store.foreign_changes().expect("reads");
+        assert!(found.len() == 1 && found[0].contains(said), "{what}: {found:?}");
+        // A commit does not make it forgotten.
+        let before = store.epoch().expect("reads");
+        let made = backup("web3", "2026-11-23T05-54-00Z", Vec::new());
+        let (key, bytes) = (made.spec(), made.encode());
+        store.commit(&Record { key, bytes }).expect("commits");
+        assert!(store.epoch().expect("reads") > before, "{what}");
+        assert_ne!(
+            reopened(&below, &store).foreign_changes().expect("reads"),
+            [""; 0],
+            "{what}"
+        );
+        let catalogue = Catalogue::load(&store).expect("loads");
+        assert!(
+            catalogue
+                .damaged()
+                .iter()
+                .any(|error| matches!(error, Error::ForeignChanges { .. })),
+            "{what}"
+        );
+        let live = crate::mark::mark(&store, &catalogue, 1, &std::sync::atomic::AtomicBool::new(false));
+        assert!(live.is_err(), "{what}");
+        assert_ne!(store.accept().expect("accepts"), [""; 0], "{what}");
+        assert_eq!(
+            reopened(&below, &store).foreign_changes().expect("reads"),
+            [""; 0],
+            "{what}"
+        );
+        assert_eq!(store.accept().expect("accepts"), [""; 0], "{what}");
+    }
+}
+
+#[test]
+fn a_change_that_failed_leaves_the_set_and_its_epoch_as_they_were() {
+    use crate::store::faulty::{Calls, Fault, FaultyStore};
+    let below = Arc::new(MemoryStore::new(SMALL));
+    let faulty = Arc::new(FaultyStore::new(Arc::clone(&below) as Arc<dyn BlockStore>));
+    let store = Encrypted::new(Arc::clone(&faulty), &Keys::generate().expect("random bytes"));
+    let made = backup("web1", "2026-11-20T05-54-00Z", Vec::new());
+    let (key, bytes) = (made.spec(), made.encode());
+    let record = Record { key, bytes };
+    store.commit(&record).expect("commits");
+    assert!(matches!(store.commit(&record), Err(Error::BackupExists(_))));
+    faulty.arm(Fault {
+        calls: Calls::Writing,
+        after: 0,
+        kind: ErrorKind::NoSpace,
+        lasting: true,
+    });
+    assert!(store.amend(std::slice::from_ref(&record.key), &[]).is_err());
+    faulty.disarm();
+    let epoch = store.epoch().expect("reads");
+    assert_eq!(store.foreign_changes().expect("reads"), [""; 0]);
+    store.amend(&[record.key], &[]).expect("removes");
+    assert_eq!(store.foreign_changes().expect("reads"), [""; 0]);
+    assert!(store.epoch().expect("reads") > epoch);
+}
+
+#[test]
+fn blocks_that_compress_a_little_differently_look_the_same_below() {
+    let lengths = |kind: u8| {
+        let (below, store) = encrypted();
+        // Seven pages of noise, one of text with some noise in it, and eight of zeros.
+        let mut noise = 1_u32;
+        let mut byte = || {
+            noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (noise >> 24) as u8
+        };
+        let mut plain = vec![0; BlockSize::DEFAULT.bytes()];
+        plain[..7 * 65_536].fill_with(&mut byte);
+        plain[7 * 65_536..8 * 65_536].fill(b'x');
+        plain[7 * 65_536..7 * 65_536 + usize::from(kind)].fill_with(&mut byte);
+        let hashes = store.hashing().block(&plain);
+        let sealed = crate::codec::Sealer::new(crate::codec::Compression::default())
+            .and_then(|mut sealer| sealer.seal(&plain, &hashes))
+            .expect("seals");
+        let exact: Vec<_> = sealed.pages.iter().map(Vec::len).collect();
+        store.put(vec![sealed]).expect("puts");
+        let id = hashes.id;
+        let stored = below.get(&[Wanted { id, pages: 0..40 }]).remove(0).expect("is there");
+        let lengths: Vec<_> = stored.pages.iter().map(Vec::len).collect();
+        (exact, stored.header.len(), lengths)
+    };
+    let (one, other) = (lengths(0), lengths(77));
+    assert_ne!(one.0, other.0, "they are told apart without padding");
+    assert_eq!((one.1, one.2), (other.1, other.2));
+}
+
+#[test]
+fn small_files_of_different_lengths_look_the_same_below() {
+    let lengths = |length: usize| {
+        let (below, store) = encrypted();
+        let image = store_image(&store, "config.xml", &vec![b'x'; length]);
+        let mut seen = Vec::new();
+        below
+            .survey(&mut |id, located| {
+                seen.push((id, located));
+                Ok(())
+            })
+            .expect("surveys");
+        let (id, located) = seen[0];
+        let stored = below.get(&[Wanted { id, pages: 0..40 }]).remove(0).expect("is there");
+        let manifest = below.segments(&[image.manifest]).remove(0).expect("is there").len();
+        let rows: Vec<_> = stored.pages.iter().map(Vec::len).collect();
+        let found = store.locate(&[id]).expect("locates")[0].expect("is there");
+        assert_eq!(found.plain_bytes as usize, length);
+        assert_ne!(located.plain_bytes as usize, length, "by chance in one of 2^32 runs");
+        (stored.header.len(), rows, located.stored_bytes, manifest)
+    };
+    assert_eq!(lengths(300), lengths(9000));
+}

@@ -1,0 +1,126 @@
+//! Seals the header and the rows of a block, and opens the rows that wanted pages lie in.
+
+use std::ops::Range;
+
+use super::rows::{Layout, lay_out};
+use super::{BLOCK, Encrypted, row_part, thing};
+use crate::block::is_zero;
+use crate::cipher::OpenKey;
+use crate::codec::{Sealed, full_header_bytes, header_bytes};
+use crate::error::{Error, Result};
+use crate::id::BlockId;
+use crate::store::{BlockStore, StoreReader, Stored, Wanted};
+
+/// How often a block is read that is stored anew meanwhile.
+const READINGS: usize = 3;
+
+const STORED_ANEW: &str = "it was stored anew while it was read";
+
+impl<S> Encrypted<S> {
+    fn open_header(&self, id: BlockId, stored: &[u8]) -> Result<(OpenKey, Vec<u8>, Layout)> {
+        let damaged = |what: &str| Error::BlockDamaged { id, what: what.into() };
+        let (key, mut header) = self
+            .open(BLOCK, &id.0, stored)
+            .ok_or_else(|| damaged("its header can't be decrypted"))?;
+        let length = header_bytes(&header).ok_or_else(|| damaged("its header is cut off"))?;
+        if !is_zero(&header[length..]) {
+            return Err(damaged("its header is not padded with zeros"));
+        }
+        header.truncate(length);
+        let layout = Layout::of(&header).ok_or_else(|| damaged("its header is cut off"))?;
+        Ok((key, header, layout))
+    }
+
+    fn open_pages(&self, wanted: &Wanted, rows: &Range<usize>, stored: Stored) -> Result<Stored> {
+        let id = wanted.id;
+        let damaged = |what: String| Error::BlockDamaged { id, what };
+        let (key, header, layout) = self.open_header(id, &stored.header)?;
+        let mut opened = stored.pages;
+        for (number, row) in rows.clone().zip(&mut opened) {
+            key.open(row_part(number), row)
+                .ok_or_else(|| damaged(format!("row {number} of its pages can't be decrypted")))?;
+        }
+        let pages = layout
+            .cut(&wanted.pages, rows.start, &opened)
+            .ok_or_else(|| damaged("its rows are not as its header says".into()))?;
+        Ok(Stored { header, pages })
+    }
+}
+
+impl<S: StoreReader> Encrypted<S> {
+    /// Reads the headers of blocks, which say in which rows the pages lie, and then the rows.
+    fn get_all(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
+        let ask = |wanted: &Wanted, pages: Range<usize>| Wanted { id: wanted.id, pages };
+        let headers: Vec<_> = wanted.iter().map(|wanted| ask(wanted, 0..0)).collect();
+        let found: Vec<Result<(Vec<u8>, Range<usize>)>> = self
+            .store
+            .get(&headers)
+            .into_iter()
+            .zip(wanted)
+            .map(|(stored, wanted)| {
+                let header = stored?.header;
+                let (_, _, layout) = self.open_header(wanted.id, &header)?;
+                Ok((header, layout.rows(&wanted.pages)))
+            })
+            .collect();
+        let asked: Vec<_> = found
+            .iter()
+            .zip(wanted)
+            .filter_map(|(found, wanted)| Some(ask(wanted, found.as_ref().ok()?.1.clone())))
+            .collect();
+        let mut stored = self.store.get(&asked).into_iter();
+        found
+            .into_iter()
+            .zip(wanted)
+            .map(|(found, wanted)| {
+                let (header, rows) = found?;
+                let missing = || Error::BlockMissing(wanted.id);
+                let stored = stored.next().ok_or_else(missing)??;
+                if stored.header != header || stored.pages.len() != rows.len() {
+                    return Err(Error::BlockDamaged {
+                        id: wanted.id,
+                        what: STORED_ANEW.into(),
+                    });
+                }
+                self.open_pages(wanted, &rows, stored)
+            })
+            .collect()
+    }
+
+    /// One answer per wanted block, in order.
+    pub(super) fn read_blocks(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
+        let mut answers = self.get_all(wanted);
+        for (answer, wanted) in answers.iter_mut().zip(wanted) {
+            // Only in a store that is written to, by a repair.
+            for _ in 1..READINGS {
+                match answer {
+                    Err(Error::BlockDamaged { what, .. }) if what == STORED_ANEW => {
+                        *answer = self.get_all(std::slice::from_ref(wanted)).remove(0);
+                    }
+                    _ => break,
+                }
+            }
+        }
+        answers
+    }
+}
+
+impl<S: BlockStore> Encrypted<S> {
+    pub(super) fn seal_blocks(&self, blocks: Vec<Sealed>) -> Result<Vec<Sealed>> {
+        let full = full_header_bytes(self.store.identity()?.block_size.bytes());
+        let mut sealed = Vec::with_capacity(blocks.len());
+        for mut block in blocks {
+            let (salt, mut key) = self.cipher.fresh(&thing(BLOCK, &block.id.0))?;
+            block.header.resize(full.max(block.header.len()), 0);
+            key.seal(0, &mut block.header)?;
+            block.header = [&salt[..], &block.header].concat();
+            block.plain_bytes = self.hidden_length(block.id, block.plain_bytes);
+            block.pages = lay_out(&block.pages);
+            for (number, row) in block.pages.iter_mut().enumerate() {
+                key.seal(row_part(number), row)?;
+            }
+            sealed.push(block);
+        }
+        Ok(sealed)
+    }
+}
