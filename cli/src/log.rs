@@ -31,7 +31,7 @@ pub fn start(verbose: u8, quiet: bool) {
             .with_writer(Journal)
             .init();
     } else {
-        log.with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).init();
+        log.with_writer(|| Shown).with_ansi(io::stderr().is_terminal()).init();
     }
 }
 
@@ -88,7 +88,24 @@ impl<'a> MakeWriter<'a> for Journal {
 impl Write for Event {
     /// Gets a whole event at a time.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        io::stderr().write_all(prefixed(self.0, &String::from_utf8_lossy(event)).as_bytes())?;
+        let text = printable::event(&String::from_utf8_lossy(event));
+        io::stderr().write_all(prefixed(self.0, &text).as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes events to a terminal or a file.
+struct Shown;
+
+impl Write for Shown {
+    /// Gets a whole event at a time.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = printable::event(&String::from_utf8_lossy(event));
+        io::stderr().write_all(text.as_bytes())?;
         Ok(event.len())
     }
 
@@ -119,6 +136,7 @@ mod tests {
         start(1, false);
         tracing::warn!("a snapshot of {} is\nhalf full", "web1");
         tracing::info!("goes on");
+        tracing::info!("{}", "a\u{1b}[2Jb\rc\u{202e}d");
         complain("it failed\nhint: try again");
     }
 
@@ -142,7 +160,7 @@ mod tests {
             let file = file.metadata().expect("is open");
             format!("{}:{}", file.dev(), file.ino())
         };
-        let journal = "<4>a snapshot of web1 is\n<4>half full\n<6>goes on\n<3>vbk: it failed\n<3>hint: try again\n";
+        let journal = "<4>a snapshot of web1 is\n<4>half full\n<6>goes on\n<6>a\\x1b[2Jb\\u{d}c\\u{202e}d\n<3>vbk: it failed\n<3>hint: try again\n";
         assert_eq!(said(|file| Some(name_of(file))), journal);
         for plain in [
             said(|_| None),

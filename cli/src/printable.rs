@@ -14,6 +14,30 @@ pub fn lines(text: &str) -> String {
     escaped(text, |c| matches!(c, '\n' | '\t'))
 }
 
+/// The same of an event of the log, which sets colours: these stay. What an event quotes has none, as `tracing` writes an
+/// escape in it as text.
+pub fn event(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find("\u{1b}[") {
+        let (before, colour) = rest.split_at(start);
+        out.push_str(&lines(before));
+        // Select Graphic Rendition (ECMA-48): digits, semicolons and an m. It moves and erases nothing.
+        let digits = colour[2..].trim_start_matches(|c: char| c.is_ascii_digit() || c == ';');
+        let end = match digits.starts_with('m') {
+            true => colour.len() - digits.len() + 1,
+            false => 2,
+        };
+        let (order, after) = colour.split_at(end);
+        match digits.starts_with('m') {
+            true => out.push_str(order),
+            false => out.push_str(&lines(order)),
+        }
+        rest = after;
+    }
+    out + &lines(rest)
+}
+
 /// JSON that says the same. serde_json escapes what is below U+0020; of the rest only strings can have any.
 pub fn json(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -72,6 +96,15 @@ mod tests {
         for good in ["/dev/vg0/web1", "Größe 日本 é", "a\\u{1b}", "\u{1f980} \u{e9}"] {
             assert_eq!([line(good), lines(good), json(good)], [good; 3]);
         }
+    }
+
+    #[test]
+    fn an_event_keeps_its_colours_and_no_other_order() {
+        let coloured = "\u{1b}[33m WARN\u{1b}[0m \u{1b}[1;31mx\u{1b}[0m\n";
+        assert_eq!(event(coloured), coloured);
+        assert_eq!(event("a\u{1b}[2Jb\u{1b}[3\r"), "a\\u{1b}[2Jb\\u{1b}[3\\u{d}");
+        assert_eq!(event("\u{1b}]0;x\u{7}\u{1b}"), "\\u{1b}]0;x\\u{7}\\u{1b}");
+        assert_eq!(event("\u{1b}["), "\\u{1b}[");
     }
 
     #[test]

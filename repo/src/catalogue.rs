@@ -108,9 +108,17 @@ impl Catalogue {
     /// as damage too, where the store can tell.
     pub fn load(store: &dyn StoreReader) -> Result<Self> {
         let mut catalogue = Self::default();
-        for record in store.records()? {
+        let records = store.records()?;
+        let generation = store.generation()?;
+        for record in records {
             match Entry::decode(store.hashing(), &record.key, &record.bytes) {
-                Ok(entry) => catalogue.entries.push(entry),
+                Ok(mut entry) => {
+                    // No record comes with a generation that is still to come; it would hide all that are made until then.
+                    if entry.backup.sequence > generation {
+                        entry.backup.sequence = 0;
+                    }
+                    catalogue.entries.push(entry);
+                }
                 Err(error) => catalogue.damaged.push(error),
             }
         }
@@ -307,6 +315,29 @@ mod tests {
             let spec = format!("web1@{}", times[2]);
             assert_eq!(find(&catalogue, "web1@latest").expect("found"), spec);
         }
+    }
+
+    #[test]
+    fn a_record_from_a_generation_that_is_still_to_come_hides_no_other() {
+        let store = MemoryStore::new(BlockSize::DEFAULT);
+        for (sequence, time) in [
+            (u64::MAX, "2026-11-22T05-54-00Z"),
+            (3, "2026-11-23T05-54-00Z"),
+            (3, "2026-11-20T05-54-00Z"),
+        ] {
+            let backup = Backup {
+                sequence,
+                ..backup("web1", time, Vec::new())
+            };
+            let (key, bytes) = (backup.spec(), backup.encode());
+            store.commit(&Record { key, bytes }).expect("commits");
+        }
+        let catalogue = Catalogue::load(&store).expect("loads");
+        assert_eq!(
+            find(&catalogue, "web1@latest").expect("found"),
+            "web1@2026-11-23T05-54-00Z"
+        );
+        assert_eq!(catalogue.entries()[0].backup.sequence, 0);
     }
 
     #[test]

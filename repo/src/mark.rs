@@ -23,7 +23,7 @@ const BATCH_SEGMENTS: usize = 16;
 /// single block that is named is not in the index: what is then not found is not unused.
 ///
 /// Reads the index three times in its own order and looks no block up, which would be a random read for each. Memory: 40 bytes
-/// per distinct segment, and 4.3 bytes per block of the store.
+/// per distinct segment, and 5 bytes per block of the store.
 pub fn mark(store: &dyn StoreReader, catalogue: &Catalogue, threads: usize, cancel: &AtomicBool) -> Result<Live> {
     if let Some(damaged) = catalogue.damaged().first() {
         return Err(Error::CantTellUnused {
