@@ -245,7 +245,10 @@ mod tests {
         }
         let live = marked(&store).expect("all is there again");
         let mut named = 0;
-        let count = &mut |_, located: Located| Ok(named += u64::from(live.places.contains(located.place)));
+        let count = &mut |_, located: Located| {
+            named += u64::from(live.places.contains(located.place));
+            Ok(())
+        };
         store.survey(count).expect("lists");
         assert!(named < 100, "{named} of 200,000 unused blocks are taken for named");
     }

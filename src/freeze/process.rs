@@ -70,7 +70,7 @@ pub fn run(task: &str, report: &mut dyn Write) -> bool {
         sys::lift_limits();
         let _ = sys::set_nice(0);
     }
-    let _lock = match task.lock.as_deref().map(|path| lock(path)).transpose() {
+    let _lock = match task.lock.as_deref().map(lock).transpose() {
         Ok(lock) => lock,
         Err(holder) => {
             let _ = writeln!(report, "busy {holder}");

@@ -222,7 +222,12 @@ fn damage_to_one_block_is_told_of_it_alone() {
     let store = store(Fault::FewPages);
     let ids: Vec<_> = {
         let mut ids = Vec::new();
-        store.survey(&mut |id, _| Ok(ids.push(id))).expect("lists");
+        store
+            .survey(&mut |id, _| {
+                ids.push(id);
+                Ok(())
+            })
+            .expect("lists");
         ids
     };
     let wanted = ids.iter().map(|id| Wanted { id: *id, pages: 0..1 });
@@ -261,7 +266,12 @@ fn a_repair_from_a_store_that_answers_short_gets_nothing_and_goes_on() {
 fn a_buffer_is_never_left_as_it_was() {
     let store = store(Fault::FewPages);
     let mut id = None;
-    store.survey(&mut |one, _| Ok(id = Some(one))).expect("lists");
+    store
+        .survey(&mut |one, _| {
+            id = Some(one);
+            Ok(())
+        })
+        .expect("lists");
     let mut out = vec![0xEE; 1 << 20];
     assert!(read_whole(&store, id.expect("a block"), &mut out).is_err());
 }

@@ -238,9 +238,9 @@ fn what_a_damaged_row_says_is_being_swept_costs_no_more_than_the_store_has() {
     let (fixture, blocks, live) = filled(|number| number % 2 == 0);
     let store = fixture.store();
     for row in [
-        encode(&[0..u64::MAX]),
-        encode(&[u64::MAX - 1..u64::MAX]),
-        encode(&[300..100, 0..WINDOW]),
+        encode(std::slice::from_ref(&(0..u64::MAX))),
+        encode(std::slice::from_ref(&(u64::MAX - 1..u64::MAX))),
+        encode(&[Range { start: 300, end: 100 }, 0..WINDOW]),
         vec![0xFF; 39],
     ] {
         let mut batch = WriteBatch::default();
