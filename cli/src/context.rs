@@ -135,7 +135,7 @@ impl<'a> Context<'a> {
     pub fn view_of(&self, repository: &Repository) -> Result<View> {
         let view = repository.view()?;
         self.judge(repository, view.standing(), Purpose::Read)?;
-        self.is_known(repository);
+        self.is_known(repository, view.standing());
         Ok(view)
     }
 
@@ -204,8 +204,9 @@ impl<'a> Context<'a> {
     pub fn writer_that_removes(&self, command: &str, no_wait: bool, cancel: &AtomicBool) -> Result<Writer> {
         let repository = self.repository_to_write()?;
         let writer = self.waiting(no_wait, cancel, |wait| repository.writer_that_removes(command, wait))?;
-        self.judge(&repository, &writer.standing()?, Purpose::Write)?;
-        self.is_known(&repository);
+        let standing = writer.standing()?;
+        self.judge(&repository, &standing, Purpose::Write)?;
+        self.is_known(&repository, &standing);
         Ok(writer)
     }
 
@@ -218,8 +219,9 @@ impl<'a> Context<'a> {
         cancel: &AtomicBool,
     ) -> Result<Writer> {
         let writer = self.waiting(no_wait, cancel, |wait| repository.writer(command, wait))?;
-        self.judge(repository, &writer.standing()?, Purpose::Write)?;
-        self.is_known(repository);
+        let standing = writer.standing()?;
+        self.judge(repository, &standing, Purpose::Write)?;
+        self.is_known(repository, &standing);
         Ok(writer)
     }
 

@@ -13,6 +13,7 @@
 mod create;
 mod identity;
 mod torn;
+mod view;
 mod writing;
 
 use std::fs;
@@ -22,6 +23,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+pub use self::view::View;
 pub use self::writing::{Committed, Pruned, Writer};
 use crate::ballast;
 use crate::block::BlockSize;
@@ -437,74 +439,6 @@ fn without_marker(path: &Path) -> Error {
 fn key_check_in(line: &str) -> Option<String> {
     let (_cipher, check) = line.strip_prefix("encryption: ")?.trim().split_once(' ')?;
     Some(check.to_owned())
-}
-
-/// A repository as it was after some commit. It stays readable, whatever is done to the repository, until it and all
-/// clones of its store are dropped.
-pub struct View {
-    store: Arc<dyn StoreReader>,
-    identity: Identity,
-    standing: Standing,
-    number: u64,
-}
-
-impl View {
-    fn new(reader: RocksReader, number: u64, repository: &Repository) -> Result<Self> {
-        let identity = reader.identity()?;
-        let standing = Standing::new(&identity, reader.generation()?);
-        let reader = Arc::new(Checked::new(Arc::new(reader)));
-        let store: Arc<dyn StoreReader> = match repository.keys_for(&identity)? {
-            Some(keys) => Arc::new(Checked::new(Arc::new(Encrypted::new(reader, keys).begun()))),
-            None => reader,
-        };
-        // A restore must be possible from what is there.
-        if let Err(error) = repository.check_id(&identity) {
-            tracing::warn!("{error}");
-        }
-        Ok(Self {
-            store,
-            identity,
-            standing,
-            number,
-        })
-    }
-
-    /// What the repository is.
-    pub fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
-    /// The repository's identity and age, as the view itself says.
-    pub fn standing(&self) -> &Standing {
-        &self.standing
-    }
-
-    /// Greater in a newer view.
-    pub fn number(&self) -> u64 {
-        self.number
-    }
-
-    /// Grows with every commit and change of an encrypted repository, and can't be made greater without its key. A host that
-    /// remembers the greatest one it saw, beside [`Identity::id`] and [`View::number`], notices an older copy that was put in the
-    /// place of the repository. `None` in a plain repository, and where it can't be read.
-    pub fn epoch(&self) -> Result<Option<u64>> {
-        self.store.epoch()
-    }
-
-    /// What keeps the bytes.
-    pub fn store(&self) -> Arc<dyn StoreReader> {
-        Arc::clone(&self.store)
-    }
-
-    /// All backups.
-    pub fn catalogue(&self) -> Result<Catalogue> {
-        Catalogue::load(&*self.store)
-    }
-
-    /// What is known of the backups besides their records.
-    pub fn states(&self) -> Result<States> {
-        States::load(&*self.store)
-    }
 }
 
 #[cfg(test)]

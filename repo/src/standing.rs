@@ -12,9 +12,8 @@ use crate::store::Identity;
 
 /// What a host remembers of a repository. A field is `None` where it could not be read, and is then not compared.
 ///
-/// What is sealed in the repository and grows, as a counter of its commits that only the key's owner can write, belongs
-/// here as one more optional field: with a comparison in [`Standing::changes_since`] and the greater value in
-/// [`Standing::join`].
+/// The generation stands in the clear, so whoever puts back an older copy can make it greater. Of an encrypted repository the
+/// epoch is therefore remembered too: without the key nobody can write one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Standing {
     /// [`Identity::id`].
@@ -26,6 +25,9 @@ pub struct Standing {
     /// Grows with each change that readers see; the number of the newest view.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
+    /// [`crate::store::StoreReader::epoch`]; known only of an encrypted repository whose keys are at hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
 }
 
 /// A difference that a repository does not get by what vbk does to it.
@@ -51,6 +53,13 @@ pub enum Change {
         /// The one that it is at.
         is: u64,
     },
+    /// It lacks what it had, whatever the number of its newest state says.
+    OlderEpoch {
+        /// The epoch that is remembered.
+        was: u64,
+        /// The one that it is at.
+        is: u64,
+    },
 }
 
 impl fmt::Display for Change {
@@ -61,6 +70,10 @@ impl fmt::Display for Change {
             Self::OtherKey => write!(f, "it has another master key than before"),
             Self::OtherId { was, is } => write!(f, "its id was {was} and is {is} now"),
             Self::Older { was, is } => write!(f, "its newest state was number {was} and is number {is} now"),
+            Self::OlderEpoch { was, is } => write!(
+                f,
+                "its list of backups had been sealed {was} times and now says {is} times: it is an older one"
+            ),
         }
     }
 }
@@ -71,7 +84,13 @@ impl Standing {
             id: Some(identity.id.clone()),
             key_check: identity.key_check.clone(),
             generation: Some(generation),
+            epoch: None,
         }
+    }
+
+    /// The same with an epoch.
+    pub(crate) fn with_epoch(self, epoch: Option<u64>) -> Self {
+        Self { epoch, ..self }
     }
 
     /// Whether the repository is encrypted.
@@ -83,12 +102,12 @@ impl Standing {
     /// compared only within the same repository.
     pub fn changes_since(&self, known: &Self) -> Vec<Change> {
         let mut changes = self.identity_changes(known);
-        if changes.is_empty()
-            && let (Some(was), Some(is)) = (known.generation, self.generation)
-            && is < was
-        {
-            changes.push(Change::Older { was, is });
+        if !changes.is_empty() {
+            return changes;
         }
+        let older = |known: Option<u64>, now: Option<u64>| known.zip(now).filter(|(was, is)| is < was);
+        changes.extend(older(known.generation, self.generation).map(|(was, is)| Change::Older { was, is }));
+        changes.extend(older(known.epoch, self.epoch).map(|(was, is)| Change::OlderEpoch { was, is }));
         changes
     }
 
@@ -120,6 +139,7 @@ impl Standing {
             id: self.id.clone().or_else(|| other.id.clone()),
             key_check: self.key_check.clone().or_else(|| other.key_check.clone()),
             generation: self.generation.max(other.generation),
+            epoch: self.epoch.max(other.epoch),
         }
     }
 }
@@ -133,7 +153,19 @@ mod tests {
             id: Some(id.into()),
             key_check: key_check.map(Into::into),
             generation: Some(generation),
+            epoch: None,
         }
+    }
+
+    #[test]
+    fn an_older_copy_is_told_by_its_epoch_whatever_its_generation_says() {
+        let known = standing("a", Some("k"), 7).with_epoch(Some(5));
+        let forged = standing("a", Some("k"), 100).with_epoch(Some(3));
+        assert_eq!(forged.changes_since(&known), [Change::OlderEpoch { was: 5, is: 3 }]);
+        // Before the keys are at hand it is not known, and takes nothing away.
+        let locked = standing("a", Some("k"), 8);
+        assert_eq!(locked.changes_since(&known), []);
+        assert_eq!(known.join(&locked), standing("a", Some("k"), 8).with_epoch(Some(5)));
     }
 
     #[test]

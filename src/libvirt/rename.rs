@@ -15,7 +15,7 @@ use quick_xml::escape::{escape, unescape};
 use quick_xml::events::{BytesStart, Event};
 use vbk_repo::ErrorKind;
 
-use crate::libvirt::xml::MAX_ATTRIBUTES;
+use crate::libvirt::xml::attributes_of;
 
 /// What a domain becomes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -464,11 +464,8 @@ impl Walk<'_> {
     /// The value of an attribute, where it stands in the text.
     fn attribute(&self, element: &BytesStart<'_>, key: &str) -> Result<Option<Place>> {
         let bad = |what: &dyn std::fmt::Display| RenameError::NotADomain(what.to_string());
-        for (number, attribute) in element.attributes().enumerate() {
+        for attribute in attributes_of(element) {
             let attribute = attribute.map_err(|error| bad(&error))?;
-            if number == MAX_ATTRIBUTES {
-                return Err(bad(&format!("a tag has more than {MAX_ATTRIBUTES} attributes")));
-            }
             if attribute.key.as_ref() != key.as_bytes() {
                 continue;
             }

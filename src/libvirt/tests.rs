@@ -111,13 +111,6 @@ fn nvram_may_be_written_as_a_source() {
 }
 
 #[test]
-fn a_domain_with_more_disks_than_qemu_takes_is_refused() {
-    let disks = "<disk/>".repeat(100_000);
-    let error = Domain::parse(&minimal(&disks)).expect_err("too many").to_string();
-    assert!(error.contains("100000 disks"), "{error}");
-}
-
-#[test]
 fn what_describes_no_domain_is_refused_with_the_reason() {
     for (xml, words) in [
         ("", "it is not one element"),
@@ -237,7 +230,7 @@ fn a_domain_with_thousands_of_disks_is_refused() {
     assert!(domain(1024).is_ok());
     let error = domain(1025).expect_err("is refused").to_string();
     assert!(
-        error.contains("web1") && error.contains("more than 1024 disks"),
+        error.contains("web1") && error.contains("1025 disks, more than 1024"),
         "{error}"
     );
 }

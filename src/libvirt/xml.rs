@@ -2,7 +2,7 @@
 
 use quick_xml::Reader;
 use quick_xml::escape::resolve_predefined_entity;
-use quick_xml::events::{BytesStart, Event};
+use quick_xml::events::{BytesStart, Event, attributes};
 
 /// Elements within elements. libvirt's descriptions have about ten; a tree is taken down by recursion.
 const MAX_DEPTH: usize = 100;
@@ -11,7 +11,7 @@ const MAX_BYTES: usize = 4 << 20;
 
 /// Attributes of one tag. libvirt writes about ten, and `<metadata>` holds what its author likes. The reader compares each
 /// name with all before it, so the time for a tag grows with the square of this.
-pub(super) const MAX_ATTRIBUTES: usize = 256;
+const MAX_ATTRIBUTES: usize = 256;
 
 /// An element with what is in it.
 #[derive(Debug, Default)]
@@ -111,14 +111,22 @@ pub(super) fn parse(xml: &str) -> Result<Element, String> {
     }
 }
 
+/// The attributes of a tag; ends with an error at one too many.
+pub(super) fn attributes_of<'a>(
+    tag: &'a BytesStart<'_>,
+) -> impl Iterator<Item = Result<attributes::Attribute<'a>, String>> {
+    let numbered = tag.attributes().take(MAX_ATTRIBUTES + 1).enumerate();
+    numbered.map(|(number, attribute)| match number < MAX_ATTRIBUTES {
+        true => attribute.map_err(|error| error.to_string()),
+        false => Err(format!("a tag has more than {MAX_ATTRIBUTES} attributes")),
+    })
+}
+
 fn element(tag: &BytesStart<'_>) -> Result<Element, String> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let mut attributes = Vec::new();
-    for attribute in tag.attributes() {
-        let attribute = attribute.map_err(|error| error.to_string())?;
-        if attributes.len() == MAX_ATTRIBUTES {
-            return Err(format!("a tag has more than {MAX_ATTRIBUTES} attributes"));
-        }
+    for attribute in attributes_of(tag) {
+        let attribute = attribute?;
         let value = attribute.unescape_value().map_err(|error| error.to_string())?;
         attributes.push(Attribute {
             name: text(attribute.key.as_ref()),

@@ -23,9 +23,9 @@ impl Context<'_> {
     }
 
     /// Notes a repository that was opened, by its key if it has one, and whose content was found to be the known one.
-    pub(super) fn is_known(&self, repository: &Repository) {
+    pub(super) fn is_known(&self, repository: &Repository, standing: &Standing) {
         let _ = self.trusted.set(repository.clone());
-        self.remember();
+        self.note(repository, standing);
     }
 
     /// Says what may be wrong where there is no repository.
@@ -147,20 +147,32 @@ impl Context<'_> {
 
     /// Notes how far the repository of this run has come.
     pub fn remember(&self) {
-        let (Some(memory), Some(repository)) = (&self.memory, self.trusted.get()) else {
+        let Some(repository) = self.trusted.get() else {
             return;
         };
-        if daemon::is_background() || self.is_doubted() {
-            return;
-        }
         let standing = repository.standing();
-        let known = memory.get(repository.path());
-        if known.is_ok_and(|known| known.is_some_and(|known| known.standing.join(&standing) == known.standing)) {
+        if !repository.is_encrypted() {
+            self.note(repository, &standing);
+        } else if !self
+            .memory
+            .as_ref()
+            .is_some_and(|memory| covers(memory, repository, &standing))
+        {
+            // Something was written, and the epoch that came with it stands in the view.
+            self.note(repository, &repository.standing_of_view().unwrap_or(standing));
+        }
+    }
+
+    fn note(&self, repository: &Repository, standing: &Standing) {
+        let Some(memory) = &self.memory else {
+            return;
+        };
+        if daemon::is_background() || self.is_doubted() || covers(memory, repository, standing) {
             return;
         }
         // What is noted must be what a power cut leaves.
         repository.settle();
-        let noted = memory.note(repository.path(), &standing, Timestamp::now());
+        let noted = memory.note(repository.path(), standing, Timestamp::now());
         let _ = noted.inspect_err(|error| self.warn_of(memory, error));
     }
 
@@ -198,4 +210,10 @@ impl Context<'_> {
             false => tracing::info!("{text}"),
         }
     }
+}
+
+/// Whether the memory says all that `standing` does.
+fn covers(memory: &Memory, repository: &Repository, standing: &Standing) -> bool {
+    let known = memory.get(repository.path());
+    known.is_ok_and(|known| known.is_some_and(|known| known.standing.join(standing) == known.standing))
 }

@@ -1,9 +1,12 @@
 //! Which repository a directory has in it, and how old its state is.
 
+use std::sync::Arc;
+
 use super::Repository;
 use crate::error::{Error, Result};
 use crate::spare;
 use crate::standing::Standing;
+use crate::store::encrypted::Encrypted;
 use crate::store::{Identity, StoreReader};
 use crate::views;
 
@@ -19,14 +22,18 @@ impl Repository {
             key_check: self.key_check.clone(),
             // A link that can't be read is told by what opens the view, and is put right by a repair.
             generation: self.newest_view().ok().flatten(),
+            epoch: None,
         }
     }
 
-    /// The same, as the newest view itself says; `None` if that can't be read. A damaged marker changes nothing of it.
+    /// The same, as the newest view itself says, with the epoch if the keys are at hand; `None` if the view can't be read. A
+    /// damaged marker changes nothing of it.
     pub fn standing_of_view(&self) -> Option<Standing> {
         let held = views::open(&self.path).ok()??;
-        let generation = held.reader.generation().ok()?;
-        Some(Standing::new(&held.reader.identity().ok()?, generation))
+        let (identity, generation) = (held.reader.identity().ok()?, held.reader.generation().ok()?);
+        let keys = self.keys_for(&identity).ok().flatten();
+        let epoch = keys.and_then(|keys| Encrypted::new(Arc::new(held.reader), keys).epoch().ok()?);
+        Some(Standing::new(&identity, generation).with_epoch(epoch))
     }
 
     /// Makes sure that loss of power does not take the newest view's name back, which another process may just have

@@ -361,6 +361,7 @@ fn the_marker_and_the_store_tell_of_the_same_repository() {
         id: Some(identity.id),
         key_check: None,
         generation: Some(1),
+        epoch: None,
     };
     assert_eq!(writer.standing().expect("reads"), expected);
     drop(writer);

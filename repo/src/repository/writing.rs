@@ -43,7 +43,7 @@ impl Writer {
 
     /// The repository's identity and age, as the store itself says.
     pub fn standing(&self) -> Result<Standing> {
-        Ok(Standing::new(&self.identity, self.store.generation()?))
+        Ok(Standing::new(&self.identity, self.store.generation()?).with_epoch(self.store.epoch()?))
     }
 
     /// What keeps the bytes.
@@ -101,11 +101,6 @@ impl Writer {
             self.publish()?;
         }
         Ok(found)
-    }
-
-    /// See [`crate::store::StoreReader::epoch`].
-    pub fn epoch(&self) -> Result<Option<u64>> {
-        self.store.epoch()
     }
 
     /// Removes what no backup names, and gives its space back. May be ended at any moment; the next one goes on.

@@ -250,8 +250,12 @@ impl<S: StoreReader> StoreReader for Encrypted<S> {
     }
 
     fn epoch(&self) -> Result<Option<u64>> {
-        let _held = self.set();
-        Ok(self.read_set()?.epoch.map(|epoch| epoch.counter))
+        let hidden = self.hidden(NOTE, epoch::NAME);
+        let note = self.store.notes()?.into_iter().find(|note| note.name == hidden);
+        let opened = note.and_then(|note| self.open_named(NOTE, &note.name, &note.value?));
+        Ok(opened
+            .and_then(|(_, plain)| Epoch::decode(&plain))
+            .map(|epoch| epoch.counter))
     }
 
     fn stored_note_name(&self, name: &str) -> String {
