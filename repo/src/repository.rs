@@ -27,14 +27,11 @@ pub use self::view::View;
 pub use self::writing::{Committed, Pruned, Writer};
 use crate::ballast;
 use crate::block::BlockSize;
-use crate::catalogue::Catalogue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::keys::{self, Keys, Unlock};
 use crate::lock::{Told, WriterLock};
 use crate::mend::{Mended, mend};
 use crate::spare;
-use crate::standing::Standing;
-use crate::state::States;
 use crate::store::checked::Checked;
 use crate::store::encrypted::Encrypted;
 use crate::store::rocks::{RocksReader, RocksStore, path_in};
@@ -302,7 +299,7 @@ impl Repository {
             // No view, or one that lacks something: loss of power right after init, or a copy of the directory. A
             // writer makes it anew when it opens.
             match self.open_store("open", &mut |_| false) {
-                Err(error) if error.kind() == ErrorKind::Denied => {
+                Err(error) if matches!(error.kind(), ErrorKind::Denied | ErrorKind::ReadOnly) => {
                     // Nobody can write here, so the store itself is as good as a view.
                     spare::check_store(&path_in(&self.path), None)?;
                     let reader = RocksReader::open(&path_in(&self.path), None)?;

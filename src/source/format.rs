@@ -1,14 +1,11 @@
 //! Disk images of other formats and archives, told by their first and last bytes. Their size and content are not those of the
 //! disk in them, so read as a raw disk they would be found out on the day of the restore.
 
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::Source;
+use crate::buffer::{ALIGN, AlignedBuffer};
 use crate::error::{Error, Result};
-use crate::sys;
 
 /// As much of the start as has a mark in it.
 const HEAD_BYTES: usize = 512;
@@ -116,11 +113,7 @@ fn format_of(head: &[u8], tail: &[u8]) -> Option<Format> {
 /// returned: a guest may write such bytes to its own disk.
 pub fn check_raw(path: &Path) -> Result<Option<String>> {
     let source = Source::open(path)?;
-    let found = look(&source.file, source.device).map_err(|error| Error::OpenSource {
-        path: path.to_owned(),
-        source: error,
-    })?;
-    let Some(format) = found else {
+    let Some(format) = look(&source)? else {
         return Ok(None);
     };
     let shown = path.display();
@@ -145,22 +138,25 @@ pub fn check_raw(path: &Path) -> Result<Option<String>> {
     })
 }
 
-fn look(file: &File, is_device: bool) -> io::Result<Option<Format>> {
-    let size_bytes = match is_device {
-        true => sys::device_size_bytes(file)?,
-        false => file.metadata()?.len(),
+/// Reads as backups do: nothing is left in the page cache.
+fn look(source: &Source) -> Result<Option<Format>> {
+    let size_bytes = source.size_bytes;
+    let mut buffer = AlignedBuffer::new(TAIL_BYTES as usize + ALIGN);
+    let mut read = |start_bytes: u64, end_bytes: u64| {
+        let len = (end_bytes - start_bytes) as usize;
+        source.read(start_bytes, len, &mut buffer)?;
+        Ok::<_, Error>(buffer.as_slice()[..len].to_vec())
     };
-    let read = |offset, len: u64| {
-        let mut bytes = vec![0; len.min(size_bytes - offset) as usize];
-        file.read_exact_at(&mut bytes, offset).map(|()| bytes)
-    };
-    let head = read(0, HEAD_BYTES as u64)?;
-    let tail = read(size_bytes.saturating_sub(TAIL_BYTES), TAIL_BYTES)?;
-    Ok(format_of(&head, &tail))
+    let head = read(0, size_bytes.min(HEAD_BYTES as u64))?;
+    let aligned = size_bytes.saturating_sub(TAIL_BYTES) / ALIGN as u64 * ALIGN as u64;
+    let end = read(aligned, size_bytes)?;
+    Ok(format_of(&head, &end[end.len().saturating_sub(TAIL_BYTES as usize)..]))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
 
     #[test]

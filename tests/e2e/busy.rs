@@ -1,8 +1,10 @@
 //! Several runs at once: writers wait for each other, readers wait for nobody, and a mount that is used is not torn away.
 
+use std::ffi::OsString;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -12,7 +14,7 @@ use crate::support::disk::Disk;
 use crate::support::kernel;
 use crate::support::lab::{Lab, names_in, str_of, u64_of};
 use crate::support::run::Running;
-use crate::support::tools::wait_until;
+use crate::support::tools::{tool, wait_until};
 
 const LARGE: u64 = 256 * MIB;
 
@@ -260,4 +262,48 @@ fn the_image_of_a_mounted_day_can_be_attached_by_hand_and_is_then_in_use() {
     lab.umount(&dir);
     let listed = lab.json(args!["list"]);
     assert_eq!(str_of(&listed[0], "guest"), "web1");
+}
+
+/// As the README says that a copy is made.
+#[test]
+fn a_copy_that_keeps_hard_links_is_as_large_as_the_repository_and_keeps_writers_waiting() {
+    let lab = Lab::new();
+    let disk = lab.path("disk.img");
+    write_noise(&disk, 1, 24 * MIB);
+    lab.backup("web1", &disk);
+    let copy = lab.path("copy");
+    let mut copying = Command::new("flock")
+        .arg(lab.repo().join("lock"))
+        .args(["sh", "-c", "cp -a \"$0\" \"$1\" && echo copied && read -r _"])
+        .args([lab.repo(), &copy])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut said = String::new();
+    let output = copying.stdout.as_mut().expect("is piped");
+    BufReader::new(output).read_line(&mut said).expect("reads");
+    assert_eq!(said, "copied\n");
+    lab.run(args!["backup", "web1", &disk, "--no-wait"]).code(75);
+    drop(copying.stdin.take());
+    copying.wait().expect("ends");
+    let taken = |path: &Path| {
+        let used = tool("du", args!["--summarize", "--block-size=1", path]);
+        let used = used
+            .split_whitespace()
+            .next()
+            .and_then(|number| number.parse::<u64>().ok());
+        used.expect("a number")
+    };
+    let (one, other) = (taken(lab.repo()), taken(&copy));
+    assert!(other.abs_diff(one) < MIB, "{other} and not {one} bytes");
+    let of_copy = |args: Vec<OsString>| {
+        let mut all = args!["--repo", &copy];
+        all.extend(args);
+        lab.start_bare(all).wait().done()
+    };
+    of_copy(args!["verify"]);
+    of_copy(args!["restore", "web1@latest", lab.path("out.img")]);
+    assert_same(&lab.path("out.img"), &disk);
+    of_copy(args!["backup", "web1", &disk]);
 }

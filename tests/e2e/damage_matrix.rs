@@ -125,7 +125,8 @@ impl Matrix {
         let said = self.run(args);
         match said.status.code() {
             Some(0) => {}
-            Some(1 | 4) => assert!(!words_of(&said).trim().is_empty(), "without a word, {said}"),
+            // 3: a backup is stored, and damaged tables keep the store from making the view that lists it.
+            Some(1 | 3 | 4) => assert!(!words_of(&said).trim().is_empty(), "without a word, {said}"),
             _ => panic!("{said}"),
         }
         said

@@ -50,6 +50,7 @@ fn a_guest_is_backed_up_with_all_its_disks_of_one_moment_and_what_describes_it()
             "lvcreate",
             "lvcreate",
             "domfsthaw",
+            "qemu-agent-command",
             "lvremove",
             "lvremove"
         ]
@@ -112,6 +113,7 @@ fn what_was_reached_is_recorded_and_what_was_not_is_told() {
         "lvcreate",
         "lvcreate",
         "domfsthaw",
+        "qemu-agent-command",
         "start",
         "lvremove",
         "lvremove",

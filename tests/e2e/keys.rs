@@ -20,6 +20,8 @@ fn an_encrypted_repository_that_became_a_plain_one_gets_no_backup() {
         fs::remove_dir_all(lab.repo().join(name)).expect("removes");
         fs::rename(plain.join(name), lab.repo().join(name)).expect("renames");
     }
+    // The repository itself notices it too.
+    lab.forget_what_was_known();
     for command in [args!["backup", "web", lab.path("disk")], args!["list"], args!["verify"]] {
         let mut args = args!["--key-file", key];
         args.extend(command);

@@ -130,7 +130,7 @@ fn a_backup_that_was_deleted_without_the_key_is_missed_until_repair_accepts_that
         let said_by_backup = sealed.run(args!["backup", "other", disk]);
         assert!(said_by_backup.stderr.contains(said), "{said_by_backup}");
         let said = match row {
-            Row::Record => said,
+            Row::Record => "1 of 3 records of backups are missing",
             Row::Notes => "changed without the key",
         };
         for (command, code) in [

@@ -287,7 +287,7 @@ fn note(
     let deadline = Instant::now() + NOTE_TIMEOUT;
     let writer = match repository.writer("verify", &mut |_| Instant::now() < deadline) {
         // Where nobody may write there is nothing to note.
-        Err(error) if error.kind() == ErrorKind::Denied => return Ok(()),
+        Err(error) if matches!(error.kind(), ErrorKind::Denied | ErrorKind::ReadOnly) => return Ok(()),
         writer => writer?,
     };
     let hurt: HashSet<&str> = report.damage.iter().map(|damage| damage.backup.as_str()).collect();

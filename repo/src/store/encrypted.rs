@@ -40,7 +40,7 @@ use crate::codec::Sealed;
 use crate::error::{Error, Result};
 use crate::id::{BlockId, SegmentId, to_hex};
 use crate::keys::Keys;
-use epoch::Set;
+use epoch::{Epoch, Set};
 use rows::{pad, unpad};
 
 /// Records, segments and roots are padded to a multiple of this.
