@@ -136,7 +136,7 @@ fn a_backup_that_was_deleted_without_the_key_is_missed_until_repair_accepts_that
         for (command, code) in [
             (args!["list"], 4),
             (args!["prune"], 4),
-            (args!["forget", "other@latest"], 4),
+            (args!["forget", "other@latest", "--last-too"], 4),
         ] {
             sealed.run(command).code(code).says(&[said]);
         }
@@ -151,7 +151,7 @@ fn a_backup_that_was_deleted_without_the_key_is_missed_until_repair_accepts_that
         for command in [
             args!["verify"],
             args!["list"],
-            args!["forget", "other@latest", "--prune"],
+            args!["forget", "other@latest", "--last-too", "--prune"],
         ] {
             sealed.run(command).code(0);
         }

@@ -272,6 +272,12 @@ fn what_is_lost_when_only_an_older_view_opens_is_said_and_kept() {
 
 #[test]
 fn second_copies_of_a_state_that_was_lost_are_never_put_in_the_place_of_new_tables() {
+    // Which number a table gets depends on which of RocksDB's threads is first.
+    assert!((0..10).any(|_| tables_get_the_names_of_lost_ones_again()));
+}
+
+/// False if no table got one.
+fn tables_get_the_names_of_lost_ones_again() -> bool {
     let fixture = Fixture::new();
     let copy = with_an_older_view(&fixture);
     let other = fixture.directory.path().join("other");
@@ -297,11 +303,9 @@ fn second_copies_of_a_state_that_was_lost_are_never_put_in_the_place_of_new_tabl
     let repository = Repository::open(&copy).expect("opens");
     repository.mend(&mut |_| false).expect("mends");
     let spares = spare::list(&copy).expect("lists");
-    assert!(
-        again
-            .iter()
-            .any(|again| spares.iter().any(|spare| spare.table == **again))
-    );
+    let got_again = again
+        .iter()
+        .any(|again| spares.iter().any(|spare| spare.table == **again));
     let view = repository.view().expect("opens");
     assert_eq!(
         check_tables(&copy, view.number()).expect("checks"),
@@ -309,6 +313,7 @@ fn second_copies_of_a_state_that_was_lost_are_never_put_in_the_place_of_new_tabl
     );
     assert_eq!(repository.mend(&mut |_| false).expect("mends"), Mended::default());
     assert_reads(&repository.view().expect("opens"), &fixture.plain, "rebuilt");
+    got_again
 }
 
 #[test]

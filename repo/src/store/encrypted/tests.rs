@@ -73,43 +73,6 @@ fn nothing_that_was_put_can_be_seen_below() {
 }
 
 #[test]
-fn the_parts_of_a_block_do_not_tell_its_pages_apart() {
-    let (below, store) = encrypted();
-    // A page of noise and pages of zeros, in two orders; SMALL blocks have one page, so these are larger.
-    let size = BlockSize::DEFAULT.bytes();
-    let mut lengths = Vec::new();
-    for at in [0, 5 * crate::block::PAGE_BYTES] {
-        let mut plain = vec![0; size];
-        plain[at..at + 1000].copy_from_slice(&mixed_bytes(9, 1000));
-        let hashes = store.hashing().block(&plain);
-        let mut sealer = crate::codec::Sealer::new(crate::codec::Compression::default()).expect("works");
-        store
-            .put(vec![sealer.seal(&plain, &hashes).expect("seals")])
-            .expect("puts");
-        let all = Wanted {
-            id: hashes.id,
-            pages: 0..16,
-        };
-        let stored = below.get(&[all]).remove(0).expect("is there");
-        lengths.push(stored.pages.iter().map(Vec::len).collect::<Vec<_>>());
-        // Each page alone, whatever fragment it lies in.
-        for number in 0..16 {
-            let one = Wanted {
-                id: hashes.id,
-                pages: number..number + 1,
-            };
-            let stored = store.get(&[one]).remove(0).expect("opens");
-            let header = crate::codec::Header::prove(store.hashing(), hashes.id, size, &stored.header).expect("proves");
-            let mut out = vec![0xEE; header.page_len(number)];
-            header.open_page(number, &stored.pages[0], &mut out).expect("opens");
-            assert_eq!(out, plain[number * out.len()..][..out.len()]);
-        }
-    }
-    assert_eq!(lengths[0], lengths[1]);
-    assert!(lengths[0].iter().all(|length| *length == lengths[0][0] && *length > 0));
-}
-
-#[test]
 fn what_was_changed_below_is_damage_and_never_data() {
     let (below, store) = encrypted();
     let plain = mixed_bytes(5, 20 * SMALL.bytes());
