@@ -287,7 +287,11 @@ fn too_full(programs: &Programs, wish: &Wish<'_>, disk: &HeldDisk) -> Result<Opt
                 wish.keep_below,
             )
         }
-        None => ("its file system".to_owned(), fill_beside(&disk.read), KEEP_COPIES_BELOW),
+        None => (
+            "its file system".to_owned(),
+            fill_beside(&disk.source),
+            KEEP_COPIES_BELOW,
+        ),
     };
     Ok(fill.filter(|fill| *fill >= below).map(|fill| {
         format!(

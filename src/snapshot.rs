@@ -282,7 +282,7 @@ impl Snapshots {
             }
             (Hold::Reflink, ..) => match reflink::Copy::create(&self.run, &held.source, at)? {
                 Some(copy) => {
-                    held.read = copy.path().to_owned();
+                    held.read = copy.by_descriptor();
                     Held::Copy(copy)
                 }
                 None => {

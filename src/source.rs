@@ -37,7 +37,10 @@ const RETRIES: u32 = 3;
 
 /// An open disk. May be read by many threads at once.
 pub struct Source {
+    /// For messages.
     path: PathBuf,
+    /// As it was opened.
+    opened: PathBuf,
     file: File,
     /// The same file with O_DIRECT, where that works.
     direct: Option<File>,
@@ -97,7 +100,11 @@ impl Source {
             None => ADVICE,
         };
         let source = Self {
-            path: path.to_owned(),
+            path: match path.starts_with("/proc/self/fd") {
+                true => std::fs::read_link(path).unwrap_or_else(|_| path.to_owned()),
+                false => path.to_owned(),
+            },
+            opened: path.to_owned(),
             file,
             direct,
             device,
@@ -233,7 +240,7 @@ impl Source {
 
     /// An error unless the source is still there with the size it had.
     pub(crate) fn check_unchanged(&self) -> Result<()> {
-        let Ok(metadata) = std::fs::metadata(&self.path) else {
+        let Ok(metadata) = std::fs::metadata(&self.opened) else {
             return Err(self.changed("vanished"));
         };
         if (metadata.dev(), metadata.ino()) != self.inode {

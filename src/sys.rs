@@ -1,9 +1,11 @@
 //! The system calls of this crate that the standard library and nix have no safe form of. The only file here with
 //! `unsafe`.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
 
 use nix::libc;
 
@@ -74,6 +76,26 @@ pub(crate) fn loop_backing(device: &File) -> io::Result<(u64, u64, u64)> {
         )
     };
     Ok((decode(info.device), info.inode, decode(info.rdevice)))
+}
+
+/// Opens a file for reading that only this user or root can have put there: no link is followed, no pipe is waited for.
+pub(crate) fn open_own(path: &Path) -> io::Result<File> {
+    let flags = nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK;
+    let file = File::options().read(true).custom_flags(flags.bits()).open(path)?;
+    match is_own_file(&file.metadata()?) {
+        true => Ok(file),
+        false => Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "another user may have put it there",
+        )),
+    }
+}
+
+/// Whether a file is one that nobody but this user and root can have made or changed. A hard link would be a second name of
+/// a file of theirs.
+pub(crate) fn is_own_file(file: &Metadata) -> bool {
+    let is_owner = file.uid() == 0 || file.uid() == nix::unistd::geteuid().as_raw();
+    file.is_file() && file.nlink() == 1 && file.mode() & 0o022 == 0 && is_owner
 }
 
 /// pread(2) that leaves nothing in the page cache that was not there before (`RWF_DONTCACHE`, Linux 6.14; preadv2(2)).

@@ -46,10 +46,11 @@ pub fn may_compare(file: &Path) -> bool {
     statfs(file).is_ok_and(|stat| [BTRFS_SUPER_MAGIC, XFS_SUPER_MAGIC].contains(&stat.filesystem_type()))
 }
 
-/// Compares two reflink copies of a file, both of which are quiet, on a file system that [`may_compare`] allows.
+/// Compares two reflink copies of a file, both of which are quiet, on a file system that [`may_compare`] allows. The base must
+/// be a file of this user or root: it lies where the guest's owner may put another.
 pub fn unchanged(base: &Path, new: &Path, block_size: BlockSize) -> Result<Unchanged, HintError> {
-    let (base_file, base_data) = open(base)?;
-    let (new_file, new_data) = open(new)?;
+    let (base_file, base_data) = read_metadata(base, sys::open_own(base))?;
+    let (new_file, new_data) = read_metadata(new, File::open(new))?;
     let not_comparable = |what: &str| HintError::NotComparable {
         what: format!("{} and {}: {what}", base.display(), new.display()),
     };
@@ -78,8 +79,8 @@ pub fn unchanged(base: &Path, new: &Path, block_size: BlockSize) -> Result<Uncha
     Ok(found)
 }
 
-fn open(path: &Path) -> Result<(File, Metadata), HintError> {
-    let file = File::open(path).map_err(HintError::file("open", path))?;
+fn read_metadata(path: &Path, file: io::Result<File>) -> Result<(File, Metadata), HintError> {
+    let file = file.map_err(HintError::file("open", path))?;
     let metadata = file.metadata().map_err(HintError::file("read", path))?;
     Ok((file, metadata))
 }

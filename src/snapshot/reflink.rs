@@ -9,8 +9,9 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -105,9 +106,10 @@ impl Copy {
         unreachable!("the loop returns");
     }
 
-    /// Where it is.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// A name by which this process opens the copy itself, whatever lies by then under the copy's name in its directory,
+    /// which may be another user's. Good as long as the copy is held.
+    pub(super) fn by_descriptor(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self._file.as_raw_fd()).into()
     }
 
     /// Keeps it as the base of change hints, under a mark of [`BASE_DIGITS`]:
@@ -171,11 +173,9 @@ pub fn fill_beside(file: &Path) -> Option<f64> {
 
 /// Whether a file is a copy that is kept as a base.
 pub(super) fn is_base(path: &Path) -> bool {
-    let metadata = path.symlink_metadata();
     path.is_absolute()
         && path.file_name().is_some_and(|name| mark_and_file(name).is_some())
-        && metadata
-            .is_ok_and(|data| data.is_file() && data.nlink() == 1 && data.mode() & 0o022 == 0 && is_owner(data.uid()))
+        && path.symlink_metadata().is_ok_and(|data| sys::is_own_file(&data))
 }
 
 /// The mark in a base's name, and what it has of its file's.
@@ -185,11 +185,6 @@ fn mark_and_file(name: &OsStr) -> Option<(&str, &[u8])> {
     let mark = std::str::from_utf8(mark).ok()?;
     let is_mark = mark.bytes().all(|byte| byte.is_ascii_hexdigit());
     Some((mark, rest.strip_prefix(b"-").filter(|_| is_mark)?))
-}
-
-/// Somebody else who may write to the directory could put another base there, and give it hints of their own.
-fn is_owner(uid: u32) -> bool {
-    uid == 0 || uid == nix::unistd::geteuid().as_raw()
 }
 
 /// What of a file's name goes into its copies'.
@@ -269,9 +264,7 @@ pub(super) fn is_left(path: &Path, runtime_dir: &Path) -> bool {
     if run.is_none_or(|run| run::is_running(runtime_dir, run)) {
         return false;
     }
-    // A link or a pipe of that name is not ours, and opening it could wait for ever.
-    std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.nlink() == 1)
-        && File::open(path).is_ok_and(|file| file.try_lock().is_ok())
+    sys::open_own(path).is_ok_and(|file| file.try_lock().is_ok())
 }
 
 fn note(run: &Run, path: &Path) -> Result<(), SnapshotError> {

@@ -92,7 +92,13 @@ fn a_file_is_held_by_a_copy_that_shares_its_extents(mkfs: &str) {
     let snapshots = plan.take(&run, &()).expect("takes");
     let held = &snapshots.disks()[0];
     assert_eq!((held.kind, held.live), (Some(SnapshotKind::Reflink), false));
-    assert_eq!(held.read.parent(), disk.parent());
+    let name = std::fs::read_link(&held.read).expect("a descriptor");
+    assert_eq!(name.parent(), disk.parent());
+    // Whoever owns the directory may give the name to another file.
+    std::fs::rename(&name, disk.with_file_name("moved")).expect("renames");
+    std::os::unix::fs::symlink("/etc/passwd", &name).expect("links");
+    assert_eq!(std::fs::read(&held.read).expect("reads"), vec![1; 8 << 20]);
+    std::fs::rename(disk.with_file_name("moved"), &name).expect("renames");
     // The disk goes on, the copy does not.
     File::options()
         .write(true)
@@ -132,7 +138,11 @@ fn a_file_is_held_by_a_copy_that_shares_its_extents(mkfs: &str) {
     lock.lock().expect("locks");
     let second = fake.plan(&[("vda", &disk), ("vdb", &disk)]).expect("plans");
     let second = second.take(&run, &()).expect("takes");
-    assert!(!fs.path().join(dead).exists() && fs.path().join(locked).exists() && held.read.exists());
+    assert!(
+        !fs.path().join(dead).exists()
+            && fs.path().join(locked).exists()
+            && std::fs::read_link(&held.read).expect("a descriptor").exists()
+    );
     second.remove().expect("removes");
 
     // One that is kept is listed also when its disk is gone, and only removed when that is asked for.
