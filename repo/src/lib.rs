@@ -36,7 +36,7 @@
 //! What is proved that way is each backup by itself. That none is missing, and none was put back, is known in an encrypted
 //! repository only: a sealed note lists the records and notes, and is compared with them whenever they are read
 //! (`store/encrypted/epoch.rs`). An older copy of the whole repository fits its own note; only a host that remembers
-//! [`repository::View::epoch`] notices that one.
+//! [`standing::Standing::epoch`] notices that one.
 //!
 //! # What survives what
 //!

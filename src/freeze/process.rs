@@ -56,7 +56,7 @@ const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
 /// The status of a shell for a program that is not there.
 const NOT_FOUND: i32 = 127;
 
-/// Runs a task that [`super::helper`] has written. Standard input is the pipe from vbk, standard output the report,
+/// Runs a task that vbk has written (`freeze/helper.rs`). Standard input is the pipe from vbk, standard output the report,
 /// and standard error takes the words of programs. False if nothing was begun.
 pub fn run(task: &str, report: &mut dyn Write) -> bool {
     let task: Task = match serde_json::from_str(task) {
