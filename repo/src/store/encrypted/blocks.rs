@@ -8,7 +8,6 @@ use crate::block::is_zero;
 use crate::cipher::OpenKey;
 use crate::codec::{Sealed, full_header_bytes, header_bytes};
 use crate::error::{Error, Result};
-use crate::id::BlockId;
 use crate::store::{BlockStore, StoreReader, Stored, Wanted};
 
 /// How often a block is read that is stored anew meanwhile.
@@ -17,10 +16,11 @@ const READINGS: usize = 3;
 const STORED_ANEW: &str = "it was stored anew while it was read";
 
 impl<S> Encrypted<S> {
-    fn open_header(&self, id: BlockId, stored: &[u8]) -> Result<(OpenKey, Vec<u8>, Layout)> {
+    fn open_header(&self, wanted: &Wanted, stored: Vec<u8>) -> Result<Opened> {
+        let id = wanted.id;
         let damaged = |what: &str| Error::BlockDamaged { id, what: what.into() };
         let (key, mut header) = self
-            .open(BLOCK, &id.0, stored)
+            .open(BLOCK, &id.0, &stored)
             .ok_or_else(|| damaged("its header can't be decrypted"))?;
         let length = header_bytes(&header).ok_or_else(|| damaged("its header is cut off"))?;
         if !is_zero(&header[length..]) {
@@ -28,22 +28,49 @@ impl<S> Encrypted<S> {
         }
         header.truncate(length);
         let layout = Layout::of(&header).ok_or_else(|| damaged("its header is cut off"))?;
-        Ok((key, header, layout))
+        Ok(Opened {
+            rows: layout.rows(&wanted.pages),
+            stored,
+            key,
+            header,
+            layout,
+        })
     }
+}
 
-    fn open_pages(&self, wanted: &Wanted, rows: &Range<usize>, stored: Stored) -> Result<Stored> {
+/// A block whose header was opened, and whose rows are still to be read.
+struct Opened {
+    /// The header as it is stored.
+    stored: Vec<u8>,
+    key: OpenKey,
+    header: Vec<u8>,
+    layout: Layout,
+    /// The rows that the wanted pages lie in.
+    rows: Range<usize>,
+}
+
+impl Opened {
+    /// Opens the rows, and cuts the pages out of them.
+    fn pages(self, wanted: &Wanted, stored: Stored) -> Result<Stored> {
         let id = wanted.id;
         let damaged = |what: String| Error::BlockDamaged { id, what };
-        let (key, header, layout) = self.open_header(id, &stored.header)?;
+        if stored.header != self.stored || stored.pages.len() != self.rows.len() {
+            return Err(damaged(STORED_ANEW.into()));
+        }
         let mut opened = stored.pages;
-        for (number, row) in rows.clone().zip(&mut opened) {
-            key.open(row_part(number), row)
+        for (number, row) in self.rows.clone().zip(&mut opened) {
+            self.key
+                .open(row_part(number), row)
                 .ok_or_else(|| damaged(format!("row {number} of its pages can't be decrypted")))?;
         }
-        let pages = layout
-            .cut(&wanted.pages, rows.start, &opened)
+        let pages = self
+            .layout
+            .cut(&wanted.pages, self.rows.start, &opened)
             .ok_or_else(|| damaged("its rows are not as its header says".into()))?;
-        Ok(Stored { header, pages })
+        Ok(Stored {
+            header: self.header,
+            pages,
+        })
     }
 }
 
@@ -52,37 +79,26 @@ impl<S: StoreReader> Encrypted<S> {
     fn get_all(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
         let ask = |wanted: &Wanted, pages: Range<usize>| Wanted { id: wanted.id, pages };
         let headers: Vec<_> = wanted.iter().map(|wanted| ask(wanted, 0..0)).collect();
-        let found: Vec<Result<(Vec<u8>, Range<usize>)>> = self
+        let found: Vec<Result<Opened>> = self
             .store
             .get(&headers)
             .into_iter()
             .zip(wanted)
-            .map(|(stored, wanted)| {
-                let header = stored?.header;
-                let (_, _, layout) = self.open_header(wanted.id, &header)?;
-                Ok((header, layout.rows(&wanted.pages)))
-            })
+            .map(|(stored, wanted)| self.open_header(wanted, stored?.header))
             .collect();
         let asked: Vec<_> = found
             .iter()
             .zip(wanted)
-            .filter_map(|(found, wanted)| Some(ask(wanted, found.as_ref().ok()?.1.clone())))
+            .filter_map(|(found, wanted)| Some(ask(wanted, found.as_ref().ok()?.rows.clone())))
             .collect();
         let mut stored = self.store.get(&asked).into_iter();
         found
             .into_iter()
             .zip(wanted)
             .map(|(found, wanted)| {
-                let (header, rows) = found?;
+                let found = found?;
                 let missing = || Error::BlockMissing(wanted.id);
-                let stored = stored.next().ok_or_else(missing)??;
-                if stored.header != header || stored.pages.len() != rows.len() {
-                    return Err(Error::BlockDamaged {
-                        id: wanted.id,
-                        what: STORED_ANEW.into(),
-                    });
-                }
-                self.open_pages(wanted, &rows, stored)
+                found.pages(wanted, stored.next().ok_or_else(missing)??)
             })
             .collect()
     }
