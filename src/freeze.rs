@@ -3,7 +3,7 @@
 //!
 //! There are two ways to rest, one inside the other: the administrator's pre-freeze and post-thaw commands, and the
 //! guest agent's freezing of file systems (`virsh domfsfreeze`, `domfsthaw`). Each is done **and undone by one helper
-//! process** (`freeze/helper.rs`), not by vbk: the process that undoes exists before anything is frozen, does one after the
+//! process** (`freeze/process.rs`, which `freeze/helper.rs` starts), not by vbk: the process that undoes exists before anything is frozen, does one after the
 //! other and can therefore never thaw before a freeze that comes late, and needs vbk for nothing.
 //!
 //! What happens if vbk dies (kill -9, out of memory, a panic) after each step:
@@ -13,8 +13,9 @@
 //! 3. Pre-freeze done: the input closes, post-thaw runs at once.
 //! 4. Inner helper started, freeze running: as 1 and 2, with `domfsthaw`, which does nothing to a guest that is not
 //!    frozen. It is tried without end, until libvirt has carried it out and the agent does not say otherwise, or libvirt
-//!    says that the guest is off (`freeze/thaw.rs`): a libvirt that is away for an hour costs an hour. The outer helper's input is held open by the inner
-//!    one: the administrator's programs are started when the guest's file systems can be written to again.
+//!    says that the guest is off (`freeze/thaw.rs`): a libvirt that is away for an hour costs an hour. The outer helper's
+//!    input is held open by the inner one: the administrator's programs are started when the guest's file systems can be
+//!    written to again.
 //!    Freeze failed: vbk closes the inner input and makes the snapshots meanwhile; the helper thaws whether vbk lives or
 //!    not. Only where the agent refused, because somebody else has the guest frozen, vbk ends the helper before that:
 //!    what vbk did not freeze it does not thaw. If vbk dies within these milliseconds, the helper does.
