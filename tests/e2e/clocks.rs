@@ -3,11 +3,13 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use crate::support::bytes::{MIB, write_at, write_noise};
 use crate::support::inside::{record_again, write_note};
 use crate::support::lab::{Lab, VBK, str_of};
 use crate::support::run::Said;
+use crate::support::tools::{tool, wait_until};
 
 fn lab_with_a_disk() -> Lab {
     let lab = Lab::new();
@@ -66,6 +68,9 @@ fn after_a_clock_that_was_ahead_and_one_that_was_behind_the_latest_is_what_was_m
     let list = lab.run(args!["list"]).code(0);
     list.tells(&["dated in the future", &format!("made after {right}")]);
 
+    // Two backups in one second: the other one takes the next second, and until then it is one from the future too.
+    let now = || tool("date", args!["--utc", "+web@%Y-%m-%dT%H-%M-%SZ"]);
+    assert!(wait_until(Duration::from_secs(60), || now().trim() >= &*right));
     // A policy forgets neither the last one because it looks old, nor the others because of the one from the future.
     lab.ok(args!["forget", "web", "--keep-last", "2"]);
     assert_eq!(lab.listed(), [&ahead, &right, &behind].map(String::as_str));
