@@ -8,8 +8,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use vbk::host::device::DeviceNumber;
 use vbk::limit::bucket::Bucket;
-use vbk::limit::device::DeviceNumber;
 use vbk::limit::kernel::KernelLimit;
 use vbk::limit::{parse_rate, rate_text};
 

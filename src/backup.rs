@@ -14,6 +14,7 @@
 //! record, so it is never listed, and the next run finds the blocks that a barrier covered.
 
 mod files;
+pub mod guest;
 mod hinted;
 mod plan;
 mod previous;
@@ -38,12 +39,12 @@ use vbk_repo::writer::ImageWriter;
 pub use self::plan::{BackupPlan, DiskPlan};
 use self::previous::Previous;
 use self::walk::{Claim, Walk};
-use crate::buffer::AlignedBuffer;
+use crate::disk::buffer::AlignedBuffer;
+use crate::disk::source::Source;
 use crate::error::{Error, Result};
 use crate::hints::Hint;
 use crate::limit::Pace;
 use crate::observer::{Counts, Event, Observer};
-use crate::source::Source;
 
 /// Bytes that a worker reads before it asks the store; at least one block.
 const RUN_BYTES: usize = 4 << 20;

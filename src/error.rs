@@ -4,17 +4,17 @@ use std::path::PathBuf;
 
 use vbk_repo::ErrorKind;
 
-use crate::freeze::FreezeError;
-use crate::guest_files::GuestFilesError;
-use crate::guests::GuestError;
-use crate::libvirt::LibvirtError;
-use crate::libvirt::define::DefineError;
-use crate::libvirt::rename::RenameError;
-use crate::program::ProgramError;
-use crate::run::RunError;
+use crate::guest::discover::GuestError;
+use crate::guest::files::GuestFilesError;
+use crate::guest::freeze::FreezeError;
+use crate::guest::volumes::VolumesError;
+use crate::host::libvirt::LibvirtError;
+use crate::host::libvirt::define::DefineError;
+use crate::host::libvirt::rename::RenameError;
+use crate::host::program::ProgramError;
+use crate::host::run::RunError;
 use crate::snapshot::SnapshotError;
 use crate::text::size;
-use crate::volumes::VolumesError;
 
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -9,6 +9,7 @@
 //! the base to see to; whatever else does not fit is an error here, and the disk is read in full.
 
 pub mod audit;
+pub(crate) mod bases;
 pub mod decide;
 pub mod extents;
 pub mod thin;
@@ -21,7 +22,7 @@ use vbk_repo::ErrorKind;
 use vbk_repo::block::{BlockIndex, BlockSize};
 use vbk_repo::id::BackupId;
 
-use crate::program::ProgramError;
+use crate::host::program::ProgramError;
 
 /// Whether to believe change hints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

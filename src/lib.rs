@@ -6,28 +6,18 @@
 #![warn(missing_docs)]
 
 pub mod backup;
-mod bases;
-mod buffer;
+pub mod disk;
 mod error;
-pub mod freeze;
-pub mod guest_backup;
-pub mod guest_files;
-pub mod guests;
+pub mod guest;
 pub mod hints;
-pub mod libvirt;
+pub mod host;
 pub mod limit;
-pub mod lvm;
 pub mod observer;
-pub mod program;
 pub mod repair;
 pub mod restore;
 pub mod retention;
-pub mod run;
 pub mod snapshot;
-pub mod source;
 mod sys;
-mod target;
 pub mod text;
-pub mod volumes;
 
 pub use error::{Error, Result};

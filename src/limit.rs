@@ -11,7 +11,6 @@
 //! A [`Limiter`] owns them for one run and follows changes of the limit while it goes on.
 
 pub mod bucket;
-pub mod device;
 pub mod kernel;
 mod limiter;
 pub mod pressure;
@@ -23,9 +22,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::buffer::AlignedBuffer;
+use crate::disk::buffer::AlignedBuffer;
+use crate::disk::source::Source;
 use crate::error::Error;
-use crate::source::Source;
 
 pub use self::limiter::{LimitOptions, LimitedDisk, Limiter, Reload};
 

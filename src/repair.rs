@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use vbk_repo::block::{BlockIndex, BlockSize, is_zero};
 use vbk_repo::repair::Repair;
 
-use crate::buffer::AlignedBuffer;
+use crate::disk::buffer::AlignedBuffer;
+use crate::disk::source::Source;
 use crate::error::{Error, Result};
-use crate::source::Source;
 
 /// Reads the disk at `path` and offers each of its blocks to `repair`, until nothing is missing any more. The disk may
 /// be in use: a block is taken only if it is just what is missing.

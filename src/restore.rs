@@ -14,11 +14,11 @@ use vbk_repo::block::BlockIndex;
 use vbk_repo::manifest::SEGMENT_SLOTS;
 use vbk_repo::reader::{ImageReader, Stream};
 
-use crate::buffer::AlignedBuffer;
+use crate::disk::buffer::AlignedBuffer;
+use crate::disk::target::Target;
+pub use crate::disk::target::{Behind, Wiped};
 use crate::error::{Error, Result};
 use crate::observer::{Counts, Event, Observer};
-use crate::target::Target;
-pub use crate::target::{Behind, Wiped};
 pub use damage::DamagedRange;
 use damage::{Damage, Piece};
 use watch::Watch;

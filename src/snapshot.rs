@@ -25,13 +25,11 @@
 //!    free by then, so `vbk snapshots --clean` and the next run remove it ([`clean`]). Copies of files:
 //!    `snapshot/reflink.rs`.
 
-pub(crate) mod device;
 mod error;
 mod guard;
 mod kept;
 mod leftovers;
-pub(crate) mod loops;
-mod names;
+pub(crate) mod names;
 mod plan;
 mod reflink;
 mod remove;
@@ -53,11 +51,11 @@ pub use self::names::{TAG, TAG_BASE, host_tag, mark_of};
 pub use self::plan::{Hold, Plan, PlannedDisk, plan};
 pub use self::reflink::{bases as copies_kept_of, fill_beside};
 pub use self::remove::remove_volume;
-use crate::lvm::status::{DmStatus, Space, status};
-use crate::lvm::{self, Volume};
+use crate::host::lvm::status::{DmStatus, Space, status};
+use crate::host::lvm::{self, Volume};
+use crate::host::program::Programs;
+use crate::host::run::Run;
 use crate::observer::{Event, Observer};
-use crate::program::Programs;
-use crate::run::Run;
 
 /// The unit of a thick snapshot's status.
 const SECTOR_BYTES: u64 = 512;

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use vbk::guests::{ConfiguredGuest, Known};
+use vbk::guest::discover::{ConfiguredGuest, Known};
 use vbk::hints::ChangeHints;
 use vbk::hints::decide::FULL_READ_EVERY;
 use vbk::limit::ReadLimit;

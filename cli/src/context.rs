@@ -14,9 +14,12 @@ use vbk_repo::repository::{Repository, View, Wait, Writer};
 use crate::args::{Global, Sources};
 use crate::config::{Config, DEFAULT_PATH};
 use crate::exit::{Error, Result};
+use crate::machine;
+use crate::place;
+use crate::terminal::output;
 use crate::trust::Memory;
+use crate::unlock;
 use crate::unlock::KeyPaths;
-use crate::{machine, output, place, unlock};
 
 /// The options of every command, in use.
 pub struct Context<'a> {

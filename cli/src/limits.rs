@@ -7,7 +7,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 use crate::context::threads;
 use crate::exit::{Error, Result};
-use crate::units;
+use crate::terminal::units;
 
 /// On two processors a backup, restore or verify took up to 0.9 GB of address space; most of it is reserved and never used.
 const ADDRESS_SPACE_BYTES: u64 = 2 << 30;

@@ -1,15 +1,20 @@
 //! What vbk knows of the machine it runs on: where runs are noted, and how volumes say that they are this machine's.
 
 use std::ffi::OsString;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::PathBuf;
 
-use vbk::program::Programs;
+use nix::unistd::geteuid;
+use vbk::host::program::Programs;
 
-use crate::daemon;
-use crate::exit::Result;
+use crate::exit::{Error, Result};
 
 /// Where lvm2 and others are on Debian, though root's cron jobs and some shells do not look there.
 const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/sbin:/sbin";
+
+/// Set for the process in the background; its value is the file that its log goes to.
+pub const BACKGROUND_LOG: &str = "VBK_BACKGROUND_LOG";
 
 /// The programs of this machine.
 pub fn programs() -> Programs {
@@ -28,15 +33,48 @@ pub fn path() -> OsString {
 pub fn runtime_dir() -> Result<PathBuf> {
     match std::env::var_os("VBK_RUNTIME_DIR") {
         Some(given) => Ok(PathBuf::from(given)),
-        None => daemon::runtime_directory(),
+        None => runtime_directory(),
     }
+}
+
+/// Where runs and mounts of this user keep what must not outlive the machine.
+pub fn runtime_directory() -> Result<PathBuf> {
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        _ if geteuid().is_root() => Ok(PathBuf::from(vbk_fuse::files::HIDDEN_ROOT)),
+        Some(own) => Ok(PathBuf::from(own).join("vbk")),
+        None => own_directory(std::env::temp_dir().join(format!("vbk-{}", geteuid()))),
+    }
+}
+
+/// Makes a directory where all may make some, or takes the one that is there: only if nobody else can have put something
+/// into it, as links that lead what is written here to other files.
+fn own_directory(path: PathBuf) -> Result<PathBuf> {
+    let cant = |error: io::Error| Error::io(format!("make {}", path.display()))(error);
+    match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(cant(error)),
+        _ => {}
+    }
+    let found = path.symlink_metadata().map_err(cant)?;
+    if !found.is_dir() || found.uid() != geteuid().as_raw() || found.mode() & 0o077 != 0 {
+        return Err(Error::Usage(format!(
+            "{} is not a directory of yours alone (mode 0700), and others could mislead vbk by it; nothing was done. Remove \
+             it, or set XDG_RUNTIME_DIR to a directory of your own",
+            path.display()
+        )));
+    }
+    Ok(path)
+}
+
+/// Whether this process is the one in the background.
+pub fn is_background() -> bool {
+    std::env::var_os(BACKGROUND_LOG).is_some()
 }
 
 /// Where things are that survive a reboot and may be lost: measured speeds of disks, marks of metadata snapshots.
 pub fn cache_dir() -> PathBuf {
     let given = |name| std::env::var_os(name).map(PathBuf::from);
     let of_user = || match given("XDG_CACHE_HOME") {
-        _ if nix::unistd::geteuid().is_root() => "/var/cache/vbk".into(),
+        _ if geteuid().is_root() => "/var/cache/vbk".into(),
         Some(cache) => cache.join("vbk"),
         None => given("HOME").unwrap_or_else(std::env::temp_dir).join(".cache/vbk"),
     };
@@ -52,7 +90,7 @@ pub fn trust_dir() -> Option<PathBuf> {
             .filter(|path| path.is_absolute())
     };
     let of_user = || match given("XDG_STATE_HOME") {
-        _ if nix::unistd::geteuid().is_root() => Some("/var/lib/vbk-trust".into()),
+        _ if geteuid().is_root() => Some("/var/lib/vbk-trust".into()),
         Some(state) => Some(state.join("vbk/trust")),
         None => Some(given("HOME")?.join(".local/state/vbk/trust")),
     };
@@ -82,6 +120,9 @@ pub fn host() -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+
     use super::*;
 
     #[test]
@@ -90,5 +131,28 @@ mod tests {
         let path = std::env::var("PATH").expect("a path");
         let expected = format!("{path}:/usr/local/sbin:/usr/sbin:/sbin\n");
         assert_eq!(said.expect("runs"), expected);
+    }
+
+    #[test]
+    fn a_directory_that_others_could_have_filled_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("vbk-1000");
+        let of = || own_directory(path.clone()).map_err(|error| error.to_string());
+        assert_eq!(of(), Ok(path.clone()));
+        assert_eq!(of(), Ok(path.clone()), "it is there already");
+        fs::set_permissions(&path, Permissions::from_mode(0o770)).expect("sets");
+        assert!(of().is_err_and(|text| text.contains("XDG_RUNTIME_DIR")));
+        fs::rename(&path, dir.path().join("other")).expect("renames");
+        fs::set_permissions(dir.path().join("other"), Permissions::from_mode(0o700)).expect("sets");
+        symlink("other", &path).expect("links");
+        assert!(of().is_err());
+        fs::remove_file(&path).expect("removes");
+        fs::create_dir(&path).expect("makes");
+        fs::set_permissions(&path, Permissions::from_mode(0o700)).expect("sets");
+        // Only root can give one away.
+        if geteuid().is_root() {
+            chown(&path, Some(65_534), None).expect("gives it away");
+            assert!(of().is_err());
+        }
     }
 }

@@ -5,22 +5,13 @@ mod args;
 mod commands;
 mod config;
 mod context;
-mod daemon;
 mod exit;
 mod limits;
-mod log;
 mod machine;
-mod metrics;
-mod nightly;
-mod notify;
-mod output;
 mod place;
-mod printable;
-mod progress;
 mod signals;
-mod table;
+mod terminal;
 mod trust;
-mod units;
 mod unlock;
 
 use std::process::ExitCode;
@@ -30,6 +21,7 @@ use clap::{CommandFactory, FromArgMatches};
 use crate::args::{Cli, Command, Sources};
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
+use crate::terminal::{log, output};
 
 fn main() -> ExitCode {
     if let Some(code) = freeze_helper() {
@@ -57,9 +49,9 @@ fn main() -> ExitCode {
 /// The process that thaws a guest is this program too. Before anything else: it needs neither a configuration nor a log.
 fn freeze_helper() -> Option<ExitCode> {
     let mut args = std::env::args_os().skip(1);
-    args.next().filter(|word| word == vbk::freeze::HELPER)?;
+    args.next().filter(|word| word == vbk::guest::freeze::HELPER)?;
     let task = args.next()?.into_string().ok()?;
-    match vbk::freeze::run_helper(&task, &mut std::io::stdout()) {
+    match vbk::guest::freeze::run_helper(&task, &mut std::io::stdout()) {
         true => Some(ExitCode::SUCCESS),
         false => Some(ExitCode::FAILURE),
     }

@@ -36,7 +36,7 @@ impl fmt::Display for Known {
             f,
             "{}, noted {}",
             describe(&self.standing),
-            crate::units::time(self.noted)
+            crate::terminal::units::time(self.noted)
         )
     }
 }

@@ -12,7 +12,8 @@ use fuser::{
     LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
     ReplyStatfs, Request,
 };
-use vbk_repo::{Error, ErrorKind};
+use vbk_repo::Error;
+use vbk_repo::ErrorKind;
 
 use crate::tree::{Attributes, ImageFs, Kind, Name};
 

@@ -17,12 +17,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use jiff::Timestamp;
 use quick_cache::sync::Cache;
+use vbk_repo::Error;
+use vbk_repo::ErrorKind;
+use vbk_repo::Result;
 use vbk_repo::backup::Entry;
 use vbk_repo::id::BackupId;
 use vbk_repo::name::{BackupTime, GuestName};
 use vbk_repo::reader::{ImageReader, ReadResources, Stream};
 use vbk_repo::repository::{Repository, View};
-use vbk_repo::{Error, ErrorKind, Result};
 
 use crate::btrfs::{self, NewFsid};
 use crate::listing::{self, FileContent, FileInfo, Part};

@@ -281,7 +281,7 @@ mod tests {
     use crate::block::BlockSize;
     use crate::store::memory::MemoryStore;
     use crate::store::{BlockStore, Record};
-    use crate::testing::backup;
+    use crate::tests::testing::backup;
 
     /// Made in this order, one after the other.
     fn made_in_order(times: &[&str]) -> Catalogue {

@@ -42,11 +42,11 @@
 //!
 //! Blocks and segments become durable at barriers; a record is written last, when all that it names is durable. A crash
 //! at any point therefore leaves backups that are whole and never one that is not; [`store::rocks`] has the argument
-//! step by step, `store/rocks/sweep.rs` the one for a prune, and `views.rs` the one for what readers see.
+//! step by step, `store/rocks/sweep.rs` the one for a prune, and `repository/views.rs` the one for what readers see.
 //!
 //! Damage to a page costs that page, or the few of its row where they are encrypted. The store's tables, with the index,
 //! manifests and records, are there twice
-//! (`spare.rs`), its small files in the store and in the newest view; [`mend`] puts them right from there, and [`repair`]
+//! (`repository/second_copies.rs`), its small files in the store and in the newest view; [`repository::store_repair`] puts them right from there, and [`repair`]
 //! gets pages back from elsewhere.
 //!
 //! # Threads and memory
@@ -57,40 +57,27 @@
 #![warn(missing_docs)]
 
 pub mod backup;
-mod ballast;
 pub mod block;
 pub mod catalogue;
 mod cipher;
 pub mod codec;
 pub mod diff;
 mod error;
-#[cfg(test)]
-mod flips;
 pub mod id;
 pub mod keys;
-pub mod lock;
 pub mod manifest;
 pub mod mark;
-pub mod mend;
-#[cfg(test)]
-mod model_tests;
 pub mod name;
-pub mod places;
 pub mod reader;
 pub mod repair;
 pub mod repository;
-mod spare;
 pub mod standing;
 pub mod state;
 pub mod stats;
-pub mod status;
 pub mod store;
-mod stored_ids;
 #[cfg(test)]
-mod testing;
-pub mod usage;
+mod tests;
 pub mod verify;
-mod views;
 pub mod writer;
 
 pub use error::{Error, ErrorKind, Result};

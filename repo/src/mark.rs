@@ -11,10 +11,12 @@ use crate::catalogue::Catalogue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, SegmentId};
 use crate::manifest::{SEGMENT_SLOTS, decode_segment};
-use crate::places::Places;
+use crate::mark::stored_ids::Collected;
+use crate::store::places::Places;
 use crate::store::{Live, Located, StoreReader};
-use crate::stored_ids::Collected;
 use crate::writer::SlotReader;
+
+mod stored_ids;
 
 /// Segments that go to a thread at once: 512 KiB of ids.
 const BATCH_SEGMENTS: usize = 16;
@@ -169,7 +171,7 @@ mod tests {
     use crate::codec::Sealed;
     use crate::store::memory::MemoryStore;
     use crate::store::{BlockStore, Record, Thrift};
-    use crate::testing::{SMALL, backup, mixed_bytes, store_image};
+    use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image};
 
     static CANCEL: AtomicBool = AtomicBool::new(false);
 

@@ -99,7 +99,7 @@ mod tests {
     use crate::backup::Entry;
     use crate::id::BackupId;
     use crate::store::memory::MemoryStore;
-    use crate::testing::{SMALL, backup, mixed_bytes, store_image};
+    use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image};
     use crate::verify::verify;
     use crate::writer::SlotReader;
 

@@ -6,14 +6,21 @@
 //! | `keys/` | the key slots of an encrypted repository, see [`crate::keys`] |
 //! | `store/` | the RocksDB store, see [`crate::store::rocks`]; opened by the writer alone |
 //! | `views/` | what readers open, see `views.rs` |
-//! | `spare/` | second copies of the store's tables, see `spare.rs` |
-//! | `lock` | held by the writer, see [`crate::lock`] |
+//! | `spare/` | second copies of the store's tables, see `second_copies.rs` |
+//! | `lock` | held by the writer, see [`crate::repository::lock`] |
 //! | `ballast` | room for a prune on a full disk, see `ballast.rs` |
 
+pub mod activity;
+mod ballast;
 mod create;
+pub mod disk_usage;
 mod identity;
+pub mod lock;
+mod second_copies;
+pub mod store_repair;
 mod torn;
 mod view;
+mod views;
 mod writing;
 
 use std::fs;
@@ -25,19 +32,16 @@ use std::time::{Duration, Instant};
 
 pub use self::view::View;
 pub use self::writing::{Committed, Pruned, Writer};
-use crate::ballast;
 use crate::block::BlockSize;
 use crate::error::{Error, ErrorKind, Result};
 use crate::keys::{self, Keys, Unlock};
-use crate::lock::{Told, WriterLock};
-use crate::mend::{Mended, mend};
-use crate::spare;
+use crate::repository::disk_usage::{FileSystem, file_system};
+use crate::repository::lock::{Told, WriterLock};
+use crate::repository::store_repair::{Mended, mend};
 use crate::store::checked::Checked;
 use crate::store::encrypted::Encrypted;
 use crate::store::rocks::{RocksReader, RocksStore, path_in};
 use crate::store::{BlockStore, ENCRYPTION, Identity, StoreReader};
-use crate::usage::{FileSystem, file_system};
-use crate::views;
 
 /// The newest directory layout that this vbk reads, and the one it writes.
 pub const LAYOUT_FORMAT: u32 = 1;
@@ -301,7 +305,7 @@ impl Repository {
             match self.open_store("open", &mut |_| false) {
                 Err(error) if matches!(error.kind(), ErrorKind::Denied | ErrorKind::ReadOnly) => {
                     // Nobody can write here, so the store itself is as good as a view.
-                    spare::check_store(&path_in(&self.path), None)?;
+                    second_copies::check_store(&path_in(&self.path), None)?;
                     let reader = RocksReader::open(&path_in(&self.path), None)?;
                     let number = reader.generation()?;
                     return Ok((reader, number));
@@ -392,8 +396,8 @@ impl Repository {
         let suspected = torn::suspected(&self.path)?;
         let newest = views::current(&self.path)?.unwrap_or(0);
         let view = views::path_of(&self.path, newest);
-        let view = spare::check_view(&view).is_ok().then_some(&*view);
-        spare::check_store(&path_in(&self.path), view)?;
+        let view = second_copies::check_view(&view).is_ok().then_some(&*view);
+        second_copies::check_store(&path_in(&self.path), view)?;
         // An older one, published, would take the place of a state that has more in it.
         let store = RocksStore::open_at_least(&path_in(&self.path), newest)?;
         if !suspected.is_empty() {

@@ -193,7 +193,7 @@ mod tests {
     use super::*;
     use crate::store::BlockStore;
     use crate::store::memory::MemoryStore;
-    use crate::testing::{SMALL, backup};
+    use crate::tests::testing::{SMALL, backup};
 
     fn at(text: &str) -> Option<Timestamp> {
         Some(text.parse().expect("a time"))

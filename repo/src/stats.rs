@@ -14,7 +14,7 @@ use crate::backup::Entry;
 use crate::catalogue::Catalogue;
 use crate::error::{Error, Result};
 use crate::mark::{each_segment, images_of};
-use crate::places::{Place, PlaceNumbers, Places};
+use crate::store::places::{Place, PlaceNumbers, Places};
 use crate::store::{Located, StoreReader};
 
 /// Blocks, counted once each.
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
     use crate::store::memory::MemoryStore;
     use crate::store::{BlockStore, Record};
-    use crate::testing::{SMALL, backup, store_image};
+    use crate::tests::testing::{SMALL, backup, store_image};
 
     /// Blocks of these contents, none of them zero.
     fn disk(contents: &[u8]) -> Vec<u8> {

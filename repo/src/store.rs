@@ -22,9 +22,9 @@ use crate::block::{BlockSize, Hashing};
 use crate::codec::Sealed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, SegmentId};
-use crate::places::Places;
+use crate::store::places::Places;
 
-pub use crate::places::Place;
+pub use crate::store::places::Place;
 
 pub mod checked;
 #[cfg(test)]
@@ -33,6 +33,7 @@ pub mod encrypted;
 #[cfg(test)]
 pub(crate) mod faulty;
 pub mod memory;
+pub mod places;
 pub mod rocks;
 
 /// The newest store format that this vbk reads, and the one it writes.

@@ -12,8 +12,8 @@ use crate::block::BlockIndex;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, SegmentId};
 use crate::manifest::SEGMENT_SLOTS;
-use crate::places::PlaceNumbers;
 use crate::reader::read_whole;
+use crate::store::places::PlaceNumbers;
 use crate::store::{Place, StoreReader};
 use crate::writer::SlotReader;
 

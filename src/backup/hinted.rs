@@ -12,11 +12,11 @@ use vbk_repo::id::BlockId;
 use vbk_repo::manifest::Slot;
 
 use super::{Previous, Run, Worker};
+use crate::disk::source::Source;
 use crate::error::Result;
 use crate::hints::Hint;
 use crate::hints::audit::Sample;
 use crate::observer::{Counts, Event};
-use crate::source::Source;
 
 /// How far the reading of the sample is.
 #[derive(Default)]

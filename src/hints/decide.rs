@@ -13,25 +13,15 @@ use std::fmt;
 
 use jiff::{SignedDuration, Timestamp};
 use vbk_repo::backup::{Entry, Image};
-use vbk_repo::block::Hashing;
-use vbk_repo::id::{BackupId, to_hex};
 use vbk_repo::name::DiskName;
 use vbk_repo::state::States;
+
+use crate::snapshot::names::base_name;
 
 /// How old the last full read of a disk may be.
 pub const FULL_READ_EVERY: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// Several backups in one second get the seconds that follow, so a good clock may be behind by this.
 const CLOCK_SLACK: SignedDuration = SignedDuration::from_secs(60);
-/// Digits that name a base.
-pub const BASE_DIGITS: usize = 32;
-
-/// What names the base that was read for a disk of a backup: [`BASE_DIGITS`] hexadecimal digits. The disk is part of it,
-/// because a volume that was `vda` may be `vdb` by the next run, and what is taken over then would be another volume's.
-pub fn base_name(backup: &BackupId, disk: &DiskName) -> String {
-    let mut name = to_hex(&Hashing::Plain.content(format!("{backup}/{disk}").as_bytes()));
-    name.truncate(BASE_DIGITS);
-    name
-}
 
 /// What is asked about.
 #[derive(Debug, Clone, Copy)]

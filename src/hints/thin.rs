@@ -40,8 +40,8 @@ use std::time::{Duration, Instant};
 use vbk_repo::block::BlockSize;
 
 use super::{Collector, HintError, Unchanged};
-use crate::lvm;
-use crate::program::{self, ProgramError, Programs};
+use crate::host::lvm;
+use crate::host::program::{self, ProgramError, Programs};
 
 /// How long dmsetup may take. A message waits for the pool to commit.
 const DMSETUP_LIMIT: Duration = Duration::from_secs(60);

@@ -25,7 +25,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::device::DeviceNumber;
+use crate::host::device::DeviceNumber;
+use crate::host::mounts::{self, Mount};
 
 /// How much more than the bucket the kernel allows. With the same rate the two would wait for each other; with this one
 /// the kernel holds what the bucket promises of any one second, and the bucket does the rest.
@@ -349,12 +350,12 @@ struct Layout {
 
 impl Layout {
     fn of_this_process() -> Self {
-        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-        Self::parse(&read("/proc/self/cgroup"), &read("/proc/self/mountinfo"))
+        let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        Self::parse(&groups, &mounts::read())
     }
 
-    /// From cgroups(7) and proc_pid_mountinfo(5).
-    fn parse(groups: &str, mounts: &str) -> Self {
+    /// From cgroups(7).
+    fn parse(groups: &str, mounts: &[Mount]) -> Self {
         let mut layout = Self::default();
         for line in groups.lines() {
             let mut fields = line.splitn(3, ':');
@@ -362,10 +363,10 @@ impl Layout {
                 continue;
             };
             if number == "0" && controllers.is_empty() {
-                layout.unified = directory_of(group, mounts, |kind, _| kind == "cgroup2");
+                layout.unified = directory_of(group, mounts, |mount| mount.kind == "cgroup2");
             } else if controllers.split(',').any(|name| name == "blkio") {
-                layout.blkio = directory_of(group, mounts, |kind, options| {
-                    kind == "cgroup" && options.split(',').any(|name| name == "blkio")
+                layout.blkio = directory_of(group, mounts, |mount| {
+                    mount.kind == "cgroup" && mount.has_option("blkio")
                 });
             }
         }
@@ -374,7 +375,7 @@ impl Layout {
 }
 
 /// Where a group of a hierarchy is in the file system.
-fn directory_of(group: &str, mounts: &str, is_wanted: impl Fn(&str, &str) -> bool) -> Option<PathBuf> {
+fn directory_of(group: &str, mounts: &[Mount], is_wanted: impl Fn(&Mount) -> bool) -> Option<PathBuf> {
     // One outside of this container's part of the hierarchy.
     if Path::new(group)
         .components()
@@ -382,23 +383,14 @@ fn directory_of(group: &str, mounts: &str, is_wanted: impl Fn(&str, &str) -> boo
     {
         return None;
     }
-    mounts.lines().find_map(|line| {
-        let (place, what) = line.split_once(" - ")?;
-        let mut what = what.split(' ');
-        let (kind, _, options) = (what.next()?, what.next()?, what.next()?);
-        if !is_wanted(kind, options) {
-            return None;
-        }
-        let mut place = place.split(' ').skip(3);
-        let (root, point) = (place.next()?, place.next()?);
+    mounts.iter().filter(|mount| is_wanted(mount)).find_map(|mount| {
         // A container sees a part of the hierarchy, or the whole of it, mounted.
-        let below = Path::new(group).strip_prefix(root).ok()?;
+        let below = Path::new(group).strip_prefix(&mount.root).ok()?;
         // Without the slash that joining nothing would leave at the end.
-        let point = Path::new(point);
         Some(if below.as_os_str().is_empty() {
-            point.to_owned()
+            mount.point.clone()
         } else {
-            point.join(below)
+            mount.point.join(below)
         })
     })
 }

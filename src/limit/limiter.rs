@@ -10,13 +10,13 @@ use jiff::Timestamp;
 use vbk_repo::name::{DiskName, GuestName};
 
 use super::bucket::Bucket;
-use super::device::DeviceNumber;
 use super::kernel::KernelLimit;
 use super::pressure::{Backoff, DiskWatch, Governor, HostWatch, Mood, Second};
 use super::requests::Requests;
 use super::speed::{self, DeviceSpeed};
 use super::{Pace, ReadLimit, rate_text};
 use crate::error::Result;
+use crate::host::device::DeviceNumber;
 
 /// How often the limiter looks.
 const LOOK: Duration = Duration::from_secs(1);

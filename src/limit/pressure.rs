@@ -16,8 +16,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::device::DeviceNumber;
-use crate::source;
+use crate::disk::source;
+use crate::host::device::DeviceNumber;
 
 /// What the rate is multiplied with while the host suffers.
 const CUT: f64 = 0.7;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use vbk_repo::name::GuestName;
 
 use super::ReadLimit;
-use crate::run;
+use crate::host::run;
 
 /// The file's name in a run's directory.
 pub const FILE: &str = "limit";
@@ -143,7 +143,7 @@ fn exact(limit: ReadLimit) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::Run;
+    use crate::host::run::Run;
 
     fn guest(name: &str) -> GuestName {
         name.parse().expect("a name")

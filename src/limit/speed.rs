@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use vbk_repo::block::is_zero;
 
-use super::device::DeviceNumber;
 use super::rate_text;
-use crate::buffer::{ALIGN, AlignedBuffer};
+use crate::disk::buffer::{ALIGN, AlignedBuffer};
+use crate::disk::source::Source;
 use crate::error::Result;
-use crate::source::Source;
+use crate::host::device::DeviceNumber;
 
 /// The file of measurements in the cache directory.
 pub const CACHE_FILE: &str = "speed.json";

@@ -6,8 +6,8 @@ use vbk_repo::reader::ImageReader;
 
 use super::{Fill, RestoreOptions, Restored, restore};
 use crate::error::Result;
+use crate::guest::volumes::Volumes;
 use crate::observer::{Event, Observer};
-use crate::volumes::Volumes;
 
 /// An image to write onto one of the volumes.
 pub struct DiskToWrite<'a> {

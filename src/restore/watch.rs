@@ -3,8 +3,8 @@
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::disk::target::Target;
 use crate::error::Result;
-use crate::target::Target;
 
 /// A guest that is started needs longer than that until it writes to its disk.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(2);

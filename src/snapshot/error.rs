@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use vbk_repo::ErrorKind;
 
-use crate::program::ProgramError;
-use crate::run::RunError;
+use crate::host::program::ProgramError;
+use crate::host::run::RunError;
 use crate::text::size;
 
 /// An error of a snapshot.
@@ -225,7 +225,7 @@ impl SnapshotError {
     }
 
     /// Wraps an I/O error: `.map_err(SnapshotError::io("open", path))`.
-    pub(super) fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+    pub(crate) fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { doing, path, source }
     }

@@ -1,7 +1,7 @@
 //! The guard: watches how full snapshots and thin pools become while they are read, extends them where there is room, and
 //! stops the run before one overflows.
 //!
-//! A thread asks the kernel about once a second, more often when something fills fast ([`crate::lvm::status`]: no lock of
+//! A thread asks the kernel about once a second, more often when something fills fast ([`crate::host::lvm::status`]: no lock of
 //! LVM's is taken). Extending is left to a thread of its own: `lvextend` may fail, wait for another lvm2 command or hang,
 //! and the guard goes on watching meanwhile.
 //!
@@ -15,10 +15,10 @@ use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::{Gauge, Held, SECTOR_BYTES, SnapshotError, Snapshots, size};
-use crate::lvm::status::{DmStatus, Space, status};
-use crate::lvm::{self, Extend};
+use crate::host::lvm::status::{DmStatus, Space, status};
+use crate::host::lvm::{self, Extend};
+use crate::host::program::{ProgramError, Programs};
 use crate::observer::{Event, Observer};
-use crate::program::{ProgramError, Programs};
 
 /// How often to look, and how often when something fills fast.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use vbk_repo::block::Hashing;
 use vbk_repo::id::to_hex;
 
-use super::{SnapshotError, reflink};
+use super::SnapshotError;
 
 /// In the directory that outlives a reboot.
 const DIRECTORY: &str = "copies";
@@ -38,7 +38,7 @@ pub(super) fn note(cache: &Path, source: &Path, copy: &Path) -> Result<(), Snaps
         .map_err(SnapshotError::io("write", path))
 }
 
-/// The copies that are there.
+/// The copies that were noted. A caller takes only those that are still copies.
 pub(super) fn all(cache: &Path) -> Vec<Kept> {
     let notes = fs::read_dir(cache.join(DIRECTORY)).into_iter().flatten().flatten();
     let known = notes.filter_map(|note| {
@@ -47,7 +47,7 @@ pub(super) fn all(cache: &Path) -> Vec<Kept> {
             .split(|byte| *byte == 0)
             .map(|path| PathBuf::from(OsStr::from_bytes(path)));
         let (source, copy) = (paths.next()?, paths.next()?);
-        reflink::is_base(&copy).then_some(Kept { source, copy })
+        Some(Kept { source, copy })
     });
     known.collect()
 }

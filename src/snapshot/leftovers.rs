@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 
 use super::{SnapshotError, kept, names, reflink, remove};
-use crate::lvm::{self, Volume, suspended};
-use crate::program::{ProgramError, Programs};
-use crate::run::{self, RunInfo};
+use crate::host::lvm::{self, Volume, suspended};
+use crate::host::program::{ProgramError, Programs};
+use crate::host::run::{self, RunInfo};
 
 /// A snapshot or copy that vbk made.
 #[derive(Debug, Clone, PartialEq)]
@@ -120,7 +120,8 @@ pub fn leftovers(programs: &Programs, places: Places<'_>) -> Result<Vec<Leftover
         let copies = reflink::noted(&dir);
         all.extend(copies.into_iter().filter_map(|path| of_copy(path, runtime_dir)));
     }
-    all.extend(kept::all(cache).into_iter().map(of_base));
+    let copies = kept::all(cache).into_iter().filter(|kept| reflink::is_base(&kept.copy));
+    all.extend(copies.map(of_base));
     Ok(all)
 }
 

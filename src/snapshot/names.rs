@@ -1,9 +1,12 @@
 //! Names and tags of our snapshots, and the rule that decides whether a volume is one of them.
 
 use jiff::Timestamp;
+use vbk_repo::block::Hashing;
+use vbk_repo::id::{BackupId, to_hex};
+use vbk_repo::name::DiskName;
 
-use crate::lvm::{self, Volume};
-use crate::run;
+use crate::host::lvm::{self, Volume};
+use crate::host::run;
 
 /// On every volume that vbk makes.
 pub const TAG: &str = "vbk";
@@ -96,4 +99,15 @@ pub(super) fn snapshot_name(origin: &Volume, number: usize, at: Timestamp, run_i
     let cut = |len: usize| name(&format!("{}.{number}", origin.name.get(..len).unwrap_or_default()));
     let cuts = (0..origin.name.len()).rev().map(cut);
     cuts.into_iter().find(|name| fits(name)).unwrap_or_else(|| cut(0))
+}
+
+/// Digits that name a base.
+pub const BASE_DIGITS: usize = 32;
+
+/// What names the base that was read for a disk of a backup: [`BASE_DIGITS`] hexadecimal digits. The disk is part of it,
+/// because a volume that was `vda` may be `vdb` by the next run, and what is taken over then would be another volume's.
+pub fn base_name(backup: &BackupId, disk: &DiskName) -> String {
+    let mut name = to_hex(&Hashing::Plain.content(format!("{backup}/{disk}").as_bytes()));
+    name.truncate(BASE_DIGITS);
+    name
 }

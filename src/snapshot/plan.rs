@@ -9,11 +9,11 @@ use serde::Serialize;
 use vbk_repo::backup::SnapshotKind;
 use vbk_repo::name::DiskName;
 
-use super::device::{self, Number};
 use super::{Method, SnapshotError, SnapshotOptions, names, reflink, size, unused};
-use crate::lvm::{self, NewSnapshot, Volume};
-use crate::program::Programs;
-use crate::run::Run;
+use crate::host::device::{DeviceNumber, holders};
+use crate::host::lvm::{self, NewSnapshot, Volume};
+use crate::host::program::Programs;
+use crate::host::run::Run;
 use crate::sys;
 
 /// What will hold a disk still.
@@ -48,7 +48,7 @@ impl Hold {
 }
 
 /// A disk, what it is, and what will hold it still.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PlannedDisk {
     /// Its name.
     pub name: DiskName,
@@ -63,7 +63,7 @@ pub struct PlannedDisk {
     /// The thin pool of that volume.
     pub pool: Option<Volume>,
     #[serde(skip)]
-    pub(super) device: Option<Number>,
+    pub(super) device: Option<DeviceNumber>,
 }
 
 impl PlannedDisk {
@@ -92,7 +92,7 @@ pub fn plan(
     for (name, path) in disks {
         seen.push((name, path, look(programs, path)?));
     }
-    let devices: Vec<Number> = seen.iter().filter_map(|(_, _, seen)| seen.device).collect();
+    let devices: Vec<DeviceNumber> = seen.iter().filter_map(|(_, _, seen)| seen.device).collect();
     for (at, (second, path, what)) in seen.iter().enumerate() {
         let first = seen[..at]
             .iter()
@@ -113,7 +113,7 @@ pub fn plan(
             .find(|volume| what.device.is_some() && volume.device == what.device);
         let hold = match (what.device, volume) {
             // What lvm2 has below its volumes: a snapshot's space, the front of a pool, the origin's own device.
-            (Some(device), None) if device::is_logical_volume(device) => {
+            (Some(device), None) if device.is_logical_volume() => {
                 return Err(SnapshotError::NotAGuestVolume {
                     volume: path.display().to_string(),
                     what: "a pool or a part of another volume",
@@ -146,7 +146,7 @@ pub fn plan(
 
 struct Seen {
     /// `None` for a file.
-    device: Option<Number>,
+    device: Option<DeviceNumber>,
     size_bytes: Option<u64>,
 }
 
@@ -179,7 +179,7 @@ fn look(programs: &Programs, path: &Path) -> Result<Seen, SnapshotError> {
     }
     let size = std::fs::File::open(path).and_then(|file| sys::device_size_bytes(&file));
     Ok(Seen {
-        device: Some(device::number(metadata.rdev())),
+        device: Some(DeviceNumber::from_raw(metadata.rdev())),
         // Who reads it will say what is wrong; lvm2 knows the size too.
         size_bytes: size.ok(),
     })
@@ -198,16 +198,16 @@ fn volume_name(path: &Path) -> Option<(String, String)> {
     Some((vg.replace('\0', "-"), lv.replace('\0', "-")))
 }
 
-fn volumes_at(programs: &Programs, devices: &[Number]) -> Result<Vec<Volume>, SnapshotError> {
+fn volumes_at(programs: &Programs, devices: &[DeviceNumber]) -> Result<Vec<Volume>, SnapshotError> {
     if devices.is_empty() {
         return Ok(Vec::new());
     }
     let each = devices
         .iter()
-        .map(|(major, minor)| format!("(lv_kernel_major={major} && lv_kernel_minor={minor})"));
+        .map(|device| format!("(lv_kernel_major={} && lv_kernel_minor={})", device.major, device.minor));
     match lvm::volumes(programs, &each.collect::<Vec<_>>().join(" || ")) {
         // A machine without lvm2 has other disks, and a user who may read some of them may not ask it.
-        Err(_) if !devices.iter().any(|device| device::is_logical_volume(*device)) => Ok(Vec::new()),
+        Err(_) if !devices.iter().any(|device| device.is_logical_volume()) => Ok(Vec::new()),
         result => Ok(result?),
     }
 }
@@ -246,11 +246,15 @@ fn by_volume(volume: &Volume) -> Result<Hold, SnapshotError> {
 }
 
 /// What is read itself.
-pub(super) fn bare(path: &Path, device: Option<Number>, options: &SnapshotOptions) -> Result<Hold, SnapshotError> {
+pub(super) fn bare(
+    path: &Path,
+    device: Option<DeviceNumber>,
+    options: &SnapshotOptions,
+) -> Result<Hold, SnapshotError> {
     if options.live {
         return Ok(Hold::Live);
     }
-    match device::lasting(|| unused::user_of(path, device))? {
+    match holders::lasting(|| unused::user_of(path, device))? {
         None => Ok(Hold::Unused),
         Some(what) => Err(SnapshotError::InUse {
             path: path.to_owned(),

@@ -18,10 +18,9 @@ use jiff::Timestamp;
 use nix::errno::Errno;
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, FsType, XFS_SUPER_MAGIC, statfs};
 
-use super::names::stamp;
+use super::names::{BASE_DIGITS, stamp};
 use super::{SnapshotError, kept};
-use crate::hints::decide::BASE_DIGITS;
-use crate::run::{self, Run};
+use crate::host::run::{self, Run};
 use crate::sys;
 
 const PREFIX: &str = ".vbk-";

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::{SnapshotError, names};
-use crate::lvm::{self, Volume};
-use crate::program::{ProgramError, Programs};
-use crate::run::Run;
+use crate::host::lvm::{self, Volume};
+use crate::host::program::{ProgramError, Programs};
+use crate::host::run::Run;
 
 /// A device that udev or a program is just looking at is busy for a moment.
 const PAUSES_MS: [u64; 6] = [100, 200, 400, 800, 1600, 3200];

@@ -1,7 +1,7 @@
 //! How much space thick snapshots get.
 
 use super::SnapshotSize;
-use crate::lvm::CHUNK_BYTES;
+use crate::host::lvm::CHUNK_BYTES;
 
 /// Without history: of the origin's size.
 const DEFAULT_SHARE: f64 = 0.2;

@@ -4,14 +4,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::SnapshotError;
-use super::device::{self, Number};
-use super::loops;
+use crate::host::device::{DeviceNumber, holders};
+use crate::host::loops;
 
 /// Who uses a disk so that its content may change; `None` if nobody does, as far as this host can tell. `device` is that of a
 /// block device.
-pub(super) fn user_of(path: &Path, device: Option<Number>) -> Result<Option<String>, SnapshotError> {
+pub(super) fn user_of(path: &Path, device: Option<DeviceNumber>) -> Result<Option<String>, SnapshotError> {
     match device {
-        Some(device) => device::user_of(path, device),
+        Some(device) => holders::user_of_device(path, device).map_err(SnapshotError::io("open", path)),
         None => user_of_file(path),
     }
 }
@@ -21,22 +21,22 @@ fn user_of_file(path: &Path) -> Result<Option<String>, SnapshotError> {
     let (file, path) = found.map_err(SnapshotError::io("open", path))?;
     let identity = (file.dev(), file.ino());
     let shown = loops::showing_file(identity, true).map(|node| format!("shown by {}", node.display()));
-    Ok(shown.or_else(|| device::writer_of_file(&path, identity)))
+    Ok(shown.or_else(|| holders::writer_of_file(&path, identity)))
 }
 
 /// What changes when a disk is written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mark {
     /// What the kernel counts; `None` where it does not.
-    Device(Number, Option<(u64, u64)>),
+    Device(DeviceNumber, Option<(u64, u64)>),
     /// The time of the last change, to the nanosecond.
     File(i64, i64),
 }
 
 impl Mark {
-    pub(super) fn of(path: &Path, device: Option<Number>) -> Result<Self, SnapshotError> {
+    pub(super) fn of(path: &Path, device: Option<DeviceNumber>) -> Result<Self, SnapshotError> {
         match device {
-            Some(device) => Ok(Self::Device(device, device::written(device))),
+            Some(device) => Ok(Self::Device(device, device.written())),
             None => {
                 let file = std::fs::metadata(path).map_err(SnapshotError::io("open", path))?;
                 Ok(Self::File(file.mtime(), file.mtime_nsec()))

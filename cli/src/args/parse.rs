@@ -12,7 +12,6 @@ use vbk_repo::name::{DiskName, GuestName, check_file_name};
 use vbk_repo::repository::Reserve;
 
 use super::DiskArg;
-use super::politeness::WantedLimit;
 
 pub fn parse_block_size(text: &str) -> Result<BlockSize, String> {
     BlockSize::new(parse_size(text)?).map_err(|error| error.to_string())
@@ -113,16 +112,6 @@ pub fn parse_snapshot_size(text: &str) -> Result<SnapshotSize, String> {
 /// A speed in bytes per second.
 pub fn parse_speed(text: &str) -> Result<u64, String> {
     vbk::limit::parse_rate(text).map_err(|error| error.to_string())
-}
-
-pub fn parse_wanted_limit(text: &str) -> Result<WantedLimit, String> {
-    match text {
-        "default" => Ok(WantedLimit(None)),
-        _ => match text.parse() {
-            Ok(limit) => Ok(WantedLimit(Some(limit))),
-            Err(error) => Err(format!("{error}, or default")),
-        },
-    }
 }
 
 pub fn parse_change_hints(text: &str) -> Result<ChangeHints, String> {
@@ -291,16 +280,6 @@ mod tests {
         ] {
             assert!(of(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn limits_of_running_backups_may_be_the_default() {
-        assert_eq!(parse_wanted_limit("default"), Ok(WantedLimit(None)));
-        let limit = vbk::limit::ReadLimit::BytesPerSec(50_000_000);
-        assert_eq!(parse_wanted_limit("50MB/s"), Ok(WantedLimit(Some(limit))));
-        assert!(parse_wanted_limit("fast").is_err_and(|text| text.contains("60%") && text.contains("default")));
-        assert_eq!(parse_speed("1MiB/s"), Ok(1 << 20));
-        assert!(parse_speed("60%").is_err_and(|text| text.contains("MB/s")));
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub struct LimitArgs {
 
     /// A share of the disks' speed, as in 30%; a rate, as in 50MB/s (counts in 1000s), 50MiB/s or 50M (in 1024s); none; or
     /// default: what the backup was started with
-    #[arg(value_name = "LIMIT", value_parser = parse::parse_wanted_limit)]
+    #[arg(value_name = "LIMIT", value_parser = parse_wanted_limit)]
     pub limit: WantedLimit,
 }
 
@@ -76,3 +76,29 @@ pub struct WantedLimit(
     /// `None` is what the backup was started with.
     pub Option<ReadLimit>,
 );
+
+fn parse_wanted_limit(text: &str) -> Result<WantedLimit, String> {
+    match text {
+        "default" => Ok(WantedLimit(None)),
+        _ => match text.parse() {
+            Ok(limit) => Ok(WantedLimit(Some(limit))),
+            Err(error) => Err(format!("{error}, or default")),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse::parse_speed;
+    use super::*;
+
+    #[test]
+    fn limits_of_running_backups_may_be_the_default() {
+        assert_eq!(parse_wanted_limit("default"), Ok(WantedLimit(None)));
+        let limit = vbk::limit::ReadLimit::BytesPerSec(50_000_000);
+        assert_eq!(parse_wanted_limit("50MB/s"), Ok(WantedLimit(Some(limit))));
+        assert!(parse_wanted_limit("fast").is_err_and(|text| text.contains("60%") && text.contains("default")));
+        assert_eq!(parse_speed("1MiB/s"), Ok(1 << 20));
+        assert!(parse_speed("60%").is_err_and(|text| text.contains("MB/s")));
+    }
+}

@@ -1,6 +1,9 @@
 //! `vbk backup`
 
 mod attached;
+mod metrics;
+mod nightly;
+mod notify;
 mod plan;
 mod queue;
 mod reload;
@@ -12,10 +15,10 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use vbk::backup::BackupSummary;
-use vbk::guest_backup::Host;
+use vbk::backup::guest::Host;
+use vbk::host::program::Programs;
+use vbk::host::run::Run;
 use vbk::limit::{LimitOptions, requests};
-use vbk::program::Programs;
-use vbk::run::Run;
 use vbk_repo::ErrorKind;
 use vbk_repo::name::GuestName;
 use vbk_repo::repository::Reserve;
@@ -25,12 +28,13 @@ use self::queue::Queue;
 use self::telling::Telling;
 use self::workers::{Results, Workers};
 use crate::args::BackupArgs;
+use crate::commands::backup::nightly::{Deadline, NightlyLock};
+use crate::commands::backup::notify::Notifier;
 use crate::config::Config;
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
-use crate::nightly::{Deadline, NightlyLock};
-use crate::notify::Notifier;
-use crate::{machine, signals};
+use crate::machine;
+use crate::signals;
 
 /// What became of a guest.
 pub struct Done {

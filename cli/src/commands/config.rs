@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use vbk::guests::{Found, FoundGuest, discover};
+use vbk::guest::discover::{Found, FoundGuest, discover};
 use vbk::hints::ChangeHints;
 use vbk::limit::ReadLimit;
 use vbk::snapshot::SnapshotSize;
@@ -15,8 +15,9 @@ use crate::args::ConfigCommand;
 use crate::config::{Config, DEFAULT_PATH, GuestAgent, GuestSettings, Keep, others_may_write};
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
-use crate::table::{Align, Table};
-use crate::{machine, units};
+use crate::machine;
+use crate::terminal::table::{Align, Table};
+use crate::terminal::units;
 
 /// Runs `vbk config ...`.
 pub fn run(context: &Context<'_>, command: &ConfigCommand) -> Result<Outcome> {

@@ -12,8 +12,8 @@ use crate::args::DiffArgs;
 use crate::commands::warn_of_clock;
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
-use crate::table::{Align, Table};
-use crate::units;
+use crate::terminal::table::{Align, Table};
+use crate::terminal::units;
 
 #[derive(Serialize)]
 struct Report {

@@ -15,8 +15,9 @@ use crate::commands::{prune, warn_of_clock};
 use crate::config::Keep;
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
-use crate::table::{Align, Table};
-use crate::{signals, units};
+use crate::signals;
+use crate::terminal::table::{Align, Table};
+use crate::terminal::units;
 
 /// What becomes of one backup, and why.
 #[derive(Debug, Serialize)]

@@ -2,13 +2,14 @@
 
 use jiff::Timestamp;
 use serde::Serialize;
-use vbk::guests::{FoundBy, FoundGuest, LeftOut, discover};
+use vbk::guest::discover::{FoundBy, FoundGuest, LeftOut, discover};
 use vbk_repo::catalogue::Catalogue;
 
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
-use crate::table::{Align, Table};
-use crate::{machine, units};
+use crate::machine;
+use crate::terminal::table::{Align, Table};
+use crate::terminal::units;
 
 #[derive(Serialize)]
 struct Report<'a> {

@@ -10,7 +10,8 @@ use crate::args::InitArgs;
 use crate::commands::key;
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
-use crate::{place, units};
+use crate::place;
+use crate::terminal::units;
 
 #[derive(Serialize)]
 struct Report {

@@ -12,8 +12,10 @@ use vbk_repo::repository::Repository;
 use crate::args::{KeyAddArgs, KeyCommand};
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
-use crate::table::{Align, Table};
-use crate::{output, units, unlock};
+use crate::terminal::output;
+use crate::terminal::table::{Align, Table};
+use crate::terminal::units;
+use crate::unlock;
 
 /// Manages what opens an encrypted repository.
 pub fn run(context: &Context<'_>, command: &KeyCommand) -> Result<Outcome> {

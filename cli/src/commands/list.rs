@@ -4,8 +4,8 @@ use crate::args::ListArgs;
 use crate::commands::{BackupJson, clock_doubt, describe_state, disk_names, unreadable_notes};
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
-use crate::table::{Align, Table};
-use crate::units;
+use crate::terminal::table::{Align, Table};
+use crate::terminal::units;
 
 /// Lists backups.
 pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Outcome> {

@@ -22,9 +22,11 @@ use vbk_repo::repository::Repository;
 use crate::args::MountArgs;
 use crate::commands::{warn_of_clock, warn_of_clocks};
 use crate::context::{Context, threads};
-use crate::daemon;
 use crate::exit::{Error, Outcome, Result};
-use crate::units;
+use crate::machine;
+use crate::terminal::units;
+
+mod daemon;
 
 /// Requests that wait for a disk leave the processors idle, so there are more than of those.
 const MAX_THREADS: usize = 8;
@@ -60,7 +62,7 @@ pub fn run(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
     }
     match &args.files {
         Some(dir) => mount_files(context, args, dir),
-        None if args.foreground || daemon::is_background() => serve_images(context, args),
+        None if args.foreground || machine::is_background() => serve_images(context, args),
         None => {
             let repository = context.repository()?;
             // The process in the background leaves it to this one to compare it with what this host knows.

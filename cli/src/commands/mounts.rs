@@ -7,7 +7,7 @@ use vbk_fuse::volumes::{self, MountKind};
 
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
-use crate::table::{Align, Table};
+use crate::terminal::table::{Align, Table};
 
 #[derive(Serialize)]
 struct MountJson {

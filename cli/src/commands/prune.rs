@@ -10,7 +10,8 @@ use vbk_repo::store::{Swept, Thrift};
 use crate::args::PruneArgs;
 use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
-use crate::{signals, units};
+use crate::signals;
+use crate::terminal::units;
 
 /// How much unused may stay unless something else is asked for, as a share of what is in use.
 pub const MAX_UNUSED: f64 = 0.05;

@@ -17,8 +17,9 @@ use crate::args::RepairArgs;
 use crate::commands::verify::{DamageJson, Suspects, new_bytes, print_damage, warn_of_guess};
 use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
-use crate::progress::{Progress, Words};
-use crate::{signals, units};
+use crate::signals;
+use crate::terminal::progress::{Progress, Words};
+use crate::terminal::units;
 
 #[derive(Serialize)]
 struct Report<'a> {

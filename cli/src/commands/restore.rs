@@ -16,8 +16,9 @@ use crate::args::{RestoreArgs, SkipDamaged};
 use crate::commands::warn_of_clock;
 use crate::context::{Context, stdout_is_terminal, threads};
 use crate::exit::{Error, Outcome, Result};
-use crate::progress::{Progress, Words};
-use crate::{signals, units};
+use crate::signals;
+use crate::terminal::progress::{Progress, Words};
+use crate::terminal::units;
 
 #[derive(Serialize)]
 struct Report {

@@ -10,8 +10,9 @@ use crate::args::ShowArgs;
 use crate::commands::{clock_doubt, describe_state, warn_of_clock};
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
-use crate::table::{Align, Table};
-use crate::{printable, units};
+use crate::terminal::printable;
+use crate::terminal::table::{Align, Table};
+use crate::terminal::units;
 
 #[derive(Serialize)]
 struct Report<'a> {

@@ -2,14 +2,15 @@
 
 use jiff::Timestamp;
 use serde::Serialize;
-use vbk::run::RunInfo;
+use vbk::host::run::RunInfo;
 use vbk::snapshot::{self, Cleaned, Leftover, Places, State};
 
 use crate::args::SnapshotsArgs;
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
-use crate::table::{Align, Table};
-use crate::{machine, units};
+use crate::machine;
+use crate::terminal::table::{Align, Table};
+use crate::terminal::units;
 
 #[derive(Serialize)]
 struct SnapshotJson<'a> {

@@ -1,13 +1,14 @@
 //! `vbk stats`
 
 use serde::Serialize;
+use vbk_repo::repository::disk_usage::{DiskUsage, disk_usage};
 use vbk_repo::stats::{Stats, stats};
-use vbk_repo::usage::{DiskUsage, disk_usage};
 
 use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
-use crate::table::{Align, Table};
-use crate::{signals, units};
+use crate::signals;
+use crate::terminal::table::{Align, Table};
+use crate::terminal::units;
 
 #[derive(Serialize)]
 struct Report<'a> {

@@ -4,12 +4,12 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use vbk_repo::status::{self, Process, Status, ViewState, ViewStatus, WriterStatus};
+use vbk_repo::repository::activity::{self, Process, Status, ViewState, ViewStatus, WriterStatus};
 
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
-use crate::table::{Align, Table};
-use crate::units;
+use crate::terminal::table::{Align, Table};
+use crate::terminal::units;
 
 #[derive(Serialize)]
 struct Report<'a> {
@@ -21,7 +21,7 @@ struct Report<'a> {
 /// Shows who reads and writes the repository, and what it takes on disk.
 pub fn run(context: &Context<'_>) -> Result<Outcome> {
     let repository = context.locked_repository()?;
-    let status = status::status(&repository)?;
+    let status = activity::status(&repository)?;
     context.print(text(repository.path(), &status, Timestamp::now()));
     context.json_result(&Report {
         repository: repository.path(),
@@ -145,8 +145,8 @@ fn age(since: Timestamp, now: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vbk_repo::usage::DiskUsage;
-    use vbk_repo::usage::FileSystem;
+    use vbk_repo::repository::disk_usage::DiskUsage;
+    use vbk_repo::repository::disk_usage::FileSystem;
 
     const NOW: &str = "2026-11-21T06:00:12Z";
 

@@ -9,7 +9,7 @@ use vbk_repo::ErrorKind;
 use vbk_repo::backup::Entry;
 use vbk_repo::catalogue::Catalogue;
 use vbk_repo::id::BlockId;
-use vbk_repo::mend::check_tables;
+use vbk_repo::repository::store_repair::check_tables;
 use vbk_repo::repository::{Repository, Writer};
 use vbk_repo::state::{PartRead, Rotation, States, note_of, note_of_rotation};
 use vbk_repo::store::StoreReader;
@@ -19,8 +19,9 @@ use crate::args::VerifyArgs;
 use crate::commands::unreadable_notes;
 use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
-use crate::progress::{Progress, Words};
-use crate::{signals, units};
+use crate::signals;
+use crate::terminal::progress::{Progress, Words};
+use crate::terminal::units;
 
 /// The longest rotation.
 const MAX_ROTATION_DAYS: usize = 366;

@@ -10,8 +10,9 @@ use vbk_repo::standing::Standing;
 use super::{Context, Purpose};
 use crate::config::Config;
 use crate::exit::{Error, Result};
+use crate::machine;
 use crate::trust::Memory;
-use crate::{daemon, unlock};
+use crate::unlock;
 
 impl Context<'_> {
     /// An error if the newest view that is in the repository is not what this host knows, before anything is put right there.
@@ -58,7 +59,7 @@ impl Context<'_> {
     /// have put a plain repository in the place of an encrypted one.
     pub fn check_encrypted(&self, repository: &Repository) -> Result<()> {
         match self.expects_encryption(repository.path())? {
-            Some(what) if !repository.is_encrypted() && !daemon::is_background() => Err(Error::Usage(format!(
+            Some(what) if !repository.is_encrypted() && !machine::is_background() => Err(Error::Usage(format!(
                 "{} is not encrypted, although {what}; nothing was read or written. Leave that out if it is as it should be",
                 repository.path().display()
             ))),
@@ -94,7 +95,7 @@ impl Context<'_> {
     pub(super) fn judge(&self, repository: &Repository, standing: &Standing, purpose: Purpose) -> Result<()> {
         self.is_writer.fetch_or(purpose == Purpose::Write, Ordering::SeqCst);
         // The process that started this one has done it.
-        let Some(memory) = self.memory.as_ref().filter(|_| !daemon::is_background()) else {
+        let Some(memory) = self.memory.as_ref().filter(|_| !machine::is_background()) else {
             return Ok(());
         };
         let known = match memory.get(repository.path()) {
@@ -167,7 +168,7 @@ impl Context<'_> {
         let Some(memory) = &self.memory else {
             return;
         };
-        if daemon::is_background() || self.is_doubted() || covers(memory, repository, standing) {
+        if machine::is_background() || self.is_doubted() || covers(memory, repository, standing) {
             return;
         }
         // What is noted must be what a power cut leaves.

@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use vbk_repo::Error;
+use vbk_repo::Result;
 use vbk_repo::reader::Stream;
-use vbk_repo::{Error, Result};
 
 use super::Attributes;
 use crate::btrfs::{self, Patch};

@@ -9,7 +9,7 @@ use crate::reader::{ImageReader, ReadResources};
 use crate::repair::Repair;
 use crate::store::memory::MemoryStore;
 use crate::store::{BlockStore, Record, StoreReader, Thrift};
-use crate::testing::{SMALL, backup, mixed_bytes, store_image};
+use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image};
 use crate::verify::{VerifyReport, verify};
 use crate::writer::SlotReader;
 

@@ -3,7 +3,7 @@ use crate::block::BlockSize;
 use crate::id::BlockId;
 use crate::store::memory::MemoryStore;
 use crate::store::{BlockStore, Identity, Located, Note, Record, Stored, Wanted};
-use crate::testing::{SMALL, store_image};
+use crate::tests::testing::{SMALL, store_image};
 use crate::writer::ImageWriter;
 use proptest::prelude::*;
 use std::sync::Mutex;

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::error::{Error, ErrorKind};
 use crate::store::memory::MemoryStore;
-use crate::testing::{SMALL, mixed_bytes, store_image};
+use crate::tests::testing::{SMALL, mixed_bytes, store_image};
 
 struct Fixture {
     store: Arc<MemoryStore>,

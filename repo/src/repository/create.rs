@@ -23,12 +23,12 @@ use crate::cipher::random;
 use crate::error::{Error, Result};
 use crate::id::to_hex;
 use crate::keys::{self, Keys, PassphraseCost};
-use crate::lock::{Told, WriterLock};
-use crate::spare;
+use crate::repository::lock::{Told, WriterLock};
+use crate::repository::second_copies;
+use crate::repository::views;
 use crate::store::encrypted::Encrypted;
 use crate::store::rocks::{RocksStore, path_in};
 use crate::store::{BlockStore, ENCRYPTION, Identity, STORE_FORMAT};
-use crate::views;
 
 /// Its making is the claim on the directory.
 const VIEWS: &str = "views";
@@ -82,7 +82,7 @@ fn make_durably(path: &Path) -> Result<()> {
 
 /// Makes a new name in a directory durable.
 fn sync_parent(parent: &Path) -> Result<()> {
-    match spare::sync_directory(parent) {
+    match second_copies::sync_directory(parent) {
         // A directory that can be passed but not read, by its mode, can't be opened to be synced. EINVAL: its file system
         // can't sync directories (fsync(2)).
         Err(Error::Io { source, .. })
@@ -175,6 +175,6 @@ pub(super) fn write_marker(path: &Path, identity: &Identity) -> Result<()> {
          `vbk list --repo DIRECTORY` shows what is in it. Change nothing here by hand.\n\
          format: {LAYOUT_FORMAT}\nid: {id}\n{encryption}"
     );
-    spare::write(&marker, text.as_bytes())?;
-    spare::sync_directory(path)
+    second_copies::write(&marker, text.as_bytes())?;
+    second_copies::sync_directory(path)
 }

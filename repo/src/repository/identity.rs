@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use super::Repository;
 use crate::error::{Error, Result};
-use crate::spare;
+use crate::repository::second_copies;
+use crate::repository::views;
 use crate::standing::Standing;
 use crate::store::encrypted::Encrypted;
 use crate::store::{Identity, StoreReader};
-use crate::views;
 
 impl Repository {
     /// The repository's identity and age, as its marker and the name of its newest view say: cheap, and known before a key
@@ -40,7 +40,7 @@ impl Repository {
     /// changed. Changes nothing where nothing can be written.
     pub fn settle(&self) {
         // A reader that can't do it is on storage that it can't write to either.
-        let _ = spare::sync_directory(&views::directory(&self.path));
+        let _ = second_copies::sync_directory(&views::directory(&self.path));
     }
 
     /// What the newest view says that the repository is, if that can be read.

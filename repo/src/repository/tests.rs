@@ -1,7 +1,7 @@
 use super::*;
 use crate::backup::{Entry, Image};
 use crate::standing::Standing;
-use crate::testing::{self, mixed_bytes, store_image};
+use crate::tests::testing::{self, mixed_bytes, store_image};
 
 fn new() -> (tempfile::TempDir, Repository) {
     let directory = tempfile::tempdir().expect("a directory");

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::Result;
+use crate::repository::views;
 use crate::store::rocks::{RocksStore, is_blob_file, path_in};
-use crate::views;
 
 /// Files of the store that a killed writer may have left torn: RocksDB writes blob files in the open and, after a crash,
 /// neither uses nor removes one that has no end.

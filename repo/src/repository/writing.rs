@@ -9,14 +9,14 @@ use crate::backup::{Backup, Entry};
 use crate::catalogue::Catalogue;
 use crate::error::{Error, Result};
 use crate::id::BackupId;
-use crate::lock::WriterLock;
 use crate::mark::mark;
+use crate::repository::disk_usage::{disk_usage, file_system};
+use crate::repository::lock::WriterLock;
+use crate::repository::views;
 use crate::standing::Standing;
 use crate::state::{self, State, States};
 use crate::store::rocks::RocksStore;
 use crate::store::{BlockStore, Identity, Note, Record, Swept, Thrift};
-use crate::usage::{disk_usage, file_system};
-use crate::views;
 
 /// A prune shows readers its progress, and lets go of what they saw before, each time it has removed so much, or as much
 /// as is free.

@@ -2,7 +2,7 @@ use super::*;
 use crate::block::BlockSize;
 use crate::id::BackupId;
 use crate::store::memory::MemoryStore;
-use crate::testing::{SMALL, backup, mixed_bytes, store_image};
+use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image};
 
 fn entry(time: &str, images: Vec<Image>) -> Entry {
     Entry {

@@ -6,7 +6,7 @@ use super::hints::{Warnings, noise_blocks};
 use super::*;
 use crate::hints::thin::{self, ThinPair, ThinSnapshot};
 use crate::hints::{HintError, audit};
-use crate::program::Programs;
+use crate::host::program::Programs;
 
 fn run(program: &str, args: &[&str]) -> String {
     let answer = Programs::system().run(program, args, Duration::from_secs(60));

@@ -1,4 +1,5 @@
 use super::*;
+use crate::snapshot::names::BASE_DIGITS;
 use vbk_repo::backup::{Backup, Consistency, RECORD_FORMAT, SnapshotKind};
 use vbk_repo::id::{BackupId, SegmentId};
 use vbk_repo::name::BackupTime;

@@ -4,8 +4,8 @@ use std::process::Command;
 use std::time::Instant;
 
 use super::*;
-use crate::buffer::AlignedBuffer;
-use crate::program::Programs;
+use crate::disk::buffer::AlignedBuffer;
+use crate::host::program::Programs;
 
 /// Held by tests that move this process: it is in one group, and they compare it with the one it was in.
 static MOVING: Mutex<()> = Mutex::new(());
@@ -139,23 +139,23 @@ fn our_place_in_the_hierarchies_is_found() {
         31 30 0:26 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
         32 30 0:27 / /sys/fs/cgroup/blkio rw,relatime shared:9 - cgroup cgroup rw,blkio\n\
         33 30 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate\n";
-    let layout = Layout::parse(mixed, mounts);
+    let layout = Layout::parse(mixed, &table(mounts));
     assert_eq!(layout.unified.as_deref(), Some(Path::new("/sys/fs/cgroup/unified")));
     assert_eq!(layout.blkio.as_deref(), Some(Path::new("/sys/fs/cgroup/blkio")));
 
     let unit = "0::/system.slice/vbk.service\n";
     let mount = "33 30 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
     let path = Path::new("/sys/fs/cgroup/system.slice/vbk.service");
-    assert_eq!(Layout::parse(unit, mount).unified.as_deref(), Some(path));
+    assert_eq!(Layout::parse(unit, &table(mount)).unified.as_deref(), Some(path));
 
     // A container that sees its own part of the hierarchy, one that sees another's, and no mount at all.
     let part = "33 30 0:28 /system.slice /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
     let path = Path::new("/sys/fs/cgroup/vbk.service");
-    assert_eq!(Layout::parse(unit, part).unified.as_deref(), Some(path));
+    assert_eq!(Layout::parse(unit, &table(part)).unified.as_deref(), Some(path));
     let others = "33 30 0:28 /user.slice /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
-    assert_eq!(Layout::parse(unit, others), Layout::default());
-    assert_eq!(Layout::parse("0::/../x\n", mount), Layout::default());
-    assert_eq!(Layout::parse(unit, ""), Layout::default());
+    assert_eq!(Layout::parse(unit, &table(others)), Layout::default());
+    assert_eq!(Layout::parse("0::/../x\n", &table(mount)), Layout::default());
+    assert_eq!(Layout::parse(unit, &table("")), Layout::default());
 }
 
 #[test]
@@ -184,4 +184,8 @@ fn programs_that_we_started_are_ours_and_others_are_not() {
     assert!(is_ours(child.id()) && is_ours(std::process::id()));
     assert!(!is_ours(1) && !is_ours(4_194_305));
     child.kill().and_then(|()| child.wait()).expect("ends");
+}
+
+fn table(text: &str) -> Vec<Mount> {
+    mounts::parse(text.as_bytes())
 }

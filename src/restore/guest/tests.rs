@@ -12,9 +12,9 @@ use vbk_repo::store::memory::MemoryStore;
 use vbk_repo::writer::ImageWriter;
 
 use super::*;
-use crate::program::Programs;
+use crate::guest::volumes::{NewVolume, VolumesError, VolumesPlan, tags_of, volume_name};
+use crate::host::program::Programs;
 use crate::restore::Damaged;
-use crate::volumes::{NewVolume, VolumesError, VolumesPlan, tags_of, volume_name};
 use vbk_repo::ErrorKind;
 
 const MIB: u64 = 1 << 20;

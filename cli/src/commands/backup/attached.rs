@@ -10,7 +10,7 @@ use vbk_repo::backup::MAX_FILE_BYTES;
 use vbk_repo::name::DiskName;
 
 use crate::exit::{Error, Result};
-use crate::units;
+use crate::terminal::units;
 
 /// Reads them, as they are now.
 pub fn read(named: &[(DiskName, PathBuf)]) -> Result<Vec<(DiskName, Vec<u8>)>> {

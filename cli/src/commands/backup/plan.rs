@@ -5,16 +5,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::SignedDuration;
-use vbk::freeze::{AgentFreeze, FreezePlan};
-use vbk::guest_backup::{GuestDisk, GuestPlan};
-use vbk::guest_files::{CONFIG_NAME, NVRAM_NAME};
-use vbk::guests::{FoundBy, FoundGuest, discover, resolve};
+use vbk::backup::guest::{GuestDisk, GuestPlan};
+use vbk::disk::source::{Source, check_raw};
+use vbk::guest::discover::{FoundBy, FoundGuest, discover, resolve};
+use vbk::guest::files::{CONFIG_NAME, NVRAM_NAME};
+use vbk::guest::freeze::{AgentFreeze, FreezePlan};
 use vbk::hints::HintOptions;
+use vbk::host::program::Programs;
 use vbk::limit::speed::{DeviceSpeed, SpeedSource};
 use vbk::limit::{LimitOptions, ReadLimit};
-use vbk::program::Programs;
 use vbk::snapshot::{Method, SnapshotOptions};
-use vbk::source::{Source, check_raw};
 use vbk_repo::name::{DiskName, GuestName};
 
 use super::attached;

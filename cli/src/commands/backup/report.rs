@@ -8,8 +8,8 @@ use vbk::observer::Counts;
 use vbk_repo::backup::{Consistency, Image};
 
 use super::Done;
-use crate::table::{Align, Table};
-use crate::units;
+use crate::terminal::table::{Align, Table};
+use crate::terminal::units;
 
 /// A backup that was made.
 #[derive(Serialize)]

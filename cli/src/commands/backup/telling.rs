@@ -9,16 +9,16 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use vbk::backup::BackupSummary;
-use vbk::guests::GuestError;
-use vbk::program::{ProgramError, Programs};
+use vbk::guest::discover::GuestError;
+use vbk::host::program::{ProgramError, Programs};
 use vbk_repo::ErrorKind;
 use vbk_repo::name::GuestName;
 
 use super::Done;
+use crate::commands::backup::metrics::{GuestRun, Made, Metrics, WholeRun};
+use crate::commands::backup::nightly;
 use crate::exit::{Error, Result};
 use crate::machine::host;
-use crate::metrics::{GuestRun, Made, Metrics, WholeRun};
-use crate::nightly;
 
 /// What stands for all guests where the name of one is expected. No guest can be called so.
 const ALL: &str = "--all";

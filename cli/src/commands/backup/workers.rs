@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use nix::unistd::geteuid;
 use vbk::backup::BackupSummary;
-use vbk::guest_backup::{Host, back_up_guest};
+use vbk::backup::guest::{Host, back_up_guest};
 use vbk::observer::{Event, Observer};
 use vbk_repo::ErrorKind;
 use vbk_repo::name::GuestName;
@@ -16,12 +16,12 @@ use vbk_repo::repository::Writer;
 
 use super::telling::Telling;
 use super::{Done, Job};
+use crate::commands::backup::nightly::Deadline;
+use crate::commands::backup::notify::Notifier;
 use crate::context::Context;
 use crate::exit::{Error, Result};
-use crate::nightly::Deadline;
-use crate::notify::Notifier;
-use crate::progress::{Progress, Words};
-use crate::units;
+use crate::terminal::progress::{Progress, Words};
+use crate::terminal::units;
 
 /// What all guests of a run share.
 pub struct Workers<'a> {

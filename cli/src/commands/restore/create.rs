@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
-use vbk::guest_files::{CONFIG_NAME, DISKS_NAME, DiskKind, Disks, NVRAM_NAME, volume_name_of};
-use vbk::libvirt::define::{define, is_defined};
-use vbk::libvirt::rename::{RenamePlan, identity, mac_like, rewrite, unplaced, uuid_of};
-use vbk::program::Programs;
+use vbk::guest::files::{CONFIG_NAME, DISKS_NAME, DiskKind, Disks, NVRAM_NAME, volume_name_of};
+use vbk::guest::volumes::{NewVolume, VolumesPlan, tags_of, volume_name};
+use vbk::host::libvirt::define::{define, is_defined};
+use vbk::host::libvirt::rename::{RenamePlan, identity, mac_like, rewrite, unplaced, uuid_of};
+use vbk::host::program::Programs;
 use vbk::restore::guest::{DiskToWrite, write};
 use vbk::restore::{Fill, RestoreOptions};
-use vbk::volumes::{NewVolume, VolumesPlan, tags_of, volume_name};
 use vbk_repo::backup::Backup;
 use vbk_repo::name::GuestName;
 use vbk_repo::reader::{ImageReader, ReadResources};
@@ -23,8 +23,10 @@ use crate::args::{RestoreArgs, SkipDamaged};
 use crate::commands::warn_of_clock;
 use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
-use crate::progress::{Progress, Words};
-use crate::{machine, signals, units};
+use crate::machine;
+use crate::signals;
+use crate::terminal::progress::{Progress, Words};
+use crate::terminal::units;
 
 #[derive(Serialize)]
 struct Report<'a> {

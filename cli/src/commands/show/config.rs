@@ -3,15 +3,18 @@
 use std::sync::Arc;
 
 use serde::Serialize;
-use vbk_fuse::{PartitionTable, TableKind, partition_table};
+use vbk_fuse::PartitionTable;
+use vbk_fuse::TableKind;
+use vbk_fuse::partition_table;
 use vbk_repo::backup::{Entry, Image};
 use vbk_repo::reader::{ImageReader, ReadResources};
 use vbk_repo::repository::View;
 
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
-use crate::table::{Align, Table};
-use crate::{output, units};
+use crate::terminal::output;
+use crate::terminal::table::{Align, Table};
+use crate::terminal::units;
 
 #[derive(Serialize)]
 struct Report {

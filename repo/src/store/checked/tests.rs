@@ -5,7 +5,7 @@ use crate::reader::{ImageReader, ReadResources, read_whole};
 use crate::repair::Repair;
 use crate::state::States;
 use crate::store::memory::MemoryStore;
-use crate::testing::{SMALL, backup, mixed_bytes, store_image};
+use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image};
 use crate::verify::{VerifyReport, verify};
 
 use std::sync::atomic::AtomicBool;

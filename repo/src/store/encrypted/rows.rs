@@ -123,7 +123,7 @@ mod tests {
         ) {
             let mut plain = vec![0; kinds.len() * PAGE_BYTES];
             for (page, (kind, length)) in plain.chunks_mut(PAGE_BYTES).zip(&kinds) {
-                let noise = crate::testing::mixed_bytes(*length as u32, *length);
+                let noise = crate::tests::testing::mixed_bytes(*length as u32, *length);
                 match kind {
                     0 => {}
                     1 => page[..*length].copy_from_slice(&noise),

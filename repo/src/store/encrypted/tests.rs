@@ -6,7 +6,7 @@ use crate::catalogue::Catalogue;
 use crate::error::ErrorKind;
 use crate::reader::read_whole;
 use crate::state::{PartRead, Rotation, State, States, note_of, note_of_rotation, note_without};
-use crate::testing::{SMALL, backup, mixed_bytes, store_image};
+use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image};
 use crate::writer::SlotReader;
 
 fn encrypted() -> (Arc<MemoryStore>, Encrypted<MemoryStore>) {

@@ -279,11 +279,11 @@ fn verify_finds_two_blocks_that_are_said_to_lie_in_one_place() {
     image.set(crate::block::BlockIndex(0), &slots).expect("sets");
     let image = crate::backup::Image {
         manifest: image.finish().expect("finishes"),
-        ..crate::testing::store_image(store, "vda", &[])
+        ..crate::tests::testing::store_image(store, "vda", &[])
     };
     let entry = Entry {
         id: crate::id::BackupId([0; 32]),
-        backup: crate::testing::backup("web1", "2026-11-20T00-00-00Z", vec![image]),
+        backup: crate::tests::testing::backup("web1", "2026-11-20T00-00-00Z", vec![image]),
     };
     let never = AtomicBool::new(false);
     let report = crate::verify::verify(store, &[entry], &|_| true, 1, &|_| (), &never).expect("runs");

@@ -1,0 +1,180 @@
+//! The log on standard error: with colours for a terminal, plain for a file, with priorities for the journal.
+
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
+
+use nix::sys::stat::fstat;
+use tracing::{Level, Metadata};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::terminal::printable;
+
+/// Starts the log.
+pub fn start(verbose: u8, quiet: bool) {
+    let level = match verbose {
+        0 if quiet => "error",
+        0 => "warn",
+        1 => "info",
+        _ => "debug",
+    };
+    // VBK_LOG takes tracing's own filters, as in VBK_LOG=rocksdb=debug. fuser warns of each kind of request that a
+    // read-only file system need not answer.
+    let filter = EnvFilter::try_from_env("VBK_LOG").unwrap_or_else(|_| EnvFilter::new(format!("{level},fuser=error")));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
+    if goes_to_journal() {
+        // The journal keeps time and priority itself.
+        log.without_time()
+            .with_level(false)
+            .with_ansi(false)
+            .with_writer(Journal)
+            .init();
+    } else {
+        log.with_writer(|| Shown).with_ansi(io::stderr().is_terminal()).init();
+    }
+}
+
+/// Prints what ended the command.
+pub fn complain(text: impl Display) {
+    let text = printable::lines(&format!("vbk: {text}\n"));
+    let text = if goes_to_journal() {
+        prefixed(Level::ERROR, &text)
+    } else {
+        text
+    };
+    // There is nowhere else to say that it failed.
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// Whether standard error is what systemd connected to the journal (systemd.exec(5), `JOURNAL_STREAM`): device and inode
+/// tell, as the variable is inherited by those whose output goes elsewhere.
+fn goes_to_journal() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else {
+        return false;
+    };
+    fstat(io::stderr().as_fd()).is_ok_and(|stderr| stream == format!("{}:{}", stderr.st_dev, stderr.st_ino))
+}
+
+/// Every line with its priority before it (sd-daemon(3)).
+fn prefixed(level: Level, text: &str) -> String {
+    let priority = match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        Level::DEBUG | Level::TRACE => 7,
+    };
+    text.lines().map(|line| format!("<{priority}>{line}\n")).collect()
+}
+
+/// Makes the writers of the journal.
+struct Journal;
+
+/// Writes one event.
+struct Event(Level);
+
+impl<'a> MakeWriter<'a> for Journal {
+    type Writer = Event;
+
+    fn make_writer(&'a self) -> Event {
+        Event(Level::INFO)
+    }
+
+    fn make_writer_for(&'a self, of: &Metadata<'_>) -> Event {
+        Event(*of.level())
+    }
+}
+
+impl Write for Event {
+    /// Gets a whole event at a time.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = printable::event(&String::from_utf8_lossy(event));
+        io::stderr().write_all(prefixed(self.0, &text).as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes events to a terminal or a file.
+struct Shown;
+
+impl Write for Shown {
+    /// Gets a whole event at a time.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = printable::event(&String::from_utf8_lossy(event));
+        io::stderr().write_all(text.as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::MetadataExt;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn every_line_has_its_priority() {
+        assert_eq!(prefixed(Level::WARN, "one\ntwo\n"), "<4>one\n<4>two\n");
+        assert_eq!(prefixed(Level::ERROR, "one"), "<3>one\n");
+        assert_eq!(prefixed(Level::TRACE, ""), "");
+    }
+
+    /// Run by the other test with its standard error somewhere.
+    #[test]
+    #[ignore = "part of another test"]
+    fn a_log() {
+        start(1, false);
+        tracing::warn!("a snapshot of {} is\nhalf full", "web1");
+        tracing::info!("goes on");
+        tracing::info!("{}", "a\u{1b}[2Jb\rc\u{202e}d");
+        complain("it failed\nhint: try again");
+    }
+
+    fn said(stream: impl FnOnce(&File) -> Option<String>) -> String {
+        let dir = tempfile::tempdir().expect("makes a directory");
+        let path = dir.path().join("err");
+        let file = File::create(&path).expect("creates");
+        let mut command = Command::new(std::env::current_exe().expect("has a name"));
+        command.args(["--exact", "log::tests::a_log", "--ignored", "--nocapture"]);
+        command.env_remove("VBK_LOG").env_remove("JOURNAL_STREAM");
+        if let Some(stream) = stream(&file) {
+            command.env("JOURNAL_STREAM", stream);
+        }
+        assert!(command.stderr(file).output().expect("runs").status.success());
+        std::fs::read_to_string(path).expect("is there")
+    }
+
+    #[test]
+    fn the_journal_gets_priorities_and_no_time_and_a_file_gets_time_and_levels() {
+        let name_of = |file: &File| {
+            let file = file.metadata().expect("is open");
+            format!("{}:{}", file.dev(), file.ino())
+        };
+        let journal = "<4>a snapshot of web1 is\n<4>half full\n<6>goes on\n<6>a\\x1b[2Jb\\u{d}c\\u{202e}d\n<3>vbk: it failed\n<3>hint: try again\n";
+        assert_eq!(said(|file| Some(name_of(file))), journal);
+        for plain in [
+            said(|_| None),
+            said(|file| Some(format!("{}0", name_of(file)))),
+            said(|_| Some("x".into())),
+        ] {
+            assert!(
+                plain.contains(" WARN a snapshot of web1 is\nhalf full") && plain.contains(" INFO goes on"),
+                "{plain}"
+            );
+            assert!(
+                !plain.contains('<') && !plain.contains('\u{1b}') && plain.starts_with("20"),
+                "{plain}"
+            );
+        }
+    }
+}

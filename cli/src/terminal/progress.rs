@@ -1,0 +1,144 @@
+//! What a person sees while a command runs: a bar on a terminal, warnings everywhere, nothing else.
+
+use std::io::IsTerminal;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use vbk::observer::{Counts, Event, Observer};
+
+use crate::terminal::output;
+use crate::terminal::units;
+
+/// Ten times a second is enough for eyes.
+const REDRAW: Duration = Duration::from_millis(100);
+
+/// Draws a bar and keeps count of warnings.
+pub struct Progress {
+    bar: ProgressBar,
+    says: bool,
+    counts: Mutex<Shown>,
+    warnings: AtomicU64,
+}
+
+struct Shown {
+    counts: Counts,
+    words: Words,
+    last: Instant,
+}
+
+/// What the counts are called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Words {
+    /// `12 MiB new, 3 GiB unchanged, 1 GiB zero`.
+    Backup,
+    /// Nothing beside the bytes.
+    Plain,
+}
+
+impl Progress {
+    /// A bar of `total` bytes; hidden when stderr is no terminal or `quiet`.
+    pub fn new(quiet: bool, total: u64, words: Words) -> Self {
+        let shown = !quiet && std::io::stderr().is_terminal();
+        let target = if shown {
+            ProgressDrawTarget::stderr_with_hz(10)
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        let bar = ProgressBar::with_draw_target(Some(total), target);
+        let style = ProgressStyle::with_template(
+            "{prefix}{percent:>3}% {bar:24} {binary_bytes}/{binary_total_bytes}  {decimal_bytes_per_sec}  {eta} left  {msg}",
+        );
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Self {
+            bar,
+            says: false,
+            counts: Mutex::new(Shown {
+                counts: Counts::default(),
+                words,
+                last: Instant::now(),
+            }),
+            warnings: AtomicU64::new(0),
+        }
+    }
+
+    /// Sets how far it is, for work that is not counted by events.
+    pub fn set(&self, done: u64) {
+        self.bar.set_position(done);
+    }
+
+    /// Removes the bar.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    /// Does something that prints while the bar is out of the way.
+    pub fn suspend(&self, print: impl FnOnce()) {
+        self.bar.suspend(print);
+    }
+
+    /// Says what is worth a line.
+    fn note(&self, text: &str) {
+        self.bar.suspend(|| match self.says {
+            true => output::line(text),
+            false => tracing::info!("{text}"),
+        });
+    }
+
+    /// Makes it say what is worth a line on standard output, if nothing else is printed there.
+    pub fn saying(mut self, says: bool) -> Self {
+        self.says = says;
+        self
+    }
+
+    /// How many warnings there were.
+    pub fn warnings(&self) -> u64 {
+        self.warnings.load(Ordering::Relaxed)
+    }
+}
+
+impl Observer for Progress {
+    fn event(&self, event: Event<'_>) {
+        match event {
+            Event::Disk { name, size_bytes } => {
+                self.bar.set_prefix(format!("{name} "));
+                tracing::info!("reading {name}, {}", units::size(size_bytes));
+            }
+            Event::Done(counts) => {
+                self.bar.inc(counts.done_bytes());
+                let mut shown = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+                shown.counts += counts;
+                if shown.words == Words::Backup && shown.last.elapsed() >= REDRAW {
+                    shown.last = Instant::now();
+                    let Counts {
+                        new_bytes,
+                        unchanged_bytes,
+                        zero_bytes,
+                        ..
+                    } = shown.counts;
+                    let size = units::size;
+                    self.bar.set_message(format!(
+                        "{} new, {} unchanged, {} zero",
+                        size(new_bytes),
+                        size(unchanged_bytes),
+                        size(zero_bytes)
+                    ));
+                }
+            }
+            // The warning that follows is for people.
+            Event::HintsWrong { .. } | Event::Peak { .. } => {}
+            Event::Note(text) => self.note(text),
+            Event::Warning(text) => {
+                self.warnings.fetch_add(1, Ordering::Relaxed);
+                self.bar.suspend(|| tracing::warn!("{text}"));
+            }
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}

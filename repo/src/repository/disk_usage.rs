@@ -1,0 +1,188 @@
+//! What a repository takes on disk, part by part: which bytes are the store's, and which only views keep.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::repository::views;
+use crate::store::rocks;
+
+/// The bytes that a repository takes on disk, each file counted once however many links it has. Sparse files count
+/// what is allocated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct DiskUsage {
+    /// All of it.
+    pub total_bytes: u64,
+    /// The store.
+    pub store_bytes: u64,
+    /// What is not in the store, but in the current view.
+    pub current_view_bytes: u64,
+    /// What only other views have. It comes back when nobody reads them any more and the next writer removes them.
+    pub other_views_bytes: u64,
+}
+
+/// Counts what a repository takes. Does not follow links, stays on one file system, and passes over what vanishes
+/// meanwhile and what may not be entered, such as `lost+found`.
+pub fn disk_usage(repository: &Path) -> Result<DiskUsage> {
+    let root = fs::canonicalize(repository).map_err(Error::io("read", repository))?;
+    let mut counted = Counted::default();
+    let store_bytes = counted.add(&rocks::path_in(&root))?;
+    let directory = root.join("views");
+    let mut current_view_bytes = 0;
+    if let Some(number) = views::current(&root)? {
+        current_view_bytes = counted.add(&directory.join(number.to_string()))?;
+    }
+    let mut other_views_bytes = 0;
+    // A copy of the repository may lack them.
+    let others = fs::read_dir(&directory).into_iter().flatten().flatten();
+    for view in others.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        other_views_bytes += counted.add(&view.path())?;
+    }
+    let rest_bytes = counted.add(&root)?;
+    Ok(DiskUsage {
+        total_bytes: store_bytes + current_view_bytes + other_views_bytes + rest_bytes,
+        store_bytes,
+        current_view_bytes,
+        other_views_bytes,
+    })
+}
+
+/// The files that were counted, by device and inode.
+#[derive(Default)]
+struct Counted(HashSet<(u64, u64)>);
+
+impl Counted {
+    /// Counts what is at a path and below and was not counted before; gives the bytes allocated for it.
+    fn add(&mut self, root: &Path) -> Result<u64> {
+        let mut bytes = 0;
+        let mut device = None;
+        let mut todo = vec![root.to_owned()];
+        while let Some(path) = todo.pop() {
+            let found = match fs::symlink_metadata(&path) {
+                Ok(found) => found,
+                Err(error) if has_vanished(&error) => continue,
+                Err(error) => return Err(Error::io("read", path)(error)),
+            };
+            // Another file system that is mounted here is not part of it.
+            if *device.get_or_insert(found.dev()) != found.dev() {
+                continue;
+            }
+            if self.0.insert((found.dev(), found.ino())) {
+                // stat(2): in units of 512 bytes, whatever the file system's blocks are.
+                bytes += found.blocks() * 512;
+            }
+            if !found.is_dir() {
+                continue;
+            }
+            match fs::read_dir(&path) {
+                Ok(entries) => {
+                    for entry in entries {
+                        match entry {
+                            Ok(entry) => todo.push(entry.path()),
+                            Err(error) if has_vanished(&error) => break,
+                            Err(error) => return Err(Error::io("list", path)(error)),
+                        }
+                    }
+                }
+                Err(error) if has_vanished(&error) || error.kind() == io::ErrorKind::PermissionDenied => {}
+                Err(error) => return Err(Error::io("list", path)(error)),
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+fn has_vanished(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::StaleNetworkFileHandle
+    )
+}
+
+/// The file system of a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct FileSystem {
+    /// Its size.
+    pub size_bytes: u64,
+    /// What is used of it, by anybody.
+    pub used_bytes: u64,
+    /// What this user may still use; less than the rest where some is reserved for root.
+    pub free_bytes: u64,
+}
+
+/// Looks at the file system that `path` is on.
+pub fn file_system(path: &Path) -> Result<FileSystem> {
+    let stat = nix::sys::statvfs::statvfs(path).map_err(|errno| Error::io("read", path)(errno.into()))?;
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size());
+    Ok(FileSystem {
+        size_bytes: bytes(stat.blocks()),
+        used_bytes: bytes(stat.blocks().saturating_sub(stat.blocks_free())),
+        free_bytes: bytes(stat.blocks_available()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::io::Write;
+
+    fn total(path: &Path) -> u64 {
+        disk_usage(path).expect("counts").total_bytes
+    }
+
+    #[test]
+    fn hard_links_count_once_and_sparse_files_by_what_is_allocated() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path();
+        let empty = total(path);
+        fs::write(path.join("one"), vec![1; 1 << 20]).expect("writes");
+        File::open(path.join("one"))
+            .and_then(|file| file.sync_all())
+            .expect("syncs");
+        let one = total(path);
+        assert!((1 << 20..(1 << 20) + 65_536).contains(&(one - empty)), "{empty} {one}");
+        fs::create_dir(path.join("view")).expect("creates");
+        let before = total(path);
+        fs::hard_link(path.join("one"), path.join("view/one")).expect("links");
+        std::os::unix::fs::symlink("../one", path.join("view/link")).expect("links");
+        std::os::unix::fs::symlink("..", path.join("view/up")).expect("links");
+        let mut sparse = File::create(path.join("sparse")).expect("creates");
+        sparse.set_len(1 << 40).expect("grows");
+        sparse.write_all(b"x").and_then(|()| sparse.sync_all()).expect("writes");
+        let all = total(path);
+        assert!(all > before && all - before < 262_144, "{before} {all}");
+    }
+
+    #[test]
+    fn a_link_to_a_directory_is_followed_at_the_top_alone_and_none_is_an_error() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (real, link) = (directory.path().join("real"), directory.path().join("link"));
+        fs::create_dir(&real).expect("creates");
+        fs::write(real.join("x"), vec![1; 1 << 20]).expect("writes");
+        std::os::unix::fs::symlink(&real, &link).expect("links");
+        assert_eq!(total(&link), total(&real));
+        assert!(disk_usage(&directory.path().join("none")).is_err());
+    }
+
+    #[test]
+    fn files_that_come_and_go_while_it_counts_are_no_error() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path();
+        std::thread::scope(|scope| {
+            let counts = scope.spawn(|| (0..300).try_for_each(|_| disk_usage(path).map(drop)));
+            while !counts.is_finished() {
+                let deep = path.join("a/b/c");
+                fs::create_dir_all(&deep).expect("creates");
+                fs::write(deep.join("x"), "x").expect("writes");
+                fs::remove_dir_all(path.join("a")).expect("removes");
+            }
+            counts.join().expect("joins").expect("counts");
+        });
+    }
+}

@@ -1,0 +1,486 @@
+//! Backs up a whole guest: brings it to rest, holds all its disks still at one moment, reads them at a polite pace, and
+//! lets go of everything again, however it ends.
+//!
+//! | step | what a kill -9 there leaves | who puts it right |
+//! |---|---|---|
+//! | 1. rest | a guest that rests | the helpers of [`crate::guest::freeze`], at once |
+//! | 2. snapshots | some of them, with the run's tag | the next run, or `vbk snapshots --clean` |
+//! | 3. thaw | a guest that rests, snapshots | both of these |
+//! | 4. read, with guard and limits | snapshots; cgroups; stored blocks | the next run, which does not store them again |
+//! | 5. commit | a backup that is whole, or none | nobody needs to |
+//! | 6. the new base instead of the old | the new one with the run's tag; the old one, which is of no use any more | the next run |
+//! | 7. snapshots removed | some of them | the next run |
+//!
+//! Only one guest of a host is brought to rest at a time: others would make its snapshots, and with them its rest, wait for
+//! LVM's locks; and the room in a volume group that was found is still there when it is used.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::Timestamp;
+use vbk_repo::ErrorKind;
+use vbk_repo::backup::{Consistency, Entry};
+use vbk_repo::catalogue::{CLOCK_SLACK, Catalogue};
+use vbk_repo::codec::Compression;
+use vbk_repo::name::{DiskName, GuestName};
+use vbk_repo::repository::Writer;
+
+use crate::backup::{BackupPlan, BackupSummary, DiskPlan, backup};
+use crate::disk::source;
+use crate::error::{Error, Result};
+use crate::guest::files::{self, Disks};
+use crate::guest::freeze::{FreezePlan, with_guest_at_rest};
+use crate::hints::bases::{self, Wish};
+use crate::hints::{HintOptions, thin};
+use crate::host::lvm::suspended;
+use crate::host::program::Programs;
+use crate::host::run::Run;
+use crate::limit::speed::DeviceSpeed;
+use crate::limit::{LimitOptions, LimitedDisk, Limiter, ReadLimit};
+use crate::observer::{Event, Observer};
+use crate::snapshot::{self, Places, PlannedDisk, SnapshotError, SnapshotOptions, Snapshots};
+use crate::text::size;
+
+/// Files that are kept with a backup.
+type Files = Vec<(DiskName, Vec<u8>)>;
+
+/// How many of the last backups say how much room a thick snapshot needs.
+const HISTORY: usize = 10;
+
+/// What all guests of a run have in common.
+pub struct Host {
+    programs: Programs,
+    run: Run,
+    /// For what is to survive a reboot, and may be lost.
+    cache: PathBuf,
+    turn: Mutex<()>,
+}
+
+impl Host {
+    /// `cache` is a directory for what is to survive a reboot and may be lost, as `/var/cache/vbk`.
+    pub fn new(programs: Programs, run: Run, cache: &Path) -> Self {
+        Self {
+            programs,
+            run,
+            cache: cache.to_owned(),
+            turn: Mutex::new(()),
+        }
+    }
+
+    /// The run.
+    pub fn run(&self) -> &Run {
+        &self.run
+    }
+
+    /// Where programs are looked for.
+    pub fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
+    fn places(&self) -> Places<'_> {
+        Places {
+            runtime_dir: self.run.runtime_dir(),
+            cache: &self.cache,
+            host_id: self.run.host_id(),
+        }
+    }
+
+    /// Plans the snapshots. A pool that is too full for them gets the room of its bases first: of all that is in it, they
+    /// alone can be spared.
+    fn plan(
+        &self,
+        disks: &[(DiskName, PathBuf)],
+        options: &SnapshotOptions,
+        observer: &dyn Observer,
+    ) -> Result<snapshot::Plan> {
+        loop {
+            let full = match snapshot::plan(&self.programs, disks, options) {
+                Err(error @ SnapshotError::PoolFull { .. }) => error,
+                planned => return Ok(planned?),
+            };
+            let SnapshotError::PoolFull { pool, .. } = &full else {
+                return Err(full.into());
+            };
+            let given_up = snapshot::give_up(&self.programs, self.places(), options.stop_at, Some(pool))?;
+            for name in &given_up.removed {
+                observer.event(Event::Warning(&format!(
+                    "gave up {name}, a base of change hints, because thin pool {pool} is too full; the next backup of its disk \
+                     reads all of it"
+                )));
+            }
+            // Each turn removes something.
+            if given_up.removed.is_empty() {
+                let failed: Vec<SnapshotError> = given_up.failed.into_iter().map(|(_, error)| error).collect();
+                return Err(match failed.is_empty() {
+                    true => full,
+                    false => SnapshotError::Several(std::iter::once(full).chain(failed).collect()),
+                }
+                .into());
+            }
+        }
+    }
+
+    /// Removes the snapshots that runs of this machine left behind, and says so. What can't be removed is a warning.
+    pub fn clean(&self, observer: &dyn Observer) {
+        match snapshot::clean(&self.programs, self.places(), false) {
+            Ok(cleaned) => {
+                if let Some(suspended) = cleaned.suspended {
+                    observer.event(Event::Warning(&suspended));
+                }
+                for name in cleaned.removed {
+                    observer.event(Event::Note(&format!(
+                        "removed snapshot {name}, which a run had left behind"
+                    )));
+                }
+                for (name, error) in cleaned.failed {
+                    observer.event(Event::Warning(&format!(
+                        "snapshot {name} was left behind and stays: {error}"
+                    )));
+                }
+            }
+            Err(error) => observer.event(Event::Warning(&format!("can't look for old snapshots: {error}"))),
+        }
+        let (released, failed) = thin::clean(&self.programs, &self.cache);
+        for pool in released {
+            observer.event(Event::Note(&format!(
+                "released the metadata snapshot of {pool}, which a run had left behind"
+            )));
+        }
+        for error in failed {
+            observer.event(Event::Warning(&error.to_string()));
+        }
+    }
+}
+
+/// How a guest is backed up.
+#[derive(Debug, Clone)]
+pub struct GuestPlan {
+    /// The guest.
+    pub guest: GuestName,
+    /// Its disks.
+    pub disks: Vec<GuestDisk>,
+    /// Its disks are raw, whatever they begin like.
+    pub raw: bool,
+    /// Files that describe it; `disks.json` is added if logical volumes are among its disks.
+    pub files: Vec<(DiskName, Vec<u8>)>,
+    /// How it is brought to rest.
+    pub freeze: FreezePlan,
+    /// How its disks are held still. What the last runs used is found in the repository.
+    pub snapshots: SnapshotOptions,
+    /// How politely they are read.
+    pub limits: LimitOptions,
+    /// Whether change hints are believed.
+    pub hints: HintOptions,
+    /// How new blocks are compressed.
+    pub compression: Compression,
+    /// The name of this machine, for the record.
+    pub host: String,
+    /// The version of the program, for the record.
+    pub version: String,
+    /// How many threads may compute at once.
+    pub threads: usize,
+}
+
+/// A disk of a guest.
+#[derive(Debug, Clone)]
+pub struct GuestDisk {
+    /// Its name.
+    pub name: DiskName,
+    /// Where it is.
+    pub path: PathBuf,
+    /// What its reading may take.
+    pub limit: ReadLimit,
+    /// Its speed, if somebody says so.
+    pub speed: Option<DeviceSpeed>,
+}
+
+/// Backs up a guest. When `cancel` is set it ends soon with [`Error::Interrupted`]; snapshots are removed, and what was
+/// stored by then is kept for the next run. May be called for several guests at once.
+pub fn back_up_guest(
+    writer: &Writer,
+    host: &Host,
+    plan: &GuestPlan,
+    cancel: &AtomicBool,
+    observer: &Arc<dyn Observer>,
+) -> Result<BackupSummary> {
+    let started = Timestamp::now();
+    if !plan.raw {
+        // Before anything is held still.
+        for disk in &plan.disks {
+            if let Some(warning) = source::check_raw(&disk.path)? {
+                observer.event(Event::Warning(&warning));
+            }
+        }
+    }
+    let catalogue = writer.catalogue()?;
+    if let Some(warning) = clock_warning(&catalogue, &plan.guest, started) {
+        observer.event(Event::Warning(&warning));
+    }
+    let entries: Vec<Entry> = catalogue.of(&plan.guest).cloned().collect();
+    let (snapshots, at, consistency, mut files) = hold(host, plan, &entries, cancel, &**observer)?;
+    files.extend(plan.files.iter().cloned());
+    let wish = Wish {
+        options: plan.hints,
+        entries: &entries,
+        states: &writer.states()?,
+        block_size: writer.identity().block_size,
+        now: started,
+        marks: &host.cache,
+        host_id: host.run.host_id(),
+        keep_below: plan.snapshots.extend_at.unwrap_or(plan.snapshots.stop_at),
+    };
+    let mut reading = Reading {
+        writer,
+        host,
+        plan,
+        snapshots,
+        cancel,
+        observer,
+    };
+    let result = match cancel.load(Ordering::SeqCst) {
+        true => Err(Error::Interrupted),
+        false => reading.read(consistency, files, &wish, at),
+    };
+    let peaks = reading.snapshots.peaks();
+    for peak in &peaks {
+        let (name, fill) = (peak.disk.as_str(), peak.fill);
+        observer.event(Event::Peak { name, fill });
+    }
+    if let Ok(made) = &result {
+        bases::replace(&host.programs, &mut reading.snapshots, &wish, &made.entry, &**observer);
+    }
+    if let Err(error) = reading.snapshots.remove() {
+        observer.event(Event::Warning(&error.to_string()));
+    }
+    result
+}
+
+/// Says that the clock is behind the backup that was made last of all guests. One of this guest is told when the new one gets
+/// its time.
+fn clock_warning(catalogue: &Catalogue, guest: &GuestName, now: Timestamp) -> Option<String> {
+    let newest = &catalogue.newest()?.backup;
+    let is_ahead = newest.time.timestamp().duration_since(now) > CLOCK_SLACK;
+    (is_ahead && newest.guest != *guest).then(|| {
+        format!(
+            "the clock, at {now:.0}, is behind the newest backup, {}: one of the two times is wrong",
+            newest.spec()
+        )
+    })
+}
+
+/// Steps 1 to 3. Gives also when the disks looked as they are held.
+fn hold(
+    host: &Host,
+    plan: &GuestPlan,
+    entries: &[Entry],
+    cancel: &AtomicBool,
+    observer: &dyn Observer,
+) -> Result<(Snapshots, Timestamp, Consistency, Files)> {
+    let disks: Vec<(DiskName, PathBuf)> = plan
+        .disks
+        .iter()
+        .map(|disk| (disk.name.clone(), disk.path.clone()))
+        .collect();
+    let options = SnapshotOptions {
+        peak_bytes: peaks_of(entries),
+        ..plan.snapshots.clone()
+    };
+    let _turn = host.turn.lock().unwrap_or_else(PoisonError::into_inner);
+    // Others may have had their turn for minutes.
+    if cancel.load(Ordering::SeqCst) {
+        return Err(Error::Interrupted);
+    }
+    let planned = host.plan(&disks, &options, observer)?;
+    let volumes = planned.disks().iter().filter_map(|disk| disk.volume.as_ref());
+    let volumes: Vec<(&str, &str)> = volumes
+        .flat_map(|volume| [&volume.name, &volume.pool].map(|name| (volume.vg.as_str(), name.as_str())))
+        .collect();
+    if let Some(suspended) = suspended::report(&host.programs, &volumes) {
+        observer.event(Event::Warning(&suspended));
+    }
+    let files = describe(plan, &planned).into_iter().collect();
+    for note in shrunk(entries.last(), planned.disks()) {
+        observer.event(Event::Note(&note));
+    }
+    let ((made, at), consistency) =
+        with_guest_at_rest(&host.programs, &plan.freeze, host.run.runtime_dir(), observer, || {
+            let at = Timestamp::now();
+            Ok::<_, Error>((planned.make(&host.run, observer), at))
+        })?;
+    let snapshots = made.settle()?;
+    let consistency = match snapshots.is_live() {
+        true => Consistency::Live,
+        false => consistency,
+    };
+    Ok((snapshots, at, consistency, files))
+}
+
+/// What the disks are made of, if one of them is a logical volume: a restore makes volumes of the same kind.
+fn describe(plan: &GuestPlan, planned: &snapshot::Plan) -> Option<(DiskName, Vec<u8>)> {
+    let given = plan.files.iter().any(|(name, _)| name.as_str() == files::DISKS_NAME);
+    let has_volumes = planned.disks().iter().any(|disk| disk.volume.is_some());
+    (has_volumes && !given).then(|| Disks::of_plan(planned.disks()).to_file())
+}
+
+/// Disks that are smaller than they were: they seldom shrink, and a name may have been mistyped.
+fn shrunk(latest: Option<&Entry>, planned: &[PlannedDisk]) -> Vec<String> {
+    let smaller = planned.iter().filter_map(|disk| {
+        let before = latest?.backup.image(disk.name.as_str()).ok()?;
+        (disk.size_bytes < before.size_bytes).then(|| {
+            format!(
+                "disk {} ({}) has {}, and had {} in the latest backup: is it another guest's?",
+                disk.name,
+                disk.source.display(),
+                size(disk.size_bytes),
+                size(before.size_bytes)
+            )
+        })
+    });
+    smaller.collect()
+}
+
+/// The most that the last backups used of each disk's thick snapshot.
+fn peaks_of(entries: &[Entry]) -> BTreeMap<DiskName, u64> {
+    let mut peaks = BTreeMap::new();
+    for image in entries
+        .iter()
+        .rev()
+        .take(HISTORY)
+        .flat_map(|entry| &entry.backup.images)
+    {
+        if image.snapshot_used_bytes > 0 {
+            let peak = peaks.entry(image.disk.clone()).or_insert(0);
+            *peak = image.snapshot_used_bytes.max(*peak);
+        }
+    }
+    peaks
+}
+
+/// Steps 4 and 5.
+struct Reading<'a> {
+    writer: &'a Writer,
+    host: &'a Host,
+    plan: &'a GuestPlan,
+    snapshots: Snapshots,
+    cancel: &'a AtomicBool,
+    observer: &'a Arc<dyn Observer>,
+}
+
+impl Reading<'_> {
+    fn read(
+        &self,
+        consistency: Consistency,
+        files: Files,
+        wish: &Wish<'_>,
+        started: Timestamp,
+    ) -> Result<BackupSummary> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let watch = self.snapshots.watch(Arc::clone(&stop), Arc::clone(self.observer))?;
+        let limiter = self.limiter(started)?;
+        for line in limiter
+            .describe()
+            .iter()
+            .filter(|line| !line.ends_with("no read limit"))
+        {
+            self.observer.event(Event::Note(line));
+        }
+        for line in limiter.details() {
+            tracing::info!("{}: {line}", self.plan.guest);
+        }
+        let is_stopped = || self.cancel.load(Ordering::SeqCst) || stop.load(Ordering::SeqCst);
+        let mut hints = bases::hints(
+            &self.host.programs,
+            &self.snapshots,
+            wish,
+            &is_stopped,
+            &**self.observer,
+        );
+        let disks = self.snapshots.disks().iter().map(|disk| DiskPlan {
+            name: disk.name.clone(),
+            source: disk.source.clone(),
+            read: disk.read.clone(),
+            snapshot: disk.kind,
+            pace: limiter.pace(&disk.name),
+            hint: hints.remove(&disk.name),
+        });
+        let plan = BackupPlan {
+            guest: self.plan.guest.clone(),
+            disks: disks.collect(),
+            files,
+            consistency,
+            compression: self.plan.compression,
+            host: self.plan.host.clone(),
+            version: self.plan.version.clone(),
+            started,
+            threads: self.plan.threads,
+        };
+        let still_good = || {
+            self.snapshots.check()?;
+            let used = self.snapshots.peaks().into_iter();
+            Ok(used.filter_map(|peak| Some((peak.disk, peak.used_bytes?))).collect())
+        };
+        let listener = Listener {
+            observer: &**self.observer,
+            wrong: Mutex::default(),
+        };
+        let result = backup(self.writer, &plan, &still_good, &[self.cancel, &stop], &listener);
+        let wrong = listener.wrong.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if result.is_err() && !wrong.is_empty() {
+            bases::distrust(&self.host.programs, &self.snapshots, wish, &wrong, &**self.observer);
+        }
+        drop(limiter);
+        match (result, watch.end()) {
+            // What the guard saw is why reading ended, or will be why it failed.
+            (Err(error), Err(reason)) if error.kind() == ErrorKind::Interrupted || is_read(&error) => {
+                Err(reason.into())
+            }
+            // It says itself what has changed.
+            (Err(error @ Error::SourceChanged { .. }), Ok(())) => Err(error),
+            // It looks only now and then, and a read may have met an invalid snapshot first.
+            (Err(error), Ok(())) if is_read(&error) => Err(self.snapshots.check().err().map_or(error, Error::from)),
+            (result, Ok(())) => result,
+            (result, Err(reason)) => {
+                self.observer.event(Event::Warning(&reason.to_string()));
+                result
+            }
+        }
+    }
+
+    fn limiter(&self, started: Timestamp) -> Result<Limiter> {
+        let limited = self.plan.disks.iter().zip(self.snapshots.disks());
+        let limited = limited.map(|(disk, held)| LimitedDisk {
+            name: disk.name.clone(),
+            origin: disk.path.clone(),
+            read: held.read.clone(),
+            limit: disk.limit,
+            speed: disk.speed,
+        });
+        Limiter::start(&self.plan.guest, limited.collect(), &self.plan.limits, started)
+    }
+}
+
+/// Remembers of which disks the hints were wrong: a run that fails after that records it nowhere.
+struct Listener<'a> {
+    observer: &'a dyn Observer,
+    wrong: Mutex<Vec<String>>,
+}
+
+impl Observer for Listener<'_> {
+    fn event(&self, event: Event<'_>) {
+        if let Event::HintsWrong { name } = event {
+            let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+            wrong.push(name.to_owned());
+        }
+        self.observer.event(event);
+    }
+}
+
+/// A snapshot that has become invalid answers reads with errors.
+fn is_read(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::ReadSource { .. } | Error::SourceChanged { .. } | Error::Snapshot(_)
+    )
+}

@@ -1,0 +1,378 @@
+//! What a restore writes to: a new file that appears when it is whole, or a block device.
+//!
+//! A target is opened once. Every other descriptor is made of that one (`/proc/self/fd`), and a name is used only together
+//! with the directory that is held open: who owns that directory may exchange what is in it at any moment.
+
+mod behind;
+mod in_use;
+mod place;
+
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::unistd::{getegid, geteuid};
+
+pub use self::behind::Wiped;
+use self::in_use::{Used, user_of};
+use self::place::{Part, Place, identity_of, is_device, reopen};
+use crate::disk::buffer::ALIGN;
+use crate::disk::source::describe;
+use crate::error::{Error, Result};
+use crate::host::device::DeviceNumber;
+use crate::host::device::holders::{Claim, claim_of};
+use crate::sys;
+
+/// A disk image needs no more of a mode: with another owner's set-user-ID bit the guest's bytes would become a program.
+const MODE: u32 = 0o777;
+
+/// An open target. May be written by many threads at once, each its own range.
+pub(crate) struct Target {
+    path: PathBuf,
+    /// O_DIRECT where that works: what is restored is seldom read again here.
+    direct: Option<File>,
+    buffered: File,
+    kind: Kind,
+}
+
+enum Kind {
+    Device {
+        device: DeviceNumber,
+        size_bytes: u64,
+        force: bool,
+        /// Claims the device, so that nothing is mounted from it meanwhile.
+        _claim: File,
+    },
+    /// Written under another name, which is `None` once it has its own.
+    File {
+        place: Place,
+        part: Option<Part>,
+        /// The file that is replaced.
+        old: Option<File>,
+    },
+}
+
+/// What is behind an image on a larger device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Behind {
+    /// How many bytes; they are as they were, but for what was wiped.
+    pub bytes: u64,
+    /// Signatures that are gone.
+    pub wiped: Vec<Wiped>,
+    /// The image has a GPT, whose second header is not at the end of the device.
+    pub gpt_ends_early: bool,
+}
+
+impl Target {
+    /// Opens a target for an image, after all checks; nothing of an existing target is changed yet. With `force` a file is
+    /// replaced, and a device is written though a program has it open.
+    pub(crate) fn open(path: &Path, size_bytes: u64, data_bytes: u64, force: bool) -> Result<Self> {
+        let place = match Place::find(path) {
+            // A mistyped volume must not become a file that fills up /dev.
+            Ok(place) if place.found.is_none() && path.starts_with("/dev") => {
+                return Err(Error::target("find device", path)(io::ErrorKind::NotFound.into()));
+            }
+            result => result?,
+        };
+        let Some(found) = &place.found else {
+            return Self::create_file(place, None, size_bytes, data_bytes);
+        };
+        let metadata = found.metadata().map_err(Error::target("open", path))?;
+        let kind = metadata.file_type();
+        if kind.is_block_device() {
+            return Self::open_device(path, found, size_bytes, force);
+        }
+        if !kind.is_file() {
+            return Err(Error::NotADisk {
+                path: path.to_owned(),
+                what: describe(kind),
+            });
+        }
+        if !force {
+            return Err(Error::TargetExists(path.to_owned()));
+        }
+        // It would be written on to without a name, and all that would be lost.
+        refuse_user(path, Used::File((metadata.dev(), metadata.ino())))?;
+        let old = found.try_clone().map_err(Error::target("open", path))?;
+        Self::create_file(place, Some(old), size_bytes, data_bytes)
+    }
+
+    fn open_device(path: &Path, found: &File, size_bytes: u64, force: bool) -> Result<Self> {
+        let failed = || Error::target("open", path);
+        let Some(device) = is_device(found).map_err(failed())? else {
+            return Err(failed()(io::ErrorKind::NotFound.into()));
+        };
+        if device.is_read_only() {
+            return Err(Error::TargetReadOnly(path.to_owned()));
+        }
+        // O_EXCL without O_CREAT: the kernel refuses while the device, a partition of it or the disk it is on is
+        // mounted, swap, or part of a volume group or array (open(2), block/bdev.c).
+        let claim = reopen(found, true, OFlag::O_EXCL).map_err(|error| match error.raw_os_error() {
+            Some(code) if code == Errno::EBUSY as i32 => Error::TargetInUse {
+                path: path.to_owned(),
+                what: claim_text(&claim_of(device)),
+            },
+            _ => failed()(error),
+        })?;
+        refuse_user(path, Used::Device { device, force })?;
+        let have_bytes = sys::device_size_bytes(&claim).map_err(failed())?;
+        if have_bytes < size_bytes {
+            return Err(Error::TargetTooSmall {
+                path: path.to_owned(),
+                have_bytes,
+                need_bytes: size_bytes,
+            });
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            direct: reopen(&claim, true, OFlag::O_DIRECT).ok(),
+            buffered: reopen(&claim, true, OFlag::empty()).map_err(failed())?,
+            kind: Kind::Device {
+                device,
+                size_bytes: have_bytes,
+                force,
+                _claim: claim,
+            },
+        })
+    }
+
+    fn create_file(place: Place, old: Option<File>, size_bytes: u64, data_bytes: u64) -> Result<Self> {
+        let path = place.path.clone();
+        let (part, buffered) = Part::create(&place)?;
+        // From here on it goes when this is dropped.
+        let target = Self {
+            path: path.clone(),
+            direct: reopen(&buffered, true, OFlag::O_DIRECT).ok(),
+            buffered,
+            kind: Kind::File {
+                place,
+                part: Some(part),
+                old,
+            },
+        };
+        let Kind::File {
+            place,
+            part: Some(part),
+            old,
+        } = &target.kind
+        else {
+            return Ok(target);
+        };
+        let stat = nix::sys::statvfs::fstatvfs(part.directory())
+            .map_err(|errno| Error::target("create a file in", place.shown_directory())(errno.into()))?;
+        let have_bytes = stat.blocks_available() as u64 * stat.fragment_size() as u64;
+        if have_bytes < data_bytes {
+            return Err(Error::NoRoom {
+                path: place.shown_directory(),
+                have_bytes,
+                need_bytes: data_bytes,
+            });
+        }
+        target
+            .buffered
+            .set_len(size_bytes)
+            .map_err(Error::target("size", &path))?;
+        if let Some(old) = old {
+            // Asked now, and not only after hours of writing. Until it is whole it belongs to nobody else.
+            give_to_owner_of(old, &target.buffered)
+                .and_then(|()| fchown(&target.buffered, Some(geteuid().as_raw()), Some(getegid().as_raw())))
+                .and_then(|()| target.buffered.set_permissions(Permissions::from_mode(0o600)))
+                .map_err(Error::target("set the owner of", &path))?;
+        }
+        Ok(target)
+    }
+
+    /// Writes at a multiple of 4096. `bytes` starts at an aligned address.
+    pub(crate) fn write(&self, offset_bytes: u64, bytes: &[u8]) -> Result<()> {
+        let aligned = bytes.len() / ALIGN * ALIGN;
+        let (body, tail) = bytes.split_at(aligned);
+        let direct = match &self.direct {
+            Some(file) => match file.write_all_at(body, offset_bytes) {
+                // A file system that opens with O_DIRECT and then refuses to write.
+                Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => false,
+                result => {
+                    result.map_err(Error::target("write", &self.path))?;
+                    true
+                }
+            },
+            None => false,
+        };
+        if !direct {
+            self.buffered
+                .write_all_at(body, offset_bytes)
+                .map_err(Error::target("write", &self.path))?;
+        }
+        self.buffered
+            .write_all_at(tail, offset_bytes + aligned as u64)
+            .map_err(Error::target("write", &self.path))
+    }
+
+    /// Makes a range read as zeros.
+    pub(crate) fn zero(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+        match self.kind {
+            // Made of nothing but a hole.
+            Kind::File { .. } => Ok(()),
+            Kind::Device { .. } => {
+                let aligned = len_bytes / ALIGN as u64 * ALIGN as u64;
+                if aligned > 0 {
+                    sys::zero_device_range(&self.buffered, offset_bytes, aligned)
+                        .map_err(Error::target("zero a part of", &self.path))?;
+                }
+                let tail = vec![0; (len_bytes - aligned) as usize];
+                self.buffered
+                    .write_all_at(&tail, offset_bytes + aligned)
+                    .map_err(Error::target("write", &self.path))
+            }
+        }
+    }
+
+    /// Leaves a range as it was before the restore: a device as it is, a file as the one that it replaces. Beyond the end of
+    /// that, and in a new file, there are zeros.
+    pub(crate) fn keep(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+        let Kind::File { old: Some(old), .. } = &self.kind else {
+            return Ok(());
+        };
+        let old = reopen(old, false, OFlag::empty()).map_err(Error::target("read", &self.path))?;
+        let mut buffer = vec![0; 1 << 20];
+        let end = offset_bytes.saturating_add(len_bytes);
+        let mut at = offset_bytes;
+        while at < end {
+            let wanted = buffer.len().min((end - at) as usize);
+            let read = old.read_at(&mut buffer[..wanted], at);
+            let read = read.map_err(Error::target("read", &self.path))?;
+            if read == 0 {
+                break;
+            }
+            self.buffered
+                .write_all_at(&buffer[..read], at)
+                .map_err(Error::target("write", &self.path))?;
+            at += read as u64;
+        }
+        Ok(())
+    }
+
+    /// Makes a device read as zeros from `offset_bytes` to its end. A file ends there.
+    pub(crate) fn zero_behind(&self, offset_bytes: u64) -> Result<()> {
+        let Kind::Device { size_bytes, .. } = self.kind else {
+            return Ok(());
+        };
+        let aligned = offset_bytes.next_multiple_of(ALIGN as u64).min(size_bytes);
+        let head = vec![0; aligned.saturating_sub(offset_bytes) as usize];
+        self.buffered
+            .write_all_at(&head, offset_bytes)
+            .map_err(Error::target("write", &self.path))?;
+        match size_bytes.saturating_sub(aligned) {
+            0 => Ok(()),
+            left => self.zero(aligned, left),
+        }
+    }
+
+    /// Removes the signatures behind an image of `image_bytes` on a larger device; `None` where nothing is behind it.
+    pub(crate) fn wipe_behind(&self, image_bytes: u64) -> Result<Option<Behind>> {
+        let Kind::Device { size_bytes, .. } = self.kind else {
+            return Ok(None);
+        };
+        if size_bytes == image_bytes {
+            return Ok(None);
+        }
+        let failed = || Error::target("wipe old signatures of", &self.path);
+        Ok(Some(Behind {
+            bytes: size_bytes - image_bytes,
+            wiped: behind::wipe(&self.buffered, image_bytes, size_bytes).map_err(failed())?,
+            gpt_ends_early: behind::has_gpt(&self.buffered, image_bytes).map_err(failed())?,
+        }))
+    }
+
+    /// An error if another process uses the target meanwhile, as a guest that was started.
+    pub(crate) fn check_alone(&self) -> Result<()> {
+        let (used, left) = match &self.kind {
+            Kind::Device { device, force, .. } => (
+                Used::Device {
+                    device: *device,
+                    force: *force,
+                },
+                "what is on it now is neither the old disk nor the restored one. End that user, and restore again",
+            ),
+            Kind::File { old: Some(old), .. } => {
+                let identity = identity_of(old).map_err(Error::target("look at", &self.path))?;
+                (Used::File(identity), "the file is as it was")
+            }
+            Kind::File { old: None, .. } => return Ok(()),
+        };
+        match user_of(&self.path, used)? {
+            None => Ok(()),
+            Some(what) => Err(Error::TargetTaken {
+                path: self.path.clone(),
+                what,
+                left,
+            }),
+        }
+    }
+
+    /// Makes all of it durable, and a file visible under its name.
+    ///
+    /// 1. The content is synced. A crash before leaves the part file, or a device that is partly written.
+    /// 2. The file gets its name, if what has that name is what it was at the start. A crash leaves the old file or the new.
+    /// 3. The directory is synced.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        if let Kind::File { old: Some(old), .. } = &self.kind {
+            give_to_owner_of(old, &self.buffered).map_err(Error::target("set the owner of", &self.path))?;
+        }
+        self.buffered.sync_all().map_err(Error::target("sync", &self.path))?;
+        self.check_alone()?;
+        if let Kind::File { place, part, old } = &mut self.kind
+            && let Some(written) = part
+        {
+            if let Some(old) = old {
+                let was = identity_of(old).map_err(Error::target("look at", &self.path))?;
+                if place.identity().is_some_and(|now| now != was) {
+                    return Err(Error::TargetExchanged {
+                        path: self.path.clone(),
+                        what: "is another file than it was at the start",
+                    });
+                }
+            }
+            written.rename(place, old.is_some())?;
+            let directory = written.directory().sync_all();
+            *part = None;
+            directory.map_err(Error::target("sync", place.shown_directory()))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        if let Kind::File { part: Some(part), .. } = &self.kind {
+            part.remove();
+        }
+    }
+}
+
+/// Two that write to one disk destroy it.
+fn refuse_user(path: &Path, used: Used) -> Result<()> {
+    match user_of(path, used)? {
+        None => Ok(()),
+        Some(what) => Err(Error::TargetInUse {
+            path: path.to_owned(),
+            what,
+        }),
+    }
+}
+
+fn give_to_owner_of(old: &File, new: &File) -> io::Result<()> {
+    let metadata = old.metadata()?;
+    fchown(new, Some(metadata.uid()), Some(metadata.gid()))?;
+    new.set_permissions(Permissions::from_mode(metadata.mode() & MODE))
+}
+
+fn claim_text(claim: &Claim) -> String {
+    match claim {
+        Claim::Mounted(point) => format!("{claim}; `umount {}` first", point.display()),
+        Claim::Unknown => "by the kernel: mounted elsewhere, or held by a program".to_owned(),
+        Claim::Swap | Claim::PartOf(_) => claim.to_string(),
+    }
+}

@@ -1,0 +1,143 @@
+//! Devices that an lvm2 command has left suspended: it was killed, or failed, between the two steps of a change. All I/O of
+//! the guest waits for such a device, for ever.
+
+use std::time::Duration;
+
+use crate::host::program::{ProgramError, Programs, resume_commands};
+
+use super::dm_name;
+
+/// For a question to the device mapper, and for a resume.
+const LIMIT: Duration = Duration::from_secs(20);
+/// Every change of lvm2 suspends devices for milliseconds: what is found suspended each time stays so.
+const LOOKS: u32 = 4;
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(300);
+
+/// The result of a change of volumes in a group, together with what it has left suspended of them. That is resumed, if
+/// the command has ended and no other one is at work on the group.
+pub(super) fn after(
+    programs: &Programs,
+    vg: &str,
+    volumes: &[&str],
+    changed: Result<(), ProgramError>,
+) -> Result<(), ProgramError> {
+    let source = match changed {
+        Ok(()) => return Ok(()),
+        // Nothing was begun.
+        Err(error @ (ProgramError::Missing { .. } | ProgramError::Start { .. })) => return Err(error),
+        Err(error) => error,
+    };
+    let goes_on = matches!(source, ProgramError::GoesOn { .. });
+    let bases: Vec<(&str, &str)> = volumes.iter().map(|volume| (vg, *volume)).collect();
+    let devices = match lasting(programs, &bases) {
+        Ok(devices) => devices,
+        Err(error) => {
+            tracing::warn!("whether a device of {vg} was left suspended is not known: {error}");
+            return Err(source);
+        }
+    };
+    if devices.is_empty() {
+        return Err(source);
+    }
+    // A report waits for the group's lock: when it comes, no change that began before is under way.
+    let resumed = !goes_on && super::free_space(programs, vg).is_ok() && {
+        let still = lasting(programs, &bases).unwrap_or_default();
+        let each: Vec<bool> = still.iter().map(|device| resume(programs, device)).collect();
+        each.into_iter().all(|resumed| resumed)
+    };
+    Err(ProgramError::Suspended {
+        source: Box::new(source),
+        devices,
+        resumed,
+    })
+}
+
+fn resume(programs: &Programs, device: &str) -> bool {
+    tracing::warn!("resuming {device}, which an lvm2 command has left suspended");
+    let resumed = programs.act("dmsetup", &["resume", device], LIMIT);
+    resumed.inspect_err(|error| tracing::error!("{error}")).is_ok()
+}
+
+/// A sentence about devices of these volumes, given as group and name, that are suspended, if there are any.
+pub fn report(programs: &Programs, volumes: &[(&str, &str)]) -> Option<String> {
+    let devices = match lasting(programs, volumes) {
+        Ok(devices) => devices,
+        Err(error) => {
+            tracing::debug!("whether a device is suspended is not known: {error}");
+            return None;
+        }
+    };
+    (!devices.is_empty()).then(|| {
+        format!(
+            "{} IS SUSPENDED, SO WHAT USES IT HANGS: an lvm2 command was killed or hangs; when none runs any more, type: {}",
+            devices.join(", "),
+            resume_commands(&devices)
+        )
+    })
+}
+
+/// The devices of these volumes that stay suspended, in the order in which to resume them.
+fn lasting(programs: &Programs, volumes: &[(&str, &str)]) -> Result<Vec<String>, ProgramError> {
+    let mut found = suspended(programs, volumes)?;
+    for _ in 1..LOOKS {
+        if found.is_empty() {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+        let now = suspended(programs, volumes)?;
+        found.retain(|device| now.contains(device));
+    }
+    // What lies below others comes first.
+    found.sort_by_key(|device| match device {
+        device if device.ends_with("-tpool") => 1,
+        device if volumes.iter().any(|(vg, name)| *device == dm_name(vg, name, "")) => 2,
+        _ => 0,
+    });
+    Ok(found)
+}
+
+fn suspended(programs: &Programs, volumes: &[(&str, &str)]) -> Result<Vec<String>, ProgramError> {
+    if volumes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let args = ["info", "-c", "--noheadings", "--separator", "/", "-o", "name,suspended"];
+    let answer = programs.run("dmsetup", &args, LIMIT)?;
+    let all = answer.lines().filter_map(|line| line.trim().rsplit_once('/'));
+    let names = all.filter(|(_, state)| *state == "Suspended").map(|(name, _)| name);
+    let of_volumes = names.filter(|device| volumes.iter().any(|(vg, name)| is_of(device, vg, name)));
+    Ok(of_volumes.map(str::to_owned).collect())
+}
+
+/// Whether a device is that of a volume, or one of its layers: `-real`, `-cow`, `-tpool`, `_tdata`, `_tmeta`.
+fn is_of(device: &str, vg: &str, name: &str) -> bool {
+    let rest = device.strip_prefix(&dm_name(vg, name, "")).filter(|_| !name.is_empty());
+    rest.is_some_and(|rest| {
+        matches!(rest, "" | "_tdata" | "_tmeta")
+            || rest
+                .strip_prefix('-')
+                .is_some_and(|layer| !layer.is_empty() && !layer.starts_with('-'))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_belong_to_their_volume_and_other_volumes_do_not() {
+        for device in [
+            "vg0-web1",
+            "vg0-web1-real",
+            "vg0-web1-cow",
+            "vg0-web1-tpool",
+            "vg0-web1_tmeta",
+        ] {
+            assert!(is_of(device, "vg0", "web1"), "{device}");
+        }
+        for device in ["vg0-web10", "vg0-web1--root", "vg0-web1_x", "vg1-web1", "vg0-web1-"] {
+            assert!(!is_of(device, "vg0", "web1"), "{device}");
+        }
+        assert!(!is_of("vg0-", "vg0", ""));
+    }
+}
