@@ -8,6 +8,7 @@
 mod btrfs_sets;
 mod found;
 mod hidden;
+mod plans;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -99,7 +100,7 @@ impl FilesPlan {
                 warnings.extend(said);
             }
         }
-        let planned = found::plan(&found, new_fsid).map_err(|source| Error::Inspect {
+        let planned = plans::plan(&found, new_fsid).map_err(|source| Error::Inspect {
             image: entry.backup.spec(),
             source,
         })?;

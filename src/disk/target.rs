@@ -23,7 +23,7 @@ use crate::disk::buffer::ALIGN;
 use crate::disk::source::describe;
 use crate::error::{Error, Result};
 use crate::host::device::DeviceNumber;
-use crate::host::device::holders::{Claim, claim_of};
+use crate::host::holders::{Claim, claim_of};
 use crate::sys;
 
 /// A disk image needs no more of a mode: with another owner's set-user-ID bit the guest's bytes would become a program.

@@ -1,7 +1,5 @@
 //! Block devices by their numbers, and what sysfs has about them.
 
-pub(crate) mod holders;
-
 use std::collections::BTreeSet;
 use std::fmt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};

@@ -10,7 +10,8 @@ use vbk_repo::backup::SnapshotKind;
 use vbk_repo::name::DiskName;
 
 use super::{Method, SnapshotError, SnapshotOptions, names, reflink, size, unused};
-use crate::host::device::{DeviceNumber, holders};
+use crate::host::device::DeviceNumber;
+use crate::host::holders;
 use crate::host::lvm::{self, NewSnapshot, Volume};
 use crate::host::program::Programs;
 use crate::host::run::Run;
@@ -62,7 +63,6 @@ pub struct PlannedDisk {
     pub volume: Option<Volume>,
     /// The thin pool of that volume.
     pub pool: Option<Volume>,
-    #[serde(skip)]
     pub(super) device: Option<DeviceNumber>,
 }
 

@@ -4,7 +4,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::SnapshotError;
-use crate::host::device::{DeviceNumber, holders};
+use crate::host::device::DeviceNumber;
+use crate::host::holders;
 use crate::host::loops;
 
 /// Who uses a disk so that its content may change; `None` if nobody does, as far as this host can tell. `device` is that of a

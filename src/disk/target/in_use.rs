@@ -5,7 +5,7 @@ use std::path::Path;
 use super::place::Identity;
 use crate::error::{Error, Result};
 use crate::host::device::DeviceNumber;
-use crate::host::device::holders::{lasting, writer_of_device, writer_of_file};
+use crate::host::holders::{lasting, writer_of_device, writer_of_file};
 use crate::host::loops;
 
 /// What must not be used by others.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
-use super::DeviceNumber;
+use crate::host::device::DeviceNumber;
 use crate::host::mounts;
 
 /// How often a disk that is in use is looked at again, and after which time.

@@ -1,0 +1,77 @@
+//! The decision for each volume of a backup: how it is mounted, or why it is not.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::io;
+
+use super::btrfs_sets;
+use super::found::{Found, Plan, with_doubts};
+use crate::btrfs::{Fsid, NewFsid};
+use crate::drivers::how_to_mount;
+use crate::probe::containers;
+use crate::probe::{self, FsType};
+
+/// Decides what becomes of each volume. `new_fsid` gives a random identity at each call; what has a new one is listed.
+pub(super) fn plan(
+    found: &[Found],
+    new_fsid: &dyn Fn() -> io::Result<Fsid>,
+) -> io::Result<(HashMap<usize, Plan>, Vec<NewFsid>)> {
+    let (mut plans, fsids) = btrfs_sets::plan(found, new_fsid)?;
+    for (index, volume) in found.iter().enumerate() {
+        if let Some(newer) = newer_member(found, volume) {
+            let skip = Plan::Skip {
+                reason: format!("out-of-date member of the RAID array that {} is of", newer.file),
+                may_hold_files: false,
+            };
+            plans.insert(index, skip);
+        } else if let Entry::Vacant(free) = plans.entry(index) {
+            free.insert(plan_alone(volume)?);
+        }
+    }
+    Ok((plans, fsids))
+}
+
+/// A member of the same array that knows of later events.
+fn newer_member<'a>(found: &'a [Found<'a>], volume: &Found) -> Option<&'a Found<'a>> {
+    let member = volume.member.as_ref()?;
+    found.iter().find(|other| {
+        let theirs = other.member.as_ref();
+        theirs.is_some_and(|theirs| theirs.array == member.array && theirs.events > member.events)
+    })
+}
+
+fn plan_alone(volume: &Found) -> io::Result<Plan> {
+    let skip = |reason, may_hold_files| Ok(Plan::Skip { reason, may_hold_files });
+    let probed = match &volume.probed {
+        Ok(probed) => probed,
+        Err(error) => return skip(error.clone(), true),
+    };
+    match probed.content {
+        probe::Content::FileSystem(fs) => mount(volume, fs),
+        content => {
+            let described = containers::describe(content, &volume.content())?;
+            let plain = content.why_not_mountable().unwrap_or_default();
+            let harmless = content == probe::Content::Unknown && volume.is_boot_code();
+            let reason = if harmless {
+                "boot code".to_owned()
+            } else {
+                described.unwrap_or(plain.to_owned())
+            };
+            skip(reason, content.may_hold_files() && !harmless)
+        }
+    }
+}
+
+/// Mounts a file system by its superblock alone.
+fn mount(volume: &Found, fs: FsType) -> io::Result<Plan> {
+    Ok(match how_to_mount(fs, &volume.content())? {
+        Ok(how) => Plan::Mount {
+            how: with_doubts(volume, how),
+            others: Vec::new(),
+        },
+        Err(why) => Plan::Skip {
+            reason: format!("{fs} file system: {why}"),
+            may_hold_files: true,
+        },
+    })
+}
