@@ -33,7 +33,7 @@ use vbk_repo::id::{BlockId, SegmentId};
 use vbk_repo::manifest::Slot;
 use vbk_repo::name::DiskName;
 use vbk_repo::repository::Writer;
-use vbk_repo::store::BlockStore;
+use vbk_repo::store::StoreWriter;
 use vbk_repo::writer::ImageWriter;
 
 pub use self::plan::{BackupPlan, DiskPlan};
@@ -183,7 +183,7 @@ fn explain(error: Error, done: &Counts, size_bytes: u64) -> Error {
 }
 
 /// A last barrier, so that the next run need not store again what this one did.
-fn keep_what_is_stored(store: &dyn BlockStore, error: &Error) {
+fn keep_what_is_stored(store: &dyn StoreWriter, error: &Error) {
     if error.kind() == ErrorKind::NoSpace {
         return;
     }
@@ -195,7 +195,7 @@ fn keep_what_is_stored(store: &dyn BlockStore, error: &Error) {
 /// The reading of one disk.
 struct Run<'a> {
     disk: &'a DiskPlan,
-    store: &'a dyn BlockStore,
+    store: &'a dyn StoreWriter,
     hashing: Hashing,
     block_size: BlockSize,
     pace: &'a Pace,

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 use vbk_repo::keys::Unlock;
-use vbk_repo::repository::{Repository, View, Wait, Writer};
+use vbk_repo::repository::{Manager, Repository, View, Wait, Writer};
 
 use crate::args::{Global, Sources};
 use crate::config::{Config, DEFAULT_PATH};
@@ -197,30 +197,18 @@ impl<'a> Context<'a> {
         unlock::given(&self.key_paths(repository)?)
     }
 
-    /// The repository, for writing. Waits for other writers, and says for whom, unless `no_wait`.
-    pub fn writer(&self, command: &str, no_wait: bool, cancel: &AtomicBool) -> Result<Writer> {
+    /// The repository, for changes and removals. Works on a full disk too, where that is possible.
+    pub fn manager(&self, command: &str, no_wait: bool, cancel: &AtomicBool) -> Result<Manager> {
         let repository = self.repository_to_write()?;
-        self.writer_of(&repository, command, no_wait, cancel)
-    }
-
-    /// As [`Context::writer`], for what removes something: it works on a full disk too, where that is possible.
-    pub fn writer_that_removes(&self, command: &str, no_wait: bool, cancel: &AtomicBool) -> Result<Writer> {
-        let repository = self.repository_to_write()?;
-        let writer = self.waiting(no_wait, cancel, |wait| repository.writer_that_removes(command, wait))?;
+        let writer = self.waiting(no_wait, cancel, |wait| repository.manager(command, wait))?;
         let standing = writer.standing()?;
         self.judge(&repository, &standing, Purpose::Write)?;
         self.is_known(&repository, &standing);
         Ok(writer)
     }
 
-    /// The writer of a repository that was opened here.
-    pub fn writer_of(
-        &self,
-        repository: &Repository,
-        command: &str,
-        no_wait: bool,
-        cancel: &AtomicBool,
-    ) -> Result<Writer> {
+    /// A repository that was opened here, for writing. Waits for other writers, and names them, unless `no_wait`.
+    pub fn writer(&self, repository: &Repository, command: &str, no_wait: bool, cancel: &AtomicBool) -> Result<Writer> {
         let writer = self.waiting(no_wait, cancel, |wait| repository.writer(command, wait))?;
         let standing = writer.standing()?;
         self.judge(repository, &standing, Purpose::Write)?;

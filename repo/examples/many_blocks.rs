@@ -11,7 +11,7 @@ use vbk_repo::backup::{Backup, Consistency, Image, RECORD_FORMAT};
 use vbk_repo::block::{BlockIndex, BlockSize};
 use vbk_repo::codec::{Compression, Sealer};
 use vbk_repo::manifest::Slot;
-use vbk_repo::repository::{CreateOptions, Repository, Writer};
+use vbk_repo::repository::{CreateOptions, Manager, Repository};
 use vbk_repo::store::Thrift;
 use vbk_repo::writer::ImageWriter;
 
@@ -26,7 +26,7 @@ fn main() -> Result<()> {
     let blocks: u64 = arguments.next().ok_or(usage)?.parse()?;
     let threads = std::thread::available_parallelism()?.get();
     let repository = Repository::create(Path::new(&directory), &CreateOptions::plain(BlockSize::MIN))?;
-    let writer = repository.writer("bench", &mut |_| false)?;
+    let writer = repository.manager("bench", &mut |_| false)?;
     let clock = Instant::now();
     fill(&writer, blocks / 2)?;
     let filled = clock.elapsed();
@@ -62,7 +62,7 @@ fn main() -> Result<()> {
 }
 
 /// Two images of `count` blocks each, stored in turn, so that every window of the store has as much of one as of the other.
-fn fill(writer: &Writer, count: u64) -> Result<()> {
+fn fill(writer: &Manager, count: u64) -> Result<()> {
     let store = writer.store();
     let size_bytes = count << 16;
     let images = [0_u64, 1].map(|which| (which, ImageWriter::create(store, BlockSize::MIN, size_bytes)));
@@ -111,7 +111,7 @@ fn fill(writer: &Writer, count: u64) -> Result<()> {
             images: vec![image],
             files: Vec::new(),
         };
-        writer.commit(backup)?;
+        writer.writer().commit(backup)?;
     }
     Ok(())
 }

@@ -280,7 +280,7 @@ mod tests {
     use super::*;
     use crate::block::BlockSize;
     use crate::store::memory::MemoryStore;
-    use crate::store::{BlockStore, Record};
+    use crate::store::{Record, StoreWriter};
     use crate::tests::testing::backup;
 
     /// Made in this order, one after the other.

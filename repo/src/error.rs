@@ -343,6 +343,12 @@ pub enum Error {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// The operation needs the files of a repository that another machine keeps.
+    #[error("{path} is kept by another machine; run this command there")]
+    NotOnThisMachine {
+        /// The repository.
+        path: PathBuf,
+    },
     /// The caller asked for an end.
     #[error("interrupted")]
     Interrupted,
@@ -380,7 +386,9 @@ impl Error {
             | Self::BadKey { .. } => ErrorKind::Invalid,
             Self::KeyNeeded { .. } | Self::WrongKey { .. } => ErrorKind::Denied,
             Self::NearlyFull { .. } => ErrorKind::NoSpace,
-            Self::NewerFormat { .. } | Self::UnknownFeatures { .. } => ErrorKind::Unsupported,
+            Self::NewerFormat { .. } | Self::UnknownFeatures { .. } | Self::NotOnThisMachine { .. } => {
+                ErrorKind::Unsupported
+            }
             Self::Locked { .. } => ErrorKind::Locked,
             Self::BlockMissing(_)
             | Self::BlockDamaged { .. }

@@ -4,7 +4,7 @@
 //!
 //! | thing | what it is | where it is written down |
 //! |---|---|---|
-//! | repository | a directory with a marker, a store, views and second copies | [`repository`] |
+//! | repository | a directory with a marker, a store, views and second copies | [`repository::directory`] |
 //! | record | one backup: JSON under the key `GUEST@TIME`; its id is the hash of its bytes | [`backup`] |
 //! | file | what describes the guest, as `config.xml`: an image like those of disks, listed apart in the record | [`backup::Backup::files`] |
 //! | note | what is known of backups and may change: JSON under a name | [`state`] |
@@ -42,11 +42,11 @@
 //!
 //! Blocks and segments become durable at barriers; a record is written last, when all that it names is durable. A crash
 //! at any point therefore leaves backups that are whole and never one that is not; [`store::rocks`] has the argument
-//! step by step, `store/rocks/sweep.rs` the one for a prune, and `repository/views.rs` the one for what readers see.
+//! step by step, `store/rocks/sweep.rs` the one for a prune, and `repository/directory/views.rs` the one for what readers see.
 //!
 //! Damage to a page costs that page, or the few of its row where they are encrypted. The store's tables, with the index,
 //! manifests and records, are there twice
-//! (`repository/second_copies.rs`), its small files in the store and in the newest view; [`repository::store_repair`] puts them right from there, and [`repair`]
+//! (`repository/directory/second_copies.rs`), its small files in the store and in the newest view; [`repository::directory::store_repair`] puts them right from there, and [`repair`]
 //! gets pages back from elsewhere.
 //!
 //! # Threads and memory

@@ -169,8 +169,9 @@ mod tests {
     use super::*;
     use crate::block::Hashing;
     use crate::codec::Sealed;
+    use crate::store::StoreManager;
     use crate::store::memory::MemoryStore;
-    use crate::store::{BlockStore, Record, Thrift};
+    use crate::store::{Record, StoreWriter, Thrift};
     use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image};
 
     static CANCEL: AtomicBool = AtomicBool::new(false);

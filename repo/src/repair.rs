@@ -11,12 +11,12 @@ use crate::id::{BlockId, SegmentId};
 use crate::manifest::{Root, decode_segment};
 use crate::reader::read_whole;
 use crate::store::checked::segment_one;
-use crate::store::{BlockStore, StoreReader};
+use crate::store::{StoreManager, StoreReader};
 use crate::verify::VerifyReport;
 
 /// What is damaged or missing, and what was got back of it.
 pub struct Repair<'a> {
-    store: &'a dyn BlockStore,
+    store: &'a dyn StoreManager,
     blocks: HashMap<BlockId, usize>,
     segments: HashSet<SegmentId>,
     mended_blocks: u64,
@@ -25,7 +25,7 @@ pub struct Repair<'a> {
 
 impl<'a> Repair<'a> {
     /// Starts with what a verification of `store` found. Condemns the damaged blocks, so that they can be stored anew.
-    pub fn start(store: &'a dyn BlockStore, found: &VerifyReport) -> Result<Self> {
+    pub fn start(store: &'a dyn StoreManager, found: &VerifyReport) -> Result<Self> {
         let ids: Vec<_> = found.bad_blocks.keys().copied().collect();
         store.condemn(&ids)?;
         Ok(Self {

@@ -191,7 +191,8 @@ pub fn note_of_rotation(rotation: &Rotation) -> Note {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::BlockStore;
+    use crate::store::StoreManager;
+    use crate::store::StoreReader;
     use crate::store::memory::MemoryStore;
     use crate::tests::testing::{SMALL, backup};
 

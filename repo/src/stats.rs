@@ -173,7 +173,7 @@ fn sum(numbers: impl Iterator<Item = u64>) -> u64 {
 mod tests {
     use super::*;
     use crate::store::memory::MemoryStore;
-    use crate::store::{BlockStore, Record};
+    use crate::store::{Record, StoreWriter};
     use crate::tests::testing::{SMALL, backup, store_image};
 
     /// Blocks of these contents, none of them zero.

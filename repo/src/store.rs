@@ -1,16 +1,22 @@
-//! The one seam: what keeps a repository's bytes.
+//! The one seam: the stores that keep a repository's bytes.
 //!
 //! A store keeps sealed blocks, segments and records under the names it is given. It knows nothing of compression,
 //! images or partitions.
 //!
 //! 1. Putting a block or segment that exists succeeds and changes nothing.
-//! 2. When `flush` returns Ok, everything put before survives loss of power. If a put could not
-//!    be written, every later flush fails.
-//! 3. A record is visible whole or not at all, durable when `commit` returns, never replaced. It goes only by name.
+//! 2. A put may return before its bytes are written; a store holds back the caller when too much is on its way. When `flush`
+//!    returns Ok, everything put before survives loss of power. If a put could not be written, every later flush and commit
+//!    fails.
+//! 3. A record is visible whole or not at all, durable when `commit` returns, never replaced. Only its name removes it. A
+//!    commit of the same name and bytes succeeds again, so that a caller can repeat one whose answer was lost.
 //! 4. Every method may be called from many threads at once.
-//! 5. An error of kind Unavailable may be retried as it is.
+//! 5. A call that failed with an error of kind Unavailable may be repeated, but for point 2.
 //!
-//! Calls take many names at once, because a store may be 100 ms away.
+//! Three traits are three rights: [`StoreReader`] reads, [`StoreWriter`] adds backups, [`StoreManager`] removes and changes
+//! what is stored. Calls take many names at once, because a store may be 100 ms away ([`Distance`]).
+//!
+//! Nothing above a store trusts its answers: [`checked`] compares their number with that of the questions, and every
+//! byte is proved against the name it was asked for.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -45,7 +51,7 @@ pub const ENCRYPTION: &str = "encryption";
 /// All features that this vbk knows.
 const FEATURES: [&str; 1] = [ENCRYPTION];
 
-/// What a repository is, fixed when it is made. Kept in the store.
+/// Identity of a repository, fixed when it is made. Kept in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// Layout of the store.
@@ -57,9 +63,9 @@ pub struct Identity {
     pub id: String,
     /// The size of every block but an image's last.
     pub block_size: BlockSize,
-    /// When it was made.
+    /// Time of its making.
     pub created: jiff::Timestamp,
-    /// In an encrypted repository: tells the right master key from a wrong one.
+    /// Check value of the master key of an encrypted repository: it tells the right key from a wrong one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_check: Option<String>,
 }
@@ -91,14 +97,14 @@ impl Identity {
     }
 }
 
-/// What is known of a stored block without reading it.
+/// Index entry of a stored block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Located {
-    /// Where it lies.
+    /// Position in the store.
     pub place: Place,
-    /// The length of its plain bytes.
+    /// Length of its plain bytes.
     pub plain_bytes: u32,
-    /// What it takes in the store, without the store's own overhead.
+    /// Stored length, without the store's own overhead.
     pub stored_bytes: u32,
 }
 
@@ -111,12 +117,12 @@ pub struct Wanted {
     pub pages: Range<usize>,
 }
 
-/// What a store has of a [`Wanted`]. Nothing of it is proved yet; [`crate::codec::Header`] does that.
+/// Answer to a [`Wanted`]. Not proved yet: [`crate::codec::Header`] does that.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
     /// The block's header.
     pub header: Vec<u8>,
-    /// The wanted pages; empty where nothing is stored.
+    /// The wanted pages; a page that is not stored is empty.
     pub pages: Vec<Vec<u8>>,
 }
 
@@ -129,76 +135,91 @@ pub struct Record {
     pub bytes: Vec<u8>,
 }
 
-/// A small value that may change: what is known of a backup besides its record, or of the repository.
+/// A small value that may change: the state of a backup, or of the repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Note {
-    /// Its name; at most one note has it.
+    /// Name; at most one note has it.
     pub name: String,
     /// The value; `None` in a change removes the note.
     pub value: Option<Vec<u8>>,
 }
 
-/// What backups name, for [`BlockStore::retain`]. It may hold too much, never too little.
+/// Everything that backups name, for [`StoreManager::retain`]. It may hold too much, never too little.
 #[derive(Debug, Default)]
 pub struct Live {
-    /// Where their blocks lie.
+    /// Positions of their blocks.
     pub places: Places,
     /// Their segments and roots.
     pub segments: HashSet<SegmentId>,
 }
 
-/// What was found and removed by [`BlockStore::retain`].
+/// Result of [`StoreManager::retain`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Swept {
     /// Blocks that backups name.
     pub live_blocks: u64,
-    /// What they take.
+    /// Stored bytes of those.
     pub live_bytes: u64,
     /// Blocks that no backup names.
     pub unused_blocks: u64,
-    /// What they took.
+    /// Stored bytes of those.
     pub unused_bytes: u64,
-    /// Unused blocks that were removed; the others lie where too little is to be gained.
+    /// Unused blocks that were removed; the others stay where their removal would free too little.
     pub removed_blocks: u64,
-    /// What those took.
+    /// Stored bytes of those.
     pub removed_bytes: u64,
     /// Segments and roots that were removed.
     pub removed_segments: u64,
 }
 
-/// How much [`BlockStore::retain`] does.
+/// Extent of [`StoreManager::retain`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Thrift {
-    /// How much unused may stay, as a share of what is live.
+    /// Share of unused bytes that may stay, of the live bytes.
     pub max_unused: f64,
-    /// Only find out what would be removed.
+    /// Only counts what would be removed.
     pub dry_run: bool,
 }
 
-/// The reading half of a store.
+/// The way to a store: how long it takes to answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Distance {
+    /// A device of this machine answers in a millisecond. Few calls at once keep it busy, and each reads no more than it needs.
+    #[default]
+    Near,
+    /// Another machine answers after a round trip of up to 100 ms. Many calls are in flight at once, and each asks for much.
+    Far,
+}
+
+/// The right to read.
 pub trait StoreReader: Send + Sync {
-    /// What the repository is.
+    /// The identity of the repository.
     fn identity(&self) -> Result<Identity>;
 
-    /// How often what readers see was changed. A record that is committed next and alone is visible from the next generation
-    /// on. Never lower in a later state of the store.
+    /// Number of changes that readers have seen. A record that is committed next and alone becomes visible with the next
+    /// generation. Never lower in a later state of the store.
     fn generation(&self) -> Result<u64>;
 
-    /// How the names of what is stored are made of its content.
+    /// Names of stored things are made of their content in this way.
     fn hashing(&self) -> Hashing {
         Hashing::Plain
     }
 
-    /// What is known of each block; `None` for one that is not stored. Never reads a block.
+    /// The way to the store. Callers choose the number and the size of their calls by it.
+    fn distance(&self) -> Distance {
+        Distance::Near
+    }
+
+    /// Looks blocks up in the index; `None` for one that is not stored. Never reads a block.
     fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>>;
 
     /// Gives each stored block, in any order. Never reads a block. Ends with the first error of `each`.
     fn survey(&self, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()>;
 
-    /// Blocks that were found damaged and not stored anew since.
+    /// Blocks that were found damaged and not stored again since.
     fn condemned(&self) -> Result<Vec<BlockId>>;
 
-    /// One answer per wanted block, in order. One block's damage does not keep the others back.
+    /// One answer per wanted block, in order. An error for one block leaves the others readable.
     fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>>;
 
     /// One answer per segment, in order.
@@ -207,69 +228,71 @@ pub trait StoreReader: Send + Sync {
     /// All records.
     fn records(&self) -> Result<Vec<Record>>;
 
-    /// All notes. One that can't be read is among them as it is stored, under [`StoreReader::stored_note_name`].
+    /// All notes. A note that can't be read is included as it is stored, under [`StoreReader::stored_note_name`].
     fn notes(&self) -> Result<Vec<Note>>;
 
-    /// What is wrong with the set of records and notes as a whole: a line for each kind of change that no writer made. Only an
-    /// encrypted store knows.
+    /// Faults in the set of records and notes as a whole: a line for each kind of change that no writer made. Only an
+    /// encrypted store can find them.
     fn foreign_changes(&self) -> Result<Vec<String>> {
         Ok(Vec::new())
     }
 
-    /// How often the set of records and notes was written, as only the holder of the key can have counted; it grows with
-    /// every commit and change. `None` in a plain store, and where it can't be read.
+    /// Number of times that the set of records and notes was written. Only the holder of the key can have counted it; it grows
+    /// with every commit and change. `None` in a plain store, and where it can't be read.
     fn epoch(&self) -> Result<Option<u64>> {
         Ok(None)
     }
 
-    /// The name under which a note is stored, so that it can be told of what one is that can't be read.
+    /// Name under which a note is stored. It identifies a note that can't be read.
     fn stored_note_name(&self, name: &str) -> String {
         name.to_owned()
     }
 }
 
-/// A store that can be added to.
-pub trait BlockStore: StoreReader {
-    /// Stores blocks. One that is stored is left as it is, unless it is condemned.
+/// The right to add backups. It changes and removes nothing that is stored.
+pub trait StoreWriter: StoreReader {
+    /// Stores blocks. A block that is stored already stays as it is, unless it is condemned.
     fn put(&self, blocks: Vec<Sealed>) -> Result<()>;
 
-    /// Stores segments. One that is stored is left as it is, unless it is not these bytes any more.
+    /// Stores segments. A segment that is stored already stays as it is, unless its bytes differ from these.
     fn put_segments(&self, segments: Vec<(SegmentId, Vec<u8>)>) -> Result<()>;
 
     /// The barrier: see point 2 of the seam.
     fn flush(&self) -> Result<()>;
 
-    /// Flushes, then makes the record visible.
+    /// Flushes, then makes the record visible. Succeeds again for a record that is stored with the same bytes.
     fn commit(&self, record: &Record) -> Result<()> {
         self.commit_with(record, &[])
     }
 
-    /// As [`BlockStore::commit`], and changes notes with it: all of it or nothing.
+    /// Like [`StoreWriter::commit`], and changes notes in the same step: all of it or nothing.
     fn commit_with(&self, record: &Record, notes: &[Note]) -> Result<()>;
+}
 
-    /// Takes the set of records and notes as it is from now on. Gives what [`StoreReader::foreign_changes`] said before. Durable
-    /// when this returns.
+/// The right to change and remove what is stored: for forget, prune, verify and repair.
+pub trait StoreManager: StoreWriter {
+    /// Removes records and changes notes: all of it or nothing, durable when this returns. Ignores names that do not exist.
+    fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()>;
+
+    /// Accepts the present set of records and notes. Gives the former [`StoreReader::foreign_changes`]. Durable when this
+    /// returns.
     fn accept(&self) -> Result<Vec<String>> {
         Ok(Vec::new())
     }
 
-    /// Removes records and changes notes: all of it or nothing, durable when this returns. Names that are not there are
-    /// no error.
-    fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()>;
-
-    /// Notes that blocks are damaged, so that the next put of each stores it anew. Durable when this returns.
+    /// Marks blocks as damaged, so that the next put of each stores it again. Durable when this returns.
     fn condemn(&self, ids: &[BlockId]) -> Result<()>;
 
-    /// Takes [`BlockStore::condemn`] back for blocks that turned out to be whole. Durable when this returns.
+    /// Takes back [`StoreManager::condemn`] for blocks that proved to be whole. Durable when this returns.
     fn pardon(&self, ids: &[BlockId]) -> Result<()>;
 
-    /// Removes blocks and segments that are not in `live`, and gives their space back. `live` must be of this store as it
-    /// is, marked after a barrier and with nothing put since. May be ended at any moment, by an error of `step`, a crash or loss of power, without
-    /// harm; the next call goes on. `step` is called with the bytes removed so far, whenever space was given back.
+    /// Removes blocks and segments that are not in `live`, and frees their space. `live` must have been marked in this state of
+    /// the store: after a barrier, with nothing put since. An error of `step`, a crash or loss of power at any moment does no
+    /// harm; the next call continues. `step` gets the number of bytes removed so far, each time that space was freed.
     fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept>;
 }
 
-/// What a store answers for a put that came after a failed one.
+/// Answer to a put after a failed one.
 fn failed_before() -> Error {
     Error::Store {
         kind: ErrorKind::Unavailable,

@@ -11,11 +11,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::SegmentId;
 use crate::manifest::{Root, SEGMENT_SLOTS, Slot, decode_segment, encode_segment, segment_count};
 use crate::store::checked::segment_one;
-use crate::store::{BlockStore, StoreReader};
+use crate::store::{StoreReader, StoreWriter};
 
 /// Collects the slots of one image.
 pub struct ImageWriter<'a> {
-    store: &'a dyn BlockStore,
+    store: &'a dyn StoreWriter,
     root: Root,
     open: Mutex<Open>,
 }
@@ -33,7 +33,7 @@ struct Partial {
 
 impl<'a> ImageWriter<'a> {
     /// Starts the manifest of an image.
-    pub fn create(store: &'a dyn BlockStore, block_size: BlockSize, size_bytes: u64) -> Self {
+    pub fn create(store: &'a dyn StoreWriter, block_size: BlockSize, size_bytes: u64) -> Self {
         let count = segment_count(block_size, size_bytes) as usize;
         Self {
             store,

@@ -166,7 +166,7 @@ fn back_up(
         .map_err(vbk::Error::from)?;
     let repository = context.repository_to_write()?;
     repository.check_reserve(args.reserve.unwrap_or(Reserve::Default))?;
-    let writer = context.writer_of(&repository, &command, args.no_wait, &cancel);
+    let writer = context.writer(&repository, &command, args.no_wait, &cancel);
     let writer = writer.map_err(|error| {
         deadline.reason_for(
             error,

@@ -48,7 +48,7 @@ pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
         return Ok(judged.outcome());
     }
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
-    let writer = context.writer_that_removes(&format!("forget {}", args.what.join(" ")), args.no_wait, &cancel)?;
+    let writer = context.manager(&format!("forget {}", args.what.join(" ")), args.no_wait, &cancel)?;
     let judged = judge(&writer.catalogue()?, &writer.states()?, args, &policies, &zone)?;
     let forgotten: Vec<String> = judged
         .verdicts
@@ -382,7 +382,7 @@ struct Protected {
 pub fn protect(context: &Context<'_>, args: &ProtectArgs, protect: bool) -> Result<Outcome> {
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
     let word = if protect { "protect" } else { "unprotect" };
-    let writer = context.writer(word, args.no_wait, &cancel)?;
+    let writer = context.manager(word, args.no_wait, &cancel)?;
     let (catalogue, states) = (writer.catalogue()?, writer.states()?);
     let mut notes = Vec::new();
     let mut done = HashSet::new();

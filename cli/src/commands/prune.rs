@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde::Serialize;
-use vbk_repo::repository::Writer;
+use vbk_repo::repository::Manager;
 use vbk_repo::store::{Swept, Thrift};
 
 use crate::args::PruneArgs;
@@ -34,7 +34,7 @@ struct Report<'a, T: Serialize> {
 /// Gives back the space of what no backup needs.
 pub fn run(context: &Context<'_>, args: &PruneArgs) -> Result<Outcome> {
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
-    let writer = context.writer_that_removes("prune", args.no_wait, &cancel)?;
+    let writer = context.manager("prune", args.no_wait, &cancel)?;
     with(
         context,
         &writer,
@@ -52,7 +52,7 @@ pub fn thrift(max_unused: f64, dry_run: bool) -> Thrift {
 /// Prunes with a writer that is open already, and prints what came of it; `forgotten` goes into the JSON.
 pub fn with<T: Serialize>(
     context: &Context<'_>,
-    writer: &Writer,
+    writer: &Manager,
     thrift: Thrift,
     cancel: &AtomicBool,
     forgotten: Option<&T>,

@@ -9,7 +9,7 @@ use serde::Serialize;
 use vbk::repair::offer_disk;
 use vbk_repo::ErrorKind;
 use vbk_repo::repair::Repair;
-use vbk_repo::repository::{Repository, Writer};
+use vbk_repo::repository::{Manager, Repository};
 use vbk_repo::state::{note_of, note_without};
 use vbk_repo::verify::{VerifyReport, verify};
 
@@ -54,7 +54,7 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
         context.print(format_args!("{what}\n"));
     }
     let tables = mended;
-    let writer = context.writer("repair", args.no_wait, &cancel)?;
+    let writer = context.manager("repair", args.no_wait, &cancel)?;
     // The second copies are back by now: what still differs is not a flipped bit.
     let accepted = writer.accept()?;
     for what in &accepted {
@@ -119,7 +119,7 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
     })
 }
 
-fn read_all(context: &Context<'_>, writer: &Writer, cancel: &AtomicBool) -> Result<(VerifyReport, Suspects)> {
+fn read_all(context: &Context<'_>, writer: &Manager, cancel: &AtomicBool) -> Result<(VerifyReport, Suspects)> {
     let catalogue = writer.catalogue()?;
     let entries = catalogue.entries();
     let progress = Progress::new(context.quiet(), new_bytes(entries), Words::Plain);
@@ -139,7 +139,7 @@ fn read_all(context: &Context<'_>, writer: &Writer, cancel: &AtomicBool) -> Resu
 /// Looks everywhere for what is damaged; gives how many blocks and segments were got back.
 fn mend(
     context: &Context<'_>,
-    writer: &Writer,
+    writer: &Manager,
     args: &RepairArgs,
     found: &VerifyReport,
     cancel: &AtomicBool,
@@ -165,7 +165,7 @@ fn from_repository(context: &Context<'_>, repair: &mut Repair<'_>, path: &Path) 
 }
 
 /// Every backup was read: each is either proven or damaged.
-fn note(writer: &Writer, found: &VerifyReport, suspects: &Suspects) -> Result<()> {
+fn note(writer: &Manager, found: &VerifyReport, suspects: &Suspects) -> Result<()> {
     let now = jiff::Timestamp::now();
     let hurt: HashSet<&str> = found.damage.iter().map(|damage| damage.backup.as_str()).collect();
     let states = writer.states()?;

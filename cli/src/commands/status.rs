@@ -4,7 +4,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use vbk_repo::repository::activity::{self, Process, Status, ViewState, ViewStatus, WriterStatus};
+use vbk_repo::repository::directory::activity::{self, Process, Status, ViewState, ViewStatus, WriterStatus};
 
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
@@ -145,8 +145,8 @@ fn age(since: Timestamp, now: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vbk_repo::repository::disk_usage::DiskUsage;
-    use vbk_repo::repository::disk_usage::FileSystem;
+    use vbk_repo::repository::directory::disk_usage::DiskUsage;
+    use vbk_repo::repository::directory::disk_usage::FileSystem;
 
     const NOW: &str = "2026-11-21T06:00:12Z";
 

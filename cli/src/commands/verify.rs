@@ -9,8 +9,8 @@ use vbk_repo::ErrorKind;
 use vbk_repo::backup::Entry;
 use vbk_repo::catalogue::Catalogue;
 use vbk_repo::id::BlockId;
-use vbk_repo::repository::store_repair::check_tables;
-use vbk_repo::repository::{Repository, Writer};
+use vbk_repo::repository::directory::store_repair::check_tables;
+use vbk_repo::repository::{Manager, Repository};
 use vbk_repo::state::{PartRead, Rotation, States, note_of, note_of_rotation};
 use vbk_repo::store::StoreReader;
 use vbk_repo::verify::{Damage, VerifyReport, part_of, verify};
@@ -201,7 +201,7 @@ impl Suspects {
     }
 
     /// Takes the note of damage from what was read whole. What no backup names was not read, and stays.
-    pub fn pardon(&self, writer: &Writer, report: &VerifyReport) -> Result<()> {
+    pub fn pardon(&self, writer: &Manager, report: &VerifyReport) -> Result<()> {
         let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let sound: Vec<_> = read
             .iter()
@@ -286,7 +286,7 @@ fn note(
     started: jiff::Timestamp,
 ) -> Result<()> {
     let deadline = Instant::now() + NOTE_TIMEOUT;
-    let writer = match repository.writer("verify", &mut |_| Instant::now() < deadline) {
+    let writer = match repository.manager("verify", &mut |_| Instant::now() < deadline) {
         // Where nobody may write there is nothing to note.
         Err(error) if matches!(error.kind(), ErrorKind::Denied | ErrorKind::ReadOnly) => return Ok(()),
         writer => writer?,

@@ -8,7 +8,7 @@ use crate::mark::mark;
 use crate::reader::{ImageReader, ReadResources};
 use crate::repair::Repair;
 use crate::store::memory::MemoryStore;
-use crate::store::{BlockStore, Record, StoreReader, Thrift};
+use crate::store::{Record, StoreManager, StoreReader, StoreWriter, Thrift};
 use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image};
 use crate::verify::{VerifyReport, verify};
 use crate::writer::SlotReader;

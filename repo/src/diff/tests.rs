@@ -1,8 +1,9 @@
 use super::*;
 use crate::block::BlockSize;
 use crate::id::BlockId;
+use crate::store::StoreWriter;
 use crate::store::memory::MemoryStore;
-use crate::store::{BlockStore, Identity, Located, Note, Record, Stored, Wanted};
+use crate::store::{Identity, Located, Note, Record, StoreReader, Stored, Wanted};
 use crate::tests::testing::{SMALL, store_image};
 use crate::writer::ImageWriter;
 use proptest::prelude::*;

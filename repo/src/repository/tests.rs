@@ -1,6 +1,10 @@
+use std::fs;
+
+use super::directory::{MARKER, views};
 use super::*;
 use crate::backup::{Entry, Image};
 use crate::standing::Standing;
+use crate::store::rocks::{RocksStore, path_in};
 use crate::tests::testing::{self, mixed_bytes, store_image};
 
 fn new() -> (tempfile::TempDir, Repository) {
@@ -38,11 +42,11 @@ fn views(repository: &Repository) -> Vec<String> {
 fn readers_see_a_backup_once_it_is_committed_and_keep_what_they_opened() {
     let (_directory, repository) = new();
     let empty = repository.view().expect("opens");
-    let writer = repository.writer("test", &mut no_wait).expect("opens");
-    backup(&writer, "2026-11-20T00-00-00Z", 1);
+    let writer = repository.manager("test", &mut no_wait).expect("opens");
+    backup(writer.writer(), "2026-11-20T00-00-00Z", 1);
     // The writer is still open.
     let one = repository.view().expect("opens");
-    backup(&writer, "2026-11-21T00-00-00Z", 2);
+    backup(writer.writer(), "2026-11-21T00-00-00Z", 2);
     let counts =
         [&empty, &one, &repository.view().expect("opens")].map(|view| view.catalogue().expect("loads").entries().len());
     assert_eq!(counts, [0, 1, 2]);
@@ -53,7 +57,7 @@ fn readers_see_a_backup_once_it_is_committed_and_keep_what_they_opened() {
 #[test]
 fn backups_that_are_committed_at_once_are_all_seen() {
     let (_directory, repository) = new();
-    let writer = repository.writer("test", &mut no_wait).expect("opens");
+    let writer = repository.manager("test", &mut no_wait).expect("opens");
     const GUESTS: usize = 4;
     for round in 0..10 {
         std::thread::scope(|scope| {
@@ -63,7 +67,7 @@ fn backups_that_are_committed_at_once_are_all_seen() {
                     let time = format!("2026-11-20T00-00-{round:02}Z");
                     let image = store_image(writer.store(), "vda", &mixed_bytes(guest as u32, 100_000));
                     let backup = testing::backup(&format!("web{guest}"), &time, vec![image]);
-                    let committed = writer.commit(backup).expect("commits");
+                    let committed = writer.writer().commit(backup).expect("commits");
                     assert!(committed.unpublished.is_none(), "{committed:?}");
                 });
             }
@@ -78,20 +82,20 @@ fn backups_that_are_committed_at_once_are_all_seen() {
 fn old_views_go_when_nobody_holds_them() {
     let (_directory, repository) = new();
     let held = repository.view().expect("opens");
-    let writer = repository.writer("test", &mut no_wait).expect("opens");
-    backup(&writer, "2026-11-20T00-00-00Z", 1);
-    backup(&writer, "2026-11-21T00-00-00Z", 2);
+    let writer = repository.manager("test", &mut no_wait).expect("opens");
+    backup(writer.writer(), "2026-11-20T00-00-00Z", 1);
+    backup(writer.writer(), "2026-11-21T00-00-00Z", 2);
     assert_eq!(views(&repository), ["0", "0.lock", "2", "2.lock", "current"]);
     drop(held);
-    backup(&writer, "2026-11-22T00-00-00Z", 3);
+    backup(writer.writer(), "2026-11-22T00-00-00Z", 3);
     assert_eq!(views(&repository), ["3", "3.lock", "current"]);
 }
 
 #[test]
 fn a_lost_view_is_made_again() {
     let (_directory, repository) = new();
-    let writer = repository.writer("test", &mut no_wait).expect("opens");
-    backup(&writer, "2026-11-20T00-00-00Z", 1);
+    let writer = repository.manager("test", &mut no_wait).expect("opens");
+    backup(writer.writer(), "2026-11-20T00-00-00Z", 1);
     drop(writer);
     fs::remove_dir_all(repository.path().join("views")).expect("removes");
     fs::create_dir(repository.path().join("views")).expect("creates");
@@ -102,8 +106,8 @@ fn a_lost_view_is_made_again() {
 #[test]
 fn a_view_that_lacks_something_is_made_again() {
     let (_directory, repository) = new();
-    let writer = repository.writer("test", &mut no_wait).expect("opens");
-    backup(&writer, "2026-11-20T00-00-00Z", 1);
+    let writer = repository.manager("test", &mut no_wait).expect("opens");
+    backup(writer.writer(), "2026-11-20T00-00-00Z", 1);
     drop(writer);
     let views = repository.path().join("views");
     let count = || {
@@ -119,11 +123,11 @@ fn a_view_that_lacks_something_is_made_again() {
 #[test]
 fn a_commit_that_was_not_published_is_seen_after_the_next_writer() {
     let (_directory, repository) = new();
-    let writer = repository.writer("test", &mut no_wait).expect("opens");
+    let writer = repository.manager("test", &mut no_wait).expect("opens");
     let store = RocksStore::open(&path_in(repository.path()));
     assert_eq!(store.err().map(|error| error.kind()), Some(ErrorKind::Locked));
     let image = store_image(writer.store(), "vda", b"x");
-    let entry = commit(&writer, "2026-11-20T00-00-00Z", vec![image]).expect("commits");
+    let entry = commit(writer.writer(), "2026-11-20T00-00-00Z", vec![image]).expect("commits");
     drop(writer);
     // As if killed between the commit and the swap of the link.
     let link = repository.path().join("views/current");
@@ -152,21 +156,21 @@ fn a_second_writer_learns_for_whom_it_waits() {
 #[test]
 fn one_second_never_has_two_backups() {
     let (_directory, repository) = new();
-    let writer = repository.writer("test", &mut no_wait).expect("opens");
+    let writer = repository.manager("test", &mut no_wait).expect("opens");
     let guest = "web1".parse().expect("a name");
     let free = |now: &str| {
         let now = now.parse().expect("a time");
         writer.catalogue().expect("loads").free_time(&guest, now).to_string()
     };
     assert_eq!(free("2026-11-20T00:00:00.7Z"), "2026-11-20T00-00-00Z");
-    backup(&writer, "2026-11-20T00-00-00Z", 1);
-    backup(&writer, "2026-11-20T00-00-01Z", 1);
-    backup(&writer, "2026-11-20T00-00-40Z", 1);
+    backup(writer.writer(), "2026-11-20T00-00-00Z", 1);
+    backup(writer.writer(), "2026-11-20T00-00-01Z", 1);
+    backup(writer.writer(), "2026-11-20T00-00-40Z", 1);
     assert_eq!(free("2026-11-20T00:00:00.7Z"), "2026-11-20T00-00-41Z");
     assert_eq!(free("2026-11-20T00:00:41Z"), "2026-11-20T00-00-41Z");
     // A clock that was set back stays where it is.
     assert_eq!(free("2026-11-19T00:00:00Z"), "2026-11-19T00-00-00Z");
-    let again = commit(&writer, "2026-11-20T00-00-00Z", Vec::new());
+    let again = commit(writer.writer(), "2026-11-20T00-00-00Z", Vec::new());
     assert!(matches!(again, Err(Error::BackupExists(_))));
 }
 
@@ -230,8 +234,8 @@ fn of_several_that_make_a_repository_one_does_and_the_others_harm_nothing() {
     // One that looked before the other began.
     let error = create::make(path, &options).expect_err("refused");
     assert!(matches!(error, Error::NotEmpty { .. }), "{error}");
-    let writer = repository.writer("test", &mut no_wait).expect("opens");
-    backup(&writer, "2026-11-20T00-00-00Z", 1);
+    let writer = repository.manager("test", &mut no_wait).expect("opens");
+    backup(writer.writer(), "2026-11-20T00-00-00Z", 1);
     drop(writer);
     for round in 0..20 {
         let path = directory.path().join(round.to_string());
@@ -301,14 +305,14 @@ fn a_plain_store_in_an_encrypted_repository_is_neither_read_nor_written() {
 #[test]
 fn a_backup_knows_the_generation_that_it_came_with() {
     let (_directory, repository) = new();
-    let writer = repository.writer("test", &mut no_wait).expect("opens");
+    let writer = repository.manager("test", &mut no_wait).expect("opens");
     let before = repository.view().expect("opens").number();
     // The clock goes back between them.
     let times = ["2026-11-20T00-00-00Z", "2031-01-01T00-00-00Z", "2020-01-01T00-00-00Z"];
     std::thread::scope(|scope| {
         let _notes = scope.spawn(|| (0..20).for_each(|_| writer.amend(&[], &[]).expect("amends")));
         for time in times {
-            backup(&writer, time, 1);
+            backup(writer.writer(), time, 1);
         }
     });
     let catalogue = writer.catalogue().expect("loads");
@@ -319,9 +323,9 @@ fn a_backup_knows_the_generation_that_it_came_with() {
     assert!(made.iter().all(|made| made.sequence <= newest));
     // No view without a backup is as new as it.
     drop(writer);
-    let writer = repository.writer("test", &mut no_wait).expect("opens");
+    let writer = repository.manager("test", &mut no_wait).expect("opens");
     let without = repository.view().expect("opens").number();
-    backup(&writer, "2026-11-21T00-00-00Z", 1);
+    backup(writer.writer(), "2026-11-21T00-00-00Z", 1);
     let view = repository.view().expect("opens");
     let last = view
         .catalogue()
@@ -341,7 +345,7 @@ fn what_a_killed_writer_left_of_its_scratch_view_goes_when_the_next_one_comes() 
     for path in [scratch, draft.into()] {
         fs::create_dir(&path).expect("creates");
         fs::write(path.join("000007.blob"), "kept for ever").expect("writes");
-        let writer = repository.writer("test", &mut no_wait).expect("opens");
+        let writer = repository.manager("test", &mut no_wait).expect("opens");
         assert!(!path.exists(), "{}", path.display());
         drop(writer);
     }
@@ -355,8 +359,8 @@ fn the_marker_and_the_store_tell_of_the_same_repository() {
     assert!(marker.contains(&format!("\nid: {}\n", identity.id)), "{marker}");
     let (_other_directory, other) = new();
     assert_ne!(other.view().expect("opens").identity().id, identity.id);
-    let writer = repository.writer("test", &mut no_wait).expect("opens");
-    backup(&writer, "2026-11-20T00-00-00Z", 1);
+    let writer = repository.manager("test", &mut no_wait).expect("opens");
+    backup(writer.writer(), "2026-11-20T00-00-00Z", 1);
     let expected = Standing {
         id: Some(identity.id),
         key_check: None,
@@ -380,8 +384,8 @@ fn the_marker_and_the_store_tell_of_the_same_repository() {
 fn a_store_of_another_repository_is_read_and_not_written() {
     let (_directory, repository) = new();
     let (_other_directory, other) = new();
-    let writer = other.writer("test", &mut no_wait).expect("opens");
-    backup(&writer, "2026-11-20T00-00-00Z", 1);
+    let writer = other.manager("test", &mut no_wait).expect("opens");
+    backup(writer.writer(), "2026-11-20T00-00-00Z", 1);
     drop(writer);
     for name in ["store", "views", "spare"] {
         fs::remove_dir_all(repository.path().join(name)).expect("removes");

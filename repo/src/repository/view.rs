@@ -1,15 +1,15 @@
-//! A repository as it was after some commit, open for reading.
+//! The right to read a repository, as it was after some commit.
 
 use std::sync::Arc;
 
 use super::Repository;
+use super::home::Snapshot;
 use crate::catalogue::Catalogue;
 use crate::error::Result;
 use crate::standing::Standing;
 use crate::state::States;
 use crate::store::checked::Checked;
 use crate::store::encrypted::Encrypted;
-use crate::store::rocks::RocksReader;
 use crate::store::{Identity, StoreReader};
 
 /// A repository as it was after some commit. It stays readable, whatever is done to the repository, until it and all
@@ -22,19 +22,20 @@ pub struct View {
 }
 
 impl View {
-    pub(super) fn new(reader: RocksReader, number: u64, repository: &Repository) -> Result<Self> {
+    pub(super) fn new(snapshot: Snapshot, repository: &Repository) -> Result<Self> {
+        let Snapshot { store: reader, number } = snapshot;
         let identity = reader.identity()?;
         let generation = reader.generation()?;
-        let reader = Arc::new(Checked::new(Arc::new(reader)));
+        let reader = Arc::new(Checked::new(reader));
         let store: Arc<dyn StoreReader> = match repository.keys_for(&identity)? {
             Some(keys) => Arc::new(Checked::new(Arc::new(Encrypted::new(reader, keys).begun()))),
             None => reader,
         };
         // A restore must be possible from what is there.
-        if let Err(error) = repository.check_id(&identity) {
+        if let Err(error) = super::check_id(repository.path(), repository.home.marker(), &identity) {
             tracing::warn!("{error}");
         }
-        // A view is read also where that can't be told.
+        // A view without a readable epoch can be read all the same.
         let epoch = store.epoch().unwrap_or_default();
         Ok(Self {
             standing: Standing::new(&identity, generation).with_epoch(epoch),
@@ -44,12 +45,12 @@ impl View {
         })
     }
 
-    /// What the repository is.
+    /// Identity of the repository.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// The repository's identity and age, as the view itself says.
+    /// Identity and age of the repository, as the view itself states them.
     pub fn standing(&self) -> &Standing {
         &self.standing
     }
@@ -59,7 +60,7 @@ impl View {
         self.number
     }
 
-    /// What keeps the bytes.
+    /// The store.
     pub fn store(&self) -> Arc<dyn StoreReader> {
         Arc::clone(&self.store)
     }
@@ -69,7 +70,7 @@ impl View {
         Catalogue::load(&*self.store)
     }
 
-    /// What is known of the backups besides their records.
+    /// Notes about the backups.
     pub fn states(&self) -> Result<States> {
         States::load(&*self.store)
     }

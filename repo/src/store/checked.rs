@@ -11,7 +11,9 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::{BlockStore, Identity, Live, Located, Note, Record, StoreReader, Stored, Swept, Thrift, Wanted};
+use super::{
+    Identity, Live, Located, Note, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept, Thrift, Wanted,
+};
 use crate::block::Hashing;
 use crate::codec::Sealed;
 use crate::error::{Error, ErrorKind, Result};
@@ -156,7 +158,7 @@ impl<S: StoreReader + ?Sized> StoreReader for Checked<S> {
     }
 }
 
-impl<S: BlockStore + ?Sized> BlockStore for Checked<S> {
+impl<S: StoreWriter + ?Sized> StoreWriter for Checked<S> {
     fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
         self.0.put(blocks)
     }
@@ -172,7 +174,9 @@ impl<S: BlockStore + ?Sized> BlockStore for Checked<S> {
     fn commit_with(&self, record: &Record, notes: &[Note]) -> Result<()> {
         self.0.commit_with(record, notes)
     }
+}
 
+impl<S: StoreManager + ?Sized> StoreManager for Checked<S> {
     fn accept(&self) -> Result<Vec<String>> {
         self.0.accept()
     }

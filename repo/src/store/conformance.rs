@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{BlockStore, Live, Note, Record, Swept, Thrift, Wanted};
+use super::{Live, Note, Record, StoreManager, Swept, Thrift, Wanted};
 use crate::block::{BlockSize, PAGE_BYTES};
 use crate::codec::{Compression, Header, Sealed, Sealer};
 use crate::error::{Error, ErrorKind};
@@ -10,8 +10,8 @@ use crate::id::{BlockId, SegmentId};
 use crate::manifest::encode_segment;
 
 /// Runs all cases, each on a new store.
-pub(crate) fn check(make: impl Fn(BlockSize) -> Box<dyn BlockStore>) {
-    let cases: [fn(&dyn BlockStore); 13] = [
+pub(crate) fn check(make: impl Fn(BlockSize) -> Box<dyn StoreManager>) {
+    let cases: [fn(&dyn StoreManager); 13] = [
         a_new_store_is_empty_and_knows_itself,
         what_is_put_is_got,
         parts_of_a_block_are_got_alone,
@@ -31,7 +31,7 @@ pub(crate) fn check(make: impl Fn(BlockSize) -> Box<dyn BlockStore>) {
     }
 }
 
-fn sealed(store: &dyn BlockStore, seed: u8, pages: usize) -> Sealed {
+fn sealed(store: &dyn StoreManager, seed: u8, pages: usize) -> Sealed {
     // Each page differs from the others, and every third one is zeros.
     let plain: Vec<u8> = (0..pages * PAGE_BYTES)
         .map(|i| match i / PAGE_BYTES % 3 {
@@ -51,7 +51,7 @@ fn whole(sealed: &Sealed) -> Wanted {
     }
 }
 
-fn what_readers_see_has_a_generation(store: &dyn BlockStore) {
+fn what_readers_see_has_a_generation(store: &dyn StoreManager) {
     let generation = || store.generation().expect("is known");
     let before = generation();
     store.put(vec![sealed(store, 1, 1)]).expect("puts");
@@ -63,13 +63,13 @@ fn what_readers_see_has_a_generation(store: &dyn BlockStore) {
     };
     store.commit(&record).expect("commits");
     assert_eq!(generation(), before + 1);
-    assert!(store.commit(&record).is_err());
+    store.commit(&record).expect("commits the same again");
     assert_eq!(generation(), before + 1);
     store.amend(&["a@1".into()], &[]).expect("forgets");
     assert_eq!(generation(), before + 2);
 }
 
-fn a_new_store_is_empty_and_knows_itself(store: &dyn BlockStore) {
+fn a_new_store_is_empty_and_knows_itself(store: &dyn StoreManager) {
     assert_eq!(store.identity().expect("identity").block_size, BlockSize::DEFAULT);
     assert_eq!(store.records().expect("records"), []);
     assert_eq!(store.locate(&[BlockId([1; 32])]).expect("locates"), [None]);
@@ -79,7 +79,7 @@ fn a_new_store_is_empty_and_knows_itself(store: &dyn BlockStore) {
     store.flush().expect("an empty flush succeeds");
 }
 
-fn what_is_put_is_got(store: &dyn BlockStore) {
+fn what_is_put_is_got(store: &dyn StoreManager) {
     let blocks = [sealed(store, 1, 16), sealed(store, 2, 1), sealed(store, 3, 5)];
     store.put(blocks.to_vec()).expect("puts");
     for flushed in [false, true] {
@@ -95,7 +95,7 @@ fn what_is_put_is_got(store: &dyn BlockStore) {
     }
 }
 
-fn parts_of_a_block_are_got_alone(store: &dyn BlockStore) {
+fn parts_of_a_block_are_got_alone(store: &dyn StoreManager) {
     let block = sealed(store, 1, 16);
     store.put(vec![block.clone()]).expect("puts");
     store.flush().expect("flushes");
@@ -110,7 +110,7 @@ fn parts_of_a_block_are_got_alone(store: &dyn BlockStore) {
     }
 }
 
-fn putting_twice_changes_nothing(store: &dyn BlockStore) {
+fn putting_twice_changes_nothing(store: &dyn StoreManager) {
     let block = sealed(store, 1, 4);
     store.put(vec![block.clone(), block.clone()]).expect("puts");
     let first = store.locate(&[block.id]).expect("locates");
@@ -123,7 +123,7 @@ fn putting_twice_changes_nothing(store: &dyn BlockStore) {
     assert_eq!(stored.pages, block.pages);
 }
 
-fn one_missing_block_does_not_keep_the_others_back(store: &dyn BlockStore) {
+fn one_missing_block_does_not_keep_the_others_back(store: &dyn StoreManager) {
     let (here, gone) = (sealed(store, 1, 4), sealed(store, 2, 4));
     store.put(vec![here.clone()]).expect("puts");
     let answers = store.get(&[whole(&gone), whole(&here), whole(&gone)]);
@@ -132,7 +132,7 @@ fn one_missing_block_does_not_keep_the_others_back(store: &dyn BlockStore) {
     assert!(answers[2].is_err());
 }
 
-fn segments_are_kept_under_their_names(store: &dyn BlockStore) {
+fn segments_are_kept_under_their_names(store: &dyn StoreManager) {
     let (id, bytes) = encode_segment(store.hashing(), &[Some(BlockId([7; 32])), None]).expect("not zero");
     store
         .put_segments(vec![(id, bytes.clone()), (id, bytes.clone())])
@@ -143,7 +143,7 @@ fn segments_are_kept_under_their_names(store: &dyn BlockStore) {
     assert_eq!(answers[1].as_ref().expect("is there"), &bytes);
 }
 
-fn records_are_listed_in_order_and_never_replaced(store: &dyn BlockStore) {
+fn records_are_listed_in_order_and_never_replaced(store: &dyn StoreManager) {
     let record = |key: &str, bytes: &[u8]| Record {
         key: key.into(),
         bytes: bytes.into(),
@@ -152,12 +152,14 @@ fn records_are_listed_in_order_and_never_replaced(store: &dyn BlockStore) {
     for place in [2, 0, 1] {
         store.commit(&all[place]).expect("commits");
     }
+    // The answer to the first commit may have been lost.
+    store.commit(&all[1]).expect("commits the same again");
     let again = store.commit(&record("a@1", b"other"));
     assert!(matches!(again, Err(Error::BackupExists(key)) if key == "a@1"));
     assert_eq!(store.records().expect("records"), all);
 }
 
-fn many_threads_may_put_the_same(store: &dyn BlockStore) {
+fn many_threads_may_put_the_same(store: &dyn StoreManager) {
     let blocks: Arc<Vec<_>> = Arc::new((0..8).map(|seed| sealed(store, seed, 2)).collect());
     std::thread::scope(|scope| {
         for thread in 0..4 {
@@ -187,7 +189,7 @@ fn note(name: &str, value: Option<&[u8]>) -> Note {
     }
 }
 
-fn records_go_by_name_and_notes_change_with_them(store: &dyn BlockStore) {
+fn records_go_by_name_and_notes_change_with_them(store: &dyn StoreManager) {
     for key in ["a@1", "a@2"] {
         let bytes = key.into();
         store.commit(&Record { key: key.into(), bytes }).expect("commits");
@@ -215,7 +217,7 @@ fn records_go_by_name_and_notes_change_with_them(store: &dyn BlockStore) {
         .expect("a name is free again");
 }
 
-fn a_condemned_block_is_stored_anew_once(store: &dyn BlockStore) {
+fn a_condemned_block_is_stored_anew_once(store: &dyn StoreManager) {
     let (bad, good) = (sealed(store, 1, 4), sealed(store, 2, 4));
     store.put(vec![bad.clone(), good.clone()]).expect("puts");
     store.flush().expect("flushes");
@@ -248,7 +250,7 @@ fn a_condemned_block_is_stored_anew_once(store: &dyn BlockStore) {
 }
 
 /// Eight blocks and two segments of which every second one is live.
-fn half_live(store: &dyn BlockStore) -> (Vec<Sealed>, Live) {
+fn half_live(store: &dyn StoreManager) -> (Vec<Sealed>, Live) {
     let blocks: Vec<_> = (0..8).map(|seed| sealed(store, seed, 4)).collect();
     store.put(blocks.clone()).expect("puts");
     store.flush().expect("flushes");
@@ -268,12 +270,12 @@ fn half_live(store: &dyn BlockStore) -> (Vec<Sealed>, Live) {
     (blocks, live)
 }
 
-fn retain(store: &dyn BlockStore, live: &Live, max_unused: f64, dry_run: bool) -> Swept {
+fn retain(store: &dyn StoreManager, live: &Live, max_unused: f64, dry_run: bool) -> Swept {
     let thrift = Thrift { max_unused, dry_run };
     store.retain(live, thrift, &mut |_| Ok(())).expect("sweeps")
 }
 
-fn retain_removes_what_is_not_live_and_nothing_else(store: &dyn BlockStore) {
+fn retain_removes_what_is_not_live_and_nothing_else(store: &dyn StoreManager) {
     let (blocks, live) = half_live(store);
     let ids: Vec<_> = blocks.iter().map(|block| block.id).collect();
     let located = store.locate(&ids).expect("locates");
@@ -311,7 +313,7 @@ fn retain_removes_what_is_not_live_and_nothing_else(store: &dyn BlockStore) {
     }
 }
 
-fn retain_keeps_a_little_that_is_unused_and_a_dry_run_keeps_all(store: &dyn BlockStore) {
+fn retain_keeps_a_little_that_is_unused_and_a_dry_run_keeps_all(store: &dyn StoreManager) {
     let (blocks, live) = half_live(store);
     let would = retain(store, &live, 0.0, true);
     let kept = retain(store, &live, 100.0, false);

@@ -33,7 +33,9 @@ mod set;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{BlockStore, Identity, Live, Located, Note, Record, StoreReader, Stored, Swept, Thrift, Wanted};
+use super::{
+    Identity, Live, Located, Note, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept, Thrift, Wanted,
+};
 use crate::block::{Hashing, keyed_hash};
 use crate::cipher::{Cipher, OpenKey, SALT_BYTES};
 use crate::codec::Sealed;
@@ -50,7 +52,7 @@ const LARGE_UNIT: usize = 4096;
 const NOTE_UNIT: usize = 512;
 
 /// A store that encrypts what it gives to `S`.
-pub struct Encrypted<S> {
+pub struct Encrypted<S: ?Sized> {
     store: Arc<S>,
     hashing: Hashing,
     cipher: Cipher,
@@ -62,7 +64,7 @@ pub struct Encrypted<S> {
     set: Mutex<Option<Set>>,
 }
 
-impl<S> Encrypted<S> {
+impl<S: ?Sized> Encrypted<S> {
     /// Opens what is in `store` with the keys that it was made with.
     pub fn new(store: Arc<S>, keys: &Keys) -> Self {
         Self {
@@ -146,6 +148,15 @@ impl<S> Encrypted<S> {
     }
 }
 
+impl<S: StoreReader + ?Sized> Encrypted<S> {
+    fn has_record(&self, record: &Record) -> Result<bool> {
+        let hidden = self.hidden(RECORD, &record.key);
+        let stored = self.store.records()?.into_iter().find(|stored| stored.key == hidden);
+        let opened = stored.and_then(|stored| self.open_named(RECORD, &stored.key, &stored.bytes));
+        Ok(opened.is_some_and(|(_, bytes)| bytes == record.bytes))
+    }
+}
+
 const LENGTH: u8 = b'L';
 const BLOCK: u8 = b'B';
 const SEGMENT: u8 = b'S';
@@ -161,7 +172,7 @@ fn row_part(number: usize) -> u32 {
     number as u32 + 1
 }
 
-impl<S: StoreReader> StoreReader for Encrypted<S> {
+impl<S: StoreReader + ?Sized> StoreReader for Encrypted<S> {
     fn identity(&self) -> Result<Identity> {
         self.store.identity()
     }
@@ -263,7 +274,7 @@ impl<S: StoreReader> StoreReader for Encrypted<S> {
     }
 }
 
-impl<S: BlockStore> BlockStore for Encrypted<S> {
+impl<S: StoreWriter + ?Sized> StoreWriter for Encrypted<S> {
     fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
         self.store.put(self.seal_blocks(blocks)?)
     }
@@ -294,12 +305,16 @@ impl<S: BlockStore> BlockStore for Encrypted<S> {
             hidden.push(epoch);
             self.store.commit_with(&sealed, &hidden)
         });
-        written.map_err(|error| match error {
-            Error::BackupExists(_) => Error::BackupExists(record.key.clone()),
-            error => error,
-        })
+        match written {
+            // The same record sealed again has other bytes, so the store below can't know that it is the same.
+            Err(Error::BackupExists(_)) if self.has_record(record)? => Ok(()),
+            Err(Error::BackupExists(_)) => Err(Error::BackupExists(record.key.clone())),
+            written => written,
+        }
     }
+}
 
+impl<S: StoreManager + ?Sized> StoreManager for Encrypted<S> {
     fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
         let remove: Vec<_> = remove_records.iter().map(|key| self.hidden(RECORD, key)).collect();
         let (mut change, mut hidden) = self.hide(notes)?;

@@ -7,7 +7,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{
-    BlockStore, Identity, Live, Located, Note, Record, StoreReader, Stored, Swept, Thrift, Wanted, failed_before,
+    Identity, Live, Located, Note, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept, Thrift, Wanted,
+    failed_before,
 };
 use crate::block::Hashing;
 use crate::codec::Sealed;
@@ -19,7 +20,7 @@ use crate::id::{BlockId, SegmentId};
 pub(crate) enum Calls {
     /// All of them.
     Any,
-    /// Those of [`BlockStore`], not those of [`StoreReader`].
+    /// Those of [`StoreManager`], not those of [`StoreReader`].
     Writing,
 }
 
@@ -37,7 +38,7 @@ pub(crate) struct Fault {
 
 /// Passes calls on to another store until one is to fail.
 pub(crate) struct FaultyStore {
-    inner: Arc<dyn BlockStore>,
+    inner: Arc<dyn StoreManager>,
     state: Mutex<State>,
 }
 
@@ -51,7 +52,7 @@ struct State {
 
 impl FaultyStore {
     /// Fails nothing until [`FaultyStore::arm`].
-    pub(crate) fn new(inner: Arc<dyn BlockStore>) -> Self {
+    pub(crate) fn new(inner: Arc<dyn StoreManager>) -> Self {
         Self {
             inner,
             state: Mutex::default(),
@@ -194,7 +195,7 @@ impl StoreReader for FaultyStore {
     }
 }
 
-impl BlockStore for FaultyStore {
+impl StoreWriter for FaultyStore {
     fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
         self.put_of(blocks, |some| self.inner.put(some))
     }
@@ -212,7 +213,9 @@ impl BlockStore for FaultyStore {
         self.barrier()?;
         self.inner.commit_with(record, notes)
     }
+}
 
+impl StoreManager for FaultyStore {
     fn accept(&self) -> Result<Vec<String>> {
         self.write()?;
         self.inner.accept()

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{BlockStore, Identity, Live, Located, Note, Place, Record, StoreReader, Stored, Swept, Thrift, Wanted};
+use super::{
+    Identity, Live, Located, Note, Place, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept, Thrift, Wanted,
+};
 use crate::block::BlockSize;
 use crate::codec::Sealed;
 use crate::error::{Error, Result};
@@ -156,7 +158,7 @@ fn located((place, sealed): &(Place, Sealed)) -> Located {
     }
 }
 
-impl BlockStore for MemoryStore {
+impl StoreWriter for MemoryStore {
     fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
         let mut inner = self.lock();
         for sealed in blocks {
@@ -181,15 +183,19 @@ impl BlockStore for MemoryStore {
 
     fn commit_with(&self, record: &Record, notes: &[Note]) -> Result<()> {
         let mut inner = self.lock();
-        if inner.records.contains_key(&record.key) {
-            return Err(Error::BackupExists(record.key.clone()));
+        match inner.records.get(&record.key) {
+            Some(stored) if *stored == record.bytes => return Ok(()),
+            Some(_) => return Err(Error::BackupExists(record.key.clone())),
+            None => {}
         }
         inner.records.insert(record.key.clone(), record.bytes.clone());
         inner.generation += 1;
         inner.change_notes(notes);
         Ok(())
     }
+}
 
+impl StoreManager for MemoryStore {
     fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
         let mut inner = self.lock();
         inner.generation += 1;

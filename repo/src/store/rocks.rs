@@ -67,7 +67,8 @@ pub use self::reader::RocksReader;
 use self::reader::{CONDEMNED, damaged, failed, get_each, is_damage};
 use self::rows::{IndexRow, part_key};
 use super::{
-    BlockStore, Identity, Live, Located, Note, Record, StoreReader, Stored, Swept, Thrift, Wanted, failed_before,
+    Identity, Live, Located, Note, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept, Thrift, Wanted,
+    failed_before,
 };
 use crate::codec::Sealed;
 use crate::error::{Error, Result};
@@ -87,7 +88,7 @@ pub struct RocksStore {
     log: Mutex<()>,
     /// Rows of blocks that no barrier covers yet.
     pending: Mutex<HashMap<BlockId, Pending>>,
-    /// Blocks to store anew, see [`BlockStore::condemn`].
+    /// Blocks to store anew, see [`StoreWriter::condemn`].
     condemned: RwLock<HashSet<BlockId>>,
     next_sequence: AtomicU64,
     failed: AtomicBool,
@@ -241,8 +242,11 @@ impl RocksStore {
         if let Some((record, _)) = record {
             let family = self.reader.family("backups");
             let known = self.reader.db.get_pinned_cf(family, &record.key);
-            if known.map_err(failed("list the backups"))?.is_some() {
-                return Err(Error::BackupExists(record.key.clone()));
+            match known.map_err(failed("list the backups"))? {
+                // Durable since the first time.
+                Some(stored) if *stored == *record.bytes => return Ok(()),
+                Some(_) => return Err(Error::BackupExists(record.key.clone())),
+                None => {}
             }
         }
         let (covered, next) = {
@@ -353,7 +357,7 @@ impl StoreReader for RocksStore {
     }
 }
 
-impl BlockStore for RocksStore {
+impl StoreWriter for RocksStore {
     fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
         // No barrier decides or forgets what it covers between the look-up and the write.
         let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
@@ -418,7 +422,9 @@ impl BlockStore for RocksStore {
     fn commit_with(&self, record: &Record, notes: &[Note]) -> Result<()> {
         self.barrier(Some((record, notes)))
     }
+}
 
+impl StoreManager for RocksStore {
     fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
         let _one = self.barrier.lock().unwrap_or_else(PoisonError::into_inner);
         let mut batch = WriteBatch::default();

@@ -26,7 +26,7 @@ use crate::mark::mark;
 use crate::reader::{ImageReader, ReadResources};
 use crate::state::{State, States, note_of};
 use crate::store::faulty::{Calls, Fault, FaultyStore};
-use crate::store::{BlockStore, StoreReader, Swept, Thrift};
+use crate::store::{StoreManager, StoreReader, Swept, Thrift};
 use crate::verify::verify;
 
 static CANCEL: AtomicBool = AtomicBool::new(false);
@@ -46,7 +46,7 @@ struct Bench<H> {
 }
 
 struct Opened {
-    store: Arc<dyn BlockStore>,
+    store: Arc<dyn StoreManager>,
     faulty: Arc<FaultyStore>,
 }
 
@@ -120,7 +120,7 @@ impl<H: Home> Bench<H> {
         self.open.as_ref().expect("it is closed only while it is opened again")
     }
 
-    fn store(&self) -> Arc<dyn BlockStore> {
+    fn store(&self) -> Arc<dyn StoreManager> {
         Arc::clone(&self.opened().store)
     }
 
@@ -336,7 +336,9 @@ impl<H: Home> Bench<H> {
         if self.opened().faulty.is_broken() {
             return;
         }
-        if let Some(record) = store.records().expect("lists").pop() {
+        if let Some(mut record) = store.records().expect("lists").pop() {
+            store.commit(&record).expect("commits the same again");
+            record.bytes.push(b' ');
             let again = store.commit(&record);
             assert!(matches!(again, Err(Error::BackupExists(_))), "{again:?}");
         }

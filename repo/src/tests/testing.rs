@@ -3,11 +3,11 @@
 use crate::backup::{Backup, Consistency, Image, RECORD_FORMAT};
 use crate::block::{BlockIndex, BlockSize, is_zero};
 use crate::codec::{Compression, Sealer};
-use crate::store::BlockStore;
+use crate::store::StoreWriter;
 use crate::writer::ImageWriter;
 
 /// Stores an image, without a record.
-pub(crate) fn store_image(store: &dyn BlockStore, disk: &str, plain: &[u8]) -> Image {
+pub(crate) fn store_image(store: &dyn StoreWriter, disk: &str, plain: &[u8]) -> Image {
     let block_size = store.identity().expect("identity").block_size;
     let writer = ImageWriter::create(store, block_size, plain.len() as u64);
     let mut sealer = Sealer::new(Compression::Zstd(1)).expect("a sealer");

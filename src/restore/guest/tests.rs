@@ -7,7 +7,7 @@ use vbk_repo::backup::Image;
 use vbk_repo::block::{BlockIndex, BlockSize, Hashing, is_zero};
 use vbk_repo::codec::{Compression, Sealer};
 use vbk_repo::reader::ReadResources;
-use vbk_repo::store::BlockStore;
+use vbk_repo::store::StoreWriter;
 use vbk_repo::store::memory::MemoryStore;
 use vbk_repo::writer::ImageWriter;
 

@@ -94,28 +94,37 @@ impl StoreReader for Short {
     }
 }
 
-impl BlockStore for Short {
+impl StoreWriter for Short {
     fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
         self.0.put(blocks)
     }
+
     fn put_segments(&self, segments: Vec<(SegmentId, Vec<u8>)>) -> Result<()> {
         self.0.put_segments(segments)
     }
+
     fn flush(&self) -> Result<()> {
         self.0.flush()
     }
+
     fn commit_with(&self, record: &Record, notes: &[Note]) -> Result<()> {
         self.0.commit_with(record, notes)
     }
+}
+
+impl StoreManager for Short {
     fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
         self.0.amend(remove_records, notes)
     }
+
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {
         self.0.condemn(ids)
     }
+
     fn pardon(&self, ids: &[BlockId]) -> Result<()> {
         self.0.pardon(ids)
     }
+
     fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
         self.0.retain(live, thrift, step)
     }

@@ -8,14 +8,14 @@ use crate::block::is_zero;
 use crate::cipher::OpenKey;
 use crate::codec::{Sealed, full_header_bytes, header_bytes};
 use crate::error::{Error, Result};
-use crate::store::{BlockStore, StoreReader, Stored, Wanted};
+use crate::store::{StoreReader, StoreWriter, Stored, Wanted};
 
 /// How often a block is read that is stored anew meanwhile.
 const READINGS: usize = 3;
 
 const STORED_ANEW: &str = "it was stored anew while it was read";
 
-impl<S> Encrypted<S> {
+impl<S: ?Sized> Encrypted<S> {
     fn open_header(&self, wanted: &Wanted, stored: Vec<u8>) -> Result<Opened> {
         let id = wanted.id;
         let damaged = |what: &str| Error::BlockDamaged { id, what: what.into() };
@@ -74,7 +74,7 @@ impl Opened {
     }
 }
 
-impl<S: StoreReader> Encrypted<S> {
+impl<S: StoreReader + ?Sized> Encrypted<S> {
     /// Reads the headers of blocks, which say in which rows the pages lie, and then the rows.
     fn get_all(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
         let ask = |wanted: &Wanted, pages: Range<usize>| Wanted { id: wanted.id, pages };
@@ -121,7 +121,7 @@ impl<S: StoreReader> Encrypted<S> {
     }
 }
 
-impl<S: BlockStore> Encrypted<S> {
+impl<S: StoreWriter + ?Sized> Encrypted<S> {
     pub(super) fn seal_blocks(&self, blocks: Vec<Sealed>) -> Result<Vec<Sealed>> {
         let full = full_header_bytes(self.store.identity()?.block_size.bytes());
         let mut sealed = Vec::with_capacity(blocks.len());

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use super::epoch::{self, Element, Epoch, Set};
 use super::{Encrypted, NOTE, RECORD};
 use crate::error::Result;
-use crate::store::{BlockStore, Note, Record, StoreReader};
+use crate::store::{Note, Record, StoreManager, StoreReader, StoreWriter};
 
-impl<S: StoreReader> Encrypted<S> {
+impl<S: StoreReader + ?Sized> Encrypted<S> {
     /// What is stored now. The caller holds the lock.
     pub(super) fn read_set(&self) -> Result<Set> {
         let hidden = self.hidden(NOTE, epoch::NAME);
@@ -40,7 +40,7 @@ impl<S: StoreReader> Encrypted<S> {
     }
 }
 
-impl<S: BlockStore> Encrypted<S> {
+impl<S: StoreWriter + ?Sized> Encrypted<S> {
     /// Writes a change of the set with the epoch that fits it: `change` gets the sealed epoch, to be written in the same batch.
     /// What was changed without the key stays noticed, because the new epoch is made of the one before.
     pub(super) fn with_epoch(&self, change: &Change, write: &mut dyn FnMut(Note) -> Result<()>) -> Result<()> {
@@ -108,8 +108,10 @@ impl<S: BlockStore> Encrypted<S> {
     pub(super) fn element(&self, kind: u8, name: &str, bytes: &[u8]) -> Element {
         epoch::element(&self.epoch_key, kind, name, bytes)
     }
+}
 
-    /// See [`BlockStore::accept`].
+impl<S: StoreManager + ?Sized> Encrypted<S> {
+    /// See [`StoreManager::accept`].
     pub(super) fn accept_set(&self) -> Result<Vec<String>> {
         let mut held = self.set();
         let mut set = self.read_set()?;

@@ -352,13 +352,20 @@ fn every_change_of_records_and_notes_without_the_key_is_noticed_until_it_is_acce
 fn a_change_that_failed_leaves_the_set_and_its_epoch_as_they_were() {
     use crate::store::faulty::{Calls, Fault, FaultyStore};
     let below = Arc::new(MemoryStore::new(SMALL));
-    let faulty = Arc::new(FaultyStore::new(Arc::clone(&below) as Arc<dyn BlockStore>));
+    let faulty = Arc::new(FaultyStore::new(Arc::clone(&below) as Arc<dyn StoreManager>));
     let store = Encrypted::new(Arc::clone(&faulty), &Keys::generate().expect("random bytes"));
     let made = backup("web1", "2026-11-20T05-54-00Z", Vec::new());
     let (key, bytes) = (made.spec(), made.encode());
     let record = Record { key, bytes };
     store.commit(&record).expect("commits");
-    assert!(matches!(store.commit(&record), Err(Error::BackupExists(_))));
+    let epoch = store.epoch().expect("is known");
+    store.commit(&record).expect("commits the same again");
+    assert_eq!(store.epoch().expect("is known"), epoch);
+    let other = Record {
+        bytes: b"other".to_vec(),
+        ..record.clone()
+    };
+    assert!(matches!(store.commit(&other), Err(Error::BackupExists(_))));
     faulty.arm(Fault {
         calls: Calls::Writing,
         after: 0,

@@ -34,7 +34,7 @@ use super::reader::{RocksReader, failed, scan};
 use super::rows::part_key;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::SegmentId;
-use crate::store::{BlockStore, Live, Place, StoreReader, Swept, Thrift};
+use crate::store::{Live, Place, StoreManager, StoreReader, Swept, Thrift};
 
 /// Plain bytes of a window.
 const WINDOW_BYTES: u64 = 2 << 30;

@@ -103,28 +103,37 @@ impl StoreReader for Owned {
     }
 }
 
-impl BlockStore for Owned {
+impl StoreWriter for Owned {
     fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
         self.0.store().put(blocks)
     }
+
     fn put_segments(&self, segments: Vec<(SegmentId, Vec<u8>)>) -> Result<()> {
         self.0.store().put_segments(segments)
     }
+
     fn flush(&self) -> Result<()> {
         self.0.store().flush()
     }
+
     fn commit_with(&self, record: &Record, notes: &[Note]) -> Result<()> {
         self.0.store().commit_with(record, notes)
     }
+}
+
+impl StoreManager for Owned {
     fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
         self.0.store().amend(remove_records, notes)
     }
+
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {
         self.0.store().condemn(ids)
     }
+
     fn pardon(&self, ids: &[BlockId]) -> Result<()> {
         self.0.store().pardon(ids)
     }
+
     fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
         self.0.store().retain(live, thrift, step)
     }

@@ -11,7 +11,7 @@ use crate::block::{BlockIndex, is_zero};
 use crate::catalogue::Catalogue;
 use crate::codec::{Compression, Sealer};
 use crate::error::{ErrorKind, Result};
-use crate::store::{BlockStore, Record};
+use crate::store::{Record, StoreManager};
 use crate::tests::testing::{SMALL, backup};
 use crate::writer::{ImageWriter, SlotReader};
 
@@ -47,7 +47,7 @@ impl<H: Home> Bench<H> {
     }
 
     /// Gives the name of the backup, or `None` if it gave up.
-    fn try_back_up(&mut self, store: &dyn BlockStore, guest: usize, way: Way) -> Result<Option<String>> {
+    fn try_back_up(&mut self, store: &dyn StoreManager, guest: usize, way: Way) -> Result<Option<String>> {
         let name = GUESTS[guest].0;
         let catalogue = Catalogue::load(store)?;
         let now = "2026-11-20T05:54:00Z".parse().expect("a time");

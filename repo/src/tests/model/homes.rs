@@ -12,13 +12,13 @@ use crate::store::encrypted::Encrypted;
 use crate::store::faulty::FaultyStore;
 use crate::store::memory::MemoryStore;
 use crate::store::rocks::{RocksReader, RocksStore};
-use crate::store::{BlockStore, Identity, STORE_FORMAT, StoreReader};
+use crate::store::{Identity, STORE_FORMAT, StoreManager, StoreReader};
 use crate::tests::testing::SMALL;
 
 /// Where a store lies between two openings.
 pub(super) trait Home {
     /// Opens the store; nobody may hold what was opened before.
-    fn open(&mut self) -> Arc<dyn BlockStore>;
+    fn open(&mut self) -> Arc<dyn StoreManager>;
     /// Makes the next opening find what a kill would leave now.
     fn kill(&mut self);
     /// The store as it is now, whatever is done to it later; `None` if that can't be had.
@@ -34,7 +34,7 @@ impl InMemory {
 }
 
 impl Home for InMemory {
-    fn open(&mut self) -> Arc<dyn BlockStore> {
+    fn open(&mut self) -> Arc<dyn StoreManager> {
         self.0.clone()
     }
     fn kill(&mut self) {}
@@ -70,7 +70,7 @@ impl InRocks {
 }
 
 impl Home for InRocks {
-    fn open(&mut self) -> Arc<dyn BlockStore> {
+    fn open(&mut self) -> Arc<dyn StoreManager> {
         self.store = None;
         if let Some(left) = self.left_by_kill.take() {
             self.directory = left;
@@ -126,7 +126,7 @@ fn copy_files(from: &Path, to: &Path) -> std::io::Result<()> {
 /// What stands between a store and its users.
 #[derive(Clone, Copy)]
 pub(super) struct Layer {
-    pub(super) store: fn(Arc<FaultyStore>) -> Arc<dyn BlockStore>,
+    pub(super) store: fn(Arc<FaultyStore>) -> Arc<dyn StoreManager>,
     pub(super) reader: fn(Arc<RocksReader>) -> Arc<dyn StoreReader>,
 }
 

@@ -4,7 +4,7 @@ use super::super::tests::{Fixture, wanted};
 use super::*;
 use crate::block::Hashing;
 use crate::codec::{Compression, Sealed, Sealer};
-use crate::store::BlockStore;
+use crate::store::{StoreReader, StoreWriter};
 
 const WINDOW: u64 = 100;
 const ALL: Thrift = Thrift {

@@ -20,7 +20,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::repository::second_copies;
+use crate::repository::directory::second_copies;
 use crate::store::StoreReader;
 use crate::store::rocks::{RocksReader, RocksStore};
 

@@ -11,8 +11,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::repository::second_copies::{self, Spare};
-use crate::repository::views;
+use crate::repository::directory::second_copies::{self, Spare};
+use crate::repository::directory::views;
 use crate::store::StoreReader;
 use crate::store::rocks::{RocksReader, RocksStore, path_in};
 
@@ -385,7 +385,7 @@ fn newest_view(repository: &Path, mended: &mut Mended) -> Result<()> {
         .is_some();
     if !opens {
         // Under a new number: the old one may have readers, who see what they can.
-        crate::store::BlockStore::amend(&store, &[], &[])?;
+        crate::store::StoreManager::amend(&store, &[], &[])?;
         mended
             .done
             .push("the newest view could not be opened and was made anew".into());

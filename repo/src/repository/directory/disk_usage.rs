@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::repository::views;
+use crate::repository::directory::views;
 use crate::store::rocks;
 
 /// The bytes that a repository takes on disk, each file counted once however many links it has. Sparse files count

@@ -12,8 +12,8 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::repository::Repository;
-use crate::repository::disk_usage::{DiskUsage, FileSystem, disk_usage, file_system};
-use crate::repository::lock::{Holder, with_arguments};
+use crate::repository::directory::disk_usage::{DiskUsage, FileSystem, disk_usage, file_system};
+use crate::repository::directory::lock::{Holder, with_arguments};
 
 mod locks;
 

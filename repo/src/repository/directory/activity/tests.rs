@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::block::BlockSize;
-use crate::repository::lock::WriterLock;
+use crate::repository::directory::lock::WriterLock;
 
 use super::*;
 use crate::repository::CreateOptions;
@@ -51,7 +51,7 @@ fn a_writer_is_told_while_it_holds_the_lock_and_not_by_the_text_it_left() {
     let lock = WriterLock::take(
         repository.path(),
         "backup web1",
-        crate::repository::lock::Told::Command,
+        crate::repository::directory::lock::Told::Command,
         &mut |_| false,
     )
     .expect("locks");
@@ -124,7 +124,7 @@ fn a_view_that_a_writer_makes_is_coming_and_a_dead_writers_is_stale() {
     let _lock = WriterLock::take(
         repository.path(),
         "test",
-        crate::repository::lock::Told::Command,
+        crate::repository::directory::lock::Told::Command,
         &mut |_| false,
     )
     .expect("locks");

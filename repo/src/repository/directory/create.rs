@@ -18,24 +18,25 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::{CreateOptions, LAYOUT_FORMAT, MARKER};
+use super::{LAYOUT_FORMAT, MARKER};
 use crate::cipher::random;
 use crate::error::{Error, Result};
 use crate::id::to_hex;
 use crate::keys::{self, Keys, PassphraseCost};
-use crate::repository::lock::{Told, WriterLock};
-use crate::repository::second_copies;
-use crate::repository::views;
+use crate::repository::CreateOptions;
+use crate::repository::directory::lock::{Told, WriterLock};
+use crate::repository::directory::second_copies;
+use crate::repository::directory::views;
 use crate::store::encrypted::Encrypted;
 use crate::store::rocks::{RocksStore, path_in};
-use crate::store::{BlockStore, ENCRYPTION, Identity, STORE_FORMAT};
+use crate::store::{ENCRYPTION, Identity, STORE_FORMAT, StoreManager};
 
 /// Its making is the claim on the directory.
 const VIEWS: &str = "views";
 
 /// Fills the directory, which is made if need be, and gives its real path. When it fails nothing is left of what it made,
 /// and what somebody else made meanwhile is left alone.
-pub(super) fn make(path: &Path, options: &CreateOptions) -> Result<(PathBuf, String)> {
+pub(in crate::repository) fn make(path: &Path, options: &CreateOptions) -> Result<(PathBuf, String)> {
     let path = std::path::absolute(path).map_err(Error::io("open", path))?;
     let parent = path.parent().unwrap_or(&path);
     if options.parents {

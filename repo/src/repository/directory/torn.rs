@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::Result;
-use crate::repository::views;
+use crate::repository::directory::views;
 use crate::store::rocks::{RocksStore, is_blob_file, path_in};
 
 /// Files of the store that a killed writer may have left torn: RocksDB writes blob files in the open and, after a crash,

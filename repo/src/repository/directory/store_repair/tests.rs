@@ -328,7 +328,7 @@ fn a_backup_that_was_not_published_is_kept_with_the_store_that_has_it() {
             key: "web1@2026-11-24T05-54-00Z".into(),
             bytes: backup("web1", "2026-11-24T05-54-00Z", vec![image]).encode(),
         };
-        crate::store::BlockStore::commit(&store, &record).expect("commits");
+        crate::store::StoreWriter::commit(&store, &record).expect("commits");
     }
     let current = copy.join("store/CURRENT");
     let was = fs::read(&current).expect("reads");

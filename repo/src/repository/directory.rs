@@ -1,0 +1,379 @@
+//! A repository in a directory of this machine.
+//!
+//! | in the directory | content |
+//! |---|---|
+//! | `vbk-repository` | the marker: a text for people, the number of this layout, as `format: 1`, and the repository's id, as `id: DIGITS`; in an encrypted repository also `encryption: aes-256-gcm` and [`Keys::check`]; written last when the repository is made |
+//! | `keys/` | the key slots of an encrypted repository, see [`crate::keys`] |
+//! | `store/` | the RocksDB store, see [`crate::store::rocks`]; opened by the writer alone |
+//! | `views/` | the states of the store that readers open, see `views.rs` |
+//! | `spare/` | second copies of the store's tables, see `second_copies.rs` |
+//! | `lock` | held by the writer, see [`lock`] |
+//! | `ballast` | room for a prune on a full disk, see `ballast.rs` |
+
+pub mod activity;
+mod ballast;
+pub(super) mod create;
+pub mod disk_usage;
+pub mod lock;
+pub(super) mod second_copies;
+pub mod store_repair;
+mod torn;
+pub(super) mod views;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::keys::{self, Keys, Unlock};
+use crate::store::rocks::{RocksReader, RocksStore, path_in};
+use crate::store::{ENCRYPTION, Identity, StoreManager, StoreReader, StoreWriter};
+use disk_usage::{FileSystem, disk_usage, file_system};
+use lock::{Told, WriterLock};
+use store_repair::{Mended, mend};
+
+use super::home::{Home, Keeper, Marker, Room, Session, Snapshot, Wait};
+
+/// The newest directory layout that this vbk reads, and the one it writes.
+pub const LAYOUT_FORMAT: u32 = 1;
+
+pub(super) const MARKER: &str = "vbk-repository";
+
+/// Time that a reader waits for a writer to publish the first view.
+const FIRST_VIEW_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The most that the default reserve is: as much as a prune can use at once.
+const DEFAULT_RESERVE_BYTES: u64 = 8 << 30;
+
+/// Free space that a backup leaves on a repository's file system: for a prune, and for everything else on it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Reserve {
+    /// 5 %, and 8 GiB at most.
+    Default,
+    /// A share of the file system, from 0 to 1.
+    Share(f64),
+    /// Bytes.
+    Bytes(u64),
+}
+
+/// A directory that is known to be a repository.
+#[derive(Debug, Clone)]
+pub struct Directory {
+    path: PathBuf,
+    marker: Marker,
+}
+
+impl Directory {
+    /// Names a repository that was just made.
+    pub(super) fn made(path: PathBuf, marker: Marker) -> Self {
+        Self { path, marker }
+    }
+
+    /// An error unless a repository can be made there: the directory is new or empty.
+    pub fn check_place(path: &Path) -> Result<()> {
+        let owned = || path.to_owned();
+        if path.join(MARKER).exists() {
+            return Err(Error::AlreadyARepository { path: owned() });
+        }
+        let mut entries = match fs::read_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(Error::io("list", path))?,
+        };
+        // A file system of its own has this directory at its top.
+        match entries.any(|entry| !entry.is_ok_and(|entry| entry.file_name() == "lost+found")) {
+            true => Err(Error::NotEmpty { path: owned() }),
+            false => Ok(()),
+        }
+    }
+
+    /// Opens a repository; refuses one that a newer vbk made.
+    pub fn open(path: &Path) -> Result<Self> {
+        let marker = path.join(MARKER);
+        let bytes = fs::read(&marker).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => without_marker(path),
+            _ => Error::io("read", &marker)(error),
+        })?;
+        // One damaged byte of the text for people does no harm.
+        let text = String::from_utf8_lossy(&bytes);
+        let key_check = text.lines().find_map(key_check_in);
+        let found = text
+            .lines()
+            .find_map(|line| line.strip_prefix("format: ")?.trim().parse().ok());
+        match found.filter(|found| *found > 0) {
+            Some(found) if found > LAYOUT_FORMAT => Err(Error::NewerFormat {
+                path: path.to_owned(),
+                found,
+                supported: LAYOUT_FORMAT,
+            }),
+            Some(_) if key_check.is_none() && path.join("keys").exists() => Err(super::says_nothing_of_keys(path)),
+            Some(_) => Ok(Self {
+                path: fs::canonicalize(path).map_err(Error::io("open", path))?,
+                marker: Marker {
+                    id: text
+                        .lines()
+                        .find_map(|line| Some(line.strip_prefix("id: ")?.trim().to_owned())),
+                    key_check,
+                },
+            }),
+            None => Err(without_marker(path)),
+        }
+    }
+
+    /// Opens a repository that [`Directory::open`] does not know, because its marker is damaged or gone, for
+    /// [`Directory::mend`] alone.
+    pub fn open_damaged(path: &Path) -> Result<Self> {
+        if let error @ Error::NotARepository { .. } = without_marker(path) {
+            return Err(error);
+        }
+        Ok(Self {
+            path: fs::canonicalize(path).map_err(Error::io("open", path))?,
+            marker: Marker::default(),
+        })
+    }
+
+    fn is_encrypted(&self) -> bool {
+        self.marker.key_check.is_some()
+    }
+
+    /// Repairs the store's own files as far as that is possible: the first step of a repair, before a writer is opened.
+    pub fn mend(&self, wait: Wait<'_>) -> Result<Mended> {
+        let _lock = WriterLock::take(&self.path, "repair", Told::Word, wait)?;
+        let mut mended = mend(&self.path)?;
+        self.mend_marker(&mut mended)?;
+        Ok(mended)
+    }
+
+    /// Rewrites a marker that does not agree with the store.
+    fn mend_marker(&self, mended: &mut Mended) -> Result<()> {
+        let Some(identity) = self.identity_of_view() else {
+            return Ok(());
+        };
+        let said = match Self::open(&self.path) {
+            Err(newer @ Error::NewerFormat { .. }) => return Err(newer),
+            Ok(Self { marker: said, .. })
+                if said.key_check == identity.key_check && said.id.as_ref() == Some(&identity.id) =>
+            {
+                return Ok(());
+            }
+            said => said.ok().and_then(|said| said.marker.key_check),
+        };
+        // A plain store in the place of an encrypted one is no damage, and the marker is not to be made to fit it.
+        if identity.key_check.is_none() && (said.is_some() || self.path.join("keys").exists()) {
+            return Err(Error::EncryptionGone {
+                path: self.path.clone(),
+            });
+        }
+        create::write_marker(&self.path, &identity)?;
+        mended.done.push(format!("{MARKER} did not say what the repository is"));
+        Ok(())
+    }
+
+    fn identity_of_view(&self) -> Option<Identity> {
+        views::open(&self.path).ok()??.reader.identity().ok()
+    }
+
+    /// An error if less than `reserve` of its file system is free.
+    pub fn check_reserve(&self, reserve: Reserve) -> Result<()> {
+        let FileSystem {
+            size_bytes, free_bytes, ..
+        } = file_system(&self.path)?;
+        let share = |share: f64| (size_bytes as f64 * share) as u64;
+        let reserve_bytes = match reserve {
+            Reserve::Default => share(0.05).min(DEFAULT_RESERVE_BYTES),
+            Reserve::Share(of_all) => share(of_all),
+            Reserve::Bytes(bytes) => bytes,
+        };
+        match free_bytes < reserve_bytes {
+            true => Err(Error::NearlyFull {
+                path: self.path.clone(),
+                free_bytes,
+                reserve_bytes,
+            }),
+            false => Ok(()),
+        }
+    }
+
+    /// Reads everything that is stored and compares it with its checksums, also without a key. `each` gets a line for
+    /// everything that can't be read. Returns the number of bytes that were read.
+    pub fn check_stored(&self, cancel: &AtomicBool, each: &mut dyn FnMut(String)) -> Result<u64> {
+        self.newest_reader()?.0.check(cancel, each)
+    }
+
+    /// Makes sure that loss of power does not take the newest view's name back, which another process may just have
+    /// changed. Changes nothing where nothing can be written.
+    pub fn settle(&self) {
+        // A reader that can't do it is on storage that it can't write to either.
+        let _ = second_copies::sync_directory(&views::directory(&self.path));
+    }
+
+    fn newest_reader(&self) -> Result<(RocksReader, u64)> {
+        let started = Instant::now();
+        loop {
+            if let Some(held) = views::open(&self.path)? {
+                return Ok((held.reader, held.number));
+            }
+            // No view, or an incomplete one: loss of power right after init, or a copy of the directory. A writer makes it
+            // again when it opens.
+            match self.open_store("open", &mut |_| false) {
+                Err(error) if matches!(error.kind(), ErrorKind::Denied | ErrorKind::ReadOnly) => {
+                    // No process can write here, so the store itself is as good as a view.
+                    second_copies::check_store(&path_in(&self.path), None)?;
+                    let reader = RocksReader::open(&path_in(&self.path), None)?;
+                    let number = reader.generation()?;
+                    return Ok((reader, number));
+                }
+                result if started.elapsed() > FIRST_VIEW_TIMEOUT => {
+                    result?;
+                    return Err(Error::Store {
+                        kind: ErrorKind::Unavailable,
+                        doing: "open a view",
+                        message: "views come and go too quickly".into(),
+                    });
+                }
+                Ok(_) => {}
+                Err(Error::Locked { .. }) => std::thread::sleep(Duration::from_millis(100)),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn open_store(&self, command: &str, wait: Wait<'_>) -> Result<(Arc<RocksStore>, WriterLock)> {
+        // A damaged marker may not say that the repository is encrypted.
+        let told = match self.is_encrypted() || self.path.join("keys").exists() {
+            true => Told::Word,
+            false => Told::Command,
+        };
+        let lock = WriterLock::take(&self.path, command, told, wait)?;
+        let suspected = torn::suspected(&self.path)?;
+        let newest = views::current(&self.path)?.unwrap_or(0);
+        let view = views::path_of(&self.path, newest);
+        let view = second_copies::check_view(&view).is_ok().then_some(&*view);
+        second_copies::check_store(&path_in(&self.path), view)?;
+        // An older one, published, would take the place of a state that has more in it.
+        let store = RocksStore::open_at_least(&path_in(&self.path), newest)?;
+        if !suspected.is_empty() {
+            torn::remove(&self.path, &store, &suspected);
+        }
+        self.check_identity(&store.identity()?)?;
+        // A run that was killed between its commit and its publication left a backup that no reader sees yet.
+        views::publish(&self.path, &store)?;
+        ballast::ensure(&self.path, file_system(&self.path)?.free_bytes);
+        Ok((Arc::new(store), lock))
+    }
+
+    /// An error if the store is not that of the marker. An attacker who can write to the storage can put a store without
+    /// encryption there; to go on would be to write in the clear.
+    fn check_identity(&self, identity: &Identity) -> Result<()> {
+        let is_encrypted = identity.features.iter().any(|feature| feature == ENCRYPTION);
+        if self.is_encrypted() && !is_encrypted {
+            return Err(Error::EncryptionGone {
+                path: self.path.clone(),
+            });
+        }
+        super::check_id(&self.path, &self.marker, identity)
+    }
+
+    fn session(&self, command: &str, wait: Wait<'_>) -> Result<(Arc<RocksStore>, Arc<dyn Keeper>)> {
+        let (store, lock) = self.open_store(command, wait)?;
+        let keeper = DirectoryKeeper {
+            path: self.path.clone(),
+            store: Arc::clone(&store),
+            publishing: Mutex::default(),
+            _lock: lock,
+        };
+        Ok((store, Arc::new(keeper)))
+    }
+}
+
+impl Home for Directory {
+    fn name(&self) -> &Path {
+        &self.path
+    }
+
+    fn marker(&self) -> &Marker {
+        &self.marker
+    }
+
+    fn newest(&self) -> Result<Option<u64>> {
+        views::current(&self.path)
+    }
+
+    fn unlock(&self, way: &Unlock, check: Option<&str>) -> Result<Keys> {
+        keys::unlock(&self.path, way, check)
+    }
+
+    fn read_as_it_is(&self) -> Result<Option<Snapshot>> {
+        Ok(views::open(&self.path)?.map(|held| Snapshot {
+            store: Arc::new(held.reader),
+            number: held.number,
+        }))
+    }
+
+    fn read(&self) -> Result<Snapshot> {
+        let (reader, number) = self.newest_reader()?;
+        Ok(Snapshot {
+            store: Arc::new(reader),
+            number,
+        })
+    }
+
+    fn write(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreWriter>> {
+        let (store, keeper) = self.session(command, wait)?;
+        Ok(Session { store, keeper })
+    }
+
+    fn manage(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreManager>> {
+        let (store, keeper) = match self.session(command, wait) {
+            Err(error) if error.kind() == ErrorKind::NoSpace && ballast::release(&self.path)? => {
+                self.session(command, wait)?
+            }
+            session => session?,
+        };
+        Ok(Session { store, keeper })
+    }
+}
+
+/// Holds the writer's lock.
+struct DirectoryKeeper {
+    path: PathBuf,
+    store: Arc<RocksStore>,
+    publishing: Mutex<()>,
+    /// Dropped after the store is closed.
+    _lock: WriterLock,
+}
+
+impl Keeper for DirectoryKeeper {
+    fn publish(&self) -> Result<()> {
+        // One at a time: guests are backed up at once, and an older view put in the place of a newer one would hide what is
+        // in that, and take its directory away.
+        let _one = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        views::publish(&self.path, &self.store)
+    }
+
+    fn room(&self) -> Result<Room> {
+        Ok(Room {
+            used_bytes: disk_usage(&self.path)?.total_bytes,
+            free_bytes: file_system(&self.path)?.free_bytes,
+        })
+    }
+}
+
+/// The error for a directory without a readable marker.
+fn without_marker(path: &Path) -> Error {
+    let path = path.to_owned();
+    // The last thing that is made before it.
+    let link = path.join("views").join("current");
+    match path_in(&path).is_dir() && link.symlink_metadata().is_ok() {
+        true => Error::MarkerDamaged { path },
+        false => Error::NotARepository { path },
+    }
+}
+
+/// `encryption: aes-256-gcm CHECK`.
+fn key_check_in(line: &str) -> Option<String> {
+    let (_cipher, check) = line.strip_prefix("encryption: ")?.trim().split_once(' ')?;
+    Some(check.to_owned())
+}

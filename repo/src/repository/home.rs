@@ -1,0 +1,87 @@
+//! The place that keeps a repository: a directory of this machine ([`super::directory`]); a server or a bucket implements the
+//! same trait.
+//!
+//! A home gives out stores, each with the rights that its caller needs. What is above it (keys, encryption, the
+//! catalogue, the rules of forget and prune) does not depend on the place.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::keys::{Keys, Unlock};
+use crate::store::{StoreManager, StoreReader, StoreWriter};
+
+/// Decides whether to go on waiting for the process that holds the lock; it is called with that process's
+/// description about five times a second.
+pub type Wait<'a> = &'a mut dyn FnMut(&str) -> bool;
+
+/// Facts about a repository that are known before anything of it is read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Marker {
+    /// [`crate::store::Identity::id`], if the place states it.
+    pub id: Option<String>,
+    /// [`Keys::check`] of an encrypted repository.
+    pub key_check: Option<String>,
+}
+
+/// A place that keeps one repository.
+pub trait Home: fmt::Debug + Send + Sync {
+    /// Name of the place, for messages and for the memory of hosts: the path of a directory, or an address.
+    fn name(&self) -> &Path;
+
+    /// Facts about the repository.
+    fn marker(&self) -> &Marker;
+
+    /// Number of the newest snapshot; cheap enough for every look-up in a mount. `None` if there is none yet.
+    fn newest(&self) -> Result<Option<u64>>;
+
+    /// Opens one of the key slots. `check` is the [`Keys::check`] that the right key has.
+    fn unlock(&self, way: &Unlock, check: Option<&str>) -> Result<Keys>;
+
+    /// Opens the newest snapshot, if it can be read as it is: nothing is waited for and nothing repaired.
+    fn read_as_it_is(&self) -> Result<Option<Snapshot>>;
+
+    /// Opens the newest snapshot. Never waits for a writer, except for the very first snapshot.
+    fn read(&self) -> Result<Snapshot>;
+
+    /// Opens the store for adding backups, as `command`.
+    fn write(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreWriter>>;
+
+    /// Opens the store for changes and removals, as `command`, also on a full disk.
+    fn manage(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreManager>>;
+}
+
+/// A state of the store, open for reading. It stays readable until it is dropped.
+pub struct Snapshot {
+    /// The store.
+    pub store: Arc<dyn StoreReader>,
+    /// Greater in a newer snapshot.
+    pub number: u64,
+}
+
+/// A store open for writing, until it is dropped.
+pub struct Session<S: ?Sized> {
+    /// The store.
+    pub store: Arc<S>,
+    /// The place as seen by the writer.
+    pub keeper: Arc<dyn Keeper>,
+}
+
+/// A place that is being written to. Dropping the last reference to it lets the next writer in.
+pub trait Keeper: Send + Sync {
+    /// Shows the present state to readers that open the repository from now on.
+    fn publish(&self) -> Result<()>;
+
+    /// The room that the repository takes.
+    fn room(&self) -> Result<Room>;
+}
+
+/// Room on the device that keeps a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes that the repository takes, all told.
+    pub used_bytes: u64,
+    /// Bytes that are free for it.
+    pub free_bytes: u64,
+}

@@ -1,0 +1,140 @@
+//! The right to change and remove backups: for forget, prune, verify and repair.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::Writer;
+use super::home::Keeper;
+use crate::catalogue::Catalogue;
+use crate::error::{Error, Result};
+use crate::mark::mark;
+use crate::standing::Standing;
+use crate::state::{self, State, States};
+use crate::store::{Identity, Note, StoreManager, Swept, Thrift};
+
+/// Removed bytes after which a prune shows readers its progress, and releases the view before. Fewer where less is free.
+const PUBLISH_BYTES: u64 = 2 << 30;
+
+/// A repository open for changes and removals.
+pub struct Manager {
+    store: Arc<dyn StoreManager>,
+    /// The same store with fewer rights. Dropped last.
+    writer: Writer,
+}
+
+impl Manager {
+    pub(super) fn new(store: Arc<dyn StoreManager>, identity: Identity, keeper: Arc<dyn Keeper>) -> Self {
+        Self {
+            writer: Writer::new(Arc::clone(&store) as _, identity, keeper),
+            store,
+        }
+    }
+
+    /// The right to add backups.
+    pub fn writer(&self) -> &Writer {
+        &self.writer
+    }
+
+    /// Identity of the repository.
+    pub fn identity(&self) -> &Identity {
+        self.writer.identity()
+    }
+
+    /// Identity and age of the repository, as the store itself states them.
+    pub fn standing(&self) -> Result<Standing> {
+        self.writer.standing()
+    }
+
+    /// The store.
+    pub fn store(&self) -> &dyn StoreManager {
+        &*self.store
+    }
+
+    /// All backups.
+    pub fn catalogue(&self) -> Result<Catalogue> {
+        self.writer.catalogue()
+    }
+
+    /// Notes about the backups.
+    pub fn states(&self) -> Result<States> {
+        self.writer.states()
+    }
+
+    /// Removes backups, named as `GUEST@TIME`, and changes notes: all of it or nothing, durable when this returns. The
+    /// blocks stay until [`Manager::prune`].
+    pub fn amend(&self, forget: &[String], notes: &[Note]) -> Result<()> {
+        if let (Some(what), false) = (self.store.foreign_changes()?.into_iter().next(), forget.is_empty()) {
+            return Err(Error::ForeignChanges { what });
+        }
+        let mut all = notes.to_vec();
+        all.extend(forget.iter().map(|key| state::note_of(key, State::default())));
+        let changing = self.writer.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.store.amend(forget, &all)?;
+        drop(changing);
+        self.writer.keeper.publish()
+    }
+
+    /// Accepts the records and notes of an encrypted repository as they are, whoever changed them. Returns a line for each
+    /// kind of change that was made without the key.
+    pub fn accept(&self) -> Result<Vec<String>> {
+        let found = self.store.accept()?;
+        if !found.is_empty() {
+            self.writer.keeper.publish()?;
+        }
+        Ok(found)
+    }
+
+    /// Removes what no backup names, and frees its space. May be ended at any moment; the next prune continues.
+    /// `progress` gets the bytes that were removed so far.
+    pub fn prune(&self, thrift: Thrift, threads: usize, cancel: &AtomicBool, progress: &dyn Fn(u64)) -> Result<Pruned> {
+        let started = Instant::now();
+        let keeper = &self.writer.keeper;
+        // Puts of an unfinished backup of this writer are in the index then.
+        self.store.flush()?;
+        let catalogue = self.catalogue()?;
+        let live = mark(&*self.store, &catalogue, threads, cancel)?;
+        let marked = started.elapsed();
+        let used_before_bytes = keeper.room()?.used_bytes;
+        let mut published_bytes = 0;
+        let changing = self.writer.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let swept = self.store.retain(&live, thrift, &mut |removed_bytes| {
+            progress(removed_bytes);
+            // The view before keeps all that was removed since on the disk.
+            if removed_bytes - published_bytes >= PUBLISH_BYTES.min(keeper.room()?.free_bytes) {
+                published_bytes = removed_bytes;
+                keeper.publish()?;
+            }
+            match cancel.load(Ordering::SeqCst) {
+                true => Err(Error::Interrupted),
+                false => Ok(()),
+            }
+        });
+        drop(changing);
+        if !thrift.dry_run {
+            keeper.publish()?;
+        }
+        Ok(Pruned {
+            backups: catalogue.entries().len() as u64,
+            swept: swept?,
+            marked,
+            used_before_bytes,
+            used_after_bytes: keeper.room()?.used_bytes,
+        })
+    }
+}
+
+/// Result of a prune.
+#[derive(Debug, Clone, Copy)]
+pub struct Pruned {
+    /// Backups that are kept.
+    pub backups: u64,
+    /// Blocks and segments that were found and removed.
+    pub swept: Swept,
+    /// Time that the marking took.
+    pub marked: Duration,
+    /// Room that the repository took before.
+    pub used_before_bytes: u64,
+    /// Room that it takes now. Views of running readers still hold some of it, and free it when they end.
+    pub used_after_bytes: u64,
+}
