@@ -197,8 +197,8 @@ fn a_hint_about_anything_else_is_not_used() {
         let mut plan = fixture.plan();
         plan.disks[0].hint = wrong;
         let warnings = Warnings::default();
-        let writer = fixture.repository.writer("test", &mut |_| true).expect("locks");
-        let ended = backup(&writer, &plan, &|| Err(Error::Interrupted), &[], &warnings);
+        let writer = fixture.repository.manager("test", &mut |_| true).expect("locks");
+        let ended = backup(writer.writer(), &plan, &|| Err(Error::Interrupted), &[], &warnings);
         assert!(matches!(ended, Err(Error::Interrupted)));
         let warnings = warnings.texts();
         assert!(warnings.len() == 1 && warnings[0].contains(why), "{warnings:?}");
@@ -220,7 +220,7 @@ fn blocks_that_are_condemned_or_gone_are_read() {
     let first = fixture.backup();
     let manifest = first.entry.backup.images[0].manifest;
     let segments = {
-        let writer = fixture.repository.writer("test", &mut |_| true).expect("locks");
+        let writer = fixture.repository.manager("test", &mut |_| true).expect("locks");
         let reader = SlotReader::open(writer.store(), manifest).expect("opens");
         let slots = reader.segment(0).expect("reads");
         let condemned: Vec<BlockId> = slots[10..30].iter().copied().flatten().collect();
@@ -233,7 +233,7 @@ fn blocks_that_are_condemned_or_gone_are_read() {
     assert!(second.counts.skipped_bytes >= 160 << 16, "{:?}", second.counts);
     assert!(fixture.read(&second.entry) == bytes);
     {
-        let writer = fixture.repository.writer("test", &mut |_| true).expect("locks");
+        let writer = fixture.repository.manager("test", &mut |_| true).expect("locks");
         let live = Live {
             segments: segments.into_iter().chain([manifest]).collect(),
             ..Live::default()

@@ -4,7 +4,7 @@ use vbk_repo::backup::{Backup, Consistency, RECORD_FORMAT, SnapshotKind};
 use vbk_repo::id::{BackupId, SegmentId};
 use vbk_repo::name::BackupTime;
 use vbk_repo::state::{State, note_of};
-use vbk_repo::store::StoreWriter;
+use vbk_repo::store::StoreManager;
 
 const DAY: SignedDuration = SignedDuration::from_hours(24);
 

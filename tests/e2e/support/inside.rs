@@ -25,7 +25,7 @@ pub fn record_again(repo: &Path, backup: &str, change: impl FnOnce(&mut Backup))
     let found = catalogue.find(&backup.parse().expect("names a backup"));
     let mut record = found.expect("is there").backup.clone();
     change(&mut record);
-    let made = writer.commit(record).expect("commits");
+    let made = writer.writer().commit(record).expect("commits");
     assert!(made.unpublished.is_none());
     made.entry.backup.spec()
 }
