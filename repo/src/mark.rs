@@ -10,16 +10,19 @@ use crate::backup::{Entry, Image};
 use crate::catalogue::Catalogue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, SegmentId};
-use crate::manifest::{SEGMENT_SLOTS, decode_segment};
+use crate::manifest::{Root, SEGMENT_SLOTS, decode_segment};
 use crate::mark::stored_ids::Collected;
+use crate::store::checked::segments;
 use crate::store::places::Places;
 use crate::store::{Live, Located, StoreReader};
-use crate::writer::SlotReader;
 
 mod stored_ids;
 
 /// Segments that go to a thread at once: 512 KiB of ids.
 const BATCH_SEGMENTS: usize = 16;
+
+/// Roots that are read at once: 32 KiB each for a disk of a TiB.
+const BATCH_ROOTS: usize = 64;
 
 /// Everything that the backups of a catalogue name. An error of kind Corrupt if that can't be told for all of them, also if a
 /// single block that is named is not in the index: what is then not found is not unused.
@@ -115,22 +118,26 @@ pub(crate) fn each_segment(
         drop(queue);
         let mut seen = HashSet::new();
         let mut batch = Vec::new();
-        for image in images {
-            if !seen.insert(image.manifest) {
-                continue;
-            }
-            let reader = SlotReader::open(store, image.manifest)?;
-            for (number, &segment) in reader.root().segments.iter().enumerate() {
-                if segment == SegmentId::ZERO || !seen.insert(segment) {
-                    continue;
-                }
-                batch.push((segment, reader.root().slots_in(number)));
-                if batch.len() == BATCH_SEGMENTS {
-                    if cancel.load(Ordering::SeqCst) {
-                        return Err(Error::Interrupted);
+        let manifests: Vec<_> = images
+            .iter()
+            .map(|image| image.manifest)
+            .filter(|manifest| seen.insert(*manifest))
+            .collect();
+        for manifests in manifests.chunks(BATCH_ROOTS) {
+            for root in roots(store, manifests) {
+                let root = root?;
+                for (number, &segment) in root.segments.iter().enumerate() {
+                    if segment == SegmentId::ZERO || !seen.insert(segment) {
+                        continue;
                     }
-                    // Fails only if all threads are gone, and then one of them has left its error.
-                    let _ = work.send(std::mem::take(&mut batch));
+                    batch.push((segment, root.slots_in(number)));
+                    if batch.len() == BATCH_SEGMENTS {
+                        if cancel.load(Ordering::SeqCst) {
+                            return Err(Error::Interrupted);
+                        }
+                        // Fails only if all threads are gone, and then one of them has left its error.
+                        let _ = work.send(std::mem::take(&mut batch));
+                    }
                 }
             }
             if stop.load(Ordering::SeqCst) {
@@ -147,6 +154,12 @@ pub(crate) fn each_segment(
     }
 }
 
+/// Reads and proves roots with one call of the store.
+fn roots(store: &dyn StoreReader, ids: &[SegmentId]) -> Vec<Result<Root>> {
+    let decode = |(bytes, &id): (Result<Vec<u8>>, &SegmentId)| Root::decode(store.hashing(), id, &bytes?);
+    segments(store, ids).into_iter().zip(ids).map(decode).collect()
+}
+
 fn batch_of(
     store: &dyn StoreReader,
     batch: &[(SegmentId, usize)],
@@ -154,7 +167,7 @@ fn batch_of(
 ) -> Result<()> {
     let ids: Vec<_> = batch.iter().map(|(id, _)| *id).collect();
     let mut blocks = Vec::with_capacity(batch.len() * SEGMENT_SLOTS);
-    for (&(id, count), bytes) in batch.iter().zip(store.segments(&ids)) {
+    for (&(id, count), bytes) in batch.iter().zip(segments(store, &ids)) {
         blocks.extend(
             decode_segment(store.hashing(), id, count, &bytes?)?
                 .into_iter()
@@ -173,6 +186,7 @@ mod tests {
     use crate::store::memory::MemoryStore;
     use crate::store::{Record, StoreWriter, Thrift};
     use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image};
+    use crate::writer::SlotReader;
 
     static CANCEL: AtomicBool = AtomicBool::new(false);
 

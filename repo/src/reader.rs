@@ -22,9 +22,9 @@ use crate::codec::Header;
 use crate::error::{Error, Result};
 use crate::id::{BlockId, SegmentId};
 use crate::manifest::{Root, SEGMENT_SLOTS, Slot};
-use crate::store::checked::{get_one, segment_one};
-use crate::store::{StoreReader, Wanted};
-use crate::writer::SlotReader;
+use crate::store::checked;
+use crate::store::{Distance, StoreReader, Stored, Wanted};
+use crate::writer::{SlotReader, read_segments};
 
 /// Pages kept for readers who jump about.
 pub const PAGE_CACHE_BYTES: u64 = 64 << 20;
@@ -32,6 +32,9 @@ pub const PAGE_CACHE_BYTES: u64 = 64 << 20;
 pub const SEGMENT_CACHE_BYTES: u64 = 32 << 20;
 /// Blocks decoded before they are asked for, in all streams together.
 pub const READ_AHEAD_BYTES: usize = 64 << 20;
+
+/// Segments that a reader in order reads at once.
+const SEGMENTS_AT_ONCE: usize = 16;
 
 type PageKey = (BlockId, u16);
 
@@ -82,6 +85,7 @@ impl ImageReader {
     /// Opens the image of a backup in `store`.
     pub fn open(store: Arc<dyn StoreReader>, resources: Arc<ReadResources>, image: &Image) -> Result<Self> {
         let root = SlotReader::open(&*store, image.manifest)?.root().clone();
+        resources.ahead.prepare(store.distance());
         Ok(Self { store, resources, root })
     }
 
@@ -106,26 +110,64 @@ impl ImageReader {
         }
         let slots = match self.resources.segments.get(&id) {
             Some(slots) => slots,
-            None => {
-                let bytes = segment_one(&*self.store, id)?;
-                let count = self.root.slots_in(number);
-                let slots: Arc<[Slot]> =
-                    crate::manifest::decode_segment(self.store.hashing(), id, count, &bytes)?.into();
-                self.resources.segments.insert(id, Arc::clone(&slots));
-                slots
-            }
+            None => self.load(number)?,
         };
         let inside = (index.0 % SEGMENT_SLOTS as u64) as usize;
         Ok(slots.get(inside).copied().flatten())
     }
 
+    /// Reads the slots of segment `number`, and of those behind it for a reader in order.
+    fn load(&self, number: usize) -> Result<Arc<[Slot]>> {
+        let cached = |number: usize| {
+            let id = &self.root.segments[number];
+            *id == SegmentId::ZERO || self.resources.segments.contains_key(id)
+        };
+        let in_order = number == 0 || cached(number - 1);
+        let count = if in_order { SEGMENTS_AT_ONCE } else { 1 };
+        let ids = self.root.segments[number..].iter();
+        let mut all = ids.zip(read_segments(&*self.store, &self.root, number..number + count));
+        let mut keep = |(id, slots): (&SegmentId, Result<Vec<Slot>>)| {
+            let slots: Arc<[Slot]> = slots?.into();
+            if *id != SegmentId::ZERO {
+                self.resources.segments.insert(*id, Arc::clone(&slots));
+            }
+            Ok(slots)
+        };
+        let first = all.next().map(&mut keep);
+        // A reader that comes to one with an error gets it then.
+        all.for_each(|one| drop(keep(one)));
+        first.unwrap_or_else(|| Ok(Arc::from([])))
+    }
+
     /// Reads a whole block into `out`, which has just its length. Nothing of it is kept.
     pub fn read_block(&self, index: BlockIndex, out: &mut [u8]) -> Result<()> {
-        match self.slot(index)? {
-            None => out.fill(0),
-            Some(id) => read_whole(&*self.store, id, out)?,
+        self.read_blocks(&mut [(index, out)]).swap_remove(0)
+    }
+
+    /// Reads whole blocks with one call of the store, each into a buffer of just its length. One answer for each, in order; a
+    /// buffer whose answer is an error holds nothing of use. Nothing is kept.
+    pub fn read_blocks(&self, blocks: &mut [(BlockIndex, &mut [u8])]) -> Vec<Result<()>> {
+        let mut answers: Vec<Result<()>> = Vec::with_capacity(blocks.len());
+        let mut stored = Vec::new();
+        for (number, (index, out)) in blocks.iter_mut().enumerate() {
+            answers.push(match self.slot(*index) {
+                Ok(None) => {
+                    out.fill(0);
+                    Ok(())
+                }
+                Ok(Some(id)) => {
+                    stored.push((number, id, &mut **out));
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            });
         }
-        Ok(())
+        let (numbers, mut stored): (Vec<_>, Vec<_>) =
+            stored.into_iter().map(|(number, id, out)| (number, (id, out))).unzip();
+        for (number, read) in numbers.into_iter().zip(read_all(&*self.store, &mut stored)) {
+            answers[number] = read;
+        }
+        answers
     }
 
     /// Reads from `offset_bytes` on; less than `out` holds only at the end of the image. Gives the number of bytes.
@@ -242,24 +284,32 @@ impl ImageReader {
         Ok(())
     }
 
+    /// Reads pages, which stay cached. From a far store all pages of the block are read, of which only the wanted ones must be
+    /// whole: the way there takes longer than their transfer.
     fn read_pages(&self, id: BlockId, block_len: usize, pages: Range<usize>) -> Result<Vec<(usize, Arc<[u8]>)>> {
-        let wanted = Wanted {
-            id,
-            pages: pages.clone(),
+        let all = match self.store.distance() {
+            Distance::Near => pages.clone(),
+            Distance::Far => 0..pages_in(block_len),
         };
-        let stored = get_one(&*self.store, wanted)?;
+        let wanted = Wanted { id, pages: all.clone() };
+        // `get` gives as many answers as there are questions.
+        let stored = checked::get(&*self.store, &[wanted]).swap_remove(0)?;
         let header = Header::prove(self.store.hashing(), id, block_len, &stored.header)?;
-        pages
-            .zip(&stored.pages)
-            .map(|(page, stored)| {
-                let mut bytes = vec![0; header.page_len(page)];
-                header.open_page(page, stored, &mut bytes)?;
-                let bytes: Arc<[u8]> = bytes.into();
-                let key = (id, page as u16);
-                self.resources.pages.insert(key, Arc::clone(&bytes));
-                Ok((page, bytes))
-            })
-            .collect()
+        let mut read = Vec::with_capacity(pages.len());
+        for (page, stored) in all.zip(&stored.pages) {
+            let mut bytes = vec![0; header.page_len(page)];
+            match header.open_page(page, stored, &mut bytes) {
+                Err(error) if pages.contains(&page) => return Err(error),
+                Err(_) => continue,
+                Ok(()) => {}
+            }
+            let bytes: Arc<[u8]> = bytes.into();
+            self.resources.pages.insert((id, page as u16), Arc::clone(&bytes));
+            if pages.contains(&page) {
+                read.push((page, bytes));
+            }
+        }
+        Ok(read)
     }
 }
 
@@ -282,17 +332,30 @@ fn copy_page(page: usize, bytes: &[u8], inside: &Range<usize>, out: &mut [u8]) {
 
 /// Reads and proves all of a block whose length is that of `out`.
 pub(crate) fn read_whole(store: &dyn StoreReader, id: BlockId, out: &mut [u8]) -> Result<()> {
-    let wanted = Wanted {
-        id,
-        pages: 0..pages_in(out.len()),
-    };
-    let stored = get_one(store, wanted)?;
-    let header = Header::prove(store.hashing(), id, out.len(), &stored.header)?;
-    for (number, page) in out.chunks_mut(PAGE_BYTES).enumerate() {
-        // `get_one` gave as many pages as `out` has.
-        header.open_page(number, &stored.pages[number], page)?;
+    // One answer for one block.
+    read_all(store, &mut [(id, out)]).swap_remove(0)
+}
+
+/// Reads and proves blocks with one call of the store, each of the length of its buffer. One answer for each, in order.
+pub(crate) fn read_all(store: &dyn StoreReader, blocks: &mut [(BlockId, &mut [u8])]) -> Vec<Result<()>> {
+    if blocks.is_empty() {
+        return Vec::new();
     }
-    Ok(())
+    let wanted: Vec<_> = blocks
+        .iter()
+        .map(|(id, out)| Wanted {
+            id: *id,
+            pages: 0..pages_in(out.len()),
+        })
+        .collect();
+    let open = |((id, out), stored): (&mut (BlockId, &mut [u8]), Result<Stored>)| {
+        let stored = stored?;
+        let header = Header::prove(store.hashing(), *id, out.len(), &stored.header)?;
+        // As many pages as were wanted: `checked` proved it.
+        let mut pages = out.chunks_mut(PAGE_BYTES).zip(&stored.pages).enumerate();
+        pages.try_for_each(|(number, (page, stored))| header.open_page(number, stored, page))
+    };
+    blocks.iter_mut().zip(checked::get(store, &wanted)).map(open).collect()
 }
 
 #[cfg(test)]

@@ -103,6 +103,12 @@ impl Repository {
         }
     }
 
+    /// The same with keys that are at hand already.
+    pub fn with_keys(mut self, keys: Keys) -> Self {
+        self.keys = Some(keys);
+        self
+    }
+
     fn in_directory(directory: Directory) -> Self {
         let directory = Arc::new(directory);
         Self {

@@ -35,6 +35,7 @@ pub use crate::store::places::Place;
 pub mod checked;
 #[cfg(test)]
 pub(crate) mod conformance;
+pub mod delayed;
 pub mod encrypted;
 #[cfg(test)]
 pub(crate) mod faulty;

@@ -3,21 +3,39 @@
 //! Blocks are done in any order, by many threads. A segment is stored as soon as its slots are known and then
 //! forgotten, so memory depends on how far the threads are apart and not on the size of the disk.
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::block::{BlockIndex, BlockSize};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::SegmentId;
 use crate::manifest::{Root, SEGMENT_SLOTS, Slot, decode_segment, encode_segment, segment_count};
-use crate::store::checked::segment_one;
+use crate::store::checked::{segment_one, segments};
 use crate::store::{StoreReader, StoreWriter};
+
+/// Segments and roots that were read from a store and proved. While that store is open for writing they stay in it, so an image
+/// that has them too need not put them again.
+#[derive(Debug, Default)]
+pub struct ProvedSegments(Mutex<HashSet<SegmentId>>);
+
+impl ProvedSegments {
+    /// Adds segments.
+    pub fn add(&self, ids: impl IntoIterator<Item = SegmentId>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(ids);
+    }
+
+    fn has(&self, id: SegmentId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&id)
+    }
+}
 
 /// Collects the slots of one image.
 pub struct ImageWriter<'a> {
     store: &'a dyn StoreWriter,
     root: Root,
     open: Mutex<Open>,
+    proved: Arc<ProvedSegments>,
 }
 
 struct Open {
@@ -34,6 +52,16 @@ struct Partial {
 impl<'a> ImageWriter<'a> {
     /// Starts the manifest of an image.
     pub fn create(store: &'a dyn StoreWriter, block_size: BlockSize, size_bytes: u64) -> Self {
+        Self::after(store, block_size, size_bytes, Arc::default())
+    }
+
+    /// Starts the manifest of an image of which some segments are known to be stored.
+    pub fn after(
+        store: &'a dyn StoreWriter,
+        block_size: BlockSize,
+        size_bytes: u64,
+        proved: Arc<ProvedSegments>,
+    ) -> Self {
         let count = segment_count(block_size, size_bytes) as usize;
         Self {
             store,
@@ -46,6 +74,14 @@ impl<'a> ImageWriter<'a> {
                 done: vec![None; count],
                 partial: BTreeMap::new(),
             }),
+            proved,
+        }
+    }
+
+    fn put(&self, id: SegmentId, bytes: Vec<u8>) -> Result<()> {
+        match self.proved.has(id) {
+            true => Ok(()),
+            false => self.store.put_segments(vec![(id, bytes)]),
         }
     }
 
@@ -101,7 +137,7 @@ impl<'a> ImageWriter<'a> {
         };
         let id = match complete.and_then(|complete| encode_segment(self.store.hashing(), &complete.slots)) {
             Some((id, bytes)) => {
-                self.store.put_segments(vec![(id, bytes)])?;
+                self.put(id, bytes)?;
                 id
             }
             None => SegmentId::ZERO,
@@ -113,14 +149,14 @@ impl<'a> ImageWriter<'a> {
 
     /// Completes the manifest and gives its name. An error if a slot was never set.
     pub fn finish(self) -> Result<SegmentId> {
-        let open = self.open.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let segments: Option<Vec<_>> = open.done.into_iter().collect();
+        let done = std::mem::take(&mut self.open.lock().unwrap_or_else(PoisonError::into_inner).done);
+        let segments: Option<Vec<_>> = done.into_iter().collect();
         let root = Root {
             segments: segments.ok_or_else(|| bug("a slot was never set"))?,
             ..self.root
         };
         let (id, bytes) = root.encode(self.store.hashing());
-        self.store.put_segments(vec![(id, bytes)])?;
+        self.put(id, bytes)?;
         Ok(id)
     }
 }
@@ -133,7 +169,35 @@ fn bug(message: &str) -> Error {
     }
 }
 
-/// Reads slots of a stored image, a segment at a time.
+/// Reads and proves segments of an image in one call: one answer for each that the image has.
+pub(crate) fn read_segments(
+    store: &(impl StoreReader + ?Sized),
+    root: &Root,
+    numbers: Range<usize>,
+) -> Vec<Result<Vec<Slot>>> {
+    let numbers = numbers.start..numbers.end.min(root.segments.len());
+    let ids = root.segments.get(numbers.clone()).unwrap_or_default();
+    let stored: Vec<_> = ids.iter().copied().filter(|id| *id != SegmentId::ZERO).collect();
+    let mut answers = match stored.is_empty() {
+        true => Vec::new(),
+        false => segments(store, &stored),
+    }
+    .into_iter();
+    let of = |(number, &id): (usize, &SegmentId)| {
+        let count = root.slots_in(number);
+        match id {
+            SegmentId::ZERO => Ok(vec![None; count]),
+            // `segments` gives one answer for each.
+            id => answers
+                .next()
+                .unwrap_or_else(|| Err(bug("a segment was not answered")))
+                .and_then(|bytes| decode_segment(store.hashing(), id, count, &bytes)),
+        }
+    };
+    numbers.zip(ids).map(of).collect()
+}
+
+/// Reads slots of a stored image.
 pub struct SlotReader<'a> {
     store: &'a dyn StoreReader,
     root: Root,
@@ -156,12 +220,14 @@ impl<'a> SlotReader<'a> {
 
     /// The slots of segment `number`; empty past the end.
     pub fn segment(&self, number: usize) -> Result<Vec<Slot>> {
-        let count = self.root.slots_in(number);
-        match self.root.segments.get(number) {
-            None => Ok(Vec::new()),
-            Some(&SegmentId::ZERO) => Ok(vec![None; count]),
-            Some(&id) => decode_segment(self.store.hashing(), id, count, &segment_one(self.store, id)?),
-        }
+        read_segments(self.store, &self.root, number..number + 1)
+            .pop()
+            .unwrap_or_else(|| Ok(Vec::new()))
+    }
+
+    /// The slots of several segments, read in one call: one answer for each that the image has.
+    pub fn segments(&self, numbers: Range<usize>) -> Vec<Result<Vec<Slot>>> {
+        read_segments(self.store, &self.root, numbers)
     }
 }
 

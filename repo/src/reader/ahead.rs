@@ -7,14 +7,20 @@ use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender};
 
-use super::{ImageReader, read_whole};
+use super::{ImageReader, read_all};
 use crate::block::BlockIndex;
 use crate::error::Result;
 use crate::id::BlockId;
-use crate::store::StoreReader;
+use crate::store::{Distance, StoreReader};
 
 /// Bytes that one stream has ahead of its reader at most.
 const STREAM_BYTES: usize = 16 << 20;
+/// The same where the store is far: at 100 ms this is 320 MB/s.
+const FAR_STREAM_BYTES: usize = 32 << 20;
+/// Blocks that are asked for at once where the store is far.
+const FAR_BATCH: u64 = 4;
+/// Threads that wait for a far store at the same time.
+const FAR_THREADS: usize = 8;
 /// How far from the expected place a read still counts as in order: the kernel sends several requests at once, and
 /// they arrive in any order.
 const SLACK_BYTES: u64 = 4 << 20;
@@ -26,7 +32,8 @@ const KEEP_BEHIND: u64 = 4;
 /// Decodes blocks on a few threads, within a budget of memory.
 pub(super) struct Pool {
     jobs: Option<Sender<Job>>,
-    threads: Vec<JoinHandle<()>>,
+    queue: Receiver<Job>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
     budget: Arc<Budget>,
 }
 
@@ -34,8 +41,7 @@ pub(super) struct Pool {
 /// the threads themselves.
 struct Job {
     store: Arc<dyn StoreReader>,
-    id: BlockId,
-    result: Arc<Promise>,
+    blocks: Vec<(BlockId, Arc<Promise>)>,
 }
 
 struct Budget {
@@ -45,42 +51,59 @@ struct Budget {
 impl Pool {
     pub(super) fn start(threads: usize, budget_bytes: usize) -> Self {
         let (jobs, queue) = crossbeam_channel::unbounded::<Job>();
-        let threads = (0..threads.max(1))
-            .map(|number| {
-                let queue: Receiver<Job> = queue.clone();
-                std::thread::Builder::new()
-                    .name(format!("vbk-ahead-{number}"))
-                    .spawn(move || queue.iter().for_each(|job| job.run()))
-                    .expect("the system can start a few threads")
-            })
-            .collect();
-        Self {
+        let pool = Self {
             jobs: Some(jobs),
-            threads,
+            queue,
+            threads: Mutex::default(),
             budget: Arc::new(Budget {
                 free_bytes: AtomicUsize::new(budget_bytes),
             }),
+        };
+        pool.grow(threads.max(1));
+        pool
+    }
+
+    /// Starts as many threads as reading from a store at this distance needs.
+    pub(super) fn prepare(&self, distance: Distance) {
+        if distance == Distance::Far {
+            self.grow(FAR_THREADS);
         }
     }
 
-    /// Starts decoding a block; `None` if the memory for it is in use.
-    fn submit(&self, store: &Arc<dyn StoreReader>, id: BlockId, len: usize) -> Option<Arc<Promise>> {
+    fn grow(&self, wanted: usize) {
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        for number in threads.len()..wanted {
+            let queue = self.queue.clone();
+            let started = std::thread::Builder::new()
+                .name(format!("vbk-ahead-{number}"))
+                .spawn(move || queue.iter().for_each(Job::run));
+            threads.push(started.expect("the system can start a few threads"));
+        }
+    }
+
+    /// Reserves memory for a block; `None` if it is in use.
+    fn promise(&self, len: usize) -> Option<Arc<Promise>> {
         let free = &self.budget.free_bytes;
         free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |free| free.checked_sub(len))
             .ok()?;
-        let result = Arc::new(Promise {
+        Some(Arc::new(Promise {
             len,
             budget: Arc::clone(&self.budget),
             state: Mutex::default(),
             changed: Condvar::new(),
-        });
+        }))
+    }
+
+    /// Starts reading blocks with one call of the store.
+    fn submit(&self, store: &Arc<dyn StoreReader>, blocks: Vec<(BlockId, Arc<Promise>)>) {
         let job = Job {
             store: Arc::clone(store),
-            id,
-            result: Arc::clone(&result),
+            blocks,
         };
-        self.jobs.as_ref()?.send(job).ok()?;
-        Some(result)
+        if let Some(jobs) = self.jobs.as_ref().filter(|_| !job.blocks.is_empty()) {
+            // The pool itself holds a receiver.
+            let _ = jobs.send(job);
+        }
     }
 
     #[cfg(test)]
@@ -92,7 +115,8 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.jobs = None;
-        for thread in self.threads.drain(..) {
+        let threads = self.threads.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for thread in threads.drain(..) {
             // A panic there was reported there; the promise it left is never waited for without its image.
             let _ = thread.join();
         }
@@ -100,14 +124,16 @@ impl Drop for Pool {
 }
 
 impl Job {
-    fn run(self) {
-        // Nobody else holds the promise: its reader went elsewhere or away.
-        if Arc::strong_count(&self.result) == 1 {
-            return;
+    fn run(mut self) {
+        // A promise that only this job holds is of a reader that went elsewhere or away.
+        self.blocks.retain(|(_, promise)| Arc::strong_count(promise) > 1);
+        let mut buffers: Vec<Vec<u8>> = self.blocks.iter().map(|(_, promise)| vec![0; promise.len]).collect();
+        let ids = self.blocks.iter().map(|(id, _)| *id);
+        let mut wanted: Vec<_> = ids.zip(buffers.iter_mut().map(Vec::as_mut_slice)).collect();
+        let read = read_all(&*self.store, &mut wanted);
+        for (((_, promise), bytes), read) in self.blocks.iter().zip(buffers).zip(read) {
+            promise.set(read.ok().map(|()| bytes));
         }
-        let mut bytes = vec![0; self.result.len];
-        let read = read_whole(&*self.store, self.id, &mut bytes);
-        self.result.set(read.ok().map(|()| bytes));
     }
 }
 
@@ -232,29 +258,39 @@ impl Stream {
             return;
         }
         // Twice as far with every block, so that a short run costs little.
+        let (most, batch) = match self.image.store.distance() {
+            Distance::Near => (STREAM_BYTES, 1),
+            Distance::Far => (FAR_STREAM_BYTES, FAR_BATCH),
+        };
         let block = size.bytes() as u64;
-        let limit = (STREAM_BYTES / size.bytes()).max(2) as u64;
-        let depth = (window.run_bytes / block + 1).min(limit);
+        let depth = (window.run_bytes / block + 1).min((most / size.bytes()).max(2) as u64);
         let last = size.index_of(window.next - 1).0;
-        let count = size.blocks_in(self.image.size_bytes());
-        let mut index = window.frontier.max(last + 1);
-        while index <= last + depth && index < count {
-            let block = BlockIndex(index);
-            match self.image.slot(block) {
+        let first = window.frontier.max(last + 1);
+        let end = (last + depth + 1).min(size.blocks_in(self.image.size_bytes()));
+        // Full batches only, unless the reader is about to run out of blocks.
+        if end.saturating_sub(first) < batch.min(depth / 2) {
+            return;
+        }
+        let pool = &self.image.resources.ahead;
+        let mut job = Vec::new();
+        for index in (first..end).map(BlockIndex) {
+            match self.image.slot(index) {
                 Ok(Some(id)) => {
-                    let len = size.len_of(block, self.image.size_bytes());
-                    let pool = &self.image.resources.ahead;
-                    let Some(promise) = pool.submit(&self.image.store, id, len) else {
+                    let Some(promise) = pool.promise(size.len_of(index, self.image.size_bytes())) else {
                         break;
                     };
-                    window.ahead.push_back((block, promise));
+                    window.ahead.push_back((index, Arc::clone(&promise)));
+                    job.push((id, promise));
                 }
                 Ok(None) => {}
-                // Whoever reads there gets the error.
+                // A reader that comes there gets the error.
                 Err(_) => break,
             }
-            index += 1;
-            window.frontier = index;
+            window.frontier = index.0 + 1;
+            if job.len() as u64 == batch {
+                pool.submit(&self.image.store, std::mem::take(&mut job));
+            }
         }
+        pool.submit(&self.image.store, job);
     }
 }

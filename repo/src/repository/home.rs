@@ -8,7 +8,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::keys::{Keys, Unlock};
 use crate::store::{StoreManager, StoreReader, StoreWriter};
 
@@ -75,6 +75,92 @@ pub trait Keeper: Send + Sync {
 
     /// The room that the repository takes.
     fn room(&self) -> Result<Room>;
+}
+
+/// A home made of a store that is open already, without a lock and without room of its own: for tests and measurements.
+pub struct StoreHome<S> {
+    store: Arc<S>,
+    marker: Marker,
+}
+
+impl<S: StoreManager + 'static> StoreHome<S> {
+    /// Keeps a repository in `store`.
+    pub fn new(store: Arc<S>) -> Result<Self> {
+        let identity = store.identity()?;
+        let marker = Marker {
+            id: Some(identity.id),
+            key_check: identity.key_check,
+        };
+        Ok(Self { store, marker })
+    }
+}
+
+impl<S> fmt::Debug for StoreHome<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreHome")
+            .field("marker", &self.marker)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S: StoreManager + 'static> Home for StoreHome<S> {
+    fn name(&self) -> &Path {
+        Path::new("a store")
+    }
+
+    fn marker(&self) -> &Marker {
+        &self.marker
+    }
+
+    fn newest(&self) -> Result<Option<u64>> {
+        self.store.generation().map(Some)
+    }
+
+    fn unlock(&self, _way: &Unlock, _check: Option<&str>) -> Result<Keys> {
+        Err(Error::NotOnThisMachine {
+            path: self.name().to_owned(),
+        })
+    }
+
+    fn read_as_it_is(&self) -> Result<Option<Snapshot>> {
+        self.read().map(Some)
+    }
+
+    fn read(&self) -> Result<Snapshot> {
+        Ok(Snapshot {
+            number: self.store.generation()?,
+            store: Arc::clone(&self.store) as _,
+        })
+    }
+
+    fn write(&self, _command: &str, _wait: Wait<'_>) -> Result<Session<dyn StoreWriter>> {
+        Ok(Session {
+            store: Arc::clone(&self.store) as _,
+            keeper: Arc::new(NoRoom),
+        })
+    }
+
+    fn manage(&self, _command: &str, _wait: Wait<'_>) -> Result<Session<dyn StoreManager>> {
+        Ok(Session {
+            store: Arc::clone(&self.store) as _,
+            keeper: Arc::new(NoRoom),
+        })
+    }
+}
+
+struct NoRoom;
+
+impl Keeper for NoRoom {
+    fn publish(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn room(&self) -> Result<Room> {
+        Ok(Room {
+            used_bytes: 0,
+            free_bytes: u64::MAX,
+        })
+    }
 }
 
 /// Room on the device that keeps a repository.

@@ -12,7 +12,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::{
-    Identity, Live, Located, Note, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept, Thrift, Wanted,
+    Distance, Identity, Live, Located, Note, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept, Thrift,
+    Wanted,
 };
 use crate::block::Hashing;
 use crate::codec::Sealed;
@@ -29,23 +30,24 @@ impl<S: ?Sized> Checked<S> {
     }
 }
 
-/// Reads some pages of one block.
-pub(crate) fn get_one(store: &dyn StoreReader, wanted: Wanted) -> Result<Stored> {
-    let wanted = [wanted];
-    let [stored] = exactly(store.get(&wanted), "read a block")?;
-    complete(&wanted[0], stored?)
-}
-
-/// Reads one segment or root.
-pub(crate) fn segment_one(store: &dyn StoreReader, id: SegmentId) -> Result<Vec<u8>> {
-    let [segment] = exactly(store.segments(&[id]), "read a manifest")?;
-    segment
-}
-
-fn exactly<T, const N: usize>(answers: Vec<T>, doing: &'static str) -> Result<[T; N]> {
+/// Reads pages of blocks: one answer for each, in order.
+pub(crate) fn get(store: &(impl StoreReader + ?Sized), wanted: &[Wanted]) -> Vec<Result<Stored>> {
+    let answers = each(store.get(wanted), wanted.len(), "read a block").into_iter();
     answers
-        .try_into()
-        .map_err(|answers: Vec<T>| wrong_count(doing, answers.len(), N))
+        .zip(wanted)
+        .map(|(stored, wanted)| complete(wanted, stored?))
+        .collect()
+}
+
+/// Reads segments or roots: one answer for each, in order.
+pub(crate) fn segments(store: &(impl StoreReader + ?Sized), ids: &[SegmentId]) -> Vec<Result<Vec<u8>>> {
+    each(store.segments(ids), ids.len(), "read a manifest")
+}
+
+/// Reads one segment or root, where there is only one to read.
+pub(crate) fn segment_one(store: &(impl StoreReader + ?Sized), id: SegmentId) -> Result<Vec<u8>> {
+    // `segments` gives as many answers as there are questions.
+    segments(store, &[id]).swap_remove(0)
 }
 
 fn wrong_count(doing: &'static str, answers: usize, questions: usize) -> Error {
@@ -105,6 +107,10 @@ impl<S: StoreReader + ?Sized> StoreReader for Checked<S> {
         self.0.hashing()
     }
 
+    fn distance(&self) -> Distance {
+        self.0.distance()
+    }
+
     fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
         let located = self.0.locate(ids)?;
         match located.len() == ids.len() {
@@ -122,15 +128,11 @@ impl<S: StoreReader + ?Sized> StoreReader for Checked<S> {
     }
 
     fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
-        let answers = each(self.0.get(wanted), wanted.len(), "read a block").into_iter();
-        answers
-            .zip(wanted)
-            .map(|(stored, wanted)| complete(wanted, stored?))
-            .collect()
+        get(&*self.0, wanted)
     }
 
     fn segments(&self, ids: &[SegmentId]) -> Vec<Result<Vec<u8>>> {
-        each(self.0.segments(ids), ids.len(), "read a manifest")
+        segments(&*self.0, ids)
     }
 
     fn records(&self) -> Result<Vec<Record>> {

@@ -31,10 +31,11 @@ mod epoch;
 pub mod rows;
 mod set;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::{
-    Identity, Live, Located, Note, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept, Thrift, Wanted,
+    Distance, Identity, Live, Located, Note, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept, Thrift,
+    Wanted,
 };
 use crate::block::{Hashing, keyed_hash};
 use crate::cipher::{Cipher, OpenKey, SALT_BYTES};
@@ -58,6 +59,8 @@ pub struct Encrypted<S: ?Sized> {
     cipher: Cipher,
     name_key: [u8; 32],
     epoch_key: [u8; 32],
+    /// Length of a full block's header, asked of the store once.
+    full_header_bytes: OnceLock<usize>,
     /// Whether a missing epoch is damage: there is one from the first moment of a repository.
     has_begun: bool,
     /// As of the last change; `None` where that is not known. Locked by whoever changes the set or compares it.
@@ -73,6 +76,7 @@ impl<S: ?Sized> Encrypted<S> {
             cipher: keys.cipher(),
             name_key: keys.name_key(),
             epoch_key: keys.epoch_key(),
+            full_header_bytes: OnceLock::new(),
             has_begun: false,
             set: Mutex::default(),
         }
@@ -183,6 +187,10 @@ impl<S: StoreReader + ?Sized> StoreReader for Encrypted<S> {
 
     fn hashing(&self) -> Hashing {
         self.hashing
+    }
+
+    fn distance(&self) -> Distance {
+        self.store.distance()
     }
 
     fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {

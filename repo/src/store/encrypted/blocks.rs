@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use super::rows::{Layout, lay_out};
+use super::rows::{Layout, lay_out, most_rows};
 use super::{BLOCK, Encrypted, row_part, thing};
 use crate::block::is_zero;
 use crate::cipher::OpenKey;
 use crate::codec::{Sealed, full_header_bytes, header_bytes};
 use crate::error::{Error, Result};
-use crate::store::{StoreReader, StoreWriter, Stored, Wanted};
+use crate::store::{Distance, StoreReader, StoreWriter, Stored, Wanted};
 
 /// How often a block is read that is stored anew meanwhile.
 const READINGS: usize = 3;
@@ -75,6 +75,30 @@ impl Opened {
 }
 
 impl<S: StoreReader + ?Sized> Encrypted<S> {
+    /// Reads headers and all rows there can be with one call, though most blocks have fewer: a second call to a far store would
+    /// take longer than the rows that are not needed.
+    fn get_from_far(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
+        let ask = |wanted: &Wanted| Wanted {
+            id: wanted.id,
+            pages: 0..most_rows(wanted.pages.end),
+        };
+        let asked: Vec<_> = wanted.iter().map(ask).collect();
+        let open = |(stored, wanted): (Result<Stored>, &Wanted)| {
+            let mut stored = stored?;
+            let opened = self.open_header(wanted, stored.header)?;
+            let rows = opened.rows.clone();
+            let missing = || Error::BlockDamaged {
+                id: wanted.id,
+                what: "it has more rows than a block of its length".into(),
+            };
+            stored.pages.truncate(rows.end);
+            stored.pages = stored.pages.get(rows.start..).ok_or_else(missing)?.to_vec();
+            stored.header = opened.stored.clone();
+            opened.pages(wanted, stored)
+        };
+        self.store.get(&asked).into_iter().zip(wanted).map(open).collect()
+    }
+
     /// Reads the headers of blocks, which say in which rows the pages lie, and then the rows.
     fn get_all(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
         let ask = |wanted: &Wanted, pages: Range<usize>| Wanted { id: wanted.id, pages };
@@ -105,6 +129,9 @@ impl<S: StoreReader + ?Sized> Encrypted<S> {
 
     /// One answer per wanted block, in order.
     pub(super) fn read_blocks(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
+        if self.store.distance() == Distance::Far {
+            return self.get_from_far(wanted);
+        }
         let mut answers = self.get_all(wanted);
         for (answer, wanted) in answers.iter_mut().zip(wanted) {
             // Only in a store that is written to, by a repair.
@@ -123,7 +150,13 @@ impl<S: StoreReader + ?Sized> Encrypted<S> {
 
 impl<S: StoreWriter + ?Sized> Encrypted<S> {
     pub(super) fn seal_blocks(&self, blocks: Vec<Sealed>) -> Result<Vec<Sealed>> {
-        let full = full_header_bytes(self.store.identity()?.block_size.bytes());
+        let full = match self.full_header_bytes.get() {
+            Some(full) => *full,
+            None => {
+                let full = full_header_bytes(self.store.identity()?.block_size.bytes());
+                *self.full_header_bytes.get_or_init(|| full)
+            }
+        };
         let mut sealed = Vec::with_capacity(blocks.len());
         for mut block in blocks {
             let (salt, mut key) = self.cipher.fresh(&thing(BLOCK, &block.id.0))?;

@@ -10,6 +10,7 @@
 
 use std::ops::Range;
 
+use crate::block::PAGE_BYTES;
 use crate::cipher::TAG_BYTES;
 use crate::codec::stored_lengths;
 
@@ -22,6 +23,11 @@ pub const STEP_BYTES: usize = 64 << 10;
 /// Plain bytes of the rows of a block with this many bytes of stored pages.
 pub fn padded(stored_bytes: usize) -> usize {
     stored_bytes.max(1).next_multiple_of(STEP_BYTES)
+}
+
+/// The most rows that a block has whose last wanted page is before page number `pages`: none of the pages was compressed.
+pub(super) fn most_rows(pages: usize) -> usize {
+    padded(pages * PAGE_BYTES) / ROW_BYTES
 }
 
 /// Lays stored pages out in rows.

@@ -1,3 +1,5 @@
+use std::sync::OnceLock;
+
 use super::super::memory::MemoryStore;
 use super::*;
 use crate::backup::Entry;
@@ -196,6 +198,7 @@ impl State {
 
 fn reopened(below: &Arc<MemoryStore>, store: &Encrypted<MemoryStore>) -> Encrypted<MemoryStore> {
     Encrypted {
+        full_header_bytes: OnceLock::new(),
         store: Arc::clone(below),
         hashing: store.hashing,
         cipher: store.cipher.clone(),

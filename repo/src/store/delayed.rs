@@ -1,0 +1,335 @@
+//! A store behind a long way: a decorator that answers each call after a delay. It shows how the rest of vbk behaves when the
+//! repository is in another datacenter, and counts what that costs.
+//!
+//! Its puts return as soon as they are in a window of [`WINDOW_BYTES`], and arrive in order; a failed one fails the flush.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::{
+    Distance, Identity, Live, Located, Note, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept, Thrift,
+    Wanted, failed_before,
+};
+use crate::block::Hashing;
+use crate::codec::Sealed;
+use crate::error::Result;
+use crate::id::{BlockId, SegmentId};
+
+/// Bytes of puts that may be on their way.
+pub const WINDOW_BYTES: u64 = 64 << 20;
+
+/// Passes calls on to `S` after a delay. Its distance is [`Distance::Far`].
+pub struct Delayed<S: ?Sized + StoreManager + 'static> {
+    store: Arc<S>,
+    delay: Duration,
+    lane: Arc<Lane>,
+    lane_thread: Option<JoinHandle<()>>,
+    counters: Counters,
+}
+
+#[derive(Default)]
+struct Counters {
+    waits: AtomicU64,
+    blocks: AtomicU64,
+    bytes: AtomicU64,
+    in_flight: AtomicU64,
+    most_in_flight: AtomicU64,
+}
+
+/// Calls of a [`Delayed`] store so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Calls {
+    /// Calls that their callers waited for: all but puts.
+    pub waits: u64,
+    /// Blocks that were read.
+    pub blocks: u64,
+    /// Stored bytes of the blocks that were read.
+    pub bytes: u64,
+    /// The most calls that waited at the same time.
+    pub most_in_flight: u64,
+}
+
+/// The puts that are on their way.
+#[derive(Default)]
+struct Lane {
+    state: Mutex<LaneState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct LaneState {
+    puts: VecDeque<(Instant, u64, Put)>,
+    bytes: u64,
+    /// Number of puts that were sent, and of those that arrived.
+    sent: u64,
+    arrived: u64,
+    failed: bool,
+    ended: bool,
+}
+
+enum Put {
+    Blocks(Vec<Sealed>),
+    Segments(Vec<(SegmentId, Vec<u8>)>),
+}
+
+impl Lane {
+    fn lock(&self) -> MutexGuard<'_, LaneState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&'a self, state: MutexGuard<'a, LaneState>) -> MutexGuard<'a, LaneState> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn deliver(&self, store: &dyn StoreManager) {
+        let mut state = self.lock();
+        loop {
+            match state.puts.pop_front() {
+                None if state.ended => return,
+                None => state = self.wait(state),
+                Some((at, bytes, put)) => {
+                    drop(state);
+                    std::thread::sleep(at.saturating_duration_since(Instant::now()));
+                    let done = match put {
+                        Put::Blocks(blocks) => store.put(blocks),
+                        Put::Segments(segments) => store.put_segments(segments),
+                    };
+                    state = self.lock();
+                    state.arrived += 1;
+                    state.failed |= done.is_err();
+                    state.bytes -= bytes;
+                    self.changed.notify_all();
+                }
+            }
+        }
+    }
+}
+
+impl<S: ?Sized + StoreManager + 'static> Delayed<S> {
+    /// Puts `store` behind a way that takes `delay` there and back.
+    pub fn new(store: Arc<S>, delay: Duration) -> Result<Self>
+    where
+        S: Sized,
+    {
+        let lane = Arc::new(Lane::default());
+        let (delivered, below) = (Arc::clone(&lane), Arc::clone(&store));
+        let thread = std::thread::Builder::new()
+            .name("vbk-delayed".into())
+            .spawn(move || delivered.deliver(&*below))
+            .map_err(crate::error::Error::io("start", "a thread"))?;
+        Ok(Self {
+            store,
+            delay,
+            lane,
+            lane_thread: Some(thread),
+            counters: Counters::default(),
+        })
+    }
+
+    /// The calls so far.
+    pub fn calls(&self) -> Calls {
+        let of = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
+        Calls {
+            waits: of(&self.counters.waits),
+            blocks: of(&self.counters.blocks),
+            bytes: of(&self.counters.bytes),
+            most_in_flight: of(&self.counters.most_in_flight),
+        }
+    }
+
+    fn wait(&self) {
+        let sent = self.lane.lock().sent;
+        let counters = &self.counters;
+        counters.waits.fetch_add(1, Ordering::SeqCst);
+        let now = counters.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+        counters.most_in_flight.fetch_max(now, Ordering::SeqCst);
+        std::thread::sleep(self.delay);
+        // Calls arrive in the order in which they were made.
+        let mut state = self.lane.lock();
+        while state.arrived < sent {
+            state = self.lane.wait(state);
+        }
+        drop(state);
+        counters.in_flight.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn send(&self, bytes: u64, put: Put) -> Result<()> {
+        let mut state = self.lane.lock();
+        while state.bytes > 0 && state.bytes + bytes > WINDOW_BYTES {
+            state = self.lane.wait(state);
+        }
+        if state.failed {
+            return Err(failed_before());
+        }
+        state.bytes += bytes;
+        state.sent += 1;
+        state.puts.push_back((Instant::now() + self.delay, bytes, put));
+        self.lane.changed.notify_all();
+        Ok(())
+    }
+
+    /// Waits until everything that was put has arrived.
+    fn drain(&self) -> Result<()> {
+        let mut state = self.lane.lock();
+        while state.arrived < state.sent {
+            state = self.lane.wait(state);
+        }
+        match state.failed {
+            true => Err(failed_before()),
+            false => Ok(()),
+        }
+    }
+}
+
+impl<S: ?Sized + StoreManager + 'static> Drop for Delayed<S> {
+    fn drop(&mut self) {
+        self.lane.lock().ended = true;
+        self.lane.changed.notify_all();
+        if let Some(thread) = self.lane_thread.take() {
+            // A panic of it was reported there.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl<S: ?Sized + StoreManager + 'static> StoreReader for Delayed<S> {
+    fn identity(&self) -> Result<Identity> {
+        self.wait();
+        self.store.identity()
+    }
+
+    fn generation(&self) -> Result<u64> {
+        self.wait();
+        self.store.generation()
+    }
+
+    fn hashing(&self) -> Hashing {
+        self.store.hashing()
+    }
+
+    fn distance(&self) -> Distance {
+        Distance::Far
+    }
+
+    fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
+        self.wait();
+        self.store.locate(ids)
+    }
+
+    fn survey(&self, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
+        self.wait();
+        self.store.survey(each)
+    }
+
+    fn condemned(&self) -> Result<Vec<BlockId>> {
+        self.wait();
+        self.store.condemned()
+    }
+
+    fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
+        self.wait();
+        let answers = self.store.get(wanted);
+        let bytes = answers.iter().flatten().flat_map(|stored| &stored.pages).map(Vec::len);
+        self.counters
+            .bytes
+            .fetch_add(bytes.sum::<usize>() as u64, Ordering::SeqCst);
+        self.counters.blocks.fetch_add(wanted.len() as u64, Ordering::SeqCst);
+        answers
+    }
+
+    fn segments(&self, ids: &[SegmentId]) -> Vec<Result<Vec<u8>>> {
+        self.wait();
+        self.store.segments(ids)
+    }
+
+    fn records(&self) -> Result<Vec<Record>> {
+        self.wait();
+        self.store.records()
+    }
+
+    fn notes(&self) -> Result<Vec<Note>> {
+        self.wait();
+        self.store.notes()
+    }
+
+    fn foreign_changes(&self) -> Result<Vec<String>> {
+        self.store.foreign_changes()
+    }
+
+    fn epoch(&self) -> Result<Option<u64>> {
+        self.store.epoch()
+    }
+
+    fn stored_note_name(&self, name: &str) -> String {
+        self.store.stored_note_name(name)
+    }
+}
+
+impl<S: ?Sized + StoreManager + 'static> StoreWriter for Delayed<S> {
+    fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
+        let bytes = blocks.iter().map(Sealed::stored_bytes).sum();
+        self.send(bytes, Put::Blocks(blocks))
+    }
+
+    fn put_segments(&self, segments: Vec<(SegmentId, Vec<u8>)>) -> Result<()> {
+        let bytes = segments.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        self.send(bytes, Put::Segments(segments))
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.drain()?;
+        self.wait();
+        self.store.flush()
+    }
+
+    fn commit_with(&self, record: &Record, notes: &[Note]) -> Result<()> {
+        self.drain()?;
+        self.wait();
+        self.store.commit_with(record, notes)
+    }
+}
+
+impl<S: ?Sized + StoreManager + 'static> StoreManager for Delayed<S> {
+    fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
+        self.wait();
+        self.store.amend(remove_records, notes)
+    }
+
+    fn accept(&self) -> Result<Vec<String>> {
+        self.wait();
+        self.store.accept()
+    }
+
+    fn condemn(&self, ids: &[BlockId]) -> Result<()> {
+        self.wait();
+        self.store.condemn(ids)
+    }
+
+    fn pardon(&self, ids: &[BlockId]) -> Result<()> {
+        self.wait();
+        self.store.pardon(ids)
+    }
+
+    fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+        self.drain()?;
+        self.wait();
+        self.store.retain(live, thrift, step)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::memory::MemoryStore;
+
+    #[test]
+    fn keeps_what_every_store_keeps() {
+        crate::store::conformance::check(|size| {
+            let below = Arc::new(MemoryStore::new(size));
+            Box::new(Delayed::new(below, Duration::from_millis(1)).expect("starts"))
+        });
+    }
+}
