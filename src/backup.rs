@@ -22,7 +22,7 @@ mod walk;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use vbk_repo::ErrorKind;
@@ -33,8 +33,8 @@ use vbk_repo::id::{BlockId, SegmentId};
 use vbk_repo::manifest::Slot;
 use vbk_repo::name::DiskName;
 use vbk_repo::repository::Writer;
-use vbk_repo::store::StoreWriter;
-use vbk_repo::writer::ImageWriter;
+use vbk_repo::store::{Distance, StoreWriter};
+use vbk_repo::writer::{ImageWriter, ProvedSegments};
 
 pub use self::plan::{BackupPlan, DiskPlan};
 use self::previous::Previous;
@@ -245,10 +245,17 @@ impl<'a> Run<'a> {
         let run_blocks = (RUN_BYTES / block_size.bytes()).max(1);
         // Plain bytes and, at worst, as much sealed.
         let worker_bytes = 2 * run_blocks * block_size.bytes();
-        // More workers than processors, because some of them wait for the disk.
-        let workers = (plan.threads + 2).min(WORKER_BYTES / worker_bytes).max(2);
+        let most = WORKER_BYTES / worker_bytes;
+        let workers = match writer.store().distance() {
+            // More workers than processors, because some of them wait for the disk.
+            Distance::Near => (plan.threads + 2).min(most).max(2),
+            // Most of them wait for the store.
+            Distance::Far => most.max(2),
+        };
         let known = latest.and_then(|entry| Some((entry, entry.backup.image(disk.name.as_str()).ok()?)));
-        let previous = known.and_then(|(_, image)| Previous::open(writer.store(), image, observer));
+        let proved = Arc::new(ProvedSegments::default());
+        let previous =
+            known.and_then(|(_, image)| Previous::open(writer.store(), image, Arc::clone(&proved), observer));
         let hint = disk.hint.as_ref().filter(|hint| {
             hinted::check(hint, known, previous.as_ref(), source, block_size)
                 .inspect_err(|why| {
@@ -266,7 +273,7 @@ impl<'a> Run<'a> {
             previous,
             hint,
             shared,
-            slots: ImageWriter::create(writer.store(), block_size, source.size_bytes()),
+            slots: ImageWriter::after(writer.store(), block_size, source.size_bytes(), proved),
             walk: Mutex::default(),
             counts: Mutex::default(),
             audit: hinted::Audit::default(),

@@ -13,6 +13,7 @@ use std::thread::{Scope, ScopedJoinHandle};
 use vbk_repo::block::BlockIndex;
 use vbk_repo::manifest::SEGMENT_SLOTS;
 use vbk_repo::reader::{ImageReader, Stream};
+use vbk_repo::store::Distance;
 
 use crate::disk::buffer::AlignedBuffer;
 use crate::disk::target::Target;
@@ -23,7 +24,9 @@ pub use damage::DamagedRange;
 use damage::{Damage, Piece};
 use watch::Watch;
 
-/// What the workers' blocks may take together; with large blocks there are fewer workers.
+/// Bytes that a worker asks the store for at once; at least one block.
+const RUN_BYTES: usize = 4 << 20;
+/// Memory of all workers together; with large blocks there are fewer workers.
 const WORKER_BYTES: usize = 64 << 20;
 
 /// What a restore may do and how.
@@ -90,14 +93,21 @@ pub fn restore(
     observer: &dyn Observer,
 ) -> Result<Restored> {
     let target = Target::open(path, image.size_bytes(), data_bytes, options.force)?;
-    // A block and, at worst, as much stored. More workers than processors, because some of them wait for a disk.
-    let limit = WORKER_BYTES / (2 * image.block_size().bytes());
-    let workers = (options.threads + 2).min(limit).max(2);
+    let run_blocks = (RUN_BYTES / image.block_size().bytes()).max(1);
+    // Plain bytes and, at worst, as much stored.
+    let most = WORKER_BYTES / (2 * run_blocks * image.block_size().bytes());
+    let workers = match image.distance() {
+        // More workers than processors, because some of them wait for a disk.
+        Distance::Near => (options.threads + 2).min(most).max(2),
+        // Most of them wait for the store.
+        Distance::Far => most.max(2),
+    };
     let run = Run {
         image,
         target: &target,
         fill: options.fill,
         damage: Damage::new(&options.label, options.damaged),
+        run_blocks,
         next: Mutex::new(0),
         stop: AtomicBool::new(false),
         failed: Mutex::new(None),
@@ -157,6 +167,8 @@ struct Run<'a> {
     target: &'a Target,
     fill: Fill,
     damage: Damage<'a>,
+    /// The most blocks that a worker takes at once.
+    run_blocks: usize,
     /// The next block that no worker has taken.
     next: Mutex<u64>,
     stop: AtomicBool,
@@ -170,7 +182,11 @@ enum Claim {
         first: BlockIndex,
         count: u64,
     },
-    Block(BlockIndex),
+    /// Stored blocks.
+    Data {
+        first: BlockIndex,
+        count: usize,
+    },
     /// Blocks of which not even the ids can be read.
     Lost {
         first: BlockIndex,
@@ -188,7 +204,7 @@ impl Run<'_> {
 
     fn work(&self) -> Result<()> {
         let size = self.image.block_size();
-        let mut buffer = AlignedBuffer::new(size.bytes());
+        let mut buffers: Vec<_> = (0..self.run_blocks).map(|_| AlignedBuffer::new(size.bytes())).collect();
         while !self.stop.load(Ordering::SeqCst) {
             if self.cancel.load(Ordering::SeqCst) {
                 return Err(Error::Interrupted);
@@ -208,21 +224,37 @@ impl Run<'_> {
                     self.lose(start, len)?;
                     counts.new_bytes = len;
                 }
-                Some(Claim::Block(index)) => {
-                    let len = size.len_of(index, self.image.size_bytes());
-                    let plain = &mut buffer.as_mut_slice()[..len];
-                    let offset_bytes = size.offset_of(index);
-                    match self.image.read_block(index, plain) {
-                        Ok(()) => self.target.write(offset_bytes, plain)?,
-                        Err(error) => self.rescue(offset_bytes, plain, error)?,
-                    }
-                    counts.read_bytes = len as u64;
-                    counts.new_bytes = len as u64;
+                Some(Claim::Data { first, count }) => {
+                    let len = self.copy(first, &mut buffers[..count])?;
+                    counts.read_bytes = len;
+                    counts.new_bytes = len;
                 }
             }
             self.observer.event(Event::Done(counts));
         }
         Ok(())
+    }
+
+    /// Reads stored blocks with one call of the store, as many as there are buffers, and writes them. Returns their bytes.
+    fn copy(&self, first: BlockIndex, buffers: &mut [AlignedBuffer]) -> Result<u64> {
+        let size = self.image.block_size();
+        let index = |number: u64| BlockIndex(first.0 + number);
+        let len = |number: u64| size.len_of(index(number), self.image.size_bytes());
+        let mut blocks: Vec<_> = (0..)
+            .zip(buffers.iter_mut())
+            .map(|(number, buffer)| (index(number), &mut buffer.as_mut_slice()[..len(number)]))
+            .collect();
+        let read = self.image.read_blocks(&mut blocks);
+        let mut copied = 0;
+        for ((index, plain), read) in blocks.into_iter().zip(read) {
+            let offset_bytes = size.offset_of(index);
+            copied += plain.len() as u64;
+            match read {
+                Ok(()) => self.target.write(offset_bytes, plain)?,
+                Err(error) => self.rescue(offset_bytes, plain, error)?,
+            }
+        }
+        Ok(copied)
     }
 
     /// Writes what can be read of a damaged block.
@@ -272,8 +304,15 @@ impl Run<'_> {
         match self.image.slot(first) {
             Ok(None) => {}
             Ok(Some(_)) => {
+                let end = limit.min(first.0 + self.run_blocks as u64);
                 *next += 1;
-                return Ok(Some(Claim::Block(first)));
+                while *next < end && self.image.slot(BlockIndex(*next))?.is_some() {
+                    *next += 1;
+                }
+                return Ok(Some(Claim::Data {
+                    first,
+                    count: (*next - first.0) as usize,
+                }));
             }
             Err(error) => {
                 self.damage.accept(self.image.block_size().offset_of(first), error)?;

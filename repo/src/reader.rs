@@ -99,7 +99,12 @@ impl ImageReader {
         self.root.block_size
     }
 
-    /// What a block of the image is; `None` for zeros, also past the end.
+    /// The way to the store that keeps it.
+    pub fn distance(&self) -> Distance {
+        self.store.distance()
+    }
+
+    /// The id of a block of the image; `None` for zeros, also past the end.
     pub fn slot(&self, index: BlockIndex) -> Result<Slot> {
         let number = (index.0 / SEGMENT_SLOTS as u64) as usize;
         let Some(&id) = self.root.segments.get(number) else {

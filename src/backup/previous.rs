@@ -1,33 +1,60 @@
-//! The previous backup of the same disk: what is the same there need not be looked up.
+//! The previous backup of the same disk: blocks that are the same there need not be looked up in the store.
+//!
+//! Its slots are read ahead of the workers, many segments with one call. The worker that comes near the end of what is read
+//! reads the next segments while the others go on, so a disk of any size waits for its first segments alone.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use vbk_repo::backup::Image;
 use vbk_repo::block::BlockIndex;
+use vbk_repo::id::SegmentId;
 use vbk_repo::manifest::{SEGMENT_SLOTS, Slot};
 use vbk_repo::store::StoreReader;
-use vbk_repo::writer::SlotReader;
+use vbk_repo::writer::{ProvedSegments, SlotReader};
 
 use super::lock;
 use crate::observer::{Event, Observer};
 
+/// Segments that are read with one call: 2 MiB of ids.
+const BATCH: usize = 64;
+
 /// The slots of the previous backup.
 pub(super) struct Previous<'a> {
     reader: SlotReader<'a>,
-    cached: Mutex<VecDeque<(usize, Arc<Vec<Slot>>)>>,
+    /// Segments that were read whole, so that they need not be stored again.
+    proved: Arc<ProvedSegments>,
+    window: Mutex<Window>,
+    changed: Condvar,
 }
 
-/// Segments that workers may be in at once.
-const CACHED_SEGMENTS: usize = 4;
+/// The segments that the workers are in, and those read ahead.
+#[derive(Default)]
+struct Window {
+    slots: BTreeMap<usize, Arc<Vec<Slot>>>,
+    /// The first segment that was not read yet.
+    next: usize,
+    /// Whether a worker is reading the next ones.
+    reading: bool,
+}
 
 impl<'a> Previous<'a> {
-    pub(super) fn open(store: &'a dyn StoreReader, image: &Image, observer: &dyn Observer) -> Option<Self> {
+    pub(super) fn open(
+        store: &'a dyn StoreReader,
+        image: &Image,
+        proved: Arc<ProvedSegments>,
+        observer: &dyn Observer,
+    ) -> Option<Self> {
         match SlotReader::open(store, image.manifest) {
-            Ok(reader) => Some(Self {
-                reader,
-                cached: Mutex::default(),
-            }),
+            Ok(reader) => {
+                proved.add([image.manifest]);
+                Some(Self {
+                    reader,
+                    proved,
+                    window: Mutex::default(),
+                    changed: Condvar::new(),
+                })
+            }
             Err(error) => {
                 observer.event(Event::Warning(&format!(
                     "the previous backup of disk {} can't be compared with: {error}",
@@ -38,33 +65,142 @@ impl<'a> Previous<'a> {
         }
     }
 
-    /// The size of the disk then.
+    /// Size of the disk then.
     pub(super) fn size_bytes(&self) -> u64 {
         self.reader.root().size_bytes
     }
 
     pub(super) fn slot(&self, index: BlockIndex) -> Slot {
-        // What can't be read has nothing to compare with; the index still knows its blocks.
+        // A segment that can't be read has nothing to compare with; the index still knows its blocks.
         self.slots(index, 1)?.first().copied().flatten()
     }
 
-    /// `count` slots of one segment; `None` if it can't be read or has not so many.
+    /// `count` slots of one segment; `None` if it can't be read or has fewer.
     pub(super) fn slots(&self, first: BlockIndex, count: usize) -> Option<Vec<Slot>> {
         let segment = (first.0 / SEGMENT_SLOTS as u64) as usize;
         let inside = (first.0 % SEGMENT_SLOTS as u64) as usize;
-        let mut cached = lock(&self.cached);
-        let found = cached.iter().find(|(number, _)| *number == segment);
-        let slots = match found {
-            Some((_, slots)) => Arc::clone(slots),
-            None => {
-                let slots = Arc::new(self.reader.segment(segment).unwrap_or_default());
-                cached.push_back((segment, Arc::clone(&slots)));
-                if cached.len() > CACHED_SEGMENTS {
-                    cached.pop_front();
-                }
-                slots
-            }
-        };
+        let slots = self.segment(segment);
         Some(slots.get(inside..inside + count)?.to_vec())
+    }
+
+    fn segment(&self, number: usize) -> Arc<Vec<Slot>> {
+        if number >= self.reader.root().segments.len() {
+            return Arc::default();
+        }
+        let mut window = lock(&self.window);
+        let found = loop {
+            if let Some(slots) = window.slots.get(&number) {
+                break Arc::clone(slots);
+            }
+            window = match window.reading {
+                true => self.changed.wait(window).unwrap_or_else(PoisonError::into_inner),
+                false => self.read(window, number),
+            };
+        };
+        if !window.reading && window.next < number + BATCH / 2 {
+            let next = window.next;
+            drop(self.read(window, next));
+        }
+        found
+    }
+
+    /// Reads the segments from `first` on, and lets go of those that no worker is in any more.
+    fn read<'b>(&'b self, mut window: MutexGuard<'b, Window>, first: usize) -> MutexGuard<'b, Window> {
+        let ids = &self.reader.root().segments;
+        if first >= ids.len() {
+            return window;
+        }
+        window.reading = true;
+        drop(window);
+        let read = self.reader.segments(first..first + BATCH);
+        let mut window = lock(&self.window);
+        window.reading = false;
+        window.next = first + read.len();
+        window.slots.retain(|number, _| number.abs_diff(first) <= BATCH);
+        for (number, slots) in (first..).zip(read) {
+            if slots.is_ok() && ids[number] != SegmentId::ZERO {
+                self.proved.add([ids[number]]);
+            }
+            window.slots.insert(number, Arc::new(slots.unwrap_or_default()));
+        }
+        self.changed.notify_all();
+        window
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use vbk_repo::block::BlockSize;
+    use vbk_repo::id::BlockId;
+    use vbk_repo::name::DiskName;
+    use vbk_repo::store::delayed::Delayed;
+    use vbk_repo::store::memory::MemoryStore;
+    use vbk_repo::writer::ImageWriter;
+
+    use super::*;
+
+    const SEGMENTS: usize = 1024;
+
+    fn id(number: u64) -> Slot {
+        let mut bytes = [1; 32];
+        bytes[..8].copy_from_slice(&number.to_le_bytes());
+        Some(BlockId(bytes))
+    }
+
+    fn image(store: &MemoryStore) -> Image {
+        let count = (SEGMENTS * SEGMENT_SLOTS) as u64;
+        let writer = ImageWriter::create(store, BlockSize::MIN, count << 16);
+        for first in (0..count).step_by(SEGMENT_SLOTS) {
+            let slots: Vec<_> = (first..first + SEGMENT_SLOTS as u64).map(id).collect();
+            writer.set(BlockIndex(first), &slots).expect("sets");
+        }
+        Image {
+            disk: DiskName::new("vda").expect("a name"),
+            source: String::new(),
+            size_bytes: count << 16,
+            manifest: writer.finish().expect("finishes"),
+            data_bytes: 0,
+            new_bytes: 0,
+            stored_bytes: 0,
+            snapshot: None,
+            snapshot_used_bytes: 0,
+            skipped_bytes: 0,
+            hints_wrong: false,
+        }
+    }
+
+    #[test]
+    fn all_slots_of_a_large_disk_come_with_few_calls_and_in_any_order() {
+        let store = Arc::new(MemoryStore::new(BlockSize::MIN));
+        let image = image(&store);
+        let far = Delayed::new(store, std::time::Duration::from_millis(1)).expect("starts");
+        let stop = AtomicBool::new(false);
+        let previous = Previous::open(&far, &image, Arc::default(), &()).expect("opens");
+        let all = (SEGMENTS * SEGMENT_SLOTS) as u64;
+        let next = std::sync::atomic::AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    loop {
+                        let first = next.fetch_add(64, std::sync::atomic::Ordering::SeqCst);
+                        if first >= all || stop.load(std::sync::atomic::Ordering::SeqCst) {
+                            return;
+                        }
+                        let slots = previous.slots(BlockIndex(first), 64).expect("is there");
+                        assert_eq!(slots[0], id(first));
+                        assert_eq!(slots[63], id(first + 63));
+                    }
+                });
+            }
+        });
+        // The root, and 64 segments a call.
+        assert_eq!(far.calls().waits, 1 + (SEGMENTS / BATCH) as u64);
+        // Back to the start, as after a sample, and far ahead.
+        for first in [0, all - 1, 5 * SEGMENT_SLOTS as u64] {
+            assert_eq!(previous.slot(BlockIndex(first)), id(first));
+        }
+        assert_eq!(previous.slot(BlockIndex(all)), None);
     }
 }

@@ -76,6 +76,7 @@ fn noise(seed: u32, len: usize) -> Vec<u8> {
         .collect()
 }
 
+mod far;
 mod hints;
 mod thin;
 

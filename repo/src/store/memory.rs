@@ -42,15 +42,20 @@ impl Inner {
 impl MemoryStore {
     /// An empty store.
     pub fn new(block_size: BlockSize) -> Self {
+        Self::with_identity(Identity {
+            format: super::STORE_FORMAT,
+            features: Vec::new(),
+            id: "memory".into(),
+            block_size,
+            created: jiff::Timestamp::UNIX_EPOCH,
+            key_check: None,
+        })
+    }
+
+    /// An empty store of a repository with this identity.
+    pub fn with_identity(identity: Identity) -> Self {
         Self {
-            identity: Identity {
-                format: super::STORE_FORMAT,
-                features: Vec::new(),
-                id: "memory".into(),
-                block_size,
-                created: jiff::Timestamp::UNIX_EPOCH,
-                key_check: None,
-            },
+            identity,
             inner: Mutex::default(),
         }
     }
