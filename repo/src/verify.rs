@@ -12,10 +12,14 @@ use crate::block::BlockIndex;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, SegmentId};
 use crate::manifest::SEGMENT_SLOTS;
+use crate::pool;
 use crate::reader::read_whole;
 use crate::store::places::PlaceNumbers;
 use crate::store::{Place, StoreReader};
+use crate::verify::places::{BadBlocks, damaged_ranges};
 use crate::writer::SlotReader;
+
+mod places;
 
 /// Blocks that go to a thread at once.
 const BATCH_BLOCKS: usize = 16;
@@ -72,15 +76,14 @@ pub fn part_of(id: BlockId, parts: usize) -> usize {
 }
 
 struct Findings {
-    blocks: Mutex<HashMap<BlockId, (usize, String)>>,
+    blocks: Mutex<BadBlocks>,
     blocks_read: AtomicU64,
     bytes_read: AtomicU64,
-    /// What says nothing of the block, as a store that can't be reached just now. It ends the verification.
-    failed: Mutex<Option<Error>>,
 }
 
-/// Verifies the blocks of `entries` that are `wanted`, with `threads` threads. `progress` is called now and then from this thread; when `cancel` is
-/// set the call ends soon with [`Error::Interrupted`].
+/// Verifies the blocks of `entries` that are `wanted`, with `threads` threads. `progress` is called now and then from the
+/// caller's thread. Returns [`Error::Interrupted`] soon after `cancel` is set, and the error of a store that can't be
+/// read at all; a damaged block or manifest is in the report instead.
 pub fn verify(
     store: &dyn StoreReader,
     entries: &[Entry],
@@ -96,184 +99,75 @@ pub fn verify(
         blocks: Mutex::default(),
         blocks_read: AtomicU64::new(0),
         bytes_read: AtomicU64::new(0),
-        failed: Mutex::default(),
     };
-    let mut read = VerifyProgress::default();
-    let (work, queue) = crossbeam_channel::bounded::<Vec<(BlockId, usize)>>(2 * threads);
-    let walked = std::thread::scope(|scope| {
-        for number in 0..threads {
-            let (queue, findings) = (queue.clone(), &findings);
-            std::thread::Builder::new()
-                .name(format!("vbk-verify-{number}"))
-                .spawn_scoped(scope, move || {
-                    for batch in queue {
-                        findings.check(store, &batch);
-                    }
-                })
-                .expect("the system can start a few threads");
+    let hand_out = |send: &mut dyn FnMut(Vec<(BlockId, usize)>) -> bool| {
+        let mut walk = Walk::new(store);
+        for (backups, entry) in (0..).zip(entries) {
+            walk.backup(entry, &mut |blocks| {
+                let batch = findings.sort_out(blocks, wanted);
+                // A thread that fails leaves its own error, which counts.
+                if cancel.load(Ordering::SeqCst) || !batch.is_empty() && !send(batch) {
+                    return Err(Error::Interrupted);
+                }
+                progress(findings.read(backups));
+                Ok(())
+            })?;
         }
-        // The threads hold clones; with this one gone a dead pool shows as a failed send.
-        drop(queue);
-        let mut walk = Walk {
-            store,
-            seen_segments: HashSet::new(),
-            seen: PlaceNumbers::default(),
-            bad_segments: HashSet::new(),
-        };
-        for entry in entries {
-            for image in entry.backup.stored() {
-                walk.image(image, &mut |batch| {
-                    if cancel.load(Ordering::SeqCst) {
-                        return Err(Error::Interrupted);
-                    }
-                    if let Some(error) = findings.take_failure() {
-                        return Err(error);
-                    }
-                    let mut there = Vec::with_capacity(batch.len());
-                    for &(id, len, place) in batch {
-                        match place {
-                            None => findings.note(id, len, &Error::BlockMissing(id)),
-                            Some(_) if wanted(id) => there.push((id, len)),
-                            Some(_) => {}
-                        }
-                    }
-                    if !there.is_empty() {
-                        let _ = work.send(there);
-                    }
-                    read.blocks = findings.blocks_read.load(Ordering::Relaxed);
-                    read.bytes = findings.bytes_read.load(Ordering::Relaxed);
-                    progress(read);
-                    Ok(())
-                })?;
-            }
-            read.backups += 1;
-        }
-        drop(work);
         Ok(walk.bad_segments)
-    });
-    let bad_segments = walked?;
-    if let Some(error) = findings.take_failure() {
-        return Err(error);
-    }
-    read.blocks = findings.blocks_read.load(Ordering::Relaxed);
-    read.bytes = findings.bytes_read.load(Ordering::Relaxed);
-    let mut report = VerifyReport {
-        read,
-        bad_segments,
-        ..VerifyReport::default()
     };
+    let check = |batch: Vec<_>| findings.check(store, &batch);
+    let bad_segments = pool::feed("vbk-verify", threads, 2 * threads, hand_out, &check)?;
+    let read = findings.read(entries.len() as u64);
     let bad = findings.blocks.into_inner().unwrap_or_else(PoisonError::into_inner);
-    report.damage = places(store, entries, &bad, &report.bad_segments, cancel)?;
-    report.bad_blocks = bad.into_iter().map(|(id, (len, _))| (id, len)).collect();
-    Ok(report)
+    Ok(VerifyReport {
+        read,
+        damage: damaged_ranges(store, entries, &bad, &bad_segments, cancel)?,
+        bad_blocks: bad.into_iter().map(|(id, (len, _))| (id, len)).collect(),
+        bad_segments,
+    })
 }
 
 impl Findings {
-    fn check(&self, store: &dyn StoreReader, batch: &[(BlockId, usize)]) {
+    /// Returns the wanted blocks that are stored, with their plain length, and notes those that are missing.
+    fn sort_out(&self, blocks: &[Located], wanted: Scope<'_>) -> Vec<(BlockId, usize)> {
+        let mut stored = Vec::with_capacity(blocks.len());
+        for &(id, len, place) in blocks {
+            match place {
+                None => self.note(id, len, &Error::BlockMissing(id)),
+                Some(_) if wanted(id) => stored.push((id, len)),
+                Some(_) => {}
+            }
+        }
+        stored
+    }
+
+    /// Reads blocks and proves them.
+    fn check(&self, store: &dyn StoreReader, batch: &[(BlockId, usize)]) -> Result<()> {
         for &(id, len) in batch {
             let mut plain = vec![0; len];
             match read_whole(store, id, &mut plain) {
-                Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::Corrupt => self.note(id, len, &error),
-                Err(error) => {
-                    let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-                    failed.get_or_insert(error);
-                }
+                // An unreachable store says nothing about the block.
+                read => read?,
             }
             self.blocks_read.fetch_add(1, Ordering::Relaxed);
             self.bytes_read.fetch_add(len as u64, Ordering::Relaxed);
         }
-    }
-
-    fn take_failure(&self) -> Option<Error> {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner).take()
+        Ok(())
     }
 
     fn note(&self, id: BlockId, len: usize, error: &Error) {
         let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
         blocks.insert(id, (len, error.to_string()));
     }
-}
 
-/// Walks the manifests again to name every place that a damaged block or segment is in. Each segment without damage
-/// is read once, however many backups have it.
-fn places(
-    store: &dyn StoreReader,
-    entries: &[Entry],
-    blocks: &HashMap<BlockId, (usize, String)>,
-    bad_segments: &HashSet<SegmentId>,
-    cancel: &AtomicBool,
-) -> Result<Vec<Damage>> {
-    let mut all = Vec::new();
-    if blocks.is_empty() && bad_segments.is_empty() {
-        return Ok(all);
-    }
-    // Even if it can be read now: its blocks were not.
-    let readable = |id: SegmentId| match bad_segments.contains(&id) {
-        true => Err(Error::SegmentDamaged {
-            id,
-            what: "it could not be read, or not always".into(),
-        }),
-        false => Ok(()),
-    };
-    let mut good_segments = HashSet::new();
-    for entry in entries {
-        for image in entry.backup.stored() {
-            let mut add = |offset_bytes, len_bytes, what: &str| {
-                all.push(Damage {
-                    backup: entry.backup.spec(),
-                    disk: image.disk.to_string(),
-                    offset_bytes,
-                    len_bytes,
-                    what: what.to_owned(),
-                });
-            };
-            let opened = SlotReader::open(store, image.manifest);
-            let reader = match opened.and_then(|reader| readable(image.manifest).map(|()| reader)) {
-                Ok(reader) => reader,
-                Err(error) if error.kind() != ErrorKind::Corrupt => return Err(error),
-                Err(error) => {
-                    add(0, image.size_bytes, &error.to_string());
-                    continue;
-                }
-            };
-            let size = reader.root().block_size;
-            for (number, segment) in reader.root().segments.iter().enumerate() {
-                if *segment == SegmentId::ZERO || good_segments.contains(segment) {
-                    continue;
-                }
-                if cancel.load(Ordering::SeqCst) {
-                    return Err(Error::Interrupted);
-                }
-                let first = number as u64 * SEGMENT_SLOTS as u64;
-                let start = size.offset_of(BlockIndex(first));
-                let slots = reader.segment(number);
-                let slots = match slots.and_then(|slots| readable(*segment).map(|()| slots)) {
-                    Ok(slots) => slots,
-                    Err(error) if error.kind() != ErrorKind::Corrupt => return Err(error),
-                    Err(error) => {
-                        let end = size.offset_of(BlockIndex(first + SEGMENT_SLOTS as u64));
-                        let len = end.min(image.size_bytes).saturating_sub(start);
-                        add(start, len, &error.to_string());
-                        continue;
-                    }
-                };
-                let mut good = true;
-                for (index, id) in (first..).zip(&slots) {
-                    if let Some((_, what)) = id.and_then(|id| blocks.get(&id)) {
-                        let index = BlockIndex(index);
-                        let len = size.len_of(index, image.size_bytes) as u64;
-                        add(size.offset_of(index), len, what);
-                        good = false;
-                    }
-                }
-                if good {
-                    good_segments.insert(*segment);
-                }
-            }
+    fn read(&self, backups: u64) -> VerifyProgress {
+        VerifyProgress {
+            backups,
+            blocks: self.blocks_read.load(Ordering::Relaxed),
+            bytes: self.bytes_read.load(Ordering::Relaxed),
         }
     }
-    Ok(all)
 }
 
 type Located = (BlockId, usize, Option<Place>);
@@ -288,7 +182,21 @@ struct Walk<'a> {
     bad_segments: HashSet<SegmentId>,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    fn new(store: &'a dyn StoreReader) -> Self {
+        Self {
+            store,
+            seen_segments: HashSet::new(),
+            seen: PlaceNumbers::default(),
+            bad_segments: HashSet::new(),
+        }
+    }
+
+    fn backup(&mut self, entry: &Entry, hand_out: &mut dyn FnMut(&[Located]) -> Result<()>) -> Result<()> {
+        let mut images = entry.backup.stored();
+        images.try_for_each(|image| self.image(image, hand_out))
+    }
+
     fn image(&mut self, image: &Image, hand_out: &mut dyn FnMut(&[Located]) -> Result<()>) -> Result<()> {
         let reader = match SlotReader::open(self.store, image.manifest) {
             Ok(reader) => reader,
