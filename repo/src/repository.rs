@@ -19,6 +19,7 @@ pub mod lock;
 mod second_copies;
 pub mod store_repair;
 mod torn;
+mod verified;
 mod view;
 mod views;
 mod writing;
@@ -30,6 +31,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+pub use self::verified::{Recorded, Verified};
 pub use self::view::View;
 pub use self::writing::{Committed, Pruned, Writer};
 use crate::block::BlockSize;

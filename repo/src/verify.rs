@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::backup::{Entry, Image};
 use crate::block::BlockIndex;
@@ -20,6 +20,9 @@ use crate::verify::places::{BadBlocks, damaged_ranges};
 use crate::writer::SlotReader;
 
 mod places;
+mod scope;
+
+pub use scope::{MAX_PARTS, Scope};
 
 /// Blocks that go to a thread at once.
 const BATCH_BLOCKS: usize = 16;
@@ -64,30 +67,34 @@ pub struct VerifyReport {
     pub bad_blocks: HashMap<BlockId, usize>,
     /// The damaged or missing segments and roots behind it. What blocks they name is not known.
     pub bad_segments: HashSet<SegmentId>,
+    /// Blocks that were found damaged before and were read whole now.
+    pub sound_again: Vec<BlockId>,
 }
 
-/// Which blocks a verification reads. Manifests are always read in full.
-pub type Scope<'a> = &'a (dyn Fn(BlockId) -> bool + Sync);
-
-/// Which of `parts` equal parts of all blocks this one belongs to.
-pub fn part_of(id: BlockId, parts: usize) -> usize {
-    let start = id.0.first_chunk().map_or(0, |first| u64::from_be_bytes(*first));
-    ((u128::from(start) * parts as u128) >> 64) as usize
+/// Returns the plain bytes that the backups stored anew: about as many as a verification of all blocks reads. Only an
+/// estimate, because records may name any numbers.
+pub fn expected_bytes(entries: &[Entry]) -> u64 {
+    let new = entries.iter().map(|entry| entry.backup.new_bytes());
+    new.fold(0, u64::saturating_add)
 }
 
-struct Findings {
+struct Findings<'a> {
+    scope: &'a Scope,
+    /// Blocks that were found damaged before.
+    condemned: HashSet<BlockId>,
     blocks: Mutex<BadBlocks>,
+    sound_again: Mutex<Vec<BlockId>>,
     blocks_read: AtomicU64,
     bytes_read: AtomicU64,
 }
 
-/// Verifies the blocks of `entries` that are `wanted`, with `threads` threads. `progress` is called now and then from the
+/// Verifies the blocks of `entries` in `scope`, with `threads` threads. `progress` is called now and then from the
 /// caller's thread. Returns [`Error::Interrupted`] soon after `cancel` is set, and the error of a store that can't be
 /// read at all; a damaged block or manifest is in the report instead.
 pub fn verify(
     store: &dyn StoreReader,
     entries: &[Entry],
-    wanted: Scope<'_>,
+    scope: &Scope,
     threads: usize,
     progress: &dyn Fn(VerifyProgress),
     cancel: &AtomicBool,
@@ -96,7 +103,10 @@ pub fn verify(
     let limit = WORKER_BYTES / (2 * store.identity()?.block_size.bytes());
     let threads = threads.clamp(1, limit.max(1));
     let findings = Findings {
+        scope,
+        condemned: store.condemned()?.into_iter().collect(),
         blocks: Mutex::default(),
+        sound_again: Mutex::default(),
         blocks_read: AtomicU64::new(0),
         bytes_read: AtomicU64::new(0),
     };
@@ -104,7 +114,7 @@ pub fn verify(
         let mut walk = Walk::new(store);
         for (backups, entry) in (0..).zip(entries) {
             walk.backup(entry, &mut |blocks| {
-                let batch = findings.sort_out(blocks, wanted);
+                let batch = findings.sort_out(blocks);
                 // A thread that fails leaves its own error, which counts.
                 if cancel.load(Ordering::SeqCst) || !batch.is_empty() && !send(batch) {
                     return Err(Error::Interrupted);
@@ -118,23 +128,31 @@ pub fn verify(
     let check = |batch: Vec<_>| findings.check(store, &batch);
     let bad_segments = pool::feed("vbk-verify", threads, 2 * threads, hand_out, &check)?;
     let read = findings.read(entries.len() as u64);
-    let bad = findings.blocks.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let bad = std::mem::take(&mut *lock(&findings.blocks));
+    // A block that was read at two places counts as damaged if either of them is.
+    let mut sound_again = std::mem::take(&mut *lock(&findings.sound_again));
+    sound_again.retain(|id| !bad.contains_key(id));
     Ok(VerifyReport {
         read,
         damage: damaged_ranges(store, entries, &bad, &bad_segments, cancel)?,
         bad_blocks: bad.into_iter().map(|(id, (len, _))| (id, len)).collect(),
         bad_segments,
+        sound_again,
     })
 }
 
-impl Findings {
-    /// Returns the wanted blocks that are stored, with their plain length, and notes those that are missing.
-    fn sort_out(&self, blocks: &[Located], wanted: Scope<'_>) -> Vec<(BlockId, usize)> {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Findings<'_> {
+    /// Returns the blocks in scope that are stored, with their plain length, and notes those that are missing.
+    fn sort_out(&self, blocks: &[Located]) -> Vec<(BlockId, usize)> {
         let mut stored = Vec::with_capacity(blocks.len());
         for &(id, len, place) in blocks {
             match place {
                 None => self.note(id, len, &Error::BlockMissing(id)),
-                Some(_) if wanted(id) => stored.push((id, len)),
+                Some(_) if self.scope.contains(id) => stored.push((id, len)),
                 Some(_) => {}
             }
         }
@@ -146,9 +164,11 @@ impl Findings {
         for &(id, len) in batch {
             let mut plain = vec![0; len];
             match read_whole(store, id, &mut plain) {
+                Ok(()) if self.condemned.contains(&id) => lock(&self.sound_again).push(id),
+                Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::Corrupt => self.note(id, len, &error),
                 // An unreachable store says nothing about the block.
-                read => read?,
+                Err(error) => return Err(error),
             }
             self.blocks_read.fetch_add(1, Ordering::Relaxed);
             self.bytes_read.fetch_add(len as u64, Ordering::Relaxed);
@@ -157,8 +177,7 @@ impl Findings {
     }
 
     fn note(&self, id: BlockId, len: usize, error: &Error) {
-        let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
-        blocks.insert(id, (len, error.to_string()));
+        lock(&self.blocks).insert(id, (len, error.to_string()));
     }
 
     fn read(&self, backups: u64) -> VerifyProgress {
