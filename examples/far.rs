@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use vbk::backup::{BackupPlan, DiskPlan, backup};
+use vbk::limit::Pace;
 use vbk::restore::{RestoreOptions, restore};
 use vbk_repo::backup::{Consistency, Entry};
 use vbk_repo::block::BlockSize;
@@ -100,7 +101,14 @@ impl Bench {
         let writer = self.repository.writer("bench", &mut |_| false)?;
         let plan = BackupPlan {
             guest: GuestName::new("web1")?,
-            disks: vec![DiskPlan::of(DiskName::new("vda")?, disk)],
+            disks: vec![DiskPlan {
+                name: DiskName::new("vda")?,
+                source: disk.to_owned(),
+                read: disk.to_owned(),
+                snapshot: None,
+                pace: Pace::default(),
+                hint: None,
+            }],
             files: Vec::new(),
             consistency: Consistency::Live,
             compression: Compression::default(),
@@ -115,7 +123,11 @@ impl Bench {
 
     fn open(&self, entry: &Entry) -> Result<ImageReader, Failure> {
         let resources = ReadResources::new(self.threads);
-        Ok(ImageReader::open(self.repository.view()?.store(), resources, &entry.backup.images[0])?)
+        Ok(ImageReader::open(
+            self.repository.view()?.store(),
+            resources,
+            &entry.backup.images[0],
+        )?)
     }
 
     fn restore(&self, entry: &Entry, target: &Path) -> Result<(), Failure> {
@@ -126,7 +138,14 @@ impl Bench {
             damaged: Default::default(),
             threads: self.threads,
         };
-        restore(&self.open(entry)?, entry.backup.images[0].data_bytes, target, &options, &STOP, &())?;
+        restore(
+            &self.open(entry)?,
+            entry.backup.images[0].data_bytes,
+            target,
+            &options,
+            &STOP,
+            &(),
+        )?;
         Ok(())
     }
 
@@ -145,8 +164,8 @@ impl Bench {
     fn verify(&self, entry: &Entry) -> Result<(), Failure> {
         let view = self.repository.view()?;
         let entries = std::slice::from_ref(entry);
-        let report = verify(&*view.store(), entries, Scope::All, self.threads, &|_| {}, &STOP)?;
-        match report.is_sound() {
+        let report = verify(&*view.store(), entries, &Scope::All, self.threads, &|_| {}, &STOP)?;
+        match report.damage.is_empty() {
             true => Ok(()),
             false => Err("damage where there is none".into()),
         }

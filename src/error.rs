@@ -5,12 +5,11 @@ use std::path::PathBuf;
 use vbk_repo::ErrorKind;
 
 use crate::guest::discover::GuestError;
+use crate::guest::domain::DomainError;
 use crate::guest::files::GuestFilesError;
 use crate::guest::freeze::FreezeError;
 use crate::guest::volumes::VolumesError;
 use crate::host::libvirt::LibvirtError;
-use crate::host::libvirt::define::DefineError;
-use crate::host::libvirt::rename::RenameError;
 use crate::host::program::ProgramError;
 use crate::host::run::RunError;
 use crate::snapshot::SnapshotError;
@@ -197,12 +196,9 @@ pub enum Error {
     /// There is no such guest.
     #[error(transparent)]
     Guest(#[from] GuestError),
-    /// A domain can't be changed.
+    /// A restored guest gets no domain.
     #[error(transparent)]
-    Rename(#[from] RenameError),
-    /// A domain can't be defined.
-    #[error(transparent)]
-    Define(#[from] DefineError),
+    Domain(#[from] DomainError),
     /// A guest's volumes can't be made.
     #[error(transparent)]
     Volumes(#[from] VolumesError),
@@ -243,8 +239,7 @@ impl Error {
             Self::Freeze(error) => error.kind(),
             Self::Libvirt(error) => error.kind(),
             Self::Guest(error) => error.kind(),
-            Self::Rename(error) => error.kind(),
-            Self::Define(error) => error.kind(),
+            Self::Domain(error) => error.kind(),
             Self::Volumes(error) => error.kind(),
             Self::GuestFiles(error) => error.kind(),
             Self::Interrupted => ErrorKind::Interrupted,

@@ -125,10 +125,13 @@ impl Error {
 
     /// Its exit code.
     pub fn code(&self) -> ExitCode {
-        let usage = matches!(
-            self,
-            Self::Usage(_) | Self::Repository(vbk_repo::Error::BadSpec { .. }) | Self::Engine(vbk::Error::DiskTwice(_))
-        );
+        let usage = match self {
+            Self::Usage(_)
+            | Self::Repository(vbk_repo::Error::BadSpec { .. })
+            | Self::Engine(vbk::Error::DiskTwice(_)) => true,
+            Self::Engine(vbk::Error::Domain(error)) => error.is_refusal(),
+            _ => false,
+        };
         ExitCode::from(match self.kind() {
             _ if usage => 2,
             ErrorKind::Corrupt => 4,

@@ -5,14 +5,20 @@ mod args;
 mod commands;
 mod config;
 mod context;
+mod damage;
 mod exit;
+mod leftover_mounts;
 mod limits;
+mod listing;
 mod machine;
+mod new_keys;
 mod place;
+mod pruning;
 mod signals;
 mod terminal;
 mod trust;
 mod unlock;
+mod warnings;
 
 use std::process::ExitCode;
 

@@ -68,6 +68,7 @@ pub mod keys;
 pub mod manifest;
 pub mod mark;
 pub mod name;
+pub mod pool;
 pub mod reader;
 pub mod repair;
 pub mod repository;

@@ -6,13 +6,52 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::codec::{Compression, Sealer};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::{BlockId, SegmentId};
 use crate::manifest::{Root, decode_segment};
 use crate::reader::read_whole;
 use crate::store::checked::segment_one;
 use crate::store::{StoreManager, StoreReader};
 use crate::verify::VerifyReport;
+
+/// The result of [`repair_all`].
+#[derive(Debug)]
+pub struct Repaired {
+    /// The last verification: the damage that is left.
+    pub left: VerifyReport,
+    /// Number of blocks that were restored.
+    pub blocks: u64,
+    /// Number of segments and roots that were restored.
+    pub segments: u64,
+}
+
+/// Verifies and repairs in turns, until a turn restores nothing that may lead to more: a segment that is restored may name
+/// blocks that are damaged too. `verify` reads all backups; `look` offers to the repair what may be found elsewhere.
+pub fn repair_all<E: From<Error>>(
+    store: &dyn StoreManager,
+    verify: &mut dyn FnMut() -> std::result::Result<VerifyReport, E>,
+    look: &mut dyn FnMut(&mut Repair<'_>) -> std::result::Result<(), E>,
+) -> std::result::Result<Repaired, E> {
+    let (mut blocks, mut segments) = (0, 0);
+    let mut left = verify()?;
+    while !left.bad_blocks.is_empty() || !left.bad_segments.is_empty() {
+        let mut repair = Repair::start(store, &left)?;
+        look(&mut repair)?;
+        let (restored_blocks, restored_segments) = repair.mended();
+        repair.finish()?;
+        if (restored_blocks, restored_segments) == (0, 0) {
+            break;
+        }
+        blocks += restored_blocks;
+        segments += restored_segments;
+        let before = std::mem::take(&mut left.bad_segments);
+        left = verify()?;
+        if restored_segments == 0 || left.bad_segments == before {
+            break;
+        }
+    }
+    Ok(Repaired { left, blocks, segments })
+}
 
 /// What is damaged or missing, and what was got back of it.
 pub struct Repair<'a> {
@@ -100,7 +139,7 @@ mod tests {
     use crate::id::BackupId;
     use crate::store::memory::MemoryStore;
     use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image};
-    use crate::verify::verify;
+    use crate::verify::{Scope, verify};
     use crate::writer::SlotReader;
 
     fn stored() -> (MemoryStore, Entry, Vec<BlockId>) {
@@ -119,7 +158,7 @@ mod tests {
 
     fn check(store: &MemoryStore, entry: &Entry) -> VerifyReport {
         let entries = std::slice::from_ref(entry);
-        verify(store, entries, &|_| true, 2, &|_| (), &AtomicBool::new(false)).expect("runs")
+        verify(store, entries, &Scope::All, 2, &|_| (), &AtomicBool::new(false)).expect("runs")
     }
 
     #[test]

@@ -6,6 +6,7 @@
 pub mod directory;
 pub mod home;
 mod managing;
+mod verified;
 mod view;
 mod writing;
 
@@ -16,6 +17,7 @@ use std::sync::atomic::AtomicBool;
 pub use self::directory::{LAYOUT_FORMAT, Reserve};
 pub use self::home::Wait;
 pub use self::managing::{Manager, Pruned};
+pub use self::verified::{Recorded, Verified};
 pub use self::view::View;
 pub use self::writing::{Committed, Writer};
 use crate::block::BlockSize;

@@ -5,18 +5,27 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::backup::{Entry, Image};
 use crate::block::BlockIndex;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, SegmentId};
 use crate::manifest::SEGMENT_SLOTS;
-use crate::reader::read_whole;
+use crate::pool;
+use crate::reader::read_all;
 use crate::store::places::PlaceNumbers;
-use crate::store::{Place, StoreReader};
+use crate::store::{Distance, Place, StoreReader};
+use crate::verify::places::{BadBlocks, damaged_ranges};
 use crate::writer::SlotReader;
 
+mod places;
+mod scope;
+
+pub use scope::{MAX_PARTS, Scope};
+
+/// Bytes that a thread reads with one call of the store; at least one block.
+const RUN_BYTES: usize = 4 << 20;
 /// Blocks that go to a thread at once.
 const BATCH_BLOCKS: usize = 16;
 
@@ -60,220 +69,139 @@ pub struct VerifyReport {
     pub bad_blocks: HashMap<BlockId, usize>,
     /// The damaged or missing segments and roots behind it. What blocks they name is not known.
     pub bad_segments: HashSet<SegmentId>,
+    /// Blocks that were found damaged before and were read whole now.
+    pub sound_again: Vec<BlockId>,
 }
 
-/// Which blocks a verification reads. Manifests are always read in full.
-pub type Scope<'a> = &'a (dyn Fn(BlockId) -> bool + Sync);
-
-/// Which of `parts` equal parts of all blocks this one belongs to.
-pub fn part_of(id: BlockId, parts: usize) -> usize {
-    let start = id.0.first_chunk().map_or(0, |first| u64::from_be_bytes(*first));
-    ((u128::from(start) * parts as u128) >> 64) as usize
+/// Returns the plain bytes that the backups stored anew: about as many as a verification of all blocks reads. Only an
+/// estimate, because records may name any numbers.
+pub fn expected_bytes(entries: &[Entry]) -> u64 {
+    let new = entries.iter().map(|entry| entry.backup.new_bytes());
+    new.fold(0, u64::saturating_add)
 }
 
-struct Findings {
-    blocks: Mutex<HashMap<BlockId, (usize, String)>>,
+struct Findings<'a> {
+    scope: &'a Scope,
+    /// Blocks that a thread reads with one call of the store.
+    run_blocks: usize,
+    /// Blocks that were found damaged before.
+    condemned: HashSet<BlockId>,
+    blocks: Mutex<BadBlocks>,
+    sound_again: Mutex<Vec<BlockId>>,
     blocks_read: AtomicU64,
     bytes_read: AtomicU64,
-    /// What says nothing of the block, as a store that can't be reached just now. It ends the verification.
-    failed: Mutex<Option<Error>>,
 }
 
-/// Verifies the blocks of `entries` that are `wanted`, with `threads` threads. `progress` is called now and then from this thread; when `cancel` is
-/// set the call ends soon with [`Error::Interrupted`].
+/// Verifies the blocks of `entries` in `scope`, with `threads` threads. `progress` is called now and then from the
+/// caller's thread. Returns [`Error::Interrupted`] soon after `cancel` is set, and the error of a store that can't be
+/// read at all; a damaged block or manifest is in the report instead.
 pub fn verify(
     store: &dyn StoreReader,
     entries: &[Entry],
-    wanted: Scope<'_>,
+    scope: &Scope,
     threads: usize,
     progress: &dyn Fn(VerifyProgress),
     cancel: &AtomicBool,
 ) -> Result<VerifyReport> {
-    // A block and, at worst, as much stored.
-    let limit = WORKER_BYTES / (2 * store.identity()?.block_size.bytes());
-    let threads = threads.clamp(1, limit.max(1));
+    let block_bytes = store.identity()?.block_size.bytes();
+    let run_blocks = (RUN_BYTES / block_bytes).max(1);
+    // Plain bytes and, at worst, as much stored.
+    let most = (WORKER_BYTES / (2 * run_blocks * block_bytes)).max(1);
+    let threads = match store.distance() {
+        Distance::Near => threads.clamp(1, most),
+        // Most of them wait for the store.
+        Distance::Far => most,
+    };
     let findings = Findings {
+        scope,
+        run_blocks,
+        condemned: store.condemned()?.into_iter().collect(),
         blocks: Mutex::default(),
+        sound_again: Mutex::default(),
         blocks_read: AtomicU64::new(0),
         bytes_read: AtomicU64::new(0),
-        failed: Mutex::default(),
     };
-    let mut read = VerifyProgress::default();
-    let (work, queue) = crossbeam_channel::bounded::<Vec<(BlockId, usize)>>(2 * threads);
-    let walked = std::thread::scope(|scope| {
-        for number in 0..threads {
-            let (queue, findings) = (queue.clone(), &findings);
-            std::thread::Builder::new()
-                .name(format!("vbk-verify-{number}"))
-                .spawn_scoped(scope, move || {
-                    for batch in queue {
-                        findings.check(store, &batch);
-                    }
-                })
-                .expect("the system can start a few threads");
+    let hand_out = |send: &mut dyn FnMut(Vec<(BlockId, usize)>) -> bool| {
+        let mut walk = Walk::new(store);
+        for (backups, entry) in (0..).zip(entries) {
+            walk.backup(entry, &mut |blocks| {
+                let batch = findings.sort_out(blocks);
+                // A thread that fails leaves its own error, which counts.
+                if cancel.load(Ordering::SeqCst) || !batch.is_empty() && !send(batch) {
+                    return Err(Error::Interrupted);
+                }
+                progress(findings.read(backups));
+                Ok(())
+            })?;
         }
-        // The threads hold clones; with this one gone a dead pool shows as a failed send.
-        drop(queue);
-        let mut walk = Walk {
-            store,
-            seen_segments: HashSet::new(),
-            seen: PlaceNumbers::default(),
-            bad_segments: HashSet::new(),
-        };
-        for entry in entries {
-            for image in entry.backup.stored() {
-                walk.image(image, &mut |batch| {
-                    if cancel.load(Ordering::SeqCst) {
-                        return Err(Error::Interrupted);
-                    }
-                    if let Some(error) = findings.take_failure() {
-                        return Err(error);
-                    }
-                    let mut there = Vec::with_capacity(batch.len());
-                    for &(id, len, place) in batch {
-                        match place {
-                            None => findings.note(id, len, &Error::BlockMissing(id)),
-                            Some(_) if wanted(id) => there.push((id, len)),
-                            Some(_) => {}
-                        }
-                    }
-                    if !there.is_empty() {
-                        let _ = work.send(there);
-                    }
-                    read.blocks = findings.blocks_read.load(Ordering::Relaxed);
-                    read.bytes = findings.bytes_read.load(Ordering::Relaxed);
-                    progress(read);
-                    Ok(())
-                })?;
-            }
-            read.backups += 1;
-        }
-        drop(work);
         Ok(walk.bad_segments)
-    });
-    let bad_segments = walked?;
-    if let Some(error) = findings.take_failure() {
-        return Err(error);
-    }
-    read.blocks = findings.blocks_read.load(Ordering::Relaxed);
-    read.bytes = findings.bytes_read.load(Ordering::Relaxed);
-    let mut report = VerifyReport {
-        read,
-        bad_segments,
-        ..VerifyReport::default()
     };
-    let bad = findings.blocks.into_inner().unwrap_or_else(PoisonError::into_inner);
-    report.damage = places(store, entries, &bad, &report.bad_segments, cancel)?;
-    report.bad_blocks = bad.into_iter().map(|(id, (len, _))| (id, len)).collect();
-    Ok(report)
+    let check = |batch: Vec<_>| findings.check(store, &batch);
+    let bad_segments = pool::feed("vbk-verify", threads, 2 * threads, hand_out, &check)?;
+    let read = findings.read(entries.len() as u64);
+    let bad = std::mem::take(&mut *lock(&findings.blocks));
+    // A block that was read at two places counts as damaged if either of them is.
+    let mut sound_again = std::mem::take(&mut *lock(&findings.sound_again));
+    sound_again.retain(|id| !bad.contains_key(id));
+    Ok(VerifyReport {
+        read,
+        damage: damaged_ranges(store, entries, &bad, &bad_segments, cancel)?,
+        bad_blocks: bad.into_iter().map(|(id, (len, _))| (id, len)).collect(),
+        bad_segments,
+        sound_again,
+    })
 }
 
-impl Findings {
-    fn check(&self, store: &dyn StoreReader, batch: &[(BlockId, usize)]) {
-        for &(id, len) in batch {
-            let mut plain = vec![0; len];
-            match read_whole(store, id, &mut plain) {
-                Ok(()) => {}
-                Err(error) if error.kind() == ErrorKind::Corrupt => self.note(id, len, &error),
-                Err(error) => {
-                    let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-                    failed.get_or_insert(error);
-                }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Findings<'_> {
+    /// Returns the blocks in scope that are stored, with their plain length, and notes those that are missing.
+    fn sort_out(&self, blocks: &[Located]) -> Vec<(BlockId, usize)> {
+        let mut stored = Vec::with_capacity(blocks.len());
+        for &(id, len, place) in blocks {
+            match place {
+                None => self.note(id, len, &Error::BlockMissing(id)),
+                Some(_) if self.scope.contains(id) => stored.push((id, len)),
+                Some(_) => {}
             }
-            self.blocks_read.fetch_add(1, Ordering::Relaxed);
-            self.bytes_read.fetch_add(len as u64, Ordering::Relaxed);
         }
+        stored
     }
 
-    fn take_failure(&self) -> Option<Error> {
-        self.failed.lock().unwrap_or_else(PoisonError::into_inner).take()
+    /// Reads blocks and proves them.
+    fn check(&self, store: &dyn StoreReader, batch: &[(BlockId, usize)]) -> Result<()> {
+        for run in batch.chunks(self.run_blocks) {
+            let mut buffers: Vec<_> = run.iter().map(|&(_, len)| vec![0; len]).collect();
+            let ids = run.iter().map(|&(id, _)| id);
+            let mut wanted: Vec<_> = ids.zip(buffers.iter_mut().map(Vec::as_mut_slice)).collect();
+            for (&(id, len), read) in run.iter().zip(read_all(store, &mut wanted)) {
+                match read {
+                    Ok(()) if self.condemned.contains(&id) => lock(&self.sound_again).push(id),
+                    Ok(()) => {}
+                    Err(error) if error.kind() == ErrorKind::Corrupt => self.note(id, len, &error),
+                    // An unreachable store says nothing about the block.
+                    Err(error) => return Err(error),
+                }
+                self.blocks_read.fetch_add(1, Ordering::Relaxed);
+                self.bytes_read.fetch_add(len as u64, Ordering::Relaxed);
+            }
+        }
+        Ok(())
     }
 
     fn note(&self, id: BlockId, len: usize, error: &Error) {
-        let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
-        blocks.insert(id, (len, error.to_string()));
+        lock(&self.blocks).insert(id, (len, error.to_string()));
     }
-}
 
-/// Walks the manifests again to name every place that a damaged block or segment is in. Each segment without damage
-/// is read once, however many backups have it.
-fn places(
-    store: &dyn StoreReader,
-    entries: &[Entry],
-    blocks: &HashMap<BlockId, (usize, String)>,
-    bad_segments: &HashSet<SegmentId>,
-    cancel: &AtomicBool,
-) -> Result<Vec<Damage>> {
-    let mut all = Vec::new();
-    if blocks.is_empty() && bad_segments.is_empty() {
-        return Ok(all);
-    }
-    // Even if it can be read now: its blocks were not.
-    let readable = |id: SegmentId| match bad_segments.contains(&id) {
-        true => Err(Error::SegmentDamaged {
-            id,
-            what: "it could not be read, or not always".into(),
-        }),
-        false => Ok(()),
-    };
-    let mut good_segments = HashSet::new();
-    for entry in entries {
-        for image in entry.backup.stored() {
-            let mut add = |offset_bytes, len_bytes, what: &str| {
-                all.push(Damage {
-                    backup: entry.backup.spec(),
-                    disk: image.disk.to_string(),
-                    offset_bytes,
-                    len_bytes,
-                    what: what.to_owned(),
-                });
-            };
-            let opened = SlotReader::open(store, image.manifest);
-            let reader = match opened.and_then(|reader| readable(image.manifest).map(|()| reader)) {
-                Ok(reader) => reader,
-                Err(error) if error.kind() != ErrorKind::Corrupt => return Err(error),
-                Err(error) => {
-                    add(0, image.size_bytes, &error.to_string());
-                    continue;
-                }
-            };
-            let size = reader.root().block_size;
-            for (number, segment) in reader.root().segments.iter().enumerate() {
-                if *segment == SegmentId::ZERO || good_segments.contains(segment) {
-                    continue;
-                }
-                if cancel.load(Ordering::SeqCst) {
-                    return Err(Error::Interrupted);
-                }
-                let first = number as u64 * SEGMENT_SLOTS as u64;
-                let start = size.offset_of(BlockIndex(first));
-                let slots = reader.segment(number);
-                let slots = match slots.and_then(|slots| readable(*segment).map(|()| slots)) {
-                    Ok(slots) => slots,
-                    Err(error) if error.kind() != ErrorKind::Corrupt => return Err(error),
-                    Err(error) => {
-                        let end = size.offset_of(BlockIndex(first + SEGMENT_SLOTS as u64));
-                        let len = end.min(image.size_bytes).saturating_sub(start);
-                        add(start, len, &error.to_string());
-                        continue;
-                    }
-                };
-                let mut good = true;
-                for (index, id) in (first..).zip(&slots) {
-                    if let Some((_, what)) = id.and_then(|id| blocks.get(&id)) {
-                        let index = BlockIndex(index);
-                        let len = size.len_of(index, image.size_bytes) as u64;
-                        add(size.offset_of(index), len, what);
-                        good = false;
-                    }
-                }
-                if good {
-                    good_segments.insert(*segment);
-                }
-            }
+    fn read(&self, backups: u64) -> VerifyProgress {
+        VerifyProgress {
+            backups,
+            blocks: self.blocks_read.load(Ordering::Relaxed),
+            bytes: self.bytes_read.load(Ordering::Relaxed),
         }
     }
-    Ok(all)
 }
 
 type Located = (BlockId, usize, Option<Place>);
@@ -288,7 +216,21 @@ struct Walk<'a> {
     bad_segments: HashSet<SegmentId>,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    fn new(store: &'a dyn StoreReader) -> Self {
+        Self {
+            store,
+            seen_segments: HashSet::new(),
+            seen: PlaceNumbers::default(),
+            bad_segments: HashSet::new(),
+        }
+    }
+
+    fn backup(&mut self, entry: &Entry, hand_out: &mut dyn FnMut(&[Located]) -> Result<()>) -> Result<()> {
+        let mut images = entry.backup.stored();
+        images.try_for_each(|image| self.image(image, hand_out))
+    }
+
     fn image(&mut self, image: &Image, hand_out: &mut dyn FnMut(&[Located]) -> Result<()>) -> Result<()> {
         let reader = match SlotReader::open(self.store, image.manifest) {
             Ok(reader) => reader,

@@ -6,7 +6,7 @@
 //! and nothing of before is running.
 
 use std::fs::{DirBuilder, File, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -165,22 +165,19 @@ fn prepare(dir: &Path, command: &str) -> Result<File, RunError> {
 }
 
 fn new_id() -> Result<String, RunError> {
-    let mut bytes = [0; ID_DIGITS / 2];
-    fill(&mut bytes)?;
-    Ok(vbk_repo::id::to_hex(&bytes))
+    Ok(vbk_repo::id::to_hex(&random_bytes::<{ ID_DIGITS / 2 }>()?))
 }
 
 /// A number that nobody can guess.
 pub(crate) fn random() -> Result<u64, RunError> {
-    let mut bytes = [0; 8];
-    fill(&mut bytes).map(|()| u64::from_ne_bytes(bytes))
+    random_bytes().map(u64::from_ne_bytes)
 }
 
-fn fill(bytes: &mut [u8]) -> Result<(), RunError> {
-    let path = "/dev/urandom";
-    File::open(path)
-        .and_then(|mut file| file.read_exact(bytes))
-        .map_err(RunError::new("read", path))
+/// Bytes from the kernel's random number generator.
+pub(crate) fn random_bytes<const N: usize>() -> Result<[u8; N], RunError> {
+    let mut bytes = [0; N];
+    let filled = getrandom::fill(&mut bytes).map_err(io::Error::other);
+    filled.map_err(RunError::new("read", "/dev/urandom")).map(|()| bytes)
 }
 
 /// Whether a run is alive. False if its directory is missing, as after a reboot, or nobody holds its lock. A run whose

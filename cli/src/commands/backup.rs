@@ -35,6 +35,7 @@ use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
 use crate::machine;
 use crate::signals;
+use crate::warnings::warn_of_foreign_changes;
 
 /// What became of a guest.
 pub struct Done {
@@ -175,7 +176,7 @@ fn back_up(
     })?;
     notifier.ready();
     let catalogue = writer.catalogue()?;
-    crate::commands::warn_of_foreign_changes(&catalogue);
+    warn_of_foreign_changes(&catalogue);
     found.extend(catalogue.guests().into_iter().cloned());
     let queue = Queue::at(&machine::cache_dir());
     queue.sort(&mut planned, &catalogue);

@@ -9,11 +9,11 @@ use vbk_repo::diff::{ImageDiff, diff};
 use vbk_repo::repository::View;
 
 use crate::args::DiffArgs;
-use crate::commands::warn_of_clock;
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
 use crate::terminal::table::{Align, Table};
 use crate::terminal::units;
+use crate::warnings::{warn_of_clock, warn_of_foreign_changes};
 
 #[derive(Serialize)]
 struct Report {
@@ -85,7 +85,7 @@ type Pair<'a> = (Option<&'a Image>, Option<&'a Image>);
 pub fn run(context: &Context<'_>, args: &DiffArgs) -> Result<Outcome> {
     let view = context.view()?;
     let catalogue = view.catalogue()?;
-    crate::commands::warn_of_foreign_changes(&catalogue);
+    warn_of_foreign_changes(&catalogue);
     let before = find(&catalogue, &args.before)?;
     let after = find(&catalogue, &args.after)?;
     let pairs = pairs(before, after, args)?;

@@ -9,15 +9,17 @@ use vbk_repo::backup::Entry;
 use vbk_repo::catalogue::{BackupSpec, Catalogue};
 use vbk_repo::name::GuestName;
 use vbk_repo::state::{States, note_of};
+use vbk_repo::store::Thrift;
 
 use crate::args::{ForgetArgs, ProtectArgs};
-use crate::commands::{prune, warn_of_clock};
 use crate::config::Keep;
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
+use crate::pruning::{MAX_UNUSED, prune};
 use crate::signals;
 use crate::terminal::table::{Align, Table};
 use crate::terminal::units;
+use crate::warnings::warn_of_clock;
 
 /// What becomes of one backup, and why.
 #[derive(Debug, Serialize)]
@@ -67,8 +69,11 @@ pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
         context.json_result(&judged.verdicts)?;
         return Ok(judged.outcome());
     }
-    let thrift = prune::thrift(prune::MAX_UNUSED, false);
-    match prune::with(context, &writer, thrift, &cancel, Some(&judged.verdicts))? {
+    let thrift = Thrift {
+        max_unused: MAX_UNUSED,
+        dry_run: false,
+    };
+    match prune(context, &writer, thrift, &cancel, Some(&judged.verdicts))? {
         Outcome::Done => Ok(judged.outcome()),
         outcome => Ok(outcome),
     }

@@ -7,9 +7,9 @@ use vbk_repo::keys::Keys;
 use vbk_repo::repository::{CreateOptions, Repository};
 
 use crate::args::InitArgs;
-use crate::commands::key;
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
+use crate::new_keys::{after_recovery_key, recovery_name, show_recovery_key, ways_of_new};
 use crate::place;
 use crate::terminal::units;
 
@@ -52,7 +52,7 @@ pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
     if args.encrypt {
         // Before anybody is asked for a passphrase.
         check_parent(path, args.parents)?;
-        let ways = key::ways_of_new(context, path, !args.no_recovery_key)?;
+        let ways = ways_of_new(context, path, !args.no_recovery_key)?;
         recovery_key = ways.recovery_key;
         options.encryption = Some((Keys::generate()?, ways.slots));
     }
@@ -69,7 +69,7 @@ pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
         units::size(args.block_size.into())
     ));
     if let Some(text) = &recovery_key {
-        key::show_recovery_key(context, text);
+        show_recovery_key(context, text);
     }
     let shows_key = recovery_key.is_some();
     let view = repository.view();
@@ -82,7 +82,7 @@ pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
     })?;
     view?;
     Ok(match shows_key {
-        true => key::after_recovery_key(key::recovery_name()),
+        true => after_recovery_key(recovery_name()),
         false => Outcome::Done,
     })
 }

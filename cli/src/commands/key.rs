@@ -6,12 +6,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use serde::Serialize;
-use vbk_repo::keys::{self, Keys, PassphraseCost, RecoveryKey, SlotKind, Unlock};
+use vbk_repo::keys::{self, Keys, PassphraseCost, RecoveryKey, Unlock};
 use vbk_repo::repository::Repository;
 
 use crate::args::{KeyAddArgs, KeyCommand};
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
+use crate::new_keys::{after_recovery_key, key_file, name_of, show_recovery_key};
 use crate::terminal::output;
 use crate::terminal::table::{Align, Table};
 use crate::terminal::units;
@@ -142,42 +143,6 @@ fn add(context: &Context<'_>, args: &KeyAddArgs) -> Result<Outcome> {
     })
 }
 
-/// What a slot is called unless it is given a name.
-fn name_of(kind: SlotKind) -> &'static str {
-    match kind {
-        SlotKind::Passphrase => "passphrase",
-        SlotKind::KeyFile => "key-file",
-        SlotKind::Recovery => "recovery",
-    }
-}
-
-/// A key file, made if it is not there.
-pub fn key_file(path: &Path) -> Result<Unlock> {
-    match path.exists() {
-        true => unlock::key_file(path),
-        false => Ok(keys::create_key_file(path)?),
-    }
-}
-
-/// Also when quiet: it is shown this once.
-pub fn show_recovery_key(context: &Context<'_>, key: &str) {
-    context.print(format_args!(
-        "Recovery key, shown only this once; write it down and keep it away from this machine:\n\n    {key}\n\n"
-    ));
-}
-
-/// How a run ends that showed a recovery key: a slot that opens with what nobody has read is said to be there.
-pub fn after_recovery_key(name: &str) -> Outcome {
-    if !output::is_closed() {
-        return Outcome::Done;
-    }
-    tracing::error!(
-        "the recovery key could not be shown, and nothing else opens its slot: `vbk key remove {name}` removes that, and \
-         `vbk key add --recovery` makes another"
-    );
-    Outcome::Failed
-}
-
 fn export(context: &Context<'_>, path: &Path) -> Result<Outcome> {
     let repository = context.repository()?;
     let keys = keys_of(&repository)?;
@@ -199,45 +164,4 @@ fn export(context: &Context<'_>, path: &Path) -> Result<Outcome> {
         path.display()
     ));
     Ok(Outcome::Done)
-}
-
-/// What the slot of a new repository's recovery key is called.
-pub fn recovery_name() -> &'static str {
-    name_of(SlotKind::Recovery)
-}
-
-/// What a new repository opens with.
-pub struct NewWays {
-    /// The name and the way of each slot.
-    pub slots: Vec<(String, Unlock)>,
-    /// The text of the recovery key.
-    pub recovery_key: Option<String>,
-}
-
-/// Asks for, or makes, what a new repository opens with.
-pub fn ways_of_new(context: &Context<'_>, repository: &Path, recovery: bool) -> Result<NewWays> {
-    unlock::keep_out_of_core_files();
-    let way = match context.new_key_file(repository)? {
-        Some(path) => key_file(path)?,
-        None => match context.given_key(repository)? {
-            Some(way) => way,
-            None => unlock::ask_new()?,
-        },
-    };
-    if way.kind() == SlotKind::Recovery {
-        return Err(Error::Usage(
-            "that is a recovery key; choose a passphrase of your own".into(),
-        ));
-    }
-    let mut ways = vec![(name_of(way.kind()).to_owned(), way)];
-    let mut text = None;
-    if recovery {
-        let key = RecoveryKey::generate()?;
-        text = Some(key.text().to_string());
-        ways.push((name_of(SlotKind::Recovery).to_owned(), Unlock::Recovery(key)));
-    }
-    Ok(NewWays {
-        slots: ways,
-        recovery_key: text,
-    })
 }

@@ -1,11 +1,12 @@
 //! `vbk list`
 
 use crate::args::ListArgs;
-use crate::commands::{BackupJson, clock_doubt, describe_state, disk_names, unreadable_notes};
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
+use crate::listing::{BackupJson, describe_state, disk_names};
 use crate::terminal::table::{Align, Table};
 use crate::terminal::units;
+use crate::warnings::{clock_doubt, unreadable_notes};
 
 /// Lists backups.
 pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Outcome> {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 use vbk_fuse::Fsid;
-use vbk_fuse::files::{FilesPlan, HIDDEN_ROOT, clean_directories};
+use vbk_fuse::files::FilesPlan;
 use vbk_fuse::session::{Session, SessionOptions};
 use vbk_fuse::tree::ImageFs;
 use vbk_fuse::volumes::{self, Access, Outcome as Volume, VolumeReport, WhenBusy};
@@ -20,11 +20,12 @@ use vbk_repo::reader::ReadResources;
 use vbk_repo::repository::Repository;
 
 use crate::args::MountArgs;
-use crate::commands::{warn_of_clock, warn_of_clocks};
 use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
+use crate::leftover_mounts::clean_leftovers;
 use crate::machine;
 use crate::terminal::units;
+use crate::warnings::{warn_of_clock, warn_of_clocks};
 
 mod daemon;
 
@@ -342,24 +343,6 @@ impl VolumeJson {
             root,
         }
     }
-}
-
-/// Takes down what killed mounts left and nobody can name any more.
-pub fn clean_leftovers() {
-    let root = Path::new(HIDDEN_ROOT);
-    if !root.exists() || !nix::unistd::geteuid().is_root() {
-        return;
-    }
-    match volumes::clean_leftovers(root) {
-        Ok(cleaned) => {
-            for gone in cleaned.mounts.iter().chain(&cleaned.loops) {
-                tracing::info!("removed {}, which a killed mount had left", gone.display());
-            }
-        }
-        Err(error) => tracing::warn!("can't remove what killed mounts left: {error}"),
-    }
-    clean_directories(root);
-    daemon::clean_logs();
 }
 
 fn absolute(dir: &Path) -> Result<PathBuf> {

@@ -1,25 +1,24 @@
 //! `vbk repair`
 
 use std::collections::HashSet;
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde::Serialize;
 use vbk::repair::offer_disk;
 use vbk_repo::ErrorKind;
-use vbk_repo::repair::Repair;
-use vbk_repo::repository::{Manager, Repository};
-use vbk_repo::state::{note_of, note_without};
-use vbk_repo::verify::{VerifyReport, verify};
+use vbk_repo::repair::{Repair, repair_all};
+use vbk_repo::repository::{Manager, Repository, Verified};
+use vbk_repo::verify::{Scope, VerifyReport, expected_bytes, verify};
 
 use crate::args::RepairArgs;
-use crate::commands::verify::{DamageJson, Suspects, new_bytes, print_damage, warn_of_guess};
 use crate::context::{Context, threads};
+use crate::damage::{DamageJson, print_damage};
 use crate::exit::{Error, Outcome, Result};
 use crate::signals;
 use crate::terminal::progress::{Progress, Words};
 use crate::terminal::units;
+use crate::warnings::warn_of_guess;
 
 #[derive(Serialize)]
 struct Report<'a> {
@@ -62,22 +61,13 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
             "accepted: records and notes were changed without the key: {what}\n"
         ));
     }
-    let (mut found, mut suspects) = read_all(context, &writer, &cancel)?;
-    let mut mended = (0, 0);
-    // A segment that comes back may name blocks that are damaged too, so there may be more to get after the first turn.
-    loop {
-        let turn = mend(context, &writer, args, &found, &cancel)?;
-        mended = (mended.0 + turn.0, mended.1 + turn.1);
-        if turn == (0, 0) {
-            break;
-        }
-        let before = found.bad_segments;
-        (found, suspects) = read_all(context, &writer, &cancel)?;
-        if turn.1 == 0 || found.bad_segments == before {
-            break;
-        }
-    }
-    note(&writer, &found, &suspects)?;
+    let repaired = repair_all(
+        writer.store(),
+        &mut || read_all(context, &writer, &cancel),
+        &mut |repair| look(context, repair, args, &writer, &cancel),
+    )?;
+    record(&writer, &repaired.left)?;
+    let found = &repaired.left;
     let records: Vec<_> = writer.catalogue()?.damaged().iter().map(ToString::to_string).collect();
     for record in &records {
         context.print(format_args!("{record}\n"));
@@ -85,7 +75,7 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
     print_damage(context, &found.damage);
     let got = format!(
         "{} got back in {}",
-        units::count(mended.0 + mended.1, "damaged block"),
+        units::count(repaired.blocks + repaired.segments, "damaged block"),
         units::duration(clock.elapsed())
     );
     let good = found.damage.is_empty() && records.is_empty() && tables.left.is_empty();
@@ -107,8 +97,8 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
         mended_tables: tables.done,
         damaged_tables: tables.left,
         accepted_changes: accepted.clone(),
-        mended_blocks: mended.0,
-        mended_segments: mended.1,
+        mended_blocks: repaired.blocks,
+        mended_segments: repaired.segments,
         damage: found.damage.iter().map(DamageJson::new).collect(),
         damaged_records: records,
     })?;
@@ -119,74 +109,53 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
     })
 }
 
-fn read_all(context: &Context<'_>, writer: &Manager, cancel: &AtomicBool) -> Result<(VerifyReport, Suspects)> {
+fn read_all(context: &Context<'_>, writer: &Manager, cancel: &AtomicBool) -> Result<VerifyReport> {
     let catalogue = writer.catalogue()?;
     let entries = catalogue.entries();
-    let progress = Progress::new(context.quiet(), new_bytes(entries), Words::Plain);
-    let suspects = Suspects::of(writer.store())?;
+    let progress = Progress::new(context.quiet(), expected_bytes(entries), Words::Plain);
     let report = verify(
         writer.store(),
         entries,
-        &|id| suspects.is_read(id),
+        &Scope::All,
         threads(),
         &|done| progress.set(done.bytes),
         cancel,
     );
     progress.finish();
-    Ok((report?, suspects))
+    Ok(report?)
 }
 
-/// Looks everywhere for what is damaged; gives how many blocks and segments were got back.
-fn mend(
+/// Looks for damaged blocks and segments in every place that was named.
+fn look(
     context: &Context<'_>,
-    writer: &Manager,
+    repair: &mut Repair<'_>,
     args: &RepairArgs,
-    found: &VerifyReport,
+    writer: &Manager,
     cancel: &AtomicBool,
-) -> Result<(u64, u64)> {
-    if found.bad_blocks.is_empty() && found.bad_segments.is_empty() {
-        return Ok((0, 0));
-    }
-    let mut repair = Repair::start(writer.store(), found)?;
+) -> Result<()> {
     if let Some(path) = &args.from {
-        from_repository(context, &mut repair, path)?;
+        let view = context.repository_at(path)?.view()?;
+        repair.from_repository(&*view.store())?;
     }
     for (_, path) in &args.from_source {
-        offer_disk(&mut repair, path, writer.identity().block_size, cancel)?;
+        offer_disk(repair, path, writer.identity().block_size, cancel)?;
     }
-    let mended = repair.mended();
-    repair.finish()?;
-    Ok(mended)
+    Ok(())
 }
 
-fn from_repository(context: &Context<'_>, repair: &mut Repair<'_>, path: &Path) -> Result<()> {
-    let view = context.repository_at(path)?.view()?;
-    Ok(repair.from_repository(&*view.store())?)
-}
-
-/// Every backup was read: each is either proven or damaged.
-fn note(writer: &Manager, found: &VerifyReport, suspects: &Suspects) -> Result<()> {
-    let now = jiff::Timestamp::now();
-    let hurt: HashSet<&str> = found.damage.iter().map(|damage| damage.backup.as_str()).collect();
-    let states = writer.states()?;
-    let mut notes: Vec<_> = writer
-        .catalogue()?
-        .entries()
-        .iter()
-        .map(|entry| {
-            let key = entry.backup.spec();
-            let mut state = states.noted(&key);
-            let is_hurt = hurt.contains(key.as_str());
-            state.damaged = is_hurt.then_some(now);
-            state.proven = if is_hurt { state.proven } else { Some(now) };
-            warn_of_guess(&states, &key);
-            note_of(&key, state)
-        })
-        .collect();
-    for stray in states.strays() {
+/// Records the last verification, which read every backup.
+fn record(writer: &Manager, report: &VerifyReport) -> Result<()> {
+    let recorded = writer.record_verification(&Verified {
+        entries: writer.catalogue()?.entries(),
+        scope: &Scope::All,
+        all_disks: true,
+        report,
+        at: jiff::Timestamp::now(),
+        resets_unreadable: true,
+    })?;
+    recorded.protected.iter().for_each(|backup| warn_of_guess(backup));
+    for stray in &recorded.removed {
         tracing::warn!("note {stray} could not be read and is removed; what it said of a backup is lost");
-        notes.push(note_without(stray));
     }
-    suspects.pardon(writer, found)?;
-    Ok(writer.amend(&[], &notes)?)
+    Ok(())
 }

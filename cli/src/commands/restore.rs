@@ -13,12 +13,12 @@ use vbk_repo::catalogue::BackupSpec;
 use vbk_repo::reader::{ImageReader, ReadResources};
 
 use crate::args::{RestoreArgs, SkipDamaged};
-use crate::commands::warn_of_clock;
 use crate::context::{Context, stdout_is_terminal, threads};
 use crate::exit::{Error, Outcome, Result};
 use crate::signals;
 use crate::terminal::progress::{Progress, Words};
 use crate::terminal::units;
+use crate::warnings::{warn_of_clock, warn_of_foreign_changes};
 
 #[derive(Serialize)]
 struct Report {
@@ -83,7 +83,7 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
     let cancel = signals::cancel_flag_with_hangup().map_err(Error::io("watch for signals"))?;
     let view = context.view()?;
     let catalogue = view.catalogue()?;
-    crate::commands::warn_of_foreign_changes(&catalogue);
+    warn_of_foreign_changes(&catalogue);
     let entry = catalogue.find(&args.backup)?;
     warn_of_clock(&catalogue, &args.backup, entry);
     let image = choose(&entry.backup, &args.backup)?;

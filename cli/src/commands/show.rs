@@ -7,12 +7,13 @@ use vbk_repo::backup::Backup;
 use vbk_repo::state::State;
 
 use crate::args::ShowArgs;
-use crate::commands::{clock_doubt, describe_state, warn_of_clock};
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
+use crate::listing::describe_state;
 use crate::terminal::printable;
 use crate::terminal::table::{Align, Table};
 use crate::terminal::units;
+use crate::warnings::{clock_doubt, warn_of_clock, warn_of_foreign_changes};
 
 #[derive(Serialize)]
 struct Report<'a> {
@@ -32,7 +33,7 @@ struct Report<'a> {
 pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
     let view = context.view()?;
     let catalogue = view.catalogue()?;
-    crate::commands::warn_of_foreign_changes(&catalogue);
+    warn_of_foreign_changes(&catalogue);
     let mut entry = catalogue.find(&args.backup)?.clone();
     warn_of_clock(&catalogue, &args.backup, &entry);
     if let Some(disk) = &args.backup.disk {

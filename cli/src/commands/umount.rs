@@ -6,9 +6,9 @@ use serde::Serialize;
 use vbk_fuse::volumes::{self, WhenBusy};
 
 use crate::args::UmountArgs;
-use crate::commands::mount::clean_leftovers;
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
+use crate::leftover_mounts::clean_leftovers;
 
 #[derive(Serialize)]
 struct Report {

@@ -10,7 +10,7 @@ use crate::repair::Repair;
 use crate::store::memory::MemoryStore;
 use crate::store::{Record, StoreManager, StoreReader, StoreWriter, Thrift};
 use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image};
-use crate::verify::{VerifyReport, verify};
+use crate::verify::{Scope, VerifyReport, verify};
 use crate::writer::SlotReader;
 
 const FRIDAY: &str = "2026-11-20T05-54-00Z";
@@ -66,7 +66,7 @@ fn block_of_file(store: &MemoryStore, entry: &Entry) -> BlockId {
 }
 
 fn check(store: &MemoryStore, entries: &[Entry]) -> VerifyReport {
-    verify(store, entries, &|_| true, 2, &|_| (), &AtomicBool::new(false)).expect("runs")
+    verify(store, entries, &Scope::All, 2, &|_| (), &AtomicBool::new(false)).expect("runs")
 }
 
 #[test]

@@ -27,7 +27,7 @@ use crate::reader::{ImageReader, ReadResources};
 use crate::state::{State, States, note_of};
 use crate::store::faulty::{Calls, Fault, FaultyStore};
 use crate::store::{StoreManager, StoreReader, Swept, Thrift};
-use crate::verify::verify;
+use crate::verify::{Scope, verify};
 
 static CANCEL: AtomicBool = AtomicBool::new(false);
 
@@ -216,7 +216,7 @@ impl<H: Home> Bench<H> {
             }
             Step::Verify => {
                 let catalogue = Catalogue::load(&*store)?;
-                let report = verify(&*store, catalogue.entries(), &|_| true, 2, &|_| (), &CANCEL)?;
+                let report = verify(&*store, catalogue.entries(), &Scope::All, 2, &|_| (), &CANCEL)?;
                 assert_eq!(report.damage, []);
             }
         }

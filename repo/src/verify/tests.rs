@@ -1,6 +1,8 @@
 use super::*;
 use crate::block::BlockSize;
 use crate::id::BackupId;
+use crate::state::Rotation;
+use crate::store::StoreManager;
 use crate::store::memory::MemoryStore;
 use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image};
 
@@ -12,7 +14,7 @@ fn entry(time: &str, images: Vec<Image>) -> Entry {
 }
 
 fn run(store: &MemoryStore, entries: &[Entry]) -> VerifyReport {
-    verify(store, entries, &|_| true, 2, &|_| (), &AtomicBool::new(false)).expect("runs")
+    verify(store, entries, &Scope::All, 2, &|_| (), &AtomicBool::new(false)).expect("runs")
 }
 
 fn slot(store: &MemoryStore, image: &Image, index: usize) -> BlockId {
@@ -81,7 +83,7 @@ fn a_lost_manifest_is_damage_of_the_whole_disk() {
 #[test]
 fn a_verification_can_be_interrupted() {
     let (store, entries) = two_days();
-    let result = verify(&store, &entries, &|_| true, 1, &|_| (), &AtomicBool::new(true));
+    let result = verify(&store, &entries, &Scope::All, 1, &|_| (), &AtomicBool::new(true));
     assert!(matches!(result, Err(Error::Interrupted)));
 }
 
@@ -97,12 +99,24 @@ fn a_backup_of_nothing_is_good() {
 fn parts_of_all_blocks_are_read_one_by_one() {
     let (store, entries) = two_days();
     let read = |part| {
-        let wanted = |id| part_of(id, 7) == part;
-        let report = verify(&store, &entries, &wanted, 2, &|_| (), &AtomicBool::new(false)).expect("runs");
+        let scope = Scope::Parts {
+            rotation: Rotation { parts: vec![None; 7] },
+            due: vec![part],
+        };
+        let report = verify(&store, &entries, &scope, 2, &|_| (), &AtomicBool::new(false)).expect("runs");
         report.read.blocks
     };
     let all: Vec<u64> = (0..7).map(read).collect();
     assert_eq!(all.iter().sum::<u64>(), 101);
     assert!(all.iter().all(|part| (5..30).contains(part)), "{all:?}");
-    assert_eq!(part_of(BlockId([0xFF; 32]), 7), 6);
+}
+
+#[test]
+fn condemned_blocks_that_are_read_whole_are_named() {
+    let (store, entries) = two_days();
+    let image = &entries[0].backup.images[0];
+    let (sound, damaged, unnamed) = (slot(&store, image, 7), slot(&store, image, 8), BlockId([9; 32]));
+    store.damage(damaged, |sealed| sealed.pages[0][5] ^= 1);
+    store.condemn(&[sound, damaged, unnamed]).expect("condemns");
+    assert_eq!(run(&store, &entries).sound_again, [sound]);
 }

@@ -185,7 +185,7 @@ fn write_images<'a>(volumes: Volumes<'a>, images: &[ImageReader], cancel: bool) 
     let disks: Vec<_> = images
         .iter()
         .map(|image| DiskToWrite {
-            name: "vda",
+            name: "vda".into(),
             label: "web1@x/vda".into(),
             image,
             data_bytes: 0,
@@ -318,7 +318,7 @@ fn a_volume_that_can_not_be_removed_is_named() {
     let heard = Hears(std::sync::Mutex::default());
     let one = image(&plain(1));
     let disk = DiskToWrite {
-        name: "vda",
+        name: "vda".into(),
         label: String::new(),
         image: &one,
         data_bytes: 0,

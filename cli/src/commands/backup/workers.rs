@@ -12,6 +12,7 @@ use vbk::backup::guest::{Host, back_up_guest};
 use vbk::observer::{Event, Observer};
 use vbk_repo::ErrorKind;
 use vbk_repo::name::GuestName;
+use vbk_repo::pool;
 use vbk_repo::repository::Writer;
 
 use super::telling::Telling;
@@ -70,21 +71,12 @@ impl Workers<'_> {
             self.host.clean(&*shared.progress);
         }
         let warnings = shared.progress.warnings();
-        let started = std::thread::scope(|scope| {
-            for number in 0..threads.min(shared.guests) {
-                let shared = &shared;
-                let thread = std::thread::Builder::new().name(format!("vbk-guest-{number}"));
-                match thread.spawn_scoped(scope, move || shared.work()) {
-                    Ok(_) => {}
-                    // Those that there are do the work.
-                    Err(error) if number > 0 => tracing::warn!("only {number} guests at a time: {error}"),
-                    Err(error) => return Err(Error::io("start a thread")(error)),
-                }
-            }
+        let worked = pool::run("vbk-guest", threads.min(shared.guests), &|_, _| {
+            shared.work();
             Ok(())
         });
         shared.progress.finish();
-        started.map(|()| Results {
+        worked.map(|()| Results {
             done: shared.done.into_inner().unwrap_or_else(PoisonError::into_inner),
             warnings,
         })

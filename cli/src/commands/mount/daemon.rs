@@ -10,11 +10,11 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use nix::unistd::{dup2_stderr, dup2_stdout, setsid};
 
 use crate::exit::{Error, Outcome, Result};
+use crate::leftover_mounts::clean_logs;
 use crate::machine::{BACKGROUND_LOG, is_background, runtime_directory};
 use crate::terminal::output;
 use crate::unlock::KEY_ON_STDIN;
@@ -131,30 +131,6 @@ pub fn ready(outcome: Outcome) -> Result<()> {
     dup2_stdout(&null)
         .and_then(|()| dup2_stderr(&file))
         .map_err(|errno| failed("turn to the log")(errno.into()))
-}
-
-/// How long the log of a mount that ended stays for people to read.
-const LOG_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
-
-/// Removes the logs of processes that are gone: at once if there is no line in them, otherwise after a week.
-pub fn clean_logs() {
-    let Ok(directory) = runtime_directory() else {
-        return;
-    };
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    for entry in entries {
-        let name = entry.file_name();
-        let is_log = name.to_string_lossy().starts_with("mount-") && name.to_string_lossy().ends_with(".log");
-        let (Ok(file), Ok(log)) = (File::open(entry.path()), entry.metadata()) else {
-            continue;
-        };
-        let age = log.modified().ok().and_then(|last| last.elapsed().ok());
-        let useless = log.len() == 0 || age.is_some_and(|age| age > LOG_AGE);
-        if is_log && useless && file.try_lock().is_ok() {
-            // One that is gone by now was removed by somebody else.
-            let _ = std::fs::remove_file(entry.path());
-        }
-    }
 }
 
 /// Called in the background process when it ends well: removes the log if nothing is in it.

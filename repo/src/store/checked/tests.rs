@@ -6,7 +6,7 @@ use crate::repair::Repair;
 use crate::state::States;
 use crate::store::memory::MemoryStore;
 use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image};
-use crate::verify::{VerifyReport, verify};
+use crate::verify::{Scope, VerifyReport, verify};
 
 use std::sync::atomic::AtomicBool;
 
@@ -169,7 +169,7 @@ fn read_all(store: Arc<dyn StoreReader>) -> Result<()> {
     }
     mark(&*store, &catalogue, 2, &CANCEL)?;
     crate::stats::stats(&*store, &catalogue, 1, jiff::Timestamp::UNIX_EPOCH, &CANCEL)?;
-    let found = verify(&*store, catalogue.entries(), &|_| true, 1, &|_| (), &CANCEL)?;
+    let found = verify(&*store, catalogue.entries(), &Scope::All, 1, &|_| (), &CANCEL)?;
     match found.damage.first() {
         None => Ok(()),
         Some(damage) => panic!("reading found nothing, and verify {damage:?}"),

@@ -295,7 +295,7 @@ fn verify_finds_two_blocks_that_are_said_to_lie_in_one_place() {
         backup: crate::tests::testing::backup("web1", "2026-11-20T00-00-00Z", vec![image]),
     };
     let never = AtomicBool::new(false);
-    let report = crate::verify::verify(store, &[entry], &|_| true, 1, &|_| (), &never).expect("runs");
+    let report = crate::verify::verify(store, &[entry], &crate::verify::Scope::All, 1, &|_| (), &never).expect("runs");
     assert!(report.bad_blocks.contains_key(&other.id), "{report:?}");
 }
 

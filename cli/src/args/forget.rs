@@ -1,0 +1,111 @@
+//! The arguments of `vbk forget`, `vbk protect` and `vbk unprotect`.
+
+use clap::Args;
+use vbk::retention::{Age, KeepPolicy};
+use vbk_repo::catalogue::BackupSpec;
+
+/// Arguments of `vbk forget`.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "vbk forget [OPTIONS] <GUEST>... [--keep-daily 7 ...]\n       vbk forget [OPTIONS] --all [--keep-daily 7 ...]\n       vbk forget [OPTIONS] <BACKUP>...",
+    after_help = FORGET_HELP
+)]
+pub struct ForgetArgs {
+    /// Guests, together with what to keep of each; or backups by their whole names, as in web1@2026-10-01T02-00-00Z, by
+    /// whole ids, or as web1@latest
+    #[arg(value_name = "GUEST|BACKUP", required_unless_present = "all")]
+    pub what: Vec<String>,
+
+    /// All guests. Those of which nothing says what to keep are left out, with a warning
+    #[arg(long, conflicts_with = "what")]
+    pub all: bool,
+
+    /// Also forget a backup that is named and is the last good one of its guest
+    #[arg(long, conflicts_with = "all")]
+    pub last_too: bool,
+
+    /// What to keep.
+    #[command(flatten)]
+    pub keep: KeepArgs,
+
+    /// The time zone in which days, weeks, months and years begin [default: that of this machine]
+    #[arg(long, env = "VBK_TIME_ZONE", value_name = "ZONE")]
+    pub time_zone: Option<String>,
+
+    /// Only show what would be forgotten and what kept, and why
+    #[arg(long, short = 'n')]
+    pub dry_run: bool,
+
+    /// Run `vbk prune` afterwards
+    #[arg(long, conflicts_with = "dry_run")]
+    pub prune: bool,
+
+    /// Give up with exit code 75 if another process writes to the repository, instead of waiting for it
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+const FORGET_HELP: &str = "\
+A backup stays if any rule keeps it. Each rule walks from the newest backup to
+the oldest and keeps the newest one of each day, week, month or year until its
+number is used up. Without any --keep-... the guest's own `keep` in the
+configuration, or that of its [defaults], says what stays; keep = \"all\" keeps all
+backups. Whatever the rules say, protected backups stay, and so does
+the newest good backup of each guest. Damaged ones are not counted.
+
+Forgetting takes a backup out of the list at once. The space of its blocks comes
+back with `vbk prune`, as far as no other backup needs them.";
+
+/// What a policy keeps.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "What to keep")]
+pub struct KeepArgs {
+    /// The newest N backups
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub keep_last: u32,
+    /// One an hour, for the last N hours that have one
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub keep_hourly: u32,
+    /// One a day, for the last N days that have one
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub keep_daily: u32,
+    /// One a week, Monday to Sunday, for the last N weeks that have one
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub keep_weekly: u32,
+    /// One a month, for the last N months that have one
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub keep_monthly: u32,
+    /// One a year, for the last N years that have one
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub keep_yearly: u32,
+    /// All that are not older than this, as in 14d, 2w, 6m, 1y or 48h
+    #[arg(long, value_name = "AGE")]
+    pub keep_within: Option<Age>,
+}
+
+impl KeepArgs {
+    /// The policy.
+    pub fn policy(&self) -> KeepPolicy {
+        KeepPolicy {
+            last: self.keep_last,
+            hourly: self.keep_hourly,
+            daily: self.keep_daily,
+            weekly: self.keep_weekly,
+            monthly: self.keep_monthly,
+            yearly: self.keep_yearly,
+            within: self.keep_within,
+        }
+    }
+}
+
+/// Arguments of `vbk protect` and `vbk unprotect`.
+#[derive(Debug, Args)]
+pub struct ProtectArgs {
+    /// The backups, as in web1@2026-10-01
+    #[arg(value_name = "BACKUP", required = true)]
+    pub backups: Vec<BackupSpec>,
+
+    /// Give up with exit code 75 if another process writes to the repository, instead of waiting for it
+    #[arg(long)]
+    pub no_wait: bool,
+}

@@ -1,0 +1,21 @@
+//! The arguments of `vbk prune`.
+
+use clap::Args;
+
+use super::parse;
+
+/// Arguments of `vbk prune`.
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// Only show how much would be removed
+    #[arg(long, short = 'n')]
+    pub dry_run: bool,
+
+    /// How much unused may stay, as a share of what is in use: less gives back more and takes longer
+    #[arg(long, value_name = "PERCENT", default_value = "5%", value_parser = parse::parse_percent)]
+    pub max_unused: f64,
+
+    /// Give up with exit code 75 if another process writes to the repository, instead of waiting for it
+    #[arg(long)]
+    pub no_wait: bool,
+}

@@ -1,0 +1,52 @@
+//! Removes what mounts left behind whose process was killed: file systems, loop devices, directories and logs.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::Duration;
+
+use vbk_fuse::files::{HIDDEN_ROOT, clean_directories};
+use vbk_fuse::volumes;
+
+use crate::machine::runtime_directory;
+
+/// How long the log of a mount that ended stays for people to read.
+const LOG_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Takes down what killed mounts left and nobody can name any more.
+pub fn clean_leftovers() {
+    let root = Path::new(HIDDEN_ROOT);
+    if !root.exists() || !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    match volumes::clean_leftovers(root) {
+        Ok(cleaned) => {
+            for gone in cleaned.mounts.iter().chain(&cleaned.loops) {
+                tracing::info!("removed {}, which a killed mount had left", gone.display());
+            }
+        }
+        Err(error) => tracing::warn!("can't remove what killed mounts left: {error}"),
+    }
+    clean_directories(root);
+    clean_logs();
+}
+
+/// Removes the logs of processes that are gone: at once if there is no line in them, otherwise after a week.
+pub fn clean_logs() {
+    let Ok(directory) = runtime_directory() else {
+        return;
+    };
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    for entry in entries {
+        let name = entry.file_name();
+        let is_log = name.to_string_lossy().starts_with("mount-") && name.to_string_lossy().ends_with(".log");
+        let (Ok(file), Ok(log)) = (File::open(entry.path()), entry.metadata()) else {
+            continue;
+        };
+        let age = log.modified().ok().and_then(|last| last.elapsed().ok());
+        let useless = log.len() == 0 || age.is_some_and(|age| age > LOG_AGE);
+        if is_log && useless && file.try_lock().is_ok() {
+            // One that is gone by now was removed by somebody else.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Removing what no backup needs, for `vbk prune` and `vbk forget --prune`.
+
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use serde::Serialize;
+use vbk_repo::repository::Manager;
+use vbk_repo::store::{Swept, Thrift};
+
+use crate::context::{Context, threads};
+use crate::exit::{Outcome, Result};
+use crate::terminal::units;
+
+/// How much unused may stay unless something else is asked for, as a share of what is in use.
+pub const MAX_UNUSED: f64 = 0.05;
+
+#[derive(Serialize)]
+struct Report<'a, T: Serialize> {
+    dry_run: bool,
+    backups: u64,
+    #[serde(flatten)]
+    swept: Swept,
+    used_before_bytes: u64,
+    used_after_bytes: u64,
+    freed_bytes: u64,
+    mark_ms: u64,
+    duration_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    forgotten: Option<&'a T>,
+}
+
+/// Prunes with a writer that is open already, and prints what came of it; `forgotten` goes into the JSON.
+pub fn prune<T: Serialize>(
+    context: &Context<'_>,
+    writer: &Manager,
+    thrift: Thrift,
+    cancel: &AtomicBool,
+    forgotten: Option<&T>,
+) -> Result<Outcome> {
+    let clock = Instant::now();
+    let pruned = writer.prune(thrift, threads(), cancel, &|_| {})?;
+    let swept = pruned.swept;
+    let freed = pruned.used_before_bytes.saturating_sub(pruned.used_after_bytes);
+    let left = swept.unused_bytes - swept.removed_bytes;
+    let removed = format!(
+        "{} ({}) of {}",
+        units::count(swept.removed_blocks, "unused block"),
+        units::size(swept.removed_bytes),
+        units::size(swept.live_bytes + swept.unused_bytes),
+    );
+    if thrift.dry_run {
+        context.say(format_args!(
+            "{removed} would be removed; {} unused would stay",
+            units::size(left)
+        ));
+    } else {
+        context.say(format_args!(
+            "{removed} removed, {} unused left; {} given back in {}, the repository takes {}",
+            units::size(left),
+            units::size(freed),
+            units::duration(clock.elapsed()),
+            units::size(pruned.used_after_bytes),
+        ));
+        // Half of what was removed should be seen at least, or somebody holds the old files.
+        if freed < swept.removed_bytes / 2 {
+            context.say("running mounts, restores or verifications hold the rest; `vbk status` shows them");
+        }
+    }
+    context.json_result(&Report {
+        dry_run: thrift.dry_run,
+        backups: pruned.backups,
+        swept,
+        used_before_bytes: pruned.used_before_bytes,
+        used_after_bytes: pruned.used_after_bytes,
+        freed_bytes: freed,
+        mark_ms: u64::try_from(pruned.marked.as_millis()).unwrap_or(u64::MAX),
+        duration_ms: u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX),
+        forgotten,
+    })?;
+    Ok(Outcome::Done)
+}
