@@ -154,7 +154,7 @@ enum Held {
     Thick(Thick),
     Thin(Thin),
     Copy(reflink::Copy),
-    Unused(unused::Mark),
+    Unused(unused::WriteMark),
     Nothing,
 }
 
@@ -289,11 +289,11 @@ impl Snapshots {
                     held.live = plan::bare(&held.source, None, &self.options)? == Hold::Live;
                     match held.live {
                         true => Held::Nothing,
-                        false => Held::Unused(unused::Mark::of(&held.source, None)?),
+                        false => Held::Unused(unused::WriteMark::of(&held.source, None)?),
                     }
                 }
             },
-            (Hold::Unused, ..) => Held::Unused(unused::Mark::of(&held.source, disk.device)?),
+            (Hold::Unused, ..) => Held::Unused(unused::WriteMark::of(&held.source, disk.device)?),
             (Hold::Live, ..) => {
                 if let Ok(Some(user)) = unused::user_of(&held.source, disk.device) {
                     observer.event(Event::Warning(&format!(

@@ -25,16 +25,16 @@ fn user_of_file(path: &Path) -> Result<Option<String>, SnapshotError> {
     Ok(shown.or_else(|| holders::writer_of_file(&path, identity)))
 }
 
-/// What changes when a disk is written to.
+/// State of a disk that changes whenever the disk is written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mark {
-    /// What the kernel counts; `None` where it does not.
+pub(super) enum WriteMark {
+    /// The kernel's count of writes; `None` where it keeps none.
     Device(DeviceNumber, Option<(u64, u64)>),
     /// The time of the last change, to the nanosecond.
     File(i64, i64),
 }
 
-impl Mark {
+impl WriteMark {
     pub(super) fn of(path: &Path, device: Option<DeviceNumber>) -> Result<Self, SnapshotError> {
         match device {
             Some(device) => Ok(Self::Device(device, device.written())),
