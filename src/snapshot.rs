@@ -46,7 +46,7 @@ use vbk_repo::name::DiskName;
 
 pub use self::error::SnapshotError;
 pub use self::guard::Watch;
-pub use self::leftovers::{Cleaned, Leftover, Places, State, clean, give_up, leftovers, pool_fill};
+pub use self::leftovers::{Cleaned, Directories, Leftover, State, clean, give_up, leftovers, pool_fill};
 pub use self::names::{TAG, TAG_BASE, host_tag, mark_of};
 pub use self::plan::{Hold, Plan, PlannedDisk, plan};
 pub use self::reflink::{bases as copies_kept_of, fill_beside};

@@ -40,7 +40,7 @@ use crate::host::run::Run;
 use crate::limit::speed::DeviceSpeed;
 use crate::limit::{LimitOptions, LimitedDisk, Limiter, ReadLimit};
 use crate::observer::{Event, Observer};
-use crate::snapshot::{self, Places, PlannedDisk, SnapshotError, SnapshotOptions, Snapshots};
+use crate::snapshot::{self, Directories, PlannedDisk, SnapshotError, SnapshotOptions, Snapshots};
 use crate::text::size;
 
 /// Files that are kept with a backup.
@@ -79,8 +79,8 @@ impl Host {
         &self.programs
     }
 
-    fn places(&self) -> Places<'_> {
-        Places {
+    fn directories(&self) -> Directories<'_> {
+        Directories {
             runtime_dir: self.run.runtime_dir(),
             cache: &self.cache,
             host_id: self.run.host_id(),
@@ -103,7 +103,7 @@ impl Host {
             let SnapshotError::PoolFull { pool, .. } = &full else {
                 return Err(full.into());
             };
-            let given_up = snapshot::give_up(&self.programs, self.places(), options.stop_at, Some(pool))?;
+            let given_up = snapshot::give_up(&self.programs, self.directories(), options.stop_at, Some(pool))?;
             for name in &given_up.removed {
                 observer.event(Event::Warning(&format!(
                     "gave up {name}, a base of change hints, because thin pool {pool} is too full; the next backup of its disk \
@@ -124,7 +124,7 @@ impl Host {
 
     /// Removes the snapshots that runs of this machine left behind, and says so. What can't be removed is a warning.
     pub fn clean(&self, observer: &dyn Observer) {
-        match snapshot::clean(&self.programs, self.places(), false) {
+        match snapshot::clean(&self.programs, self.directories(), false) {
             Ok(cleaned) => {
                 if let Some(suspended) = cleaned.suspended {
                     observer.event(Event::Warning(&suspended));

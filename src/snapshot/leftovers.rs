@@ -77,7 +77,7 @@ impl Cleaned {
 
 /// Where to look for what vbk made.
 #[derive(Debug, Clone, Copy)]
-pub struct Places<'a> {
+pub struct Directories<'a> {
     /// What the runs note, as `/run/vbk`.
     pub runtime_dir: &'a Path,
     /// What is to survive a reboot and may be lost, as `/var/cache/vbk`.
@@ -101,12 +101,12 @@ impl Leftover {
 
 /// Lists the snapshots that vbk made, on this machine and on others that share its volume groups; the copies of files
 /// that runs since the last reboot noted; and those that are kept.
-pub fn leftovers(programs: &Programs, places: Places<'_>) -> Result<Vec<Leftover>, SnapshotError> {
-    let Places {
+pub fn leftovers(programs: &Programs, directories: Directories<'_>) -> Result<Vec<Leftover>, SnapshotError> {
+    let Directories {
         runtime_dir,
         cache,
         host_id,
-    } = places;
+    } = directories;
     // In this order: a run is locked before it makes anything, so whatever is listed belongs to a run that is alive, or
     // one that is over.
     let volumes = match lvm::volumes(programs, &format!("lv_tags={{{}}}", names::TAG)) {
@@ -193,8 +193,8 @@ fn of_copy(path: PathBuf, runtime_dir: &Path) -> Option<Leftover> {
 
 /// Removes what runs of this machine left behind, and with `kept` also what is kept as the base of change hints. Each
 /// removal looks again at what it removes.
-pub fn clean(programs: &Programs, places: Places<'_>, kept: bool) -> Result<Cleaned, SnapshotError> {
-    let found = leftovers(programs, places)?;
+pub fn clean(programs: &Programs, directories: Directories<'_>, kept: bool) -> Result<Cleaned, SnapshotError> {
+    let found = leftovers(programs, directories)?;
     let volumes = found.iter().filter(|left| left.state != State::OtherHost);
     let volumes: Vec<(&str, &str)> = volumes.flat_map(Leftover::volumes).collect();
     let mut cleaned = Cleaned {
@@ -208,8 +208,8 @@ pub fn clean(programs: &Programs, places: Places<'_>, kept: bool) -> Result<Clea
             State::Kept | State::InUse | State::OtherHost | State::Unclear => continue,
         }
         let removed = match &left.thing {
-            Thing::Volume(volume) => remove::remove_volume(programs, places.host_id, volume),
-            Thing::Copy(path) if reflink::is_left(path, places.runtime_dir) => reflink::remove_file(path),
+            Thing::Volume(volume) => remove::remove_volume(programs, directories.host_id, volume),
+            Thing::Copy(path) if reflink::is_left(path, directories.runtime_dir) => reflink::remove_file(path),
             // It was a moment ago: another cleaning is at it.
             Thing::Copy(_) => continue,
             Thing::Base(path) => reflink::remove_file(path),
@@ -217,7 +217,7 @@ pub fn clean(programs: &Programs, places: Places<'_>, kept: bool) -> Result<Clea
         cleaned.note(left.name, removed);
     }
     // The list of what could not be removed stays.
-    for dir in run::dead(places.runtime_dir) {
+    for dir in run::dead(directories.runtime_dir) {
         if reflink::noted(&dir).is_empty()
             && let Err(error) = std::fs::remove_dir_all(&dir)
         {
@@ -232,13 +232,13 @@ pub fn clean(programs: &Programs, places: Places<'_>, kept: bool) -> Result<Clea
 /// guest overwrites what it shares with it, and nobody else watches that between two runs.
 pub fn give_up(
     programs: &Programs,
-    places: Places<'_>,
+    directories: Directories<'_>,
     above: f64,
     pool: Option<&str>,
 ) -> Result<Cleaned, SnapshotError> {
     let mut cleaned = Cleaned::default();
     let mut fills: BTreeMap<String, Option<f64>> = BTreeMap::new();
-    for left in leftovers(programs, places)? {
+    for left in leftovers(programs, directories)? {
         if left.state != State::Kept {
             continue;
         }
@@ -256,7 +256,7 @@ pub fn give_up(
                 if fill.is_none_or(|fill| fill < above) {
                     continue;
                 }
-                remove::remove_volume(programs, places.host_id, volume)
+                remove::remove_volume(programs, directories.host_id, volume)
             }
             Thing::Base(path) if pool.is_none() && reflink::fill_beside(path).is_some_and(|fill| fill >= above) => {
                 reflink::remove_file(path)

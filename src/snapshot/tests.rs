@@ -279,7 +279,7 @@ fn what_dead_runs_left_is_removed_and_nothing_else() {
     retag(&unclear, &format!("[{ours}]"));
     let used = take(&run);
 
-    let found = leftovers(&fake.programs, fake.places()).expect("lists");
+    let found = leftovers(&fake.programs, fake.directories()).expect("lists");
     let state = |name: &str| found.iter().find(|found| found.name == name).map(|found| found.state);
     assert_eq!(state(&dead), Some(State::LeftBehind));
     assert_eq!(state(&foreign), Some(State::OtherHost));
@@ -297,7 +297,7 @@ fn what_dead_runs_left_is_removed_and_nothing_else() {
     assert_eq!(in_use.info.as_ref().expect("says who it is").command, "backup web1");
     assert_eq!(in_use.of, "vg0/x");
 
-    let cleaned = clean(&fake.programs, fake.places(), false).expect("cleans");
+    let cleaned = clean(&fake.programs, fake.directories(), false).expect("cleans");
     let mut removed = cleaned.removed;
     removed.sort();
     let mut expected = vec![half_made.to_owned(), dead.clone()];
@@ -307,7 +307,7 @@ fn what_dead_runs_left_is_removed_and_nothing_else() {
     for name in [&foreign, &kept, &unclear, &name(&used), no_run, "vg0/precious", "vg0/x"] {
         assert!(fake.is_there(name), "{name}");
     }
-    let cleaned = clean(&fake.programs, fake.places(), true).expect("cleans");
+    let cleaned = clean(&fake.programs, fake.directories(), true).expect("cleans");
     assert_eq!((cleaned.removed, cleaned.failed.len()), (vec![kept], 0));
     used.remove().expect("removes");
 }
@@ -336,7 +336,7 @@ fn a_kept_snapshot_stays_as_a_base_and_can_be_removed_later() {
     snapshots.remove().expect("removes the others");
     drop(run);
     assert!(
-        clean(&fake.programs, fake.places(), false)
+        clean(&fake.programs, fake.directories(), false)
             .expect("cleans")
             .removed
             .is_empty()

@@ -106,8 +106,8 @@ impl Fake {
         &self.runtime
     }
 
-    pub fn places(&self) -> Places<'_> {
-        Places {
+    pub fn directories(&self) -> Directories<'_> {
+        Directories {
             runtime_dir: &self.runtime,
             cache: &self.runtime,
             host_id: HOST,

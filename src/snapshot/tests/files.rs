@@ -124,11 +124,11 @@ fn a_file_is_held_by_a_copy_that_shares_its_extents(mkfs: &str) {
     for name in other.iter().chain([&dead]) {
         std::fs::write(fs.path().join(name), "x").expect("writes");
     }
-    let found = leftovers(&fake.programs, fake.places()).expect("lists");
+    let found = leftovers(&fake.programs, fake.directories()).expect("lists");
     let mut states: Vec<State> = found.iter().map(|found| found.state).collect();
     states.sort_by_key(|state| *state == State::LeftBehind);
     assert_eq!(states, [State::InUse, State::LeftBehind]);
-    let cleaned = clean(&fake.programs, fake.places(), false).expect("cleans");
+    let cleaned = clean(&fake.programs, fake.directories(), false).expect("cleans");
     assert_eq!(cleaned.removed, [fs.path().join(dead).display().to_string()]);
     assert!(!noted.exists());
     // After a reboot there is no note, and the next run finds it by its name; one that is locked is in use elsewhere.
@@ -163,16 +163,18 @@ fn a_file_is_held_by_a_copy_that_shares_its_extents(mkfs: &str) {
             .collect::<Vec<_>>()
     };
     let base = fs.path().join(format!(".vbk-base-{mark}-disk with a space.img"));
-    let found = leftovers(&fake.programs, fake.places()).expect("lists");
+    let found = leftovers(&fake.programs, fake.directories()).expect("lists");
     assert_eq!(kept(&found), [(base.display().to_string(), disk.display().to_string())]);
     assert_eq!(
-        clean(&fake.programs, fake.places(), false).expect("cleans").removed,
+        clean(&fake.programs, fake.directories(), false)
+            .expect("cleans")
+            .removed,
         [] as [&str; 0]
     );
     assert!(base.exists());
-    let cleaned = clean(&fake.programs, fake.places(), true).expect("cleans");
+    let cleaned = clean(&fake.programs, fake.directories(), true).expect("cleans");
     assert_eq!(cleaned.removed, [base.display().to_string()]);
-    assert_eq!(kept(&leftovers(&fake.programs, fake.places()).expect("lists")), []);
+    assert_eq!(kept(&leftovers(&fake.programs, fake.directories()).expect("lists")), []);
     std::fs::rename(&gone, &disk).expect("renames");
 
     snapshots.remove().expect("removes");

@@ -53,12 +53,12 @@ fn not_extended(size_mib: u64) -> SnapshotOptions {
 }
 
 fn ours() -> Vec<Leftover> {
-    let places = Places {
+    let directories = Directories {
         runtime_dir: Path::new("/run/vbk"),
         cache: Path::new("/var/cache/vbk"),
         host_id: "lab",
     };
-    leftovers(&Programs::system(), places).expect("lists")
+    leftovers(&Programs::system(), directories).expect("lists")
 }
 
 #[test]
