@@ -23,6 +23,7 @@ use vbk_repo::block::{BlockIndex, BlockSize};
 use vbk_repo::id::BackupId;
 
 use crate::host::program::ProgramError;
+use crate::snapshot::SnapshotError;
 
 /// Whether to believe change hints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -64,6 +65,9 @@ pub enum HintError {
     /// A program failed.
     #[error(transparent)]
     Program(#[from] ProgramError),
+    /// The bases can't be looked for.
+    #[error(transparent)]
+    Bases(#[from] SnapshotError),
     /// What is to be compared does not belong together.
     #[error("{what}")]
     NotComparable {
@@ -110,6 +114,7 @@ impl HintError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Program(error) => error.kind(),
+            Self::Bases(error) => error.kind(),
             Self::NotComparable { .. } => ErrorKind::Invalid,
             Self::Held { .. } | Self::Busy { .. } => ErrorKind::Locked,
             Self::NotUnderstood { .. } => ErrorKind::Unsupported,

@@ -8,6 +8,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use tempfile::TempDir;
 
 use super::super::*;
+use crate::host::program::Programs;
 
 pub(super) const HOST: &str = "0a1b2c";
 const PROGRAMS: [&str; 8] = [

@@ -1,11 +1,13 @@
 //! What the guard does, on devices whose fill is what a test says.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::super::*;
 use super::MIB;
 use super::fake::Fake;
+use crate::observer::Event;
 
 /// Keeps the warnings.
 #[derive(Default)]

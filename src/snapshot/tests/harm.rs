@@ -5,6 +5,7 @@ use vbk_repo::ErrorKind;
 use super::super::*;
 use super::MIB;
 use super::fake::{Fake, HOST, names};
+use crate::host::lvm::Volume;
 
 /// Makes a snapshot as a run does, with more tags.
 fn snapshot(fake: &Fake, name: &str, of: &str, tags: &str) {
