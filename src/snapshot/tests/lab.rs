@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::super::*;
 use super::MIB;
+use crate::host::lvm::status::{DmStatus, Space, status};
 use crate::host::program::Programs;
 
 const THICK: &str = "/dev/vg0/thick";
@@ -28,6 +29,29 @@ fn take(disks: &[&str], options: &SnapshotOptions) -> Snapshots {
         .expect("plans")
         .take(&run, &())
         .expect("takes")
+}
+
+/// For what surely happens, however slow the machine is.
+const LONG: Duration = Duration::from_secs(240);
+
+/// Waits for a state.
+#[track_caller]
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let clock = Instant::now();
+    while !is_so() {
+        assert!(clock.elapsed() < LONG, "{what} within {LONG:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Space of a disk's thick snapshot, as the kernel has it now.
+fn space(disk: &HeldDisk) -> Space {
+    let snapshot = disk.snapshot.as_ref().expect("is a volume");
+    let device = lvm::dm_name(&snapshot.vg, &snapshot.name, "");
+    match status(&Programs::system(), &device).expect("answers") {
+        DmStatus::Snapshot(space) => space,
+        other => panic!("{} is {other:?}", snapshot.full_name()),
+    }
 }
 
 /// Writes that go to the device at once.
@@ -74,10 +98,15 @@ fn real_snapshots_hold_still_are_extended_and_go_again() {
         ours().iter().map(|found| found.state).collect::<Vec<_>>(),
         [State::InUse, State::InUse]
     );
-    // Of 20 % space, 8 MiB; without extension it would overflow at the eighth.
+    // Of 20 % space, 8 MiB; without extension it would overflow at the eighth. The next is written when the guard has made
+    // room for it.
+    let extend_at = SnapshotOptions::default().extend_at.expect("extends");
     for at in 0..20 {
         write(THICK, at, 1, 2);
-        std::thread::sleep(Duration::from_millis(700));
+        until("it is extended", || {
+            assert!(!stop.load(Ordering::SeqCst), "the guard has stopped the run");
+            space(&snapshots.disks()[0]).fill() < extend_at
+        });
     }
     write(THIN, 0, 4, 2);
     assert_eq!(read_all(&snapshots.disks()[0].read).expect("reads"), vec![1; 32 << 20]);
@@ -111,11 +140,7 @@ fn a_real_snapshot_that_overflows_is_never_good_again() {
     let error = snapshots.check().expect_err("is not good").to_string();
     assert!(error.contains("has overflowed"), "{error}");
     assert!(read_all(&snapshots.disks()[0].read).is_err());
-    let clock = Instant::now();
-    while !stop.load(Ordering::SeqCst) {
-        assert!(clock.elapsed() < Duration::from_secs(10));
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    until("the guard sees it", || stop.load(Ordering::SeqCst));
     watch.end().expect_err("says so too");
     assert!(ours()[0].invalid);
     snapshots.remove().expect("removes");
@@ -128,20 +153,18 @@ fn a_real_run_is_stopped_while_its_snapshot_is_still_good() {
     let snapshots = take(&[THICK], &not_extended(16));
     let stop = Arc::new(AtomicBool::new(false));
     let watch = snapshots.watch(Arc::clone(&stop), Arc::new(())).expect("starts");
+    let seen = || snapshots.peaks()[0].used_bytes.expect("is thick");
+    let is_stopped = || stop.load(Ordering::SeqCst);
     for at in 0..32 {
-        if stop.load(Ordering::SeqCst) {
+        if is_stopped() {
             break;
         }
-        // 256 KiB at a time.
-        let file = File::options().write(true).open(THICK).expect("opens");
-        for part in 0..4 {
-            file.write_all_at(&[4; 256 << 10], at * MIB + part * (256 << 10))
-                .expect("writes");
-            file.sync_data().expect("syncs");
-            // Emulated processors are slow to look.
-            std::thread::sleep(Duration::from_millis(200));
-        }
+        // Less than a tenth of the space, and the next when the guard has seen this one.
+        write(THICK, at, 1, 4);
+        let used = space(&snapshots.disks()[0]).used * 512;
+        until("the guard looks", || is_stopped() || seen() >= used);
     }
+    until("the run is stopped", is_stopped);
     snapshots.check().expect("is still good");
     let error = watch.end().expect_err("has stopped it").to_string();
     assert!(error.contains("full and could not be extended"), "{error}");
