@@ -1,13 +1,13 @@
 //! Holds the disks of a guest still while they are read, and releases them however the run ends.
 //!
 //! [`plan`] finds out what each disk is, and which method holds it still; it changes nothing. [`Plan::make`] makes all
-//! snapshots, and [`Made::settle`] sees to it that there are all or none. [`Snapshots::watch`] guards them while they are
-//! read; [`Snapshots::check`] says after the last byte whether they were good all the time; [`Snapshots::remove`] removes
-//! them.
+//! snapshots, and [`Made::settle`] sees to it that there are all or none. [`Snapshots::watch`] guards them while they
+//! are read; [`Snapshots::check`] says after the last byte whether they were good all the time; [`Snapshots::remove`]
+//! removes them.
 //!
-//! A method is a file: `thick.rs`, `thin.rs`, `reflink.rs`, `live.rs` and `unused.rs` implement the promises of `hold.rs`,
-//! and nothing else here knows one from the other. Each says in its head why what it reads can't be wrong, and what a kill
-//! leaves of it.
+//! A method is a file: `thick.rs`, `thin.rs`, `reflink.rs`, `live.rs` and `unused.rs` implement the promises of
+//! `hold.rs`, and nothing else here knows one from the other. Each says in its head why what it reads can't be wrong,
+//! and what a kill leaves of it.
 
 mod error;
 mod gauge;
@@ -80,7 +80,7 @@ pub struct Made {
 }
 
 impl Made {
-    /// What need not be done while the guest stands still: looks for the snapshots, or removes what there is of them.
+    /// Looks for the snapshots, or removes those that exist if one failed. The guest need not stand still for this.
     pub fn settle(self) -> Result<Snapshots, SnapshotError> {
         let mut taken = self.snapshots;
         match self.result.and_then(|()| taken.find()) {
@@ -94,8 +94,8 @@ impl Made {
 }
 
 impl Plan {
-    /// Holds the disks still. Snapshots follow each other as fast as lvm2 makes them; all exist before this returns, and
-    /// nothing else is done. `run` is the run that they belong to.
+    /// Holds the disks still. Snapshots follow each other as fast as lvm2 makes them; all exist before this returns,
+    /// and nothing else is done. `run` is the run that they belong to.
     pub fn make(self, run: &Run, observer: &dyn Observer) -> Made {
         let mut taken = Snapshots {
             tools: Tools {
@@ -147,6 +147,7 @@ impl Snapshots {
                 None => {
                     self.disks.pop();
                     planned.method = plan::without_snapshot(&planned.disk, &self.options)?;
+                    // Without a warning if it is read live: the backup's record says so.
                     observer = &();
                     continue;
                 }
@@ -186,7 +187,7 @@ impl Snapshots {
         &self.disks
     }
 
-    /// Whether a disk is read as it is, although another process may write to it.
+    /// Returns whether a disk is read as it is, although another process may write to it.
     pub fn is_live(&self) -> bool {
         self.disks.iter().any(HeldDisk::is_live)
     }
@@ -197,8 +198,8 @@ impl Snapshots {
         guard::watch(&self.tools.programs, &self.options, things.collect(), stop, observer)
     }
 
-    /// Asked after the last byte was read, and before the record is written: whether everything that was read was of one
-    /// moment. It is also an error if a disk that no process used was written meanwhile.
+    /// Checks that everything that was read was of one moment. To be asked after the last byte was read, and before the
+    /// record is written. It is also an error if a disk that no process used was written to meanwhile.
     pub fn check(&self) -> Result<(), SnapshotError> {
         self.disks.iter().try_for_each(|disk| disk.hold.check(&self.tools))
     }
@@ -217,8 +218,8 @@ impl Snapshots {
         each.collect()
     }
 
-    /// Keeps a disk's snapshot or copy when the rest is removed, as a base with this mark. What must outlive a reboot is
-    /// noted in `cache`. Does nothing where there is neither.
+    /// Keeps a disk's snapshot or copy when the rest is removed, as a base with this mark. What must outlive a reboot
+    /// is noted in `cache`. Does nothing where there is neither.
     pub fn keep(&mut self, disk: &DiskName, mark: &str, cache: &Path) -> Result<(), SnapshotError> {
         match self.disks.iter_mut().find(|held| held.disk.name == *disk) {
             Some(held) => held.hold.keep(mark, cache, &self.tools),

@@ -1,18 +1,18 @@
-//! The bases of change hints: what was read for the backup before, kept so that the next run can ask what has changed
-//! since.
+//! The bases of change hints: the snapshots and copies that were read for the backup before, kept so that the next run
+//! can ask for the changes since.
 //!
 //! A thin volume's base is the snapshot itself, tagged `vbk_base` and `vbk_backup_<mark>`; a raw file's is the reflink
-//! copy, with that mark in its name. A mark stands for a backup and the disk in it ([`base_name`]). There is one base
-//! for each disk, replaced by the next successful run.
+//! copy, with that mark in its name. A mark stands for a backup and the disk in it ([`base_name`]). Each disk has one
+//! base, replaced by the next successful run.
 //!
-//! A base takes room as the guest overwrites what it shares with it. So none is kept where the pool or file system is
-//! rather full already, `snapshot::give_up` takes them away between the runs, and a run that finds a pool too full gives
-//! them up first.
+//! A base takes room as the guest overwrites the blocks that it shares with it. So none is kept in a pool or file
+//! system that is rather full already, `snapshot::give_up` removes them between the runs, and a run that finds a pool
+//! too full gives them up first.
 //!
-//! A base is believed only if it names that disk of the guest's latest backup ([`may_skip`]). So it does not matter which
-//! volumes are which disks by then, or where a run ends: one
-//! that failed leaves the old base, which is still that of the latest backup; one that was killed between its commit and
-//! the new base leaves the old base too, and that one is not of the latest backup any more.
+//! A base is used only if it names that disk of the guest's latest backup ([`may_skip`]). So volumes may change places
+//! between two runs, and a run may end anywhere: one that failed leaves the old base, which is still that of the latest
+//! backup; one that was killed between its commit and the new base leaves the old base too, which is not that of the
+//! latest backup any more.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -34,7 +34,7 @@ use crate::observer::{Event, Observer};
 use crate::snapshot::names::base_name;
 use crate::snapshot::{Base, Content, HeldDisk, Room, Snapshots};
 
-/// What is asked of hints, and what it takes to answer.
+/// All that finding and keeping bases needs to know of a guest and its run.
 pub(crate) struct Wish<'a> {
     pub(crate) options: HintOptions,
     /// The guest's backups, oldest first.
@@ -49,10 +49,11 @@ pub(crate) struct Wish<'a> {
     pub(crate) keep_below: f64,
 }
 
-/// The same for copies of files: a file system is seldom extended, and often fuller than a pool may be.
+/// The fill from which on no copy of a file is kept: a file system is seldom extended, and often fuller than a pool may
+/// be.
 const KEEP_COPIES_BELOW: f64 = 0.9;
 
-/// What need not be read of each disk. Where nothing is known a note says why; where something is wrong, a warning.
+/// Finds a hint for each disk. Where there is none, a note says why; where something is wrong, a warning.
 pub(crate) fn hints(
     programs: &Programs,
     snapshots: &Snapshots,
@@ -79,7 +80,7 @@ pub(crate) fn hints(
     hints
 }
 
-/// A hint, or why there is none, which is an error only if there should be one.
+/// A hint, or the reason for which there is none. An error if something is wrong.
 fn hint(
     programs: &Programs,
     disk: &HeldDisk,
@@ -161,7 +162,7 @@ fn compare(
 fn thin_snapshot(volume: &Volume) -> Result<ThinSnapshot, HintError> {
     let (Some(thin_id), Some(transaction)) = (volume.thin_id, volume.transaction) else {
         return Err(HintError::NotComparable {
-            what: format!("LVM does not say the thin id of {}", volume.full_name()),
+            what: format!("LVM reports no thin id for {}", volume.full_name()),
         });
     };
     Ok(ThinSnapshot {
@@ -174,8 +175,8 @@ fn thin_snapshot(volume: &Volume) -> Result<ThinSnapshot, HintError> {
     })
 }
 
-/// After a backup: what was read for it becomes the base of each disk, and the base before goes. Without hints, all bases of
-/// the disks go. What fails is a warning: the backup is there.
+/// After a backup: makes the snapshot or copy that was read the base of its disk, and removes the base before. Without
+/// hints, removes all bases of the disks. A failure is a warning: the backup is complete.
 pub(crate) fn replace(
     programs: &Programs,
     snapshots: &mut Snapshots,
@@ -196,7 +197,8 @@ pub(crate) fn replace(
     }
 }
 
-/// After a run that found hints wrong and then failed: the bases of those disks must not be compared with again.
+/// After a run that found hints wrong and then failed: removes the bases of those disks, so that none is compared with
+/// again.
 pub(crate) fn distrust(
     programs: &Programs,
     snapshots: &Snapshots,
@@ -231,7 +233,7 @@ fn replace_one(
     let Some(old) = old else {
         return Ok(());
     };
-    // Of what has no hints nothing may be kept: a thick snapshot that stays fills up for nothing.
+    // Nothing is kept of a disk without hints: a thick snapshot that stays fills up for nothing.
     let mark = mark.filter(|_| may_compare(&old.now));
     let too_full = match mark {
         Some(_) => too_full(programs, wish, &old.room)?,
@@ -244,7 +246,7 @@ fn replace_one(
         )));
     }
     if let Some(mark) = mark.filter(|_| too_full.is_none()) {
-        // A pool keeps what it knows of a snapshot in memory for a second, a file system what it knows of a copy: after a
+        // A pool keeps its changes of a snapshot in memory for a second, and a file system those of a copy: after a
         // power cut the base must be what was read.
         File::open(&disk.read)
             .and_then(|read| read.sync_all())
@@ -256,7 +258,7 @@ fn replace_one(
     remove_all(programs, old.kept)
 }
 
-/// Why a base would have too little room, if it would.
+/// The reason for which a base would have too little room, if it would.
 fn too_full(programs: &Programs, wish: &Wish<'_>, room: &Room) -> Result<Option<String>, String> {
     let below = match room {
         Room::Pool { .. } => wish.keep_below,

@@ -1,4 +1,4 @@
-//! Things that become full while a disk is held still, and the highest fill that was seen of them.
+//! Things that become full while a disk is held still, and their highest fill.
 
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +12,7 @@ pub(super) trait Fills: Debug + Send + Sync {
     /// Its names. Two things with equal names are one, and watched once.
     fn label(&self) -> Label;
 
-    /// Asks how full it is. The outer error says that the answer is missing, which may pass; the inner one that the disk is
+    /// Asks for its space. The outer error says that there is no answer, which may pass; the inner one that the disk is
     /// not held still any more, which does not.
     fn look(&self, programs: &Programs) -> Result<Result<Space, SnapshotError>, ProgramError>;
 
@@ -21,7 +21,7 @@ pub(super) trait Fills: Debug + Send + Sync {
         None
     }
 
-    /// Whether it can become full at all.
+    /// Returns whether it can become full at all.
     fn can_overflow(&self, _space: Space) -> bool {
         true
     }
@@ -48,7 +48,7 @@ pub(super) struct Label {
     pub is_shared: bool,
 }
 
-/// Something to watch, and where to note its fill.
+/// Something to watch, and the gauge for its fill.
 #[derive(Debug, Clone)]
 pub(super) struct Gauged {
     pub thing: Arc<dyn Fills>,

@@ -1,12 +1,12 @@
-//! The guard: watches how full snapshots and thin pools become while they are read, extends them where there is room, and
-//! stops the run before one overflows.
+//! The guard: watches snapshots and thin pools fill while they are read, extends them where there is room, and stops
+//! the run before one overflows.
 //!
-//! A thread asks the kernel about once a second, more often when something fills fast ([`crate::host::lvm::status`]: no lock of
-//! LVM's is taken). Extending is left to a thread of its own: `lvextend` may fail, wait for another lvm2 command or hang,
-//! and the guard goes on watching meanwhile.
+//! A thread asks the kernel about once a second, more often when something fills fast ([`crate::host::lvm::status`]: no
+//! lock of LVM's is taken). Extending is left to a thread of its own: `lvextend` may fail, wait for another lvm2
+//! command or hang, and the guard continues to watch meanwhile.
 //!
 //! A thin pool was seldom empty before the run. One that was above the threshold already is extended only when it has
-//! come half the way from there to the limit: what it holds every day is the administrator's business.
+//! come half the way from there to the limit: its usual fill is the administrator's business.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,15 +21,16 @@ use crate::host::lvm::status::Space;
 use crate::host::program::{ProgramError, Programs};
 use crate::observer::{Event, Observer};
 
-/// How often to look, and how often when something fills fast.
+/// Pause between two looks, and between two when something fills fast.
 const PAUSE: Duration = Duration::from_secs(1);
 const SHORT_PAUSE: Duration = Duration::from_millis(100);
-/// With less time than this to the limit, it is extended whatever the fill.
+/// With less time than this until it reaches the limit, it is extended whatever the fill.
 const AHEAD_SECS: f64 = 5.0;
-/// After so many failures in a row the guard is blind.
+/// Number of failures in a row after which the guard gives up.
 const BLIND: u32 = 5;
-/// When to try again to extend what could not be extended.
+/// Pause before the next try to extend what could not be extended.
 const TRY_AGAIN: Duration = Duration::from_secs(30);
+
 /// The guard at work.
 #[derive(Debug)]
 pub struct Watch {
@@ -39,7 +40,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Ends the guard. The error is why it stopped the run, if it did. Waits for an `lvextend` that is under way.
+    /// Ends the guard. The error is the reason for which it stopped the run, if it did. Waits for an `lvextend` that is
+    /// under way.
     pub fn end(mut self) -> Result<(), SnapshotError> {
         self.join().unwrap_or(Ok(()))
     }
@@ -59,8 +61,8 @@ impl Drop for Watch {
     }
 }
 
-/// Starts the guard. When a disk is not held still any more, or is about not to be, it sets `stop`, and [`Watch::end`] says
-/// why.
+/// Starts the guard. When a disk is not held still any more, or is about not to be, it sets `stop`, and [`Watch::end`]
+/// says why.
 pub(super) fn watch(
     programs: &Programs,
     options: &SnapshotOptions,
@@ -93,7 +95,7 @@ pub(super) fn watch(
     })
 }
 
-/// Joins what is the same, as the pool of two disks.
+/// Joins things that are the same, e.g. the pool of two disks.
 fn watched(things: Vec<Gauged>) -> Vec<Watched> {
     let mut all: Vec<Watched> = Vec::new();
     for Gauged { thing, gauge } in things {
@@ -119,12 +121,12 @@ struct Watched {
     label: Label,
     thing: Arc<dyn Fills>,
     gauges: Vec<Arc<Gauge>>,
-    /// The first fill that was seen.
+    /// Fill at the first look.
     first: Option<f64>,
     last: Option<(Instant, Space)>,
     failures: u32,
     extending: Option<JoinHandle<Result<(), String>>>,
-    /// Why it could not be extended, and when to try again.
+    /// The reason for which it could not be extended, and the time of the next try.
     failed: Option<(String, Instant)>,
     warned: bool,
 }
@@ -144,7 +146,7 @@ impl Watched {
         }
     }
 
-    /// Use of it; the error is why the run must stop.
+    /// Notes its space; the error is the reason for which the run must stop.
     fn space(
         &mut self,
         answer: Result<Result<Space, SnapshotError>, ProgramError>,
@@ -216,7 +218,7 @@ impl Guard {
         }
     }
 
-    /// Looks at one, and says when to look again.
+    /// Looks at one, and returns the pause until the next look.
     fn look(&mut self, at: usize) -> Result<Duration, SnapshotError> {
         self.reap(at);
         let (extend_at, stop_at) = (self.extend_at, self.stop_at);

@@ -1,9 +1,9 @@
-//! The promises of a method that holds disks still. Each method is one file that implements [`HoldMethod`], and [`Hold`]
-//! for one disk; `methods.rs` lists them, and `tests/conformance.rs` runs all of them through these promises:
+//! The promises of a method that holds disks still. Each method is one file that implements [`HoldMethod`], and
+//! [`Hold`] for one disk; `methods.rs` lists them, and `tests/conformance.rs` runs all of them through these promises:
 //!
 //! 1. What is read does not change while the disk is written. A method that can't promise that is live, or its
 //!    [`Hold::check`] reports the write.
-//! 2. [`Hold::check`] reports a disk that is not held still any more, however short that was.
+//! 2. [`Hold::check`] reports a disk that is not held still any more, and one that was not for a moment.
 //! 3. [`Hold::release`] removes whatever [`Hold::make`] has made, also when that failed half way; a second call does
 //!    nothing.
 //! 4. What is kept as a base is found again by [`HoldMethod::bases`].
@@ -34,12 +34,12 @@ pub(crate) trait HoldMethod: Debug + Sync {
     /// Its name in a backup's record; `None` if it reads the disk itself.
     fn kind(&self) -> Option<SnapshotKind>;
 
-    /// Whether it reads the disk although another process may write to it.
+    /// Returns whether it reads the disk although another process may write to it.
     fn is_live(&self) -> bool {
         false
     }
 
-    /// Whether it is for this disk. The error says why no method can be.
+    /// Returns whether it can hold this disk. The error says why no method can.
     fn suits(&self, disk: &Disk, options: &SnapshotOptions) -> Result<bool, SnapshotError>;
 
     /// Finds room for all disks that it is to hold. Makes nothing.
@@ -60,8 +60,8 @@ pub(crate) trait HoldMethod: Debug + Sync {
         Ok(None)
     }
 
-    /// What runs left and what is kept. Lists before it looks which runs are alive: a run is locked before it makes
-    /// anything, so what is listed belongs to a run that is alive, or to one that is over.
+    /// Lists what runs left and what is kept. It lists first and then looks which runs are alive: a run is locked
+    /// before it makes anything, so what is listed belongs to a run that is alive, or to one that is over.
     fn leftovers(&self, _programs: &Programs, _directories: Directories<'_>) -> Result<Vec<Leftover>, SnapshotError> {
         Ok(Vec::new())
     }
@@ -72,10 +72,8 @@ pub(crate) trait Hold: Debug + Send + Sync {
     /// Makes it, and says what to read; `None` if this disk can't be held so after all, and nothing was made.
     fn make(&mut self, tools: &Tools, observer: &dyn Observer) -> Result<Option<ReadFrom>, SnapshotError>;
 
-    /// Whether everything that was read until now was of one moment.
-    fn check(&self, _tools: &Tools) -> Result<(), SnapshotError> {
-        Ok(())
-    }
+    /// Checks that everything that was read until now was of one moment.
+    fn check(&self, tools: &Tools) -> Result<(), SnapshotError>;
 
     /// Things that become full meanwhile, the one to report first.
     fn watched(&self) -> Vec<Gauged> {
@@ -88,9 +86,7 @@ pub(crate) trait Hold: Debug + Send + Sync {
     }
 
     /// Removes what was made and not kept. Tried once: a second call does nothing.
-    fn release(&mut self, _tools: &Tools) -> Result<(), SnapshotError> {
-        Ok(())
-    }
+    fn release(&mut self, tools: &Tools) -> Result<(), SnapshotError>;
 }
 
 /// The programs of the host, and the run that snapshots belong to.
@@ -133,7 +129,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Whether it is a file, and not a block device.
+    /// Returns whether it is a file, and not a block device.
     pub fn is_file(&self) -> bool {
         self.device.is_none()
     }
@@ -172,7 +168,7 @@ impl HeldDisk {
         self.method.kind()
     }
 
-    /// Whether it is read as it is, although another process may write to it.
+    /// Returns whether it is read as it is, although another process may write to it.
     pub fn is_live(&self) -> bool {
         self.method.is_live()
     }

@@ -1,6 +1,6 @@
-//! Which copies of files are kept as bases of change hints, so that those of guests that are gone are found too. Noted in a
-//! directory that outlives a reboot, one file for each disk: its path and that of the copy, each with a zero byte at its
-//! end. What is noted is only where to look: a copy is known by its name and what it is.
+//! Notes of the copies of files that are kept as bases of change hints, so that those of guests that are gone are found
+//! too. They lie in a directory that outlives a reboot, one file for each disk: its path and that of the copy, each
+//! with a zero byte at its end. A note only says where to look: a copy is recognized by its name and owner.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -20,7 +20,7 @@ const NEW: &str = "new";
 
 /// A copy that is kept.
 pub(super) struct Kept {
-    /// What it is a copy of.
+    /// The file that it is a copy of.
     pub source: PathBuf,
     pub copy: PathBuf,
 }
@@ -29,12 +29,13 @@ pub(super) struct Kept {
 ///
 /// A crash leaves:
 ///
-/// 1. Before the rename: the note of the copy before, or none, and perhaps a file `.new`, which [`all`] ignores and the next note of
-///    this file replaces. The note's bytes are synced first, so that the rename never puts an empty file in its place.
-/// 2. After the rename, before the directory is synced: either note. The copy still has its run's name then, by which the
-///    next run of its disk finds it.
-/// 3. After that: the note. Only now the caller gives the copy its name: a file system may write that rename before one in
-///    another directory, and a kept copy without a note would stay for ever once its guest is gone.
+/// 1. Before the rename: the note of the copy before, or none, and perhaps a file `.new`, which [`all`] ignores and the
+///    next note of this file replaces. The note's bytes are synced first, so that the rename never puts an empty file
+///    in its place.
+/// 2. After the rename, before the directory is synced: either note. The copy still has its run's name then, by which
+///    the next run of its disk finds it.
+/// 3. After that: the note. Only now the caller gives the copy its name: a file system may write that rename before one
+///    in another directory, and a kept copy without a note would stay for ever once its guest is gone.
 pub(super) fn note(cache: &Path, source: &Path, copy: &Path) -> Result<(), SnapshotError> {
     let directory = cache.join(DIRECTORY);
     let path = directory.join(to_hex(&Hashing::Plain.content(source.as_os_str().as_bytes())));

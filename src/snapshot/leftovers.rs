@@ -1,4 +1,4 @@
-//! Which snapshots of vbk's exist and why, and the removal of those that nobody needs.
+//! Lists the snapshots and copies that outlive their runs, and removes those that are not needed.
 
 use std::collections::BTreeMap;
 
@@ -8,12 +8,12 @@ use crate::host::lvm::suspended;
 use crate::host::program::Programs;
 use crate::host::run;
 
-/// What a cleaning did.
+/// Result of a cleaning.
 #[derive(Debug, Default)]
 pub struct Cleaned {
-    /// Names of what was removed.
+    /// Names of the snapshots and copies that were removed.
     pub removed: Vec<String>,
-    /// What could not be removed, and why.
+    /// Names of those that could not be removed, and the errors.
     pub failed: Vec<(String, SnapshotError)>,
     /// A sentence about devices of snapshots and their origins that are suspended.
     pub suspended: Option<String>,
@@ -40,8 +40,8 @@ pub fn leftovers(programs: &Programs, directories: Directories<'_>) -> Result<Ve
     Ok(all)
 }
 
-/// Removes what runs of this machine left behind, and with `kept` also what is kept as the base of change hints. Each
-/// removal looks again at what it removes.
+/// Removes what runs of this machine left behind, and with `kept` also the bases of change hints. Each removal looks
+/// again at what it removes.
 pub fn clean(programs: &Programs, directories: Directories<'_>, kept: bool) -> Result<Cleaned, SnapshotError> {
     let found = leftovers(programs, directories)?;
     let volumes = found.iter().filter(|left| left.state != State::OtherHost);
@@ -70,9 +70,9 @@ pub fn clean(programs: &Programs, directories: Directories<'_>, kept: bool) -> R
     Ok(cleaned)
 }
 
-/// Gives up what is kept as the base of change hints where it could fill what it lies in: in thin pools and file systems
-/// that are full from `above` on, 0 to 1; with `pool`, in that one alone, e.g. `vg0/pool`. A base takes ever more room as the
-/// guest overwrites what it shares with it, and nobody else watches that between two runs.
+/// Removes the bases of change hints in thin pools and file systems whose fill is `above` or more, 0 to 1; with `pool`,
+/// in that one alone, e.g. `vg0/pool`. A base takes ever more room as the guest overwrites the blocks that it shares
+/// with it, and no run watches that between two backups.
 pub fn give_up(
     programs: &Programs,
     directories: Directories<'_>,

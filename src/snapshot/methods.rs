@@ -1,4 +1,5 @@
-//! The methods that hold disks still. A new one is a file beside this one, a line here and a case in `tests/conformance.rs`.
+//! The methods that hold disks still. A new one is a file beside this one, a line here and a case in
+//! `tests/conformance.rs`.
 
 use super::hold::HoldMethod;
 use super::live::Live;

@@ -1,7 +1,7 @@
 //! List of the copies that a run has made, in the run's directory. Lost by a reboot.
 //!
-//! For what can't carry tags as a volume does: `vbk snapshots` finds it here. A path is noted before anything is made of that
-//! name, so a kill leaves at worst a note of a file that does not exist.
+//! For what can't carry tags as a volume does: `vbk snapshots` finds it here. A path is noted before anything is made
+//! of that name, so a kill leaves at worst a note of a file that does not exist.
 
 use std::ffi::OsStr;
 use std::fs::OpenOptions;

@@ -26,7 +26,8 @@ pub enum Method {
 /// Choices for the snapshots of a guest.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SnapshotOptions {
-    /// Space of thick snapshots; `None`: twice the use of the last runs, or 20 % of the origin, as far as there is room.
+    /// Space of thick snapshots; `None`: twice the use of the last runs, or 20 % of the origin, as far as there is
+    /// room.
     pub size: Option<SnapshotSize>,
     /// Highest use of each disk's thick snapshot in the last runs.
     pub peak_bytes: BTreeMap<DiskName, u64>,

@@ -1,4 +1,4 @@
-//! Finds out what each disk is, and what will hold it still. Changes nothing.
+//! Finds out what each disk is, and chooses the method that will hold it still. Changes nothing.
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::host::lvm::{self, Volume};
 use crate::host::program::Programs;
 use crate::sys;
 
-/// What would be done to hold a guest's disks still. Nothing has been done yet.
+/// The method for each disk of a guest. Nothing has been made yet.
 #[derive(Debug)]
 pub struct Plan {
     pub(super) programs: Programs,
@@ -21,8 +21,8 @@ pub struct Plan {
     pub(super) disks: Vec<PlannedDisk>,
 }
 
-/// Finds out what the disks are, and whether there is room for what will hold them still. Creates nothing. Asks lvm2 only
-/// if there are block devices.
+/// Finds out what the disks are, chooses a method for each, and checks that there is room. Creates nothing. Asks lvm2
+/// only if there are block devices.
 pub fn plan(
     programs: &Programs,
     disks: &[(DiskName, PathBuf)],
@@ -91,7 +91,7 @@ fn look(programs: &Programs, path: &Path) -> Result<Seen, SnapshotError> {
         Ok(metadata) => metadata,
         Err(error) => {
             // A volume that is not active has no device. It is not activated here: in a group that several machines
-            // share, another one may have it open, and nobody named it.
+            // share, another one may have it open.
             if error.kind() == std::io::ErrorKind::NotFound
                 && let Some((vg, lv)) = volume_name(path)
                 && let Ok(Some(volume)) = lvm::volume(programs, &vg, &lv)
@@ -116,7 +116,7 @@ fn look(programs: &Programs, path: &Path) -> Result<Seen, SnapshotError> {
     let size = std::fs::File::open(path).and_then(|file| sys::device_size_bytes(&file));
     Ok(Seen {
         device: Some(DeviceNumber::from_raw(metadata.rdev())),
-        // Who reads it will say what is wrong; lvm2 knows the size too.
+        // The reader will report the error; lvm2 knows the size too.
         size_bytes: size.ok(),
     })
 }

@@ -1,10 +1,10 @@
-//! A copy of a raw file that shares its extents: made in an instant, and still while the file goes on changing.
+//! A copy of a raw file that shares its extents. It is made in an instant, and does not change when the file does.
 //!
-//! It lies beside the file, as `.vbk-<file>-<time>-<run>`, because only there it can share. What a kill leaves is found in
-//! two ways: the run's directory lists its copies, noted before they are made, so that `vbk snapshots` sees them; and
-//! after a reboot, when that list is gone, the next run that backs up the same file finds the name beside it. Whoever
-//! makes a copy holds flock(2) on it, so that one in use is not removed, whatever machine of a shared file system it is
-//! used on.
+//! It lies beside the file, as `.vbk-<file>-<time>-<run>`, because only there it can share. What a kill leaves is found
+//! in two ways: the run's directory lists its copies, noted before they are made, so that `vbk snapshots` sees them;
+//! and after a reboot, when that list is gone, the next run that backs up the same file finds the name beside it. The
+//! run that makes a copy holds flock(2) on it, so that another machine of a shared file system does not remove one in
+//! use.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
@@ -30,9 +30,9 @@ use crate::observer::Observer;
 use crate::sys;
 
 const PREFIX: &str = ".vbk-";
-/// How copies begin that are kept; no run's, since `base` is not cut from a file's name.
+/// Prefix of copies that are kept. No run's copy has it, since `base` is not cut from a file's name.
 const BASE: &str = ".vbk-base-";
-/// What of the file's name goes into the copy's: a name may have 255 bytes.
+/// Longest part of the file's name in the copy's: a name may have 255 bytes.
 const MAX_NAME_BYTES: usize = 180;
 /// linux/magic.h and fs/bcachefs; ocfs2 is in statfs(2).
 const BCACHEFS_SUPER_MAGIC: FsType = FsType(0xca45_1a4e);
@@ -91,7 +91,7 @@ impl HoldMethod for Reflink {
     }
 }
 
-/// Whether a file's file system may be able to share extents. The copy itself shows whether it is.
+/// Returns whether a file's file system may be able to share extents. Making the copy shows whether it is.
 fn may_work(file: &Path) -> bool {
     statfs(file).is_ok_and(|stat| {
         [
@@ -118,6 +118,11 @@ impl Hold for ReflinkHold {
             return Ok(None);
         };
         Ok(Some(ReadFrom::Path(self.copy.insert(copy).by_descriptor())))
+    }
+
+    /// The copy can't be lost as long as its file is open.
+    fn check(&self, _tools: &Tools) -> Result<(), SnapshotError> {
+        Ok(())
     }
 
     fn keep(&mut self, mark: &str, cache: &Path, _tools: &Tools) -> Result<(), SnapshotError> {
@@ -155,7 +160,7 @@ impl Copy {
         let file = File::open(&source).map_err(SnapshotError::io("open", &source))?;
         for number in 0.. {
             let path = copy_path(&source, number, at, run.id());
-            // 1. Noted first: a kill from here on leaves at worst a note of a file that is not there.
+            // 1. Noted first: a kill from here on leaves at worst a note of a file that does not exist.
             notes::add(run, &path)?;
             let mut options = OpenOptions::new();
             options.read(true).write(true).create_new(true).mode(0o600);
@@ -193,8 +198,8 @@ impl Copy {
         unreachable!("the loop returns");
     }
 
-    /// A name by which this process opens the copy itself, whatever lies by then under the copy's name in its directory,
-    /// which may be another user's. Good as long as the copy is held.
+    /// A name by which this process opens the copy itself, whatever lies by then under the copy's name in its
+    /// directory, which may be another user's. Good as long as the copy is held.
     fn by_descriptor(&self) -> PathBuf {
         format!("/proc/self/fd/{}", self._file.as_raw_fd()).into()
     }
@@ -229,8 +234,8 @@ impl Drop for Copy {
     }
 }
 
-/// The copies of a file that are kept as bases, and their marks. Only regular files that root or the
-/// caller owns and nobody else can write to.
+/// The copies of a file that are kept as bases, and their marks. Only regular files that root or the caller owns, and
+/// that no other user can write to.
 fn bases(source: &Path) -> Vec<(PathBuf, String)> {
     let Ok(source) = std::fs::canonicalize(source) else {
         return Vec::new();
@@ -249,7 +254,7 @@ fn bases(source: &Path) -> Vec<(PathBuf, String)> {
     all
 }
 
-/// Whether a file is a copy that is kept as a base.
+/// Returns whether a file is a copy that is kept as a base.
 fn is_base(path: &Path) -> bool {
     path.is_absolute()
         && path.file_name().is_some_and(|name| mark_and_file(name).is_some())
@@ -265,13 +270,13 @@ fn mark_and_file(name: &OsStr) -> Option<(&str, &[u8])> {
     Some((mark, rest.strip_prefix(b"-").filter(|_| is_mark)?))
 }
 
-/// What of a file's name goes into its copies'.
+/// The part of a file's name that goes into its copies'.
 fn cut_name(source: &Path) -> &[u8] {
     let whole = source.file_name().unwrap_or_default().as_bytes();
     whole.get(..MAX_NAME_BYTES).unwrap_or(whole)
 }
 
-/// One that is not there is removed.
+/// Removes a file. One that does not exist counts as removed.
 fn remove_file(path: &Path) -> Result<(), SnapshotError> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(SnapshotError::io("remove", path)(error)),
@@ -314,7 +319,7 @@ fn run_of(name: &OsStr) -> Option<&str> {
     (run::is_id(id) && !rest.is_empty() && time.iter().enumerate().all(shape)).then_some(id)
 }
 
-/// Removes what dead runs left beside a file. What can't be removed is of no harm but its size.
+/// Removes what dead runs left beside a file. What can't be removed only takes space.
 fn sweep(source: &Path, runtime_dir: &Path) {
     let Some(dir) = source.parent() else {
         return;
@@ -336,7 +341,7 @@ fn is_of(name: &OsStr, source: &Path) -> bool {
     rest.is_some_and(|rest| rest.starts_with(part)) && run_of(name).is_some()
 }
 
-/// Whether a file is a copy that nobody uses any more.
+/// Returns whether a file is a copy that no run uses any more.
 fn is_left(path: &Path, runtime_dir: &Path) -> bool {
     let run = path.file_name().and_then(run_of);
     if run.is_none_or(|run| run::is_running(runtime_dir, run)) {

@@ -45,7 +45,7 @@ pub(crate) enum Room {
 }
 
 impl Room {
-    /// How full it is, 0 to 1; `None` if that can't be known now. Of a pool, data or metadata.
+    /// Fill, 0 to 1, of a pool's data or metadata or of a file system; `None` if it can't be known now.
     pub(crate) fn fill(&self, programs: &Programs) -> Result<Option<f64>, SnapshotError> {
         match self {
             Self::Pool { vg, pool } => {
@@ -59,7 +59,7 @@ impl Room {
         }
     }
 
-    /// Whether it is the thin pool of that name, e.g. `vg0/pool`.
+    /// Returns whether it is the thin pool of that name, e.g. `vg0/pool`.
     pub(super) fn is_pool(&self, name: &str) -> bool {
         match self {
             Self::Pool { vg, pool } => format!("{vg}/{pool}") == name,

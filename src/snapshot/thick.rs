@@ -3,13 +3,13 @@
 //! # Why an invalid snapshot can never become a backup
 //!
 //! 1. A thick snapshot that has no room for what the guest overwrites is made invalid by the kernel before the guest's
-//!    write goes on (`__invalidate_snapshot`, drivers/md/dm-snap.c). Until then all that was read of it was right.
+//!    write continues (`__invalidate_snapshot`, drivers/md/dm-snap.c). Until then all that was read of it was right.
 //! 2. It stays invalid: the mark is in its header too, and neither more space nor another activation takes it back
 //!    (seen: `lvextend` of an invalid snapshot leaves it invalid).
 //! 3. Reads of an invalid snapshot fail with EIO, so most runs end there. A read that was on its way to the origin when
 //!    the snapshot became invalid may bring bytes from after it.
-//! 4. So the check is made after the last byte was read and before the record is written: with 2. a snapshot that is good
-//!    then was good for every read before. If it can't be made, that is an error too.
+//! 4. So the check is made after the last byte was read and before the record is written: with 2. a snapshot that is
+//!    good then was good for every read before. If it can't be made, that is an error too.
 //!
 //! # What a kill leaves
 //!

@@ -1,13 +1,14 @@
-//! A snapshot in the thin pool of its volume. It takes no space until the guest overwrites something, and then the pool's.
+//! A snapshot in the thin pool of its volume. It takes no space until the guest overwrites something, and then the
+//! pool's.
 //!
-//! A thin snapshot is good as long as the pool is: a pool that is full fails the guest's writes before it harms a snapshot.
-//! So the guard watches the pool, and the run ends before the pool is full. What a kill leaves is the same as of a thick
-//! snapshot (`thick.rs`), but never a plain volume: the pool makes a thin snapshot in one step.
+//! A thin snapshot is good as long as the pool is: a pool that is full fails the guest's writes before it harms a
+//! snapshot. So the guard watches the pool, and the run ends before the pool is full. What a kill leaves is the same as
+//! of a thick snapshot (`thick.rs`), but never a plain volume: the pool makes a thin snapshot in one step.
 //!
 //! # Bases
 //!
-//! The snapshot itself is kept, with the tags `vbk_base` and `vbk_backup_<mark>` instead of the run's, changed in one step:
-//! a kill leaves it the run's, and the next run removes it, or a base.
+//! The snapshot itself is kept, with the tags `vbk_base` and `vbk_backup_<mark>` instead of the run's, changed in one
+//! step: a kill leaves it the run's, and the next run removes it, or a base.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -59,10 +59,14 @@ impl Hold for UnusedHold {
     fn check(&self, _tools: &Tools) -> Result<(), SnapshotError> {
         self.mark.check(&self.path)
     }
+
+    fn release(&mut self, _tools: &Tools) -> Result<(), SnapshotError> {
+        Ok(())
+    }
 }
 
-/// The user of a disk that may change its content; `None` if there is none, as far as this host can tell. `device` is the
-/// number of a block device.
+/// The user of a disk that may change its content; `None` if there is none, as far as this host can tell. `device` is
+/// the number of a block device.
 pub(super) fn user_of(path: &Path, device: Option<DeviceNumber>) -> Result<Option<String>, SnapshotError> {
     match device {
         Some(device) => holders::user_of_device(path, device).map_err(SnapshotError::io("open", path)),

@@ -1,5 +1,5 @@
-//! Bases of raw files, on a real file system. Needs root, for loop devices and mounts. Those of thin volumes are tested in
-//! the lab.
+//! Bases of raw files, on a real file system. Needs root, for loop devices and mounts. Those of thin volumes are tested
+//! in the lab.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt, chown};

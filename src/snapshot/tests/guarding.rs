@@ -192,7 +192,7 @@ fn a_guard_that_can_not_see_stops_the_run() {
     guarded.fake.fault("dmsetup", "garbage");
     let reason = guarded.reason();
     assert!(
-        reason.contains("can't be found out") && reason.contains("not understood"),
+        reason.contains("lost track of how full") && reason.contains("not understood"),
         "{reason}"
     );
     assert!(guarded.snapshots.check().is_err(), "what can't be checked is not good");

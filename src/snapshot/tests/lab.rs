@@ -98,8 +98,8 @@ fn real_snapshots_hold_still_are_extended_and_go_again() {
         ours().iter().map(|found| found.state).collect::<Vec<_>>(),
         [State::InUse, State::InUse]
     );
-    // Of 20 % space, 8 MiB; without extension it would overflow at the eighth. The next is written when the guard has made
-    // room for it.
+    // Of 20 % space, 8 MiB; without extension it would overflow at the eighth. The next is written when the guard has
+    // made room for it.
     let extend_at = SnapshotOptions::default().extend_at.expect("extends");
     for at in 0..20 {
         write(THICK, at, 1, 2);
