@@ -1,12 +1,12 @@
-//! What has changed since the backup before, as the volume manager or the file system tells it: what they call
-//! unchanged need not be read.
+//! Change hints: the volume manager or the file system reports the parts of a disk that have not changed since the
+//! backup before, and these need not be read.
 //!
-//! A hint only ever skips reading, and it is not trusted: a random sample of what it lets skip is read and compared in
-//! each run ([`audit`]), and every some weeks a disk is read in full, whatever the hints say ([`decide`]).
+//! A hint only ever skips reading, and it is not trusted: each run reads and compares a random sample of the skipped
+//! blocks ([`audit`]), and every few weeks a disk is read in full, whatever the hints say ([`decide`]).
 //!
-//! Where hints come from: [`thin`] pools, and the [`extents`] of raw files. Both need a base, which is what was read for
-//! the backup before: a snapshot or a copy that was kept since and that nobody has written to. That is for the keeper of
-//! the base to see to; whatever else does not fit is an error here, and the disk is read in full.
+//! Hints come from [`thin`] pools and from the [`extents`] of raw files. Both need a base: the snapshot or copy that
+//! was read for the backup before, kept since then and not written to. `bases` sees to that; whatever else does not
+//! fit is an error here, and the disk is read in full.
 
 pub mod audit;
 pub(crate) mod bases;
@@ -23,34 +23,35 @@ use vbk_repo::block::{BlockIndex, BlockSize};
 use vbk_repo::id::BackupId;
 
 use crate::host::program::ProgramError;
+use crate::snapshot::SnapshotError;
 
-/// Whether to believe change hints.
+/// Choice of change hints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ChangeHints {
     /// Read everything.
     #[default]
     Off,
-    /// Use what there is.
+    /// Use those that are available.
     Auto,
 }
 
-/// Whether change hints are believed.
+/// Choices for change hints.
 #[derive(Debug, Clone, Copy)]
 pub struct HintOptions {
-    /// Whether at all.
+    /// Use them at all.
     pub hints: ChangeHints,
-    /// How old the last full read may be.
+    /// Highest age of the last full read.
     pub full_read_every: SignedDuration,
     /// Use them although they were found wrong lately.
     pub trust: bool,
 }
 
-/// What a hint says of a disk, for a backup's plan.
+/// Unchanged blocks of a disk, for a backup's plan.
 #[derive(Debug, Clone)]
 pub struct Hint {
     /// The backup that the disk is compared with. Used only if it is the guest's latest.
     pub since: BackupId,
-    /// What is as it was then.
+    /// The blocks that are as they were then.
     pub unchanged: Unchanged,
     /// Secret and new for each run: chooses the blocks that are read all the same.
     pub seed: u64,
@@ -58,22 +59,25 @@ pub struct Hint {
     pub audit_one_in: u64,
 }
 
-/// Why there is no hint. Never a reason for a backup to fail.
+/// Error for which a disk has no hint. Never a reason for a backup to fail.
 #[derive(Debug, thiserror::Error)]
 pub enum HintError {
     /// A program failed.
     #[error(transparent)]
     Program(#[from] ProgramError),
-    /// What is to be compared does not belong together.
+    /// The bases can't be looked for.
+    #[error(transparent)]
+    Bases(#[from] SnapshotError),
+    /// Base and disk do not belong together.
     #[error("{what}")]
     NotComparable {
-        /// Why, as a sentence.
+        /// The reason, as a sentence.
         what: String,
     },
-    /// The pool's one metadata snapshot is taken by somebody else.
+    /// Another program has the pool's one metadata snapshot.
     #[error(
-        "pool {pool} has a metadata snapshot that vbk did not make, and there can be only one; when nothing uses it any \
-         more: dmsetup message {device} 0 release_metadata_snap"
+        "pool {pool} has a metadata snapshot that vbk did not make, and can have only one; once no program uses it, release \
+         it: dmsetup message {device} 0 release_metadata_snap"
     )]
     Held {
         /// The pool, as VG/LV.
@@ -87,16 +91,16 @@ pub enum HintError {
         /// The pool, as VG/LV.
         pool: String,
     },
-    /// What is said of changes makes no sense.
+    /// A report of changes that makes no sense.
     #[error("{what}")]
     NotUnderstood {
-        /// What and why, as a sentence.
+        /// The report and what is wrong with it, as a sentence.
         what: String,
     },
     /// A file can't be used.
     #[error("can't {doing} {path}: {source}")]
     File {
-        /// What was being done, as in `open`.
+        /// The operation that failed, e.g. `open`.
         doing: &'static str,
         /// The file.
         path: PathBuf,
@@ -106,10 +110,11 @@ pub enum HintError {
 }
 
 impl HintError {
-    /// What the caller should do about it.
+    /// Kind of the error, by what the caller should do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Program(error) => error.kind(),
+            Self::Bases(error) => error.kind(),
             Self::NotComparable { .. } => ErrorKind::Invalid,
             Self::Held { .. } | Self::Busy { .. } => ErrorKind::Locked,
             Self::NotUnderstood { .. } => ErrorKind::Unsupported,
@@ -158,18 +163,18 @@ impl Unchanged {
         self.block_size
     }
 
-    /// How many blocks.
+    /// Number of unchanged blocks.
     pub fn blocks(&self) -> u64 {
         self.runs.last().map_or(0, |run| run.before + (run.end - run.first))
     }
 
-    /// The first run of unchanged blocks that ends behind `index`: it holds the block, or comes next.
+    /// The first run of unchanged blocks that ends after `index`: it holds the block, or comes next.
     pub fn run_from(&self, index: BlockIndex) -> Option<Range<u64>> {
         let place = self.runs.partition_point(|run| run.end <= index.0);
         self.runs.get(place).map(|run| run.first..run.end)
     }
 
-    /// The how many-th of the unchanged blocks a block is, counted from 0; `None` if it is not one.
+    /// Zero-based rank of a block among the unchanged blocks; `None` if it has changed.
     fn rank_of(&self, index: BlockIndex) -> Option<u64> {
         let place = self.runs.partition_point(|run| run.end <= index.0);
         let run = self.runs.get(place).filter(|run| run.first <= index.0)?;

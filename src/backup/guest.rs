@@ -40,7 +40,7 @@ use crate::host::run::Run;
 use crate::limit::speed::DeviceSpeed;
 use crate::limit::{LimitOptions, LimitedDisk, Limiter, ReadLimit};
 use crate::observer::{Event, Observer};
-use crate::snapshot::{self, Places, PlannedDisk, SnapshotError, SnapshotOptions, Snapshots};
+use crate::snapshot::{self, Directories, PlannedDisk, SnapshotError, SnapshotOptions, Snapshots};
 use crate::text::size;
 
 /// Files that are kept with a backup.
@@ -79,8 +79,8 @@ impl Host {
         &self.programs
     }
 
-    fn places(&self) -> Places<'_> {
-        Places {
+    fn directories(&self) -> Directories<'_> {
+        Directories {
             runtime_dir: self.run.runtime_dir(),
             cache: &self.cache,
             host_id: self.run.host_id(),
@@ -103,7 +103,7 @@ impl Host {
             let SnapshotError::PoolFull { pool, .. } = &full else {
                 return Err(full.into());
             };
-            let given_up = snapshot::give_up(&self.programs, self.places(), options.stop_at, Some(pool))?;
+            let given_up = snapshot::give_up(&self.programs, self.directories(), options.stop_at, Some(pool))?;
             for name in &given_up.removed {
                 observer.event(Event::Warning(&format!(
                     "gave up {name}, a base of change hints, because thin pool {pool} is too full; the next backup of its disk \
@@ -124,7 +124,7 @@ impl Host {
 
     /// Removes the snapshots that runs of this machine left behind, and says so. What can't be removed is a warning.
     pub fn clean(&self, observer: &dyn Observer) {
-        match snapshot::clean(&self.programs, self.places(), false) {
+        match snapshot::clean(&self.programs, self.directories(), false) {
             Ok(cleaned) => {
                 if let Some(suspended) = cleaned.suspended {
                     observer.event(Event::Warning(&suspended));
@@ -293,7 +293,10 @@ fn hold(
         return Err(Error::Interrupted);
     }
     let planned = host.plan(&disks, &options, observer)?;
-    let volumes = planned.disks().iter().filter_map(|disk| disk.volume.as_ref());
+    let volumes = planned
+        .disks()
+        .iter()
+        .filter_map(|planned| planned.disk.volume.as_ref());
     let volumes: Vec<(&str, &str)> = volumes
         .flat_map(|volume| [&volume.name, &volume.pool].map(|name| (volume.vg.as_str(), name.as_str())))
         .collect();
@@ -320,13 +323,13 @@ fn hold(
 /// What the disks are made of, if one of them is a logical volume: a restore makes volumes of the same kind.
 fn describe(plan: &GuestPlan, planned: &snapshot::Plan) -> Option<(DiskName, Vec<u8>)> {
     let given = plan.files.iter().any(|(name, _)| name.as_str() == files::DISKS_NAME);
-    let has_volumes = planned.disks().iter().any(|disk| disk.volume.is_some());
+    let has_volumes = planned.disks().iter().any(|planned| planned.disk.volume.is_some());
     (has_volumes && !given).then(|| Disks::of_plan(planned.disks()).to_file())
 }
 
 /// Disks that are smaller than they were: they seldom shrink, and a name may have been mistyped.
 fn shrunk(latest: Option<&Entry>, planned: &[PlannedDisk]) -> Vec<String> {
-    let smaller = planned.iter().filter_map(|disk| {
+    let smaller = planned.iter().filter_map(|PlannedDisk { disk, .. }| {
         let before = latest?.backup.image(disk.name.as_str()).ok()?;
         (disk.size_bytes < before.size_bytes).then(|| {
             format!(
@@ -397,13 +400,13 @@ impl Reading<'_> {
             &is_stopped,
             &**self.observer,
         );
-        let disks = self.snapshots.disks().iter().map(|disk| DiskPlan {
-            name: disk.name.clone(),
-            source: disk.source.clone(),
-            read: disk.read.clone(),
-            snapshot: disk.kind,
-            pace: limiter.pace(&disk.name),
-            hint: hints.remove(&disk.name),
+        let disks = self.snapshots.disks().iter().map(|held| DiskPlan {
+            name: held.disk.name.clone(),
+            source: held.disk.source.clone(),
+            read: held.read.clone(),
+            snapshot: held.kind(),
+            pace: limiter.pace(&held.disk.name),
+            hint: hints.remove(&held.disk.name),
         });
         let plan = BackupPlan {
             guest: self.plan.guest.clone(),

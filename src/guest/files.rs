@@ -148,7 +148,7 @@ pub type Result<T> = std::result::Result<T, GuestFilesError>;
 impl Disks {
     /// Describes disks as they were found when their backup was planned.
     pub fn of_plan(planned: &[PlannedDisk]) -> Self {
-        let disks = planned.iter().map(|disk| DiskInfo {
+        let disks = planned.iter().map(|PlannedDisk { disk, .. }| DiskInfo {
             name: disk.name.clone(),
             source: disk.source.display().to_string(),
             size_bytes: disk.size_bytes,

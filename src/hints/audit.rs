@@ -1,8 +1,8 @@
 //! The sample of skipped blocks that is read all the same.
 //!
-//! The unchanged blocks are dealt out into groups of equal size, and of each group one block is taken, by a secret number
-//! that is new in each run. So the sample is spread over the whole disk, has the size it is meant to have, every block
-//! has the same chance, and a guest can't know which blocks it is, neither before nor from the runs before.
+//! The unchanged blocks are dealt out into groups of equal size, and of each group one block is taken, by a secret
+//! number that is new in each run. So the sample is spread over the whole disk, has the size it is meant to have, every
+//! block has the same chance, and a guest can't know which blocks it is, neither before nor from the runs before.
 
 use vbk_repo::block::BlockIndex;
 
@@ -13,7 +13,7 @@ pub const ONE_IN: u64 = 100;
 /// At least so many blocks are read; all, if there are fewer.
 pub const LEAST: u64 = 16;
 
-/// Which blocks are read.
+/// The blocks that are read.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample<'a> {
     unchanged: &'a Unchanged,
@@ -33,7 +33,7 @@ impl<'a> Sample<'a> {
         }
     }
 
-    /// How many groups there are.
+    /// Number of groups.
     pub fn groups(&self) -> u64 {
         self.unchanged.blocks().div_ceil(self.group)
     }
@@ -43,7 +43,7 @@ impl<'a> Sample<'a> {
         self.unchanged.block_at(group * self.group + self.chosen(group))
     }
 
-    /// Whether a block is read.
+    /// Returns whether a block is read.
     pub fn contains(&self, index: BlockIndex) -> bool {
         self.unchanged
             .rank_of(index)

@@ -1,25 +1,25 @@
-//! The bases of change hints: what was read for the backup before, kept so that the next run can ask what has changed
-//! since.
+//! The bases of change hints: the snapshots and copies that were read for the backup before, kept so that the next run
+//! can ask for the changes since.
 //!
 //! A thin volume's base is the snapshot itself, tagged `vbk_base` and `vbk_backup_<mark>`; a raw file's is the reflink
-//! copy, with that mark in its name. A mark stands for a backup and the disk in it ([`base_name`]). There is one base
-//! for each disk, replaced by the next successful run.
+//! copy, with that mark in its name. A mark stands for a backup and the disk in it ([`base_name`]). Each disk has one
+//! base, replaced by the next successful run.
 //!
-//! A base takes room as the guest overwrites what it shares with it. So none is kept where the pool or file system is
-//! rather full already, `snapshot::give_up` takes them away between the runs, and a run that finds a pool too full gives
-//! them up first.
+//! A base takes room as the guest overwrites the blocks that it shares with it. So none is kept in a pool or file
+//! system that is rather full already, `snapshot::give_up` removes them between the runs, and a run that finds a pool
+//! too full gives them up first.
 //!
-//! A base is believed only if it names that disk of the guest's latest backup ([`may_skip`]). So it does not matter which
-//! volumes are which disks by then, or where a run ends: one
-//! that failed leaves the old base, which is still that of the latest backup; one that was killed between its commit and
-//! the new base leaves the old base too, and that one is not of the latest backup any more.
+//! A base is used only if it names that disk of the guest's latest backup ([`may_skip`]). So volumes may change places
+//! between two runs, and a run may end anywhere: one that failed leaves the old base, which is still that of the latest
+//! backup; one that was killed between its commit and the new base leaves the old base too, which is not that of the
+//! latest backup any more.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use jiff::Timestamp;
-use vbk_repo::backup::{Entry, SnapshotKind};
+use vbk_repo::backup::Entry;
 use vbk_repo::block::BlockSize;
 use vbk_repo::name::DiskName;
 use vbk_repo::state::States;
@@ -27,16 +27,14 @@ use vbk_repo::state::States;
 use crate::hints::decide::{Decision, Question, may_skip};
 use crate::hints::thin::{self, ThinPair, ThinSnapshot};
 use crate::hints::{ChangeHints, Hint, HintError, HintOptions, Unchanged, audit, extents};
-use crate::host::lvm::{self, Volume};
+use crate::host::lvm::Volume;
 use crate::host::program::Programs;
 use crate::host::run;
 use crate::observer::{Event, Observer};
 use crate::snapshot::names::base_name;
-use crate::snapshot::{
-    HeldDisk, Snapshots, TAG_BASE, copies_kept_of, fill_beside, host_tag, mark_of, pool_fill, remove_volume,
-};
+use crate::snapshot::{Base, Content, HeldDisk, Room, Snapshots};
 
-/// What is asked of hints, and what it takes to answer.
+/// All that finding and keeping bases needs to know of a guest and its run.
 pub(crate) struct Wish<'a> {
     pub(crate) options: HintOptions,
     /// The guest's backups, oldest first.
@@ -51,10 +49,11 @@ pub(crate) struct Wish<'a> {
     pub(crate) keep_below: f64,
 }
 
-/// The same for copies of files: a file system is seldom extended, and often fuller than a pool may be.
+/// The fill from which on no copy of a file is kept: a file system is seldom extended, and often fuller than a pool may
+/// be.
 const KEEP_COPIES_BELOW: f64 = 0.9;
 
-/// What need not be read of each disk. Where nothing is known a note says why; where something is wrong, a warning.
+/// Finds a hint for each disk. Where there is none, a note says why; where something is wrong, a warning.
 pub(crate) fn hints(
     programs: &Programs,
     snapshots: &Snapshots,
@@ -67,11 +66,12 @@ pub(crate) fn hints(
         return hints;
     }
     for disk in snapshots.disks() {
-        let full = |why: &str| format!("disk {} is read in full: {why}", disk.name);
+        let name = &disk.disk.name;
+        let full = |why: &str| format!("disk {name} is read in full: {why}");
         match hint(programs, disk, wish, stop) {
             _ if stop() => return hints,
             Ok(Ok(hint)) => {
-                hints.insert(disk.name.clone(), hint);
+                hints.insert(name.clone(), hint);
             }
             Ok(Err(reason)) => observer.event(Event::Note(&full(&reason))),
             Err(error) => observer.event(Event::Warning(&full(&error.to_string()))),
@@ -80,39 +80,31 @@ pub(crate) fn hints(
     hints
 }
 
-/// A hint, or why there is none, which is an error only if there should be one.
+/// A hint, or the reason for which there is none. An error if something is wrong.
 fn hint(
     programs: &Programs,
     disk: &HeldDisk,
     wish: &Wish<'_>,
     stop: &dyn Fn() -> bool,
 ) -> Result<Result<Hint, String>, HintError> {
-    let bases: Vec<(Base, String)> = match (disk.kind, &disk.snapshot) {
-        (Some(SnapshotKind::Thin), Some(snapshot)) => {
-            let volumes = volumes_kept_of(programs, snapshot, wish.host_id)?;
-            let named = volumes.into_iter().filter_map(|volume| {
-                let mark = mark_of(&volume)?.to_owned();
-                Some((Base::Thin(Box::new(volume)), mark))
-            });
-            named.collect()
-        }
-        (Some(SnapshotKind::Reflink), _) if extents::may_compare(&disk.read) => {
-            let copies = copies_kept_of(&disk.source).into_iter();
-            copies.map(|(path, mark)| (Base::Copy(path), mark)).collect()
-        }
-        _ => {
+    let bases = match disk.bases(programs, wish.host_id)? {
+        Some(bases) if may_compare(&bases.now) => bases,
+        Some(_) | None => {
             return Ok(Err(
                 "there are change hints only for thin volumes, and for files on btrfs and XFS".to_owned(),
             ));
         }
     };
     let mut reason = "there is no base to compare with yet".to_owned();
-    for (base, mark) in bases {
+    for base in bases.kept {
+        let Some(mark) = &base.mark else {
+            continue;
+        };
         let question = Question {
             entries: wish.entries,
             states: wish.states,
-            disk: &disk.name,
-            base: &mark,
+            disk: &disk.disk.name,
+            base: mark,
             now: wish.now,
             full_read_every: wish.options.full_read_every,
             trust_hints: wish.options.trust,
@@ -122,7 +114,7 @@ fn hint(
             Decision::Use(entry) => {
                 return Ok(Ok(Hint {
                     since: entry.id,
-                    unchanged: compare(programs, &base, disk, wish, stop)?,
+                    unchanged: compare(programs, &base.content, &bases.now, wish, stop)?,
                     seed: run::random().map_err(|error| HintError::NotComparable {
                         what: error.to_string(),
                     })?,
@@ -134,39 +126,43 @@ fn hint(
     Ok(Err(reason))
 }
 
-enum Base {
-    Thin(Box<Volume>),
-    Copy(PathBuf),
+fn may_compare(now: &Content) -> bool {
+    match now {
+        Content::ThinVolume(_) => true,
+        Content::File(path) => extents::may_compare(path),
+    }
 }
 
 fn compare(
     programs: &Programs,
-    base: &Base,
-    disk: &HeldDisk,
+    base: &Content,
+    now: &Content,
     wish: &Wish<'_>,
     stop: &dyn Fn() -> bool,
 ) -> Result<Unchanged, HintError> {
-    match (base, &disk.snapshot) {
-        (Base::Copy(path), _) => extents::unchanged(path, &disk.read, wish.block_size),
-        (Base::Thin(base), Some(new)) => {
+    match (base, now) {
+        (Content::File(base), Content::File(now)) => extents::unchanged(base, now, wish.block_size),
+        (Content::ThinVolume(base), Content::ThinVolume(now)) => {
             let pair = ThinPair {
-                vg: new.vg.clone(),
-                pool: new.pool.clone(),
+                vg: now.vg.clone(),
+                pool: now.pool.clone(),
                 base: thin_snapshot(base)?,
-                new: thin_snapshot(new)?,
+                new: thin_snapshot(now)?,
             };
             thin::unchanged(programs, wish.marks, &pair, wish.block_size, stop)
         }
-        (Base::Thin(_), None) => Err(HintError::NotComparable {
-            what: "the disk has no snapshot any more".to_owned(),
-        }),
+        (Content::ThinVolume(_), Content::File(_)) | (Content::File(_), Content::ThinVolume(_)) => {
+            Err(HintError::NotComparable {
+                what: "the base and the disk are of different kinds".to_owned(),
+            })
+        }
     }
 }
 
 fn thin_snapshot(volume: &Volume) -> Result<ThinSnapshot, HintError> {
     let (Some(thin_id), Some(transaction)) = (volume.thin_id, volume.transaction) else {
         return Err(HintError::NotComparable {
-            what: format!("LVM does not say the thin id of {}", volume.full_name()),
+            what: format!("LVM reports no thin id for {}", volume.full_name()),
         });
     };
     Ok(ThinSnapshot {
@@ -179,20 +175,8 @@ fn thin_snapshot(volume: &Volume) -> Result<ThinSnapshot, HintError> {
     })
 }
 
-/// The kept snapshots of the volume that `snapshot` is one of.
-fn volumes_kept_of(programs: &Programs, snapshot: &Volume, host_id: &str) -> Result<Vec<Volume>, HintError> {
-    let mut volumes = lvm::volumes(programs, &format!("lv_tags={{{TAG_BASE}}}"))?;
-    volumes.retain(|volume| {
-        volume.vg_uuid == snapshot.vg_uuid
-            && !volume.origin_uuid.is_empty()
-            && volume.origin_uuid == snapshot.origin_uuid
-            && volume.has_tag(&host_tag(host_id))
-    });
-    Ok(volumes)
-}
-
-/// After a backup: what was read for it becomes the base of each disk, and the base before goes. Without hints, all bases of
-/// the disks go. What fails is a warning: the backup is there.
+/// After a backup: makes the snapshot or copy that was read the base of its disk, and removes the base before. Without
+/// hints, removes all bases of the disks. A failure is a warning: the backup is complete.
 pub(crate) fn replace(
     programs: &Programs,
     snapshots: &mut Snapshots,
@@ -201,23 +185,20 @@ pub(crate) fn replace(
     observer: &dyn Observer,
 ) {
     let keep = wish.options.hints == ChangeHints::Auto;
-    let disks = snapshots.disks().to_vec();
-    for disk in disks {
-        let wrong = made
-            .backup
-            .image(disk.name.as_str())
-            .is_ok_and(|image| image.hints_wrong);
-        let mark = (keep && !wrong).then(|| base_name(&made.id, &disk.name));
-        if let Err(what) = replace_one(programs, snapshots, wish, &disk, mark.as_deref(), observer) {
+    for at in 0..snapshots.disks().len() {
+        let name = snapshots.disks()[at].disk.name.clone();
+        let wrong = made.backup.image(name.as_str()).is_ok_and(|image| image.hints_wrong);
+        let mark = (keep && !wrong).then(|| base_name(&made.id, &name));
+        if let Err(what) = replace_one(programs, snapshots, at, wish, mark.as_deref(), observer) {
             observer.event(Event::Warning(&format!(
-                "the base for change hints of disk {}: {what}",
-                disk.name
+                "the base for change hints of disk {name}: {what}"
             )));
         }
     }
 }
 
-/// After a run that found hints wrong and then failed: the bases of those disks must not be compared with again.
+/// After a run that found hints wrong and then failed: removes the bases of those disks, so that none is compared with
+/// again.
 pub(crate) fn distrust(
     programs: &Programs,
     snapshots: &Snapshots,
@@ -225,13 +206,13 @@ pub(crate) fn distrust(
     disks: &[String],
     observer: &dyn Observer,
 ) {
-    for disk in snapshots
-        .disks()
-        .iter()
-        .filter(|disk| disks.iter().any(|name| disk.name.as_str() == name))
-    {
-        if let Err(what) = old_bases(programs, wish, disk).and_then(|old| remove_all(programs, wish, old)) {
-            let name = &disk.name;
+    for held in snapshots.disks() {
+        let name = &held.disk.name;
+        if !disks.iter().any(|disk| name.as_str() == disk) {
+            continue;
+        }
+        let old = held.bases(programs, wish.host_id).map_err(|error| error.to_string());
+        if let Err(what) = old.and_then(|old| remove_all(programs, old.map_or_else(Vec::new, |old| old.kept))) {
             observer.event(Event::Warning(&format!(
                 "the base for change hints of disk {name}, which is wrong, stays: {what}"
             )));
@@ -242,91 +223,60 @@ pub(crate) fn distrust(
 fn replace_one(
     programs: &Programs,
     snapshots: &mut Snapshots,
+    at: usize,
     wish: &Wish<'_>,
-    disk: &HeldDisk,
     mark: Option<&str>,
     observer: &dyn Observer,
 ) -> Result<(), String> {
-    let old = old_bases(programs, wish, disk)?;
-    // Of what has no hints nothing may be kept: a thick snapshot that stays fills up for nothing.
-    let can_be_compared = match disk.kind {
-        Some(SnapshotKind::Thin) => true,
-        Some(SnapshotKind::Reflink) => extents::may_compare(&disk.read),
-        Some(SnapshotKind::Thick) | None => false,
+    let disk = &snapshots.disks()[at];
+    let old = disk.bases(programs, wish.host_id).map_err(|error| error.to_string())?;
+    let Some(old) = old else {
+        return Ok(());
     };
+    // Nothing is kept of a disk without hints: a thick snapshot that stays fills up for nothing.
+    let mark = mark.filter(|_| may_compare(&old.now));
     let too_full = match mark {
-        Some(_) if can_be_compared => too_full(programs, wish, disk)?,
-        _ => None,
+        Some(_) => too_full(programs, wish, &old.room)?,
+        None => None,
     };
+    let name = disk.disk.name.clone();
     if let Some(why) = &too_full {
         observer.event(Event::Note(&format!(
-            "no base for change hints is kept of disk {}: {why}; the next backup reads all of it",
-            disk.name
+            "no base for change hints is kept of disk {name}: {why}; the next backup reads all of it"
         )));
     }
-    if let Some(mark) = mark.filter(|_| can_be_compared && too_full.is_none()) {
-        // A pool keeps what it knows of a snapshot in memory for a second, a file system what it knows of a copy: after a
+    if let Some(mark) = mark.filter(|_| too_full.is_none()) {
+        // A pool keeps its changes of a snapshot in memory for a second, and a file system those of a copy: after a
         // power cut the base must be what was read.
         File::open(&disk.read)
             .and_then(|read| read.sync_all())
             .map_err(|error| format!("can't flush {}: {error}", disk.read.display()))?;
         snapshots
-            .keep(&disk.name, mark, wish.marks)
+            .keep(&name, mark, wish.marks)
             .map_err(|error| error.to_string())?;
     }
-    remove_all(programs, wish, old)
+    remove_all(programs, old.kept)
 }
 
-/// Why a base of a disk would have too little room, if it would.
-fn too_full(programs: &Programs, wish: &Wish<'_>, disk: &HeldDisk) -> Result<Option<String>, String> {
-    let (what, fill, below) = match &disk.snapshot {
-        Some(snapshot) => {
-            let fill = pool_fill(programs, &snapshot.vg, &snapshot.pool).map_err(|error| error.to_string())?;
-            (
-                format!("thin pool {}/{}", snapshot.vg, snapshot.pool),
-                fill,
-                wish.keep_below,
-            )
-        }
-        None => (
-            "its file system".to_owned(),
-            fill_beside(&disk.source),
-            KEEP_COPIES_BELOW,
-        ),
+/// The reason for which a base would have too little room, if it would.
+fn too_full(programs: &Programs, wish: &Wish<'_>, room: &Room) -> Result<Option<String>, String> {
+    let below = match room {
+        Room::Pool { .. } => wish.keep_below,
+        Room::FileSystem { .. } => KEEP_COPIES_BELOW,
     };
+    let fill = room.fill(programs).map_err(|error| error.to_string())?;
     Ok(fill.filter(|fill| *fill >= below).map(|fill| {
         format!(
-            "{what} is {:.0} % full, and bases are kept below {:.0} %",
+            "{room} is {:.0} % full, and bases are kept below {:.0} %",
             fill * 100.0,
             below * 100.0
         )
     }))
 }
 
-fn old_bases(programs: &Programs, wish: &Wish<'_>, disk: &HeldDisk) -> Result<Vec<Base>, String> {
-    Ok(match (disk.kind, &disk.snapshot) {
-        (Some(SnapshotKind::Thin), Some(snapshot)) => {
-            let volumes = volumes_kept_of(programs, snapshot, wish.host_id).map_err(|error| error.to_string())?;
-            volumes.into_iter().map(|volume| Base::Thin(Box::new(volume))).collect()
-        }
-        (Some(SnapshotKind::Reflink), _) => {
-            let copies = copies_kept_of(&disk.source).into_iter();
-            copies.map(|(path, _)| Base::Copy(path)).collect()
-        }
-        _ => Vec::new(),
-    })
-}
-
-fn remove_all(programs: &Programs, wish: &Wish<'_>, bases: Vec<Base>) -> Result<(), String> {
+fn remove_all(programs: &Programs, bases: Vec<Base>) -> Result<(), String> {
     for base in bases {
-        match base {
-            Base::Thin(volume) => {
-                remove_volume(programs, wish.host_id, &volume).map_err(|error| error.to_string())?;
-            }
-            Base::Copy(path) => {
-                std::fs::remove_file(&path).map_err(|error| format!("can't remove {}: {error}", path.display()))?;
-            }
-        }
+        base.remains.remove(programs).map_err(|error| error.to_string())?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Whether a disk may be read by hints at all: asked of the catalogue, before anything is compared.
+//! Decides from the catalogue whether a disk may be read by hints at all, before anything is compared.
 //!
 //! | reading in full is due when | because |
 //! |---|---|
@@ -18,31 +18,31 @@ use vbk_repo::state::States;
 
 use crate::snapshot::names::base_name;
 
-/// How old the last full read of a disk may be.
+/// Highest age of the last full read of a disk.
 pub const FULL_READ_EVERY: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// Several backups in one second get the seconds that follow, so a good clock may be behind by this.
 const CLOCK_SLACK: SignedDuration = SignedDuration::from_secs(60);
 
-/// What is asked about.
+/// A disk, its base, and all that decides whether its hints may be used.
 #[derive(Debug, Clone, Copy)]
 pub struct Question<'a> {
     /// The guest's backups in this repository, oldest first.
     pub entries: &'a [Entry],
-    /// What is known of them.
+    /// States of these backups.
     pub states: &'a States,
     /// The disk.
     pub disk: &'a DiskName,
-    /// What the base is named: see [`base_name`].
+    /// Name of the base: see [`base_name`].
     pub base: &'a str,
     /// The time.
     pub now: Timestamp,
-    /// How old the last full read may be: [`FULL_READ_EVERY`].
+    /// Highest age of the last full read: [`FULL_READ_EVERY`].
     pub full_read_every: SignedDuration,
-    /// Whether hints are used though they were wrong lately.
+    /// Use hints although they were wrong lately.
     pub trust_hints: bool,
 }
 
-/// What is to be done.
+/// The decision.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Decision<'a> {
     /// Compare with the base, which is of this backup.
@@ -51,10 +51,10 @@ pub enum Decision<'a> {
     Full(Reason),
 }
 
-/// Why everything is read.
+/// Reason for which everything is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
-    /// There is no earlier backup of the disk.
+    /// The disk has no earlier backup.
     First,
     /// The base belongs to another backup than the guest's latest, or to another disk of it.
     OtherBase,
@@ -74,7 +74,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::First => f.write_str("there is no earlier backup of it"),
-            Self::OtherBase => f.write_str("what was kept to compare with is not of this disk in the latest backup"),
+            Self::OtherBase => f.write_str("the base was not kept for this disk in the latest backup"),
             Self::NoSnapshot => f.write_str("the latest backup was made without a snapshot"),
             Self::Damaged => f.write_str("the latest backup is damaged"),
             Self::Due => f.write_str("the last full read is too long ago"),

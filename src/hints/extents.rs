@@ -1,26 +1,26 @@
-//! Hints from extent maps: two reflink copies of a raw file are compared by where their bytes lie.
+//! Hints from extent maps: two reflink copies of a raw file are compared by the physical addresses of their bytes.
 //!
-//! # Why what lies in the same place is unchanged
+//! # Why bytes with the same address are unchanged
 //!
-//! 1. The base and the new copy exist at the same time, and nobody writes to either. Where both map the same range of
-//!    the file to the same range of the file system, reading one or the other reads the same place: they are equal.
-//! 2. The place can't have been given to other data between the look at the one and at the other: the base refers to it
-//!    all the while, so the file system does not free it; and as long as it is shared, btrfs and XFS write what the origin
-//!    changes elsewhere (btrfs also for files without copy-on-write, XFS by its copy-on-write fork).
-//! 3. The base holds what was read for its backup as long as nobody writes to it. Who keeps it must see to that: in a
-//!    file that root alone can write to.
-//! 4. What is still in memory has no place yet: `FIEMAP_FLAG_SYNC` writes it first, and what has none all the same is
-//!    flagged.
+//! 1. The base and the new copy exist at the same time, and no process writes to either. Where both map the same range
+//!    of the file to the same range of the file system, reading one or the other reads the same bytes: they are equal.
+//! 2. The range can't have been given to other data between the look at the one and at the other: the base refers to it
+//!    all the while, so the file system does not free it; and as long as it is shared, btrfs and XFS write what the
+//!    origin changes elsewhere (btrfs also for files without copy-on-write, XFS by its copy-on-write fork).
+//! 3. The base holds what was read for its backup as long as no process writes to it. The run that keeps it sees to
+//!    that: root alone can write to the file.
+//! 4. Data that is only in memory has no address yet: `FIEMAP_FLAG_SYNC` writes it first, and what has none all the
+//!    same is flagged.
 //!
-//! Only extents with the flags `PLAIN` count, so nothing unknown does. Left out on purpose: compressed extents of btrfs
-//! (`ENCODED`), because all parts of one are given the address of its start, and two different parts would look the same;
-//! data among the metadata (`INLINE`, `TAIL`, `NOT_ALIGNED`), which has no range of its own; and `UNWRITTEN` extents, which
-//! are read as zeros whatever lies there, and which the reader skips as holes.
+//! Only extents whose flags are all in `PLAIN` count, so no unknown kind does. Left out on purpose: compressed extents
+//! of btrfs (`ENCODED`), because all parts of one are given the address of its start, and two different parts would
+//! look the same; data among the metadata (`INLINE`, `TAIL`, `NOT_ALIGNED`), which has no range of its own; and
+//! `UNWRITTEN` extents, which are read as zeros whatever lies there, and which the reader skips as holes.
 //!
-//! Only btrfs and XFS are believed. Of others this is not known, and one with several devices may give two extents on two of
-//! them the same address, as bcachefs does.
+//! Only btrfs and XFS are trusted. It is not known whether others keep to this, and one with several devices may give
+//! two extents on two of them the same address, as bcachefs does.
 //!
-//! If a file system moves data between the two looks (balance, defragmentation), its places differ, and it is read.
+//! If a file system moves data between the two looks (balance, defragmentation), the addresses differ, and it is read.
 
 use std::collections::VecDeque;
 use std::fs::{File, Metadata};
@@ -41,13 +41,13 @@ const SHARED: u32 = 0x2000;
 /// Flags that do not matter: the last extent of its file, one that was put together for the answer, one that is shared.
 const PLAIN: u32 = LAST | MERGED | SHARED;
 
-/// Whether the file system of a file is one of those of which it is known that all this holds.
+/// Returns whether a file lies on a file system for which all of this is known to be true.
 pub fn may_compare(file: &Path) -> bool {
     statfs(file).is_ok_and(|stat| [BTRFS_SUPER_MAGIC, XFS_SUPER_MAGIC].contains(&stat.filesystem_type()))
 }
 
-/// Compares two reflink copies of a file, both of which are quiet, on a file system that [`may_compare`] allows. The base must
-/// be a file of this user or root: it lies where the guest's owner may put another.
+/// Compares two reflink copies of a file, both of which are quiet, on a file system that [`may_compare`] allows. The
+/// base must be a file of this user or root: it lies where the guest's owner may put another.
 pub fn unchanged(base: &Path, new: &Path, block_size: BlockSize) -> Result<Unchanged, HintError> {
     let (base_file, base_data) = read_metadata(base, sys::open_own(base))?;
     let (new_file, new_data) = read_metadata(new, File::open(new))?;
@@ -69,7 +69,7 @@ pub fn unchanged(base: &Path, new: &Path, block_size: BlockSize) -> Result<Uncha
     let left = Extents::of(base, |from| sys::file_extents(&base_file, from));
     let right = Extents::of(new, |from| sys::file_extents(&new_file, from));
     let found = compare(left, right, new_data.len(), block_size)?;
-    // A file that was written to meanwhile may have had its old places looked at.
+    // If a file was written to meanwhile, its old addresses may have been compared.
     for (path, file, before) in [(base, &base_file, &base_data), (new, &new_file, &new_data)] {
         let after = file.metadata().map_err(HintError::file("read", path))?;
         if changes(&after) != changes(before) {

@@ -1,33 +1,33 @@
-//! Hints from thin pools: two snapshots of one volume are compared by what the pool's metadata says of them, and none of
-//! their data is read.
+//! Hints from thin pools: two snapshots of one volume are compared by their mappings in the pool's metadata, and none
+//! of their data is read.
 //!
-//! # Why what is shared is unchanged
+//! # Why shared blocks are unchanged
 //!
 //! A thin volume maps its blocks to data blocks of the pool. Where both snapshots map a block to the same data block at
-//! the same moment, reading it from one or the other reads the same place: they are equal, whatever happened between.
-//! dm-thin never writes to a data block in place that somebody else maps too. So all that is needed is that the base
-//! still holds what was read from it for its backup: it is read-only, and the pair names what must fit.
+//! the same moment, reading it from one or the other reads the same bytes: they are equal, whatever happened between.
+//! dm-thin never writes in place to a data block that another volume maps too. So all that is needed is that the base
+//! still holds what was read from it for its backup: it is read-only, and [`ThinPair`] is checked for the rest.
 //!
 //! # The metadata snapshot
 //!
 //! `thin_delta` may read a live pool only through a metadata snapshot, and a pool can have one. It is made when both
-//! snapshots are there, and released when they are compared. It is kept in the pool, also over a reboot, and makes the
-//! pool copy metadata that it changes; so none of ours must stay. The kernel tells its block number (`dmsetup status`),
-//! but not whose it is. So a mark, `MARKS/VG-POOL`, tells which one is ours:
+//! snapshots exist, and released when they are compared. It is kept in the pool, also over a reboot, and makes the
+//! pool copy metadata that it changes; so none of ours must stay. The kernel reports its block number
+//! (`dmsetup status`), but not its owner. So a mark, `MARKS/VG-POOL`, says which one is ours:
 //!
 //! | step | mark | pool | after a kill here |
 //! |---|---|---|---|
 //! | 1. lock the mark | any | - | the lock ends with the process |
 //! | 2. release what a killed run left | N | has N | it is released the next time |
-//! | 3. empty the mark, reserve | empty | has N | somebody has to release it by hand, as the error says |
+//! | 3. empty the mark, reserve | empty | has N | the administrator has to release it, as the error says |
 //! | 4. write N to the mark | N | has N | step 2 of the next run releases it |
 //! | 5. compare | N | has N | the same |
 //! | 6. empty the mark, release | empty | has N | as in step 3 |
 //!
 //! Between two calls of dmsetup in steps 3 and 6, a kill leaves one that can't be told from another program's, and
-//! another program may be reading through its own: then nothing is touched and disks are read in full. The mark is emptied
-//! before the release and not after, because the next one, of whoever, often gets the same number. A mark of another number
-//! than the pool's is emptied as soon as it is seen.
+//! another program may be reading through its own: then nothing is touched and disks are read in full. The mark is
+//! emptied before the release and not after, because the next metadata snapshot, whoever makes it, often gets the same
+//! number. A mark with another number than the pool's is emptied as soon as it is seen.
 
 mod delta;
 
@@ -43,14 +43,14 @@ use super::{Collector, HintError, Unchanged};
 use crate::host::lvm;
 use crate::host::program::{self, ProgramError, Programs};
 
-/// How long dmsetup may take. A message waits for the pool to commit.
+/// Time limit for dmsetup. A message waits for the pool to commit.
 const DMSETUP_LIMIT: Duration = Duration::from_secs(60);
-/// How long thin_delta may take; it reads all the metadata of two volumes, at random places.
+/// Time limit for thin_delta; it reads all the metadata of two volumes, at random offsets.
 const DELTA_LIMIT: Duration = Duration::from_secs(10 * 60);
-/// How long to wait for other runs on the same pool.
+/// Longest wait for other runs on the same pool.
 const LOCK_LIMIT: Duration = Duration::from_secs(15 * 60);
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
-/// How long a cleaning waits for them.
+/// Longest wait of a cleaning for other runs.
 const CLEAN_WAIT: Duration = Duration::from_secs(1);
 
 /// Two snapshots of one thin volume.
@@ -66,7 +66,7 @@ pub struct ThinPair {
     pub new: ThinSnapshot,
 }
 
-/// What LVM says of a thin snapshot (`lvs -o thin_id,origin_uuid,lv_permissions,transaction_id,lv_size`).
+/// LVM's report of a thin snapshot (`lvs -o thin_id,origin_uuid,lv_permissions,transaction_id,lv_size`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ThinSnapshot {
     /// Its number in the pool.
@@ -75,7 +75,7 @@ pub struct ThinSnapshot {
     pub origin_uuid: String,
     /// The pool's transaction at which it was made.
     pub transaction: u64,
-    /// Whether it can't be written to.
+    /// It can't be written to.
     pub read_only: bool,
     /// Its size.
     pub size_bytes: u64,
@@ -102,7 +102,7 @@ impl ThinPair {
     fn check(&self) -> Result<(), HintError> {
         let (base, new) = (&self.base, &self.new);
         let what = if ![&self.vg, &self.pool].into_iter().all(|name| lvm::is_name(name)) {
-            "this is not a name of LVM"
+            "this is not an LVM name"
         } else if base.origin_uuid != new.origin_uuid || new.origin_uuid.is_empty() {
             "the two snapshots are not of the same volume"
         } else if base.thin_id == new.thin_id {
@@ -122,8 +122,8 @@ impl ThinPair {
     }
 }
 
-/// Compares two thin snapshots, both of which exist. `marks` is a directory of root's alone that survives a reboot; it is
-/// made if it is not there. Ends soon, with some error, when `stop` becomes true.
+/// Compares two thin snapshots, both of which exist. `marks` is a directory of root's alone that survives a reboot; it
+/// is made if it does not exist. Ends soon, with some error, when `stop` becomes true.
 pub fn unchanged(
     programs: &Programs,
     marks: &Path,
@@ -143,12 +143,12 @@ pub fn unchanged(
     found
 }
 
-/// How the device of a pool itself ends.
+/// Suffix of the device of a pool itself.
 const POOL_LAYER: &str = "tpool";
 
-/// Releases the metadata snapshots that killed runs have left, as far as they are ours: in the pools of which there is a
-/// mark that nobody holds. Gives the devices of those pools, and what went wrong with others. The mark of a pool that is
-/// gone or not active stays for the day on which it is back.
+/// Releases the metadata snapshots that killed runs have left, as far as they are ours: in the pools of which there is
+/// a mark that no run has locked. Returns the devices of those pools, and the errors of others. The mark of a pool that
+/// is gone or not active stays until the pool is back.
 pub fn clean(programs: &Programs, marks: &Path) -> (Vec<String>, Vec<HintError>) {
     let (mut released, mut failed) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(marks).into_iter().flatten().flatten() {
@@ -165,8 +165,8 @@ pub fn clean(programs: &Programs, marks: &Path) -> (Vec<String>, Vec<HintError>)
             name: device.clone(),
             device: device.clone(),
         };
-        // Waited for only until a program that another thread has just started has let go of what it inherited: who holds
-        // it longer is at work.
+        // A program that another thread has just started has inherited the lock for a moment, which is waited for. A
+        // run that holds it for longer is at work.
         let begun = Instant::now();
         match Mark::lock(entry.path(), &pool, &|| begun.elapsed() > CLEAN_WAIT)
             .and_then(|mut mark| mark.release_left(&pool))
@@ -174,8 +174,8 @@ pub fn clean(programs: &Programs, marks: &Path) -> (Vec<String>, Vec<HintError>)
             Ok(true) => released.push(device),
             Ok(false) | Err(HintError::Busy { .. }) => {}
             Err(_) if pool.is_away() => tracing::info!(
-                "pool {device} is not there or not active; {} marks what a run may have left in it, and can be removed if \
-                 the pool is gone for good",
+                "pool {device} does not exist or is not active; {} marks what a run may have left in it, and can be removed \
+                 if the pool is gone for good",
                 entry.path().display()
             ),
             Err(error) => failed.push(error),
@@ -249,7 +249,7 @@ impl Pool<'_> {
         Ok(Status { transaction, held })
     }
 
-    /// Whether the kernel has no such device: `NAME (MAJOR:MINOR)`, a line each. False if it can't be asked.
+    /// Returns whether the kernel has no such device, from lines of `NAME (MAJOR:MINOR)`. False if it can't be asked.
     fn is_away(&self) -> bool {
         let devices = self.programs.run("dmsetup", &["ls"], DMSETUP_LIMIT);
         devices.is_ok_and(|text| {
@@ -272,7 +272,7 @@ impl Pool<'_> {
     }
 }
 
-/// The file that tells which metadata snapshot is ours, locked.
+/// The file that says which metadata snapshot is ours, locked.
 struct Mark {
     path: PathBuf,
     file: File,
@@ -332,7 +332,7 @@ impl Mark {
     /// Step 2. An error if the pool has one that is not ours.
     fn release_left(&mut self, pool: &Pool<'_>) -> Result<bool, HintError> {
         let (mark, held) = (self.read()?, pool.status()?.held);
-        // What was ours has been released by somebody, and the next one of that number will be another's.
+        // Another process has released ours, and the next one of that number will be another's.
         if mark.is_some() && mark != held {
             self.write(None)?;
         }
@@ -370,11 +370,11 @@ impl<'a> Held<'a> {
         };
         match pool.status()?.held {
             Some(number) => held.mark.write(Some(number)).or_else(|error| {
-                // Without the mark nobody would know later that it is ours.
+                // Without the mark no later run would know that it is ours.
                 held.released = true;
                 pool.message("release_metadata_snap").and(Err(error))
             })?,
-            // Somebody has released it, and may do so again while it is read.
+            // Another process has released it, and may do so again while it is read.
             None => {
                 held.released = true;
                 return Err(pool.taken());

@@ -16,13 +16,13 @@ use crate::host::device::DeviceNumber;
 use crate::host::program::{ProgramError, Programs};
 
 /// For a report. It waits for the volume group's lock, which another command may hold for a while.
-const REPORT_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 8 } else { 60 });
+const REPORT_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 15 } else { 60 });
 /// For a change, which is asked to end then and never killed ([`Programs::change`]): between suspend and resume that would
 /// leave devices suspended, and with them the guest. lvm2 does that part with signals blocked and in milliseconds, so what
 /// hangs this long mostly waits for a lock.
-const CHANGE_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 8 } else { 300 });
+const CHANGE_LIMIT: Duration = Duration::from_secs(300);
 /// For an extension: the guard does not go on for ever with one.
-const EXTEND_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 8 } else { 60 });
+const EXTEND_LIMIT: Duration = Duration::from_secs(60);
 /// Chunks of a thick snapshot: few exceptions to keep, and not too much copied for a small write (lvcreate(8): 4 to 512
 /// KiB).
 pub const CHUNK_BYTES: u64 = 64 << 10;

@@ -1,4 +1,4 @@
-//! What can go wrong when disks are held still. Each message says what to do.
+//! The errors of holding disks still. Each message says what to do.
 
 use std::path::PathBuf;
 
@@ -17,10 +17,10 @@ pub enum SnapshotError {
     /// The run can't be noted.
     #[error(transparent)]
     Run(#[from] RunError),
-    /// A disk can't be looked at.
+    /// A disk or copy can't be opened, read or made.
     #[error("can't {doing} {path}: {source}")]
     Io {
-        /// What was being done, as in `open`.
+        /// The operation that failed, e.g. `open`.
         doing: &'static str,
         /// The disk, or the copy of it.
         path: PathBuf,
@@ -28,7 +28,7 @@ pub enum SnapshotError {
         source: std::io::Error,
     },
     /// Neither a block device nor a regular file.
-    #[error("{path} is neither a block device nor a regular file; a disk is one of them")]
+    #[error("{path} is neither a block device nor a regular file; a disk must be one of them")]
     NotADisk {
         /// The disk.
         path: PathBuf,
@@ -44,7 +44,7 @@ pub enum SnapshotError {
     NotAGuestVolume {
         /// `vg0/web1`
         volume: String,
-        /// What it is instead.
+        /// Its real kind.
         what: &'static str,
     },
     /// One volume was given as two disks.
@@ -65,24 +65,24 @@ pub enum SnapshotError {
     NoRoom {
         /// The group.
         vg: String,
-        /// What is free.
+        /// Free bytes.
         free_bytes: u64,
-        /// What all snapshots in this group need.
+        /// Bytes that all snapshots in this group need.
         need_bytes: u64,
-        /// The disks that they are of.
+        /// Their disks.
         disks: String,
     },
     /// A thin pool is so full that a snapshot would be stopped at once.
     #[error(
-        "the {what} of thin pool {pool} is {percent:.1} % full, and from {stop_percent:.0} % on no snapshot is made in it; \
-         extend it first: lvextend {option} {pool}"
+        "the {what} of thin pool {pool} is {percent:.1} % full, and vbk makes no snapshots in a pool that is {stop_percent:.0} % \
+         full or more; extend it first: lvextend {option} {pool}"
     )]
     PoolFull {
         /// `vg0/pool`
         pool: String,
         /// `data` or `metadata`.
         what: &'static str,
-        /// How full.
+        /// Fill, in per cent.
         percent: f64,
         /// The limit.
         stop_percent: f64,
@@ -90,30 +90,30 @@ pub enum SnapshotError {
         option: &'static str,
     },
     /// A thin pool does not work.
-    #[error("thin pool {pool} has failed or can only be read; see lvs and dmesg, and lvconvert --repair {pool}")]
+    #[error("thin pool {pool} has failed or is read-only; see lvs and dmesg, and lvconvert --repair {pool}")]
     PoolFailed {
         /// `vg0/pool`
         pool: String,
     },
     /// A device is in use.
     #[error(
-        "{path} is in use ({what}) and can't be held still; stop what uses it, or read it as it is with --live, which gives a \
-         backup that is only as good as the disk is quiet"
+        "{path} is in use ({what}) and can't be held still; stop the program that uses it, or read it as it is with --live: the \
+         backup is then consistent only if nothing writes to the disk meanwhile"
     )]
     InUse {
         /// The device.
         path: PathBuf,
-        /// By whom.
+        /// Its user.
         what: String,
     },
-    /// A device that was not in use was written while it was read.
-    #[error("{path} was written while it was read without a snapshot; the backup was given up")]
+    /// A disk that was not in use was written to while it was read.
+    #[error("{path} was written to while it was read without a snapshot; the backup was given up")]
     Written {
         /// The device.
         path: PathBuf,
     },
-    /// A snapshot is not there after it was made.
-    #[error("snapshot {volume} was made, but is not there or not active")]
+    /// A snapshot does not exist after it was made.
+    #[error("snapshot {volume} was made, but does not exist or is not active")]
     NotThere {
         /// `vg0/vbk-web1-...`
         volume: String,
@@ -126,7 +126,7 @@ pub enum SnapshotError {
     Invalid {
         /// The snapshot.
         volume: String,
-        /// What it was of.
+        /// Its origin.
         origin: String,
     },
     /// A snapshot was about to overflow.
@@ -138,13 +138,13 @@ pub enum SnapshotError {
     Filling {
         /// The snapshot.
         volume: String,
-        /// What it is of.
+        /// Its origin.
         origin: String,
         /// The group.
         vg: String,
-        /// How full.
+        /// Fill, in per cent.
         percent: f64,
-        /// Why it was not extended.
+        /// The reason for which it was not extended.
         why: String,
     },
     /// A thin pool was about to be full.
@@ -157,23 +157,23 @@ pub enum SnapshotError {
         pool: String,
         /// `data` or `metadata`.
         what: &'static str,
-        /// How full.
+        /// Fill, in per cent.
         percent: f64,
-        /// Why it was not extended.
+        /// The reason for which it was not extended.
         why: String,
         /// The option of lvextend(8) that extends it.
         option: &'static str,
     },
-    /// The guard does not learn any more how full a snapshot is.
-    #[error("how full {device} is can't be found out any more; the backup was stopped: {source}")]
+    /// The guard has lost track of how full a snapshot is.
+    #[error("lost track of how full {device} is; the backup was stopped: {source}")]
     Blind {
         /// Its name in the device mapper.
         device: String,
-        /// What dmsetup said the last time.
+        /// The last error of dmsetup.
         source: ProgramError,
     },
     /// A volume must not be touched.
-    #[error("{volume} does not have the tags of a snapshot of this machine's vbk any more; it was left alone")]
+    #[error("{volume} no longer carries the tags of this host's vbk; it was not removed")]
     NotOurs {
         /// The volume.
         volume: String,
@@ -183,7 +183,7 @@ pub enum SnapshotError {
     NotRemoved {
         /// The snapshot.
         volume: String,
-        /// What lvremove said.
+        /// The error of lvremove.
         source: ProgramError,
     },
     /// Several errors at once.
@@ -200,7 +200,7 @@ fn list(errors: &[SnapshotError]) -> String {
 }
 
 impl SnapshotError {
-    /// What the caller should do about it.
+    /// Kind of the error, by what the caller should do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Program(error) => error.kind(),

@@ -1,12 +1,12 @@
-//! The guard: watches how full snapshots and thin pools become while they are read, extends them where there is room, and
-//! stops the run before one overflows.
+//! The guard: watches snapshots and thin pools fill while they are read, extends them where there is room, and stops
+//! the run before one overflows.
 //!
-//! A thread asks the kernel about once a second, more often when something fills fast ([`crate::host::lvm::status`]: no lock of
-//! LVM's is taken). Extending is left to a thread of its own: `lvextend` may fail, wait for another lvm2 command or hang,
-//! and the guard goes on watching meanwhile.
+//! A thread asks the kernel about once a second, more often when something fills fast ([`crate::host::lvm::status`]: no
+//! lock of LVM's is taken). Extending is left to a thread of its own: `lvextend` may fail, wait for another lvm2
+//! command or hang, and the guard continues to watch meanwhile.
 //!
 //! A thin pool was seldom empty before the run. One that was above the threshold already is extended only when it has
-//! come half the way from there to the limit: what it holds every day is the administrator's business.
+//! come half the way from there to the limit: its usual fill is the administrator's business.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,25 +14,22 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::{Gauge, Held, SECTOR_BYTES, SnapshotError, Snapshots, size};
-use crate::host::lvm::status::{DmStatus, Space, status};
-use crate::host::lvm::{self, Extend};
+use super::SnapshotError;
+use super::gauge::{Fills, Gauge, Gauged, Label};
+use super::options::SnapshotOptions;
+use crate::host::lvm::status::Space;
 use crate::host::program::{ProgramError, Programs};
 use crate::observer::{Event, Observer};
 
-/// How often to look, and how often when something fills fast.
+/// Pause between two looks, and between two when something fills fast.
 const PAUSE: Duration = Duration::from_secs(1);
 const SHORT_PAUSE: Duration = Duration::from_millis(100);
-/// With less time than this to the limit, it is extended whatever the fill.
+/// With less time than this until it reaches the limit, it is extended whatever the fill.
 const AHEAD_SECS: f64 = 5.0;
-/// After so many failures in a row the guard is blind.
+/// Number of failures in a row after which the guard gives up.
 const BLIND: u32 = 5;
-/// When to try again to extend what could not be extended.
+/// Pause before the next try to extend what could not be extended.
 const TRY_AGAIN: Duration = Duration::from_secs(30);
-/// A block of a thin pool's metadata (Documentation/admin-guide/device-mapper/thin-provisioning.rst).
-const METADATA_BLOCK_BYTES: u64 = 4096;
-/// The most that a pool's metadata can use (the same).
-const MAX_METADATA_BYTES: u64 = 15 << 30;
 
 /// The guard at work.
 #[derive(Debug)]
@@ -43,7 +40,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Ends the guard. The error is why it stopped the run, if it did. Waits for an `lvextend` that is under way.
+    /// Ends the guard. The error is the reason for which it stopped the run, if it did. Waits for an `lvextend` that is
+    /// under way.
     pub fn end(mut self) -> Result<(), SnapshotError> {
         self.join().unwrap_or(Ok(()))
     }
@@ -63,67 +61,51 @@ impl Drop for Watch {
     }
 }
 
-impl Snapshots {
-    /// Starts the guard. When a snapshot is invalid or about to overflow it sets `stop`, and [`Watch::end`] says why.
-    pub fn watch(&self, stop: Arc<AtomicBool>, observer: Arc<dyn Observer>) -> Result<Watch, SnapshotError> {
-        let mut guard = Guard {
-            programs: self.programs.clone(),
-            extend_at: self.options.extend_at,
-            stop_at: self.options.stop_at,
-            observer,
-            watched: self.watched(),
-        };
-        let (end, ended) = channel();
-        let thread = Builder::new()
-            .name("vbk-guard".into())
-            .spawn(move || {
-                let result = guard.run(&ended);
-                if result.is_err() {
-                    stop.store(true, Ordering::SeqCst);
-                }
-                guard.finish();
-                result
-            })
-            .map_err(SnapshotError::NoGuard)?;
-        Ok(Watch {
-            end: Some(end),
-            thread: Some(thread),
-        })
-    }
-
-    fn watched(&self) -> Vec<Watched> {
-        let mut all: Vec<Watched> = Vec::new();
-        for held in &self.held {
-            match held {
-                Held::Thick(thick) => all.push(Watched::new(
-                    lvm::dm_name(&thick.vg, &thick.name, ""),
-                    &thick.vg,
-                    &thick.name,
-                    What::Snapshot {
-                        origin: thick.origin.full_name(),
-                        full_bytes: size::full_bytes(thick.origin.size_bytes),
-                    },
-                    Some(&thick.gauge),
-                )),
-                Held::Thin(thin) => {
-                    let device = lvm::dm_name(&thin.vg, &thin.pool.name, "tpool");
-                    if let Some(known) = all
-                        .iter_mut()
-                        .find(|known| known.device == device && known.is_pool_data())
-                    {
-                        known.gauges.push(Arc::clone(&thin.gauge));
-                        continue;
-                    }
-                    let chunk_bytes = thin.pool.chunk_bytes;
-                    let watched = |what, gauge| Watched::new(device.clone(), &thin.vg, &thin.pool.name, what, gauge);
-                    all.push(watched(What::PoolData { chunk_bytes }, Some(&thin.gauge)));
-                    all.push(watched(What::PoolMetadata, None));
-                }
-                Held::Copy(_) | Held::Unused { .. } | Held::Nothing => {}
+/// Starts the guard. When a disk is not held still any more, or is about not to be, it sets `stop`, and [`Watch::end`]
+/// says why.
+pub(super) fn watch(
+    programs: &Programs,
+    options: &SnapshotOptions,
+    things: Vec<Gauged>,
+    stop: Arc<AtomicBool>,
+    observer: Arc<dyn Observer>,
+) -> Result<Watch, SnapshotError> {
+    let mut guard = Guard {
+        programs: programs.clone(),
+        extend_at: options.extend_at,
+        stop_at: options.stop_at,
+        observer,
+        watched: watched(things),
+    };
+    let (end, ended) = channel();
+    let thread = Builder::new()
+        .name("vbk-guard".into())
+        .spawn(move || {
+            let result = guard.run(&ended);
+            if result.is_err() {
+                stop.store(true, Ordering::SeqCst);
             }
+            guard.finish();
+            result
+        })
+        .map_err(SnapshotError::NoGuard)?;
+    Ok(Watch {
+        end: Some(end),
+        thread: Some(thread),
+    })
+}
+
+/// Joins things that are the same, e.g. the pool of two disks.
+fn watched(things: Vec<Gauged>) -> Vec<Watched> {
+    let mut all: Vec<Watched> = Vec::new();
+    for Gauged { thing, gauge } in things {
+        let label = thing.label();
+        match all.iter_mut().find(|known| known.label == label) {
+            Some(known) => known.gauges.extend(gauge),
+            None => all.push(Watched::new(label, thing, gauge)),
         }
-        all
     }
+    all
 }
 
 struct Guard {
@@ -136,36 +118,25 @@ struct Guard {
 
 /// One thing that can become full.
 struct Watched {
-    device: String,
-    vg: String,
-    name: String,
-    what: What,
+    label: Label,
+    thing: Arc<dyn Fills>,
     gauges: Vec<Arc<Gauge>>,
-    /// The first fill that was seen.
+    /// Fill at the first look.
     first: Option<f64>,
     last: Option<(Instant, Space)>,
     failures: u32,
     extending: Option<JoinHandle<Result<(), String>>>,
-    /// Why it could not be extended, and when to try again.
+    /// The reason for which it could not be extended, and the time of the next try.
     failed: Option<(String, Instant)>,
     warned: bool,
 }
 
-#[derive(Clone)]
-enum What {
-    Snapshot { origin: String, full_bytes: u64 },
-    PoolData { chunk_bytes: u64 },
-    PoolMetadata,
-}
-
 impl Watched {
-    fn new(device: String, vg: &str, name: &str, what: What, gauge: Option<&Arc<Gauge>>) -> Self {
+    fn new(label: Label, thing: Arc<dyn Fills>, gauge: Option<Arc<Gauge>>) -> Self {
         Self {
-            device,
-            vg: vg.to_owned(),
-            name: name.to_owned(),
-            what,
-            gauges: gauge.cloned().into_iter().collect(),
+            label,
+            thing,
+            gauges: gauge.into_iter().collect(),
             first: None,
             last: None,
             failures: 0,
@@ -175,50 +146,26 @@ impl Watched {
         }
     }
 
-    fn full_name(&self) -> String {
-        format!("{}/{}", self.vg, self.name)
-    }
-
-    fn is_pool_data(&self) -> bool {
-        matches!(self.what, What::PoolData { .. })
-    }
-
-    /// What is used of it; the error is why the run must stop.
-    fn space(&mut self, answer: Result<DmStatus, ProgramError>) -> Result<Option<Space>, SnapshotError> {
-        let status = match answer {
-            Ok(status) => status,
+    /// Notes its space; the error is the reason for which the run must stop.
+    fn space(
+        &mut self,
+        answer: Result<Result<Space, SnapshotError>, ProgramError>,
+    ) -> Result<Option<Space>, SnapshotError> {
+        let space = match answer {
+            Ok(space) => space,
             Err(source) => {
                 self.failures += 1;
                 if self.failures < BLIND {
                     return Ok(None);
                 }
                 return Err(SnapshotError::Blind {
-                    device: self.device.clone(),
+                    device: self.label.device.clone(),
                     source,
                 });
             }
         };
         self.failures = 0;
-        let space = match (&self.what, status) {
-            (What::Snapshot { .. }, DmStatus::Snapshot(space)) => space,
-            (What::Snapshot { origin, .. }, _) => {
-                return Err(SnapshotError::Invalid {
-                    volume: self.full_name(),
-                    origin: origin.clone(),
-                });
-            }
-            (What::PoolData { .. }, DmStatus::Pool { data, full, .. }) => match full {
-                true => Space {
-                    used: data.total,
-                    ..data
-                },
-                false => data,
-            },
-            (What::PoolMetadata, DmStatus::Pool { metadata, .. }) => metadata,
-            (What::PoolData { .. } | What::PoolMetadata, _) => {
-                return Err(SnapshotError::PoolFailed { pool: self.full_name() });
-            }
-        };
+        let space = space?;
         for gauge in &self.gauges {
             gauge.note(space);
         }
@@ -239,20 +186,11 @@ impl Watched {
         }
     }
 
-    fn can_overflow(&self, space: Space) -> bool {
-        match self.what {
-            What::Snapshot { full_bytes, .. } => space.total.saturating_mul(SECTOR_BYTES) < full_bytes,
-            What::PoolData { .. } | What::PoolMetadata => true,
-        }
-    }
-
     /// The fill from which on to extend it.
     fn threshold(&self, extend_at: f64, stop_at: f64) -> f64 {
-        match (&self.what, self.first) {
-            (What::PoolData { .. } | What::PoolMetadata, Some(first)) if first >= extend_at => {
-                first + (stop_at - first) / 2.0
-            }
-            _ => extend_at,
+        match self.first.filter(|first| self.label.is_shared && *first >= extend_at) {
+            Some(first) => first + (stop_at - first) / 2.0,
+            None => extend_at,
         }
     }
 
@@ -262,25 +200,7 @@ impl Watched {
             None if self.extending.is_some() => "that was under way".to_owned(),
             None => "that was not asked for, or it filled too fast".to_owned(),
         };
-        let percent = fill * 100.0;
-        let pool = |what, option| SnapshotError::PoolFilling {
-            pool: self.full_name(),
-            what,
-            percent,
-            why: why.clone(),
-            option,
-        };
-        match &self.what {
-            What::Snapshot { origin, .. } => SnapshotError::Filling {
-                volume: self.full_name(),
-                origin: origin.clone(),
-                vg: self.vg.clone(),
-                percent,
-                why,
-            },
-            What::PoolData { .. } => pool("data", "-L+SIZE"),
-            What::PoolMetadata => pool("metadata", "--poolmetadatasize +SIZE"),
-        }
+        self.thing.stopped(fill * 100.0, why)
     }
 }
 
@@ -298,19 +218,19 @@ impl Guard {
         }
     }
 
-    /// Looks at one, and says when to look again.
+    /// Looks at one, and returns the pause until the next look.
     fn look(&mut self, at: usize) -> Result<Duration, SnapshotError> {
         self.reap(at);
         let (extend_at, stop_at) = (self.extend_at, self.stop_at);
         let watched = &mut self.watched[at];
-        let answer = status(&self.programs, &watched.device);
+        let answer = watched.thing.look(&self.programs);
         let Some(space) = watched.space(answer)? else {
             return Ok(PAUSE);
         };
         let (now, fill) = (Instant::now(), space.fill());
         let rate = watched.rate(now, space);
         watched.first.get_or_insert(fill);
-        if !watched.can_overflow(space) {
+        if !watched.thing.can_overflow(space) {
             return Ok(PAUSE);
         }
         // What is being extended gets half of what is left.
@@ -343,11 +263,10 @@ impl Guard {
 
     fn extend(&mut self, at: usize, space: Space) {
         let watched = &mut self.watched[at];
-        let (programs, vg, name) = (self.programs.clone(), watched.vg.clone(), watched.name.clone());
-        let what = watched.what.clone();
+        let (programs, thing) = (self.programs.clone(), Arc::clone(&watched.thing));
         let thread = Builder::new()
             .name("vbk-extend".into())
-            .spawn(move || extend(&programs, &vg, &name, &what, space.total));
+            .spawn(move || thing.extend(&programs, space.total));
         match thread {
             Ok(thread) => watched.extending = Some(thread),
             Err(error) => watched.failed = Some((error.to_string(), Instant::now() + TRY_AGAIN)),
@@ -361,19 +280,21 @@ impl Guard {
             return;
         };
         let result = thread.join().unwrap_or_else(|_| Err("it panicked".to_owned()));
-        let name = watched.full_name();
-        match (result, &watched.what) {
-            (Ok(()), What::Snapshot { .. }) => {
-                watched.failed = None;
-                tracing::info!("snapshot {name} was extended");
-            }
-            (Ok(()), What::PoolData { .. } | What::PoolMetadata) => {
+        let Label {
+            noun, name, is_shared, ..
+        } = &watched.label;
+        match result {
+            Ok(()) => {
                 watched.failed = None;
                 // It stays so, and the administrator should know.
-                self.observer
-                    .event(Event::Warning(&format!("thin pool {name} was extended")));
+                if *is_shared {
+                    self.observer
+                        .event(Event::Warning(&format!("{noun} {name} was extended")));
+                } else {
+                    tracing::info!("{noun} {name} was extended");
+                }
             }
-            (Err(why), _) => {
+            Err(why) => {
                 if !watched.warned {
                     watched.warned = true;
                     self.observer.event(Event::Warning(&format!(
@@ -393,37 +314,4 @@ impl Guard {
             }
         }
     }
-}
-
-/// Extends a snapshot by half, a pool's data by a tenth, its metadata by half, as far as there is room.
-fn extend(programs: &Programs, vg: &str, name: &str, what: &What, total: u64) -> Result<(), String> {
-    let text = |error: ProgramError| error.to_string();
-    let (free_bytes, extent_bytes) = lvm::free_space(programs, vg).map_err(text)?;
-    let free = free_bytes / extent_bytes.max(1);
-    let extents = |bytes: u64| bytes.div_ceil(extent_bytes.max(1));
-    let no_room = || Err(format!("volume group {vg} has no room"));
-    let by = match what {
-        What::Snapshot { full_bytes, .. } => {
-            let have = total.saturating_mul(SECTOR_BYTES);
-            let most = extents(full_bytes.saturating_sub(have));
-            extents(have / 2).max(4).min(most).min(free)
-        }
-        What::PoolData { chunk_bytes } => extents(total.saturating_mul(*chunk_bytes) / 10).max(1).min(free),
-        What::PoolMetadata => {
-            let have = total.saturating_mul(METADATA_BLOCK_BYTES);
-            // The spare metadata of the group grows with it.
-            let most = extents(MAX_METADATA_BYTES.saturating_sub(have));
-            extents(have / 2).max(1).min(free / 2).min(most)
-        }
-    };
-    if by == 0 {
-        return no_room();
-    }
-    let by = match what {
-        What::Snapshot { .. } | What::PoolData { .. } => Extend::Data { extents: by },
-        What::PoolMetadata => Extend::PoolMetadata {
-            bytes: by * extent_bytes,
-        },
-    };
-    lvm::extend(programs, vg, name, by).map_err(text)
 }

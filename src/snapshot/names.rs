@@ -8,19 +8,19 @@ use vbk_repo::name::DiskName;
 use crate::host::lvm::{self, Volume};
 use crate::host::run;
 
-/// On every volume that vbk makes.
+/// Tag of every volume that vbk makes.
 pub const TAG: &str = "vbk";
-/// On a snapshot that is kept on purpose, as the base of change hints.
+/// Tag of a snapshot that is kept as the base of change hints.
 pub const TAG_BASE: &str = "vbk_base";
-/// Behind it stands a base's mark.
+/// Prefix of the tag with a base's mark.
 const BACKUP: &str = "vbk_backup_";
 const HOST: &str = "vbk_host_";
 const RUN: &str = "vbk_run_";
-/// How our snapshots' names begin.
+/// Prefix of our snapshots' names.
 const PREFIX: &str = "vbk-";
 
-/// What names of devices may have, with layers as `-cow` behind them: the device mapper's limit is 127 (DM_NAME_LEN in
-/// linux/dm-ioctl.h), and lvm2 refuses a group and name of more than 125 together.
+/// Highest length of a device's name, with the suffix of a layer, e.g. `-cow`. The device mapper's limit is 127
+/// (DM_NAME_LEN in linux/dm-ioctl.h), and lvm2 refuses a group and name of more than 125 together.
 const MAX_DEVICE_NAME: usize = 120;
 
 /// The tags of a snapshot of a run.
@@ -54,27 +54,27 @@ pub(super) fn run_of(volume: &Volume) -> Option<&str> {
     runs.next().filter(|id| run::is_id(id))
 }
 
-/// Whether a volume is a snapshot that vbk made, on whatever machine. The name alone or the tag alone is not enough:
-/// somebody may use either for something else.
+/// Returns whether a volume is a snapshot that vbk made, on whatever machine. The name alone or the tag alone is not
+/// enough: the administrator may use either for something else.
 pub(super) fn is_snapshot_of_vbk(volume: &Volume) -> bool {
     let snapshot = volume.is_thick_snapshot() || volume.is_thin() || is_half_made(volume);
     snapshot && volume.has_tag(TAG) && volume.name.starts_with(PREFIX)
 }
 
-/// What a power cut in the middle of lvcreate leaves of a thick snapshot, or its failure: lvm2 first makes the space, as a
-/// plain volume that has the snapshot's name and tags already, and joins it to the origin in a second step
-/// (`lv_create_single`, lib/metadata/lv_manip.c). The name must be that of the run in its tag.
+/// Returns whether a volume is what a power cut in the middle of lvcreate, or its failure, leaves of a thick snapshot:
+/// lvm2 first makes the space, as a plain volume that has the snapshot's name and tags already, and joins it to the
+/// origin in a second step (`lv_create_single`, lib/metadata/lv_manip.c). The name must be that of the run in its tag.
 fn is_half_made(volume: &Volume) -> bool {
     let of_its_run = |run: &str| volume.name.ends_with(&format!("-{}", short(run)));
     volume.attr.starts_with('-') && volume.origin.is_empty() && run_of(volume).is_some_and(of_its_run)
 }
 
-/// What a snapshot's name has of its run's id.
+/// The part of its run's id in a snapshot's name.
 fn short(run_id: &str) -> &str {
     run_id.get(..8).unwrap_or(run_id)
 }
 
-/// Whether a volume is a snapshot that vbk made on this machine. Nothing else is ever removed.
+/// Returns whether a volume is a snapshot that vbk made on this machine. Nothing else is ever removed.
 pub(super) fn is_ours(volume: &Volume, host_id: &str) -> bool {
     is_snapshot_of_vbk(volume) && volume.has_tag(&host_tag(host_id))
 }
@@ -101,11 +101,12 @@ pub(super) fn snapshot_name(origin: &Volume, number: usize, at: Timestamp, run_i
     cuts.into_iter().find(|name| fits(name)).unwrap_or_else(|| cut(0))
 }
 
-/// Digits that name a base.
+/// Number of digits in the name of a base.
 pub const BASE_DIGITS: usize = 32;
 
-/// What names the base that was read for a disk of a backup: [`BASE_DIGITS`] hexadecimal digits. The disk is part of it,
-/// because a volume that was `vda` may be `vdb` by the next run, and what is taken over then would be another volume's.
+/// Name of the base that was read for a disk of a backup: [`BASE_DIGITS`] hexadecimal digits. The disk is part of it,
+/// because a volume that was `vda` may be `vdb` by the next run, and the blocks that are taken over would be another
+/// volume's.
 pub fn base_name(backup: &BackupId, disk: &DiskName) -> String {
     let mut name = to_hex(&Hashing::Plain.content(format!("{backup}/{disk}").as_bytes()));
     name.truncate(BASE_DIGITS);

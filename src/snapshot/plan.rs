@@ -1,79 +1,19 @@
-//! Finds out what each disk is, and what will hold it still. Changes nothing.
+//! Finds out what each disk is, and chooses the method that will hold it still. Changes nothing.
 
-use std::collections::BTreeMap;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use jiff::Timestamp;
-use serde::Serialize;
-use vbk_repo::backup::SnapshotKind;
 use vbk_repo::name::DiskName;
 
-use super::{Method, SnapshotError, SnapshotOptions, names, reflink, size, unused};
+use super::hold::{Disk, HoldMethod, PlannedDisk};
+use super::options::{Method, SnapshotOptions};
+use super::{SnapshotError, methods};
 use crate::host::device::DeviceNumber;
-use crate::host::holders;
-use crate::host::lvm::{self, NewSnapshot, Volume};
+use crate::host::lvm::{self, Volume};
 use crate::host::program::Programs;
-use crate::host::run::Run;
 use crate::sys;
 
-/// What will hold a disk still.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case", tag = "by")]
-pub enum Hold {
-    /// An LVM snapshot with space of its own.
-    Thick {
-        /// That space.
-        size_bytes: u64,
-    },
-    /// A snapshot in its thin pool.
-    Thin,
-    /// A copy that shares extents, if the file system can.
-    Reflink,
-    /// Nothing: nobody uses the disk. It is an error if somebody writes to it before it is read.
-    Unused,
-    /// Nothing: it is read as it is.
-    Live,
-}
-
-impl Hold {
-    /// What is recorded of it; `None` for what is read itself.
-    pub fn kind(self) -> Option<SnapshotKind> {
-        match self {
-            Self::Thick { .. } => Some(SnapshotKind::Thick),
-            Self::Thin => Some(SnapshotKind::Thin),
-            Self::Reflink => Some(SnapshotKind::Reflink),
-            Self::Unused | Self::Live => None,
-        }
-    }
-}
-
-/// A disk, what it is, and what will hold it still.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PlannedDisk {
-    /// Its name.
-    pub name: DiskName,
-    /// The path, as it was given.
-    pub source: PathBuf,
-    /// Its size.
-    pub size_bytes: u64,
-    /// What will hold it still.
-    pub hold: Hold,
-    /// The logical volume that it is.
-    pub volume: Option<Volume>,
-    /// The thin pool of that volume.
-    pub pool: Option<Volume>,
-    pub(super) device: Option<DeviceNumber>,
-}
-
-impl PlannedDisk {
-    /// Whether it is a file, and no block device.
-    pub fn is_file(&self) -> bool {
-        self.device.is_none()
-    }
-}
-
-/// What would be done to hold a guest's disks still. Nothing has been done yet.
+/// The method for each disk of a guest. Nothing has been made yet.
 #[derive(Debug)]
 pub struct Plan {
     pub(super) programs: Programs,
@@ -81,8 +21,8 @@ pub struct Plan {
     pub(super) disks: Vec<PlannedDisk>,
 }
 
-/// Finds out what the disks are, and whether there is room for what will hold them still. Creates nothing. Asks lvm2 only
-/// if there are block devices.
+/// Finds out what the disks are, chooses a method for each, and checks that there is room. Creates nothing. Asks lvm2
+/// only if there are block devices.
 pub fn plan(
     programs: &Programs,
     disks: &[(DiskName, PathBuf)],
@@ -111,32 +51,28 @@ pub fn plan(
         let volume = volumes
             .iter()
             .find(|volume| what.device.is_some() && volume.device == what.device);
-        let hold = match (what.device, volume) {
-            // What lvm2 has below its volumes: a snapshot's space, the front of a pool, the origin's own device.
-            (Some(device), None) if device.is_logical_volume() => {
-                return Err(SnapshotError::NotAGuestVolume {
-                    volume: path.display().to_string(),
-                    what: "a pool or a part of another volume",
-                });
-            }
-            _ if options.method == Method::None => bare(path, what.device, options)?,
-            (Some(_), Some(volume)) => by_volume(volume)?,
-            (Some(_), None) => bare(path, what.device, options)?,
-            (None, _) if reflink::may_work(path) => Hold::Reflink,
-            (None, _) => bare(path, None, options)?,
-        };
-        planned.push(PlannedDisk {
+        // What lvm2 has below its volumes: a snapshot's space, the front of a pool, the origin's own device.
+        if volume.is_none() && what.device.is_some_and(|device| device.is_logical_volume()) {
+            return Err(SnapshotError::NotAGuestVolume {
+                volume: path.display().to_string(),
+                what: "a pool or a part of another volume",
+            });
+        }
+        let disk = Disk {
             name: name.clone(),
             source: path.clone(),
             size_bytes: what.size_bytes.or(volume.map(|volume| volume.size_bytes)).unwrap_or(0),
-            hold,
             volume: volume.cloned(),
-            pool: None,
             device: what.device,
+        };
+        planned.push(PlannedDisk {
+            method: method_of(&disk, options)?,
+            disk,
+            pool: None,
+            space_bytes: None,
         });
     }
-    look_at_pools(programs, &mut planned, options)?;
-    share_out(&mut planned, options)?;
+    reserve(programs, &mut planned, options)?;
     Ok(Plan {
         programs: programs.clone(),
         options: options.clone(),
@@ -155,7 +91,7 @@ fn look(programs: &Programs, path: &Path) -> Result<Seen, SnapshotError> {
         Ok(metadata) => metadata,
         Err(error) => {
             // A volume that is not active has no device. It is not activated here: in a group that several machines
-            // share, another one may have it open, and nobody named it.
+            // share, another one may have it open.
             if error.kind() == std::io::ErrorKind::NotFound
                 && let Some((vg, lv)) = volume_name(path)
                 && let Ok(Some(volume)) = lvm::volume(programs, &vg, &lv)
@@ -180,7 +116,7 @@ fn look(programs: &Programs, path: &Path) -> Result<Seen, SnapshotError> {
     let size = std::fs::File::open(path).and_then(|file| sys::device_size_bytes(&file));
     Ok(Seen {
         device: Some(DeviceNumber::from_raw(metadata.rdev())),
-        // Who reads it will say what is wrong; lvm2 knows the size too.
+        // The reader will report the error; lvm2 knows the size too.
         size_bytes: size.ok(),
     })
 }
@@ -212,142 +148,45 @@ fn volumes_at(programs: &Programs, devices: &[DeviceNumber]) -> Result<Vec<Volum
     }
 }
 
-fn by_volume(volume: &Volume) -> Result<Hold, SnapshotError> {
-    let refuse = |what| {
-        Err(SnapshotError::NotAGuestVolume {
-            volume: volume.full_name(),
-            what,
-        })
-    };
-    if names::is_snapshot_of_vbk(volume) {
-        return refuse("a snapshot that vbk made");
+/// The first method that suits a disk.
+fn method_of(disk: &Disk, options: &SnapshotOptions) -> Result<&'static dyn HoldMethod, SnapshotError> {
+    match options.method {
+        Method::Auto => first_of(disk, options, &|_| true),
+        Method::None => without_snapshot(disk, options),
     }
-    if volume.is_thick_snapshot() {
-        return refuse("a snapshot, and there are no snapshots of snapshots");
+}
+
+/// The method for a disk that is read itself.
+pub(super) fn without_snapshot(
+    disk: &Disk,
+    options: &SnapshotOptions,
+) -> Result<&'static dyn HoldMethod, SnapshotError> {
+    first_of(disk, options, &|method| method.kind().is_none())
+}
+
+fn first_of(
+    disk: &Disk,
+    options: &SnapshotOptions,
+    may: &dyn Fn(&dyn HoldMethod) -> bool,
+) -> Result<&'static dyn HoldMethod, SnapshotError> {
+    for method in methods::ALL {
+        if may(method) && method.suits(disk, options)? {
+            return Ok(method);
+        }
     }
-    if volume.attr.starts_with('O') {
-        return refuse("an origin into which a snapshot is being merged");
-    }
-    // Pools and parts of other volumes, by the letters of lvs(8).
-    let hidden = volume.role.split(',').any(|role| role == "private");
-    if hidden
-        || volume.path.is_empty()
-        || volume
-            .attr
-            .starts_with(['t', 'T', 'e', 'd', 'D', 'i', 'I', 'l', 'p', 'c'])
-    {
-        return refuse("a pool or a part of another volume");
-    }
-    Ok(match volume.is_thin() {
-        true => Hold::Thin,
-        // Its size comes when all disks of the group are known.
-        false => Hold::Thick { size_bytes: 0 },
+    // The last method takes the disk, or says why it can't be read.
+    Err(SnapshotError::NotADisk {
+        path: disk.source.clone(),
     })
 }
 
-/// What is read itself.
-pub(super) fn bare(
-    path: &Path,
-    device: Option<DeviceNumber>,
-    options: &SnapshotOptions,
-) -> Result<Hold, SnapshotError> {
-    if options.live {
-        return Ok(Hold::Live);
-    }
-    match holders::lasting(|| unused::user_of(path, device))? {
-        None => Ok(Hold::Unused),
-        Some(what) => Err(SnapshotError::InUse {
-            path: path.to_owned(),
-            what,
-        }),
-    }
-}
-
-/// A pool that is nearly full is not filled further.
-fn look_at_pools(
-    programs: &Programs,
-    disks: &mut [PlannedDisk],
-    options: &SnapshotOptions,
-) -> Result<(), SnapshotError> {
-    let thin = disks.iter().filter(|disk| disk.hold == Hold::Thin);
-    let names: BTreeMap<(String, String), String> = thin
-        .filter_map(|disk| disk.volume.as_ref())
-        .map(|volume| {
-            (
-                (volume.vg.clone(), volume.pool.clone()),
-                lvm::named(&volume.vg, &volume.pool),
-            )
-        })
-        .collect();
-    if names.is_empty() {
-        return Ok(());
-    }
-    let pools = lvm::volumes(programs, &names.into_values().collect::<Vec<_>>().join(" || "))?;
-    for pool in &pools {
-        // Volume health: failed, metadata read-only (lvs(8)).
-        if matches!(pool.attr.as_bytes().get(8), Some(b'F' | b'M')) {
-            return Err(SnapshotError::PoolFailed { pool: pool.full_name() });
-        }
-        let fills = [
-            ("data", pool.data_fill, "-L+SIZE"),
-            ("metadata", pool.metadata_fill, "--poolmetadatasize +SIZE"),
-        ];
-        for (what, fill, option) in fills {
-            if let Some(fill) = fill.filter(|fill| *fill >= options.stop_at) {
-                return Err(SnapshotError::PoolFull {
-                    pool: pool.full_name(),
-                    what,
-                    percent: fill * 100.0,
-                    stop_percent: options.stop_at * 100.0,
-                    option,
-                });
-            }
-        }
-    }
-    for disk in disks.iter_mut().filter(|disk| disk.hold == Hold::Thin) {
-        let volume = disk.volume.as_ref();
-        let pool = volume.and_then(|volume| {
-            pools
-                .iter()
-                .find(|pool| (&pool.vg, &pool.name) == (&volume.vg, &volume.pool))
-        });
-        disk.pool = pool.cloned();
-    }
-    Ok(())
-}
-
-/// Gives the thick snapshots of each group their sizes, or says what room they need.
-fn share_out(disks: &mut [PlannedDisk], options: &SnapshotOptions) -> Result<(), SnapshotError> {
-    let mut groups: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-    for (at, disk) in disks.iter().enumerate() {
-        if let (Hold::Thick { .. }, Some(volume)) = (disk.hold, &disk.volume) {
-            groups.entry(volume.vg.clone()).or_default().push(at);
-        }
-    }
-    for (vg, members) in groups {
-        let volumes = members
-            .iter()
-            .filter_map(|at| disks[*at].volume.as_ref().map(|volume| (*at, volume)));
-        let (mut wants, mut free_bytes, mut extent_bytes) = (Vec::new(), 0, 1);
-        for (at, volume) in volumes {
-            (free_bytes, extent_bytes) = (volume.vg_free_bytes, volume.vg_extent_bytes);
-            let peak = options.peak_bytes.get(&disks[at].name).copied();
-            wants.push(size::want(volume.size_bytes, extent_bytes, options.size, peak));
-        }
-        let parts = size::share_out(free_bytes / extent_bytes, &wants).map_err(|extents| SnapshotError::NoRoom {
-            vg,
-            free_bytes,
-            need_bytes: extents.saturating_mul(extent_bytes),
-            disks: members
-                .iter()
-                .map(|at| disks[*at].name.to_string())
-                .collect::<Vec<_>>()
-                .join(", "),
-        })?;
-        for (at, extents) in members.into_iter().zip(parts) {
-            disks[at].hold = Hold::Thick {
-                size_bytes: extents * extent_bytes,
-            };
+/// Lets each method find room for its disks.
+fn reserve(programs: &Programs, disks: &mut [PlannedDisk], options: &SnapshotOptions) -> Result<(), SnapshotError> {
+    for method in methods::ALL {
+        let its_own = disks.iter_mut().filter(|disk| disk.method.name() == method.name());
+        let mut its_own: Vec<&mut PlannedDisk> = its_own.collect();
+        if !its_own.is_empty() {
+            method.reserve(programs, &mut its_own, options)?;
         }
     }
     Ok(())
@@ -357,21 +196,6 @@ impl Plan {
     /// The disks, in the order they were given.
     pub fn disks(&self) -> &[PlannedDisk] {
         &self.disks
-    }
-}
-
-/// The snapshot to make of a volume.
-pub(super) fn new_snapshot(volume: &Volume, hold: Hold, number: usize, at: Timestamp, run: &Run) -> NewSnapshot {
-    NewSnapshot {
-        vg: volume.vg.clone(),
-        origin: volume.name.clone(),
-        pool: Some(volume.pool.clone()).filter(|pool| !pool.is_empty()),
-        name: names::snapshot_name(volume, number, at, run.id()),
-        extents: match hold {
-            Hold::Thick { size_bytes } => Some(size_bytes / volume.vg_extent_bytes),
-            _ => None,
-        },
-        tags: names::tags(run.host_id(), run.id()),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Removes snapshots of ours, and nothing else.
+//! Removes snapshots that vbk made, and nothing else.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use crate::host::lvm::{self, Volume};
 use crate::host::program::{ProgramError, Programs};
 use crate::host::run::Run;
 
-/// A device that udev or a program is just looking at is busy for a moment.
+/// Pauses before the next tries: a device that udev or a program is just looking at is busy for a moment.
 const PAUSES_MS: [u64; 6] = [100, 200, 400, 800, 1600, 3200];
 
-/// Removes what a run made.
+/// Removes a volume that a run made.
 pub(super) fn of_run(programs: &Programs, run: &Run, vg: &str, name: &str) -> Result<(), SnapshotError> {
     let tag = names::run_tag(run.id());
     remove(programs, vg, name, &|volume| {
@@ -18,16 +18,16 @@ pub(super) fn of_run(programs: &Programs, run: &Run, vg: &str, name: &str) -> Re
     })
 }
 
-/// Removes a snapshot of this machine's vbk: one that was kept, or one of a run that is over. It is an error if the volume
-/// of that name is not, at that moment, a snapshot with our tags and that UUID.
+/// Removes a snapshot of this machine's vbk: one that was kept, or one of a run that is over. It is an error if the
+/// volume of that name is not, at that moment, a snapshot with our tags and that UUID.
 pub fn remove_volume(programs: &Programs, host_id: &str, volume: &Volume) -> Result<(), SnapshotError> {
     remove(programs, &volume.vg, &volume.name, &|now| {
         names::is_ours(now, host_id) && now.uuid == volume.uuid && now.tags == volume.tags
     })
 }
 
-/// The volume is looked at again before each try, because names are used again and tags change; and lvm2 looks at its UUID
-/// and tags once more under its lock. What is not there any more is removed.
+/// Looks at the volume again before each try, because names are used again and tags change; and lvm2 compares its UUID
+/// and tags once more under its lock. A volume that does not exist any more counts as removed.
 fn remove(programs: &Programs, vg: &str, name: &str, may_go: &dyn Fn(&Volume) -> bool) -> Result<(), SnapshotError> {
     let volume = || format!("{vg}/{name}");
     let mut pauses = PAUSES_MS.iter();
@@ -47,7 +47,7 @@ fn remove(programs: &Programs, vg: &str, name: &str, may_go: &dyn Fn(&Volume) ->
             }
             Err(error) => error,
         };
-        // What hangs or is not installed is not tried again.
+        // A program that hangs or is not installed is not tried again.
         let again = matches!(source, ProgramError::Failed { .. });
         match pauses.next() {
             Some(pause) if again => std::thread::sleep(Duration::from_millis(*pause)),
@@ -61,7 +61,8 @@ fn remove(programs: &Programs, vg: &str, name: &str, may_go: &dyn Fn(&Volume) ->
     }
 }
 
-/// The tags by which a volume is ours, as far as a selection of lvm2 takes them without quotes. The UUID is selected too.
+/// The tags by which a volume is ours, as far as a selection of lvm2 takes them without quotes. The UUID is selected
+/// too.
 fn tags_to_select(volume: &Volume) -> Vec<&str> {
     let is_plain = |tag: &str| tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     let ours = volume.tags.iter().map(String::as_str);

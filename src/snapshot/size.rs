@@ -1,22 +1,22 @@
-//! How much space thick snapshots get.
+//! Sizes of thick snapshots.
 
 use super::SnapshotSize;
 use crate::host::lvm::CHUNK_BYTES;
 
-/// Without history: of the origin's size.
+/// Share of the origin's size that a snapshot without history gets.
 const DEFAULT_SHARE: f64 = 0.2;
-/// With history: so many times what the last runs used, and at least this share of the origin.
+/// With history: multiple of the use of the last runs, and the least share of the origin.
 const PEAK_FACTOR: u64 = 2;
 const PEAK_SHARE: f64 = 0.05;
-/// Less than this overflows at once.
+/// Least size; a smaller snapshot overflows at once.
 const MIN_BYTES: u64 = 4 << 20;
 
-/// What a snapshot should get, in extents.
+/// Extents that a snapshot should get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Want {
-    /// With less it makes no sense.
+    /// The least that makes sense.
     pub min: u64,
-    /// With this all is well.
+    /// Enough.
     pub want: u64,
 }
 
@@ -28,7 +28,7 @@ pub(super) fn full_bytes(origin_bytes: u64) -> u64 {
     (chunks + exceptions + 2).saturating_mul(CHUNK_BYTES)
 }
 
-/// What to ask for: what was given, or twice the peak of the last runs, or 20 % of the origin.
+/// Extents to ask for: the given size, or twice the peak of the last runs, or 20 % of the origin.
 pub(super) fn want(origin_bytes: u64, extent_bytes: u64, given: Option<SnapshotSize>, peak_bytes: Option<u64>) -> Want {
     // Saturates, and no number becomes 0.
     let share = |share: f64| (origin_bytes as f64 * share) as u64;
@@ -47,7 +47,7 @@ pub(super) fn want(origin_bytes: u64, extent_bytes: u64, given: Option<SnapshotS
     }
 }
 
-/// Shares the free extents of a group out; the error is what is needed.
+/// Shares out the free extents of a group; the error is the number that is needed.
 pub(super) fn share_out(free: u64, wants: &[Want]) -> Result<Vec<u64>, u64> {
     let sum = |of: fn(&Want) -> u64| wants.iter().map(|want| u128::from(of(want))).sum::<u128>();
     let (min, want, free) = (sum(|want| want.min), sum(|want| want.want), u128::from(free));

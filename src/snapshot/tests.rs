@@ -1,6 +1,7 @@
 //! Needs root, for device nodes (which nobody opens), loop devices and mounts. lvm2 is tests/fake-lvm2; the real one is
 //! tested in the lab.
 
+mod conformance;
 mod fake;
 pub(crate) mod files;
 mod guarding;
@@ -10,8 +11,10 @@ mod lab;
 use std::path::Path;
 
 use vbk_repo::ErrorKind;
+use vbk_repo::backup::SnapshotKind;
 
 use self::fake::{Fake, HOST, names};
+use super::remove::remove_volume;
 use super::*;
 
 const MIB: u64 = 1 << 20;
@@ -30,8 +33,8 @@ fn a_thick_volume_is_held_by_a_tagged_snapshot_that_goes_again() {
     let plan = fake.plan(&[("vda", &path)]).expect("plans");
     assert_eq!(fake.called("lvcreate"), 0, "a plan makes nothing");
     let planned = &plan.disks()[0];
-    assert_eq!(planned.hold, Hold::Thick { size_bytes: 20 * MIB });
-    let volume = planned.volume.as_ref().expect("is a volume");
+    assert_eq!((planned.method.name(), planned.space_bytes), ("thick", Some(20 * MIB)));
+    let volume = planned.disk.volume.as_ref().expect("is a volume");
     assert_eq!(
         (volume.full_name().as_str(), volume.size_bytes),
         ("vg0/web1-root", 100 * MIB)
@@ -40,7 +43,7 @@ fn a_thick_volume_is_held_by_a_tagged_snapshot_that_goes_again() {
     let run = fake.run();
     let snapshots = plan.take(&run, &()).expect("takes");
     let disk = &snapshots.disks()[0];
-    assert_eq!((disk.kind, disk.live), (Some(SnapshotKind::Thick), false));
+    assert_eq!((disk.kind(), disk.is_live()), (Some(SnapshotKind::Thick), false));
     assert!(disk.read.ends_with(disk.read.file_name().expect("a name")) && disk.read.is_file());
     let snapshot = disk.snapshot.as_ref().expect("is a volume");
     assert!(snapshot.name.starts_with("vbk-web1-root-2"), "{}", snapshot.name);
@@ -69,7 +72,7 @@ fn a_thin_volume_is_held_by_an_active_thin_snapshot_without_a_size() {
     let fake = Fake::new();
     let path = fake.thin_volume("vg0/db", "200M");
     let plan = fake.plan(&[("vda", &path)]).expect("plans");
-    assert_eq!(plan.disks()[0].hold, Hold::Thin);
+    assert_eq!(plan.disks()[0].method.name(), "thin");
     let pool = plan.disks()[0].pool.as_ref().expect("has a pool");
     assert_eq!((pool.full_name().as_str(), pool.chunk_bytes), ("vg0/pool", 65536));
     let snapshots = plan.take(&fake.run(), &()).expect("takes");
@@ -126,7 +129,7 @@ fn a_group_without_room_is_refused_with_the_figure_before_anything_is_made() {
     assert!(
         plan.disks()
             .iter()
-            .all(|disk| disk.hold == Hold::Thick { size_bytes: 80 * MIB })
+            .all(|disk| (disk.method.name(), disk.space_bytes) == ("thick", Some(80 * MIB)))
     );
     assert_eq!(fake.called("lvcreate"), 0);
 }
@@ -279,7 +282,7 @@ fn what_dead_runs_left_is_removed_and_nothing_else() {
     retag(&unclear, &format!("[{ours}]"));
     let used = take(&run);
 
-    let found = leftovers(&fake.programs, fake.places()).expect("lists");
+    let found = leftovers(&fake.programs, fake.directories()).expect("lists");
     let state = |name: &str| found.iter().find(|found| found.name == name).map(|found| found.state);
     assert_eq!(state(&dead), Some(State::LeftBehind));
     assert_eq!(state(&foreign), Some(State::OtherHost));
@@ -297,7 +300,7 @@ fn what_dead_runs_left_is_removed_and_nothing_else() {
     assert_eq!(in_use.info.as_ref().expect("says who it is").command, "backup web1");
     assert_eq!(in_use.of, "vg0/x");
 
-    let cleaned = clean(&fake.programs, fake.places(), false).expect("cleans");
+    let cleaned = clean(&fake.programs, fake.directories(), false).expect("cleans");
     let mut removed = cleaned.removed;
     removed.sort();
     let mut expected = vec![half_made.to_owned(), dead.clone()];
@@ -307,7 +310,7 @@ fn what_dead_runs_left_is_removed_and_nothing_else() {
     for name in [&foreign, &kept, &unclear, &name(&used), no_run, "vg0/precious", "vg0/x"] {
         assert!(fake.is_there(name), "{name}");
     }
-    let cleaned = clean(&fake.programs, fake.places(), true).expect("cleans");
+    let cleaned = clean(&fake.programs, fake.directories(), true).expect("cleans");
     assert_eq!((cleaned.removed, cleaned.failed.len()), (vec![kept], 0));
     used.remove().expect("removes");
 }
@@ -332,11 +335,11 @@ fn a_kept_snapshot_stays_as_a_base_and_can_be_removed_later() {
         kept.tags,
         ["vbk", &format!("vbk_host_{HOST}"), "vbk_base", "vbk_backup_00ff"]
     );
-    assert_eq!(mark_of(&kept), Some("00ff"));
+    assert_eq!(names::mark_of(&kept), Some("00ff"));
     snapshots.remove().expect("removes the others");
     drop(run);
     assert!(
-        clean(&fake.programs, fake.places(), false)
+        clean(&fake.programs, fake.directories(), false)
             .expect("cleans")
             .removed
             .is_empty()

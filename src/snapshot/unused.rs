@@ -1,15 +1,72 @@
-//! A disk that is read without a snapshot because nobody uses it: who does after all, and whether it was written meanwhile.
+//! No snapshot: the disk is read itself, because no process uses it. It is an error if it is written meanwhile.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use vbk_repo::backup::SnapshotKind;
 
 use super::SnapshotError;
+use super::hold::{Disk, Hold, HoldMethod, NewHold, PlannedDisk, ReadFrom, Tools};
+use super::options::SnapshotOptions;
 use crate::host::device::DeviceNumber;
 use crate::host::holders;
 use crate::host::loops;
+use crate::observer::Observer;
 
-/// Who uses a disk so that its content may change; `None` if nobody does, as far as this host can tell. `device` is that of a
-/// block device.
+/// The method. The last of all: it refuses a disk that is in use.
+#[derive(Debug)]
+pub(super) struct Unused;
+
+impl HoldMethod for Unused {
+    fn name(&self) -> &'static str {
+        "unused"
+    }
+
+    fn kind(&self) -> Option<SnapshotKind> {
+        None
+    }
+
+    fn suits(&self, disk: &Disk, _options: &SnapshotOptions) -> Result<bool, SnapshotError> {
+        let path = &disk.source;
+        match holders::lasting(|| user_of(path, disk.device))? {
+            None => Ok(true),
+            Some(what) => Err(SnapshotError::InUse {
+                path: path.clone(),
+                what,
+            }),
+        }
+    }
+
+    fn hold(&self, planned: &PlannedDisk, _new: &NewHold<'_>) -> Result<Box<dyn Hold>, SnapshotError> {
+        Ok(Box::new(UnusedHold {
+            path: planned.disk.source.clone(),
+            mark: WriteMark::of(&planned.disk.source, planned.disk.device)?,
+        }))
+    }
+}
+
+#[derive(Debug)]
+struct UnusedHold {
+    path: PathBuf,
+    mark: WriteMark,
+}
+
+impl Hold for UnusedHold {
+    fn make(&mut self, _tools: &Tools, _observer: &dyn Observer) -> Result<Option<ReadFrom>, SnapshotError> {
+        Ok(Some(ReadFrom::Path(self.path.clone())))
+    }
+
+    fn check(&self, _tools: &Tools) -> Result<(), SnapshotError> {
+        self.mark.check(&self.path)
+    }
+
+    fn release(&mut self, _tools: &Tools) -> Result<(), SnapshotError> {
+        Ok(())
+    }
+}
+
+/// The user of a disk that may change its content; `None` if there is none, as far as this host can tell. `device` is
+/// the number of a block device.
 pub(super) fn user_of(path: &Path, device: Option<DeviceNumber>) -> Result<Option<String>, SnapshotError> {
     match device {
         Some(device) => holders::user_of_device(path, device).map_err(SnapshotError::io("open", path)),
@@ -25,17 +82,17 @@ fn user_of_file(path: &Path) -> Result<Option<String>, SnapshotError> {
     Ok(shown.or_else(|| holders::writer_of_file(&path, identity)))
 }
 
-/// What changes when a disk is written to.
+/// State of a disk that changes whenever the disk is written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mark {
-    /// What the kernel counts; `None` where it does not.
+enum WriteMark {
+    /// The kernel's count of writes; `None` where it keeps none.
     Device(DeviceNumber, Option<(u64, u64)>),
     /// The time of the last change, to the nanosecond.
     File(i64, i64),
 }
 
-impl Mark {
-    pub(super) fn of(path: &Path, device: Option<DeviceNumber>) -> Result<Self, SnapshotError> {
+impl WriteMark {
+    fn of(path: &Path, device: Option<DeviceNumber>) -> Result<Self, SnapshotError> {
         match device {
             Some(device) => Ok(Self::Device(device, device.written())),
             None => {
@@ -46,7 +103,7 @@ impl Mark {
     }
 
     /// An error if the disk was written since.
-    pub(super) fn check(self, path: &Path) -> Result<(), SnapshotError> {
+    fn check(self, path: &Path) -> Result<(), SnapshotError> {
         let device = match self {
             Self::Device(device, _) => Some(device),
             Self::File(..) => None,

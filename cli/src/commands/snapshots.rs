@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::Serialize;
 use vbk::host::run::RunInfo;
-use vbk::snapshot::{self, Cleaned, Leftover, Places, State};
+use vbk::snapshot::{self, Cleaned, Directories, Leftover, State};
 
 use crate::args::SnapshotsArgs;
 use crate::context::Context;
@@ -42,20 +42,20 @@ struct FailedJson<'a> {
 /// Lists the snapshots that vbk made, or removes those that were left behind or that could fill what they lie in.
 pub fn run(context: &Context<'_>, args: &SnapshotsArgs) -> Result<Outcome> {
     let programs = machine::programs();
-    let places = Places {
+    let directories = Directories {
         runtime_dir: &machine::runtime_dir()?,
         cache: &machine::cache_dir(),
         host_id: &machine::host_id(),
     };
     if args.clean {
-        let cleaned = snapshot::clean(&programs, places, args.kept).map_err(vbk::Error::from)?;
+        let cleaned = snapshot::clean(&programs, directories, args.kept).map_err(vbk::Error::from)?;
         return report(context, &cleaned, "nothing was left behind");
     }
     if args.guard {
-        let given_up = snapshot::give_up(&programs, places, args.above, None).map_err(vbk::Error::from)?;
+        let given_up = snapshot::give_up(&programs, directories, args.above, None).map_err(vbk::Error::from)?;
         return report(context, &given_up, "nothing that is kept lies where it is nearly full");
     }
-    let found = snapshot::leftovers(&programs, places).map_err(vbk::Error::from)?;
+    let found = snapshot::leftovers(&programs, directories).map_err(vbk::Error::from)?;
     let json: Vec<SnapshotJson<'_>> = found.iter().map(json).collect();
     if found.is_empty() {
         context.say("there are no snapshots of vbk's");

@@ -1,8 +1,9 @@
-//! Bases of raw files, on a real file system. Needs root, for loop devices and mounts. Those of thin volumes are tested in
-//! the lab.
+//! Bases of raw files, on a real file system. Needs root, for loop devices and mounts. Those of thin volumes are tested
+//! in the lab.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt, chown};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -16,8 +17,8 @@ use crate::hints::decide::FULL_READ_EVERY;
 use crate::host::run::Run;
 use crate::limit::pressure::Backoff;
 use crate::limit::{LimitOptions, ReadLimit};
-use crate::snapshot::SnapshotOptions;
 use crate::snapshot::tests::files::Loop;
+use crate::snapshot::{self, SnapshotOptions};
 
 /// Many more than the sample reads of them.
 const BLOCKS: usize = 1000;
@@ -133,19 +134,34 @@ fn only_what_changed_is_read_and_a_disk_that_has_become_another_is_read_in_full(
     }
 }
 
+/// The copies that a run which holds this file finds as its bases.
+fn bases_of(bench: &Bench, source: &Path) -> Vec<PathBuf> {
+    let disk = ("vda".parse().expect("a name"), source.to_owned());
+    let planned = snapshot::plan(bench.host.programs(), &[disk], &SnapshotOptions::default());
+    let made = planned.expect("plans").make(bench.host.run(), &());
+    let snapshots = made.settle().expect("holds it");
+    let bases = snapshots.disks()[0].bases(bench.host.programs(), "0a1b2c");
+    let bases = bases.expect("looks").expect("is a method with bases");
+    let path = |base: Base| match base.content {
+        Content::File(path) => path,
+        other @ Content::ThinVolume(_) => panic!("{other:?} is not a file"),
+    };
+    bases.kept.into_iter().map(path).collect()
+}
+
 #[test]
 fn a_base_that_somebody_else_can_write_to_is_none() {
     let bench = Bench::new();
     bench.disk("a.img", 1);
     bench.back_up(&[("vda", "a.img")]);
     let source = bench.fs.path().join("a.img");
-    let [(base, _)] = &copies_kept_of(&source)[..] else {
+    let [base] = &bases_of(&bench, &source)[..] else {
         panic!("there is one base");
     };
     chown(base, Some(12345), None).expect("is ours");
-    assert_eq!(copies_kept_of(&source), []);
+    assert_eq!(bases_of(&bench, &source), [] as [PathBuf; 0]);
     chown(base, Some(0), None).expect("is ours");
-    assert_eq!(copies_kept_of(&source).len(), 1);
+    assert_eq!(bases_of(&bench, &source).len(), 1);
     fs::set_permissions(base, fs::Permissions::from_mode(0o620)).expect("is ours");
-    assert_eq!(copies_kept_of(&source), []);
+    assert_eq!(bases_of(&bench, &source), [] as [PathBuf; 0]);
 }

@@ -12,10 +12,9 @@
 //! ```
 //!
 //! `data_block_size` is in sectors of 512 bytes, `begin` and `length` in data blocks. Elements come in order and never
-//! overlap. What no element covers is mapped in neither volume and reads as zeros in both (or as the same place of an
-//! external origin, which LVM keeps read-only), so it is unchanged; that all of it was said is known from the closing tags
-//! and from the program's exit code.
-//! (thin_delta(8), thin-provisioning-tools 0.9.0 and 1.0)
+//! overlap. A range that no element covers is mapped in neither volume and reads as zeros in both (or as the same bytes
+//! of an external origin, which LVM keeps read-only), so it is unchanged. The closing tags and the program's exit code
+//! show that the output is complete. (thin_delta(8), thin-provisioning-tools 0.9.0 and 1.0)
 
 use std::io::{self, BufReader, Read};
 
@@ -156,8 +155,9 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// What thin_delta 0.9.0 said of an LV of 120 MiB, of which 40 MiB had been written before the first snapshot; between
-    /// the two, 128 KiB at 2112 KiB, 4 KiB at 6404 KiB and 3 MiB at 60 MiB were written, and 2 MiB at 10 MiB discarded.
+    /// Output of thin_delta 0.9.0 for an LV of 120 MiB, of which 40 MiB had been written before the first snapshot;
+    /// between the two, 128 KiB at 2112 KiB, 4 KiB at 6404 KiB and 3 MiB at 60 MiB were written, and 2 MiB at 10 MiB
+    /// discarded.
     const REAL: &str = r#"<superblock uuid="" time="2" transaction="3" data_block_size="128" nr_data_blocks="0">
   <diff left="2" right="3">
     <same begin="0" length="33"/>

@@ -237,8 +237,8 @@ fn a_pair_that_does_not_fit_is_not_compared() {
         (change(&|pair| pair.base.transaction = 2), "not older"),
         (change(&|pair| pair.base.size_bytes = 1), "another size"),
         (change(&|pair| pair.base.read_only = false), "written to"),
-        (change(&|pair| pair.vg = "../x".into()), "name of LVM"),
-        (change(&|pair| pair.pool = "-x".into()), "name of LVM"),
+        (change(&|pair| pair.vg = "../x".into()), "LVM name"),
+        (change(&|pair| pair.pool = "-x".into()), "LVM name"),
     ] {
         let error = pool.unchanged(&wrong).expect_err(said);
         assert!(matches!(error, HintError::NotComparable { .. }), "{error}");

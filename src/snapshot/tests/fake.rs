@@ -8,6 +8,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use tempfile::TempDir;
 
 use super::super::*;
+use crate::host::program::Programs;
 
 pub(super) const HOST: &str = "0a1b2c";
 const PROGRAMS: [&str; 8] = [
@@ -106,8 +107,8 @@ impl Fake {
         &self.runtime
     }
 
-    pub fn places(&self) -> Places<'_> {
-        Places {
+    pub fn directories(&self) -> Directories<'_> {
+        Directories {
             runtime_dir: &self.runtime,
             cache: &self.runtime,
             host_id: HOST,

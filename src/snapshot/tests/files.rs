@@ -5,18 +5,20 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use vbk_repo::backup::SnapshotKind;
+
 use super::super::*;
 use super::fake::Fake;
 
 /// A file system or a device on a loop device, which goes with it.
 pub(crate) struct Loop {
     dir: tempfile::TempDir,
-    device: PathBuf,
+    pub(super) device: PathBuf,
     mounted: bool,
 }
 
 impl Loop {
-    fn device(size_bytes: u64) -> Self {
+    pub(super) fn device(size_bytes: u64) -> Self {
         // Not in /tmp, which may be a tmpfs.
         let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR").to_owned() + "/target").expect("a directory");
         let image = dir.path().join("image");
@@ -70,7 +72,7 @@ fn sh(script: &str) -> String {
     text
 }
 
-fn in_dir(dir: &Path) -> Vec<String> {
+pub(super) fn in_dir(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir)
         .expect("lists")
         .map(|entry| entry.expect("an entry").file_name());
@@ -88,10 +90,10 @@ fn a_file_is_held_by_a_copy_that_shares_its_extents(mkfs: &str) {
     std::os::unix::fs::symlink(&disk, &link).expect("links");
     let run = fake.run();
     let plan = fake.plan(&[("vda", &link)]).expect("plans");
-    assert_eq!((plan.disks()[0].hold, fake.called("lvs")), (Hold::Reflink, 0));
+    assert_eq!((plan.disks()[0].method.name(), fake.called("lvs")), ("reflink", 0));
     let snapshots = plan.take(&run, &()).expect("takes");
     let held = &snapshots.disks()[0];
-    assert_eq!((held.kind, held.live), (Some(SnapshotKind::Reflink), false));
+    assert_eq!((held.kind(), held.is_live()), (Some(SnapshotKind::Reflink), false));
     let name = std::fs::read_link(&held.read).expect("a descriptor");
     assert_eq!(name.parent(), disk.parent());
     // Whoever owns the directory may give the name to another file.
@@ -124,11 +126,11 @@ fn a_file_is_held_by_a_copy_that_shares_its_extents(mkfs: &str) {
     for name in other.iter().chain([&dead]) {
         std::fs::write(fs.path().join(name), "x").expect("writes");
     }
-    let found = leftovers(&fake.programs, fake.places()).expect("lists");
+    let found = leftovers(&fake.programs, fake.directories()).expect("lists");
     let mut states: Vec<State> = found.iter().map(|found| found.state).collect();
     states.sort_by_key(|state| *state == State::LeftBehind);
     assert_eq!(states, [State::InUse, State::LeftBehind]);
-    let cleaned = clean(&fake.programs, fake.places(), false).expect("cleans");
+    let cleaned = clean(&fake.programs, fake.directories(), false).expect("cleans");
     assert_eq!(cleaned.removed, [fs.path().join(dead).display().to_string()]);
     assert!(!noted.exists());
     // After a reboot there is no note, and the next run finds it by its name; one that is locked is in use elsewhere.
@@ -152,7 +154,7 @@ fn a_file_is_held_by_a_copy_that_shares_its_extents(mkfs: &str) {
         .take(&run, &())
         .expect("takes");
     let mark = "0123456789abcdef".repeat(2);
-    let name = third.disks()[0].name.clone();
+    let name = third.disks()[0].disk.name.clone();
     third.keep(&name, &mark, fake.runtime()).expect("keeps");
     third.remove().expect("removes nothing");
     let gone = fs.path().join("gone");
@@ -163,16 +165,18 @@ fn a_file_is_held_by_a_copy_that_shares_its_extents(mkfs: &str) {
             .collect::<Vec<_>>()
     };
     let base = fs.path().join(format!(".vbk-base-{mark}-disk with a space.img"));
-    let found = leftovers(&fake.programs, fake.places()).expect("lists");
+    let found = leftovers(&fake.programs, fake.directories()).expect("lists");
     assert_eq!(kept(&found), [(base.display().to_string(), disk.display().to_string())]);
     assert_eq!(
-        clean(&fake.programs, fake.places(), false).expect("cleans").removed,
+        clean(&fake.programs, fake.directories(), false)
+            .expect("cleans")
+            .removed,
         [] as [&str; 0]
     );
     assert!(base.exists());
-    let cleaned = clean(&fake.programs, fake.places(), true).expect("cleans");
+    let cleaned = clean(&fake.programs, fake.directories(), true).expect("cleans");
     assert_eq!(cleaned.removed, [base.display().to_string()]);
-    assert_eq!(kept(&leftovers(&fake.programs, fake.places()).expect("lists")), []);
+    assert_eq!(kept(&leftovers(&fake.programs, fake.directories()).expect("lists")), []);
     std::fs::rename(&gone, &disk).expect("renames");
 
     snapshots.remove().expect("removes");
@@ -204,7 +208,11 @@ fn where_extents_can_not_be_shared_a_file_that_nobody_writes_is_read_itself() {
         let usual = SnapshotOptions::default();
         let snapshots = take(&usual).expect("takes");
         let held = &snapshots.disks()[0];
-        assert_eq!((held.live, held.kind, &held.read), (false, None, &disk), "on {mkfs}");
+        assert_eq!(
+            (held.is_live(), held.kind(), &held.read),
+            (false, None, &disk),
+            "on {mkfs}"
+        );
         assert_eq!(in_dir(&fs.path()), ["disk.img"], "on {mkfs}");
         snapshots.check().expect("is as it was");
         let write = File::options().write(true).open(&disk).expect("opens");
@@ -260,7 +268,7 @@ fn a_file_that_a_loop_device_shows_is_in_use_unless_that_can_only_be_read() {
     let device = sh(&format!("losetup --find --show --read-only {}", image.display()));
     let planned = plan(&fake.programs, &Fake::disks(&[("vda", &image)]), &options);
     sh(&format!("losetup -d {device}"));
-    assert_eq!(planned.expect("plans").disks()[0].hold, Hold::Unused);
+    assert_eq!(planned.expect("plans").disks()[0].method.name(), "unused");
 }
 
 #[test]
@@ -302,7 +310,7 @@ fn a_device_in_use_is_refused_unless_it_may_be_read_live() {
         ..SnapshotOptions::default()
     };
     let plan = plan(&fake.programs, &Fake::disks(&disks), &options).expect("plans");
-    assert_eq!(plan.disks()[0].hold, Hold::Live);
+    assert_eq!(plan.disks()[0].method.name(), "live");
     assert!(plan.take(&fake.run(), &()).expect("takes").is_live());
 
     let disk = Loop::device(8 << 20);

@@ -5,6 +5,7 @@ use vbk_repo::ErrorKind;
 use super::super::*;
 use super::MIB;
 use super::fake::{Fake, HOST, names};
+use crate::host::lvm::Volume;
 
 /// Makes a snapshot as a run does, with more tags.
 fn snapshot(fake: &Fake, name: &str, of: &str, tags: &str) {
@@ -62,7 +63,7 @@ fn a_cleaning_tells_of_an_origin_that_is_suspended() {
         &format!("vbk vbk_host_{HOST} vbk_run_0123456789ab"),
     );
     fake.set("vg0/x", "suspended", "true");
-    let cleaned = clean(&fake.programs, fake.places(), false).expect("cleans");
+    let cleaned = clean(&fake.programs, fake.directories(), false).expect("cleans");
     let told = cleaned.suspended.expect("is told");
     assert!(
         told.contains("vg0-x IS SUSPENDED") && told.contains("dmsetup resume vg0-x"),
@@ -70,7 +71,9 @@ fn a_cleaning_tells_of_an_origin_that_is_suspended() {
     );
     assert_eq!(cleaned.removed, ["vg0/vbk-x"]);
     assert_eq!(
-        clean(&fake.programs, fake.places(), false).expect("cleans").suspended,
+        clean(&fake.programs, fake.directories(), false)
+            .expect("cleans")
+            .suspended,
         None
     );
 }
@@ -89,7 +92,7 @@ fn bases_in_a_pool_that_is_nearly_full_are_given_up_and_no_others() {
     snapshot(&fake, "mine", "vg0/db", "precious");
     fake.set("vg0/pool", "data_used", 85 * MIB);
     let give_up = |above, pool| {
-        give_up(&fake.programs, fake.places(), above, pool)
+        give_up(&fake.programs, fake.directories(), above, pool)
             .expect("looks")
             .removed
     };

@@ -4,12 +4,14 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::super::*;
 use super::MIB;
+use crate::host::lvm::status::{DmStatus, Space, status};
+use crate::host::program::Programs;
 
 const THICK: &str = "/dev/vg0/thick";
 /// By another name than lvm2's.
@@ -27,6 +29,29 @@ fn take(disks: &[&str], options: &SnapshotOptions) -> Snapshots {
         .expect("plans")
         .take(&run, &())
         .expect("takes")
+}
+
+/// For what surely happens, however slow the machine is.
+const LONG: Duration = Duration::from_secs(240);
+
+/// Waits for a state.
+#[track_caller]
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let clock = Instant::now();
+    while !is_so() {
+        assert!(clock.elapsed() < LONG, "{what} within {LONG:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Space of a disk's thick snapshot, as the kernel has it now.
+fn space(disk: &HeldDisk) -> Space {
+    let snapshot = disk.snapshot.as_ref().expect("is a volume");
+    let device = lvm::dm_name(&snapshot.vg, &snapshot.name, "");
+    match status(&Programs::system(), &device).expect("answers") {
+        DmStatus::Snapshot(space) => space,
+        other => panic!("{} is {other:?}", snapshot.full_name()),
+    }
 }
 
 /// Writes that go to the device at once.
@@ -53,12 +78,12 @@ fn not_extended(size_mib: u64) -> SnapshotOptions {
 }
 
 fn ours() -> Vec<Leftover> {
-    let places = Places {
+    let directories = Directories {
         runtime_dir: Path::new("/run/vbk"),
         cache: Path::new("/var/cache/vbk"),
         host_id: "lab",
     };
-    leftovers(&Programs::system(), places).expect("lists")
+    leftovers(&Programs::system(), directories).expect("lists")
 }
 
 #[test]
@@ -73,10 +98,15 @@ fn real_snapshots_hold_still_are_extended_and_go_again() {
         ours().iter().map(|found| found.state).collect::<Vec<_>>(),
         [State::InUse, State::InUse]
     );
-    // Of 20 % space, 8 MiB; without extension it would overflow at the eighth.
+    // Of 20 % space, 8 MiB; without extension it would overflow at the eighth. The next is written when the guard has
+    // made room for it.
+    let extend_at = SnapshotOptions::default().extend_at.expect("extends");
     for at in 0..20 {
         write(THICK, at, 1, 2);
-        std::thread::sleep(Duration::from_millis(700));
+        until("it is extended", || {
+            assert!(!stop.load(Ordering::SeqCst), "the guard has stopped the run");
+            space(&snapshots.disks()[0]).fill() < extend_at
+        });
     }
     write(THIN, 0, 4, 2);
     assert_eq!(read_all(&snapshots.disks()[0].read).expect("reads"), vec![1; 32 << 20]);
@@ -97,7 +127,7 @@ fn real_snapshots_hold_still_are_extended_and_go_again() {
         "read-only"
     );
     snapshots.remove().expect("removes");
-    assert_eq!(ours(), []);
+    assert!(ours().is_empty(), "{:?}", ours());
 }
 
 #[test]
@@ -110,15 +140,11 @@ fn a_real_snapshot_that_overflows_is_never_good_again() {
     let error = snapshots.check().expect_err("is not good").to_string();
     assert!(error.contains("has overflowed"), "{error}");
     assert!(read_all(&snapshots.disks()[0].read).is_err());
-    let clock = Instant::now();
-    while !stop.load(Ordering::SeqCst) {
-        assert!(clock.elapsed() < Duration::from_secs(10));
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    until("the guard sees it", || stop.load(Ordering::SeqCst));
     watch.end().expect_err("says so too");
     assert!(ours()[0].invalid);
     snapshots.remove().expect("removes");
-    assert_eq!(ours(), []);
+    assert!(ours().is_empty(), "{:?}", ours());
 }
 
 #[test]
@@ -127,20 +153,18 @@ fn a_real_run_is_stopped_while_its_snapshot_is_still_good() {
     let snapshots = take(&[THICK], &not_extended(16));
     let stop = Arc::new(AtomicBool::new(false));
     let watch = snapshots.watch(Arc::clone(&stop), Arc::new(())).expect("starts");
+    let seen = || snapshots.peaks()[0].used_bytes.expect("is thick");
+    let is_stopped = || stop.load(Ordering::SeqCst);
     for at in 0..32 {
-        if stop.load(Ordering::SeqCst) {
+        if is_stopped() {
             break;
         }
-        // 256 KiB at a time.
-        let file = File::options().write(true).open(THICK).expect("opens");
-        for part in 0..4 {
-            file.write_all_at(&[4; 256 << 10], at * MIB + part * (256 << 10))
-                .expect("writes");
-            file.sync_data().expect("syncs");
-            // Emulated processors are slow to look.
-            std::thread::sleep(Duration::from_millis(200));
-        }
+        // Less than a tenth of the space, and the next when the guard has seen this one.
+        write(THICK, at, 1, 4);
+        let used = space(&snapshots.disks()[0]).used * 512;
+        until("the guard looks", || is_stopped() || seen() >= used);
     }
+    until("the run is stopped", is_stopped);
     snapshots.check().expect("is still good");
     let error = watch.end().expect_err("has stopped it").to_string();
     assert!(error.contains("full and could not be extended"), "{error}");
@@ -162,7 +186,7 @@ fn a_real_busy_snapshot_is_removed_when_it_is_free() {
     });
     snapshots.remove().expect("removes");
     holder.join().expect("ends");
-    assert_eq!(ours(), []);
+    assert!(ours().is_empty(), "{:?}", ours());
 }
 
 #[test]
@@ -189,7 +213,7 @@ fn what_can_not_be_a_disk_is_refused_on_real_lvm_too() {
 #[ignore = "needs the machine of tests/lab/lvm"]
 fn leaves_snapshots_behind() {
     let mut kept = take(&[THIN], &SnapshotOptions::default());
-    let name = kept.disks()[0].name.clone();
+    let name = kept.disks()[0].disk.name.clone();
     kept.keep(&name, "00ff", Path::new("/var/cache/vbk")).expect("keeps");
     std::mem::forget(take(&[THICK], &SnapshotOptions::default()));
 }
