@@ -28,10 +28,11 @@ use std::time::{Duration, Instant};
 use vbk_repo::ErrorKind;
 use vbk_repo::backup::{Backup, Entry, Image, RECORD_FORMAT};
 use vbk_repo::block::{BlockHashes, BlockIndex, BlockSize, Hashing, is_zero};
-use vbk_repo::codec::{Compression, Sealed, Sealer};
+use vbk_repo::codec::{Sealed, Sealer};
 use vbk_repo::id::{BlockId, SegmentId};
 use vbk_repo::manifest::Slot;
 use vbk_repo::name::DiskName;
+use vbk_repo::pool;
 use vbk_repo::repository::Writer;
 use vbk_repo::store::{Distance, StoreWriter};
 use vbk_repo::writer::{ImageWriter, ProvedSegments};
@@ -43,7 +44,6 @@ use crate::disk::buffer::AlignedBuffer;
 use crate::disk::source::Source;
 use crate::error::{Error, Result};
 use crate::hints::Hint;
-use crate::limit::Pace;
 use crate::observer::{Counts, Event, Observer};
 
 /// Bytes that a worker reads before it asks the store; at least one block.
@@ -95,25 +95,29 @@ pub fn backup(
             plan.guest
         )));
     }
-    let shared = Shared {
+    let job = Job {
+        writer,
+        plan,
+        previous,
         condemned: writer.store().condemned()?.into_iter().collect(),
         barrier: Mutex::new(Barrier {
             last: Instant::now(),
             new_bytes: 0,
         }),
+        stops,
+        observer,
     };
     let mut images = Vec::new();
     let mut total = Counts::default();
     for (disk, source) in &sources {
-        let mut run = Run::new(writer, plan, (disk, source), previous, &shared, stops, observer);
+        let copy = DiskCopy::new(&job, disk, source);
         observer.event(Event::Disk {
             name: disk.name.as_str(),
             size_bytes: source.size_bytes(),
         });
-        let hints_wrong = run.audit();
-        let (done, counts) = run.run();
+        let (done, counts) = copy.run();
         total += counts;
-        let manifest = done.map_err(|error| {
+        let (manifest, hints_wrong) = done.map_err(|error| {
             keep_what_is_stored(writer.store(), &error);
             let all: u64 = sources.iter().map(|(_, source)| source.size_bytes()).sum();
             explain(error, &total, all)
@@ -139,7 +143,7 @@ pub fn backup(
     let files = plan
         .files
         .iter()
-        .map(|(name, bytes)| files::store(writer, plan, &shared.condemned, name, bytes));
+        .map(|(name, bytes)| files::store(writer, plan, &job.condemned, name, bytes));
     let files = files
         .collect::<Result<_>>()
         .map_err(|error| explain(error, &total, 0))?;
@@ -192,142 +196,119 @@ fn keep_what_is_stored(store: &dyn StoreWriter, error: &Error) {
     }
 }
 
-/// The reading of one disk.
-struct Run<'a> {
-    disk: &'a DiskPlan,
-    store: &'a dyn StoreWriter,
-    hashing: Hashing,
-    block_size: BlockSize,
-    pace: &'a Pace,
-    source: &'a Source,
-    previous: Option<Previous<'a>>,
-    /// Used only together with `previous`, and only if that is what it compares with.
-    hint: Option<&'a Hint>,
-    shared: &'a Shared,
-    slots: ImageWriter<'a>,
-    walk: Mutex<Walk>,
-    counts: Mutex<Counts>,
-    audit: hinted::Audit,
-    /// The first error; the workers end when there is one.
-    failed: Mutex<Option<Error>>,
-    stop: AtomicBool,
-    stops: &'a [&'a AtomicBool],
-    observer: &'a dyn Observer,
-    compression: Compression,
-    workers: usize,
-    run_blocks: u64,
-}
-
-/// What all disks of a backup have in common.
-struct Shared {
-    /// Blocks to store anew, though they are known.
+/// Everything that the disks of a backup share.
+struct Job<'a> {
+    writer: &'a Writer,
+    plan: &'a BackupPlan,
+    /// The guest's latest backup.
+    previous: Option<&'a Entry>,
+    /// Blocks to store again, though they are known.
     condemned: HashSet<BlockId>,
     barrier: Mutex<Barrier>,
+    stops: &'a [&'a AtomicBool],
+    observer: &'a dyn Observer,
 }
 
-/// When the last barrier was.
+/// Time and place of the last barrier.
 struct Barrier {
     last: Instant,
     new_bytes: u64,
 }
 
-impl<'a> Run<'a> {
-    fn new(
-        writer: &'a Writer,
-        plan: &BackupPlan,
-        (disk, source): (&'a DiskPlan, &'a Source),
-        latest: Option<&Entry>,
-        shared: &'a Shared,
-        stops: &'a [&'a AtomicBool],
-        observer: &'a dyn Observer,
-    ) -> Self {
-        let block_size = writer.identity().block_size;
+/// One disk on its way into the repository.
+struct DiskCopy<'a> {
+    job: &'a Job<'a>,
+    disk: &'a DiskPlan,
+    source: &'a Source,
+    store: &'a dyn StoreWriter,
+    hashing: Hashing,
+    block_size: BlockSize,
+    previous: Option<Previous<'a>>,
+    /// Used only together with `previous`, and only if it was made by comparison with that backup.
+    hint: Option<&'a Hint>,
+    slots: ImageWriter<'a>,
+    walk: Mutex<Walk>,
+    counts: Mutex<Counts>,
+    audit: hinted::Audit,
+    workers: usize,
+    run_blocks: u64,
+}
+
+impl<'a> DiskCopy<'a> {
+    fn new(job: &'a Job<'a>, disk: &'a DiskPlan, source: &'a Source) -> Self {
+        let store = job.writer.store();
+        let block_size = job.writer.identity().block_size;
         let run_blocks = (RUN_BYTES / block_size.bytes()).max(1);
         // Plain bytes and, at worst, as much sealed.
-        let worker_bytes = 2 * run_blocks * block_size.bytes();
-        let most = WORKER_BYTES / worker_bytes;
-        let workers = match writer.store().distance() {
+        let most = WORKER_BYTES / (2 * run_blocks * block_size.bytes());
+        let workers = match store.distance() {
             // More workers than processors, because some of them wait for the disk.
-            Distance::Near => (plan.threads + 2).min(most).max(2),
+            Distance::Near => (job.plan.threads + 2).min(most).max(2),
             // Most of them wait for the store.
             Distance::Far => most.max(2),
         };
-        let known = latest.and_then(|entry| Some((entry, entry.backup.image(disk.name.as_str()).ok()?)));
+        let image = |entry: &'a Entry| Some((entry, entry.backup.image(disk.name.as_str()).ok()?));
+        let known = job.previous.and_then(image);
         let proved = Arc::new(ProvedSegments::default());
-        let previous =
-            known.and_then(|(_, image)| Previous::open(writer.store(), image, Arc::clone(&proved), observer));
+        let previous = known.and_then(|(_, image)| Previous::open(store, image, Arc::clone(&proved), job.observer));
         let hint = disk.hint.as_ref().filter(|hint| {
             hinted::check(hint, known, previous.as_ref(), source, block_size)
                 .inspect_err(|why| {
-                    observer.event(Event::Warning(&format!("disk {} is read in full: {why}", disk.name)))
+                    let warning = format!("disk {} is read in full: {why}", disk.name);
+                    job.observer.event(Event::Warning(&warning));
                 })
                 .is_ok()
         });
         Self {
+            job,
             disk,
-            store: writer.store(),
-            hashing: writer.store().hashing(),
-            block_size,
-            pace: &disk.pace,
             source,
+            store,
+            hashing: store.hashing(),
+            block_size,
             previous,
             hint,
-            shared,
-            slots: ImageWriter::after(writer.store(), block_size, source.size_bytes(), proved),
+            slots: ImageWriter::after(store, block_size, source.size_bytes(), proved),
             walk: Mutex::default(),
             counts: Mutex::default(),
             audit: hinted::Audit::default(),
-            failed: Mutex::default(),
-            stop: AtomicBool::new(false),
-            stops,
-            observer,
-            compression: plan.compression,
             workers,
             run_blocks: run_blocks as u64,
         }
     }
 
-    /// Gives the root of the manifest, and what was done, also if it was not all.
-    fn run(self) -> (Result<SegmentId>, Counts) {
-        self.in_workers(Self::work);
-        let counts = *lock(&self.counts);
-        let failed = lock(&self.failed).take();
-        let manifest = match failed {
-            Some(error) => Err(error),
-            None => self.source.check_unchanged().and_then(|()| Ok(self.slots.finish()?)),
-        };
-        (manifest, counts)
-    }
-
-    /// Lets all workers do `work` and waits for them. The first error ends them, and stays in `failed`.
-    fn in_workers(&self, work: fn(&Self, &mut Worker) -> Result<()>) {
-        std::thread::scope(|scope| {
-            for number in 0..self.workers {
-                std::thread::Builder::new()
-                    .name(format!("vbk-backup-{number}"))
-                    .spawn_scoped(scope, move || {
-                        self.pace.begin();
-                        if let Err(error) = Worker::new(self).and_then(|mut worker| work(self, &mut worker)) {
-                            // In this order: who stops because of `stop` has an error too, which is not the first.
-                            lock(&self.failed).get_or_insert(error);
-                            self.stop.store(true, Ordering::SeqCst);
-                        }
-                    })
-                    .expect("the system can start a few threads");
-            }
+    /// Returns the root of the manifest and whether change hints were wrong; and the counts, also of an unfinished copy.
+    fn run(mut self) -> (Result<(SegmentId, bool)>, Counts) {
+        let read = self.audit().and_then(|wrong| {
+            self.in_workers(Self::work)?;
+            Ok(wrong)
         });
+        let counts = *lock(&self.counts);
+        let done = read.and_then(|wrong| {
+            self.source.check_unchanged()?;
+            Ok((self.slots.finish()?, wrong))
+        });
+        (done, counts)
     }
 
-    /// Whether to go on; an error if the caller asked for an end.
-    fn goes_on(&self) -> Result<bool> {
+    /// Lets all workers do `work` and waits for them. The first error ends them.
+    fn in_workers(&self, work: fn(&Self, &mut Worker<'_>) -> Result<()>) -> Result<()> {
+        pool::run("vbk-backup", self.workers, &|_, stop| {
+            self.disk.pace.begin();
+            work(self, &mut Worker::new(self, stop)?)
+        })
+    }
+
+    /// Returns `false` after an error of another worker, and an error after the caller's request to stop.
+    fn continues(&self, worker: &Worker<'_>) -> Result<bool> {
         if self.is_stopped() {
             return Err(Error::Interrupted);
         }
-        Ok(!self.stop.load(Ordering::SeqCst))
+        Ok(!worker.stop.load(Ordering::SeqCst))
     }
 
-    fn work(&self, worker: &mut Worker) -> Result<()> {
-        while self.goes_on()? {
+    fn work(&self, worker: &mut Worker<'_>) -> Result<()> {
+        while self.continues(worker)? {
             let Some(claim) = self.claim() else {
                 return Ok(());
             };
@@ -350,24 +331,21 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn ends(&self) -> bool {
-        self.stop.load(Ordering::SeqCst) || self.is_stopped()
-    }
-
     /// Whether the caller asked for an end.
     fn is_stopped(&self) -> bool {
-        self.stops.iter().any(|stop| stop.load(Ordering::SeqCst))
+        self.job.stops.iter().any(|stop| stop.load(Ordering::SeqCst))
     }
 
     fn count(&self, counts: Counts) {
         *lock(&self.counts) += counts;
-        self.observer.event(Event::Done(counts));
+        self.job.observer.event(Event::Done(counts));
     }
 
-    fn read<'b>(&self, index: BlockIndex, buffer: &'b mut AlignedBuffer) -> Result<&'b [u8]> {
+    fn read<'b>(&self, index: BlockIndex, buffer: &'b mut AlignedBuffer, stop: &AtomicBool) -> Result<&'b [u8]> {
         let len = self.block_size.len_of(index, self.source.size_bytes());
         let offset = self.block_size.offset_of(index);
-        self.pace.read(self.source, offset, len, buffer, &|| self.ends())?;
+        let ends = || stop.load(Ordering::SeqCst) || self.is_stopped();
+        self.disk.pace.read(self.source, offset, len, buffer, &ends)?;
         Ok(&buffer.as_slice()[..len])
     }
 
@@ -377,7 +355,7 @@ impl<'a> Run<'a> {
         first: BlockIndex,
         count: u64,
         previous: Option<&Previous<'_>>,
-        worker: &mut Worker,
+        worker: &mut Worker<'_>,
     ) -> Result<Counts> {
         let mut counts = Counts::default();
         let mut slots: Vec<Slot> = Vec::with_capacity(count as usize);
@@ -385,7 +363,7 @@ impl<'a> Run<'a> {
         let mut candidates: Vec<(usize, usize, BlockHashes)> = Vec::new();
         for (number, buffer) in (0..count).zip(&mut worker.buffers) {
             let index = BlockIndex(first.0 + number);
-            let plain = self.read(index, buffer)?;
+            let plain = self.read(index, buffer, worker.stop)?;
             let len = plain.len();
             counts.read_bytes += len as u64;
             if is_zero(plain) {
@@ -396,7 +374,7 @@ impl<'a> Run<'a> {
             let hashes = self.hashing.block(plain);
             slots.push(Some(hashes.id));
             let previous = previous.and_then(|previous| previous.slot(index));
-            if previous == Some(hashes.id) && !self.shared.condemned.contains(&hashes.id) {
+            if previous == Some(hashes.id) && !self.job.condemned.contains(&hashes.id) {
                 counts.unchanged_bytes += len as u64;
             } else {
                 candidates.push((number as usize, len, hashes));
@@ -412,14 +390,14 @@ impl<'a> Run<'a> {
     fn store_new(
         &self,
         candidates: &[(usize, usize, BlockHashes)],
-        worker: &mut Worker,
+        worker: &mut Worker<'_>,
         counts: &mut Counts,
     ) -> Result<()> {
         let ids: Vec<BlockId> = candidates.iter().map(|(_, _, hashes)| hashes.id).collect();
         let places = self.store.locate(&ids)?;
         let mut sealed: Vec<Sealed> = Vec::new();
         for ((number, len, hashes), place) in candidates.iter().zip(places) {
-            let stored = place.is_some() && !self.shared.condemned.contains(&hashes.id);
+            let stored = place.is_some() && !self.job.condemned.contains(&hashes.id);
             if stored || sealed.iter().any(|block| block.id == hashes.id) {
                 counts.unchanged_bytes += *len as u64;
                 continue;
@@ -438,7 +416,7 @@ impl<'a> Run<'a> {
 
     fn barrier_if_due(&self, new_bytes: u64) -> Result<()> {
         {
-            let mut barrier = lock(&self.shared.barrier);
+            let mut barrier = lock(&self.job.barrier);
             barrier.new_bytes += new_bytes;
             let due = barrier.new_bytes >= BARRIER_BYTES || barrier.last.elapsed() >= BARRIER_INTERVAL;
             if !due || barrier.new_bytes == 0 {
@@ -452,17 +430,20 @@ impl<'a> Run<'a> {
     }
 }
 
-struct Worker {
+struct Worker<'a> {
     sealer: Sealer,
     buffers: Vec<AlignedBuffer>,
+    /// Set by the first error of any worker.
+    stop: &'a AtomicBool,
 }
 
-impl Worker {
-    fn new(run: &Run<'_>) -> Result<Self> {
-        let buffer = |_| AlignedBuffer::new(run.block_size.bytes());
+impl<'a> Worker<'a> {
+    fn new(copy: &DiskCopy<'_>, stop: &'a AtomicBool) -> Result<Self> {
+        let buffer = |_| AlignedBuffer::new(copy.block_size.bytes());
         Ok(Self {
-            sealer: Sealer::new(run.compression)?,
-            buffers: (0..run.run_blocks).map(buffer).collect(),
+            sealer: Sealer::new(copy.job.plan.compression)?,
+            buffers: (0..copy.run_blocks).map(buffer).collect(),
+            stop,
         })
     }
 }

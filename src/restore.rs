@@ -8,10 +8,10 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{Scope, ScopedJoinHandle};
 
 use vbk_repo::block::BlockIndex;
 use vbk_repo::manifest::SEGMENT_SLOTS;
+use vbk_repo::pool;
 use vbk_repo::reader::{ImageReader, Stream};
 use vbk_repo::store::Distance;
 
@@ -102,41 +102,35 @@ pub fn restore(
         // Most of them wait for the store.
         Distance::Far => most.max(2),
     };
-    let run = Run {
+    let writing = DiskWrite {
         image,
         target: &target,
         fill: options.fill,
         damage: Damage::new(&options.label, options.damaged),
         run_blocks,
         next: Mutex::new(0),
-        stop: AtomicBool::new(false),
-        failed: Mutex::new(None),
+        is_refused: AtomicBool::new(false),
         cancel,
         observer,
     };
     let watch = Watch::default();
-    std::thread::scope(|scope| {
-        let run = &run;
-        if let Err(error) = start(scope, run, "vbk-restore-watch".into(), || watch.run(&target)) {
-            run.fail(error);
-        }
-        let mut working = Vec::new();
-        for number in 0..workers {
-            match start(scope, run, format!("vbk-restore-{number}"), || run.work()) {
-                Ok(worker) => working.push(worker),
-                Err(error) => run.fail(error),
-            }
-        }
-        for worker in working {
-            // A panic of a thread is passed on by the scope.
-            let _ = worker.join();
-        }
+    let watched = std::thread::scope(|scope| {
+        let watching = std::thread::Builder::new()
+            .name("vbk-restore-watch".into())
+            .spawn_scoped(scope, || {
+                watch
+                    .run(&target)
+                    .inspect_err(|_| writing.is_refused.store(true, Ordering::SeqCst))
+            })
+            .map_err(Error::Thread)?;
+        let written = pool::run("vbk-restore", workers, &|_, stop| writing.work(stop));
         watch.end();
+        // A panic of the thread is passed on.
+        let watched = watching.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        written.and(watched)
     });
-    if let Some(error) = run.failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        return Err(error);
-    }
-    let damaged = run.damage.into_ranges();
+    watched?;
+    let damaged = writing.damage.into_ranges();
     let behind = match options.fill {
         Fill::Device => target.zero_behind(image.size_bytes()).map(|()| None)?,
         Fill::Image => target.wipe_behind(image.size_bytes())?,
@@ -146,23 +140,8 @@ pub fn restore(
     Ok(Restored { damaged, behind })
 }
 
-/// Starts a thread whose error stops the run.
-fn start<'scope>(
-    scope: &'scope Scope<'scope, '_>,
-    run: &'scope Run<'_>,
-    name: String,
-    work: impl FnOnce() -> Result<()> + Send + 'scope,
-) -> Result<ScopedJoinHandle<'scope, ()>> {
-    let thread = std::thread::Builder::new().name(name);
-    let started = thread.spawn_scoped(scope, move || {
-        if let Err(error) = work() {
-            run.fail(error);
-        }
-    });
-    started.map_err(Error::Thread)
-}
-
-struct Run<'a> {
+/// An image on its way to a target.
+struct DiskWrite<'a> {
     image: &'a ImageReader,
     target: &'a Target,
     fill: Fill,
@@ -171,8 +150,8 @@ struct Run<'a> {
     run_blocks: usize,
     /// The next block that no worker has taken.
     next: Mutex<u64>,
-    stop: AtomicBool,
-    failed: Mutex<Option<Error>>,
+    /// Set when another program was found to use the target.
+    is_refused: AtomicBool,
     cancel: &'a AtomicBool,
     observer: &'a dyn Observer,
 }
@@ -194,18 +173,11 @@ enum Claim {
     },
 }
 
-impl Run<'_> {
-    /// Stops all workers. The first error is the one that is reported.
-    fn fail(&self, error: Error) {
-        self.stop.store(true, Ordering::SeqCst);
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        failed.get_or_insert(error);
-    }
-
-    fn work(&self) -> Result<()> {
+impl DiskWrite<'_> {
+    fn work(&self, stop: &AtomicBool) -> Result<()> {
         let size = self.image.block_size();
         let mut buffers: Vec<_> = (0..self.run_blocks).map(|_| AlignedBuffer::new(size.bytes())).collect();
-        while !self.stop.load(Ordering::SeqCst) {
+        while !stop.load(Ordering::SeqCst) && !self.is_refused.load(Ordering::SeqCst) {
             if self.cancel.load(Ordering::SeqCst) {
                 return Err(Error::Interrupted);
             }

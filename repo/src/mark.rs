@@ -4,7 +4,6 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use crate::backup::{Entry, Image};
 use crate::catalogue::Catalogue;
@@ -12,14 +11,18 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, SegmentId};
 use crate::manifest::{Root, SEGMENT_SLOTS, decode_segment};
 use crate::mark::stored_ids::Collected;
+use crate::pool;
 use crate::store::checked::segments;
 use crate::store::places::Places;
-use crate::store::{Live, Located, StoreReader};
+use crate::store::{Distance, Live, Located, StoreReader};
 
 mod stored_ids;
 
 /// Segments that go to a thread at once: 512 KiB of ids.
 const BATCH_SEGMENTS: usize = 16;
+
+/// Threads that wait for a far store at the same time.
+const FAR_THREADS: usize = 8;
 
 /// Roots that are read at once: 32 KiB each for a disk of a TiB.
 const BATCH_ROOTS: usize = 64;
@@ -90,39 +93,14 @@ pub(crate) fn each_segment(
     cancel: &AtomicBool,
     each: &(dyn Fn(&[BlockId]) -> Result<()> + Sync),
 ) -> Result<HashSet<SegmentId>> {
-    let failed: Mutex<Option<Error>> = Mutex::default();
-    let stop = AtomicBool::new(false);
-    let (work, queue) = crossbeam_channel::bounded::<Vec<(SegmentId, usize)>>(2 * threads);
-    let seen = std::thread::scope(|scope| {
-        for number in 0..threads.max(1) {
-            let (queue, failed, stop) = (queue.clone(), &failed, &stop);
-            std::thread::Builder::new()
-                .name(format!("vbk-mark-{number}"))
-                .spawn_scoped(scope, move || {
-                    for batch in queue {
-                        if stop.load(Ordering::SeqCst) {
-                            continue;
-                        }
-                        if let Err(error) = batch_of(store, &batch, each) {
-                            stop.store(true, Ordering::SeqCst);
-                            failed
-                                .lock()
-                                .unwrap_or_else(PoisonError::into_inner)
-                                .get_or_insert(error);
-                        }
-                    }
-                })
-                .expect("the system can start a few threads");
-        }
-        // The threads hold clones; with this one gone a dead pool shows as a failed send.
-        drop(queue);
+    let hand_out = |send: &mut dyn FnMut(Vec<(SegmentId, usize)>) -> bool| {
         let mut seen = HashSet::new();
-        let mut batch = Vec::new();
         let manifests: Vec<_> = images
             .iter()
             .map(|image| image.manifest)
             .filter(|manifest| seen.insert(*manifest))
             .collect();
+        let mut batch = Vec::new();
         for manifests in manifests.chunks(BATCH_ROOTS) {
             for root in roots(store, manifests) {
                 let root = root?;
@@ -131,27 +109,25 @@ pub(crate) fn each_segment(
                         continue;
                     }
                     batch.push((segment, root.slots_in(number)));
-                    if batch.len() == BATCH_SEGMENTS {
-                        if cancel.load(Ordering::SeqCst) {
-                            return Err(Error::Interrupted);
-                        }
-                        // Fails only if all threads are gone, and then one of them has left its error.
-                        let _ = work.send(std::mem::take(&mut batch));
+                    // A thread that fails leaves its own error, which counts.
+                    if batch.len() == BATCH_SEGMENTS
+                        && (cancel.load(Ordering::SeqCst) || !send(std::mem::take(&mut batch)))
+                    {
+                        return Err(Error::Interrupted);
                     }
                 }
             }
-            if stop.load(Ordering::SeqCst) {
-                break;
-            }
         }
-        let _ = work.send(batch);
-        drop(work);
+        send(batch);
         Ok(seen)
-    });
-    match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some(error) => Err(error),
-        None => seen,
-    }
+    };
+    let threads = match store.distance() {
+        Distance::Near => threads,
+        Distance::Far => threads.max(FAR_THREADS),
+    };
+    pool::feed("vbk-mark", threads, 2 * threads, hand_out, &|batch: Vec<_>| {
+        batch_of(store, &batch, each)
+    })
 }
 
 /// Reads and proves roots with one call of the store.

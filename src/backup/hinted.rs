@@ -11,7 +11,7 @@ use vbk_repo::block::{BlockIndex, BlockSize, is_zero};
 use vbk_repo::id::BlockId;
 use vbk_repo::manifest::Slot;
 
-use super::{Previous, Run, Worker};
+use super::{DiskCopy, Previous, Worker};
 use crate::disk::source::Source;
 use crate::error::Result;
 use crate::hints::Hint;
@@ -48,26 +48,25 @@ pub(super) fn check(
     }
 }
 
-impl Run<'_> {
+impl DiskCopy<'_> {
     /// Reads the sample. With one block of it changed, the hint is dropped. True if so.
-    pub(super) fn audit(&mut self) -> bool {
+    pub(super) fn audit(&mut self) -> Result<bool> {
         if self.hint.is_none() {
-            return false;
+            return Ok(false);
         }
-        self.in_workers(Self::audit_some);
-        // After an error too, so that it is recorded nowhere that all was well.
+        self.in_workers(Self::audit_some)?;
         let wrong = self.audit.wrong.load(Ordering::SeqCst);
         if wrong {
             self.hint = None;
         }
-        wrong
+        Ok(wrong)
     }
 
-    fn audit_some(&self, worker: &mut Worker) -> Result<()> {
+    fn audit_some(&self, worker: &mut Worker<'_>) -> Result<()> {
         let Some((sample, previous)) = self.hint.map(Sample::of).zip(self.previous.as_ref()) else {
             return Ok(());
         };
-        while self.goes_on()? && !self.audit.wrong.load(Ordering::SeqCst) {
+        while self.continues(worker)? && !self.audit.wrong.load(Ordering::SeqCst) {
             let group = self.audit.next_group.fetch_add(1, Ordering::SeqCst);
             if group >= sample.groups() {
                 break;
@@ -78,7 +77,7 @@ impl Run<'_> {
             let Some((index, slots)) = slots else {
                 continue;
             };
-            let plain = self.read(index, &mut worker.buffers[0])?;
+            let plain = self.read(index, &mut worker.buffers[0], worker.stop)?;
             self.count(Counts {
                 read_bytes: plain.len() as u64,
                 ..Counts::default()
@@ -86,8 +85,8 @@ impl Run<'_> {
             let found = (!is_zero(plain)).then(|| self.hashing.block(plain).id);
             if slots != [found] && !self.audit.wrong.swap(true, Ordering::SeqCst) {
                 let name = self.disk.name.as_str();
-                self.observer.event(Event::HintsWrong { name });
-                self.observer.event(Event::Warning(&format!(
+                self.job.observer.event(Event::HintsWrong { name });
+                self.job.observer.event(Event::Warning(&format!(
                     "the change hints for disk {name} are WRONG: they call the block at {} bytes unchanged, and it is not. All of \
                      the disk is read instead, and hints are not used for it for some time. Earlier backups that were made \
                      with hints may lack changes; this points to a fault in the volume manager, the file system or vbk",
@@ -100,7 +99,7 @@ impl Run<'_> {
 
     /// Takes over the slots of blocks of one segment. What can't be taken over is read: blocks that the store does not know
     /// any more or that were found damaged.
-    pub(super) fn take_over(&self, first: BlockIndex, count: u64, worker: &mut Worker) -> Result<Counts> {
+    pub(super) fn take_over(&self, first: BlockIndex, count: u64, worker: &mut Worker<'_>) -> Result<Counts> {
         let sample = self.hint.map(Sample::of);
         let slots = self
             .previous
@@ -147,7 +146,7 @@ impl Run<'_> {
         let mut ids: Vec<BlockId> = slots.iter().copied().flatten().collect();
         ids.sort_unstable();
         ids.dedup();
-        ids.retain(|id| !self.shared.condemned.contains(id));
+        ids.retain(|id| !self.job.condemned.contains(id));
         let places = self.store.locate(&ids)?;
         let known = ids.into_iter().zip(places);
         Ok(known
@@ -156,10 +155,10 @@ impl Run<'_> {
     }
 
     /// Reads blocks, as many at a time as there are buffers.
-    fn read_all(&self, first: BlockIndex, count: u64, worker: &mut Worker) -> Result<Counts> {
+    fn read_all(&self, first: BlockIndex, count: u64, worker: &mut Worker<'_>) -> Result<Counts> {
         let mut counts = Counts::default();
         let mut done = 0;
-        while done < count && self.goes_on()? {
+        while done < count && self.continues(worker)? {
             let now = (count - done).min(self.run_blocks);
             // What the backup before names may be what the store does not know any more.
             counts += self.back_up(BlockIndex(first.0 + done), now, None, worker)?;

@@ -4,8 +4,10 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use super::*;
+use crate::limit::Pace;
 use jiff::Timestamp;
 use vbk_repo::backup::Consistency;
+use vbk_repo::codec::Compression;
 use vbk_repo::reader::{ImageReader, ReadResources};
 use vbk_repo::repository::{CreateOptions, Repository};
 

@@ -3,7 +3,7 @@
 use vbk_repo::block::BlockIndex;
 use vbk_repo::manifest::SEGMENT_SLOTS;
 
-use super::{Run, lock};
+use super::{DiskCopy, lock};
 
 /// Where the next worker goes on.
 #[derive(Default)]
@@ -23,7 +23,7 @@ pub(super) enum Claim {
     Unchanged { first: BlockIndex, count: u64 },
 }
 
-impl Run<'_> {
+impl DiskCopy<'_> {
     /// Takes the next run of blocks, or the next hole.
     pub(super) fn claim(&self) -> Option<Claim> {
         let mut walk = lock(&self.walk);
