@@ -5,9 +5,9 @@
 //! the disk another hashes, so the disk always has reads in flight; a store that falls behind slows the workers down,
 //! and with them the reading.
 //!
-//! What a change hint calls unchanged is not read ([`crate::hints`]): its slots are those of the backup before.
+//! Ranges that a change hint calls unchanged are not read ([`crate::hints`]): their slots are those of the previous backup.
 //!
-//! # What is on disk when
+//! # On disk, step by step
 //!
 //! Blocks become durable at barriers, at the latest every [`BARRIER_BYTES`] or [`BARRIER_INTERVAL`]; the record comes
 //! last, when everything it names is durable ([`vbk_repo::store`]). A run that ends early, however it ends, leaves no
@@ -48,14 +48,14 @@ use crate::observer::{Counts, Event, Observer};
 
 /// Bytes that a worker reads before it asks the store; at least one block.
 const RUN_BYTES: usize = 4 << 20;
-/// What the workers' buffers may take together; with blocks of 16 MiB there are fewer workers.
+/// Memory of all workers' buffers together; with blocks of 16 MiB there are fewer workers.
 const WORKER_BYTES: usize = 64 << 20;
 /// New plain bytes after which a barrier is due.
 pub const BARRIER_BYTES: u64 = 4 << 30;
 /// Time after which a barrier is due.
 pub const BARRIER_INTERVAL: Duration = Duration::from_secs(30);
 
-/// What a backup did.
+/// Result of a backup.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BackupSummary {
     /// The backup.
@@ -64,9 +64,9 @@ pub struct BackupSummary {
     pub counts: Counts,
 }
 
-/// Runs a backup. When one of `stops` is set it ends soon with [`Error::Interrupted`]; what was stored by then is kept for the next
-/// run. `still_good` is asked after the last byte was read: it says what was used of the disks' thick snapshots, in bytes; with
-/// its error nothing is recorded.
+/// Runs a backup. Ends soon with [`Error::Interrupted`] when one of `stops` is set; blocks stored by then are kept for the next
+/// run. Calls `still_good` after the last byte was read: it returns the used bytes of the disks' thick snapshots, or an error, and
+/// then nothing is recorded.
 pub fn backup(
     writer: &Writer,
     plan: &BackupPlan,
@@ -173,7 +173,7 @@ pub fn backup(
     })
 }
 
-/// Says of a full repository how far the backup of disks of `size_bytes` came.
+/// Adds to the error of a full repository how far the backup of disks of `size_bytes` came.
 fn explain(error: Error, done: &Counts, size_bytes: u64) -> Error {
     let done_bytes = done.zero_bytes + done.unchanged_bytes + done.new_bytes;
     match error {
@@ -186,7 +186,7 @@ fn explain(error: Error, done: &Counts, size_bytes: u64) -> Error {
     }
 }
 
-/// A last barrier, so that the next run need not store again what this one did.
+/// A last barrier, so that the next run need not store the same blocks again.
 fn keep_what_is_stored(store: &dyn StoreWriter, error: &Error) {
     if error.kind() == ErrorKind::NoSpace {
         return;
@@ -331,7 +331,7 @@ impl<'a> DiskCopy<'a> {
         Ok(())
     }
 
-    /// Whether the caller asked for an end.
+    /// Whether the caller has asked for a stop.
     fn is_stopped(&self) -> bool {
         self.job.stops.iter().any(|stop| stop.load(Ordering::SeqCst))
     }
@@ -349,7 +349,7 @@ impl<'a> DiskCopy<'a> {
         Ok(&buffer.as_slice()[..len])
     }
 
-    /// Reads at most as many blocks as there are buffers. Those that `previous` has are not asked for in the store.
+    /// Reads at most as many blocks as there are buffers. Blocks that `previous` has are not looked up in the store.
     fn back_up(
         &self,
         first: BlockIndex,
@@ -359,7 +359,7 @@ impl<'a> DiskCopy<'a> {
     ) -> Result<Counts> {
         let mut counts = Counts::default();
         let mut slots: Vec<Slot> = Vec::with_capacity(count as usize);
-        // Blocks that the previous backup has not: their number in the run, their length and hashes.
+        // Blocks that the previous backup lacks: number in the run, length and hashes.
         let mut candidates: Vec<(usize, usize, BlockHashes)> = Vec::new();
         for (number, buffer) in (0..count).zip(&mut worker.buffers) {
             let index = BlockIndex(first.0 + number);

@@ -29,22 +29,22 @@ const RUN_BYTES: usize = 4 << 20;
 /// Memory of all workers together; with large blocks there are fewer workers.
 const WORKER_BYTES: usize = 64 << 20;
 
-/// What a restore may do and how.
+/// Options of a restore.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RestoreOptions {
     /// The backup and disk, for messages.
     pub label: String,
     /// Replace an existing file, and write to a device that a program has open for writing.
     pub force: bool,
-    /// How much of a device is written.
+    /// Extent of the writing to a device.
     pub fill: Fill,
-    /// What becomes of ranges that are damaged in the repository.
+    /// Treatment of ranges that are damaged in the repository.
     pub damaged: Damaged,
-    /// How many threads may compute at once.
+    /// Number of threads that may compute at once.
     pub threads: usize,
 }
 
-/// What becomes of ranges that can't be read back.
+/// Treatment of ranges that can't be read back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Damaged {
     /// The restore fails.
@@ -57,16 +57,16 @@ pub enum Damaged {
     Keep,
 }
 
-/// What a restore did.
+/// Result of a restore.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Restored {
-    /// What could not be read back, in order, if that was accepted.
+    /// Ranges that could not be read back, in order, if that was accepted.
     pub damaged: Vec<DamagedRange>,
-    /// What lies behind the image on a larger device, where it was left as it is.
+    /// Content after the image's end on a larger device, where it was left as it is.
     pub behind: Option<Behind>,
 }
 
-/// How much of a device a restore writes.
+/// Extent of the writing to a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Fill {
     /// The image, zeros and all. What lies behind it on a larger device stays.

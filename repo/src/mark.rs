@@ -27,11 +27,11 @@ const FAR_THREADS: usize = 8;
 /// Roots that are read at once: 32 KiB each for a disk of a TiB.
 const BATCH_ROOTS: usize = 64;
 
-/// Everything that the backups of a catalogue name. An error of kind Corrupt if that can't be told for all of them, also if a
-/// single block that is named is not in the index: what is then not found is not unused.
+/// Finds everything that the backups of a catalogue name. Fails with kind Corrupt if it can't read what one of them names, or if
+/// a single named block is missing from the index: then a block that was not found is not proved to be unused.
 ///
-/// Reads the index three times in its own order and looks no block up, which would be a random read for each. Memory: 40 bytes
-/// per distinct segment, and 5 bytes per block of the store.
+/// Reads the index three times in its own order, because looking each block up would be a random read. Memory: 40 bytes per
+/// distinct segment, and 5 bytes per block of the store.
 pub fn mark(store: &dyn StoreReader, catalogue: &Catalogue, threads: usize, cancel: &AtomicBool) -> Result<Live> {
     if let Some(damaged) = catalogue.damaged().first() {
         return Err(Error::CantTellUnused {

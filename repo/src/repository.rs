@@ -119,7 +119,7 @@ impl Repository {
         }
     }
 
-    /// Whether its content is encrypted, so that [`Repository::unlock`] comes before anything is read.
+    /// Tells an encrypted repository, which needs [`Repository::unlock`] before anything is read.
     pub fn is_encrypted(&self) -> bool {
         self.key_check.is_some()
     }

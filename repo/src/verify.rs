@@ -29,10 +29,10 @@ const RUN_BYTES: usize = 4 << 20;
 /// Blocks that go to a thread at once.
 const BATCH_BLOCKS: usize = 16;
 
-/// What the threads' blocks may take together; with large blocks there are fewer threads.
+/// Memory of all threads' blocks together; with large blocks there are fewer threads.
 const WORKER_BYTES: usize = 64 << 20;
 
-/// How far a verification is.
+/// Progress of a verification.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct VerifyProgress {
     /// Backups whose blocks were all handed out.
@@ -50,18 +50,18 @@ pub struct Damage {
     pub backup: String,
     /// The disk.
     pub disk: String,
-    /// Where on the disk.
+    /// Offset on the disk.
     pub offset_bytes: u64,
-    /// How much of it may be lost: a block, or all blocks of a segment.
+    /// Bytes that may be lost: a block, or all blocks of a segment.
     pub len_bytes: u64,
-    /// What is wrong.
+    /// Description of the fault.
     pub what: String,
 }
 
-/// What a verification found.
+/// Result of a verification.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VerifyReport {
-    /// What was read.
+    /// Blocks and bytes that were read.
     pub read: VerifyProgress,
     /// Every damaged place of every backup.
     pub damage: Vec<Damage>,
