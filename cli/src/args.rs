@@ -79,7 +79,7 @@ pub struct Global {
     #[arg(long, short = 'r', global = true, env = "VBK_REPO", value_name = "DIR")]
     pub repo: Option<PathBuf>,
 
-    /// Key file of an encrypted repository, or a key from `vbk key export`. A repository that is not encrypted is refused
+    /// Key file of an encrypted repository, or a key from `vbk key export`. Refuses a repository that is not encrypted
     #[arg(
         long,
         global = true,
@@ -89,7 +89,7 @@ pub struct Global {
     )]
     pub key_file: Option<PathBuf>,
 
-    /// File whose first line is the passphrase of an encrypted repository. A repository that is not encrypted is refused
+    /// File whose first line is the passphrase of an encrypted repository. Refuses a repository that is not encrypted
     #[arg(
         long,
         global = true,
@@ -174,11 +174,49 @@ pub enum Command {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+    use vbk::guest::freeze::FreezePlan;
+    use vbk::limit::ReadLimit;
+    use vbk::snapshot::SnapshotOptions;
+
     use super::*;
+    use crate::pruning::MAX_UNUSED;
 
     #[test]
     fn the_command_line_is_consistent() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_names_the_defaults_of_the_engine() {
+        let help = |command: &str| {
+            let mut cli = Cli::command();
+            let found = cli.find_subcommand_mut(command).expect("a command");
+            let text = found.render_long_help().to_string();
+            text.split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        let percent = |share: f64| format!("{}%", share * 100.0);
+        let snapshots = SnapshotOptions::default();
+        let (extend, stop) = (snapshots.extend_at.map(percent), percent(snapshots.stop_at));
+        let backup = help("backup");
+        for text in [
+            format!("or {}; none for a file", ReadLimit::DEFAULT),
+            format!("less than {stop} [default: {}]", extend.expect("a default")),
+            format!("at {stop} the backup is stopped"),
+        ] {
+            assert!(backup.contains(&text), "no {text:?} in: {backup}");
+        }
+        let prune = help("prune");
+        assert!(
+            prune.contains(&format!("[default: {}]", percent(MAX_UNUSED))),
+            "{prune}"
+        );
+        let config = ConfigCommand::augment_subcommands(clap::Command::new("config"));
+        let example = config.find_subcommand("check").and_then(|check| check.get_after_help());
+        let freeze = format!("freeze-timeout = \"{}s\"", FreezePlan::PRE_FREEZE_LIMIT.as_secs());
+        assert!(
+            example.is_some_and(|text| text.to_string().contains(&freeze)),
+            "{freeze}"
+        );
     }
 }

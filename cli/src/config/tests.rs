@@ -179,7 +179,7 @@ fn the_example_in_the_help_is_a_configuration() {
         .and_then(|check| check.get_after_help())
         .expect("has an example")
         .to_string();
-    let example = help.split_once("give it.\n").expect("an introduction").1;
+    let example = help.split_once("or tags.\n").expect("an introduction").1;
     let config = parse(example);
     // It says that it has all there is: every key of the file's sections, and the usual values.
     let told = config.guest(&guest("other"));

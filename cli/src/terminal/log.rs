@@ -145,7 +145,7 @@ mod tests {
         let path = dir.path().join("err");
         let file = File::create(&path).expect("creates");
         let mut command = Command::new(std::env::current_exe().expect("has a name"));
-        command.args(["--exact", "log::tests::a_log", "--ignored", "--nocapture"]);
+        command.args(["--exact", "terminal::log::tests::a_log", "--ignored", "--nocapture"]);
         command.env_remove("VBK_LOG").env_remove("JOURNAL_STREAM");
         if let Some(stream) = stream(&file) {
             command.env("JOURNAL_STREAM", stream);
