@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use vbk::host::device::DeviceNumber;
 use vbk::limit::bucket::Bucket;
 use vbk::limit::kernel::KernelLimit;
-use vbk::limit::{parse_rate, rate_text};
+use vbk::limit::parse_rate;
+use vbk::text;
 
 const BLOCK_BYTES: usize = 1 << 20;
 const USAGE: &str = "usage: paced_reads DEVICE bucket|kernel|both RATE SECONDS THREADS";
@@ -71,8 +72,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let percent = |rate_measured: f64| rate_measured * 100.0 / rate as f64;
     println!(
         "{way:7} {:>10}  {threads:>2} threads  measured {:>10}  {:6.2} %  worst second {:6.2} %  worst 100 ms {:6.2} %",
-        rate_text(rate),
-        rate_text(per_sec as u64),
+        text::rate(rate),
+        text::rate(per_sec as u64),
         percent(per_sec),
         percent(worst(&reads, Duration::from_secs(1)) as f64),
         percent(worst(&reads, Duration::from_millis(100)) as f64 * 10.0),

@@ -1,4 +1,4 @@
-//! The command line. The texts here are the manual: what they do not say, users do not know.
+//! The command line. Its help texts are the manual of vbk.
 
 mod backup;
 mod diff;
@@ -45,8 +45,8 @@ pub use verify::VerifyArgs;
 
 const AFTER_HELP: &str = "\
 A BACKUP is named GUEST@latest, GUEST@2026-11-21 (as much of the time as
-tells it from others) or by the first digits of its id. BACKUP/DISK names
-one disk of it, as in web1@latest/vda. Times are UTC.
+is unique) or by the first digits of its id. BACKUP/DISK names one disk
+of it, e.g. web1@latest/vda. Times are UTC.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done with warnings,
 4 damage found, 75 busy, 130 interrupted.
@@ -59,11 +59,11 @@ Example:
   cp /mnt/files/p2/etc/nginx/nginx.conf /etc/nginx/
   vbk umount /mnt/files";
 
-/// Backs up the disks of virtual servers, and gives any past day back: a whole disk, an image to mount, or one file.
+/// Backs up the disks of virtual servers, and restores any past day: a whole disk, a mounted image, or one file.
 #[derive(Debug, Parser)]
 #[command(name = "vbk", version, after_help = AFTER_HELP, max_term_width = 100)]
 pub struct Cli {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 
@@ -79,8 +79,7 @@ pub struct Global {
     #[arg(long, short = 'r', global = true, env = "VBK_REPO", value_name = "DIR")]
     pub repo: Option<PathBuf>,
 
-    /// Opens an encrypted repository: a key file, or a key that `vbk key export` wrote. A repository that is not encrypted
-    /// is refused then
+    /// Key file of an encrypted repository, or a key from `vbk key export`. Refuses a repository that is not encrypted
     #[arg(
         long,
         global = true,
@@ -90,7 +89,7 @@ pub struct Global {
     )]
     pub key_file: Option<PathBuf>,
 
-    /// Opens an encrypted repository: a file with the passphrase as its first line. Refuses as --key-file does
+    /// File whose first line is the passphrase of an encrypted repository. Refuses a repository that is not encrypted
     #[arg(
         long,
         global = true,
@@ -112,7 +111,7 @@ pub struct Global {
     #[arg(long, short, global = true)]
     pub quiet: bool,
 
-    /// Log more; twice: everything
+    /// Log more; given twice, log everything
     #[arg(long, short, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
     pub verbose: u8,
 }
@@ -120,11 +119,11 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Make a repository in a new or empty directory
+    /// Create a repository in a new or empty directory
     Init(InitArgs),
     /// Back up the disks of a guest, or of all guests of this host
     Backup(BackupArgs),
-    /// Change the read limit of backups that run now
+    /// Change the read limit of running backups
     Limit(LimitArgs),
     /// List the backups, of all guests or of one
     List(ListArgs),
@@ -134,52 +133,90 @@ pub enum Command {
     Diff(DiffArgs),
     /// Mount all backups as images, or the file systems inside one backup
     Mount(MountArgs),
-    /// List what vbk has mounted on this machine
+    /// List vbk's mounts on this machine
     Mounts,
-    /// Take down what `vbk mount` mounted
+    /// Unmount what `vbk mount` mounted
     #[command(visible_alias = "unmount")]
     Umount(UmountArgs),
-    /// Write a disk back: to a file, onto a block device, or to standard output
+    /// Restore a disk to a file, a block device or standard output, or a whole guest
     Restore(RestoreArgs),
-    /// Forget backups: those that a policy does not keep, or those that are named
+    /// Forget the backups that a policy does not keep, or named ones
     Forget(ForgetArgs),
-    /// Protect backups: no policy forgets them until they are unprotected
+    /// Protect backups from being forgotten
     Protect(ProtectArgs),
-    /// Take the protection of backups away
+    /// Remove the protection of backups
     Unprotect(ProtectArgs),
-    /// Give back the space of what no backup needs any more
+    /// Free the space of blocks that no backup needs
     Prune(PruneArgs),
-    /// List the snapshots that vbk made of disks, and remove those that were left behind
+    /// List vbk's snapshots of disks, and remove those that were left behind
     Snapshots(SnapshotsArgs),
-    /// Show how much the repository holds, by guest, and what it takes
+    /// Show the content of the repository by guest, and its size
     Stats,
-    /// Show who reads and writes the repository, and what it takes on disk
+    /// Show the processes that use the repository, and its size on disk
     Status,
-    /// Manage what opens an encrypted repository
+    /// Manage the keys of an encrypted repository
     #[command(subcommand)]
     Key(KeyCommand),
-    /// List the guests of this host: configured, of libvirt, and logical volumes with tags
+    /// List the guests of this host, from the configuration, libvirt and the tags of logical volumes
     #[command(after_help = hosts::GUESTS_HELP)]
     Guests,
-    /// Read the configuration
+    /// Check the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Accept a repository that is not what this host knew it to be
+    /// Accept a repository that is not the one this host knows
     #[command(after_help = trust::HELP)]
     Trust(TrustArgs),
-    /// Put right what is damaged, as far as its content can be found elsewhere
+    /// Repair damage, as far as the content is found elsewhere
     Repair(RepairArgs),
-    /// Read back every block of every backup, decode it and hash it again
+    /// Read every block of every backup, decode it and check its hash
     Verify(VerifyArgs),
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+    use vbk::guest::freeze::FreezePlan;
+    use vbk::limit::ReadLimit;
+    use vbk::snapshot::SnapshotOptions;
+
     use super::*;
+    use crate::pruning::MAX_UNUSED;
 
     #[test]
     fn the_command_line_is_consistent() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_names_the_defaults_of_the_engine() {
+        let help = |command: &str| {
+            let mut cli = Cli::command();
+            let found = cli.find_subcommand_mut(command).expect("a command");
+            let text = found.render_long_help().to_string();
+            text.split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        let percent = |share: f64| format!("{}%", share * 100.0);
+        let snapshots = SnapshotOptions::default();
+        let (extend, stop) = (snapshots.extend_at.map(percent), percent(snapshots.stop_at));
+        let backup = help("backup");
+        for text in [
+            format!("or {}; none for a file", ReadLimit::DEFAULT),
+            format!("less than {stop} [default: {}]", extend.expect("a default")),
+            format!("at {stop} the backup is stopped"),
+        ] {
+            assert!(backup.contains(&text), "no {text:?} in: {backup}");
+        }
+        let prune = help("prune");
+        assert!(
+            prune.contains(&format!("[default: {}]", percent(MAX_UNUSED))),
+            "{prune}"
+        );
+        let config = ConfigCommand::augment_subcommands(clap::Command::new("config"));
+        let example = config.find_subcommand("check").and_then(|check| check.get_after_help());
+        let freeze = format!("freeze-timeout = \"{}s\"", FreezePlan::PRE_FREEZE_LIMIT.as_secs());
+        assert!(
+            example.is_some_and(|text| text.to_string().contains(&freeze)),
+            "{freeze}"
+        );
     }
 }

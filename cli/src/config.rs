@@ -1,153 +1,77 @@
-//! The configuration file: which guests there are and how each is backed up. `vbk config check --help` has an example
-//! with every key.
+//! The configuration file: the guests and their settings. `vbk config check --help` has an example with every key.
 //!
-//! What it says may be run as root, so a file with commands in it that others can change is refused.
+//! Its commands run as root, so a file with commands that other users can change is refused.
 
 mod read;
 mod safety;
+mod settings;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use vbk::guest::discover::{ConfiguredGuest, Known};
-use vbk::hints::ChangeHints;
-use vbk::hints::decide::FULL_READ_EVERY;
-use vbk::limit::ReadLimit;
 use vbk::retention::KeepPolicy;
-use vbk::snapshot::SnapshotSize;
-use vbk_repo::codec::Compression;
-use vbk_repo::name::{DiskName, GuestName};
+use vbk_repo::name::GuestName;
 
 use crate::exit::{Error, Result};
 
-pub use safety::others_may_write;
+pub use self::safety::others_may_write;
+pub use self::settings::GuestSettings;
+use self::settings::Section;
 
-/// Where the configuration is if nothing else is said.
+/// Path of the configuration if no other is named.
 pub const DEFAULT_PATH: &str = "/etc/vbk/config.toml";
 
-/// What the file says.
+/// Content of the file.
 #[derive(Debug, Default)]
 pub struct Config {
-    /// The file; `None` if there is none.
+    /// The file; `None` if it does not exist.
     pub path: Option<PathBuf>,
-    /// Used when neither an option nor the environment names one.
+    /// The repository, if neither an option nor the environment names one.
     pub repository: Option<PathBuf>,
-    /// What opens the repository.
+    /// Key file of the repository.
     pub key_file: Option<PathBuf>,
-    /// What opens the repository.
+    /// File with the passphrase of the repository.
     pub passphrase_file: Option<PathBuf>,
     /// The repository must be encrypted.
     pub encrypted: bool,
-    /// How many guests are backed up at a time.
+    /// Number of guests that are backed up at a time.
     pub jobs: Option<u32>,
-    /// Where figures for Prometheus go.
+    /// File for Prometheus metrics.
     pub metrics: Option<PathBuf>,
-    /// Run by the shell when a guest failed.
+    /// Shell command for guests that were not backed up.
     pub on_failure: Option<String>,
-    /// Guests that are left out of all, as patterns with `*` and `?`.
+    /// Guests that --all leaves out, as patterns with `*` and `?`.
     pub exclude: Vec<String>,
     defaults: Section,
     guests: BTreeMap<GuestName, Section>,
 }
 
-/// What a section says; `None` where it says nothing.
-#[derive(Debug, Clone, Default, PartialEq)]
-struct Section {
-    read_limit: Option<ReadLimit>,
-    keep: Option<Keep>,
-    device_bytes_per_sec: Option<u64>,
-    snapshot_size: Option<SnapshotSize>,
-    extend: Option<Option<f64>>,
-    change_hints: Option<ChangeHints>,
-    full_read_every: Option<Duration>,
-    compression: Option<Compression>,
-    pre_freeze: Option<String>,
-    post_thaw: Option<String>,
-    freeze_timeout: Option<Duration>,
-    guest_agent: Option<GuestAgent>,
-    backoff: Option<bool>,
-    kernel_limit: Option<bool>,
-    idle: Option<bool>,
-    live: Option<bool>,
-    raw: Option<bool>,
-    disks: Option<Vec<(DiskName, PathBuf)>>,
-    domain: Option<String>,
-    skip_disks: Option<Vec<DiskName>>,
-}
-
-/// What is kept of a guest.
+/// Backups of a guest that `vbk forget` keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
-    /// All backups, as was asked for.
+    /// All backups, because the configuration says so.
     All,
-    /// Those that rules name.
+    /// Those that the rules keep.
     Rules(KeepPolicy),
 }
 
-/// Whether the guest's agent freezes its file systems for the snapshot.
+/// Use of the guest's agent, which freezes its file systems for the snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum GuestAgent {
-    /// If there is one and it answers.
+    /// Used if there is one and it answers.
     #[default]
     Auto,
-    /// It must: without it there is no backup.
+    /// Required: without it there is no backup.
     Always,
-    /// It is not asked.
+    /// Not used.
     Never,
 }
 
-/// How a guest is backed up: what its section says, or else `[defaults]`, or else vbk itself.
-#[derive(Debug, Clone, PartialEq)]
-pub struct GuestSettings {
-    /// Whether the file has a section for it.
-    pub is_configured: bool,
-    /// Its disks; `None`: those that libvirt or tags name.
-    pub disks: Option<Vec<(DiskName, PathBuf)>>,
-    /// What libvirt calls it; `None`: the same.
-    pub domain: Option<String>,
-    /// Disks that are not backed up.
-    pub skip_disks: Vec<DiskName>,
-    /// How fast its disks are read; `None`: nothing is said.
-    pub read_limit: Option<ReadLimit>,
-    /// The speed that its disks were allocated, in bytes per second each; `None`: libvirt or a measurement says.
-    pub device_bytes_per_sec: Option<u64>,
-    /// What is kept of it. `None`: nothing is said; never a policy without rules.
-    pub keep: Option<Keep>,
-    /// Space for a thick snapshot; `None`: as the last one needed, or what fits.
-    pub snapshot_size: Option<SnapshotSize>,
-    /// How full a snapshot may be, as a share, before it is extended: 0.6 if nothing is said; `None`: it never is.
-    pub extend: Option<f64>,
-    /// Whether to read only what changed; not, if nothing is said.
-    pub change_hints: ChangeHints,
-    /// How often everything is read in spite of hints; 30 days if nothing is said.
-    pub full_read_every: Duration,
-    /// How new blocks are compressed; zstd 3 if nothing is said.
-    pub compression: Compression,
-    /// Run by the shell before the snapshot.
-    pub pre_freeze: Option<String>,
-    /// Run by the shell after it, whatever became of it.
-    pub post_thaw: Option<String>,
-    /// How long the pre-freeze command may take; 60 s if nothing is said.
-    pub freeze_timeout: Duration,
-    /// Whether the guest's agent takes part.
-    pub guest_agent: GuestAgent,
-    /// Read less while the host suffers; so if nothing is said.
-    pub backoff: bool,
-    /// Limit reads in the kernel too, where that is possible; so if nothing is said.
-    pub kernel_limit: bool,
-    /// Read with idle priority; so if nothing is said.
-    pub idle: bool,
-    /// Read disks that are in use without a snapshot, where none can be made; not, if nothing is said.
-    pub live: bool,
-    /// Its disks are raw, whatever they begin like; not, if nothing is said.
-    pub raw: bool,
-}
-
 impl Config {
-    /// The file that an option or the environment names, or else the usual one, which need not be there.
+    /// Reads the file that an option or the environment names, or else the usual one, which need not exist.
     pub fn find(named: Option<&Path>) -> Result<Self> {
         match named {
             Some(path) => Self::load(path),
@@ -155,8 +79,8 @@ impl Config {
         }
     }
 
-    /// A file that is there and can't be read says something all the same, as does a link to nowhere: to go on as if there
-    /// were none could back up less than it says, or leave it unlimited.
+    /// Reads the usual file if it exists. An unreadable file or a dangling link is an error: without its settings vbk could
+    /// back up too little, or read without a limit.
     fn load_if_there(path: &Path) -> Result<Self> {
         match std::fs::symlink_metadata(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
@@ -164,14 +88,14 @@ impl Config {
         }
     }
 
-    /// Reads a file. One that can't be used is an error that lists everything that is wrong with it, a line each.
+    /// Reads a file. The error for an invalid one lists every mistake in it, a line each.
     pub fn load(path: &Path) -> Result<Self> {
         let text = safety::read(path)?;
         let config = read::config(path, &text)
             .map_err(|errors| Error::Usage(format!("the configuration can't be used:\n{}", errors.join("\n"))))?;
         if let (true, Some(why)) = (config.has_commands(), others_may_write(path)) {
             return Err(Error::Usage(format!(
-                "the configuration {} has commands in it and can be changed by others than you and root: {why}; nothing was \
+                "the configuration {} has commands in it, and other users than you and root can change it: {why}; nothing was \
                  run",
                 path.display()
             )));
@@ -179,19 +103,17 @@ impl Config {
         Ok(config)
     }
 
-    /// How a guest is backed up, also one that the file does not name.
+    /// Returns the settings of a guest, which need not have a section.
     pub fn guest(&self, name: &GuestName) -> GuestSettings {
-        let own = self.guests.get(name);
-        let nothing = Section::default();
-        self.merge(own.unwrap_or(&nothing), own.is_some())
+        GuestSettings::new(self.guests.get(name), &self.defaults)
     }
 
-    /// How guests are backed up that the file does not name.
+    /// Returns the settings of guests without a section.
     pub fn defaults(&self) -> GuestSettings {
-        self.merge(&Section::default(), false)
+        GuestSettings::new(None, &self.defaults)
     }
 
-    /// Whether what the file says of its repository is said of this one: it names that, or none at all.
+    /// Returns whether the file's repository settings apply to this repository: the file names it, or none at all.
     pub fn is_of(&self, repository: &Path) -> bool {
         let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
         self.repository
@@ -199,7 +121,7 @@ impl Config {
             .is_none_or(|known| known == repository || real(known) == real(repository))
     }
 
-    /// The key of the file that names what opens the repository.
+    /// Returns the setting that names the key of the repository, for messages.
     pub fn key_name(&self) -> Option<&'static str> {
         match (&self.key_file, &self.passphrase_file) {
             (Some(_), _) => Some("key-file in the configuration"),
@@ -208,17 +130,17 @@ impl Config {
         }
     }
 
-    /// The guests that have a section, by name.
+    /// Returns the guests that have a section, by name.
     pub fn guests(&self) -> impl Iterator<Item = &GuestName> {
         self.guests.keys()
     }
 
-    /// Whether a guest is left out where all are backed up.
+    /// Returns whether --all leaves a guest out.
     pub fn excludes(&self, name: &GuestName) -> bool {
         self.exclude.iter().any(|pattern| matches(pattern, name.as_str()))
     }
 
-    /// What finding the guests of this host needs to know.
+    /// Returns the input for finding the guests of this host.
     pub fn known_guests(&self) -> Known {
         let guest = |name: &GuestName| {
             let settings = self.guest(name);
@@ -240,44 +162,13 @@ impl Config {
         let in_section = |section: &Section| section.pre_freeze.is_some() || section.post_thaw.is_some();
         self.on_failure.is_some() || in_section(&self.defaults) || self.guests.values().any(in_section)
     }
-
-    fn merge(&self, own: &Section, is_configured: bool) -> GuestSettings {
-        macro_rules! said {
-            ($field:ident) => {
-                own.$field.clone().or_else(|| self.defaults.$field.clone())
-            };
-        }
-        GuestSettings {
-            is_configured,
-            disks: own.disks.clone(),
-            domain: own.domain.clone(),
-            skip_disks: own.skip_disks.clone().unwrap_or_default(),
-            read_limit: said!(read_limit),
-            device_bytes_per_sec: said!(device_bytes_per_sec),
-            keep: said!(keep),
-            snapshot_size: said!(snapshot_size),
-            extend: said!(extend).unwrap_or(Some(0.6)),
-            change_hints: said!(change_hints).unwrap_or_default(),
-            full_read_every: said!(full_read_every).unwrap_or(FULL_READ_EVERY.unsigned_abs()),
-            compression: said!(compression).unwrap_or_default(),
-            pre_freeze: said!(pre_freeze),
-            post_thaw: said!(post_thaw),
-            freeze_timeout: said!(freeze_timeout).unwrap_or(Duration::from_secs(60)),
-            guest_agent: said!(guest_agent).unwrap_or_default(),
-            backoff: said!(backoff).unwrap_or(true),
-            kernel_limit: said!(kernel_limit).unwrap_or(true),
-            idle: said!(idle).unwrap_or(true),
-            live: said!(live).unwrap_or(false),
-            raw: said!(raw).unwrap_or(false),
-        }
-    }
 }
 
-/// Whether a pattern with `*` (any text) and `?` (any one character) fits all of a name.
+/// Returns whether a pattern with `*` (any text) and `?` (any one character) matches a whole name.
 fn matches(pattern: &str, name: &str) -> bool {
     let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
     let (mut at, mut place) = (0, 0);
-    // The last star, and up to where it has swallowed; only that one ever needs to take more.
+    // The last star, and the end of the text it matches; only this one ever needs to match more.
     let mut star = None;
     while place < name.len() {
         match pattern.get(at) {

@@ -1,4 +1,4 @@
-//! What every command needs: the repository, the way to print, the number of threads.
+//! The context of every command: the repository, the configuration, output, and the number of threads.
 
 mod trusted;
 
@@ -21,21 +21,21 @@ use crate::trust::Memory;
 use crate::unlock;
 use crate::unlock::KeyPaths;
 
-/// The options of every command, in use.
+/// Options of every command, and what follows from them.
 pub struct Context<'a> {
     global: &'a Global,
     sources: Sources,
     config: OnceLock<Config>,
     memory: Option<Memory>,
-    /// The repository of this run, when it was found to be the one that this host knows.
+    /// The repository of this run, once it was found to be the one that this host knows.
     trusted: OnceLock<Repository>,
-    /// Whether it was read in spite of not being that.
+    /// The repository is not the one that this host knows, and was read anyway.
     is_doubted: AtomicBool,
-    /// Whether the run writes to it.
+    /// The run writes to the repository.
     is_writer: AtomicBool,
 }
 
-/// What a command does to the repository that it opens.
+/// Use of a repository by a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     Read,
@@ -43,7 +43,7 @@ enum Purpose {
 }
 
 impl<'a> Context<'a> {
-    /// From the command line.
+    /// Makes the context from the command line.
     pub fn new(global: &'a Global, sources: Sources) -> Self {
         Self {
             global,
@@ -56,7 +56,7 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// The configuration. Read when it is first needed: what is named in full works also while the file can't be used.
+    /// Returns the configuration. It is read at first use, so that a command whose options name everything works without it.
     pub fn config(&self) -> Result<&Config> {
         if let Some(config) = self.config.get() {
             return Ok(config);
@@ -65,42 +65,42 @@ impl<'a> Context<'a> {
         Ok(self.config.get_or_init(|| config))
     }
 
-    /// Whether to print JSON.
+    /// Returns whether the result is printed as JSON.
     pub fn json(&self) -> bool {
         self.global.json
     }
 
-    /// Whether to print nothing but what is wrong.
+    /// Returns whether only errors and warnings are printed.
     pub fn quiet(&self) -> bool {
         self.global.quiet
     }
 
-    /// Whether to print all there is.
+    /// Returns whether long lists are printed in full.
     pub fn verbose(&self) -> bool {
         self.global.verbose > 0
     }
 
-    /// The path that was given for the repository.
+    /// Returns the path of the repository, as it was given.
     pub fn repository_path(&self) -> Result<&Path> {
         match &self.global.repo {
             Some(path) => place::local(path),
             None => self.config()?.repository.as_deref().ok_or_else(|| {
                 let config = self.global.config_file.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
                 Error::Usage(format!(
-                    "no repository named; use --repo DIR, set VBK_REPO to the directory, or write repository = \"DIR\" into {}",
+                    "no repository named; use --repo DIR, set VBK_REPO to the directory, or write repository = \"DIR\" in {}",
                     config.display()
                 ))
             }),
         }
     }
 
-    /// Whether an option, the environment or the configuration names a repository.
+    /// Returns whether an option, the environment or the configuration names a repository.
     pub fn names_repository(&self) -> Result<bool> {
         Ok(self.global.repo.is_some() || self.config()?.repository.is_some())
     }
 
-    /// What opens a repository: what options or the environment name, or else what the configuration does. That goes
-    /// with the configuration's own repository, if it names one, and is no key of any other.
+    /// Returns the files that open a repository: those that options or the environment name, or else those of the
+    /// configuration. The latter open only the configuration's own repository, if it names one.
     fn key_paths(&self, repository: &Path) -> Result<KeyPaths<'_>> {
         let given = KeyPaths {
             key_file: self.global.key_file.as_deref(),
@@ -119,22 +119,22 @@ impl<'a> Context<'a> {
         })
     }
 
-    /// The repository, for reading.
+    /// Opens the repository for reading.
     pub fn repository(&self) -> Result<Repository> {
         self.open(Purpose::Read)
     }
 
-    /// The repository, for a command that will write to it.
+    /// Opens the repository for a command that will write to it.
     pub fn repository_to_write(&self) -> Result<Repository> {
         self.open(Purpose::Write)
     }
 
-    /// The repository's newest state.
+    /// Opens the newest view of the repository.
     pub fn view(&self) -> Result<View> {
         self.view_of(&self.repository()?)
     }
 
-    /// The newest state of a repository that was opened here.
+    /// Opens the newest view of a repository that this context opened.
     pub fn view_of(&self, repository: &Repository) -> Result<View> {
         let view = repository.view()?;
         self.judge(repository, view.standing(), Purpose::Read)?;
@@ -146,7 +146,8 @@ impl<'a> Context<'a> {
         self.unlocked(self.locked(purpose)?)
     }
 
-    /// Finds out whether it is the repository that this host knows, before anything is read from it or a key is asked for.
+    /// Opens the repository without its keys. Compares it with the memory of this host first, before anything is read from
+    /// it and before a key is asked for.
     fn locked(&self, purpose: Purpose) -> Result<Repository> {
         let path = self.repository_path()?;
         let repository = Repository::open(path).map_err(|error| self.explain(error, path))?;
@@ -166,33 +167,33 @@ impl<'a> Context<'a> {
         })
     }
 
-    /// A repository in this directory.
+    /// Opens another repository.
     pub fn repository_at(&self, path: &Path) -> Result<Repository> {
         let path = place::local(path)?;
         self.unlocked(Repository::open(path).map_err(|error| self.explain(error, path))?)
     }
 
-    /// The repository, without its keys, for reading.
+    /// Opens the repository without its keys, for reading.
     pub fn locked_repository(&self) -> Result<Repository> {
         self.locked(Purpose::Read)
     }
 
-    /// The repository, without its keys, for a command that will write to it.
+    /// Opens the repository without its keys, for a command that will write to it.
     pub fn locked_repository_to_write(&self) -> Result<Repository> {
         self.locked(Purpose::Write)
     }
 
-    /// What opens a repository; asks for it where it can.
+    /// Returns the key of a repository; asks for it at a terminal.
     pub fn key_of(&self, repository: &Repository) -> Result<Unlock> {
         unlock::find(&self.key_paths(repository.path())?, repository.path())
     }
 
-    /// The key file that was named for a new repository.
+    /// Returns the key file that was named for a new repository.
     pub fn new_key_file(&self, repository: &Path) -> Result<Option<&Path>> {
         Ok(self.key_paths(repository)?.key_file)
     }
 
-    /// The key for a new repository that options, environment or configuration name, if they do.
+    /// Returns the key for a new repository, if options, the environment or the configuration name one.
     pub fn given_key(&self, repository: &Path) -> Result<Option<Unlock>> {
         unlock::given(&self.key_paths(repository)?)
     }
@@ -216,7 +217,7 @@ impl<'a> Context<'a> {
         Ok(writer)
     }
 
-    /// Does what needs the writer's lock. Waits for other writers, and says for whom, unless `no_wait`.
+    /// Runs a function that takes the writer's lock. Unless `no_wait` is set, it waits for another writer and names it.
     pub fn waiting<T>(
         &self,
         no_wait: bool,
@@ -249,14 +250,14 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Prints what was asked for, also when quiet: a list, a backup.
+    /// Prints requested output, e.g. a list, even with --quiet.
     pub fn print(&self, text: impl std::fmt::Display) {
         if !self.json() {
             output::write(text);
         }
     }
 
-    /// Prints the result as JSON, if that was asked for.
+    /// Prints the result as JSON, with --json.
     pub fn json_result(&self, value: &impl Serialize) -> Result<()> {
         if self.json() {
             let text = serde_json::to_string_pretty(value).map_err(|error| Error::Bug(error.to_string()))?;
@@ -266,12 +267,12 @@ impl<'a> Context<'a> {
     }
 }
 
-/// How many threads may compute at once.
+/// Returns the number of threads that may compute at once.
 pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Whether standard output is a terminal, which should not get a disk's bytes.
+/// Returns whether standard output is a terminal, which should not get a disk's bytes.
 pub fn stdout_is_terminal() -> bool {
     std::io::stdout().is_terminal()
 }

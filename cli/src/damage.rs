@@ -9,7 +9,7 @@ use crate::terminal::units;
 /// Number of ranges that are printed without -v; --json has all of them.
 const SHOWN: usize = 50;
 
-/// A damaged place.
+/// JSON of a damaged range.
 #[derive(Serialize)]
 pub struct DamageJson<'a> {
     backup: &'a str,
@@ -20,7 +20,7 @@ pub struct DamageJson<'a> {
 }
 
 impl<'a> DamageJson<'a> {
-    /// For JSON.
+    /// Describes a damaged range.
     pub fn new(damage: &'a Damage) -> Self {
         Self {
             backup: &damage.backup,
@@ -32,7 +32,7 @@ impl<'a> DamageJson<'a> {
     }
 }
 
-/// Prints damaged places, the first of them.
+/// Prints the first damaged ranges; with -v all of them.
 pub fn print_damage(context: &Context<'_>, all: &[Damage]) {
     let shown = if context.verbose() { usize::MAX } else { SHOWN };
     for damage in all.iter().take(shown) {

@@ -1,78 +1,78 @@
-//! How a run ends: exit codes, and the line that says what went wrong.
+//! The end of a run: exit codes, and the message of an error with its hint.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use vbk_repo::ErrorKind;
 
-/// How a command that could be carried out ended.
+/// Result of a command that ran to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// As asked.
+    /// Everything was done.
     Done,
-    /// As asked, but somebody should read the warnings.
+    /// Everything was done, with warnings that a person should read.
     Warnings,
     /// Damage was found.
     Damage,
-    /// Nothing of what was asked could be done; the output says why.
+    /// Nothing could be done; the output says why.
     Failed,
 }
 
-/// Anything that ends a command.
+/// Error that ends a command.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// From the repository.
+    /// An error of the repository.
     #[error(transparent)]
     Repository(#[from] vbk_repo::Error),
-    /// From backup or restore.
+    /// An error of a backup or restore.
     #[error(transparent)]
     Engine(#[from] vbk::Error),
-    /// From a mount.
+    /// An error of a mount.
     #[error(transparent)]
     Mount(#[from] vbk_fuse::Error),
     /// The arguments make no sense together.
     #[error("{0}")]
     Usage(String),
-    /// Another run of this program does the same.
+    /// Another run of vbk is doing the same.
     #[error("{0}")]
     Busy(String),
-    /// The run's time is over.
+    /// The time limit was reached.
     #[error("{0}")]
     TimeOver(String),
-    /// There may be guests, but they could not be found out.
+    /// No guests were found.
     #[error("{0}")]
     NoGuests(String),
     /// A limit of the system is too low.
     #[error("{0}")]
     Limit(String),
-    /// No repository where one was named.
+    /// The named repository does not exist.
     #[error("{0}")]
     NotThere(String),
-    /// The repository is not the one, or not as new, as this host knows it to be.
+    /// The repository is not the one that this host knows, or older.
     #[error("{0}")]
     Distrusted(String),
-    /// The key that was given does not open the repository.
+    /// The given key does not open the repository.
     #[error(transparent)]
     Unopened(vbk_repo::Error),
-    /// A file of a key or passphrase can't be used.
+    /// A key file or passphrase file can't be read.
     #[error("can't read {what} {}: {source}", path.display())]
     KeyFile {
         /// `key file` or `passphrase file`.
         what: &'static str,
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// Error of the system.
         source: std::io::Error,
     },
-    /// The system refused something that is no part of a repository.
+    /// A system call failed outside of the repository.
     #[error("can't {doing}: {source}")]
     Io {
-        /// What was being done, as in `write /srv/key`.
+        /// The failed action, e.g. `write /srv/key`.
         doing: String,
-        /// The system's answer.
+        /// Error of the system.
         source: std::io::Error,
     },
-    /// Something that only a bug in this program makes happen. Never for what a person, a file or the system can cause.
+    /// A bug in this program. Never for anything that a person, a file or the system can cause.
     #[error("{0}")]
     Bug(String),
 }
@@ -91,11 +91,11 @@ impl From<vbk_fuse::MountError> for Error {
     }
 }
 
-/// Shorthand for what a command gives.
+/// Shorthand for results of commands.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Outcome {
-    /// Its exit code.
+    /// Returns the exit code.
     pub fn code(self) -> ExitCode {
         ExitCode::from(match self {
             Self::Done => 0,
@@ -107,7 +107,7 @@ impl Outcome {
 }
 
 impl Error {
-    /// What should be done about it.
+    /// Returns what the caller should do about the error.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Repository(error) | Self::Unopened(error) => error.kind(),
@@ -123,7 +123,7 @@ impl Error {
         }
     }
 
-    /// Its exit code.
+    /// Returns the exit code.
     pub fn code(&self) -> ExitCode {
         let usage = match self {
             Self::Usage(_)
@@ -148,13 +148,13 @@ impl Error {
         })
     }
 
-    /// What the user can do, where the message does not say it.
+    /// Returns the next step for the user, where the message does not say it.
     fn hint(&self) -> Option<&'static str> {
         match self.kind() {
             _ if matches!(self, Self::Distrusted(_)) => None,
             _ if matches!(self, Self::KeyFile { .. } | Self::Unopened(_)) => Some(
-                "another key file, a passphrase, the recovery key (given as a passphrase) or an exported key opens the \
-                 repository too; `vbk key list` shows what there is, and needs no key",
+                "another key file, a passphrase, the recovery key (given as a passphrase) or an exported key may open the \
+                 repository; `vbk key list` lists them, and needs no key",
             ),
             ErrorKind::NoSpace
                 if matches!(
@@ -165,39 +165,36 @@ impl Error {
                 Some("make room there, or restore to another place")
             }
             ErrorKind::NoSpace if matches!(self, Self::Repository(vbk_repo::Error::NearlyFull { .. })) => {
-                Some("`vbk forget` and `vbk prune` give space back; --reserve says how much is to stay free")
+                Some("`vbk forget` and `vbk prune` free space; --reserve sets how much must stay free")
             }
             ErrorKind::NoSpace if matches!(self, Self::Engine(vbk::Error::Snapshot(_))) => None,
             ErrorKind::NoSpace if matches!(self, Self::Engine(_)) => Some(
-                "`vbk forget` and `vbk prune` give space back; or make room and run it again: blocks that were stored are \
-                 not stored again",
+                "`vbk forget` and `vbk prune` free space; or make room and run it again: stored blocks are not stored a \
+                 second time",
             ),
             ErrorKind::NoSpace => Some(
-                "make room on the repository's file system and run it again; `vbk prune` needs room too, up to what it \
-                 moves at a time (8 GiB of disk)",
+                "make room on the repository's file system and run it again; `vbk prune` needs up to 8 GiB of room itself",
             ),
             ErrorKind::Denied if matches!(self, Self::Repository(vbk_repo::Error::KeyNeeded { .. })) => Some(
                 "give it with --passphrase-file FILE (VBK_PASSPHRASE_FILE) or --key-file FILE (VBK_KEY_FILE), as the \
                  systemd credential vbk-passphrase or vbk-key-file, or at a terminal",
             ),
             ErrorKind::Denied if nix::unistd::geteuid().is_root() => Some(
-                "root was refused: look for an attribute of the file (`lsattr`), an AppArmor or SELinux rule, a container \
-                 without the right, or a network file system that does not let root in (root_squash)",
+                "root was refused: check the attributes of the file (`lsattr`), AppArmor or SELinux rules, the rights of the \
+                 container, and whether a network file system refuses root (root_squash)",
             ),
-            ErrorKind::Denied => Some("the right to do this is missing; run as root, or as the owner"),
+            ErrorKind::Denied => Some("permission is missing; run as root, or as the owner"),
             ErrorKind::ReadOnly if matches!(self, Self::Engine(vbk::Error::TargetReadOnly(_))) => None,
             ErrorKind::ReadOnly => Some(
-                "it is on a file system that is mounted read-only, whoever asks; `mount -o remount,rw MOUNTPOINT` makes it \
-                 writable, unless the kernel set it read-only after an error (`dmesg` says so) or its disk is read-only \
-                 (`blockdev --setrw`)",
+                "its file system is mounted read-only; `mount -o remount,rw MOUNTPOINT` makes it writable, unless the kernel \
+                 set it read-only after an error (see `dmesg`) or its disk is read-only (`blockdev --setrw`)",
             ),
             ErrorKind::Corrupt if matches!(self, Self::Engine(vbk::Error::ReadImage { .. })) => Some(
-                "`vbk verify` lists what is damaged; `vbk restore --skip-damaged` restores the rest of the disk, with zeros \
-                 in its place",
+                "`vbk verify` lists the damage; `vbk restore --skip-damaged` restores the rest of the disk, with zeros in \
+                 place of the damaged ranges",
             ),
             ErrorKind::Unsupported if self.is_too_large() => Some(
-                "the file is larger than its file system takes, or than a limit allows (`ulimit -f`); room is not what is \
-                 missing",
+                "the file is larger than its file system or a limit (`ulimit -f`) allows; free space is not the problem",
             ),
             ErrorKind::Corrupt
                 if matches!(
@@ -212,7 +209,7 @@ impl Error {
             {
                 None
             }
-            ErrorKind::Corrupt => Some("`vbk verify` lists what is damaged; backups that it does not name are good"),
+            ErrorKind::Corrupt => Some("`vbk verify` lists the damage; backups that it does not name are good"),
             ErrorKind::Internal => Some("this is a bug in vbk; please report it with the output of -vv"),
             ErrorKind::NotFound
             | ErrorKind::Locked
@@ -223,7 +220,7 @@ impl Error {
         }
     }
 
-    /// Whether the system refused a file for its size (`EFBIG`).
+    /// Returns whether the system refused a file for its size (`EFBIG`).
     fn is_too_large(&self) -> bool {
         let mut source = std::error::Error::source(self);
         while let Some(error) = source {
@@ -236,7 +233,7 @@ impl Error {
         false
     }
 
-    /// What went wrong and why, in a line.
+    /// Returns the error and its causes in one line.
     pub fn text(&self) -> String {
         let mut text = self.to_string();
         let mut source = std::error::Error::source(self);
@@ -251,7 +248,7 @@ impl Error {
         text
     }
 
-    /// The whole message: what went wrong, why, and what to do.
+    /// Returns the whole message: the error, its causes, and the next step.
     pub fn message(&self) -> String {
         let mut text = self.text();
         if let Some(hint) = self.hint().filter(|_| !text.contains("run as root")) {

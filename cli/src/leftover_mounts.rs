@@ -1,4 +1,4 @@
-//! Removes what mounts left behind whose process was killed: file systems, loop devices, directories and logs.
+//! Removes the remains of mounts whose process was killed: file systems, loop devices, directories and logs.
 
 use std::fs::File;
 use std::path::Path;
@@ -9,10 +9,10 @@ use vbk_fuse::volumes;
 
 use crate::machine::runtime_directory;
 
-/// How long the log of a mount that ended stays for people to read.
+/// Time for which the log of a mount that ended is kept for people.
 const LOG_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// Takes down what killed mounts left and nobody can name any more.
+/// Removes the remains of killed mounts, which no mount point leads to any more.
 pub fn clean_leftovers() {
     let root = Path::new(HIDDEN_ROOT);
     if !root.exists() || !nix::unistd::geteuid().is_root() {
@@ -21,16 +21,16 @@ pub fn clean_leftovers() {
     match volumes::clean_leftovers(root) {
         Ok(cleaned) => {
             for gone in cleaned.mounts.iter().chain(&cleaned.loops) {
-                tracing::info!("removed {}, which a killed mount had left", gone.display());
+                tracing::info!("removed {}, which a killed mount left behind", gone.display());
             }
         }
-        Err(error) => tracing::warn!("can't remove what killed mounts left: {error}"),
+        Err(error) => tracing::warn!("can't remove what killed mounts left behind: {error}"),
     }
     clean_directories(root);
     clean_logs();
 }
 
-/// Removes the logs of processes that are gone: at once if there is no line in them, otherwise after a week.
+/// Removes the logs of processes that have ended: empty ones at once, others after a week.
 pub fn clean_logs() {
     let Ok(directory) = runtime_directory() else {
         return;
@@ -45,7 +45,7 @@ pub fn clean_logs() {
         let age = log.modified().ok().and_then(|last| last.elapsed().ok());
         let useless = log.len() == 0 || age.is_some_and(|age| age > LOG_AGE);
         if is_log && useless && file.try_lock().is_ok() {
-            // One that is gone by now was removed by somebody else.
+            // Another process may have removed it.
             let _ = std::fs::remove_file(entry.path());
         }
     }

@@ -1,5 +1,5 @@
-//! Limits of the system under which the store can't work. RocksDB ends the whole process, without a word of what is missing,
-//! when it can't start a thread; so they are asked for first.
+//! Checks the limits of the system that the store needs. RocksDB ends the whole process without a useful message when it
+//! can't start a thread, so they are checked first.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -9,16 +9,17 @@ use crate::context::threads;
 use crate::exit::{Error, Result};
 use crate::terminal::units;
 
-/// On two processors a backup, restore or verify took up to 0.9 GB of address space; most of it is reserved and never used.
+/// Address space to ask for. On two processors a backup, restore or verify took up to 0.9 GB, most of it reserved and
+/// never used.
 const ADDRESS_SPACE_BYTES: u64 = 2 << 30;
-/// For each processor more: stacks and blocks of the threads that work for it.
+/// Additional address space for each processor: stacks and blocks of its threads.
 const PER_PROCESSOR_BYTES: u64 = 32 << 20;
-/// The store opens its files with 16 threads, and has a few for itself.
+/// Number of threads of the store: 16 to open its files, and a few more.
 const THREADS: usize = 24;
-/// What threads of C++ have by default.
+/// Default stack size of C++ threads.
 const STACK_BYTES: usize = 8 << 20;
 
-/// An error that names the limit, if there is one that is too low.
+/// Fails with the name of the limit if one is too low.
 pub fn check() -> Result<()> {
     let need = ADDRESS_SPACE_BYTES + threads() as u64 * PER_PROCESSOR_BYTES;
     if let Ok((have, _)) = getrlimit(Resource::RLIMIT_AS)
@@ -36,7 +37,7 @@ pub fn check() -> Result<()> {
     start_threads(THREADS + 2 * threads())
 }
 
-/// Starts as many threads as will be needed at once, and ends them again.
+/// Starts as many threads as will be needed at once, and ends them.
 fn start_threads(count: usize) -> Result<()> {
     let gate = Mutex::new(());
     let closed = gate.lock().unwrap_or_else(PoisonError::into_inner);

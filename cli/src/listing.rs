@@ -4,7 +4,7 @@ use serde::Serialize;
 use vbk_repo::backup::{Backup, Entry};
 use vbk_repo::state::{State, States};
 
-/// What is shown of a backup in lists.
+/// JSON of a backup in lists.
 #[derive(Debug, Serialize)]
 pub struct BackupJson<'a> {
     backup: String,
@@ -16,14 +16,14 @@ pub struct BackupJson<'a> {
     new_bytes: u64,
     stored_bytes: u64,
     duration_ms: u64,
-    /// Backups of higher numbers were made later, whatever their times say.
+    /// Backups with higher numbers were made later, whatever their times say.
     sequence: u64,
-    /// Why the time can't be right, or not that of another backup.
+    /// Reason to doubt the backup's time or that of another one.
     #[serde(skip_serializing_if = "Option::is_none")]
     clock: Option<String>,
     #[serde(flatten)]
     state: State,
-    /// What is noted of it can't be read; `state` is a guess on the safe side.
+    /// The note about the backup can't be read; `state` is a safe guess.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     state_unreadable: bool,
 }
@@ -49,7 +49,7 @@ impl<'a> BackupJson<'a> {
     }
 }
 
-/// `proven 2026-11-21, protected`.
+/// Describes the state of a backup: `proven 2026-11-21, protected`.
 pub fn describe_state(states: &States, backup: &Backup) -> String {
     if states.is_unread(&backup.spec()) {
         return "unreadable, may be protected".to_owned();

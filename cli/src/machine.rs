@@ -1,4 +1,4 @@
-//! What vbk knows of the machine it runs on: where runs are noted, and how volumes say that they are this machine's.
+//! The machine that vbk runs on: its directories, its programs, and the id that marks volumes as its own.
 
 use std::ffi::OsString;
 use std::io;
@@ -10,18 +10,18 @@ use vbk::host::program::Programs;
 
 use crate::exit::{Error, Result};
 
-/// Where lvm2 and others are on Debian, though root's cron jobs and some shells do not look there.
+/// Directories of lvm2 and others on Debian, which the PATH of root's cron jobs and some shells lacks.
 const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/sbin:/sbin";
 
-/// Set for the process in the background; its value is the file that its log goes to.
+/// Variable that is set for the process in the background: the file for its log.
 pub const BACKGROUND_LOG: &str = "VBK_BACKGROUND_LOG";
 
-/// The programs of this machine.
+/// Returns the programs of this machine.
 pub fn programs() -> Programs {
     Programs::found_in(path())
 }
 
-/// Where they are looked for: by PATH, and then where the system's own are.
+/// Returns the directories of programs: PATH, and then the system's own.
 pub fn path() -> OsString {
     let mut path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
     path.push(":");
@@ -29,7 +29,8 @@ pub fn path() -> OsString {
     path
 }
 
-/// Where runs of vbk on this machine find each other: on a file system that a reboot empties.
+/// Returns the directory in which runs of vbk on this machine find each other. It is on a file system that a reboot
+/// empties.
 pub fn runtime_dir() -> Result<PathBuf> {
     match std::env::var_os("VBK_RUNTIME_DIR") {
         Some(given) => Ok(PathBuf::from(given)),
@@ -37,7 +38,7 @@ pub fn runtime_dir() -> Result<PathBuf> {
     }
 }
 
-/// Where runs and mounts of this user keep what must not outlive the machine.
+/// Returns the directory for this user's runs and mounts, whose content must not survive a reboot.
 pub fn runtime_directory() -> Result<PathBuf> {
     match std::env::var_os("XDG_RUNTIME_DIR") {
         _ if geteuid().is_root() => Ok(PathBuf::from(vbk_fuse::files::HIDDEN_ROOT)),
@@ -46,10 +47,10 @@ pub fn runtime_directory() -> Result<PathBuf> {
     }
 }
 
-/// Makes a directory where all may make some, or takes the one that is there: only if nobody else can have put something
-/// into it, as links that lead what is written here to other files.
+/// Creates a directory in a place that every user can write to, or takes the existing one if no other user can have put
+/// anything into it, e.g. links that redirect vbk's writes to other files.
 fn own_directory(path: PathBuf) -> Result<PathBuf> {
-    let cant = |error: io::Error| Error::io(format!("make {}", path.display()))(error);
+    let cant = |error: io::Error| Error::io(format!("create {}", path.display()))(error);
     match std::fs::DirBuilder::new().mode(0o700).create(&path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(cant(error)),
         _ => {}
@@ -57,20 +58,21 @@ fn own_directory(path: PathBuf) -> Result<PathBuf> {
     let found = path.symlink_metadata().map_err(cant)?;
     if !found.is_dir() || found.uid() != geteuid().as_raw() || found.mode() & 0o077 != 0 {
         return Err(Error::Usage(format!(
-            "{} is not a directory of yours alone (mode 0700), and others could mislead vbk by it; nothing was done. Remove \
-             it, or set XDG_RUNTIME_DIR to a directory of your own",
+            "{} is not a directory that only you can use (mode 0700), and others could mislead vbk with it; nothing was done. \
+             Remove it, or set XDG_RUNTIME_DIR to a directory of your own",
             path.display()
         )));
     }
     Ok(path)
 }
 
-/// Whether this process is the one in the background.
+/// Returns whether this process is the one in the background.
 pub fn is_background() -> bool {
     std::env::var_os(BACKGROUND_LOG).is_some()
 }
 
-/// Where things are that survive a reboot and may be lost: measured speeds of disks, marks of metadata snapshots.
+/// Returns the directory for data that survives a reboot and may be lost: measured speeds of disks, and marks of metadata
+/// snapshots.
 pub fn cache_dir() -> PathBuf {
     let given = |name| std::env::var_os(name).map(PathBuf::from);
     let of_user = || match given("XDG_CACHE_HOME") {
@@ -81,8 +83,9 @@ pub fn cache_dir() -> PathBuf {
     given("VBK_CACHE_DIR").unwrap_or_else(of_user)
 }
 
-/// Where this machine remembers which repositories it uses. Not below /var/lib/vbk, where many have the repository itself:
-/// what lies in the storage can be put back together with it. `None` if this user has no place of that kind.
+/// Returns the directory in which this machine remembers its repositories. It is not below /var/lib/vbk, where many keep the
+/// repository itself: anything in that storage could be set back together with it. `None` if this user has no such
+/// directory.
 pub fn trust_dir() -> Option<PathBuf> {
     let given = |name| {
         std::env::var_os(name)
@@ -97,20 +100,20 @@ pub fn trust_dir() -> Option<PathBuf> {
     given("VBK_STATE_DIR").map(|state| state.join("trust")).or_else(of_user)
 }
 
-/// What tells this machine from others that share a volume group with it: the systemd machine id, which stays the same
-/// when the machine is renamed; without one the host's name.
+/// Returns the id that distinguishes this machine from others that share a volume group with it: the systemd machine id,
+/// which stays when the machine is renamed, or else the host's name.
 pub fn host_id() -> String {
     let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let id = id.trim();
     // `uninitialized` until the first boot is complete (machine-id(5)).
     match id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        // Half of it is enough, and the whole is not for others to see.
+        // Half of it is enough, and the whole is confidential.
         true => id[..16].to_owned(),
         false => host(),
     }
 }
 
-/// The name of this machine.
+/// Returns the name of this machine.
 pub fn host() -> String {
     nix::unistd::gethostname()
         .ok()

@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     log::start(cli.global.verbose, cli.global.quiet);
     raise_open_file_limit();
     let result = run(&cli, Sources::of(&matches));
-    // What could not be printed was not done: a full disk behind a redirection must not look like success.
+    // Lost output is a failure: a full disk behind a redirection must not look like success.
     if let Some(error) = output::failure() {
         log::complain(format_args!("can't write to standard output: {error}"));
         return ExitCode::from(1);
@@ -52,7 +52,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// The process that thaws a guest is this program too. Before anything else: it needs neither a configuration nor a log.
+/// Runs as the helper process that thaws a guest, if the arguments say so. Called first: the helper needs neither a
+/// configuration nor a log.
 fn freeze_helper() -> Option<ExitCode> {
     let mut args = std::env::args_os().skip(1);
     args.next().filter(|word| word == vbk::guest::freeze::HELPER)?;
@@ -66,7 +67,7 @@ fn freeze_helper() -> Option<ExitCode> {
 fn run(cli: &Cli, sources: Sources) -> Result<Outcome> {
     let context = Context::new(&cli.global, sources);
     let result = carry_out(&context, &cli.command);
-    // Also of a run that failed: what it stored before is there.
+    // Also after a failed run, which may have stored something.
     context.remember();
     result.map(|outcome| match outcome {
         Outcome::Done if context.is_doubted() => Outcome::Warnings,
@@ -114,7 +115,7 @@ fn carry_out(context: &Context<'_>, command: &Command) -> Result<Outcome> {
     }
 }
 
-/// The store keeps up to 768 files open, and a mount has a store per view.
+/// Raises the limit of open files: the store keeps up to 768 open, and a mount has a store for each view.
 fn raise_open_file_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {

@@ -9,7 +9,7 @@ use crate::exit::{Error, Outcome, Result};
 use crate::terminal::output;
 use crate::unlock;
 
-/// What a slot is called unless it is given a name.
+/// Returns the default name of a slot.
 pub fn name_of(kind: SlotKind) -> &'static str {
     match kind {
         SlotKind::Passphrase => "passphrase",
@@ -18,7 +18,7 @@ pub fn name_of(kind: SlotKind) -> &'static str {
     }
 }
 
-/// A key file, made if it is not there.
+/// Reads a key file, or creates it.
 pub fn key_file(path: &Path) -> Result<Unlock> {
     match path.exists() {
         true => unlock::key_file(path),
@@ -26,39 +26,39 @@ pub fn key_file(path: &Path) -> Result<Unlock> {
     }
 }
 
-/// Also when quiet: it is shown this once.
+/// Prints a recovery key, even with --quiet: it is shown only once.
 pub fn show_recovery_key(context: &Context<'_>, key: &str) {
     context.print(format_args!(
         "Recovery key, shown only this once; write it down and keep it away from this machine:\n\n    {key}\n\n"
     ));
 }
 
-/// How a run ends that showed a recovery key: a slot that opens with what nobody has read is said to be there.
+/// Returns the outcome of a run that showed a recovery key. Fails if the key could not be shown, because its slot exists.
 pub fn after_recovery_key(name: &str) -> Outcome {
     if !output::is_closed() {
         return Outcome::Done;
     }
     tracing::error!(
-        "the recovery key could not be shown, and nothing else opens its slot: `vbk key remove {name}` removes that, and \
-         `vbk key add --recovery` makes another"
+        "the recovery key could not be shown, and nothing else opens its slot; `vbk key remove {name}` removes the slot, and \
+         `vbk key add --recovery` adds another"
     );
     Outcome::Failed
 }
 
-/// What the slot of a new repository's recovery key is called.
+/// Returns the name of the slot for a new repository's recovery key.
 pub fn recovery_name() -> &'static str {
     name_of(SlotKind::Recovery)
 }
 
-/// What a new repository opens with.
+/// Keys of a new repository.
 pub struct NewWays {
-    /// The name and the way of each slot.
+    /// Name and key of each slot.
     pub slots: Vec<(String, Unlock)>,
-    /// The text of the recovery key.
+    /// Text of the recovery key.
     pub recovery_key: Option<String>,
 }
 
-/// Asks for, or makes, what a new repository opens with.
+/// Asks for the keys of a new repository, or generates them.
 pub fn ways_of_new(context: &Context<'_>, repository: &Path, recovery: bool) -> Result<NewWays> {
     unlock::keep_out_of_core_files();
     let way = match context.new_key_file(repository)? {

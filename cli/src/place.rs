@@ -1,13 +1,13 @@
-//! Names of repositories: a directory of this machine, and not what other programs write for one elsewhere.
+//! Names of repositories: local directories, and not the remote names of other programs.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::exit::{Error, Result};
 
-/// The path as it is, if it is one on this machine. What has a colon before its first slash means another host or a
-/// service to the programs that many come from, as `user@host:/srv/backups` and `s3:bucket`; as a directory it would be
-/// made on the local disk without a word. `./a:b` says that a directory of such a name is meant.
+/// Returns the path, if it is a local one. In other backup programs a colon before the first slash means another host or a
+/// service, e.g. `user@host:/srv/backups` or `s3:bucket`; vbk would silently create a directory of that name on the local
+/// disk. `./a:b` means such a directory.
 pub fn local(path: &Path) -> Result<&Path> {
     match is_elsewhere(path) {
         false => Ok(path),
@@ -15,19 +15,19 @@ pub fn local(path: &Path) -> Result<&Path> {
     }
 }
 
-/// Whether a name is one of another host or of a service.
+/// Returns whether a name means another host or a service.
 pub fn is_elsewhere(path: &Path) -> bool {
     let name = path.as_os_str().as_bytes();
     let first = name.split(|byte| *byte == b'/').next();
     first.is_some_and(|first| first.contains(&b':'))
 }
 
-/// Why such a name is not taken, and what to do.
+/// Returns the message that refuses such a name.
 pub fn refusal(path: &Path) -> String {
     let shown = path.display();
     format!(
-        "{shown} names another host or a service, and vbk keeps repositories in local directories; nothing was done. Mount \
-         the other host's directory (NFS, sshfs) and name the mount point; a directory of this very name is written ./{shown}"
+        "{shown} names another host or a service, but vbk keeps repositories in local directories; nothing was done. Mount \
+         the other host's directory (NFS, sshfs) and name the mount point, or write ./{shown} for a local directory"
     )
 }
 

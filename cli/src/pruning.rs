@@ -11,7 +11,7 @@ use crate::context::{Context, threads};
 use crate::exit::{Outcome, Result};
 use crate::terminal::units;
 
-/// How much unused may stay unless something else is asked for, as a share of what is in use.
+/// Default limit for unused data that may stay, as a share of the used data.
 pub const MAX_UNUSED: f64 = 0.05;
 
 #[derive(Serialize)]
@@ -29,7 +29,7 @@ struct Report<'a, T: Serialize> {
     forgotten: Option<&'a T>,
 }
 
-/// Prunes with a writer that is open already, and prints what came of it; `forgotten` goes into the JSON.
+/// Prunes with an open writer and prints the result; `forgotten` is added to the JSON.
 pub fn prune<T: Serialize>(
     context: &Context<'_>,
     writer: &Manager,
@@ -55,15 +55,15 @@ pub fn prune<T: Serialize>(
         ));
     } else {
         context.say(format_args!(
-            "{removed} removed, {} unused left; {} given back in {}, the repository takes {}",
+            "{removed} removed, {} unused left; {} freed in {}, the repository takes {}",
             units::size(left),
             units::size(freed),
             units::duration(clock.elapsed()),
             units::size(pruned.used_after_bytes),
         ));
-        // Half of what was removed should be seen at least, or somebody holds the old files.
+        // Less than half of it is free if readers hold the old files.
         if freed < swept.removed_bytes / 2 {
-            context.say("running mounts, restores or verifications hold the rest; `vbk status` shows them");
+            context.say("running mounts, restores or verifications hold the rest; `vbk status` lists them");
         }
     }
     context.json_result(&Report {
@@ -73,8 +73,8 @@ pub fn prune<T: Serialize>(
         used_before_bytes: pruned.used_before_bytes,
         used_after_bytes: pruned.used_after_bytes,
         freed_bytes: freed,
-        mark_ms: u64::try_from(pruned.marked.as_millis()).unwrap_or(u64::MAX),
-        duration_ms: u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX),
+        mark_ms: units::milliseconds(pruned.marked),
+        duration_ms: units::milliseconds(clock.elapsed()),
         forgotten,
     })?;
     Ok(Outcome::Done)

@@ -1,5 +1,5 @@
-//! Ctrl-C and SIGTERM: the first asks for a clean end, the second ends the program at once. SIGHUP, as of a connection that
-//! was lost, asks for a clean end where ending at once would leave something half done.
+//! Ctrl-C and SIGTERM: the first asks for a clean end, the second ends the program at once. SIGHUP, e.g. after a lost
+//! connection, asks for a clean end where ending at once would leave something half done.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -7,8 +7,8 @@ use std::sync::atomic::AtomicBool;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
-/// A flag that becomes true with the first signal. With the second the process ends with code 130. Others may set the
-/// flag too, as a deadline does: that is no signal, and the first after it does not end the process at once.
+/// Returns a flag that the first signal sets. The second signal ends the process with code 130. Other code may set the flag
+/// too, e.g. a deadline; the first signal after that does not end the process at once.
 pub fn cancel_flag() -> std::io::Result<Arc<AtomicBool>> {
     let cancel = Arc::new(AtomicBool::new(false));
     let signalled = Arc::new(AtomicBool::new(false));
@@ -21,8 +21,8 @@ pub fn cancel_flag() -> std::io::Result<Arc<AtomicBool>> {
     Ok(cancel)
 }
 
-/// As [`cancel_flag`], and SIGHUP sets it too. That comes twice, from the terminal and from the shell, so it never ends the
-/// process at once. Where it is ignored, as with nohup, it stays so.
+/// Returns a flag like [`cancel_flag`] that SIGHUP sets too. SIGHUP comes twice, from the terminal and from the shell, so it
+/// never ends the process at once. Where it is ignored, e.g. with nohup, it stays ignored.
 pub fn cancel_flag_with_hangup() -> std::io::Result<Arc<AtomicBool>> {
     let cancel = cancel_flag()?;
     if !ignores(SIGHUP)? {
@@ -31,7 +31,7 @@ pub fn cancel_flag_with_hangup() -> std::io::Result<Arc<AtomicBool>> {
     Ok(cancel)
 }
 
-/// Whether this process was started with a signal ignored: proc_pid_status(5), `SigIgn`.
+/// Returns whether this process was started with a signal ignored: proc_pid_status(5), `SigIgn`.
 fn ignores(signal: i32) -> std::io::Result<bool> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

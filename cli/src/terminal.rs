@@ -1,4 +1,4 @@
-//! What a person sees: output, messages, the progress line, tables and units.
+//! Everything that a person sees: output, messages, the progress line, tables and units.
 
 pub mod log;
 pub mod output;

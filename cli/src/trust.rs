@@ -1,9 +1,9 @@
-//! The memory of this host: what each repository was when it was last used, by its path. It lies outside of all
-//! repositories, since whoever can write to a repository's storage can change all that is in it.
+//! The memory of this host: the last known state of each repository, by its path. It lies outside of all repositories,
+//! because anyone who can write to a repository's storage can change everything in it.
 //!
 //! One file, `known.json`, replaced whole by rename(2) and synced with its directory: a crash leaves the old one or the new
-//! one. Changes are made under flock(2) on `known.lock`, and each begins with what the file says then, so that of two runs
-//! the one that saw less takes nothing away.
+//! one. Changes are made under flock(2) on `known.lock`, and each starts from the present content of the file, so that a
+//! run with older knowledge overwrites nothing newer.
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File};
@@ -15,18 +15,18 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use vbk_repo::standing::Standing;
 
-/// The newest format of the file that this vbk reads, and the one it writes.
+/// Format of the file: the newest one that this vbk reads, and the one that it writes.
 const FORMAT: u32 = 1;
 
-/// A repository as it was last seen.
+/// Last known state of a repository.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Known {
     /// Its real path.
     path: String,
-    /// What it was.
+    /// Its state.
     #[serde(flatten)]
     pub standing: Standing,
-    /// When that was noted.
+    /// Time of the note.
     pub noted: Timestamp,
 }
 
@@ -67,19 +67,19 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// The memory in this directory, which is made when there is something to note.
+    /// Opens the memory in this directory, which is created at the first note.
     pub fn at(directory: impl Into<PathBuf>) -> Self {
         Self {
             directory: directory.into(),
         }
     }
 
-    /// The directory.
+    /// Returns the directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// What is known of the repository at a path; `None` if nothing is.
+    /// Returns the remembered state of the repository at a path.
     pub fn get(&self, repository: &Path) -> io::Result<Option<Known>> {
         let name = name_of(repository);
         let mut all = self.read()?;
@@ -87,8 +87,8 @@ impl Memory {
         Ok(at.map(|at| all.swap_remove(at)))
     }
 
-    /// Notes what a repository is, if it is not known yet or is the same as before and newer. A greater age that is known
-    /// stays, and so does all that is known of another repository at this path.
+    /// Notes the state of a repository that is unknown, or the same one as before and newer. A remembered newer state stays,
+    /// and so does the note of another repository at this path.
     pub fn note(&self, repository: &Path, standing: &Standing, now: Timestamp) -> io::Result<()> {
         let adds = |known: Option<&Known>| match known {
             None => Some(standing.clone()),
@@ -96,9 +96,9 @@ impl Memory {
             Some(known) => Some(known.standing.join(standing)).filter(|joined| *joined != known.standing),
         };
         match self.get(repository) {
-            // Most runs see nothing new, and need no lock and no sync then.
+            // Most runs see nothing new, so they need neither a lock nor a sync.
             Ok(known) if adds(known.as_ref()).is_none() => return Ok(()),
-            // The change puts it aside.
+            // The change below renames a damaged file.
             Err(error) if error.kind() != io::ErrorKind::InvalidData => return Err(error),
             _ => {}
         }
@@ -109,12 +109,12 @@ impl Memory {
         .map(drop)
     }
 
-    /// Notes what a repository is in the place of what is known; gives that.
+    /// Replaces the remembered state of a repository; returns the old one.
     pub fn replace(&self, repository: &Path, standing: &Standing, now: Timestamp) -> io::Result<Option<Known>> {
         self.change(repository, now, |_| Some(standing.clone()))
     }
 
-    /// Forgets a repository; gives what was known.
+    /// Forgets a repository; returns the remembered state.
     pub fn forget(&self, repository: &Path, now: Timestamp) -> io::Result<Option<Known>> {
         self.change(repository, now, |_| None)
     }
@@ -130,7 +130,7 @@ impl Memory {
         lock.lock()?;
         let name = name_of(repository);
         let mut all = match self.read() {
-            // Kept for people; what it said is lost, and said to be by all that read it.
+            // Kept for people. Its content is lost, and every reader warns of that.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 fs::rename(self.file(), self.directory.join("known.json.damaged"))?;
                 Vec::new()
@@ -190,14 +190,15 @@ impl Memory {
     }
 }
 
-/// For files of this user alone, not through links.
+/// Returns the options for files that only this user can read, and that are not links.
 fn private() -> fs::OpenOptions {
     let mut options = File::options();
     options.write(true).mode(0o600).custom_flags(nix::libc::O_NOFOLLOW);
     options
 }
 
-/// A repository's real path, also where there is nothing: a file system that is not mounted is found by it.
+/// Returns the real path of a repository, even if nothing exists there: so a repository whose file system is not mounted is
+/// recognized.
 fn name_of(repository: &Path) -> String {
     let real = repository.canonicalize().or_else(|_| {
         let path = std::path::absolute(repository)?;

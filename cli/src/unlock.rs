@@ -1,5 +1,5 @@
-//! Where the key of an encrypted repository comes from: an option, the environment, systemd, or the person at the
-//! terminal. Never an argument, which everybody on the machine could read.
+//! Finds the key of an encrypted repository: in a file that an option or the environment names, in a credential of
+//! systemd, or at the terminal. Never in an argument, which every user of the machine could read.
 
 use std::io::{IsTerminal, Read};
 use std::os::unix::fs::MetadataExt;
@@ -13,13 +13,13 @@ use zeroize::Zeroizing;
 
 use crate::exit::{Error, Result};
 
-/// Set for a process in the background that gets an exported key on its standard input.
+/// Variable that is set for a process in the background that gets an exported key on its standard input.
 pub const KEY_ON_STDIN: &str = "VBK_BACKGROUND_KEY";
 
 /// Names of systemd credentials (`LoadCredential=` of a unit).
 const CREDENTIALS: [(&str, bool); 2] = [("vbk-passphrase", false), ("vbk-key-file", true)];
 
-/// The files that were named.
+/// Files that were named to open a repository.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct KeyPaths<'a> {
     /// A key file.
@@ -28,7 +28,7 @@ pub struct KeyPaths<'a> {
     pub passphrase_file: Option<&'a Path>,
 }
 
-/// What opens `repository`.
+/// Returns the key of `repository`, or asks for it at a terminal.
 pub fn find(named: &KeyPaths<'_>, repository: &Path) -> Result<Unlock> {
     keep_out_of_core_files();
     if std::env::var_os(KEY_ON_STDIN).is_some() {
@@ -40,7 +40,7 @@ pub fn find(named: &KeyPaths<'_>, repository: &Path) -> Result<Unlock> {
     if let Some(found) = given(named)? {
         return Ok(found);
     }
-    // systemd keeps these from others, by means that their modes don't show.
+    // systemd protects credentials by means that their modes don't show, so there is no warning.
     if let Some((_, path, is_key)) = credential() {
         return match is_key {
             true => read_key(&path),
@@ -59,7 +59,7 @@ pub fn find(named: &KeyPaths<'_>, repository: &Path) -> Result<Unlock> {
     ))?))
 }
 
-/// The credential that systemd gave to this run: its name, its file, and whether that is a key file.
+/// Returns the credential that systemd gave to this run: its name, its file, and whether that is a key file.
 pub fn credential() -> Option<(&'static str, PathBuf, bool)> {
     let directory = PathBuf::from(std::env::var_os("CREDENTIALS_DIRECTORY")?);
     let mut all = CREDENTIALS
@@ -69,12 +69,12 @@ pub fn credential() -> Option<(&'static str, PathBuf, bool)> {
 }
 
 /// Keeps keys, and the guests' data that is read with them, out of core files. The kernel does not apply the limit where a
-/// program takes cores by a pipe, but tells that program of it (core(5), `%c`), and systemd-coredump and apport obey it. Of
-/// a process that is not dumpable there is no core at all; and its files in /proc can be opened by others only with
-/// CAP_SYS_PTRACE (PR_SET_DUMPABLE(2const)). The helpers that thaw guests open some (`/proc/PID/fd` in `src/freeze`), so
-/// where they would lack that right the limit has to do.
+/// program gets cores through a pipe, but passes it on (core(5), `%c`), and systemd-coredump and apport obey it. A process
+/// that is not dumpable has no core at all, and other processes can open its files in /proc only with CAP_SYS_PTRACE
+/// (PR_SET_DUMPABLE(2const)). The helpers that thaw guests open some (`/proc/PID/fd`, `src/guest/freeze`), so where they
+/// would lack that right the limit must do.
 pub fn keep_out_of_core_files() {
-    // Neither fails for a process that lowers its own, and without them all works.
+    // A process may always lower its own limits, and vbk works without them.
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     if may_trace(&status) {
@@ -82,7 +82,7 @@ pub fn keep_out_of_core_files() {
     }
 }
 
-/// Whether proc_pid_status(5), `CapEff`, has CAP_SYS_PTRACE in it.
+/// Returns whether proc_pid_status(5), `CapEff`, has CAP_SYS_PTRACE.
 fn may_trace(status: &str) -> bool {
     const CAP_SYS_PTRACE: u32 = 19;
     let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
@@ -90,7 +90,7 @@ fn may_trace(status: &str) -> bool {
     mask.is_some_and(|mask| mask & 1 << CAP_SYS_PTRACE != 0)
 }
 
-/// Says so if others can read a file that opens a repository, as ssh does.
+/// Warns if other users can read a file that opens a repository, as ssh does for its keys.
 fn warn_if_others_read(path: &Path) {
     let Ok(metadata) = std::fs::metadata(path) else {
         return;
@@ -98,18 +98,18 @@ fn warn_if_others_read(path: &Path) {
     let shown = path.display();
     if metadata.uid() != 0 && metadata.uid() != geteuid().as_raw() {
         tracing::warn!(
-            "{shown} belongs to user {}, who can read what opens the repository; `chown` and `chmod 600` make it yours alone",
+            "{shown} belongs to user {}, who can read the key of the repository; `chown` and `chmod 600` it",
             metadata.uid()
         );
     } else if metadata.is_file() && metadata.mode() & 0o077 != 0 {
         tracing::warn!(
-            "others can read what opens the repository: {shown} has mode {:o}; `chmod 600 {shown}` takes that away",
+            "other users can read the key of the repository: {shown} has mode {:o}; run `chmod 600 {shown}`",
             metadata.mode() & 0o7777
         );
     }
 }
 
-/// What the files that were named hold, if one was.
+/// Returns the key in the named file, if one is named.
 pub fn given(named: &KeyPaths<'_>) -> Result<Option<Unlock>> {
     match (named.key_file, named.passphrase_file) {
         (Some(path), _) => key_file(path).map(Some),
@@ -118,7 +118,7 @@ pub fn given(named: &KeyPaths<'_>) -> Result<Option<Unlock>> {
     }
 }
 
-/// The way in that a key file is.
+/// Reads a key file.
 pub fn key_file(path: &Path) -> Result<Unlock> {
     keep_out_of_core_files();
     let key = read_key(path)?;
@@ -137,7 +137,7 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Err
     move |source| Error::KeyFile { what, path, source }
 }
 
-/// The way in that the first line of a file is.
+/// Reads the first line of a file as a passphrase or recovery key.
 pub fn passphrase_file(path: &Path) -> Result<Unlock> {
     keep_out_of_core_files();
     let passphrase = read_passphrase(path)?;
@@ -154,7 +154,7 @@ fn read_passphrase(path: &Path) -> Result<Unlock> {
     )))
 }
 
-/// A recovery key has a checksum, so nothing else is taken for one.
+/// Tells a recovery key from a passphrase: only a recovery key has a valid checksum.
 fn from_text(text: Zeroizing<String>) -> Unlock {
     match RecoveryKey::parse(&text) {
         Ok(key) => Unlock::Recovery(key),
@@ -162,16 +162,16 @@ fn from_text(text: Zeroizing<String>) -> Unlock {
     }
 }
 
-/// A new passphrase, asked for twice.
+/// Asks twice for a new passphrase.
 pub fn ask_new() -> Result<Unlock> {
     if !std::io::stderr().is_terminal() {
         return Err(Error::Usage(
-            "a passphrase can't be asked for without a terminal; use --passphrase-file FILE or --key-file FILE".into(),
+            "can't ask for a passphrase without a terminal; use --passphrase-file FILE or --key-file FILE".into(),
         ));
     }
     keep_out_of_core_files();
     let first = ask("New passphrase: ")?;
-    let second = ask("The same again: ")?;
+    let second = ask("Repeat it: ")?;
     if first != second {
         return Err(Error::Usage("the two passphrases differ; nothing was done".into()));
     }
@@ -180,7 +180,7 @@ pub fn ask_new() -> Result<Unlock> {
 
 fn new_passphrase(text: Zeroizing<String>) -> Result<Unlock> {
     match from_text(text) {
-        // A slot for a passphrase of this text would never open: it is tried as a recovery key.
+        // A slot for this passphrase would never open: the text is always tried as a recovery key.
         Unlock::Recovery(_) => Err(Error::Usage(
             "that is a recovery key; choose a passphrase of your own. Nothing was done".into(),
         )),

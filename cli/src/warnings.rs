@@ -13,13 +13,13 @@ pub fn warn_of_foreign_changes(catalogue: &Catalogue) {
     }
 }
 
-/// Why the time of a backup can't be right, or not that of another.
+/// Returns the reason to doubt the time of a backup or that of another one.
 pub fn clock_doubt(catalogue: &Catalogue, backup: &Backup) -> Option<String> {
     let doubt = catalogue.doubt(backup, jiff::Timestamp::now())?;
     Some(doubt.to_string())
 }
 
-/// Warns where `latest` was named and times don't say the same: it is what was made last.
+/// Warns if `latest` names a backup whose time is not the newest: it is the one that was made last.
 pub fn warn_of_clock(catalogue: &Catalogue, spec: &BackupSpec, entry: &Entry) {
     if spec.is_latest()
         && let Some(doubt) = clock_doubt(catalogue, &entry.backup)
@@ -28,7 +28,7 @@ pub fn warn_of_clock(catalogue: &Catalogue, spec: &BackupSpec, entry: &Entry) {
     }
 }
 
-/// The same for the latest backup of each guest, where all are shown.
+/// Warns of the latest backup of each guest in the same way, where all are shown.
 pub fn warn_of_clocks(catalogue: &Catalogue) {
     for entry in catalogue
         .guests()
@@ -42,23 +42,24 @@ pub fn warn_of_clocks(catalogue: &Catalogue) {
     }
 }
 
-/// What is wrong with notes, a line for each, and what to do about it.
+/// Describes each unreadable note, with the next step.
 pub fn unreadable_notes(states: &States) -> Vec<String> {
     let of_backups = states.unread().map(|backup| {
         format!(
             "the state of backup {backup} can't be read; it may be protected: `vbk protect {backup}` or `vbk unprotect \
-             {backup}` sets it anew"
+             {backup}` sets it again"
         )
     });
-    let strays = states.strays().iter().map(|name| {
-        format!("note {name} can't be read; it may say that a backup is protected: `vbk repair` removes the note")
-    });
+    let strays = states
+        .strays()
+        .iter()
+        .map(|name| format!("note {name} can't be read; it may protect a backup: `vbk repair` removes the note"));
     of_backups.chain(strays).collect()
 }
 
 /// Warns that the state of a backup could not be read and was replaced by a guess.
 pub fn warn_of_guess(backup: &str) {
     tracing::warn!(
-        "the state of backup {backup} could not be read, so it is protected now; `vbk unprotect {backup}` takes that away"
+        "the state of backup {backup} could not be read, so the backup is protected now; `vbk unprotect {backup}` undoes that"
     );
 }

@@ -108,6 +108,9 @@ pub struct FreezePlan {
 }
 
 impl FreezePlan {
+    /// Default time limit of the pre-freeze command.
+    pub const PRE_FREEZE_LIMIT: Duration = Duration::from_secs(60);
+
     /// A guest without commands and without an agent: nothing is done.
     pub fn none(guest: impl Into<String>) -> Self {
         Self {
@@ -116,7 +119,7 @@ impl FreezePlan {
             agent: AgentFreeze::Auto,
             freeze_limit: Duration::from_secs(10),
             pre_freeze: None,
-            pre_freeze_limit: Duration::from_secs(60),
+            pre_freeze_limit: Self::PRE_FREEZE_LIMIT,
             post_thaw: None,
             post_thaw_limit: Duration::from_secs(120),
         }

@@ -13,6 +13,7 @@ use std::fmt;
 
 use jiff::{SignedDuration, Timestamp};
 use vbk_repo::backup::{Entry, Image};
+use vbk_repo::catalogue::CLOCK_SLACK;
 use vbk_repo::name::DiskName;
 use vbk_repo::state::States;
 
@@ -20,8 +21,6 @@ use crate::snapshot::names::base_name;
 
 /// Highest age of the last full read of a disk.
 pub const FULL_READ_EVERY: SignedDuration = SignedDuration::from_hours(30 * 24);
-/// Several backups in one second get the seconds that follow, so a good clock may be behind by this.
-const CLOCK_SLACK: SignedDuration = SignedDuration::from_secs(60);
 
 /// A disk, its base, and all that decides whether its hints may be used.
 #[derive(Debug, Clone, Copy)]

@@ -14,9 +14,10 @@ use super::kernel::KernelLimit;
 use super::pressure::{Backoff, DiskWatch, Governor, HostWatch, Mood, Second};
 use super::requests::Requests;
 use super::speed::{self, DeviceSpeed};
-use super::{Pace, ReadLimit, rate_text};
+use super::{Pace, ReadLimit};
 use crate::error::Result;
 use crate::host::device::DeviceNumber;
+use crate::text;
 
 /// How often the limiter looks.
 const LOOK: Duration = Duration::from_secs(1);
@@ -212,7 +213,7 @@ impl Kept {
     fn set(&mut self, limit: ReadLimit, options: &LimitOptions, now: Timestamp) -> Result<()> {
         let (rate, text) = match limit {
             ReadLimit::Unlimited => (None, "no read limit".to_owned()),
-            ReadLimit::BytesPerSec(rate) => (Some(rate), format!("read limit {}", rate_text(rate))),
+            ReadLimit::BytesPerSec(rate) => (Some(rate), format!("read limit {}", text::rate(rate))),
             ReadLimit::Share(share) => {
                 let speed = match self.limited.speed {
                     Some(speed) => speed,
@@ -222,7 +223,7 @@ impl Kept {
                 let rate = ((speed.bytes_per_sec as f64 * share) as u64).max(1);
                 (
                     Some(rate),
-                    format!("read limit {}: {limit} of {speed}", rate_text(rate)),
+                    format!("read limit {}: {limit} of {speed}", text::rate(rate)),
                 )
             }
         };

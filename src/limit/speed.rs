@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use vbk_repo::block::is_zero;
 
-use super::rate_text;
 use crate::disk::buffer::{ALIGN, AlignedBuffer};
 use crate::disk::source::Source;
 use crate::error::Result;
 use crate::host::device::DeviceNumber;
+use crate::text;
 
 /// The file of measurements in the cache directory.
 pub const CACHE_FILE: &str = "speed.json";
@@ -69,7 +69,7 @@ pub enum SpeedSource {
 
 impl std::fmt::Display for DeviceSpeed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let speed = rate_text(self.bytes_per_sec);
+        let speed = text::rate(self.bytes_per_sec);
         match self.source {
             SpeedSource::Option => write!(f, "{speed} (--device-speed)"),
             SpeedSource::Config => write!(f, "{speed} (configured)"),

@@ -129,7 +129,7 @@ fn the_configuration_names_the_repository_its_key_and_what_is_kept() {
     // The key is that of this repository; another one is asked for its own.
     let other = host.path("other");
     let said = host.run(args!["init", other, "--encrypt", "--no-recovery-key"]).code(2);
-    said.says(&["passphrase can't be asked"]);
+    said.says(&["can't ask for a passphrase"]);
     // Somebody put a plain repository into the place of the encrypted one.
     fs::rename(host.path("backups"), host.path("away")).expect("moves");
     host.run(args!["init"])
@@ -224,11 +224,11 @@ fn a_configuration_that_keeps_all_for_ever_or_names_no_repository_is_not_passed_
     host.configure("[defaults]\nkeep = 'all'\n");
     check()
         .code(3)
-        .says(&["no repository is named"])
-        .tells(&["Repository:", "none named"]);
+        .says(&["no repository is set"])
+        .tells(&["Repository:    none\n"]);
     host.run(args!["--repo", host.path("repo"), "config", "check"])
         .code(3)
-        .says(&["no repository is named"]);
+        .says(&["no repository is set"]);
 }
 
 #[test]
@@ -272,7 +272,7 @@ fn a_configuration_is_checked_and_shown() {
         "nothing does not exist",
         "/no/such/volume does not exist",
         "vdc is a qcow2 image",
-        "only one; what is stopped should be started again",
+        "only one of pre-freeze and post-thaw is set",
         "none does not exist",
         "no program no-such-program",
         "data is not a program",
@@ -287,7 +287,7 @@ fn a_configuration_is_checked_and_shown() {
     fs::set_permissions(&host.config, fs::Permissions::from_mode(0o666)).expect("sets the mode");
     host.run(args!["config", "check"])
         .code(2)
-        .says(&["can be changed by others", "nothing was run"]);
+        .says(&["other users than you and root can change it", "nothing was run"]);
     // What names its repository in full does not need the file.
     host.run(args!["--repo", host.path("repo"), "list"]).done();
     fs::remove_file(&host.config).expect("removes");
@@ -362,6 +362,6 @@ fn all_guests_of_a_host_are_listed() {
     // What does not answer is told and hides nothing else.
     host.program("virsh", "echo 'error: failed to connect to the hypervisor' >&2; exit 1");
     let said = host.run(args!["--repo", Path::new("/no/such/repo"), "guests"]).code(3);
-    let said = said.says(&["failed to connect", "last backups are not known"]);
+    let said = said.says(&["failed to connect", "last backups are unknown"]);
     assert!(line("files", &said.text()).contains("tags"), "{said}");
 }

@@ -288,7 +288,7 @@ fn a_run_in_which_all_fail_or_which_finds_nothing_says_so_by_its_code() {
     host.configure("[defaults]\nexclude = ['*']\n[guest.a1]\ndisks = { vda = '/dev/vg0/a1' }\n");
     host.run(args!["backup", "--all"])
         .code(1)
-        .says(&["no guest is known", "excluded"]);
+        .says(&["no known guests", "excluded"]);
     host.run(args!["backup", "nobody"])
         .code(1)
         .says(&["no guest nobody is known", "[guest.nobody]"]);

@@ -128,7 +128,7 @@ fn a_file_that_opens_a_repository_and_that_others_can_read_is_told() {
             mode(file, bits);
             lab.run(args![option, file, "list"])
                 .code(0)
-                .says(&["others can read", "chmod 600"]);
+                .says(&["other users can read", "chmod 600"]);
         }
         mode(file, 0o400);
         lab.run(args![option, file, "list"]).done();

@@ -109,7 +109,7 @@ fn nothing_of_what_a_larger_device_was_before_comes_back_to_life() {
     assert_eq!(signatures.trim(), "ext4");
     // Told to people too, when there is nothing to wipe any more.
     let said = lab.run(args!["restore", "web1@latest", device.node]).done();
-    let _ = said.tells(&["48 MiB larger than the disk", "behind it are as they were"]);
+    let _ = said.tells(&["48 MiB larger than the disk", "after its end are unchanged"]);
     device.detach();
     // All other bytes are as they were.
     assert_same_range(&backing, 0, &disk.path, 0, 32 * MIB);

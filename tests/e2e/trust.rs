@@ -257,7 +257,7 @@ fn a_host_that_can_not_remember_warns_and_backs_up() {
     };
     run(args!["backup", "web1", lab.path("disk")])
         .code(0)
-        .says(&["can't notice that the repository is replaced"]);
+        .says(&["can't notice if the repository is replaced"]);
     run(args!["list"]).done();
     run(args!["trust"]).code(1).says(&["disk/trust"]);
     assert_eq!(lab.listed().len(), 3);

@@ -14,20 +14,20 @@ use super::parse;
 use super::politeness::PolitenessArgs;
 
 const HELP: &str = "\
-A guest whose disks are not named is looked up in the configuration, then in
-libvirt, then among volumes with a tag such as vbk_guest=web1/vda (`vbk guests`
-lists them all). An LVM volume is read from a snapshot, which is removed again
-whatever happens; a raw file on btrfs or xfs from a reflink copy. Options given
-here go before those of the configuration.
+A guest without disks on the command line is looked up in the configuration, then
+in libvirt, then among volumes with a tag such as vbk_guest=web1/vda (`vbk guests`
+lists all guests). An LVM volume is read from a snapshot, which is always removed
+afterwards; a raw file on btrfs or xfs from a reflink copy. Options override the
+configuration.
 
---all begins with guests that have no backup in the repository, then comes the
-one whose latest backup is oldest: what a time limit leaves out is first the next
-night. One that the limit cut short comes last, as it may be longer than a night.
+--all starts with guests that have no backup in the repository, then takes the
+one whose latest backup is oldest: guests that a time limit leaves out come first
+the next night. A guest that the limit cut short comes last, because its backup
+may take longer than a night.
 
 Rates: 200MB/s is 200,000,000 bytes a second, 200MiB/s and 200M are units of
-1024. Exit codes of --all: 0 all done, 3 something failed or needs to be read
-(the table says what), 1 nothing could be backed up, 75 another --all goes on,
-130 it was interrupted.";
+1024. Exit codes of --all: 0 all done, 3 failures or warnings (see the table),
+1 nothing could be backed up, 75 another --all is running, 130 interrupted.";
 
 /// Arguments of `vbk backup`.
 #[derive(Debug, Args)]
@@ -37,36 +37,36 @@ Rates: 200MB/s is 200,000,000 bytes a second, 200MiB/s and 200M are units of
     after_help = HELP
 )]
 pub struct BackupArgs {
-    /// The name of the guest, as in web1
+    /// Name of the guest, e.g. web1
     #[arg(required_unless_present = "all", conflicts_with = "all")]
     pub guest: Option<GuestName>,
 
-    /// Its disks: block devices or raw files. One alone is called vda; several are named, as in
-    /// vda=/dev/vg0/web1-root vdb=/srv/web1-data.img [default: what the configuration, libvirt or tags say]
+    /// Its disks: block devices or raw files. A single disk is called vda; several need names, e.g.
+    /// vda=/dev/vg0/web1-root vdb=/srv/web1-data.img [default: from the configuration, libvirt or tags]
     #[arg(value_name = "[NAME=]DISK", value_parser = parse::parse_disk)]
     pub disks: Vec<DiskArg>,
 
-    /// All guests of this host, as `vbk guests` lists them, without those that the configuration excludes. One that
-    /// fails does not stop the others
+    /// All guests of this host that `vbk guests` lists, except those that the configuration excludes. A guest that fails
+    /// does not stop the others
     #[arg(long)]
     pub all: bool,
 
-    /// How many guests at a time [default: that of the configuration, or 1]
+    /// Number of guests at a time [default: that of the configuration, or 1]
     #[arg(long, short, value_name = "N", requires = "all", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub jobs: Option<u32>,
 
-    /// Keep this file with the backup, as in config.xml=/etc/libvirt/qemu/web1.xml; may be given several times. At most
+    /// Keep this file with the backup, e.g. config.xml=/etc/libvirt/qemu/web1.xml; may be given several times. At most
     /// 16 MiB each
     #[arg(long, value_name = "NAME=FILE", value_parser = parse::parse_attached, conflicts_with = "all")]
     pub attach: Vec<(DiskName, PathBuf)>,
 
-    /// The disks are raw, even if they begin like a qcow2, VMDK, VHD, VHDX or VDI image or an archive. Without it such a
-    /// file is refused, and of such a device there is a warning
+    /// Treat the disks as raw, even if they look like a qcow2, VMDK, VHD, VHDX or VDI image or an archive. Without this
+    /// option such a file is refused, and such a device causes a warning
     #[arg(long, conflicts_with = "all")]
     pub raw: bool,
 
-    /// Refuse to start when less than this is free on the repository's file system, as in 5% or 20G
-    /// [default: 5%, and 8G at most]
+    /// Refuse to start when less than this is free on the repository's file system, e.g. 5% or 20G
+    /// [default: 5%, but at most 8G]
     #[arg(long, value_name = "SIZE", value_parser = parse::parse_reserve)]
     pub reserve: Option<Reserve>,
 
@@ -74,28 +74,28 @@ pub struct BackupArgs {
     #[arg(long, value_name = "LEVEL", value_parser = parse::parse_compression)]
     pub compression: Option<Compression>,
 
-    /// Give up with exit code 75 if another process writes to the repository, instead of waiting for it
+    /// Exit with code 75 if another process writes to the repository, instead of waiting for it
     #[arg(long)]
     pub no_wait: bool,
 
-    /// Stop after this time, as in 6h or 90m; what was stored by then is not stored again by the next run
+    /// Stop after this time, e.g. 6h or 90m; the next run does not store again what was stored by then
     #[arg(long, value_name = "TIME", value_parser = parse::parse_duration)]
     pub time_limit: Option<Duration>,
 
-    /// Write figures for Prometheus (node_exporter's textfile collector) to this file. Those of a guest stay until neither
-    /// this host nor the repository knows it any more
+    /// Write metrics for Prometheus (node_exporter's textfile collector) to this file. The metrics of a guest stay as long
+    /// as this host or the repository knows it
     #[arg(long, value_name = "FILE")]
     pub metrics: Option<PathBuf>,
 
-    /// How disks are held still.
+    /// Snapshots.
     #[command(flatten)]
     pub snapshots: SnapshotArgs,
 
-    /// How not to be in the way.
+    /// Politeness.
     #[command(flatten)]
     pub politeness: PolitenessArgs,
 
-    /// Whether everything is read.
+    /// Change hints.
     #[command(flatten)]
     pub hints: HintArgs,
 }
@@ -105,47 +105,47 @@ pub struct BackupArgs {
 pub struct DiskArg {
     /// Its name, if one was given.
     pub name: Option<DiskName>,
-    /// Where to read it.
+    /// Its path.
     pub path: PathBuf,
 }
 
-/// How disks are held still.
+/// Options of snapshots.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Snapshots")]
 pub struct SnapshotArgs {
-    /// Space for what the guest writes while its snapshot is there, as in 20% or 10G
+    /// Space for everything that the guest overwrites while its snapshot exists, e.g. 20% or 10G
     /// [default: twice what the last runs needed, or 20% of the disk, as far as there is room]
     #[arg(long, value_name = "SIZE", value_parser = parse::parse_snapshot_size)]
     pub snapshot_size: Option<SnapshotSize>,
 
-    /// Extend a snapshot or thin pool that is so full, where its group has room; less than 90% [default: 60%]
+    /// Extend a snapshot or thin pool once it is this full, if its volume group has room; less than 90% [default: 60%]
     #[arg(long, value_name = "PERCENT", value_parser = parse::parse_extend)]
     pub extend: Option<f64>,
 
-    /// Never extend one; at 90% the run is stopped before it overflows
+    /// Never extend snapshots and thin pools; at 90% the backup is stopped before they overflow
     #[arg(long, conflicts_with = "extend")]
     pub no_extend: bool,
 
-    /// Make no snapshots: disks must not be in use
+    /// Make no snapshots; disks must not be in use
     #[arg(long)]
     pub no_snapshot: bool,
 
-    /// Read disks that are in use as they are, where there is no snapshot. What the guest writes meanwhile tears the
-    /// image
+    /// Read disks in use without a snapshot, where none can be made. The image is inconsistent if the guest writes
+    /// meanwhile
     #[arg(long)]
     pub live: bool,
 }
 
-/// Whether everything is read.
+/// Options of change hints.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Change hints")]
 pub struct HintArgs {
-    /// Whether to skip what thin pools or file systems say has not changed: auto or off
+    /// Skip ranges that thin pools or file systems report as unchanged: auto or off
     /// [default: that of the configuration, or off]
     #[arg(long, value_name = "WHEN", value_parser = parse::parse_change_hints)]
     pub change_hints: Option<ChangeHints>,
 
-    /// Use change hints although they were found wrong lately
+    /// Use change hints although they were recently found to be wrong
     #[arg(long)]
     pub trust_hints: bool,
 }

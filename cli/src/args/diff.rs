@@ -6,15 +6,15 @@ use vbk_repo::catalogue::BackupSpec;
 /// Arguments of `vbk diff`.
 #[derive(Debug, Args)]
 pub struct DiffArgs {
-    /// The backup to compare with, as in web1@2026-11-20, or one disk of it, as in web1@2026-11-20/vda
+    /// The earlier backup, e.g. web1@2026-11-20, or one disk of it, e.g. web1@2026-11-20/vda
     #[arg(value_name = "BEFORE")]
     pub before: BackupSpec,
 
-    /// The backup to compare, as in web1@latest
+    /// The later backup, e.g. web1@latest
     #[arg(value_name = "AFTER")]
     pub after: BackupSpec,
 
-    /// List every changed range, and not only the sums
+    /// List every changed range, not only the sums
     #[arg(long)]
     pub ranges: bool,
 }

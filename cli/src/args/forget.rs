@@ -11,28 +11,28 @@ use vbk_repo::catalogue::BackupSpec;
     after_help = FORGET_HELP
 )]
 pub struct ForgetArgs {
-    /// Guests, together with what to keep of each; or backups by their whole names, as in web1@2026-10-01T02-00-00Z, by
-    /// whole ids, or as web1@latest
+    /// Guests, to which the rules below apply; or backups by their whole names, e.g. web1@2026-10-01T02-00-00Z, by their
+    /// whole ids, or e.g. web1@latest
     #[arg(value_name = "GUEST|BACKUP", required_unless_present = "all")]
     pub what: Vec<String>,
 
-    /// All guests. Those of which nothing says what to keep are left out, with a warning
+    /// All guests. Guests without rules are left out, with a warning
     #[arg(long, conflicts_with = "what")]
     pub all: bool,
 
-    /// Also forget a backup that is named and is the last good one of its guest
+    /// Also forget a named backup that is the last good one of its guest
     #[arg(long, conflicts_with = "all")]
     pub last_too: bool,
 
-    /// What to keep.
+    /// The rules.
     #[command(flatten)]
     pub keep: KeepArgs,
 
-    /// The time zone in which days, weeks, months and years begin [default: that of this machine]
+    /// Time zone in which days, weeks, months and years begin [default: that of this machine]
     #[arg(long, env = "VBK_TIME_ZONE", value_name = "ZONE")]
     pub time_zone: Option<String>,
 
-    /// Only show what would be forgotten and what kept, and why
+    /// Only show which backups would be forgotten or kept, and why
     #[arg(long, short = 'n')]
     pub dry_run: bool,
 
@@ -40,7 +40,7 @@ pub struct ForgetArgs {
     #[arg(long, conflicts_with = "dry_run")]
     pub prune: bool,
 
-    /// Give up with exit code 75 if another process writes to the repository, instead of waiting for it
+    /// Exit with code 75 if another process writes to the repository, instead of waiting for it
     #[arg(long)]
     pub no_wait: bool,
 }
@@ -48,15 +48,15 @@ pub struct ForgetArgs {
 const FORGET_HELP: &str = "\
 A backup stays if any rule keeps it. Each rule walks from the newest backup to
 the oldest and keeps the newest one of each day, week, month or year until its
-number is used up. Without any --keep-... the guest's own `keep` in the
-configuration, or that of its [defaults], says what stays; keep = \"all\" keeps all
-backups. Whatever the rules say, protected backups stay, and so does
-the newest good backup of each guest. Damaged ones are not counted.
+number is used up. Without any --keep-... the `keep` of the guest in the
+configuration applies, or that of [defaults]; keep = \"all\" keeps all backups.
+Whatever the rules say, protected backups stay, and so does the newest good
+backup of each guest. Damaged backups are not counted.
 
-Forgetting takes a backup out of the list at once. The space of its blocks comes
-back with `vbk prune`, as far as no other backup needs them.";
+Forgetting removes a backup from the list at once. `vbk prune` frees the space
+of its blocks, unless other backups need them.";
 
-/// What a policy keeps.
+/// Rules of a policy.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "What to keep")]
 pub struct KeepArgs {
@@ -78,13 +78,13 @@ pub struct KeepArgs {
     /// One a year, for the last N years that have one
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     pub keep_yearly: u32,
-    /// All that are not older than this, as in 14d, 2w, 6m, 1y or 48h
+    /// All that are not older than this, e.g. 14d, 2w, 6m, 1y or 48h
     #[arg(long, value_name = "AGE")]
     pub keep_within: Option<Age>,
 }
 
 impl KeepArgs {
-    /// The policy.
+    /// Returns the policy.
     pub fn policy(&self) -> KeepPolicy {
         KeepPolicy {
             last: self.keep_last,
@@ -101,11 +101,11 @@ impl KeepArgs {
 /// Arguments of `vbk protect` and `vbk unprotect`.
 #[derive(Debug, Args)]
 pub struct ProtectArgs {
-    /// The backups, as in web1@2026-10-01
+    /// The backups, e.g. web1@2026-10-01
     #[arg(value_name = "BACKUP", required = true)]
     pub backups: Vec<BackupSpec>,
 
-    /// Give up with exit code 75 if another process writes to the repository, instead of waiting for it
+    /// Exit with code 75 if another process writes to the repository, instead of waiting for it
     #[arg(long)]
     pub no_wait: bool,
 }

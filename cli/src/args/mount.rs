@@ -10,27 +10,27 @@ use vbk_repo::catalogue::BackupSpec;
 #[derive(Debug, Args)]
 #[command(override_usage = "vbk mount [OPTIONS] <DIR>\n       vbk mount [OPTIONS] <BACKUP[/DISK]> --files <DIR>")]
 pub struct MountArgs {
-    /// An empty directory for the images of all backups: DIR/GUEST/TIME/DISK.img. With --files: the backup
+    /// Empty directory for the images of all backups: DIR/GUEST/TIME/DISK.img. With --files: the backup
     #[arg(value_name = "DIR|BACKUP")]
     pub what: String,
 
-    /// Mount the file systems inside a backup here: DIR/p1, DIR/p2 ... for partitions 1, 2 ...; DIR/DISK/p1 ... if the
-    /// backup has several disks. That of a disk without partitions is at DIR itself if only root can get to DIR or with
-    /// --allow-other, otherwise at DIR/DISK. Of a btrfs all subvolumes are shown, and the guest's root is named.
-    /// Read-only; needs root
+    /// Mount the file systems inside a backup here, read-only: partitions 1, 2 ... at DIR/p1, DIR/p2 ..., or at DIR/DISK/p1
+    /// ... if the backup has several disks. A disk without partitions is mounted at DIR itself if only root can reach DIR
+    /// or with --allow-other, otherwise at DIR/DISK. A btrfs shows all its subvolumes, and vbk names the guest's root.
+    /// Needs root
     #[arg(long, value_name = "DIR")]
     pub files: Option<PathBuf>,
 
-    /// Serve until Ctrl-C or `vbk umount` instead of returning when the mount is ready
+    /// Serve until Ctrl-C or `vbk umount`, instead of returning when the mount is ready
     #[arg(long, short)]
     pub foreground: bool,
 
-    /// Let all users of this machine read the images (they hold everything the guests have). With --files: let them in, as
-    /// far as the guest's owners and modes of files let them, which are other people here
+    /// Let all users of this machine read the images, with all data of the guests. With --files: let all users in, as far as
+    /// the owners and modes in the guest's file systems allow it; the guest's user ids are other people here
     #[arg(long)]
     pub allow_other: bool,
 
-    /// Show the images of this backup alone: what stands behind --files
+    /// Show only the images of this backup: the part of --files that serves them
     #[arg(long, hide = true, conflicts_with = "files", value_name = "BACKUP")]
     pub only: Option<BackupSpec>,
 

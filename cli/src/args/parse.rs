@@ -1,11 +1,11 @@
-//! Reads the values of options.
+//! Parses the values of options.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use vbk::hints::ChangeHints;
 use vbk::limit::ReadLimit;
-use vbk::snapshot::SnapshotSize;
+use vbk::snapshot::{SnapshotOptions, SnapshotSize};
 use vbk_repo::block::BlockSize;
 use vbk_repo::codec::Compression;
 use vbk_repo::name::{DiskName, GuestName, check_file_name};
@@ -18,7 +18,7 @@ pub fn parse_block_size(text: &str) -> Result<BlockSize, String> {
 }
 
 fn parse_size(text: &str) -> Result<u64, String> {
-    let bad = || "write a size as 64K, 1M or 1048576".to_owned();
+    let bad = || "write a size, e.g. 64K, 1M or 1048576".to_owned();
     let (digits, unit) = match text.find(|c: char| !c.is_ascii_digit()) {
         Some(place) => text.split_at(place),
         None => (text, ""),
@@ -35,9 +35,9 @@ fn parse_size(text: &str) -> Result<u64, String> {
     Ok(number.saturating_mul(factor))
 }
 
-/// `6h`, `90m`, `30s`, `2d`, `2w`, `1h30m`.
+/// Parses `6h`, `90m`, `30s`, `2d`, `2w` or `1h30m`.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let bad = || "write a time as 6h, 90m, 30d or 1h30m".to_owned();
+    let bad = || "write a time, e.g. 6h, 90m, 30d or 1h30m".to_owned();
     let mut seconds = 0_u64;
     let mut rest = text;
     // Each unit at most once, the largest first.
@@ -45,7 +45,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         let Some((number, after)) = rest.split_once(unit) else {
             continue;
         };
-        // parse() would take a sign.
+        // parse() would accept a sign.
         if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(bad());
         }
@@ -62,23 +62,25 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs(seconds))
 }
 
-/// `5%` as 0.05.
+/// Parses `5%` as 0.05.
 pub fn parse_percent(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>();
     match number {
         Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent / 100.0),
-        _ => Err("write a share as 5% (from 0% to 100%)".into()),
+        _ => Err("write a share, e.g. 5% (from 0% to 100%)".into()),
     }
 }
 
-/// The fill at which a backup is stopped: extending later would be too late.
-const MAX_EXTEND: f64 = 0.9;
-
-/// `60%` as 0.6. Without the sign 0.6 could mean either.
+/// Parses `60%` as 0.6. The sign is required, because 0.6 could mean either.
 pub fn parse_extend(text: &str) -> Result<f64, String> {
+    // A snapshot that is extended later would overflow first.
+    let stop_at = SnapshotOptions::default().stop_at;
     match parse_percent(text) {
-        Ok(share) if text.ends_with('%') && share > 0.0 && share < MAX_EXTEND => Ok(share),
-        _ => Err("write how full it may be, as 60% (less than 90%, at which a backup is stopped)".into()),
+        Ok(share) if text.ends_with('%') && share > 0.0 && share < stop_at => Ok(share),
+        _ => Err(format!(
+            "write how full it may be, e.g. 60% (less than {:.0}%, at which a backup is stopped)",
+            stop_at * 100.0
+        )),
     }
 }
 
@@ -89,27 +91,27 @@ pub fn parse_reserve(text: &str) -> Result<Reserve, String> {
     parse_size(text).map(Reserve::Bytes)
 }
 
-/// `60%`, a rate, or `none`.
+/// Parses `60%`, a rate, or `none`.
 pub fn parse_read_limit(text: &str) -> Result<ReadLimit, String> {
     text.parse().map_err(|error: vbk::limit::BadRate| error.to_string())
 }
 
-/// `20%` of the disk, or `10G`.
+/// Parses `20%` of the disk, or `10G`.
 pub fn parse_snapshot_size(text: &str) -> Result<SnapshotSize, String> {
     let size = match text.ends_with('%') {
         true => SnapshotSize::Share(parse_percent(text)?),
-        false => SnapshotSize::Bytes(parse_size(text).map_err(|_| "write a size as 20% or 10G".to_owned())?),
+        false => SnapshotSize::Bytes(parse_size(text).map_err(|_| "write a size, e.g. 20% or 10G".to_owned())?),
     };
     match size {
-        SnapshotSize::Bytes(0) => Err("a snapshot needs space; write its size as 20% or 10G".into()),
+        SnapshotSize::Bytes(0) => Err("a snapshot needs space; write its size, e.g. 20% or 10G".into()),
         SnapshotSize::Share(share) if share <= 0.0 => {
-            Err("a snapshot needs space; write its size as 20% or 10G".into())
+            Err("a snapshot needs space; write its size, e.g. 20% or 10G".into())
         }
         size => Ok(size),
     }
 }
 
-/// A speed in bytes per second.
+/// Parses a speed in bytes per second.
 pub fn parse_speed(text: &str) -> Result<u64, String> {
     vbk::limit::parse_rate(text).map_err(|error| error.to_string())
 }
@@ -131,7 +133,7 @@ pub fn parse_compression(text: &str) -> Result<Compression, String> {
 }
 
 pub fn parse_disk(text: &str) -> Result<DiskArg, String> {
-    // A path may have an = in it; a disk's name has no / in it.
+    // A path may contain =; a disk's name never contains /.
     match text.split_once('=') {
         Some((name, path)) if !name.contains('/') => Ok(DiskArg {
             name: Some(DiskName::new(name).map_err(|error| error.to_string())?),
@@ -147,7 +149,7 @@ pub fn parse_disk(text: &str) -> Result<DiskArg, String> {
 pub fn parse_attached(text: &str) -> Result<(DiskName, PathBuf), String> {
     let (name, path) = text
         .split_once('=')
-        .ok_or("write NAME=FILE, as in config.xml=/etc/libvirt/qemu/web1.xml")?;
+        .ok_or("write NAME=FILE, e.g. config.xml=/etc/libvirt/qemu/web1.xml")?;
     let name = DiskName::new(name).map_err(|error| error.to_string())?;
     check_file_name(&name).map_err(|error| error.to_string())?;
     match path {
@@ -159,7 +161,7 @@ pub fn parse_attached(text: &str) -> Result<(DiskName, PathBuf), String> {
 pub fn parse_source(text: &str) -> Result<(GuestName, PathBuf), String> {
     let (guest, path) = text
         .split_once('=')
-        .ok_or("write GUEST=DISK, as in web1=/dev/vg0/web1")?;
+        .ok_or("write GUEST=DISK, e.g. web1=/dev/vg0/web1")?;
     let guest = guest.parse::<GuestName>().map_err(|error| error.to_string())?;
     Ok((guest, non_empty(path)?))
 }

@@ -1,4 +1,4 @@
-//! The options by which a backup stays out of the guests' way.
+//! The options that limit how much a backup disturbs the guests, and the arguments of `vbk limit`.
 
 use clap::Args;
 use vbk::limit::pressure::Backoff;
@@ -7,36 +7,36 @@ use vbk_repo::name::GuestName;
 
 use super::parse;
 
-/// How not to be in the way.
+/// Options that limit how much a backup disturbs the guests.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Politeness")]
 pub struct PolitenessArgs {
-    /// Read each disk at most so fast: a share of its speed, as in 60%; a rate, as in 200MB/s (counts in 1000s), 200MiB/s
-    /// or 200M (in 1024s); or none. `vbk limit` changes it while the backup runs
-    /// [default: that of the configuration, or 60%; for a file that is named here none]
+    /// Limit reads of each disk: a share of its speed, e.g. 60%; a rate, e.g. 200MB/s (units of 1000), 200MiB/s or 200M
+    /// (units of 1024); or none. `vbk limit` changes it while the backup runs
+    /// [default: that of the configuration, or 60%; none for a file named on the command line]
     #[arg(long, value_name = "LIMIT")]
     pub read_limit: Option<ReadLimit>,
 
-    /// What the disks can do, for limits in per cent, as in 200MB/s [default: as libvirt limits the guest's own reads, else
-    /// as measured, which takes a second or two and holds for 30 days]
+    /// Full speed of the disks, e.g. 200MB/s, the base of limits in per cent [default: libvirt's limit of the guest's own
+    /// reads, or else measured, which takes a second or two and holds for 30 days]
     #[arg(long, value_name = "SPEED", value_parser = parse::parse_speed)]
     pub device_speed: Option<u64>,
 
-    /// Do not read less while the host waits for its disks
+    /// Do not slow down while the host waits for its disks
     #[arg(long)]
     pub no_backoff: bool,
 
-    /// Do not let the kernel limit the reads too (by a control group, where vbk may make one)
+    /// Do not limit the reads in the kernel too (by a control group, where vbk may create one)
     #[arg(long)]
     pub no_kernel_limit: bool,
 
-    /// Do not give the reading threads idle I/O class and niceness 19
+    /// Do not run the reading threads with idle I/O class and niceness 19
     #[arg(long)]
     pub no_idle: bool,
 }
 
 impl PolitenessArgs {
-    /// What they ask for. Where speeds are kept and what changes limits is for the caller to add.
+    /// Returns the limits. The caller adds the directory of measured speeds and the sources of changed limits.
     pub fn options(&self) -> LimitOptions {
         LimitOptions {
             kernel: !self.no_kernel_limit,
@@ -55,25 +55,25 @@ impl PolitenessArgs {
 #[derive(Debug, Args)]
 #[command(allow_missing_positional = true, after_help = LIMIT_HELP)]
 pub struct LimitArgs {
-    /// Only of this guest
+    /// Only backups of this guest
     pub guest: Option<GuestName>,
 
-    /// A share of the disks' speed, as in 30%; a rate, as in 50MB/s (counts in 1000s), 50MiB/s or 50M (in 1024s); none; or
-    /// default: what the backup was started with
+    /// A share of the disks' speed, e.g. 30%; a rate, e.g. 50MB/s (units of 1000), 50MiB/s or 50M (units of 1024); none; or
+    /// default: the limit that the backup was started with
     #[arg(value_name = "LIMIT", value_parser = parse_wanted_limit)]
     pub limit: WantedLimit,
 }
 
 const LIMIT_HELP: &str = "\
-Running backups follow within a second. Backups that are started later do not:
-their limit is --read-limit, or that of the configuration. After a change of the
-configuration SIGHUP, as from `systemctl reload vbk-backup`, makes a running
-backup read the limits in it again, unless it was started with --read-limit.";
+Running backups follow within a second. Backups that start later use --read-limit
+or the configuration. SIGHUP, e.g. from `systemctl reload vbk-backup`, makes a
+running backup read the limits in the configuration again, unless it was started
+with --read-limit.";
 
-/// A limit, or the one from before.
+/// A read limit, or the one that the backup was started with.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WantedLimit(
-    /// `None` is what the backup was started with.
+    /// `None` is the limit that the backup was started with.
     pub Option<ReadLimit>,
 );
 

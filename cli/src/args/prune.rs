@@ -11,11 +11,11 @@ pub struct PruneArgs {
     #[arg(long, short = 'n')]
     pub dry_run: bool,
 
-    /// How much unused may stay, as a share of what is in use: less gives back more and takes longer
+    /// Unused data that may stay, as a share of the used data: a smaller share frees more space and takes longer
     #[arg(long, value_name = "PERCENT", default_value = "5%", value_parser = parse::parse_percent)]
     pub max_unused: f64,
 
-    /// Give up with exit code 75 if another process writes to the repository, instead of waiting for it
+    /// Exit with code 75 if another process writes to the repository, instead of waiting for it
     #[arg(long)]
     pub no_wait: bool,
 }

@@ -6,12 +6,12 @@ use clap::{Args, ValueEnum};
 use vbk_repo::catalogue::BackupSpec;
 use vbk_repo::name::GuestName;
 
-/// What becomes of damaged ranges.
+/// Content of damaged ranges after a restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SkipDamaged {
-    /// They become zeros.
+    /// Zeros.
     Zero,
-    /// They stay as they are at the target.
+    /// The old content of the target.
     Keep,
 }
 
@@ -21,36 +21,36 @@ pub enum SkipDamaged {
     override_usage = "vbk restore [OPTIONS] <BACKUP[/DISK]> <TARGET>\n       vbk restore [OPTIONS] <BACKUP> --create-in <VG> [--as <GUEST>]"
 )]
 pub struct RestoreArgs {
-    /// The backup, as in web1@latest; if it has several disks with the disk, as in web1@latest/vda
+    /// The backup, e.g. web1@latest; if it has several disks, with the disk, e.g. web1@latest/vda
     pub backup: BackupSpec,
 
-    /// A new file, a block device at least as large, or - for standard output
+    /// New file, block device at least as large as the disk, or - for standard output
     #[arg(required_unless_present = "create_in", conflicts_with = "create_in")]
     pub target: Option<PathBuf>,
 
-    /// Replace an existing file, or write to a device that a program, as of a running guest, has open for writing
+    /// Replace an existing file, or write to a device that a program has open for writing, e.g. a running guest
     #[arg(long, short)]
     pub force: bool,
 
-    /// Restore the rest of a disk that is damaged in the repository, and exit with code 4. The ranges that can't be read
-    /// back, of 64 KiB at least, are printed. They become zeros; with --skip-damaged=keep they stay as they are on a
-    /// device, or in the file that --force replaces
+    /// Restore a disk that is damaged in the repository as far as possible, and exit with code 4. Prints the ranges that
+    /// can't be read back, of at least 64 KiB each. They become zeros; with --skip-damaged=keep they keep the content of
+    /// the device, or of the file that --force replaces
     #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "zero")]
     pub skip_damaged: Option<SkipDamaged>,
 
-    /// Restore the whole guest: make a new logical volume in this group for each disk, with the old one's name and tags,
-    /// and print the libvirt domain that was kept with the backup, with the new paths (with --quiet nothing else). Volumes
-    /// are removed again if it fails or is interrupted
+    /// Restore the whole guest: create a logical volume in this group for each disk, with the old one's name and tags, and
+    /// print the libvirt domain that was kept with the backup, with the new paths (with --quiet nothing else). The volumes
+    /// are removed again if the restore fails or is interrupted
     #[arg(long, value_name = "VG", conflicts_with = "force")]
     pub create_in: Option<String>,
 
-    /// Give the restored guest another name, as in web2: volume web1-root becomes web2-root, others web2-DISK, of
-    /// their tags only vbk_guest= is taken over, and its domain gets a new UUID and new MAC addresses
-    // Not `requires`: that does not hold where what is required conflicts with what is given.
+    /// Restore the guest under another name, e.g. web2: volume web1-root becomes web2-root, others become web2-DISK. Of their
+    /// tags only vbk_guest= is kept, and the domain gets a new UUID and new MAC addresses
+    // Not `requires`: clap ignores it where the required option conflicts with a given one.
     #[arg(long = "as", value_name = "GUEST", conflicts_with = "target")]
     pub as_guest: Option<GuestName>,
 
-    /// Make thin volumes in this pool of the group
+    /// Create thin volumes in this pool of the group
     #[arg(long, value_name = "POOL", conflicts_with = "target")]
     pub thin_pool: Option<String>,
 

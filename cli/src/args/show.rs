@@ -6,14 +6,14 @@ use vbk_repo::catalogue::BackupSpec;
 /// Arguments of `vbk show`.
 #[derive(Debug, Args)]
 pub struct ShowArgs {
-    /// The backup, as in web1@latest
+    /// The backup, e.g. web1@latest
     pub backup: BackupSpec,
 
-    /// Print the files that were kept with it, as config.xml, and the partitions of its disks
+    /// Print the files that were kept with it, e.g. config.xml, and the partitions of its disks
     #[arg(long)]
     pub config: bool,
 
-    /// Write one of these files to standard output, as it is
+    /// Write one of these files to standard output, unchanged
     #[arg(long, value_name = "NAME", conflicts_with_all = ["config", "json"])]
     pub file: Option<String>,
 }

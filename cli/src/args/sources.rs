@@ -1,19 +1,19 @@
-//! Which options were typed, and which come from the environment.
+//! The sources of options: the command line, or the environment.
 
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 
-/// Where the options of every command come from.
+/// Sources of the options of every command.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Sources {
     /// The option or the variable that names a key.
     pub key_option: Option<&'static str>,
-    /// Whether the repository is named on the command line itself.
+    /// The repository is named on the command line itself.
     pub repo_is_typed: bool,
 }
 
 impl Sources {
-    /// From the command line as it was read.
+    /// Finds the sources in the parsed command line.
     pub fn of(matches: &ArgMatches) -> Self {
         let key_option = |id, option, variable| match matches.value_source(id) {
             Some(ValueSource::CommandLine) => Some(option),

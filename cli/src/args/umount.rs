@@ -7,10 +7,10 @@ use clap::Args;
 /// Arguments of `vbk umount`.
 #[derive(Debug, Args)]
 pub struct UmountArgs {
-    /// Where it is mounted
+    /// The mount point
     pub dir: PathBuf,
 
-    /// Take it out of sight now, also while programs use it; the rest goes when they end
+    /// Detach it now, even while programs use it; it is unmounted when they end
     #[arg(long, short)]
     pub lazy: bool,
 }

@@ -13,7 +13,7 @@ pub struct VerifyArgs {
     #[arg(value_name = "BACKUP")]
     pub backups: Vec<BackupSpec>,
 
-    /// Without the key of an encrypted repository: read everything that is stored, and compare it with its checksums
+    /// Work without the key of an encrypted repository: read everything and compare it with its checksums
     #[arg(long, conflicts_with_all = ["sample", "backups", "rotate"])]
     pub without_key: bool,
 
@@ -21,8 +21,8 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "PERCENT", value_parser = parse::parse_percent)]
     pub sample: Option<f64>,
 
-    /// Read a part of the blocks, the one that was not read for longest, so that runs every night read everything once
-    /// in this time, as in 30d; nights that were missed are made up for
+    /// Read a fraction of the blocks, least recently verified first, so that nightly runs cover everything once in this
+    /// time, e.g. 30d; missed nights are caught up
     #[arg(long, value_name = "AGE", conflicts_with_all = ["sample", "backups"])]
     pub rotate: Option<Age>,
 }

@@ -2,13 +2,14 @@
 
 mod attached;
 mod metrics;
+mod monitoring;
 mod nightly;
 mod notify;
 mod plan;
 mod queue;
 mod reload;
 mod report;
-mod telling;
+
 mod workers;
 
 use std::time::{Duration, Instant};
@@ -23,9 +24,9 @@ use vbk_repo::ErrorKind;
 use vbk_repo::name::GuestName;
 use vbk_repo::repository::Reserve;
 
+use self::monitoring::Monitoring;
 use self::plan::{Common, Job, Planned};
 use self::queue::Queue;
-use self::telling::Telling;
 use self::workers::{Results, Workers};
 use crate::args::BackupArgs;
 use crate::commands::backup::nightly::{Deadline, NightlyLock};
@@ -37,28 +38,28 @@ use crate::machine;
 use crate::signals;
 use crate::warnings::warn_of_foreign_changes;
 
-/// What became of a guest.
+/// Result for one guest.
 pub struct Done {
     /// The guest.
     pub guest: GuestName,
     /// Its backup, or why there is none.
     pub result: Result<BackupSummary>,
-    /// Whether its turn came.
+    /// The backup was begun before the run ended.
     pub is_begun: bool,
-    /// How long it took.
+    /// Duration of the attempt.
     pub took: Duration,
-    /// How many warnings there were.
+    /// Number of warnings.
     pub warnings: u64,
 }
 
-/// What became of a run.
+/// Result of a run.
 struct Ended {
     done: Vec<Done>,
-    /// Warnings that are of no guest.
+    /// Warnings that concern no single guest.
     warnings: u64,
-    /// All guests that somebody knows: this host, or the repository. `None` if they could not be found out.
+    /// All guests that this host or the repository knows. `None` if they could not all be listed.
     known: Option<Vec<GuestName>>,
-    /// Until all is told.
+    /// Held until every report is written.
     _lock: Option<NightlyLock>,
 }
 
@@ -73,8 +74,8 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
         .as_deref()
         .or(known.and_then(|config| config.metrics.as_deref()));
     let on_failure = known.and_then(|config| config.on_failure.as_deref());
-    let mut telling = Telling::new(&programs, metrics, on_failure, started);
-    let ended = config.and_then(|config| back_up(context, config, args, &programs, started, &mut telling));
+    let mut monitoring = Monitoring::new(&programs, metrics, on_failure, started);
+    let ended = config.and_then(|config| back_up(context, config, args, &programs, started, &mut monitoring));
     let Ended {
         mut done,
         mut warnings,
@@ -83,37 +84,37 @@ pub fn run(context: &Context<'_>, args: &BackupArgs) -> Result<Outcome> {
     } = match ended {
         Ok(ended) => ended,
         Err(error) => {
-            telling.nothing_was_done(args.guest.as_ref(), &error, clock.elapsed());
+            monitoring.nothing_was_done(args.guest.as_ref(), &error, clock.elapsed());
             return Err(error);
         }
     };
     done.sort_by(|one, other| one.guest.cmp(&other.guest));
     if args.all {
-        telling.not_begun(&done);
+        monitoring.not_begun(&done);
         let failed = done.iter().filter(|done| done.result.is_err()).count();
-        let warned = warnings + telling.warnings > 0 || done.iter().any(|done| done.warnings > 0);
-        telling.record_whole(failed, failed == 0 && !warned);
+        let warned = warnings + monitoring.warnings > 0 || done.iter().any(|done| done.warnings > 0);
+        monitoring.record_whole(failed, failed == 0 && !warned);
     }
-    // Those that could not be found this time are not gone, and somebody waits for their next success.
+    // A guest that could not be found this time still exists, and its alarm waits for the next success.
     let is_known = |name: &str| {
         let known = known.as_ref().filter(|_| args.all);
         known.is_none_or(|known| known.iter().any(|guest| guest.as_str() == name))
     };
-    warnings += telling.finish(is_known);
+    warnings += monitoring.finish(is_known);
     match args.all {
         true => all_done(context, &done, warnings, clock.elapsed()),
         false => one_done(context, done, warnings, clock.elapsed()),
     }
 }
 
-/// Fails only if nothing was begun.
+/// Makes the backups. Fails only if none was begun.
 fn back_up(
     context: &Context<'_>,
     config: &Config,
     args: &BackupArgs,
     programs: &Programs,
     started: Timestamp,
-    telling: &mut Telling<'_>,
+    monitoring: &mut Monitoring<'_>,
 ) -> Result<Ended> {
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
     let reload = reload::on_hangup(config.path.clone(), !args.disks.is_empty())?;
@@ -136,7 +137,7 @@ fn back_up(
         limits: LimitOptions {
             cache: Some(machine::cache_dir()),
             requests: Some(run.dir().join(requests::FILE)),
-            // What an option says goes before the configuration, also before one that is changed meanwhile.
+            // An option overrides the configuration, also one that is changed during the run.
             reload: Some(reload).filter(|_| args.politeness.read_limit.is_none()),
             ..LimitOptions::default()
         },
@@ -158,11 +159,11 @@ fn back_up(
     }
     if planned.is_empty() {
         return Err(Error::NoGuests(
-            "no guest is known on this host, or all are excluded; `vbk guests --help` says how guests are found"
+            "this host has no known guests, or all are excluded; `vbk guests --help` explains how guests are found"
                 .to_owned(),
         ));
     }
-    telling.guests = planned.len();
+    monitoring.guests = planned.len();
     run.note_guests(planned.iter().map(|job| job.guest.to_string()).collect())
         .map_err(vbk::Error::from)?;
     let repository = context.repository_to_write()?;
@@ -171,7 +172,7 @@ fn back_up(
     let writer = writer.map_err(|error| {
         deadline.reason_for(
             error,
-            "it was spent waiting for another process that writes to the repository",
+            "all of it was spent waiting for another process that writes to the repository",
         )
     })?;
     notifier.ready();
@@ -185,7 +186,7 @@ fn back_up(
         context,
         writer: &writer,
         host: &host,
-        telling,
+        monitoring,
         cancel: &cancel,
         deadline: &deadline,
         notifier: &notifier,

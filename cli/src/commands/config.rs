@@ -42,7 +42,7 @@ struct Report<'a> {
     warnings: &'a [String],
 }
 
-/// How a guest is backed up, in words.
+/// JSON of a guest's settings, also the source of the table.
 #[derive(Serialize)]
 struct Settings {
     disks: BTreeMap<String, PathBuf>,
@@ -115,9 +115,9 @@ fn print(context: &Context<'_>, report: &Report<'_>) {
         ("File", Some(file)),
         (
             "Repository",
-            Some(path(report.repository).unwrap_or_else(|| "none named".to_owned())),
+            Some(path(report.repository).unwrap_or_else(|| "none".to_owned())),
         ),
-        ("Encrypted", report.encrypted.then(|| "must be".to_owned())),
+        ("Encrypted", report.encrypted.then(|| "required".to_owned())),
         ("Key", key),
         ("Jobs", report.jobs.map(|jobs| jobs.to_string())),
         ("Metrics", path(report.metrics)),
@@ -162,7 +162,7 @@ fn print(context: &Context<'_>, report: &Report<'_>) {
     context.print(text);
 }
 
-/// What is not as it is without a word.
+/// Lists the settings that differ from the defaults.
 fn also(settings: &Settings) -> String {
     let usual = self::settings(&Config::default().defaults(), None);
     let mut words = Vec::new();
@@ -179,7 +179,7 @@ fn also(settings: &Settings) -> String {
     }
     if settings.change_hints != usual.change_hints {
         let days = settings.full_read_every_secs / 86_400;
-        words.push(format!("change hints, all read every {days} days"));
+        words.push(format!("change hints, full read every {days} days"));
     }
     if settings.compression != usual.compression {
         words.push(format!("compression {}", settings.compression));
@@ -265,7 +265,7 @@ fn limit(settings: &GuestSettings, found: Option<&FoundGuest>) -> String {
             let of = match (configured, speeds.is_empty()) {
                 (Some(speed), _) => speed,
                 (None, false) => speeds.join(", "),
-                (None, true) => "what is measured".to_owned(),
+                (None, true) => "the measured speed".to_owned(),
             };
             format!("{}% of {of}", (share * 1000.0).round() / 10.0)
         }
@@ -274,7 +274,7 @@ fn limit(settings: &GuestSettings, found: Option<&FoundGuest>) -> String {
 
 fn keep(keep: Option<&Keep>) -> String {
     let policy = match keep {
-        None => return "nothing is said".to_owned(),
+        None => return "not set".to_owned(),
         Some(Keep::All) => return "all".to_owned(),
         Some(Keep::Rules(policy)) => policy,
     };
@@ -292,19 +292,19 @@ fn keep(keep: Option<&Keep>) -> String {
     words.join(", ")
 }
 
-/// Everything that would fail or surprise at night.
+/// Lists everything that would fail or surprise at night.
 fn warnings(config: &Config, found: &Found) -> Vec<String> {
     let mut warnings = found.notes.clone();
     if let Some(why) = config.path.as_deref().and_then(others_may_write) {
-        warnings.push(format!("others can change the configuration: {why}"));
+        warnings.push(format!("other users can change the configuration: {why}"));
     }
     match config.repository.as_deref() {
         None => warnings.push(
-            "no repository is named: write repository = \"DIR\"; what runs by a timer does not see VBK_REPO of a shell"
+            "no repository is set: write repository = \"DIR\"; a run started by a timer does not see VBK_REPO of a shell"
                 .into(),
         ),
         Some(path) if !path.is_dir() => warnings.push(format!(
-            "repository: {} is not there; is its file system mounted? `vbk init --help` says how a first one is made",
+            "repository: {} does not exist; is its file system mounted? `vbk init --help` explains how to create a first one",
             path.display()
         )),
         Some(_) => {}
@@ -318,7 +318,7 @@ fn warnings(config: &Config, found: &Found) -> Vec<String> {
     }
     let metrics = config.metrics.as_deref().and_then(Path::parent);
     if let Some(directory) = metrics.filter(|directory| !directory.is_dir()) {
-        warnings.push(format!("metrics: there is no directory {}", directory.display()));
+        warnings.push(format!("metrics: directory {} does not exist", directory.display()));
     }
     warnings.extend(
         config
@@ -360,7 +360,7 @@ fn warnings(config: &Config, found: &Found) -> Vec<String> {
         }
         if settings.pre_freeze.is_some() != settings.post_thaw.is_some() {
             warnings.push(format!(
-                "{}: of pre-freeze and post-thaw there is only one; what is stopped should be started again",
+                "{}: only one of pre-freeze and post-thaw is set; what one stops, the other should start again",
                 guest.name
             ));
         }
@@ -368,7 +368,7 @@ fn warnings(config: &Config, found: &Found) -> Vec<String> {
     warnings
 }
 
-/// Of which guests nothing says what to keep: `vbk forget --all` leaves them out, and they grow for ever.
+/// Warns of guests without `keep`: `vbk forget --all` leaves them out, and their backups pile up.
 fn kept_for_ever(config: &Config, found: &Found) -> Option<String> {
     let guests = found.guests.iter().map(|guest| &guest.name).filter(|name| {
         let settings = config.guest(name);
@@ -379,19 +379,19 @@ fn kept_for_ever(config: &Config, found: &Found) -> Option<String> {
         names.push("guests without a section".to_owned());
     }
     let text = format!(
-        "nothing says what to keep of {}: `vbk forget --all` leaves them out and all their backups stay; write keep = {{ daily \
-         = 7, weekly = 4 }}, or keep = \"all\" if that is meant",
+        "keep is not set for {}: `vbk forget --all` leaves them out and all their backups stay; write keep = {{ daily = 7, \
+         weekly = 4 }}, or keep = \"all\" if that is intended",
         names.join(", ")
     );
     (!names.is_empty()).then_some(text)
 }
 
-/// What is wrong with a file that should be known to few.
+/// Returns the problem with a file that only its owner should read.
 fn secret(path: &Path) -> Option<String> {
     match std::fs::metadata(path) {
         Err(error) => Some(format!("{}: {error}", path.display())),
         Ok(metadata) if metadata.mode() & 0o077 != 0 => Some(format!(
-            "{} can be read by others (mode {:o}); `chmod 600` takes that away",
+            "{} can be read by other users (mode {:o}); run `chmod 600` on it",
             path.display(),
             metadata.mode() & 0o7777
         )),
@@ -399,13 +399,13 @@ fn secret(path: &Path) -> Option<String> {
     }
 }
 
-/// What the shell does itself, or what begins more than one command.
+/// Words that the shell runs itself, or that start a compound command.
 const WORDS: &[&str] = &[
     ".", ":", "[[", "case", "cd", "eval", "exec", "exit", "export", "for", "if", "set", "trap", "ulimit", "umask",
     "unset", "until", "wait", "while", "!", "{",
 ];
 
-/// What is wrong with the program that a command begins with, as far as can be told without running it.
+/// Returns the problem with the program that a command starts, as far as it shows without running it.
 fn command(text: &str) -> Option<String> {
     let word = text.split_whitespace().next()?;
     let is_plain = |c: char| c.is_alphanumeric() || "/._+-@%,:".contains(c);
@@ -419,14 +419,14 @@ fn command(text: &str) -> Option<String> {
     let mut places = std::env::split_paths(&path).map(|directory| directory.join(word));
     match places.find(|place| is_executable(place)) {
         Some(place) => program(&place),
-        None => Some(format!("there is no program {word} in PATH")),
+        None => Some(format!("program {word} is not in PATH")),
     }
 }
 
 fn program(path: &Path) -> Option<String> {
     if !path.is_absolute() {
         return Some(format!(
-            "{} is looked for in whatever directory vbk runs in; write a whole path",
+            "{} depends on the directory that vbk runs in; write an absolute path",
             path.display()
         ));
     }
@@ -434,9 +434,9 @@ fn program(path: &Path) -> Option<String> {
         return Some(format!("{} does not exist", path.display()));
     }
     if !is_executable(path) {
-        return Some(format!("{} is not a program: `chmod +x` makes it one", path.display()));
+        return Some(format!("{} is not executable; run `chmod +x` on it", path.display()));
     }
-    others_may_write(path).map(|why| format!("others can change what is run: {why}"))
+    others_may_write(path).map(|why| format!("other users can change the program: {why}"))
 }
 
 fn is_executable(path: &Path) -> bool {

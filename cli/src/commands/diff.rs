@@ -55,7 +55,7 @@ struct RangeJson {
     kind: String,
 }
 
-/// What became of a disk from the first backup to the second.
+/// Change of a disk from the first backup to the second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum What {
@@ -105,7 +105,7 @@ pub fn run(context: &Context<'_>, args: &DiffArgs) -> Result<Outcome> {
     context.print(table_of(&disks));
     if !disks.is_empty() && pairs.iter().all(|(one, other)| one.is_none() || other.is_none()) {
         context.say(format_args!(
-            "they have no disk of the same name; to compare two disks name one of each, as in {}/{}",
+            "the backups have no disk of the same name; to compare two disks, name one of each, e.g. {}/{}",
             before.backup.spec(),
             disks[0].disk
         ));
@@ -144,7 +144,8 @@ fn find<'a>(catalogue: &'a Catalogue, spec: &BackupSpec) -> Result<&'a Entry> {
     Ok(entry)
 }
 
-/// Compares a disk with itself, and lists its ranges if that is asked for. All of a disk that only one backup has differs.
+/// Compares a disk in two backups, and lists the ranges that differ if `list` is set. A disk that only one backup has
+/// differs completely.
 fn compare(context: &Context<'_>, view: &View, pair: Pair<'_>, list: bool, listed: &mut Table) -> Result<DiskJson> {
     let (one, other) = match pair {
         (Some(one), Some(other)) => (one, other),
@@ -213,7 +214,7 @@ fn table_of(disks: &[DiskJson]) -> Table {
     table
 }
 
-/// The files that were kept with only one of the backups, or have other content. Equal content has an equal manifest.
+/// Returns the files that only one of the backups has, or whose content differs. Equal content has an equal manifest.
 fn changed_files(before: &Entry, after: &Entry) -> Vec<FileJson> {
     let what = |(one, other): Pair<'_>| match (one, other) {
         (Some(one), Some(other)) if one.manifest == other.manifest => None,
@@ -233,7 +234,7 @@ fn changed_files(before: &Entry, after: &Entry) -> Vec<FileJson> {
     differ.collect()
 }
 
-/// The disks to compare: those that were named, or all that the backups have.
+/// Returns the disks to compare: the named ones, or all.
 fn pairs<'a>(before: &'a Entry, after: &'a Entry, args: &DiffArgs) -> Result<Vec<Pair<'a>>> {
     if args.before.disk.is_some() || args.after.disk.is_some() {
         let disk = |entry: &'a Entry, spec: &BackupSpec, other: &BackupSpec| {
@@ -246,7 +247,7 @@ fn pairs<'a>(before: &'a Entry, after: &'a Entry, args: &DiffArgs) -> Result<Vec
     Ok(matched(&before.backup.images, &after.backup.images))
 }
 
-/// Images of both lists by name: those of the second in its order, then what only the first has.
+/// Pairs the images of both lists by name: those of the second in its order, then those that only the first has.
 fn matched<'a>(before: &'a [Image], after: &'a [Image]) -> Vec<Pair<'a>> {
     let mut left: BTreeMap<&str, &Image> = before.iter().map(|image| (image.disk.as_str(), image)).collect();
     let mut pairs: Vec<Pair<'a>> = after

@@ -6,7 +6,7 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 use vbk::retention::{Candidate, Decision, KeepPolicy, decide};
 use vbk_repo::backup::Entry;
-use vbk_repo::catalogue::{BackupSpec, Catalogue};
+use vbk_repo::catalogue::{BackupSpec, CLOCK_SLACK, Catalogue};
 use vbk_repo::name::GuestName;
 use vbk_repo::state::{States, note_of};
 use vbk_repo::store::Thrift;
@@ -21,16 +21,13 @@ use crate::terminal::table::{Align, Table};
 use crate::terminal::units;
 use crate::warnings::warn_of_clock;
 
-/// What becomes of one backup, and why.
+/// Decision about one backup, with its reasons.
 #[derive(Debug, Serialize)]
 struct Verdict {
     backup: String,
     action: &'static str,
     reasons: Vec<String>,
 }
-
-/// How far ahead of the clock the newest backup may be without being from the future.
-const CLOCK_SLACK: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
 
 const KEEP: &str = "keep";
 const FORGET: &str = "forget";
@@ -79,13 +76,13 @@ pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
     }
 }
 
-/// What becomes of the backups that a command is about.
+/// Decisions about the backups that a command concerns.
 #[derive(Default)]
 struct Judged {
     verdicts: Vec<Verdict>,
-    /// Guests of which nothing says what to keep.
+    /// Guests for which `keep` is not set.
     left_out: Vec<GuestName>,
-    /// What is left of guests that lose their last good backup, as the rest of a sentence.
+    /// Guests that lose their last good backup, with the rest of the sentence about them.
     bare: Vec<(GuestName, &'static str)>,
 }
 
@@ -98,14 +95,14 @@ impl Judged {
     }
 }
 
-/// What is kept of each guest: what options say of all, or else what the configuration says of it.
+/// Policy of each guest: the options apply to all guests and override the configuration.
 struct Policies<'a> {
     given: KeepPolicy,
     context: &'a Context<'a>,
 }
 
 impl Policies<'_> {
-    /// `None` if nothing is said of the guest.
+    /// Returns the policy of a guest; `None` if none is set.
     fn of(&self, guest: &GuestName) -> Result<Option<Keep>> {
         match self.given.is_empty() {
             true => Ok(self.context.config()?.guest(guest).keep),
@@ -114,10 +111,10 @@ impl Policies<'_> {
     }
 }
 
-fn nothing_is_said_of(guest: &GuestName) -> Error {
+fn no_policy(guest: &GuestName) -> Error {
     Error::Usage(format!(
-        "say which backups of {guest} to keep, as in --keep-daily 7 --keep-weekly 4 or by `keep` in the configuration, or \
-         name the ones to forget, as in {guest}@2026-10-01T02-00-00Z"
+        "choose which backups of {guest} to keep, e.g. --keep-daily 7 --keep-weekly 4 or `keep` in the configuration, or \
+         name those to forget, e.g. {guest}@2026-10-01T02-00-00Z"
     ))
 }
 
@@ -126,7 +123,7 @@ fn time_zone(name: Option<&str>) -> Result<TimeZone> {
         None => Ok(TimeZone::system()),
         Some(name) => TimeZone::get(name).map_err(|error| {
             Error::Usage(format!(
-                "no time zone {name:?}: write one as Europe/Vienna or UTC ({error})"
+                "no time zone {name:?}; write e.g. Europe/Vienna or UTC ({error})"
             ))
         }),
     }
@@ -154,15 +151,15 @@ fn judge(
     if args.all {
         guests = catalogue.guests().into_iter().cloned().collect();
     }
-    // All of them first: nothing is forgotten of one if it can't be said for another that was named.
+    // All policies first: nothing is forgotten of one guest if another named guest has none.
     let mut kept = Vec::new();
     for guest in &guests {
         match policies.of(guest)? {
             Some(keep) => kept.push((guest.clone(), keep)),
             None if args.all => judged.left_out.push(guest.clone()),
-            // Told below what is more wrong, if something is.
+            // The match below reports the greater mistake.
             None if !named.is_empty() => {}
-            None => return Err(nothing_is_said_of(guest)),
+            None => return Err(no_policy(guest)),
         }
     }
     if named.is_empty() {
@@ -171,11 +168,10 @@ fn judge(
     }
     match (guests.as_slice(), named.as_slice()) {
         (_, [_, ..]) if !policies.given.is_empty() => Err(Error::Usage(
-            "--keep-... goes with the name of a guest; a backup that is named is forgotten whatever it says".into(),
+            "--keep-... applies to a guest; a named backup is forgotten whatever the rules say".into(),
         )),
         ([guest, ..], [backup, ..]) => Err(Error::Usage(format!(
-            "{guest} is a guest and {backup} a backup; name either guests, of which a policy keeps some, or the backups to \
-             forget"
+            "{guest} is a guest and {backup} is a backup; name either guests, to apply a policy, or the backups to forget"
         ))),
         ([], [_, ..]) => {
             let verdicts = named.iter().map(|what| judge_named(catalogue, states, what));
@@ -193,7 +189,7 @@ fn judge(
     }
 }
 
-/// An error if a guest would be left without a good backup and nobody said that this is meant. Notes which guests are.
+/// Fails if a guest would be left without a good backup and --last-too is not given. Notes such guests in `judged`.
 fn check_last(catalogue: &Catalogue, states: &States, judged: &mut Judged, is_meant: bool) -> Result<()> {
     let goes: HashSet<String> = judged.verdicts.iter().map(|verdict| verdict.backup.clone()).collect();
     let mut guests = BTreeMap::<&GuestName, Vec<&Verdict>>::new();
@@ -202,7 +198,7 @@ fn check_last(catalogue: &Catalogue, states: &States, judged: &mut Judged, is_me
             .entries()
             .iter()
             .find(|entry| entry.backup.spec() == verdict.backup);
-        // A record that can't be read is in no list, and was of no use.
+        // An unreadable record is not in the list, and was useless anyway.
         if let Some(entry) = entry {
             guests.entry(&entry.backup.guest).or_default().push(verdict);
         }
@@ -221,8 +217,8 @@ fn check_last(catalogue: &Catalogue, states: &States, judged: &mut Judged, is_me
         match was_good {
             Some(last) if !is_meant => {
                 return Err(Error::Usage(format!(
-                    "{} is the last good backup of {guest}, which would have {left} then; --last-too forgets it all the \
-                     same. Nothing was forgotten",
+                    "{} is the last good backup of {guest}, which would be left with {left}; --last-too forgets it anyway. \
+                     Nothing was forgotten",
                     last.backup.spec()
                 )));
             }
@@ -232,7 +228,7 @@ fn check_last(catalogue: &Catalogue, states: &States, judged: &mut Judged, is_me
     Ok(())
 }
 
-/// An error if a note of these guests can't be read: a policy would forget what somebody protected.
+/// Fails if a note of these guests can't be read: the policy could forget a protected backup.
 fn check_notes(states: &States, guests: &[GuestName]) -> Result<()> {
     let is_of_theirs = |backup: &&str| {
         let guest = backup.split_once('@').map_or(*backup, |(guest, _)| guest);
@@ -278,7 +274,7 @@ fn judge_guest(
         action: if decision.keep { KEEP } else { FORGET },
         reasons: decision.reasons.iter().map(ToString::to_string).collect(),
     };
-    // Several backups made in one second have the next ones as their times; they are not from the future.
+    // Several backups made in one second get the next seconds as their times; they are not from the future.
     let now = jiff::Timestamp::now();
     let newest = candidates.last().map(|candidate| candidate.time.timestamp());
     let now = newest
@@ -292,7 +288,7 @@ fn judge_guest(
 }
 
 fn judge_named(catalogue: &Catalogue, states: &States, what: &str) -> Result<Verdict> {
-    // A record that can't be read is in no list; its whole name takes it out of the repository.
+    // An unreadable record is not in the list; its whole name removes it from the repository.
     let damaged = catalogue.damaged().iter().any(|error| match error {
         vbk_repo::Error::RecordDamaged { backup, .. } => backup == what,
         _ => false,
@@ -317,7 +313,7 @@ fn judge_named(catalogue: &Catalogue, states: &States, what: &str) -> Result<Ver
     }
     if states.noted(&backup).protected {
         return Err(Error::Usage(format!(
-            "{backup} is protected; `vbk unprotect {backup}` takes that away. Nothing was forgotten"
+            "{backup} is protected; run `vbk unprotect {backup}` first. Nothing was forgotten"
         )));
     }
     Ok(Verdict {
@@ -327,14 +323,14 @@ fn judge_named(catalogue: &Catalogue, states: &States, what: &str) -> Result<Ver
     })
 }
 
-/// An error if a backup is named by a part of its name alone. That part means another backup as soon as there is one, and
-/// what was forgotten by mistake does not come back.
+/// Fails if a backup is named by a part of its name. The same part may soon match a newer backup, and forgetting can't be
+/// undone.
 fn check_whole(spec: &BackupSpec, entry: &Entry) -> Result<()> {
     let (text, name) = (spec.to_string(), entry.backup.spec());
     match text == name || text == entry.id.to_string() || text.ends_with("@latest") {
         true => Ok(()),
         false => Err(Error::Usage(format!(
-            "{text} is only the beginning of a backup's name; forgetting takes the whole of it: {name}. Nothing was forgotten"
+            "{text} is only a part of a backup's name; `vbk forget` needs the whole name: {name}. Nothing was forgotten"
         ))),
     }
 }
@@ -363,15 +359,15 @@ fn print(context: &Context<'_>, judged: &Judged, dry_run: bool) {
     context.say(format_args!("{} {would}, {keep} kept", units::count(forget, "backup")));
     for (guest, left) in &judged.bare {
         match dry_run {
-            true => context.say(format_args!("{guest} would have {left} then")),
+            true => context.say(format_args!("{guest} would be left with {left}")),
             false => context.say(format_args!("{guest} has {left} now")),
         }
     }
     if !judged.left_out.is_empty() {
         let guests: Vec<_> = judged.left_out.iter().map(ToString::to_string).collect();
         tracing::warn!(
-            "nothing says what to keep of {}, so all their backups stay: write `keep` into the configuration, as {{ daily = 7, \
-             weekly = 4 }} or \"all\"",
+            "keep is not set for {}, so all their backups stay: set `keep` in the configuration, e.g. {{ daily = 7, weekly \
+             = 4 }} or \"all\"",
             guests.join(", ")
         );
     }
@@ -383,7 +379,7 @@ struct Protected {
     protected: bool,
 }
 
-/// Protects backups from every policy, or takes that away.
+/// Protects backups from every policy, or removes the protection.
 pub fn protect(context: &Context<'_>, args: &ProtectArgs, protect: bool) -> Result<Outcome> {
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
     let word = if protect { "protect" } else { "unprotect" };

@@ -25,9 +25,9 @@ struct Guest<'a> {
     left_out: &'a [LeftOut],
     domain: Option<&'a str>,
     running: Option<bool>,
-    /// Left out of `vbk backup --all`.
+    /// Excluded from `vbk backup --all`.
     excluded: bool,
-    /// Whether a repository could be looked at.
+    /// A repository was read, so a missing backup means that there is none.
     #[serde(skip)]
     is_known: bool,
     last_backup: Option<Last>,
@@ -59,7 +59,7 @@ pub fn run(context: &Context<'_>) -> Result<Outcome> {
         Err(error) => {
             found
                 .notes
-                .push(format!("last backups are not known: {}", error.message()));
+                .push(format!("last backups are unknown: {}", error.message()));
             None
         }
     };
@@ -80,7 +80,7 @@ pub fn run(context: &Context<'_>) -> Result<Outcome> {
     }
     if guests.is_empty() {
         context.say(
-            "no guests; a section [guest.NAME] in the configuration, libvirt or a tag of a volume makes one known",
+            "no guests found in the configuration ([guest.NAME]), libvirt or the tags of volumes; see `vbk guests --help`",
         );
     } else {
         context.print(table);
@@ -98,7 +98,7 @@ pub fn run(context: &Context<'_>) -> Result<Outcome> {
     })
 }
 
-/// The backups that there are, if a repository is named.
+/// Returns the backups, if a repository is named.
 fn catalogue(context: &Context<'_>) -> Result<Option<Catalogue>> {
     match context.names_repository()? {
         true => Ok(Some(context.view()?.catalogue()?)),

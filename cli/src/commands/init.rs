@@ -16,7 +16,7 @@ use crate::terminal::units;
 #[derive(Serialize)]
 struct Report {
     repository: String,
-    /// Missing if what was made can't be read.
+    /// Missing if the new repository can't be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<String>,
     block_size: u64,
@@ -25,7 +25,7 @@ struct Report {
     recovery_key: Option<String>,
 }
 
-/// Makes a repository.
+/// Creates a repository.
 pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
     let path = match &args.path {
         Some(path) => place::local(path)?,
@@ -33,16 +33,16 @@ pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
     };
     if let Some(what) = context.expects_encryption(path)?.filter(|_| !args.encrypt) {
         return Err(Error::Usage(format!(
-            "{what}, which goes with --encrypt; without it a repository is made that everybody with the disk can read"
+            "{what}, which requires --encrypt; without it anyone with the disk could read the repository"
         )));
     }
-    // A repository that is there, or files of another kind, are told first.
+    // An existing repository, or other files, are reported first.
     Repository::check_place(path)?;
     let known = context.memory().and_then(|memory| memory.get(path).ok()?);
     if let Some(known) = known {
         return Err(Error::Usage(format!(
-            "this host used a repository at {path} ({known}), and there is none now; is its file system mounted? Nothing was \
-             made. `vbk --repo {path} trust --forget` forgets it, so that a new one can be made",
+            "this host used a repository at {path} ({known}), which is gone; is its file system mounted? Nothing was \
+             created. To create a new one, forget it first with `vbk --repo {path} trust --forget`",
             path = path.display()
         )));
     }
@@ -50,7 +50,7 @@ pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
     options.parents = args.parents;
     let mut recovery_key = None;
     if args.encrypt {
-        // Before anybody is asked for a passphrase.
+        // Before asking for a passphrase.
         check_parent(path, args.parents)?;
         let ways = ways_of_new(context, path, !args.no_recovery_key)?;
         recovery_key = ways.recovery_key;
@@ -60,12 +60,12 @@ pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
         vbk_repo::Error::NoParent { parent } => no_parent(&parent),
         error => error.into(),
     })?;
-    context.remember_anew(&repository);
+    context.remember_new(&repository);
     // The recovery key is shown before anything that may fail.
     let path = repository.path().display();
     let encrypted = if args.encrypt { "encrypted " } else { "" };
     context.say(format_args!(
-        "made {encrypted}repository {path} with blocks of {}; `vbk --repo {path} backup GUEST DISK` makes the first backup",
+        "created {encrypted}repository {path} with blocks of {}; `vbk --repo {path} backup GUEST DISK` makes the first backup",
         units::size(args.block_size.into())
     ));
     if let Some(text) = &recovery_key {
@@ -87,9 +87,9 @@ pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
     })
 }
 
-/// Fails as the making of it would.
+/// Fails as creating the repository would.
 fn check_parent(path: &Path, parents: bool) -> Result<()> {
-    let path = std::path::absolute(path).map_err(Error::io(format!("tell where {} is", path.display())))?;
+    let path = std::path::absolute(path).map_err(Error::io(format!("find the absolute path of {}", path.display())))?;
     match path.parent() {
         Some(parent) if !parents && !parent.exists() => Err(no_parent(parent)),
         _ => Ok(()),
@@ -98,7 +98,7 @@ fn check_parent(path: &Path, parents: bool) -> Result<()> {
 
 fn no_parent(parent: &Path) -> Error {
     Error::NotThere(format!(
-        "{} does not exist, in which the repository is to be made; is its file system mounted? --parents makes it",
+        "{}, the directory for the repository, does not exist; is its file system mounted? --parents creates it",
         parent.display()
     ))
 }

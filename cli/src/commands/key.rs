@@ -18,7 +18,7 @@ use crate::terminal::table::{Align, Table};
 use crate::terminal::units;
 use crate::unlock;
 
-/// Manages what opens an encrypted repository.
+/// Lists, adds, removes or exports keys of an encrypted repository.
 pub fn run(context: &Context<'_>, command: &KeyCommand) -> Result<Outcome> {
     match command {
         KeyCommand::List => list(context),
@@ -27,7 +27,7 @@ pub fn run(context: &Context<'_>, command: &KeyCommand) -> Result<Outcome> {
             let repository = encrypted(context.locked_repository_to_write()?)?;
             repository.remove_key(name, &context.key_of(&repository)?)?;
             context.say(format_args!(
-                "key {name} is removed; who has it and a copy of its slot can still read"
+                "key {name} is removed; anyone who has it and a copy of its slot can still read"
             ));
             Ok(Outcome::Done)
         }
@@ -159,8 +159,8 @@ fn export(context: &Context<'_>, path: &Path) -> Result<Outcome> {
         .and_then(|()| file.sync_all())
         .map_err(failed)?;
     context.say(format_args!(
-        "the master key is in {}: --key-file opens the repository with it, also when all key slots are lost. Whoever has it \
-         reads everything, for ever",
+        "the master key is in {}: --key-file opens the repository with it, even when all key slots are lost. Anyone who has \
+         it can read everything, for ever",
         path.display()
     ));
     Ok(Outcome::Done)

@@ -15,11 +15,11 @@ struct Asked {
     run: PathBuf,
     command: String,
     guest: Option<String>,
-    /// What it was asked for, as `vbk limit` takes it.
+    /// The new limit, as `vbk limit` takes it.
     limit: String,
 }
 
-/// Asks running backups for another read limit.
+/// Sets the read limit of running backups.
 pub fn run(context: &Context<'_>, args: &LimitArgs) -> Result<Outcome> {
     let cant = |doing: &str, path: &std::path::Path, error: std::io::Error| {
         Error::io(format!("{doing} {}", path.display()))(error)
@@ -36,12 +36,12 @@ pub fn run(context: &Context<'_>, args: &LimitArgs) -> Result<Outcome> {
         .filter(|run| guest.is_none_or(|guest| run.may_have(guest)))
     {
         let file = run.directory.join(FILE);
-        // One that can't be read asks for nothing: the new one replaces it.
+        // An unreadable file holds no request: the new one replaces it.
         let mut requests = Requests::load(&file).unwrap_or_default();
         requests.ask(guest, args.limit.0);
         match requests.store(&file) {
             Ok(()) => {}
-            // It has ended meanwhile, and its directory with it.
+            // The run has ended meanwhile and removed its directory.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             Err(error) => return Err(cant("write", &file, error)),
         }
@@ -70,10 +70,10 @@ pub fn run(context: &Context<'_>, args: &LimitArgs) -> Result<Outcome> {
     })
 }
 
-/// Whose runs are looked at, where that is not all of them.
+/// Returns the restriction to a user's own runs, as a part of a sentence.
 fn seen() -> &'static str {
     match nix::unistd::geteuid().is_root() {
         true => "",
-        false => " that is yours (root's are seen by root)",
+        false => " as this user (only root sees root's)",
     }
 }

@@ -29,7 +29,7 @@ use crate::warnings::{warn_of_clock, warn_of_clocks};
 
 mod daemon;
 
-/// Requests that wait for a disk leave the processors idle, so there are more than of those.
+/// Largest number of threads. More than processors, because requests that wait for a disk leave those idle.
 const MAX_THREADS: usize = 8;
 
 #[derive(Serialize)]
@@ -49,7 +49,7 @@ struct VolumeJson {
     options: Option<String>,
     warning: Option<String>,
     reason: Option<String>,
-    /// Where in the mount the guest's root is, if not at its top.
+    /// Path of the guest's root in the mount, if it is not at the top.
     root: Option<PathBuf>,
 }
 
@@ -57,7 +57,7 @@ struct VolumeJson {
 pub fn run(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
     if args.files.is_none() && args.what.contains('@') && !Path::new(&args.what).exists() {
         return Err(Error::Usage(format!(
-            "to mount the file systems of one backup give a directory: vbk mount {} --files DIR",
+            "to mount the file systems of one backup, give a directory: vbk mount {} --files DIR",
             args.what
         )));
     }
@@ -66,7 +66,7 @@ pub fn run(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
         None if args.foreground || machine::is_background() => serve_images(context, args),
         None => {
             let repository = context.repository()?;
-            // The process in the background leaves it to this one to compare it with what this host knows.
+            // Compares the repository with the memory of this host; the process in the background does not.
             drop(context.view_of(&repository)?);
             let key = exported_key(&repository)?;
             let key = key.as_ref().map(|key| key.as_str());
@@ -75,7 +75,7 @@ pub fn run(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
     }
 }
 
-/// What opens the repository for a process in the background.
+/// Returns the key that opens the repository for a process in the background.
 fn exported_key(repository: &Repository) -> Result<Option<zeroize::Zeroizing<String>>> {
     let Some(keys) = repository.keys() else {
         return Ok(None);
@@ -87,7 +87,7 @@ fn exported_key(repository: &Repository) -> Result<Option<zeroize::Zeroizing<Str
 fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
     daemon::begin();
     let dir = Path::new(&args.what);
-    // From here on a signal waits until there is something to take down.
+    // From here on a signal waits until there is a mount to take down.
     let signals = catch_signals()?;
     volumes::check_mount_point(dir)?;
     volumes::check_fuse()?;
@@ -114,7 +114,7 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
     let session = Session::mount(Arc::new(tree), &point, options)?;
     let shown = point.display();
     context.say(format_args!(
-        "showing {} of {} in {path} at {shown}; `vbk umount {shown}` takes it down",
+        "showing {} of {} in {path} at {shown}; `vbk umount {shown}` unmounts it",
         units::count(catalogue.entries().len() as u64, "backup"),
         units::count(catalogue.guests().len() as u64, "guest"),
     ));
@@ -146,7 +146,7 @@ fn umount_elsewhere(point: &Path) {
         let arguments = [OsStr::new("--quiet"), OsStr::new("umount"), point.as_os_str()];
         Command::new(program).args(arguments).args(lazy).status()
     };
-    // After a signal it goes whatever uses it: programs keep what they have open until they end.
+    // After a signal the mount goes even if it is in use: programs keep their open files until they end.
     if !umount(&[]).is_ok_and(|status| status.success())
         && let Err(error) = umount(&["--lazy"])
     {
@@ -216,20 +216,20 @@ fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Ou
             }
         }
     })?;
-    // It ends when its mount is gone, whoever took it down.
+    // The server ends when its mount is gone, whoever took it down.
     let ended = server.child.wait();
     watcher.end();
     ended.map_err(Error::io("wait for the mount to end"))?;
     Ok(outcome)
 }
 
-/// A random identity, by the kernel's generator.
+/// Returns a random file system identity from the kernel's generator.
 fn random_fsid() -> std::io::Result<Fsid> {
     let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?;
     uuid.trim().parse().map_err(std::io::Error::other)
 }
 
-/// Says what became of each volume.
+/// Prints the result for each volume.
 fn tell(context: &Context<'_>, backup: &str, point: &Path, warnings: &[String], volumes: &[VolumeReport]) -> Outcome {
     for warning in warnings {
         tracing::warn!("{backup}/{warning}");
@@ -257,7 +257,7 @@ fn tell(context: &Context<'_>, backup: &str, point: &Path, warnings: &[String], 
                 }
             }
             Volume::Skipped { reason, may_hold_files } => {
-                // Swap is no reason to worry; what may hold files and can't be mounted is.
+                // Skipped swap needs no attention; a skipped volume that may hold files does.
                 doubts += usize::from(*may_hold_files);
                 if *may_hold_files && volume.fs.is_none() {
                     left_out.push(format!("{place} ({reason})"));
@@ -268,19 +268,17 @@ fn tell(context: &Context<'_>, backup: &str, point: &Path, warnings: &[String], 
     }
     if !left_out.is_empty() {
         tracing::warn!(
-            "left out, though files may be in there: {}; `guestmount --ro -a DISK.img -i DIR` (package guestmount; an -a for each \
+            "left out, although they may hold files: {}; `guestmount --ro -a DISK.img -i DIR` (package guestmount; an -a for each \
              disk) reads LVM, RAID and LUKS from the images that `vbk mount DIR` shows",
             left_out.join(", ")
         );
     }
     if good == 0 {
-        tracing::error!(
-            "there is no file system in {backup} that can be mounted; `vbk mount DIR` shows its disks as images"
-        );
+        tracing::error!("{backup} has no file system that can be mounted; `vbk mount DIR` shows its disks as images");
         return Outcome::Failed;
     }
     let shown = point.display();
-    context.say(format_args!("`vbk umount {shown}` takes it down"));
+    context.say(format_args!("`vbk umount {shown}` unmounts it"));
     match doubts {
         0 => Outcome::Done,
         _ => Outcome::Warnings,
@@ -291,7 +289,7 @@ fn catch_signals() -> Result<Signals> {
     Signals::new([SIGINT, SIGTERM]).map_err(Error::io("watch for signals"))
 }
 
-/// Waits for a signal beside the work.
+/// Thread that waits for a signal during the work.
 struct Watcher {
     handle: Handle,
     thread: JoinHandle<()>,
@@ -311,7 +309,7 @@ fn take_down_on_signal(mut signals: Signals, take_down: impl FnOnce() + Send + '
 impl Watcher {
     fn end(self) {
         self.handle.close();
-        // A panic there was reported there.
+        // A panic in the thread was reported by the thread.
         let _ = self.thread.join();
     }
 }
@@ -346,5 +344,5 @@ impl VolumeJson {
 }
 
 fn absolute(dir: &Path) -> Result<PathBuf> {
-    std::path::absolute(dir).map_err(Error::io(format!("tell where {} is", dir.display())))
+    std::path::absolute(dir).map_err(Error::io(format!("find the absolute path of {}", dir.display())))
 }

@@ -16,7 +16,7 @@ struct MountJson {
     alive: bool,
 }
 
-/// Lists the mounts of vbk.
+/// Lists vbk's mounts on this machine.
 pub fn run(context: &Context<'_>) -> Result<Outcome> {
     let mounts: Vec<_> = volumes::list_ours()?
         .into_iter()
@@ -37,7 +37,7 @@ pub fn run(context: &Context<'_>) -> Result<Outcome> {
     for mount in &mounts {
         let state = match mount.alive {
             true => "good",
-            false => "its process is gone; `vbk umount` takes it down",
+            false => "its process is gone; run `vbk umount`",
         };
         table.row(vec![
             mount.mount_point.display().to_string(),

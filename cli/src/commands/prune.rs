@@ -8,7 +8,7 @@ use crate::exit::{Error, Outcome, Result};
 use crate::pruning::prune;
 use crate::signals;
 
-/// Gives back the space of what no backup needs.
+/// Removes blocks that no backup needs.
 pub fn run(context: &Context<'_>, args: &PruneArgs) -> Result<Outcome> {
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
     let writer = context.manager("prune", args.no_wait, &cancel)?;

@@ -31,12 +31,12 @@ struct Report<'a> {
     damaged_records: Vec<String>,
 }
 
-/// Puts right what can be put right.
+/// Repairs the repository as far as possible.
 pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
     let clock = Instant::now();
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
     let repository = match context.repository_to_write() {
-        // Its marker may be what is damaged.
+        // The damage may be in the marker.
         Err(Error::Repository(error)) if error.kind() == ErrorKind::Corrupt => {
             Repository::open_damaged(context.repository_path()?).map_err(|_| error)?
         }
@@ -44,17 +44,17 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
     };
     context.check_newest(&repository)?;
     let mended = context.waiting(args.no_wait, &cancel, |wait| repository.mend(wait))?;
-    // Of a store that could only be put right from an older view, that view is the newest state now.
+    // If the store could only be restored from an older view, that view is the newest state now.
     context.remember_mended(&repository);
     for what in &mended.done {
-        context.say(format_args!("put right: {what}"));
+        context.say(format_args!("repaired: {what}"));
     }
     for what in &mended.left {
         context.print(format_args!("{what}\n"));
     }
     let tables = mended;
     let writer = context.manager("repair", args.no_wait, &cancel)?;
-    // The second copies are back by now: what still differs is not a flipped bit.
+    // The second copies are restored by now: a remaining difference is not a flipped bit.
     let accepted = writer.accept()?;
     for what in &accepted {
         context.print(format_args!(
@@ -74,7 +74,7 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
     }
     print_damage(context, &found.damage);
     let got = format!(
-        "{} got back in {}",
+        "{} restored in {}",
         units::count(repaired.blocks + repaired.segments, "damaged block"),
         units::duration(clock.elapsed())
     );
@@ -87,7 +87,7 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
     } else {
         let hurt: HashSet<_> = found.damage.iter().map(|damage| &damage.backup).collect();
         context.print(format_args!(
-            "{got}; {} in {} stay damaged. The next backup stores anew what is still on the disks; --from and \
+            "{got}; {} in {} stay damaged. The next backup stores again what is still on the disks; --from and \
              --from-source look elsewhere\n",
             units::count(found.damage.len() as u64, "place"),
             units::count((hurt.len() + records.len()) as u64, "backup"),
@@ -155,7 +155,7 @@ fn record(writer: &Manager, report: &VerifyReport) -> Result<()> {
     })?;
     recorded.protected.iter().for_each(|backup| warn_of_guess(backup));
     for stray in &recorded.removed {
-        tracing::warn!("note {stray} could not be read and is removed; what it said of a backup is lost");
+        tracing::warn!("note {stray} could not be read and is removed; a backup may have lost its protection");
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ mod create;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::Serialize;
 use vbk::restore::{Behind, Damaged, DamagedRange, Fill, RestoreOptions, restore, stream};
@@ -28,11 +28,11 @@ struct Report {
     size_bytes: u64,
     data_bytes: u64,
     duration_ms: u64,
-    /// What could not be read back.
+    /// Ranges that could not be read back.
     damaged: Vec<RangeJson>,
-    /// Bytes of a larger device behind the disk.
+    /// Bytes of a larger device after the end of the disk.
     behind_bytes: u64,
-    /// Old signatures that were removed there.
+    /// Old signatures that were removed from there.
     wiped: Vec<WipedJson>,
     /// The disk has a GPT whose second header belongs at the end of the larger device.
     gpt_ends_early: bool,
@@ -67,17 +67,17 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
     let to_stdout = target == Path::new("-");
     if to_stdout && context.json() {
         return Err(Error::Usage(
-            "with - the disk itself goes to standard output, so there is no place for --json".into(),
+            "with - the disk itself goes to standard output, so --json is not possible".into(),
         ));
     }
     if to_stdout && args.skip_damaged == Some(SkipDamaged::Keep) {
         return Err(Error::Usage(
-            "nothing can be kept on standard output; --skip-damaged writes zeros".into(),
+            "standard output has no old data to keep; --skip-damaged writes zeros".into(),
         ));
     }
     if to_stdout && stdout_is_terminal() {
         return Err(Error::Usage(
-            "standard output is a terminal; send it to a file or a program".into(),
+            "standard output is a terminal; redirect it to a file or a program".into(),
         ));
     }
     let cancel = signals::cancel_flag_with_hangup().map_err(Error::io("watch for signals"))?;
@@ -90,12 +90,12 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
     let reader = ImageReader::open(view.store(), ReadResources::new(threads()), image)?;
     let progress = Progress::new(context.quiet(), image.size_bytes, Words::Plain);
     let label = format!("{}/{}", entry.backup.spec(), image.disk);
-    let damaged = damaged_wish(args);
+    let damaged = damage_mode(args);
     if to_stdout {
         let mut out = std::io::stdout().lock();
         let lost = stream(&label, &Arc::new(reader), damaged, &mut out, &cancel, &progress)?;
         progress.finish();
-        return Ok(tell_damaged(&label, &lost, "they are zeros"));
+        return Ok(print_damaged(&label, &lost, "they are zeros"));
     }
     let options = RestoreOptions {
         label: label.clone(),
@@ -116,12 +116,12 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
         target.display(),
         units::duration(took)
     ));
-    tell_behind(context, restored.behind.as_ref(), target);
+    print_behind(context, restored.behind.as_ref(), target);
     let lost = match damaged {
         Damaged::Keep => "they are as they were at the target, or zeros in a new file",
         Damaged::Zeros | Damaged::Refuse => "they are zeros",
     };
-    let outcome = tell_damaged(&label, &restored.damaged, lost);
+    let outcome = print_damaged(&label, &restored.damaged, lost);
     let behind = restored.behind.as_ref();
     context.json_result(&Report {
         backup: entry.backup.spec(),
@@ -129,7 +129,7 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
         target: target.to_owned(),
         size_bytes: image.size_bytes,
         data_bytes: image.data_bytes,
-        duration_ms: milliseconds(took),
+        duration_ms: units::milliseconds(took),
         damaged: ranges_json(&restored.damaged),
         behind_bytes: behind.map_or(0, |behind| behind.bytes),
         wiped: behind
@@ -146,7 +146,7 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
     Ok(outcome)
 }
 
-fn damaged_wish(args: &RestoreArgs) -> Damaged {
+fn damage_mode(args: &RestoreArgs) -> Damaged {
     match args.skip_damaged {
         None => Damaged::Refuse,
         Some(SkipDamaged::Zero) => Damaged::Zeros,
@@ -162,8 +162,8 @@ fn ranges_json(ranges: &[DamagedRange]) -> Vec<RangeJson> {
     ranges.iter().map(json).collect()
 }
 
-/// Says what could not be read back of a disk, and what is there instead.
-fn tell_damaged(label: &str, ranges: &[DamagedRange], instead: &str) -> Outcome {
+/// Prints the ranges of a disk that could not be read back, and their present content.
+fn print_damaged(label: &str, ranges: &[DamagedRange], instead: &str) -> Outcome {
     if ranges.is_empty() {
         return Outcome::Done;
     }
@@ -176,27 +176,27 @@ fn tell_damaged(label: &str, ranges: &[DamagedRange], instead: &str) -> Outcome 
         );
     }
     tracing::error!(
-        "{label}: {} in {} could not be read back; {instead}. The rest is proved",
+        "{label}: {} in {} could not be read back; {instead}. The rest is verified",
         units::size(total),
         units::count(ranges.len() as u64, "range")
     );
     Outcome::Damage
 }
 
-/// Says what a larger device holds behind the disk.
-fn tell_behind(context: &Context<'_>, behind: Option<&Behind>, target: &Path) {
+/// Describes the space after the end of the disk on a larger device.
+fn print_behind(context: &Context<'_>, behind: Option<&Behind>, target: &Path) {
     let Some(behind) = behind else {
         return;
     };
     let target = target.display();
     for wiped in &behind.wiped {
         context.say(format_args!(
-            "{target}: an old signature behind the disk, at {} bytes, was removed: {}",
+            "{target}: an old signature after the end of the disk, at {} bytes, was removed: {}",
             wiped.offset_bytes, wiped.what
         ));
     }
     context.say(format_args!(
-        "{target} is {} larger than the disk; {} behind it are as they were{}",
+        "{target} is {} larger than the disk; {} after its end are unchanged{}",
         units::size(behind.bytes),
         if behind.wiped.is_empty() {
             "the bytes"
@@ -224,8 +224,4 @@ fn choose<'a>(backup: &'a Backup, spec: &BackupSpec) -> Result<&'a Image> {
             )))
         }
     }
-}
-
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -22,7 +22,7 @@ struct Report<'a> {
     #[serde(flatten)]
     record: &'a Backup,
     state: State,
-    /// Why its time can't be right, or not that of another backup.
+    /// Reason to doubt the backup's time or that of another one.
     #[serde(skip_serializing_if = "Option::is_none")]
     clock: Option<String>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -73,7 +73,7 @@ pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
     }
     for image in backup.images.iter().filter(|image| image.hints_wrong) {
         text.push_str(&format!(
-            "{:<13}the change hints of disk {} were wrong; they were not used, and everything was read\n",
+            "{:<13}the change hints of disk {} were wrong and were not used: the whole disk was read\n",
             "Warning:", image.disk
         ));
     }

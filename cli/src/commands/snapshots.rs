@@ -39,7 +39,7 @@ struct FailedJson<'a> {
     error: String,
 }
 
-/// Lists the snapshots that vbk made, or removes those that were left behind or that could fill what they lie in.
+/// Lists vbk's snapshots, or removes those that were left behind or that could fill their pool or file system.
 pub fn run(context: &Context<'_>, args: &SnapshotsArgs) -> Result<Outcome> {
     let programs = machine::programs();
     let directories = Directories {
@@ -53,12 +53,16 @@ pub fn run(context: &Context<'_>, args: &SnapshotsArgs) -> Result<Outcome> {
     }
     if args.guard {
         let given_up = snapshot::give_up(&programs, directories, args.above, None).map_err(vbk::Error::from)?;
-        return report(context, &given_up, "nothing that is kept lies where it is nearly full");
+        return report(
+            context,
+            &given_up,
+            "no pool or file system with kept snapshots is nearly full",
+        );
     }
     let found = snapshot::leftovers(&programs, directories).map_err(vbk::Error::from)?;
     let json: Vec<SnapshotJson<'_>> = found.iter().map(json).collect();
     if found.is_empty() {
-        context.say("there are no snapshots of vbk's");
+        context.say("vbk has no snapshots on this machine");
     } else {
         context.print(table(&found));
     }

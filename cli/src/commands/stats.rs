@@ -20,7 +20,7 @@ struct Report<'a> {
     disk: DiskUsage,
 }
 
-/// Shows what the repository holds and what it takes.
+/// Prints the content of the repository and its size on disk.
 pub fn run(context: &Context<'_>) -> Result<Outcome> {
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
     let repository = context.repository()?;
@@ -57,7 +57,7 @@ fn print(context: &Context<'_>, report: &Report<'_>) {
         (
             "Logical",
             format!(
-                "{}, of it {} not zero",
+                "{} ({} non-zero)",
                 units::size(found.logical_bytes),
                 units::size(found.data_bytes)
             ),
@@ -82,7 +82,7 @@ fn print(context: &Context<'_>, report: &Report<'_>) {
         (
             "Unreferenced",
             format!(
-                "{} in {}; `vbk prune` gives them back",
+                "{} in {}; `vbk prune` gives the space back",
                 units::size(found.unreferenced.stored_bytes),
                 units::count(found.unreferenced.blocks, "block")
             ),
@@ -107,7 +107,7 @@ fn print(context: &Context<'_>, report: &Report<'_>) {
         ("LOGICAL", Align::Right),
         ("UNIQUE", Align::Right),
         ("STORED", Align::Right),
-        ("ONLY ITS OWN", Align::Right),
+        ("EXCLUSIVE", Align::Right),
     ]);
     for guest in &found.guests {
         table.row(vec![

@@ -18,7 +18,7 @@ struct Report<'a> {
     status: &'a Status,
 }
 
-/// Shows who reads and writes the repository, and what it takes on disk.
+/// Prints the processes that read and write the repository, and its size on disk.
 pub fn run(context: &Context<'_>) -> Result<Outcome> {
     let repository = context.locked_repository()?;
     let status = activity::status(&repository)?;
@@ -65,11 +65,11 @@ fn text(path: &Path, status: &Status, now: Timestamp) -> String {
 
 fn writer(writer: Option<&WriterStatus>, now: Timestamp) -> String {
     let Some(writer) = writer else {
-        return "nobody writes to it".to_owned();
+        return "none".to_owned();
     };
     let command = match &writer.command {
         Some(command) => format!("`{command}`"),
-        None => "a process that the system does not name".to_owned(),
+        None => "an unknown process".to_owned(),
     };
     let details: Vec<String> = [
         writer.pid.map(|pid| format!("process {pid}")),
@@ -84,7 +84,7 @@ fn writer(writer: Option<&WriterStatus>, now: Timestamp) -> String {
     }
 }
 
-/// A line per view and process that reads it.
+/// Returns a table with a line for each view and process that reads it.
 fn views(views: &[ViewStatus], now: Timestamp) -> String {
     if views.is_empty() {
         return "no views; the next writer makes one\n".to_owned();
@@ -110,11 +110,11 @@ fn views(views: &[ViewStatus], now: Timestamp) -> String {
             row(reader.pid, name(reader));
         }
         if view.readers.is_empty() {
-            let nobody = match view.state {
-                ViewState::Stale => "nobody; the next writer removes it",
-                ViewState::Current | ViewState::Old | ViewState::Coming => "nobody",
+            let none = match view.state {
+                ViewState::Stale => "none; the next writer removes it",
+                ViewState::Current | ViewState::Old | ViewState::Coming => "none",
             };
-            row(None, nobody.to_owned());
+            row(None, none.to_owned());
         }
     }
     table.to_string()
@@ -133,11 +133,11 @@ fn name(process: &Process) -> String {
     match (&process.command, process.pid) {
         (Some(command), _) => command.clone(),
         (None, Some(_)) => "unknown".to_owned(),
-        (None, None) => "somebody whom the system does not name".to_owned(),
+        (None, None) => "an unknown process".to_owned(),
     }
 }
 
-/// How long ago; nothing for a time that a clock put ahead.
+/// Returns the age of a time; zero for a time ahead of the clock.
 fn age(since: Timestamp, now: Timestamp) -> String {
     units::duration(now.duration_since(since).try_into().unwrap_or_default())
 }
@@ -206,10 +206,10 @@ On disk:    4 GiB: 3 GiB in the store, 8 KiB only in the current view, 1 GiB onl
 Free:       88 GiB of 100 GiB
 
 VIEW  STATE      AGE  PROCESS  READ BY
-   3  stale    6m12s        -  nobody; the next writer removes it
+   3  stale    6m12s        -  none; the next writer removes it
    4  old      6m12s      812  vbk mount /mnt
-   4  old      6m12s        -  somebody whom the system does not name
-   5  current  6m12s        -  nobody
+   4  old      6m12s        -  an unknown process
+   5  current  6m12s        -  none
 ";
         assert_eq!(text(Path::new("/var/lib/vbk"), &busy(), at(NOW)), expected);
     }
@@ -221,11 +221,11 @@ VIEW  STATE      AGE  PROCESS  READ BY
             command: None,
             since: None,
         };
-        assert_eq!(writer(None, at(NOW)), "nobody writes to it");
-        assert_eq!(writer(Some(&told), at(NOW)), "a process that the system does not name");
+        assert_eq!(writer(None, at(NOW)), "none");
+        assert_eq!(writer(Some(&told), at(NOW)), "an unknown process");
         told.pid = Some(7);
         let text = writer(Some(&told), at(NOW));
-        assert_eq!(text, "a process that the system does not name (process 7)");
+        assert_eq!(text, "an unknown process (process 7)");
         assert!(views(&[], at(NOW)).starts_with("no views"));
     }
 

@@ -17,10 +17,12 @@ struct Report<'a> {
     is: Option<&'a Standing>,
 }
 
-/// Accepts what a repository is now, or forgets what it was.
+/// Accepts the present state of a repository, or forgets the remembered one.
 pub fn run(context: &Context<'_>, args: &TrustArgs) -> Result<Outcome> {
     let memory = context.memory().ok_or_else(|| {
-        Error::Usage("this user has no directory to remember repositories in; set XDG_STATE_HOME or HOME".into())
+        Error::Usage(
+            "this user has no directory in which vbk can remember repositories; set XDG_STATE_HOME or HOME".into(),
+        )
     })?;
     let path = context.repository_path()?;
     let failed = |error| Error::io(format!("change {}", memory.directory().display()))(error);
@@ -29,8 +31,8 @@ pub fn run(context: &Context<'_>, args: &TrustArgs) -> Result<Outcome> {
         let was = memory.forget(path, now).map_err(failed)?;
         let shown = path.display();
         context.say(match &was {
-            Some(was) => format!("{shown} was {was}; this host does not know it any more"),
-            None => format!("nothing was known of {shown}"),
+            Some(was) => format!("{shown} was {was}; this host has forgotten it"),
+            None => format!("this host does not know {shown}"),
         });
         context.json_result(&Report {
             repository: shown.to_string(),
@@ -41,7 +43,7 @@ pub fn run(context: &Context<'_>, args: &TrustArgs) -> Result<Outcome> {
     }
     let repository = Repository::open(path).map_err(|error| context.explain(error, path))?;
     context.check_encrypted(&repository)?;
-    // As the store says, since that is what will be read; as the marker says, where the view can't be opened.
+    // The store decides, because it is what will be read; the marker decides where the view can't be opened.
     let is = repository.standing_of_view().unwrap_or_else(|| repository.standing());
     repository.settle();
     let was = memory.replace(repository.path(), &is, now).map_err(failed)?;
@@ -55,10 +57,10 @@ pub fn run(context: &Context<'_>, args: &TrustArgs) -> Result<Outcome> {
                 context.say(format_args!("  {change}"));
             }
             context.say(format_args!(
-                "it is {now_is}, and this is what the host takes it for from now on"
+                "it is {now_is}; the host remembers it as this from now on"
             ));
         }
-        None => context.say(format_args!("{shown} is {now_is}; the host knew nothing of it before")),
+        None => context.say(format_args!("{shown} is {now_is}; the host did not know it before")),
     }
     context.json_result(&Report {
         repository: shown.to_string(),

@@ -16,7 +16,7 @@ struct Report {
     detached: bool,
 }
 
-/// Takes a mount down.
+/// Unmounts a mount of vbk.
 pub fn run(context: &Context<'_>, args: &UmountArgs) -> Result<Outcome> {
     let when_busy = match args.lazy {
         true => WhenBusy::Detach,
@@ -26,7 +26,7 @@ pub fn run(context: &Context<'_>, args: &UmountArgs) -> Result<Outcome> {
     clean_leftovers();
     let point = done.point.display();
     context.say(match done.detached {
-        true => format!("{point} is out of sight; what programs still have open goes when they end"),
+        true => format!("{point} is detached; files that programs still have open go when they end"),
         false => format!("{point} is unmounted"),
     });
     context.json_result(&Report {

@@ -76,7 +76,7 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
         at: started,
         resets_unreadable: false,
     };
-    // Into a repository that is not the one this host knows nothing is written.
+    // Nothing is written to a repository that is not the one this host knows.
     let noted = match context.is_doubted() {
         true => Ok(()),
         false => repository
@@ -84,7 +84,7 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
             .map(|recorded| recorded.protected.iter().for_each(|backup| warn_of_guess(backup))),
     };
     let noted = match noted {
-        // Readers do without the store's own files, so this is where damage to them shows.
+        // Only writers need the store's own files, so damage to them shows here.
         Err(error) if error.kind() == ErrorKind::Corrupt => {
             tables.push(format!("nothing can be written to the repository: {error}"));
             Ok(())
@@ -96,7 +96,7 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
     }
     print(context, &report, &records, &scope, clock);
     if !tables.is_empty() {
-        context.print("`vbk repair` puts the store's own files right from their second copies\n");
+        context.print("`vbk repair` restores the store's own files from their second copies\n");
     }
     context.json_result(&Report {
         backups: report.read.backups,
@@ -108,11 +108,11 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
     })?;
     match noted {
         Ok(()) => {}
-        // Who reads does not wait, and needs no room.
+        // A verification neither waits for another writer nor needs free space.
         Err(error) if report.damage.is_empty() && matches!(error.kind(), ErrorKind::Locked | ErrorKind::NoSpace) => {
-            context.say(format_args!("this was not noted: {error}"));
+            context.say(format_args!("the result was not recorded: {error}"));
         }
-        Err(error) => tracing::warn!("what was found was not noted, so `list` will not show it: {error}"),
+        Err(error) => tracing::warn!("the damage was not recorded, so `vbk list` will not show it: {error}"),
     }
     Ok(
         match (report.damage.as_slice(), records.as_slice(), tables.as_slice()) {
@@ -128,7 +128,7 @@ struct StoredReport {
     damage: Vec<String>,
 }
 
-/// As far as can be told without a key.
+/// Checks everything that can be checked without a key.
 fn check_stored(context: &Context<'_>) -> Result<Outcome> {
     let clock = Instant::now();
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
@@ -146,7 +146,7 @@ fn check_stored(context: &Context<'_>) -> Result<Outcome> {
             units::size(bytes)
         )),
         found => context.print(format_args!(
-            "{} read in {took}: damaged in {found} places\n",
+            "{} read in {took}: {found} damaged places\n",
             units::size(bytes)
         )),
     }
@@ -223,7 +223,7 @@ fn print(context: &Context<'_>, report: &VerifyReport, records: &[String], scope
     }
     let hurt: HashSet<_> = report.damage.iter().map(|damage| &damage.backup).collect();
     context.print(format_args!(
-        "{read}: {} damaged in {}; everything else that was read is good. `vbk repair` gets back what can be found elsewhere\n",
+        "{read}: {} damaged in {}; everything else that was read is good. `vbk repair` restores blocks that it finds elsewhere\n",
         units::count(report.damage.len() as u64, "place"),
         units::count((hurt.len() + records.len()) as u64, "backup"),
     ));

@@ -1,5 +1,5 @@
-//! Reads the text of a configuration. Every key that is not known and every value that makes no sense is told with its
-//! file and line; a setting with a typing mistake in it would otherwise be one that was never made.
+//! Parses the text of a configuration. Every unknown key and every invalid value is reported with its file and line: a
+//! setting with a typing mistake must not be ignored.
 
 use std::fmt::Display;
 use std::ops::Range;
@@ -12,7 +12,8 @@ use vbk::retention::{Age, KeepPolicy};
 use vbk_repo::name::{DiskName, GuestName};
 
 use crate::args::parse;
-use crate::config::{Config, GuestAgent, Keep, Section};
+use crate::config::settings::{NAMES as SETTINGS, Section};
+use crate::config::{Config, GuestAgent, Keep};
 use crate::place;
 
 const TOP: &[&str] = &[
@@ -26,35 +27,16 @@ const TOP: &[&str] = &[
     "defaults",
     "guest",
 ];
-const SETTINGS: &[&str] = &[
-    "read-limit",
-    "keep",
-    "device-speed",
-    "snapshot-size",
-    "extend",
-    "change-hints",
-    "full-read-every",
-    "compression",
-    "pre-freeze",
-    "post-thaw",
-    "freeze-timeout",
-    "guest-agent",
-    "backoff",
-    "kernel-limit",
-    "idle",
-    "live",
-    "raw",
-];
 const ONLY_DEFAULTS: &[&str] = &["exclude", "jobs"];
 const ONLY_GUEST: &[&str] = &["disks", "skip-disks", "domain"];
 const KEEP: &[&str] = &["last", "hourly", "daily", "weekly", "monthly", "yearly", "within"];
 
-/// More guests at a time than this are a mistake.
+/// Largest number of guests at a time; more are a mistake.
 const MAX_JOBS: u32 = 64;
 
 type Value<'a> = Spanned<DeValue<'a>>;
 
-/// The configuration, or everything that is wrong with it as `FILE:LINE: what`, by line.
+/// Parses the configuration, or returns every mistake as `FILE:LINE: what`, by line.
 pub(super) fn config(path: &Path, text: &str) -> Result<Config, Vec<String>> {
     let mut reader = Reader {
         path,
@@ -83,7 +65,7 @@ struct Reader<'a> {
     path: &'a Path,
     text: &'a str,
     errors: Vec<(usize, String)>,
-    /// Where `jobs` stands.
+    /// Position of `jobs` in the text.
     jobs: Option<Range<usize>>,
 }
 
@@ -105,10 +87,7 @@ impl Reader<'_> {
         }
         if config.key_file.is_some() && config.passphrase_file.is_some() {
             let span = table.get("passphrase-file").map(Spanned::span).unwrap_or_default();
-            self.wrong(
-                span,
-                "key-file and passphrase-file are both given; a repository is opened with one of them",
-            );
+            self.wrong(span, "key-file and passphrase-file are both set; choose one");
         }
     }
 
@@ -157,7 +136,7 @@ impl Reader<'_> {
             }
             let same = |known: &&(GuestName, String)| section.domain.as_ref() == Some(&known.1);
             if let Some((other, domain)) = domains.iter().find(same) {
-                let what = format!("domain {domain:?} is that of both {other} and {guest}");
+                let what = format!("domain {domain:?} belongs to both {other} and {guest}");
                 self.wrong(name.span(), what);
             }
             domains.extend(section.domain.clone().map(|domain| (guest.clone(), domain)));
@@ -165,7 +144,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Reads what may stand in every section; false if it may not.
+    /// Parses a setting that any section may have; returns `false` for other keys.
     fn setting(&mut self, section: &mut Section, name: &str, key: &Spanned<impl Display>, value: &Value<'_>) -> bool {
         match name {
             "read-limit" => section.read_limit = self.parsed(key, value, parse::parse_read_limit),
@@ -218,7 +197,7 @@ impl Reader<'_> {
             } else {
                 key.span()
             };
-            self.wrong(later, "jobs is given twice: for all, and in [defaults]");
+            self.wrong(later, "jobs is set twice: at the top, and in [defaults]");
         }
         if jobs.is_some_and(|jobs| !(1..=MAX_JOBS).contains(&jobs)) {
             self.wrong_for::<()>(key, value, &format!("write a number from 1 to {MAX_JOBS}"));
@@ -236,7 +215,7 @@ impl Reader<'_> {
     }
 
     fn keep(&mut self, key: &Spanned<impl Display>, value: &Value<'_>) -> Option<Keep> {
-        const HOW: &str = "write rules, as { daily = 7, weekly = 4 }, or \"all\" to forget nothing";
+        const HOW: &str = "write rules, e.g. { daily = 7, weekly = 4 }, or \"all\" to forget nothing";
         let table = match value.get_ref() {
             DeValue::Table(table) => table,
             DeValue::String(text) if text == "all" => return Some(Keep::All),
@@ -264,29 +243,28 @@ impl Reader<'_> {
             *count = self.number(key, value).unwrap_or_default();
         }
         match policy.is_empty() {
-            // As {} and { last = 0 }: it could mean that all is kept, or nothing.
-            // What is wrong with a rule is told already.
+            // A mistake in a rule is reported already.
             _ if self.errors.len() > wrong => None,
+            // {} and { last = 0 } could mean to keep everything, or nothing.
             true => self.wrong_for(key, value, &format!("these rules keep nothing; {HOW}")),
             false => Some(Keep::Rules(policy)),
         }
     }
 
     fn extend(&mut self, key: &Spanned<impl Display>, value: &Value<'_>) -> Option<Option<f64>> {
-        const HOW: &str =
-            "write how full it may be, as \"60%\" (less than 90%, at which a backup is stopped), or false";
-        match value.get_ref() {
-            DeValue::Boolean(false) => Some(None),
-            DeValue::String(text) => match parse::parse_extend(text) {
-                Ok(share) => Some(Some(share)),
-                Err(_) => self.wrong_for(key, value, HOW),
-            },
-            _ => self.wrong_for(key, value, HOW),
+        let result = match value.get_ref() {
+            DeValue::Boolean(false) => return Some(None),
+            DeValue::String(text) => parse::parse_extend(text),
+            _ => parse::parse_extend(""),
+        };
+        match result {
+            Ok(share) => Some(Some(share)),
+            Err(why) => self.wrong_for(key, value, &format!("{why}, or false")),
         }
     }
 
     fn disks(&mut self, key: &Spanned<impl Display>, value: &Value<'_>) -> Option<Vec<(DiskName, PathBuf)>> {
-        const HOW: &str = "name at least one, as in { vda = \"/dev/vg0/web1\" }";
+        const HOW: &str = "name at least one disk, e.g. { vda = \"/dev/vg0/web1\" }";
         let DeValue::Table(table) = value.get_ref() else {
             return self.wrong_for(key, value, HOW);
         };
@@ -319,7 +297,7 @@ impl Reader<'_> {
     fn table<'v, 'i>(&mut self, key: &Spanned<impl Display>, value: &'v Value<'i>) -> Option<&'v DeTable<'i>> {
         match value.get_ref() {
             DeValue::Table(table) => Some(table),
-            _ => self.wrong_for(key, value, "this is a section, with settings of its own"),
+            _ => self.wrong_for(key, value, "this must be a section with settings"),
         }
     }
 
@@ -327,20 +305,20 @@ impl Reader<'_> {
         match value.get_ref() {
             DeValue::Array(values) => values.iter().filter_map(|value| self.text(key, value)).collect(),
             _ => self
-                .wrong_for(key, value, "write a list, as in [\"one\", \"two\"]")
+                .wrong_for(key, value, "write a list, e.g. [\"one\", \"two\"]")
                 .unwrap_or_default(),
         }
     }
 
     fn text(&mut self, key: &Spanned<impl Display>, value: &Value<'_>) -> Option<String> {
         match value.get_ref() {
-            DeValue::String(text) if text.contains('\0') => self.wrong_for(key, value, "it has a null character in it"),
+            DeValue::String(text) if text.contains('\0') => self.wrong_for(key, value, "it contains a null character"),
             DeValue::String(text) => Some(text.to_string()),
             _ => self.wrong_for(key, value, "write a text in quotes"),
         }
     }
 
-    /// A text that is not empty.
+    /// Parses a text that is not empty.
     fn command(&mut self, key: &Spanned<impl Display>, value: &Value<'_>) -> Option<String> {
         match self.text(key, value)? {
             text if text.trim().is_empty() => self.wrong_for(key, value, "it is empty; leave it out instead"),
@@ -352,8 +330,8 @@ impl Reader<'_> {
         let path = PathBuf::from(self.text(key, value)?);
         match path.is_absolute() {
             true => Some(path),
-            // Relative to where? A timer runs in another directory than a shell.
-            false => self.wrong_for(key, value, &format!("write a whole path, from / on, and not {path:?}")),
+            // A timer runs in another directory than a shell.
+            false => self.wrong_for(key, value, &format!("write an absolute path instead of {path:?}")),
         }
     }
 
@@ -405,18 +383,18 @@ impl Reader<'_> {
         let name = key.get_ref().to_string();
         let elsewhere = match name.as_str() {
             _ if known.contains(&name.as_str()) => None,
-            name if section != "keep" && SETTINGS.contains(&name) => Some("[defaults] or [guest.NAME]"),
-            name if section != "keep" && ONLY_GUEST.contains(&name) => Some("[guest.NAME]"),
-            "exclude" => Some("[defaults]"),
-            name if section != "keep" && TOP.contains(&name) => Some("the top of the file, before any [section]"),
-            name if section != "keep" && KEEP.contains(&name) => Some("keep = { ... }"),
+            name if section != "keep" && SETTINGS.contains(&name) => Some("in [defaults] or [guest.NAME]"),
+            name if section != "keep" && ONLY_GUEST.contains(&name) => Some("in [guest.NAME]"),
+            "exclude" => Some("in [defaults]"),
+            name if section != "keep" && TOP.contains(&name) => Some("at the top of the file, before any [section]"),
+            name if section != "keep" && KEEP.contains(&name) => Some("in keep = { ... }"),
             _ => None,
         };
         let hint = match elsewhere {
-            Some(place) => format!("it belongs into {place}"),
+            Some(place) => format!("it belongs {place}"),
             None => {
                 let nearest = known.iter().min_by_key(|known| distance(known, &name));
-                format!("the nearest known one is {}", nearest.unwrap_or(&"none"))
+                format!("nearest known key: {}", nearest.unwrap_or(&"none"))
             }
         };
         let place = match section {
@@ -446,7 +424,7 @@ impl Reader<'_> {
     }
 }
 
-/// How many characters are to be put in, taken out or replaced to make one text of the other.
+/// Returns the edit distance of two texts: the characters to insert, remove or replace.
 fn distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
     let mut row: Vec<usize> = (0..=other.len()).collect();

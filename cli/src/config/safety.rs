@@ -1,4 +1,4 @@
-//! Who can change a file: whoever can change what is run as root is root.
+//! Finds out which users can change a file: anyone who can change a command that runs as root is root.
 
 use std::fs::{File, Metadata};
 use std::io::Read;
@@ -9,17 +9,17 @@ use nix::unistd::geteuid;
 
 use crate::exit::{Error, Result};
 
-/// A configuration is not larger than this; a disk that was named by mistake is.
+/// Size limit of a configuration. A disk that was named by mistake is larger.
 const MAX_BYTES: u64 = 4 << 20;
-/// As many links as the kernel follows.
+/// Number of links that the kernel follows.
 const MAX_LINKS: u32 = 40;
 
-/// The text of a file.
+/// Reads the text of a file.
 pub(super) fn read(path: &Path) -> Result<String> {
     let failed = |error: &dyn std::fmt::Display| {
         Error::Usage(format!("can't read the configuration {}: {error}", path.display()))
     };
-    // Before opening: to open a pipe could wait for ever.
+    // Before opening: opening a pipe could wait for ever.
     let metadata = std::fs::metadata(path).map_err(|error| failed(&error))?;
     if metadata.is_dir() {
         return Err(failed(&"it is a directory"));
@@ -35,15 +35,15 @@ pub(super) fn read(path: &Path) -> Result<String> {
     String::from_utf8(bytes).map_err(|_| failed(&"it is not UTF-8 text"))
 }
 
-/// How others than root and this user could change a file, if they could: by writing to it, or by putting another one in
-/// its place, in that of a directory above it, or in that of a link on the way.
+/// Returns how other users than root and this one could change a file, if they can: by writing to it, or by replacing it, a
+/// directory above it, or a link on the way.
 pub fn others_may_write(path: &Path) -> Option<String> {
-    let describe = |path: &Path, error: std::io::Error| Some(format!("can't look at {}: {error}", path.display()));
+    let describe = |path: &Path, error: std::io::Error| Some(format!("can't examine {}: {error}", path.display()));
     let path = match std::path::absolute(path) {
         Ok(path) => path,
         Err(error) => return describe(path, error),
     };
-    // The way that the kernel goes (path_resolution(7)): what is left of it, the next part last.
+    // Follows the path as the kernel does (path_resolution(7)). `left` is the rest of it, the next part last.
     let parts = |path: &Path| -> Vec<PathBuf> {
         let parts = path.components().rev();
         parts.map(|part| PathBuf::from(part.as_os_str())).collect()
@@ -54,7 +54,7 @@ pub fn others_may_write(path: &Path) -> Option<String> {
             here.pop();
             continue;
         }
-        // A link to a whole path starts again from the root.
+        // A link to an absolute path starts again from the root.
         let place = here.join(part);
         let metadata = match std::fs::symlink_metadata(&place) {
             Ok(metadata) => metadata,
@@ -82,18 +82,18 @@ fn opening(metadata: &Metadata) -> Option<String> {
     if metadata.uid() != 0 && metadata.uid() != geteuid().as_raw() {
         return Some(format!("belongs to user {}", metadata.uid()));
     }
-    // The mode of a link says nothing (symlink(7)): who may replace it is a matter of its directory.
+    // The mode of a link means nothing (symlink(7)): its directory decides who may replace it.
     if metadata.is_symlink() {
         return None;
     }
-    // In a sticky directory nobody can move or remove what others own (inode(7), S_ISVTX).
+    // In a sticky directory users can't move or remove files of others (inode(7), S_ISVTX).
     if metadata.is_dir() && mode & 0o1000 != 0 {
         return None;
     }
     match (mode & 0o002 != 0, mode & 0o020 != 0 && metadata.gid() != 0) {
-        (true, _) => Some(format!("can be written by everybody (mode {:o})", mode & 0o7777)),
+        (true, _) => Some(format!("is writable by everybody (mode {:o})", mode & 0o7777)),
         (_, true) => Some(format!(
-            "can be written by group {} (mode {:o})",
+            "is writable by group {} (mode {:o})",
             metadata.gid(),
             mode & 0o7777
         )),

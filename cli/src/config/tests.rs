@@ -2,6 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::time::Duration;
+
+use vbk::hints::ChangeHints;
+use vbk::limit::ReadLimit;
+use vbk::snapshot::SnapshotSize;
+use vbk_repo::codec::Compression;
+use vbk_repo::name::DiskName;
 
 use super::*;
 
@@ -172,7 +179,7 @@ fn the_example_in_the_help_is_a_configuration() {
         .and_then(|check| check.get_after_help())
         .expect("has an example")
         .to_string();
-    let example = help.split_once("give it.\n").expect("an introduction").1;
+    let example = help.split_once("or tags.\n").expect("an introduction").1;
     let config = parse(example);
     // It says that it has all there is: every key of the file's sections, and the usual values.
     let told = config.guest(&guest("other"));
@@ -192,43 +199,43 @@ fn what_is_not_understood_is_told_with_its_line() {
     for (text, expected) in [
         (
             "repositry = '/x'",
-            "f:1: unknown key repositry; the nearest known one is repository",
+            "f:1: unknown key repositry; nearest known key: repository",
         ),
         (
             "\n[defaults]\nread_limit = '60%'",
-            "f:3: unknown key read_limit in [defaults]; the nearest known one is read-limit",
+            "f:3: unknown key read_limit in [defaults]; nearest known key: read-limit",
         ),
         (
             "[guest.web1]\n\ndisk = {}",
-            "f:3: unknown key disk in [guest.web1]; the nearest known one is disks",
+            "f:3: unknown key disk in [guest.web1]; nearest known key: disks",
         ),
         (
             "[defaults]\nkeep = { dayly = 7 }",
-            "f:2: unknown key dayly in keep; the nearest known one is daily",
+            "f:2: unknown key dayly in keep; nearest known key: daily",
         ),
         (
             "read-limit = '60%'",
-            "f:1: unknown key read-limit; it belongs into [defaults] or [guest.NAME]",
+            "f:1: unknown key read-limit; it belongs in [defaults] or [guest.NAME]",
         ),
         (
             "[defaults]\ndisks = { vda = '/x' }",
-            "f:2: unknown key disks in [defaults]; it belongs into [guest.NAME]",
+            "f:2: unknown key disks in [defaults]; it belongs in [guest.NAME]",
         ),
         (
             "[guest.web1]\nexclude = ['x']",
-            "f:2: unknown key exclude in [guest.web1]; it belongs into [defaults]",
+            "f:2: unknown key exclude in [guest.web1]; it belongs in [defaults]",
         ),
         (
             "[defaults]\nrepository = '/x'",
-            "f:2: unknown key repository in [defaults]; it belongs into the top of the file, before any [section]",
+            "f:2: unknown key repository in [defaults]; it belongs at the top of the file, before any [section]",
         ),
         (
             "[defaults]\ndaily = 7",
-            "f:2: unknown key daily in [defaults]; it belongs into keep = { ... }",
+            "f:2: unknown key daily in [defaults]; it belongs in keep = { ... }",
         ),
         (
             "repository = 'x/y'",
-            "f:1: repository: write a whole path, from / on, and not \"x/y\"",
+            "f:1: repository: write an absolute path instead of \"x/y\"",
         ),
         ("repository = 7", "f:1: repository: write a text in quotes"),
         ("jobs = '2'", "f:1: jobs: write a whole number, without quotes"),
@@ -236,20 +243,14 @@ fn what_is_not_understood_is_told_with_its_line() {
         ("jobs = 0", "f:1: jobs: write a number from 1 to 64"),
         (
             "jobs = 2\n[defaults]\njobs = 2",
-            "f:3: jobs is given twice: for all, and in [defaults]",
+            "f:3: jobs is set twice: at the top, and in [defaults]",
         ),
         ("on-failure = ' '", "f:1: on-failure: it is empty; leave it out instead"),
-        (
-            "defaults = 1",
-            "f:1: defaults: this is a section, with settings of its own",
-        ),
-        (
-            "[guest]\nweb1 = 1",
-            "f:2: web1: this is a section, with settings of its own",
-        ),
+        ("defaults = 1", "f:1: defaults: this must be a section with settings"),
+        ("[guest]\nweb1 = 1", "f:2: web1: this must be a section with settings"),
         (
             "key-file = '/a'\npassphrase-file = '/b'",
-            "f:2: key-file and passphrase-file are both given; a repository is opened with one of them",
+            "f:2: key-file and passphrase-file are both set; choose one",
         ),
         (
             "[defaults]\nread-limit = 'fast'",
@@ -261,11 +262,11 @@ fn what_is_not_understood_is_told_with_its_line() {
         ),
         (
             "[defaults]\nsnapshot-size = 'x'",
-            "f:2: snapshot-size: write a size as 20% or 10G",
+            "f:2: snapshot-size: write a size, e.g. 20% or 10G",
         ),
         (
             "[defaults]\nextend = '95%'",
-            "f:2: extend: write how full it may be, as \"60%\" (less than 90%, at which a backup is stopped), or false",
+            "f:2: extend: write how full it may be, e.g. 60% (less than 90%, at which a backup is stopped), or false",
         ),
         (
             "[defaults]\nchange-hints = 'on'",
@@ -273,7 +274,7 @@ fn what_is_not_understood_is_told_with_its_line() {
         ),
         (
             "[defaults]\nfull-read-every = '30'",
-            "f:2: full-read-every: write a time as 6h, 90m, 30d or 1h30m",
+            "f:2: full-read-every: write a time, e.g. 6h, 90m, 30d or 1h30m",
         ),
         (
             "[defaults]\ncompression = 20",
@@ -286,20 +287,20 @@ fn what_is_not_understood_is_told_with_its_line() {
         ("[defaults]\nlive = 'yes'", "f:2: live: write true or false"),
         (
             "[defaults]\nexclude = 'x'",
-            "f:2: exclude: write a list, as in [\"one\", \"two\"]",
+            "f:2: exclude: write a list, e.g. [\"one\", \"two\"]",
         ),
         ("encrypted = 'yes'", "f:1: encrypted: write true or false"),
         (
             "[guest.web1]\nkeep = {}",
-            "f:2: keep: these rules keep nothing; write rules, as { daily = 7, weekly = 4 }, or \"all\" to forget nothing",
+            "f:2: keep: these rules keep nothing; write rules, e.g. { daily = 7, weekly = 4 }, or \"all\" to forget nothing",
         ),
         (
             "[defaults]\nkeep = { last = 0 }",
-            "f:2: keep: these rules keep nothing; write rules, as { daily = 7, weekly = 4 }, or \"all\" to forget nothing",
+            "f:2: keep: these rules keep nothing; write rules, e.g. { daily = 7, weekly = 4 }, or \"all\" to forget nothing",
         ),
         (
             "[defaults]\nkeep = 'some'",
-            "f:2: keep: write rules, as { daily = 7, weekly = 4 }, or \"all\" to forget nothing",
+            "f:2: keep: write rules, e.g. { daily = 7, weekly = 4 }, or \"all\" to forget nothing",
         ),
         (
             "[defaults]\nkeep = { within = '14' }",
@@ -307,7 +308,7 @@ fn what_is_not_understood_is_told_with_its_line() {
         ),
         (
             "[guest.web1]\ndisks = {}",
-            "f:2: disks: name at least one, as in { vda = \"/dev/vg0/web1\" }",
+            "f:2: disks: name at least one disk, e.g. { vda = \"/dev/vg0/web1\" }",
         ),
         (
             "[guest.web1]\ndisks = { a = '/x', b = '/x' }",
@@ -315,12 +316,12 @@ fn what_is_not_understood_is_told_with_its_line() {
         ),
         (
             "[guest.a]\ndomain = 'x'\n[guest.b]\ndomain = 'x'",
-            "f:3: domain \"x\" is that of both a and b",
+            "f:3: domain \"x\" belongs to both a and b",
         ),
         ("[guest.'a b']", "f:1: guest name \"a b\" has a space in it"),
         (
             "[guest.a]\ndisks = ['/dev/vg0/a']",
-            "f:2: disks: name at least one, as in { vda = \"/dev/vg0/web1\" }",
+            "f:2: disks: name at least one disk, e.g. { vda = \"/dev/vg0/web1\" }",
         ),
         (
             "[guest.a]\nskip-disks = ['/']",
@@ -346,6 +347,20 @@ fn all_that_is_wrong_is_told_at_once_and_in_order() {
     let text = "repositry = '/x'\njobs = 0\n[guest.b]\nx = 1\n[guest.a]\nlive = 1\n[defaults]\nidle = 0\n";
     let lines: Vec<_> = errors(text).iter().map(|error| error[..4].to_owned()).collect();
     assert_eq!(lines, ["f:1:", "f:2:", "f:4:", "f:6:", "f:8:"]);
+}
+
+#[test]
+fn every_setting_is_parsed_in_every_section() {
+    for name in settings::NAMES {
+        for section in ["[defaults]", "[guest.web1]"] {
+            // No setting takes a date, so each is refused for its value and none for its name.
+            let all = errors(&format!("{section}\n{name} = 1979-05-27\n"));
+            assert!(
+                all.len() == 1 && all[0].starts_with(&format!("f:2: {name}: ")),
+                "{all:?}"
+            );
+        }
+    }
 }
 
 #[test]
@@ -392,7 +407,7 @@ fn a_file_with_commands_that_others_can_change_is_refused() {
         write(text, 0o644);
         Config::load(&path).expect("only its owner can change it");
         write(text, 0o666);
-        refused("can be written by everybody (mode 666)");
+        refused("is writable by everybody (mode 666)");
     }
     // Without a command it is taken.
     write("jobs = 1", 0o666);
@@ -400,7 +415,7 @@ fn a_file_with_commands_that_others_can_change_is_refused() {
     // The directory counts as the file does, and so does where a link leads to.
     write(commands[0], 0o644);
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("sets the mode");
-    refused("can be written by everybody (mode 777)");
+    refused("is writable by everybody (mode 777)");
     let safe = tempfile::tempdir().expect("a directory");
     let link = safe.path().join("config.toml");
     symlink(&path, &link).expect("makes a link");

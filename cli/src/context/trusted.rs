@@ -1,4 +1,4 @@
-//! Whether the repository of a run is the one that this host knows, and what it is remembered as.
+//! Compares the repository of a run with the one that this host knows, and remembers its new state.
 
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -15,7 +15,7 @@ use crate::trust::Memory;
 use crate::unlock;
 
 impl Context<'_> {
-    /// An error if the newest view that is in the repository is not what this host knows, before anything is put right there.
+    /// Fails if the newest view in the repository is not what this host knows, before anything is repaired there.
     pub fn check_newest(&self, repository: &Repository) -> Result<()> {
         match repository.standing_of_view() {
             Some(standing) => self.judge(repository, &standing, Purpose::Write),
@@ -23,13 +23,13 @@ impl Context<'_> {
         }
     }
 
-    /// Notes a repository that was opened, by its key if it has one, and whose content was found to be the known one.
+    /// Notes a repository that was opened, with its key if it has one, and whose content is what this host knows.
     pub(super) fn is_known(&self, repository: &Repository, standing: &Standing) {
         let _ = self.trusted.set(repository.clone());
         self.note(repository, standing);
     }
 
-    /// Says what may be wrong where there is no repository.
+    /// Extends the error for a missing repository by the probable reason.
     pub fn explain(&self, error: vbk_repo::Error, path: &Path) -> Error {
         let vbk_repo::Error::NotARepository { .. } = error else {
             return error.into();
@@ -39,15 +39,15 @@ impl Context<'_> {
         let is_empty = std::fs::read_dir(path).map_or(!path.exists(), |mut entries| entries.next().is_none());
         Error::NotThere(match (known, is_empty) {
             (Some(known), _) => format!(
-                "{shown} is not a vbk repository, though this host used one there ({known}); is its file system mounted? If \
-                 it is gone for good, `vbk --repo {shown} trust --forget` forgets it"
+                "{shown} is not a vbk repository, although this host used one there ({known}); is its file system mounted? \
+                 If it is lost, `vbk --repo {shown} trust --forget` forgets it"
             ),
             (None, true) if !self.sources.repo_is_typed => {
                 format!("{shown} is not a vbk repository: it is empty or does not exist; is its file system mounted?")
             }
             (None, true) => format!(
-                "{shown} is not a vbk repository; if there was one, is its file system mounted? `vbk init {shown}` makes a \
-                 new one"
+                "{shown} is not a vbk repository; if there was one, is its file system mounted? `vbk init {shown}` creates \
+                 one"
             ),
             (None, false) => {
                 format!("{shown} is not a vbk repository; `vbk init` makes one in a new or empty directory")
@@ -55,24 +55,24 @@ impl Context<'_> {
         })
     }
 
-    /// An error if something says that this repository is encrypted and it is not. Somebody who can write to the storage may
-    /// have put a plain repository in the place of an encrypted one.
+    /// Fails if this repository should be encrypted and is not. Anyone who can write to the storage may have put a plain
+    /// repository in the place of an encrypted one.
     pub fn check_encrypted(&self, repository: &Repository) -> Result<()> {
         match self.expects_encryption(repository.path())? {
             Some(what) if !repository.is_encrypted() && !machine::is_background() => Err(Error::Usage(format!(
-                "{} is not encrypted, although {what}; nothing was read or written. Leave that out if it is as it should be",
+                "{} is not encrypted, although {what}; nothing was read or written. Leave that out if the repository is meant to be plain",
                 repository.path().display()
             ))),
             _ => Ok(()),
         }
     }
 
-    /// What says that a repository is encrypted, as the rest of a sentence.
+    /// Returns the reason to expect an encrypted repository, as the rest of a sentence.
     pub fn expects_encryption(&self, repository: &Path) -> Result<Option<String>> {
         if let Some(option) = self.sources.key_option {
             return Ok(Some(format!("{option} was given")));
         }
-        // What names its repository in full does not need the configuration.
+        // A command that names its repository does not need the configuration.
         let config = match self.config() {
             Err(_) if self.global.repo.is_some() => None,
             config => Some(config?),
@@ -91,10 +91,10 @@ impl Context<'_> {
         Ok(unlock::credential().map(|(name, ..)| format!("the credential {name} was given")))
     }
 
-    /// Compares a repository with what this host knows of it.
+    /// Compares a repository with the memory of this host. For reading a difference is a warning, for writing an error.
     pub(super) fn judge(&self, repository: &Repository, standing: &Standing, purpose: Purpose) -> Result<()> {
         self.is_writer.fetch_or(purpose == Purpose::Write, Ordering::SeqCst);
-        // The process that started this one has done it.
+        // The process that started this one has compared it.
         let Some(memory) = self.memory.as_ref().filter(|_| !machine::is_background()) else {
             return Ok(());
         };
@@ -108,7 +108,7 @@ impl Context<'_> {
         };
         let mut changes = standing.changes_since(&known.standing);
         if !changes.is_empty() {
-            // Another run may have gone on between the two looks; and a damaged marker says nothing of the repository.
+            // Another run may have written meanwhile, and a damaged marker says nothing about the repository.
             let again = repository.standing_of_view();
             changes = again.map_or(changes, |standing| standing.changes_since(&known.standing));
         }
@@ -122,31 +122,31 @@ impl Context<'_> {
              older copy, another disk is mounted there, or someone changed it",
             changes.join(", ")
         );
-        let remedy = format!("If that is meant, `vbk --repo {shown} trust` accepts what is there now");
+        let remedy = format!("If that is intended, `vbk --repo {shown} trust` accepts the repository as it is");
         let was_doubted = self.is_doubted.swap(true, Ordering::SeqCst);
         match purpose {
             Purpose::Write => Err(Error::Distrusted(format!("{text}; nothing was written. {remedy}"))),
             Purpose::Read => {
-                // What is there can be read all the same: it may be all that is left.
+                // It can be read anyway: it may be all that is left.
                 if !was_doubted {
-                    tracing::warn!("{text}. It is read, and nothing is written. {remedy}");
+                    tracing::warn!("{text}. It is only read, not written. {remedy}");
                 }
                 Ok(())
             }
         }
     }
 
-    /// Whether what is read is not what this host knew.
+    /// Returns whether the repository that is read is not the one that this host knows.
     pub fn is_doubted(&self) -> bool {
         self.is_doubted.load(Ordering::SeqCst)
     }
 
-    /// Where this host remembers repositories.
+    /// Returns the memory of this host, if this user has a place for one.
     pub fn memory(&self) -> Option<&Memory> {
         self.memory.as_ref()
     }
 
-    /// Notes how far the repository of this run has come.
+    /// Notes the newest state of the repository of this run.
     pub fn remember(&self) {
         let Some(repository) = self.trusted.get() else {
             return;
@@ -159,7 +159,7 @@ impl Context<'_> {
             .as_ref()
             .is_some_and(|memory| covers(memory, repository, &standing))
         {
-            // Something was written, and the epoch that came with it stands in the view.
+            // Something was written, and its epoch is in the view.
             self.note(repository, &repository.standing_of_view().unwrap_or(standing));
         }
     }
@@ -171,13 +171,13 @@ impl Context<'_> {
         if machine::is_background() || self.is_doubted() || covers(memory, repository, standing) {
             return;
         }
-        // What is noted must be what a power cut leaves.
+        // A power cut must not take back the state that is noted.
         repository.settle();
         let noted = memory.note(repository.path(), standing, Timestamp::now());
         let _ = noted.inspect_err(|error| self.warn_of(memory, error));
     }
 
-    /// Notes the state of a repository that was put right, also if it is an older one.
+    /// Notes the state of a repaired repository, even if it is an older one.
     pub fn remember_mended(&self, repository: &Repository) {
         let known = self
             .memory
@@ -192,8 +192,8 @@ impl Context<'_> {
         }
     }
 
-    /// Notes a repository that this run made.
-    pub fn remember_anew(&self, repository: &Repository) {
+    /// Notes a repository that this run created.
+    pub fn remember_new(&self, repository: &Repository) {
         if let Some(memory) = &self.memory {
             let noted = memory.replace(repository.path(), &repository.standing(), Timestamp::now());
             let _ = noted.inspect_err(|error| self.warn_of(memory, error));
@@ -202,10 +202,10 @@ impl Context<'_> {
 
     fn warn_of(&self, memory: &Memory, error: &std::io::Error) {
         let text = format!(
-            "{}: {error}; this host can't notice that the repository is replaced or put back",
+            "{}: {error}; this host can't notice if the repository is replaced or set back",
             memory.directory().display()
         );
-        // Who only reads may well have no place to write anything.
+        // A process that only reads may have no directory that it can write to.
         match self.is_writer.load(Ordering::SeqCst) || error.kind() == std::io::ErrorKind::InvalidData {
             true => tracing::warn!("{text}"),
             false => tracing::info!("{text}"),
@@ -213,7 +213,7 @@ impl Context<'_> {
     }
 }
 
-/// Whether the memory says all that `standing` does.
+/// Returns whether the memory has everything that `standing` has.
 fn covers(memory: &Memory, repository: &Repository, standing: &Standing) -> bool {
     let known = memory.get(repository.path());
     known.is_ok_and(|known| known.is_some_and(|known| known.standing.join(standing) == known.standing))

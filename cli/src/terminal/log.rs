@@ -19,7 +19,7 @@ pub fn start(verbose: u8, quiet: bool) {
         1 => "info",
         _ => "debug",
     };
-    // VBK_LOG takes tracing's own filters, as in VBK_LOG=rocksdb=debug. fuser warns of each kind of request that a
+    // VBK_LOG takes tracing's own filters, e.g. VBK_LOG=rocksdb=debug. fuser warns of each kind of request that a
     // read-only file system need not answer.
     let filter = EnvFilter::try_from_env("VBK_LOG").unwrap_or_else(|_| EnvFilter::new(format!("{level},fuser=error")));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
@@ -35,7 +35,7 @@ pub fn start(verbose: u8, quiet: bool) {
     }
 }
 
-/// Prints what ended the command.
+/// Prints the error that ended the command.
 pub fn complain(text: impl Display) {
     let text = printable::lines(&format!("vbk: {text}\n"));
     let text = if goes_to_journal() {
@@ -43,12 +43,12 @@ pub fn complain(text: impl Display) {
     } else {
         text
     };
-    // There is nowhere else to say that it failed.
+    // There is no other place to report that this failed.
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// Whether standard error is what systemd connected to the journal (systemd.exec(5), `JOURNAL_STREAM`): device and inode
-/// tell, as the variable is inherited by those whose output goes elsewhere.
+/// Returns whether systemd connected standard error to the journal (systemd.exec(5), `JOURNAL_STREAM`). Device and inode
+/// decide, because processes with another output inherit the variable.
 fn goes_to_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else {
         return false;
@@ -56,7 +56,7 @@ fn goes_to_journal() -> bool {
     fstat(io::stderr().as_fd()).is_ok_and(|stderr| stream == format!("{}:{}", stderr.st_dev, stderr.st_ino))
 }
 
-/// Every line with its priority before it (sd-daemon(3)).
+/// Puts its priority before every line (sd-daemon(3)).
 fn prefixed(level: Level, text: &str) -> String {
     let priority = match level {
         Level::ERROR => 3,
@@ -67,10 +67,10 @@ fn prefixed(level: Level, text: &str) -> String {
     text.lines().map(|line| format!("<{priority}>{line}\n")).collect()
 }
 
-/// Makes the writers of the journal.
+/// Makes the writers of events for the journal.
 struct Journal;
 
-/// Writes one event.
+/// Writes one event of a level.
 struct Event(Level);
 
 impl<'a> MakeWriter<'a> for Journal {
@@ -145,7 +145,7 @@ mod tests {
         let path = dir.path().join("err");
         let file = File::create(&path).expect("creates");
         let mut command = Command::new(std::env::current_exe().expect("has a name"));
-        command.args(["--exact", "log::tests::a_log", "--ignored", "--nocapture"]);
+        command.args(["--exact", "terminal::log::tests::a_log", "--ignored", "--nocapture"]);
         command.env_remove("VBK_LOG").env_remove("JOURNAL_STREAM");
         if let Some(stream) = stream(&file) {
             command.env("JOURNAL_STREAM", stream);

@@ -1,11 +1,12 @@
-//! Standard output: what goes through here drives no terminal, whatever is in a repository. A reader that has seen enough (`vbk list | head -1`) is no error; a full disk is one.
+//! Standard output. Text that goes through here can't drive a terminal, whatever is in a repository. A reader that stops
+//! early (`vbk list | head -1`) is not an error; a full disk is one.
 
 use std::io::{ErrorKind, Write};
 use std::sync::Mutex;
 
 use crate::terminal::printable;
 
-/// The first failure, told at the end of the run.
+/// The first failure, reported at the end of the run.
 static FAILED: Mutex<Option<std::io::Error>> = Mutex::new(None);
 
 /// Writes text for people.
@@ -13,12 +14,12 @@ pub fn write(text: impl std::fmt::Display) {
     write_bytes(printable::lines(&text.to_string()).as_bytes());
 }
 
-/// Writes JSON, and a line break.
+/// Writes JSON and a line break.
 pub fn write_json(text: &str) {
     write_bytes(format!("{}\n", printable::json(text)).as_bytes());
 }
 
-/// Writes bytes as they are.
+/// Writes bytes unchanged.
 pub fn write_bytes(bytes: &[u8]) {
     let mut out = std::io::stdout().lock();
     note(out.write_all(bytes).and_then(|()| out.flush()));
@@ -37,12 +38,12 @@ fn note(result: std::io::Result<()>) {
     }
 }
 
-/// Whether nobody reads what is written, or it can't be.
+/// Returns whether output was lost, because the reader went away or a write failed.
 pub fn is_closed() -> bool {
     FAILED.lock().is_ok_and(|failed| failed.is_some())
 }
 
-/// What kept the output from being complete, except a reader that went away.
+/// Returns the error that left the output incomplete, except a reader that went away.
 pub fn failure() -> Option<std::io::Error> {
     let failed = FAILED.lock().ok()?.take()?;
     (failed.kind() != ErrorKind::BrokenPipe).then_some(failed)

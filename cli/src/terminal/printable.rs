@@ -1,21 +1,21 @@
-//! Makes text fit to be shown: names, sources, hosts and versions in a repository were written by others, and a terminal obeys
-//! what is in them.
+//! Makes text safe to print: names, sources, hosts and versions in a repository may be written by others, and a terminal
+//! obeys control characters in them.
 
 use std::fmt::Write;
 
-/// Text of one line, as a cell of a table: characters that drive a terminal or change the order of others are shown as
-/// `\u{1b}`, line breaks and tabs too.
+/// Escapes one line, e.g. a cell of a table: characters that drive a terminal or change the order of others become
+/// `\u{1b}`, and so do line breaks and tabs.
 pub fn line(text: &str) -> String {
     escaped(text, |_| false)
 }
 
-/// The same of several lines: line breaks and tabs stay.
+/// Escapes several lines: line breaks and tabs stay.
 pub fn lines(text: &str) -> String {
     escaped(text, |c| matches!(c, '\n' | '\t'))
 }
 
-/// The same of an event of the log, which sets colours: these stay. What an event quotes has none, as `tracing` writes an
-/// escape in it as text.
+/// Escapes an event of the log, whose colours stay. Quoted values have none, because `tracing` writes an escape in them
+/// as text.
 pub fn event(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -38,7 +38,7 @@ pub fn event(text: &str) -> String {
     out + &lines(rest)
 }
 
-/// JSON that says the same. serde_json escapes what is below U+0020; of the rest only strings can have any.
+/// Escapes JSON without changing its meaning. serde_json escapes characters below U+0020; others occur only in strings.
 pub fn json(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -61,8 +61,8 @@ fn escaped(text: &str, stays: impl Fn(char) -> bool) -> String {
     out
 }
 
-/// Whether a character is no text but an order: C0, DEL and C1 (ECMA-48), line separators, and what sets the direction of
-/// writing (Unicode, UAX 9), with which a name can look like another.
+/// Returns whether a character is a control: C0, DEL and C1 (ECMA-48), line separators, and controls of the writing
+/// direction (Unicode, UAX 9), with which a name can look like another.
 fn drives(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')

@@ -1,4 +1,4 @@
-//! What a person sees while a command runs: a bar on a terminal, warnings everywhere, nothing else.
+//! The display of a running command: a bar on a terminal, and warnings everywhere.
 
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,10 +11,10 @@ use vbk::observer::{Counts, Event, Observer};
 use crate::terminal::output;
 use crate::terminal::units;
 
-/// Ten times a second is enough for eyes.
+/// Interval between updates of the text beside the bar.
 const REDRAW: Duration = Duration::from_millis(100);
 
-/// Draws a bar and keeps count of warnings.
+/// Draws a bar and counts warnings.
 pub struct Progress {
     bar: ProgressBar,
     says: bool,
@@ -28,17 +28,17 @@ struct Shown {
     last: Instant,
 }
 
-/// What the counts are called.
+/// Text beside the bar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Words {
     /// `12 MiB new, 3 GiB unchanged, 1 GiB zero`.
     Backup,
-    /// Nothing beside the bytes.
+    /// None.
     Plain,
 }
 
 impl Progress {
-    /// A bar of `total` bytes; hidden when stderr is no terminal or `quiet`.
+    /// Starts a bar of `total` bytes. It is hidden with `quiet`, or if standard error is not a terminal.
     pub fn new(quiet: bool, total: u64, words: Words) -> Self {
         let shown = !quiet && std::io::stderr().is_terminal();
         let target = if shown {
@@ -63,7 +63,7 @@ impl Progress {
         }
     }
 
-    /// Sets how far it is, for work that is not counted by events.
+    /// Sets the position, for work that is not counted by events.
     pub fn set(&self, done: u64) {
         self.bar.set_position(done);
     }
@@ -73,12 +73,12 @@ impl Progress {
         self.bar.finish_and_clear();
     }
 
-    /// Does something that prints while the bar is out of the way.
+    /// Hides the bar while `print` prints.
     pub fn suspend(&self, print: impl FnOnce()) {
         self.bar.suspend(print);
     }
 
-    /// Says what is worth a line.
+    /// Prints a note of the engine.
     fn note(&self, text: &str) {
         self.bar.suspend(|| match self.says {
             true => output::line(text),
@@ -86,13 +86,13 @@ impl Progress {
         });
     }
 
-    /// Makes it say what is worth a line on standard output, if nothing else is printed there.
+    /// Sends notes of the engine to standard output instead of the log.
     pub fn saying(mut self, says: bool) -> Self {
         self.says = says;
         self
     }
 
-    /// How many warnings there were.
+    /// Returns the number of warnings.
     pub fn warnings(&self) -> u64 {
         self.warnings.load(Ordering::Relaxed)
     }
@@ -126,7 +126,7 @@ impl Observer for Progress {
                     ));
                 }
             }
-            // The warning that follows is for people.
+            // Each is followed by a warning for people.
             Event::HintsWrong { .. } | Event::Peak { .. } => {}
             Event::Note(text) => self.note(text),
             Event::Warning(text) => {

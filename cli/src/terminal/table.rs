@@ -1,13 +1,13 @@
-//! Tables in plain text: aligned columns, no lines, good to read and to grep. No cell breaks its line.
+//! Tables in plain text: aligned columns without lines, easy to read and to grep. No cell breaks its line.
 
 use crate::terminal::printable;
 
-/// Where a column's text stands.
+/// Alignment of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Align {
-    /// Words.
+    /// For words.
     Left,
-    /// Numbers.
+    /// For numbers.
     Right,
 }
 
@@ -18,7 +18,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// An empty table.
+    /// Makes an empty table.
     pub fn new(columns: &[(&'static str, Align)]) -> Self {
         Self {
             columns: columns.to_vec(),
@@ -26,7 +26,7 @@ impl Table {
         }
     }
 
-    /// Adds a row with a text per column.
+    /// Adds a row with one text for each column.
     pub fn row(&mut self, cells: Vec<String>) {
         debug_assert_eq!(cells.len(), self.columns.len());
         self.rows.push(cells.iter().map(|cell| printable::line(cell)).collect());

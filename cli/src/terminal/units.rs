@@ -1,10 +1,10 @@
-//! Sizes, durations and times as people read them.
+//! Sizes, durations and times for people.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-pub use vbk::text::size;
+pub use vbk::text::{rate, size};
 
 /// `6m12s`, `3h02m`, `4.2s`.
 pub fn duration(duration: Duration) -> String {
@@ -17,15 +17,9 @@ pub fn duration(duration: Duration) -> String {
     }
 }
 
-/// `200 MB/s`: units of 1000, as disks and networks are sold.
-pub fn rate(bytes_per_sec: u64) -> String {
-    let (factor, unit) = match bytes_per_sec {
-        0..=999_999 => (1e3, "kB/s"),
-        1_000_000..=999_999_999 => (1e6, "MB/s"),
-        _ => (1e9, "GB/s"),
-    };
-    let value = format!("{:.1}", bytes_per_sec as f64 / factor);
-    format!("{} {unit}", value.strip_suffix(".0").unwrap_or(&value))
+/// Returns whole milliseconds, for JSON.
+pub fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// `5 hours ago`, `3 days ago`.
@@ -69,16 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_and_ages_are_short() {
-        let rates = [
-            (1_500, "1.5 kB/s"),
-            (200_000_000, "200 MB/s"),
-            (52_428_800, "52.4 MB/s"),
-            (2_000_000_000, "2 GB/s"),
-        ];
-        for (bytes_per_sec, text) in rates {
-            assert_eq!(rate(bytes_per_sec), text);
-        }
+    fn ages_are_short() {
         for (seconds, text) in [
             (-5, "just now"),
             (60, "1 minute ago"),

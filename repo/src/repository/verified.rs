@@ -114,3 +114,141 @@ impl Verified<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::BlockSize;
+    use crate::id::BlockId;
+    use crate::repository::CreateOptions;
+    use crate::tests::testing::{backup, mixed_bytes, store_image};
+    use crate::verify::Damage;
+
+    /// A repository with backups of two guests, and its writer.
+    fn two_guests() -> (tempfile::TempDir, Writer, Vec<Entry>) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let options = CreateOptions::plain(BlockSize::MIN);
+        let repository = Repository::create(&directory.path().join("repo"), &options).expect("creates");
+        let writer = repository.writer("test", &mut |_| false).expect("opens");
+        let mut entries = Vec::new();
+        for (guest, seed) in [("web1", 1), ("db1", 2)] {
+            let image = store_image(writer.store(), "vda", &mixed_bytes(seed, 500_000));
+            let backup = backup(guest, "2026-11-20T00-00-00Z", vec![image]);
+            entries.push(writer.commit(backup).expect("commits").entry);
+        }
+        (directory, writer, entries)
+    }
+
+    fn damage_to(backup: &str) -> VerifyReport {
+        VerifyReport {
+            damage: vec![Damage {
+                backup: backup.to_owned(),
+                disk: "vda".to_owned(),
+                offset_bytes: 0,
+                len_bytes: 1 << 16,
+                what: "damaged".to_owned(),
+            }],
+            bad_blocks: [(BlockId([7; 32]), 1 << 16)].into(),
+            ..VerifyReport::default()
+        }
+    }
+
+    const FIRST: Timestamp = Timestamp::UNIX_EPOCH;
+
+    fn record(writer: &Writer, entries: &[Entry], scope: &Scope, all_disks: bool, report: &VerifyReport) -> Recorded {
+        let verified = Verified {
+            entries,
+            scope,
+            all_disks,
+            report,
+            at: FIRST,
+            resets_unreadable: false,
+        };
+        writer.record_verification(&verified).expect("records")
+    }
+
+    #[test]
+    fn a_backup_is_proven_or_damaged_and_its_bad_blocks_are_condemned_until_they_are_read_whole() {
+        let (_directory, writer, entries) = two_guests();
+        let (web, db) = ("web1@2026-11-20T00-00-00Z", "db1@2026-11-20T00-00-00Z");
+        record(&writer, &entries, &Scope::All, true, &damage_to(web));
+        let states = writer.states().expect("loads");
+        assert_eq!(
+            (states.noted(web).damaged, states.noted(web).proven),
+            (Some(FIRST), None)
+        );
+        assert_eq!((states.noted(db).damaged, states.noted(db).proven), (None, Some(FIRST)));
+        assert_eq!(writer.store().condemned().expect("lists"), [BlockId([7; 32])]);
+        let good = VerifyReport {
+            sound_again: vec![BlockId([7; 32])],
+            ..VerifyReport::default()
+        };
+        record(&writer, &entries, &Scope::All, true, &good);
+        let state = writer.states().expect("loads").noted(web);
+        assert_eq!((state.damaged, state.proven), (None, Some(FIRST)));
+        assert_eq!(writer.store().condemned().expect("lists"), []);
+    }
+
+    #[test]
+    fn a_part_of_the_blocks_or_disks_proves_nothing_and_a_forgotten_backup_gets_no_state() {
+        let (_directory, writer, entries) = two_guests();
+        let good = VerifyReport::default();
+        record(&writer, &entries, &Scope::sample(0.5, FIRST), true, &good);
+        record(&writer, &entries, &Scope::All, false, &good);
+        let states = writer.states().expect("loads");
+        assert!(entries.iter().all(|entry| states.of(&entry.backup).proven.is_none()));
+        let gone = entries[0].backup.spec();
+        writer.amend(std::slice::from_ref(&gone), &[]).expect("forgets");
+        record(&writer, &entries, &Scope::All, true, &good);
+        let states = writer.states().expect("loads");
+        assert_eq!(states.noted(&gone), State::default());
+        assert!(states.of(&entries[1].backup).proven.is_some());
+    }
+
+    #[test]
+    fn the_parts_of_a_rotation_that_were_read_are_noted() {
+        let (_directory, writer, entries) = two_guests();
+        let rotation = writer.states().expect("loads").rotation;
+        let mut scope = Scope::rotation(rotation, 3, FIRST);
+        let read = crate::state::PartRead {
+            at: FIRST,
+            generation: 2,
+        };
+        scope.set_read(read);
+        record(&writer, &entries, &scope, true, &VerifyReport::default());
+        let parts = writer.states().expect("loads").rotation.parts;
+        assert_eq!(parts, [Some(read), None, None]);
+    }
+
+    #[test]
+    fn only_a_repair_resets_what_can_not_be_read() {
+        let (_directory, writer, entries) = two_guests();
+        let note = |name: &str| Note {
+            name: name.to_owned(),
+            value: Some(b"not JSON".to_vec()),
+        };
+        let web = entries[0].backup.spec();
+        let bad = [note(&format!("backup/{web}")), note("stray")];
+        writer.amend(&[], &bad).expect("notes");
+        let report = VerifyReport::default();
+        let sample = Scope::sample(0.5, FIRST);
+        let mut verified = Verified {
+            entries: &entries,
+            scope: &sample,
+            all_disks: true,
+            report: &report,
+            at: FIRST,
+            resets_unreadable: false,
+        };
+        writer.record_verification(&verified).expect("records");
+        assert!(writer.states().expect("loads").is_unread(&web));
+        verified.resets_unreadable = true;
+        let recorded = writer.record_verification(&verified).expect("records");
+        assert_eq!(
+            (recorded.protected, recorded.removed),
+            (vec![web.clone()], vec!["stray".to_owned()])
+        );
+        let states = writer.states().expect("loads");
+        assert!(!states.is_unread(&web) && states.noted(&web).protected && states.strays().is_empty());
+    }
+}

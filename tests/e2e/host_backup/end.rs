@@ -40,7 +40,7 @@ fn a_run_that_is_asked_to_end_removes_its_snapshots_and_lists_only_what_is_whole
     wait_for_snapshot_of(&host, "slow");
     let pid = running.pid().to_string();
     let second = host.run(args!["backup", "--all"]).code(75);
-    second.says(&["another `vbk backup --all` is going on since", &pid]);
+    second.says(&["another `vbk backup --all` is running since", &pid]);
     let listed = host.run(args!["snapshots"]).done().text();
     assert!(
         listed.contains("backup --all") && listed.contains(&format!("in use by process {pid}")),
@@ -74,14 +74,14 @@ fn a_run_ends_when_its_time_is_over() {
     assert!(str_of(of(&all, "quick"), "backup").starts_with("quick@"), "{all}");
     for guest in ["slow", "waits"] {
         let error = str_of(of(&all, guest), "error");
-        assert!(error.contains("the time limit is over"), "{all}");
+        assert!(error.contains("the time limit was reached"), "{all}");
     }
     assert_eq!(host.snapshots(), [] as [&str; 0]);
     assert_eq!(host.read("failures"), "slow unavailable\n--all unavailable\n");
     assert_eq!(host.lab.listed().len(), 1);
     // One guest alone; what was stored is not stored again.
     let said = host.run(args!["backup", "slow", "--time-limit", "1s"]).code(1);
-    said.says(&["the time limit is over", "not stored again"]);
+    said.says(&["the time limit was reached", "not stored again"]);
     assert_eq!(host.snapshots(), [] as [&str; 0]);
     let made = host.json(0, args!["backup", "slow", "--read-limit", "none"]);
     assert!(u64_of(&made, "new_bytes") < 64 * MIB, "{made}");

@@ -1,5 +1,5 @@
-//! A file for node_exporter's textfile collector: how each guest's last backup went. One run adds to what other runs
-//! wrote: a guest keeps its values until it is backed up again, and its last success through every failure.
+//! A file for node_exporter's textfile collector, with the result of each guest's last backup. A run adds to the values
+//! of earlier runs: a guest keeps its values until it is backed up again, and its last success through every failure.
 //!
 //! The format is Prometheus' text format 0.0.4 (prometheus.io/docs/instrumenting/exposition_formats). The file is only
 //! ever replaced as a whole, so the collector never sees half of it.
@@ -17,32 +17,32 @@ use nix::fcntl::OFlag;
 
 use crate::exit::{Error, Result};
 
-/// With 10,000 guests the file has 9 MiB: it is not written for each of them.
+/// Interval between writes: with 10,000 guests the file has 9 MiB, too much to write after each of them.
 const WRITE_EVERY: Duration = Duration::from_secs(15);
-/// A longer file is not ours, and is put aside like one that is damaged.
+/// Size from which a file is not vbk's. It is renamed, like a damaged one.
 const MAX_BYTES: u64 = 1 << 30;
-/// How long another vbk may take to write the file.
+/// Time that another vbk may take to write the file.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 
-/// What is told of each guest: the name and its meaning.
+/// Metrics of each guest: name and meaning.
 const OF_A_GUEST: [(&str, &str); 9] = [
     (
         "vbk_backup_last_success_timestamp_seconds",
-        "When the last successful backup of the guest ended, in seconds since 1970.",
+        "End of the last successful backup of the guest, in seconds since 1970.",
     ),
     (
         "vbk_backup_last_run_timestamp_seconds",
-        "When the last attempt to back the guest up ended, in seconds since 1970.",
+        "End of the last attempt to back the guest up, in seconds since 1970.",
     ),
     ("vbk_backup_success", "1 if the last attempt made a backup, 0 if not."),
-    ("vbk_backup_duration_seconds", "How long the last attempt took."),
+    ("vbk_backup_duration_seconds", "Duration of the last attempt."),
     (
         "vbk_backup_read_bytes",
         "Bytes that the last successful backup read from the disks.",
     ),
     (
         "vbk_backup_new_bytes",
-        "Plain bytes of blocks that the repository did not have before the last successful backup.",
+        "Uncompressed bytes of the blocks that the last successful backup added to the repository.",
     ),
     ("vbk_backup_stored_bytes", "Bytes that those blocks take in the store."),
     (
@@ -51,45 +51,48 @@ const OF_A_GUEST: [(&str, &str); 9] = [
     ),
     (
         "vbk_backup_snapshot_peak_fill_ratio",
-        "The fullest that a snapshot, or its thin pool, was at the last attempt that had one; 1 is full.",
+        "Peak fill of a snapshot, or of its thin pool, in the last attempt that had one; 1 is full.",
     ),
 ];
 
-/// What is told of a run over all guests.
+/// Metrics of a run over all guests.
 const OF_A_RUN: [(&str, &str); 5] = [
     (
         "vbk_run_start_timestamp_seconds",
-        "When the last run over all guests began, in seconds since 1970.",
+        "Start of the last run over all guests, in seconds since 1970.",
     ),
     (
         "vbk_run_end_timestamp_seconds",
-        "When the last run over all guests ended, in seconds since 1970.",
+        "End of the last run over all guests, in seconds since 1970.",
     ),
     (
         "vbk_run_guests",
         "Guests that the last run over all guests had to back up.",
     ),
-    ("vbk_run_failed_guests", "Guests that it made no backup of."),
+    (
+        "vbk_run_failed_guests",
+        "Guests that the last run over all guests could not back up.",
+    ),
     (
         "vbk_run_success",
-        "1 if it backed all guests up without a warning, 0 if not.",
+        "1 if the last run over all guests backed all of them up without a warning, 0 if not.",
     ),
 ];
 
-/// How the backup of one guest went.
+/// Result of the backup of one guest.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GuestRun {
-    /// When it ended, well or not.
+    /// End of the attempt, successful or not.
     pub ended: Timestamp,
-    /// How long it took.
+    /// Duration of the attempt.
     pub duration: Duration,
-    /// The fullest that a snapshot was, where it can fill up: 0.4 for 40 %.
+    /// Peak fill of a snapshot that can fill up: 0.4 for 40 %.
     pub snapshot_peak_fill: Option<f64>,
-    /// What was made; `None` if the backup failed.
+    /// Sizes of the backup; `None` if it failed.
     pub made: Option<Made>,
 }
 
-/// What a backup has.
+/// Sizes of a backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Made {
     pub read_bytes: u64,
@@ -98,25 +101,25 @@ pub struct Made {
     pub size_bytes: u64,
 }
 
-/// How a run over all guests went.
+/// Result of a run over all guests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WholeRun {
     pub started: Timestamp,
     pub ended: Timestamp,
     pub guests: usize,
     pub failed: usize,
-    /// Nothing failed, and nobody has to read a warning.
+    /// Nothing failed, and there were no warnings.
     pub success: bool,
 }
 
-/// What the file says.
+/// Content of the file.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Values {
     guests: BTreeMap<String, [Option<f64>; OF_A_GUEST.len()]>,
     run: [Option<f64>; OF_A_RUN.len()],
 }
 
-/// The file of a run, which takes what is to be told.
+/// The file, and the values that a run adds to it.
 pub struct Metrics {
     path: PathBuf,
     new: BTreeMap<String, GuestRun>,
@@ -125,7 +128,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// A file that may be there already. Fails if it can't be written: that should be known before the run.
+    /// Opens the file, which may exist. Fails if it can't be written, so that this is known before the run.
     pub fn at(path: &Path) -> Result<Self> {
         let path = std::path::absolute(path).map_err(failed("write", path))?;
         let metrics = Self {
@@ -138,24 +141,24 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Adds a guest's run. Writes the file every 15 s, so that a run that is killed has told most.
+    /// Adds the result for a guest. Writes the file at most every 15 s, so that a run that is killed has written most of it.
     pub fn record(&mut self, guest: &str, run: GuestRun) -> Result<()> {
         self.new.insert(guest.to_owned(), run);
         if self.written.elapsed() < WRITE_EVERY {
             return Ok(());
         }
-        // Also if it fails: not for each of 10,000 guests.
+        // Also after a failure, or each of 10,000 guests would fail again.
         self.written = Instant::now();
         self.write(|_| true)
     }
 
-    /// Adds what is told of a run over all guests.
+    /// Adds the result of a run over all guests.
     pub fn record_whole(&mut self, run: WholeRun) {
         self.whole = Some(run);
     }
 
-    /// Writes the file. Guests of other runs that `is_known` does not know any more are left out: their values would
-    /// alarm somebody for ever.
+    /// Writes the file. Guests of earlier runs that `is_known` no longer knows are left out: their values would raise an
+    /// alarm for ever.
     pub fn finish(self, is_known: impl Fn(&str) -> bool) -> Result<()> {
         self.write(is_known)
     }
@@ -163,7 +166,7 @@ impl Metrics {
     fn write(&self, is_known: impl Fn(&str) -> bool) -> Result<()> {
         let directory = self.path.parent().unwrap_or(Path::new("/"));
         let directory = File::open(directory).map_err(failed("write", &self.path))?;
-        // Two runs at once must not undo each other's values. Held by the directory, as the file is replaced.
+        // Two runs at once must not undo each other's values. The lock is on the directory, because the file is replaced.
         lock(&directory);
         let mut values = read(&self.path)?;
         values
@@ -225,7 +228,7 @@ impl Values {
         text
     }
 
-    /// Reads what [`Values::render`] wrote; `None` if anything in it is something else.
+    /// Parses the output of [`Values::render`]; `None` if any line is different.
     fn parse(text: &str) -> Option<Self> {
         let mut values = Self::default();
         if !text.is_empty() && !text.ends_with('\n') {
@@ -283,9 +286,9 @@ fn unescape(label: &str) -> Option<String> {
     Some(text)
 }
 
-/// What the file said before. What is not ours or is damaged is put aside, with a warning.
+/// Reads the values of earlier runs. A file that is damaged or was not written by vbk is renamed, with a warning.
 fn read(path: &Path) -> Result<Values> {
-    // A pipe would wait for its writer; whose directory it is may put one there at any moment.
+    // Opening a pipe would wait for its writer, and the owner of the directory can put one here at any moment.
     let opened = OpenOptions::new()
         .read(true)
         .custom_flags(OFlag::O_NONBLOCK.bits())
@@ -310,27 +313,27 @@ fn read(path: &Path) -> Result<Values> {
     aside.push(".damaged");
     std::fs::rename(path, &aside).map_err(failed("replace", path))?;
     tracing::warn!(
-        "{} is damaged or was not written by vbk; it is now {}, and a new one is begun",
+        "{} is damaged or was not written by vbk; it was renamed to {}, and a new file is started",
         path.display(),
         Path::new(&aside).display()
     );
     Ok(Values::default())
 }
 
-/// After a crash at any point the old file is there or the new one, whole. A temporary file that stays is removed by the
-/// next run; the collector reads only `*.prom`.
+/// Replaces the file as a whole: after a crash at any point either the old or the new file exists. A temporary file that
+/// is left is removed by the next run; the collector reads only `*.prom`.
 fn replace(path: &Path, text: &str) -> std::io::Result<()> {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().ok_or(ErrorKind::InvalidInput)?);
     name.push(".tmp");
     let temporary = path.with_file_name(name);
-    // Never what is there: the directory is often the collector's, and a pipe of this name would wait for ever.
+    // Never open an existing one: the directory often belongs to the collector, and a pipe of this name would block.
     match std::fs::remove_file(&temporary) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let mut file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
-    // The collector is another user, whatever our umask says.
+    // The collector runs as another user, so the umask must not decide.
     file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
     file.write_all(text.as_bytes())?;
     // Or the file could be empty after a loss of power (ext4 with delayed allocation).

@@ -1,5 +1,5 @@
-//! What a run over all guests has that a backup of one has not: nobody else runs at the same time, an end by the clock,
-//! and a command that is told of failures.
+//! Parts that only a run over all guests has: a lock against a second run, a time limit, and the administrator's command
+//! for failures.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -18,13 +18,13 @@ use vbk_repo::ErrorKind;
 use crate::exit::{Error, Result};
 use crate::terminal::units;
 
-/// What the command that is told of a failure may take.
+/// Time limit for the on-failure command.
 const HOOK_LIMIT: Duration = Duration::from_secs(60);
-/// Of an error's text. Linux takes 128 KiB for one variable (execve(2)).
+/// Limit for an error's text. Linux takes 128 KiB for one variable (execve(2)).
 const MAX_TEXT_BYTES: usize = 16 << 10;
 
-/// Held while a run over all guests goes on. The kernel gives it back however the run ends; the text in the file, the
-/// process and when it began, is for people.
+/// Lock of a run over all guests. The kernel releases it however the run ends; the text in the file, process id and start
+/// time, is for people.
 pub struct NightlyLock {
     _file: File,
 }
@@ -51,11 +51,11 @@ impl NightlyLock {
         match file.try_lock() {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => {
-                // The other may not have written yet, or be another program altogether.
+                // The holder may not have written its text yet, or may be another program altogether.
                 let mut text = String::new();
                 let _ = file.take(100).read_to_string(&mut text);
                 let details = describe(&text).unwrap_or_default();
-                return Err(Error::Busy(format!("another `vbk backup --all` is going on{details}")));
+                return Err(Error::Busy(format!("another `vbk backup --all` is running{details}")));
             }
             Err(std::fs::TryLockError::Error(error)) => return Err(failed(error)),
         }
@@ -75,14 +75,14 @@ fn describe(text: &str) -> Option<String> {
     Some(format!(" since {} (process {pid})", units::time(since)))
 }
 
-/// Asks a run to end when its time is over. Dropped, it asks no more.
+/// Timer that cancels a run when its time is over. Dropping it stops the timer.
 pub struct Deadline {
     over: Arc<AtomicBool>,
     timer: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
 impl Deadline {
-    /// Starts to count. When `limit` is over, `cancel` is set; without a limit never.
+    /// Starts the timer, which sets `cancel` after `limit`. Without a limit it never does.
     pub fn start(limit: Option<Duration>, cancel: Arc<AtomicBool>) -> Result<Self> {
         let over = Arc::new(AtomicBool::new(false));
         let Some(limit) = limit else {
@@ -92,7 +92,7 @@ impl Deadline {
         let sets = Arc::clone(&over);
         let timer = std::thread::Builder::new().name("vbk-deadline".into()).spawn(move || {
             if stopped.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
-                // In this order: who sees `cancel` finds the reason.
+                // In this order: a thread that sees `cancel` must find the reason.
                 sets.store(true, Ordering::SeqCst);
                 cancel.store(true, Ordering::SeqCst);
             }
@@ -104,15 +104,17 @@ impl Deadline {
         })
     }
 
-    /// Whether it was the clock that asked for the end, and not a person.
+    /// Returns whether the timer cancelled the run, and not a person.
     pub fn is_over(&self) -> bool {
         self.over.load(Ordering::SeqCst)
     }
 
-    /// Who asked for the end, if an end is what the error says; and what has come of what was to be done.
+    /// Turns an interruption by the timer into an error that says so, with its consequence. Returns other errors unchanged.
     pub fn reason_for(&self, error: Error, outcome: &str) -> Error {
         match error.kind() {
-            ErrorKind::Interrupted if self.is_over() => Error::TimeOver(format!("the time limit is over; {outcome}")),
+            ErrorKind::Interrupted if self.is_over() => {
+                Error::TimeOver(format!("the time limit was reached; {outcome}"))
+            }
             _ => error,
         }
     }
@@ -122,14 +124,14 @@ impl Drop for Deadline {
     fn drop(&mut self) {
         if let Some((stop, timer)) = self.timer.take() {
             drop(stop);
-            // It can't panic.
+            // The timer can't panic.
             let _ = timer.join();
         }
     }
 }
 
-/// Runs the administrator's command for a guest that was not backed up, or for a run. It gets `VBK_GUEST`, `VBK_ERROR`,
-/// `VBK_KIND` (one word) and `VBK_HOST` in its environment, and a minute. That it fails is a warning to its caller.
+/// Runs the administrator's command for a guest that was not backed up, or for a run. The command gets `VBK_GUEST`,
+/// `VBK_ERROR`, `VBK_KIND` (one word) and `VBK_HOST` in its environment, and a minute.
 pub fn on_failure(
     programs: &Programs,
     shell_command: &str,
@@ -148,7 +150,7 @@ pub fn on_failure(
     program::act(command, HOOK_LIMIT)
 }
 
-/// As the environment can hold it.
+/// Shortens a text so that the environment can hold it.
 fn variable(text: &str) -> String {
     let ends = text.char_indices().map(|(start, letter)| start + letter.len_utf8());
     let end = ends.take_while(|end| *end <= MAX_TEXT_BYTES).last().unwrap_or(0);
@@ -200,7 +202,7 @@ mod tests {
         assert_eq!(
             message(NightlyLock::take(&runtime, later(1))),
             format!(
-                "another `vbk backup --all` is going on since {} (process {pid})",
+                "another `vbk backup --all` is running since {} (process {pid})",
                 units::time(now())
             )
         );
@@ -230,7 +232,7 @@ mod tests {
             .read_exact(&mut held)
             .expect("holds it");
         let text = message(NightlyLock::take(dir.path(), now()));
-        assert_eq!(text, "another `vbk backup --all` is going on");
+        assert_eq!(text, "another `vbk backup --all` is running");
         other.kill().and_then(|()| other.wait()).expect("is killed");
         NightlyLock::take(dir.path(), now()).expect("is free");
     }

@@ -1,4 +1,4 @@
-//! Tells systemd how far a service is (sd_notify(3)). Without systemd nothing is told.
+//! Reports the state of the service to systemd (sd_notify(3)). Does nothing without systemd.
 
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -6,24 +6,24 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// systemd shows one line.
+/// Length limit of a status, which systemd shows in one line.
 const MAX_STATUS_LETTERS: usize = 200;
 
-/// The service manager's ear.
+/// Connection to the service manager.
 pub struct Notifier {
-    /// Tells the watchdog that all is well, if there is one.
+    /// Thread that keeps the watchdog alive, if there is one.
     heart: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
 impl Notifier {
-    /// As the environment says: NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID.
+    /// Connects as the environment says: NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID.
     ///
-    /// The watchdog hears from a thread of its own that the process runs. A step may rightly be silent for long, as waiting
-    /// for a disk or comparing two snapshots, and each has a limit of its own where it needs one.
+    /// A thread of its own notifies the watchdog, because a step may rightly be silent for long, e.g. while it waits for a
+    /// disk or compares two snapshots. Steps that need a time limit have their own.
     pub fn from_environment() -> Self {
         let mut limit_us = 0;
         let wanted = sd_notify::watchdog_enabled(false, &mut limit_us) && limit_us > 0;
-        // The manual's advice is half of it; the host may be slow.
+        // A quarter of the limit, not half as the manual advises: the host may be slow.
         let every = Duration::from_micros(limit_us / 4);
         let (stop, stopped) = channel();
         let beat = move || {
@@ -35,21 +35,21 @@ impl Notifier {
         let heart = match wanted.then(start).transpose() {
             Ok(thread) => thread.map(|thread| (stop, thread)),
             Err(error) => {
-                tracing::warn!("systemd's watchdog will hear nothing: {error}");
+                tracing::warn!("can't notify systemd's watchdog: {error}");
                 None
             }
         };
         Self { heart }
     }
 
-    /// The service has started: it is configured and the repository is there.
+    /// Reports that the service has started: the configuration is read and the repository is open.
     pub fn ready(&self) {
         send(&[NotifyState::Ready]);
     }
 
-    /// What it does now, for `systemctl status`.
+    /// Sets the line that `systemctl status` shows.
     pub fn status(&self, text: &str) {
-        // A line break would begin another message, as in `READY=1`.
+        // A line break would start another message, e.g. `READY=1`.
         let line: String = text
             .chars()
             .map(|c| if c.is_control() { ' ' } else { c })
@@ -58,7 +58,7 @@ impl Notifier {
         send(&[NotifyState::Status(&line)]);
     }
 
-    /// The service ends: what is left is to clean up.
+    /// Reports that the service ends and only cleans up.
     pub fn stopping(&self) {
         send(&[NotifyState::Stopping]);
     }
@@ -68,7 +68,7 @@ impl Drop for Notifier {
     fn drop(&mut self) {
         if let Some((stop, thread)) = self.heart.take() {
             drop(stop);
-            // It can't panic.
+            // The thread can't panic.
             let _ = thread.join();
         }
     }
@@ -76,7 +76,7 @@ impl Drop for Notifier {
 
 fn send(state: &[NotifyState]) {
     if let Err(error) = sd_notify::notify(false, state) {
-        tracing::debug!("systemd is not told: {error}");
+        tracing::debug!("can't notify systemd: {error}");
     }
 }
 
@@ -98,14 +98,14 @@ mod tests {
         notifier.stopping();
     }
 
-    /// What a service tells, and how it ended.
+    /// Runs a service; returns its messages and whether it succeeded.
     fn told(prepare: impl FnOnce(&mut Command, &std::path::Path)) -> (String, bool) {
         let dir = tempfile::tempdir().expect("makes a directory");
         let path = dir.path().join("notify");
         let socket = UnixDatagram::bind(&path).expect("binds");
         socket.set_nonblocking(true).expect("is ours");
         let mut command = Command::new(std::env::current_exe().expect("has a name"));
-        command.args(["--exact", "notify::tests::a_service", "--ignored"]);
+        command.args(["--exact", "commands::backup::notify::tests::a_service", "--ignored"]);
         for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
             command.env_remove(name);
         }
@@ -142,7 +142,7 @@ mod tests {
         let path = socket.path().join("notify");
         let ear = UnixDatagram::bind(&path).expect("binds");
         ear.set_nonblocking(true).expect("is ours");
-        let script = r#"WATCHDOG_PID=$$ exec "$0" --exact notify::tests::a_service --ignored"#;
+        let script = r#"WATCHDOG_PID=$$ exec "$0" --exact commands::backup::notify::tests::a_service --ignored"#;
         let mut command = Command::new("sh");
         command
             .arg("-c")

@@ -1,4 +1,4 @@
-//! Which guests are backed up, and how: what the command line says, then the configuration, then libvirt and tags.
+//! Plans the backups of a run: the command line decides first, then the configuration, then libvirt and tags.
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -24,17 +24,14 @@ use crate::context::{Context, threads};
 use crate::exit::{Error, Result};
 use crate::machine::host;
 
-/// What one disk alone is called, as guests call their first virtio disk.
+/// Name of a single disk without a name, which is also the name of a guest's first virtio disk.
 const ONLY_DISK: &str = "vda";
-/// What is read of a disk if nothing is said.
-pub const USUAL_LIMIT: ReadLimit = ReadLimit::Share(0.6);
-
-/// The same for a certain disk, which may be named on the command line.
+/// Returns the read limit of a disk for which none is set. `is_named`: the disk is named on the command line.
 pub fn usual_limit(is_named: bool, disk: &Path) -> ReadLimit {
     match is_named && disk.is_file() {
-        // What a file on a file system of the host was allocated nobody has said, and it may be anything.
+        // The speed allocated to a file on the host's own file system is unknown and may be anything.
         true => ReadLimit::Unlimited,
-        false => USUAL_LIMIT,
+        false => ReadLimit::DEFAULT,
     }
 }
 
@@ -42,16 +39,16 @@ pub fn usual_limit(is_named: bool, disk: &Path) -> ReadLimit {
 pub struct Job {
     /// The guest.
     pub guest: GuestName,
-    /// How, or why it can't be.
+    /// The plan, or the reason why there is none.
     pub plan: Result<GuestPlan>,
-    /// The size of its disks, as far as known.
+    /// Total size of its disks, as far as known.
     pub size_bytes: u64,
-    /// What somebody should know of it.
+    /// Warnings about the guest.
     pub notes: Vec<String>,
 }
 
 impl Job {
-    /// Whether a disk of it is a block device.
+    /// Returns whether any of its disks is a block device.
     pub fn has_devices(&self) -> bool {
         let is_device = |path: &Path| std::fs::metadata(path).is_ok_and(|data| data.file_type().is_block_device());
         self.plan
@@ -60,13 +57,13 @@ impl Job {
     }
 }
 
-/// What is to be backed up.
+/// The guests to back up.
 pub struct Planned {
     /// The guests.
     pub jobs: Vec<Job>,
-    /// All guests that were found, also those that are left out.
+    /// All guests that were found, including those that are left out.
     pub found: Vec<GuestName>,
-    /// What could not be found out: there may be more guests.
+    /// Reasons why there may be more guests, a sentence each.
     pub notes: Vec<String>,
 }
 
@@ -80,19 +77,19 @@ impl From<Job> for Planned {
     }
 }
 
-/// What all plans have in common.
+/// Input that all plans share.
 pub struct Common<'a> {
     pub context: &'a Context<'a>,
     pub args: &'a BackupArgs,
     pub programs: &'a Programs,
-    /// What follows from no option.
+    /// Settings that no option changes.
     pub limits: LimitOptions,
-    /// Guests at a time.
+    /// Number of guests at a time.
     pub jobs: usize,
 }
 
 impl Common<'_> {
-    /// The guests that the command line asks for.
+    /// Plans the guests that the command line asks for.
     pub fn all(&self) -> Result<Planned> {
         match (&self.args.guest, &self.args.disks[..]) {
             (Some(guest), []) => self.known(guest).map(Planned::from),
@@ -101,20 +98,21 @@ impl Common<'_> {
         }
     }
 
-    /// A guest whose disks are named on the command line.
+    /// Plans a guest whose disks are named on the command line.
     fn named(&self, guest: &GuestName, disks: &[DiskArg]) -> Result<Job> {
         let mut named = name_disks(disks)?;
         let mut size_bytes = 0;
         for (_, path) in &mut named {
-            // As it is recorded: somebody may look for it in a year. Links stay, their names tell more.
-            *path = std::path::absolute(&path).map_err(Error::io(format!("tell where {} is", path.display())))?;
-            // Before the wait for another writer: a wrong path is told at once.
+            // The path is recorded for people who look for it in a year. Links stay: their names say more.
+            *path = std::path::absolute(&path)
+                .map_err(Error::io(format!("find the absolute path of {}", path.display())))?;
+            // Before the wait for another writer, so that a wrong path is reported at once.
             size_bytes += Source::open(path)?.size_bytes();
         }
         let settings = self.context.config()?.guest(guest);
         if !(self.args.raw || settings.raw) {
             for (_, path) in &named {
-                // What is only a warning is told when the disk is read.
+                // A disk that only deserves a warning gets it when it is read.
                 check_raw(path)?;
             }
         }
@@ -132,7 +130,7 @@ impl Common<'_> {
         })
     }
 
-    /// A guest that configuration, libvirt or tags know.
+    /// Plans a guest that the configuration, libvirt or tags know.
     fn known(&self, guest: &GuestName) -> Result<Job> {
         let config = self.context.config()?;
         let found = resolve(self.programs, &config.known_guests(), guest).map_err(vbk::Error::from)?;
@@ -171,7 +169,7 @@ impl Common<'_> {
             )));
         }
         let settings = self.context.config()?.guest(&found.name);
-        let limit = settings.read_limit.unwrap_or(USUAL_LIMIT);
+        let limit = settings.read_limit.unwrap_or_default();
         let disks = found
             .disks
             .iter()
@@ -181,8 +179,10 @@ impl Common<'_> {
             files.push((name_of(CONFIG_NAME)?, domain.xml.clone().into_bytes()));
             match domain.nvram.as_deref().map(attached::read_file) {
                 Some(Ok(bytes)) => files.push((name_of(NVRAM_NAME)?, bytes)),
-                // libvirt makes it when the guest is first started.
-                Some(Err(why)) if found.running == Some(true) => notes.push(format!("its NVRAM is not kept: {why}")),
+                // libvirt creates it when the guest is first started.
+                Some(Err(why)) if found.running == Some(true) => {
+                    notes.push(format!("its UEFI variables (NVRAM) are not kept: {why}"))
+                }
                 Some(Err(_)) | None => {}
             }
         }
@@ -217,7 +217,7 @@ impl Common<'_> {
         mut files: Vec<(DiskName, Vec<u8>)>,
     ) -> Result<GuestPlan> {
         let args = self.args;
-        // What is named goes before what was found.
+        // A named file replaces a found one.
         let attached = attached::read(&args.attach)?;
         files.retain(|(name, _)| attached.iter().all(|(other, _)| other != name));
         files.extend(attached);
@@ -287,7 +287,7 @@ fn name_disks(disks: &[DiskArg]) -> Result<Vec<(DiskName, PathBuf)>> {
         Some(name) => Ok((name.clone(), disk.path.clone())),
         None if disks.len() == 1 => Ok((ONLY_DISK.parse::<DiskName>()?, disk.path.clone())),
         None => Err(Error::Usage(format!(
-            "{} has no name; with several disks each needs one, as in vda={0}",
+            "{} has no name; with several disks each needs one, e.g. vda={0}",
             disk.path.display()
         ))),
     };

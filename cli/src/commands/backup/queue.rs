@@ -1,4 +1,4 @@
-//! The order in which a run over all guests takes them, so that one that is cut short each night gets round to everybody.
+//! The order in which a run takes all guests, so that a run that is cut short each night reaches every guest in turn.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,17 +9,17 @@ use vbk_repo::catalogue::Catalogue;
 use super::{Done, Job};
 use crate::exit::Error;
 
-/// The file in the cache directory: the guests that the time limit cut short in the last run, a line each.
+/// File in the cache directory: the guests that the time limit cut short in the last run, a line each.
 const FILE: &str = "cut-short";
 
-/// What is known of the last run. Lost, it costs one night's order.
+/// Memory of the last run. Losing it costs one night's order.
 pub struct Queue {
     path: PathBuf,
     cut_short: BTreeSet<String>,
 }
 
 impl Queue {
-    /// What the last run noted in this directory.
+    /// Reads the note of the last run in this directory.
     pub fn at(cache: &Path) -> Self {
         let path = cache.join(FILE);
         let text = fs::read_to_string(&path).unwrap_or_default();
@@ -29,8 +29,9 @@ impl Queue {
         }
     }
 
-    /// Guests without a backup come first, then the one whose latest backup was made before the others' latest ones. What
-    /// was cut short comes last: a guest that needs more than a whole night would else be the oldest, and take every night from all others.
+    /// Sorts the guests: those without a backup come first, then by the age of the latest backup, oldest first. Guests that
+    /// were cut short come last: one that needs more than a night would otherwise be the oldest, and take every night from
+    /// all others.
     pub fn sort(&self, jobs: &mut [Job], catalogue: &Catalogue) {
         jobs.sort_by_key(|job| {
             let latest = catalogue.latest(&job.guest).map(|entry| entry.backup.order());
@@ -38,7 +39,7 @@ impl Queue {
         });
     }
 
-    /// Notes what this run's time limit cut short.
+    /// Notes the guests that the time limit of this run cut short.
     pub fn remember(&self, done: &[Done]) {
         let is_cut = |done: &&Done| done.is_begun && matches!(done.result, Err(Error::TimeOver(_)));
         let text: String = done
@@ -56,7 +57,7 @@ impl Queue {
             .and_then(|()| fs::write(&self.path, text));
         if let Err(error) = written {
             tracing::info!(
-                "what the time limit cut short is not noted in {}: {error}",
+                "can't note in {} which guests the time limit cut short: {error}",
                 self.path.display()
             );
         }

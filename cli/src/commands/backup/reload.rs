@@ -1,4 +1,4 @@
-//! SIGHUP: the configuration is read again, and the read limits in it hold from then on.
+//! SIGHUP reads the configuration again; its read limits apply from then on.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,17 +17,17 @@ use crate::exit::{Error, Result};
 #[derive(Default)]
 struct Reloader {
     path: Option<PathBuf>,
-    /// Whether the disks are those of the command line.
+    /// The disks are named on the command line.
     is_named: bool,
     config: Option<Config>,
-    /// How often it was read.
+    /// Number of times the configuration was read again.
     readings: u64,
-    /// Which reading has been told of each disk.
+    /// For each disk, the reading whose limit it has got.
     told: BTreeMap<(GuestName, PathBuf), u64>,
 }
 
-/// What limiters ask once a second. From now on SIGHUP does not end the process. `is_named`: the disks are those of the
-/// command line.
+/// Returns the function that limiters call once a second. From now on SIGHUP does not end the process. `is_named`: the
+/// disks are named on the command line.
 pub fn on_hangup(path: Option<PathBuf>, is_named: bool) -> Result<Reload> {
     let hangup = Arc::new(AtomicBool::new(false));
     flag::register(SIGHUP, Arc::clone(&hangup)).map_err(Error::io("watch for signals"))?;
@@ -52,11 +52,15 @@ impl Reloader {
                 self.config = Some(config);
                 self.readings += 1;
             }
-            Err(error) => tracing::warn!("read limits stay as they are: {}", error.message()),
+            Err(error) => tracing::warn!(
+                "the configuration was not read again, so read limits stay as they are: {}",
+                error.message()
+            ),
         }
     }
 
-    /// What a run that begins now would read it at: a limit that was taken out of the file holds no more.
+    /// Returns the limit that a new run would use, once for each reading. A limit that was removed from the file no longer
+    /// applies.
     fn news_for(&mut self, guest: &GuestName, disk: &Path) -> Option<ReadLimit> {
         let config = self.config.as_ref()?;
         let key = (guest.clone(), disk.to_owned());
@@ -74,7 +78,6 @@ impl Reloader {
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::USUAL_LIMIT;
     use super::*;
 
     #[test]
@@ -100,7 +103,7 @@ mod tests {
         assert_eq!(reloader.news_for(&web1, Path::new("/dev/y")), limit, "another disk");
         assert_eq!(
             reloader.news_for(&db1, disk),
-            Some(USUAL_LIMIT),
+            Some(ReadLimit::DEFAULT),
             "nothing is said of it"
         );
         std::fs::write(&path, "nonsense").expect("writes");
@@ -109,10 +112,13 @@ mod tests {
         // Taken out: as if it had never been there, which for a file that was named is no limit.
         std::fs::write(&path, "").expect("writes");
         reloader.read();
-        assert_eq!(reloader.news_for(&web1, disk), Some(USUAL_LIMIT));
+        assert_eq!(reloader.news_for(&web1, disk), Some(ReadLimit::DEFAULT));
         reloader.is_named = true;
         reloader.read();
         assert_eq!(reloader.news_for(&web1, disk), Some(ReadLimit::Unlimited));
-        assert_eq!(reloader.news_for(&web1, Path::new("/dev/null")), Some(USUAL_LIMIT));
+        assert_eq!(
+            reloader.news_for(&web1, Path::new("/dev/null")),
+            Some(ReadLimit::DEFAULT)
+        );
     }
 }

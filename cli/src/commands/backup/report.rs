@@ -1,4 +1,4 @@
-//! What a backup says when it is done.
+//! The output of `vbk backup`: lines, tables and JSON.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::Done;
 use crate::terminal::table::{Align, Table};
 use crate::terminal::units;
 
-/// A backup that was made.
+/// JSON of one backup.
 #[derive(Serialize)]
 pub struct Report<'a> {
     backup: String,
@@ -29,7 +29,7 @@ pub struct Report<'a> {
 }
 
 impl<'a> Report<'a> {
-    /// Of what was made.
+    /// Describes a backup.
     pub fn new(summary: &'a BackupSummary, warnings: u64) -> Self {
         let made = &summary.entry.backup;
         Self {
@@ -48,12 +48,12 @@ impl<'a> Report<'a> {
     }
 }
 
-/// A run over several guests.
+/// JSON of a run over several guests.
 #[derive(Serialize)]
 pub struct AllReport<'a> {
     guests: Vec<GuestReport<'a>>,
     failed: usize,
-    /// Of no guest: what could not be found out or removed.
+    /// Warnings that concern no single guest, e.g. about leftovers that could not be removed.
     warnings: u64,
     duration_ms: u64,
 }
@@ -66,7 +66,7 @@ enum GuestReport<'a> {
 }
 
 impl<'a> AllReport<'a> {
-    /// Of all guests, in the order of their names.
+    /// Describes a run; `all` is sorted by name.
     pub fn new(all: &'a [Done], warnings: u64, took: Duration) -> Self {
         let guest = |done: &'a Done| match &done.result {
             Ok(summary) => GuestReport::Made(Box::new(Report::new(summary, done.warnings))),
@@ -79,12 +79,12 @@ impl<'a> AllReport<'a> {
             guests: all.iter().map(guest).collect(),
             warnings,
             failed: all.iter().filter(|done| done.result.is_err()).count(),
-            duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            duration_ms: units::milliseconds(took),
         }
     }
 }
 
-/// The line for one backup.
+/// Returns the line for one backup.
 pub fn last_line(summary: &BackupSummary, took: Duration) -> String {
     let counts = &summary.counts;
     format!(
@@ -97,7 +97,7 @@ pub fn last_line(summary: &BackupSummary, took: Duration) -> String {
     )
 }
 
-/// The table of a run over several guests: all, or those of which somebody should know.
+/// Returns the table of a run over several guests. With `quiet` it has only those that failed or had warnings.
 pub fn table(all: &[Done], quiet: bool) -> Option<Table> {
     let mut table = Table::new(&[
         ("GUEST", Align::Left),

@@ -1,4 +1,4 @@
-//! Backs up guests, several at a time. One that fails does not stop the others.
+//! Backs up guests, several at a time. A guest that fails does not stop the others.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,7 +15,7 @@ use vbk_repo::name::GuestName;
 use vbk_repo::pool;
 use vbk_repo::repository::Writer;
 
-use super::telling::Telling;
+use super::monitoring::Monitoring;
 use super::{Done, Job};
 use crate::commands::backup::nightly::Deadline;
 use crate::commands::backup::notify::Notifier;
@@ -24,28 +24,28 @@ use crate::exit::{Error, Result};
 use crate::terminal::progress::{Progress, Words};
 use crate::terminal::units;
 
-/// What all guests of a run share.
+/// Context that all guests of a run share.
 pub struct Workers<'a> {
     pub context: &'a Context<'a>,
     pub writer: &'a Writer,
     pub host: &'a Host,
-    pub telling: &'a Telling<'a>,
+    pub monitoring: &'a Monitoring<'a>,
     pub cancel: &'a AtomicBool,
     pub deadline: &'a Deadline,
     pub notifier: &'a Notifier,
-    /// Whether failures are told at once, because others follow.
+    /// The run backs up all guests, so failures are reported at once.
     pub is_all: bool,
 }
 
-/// What became of them all.
+/// Results of a run.
 pub struct Results {
-    /// Of each guest.
+    /// One result for each guest.
     pub done: Vec<Done>,
-    /// Warnings that are of no guest.
+    /// Warnings that concern no single guest.
     pub warnings: u64,
 }
 
-/// What the workers have in common.
+/// State that the workers share.
 struct Shared<'a> {
     queue: Mutex<VecDeque<Job>>,
     done: Mutex<Vec<Done>>,
@@ -55,7 +55,7 @@ struct Shared<'a> {
 }
 
 impl Workers<'_> {
-    /// Backs all up; gives what became of each.
+    /// Backs up all guests and returns a result for each.
     pub fn run(&self, jobs: Vec<Job>, threads: usize) -> Result<Results> {
         let total = jobs.iter().map(|job| job.size_bytes).sum();
         let progress = Progress::new(self.context.quiet(), total, Words::Backup);
@@ -66,7 +66,7 @@ impl Workers<'_> {
             progress: Arc::new(progress.saying(!self.context.quiet() && !self.context.json())),
             workers: self,
         };
-        // Only root makes snapshots of volumes; copies of files are found by the next run of the same file.
+        // Only root makes snapshots of volumes. A copy of a file is found by the next backup of that file.
         if geteuid().is_root() && lock(&shared.queue).iter().any(Job::has_devices) {
             self.host.clean(&*shared.progress);
         }
@@ -103,16 +103,19 @@ impl Shared<'_> {
             for note in &job.notes {
                 observer.event(Event::Warning(note));
             }
-            // A bug that one guest meets is not the end of the others' backups. Snapshots and helpers were let go of while
-            // the thread was unwound.
-            let result = catch_unwind(AssertUnwindSafe(|| self.back_up(job, &observer)))
-                .unwrap_or_else(|_| Err(Error::Bug("the backup broke off; what is above says where".to_owned())));
+            // A bug in the backup of one guest must not end the others. Snapshots and helpers were released while the thread
+            // unwound.
+            let result = catch_unwind(AssertUnwindSafe(|| self.back_up(job, &observer))).unwrap_or_else(|_| {
+                Err(Error::Bug(
+                    "the backup of this guest crashed (a bug); see the panic message above".to_owned(),
+                ))
+            });
             let took = clock.elapsed();
             if let Err(error) = &result {
                 self.failed(&guest, error, is_begun, &observer);
             }
             let peak_fill = *lock(&observer.peak_fill);
-            if let Err(error) = self.workers.telling.record(&guest, result.as_ref(), took, peak_fill) {
+            if let Err(error) = self.workers.monitoring.record(&guest, result.as_ref(), took, peak_fill) {
                 observer.event(Event::Warning(&error.message()));
             }
             lock(&self.done).push(Done {
@@ -143,12 +146,16 @@ impl Shared<'_> {
         }
         let plan = job.plan?;
         let observer: Arc<dyn Observer> = Arc::clone(observer) as _;
-        back_up_guest(writer, host, &plan, cancel, &observer)
-            .map_err(|error| deadline.reason_for(error.into(), "what was stored is not stored again by the next run"))
+        back_up_guest(writer, host, &plan, cancel, &observer).map_err(|error| {
+            deadline.reason_for(
+                error.into(),
+                "blocks that were stored are not stored again by the next run",
+            )
+        })
     }
 
     fn failed(&self, guest: &GuestName, error: &Error, is_begun: bool, observer: &GuestObserver) {
-        // Who interrupted it knows; the table has them all.
+        // The person who interrupted it knows, and the table lists all of them.
         if error.kind() == ErrorKind::Interrupted {
             return;
         }
@@ -156,25 +163,25 @@ impl Shared<'_> {
             self.progress
                 .suspend(|| tracing::error!("{guest}: {}", error.message()));
         }
-        // Those whose turn did not come are told of at once, at the end.
+        // Guests that were not begun are reported together at the end.
         if self.workers.is_all && !is_begun {
             return;
         }
-        if let Err(error) = self.workers.telling.failed(guest.as_str(), error) {
+        if let Err(error) = self.workers.monitoring.failed(guest.as_str(), error) {
             observer.event(Event::Warning(&format!("the on-failure command: {error}")));
         }
     }
 }
 
-/// Passes on what happens to one guest, and counts its warnings.
+/// Passes on the events of one guest, and counts its warnings.
 struct GuestObserver {
-    /// Named in messages.
+    /// Prefix of messages.
     guest: GuestName,
-    /// Whether there are others.
+    /// The run backs up all guests.
     is_all: bool,
     progress: Arc<Progress>,
     warnings: AtomicU64,
-    /// The fullest that a snapshot was.
+    /// Peak fill of a snapshot.
     peak_fill: Mutex<Option<f64>>,
 }
 
@@ -191,7 +198,7 @@ impl Observer for GuestObserver {
                 let mut peak = lock(&self.peak_fill);
                 *peak = Some(peak.map_or(fill, |known| known.max(fill)));
             }
-            // The bar is of all of them.
+            // The bar shows all guests together.
             Event::Disk { name, size_bytes } if self.is_all => {
                 tracing::info!("{guest}: reading {name}, {}", units::size(size_bytes));
             }

@@ -1,8 +1,7 @@
-//! A command that goes on in the background: `vbk mount` starts vbk again, waits for that process to say that it is
-//! ready, and goes on.
+//! A command that continues in the background: `vbk mount` starts vbk again, and waits until that process is ready.
 //!
-//! The child says so by a last line on standard output, after what it would print for a person or a script; the parent
-//! passes the rest on. Forking after threads have started is not safe, starting anew is.
+//! The child reports that by a last line on standard output, after its output for a person or a script, which the parent
+//! passes on. Starting the program again is safe after threads have started; forking is not.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -19,7 +18,7 @@ use crate::machine::{BACKGROUND_LOG, is_background, runtime_directory};
 use crate::terminal::output;
 use crate::unlock::KEY_ON_STDIN;
 
-/// Starts the last line of the child's report, before its outcome. It can't be part of JSON or of a message.
+/// First character of the last line of the child's report, before the outcome. It can't occur in JSON or in a message.
 const END: char = '\u{4}';
 
 /// A process in the background that is ready.
@@ -28,14 +27,14 @@ pub struct Background {
     pub child: Child,
     /// Its log.
     pub log: PathBuf,
-    /// How its start went.
+    /// Outcome of the start.
     pub outcome: Outcome,
 }
 
-/// Starts vbk with these arguments in the background and passes its report on. If it ends instead of getting ready it
-/// has printed why, and this process ends with the same code.
+/// Starts vbk with these arguments in the background and passes its report on. If the child ends before it is ready, it
+/// has printed the reason, and this process ends with the same code.
 ///
-/// `key` is the exported key of an encrypted repository; it goes through a pipe, which nobody else can read.
+/// `key` is the exported key of an encrypted repository; it goes through a pipe, which no other process can read.
 pub fn start(arguments: impl IntoIterator<Item = OsString>, key: Option<&str>) -> Result<Background> {
     clean_logs();
     let log = log_path()?;
@@ -53,7 +52,7 @@ pub fn start(arguments: impl IntoIterator<Item = OsString>, key: Option<&str>) -
         .spawn()
         .map_err(failed("start in the background"))?;
     if let (Some(key), Some(mut pipe)) = (key, child.stdin.take()) {
-        // A child that has ended says why itself.
+        // A child that has ended reports the reason itself.
         let _ = pipe.write_all(key.as_bytes());
     }
     if let Some(outcome) = pass_on(&mut child)? {
@@ -63,11 +62,11 @@ pub fn start(arguments: impl IntoIterator<Item = OsString>, key: Option<&str>) -
     std::process::exit(status.code().unwrap_or(1));
 }
 
-/// Copies the child's report; `None` if it ended without being ready.
+/// Copies the child's report; returns `None` if the child ended before it was ready.
 fn pass_on(child: &mut Child) -> Result<Option<Outcome>> {
     let mut outcome = None;
-    // It writes here what went wrong, or warnings, until it is ready; then it turns to its log and this ends. Read at
-    // the same time as its report, or a child with much to say would wait for ever.
+    // Errors and warnings arrive here until the child is ready and turns to its log. They are read at the same time as the
+    // report, or a child with many of them would wait for ever.
     let errors = child.stderr.take().map(|mut err| {
         std::thread::Builder::new().name("vbk-stderr".into()).spawn(move || {
             let mut text = Vec::new();
@@ -98,7 +97,7 @@ fn pass_on(child: &mut Child) -> Result<Option<Outcome>> {
     Ok(outcome)
 }
 
-/// Called first in the background process: Ctrl-C in the terminal it was started from is not for it.
+/// Detaches the background process from the terminal, so that Ctrl-C there does not reach it. Called first.
 pub fn begin() {
     if is_background() {
         // Fails only if this process leads a group already, which one started by `start` does not.
@@ -106,8 +105,8 @@ pub fn begin() {
     }
 }
 
-/// Called in the background process when its report is printed: lets the parent return, and turns to the log. From
-/// here on nothing reaches the terminal.
+/// Lets the parent return, and directs the output of the background process to its log. Called when its report is
+/// printed: from here on nothing reaches the terminal.
 pub fn ready(outcome: Outcome) -> Result<()> {
     let Some(log) = std::env::var_os(BACKGROUND_LOG) else {
         return Ok(());
@@ -116,24 +115,24 @@ pub fn ready(outcome: Outcome) -> Result<()> {
     output::write_bytes(format!("{END}{warnings}\n").as_bytes());
     if output::is_closed() {
         return Err(Error::Io {
-            doing: "say that the mount is ready".into(),
+            doing: "report that the mount is ready".into(),
             source: io::ErrorKind::BrokenPipe.into(),
         });
     }
     let file = File::options().create(true).append(true).open(&log);
     let file = file.map_err(failed("open the log"))?;
-    // Held by standard error from here on, to the end of the process: see `clean_logs`.
+    // Standard error holds the lock to the end of the process: see `clean_logs`.
     file.lock_shared().map_err(failed("lock the log"))?;
     let null = File::options().write(true).open("/dev/null");
     let null = null.map_err(failed("open /dev/null"))?;
-    // The directory it was started from may be unmounted. All paths are absolute by now.
+    // The starting directory may be unmounted. All paths are absolute by now.
     std::env::set_current_dir("/").map_err(failed("go to /"))?;
     dup2_stdout(&null)
         .and_then(|()| dup2_stderr(&file))
-        .map_err(|errno| failed("turn to the log")(errno.into()))
+        .map_err(|errno| failed("write to the log")(errno.into()))
 }
 
-/// Called in the background process when it ends well: removes the log if nothing is in it.
+/// Removes the log of the background process if it is empty. Called when the process ends without an error.
 pub fn end() {
     let Some(log) = std::env::var_os(BACKGROUND_LOG) else {
         return;
@@ -143,7 +142,7 @@ pub fn end() {
     }
 }
 
-/// The file that the log of this process goes to, if it is the one in the background.
+/// Returns the log file of this process, if it is the one in the background.
 pub fn log() -> Option<PathBuf> {
     std::env::var_os(BACKGROUND_LOG).map(PathBuf::from)
 }
@@ -151,7 +150,7 @@ pub fn log() -> Option<PathBuf> {
 fn log_path() -> Result<PathBuf> {
     let root = runtime_directory()?;
     let made = std::fs::DirBuilder::new().mode(0o700).recursive(true).create(&root);
-    made.map_err(Error::io(format!("make {}", root.display())))?;
+    made.map_err(Error::io(format!("create {}", root.display())))?;
     let stamp = jiff::Timestamp::now().as_nanosecond();
     Ok(root.join(format!("mount-{}-{stamp:x}.log", std::process::id())))
 }

@@ -9,7 +9,7 @@ use vbk::guest::files::NVRAM_NAME;
 use vbk::restore::guest::{GuestRestore, RestorePlan, RestoredGuest};
 use vbk_repo::backup::Backup;
 
-use super::{RangeJson, damaged_wish, milliseconds, ranges_json, tell_damaged};
+use super::{RangeJson, damage_mode, print_damaged, ranges_json};
 use crate::args::{RestoreArgs, SkipDamaged};
 use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
@@ -46,7 +46,7 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Out
     if args.skip_damaged == Some(SkipDamaged::Keep) {
         // A thick volume holds the data of earlier volumes in its place.
         return Err(Error::Usage(
-            "new volumes hold nothing that could be kept; --skip-damaged writes zeros".into(),
+            "new volumes have no old data to keep; --skip-damaged writes zeros".into(),
         ));
     }
     let cancel = signals::cancel_flag_with_hangup().map_err(Error::io("watch for signals"))?;
@@ -69,13 +69,13 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Out
         pool: args.thin_pool.as_deref(),
         devices: "/dev".into(),
         define: args.define,
-        damaged: damaged_wish(args),
+        damaged: damage_mode(args),
         threads: threads(),
         programs: &programs,
     };
     let plan = restore.plan()?;
     if plan.becomes_thick {
-        context.say("disks that were thin volumes become thick ones; --thin-pool makes thin ones");
+        context.say("disks that were thin volumes become thick ones; --thin-pool creates thin ones");
     }
     for remark in &plan.remarks {
         tracing::warn!("{remark}");
@@ -112,7 +112,7 @@ fn say_restored(context: &Context<'_>, backup: &Backup, plan: &RestorePlan<'_>, 
     let mut outcome = Outcome::Done;
     for (image, disk) in backup.images.iter().zip(&restored.disks) {
         let label = format!("{}/{}", backup.spec(), image.disk);
-        if tell_damaged(&label, &disk.damaged, "they are zeros") == Outcome::Damage {
+        if print_damaged(&label, &disk.damaged, "they are zeros") == Outcome::Damage {
             outcome = Outcome::Damage;
         }
     }
@@ -167,7 +167,7 @@ impl<'a> GuestJson<'a> {
             volumes: volumes.collect(),
             domain: plan.domain.as_ref().map(|domain| domain.xml.as_str()),
             defined: restore.define,
-            duration_ms: milliseconds(took),
+            duration_ms: units::milliseconds(took),
         }
     }
 }

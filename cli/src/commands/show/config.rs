@@ -1,4 +1,4 @@
-//! `vbk show --config` and `--file`: what describes the guest, and the partitions of its disks.
+//! `vbk show --config` and `--file`: the files that describe the guest, and the partitions of its disks.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ struct Report {
 struct FileJson {
     name: String,
     size_bytes: u64,
-    /// Of a text.
+    /// Content of a text file.
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -53,14 +53,14 @@ struct PartitionJson {
     label: Option<String>,
 }
 
-/// Writes a file as it is.
+/// Writes a file to standard output, unchanged.
 pub fn write_file(view: &View, entry: &Entry, name: &str) -> Result<Outcome> {
     let bytes = read(view, &ReadResources::new(1), entry.backup.file(name)?)?;
     output::write_bytes(&bytes);
     Ok(Outcome::Done)
 }
 
-/// Prints all files that are text, and the partitions. What can't be read is named and keeps nothing else back.
+/// Prints the text files and the partitions. A part that can't be read is named, and the others are printed.
 pub fn show(context: &Context<'_>, view: &View, entry: &Entry) -> Result<Outcome> {
     let resources = ReadResources::new(1);
     let backup = &entry.backup;
@@ -88,7 +88,7 @@ pub fn show(context: &Context<'_>, view: &View, entry: &Entry) -> Result<Outcome
         })
         .collect();
     if files.is_empty() {
-        context.say(format_args!("no files are kept with {}\n", backup.spec()));
+        context.say(format_args!("{} has no files\n", backup.spec()));
     }
     for file in &files {
         context.print(format_args!("--- {} ({})\n", file.name, units::size(file.size_bytes)));
@@ -96,7 +96,7 @@ pub fn show(context: &Context<'_>, view: &View, entry: &Entry) -> Result<Outcome
             (Some(text), _) => context.print(format_args!("{text}{}", if text.ends_with('\n') { "" } else { "\n" })),
             (None, Some(error)) => context.print(format_args!("can't be read: {error}\n")),
             (None, None) => context.print(format_args!(
-                "not a text; `vbk show {} --file {} > FILE` writes it\n",
+                "not text; `vbk show {} --file {} > FILE` writes it\n",
                 backup.spec(),
                 file.name
             )),
@@ -121,7 +121,7 @@ fn read(view: &View, resources: &Arc<ReadResources>, file: &Image) -> vbk_repo::
     ImageReader::open(view.store(), Arc::clone(resources), file)?.read_file(file.disk.as_str())
 }
 
-/// The text of a file, if it is one and does nothing to a terminal.
+/// Returns the text of a file, if it is text and can't drive a terminal.
 fn text_of(bytes: Vec<u8>) -> Option<String> {
     let text = String::from_utf8(bytes).ok()?;
     let harmless = |c: char| !c.is_control() || matches!(c, '\n' | '\t' | '\r');

@@ -1,9 +1,9 @@
 use super::*;
 
-const GOLDEN: &str = r#"# HELP vbk_backup_last_success_timestamp_seconds When the last successful backup of the guest ended, in seconds since 1970.
+const GOLDEN: &str = r#"# HELP vbk_backup_last_success_timestamp_seconds End of the last successful backup of the guest, in seconds since 1970.
 # TYPE vbk_backup_last_success_timestamp_seconds gauge
 vbk_backup_last_success_timestamp_seconds{guest="web1"} 1763690400.25
-# HELP vbk_backup_last_run_timestamp_seconds When the last attempt to back the guest up ended, in seconds since 1970.
+# HELP vbk_backup_last_run_timestamp_seconds End of the last attempt to back the guest up, in seconds since 1970.
 # TYPE vbk_backup_last_run_timestamp_seconds gauge
 vbk_backup_last_run_timestamp_seconds{guest="odd\"\\\n{} 1"} 1763690401
 vbk_backup_last_run_timestamp_seconds{guest="web1"} 1763690400.25
@@ -11,14 +11,14 @@ vbk_backup_last_run_timestamp_seconds{guest="web1"} 1763690400.25
 # TYPE vbk_backup_success gauge
 vbk_backup_success{guest="odd\"\\\n{} 1"} 0
 vbk_backup_success{guest="web1"} 1
-# HELP vbk_backup_duration_seconds How long the last attempt took.
+# HELP vbk_backup_duration_seconds Duration of the last attempt.
 # TYPE vbk_backup_duration_seconds gauge
 vbk_backup_duration_seconds{guest="odd\"\\\n{} 1"} 2
 vbk_backup_duration_seconds{guest="web1"} 61.5
 # HELP vbk_backup_read_bytes Bytes that the last successful backup read from the disks.
 # TYPE vbk_backup_read_bytes gauge
 vbk_backup_read_bytes{guest="web1"} 1099511627776
-# HELP vbk_backup_new_bytes Plain bytes of blocks that the repository did not have before the last successful backup.
+# HELP vbk_backup_new_bytes Uncompressed bytes of the blocks that the last successful backup added to the repository.
 # TYPE vbk_backup_new_bytes gauge
 vbk_backup_new_bytes{guest="web1"} 1048576
 # HELP vbk_backup_stored_bytes Bytes that those blocks take in the store.
@@ -27,22 +27,22 @@ vbk_backup_stored_bytes{guest="web1"} 0
 # HELP vbk_backup_size_bytes Size of all disks of the guest at the last successful backup.
 # TYPE vbk_backup_size_bytes gauge
 vbk_backup_size_bytes{guest="web1"} 2199023255552
-# HELP vbk_backup_snapshot_peak_fill_ratio The fullest that a snapshot, or its thin pool, was at the last attempt that had one; 1 is full.
+# HELP vbk_backup_snapshot_peak_fill_ratio Peak fill of a snapshot, or of its thin pool, in the last attempt that had one; 1 is full.
 # TYPE vbk_backup_snapshot_peak_fill_ratio gauge
 vbk_backup_snapshot_peak_fill_ratio{guest="odd\"\\\n{} 1"} 0.91
-# HELP vbk_run_start_timestamp_seconds When the last run over all guests began, in seconds since 1970.
+# HELP vbk_run_start_timestamp_seconds Start of the last run over all guests, in seconds since 1970.
 # TYPE vbk_run_start_timestamp_seconds gauge
 vbk_run_start_timestamp_seconds 1763690000
-# HELP vbk_run_end_timestamp_seconds When the last run over all guests ended, in seconds since 1970.
+# HELP vbk_run_end_timestamp_seconds End of the last run over all guests, in seconds since 1970.
 # TYPE vbk_run_end_timestamp_seconds gauge
 vbk_run_end_timestamp_seconds 1763690500
 # HELP vbk_run_guests Guests that the last run over all guests had to back up.
 # TYPE vbk_run_guests gauge
 vbk_run_guests 2
-# HELP vbk_run_failed_guests Guests that it made no backup of.
+# HELP vbk_run_failed_guests Guests that the last run over all guests could not back up.
 # TYPE vbk_run_failed_guests gauge
 vbk_run_failed_guests 1
-# HELP vbk_run_success 1 if it backed all guests up without a warning, 0 if not.
+# HELP vbk_run_success 1 if the last run over all guests backed all of them up without a warning, 0 if not.
 # TYPE vbk_run_success gauge
 vbk_run_success 0
 "#;

@@ -1,7 +1,7 @@
-//! Who is told how a run went, beside the terminal: Prometheus by a file of figures, and the administrator by the
-//! on-failure command.
+//! Reports of a run beside the terminal: metrics for Prometheus, and the administrator's on-failure command.
 //!
-//! A run that ends before its first guest is told of like one in which all fail: nobody looks at a terminal at night.
+//! A run that ends before its first guest is reported like one in which every guest fails: at night nobody watches the
+//! terminal.
 
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -20,30 +20,30 @@ use crate::commands::backup::nightly;
 use crate::exit::{Error, Result};
 use crate::machine::host;
 
-/// What stands for all guests where the name of one is expected. No guest can be called so.
+/// Stands for all guests where the name of one is expected. No guest can have this name.
 const ALL: &str = "--all";
 
-/// Tells them.
-pub struct Telling<'a> {
+/// Sends the reports of one run.
+pub struct Monitoring<'a> {
     programs: &'a Programs,
     on_failure: Option<&'a str>,
     metrics: Mutex<Option<Metrics>>,
     started: Timestamp,
-    /// The guests that a run over all has to back up, once they are known.
+    /// Number of guests that a run over all guests has to back up, once it is known.
     pub guests: usize,
-    /// What went wrong with telling, in numbers.
+    /// Number of warnings about the reports themselves.
     pub warnings: u64,
 }
 
-impl<'a> Telling<'a> {
-    /// For a run that begins. Figures that can't be written are a warning: they are no reason to back nothing up.
+impl<'a> Monitoring<'a> {
+    /// Opens the metrics at the start of a run. Metrics that can't be written are only a warning.
     pub fn new(
         programs: &'a Programs,
         metrics: Option<&Path>,
         on_failure: Option<&'a str>,
         started: Timestamp,
     ) -> Self {
-        let mut telling = Self {
+        let mut monitoring = Self {
             programs,
             on_failure,
             metrics: Mutex::default(),
@@ -52,10 +52,10 @@ impl<'a> Telling<'a> {
             warnings: 0,
         };
         match metrics.map(Metrics::at).transpose() {
-            Ok(metrics) => telling.metrics = Mutex::new(metrics),
-            Err(error) => telling.warn(&format!("this run writes no metrics: {}", error.text())),
+            Ok(metrics) => monitoring.metrics = Mutex::new(metrics),
+            Err(error) => monitoring.warn(&format!("this run writes no metrics: {}", error.text())),
         }
-        telling
+        monitoring
     }
 
     /// Runs the on-failure command for a guest, if there is one.
@@ -66,8 +66,8 @@ impl<'a> Telling<'a> {
         }
     }
 
-    /// Adds what became of a guest to the figures. Who interrupted its backup does not need them to know, and it would
-    /// look like one that fails.
+    /// Adds the result for a guest to the metrics. A backup that a person interrupted is left out: it would look like a
+    /// failure.
     pub fn record(
         &self,
         guest: &GuestName,
@@ -98,7 +98,7 @@ impl<'a> Telling<'a> {
         metrics.record(guest.as_str(), run)
     }
 
-    /// Tells of a run that ended before its first guest: of `guest`, or of all.
+    /// Reports a run that ended before its first guest, for `guest` or for all.
     pub fn nothing_was_done(mut self, guest: Option<&GuestName>, error: &Error, took: Duration) {
         if guest.is_some() && is_slip(error) {
             return;
@@ -116,20 +116,23 @@ impl<'a> Telling<'a> {
         self.finish(|_| true);
     }
 
-    /// Tells at once of all guests that the time limit left out: forty messages would say the same.
+    /// Reports all guests that the time limit left out in one call, instead of one for each.
     pub fn not_begun(&mut self, done: &[Done]) {
         let left_out = |done: &&Done| !done.is_begun && matches!(done.result, Err(Error::TimeOver(_)));
         let left_out: Vec<&str> = done.iter().filter(left_out).map(|done| done.guest.as_str()).collect();
         if left_out.is_empty() {
             return;
         }
-        let error = Error::TimeOver(format!("the time limit is over; not begun: {}", left_out.join(", ")));
+        let error = Error::TimeOver(format!(
+            "the time limit was reached; not begun: {}",
+            left_out.join(", ")
+        ));
         if let Err(why) = self.failed(ALL, &error) {
             self.warn(&format!("the on-failure command: {why}"));
         }
     }
 
-    /// Adds what is told of a run over all guests.
+    /// Adds the result of a run over all guests to the metrics.
     pub fn record_whole(&self, failed: usize, success: bool) {
         let mut metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(metrics) = metrics.as_mut() {
@@ -143,7 +146,7 @@ impl<'a> Telling<'a> {
         }
     }
 
-    /// Writes the figures, without guests that nobody knows any more. Gives how many warnings there were.
+    /// Writes the metrics, without guests that `is_known` no longer knows. Returns the number of warnings.
     pub fn finish(mut self, is_known: impl Fn(&str) -> bool) -> u64 {
         let metrics = std::mem::take(&mut self.metrics);
         let metrics = metrics.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -159,7 +162,8 @@ impl<'a> Telling<'a> {
     }
 }
 
-/// What only a person who types can do wrong. A guest that nobody knows must not get figures, which would alarm for ever.
+/// Returns whether an error is a mistake on the command line. An unknown guest must not get metrics, which would raise an
+/// alarm for ever.
 fn is_slip(error: &Error) -> bool {
     matches!(
         error,
