@@ -1,4 +1,5 @@
-//! Everything that asks this machine: its programs, LVM, libvirt, its block devices, and the note of each run of vbk.
+//! Everything that queries this machine: its programs, LVM, libvirt, its block devices, and the records of vbk's own
+//! runs.
 
 pub mod device;
 pub(crate) mod holders;
