@@ -95,7 +95,7 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Out
         group: group.to_owned(),
         pool: args.thin_pool.clone(),
         volumes: volumes(&stored, disks.as_ref(), guest)?,
-        run: random.run(),
+        tag_id: random.run(),
         devices: "/dev".into(),
     };
     let was_thin = disks
@@ -175,7 +175,7 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Out
     }
     context.say(format_args!("{guest} restored in {}", units::duration(took)));
     if let (Some(domain), true) = (&domain, args.define) {
-        let scratch = std::env::temp_dir().join(format!("vbk-{}.xml", plan.run));
+        let scratch = std::env::temp_dir().join(format!("vbk-{}.xml", plan.tag_id));
         let nvram = domain.nvram.as_ref().map(|(path, bytes)| (path.as_path(), &bytes[..]));
         let defined = define(&programs, &domain.xml, nvram, &scratch);
         defined.map_err(|error| {
