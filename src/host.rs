@@ -5,7 +5,7 @@ pub mod device;
 pub(crate) mod holders;
 pub mod libvirt;
 pub(crate) mod loops;
-pub mod lvm;
+pub(crate) mod lvm;
 pub(crate) mod mounts;
 pub mod program;
 pub mod run;

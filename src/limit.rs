@@ -14,7 +14,7 @@ pub mod bucket;
 pub mod kernel;
 mod limiter;
 pub mod pressure;
-pub mod priority;
+pub(crate) mod priority;
 pub mod requests;
 pub mod speed;
 

@@ -50,7 +50,7 @@ pub struct Window {
 /// A loop device that shows an image, read-only. The kernel clears it when this value is dropped, or later, when a file
 /// system that was mounted from it is unmounted.
 #[derive(Debug)]
-pub struct LoopDevice {
+pub(crate) struct LoopDevice {
     number: u32,
     // LO_FLAGS_AUTOCLEAR acts on the last close: this holds the device until a mount does.
     _device: File,
@@ -58,7 +58,7 @@ pub struct LoopDevice {
 
 impl LoopDevice {
     /// Attaches the image with direct I/O, or through the page cache if its file system has no direct I/O.
-    pub fn attach(image: &Path, window: Window, sector_size: SectorSize) -> Result<Self> {
+    pub(crate) fn attach(image: &Path, window: Window, sector_size: SectorSize) -> Result<Self> {
         let attach_error = |source: io::Error| MountError::Attach {
             image: image.to_owned(),
             source,
@@ -87,7 +87,7 @@ impl LoopDevice {
     }
 
     /// Holds a device that is already attached: the kernel does not clear it before this value is dropped.
-    pub fn hold(attached: &Attached) -> io::Result<Self> {
+    pub(crate) fn hold(attached: &Attached) -> io::Result<Self> {
         let device = File::open(attached.node())?;
         if Attached::of_number(attached.number).as_ref() != Some(attached) {
             return Err(io::ErrorKind::NotFound.into());
@@ -100,7 +100,7 @@ impl LoopDevice {
 
     /// Makes the kernel forget the btrfs on this device, unless it is mounted. Otherwise the kernel lists it until the
     /// device shows another one.
-    pub fn forget_btrfs(&self) {
+    pub(crate) fn forget_btrfs(&self) {
         let forgotten = File::open(BTRFS_CONTROL).map(|control| sys::btrfs_forget(&control, &self.node()));
         match forgotten {
             // ENOENT: this kernel lists only file systems with several devices. ENOTTY: it is older than Linux 5.4.
@@ -110,19 +110,19 @@ impl LoopDevice {
     }
 
     /// The number N of /dev/loopN.
-    pub fn number(&self) -> u32 {
+    pub(crate) fn number(&self) -> u32 {
         self.number
     }
 
     /// Path of the device's node, to mount from.
-    pub fn node(&self) -> PathBuf {
+    pub(crate) fn node(&self) -> PathBuf {
         node(self.number)
     }
 }
 
 /// An attached loop device, as /sys shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attached {
+pub(crate) struct Attached {
     /// The number N of /dev/loopN.
     pub number: u32,
     /// Path of its backing file, even if the file is deleted or its mount is dead.
@@ -131,7 +131,7 @@ pub struct Attached {
 
 impl Attached {
     /// Returns the device with that number, if it is attached.
-    pub fn of_number(number: u32) -> Option<Self> {
+    pub(crate) fn of_number(number: u32) -> Option<Self> {
         let backing = fs::read(format!("{BLOCK_DEVICES}/loop{number}/loop/backing_file")).ok()?;
         Some(Self {
             number,
@@ -140,12 +140,12 @@ impl Attached {
     }
 
     /// Path of the device's node.
-    pub fn node(&self) -> PathBuf {
+    pub(crate) fn node(&self) -> PathBuf {
         node(self.number)
     }
 
     /// Waits until the device no longer shows this file; false after the timeout.
-    pub fn wait_cleared(&self, timeout: Duration) -> bool {
+    pub(crate) fn wait_cleared(&self, timeout: Duration) -> bool {
         let end = Instant::now() + timeout;
         loop {
             if Self::of_number(self.number).as_ref() != Some(self) {
@@ -159,7 +159,7 @@ impl Attached {
     }
 
     /// Clears the device; if it is in use, the kernel clears it when its last user closes it.
-    pub fn clear(&self) -> io::Result<()> {
+    pub(crate) fn clear(&self) -> io::Result<()> {
         let device = match File::open(self.node()) {
             Err(error) if error.raw_os_error() == Some(Errno::ENXIO as i32) => return Ok(()),
             other => other?,
@@ -177,7 +177,7 @@ impl Attached {
 
 /// Lists the attached loop devices whose file is at `prefix` or below it. Compares text, because the file's mount may
 /// be dead.
-pub fn attached_below(prefix: &Path) -> Result<Vec<Attached>> {
+pub(crate) fn attached_below(prefix: &Path) -> Result<Vec<Attached>> {
     let table_error = |source| MountError::KernelTable {
         path: BLOCK_DEVICES.into(),
         source,
@@ -196,7 +196,7 @@ pub fn attached_below(prefix: &Path) -> Result<Vec<Attached>> {
 }
 
 /// Fails unless this process can get a loop device.
-pub fn check_rights() -> Result<()> {
+pub(crate) fn check_rights() -> Result<()> {
     free_number(&open_control()?).map(|_| ())
 }
 

@@ -204,7 +204,7 @@ pub enum MountError {
 }
 
 /// Shorthand for results of the mount layer.
-pub type Result<T> = std::result::Result<T, MountError>;
+pub(crate) type Result<T> = std::result::Result<T, MountError>;
 
 impl MountError {
     /// Returns the kind of the error, by which a caller decides what to do.

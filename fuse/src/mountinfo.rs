@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// One mount of the kernel's table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mount {
+pub(crate) struct Mount {
     /// Id of the mount while it lives; the kernel reuses it afterwards.
     pub id: u64,
     /// Id of the mount that this one sits on.
@@ -30,25 +30,25 @@ pub struct Mount {
 
 impl Mount {
     /// Tests that the mount point is `path` or below it.
-    pub fn at_or_below(&self, path: &Path) -> bool {
+    pub(crate) fn at_or_below(&self, path: &Path) -> bool {
         self.mount_point.starts_with(path)
     }
 
     /// Tests that this mount reads from the loop device with that number.
-    pub fn is_on_loop(&self, number: u32) -> bool {
+    pub(crate) fn is_on_loop(&self, number: u32) -> bool {
         const LOOP_MAJOR: u32 = 7;
         self.device == (LOOP_MAJOR, number) || self.source == OsString::from(format!("/dev/loop{number}"))
     }
 }
 
 /// Reads the mounts that this process sees, oldest first.
-pub fn read() -> io::Result<Vec<Mount>> {
+pub(crate) fn read() -> io::Result<Vec<Mount>> {
     std::fs::read("/proc/self/mountinfo").map(|text| parse(&text))
 }
 
 /// Parses a mountinfo table. Leaves out a line that it can't parse: an odd mount of another program must not stop a
 /// teardown.
-pub fn parse(text: &[u8]) -> Vec<Mount> {
+pub(crate) fn parse(text: &[u8]) -> Vec<Mount> {
     text.split(|byte| *byte == b'\n')
         .filter(|line| !line.is_empty())
         .filter_map(|line| {

@@ -113,7 +113,7 @@ pub struct PartitionTable {
 
 /// Reads the table of `disk`. An error means that the disk could not be read, never that its content is invalid: so a
 /// damaged block of the backup is not mistaken for a disk without partitions.
-pub fn read_table(disk: &dyn ReadAt) -> io::Result<PartitionTable> {
+pub(crate) fn read_table(disk: &dyn ReadAt) -> io::Result<PartitionTable> {
     let sector = read_array::<512>(disk, 0)?.unwrap_or([0; 512]);
     let entries = mbr_entries(&sector);
     let is_mbr = looks_like_mbr(disk, &sector, &entries);

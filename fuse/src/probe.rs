@@ -92,7 +92,7 @@ impl fmt::Display for FsType {
 
 impl Content {
     /// Says why this can't be mounted, in a few words that follow "is" or a colon; `None` for a file system.
-    pub fn why_not_mountable(&self) -> Option<&'static str> {
+    pub(crate) fn why_not_mountable(&self) -> Option<&'static str> {
         match self {
             Content::FileSystem(_) => None,
             Content::Swap => Some("swap space"),

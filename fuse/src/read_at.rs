@@ -3,7 +3,7 @@
 use std::io;
 
 /// Bytes that can be read at any offset: an image, a partition of it, a buffer.
-pub trait ReadAt {
+pub(crate) trait ReadAt {
     /// Fills `buf` from `offset_bytes`; fails if that passes the end.
     fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()>;
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags};
 
-pub use nix::errno::Errno;
+pub(crate) use nix::errno::Errno;
 
 /// Bytes of a name in `struct loop_info64` (`LO_NAME_SIZE`, linux/loop.h).
 const LO_NAME_SIZE: usize = 64;
@@ -73,7 +73,7 @@ const _: () = assert!(size_of::<BtrfsVolArgs>() == 4096);
 
 /// Returns the number of a loop device that was free a moment ago; the kernel makes a new one if all are in use
 /// (`LOOP_CTL_GET_FREE`, loop(4)). Another process may take it first, so configuring it can fail with `EBUSY`.
-pub fn loop_free_number(control: &File) -> Result<u32, Errno> {
+pub(crate) fn loop_free_number(control: &File) -> Result<u32, Errno> {
     // SAFETY: LOOP_CTL_GET_FREE has no argument and touches no memory of ours (loop(4)); the fd is open while `control`
     // is borrowed.
     let number = unsafe { ioctl::loop_ctl_get_free(control.as_raw_fd()) }?;
@@ -83,7 +83,7 @@ pub fn loop_free_number(control: &File) -> Result<u32, Errno> {
 /// Binds `backing` to the loop device in one step: read-only, and cleared by the kernel when its last user closes it
 /// (`LOOP_CONFIGURE`). `name` is only for people to read; the kernel keeps its first 63 bytes. The device shows
 /// `size_bytes` of the file from `offset_bytes` on, or everything up to its end if `size_bytes` is 0.
-pub fn loop_configure(
+pub(crate) fn loop_configure(
     device: &File,
     backing: &File,
     name: &Path,
@@ -128,7 +128,7 @@ pub fn loop_configure(
 
 /// Detaches the backing file from the loop device; a device in use is cleared when its last user closes it
 /// (`LOOP_CLR_FD`, loop(4)).
-pub fn loop_clear(device: &File) -> Result<(), Errno> {
+pub(crate) fn loop_clear(device: &File) -> Result<(), Errno> {
     // SAFETY: LOOP_CLR_FD has no argument and touches no memory of ours (loop(4)); the fd is open while `device` is
     // borrowed.
     unsafe { ioctl::loop_clr_fd(device.as_raw_fd()) }?;
@@ -137,7 +137,7 @@ pub fn loop_clear(device: &File) -> Result<(), Errno> {
 
 /// Makes the kernel forget that an unmounted device held a btrfs (`BTRFS_IOC_FORGET_DEV`, Linux 5.4). `control` is
 /// /dev/btrfs-control.
-pub fn btrfs_forget(control: &File, device: &Path) -> Result<(), Errno> {
+pub(crate) fn btrfs_forget(control: &File, device: &Path) -> Result<(), Errno> {
     let path = device.as_os_str().as_bytes();
     let mut arguments = BtrfsVolArgs {
         fd: 0,
@@ -156,7 +156,7 @@ pub fn btrfs_forget(control: &File, device: &Path) -> Result<(), Errno> {
 }
 
 /// Makes the node of a loop device (block, major 7) at `path`, for a /dev that is not a devtmpfs.
-pub fn make_loop_node(path: &Path, number: u32) -> Result<(), Errno> {
+pub(crate) fn make_loop_node(path: &Path, number: u32) -> Result<(), Errno> {
     use nix::sys::stat::{Mode, SFlag, makedev, mknod};
     let owner_only = Mode::S_IRUSR | Mode::S_IWUSR;
     mknod(path, SFlag::S_IFBLK, owner_only, makedev(7, number.into()))
@@ -164,7 +164,7 @@ pub fn make_loop_node(path: &Path, number: u32) -> Result<(), Errno> {
 
 /// Write mode of a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Writable {
+pub(crate) enum Writable {
     /// Writes are refused.
     No,
     /// Writes are possible: only for the short time in which the empty frame of a mount is built.
@@ -181,12 +181,12 @@ fn flags(writable: Writable) -> MsFlags {
 }
 
 /// Mounts `source` at `target`, always `nodev,nosuid,noexec` (mount(2)).
-pub fn mount(source: &Path, target: &Path, fs_type: &str, writable: Writable, data: &str) -> Result<(), Errno> {
+pub(crate) fn mount(source: &Path, target: &Path, fs_type: &str, writable: Writable, data: &str) -> Result<(), Errno> {
     nix::mount::mount(Some(source), target, Some(fs_type), flags(writable), Some(data))
 }
 
 /// Makes the mount at `target` and its file system read-only (mount(2), `MS_REMOUNT`).
-pub fn remount_read_only(target: &Path) -> Result<(), Errno> {
+pub(crate) fn remount_read_only(target: &Path) -> Result<(), Errno> {
     let flags = flags(Writable::No) | MsFlags::MS_REMOUNT;
     nix::mount::mount(None::<&Path>, target, None::<&Path>, flags, None::<&Path>)
 }
@@ -194,7 +194,7 @@ pub fn remount_read_only(target: &Path) -> Result<(), Errno> {
 /// Unmounts the top mount at `target`, which may be dead: the last part of the path is looked up without asking its
 /// file system (`UMOUNT_NOFOLLOW`, umount2(2)). With `detach`, it and all mounts below it disappear at once, and the
 /// kernel releases them after their last user.
-pub fn unmount(target: &Path, detach: bool) -> Result<(), Errno> {
+pub(crate) fn unmount(target: &Path, detach: bool) -> Result<(), Errno> {
     let mut flags = MntFlags::UMOUNT_NOFOLLOW;
     if detach {
         flags |= MntFlags::MNT_DETACH;
@@ -207,7 +207,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Tests that the file system at `path` has lost the process that serves it (`ENOTCONN`, fuse(4)). One that does not
 /// answer in time is not dead: its process exists, and may be stopped or slow.
-pub fn is_dead(path: &Path) -> bool {
+pub(crate) fn is_dead(path: &Path) -> bool {
     let (answer, answered) = std::sync::mpsc::channel();
     let path = path.to_owned();
     // Not joined: it waits as long as the other process takes. A signal or the end of this process ends it.
@@ -220,7 +220,7 @@ pub fn is_dead(path: &Path) -> bool {
 }
 
 /// Tests that this process may mount: `CAP_SYS_ADMIN`, bit 21 of its effective capabilities (capabilities(7), proc(5)).
-pub fn may_mount() -> io::Result<bool> {
+pub(crate) fn may_mount() -> io::Result<bool> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let effective = status
         .lines()

@@ -33,7 +33,7 @@ use open::{OpenContent, OpenFile};
 mod open;
 
 /// Inode number of the top directory.
-pub const ROOT: u64 = 1;
+pub(crate) const ROOT: u64 = 1;
 
 /// Backups whose file lists are cached.
 const LISTINGS: usize = 4096;
@@ -49,7 +49,7 @@ enum Node {
 
 /// Kind of an object in the tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// A directory.
     Directory,
     /// A regular file.
@@ -60,7 +60,7 @@ pub enum Kind {
 
 /// Attributes for stat(2).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attributes {
+pub(crate) struct Attributes {
     /// Inode number, the same as long as the tree lives.
     pub number: u64,
     /// Kind of the object.
@@ -75,7 +75,7 @@ pub struct Attributes {
 
 /// A name in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Name {
+pub(crate) struct Name {
     /// Inode number.
     pub number: u64,
     /// Kind of the object.
@@ -143,7 +143,7 @@ impl ImageFs {
 
     /// Switches to the newest view, if there is a newer one. The old view is released when no open file needs it, and
     /// with it the space of what was removed from the repository since.
-    pub fn refresh(&self) {
+    pub(crate) fn refresh(&self) {
         if let Err(error) = self.try_refresh() {
             // The present view is still good.
             tracing::warn!("can't look for new backups: {error}");
@@ -165,7 +165,7 @@ impl ImageFs {
     }
 
     /// Finds a name in a directory.
-    pub fn lookup(&self, directory: u64, name: &str) -> Result<Attributes> {
+    pub(crate) fn lookup(&self, directory: u64, name: &str) -> Result<Attributes> {
         self.refresh();
         let state = self.state();
         let node = match self.node(directory)? {
@@ -179,7 +179,7 @@ impl ImageFs {
     }
 
     /// Returns the attributes of an object.
-    pub fn attributes(&self, number: u64) -> Result<Attributes> {
+    pub(crate) fn attributes(&self, number: u64) -> Result<Attributes> {
         let node = self.node(number)?;
         self.refresh();
         match self.attributes_of(&self.state(), &node) {
@@ -194,7 +194,7 @@ impl ImageFs {
     }
 
     /// Returns the target of a link.
-    pub fn link(&self, number: u64) -> Result<String> {
+    pub(crate) fn link(&self, number: u64) -> Result<String> {
         self.refresh();
         match self.node(number)? {
             Node::Latest(guest) => Ok(self.state().latest(&guest)?.backup.time.to_string()),
@@ -203,7 +203,7 @@ impl ImageFs {
     }
 
     /// Lists a directory.
-    pub fn list(&self, directory: u64) -> Result<Vec<Name>> {
+    pub(crate) fn list(&self, directory: u64) -> Result<Vec<Name>> {
         self.refresh();
         let state = self.state();
         let name = |node: Node, kind, name: String| Name {
@@ -240,7 +240,7 @@ impl ImageFs {
     }
 
     /// Opens a file; the returned handle is valid until [`Self::close_file`].
-    pub fn open_file(&self, number: u64) -> Result<u64> {
+    pub(crate) fn open_file(&self, number: u64) -> Result<u64> {
         let Node::File(guest, time, name) = self.node(number)? else {
             return Err(not_found("file"));
         };
@@ -297,7 +297,7 @@ impl ImageFs {
     }
 
     /// Closes an open file.
-    pub fn close_file(&self, handle: u64) {
+    pub(crate) fn close_file(&self, handle: u64) {
         let mut files = self.open.write().unwrap_or_else(PoisonError::into_inner);
         let closed = files.remove(&handle);
         // This may free a whole view, so not under the lock.
@@ -306,14 +306,14 @@ impl ImageFs {
     }
 
     /// Reads from an open file and returns the number of bytes; fewer than `out` holds only at the end.
-    pub fn read(&self, handle: u64, offset_bytes: u64, out: &mut [u8]) -> Result<usize> {
+    pub(crate) fn read(&self, handle: u64, offset_bytes: u64, out: &mut [u8]) -> Result<usize> {
         let file = self.opened(handle)?;
         let result = file.read(offset_bytes, out);
         result.inspect_err(|error| file.report(offset_bytes, out.len(), error))
     }
 
     /// Returns the next offset with data at or after `offset_bytes`; `None` if only zeros follow.
-    pub fn next_data(&self, handle: u64, offset_bytes: u64) -> Result<Option<u64>> {
+    pub(crate) fn next_data(&self, handle: u64, offset_bytes: u64) -> Result<Option<u64>> {
         let file = self.opened(handle)?;
         Ok(match &file.content {
             OpenContent::Bytes(bytes) => Some(offset_bytes).filter(|offset| *offset < bytes.len() as u64),
@@ -331,7 +331,7 @@ impl ImageFs {
     }
 
     /// Returns the next offset of zeros at or after `offset_bytes`, at most the end of the file; `None` past the end.
-    pub fn next_hole(&self, handle: u64, offset_bytes: u64) -> Result<Option<u64>> {
+    pub(crate) fn next_hole(&self, handle: u64, offset_bytes: u64) -> Result<Option<u64>> {
         let file = self.opened(handle)?;
         Ok(match &file.content {
             OpenContent::Bytes(bytes) => Some(bytes.len() as u64).filter(|size| offset_bytes < *size),

@@ -38,9 +38,11 @@ use crate::loopdev::{SectorSize, Window};
 use crate::mount_error::{MountError, Result};
 use crate::sys::{self, Writable};
 
-pub use checks::{check_fuse, check_loop_rights, check_mount_point, only_root_reaches};
+pub use checks::{check_fuse, check_mount_point};
+pub(crate) use checks::{check_loop_rights, only_root_reaches};
 pub use ours::{MountKind, OurMount, files_mounted_from, list_ours};
-pub use teardown::{Cleaned, Unmounted, WhenBusy, abandoned, clean_leftovers, unmount};
+pub(crate) use teardown::abandoned;
+pub use teardown::{Cleaned, Unmounted, WhenBusy, clean_leftovers, unmount};
 
 /// Content of a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -53,7 +53,7 @@ pub struct Source {
 }
 
 /// Limit of reads in flight per disk: more gain nothing, and make other processes wait.
-pub const MAX_IN_FLIGHT: u32 = 4;
+pub(crate) const MAX_IN_FLIGHT: u32 = 4;
 
 const DONT_CACHE: u8 = 0;
 const DIRECT: u8 = 1;

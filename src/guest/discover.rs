@@ -20,7 +20,7 @@ use crate::host::libvirt::{Domain, Libvirt, LibvirtError, Medium};
 use crate::host::program::{ProgramError, Programs};
 use crate::sys;
 use make::{configured_guest, libvirt_guest, settle, tagged_guest};
-pub use tags::PREFIX as GUEST_TAG;
+pub(crate) use tags::PREFIX as GUEST_TAG;
 use tags::Tags;
 
 /// The configuration's data about guests.
@@ -416,7 +416,7 @@ fn is_same(one: &Path, other: &Path) -> bool {
 }
 
 /// Returns the size of a disk; the error is the rest of a sentence.
-pub fn size_of(path: &Path) -> Result<u64, String> {
+pub(crate) fn size_of(path: &Path) -> Result<u64, String> {
     // Before opening: opening a pipe could block for ever.
     let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => "does not exist".to_owned(),

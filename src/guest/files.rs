@@ -25,7 +25,7 @@ pub const NVRAM_NAME: &str = "nvram.fd";
 pub const DISKS_NAME: &str = "disks.json";
 
 /// Newest format of [`Disks`] that this vbk reads. Unknown fields are ignored.
-pub const DISKS_FORMAT: u32 = 1;
+pub(crate) const DISKS_FORMAT: u32 = 1;
 
 /// Limit of disks, more than a guest can have: a longer list is malicious.
 const MAX_DISKS: usize = 1024;
@@ -148,7 +148,7 @@ pub type Result<T> = std::result::Result<T, GuestFilesError>;
 
 impl Disks {
     /// Describes the disks that a backup's plan has found.
-    pub fn of_plan(planned: &[PlannedDisk]) -> Self {
+    pub(crate) fn of_plan(planned: &[PlannedDisk]) -> Self {
         let disks = planned.iter().map(|disk| DiskInfo {
             name: disk.name.clone(),
             source: disk.source.display().to_string(),
@@ -168,7 +168,7 @@ impl Disks {
     }
 
     /// Returns the file to store in the backup.
-    pub fn to_file(&self) -> (DiskName, Vec<u8>) {
+    pub(crate) fn to_file(&self) -> (DiskName, Vec<u8>) {
         let mut text = serde_json::to_vec_pretty(self).expect("disks have only strings and numbers in them");
         text.push(b'\n');
         (DISKS_NAME.parse().expect("a name that is written above"), text)
@@ -214,12 +214,12 @@ pub fn volume_name_of(image: &Image, disks: Option<&Disks>) -> Option<String> {
 }
 
 /// Refuses names of volume groups that lvm2 would not take, or take for an option.
-pub fn check_group_name(name: &str) -> Result<()> {
+pub(crate) fn check_group_name(name: &str) -> Result<()> {
     check_lvm_name("volume group", name)
 }
 
 /// Refuses names of logical volumes that lvm2 would not take, or take for an option.
-pub fn check_volume_name(name: &str) -> Result<()> {
+pub(crate) fn check_volume_name(name: &str) -> Result<()> {
     check_lvm_name("logical volume", name)?;
     let reserved = RESERVED_LV_NAMES.contains(&name) || RESERVED_IN_LV_NAMES.iter().any(|part| name.contains(part));
     match reserved {

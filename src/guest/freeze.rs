@@ -162,7 +162,7 @@ fn consistency(commands: Rest, agent: Rest) -> Consistency {
 /// `runtime_dir` is a directory that is lost when the host restarts. It records a helper that is still thawing a guest,
 /// which is then not frozen again. This program is started again as the helper: it must call [`run_helper`] when its
 /// first argument is [`HELPER`].
-pub fn with_guest_at_rest<T, E: From<FreezeError>>(
+pub(crate) fn with_guest_at_rest<T, E: From<FreezeError>>(
     programs: &Programs,
     plan: &FreezePlan,
     runtime_dir: &Path,

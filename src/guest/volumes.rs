@@ -25,7 +25,7 @@ use crate::text::size;
 /// Time limit of lvm2 commands, which wait for lvm2's own locks and for udev.
 const LIMIT: Duration = Duration::from_secs(120);
 /// Prefix of the tags of unfinished restores.
-pub const TAG_PREFIX: &str = "vbk_restore_";
+pub(crate) const TAG_PREFIX: &str = "vbk_restore_";
 /// Size of a mapping in a thin pool's metadata: the number that lvmthin(7) recommends for estimates.
 const MAPPING_BYTES: u64 = 64;
 

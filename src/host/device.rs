@@ -29,7 +29,7 @@ impl DeviceNumber {
 
     /// Returns the device that holds the bytes of a path: the device itself, or that of the file's file system. `None`
     /// for a file system without a device of its own, e.g. btrfs.
-    pub fn beneath(path: &Path) -> Option<Self> {
+    pub(crate) fn beneath(path: &Path) -> Option<Self> {
         Self::of_block_device(path).or_else(|| {
             let device = Self::from_raw(std::fs::metadata(path).ok()?.dev());
             (device.major != 0).then_some(device)
@@ -45,7 +45,7 @@ impl DeviceNumber {
     }
 
     /// Returns the path of one of the device's files in sysfs, e.g. `dm/uuid`.
-    pub fn sysfs(self, file: &str) -> PathBuf {
+    pub(crate) fn sysfs(self, file: &str) -> PathBuf {
         Path::new("/sys/dev/block").join(self.to_string()).join(file)
     }
 

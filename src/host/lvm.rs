@@ -3,8 +3,8 @@
 //! All values in lvm2's JSON reports are strings (checked with 2.03.16). What lvm.conf can change in them (times,
 //! lists, marks of hidden volumes) is set on the command line.
 
-pub mod status;
-pub mod suspended;
+pub(crate) mod status;
+pub(crate) mod suspended;
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ const CHANGE_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 8 } else { 30
 const EXTEND_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 8 } else { 60 });
 /// Chunk size of a thick snapshot: it has few exceptions to store, and a small write does not copy too much
 /// (lvcreate(8): 4 to 512 KiB).
-pub const CHUNK_BYTES: u64 = 64 << 10;
+pub(crate) const CHUNK_BYTES: u64 = 64 << 10;
 
 const FIELDS: &str = "\
     vg_name,vg_uuid,vg_free,vg_extent_size,lv_name,lv_uuid,lv_path,lv_attr,lv_role,segtype,stripes,lv_size,\
@@ -108,7 +108,7 @@ impl Volume {
 }
 
 /// Returns the device mapper's name of a volume: dashes in names are doubled, and a single one separates them.
-pub fn dm_name(vg: &str, lv: &str, layer: &str) -> String {
+pub(crate) fn dm_name(vg: &str, lv: &str, layer: &str) -> String {
     let [vg, lv] = [vg, lv].map(|name| name.replace('-', "--"));
     match layer {
         "" => format!("{vg}-{lv}"),
@@ -249,7 +249,7 @@ fn not_understood(program: &str, what: &str) -> ProgramError {
 }
 
 /// Lists the volumes that match a selection (lvmreport(7)), hidden ones included.
-pub fn volumes(programs: &Programs, selection: &str) -> Result<Vec<Volume>, ProgramError> {
+pub(crate) fn volumes(programs: &Programs, selection: &str) -> Result<Vec<Volume>, ProgramError> {
     let rows: Vec<Row> = report(programs, "lvs", FIELDS, &["-a", "-S", selection])?;
     let mut volumes: Vec<Volume> = rows
         .into_iter()
@@ -261,7 +261,7 @@ pub fn volumes(programs: &Programs, selection: &str) -> Result<Vec<Volume>, Prog
 }
 
 /// Finds one volume by its name; `None` if it does not exist.
-pub fn volume(programs: &Programs, vg: &str, name: &str) -> Result<Option<Volume>, ProgramError> {
+pub(crate) fn volume(programs: &Programs, vg: &str, name: &str) -> Result<Option<Volume>, ProgramError> {
     if !is_name(vg) || !is_name(name) {
         return Ok(None);
     }
@@ -270,19 +270,19 @@ pub fn volume(programs: &Programs, vg: &str, name: &str) -> Result<Option<Volume
 }
 
 /// Returns the selection that matches one volume.
-pub fn named(vg: &str, name: &str) -> String {
+pub(crate) fn named(vg: &str, name: &str) -> String {
     // Hidden volumes are in brackets in reports, and their names match with them or without (2.03.16 matches without).
     format!("(vg_name=\"{vg}\" && lv_name=\"{name}\")")
 }
 
 /// Tests that text has only characters allowed in names (lvm(8), VALID NAMES), so that it is safe in a selection.
-pub fn is_name(text: &str) -> bool {
+pub(crate) fn is_name(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"+_.-".contains(&byte);
     !text.is_empty() && !text.starts_with('-') && text != "." && text != ".." && text.bytes().all(allowed)
 }
 
 /// Replaces by `_` every character that a tag may not have (lvm(8), VALID NAMES: tags).
-pub fn as_tag(text: &str) -> String {
+pub(crate) fn as_tag(text: &str) -> String {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "_+.-/=!:#&".contains(c);
     let text = text.chars().map(|c| if allowed(c) { c } else { '_' });
     // lvm2's limit is 1024.
@@ -290,7 +290,7 @@ pub fn as_tag(text: &str) -> String {
 }
 
 /// Returns a volume group's free space and extent size, both in bytes.
-pub fn free_space(programs: &Programs, vg: &str) -> Result<(u64, u64), ProgramError> {
+pub(crate) fn free_space(programs: &Programs, vg: &str) -> Result<(u64, u64), ProgramError> {
     let rows: Vec<GroupRow> = report(programs, "vgs", "vg_free,vg_extent_size", &[vg])?;
     let numbers = rows
         .first()
@@ -300,7 +300,7 @@ pub fn free_space(programs: &Programs, vg: &str) -> Result<(u64, u64), ProgramEr
 
 /// A snapshot to create: read-only and active.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct NewSnapshot {
+pub(crate) struct NewSnapshot {
     /// Volume group of origin and snapshot.
     pub vg: String,
     /// Name of the origin.
@@ -316,7 +316,7 @@ pub struct NewSnapshot {
 }
 
 /// Creates a snapshot.
-pub fn create(programs: &Programs, snapshot: &NewSnapshot) -> Result<(), ProgramError> {
+pub(crate) fn create(programs: &Programs, snapshot: &NewSnapshot) -> Result<(), ProgramError> {
     let mut args: Vec<String> = ["-y", "-s", "-p", "r"].map(str::to_owned).into();
     match snapshot.extents {
         Some(extents) => args.extend(["-l".into(), extents.to_string(), "-c".into(), format!("{CHUNK_BYTES}b")]),
@@ -358,7 +358,7 @@ pub(crate) fn remove(programs: &Programs, volume: &Volume, tags: &[&str]) -> Res
 
 /// Part of a volume to extend, and by how much.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Extend {
+pub(crate) enum Extend {
     /// The space of a snapshot, or the data of a pool.
     Data {
         /// Additional extents.
@@ -372,7 +372,7 @@ pub enum Extend {
 }
 
 /// Makes a thick snapshot or thin pool larger.
-pub fn extend(programs: &Programs, vg: &str, name: &str, extend: Extend) -> Result<(), ProgramError> {
+pub(crate) fn extend(programs: &Programs, vg: &str, name: &str, extend: Extend) -> Result<(), ProgramError> {
     let [option, value] = match extend {
         Extend::Data { extents } => ["-l".to_owned(), format!("+{extents}")],
         Extend::PoolMetadata { bytes } => ["--poolmetadatasize".to_owned(), format!("+{bytes}b")],
@@ -382,7 +382,7 @@ pub fn extend(programs: &Programs, vg: &str, name: &str, extend: Extend) -> Resu
 }
 
 /// Removes and adds tags of a volume in one step.
-pub fn change_tags(
+pub(crate) fn change_tags(
     programs: &Programs,
     vg: &str,
     name: &str,

@@ -25,7 +25,7 @@ pub(crate) struct Mount {
 
 impl Mount {
     /// Tests that the file system has this option.
-    pub fn has_option(&self, option: &str) -> bool {
+    pub(crate) fn has_option(&self, option: &str) -> bool {
         self.options.split(',').any(|given| given == option)
     }
 }

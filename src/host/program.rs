@@ -366,7 +366,7 @@ fn end_of(
 }
 
 /// Starts a prepared command. Retries for a moment if the program's file is being written, e.g. by an upgrade.
-pub fn spawn(command: &mut Command) -> Result<Child, ProgramError> {
+pub(crate) fn spawn(command: &mut Command) -> Result<Child, ProgramError> {
     let started = Instant::now();
     loop {
         let source = match command.spawn() {
@@ -402,7 +402,7 @@ fn wait(child: &mut Child, started: Instant, limit: Duration, stop: &dyn Fn() ->
 }
 
 /// Kills a child and its descendants in the same process group, and waits for the child, but not for ever.
-pub fn kill_group(child: &mut Child) {
+pub(crate) fn kill_group(child: &mut Child) {
     if let Ok(pid) = i32::try_from(child.id()) {
         // Not yet waited for, so the number is still the child's.
         let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
@@ -437,7 +437,7 @@ pub(crate) fn last_words(said: &str) -> String {
 }
 
 /// Formats a command as an administrator would type it.
-pub fn describe(command: &Command) -> String {
+pub(crate) fn describe(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }

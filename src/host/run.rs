@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use vbk_repo::ErrorKind;
 
 /// Hexadecimal digits of an id.
-pub const ID_DIGITS: usize = 12;
+pub(crate) const ID_DIGITS: usize = 12;
 const LOCK: &str = "lock";
 const INFO: &str = "run.json";
 
@@ -185,12 +185,12 @@ fn fill(bytes: &mut [u8]) -> Result<(), RunError> {
 
 /// Tests that a run is alive. False if its directory is missing, e.g. after a reboot, or no process holds its lock. A
 /// run whose lock can't be examined counts as alive, so that its resources are left alone.
-pub fn is_running(runtime_dir: &Path, id: &str) -> bool {
+pub(crate) fn is_running(runtime_dir: &Path, id: &str) -> bool {
     is_id(id) && is_held(&runs_of(runtime_dir).join(id))
 }
 
 /// Reads a run's description of itself; `None` if it is over or nothing can be read.
-pub fn info(runtime_dir: &Path, id: &str) -> Option<RunInfo> {
+pub(crate) fn info(runtime_dir: &Path, id: &str) -> Option<RunInfo> {
     if !is_id(id) {
         return None;
     }

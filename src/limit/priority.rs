@@ -7,7 +7,7 @@ use crate::sys;
 
 /// Gives this thread the idle I/O class (which only the schedulers bfq and mq-deadline honour) and niceness 19. An
 /// unprivileged thread can't undo this, so it stays until the thread ends. A refusal is not an error.
-pub fn lower_this_thread() {
+pub(crate) fn lower_this_thread() {
     if let Err(error) = sys::set_idle_io_class() {
         tracing::debug!(%error, "can't set the idle I/O class");
     }

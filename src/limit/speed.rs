@@ -23,7 +23,7 @@ use crate::error::Result;
 use crate::host::device::DeviceNumber;
 
 /// Name of the file of measurements in the cache directory.
-pub const CACHE_FILE: &str = "speed.json";
+pub(crate) const CACHE_FILE: &str = "speed.json";
 /// Validity of a measurement.
 const VALID: SignedDuration = SignedDuration::from_hours(30 * 24);
 /// Number of offsets with data to read at.
@@ -82,7 +82,7 @@ impl std::fmt::Display for DeviceSpeed {
 /// Returns a disk's measured speed: a remembered one that is not too old, or a new one, which takes a second or two and
 /// is remembered. `cache` is a directory, which is created if it does not exist; one that can't be read or written, or
 /// a damaged file in it, only costs the measurement.
-pub fn measured(disk: &Path, cache: Option<&Path>, now: Timestamp) -> Result<DeviceSpeed> {
+pub(crate) fn measured(disk: &Path, cache: Option<&Path>, now: Timestamp) -> Result<DeviceSpeed> {
     let mut source = Source::open(disk)?;
     source.pass_by_page_cache();
     let identity = identity(disk, source.size_bytes());

@@ -49,7 +49,7 @@ pub fn check_mount_point(dir: &Path) -> Result<()> {
 }
 
 /// Tests that a directory above `dir` admits root only, so that other users can't reach a mount at `dir`.
-pub fn only_root_reaches(dir: &Path) -> bool {
+pub(crate) fn only_root_reaches(dir: &Path) -> bool {
     // The bits of the group also bound what an access control list gives to others (acl(5)).
     const PASS_BY_OTHERS: u32 = 0o011;
     let closed = |above: &Path| fs::metadata(above).is_ok_and(|it| it.uid() == 0 && it.mode() & PASS_BY_OTHERS == 0);
@@ -58,7 +58,7 @@ pub fn only_root_reaches(dir: &Path) -> bool {
 }
 
 /// Fails unless this process may mount and can get a loop device.
-pub fn check_loop_rights() -> Result<()> {
+pub(crate) fn check_loop_rights() -> Result<()> {
     if !may_mount()? {
         return Err(MountError::NotRoot);
     }

@@ -12,7 +12,7 @@ use crate::mountinfo::{self, Mount};
 use crate::sys::{self, Errno, Writable};
 
 /// Mounts a volume at `point`, which must exist if the volume has a file system.
-pub fn mount_volume(point: &Path, volume: &Volume) -> VolumeReport {
+pub(super) fn mount_volume(point: &Path, volume: &Volume) -> VolumeReport {
     let (fs, outcome) = match &volume.content {
         Content::NotMountable { reason, may_hold_files } => {
             let skipped = Outcome::Skipped {

@@ -15,16 +15,16 @@ const PROGRAMS: [&str; 5] = [
 ];
 
 /// Mount options for ntfs-3g.
-pub const OPTIONS: &str = "ro,nodev,nosuid,noexec";
+pub(super) const OPTIONS: &str = "ro,nodev,nosuid,noexec";
 
 /// Returns the program, if it is installed.
-pub fn program() -> Option<&'static Path> {
+pub(super) fn program() -> Option<&'static Path> {
     PROGRAMS.into_iter().map(Path::new).find(|program| program.exists())
 }
 
 /// Mounts a device; the error is in words. When this returns, the file system answers, and a background process serves
 /// it.
-pub fn mount(program: &Path, device: &Path, point: &Path) -> std::result::Result<(), String> {
+pub(super) fn mount(program: &Path, device: &Path, point: &Path) -> std::result::Result<(), String> {
     let mut command = Command::new(program);
     command
         .args(["-o", OPTIONS])

@@ -70,14 +70,14 @@ pub fn files_mounted_from(hidden: &Path) -> Result<Option<PathBuf>> {
 }
 
 /// Returns the source string of a tmpfs for images in `hidden`.
-pub fn files_source(hidden: &Path) -> OsString {
+pub(super) fn files_source(hidden: &Path) -> OsString {
     let mut source = OsString::from(FILES_SOURCE);
     source.push(hidden);
     source
 }
 
 /// Returns the kind of a vbk mount; `None` for another mount.
-pub fn kind_of(mount: &Mount) -> Option<MountKind> {
+pub(super) fn kind_of(mount: &Mount) -> Option<MountKind> {
     let source = mount.source.as_bytes();
     match mount.fs_type.as_str() {
         "fuse.vbk" => Some(MountKind::Images),
@@ -93,7 +93,7 @@ pub fn kind_of(mount: &Mount) -> Option<MountKind> {
 }
 
 /// Returns the lowest mount at exactly `dir`: the one whose parent has another mount point.
-pub fn bottom_at<'a>(mounts: &'a [Mount], dir: &Path) -> Option<&'a Mount> {
+pub(super) fn bottom_at<'a>(mounts: &'a [Mount], dir: &Path) -> Option<&'a Mount> {
     let here = |mount: &&Mount| mount.mount_point == dir;
     mounts.iter().filter(here).find(|mount| {
         let stands_on = |other: &Mount| other.id == mount.parent && other.id != mount.id;
@@ -102,12 +102,12 @@ pub fn bottom_at<'a>(mounts: &'a [Mount], dir: &Path) -> Option<&'a Mount> {
 }
 
 /// Returns the mount with images at exactly `hidden`.
-pub fn images_at<'a>(mounts: &'a [Mount], hidden: &Path) -> Option<&'a Mount> {
+pub(super) fn images_at<'a>(mounts: &'a [Mount], hidden: &Path) -> Option<&'a Mount> {
     bottom_at(mounts, hidden).filter(|mount| kind_of(mount) == Some(MountKind::Images))
 }
 
 /// Returns the mount of files whose images are in the mount at `hidden`.
-pub fn files_mount_of<'a>(mounts: &'a [Mount], hidden: &Path) -> Option<&'a Mount> {
+pub(super) fn files_mount_of<'a>(mounts: &'a [Mount], hidden: &Path) -> Option<&'a Mount> {
     mounts
         .iter()
         .find(|mount| matches!(kind_of(mount), Some(MountKind::Files { hidden: theirs }) if theirs == hidden))
@@ -115,7 +115,7 @@ pub fn files_mount_of<'a>(mounts: &'a [Mount], hidden: &Path) -> Option<&'a Moun
 
 /// Returns the path of a mount as the kernel's table writes it. Examines `dir` itself only if nothing is mounted there,
 /// because a mount may be dead.
-pub fn resolve(mounts: &[Mount], dir: &Path) -> Result<PathBuf> {
+pub(super) fn resolve(mounts: &[Mount], dir: &Path) -> Result<PathBuf> {
     let look_error = |source| MountError::Look {
         dir: dir.to_owned(),
         source,
@@ -148,7 +148,7 @@ fn with_real_parent(path: &Path) -> PathBuf {
 }
 
 /// Reads the kernel's table of mounts.
-pub fn read_mounts() -> Result<Vec<Mount>> {
+pub(super) fn read_mounts() -> Result<Vec<Mount>> {
     mountinfo::read().map_err(|source| MountError::KernelTable {
         path: "/proc/self/mountinfo".into(),
         source,

@@ -31,7 +31,7 @@ use crate::sys::{self, Errno};
 const BUSY_RETRY: Duration = Duration::from_secs(1);
 
 /// Time that the kernel may take to clear a loop device after the last close.
-pub const LOOP_WAIT: Duration = Duration::from_secs(5);
+pub(super) const LOOP_WAIT: Duration = Duration::from_secs(5);
 
 /// Action for a mount that processes still use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,7 +148,7 @@ pub fn clean_leftovers(hidden_root: &Path) -> Result<Cleaned> {
 }
 
 /// Undoes a mount of files that failed half-way, but leaves its images mounted, because they were mounted before.
-pub fn drop_frame(dir: &Path) -> Result<()> {
+pub(super) fn drop_frame(dir: &Path) -> Result<()> {
     let mounts = ours::read_mounts()?;
     let Some(bottom) = ours::bottom_at(&mounts, dir) else {
         return Ok(());
@@ -378,7 +378,7 @@ fn remove_hidden(hidden: &Path) {
 
 /// Locks the directory of a mount of images, if the process that made it no longer holds the lock: it ended, or its
 /// mount of files exists. No process starts to use the directory while this lock is held.
-pub fn abandoned(directory: &Path) -> Option<File> {
+pub(crate) fn abandoned(directory: &Path) -> Option<File> {
     let directory = File::open(directory).ok()?;
     directory.try_lock().ok()?;
     Some(directory)

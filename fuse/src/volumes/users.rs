@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const NAMED: usize = 5;
 
 /// Describes the processes that use files at or below `path`: `bash (1234), less (1240) and 3 more`.
-pub fn describe_users(path: &Path) -> String {
+pub(super) fn describe_users(path: &Path) -> String {
     let mut users = processes_using(path);
     let more = users.len().saturating_sub(NAMED);
     users.truncate(NAMED);

@@ -11,7 +11,7 @@ use crate::host::lvm;
 use crate::host::program::{ProgramError, Programs};
 
 /// Prefix of the tag.
-pub const PREFIX: &str = "vbk_guest=";
+pub(crate) const PREFIX: &str = "vbk_guest=";
 
 /// The guests named by tags.
 #[derive(Debug, Default)]
@@ -50,7 +50,7 @@ struct Row {
 
 impl Tags {
     /// Queries `lvs`. Without lvm2 there are no tags and no notes.
-    pub fn read(programs: &Programs) -> Self {
+    pub(super) fn read(programs: &Programs) -> Self {
         let rows: Vec<Row> = match lvm::report(programs, "lvs", "lv_full_name,lv_path,lv_tags,lv_size", &[]) {
             Ok(rows) => rows,
             Err(ProgramError::Missing { .. }) => return Self::default(),

@@ -84,7 +84,7 @@ struct Orders {
 
 impl Helper {
     /// Starts a helper, which starts the act. The helper keeps the input of `outer` open as long as it lives.
-    pub fn start(
+    pub(super) fn start(
         programs: &Programs,
         mut task: Task,
         environment: &[(&'static str, &str)],
@@ -143,12 +143,12 @@ impl Helper {
     }
 
     /// Returns its process id.
-    pub fn pid(&self) -> u32 {
+    pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Waits until `act` has succeeded, and returns its output; the error is its failure as the rest of a sentence.
-    pub fn acted(&mut self, act_limit: Duration) -> Result<String, String> {
+    pub(super) fn acted(&mut self, act_limit: Duration) -> Result<String, String> {
         let status = self.wait_for("acted ", act_limit + REPORT_WAIT);
         let said = self.said();
         self.begun_bytes = self.output.metadata().map_or(0, |output| output.len());
@@ -164,18 +164,18 @@ impl Helper {
     }
 
     /// Requests the undo, and waits briefly for its end. [`Helper::undo`] must still be called.
-    pub fn begin_undo(&mut self, wait: Duration) {
+    pub(super) fn begin_undo(&mut self, wait: Duration) {
         self.input = None;
         self.wait_for("undone ", wait);
     }
 
     /// Requests the undo, and waits for its end. The helper is not killed if it takes longer than `wait`.
-    pub fn undo(mut self, wait: Duration) -> Undone {
+    pub(super) fn undo(mut self, wait: Duration) -> Undone {
         self.finish(wait)
     }
 
     /// Ends the helper without undoing, for an act that had no effect.
-    pub fn abandon(mut self) {
+    pub(super) fn abandon(mut self) {
         kill_group(&mut self.child);
         self.waited = true;
     }

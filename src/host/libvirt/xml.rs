@@ -35,28 +35,28 @@ pub(super) struct Attribute {
 
 impl Element {
     /// Returns the value of an attribute.
-    pub fn attribute(&self, name: &str) -> Option<&str> {
+    pub(super) fn attribute(&self, name: &str) -> Option<&str> {
         let found = self.attributes.iter().find(|attribute| attribute.name == name);
         found.map(|attribute| attribute.value.as_str())
     }
 
     /// Tests that an attribute has this value.
-    pub fn is(&self, attribute: &str, value: &str) -> bool {
+    pub(super) fn is(&self, attribute: &str, value: &str) -> bool {
         self.attribute(attribute) == Some(value)
     }
 
     /// Returns the first child with this name.
-    pub fn child(&self, name: &str) -> Option<&Self> {
+    pub(super) fn child(&self, name: &str) -> Option<&Self> {
         self.children.iter().find(|child| child.name == name)
     }
 
     /// Returns all children with this name.
-    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Self> {
+    pub(super) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Self> {
         self.children.iter().filter(move |child| child.name == name)
     }
 
     /// Returns its text without surrounding space; `None` if nothing is left.
-    pub fn trimmed(&self) -> Option<&str> {
+    pub(super) fn trimmed(&self) -> Option<&str> {
         Some(self.text.trim()).filter(|text| !text.is_empty())
     }
 }

@@ -11,7 +11,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 /// Kind of a device mapper device, and its fill level.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum DmStatus {
+pub(crate) enum DmStatus {
     /// A valid thick snapshot.
     Snapshot(Space),
     /// A thick snapshot that lost its content, because it overflowed or its device failed. It stays invalid.
@@ -35,7 +35,7 @@ pub enum DmStatus {
 
 /// Used and total space, in the device's own unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Space {
+pub(crate) struct Space {
     /// Used space.
     pub used: u64,
     /// Total space.
@@ -44,7 +44,7 @@ pub struct Space {
 
 impl Space {
     /// Returns the fill level, 0 to 1.
-    pub fn fill(self) -> f64 {
+    pub(crate) fn fill(self) -> f64 {
         match self.total {
             0 => 1.0,
             total => self.used as f64 / total as f64,
@@ -61,7 +61,7 @@ impl Space {
 }
 
 /// Queries the status of one device.
-pub fn status(programs: &Programs, dm_name: &str) -> Result<DmStatus, ProgramError> {
+pub(crate) fn status(programs: &Programs, dm_name: &str) -> Result<DmStatus, ProgramError> {
     // Without a flush, which would commit the pool's metadata each time.
     let answer = programs.run("dmsetup", &["status", "--noflush", dm_name], LIMIT)?;
     parse(&answer).ok_or_else(|| ProgramError::Answer {

@@ -61,7 +61,7 @@ fn resume(programs: &Programs, device: &str) -> bool {
 }
 
 /// Reports in a sentence the suspended devices of these volumes, given as group and name; `None` if there are none.
-pub fn report(programs: &Programs, volumes: &[(&str, &str)]) -> Option<String> {
+pub(crate) fn report(programs: &Programs, volumes: &[(&str, &str)]) -> Option<String> {
     let devices = match lasting(programs, volumes) {
         Ok(devices) => devices,
         Err(error) => {
