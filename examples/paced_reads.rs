@@ -1,6 +1,8 @@
 //! Reads a block device as a backup does, limited by the bucket, by the kernel or by both, and prints how well the limit
 //! was kept. scripts/bench-limit runs it.
 
+#![allow(clippy::print_stderr, clippy::print_stdout, reason = "this is a command")]
+
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;

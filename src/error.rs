@@ -1,4 +1,4 @@
-//! What can go wrong when disks are read and written.
+//! Errors of reading and writing disks, the errors of the modules below included.
 
 use std::path::PathBuf;
 
@@ -21,20 +21,20 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// An error of a backup or a restore.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The repository's part of the work failed.
+    /// A repository operation failed.
     #[error(transparent)]
     Repository(#[from] vbk_repo::Error),
     /// The repository's file system is full.
     #[error(
-        "the repository's file system is full: {} of new blocks were stored, and up to {} of the disks were still to be read: \
-         {source}", size(*.stored_bytes), size(*.left_bytes)
+        "the repository's file system is full: {} of new blocks were stored, and up to {} of the disks were still \
+         unread: {source}", size(*.stored_bytes), size(*.left_bytes)
     )]
     RepositoryFull {
-        /// What this run stored.
+        /// Bytes of new blocks that this backup stored.
         stored_bytes: u64,
-        /// What of the disks was not read yet.
+        /// Bytes of the disks that were not read yet.
         left_bytes: u64,
-        /// The store's words.
+        /// The store's error.
         source: vbk_repo::Error,
     },
     /// A source can't be opened.
@@ -42,7 +42,7 @@ pub enum Error {
     OpenSource {
         /// The source.
         path: PathBuf,
-        /// The system's answer.
+        /// The I/O error.
         source: std::io::Error,
     },
     /// A source is neither a block device nor a regular file.
@@ -50,7 +50,7 @@ pub enum Error {
     NotADisk {
         /// The source or target.
         path: PathBuf,
-        /// What it is instead.
+        /// Kind of file it is instead.
         what: &'static str,
     },
     /// A source can't be read.
@@ -58,23 +58,23 @@ pub enum Error {
     ReadSource {
         /// The source.
         path: PathBuf,
-        /// Where.
+        /// Offset of the failed read.
         offset_bytes: u64,
-        /// The system's answer.
+        /// The I/O error.
         source: std::io::Error,
     },
-    /// A source is not what it was when the backup started.
+    /// A source changed after the backup started.
     #[error("{path} {what} while it was read; the backup was given up")]
     SourceChanged {
         /// The source.
         path: PathBuf,
-        /// What happened, as the rest of a sentence.
+        /// The change, as the rest of a sentence.
         what: String,
     },
     /// One disk name was given twice.
     #[error("{0} is named twice; name disks as vda=/dev/vg0/web1-root vdb=/srv/data.img, and attached files otherwise")]
     DiskTwice(String),
-    /// The target file is there already.
+    /// The target file exists.
     #[error("{0} exists; --force replaces it")]
     TargetExists(PathBuf),
     /// The target is smaller than the image.
@@ -92,40 +92,40 @@ pub enum Error {
     TargetInUse {
         /// The target.
         path: PathBuf,
-        /// By whom, as far as known.
+        /// Holder of the target, as far as known.
         what: String,
     },
-    /// The target's file system has less room than the image's data needs.
+    /// The target's file system has too little free space for the image's data.
     #[error("{path}: {} are needed and {} are free; nothing was written", size(*.need_bytes), size(*.have_bytes))]
     NoRoom {
         /// The target.
         path: PathBuf,
-        /// Free bytes.
+        /// Free bytes of the file system.
         have_bytes: u64,
-        /// The image's data.
+        /// Bytes of the image's data.
         need_bytes: u64,
     },
     /// A target can't be opened, written or finished.
     #[error("can't {doing} {path}: {source}")]
     Target {
-        /// What was being done, as in `write`.
+        /// The failed action, e.g. `write`.
         doing: &'static str,
         /// The target.
         path: PathBuf,
-        /// The system's answer.
+        /// The I/O error.
         source: std::io::Error,
     },
-    /// A link of another user decides where a target is.
+    /// A link that another user owns determines the location of a target.
     #[error(
-        "{path} leads through {link}, which is a link of user {owner}: another user decides where it leads; nothing was \
-         written. Name the place itself"
+        "{path} leads through {link}, a link of user {owner}, who could point it elsewhere; nothing was written. Name \
+         the target itself"
     )]
     ForeignLink {
         /// The target.
         path: PathBuf,
-        /// The link's name.
+        /// Path of the link.
         link: PathBuf,
-        /// Whose it is.
+        /// User id of the link's owner.
         owner: u32,
     },
     /// A device is set read-only.
@@ -136,82 +136,82 @@ pub enum Error {
     TargetTaken {
         /// The target.
         path: PathBuf,
-        /// By whom.
+        /// Holder of the target.
         what: String,
-        /// What is at the target now.
+        /// Present content of the target, in words.
         left: &'static str,
     },
     /// Another process changed the directory of a target.
-    #[error("{path} {what}; another process changes this directory, and what was restored is not there")]
+    #[error("{path} {what}; another process changes this directory, and the restored file is not at that path")]
     TargetExchanged {
         /// The target.
         path: PathBuf,
-        /// What was found, as the rest of a sentence.
+        /// The finding, as the rest of a sentence.
         what: &'static str,
     },
     /// A disk image of another format than raw, or an archive.
     #[error(
-        "{path} is {format}, not a raw disk: what is in it would be backed up as if it were the disk itself. {remedy}, or \
-         insist with --raw (in the configuration `raw = true`) if the disk itself begins like this"
+        "{path} is {format}, not a raw disk: its bytes would be backed up as if they were the disk itself. {remedy}, \
+         or insist with --raw (in the configuration `raw = true`) if the disk itself begins like this"
     )]
     Container {
-        /// The disk.
+        /// Path of the disk.
         path: PathBuf,
-        /// What it is.
+        /// Format of the file, with its article.
         format: &'static str,
-        /// How the disk in it can be backed up.
+        /// Way to back up the disk inside it.
         remedy: String,
     },
-    /// The system starts no more threads.
+    /// The system refused to start another thread.
     #[error("can't start a thread: {0}; a limit of processes, threads or memory was reached")]
     Thread(std::io::Error),
     /// A backup can't be read.
     #[error("reading {image} failed at {offset_bytes} bytes: {source}")]
     ReadImage {
-        /// The backup and disk.
+        /// Name of the backup and disk.
         image: String,
-        /// Where on the disk.
+        /// Offset on the disk.
         offset_bytes: u64,
-        /// What is wrong.
+        /// The repository's error.
         source: vbk_repo::Error,
     },
-    /// The target is a link to something that is not there.
+    /// The target is a symbolic link whose own target does not exist.
     #[error("{0} is a link to a file that does not exist; name that file, or remove the link")]
     DanglingLink(PathBuf),
     /// Another program failed.
     #[error(transparent)]
     Program(#[from] ProgramError),
-    /// A run can't be noted.
+    /// The record of a run can't be written.
     #[error(transparent)]
     Run(#[from] RunError),
     /// Disks can't be held still.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
-    /// A guest was not brought to rest.
+    /// A guest could not be frozen.
     #[error(transparent)]
     Freeze(#[from] FreezeError),
-    /// libvirt can't say.
+    /// libvirt did not answer a query.
     #[error(transparent)]
     Libvirt(#[from] LibvirtError),
-    /// There is no such guest.
+    /// No guest has the given name.
     #[error(transparent)]
     Guest(#[from] GuestError),
     /// A restored guest gets no domain.
     #[error(transparent)]
     Domain(#[from] DomainError),
-    /// A guest's volumes can't be made.
+    /// A guest's volumes can't be created.
     #[error(transparent)]
     Volumes(#[from] VolumesError),
     /// The files that describe a guest can't be made or used.
     #[error(transparent)]
     GuestFiles(#[from] GuestFilesError),
-    /// The caller asked for an end.
+    /// The caller cancelled the operation.
     #[error("interrupted")]
     Interrupted,
 }
 
 impl Error {
-    /// What the caller should do about it.
+    /// Returns the kind of the error, by which a caller decides what to do.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Repository(error)

@@ -1,4 +1,4 @@
-//! Guests: which there are, how they are held still for a snapshot, and what describes them.
+//! Guests: finding them, holding them still for a snapshot, and the files that describe them.
 
 pub mod discover;
 pub mod domain;

@@ -1,10 +1,11 @@
-//! Everything that asks this machine: its programs, LVM, libvirt, its block devices, and the note of each run of vbk.
+//! Everything that queries this machine: its programs, LVM, libvirt, its block devices, and the records of vbk's own
+//! runs.
 
 pub mod device;
 pub(crate) mod holders;
 pub mod libvirt;
 pub(crate) mod loops;
-pub mod lvm;
+pub(crate) mod lvm;
 pub(crate) mod mounts;
 pub mod program;
 pub mod run;

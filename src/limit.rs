@@ -1,20 +1,20 @@
-//! How fast disks are read: the guest's own reads and writes come first.
+//! The speed at which disks are read: the guest's own reads and writes take precedence.
 //!
-//! | part | what it does |
+//! | part | task |
 //! |---|---|
-//! | [`bucket`] | lets reads begin at the rate that is allowed, smooth to 100 ms |
-//! | [`kernel`] | the same limit a little higher in the kernel, should the bucket fail |
-//! | [`speed`] | what a disk can do, so that a share of it is a number |
-//! | [`pressure`] | less than the limit while the host waits for its disks |
-//! | [`priority`] | idle I/O class and niceness for the threads that read |
+//! | [`bucket`] | starts reads at the allowed rate, smooth to 100 ms |
+//! | [`kernel`] | sets the same limit, a little higher, in the kernel, in case the bucket fails |
+//! | [`speed`] | determines the speed of a disk, to which limits in per cent refer |
+//! | [`pressure`] | reduces the rate while the host waits for its disks |
+//! | [`priority`] | gives the reading threads the idle I/O class and niceness |
 //!
-//! A [`Limiter`] owns them for one run and follows changes of the limit while it goes on.
+//! A [`Limiter`] owns them for one run and applies changes of the limit during the run.
 
 pub mod bucket;
 pub mod kernel;
 mod limiter;
 pub mod pressure;
-pub mod priority;
+pub(crate) mod priority;
 pub mod requests;
 pub mod speed;
 
@@ -29,14 +29,14 @@ use crate::text;
 
 pub use self::limiter::{LimitOptions, LimitedDisk, Limiter, Reload};
 
-/// What the reading of a disk may take.
+/// A limit for reading a disk.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum ReadLimit {
-    /// A share of the speed that the disk was allocated: 0.6 for 60 %.
+    /// Share of the disk's allocated speed: 0.6 for 60 %.
     Share(f64),
     /// Bytes per second.
     BytesPerSec(u64),
-    /// As fast as it goes.
+    /// No limit.
     Unlimited,
 }
 
@@ -51,25 +51,25 @@ impl Default for ReadLimit {
     }
 }
 
-/// How one disk is read: given to the threads that read it.
+/// The limits of one disk, for the threads that read it.
 #[derive(Debug, Clone, Default)]
 pub struct Pace {
-    /// Says when a read may begin; without one always.
+    /// Controls when a read may start; without it, at any time.
     pub bucket: Option<Arc<bucket::Bucket>>,
-    /// Whether the reading threads get idle I/O class and niceness 19.
+    /// True if the reading threads get the idle I/O class and niceness 19.
     pub idle: bool,
 }
 
 impl Pace {
-    /// To be called by a thread before its first read.
+    /// Prepares the calling thread; a thread must call it before its first read.
     pub(crate) fn begin(&self) {
         if self.idle {
             priority::lower_this_thread();
         }
     }
 
-    /// Reads from a disk, in pieces and not faster than the bucket allows. When `stop` becomes true it ends with
-    /// [`Error::Interrupted`].
+    /// Reads from a disk, in pieces and no faster than the bucket allows. Fails with [`Error::Interrupted`] when `stop`
+    /// returns true.
     pub(crate) fn read(
         &self,
         source: &Source,
@@ -94,9 +94,9 @@ impl Pace {
     }
 }
 
-/// Text that is not a limit or a speed.
+/// Text that is neither a limit nor a speed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no {what}")]
+#[error("{text:?} is not a {what}")]
 pub struct BadRate {
     text: String,
     what: &'static str,
@@ -127,7 +127,7 @@ impl FromStr for ReadLimit {
 impl fmt::Display for ReadLimit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            // 7 % is 0.07, and that times 100 is 7.000000000000001.
+            // 7 % is 0.07, and 0.07 times 100 is 7.000000000000001.
             Self::Share(share) => write!(f, "{}%", (share * 1e6).round() / 1e4),
             Self::BytesPerSec(rate) => f.write_str(&text::rate(*rate)),
             Self::Unlimited => f.write_str("none"),
@@ -135,8 +135,8 @@ impl fmt::Display for ReadLimit {
     }
 }
 
-/// Reads a speed in bytes per second: `200MB/s` counts in 1000s, `200MiB/s` and `200M` in 1024s. `/s` may be left out.
-/// Refused are zero, a number without a unit, which would seldom mean bytes, and `Mb`, which may mean bits.
+/// Parses a speed in bytes per second: `200MB/s` counts in 1000s, `200MiB/s` and `200M` in 1024s. `/s` may be omitted.
+/// Refuses zero, a number without a unit, which would seldom mean bytes, and `Mb`, which may mean bits.
 pub fn parse_rate(text: &str) -> Result<u64, BadRate> {
     let bad = || BadRate {
         text: text.to_owned(),
@@ -161,7 +161,7 @@ pub fn parse_rate(text: &str) -> Result<u64, BadRate> {
         _ => return Err(bad()),
     };
     let number: f64 = number.parse().map_err(|_| bad())?;
-    // Beyond 2^53 a number of this type has no units any more, and no disk is so fast.
+    // Above 2^53 a number of this type can't represent every integer, and no disk is that fast.
     match number * factor as f64 {
         rate if (1.0..9e15).contains(&rate) => Ok(rate.round() as u64),
         _ => Err(bad()),

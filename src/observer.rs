@@ -1,24 +1,24 @@
-//! How the engine tells what it does. It never prints.
+//! Events that the engine reports to its caller. The engine itself never prints.
 
-/// Plain bytes of a disk, sorted by what became of them.
+/// Plain bytes of a disk, counted by their outcome.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Counts {
-    /// Read from the source; holes are not.
+    /// Read from the source; holes are never read.
     pub read_bytes: u64,
-    /// Zero blocks and holes.
+    /// In zero blocks and holes.
     pub zero_bytes: u64,
-    /// In blocks that the repository had.
+    /// In blocks that the repository had already.
     pub unchanged_bytes: u64,
-    /// In blocks that it did not have.
+    /// In blocks that the repository did not have.
     pub new_bytes: u64,
-    /// What the new blocks take in the store.
+    /// Size of the new blocks in the store.
     pub stored_bytes: u64,
-    /// Not read, because change hints said that they are as in the backup before: zero or unchanged.
+    /// Not read, because the change hints report them unchanged since the previous backup, or zero.
     pub skipped_bytes: u64,
 }
 
 impl Counts {
-    /// Bytes of the disk that are done.
+    /// Bytes of the disk that are finished.
     pub fn done_bytes(&self) -> u64 {
         self.zero_bytes + self.unchanged_bytes + self.new_bytes
     }
@@ -35,44 +35,44 @@ impl std::ops::AddAssign for Counts {
     }
 }
 
-/// Something happened.
+/// An event of a backup or a restore.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Event<'a> {
-    /// A disk is begun.
+    /// Work on a disk starts.
     Disk {
         /// Its name.
         name: &'a str,
         /// Its size.
         size_bytes: u64,
     },
-    /// More of the disk is done; to be added up.
+    /// Progress on the disk since the last event; the caller adds it up.
     Done(Counts),
-    /// Worth a line: what was chosen, what was done besides.
+    /// Information worth a line: a choice that was made, or extra work.
     Note(&'a str),
-    /// The change hints for a disk are wrong, and it is read in full. Told at once, and not only by the backup's record:
-    /// should the run end early, the base must not be compared with again. A warning follows.
+    /// The change hints for a disk are wrong, so the disk is read in full. Sent at once and not only noted in the
+    /// backup's record: if the run ends early, no later backup may compare with the same base again. A warning follows.
     HintsWrong {
         /// The disk's name.
         name: &'a str,
     },
-    /// How full the snapshot of a disk, or its thin pool, was at most. Told once, also of a backup that failed.
+    /// Highest fill level of a disk's snapshot or of its thin pool. Sent once, also for a backup that failed.
     Peak {
         /// The disk's name.
         name: &'a str,
-        /// 1 is full.
+        /// Fill level; 1 is full.
         fill: f64,
     },
-    /// The result is good, but somebody should know this.
+    /// The result is good, but the administrator should know this.
     Warning(&'a str),
 }
 
-/// Hears what the engine does. Called from many threads; must not block for long.
+/// Receives the engine's events. Called from many threads; must not block for long.
 pub trait Observer: Send + Sync {
-    /// Something happened.
+    /// Receives one event.
     fn event(&self, event: Event<'_>);
 }
 
-/// Hears nothing.
+/// Ignores all events.
 impl Observer for () {
     fn event(&self, _: Event<'_>) {}
 }

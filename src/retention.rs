@@ -1,18 +1,19 @@
-//! Decides which backups of a guest a policy forgets. Pure: the time and the zone are passed in, nothing is removed here.
+//! Decides which backups of a guest a policy forgets. Pure: time and time zone are passed in, and nothing is removed
+//! here.
 //!
-//! Every rule walks from the newest backup to the oldest and keeps the newest one of each calendar period until its count
-//! is used up. Rules know nothing of each other: a backup is kept if any rule keeps it, so a larger count never forgets
-//! more. What no rule may do:
+//! Every rule walks from the newest backup to the oldest and keeps the newest one of each calendar period until its
+//! count is used up. The rules are independent: a backup is kept if any rule keeps it, so a larger count never forgets
+//! more. Restrictions on all rules:
 //!
-//! 1. A protected backup is kept, and takes its turn in the rules as any other: protecting one changes nothing else.
-//! 2. A damaged backup never pushes a good one out. It is kept in its turn but not counted, and its period stays open for
-//!    a good one.
-//! 3. A backup from the future, made when the clock was wrong, is kept and not counted, or one wrong year on the clock
-//!    would use up every rule.
-//! 4. The good backup that was made last is kept; where none is good, the one that was made last.
-//! 5. No backup goes before one that was made earlier and has a later time: one of the two times is wrong, and if it is that
-//!    of the backup that was made later, it is not as old as it says. So one that a slow clock dates back stays at least as
-//!    long as a rule keeps such a one, and is not counted for that.
+//! 1. A protected backup is kept, and takes its turn in the rules like any other: protecting one changes nothing else.
+//! 2. A damaged backup never displaces a good one. It is kept in its turn but not counted, and its period stays open
+//!    for a good one.
+//! 3. A backup from the future, made when the clock was wrong, is kept and not counted: otherwise one wrong year on the
+//!    clock would use up every rule.
+//! 4. The latest good backup is kept; if none is good, the latest backup.
+//! 5. A backup is not forgotten before one that was made earlier and has a later time. One of the two times is wrong;
+//!    if it is that of the backup made later, that backup is younger than its time says. So a backup dated back by a
+//!    slow clock stays at least as long as a rule keeps one with a later time, and is not counted for that.
 //! 6. A policy without rules forgets nothing.
 
 use std::cmp::Reverse;
@@ -24,12 +25,12 @@ use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp, Zoned};
 use vbk_repo::name::BackupTime;
 
-/// How many backups to keep, by rule. 0 is a rule that is not used; the default uses none.
+/// Number of backups to keep, by rule. 0 means that a rule is not used; the default uses none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct KeepPolicy {
     /// The newest backups, whenever they were made.
     pub last: u32,
-    /// Hours that have a backup. The hour that a change of clocks repeats counts twice.
+    /// Hours with a backup. The hour that a change of clocks repeats counts twice.
     pub hourly: u32,
     /// Days.
     pub daily: u32,
@@ -39,12 +40,12 @@ pub struct KeepPolicy {
     pub monthly: u32,
     /// Years.
     pub yearly: u32,
-    /// All backups that are not older than this.
+    /// Age up to which all backups are kept.
     pub within: Option<Age>,
 }
 
 impl KeepPolicy {
-    /// Whether there is no rule. Such a policy forgets nothing.
+    /// Tests that no rule is set. Such a policy forgets nothing.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
@@ -61,16 +62,16 @@ impl KeepPolicy {
     }
 }
 
-/// What a decision needs to know of a backup.
+/// The properties of a backup on which a decision depends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candidate {
-    /// When it was made, by the clock of then. No two backups of a guest have the same time.
+    /// Time of the backup, by the clock at that time. No two backups of a guest have the same time.
     pub time: BackupTime,
     /// The order in which backups were made, where known: see [`vbk_repo::backup::Backup::order`].
     pub sequence: u64,
-    /// Whether somebody protected it.
+    /// True if the administrator protected it.
     pub protected: bool,
-    /// Whether all of it can be restored, as far as is known.
+    /// True if all of it can be restored, as far as is known.
     pub good: bool,
 }
 
@@ -80,12 +81,13 @@ impl Candidate {
     }
 }
 
-/// What becomes of a backup, and why.
+/// Decision for a backup, with its reasons.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Decision {
-    /// Whether it stays.
+    /// True if it is kept.
     pub keep: bool,
-    /// Of a kept one: everything that keeps it. Of a forgotten one: why each rule let it go. Never empty.
+    /// For a kept backup, every reason that keeps it; for a forgotten one, each rule's reason for not keeping it. Never
+    /// empty.
     pub reasons: Vec<Reason>,
 }
 
@@ -107,7 +109,7 @@ pub enum Rule {
 }
 
 impl Rule {
-    /// The name of the period that a time is in; two times are in one period if it has the same name.
+    /// Returns the name of the period that contains a time; two times are in the same period if the names are equal.
     fn period(self, at: &Zoned) -> String {
         let format = match self {
             Self::Last => "%Y-%m-%d %H:%M:%S%:z",
@@ -134,27 +136,27 @@ impl fmt::Display for Rule {
     }
 }
 
-/// Why a backup is kept or forgotten. `Display` writes it for people, as in `daily 2026-11-20`.
+/// Reason why a backup is kept or forgotten. `Display` writes it for people: `daily 2026-11-20`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
-    /// Kept: somebody protected it.
+    /// Kept: it is protected.
     Protected,
     /// Kept: its time is later than now.
     Future,
     /// Kept: the policy has no rule.
     NoRule,
-    /// Kept: the newest good one of a period.
+    /// Kept: it is the newest good one of a period.
     Counted {
         /// The rule that keeps it.
         rule: Rule,
         /// The period's name in the time zone.
         period: String,
-        /// Which of the rule's this one is, from 1 on.
+        /// Position among the backups that the rule keeps, from 1 on.
         place: u32,
-        /// How many the rule keeps.
+        /// Number of backups that the rule keeps.
         of: u32,
     },
-    /// Kept: the newest one of a period, and damaged, so that the rule goes on looking.
+    /// Kept: it is the newest one of a period but damaged, so the rule continues to look for a good one.
     Uncounted {
         /// The rule that keeps it.
         rule: Rule,
@@ -163,24 +165,24 @@ pub enum Reason {
     },
     /// Kept: not older than this.
     Within(Age),
-    /// Kept, and by nothing else: it was made after one that a rule keeps and that has a later time.
+    /// Kept, and by nothing else: it was made after a backup that a rule keeps and that has a later time.
     MadeAfterKept,
-    /// Kept, and by nothing else: the newest good backup.
+    /// Kept, and by nothing else: it is the latest good backup.
     LastGood,
-    /// Kept, and by nothing else: the newest backup, and none is good.
+    /// Kept, and by nothing else: it is the latest backup, and none is good.
     LastOfNoneGood,
-    /// Forgotten: its period has a newer one.
+    /// Forgotten: its period has a newer backup.
     NotNewest {
         /// The rule that does not keep it.
         rule: Rule,
         /// The period's name in the time zone.
         period: String,
     },
-    /// Forgotten: newer ones used the rule up.
+    /// Forgotten: newer backups used the rule up.
     UsedUp {
         /// The rule that does not keep it.
         rule: Rule,
-        /// How many the rule keeps.
+        /// Number of backups that the rule keeps.
         of: u32,
     },
     /// Forgotten: older than this.
@@ -213,9 +215,9 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Decides for the backups of one guest, given in any order; the answers are in the same order.
+/// Decides for the backups of one guest, given in any order; the decisions are in the same order.
 ///
-/// Periods are those of the calendar in `zone`. Applied to what it kept, with the same `now`, it forgets nothing more.
+/// Periods are those of the calendar in `zone`. Applied to its own result with the same `now`, it forgets nothing more.
 pub fn decide(backups: &[Candidate], policy: &KeepPolicy, now: Timestamp, zone: &TimeZone) -> Vec<Decision> {
     let mut notes = vec![Notes::default(); backups.len()];
     let mut past = Vec::new();
@@ -236,7 +238,7 @@ pub fn decide(backups: &[Candidate], policy: &KeepPolicy, now: Timestamp, zone: 
     let mut made = past.clone();
     made.sort_by_key(|&index| Reverse((backups[index].order(), backups[index].good)));
     for (rule, count) in policy.rules() {
-        // What is last is what was made last. Periods are those of the calendar, and have only the times.
+        // The rule `last` goes by the order of making. Calendar periods have only the times.
         let from_newest = if rule == Rule::Last { &made } else { &past };
         count_down(rule, count, backups, from_newest, zone, &mut notes);
     }
@@ -263,9 +265,9 @@ pub fn decide(backups: &[Candidate], policy: &KeepPolicy, now: Timestamp, zone: 
     notes.into_iter().map(Notes::decide).collect()
 }
 
-/// Keeps what was made after a backup that a rule keeps and that has a later time. `made` lists backups from the one that was
-/// made last to the first, `newest` is kept in any case. One that is kept only because it is protected, or from the future,
-/// keeps no other: it may stay for years.
+/// Keeps backups that were made after a backup that a rule keeps and that has a later time. `made` lists backups from
+/// the one made last to the first; `newest` is kept in any case. A backup that is kept only because it is protected or
+/// from the future keeps no other: it may stay for years.
 fn keep_made_after(backups: &[Candidate], made: &[usize], newest: Option<usize>, notes: &mut [Notes]) {
     let mut latest_kept = None;
     for &index in made.iter().rev() {
@@ -279,7 +281,7 @@ fn keep_made_after(backups: &[Candidate], made: &[usize], newest: Option<usize>,
     }
 }
 
-/// What was found for and against a backup.
+/// Reasons for and against a backup.
 #[derive(Debug, Clone, Default)]
 struct Notes {
     keep: Vec<Reason>,
@@ -299,12 +301,12 @@ impl Notes {
     }
 }
 
-/// Applies one rule to backups that are listed from the newest to the oldest.
+/// Applies one rule to backups listed from the newest to the oldest.
 fn count_down(rule: Rule, of: u32, backups: &[Candidate], from_newest: &[usize], zone: &TimeZone, notes: &mut [Notes]) {
     if of == 0 {
         return;
     }
-    // Sets, and not just the period before: where clocks go back at 00:01, as they did in Newfoundland, a day ends,
+    // Sets, and not only the previous period: where clocks go back at 00:01, as they did in Newfoundland, a day ends,
     // begins and ends again.
     let (mut counted, mut uncounted) = (HashSet::new(), HashSet::new());
     let mut place = 0;
@@ -334,14 +336,15 @@ fn count_down(rule: Rule, of: u32, backups: &[Candidate], from_newest: &[usize],
     }
 }
 
-/// A length of time as people type it: `14d`, `2w`, `6m`, `1y`, `48h`, or several as in `1y6m`; `m` is months.
+/// A length of time in the form that people type: `14d`, `2w`, `6m`, `1y`, `48h`, or several, e.g. `1y6m`; `m` is
+/// months.
 ///
-/// Everything but hours is counted by the calendar: a day is what leads to the same time of the day before, be it 23
-/// hours or 25, and a month before March 31 is the last of February.
+/// All units but hours follow the calendar: a day leads to the same time on the previous day, be it 23 hours or 25, and
+/// a month before March 31 is the last day of February.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Age([u32; UNITS.len()]);
 
-/// The letter and the name of each number in an [`Age`].
+/// Letter and name of each number in an [`Age`].
 const UNITS: [(char, &str); 5] = [
     ('y', "years"),
     ('m', "months"),
@@ -351,7 +354,7 @@ const UNITS: [(char, &str); 5] = [
 ];
 
 impl Age {
-    /// The point in time that lies this long before `now`; the first there is if it lies before that.
+    /// Returns the point in time this long before `now`; the earliest representable one if it lies before that.
     pub fn before(&self, now: &Zoned) -> Timestamp {
         let [years, months, weeks, days, hours] = self.0;
         let span = || {
@@ -366,30 +369,30 @@ impl Age {
         before.map_or(Timestamp::MIN, |zoned| zoned.timestamp())
     }
 
-    /// Reads numbers that are each followed by a unit, which `unit_of` finds in [`UNITS`] by what was written.
+    /// Parses numbers that are each followed by a unit; `unit_of` finds its index in [`UNITS`] from the word.
     fn parse(text: &str, unit_of: impl Fn(&str) -> Option<usize>) -> Option<Self> {
         let mut numbers = [0; UNITS.len()];
         let mut rest = text;
         while !rest.is_empty() {
-            let (digits, behind) = split(rest, |c| c.is_ascii_digit());
-            let (word, behind) = split(behind, |c| !c.is_ascii_digit());
+            let (digits, after) = split(rest, |c| c.is_ascii_digit());
+            let (word, after) = split(after, |c| !c.is_ascii_digit());
             let unit = unit_of(word)?;
             let number = digits.parse::<u32>().ok().filter(|&number| number > 0)?;
             if std::mem::replace(&mut numbers[unit], number) > 0 {
                 return None;
             }
-            rest = behind;
+            rest = after;
         }
         (!text.is_empty()).then_some(Self(numbers))
     }
 
-    /// What somebody meant who wrote `14`, `14 days`, `2 Weeks` or `1 year, 6 months`.
+    /// Guesses what the user meant by e.g. `14`, `14 days`, `2 Weeks` or `1 year, 6 months`.
     fn guess(text: &str) -> Option<Self> {
         let days = format!("{text}d");
         let text = if text.parse::<u32>().is_ok() { &days } else { text };
         Self::parse(text.trim(), |word| {
             let word = word.replace([' ', ','], "").to_ascii_lowercase();
-            // "min" begins no name, so minutes are not taken for months.
+            // No unit's name begins with "min", so minutes are not mistaken for months.
             let begins = |(_, name): &(char, &str)| !word.is_empty() && name.starts_with(&word);
             UNITS.iter().position(begins)
         })
@@ -422,20 +425,20 @@ impl fmt::Display for Age {
     }
 }
 
-/// A length of time was written in a way that can't be read.
+/// Text that can't be parsed as a length of time.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{given:?} is not a length of time; {}", hint(*meant))]
 pub struct BadAge {
-    /// What was given.
+    /// The given text.
     pub given: String,
-    /// What was probably meant.
+    /// The probable meaning.
     pub meant: Option<Age>,
 }
 
 fn hint(meant: Option<Age>) -> String {
     match meant {
         Some(age) => format!("nearest: {age}"),
-        None => "write hours, days, weeks, months or years as 48h, 14d, 2w, 6m, 1y or 1y6m".to_owned(),
+        None => "write hours, days, weeks, months or years, e.g. 48h, 14d, 2w, 6m, 1y or 1y6m".to_owned(),
     }
 }
 

@@ -1,5 +1,10 @@
-//! The system calls of this crate that the standard library and nix have no safe form of. The only file here with
-//! `unsafe`.
+//! System calls of this crate for which neither the standard library nor nix has a safe function. The only file of this
+//! crate with `unsafe`.
+
+#![allow(
+    unsafe_code,
+    reason = "system calls without a safe function; see the SAFETY comments"
+)]
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -38,8 +43,8 @@ pub(crate) fn device_size_bytes(device: &File) -> io::Result<u64> {
     Ok(size)
 }
 
-/// Makes a range of a block device read as zeros, by unmapping where the device promises zeros for that and by
-/// writing elsewhere (`BLKZEROOUT`). Both numbers must be multiples of the logical sector size.
+/// Makes a range of a block device read as zeros (`BLKZEROOUT`): unmaps it where the device guarantees zeros after
+/// that, and writes zeros elsewhere. Both numbers must be multiples of the logical sector size.
 pub(crate) fn zero_device_range(device: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
     let range = [offset_bytes, len_bytes];
     // SAFETY: the kernel reads two u64 from the pointer (block/ioctl.c, blk_ioctl_zeroout).
@@ -47,7 +52,7 @@ pub(crate) fn zero_device_range(device: &File, offset_bytes: u64, len_bytes: u64
     Ok(())
 }
 
-/// `struct loop_info64` (linux/loop.h), of which only the first three numbers are read.
+/// `struct loop_info64` (linux/loop.h); only its first three numbers are read.
 #[repr(C)]
 struct LoopInfo {
     device: u64,
@@ -56,8 +61,8 @@ struct LoopInfo {
     rest: [u64; 26],
 }
 
-/// The file that a loop device shows, as the kernel holds it: its file system and inode, and its device number if it is a
-/// device itself. The numbers are those of stat(2) (`LOOP_GET_STATUS64`).
+/// Returns the backing file of a loop device as the kernel holds it: its file system and inode, and its device number
+/// if it is itself a device. The numbers are those of stat(2) (`LOOP_GET_STATUS64`).
 pub(crate) fn loop_backing(device: &File) -> io::Result<(u64, u64, u64)> {
     let mut info = LoopInfo {
         device: 0,
@@ -78,7 +83,8 @@ pub(crate) fn loop_backing(device: &File) -> io::Result<(u64, u64, u64)> {
     Ok((decode(info.device), info.inode, decode(info.rdevice)))
 }
 
-/// Opens a file for reading that only this user or root can have put there: no link is followed, no pipe is waited for.
+/// Opens for reading a file that only this user or root can have put there. Follows no link and does not wait for a
+/// pipe.
 pub(crate) fn open_own(path: &Path) -> io::Result<File> {
     let flags = nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK;
     let file = File::options().read(true).custom_flags(flags.bits()).open(path)?;
@@ -91,15 +97,15 @@ pub(crate) fn open_own(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Whether a file is one that nobody but this user and root can have made or changed. A hard link would be a second name of
-/// a file of theirs.
+/// Tests that only this user or root can have made or changed a file. A file with a second hard link fails: it may be
+/// another user's file.
 pub(crate) fn is_own_file(file: &Metadata) -> bool {
     let is_owner = file.uid() == 0 || file.uid() == nix::unistd::geteuid().as_raw();
     file.is_file() && file.nlink() == 1 && file.mode() & 0o022 == 0 && is_owner
 }
 
-/// pread(2) that leaves nothing in the page cache that was not there before (`RWF_DONTCACHE`, Linux 6.14; preadv2(2)).
-/// Fails with `EOPNOTSUPP` or `EINVAL` where kernel or file system do not know it.
+/// Calls pread(2) such that it adds nothing to the page cache (`RWF_DONTCACHE`, Linux 6.14; preadv2(2)). Fails with
+/// `EOPNOTSUPP` or `EINVAL` where the kernel or the file system does not support this.
 pub(crate) fn read_dont_cache(file: &File, buffer: &mut [u8], offset_bytes: u64) -> io::Result<usize> {
     let part = libc::iovec {
         iov_base: buffer.as_mut_ptr().cast(),
@@ -112,7 +118,7 @@ pub(crate) fn read_dont_cache(file: &File, buffer: &mut [u8], offset_bytes: u64)
     usize::try_from(read).map_err(|_| io::Error::last_os_error())
 }
 
-/// linux/ioprio.h: the kind of `who` that is a thread, and the class in the upper bits.
+/// linux/ioprio.h: the `who` that means a thread, and the class in the upper bits.
 const IOPRIO_WHO_PROCESS: libc::c_int = 1;
 const IOPRIO_CLASS_IDLE: libc::c_int = 3;
 const IOPRIO_CLASS_SHIFT: libc::c_int = 13;
@@ -127,7 +133,7 @@ pub(crate) fn set_idle_io_class() -> io::Result<()> {
     }
 }
 
-/// Whether this thread is in the idle I/O class.
+/// Tests that this thread is in the idle I/O class.
 #[cfg(test)]
 pub(crate) fn is_io_class_idle() -> bool {
     // SAFETY: two numbers and no pointer; 0 is the calling thread (ioprio_get(2)).
@@ -135,7 +141,7 @@ pub(crate) fn is_io_class_idle() -> bool {
     priority >> IOPRIO_CLASS_SHIFT == libc::c_long::from(IOPRIO_CLASS_IDLE)
 }
 
-/// Sets the niceness of this thread (setpriority(2): on Linux it is a matter of the thread).
+/// Sets the niceness of this thread (setpriority(2): on Linux each thread has its own).
 pub(crate) fn set_nice(nice: i32) -> io::Result<()> {
     // SAFETY: three numbers and no pointer; 0 is the calling thread (setpriority(2)).
     match unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) } {
@@ -144,7 +150,7 @@ pub(crate) fn set_nice(nice: i32) -> io::Result<()> {
     }
 }
 
-/// Makes this process ignore the signals that ask a process to end; what it starts inherits that (signal(7)).
+/// Makes this process and all that it starts ignore the signals that ask a process to end (signal(7)).
 pub(crate) fn ignore_ending_signals() {
     for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
         // SAFETY: no handler of ours is installed; to ignore a signal is always sound (signal(2)).
@@ -152,14 +158,14 @@ pub(crate) fn ignore_ending_signals() {
     }
 }
 
-/// Keeps all memory of this process in memory, now and later (mlockall(2)), as far as it may: without swap and page cache
-/// it goes on when the host has no memory to give.
+/// Locks all memory of this process, present and future, into RAM as far as permitted (mlockall(2)): it then continues
+/// when the host is out of memory, without swap and page cache.
 pub(crate) fn lock_memory() {
     // SAFETY: flags and no pointer; contents of memory do not change.
     unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) };
 }
 
-/// Lifts the limits that end a process by a signal (setrlimit(2)), as far as it may.
+/// Lifts the resource limits that end a process by a signal, as far as permitted (setrlimit(2)).
 pub(crate) fn lift_limits() {
     for resource in [libc::RLIMIT_CPU, libc::RLIMIT_FSIZE] {
         let mut limit = libc::rlimit {
@@ -180,7 +186,7 @@ pub(crate) fn lift_limits() {
     }
 }
 
-/// Extents that [`file_extents`] gives at once.
+/// Extents that [`file_extents`] returns at most.
 const MAP_EXTENTS: usize = 256;
 
 /// `struct fiemap` with room for extents (linux/fiemap.h).
@@ -195,15 +201,15 @@ struct FileMap {
     extents: [FileExtent; MAP_EXTENTS],
 }
 
-/// `struct fiemap_extent`: where a part of a file lies.
+/// `struct fiemap_extent`: position of one part of a file.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FileExtent {
-    /// Where in the file, in bytes.
+    /// Offset in the file, in bytes.
     pub(crate) logical: u64,
-    /// Where on the file system, in bytes.
+    /// Offset on the file system, in bytes.
     pub(crate) physical: u64,
-    /// How long, in bytes.
+    /// Length in bytes.
     pub(crate) length: u64,
     reserved64: [u64; 2],
     /// `FIEMAP_EXTENT_*`.
@@ -212,7 +218,7 @@ pub(crate) struct FileExtent {
 }
 
 impl FileExtent {
-    /// One for which the kernel reserves nothing.
+    /// Makes an extent whose reserved fields are zero.
     pub(crate) const fn new(logical: u64, physical: u64, length: u64, flags: u32) -> Self {
         Self {
             logical,
@@ -225,8 +231,8 @@ impl FileExtent {
     }
 }
 
-/// The next extents of a file that end behind `from_bytes`, some hundred of them; none if there are no more. What the
-/// file's page cache holds is written first (`FS_IOC_FIEMAP`; Documentation/filesystems/fiemap.rst).
+/// Returns the extents of a file that end after `from_bytes`, a few hundred at most; none if there are no more. Dirty
+/// pages of the file are written first (`FS_IOC_FIEMAP`; Documentation/filesystems/fiemap.rst).
 pub(crate) fn file_extents(file: &File, from_bytes: u64) -> io::Result<Vec<FileExtent>> {
     const FIEMAP_FLAG_SYNC: u32 = 1;
     let mut map = Box::new(FileMap {

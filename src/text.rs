@@ -1,6 +1,6 @@
-//! Figures as people read them, for messages.
+//! Numbers formatted for messages.
 
-/// `1.2 GiB`: three digits at most, or whole bytes.
+/// Formats a size: `1.2 GiB`. Three digits at most, or whole bytes.
 pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if bytes < 1024 {

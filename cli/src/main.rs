@@ -1,5 +1,10 @@
 //! The `vbk` command: the only part of vbk that reads arguments and the environment, prints, and exits.
-#![forbid(unsafe_code)]
+#![allow(
+    clippy::exit,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "this is the command"
+)]
 
 mod args;
 mod commands;

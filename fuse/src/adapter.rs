@@ -1,4 +1,4 @@
-//! Between [`ImageFs`] and the kernel: translates, and nothing else.
+//! Translates between [`ImageFs`] and the kernel, and does nothing else.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -17,7 +17,8 @@ use vbk_repo::ErrorKind;
 
 use crate::tree::{Attributes, ImageFs, Kind, Name};
 
-/// How long the kernel may believe a name: a forgotten backup is gone, and `latest` moves, at once as people see it.
+/// Time for which the kernel may cache a name: short enough that a forgotten backup disappears, and `latest` moves, at
+/// once for people.
 const TTL: Duration = Duration::from_secs(1);
 /// lseek(2): linux/fs.h.
 const SEEK_DATA: i32 = 3;
@@ -25,16 +26,16 @@ const SEEK_HOLE: i32 = 4;
 
 pub(crate) struct Adapter {
     tree: Arc<ImageFs>,
-    /// Whose the files are.
+    /// Owner of all files: user and group.
     owner: (u32, u32),
-    /// What directories had in them when they were opened, so that a listing in many pieces is one listing.
+    /// Content of each open directory at the time it was opened, so that a listing in several parts is consistent.
     listings: Mutex<HashMap<u64, Arc<Vec<Name>>>>,
     next_listing: AtomicU64,
     ended: Option<Box<dyn FnOnce() + Send + Sync>>,
 }
 
 impl Adapter {
-    /// `ended` is called when the kernel has let go of the file system.
+    /// Makes an adapter that calls `ended` when the kernel has released the file system.
     pub(crate) fn new(tree: Arc<ImageFs>, ended: Box<dyn FnOnce() + Send + Sync>) -> Self {
         Self {
             tree,
@@ -65,7 +66,7 @@ impl Adapter {
             uid: self.owner.0,
             gid: self.owner.1,
             rdev: 0,
-            // What programs should read at once.
+            // Size in which programs should read.
             blksize: 1 << 20,
             flags: 0,
         }
@@ -96,9 +97,9 @@ fn errno(error: &Error) -> Errno {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        // Without ASYNC_DIO a direct read is sent to us one piece at a time (fs/fuse/file.c, fuse_direct_IO).
-        for wish in [InitFlags::FUSE_ASYNC_DIO, InitFlags::FUSE_PARALLEL_DIROPS] {
-            let _ = config.add_capabilities(wish);
+        // Without ASYNC_DIO, the kernel sends a direct read to us one piece at a time (fs/fuse/file.c, fuse_direct_IO).
+        for flag in [InitFlags::FUSE_ASYNC_DIO, InitFlags::FUSE_PARALLEL_DIROPS] {
+            let _ = config.add_capabilities(flag);
         }
         let _ = config.set_max_background(128);
         let _ = config.set_congestion_threshold(96);
@@ -137,7 +138,8 @@ impl Filesystem for Adapter {
 
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         match self.tree.open_file(ino.0) {
-            // Requests of 1 MiB instead of 128 KiB, and nothing twice in the page cache. To close a file asks nobody.
+            // Requests of 1 MiB instead of 128 KiB, and no second copy in the page cache. Closing a file sends no
+            // request.
             Ok(handle) => reply.opened(
                 FileHandle(handle),
                 FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH,
@@ -223,8 +225,8 @@ impl Filesystem for Adapter {
             .iter()
             .map(|name| (INodeNo(name.number), file_type(name.kind), name.name.as_str()));
         let all = dots.into_iter().chain(names).enumerate();
-        for (place, (number, kind, name)) in all.skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
-            if reply.add(number, place as u64 + 1, kind, name) {
+        for (index, (number, kind, name)) in all.skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
+            if reply.add(number, index as u64 + 1, kind, name) {
                 break;
             }
         }
@@ -237,7 +239,7 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    // Nothing is ever written here, so everything is as durable as it can be. A loop device asks all the same.
+    // Nothing is ever written here, so everything is already durable. A loop device asks all the same.
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         reply.ok();
     }
@@ -247,7 +249,7 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        // Full and without room, as df shows every read-only file system.
+        // Full and without free space, as df shows every read-only file system.
         reply.statfs(0, 0, 0, 0, 0, 512, 255, 512);
     }
 }

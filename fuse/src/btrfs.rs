@@ -1,11 +1,11 @@
-//! Btrfs before the kernel sees it: which devices a file system has, and superblocks with another identity.
+//! Btrfs before the kernel sees it: the devices of a file system, and superblocks with another identity.
 //!
-//! mount(2) of btrfs takes every device that the kernel knows with the UUID in the superblock, wherever it is: also the guest's
-//! live disk, whose log it would replay. So nothing of a backup is mounted under the UUID that it was backed up with. The images behind a
-//! mount show superblocks with a new random fsid; the old one becomes the `metadata_uuid`, which is what every tree block bears
+//! mount(2) of btrfs uses every device that the kernel knows with the superblock's UUID, wherever it is. That includes
+//! the guest's live disk, whose log it would replay. So no backup is mounted under its original UUID. The images for a
+//! mount show superblocks with a new random fsid; the old one becomes the `metadata_uuid`, which every tree block bears
 //! (`btrfs_validate_super`, fs/btrfs/disk-io.c; Linux 5.0 and newer). No other byte changes.
 //!
-//! The chunk tree names devices too, and those of another fsid (a seed) would again be looked up among all that the kernel
+//! The chunk tree names devices too. The kernel would look for those with another fsid (a seed) among all devices it
 //! knows (`open_seed_devices`, fs/btrfs/volumes.c): see `chunks`.
 
 mod checksum;
@@ -23,9 +23,9 @@ use checksum::{CHECKSUM_BYTES, Checksum};
 
 pub(crate) use chunks::{Layout, examine};
 
-/// The length of a superblock (`BTRFS_SUPER_INFO_SIZE`).
+/// Length of a superblock (`BTRFS_SUPER_INFO_SIZE`).
 const SUPERBLOCK_BYTES: usize = 4096;
-/// Where superblocks are (`btrfs_sb_offset`). The kernel mounts by the first alone.
+/// Offsets of the superblocks (`btrfs_sb_offset`). The kernel mounts by the first one alone.
 const SUPERBLOCK_OFFSETS: [u64; 3] = [64 << 10, 64 << 20, 256 << 30];
 
 // Offsets in `struct btrfs_super_block` (linux/btrfs_tree.h).
@@ -41,7 +41,7 @@ const INCOMPAT_METADATA_UUID: u64 = 1 << 10;
 /// `BTRFS_SUPER_FLAG_SEEDING`.
 const FLAG_SEEDING: u64 = 1 << 32;
 
-/// The identity of a btrfs, as the kernel and udev know it.
+/// Identity of a btrfs, as the kernel and udev know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Fsid(pub [u8; 16]);
 
@@ -70,14 +70,14 @@ impl FromStr for Fsid {
     }
 }
 
-/// Another identity for the btrfs in an image. As text `FILE:OFFSET:FSID`.
+/// A new identity for the btrfs in an image. As text: `FILE:OFFSET:FSID`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewFsid {
-    /// The name of the image's file.
+    /// Name of the image's file.
     pub file: String,
-    /// Where the file system starts in that file.
+    /// Offset of the file system in that file.
     pub offset_bytes: u64,
-    /// What is shown in the place of its own identity.
+    /// Identity to show instead of its own.
     pub fsid: Fsid,
 }
 
@@ -107,7 +107,7 @@ impl FromStr for NewFsid {
     }
 }
 
-/// A superblock whose checksum holds.
+/// A superblock whose checksum matches.
 #[derive(Clone)]
 pub(crate) struct Superblock {
     bytes: Box<[u8]>,
@@ -115,7 +115,7 @@ pub(crate) struct Superblock {
 }
 
 impl Superblock {
-    /// Reads the superblock that the kernel mounts by; the inner error says what is wrong with it.
+    /// Reads the superblock that the kernel mounts by; the inner error says why it is invalid.
     pub(crate) fn read(volume: &dyn ReadAt) -> io::Result<Result<Self, &'static str>> {
         Self::read_copy(volume, SUPERBLOCK_OFFSETS[0])
     }
@@ -123,7 +123,7 @@ impl Superblock {
     fn read_copy(volume: &dyn ReadAt, offset_bytes: u64) -> io::Result<Result<Self, &'static str>> {
         let mut bytes = vec![0; SUPERBLOCK_BYTES].into_boxed_slice();
         if !read_inside(volume, offset_bytes, &mut bytes)? || bytes[0x40..0x48] != *b"_BHRfS_M" {
-            return Ok(Err("there is no btrfs superblock"));
+            return Ok(Err("it has no btrfs superblock"));
         }
         let Some(checksum) = Checksum::of_type(le16(&bytes, 0xc4)) else {
             return Ok(Err("the btrfs superblock has a checksum of an unknown kind"));
@@ -134,7 +134,7 @@ impl Superblock {
         let superblock = Self { bytes, checksum };
         let node_bytes = superblock.node_bytes();
         if !node_bytes.is_power_of_two() || !(4096..=65536).contains(&node_bytes) {
-            return Ok(Err("the btrfs superblock makes no sense"));
+            return Ok(Err("the btrfs superblock has an invalid node size"));
         }
         Ok(Ok(superblock))
     }
@@ -143,7 +143,7 @@ impl Superblock {
         Fsid(std::array::from_fn(|byte| self.bytes[at + byte]))
     }
 
-    /// The identity under which the kernel registers it.
+    /// Returns the identity under which the kernel registers it.
     pub(crate) fn fsid(&self) -> Fsid {
         self.uuid(FSID)
     }
@@ -152,7 +152,7 @@ impl Superblock {
         le64(&self.bytes, INCOMPAT_FLAGS) & INCOMPAT_METADATA_UUID != 0
     }
 
-    /// The identity that tree blocks and device items bear.
+    /// Returns the identity that tree blocks and device items bear.
     pub(crate) fn metadata_uuid(&self) -> Fsid {
         if self.has_metadata_uuid() {
             self.uuid(METADATA_UUID)
@@ -161,7 +161,7 @@ impl Superblock {
         }
     }
 
-    /// The fsid in the item of the device itself, which the kernel wants to be the metadata's.
+    /// Returns the fsid in the item of the device itself, which the kernel requires to be the metadata's.
     fn device_fsid(&self) -> Fsid {
         self.uuid(DEVICE + 0x52)
     }
@@ -178,12 +178,12 @@ impl Superblock {
         le64(&self.bytes, 0x48)
     }
 
-    /// Whether there is a log of fsyncs that was not replayed.
+    /// Tests for a log of fsyncs that was not replayed.
     pub(crate) fn has_log(&self) -> bool {
         le64(&self.bytes, 0x60) != 0
     }
 
-    /// Whether it is a seed: a base that others are built on.
+    /// Tests for a seed: a file system that others are built on.
     pub(crate) fn is_seed(&self) -> bool {
         le64(&self.bytes, 0x38) & FLAG_SEEDING != 0
     }
@@ -201,7 +201,7 @@ impl Superblock {
         &self.bytes[SYSTEM_CHUNKS..SYSTEM_CHUNKS + len]
     }
 
-    /// The same superblock under another identity.
+    /// Makes a copy of the superblock with another identity.
     fn with_fsid(&self, fsid: Fsid) -> Box<[u8]> {
         let mut bytes = self.bytes.clone();
         if !self.has_metadata_uuid() {
@@ -223,14 +223,15 @@ impl fmt::Debug for Superblock {
     }
 }
 
-/// Bytes that stand in for those of an image.
+/// Bytes that replace those of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Patch {
     pub(crate) offset_bytes: u64,
     pub(crate) bytes: Box<[u8]>,
 }
 
-/// The superblocks of a device under another identity: the first, and its copies. A copy that another file system left is no copy and stays.
+/// Makes the superblocks of a device with another identity: the first, and its copies. A copy left by another file
+/// system stays unchanged.
 pub(crate) fn patches(volume: &dyn ReadAt, fsid: Fsid) -> io::Result<Vec<Patch>> {
     let mut patches = Vec::new();
     let mut old = None;
@@ -244,7 +245,7 @@ pub(crate) fn patches(volume: &dyn ReadAt, fsid: Fsid) -> io::Result<Vec<Patch>>
                 });
             }
             Ok(_) => {}
-            // Without the first there is nothing that could be mounted safely.
+            // Without the first superblock, nothing can be mounted safely.
             Err(why) if old.is_none() => return Err(io::Error::new(io::ErrorKind::InvalidData, why)),
             Err(_) => {}
         }
@@ -252,7 +253,7 @@ pub(crate) fn patches(volume: &dyn ReadAt, fsid: Fsid) -> io::Result<Vec<Patch>>
     Ok(patches)
 }
 
-/// Puts patches over bytes that were read at `offset_bytes`.
+/// Applies patches to bytes that were read at `offset_bytes`.
 pub(crate) fn apply(patches: &[Patch], offset_bytes: u64, out: &mut [u8]) {
     for patch in patches {
         let (start, end) = (patch.offset_bytes, patch.offset_bytes + patch.bytes.len() as u64);

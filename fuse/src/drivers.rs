@@ -1,7 +1,8 @@
-//! How each file system is mounted, decided from its superblock before the kernel sees it.
+//! Mount options of each file system, chosen from its superblock before the kernel sees it.
 //!
-//! A superblock may name other devices: a journal by number, parts of the file system by path. The kernel would open those of this host.
-//! So what names one is mounted such that the name is not used, or not at all. Only the types listed here are ever given to mount(2).
+//! A superblock may name other devices: a journal by number, parts of the file system by path. The kernel would open
+//! the devices of this host. So a file system that names one is mounted such that the name is not used, or not at all.
+//! Only the types listed here are ever passed to mount(2).
 
 use std::io;
 
@@ -11,22 +12,23 @@ use crate::read_at::{ReadAt, le16, le32, le64, read_array, read_inside};
 #[cfg(test)]
 mod tests;
 
-/// How a file system is mounted.
+/// Mount options of one file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileSystem {
-    /// The kernel's name for it: `ext4`, `xfs`, `vfat`.
+    /// Kernel's name of the file system: `ext4`, `xfs`, `vfat`.
     pub kind: String,
-    /// Options that it always gets.
+    /// Options that are always used.
     pub options: String,
-    /// Options to try when the first attempt fails as it does on a journal that would have to be replayed: the device is read-only.
+    /// Options to try if the first attempt fails as it does for a journal that needs replay: the device is read-only.
     pub without_journal: Option<String>,
-    /// What the user must know about its content.
+    /// Restriction on the content that the user must know.
     pub warning: Option<String>,
 }
 
-// A minute, not seconds: what was synced may be in the journal only until the flusher writes it back, some 35 s later on ext4 and xfs.
-pub(crate) const JOURNAL_WARNING: &str = "the journal was not replayed: files written in the last minute before the backup may be missing or \
-     inconsistent";
+// A minute, not seconds: synced data may be only in the journal until the flusher writes it back, about 35 s later on
+// ext4 and xfs.
+pub(crate) const JOURNAL_WARNING: &str = "the journal was not replayed: files written in the last minute before the \
+     backup may be missing or inconsistent";
 
 impl FileSystem {
     fn new(kind: &str, options: &str) -> Self {
@@ -43,7 +45,7 @@ impl FileSystem {
         self
     }
 
-    /// Adds what the user must know to what is to be said already.
+    /// Appends a warning to those that are already there.
     pub(crate) fn warn(&mut self, warning: impl Into<String>) {
         let warning = warning.into();
         self.warning = Some(match self.warning.take() {
@@ -52,7 +54,7 @@ impl FileSystem {
         });
     }
 
-    /// Options that leave the journal alone, with the warning that belongs to them if it is not empty.
+    /// Warns that the journal is left alone, if it is not empty.
     pub(crate) fn leave_journal(&mut self, dirty: bool) {
         if dirty {
             self.warn(format!("mounted with {}: {JOURNAL_WARNING}", self.options));
@@ -60,19 +62,19 @@ impl FileSystem {
     }
 }
 
-/// How a volume of this type is mounted; the inner error says why it must not be.
+/// Returns the mount options for a volume of this type; the inner error says why it must not be mounted.
 pub(crate) fn how_to_mount(fs: FsType, volume: &dyn ReadAt) -> io::Result<Result<FileSystem, String>> {
     let how = FileSystem::new;
     Ok(Ok(match fs {
         FsType::Ext2 | FsType::Ext3 | FsType::Ext4 => return ext(volume).map(Ok),
         FsType::Xfs => return xfs(volume),
-        // Its devices are looked for elsewhere, so `device=` is missing here. Whatever subvolume the guest calls its default, all can be
-        // reached from the top.
+        // `device=` is missing because its devices are found elsewhere. The top subvolume reaches all others, whichever
+        // one the guest made its default.
         FsType::Btrfs => how("btrfs", "rescue=nologreplay,subvolid=5"),
-        // Replays in memory.
+        // Replays its journal in memory.
         FsType::Bcachefs => how("bcachefs", "nochanges"),
         FsType::F2fs => match f2fs_devices(volume)? {
-            true => return refuse("it is spread over several devices, which its superblock names by path"),
+            true => return refuse("it spans several devices, which its superblock names by path"),
             false => how("f2fs", "").or_without_journal("norecovery"),
         },
         FsType::Erofs => match erofs_devices(volume)? {
@@ -100,12 +102,13 @@ fn refuse(why: &str) -> io::Result<Result<FileSystem, String>> {
     Ok(Err(why.to_owned()))
 }
 
-/// ext2, ext3 and ext4, which one driver mounts; a kernel may be built without the other names. Never with the journal: one on a device of
-/// its own is named by number, and the kernel would open and empty this host's device of that number (ext4_open_dev_journal,
-/// fs/ext4/super.c). On a read-only device `noload` costs nothing: a journal that is not empty can't be replayed anyway.
+/// Options for ext2, ext3 and ext4, which one driver mounts; a kernel may be built without the other names. The journal
+/// is never used: an external one is named by device number, and the kernel would open and empty this host's device
+/// with that number (ext4_open_dev_journal, fs/ext4/super.c). On a read-only device `noload` costs nothing, because a
+/// journal that is not empty can't be replayed anyway.
 ///
-/// A superblock may also ask for `errors=panic`, which stops this host when the guest's file system is damaged, read-only or not
-/// (ext4_handle_error).
+/// A superblock may also ask for `errors=panic`, which stops this host when the guest's file system is damaged, even if
+/// it is mounted read-only (ext4_handle_error).
 fn ext(volume: &dyn ReadAt) -> io::Result<FileSystem> {
     const INCOMPAT_RECOVER: u32 = 0x4;
     let superblock = read_array::<1024>(volume, 1024)?.unwrap_or([0; 1024]);
@@ -114,20 +117,21 @@ fn ext(volume: &dyn ReadAt) -> io::Result<FileSystem> {
     Ok(how)
 }
 
-/// Two days of one disk have one UUID, and xfs mounts a UUID only once: `nouuid`. Whether the log is empty only the kernel can say.
+/// Options for xfs. Two backups of one disk have the same UUID, and xfs mounts a UUID only once: `nouuid`. Only the
+/// kernel can tell whether the log is empty.
 fn xfs(volume: &dyn ReadAt) -> io::Result<Result<FileSystem, String>> {
     let superblock = read_array::<512>(volume, 0)?.unwrap_or([0; 512]);
-    // sb_logstart and sb_rblocks of `struct xfs_dsb`: the kernel wants the other devices as options.
+    // sb_logstart and sb_rblocks of `struct xfs_dsb`: the kernel needs the other devices as options.
     if le64(&superblock, 48) == 0 {
         return refuse(
-            "its log is on another device; mount the images with `vbk mount DIR`, attach both with `losetup -r`, and use `mount -o \
-             ro,norecovery,nouuid,logdev=LOG`",
+            "its log is on another device; mount the images with `vbk mount DIR`, attach both with `losetup -r`, and \
+             use `mount -o ro,norecovery,nouuid,logdev=LOG`",
         );
     }
     if le64(&superblock, 16) != 0 {
         return refuse(
-            "it has a realtime device; mount the images with `vbk mount DIR`, attach both with `losetup -r`, and use `mount -o \
-             ro,norecovery,nouuid,rtdev=DEVICE`",
+            "it has a realtime device; mount the images with `vbk mount DIR`, attach both with `losetup -r`, and use \
+             `mount -o ro,norecovery,nouuid,rtdev=DEVICE`",
         );
     }
     Ok(Ok(
@@ -135,7 +139,8 @@ fn xfs(volume: &dyn ReadAt) -> io::Result<Result<FileSystem, String>> {
     ))
 }
 
-/// `struct f2fs_super_block` of linux/f2fs_fs.h: eight devices with a path of 64 bytes each. Either copy of the superblock counts.
+/// Tests that an f2fs names other devices. `struct f2fs_super_block` of linux/f2fs_fs.h has eight devices with a path
+/// of 64 bytes each; either copy of the superblock counts.
 fn f2fs_devices(volume: &dyn ReadAt) -> io::Result<bool> {
     const DEVICES: usize = 2201;
     for at in [1024, 4096 + 1024] {
@@ -147,15 +152,16 @@ fn f2fs_devices(volume: &dyn ReadAt) -> io::Result<bool> {
     Ok(false)
 }
 
-/// `struct erofs_super_block` of fs/erofs/erofs_fs.h: the feature, and how many extra devices there are. Their tags are opened as paths
-/// (erofs_init_device, fs/erofs/super.c).
+/// Tests that an erofs has extra devices: the feature flag and the device count of `struct erofs_super_block`
+/// (fs/erofs/erofs_fs.h). The kernel opens their tags as paths (erofs_init_device, fs/erofs/super.c).
 fn erofs_devices(volume: &dyn ReadAt) -> io::Result<bool> {
     const INCOMPAT_DEVICE_TABLE: u32 = 0x8;
     let superblock = read_array::<128>(volume, 1024)?.unwrap_or([0; 128]);
     Ok(le32(&superblock, 80) & INCOMPAT_DEVICE_TABLE != 0 || le16(&superblock, 86) != 0)
 }
 
-/// `struct reiserfs_super_block_v1`: the number of the journal's device, in each place where the superblock can be.
+/// Tests that a reiserfs has an external journal: the device number in `struct reiserfs_super_block_v1`, at each offset
+/// where the superblock can be.
 fn reiserfs_journal_device(volume: &dyn ReadAt) -> io::Result<bool> {
     for at in [8 << 10, 64 << 10] {
         let mut superblock = [0; 64];

@@ -1,4 +1,4 @@
-//! What can go wrong when backups are shown.
+//! Errors of showing backups.
 
 use std::path::PathBuf;
 
@@ -12,10 +12,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// An error of a mount.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The repository's part of the work failed.
+    /// A repository operation failed.
     #[error(transparent)]
     Repository(#[from] vbk_repo::Error),
-    /// Loop devices or mounts.
+    /// A loop device or a mount failed.
     #[error(transparent)]
     Mount(#[from] MountError),
     /// The FUSE file system can't be mounted.
@@ -23,29 +23,29 @@ pub enum Error {
     Fuse {
         /// The mount point.
         point: PathBuf,
-        /// The system's answer.
+        /// The I/O error.
         source: std::io::Error,
     },
-    /// The directory for the images behind a mount of files can't be made.
-    #[error("can't make {path}: {source}")]
+    /// The directory for the images of a mount of files can't be created.
+    #[error("can't create {path}: {source}")]
     Runtime {
         /// The directory.
         path: PathBuf,
-        /// The system's answer.
+        /// The I/O error.
         source: std::io::Error,
     },
-    /// A disk can't be looked into.
+    /// A disk's partitions can't be read.
     #[error("can't read the partitions of {image}: {source}")]
     Inspect {
         /// The backup and disk.
         image: String,
-        /// What was found.
+        /// The I/O error.
         source: std::io::Error,
     },
 }
 
 impl Error {
-    /// What the caller should do about it.
+    /// Returns the kind of the error, by which a caller decides what to do.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Repository(error) => error.kind(),

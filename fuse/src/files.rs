@@ -1,9 +1,9 @@
-//! The file systems of one backup: looks into its disks, and mounts what is in them from images that another process
+//! The file systems of one backup: examines its disks, and mounts their content from images that another process
 //! serves.
 //!
-//! Another process, because mount(2) reads from the images, and a process that serves what it waits for can't be killed:
-//! its other threads are gone at once, the waiting one never gets its answer, and as long as it waits the kernel keeps
-//! the connection that could tell it so.
+//! It must be another process, because mount(2) reads from the images, and a process that waits for its own answers
+//! can't be killed: its other threads end at once, the waiting one never gets its answer, and as long as it waits the
+//! kernel keeps open the connection whose end would wake it.
 
 mod btrfs_sets;
 mod found;
@@ -27,10 +27,10 @@ use hidden::Hidden;
 
 pub use hidden::clean_directories;
 
-/// Where the images behind mounts of files are mounted.
+/// Directory below which the images for mounts of files are mounted.
 pub const HIDDEN_ROOT: &str = "/run/vbk";
 
-/// A mount of files in the making: what there is to mount, and the place for the images.
+/// A prepared mount of files: the volumes to mount, and the directory for the images.
 pub struct FilesPlan {
     hidden: Hidden,
     dir: PathBuf,
@@ -41,12 +41,12 @@ pub struct FilesPlan {
 }
 
 impl FilesPlan {
-    /// Looks into the given images of a backup, to mount their file systems below `dir`: at `dir/pN`, or at
-    /// `dir/DISK/pN` if the backup has several disks. The file system of a disk without partitions takes the place of
-    /// `pN`'s directory, or is at `dir/DISK` if other users could reach it at `dir` and shall not. Fails unless this process has the
-    /// rights that it will need.
+    /// Examines the given images of a backup, to mount their file systems below `dir`: at `dir/pN`, or at `dir/DISK/pN`
+    /// if the backup has several disks. The file system of a disk without partitions is mounted at `dir` instead of
+    /// `dir/pN`, or at `dir/DISK` if other users could reach it at `dir` and must not. Fails unless this process has
+    /// the rights that the mount will need.
     ///
-    /// `new_fsid` gives a random identity at each call: a btrfs is never shown to the kernel under its own.
+    /// `new_fsid` returns a random identity at each call: the kernel never sees a btrfs under its own.
     pub fn new(
         view: &View,
         resources: &Arc<ReadResources>,
@@ -121,23 +121,23 @@ impl FilesPlan {
         })
     }
 
-    /// The file systems that the tree of images must show under another identity.
+    /// Returns the file systems that the tree of images must show under another identity.
     pub fn fsids(&self) -> &[NewFsid] {
         &self.fsids
     }
 
-    /// Where the tree of images, with at least this backup in it, is to be mounted by another process.
+    /// Returns the directory where another process is to mount the tree of images, with at least this backup in it.
     pub fn hidden(&self) -> &Path {
         self.hidden.path()
     }
 
-    /// What should be known about the disks' partition tables.
+    /// Returns the warnings about the disks' partition tables.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
-    /// Mounts the file systems, now that the images are there. When nothing could be mounted, nothing stays mounted,
-    /// neither here nor at [`Self::hidden`]: the reports tell why.
+    /// Mounts the file systems, after the images were mounted. If nothing could be mounted, nothing stays mounted,
+    /// neither here nor at [`Self::hidden`]; the reports give the reasons.
     pub fn mount(self) -> Result<Vec<VolumeReport>> {
         let hidden = self.hidden.path();
         let undo = || {
@@ -154,7 +154,7 @@ impl FilesPlan {
     }
 }
 
-/// A volume with the images in the mount at `place` that it is mounted from.
+/// Returns the volume to mount, with the paths of its images in the mount at `place`.
 fn to_mount(found: &[Found], volume: &Found, plan: Plan, place: &Path) -> Volume {
     let image = |volume: &Found| place.join(&volume.file);
     let (content, others) = match plan {

@@ -1,15 +1,14 @@
-//! Shows backups: as a file system of disk images, and the file systems inside those images as directories.
+//! Shows backups as a file system of disk images, and mounts the file systems inside those images.
 //!
-//! | module | what |
+//! | module | content |
 //! |---|---|
-//! | [`tree`] | the file system as such: names, attributes, reads. Needs no kernel to be tested |
-//! | `listing` | what files a backup has: its record, its disks, their partitions, its configuration |
-//! | `adapter`, [`session`] | between `tree` and the kernel |
-//! | `partition`, `probe`, `btrfs` | what is on a disk; trusts nothing it reads |
-//! | `drivers` | how each file system is mounted |
-//! | [`volumes`], `loopdev`, `mountinfo`, `sys` | loop devices, mounts, and taking them down again |
-//! | [`files`] | puts them together: the file systems of one backup |
-#![warn(missing_docs)]
+//! | [`tree`] | the file system itself: names, attributes, reads. Tests need no kernel |
+//! | `listing` | the files of a backup: its record, its disks, their partitions, its configuration |
+//! | `adapter`, [`session`] | translate between `tree` and the kernel |
+//! | `partition`, `probe`, `btrfs` | read the content of a disk; trust nothing they read |
+//! | `drivers` | the mount options of each file system |
+//! | [`volumes`], `loopdev`, `mountinfo`, `sys` | loop devices, mounts, and their teardown |
+//! | [`files`] | combines them: mounts the file systems of one backup |
 
 mod adapter;
 mod btrfs;

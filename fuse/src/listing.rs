@@ -1,5 +1,5 @@
-//! What files a backup has in the mount: its record, its disks, the partitions of its disks, and the files that were kept
-//! with it, as `config.xml`.
+//! The files of a backup in the mount: its record, its disks, the partitions of its disks, and the files that were
+//! backed up with it, e.g. `config.xml`.
 
 use std::io;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use vbk_repo::reader::ImageReader;
 use crate::partition::{PartitionTable, read_table};
 use crate::read_at::ReadAt;
 
-/// The name of the file with the backup's record.
+/// Name of the file with the backup's record.
 pub(crate) const RECORD_NAME: &str = "backup.json";
 
 /// A file of a backup.
@@ -18,25 +18,24 @@ pub(crate) const RECORD_NAME: &str = "backup.json";
 pub(crate) struct FileInfo {
     pub(crate) name: String,
     pub(crate) size_bytes: u64,
-    /// Bytes that are not in zero blocks, as far as known.
+    /// Bytes outside zero blocks, as far as known.
     pub(crate) data_bytes: u64,
     pub(crate) content: FileContent,
 }
 
-/// What is in a file.
+/// Content of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum FileContent {
     Record,
-    /// A part of the image with this number, or all of it; files that were kept come after the disks.
+    /// A part of the image with this number, or all of it; attached files are numbered after the disks.
     Image {
         image: usize,
         offset_bytes: u64,
     },
 }
 
-/// Lists the files of a backup. `open` opens its images. A disk whose partition table can't be read is there all the
-/// same, without its partitions.
-/// The flag is false if one could not be read now.
+/// Lists the files of a backup. `open` opens its images. A disk whose partition table can't be read is still listed,
+/// without its partitions; the flag is then false.
 pub(crate) fn list(entry: &Entry, open: impl Fn(&Image) -> vbk_repo::Result<ImageReader>) -> (Vec<FileInfo>, bool) {
     let mut complete = true;
     let record = record_json(entry);
@@ -63,7 +62,7 @@ pub(crate) fn list(entry: &Entry, open: impl Fn(&Image) -> vbk_repo::Result<Imag
             Ok(table) => table,
             Err(error) => {
                 let backup = entry.backup.spec();
-                tracing::warn!("{backup}/{}: its partitions can't be shown: {error}", image.disk);
+                tracing::warn!("{backup}/{}: can't show its partitions: {error}", image.disk);
                 complete = false;
                 continue;
             }
@@ -73,7 +72,7 @@ pub(crate) fn list(entry: &Entry, open: impl Fn(&Image) -> vbk_repo::Result<Imag
         }
         files.extend(partitions(number, image, &table));
     }
-    // Their names are none of those above: `Backup::check`, when the record was read.
+    // Their names differ from all those above: `Backup::check` made sure of that when the record was read.
     for (number, file) in (entry.backup.images.len()..).zip(&entry.backup.files) {
         files.push(FileInfo {
             name: file.disk.to_string(),
@@ -106,19 +105,19 @@ pub fn partition_table(image: &ImageReader) -> io::Result<PartitionTable> {
     read_table(&Whole(image))
 }
 
-/// The name of a partition's file.
+/// Returns the name of a partition's file.
 pub(crate) fn partition_name(image: &Image, number: u32) -> String {
     format!("{}.p{number}.img", image.disk)
 }
 
-/// The record as people read it.
+/// Formats the record for people.
 pub(crate) fn record_json(entry: &Entry) -> Arc<[u8]> {
     let mut text = serde_json::to_vec_pretty(&entry.backup).expect("a record has only strings and numbers in it");
     text.push(b'\n');
     text.into()
 }
 
-/// An image as the partition and file system probes read it.
+/// A whole image, for the partition and file system probes.
 pub(crate) struct Whole<'a>(pub(crate) &'a ImageReader);
 
 impl ReadAt for Whole<'_> {
@@ -135,7 +134,7 @@ impl ReadAt for Whole<'_> {
     }
 }
 
-/// A part of an image.
+/// A part of an image, for the same probes.
 pub(crate) struct Part<'a> {
     pub(crate) image: &'a ImageReader,
     pub(crate) offset_bytes: u64,

@@ -1,6 +1,4 @@
-//! Loop devices: attaches an image read-only, and finds again from /sys what is attached. Keeps no state of its own.
-
-#![forbid(unsafe_code)]
+//! Loop devices: attaches images read-only, and finds attached images again in /sys. Keeps no state of its own.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -17,10 +15,11 @@ const CONTROL: &str = "/dev/loop-control";
 const BLOCK_DEVICES: &str = "/sys/block";
 const BTRFS_CONTROL: &str = "/dev/btrfs-control";
 
-/// How often another process may take the free device before us. Each time one of the racers wins, so this is a crowd.
+/// Free devices that another process may take before us. Each time one of the racers wins, so this many failures mean a
+/// crowd.
 const ATTEMPTS: usize = 64;
 
-/// The size of a sector that the loop device shows: what the guest's disk had.
+/// Sector size that the loop device shows: that of the guest's disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SectorSize {
     /// 512 bytes.
@@ -39,27 +38,27 @@ impl SectorSize {
     }
 }
 
-/// The part of an image that a loop device shows: from an offset on, and so many bytes; the whole image if these are 0.
+/// The part of an image that a loop device shows: an offset and a length; the whole image if both are 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Window {
-    /// Where it starts in the image.
+    /// Offset in the image.
     pub offset_bytes: u64,
-    /// How long it is; 0 for all up to the end.
+    /// Length; 0 for everything up to the end.
     pub size_bytes: u64,
 }
 
-/// A loop device that shows an image, read-only. The kernel clears it when this is dropped, or later when the file system that was mounted
-/// from it meanwhile is unmounted.
+/// A loop device that shows an image, read-only. The kernel clears it when this value is dropped, or later, when a file
+/// system that was mounted from it is unmounted.
 #[derive(Debug)]
-pub struct LoopDevice {
+pub(crate) struct LoopDevice {
     number: u32,
     // LO_FLAGS_AUTOCLEAR acts on the last close: this holds the device until a mount does.
     _device: File,
 }
 
 impl LoopDevice {
-    /// Attaches the image with direct I/O, or through the page cache where its file system has no direct I/O.
-    pub fn attach(image: &Path, window: Window, sector_size: SectorSize) -> Result<Self> {
+    /// Attaches the image with direct I/O, or through the page cache if its file system has no direct I/O.
+    pub(crate) fn attach(image: &Path, window: Window, sector_size: SectorSize) -> Result<Self> {
         let attach_error = |source: io::Error| MountError::Attach {
             image: image.to_owned(),
             source,
@@ -77,7 +76,7 @@ impl LoopDevice {
                         _device: device,
                     });
                 }
-                // Between GET_FREE and CONFIGURE somebody else took it.
+                // Another process took it between GET_FREE and CONFIGURE.
                 Err(Errno::EBUSY) => {}
                 Err(errno) => return Err(attach_error(errno.into())),
             }
@@ -87,8 +86,8 @@ impl LoopDevice {
         })
     }
 
-    /// Holds a device that is attached already: the kernel does not clear it before this is dropped.
-    pub fn hold(attached: &Attached) -> io::Result<Self> {
+    /// Holds a device that is already attached: the kernel does not clear it before this value is dropped.
+    pub(crate) fn hold(attached: &Attached) -> io::Result<Self> {
         let device = File::open(attached.node())?;
         if Attached::of_number(attached.number).as_ref() != Some(attached) {
             return Err(io::ErrorKind::NotFound.into());
@@ -99,39 +98,40 @@ impl LoopDevice {
         })
     }
 
-    /// Has the kernel forget the btrfs on this device, unless it is mounted: it would list it until the device shows another one.
-    pub fn forget_btrfs(&self) {
+    /// Makes the kernel forget the btrfs on this device, unless it is mounted. Otherwise the kernel lists it until the
+    /// device shows another one.
+    pub(crate) fn forget_btrfs(&self) {
         let forgotten = File::open(BTRFS_CONTROL).map(|control| sys::btrfs_forget(&control, &self.node()));
         match forgotten {
-            // ENOENT: a kernel that lists only what has several devices. ENOTTY: one before Linux 5.4.
+            // ENOENT: this kernel lists only file systems with several devices. ENOTTY: it is older than Linux 5.4.
             Ok(Ok(()) | Err(Errno::ENOENT | Errno::ENOTTY)) => {}
-            other => tracing::debug!(device = %self.node().display(), ?other, "the kernel remembers a btrfs"),
+            other => tracing::debug!(device = %self.node().display(), ?other, "the kernel still lists a btrfs"),
         }
     }
 
     /// The number N of /dev/loopN.
-    pub fn number(&self) -> u32 {
+    pub(crate) fn number(&self) -> u32 {
         self.number
     }
 
-    /// The device's node, to mount from.
-    pub fn node(&self) -> PathBuf {
+    /// Path of the device's node, to mount from.
+    pub(crate) fn node(&self) -> PathBuf {
         node(self.number)
     }
 }
 
-/// A loop device that somebody attached, as /sys shows it.
+/// An attached loop device, as /sys shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attached {
+pub(crate) struct Attached {
     /// The number N of /dev/loopN.
     pub number: u32,
-    /// The file that it shows, also when that is deleted or its mount is dead.
+    /// Path of its backing file, even if the file is deleted or its mount is dead.
     pub backing: PathBuf,
 }
 
 impl Attached {
-    /// The device of that number, if something is attached.
-    pub fn of_number(number: u32) -> Option<Self> {
+    /// Returns the device with that number, if it is attached.
+    pub(crate) fn of_number(number: u32) -> Option<Self> {
         let backing = fs::read(format!("{BLOCK_DEVICES}/loop{number}/loop/backing_file")).ok()?;
         Some(Self {
             number,
@@ -139,13 +139,13 @@ impl Attached {
         })
     }
 
-    /// The device's node.
-    pub fn node(&self) -> PathBuf {
+    /// Path of the device's node.
+    pub(crate) fn node(&self) -> PathBuf {
         node(self.number)
     }
 
-    /// Waits until the device no longer shows this file; false when the time is over.
-    pub fn wait_cleared(&self, timeout: Duration) -> bool {
+    /// Waits until the device no longer shows this file; false after the timeout.
+    pub(crate) fn wait_cleared(&self, timeout: Duration) -> bool {
         let end = Instant::now() + timeout;
         loop {
             if Self::of_number(self.number).as_ref() != Some(self) {
@@ -158,13 +158,13 @@ impl Attached {
         }
     }
 
-    /// Clears the device, or has the kernel clear it when its last user closes it.
-    pub fn clear(&self) -> io::Result<()> {
+    /// Clears the device; if it is in use, the kernel clears it when its last user closes it.
+    pub(crate) fn clear(&self) -> io::Result<()> {
         let device = match File::open(self.node()) {
             Err(error) if error.raw_os_error() == Some(Errno::ENXIO as i32) => return Ok(()),
             other => other?,
         };
-        // It may have been cleared and used anew while we came here.
+        // It may have been cleared and used again in the meantime.
         if Self::of_number(self.number).as_ref() != Some(self) {
             return Ok(());
         }
@@ -175,8 +175,9 @@ impl Attached {
     }
 }
 
-/// Every attached loop device whose file is at `prefix` or below it. Compares text: the file's mount may be dead.
-pub fn attached_below(prefix: &Path) -> Result<Vec<Attached>> {
+/// Lists the attached loop devices whose file is at `prefix` or below it. Compares text, because the file's mount may
+/// be dead.
+pub(crate) fn attached_below(prefix: &Path) -> Result<Vec<Attached>> {
     let table_error = |source| MountError::KernelTable {
         path: BLOCK_DEVICES.into(),
         source,
@@ -194,8 +195,8 @@ pub fn attached_below(prefix: &Path) -> Result<Vec<Attached>> {
     Ok(found)
 }
 
-/// Whether this process can get a loop device at all.
-pub fn check_rights() -> Result<()> {
+/// Fails unless this process can get a loop device.
+pub(crate) fn check_rights() -> Result<()> {
     free_number(&open_control()?).map(|_| ())
 }
 
@@ -221,7 +222,8 @@ fn free_number(control: &File) -> Result<u32> {
     })
 }
 
-/// Opens the node read-only (LOOP_CONFIGURE is content with that), and makes it where /dev is not the kernel's own devtmpfs.
+/// Opens the node read-only, which is enough for LOOP_CONFIGURE, and creates it where /dev is not the kernel's own
+/// devtmpfs.
 fn open_node(number: u32) -> Result<File> {
     let node = node(number);
     let opened = match File::open(&node) {
@@ -247,14 +249,16 @@ fn configure(
 ) -> std::result::Result<(), Errno> {
     let part = (window.offset_bytes, window.size_bytes);
     let configure = |direct| sys::loop_configure(device, backing, image, part, sector_size.bytes(), direct);
-    // Kernels up to 6.18 take the flag and silently use the page cache where direct I/O is not possible; EINVAL is for those that do not.
+    // Kernels up to 6.18 accept the flag and silently use the page cache where direct I/O is not possible; EINVAL is
+    // for kernels that do not.
     match configure(true) {
         Err(Errno::EINVAL) => configure(false),
         other => other,
     }
 }
 
-/// Keeps a request inside one block of the backup: with the default of 1280 KiB every other request straddles two blocks of 1 MiB.
+/// Limits requests to one block of the backup: with the default of 1280 KiB, every other request straddles two blocks
+/// of 1 MiB.
 fn limit_requests(number: u32) {
     let path = format!("{BLOCK_DEVICES}/loop{number}/queue/max_sectors_kb");
     if let Err(error) = fs::write(&path, "1024") {
@@ -262,7 +266,8 @@ fn limit_requests(number: u32) {
     }
 }
 
-/// The path in a `backing_file` of /sys: unescaped, then a newline, and before it " (deleted)" if the file has no name any more.
+/// Parses a `backing_file` of /sys: the unescaped path, then " (deleted)" if the file has no name any more, then a
+/// newline.
 fn backing_path(mut text: Vec<u8>) -> PathBuf {
     if text.last() == Some(&b'\n') {
         text.pop();
@@ -280,19 +285,19 @@ mod tests {
 
     fn image(dir: &Path, name: &str) -> PathBuf {
         let path = dir.join(name);
-        let file = File::create(&path).unwrap();
-        file.set_len(1 << 20).unwrap();
-        file.write_all_at(b"hello", 4096).unwrap();
+        let file = File::create(&path).expect("creates");
+        file.set_len(1 << 20).expect("grows");
+        file.write_all_at(b"hello", 4096).expect("writes");
         path
     }
 
     fn scratch() -> tempfile::TempDir {
         // Not /tmp: that may be a tmpfs, and the real images are on FUSE, which has direct I/O.
-        tempfile::tempdir_in("/var/tmp").unwrap()
+        tempfile::tempdir_in("/var/tmp").expect("creates")
     }
 
     fn attribute(number: u32, name: &str) -> String {
-        let text = fs::read_to_string(format!("/sys/block/loop{number}/{name}")).unwrap();
+        let text = fs::read_to_string(format!("/sys/block/loop{number}/{name}")).expect("reads");
         text.trim().to_owned()
     }
 
@@ -306,7 +311,7 @@ mod tests {
     fn needs_root_an_attached_image_is_read_only_direct_and_gone_after_drop() {
         let dir = scratch();
         let image = image(dir.path(), "a.img");
-        let device = LoopDevice::attach(&image, Window::default(), SectorSize::B512).unwrap();
+        let device = LoopDevice::attach(&image, Window::default(), SectorSize::B512).expect("attaches");
         let number = device.number();
         assert_eq!(attribute(number, "ro"), "1");
         assert_eq!(attribute(number, "loop/autoclear"), "1");
@@ -314,24 +319,24 @@ mod tests {
         assert_eq!(attribute(number, "queue/max_sectors_kb"), "1024");
         assert_eq!(attribute(number, "queue/logical_block_size"), "512");
         let mut bytes = [0; 5];
-        let node = File::open(device.node()).unwrap();
-        node.read_exact_at(&mut bytes, 4096).unwrap();
+        let node = File::open(device.node()).expect("opens");
+        node.read_exact_at(&mut bytes, 4096).expect("reads");
         assert_eq!(&bytes, b"hello");
         drop(node);
 
-        let attached = attached_below(dir.path()).unwrap();
+        let attached = attached_below(dir.path()).expect("/sys can be read");
         assert_eq!(attached, [Attached { number, backing: image }]);
         assert!(!attached[0].wait_cleared(Duration::ZERO));
         drop(device);
         assert!(attached[0].wait_cleared(Duration::from_secs(5)));
-        assert!(attached_below(dir.path()).unwrap().is_empty());
+        assert!(attached_below(dir.path()).expect("/sys can be read").is_empty());
     }
 
     #[test]
     fn needs_root_a_disk_of_4096_byte_sectors_keeps_them() {
         let dir = scratch();
         let image = image(dir.path(), "a.img");
-        let device = LoopDevice::attach(&image, Window::default(), SectorSize::B4096).unwrap();
+        let device = LoopDevice::attach(&image, Window::default(), SectorSize::B4096).expect("attaches");
         assert_eq!(attribute(device.number(), "queue/logical_block_size"), "4096");
     }
 
@@ -339,14 +344,14 @@ mod tests {
     fn needs_root_a_deleted_image_is_still_found_and_cleared() {
         let dir = scratch();
         let image = image(dir.path(), "a.img");
-        let device = LoopDevice::attach(&image, Window::default(), SectorSize::B512).unwrap();
-        fs::remove_file(&image).unwrap();
-        let attached = attached_below(&image).unwrap();
+        let device = LoopDevice::attach(&image, Window::default(), SectorSize::B512).expect("attaches");
+        fs::remove_file(&image).expect("removes");
+        let attached = attached_below(&image).expect("/sys can be read");
         assert_eq!(attached.len(), 1);
-        attached[0].clear().unwrap();
+        attached[0].clear().expect("clears");
         drop(device);
         assert!(attached[0].wait_cleared(Duration::from_secs(5)));
-        attached[0].clear().unwrap();
+        attached[0].clear().expect("clears");
     }
 
     #[test]
@@ -355,15 +360,20 @@ mod tests {
         let image = image(dir.path(), "a.img");
         let mut numbers: Vec<u32> = thread::scope(|scope| {
             let started: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| LoopDevice::attach(&image, Window::default(), SectorSize::B512).unwrap()))
+                .map(|_| {
+                    scope.spawn(|| LoopDevice::attach(&image, Window::default(), SectorSize::B512).expect("attaches"))
+                })
                 .collect();
-            let devices: Vec<_> = started.into_iter().map(|it| it.join().unwrap()).collect();
+            let devices: Vec<_> = started
+                .into_iter()
+                .map(|it| it.join().expect("does not panic"))
+                .collect();
             devices.iter().map(LoopDevice::number).collect()
         });
         numbers.sort_unstable();
         numbers.dedup();
         assert_eq!(numbers.len(), 8);
-        for attached in attached_below(dir.path()).unwrap() {
+        for attached in attached_below(dir.path()).expect("/sys can be read") {
             assert!(attached.wait_cleared(Duration::from_secs(5)));
         }
     }

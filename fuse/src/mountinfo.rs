@@ -1,54 +1,54 @@
-//! Reads the kernel's table of mounts, /proc/self/mountinfo (proc(5)). Pure text: it never touches a mounted file system, so that it also
-//! works where one is dead.
-
-#![forbid(unsafe_code)]
+//! Reads the kernel's table of mounts, /proc/self/mountinfo (proc(5)). Pure text: it never touches a mounted file
+//! system, so it also works if one is dead.
 
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-/// One mount, as the kernel tells it.
+/// One mount of the kernel's table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mount {
-    /// Names the mount as long as it lives; used again afterwards.
+pub(crate) struct Mount {
+    /// Id of the mount while it lives; the kernel reuses it afterwards.
     pub id: u64,
-    /// The mount that this one sits on.
+    /// Id of the mount that this one sits on.
     pub parent: u64,
-    /// What of the file system is mounted: `/`, or a directory of it.
+    /// Mounted part of the file system: `/`, or a directory of it.
     pub root: PathBuf,
-    /// Where it is, below the root of this process.
+    /// Mount point, below the root of this process.
     pub mount_point: PathBuf,
     /// The kernel's name for the file system, with the subtype: `ext4`, `fuse.vbk`.
     pub fs_type: String,
-    /// What was mounted: a device, or any text.
+    /// Source of the mount: a device, or any text.
     pub source: OsString,
-    /// Major and minor number that `stat` shows for its files. Not the loop device's for btrfs, which makes up a number.
+    /// Major and minor number that `stat` shows for its files. For btrfs not those of the loop device, because btrfs
+    /// invents a number.
     pub device: (u32, u32),
-    /// Options of the mount, then of the file system, each as in `ro,nodev`.
+    /// Options of the mount, then of the file system: e.g. `ro,nodev`.
     pub options: (String, String),
 }
 
 impl Mount {
-    /// Whether the mount point is `path` or below it.
-    pub fn at_or_below(&self, path: &Path) -> bool {
+    /// Tests that the mount point is `path` or below it.
+    pub(crate) fn at_or_below(&self, path: &Path) -> bool {
         self.mount_point.starts_with(path)
     }
 
-    /// Whether this mount reads from the loop device of that number.
-    pub fn is_on_loop(&self, number: u32) -> bool {
+    /// Tests that this mount reads from the loop device with that number.
+    pub(crate) fn is_on_loop(&self, number: u32) -> bool {
         const LOOP_MAJOR: u32 = 7;
         self.device == (LOOP_MAJOR, number) || self.source == OsString::from(format!("/dev/loop{number}"))
     }
 }
 
-/// The mounts that this process sees, oldest first.
-pub fn read() -> io::Result<Vec<Mount>> {
+/// Reads the mounts that this process sees, oldest first.
+pub(crate) fn read() -> io::Result<Vec<Mount>> {
     std::fs::read("/proc/self/mountinfo").map(|text| parse(&text))
 }
 
-/// Parses a mountinfo table. A line that makes no sense is left out: someone else's odd mount must not stop a teardown.
-pub fn parse(text: &[u8]) -> Vec<Mount> {
+/// Parses a mountinfo table. Leaves out a line that it can't parse: an odd mount of another program must not stop a
+/// teardown.
+pub(crate) fn parse(text: &[u8]) -> Vec<Mount> {
     text.split(|byte| *byte == b'\n')
         .filter(|line| !line.is_empty())
         .filter_map(|line| {
@@ -102,7 +102,8 @@ fn number(bytes: &[u8]) -> Option<u64> {
     std::str::from_utf8(bytes).ok()?.parse().ok()
 }
 
-/// Undoes the kernel's escapes: blank, tab, newline, backslash and `#` come as a backslash and three octal digits (`mangle`, fs/seq_file.c).
+/// Decodes the kernel's escapes: blank, tab, newline, backslash and `#` are a backslash and three octal digits
+/// (`mangle`, fs/seq_file.c).
 fn unescape(field: &[u8]) -> OsString {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;

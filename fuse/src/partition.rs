@@ -1,20 +1,21 @@
 //! Reads a disk's partition table: MBR with logical partitions, or GPT. Trusts nothing it reads.
 //!
-//! The bytes are a guest's, so every field may be chosen to do harm. Whatever they are, reading ends after a few
-//! hundred small reads, holds one table of at most 4 MiB, and returns only partitions that lie inside the disk.
+//! The bytes are a guest's, so every field may be malicious. Whatever they are, reading ends after a few hundred small
+//! reads, holds one table of at most 4 MiB, and returns only partitions that lie inside the disk.
 //!
-//! Partitions have the numbers the Linux kernel gives them (`block/partitions/msdos.c`, `efi.c`). Where the kernel
-//! turns a whole table down and people would rather see their files (damaged primary GPT header, disk cut short), the
-//! table is read and a warning says so.
+//! Partitions have the numbers that the Linux kernel gives them (`block/partitions/msdos.c`, `efi.c`). In two cases the
+//! kernel rejects a whole table although its files are still readable: a damaged primary GPT header, and a truncated
+//! disk. Here such a table is read, with a warning.
 //!
-//! Not here: tables inside partitions (BSD, Solaris), Windows dynamic disks, Apple maps. Nothing in an MBR says how large
-//! the disk's sectors are: see `sectors`.
+//! Not supported: tables inside partitions (BSD, Solaris), Windows dynamic disks, Apple maps. An MBR does not state the
+//! sector size of its disk: see `sectors`.
 //!
-//! Why not a crate: both candidates were read, tried, and break on hostile tables. `gpt` 4.1.0 panics unless an entry
-//! has 128 bytes, allocates what the header asks for (up to 512 GiB), does not turn to the backup when only the primary's
-//! entries are damaged, and wants `Write`. `mbrman` 0.6.1 panics when the only partition starts at sector 0 and, with
-//! overflow checks, when two sector numbers together exceed 32 bits; it follows chains without a limit, fails a whole
-//! table for one bad link, and takes types c5 and d5 for extended, so that its numbers are not the kernel's.
+//! No crate is used, because both candidates, read and tried, break on hostile tables. `gpt` 4.1.0 panics unless an
+//! entry has 128 bytes, allocates what the header asks for (up to 512 GiB), does not use the backup when only the
+//! primary's entries are damaged, and needs `Write`. `mbrman` 0.6.1 panics when the only partition starts at sector 0
+//! and, with overflow checks, when the sum of two sector numbers exceeds 32 bits; it follows chains without a limit,
+//! fails a whole table for one bad link, and takes types c5 and d5 for extended, so that its numbers are not the
+//! kernel's.
 
 use std::fmt;
 use std::io;
@@ -27,17 +28,18 @@ mod sectors;
 #[cfg(test)]
 mod tests;
 
-/// GPT: the header of a disk with sectors of 4096 bytes is at byte 4096, and its addresses count in those.
+/// Sector sizes of a GPT: on a disk with sectors of 4096 bytes the header is at byte 4096, and its addresses count in
+/// those.
 const GPT_SECTOR_SIZES_BYTES: [u64; 2] = [512, 4096];
-/// More would only be noise: fdisk stops at 60, and each one becomes a file.
+/// Limit of MBR partitions. More would be noise: fdisk stops at 60, and each one becomes a file.
 const MAX_MBR_PARTITIONS: usize = 128;
-/// The kernel's `DISK_MAX_PARTS`.
+/// Limit of GPT entries: the kernel's `DISK_MAX_PARTS`.
 const MAX_GPT_ENTRIES: usize = 256;
-/// The kernel follows 100 links that hold no partition; here all of them count.
+/// Limit of links in a chain. The kernel follows 100 links without a partition; here all links count.
 const MAX_LINKS: usize = 100;
-/// What the kernel is ready to allocate for GPT entries (`KMALLOC_MAX_SIZE`).
+/// Limit of the GPT entries' size: the kernel's limit for allocating them (`KMALLOC_MAX_SIZE`).
 const MAX_GPT_TABLE_BYTES: u64 = 4 << 20;
-/// Where boot sectors of file systems (NTFS, exFAT, BitLocker, FAT12 and FAT16, FAT32) tell what they are.
+/// Offsets and names in the boot sectors of file systems (NTFS, exFAT, BitLocker, FAT12 and FAT16, FAT32).
 const BOOT_SECTOR_NAMES: [(usize, &[u8]); 5] = [
     (3, b"NTFS    "),
     (3, b"EXFAT   "),
@@ -45,25 +47,25 @@ const BOOT_SECTOR_NAMES: [(usize, &[u8]); 5] = [
     (0x36, b"FAT"),
     (0x52, b"FAT32"),
 ];
-/// A table made to annoy shall not fill the screen.
+/// Limit of warnings, so that a malicious table does not fill the screen.
 const MAX_WARNINGS: usize = 32;
 
-/// A range of the disk that its table calls a partition. Always inside the disk and never empty.
+/// A partition of a disk. Always inside the disk and never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partition {
-    /// As in `/dev/sdaN`: primary 1 to 4, logical from 5; with GPT the place of the entry.
+    /// N of `/dev/sdaN`: primary 1 to 4, logical from 5; with GPT the index of the entry.
     pub number: u32,
-    /// Where it starts on the disk.
+    /// Offset on the disk.
     pub offset_bytes: u64,
-    /// How long it is.
+    /// Length.
     pub size_bytes: u64,
-    /// What the table says it is for.
+    /// Purpose, according to the table.
     pub kind: PartitionKind,
-    /// The name in a GPT entry, with all that could move a cursor or look like a path replaced by `_`.
+    /// Name in a GPT entry, with `_` for all that could move a cursor or look like a path.
     pub label: Option<String>,
 }
 
-/// What the table says a partition is for. Nobody checks that it is: see `probe`.
+/// Purpose of a partition, according to its table. The content may differ: see `probe`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PartitionKind {
     /// The type byte.
@@ -87,35 +89,35 @@ impl fmt::Display for PartitionKind {
     }
 }
 
-/// Which kind of table a disk has.
+/// Kind of a disk's partition table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TableKind {
     /// No table: the disk holds a file system itself, or nothing.
     None,
-    /// The old one, with partitions of a type byte.
+    /// MBR: partitions have a type byte.
     Mbr,
-    /// The new one, with partitions of a type GUID.
+    /// GPT: partitions have a type GUID.
     Gpt,
 }
 
 /// The partitions of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartitionTable {
-    /// Which kind it is.
+    /// Kind of the table.
     pub kind: TableKind,
-    /// In the order of their numbers, which may have gaps. They may overlap: each is only a view.
+    /// Partitions by number; the numbers may have gaps. They may overlap: each is only a view.
     pub partitions: Vec<Partition>,
-    /// What was wrong with the table and what was done about it, a sentence each.
+    /// Errors in the table and their treatment, a sentence each.
     pub warnings: Vec<String>,
 }
 
-/// Reads the table of `disk`. An error means that the disk could not be read, never that its content is wrong: so a
+/// Reads the table of `disk`. An error means that the disk could not be read, never that its content is invalid: so a
 /// damaged block of the backup is not mistaken for a disk without partitions.
-pub fn read_table(disk: &dyn ReadAt) -> io::Result<PartitionTable> {
+pub(crate) fn read_table(disk: &dyn ReadAt) -> io::Result<PartitionTable> {
     let sector = read_array::<512>(disk, 0)?.unwrap_or([0; 512]);
     let entries = mbr_entries(&sector);
     let is_mbr = looks_like_mbr(disk, &sector, &entries);
-    // Any entry of type ee means GPT, even beside others (a hybrid MBR): the kernel ignores the others as well.
+    // Any entry of type ee means GPT, even beside others (a hybrid MBR): the kernel ignores the others too.
     let protective = entries.iter().filter(|entry| entry.kind == 0xee);
     match protective.min_by_key(|entry| entry.start_sector != 1) {
         Some(entry) if has_signature(&sector) => read_gpt(disk, entry, is_mbr),
@@ -138,7 +140,7 @@ struct MbrEntry {
 }
 
 impl MbrEntry {
-    /// Of the kinds that hold logical partitions. An entry of no sectors is unused, whatever its kind.
+    /// Tests for the types that hold logical partitions. An entry without sectors is unused, whatever its type.
     fn is_extended(&self) -> bool {
         self.sectors != 0 && matches!(self.kind, 0x05 | 0x0f | 0x85)
     }
@@ -160,16 +162,17 @@ fn has_signature(sector: &[u8; 512]) -> bool {
     sector[510..] == [0x55, 0xaa]
 }
 
-/// Tells a table from the boot sector of a file system, which ends in 55aa too and has text, code or zeros where the
-/// entries would be.
+/// Distinguishes a table from the boot sector of a file system, which also ends in 55aa but has text, code or zeros
+/// instead of entries.
 fn looks_like_mbr(disk: &dyn ReadAt, sector: &[u8; 512], entries: &[MbrEntry; 4]) -> bool {
     let bootable = |entry: &MbrEntry| matches!(entry.boot, 0x00 | 0x80);
     let used = || entries.iter().filter(|entry| entry.sectors != 0);
-    // The kernel's check. It takes all zeros for a table without partitions, but to call that no table loses nothing.
+    // The kernel's check. For the kernel, all zeros are a table without partitions; nothing is lost by calling that no
+    // table.
     if !has_signature(sector) || !entries.iter().all(bootable) || used().next().is_none() {
         return false;
     }
-    // A disk that was one file system and has been partitioned since may keep the old name: good entries win.
+    // A disk that once was one file system and was partitioned later may keep the old name: good entries win.
     let named = |(at, name): &(usize, &[u8])| sector[*at..].starts_with(name);
     let disk_sectors = disk.size_bytes() / sectors::COMMON;
     let inside = |entry: &MbrEntry| entry.start_sector + entry.sectors <= disk_sectors;
@@ -198,7 +201,7 @@ fn read_logical(
     next_number: &mut u32,
     findings: &mut Findings,
 ) -> io::Result<()> {
-    // All numbers here have 32 bits on the disk: neither sums nor products of them pass 64.
+    // All numbers here have 32 bits on the disk: neither their sums nor their products exceed 64.
     let extended_end = extended.start_sector + extended.sectors;
     let (mut record, mut record_sectors) = (extended.start_sector, extended.sectors);
     let mut seen = Vec::with_capacity(MAX_LINKS);
@@ -214,7 +217,7 @@ fn read_logical(
             break format!("leaves the disk at sector {record}");
         };
         if !has_signature(&sector) {
-            // An extended partition that never held one has no record.
+            // An extended partition that never held a logical one has no record.
             if seen.len() == 1 && sector.iter().all(|byte| *byte == 0) {
                 return Ok(());
             }
@@ -223,11 +226,12 @@ fn read_logical(
         let entries = mbr_entries(&sector);
         for (slot, entry) in entries.iter().enumerate() {
             let (start, size) = (record + entry.start_sector, entry.sectors);
-            // OS/2 used all four; elsewhere the last two may be garbage, so the kernel takes only what fits.
+            // OS/2 used all four entries; elsewhere the last two may be garbage, so the kernel accepts them only if
+            // they fit.
             let fits = entry.start_sector + size <= record_sectors && start + size <= extended_end;
             if size != 0 && !entry.is_extended() && (slot < 2 || fits) {
                 findings.add_mbr(*next_number, start, entry);
-                // One that is left out keeps its number, as with the kernel.
+                // A partition that is left out keeps its number, as in the kernel.
                 *next_number += 1;
             }
         }
@@ -238,24 +242,24 @@ fn read_logical(
         record_sectors = link.sectors;
     };
     findings.warn(format!(
-        "the chain of logical partitions {broken}; the rest is left out"
+        "the chain of logical partitions {broken}; the rest is not shown"
     ));
     Ok(())
 }
 
 // GPT
 
-/// A header whose checksums hold, with its entries.
+/// A header whose checksums match, with its entries.
 struct Gpt {
     sector_bytes: u64,
     entry_bytes: usize,
     entries: Vec<u8>,
 }
 
-/// What is where a header could be.
+/// Content of a sector that may hold a header.
 enum GptHeader {
     Good(Gpt),
-    /// A signature, but the rest does not hold. The address of the other header may still be right.
+    /// It has the signature, but the rest is invalid. The address of the other header may still be right.
     Damaged {
         why: &'static str,
         other_lba: u64,
@@ -263,8 +267,8 @@ enum GptHeader {
     Absent,
 }
 
-/// `is_mbr`: whether the first sector is a table beyond doubt, so that a GPT without a header is damaged rather than a
-/// file system that looks like one.
+/// Reads a GPT. `is_mbr` says that the first sector is certainly a partition table, so a GPT without a header is
+/// damaged, and not a file system that looks like one.
 fn read_gpt(disk: &dyn ReadAt, protective: &MbrEntry, is_mbr: bool) -> io::Result<PartitionTable> {
     let mut findings = Findings::new(disk);
     let mut why_damaged = "it has no signature";
@@ -278,7 +282,8 @@ fn read_gpt(disk: &dyn ReadAt, protective: &MbrEntry, is_mbr: bool) -> io::Resul
             }
             GptHeader::Absent => {}
         }
-        // The end of the disk, and where that was when the table was made: the disk may have grown since.
+        // The backup header is at the end of the disk, or at the end that the disk had when the table was made: it may
+        // have grown since.
         let protected_end = protective.start_sector + protective.sectors;
         for end in [disk.size_bytes() / sector_bytes, protected_end] {
             backups.push((end.saturating_sub(1), sector_bytes));
@@ -296,13 +301,13 @@ fn read_gpt(disk: &dyn ReadAt, protective: &MbrEntry, is_mbr: bool) -> io::Resul
         return Ok(findings.into_table(TableKind::None));
     }
     findings.warn(format!(
-        "the primary GPT header is damaged ({why_damaged}) and there is no backup of it; no partitions are shown"
+        "the primary GPT header is damaged ({why_damaged}) and has no backup; no partitions are shown"
     ));
     Ok(findings.into_table(TableKind::Gpt))
 }
 
-/// UEFI 2.10 section 5.3.2, with the checks of `is_gpt_valid` in the kernel's `efi.c` but for that of the usable range:
-/// a disk cut short is still of use.
+/// Reads a GPT header (UEFI 2.10 section 5.3.2) with the checks of `is_gpt_valid` in the kernel's `efi.c`, except that
+/// of the usable range: a truncated disk is still useful.
 fn read_gpt_header(disk: &dyn ReadAt, lba: u64, sector_bytes: u64) -> io::Result<GptHeader> {
     let mut sector = vec![0; sector_bytes as usize];
     let offset_bytes = lba.saturating_mul(sector_bytes);
@@ -326,7 +331,7 @@ fn read_gpt_header(disk: &dyn ReadAt, lba: u64, sector_bytes: u64) -> io::Result
     let table_offset_bytes = le64(&sector, 72).saturating_mul(sector_bytes);
     let good_size = matches!(entry_bytes, 128 | 256 | 512 | 1024 | 2048 | 4096);
     if !good_size || !(1..=MAX_GPT_TABLE_BYTES).contains(&table_bytes) {
-        return damaged("the size of its table makes no sense");
+        return damaged("its table has an invalid size");
     }
     let mut entries = vec![0; table_bytes as usize];
     if !read_inside(disk, table_offset_bytes, &mut entries)? {
@@ -343,7 +348,7 @@ fn read_gpt_header(disk: &dyn ReadAt, lba: u64, sector_bytes: u64) -> io::Result
     }))
 }
 
-/// The checksum of GPT (ISO-HDLC, reflected polynomial edb88320). Bit by bit: a table has 16 KiB.
+/// Computes the checksum of GPT (ISO-HDLC, reflected polynomial edb88320). Bit by bit is enough for a table of 16 KiB.
 fn crc32(bytes: &[u8]) -> u32 {
     let shift = |crc: u32| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg());
     !bytes
@@ -351,8 +356,8 @@ fn crc32(bytes: &[u8]) -> u32 {
         .fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| shift(crc)))
 }
 
-/// A GPT partition name: UTF-16LE up to a zero. Letters and digits of any script stay, and what ASCII prints but for
-/// the slashes.
+/// Decodes a GPT partition name: UTF-16LE up to a zero. Keeps letters and digits of any script and printable ASCII
+/// except slashes.
 fn clean_label(name: &[u8]) -> Option<String> {
     let printable = |c: char| c.is_alphanumeric() || c.is_ascii_graphic() || c == ' ';
     let harmless = |c: char| printable(c) && c != '/' && c != '\\';
@@ -365,10 +370,10 @@ fn clean_label(name: &[u8]) -> Option<String> {
     (!label.trim().is_empty()).then(|| label.trim().to_owned())
 }
 
-/// What has been found so far. Only through here does a partition get into a table, so the bounds are checked here.
+/// Partitions found so far. A partition gets into a table only through this type, so the bounds are checked here.
 struct Findings {
     disk_bytes: u64,
-    /// What an MBR counts in.
+    /// Sector size of an MBR's numbers.
     sector_bytes: u64,
     partitions: Vec<Partition>,
     warnings: Vec<String>,
@@ -388,7 +393,7 @@ impl Findings {
         if self.warnings.len() < MAX_WARNINGS {
             self.warnings.push(warning);
         } else if self.warnings.len() == MAX_WARNINGS {
-            self.warnings.push("more is wrong with this table".into());
+            self.warnings.push("this table has more errors".into());
         }
     }
 
@@ -397,7 +402,9 @@ impl Findings {
             return;
         }
         if self.partitions.len() == MAX_MBR_PARTITIONS {
-            return self.warn(format!("partition {number} is one too many; left out"));
+            return self.warn(format!(
+                "partition {number} exceeds the limit of {MAX_MBR_PARTITIONS}; left out"
+            ));
         }
         let start_bytes = start_sector * self.sector_bytes;
         let bytes = start_bytes..start_bytes + entry.sectors * self.sector_bytes;
@@ -406,7 +413,7 @@ impl Findings {
 
     fn with_gpt(mut self, protective: &MbrEntry, gpt: &Gpt) -> PartitionTable {
         if protective.start_sector != 1 {
-            self.warn("the protective MBR entry is odd; Linux would not read this table".into());
+            self.warn("the protective MBR entry does not start at sector 1; Linux would not read this table".into());
         }
         let entries = gpt.entries.chunks_exact(gpt.entry_bytes);
         if entries.len() > MAX_GPT_ENTRIES {
@@ -457,8 +464,8 @@ impl Findings {
         }
     }
 
-    /// Compares each partition with the one that reaches furthest of those before it: one warning each at most, and no
-    /// work that grows with the square.
+    /// Compares each partition with that one before it which reaches furthest: at most one warning each, and no
+    /// quadratic work.
     fn warn_of_overlaps(&mut self) {
         let range = |p: &Partition| (p.offset_bytes, p.offset_bytes + p.size_bytes, p.number);
         let mut by_offset: Vec<_> = self.partitions.iter().map(range).collect();

@@ -1,12 +1,13 @@
-//! Tells what a partition or disk holds by the marks its maker left. Opens nothing and trusts nothing: a mark proves no
-//! more than that a driver may be tried.
+//! Recognises the content of a partition or disk by the marks that programs leave on it. Opens nothing and trusts
+//! nothing: a mark proves only that a driver may be tried.
 //!
-//! Reads the first 256 KiB and, for Linux RAID, a few KiB near the end. What is told is what libblkid tells: RAID members and encrypted
-//! volumes end the search. Where libblkid finds several file systems and calls the volume ambiguous, the mark nearest to the start
-//! counts, because every mkfs clears the start and few clear the rest; the others are reported beside it.
+//! Reads the first 256 KiB and, for Linux RAID, a few KiB near the end. The results are those of libblkid: RAID members
+//! and encrypted volumes end the search. Where libblkid finds several file systems and calls the volume ambiguous, the
+//! mark nearest to the start counts, because every mkfs clears the start and few clear the rest; the others are
+//! reported as well.
 //!
-//! Offsets and magics are those of util-linux 2.39 (`libblkid/src/superblocks/*.c`, named beside each) and of the
-//! kernel headers libblkid follows.
+//! Offsets and magic numbers are those of util-linux 2.39 (`libblkid/src/superblocks/*.c`, named at each) and of the
+//! kernel headers that libblkid follows.
 
 use std::fmt;
 use std::io;
@@ -18,15 +19,15 @@ pub(crate) mod containers;
 #[cfg(test)]
 mod tests;
 
-/// Reaches past the last mark at the start of a volume: ZFS writes its uberblocks from 128 to 256 KiB.
+/// Length of the probed start, past the last mark in it: ZFS writes its uberblocks from 128 to 256 KiB.
 const HEAD_BYTES: u64 = 256 << 10;
 
-/// What a range of bytes holds, as far as its first and last bytes tell.
+/// Content of a volume, as far as its first and last bytes show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Content {
     FileSystem(FsType),
     Swap,
-    /// The journal of an ext4 file system that lies elsewhere.
+    /// The external journal of an ext4 file system.
     Journal,
     LvmMember,
     Luks,
@@ -90,8 +91,8 @@ impl fmt::Display for FsType {
 }
 
 impl Content {
-    /// Why this can't be mounted, in a few words to stand behind "is" or a colon; `None` for a file system.
-    pub fn why_not_mountable(&self) -> Option<&'static str> {
+    /// Says why this can't be mounted, in a few words that follow "is" or a colon; `None` for a file system.
+    pub(crate) fn why_not_mountable(&self) -> Option<&'static str> {
         match self {
             Content::FileSystem(_) => None,
             Content::Swap => Some("swap space"),
@@ -110,7 +111,7 @@ impl Content {
 }
 
 impl Content {
-    /// Whether files of the user may be in there, which a mount then does not show.
+    /// Tests for content that may hold files of the user, which a mount then does not show.
     pub(crate) fn may_hold_files(&self) -> bool {
         match self {
             Content::FileSystem(_)
@@ -136,22 +137,22 @@ impl fmt::Display for Content {
     }
 }
 
-/// What a volume holds, and what else it bears the mark of.
+/// Content of a volume, and the other contents whose marks it bears.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Probed {
     pub(crate) content: Content,
-    /// Other file systems whose marks are there too: left by an earlier use, or by chance in somebody's file.
+    /// Other contents with a mark: left by an earlier use, or by chance inside a file of the guest.
     pub(crate) also: Vec<Content>,
 }
 
-/// What a volume holds: see [`probe_all`].
+/// Returns the content of a volume: see [`probe_all`].
 #[cfg(test)]
 pub(crate) fn probe(volume: &dyn ReadAt) -> io::Result<Content> {
     probe_all(volume).map(|probed| probed.content)
 }
 
-/// Looks at the start and the end of `volume`. An error means that it could not be read; a volume too small for a mark
-/// merely does not have it.
+/// Probes the start and the end of `volume`. An error means that it could not be read; a volume too small for a mark
+/// simply lacks it.
 pub(crate) fn probe_all(volume: &dyn ReadAt) -> io::Result<Probed> {
     let alone = |content| {
         Ok(Probed {
@@ -175,7 +176,7 @@ pub(crate) fn probe_all(volume: &dyn ReadAt) -> io::Result<Probed> {
     marks.sort_by_key(|(offset, _)| *offset);
     let mut marks = marks.into_iter().map(|(_, content)| content);
     if let Some(content) = marks.next() {
-        // A disc of both kinds is read as UDF, and says so itself.
+        // A disc of both kinds is read as UDF, and its own descriptors say so.
         let tolerated = [Content::FileSystem(FsType::Iso9660), Content::FileSystem(FsType::Udf)];
         let also = marks.filter(|it| *it != content && !tolerated.contains(it)).collect();
         return Ok(Probed { content, also });
@@ -184,7 +185,7 @@ pub(crate) fn probe_all(volume: &dyn ReadAt) -> io::Result<Probed> {
     alone(if empty { Content::Empty } else { Content::Unknown })
 }
 
-/// The first bytes of a volume, perhaps fewer than a mark needs: then the mark is not there.
+/// The first bytes of a volume. A mark beyond their end counts as missing.
 struct Head<'a>(&'a [u8]);
 
 impl Head<'_> {
@@ -205,7 +206,7 @@ impl Head<'_> {
     }
 
     fn container(&self) -> Option<Content> {
-        // bcache.c; of bcachefs as well, which once had the same.
+        // bcache.c; also for the old bcachefs, which had the same magic.
         if self.has(
             4096 + 24,
             b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81",
@@ -228,7 +229,7 @@ impl Head<'_> {
         None
     }
 
-    /// Every mark that there is, with its offset, in the order of libblkid.
+    /// Returns every mark with its offset, in the order of libblkid.
     fn marks(&self) -> Vec<(usize, Content)> {
         let fs = |there: bool, at: usize, fs_type| there.then_some((at, Content::FileSystem(fs_type)));
         let reiser = [(8 << 10, 0x34), (8 << 10, 20), (64 << 10, 0x34)];
@@ -241,7 +242,7 @@ impl Head<'_> {
             self.is_swap().then_some((4086, Content::Swap)),
             fs(self.is_xfs(), 0, FsType::Xfs),
             self.ext().map(|ext| (1024 + 56, ext)),
-            // reiserfs.c: 3.5 at 8 KiB, later ones at 64 KiB.
+            // reiserfs.c: version 3.5 at 8 KiB, later ones at 64 KiB.
             reiser
                 .into_iter()
                 .find(|it| is_reiser(*it))
@@ -252,7 +253,7 @@ impl Head<'_> {
             fs(self.is_udf(), 32 << 10, FsType::Udf),
             fs(self.has(0x8001, b"CD001"), 0x8001, FsType::Iso9660),
             self.is_zfs().then_some((128 << 10, Content::ZfsMember)),
-            // hfs.c, TN1150: the version that goes with the signature.
+            // hfs.c, TN1150: the version that belongs to the signature.
             fs(
                 self.has(1024, b"H+\x00\x04") || self.has(1024, b"HX\x00\x05"),
                 1024,
@@ -264,7 +265,7 @@ impl Head<'_> {
                 (64 << 10) + 1372,
                 FsType::Ufs,
             ),
-            // ntfs.c: the FAT fields that NTFS does not use are zero.
+            // ntfs.c: the FAT fields, which NTFS does not use, are zero.
             fs(self.has(3, b"NTFS    ") && self.has(14, &[0; 7]), 3, FsType::Ntfs),
             // refs.c
             self.has(0, b"\x00\x00\x00ReFS\x00").then_some((0, Content::Refs)),
@@ -272,7 +273,7 @@ impl Head<'_> {
             fs(self.has(0, b"hsqs") && self.u16(28) == Some(4), 0, FsType::Squashfs),
             // btrfs.c: the superblock is at 64 KiB.
             fs(self.has((64 << 10) + 64, b"_BHRfS_M"), (64 << 10) + 64, FsType::Btrfs),
-            // exfat.c: the place of the FAT fields must be zero.
+            // exfat.c: the bytes of the FAT fields must be zero.
             fs(self.has(3, b"EXFAT   ") && self.has(11, &[0; 53]), 3, FsType::Exfat),
             // f2fs.c, erofs.c; linux/magic.h
             fs(self.u32(1024) == Some(0xf2f5_2010), 1024, FsType::F2fs),
@@ -281,7 +282,7 @@ impl Head<'_> {
         marks.into_iter().flatten().collect()
     }
 
-    /// xfs.c, xfs_format.h: big-endian; sizes are powers of two whose logarithms stand beside them.
+    /// Recognises XFS (xfs.c, xfs_format.h): big-endian; sizes are powers of two, stored with their logarithms.
     fn is_xfs(&self) -> bool {
         let (Some(sb), true) = (self.get(0, 264), self.has(0, b"XFSB")) else {
             return false;
@@ -300,7 +301,7 @@ impl Head<'_> {
             && is_power(inode_bytes.into(), sb[122])
     }
 
-    /// jfs.c: the magic has only four bytes, so sizes and their logarithms must agree.
+    /// Recognises JFS (jfs.c): the magic has only four bytes, so sizes and their logarithms must agree.
     fn is_jfs(&self) -> bool {
         let Some(sb) = self.get(32 << 10, 36).filter(|sb| sb.starts_with(b"JFS1")) else {
             return false;
@@ -309,8 +310,8 @@ impl Head<'_> {
         is_power(le32(sb, 16), le16(sb, 20)) && is_power(le32(sb, 24), le16(sb, 28))
     }
 
-    /// vfat.c, and fat_read_bpb of fs/fat/inode.c: the fields make sense, and either FAT's name is there or the mark of
-    /// any boot sector.
+    /// Recognises FAT (vfat.c, and fat_read_bpb of fs/fat/inode.c): the fields are valid, and either FAT's name or the
+    /// mark of any boot sector is present.
     fn is_fat(&self) -> bool {
         let Some(sector) = self.get(0, 512) else {
             return false;
@@ -328,11 +329,12 @@ impl Head<'_> {
             && matches!(media, 0xf0 | 0xf8..)
     }
 
-    /// ext.c, fs/ext4/ext4.h: the superblock is at 1024. The magic has only two bytes, so the rest must make sense too.
+    /// Recognises ext2, ext3 and ext4 (ext.c, fs/ext4/ext4.h): the superblock is at 1024. The magic has only two bytes,
+    /// so the other fields must be valid too.
     fn ext(&self) -> Option<Content> {
         const COMPAT_HAS_JOURNAL: u32 = 0x4;
         const INCOMPAT_JOURNAL_DEV: u32 = 0x8;
-        // FILETYPE, RECOVER, META_BG; SPARSE_SUPER, LARGE_FILE, BTREE_DIR: what ext3 knows. ext4 has more.
+        // FILETYPE, RECOVER, META_BG; SPARSE_SUPER, LARGE_FILE, BTREE_DIR: the features of ext3. ext4 has more.
         const INCOMPAT_OF_EXT3: u32 = 0x2 | 0x4 | 0x10;
         const RO_COMPAT_OF_EXT3: u32 = 0x1 | 0x2 | 0x4;
 
@@ -353,8 +355,9 @@ impl Head<'_> {
         })
     }
 
-    /// swap.c: in the last ten bytes of the first page, whose size is the machine's. Also one that holds a sleeping
-    /// system's memory. Data elsewhere may have these bytes there too, so the header at 1 KiB must be one.
+    /// Recognises swap space (swap.c), including one with a hibernated system's memory. The mark is in the last ten
+    /// bytes of the first page, whose size depends on the machine. Other data may have these bytes too, so the header
+    /// at 1 KiB must be valid.
     fn is_swap(&self) -> bool {
         let names: [&[u8]; 5] = [b"SWAPSPACE2", b"S1SUSPEND", b"S2SUSPEND", b"ULSUSPEND", b"LINHIB0001"];
         let (version, last_page) = (self.u32(1024).unwrap_or(0), self.u32(1028).unwrap_or(0));
@@ -370,7 +373,7 @@ impl Head<'_> {
             .any(|name| self.has(at, name))
     }
 
-    /// ECMA-167 2/8.3: descriptors of 2048 bytes, or of a block if that is larger, from 32 KiB on.
+    /// Recognises UDF (ECMA-167 2/8.3): descriptors of 2048 bytes, or of a block if that is larger, from 32 KiB on.
     fn is_udf(&self) -> bool {
         [2048, 4096].into_iter().any(|step| {
             let mut names = (0..64).map_while(|index| self.get((32 << 10) + index * step + 1, 5));
@@ -380,8 +383,8 @@ impl Head<'_> {
         })
     }
 
-    /// zfs.c: uberblocks are at multiples of 1 KiB in the second half of the first label, in the byte order of the
-    /// machine that wrote them. Asked last, because mkfs leaves old ones in place.
+    /// Recognises ZFS (zfs.c): uberblocks are at multiples of 1 KiB in the second half of the first label, in the byte
+    /// order of the machine that wrote them. Tested last, because mkfs leaves old ones in place.
     fn is_zfs(&self) -> bool {
         let magic = 0x00ba_b10c_u64;
         let mut slots = (128..256).map(|kib| kib << 10);
@@ -389,7 +392,7 @@ impl Head<'_> {
     }
 }
 
-/// bitlocker.c: on removable disks it looks like FAT and only a pointer gives it away.
+/// Recognises BitLocker on a removable disk (bitlocker.c), which looks like FAT except for one pointer.
 fn is_bitlocker_to_go(volume: &dyn ReadAt, head: &Head) -> io::Result<bool> {
     if !head.has(0, b"\xeb\x58\x90MSWIN4.1") {
         return Ok(false);

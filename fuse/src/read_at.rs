@@ -1,13 +1,13 @@
-//! Bytes that are read at offsets which somebody else chose.
+//! Reads at offsets that come from untrusted data.
 
 use std::io;
 
 /// Bytes that can be read at any offset: an image, a partition of it, a buffer.
-pub trait ReadAt {
-    /// Fills `buf` from `offset_bytes`; an error if that passes the end.
+pub(crate) trait ReadAt {
+    /// Fills `buf` from `offset_bytes`; fails if that passes the end.
     fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()>;
 
-    /// Where the bytes end.
+    /// Returns the length of the bytes.
     fn size_bytes(&self) -> u64;
 }
 
@@ -24,7 +24,7 @@ impl ReadAt for &[u8] {
     }
 }
 
-/// Reads `buf` if all of it is inside the disk, and says whether it was.
+/// Fills `buf` if all of it is inside the disk; returns false if it is not.
 pub(crate) fn read_inside(disk: &dyn ReadAt, offset_bytes: u64, buf: &mut [u8]) -> io::Result<bool> {
     let end_bytes = offset_bytes.checked_add(buf.len() as u64);
     if end_bytes.is_none_or(|end_bytes| end_bytes > disk.size_bytes()) {

@@ -1,4 +1,4 @@
-//! A mounted tree: from the mount to the moment when the kernel lets go of it.
+//! A mounted tree, from the mount until the kernel releases it.
 
 use std::mem::ManuallyDrop;
 use std::path::Path;
@@ -12,41 +12,41 @@ use crate::adapter::Adapter;
 use crate::error::{Error, Result};
 use crate::tree::ImageFs;
 
-/// How often an idle mount looks for a newer view, so that it does not keep the space of removed backups.
+/// Interval at which an idle mount looks for a newer view, so that it does not keep the space of removed backups.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How a tree is mounted.
+/// Options of mounting a tree.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SessionOptions {
-    /// Let other users than the one who mounts look into it.
+    /// Admit users other than the one who mounts.
     pub allow_other: bool,
-    /// How many requests are worked on at once.
+    /// Number of requests that are processed at once.
     pub threads: usize,
 }
 
-/// A mounted tree. It stays mounted when this is dropped; [`crate::volumes::unmount`] takes it down.
+/// A mounted tree. It stays mounted when this value is dropped; [`crate::volumes::unmount`] takes it down.
 pub struct Session {
     tree: Arc<ImageFs>,
-    /// Never dropped: fuser 0.18 unmounts by path when it is, also when the kernel has let go already and something
-    /// else is mounted there by then (its `is_mounted` takes POLLERR for "mounted").
+    /// Never dropped: on drop, fuser 0.18 unmounts by path, even if the kernel has released the mount already and
+    /// something else is mounted there by then (its `is_mounted` takes POLLERR for "mounted").
     background: ManuallyDrop<BackgroundSession>,
     ended: Receiver<()>,
 }
 
 impl Session {
-    /// Mounts a tree at a directory. It answers when this returns.
+    /// Mounts a tree at a directory. The mount answers when this returns.
     pub fn mount(tree: Arc<ImageFs>, point: &Path, options: SessionOptions) -> Result<Self> {
         let (end, ended) = channel();
-        let tell = move || {
-            // A receiver that is gone wants no message.
+        let send_end = move || {
+            // The receiver may be gone; then the message is not needed.
             let _ = end.send(());
         };
-        let adapter = Adapter::new(Arc::clone(&tree), Box::new(tell));
+        let adapter = Adapter::new(Arc::clone(&tree), Box::new(send_end));
         let mut config = Config::default();
         config.mount_options = vec![
             MountOption::RO,
             MountOption::FSName("vbk".into()),
-            // As root fuser leaves `Subtype` out.
+            // As root, fuser leaves `Subtype` out.
             MountOption::CUSTOM("subtype=vbk".into()),
             MountOption::NoDev,
             MountOption::NoSuid,
@@ -70,13 +70,13 @@ impl Session {
         })
     }
 
-    /// Waits until the tree was unmounted and nobody works on it any more.
+    /// Waits until the tree is unmounted and no thread works on it any more.
     pub fn wait(&self) {
         while let Err(RecvTimeoutError::Timeout) = self.ended.recv_timeout(REFRESH_INTERVAL) {
             self.tree.refresh();
         }
-        // Its threads are about to let go of the tree. Until they have, the program must not end: the store's own
-        // threads would outlive what they use.
+        // Its threads still hold the tree for a moment. The program must not end before they release it: the store's
+        // own threads would outlive the memory they use.
         while !self.background.guard.is_finished() {
             std::thread::sleep(Duration::from_millis(1));
         }

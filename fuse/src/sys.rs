@@ -1,5 +1,7 @@
-//! The system calls of this crate: loop device ioctls, mount(2) and umount2(2). The only file here with `unsafe`, and the only one that
-//! calls mount and umount; it decides nothing.
+//! System calls of this crate: loop device ioctls, mount(2) and umount2(2). The only file of this crate with `unsafe`,
+//! and the only one that calls mount and umount; it makes no decisions.
+
+#![allow(unsafe_code, reason = "ioctls without a safe function; see the SAFETY comments")]
 
 use std::fs::File;
 use std::io;
@@ -10,7 +12,7 @@ use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags};
 
-pub use nix::errno::Errno;
+pub(crate) use nix::errno::Errno;
 
 /// Bytes of a name in `struct loop_info64` (`LO_NAME_SIZE`, linux/loop.h).
 const LO_NAME_SIZE: usize = 64;
@@ -46,7 +48,7 @@ struct LoopConfig {
     reserved: [u64; 8],
 }
 
-// The sizes that linux/loop.h gives on every 64-bit architecture: the kernel copies exactly this much.
+// The sizes of linux/loop.h on every 64-bit architecture: the kernel copies exactly this much.
 const _: () = assert!(size_of::<LoopInfo64>() == 232);
 const _: () = assert!(size_of::<LoopConfig>() == 304);
 
@@ -69,18 +71,19 @@ struct BtrfsVolArgs {
 
 const _: () = assert!(size_of::<BtrfsVolArgs>() == 4096);
 
-/// The number of a loop device that was free a moment ago; the kernel makes a new one if all are taken (`LOOP_CTL_GET_FREE`, loop(4)).
-/// Another process may take it first, so configuring it can fail with `EBUSY`.
-pub fn loop_free_number(control: &File) -> Result<u32, Errno> {
-    // SAFETY: LOOP_CTL_GET_FREE has no argument and touches no memory of ours (loop(4)); the fd is open while `control` is borrowed.
+/// Returns the number of a loop device that was free a moment ago; the kernel makes a new one if all are in use
+/// (`LOOP_CTL_GET_FREE`, loop(4)). Another process may take it first, so configuring it can fail with `EBUSY`.
+pub(crate) fn loop_free_number(control: &File) -> Result<u32, Errno> {
+    // SAFETY: LOOP_CTL_GET_FREE has no argument and touches no memory of ours (loop(4)); the fd is open while `control`
+    // is borrowed.
     let number = unsafe { ioctl::loop_ctl_get_free(control.as_raw_fd()) }?;
     u32::try_from(number).map_err(|_| Errno::EINVAL)
 }
 
-/// Binds `backing` to the loop device in one step: read-only, and cleared by the kernel when its last user closes it (`LOOP_CONFIGURE`).
-/// `name` is only for people to read; the kernel keeps its first 63 bytes. The device shows the file from `offset_bytes` on, `size_bytes`
-/// of it or all up to the end if that is 0.
-pub fn loop_configure(
+/// Binds `backing` to the loop device in one step: read-only, and cleared by the kernel when its last user closes it
+/// (`LOOP_CONFIGURE`). `name` is only for people to read; the kernel keeps its first 63 bytes. The device shows
+/// `size_bytes` of the file from `offset_bytes` on, or everything up to its end if `size_bytes` is 0.
+pub(crate) fn loop_configure(
     device: &File,
     backing: &File,
     name: &Path,
@@ -116,21 +119,25 @@ pub fn loop_configure(
         },
         reserved: [0; 8],
     };
-    // SAFETY: LOOP_CONFIGURE reads one `struct loop_config` from the pointer and keeps nothing of it (lo_ioctl, drivers/block/loop.c);
-    // `config` has that layout (checked above) and lives through the call, and both descriptors are open while they are borrowed.
+    // SAFETY: LOOP_CONFIGURE reads one `struct loop_config` from the pointer and keeps nothing of it (lo_ioctl,
+    // drivers/block/loop.c); `config` has that layout (checked above) and lives through the call, and both descriptors
+    // are open while they are borrowed.
     unsafe { ioctl::loop_configure(device.as_raw_fd(), &raw const config) }?;
     Ok(())
 }
 
-/// Takes the backing file from the loop device; one that is in use is cleared when its last user closes it (`LOOP_CLR_FD`, loop(4)).
-pub fn loop_clear(device: &File) -> Result<(), Errno> {
-    // SAFETY: LOOP_CLR_FD has no argument and touches no memory of ours (loop(4)); the fd is open while `device` is borrowed.
+/// Detaches the backing file from the loop device; a device in use is cleared when its last user closes it
+/// (`LOOP_CLR_FD`, loop(4)).
+pub(crate) fn loop_clear(device: &File) -> Result<(), Errno> {
+    // SAFETY: LOOP_CLR_FD has no argument and touches no memory of ours (loop(4)); the fd is open while `device` is
+    // borrowed.
     unsafe { ioctl::loop_clr_fd(device.as_raw_fd()) }?;
     Ok(())
 }
 
-/// Has the kernel forget that an unmounted device held a btrfs (`BTRFS_IOC_FORGET_DEV`, Linux 5.4). `control` is /dev/btrfs-control.
-pub fn btrfs_forget(control: &File, device: &Path) -> Result<(), Errno> {
+/// Makes the kernel forget that an unmounted device held a btrfs (`BTRFS_IOC_FORGET_DEV`, Linux 5.4). `control` is
+/// /dev/btrfs-control.
+pub(crate) fn btrfs_forget(control: &File, device: &Path) -> Result<(), Errno> {
     let path = device.as_os_str().as_bytes();
     let mut arguments = BtrfsVolArgs {
         fd: 0,
@@ -141,25 +148,26 @@ pub fn btrfs_forget(control: &File, device: &Path) -> Result<(), Errno> {
         .get_mut(..path.len())
         .filter(|_| path.len() < BTRFS_PATH_BYTES);
     room.ok_or(Errno::ENAMETOOLONG)?.copy_from_slice(path);
-    // SAFETY: BTRFS_IOC_FORGET_DEV reads one `struct btrfs_ioctl_vol_args` from the pointer and keeps nothing of it (btrfs_control_ioctl,
-    // fs/btrfs/super.c); `arguments` has that layout (checked above), its path ends with a zero, and the fd is open while it is borrowed.
+    // SAFETY: BTRFS_IOC_FORGET_DEV reads one `struct btrfs_ioctl_vol_args` from the pointer and keeps nothing of it
+    // (btrfs_control_ioctl, fs/btrfs/super.c); `arguments` has that layout (checked above), its path ends with a zero,
+    // and the fd is open while it is borrowed.
     unsafe { ioctl::btrfs_forget_dev(control.as_raw_fd(), &raw const arguments) }?;
     Ok(())
 }
 
-/// Makes the node of a loop device (block, major 7) at `path`, for a /dev that is no devtmpfs.
-pub fn make_loop_node(path: &Path, number: u32) -> Result<(), Errno> {
+/// Makes the node of a loop device (block, major 7) at `path`, for a /dev that is not a devtmpfs.
+pub(crate) fn make_loop_node(path: &Path, number: u32) -> Result<(), Errno> {
     use nix::sys::stat::{Mode, SFlag, makedev, mknod};
     let owner_only = Mode::S_IRUSR | Mode::S_IWUSR;
     mknod(path, SFlag::S_IFBLK, owner_only, makedev(7, number.into()))
 }
 
-/// What a mount is, as far as this crate makes any.
+/// Write mode of a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Writable {
+pub(crate) enum Writable {
     /// Writes are refused.
     No,
-    /// Writes go through: only for the short time in which the empty frame of a mount is built.
+    /// Writes are possible: only for the short time in which the empty frame of a mount is built.
     Yes,
 }
 
@@ -173,19 +181,20 @@ fn flags(writable: Writable) -> MsFlags {
 }
 
 /// Mounts `source` at `target`, always `nodev,nosuid,noexec` (mount(2)).
-pub fn mount(source: &Path, target: &Path, fs_type: &str, writable: Writable, data: &str) -> Result<(), Errno> {
+pub(crate) fn mount(source: &Path, target: &Path, fs_type: &str, writable: Writable, data: &str) -> Result<(), Errno> {
     nix::mount::mount(Some(source), target, Some(fs_type), flags(writable), Some(data))
 }
 
 /// Makes the mount at `target` and its file system read-only (mount(2), `MS_REMOUNT`).
-pub fn remount_read_only(target: &Path) -> Result<(), Errno> {
+pub(crate) fn remount_read_only(target: &Path) -> Result<(), Errno> {
     let flags = flags(Writable::No) | MsFlags::MS_REMOUNT;
     nix::mount::mount(None::<&Path>, target, None::<&Path>, flags, None::<&Path>)
 }
 
-/// Unmounts the top mount at `target`, which may be dead: the last part of the path is looked up without asking its file system
-/// (`UMOUNT_NOFOLLOW`, umount2(2)). `detach` takes it and all below it out of sight at once and leaves the rest to its last user.
-pub fn unmount(target: &Path, detach: bool) -> Result<(), Errno> {
+/// Unmounts the top mount at `target`, which may be dead: the last part of the path is looked up without asking its
+/// file system (`UMOUNT_NOFOLLOW`, umount2(2)). With `detach`, it and all mounts below it disappear at once, and the
+/// kernel releases them after their last user.
+pub(crate) fn unmount(target: &Path, detach: bool) -> Result<(), Errno> {
     let mut flags = MntFlags::UMOUNT_NOFOLLOW;
     if detach {
         flags |= MntFlags::MNT_DETACH;
@@ -193,25 +202,25 @@ pub fn unmount(target: &Path, detach: bool) -> Result<(), Errno> {
     nix::mount::umount2(target, flags)
 }
 
-/// How long a file system may take to say that it is alive.
+/// Time that a file system has to answer before it counts as alive but slow.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Whether the file system at `path` has lost the process that serves it (`ENOTCONN`, fuse(4)). One that does not answer in time is not
-/// dead: its process is there, and may be stopped or slow.
-pub fn is_dead(path: &Path) -> bool {
+/// Tests that the file system at `path` has lost the process that serves it (`ENOTCONN`, fuse(4)). One that does not
+/// answer in time is not dead: its process exists, and may be stopped or slow.
+pub(crate) fn is_dead(path: &Path) -> bool {
     let (answer, answered) = std::sync::mpsc::channel();
     let path = path.to_owned();
-    // Not joined: it waits as long as the other process likes, and a signal or the end of this process ends it.
+    // Not joined: it waits as long as the other process takes. A signal or the end of this process ends it.
     let asked = std::thread::Builder::new().name("vbk-statfs".into()).spawn(move || {
         let dead = matches!(nix::sys::statfs::statfs(&path), Err(Errno::ENOTCONN));
-        // Nobody waits any more after the time is up.
+        // After the timeout the receiver is gone.
         let _ = answer.send(dead);
     });
     asked.is_ok() && answered.recv_timeout(ANSWER_TIMEOUT).unwrap_or(false)
 }
 
-/// Whether this process may mount: `CAP_SYS_ADMIN`, bit 21 of its effective capabilities (capabilities(7), proc(5)).
-pub fn may_mount() -> io::Result<bool> {
+/// Tests that this process may mount: `CAP_SYS_ADMIN`, bit 21 of its effective capabilities (capabilities(7), proc(5)).
+pub(crate) fn may_mount() -> io::Result<bool> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let effective = status
         .lines()

@@ -1,15 +1,15 @@
-//! The file system of backups, without a kernel: names, attributes and reads.
+//! The file system of backups as such: names, attributes and reads. Independent of the kernel.
 //!
 //! ```text
-//! GUEST/latest -> TIME    of what was made last, whatever the clock said
+//! GUEST/latest -> TIME    the backup made last, whatever the clock said
 //! GUEST/TIME/backup.json
 //! GUEST/TIME/DISK.img
 //! GUEST/TIME/DISK.pN.img
-//! GUEST/TIME/FILE         as config.xml, if it was kept with the backup
+//! GUEST/TIME/FILE         e.g. config.xml, if it was backed up too
 //! ```
 //!
-//! Every look at a directory first asks whether the repository has a newer view, so a new backup appears at once. An
-//! open file keeps the view it was opened in.
+//! Every access to a directory first checks whether the repository has a newer view, so a new backup appears at once.
+//! An open file keeps the view in which it was opened.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,12 +32,12 @@ use open::{OpenContent, OpenFile};
 
 mod open;
 
-/// The number of the top directory.
-pub const ROOT: u64 = 1;
+/// Inode number of the top directory.
+pub(crate) const ROOT: u64 = 1;
 
-/// Backups whose lists of files are remembered.
+/// Backups whose file lists are cached.
 const LISTINGS: usize = 4096;
-/// What a name stands for.
+/// Object that a name refers to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Node {
     Root,
@@ -47,9 +47,9 @@ enum Node {
     File(GuestName, BackupTime, String),
 }
 
-/// The kinds of things in the tree.
+/// Kind of an object in the tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// A directory.
     Directory,
     /// A regular file.
@@ -58,29 +58,29 @@ pub enum Kind {
     Link,
 }
 
-/// What stat(2) tells.
+/// Attributes for stat(2).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attributes {
-    /// The number of the thing, the same as long as the tree lives.
+pub(crate) struct Attributes {
+    /// Inode number, the same as long as the tree lives.
     pub number: u64,
-    /// What it is.
+    /// Kind of the object.
     pub kind: Kind,
-    /// Its size.
+    /// Size in bytes.
     pub size_bytes: u64,
-    /// What of it is not zero blocks, as far as known.
+    /// Bytes outside zero blocks, as far as known.
     pub data_bytes: u64,
-    /// When the disk looked like this.
+    /// Time at which the disk had this content.
     pub modified: Timestamp,
 }
 
 /// A name in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Name {
-    /// The number of the thing.
+pub(crate) struct Name {
+    /// Inode number.
     pub number: u64,
-    /// What it is.
+    /// Kind of the object.
     pub kind: Kind,
-    /// The name.
+    /// Name in the directory.
     pub name: String,
 }
 
@@ -90,7 +90,7 @@ struct State {
     guests: BTreeMap<GuestName, BTreeMap<BackupTime, Arc<Entry>>>,
 }
 
-/// Numbers for names, given on first sight and kept.
+/// Inode numbers of names, assigned at the first lookup and kept.
 #[derive(Default)]
 struct Numbers {
     nodes: Vec<Node>,
@@ -100,9 +100,9 @@ struct Numbers {
 /// The backups of a repository as files. May be used by many threads at once.
 pub struct ImageFs {
     repository: Repository,
-    /// If set, nothing but this backup is shown.
+    /// The only backup to show; all if `None`.
     only: Option<BackupId>,
-    /// File systems that are shown under another identity.
+    /// File systems to show under another identity.
     fsids: Vec<NewFsid>,
     resources: Arc<ReadResources>,
     state: RwLock<Arc<State>>,
@@ -114,7 +114,7 @@ pub struct ImageFs {
 }
 
 impl ImageFs {
-    /// The tree of all backups of a repository, or of just one.
+    /// Opens the tree of all backups of a repository, or of only one.
     pub fn open(repository: Repository, only: Option<BackupId>, resources: Arc<ReadResources>) -> Result<Self> {
         let state = State::load(repository.view()?, only)?;
         let tree = Self {
@@ -134,18 +134,18 @@ impl ImageFs {
         Ok(tree)
     }
 
-    /// The same tree with these file systems under another identity.
+    /// Sets the file systems to show under another identity.
     #[must_use]
     pub fn with_fsids(mut self, fsids: Vec<NewFsid>) -> Self {
         self.fsids = fsids;
         self
     }
 
-    /// Goes over to the newest view if there is a newer one. The old one is let go when no open file needs it, and
+    /// Switches to the newest view, if there is a newer one. The old view is released when no open file needs it, and
     /// with it the space of what was removed from the repository since.
-    pub fn refresh(&self) {
+    pub(crate) fn refresh(&self) {
         if let Err(error) = self.try_refresh() {
-            // What was there before is still good.
+            // The present view is still good.
             tracing::warn!("can't look for new backups: {error}");
         }
     }
@@ -165,7 +165,7 @@ impl ImageFs {
     }
 
     /// Finds a name in a directory.
-    pub fn lookup(&self, directory: u64, name: &str) -> Result<Attributes> {
+    pub(crate) fn lookup(&self, directory: u64, name: &str) -> Result<Attributes> {
         self.refresh();
         let state = self.state();
         let node = match self.node(directory)? {
@@ -178,12 +178,12 @@ impl ImageFs {
         self.attributes_of(&state, &node)
     }
 
-    /// What a thing is.
-    pub fn attributes(&self, number: u64) -> Result<Attributes> {
+    /// Returns the attributes of an object.
+    pub(crate) fn attributes(&self, number: u64) -> Result<Attributes> {
         let node = self.node(number)?;
         self.refresh();
         match self.attributes_of(&self.state(), &node) {
-            // A backup that was forgotten while somebody reads it: what is open stays as it was.
+            // The backup was forgotten while a program reads it: an open file stays unchanged.
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let files = self.open.read().unwrap_or_else(PoisonError::into_inner);
                 let mut open = files.values().filter(|file| file.attributes.number == number);
@@ -193,8 +193,8 @@ impl ImageFs {
         }
     }
 
-    /// Where a link leads.
-    pub fn link(&self, number: u64) -> Result<String> {
+    /// Returns the target of a link.
+    pub(crate) fn link(&self, number: u64) -> Result<String> {
         self.refresh();
         match self.node(number)? {
             Node::Latest(guest) => Ok(self.state().latest(&guest)?.backup.time.to_string()),
@@ -202,8 +202,8 @@ impl ImageFs {
         }
     }
 
-    /// What is in a directory.
-    pub fn list(&self, directory: u64) -> Result<Vec<Name>> {
+    /// Lists a directory.
+    pub(crate) fn list(&self, directory: u64) -> Result<Vec<Name>> {
         self.refresh();
         let state = self.state();
         let name = |node: Node, kind, name: String| Name {
@@ -239,8 +239,8 @@ impl ImageFs {
         })
     }
 
-    /// Opens a file; the handle it gives is good until [`Self::close_file`].
-    pub fn open_file(&self, number: u64) -> Result<u64> {
+    /// Opens a file; the returned handle is valid until [`Self::close_file`].
+    pub(crate) fn open_file(&self, number: u64) -> Result<u64> {
         let Node::File(guest, time, name) = self.node(number)? else {
             return Err(not_found("file"));
         };
@@ -273,8 +273,8 @@ impl ImageFs {
         Ok(handle)
     }
 
-    /// What stands in for bytes of a file that starts at `offset_bytes` of the image. An error keeps the file closed: it must never be
-    /// seen under its own identity where another was asked for.
+    /// Returns the bytes that replace those of a file that starts at `offset_bytes` of the image. An error prevents
+    /// opening the file: it must never show its own identity where another was requested.
     fn patches(&self, file: &FileInfo, image: &ImageReader, offset_bytes: u64) -> Result<Vec<btrfs::Patch>> {
         let mut patches = Vec::new();
         for new in self.fsids.iter().filter(|new| new.file == file.name) {
@@ -297,23 +297,23 @@ impl ImageFs {
     }
 
     /// Closes an open file.
-    pub fn close_file(&self, handle: u64) {
+    pub(crate) fn close_file(&self, handle: u64) {
         let mut files = self.open.write().unwrap_or_else(PoisonError::into_inner);
         let closed = files.remove(&handle);
-        // What it frees may be a whole view: not under the lock.
+        // This may free a whole view, so not under the lock.
         drop(files);
         drop(closed);
     }
 
-    /// Reads from an open file; less than `out` holds only at its end. Gives the number of bytes.
-    pub fn read(&self, handle: u64, offset_bytes: u64, out: &mut [u8]) -> Result<usize> {
+    /// Reads from an open file and returns the number of bytes; fewer than `out` holds only at the end.
+    pub(crate) fn read(&self, handle: u64, offset_bytes: u64, out: &mut [u8]) -> Result<usize> {
         let file = self.opened(handle)?;
         let result = file.read(offset_bytes, out);
         result.inspect_err(|error| file.report(offset_bytes, out.len(), error))
     }
 
-    /// Where data begins at or after `offset_bytes`; `None` if there are only zeros up to the end.
-    pub fn next_data(&self, handle: u64, offset_bytes: u64) -> Result<Option<u64>> {
+    /// Returns the next offset with data at or after `offset_bytes`; `None` if only zeros follow.
+    pub(crate) fn next_data(&self, handle: u64, offset_bytes: u64) -> Result<Option<u64>> {
         let file = self.opened(handle)?;
         Ok(match &file.content {
             OpenContent::Bytes(bytes) => Some(offset_bytes).filter(|offset| *offset < bytes.len() as u64),
@@ -330,8 +330,8 @@ impl ImageFs {
         })
     }
 
-    /// Where zeros begin at or after `offset_bytes`, the end of the file at the latest; `None` past the end.
-    pub fn next_hole(&self, handle: u64, offset_bytes: u64) -> Result<Option<u64>> {
+    /// Returns the next offset of zeros at or after `offset_bytes`, at most the end of the file; `None` past the end.
+    pub(crate) fn next_hole(&self, handle: u64, offset_bytes: u64) -> Result<Option<u64>> {
         let file = self.opened(handle)?;
         Ok(match &file.content {
             OpenContent::Bytes(bytes) => Some(bytes.len() as u64).filter(|size| offset_bytes < *size),
@@ -396,7 +396,7 @@ impl ImageFs {
             ImageReader::open(state.view.store(), Arc::clone(&self.resources), image)
         });
         let files = Arc::new(files);
-        // What could not be read now may be readable later.
+        // A list that could not be read completely may be readable later.
         if complete {
             self.listings.insert(entry.id, Arc::clone(&files));
         }

@@ -1,22 +1,24 @@
-//! Mounts the file systems inside images below one directory, and takes everything down again. Keeps no state: what belongs to a directory
-//! is read from the kernel, so that a teardown also works when the process that mounted it was killed.
+//! Mounts the file systems inside images below one directory, and takes everything down again. Keeps no state: teardown
+//! reads from the kernel what belongs to a directory, so it also works after the process that mounted it was killed.
 //!
 //! `vbk mount --files DIR` makes this stack, bottom first:
 //!
-//! 1. HIDDEN: a FUSE mount with the images, in a directory that nobody looks into.
-//! 2. DIR: a tiny tmpfs whose source is `vbk-files:HIDDEN`. It ties DIR to HIDDEN and holds one directory per file system.
-//! 3. /dev/loopN: one per file system, or per device of a btrfs, its backing file in HIDDEN, cleared by the kernel with its last user.
+//! 1. HIDDEN: a FUSE mount with the images, in a directory that users never see.
+//! 2. DIR: a tiny tmpfs whose source is `vbk-files:HIDDEN`. It ties DIR to HIDDEN and holds one directory per file
+//!    system.
+//! 3. /dev/loopN: one per file system, or per device of a btrfs. Its backing file is in HIDDEN; the kernel clears it
+//!    after its last user closes it.
 //! 4. DIR/p1 ...: the file systems. That of a disk without partitions may stand on DIR itself, on top of the tmpfs.
 //!
-//! The tmpfs lets only root in, as a FUSE mount does without `allow_other`: a guest's files have owners who are other people here.
+//! The tmpfs admits root only, like a FUSE mount without `allow_other`: on this host, the owner ids of a guest's files
+//! belong to other people.
 //!
-//! What a killed process leaves: after step 1 a FUSE mount that no `vbk-files:` names ([`clean_leftovers`] finds it), after step 2 and later
-//! what [`unmount`] of DIR finds; a loop device that no mount holds ends with the process.
+//! A killed process leaves, after step 1, a FUSE mount that no `vbk-files:` names ([`clean_leftovers`] finds it), and
+//! after step 2 or later, a stack that [`unmount`] of DIR finds. A loop device that no mount holds ends with the
+//! process.
 //!
-//! The mounts keep the propagation of their surroundings: in a private one, a service with a mount namespace of its own would keep its copy,
-//! and the loop devices with it, after ours is unmounted.
-
-#![forbid(unsafe_code)]
+//! The mounts keep the propagation of their parent: if they were private, a service with its own mount namespace would
+//! keep its copy of them, and the loop devices with it, after ours are unmounted.
 
 mod checks;
 mod mounting;
@@ -36,20 +38,22 @@ use crate::loopdev::{SectorSize, Window};
 use crate::mount_error::{MountError, Result};
 use crate::sys::{self, Writable};
 
-pub use checks::{check_fuse, check_loop_rights, check_mount_point, only_root_reaches};
+pub use checks::{check_fuse, check_mount_point};
+pub(crate) use checks::{check_loop_rights, only_root_reaches};
 pub use ours::{MountKind, OurMount, files_mounted_from, list_ours};
-pub use teardown::{Cleaned, Unmounted, WhenBusy, abandoned, clean_leftovers, unmount};
+pub(crate) use teardown::abandoned;
+pub use teardown::{Cleaned, Unmounted, WhenBusy, clean_leftovers, unmount};
 
-/// What is in a volume.
+/// Content of a volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
-    /// A file system, and how it is mounted.
+    /// A file system, with its mount options.
     FileSystem(FileSystem),
-    /// Nothing to mount.
+    /// Content that can't be mounted.
     NotMountable {
-        /// Why, in words for the user: `swap space`, `LVM physical volume of group vg0`.
+        /// Reason, in words for the user: `swap space`, `LVM physical volume of group vg0`.
         reason: String,
-        /// Whether files of the user may be in it.
+        /// True if it may hold files of the user.
         may_hold_files: bool,
     },
 }
@@ -57,53 +61,54 @@ pub enum Content {
 /// A partition, or a disk without partitions, that may hold a file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volume {
-    /// Its place below the directory: `p1`, `vda/p1`. Empty for the directory itself. Places must not lie in one another.
+    /// Path below the directory: `p1`, `vda/p1`. Empty for the directory itself. No volume's path may lie inside
+    /// another's.
     pub name: PathBuf,
-    /// The image of just this volume.
+    /// Image of this volume alone.
     pub image: PathBuf,
-    /// The part of the image that holds the content.
+    /// Part of the image that holds the content.
     pub window: Window,
-    /// The images of the file system's other devices, and the parts of them.
+    /// Images of the file system's other devices, and the parts of them.
     pub others: Vec<(PathBuf, Window)>,
-    /// The sector size of the disk.
+    /// Sector size of the disk.
     pub sector_size: SectorSize,
-    /// What is in it.
+    /// Content of the volume.
     pub content: Content,
 }
 
-/// What became of a volume.
+/// Result of mounting one volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeReport {
-    /// Its place below the directory.
+    /// Path below the directory.
     pub name: PathBuf,
-    /// The file system, where there is one.
+    /// File system, if the volume has one.
     pub fs: Option<String>,
-    /// Whether it can be used now.
+    /// Mounted or skipped.
     pub outcome: Outcome,
 }
 
-/// Whether a volume was mounted.
+/// Outcome of mounting one volume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It was.
+    /// The volume is mounted.
     Mounted {
-        /// All options, as mount(8) would take them.
+        /// All options, in the form that mount(8) takes.
         options: String,
-        /// What the user must know about the content.
+        /// Restriction on the content that the user must know.
         warning: Option<String>,
-        /// Where in it the guest's root is, if that is not the top: the default subvolume of a btrfs.
+        /// Path of the guest's root inside the file system, if that is not the top: the default subvolume of a btrfs.
         root: Option<PathBuf>,
     },
-    /// It was not; the others were not held up.
+    /// The volume is not mounted; the others are not affected.
     Skipped {
-        /// Why, in words.
+        /// Reason, in words.
         reason: String,
-        /// Whether files of the user may be in it.
+        /// True if it may hold files of the user.
         may_hold_files: bool,
     },
 }
 
-/// Who may look into the file systems.
+/// Users who may enter the mounted file systems.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// Root.
@@ -112,16 +117,18 @@ pub enum Access {
     Everyone,
 }
 
-/// Mounts the volumes below `dir`, read-only, `nodev,nosuid,noexec`; reports on each in the order given. A volume that cannot be mounted is
-/// reported and holds nobody up. An error means that nothing could be mounted at all, and that nothing is left.
+/// Mounts the volumes below `dir` with `ro,nodev,nosuid,noexec` and reports on each in the given order. A volume that
+/// can't be mounted is reported and does not stop the others. An error means that nothing could be mounted at all, and
+/// that nothing is left behind.
 ///
-/// `hidden` is the mount with the images. It and the directory right above it must be made for this mount alone: teardown removes both.
-/// Where no report says mounted, there is only an empty frame at `dir`: the caller then says why and unmounts it.
+/// `hidden` is the mount with the images. It and its parent directory must have been made for this mount alone, because
+/// teardown removes both. If no report says mounted, only an empty frame is at `dir`: the caller then reports the
+/// reasons and unmounts it.
 pub fn mount_volumes(dir: &Path, hidden: &Path, volumes: &[Volume], access: Access) -> Result<Vec<VolumeReport>> {
     check_places(volumes)?;
     checks::check_mount_point(dir)?;
     checks::check_loop_rights()?;
-    // Names in the kernel's tables have no symbolic links in them; all this is alive now, later it may not be.
+    // The kernel's tables have no symbolic links in their names; all parts of the paths answer now, later they may not.
     let frame_error = |source| MountError::Frame {
         dir: dir.to_owned(),
         source,
@@ -136,13 +143,14 @@ pub fn mount_volumes(dir: &Path, hidden: &Path, volumes: &[Volume], access: Acce
     sys::mount(Path::new(&source), dir, "tmpfs", Writable::Yes, options).map_err(|errno| frame_error(errno.into()))?;
     fill_frame(dir, volumes).map_err(|errno| {
         if let Err(error) = teardown::drop_frame(dir) {
-            tracing::warn!(dir = %dir.display(), %error, "cannot undo a mount that failed");
+            tracing::warn!(dir = %dir.display(), %error, "can't undo a mount that failed");
         }
         frame_error(errno)
     })
 }
 
-/// Mounts what has a directory of its own, closes the frame for writing, then mounts what stands on the frame itself and hides it.
+/// Mounts the volumes that have their own directory, remounts the frame read-only, then mounts the volume that stands
+/// on the frame itself and hides it.
 fn fill_frame(dir: &Path, volumes: &[Volume]) -> std::io::Result<Vec<VolumeReport>> {
     let on_frame = |volume: &Volume| volume.name.as_os_str().is_empty();
     let mut reports = Vec::with_capacity(volumes.len());
@@ -153,7 +161,7 @@ fn fill_frame(dir: &Path, volumes: &[Volume]) -> std::io::Result<Vec<VolumeRepor
         }
         let report = mounting::mount_volume(&point, volume);
         if matches!(report.outcome, Outcome::Skipped { .. }) {
-            // No empty directory that looks like an empty file system.
+            // An empty directory would look like an empty file system.
             remove_empty(&point, dir);
         }
         reports.push(report);
@@ -162,12 +170,12 @@ fn fill_frame(dir: &Path, volumes: &[Volume]) -> std::io::Result<Vec<VolumeRepor
     for volume in volumes.iter().filter(|volume| on_frame(volume)) {
         reports.push(mounting::mount_volume(dir, volume));
     }
-    let place = |report: &VolumeReport| volumes.iter().position(|it| it.name == report.name);
-    reports.sort_by_key(place);
+    let position = |report: &VolumeReport| volumes.iter().position(|it| it.name == report.name);
+    reports.sort_by_key(position);
     Ok(reports)
 }
 
-/// Removes a directory and those above it below `dir`, as far as they are empty.
+/// Removes a directory and its parents up to `dir`, as long as they are empty.
 fn remove_empty(point: &Path, dir: &Path) {
     let below = |it: &&Path| it.starts_with(dir) && *it != dir;
     for empty in point.ancestors().take_while(below) {
@@ -177,7 +185,7 @@ fn remove_empty(point: &Path, dir: &Path) {
     }
 }
 
-/// Places come from disk names: none may leave the directory or lie in another.
+/// Checks the volumes' paths, which come from disk names: none may leave the directory or lie inside another.
 fn check_places(volumes: &[Volume]) -> Result<()> {
     let bad = |volume: &Volume, why| {
         Err(MountError::BadPlace {
@@ -197,7 +205,7 @@ fn check_places(volumes: &[Volume]) -> Result<()> {
         let others = to_mount[..index].iter();
         let mut inside = others.map(|other| (&other.name, &volume.name));
         if inside.any(|(a, b)| a.starts_with(b) || b.starts_with(a)) {
-            return bad(volume, "another one has this place or lies in it");
+            return bad(volume, "another one has this path, or one path lies inside the other");
         }
     }
     Ok(())

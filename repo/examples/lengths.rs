@@ -6,6 +6,8 @@
 //! A block is recognized if no other block of the file has the same lengths. The bits are the entropy of a block's lengths
 //! within the file, at most log2 of the number of blocks.
 
+#![allow(clippy::print_stdout, reason = "this is a command")]
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;

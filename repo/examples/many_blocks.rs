@@ -3,6 +3,8 @@
 //!
 //! Usage: `many_blocks DIRECTORY BLOCKS`
 
+#![allow(clippy::print_stdout, reason = "this is a command")]
+
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;

@@ -1,6 +1,6 @@
-//! Memory that the kernel reads into and writes from without a copy: O_DIRECT wants aligned addresses.
+//! Memory that the kernel reads into and writes from without a copy: O_DIRECT requires aligned addresses.
 
-/// What every device and file system is content with.
+/// Alignment that is enough for every device and file system.
 pub(crate) const ALIGN: usize = 4096;
 
 /// A buffer whose bytes start at a multiple of 4096.
@@ -11,7 +11,7 @@ pub(crate) struct AlignedBuffer {
 }
 
 impl AlignedBuffer {
-    /// A buffer of `len` zero bytes, rounded up to a multiple of 4096.
+    /// Makes a buffer of `len` zero bytes, rounded up to a multiple of 4096.
     pub(crate) fn new(len: usize) -> Self {
         let len = len.next_multiple_of(ALIGN);
         let bytes = vec![0; len + ALIGN];

@@ -1,13 +1,13 @@
-//! A disk that is read: a block device or a raw file. Reading it leaves the host's page cache as it was, as far as the
+//! A disk to read: a block device or a raw file. Reading it leaves the host's page cache unchanged, as far as the
 //! kernel makes that possible.
 //!
-//! | kind | ways to read, the first that works |
+//! | kind | methods, in order of preference |
 //! |---|---|
 //! | block device | O_DIRECT, advice |
-//! | file | RWF_DONTCACHE without readahead (uses what others have cached), O_DIRECT, advice |
+//! | file | RWF_DONTCACHE without readahead (uses what other processes have cached), O_DIRECT, advice |
 //!
-//! Advice is posix_fadvise(2): SEQUENTIAL once, after each read DONTNEED for a window behind it, and once for all at the
-//! end. Only advice also drops what others had cached; the two ways before it do not.
+//! Advice is posix_fadvise(2): SEQUENTIAL once, then after each read DONTNEED for a trailing window, and once for the
+//! whole file at the end. Only this method also drops pages that other processes had cached; the other two do not.
 //!
 //! At most [`MAX_IN_FLIGHT`] reads of a disk are in flight, however many threads read it.
 
@@ -30,19 +30,20 @@ use crate::disk::buffer::{ALIGN, AlignedBuffer};
 use crate::error::{Error, Result};
 use crate::sys;
 
-/// Trailing window: DONTNEED skips a folio that crosses its edge, and readahead makes large folios (mm/filemap.c).
+/// Length of the trailing window: DONTNEED skips a folio that crosses its edge, and readahead makes large folios
+/// (mm/filemap.c).
 const WINDOW_BYTES: u64 = 8 << 20;
-/// How often a read that failed is tried again.
+/// Number of retries of a failed read.
 const RETRIES: u32 = 3;
 
 /// An open disk. May be read by many threads at once.
 pub struct Source {
-    /// For messages.
+    /// Path for messages.
     path: PathBuf,
-    /// As it was opened.
+    /// Path with which it was opened.
     opened: PathBuf,
     file: File,
-    /// The same file with O_DIRECT, where that works.
+    /// The same file with O_DIRECT, if that works.
     direct: Option<File>,
     device: bool,
     size_bytes: u64,
@@ -51,8 +52,8 @@ pub struct Source {
     flights: Flights,
 }
 
-/// How many reads of one disk are in flight at once: more gain nothing, and make others wait.
-pub const MAX_IN_FLIGHT: u32 = 4;
+/// Limit of reads in flight per disk: more gain nothing, and make other processes wait.
+pub(crate) const MAX_IN_FLIGHT: u32 = 4;
 
 const DONT_CACHE: u8 = 0;
 const DIRECT: u8 = 1;
@@ -65,8 +66,8 @@ impl Source {
             path: path.to_owned(),
             source,
         };
-        // Before opening: to open a pipe or a terminal could wait for ever. The kind is that of what is opened then, for which
-        // no name is looked up again: who owns the directory may exchange what has it.
+        // Before opening, because opening a pipe or a terminal could block for ever. The checked file is then opened
+        // without looking up a name again: the owner of the directory may replace the file with that name.
         let held = OpenOptions::new()
             .read(true)
             .custom_flags(OFlag::O_PATH.bits())
@@ -91,7 +92,7 @@ impl Source {
         if device && size_bytes == 0 {
             return Err(Error::NotADisk {
                 path: path.to_owned(),
-                what: "a block device of no size, to which nothing is attached",
+                what: "a block device of size 0, with nothing attached",
             });
         }
         let way = match &direct {
@@ -117,10 +118,11 @@ impl Source {
         Ok(source)
     }
 
-    /// Takes a way, with the advice that suits it; where the advice is refused, reading works all the same.
+    /// Switches to a method and gives the matching advice; if the advice is refused, reading works all the same.
     fn go(&self, way: u8) {
-        // Readahead for one thread would fetch what another reads with RWF_DONTCACHE at the same time, and the kernel does
-        // not drop a page that two want: of 2 GiB, 100 MiB stayed. Reads are large, so nothing is lost without it.
+        // Readahead for one thread would fetch pages that another reads with RWF_DONTCACHE at the same time, and the
+        // kernel does not drop a page that both want: of 2 GiB, 100 MiB stayed. Reads are large, so nothing is lost
+        // without readahead.
         let advice = match way {
             DONT_CACHE => PosixFadviseAdvice::POSIX_FADV_RANDOM,
             _ => PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL,
@@ -129,31 +131,31 @@ impl Source {
         self.way.store(way, Ordering::Relaxed);
     }
 
-    /// Reads the disk itself from now on, also where others have cached it: for measuring. Files on a file system without
-    /// O_DIRECT are read as before.
+    /// From now on, reads the disk itself even if other processes have cached it, for measuring. Files on a file system
+    /// without O_DIRECT are read as before.
     pub(crate) fn pass_by_page_cache(&mut self) {
         if self.direct.is_some() {
             self.go(DIRECT);
         }
     }
 
-    /// The size when it was opened.
+    /// Returns the size it had when it was opened.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
 
-    /// Where it was opened.
+    /// Returns the path with which it was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Reads `len` bytes from `offset_bytes`, a multiple of 4096, to the start of `buffer`. All of them or an error. Waits
-    /// while others have [`MAX_IN_FLIGHT`] reads of this disk in flight.
+    /// Reads `len` bytes from `offset_bytes`, a multiple of 4096, to the start of `buffer`. Reads all of them or fails.
+    /// Waits while [`MAX_IN_FLIGHT`] reads of this disk are in flight.
     pub(crate) fn read(&self, offset_bytes: u64, len: usize, buffer: &mut AlignedBuffer) -> Result<()> {
         self.read_part(offset_bytes, len, buffer.as_mut_slice())
     }
 
-    /// The same for the part of an [`AlignedBuffer`] from a multiple of 4096 to its end.
+    /// Like [`Self::read`], for the part of an [`AlignedBuffer`] from a multiple of 4096 to its end.
     pub(crate) fn read_part(&self, offset_bytes: u64, len: usize, buffer: &mut [u8]) -> Result<()> {
         let _flight = self.flights.begin();
         let mut done = 0;
@@ -162,7 +164,7 @@ impl Source {
             let at = offset_bytes + done as u64;
             match self.read_once(at, len - done, &mut buffer[done..]) {
                 Ok(0) => return Err(self.changed("became smaller")),
-                // O_DIRECT goes on only at an aligned place; what lies behind the last one is read again.
+                // O_DIRECT continues only at an aligned offset; the bytes after the last one are read again.
                 Ok(read) if done + read >= len => return Ok(()),
                 Ok(read) if read < ALIGN => return Err(self.changed("became smaller")),
                 Ok(read) => done += read / ALIGN * ALIGN,
@@ -197,7 +199,7 @@ impl Source {
                         self.go(ADVICE);
                         self.read_once(offset, len, buffer)
                     }
-                    // More than was asked for is there when the file grew; it is not part of the backup.
+                    // It can return more than requested if the file grew; that is not part of the backup.
                     result => result.map(|read| read.min(len)),
                 }
             }
@@ -212,7 +214,7 @@ impl Source {
         }
     }
 
-    /// The next part at or after `offset_bytes` that may hold data; `None` if there are only holes up to the end.
+    /// Returns the next range at or after `offset_bytes` that may hold data; `None` if only holes follow.
     pub(crate) fn next_data(&self, offset_bytes: u64) -> Option<std::ops::Range<u64>> {
         if offset_bytes >= self.size_bytes {
             return None;
@@ -225,20 +227,20 @@ impl Source {
             return all;
         };
         match lseek64(&self.file, offset, Whence::SeekData) {
-            // The file grew meanwhile; the check at the end says so.
+            // The file grew in the meantime; the check at the end reports that.
             Ok(start) if start as u64 >= self.size_bytes => None,
             Ok(start) => {
                 let end = lseek64(&self.file, start, Whence::SeekHole).map_or(self.size_bytes, |end| end as u64);
                 Some(start as u64..end.min(self.size_bytes))
             }
-            // No data from here to the end of the file; a file that shrank is found by the check at the end.
+            // Only a hole up to the end of the file; the check at the end detects a file that shrank.
             Err(nix::errno::Errno::ENXIO) => None,
-            // A file system that does not know holes.
+            // The file system does not support holes.
             Err(_) => all,
         }
     }
 
-    /// An error unless the source is still there with the size it had.
+    /// Fails unless the source still exists with its original size.
     pub(crate) fn check_unchanged(&self) -> Result<()> {
         let Ok(metadata) = std::fs::metadata(&self.opened) else {
             return Err(self.changed("vanished"));
@@ -264,20 +266,20 @@ impl Source {
 impl Drop for Source {
     fn drop(&mut self) {
         if self.way.load(Ordering::Relaxed) == ADVICE {
-            // What readahead fetched beyond the last read, and what lay on the edges of several threads' windows.
+            // Pages that readahead fetched beyond the last read, and pages on the edges of several threads' windows.
             let _ = posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
         }
     }
 }
 
-/// The reads of one disk that are in flight.
+/// The reads in flight of one disk.
 #[derive(Default)]
 struct Flights {
     count: Mutex<u32>,
     landed: Condvar,
 }
 
-/// One read; over when it is dropped.
+/// One read in flight; it ends when this is dropped.
 struct Flight<'a>(&'a Flights);
 
 impl Flights {
@@ -299,14 +301,14 @@ impl Drop for Flight<'_> {
     }
 }
 
-/// When this process had reads in flight, of whatever disk.
+/// Time during which this process had reads in flight, of any disk.
 struct Reading {
     in_flight: i64,
     since: Option<Instant>,
     before: Duration,
 }
 
-/// Of the process and not of a disk: it is compared with how long the kernel saw processes wait.
+/// One for the process and not for each disk: it is compared with the time for which the kernel saw processes wait.
 static READING: Mutex<Reading> = Mutex::new(Reading {
     in_flight: 0,
     since: None,
@@ -327,7 +329,7 @@ impl Reading {
     }
 }
 
-/// How long this process had at least one read of a disk in flight, since it started.
+/// Returns the time since its start during which this process had at least one read of a disk in flight.
 pub(crate) fn time_reading() -> Duration {
     let reading = lock(&READING);
     reading.before + reading.since.map_or(Duration::ZERO, |since| since.elapsed())
@@ -350,7 +352,7 @@ fn size_of(file: &File, device: bool) -> io::Result<u64> {
     }
 }
 
-/// What a path is, for a message.
+/// Describes a kind of file, for a message.
 pub(crate) fn describe(kind: std::fs::FileType) -> &'static str {
     if kind.is_dir() {
         "a directory"

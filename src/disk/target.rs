@@ -1,7 +1,7 @@
-//! What a restore writes to: a new file that appears when it is whole, or a block device.
+//! A target of a restore: a new file that appears when it is complete, or a block device.
 //!
-//! A target is opened once. Every other descriptor is made of that one (`/proc/self/fd`), and a name is used only together
-//! with the directory that is held open: who owns that directory may exchange what is in it at any moment.
+//! A target is opened once. Every other descriptor is made from that one (`/proc/self/fd`), and a name is used only
+//! together with a descriptor of its directory: the owner of that directory may replace its entries at any moment.
 
 mod behind;
 mod in_use;
@@ -26,13 +26,13 @@ use crate::host::device::DeviceNumber;
 use crate::host::holders::{Claim, claim_of};
 use crate::sys;
 
-/// A disk image needs no more of a mode: with another owner's set-user-ID bit the guest's bytes would become a program.
+/// Mode bits that a disk image keeps: with another owner's set-user-ID bit, the guest's bytes would become a program.
 const MODE: u32 = 0o777;
 
-/// An open target. May be written by many threads at once, each its own range.
+/// An open target. Many threads may write to it at once, each to its own range.
 pub(crate) struct Target {
     path: PathBuf,
-    /// O_DIRECT where that works: what is restored is seldom read again here.
+    /// O_DIRECT, if that works: restored data is seldom read again on this host.
     direct: Option<File>,
     buffered: File,
     kind: Kind,
@@ -43,35 +43,35 @@ enum Kind {
         device: DeviceNumber,
         size_bytes: u64,
         force: bool,
-        /// Claims the device, so that nothing is mounted from it meanwhile.
+        /// Claims the device, so that nothing is mounted from it in the meantime.
         _claim: File,
     },
-    /// Written under another name, which is `None` once it has its own.
+    /// Written under a temporary name; `part` is `None` once it has its own.
     File {
         place: Place,
         part: Option<Part>,
-        /// The file that is replaced.
+        /// File to be replaced.
         old: Option<File>,
     },
 }
 
-/// What is behind an image on a larger device.
+/// The space after an image on a larger device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Behind {
-    /// How many bytes; they are as they were, but for what was wiped.
+    /// Length; its bytes are unchanged except for signatures that were wiped.
     pub bytes: u64,
-    /// Signatures that are gone.
+    /// Signatures that were wiped.
     pub wiped: Vec<Wiped>,
-    /// The image has a GPT, whose second header is not at the end of the device.
+    /// True if the image has a GPT, whose second header is not at the end of the device.
     pub gpt_ends_early: bool,
 }
 
 impl Target {
-    /// Opens a target for an image, after all checks; nothing of an existing target is changed yet. With `force` a file is
-    /// replaced, and a device is written though a program has it open.
+    /// Opens a target for an image, after all checks; an existing target is not changed yet. With `force`, a file is
+    /// replaced, and a device is written even if a program has it open.
     pub(crate) fn open(path: &Path, size_bytes: u64, data_bytes: u64, force: bool) -> Result<Self> {
         let place = match Place::find(path) {
-            // A mistyped volume must not become a file that fills up /dev.
+            // A mistyped volume name must not become a file that fills up /dev.
             Ok(place) if place.found.is_none() && path.starts_with("/dev") => {
                 return Err(Error::target("find device", path)(io::ErrorKind::NotFound.into()));
             }
@@ -94,7 +94,7 @@ impl Target {
         if !force {
             return Err(Error::TargetExists(path.to_owned()));
         }
-        // It would be written on to without a name, and all that would be lost.
+        // A process would continue to write to it without a name, and all those writes would be lost.
         refuse_user(path, Used::File((metadata.dev(), metadata.ino())))?;
         let old = found.try_clone().map_err(Error::target("open", path))?;
         Self::create_file(place, Some(old), size_bytes, data_bytes)
@@ -142,7 +142,7 @@ impl Target {
     fn create_file(place: Place, old: Option<File>, size_bytes: u64, data_bytes: u64) -> Result<Self> {
         let path = place.path.clone();
         let (part, buffered) = Part::create(&place)?;
-        // From here on it goes when this is dropped.
+        // From here on, the file is removed when this is dropped.
         let target = Self {
             path: path.clone(),
             direct: reopen(&buffered, true, OFlag::O_DIRECT).ok(),
@@ -176,7 +176,8 @@ impl Target {
             .set_len(size_bytes)
             .map_err(Error::target("size", &path))?;
         if let Some(old) = old {
-            // Asked now, and not only after hours of writing. Until it is whole it belongs to nobody else.
+            // Tried now, and not only after hours of writing. Until the file is complete, it belongs to the caller
+            // alone.
             give_to_owner_of(old, &target.buffered)
                 .and_then(|()| fchown(&target.buffered, Some(geteuid().as_raw()), Some(getegid().as_raw())))
                 .and_then(|()| target.buffered.set_permissions(Permissions::from_mode(0o600)))
@@ -191,7 +192,7 @@ impl Target {
         let (body, tail) = bytes.split_at(aligned);
         let direct = match &self.direct {
             Some(file) => match file.write_all_at(body, offset_bytes) {
-                // A file system that opens with O_DIRECT and then refuses to write.
+                // The file system opens with O_DIRECT and then refuses to write.
                 Err(error) if error.raw_os_error() == Some(Errno::EINVAL as i32) => false,
                 result => {
                     result.map_err(Error::target("write", &self.path))?;
@@ -213,7 +214,7 @@ impl Target {
     /// Makes a range read as zeros.
     pub(crate) fn zero(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
         match self.kind {
-            // Made of nothing but a hole.
+            // The file was created as one hole.
             Kind::File { .. } => Ok(()),
             Kind::Device { .. } => {
                 let aligned = len_bytes / ALIGN as u64 * ALIGN as u64;
@@ -229,8 +230,8 @@ impl Target {
         }
     }
 
-    /// Leaves a range as it was before the restore: a device as it is, a file as the one that it replaces. Beyond the end of
-    /// that, and in a new file, there are zeros.
+    /// Leaves a range as it was before the restore: in a device unchanged, in a file copied from the file that it
+    /// replaces. Beyond the end of that file, and in a new file, the range reads as zeros.
     pub(crate) fn keep(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
         let Kind::File { old: Some(old), .. } = &self.kind else {
             return Ok(());
@@ -254,7 +255,8 @@ impl Target {
         Ok(())
     }
 
-    /// Makes a device read as zeros from `offset_bytes` to its end. A file ends there.
+    /// Makes a device read as zeros from `offset_bytes` to its end. For a file, `offset_bytes` is the end, so nothing
+    /// is done.
     pub(crate) fn zero_behind(&self, offset_bytes: u64) -> Result<()> {
         let Kind::Device { size_bytes, .. } = self.kind else {
             return Ok(());
@@ -270,7 +272,7 @@ impl Target {
         }
     }
 
-    /// Removes the signatures behind an image of `image_bytes` on a larger device; `None` where nothing is behind it.
+    /// Wipes the signatures after an image of `image_bytes` on a larger device; `None` if nothing follows the image.
     pub(crate) fn wipe_behind(&self, image_bytes: u64) -> Result<Option<Behind>> {
         let Kind::Device { size_bytes, .. } = self.kind else {
             return Ok(None);
@@ -286,7 +288,7 @@ impl Target {
         }))
     }
 
-    /// An error if another process uses the target meanwhile, as a guest that was started.
+    /// Fails if another process has started to use the target, e.g. a guest.
     pub(crate) fn check_alone(&self) -> Result<()> {
         let (used, left) = match &self.kind {
             Kind::Device { device, force, .. } => (
@@ -294,11 +296,11 @@ impl Target {
                     device: *device,
                     force: *force,
                 },
-                "what is on it now is neither the old disk nor the restored one. End that user, and restore again",
+                "its content is now neither the old disk nor the restored one. End that use, and restore again",
             ),
             Kind::File { old: Some(old), .. } => {
-                let identity = identity_of(old).map_err(Error::target("look at", &self.path))?;
-                (Used::File(identity), "the file is as it was")
+                let identity = identity_of(old).map_err(Error::target("examine", &self.path))?;
+                (Used::File(identity), "the file is unchanged")
             }
             Kind::File { old: None, .. } => return Ok(()),
         };
@@ -312,10 +314,11 @@ impl Target {
         }
     }
 
-    /// Makes all of it durable, and a file visible under its name.
+    /// Makes the content durable, and a file visible under its name.
     ///
-    /// 1. The content is synced. A crash before leaves the part file, or a device that is partly written.
-    /// 2. The file gets its name, if what has that name is what it was at the start. A crash leaves the old file or the new.
+    /// 1. The content is synced. A crash before that leaves the unfinished file, or a device that is partly written.
+    /// 2. The file is renamed to its final name, if the file with that name is the one found at the start. A crash
+    ///    leaves the old file or the new.
     /// 3. The directory is synced.
     pub(crate) fn finish(mut self) -> Result<()> {
         if let Kind::File { old: Some(old), .. } = &self.kind {
@@ -327,7 +330,7 @@ impl Target {
             && let Some(written) = part
         {
             if let Some(old) = old {
-                let was = identity_of(old).map_err(Error::target("look at", &self.path))?;
+                let was = identity_of(old).map_err(Error::target("examine", &self.path))?;
                 if place.identity().is_some_and(|now| now != was) {
                     return Err(Error::TargetExchanged {
                         path: self.path.clone(),
@@ -352,7 +355,7 @@ impl Drop for Target {
     }
 }
 
-/// Two that write to one disk destroy it.
+/// Fails if the target is in use: two writers destroy a disk.
 fn refuse_user(path: &Path, used: Used) -> Result<()> {
     match user_of(path, used)? {
         None => Ok(()),
@@ -372,7 +375,7 @@ fn give_to_owner_of(old: &File, new: &File) -> io::Result<()> {
 fn claim_text(claim: &Claim) -> String {
     match claim {
         Claim::Mounted(point) => format!("{claim}; `umount {}` first", point.display()),
-        Claim::Unknown => "by the kernel: mounted elsewhere, or held by a program".to_owned(),
+        Claim::Unknown => "by the kernel: mounted in another namespace, or held by a program".to_owned(),
         Claim::Swap | Claim::PartOf(_) => claim.to_string(),
     }
 }

@@ -1,9 +1,8 @@
-//! The guests of this host and their disks: those that the configuration names, the domains of libvirt, and logical
-//! volumes with a tag `vbk_guest=GUEST/DISK`. What can't be backed up is named with the reason and never left out in
-//! silence.
+//! The guests of this host and their disks: guests of the configuration, domains of libvirt, and logical volumes with a
+//! tag `vbk_guest=GUEST/DISK`. Whatever can't be backed up is reported with the reason, never left out silently.
 //!
-//! A guest of one name is one guest: what the configuration says goes before libvirt, and libvirt before tags. A guest
-//! whose configuration names no disks has those that libvirt or, where that does not know it, tags give it.
+//! One name is one guest: the configuration takes precedence over libvirt, and libvirt over tags. If the configuration
+//! names no disks for a guest, they come from libvirt, or from tags if libvirt does not have the guest.
 
 mod make;
 mod tags;
@@ -21,34 +20,34 @@ use crate::host::libvirt::{Domain, Libvirt, LibvirtError, Medium};
 use crate::host::program::{ProgramError, Programs};
 use crate::sys;
 use make::{configured_guest, libvirt_guest, settle, tagged_guest};
-pub use tags::PREFIX as GUEST_TAG;
+pub(crate) use tags::PREFIX as GUEST_TAG;
 use tags::Tags;
 
-/// What the configuration says of guests.
+/// The configuration's data about guests.
 #[derive(Debug, Clone, Default)]
 pub struct Known {
-    /// The guests it names.
+    /// Guests of the configuration.
     pub guests: Vec<ConfiguredGuest>,
-    /// The speed that disks of other guests were allocated, in bytes per second.
+    /// Speed allocated to disks of other guests, in bytes per second.
     pub device_bytes_per_sec: Option<u64>,
 }
 
-/// What the configuration says of a guest.
+/// The configuration's data about one guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfiguredGuest {
-    /// The guest.
+    /// Name of the guest.
     pub name: GuestName,
-    /// Its disks, if it says which.
+    /// Disks, if the configuration names them.
     pub disks: Option<Vec<(DiskName, PathBuf)>>,
     /// Disks that are not to be backed up.
     pub skip_disks: Vec<DiskName>,
-    /// What libvirt calls it, if not by its name.
+    /// Name of its libvirt domain, if that differs.
     pub domain: Option<String>,
-    /// The speed that its disks were allocated, in bytes per second each.
+    /// Speed allocated to each of its disks, in bytes per second.
     pub device_bytes_per_sec: Option<u64>,
 }
 
-/// Who says that there is a guest, or which disks it has.
+/// Source of the information that a guest exists, or about its disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FoundBy {
@@ -73,59 +72,59 @@ impl std::fmt::Display for FoundBy {
 /// A guest of this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundGuest {
-    /// Its name.
+    /// Name.
     pub name: GuestName,
-    /// Who says that it is there.
+    /// Source that lists it.
     pub from: FoundBy,
     /// The disks to back up.
     pub disks: Vec<FoundDisk>,
     /// Disks that are not backed up.
     pub left_out: Vec<LeftOut>,
-    /// What libvirt knows of it, where that is there and knows it.
+    /// Its libvirt domain, if this host has libvirt and libvirt has the domain.
     pub domain: Option<Domain>,
-    /// Whether libvirt says that it runs; `None` where libvirt does not say.
+    /// True if libvirt reports it as running; `None` without an answer from libvirt.
     pub running: Option<bool>,
-    /// What somebody should know, one sentence each.
+    /// Notes for the administrator, one sentence each.
     pub notes: Vec<String>,
 }
 
 /// A disk that can be backed up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundDisk {
-    /// Its name.
+    /// Name.
     pub name: DiskName,
-    /// Where it is read.
+    /// Path it is read from.
     pub path: PathBuf,
-    /// How large it is; `None` where that can't be seen, as for a disk that is not there.
+    /// Size; `None` if it can't be determined, e.g. of a disk that does not exist.
     pub size_bytes: Option<u64>,
-    /// The speed it was allocated, in bytes per second, and who says so.
+    /// Speed allocated to it, in bytes per second, and the source of that number.
     pub speed: Option<(u64, FoundBy)>,
 }
 
 /// A disk that is not backed up.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LeftOut {
-    /// What it is called; not always a name that a disk may have.
+    /// Name; not always a valid disk name.
     pub name: String,
-    /// Why, as in `is a qcow2 image; only raw ones can be backed up`.
+    /// Reason, e.g. `is a qcow2 image; only raw ones can be backed up`.
     pub why: String,
-    /// Whether somebody asked for that, or it holds nothing of the guest's own.
+    /// True if the administrator asked for it, or if the disk holds no data of the guest's own.
     pub is_meant: bool,
 }
 
-/// All that was found.
+/// Result of a discovery.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
     /// The guests, by name.
     pub guests: Vec<FoundGuest>,
-    /// What could not be found out, one sentence each.
+    /// Failures of the discovery, one sentence each.
     pub notes: Vec<String>,
 }
 
-/// Why there is no such guest.
+/// A guest can't be backed up by its name.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
-    /// Nobody knows it.
+    /// No source has the guest.
     #[error(
         "no guest {name} is known on this host{}; name its disks, or give it a section [guest.{name}] in the \
          configuration, or give its logical volumes tags as in `lvchange --addtag vbk_guest={name}/vda VG/LV`",
@@ -134,21 +133,21 @@ pub enum GuestError {
     Unknown {
         /// The name.
         name: GuestName,
-        /// What could not be asked.
+        /// Failures of the sources.
         notes: Vec<String>,
     },
-    /// It has no disk that can be backed up.
+    /// The guest has no disk that can be backed up.
     #[error("guest {name} has no disk that can be backed up{}", also(.why))]
     NoDisks {
         /// The name.
         name: GuestName,
-        /// What is wrong with each.
+        /// Reason for each disk.
         why: Vec<String>,
     },
 }
 
 impl GuestError {
-    /// What the caller should do about it.
+    /// Returns the kind of the error, by which a caller decides what to do.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Unknown { .. } => ErrorKind::NotFound,
@@ -161,7 +160,7 @@ fn also(notes: &[String]) -> String {
     notes.iter().map(|note| format!(" ({note})")).collect()
 }
 
-/// Finds all guests. What fails is in the notes: one source that does not answer hides no guest of the others.
+/// Finds all guests. Failures go into the notes: a source that does not answer hides no guest of the others.
 pub fn discover(programs: &Programs, known: &Known) -> Found {
     let mut notes = Vec::new();
     let libvirt = Libvirt::new(programs);
@@ -180,12 +179,12 @@ pub fn discover(programs: &Programs, known: &Known) -> Found {
             Ok(domain) => {
                 domains.insert(name, domain);
             }
-            // It was there a moment ago.
+            // It disappeared in the meantime.
             Err(LibvirtError::NoSuchDomain(_)) => {}
             Err(error) => {
                 notes.push(format!("domain {name} is left out: {error}"));
                 if matches!(error, LibvirtError::Program(ProgramError::TimedOut { .. })) {
-                    // Every other one would take as long.
+                    // Every further query would take as long.
                     notes.push("libvirt does not answer; the rest of its domains are left out".to_owned());
                     break;
                 }
@@ -194,7 +193,7 @@ pub fn discover(programs: &Programs, known: &Known) -> Found {
     }
     let is_running = |domain: &Domain| running.as_ref().map(|running| running.contains(&domain.name));
     let mut guests = BTreeMap::new();
-    // Those that name a domain come first: it is not that of a guest which only has the same name.
+    // Guests that name a domain come first: that domain does not belong to a guest which only has the same name.
     let (naming, others): (Vec<_>, Vec<_>) = known.guests.iter().partition(|guest| guest.domain.is_some());
     for configured in naming.into_iter().chain(others) {
         let domain = domains.remove(configured.domain.as_deref().unwrap_or(configured.name.as_str()));
@@ -221,8 +220,8 @@ pub fn discover(programs: &Programs, known: &Known) -> Found {
                 guests.insert(name, guest);
             }
             Err(error) => notes.push(format!(
-                "domain {name:?} is left out: {error}; a section [guest.NAME] with domain = {name:?} in the configuration \
-                 gives it a name"
+                "domain {name:?} is left out: {error}; a section [guest.NAME] with domain = {name:?} in the \
+                 configuration gives it a name"
             )),
         }
     }
@@ -235,7 +234,7 @@ pub fn discover(programs: &Programs, known: &Known) -> Found {
     }
 }
 
-/// Finds one guest, and asks for no other.
+/// Finds one guest without querying any other.
 pub fn resolve(programs: &Programs, known: &Known, name: &GuestName) -> Result<FoundGuest, GuestError> {
     let configured = known.guests.iter().find(|guest| guest.name == *name);
     let libvirt = Libvirt::new(programs);
@@ -246,7 +245,7 @@ pub fn resolve(programs: &Programs, known: &Known, name: &GuestName) -> Result<F
     let is_taken = |guest: &ConfiguredGuest| guest.name != *name && guest.domain.as_deref() == Some(wanted);
     let names = listed(libvirt.names(), &mut notes);
     let is_listed = names.iter().flatten().any(|listed| listed == wanted);
-    // The configuration may give this domain another name.
+    // The configuration may give this domain to another guest.
     let domain = match is_listed && !known.guests.iter().any(is_taken) {
         true => libvirt
             .domain(wanted)
@@ -294,39 +293,36 @@ pub fn resolve(programs: &Programs, known: &Known, name: &GuestName) -> Result<F
     Ok(guest)
 }
 
-/// The names, or none and a note; where there is no libvirt there is nothing to say.
+/// Returns the names, or none and a note. A host without libvirt gives no note.
 fn listed(names: Result<Vec<String>, LibvirtError>, notes: &mut Vec<String>) -> Option<Vec<String>> {
     match names {
         Ok(names) => Some(names),
         Err(LibvirtError::Program(ProgramError::Missing { .. })) => None,
         Err(error) => {
-            notes.push(format!("libvirt was not asked for guests: {error}"));
+            notes.push(format!("can't list libvirt's guests: {error}"));
             None
         }
     }
 }
 
-/// The names of the domains that run, or none and a note.
+/// Returns the names of the running domains, or none and a note.
 fn running(libvirt: Libvirt<'_>, notes: &mut Vec<String>) -> Option<Vec<String>> {
     let running = libvirt.running();
-    let failed = |error| {
-        notes.push(format!(
-            "libvirt does not say which guests run, and with which disks: {error}"
-        ))
-    };
+    let failed = |error| notes.push(format!("can't tell which guests run, and with which disks: {error}"));
     running.map_err(failed).ok()
 }
 
-/// Notes a domain that the configuration names and libvirt, which answers, does not know.
+/// Notes a domain that the configuration names and libvirt does not have.
 fn check_domain(guest: &mut FoundGuest, configured: &ConfiguredGuest) {
     if let (Some(domain), None) = (&configured.domain, &guest.domain) {
         guest.notes.push(format!("libvirt has no domain {domain}"));
     }
 }
 
-/// Compares a guest with how it runs. Of disks that libvirt's configuration names, one that was moved is read where it is now,
-/// and one that became something else is left out: what is in its old place is old. Disks that the configuration of vbk names
-/// stay, with a note. A disk that was attached meanwhile is left out.
+/// Compares a guest's persistent configuration with its running domain. Of the disks from libvirt's configuration, one
+/// that was moved is read from its present path, and one that is not raw any more is left out, because the data at its
+/// configured path is stale. Disks from vbk's configuration stay, with a note. A disk that was attached in the meantime
+/// is left out.
 fn look_at_running(guest: &mut FoundGuest, configured: Option<&ConfiguredGuest>, libvirt: Libvirt<'_>) {
     let (Some(true), Some(domain)) = (guest.running, &guest.domain) else {
         return;
@@ -335,7 +331,7 @@ fn look_at_running(guest: &mut FoundGuest, configured: Option<&ConfiguredGuest>,
         Ok(now) => now,
         Err(error) => {
             guest.notes.push(format!(
-                "whether disks were attached or moved while it runs is not known: {error}"
+                "can't tell whether disks were attached or moved since it was started: {error}"
             ));
             return;
         }
@@ -367,23 +363,27 @@ fn look_at_running(guest: &mut FoundGuest, configured: Option<&ConfiguredGuest>,
         };
         match (known, &disk.medium) {
             (None, Medium::Raw(path)) => left_out(format!(
-                "was attached while it runs ({}) and is not in its configuration; `virsh attach-disk --config` makes it stay",
+                "was attached while the guest was running ({}) and is not in its configuration; `virsh attach-disk \
+                 --config` makes that permanent",
                 path.display()
             )),
-            (None, Medium::Other { why, .. }) => left_out(format!("was attached while it runs, and {why}")),
+            (None, Medium::Other { why, .. }) => {
+                left_out(format!("was attached while the guest was running, and {why}"))
+            }
             (Some((_, known)), medium) if is_named => {
                 let now = match medium {
                     Medium::Raw(path) => format!("is at {}", path.display()),
                     Medium::Other { why, .. } => why.clone(),
                 };
                 guest.notes.push(format!(
-                    "while it runs, disk {} {now}; {known}, which the configuration names, is old, and backed up all the same",
+                    "disk {} of the running guest {now}; {known}, which the configuration names, is stale but backed up \
+                     all the same",
                     disk.target
                 ));
             }
             (Some((at, known)), Medium::Raw(path)) => {
                 guest.notes.push(format!(
-                    "disk {} is at {} while it runs, and at {known} in its configuration: it is read where it is now",
+                    "disk {} was moved while the guest was running: it is read from {}, not from {known} as configured",
                     disk.target,
                     path.display()
                 ));
@@ -393,8 +393,8 @@ fn look_at_running(guest: &mut FoundGuest, configured: Option<&ConfiguredGuest>,
             }
             (Some((at, known)), Medium::Other { why, .. }) => {
                 left_out(format!(
-                    "{why}; so it runs now, and {known}, which its configuration names, is old; if it is a snapshot of libvirt, \
-                     `virsh blockcommit {} {} --active --pivot` ends it",
+                    "{why}; the guest runs with it now, and {known}, which its configuration names, is stale; if it is a \
+                     snapshot of libvirt, `virsh blockcommit {} {} --active --pivot` ends it",
                     domain.name, disk.target
                 ));
                 guest.disks.remove(at);
@@ -403,7 +403,7 @@ fn look_at_running(guest: &mut FoundGuest, configured: Option<&ConfiguredGuest>,
     }
 }
 
-/// Whether two paths are one disk.
+/// Tests that two paths are the same disk.
 fn is_same(one: &Path, other: &Path) -> bool {
     let identity = |path: &Path| {
         let found = std::fs::metadata(path).ok()?;
@@ -415,12 +415,12 @@ fn is_same(one: &Path, other: &Path) -> bool {
     one == other || identity(one).is_some_and(|one| identity(other) == Some(one))
 }
 
-/// The size of a disk, or what is wrong with it.
-pub fn size_of(path: &Path) -> Result<u64, String> {
-    // Before opening: to open a pipe could wait for ever.
+/// Returns the size of a disk; the error is the rest of a sentence.
+pub(crate) fn size_of(path: &Path) -> Result<u64, String> {
+    // Before opening: opening a pipe could block for ever.
     let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => "does not exist".to_owned(),
-        _ => format!("can't be looked at: {error}"),
+        _ => format!("can't be examined: {error}"),
     })?;
     let kind = metadata.file_type();
     if kind.is_file() {

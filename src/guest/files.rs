@@ -1,12 +1,13 @@
-//! The files that describe a guest and are kept with its backup: what its disks were made of, its domain, its NVRAM.
+//! The files that describe a guest and are backed up with it: the storage of its disks, its domain, its NVRAM.
 //!
-//! | file | what |
+//! | file | content |
 //! |---|---|
 //! | [`CONFIG_NAME`] | the domain, as `virsh dumpxml --inactive --security-info` prints it |
 //! | [`NVRAM_NAME`] | the UEFI variables, byte for byte |
 //! | [`DISKS_NAME`] | [`Disks`] as JSON |
 //!
-//! A repository may come from elsewhere: what is read back here is checked before it gets near a command line.
+//! A repository may come from another host, so these files are checked before anything in them gets near a command
+//! line.
 
 use serde::{Deserialize, Serialize};
 use vbk_repo::ErrorKind;
@@ -16,53 +17,53 @@ use vbk_repo::name::DiskName;
 use crate::host::lvm::Volume;
 use crate::snapshot::PlannedDisk;
 
-/// The name of the domain's file.
+/// Name of the domain's file.
 pub const CONFIG_NAME: &str = "config.xml";
-/// The name of the NVRAM's file.
+/// Name of the NVRAM's file.
 pub const NVRAM_NAME: &str = "nvram.fd";
-/// The name of the file about the disks.
+/// Name of the file about the disks.
 pub const DISKS_NAME: &str = "disks.json";
 
-/// The newest format of [`Disks`] that this vbk reads. Fields that are not known are ignored.
-pub const DISKS_FORMAT: u32 = 1;
+/// Newest format of [`Disks`] that this vbk reads. Unknown fields are ignored.
+pub(crate) const DISKS_FORMAT: u32 = 1;
 
-/// More disks than a guest can have; a list that is longer was made to annoy.
+/// Limit of disks, more than a guest can have: a longer list is malicious.
 const MAX_DISKS: usize = 1024;
 /// VG and LV names: `NAME_LEN` of lvm2 (lib/metadata/metadata-exported.h), with its end.
 const MAX_LVM_NAME_BYTES: usize = 127;
-/// What lvm2 keeps for itself: lvm(8), "Valid names".
+/// Names reserved by lvm2: lvm(8), "Valid names".
 const RESERVED_LV_NAMES: [&str; 4] = [".", "..", "snapshot", "pvmove"];
 const RESERVED_IN_LV_NAMES: [&str; 14] = [
     "_cdata", "_cmeta", "_corig", "_iorig", "_mimage", "_mlog", "_pmspare", "_rimage", "_rmeta", "_tdata", "_tmeta",
     "_vdata", "_vorigin", "_wcorig",
 ];
 
-/// What a guest's disks were made of.
+/// The storage of a guest's disks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disks {
-    /// Layout of this file: [`DISKS_FORMAT`].
+    /// Format of this file: [`DISKS_FORMAT`].
     pub format: u32,
     /// Every disk, in the order of the backup.
     pub disks: Vec<DiskInfo>,
 }
 
-/// What one disk was made of.
+/// The storage of one disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskInfo {
-    /// Its name in the backup.
+    /// Name in the backup.
     pub name: DiskName,
-    /// Where it was, as it was named.
+    /// Path it was read from, as configured.
     pub source: String,
-    /// Its size.
+    /// Size.
     pub size_bytes: u64,
-    /// What it was.
+    /// Kind of storage.
     pub kind: DiskKind,
     /// The logical volume, if it was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<VolumeInfo>,
 }
 
-/// What a disk can be.
+/// Kind of a disk's storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DiskKind {
@@ -79,22 +80,22 @@ pub enum DiskKind {
 /// A logical volume, as lvs(8) reports it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeInfo {
-    /// Its volume group.
+    /// Volume group.
     pub vg: String,
-    /// Its name.
+    /// Name.
     pub lv: String,
-    /// lvm2's own UUID.
+    /// UUID assigned by lvm2.
     pub uuid: String,
-    /// Its size, a whole number of extents.
+    /// Size, a whole number of extents.
     pub size_bytes: u64,
-    /// The type of its segments, as `linear` or `thin`.
+    /// Segment type, e.g. `linear` or `thin`.
     pub segtype: String,
-    /// Over how many devices each segment goes.
+    /// Number of devices across which each segment is striped.
     pub stripes: u32,
-    /// The thin pool it is in.
+    /// Thin pool that holds it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,
-    /// Its tags.
+    /// Tags.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
 }
@@ -114,26 +115,26 @@ impl VolumeInfo {
     }
 }
 
-/// Why a description of a guest's disks can't be used.
+/// A description of a guest's disks can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestFilesError {
-    /// What was stored is not what vbk stores.
+    /// The stored description is not in vbk's format.
     #[error("the stored {DISKS_NAME} can't be used: {0}")]
     Bad(String),
-    /// A name that lvm2 would not take, or take for something else.
+    /// A name that lvm2 would refuse, or take for something else.
     #[error("{what} name {name:?} {reason}")]
     BadLvmName {
         /// `volume group`, `logical volume` or `thin pool`.
         what: &'static str,
-        /// The refused name.
+        /// Refused name.
         name: String,
-        /// What is wrong with it, as the rest of a sentence.
+        /// The flaw, as the rest of a sentence.
         reason: &'static str,
     },
 }
 
 impl GuestFilesError {
-    /// What the caller should do about it.
+    /// Returns the kind of the error, by which a caller decides what to do.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Bad(_) => ErrorKind::Unsupported,
@@ -146,8 +147,8 @@ impl GuestFilesError {
 pub type Result<T> = std::result::Result<T, GuestFilesError>;
 
 impl Disks {
-    /// Describes disks as they were found when their backup was planned.
-    pub fn of_plan(planned: &[PlannedDisk]) -> Self {
+    /// Describes the disks that a backup's plan has found.
+    pub(crate) fn of_plan(planned: &[PlannedDisk]) -> Self {
         let disks = planned.iter().map(|PlannedDisk { disk, .. }| DiskInfo {
             name: disk.name.clone(),
             source: disk.source.display().to_string(),
@@ -166,14 +167,14 @@ impl Disks {
         }
     }
 
-    /// The file that is kept with the backup.
-    pub fn to_file(&self) -> (DiskName, Vec<u8>) {
+    /// Returns the file to store in the backup.
+    pub(crate) fn to_file(&self) -> (DiskName, Vec<u8>) {
         let mut text = serde_json::to_vec_pretty(self).expect("disks have only strings and numbers in them");
         text.push(b'\n');
         (DISKS_NAME.parse().expect("a name that is written above"), text)
     }
 
-    /// Reads what was stored. Every name in it can be given to lvm2.
+    /// Parses a stored description. Every name in the result is safe to pass to lvm2.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         let disks: Self = serde_json::from_slice(bytes).map_err(|error| GuestFilesError::Bad(error.to_string()))?;
         if disks.format > DISKS_FORMAT {
@@ -195,13 +196,14 @@ impl Disks {
         Ok(disks)
     }
 
-    /// A disk's description.
+    /// Returns the description of a disk.
     pub fn of(&self, name: &DiskName) -> Option<&DiskInfo> {
         self.disks.iter().find(|disk| disk.name == *name)
     }
 }
 
-/// The name of the logical volume that a disk was: as it was described, or else from the path that it was read from.
+/// Returns the name of the logical volume that a disk was: from its description, or else from the path that it was read
+/// from.
 pub fn volume_name_of(image: &Image, disks: Option<&Disks>) -> Option<String> {
     if let Some(disk) = disks.and_then(|disks| disks.of(&image.disk)) {
         return disk.volume.as_ref().map(|volume| volume.lv.clone());
@@ -212,12 +214,12 @@ pub fn volume_name_of(image: &Image, disks: Option<&Disks>) -> Option<String> {
 }
 
 /// Refuses names of volume groups that lvm2 would not take, or take for an option.
-pub fn check_group_name(name: &str) -> Result<()> {
+pub(crate) fn check_group_name(name: &str) -> Result<()> {
     check_lvm_name("volume group", name)
 }
 
 /// Refuses names of logical volumes that lvm2 would not take, or take for an option.
-pub fn check_volume_name(name: &str) -> Result<()> {
+pub(crate) fn check_volume_name(name: &str) -> Result<()> {
     check_lvm_name("logical volume", name)?;
     let reserved = RESERVED_LV_NAMES.contains(&name) || RESERVED_IN_LV_NAMES.iter().any(|part| name.contains(part));
     match reserved {

@@ -1,36 +1,40 @@
-//! Brings a guest to rest for the moment in which its disks are snapshotted, and gets it going again whatever happens
-//! to vbk meanwhile.
+//! Freezes a guest for the moment in which its disks are snapshotted, and gets it running again whatever happens to vbk
+//! in the meantime.
 //!
-//! There are two ways to rest, one inside the other: the administrator's pre-freeze and post-thaw commands, and the
-//! guest agent's freezing of file systems (`virsh domfsfreeze`, `domfsthaw`). Each is done **and undone by one helper
-//! process** (`freeze/process.rs`, which `freeze/helper.rs` starts), not by vbk: the process that undoes exists before anything is frozen, does one after the
-//! other and can therefore never thaw before a freeze that comes late, and needs vbk for nothing.
+//! There are two ways to bring a guest to rest, one inside the other: the administrator's pre-freeze and post-thaw
+//! commands, and the guest agent's freeze of file systems (`virsh domfsfreeze`, `domfsthaw`). Each is done **and undone
+//! by one helper process** (`freeze/process.rs`, which `freeze/helper.rs` starts), not by vbk. The process that undoes
+//! exists before anything is frozen and does one step after the other. So it can't thaw before a freeze that is late,
+//! and it does not need vbk.
 //!
 //! What happens if vbk dies (kill -9, out of memory, a panic) after each step:
 //!
 //! 1. Outer helper started: it has not begun, or begins although vbk is gone; it finds its input closed and undoes.
-//! 2. Pre-freeze running: it ends, or is killed at its limit; then the input is found closed, and post-thaw runs.
+//! 2. Pre-freeze running: it ends, or is killed at its limit; then the helper finds its input closed, and post-thaw
+//!    runs.
 //! 3. Pre-freeze done: the input closes, post-thaw runs at once.
 //! 4. Inner helper started, freeze running: as 1 and 2, with `domfsthaw`, which does nothing to a guest that is not
-//!    frozen. It is tried without end, until libvirt has carried it out and the agent does not say otherwise, or libvirt
-//!    says that the guest is off (`freeze/thaw.rs`): a libvirt that is away for an hour costs an hour. The outer helper's
-//!    input is held open by the inner one: the administrator's programs are started when the guest's file systems can be
-//!    written to again.
-//!    Freeze failed: vbk closes the inner input and makes the snapshots meanwhile; the helper thaws whether vbk lives or
-//!    not. Only where the agent refused, because somebody else has the guest frozen, vbk ends the helper before that:
-//!    what vbk did not freeze it does not thaw. If vbk dies within these milliseconds, the helper does.
+//!    frozen. The helper repeats it until libvirt has carried it out and the agent does not contradict, or libvirt
+//!    reports the guest as off (`freeze/thaw.rs`): if libvirt is down for an hour, this takes an hour. The inner helper
+//!    holds the outer helper's input open: the administrator's programs start only when the guest's file systems are
+//!    writable again.
+//!
+//!    Freeze failed: vbk closes the inner input and makes the snapshots meanwhile; the helper thaws whether vbk lives
+//!    or not. There is one exception: if the agent refused because another program has frozen the guest, vbk ends the
+//!    helper before it thaws, because vbk does not thaw what it did not freeze. If vbk dies within these milliseconds,
+//!    the helper thaws.
 //! 5. Frozen, snapshots being made: both inputs close, the inner helper thaws, then the outer one runs post-thaw.
 //! 6. Inner input closed by vbk (the normal end): the helper thaws whether vbk waits for it or not; then as 3.
 //! 7. Outer input closed: post-thaw is running or done.
 //!
-//! vbk alive but stuck, in `lvcreate` or stopped by a signal: each helper stops waiting at its limit and undoes. It then
-//! says that it was the limit, and the backup counts as crash-consistent. A helper that is killed while vbk lives is
-//! followed by a second one. SIGTERM to the whole control group and Ctrl-C do not end a
-//! helper, and the OOM killer spares it. Nothing survives SIGKILL to helper and vbk both: the unit must have the signals
-//! sent to vbk alone (`KillMode=process`), which also lets go on what post-thaw started.
+//! If vbk is alive but stuck, in `lvcreate` or stopped by a signal, each helper stops waiting at its limit and undoes.
+//! It then reports that the limit was reached, and the backup counts as crash-consistent. If a helper is killed while
+//! vbk lives, vbk starts a second one. SIGTERM to the whole control group and Ctrl-C do not end a helper, and the OOM
+//! killer spares it. Nothing survives SIGKILL to both helper and vbk: the unit must send signals to vbk alone
+//! (`KillMode=process`), which also lets the programs started by post-thaw continue.
 //!
 //! vbk waits a minute for the thaw, warns, and reads the snapshots, which exist. A later run that finds a helper still
-//! thawing does not freeze that guest: its thaw would come in the midst of the snapshots.
+//! thawing does not freeze that guest: the helper's thaw would come in the middle of its snapshots.
 
 mod error;
 mod helper;
@@ -57,53 +61,52 @@ pub use process::run as run_helper;
 use task::{Task, Undo};
 use thaw::NONE_THAWED;
 
-/// Time for making the snapshots, between a pre-freeze command and the limit at which post-thaw runs anyway: the agent's
-/// part and a host that is slow.
+/// Time for making the snapshots: added to the limits of pre-freeze and of the agent's freeze, it gives the limit at
+/// which post-thaw runs anyway. Allows for a slow host.
 const PRE_FREEZE_MARGIN: Duration = Duration::from_secs(20);
-/// How long vbk waits for the guest to thaw before it warns and reads the snapshots. The helper goes on. Longer would help
-/// no guest, and hold up the others.
+/// Time that vbk waits for the guest to thaw before it warns and reads the snapshots. The helper continues. Waiting
+/// longer would help no guest, and would delay the others.
 const THAW_WAIT: Duration = Duration::from_secs(if cfg!(test) { 7 } else { 60 });
-/// How long the snapshots wait for a guest that was perhaps frozen in part: what pre-freeze stopped waits too.
+/// Time that the snapshots wait for a guest that may be partly frozen: the programs stopped by pre-freeze wait too.
 const THAW_SOON: Duration = Duration::from_secs(2);
 /// The socket of the system's log, which journald and other loggers listen on.
 const LOG_SOCKET: &str = "/dev/log";
-/// Where helpers lock the domains that they freeze.
+/// Directory of the locks on domains that helpers freeze.
 const LOCKS: &str = "freeze";
-/// What virsh says when no file system of the guest can be frozen (tools/virsh-domain.c).
+/// Output of virsh when no file system of the guest can be frozen (tools/virsh-domain.c).
 const NONE_FROZEN: &str = "Froze 0 filesystem";
 
-/// Whether the guest agent is asked to freeze the guest's file systems.
+/// Use of the guest agent to freeze the guest's file systems.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AgentFreeze {
-    /// Where there is an agent; if it fails the backup is made all the same, with a warning.
+    /// Use the agent if there is one; if it fails, the backup is made all the same, with a warning.
     #[default]
     Auto,
-    /// Without it no backup is made.
+    /// Make no backup without a freeze by the agent.
     On,
-    /// Never.
+    /// Never use it.
     Off,
 }
 
-/// How a guest is brought to rest.
+/// The way to bring a guest to rest.
 #[derive(Debug, Clone)]
 pub struct FreezePlan {
-    /// The guest's name: for messages, and `VBK_GUEST` in the environment of its commands.
+    /// Name of the guest: for messages, and for `VBK_GUEST` in the environment of its commands.
     pub guest: String,
-    /// Its libvirt domain, where it has one.
+    /// Libvirt domain of the guest, if it has one.
     pub domain: Option<String>,
-    /// Whether to use the agent in it.
+    /// Use of the agent in it.
     pub agent: AgentFreeze,
-    /// Time from the begin of the freeze to the thaw, 10 s at most by default: Windows guests give up then by
-    /// themselves.
+    /// Time from the start of the freeze to the thaw, by default 10 s: Windows guests then give up by themselves.
     pub freeze_limit: Duration,
-    /// A shell command that brings the guest's programs to rest. It must end; what it starts goes on.
+    /// Shell command that brings the guest's programs to rest. It must end; processes that it starts continue.
     pub pre_freeze: Option<String>,
-    /// Its time limit.
+    /// Time limit of pre-freeze.
     pub pre_freeze_limit: Duration,
-    /// A shell command that undoes the other. It runs if pre-freeze was started, also after it failed, and without
-    /// pre-freeze after every snapshot. It runs with TERM, INT and HUP ignored, and so does what it starts by itself.
+    /// Shell command that undoes pre-freeze. It runs if pre-freeze was started, even if that failed; without pre-freeze
+    /// it runs after every snapshot. It and the processes it starts ignore TERM, INT and HUP.
     pub post_thaw: Option<String>,
-    /// How long vbk waits for post-thaw. It is not killed at its limit: half a start helps nobody.
+    /// Time that vbk waits for post-thaw. It is not killed after that: half a start helps nobody.
     pub post_thaw_limit: Duration,
 }
 
@@ -111,7 +114,7 @@ impl FreezePlan {
     /// Default time limit of the pre-freeze command.
     pub const PRE_FREEZE_LIMIT: Duration = Duration::from_secs(60);
 
-    /// A guest without commands and without an agent: nothing is done.
+    /// Plan for a guest without commands and without an agent: nothing is done.
     pub fn none(guest: impl Into<String>) -> Self {
         Self {
             guest: guest.into(),
@@ -126,18 +129,19 @@ impl FreezePlan {
     }
 }
 
-/// What became of one way to rest.
+/// Result of one way to bring a guest to rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rest {
-    /// Was not asked for, or there is nothing that could do it.
+    /// It was not requested, or nothing can do it.
     None,
-    /// Held until the snapshots were complete.
+    /// It held until the snapshots were complete.
     Held,
-    /// Was asked for and failed, or ended too early.
+    /// It was requested and failed, or ended too early.
     Broken,
 }
 
-/// The table. A broken agent freeze spoils what the commands reached: they rest on file systems that stood still.
+/// Returns the consistency reached. A failed agent freeze voids what the commands achieved: the programs rested on file
+/// systems that did not.
 ///
 /// | commands | agent: none | held | broken |
 /// |---|---|---|---|
@@ -152,16 +156,16 @@ fn consistency(commands: Rest, agent: Rest) -> Consistency {
     }
 }
 
-/// Makes snapshots of a guest while it rests, as far as `plan` asks for it, and says how consistent they are.
+/// Makes snapshots of a guest while it rests, as far as `plan` requests, and returns their consistency.
 ///
-/// The guest is going again when this returns, also with an error and after a panic of `snapshot`; where that can't be
-/// said, and where it rested less than asked for, `observer` gets a warning. Blocks for the plan's limits at most, plus
-/// a minute for thawing, plus `snapshot`.
+/// The guest runs again when this returns, also after an error or a panic of `snapshot`. If that is uncertain, or if
+/// the guest rested less than requested, `observer` gets a warning. Blocks for the plan's limits at most, plus a minute
+/// for thawing, plus `snapshot`.
 ///
-/// `runtime_dir` is a directory that is lost when the host restarts: a helper that is still thawing a guest is found
-/// there, and the guest not frozen again meanwhile. This program is started again as the helper: it must call
-/// [`run_helper`] when its first argument is [`HELPER`].
-pub fn with_guest_at_rest<T, E: From<FreezeError>>(
+/// `runtime_dir` is a directory that is lost when the host restarts. It records a helper that is still thawing a guest,
+/// which is then not frozen again. This program is started again as the helper: it must call [`run_helper`] when its
+/// first argument is [`HELPER`].
+pub(crate) fn with_guest_at_rest<T, E: From<FreezeError>>(
     programs: &Programs,
     plan: &FreezePlan,
     runtime_dir: &Path,
@@ -195,34 +199,36 @@ pub fn with_guest_at_rest<T, E: From<FreezeError>>(
     Ok((taken?, consistency(commands, agent)))
 }
 
-/// Why there is nothing to freeze.
+/// Reason why nothing was frozen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Absence {
-    /// Its disks do not change.
+    /// The guest is off, so its disks do not change.
     NotRunning,
-    /// No channel for an agent, or nobody listens at its end: virt-install makes the channel for every guest.
+    /// The guest has no channel for an agent, or no agent listens on it: virt-install makes the channel for every
+    /// guest.
     NoAgent,
-    /// The agent does not take the command: somebody else has frozen the guest, or it is not allowed. Or there is no virsh.
+    /// The agent refuses the command: another program has frozen the guest, or the command is not allowed. Or virsh is
+    /// missing.
     Refused,
 }
 
-/// Tells by libvirt's words (src/qemu/qemu_domain.c, `qemuDomainAgentAvailable`; src/conf/domain_conf.c,
-/// `virDomainObjCheckActive`) or the agent's (qapi/qmp-dispatch.c) that nothing was frozen.
+/// Recognises, by messages of libvirt (src/qemu/qemu_domain.c, `qemuDomainAgentAvailable`; src/conf/domain_conf.c,
+/// `virDomainObjCheckActive`) or of the agent (qapi/qmp-dispatch.c), that nothing was frozen.
 fn absence(said: &str) -> Option<Absence> {
     const WORDS: [(&str, Absence); 5] = [
         ("domain is not running", Absence::NotRunning),
         ("QEMU guest agent is not configured", Absence::NoAgent),
         ("QEMU guest agent is not connected", Absence::NoAgent),
         ("guest-fsfreeze-freeze has been disabled", Absence::Refused),
-        // The words of the shell that was to start it.
+        // Message of the shell that should have started it.
         ("virsh: not found", Absence::Refused),
     ];
     let found = WORDS.iter().find(|(words, _)| said.contains(words));
     found.map(|(_, absence)| *absence)
 }
 
-/// What virsh takes for this domain and no other: it takes a number for the id of a running domain, and what looks like a
-/// UUID for that, before it looks for a name.
+/// Returns an identifier that virsh takes for this domain and no other: before virsh looks for a name, it takes a
+/// number for the id of a running domain, and text in the form of a UUID for a UUID.
 fn unmistakable(programs: &Programs, domain: &str) -> Result<String, String> {
     let is_number = domain
         .trim()
@@ -242,7 +248,7 @@ fn unmistakable(programs: &Programs, domain: &str) -> Result<String, String> {
     }
 }
 
-/// Time from the begin of pre-freeze to post-thaw.
+/// Returns the time from the start of pre-freeze to post-thaw.
 fn commands_limit(plan: &FreezePlan) -> Duration {
     plan.pre_freeze_limit + plan.freeze_limit + PRE_FREEZE_MARGIN
 }
@@ -253,14 +259,14 @@ struct Scene<'a> {
     plan: &'a FreezePlan,
     runtime_dir: &'a Path,
     observer: &'a dyn Observer,
-    /// What virsh is told, or why that is not known; `None` if the agent is not to be asked.
+    /// Identifier for virsh, or the reason why it is not known; `None` if the agent is not to be used.
     domain: Option<Result<String, String>>,
 }
 
-/// The agent's part.
+/// State of the agent's freeze.
 enum Agent {
     Frozen(Box<Helper>),
-    /// Freezing failed, and is being undone.
+    /// Freezing failed, and the helper is undoing it.
     Thawing(Box<Helper>),
     Not(Rest),
 }
@@ -283,7 +289,7 @@ impl Scene<'_> {
         if plan.pre_freeze.is_none() && plan.post_thaw.is_none() {
             return Ok(None);
         }
-        // `:` is the shell's word for nothing.
+        // `:` is the shell's command that does nothing.
         let shell = |command: &Option<String>| {
             let words = ["sh", "-c", command.as_deref().unwrap_or(":")];
             words.map(str::to_owned).to_vec()
@@ -322,9 +328,9 @@ impl Scene<'_> {
             Some(Ok(domain)) => domain,
             Some(Err(why)) => return self.not_frozen(None, why.clone()).map(Agent::Not),
         };
-        // What is left of the limit is for the snapshots.
+        // The rest of the limit is for the snapshots.
         let act_limit = plan.freeze_limit / 2;
-        // One word with the option, so that a domain may be called -x.
+        // One word with the option, because a domain's name may be -x.
         let act = [
             "virsh".to_owned(),
             "domfsfreeze".to_owned(),
@@ -342,7 +348,7 @@ impl Scene<'_> {
         };
         let mut helper = match Helper::start(self.programs, task, &[], outer) {
             Ok(helper) => helper,
-            // A second freeze would be undone by that thaw, in the midst of the snapshots.
+            // The earlier helper's thaw would undo a second freeze in the middle of the snapshots.
             Err(error @ StartError::Busy(_)) => {
                 let why = format!("{error} since an earlier backup");
                 return self.not_frozen(Some(Absence::Refused), why).map(Agent::Not);
@@ -358,7 +364,7 @@ impl Scene<'_> {
         let result = self.not_frozen(absent, why);
         match (absent, &result) {
             (Some(_), _) => helper.abandon(),
-            // Some file systems may be frozen, or will be when libvirt gets to it.
+            // Some file systems may be frozen, or libvirt may still freeze them later.
             (None, Ok(_)) => {
                 helper.begin_undo(THAW_SOON);
                 return Ok(Agent::Thawing(Box::new(helper)));
@@ -377,13 +383,13 @@ impl Scene<'_> {
         }
     }
 
-    /// The file that is locked as long as a helper freezes or thaws the domain; without it nothing is locked.
+    /// Returns the file that is locked as long as a helper freezes or thaws the domain; `None` if there can be no lock.
     fn lock_of(&self, domain: &str) -> Option<PathBuf> {
         let locks = self.runtime_dir.join(LOCKS);
         match std::fs::create_dir_all(&locks) {
             Ok(()) => Some(locks.join(to_hex(&Hashing::Plain.content(domain.as_bytes())))),
             Err(error) => {
-                tracing::warn!("can't make {}: {error}", locks.display());
+                tracing::warn!("can't create {}: {error}", locks.display());
                 None
             }
         }
@@ -422,7 +428,7 @@ impl Scene<'_> {
             Err(why) => {
                 if complete {
                     self.warn(&format!(
-                        "its file systems did not stay frozen until all snapshots were there ({why}); this backup is \
+                        "its file systems did not stay frozen until all snapshots were made ({why}); this backup is \
                          crash-consistent"
                     ));
                 }
@@ -431,32 +437,40 @@ impl Scene<'_> {
         }
     }
 
-    /// Lets the inner helper thaw; or why they were thawed before.
+    /// Makes the inner helper thaw. The error says why the file systems were thawed earlier.
     fn undo_freeze(&self, helper: Helper) -> Result<(), String> {
         let pid = helper.pid();
-        let Undone { asked, result, goes_on } = helper.undo(THAW_WAIT);
+        let Undone {
+            asked,
+            result,
+            still_trying,
+        } = helper.undo(THAW_WAIT);
         if let Err(why) = &result {
             let domain = self.domain.iter().flatten().next().map_or("", String::as_str);
-            self.warn(&match goes_on {
+            self.warn(&match still_trying {
                 Some(said) => format!(
-                    "ITS FILE SYSTEMS MAY STILL BE FROZEN: it did not thaw within {} s ({said}); process {pid} goes on until the \
-                     guest is thawed or off, and tells the journal each minute; `virsh domfsthaw {domain}` does the same",
+                    "ITS FILE SYSTEMS MAY STILL BE FROZEN: it did not thaw within {} s ({said}); process {pid} tries \
+                     until the guest is thawed or off, and reports to the journal each minute; `virsh domfsthaw \
+                     {domain}` does the same",
                     THAW_WAIT.as_secs()
                 ),
                 None => format!(
-                    "ITS FILE SYSTEMS MAY STILL BE FROZEN: thawing {why}, and nothing tries it any more; run `virsh domfsthaw \
-                     {domain}`"
+                    "ITS FILE SYSTEMS MAY STILL BE FROZEN: thawing {why}, and no process tries it any more; run `virsh \
+                     domfsthaw {domain}`"
                 ),
             });
         }
         match (asked, result) {
-            (false, _) => Err(format!("for {} s at most", self.plan.freeze_limit.as_secs_f32())),
-            (true, Ok(said)) if said.contains(NONE_THAWED) => Err("somebody else thawed them".to_owned()),
+            (false, _) => Err(format!(
+                "they are held for {} s at most",
+                self.plan.freeze_limit.as_secs_f32()
+            )),
+            (true, Ok(said)) if said.contains(NONE_THAWED) => Err("another program thawed them".to_owned()),
             (true, _) => Ok(()),
         }
     }
 
-    /// Lets the outer helper run post-thaw.
+    /// Makes the outer helper run post-thaw.
     fn run_post_thaw(&self, helper: Option<Helper>, complete: bool) -> Rest {
         let Some(helper) = helper else {
             return Rest::None;
@@ -475,8 +489,8 @@ impl Scene<'_> {
         }
         if !asked && complete {
             self.warn(&format!(
-                "its programs did not stay at rest until all snapshots were there (for {} s at most); this backup is not \
-                 application-consistent",
+                "its programs did not stay at rest until all snapshots were made (they are held for {} s at most); \
+                 this backup is not application-consistent",
                 commands_limit(plan).as_secs_f32()
             ));
         }

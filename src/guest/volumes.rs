@@ -1,12 +1,12 @@
-//! Makes the logical volumes that a whole guest is restored to, and removes them again if it does not come to that. Tested
-//! together with `restore/guest.rs`, which writes them.
+//! Creates the logical volumes for restoring a whole guest, and removes them if the restore fails. Tested together with
+//! `restore/guest.rs`, which writes them.
 //!
-//! What is there when vbk ends in the middle, however it ends:
-//! 1. Nothing is made before every name is known to be free and the room to be there.
-//! 2. A volume is made with the run's tag, in one commit of lvm2's metadata: a volume of ours never is there without it.
-//! 3. The tag goes when all disks are written and durable. A volume with a tag of this kind may therefore be torn; one
-//!    that is in the way of a later run is named as such.
-//! 4. What is removed is asked for by the run's tag, so that only volumes which this run made can be.
+//! State when vbk ends in the middle, however it ends:
+//! 1. No volume is created before all names are known to be free and there is enough space.
+//! 2. A volume is created with the run's tag, in one commit of lvm2's metadata: a new volume never exists without it.
+//! 3. The tag is removed when all disks are written and durable. A volume with such a tag may therefore be incomplete;
+//!    the message says so if it is in the way of a later run.
+//! 4. Volumes to remove are selected by the run's tag, so that only volumes of this run can be removed.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -22,96 +22,99 @@ use crate::host::program::{ProgramError, Programs};
 use crate::snapshot::TAG;
 use crate::text::size;
 
-/// How long lvm2 may take to answer or to change something: it waits for its own locks and for udev.
+/// Time limit of lvm2 commands, which wait for lvm2's own locks and for udev.
 const LIMIT: Duration = Duration::from_secs(120);
-/// What the tags of unfinished restores begin with.
-pub const TAG_PREFIX: &str = "vbk_restore_";
-/// What a mapping takes in a thin pool's metadata: the figure that lvmthin(7) tells to count with.
+/// Prefix of the tags of unfinished restores.
+pub(crate) const TAG_PREFIX: &str = "vbk_restore_";
+/// Size of a mapping in a thin pool's metadata: the number that lvmthin(7) recommends for estimates.
 const MAPPING_BYTES: u64 = 64;
 
-/// The volumes to make.
+/// The volumes to create.
 #[derive(Debug, Clone)]
 pub struct VolumesPlan {
-    /// The volume group.
+    /// Volume group.
     pub group: String,
-    /// The thin pool in it, for thin volumes.
+    /// Thin pool in it, for thin volumes.
     pub pool: Option<String>,
-    /// The volumes.
+    /// Volumes.
     pub volumes: Vec<NewVolume>,
-    /// Tells this run from others: letters and digits.
-    pub run: String,
-    /// Where the group's directory is: `/dev`.
+    /// Unique part of the tag of this run: letters and digits.
+    pub tag_id: String,
+    /// Directory that holds the group's directory: `/dev`.
     pub devices: PathBuf,
 }
 
-/// A volume to make.
+/// A volume to create.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewVolume {
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// What it must hold.
+    /// Size of the disk that it must hold.
     pub size_bytes: u64,
-    /// What of it is not zero, in whole blocks.
+    /// Bytes of it that are not zero, in whole blocks.
     pub data_bytes: u64,
-    /// The size of these blocks.
+    /// Size of these blocks.
     pub block_bytes: u64,
-    /// Its tags when it is whole: see [`tags_of`].
+    /// Tags of the finished volume: see [`tags_of`].
     pub tags: Vec<String>,
 }
 
-/// Why there are no new volumes.
+/// The volumes could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumesError {
-    /// lvm2 did not do it.
+    /// An lvm2 command failed.
     #[error(transparent)]
     Program(#[from] ProgramError),
-    /// A name that lvm2 does not take.
+    /// lvm2 does not allow a name.
     #[error(transparent)]
     Name(#[from] GuestFilesError),
     /// Two disks would get one volume.
-    #[error("two disks would become volume {0}; restore them one by one: `vbk restore BACKUP/DISK TARGET`")]
+    #[error("two disks would have the same volume {0}; restore them one by one: `vbk restore BACKUP/DISK TARGET`")]
     Twice(String),
-    /// A volume of this name is there.
+    /// A volume of this name exists.
     #[error("{group}/{name} exists{}; nothing was made", left_by(*.left, .group, .name))]
     Exists {
-        /// The group.
+        /// Volume group.
         group: String,
-        /// The volume.
+        /// Name of the volume.
         name: String,
-        /// A restore that did not end left it.
+        /// True if an unfinished restore left it.
         left: bool,
     },
-    /// The group is too full.
-    #[error("volume group {group} has {} free, {} are needed; nothing was made", size(*.have_bytes), size(*.need_bytes))]
+    /// The group has too little free space.
+    #[error(
+        "volume group {group} has {} free, {} are needed; nothing was made", size(*.have_bytes), size(*.need_bytes)
+    )]
     NoRoom {
-        /// The group.
+        /// Volume group.
         group: String,
-        /// What is free.
+        /// Free space.
         have_bytes: u64,
-        /// What the volumes take, in whole extents.
+        /// Size of the volumes, in whole extents.
         need_bytes: u64,
     },
-    /// The pool is too full, or its metadata.
+    /// The pool's data or metadata has too little free space.
     #[error(
-        "the {what} of thin pool {pool} has {} free, up to {} are needed; a pool that is over-filled harms all volumes in it, so \
-         nothing was made: extend it with `lvextend{}`", size(*.have_bytes), size(*.need_bytes), option_of(.what)
+        "the {what} of thin pool {pool} has {} free, up to {} are needed; a pool that runs full damages all volumes in \
+         it, so nothing was made: extend it with \
+         `lvextend{}`", size(*.have_bytes), size(*.need_bytes), option_of(.what)
     )]
     PoolRoom {
-        /// The pool, with its group.
+        /// Name of the pool, with its group.
         pool: String,
         /// `data` or `metadata`.
         what: &'static str,
-        /// What is free.
+        /// Free space.
         have_bytes: u64,
-        /// What the data takes at most.
+        /// Space that the data takes at most.
         need_bytes: u64,
     },
-    /// It is not there, or something else.
-    #[error("{pool} is {what}, not a thin pool; `lvs -S segtype=thin-pool` lists them")]
+    /// The pool does not exist, or is another kind of volume.
+    #[error("{pool} {what}; `lvs -S segtype=thin-pool` lists the thin pools")]
     NotAPool {
-        /// The name that was given, with its group.
+        /// Given name, with its group.
         pool: String,
-        /// What it is.
+        /// The finding, as the rest of a sentence.
         what: String,
     },
 }
@@ -119,7 +122,8 @@ pub enum VolumesError {
 fn left_by(left: bool, group: &str, name: &str) -> String {
     match left {
         true => format!(
-            ", made by a restore that did not end (or still runs); if none runs, `lvremove {group}/{name}` removes it"
+            ", left by a restore that did not end or still runs; if none runs, remove it with `lvremove \
+             {group}/{name}`"
         ),
         false => String::new(),
     }
@@ -133,7 +137,7 @@ fn option_of(what: &str) -> &'static str {
 }
 
 impl VolumesError {
-    /// What the caller should do about it.
+    /// Returns the kind of the error, by which a caller decides what to do.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Program(error) => error.kind(),
@@ -148,8 +152,8 @@ impl VolumesError {
 /// Shorthand for results of this module.
 pub type Result<T> = std::result::Result<T, VolumesError>;
 
-/// The name of a new volume: the old one's, for another guest with the guest's old name in it replaced by the new, or else
-/// `GUEST-DISK`. In `web10-root` there is no `web1`.
+/// Returns the name of a new volume: the old volume's name, for another guest with the old guest's name in it replaced
+/// by the new one, or else `GUEST-DISK`. The name `web1` does not occur in `web10-root`.
 pub fn volume_name(old_volume: Option<&str>, old_guest: &str, new_guest: &str, disk: &str) -> Result<String> {
     let replaced = old_volume.and_then(|volume| match old_guest == new_guest {
         true => Some(volume.to_owned()),
@@ -160,9 +164,9 @@ pub fn volume_name(old_volume: Option<&str>, old_guest: &str, new_guest: &str, d
     Ok(name)
 }
 
-/// The tags of a new volume. The one by which vbk finds a guest's disks is made for the new guest, so that what is restored is
-/// backed up like what was lost. All others mean the old volume, and come back only with it. Tags of vbk's own are never
-/// taken over, nor what lvm2 would not take.
+/// Returns the tags of a new volume. The tag by which vbk finds a guest's disks is rewritten for the new guest, so that
+/// the restored disks are backed up like the lost ones. All other tags belong to the old volume, and are kept only if
+/// the guest keeps its name. vbk's own tags are never taken over, nor tags that lvm2 would refuse.
 pub fn tags_of(old_tags: &[String], old_guest: &str, new_guest: &str) -> Vec<String> {
     let tags = old_tags.iter().filter_map(|tag| match tag.strip_prefix(GUEST_TAG) {
         Some(value) => {
@@ -178,15 +182,15 @@ pub fn tags_of(old_tags: &[String], old_guest: &str, new_guest: &str) -> Vec<Str
 
 fn replace_word(text: &str, old: &str, new: &str) -> Option<String> {
     let is_border = |c: Option<char>| !c.is_some_and(char::is_alphanumeric);
-    let mut places = text
+    let mut matches = text
         .match_indices(old)
         .map(|(at, _)| (&text[..at], &text[at + old.len()..]));
     let found =
-        places.find(|(before, behind)| is_border(before.chars().next_back()) && is_border(behind.chars().next()));
-    found.map(|(before, behind)| format!("{before}{new}{behind}"))
+        matches.find(|(before, after)| is_border(before.chars().next_back()) && is_border(after.chars().next()));
+    found.map(|(before, after)| format!("{before}{new}{after}"))
 }
 
-/// What was found out before anything is made.
+/// Result of the checks before anything is created.
 #[derive(Debug)]
 struct Ground {
     extent_bytes: u64,
@@ -194,23 +198,23 @@ struct Ground {
 }
 
 impl VolumesPlan {
-    /// Where a volume will be.
+    /// Returns the path that a volume will have.
     pub fn path_of(&self, volume: &NewVolume) -> PathBuf {
         self.devices.join(&self.group).join(&volume.name)
     }
 
-    /// Checks whether the volumes can be made; changes nothing.
+    /// Checks that the volumes can be created; changes nothing.
     pub fn check(&self, programs: &Programs) -> Result<()> {
         self.survey(programs).map(drop)
     }
 
     fn tag(&self) -> String {
-        format!("{TAG_PREFIX}{}", self.run)
+        format!("{TAG_PREFIX}{}", self.tag_id)
     }
 
     fn survey(&self, programs: &Programs) -> Result<Ground> {
         check_group_name(&self.group)?;
-        check_lvm_name("tag", &self.run)?;
+        check_lvm_name("tag", &self.tag_id)?;
         let mut names = HashSet::new();
         for volume in &self.volumes {
             check_volume_name(&volume.name)?;
@@ -223,14 +227,16 @@ impl VolumesPlan {
             command: format!("vgs {}", self.group),
             what,
         };
-        let group = groups.first().ok_or_else(|| wrong("it names no group".into()))?;
+        let group = groups
+            .first()
+            .ok_or_else(|| wrong("it has no row for the group".into()))?;
         let (free_bytes, extent_bytes) = (number(&group.vg_free)?, number(&group.vg_extent_size)?);
         if extent_bytes == 0 {
-            return Err(wrong("the extents have no size".into()).into());
+            return Err(wrong("the extent size is 0".into()).into());
         }
         let taken: Vec<VolumeRow> = report(programs, "lvs", VOLUME_FIELDS, &["-a", "--", &self.group])?;
         for row in &taken {
-            // Those that lvm2 made for itself stand in brackets, and their names are taken too.
+            // Names of lvm2's own hidden volumes are in brackets, and are taken too.
             let name = row.lv_name.trim_matches(['[', ']']);
             if names.contains(name) {
                 return Err(VolumesError::Exists {
@@ -261,7 +267,7 @@ impl VolumesPlan {
         })
     }
 
-    /// Whether new thin volumes in this pool read as zeros.
+    /// Tests that new thin volumes in this pool read as zeros.
     fn survey_pool(&self, programs: &Programs, pool: &str) -> Result<bool> {
         check_lvm_name("thin pool", pool)?;
         let name = format!("{}/{pool}", self.group);
@@ -271,18 +277,19 @@ impl VolumesPlan {
             pool: name.clone(),
             what: what.to_owned(),
         };
-        let row = rows.first().ok_or_else(|| not_a_pool("not there"))?;
+        let row = rows.first().ok_or_else(|| not_a_pool("does not exist"))?;
         if row.segtype != "thin-pool" {
-            return Err(not_a_pool(&row.segtype));
+            return Err(not_a_pool(&format!("is {}, not a thin pool", row.segtype)));
         }
         let chunk_bytes = number(&row.chunk_size)?.max(1);
-        // New chunks read as zeros if the pool zeroes them. If not, what is around the first write to a chunk is what
-        // another volume left there: then every byte has to be written, and takes room.
+        // New chunks read as zeros if the pool zeroes them. If not, the bytes around the first write to a chunk are old
+        // data of another volume: then every byte has to be written, and takes space.
         let read_zero = matches!(row.zero.as_str(), "zero" | "1");
         let needs = self.volumes.iter().map(|volume| {
             let all = whole(volume.size_bytes, chunk_bytes);
             let blocks = volume.data_bytes.div_ceil(volume.block_bytes.max(1));
-            // A block may lie across two chunks only if it is not a multiple of them; the larger of both covers that.
+            // A block may lie across two chunks only if it is not a multiple of them; the larger of the two covers
+            // that.
             let each = whole(volume.block_bytes, chunk_bytes);
             match read_zero {
                 true => blocks.saturating_mul(each).min(all),
@@ -308,7 +315,7 @@ impl VolumesPlan {
         Ok(read_zero)
     }
 
-    /// Makes the volumes, all or none.
+    /// Creates the volumes, all or none.
     pub fn create<'a>(&'a self, programs: &'a Programs) -> Result<Volumes<'a>> {
         let ground = self.survey(programs)?;
         let mut volumes = Volumes {
@@ -320,7 +327,7 @@ impl VolumesPlan {
         for volume in &self.volumes {
             let made = self.create_one(programs, volume, ground.extent_bytes);
             if let Err(error) = made {
-                // Also after a command that was killed: what it did is asked for by the tag.
+                // Also after a command that was killed: its effects are found by the tag.
                 volumes.take_back();
                 return Err(error);
             }
@@ -334,7 +341,7 @@ impl VolumesPlan {
         let mut args = vec!["--yes", "--name", &volume.name, "--addtag", &tag];
         match &self.pool {
             Some(pool) => args.extend(["--virtualsize", &size, "--thinpool", pool]),
-            // An old signature in its place could be taken for a part of an array or group, and held open.
+            // An old signature at its offset could be taken for a part of an array or group, and be held open.
             None => args.extend(["--size", &size, "--wipesignatures", "y", "--zero", "y"]),
         }
         args.extend(["--", &self.group]);
@@ -343,7 +350,7 @@ impl VolumesPlan {
     }
 }
 
-/// Volumes that were made and may have to go again.
+/// Volumes that were created and may have to be removed.
 #[derive(Debug)]
 pub struct Volumes<'a> {
     plan: &'a VolumesPlan,
@@ -353,28 +360,29 @@ pub struct Volumes<'a> {
 }
 
 impl Volumes<'_> {
-    /// What was planned.
+    /// Returns the plan.
     pub fn plan(&self) -> &VolumesPlan {
         self.plan
     }
 
-    /// Whether every byte of them reads as zero, so that only data need be written. Otherwise they hold what others left.
+    /// Tests that every byte of them reads as zero, so that only data must be written. Otherwise they hold old data of
+    /// other volumes.
     pub fn read_zero(&self) -> bool {
         self.read_zero
     }
 
-    /// Keeps the volumes: they get their own tags instead of the run's. Gives what could not be tagged, which is of no harm
-    /// to what is in them.
+    /// Keeps the volumes and replaces the run's tag by their own tags. An error means that a volume could not be
+    /// tagged; its content is not affected.
     pub fn keep(mut self) -> Result<()> {
         self.open = false;
-        let run = [self.plan.tag()];
+        let run_tag = [self.plan.tag()];
         for volume in &self.plan.volumes {
-            lvm::change_tags(self.programs, &self.plan.group, &volume.name, &run, &volume.tags)?;
+            lvm::change_tags(self.programs, &self.plan.group, &volume.name, &run_tag, &volume.tags)?;
         }
         Ok(())
     }
 
-    /// Removes the volumes that this run made, and no others.
+    /// Removes the volumes that this run created, and no others.
     pub fn remove(mut self) -> Result<()> {
         self.open = false;
         self.remove_all()
@@ -390,7 +398,7 @@ impl Volumes<'_> {
             let is_planned = self.plan.volumes.iter().any(|volume| volume.name == row.lv_name);
             if is_ours && is_planned {
                 let name = format!("{group}/{}", row.lv_name);
-                // lvm2 looks at the tag again, under its lock.
+                // lvm2 checks the tag again under its lock.
                 let args = ["--yes", "-S", &selection, "--", &name];
                 failed = self.programs.change("lvremove", &args, LIMIT).err().or(failed);
             }
@@ -405,14 +413,14 @@ impl Volumes<'_> {
         }
     }
 
-    /// What is to be said of volumes that could not be removed.
+    /// Returns the message about volumes that could not be removed.
     pub fn left(&self) -> String {
         let names = self.plan.volumes.iter();
         let names: Vec<_> = names
             .map(|volume| format!("{}/{}", self.plan.group, volume.name))
             .collect();
         format!(
-            "some of {} may be left, with the tag {}; `lvremove` them",
+            "some of {} may be left, with the tag {}; remove them with `lvremove`",
             names.join(", "),
             self.plan.tag()
         )
@@ -432,9 +440,9 @@ fn whole(bytes: u64, unit: u64) -> u64 {
     bytes.div_ceil(unit).max(1).saturating_mul(unit)
 }
 
-/// What is free of something that is `percent` full, as `12.34`; rounded down.
+/// Returns the free part of a size of which `percent` is used, e.g. `12.34`; rounded down.
 fn free_of(size_bytes: u64, percent: &str) -> Result<u64> {
-    // A pool that is not active tells nothing, and takes none.
+    // An inactive pool reports nothing, and then no volume is created in it.
     let full: f64 = percent.parse().map_err(|_| not_a_number(percent))?;
     Ok((size_bytes as f64 * (1.0 - full.clamp(0.0, 100.0) / 100.0)) as u64)
 }
@@ -446,7 +454,7 @@ fn number(text: &str) -> Result<u64> {
 fn not_a_number(text: &str) -> ProgramError {
     ProgramError::Answer {
         command: "lvs or vgs".into(),
-        what: format!("{text:?} is no number"),
+        what: format!("{text:?} is not a number"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Block devices by their numbers, and what sysfs has about them.
+//! Block devices by number, and their files in sysfs.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{major, minor};
 
-/// The number of a block device, written `253:4`.
+/// Number of a block device, written `253:4`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceNumber {
     pub(crate) major: u64,
     pub(crate) minor: u64,
 }
 
-/// Devices stand on devices; nobody builds more floors than that.
+/// Limit for devices stacked on devices; real stacks are lower.
 const MAX_DEPTH: usize = 16;
 
 impl DeviceNumber {
-    /// That of a block device; `None` for everything else.
+    /// Returns the number of a block device; `None` for everything else.
     pub fn of_block_device(path: &Path) -> Option<Self> {
         let metadata = std::fs::metadata(path).ok()?;
         metadata
@@ -27,9 +27,9 @@ impl DeviceNumber {
             .then(|| Self::from_raw(metadata.rdev()))
     }
 
-    /// That of the device which the bytes behind a path are on: itself, or that of its file system. `None` for a file
-    /// system without a device of its own, as btrfs.
-    pub fn beneath(path: &Path) -> Option<Self> {
+    /// Returns the device that holds the bytes of a path: the device itself, or that of the file's file system. `None`
+    /// for a file system without a device of its own, e.g. btrfs.
+    pub(crate) fn beneath(path: &Path) -> Option<Self> {
         Self::of_block_device(path).or_else(|| {
             let device = Self::from_raw(std::fs::metadata(path).ok()?.dev());
             (device.major != 0).then_some(device)
@@ -44,23 +44,23 @@ impl DeviceNumber {
         }
     }
 
-    /// A file of the device in sysfs, as `dm/uuid`.
-    pub fn sysfs(self, file: &str) -> PathBuf {
+    /// Returns the path of one of the device's files in sysfs, e.g. `dm/uuid`.
+    pub(crate) fn sysfs(self, file: &str) -> PathBuf {
         Path::new("/sys/dev/block").join(self.to_string()).join(file)
     }
 
-    /// The content of a file of the device in sysfs, if there is one.
+    /// Reads one of the device's files in sysfs, if it exists.
     pub fn attribute(self, file: &str) -> Option<String> {
         let text = std::fs::read_to_string(self.sysfs(file)).ok()?;
         Some(text.trim_end().to_owned())
     }
 
-    /// Whether the kernel lists it as a logical volume.
+    /// Tests that the kernel lists it as a logical volume.
     pub(crate) fn is_logical_volume(self) -> bool {
         self.attribute("dm/uuid").is_some_and(|uuid| uuid.starts_with("LVM-"))
     }
 
-    /// Whether it is set read-only, e.g. by `blockdev --setro`.
+    /// Tests that it is set read-only, e.g. by `blockdev --setro`.
     pub(crate) fn is_read_only(self) -> bool {
         self.attribute("ro").is_some_and(|ro| ro != "0")
     }
@@ -73,7 +73,7 @@ impl DeviceNumber {
         Some((*fields.get(6)?, fields.get(13).copied().unwrap_or(0)))
     }
 
-    /// The device, its partitions, and the disk it is a partition of.
+    /// Returns the device, its partitions, and the disk of which it is a partition.
     pub(crate) fn related(self) -> BTreeSet<Self> {
         let path = self.sysfs("");
         let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
@@ -91,8 +91,8 @@ impl DeviceNumber {
         all
     }
 
-    /// The devices that it stands on in the end, as the disks and partitions under a logical volume; itself, if it stands
-    /// on none.
+    /// Returns the devices at the bottom of its stack, e.g. the disks and partitions under a logical volume; the device
+    /// itself if it stands on none.
     pub fn leaves(self) -> Vec<Self> {
         let mut leaves = Vec::new();
         self.collect_leaves(MAX_DEPTH, &mut leaves);
@@ -113,12 +113,12 @@ impl DeviceNumber {
         }
     }
 
-    /// The number of the device that has this directory in sysfs.
+    /// Returns the number of the device with this directory in sysfs.
     pub(crate) fn in_sysfs(directory: &Path) -> Option<Self> {
         Self::parse(std::fs::read_to_string(directory.join("dev")).ok()?.trim_end())
     }
 
-    /// Reads `253:4`.
+    /// Parses `253:4`.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (major, minor) = text.split_once(':')?;
         Some(Self {

@@ -13,7 +13,7 @@ use nix::fcntl::OFlag;
 use crate::host::device::DeviceNumber;
 use crate::host::mounts;
 
-/// How often a disk that is in use is looked at again, and after which time.
+/// Number of looks at a disk in use, and the time between two of them.
 const LOOKS: u32 = 5;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
@@ -36,8 +36,8 @@ pub(crate) fn user_of_device(path: &Path, device: DeviceNumber) -> io::Result<Op
     Ok(writer_of_device(device))
 }
 
-/// Asks again for a while who uses a disk: programs that look for a free or a known device open it for a moment, as losetup
-/// does.
+/// Repeats the search for a disk's user for a while, because programs such as losetup open a device for a moment when
+/// they look for a free or a known one.
 pub(crate) fn lasting<E>(user: impl Fn() -> Result<Option<String>, E>) -> Result<Option<String>, E> {
     for _ in 0..LOOKS {
         if user()?.is_none() {
@@ -48,7 +48,7 @@ pub(crate) fn lasting<E>(user: impl Fn() -> Result<Option<String>, E>) -> Result
     user()
 }
 
-/// A use of a device that the kernel lets nobody share.
+/// An exclusive use of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Claim {
     /// Mounted here.
@@ -67,7 +67,7 @@ impl fmt::Display for Claim {
             Self::Mounted(point) => write!(f, "mounted at {}", point.display()),
             Self::Swap => f.write_str("swap"),
             Self::PartOf(device) => write!(f, "part of {device}"),
-            Self::Unknown => f.write_str("by the kernel or a program that wants it for itself"),
+            Self::Unknown => f.write_str("by the kernel or by a program that opened it exclusively"),
         }
     }
 }
@@ -96,17 +96,17 @@ pub(crate) fn claim_of(device: DeviceNumber) -> Claim {
     }
 }
 
-/// A process that has this device, a partition of it or the disk it is on open for writing.
+/// Finds a process that has this device, a partition of it or the disk it is on open for writing.
 pub(crate) fn writer_of_device(device: DeviceNumber) -> Option<String> {
     let devices = device.related();
     writer(|named, file| {
-        // Devices only: to look at a file of a network file system that hangs would hang too.
+        // Devices only: examining a file of a network file system that hangs would hang too.
         named.starts_with("/dev") && DeviceNumber::of_block_device(file).is_some_and(|number| devices.contains(&number))
     })
 }
 
-/// A process that has this file open for writing, whatever name it opened. `identity` is its device and inode, `path` one of
-/// its names.
+/// Finds a process that has this file open for writing, under any name. `identity` is its device and inode, `path` one
+/// of its names.
 pub(crate) fn writer_of_file(path: &Path, identity: (u64, u64)) -> Option<String> {
     // By its inode number first, or by its name before Linux 5.14: see below.
     writer(|named, file| {
@@ -118,7 +118,7 @@ pub(crate) fn writer_of_file(path: &Path, identity: (u64, u64)) -> Option<String
     })
 }
 
-/// The inode number of an open file, from its link in /proc (proc_pid_fdinfo(5)).
+/// Returns the inode number of an open file, from its link in /proc (proc_pid_fdinfo(5)).
 fn inode_of(file: &Path) -> Option<u64> {
     let number = file.file_name()?;
     let info = std::fs::read_to_string(file.parent()?.with_file_name("fdinfo").join(number)).ok()?;
@@ -129,9 +129,9 @@ fn inode_of(file: &Path) -> Option<u64> {
         .ok()
 }
 
-/// Another process that has something open for writing, as far as they can be looked at. `is_it` gets the name of an open
-/// file, and the link in /proc that leads to it. It looks at none whose name it does not know: to look at a file of a
-/// network file system that hangs would hang too.
+/// Finds another process that has something open for writing, as far as it may be examined. `is_it` gets the name of an
+/// open file and its link in /proc. It must not examine a file whose name it does not know: on a network file system
+/// that hangs, that would hang too.
 fn writer(is_it: impl Fn(&Path, &Path) -> bool) -> Option<String> {
     let own = std::process::id();
     let processes = std::fs::read_dir("/proc").ok()?.flatten();
@@ -150,6 +150,6 @@ fn writes(file: &Path, process: u32) -> bool {
     let info = std::fs::read_to_string(format!("/proc/{process}/fdinfo/{number}")).unwrap_or_default();
     let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
     let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
-    // What can't be read counts as writing.
+    // A process whose flags can't be read counts as a writer.
     flags.is_none_or(|flags| flags & OFlag::O_ACCMODE.bits() != OFlag::O_RDONLY.bits())
 }

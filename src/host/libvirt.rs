@@ -1,5 +1,5 @@
-//! What libvirt knows of the guests of this host. Asks `virsh`, with a time limit on every question; what it answers is
-//! taken for what a stranger wrote, because who may define a domain need not be root.
+//! libvirt's knowledge of this host's guests. Queries `virsh`, with a time limit on every query. Its answers are
+//! untrusted, because users other than root may define domains.
 
 pub mod define;
 mod domain;
@@ -14,30 +14,30 @@ use crate::host::program::{ProgramError, Programs};
 
 pub use domain::{Domain, DomainDisk, Medium};
 
-/// How long libvirt may take for an answer.
+/// Time limit of a query.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Why libvirt's answer is of no use.
+/// A query to libvirt failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LibvirtError {
     /// `virsh` failed.
     #[error(transparent)]
     Program(#[from] ProgramError),
-    /// A description is not what libvirt writes.
-    #[error("the description of {domain} is not understood: {what}")]
+    /// A description is not in libvirt's format.
+    #[error("can't parse the description of {domain}: {what}")]
     Description {
-        /// The domain, or what it is called elsewhere.
+        /// Name of the domain, or a description of it.
         domain: String,
-        /// What is wrong with it.
+        /// The flaw in it.
         what: String,
     },
-    /// There is no such domain.
-    #[error("libvirt knows no domain {0:?}; `virsh list --all` names those it knows")]
+    /// No domain has this name.
+    #[error("libvirt has no domain {0:?}; `virsh list --all` lists its domains")]
     NoSuchDomain(String),
 }
 
 impl LibvirtError {
-    /// What the caller should do about it.
+    /// Returns the kind of the error, by which a caller decides what to do.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Program(error) => error.kind(),
@@ -47,35 +47,35 @@ impl LibvirtError {
     }
 }
 
-/// Asks libvirt.
+/// A connection to libvirt through `virsh`.
 #[derive(Debug, Clone, Copy)]
 pub struct Libvirt<'a> {
     programs: &'a Programs,
 }
 
 impl<'a> Libvirt<'a> {
-    /// The libvirt that these programs talk to.
+    /// Connects through these programs.
     pub fn new(programs: &'a Programs) -> Self {
         Self { programs }
     }
 
-    /// The names of all domains, running or not.
+    /// Lists the names of all domains, running or not.
     pub fn names(self) -> Result<Vec<String>, LibvirtError> {
         self.list(&["list", "--all", "--name"])
     }
 
-    /// The names of the domains that run. One that is paused does too: QEMU has its disks.
+    /// Lists the names of running domains, including paused ones: QEMU has their disks open.
     pub fn running(self) -> Result<Vec<String>, LibvirtError> {
         self.list(&["list", "--name"])
     }
 
-    /// A domain as it would start next time, with the secrets that its description has: passwords of consoles, which a
-    /// restored guest needs.
+    /// Returns a domain's persistent configuration with its secrets: a restored guest needs the passwords of its
+    /// consoles.
     pub fn domain(self, name: &str) -> Result<Domain, LibvirtError> {
         match self.describe(name) {
             Ok(domain) if domain.name == name => Ok(domain),
-            // virsh takes a number for the id of a running domain before it looks for a name, and what looks like a
-            // UUID for that. The UUID itself can't be mistaken.
+            // virsh takes a number for the id of a running domain before it looks for a name, and takes text in the
+            // form of a UUID for a UUID. The domain's own UUID is unambiguous.
             Ok(_) => self.domain_of_uuid(name),
             Err(error @ LibvirtError::Program(ProgramError::Failed { .. })) => match self.names()? {
                 names if names.iter().any(|known| known == name) => Err(error),
@@ -85,12 +85,12 @@ impl<'a> Libvirt<'a> {
         }
     }
 
-    /// A running domain as it is now: disks may have been attached or moved since it was started.
+    /// Returns a running domain's current configuration: disks may have been attached or moved since it was started.
     pub fn running_domain(self, domain: &Domain) -> Result<Domain, LibvirtError> {
         let ask = |domain: &str| Domain::parse(&self.programs.run("virsh", &["dumpxml", "--domain", domain], LIMIT)?);
         match ask(&domain.name)? {
             now if now.uuid == domain.uuid => Ok(now),
-            // A name that looks like the number of another one.
+            // The name looks like the id of another domain.
             _ => ask(&domain.uuid),
         }
     }
@@ -99,7 +99,7 @@ impl<'a> Libvirt<'a> {
         for uuid in self.list(&["list", "--all", "--uuid"])? {
             match self.describe(&uuid) {
                 Ok(domain) if domain.name == name => return Ok(domain),
-                // One that went meanwhile, or makes no sense, is another one.
+                // A domain that has disappeared in the meantime, or can't be parsed, is not the one we look for.
                 Ok(_) | Err(LibvirtError::Description { .. } | LibvirtError::Program(ProgramError::Failed { .. })) => {}
                 Err(error) => return Err(error),
             }
@@ -108,7 +108,7 @@ impl<'a> Libvirt<'a> {
     }
 
     fn describe(self, domain: &str) -> Result<Domain, LibvirtError> {
-        // As the value of an option a name may begin with a dash.
+        // After `--domain`, a name may begin with a dash.
         let args = ["dumpxml", "--inactive", "--security-info", "--domain", domain];
         Domain::parse(&self.programs.run("virsh", &args, LIMIT)?)
     }

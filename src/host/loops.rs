@@ -1,7 +1,7 @@
-//! Loop devices that show a disk: the kernel has the disk's file open then, and no process.
+//! Loop devices that show a disk: the kernel, and not a process, has the disk's file open.
 //!
-//! Files are compared by device and inode. A name tells nothing: the same file has another one through a bind mount or a
-//! second hard link.
+//! Files are compared by device and inode. Names prove nothing: the same file has another name through a bind mount or
+//! a second hard link.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -15,13 +15,13 @@ struct Loop {
     node: PathBuf,
     number: DeviceNumber,
     is_writable: bool,
-    /// Device and inode of the file it shows.
+    /// Device and inode of the backing file.
     file: (u64, u64),
-    /// Number of the device that it shows, if it shows one.
+    /// Number of the backing device, if the backing file is a device.
     shown: Option<DeviceNumber>,
 }
 
-/// A loop device that shows a file; only such as can be written to if `writable`.
+/// Finds a loop device that shows a file; with `writable`, only one that can be written to.
 pub(crate) fn showing_file(identity: (u64, u64), writable: bool) -> Option<PathBuf> {
     let mut loops = all();
     loops
@@ -29,8 +29,8 @@ pub(crate) fn showing_file(identity: (u64, u64), writable: bool) -> Option<PathB
         .map(|device| device.node)
 }
 
-/// A loop device that shows the same disk as the device, of which the kernel knows nothing: one with the same file, or
-/// one that shows the device, a partition of it or the disk it is on.
+/// Finds another loop device that shows the same disk as the given device. The kernel does not know this relation: it
+/// has the same file, or it shows the device, a partition of it or the disk it is on.
 pub(crate) fn sibling_of_device(device: DeviceNumber) -> Option<PathBuf> {
     let related = device.related();
     let (own, others): (Vec<_>, Vec<_>) = all().partition(|device| related.contains(&device.number));
@@ -47,7 +47,7 @@ fn all() -> impl Iterator<Item = Loop> {
         let backing = read("loop/backing_file")?;
         let node = Path::new("/dev").join(device.file_name());
         let shown = File::open(&node).and_then(|node| sys::loop_backing(&node));
-        // Where the device itself can't be asked, the name is all there is.
+        // If the device itself can't be queried, only the name is left.
         let (dev, inode, rdev) = shown.ok().or_else(|| {
             let shown = std::fs::metadata(backing.trim_end_matches('\n')).ok()?;
             Some((shown.dev(), shown.ino(), shown.rdev()))

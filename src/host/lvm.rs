@@ -1,10 +1,10 @@
-//! The lvm2 commands: what volumes there are, and the few changes that vbk makes. Decides nothing.
+//! The lvm2 commands: reports on volumes, and the few changes that vbk makes. Decides nothing.
 //!
-//! All values of lvm2's JSON reports are strings (checked with 2.03.16). What lvm.conf can change of them (times, lists,
-//! marks of hidden volumes) is set on the command line.
+//! All values in lvm2's JSON reports are strings (checked with 2.03.16). What lvm.conf can change in them (times,
+//! lists, marks of hidden volumes) is set on the command line.
 
-pub mod status;
-pub mod suspended;
+pub(crate) mod status;
+pub(crate) mod suspended;
 
 use std::time::Duration;
 
@@ -15,99 +15,100 @@ use serde::{Deserialize, Serialize};
 use crate::host::device::DeviceNumber;
 use crate::host::program::{ProgramError, Programs};
 
-/// For a report. It waits for the volume group's lock, which another command may hold for a while.
+/// Time limit of a report. It waits for the volume group's lock, which another command may hold for a while.
 const REPORT_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 15 } else { 60 });
-/// For a change, which is asked to end then and never killed ([`Programs::change`]): between suspend and resume that would
-/// leave devices suspended, and with them the guest. lvm2 does that part with signals blocked and in milliseconds, so what
-/// hangs this long mostly waits for a lock.
+/// Time limit of a change. After it, the command is asked to end and never killed ([`Programs::change`]): killed
+/// between suspend and resume, it would leave devices suspended, and with them the guest. lvm2 does that part within
+/// milliseconds and with signals blocked, so a command that hangs this long is probably waiting for a lock.
 const CHANGE_LIMIT: Duration = Duration::from_secs(300);
-/// For an extension: the guard does not go on for ever with one.
+/// Time limit of an extension, so that the guard does not wait for one for ever.
 const EXTEND_LIMIT: Duration = Duration::from_secs(60);
-/// Chunks of a thick snapshot: few exceptions to keep, and not too much copied for a small write (lvcreate(8): 4 to 512
-/// KiB).
-pub const CHUNK_BYTES: u64 = 64 << 10;
+/// Chunk size of a thick snapshot: it has few exceptions to store, and a small write does not copy too much
+/// (lvcreate(8): 4 to 512 KiB).
+pub(crate) const CHUNK_BYTES: u64 = 64 << 10;
 
-const FIELDS: &str = "vg_name,vg_uuid,vg_free,vg_extent_size,lv_name,lv_uuid,lv_path,lv_attr,lv_role,segtype,stripes,\
-                      lv_size,lv_metadata_size,origin,origin_uuid,pool_lv,thin_id,transaction_id,chunk_size,data_percent,metadata_percent,lv_tags,\
-                      lv_time,lv_kernel_major,lv_kernel_minor";
+const FIELDS: &str = "\
+    vg_name,vg_uuid,vg_free,vg_extent_size,lv_name,lv_uuid,lv_path,lv_attr,lv_role,segtype,stripes,lv_size,\
+    lv_metadata_size,origin,origin_uuid,pool_lv,thin_id,transaction_id,chunk_size,data_percent,metadata_percent,\
+    lv_tags,lv_time,lv_kernel_major,lv_kernel_minor";
 
 /// A logical volume, as `lvs` describes it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Volume {
-    /// Its volume group.
+    /// Name of the volume group.
     pub vg: String,
-    /// The group's UUID.
+    /// UUID of the group.
     pub vg_uuid: String,
     /// Free bytes of the group.
     pub vg_free_bytes: u64,
-    /// The unit in which the group gives space.
+    /// Extent size of the group: its unit of allocation.
     pub vg_extent_bytes: u64,
-    /// Its name, without the brackets of hidden volumes.
+    /// Name, without the brackets of hidden volumes.
     pub name: String,
-    /// Stays the same however it is renamed.
+    /// UUID, which stays the same after a rename.
     pub uuid: String,
-    /// Its device, as in `/dev/vg0/web1`; empty for a hidden one.
+    /// Path of its device, e.g. `/dev/vg0/web1`; empty for a hidden volume.
     pub path: String,
-    /// The ten letters of lvs(8).
+    /// Ten letters of attributes (lvs(8)).
     pub attr: String,
-    /// As in `public,origin,thickorigin`.
+    /// Roles, e.g. `public,origin,thickorigin`.
     pub role: String,
-    /// As in `linear`, `striped`, `raid1`, `thin`, `thin-pool`.
+    /// Segment type, e.g. `linear`, `striped`, `raid1`, `thin`, `thin-pool`.
     pub segtype: String,
-    /// Over how many devices each segment goes.
+    /// Number of devices across which each segment is striped.
     pub stripes: u32,
-    /// Its size; of a thick snapshot the space for what changes.
+    /// Size; of a thick snapshot, the size of its space for changes.
     pub size_bytes: u64,
-    /// Of a thin pool: the size of its metadata.
+    /// Size of a thin pool's metadata; 0 for other volumes.
     pub metadata_bytes: u64,
-    /// What it is a snapshot of, in the same group; empty if of nothing.
+    /// Name of its origin in the same group; empty if it is not a snapshot.
     pub origin: String,
-    /// The UUID of that.
+    /// UUID of its origin.
     pub origin_uuid: String,
-    /// Its thin pool, in the same group; empty if it has none.
+    /// Name of its thin pool in the same group; empty if it has none.
     pub pool: String,
-    /// Its number in the pool.
+    /// Device id in the pool.
     pub thin_id: Option<u32>,
-    /// Of a thin volume: the pool's transaction that made it.
+    /// Transaction of the pool that created a thin volume.
     pub transaction: Option<u64>,
-    /// Chunks of a thick snapshot or thin pool; 0 for others.
+    /// Chunk size of a thick snapshot or thin pool; 0 for other volumes.
     pub chunk_bytes: u64,
-    /// How full it is, 0 to 1: data.
+    /// Fill level of its data, 0 to 1.
     pub data_fill: Option<f64>,
-    /// How full it is, 0 to 1: metadata of a pool.
+    /// Fill level of a pool's metadata, 0 to 1.
     pub metadata_fill: Option<f64>,
-    /// Its tags.
+    /// Tags.
     pub tags: Vec<String>,
-    /// When it was made.
+    /// Creation time.
     pub since: Option<Timestamp>,
     /// Number of its device; `None` if it is not active.
     pub device: Option<DeviceNumber>,
 }
 
 impl Volume {
-    /// `vg0/web1`
+    /// Formats its full name: `vg0/web1`.
     pub fn full_name(&self) -> String {
         format!("{}/{}", self.vg, self.name)
     }
 
-    /// Whether it lies in a thin pool.
+    /// Tests that it lies in a thin pool.
     pub fn is_thin(&self) -> bool {
         self.segtype == "thin"
     }
 
-    /// Whether it is a snapshot with space of its own.
+    /// Tests that it is a snapshot with space of its own.
     pub fn is_thick_snapshot(&self) -> bool {
         self.attr.starts_with(['s', 'S'])
     }
 
-    /// Whether it has a tag.
+    /// Tests that it has a tag.
     pub fn has_tag(&self, tag: &str) -> bool {
         self.tags.iter().any(|known| known == tag)
     }
 }
 
-/// A name as the device mapper has it: dashes in names are doubled, and one stands between them.
-pub fn dm_name(vg: &str, lv: &str, layer: &str) -> String {
+/// Returns the device mapper's name of a volume: dashes in names are doubled, and a single one separates them.
+pub(crate) fn dm_name(vg: &str, lv: &str, layer: &str) -> String {
     let [vg, lv] = [vg, lv].map(|name| name.replace('-', "--"));
     match layer {
         "" => format!("{vg}-{lv}"),
@@ -179,7 +180,7 @@ impl Row {
                 .parse()
                 .ok()
                 .and_then(|secs| Timestamp::from_second(secs).ok()),
-            // -1 for what is not active.
+            // -1 for a volume that is not active.
             device: DeviceNumber::parse(&format!("{}:{}", self.lv_kernel_major, self.lv_kernel_minor)),
             name: self.lv_name.trim_matches(['[', ']']).to_owned(),
             vg: self.vg_name,
@@ -203,8 +204,8 @@ fn split(list: &str) -> Vec<String> {
         .collect()
 }
 
-/// The rows of a report of `lvs` or `vgs` (lvmreport(7)): every value is a string, sizes are in bytes, times in seconds, and
-/// lists have commas, whatever lvm.conf says.
+/// Runs `lvs` or `vgs` and returns the rows of its report (lvmreport(7)). Whatever lvm.conf says, every value is a
+/// string, sizes are in bytes, times in seconds, and lists are separated by commas.
 pub(crate) fn report<T: DeserializeOwned>(
     programs: &Programs,
     program: &str,
@@ -228,8 +229,10 @@ pub(crate) fn report<T: DeserializeOwned>(
     let text = run.map_err(|error| error.about(format!("{program} {}", args.join(" "))))?;
     let wrong = |what: &dyn std::fmt::Display| not_understood(program, &what.to_string());
     let answer: serde_json::Value = serde_json::from_str(&text).map_err(|error| wrong(&error))?;
-    let parts = answer["report"].as_array().ok_or_else(|| wrong(&"it is no report"))?;
-    // `lvs` answers with a list named lv, `vgs` with vg.
+    let parts = answer["report"]
+        .as_array()
+        .ok_or_else(|| wrong(&"it is not a report"))?;
+    // The list in the answer of `lvs` is named lv, that of `vgs` is named vg.
     let rows = parts
         .iter()
         .filter_map(|part| part[program.trim_end_matches('s')].as_array());
@@ -245,20 +248,20 @@ fn not_understood(program: &str, what: &str) -> ProgramError {
     }
 }
 
-/// The volumes that a selection finds (lvmreport(7)), hidden ones too.
-pub fn volumes(programs: &Programs, selection: &str) -> Result<Vec<Volume>, ProgramError> {
+/// Lists the volumes that match a selection (lvmreport(7)), hidden ones included.
+pub(crate) fn volumes(programs: &Programs, selection: &str) -> Result<Vec<Volume>, ProgramError> {
     let rows: Vec<Row> = report(programs, "lvs", FIELDS, &["-a", "-S", selection])?;
     let mut volumes: Vec<Volume> = rows
         .into_iter()
         .map(|row| row.volume().map_err(|what| not_understood("lvs", &what)))
         .collect::<Result<_, _>>()?;
-    // A volume of several kinds of segments has a row for each.
+    // A volume with several kinds of segments has a row for each.
     volumes.dedup_by(|later, first| later.uuid == first.uuid);
     Ok(volumes)
 }
 
-/// One volume by its name; `None` if there is none.
-pub fn volume(programs: &Programs, vg: &str, name: &str) -> Result<Option<Volume>, ProgramError> {
+/// Finds one volume by its name; `None` if it does not exist.
+pub(crate) fn volume(programs: &Programs, vg: &str, name: &str) -> Result<Option<Volume>, ProgramError> {
     if !is_name(vg) || !is_name(name) {
         return Ok(None);
     }
@@ -266,58 +269,58 @@ pub fn volume(programs: &Programs, vg: &str, name: &str) -> Result<Option<Volume
     Ok(found.into_iter().find(|volume| volume.vg == vg && volume.name == name))
 }
 
-/// The selection of one volume.
-pub fn named(vg: &str, name: &str) -> String {
+/// Returns the selection that matches one volume.
+pub(crate) fn named(vg: &str, name: &str) -> String {
     // Hidden volumes are in brackets in reports, and their names match with them or without (2.03.16 matches without).
     format!("(vg_name=\"{vg}\" && lv_name=\"{name}\")")
 }
 
-/// Whether text is made of what names may have (lvm(8), VALID NAMES), so that it is safe in a selection.
-pub fn is_name(text: &str) -> bool {
+/// Tests that text has only characters allowed in names (lvm(8), VALID NAMES), so that it is safe in a selection.
+pub(crate) fn is_name(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"+_.-".contains(&byte);
     !text.is_empty() && !text.starts_with('-') && text != "." && text != ".." && text.bytes().all(allowed)
 }
 
-/// Text in which everything that a tag may not have is `_` (lvm(8), VALID NAMES: tags).
-pub fn as_tag(text: &str) -> String {
+/// Replaces by `_` every character that a tag may not have (lvm(8), VALID NAMES: tags).
+pub(crate) fn as_tag(text: &str) -> String {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "_+.-/=!:#&".contains(c);
     let text = text.chars().map(|c| if allowed(c) { c } else { '_' });
-    // 1024 at most.
+    // lvm2's limit is 1024.
     text.take(1000).collect()
 }
 
-/// What a volume group has: free bytes, and bytes of an extent.
-pub fn free_space(programs: &Programs, vg: &str) -> Result<(u64, u64), ProgramError> {
+/// Returns a volume group's free space and extent size, both in bytes.
+pub(crate) fn free_space(programs: &Programs, vg: &str) -> Result<(u64, u64), ProgramError> {
     let rows: Vec<GroupRow> = report(programs, "vgs", "vg_free,vg_extent_size", &[vg])?;
     let numbers = rows
         .first()
         .and_then(|row| Some((row.vg_free.parse().ok()?, row.vg_extent_size.parse().ok()?)));
-    numbers.ok_or_else(|| not_understood("vgs", "it names no free space"))
+    numbers.ok_or_else(|| not_understood("vgs", "it does not report free space"))
 }
 
-/// A snapshot to be made: read-only and active.
+/// A snapshot to create: read-only and active.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct NewSnapshot {
-    /// The group of origin and snapshot.
+pub(crate) struct NewSnapshot {
+    /// Volume group of origin and snapshot.
     pub vg: String,
-    /// The origin.
+    /// Name of the origin.
     pub origin: String,
-    /// The pool of a thin origin.
+    /// Thin pool of a thin origin.
     pub pool: Option<String>,
-    /// The snapshot.
+    /// Name of the snapshot.
     pub name: String,
-    /// Its space; `None` in a thin pool.
+    /// Size of its space for changes; `None` in a thin pool.
     pub extents: Option<u64>,
-    /// Its tags.
+    /// Tags.
     pub tags: Vec<String>,
 }
 
-/// Makes a snapshot.
-pub fn create(programs: &Programs, snapshot: &NewSnapshot) -> Result<(), ProgramError> {
+/// Creates a snapshot.
+pub(crate) fn create(programs: &Programs, snapshot: &NewSnapshot) -> Result<(), ProgramError> {
     let mut args: Vec<String> = ["-y", "-s", "-p", "r"].map(str::to_owned).into();
     match snapshot.extents {
         Some(extents) => args.extend(["-l".into(), extents.to_string(), "-c".into(), format!("{CHUNK_BYTES}b")]),
-        // Thin snapshots are skipped by activation unless told otherwise, and not active.
+        // By default, activation skips thin snapshots, and they are created inactive.
         None => args.extend(["-kn".into(), "-ay".into()]),
     }
     for tag in &snapshot.tags {
@@ -338,8 +341,8 @@ pub fn create(programs: &Programs, snapshot: &NewSnapshot) -> Result<(), Program
     )
 }
 
-/// Removes a volume without asking, if it is still that one with these tags when lvm2 has locked the group: success does
-/// not mean that it is gone.
+/// Removes a volume without asking, if it still is that volume with these tags after lvm2 has locked the group. So
+/// success does not mean that it is gone.
 pub(crate) fn remove(programs: &Programs, volume: &Volume, tags: &[&str]) -> Result<(), ProgramError> {
     let tags = tags.iter().map(|tag| format!(" && lv_tags={{{tag}}}"));
     let selection = format!("(lv_uuid=\"{}\"{})", volume.uuid, tags.collect::<String>());
@@ -353,23 +356,23 @@ pub(crate) fn remove(programs: &Programs, volume: &Volume, tags: &[&str]) -> Res
     )
 }
 
-/// What of a volume to extend.
+/// Part of a volume to extend, and by how much.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Extend {
-    /// A snapshot's space, or a pool's data.
+pub(crate) enum Extend {
+    /// The space of a snapshot, or the data of a pool.
     Data {
-        /// By so much.
+        /// Additional extents.
         extents: u64,
     },
     /// A pool's metadata.
     PoolMetadata {
-        /// By so much.
+        /// Additional bytes.
         bytes: u64,
     },
 }
 
 /// Makes a thick snapshot or thin pool larger.
-pub fn extend(programs: &Programs, vg: &str, name: &str, extend: Extend) -> Result<(), ProgramError> {
+pub(crate) fn extend(programs: &Programs, vg: &str, name: &str, extend: Extend) -> Result<(), ProgramError> {
     let [option, value] = match extend {
         Extend::Data { extents } => ["-l".to_owned(), format!("+{extents}")],
         Extend::PoolMetadata { bytes } => ["--poolmetadatasize".to_owned(), format!("+{bytes}b")],
@@ -378,8 +381,8 @@ pub fn extend(programs: &Programs, vg: &str, name: &str, extend: Extend) -> Resu
     suspended::after(programs, vg, &[name], changed)
 }
 
-/// Takes tags from a volume and gives it others, at once.
-pub fn change_tags(
+/// Removes and adds tags of a volume in one step.
+pub(crate) fn change_tags(
     programs: &Programs,
     vg: &str,
     name: &str,

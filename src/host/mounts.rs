@@ -24,8 +24,8 @@ pub(crate) struct Mount {
 }
 
 impl Mount {
-    /// Whether the file system has this option.
-    pub fn has_option(&self, option: &str) -> bool {
+    /// Tests that the file system has this option.
+    pub(crate) fn has_option(&self, option: &str) -> bool {
         self.options.split(',').any(|given| given == option)
     }
 }
@@ -35,12 +35,12 @@ pub(crate) fn read() -> Vec<Mount> {
     parse(&std::fs::read("/proc/self/mountinfo").unwrap_or_default())
 }
 
-/// Parses the table. Leaves out lines that make no sense.
+/// Parses the table. Leaves out lines that it can't parse.
 pub(crate) fn parse(table: &[u8]) -> Vec<Mount> {
     table.split(|byte| *byte == b'\n').filter_map(parse_line).collect()
 }
 
-/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`
+/// Parses `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue`.
 fn parse_line(line: &[u8]) -> Option<Mount> {
     // Not split at runs of blanks: an empty source is two blanks.
     let mut fields = line.split(|byte| *byte == b' ').skip(2);
@@ -61,7 +61,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     })
 }
 
-/// The kernel writes blank, tab, line feed and backslash as a backslash and three octal digits.
+/// Decodes the kernel's escapes: blank, tab, line feed and backslash are a backslash and three octal digits.
 fn unescape(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;

@@ -1,5 +1,5 @@
-//! Runs other programs: lvm2, virsh, the administrator's own commands. Each has a time limit, an end that is waited
-//! for, and output of bounded size.
+//! Runs other programs: lvm2, virsh, the administrator's own commands. Each has a time limit, bounded output, and an
+//! end that vbk waits for.
 //!
 //! A program gets its own process group: Ctrl-C at the terminal asks vbk to end, and must not cut `lvcreate` in two.
 
@@ -19,115 +19,115 @@ use nix::unistd::Pid;
 
 use vbk_repo::ErrorKind;
 
-/// What a program may print; more is cut off, and what reads it finds that it ends too early.
+/// Output that is kept of a program; the rest is cut off, and parsing then fails at the early end.
 const MAX_OUTPUT_BYTES: u64 = 64 << 20;
-/// How long the output of a program that has ended may stay open: a child of it may hold it, and what it writes then is no
-/// answer of the program.
+/// Time that the output of a program may stay open after its end: a child of it may hold the pipe, and its output is
+/// not the program's answer.
 const OUTPUT_LEFT: Duration = Duration::from_secs(2);
-/// How long a killed program may take to end. One that waits for a disk that does not answer ends when the disk does, or
-/// never (lvm2 looks at every disk of the host); it is left to itself then.
+/// Time that a killed program has to end. One that waits for a disk that does not answer ends when the disk does, or
+/// never (lvm2 examines every disk of the host); it is then left to itself.
 const KILLED_LEFT: Duration = Duration::from_secs(5);
-/// How long a program that was asked to end may take for it.
+/// Time that a program has to end after it was asked to.
 const ASKED_LEFT: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 20 });
-/// How often who reads output looks whether the program has ended.
+/// Interval at which a reader of output checks whether the program has ended.
 const OUTPUT_POLL_MS: u8 = 50;
-/// How long a program may be busy being written.
+/// Time for which starting a program is retried while its file is being written.
 const BUSY_LIMIT: Duration = Duration::from_secs(1);
 
-/// Where programs are looked for.
+/// Search path of programs.
 #[derive(Debug, Clone, Default)]
 pub struct Programs {
     path: Option<OsString>,
 }
 
-/// Why a program did not do what it was asked.
+/// A failure of a program.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
-    /// It is not installed.
+    /// The program is not installed.
     #[error("{program} is not installed{}", package_of(.program))]
     Missing {
-        /// Its name.
+        /// Name of the program.
         program: String,
     },
-    /// It can't be started.
+    /// The program can't be started.
     #[error("can't start {program}: {source}")]
     Start {
-        /// Its name.
+        /// Name of the program.
         program: String,
-        /// The system's answer.
+        /// The I/O error.
         source: std::io::Error,
     },
-    /// It took too long and was killed.
+    /// The program took too long and was killed.
     #[error("{command} did not end within {limit_secs} s and was killed")]
     TimedOut {
         /// The whole command.
         command: String,
-        /// The limit.
+        /// Time limit.
         limit_secs: u64,
     },
-    /// It took too long, was asked to end, and goes on.
+    /// The program took too long, was asked to end, and still runs.
     #[error(
-        "{command} did not end within {limit_secs} s, was asked to end, and goes on as process {pid}; it was not killed: in the \
-         midst of its work that could leave a guest's disk suspended"
+        "{command} did not end within {limit_secs} s, was asked to end, and still runs as process {pid}; it was not \
+         killed, because that could leave a guest's disk suspended"
     )]
-    GoesOn {
+    StillRunning {
         /// The whole command.
         command: String,
-        /// The limit.
+        /// Time limit.
         limit_secs: u64,
-        /// Its process.
+        /// Process id.
         pid: u32,
     },
-    /// It failed, and devices are suspended: what reads or writes them waits.
+    /// The program failed and left devices suspended: all I/O on them waits.
     #[error("{source}; and {}", suspended(.devices, *.resumed))]
     Suspended {
-        /// Its failure.
+        /// The failure.
         source: Box<ProgramError>,
-        /// The devices, as the device mapper names them, in the order in which to resume them.
+        /// Device mapper names of the devices, in the order in which to resume them.
         devices: Vec<String>,
-        /// They were resumed.
+        /// True if they were resumed.
         resumed: bool,
     },
-    /// It ended with an error.
+    /// The program ended with an error.
     #[error("{command} failed ({status}): {said}")]
     Failed {
         /// The whole command.
         command: String,
-        /// How it ended.
+        /// Exit status.
         status: ExitStatus,
-        /// Its last words on stderr.
+        /// Last lines that it printed on stderr.
         said: String,
     },
-    /// It ended well, but its answer makes no sense.
+    /// The program succeeded, but its answer is not valid.
     #[error("the answer of {command} is not understood: {what}")]
     Answer {
         /// The whole command.
         command: String,
-        /// What is wrong with it.
+        /// The flaw in the answer.
         what: String,
     },
 }
 
 impl ProgramError {
-    /// The same of a command that is told in other words, where the whole would say little to who reads it.
-    pub fn about(mut self, told: String) -> Self {
+    /// Replaces the command line in the message by a shorter description.
+    pub fn about(mut self, description: String) -> Self {
         match &mut self {
             Self::TimedOut { command, .. }
-            | Self::GoesOn { command, .. }
+            | Self::StillRunning { command, .. }
             | Self::Failed { command, .. }
-            | Self::Answer { command, .. } => *command = told,
+            | Self::Answer { command, .. } => *command = description,
             Self::Suspended { .. } => {}
             Self::Missing { .. } | Self::Start { .. } => {}
         }
         self
     }
 
-    /// What the caller should do about it.
+    /// Returns the kind of the error, by which a caller decides what to do.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Missing { .. } => ErrorKind::NotFound,
             Self::Start { source, .. } => ErrorKind::of_io(source),
-            Self::TimedOut { .. } | Self::GoesOn { .. } | Self::Failed { .. } => ErrorKind::Unavailable,
+            Self::TimedOut { .. } | Self::StillRunning { .. } | Self::Failed { .. } => ErrorKind::Unavailable,
             Self::Suspended { source, .. } => source.kind(),
             Self::Answer { .. } => ErrorKind::Unsupported,
         }
@@ -145,13 +145,13 @@ fn suspended(devices: &[String], resumed: bool) -> String {
     }
 }
 
-/// The commands that make suspended devices work again.
+/// Returns the commands that resume suspended devices.
 pub(crate) fn resume_commands(devices: &[String]) -> String {
     let each = devices.iter().map(|device| format!("dmsetup resume {device}"));
     each.collect::<Vec<_>>().join("; ")
 }
 
-/// The Debian package of the programs that vbk itself calls, for the message.
+/// Returns a hint with the Debian package of a program that vbk itself calls.
 fn package_of(program: &str) -> &'static str {
     match program {
         "lvs" | "vgs" | "lvcreate" | "lvremove" | "lvextend" | "lvchange" | "dmsetup" => {
@@ -164,34 +164,34 @@ fn package_of(program: &str) -> &'static str {
 }
 
 impl Programs {
-    /// Those of the system, found by PATH.
+    /// Programs of the system, found by PATH.
     pub fn system() -> Self {
         Self::default()
     }
 
-    /// Those found by another PATH, which they get too.
+    /// Programs found by another PATH, which is also passed to them.
     pub fn found_in(path: impl Into<OsString>) -> Self {
         Self {
             path: Some(path.into()),
         }
     }
 
-    /// Runs a program to its end and gives what it printed on stdout. Messages are in English, stdin is empty.
+    /// Runs a program to its end and returns its stdout. Messages are in English, stdin is empty.
     pub fn run<S: AsRef<OsStr>>(&self, name: &str, args: &[S], limit: Duration) -> Result<String, ProgramError> {
         let mut command = self.command(name);
         command.args(args);
         run(command, limit)
     }
 
-    /// Runs a program whose answer does not matter; what it leaves running may hold its output.
+    /// Runs a program and ignores its output. Processes that it leaves running may keep the output open.
     pub fn act<S: AsRef<OsStr>>(&self, name: &str, args: &[S], limit: Duration) -> Result<(), ProgramError> {
         let mut command = self.command(name);
         command.args(args);
         act(command, limit)
     }
 
-    /// Runs a program that must not be killed in the midst of its work, as [`Programs::act`] does. At its limit it is asked to
-    /// end (SIGTERM, which lvm2 blocks while it may not be disturbed), and left to itself if it does not.
+    /// Runs a program that must not be killed in the middle of its work, like [`Programs::act`]. At its time limit it
+    /// is asked to end (SIGTERM, which lvm2 blocks during its critical section), and left to itself if it does not.
     pub fn change<S: AsRef<OsStr>>(&self, name: &str, args: &[S], limit: Duration) -> Result<(), ProgramError> {
         let mut command = self.command(name);
         let mut child = spawn(command.args(args).stdout(Stdio::null()).stderr(Stdio::piped()))?;
@@ -214,12 +214,12 @@ impl Programs {
             }
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(50));
-            // An error here would mean that another thread has waited for our child.
+            // An error would mean that another thread waited for our child.
             ended = child.try_wait().ok().flatten();
         }
         let (command, limit_secs) = (describe(&command), limit.as_secs());
         match ended {
-            // Also one that was done when it was asked.
+            // This includes a program that had just finished when it was asked to end.
             Some(status) if status.success() => Ok(()),
             Some(_) if asked.is_some() => Err(ProgramError::TimedOut { command, limit_secs }),
             Some(status) => Err(ProgramError::Failed {
@@ -227,7 +227,7 @@ impl Programs {
                 status,
                 said: last_words(&stderr.recv_timeout(OUTPUT_LEFT).unwrap_or_default()),
             }),
-            None => Err(ProgramError::GoesOn {
+            None => Err(ProgramError::StillRunning {
                 command,
                 limit_secs,
                 pid: child.id(),
@@ -235,8 +235,7 @@ impl Programs {
         }
     }
 
-    /// A command in the way of this module, for what [`Programs::run`] can't do: its own process group, English, no
-    /// input.
+    /// Prepares a command for needs beyond [`Programs::run`]: with its own process group, in English, without input.
     pub fn command(&self, name: &str) -> Command {
         let mut command = Command::new(name);
         command.env("LC_ALL", "C").env("LVM_SUPPRESS_FD_WARNINGS", "1");
@@ -248,30 +247,28 @@ impl Programs {
     }
 }
 
-/// Runs a prepared command to its end and gives what it printed on stdout. With `limit` over, its process group is
-/// killed.
+/// Runs a prepared command to its end and returns its stdout. Kills its process group after `limit`.
 pub fn run(mut command: Command, limit: Duration) -> Result<String, ProgramError> {
     let started = Instant::now();
     let mut child = spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
     let stdout = collect(child.stdout.take());
     end_of(&mut child, &command, started, limit, &|| false)?;
-    // Half an answer looks like a whole one: guests would be missing in a list.
+    // A truncated answer looks complete: guests would be missing from a list.
     stdout
         .recv_timeout(OUTPUT_LEFT)
         .map_err(|_| output_stays_open(&command))
 }
 
-/// Runs a prepared command to its end, and throws away what it prints on stdout. With `limit` over, its process group is
-/// killed.
+/// Runs a prepared command to its end and discards its stdout. Kills its process group after `limit`.
 pub fn act(mut command: Command, limit: Duration) -> Result<(), ProgramError> {
     let started = Instant::now();
     let mut child = spawn(command.stdout(Stdio::null()).stderr(Stdio::piped()))?;
     end_of(&mut child, &command, started, limit, &|| false)
 }
 
-/// Runs a prepared command and gives its stdout to `read` while it runs, for output too large to keep. What `read` leaves
-/// is thrown away. With `limit` over, or when `stop` becomes true, its process group is killed. Its exit status comes before
-/// what `read` found.
+/// Runs a prepared command and passes its stdout to `read` while it runs, for output too large to keep. Output that
+/// `read` does not consume is discarded. Kills its process group after `limit`, or when `stop` returns true. A bad exit
+/// status wins over the result of `read`.
 pub(crate) fn stream<T: Send>(
     mut command: Command,
     limit: Duration,
@@ -290,12 +287,12 @@ pub(crate) fn stream<T: Send>(
         let reader = std::thread::Builder::new().name("vbk-output".into());
         let reader = reader.spawn_scoped(scope, move || {
             let found = read(&mut output);
-            // A program whose output nobody takes would end with SIGPIPE, and hide what was wrong with it.
+            // A program whose output is not read would end with SIGPIPE, which would hide its real error.
             let _ = std::io::copy(&mut output, &mut std::io::sink());
             (found, output.is_cut)
         });
         let ended = end_of(&mut child, &command, started, limit, stop);
-        // What the program left in the pipe is little; nothing of one that failed is used.
+        // The program leaves little in the pipe; if it failed, its output is not used.
         let left = if ended.is_ok() { OUTPUT_LEFT } else { Duration::ZERO };
         let _ = over.set(Instant::now() + left);
         (ended, reader.map(|reader| reader.join().expect("readers do not panic")))
@@ -311,12 +308,12 @@ pub(crate) fn stream<T: Send>(
     }
 }
 
-/// The output of a program that runs. Ends with an error some time after the program's end, if something still holds it.
+/// Output of a running program. Ends with an error some time after the program's end, if a process still holds it.
 struct Output<'a> {
     pipe: ChildStdout,
-    /// From then on nothing is read.
+    /// Time after which nothing is read; set when the program ends.
     over: &'a OnceLock<Instant>,
-    /// Whether it ended so.
+    /// True if it was cut at that time.
     is_cut: bool,
 }
 
@@ -327,7 +324,7 @@ impl Read for Output<'_> {
                 self.is_cut = true;
                 return Err(std::io::ErrorKind::TimedOut.into());
             }
-            // Never waits in `read`: the other end may be held by a process that no signal reaches.
+            // Never blocks in `read`: an unkillable process may hold the other end.
             let mut pipe = [PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)];
             match poll(&mut pipe, OUTPUT_POLL_MS) {
                 Ok(0) | Err(Errno::EINTR) => {}
@@ -341,11 +338,11 @@ impl Read for Output<'_> {
 fn output_stays_open(command: &Command) -> ProgramError {
     ProgramError::Answer {
         command: describe(command),
-        what: "it ended, and what it started still holds its output".to_owned(),
+        what: "it ended, but a process that it started still holds its output".to_owned(),
     }
 }
 
-/// Waits for the end of a program, and tells why it is not a good one.
+/// Waits for the end of a program and turns a bad one into an error.
 fn end_of(
     child: &mut Child,
     command: &Command,
@@ -368,8 +365,8 @@ fn end_of(
     }
 }
 
-/// Starts a prepared command. A program that is just being written, as by an upgrade, is waited for a moment.
-pub fn spawn(command: &mut Command) -> Result<Child, ProgramError> {
+/// Starts a prepared command. Retries for a moment if the program's file is being written, e.g. by an upgrade.
+pub(crate) fn spawn(command: &mut Command) -> Result<Child, ProgramError> {
     let started = Instant::now();
     loop {
         let source = match command.spawn() {
@@ -391,7 +388,7 @@ pub fn spawn(command: &mut Command) -> Result<Child, ProgramError> {
 fn wait(child: &mut Child, started: Instant, limit: Duration, stop: &dyn Fn() -> bool) -> Option<ExitStatus> {
     let mut pause = Duration::from_millis(1);
     loop {
-        // An error here would mean that somebody else has waited for our child.
+        // An error would mean that another thread waited for our child.
         if let Ok(Some(status)) = child.try_wait() {
             return Some(status);
         }
@@ -404,9 +401,8 @@ fn wait(child: &mut Child, started: Instant, limit: Duration, stop: &dyn Fn() ->
     }
 }
 
-/// Kills a child and all that it started, as far as they stayed in its process group, and waits for the child, but not for
-/// ever.
-pub fn kill_group(child: &mut Child) {
+/// Kills a child and its descendants in the same process group, and waits for the child, but not for ever.
+pub(crate) fn kill_group(child: &mut Child) {
     if let Ok(pid) = i32::try_from(child.id()) {
         // Not yet waited for, so the number is still the child's.
         let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
@@ -431,17 +427,17 @@ fn collect(output: Option<impl Read + Send + 'static>) -> Receiver<String> {
     receiver
 }
 
-/// The last lines, in one: programs give the reason last, but rarely in one line.
+/// Joins the last lines of stderr: programs give the reason last, but rarely in one line.
 pub(crate) fn last_words(said: &str) -> String {
     let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     match lines.len() {
-        0 => "it said nothing".to_owned(),
+        0 => "it printed nothing".to_owned(),
         count => lines[count.saturating_sub(3)..].join("; "),
     }
 }
 
-/// The command as somebody would type it.
-pub fn describe(command: &Command) -> String {
+/// Formats a command as an administrator would type it.
+pub(crate) fn describe(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }

@@ -1,9 +1,9 @@
-//! A run of vbk that holds what must not outlive it, and how another run finds out that it is gone.
+//! A run of vbk that holds resources, and how another run finds out that it has ended.
 //!
-//! Each run has a directory `RUNTIME/runs/ID` with a file `lock`, on which it holds flock(2) for the life of the process:
-//! the kernel releases it however the process ends. The directory is made under another name and locked there, and only
-//! then gets its own: so whoever sees it finds the lock taken, unless the run is over. After a reboot `/run` is empty,
-//! and nothing of before is running.
+//! Each run has a directory `RUNTIME/runs/ID` with a file `lock`, on which it holds flock(2) for the life of the
+//! process: the kernel releases it however the process ends. The directory is created and locked under a temporary name
+//! and then renamed. So a process that sees the final name finds the lock taken, unless the run is over. After a reboot
+//! `/run` is empty, and no run from before is alive.
 
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{self, Write};
@@ -15,12 +15,12 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use vbk_repo::ErrorKind;
 
-/// Digits of an id.
-pub const ID_DIGITS: usize = 12;
+/// Hexadecimal digits of an id.
+pub(crate) const ID_DIGITS: usize = 12;
 const LOCK: &str = "lock";
 const INFO: &str = "run.json";
 
-/// A run can't be noted.
+/// A run can't be recorded.
 #[derive(Debug, thiserror::Error)]
 #[error("can't {doing} {path}: {source}")]
 pub struct RunError {
@@ -30,7 +30,7 @@ pub struct RunError {
 }
 
 impl RunError {
-    /// What the caller should do about it.
+    /// Returns the kind of the error, by which a caller decides what to do.
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::of_io(&self.source)
     }
@@ -41,21 +41,21 @@ impl RunError {
     }
 }
 
-/// What a run says of itself.
+/// Description of a run, written by the run itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunInfo {
-    /// What it does, as in `backup web1`.
+    /// Command of the run, e.g. `backup web1`.
     pub command: String,
-    /// Its process.
+    /// Process id.
     pub pid: u32,
-    /// Since when.
+    /// Start time.
     pub since: Timestamp,
-    /// The guests it backs up, once they are known.
+    /// Guests that it backs up, once they are known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guests: Option<Vec<String>>,
 }
 
-/// A run. Clones are the same run, which is over when the last of them is dropped.
+/// A run. Clones stand for the same run, which is over when the last of them is dropped.
 #[derive(Debug, Clone)]
 pub struct Run(Arc<Inner>);
 
@@ -69,8 +69,8 @@ struct Inner {
 }
 
 impl Run {
-    /// Begins a run on the machine `host_id`. `runtime_dir` is made if it is not there, and must be on a file system that
-    /// a reboot empties, as `/run/vbk`.
+    /// Starts a run on the machine `host_id`. Creates `runtime_dir` if it does not exist; it must be on a file system
+    /// that a reboot empties, e.g. `/run/vbk`.
     pub fn begin(runtime_dir: &Path, host_id: &str, command: &str) -> Result<Self, RunError> {
         let runs = runs_of(runtime_dir);
         let private = |recursive| {
@@ -78,14 +78,14 @@ impl Run {
             builder.recursive(recursive).mode(0o700);
             builder
         };
-        private(true).create(&runs).map_err(RunError::new("make", &runs))?;
+        private(true).create(&runs).map_err(RunError::new("create", &runs))?;
         let id = new_id()?;
         let (new, dir) = (runs.join(format!(".new-{id}")), runs.join(&id));
-        private(false).create(&new).map_err(RunError::new("make", &new))?;
+        private(false).create(&new).map_err(RunError::new("create", &new))?;
         let lock = prepare(&new, command).and_then(|lock| {
-            // The id is random, and a directory that is not empty would not be replaced.
+            // The id is random, and rename(2) does not replace a directory that is not empty.
             std::fs::rename(&new, &dir)
-                .map_err(RunError::new("name", &dir))
+                .map_err(RunError::new("rename to", &dir))
                 .map(|()| lock)
         });
         let lock = lock.inspect_err(|_| {
@@ -100,22 +100,22 @@ impl Run {
         })))
     }
 
-    /// Tells it from all others: 12 hexadecimal digits.
+    /// Returns the unique id: 12 hexadecimal digits.
     pub fn id(&self) -> &str {
         &self.0.id
     }
 
-    /// The machine, as it was given.
+    /// Returns the id of the machine, as passed to [`Run::begin`].
     pub fn host_id(&self) -> &str {
         &self.0.host_id
     }
 
-    /// The directory for what this run notes of itself. Removed with the run.
+    /// Returns the directory for this run's own files. Removed with the run.
     pub fn dir(&self) -> &Path {
         &self.0.dir
     }
 
-    /// Notes which guests it is about, for those who ask what runs ([`info`]).
+    /// Records the guests of this run, for other processes that ask ([`info`]).
     pub fn note_guests(&self, guests: Vec<String>) -> Result<(), RunError> {
         let (path, new) = (self.dir().join(INFO), self.dir().join("run.json.new"));
         let mut info = info_in(self.dir()).unwrap_or_else(|| RunInfo::new("a backup"));
@@ -125,7 +125,7 @@ impl Run {
         std::fs::rename(&new, &path).map_err(RunError::new("write", path))
     }
 
-    /// Where all runs have their directories.
+    /// Returns the directory that holds the directories of all runs.
     pub fn runtime_dir(&self) -> &Path {
         &self.0.runtime_dir
     }
@@ -153,7 +153,7 @@ impl Drop for Inner {
 
 fn prepare(dir: &Path, command: &str) -> Result<File, RunError> {
     let path = dir.join(LOCK);
-    let lock = File::create_new(&path).map_err(RunError::new("make", &path))?;
+    let lock = File::create_new(&path).map_err(RunError::new("create", &path))?;
     lock.try_lock()
         .map_err(|error| RunError::new("lock", &path)(error.into()))?;
     let text = serde_json::to_vec(&RunInfo::new(command)).expect("it has only plain fields");
@@ -168,7 +168,7 @@ fn new_id() -> Result<String, RunError> {
     Ok(vbk_repo::id::to_hex(&random_bytes::<{ ID_DIGITS / 2 }>()?))
 }
 
-/// A number that nobody can guess.
+/// Returns a number that can't be guessed.
 pub(crate) fn random() -> Result<u64, RunError> {
     random_bytes().map(u64::from_ne_bytes)
 }
@@ -180,14 +180,14 @@ pub(crate) fn random_bytes<const N: usize>() -> Result<[u8; N], RunError> {
     filled.map_err(RunError::new("read", "/dev/urandom")).map(|()| bytes)
 }
 
-/// Whether a run is alive. False if its directory is missing, as after a reboot, or nobody holds its lock. A run whose
-/// lock can't be looked at counts as alive: what it holds is left alone.
-pub fn is_running(runtime_dir: &Path, id: &str) -> bool {
+/// Tests that a run is alive. False if its directory is missing, e.g. after a reboot, or no process holds its lock. A
+/// run whose lock can't be examined counts as alive, so that its resources are left alone.
+pub(crate) fn is_running(runtime_dir: &Path, id: &str) -> bool {
     is_id(id) && is_held(&runs_of(runtime_dir).join(id))
 }
 
-/// What a running run says of itself; `None` if it is over or nothing can be read.
-pub fn info(runtime_dir: &Path, id: &str) -> Option<RunInfo> {
+/// Reads a run's description of itself; `None` if it is over or nothing can be read.
+pub(crate) fn info(runtime_dir: &Path, id: &str) -> Option<RunInfo> {
     if !is_id(id) {
         return None;
     }
@@ -198,14 +198,14 @@ fn info_in(dir: &Path) -> Option<RunInfo> {
     serde_json::from_slice(&std::fs::read(dir.join(INFO)).ok()?).ok()
 }
 
-/// The directories of all runs, alive or dead.
+/// Lists the directories of all runs, alive or dead.
 pub(crate) fn all(runtime_dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(runs_of(runtime_dir)).into_iter().flatten().flatten();
     let dirs = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_id));
     dirs.map(|entry| entry.path()).collect()
 }
 
-/// The runs that go on: their directories, in order, and what they say of themselves.
+/// Lists the running runs: their directories, in order, and their descriptions.
 pub(crate) fn running(runtime_dir: &Path) -> Vec<(PathBuf, Option<RunInfo>)> {
     let mut dirs = all(runtime_dir);
     dirs.retain(|dir| is_held(dir));
@@ -218,21 +218,22 @@ pub(crate) fn running(runtime_dir: &Path) -> Vec<(PathBuf, Option<RunInfo>)> {
         .collect()
 }
 
-/// The directories of runs that ended without removing them.
+/// Lists the directories of runs that ended without removing them.
 pub(crate) fn dead(runtime_dir: &Path) -> Vec<PathBuf> {
     let mut dirs = all(runtime_dir);
     dirs.retain(|dir| !is_held(dir));
     dirs
 }
 
-/// Whether text may be an id; it comes from tags and file names.
+/// Tests that text has the form of an id; it comes from tags and file names.
 pub(crate) fn is_id(text: &str) -> bool {
     text.len() == ID_DIGITS && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 fn is_held(dir: &Path) -> bool {
     match File::open(dir.join(LOCK)) {
-        // Shared: many may ask at once and not see each other. It is released with the file, right here.
+        // A shared lock: several processes may ask at once without seeing each other. It is released with the file,
+        // right here.
         Ok(file) => match file.try_lock_shared() {
             Ok(()) => false,
             Err(TryLockError::WouldBlock) => true,
@@ -276,7 +277,7 @@ mod tests {
     fn a_directory_without_a_held_lock_is_a_dead_run() {
         let dir = tempfile::tempdir().expect("a directory");
         let living = Run::begin(dir.path(), "host", "x").expect("begins");
-        // As kill -9 leaves it.
+        // The state that kill -9 leaves.
         let dead_id = "0123456789ab";
         let place = runs_of(dir.path()).join(dead_id);
         std::fs::create_dir(&place).expect("is made");
@@ -301,7 +302,7 @@ mod tests {
                     }
                 });
             }
-            // Others begin and end meanwhile, and none of them is ever seen dead.
+            // Other runs begin and end in the meantime, and none of them is ever seen dead.
             scope.spawn(|| {
                 for _ in 0..200 {
                     let other = Run::begin(dir.path(), "host", "y").expect("begins");

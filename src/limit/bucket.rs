@@ -1,46 +1,47 @@
-//! A token bucket that the threads reading one disk share: a read begins when the bytes of the reads before it have been
-//! paid for by time.
+//! A token bucket shared by the threads that read one disk: a read starts when enough time has passed to pay for the
+//! bytes of the reads before it.
 //!
-//! # The sum
+//! # Limits
 //!
-//! A read begins while the credit is not negative. Time that nobody used is credited up to `CREDIT_SECS`, because threads
-//! wake late. What they lose beyond that on a busy machine, while they waited for their turn, comes back too, but slowly:
-//! `REPAY` of the rate, and `OWED_SECS` in all. One second therefore sees at most the rate times (1 s + repayment +
-//! credit + one read). With reads of [`Bucket::piece_bytes`] that is 1.085: never above 110 %, and in the long run the
-//! rate itself. A pause in which nobody wanted to read is not made up for.
+//! A read starts while the credit is not negative. Unused time is credited up to `CREDIT_SECS`, because threads wake
+//! late. What they lose beyond that on a busy machine while they wait for their turn is repaid too, but slowly: at
+//! `REPAY` of the rate, up to `OWED_SECS`. So one second sees at most the rate times (1 s + repayment + credit + one
+//! read). With reads of [`Bucket::piece_bytes`] that is 1.085: never above 110 %, and in the long run the rate itself.
+//! A pause in which no thread wanted to read is not made up for.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Unused time that can be made up for at once.
+/// Unused time that is credited at most, in seconds.
 const CREDIT_SECS: f64 = 0.03;
-/// What credit and one read may take together, beyond a second.
+/// Sum of credit and one read that may be added to a second.
 const BURST_SECS: f64 = 0.055;
-/// The credit that is left when one read takes longer than that: a thread wakes a little late even on an idle machine.
+/// Credit that remains when one read takes longer than that: a thread wakes a little late even on an idle machine.
 const LEAST_CREDIT_SECS: f64 = 0.005;
-/// The longest that one read should take.
+/// Longest time that one read should take.
 const PIECE_SECS: f64 = 0.025;
-/// The share of the rate at which is repaid what was lost by waking late.
+/// Share of the rate at which time lost by waking late is repaid.
 const REPAY: f64 = 0.03;
-/// How much of that is repaid at most.
+/// Lost time that is repaid at most.
 const OWED_SECS: f64 = 0.3;
-/// What is read at once at the least: the alignment that O_DIRECT wants.
+/// Size of the smallest read: the alignment that O_DIRECT requires.
 const LEAST_PIECE_BYTES: u64 = 4096;
-/// How often somebody who waits looks whether he should stop.
+/// Interval at which a waiting thread checks whether to stop.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Lets bytes be read at a rate that can be changed at any time. Shared by threads.
+/// Paces reads to a rate that can be changed at any time. Shared by threads.
 #[derive(Debug)]
 pub struct Bucket {
     start: Instant,
-    /// One thread waits for the time, the others for that thread: otherwise all would wake for each read.
+    /// Held by the one thread that waits for time; the others wait for that thread. Otherwise all would wake for each
+    /// read.
     turn: Mutex<()>,
     level: Mutex<Level>,
     changed: Condvar,
 }
 
 impl Bucket {
-    /// A bucket for so many bytes per second; with `None` it lets everything pass.
+    /// Makes a bucket for this many bytes per second; with `None` it lets everything pass.
     pub fn new(bytes_per_sec: Option<u64>) -> Self {
         Self {
             start: Instant::now(),
@@ -50,35 +51,37 @@ impl Bucket {
         }
     }
 
-    /// Changes the rate, also for the thread that waits now.
+    /// Changes the rate, also for a thread that is waiting.
     pub fn set(&self, bytes_per_sec: Option<u64>) {
         lock(&self.level).set(self.start.elapsed(), bytes_per_sec);
         self.changed.notify_all();
     }
 
-    /// The rate at the moment.
+    /// Returns the present rate.
     pub fn bytes_per_sec(&self) -> Option<u64> {
         lock(&self.level).rate
     }
 
-    /// What was taken since the bucket was made.
+    /// Returns the bytes taken since the bucket was made.
     pub fn taken_bytes(&self) -> u64 {
         lock(&self.level).taken_bytes
     }
 
-    /// How much to take at once, so that reads stay smooth: a power of two from 4 KiB up, 25 ms of the rate at most.
+    /// Returns the number of bytes to take at once for smooth reading: a power of two from 4 KiB up, at most 25 ms of
+    /// the rate.
     pub fn piece_bytes(&self) -> usize {
         match lock(&self.level).rate {
             None => usize::MAX,
             Some(rate) => {
                 let most = ((rate as f64 * PIECE_SECS) as u64).max(LEAST_PIECE_BYTES);
-                // The greatest power of two that is not above it.
+                // The greatest power of two not above it.
                 1_usize << most.ilog2()
             }
         }
     }
 
-    /// Waits until so many bytes may be read; false if `stop` became true before. It is asked every 20 ms.
+    /// Waits until this many bytes may be read; returns false if `stop` returns true first. `stop` is called every 20
+    /// ms.
     pub fn take(&self, bytes: u64, stop: &dyn Fn() -> bool) -> bool {
         let asked = self.start.elapsed();
         let _turn = lock(&self.turn);
@@ -96,13 +99,13 @@ impl Bucket {
     }
 }
 
-/// The bucket without its threads. Times are since some start.
+/// The arithmetic of a bucket, without threads. Times are relative to its start.
 #[derive(Debug)]
 struct Level {
     rate: Option<u64>,
     /// Negative while the last read is being paid for.
     credit_bytes: f64,
-    /// What was lost by waking late, and is repaid slowly.
+    /// Bytes lost by waking late, which are repaid slowly.
     owed_bytes: f64,
     at: Duration,
     taken_bytes: u64,
@@ -121,13 +124,13 @@ impl Level {
 
     fn set(&mut self, now: Duration, rate: Option<u64>) {
         self.refill(now, now, CREDIT_SECS);
-        // A debt in bytes stays and is paid at the new rate; what a high rate left would be a burst at a low one.
+        // A debt in bytes stays and is paid at the new rate; credit from a high rate would be a burst at a low one.
         self.credit_bytes = self.credit_bytes.min(0.0);
         self.owed_bytes = 0.0;
         self.rate = rate;
     }
 
-    /// Brings the level up to date, for somebody who has been waiting since `asked`.
+    /// Brings the level up to date, for a thread that has been waiting since `asked`.
     fn refill(&mut self, asked: Duration, now: Duration, most_secs: f64) {
         let rate = self.rate.map_or(0.0, |rate| rate as f64);
         let gain = now.saturating_sub(self.at).as_secs_f64() * rate;
@@ -136,13 +139,14 @@ impl Level {
         self.credit_bytes += gain + repaid;
         let excess = (self.credit_bytes - most_secs * rate).max(0.0);
         self.credit_bytes -= excess;
-        // Of what does not fit, that which came while somebody waited for it.
+        // Of the excess, only what accrued while the thread waited counts as lost.
         let lost = excess.min(now.saturating_sub(asked).as_secs_f64() * rate);
         self.owed_bytes = (self.owed_bytes + lost).min(OWED_SECS * rate);
         self.at = self.at.max(now);
     }
 
-    /// `None` if the bytes were taken, else how long to wait before asking again. `asked` is when it was asked first.
+    /// Takes bytes; otherwise returns how long to wait before the next attempt. `asked` is the time of the first
+    /// attempt.
     fn take(&mut self, asked: Duration, now: Duration, bytes: u64) -> Option<Duration> {
         let Some(rate) = self.rate.map(|rate| rate.max(1) as f64) else {
             self.at = self.at.max(now);
@@ -161,7 +165,7 @@ impl Level {
             self.taken_bytes += bytes;
             return None;
         }
-        // A minute stands for ever here: a rate can be 1 byte per second, and its debt years.
+        // One minute is the longest wait: the rate can be 1 byte per second, and its debt years.
         Some(Duration::from_secs_f64((-self.credit_bytes / rate).min(60.0)))
     }
 }
@@ -178,7 +182,7 @@ mod tests {
     const MB: u64 = 1_000_000;
 
     /// Reads of `bytes` for some seconds on a clock of its own, by a thread that wakes up to `late_ms` too late, and
-    /// now and then by 100 ms. Gives when each read began.
+    /// now and then by 100 ms. Returns the start of each read.
     fn simulate(level: &mut Level, from: Duration, secs: u64, bytes: u64, late_ms: u64, hiccup_every: u64) -> Vec<f64> {
         let (mut now, end) = (from, from + Duration::from_secs(secs));
         let mut begun = Vec::new();
@@ -223,7 +227,7 @@ mod tests {
             (120 * MB, 1 << 20, 25, NO_HICCUPS),
             (2000 * MB, 1 << 20, 30, NO_HICCUPS),
             (2000 * MB, 16 << 20, 25, NO_HICCUPS),
-            // Without repayment these would lose more than is allowed.
+            // Without repayment these would lose more than allowed.
             (500 * MB, 1 << 20, 10, 400),
             (60 * MB, 1 << 20, 2, 100),
         ] {

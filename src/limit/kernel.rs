@@ -1,21 +1,21 @@
-//! The read limit once more, in the kernel: should the bucket fail, the disk is still not read faster.
+//! The read limit set in the kernel as well: if the bucket fails, the disk is still not read faster.
 //!
-//! The kernel limits what a cgroup reads from a block device (Documentation/admin-guide/cgroup-v2.rst, `io.max`; version 1:
-//! cgroup-v1/blkio-controller.rst, `blkio.throttle.read_bps_device`). The limit is set on what is read, a snapshot's own
-//! device, so that it hits nothing else, and it holds for reads through the page cache too.
+//! The kernel limits a cgroup's reads from a block device (Documentation/admin-guide/cgroup-v2.rst, `io.max`; version
+//! 1: cgroup-v1/blkio-controller.rst, `blkio.throttle.read_bps_device`). The limit is set on the device that is read,
+//! e.g. a snapshot's own, so that it affects nothing else. It also holds for reads through the page cache.
 //!
-//! The process, as a whole and once for all its limits, goes into a group of its own below the one it is in, and back when
-//! the last limit is dropped. Where it may not, a [`Refusal`] says why; that is no error.
+//! The process, as a whole and once for all its limits, enters its own group below its present one, and returns when
+//! the last limit is dropped. If that is not possible, a [`Refusal`] gives the reason; that is not an error.
 //!
-//! # What is there when vbk is killed
+//! # State after vbk is killed
 //!
-//! 1. The group is made. Killed here: an empty group, named after a process that is gone.
-//! 2. The process enters. Killed here: the same, since processes leave groups when they end.
-//! 3. Limits are set. They go with their group.
-//! 4. Version 2: `+io` stays in the group above. That group is one that was delegated to us, and goes when its unit ends; or
-//!    it is the root, where `+io` always stays: others may have begun to use it meanwhile, and would lose their limits.
+//! 1. The group is created. Killed here: an empty group remains, named after a process that is gone.
+//! 2. The process enters it. Killed here: the same, because processes leave groups when they end.
+//! 3. Limits are set. They disappear with their group.
+//! 4. Version 2: `+io` stays in the parent group. That group was delegated to us and disappears when its unit ends; or
+//!    it is the root, where `+io` always stays: other processes may have begun to use it, and would lose their limits.
 //!
-//! The next run below the same group removes empty groups of processes that are gone.
+//! The next run below the same parent removes empty groups of processes that are gone.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -28,20 +28,20 @@ use std::time::Duration;
 use crate::host::device::DeviceNumber;
 use crate::host::mounts::{self, Mount};
 
-/// How much more than the bucket the kernel allows. With the same rate the two would wait for each other; with this one
-/// the kernel holds what the bucket promises of any one second, and the bucket does the rest.
+/// Ratio of the kernel's limit to the bucket's. With the same rate the two would wait for each other; with this one the
+/// kernel enforces what the bucket promises for any single second, and the bucket does the rest.
 const FACTOR: f64 = 1.1;
-/// What groups of ours are called, before the number of their process.
+/// Prefix of our groups' names; the process id follows.
 const PREFIX: &str = "vbk-";
-/// How often a group that is still in use is tried again: a process that ends leaves it a moment later.
+/// Attempts to remove a group that is still in use: a process that ends leaves it a moment later.
 const REMOVE_TRIES: u32 = 40;
 
-/// Why the kernel does not limit.
+/// Reason why the kernel does not limit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Refusal(String);
 
-/// A limit of the kernel on what this process reads from one device; taken away when it is dropped.
+/// A kernel limit on this process's reads from one device; removed when it is dropped.
 #[derive(Debug)]
 pub struct KernelLimit {
     device: DeviceNumber,
@@ -63,7 +63,7 @@ impl fmt::Display for Version {
     }
 }
 
-/// The group of this process and how many limits need it. A process is in one group, so there is one of these.
+/// Group of this process, and the number of limits that need it. A process is in one group, so there is only one.
 static HELD: Mutex<Option<(Group, u32)>> = Mutex::new(None);
 
 fn held() -> MutexGuard<'static, Option<(Group, u32)>> {
@@ -71,7 +71,7 @@ fn held() -> MutexGuard<'static, Option<(Group, u32)>> {
 }
 
 impl KernelLimit {
-    /// Limits what this process reads from a device, a little above `bytes_per_sec`.
+    /// Limits this process's reads from a device, a little above `bytes_per_sec`.
     pub fn begin(device: DeviceNumber, bytes_per_sec: u64) -> Result<Self, Refusal> {
         let mut held = held();
         let (group, users) = match held.take() {
@@ -92,7 +92,7 @@ impl KernelLimit {
         match done {
             Ok(()) => Ok(limit),
             Err(refusal) => {
-                // There is no limit to take away.
+                // There is no limit to remove.
                 std::mem::forget(limit);
                 Err(refusal)
             }
@@ -121,7 +121,7 @@ impl Drop for KernelLimit {
             return;
         };
         if users > 1 {
-            // The device may be gone already; then so is its limit.
+            // The device may be gone already, and its limit with it.
             let _ = group.limit(self.device, None);
             *held = Some((group, users - 1));
         } else {
@@ -130,19 +130,19 @@ impl Drop for KernelLimit {
     }
 }
 
-/// What the kernel is told, a little above what the bucket allows.
+/// Returns the kernel's limit, a little above the bucket's.
 fn above(bytes_per_sec: u64) -> u64 {
-    // Version 1 takes 0 for no limit.
+    // In version 1, 0 means no limit.
     ((bytes_per_sec as f64 * FACTOR) as u64).max(1)
 }
 
-/// A group that this process is in.
+/// A group that holds this process.
 #[derive(Debug)]
 struct Group {
     version: Version,
     parent: PathBuf,
     path: PathBuf,
-    /// Whether the controller was turned on in the parent for this, and is to be turned off.
+    /// True if the controller was enabled in the parent for this group, and is to be disabled.
     enabled: bool,
 }
 
@@ -171,8 +171,8 @@ impl Group {
         Ok(group)
     }
 
-    /// No process may be in a group whose children have a controller, but for the root (cgroup-v2.rst, "No Internal
-    /// Process Constraint"). So all that is in ours goes into the child, and it must be ours to be moved.
+    /// Except for the root, a group whose children have a controller can't hold processes (cgroup-v2.rst, "No Internal
+    /// Process Constraint"). So all processes of ours go into the child, and all must be ours to move.
     fn enter_v2(parent: &Path) -> Result<Self, Refusal> {
         let read = |file: &str| fs::read_to_string(parent.join(file)).unwrap_or_default();
         if !read("cgroup.controllers").split_whitespace().any(|name| name == "io") {
@@ -186,7 +186,7 @@ impl Group {
         let inside = processes_in(parent);
         if !is_root && let Some(stranger) = inside.iter().find(|pid| !is_ours(**pid)) {
             return Err(Refusal(format!(
-                "{} has other processes, as {stranger}; run it as a systemd unit with Delegate=io",
+                "{} has other processes, e.g. {stranger}; run it as a systemd unit with Delegate=io",
                 parent.display()
             )));
         }
@@ -195,7 +195,7 @@ impl Group {
             true => vec![std::process::id()],
             false => inside,
         };
-        // One that ended meanwhile need not be moved; our own did not.
+        // A process that ended in the meantime need not be moved; our own did not end.
         for pid in moved.into_iter().filter(|pid| *pid != std::process::id()) {
             let _ = group.take_in(pid);
         }
@@ -216,14 +216,14 @@ impl Group {
         Ok(group)
     }
 
-    /// Makes an empty group for this process.
+    /// Creates an empty group for this process.
     fn make(version: Version, parent: &Path) -> Result<Self, Refusal> {
         remove_left_behind(parent);
         let path = parent.join(format!("{PREFIX}{}", std::process::id()));
         match fs::create_dir(&path) {
-            // One of a killed process that had our number.
+            // It is the group of a killed process that had our number.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(Refusal(format!("can't make {}: {error}", path.display()))),
+            Err(error) => return Err(Refusal(format!("can't create {}: {error}", path.display()))),
             Ok(()) => {}
         }
         Ok(Self {
@@ -238,7 +238,7 @@ impl Group {
         write(&self.path.join("cgroup.procs"), &pid.to_string())
     }
 
-    /// Sets, changes or takes away the limit of a device.
+    /// Sets, changes or removes the limit of a device.
     fn limit(&self, device: DeviceNumber, bytes_per_sec: Option<u64>) -> Result<(), Refusal> {
         let (file, line) = match (self.version, bytes_per_sec.map(above)) {
             (Version::One, rate) => (
@@ -256,14 +256,14 @@ impl Group {
         })
     }
 
-    /// Moves everything that is in the group back and removes it.
+    /// Moves all processes of the group back and removes it.
     fn leave(self) {
         if self.enabled && self.version == Version::Two {
-            // First: nothing may enter a group whose children have a controller.
+            // First, because no process may enter a group whose children have a controller.
             let _ = write(&self.parent.join("cgroup.subtree_control"), "-io");
         }
         for _ in 0..REMOVE_TRIES {
-            // Programs that we started, and that go on, are in it too.
+            // Programs that we started, and that still run, are in it too.
             for pid in processes_in(&self.path) {
                 let _ = write(&self.parent.join("cgroup.procs"), &pid.to_string());
             }
@@ -279,7 +279,7 @@ impl Group {
     }
 }
 
-/// Removes groups of runs that were killed.
+/// Removes groups of killed runs.
 fn remove_left_behind(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -289,19 +289,20 @@ fn remove_left_behind(parent: &Path) {
         let Some(pid) = pid.filter(|pid| !Path::new("/proc").join(pid.to_string()).exists()) else {
             continue;
         };
-        // What the killed process had started and still runs.
+        // Programs that the killed process started may still run.
         for orphan in processes_in(&entry.path()) {
             let _ = write(&parent.join("cgroup.procs"), &orphan.to_string());
         }
         match fs::remove_dir(entry.path()) {
             Ok(()) => tracing::info!("removed the control group of process {pid}, which was killed"),
-            // In use after all, perhaps by a process that can't be seen from this container.
+            // Still in use, perhaps by a process that can't be seen from this container.
             Err(error) => tracing::debug!(%error, "{} stays", entry.path().display()),
         }
     }
 }
 
-/// Without processes that can't be seen from here: they read as 0, and to write that would move us.
+/// Lists the processes of a group. Processes invisible from here read as 0, and writing 0 would move us, so they are
+/// left out.
 fn processes_in(group: &Path) -> Vec<u32> {
     let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
     text.lines()
@@ -310,14 +311,14 @@ fn processes_in(group: &Path) -> Vec<u32> {
         .collect()
 }
 
-/// Whether a process is this one, or was started by it, directly or not.
+/// Tests that a process is this one or a descendant of it.
 fn is_ours(pid: u32) -> bool {
     let (mut pid, mut seen) = (pid, HashSet::new());
     while pid > 1 && seen.insert(pid) {
         if pid == std::process::id() {
             return true;
         }
-        // The name before it is in brackets and may have brackets itself (proc_pid_stat(5)).
+        // The name before it is in brackets and may contain brackets (proc_pid_stat(5)).
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let parent = stat
             .rsplit_once(") ")
@@ -328,7 +329,7 @@ fn is_ours(pid: u32) -> bool {
 }
 
 fn write(path: &Path, text: &str) -> Result<(), Refusal> {
-    // In one write and never truncated: these are not files.
+    // In one write and never truncated: these are not regular files.
     let written = OpenOptions::new()
         .write(true)
         .open(path)
@@ -336,12 +337,12 @@ fn write(path: &Path, text: &str) -> Result<(), Refusal> {
     written.map_err(|error| Refusal(format!("can't write {text:?} to {}: {error}", path.display())))
 }
 
-/// The directory of this process's group in the unified hierarchy.
+/// Returns the directory of this process's group in the unified hierarchy.
 pub(super) fn own_unified_group() -> Option<PathBuf> {
     Layout::of_this_process().unified
 }
 
-/// Where this process is in the hierarchies that count.
+/// Groups of this process in the hierarchies that matter.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Layout {
     unified: Option<PathBuf>,
@@ -354,7 +355,7 @@ impl Layout {
         Self::parse(&groups, &mounts::read())
     }
 
-    /// From cgroups(7).
+    /// Parses cgroups(7).
     fn parse(groups: &str, mounts: &[Mount]) -> Self {
         let mut layout = Self::default();
         for line in groups.lines() {
@@ -374,9 +375,9 @@ impl Layout {
     }
 }
 
-/// Where a group of a hierarchy is in the file system.
+/// Returns the directory of a hierarchy's group.
 fn directory_of(group: &str, mounts: &[Mount], is_wanted: impl Fn(&Mount) -> bool) -> Option<PathBuf> {
-    // One outside of this container's part of the hierarchy.
+    // The group is outside of this container's part of the hierarchy.
     if Path::new(group)
         .components()
         .any(|part| part == std::path::Component::ParentDir)
@@ -384,9 +385,9 @@ fn directory_of(group: &str, mounts: &[Mount], is_wanted: impl Fn(&Mount) -> boo
         return None;
     }
     mounts.iter().filter(|mount| is_wanted(mount)).find_map(|mount| {
-        // A container sees a part of the hierarchy, or the whole of it, mounted.
+        // A container has a part of the hierarchy, or all of it, mounted.
         let below = Path::new(group).strip_prefix(&mount.root).ok()?;
-        // Without the slash that joining nothing would leave at the end.
+        // Joining an empty path would leave a slash at the end.
         Some(if below.as_os_str().is_empty() {
             mount.point.clone()
         } else {

@@ -1,4 +1,4 @@
-//! All of a run's politeness in one value: buckets, kernel limits, and the thread that looks after both once a second.
+//! Applies all limits of a run: buckets, kernel limits, and a thread that updates both once a second.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use vbk_repo::name::{DiskName, GuestName};
 
 use super::bucket::Bucket;
 use super::kernel::KernelLimit;
-use super::pressure::{Backoff, DiskWatch, Governor, HostWatch, Mood, Second};
+use super::pressure::{Backoff, DiskWatch, Governor, HostWatch, Second, Strain};
 use super::requests::Requests;
 use super::speed::{self, DeviceSpeed};
 use super::{Pace, ReadLimit};
@@ -19,48 +19,48 @@ use crate::error::Result;
 use crate::host::device::DeviceNumber;
 use crate::text;
 
-/// How often the limiter looks.
+/// Interval of the updates.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A disk whose reading is limited.
 #[derive(Debug, Clone)]
 pub struct LimitedDisk {
-    /// Its name.
+    /// Name.
     pub name: DiskName,
-    /// The disk itself, which is measured and whose latency counts.
+    /// The disk itself, whose speed is measured and whose latency counts.
     pub origin: PathBuf,
-    /// What is read: the disk, or its snapshot.
+    /// Path to read: that of the disk or of its snapshot.
     pub read: PathBuf,
-    /// What its reading may take.
+    /// Limit of reading it.
     pub limit: ReadLimit,
-    /// Its speed, if somebody says so; else it is measured when a limit is a share of it.
+    /// Configured speed; without it, the speed is measured if the limit is a share of it.
     pub speed: Option<DeviceSpeed>,
 }
 
-/// Asked once a second whether a disk of a guest has a new limit, as after SIGHUP; `None`: nothing is new. A new limit
-/// holds until the next one; what `vbk limit` asks for comes first. Called from a thread of the limiter with the disk
-/// itself and not its snapshot; must not block.
+/// Callback for a new limit of a guest's disk, e.g. after SIGHUP, called once a second; `None` means no change. A new
+/// limit holds until the next one, but limits requested by `vbk limit` take precedence. Called from a thread of the
+/// limiter with the disk itself and not its snapshot; must not block.
 pub type Reload = Arc<dyn Fn(&GuestName, &Path) -> Option<ReadLimit> + Send + Sync>;
 
-/// How polite to be.
+/// Options of the limits.
 #[derive(Clone)]
 pub struct LimitOptions {
-    /// Whether the kernel limits too.
+    /// True if the kernel limits too.
     pub kernel: bool,
-    /// Whether the reading threads get idle I/O class and niceness 19.
+    /// True if the reading threads get the idle I/O class and niceness 19.
     pub idle: bool,
-    /// When to read less than the limit allows.
+    /// Thresholds for reading slower than the limit.
     pub backoff: Backoff,
-    /// The directory for measured speeds, as `/var/cache/vbk`.
+    /// Directory for measured speeds, e.g. `/var/cache/vbk`.
     pub cache: Option<PathBuf>,
-    /// The file that `vbk limit` writes: [`FILE`](super::requests::FILE) in the run's directory.
+    /// Path of the file that `vbk limit` writes: [`FILE`](super::requests::FILE) in the run's directory.
     pub requests: Option<PathBuf>,
-    /// Where new limits come from while the run goes on.
+    /// Callback for new limits during the run.
     pub reload: Option<Reload>,
 }
 
 impl Default for LimitOptions {
-    /// All there is, with nothing remembered and no way to change it.
+    /// All limits, without a cache and without changes during the run.
     fn default() -> Self {
         Self {
             kernel: true,
@@ -95,8 +95,8 @@ pub struct Limiter {
 }
 
 impl Limiter {
-    /// Sets the limits of the disks of a guest. A speed that is needed and not known is measured, a second for each disk;
-    /// fails if that can't be done. `now` is for the measurement's date.
+    /// Sets the limits of a guest's disks. Measures speeds that are needed and not known, which takes a second or two
+    /// for each disk; fails if a measurement fails. `now` is the measurement's date.
     pub fn start(guest: &GuestName, disks: Vec<LimitedDisk>, options: &LimitOptions, now: Timestamp) -> Result<Self> {
         let mut keeper = Keeper {
             guest: guest.clone(),
@@ -142,19 +142,19 @@ impl Limiter {
         })
     }
 
-    /// How to read a disk. One that the limiter does not know is not limited.
+    /// Returns the limits of a disk. An unknown disk has none.
     pub fn pace(&self, disk: &DiskName) -> Pace {
         let found = self.paces.iter().find(|(name, _)| name == disk);
         found.map(|(_, pace)| pace.clone()).unwrap_or_default()
     }
 
-    /// A line for each disk: its limit when it was started, and where that is from, as in
-    /// `read limit 120 MB/s: 60% of 200 MB/s (measured 2026-11-20)`.
+    /// Returns a line for each disk with its limit at the start and the limit's source: `read limit 120 MB/s: 60% of
+    /// 200 MB/s (measured 2026-11-20)`.
     pub fn describe(&self) -> &[String] {
         &self.limits
     }
 
-    /// More lines, for who wants to know all: whether the kernel limits too, or why not.
+    /// Returns a line for each disk that says whether the kernel limits too, or why not.
     pub fn details(&self) -> &[String] {
         &self.details
     }
@@ -171,14 +171,14 @@ impl Drop for Limiter {
     }
 }
 
-/// What the thread owns.
+/// State of the limiter's thread.
 struct Keeper {
     guest: GuestName,
     disks: Vec<Kept>,
     options: LimitOptions,
-    /// What `vbk limit` asks for.
+    /// Limit requested by `vbk limit`.
     asked: Option<ReadLimit>,
-    /// What is wrong with its file, so that it is said once.
+    /// Latest error of its file, so that each is logged once.
     complaint: Option<String>,
 }
 
@@ -187,7 +187,7 @@ struct Kept {
     limited: LimitedDisk,
     bucket: Arc<Bucket>,
     kernel: Option<KernelLimit>,
-    /// Without back-off.
+    /// Rate before back-off.
     bytes_per_sec: Option<u64>,
     limit_text: String,
     kernel_text: String,
@@ -209,7 +209,7 @@ impl Kept {
         }
     }
 
-    /// Sets the limit, and measures the disk if its speed is not known but needed.
+    /// Sets the limit; measures the disk if its speed is needed and not known.
     fn set(&mut self, limit: ReadLimit, options: &LimitOptions, now: Timestamp) -> Result<()> {
         let (rate, text) = match limit {
             ReadLimit::Unlimited => (None, "no read limit".to_owned()),
@@ -236,7 +236,7 @@ impl Kept {
 
     fn set_kernel(&mut self, options: &LimitOptions) {
         let refusal = match (self.bytes_per_sec, &self.kernel) {
-            _ if !options.kernel => "not wanted".to_owned(),
+            _ if !options.kernel => "disabled".to_owned(),
             (None, _) => {
                 self.kernel = None;
                 "there is no limit".to_owned()
@@ -249,7 +249,7 @@ impl Kept {
                 }
             },
             (Some(rate), None) => match DeviceNumber::of_block_device(&self.limited.read) {
-                None => format!("{} is no block device", self.limited.read.display()),
+                None => format!("{} is not a block device", self.limited.read.display()),
                 Some(device) => match KernelLimit::begin(device, rate) {
                     Ok(kernel) => {
                         self.kernel_text = format!("the kernel limits too: {kernel}");
@@ -263,27 +263,27 @@ impl Kept {
         self.kernel_text = format!("the kernel does not limit: {refusal}");
     }
 
-    /// Backs off, or comes back.
-    fn follow(&mut self, mood: Mood, elapsed: Duration) {
+    /// Backs off or recovers.
+    fn follow(&mut self, strain: Strain, elapsed: Duration) {
         let taken_bytes = self.bucket.taken_bytes();
         let read = (taken_bytes - self.taken_bytes) as f64 / elapsed.as_secs_f64().max(1e-3);
         self.taken_bytes = taken_bytes;
         let before = self.governor.share();
-        let rate = self.governor.next(mood, self.bytes_per_sec, read as u64);
+        let rate = self.governor.next(strain, self.bytes_per_sec, read as u64);
         if rate != self.bucket.bytes_per_sec() {
             self.bucket.set(rate);
         }
         let (name, share) = (&self.limited.name, self.governor.share());
         if before >= 1.0 && share < 1.0 {
-            tracing::info!("{name}: the host waits for its disks, reading backs off");
+            tracing::info!("{name}: other processes wait for their disks; vbk reads more slowly");
         } else if before < 1.0 && share >= 1.0 {
-            tracing::info!("{name}: the host is well again, reading is as fast as the limit allows");
+            tracing::info!("{name}: no process waits for its disks any more; vbk reads at its limit again");
         }
     }
 }
 
 impl Keeper {
-    /// The thread.
+    /// Runs the thread.
     fn keep(mut self, end: &(Mutex<bool>, Condvar)) {
         let mut host = HostWatch::new();
         let mut watches: Vec<_> = self
@@ -308,14 +308,14 @@ impl Keeper {
                     busy,
                     latency_ms,
                 };
-                let mood = self.options.backoff.judge(&second);
-                tracing::trace!(?second, ?mood, "{}", disk.limited.name);
-                disk.follow(mood, elapsed);
+                let strain = self.options.backoff.judge(&second);
+                tracing::trace!(?second, ?strain, "{}", disk.limited.name);
+                disk.follow(strain, elapsed);
             }
         }
     }
 
-    /// What `vbk limit` asks for now; what it asked for before, if that can't be read.
+    /// Returns the limit that `vbk limit` requests now; the earlier one, if the request can't be read.
     fn requested(&mut self) -> Option<ReadLimit> {
         let requests = self.options.requests.as_deref().map(Requests::load)?;
         match requests {
@@ -326,7 +326,7 @@ impl Keeper {
             Err(error) => {
                 let complaint = error.to_string();
                 if self.complaint.as_ref() != Some(&complaint) {
-                    tracing::warn!("the read limit stays as it is: {complaint}");
+                    tracing::warn!("the read limit stays unchanged: {complaint}");
                 }
                 self.complaint = Some(complaint);
                 self.asked
@@ -352,7 +352,7 @@ impl Keeper {
             let wanted = asked.unwrap_or(disk.limited.limit);
             match disk.set(wanted, &self.options, Timestamp::now()) {
                 Ok(()) => tracing::info!("{}: {}", disk.limited.name, disk.limit_text),
-                Err(error) => tracing::warn!("{}: the read limit stays as it is: {error}", disk.limited.name),
+                Err(error) => tracing::warn!("{}: the read limit stays unchanged: {error}", disk.limited.name),
             }
         }
     }
@@ -432,7 +432,7 @@ mod tests {
             ]
         );
         assert!(
-            limiter.details()[0].contains("/nowhere is no block device"),
+            limiter.details()[0].contains("/nowhere is not a block device"),
             "{:?}",
             limiter.details()
         );
@@ -477,7 +477,7 @@ mod tests {
         wait_for(&limiter, None);
         ask(Some(ReadLimit::Share(0.1)));
         wait_for(&limiter, Some(20_000_000));
-        // What is asked for comes before what is configured, and is not forgotten because of nonsense in the file.
+        // A request takes precedence over the configuration, and survives an invalid line in the file.
         reload.store(true, Ordering::SeqCst);
         std::fs::write(&file, "nonsense").expect("writes");
         std::thread::sleep(Duration::from_millis(2500));

@@ -1,16 +1,16 @@
-//! Back-off: reads less than the limit allows while others wait for their disks.
+//! Back-off: reads slower than the limit allows while other processes wait for their disks.
 //!
-//! Once a second it is asked how the host fares; while it suffers the rate is cut by `CUT`, down to `LEAST` of the
-//! limit, and while it is calm it grows by `GROWTH` of the limit. Two things are looked at:
+//! Once a second the load of the host is checked. Under high strain the rate is cut by `CUT`, down to `LEAST` of the
+//! limit; under low strain it grows by `GROWTH` of the limit. Two measures count:
 //!
-//! - **Stall** (Linux PSI, Documentation/accounting/psi.rst): the share of time in which some task waited for I/O. Our own
-//!   reads are such waits, on a slow disk most of the time, so their share is taken out (`stall_of_others`). PSI knows
-//!   only the host as a whole: it counts while the disks that we read from are busy too.
-//! - **Latency** of the disk that is backed up, which is what the guest feels. Where a snapshot is read, the counters of
-//!   its origin have the guest's requests alone. Where the disk itself is read they are mixed with ours, which only read,
-//!   so the writes alone count.
+//! - **Stall** (Linux PSI, Documentation/accounting/psi.rst): the share of time in which some task waited for I/O. Our
+//!   own reads are such waits, on a slow disk most of the time, so their share is subtracted (`stall_of_others`). PSI
+//!   describes only the host as a whole, so it counts only while the disks that we read from are busy too.
+//! - **Latency** of the disk that is backed up, which is what the guest feels. If a snapshot is read, the counters of
+//!   its origin contain only the guest's requests. If the disk itself is read, they also contain ours, which are reads,
+//!   so only writes count.
 //!
-//! What the kernel does not tell is not looked at.
+//! A measure that the kernel does not provide is ignored.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,41 +19,41 @@ use std::time::{Duration, Instant};
 use crate::disk::source;
 use crate::host::device::DeviceNumber;
 
-/// What the rate is multiplied with while the host suffers.
+/// Factor applied to the rate under high strain.
 const CUT: f64 = 0.7;
-/// The share of the limit that comes back each calm second: from the least to all in 18 s.
+/// Share of the limit that is restored in each second of low strain: from the least to all in 18 s.
 const GROWTH: f64 = 0.05;
-/// The share of the limit that is always left: a backup that never ends helps nobody.
+/// Share of the limit that always remains: a backup that never ends helps nobody.
 const LEAST: f64 = 0.1;
-/// Of so many seconds with reads the middle one tells how fast a disk without a limit is read. One alone may have been spent
-/// waiting for the store, or reading what is not allocated.
+/// Number of seconds with reads whose median is the speed of a disk without a limit. A single second may have been
+/// spent waiting for the store, or reading unallocated space.
 const SECONDS: usize = 15;
-/// What a disk without a limit is taken to be read at, at the least: `LEAST` of it reads 1 TB in 56 hours.
+/// Minimum of the speed assumed for a disk without a limit: `LEAST` of it reads 1 TB in 56 hours.
 const LEAST_CEILING: u64 = 50_000_000;
-/// A latency of fewer requests says nothing.
+/// Number of requests below which a latency says nothing.
 const ENOUGH_REQUESTS: u64 = 5;
-/// With our own reads in flight for more of the time, the rest says nothing about the others.
+/// Share of time with our own reads in flight above which the stall of others can't be determined.
 const MOST_OWN: f64 = 0.8;
-/// A disk that is less busy is not what the host waits for.
+/// Share of time below which a disk is not busy enough to be the cause of the stall.
 const BUSY: f64 = 0.5;
 
-/// Whether and when to back off.
+/// Thresholds of the back-off.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Backoff {
-    /// Never.
+    /// No back-off.
     Off,
-    /// When one of these is exceeded for a second.
+    /// Back off when one of these is exceeded for a second.
     Above {
-        /// The share of time in which others than vbk wait for I/O: 0.2 for 20 %.
+        /// Share of time in which processes other than vbk wait for I/O: 0.2 for 20 %.
         stall: f64,
-        /// How long a request of the disk takes, in milliseconds.
+        /// Time that a request of the disk takes, in milliseconds.
         latency_ms: f64,
     },
 }
 
 impl Default for Backoff {
-    /// 20 %: a host whose tasks wait one second in five is felt to be slow, and a busy one that is well waits for 5 to 10 %.
-    /// 30 ms: a spinning disk answers within 10 to 15 ms as long as it keeps up.
+    /// 20 %: users notice a host whose tasks wait one second in five, while a healthy busy host waits for 5 to 10 %. 30
+    /// ms: a spinning disk answers within 10 to 15 ms as long as it keeps up.
     fn default() -> Self {
         Self::Above {
             stall: 0.2,
@@ -62,56 +62,56 @@ impl Default for Backoff {
     }
 }
 
-/// What one second was like, as far as the kernel tells it.
+/// Measures of one second, as far as the kernel provides them.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(super) struct Second {
-    /// The share of time in which others waited for I/O.
+    /// Share of time in which other processes waited for I/O.
     pub stall: Option<f64>,
-    /// The share of time in which the disks beneath were busy.
+    /// Share of time in which the underlying disks were busy.
     pub busy: Option<f64>,
-    /// How long the requests of the disk took.
+    /// Average time of the disk's requests.
     pub latency_ms: Option<f64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Mood {
-    Suffers,
-    /// Neither: the rate stays.
-    Between,
-    Calm,
+pub(super) enum Strain {
+    High,
+    /// Between the thresholds: the rate stays.
+    Medium,
+    Low,
 }
 
 impl Backoff {
-    /// What to make of a second.
-    pub(super) fn judge(self, second: &Second) -> Mood {
+    /// Judges one second.
+    pub(super) fn judge(self, second: &Second) -> Strain {
         let Self::Above { stall, latency_ms } = self else {
-            return Mood::Calm;
+            return Strain::Low;
         };
         let ours = second.busy.is_none_or(|busy| busy >= BUSY);
         let stalled = second.stall.filter(|_| ours).unwrap_or(0.0) / stall;
         let slow = second.latency_ms.unwrap_or(0.0) / latency_ms;
-        // Calm only from half of it down, or the rate would swing around the threshold.
+        // Low only from half of the threshold down, or the rate would swing around it.
         match stalled.max(slow) {
-            worst if worst > 1.0 => Mood::Suffers,
-            worst if worst > 0.5 => Mood::Between,
-            _ => Mood::Calm,
+            worst if worst > 1.0 => Strain::High,
+            worst if worst > 0.5 => Strain::Medium,
+            _ => Strain::Low,
         }
     }
 }
 
-/// The share of time in which others waited, out of the share in which anybody did and the one in which we did. The two
-/// are taken as independent: anybody = 1 - (1 - others)(1 - own).
-pub(super) fn stall_of_others(anybody: f64, own: f64) -> Option<f64> {
-    (own <= MOST_OWN).then(|| ((anybody - own) / (1.0 - own)).clamp(0.0, 1.0))
+/// Computes the share of time in which other processes waited, from the shares in which any process and in which vbk
+/// waited. The two are treated as independent: any = 1 - (1 - others)(1 - own).
+pub(super) fn stall_of_others(any: f64, own: f64) -> Option<f64> {
+    (own <= MOST_OWN).then(|| ((any - own) / (1.0 - own)).clamp(0.0, 1.0))
 }
 
-/// How much of the limit of one disk is used.
+/// Controls how much of one disk's limit is used.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Governor {
     share: f64,
-    /// What a disk without a limit was read at before the host began to suffer.
+    /// Speed of a disk without a limit before the back-off began.
     ceiling_bytes_per_sec: Option<u64>,
-    /// What the last seconds read in which nothing was held back, and how many there were in all.
+    /// Bytes read in the latest seconds without back-off, and the number of such seconds in all.
     recent: [u64; SECONDS],
     seconds: usize,
 }
@@ -128,16 +128,16 @@ impl Default for Governor {
 }
 
 impl Governor {
-    /// The rate for the next second, in bytes per second. `read` is what the last one read.
-    pub(super) fn next(&mut self, mood: Mood, limit: Option<u64>, read: u64) -> Option<u64> {
+    /// Returns the rate for the next second, in bytes per second. `read` is the rate of the last second.
+    pub(super) fn next(&mut self, strain: Strain, limit: Option<u64>, read: u64) -> Option<u64> {
         if self.share >= 1.0 && read > 0 {
             self.recent[self.seconds % SECONDS] = read;
             self.seconds += 1;
         }
-        self.share = match mood {
-            Mood::Suffers => (self.share * CUT).max(LEAST),
-            Mood::Between => self.share,
-            Mood::Calm => (self.share + GROWTH).min(1.0),
+        self.share = match strain {
+            Strain::High => (self.share * CUT).max(LEAST),
+            Strain::Medium => self.share,
+            Strain::Low => (self.share + GROWTH).min(1.0),
         };
         if self.share >= 1.0 {
             self.ceiling_bytes_per_sec = None;
@@ -155,7 +155,7 @@ impl Governor {
         known.get(known.len() / 2).copied().unwrap_or(0)
     }
 
-    /// The rate with a limit as things are.
+    /// Returns the present rate for a limit.
     pub(super) fn now(&self, limit: Option<u64>) -> Option<u64> {
         let ceiling = limit.or(self.ceiling_bytes_per_sec)?;
         Some(if self.share >= 1.0 {
@@ -165,7 +165,7 @@ impl Governor {
         })
     }
 
-    /// The share of the limit that is used now.
+    /// Returns the share of the limit that is in use.
     pub(super) fn share(&self) -> f64 {
         self.share
     }
@@ -198,7 +198,7 @@ impl DiskCounters {
         Self::parse(&device.attribute("stat")?)
     }
 
-    /// Milliseconds per request since an earlier look.
+    /// Returns the milliseconds per request since earlier counters.
     fn latency_ms(&self, before: &Self, writes_only: bool) -> Option<f64> {
         let mut requests = self.writes.saturating_sub(before.writes);
         let mut ms = self.write_ms.saturating_sub(before.write_ms);
@@ -210,9 +210,9 @@ impl DiskCounters {
     }
 }
 
-/// Looks at one disk.
+/// Observes one disk.
 pub(super) struct DiskWatch {
-    /// The disk, if it is a block device.
+    /// Number of the disk, if it is a block device.
     device: Option<DeviceNumber>,
     writes_only: bool,
     leaves: Vec<DeviceNumber>,
@@ -221,7 +221,7 @@ pub(super) struct DiskWatch {
 }
 
 impl DiskWatch {
-    /// Of a disk that is backed up, by reading itself or something else.
+    /// Observes a disk that is backed up by reading itself or a snapshot.
     pub(super) fn new(origin: &Path, read: &Path) -> Self {
         let device = DeviceNumber::of_block_device(origin);
         let mut watch = Self {
@@ -235,7 +235,7 @@ impl DiskWatch {
         watch
     }
 
-    /// How the disk was since the last look: how busy what is beneath it, and its latency in milliseconds.
+    /// Returns the busy share of the underlying disks and the latency in milliseconds since the last look.
     pub(super) fn look(&mut self, elapsed: Duration) -> (Option<f64>, Option<f64>) {
         let counters = self.device.and_then(DiskCounters::of);
         let latency = match (&counters, &self.counters) {
@@ -257,9 +257,9 @@ impl DiskWatch {
     }
 }
 
-/// Looks at the host as a whole.
+/// Observes the host as a whole.
 pub(super) struct HostWatch {
-    /// The pressure of our own cgroup, if we have one.
+    /// Pressure file of our own cgroup, if there is one.
     own: Option<PathBuf>,
     last: HostCounters,
 }
@@ -267,18 +267,18 @@ pub(super) struct HostWatch {
 #[derive(Clone, Copy)]
 struct HostCounters {
     at: Instant,
-    anybody: Option<Duration>,
+    any: Option<Duration>,
     own_cgroup: Option<Duration>,
     own_reads: Duration,
 }
 
-/// The host's pressure. There from Linux 4.20 on, unless it is compiled out or off (`psi=0`).
+/// Pressure file of the host. It exists from Linux 4.20 on, unless PSI is compiled out or off (`psi=0`).
 const HOST_PRESSURE: &str = "/proc/pressure/io";
 
 impl HostWatch {
     pub(super) fn new() -> Self {
         let own = super::kernel::own_unified_group().map(|group| group.join("io.pressure"));
-        // The file of the root is that of all processes; it has this other name there, and is the host's again.
+        // The root's file counts all processes; there it has this other name, and equals the host's.
         let own = own.filter(|path| path.with_file_name("cgroup.type").exists());
         Self {
             last: HostCounters::now(own.as_deref()),
@@ -286,7 +286,7 @@ impl HostWatch {
         }
     }
 
-    /// How long since the last look, and the share of it in which others waited.
+    /// Returns the time since the last look, and the share of it in which other processes waited.
     pub(super) fn look(&mut self) -> (Duration, Option<f64>) {
         let before = std::mem::replace(&mut self.last, HostCounters::now(self.own.as_deref()));
         let elapsed = self.last.at - before.at;
@@ -294,11 +294,11 @@ impl HostWatch {
             let waited = now?.saturating_sub(before?).as_secs_f64();
             Some((waited / elapsed.as_secs_f64().max(1e-3)).min(1.0))
         };
-        let stall = share(self.last.anybody, before.anybody).and_then(|anybody| {
+        let stall = share(self.last.any, before.any).and_then(|any| {
             let reads = share(Some(self.last.own_reads), Some(before.own_reads)).unwrap_or(0.0);
-            // The cgroup knows the waits of the store as well, but may not be there.
+            // The cgroup also counts the waits of the store, but may not exist.
             let own = share(self.last.own_cgroup, before.own_cgroup).unwrap_or(0.0);
-            stall_of_others(anybody, own.max(reads))
+            stall_of_others(any, own.max(reads))
         });
         (elapsed, stall)
     }
@@ -308,19 +308,19 @@ impl HostCounters {
     fn now(own: Option<&Path>) -> Self {
         Self {
             at: Instant::now(),
-            anybody: stalled(Path::new(HOST_PRESSURE)),
+            any: stalled(Path::new(HOST_PRESSURE)),
             own_cgroup: own.and_then(stalled),
             own_reads: source::time_reading(),
         }
     }
 }
 
-/// For how long some task has waited, by a file of PSI.
+/// Returns the time for which some task has waited, from a file of PSI.
 fn stalled(path: &Path) -> Option<Duration> {
     parse_stalled(&fs::read_to_string(path).ok()?)
 }
 
-/// `some avg10=11.67 avg60=3.01 avg300=1.27 total=1461110757`, the total in microseconds.
+/// Parses `some avg10=11.67 avg60=3.01 avg300=1.27 total=1461110757`, the total in microseconds.
 fn parse_stalled(text: &str) -> Option<Duration> {
     let some = text.lines().find_map(|line| line.strip_prefix("some "))?;
     let total = some.split(' ').find_map(|word| word.strip_prefix("total="))?;
@@ -342,26 +342,26 @@ mod tests {
     #[test]
     fn a_second_is_judged_by_the_worse_of_stall_and_latency() {
         let backoff = Backoff::default();
-        for (second, mood) in [
-            (second(0.0, 0.0, 0.0), Mood::Calm),
-            (second(0.1, 1.0, 15.0), Mood::Calm),
-            (second(0.15, 1.0, 1.0), Mood::Between),
-            (second(0.25, 1.0, 1.0), Mood::Suffers),
-            (second(0.0, 1.0, 31.0), Mood::Suffers),
+        for (second, strain) in [
+            (second(0.0, 0.0, 0.0), Strain::Low),
+            (second(0.1, 1.0, 15.0), Strain::Low),
+            (second(0.15, 1.0, 1.0), Strain::Medium),
+            (second(0.25, 1.0, 1.0), Strain::High),
+            (second(0.0, 1.0, 31.0), Strain::High),
             // The host waits, but for another disk.
-            (second(0.9, 0.3, 1.0), Mood::Calm),
+            (second(0.9, 0.3, 1.0), Strain::Low),
             (
                 Second {
                     stall: Some(0.9),
                     ..Second::default()
                 },
-                Mood::Suffers,
+                Strain::High,
             ),
-            (Second::default(), Mood::Calm),
+            (Second::default(), Strain::Low),
         ] {
-            assert_eq!(backoff.judge(&second), mood, "{second:?}");
+            assert_eq!(backoff.judge(&second), strain, "{second:?}");
         }
-        assert_eq!(Backoff::Off.judge(&second(1.0, 1.0, 1000.0)), Mood::Calm);
+        assert_eq!(Backoff::Off.judge(&second(1.0, 1.0, 1000.0)), Strain::Low);
     }
 
     #[test]
@@ -378,29 +378,29 @@ mod tests {
     fn the_rate_falls_fast_to_a_tenth_and_comes_back() {
         let mut governor = Governor::default();
         let limit = Some(100_000_000);
-        assert_eq!(governor.next(Mood::Calm, limit, 0), limit);
-        assert_eq!(governor.next(Mood::Suffers, limit, 0), Some(70_000_000));
-        assert_eq!(governor.next(Mood::Between, limit, 0), Some(70_000_000));
+        assert_eq!(governor.next(Strain::Low, limit, 0), limit);
+        assert_eq!(governor.next(Strain::High, limit, 0), Some(70_000_000));
+        assert_eq!(governor.next(Strain::Medium, limit, 0), Some(70_000_000));
         for _ in 0..20 {
-            governor.next(Mood::Suffers, limit, 0);
+            governor.next(Strain::High, limit, 0);
         }
-        assert_eq!(governor.next(Mood::Suffers, limit, 0), Some(10_000_000));
+        assert_eq!(governor.next(Strain::High, limit, 0), Some(10_000_000));
         for _ in 0..18 {
-            governor.next(Mood::Calm, limit, 0);
+            governor.next(Strain::Low, limit, 0);
         }
-        assert_eq!(governor.next(Mood::Calm, limit, 0), limit);
+        assert_eq!(governor.next(Strain::Low, limit, 0), limit);
     }
 
     #[test]
     fn a_disk_without_a_limit_backs_off_from_what_it_was_read_at() {
         let mut governor = Governor::default();
-        assert_eq!(governor.next(Mood::Calm, None, 500_000_000), None);
-        assert_eq!(governor.next(Mood::Suffers, None, 500_000_000), Some(350_000_000));
-        assert_eq!(governor.next(Mood::Calm, None, 350_000_000), Some(375_000_000));
+        assert_eq!(governor.next(Strain::Low, None, 500_000_000), None);
+        assert_eq!(governor.next(Strain::High, None, 500_000_000), Some(350_000_000));
+        assert_eq!(governor.next(Strain::Low, None, 350_000_000), Some(375_000_000));
         for _ in 0..6 {
-            governor.next(Mood::Calm, None, 0);
+            governor.next(Strain::Low, None, 0);
         }
-        assert_eq!(governor.next(Mood::Calm, None, 0), None);
+        assert_eq!(governor.next(Strain::Low, None, 0), None);
     }
 
     #[test]
@@ -409,11 +409,11 @@ mod tests {
             let mut governor = Governor::default();
             let (last, before) = reads.split_last().expect("seconds");
             for read in before {
-                assert_eq!(governor.next(Mood::Calm, None, *read), None);
+                assert_eq!(governor.next(Strain::Low, None, *read), None);
             }
-            governor.next(Mood::Suffers, None, *last)
+            governor.next(Strain::High, None, *last)
         };
-        // The store was slow, or what was read is not allocated.
+        // The store was slow, or the disk was unallocated there.
         for odd in [0, 1, 3_000_000_000] {
             assert_eq!(
                 backs_off(&[200_000_000, 200_000_000, 200_000_000, odd]),
@@ -425,9 +425,9 @@ mod tests {
         }
         let mut governor = Governor::default();
         for _ in 0..100 {
-            governor.next(Mood::Suffers, None, 0);
+            governor.next(Strain::High, None, 0);
         }
-        assert_eq!(governor.next(Mood::Between, None, 0), Some(5_000_000));
+        assert_eq!(governor.next(Strain::Medium, None, 0), Some(5_000_000));
     }
 
     #[test]
@@ -453,7 +453,7 @@ mod tests {
         assert_eq!(counters.latency_ms(&before, true), Some(90.0));
         assert_eq!(counters.latency_ms(&before, false), Some(1300.0 / 110.0));
         assert_eq!(counters.latency_ms(&counters, false), None);
-        // A device that was replaced by another with its number.
+        // A device that was replaced by another with the same number.
         assert_eq!(before.latency_ms(&counters, false), None);
     }
 }

@@ -1,18 +1,18 @@
-//! Idle I/O class and niceness for the threads that read: they get what nobody else wants.
+//! Idle I/O class and niceness for the reading threads: they get only what no other thread wants.
 //!
-//! Only threads that call [`lower_this_thread`] change, and the threads and programs that those start. A program that
-//! starts a guest's database again must therefore not be started by one of them.
+//! Only threads that call [`lower_this_thread`] change, and the threads and programs that they start. So such a thread
+//! must not start a program that starts a guest's database again.
 
 use crate::sys;
 
-/// Gives this thread the idle I/O class (which the schedulers bfq and mq-deadline look at, and others do not) and niceness
-/// 19. There is no way back without the right to it, so it stays until the thread ends. A refusal is no error.
-pub fn lower_this_thread() {
+/// Gives this thread the idle I/O class (which only the schedulers bfq and mq-deadline honour) and niceness 19. An
+/// unprivileged thread can't undo this, so it stays until the thread ends. A refusal is not an error.
+pub(crate) fn lower_this_thread() {
     if let Err(error) = sys::set_idle_io_class() {
-        tracing::debug!(%error, "no idle I/O class");
+        tracing::debug!(%error, "can't set the idle I/O class");
     }
     if let Err(error) = sys::set_nice(19) {
-        tracing::debug!(%error, "no niceness");
+        tracing::debug!(%error, "can't set the niceness");
     }
 }
 

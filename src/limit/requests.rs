@@ -1,8 +1,8 @@
-//! Changes of the limit while a backup runs: the file `limit` in the run's directory, which `vbk limit` writes.
+//! Changes of the limit during a backup: the file `limit` in the run's directory, which `vbk limit` writes.
 //!
-//! A line is `RATE`, for all guests of the run, or `GUEST RATE`, for one of them, which comes first. No file, an empty
-//! one, or no line that fits: what the run was started with. The file is replaced as a whole, so a reader sees the old
-//! one or the new one.
+//! A line is `RATE`, for all guests of the run, or `GUEST RATE`, for one guest, which takes precedence. Without a file
+//! or a matching line, the limit is the one the run was started with. The file is replaced as a whole, so a reader sees
+//! the old one or the new one.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,22 +14,22 @@ use vbk_repo::name::GuestName;
 use super::ReadLimit;
 use crate::host::run;
 
-/// The file's name in a run's directory.
+/// Name of the file in a run's directory.
 pub const FILE: &str = "limit";
-/// A longer file is not ours.
+/// Limit of the file's length; a longer one is not vbk's.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// What is asked of a run.
+/// Limits requested for a run.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Requests {
-    /// For all guests.
+    /// Limit for all guests.
     all: Option<ReadLimit>,
-    /// For one.
+    /// Limits for single guests.
     guests: BTreeMap<String, ReadLimit>,
 }
 
 impl Requests {
-    /// Reads the file; nothing is asked if it is not there. A line that is not understood is an error.
+    /// Reads the file; without a file nothing is requested. A line that can't be parsed is an error.
     pub fn load(path: &Path) -> io::Result<Self> {
         match fs::metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
@@ -41,7 +41,7 @@ impl Requests {
         }
         let mut requests = Self::default();
         for line in fs::read_to_string(path)?.lines().filter(|line| !line.trim().is_empty()) {
-            // A rate may have a space in it, as in `60 MB/s`, but no guest and a rate make a rate.
+            // A rate may contain a space, e.g. `60 MB/s`, but a guest's name and a rate never form a rate.
             match line.parse() {
                 Ok(limit) => requests.all = Some(limit),
                 Err(error) => {
@@ -54,7 +54,7 @@ impl Requests {
         Ok(requests)
     }
 
-    /// Replaces the file. No barrier: it is for processes that run now.
+    /// Replaces the file. Not synced: only processes that run now read it.
     pub fn store(&self, path: &Path) -> io::Result<()> {
         let new = path.with_extension(format!("new-{}", std::process::id()));
         let written = fs::File::create(&new)
@@ -74,13 +74,13 @@ impl Requests {
         all.chain(guests).collect()
     }
 
-    /// What is asked for a guest, if anything.
+    /// Returns the limit requested for a guest, if any.
     pub fn of(&self, guest: &GuestName) -> Option<ReadLimit> {
         self.guests.get(guest.as_str()).copied().or(self.all)
     }
 
-    /// Asks for a limit: of one guest, or of all, which makes what was asked for one void. `None` asks for what the run was
-    /// started with.
+    /// Requests a limit for one guest, or for all, which overrides earlier requests for single guests. `None` requests
+    /// the limit that the run was started with.
     pub fn ask(&mut self, guest: Option<&GuestName>, limit: Option<ReadLimit>) {
         match (guest, limit) {
             (None, limit) => {
@@ -97,19 +97,19 @@ impl Requests {
     }
 }
 
-/// A run that goes on.
+/// A running backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunningBackup {
-    /// Its directory.
+    /// Directory of the run.
     pub directory: PathBuf,
-    /// The command that it carries out, as far as it is known.
+    /// Command of the run, as far as known.
     pub command: String,
-    /// The guests that it backs up, if it says so.
+    /// Guests that it backs up, if it recorded them.
     guests: Option<Vec<String>>,
 }
 
 impl RunningBackup {
-    /// Whether it may back up a guest; one that does not tell its guests may.
+    /// Tests that it may back up a guest; a run that did not record its guests may.
     pub fn may_have(&self, guest: &GuestName) -> bool {
         let Some(guests) = &self.guests else {
             return true;
@@ -118,7 +118,7 @@ impl RunningBackup {
     }
 }
 
-/// The runs below a runtime directory that go on. What is left of one that was killed is passed over.
+/// Lists the running runs below a runtime directory. Skips the remains of killed ones.
 pub fn running(runtime_directory: &Path) -> Vec<RunningBackup> {
     let runs = run::running(runtime_directory).into_iter();
     runs.map(|(directory, info)| {
@@ -132,7 +132,7 @@ pub fn running(runtime_directory: &Path) -> Vec<RunningBackup> {
     .collect()
 }
 
-/// To the byte, and not as people like it.
+/// Formats a limit exactly to the byte.
 fn exact(limit: ReadLimit) -> String {
     match limit {
         ReadLimit::BytesPerSec(rate) => format!("{rate}B"),
@@ -190,7 +190,7 @@ mod tests {
         let begin = |command: &str| Run::begin(runtime.path(), "host", command).expect("begins");
         let (named, all) = (begin("backup web1"), begin("backup --all"));
         named.note_guests(vec!["web1".to_owned()]).expect("notes");
-        // As kill -9 leaves one, and one that begins.
+        // The state that kill -9 leaves, and that of a starting run.
         for name in ["0123456789ab", ".new-0123456789ac"] {
             let directory = runtime.path().join("runs").join(name);
             fs::create_dir(&directory).expect("makes");

@@ -1,9 +1,9 @@
-//! What a disk can do: as somebody says, or measured once and remembered for 30 days.
+//! The speed of a disk: configured, or measured once and remembered for 30 days.
 //!
-//! A measurement reads a little at three places with data, past the page cache. It is taken of the disk and never of its
-//! snapshot, which has another identity each time. What is not allocated reads as zeros as fast as memory is, and a read of
-//! which a little is allocated is hardly slower: only reads that are mostly data count. Where no such place is found, the
-//! speed of what was read instead holds for one run and is not remembered.
+//! A measurement reads a little at three offsets with data, past the page cache. It measures the disk and never its
+//! snapshot, whose identity changes each time. Unallocated space reads as zeros at the speed of memory, and so does a
+//! read that is allocated only in part; therefore only reads that are mostly data count. If no such offset is found,
+//! the speed of the reads that were made applies to one run and is not remembered.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -22,39 +22,39 @@ use crate::error::Result;
 use crate::host::device::DeviceNumber;
 use crate::text;
 
-/// The file of measurements in the cache directory.
-pub const CACHE_FILE: &str = "speed.json";
-/// How long a measurement holds.
+/// Name of the file of measurements in the cache directory.
+pub(crate) const CACHE_FILE: &str = "speed.json";
+/// Validity of a measurement.
 const VALID: SignedDuration = SignedDuration::from_hours(30 * 24);
-/// At how many places with data is read.
-const PLACES: usize = 3;
-/// How many places are looked at for them: with 4 MiB each that is no more than a second of a thin volume's zeros.
+/// Number of offsets with data to read at.
+const SAMPLES: usize = 3;
+/// Number of offsets to try for them: with 4 MiB each, that takes at most a second of a thin volume's zeros.
 const LOOKS: u64 = 256;
-/// How long is looked and read in all, but for the read that is on its way.
+/// Time limit for one measurement; a read in flight may overrun it.
 const TIME: Duration = Duration::from_millis(1500);
-/// What is read at one place at most.
-const PLACE_BYTES: u64 = 64 << 20;
-/// How long is read at one place at most, but for the read that is on its way.
-const PLACE_TIME: Duration = Duration::from_millis(300);
-/// In pieces of this size a read is looked at: thin pools and file systems allocate no less where it matters.
+/// Length to read at one offset at most.
+const SAMPLE_BYTES: u64 = 64 << 20;
+/// Time limit for reading at one offset; a read in flight may overrun it.
+const SAMPLE_TIME: Duration = Duration::from_millis(300);
+/// Size of the pieces in which a read is examined: where it matters, thin pools and file systems allocate no less.
 const PIECE_BYTES: usize = 64 << 10;
-/// Large enough for the kernel to have several requests of it in flight.
+/// Size of a read, large enough for the kernel to have several requests in flight.
 const READ_BYTES: usize = 4 << 20;
-/// What a disk counts for at most of which only zeros were read, or nothing.
+/// Speed assumed at most for a disk on which no data was found.
 const EMPTY_BYTES_PER_SEC: u64 = 1 << 30;
-/// More measurements than any host has disks; a larger file is not ours.
+/// Limit of the file's length: no host has disks for more measurements, so a larger file is not vbk's.
 const MAX_CACHE_BYTES: u64 = 64 << 20;
 
-/// The speed of a disk, and who says so.
+/// Speed of a disk, and its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceSpeed {
-    /// Reading, in bytes per second.
+    /// Read speed in bytes per second.
     pub bytes_per_sec: u64,
-    /// Who says so.
+    /// Source of the number.
     pub source: SpeedSource,
 }
 
-/// Who says how fast a disk is.
+/// Source of a disk's speed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SpeedSource {
     /// The command line.
@@ -79,10 +79,10 @@ impl std::fmt::Display for DeviceSpeed {
     }
 }
 
-/// The speed of a disk by measurement: a remembered one that is not too old, or a new one, which takes a second or two and
-/// is remembered. `cache` is a directory that is made if it is not there; one that can't be read or written, and a damaged
-/// file in it, only cost the measurement.
-pub fn measured(disk: &Path, cache: Option<&Path>, now: Timestamp) -> Result<DeviceSpeed> {
+/// Returns a disk's measured speed: a remembered one that is not too old, or a new one, which takes a second or two and
+/// is remembered. `cache` is a directory, which is created if it does not exist; one that can't be read or written, or
+/// a damaged file in it, only costs the measurement.
+pub(crate) fn measured(disk: &Path, cache: Option<&Path>, now: Timestamp) -> Result<DeviceSpeed> {
     let mut source = Source::open(disk)?;
     source.pass_by_page_cache();
     let identity = identity(disk, source.size_bytes());
@@ -99,7 +99,7 @@ pub fn measured(disk: &Path, cache: Option<&Path>, now: Timestamp) -> Result<Dev
         && of_data
         && let Err(error) = remember(cache, identity, measurement, now)
     {
-        tracing::debug!(%error, "the measured speed can't be kept in {}", cache.display());
+        tracing::debug!(%error, "can't remember the measured speed in {}", cache.display());
     }
     Ok(measurement.speed())
 }
@@ -117,7 +117,7 @@ struct Measurement {
 }
 
 impl Measurement {
-    /// One of the future was made with a wrong clock, nobody knows when.
+    /// Tests that a measurement is valid. One from the future was made with a wrong clock, so its age is unknown.
     fn holds(&self, now: Timestamp) -> bool {
         let age = now.duration_since(self.measured);
         self.bytes_per_sec > 0 && age >= SignedDuration::ZERO && age <= VALID
@@ -131,8 +131,8 @@ impl Measurement {
     }
 }
 
-/// What tells a disk from all others, also after a reboot: the uuid that device mapper has for it, or path, number and
-/// size. A disk that grew may lie elsewhere, so the size is always part of it.
+/// Returns a unique identity of a disk that survives a reboot: device mapper's uuid, or path, number and size. A disk
+/// that grew may have moved, so the size is always part of it.
 fn identity(disk: &Path, size_bytes: u64) -> String {
     let number = DeviceNumber::of_block_device(disk);
     match number.map(|number| (number, number.attribute("dm/uuid"))) {
@@ -152,16 +152,16 @@ fn load(directory: &Path) -> Cache {
     serde_json::from_slice(&text).unwrap_or_default()
 }
 
-/// The guests of one run are measured at the same time, and share one file with one temporary name.
+/// Lock of the file: guests of one run are measured at the same time and share one file with one temporary name.
 static REMEMBERING: Mutex<()> = Mutex::new(());
 
-/// Adds a measurement to the file, which is replaced as a whole. Of two processes that do so at once one may lose its
+/// Adds a measurement to the file, which is replaced as a whole. If two processes do so at once, one may lose its
 /// measurement, and measures again next time.
 fn remember(directory: &Path, identity: String, measurement: Measurement, now: Timestamp) -> std::io::Result<()> {
     let _turn = REMEMBERING.lock().unwrap_or_else(PoisonError::into_inner);
     fs::create_dir_all(directory)?;
     let mut cache = load(directory);
-    // So that the file does not grow with disks that are gone.
+    // Otherwise the file would grow with disks that no longer exist.
     cache.devices.retain(|_, known| known.holds(now));
     cache.devices.insert(identity, measurement);
     let new = directory.join(format!("{CACHE_FILE}.{}", std::process::id()));
@@ -176,41 +176,42 @@ fn remember(directory: &Path, identity: String, measurement: Measurement, now: T
     })
 }
 
-/// Reads at some places with data and gives the speed of the middle one, because the first may be cached by the disk and
-/// one may be busy; and whether that is the speed of data.
+/// Reads at several offsets with data and returns the median speed, because the first may be in the disk's cache and
+/// one may be busy. The flag is true if that is the speed of data.
 fn measure(source: &Source) -> Result<(u64, bool)> {
     let (clock, mut buffer) = (Instant::now(), AlignedBuffer::new(READ_BYTES));
-    let (mut places, mut empty) = (Vec::new(), Amount::default());
+    let (mut samples, mut empty) = (Vec::new(), Amount::default());
     let mut seen = BTreeSet::new();
     for look in 1..=LOOKS {
-        if places.len() >= PLACES || clock.elapsed() >= TIME {
+        if samples.len() >= SAMPLES || clock.elapsed() >= TIME {
             break;
         }
-        let Some(start) = place(source, look).filter(|start| seen.insert(*start)) else {
+        let Some(start) = offset_of(source, look).filter(|start| seen.insert(*start)) else {
             continue;
         };
         let data = measure_at(source, start, &mut buffer, &mut empty)?;
         if data.bytes > 0 {
-            places.push(data.rate());
+            samples.push(data.rate());
         }
     }
-    places.sort_by(f64::total_cmp);
-    Ok(match places.get(places.len().saturating_sub(1) / 2) {
+    samples.sort_by(f64::total_cmp);
+    Ok(match samples.get(samples.len().saturating_sub(1) / 2) {
         Some(rate) => ((*rate as u64).max(1), true),
         None if empty.bytes == 0 => (EMPTY_BYTES_PER_SEC, false),
         None => ((empty.rate() as u64).clamp(1, EMPTY_BYTES_PER_SEC), false),
     })
 }
 
-/// Where to look: in the middle, at the quarters, the eighths and so on, and there at the next byte that is no hole.
-fn place(source: &Source, look: u64) -> Option<u64> {
+/// Returns the offset for an attempt: the middle, the quarters, the eighths and so on, and from there the next byte
+/// outside a hole.
+fn offset_of(source: &Source, look: u64) -> Option<u64> {
     let reversed = look.reverse_bits() >> 32;
     let wanted = ((u128::from(source.size_bytes()) * u128::from(reversed)) >> 32) as u64;
     let data = source.next_data(wanted).or_else(|| source.next_data(0))?;
     Some(data.start / ALIGN as u64 * ALIGN as u64)
 }
 
-/// What was read, and in which time.
+/// Bytes read, and the time that took.
 #[derive(Default)]
 struct Amount {
     bytes: u64,
@@ -228,10 +229,10 @@ impl Amount {
     }
 }
 
-/// Reads from here on as long as there is data. What is not goes to `empty`.
+/// Reads from an offset on as long as there is data. Reads without data are added to `empty`.
 fn measure_at(source: &Source, start: u64, buffer: &mut AlignedBuffer, empty: &mut Amount) -> Result<Amount> {
     let (clock, mut at, mut data) = (Instant::now(), start, Amount::default());
-    while at < source.size_bytes() && at - start < PLACE_BYTES && clock.elapsed() < PLACE_TIME {
+    while at < source.size_bytes() && at - start < SAMPLE_BYTES && clock.elapsed() < SAMPLE_TIME {
         let len = (source.size_bytes() - at).min(READ_BYTES as u64) as usize;
         let begun = Instant::now();
         source.read(at, len, buffer)?;
@@ -318,7 +319,7 @@ mod tests {
         disk.as_file().set_len(1 << 30).expect("grows");
         assert!(of(day(0)).bytes_per_sec <= EMPTY_BYTES_PER_SEC);
         assert_eq!(measured_on(of(day(1))), day(1));
-        // At none of the places that are read where there are no holes.
+        // At none of the offsets that are read in a file without holes.
         let data = vec![7; 8 << 20];
         std::os::unix::fs::FileExt::write_all_at(disk.as_file(), &data, 300 << 20).expect("writes");
         let found = of(day(2));
@@ -333,7 +334,7 @@ mod tests {
         };
         let of = |now| measured(disk.path(), Some(cache.path()), now).expect("measures");
         disk.as_file().set_len(1 << 30).expect("grows");
-        // As a thin volume of which here and there a block is mapped: hardly anything of a read comes from the disk.
+        // Like a thin volume with few mapped blocks: hardly any of a read comes from the disk.
         for place in 0..64 {
             write(place << 24, PIECE_BYTES);
         }
@@ -369,7 +370,7 @@ mod tests {
         let disk = disk(16 << 20);
         let source = Source::open(disk.path()).expect("opens");
         let places: Vec<_> = (1..=7)
-            .map(|look| place(&source, look).map(|start| start >> 20))
+            .map(|look| offset_of(&source, look).map(|start| start >> 20))
             .collect();
         assert_eq!(places, [8, 4, 12, 2, 10, 6, 14].map(Some));
     }

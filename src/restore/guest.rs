@@ -77,7 +77,7 @@ impl<'a> GuestRestore<'a> {
             group: self.group.to_owned(),
             pool: self.pool.map(str::to_owned),
             volumes: self.new_volumes(disks.as_ref())?,
-            run: format!("{:016x}", u64::from_le_bytes(random_bytes()?)),
+            tag_id: format!("{:016x}", u64::from_le_bytes(random_bytes()?)),
             devices: self.devices.clone(),
         };
         let mut remarks = Vec::new();
@@ -194,7 +194,7 @@ impl RestorePlan<'_> {
     /// Defines the domain in libvirt, without starting it. Does nothing if the guest has none. The XML is written to
     /// `temporary`, a directory, and removed again.
     pub fn define(&self, temporary: &Path) -> Result<()> {
-        let scratch = temporary.join(format!("vbk-{}.xml", self.volumes.run));
+        let scratch = temporary.join(format!("vbk-{}.xml", self.volumes.tag_id));
         match &self.domain {
             Some(domain) => Ok(domain.define(self.restore.programs, &scratch)?),
             None => Ok(()),

@@ -9,7 +9,7 @@ const NOW: &str = "2026-11-21T12:00:00Z";
 fn zone(name: &str) -> TimeZone {
     TimeZone::posix(match name {
         "Berlin" => "CET-1CEST,M3.5.0,M10.5.0/3",
-        // As it was until 2011: clocks changed at one minute past midnight.
+        // The rule until 2011: clocks changed at one minute past midnight.
         "St. John's" => "NST3:30NDT,M3.2.0/0:01,M11.1.0/0:01",
         "Kiritimati" => "<+14>-14",
         _ => "UTC0",
@@ -199,7 +199,7 @@ fn a_backup_made_with_a_clock_that_was_ahead_hides_none_that_was_made_after_it()
         told(&backups, last(2), NOW, "UTC"),
         ["- last 2 used up", "+ in the future", "+ last 2 of 2", "+ last 1 of 2"]
     );
-    // When its date has come it takes a turn as others do, and what was made after it goes no sooner.
+    // When its date has come, it takes a turn like the others, and backups made after it are forgotten no sooner.
     let later = told(&backups, daily(1), "2031-05-06T00:00:00Z", "UTC");
     assert!(
         later[1].starts_with("+ daily") && later[2].starts_with('+') && later[3].starts_with('+'),
@@ -420,7 +420,7 @@ fn a_day_that_begins_twice_is_still_one_day() {
 #[test]
 fn ages_are_counted_by_the_calendar_of_the_zone() {
     let cases = [
-        // The same time of the day before, 25 hours ago; and 24 hours ago.
+        // The same time on the previous day, 25 hours ago; and 24 hours ago.
         ("2026-10-25T12:00:00+01:00", "1d", "2026-10-24T12:00:00+02:00"),
         ("2026-10-25T12:00:00+01:00", "24h", "2026-10-24T13:00:00+02:00"),
         ("2026-03-29T12:00:00+02:00", "1d", "2026-03-28T12:00:00+01:00"),
@@ -529,7 +529,7 @@ fn backups() -> impl Strategy<Value = Vec<Candidate>> {
     })
 }
 
-/// The same, made in another order than their times say: clocks were behind or ahead now and then.
+/// The same, made in another order than that of their times: clocks were slow or fast now and then.
 fn backups_of_wrong_clocks() -> impl Strategy<Value = Vec<Candidate>> {
     (backups(), prop::collection::vec(0..8_u64, 60)).prop_map(|(mut backups, moved)| {
         for ((place, backup), moved) in (1..).zip(&mut backups).zip(moved) {
@@ -597,7 +597,9 @@ proptest! {
         let backups: Vec<_> = backups.into_iter().map(|one| Candidate { protected: false, ..one }).collect();
         let stay = kept(&backups, &policy, &zone);
         for gone in backups.iter().filter(|backup| !stay.contains(backup)) {
-            let outlives = |other: &&Candidate| is_past(other) && other.order() < gone.order() && other.time > gone.time;
+            let outlives = |other: &&Candidate| {
+                is_past(other) && other.order() < gone.order() && other.time > gone.time
+            };
             prop_assert!(!stay.iter().any(|other| outlives(&other)), "{gone:?}");
         }
         let last = backups.iter().filter(|backup| is_past(backup) && backup.good).max_by_key(|backup| backup.order());
@@ -663,7 +665,10 @@ proptest! {
         let decisions = decide(&backups, &policy, now(), &zone);
         let counted = backups.iter().zip(&decisions).filter(|(backup, decision)| {
             let otherwise = |reason: &Reason| {
-                matches!(reason, Reason::Protected | Reason::Future | Reason::Within(_) | Reason::LastGood | Reason::NoRule)
+                matches!(
+                    reason,
+                    Reason::Protected | Reason::Future | Reason::Within(_) | Reason::LastGood | Reason::NoRule
+                )
             };
             decision.keep && backup.good && !decision.reasons.iter().any(otherwise)
         });

@@ -314,7 +314,7 @@ fn a_run_in_which_all_fail_or_which_finds_nothing_says_so_by_its_code() {
     );
     let said = host.run(args!["backup", "--all"]).code(3);
     assert!(said.text().contains("c1") && said.text().contains("done"), "{said}");
-    said.says(&["libvirt was not asked for guests", "failed to connect"]);
+    said.says(&["can't list libvirt's guests", "failed to connect"]);
     assert_eq!(metric(&host, "vbk_run_success"), Some(0.0));
     let known = metric(&host, "vbk_backup_success{guest=\"d1\"}");
     assert_eq!(known, Some(1.0), "it is not gone only because libvirt does not answer");

@@ -4,6 +4,8 @@
 //! of its own below `target/tmp` ([`support::lab::Lab`]), may run beside the others, and fails if it leaves a mount, a
 //! loop device or a process behind.
 
+#![allow(clippy::print_stderr, clippy::print_stdout, reason = "the tests report what they do")]
+
 #[macro_use]
 mod support;
 

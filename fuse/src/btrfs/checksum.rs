@@ -1,15 +1,15 @@
-//! The four checksums that btrfs puts in front of a block, over all bytes behind the 32 that it may take.
+//! The four checksums of btrfs. A checksum precedes its block and covers all bytes after the 32 of its own field.
 //!
-//! Own code for three of them: the crates that have them are not among this program's, and each is a page of published arithmetic
+//! Three of them are implemented here: this program has no crates for them, and each is a page of published arithmetic
 //! that the tests compare with what mkfs.btrfs wrote.
 
 use blake2::digest::consts::U32;
 use blake2::{Blake2b, Digest};
 
-/// Where the checksum of a superblock or tree block ends (`BTRFS_CSUM_SIZE`).
+/// End of the checksum field of a superblock or tree block (`BTRFS_CSUM_SIZE`).
 pub(super) const CHECKSUM_BYTES: usize = 32;
 
-/// A checksum by the number that the superblock has for it (`enum btrfs_csum_type`, linux/btrfs_tree.h).
+/// A checksum algorithm, by its number in the superblock (`enum btrfs_csum_type`, linux/btrfs_tree.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Checksum {
     Crc32c,
@@ -29,7 +29,7 @@ impl Checksum {
         }
     }
 
-    /// The field in front of a block with these bytes, which begin with that field.
+    /// Computes the field at the start of a block from the bytes after it.
     pub(super) fn of_block(self, block: &[u8]) -> [u8; CHECKSUM_BYTES] {
         let bytes = block.get(CHECKSUM_BYTES..).unwrap_or_default();
         let mut field = [0; CHECKSUM_BYTES];
@@ -42,7 +42,7 @@ impl Checksum {
         field
     }
 
-    /// Whether the block has the checksum of its bytes. The field's unused rest does not count.
+    /// Tests that the block has the checksum of its bytes. The unused rest of the field does not count.
     pub(super) fn holds(self, block: &[u8]) -> bool {
         let len = match self {
             Self::Crc32c => 4,
@@ -53,7 +53,7 @@ impl Checksum {
     }
 }
 
-/// CRC-32C (Castagnoli, reflected polynomial 82f63b78), bit by bit: a block has 64 KiB at most.
+/// Computes CRC-32C (Castagnoli, reflected polynomial 82f63b78), bit by bit: a block has 64 KiB at most.
 fn crc32c(bytes: &[u8]) -> u32 {
     let shift = |crc: u32| (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg());
     !bytes
@@ -61,7 +61,7 @@ fn crc32c(bytes: &[u8]) -> u32 {
         .fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| shift(crc)))
 }
 
-/// XXH64 with seed 0 (xxhash specification 0.1.1).
+/// Computes XXH64 with seed 0 (xxhash specification 0.1.1).
 fn xxhash64(bytes: &[u8]) -> u64 {
     const P: [u64; 5] = [
         0x9e37_79b1_85eb_ca87,
@@ -128,7 +128,7 @@ const SHA256_K: [u32; 64] = [
     0xc67178f2,
 ];
 
-/// SHA-256 (FIPS 180-4).
+/// Computes SHA-256 (FIPS 180-4).
 fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut state: [u32; 8] = [
         0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19,

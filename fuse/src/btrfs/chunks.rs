@@ -1,7 +1,7 @@
-//! Reads the chunk tree of a btrfs: which devices it has, and where the copies of its data are. Trusts nothing it reads.
+//! Reads the chunk tree of a btrfs: its devices, and the location of each copy of its data. Trusts nothing it reads.
 //!
-//! The kernel reads any copy of a tree block, so all of them are read here: a guest must not be able to hide a device in the copy
-//! that was not looked at.
+//! The kernel may read any copy of a tree block, so all copies are read here: a guest must not be able to hide a device
+//! in the copy that was not examined.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -9,11 +9,11 @@ use std::io;
 use super::{Fsid, Superblock};
 use crate::read_at::{ReadAt, le16, le32, le64, read_inside};
 
-/// Tree blocks of the largest chunk tree that is read: one of 16 KiB describes some hundred chunks of 1 GiB.
+/// Tree blocks of the largest chunk tree that is read: one block of 16 KiB describes about a hundred chunks of 1 GiB.
 const MAX_NODES: usize = 1 << 14;
 /// `BTRFS_MAX_LEVEL`.
 const MAX_LEVEL: u8 = 8;
-/// More stripes than a chunk can have: an item must fit into a tree block.
+/// Limit above the stripes that a chunk can have: an item must fit into a tree block.
 const MAX_STRIPES: usize = 2048;
 
 const NODE_HEADER_BYTES: usize = 101;
@@ -35,21 +35,22 @@ const RAID6: u64 = 1 << 8;
 const RAID1C3: u64 = 1 << 9;
 const RAID1C4: u64 = 1 << 10;
 
-/// The devices of a file system, by its own account.
+/// The devices of a file system, according to its chunk tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Layout {
-    /// Their numbers, in order.
+    /// Device numbers, in order.
     pub(crate) devices: Vec<u64>,
-    /// Those that are not at hand.
+    /// Numbers of the devices that are not in the backup.
     pub(crate) missing: Vec<u64>,
-    /// Whether every byte has a copy, or can be worked out, without the missing ones.
+    /// True if every byte has a copy, or can be reconstructed, without the missing devices.
     pub(crate) complete: bool,
 }
 
-/// Reads the chunk tree from the devices at hand, all of one file system. The inner error says why it must not be mounted.
+/// Reads the chunk tree from the available devices, all of one file system. The inner error says why it must not be
+/// mounted.
 pub(crate) fn examine(devices: &[(&Superblock, &dyn ReadAt)]) -> io::Result<Result<Layout, String>> {
     let Some((newest, _)) = devices.iter().max_by_key(|(superblock, _)| superblock.generation()) else {
-        return Ok(Err("there is no device".to_owned()));
+        return Ok(Err("no device of it is available".to_owned()));
     };
     if devices.iter().any(|(it, _)| it.device_fsid() != it.metadata_uuid()) {
         return Ok(Err("a device's superblock contradicts itself".to_owned()));
@@ -71,7 +72,7 @@ pub(crate) fn examine(devices: &[(&Superblock, &dyn ReadAt)]) -> io::Result<Resu
         .any(|fsids| fsids.iter().any(|fsid| *fsid != metadata))
     {
         return Ok(Err(
-            "it is built on a seed device, which is a file system of its own".to_owned()
+            "it is built on a seed device, which is a separate file system".to_owned()
         ));
     }
     let mut numbers: Vec<u64> = walk.devices.keys().copied().collect();
@@ -96,14 +97,14 @@ pub(crate) fn examine(devices: &[(&Superblock, &dyn ReadAt)]) -> io::Result<Resu
     }))
 }
 
-/// Where a range of logical addresses is.
+/// Location of a range of logical addresses.
 struct Chunk {
     start: u64,
     len: u64,
     kind: u64,
     stripe_len: u64,
     sub_stripes: u64,
-    /// Device and offset.
+    /// Device number and offset of each stripe.
     stripes: Vec<(u64, u64)>,
 }
 
@@ -132,18 +133,18 @@ impl Chunk {
         CHUNK_BYTES + self.stripes.len() * STRIPE_BYTES
     }
 
-    /// So many stripes may be lost, with all data still there (`btrfs_raid_array`, `tolerated_failures`).
+    /// Returns the number of stripes that may be lost without losing data (`btrfs_raid_array`, `tolerated_failures`).
     fn may_lose(&self) -> usize {
         match self.kind {
             kind if kind & (RAID1C4) != 0 => 3,
             kind if kind & (RAID1C3 | RAID6) != 0 => 2,
             kind if kind & (RAID1 | RAID10 | RAID5) != 0 => 1,
-            // Both copies are on one device; either both are there or none.
+            // Both copies are on one device, so they exist together or not at all.
             _ => 0,
         }
     }
 
-    /// Devices and offsets of all copies of a tree block, which never crosses the edge of a stripe.
+    /// Returns device and offset of each copy of a tree block, which never crosses the edge of a stripe.
     fn copies(&self, logical: u64) -> Vec<(u64, u64)> {
         let Some(offset) = logical.checked_sub(self.start).filter(|offset| *offset < self.len) else {
             return Vec::new();
@@ -182,7 +183,7 @@ impl Chunk {
     }
 }
 
-/// The chunks that the superblock itself describes: those of the chunk tree.
+/// Parses the chunks that the superblock itself describes: those of the chunk tree.
 fn system_chunks(superblock: &Superblock) -> Vec<Chunk> {
     let mut rest = superblock.system_chunks();
     let mut chunks = Vec::new();
@@ -202,7 +203,7 @@ struct Walk<'a> {
     system: Vec<Chunk>,
     /// By logical address.
     chunks: HashMap<u64, Chunk>,
-    /// The fsids that each device's items have, in all copies.
+    /// Fsids in the items of each device, in all copies.
     devices: HashMap<u64, HashSet<Fsid>>,
 }
 
@@ -210,7 +211,7 @@ impl Walk<'_> {
     fn run(&mut self) -> io::Result<Result<(), String>> {
         let (root, level) = self.newest.chunk_root();
         if level >= MAX_LEVEL {
-            return Ok(Err("its chunk tree makes no sense".to_owned()));
+            return Ok(Err("its chunk tree has an invalid depth".to_owned()));
         }
         let mut to_read = vec![(root, level)];
         let mut seen = HashSet::new();
@@ -219,7 +220,7 @@ impl Walk<'_> {
                 continue;
             }
             if seen.len() > MAX_NODES {
-                return Ok(Err("its chunk tree is larger than any that was seen".to_owned()));
+                return Ok(Err(format!("its chunk tree has more than {MAX_NODES} blocks")));
             }
             let nodes = self.read_node(logical, level)?;
             if nodes.is_empty() {
@@ -244,7 +245,7 @@ impl Walk<'_> {
         }
     }
 
-    /// All good copies of a tree block that are at hand.
+    /// Reads all valid copies of a tree block on the available devices.
     fn read_node(&self, logical: u64, level: u8) -> io::Result<Vec<Vec<u8>>> {
         let mut nodes: Vec<Vec<u8>> = Vec::new();
         for (devid, offset_bytes) in self.system.iter().flat_map(|chunk| chunk.copies(logical)) {

@@ -1,4 +1,4 @@
-//! On what mkfs.btrfs makes (package btrfs-progs).
+//! Tests on file systems made by mkfs.btrfs (package btrfs-progs).
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -62,7 +62,7 @@ fn another_identity_changes_the_superblocks_alone_with_every_checksum() {
         let new = read(&files[0]);
         assert_eq!((new.fsid(), new.metadata_uuid()), (NEW, old.fsid()), "{checksum}");
         assert_eq!(new.device_fsid(), old.fsid());
-        // A second time: what the metadata bears stays.
+        // A second time: the metadata's UUID stays.
         let again = super::patches(&files[0], Fsid([1; 16])).expect("readable");
         files[0]
             .write_all_at(&again[0].bytes, again[0].offset_bytes)

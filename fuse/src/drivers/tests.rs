@@ -38,7 +38,7 @@ fn an_ext4_is_never_mounted_with_a_journal() {
 fn what_names_other_devices_of_the_host_is_not_mounted() {
     let sb = 1024;
     let refused: [(FsType, Marks); 7] = [
-        // The log at block 0 is none in here; a realtime device.
+        // The log at block 0 means none inside the volume; then a realtime device.
         (FsType::Xfs, &[(0, b"XFSB")]),
         (FsType::Xfs, &[(48, &[0, 0, 0, 0, 0, 0, 4, 0]), (23, &[1])]),
         (FsType::F2fs, &[(sb + 2201, b"/dev/sda")]),

@@ -1,4 +1,4 @@
-//! Which volumes of a backup are one btrfs, and under which identity they are shown to the kernel.
+//! Groups the volumes of a backup that form one btrfs, and chooses the identity under which the kernel sees it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -10,7 +10,7 @@ use crate::listing::Part;
 use crate::probe::{Content, FsType};
 use crate::read_at::ReadAt;
 
-/// Decides what becomes of each btrfs, and of each device of one.
+/// Plans each btrfs, and each device of one.
 pub(super) fn plan(
     found: &[Found],
     new_fsid: &dyn Fn() -> io::Result<Fsid>,
@@ -24,7 +24,7 @@ pub(super) fn plan(
             continue;
         }
         match Superblock::read(&volume.content())? {
-            // Of several with one device each and the same identity, each is a copy of its own.
+            // Several with one device each and the same identity are copies, each a file system of its own.
             Ok(superblock) if superblock.device_count() == 1 => {
                 let key = (superblock.fsid(), superblock.metadata_uuid(), Some(index));
                 groups.insert(key, vec![(index, superblock)]);
@@ -115,13 +115,14 @@ fn plan_set(
     Ok(())
 }
 
-/// What the file system says of its devices; the inner error says why it is not mounted.
+/// Reads what the file system records about its devices; the inner error says why it is not mounted.
 fn look_at(found: &[Found], devices: &[(usize, Superblock)]) -> io::Result<Result<Layout, String>> {
     for (at, (index, superblock)) in devices.iter().enumerate() {
         let mut before = devices[..at].iter();
         if let Some((twin, _)) = before.find(|(_, other)| other.devid() == superblock.devid()) {
             return Ok(Err(format!(
-                "its device {} is in the backup twice, as {} and {}; restore the disks that belong together to files and mount those",
+                "its device {} is in the backup twice, as {} and {}; restore the disks that belong together to files \
+                 and mount those",
                 superblock.devid(),
                 found[*twin].file,
                 found[*index].file,
@@ -136,14 +137,15 @@ fn look_at(found: &[Found], devices: &[(usize, Superblock)]) -> io::Result<Resul
         .collect();
     Ok(match examine(&pairs)? {
         Ok(layout) if !layout.missing.is_empty() && !layout.complete => Err(format!(
-            "{} not in the backup, and some data is there alone; `btrfs restore` gets files out of the images that `vbk mount DIR` shows",
+            "{} not in the backup, and some data is on no other device; `btrfs restore` gets files out of the images \
+             that `vbk mount DIR` shows",
             numbers(&layout.missing)
         )),
         other => other,
     })
 }
 
-/// As in `its devices 2, 3 are`.
+/// Formats the device numbers: `its devices 2, 3 are`.
 fn numbers(devices: &[u64]) -> String {
     let list: Vec<_> = devices.iter().map(u64::to_string).collect();
     match list.as_slice() {

@@ -1,4 +1,5 @@
-//! What there is to mount in a backup: every partition of every disk, looked at together, because a mirror or a btrfs may be on several.
+//! The volumes of a backup: every partition of every disk. All are examined together, because a mirror or a btrfs may
+//! span several disks.
 
 use std::io;
 use std::path::PathBuf;
@@ -17,11 +18,11 @@ use crate::probe::{self, Probed, probe_all};
 pub(super) struct Disk<'a> {
     pub(super) image: &'a Image,
     pub(super) reader: ImageReader,
-    /// Whether the user asked for it. The others are looked at for what belongs together.
+    /// True if the user asked for this disk. The others are examined for parts that belong to it.
     pub(super) wanted: bool,
-    /// Where its partitions are to be mounted, below the mount point.
+    /// Directory of its partitions, below the mount point.
     pub(super) parent: PathBuf,
-    /// Where it is to be mounted if it has no partitions.
+    /// Path where it is mounted if it has no partitions.
     pub(super) whole: PathBuf,
 }
 
@@ -31,21 +32,21 @@ pub(super) struct Found<'a> {
     offset_bytes: u64,
     size_bytes: u64,
     kind: Option<PartitionKind>,
-    /// What it holds, or why it can't be read.
+    /// Content, or the reason why it can't be read.
     pub(super) probed: Result<Probed, String>,
-    /// The RAID array that it is a member of.
+    /// Membership in a RAID array.
     pub(super) member: Option<MdMember>,
-    /// The part of it that holds the content: less than all in a mirror.
+    /// Part of it that holds the content: in a mirror, less than all of it.
     pub(super) window: Window,
     pub(super) wanted: bool,
-    /// Its place below the mount point.
+    /// Path below the mount point.
     pub(super) name: PathBuf,
-    /// The name of its image's file.
+    /// Name of its image's file.
     pub(super) file: String,
 }
 
 impl Found<'_> {
-    /// The bytes of the content.
+    /// Returns the part of the image that holds the content.
     pub(super) fn content(&self) -> Part<'_> {
         Part {
             image: self.reader,
@@ -57,7 +58,8 @@ impl Found<'_> {
         }
     }
 
-    /// Partitions that boot code has without a file system: BIOS boot, PReP, and Microsoft's reserved one (UEFI 2.10, table 5.7).
+    /// Tests for a partition type that holds boot code without a file system: BIOS boot, PReP, and Microsoft's reserved
+    /// one (UEFI 2.10, table 5.7).
     pub(super) fn is_boot_code(&self) -> bool {
         const BOOT: [&[u8; 16]; 3] = [
             b"Hah!IdontNeedEFI",
@@ -76,11 +78,11 @@ impl Found<'_> {
     }
 }
 
-/// What becomes of a volume.
+/// Decision for a volume.
 pub(super) enum Plan {
     Mount {
         how: FileSystem,
-        /// The other devices of the file system, by their index.
+        /// The other devices of the file system, by index.
         others: Vec<usize>,
     },
     Skip {
@@ -89,7 +91,7 @@ pub(super) enum Plan {
     },
 }
 
-/// Looks at the partitions of a disk.
+/// Examines the partitions of a disk.
 pub(super) fn inspect<'a>(disk: &'a Disk<'_>, warnings: &mut Vec<String>) -> io::Result<Vec<Found<'a>>> {
     let whole = Whole(&disk.reader);
     let table = read_table(&whole)?;
@@ -126,7 +128,7 @@ pub(super) fn inspect<'a>(disk: &'a Disk<'_>, warnings: &mut Vec<String>) -> io:
     for found in &mut all {
         match look_into(found) {
             Ok(()) => {}
-            // A disk without partitions that can't be read is an error of all; a partition is listed with the reason.
+            // If a disk without partitions can't be read, the call fails; a partition is listed with the reason.
             Err(error) if found.kind.is_none() => return Err(error),
             Err(error) => found.probed = Err(error.to_string()),
         }
@@ -134,7 +136,7 @@ pub(super) fn inspect<'a>(disk: &'a Disk<'_>, warnings: &mut Vec<String>) -> io:
     Ok(all)
 }
 
-/// Probes a volume; in a mirror that is complete, what is in the mirror.
+/// Probes a volume; in a complete mirror, probes the content of the mirror.
 fn look_into(found: &mut Found) -> io::Result<()> {
     let mut probed = probe_all(&found.content())?;
     if probed.content == probe::Content::MdMember {
@@ -146,7 +148,7 @@ fn look_into(found: &mut Found) -> io::Result<()> {
             };
             found.window = window;
             let inner = probe_all(&found.content())?;
-            // A mirror of anything else is named for what it is.
+            // A mirror of anything but a file system is reported as a mirror.
             match inner.content {
                 probe::Content::FileSystem(_) => probed = inner,
                 _ => found.window = Window::default(),
@@ -157,7 +159,7 @@ fn look_into(found: &mut Found) -> io::Result<()> {
     Ok(())
 }
 
-/// Adds what the user must know of a volume that bears several marks.
+/// Adds a warning for a volume that bears the marks of several contents.
 pub(super) fn with_doubts(volume: &Found, mut how: FileSystem) -> FileSystem {
     if let Ok(probed) = &volume.probed
         && !probed.also.is_empty()

@@ -1,7 +1,8 @@
-//! The directory with the images behind a mount of files, which only its owner may enter.
+//! The directory with the images for a mount of files, which only its owner may enter.
 //!
-//! From its making until the mount of files refers to it, its process holds a lock on it, which the kernel releases when the process ends,
-//! however it ends. So another process knows a mount in the making from one that was killed, however slow the first is.
+//! Its process holds a lock on it from its creation until the mount of files refers to it. The kernel releases the lock
+//! when the process ends, however it ends. So another process can tell an unfinished mount, however slow, from one
+//! whose process was killed.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,10 +12,10 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::volumes::abandoned;
 
-/// How often another process may remove the new directory before its lock is taken. It can only do so in that moment.
+/// Attempts to create the directory. Another process can remove it only in the moment before its lock is taken.
 const ATTEMPTS: u32 = 16;
 
-/// A directory for the images, with a name of its own.
+/// A directory for the images, with a unique name.
 pub(super) struct Hidden {
     path: PathBuf,
     /// The lock on the directory above `path`.
@@ -52,7 +53,7 @@ impl Hidden {
     }
 }
 
-/// Locks a new directory, and fails if it was removed before.
+/// Locks a new directory, and fails if it was removed in the meantime.
 fn locked(directory: &Path) -> io::Result<File> {
     let lock = File::open(directory)?;
     lock.lock()?;
@@ -65,13 +66,14 @@ fn locked(directory: &Path) -> io::Result<File> {
 
 impl Drop for Hidden {
     fn drop(&mut self) {
-        // As long as something is mounted there this fails and is right to; unmounting then removes them.
+        // Fails, as it should, while something is mounted there; unmounting then removes them.
         let _ = fs::remove_dir(&self.path);
         let _ = self.path.parent().map(fs::remove_dir);
     }
 }
 
-/// Removes the directories that mounts left below `root` which were killed before they mounted anything. Never more than empty directories.
+/// Removes the directories below `root` of mounts whose process was killed before it mounted anything. Never more than
+/// empty directories.
 pub fn clean_directories(root: &Path) {
     for entry in fs::read_dir(root).into_iter().flatten().flatten() {
         let own = entry.path();

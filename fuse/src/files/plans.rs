@@ -1,4 +1,4 @@
-//! The decision for each volume of a backup: how it is mounted, or why it is not.
+//! The decision for each volume of a backup: its mount options, or why it is not mounted.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -11,7 +11,8 @@ use crate::drivers::how_to_mount;
 use crate::probe::containers;
 use crate::probe::{self, FsType};
 
-/// Decides what becomes of each volume. `new_fsid` gives a random identity at each call; what has a new one is listed.
+/// Decides how each volume is mounted, or why it is not. `new_fsid` returns a random identity at each call; the second
+/// result lists the file systems that got one.
 pub(super) fn plan(
     found: &[Found],
     new_fsid: &dyn Fn() -> io::Result<Fsid>,
@@ -31,7 +32,7 @@ pub(super) fn plan(
     Ok((plans, fsids))
 }
 
-/// A member of the same array that knows of later events.
+/// Finds a member of the same array that has recorded later events.
 fn newer_member<'a>(found: &'a [Found<'a>], volume: &Found) -> Option<&'a Found<'a>> {
     let member = volume.member.as_ref()?;
     found.iter().find(|other| {
@@ -62,7 +63,7 @@ fn plan_alone(volume: &Found) -> io::Result<Plan> {
     }
 }
 
-/// Mounts a file system by its superblock alone.
+/// Plans a file system by its superblock alone.
 fn mount(volume: &Found, fs: FsType) -> io::Result<Plan> {
     Ok(match how_to_mount(fs, &volume.content())? {
         Ok(how) => Plan::Mount {

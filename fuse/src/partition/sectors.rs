@@ -1,4 +1,4 @@
-//! The size of the sectors that an MBR counts in. The table does not say; what stands where its partitions would start does.
+//! The sector size of an MBR. The table does not state it; the data where its partitions would start reveals it.
 
 use std::io;
 
@@ -6,12 +6,13 @@ use super::{MbrEntry, has_signature};
 use crate::probe::{Content, probe_all};
 use crate::read_at::{ReadAt, read_array};
 
-/// Of nearly all disks.
+/// Sector size of nearly all disks.
 pub(super) const COMMON: u64 = 512;
-/// Of "4Kn" disks.
+/// Sector size of "4Kn" disks.
 const LARGE: u64 = 4096;
 
-/// 4096 where the partitions fit into the disk and more of them start with something known than by sectors of 512 bytes.
+/// Returns 4096 if the partitions fit into the disk with that size, and more of them start with a known mark than with
+/// sectors of 512 bytes.
 pub(super) fn sector_bytes(disk: &dyn ReadAt, entries: &[MbrEntry; 4]) -> io::Result<u64> {
     let used = || entries.iter().filter(|entry| entry.sectors != 0);
     let fits = |entry: &MbrEntry| (entry.start_sector + entry.sectors) * LARGE <= disk.size_bytes();
@@ -42,7 +43,7 @@ fn starts_with_something(disk: &dyn ReadAt, entry: &MbrEntry, sector_bytes: u64)
     Ok(!matches!(probe_all(&part)?.content, Content::Empty | Content::Unknown))
 }
 
-/// A range of a disk, all of it inside.
+/// A range of a disk, completely inside it.
 struct Slice<'a> {
     disk: &'a dyn ReadAt,
     offset_bytes: u64,

@@ -1,4 +1,4 @@
-//! Partition tables made by hand, by sfdisk, sgdisk and fdisk (packages fdisk and gdisk), and by chance.
+//! Partition tables made by hand, by sfdisk, sgdisk and fdisk (packages fdisk and gdisk), and at random.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -33,7 +33,7 @@ impl ReadAt for File {
     }
 }
 
-/// A large disk of zeros but for a few sectors.
+/// A large disk of zeros except for a few sectors.
 struct SparseDisk {
     size_bytes: u64,
     sectors: BTreeMap<u64, [u8; 512]>,
@@ -122,7 +122,7 @@ fn gpt_disk(sector_bytes: usize, sectors: usize, entries: &[GptEntry]) -> Vec<u8
     disk
 }
 
-/// Makes the header's own checksum right again.
+/// Corrects the header's own checksum.
 fn sign(disk: &mut [u8], header_at: usize) {
     let header = &mut disk[header_at..][..92];
     header[16..20].fill(0);
@@ -140,7 +140,7 @@ fn read(disk: &dyn ReadAt) -> PartitionTable {
     read_table(disk).expect("the disk is readable")
 }
 
-/// What must be true whatever the bytes.
+/// Invariants that hold whatever the bytes.
 fn check_bounds(disk: &dyn ReadAt) -> PartitionTable {
     let table = read(disk);
     assert!(table.partitions.len() <= MAX_GPT_ENTRIES);
@@ -229,7 +229,12 @@ fn no_more_than_128_mbr_partitions_are_shown() {
     }
     let table = check_bounds(&disk(1000, &pieces));
     assert_eq!(table.partitions.len(), MAX_MBR_PARTITIONS);
-    assert!(table.warnings.iter().any(|warning| warning.contains("one too many")));
+    assert!(
+        table
+            .warnings
+            .iter()
+            .any(|warning| warning.contains("exceeds the limit"))
+    );
 }
 
 #[test]
@@ -288,16 +293,16 @@ fn the_boot_sector_of_a_file_system_is_no_table() {
     assert_eq!(read(&disk(100, &[(0, sector)])).kind, TableKind::None);
     // mkfs.fat: zeros where the entries would be.
     assert_eq!(read(&disk(100, &[(0, mbr(&[]))])).kind, TableKind::None);
-    // A name, and entries that can't be meant.
+    // A name, and entries that can't be valid.
     for (at, name) in BOOT_SECTOR_NAMES {
         let mut sector = mbr(&[(0x73, 0x2065_6572, 0x6474_6f6f)]);
         sector[at..at + name.len()].copy_from_slice(name);
         assert_eq!(read(&disk(100, &[(0, sector)])).kind, TableKind::None);
-        // GPT's type where an entry would be proves nothing either.
+        // GPT's type in the bytes of an entry proves nothing either.
         sector[446 + 4] = 0xee;
         assert_eq!(read(&disk(100, &[(0, sector)])).kind, TableKind::None);
     }
-    // A table that took over a FAT disk and kept its fields.
+    // A FAT disk that was partitioned later and kept its fields.
     let mut sector = mbr(&[(0x83, 1, 9)]);
     sector[0x52..0x57].copy_from_slice(b"FAT32");
     assert_eq!(read(&disk(100, &[(0, sector)])).kind, TableKind::Mbr);
@@ -345,10 +350,10 @@ fn a_damaged_primary_header_or_table_leads_to_the_backup() {
 fn the_backup_is_found_on_a_disk_that_has_grown() {
     let mut disk = gpt_disk(512, 200, &[(1, "root", 40, 49)]);
     disk.resize(400 * 512, 0);
-    // The header is damaged but still tells where its backup is.
+    // The header is damaged but still points to its backup.
     disk[512 + 60] ^= 1;
     assert_eq!(layout(&read(&disk)), [(1, 40, 10)]);
-    // It tells nothing, but the protective MBR does.
+    // The header says nothing, but the protective MBR does.
     disk[512..1024].fill(0);
     assert_eq!(layout(&read(&disk)), [(1, 40, 10)]);
 }
@@ -365,7 +370,7 @@ fn a_gpt_without_any_good_header_is_said_to_be_damaged() {
 
 #[test]
 fn a_header_that_asks_for_too_much_is_damaged() {
-    // (entries, bytes of one): more than memory, more than the disk, none, sizes that UEFI does not know.
+    // (entries, bytes of one): more than memory, more than the disk, none, sizes that UEFI does not allow.
     for (count, size) in [
         (u32::MAX, 128),
         (32768, 128),
@@ -447,7 +452,7 @@ fn run(tool: &str, args: &[&str], path: &Path, input: &str) -> String {
     String::from_utf8(output.stdout).expect("the tool writes UTF-8")
 }
 
-/// (number, start, size, type) as sfdisk sees them; the extended partition is not asked for.
+/// (number, start, size, type) according to sfdisk; without the extended partition.
 fn sfdisk_layout(path: &Path) -> Vec<(u32, u64, u64, String)> {
     let json: serde_json::Value =
         serde_json::from_str(&run("sfdisk", &["--json"], path, "")).expect("sfdisk writes JSON");
@@ -540,7 +545,7 @@ fn a_gpt_that_fdisk_makes_with_sectors_of_4096_bytes_is_read() {
     assert_eq!(table.warnings, [""; 0]);
 }
 
-// Chance
+// Random tables
 
 /// A chain of four links in the first 200 sectors, or a GPT of either sector size.
 fn valid_disk(which: usize) -> Vec<u8> {
@@ -571,13 +576,13 @@ proptest! {
     #[test]
     fn random_bytes_do_no_harm(mut bytes in prop::collection::vec(any::<u8>(), 0..20_000), kinds in any::<[u8; 4]>()) {
         check_bounds(&bytes);
-        // The same with what is needed to be looked at closer.
+        // The same, with the fields that pass the first checks.
         if bytes.len() >= 512 {
             bytes[510..512].copy_from_slice(&[0x55, 0xaa]);
             for (slot, kind) in kinds.into_iter().enumerate() {
                 bytes[446 + 16 * slot] &= 0x80;
                 bytes[446 + 16 * slot + 4] = [0x05, 0xee, 0x83, kind][usize::from(kind) % 4];
-                // Small numbers, so that they lead somewhere.
+                // Small numbers, so that they lead to something.
                 bytes[446 + 16 * slot + 9..][..3].fill(0);
             }
             check_bounds(&bytes);
@@ -587,18 +592,21 @@ proptest! {
     #[test]
     fn a_valid_table_with_changed_fields_does_no_harm(
         which in 0..3usize,
-        changes in prop::collection::vec((any::<Index>(), prop_oneof![Just(0), Just(0xff), Just(5), any::<u8>()]), 0..12),
+        changes in prop::collection::vec(
+            (any::<Index>(), prop_oneof![Just(0), Just(0xff), Just(5), any::<u8>()]),
+            0..12,
+        ),
         resized in prop::option::of(any::<Index>()),
     ) {
         let mut disk = valid_disk(which);
         let sector_bytes = if which == 2 { 4096 } else { 512 };
-        // Where something is to break: sectors with records, headers and entries.
+        // Targets of the damage: sectors with records, headers and entries.
         let spots: Vec<usize> = (0..disk.len()).filter(|at| disk[*at] != 0 || at % 512 > 440).collect();
         for (index, value) in changes {
             disk[spots[index.index(spots.len())]] = value;
         }
         if which > 0 {
-            // Entries and headers whose checksums hold, as an attacker would make them.
+            // Entries and headers with correct checksums, as an attacker would make them.
             let entries = crc32(&disk[2 * sector_bytes..][..16384]).to_le_bytes();
             disk[sector_bytes + 88..][..4].copy_from_slice(&entries);
             sign(&mut disk, sector_bytes);
@@ -611,8 +619,11 @@ proptest! {
     }
 
     #[test]
-    fn any_gpt_entry_stays_inside_the_disk(ranges in prop::collection::vec((any::<u64>(), any::<u64>(), 0..250u64, 0..250u64), 0..40)) {
-        let entries: Vec<GptEntry> = ranges.iter().flat_map(|(a, b, c, d)| [(1, "", *a, *b), (1, "", *c, *d)]).collect();
+    fn any_gpt_entry_stays_inside_the_disk(
+        ranges in prop::collection::vec((any::<u64>(), any::<u64>(), 0..250u64, 0..250u64), 0..40),
+    ) {
+        let pairs = ranges.iter().map(|(a, b, c, d)| [(1, "", *a, *b), (1, "", *c, *d)]);
+        let entries: Vec<GptEntry> = pairs.flatten().collect();
         check_bounds(&gpt_disk(512, 200, &entries));
     }
 }

@@ -1,4 +1,5 @@
-//! What containers say of themselves: the group of an LVM physical volume, the array of a RAID member, the pool of a ZFS device.
+//! Describes containers by their own metadata: the group of an LVM physical volume, the array of a RAID member, the
+//! pool of a ZFS device.
 
 use std::io;
 
@@ -6,26 +7,27 @@ use super::Content;
 use crate::read_at::{ReadAt, le16, le32, le64, read_array, read_inside};
 
 const MD_MAGIC: u32 = 0xa92b_4efc;
-/// Roles that are none: spare, faulty, journal (`MD_DISK_ROLE_*`, linux/raid/md_p.h).
+/// First role number that is not an active role: spare, faulty, journal (`MD_DISK_ROLE_*`, linux/raid/md_p.h).
 const MD_ROLE_MAX: u16 = 0xff00;
-/// The largest superblock of metadata 1.x (`MAX_SB_SIZE` of mdadm).
+/// Size of the largest superblock of metadata 1.x (`MAX_SB_SIZE` of mdadm).
 const MD1_BYTES: usize = 4096;
 
 /// A member of a Linux RAID array.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MdMember {
     pub(crate) array: [u8; 16],
-    /// As the administrator named it.
+    /// Name that the administrator gave the array.
     pub(crate) name: String,
     pub(crate) level: i32,
-    /// Counts up with every change of the array: of two members the one with less is out of date.
+    /// Counter of the array's changes: of two members, the one with the lower count is out of date.
     pub(crate) events: u64,
-    /// Where the data of a mirror is that has all of it; `None` of a spare, a member being rebuilt, and other levels.
+    /// Offset and size of a mirror's data, if this member has all of it; `None` for a spare, a member being rebuilt,
+    /// and other levels.
     pub(crate) whole_data: Option<(u64, u64)>,
 }
 
 impl MdMember {
-    /// As in `member of RAID 1 array web1:0`.
+    /// Formats the membership: `member of a Linux RAID 1 array web1:0`.
     pub(crate) fn describe(&self) -> String {
         let level = match self.level {
             -1 => "linear".to_owned(),
@@ -36,7 +38,8 @@ impl MdMember {
     }
 }
 
-/// linux_raid.c: metadata 0.90 starts at the last but one multiple of 64 KiB, 1.0 lies 8 KiB before the end, 1.1 and 1.2 at the start.
+/// Reads the superblock of a RAID member. linux_raid.c: metadata 0.90 starts at the last but one multiple of 64 KiB,
+/// 1.0 lies 8 KiB before the end, 1.1 and 1.2 are at the start.
 pub(crate) fn md_member(volume: &dyn ReadAt) -> io::Result<Option<MdMember>> {
     let size_bytes = volume.size_bytes();
     if let Some(at) = (size_bytes & !0xffff).checked_sub(0x10000)
@@ -57,7 +60,7 @@ pub(crate) fn md_member(volume: &dyn ReadAt) -> io::Result<Option<MdMember>> {
     Ok(None)
 }
 
-/// Whether there is nothing but zeros where RAID superblocks could be.
+/// Tests that the offsets where RAID superblocks can be hold only zeros.
 pub(crate) fn end_is_zero(volume: &dyn ReadAt) -> io::Result<bool> {
     let size_bytes = volume.size_bytes();
     for at in [
@@ -74,7 +77,7 @@ pub(crate) fn end_is_zero(volume: &dyn ReadAt) -> io::Result<bool> {
     Ok(true)
 }
 
-/// `mdp_super_t` of linux/raid/md_p.h, in the byte order of the machine.
+/// Parses `mdp_superblock_s` of linux/raid/md_p.h (`mdp_super_t`), in the byte order of the machine that wrote it.
 fn md0(sb: &[u8], at: u64) -> Option<MdMember> {
     let little = le32(sb, 0) == MD_MAGIC;
     if !little && le32(sb, 0).swap_bytes() != MD_MAGIC {
@@ -87,7 +90,7 @@ fn md0(sb: &[u8], at: u64) -> Option<MdMember> {
             le32(sb, index * 4).swap_bytes()
         }
     };
-    // Field 8 is the size in KiB that the array uses of this member: it must fit before the superblock.
+    // Field 8 is the size in KiB that the array uses of this member: it must end before the superblock.
     let used_bytes = u64::from(word(8)) << 10;
     if word(1) != 0 || used_bytes > at {
         return None;
@@ -97,8 +100,8 @@ fn md0(sb: &[u8], at: u64) -> Option<MdMember> {
         bytes.copy_from_slice(&word(index).to_be_bytes());
     }
     let level = word(7).cast_signed();
-    // Words 39 and 40: the events, whose halves stand in the order of the machine. This disk's descriptor is at word 992: its
-    // fifth word is the state, with `MD_DISK_FAULTY` (1), `MD_DISK_ACTIVE` (2) and `MD_DISK_SYNC` (4).
+    // Words 39 and 40: the event count, whose halves are in the byte order of the machine. This disk's descriptor is at
+    // word 992; its fifth word is the state, with `MD_DISK_FAULTY` (1), `MD_DISK_ACTIVE` (2) and `MD_DISK_SYNC` (4).
     let (low, high) = if little {
         (word(39), word(40))
     } else {
@@ -115,7 +118,8 @@ fn md0(sb: &[u8], at: u64) -> Option<MdMember> {
     })
 }
 
-/// `struct mdp_superblock_1` of linux/raid/md_p.h: magic, major version, the sector where it lies itself, and its checksum.
+/// Parses `struct mdp_superblock_1` of linux/raid/md_p.h: magic, major version, the sector of the superblock itself,
+/// and its checksum.
 fn md1(sb: &[u8], at: u64, volume_bytes: u64) -> Option<MdMember> {
     const FEATURE_RECOVERY_OFFSET: u32 = 0x2;
     const FEATURE_RESHAPE: u32 = 0x4;
@@ -132,7 +136,7 @@ fn md1(sb: &[u8], at: u64, volume_bytes: u64) -> Option<MdMember> {
     let features = le32(sb, 8);
     let in_sync =
         role < MD_ROLE_MAX && number * 2 < roles && features & (FEATURE_RECOVERY_OFFSET | FEATURE_RESHAPE) == 0;
-    // In sectors; what all members have in common, and where it starts here.
+    // In sectors: the size that all members share, and the offset of the data on this one.
     let (offset_bytes, size_bytes) = (le64(sb, 128).saturating_mul(512), le64(sb, 80).saturating_mul(512));
     let inside = offset_bytes
         .checked_add(size_bytes)
@@ -146,7 +150,7 @@ fn md1(sb: &[u8], at: u64, volume_bytes: u64) -> Option<MdMember> {
     })
 }
 
-/// `calc_sb_1_csum` of drivers/md/md.c: the sum of all words but the checksum's own, folded.
+/// Computes `calc_sb_1_csum` of drivers/md/md.c: the folded sum of all words but the checksum itself.
 pub(super) fn md1_sum(sb: &[u8]) -> u32 {
     let words = sb.chunks(4).enumerate().filter(|(index, _)| *index != 216 / 4);
     let sum: u64 = words
@@ -159,7 +163,7 @@ pub(super) fn md1_sum(sb: &[u8]) -> u32 {
     ((sum >> 32) + (sum & 0xffff_ffff)) as u32
 }
 
-/// What a container is, with the name of the whole it belongs to.
+/// Describes a container with the name of the group, array or pool it belongs to.
 pub(crate) fn describe(content: Content, volume: &dyn ReadAt) -> io::Result<Option<String>> {
     Ok(match content {
         Content::MdMember => md_member(volume)?.map(|member| member.describe()),
@@ -169,7 +173,8 @@ pub(crate) fn describe(content: Content, volume: &dyn ReadAt) -> io::Result<Opti
     })
 }
 
-/// LVM's label.h, layout.h, format_text: the label leads to the metadata area, whose text begins with the name of the group.
+/// Reads the group's name. LVM's label.h, layout.h, format_text: the label points to the metadata area, whose text
+/// begins with that name.
 fn lvm_group(volume: &dyn ReadAt) -> io::Result<Option<String>> {
     for at in (0..4).map(|sector| sector * 512) {
         let Some(sector) = read_array::<512>(volume, at)? else {
@@ -203,13 +208,13 @@ fn lvm_group(volume: &dyn ReadAt) -> io::Result<Option<String>> {
     Ok(None)
 }
 
-/// The pool's name in the first label: an XDR list whose pairs have their name, type, count and value in order.
+/// Reads the pool's name from the first label: an XDR list whose pairs consist of name, type, count and value.
 fn zfs_pool(volume: &dyn ReadAt) -> io::Result<Option<String>> {
     let mut list = vec![0; 112 << 10];
     if !read_inside(volume, 16 << 10, &mut list)? {
         return Ok(None);
     }
-    // The name "name" with its length, then the type of a string, one of them, and its length.
+    // The name "name" with its length, then the type "string", the count 1, and the string's length.
     let pair = b"\0\0\0\x04name\0\0\0\x09\0\0\0\x01";
     let at = list.windows(pair.len()).position(|bytes| bytes == pair);
     let value = at.and_then(|at| list.get(at + pair.len()..));
@@ -219,7 +224,7 @@ fn zfs_pool(volume: &dyn ReadAt) -> io::Result<Option<String>> {
     }))
 }
 
-/// A name up to its first zero, with all that could move a cursor or look like markup replaced by `_`.
+/// Returns a name up to its first zero, with `_` for all that could move a cursor or look like markup.
 fn printable(name: &[u8]) -> String {
     let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
     let harmless = |byte: &u8| {

@@ -1,5 +1,5 @@
-//! Volumes made by the real mkfs programs (packages e2fsprogs, xfsprogs, btrfs-progs, dosfstools, util-linux), marks set
-//! by hand where a maker is not at hand, and chance.
+//! Volumes made by the real mkfs programs (packages e2fsprogs, xfsprogs, btrfs-progs, dosfstools, util-linux), marks
+//! set by hand where a program is not available, and random volumes.
 
 use std::fs::File;
 use std::process::Command;
@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// What `tool` made of an empty volume.
+/// An empty volume after `tool` has formatted it.
 fn made_by(size_bytes: u64, tool: &str, args: &[&str]) -> Content {
     let file = tempfile::NamedTempFile::new().expect("a temporary file");
     file.as_file().set_len(size_bytes).expect("a sparse file");
@@ -26,10 +26,10 @@ fn made_by(size_bytes: u64, tool: &str, args: &[&str]) -> Content {
     probe(&File::open(file.path()).expect("the volume opens")).expect("the volume is readable")
 }
 
-/// Bytes and the offsets they are at.
+/// Bytes and their offsets.
 type Marks<'a> = &'a [(usize, &'a [u8])];
 
-/// A volume of 1 MiB of zeros but for these.
+/// A volume of 1 MiB of zeros except for these bytes.
 fn with_marks(marks: Marks) -> Content {
     let mut volume = vec![0; 1 << 20];
     for (at, bytes) in marks {
@@ -116,12 +116,12 @@ fn seal(sb: &mut [u8]) {
 
 #[test]
 fn members_of_mirrors_are_known_and_say_where_their_data_is() {
-    // Metadata 1.2, 1.1 and 1.0: each tells the sector where it is.
+    // Metadata 1.2, 1.1 and 1.0: each records its own sector.
     for at in [4096, 0, (1 << 20) - 0x2000] {
         let sb = md1(at as u64);
         assert_eq!(with_marks(&[(at, &sb), (1080, b"\x53\xef")]), Content::MdMember);
         assert_ne!(with_marks(&[(at + 512, &sb)]), Content::MdMember);
-        // Bytes that only look like one.
+        // Bytes that only resemble a superblock.
         let mut damaged = sb;
         damaged[90] ^= 1;
         assert_ne!(with_marks(&[(at, &damaged)]), Content::MdMember);
@@ -246,7 +246,7 @@ fn file_systems_without_a_maker_here_are_known_by_their_marks() {
     assert_eq!(fs(FsType::Ntfs).to_string(), "NTFS file system");
 }
 
-/// Data of a user may have any bytes anywhere.
+/// A user's data may have any bytes anywhere.
 #[test]
 fn a_weak_mark_inside_data_does_not_beat_a_superblock() {
     let mut swap_page = vec![0; 4096];
@@ -286,7 +286,7 @@ fn a_weak_mark_inside_data_does_not_beat_a_superblock() {
     }
 }
 
-/// Every maker that is at hand, against what blkid says of its work.
+/// Compares the result for every available mkfs program with blkid's.
 #[test]
 fn what_is_told_is_what_blkid_tells() {
     let cases: [(u64, &str, &[&str], &str); 15] = [
@@ -375,7 +375,10 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn random_bytes_of_any_length_do_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..80_000), cut in 0..3000usize) {
+    fn random_bytes_of_any_length_do_no_harm(
+        bytes in prop::collection::vec(any::<u8>(), 0..80_000),
+        cut in 0..3000usize,
+    ) {
         probe(&bytes.as_slice()).expect("memory is readable");
         probe(&&bytes[..cut.min(bytes.len())]).expect("memory is readable");
     }

@@ -1,4 +1,4 @@
-//! Open files of the tree: what they read from.
+//! Open files of the tree, and the bytes they read.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +10,7 @@ use vbk_repo::reader::Stream;
 use super::Attributes;
 use crate::btrfs::{self, Patch};
 
-/// Damaged places that one open file reports, so that a program that tries again for ever does not fill the log.
+/// Damaged offsets that one open file logs at most, so that a program that retries for ever does not fill the log.
 const REPORTS: usize = 100;
 
 /// An open file.
@@ -28,7 +28,7 @@ pub(super) enum OpenContent {
         stream: Stream,
         offset_bytes: u64,
         size_bytes: u64,
-        /// What stands in for bytes of the part.
+        /// Bytes that replace those of the part.
         patches: Vec<Patch>,
     },
 }

@@ -85,7 +85,7 @@ fn store(writer: &Writer, disk: &str, plain: &[u8]) -> Image {
     }
 }
 
-/// 8 MiB with an MBR whose first partition is the second MiB; every sector behind the table names itself.
+/// 8 MiB with an MBR whose first partition is the second MiB; every sector after the table contains its own number.
 fn disk() -> Vec<u8> {
     let mut disk: Vec<u8> = (0..8 * MIB / 512)
         .flat_map(|sector| [(sector % 250) as u8 + 1; 512])

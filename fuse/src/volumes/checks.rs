@@ -1,6 +1,4 @@
-//! Looks before anything is mounted, so that the message names what is missing and not the system call that failed.
-
-#![forbid(unsafe_code)]
+//! Checks before a mount, so that the message names the missing thing and not the system call that failed.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -12,7 +10,7 @@ use crate::loopdev;
 use crate::mount_error::{MountError, Result};
 use crate::sys;
 
-/// Where distributions put fusermount3.
+/// Paths of fusermount3 in the distributions.
 const FUSERMOUNT: [&str; 4] = [
     "/usr/bin/fusermount3",
     "/bin/fusermount3",
@@ -50,24 +48,24 @@ pub fn check_mount_point(dir: &Path) -> Result<()> {
     }
 }
 
-/// Whether a directory above `dir` lets nobody but root pass, so that what is mounted at `dir` is out of reach for others.
-pub fn only_root_reaches(dir: &Path) -> bool {
+/// Tests that a directory above `dir` admits root only, so that other users can't reach a mount at `dir`.
+pub(crate) fn only_root_reaches(dir: &Path) -> bool {
     // The bits of the group also bound what an access control list gives to others (acl(5)).
     const PASS_BY_OTHERS: u32 = 0o011;
     let closed = |above: &Path| fs::metadata(above).is_ok_and(|it| it.uid() == 0 && it.mode() & PASS_BY_OTHERS == 0);
-    // By its real name, and never by `dir` itself, which the mount hides.
+    // By its real path, and not `dir` itself, which the mount hides.
     fs::canonicalize(dir).is_ok_and(|dir| dir.ancestors().skip(1).any(closed))
 }
 
-/// Fails unless this process may mount and there is a loop device to be had.
-pub fn check_loop_rights() -> Result<()> {
+/// Fails unless this process may mount and can get a loop device.
+pub(crate) fn check_loop_rights() -> Result<()> {
     if !may_mount()? {
         return Err(MountError::NotRoot);
     }
     loopdev::check_rights()
 }
 
-/// Fails unless this process can make a FUSE mount: itself, or through fusermount3.
+/// Fails unless this process can make a FUSE mount, itself or through fusermount3.
 pub fn check_fuse() -> Result<()> {
     const DEVICE: &str = "/dev/fuse";
     let opened = OpenOptions::new().read(true).write(true).open(DEVICE);

@@ -1,6 +1,4 @@
-//! Mounts one file system: attaches its images to loop devices, calls mount(2), and says in words what went wrong.
-
-#![forbid(unsafe_code)]
+//! Mounts one file system: attaches its images to loop devices, calls mount(2), and puts an error into words.
 
 use std::path::{Path, PathBuf};
 
@@ -13,8 +11,8 @@ use crate::mount_error::Result;
 use crate::mountinfo::{self, Mount};
 use crate::sys::{self, Errno, Writable};
 
-/// Mounts a volume at `point`, which exists if it has a file system.
-pub fn mount_volume(point: &Path, volume: &Volume) -> VolumeReport {
+/// Mounts a volume at `point`, which must exist if the volume has a file system.
+pub(super) fn mount_volume(point: &Path, volume: &Volume) -> VolumeReport {
     let (fs, outcome) = match &volume.content {
         Content::NotMountable { reason, may_hold_files } => {
             let skipped = Outcome::Skipped {
@@ -106,14 +104,15 @@ fn mount_devices(devices: &[LoopDevice], point: &Path, how: &FileSystem) -> Outc
             how.warn(format!("mounted with {data}: {JOURNAL_WARNING}"));
             mounted(data, how.warning)
         }
-        // Refused for another reason: with a good journal the first error says more, after a dirty one only the second does.
+        // Refused for another reason. With a clean journal the first error says more; with a dirty one only the second
+        // does.
         Err(second) if first == Errno::EROFS => skipped(reason(&how.kind, second)),
         Err(_) => skipped(reason(&how.kind, first)),
     }
 }
 
-/// Whether a file system that needs its journal replayed, or has a broken one, may fail like this on a read-only device: xfs with
-/// EROFS; seen on 6.18. The others are those of a journal that cannot be read.
+/// Tests for an error with which a file system may fail on a read-only device because its journal must be replayed
+/// (xfs: EROFS; seen on 6.18) or can't be read (the others).
 fn may_be_the_journal(errno: Errno) -> bool {
     matches!(
         errno,
@@ -121,17 +120,17 @@ fn may_be_the_journal(errno: Errno) -> bool {
     )
 }
 
-/// NTFS where the kernel has no ntfs3.
+/// Mounts NTFS where the kernel has no ntfs3.
 fn mount_in_user_space(devices: &[LoopDevice], point: &Path, how: &FileSystem) -> Outcome {
     let Some(program) = ntfs3g::program() else {
         return skipped(
-            "this kernel has no ntfs3 file system (`modprobe ntfs3`?), and ntfs-3g is not installed; install the package ntfs-3g and mount \
-             again"
+            "this kernel has no ntfs3 file system (`modprobe ntfs3`?), and ntfs-3g is not installed; install the \
+             package ntfs-3g and mount again"
                 .to_owned(),
         );
     };
     let Some(device) = devices.first() else {
-        return skipped("there is no device".to_owned());
+        return skipped("no loop device is attached".to_owned());
     };
     match ntfs3g::mount(program, &device.node(), point) {
         Ok(()) if shows(devices, point) => Outcome::Mounted {
@@ -139,7 +138,7 @@ fn mount_in_user_space(devices: &[LoopDevice], point: &Path, how: &FileSystem) -
             warning: how.warning.clone(),
             root: None,
         },
-        Ok(()) => skipped("ntfs-3g ended without a mount".to_owned()),
+        Ok(()) => skipped("ntfs-3g reported success, but mounted nothing".to_owned()),
         Err(why) => skipped(format!("this kernel has no ntfs3 file system, and ntfs-3g says: {why}")),
     }
 }
@@ -150,15 +149,15 @@ fn try_mount(devices: &[LoopDevice], point: &Path, fs: &str, data: &str) -> std:
     if shows(devices, point) {
         return Ok(());
     }
-    // Never expected: what was mounted is not what was attached.
+    // Never expected: another device's file system was mounted.
     if let Err(error) = sys::unmount(point, true) {
-        tracing::warn!(point = %point.display(), %error, "cannot unmount a file system of another device");
+        tracing::warn!(point = %point.display(), %error, "can't unmount a file system of another device");
     }
     Err(Errno::EEXIST)
 }
 
-/// The topmost file system at `point`, if it reads from one of our devices: by the kernel's table, not by asking the file system. A btrfs
-/// over several devices is listed with any one of them.
+/// Returns the topmost file system at `point` if it reads from one of our devices. Looks at the kernel's table and does
+/// not ask the file system. The kernel lists a btrfs over several devices with any one of them.
 fn top_mount(devices: &[LoopDevice], point: &Path) -> Option<Mount> {
     let mounts = mountinfo::read().ok()?;
     let top = mounts.into_iter().rfind(|mount| mount.mount_point == point)?;
@@ -170,8 +169,9 @@ fn shows(devices: &[LoopDevice], point: &Path) -> bool {
     top_mount(devices, point).is_some()
 }
 
-/// The subvolume that the guest's superblock calls its default, which is what the guest boots from: by mounting it for a moment, before the
-/// rest (one file system can't stand twice on one directory). A default that is not there any more can't be mounted and is no loss.
+/// Finds the default subvolume of the guest's superblock, from which the guest boots, by mounting it for a moment. Must
+/// run before the rest is mounted, because one file system can't stand twice on one directory. A default that no longer
+/// exists can't be mounted and is no loss.
 fn default_subvolume(devices: &[LoopDevice], point: &Path, fs: &str, options: &str) -> Option<PathBuf> {
     if fs != "btrfs" {
         return None;
@@ -190,32 +190,32 @@ fn default_subvolume(devices: &[LoopDevice], point: &Path, fs: &str, options: &s
     .ok()?;
     let default = top_mount(devices, point);
     if let Err(error) = sys::unmount(point, true) {
-        tracing::warn!(point = %point.display(), %error, "cannot unmount the default subvolume");
+        tracing::warn!(point = %point.display(), %error, "can't unmount the default subvolume");
     }
     let root = default?.root;
     let root = root.strip_prefix("/").unwrap_or(&root).to_owned();
     (!root.as_os_str().is_empty()).then_some(root)
 }
 
-/// Why the kernel did not mount a file system, in words.
+/// Puts into words why the kernel refused to mount a file system.
 fn reason(fs: &str, errno: Errno) -> String {
     match errno {
         Errno::ENODEV => format!("this kernel has no {fs} file system (`modprobe {fs}`?)"),
         Errno::EINVAL => format!(
-            "the kernel does not take it for {fs}: damaged, or with features newer than this kernel (`dmesg` says which)"
+            "the kernel does not accept it as {fs}: damaged, or with features newer than this kernel (see `dmesg`)"
         ),
         Errno::EUCLEAN | Errno::EBADMSG => {
-            format!("the {fs} file system is damaged (`dmesg` says where)")
+            format!("the {fs} file system is damaged (see `dmesg`)")
         }
         Errno::EIO => format!(
-            "reading the {fs} file system failed: damaged, or the backup cannot be read (see the log of vbk and `dmesg`)"
+            "reading the {fs} file system failed: damaged, or the backup can't be read (see vbk's log and `dmesg`)"
         ),
-        Errno::EROFS => format!("{fs} has to be repaired first, and backups are read-only"),
+        Errno::EROFS => format!("the {fs} file system needs repair first, and backups are read-only"),
         Errno::EEXIST => format!("the kernel showed another device's {fs} file system, which was unmounted at once"),
         Errno::ENOENT => format!("parts of the {fs} file system are on other disks"),
-        Errno::EOPNOTSUPP => format!("the {fs} file system uses what this kernel cannot do"),
+        Errno::EOPNOTSUPP => format!("the {fs} file system uses features that this kernel lacks"),
         Errno::ENOMEM => "there is not enough memory to mount it".to_owned(),
-        Errno::EPERM | Errno::EACCES => "the right to mount it is missing (CAP_SYS_ADMIN)".to_owned(),
+        Errno::EPERM | Errno::EACCES => "vbk may not mount it (CAP_SYS_ADMIN)".to_owned(),
         other => format!("mounting {fs} failed: {}", other.desc()),
     }
 }

@@ -1,12 +1,11 @@
-//! NTFS through ntfs-3g, for kernels without ntfs3 (RHEL and its kin have none). Its process serves the mount until that is unmounted, and
-//! reads from the loop device alone; mount, loop device and teardown are the same as with a driver of the kernel.
-
-#![forbid(unsafe_code)]
+//! Mounts NTFS through ntfs-3g, for kernels without ntfs3 (RHEL and its derivatives have none). Its process serves the
+//! mount until that is unmounted, and reads only from the loop device; mount, loop device and teardown are the same as
+//! with a kernel driver.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Where distributions put ntfs-3g.
+/// Paths of ntfs-3g in the distributions.
 const PROGRAMS: [&str; 5] = [
     "/usr/bin/ntfs-3g",
     "/bin/ntfs-3g",
@@ -15,16 +14,17 @@ const PROGRAMS: [&str; 5] = [
     "/run/current-system/sw/bin/ntfs-3g",
 ];
 
-/// Options it is given.
-pub const OPTIONS: &str = "ro,nodev,nosuid,noexec";
+/// Mount options for ntfs-3g.
+pub(super) const OPTIONS: &str = "ro,nodev,nosuid,noexec";
 
-/// The program, if it is installed.
-pub fn program() -> Option<&'static Path> {
+/// Returns the program, if it is installed.
+pub(super) fn program() -> Option<&'static Path> {
     PROGRAMS.into_iter().map(Path::new).find(|program| program.exists())
 }
 
-/// Mounts a device; the error is in words. When this returns, the file system answers, and a process in the background serves it.
-pub fn mount(program: &Path, device: &Path, point: &Path) -> std::result::Result<(), String> {
+/// Mounts a device; the error is in words. When this returns, the file system answers, and a background process serves
+/// it.
+pub(super) fn mount(program: &Path, device: &Path, point: &Path) -> std::result::Result<(), String> {
     let mut command = Command::new(program);
     command
         .args(["-o", OPTIONS])

@@ -1,6 +1,4 @@
-//! Tells mounts of vbk from others, by the kernel's table alone. Unmounts nothing.
-
-#![forbid(unsafe_code)]
+//! Distinguishes vbk's mounts from others by the kernel's table alone. Unmounts nothing.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -10,17 +8,17 @@ use crate::mount_error::{MountError, Result};
 use crate::mountinfo::{self, Mount};
 use crate::sys;
 
-/// The source of a tmpfs that holds file systems: this, then the path of the mount with the images.
+/// Prefix of the source of a tmpfs that holds file systems; the path of the mount with the images follows.
 const FILES_SOURCE: &str = "vbk-files:";
 
-/// What a mount of vbk shows.
+/// Content of a vbk mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MountKind {
     /// Images, through FUSE.
     Images,
-    /// The file systems in images, which are in the mount `hidden`.
+    /// The file systems in the images of the mount `hidden`.
     Files {
-        /// Where the images are mounted.
+        /// Mount point of the images.
         hidden: PathBuf,
     },
 }
@@ -28,18 +26,18 @@ pub enum MountKind {
 /// A mount of vbk on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OurMount {
-    /// Where it is.
+    /// Mount point.
     pub point: PathBuf,
-    /// What it shows.
+    /// Content.
     pub kind: MountKind,
-    /// What the kernel says was mounted.
+    /// Source, as the kernel lists it.
     pub source: OsString,
-    /// Whether the process that served it is gone: nothing in it can be read, and it wants to be unmounted.
+    /// True if the process that served it is gone: nothing in it can be read, and it should be unmounted.
     pub dead: bool,
 }
 
-/// Every mount of vbk on this machine. The mount with the images that belongs to a mount of files is not listed on its own. Asks each FUSE
-/// mount whether it is alive, and so waits for a slow one.
+/// Lists every vbk mount on this machine, without the mounts with the images of a mount of files. Asks each FUSE mount
+/// for an answer, so a slow one delays the list.
 pub fn list_ours() -> Result<Vec<OurMount>> {
     let mounts = read_mounts()?;
     let listed = mounts.iter().filter_map(|mount| {
@@ -64,22 +62,22 @@ pub fn list_ours() -> Result<Vec<OurMount>> {
     Ok(listed.collect())
 }
 
-/// Where the file systems are that were mounted from the images at `hidden`. Touches no mount.
+/// Returns the mount point of the file systems that are mounted from the images at `hidden`. Touches no mount.
 pub fn files_mounted_from(hidden: &Path) -> Result<Option<PathBuf>> {
     let mounts = read_mounts()?;
     let hidden = resolve(&mounts, hidden)?;
     Ok(files_mount_of(&mounts, &hidden).map(|mount| mount.mount_point.clone()))
 }
 
-/// The source string of a tmpfs for images in `hidden`.
-pub fn files_source(hidden: &Path) -> OsString {
+/// Returns the source string of a tmpfs for images in `hidden`.
+pub(super) fn files_source(hidden: &Path) -> OsString {
     let mut source = OsString::from(FILES_SOURCE);
     source.push(hidden);
     source
 }
 
-/// What kind of mount of ours this is, if it is one.
-pub fn kind_of(mount: &Mount) -> Option<MountKind> {
+/// Returns the kind of a vbk mount; `None` for another mount.
+pub(super) fn kind_of(mount: &Mount) -> Option<MountKind> {
     let source = mount.source.as_bytes();
     match mount.fs_type.as_str() {
         "fuse.vbk" => Some(MountKind::Images),
@@ -94,8 +92,8 @@ pub fn kind_of(mount: &Mount) -> Option<MountKind> {
     }
 }
 
-/// The lowest mount at exactly `dir`: the one that stands on a mount of another place.
-pub fn bottom_at<'a>(mounts: &'a [Mount], dir: &Path) -> Option<&'a Mount> {
+/// Returns the lowest mount at exactly `dir`: the one whose parent has another mount point.
+pub(super) fn bottom_at<'a>(mounts: &'a [Mount], dir: &Path) -> Option<&'a Mount> {
     let here = |mount: &&Mount| mount.mount_point == dir;
     mounts.iter().filter(here).find(|mount| {
         let stands_on = |other: &Mount| other.id == mount.parent && other.id != mount.id;
@@ -103,27 +101,28 @@ pub fn bottom_at<'a>(mounts: &'a [Mount], dir: &Path) -> Option<&'a Mount> {
     })
 }
 
-/// The mount with images at exactly that place.
-pub fn images_at<'a>(mounts: &'a [Mount], hidden: &Path) -> Option<&'a Mount> {
+/// Returns the mount with images at exactly `hidden`.
+pub(super) fn images_at<'a>(mounts: &'a [Mount], hidden: &Path) -> Option<&'a Mount> {
     bottom_at(mounts, hidden).filter(|mount| kind_of(mount) == Some(MountKind::Images))
 }
 
-/// The mount of files whose images are in the mount at `hidden`.
-pub fn files_mount_of<'a>(mounts: &'a [Mount], hidden: &Path) -> Option<&'a Mount> {
+/// Returns the mount of files whose images are in the mount at `hidden`.
+pub(super) fn files_mount_of<'a>(mounts: &'a [Mount], hidden: &Path) -> Option<&'a Mount> {
     mounts
         .iter()
         .find(|mount| matches!(kind_of(mount), Some(MountKind::Files { hidden: theirs }) if theirs == hidden))
 }
 
-/// The place of a mount as the kernel's table writes it. Never looks at `dir` itself unless nothing is mounted there, as it may be dead.
-pub fn resolve(mounts: &[Mount], dir: &Path) -> Result<PathBuf> {
+/// Returns the path of a mount as the kernel's table writes it. Examines `dir` itself only if nothing is mounted there,
+/// because a mount may be dead.
+pub(super) fn resolve(mounts: &[Mount], dir: &Path) -> Result<PathBuf> {
     let look_error = |source| MountError::Look {
         dir: dir.to_owned(),
         source,
     };
     let absolute = std::path::absolute(dir).map_err(look_error)?;
     let is_mount = |path: &Path| mounts.iter().any(|mount| mount.mount_point == path);
-    // The path as it was given comes first: a way to a dead mount that touches nothing on the way.
+    // The path as given comes first: it reaches a dead mount without touching anything on the way.
     if is_mount(&absolute) {
         return Ok(absolute);
     }
@@ -131,14 +130,14 @@ pub fn resolve(mounts: &[Mount], dir: &Path) -> Result<PathBuf> {
     if is_mount(&point) {
         return Ok(point);
     }
-    // Nothing is mounted at this very name, but it may be a symbolic link to a mount point.
+    // Nothing is mounted at this exact name, but it may be a symbolic link to a mount point.
     Ok(match point.read_link() {
         Ok(target) => with_real_parent(&point.parent().unwrap_or(&point).join(target)),
         Err(_) => point,
     })
 }
 
-/// The path without symbolic links in all but its last part, which is not looked at.
+/// Resolves the symbolic links in all parts of a path but the last, which is not examined.
 fn with_real_parent(path: &Path) -> PathBuf {
     let real = match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) => parent.canonicalize().map(|parent| parent.join(name)),
@@ -148,8 +147,8 @@ fn with_real_parent(path: &Path) -> PathBuf {
     real.unwrap_or_else(|_| path.to_owned())
 }
 
-/// The kernel's table of mounts.
-pub fn read_mounts() -> Result<Vec<Mount>> {
+/// Reads the kernel's table of mounts.
+pub(super) fn read_mounts() -> Result<Vec<Mount>> {
     mountinfo::read().map_err(|source| MountError::KernelTable {
         path: "/proc/self/mountinfo".into(),
         source,

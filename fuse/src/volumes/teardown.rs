@@ -1,17 +1,17 @@
-//! Takes mounts of vbk down in the order that leaves nothing behind. Never looks into a mount, which may be dead or hang: all it knows is in
-//! the kernel's tables of mounts and loop devices.
+//! Takes vbk's mounts down in the order that leaves nothing behind. Never looks into a mount, which may be dead or
+//! hang: everything it knows comes from the kernel's tables of mounts and loop devices.
 //!
-//! For a mount of files, with what a crash after each step leaves:
+//! The steps for a mount of files, and what a crash after each of them leaves:
 //!
-//! 1. The file systems, last mounted first. Left: the frame, which still names HIDDEN, so that the next `vbk umount` goes on from here.
-//! 2. The loop devices: the kernel clears them with the last unmount; waited for, as HIDDEN is busy before. Left: the same.
-//! 3. HIDDEN, the FUSE mount, whose process ends with it; its directories. Left: the frame, empty.
-//! 4. The frame: it goes last because it is the only thing that ties DIR to HIDDEN.
+//! 1. The file systems, last mounted first. Left: the frame, which still names HIDDEN, so that the next `vbk umount`
+//!    continues from here.
+//! 2. The loop devices: the kernel clears them after the last unmount. We wait for that, because HIDDEN is busy until
+//!    then. Left: the same.
+//! 3. HIDDEN, the FUSE mount, whose process ends with it; then its directories. Left: the frame, empty.
+//! 4. The frame. It is last because nothing else ties DIR to HIDDEN.
 //!
-//! A mount is never detached while it has loop devices that are to be found again: the kernel then shows their files without the path of the
-//! mount (d_path of a mount that stands nowhere).
-
-#![forbid(unsafe_code)]
+//! A mount is never detached while it still has loop devices that must be found again: the kernel then shows their
+//! files without the path of the mount (d_path of a mount that is attached nowhere).
 
 use std::fs::{self, File};
 use std::io;
@@ -27,33 +27,34 @@ use crate::mount_error::{MountError, Result};
 use crate::mountinfo::Mount;
 use crate::sys::{self, Errno};
 
-/// How long a busy mount is tried again: udev and blkid look at new devices for a moment.
+/// Time for which a busy mount is tried again: udev and blkid open new devices for a moment.
 const BUSY_RETRY: Duration = Duration::from_secs(1);
 
-/// How long the kernel may take to clear a loop device after the last close.
-pub const LOOP_WAIT: Duration = Duration::from_secs(5);
+/// Time that the kernel may take to clear a loop device after the last close.
+pub(super) const LOOP_WAIT: Duration = Duration::from_secs(5);
 
-/// What to do about a mount that processes still use.
+/// Action for a mount that processes still use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhenBusy {
-    /// Name them and leave it mounted.
+    /// Report the processes and leave it mounted.
     Fail,
-    /// Take it out of sight at once; they keep what they have open, and the rest ends with them.
+    /// Detach it at once: the processes keep what they have open, and the rest ends with them.
     Detach,
 }
 
-/// What was taken down.
+/// Result of a teardown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unmounted {
-    /// Where it was.
+    /// Mount point.
     pub point: PathBuf,
-    /// What it was.
+    /// Kind of the mount.
     pub kind: MountKind,
-    /// Whether something lives on until its last user is done. Only after [`WhenBusy::Detach`], or where a dead mount was in use.
+    /// True if a part of it lives on until its last user is done. Only after [`WhenBusy::Detach`], or where a dead
+    /// mount was in use.
     pub detached: bool,
 }
 
-/// What [`clean_leftovers`] found and removed.
+/// Leftovers that [`clean_leftovers`] removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cleaned {
     /// Mounts with images that nothing referred to.
@@ -62,8 +63,9 @@ pub struct Cleaned {
     pub loops: Vec<PathBuf>,
 }
 
-/// Takes down what vbk mounted at `dir`, alive or dead, and waits until its loop devices are gone. After a failure the same call goes on
-/// where it stopped. A mount of files needs root; a mount of images needs root or its owner with fusermount3.
+/// Takes down a vbk mount at `dir`, alive or dead, and waits until its loop devices are gone. After a failure, the same
+/// call continues where it stopped. A mount of files needs root; a mount of images needs root, or its owner with
+/// fusermount3.
 pub fn unmount(dir: &Path, when_busy: WhenBusy) -> Result<Unmounted> {
     let mounts = ours::read_mounts()?;
     let point = ours::resolve(&mounts, dir)?;
@@ -93,9 +95,9 @@ pub fn unmount(dir: &Path, when_busy: WhenBusy) -> Result<Unmounted> {
     Ok(Unmounted { point, kind, detached })
 }
 
-/// Removes what killed processes left: mounts with images below `hidden_root` that no mount of files refers to, and loop devices on dead
-/// mounts that nothing is mounted from. A mount of files or images that is dead stays for [`unmount`], for the user knows its name.
-/// What cannot be removed is logged and stays.
+/// Removes what killed processes left: mounts with images below `hidden_root` that no mount of files refers to, and
+/// loop devices on dead mounts from which nothing is mounted. A dead mount of files or images stays for [`unmount`],
+/// because the user knows its name. Logs and leaves what it can't remove.
 pub fn clean_leftovers(hidden_root: &Path) -> Result<Cleaned> {
     let mounts = ours::read_mounts()?;
     let root = ours::resolve(&mounts, hidden_root)?;
@@ -106,7 +108,7 @@ pub fn clean_leftovers(hidden_root: &Path) -> Result<Cleaned> {
     for mount in images {
         let point = &mount.mount_point;
         let dead = sys::is_dead(point);
-        // Locked first, then looked at: its process makes the mount of files before it releases the lock.
+        // Locked first, then examined: its process makes the mount of files before it releases the lock.
         let lock = mount
             .at_or_below(&root)
             .then(|| point.parent().and_then(abandoned))
@@ -126,7 +128,7 @@ pub fn clean_leftovers(hidden_root: &Path) -> Result<Cleaned> {
                     tracing::warn!(device = %device.node().display(), "loop device of a dead mount is in use")
                 }
                 Err(error) => {
-                    tracing::warn!(device = %device.node().display(), %error, "cannot clear a loop device")
+                    tracing::warn!(device = %device.node().display(), %error, "can't clear a loop device")
                 }
             }
         }
@@ -137,7 +139,7 @@ pub fn clean_leftovers(hidden_root: &Path) -> Result<Cleaned> {
                     cleaned.mounts.push(point.clone());
                 }
                 Err(error) => {
-                    tracing::warn!(mount = %point.display(), %error, "cannot remove an abandoned mount");
+                    tracing::warn!(mount = %point.display(), %error, "can't remove an abandoned mount");
                 }
             }
         }
@@ -145,8 +147,8 @@ pub fn clean_leftovers(hidden_root: &Path) -> Result<Cleaned> {
     Ok(cleaned)
 }
 
-/// Undoes a mount of files that failed half-way, but leaves its images mounted: they were there before.
-pub fn drop_frame(dir: &Path) -> Result<()> {
+/// Undoes a mount of files that failed half-way, but leaves its images mounted, because they were mounted before.
+pub(super) fn drop_frame(dir: &Path) -> Result<()> {
     let mounts = ours::read_mounts()?;
     let Some(bottom) = ours::bottom_at(&mounts, dir) else {
         return Ok(());
@@ -167,7 +169,7 @@ fn unmount_files(mounts: &[Mount], frame: &Mount, hidden: &Path, when_busy: When
             loops.push(device);
         }
     }
-    // Held, so that nobody else gets these numbers before the kernel has forgotten what btrfs they were.
+    // Held, so that no other process gets these numbers before the kernel has forgotten the btrfs on them.
     let is_btrfs = |mount: &Mount| mount.parent == frame.id && mount.fs_type == "btrfs";
     let with_btrfs: Vec<LoopDevice> = match mounts.iter().any(is_btrfs) {
         true => loops
@@ -184,12 +186,13 @@ fn unmount_files(mounts: &[Mount], frame: &Mount, hidden: &Path, when_busy: When
     }
     with_btrfs.iter().for_each(LoopDevice::forget_btrfs);
     drop(with_btrfs);
-    // What was detached keeps its loop device, and that HIDDEN: both end with the last user.
+    // A detached file system keeps its loop device, and that keeps HIDDEN: both end with the last user.
     let when_busy = if detached { WhenBusy::Detach } else { when_busy };
     detached |= clear_all(dir, &loops, when_busy)?;
 
     let mounts = ours::read_mounts()?;
-    // Another frame on the same images; not a copy of this one that mount propagation made, which goes when this one goes.
+    // Another frame on the same images. A copy of this frame made by mount propagation does not count: it goes with
+    // this one.
     let shared = mounts.iter().any(|mount| {
         let theirs = ours::kind_of(mount);
         mount.id != frame.id
@@ -204,7 +207,8 @@ fn unmount_files(mounts: &[Mount], frame: &Mount, hidden: &Path, when_busy: When
     Ok(detached)
 }
 
-/// Fails if somebody uses images of the mount at `point` through a loop device; clears those that nobody mounted if the mount is dead.
+/// Fails if images of the mount at `point` are used through a loop device. If the mount is dead, clears the devices
+/// that are not mounted.
 fn free_images(mounts: &[Mount], point: &Path, when_busy: WhenBusy) -> Result<()> {
     if when_busy == WhenBusy::Detach {
         return Ok(());
@@ -230,7 +234,7 @@ fn free_images(mounts: &[Mount], point: &Path, when_busy: WhenBusy) -> Result<()
     Err(in_use(describe_loops(mounts, &used)))
 }
 
-/// A mount and all that stands on it, in the order in which they can be unmounted.
+/// Returns a mount and all mounts on top of it, in the order in which they can be unmounted.
 fn tree<'a>(mounts: &'a [Mount], bottom: &'a Mount) -> Vec<&'a Mount> {
     let mut tree = vec![bottom];
     let mut next = 0;
@@ -244,7 +248,8 @@ fn tree<'a>(mounts: &'a [Mount], bottom: &'a Mount) -> Vec<&'a Mount> {
     tree
 }
 
-/// The loop devices of the file systems that stand right on a frame. Also finds those whose image's mount was detached by hand.
+/// Returns the loop devices of the file systems that stand directly on a frame. Also finds those whose image mount was
+/// detached by hand.
 fn loops_of_tree(mounts: &[Mount], frame: &Mount) -> Vec<Attached> {
     let on_frame = mounts.iter().filter(|mount| mount.parent == frame.id);
     let number = |mount: &Mount| {
@@ -272,7 +277,8 @@ fn unmount_one(point: &Path, when_busy: WhenBusy) -> Result<bool> {
     loop {
         match sys::unmount(point, false) {
             Ok(()) => return Ok(false),
-            // EINVAL: gone meanwhile. The others: it stands on a dead mount, which is detached later and takes it along.
+            // EINVAL: already unmounted. The others: it stands on a dead mount, which is detached later together with
+            // it.
             Err(Errno::EINVAL | Errno::ENOENT | Errno::ENOTCONN) => return Ok(false),
             Err(Errno::EBUSY) if when_busy == WhenBusy::Fail && Instant::now() < end => {
                 thread::sleep(Duration::from_millis(50));
@@ -291,7 +297,7 @@ fn unmount_one(point: &Path, when_busy: WhenBusy) -> Result<bool> {
     Ok(true)
 }
 
-/// Unmounts as a user who is not root, through the helper that also mounted.
+/// Unmounts as a user other than root, through the helper that also mounted.
 fn unmount_as_user(point: &Path, when_busy: WhenBusy) -> Result<()> {
     let mut command = Command::new("fusermount3");
     command.arg("-u");
@@ -316,7 +322,7 @@ fn unmount_as_user(point: &Path, when_busy: WhenBusy) -> Result<()> {
     })
 }
 
-/// Waits until the loop devices are cleared; true if some live on because what used them was detached.
+/// Waits until the loop devices are cleared. Returns true if some live on because their users were detached.
 fn clear_all(dir: &Path, loops: &[Attached], when_busy: WhenBusy) -> Result<bool> {
     let mut stuck = Vec::new();
     for device in loops {
@@ -359,19 +365,20 @@ fn describe_loops(mounts: &[Mount], loops: &[Attached]) -> String {
     loops.iter().map(describe).collect::<Vec<_>>().join(", ")
 }
 
-/// Removes the directory of a mount with images and the one above it, which were made for it. Never more than empty directories.
+/// Removes the directory of a mount with images and its parent, which were made for it. Never more than empty
+/// directories.
 fn remove_hidden(hidden: &Path) {
     for dir in hidden.ancestors().take(2) {
         if let Err(error) = fs::remove_dir(dir) {
-            // Its process may be quicker.
+            // The process that served it may have removed it first.
             tracing::debug!(dir = %dir.display(), %error, "directory stays");
         }
     }
 }
 
-/// A lock on the directory of a mount of images, if the process that made it does not hold it any more: it ended, or its mount of files is there.
-/// Nobody starts to use the directory while this is held.
-pub fn abandoned(directory: &Path) -> Option<File> {
+/// Locks the directory of a mount of images, if the process that made it no longer holds the lock: it ended, or its
+/// mount of files exists. No process starts to use the directory while this lock is held.
+pub(crate) fn abandoned(directory: &Path) -> Option<File> {
     let directory = File::open(directory).ok()?;
     directory.try_lock().ok()?;
     Some(directory)

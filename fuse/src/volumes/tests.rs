@@ -1,5 +1,5 @@
-//! Real file systems on real loop devices, mounted and taken down. All but the pure ones need root, loop devices and the mkfs tools, and fail
-//! without them.
+//! Real file systems on real loop devices, mounted and taken down. All tests but the pure ones need root, loop devices
+//! and the mkfs tools, and fail without them.
 
 mod image_server;
 
@@ -17,7 +17,8 @@ use crate::loopdev::{self, LoopDevice};
 use crate::mountinfo::{self, Mount};
 use crate::probe::FsType;
 
-/// A directory with images, a mount point and a place for hidden mounts. Takes down whatever a failed test leaves below it.
+/// A directory with images, a mount point and a directory for hidden mounts. Takes down everything that a failed test
+/// leaves below it.
 struct Scratch {
     dir: tempfile::TempDir,
 }
@@ -27,9 +28,9 @@ impl Scratch {
         let dir = tempfile::Builder::new()
             .prefix("vbk mount ")
             .tempdir_in("/var/tmp")
-            .unwrap();
+            .expect("creates");
         for name in ["dir", "images", "run"] {
-            fs::create_dir(dir.path().join(name)).unwrap();
+            fs::create_dir(dir.path().join(name)).expect("creates");
         }
         Self { dir }
     }
@@ -49,20 +50,20 @@ impl Scratch {
     }
 
     fn mounts(&self) -> Vec<Mount> {
-        let all = mountinfo::read().unwrap();
+        let all = mountinfo::read().expect("reads");
         let below = |mount: &Mount| mount.at_or_below(self.dir.path());
         all.into_iter().filter(below).collect()
     }
 
     fn assert_nothing_left(&self) {
         assert_eq!(self.mounts(), []);
-        assert_eq!(loopdev::attached_below(self.dir.path()).unwrap(), []);
+        assert_eq!(loopdev::attached_below(self.dir.path()).expect("/sys can be read"), []);
     }
 
     /// A hidden mount of a server that shows one image.
     fn hidden(&self, image: &Path) -> (PathBuf, ImageServer) {
         let hidden = self.path("run/x1/images");
-        fs::create_dir_all(&hidden).unwrap();
+        fs::create_dir_all(&hidden).expect("creates");
         let server = ImageServer::start(&hidden, image);
         (hidden, server)
     }
@@ -80,11 +81,11 @@ impl Drop for Scratch {
 }
 
 fn run(program: &str, arguments: &[&str]) {
-    let status = Command::new(program).args(arguments).status().unwrap();
+    let status = Command::new(program).args(arguments).status().expect("starts");
     assert!(status.success(), "{program} {arguments:?}: {status}");
 }
 
-/// How the guest left its file system.
+/// State in which the guest left its file system.
 #[derive(Clone, Copy, PartialEq)]
 enum Left {
     Unmounted,
@@ -116,7 +117,7 @@ fn make_image(image: &Path, fs: &str, word: &str, left: Left) {
         Left::Unmounted => "unmounted",
         Left::Running => "running",
     };
-    let image = image.to_str().unwrap();
+    let image = image.to_str().expect("is UTF-8");
     run("sh", &["-euc", script, "sh", image, fs, word, left]);
 }
 
@@ -127,11 +128,16 @@ fn volume(name: &str, image: PathBuf, fs: &str) -> Volume {
         "btrfs" => Some(FsType::Btrfs),
         _ => None,
     };
-    // What is not on the image is for the kernel to refuse.
+    // The kernel must refuse what is not on the image.
     let how = driver.zip(fs::read(&image).ok()).and_then(|(driver, bytes)| {
-        let mut how = how_to_mount(driver, &bytes.as_slice()).unwrap().ok()?;
+        let mut how = how_to_mount(driver, &bytes.as_slice()).expect("reads").ok()?;
         if driver == FsType::Btrfs {
-            how.leave_journal(Superblock::read(&bytes.as_slice()).unwrap().unwrap().has_log());
+            how.leave_journal(
+                Superblock::read(&bytes.as_slice())
+                    .expect("reads")
+                    .expect("is valid")
+                    .has_log(),
+            );
         }
         Some(how)
     });
@@ -166,15 +172,21 @@ fn warning(report: &VolumeReport) -> Option<&str> {
 }
 
 fn word(dir: &Path) -> String {
-    fs::read_to_string(dir.join("word")).unwrap()
+    fs::read_to_string(dir.join("word")).expect("reads")
 }
 
-/// A process that stands in a directory until dropped.
+/// A process whose working directory is a directory until this is dropped.
 struct Visitor(Child);
 
 impl Visitor {
     fn new(dir: &Path) -> Self {
-        Self(Command::new("sleep").arg("600").current_dir(dir).spawn().unwrap())
+        Self(
+            Command::new("sleep")
+                .arg("600")
+                .current_dir(dir)
+                .spawn()
+                .expect("starts"),
+        )
     }
 }
 
@@ -206,19 +218,19 @@ fn needs_root_clean_file_systems_are_mounted_and_what_is_none_holds_nobody_up() 
     volumes.push(volume("vdb/p2", scratch.images().join("ext4.img"), "xfs"));
     volumes.push(volume("vdb/p3", scratch.images().join("missing.img"), "xfs"));
 
-    let reports = mount_volumes(&scratch.dir(), &scratch.images(), &volumes, Access::Owner).unwrap();
+    let reports = mount_volumes(&scratch.dir(), &scratch.images(), &volumes, Access::Owner).expect("mounts");
 
     let names: Vec<_> = reports.iter().map(|report| &report.name).collect();
     let asked: Vec<_> = volumes.iter().map(|volume| &volume.name).collect();
     assert_eq!(names, asked);
     for index in [0, 2, 3] {
         assert_eq!(warning(&reports[index]), None);
-        let fs = reports[index].fs.as_deref().unwrap();
+        let fs = reports[index].fs.as_deref().expect("has a file system");
         assert_eq!(word(&scratch.dir().join(&reports[index].name)), fs);
     }
     assert_eq!(skipped(&reports[1]), "swap");
     assert!(skipped(&reports[4]).contains("modprobe nosuchfs"));
-    assert!(skipped(&reports[5]).contains("does not take it for xfs"));
+    assert!(skipped(&reports[5]).contains("does not accept it as xfs"));
     assert!(skipped(&reports[6]).contains("missing.img"));
     assert!(!scratch.dir().join("vda/p4").exists());
     assert!(!scratch.dir().join("vdb").exists());
@@ -226,15 +238,15 @@ fn needs_root_clean_file_systems_are_mounted_and_what_is_none_holds_nobody_up() 
         assert!(mount.options.0.starts_with("ro,nosuid,nodev,noexec"), "{mount:?}");
     }
     assert!(fs::create_dir(scratch.dir().join("x")).is_err());
-    let attached = loopdev::attached_below(&scratch.images()).unwrap();
+    let attached = loopdev::attached_below(&scratch.images()).expect("/sys can be read");
     assert_eq!(attached.len(), 3, "{attached:?}");
 
-    let ours = list_ours().unwrap();
-    let ours = ours.iter().find(|ours| ours.point == scratch.dir()).unwrap();
+    let ours = list_ours().expect("lists");
+    let ours = ours.iter().find(|ours| ours.point == scratch.dir()).expect("is listed");
     assert!(!ours.dead);
     assert!(matches!(&ours.kind, MountKind::Files { hidden } if *hidden == scratch.images()));
 
-    assert!(!unmount(&scratch.dir(), WhenBusy::Fail).unwrap().detached);
+    assert!(!unmount(&scratch.dir(), WhenBusy::Fail).expect("unmounts").detached);
     scratch.assert_nothing_left();
     assert!(scratch.images().join("ext4.img").exists());
     let again = unmount(&scratch.dir(), WhenBusy::Fail).unwrap_err();
@@ -249,14 +261,14 @@ fn needs_root_a_dirty_journal_is_left_alone_and_said_so() {
         make_image(&image, fs, fs, Left::Running);
         volume(fs, image, fs)
     });
-    let reports = mount_volumes(&scratch.dir(), &scratch.images(), &volumes, Access::Owner).unwrap();
+    let reports = mount_volumes(&scratch.dir(), &scratch.images(), &volumes, Access::Owner).expect("mounts");
     for (report, option) in reports.iter().zip(["noload", "norecovery", "nologreplay"]) {
         let warning = warning(report).unwrap_or_else(|| panic!("{report:?}"));
         assert!(warning.contains(option) && warning.contains("journal was not replayed"));
         let dir = scratch.dir().join(&report.name);
-        assert_eq!(word(&dir), report.fs.clone().unwrap());
+        assert_eq!(word(&dir), report.fs.clone().expect("has a file system"));
     }
-    unmount(&scratch.dir(), WhenBusy::Fail).unwrap();
+    unmount(&scratch.dir(), WhenBusy::Fail).expect("unmounts");
     scratch.assert_nothing_left();
 }
 
@@ -268,19 +280,22 @@ fn needs_root_two_days_of_one_file_system_show_each_its_own_content() {
         let monday = scratch.images().join(format!("{fs}.monday"));
         let tuesday = scratch.images().join(format!("{fs}.tuesday"));
         make_image(&monday, fs, "monday", Left::Unmounted);
-        fs::copy(&monday, &tuesday).unwrap();
-        let script = r#"mkdir "$1.d"; mount -o loop "$1" "$1.d" || { sleep 0.5; mount -o loop "$1" "$1.d"; }; printf tuesday > "$1.d/word"; umount "$1.d""#;
-        run("sh", &["-euc", script, "sh", tuesday.to_str().unwrap()]);
+        fs::copy(&monday, &tuesday).expect("copies");
+        let script = r#"mkdir "$1.d"
+            mount -o loop "$1" "$1.d" || { sleep 0.5; mount -o loop "$1" "$1.d"; }
+            printf tuesday > "$1.d/word"
+            umount "$1.d""#;
+        run("sh", &["-euc", script, "sh", tuesday.to_str().expect("is UTF-8")]);
         volumes.push(volume(&format!("monday/{fs}"), monday, fs));
         volumes.push(volume(&format!("tuesday/{fs}"), tuesday, fs));
     }
-    let reports = mount_volumes(&scratch.dir(), &scratch.images(), &volumes, Access::Owner).unwrap();
+    let reports = mount_volumes(&scratch.dir(), &scratch.images(), &volumes, Access::Owner).expect("mounts");
     for report in reports {
         assert_eq!(warning(&report), None);
-        let day = report.name.parent().unwrap().to_str().unwrap();
+        let day = report.name.parent().expect("has a parent").to_str().expect("is UTF-8");
         assert_eq!(word(&scratch.dir().join(&report.name)), day, "{report:?}");
     }
-    unmount(&scratch.dir(), WhenBusy::Fail).unwrap();
+    unmount(&scratch.dir(), WhenBusy::Fail).expect("unmounts");
     scratch.assert_nothing_left();
 }
 
@@ -290,15 +305,15 @@ fn needs_root_a_disk_without_partitions_is_mounted_at_the_directory_itself() {
     let image = scratch.images().join("vda.img");
     make_image(&image, "ext4", "whole", Left::Unmounted);
     let volumes = [volume("", image, "ext4")];
-    mount_volumes(&scratch.dir(), &scratch.images(), &volumes, Access::Owner).unwrap();
+    mount_volumes(&scratch.dir(), &scratch.images(), &volumes, Access::Owner).expect("mounts");
     assert_eq!(word(&scratch.dir()), "whole");
     let again = check_mount_point(&scratch.dir()).unwrap_err();
     assert!(matches!(again, MountError::AlreadyOurs { .. }));
 
     // By a symbolic link, as people do.
     let link = scratch.path("link");
-    std::os::unix::fs::symlink("dir", &link).unwrap();
-    let unmounted = unmount(&link, WhenBusy::Fail).unwrap();
+    std::os::unix::fs::symlink("dir", &link).expect("links");
+    let unmounted = unmount(&link, WhenBusy::Fail).expect("unmounts");
     assert_eq!(unmounted.point, scratch.dir());
     scratch.assert_nothing_left();
 }
@@ -309,7 +324,7 @@ fn needs_root_a_busy_mount_names_its_users_and_lazy_lets_go() {
     let image = scratch.images().join("p1.img");
     make_image(&image, "ext4", "busy", Left::Unmounted);
     let volumes = [volume("p1", image, "ext4")];
-    mount_volumes(&scratch.dir(), &scratch.images(), &volumes, Access::Owner).unwrap();
+    mount_volumes(&scratch.dir(), &scratch.images(), &volumes, Access::Owner).expect("mounts");
 
     let visitor = Visitor::new(&scratch.dir().join("p1"));
     let error = unmount(&scratch.dir(), WhenBusy::Fail).unwrap_err();
@@ -317,10 +332,10 @@ fn needs_root_a_busy_mount_names_its_users_and_lazy_lets_go() {
     assert!(error.to_string().contains(&named), "{error}");
     assert_eq!(word(&scratch.dir().join("p1")), "busy");
 
-    let unmounted = unmount(&scratch.dir(), WhenBusy::Detach).unwrap();
+    let unmounted = unmount(&scratch.dir(), WhenBusy::Detach).expect("unmounts");
     assert!(unmounted.detached);
     assert_eq!(scratch.mounts(), []);
-    let attached = loopdev::attached_below(&scratch.images()).unwrap();
+    let attached = loopdev::attached_below(&scratch.images()).expect("/sys can be read");
     assert_eq!(attached.len(), 1);
     drop(visitor);
     assert!(attached[0].wait_cleared(Duration::from_secs(5)));
@@ -333,13 +348,13 @@ fn needs_root_a_busy_frame_is_taken_down_by_the_next_call() {
     make_image(&image, "ext4", "busy", Left::Unmounted);
     let (hidden, mut server) = scratch.hidden(&image);
     let volumes = [volume("p1", hidden.join(IMAGE), "ext4")];
-    mount_volumes(&scratch.dir(), &hidden, &volumes, Access::Owner).unwrap();
+    mount_volumes(&scratch.dir(), &hidden, &volumes, Access::Owner).expect("mounts");
     let visitor = Visitor::new(&scratch.dir());
     let error = unmount(&scratch.dir(), WhenBusy::Fail).unwrap_err();
     assert!(matches!(error, MountError::Busy { .. }), "{error}");
     server.wait();
     drop(visitor);
-    unmount(&scratch.dir(), WhenBusy::Fail).unwrap();
+    unmount(&scratch.dir(), WhenBusy::Fail).expect("unmounts");
     scratch.assert_nothing_left();
 }
 
@@ -350,18 +365,18 @@ fn needs_root_the_images_go_with_the_files_and_not_before() {
     make_image(&image, "xfs", "word", Left::Running);
     let (hidden, mut server) = scratch.hidden(&image);
     let volumes = [volume("p1", hidden.join(IMAGE), "xfs")];
-    let reports = mount_volumes(&scratch.dir(), &hidden, &volumes, Access::Owner).unwrap();
+    let reports = mount_volumes(&scratch.dir(), &hidden, &volumes, Access::Owner).expect("mounts");
     assert!(warning(&reports[0]).is_some());
     assert_eq!(word(&scratch.dir().join("p1")), "word");
 
-    let device = &loopdev::attached_below(&hidden).unwrap()[0];
+    let device = &loopdev::attached_below(&hidden).expect("/sys can be read")[0];
     let dio = format!("/sys/block/loop{}/loop/dio", device.number);
-    assert_eq!(fs::read_to_string(dio).unwrap(), "1\n");
+    assert_eq!(fs::read_to_string(dio).expect("reads"), "1\n");
     let error = unmount(&hidden, WhenBusy::Fail).unwrap_err();
     assert!(matches!(error, MountError::ImagesInUse { .. }), "{error}");
-    assert!(error.to_string().contains(scratch.dir().to_str().unwrap()));
+    assert!(error.to_string().contains(scratch.dir().to_str().expect("is UTF-8")));
 
-    assert!(!unmount(&scratch.dir(), WhenBusy::Fail).unwrap().detached);
+    assert!(!unmount(&scratch.dir(), WhenBusy::Fail).expect("unmounts").detached);
     server.wait();
     scratch.assert_nothing_left();
     assert!(!scratch.path("run/x1").exists());
@@ -376,13 +391,13 @@ fn needs_root_after_the_server_was_killed_everything_can_be_taken_down() {
         make_image(&image, fs, "word", Left::Unmounted);
         let (hidden, mut server) = scratch.hidden(&image);
         let volumes = [volume("p1", hidden.join(IMAGE), fs)];
-        mount_volumes(&scratch.dir(), &hidden, &volumes, Access::Owner).unwrap();
+        mount_volumes(&scratch.dir(), &hidden, &volumes, Access::Owner).expect("mounts");
         server.kill();
         assert!(fs::metadata(&hidden).is_err(), "the server lives");
-        let ours = list_ours().unwrap();
+        let ours = list_ours().expect("lists");
         assert!(ours.iter().any(|it| it.point == scratch.dir() && it.dead));
 
-        assert!(!unmount(&scratch.dir(), WhenBusy::Fail).unwrap().detached);
+        assert!(!unmount(&scratch.dir(), WhenBusy::Fail).expect("unmounts").detached);
         scratch.assert_nothing_left();
         assert!(!scratch.path("run/x1").exists());
     }
@@ -391,15 +406,15 @@ fn needs_root_after_the_server_was_killed_everything_can_be_taken_down() {
 #[test]
 fn needs_root_a_dead_mount_of_images_is_seen_and_taken_down_even_in_use() {
     let scratch = Scratch::new();
-    fs::write(scratch.path("image"), [0; 4096]).unwrap();
+    fs::write(scratch.path("image"), [0; 4096]).expect("writes");
     let mut server = ImageServer::start(&scratch.dir(), &scratch.path("image"));
-    let open = fs::File::open(scratch.dir().join(IMAGE)).unwrap();
+    let open = fs::File::open(scratch.dir().join(IMAGE)).expect("opens");
     server.kill();
     let error = check_mount_point(&scratch.dir()).unwrap_err();
     assert!(matches!(error, MountError::AlreadyOurs { .. }), "{error}");
-    let ours = list_ours().unwrap();
+    let ours = list_ours().expect("lists");
     assert!(ours.iter().any(|it| it.point == scratch.dir() && it.dead));
-    assert!(unmount(&scratch.dir(), WhenBusy::Fail).unwrap().detached);
+    assert!(unmount(&scratch.dir(), WhenBusy::Fail).expect("unmounts").detached);
     scratch.assert_nothing_left();
     drop(open);
 }
@@ -408,23 +423,23 @@ fn needs_root_a_dead_mount_of_images_is_seen_and_taken_down_even_in_use() {
 fn needs_root_leftovers_are_removed_and_starting_mounts_are_not() {
     let scratch = Scratch::new();
     let image = scratch.path("p1.img");
-    fs::write(&image, [0; 1 << 20]).unwrap();
+    fs::write(&image, [0; 1 << 20]).expect("writes");
     let root = scratch.path("run");
     let (hidden, mut server) = scratch.hidden(&image);
     // Its process lives and holds the lock, however long it takes.
-    let starting = fs::File::open(hidden.parent().unwrap()).unwrap();
-    starting.lock().unwrap();
-    assert_eq!(clean_leftovers(&root).unwrap(), Cleaned::default());
+    let starting = fs::File::open(hidden.parent().expect("has a parent")).expect("opens");
+    starting.lock().expect("locks");
+    assert_eq!(clean_leftovers(&root).expect("cleans"), Cleaned::default());
     drop(starting);
-    assert_eq!(clean_leftovers(&root).unwrap().mounts, [hidden]);
+    assert_eq!(clean_leftovers(&root).expect("cleans").mounts, [hidden]);
     server.wait();
 
     let (hidden, mut server) = scratch.hidden(&image);
-    let device = LoopDevice::attach(&hidden.join(IMAGE), Window::default(), SectorSize::B512).unwrap();
+    let device = LoopDevice::attach(&hidden.join(IMAGE), Window::default(), SectorSize::B512).expect("attaches");
     server.kill();
     let node = device.node();
     drop(device);
-    let cleaned = clean_leftovers(&root).unwrap();
+    let cleaned = clean_leftovers(&root).expect("cleans");
     assert_eq!(cleaned.mounts, [hidden]);
     assert!(cleaned.loops.is_empty() || cleaned.loops == [node]);
     scratch.assert_nothing_left();
@@ -434,7 +449,7 @@ fn needs_root_leftovers_are_removed_and_starting_mounts_are_not() {
 #[test]
 fn needs_root_mounts_of_others_are_refused() {
     let scratch = Scratch::new();
-    sys::mount(Path::new("theirs"), &scratch.dir(), "tmpfs", Writable::No, "").unwrap();
+    sys::mount(Path::new("theirs"), &scratch.dir(), "tmpfs", Writable::No, "").expect("mounts");
     let error = unmount(&scratch.dir(), WhenBusy::Detach).unwrap_err();
     assert!(matches!(error, MountError::NotOurs { .. }), "{error}");
     let error = check_mount_point(&scratch.dir()).unwrap_err();
@@ -459,8 +474,8 @@ fn needs_root_a_frame_that_cannot_be_built_is_undone() {
 #[test]
 fn mount_points_are_looked_at_before_they_are_used() {
     let scratch = Scratch::new();
-    check_mount_point(&scratch.dir()).unwrap();
-    fs::write(scratch.path("file"), "").unwrap();
+    check_mount_point(&scratch.dir()).expect("is allowed");
+    fs::write(scratch.path("file"), "").expect("writes");
     let check = |name: &str| check_mount_point(&scratch.path(name)).unwrap_err();
     assert!(matches!(check("missing"), MountError::NoDirectory { .. }));
     assert!(matches!(check("file"), MountError::NotADirectory { .. }));
@@ -475,9 +490,9 @@ fn needs_root_other_users_get_in_only_when_root_says_so() {
     make_image(&image, "ext4", "word", Left::Unmounted);
     for (access, mode) in [(Access::Owner, 0o700), (Access::Everyone, 0o755)] {
         let volumes = [volume("p1", image.clone(), "ext4")];
-        mount_volumes(&scratch.dir(), &scratch.images(), &volumes, access).unwrap();
-        assert_eq!(fs::metadata(scratch.dir()).unwrap().mode() & 0o777, mode);
-        unmount(&scratch.dir(), WhenBusy::Fail).unwrap();
+        mount_volumes(&scratch.dir(), &scratch.images(), &volumes, access).expect("mounts");
+        assert_eq!(fs::metadata(scratch.dir()).expect("exists").mode() & 0o777, mode);
+        unmount(&scratch.dir(), WhenBusy::Fail).expect("unmounts");
     }
     scratch.assert_nothing_left();
 }
@@ -488,10 +503,10 @@ fn needs_root_a_directory_above_keeps_others_out_or_does_not() {
     let scratch = Scratch::new();
     let above = scratch.path("dir");
     let dir = above.join("below");
-    fs::create_dir(&dir).unwrap();
-    fs::set_permissions(scratch.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir(&dir).expect("creates");
+    fs::set_permissions(scratch.dir.path(), fs::Permissions::from_mode(0o755)).expect("sets the mode");
     for (mode, closed) in [(0o755, false), (0o710, false), (0o700, true)] {
-        fs::set_permissions(&above, fs::Permissions::from_mode(mode)).unwrap();
+        fs::set_permissions(&above, fs::Permissions::from_mode(mode)).expect("sets the mode");
         assert_eq!(only_root_reaches(&dir), closed, "{mode:o}");
     }
     // The directory itself is hidden by the mount.
@@ -500,8 +515,8 @@ fn needs_root_a_directory_above_keeps_others_out_or_does_not() {
 
 #[test]
 fn needs_root_the_rights_are_there() {
-    check_loop_rights().unwrap();
-    check_fuse().unwrap();
+    check_loop_rights().expect("is allowed");
+    check_fuse().expect("is allowed");
 }
 
 #[test]

@@ -1,22 +1,21 @@
-//! Finds the processes that keep a mount busy, from /proc alone. Reads links as text and opens no file of the mount, which may be dead.
-
-#![forbid(unsafe_code)]
+//! Finds the processes that keep a mount busy, from /proc alone. Reads links as text and opens no file of the mount,
+//! which may be dead.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// So many processes are named; the rest is counted.
+/// Processes that a message names at most; the others are counted.
 const NAMED: usize = 5;
 
-/// The processes that use files at or below `path`, in words: `bash (1234), less (1240) and 3 more`.
-pub fn describe_users(path: &Path) -> String {
+/// Describes the processes that use files at or below `path`: `bash (1234), less (1240) and 3 more`.
+pub(super) fn describe_users(path: &Path) -> String {
     let mut users = processes_using(path);
     let more = users.len().saturating_sub(NAMED);
     users.truncate(NAMED);
     match (users.is_empty(), more) {
         (true, _) => {
-            "something that is no process of this machine's list (another namespace, a loop device, a mount)".to_owned()
+            "something outside this machine's list of processes (another namespace, a loop device, a mount)".to_owned()
         }
         (false, 0) => users.join(", "),
         (false, more) => format!("{} and {more} more", users.join(", ")),
@@ -42,7 +41,8 @@ fn processes_using(path: &Path) -> Vec<String> {
     users
 }
 
-/// What the process stands in, runs and has open. A process that ends meanwhile, or that we may not look at, has none.
+/// Returns the working directory, the root, the program and the open files of a process; none for a process that has
+/// ended or that we may not examine.
 fn links(process: &Path) -> impl Iterator<Item = PathBuf> {
     let own = ["cwd", "root", "exe"].map(|name| process.join(name));
     let open = fs::read_dir(process.join("fd")).into_iter().flatten();
@@ -51,7 +51,8 @@ fn links(process: &Path) -> impl Iterator<Item = PathBuf> {
         .filter_map(|link| fs::read_link(link).ok())
 }
 
-/// Whether a file below `path` is mapped (proc(5): the sixth field of a line of maps is the path, and may have blanks).
+/// Tests that a process has a file below `path` mapped (proc(5): the sixth field of a line of maps is the path, and may
+/// have blanks).
 fn maps(process: &Path, path: &Path) -> bool {
     let Ok(maps) = fs::read(process.join("maps")) else {
         return false;

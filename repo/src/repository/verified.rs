@@ -125,16 +125,16 @@ mod tests {
     use crate::verify::Damage;
 
     /// A repository with backups of two guests, and its writer.
-    fn two_guests() -> (tempfile::TempDir, Writer, Vec<Entry>) {
+    fn two_guests() -> (tempfile::TempDir, Manager, Vec<Entry>) {
         let directory = tempfile::tempdir().expect("a directory");
         let options = CreateOptions::plain(BlockSize::MIN);
         let repository = Repository::create(&directory.path().join("repo"), &options).expect("creates");
-        let writer = repository.writer("test", &mut |_| false).expect("opens");
+        let writer = repository.manager("test", &mut |_| false).expect("opens");
         let mut entries = Vec::new();
         for (guest, seed) in [("web1", 1), ("db1", 2)] {
             let image = store_image(writer.store(), "vda", &mixed_bytes(seed, 500_000));
             let backup = backup(guest, "2026-11-20T00-00-00Z", vec![image]);
-            entries.push(writer.commit(backup).expect("commits").entry);
+            entries.push(writer.writer().commit(backup).expect("commits").entry);
         }
         (directory, writer, entries)
     }
@@ -155,7 +155,7 @@ mod tests {
 
     const FIRST: Timestamp = Timestamp::UNIX_EPOCH;
 
-    fn record(writer: &Writer, entries: &[Entry], scope: &Scope, all_disks: bool, report: &VerifyReport) -> Recorded {
+    fn record(writer: &Manager, entries: &[Entry], scope: &Scope, all_disks: bool, report: &VerifyReport) -> Recorded {
         let verified = Verified {
             entries,
             scope,

@@ -1,5 +1,5 @@
-//! Disk images of other formats and archives, told by their first and last bytes. Their size and content are not those of the
-//! disk in them, so read as a raw disk they would be found out on the day of the restore.
+//! Recognises disk images of other formats, and archives, by their first and last bytes. Their size and content are not
+//! those of the disk in them. Backed up as raw disks, they would cause a surprise on the day of the restore.
 
 use std::path::Path;
 
@@ -7,9 +7,9 @@ use super::Source;
 use crate::disk::buffer::{ALIGN, AlignedBuffer};
 use crate::error::{Error, Result};
 
-/// As much of the start as has a mark in it.
+/// Length of the start that contains all marks.
 const HEAD_BYTES: usize = 512;
-/// The footer of VHD.
+/// Length of the footer of a VHD.
 const TAIL_BYTES: u64 = 512;
 
 /// A format.
@@ -19,16 +19,16 @@ struct Format {
     remedy: Remedy,
 }
 
-/// How the disk in it is made a raw one.
+/// The way to get a raw disk out of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Remedy {
-    /// A disk image that QEMU reads.
+    /// Convert it with QEMU, which can read it.
     Convert,
-    /// A program unpacks it.
+    /// Unpack it with this program.
     Unpack(&'static str),
 }
 
-/// What has a mark at a certain offset.
+/// Offset, mark, name and remedy of each format.
 const MARKS: &[(usize, &[u8], &str, Remedy)] = &[
     (0, b"QFI\xfb", "a qcow2 image", Remedy::Convert),
     (0, b"KDMV", "a VMDK image", Remedy::Convert),
@@ -109,8 +109,8 @@ fn format_of(head: &[u8], tail: &[u8]) -> Option<Format> {
     }
 }
 
-/// An error if a file is a disk image of another format than raw, or an archive. Of a block device only a warning is
-/// returned: a guest may write such bytes to its own disk.
+/// Fails if a file is a disk image of another format than raw, or an archive. For a block device it only returns a
+/// warning: a guest may write such bytes to its own disk.
 pub fn check_raw(path: &Path) -> Result<Option<String>> {
     let source = Source::open(path)?;
     let Some(format) = look(&source)? else {
@@ -126,8 +126,8 @@ pub fn check_raw(path: &Path) -> Result<Option<String>> {
     };
     if source.device {
         return Ok(Some(format!(
-            "the first bytes of {shown} say that it is {}; it is backed up as a raw disk all the same. With --raw (in the \
-             configuration `raw = true`) this is not said",
+            "the first bytes of {shown} look like {}; it is backed up as a raw disk all the same. To suppress this \
+             warning, use --raw (in the configuration `raw = true`)",
             format.name
         )));
     }
@@ -138,7 +138,7 @@ pub fn check_raw(path: &Path) -> Result<Option<String>> {
     })
 }
 
-/// Reads as backups do: nothing is left in the page cache.
+/// Reads like a backup: leaves nothing in the page cache.
 fn look(source: &Source) -> Result<Option<Format>> {
     let size_bytes = source.size_bytes;
     let mut buffer = AlignedBuffer::new(TAIL_BYTES as usize + ALIGN);
@@ -165,7 +165,7 @@ mod tests {
             let mut head = vec![0; HEAD_BYTES];
             head[*offset..offset + mark.len()].copy_from_slice(mark);
             assert_eq!(format_of(&head, &[]).map(|format| format.name), Some(*name));
-            // Not where it does not belong.
+            // The same mark at another offset does not count.
             let mut moved = vec![0; HEAD_BYTES];
             moved[offset + 1..offset + 1 + mark.len()].copy_from_slice(mark);
             assert_eq!(format_of(&moved, &[]), None, "{name}");

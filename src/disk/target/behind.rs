@@ -1,7 +1,7 @@
-//! What lies behind an image on a larger device. The bytes stay, but for signatures: the kernel, mdadm, LVM or ZFS would find
-//! one and take the device for what it was before.
+//! The space after an image on a larger device. Its bytes stay, except for signatures: the kernel, mdadm, LVM or ZFS
+//! would find one and treat the device as what it was before.
 //!
-//! | signature | where |
+//! | signature | location |
 //! |---|---|
 //! | second header of a GPT | last sector, of 512 or 4096 bytes |
 //! | Linux RAID 0.90, 1.0 | last 64 KiB to 128 KiB, last 8 KiB to 12 KiB (mdadm, super0.c and super1.c) |
@@ -11,7 +11,7 @@
 //! | NTFS boot sector | last sector; ntfs3 falls back on it |
 //! | bcachefs | 1 MiB and 1 MiB before the end, and the start |
 //! | Btrfs superblocks | 64 KiB, 64 MiB, 256 GiB |
-//! | LVM, MD 1.1 and 1.2, LUKS, XFS, ext, swap, ISO 9660, bcache | the first 5 MiB, behind a small image |
+//! | LVM, MD 1.1 and 1.2, LUKS, XFS, ext, swap, ISO 9660, bcache | the first 5 MiB, after a small image |
 
 use std::fs::File;
 use std::io;
@@ -20,21 +20,21 @@ use std::os::unix::fs::FileExt;
 /// A signature that was removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wiped {
-    /// What it was a signature of.
+    /// Kind of the signature.
     pub what: &'static str,
-    /// Where on the device.
+    /// Offset on the device.
     pub offset_bytes: u64,
-    /// How many bytes are zeros now.
+    /// Bytes that were zeroed.
     pub len_bytes: u64,
 }
 
-/// Where a signature may be.
+/// A location where a signature may be.
 struct Spot {
     what: &'static str,
-    /// What is made zeros.
+    /// Start of the range to zero.
     start: u64,
     len: u64,
-    /// Where in it one of the marks is.
+    /// Offset of the mark in the range.
     mark_at: u64,
     marks: &'static [&'static [u8]],
 }
@@ -57,11 +57,11 @@ const BCACHE: &[&[u8]] = &[
 ];
 const LUKS: &[&[u8]] = &[b"LUKS\xba\xbe", b"SKUL\xba\xbe"];
 
-/// The sectors from the end at which Promise controllers keep theirs.
+/// Distances from the end, in sectors, of the metadata of Promise controllers.
 const PROMISE: [u64; 13] = [63, 255, 256, 16, 399, 591, 675, 735, 911, 974, 991, 951, 3087];
 
-/// Makes the signatures behind `end_bytes` on a device of `size_bytes` zeros. One that begins before `end_bytes` is the image's
-/// own.
+/// Zeroes the signatures after `end_bytes` on a device of `size_bytes`. A signature that begins before `end_bytes`
+/// belongs to the image.
 pub(super) fn wipe(device: &File, end_bytes: u64, size_bytes: u64) -> io::Result<Vec<Wiped>> {
     let mut wiped: Vec<Wiped> = Vec::new();
     for spot in spots(size_bytes) {
@@ -92,7 +92,7 @@ fn has_mark(device: &File, spot: &Spot, size_bytes: u64) -> io::Result<bool> {
 fn spots(size: u64) -> Vec<Spot> {
     let mut spots = at_the_start();
     spots.extend(at_the_end(size));
-    // A device may be too small for some.
+    // A device may be too small for some of them.
     spots.retain(|spot| spot.start + spot.mark_at < size);
     spots
 }
@@ -107,7 +107,7 @@ fn spot(what: &'static str, start: u64, len: u64, mark_at: u64, marks: &'static 
     }
 }
 
-/// Of distances from the start.
+/// Returns the spots at fixed distances from the start.
 fn at_the_start() -> Vec<Spot> {
     let mut spots = vec![
         spot("XFS", 0, SECTOR, 0, &[b"XFSB"]),
@@ -122,7 +122,7 @@ fn at_the_start() -> Vec<Spot> {
         spot("LUKS", 0, 4 * KIB, 0, LUKS),
     ];
     spots.extend((0..4).map(|sector| spot("LVM", sector * SECTOR, SECTOR, 0, &[b"LABELONE"])));
-    // The second header, whose place depends on the size of the first (cryptsetup, luks2_disk_metadata.c).
+    // The second header, whose offset depends on the size of the first (cryptsetup, luks2_disk_metadata.c).
     spots.extend((14..=22).map(|bits| spot("LUKS", 1 << bits, 4 * KIB, 0, LUKS)));
     for page in [4 * KIB, 8 * KIB, 16 * KIB, 64 * KIB] {
         spots.push(spot("swap", page - 10, 10, 0, &[b"SWAPSPACE2", b"SWAP-SPACE"]));
@@ -136,7 +136,7 @@ fn at_the_start() -> Vec<Spot> {
     spots
 }
 
-/// Of distances from the end.
+/// Returns the spots at fixed distances from the end.
 fn at_the_end(size: u64) -> Vec<Spot> {
     let mut spots = Vec::new();
     let mut add = |what, distance: u64, len, mark_at, marks| {
@@ -203,12 +203,12 @@ fn at_the_end(size: u64) -> Vec<Spot> {
     spots
 }
 
-/// The uberblocks of a label, of 1 KiB or more each, in its second half; without one the label is not used.
+/// Returns the uberblocks of a label, of 1 KiB or more each, in its second half; ZFS does not use a label without one.
 fn zfs_label(start: u64) -> impl Iterator<Item = Spot> {
     (0..128).map(move |number| spot("ZFS", start + 128 * KIB + number * KIB, KIB, 0, ZFS))
 }
 
-/// Whether an image has a GPT, whose second header should be at the end of a larger device.
+/// Tests that an image has a GPT, whose second header should be at the end of a larger device.
 pub(super) fn has_gpt(device: &File, image_bytes: u64) -> io::Result<bool> {
     for sector in [SECTOR, 4 * KIB] {
         let mut mark = [0; 8];

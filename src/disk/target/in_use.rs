@@ -1,4 +1,5 @@
-//! Who else uses a target: asked before the first byte is written, every few seconds while it is written, and at the end.
+//! Finds other users of a target: before the first byte is written, every few seconds during the restore, and at the
+//! end.
 
 use std::path::Path;
 
@@ -8,25 +9,25 @@ use crate::host::device::DeviceNumber;
 use crate::host::holders::{lasting, writer_of_device, writer_of_file};
 use crate::host::loops;
 
-/// What must not be used by others.
+/// The target that no other process may use.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Used {
     /// A block device.
     Device {
         device: DeviceNumber,
-        /// Programs that write to it are accepted.
+        /// True to accept programs that write to it.
         force: bool,
     },
-    /// A file that is to be replaced: who writes to it would write on to a file without a name.
+    /// A file to be replaced: a process that writes to it would continue to write to a file without a name.
     File(Identity),
 }
 
-/// Names the user of a target, if there is one, and says how to end that.
+/// Describes the user of a target, if there is one, and how to end that use.
 pub(super) fn user_of(path: &Path, used: Used) -> Result<Option<String>> {
     let shown = match used {
-        // Two loop devices may show the same file, and the kernel does not see that they are one disk.
+        // Two loop devices may show the same file, and the kernel does not know that they are one disk.
         Used::Device { device, .. } => loops::sibling_of_device(device),
-        // A file that is a loop device's disk is in use, though nothing but that device says so.
+        // A file that backs a loop device is in use, though only that device shows it.
         Used::File(identity) => loops::showing_file(identity, false),
     };
     if let Some(node) = shown {
@@ -38,7 +39,7 @@ pub(super) fn user_of(path: &Path, used: Used) -> Result<Option<String>> {
     let writer = lasting(|| {
         Ok::<_, Error>(match used {
             Used::Device { force: true, .. } => None,
-            // QEMU does not claim the disks of a guest that runs.
+            // QEMU does not claim the disks of a running guest.
             Used::Device { device, .. } => writer_of_device(device),
             Used::File(identity) => writer_of_file(path, identity),
         })

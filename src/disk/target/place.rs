@@ -1,4 +1,4 @@
-//! A name in a directory that is held open. Nothing that another user put on the way there is followed or waited for.
+//! A name in a directory that is held open. Never follows a link or waits for a pipe that another user put on the path.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -17,26 +17,26 @@ use crate::error::{Error, Result};
 use crate::host::device::DeviceNumber;
 use crate::host::run;
 
-/// As many links as the kernel follows (path_resolution(7)).
+/// Limit of links to follow, the same as the kernel's (path_resolution(7)).
 const MAX_LINKS: u32 = 40;
 
-/// Device and inode: what a file is, whatever its name.
+/// Device and inode, which identify a file whatever its name.
 pub(super) type Identity = (u64, u64);
 
 /// A name in a directory.
 pub(super) struct Place {
-    /// As it was given, for messages.
+    /// Path as given, for messages.
     pub(super) path: PathBuf,
-    /// Only a place to look from (`O_PATH`).
+    /// Used only to look up names (`O_PATH`).
     directory: File,
     name: OsString,
-    /// What has the name; not opened, only held (`O_PATH`).
+    /// File with that name; not opened, only held (`O_PATH`).
     pub(super) found: Option<File>,
 }
 
 impl Place {
-    /// Finds the directory and what is there now. Links are followed if they are root's or the caller's own: another user
-    /// could let his lead to any file or disk, at any moment.
+    /// Finds the directory and the file that now has the name. Follows only links of root and of the caller: another
+    /// user could point a link to any file or disk, at any moment.
     pub(super) fn find(path: &Path) -> Result<Self> {
         let failed = |errno: Errno| Error::target("open", path)(errno.into());
         let mut left: VecDeque<OsString> = VecDeque::new();
@@ -101,7 +101,7 @@ impl Place {
         opened.map_err(|errno| Error::target("create a file in", self.shown_directory())(errno.into()))
     }
 
-    /// The directory's name, for messages.
+    /// Returns the directory's path, for messages.
     pub(super) fn shown_directory(&self) -> PathBuf {
         match self.path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
@@ -109,18 +109,18 @@ impl Place {
         }
     }
 
-    /// Device and inode of what has the name now.
+    /// Returns device and inode of the file that now has the name.
     pub(super) fn identity(&self) -> Option<Identity> {
         identity_in(&self.directory, &self.name)
     }
 
-    /// The name without its directory.
+    /// Returns the name without its directory.
     pub(super) fn name(&self) -> &OsStr {
         &self.name
     }
 }
 
-/// Where a path begins, and the names on its way.
+/// Opens the directory where a path begins, and appends the names in the path.
 fn begin(path: &Path, names: &mut VecDeque<OsString>) -> nix::Result<File> {
     let mut start = ".";
     for part in path.components() {
@@ -134,7 +134,7 @@ fn begin(path: &Path, names: &mut VecDeque<OsString>) -> nix::Result<File> {
     nix::fcntl::open(start, flags, Mode::empty()).map(File::from)
 }
 
-/// Opens a name in a directory, but no link and without waiting for the other end of a pipe.
+/// Opens a name in a directory. Does not follow a link, and does not wait for the other end of a pipe.
 fn open(directory: &File, name: &OsStr, flags: OFlag) -> nix::Result<File> {
     let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     openat(directory, name, flags, Mode::empty()).map(File::from)
@@ -148,13 +148,13 @@ fn identity_in(directory: &File, name: &OsStr) -> Option<Identity> {
     stat_in(directory, name).ok().map(|stat| (stat.st_dev, stat.st_ino))
 }
 
-/// Device and inode of an open file.
+/// Returns device and inode of an open file.
 pub(super) fn identity_of(file: &File) -> io::Result<Identity> {
     let metadata = file.metadata()?;
     Ok((metadata.dev(), metadata.ino()))
 }
 
-/// Opens what a descriptor holds once more, with other flags. No name is looked up, so it is the same file or device.
+/// Opens the file of a descriptor again, with other flags. No name is looked up, so it is the same file or device.
 pub(super) fn reopen(held: &File, write: bool, flags: OFlag) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -163,7 +163,7 @@ pub(super) fn reopen(held: &File, write: bool, flags: OFlag) -> io::Result<File>
         .open(format!("/proc/self/fd/{}", held.as_raw_fd()))
 }
 
-/// Whether it is a block device.
+/// Returns the number of a block device; `None` for another file.
 pub(super) fn is_device(held: &File) -> io::Result<Option<DeviceNumber>> {
     let metadata = held.metadata()?;
     Ok(metadata
@@ -174,7 +174,7 @@ pub(super) fn is_device(held: &File) -> io::Result<Option<DeviceNumber>> {
 
 const PART_PREFIX: &str = ".vbk-part-";
 
-/// A file that is not whole yet, under another name in the directory of its own.
+/// An unfinished file, under a temporary name in its final directory.
 pub(super) struct Part {
     directory: File,
     name: String,
@@ -182,10 +182,10 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// Makes the file, for the caller alone to read, and removes what killed restores to the same name left.
+    /// Creates the file, readable only for the caller, and removes the leftovers of killed restores to the same name.
     pub(super) fn create(place: &Place) -> Result<(Self, File)> {
         let directory = place.open_directory()?;
-        // Nobody knows the number beforehand, so nobody can have made the file.
+        // The number can't be guessed, so no other user can have created the file.
         let name = part_name(run::random()? as u32, place.name());
         let failed = |doing| Error::target(doing, place.shown_directory().join(&name));
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -197,7 +197,7 @@ impl Part {
             name,
             identity,
         };
-        // Tells the next restore that this one is at work.
+        // The lock tells the next restore that this one is running.
         let locked = file.try_lock().map_err(io::Error::from);
         locked.map_err(Error::target("lock", place.shown_directory().join(&part.name)))?;
         let owner = file.metadata().map_err(Error::target("create", &place.path))?.uid();
@@ -205,13 +205,13 @@ impl Part {
         Ok((part, file))
     }
 
-    /// The directory that it is in.
+    /// Returns its directory.
     pub(super) fn directory(&self) -> &File {
         &self.directory
     }
 
-    /// Gives it its name, in place of what has the name if `replace`. The file itself is compared before and after: whoever
-    /// owns the directory may exchange what is in it.
+    /// Renames it to its final name; with `replace`, it replaces the file with that name. The file itself is compared
+    /// before and after, because the owner of the directory may replace its entries.
     pub(super) fn rename(&self, place: &Place, replace: bool) -> Result<()> {
         let exchanged = |what| Error::TargetExchanged {
             path: place.path.clone(),
@@ -219,7 +219,7 @@ impl Part {
         };
         if identity_in(&self.directory, OsStr::new(&self.name)) != Some(self.identity) {
             return Err(exchanged(
-                "can't get its name: the file that was written was moved away",
+                "can't be created: the restored file was moved away before it was renamed",
             ));
         }
         let rename = |flags| {
@@ -229,7 +229,7 @@ impl Part {
         let renamed = match replace {
             true => rename(RenameFlags::empty()),
             false => match rename(RenameFlags::RENAME_NOREPLACE) {
-                // Not every file system can refuse to replace.
+                // Not every file system can rename without replacing.
                 Err(Errno::EINVAL) if stat_in(&self.directory, place.name()).is_ok() => Err(Errno::EEXIST),
                 Err(Errno::EINVAL) => rename(RenameFlags::empty()),
                 result => result,
@@ -237,15 +237,17 @@ impl Part {
         };
         match renamed {
             Err(Errno::EEXIST) => return Err(Error::TargetExists(place.path.clone())),
-            result => result.map_err(|errno| Error::target("name", &place.path)(errno.into()))?,
+            result => {
+                result.map_err(|errno| Error::target("rename the restored file to", &place.path)(errno.into()))?
+            }
         }
         match identity_in(&self.directory, place.name()) == Some(self.identity) {
             true => Ok(()),
-            false => Err(exchanged("is not the file that was written")),
+            false => Err(exchanged("is not the restored file")),
         }
     }
 
-    /// Removes it.
+    /// Removes the file.
     pub(super) fn remove(&self) {
         if identity_in(&self.directory, OsStr::new(&self.name)) != Some(self.identity) {
             return;
@@ -255,8 +257,8 @@ impl Part {
         }
     }
 
-    /// What can't be removed is of no harm but its size. Others may have put anything under such a name: only files of the
-    /// same owner are touched.
+    /// Removes leftovers; those that can't be removed cost only space. Other users may have created anything under such
+    /// a name, so only files with the same owner are touched.
     fn remove_leftovers(&self, target: &OsStr, owner: u32) {
         let listed = std::fs::read_dir(format!("/proc/self/fd/{}", self.directory.as_raw_fd()));
         for entry in listed.into_iter().flatten().flatten() {
@@ -267,7 +269,7 @@ impl Part {
             let Ok(stat) = stat_in(&self.directory, &name) else {
                 continue;
             };
-            // Before it is opened: to open a device may do something.
+            // Before opening, because opening a device may have an effect.
             if stat.st_mode & nix::libc::S_IFMT != nix::libc::S_IFREG {
                 continue;
             }
@@ -284,7 +286,7 @@ impl Part {
     }
 }
 
-/// The name of a file that is not whole yet: short enough for every file system, whatever the name it will get.
+/// Returns the name of an unfinished file: short enough for every file system, whatever its final name.
 fn part_name(number: u32, name: &OsStr) -> String {
     let name: String = name.to_string_lossy().chars().take(50).collect();
     format!("{PART_PREFIX}{number}-{name}")

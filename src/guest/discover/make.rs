@@ -1,4 +1,4 @@
-//! Makes a guest of what one of the sources says of it.
+//! Makes a guest from the data of one source.
 
 use std::path::{Path, PathBuf};
 
@@ -23,8 +23,7 @@ pub(super) fn configured_guest(
         (None, None, None) => {
             let mut guest = of_paths(name, &[], None, None);
             guest.notes.push(
-                "it has no disks: name them in the configuration; neither libvirt nor tags of volumes give it any"
-                    .to_owned(),
+                "it has no disks, neither in libvirt nor by tags of volumes; name them in the configuration".to_owned(),
             );
             guest
         }
@@ -33,13 +32,13 @@ pub(super) fn configured_guest(
     guest
 }
 
-/// What the configuration says of a guest's disks, whoever named them.
+/// Applies the configuration's settings to a guest's disks, whatever their source.
 pub(super) fn settle(guest: &mut FoundGuest, configured: &ConfiguredGuest) {
     let skipped = |name: &DiskName| configured.skip_disks.contains(name);
     for disk in guest.disks.extract_if(.., |disk| skipped(&disk.name)) {
         guest.left_out.push(LeftOut {
             name: disk.name.into(),
-            why: "is skipped, as the configuration says".to_owned(),
+            why: "is skipped by the configuration".to_owned(),
             is_meant: true,
         });
     }
@@ -61,7 +60,7 @@ pub(super) fn settle(guest: &mut FoundGuest, configured: &ConfiguredGuest) {
     }
 }
 
-/// A guest whose disks the configuration names.
+/// Makes a guest whose disks the configuration names.
 fn of_paths(
     name: GuestName,
     disks: &[(DiskName, PathBuf)],
@@ -100,22 +99,20 @@ fn of_paths(
         }
         let named = guest.disks.iter().find(|known| known.name.as_str() == disk.target);
         match (named, path) {
-            // As after `virsh blockcopy --pivot`.
+            // E.g. after `virsh blockcopy --pivot`.
             (Some(known), Some(path)) if !disk.is_drive => guest.notes.push(format!(
-                "disk {} is at {} for libvirt, and {}, which the configuration names, is backed up; if it was moved, correct \
-                 the configuration",
+                "disk {} is at {} according to libvirt, but {} is backed up, which the configuration names; if the \
+                 disk was moved, correct the configuration",
                 known.name,
                 path.display(),
                 known.path.display()
             )),
-            // Only who named it knows where it is.
+            // Only the author of the configuration knows where it is.
             (Some(_), _) => {}
             (None, _) => guest.left_out.push(LeftOut {
                 name: disk.target.clone(),
                 why: match &disk.medium {
-                    Medium::Raw(_) => {
-                        "is known to libvirt, and not one of the disks that the configuration names".to_owned()
-                    }
+                    Medium::Raw(_) => "is in libvirt, but not among the disks that the configuration names".to_owned(),
                     Medium::Other { why, .. } => why.clone(),
                 },
                 is_meant: disk.read_only || disk.is_drive,
@@ -205,11 +202,12 @@ pub(super) fn tagged_guest(name: GuestName, disks: Vec<TaggedDisk>, known: &Know
     };
     for disk in disks {
         if disk.volumes.len() > 1 {
-            // Which one is meant can't be known, and a backup of the wrong one would look like a good one.
+            // The right one can't be known, and a backup of the wrong one would look like a good one.
             guest.left_out.push(LeftOut {
                 name: disk.name.into(),
                 why: format!(
-                    "is what several volumes are tagged as: {}; take the tag from all but one with `lvchange --deltag`",
+                    "belongs to several volumes by their tags: {}; remove the tag from all but one with `lvchange \
+                     --deltag`",
                     disk.volumes
                         .iter()
                         .map(|volume| volume.full_name.as_str())
@@ -221,7 +219,7 @@ pub(super) fn tagged_guest(name: GuestName, disks: Vec<TaggedDisk>, known: &Know
         } else if let Some(volume) = disk.volumes.into_iter().next() {
             if !volume.path.exists() {
                 guest.notes.push(format!(
-                    "disk {}: {} does not exist; `lvchange --activate y {}` makes it",
+                    "disk {}: {} does not exist; `lvchange --activate y {}` activates it",
                     disk.name,
                     volume.path.display(),
                     volume.full_name

@@ -1,5 +1,5 @@
-//! Logical volumes that say by a tag which guest's disk they are: `vbk_guest=web1/vda`. Such a tag can be made of what
-//! lvm(8) allows in tags: letters, digits and `_+.-/=!:&#`.
+//! Logical volumes whose tag names a guest and its disk: `vbk_guest=web1/vda`. Such a tag consists of the characters
+//! that lvm(8) allows in tags: letters, digits and `_+.-/=!:&#`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,18 +10,18 @@ use vbk_repo::name::{DiskName, GuestName};
 use crate::host::lvm;
 use crate::host::program::{ProgramError, Programs};
 
-/// How the tag begins.
-pub const PREFIX: &str = "vbk_guest=";
+/// Prefix of the tag.
+pub(crate) const PREFIX: &str = "vbk_guest=";
 
-/// What the tags say.
+/// The guests named by tags.
 #[derive(Debug, Default)]
 pub(super) struct Tags {
     pub guests: BTreeMap<GuestName, Vec<TaggedDisk>>,
-    /// Tags that make no sense, or why none could be read.
+    /// Invalid tags, or the reason why none could be read.
     pub notes: Vec<String>,
 }
 
-/// A disk that a tag names. One volume is as it should be.
+/// A disk named by a tag. There should be exactly one volume.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct TaggedDisk {
     pub name: DiskName,
@@ -30,9 +30,9 @@ pub(super) struct TaggedDisk {
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Volume {
-    /// `vg0/web1-root`
+    /// Full name: `vg0/web1-root`.
     pub full_name: String,
-    /// `/dev/vg0/web1-root`
+    /// Path: `/dev/vg0/web1-root`.
     pub path: PathBuf,
     pub size_bytes: Option<u64>,
 }
@@ -49,14 +49,14 @@ struct Row {
 }
 
 impl Tags {
-    /// Asks `lvs`. Without lvm2 there are no tags and nothing to say.
-    pub fn read(programs: &Programs) -> Self {
+    /// Queries `lvs`. Without lvm2 there are no tags and no notes.
+    pub(super) fn read(programs: &Programs) -> Self {
         let rows: Vec<Row> = match lvm::report(programs, "lvs", "lv_full_name,lv_path,lv_tags,lv_size", &[]) {
             Ok(rows) => rows,
             Err(ProgramError::Missing { .. }) => return Self::default(),
             Err(error) => {
                 return Self {
-                    notes: vec![format!("logical volumes were not looked at: {error}")],
+                    notes: vec![format!("can't list logical volumes: {error}")],
                     ..Self::default()
                 };
             }
@@ -85,7 +85,7 @@ impl Tags {
                 return;
             }
         };
-        // A volume without a path is part of another one, and its tag a mistake.
+        // A volume without a path is part of another one, so its tag is a mistake.
         if row.lv_path.is_empty() {
             self.notes.push(format!(
                 "volume {volume} is left out: it is tagged, but has no device of its own"
@@ -98,7 +98,8 @@ impl Tags {
         });
         let Some((guest, name)) = names else {
             self.notes.push(format!(
-                "volume {volume} is left out: its tag {PREFIX}{value} should name a guest and a disk, as {PREFIX}web1/vda"
+                "volume {volume} is left out: its tag {PREFIX}{value} should name a guest and a disk, e.g. \
+                 {PREFIX}web1/vda"
             ));
             return;
         };

@@ -1,4 +1,4 @@
-//! Guests of a host whose `virsh` and `lvs` answer as told.
+//! Guests of a host whose `virsh` and `lvs` give prepared answers.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -80,7 +80,8 @@ impl Host {
         fs::write(self.path("volumes"), report.to_string()).expect("writes");
         self.program(
             "lvs",
-            r#"[ "$1 $2 $3 $4 $5 $6 $8 $9" = "--reportformat json --units b --nosuffix --config -o lv_full_name,lv_path,lv_tags,lv_size" ] || exit 5
+            r#"fields=lv_full_name,lv_path,lv_tags,lv_size
+[ "$1 $2 $3 $4 $5 $6 $8 $9" = "--reportformat json --units b --nosuffix --config -o $fields" ] || exit 5
                cat volumes"#,
         );
     }
@@ -220,7 +221,7 @@ fn the_configuration_goes_before_libvirt_and_libvirt_before_tags() {
             }
         }
     }
-    // Whether libvirt knows a domain can only be said where there is one.
+    // A missing domain is reported only if libvirt is there.
     let empty = Programs::found_in(host.path("none"));
     let said = |programs: &Programs| {
         let mut web9 = configured("web9", Some(vec![(disk("vda"), a.clone())]));
@@ -298,7 +299,7 @@ fn disks_that_are_not_backed_up_are_named() {
     let found = resolve(&host.programs(), &known, &guest("web1")).expect("found");
     assert_eq!(found.disks[0].size_bytes, None);
     assert!(found.notes[0].ends_with("gone does not exist"), "{:?}", found.notes);
-    let why = "is known to libvirt, and not one of the disks that the configuration names";
+    let why = "is in libvirt, but not among the disks that the configuration names";
     assert_eq!(
         (found.left_out[0].name.as_str(), found.left_out[0].why.as_str()),
         ("vda", why)
@@ -397,7 +398,7 @@ fn disks_that_came_or_moved_while_a_guest_runs_are_told() {
         (found.disks.len(), &found.disks[0].path, found.disks[0].size_bytes),
         (1, &moved, Some(7))
     );
-    assert!(found.notes[0].contains("read where it is now"), "{:?}", found.notes);
+    assert!(found.notes[0].contains("it is read from"), "{:?}", found.notes);
     let left_out = |found: &FoundGuest| {
         let left_out = found.left_out.iter().filter(|disk| !disk.is_meant);
         left_out
@@ -405,7 +406,7 @@ fn disks_that_came_or_moved_while_a_guest_runs_are_told() {
             .collect::<Vec<_>>()
     };
     assert!(
-        left_out(&found)[0].contains("vdb was attached while it runs"),
+        left_out(&found)[0].contains("vdb was attached while the guest was running"),
         "{:?}",
         left_out(&found)
     );
@@ -414,23 +415,23 @@ fn disks_that_came_or_moved_while_a_guest_runs_are_told() {
     };
     runs_with(raw("vda", &vda) + &qcow2("vdb"));
     assert!(
-        left_out(&of())[0].contains("vdb was attached while it runs, and is a qcow2 image"),
+        left_out(&of())[0].contains("vdb was attached while the guest was running, and is a qcow2 image"),
         "{:?}",
         left_out(&of())
     );
 
-    // What the raw volume holds is older than the guest.
+    // The raw volume's content is older than the guest's.
     runs_with(qcow2("vda"));
     let error = resolve(&host.programs(), &known, &guest("web1"));
     let error = error.expect_err("has no good disk").to_string();
     assert!(
-        error.contains("vda is a qcow2 image") && error.contains("is old"),
+        error.contains("vda is a qcow2 image") && error.contains("is stale"),
         "{error}"
     );
     let found = discover(&host.programs(), &known).guests.remove(0);
     assert_eq!((found.disks.len(), left_out(&found).len()), (0, 1));
 
-    // Who names the disks knows better, and is told.
+    // A disk named in the configuration takes precedence, with a note.
     let named = |name: &str| Known {
         guests: vec![configured("web1", Some(vec![(disk(name), vda.clone())]))],
         ..Known::default()
@@ -443,7 +444,7 @@ fn disks_that_came_or_moved_while_a_guest_runs_are_told() {
             runs_with(devices);
             let found = of();
             assert_eq!((&found.disks[0].path, left_out(&found).len()), (&vda, 0));
-            assert!(found.notes.join("; ").contains("is old"), "{:?}", found.notes);
+            assert!(found.notes.join("; ").contains("is stale"), "{:?}", found.notes);
         }
         runs_with(raw("vda", &vda) + &raw("vdb", &vdb));
         assert!(left_out(&of())[0].contains("vdb was attached"), "{:?}", left_out(&of()));
@@ -486,7 +487,7 @@ fn a_disk_that_the_configuration_names_and_libvirt_has_elsewhere_is_told() {
     }
     let (notes, left_out) = of(&raw("vda", &new));
     assert!(
-        notes.len() == 1 && notes[0].contains("/new for libvirt") && left_out.is_empty(),
+        notes.len() == 1 && notes[0].contains("/new according to libvirt") && left_out.is_empty(),
         "{notes:?}"
     );
     let rbd = other("vdc", "type='network'><source protocol='rbd' name='x'/>");

@@ -1,46 +1,46 @@
-//! The reasons for which no backup of a guest is made because it did not come to rest.
+//! Errors of bringing a guest to rest. After each of them, no backup of the guest is made.
 
 use vbk_repo::ErrorKind;
 
-/// Why a guest was not brought to rest, and no backup made of it.
+/// A guest was not brought to rest, so no backup of it was made.
 #[derive(Debug, thiserror::Error)]
 pub enum FreezeError {
-    /// The administrator's command failed. What state its programs are in is not known, and a backup that claims less
-    /// than was asked for would be found out on the day it is needed.
+    /// The administrator's command failed. The state of its programs is unknown, and a backup with less consistency
+    /// than requested would be noticed only on the day it is needed.
     #[error("no backup of {guest} was made: its pre-freeze command `{command}` {why}")]
     PreFreeze {
-        /// The guest.
+        /// Name of the guest.
         guest: String,
         /// The command.
         command: String,
-        /// How it ended, and what it said.
+        /// Its end and its output, as the rest of a sentence.
         why: String,
     },
-    /// The guest agent is asked for, and did not freeze.
+    /// The guest agent is required, and did not freeze.
     #[error(
         "no backup of {guest} was made: the guest agent of {domain} did not freeze its file systems ({why}); with the \
          freeze mode auto it is backed up crash-consistent"
     )]
     Agent {
-        /// The guest.
+        /// Name of the guest.
         guest: String,
         /// The libvirt domain.
         domain: String,
-        /// What libvirt said.
+        /// libvirt's error.
         why: String,
     },
-    /// The helper can't do its work; nothing was frozen.
-    #[error("no backup of {guest} was made: the helper that gets it going again can't be started: {why}")]
+    /// The helper can't start; nothing was frozen.
+    #[error("no backup of {guest} was made: the helper process that would thaw it can't be started: {why}")]
     Helper {
-        /// The guest.
+        /// Name of the guest.
         guest: String,
-        /// Why.
+        /// Reason.
         why: String,
     },
 }
 
 impl FreezeError {
-    /// What the caller should do about it.
+    /// Returns the kind of the error, by which a caller decides what to do.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::PreFreeze { .. } | Self::Agent { .. } | Self::Helper { .. } => ErrorKind::Unavailable,

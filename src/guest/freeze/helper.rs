@@ -1,9 +1,10 @@
-//! vbk's end of a helper: starts the process that does something to a guest and undoes it (`freeze/process.rs`), and reads
-//! its report. Its standard input is a pipe from vbk; the pipe's end, which is also vbk's end, tells it to undo; so does its
-//! time limit.
+//! vbk's end of a helper: starts the process that acts on a guest and undoes it (`freeze/process.rs`), and reads its
+//! report. The helper's standard input is a pipe from vbk. Its end, which is also vbk's end, makes the helper undo; so
+//! does the helper's time limit.
 //!
-//! It has a process group of its own, and writes what it reports and what its programs say into files in memory: a pipe
-//! without a reader would end a program that writes to it, and with vbk gone the one that matters most is still to run.
+//! The helper has a process group of its own. It writes its report and its programs' output to files in memory: a pipe
+//! without a reader would end a program that writes to it, and if vbk is gone the most important program has yet to
+//! run.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -17,64 +18,64 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use super::task::Task;
 use crate::host::program::{ProgramError, Programs, kill_group, last_words, spawn};
 
-/// This program, also after an upgrade has replaced its file.
+/// This program, even after an upgrade has replaced its file.
 const THIS_PROGRAM: &str = "/proc/self/exe";
-/// The word that makes this program a helper; the task follows it. A program that freezes guests begins with
-/// [`super::run_helper`] when it is given it.
+/// Argument that makes this program a helper; the task follows it. A program that freezes guests must call
+/// [`super::run_helper`] when it gets this argument.
 pub const HELPER: &str = "freeze-helper";
 
-/// A process that could not be started is tried again so soon.
+/// Interval between attempts to start a helper.
 const START_AGAIN: Duration = Duration::from_secs(1);
-/// Starting takes milliseconds; this is for a host that swaps.
+/// Time limit for the start. It takes milliseconds; the rest is for a host that swaps.
 const START_WAIT: Duration = Duration::from_secs(20);
-/// What a command may take beyond its limit until its end is reported.
+/// Time from a command's limit until its end must be reported.
 const REPORT_WAIT: Duration = Duration::from_secs(10);
-/// The guest is frozen while vbk sleeps.
+/// Interval of polling; short, because the guest is frozen while vbk sleeps.
 const POLL: Duration = Duration::from_millis(2);
-/// What commands say is cut off from the front beyond this.
+/// Length of the commands' output above which its beginning is dropped.
 const MAX_OUTPUT_BYTES: u64 = 16 << 20;
-/// What is kept of it.
+/// Length of output that is kept.
 const KEPT_OUTPUT_BYTES: u64 = 64 << 10;
-/// An end of it goes into messages.
+/// Length of output that goes into messages: its end.
 const SHOWN_OUTPUT_BYTES: u64 = 4 << 10;
-/// What timeout(1) ends with when it kills.
+/// Exit status of timeout(1) when it kills.
 const KILLED: i32 = 128 + 9;
 
-/// Why there is no helper.
+/// A helper could not be started.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StartError {
-    /// Another one is still at work on the guest.
+    /// Another helper is still working on the guest.
     #[error("{0} is still thawing it")]
     Busy(String),
-    /// It can't be started.
+    /// The process can't be started.
     #[error(transparent)]
     Program(#[from] ProgramError),
 }
 
-/// How undoing went.
+/// Result of an undo.
 pub(super) struct Undone {
-    /// The helper had waited for it. If not it undid on its own, at its limit.
+    /// True if vbk requested it; false if the helper reached its limit and undid on its own.
     pub asked: bool,
-    /// What the command said, or how it failed, as the rest of a sentence.
+    /// Output of the command, or its failure as the rest of a sentence.
     pub result: Result<String, String>,
-    /// It is still trying: its last words.
-    pub goes_on: Option<String>,
+    /// Last output of a helper that is still trying.
+    pub still_trying: Option<String>,
 }
 
-/// A running helper. Dropped, it undoes, and is waited for.
+/// A running helper. When it is dropped, vbk makes it undo and waits for that.
 pub(super) struct Helper {
     child: Child,
     input: Option<ChildStdin>,
     report: File,
     output: File,
-    /// Where in the output the words of the next command begin.
+    /// Offset in the output where the next command's begins.
     begun_bytes: u64,
     waited: bool,
-    /// What a second helper needs, if this one is killed.
+    /// Parameters of a second helper, in case this one is killed.
     orders: Option<Orders>,
 }
 
-/// How a helper is started.
+/// Parameters with which a helper is started.
 struct Orders {
     programs: Programs,
     task: Task,
@@ -82,8 +83,8 @@ struct Orders {
 }
 
 impl Helper {
-    /// Starts a helper, which starts the act. As long as it lives, the input of `outer` does not end.
-    pub fn start(
+    /// Starts a helper, which starts the act. The helper keeps the input of `outer` open as long as it lives.
+    pub(super) fn start(
         programs: &Programs,
         mut task: Task,
         environment: &[(&'static str, &str)],
@@ -99,8 +100,8 @@ impl Helper {
         };
         let (report, output) = (file("vbk-report")?, file("vbk-output")?);
         let shared = |file: &File| file.try_clone().map(Stdio::from).map_err(failed);
-        // Opened by that name before the helper says that it is armed. Nothing else can hand a fourth file to a child
-        // without `unsafe`.
+        // The helper opens it by that name before it reports that it is armed. Without `unsafe`, there is no other way
+        // to pass a fourth file to a child.
         let input = outer.and_then(|outer| outer.input.as_ref());
         task.outer = input.map(|input| format!("/proc/{}/fd/{}", std::process::id(), input.as_raw_fd()).into());
         let mut command = helper_command(
@@ -112,7 +113,8 @@ impl Helper {
             .current_dir("/")
             .stdout(shared(&report)?)
             .stderr(shared(&output)?)
-            // All that vbk opens is closed in its children, this end above all; only the helper's own end is passed on.
+            // vbk opens all files close-on-exec, this end of the pipe above all; only the helper's own end is passed
+            // on.
             .stdin(Stdio::piped());
         let mut child = spawn(&mut command)?;
         let mut helper = Self {
@@ -133,20 +135,20 @@ impl Helper {
         };
         if helper.wait_for("armed", START_WAIT).is_none() {
             let busy = helper.line("busy ");
-            let why = std::io::Error::other(format!("it does not begin: {}", helper.said()));
+            let why = std::io::Error::other(format!("it does not start: {}", helper.said()));
             helper.abandon();
             return Err(busy.map_or_else(|| failed(why).into(), StartError::Busy));
         }
         Ok(helper)
     }
 
-    /// Its process.
-    pub fn pid(&self) -> u32 {
+    /// Returns its process id.
+    pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Waits until `act` has succeeded, and gives what it said; otherwise how it ended, as the rest of a sentence.
-    pub fn acted(&mut self, act_limit: Duration) -> Result<String, String> {
+    /// Waits until `act` has succeeded, and returns its output; the error is its failure as the rest of a sentence.
+    pub(super) fn acted(&mut self, act_limit: Duration) -> Result<String, String> {
         let status = self.wait_for("acted ", act_limit + REPORT_WAIT);
         let said = self.said();
         self.begun_bytes = self.output.metadata().map_or(0, |output| output.len());
@@ -161,19 +163,19 @@ impl Helper {
         }
     }
 
-    /// Has it undone, and waits for that a moment. [`Helper::undo`] is still to come.
-    pub fn begin_undo(&mut self, wait: Duration) {
+    /// Requests the undo, and waits briefly for its end. [`Helper::undo`] must still be called.
+    pub(super) fn begin_undo(&mut self, wait: Duration) {
         self.input = None;
         self.wait_for("undone ", wait);
     }
 
-    /// Has it undone, and waits for that. It is not killed if it takes longer than `wait`.
-    pub fn undo(mut self, wait: Duration) -> Undone {
+    /// Requests the undo, and waits for its end. The helper is not killed if it takes longer than `wait`.
+    pub(super) fn undo(mut self, wait: Duration) -> Undone {
         self.finish(wait)
     }
 
-    /// Ends it without undoing: for what was never begun.
-    pub fn abandon(mut self) {
+    /// Ends the helper without undoing, for an act that had no effect.
+    pub(super) fn abandon(mut self) {
         kill_group(&mut self.child);
         self.waited = true;
     }
@@ -181,42 +183,42 @@ impl Helper {
     fn finish(&mut self, wait: Duration) -> Undone {
         self.input = None;
         self.waited = true;
-        let mut goes_on = None;
+        let mut still_trying = None;
         let result = match self.wait_for("undone ", wait).as_deref() {
             Some("0") => Ok(self.said()),
             Some(status) => Err(format!("failed (exit status {status}): {}", self.said())),
             None if self.has_ended() => match self.second(wait) {
                 Ok(second) => {
                     let undone = second.undo(wait);
-                    goes_on = undone.goes_on;
+                    still_trying = undone.still_trying;
                     undone.result
                 }
                 Err(why) => Err(format!("was cut off, and can't be started again: {why}")),
             },
-            None => Err(format!("did not end within {} s and goes on", wait.as_secs_f32())),
+            None => Err(format!("did not end within {} s and still runs", wait.as_secs_f32())),
         };
         if result.is_err() && !self.has_ended() {
-            goes_on = Some(self.said());
+            still_trying = Some(self.said());
         }
-        // Before it is waited for, it writes its last report and ends.
+        // It still writes its last report and ends.
         let begun = Instant::now();
         while result.is_ok() && !self.has_ended() && begun.elapsed() < REPORT_WAIT {
             std::thread::sleep(POLL);
         }
         if self.has_ended() {
-            // What a hook left running may still write to it, for ever.
+            // A process that a hook left behind may write to it for ever.
             let _ = self.output.set_len(0);
             let _ = fcntl(&self.output, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_GROW));
         }
         Undone {
             asked: self.line("asked").is_some(),
             result,
-            goes_on,
+            still_trying,
         }
     }
 
-    /// Another helper, that only undoes: this one was killed before it had. What it had begun may go on without it, and
-    /// is waited for. A start that fails is tried again as long as `wait`.
+    /// Starts a second helper that only undoes, because this one was killed before it did. Waits for the act, which may
+    /// continue without its helper. Retries a failed start for as long as `wait`.
     fn second(&mut self, wait: Duration) -> Result<Self, String> {
         let orders = self.orders.take().ok_or("it was killed twice")?;
         let begun = Instant::now();
@@ -249,11 +251,11 @@ impl Helper {
         !matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Waits for a line of the report that begins like this, and gives the rest of it.
+    /// Waits for a line of the report with this prefix, and returns the rest of it.
     fn wait_for(&mut self, begin: &str, wait: Duration) -> Option<String> {
         let begun = Instant::now();
         loop {
-            // In this order: what it reported before its end is seen.
+            // In this order, so that a report written just before its end is seen.
             let is_last = self.has_ended() || begun.elapsed() >= wait;
             if let Some(rest) = self.line(begin) {
                 return Some(rest);
@@ -266,7 +268,7 @@ impl Helper {
         }
     }
 
-    /// The rest of the complete line of the report that begins like this.
+    /// Returns the rest of the complete line of the report with this prefix.
     fn line(&self, begin: &str) -> Option<String> {
         let report = read_end(&self.report, 0);
         let complete = &report[..report.rfind('\n')?];
@@ -276,19 +278,19 @@ impl Helper {
             .map(str::to_owned)
     }
 
-    /// The last words of the command that ran last.
+    /// Returns the last output of the latest command.
     fn said(&self) -> String {
         last_words(&read_end(&self.output, self.begun_bytes))
     }
 
-    /// The memory that the output takes.
+    /// Returns the memory that the output takes.
     #[cfg(test)]
     pub fn output_bytes(&self) -> u64 {
         use std::os::unix::fs::MetadataExt;
         self.output.metadata().map_or(0, |output| output.blocks() * 512)
     }
 
-    /// Frees what a talkative command has written into memory, but for its end.
+    /// Frees the memory of a verbose command's output, except for its end.
     fn bound_output(&self) {
         let len = self.output.metadata().map_or(0, |output| output.len());
         if len > MAX_OUTPUT_BYTES
@@ -307,14 +309,14 @@ fn helper_command(programs: &Programs, task: &str) -> Command {
     command
 }
 
-/// The program of the unit tests has arguments of its own: one of its tests is the helper.
+/// The unit tests' program has its own arguments: one of its tests is the helper.
 #[cfg(test)]
 fn helper_command(programs: &Programs, task: &str) -> Command {
     let mut command = programs.command(THIS_PROGRAM);
     command
         .args([
             "--exact",
-            "freeze::tests::a_helper",
+            "guest::freeze::tests::a_helper",
             "--ignored",
             "--nocapture",
             "--test-threads=2",
@@ -333,7 +335,7 @@ impl Drop for Helper {
     }
 }
 
-/// The end of a file in memory, but nothing before `from_bytes`.
+/// Reads the end of a file in memory, but nothing before `from_bytes`.
 fn read_end(file: &File, from_bytes: u64) -> String {
     let len = file.metadata().map_or(0, |file| file.len());
     let start = from_bytes.max(len.saturating_sub(SHOWN_OUTPUT_BYTES)).min(len);

@@ -1,14 +1,15 @@
-//! The helper process itself, as `vbk freeze-helper`: acts, waits for the end of its input or for its limit, and undoes.
+//! The helper process itself, started as `vbk freeze-helper`: acts, waits for the end of its input or for its limit,
+//! and undoes.
 //!
-//! Everything that it needs is there before the guest is frozen: its program is in memory and locked there, its files are
-//! open, and it is out of reach of the OOM killer. From then on it needs the kernel's help only for starting programs
-//! (virsh, the administrator's post-thaw), and a start that fails is tried again. Nothing ends it but SIGKILL:
+//! Everything it needs is ready before the guest is frozen: its program is in memory and locked there, its files are
+//! open, and the OOM killer spares it. From then on it needs the kernel only to start programs (virsh, the
+//! administrator's post-thaw), and a start that fails is tried again. Nothing but SIGKILL ends it:
 //!
-//! | what vbk leaves to it | what is done about it |
+//! | threat | defence |
 //! |---|---|
-//! | oom_score_adj of the unit, memory.oom.group, MemoryMax | -1000, which the kernel excepts from all of them; the administrator's commands get the old one back |
-//! | TERM, INT, HUP, QUIT of a service or terminal | ignored, also by what it starts; a process group of its own |
-//! | a log, a terminal or a pipe that is gone | it writes into files in memory only |
+//! | oom_score_adj of the unit, memory.oom.group, MemoryMax | -1000, exempt from all these; commands get the old one |
+//! | TERM, INT, HUP, QUIT of a service or terminal | ignored, also by its children; a process group of its own |
+//! | a log, a terminal or a pipe that has gone | it writes only to files in memory |
 //! | RLIMIT_CPU, RLIMIT_FSIZE, niceness | lifted, for thawing |
 
 use std::fs::{self, File, OpenOptions};
@@ -30,8 +31,8 @@ use super::thaw::{Outcome, Thawing, Virsh};
 use crate::host::program::{ProgramError, Programs, kill_group, last_words, spawn};
 use crate::sys;
 
-/// Runs a command that timeout(1) started: that has handlers of its own, so its command does not inherit that signals are
-/// ignored. `$1` is the oom_score_adj to take, or nothing.
+/// Runs a command under timeout(1), which installs signal handlers, so that its command does not inherit the ignored
+/// signals. `$1` is the oom_score_adj to set, or empty.
 const IGNORE: &str = r#"
 trap "" TERM INT HUP QUIT
 [ -z "$1" ] || echo "$1" 2>/dev/null >/proc/self/oom_score_adj
@@ -39,31 +40,31 @@ shift
 exec "$@"
 "#;
 
-/// How much longer than its own timeout(1) the act may take.
+/// Time that the act may take beyond its own timeout(1).
 const ACT_MARGIN: Duration = Duration::from_secs(5);
-/// A helper of an earlier backup of the guest, that is just ending, still has the lock.
+/// Time to wait for the lock: a helper of an earlier backup of the guest may be just ending.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
-/// The guest is frozen while the helper sleeps.
+/// Interval of polling; short, because the guest is frozen while the helper sleeps.
 const POLL: Duration = Duration::from_millis(2);
-/// Tells of a try that fails, at most so often.
-const TELL_EVERY: Duration = Duration::from_secs(60);
-/// Pauses between tries; the last one stays.
+/// Minimum interval between reports of failed attempts.
+const REPORT_EVERY: Duration = Duration::from_secs(60);
+/// Pauses between attempts; the last one repeats.
 const PAUSES_SECS: [u64; 5] = [1, 2, 5, 10, 30];
-/// The most of an answer that is read.
+/// Length of an answer that is read.
 const ANSWER_BYTES: usize = 16 << 10;
-/// The file in which a process says how ready it is to be killed (proc(5)).
+/// File in which a process sets its score for the OOM killer (proc(5)).
 const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
-/// The status of a shell for a program that is not there.
+/// Exit status of a shell for a missing program.
 const NOT_FOUND: i32 = 127;
 
-/// Runs a task that vbk has written (`freeze/helper.rs`). Standard input is the pipe from vbk, standard output the report,
-/// and standard error takes the words of programs. False if nothing was begun.
+/// Runs a task that vbk has written (`freeze/helper.rs`). Standard input is the pipe from vbk, standard output the
+/// report, and standard error takes the programs' messages. Returns false if nothing was begun.
 pub fn run(task: &str, report: &mut dyn Write) -> bool {
     let task: Task = match serde_json::from_str(task) {
         Ok(task) => task,
-        Err(error) => return refuse(&format!("its task is not understood: {error}")),
+        Err(error) => return refuse(&format!("can't parse its task: {error}")),
     };
-    // Before anything is begun, and inherited by all that is started.
+    // Before anything is begun, so that all children inherit it.
     sys::ignore_ending_signals();
     let oom_before = spare_from_oom_killer();
     if matches!(task.undo, Undo::Thaw(_)) {
@@ -84,7 +85,7 @@ pub fn run(task: &str, report: &mut dyn Write) -> bool {
     let (_outer, answer) = match (outer.transpose(), memfd_create("vbk-answer", MFdFlags::MFD_CLOEXEC)) {
         (Ok(outer), Ok(answer)) => (outer, File::from(answer)),
         (Err(error), _) => return refuse(&format!("can't hold the outer helper: {error}")),
-        (_, Err(error)) => return refuse(&format!("can't make a file in memory: {error}")),
+        (_, Err(error)) => return refuse(&format!("can't create a file in memory: {error}")),
     };
     let mut helper = Helper {
         programs: Programs::system(),
@@ -116,19 +117,19 @@ fn refuse(why: &str) -> bool {
     false
 }
 
-/// Excepts this process and what it starts from the OOM killer, as far as it may; gives what it had before. A process
-/// without rights at least does not go before others.
+/// Exempts this process and its children from the OOM killer as far as permitted, and returns the previous score. An
+/// unprivileged process at least does not stand out.
 fn spare_from_oom_killer() -> String {
     let before = fs::read_to_string(OOM_SCORE_ADJ).unwrap_or_default().trim().to_owned();
-    let wishes: &[&str] = match before.parse::<i32>() {
+    let scores: &[&str] = match before.parse::<i32>() {
         Ok(before) if before <= 0 => &["-1000"],
         _ => &["-1000", "0"],
     };
-    let _ = wishes.iter().find(|wish| fs::write(OOM_SCORE_ADJ, wish).is_ok());
+    let _ = scores.iter().find(|score| fs::write(OOM_SCORE_ADJ, score).is_ok());
     before
 }
 
-/// Locks a file; the error is its holder.
+/// Locks a file; the error describes its holder.
 fn lock(path: &Path) -> Result<File, String> {
     let begun = Instant::now();
     let mut options = OpenOptions::new();
@@ -156,14 +157,14 @@ fn lock(path: &Path) -> Result<File, String> {
     Ok(file)
 }
 
-/// True at the end of the input, which is also vbk's end; false when the limit is over first.
+/// Waits for the end of the input, which is also the end of vbk. Returns false if the limit comes first.
 fn wait_for_end_of_input(begun: Instant, limit: Duration) -> bool {
     let input = std::io::stdin();
     loop {
         let left = limit.saturating_sub(begun.elapsed());
         let millis = u16::try_from(left.as_millis()).unwrap_or(u16::MAX);
         let mut pipe = [PollFd::new(input.as_fd(), PollFlags::POLLIN)];
-        // Nothing is ever written to it, so what there is to read is its end.
+        // vbk never writes to it, so only its end makes it readable.
         match poll(&mut pipe, millis) {
             Ok(1..) => return true,
             _ if left.is_zero() => return false,
@@ -174,15 +175,15 @@ fn wait_for_end_of_input(begun: Instant, limit: Duration) -> bool {
 
 struct Helper {
     programs: Programs,
-    /// Takes what virsh says.
+    /// File in memory that takes virsh's output.
     answer: File,
-    /// The oom_score_adj of vbk.
+    /// oom_score_adj of vbk.
     oom_before: String,
     task: Task,
 }
 
 impl Helper {
-    /// The act's exit status. timeout(1) ends it also if this process is killed.
+    /// Runs the act and returns its exit status. timeout(1) ends the act even if this process is killed.
     fn act(&mut self) -> i32 {
         let seconds = format!("{:.3}", self.task.act_limit.as_secs_f64().max(0.001));
         let words = [
@@ -209,7 +210,8 @@ impl Helper {
         }
     }
 
-    /// The administrator's programs are as likely to be killed as vbk; nothing for virsh, which stays spared.
+    /// Returns the oom_score_adj for commands: the administrator's are as likely to be killed as vbk; virsh stays
+    /// exempt.
     fn score_of_commands(&self) -> &str {
         match self.task.undo {
             Undo::Command(_) => &self.oom_before,
@@ -217,7 +219,7 @@ impl Helper {
         }
     }
 
-    /// Runs a command of the administrator's once. A start that fails is not a run.
+    /// Runs an administrator's command once. A start that fails is not a run.
     fn undo_once(&mut self, words: &[String]) -> i32 {
         let wrapped = ["-c", IGNORE, "vbk-undo", self.score_of_commands()];
         let words: Vec<String> = wrapped
@@ -225,52 +227,53 @@ impl Helper {
             .map(|word| (*word).to_owned())
             .chain(words.iter().cloned())
             .collect();
-        let mut teller = Teller::new(&self.task);
+        let mut reporter = Reporter::new(&self.task);
         loop {
             match self.start("sh", &words, None) {
                 Ok(mut child) => return status_of(wait(&mut child, None)),
                 Err(error) => {
                     let why = error.to_string();
-                    let what = format!("its post-thaw command can't be started ({why}); this is tried again");
-                    teller.failed(&why, &what);
+                    let what = format!("its post-thaw command can't be started ({why}); vbk tries again");
+                    reporter.failed(&why, &what);
                 }
             }
-            teller.pause();
+            reporter.pause();
         }
     }
 
     fn thaw(&mut self, domain: &str) -> i32 {
         let mut thawing = Thawing::new(domain);
-        let mut teller = Teller::new(&self.task);
+        let mut reporter = Reporter::new(&self.task);
         loop {
             match thawing.tried(&mut |words, limit| self.ask(words, limit)) {
                 Outcome::Thawed(said) => {
                     refuse(&said);
-                    teller.ended("its file systems are thawed");
+                    reporter.ended("its file systems are thawed");
                     return 0;
                 }
                 Outcome::Off => {
-                    refuse("the guest does not run any more");
-                    teller.ended("it does not run any more, so nothing of it is frozen");
+                    refuse("the guest is not running any more");
+                    reporter.ended("it is not running any more, so nothing is frozen");
                     return 0;
                 }
                 Outcome::Gone => {
                     let what = format!(
-                        "libvirt knows no domain {domain} any more; if it was migrated, `virsh domfsthaw` on its new host thaws it"
+                        "libvirt has no domain {domain} any more; if it was migrated, `virsh domfsthaw` on its new \
+                         host thaws it"
                     );
                     refuse(&what);
-                    teller.ended(&what);
+                    reporter.ended(&what);
                     return 1;
                 }
                 Outcome::Again(why) => {
                     let what = format!(
-                        "its file systems may be frozen: `virsh domfsthaw {domain}` fails ({why}); it is tried again until the \
-                         guest is thawed or off"
+                        "its file systems may be frozen: `virsh domfsthaw {domain}` fails ({why}); vbk tries again \
+                         until the guest is thawed or off"
                     );
-                    teller.failed(&why, &what);
+                    reporter.failed(&why, &what);
                 }
             }
-            teller.pause();
+            reporter.pause();
         }
     }
 
@@ -283,9 +286,9 @@ impl Helper {
         }
     }
 
-    /// Runs a program to its end or its limit; gives its status, and its words.
+    /// Runs a program to its end or its limit; returns its exit status and its output.
     fn run(&mut self, program: &str, words: &[String], limit: Duration) -> Result<(i32, String), ProgramError> {
-        // What a killed program still writes into the old one does not matter.
+        // A killed program may still write to the old content, which does not matter.
         let _ = self.answer.set_len(0);
         let _ = self.answer.rewind();
         let output = self.answer.try_clone();
@@ -301,7 +304,7 @@ impl Helper {
         Ok((status, String::from_utf8_lossy(&bytes).into_owned()))
     }
 
-    /// Starts a program, with all its output in a file in memory: that one, or the one that vbk reads.
+    /// Starts a program with all its output going to a file in memory: the given one, or the one that vbk reads.
     fn start(&self, program: &str, words: &[String], output: Option<File>) -> Result<Child, ProgramError> {
         let failed = |source| ProgramError::Start {
             program: program.to_owned(),
@@ -316,7 +319,7 @@ impl Helper {
     }
 }
 
-/// Waits for a program, and kills it with all that it started at its limit.
+/// Waits for a program; at its limit, kills it and its descendants.
 fn wait(child: &mut Child, limit: Option<Duration>) -> Option<ExitStatus> {
     let Some(limit) = limit else {
         return child.wait().ok();
@@ -335,7 +338,7 @@ fn wait(child: &mut Child, limit: Option<Duration>) -> Option<ExitStatus> {
     }
 }
 
-/// The status as a shell gives it; that of a killed one without an end.
+/// Returns the status in a shell's form; for a killed program without a status, that of SIGKILL.
 fn status_of(status: Option<ExitStatus>) -> i32 {
     let killed = 128 + libc::SIGKILL;
     status.map_or(killed, |status| {
@@ -343,52 +346,52 @@ fn status_of(status: Option<ExitStatus>) -> i32 {
     })
 }
 
-/// Tells vbk and the system's log of tries that fail, and paces them.
-struct Teller {
+/// Reports failed attempts to vbk and to the system's log, and paces them.
+struct Reporter {
     guest: String,
     journal: PathBuf,
     begun: Instant,
-    told: Option<Instant>,
+    reported: Option<Instant>,
     last: String,
     pauses: usize,
 }
 
-impl Teller {
+impl Reporter {
     fn new(task: &Task) -> Self {
         Self {
             guest: task.guest.clone(),
             journal: task.journal.clone(),
             begun: Instant::now(),
-            told: None,
+            reported: None,
             last: String::new(),
             pauses: 0,
         }
     }
 
     fn failed(&mut self, why: &str, what: &str) {
-        // Only what is new: vbk may be gone, and its file in memory must not grow for ever.
+        // Only new messages: vbk may be gone, and its file in memory must not grow for ever.
         if self.last != why {
             self.last = why.to_owned();
             refuse(why);
         }
-        if self.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
-            self.told = Some(Instant::now());
+        if self.reported.is_none_or(|reported| reported.elapsed() >= REPORT_EVERY) {
+            self.reported = Some(Instant::now());
             self.log(&format!("{what}; so far for {} s", self.begun.elapsed().as_secs()));
         }
     }
 
     fn ended(&mut self, what: &str) {
-        if self.told.is_some() {
+        if self.reported.is_some() {
             self.log(&format!("{what}, after {} s", self.begun.elapsed().as_secs()));
         }
     }
 
-    /// Needs no other program: where none can be started, this is what must be told.
+    /// Needs no other program: if none can be started, this message matters most.
     fn log(&self, what: &str) {
         // Facility daemon, severity error (syslog(3)).
         let line = format!("<27>vbk[{}]: guest {}: {what}", std::process::id(), self.guest);
         let sent = UnixDatagram::unbound().and_then(|socket| {
-            // A log that is stuck must not keep a guest frozen.
+            // A stuck log must not keep a guest frozen.
             socket.set_nonblocking(true)?;
             socket.send_to(line.as_bytes(), &self.journal)
         });

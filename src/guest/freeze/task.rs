@@ -1,36 +1,36 @@
-//! The order that vbk gives to a helper process.
+//! The task that vbk gives to a helper process.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Work of one helper: an act, and its undo.
+/// Task of one helper: an act, and its undo.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Task {
-    /// The guest, for messages.
+    /// Name of the guest, for messages.
     pub guest: String,
-    /// The command that freezes.
+    /// Command that freezes.
     pub act: Vec<String>,
-    /// It is killed then.
+    /// Time after which the act is killed.
     pub act_limit: Duration,
-    /// The way back.
+    /// Undo of the act.
     pub undo: Undo,
-    /// The act is undone at the latest when this is over, counted from its start. Longer than `act_limit`.
+    /// Time from the start of the act after which it is undone at the latest. Longer than `act_limit`.
     pub limit: Duration,
-    /// The socket of the system's log.
+    /// Socket of the system's log.
     pub journal: PathBuf,
-    /// Locked as long as the helper lives, if it is given.
+    /// File that is locked as long as the helper lives.
     pub lock: Option<PathBuf>,
-    /// Opened for writing as long as the helper lives: the outer helper's input.
+    /// The outer helper's input, held open for writing as long as the helper lives.
     pub outer: Option<PathBuf>,
 }
 
-/// The way back.
+/// Undo of an act.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) enum Undo {
-    /// A command of the administrator. It runs once, without a limit.
+    /// Runs a command of the administrator once, without a limit.
     Command(Vec<String>),
-    /// Thawing of this domain's file systems. It is tried until it has worked.
+    /// Thaws this domain's file systems; tried until it succeeds.
     Thaw(String),
 }

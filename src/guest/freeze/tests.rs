@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use super::*;
 use crate::error::{Error, Result};
 
-/// Tells the test that is run as vbk where its directory is.
+/// Environment variable with the directory of the test that runs as vbk.
 const CHILD: &str = "VBK_TEST_FREEZE";
 const LONG: Duration = Duration::from_secs(30);
 
@@ -56,8 +56,8 @@ impl Stage {
         stage
     }
 
-    /// A virsh that logs its call, runs `more` with `$1` as the command, and logs its end. Questions change nothing and are not
-    /// logged.
+    /// A virsh that logs its call, runs `more` with `$1` as the command, and logs its end. Queries change nothing and
+    /// are not logged.
     fn virsh(&self, more: &str) {
         let log = self.log_path();
         let log = log.display();
@@ -135,7 +135,7 @@ impl Stage {
 }
 
 impl Drop for Stage {
-    /// A test that failed leaves no helper that looks for its virsh for ever.
+    /// Removes the helper of a failed test, which would look for its virsh for ever.
     fn drop(&mut self) {
         if self._temporary.is_none() {
             return;
@@ -259,7 +259,7 @@ fn when_the_limit_is_over_the_guest_is_thawed_before_the_snapshot_is_there() {
     assert!(
         warnings
             .one()
-            .contains("did not stay frozen until all snapshots were there (for 1 s"),
+            .contains("did not stay frozen until all snapshots were made (they are held for 1 s"),
         "{warnings:?}",
         warnings = warnings.all()
     );
@@ -420,7 +420,7 @@ fn a_guest_rests_only_if_file_systems_were_frozen_and_stayed_so() {
         (result.expect("works"), warnings.all()),
         (Consistency::Application, vec![])
     );
-    for (froze, thawed, words) in [(0, 0, "Froze 0 filesystem"), (2, 0, "somebody else thawed them")] {
+    for (froze, thawed, words) in [(0, 0, "Froze 0 filesystem"), (2, 0, "another program thawed them")] {
         says(froze, thawed);
         let (result, warnings) = stage.run(&stage.plan());
         assert_eq!(result.expect("works"), Consistency::Crash);
@@ -450,7 +450,7 @@ fn a_domain_whose_name_is_a_number_is_not_taken_for_that_with_this_id() {
     let stage = Stage::new();
     let uuid = |last: u8| format!("c7a5fdbd-cdaf-9455-926a-d65c16db180{last}");
     let xml = |name: &str, last| format!("<domain><name>{name}</name><uuid>{}</uuid></domain>", uuid(last));
-    // As virsh answers while a domain `other` runs with the id 12.
+    // The answer of virsh while a domain `other` runs with the id 12.
     stage.virsh(&format!(
         r#"case "$*" in
         *"list --all --uuid"*) echo "{}"; echo "{}" ;;
@@ -479,7 +479,7 @@ fn a_domain_whose_name_is_a_number_is_not_taken_for_that_with_this_id() {
         ["freeze", "thaw"].map(|verb| format!("domfs{verb} --domain={}", uuid(2)))
     );
 
-    // One that libvirt does not know is not frozen, and no other instead.
+    // A domain that libvirt does not have is not frozen, and no other is frozen instead.
     fs::remove_file(stage.log_path()).expect("is there");
     let plan = FreezePlan {
         domain: Some("13".into()),
@@ -487,7 +487,7 @@ fn a_domain_whose_name_is_a_number_is_not_taken_for_that_with_this_id() {
     };
     let (result, warnings) = stage.run(&plan);
     assert_eq!(result.expect("works"), Consistency::Crash);
-    assert!(warnings.one().contains("knows no domain"), "{}", warnings.one());
+    assert!(warnings.one().contains("has no domain"), "{}", warnings.one());
     assert!(!stage.log().iter().any(|line| line.starts_with("domfs")));
 }
 
@@ -556,7 +556,7 @@ fn a_post_thaw_that_takes_long_is_told_and_left_to_end() {
     let (result, warnings) = stage.run(&plan);
     assert_eq!(result.expect("the snapshots are good"), Consistency::Application);
     assert!(
-        warnings.one().contains("did not end within 0.1 s and goes on"),
+        warnings.one().contains("did not end within 0.1 s and still runs"),
         "{}",
         warnings.one()
     );
@@ -632,7 +632,7 @@ fn a_command_that_talks_without_end_does_not_fill_the_memory() {
     assert!(helper.undo(LONG).asked);
 }
 
-/// The files that whoever started the tests left open for all that comes after (fdinfo's flags: proc(5)).
+/// The files that the parent of the tests left open for its children (fdinfo's flags: proc(5)).
 fn passed_on() -> Vec<String> {
     let close_on_exec = |number: &String| {
         let info = fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
@@ -672,10 +672,11 @@ fn below(parent: u32) -> Vec<i32> {
 fn a_helper() {
     let task = std::env::var(HELPER).expect("started by another test");
     let begun = run_helper(&task, &mut std::io::stdout());
+    #[expect(clippy::exit, reason = "this process is the helper")]
     std::process::exit(i32::from(!begun));
 }
 
-/// Run by other tests in a process of its own, which stands for vbk.
+/// Run by other tests in a separate process, which stands for vbk.
 #[test]
 #[ignore = "part of other tests, which kill it"]
 fn a_vbk_that_will_be_killed() {
@@ -731,7 +732,7 @@ fn start_vbk(stage: &Stage) -> Child {
     start_vbk_by(stage, "exec \"$@\"")
 }
 
-/// Starts it by a shell script, which has its command line.
+/// Starts it by a shell script, whose command line it has.
 fn start_vbk_by(stage: &Stage, script: &str) -> Child {
     let pre = stage.dir.join("pre");
     if !pre.exists() {
@@ -740,7 +741,11 @@ fn start_vbk_by(stage: &Stage, script: &str) -> Child {
     Command::new("sh")
         .args(["-c", script, "sh"])
         .arg(std::env::current_exe().expect("has a name"))
-        .args(["--exact", "freeze::tests::a_vbk_that_will_be_killed", "--ignored"])
+        .args([
+            "--exact",
+            "guest::freeze::tests::a_vbk_that_will_be_killed",
+            "--ignored",
+        ])
         .env(CHILD, &stage.dir)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -798,7 +803,7 @@ fn the_end_of_a_service_ends_vbk_and_thaws_once() {
     let stage = Stage::new();
     let mut vbk = start_vbk(&stage);
     stage.wait_for("snapshot");
-    // As systemd does: SIGTERM to all processes of the control group.
+    // Like systemd: SIGTERM to all processes of the control group.
     let all = below(vbk.id());
     assert!(all.len() >= 2, "two helpers: {all:?}");
     for pid in all {
@@ -845,12 +850,13 @@ fn signals_of_a_terminal_do_not_end_a_helper() {
     assert_eq!(stage.log(), WHOLE);
 }
 
-/// A virsh whose domfsthaw fails as long as the file `away` is there, as if libvirt were not running.
+/// A virsh whose domfsthaw fails as long as the file `away` exists, as if libvirt were not running.
 fn without_libvirt(stage: &Stage) -> PathBuf {
     let away = stage.dir.join("away");
     fs::write(&away, "").expect("writes");
     stage.virsh(&format!(
-        "if [ \"$1\" != domfsfreeze ] && [ -e {} ]; then echo 'error: failed to connect to the hypervisor' >&2; exit 1; fi",
+        "if [ \"$1\" != domfsfreeze ] && [ -e {} ]; then \
+         echo 'error: failed to connect to the hypervisor' >&2; exit 1; fi",
         away.display()
     ));
     away
@@ -871,14 +877,14 @@ fn a_guest_is_thawed_when_libvirt_is_back_however_long_that_takes() {
     for part in ["<27>vbk[", "guest web1", "domfsthaw web1", "failed to connect"] {
         assert!(told.contains(part), "{told}");
     }
-    // Tries end neither with their number, nor by what libvirt does not say.
+    // Attempts end neither after a number of them nor because of an answer that libvirt did not give.
     let tries = || stage.log().iter().filter(|line| *line == THAW).count();
     let begun = Instant::now();
     while tries() < 4 {
         assert!(begun.elapsed() < LONG, "{:?}", stage.log());
         std::thread::sleep(Duration::from_millis(20));
     }
-    // Meanwhile no other run freezes it, to be thawed in the midst of its snapshots.
+    // Meanwhile no other run freezes it, because the thaw would come in the middle of its snapshots.
     let froze = |log: Vec<String>| log.iter().filter(|line| *line == FREEZE).count();
     let plan = FreezePlan {
         domain: Some("web1".into()),
@@ -895,7 +901,7 @@ fn a_guest_is_thawed_when_libvirt_is_back_however_long_that_takes() {
     fs::remove_file(away).expect("is there");
     stage.wait_for("domfsthaw ended");
     stage.wait_for("post web1");
-    // And afterwards it is.
+    // Afterwards it freezes.
     let (result, warnings) = stage.run(&plan);
     assert_eq!(
         (result.expect("works"), warnings.all()),
@@ -917,7 +923,7 @@ fn a_guest_that_stays_frozen_is_told_loudly_and_the_backup_goes_on() {
     for part in [
         "STILL BE FROZEN",
         "failed to connect",
-        "goes on until the guest is thawed or off",
+        "tries until the guest is thawed or off",
         "domfsthaw web1",
     ] {
         assert!(text.contains(part), "{text}");
@@ -965,14 +971,14 @@ fn a_helper_is_spared_by_the_oom_killer_and_the_administrators_commands_are_not(
     stage.virsh(&score("of-virsh"));
     fs::write(stage.dir.join("pre"), score("of-pre")).expect("writes");
     fs::write(stage.dir.join("post"), score("of-post")).expect("writes");
-    // As OOMScoreAdjust= of a unit does.
+    // Like OOMScoreAdjust= of a unit.
     let mut vbk = start_vbk_by(&stage, "echo 300 >/proc/self/oom_score_adj; exec \"$@\"");
     stage.wait_for("snapshot");
     vbk.kill().and_then(|()| vbk.wait()).expect("was killed");
     stage.wait_for("post ended");
     let read = |name: &str| fs::read_to_string(stage.dir.join(name)).expect("was written");
     // Without CAP_SYS_RESOURCE a process may not go below what a privileged one gave it.
-    let may = "for wish in -1000 0; do echo $wish >/proc/self/oom_score_adj && break; done 2>/dev/null; \
+    let may = "for score in -1000 0; do echo $score >/proc/self/oom_score_adj && break; done 2>/dev/null; \
                cat /proc/self/oom_score_adj";
     let lowest = Command::new("sh").args(["-c", may]).output().expect("runs").stdout;
     assert_eq!(read("of-virsh").as_bytes(), lowest);

@@ -1,51 +1,51 @@
-//! Decides when a guest is thawed. Runs nothing itself.
+//! Decides when a guest counts as thawed. Runs nothing itself.
 
 use std::time::Duration;
 
-/// libvirt answers a request for a guest whose agent is busy after 30 s.
+/// Time limit of one attempt. libvirt answers a request for a guest whose agent is busy after 30 s.
 const TRY_LIMIT: Duration = Duration::from_secs(40);
-/// The words of virsh when nothing was frozen any more (tools/virsh-domain.c).
+/// Output of virsh when nothing was frozen any more (tools/virsh-domain.c).
 pub(super) const NONE_THAWED: &str = "Thawed 0 filesystem";
-/// The words of libvirt for a domain that it does not know (src/conf/virdomainobjlist.c and the drivers).
+/// Message of libvirt for an unknown domain (src/conf/virdomainobjlist.c and the drivers).
 const NO_DOMAIN: &str = "Domain not found";
-/// So many answers in a row are believed that alone would be doubted.
+/// Number of equal answers in a row that are believed, where a single one is not.
 const BELIEVED: u32 = 3;
 
 /// An answer of virsh.
 pub(super) enum Virsh {
-    /// It succeeded and said this.
+    /// It succeeded with this output.
     Said(String),
-    /// It failed so.
+    /// It failed with this message.
     Failed(String),
 }
 
-/// The result of a try.
+/// Result of one attempt.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// The guest's file systems can be written to; the words of virsh.
+    /// The guest's file systems are writable; with virsh's output.
     Thawed(String),
-    /// The guest does not run.
+    /// The guest is not running.
     Off,
-    /// libvirt does not know the domain.
+    /// libvirt does not have the domain.
     Gone,
-    /// It is to be tried again, because of this.
+    /// The attempt must be repeated, for this reason.
     Again(String),
 }
 
-/// The tries to thaw a domain.
+/// The attempts to thaw a domain.
 pub(super) struct Thawing {
     domain: String,
     status: String,
-    /// Answers in a row that nothing was frozen, while the agent does not say so itself.
+    /// Answers in a row that nothing was frozen, without confirmation by the agent.
     unproven: u32,
-    /// Answers in a row that there is no such domain: libvirt may be just starting.
+    /// Answers in a row that the domain does not exist: libvirt may be just starting.
     unknown: u32,
 }
 
 impl Thawing {
     pub(super) fn new(domain: &str) -> Self {
         Self {
-            // One word with the option, so that a domain may be called -x.
+            // One word with the option, because a domain's name may be -x.
             domain: format!("--domain={domain}"),
             status: r#"{"execute":"guest-fsfreeze-status"}"#.to_owned(),
             unproven: 0,
@@ -53,7 +53,7 @@ impl Thawing {
         }
     }
 
-    /// Tries once. `virsh` runs virsh with these words and this limit.
+    /// Makes one attempt. `virsh` runs virsh with these arguments and this time limit.
     pub(super) fn tried(&mut self, virsh: &mut dyn FnMut(&[&str], Duration) -> Virsh) -> Outcome {
         match virsh(&["domfsthaw", &self.domain], TRY_LIMIT) {
             Virsh::Said(said) => {
@@ -64,13 +64,13 @@ impl Thawing {
         }
     }
 
-    /// The agent answers one request after the other, so what it says now is from after the thaw. An agent may be
-    /// forbidden to answer.
+    /// Checks a reported thaw with the agent. It handles one request after the other, so its answer is from after the
+    /// thaw. It may be forbidden to answer.
     fn confirmed(&mut self, said: String, virsh: &mut dyn FnMut(&[&str], Duration) -> Virsh) -> Outcome {
         let why = match virsh(&["qemu-agent-command", &self.domain, &self.status], TRY_LIMIT) {
             Virsh::Said(status) if status.contains("\"frozen\"") => {
                 self.unproven = 0;
-                return Outcome::Again("the agent says that they still are".to_owned());
+                return Outcome::Again("the agent says that they are still frozen".to_owned());
             }
             Virsh::Said(status) if status.contains("\"thawed\"") => return Outcome::Thawed(said),
             Virsh::Said(status) => status,
@@ -78,9 +78,7 @@ impl Thawing {
         };
         self.unproven += 1;
         match said.contains(NONE_THAWED) && self.unproven < BELIEVED {
-            true => Outcome::Again(format!(
-                "nothing was frozen, and the agent does not say so itself: {why}"
-            )),
+            true => Outcome::Again(format!("nothing was frozen, but the agent does not confirm it: {why}")),
             false => Outcome::Thawed(said),
         }
     }

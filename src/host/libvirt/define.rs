@@ -1,4 +1,4 @@
-//! Gives a restored domain to libvirt.
+//! Defines a restored domain in libvirt.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -10,10 +10,10 @@ use vbk_repo::ErrorKind;
 
 use crate::host::program::{ProgramError, Programs};
 
-/// libvirt answers at once, or waits for a guest that hangs.
+/// Time limit. libvirt answers at once, or waits for a guest that hangs.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Why a domain is not defined.
+/// A failure to define a domain.
 #[derive(Debug, thiserror::Error)]
 pub enum DefineError {
     /// libvirt refused.
@@ -22,17 +22,17 @@ pub enum DefineError {
     /// A file can't be written.
     #[error("can't {doing} {path}: {source}")]
     File {
-        /// What was being done, as in `write`.
+        /// The failed action, e.g. `write`.
         doing: &'static str,
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The I/O error.
         source: std::io::Error,
     },
 }
 
 impl DefineError {
-    /// What the caller should do about it.
+    /// Returns the kind of the error, by which a caller decides what to do.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Program(error) => error.kind(),
@@ -44,14 +44,15 @@ impl DefineError {
 /// Shorthand for results of this module.
 pub type Result<T> = std::result::Result<T, DefineError>;
 
-/// Whether libvirt has a domain of this name, running or not.
+/// Tests that libvirt has a domain of this name, running or not.
 pub fn is_defined(programs: &Programs, name: &str) -> Result<bool> {
     let names = programs.run("virsh", &["list", "--all", "--name"], LIMIT)?;
     Ok(names.lines().any(|line| line == name))
 }
 
-/// Defines a domain, with these UEFI variables at this path if there are any; they must not be there yet. If libvirt
-/// refuses, nothing of it is left. `scratch` is a new file for the XML, which goes again: there may be passwords in it.
+/// Defines a domain, and writes its UEFI variables to the given path, which must not exist yet. If libvirt refuses,
+/// nothing is left behind. `scratch` is the path of a temporary file for the XML, which is removed afterwards because
+/// the XML may hold passwords.
 pub fn define(programs: &Programs, xml: &str, nvram: Option<(&Path, &[u8])>, scratch: &Path) -> Result<()> {
     if let Some((path, bytes)) = nvram {
         write_new(path, bytes)?;
@@ -68,7 +69,7 @@ pub fn define(programs: &Programs, xml: &str, nvram: Option<(&Path, &[u8])>, scr
     defined
 }
 
-/// Readable by its owner alone: libvirt gives it to the guest's user when it starts the guest.
+/// Creates a file that only its owner can read: libvirt gives it to the guest's user when it starts the guest.
 fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o600);
@@ -97,7 +98,7 @@ mod tests {
 
     use super::*;
 
-    /// virsh, which keeps what it is given and refuses a domain with the word `bad` in it.
+    /// A virsh that keeps its input and refuses a domain with the word `bad` in it.
     fn host() -> (tempfile::TempDir, Programs) {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("virsh");
@@ -124,7 +125,7 @@ esac"#;
         assert!(!scratch.exists());
         let mode = fs::metadata(&nvram).expect("stat").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        // An NVRAM of another guest stays as it is.
+        // An NVRAM of another guest stays unchanged.
         define(&programs, "<domain/>", Some((&nvram, b"other")), &scratch).expect_err("is refused");
         assert_eq!(fs::read(&nvram).expect("reads"), b"vars");
     }

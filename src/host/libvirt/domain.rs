@@ -1,24 +1,24 @@
-//! What a domain's description says that backups need. The format: <https://libvirt.org/formatdomain.html>.
+//! The parts of a domain's description that backups need. Format: <https://libvirt.org/formatdomain.html>.
 
 use std::path::{Path, PathBuf};
 
 use crate::host::libvirt::LibvirtError;
 use crate::host::libvirt::xml::{self, Element};
 
-/// Disks of one domain. QEMU can't attach as many; each disk is compared with all others by those who look for two of the
-/// same path.
+/// Limit of disks of one domain. QEMU can't attach as many, and searches for two disks with the same path compare each
+/// with all others.
 const MAX_DISKS: usize = 1024;
 
 /// A guest as libvirt describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Domain {
-    /// Its name. May have characters that a guest's name may not.
+    /// Name. May have characters that are not allowed in a guest's name.
     pub name: String,
-    /// Its UUID, as libvirt writes it.
+    /// UUID in libvirt's form.
     pub uuid: String,
-    /// All that it has as disks, CD drives among them.
+    /// All disks, CD drives included.
     pub disks: Vec<DomainDisk>,
-    /// The file with the variables of its UEFI.
+    /// Path of the file with its UEFI variables.
     pub nvram: Option<PathBuf>,
     /// The whole description.
     pub xml: String,
@@ -27,34 +27,34 @@ pub struct Domain {
 /// A disk of a domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DomainDisk {
-    /// What libvirt calls it: `vda`.
+    /// Name of the disk in libvirt: `vda`.
     pub target: String,
-    /// Where its bytes are.
+    /// Location of its bytes.
     pub medium: Medium,
-    /// It is a drive for CDs or floppies, whatever is in it.
+    /// True for a CD or floppy drive, loaded or empty.
     pub is_drive: bool,
-    /// The guest can only read it.
+    /// True if the guest can only read it.
     pub read_only: bool,
-    /// What the guest may read of it, in bytes per second: the smaller of its limits on reading and on both ways.
+    /// Read limit of the guest, in bytes per second: the smaller of its limits on reading and on reading plus writing.
     pub read_bytes_per_sec: Option<u64>,
 }
 
-/// What a disk is made of.
+/// Storage of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Medium {
-    /// A block device or a raw file: what can be backed up.
+    /// A block device or a raw file, which can be backed up.
     Raw(PathBuf),
-    /// Something else.
+    /// Storage that can't be backed up.
     Other {
-        /// What, as in `is a CD drive`.
+        /// Reason, e.g. `is a CD drive`.
         why: String,
-        /// The block device or file that it is in, if it is in one.
+        /// Path of the block device or file, if it is in one.
         path: Option<PathBuf>,
     },
 }
 
 impl Medium {
-    /// The block device or file that it is in, raw or not.
+    /// Returns the path of the block device or file, raw or not.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::Raw(path) => Some(path),
@@ -64,7 +64,7 @@ impl Medium {
 }
 
 impl Domain {
-    /// Reads a description as `virsh dumpxml` gives it.
+    /// Parses a description from `virsh dumpxml`.
     pub fn parse(xml: &str) -> Result<Self, LibvirtError> {
         let failed = |domain: &str, what: String| LibvirtError::Description {
             domain: domain.to_owned(),
@@ -75,7 +75,7 @@ impl Domain {
             return Err(failed("a domain", format!("it is a <{}>", root.name)));
         }
         let text_of = |name| root.child(name).and_then(Element::trimmed);
-        // With the spaces around it that it may have: those are part of it.
+        // Spaces around a name are part of it.
         let name = root.child("name").map(|name| name.text.as_str());
         let name = name
             .filter(|name| !name.is_empty())
@@ -116,7 +116,7 @@ fn disk(disk: &Element) -> DomainDisk {
     }
 }
 
-/// The path of what can be backed up, or why it can't.
+/// Returns the path of a disk that can be backed up, or the reason why it can't.
 fn medium(disk: &Element) -> Result<PathBuf, String> {
     match disk.attribute("device") {
         None | Some("disk") => {}
@@ -139,7 +139,7 @@ fn medium(disk: &Element) -> Result<PathBuf, String> {
         }
         Some(other) => return Err(format!("is of type {other}")),
     }
-    // Without a driver element libvirt takes a disk for raw, unless it was told to guess.
+    // Without a driver element, libvirt treats a disk as raw unless it is configured to probe.
     match disk.child("driver").and_then(|driver| driver.attribute("type")) {
         None | Some("raw") => {}
         Some(format) => return Err(format!("is a {format} image; only raw ones can be backed up")),
@@ -156,18 +156,19 @@ fn path_of(disk: &Element) -> Result<PathBuf, String> {
     match path {
         Some(path) if path.starts_with('/') && !path.contains('\0') => Ok(PathBuf::from(path)),
         Some(path) => Err(format!("has a path that is not absolute: {path:?}")),
-        None => Err("has nothing in it".to_owned()),
+        None => Err("is empty".to_owned()),
     }
 }
 
-/// The limits that concern reading; 0 is none.
+/// Returns the limit that applies to reading; 0 means none.
 fn speed(iotune: &Element) -> Option<u64> {
     let limits = ["read_bytes_sec", "total_bytes_sec"];
     let limit = |name| iotune.child(name)?.trimmed()?.parse::<u64>().ok();
     limits.into_iter().filter_map(limit).filter(|&limit| limit > 0).min()
 }
 
-/// Written as text, or since libvirt 8.5 as the source of a disk.
+/// Returns the path of the UEFI variables, which is the element's text or, since libvirt 8.5, a source like that of a
+/// disk.
 fn nvram(os: &Element) -> Option<PathBuf> {
     let nvram = os.child("nvram")?;
     let source = nvram.child("source");

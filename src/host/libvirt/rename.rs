@@ -1,9 +1,9 @@
-//! Gives a domain another name, another identity and other disks. What is not one of these stays, byte for byte.
+//! Gives a domain another name, another identity and other disks. All else stays, byte for byte.
 //!
-//! The XML is looked through once for the places that are to be changed, and these are replaced in the text itself: what
-//! this vbk does not know is never lost. Elements and attributes are those of <https://libvirt.org/formatdomain.html>.
+//! The XML is scanned once for the ranges to change, and these are replaced in the text itself, so that elements
+//! unknown to this vbk are never lost. Elements and attributes are those of <https://libvirt.org/formatdomain.html>.
 //!
-//! Not changed, because only their owner knows what they should be: fixed ports of graphics, host devices, shared
+//! Not changed, because only the administrator knows the right values: fixed ports of graphics, host devices, shared
 //! directories, and the `interfaceid` of Open vSwitch ports.
 
 use std::collections::BTreeMap;
@@ -17,43 +17,43 @@ use vbk_repo::ErrorKind;
 
 use crate::host::libvirt::xml::attributes_of;
 
-/// What a domain becomes.
+/// Changes to a domain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RenamePlan {
-    /// Its name. With another name than it has it is a second server: see [`RenameError::DiskLeft`].
+    /// New name. If it differs from the present name, the result is a second server: see [`RenameError::DiskLeft`].
     pub name: String,
-    /// Its UUID; `None` leaves the one it has.
+    /// New UUID; `None` keeps the present one.
     pub uuid: Option<String>,
-    /// The addresses of its network cards, in their order; none leave those they have.
+    /// New addresses of its network cards, in order; empty keeps the present ones.
     pub macs: Vec<String>,
-    /// New block devices of its disks, by the old source path or by the target's name, as in `vda`. The path goes first.
+    /// New block devices of its disks, by the old source path or by the target's name, e.g. `vda`. The path wins.
     pub disks: BTreeMap<String, PathBuf>,
-    /// Where its NVRAM is, if it has one; `None` leaves the path.
+    /// New path of its NVRAM, if it has one; `None` keeps the present path.
     pub nvram: Option<PathBuf>,
 }
 
-/// What identifies a domain, and what it is made of.
+/// Identity and parts of a domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// Its UUID, if it has one already.
+    /// UUID, if it has one already.
     pub uuid: Option<String>,
-    /// The addresses of its network cards that have one.
+    /// Addresses of the network cards that have one.
     pub macs: Vec<String>,
-    /// Its disks, without CD and floppy drives: the source, if it is a path or has a name, and the target's name.
+    /// Disks, without CD and floppy drives: the source, if it is a path or has a name, and the target's name.
     pub disks: Vec<(Option<String>, String)>,
-    /// Where its NVRAM is.
+    /// Path of the NVRAM.
     pub nvram: Option<PathBuf>,
 }
 
-/// Why a domain can't be changed.
+/// A failure to change a domain's description.
 #[derive(Debug, thiserror::Error)]
 pub enum RenameError {
-    /// It is no XML, or not a domain's.
+    /// The text is not XML, or not a domain's.
     #[error("the stored configuration is not a domain of libvirt: {0}")]
     NotADomain(String),
-    /// Another number of addresses than of network cards.
+    /// The number of addresses differs from the number of network cards.
     #[error("the domain has {cards} network cards, and {given} addresses were given")]
     Macs {
         /// Cards with an address.
@@ -63,13 +63,13 @@ pub enum RenameError {
     },
     /// A second server would write to a disk of the first.
     #[error(
-        "disk {target} of the domain ({old}) is not in the backup, and two servers must not write to one disk; take it out \
-         of the XML, which `vbk show BACKUP --file config.xml` writes, and define that by hand"
+        "disk {target} of the domain ({old}) is not in the backup, and two servers must not write to one disk; write \
+         the XML to a file with `vbk show BACKUP --file config.xml`, remove the disk from it, and define it by hand"
     )]
     DiskLeft {
-        /// The target's name.
+        /// Name of the disk's target.
         target: String,
-        /// What it is.
+        /// Source of the disk.
         old: String,
     },
     /// The new path can't be written in XML.
@@ -78,7 +78,7 @@ pub enum RenameError {
 }
 
 impl RenameError {
-    /// What the caller should do about it.
+    /// Returns the kind of the error, by which a caller decides what to do.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NotADomain(_) => ErrorKind::Unsupported,
@@ -90,17 +90,17 @@ impl RenameError {
 /// Shorthand for results of this module.
 pub type Result<T> = std::result::Result<T, RenameError>;
 
-/// Gives the XML of a domain with what `plan` says, and all else as it was. The VM generation ID is left for libvirt to
-/// make anew: a guest that looks at it then knows that it was set back in time.
+/// Changes the XML of a domain according to `plan` and keeps all else. The VM generation ID is emptied so that libvirt
+/// generates a new one: a guest that reads it then knows that it was set back in time.
 pub fn rewrite(xml: &str, plan: &RenamePlan) -> Result<String> {
     let scan = Scan::of(xml)?;
     let is_second = scan.name.value != plan.name;
-    let mut edits = vec![(scan.name.place.clone(), escape(&plan.name).into_owned())];
+    let mut edits = vec![(scan.name.range.clone(), escape(&plan.name).into_owned())];
     if let Some(uuid) = &plan.uuid {
-        let places = scan.uuid.iter().chain(&scan.bios_uuids);
-        edits.extend(places.map(|uuid_was| (uuid_was.place.clone(), escape(uuid).into_owned())));
+        let uuids = scan.uuid.iter().chain(&scan.bios_uuids);
+        edits.extend(uuids.map(|uuid_was| (uuid_was.range.clone(), escape(uuid).into_owned())));
     }
-    edits.extend(scan.generation.iter().map(|id| (id.place.clone(), String::new())));
+    edits.extend(scan.generation.iter().map(|id| (id.range.clone(), String::new())));
     if !plan.macs.is_empty() {
         if plan.macs.len() != scan.macs.len() {
             return Err(RenameError::Macs {
@@ -109,7 +109,7 @@ pub fn rewrite(xml: &str, plan: &RenamePlan) -> Result<String> {
             });
         }
         let macs = scan.macs.iter().zip(&plan.macs);
-        edits.extend(macs.map(|(was, mac)| (was.place.clone(), escape(mac).into_owned())));
+        edits.extend(macs.map(|(was, mac)| (was.range.clone(), escape(mac).into_owned())));
     }
     for disk in scan.disks.iter().filter(|disk| disk.is_disk) {
         match disk.new_path(plan) {
@@ -124,12 +124,12 @@ pub fn rewrite(xml: &str, plan: &RenamePlan) -> Result<String> {
         }
     }
     if let (Some(was), Some(path)) = (&scan.nvram, &plan.nvram) {
-        edits.push((was.place.clone(), escape(text_of(path)?).into_owned()));
+        edits.push((was.range.clone(), escape(text_of(path)?).into_owned()));
     }
     Ok(apply(xml, edits))
 }
 
-/// What identifies a domain, and what it is made of.
+/// Returns the identity and the parts of a domain.
 pub fn identity(xml: &str) -> Result<Identity> {
     let scan = Scan::of(xml)?;
     let disks = scan.disks.iter().filter(|disk| disk.is_disk);
@@ -144,16 +144,16 @@ pub fn identity(xml: &str) -> Result<Identity> {
     })
 }
 
-/// What a plan does not bring together with a domain.
+/// Disks that a plan and a domain do not have in common.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Unplaced {
-    /// New block devices that no disk of the domain becomes.
+    /// New block devices that match no disk of the domain.
     pub new: Vec<PathBuf>,
-    /// Disks of the domain that stay as they are, target and source; without those that can only be read or are shared.
+    /// Target and source of the disks that stay unchanged, without read-only and shared ones.
     pub kept: Vec<(String, String)>,
 }
 
-/// What of a plan's disks and a domain's would have no part in [`rewrite`].
+/// Finds the disks of a plan and of a domain that [`rewrite`] would leave out.
 pub fn unplaced(xml: &str, plan: &RenamePlan) -> Result<Unplaced> {
     let scan = Scan::of(xml)?;
     let disks: Vec<_> = scan.disks.iter().filter(|disk| disk.is_disk).collect();
@@ -168,7 +168,7 @@ pub fn unplaced(xml: &str, plan: &RenamePlan) -> Result<Unplaced> {
     })
 }
 
-/// A random UUID (version 4, RFC 9562) of random bytes.
+/// Makes a random UUID (version 4, RFC 9562) from random bytes.
 pub fn uuid_of(mut random: [u8; 16]) -> String {
     random[6] = random[6] & 0x0F | 0x40;
     random[8] = random[8] & 0x3F | 0x80;
@@ -177,7 +177,7 @@ pub fn uuid_of(mut random: [u8; 16]) -> String {
     parts.join("-")
 }
 
-/// Another address of the same maker, `52:54:00` with QEMU.
+/// Makes another address of the same vendor, `52:54:00` with QEMU.
 pub fn mac_like(old: &str, random: [u8; 3]) -> String {
     let maker: Vec<&str> = old.split(':').take(3).collect();
     let is_maker = |part: &&str| part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit());
@@ -196,45 +196,45 @@ fn text_of(path: &Path) -> Result<&str> {
 type Edit = (Range<usize>, String);
 
 fn apply(xml: &str, mut edits: Vec<Edit>) -> String {
-    edits.sort_by_key(|(place, _)| place.start);
+    edits.sort_by_key(|(range, _)| range.start);
     let mut text = String::with_capacity(xml.len() + 256);
     let mut done = 0;
-    for (place, new) in edits {
-        text.push_str(&xml[done..place.start]);
+    for (range, new) in edits {
+        text.push_str(&xml[done..range.start]);
         text.push_str(&new);
-        done = place.end;
+        done = range.end;
     }
     text.push_str(&xml[done..]);
     text
 }
 
-/// A text in the XML: an attribute's value, or what is between two tags.
+/// A range of the XML: the value of an attribute, or the text between two tags.
 #[derive(Debug, Clone)]
-struct Place {
-    place: Range<usize>,
-    /// Without XML's escapes.
+struct Span {
+    range: Range<usize>,
+    /// The text with XML's escapes decoded.
     value: String,
 }
 
 #[derive(Debug)]
 struct Scan {
-    name: Place,
-    uuid: Option<Place>,
-    /// libvirt insists that the UUID in the BIOS tables is the domain's.
-    bios_uuids: Vec<Place>,
-    generation: Option<Place>,
-    macs: Vec<Place>,
+    name: Span,
+    uuid: Option<Span>,
+    /// libvirt requires that the UUID in the BIOS tables is the domain's.
+    bios_uuids: Vec<Span>,
+    generation: Option<Span>,
+    macs: Vec<Span>,
     disks: Vec<Disk>,
-    nvram: Option<Place>,
+    nvram: Option<Span>,
 }
 
 #[derive(Debug, Default)]
 struct Disk {
-    /// Where its tag begins.
+    /// Offset of its tag.
     start: usize,
-    kind: Option<Place>,
+    kind: Option<Span>,
     is_disk: bool,
-    /// Read-only, or made to be shared.
+    /// True if it is read-only or shareable.
     is_shared: bool,
     source: Option<DiskSource>,
     target: String,
@@ -242,11 +242,11 @@ struct Disk {
 
 #[derive(Debug, Default)]
 struct DiskSource {
-    /// The whole element.
+    /// Range of the whole element.
     whole: Range<usize>,
     /// `file="..."` or `dev="..."`.
-    path: Option<Place>,
-    /// The name of what is neither.
+    path: Option<Span>,
+    /// Name of a source that is neither a file nor a device.
     name: Option<String>,
 }
 
@@ -257,7 +257,7 @@ impl Disk {
         path.or(source.name.as_deref())
     }
 
-    /// What it is made of, in a message.
+    /// Describes its source, for a message.
     fn old(&self) -> &str {
         self.source_name().unwrap_or("a source of another kind")
     }
@@ -267,49 +267,49 @@ impl Disk {
         by_source.or_else(|| plan.disks.get(&self.target)).map(PathBuf::as_path)
     }
 
-    /// Makes a block device of it.
+    /// Makes the edits that turn it into a block device.
     fn edits(&self, path: &Path) -> Result<Vec<Edit>> {
         let dev = format!("dev='{}'", escape(text_of(path)?));
         let kind = match &self.kind {
-            Some(kind) => (kind.place.clone(), "block".to_owned()),
-            // Without a type it is a file's.
+            Some(kind) => (kind.range.clone(), "block".to_owned()),
+            // The default type is file.
             None => {
-                let behind = self.start + "<disk".len();
-                (behind..behind, " type='block'".to_owned())
+                let after = self.start + "<disk".len();
+                (after..after, " type='block'".to_owned())
             }
         };
         let source = match &self.source {
-            Some(DiskSource { path: Some(path), .. }) => (path.place.clone(), dev),
+            Some(DiskSource { path: Some(path), .. }) => (path.range.clone(), dev),
             Some(source) => (source.whole.clone(), format!("<source {dev}/>")),
-            // A disk without a source is an empty drive; there is nothing to write it over.
+            // A disk without a source is an empty drive; there is nothing to replace.
             None => return Ok(vec![kind]),
         };
         Ok(vec![kind, source])
     }
 }
 
-/// An element that is open.
+/// An open element.
 struct Open {
     tag: Range<usize>,
-    /// How long the path was without it.
+    /// Length of the path without it.
     outer_len: usize,
-    /// For `sysinfo` entries.
+    /// True for the entry of `sysinfo` that holds the UUID.
     is_uuid_entry: bool,
 }
 
 struct Walk<'a> {
     xml: &'a str,
-    /// The names of the open elements, as `domain/devices/disk`.
+    /// Names of the open elements, e.g. `domain/devices/disk`.
     path: String,
     open: Vec<Open>,
-    name: Option<Place>,
+    name: Option<Span>,
     found: Scan,
 }
 
 impl Scan {
     fn of(xml: &str) -> Result<Self> {
-        let nothing = Place {
-            place: 0..0,
+        let nothing = Span {
+            range: 0..0,
             value: String::new(),
         };
         let mut walk = Walk {
@@ -353,7 +353,7 @@ impl Scan {
 }
 
 fn offset(position: u64) -> usize {
-    usize::try_from(position).expect("a place in a text that is in memory")
+    usize::try_from(position).expect("an offset into a text in memory")
 }
 
 impl Walk<'_> {
@@ -385,8 +385,8 @@ impl Walk<'_> {
                 };
                 for key in ["dev", "file"] {
                     if let Some(mut path) = self.attribute(element, key)? {
-                        // With the name before it, the sign and both quotes.
-                        path.place = self.with_key(key, &path.place)?;
+                        // The range includes the attribute's name, the equals sign and both quotes.
+                        path.range = self.with_key(key, &path.range)?;
                         source.path = Some(path);
                     }
                 }
@@ -430,14 +430,14 @@ impl Walk<'_> {
         if !is_empty {
             let content = open.tag.end..tag.start;
             match self.path.as_str() {
-                // The first, as libvirt does.
+                // The first one counts, as in libvirt.
                 "domain/name" if self.name.is_none() => self.name = Some(self.content(content)?),
                 "domain/uuid" if self.found.uuid.is_none() => self.found.uuid = Some(self.content(content)?),
                 "domain/genid" => self.found.generation = Some(self.content(content)?),
                 "domain/sysinfo/system/entry" if open.is_uuid_entry => {
                     self.found.bios_uuids.push(self.content(content)?);
                 }
-                // One with a <source> in it was found already.
+                // An element with a <source> was handled already.
                 "domain/os/nvram" if self.found.nvram.is_none() => {
                     self.found.nvram = Some(self.content(content)?).filter(|path| !path.value.is_empty());
                 }
@@ -454,43 +454,43 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// What is between two tags.
-    fn content(&self, place: Range<usize>) -> Result<Place> {
-        let value = unescape(&self.xml[place.clone()]).map_err(|error| RenameError::NotADomain(error.to_string()))?;
+    /// Returns the text between two tags.
+    fn content(&self, range: Range<usize>) -> Result<Span> {
+        let value = unescape(&self.xml[range.clone()]).map_err(|error| RenameError::NotADomain(error.to_string()))?;
         let value = value.trim().to_owned();
-        Ok(Place { place, value })
+        Ok(Span { range, value })
     }
 
-    /// The value of an attribute, where it stands in the text.
-    fn attribute(&self, element: &BytesStart<'_>, key: &str) -> Result<Option<Place>> {
+    /// Finds an attribute, and the range of its value in the text.
+    fn attribute(&self, element: &BytesStart<'_>, key: &str) -> Result<Option<Span>> {
         let bad = |what: &dyn std::fmt::Display| RenameError::NotADomain(what.to_string());
         for attribute in attributes_of(element) {
             let attribute = attribute.map_err(|error| bad(&error))?;
             if attribute.key.as_ref() != key.as_bytes() {
                 continue;
             }
-            // The reader borrows from the text, so that the distance of the two is the place in it.
+            // The reader borrows from the text, so the distance of the two pointers is the offset.
             let start = (attribute.value.as_ptr() as usize).checked_sub(self.xml.as_ptr() as usize);
-            let place = start.map(|start| start..start + attribute.value.len());
-            let place = place.filter(|place| self.xml.get(place.clone()).map(str::as_bytes) == Some(&attribute.value));
-            let place = place.ok_or_else(|| bad(&"an attribute has no place in it"))?;
-            let value = unescape(&self.xml[place.clone()]).map_err(|error| bad(&error))?;
-            return Ok(Some(Place {
+            let range = start.map(|start| start..start + attribute.value.len());
+            let range = range.filter(|range| self.xml.get(range.clone()).map(str::as_bytes) == Some(&attribute.value));
+            let range = range.ok_or_else(|| bad(&"an attribute's value is not part of the text"))?;
+            let value = unescape(&self.xml[range.clone()]).map_err(|error| bad(&error))?;
+            return Ok(Some(Span {
                 value: value.into_owned(),
-                place,
+                range,
             }));
         }
         Ok(None)
     }
 
-    /// From an attribute's name to the quote behind its value.
+    /// Returns the range from an attribute's name to the quote after its value.
     fn with_key(&self, key: &str, value: &Range<usize>) -> Result<Range<usize>> {
         let before = &self.xml[..value.start];
         let start = before
             .rfind('=')
             .and_then(|sign| before[..sign].trim_end().strip_suffix(key));
         let start = start
-            .ok_or_else(|| RenameError::NotADomain(format!("{key} has no name")))?
+            .ok_or_else(|| RenameError::NotADomain(format!("an attribute {key} is malformed")))?
             .len();
         Ok(start..value.end + 1)
     }

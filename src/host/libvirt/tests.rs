@@ -1,4 +1,4 @@
-//! Descriptions as libvirt writes them, spoilt ones, and a `virsh` that answers as told.
+//! Descriptions in libvirt's format, invalid ones, and a `virsh` with prepared answers.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -89,7 +89,7 @@ fn the_smaller_of_the_limits_on_reading_counts() {
         assert_eq!(
             domain.disks[0].medium,
             Medium::Other {
-                why: "has nothing in it".into(),
+                why: "is empty".into(),
                 path: None
             }
         );
@@ -113,12 +113,12 @@ fn nvram_may_be_written_as_a_source() {
 #[test]
 fn what_describes_no_domain_is_refused_with_the_reason() {
     for (xml, words) in [
-        ("", "it is not one element"),
+        ("", "it does not have exactly one root element"),
         ("<network><name>n</name></network>", "it is a <network>"),
         ("<domain><uuid>u</uuid></domain>", "it has no name"),
         (
             "<domain><name>w1</name></domain>",
-            "description of w1 is not understood: it has no UUID",
+            "can't parse the description of w1: it has no UUID",
         ),
     ] {
         let error = Domain::parse(xml).expect_err("is refused").to_string();
@@ -144,8 +144,11 @@ case "$*" in
   "list --all --name") printf 'other\n7\n\n' ;;
   "list --all --uuid") printf 'uuid-other\nuuid-7\n\n' ;;
   "dumpxml --inactive --security-info --domain 7") echo "<domain><name>other</name><uuid>uuid-other</uuid></domain>" ;;
-  "dumpxml --inactive --security-info --domain uuid-other") echo "<domain><name>other</name><uuid>uuid-other</uuid></domain>" ;;
-  "dumpxml --inactive --security-info --domain uuid-7") [ ! -e "${0%/*}/late" ] || { (sleep 9; echo late) & exit 0; }; echo "<domain><name>7</name><uuid>uuid-7</uuid></domain>" ;;
+  "dumpxml --inactive --security-info --domain uuid-other")
+    echo "<domain><name>other</name><uuid>uuid-other</uuid></domain>" ;;
+  "dumpxml --inactive --security-info --domain uuid-7")
+    [ ! -e "${0%/*}/late" ] || { (sleep 9; echo late) & exit 0; }
+    echo "<domain><name>7</name><uuid>uuid-7</uuid></domain>" ;;
   "dumpxml --domain 7") echo "<domain><name>other</name><uuid>uuid-other</uuid></domain>" ;;
   "dumpxml --domain uuid-7") echo "<domain><name>7</name><uuid>uuid-7</uuid></domain>" ;;
   *) echo "error: failed to get domain" >&2; exit 1 ;;
@@ -159,7 +162,7 @@ esac"#;
     let error = libvirt.domain("gone").expect_err("is not there");
     assert!(matches!(error, LibvirtError::NoSuchDomain(_)), "{error}");
     assert_eq!(error.kind(), ErrorKind::NotFound);
-    // Without its answer nobody can say that there is no such domain.
+    // Without its answer, the domain may exist.
     fs::write(dir.path().join("late"), "").expect("writes");
     let error = libvirt.domain("7").expect_err("did not answer");
     assert!(
@@ -186,7 +189,7 @@ fn spaces_are_part_of_a_name() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Nothing that stands in a description makes reading or rewriting it panic, and what was rewritten can be read.
+    /// No content of a description makes reading or rewriting it panic, and a rewritten one can be read.
     #[test]
     fn spoilt_descriptions_are_read_or_refused(
         spoils in prop::collection::vec((any::<prop::sample::Index>(), 0..5_u8, any::<prop::sample::Index>()), 1..6)
@@ -196,7 +199,10 @@ proptest! {
             if text.is_empty() {
                 break;
             }
-            let floor = |text: &str, at: usize| (0..=at.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+            let floor = |text: &str, at: usize| {
+                let mut before = (0..=at.min(text.len())).rev();
+                before.find(|&at| text.is_char_boundary(at)).unwrap_or(0)
+            };
             let at = |index: &prop::sample::Index, text: &str| floor(text, index.index(text.len()));
             let (from, to) = (at(&place, &text), at(&other, &text));
             match how {

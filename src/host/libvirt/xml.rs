@@ -1,28 +1,28 @@
-//! A small tree of an XML text. Trusts nothing it reads: sizes and depth are limited, declared entities are refused.
+//! A small tree of an XML text. Trusts nothing it reads: limits size and depth, and refuses declared entities.
 
 use quick_xml::Reader;
 use quick_xml::escape::resolve_predefined_entity;
 use quick_xml::events::{BytesStart, Event, attributes};
 
-/// Elements within elements. libvirt's descriptions have about ten; a tree is taken down by recursion.
+/// Limit of nested elements. libvirt's descriptions have about ten; dropping a tree is recursive.
 const MAX_DEPTH: usize = 100;
-/// The longest description. Real ones have some kilobytes.
+/// Limit of a description's length. Real ones have some kilobytes.
 const MAX_BYTES: usize = 4 << 20;
 
-/// Attributes of one tag. libvirt writes about ten, and `<metadata>` holds what its author likes. The reader compares each
-/// name with all before it, so the time for a tag grows with the square of this.
+/// Limit of one tag's attributes. libvirt writes about ten, and `<metadata>` has whatever its author puts there. The
+/// reader compares each name with all before it, so the time for a tag grows with the square of this.
 const MAX_ATTRIBUTES: usize = 256;
 
-/// An element with what is in it.
+/// An element with its content.
 #[derive(Debug, Default)]
 pub(super) struct Element {
-    /// Its name, with its prefix if it has one.
+    /// Name, with its prefix if it has one.
     pub name: String,
-    /// Its attributes, in their order.
+    /// Attributes, in order.
     pub attributes: Vec<Attribute>,
-    /// The text in it, that of its children left out.
+    /// Text of the element, without that of its children.
     pub text: String,
-    /// The elements in it.
+    /// Child elements.
     pub children: Vec<Element>,
 }
 
@@ -34,34 +34,34 @@ pub(super) struct Attribute {
 }
 
 impl Element {
-    /// The value of an attribute.
-    pub fn attribute(&self, name: &str) -> Option<&str> {
+    /// Returns the value of an attribute.
+    pub(super) fn attribute(&self, name: &str) -> Option<&str> {
         let found = self.attributes.iter().find(|attribute| attribute.name == name);
         found.map(|attribute| attribute.value.as_str())
     }
 
-    /// Whether an attribute has this value.
-    pub fn is(&self, attribute: &str, value: &str) -> bool {
+    /// Tests that an attribute has this value.
+    pub(super) fn is(&self, attribute: &str, value: &str) -> bool {
         self.attribute(attribute) == Some(value)
     }
 
-    /// The first child of this name.
-    pub fn child(&self, name: &str) -> Option<&Self> {
+    /// Returns the first child with this name.
+    pub(super) fn child(&self, name: &str) -> Option<&Self> {
         self.children.iter().find(|child| child.name == name)
     }
 
-    /// All children of this name.
-    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Self> {
+    /// Returns all children with this name.
+    pub(super) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Self> {
         self.children.iter().filter(move |child| child.name == name)
     }
 
-    /// The text in it, without space around it; `None` if there is no other.
-    pub fn trimmed(&self) -> Option<&str> {
+    /// Returns its text without surrounding space; `None` if nothing is left.
+    pub(super) fn trimmed(&self) -> Option<&str> {
         Some(self.text.trim()).filter(|text| !text.is_empty())
     }
 }
 
-/// Reads an XML text with one element that has all the others.
+/// Parses an XML text with a single root element.
 pub(super) fn parse(xml: &str) -> Result<Element, String> {
     if xml.len() > MAX_BYTES {
         return Err(format!("it has more than {MAX_BYTES} bytes"));
@@ -70,7 +70,8 @@ pub(super) fn parse(xml: &str) -> Result<Element, String> {
     let mut open = vec![Element::default()];
     loop {
         let event = reader.read_event().map_err(|error| error.to_string())?;
-        // The element that encloses the whole text is never taken off: the reader refuses an end without a start.
+        // The bottom element, which stands for the whole text, is never popped: the reader refuses an end without a
+        // start.
         let Some(here) = open.last_mut() else {
             return Err("it closes more elements than it opens".to_owned());
         };
@@ -106,12 +107,12 @@ pub(super) fn parse(xml: &str) -> Result<Element, String> {
     }
     match (open.pop(), open.pop()) {
         (Some(mut all), None) if all.children.len() == 1 => Ok(all.children.remove(0)),
-        (Some(_), None) => Err("it is not one element".to_owned()),
-        _ => Err("it ends within an element".to_owned()),
+        (Some(_), None) => Err("it does not have exactly one root element".to_owned()),
+        _ => Err("it ends inside an element".to_owned()),
     }
 }
 
-/// The attributes of a tag; ends with an error at one too many.
+/// Yields the attributes of a tag, and an error after too many of them.
 pub(super) fn attributes_of<'a>(
     tag: &'a BytesStart<'_>,
 ) -> impl Iterator<Item = Result<attributes::Attribute<'a>, String>> {
@@ -153,7 +154,7 @@ mod tests {
         assert_eq!(root.child("b").expect("b").text, "t<A&");
     }
 
-    /// A tag of 4 MiB would take the reader minutes; cut off at the limit it takes no time.
+    /// Reading a tag of 4 MiB would take minutes; cut off at the limit it takes no time.
     #[test]
     fn a_tag_with_too_many_attributes_is_refused_before_they_are_compared() {
         let tag = |count: usize| {

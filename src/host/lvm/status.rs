@@ -1,5 +1,5 @@
-//! What the kernel says of a device: `dmsetup status`, which asks it directly and takes no lock of LVM's, so that it
-//! answers while lvm2 commands wait for each other.
+//! The kernel's status of a device: `dmsetup status` queries it directly and takes none of LVM's locks, so it answers
+//! while lvm2 commands wait for each other.
 //!
 //! Formats: `snapshot_status` in drivers/md/dm-snap.c, `pool_status` and `thin_status` in drivers/md/dm-thin.c.
 
@@ -9,12 +9,12 @@ use crate::host::program::{ProgramError, Programs};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// What a device of the device mapper is, and how full.
+/// Kind of a device mapper device, and its fill level.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum DmStatus {
-    /// A thick snapshot that is good.
+pub(crate) enum DmStatus {
+    /// A valid thick snapshot.
     Snapshot(Space),
-    /// A thick snapshot that has lost what it was: it overflowed, or its device failed. It stays so.
+    /// A thick snapshot that lost its content, because it overflowed or its device failed. It stays invalid.
     Invalid,
     /// A thin pool that works.
     Pool {
@@ -22,7 +22,7 @@ pub enum DmStatus {
         data: Space,
         /// Blocks for metadata.
         metadata: Space,
-        /// It takes no new data any more.
+        /// True if it accepts no new data any more.
         full: bool,
     },
     /// A thin volume that works.
@@ -33,18 +33,18 @@ pub enum DmStatus {
     Other,
 }
 
-/// How much of how much is used; the unit is the device's own.
+/// Used and total space, in the device's own unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Space {
-    /// Used.
+pub(crate) struct Space {
+    /// Used space.
     pub used: u64,
-    /// There is.
+    /// Total space.
     pub total: u64,
 }
 
 impl Space {
-    /// 0 to 1.
-    pub fn fill(self) -> f64 {
+    /// Returns the fill level, 0 to 1.
+    pub(crate) fn fill(self) -> f64 {
         match self.total {
             0 => 1.0,
             total => self.used as f64 / total as f64,
@@ -60,8 +60,8 @@ impl Space {
     }
 }
 
-/// Asks for the status of one device.
-pub fn status(programs: &Programs, dm_name: &str) -> Result<DmStatus, ProgramError> {
+/// Queries the status of one device.
+pub(crate) fn status(programs: &Programs, dm_name: &str) -> Result<DmStatus, ProgramError> {
     // Without a flush, which would commit the pool's metadata each time.
     let answer = programs.run("dmsetup", &["status", "--noflush", dm_name], LIMIT)?;
     parse(&answer).ok_or_else(|| ProgramError::Answer {
@@ -70,7 +70,7 @@ pub fn status(programs: &Programs, dm_name: &str) -> Result<DmStatus, ProgramErr
     })
 }
 
-/// `START LENGTH TARGET PARAMETERS...`, perhaps with the device's name and a colon before it.
+/// Parses `START LENGTH TARGET PARAMETERS...`, with or without the device's name and a colon before it.
 fn parse(answer: &str) -> Option<DmStatus> {
     let line = answer.lines().find(|line| !line.trim().is_empty())?;
     let line = line.split_once(": ").map_or(line, |(_, rest)| rest);
@@ -82,7 +82,7 @@ fn parse(answer: &str) -> Option<DmStatus> {
     Some(match (target, words.as_slice()) {
         ("snapshot", [space, ..]) => match Space::parse(space) {
             Some(space) => DmStatus::Snapshot(space),
-            // Invalid, Overflow, Merge failed, and Unknown from a store that can't tell: none of them is good.
+            // Invalid, Overflow, Merge failed, and Unknown from a store that can't tell: none of them is usable.
             None => DmStatus::Invalid,
         },
         ("thin-pool", ["Fail" | "Error", ..]) | ("thin", ["Fail" | "Error", ..]) => DmStatus::Failed,

@@ -1,5 +1,5 @@
-//! Devices that an lvm2 command has left suspended: it was killed, or failed, between the two steps of a change. All I/O of
-//! the guest waits for such a device, for ever.
+//! Finds and resumes devices that an lvm2 command left suspended: it was killed or failed between the two steps of a
+//! change. All I/O of the guest waits for such a device, for ever.
 
 use std::time::Duration;
 
@@ -7,15 +7,16 @@ use crate::host::program::{ProgramError, Programs, resume_commands};
 
 use super::dm_name;
 
-/// For a question to the device mapper, and for a resume.
+/// Time limit of a query to the device mapper, and of a resume.
 const LIMIT: Duration = Duration::from_secs(20);
-/// Every change of lvm2 suspends devices for milliseconds: what is found suspended each time stays so.
+/// Number of looks. Every lvm2 change suspends devices for milliseconds, so a device found suspended each time stays
+/// so.
 const LOOKS: u32 = 4;
-/// Between two looks.
+/// Time between two looks.
 const PAUSE: Duration = Duration::from_millis(300);
 
-/// The result of a change of volumes in a group, together with what it has left suspended of them. That is resumed, if
-/// the command has ended and no other one is at work on the group.
+/// Completes the result of a change of volumes in a group with the devices that it left suspended. They are resumed if
+/// the command has ended and no other command works on the group.
 pub(super) fn after(
     programs: &Programs,
     vg: &str,
@@ -24,24 +25,24 @@ pub(super) fn after(
 ) -> Result<(), ProgramError> {
     let source = match changed {
         Ok(()) => return Ok(()),
-        // Nothing was begun.
+        // The change was not started.
         Err(error @ (ProgramError::Missing { .. } | ProgramError::Start { .. })) => return Err(error),
         Err(error) => error,
     };
-    let goes_on = matches!(source, ProgramError::GoesOn { .. });
+    let still_runs = matches!(source, ProgramError::StillRunning { .. });
     let bases: Vec<(&str, &str)> = volumes.iter().map(|volume| (vg, *volume)).collect();
     let devices = match lasting(programs, &bases) {
         Ok(devices) => devices,
         Err(error) => {
-            tracing::warn!("whether a device of {vg} was left suspended is not known: {error}");
+            tracing::warn!("can't tell whether a device of {vg} was left suspended: {error}");
             return Err(source);
         }
     };
     if devices.is_empty() {
         return Err(source);
     }
-    // A report waits for the group's lock: when it comes, no change that began before is under way.
-    let resumed = !goes_on && super::free_space(programs, vg).is_ok() && {
+    // A report waits for the group's lock: when it returns, no change that started earlier is in progress.
+    let resumed = !still_runs && super::free_space(programs, vg).is_ok() && {
         let still = lasting(programs, &bases).unwrap_or_default();
         let each: Vec<bool> = still.iter().map(|device| resume(programs, device)).collect();
         each.into_iter().all(|resumed| resumed)
@@ -54,30 +55,31 @@ pub(super) fn after(
 }
 
 fn resume(programs: &Programs, device: &str) -> bool {
-    tracing::warn!("resuming {device}, which an lvm2 command has left suspended");
+    tracing::warn!("resuming {device}, which an lvm2 command left suspended");
     let resumed = programs.act("dmsetup", &["resume", device], LIMIT);
     resumed.inspect_err(|error| tracing::error!("{error}")).is_ok()
 }
 
-/// A sentence about devices of these volumes, given as group and name, that are suspended, if there are any.
-pub fn report(programs: &Programs, volumes: &[(&str, &str)]) -> Option<String> {
+/// Reports in a sentence the suspended devices of these volumes, given as group and name; `None` if there are none.
+pub(crate) fn report(programs: &Programs, volumes: &[(&str, &str)]) -> Option<String> {
     let devices = match lasting(programs, volumes) {
         Ok(devices) => devices,
         Err(error) => {
-            tracing::debug!("whether a device is suspended is not known: {error}");
+            tracing::debug!("can't tell whether a device is suspended: {error}");
             return None;
         }
     };
     (!devices.is_empty()).then(|| {
         format!(
-            "{} IS SUSPENDED, SO WHAT USES IT HANGS: an lvm2 command was killed or hangs; when none runs any more, type: {}",
+            "{} IS SUSPENDED, SO WHAT USES IT HANGS: an lvm2 command was killed or hangs; when no lvm2 command runs \
+             any more, type: {}",
             devices.join(", "),
             resume_commands(&devices)
         )
     })
 }
 
-/// The devices of these volumes that stay suspended, in the order in which to resume them.
+/// Returns the devices of these volumes that stay suspended, in the order in which to resume them.
 fn lasting(programs: &Programs, volumes: &[(&str, &str)]) -> Result<Vec<String>, ProgramError> {
     let mut found = suspended(programs, volumes)?;
     for _ in 1..LOOKS {
@@ -88,7 +90,7 @@ fn lasting(programs: &Programs, volumes: &[(&str, &str)]) -> Result<Vec<String>,
         let now = suspended(programs, volumes)?;
         found.retain(|device| now.contains(device));
     }
-    // What lies below others comes first.
+    // Devices below others come first.
     found.sort_by_key(|device| match device {
         device if device.ends_with("-tpool") => 1,
         device if volumes.iter().any(|(vg, name)| *device == dm_name(vg, name, "")) => 2,
@@ -109,7 +111,7 @@ fn suspended(programs: &Programs, volumes: &[(&str, &str)]) -> Result<Vec<String
     Ok(of_volumes.map(str::to_owned).collect())
 }
 
-/// Whether a device is that of a volume, or one of its layers: `-real`, `-cow`, `-tpool`, `_tdata`, `_tmeta`.
+/// Tests that a device is that of a volume or one of its layers: `-real`, `-cow`, `-tpool`, `_tdata`, `_tmeta`.
 fn is_of(device: &str, vg: &str, name: &str) -> bool {
     let rest = device.strip_prefix(&dm_name(vg, name, "")).filter(|_| !name.is_empty());
     rest.is_some_and(|rest| {

@@ -38,7 +38,7 @@ fn a_change_that_takes_too_long_is_asked_to_end_and_never_killed() {
     assert!(change("trap 'exit 0' TERM; sleep 30 & wait").is_ok(), "it was done");
     let critical = format!("trap '' TERM; sleep 4; touch {}", mark.display());
     let error = change(&critical).expect_err("goes on");
-    assert!(matches!(error, ProgramError::GoesOn { .. }), "{error}");
+    assert!(matches!(error, ProgramError::StillRunning { .. }), "{error}");
     assert!(!mark.exists());
     let begun = Instant::now();
     while !mark.exists() {
@@ -89,7 +89,7 @@ fn output_is_given_while_a_program_runs_and_its_failure_comes_first() {
         })
     };
     let long = Duration::from_secs(20);
-    // More than a pipe holds: what is not taken must not stop it.
+    // More than a pipe holds: output that is not read must not block the program.
     let found = stream("echo abcdef; head -c 1000000 /dev/zero", long).expect("runs");
     assert_eq!(found.expect("reads"), *b"abc");
     let error = stream("echo abcdef; echo why >&2; exit 3", long).expect_err("fails");
@@ -106,7 +106,7 @@ fn a_child_that_holds_the_output_does_not_hold_us_and_leaves_no_answer() {
     let late = "(sleep 30; echo web1) & exit 0";
     let error = sh(late, Duration::from_secs(20)).expect_err("an empty answer would be a wrong one");
     assert!(matches!(error, ProgramError::Answer { .. }), "{error}");
-    // A service that was started keeps what it was given.
+    // A service that was started keeps its output.
     Programs::system()
         .act("sh", &["-c", late], Duration::from_secs(20))
         .expect("ends well");
@@ -120,7 +120,7 @@ fn a_child_that_holds_the_output_does_not_hold_us_and_leaves_no_answer() {
     };
     let error = read(late, Duration::from_secs(20), &|| false).expect_err("half an answer is none");
     assert!(matches!(error, ProgramError::Answer { .. }), "{error}");
-    // Beyond the reach of the kill, as one that waits for a disk.
+    // Not reached by the kill, like a process that waits for a disk.
     let out_of_reach = "setsid sleep 30 & wait";
     for (limit_ms, is_stopped) in [(300, false), (20_000, true)] {
         let error = read(out_of_reach, Duration::from_millis(limit_ms), &|| is_stopped).expect_err("is killed");

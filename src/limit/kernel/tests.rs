@@ -7,7 +7,7 @@ use super::*;
 use crate::disk::buffer::AlignedBuffer;
 use crate::host::program::Programs;
 
-/// Held by tests that move this process: it is in one group, and they compare it with the one it was in.
+/// Held by tests that move this process: it is in one group, and they compare it with its earlier one.
 static MOVING: Mutex<()> = Mutex::new(());
 
 fn moving() -> MutexGuard<'static, ()> {
@@ -40,7 +40,7 @@ impl Loop {
         DeviceNumber::of_block_device(&self.node).expect("a block device")
     }
 
-    /// Reads so much past the page cache.
+    /// Reads this many bytes past the page cache.
     fn read(&self, len: usize) -> Duration {
         use std::os::unix::fs::FileExt;
         let mut options = File::options();
@@ -80,7 +80,7 @@ fn the_kernel_limits_a_device_and_nothing_is_left_of_it() {
     let limit = match KernelLimit::begin(limited.number(), rate) {
         Ok(limit) => limit,
         Err(refusal) => {
-            // Where it is refused there must be a reason that can be seen, and nothing may have changed.
+            // A refusal must have a visible reason, and nothing may have changed.
             assert!(before.blkio.is_none(), "cgroup v1 is there, but: {refusal}");
             assert_eq!(Layout::of_this_process(), before);
             return;
@@ -109,7 +109,7 @@ fn the_kernel_limits_a_device_and_nothing_is_left_of_it() {
 fn a_device_that_does_not_exist_is_refused_and_nothing_is_left() {
     let _moving = moving();
     let before = Layout::of_this_process();
-    // The highest number there is (MINORBITS is 20) of a major number that nobody has.
+    // The highest minor number (MINORBITS is 20) of a major number that no device has.
     let device = DeviceNumber::parse("4000:1048575").expect("a number");
     let refusal = KernelLimit::begin(device, 1 << 20).expect_err("is refused").to_string();
     assert!(!refusal.is_empty());

@@ -121,7 +121,7 @@ impl Host {
             group: "vg0".into(),
             pool: None,
             volumes: names.iter().map(volume).collect(),
-            run: "a1b2".into(),
+            tag_id: "a1b2".into(),
             devices: self.dir.path().to_owned(),
         }
     }

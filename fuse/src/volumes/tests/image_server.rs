@@ -1,5 +1,6 @@
-//! A FUSE server for tests: one directory with one image in it, spoken right on /dev/fuse, so that it can die as a killed process does, by
-//! losing its descriptor. Knows just the requests that loop devices and these tests make (linux/fuse.h, 7.31).
+//! A FUSE server for tests: one directory with one image in it. It speaks directly to /dev/fuse, so that it can die
+//! like a killed process, by losing its descriptor. Handles only the requests that loop devices and these tests make
+//! (linux/fuse.h, 7.31).
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
@@ -30,15 +31,15 @@ impl ImageServer {
         let device = options
             .custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits())
             .open("/dev/fuse")
-            .unwrap();
+            .expect("opens");
         let fd = device.as_raw_fd();
         let data = format!("fd={fd},rootmode=40000,user_id=0,group_id=0");
-        sys::mount(Path::new("vbk"), dir, "fuse.vbk", Writable::No, &data).unwrap();
-        let image = File::open(image).unwrap();
+        sys::mount(Path::new("vbk"), dir, "fuse.vbk", Writable::No, &data).expect("mounts");
+        let image = File::open(image).expect("opens");
         let end = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&end);
         let thread = thread::Builder::new().name("image-server".into());
-        let thread = thread.spawn(move || serve(device, &image, &told)).unwrap();
+        let thread = thread.spawn(move || serve(device, &image, &told)).expect("starts");
         Self {
             end,
             thread: Some(thread),
@@ -54,7 +55,7 @@ impl ImageServer {
     /// Waits for the server to end, as it does when its mount is gone.
     pub fn wait(&mut self) {
         if let Some(thread) = self.thread.take() {
-            thread.join().unwrap();
+            thread.join().expect("does not panic");
         }
     }
 }
@@ -82,25 +83,25 @@ fn serve(mut device: File, image: &File, end: &AtomicBool) {
                 Err(errno) => (-errno, Vec::new()),
             };
             let mut reply = Vec::with_capacity(16 + body.len());
-            reply.extend(u32::try_from(16 + body.len()).unwrap().to_le_bytes());
+            reply.extend(u32::try_from(16 + body.len()).expect("is short").to_le_bytes());
             reply.extend(error.to_le_bytes());
             reply.extend(&request[8..16]);
             reply.extend(body);
-            // An interrupted request takes no answer.
+            // An interrupted request gets no answer.
             let _ = device.write(&reply);
         }
     }
 }
 
 fn u64_at(request: &[u8], offset: usize) -> u64 {
-    u64::from_le_bytes(request[offset..offset + 8].try_into().unwrap())
+    u64::from_le_bytes(request[offset..offset + 8].try_into().expect("has this length"))
 }
 
 fn u32_at(request: &[u8], offset: usize) -> u32 {
-    u32::from_le_bytes(request[offset..offset + 4].try_into().unwrap())
+    u32::from_le_bytes(request[offset..offset + 4].try_into().expect("has this length"))
 }
 
-/// The answer to a request, if it wants one.
+/// The answer to a request, if it needs one.
 fn answer(request: &[u8], image: &File) -> Option<Result<Vec<u8>, i32>> {
     const ROOT: u64 = 1;
     const FILE: u64 = 2;
@@ -118,7 +119,7 @@ fn answer(request: &[u8], image: &File) -> Option<Result<Vec<u8>, i32>> {
         14 | 27 => words(&[0, 0]),                                  // OPEN, OPENDIR
         15 => {
             let mut data = vec![0; u32_at(body, 16) as usize];
-            let length = image.read_at(&mut data, u64_at(body, 8)).unwrap();
+            let length = image.read_at(&mut data, u64_at(body, 8)).expect("reads");
             data.truncate(length);
             data
         }
@@ -144,7 +145,7 @@ fn words(words: &[u64]) -> Vec<u8> {
 fn attributes(node: u64, image: &File) -> Vec<u8> {
     let (mode, size) = match node {
         1 => (0o040_755, 0),
-        _ => (0o100_444, image.metadata().unwrap().len()),
+        _ => (0o100_444, image.metadata().expect("exists").len()),
     };
     let mut attributes = words(&[node, size, size / 512, 0, 0, 0]);
     for word in [0, 0, 0, mode, 1, 0, 0, 0, 4096, 0] {

@@ -90,7 +90,7 @@ fn what_a_plan_and_a_domain_do_not_share_is_named() {
     assert_eq!(unplaced(XML, &plan()).expect("a domain"), Unplaced::default());
     let mut other = plan();
     other.disks.remove("vdc");
-    // The path goes before the target's name, so that this one gets nothing.
+    // The path takes precedence over the target's name, so this one is not used.
     other.disks.insert("vda".into(), "/dev/vg1/web2-boot".into());
     let expected = Unplaced {
         new: vec!["/dev/vg1/web2-boot".into()],
@@ -207,7 +207,7 @@ fn a_second_server_never_gets_a_disk_of_the_first() {
         matches!(&error, RenameError::DiskLeft { target, .. } if target == "vdc"),
         "{error}"
     );
-    // What is read-only or made to be shared may stay.
+    // Read-only and shareable disks may stay.
     let shared = XML.replace("<target dev='vdc'/>", "<target dev='vdc'/><shareable/>");
     assert!(rewrite(&shared, &without).expect("rewrites").contains("pool/web1"));
 }
