@@ -36,7 +36,9 @@ pub enum ClockDoubt {
 impl fmt::Display for ClockDoubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Future => f.write_str("dated in the future: the clock was ahead when the backup was made, or is behind now"),
+            Self::Future => {
+                f.write_str("dated in the future: the clock was ahead when the backup was made, or is behind now")
+            }
             Self::MadeAfter(other) => write!(f, "made after {other}, which has a later time: a clock was wrong"),
         }
     }

@@ -225,7 +225,10 @@ pub enum Error {
         what: String,
     },
     /// The note with a backup's state can't be read. The backup may be protected.
-    #[error("the note for {name} can't be read; the backup may be protected, so nothing was forgotten. {}", note_remedy(name))]
+    #[error(
+        "the note for {name} can't be read; the backup may be protected, so nothing was forgotten. {}",
+        note_remedy(name)
+    )]
     NoteDamaged {
         /// The backup as `GUEST@TIME`, or the stored name of the note if its backup is not known.
         name: String,

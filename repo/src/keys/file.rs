@@ -71,9 +71,7 @@ fn parse_export<'a>(lines: impl Iterator<Item = (usize, &'a str)>) -> Result<Key
             "key" => &mut key,
             "checksum" => &mut checksum,
             _ => {
-                return Err(bad(format!(
-                    "line {number} of the exported key has an unknown word"
-                )));
+                return Err(bad(format!("line {number} of the exported key has an unknown word")));
             }
         };
         if field.replace(rest.trim()).is_some() {

@@ -226,7 +226,10 @@ fn a_slot_under_another_name_is_damaged() {
     let repo = Repo::with("main", &way);
     fs::rename(repo.file("main"), repo.file("other")).expect("renames");
     let error = repo.unlock(&way).expect_err("refused");
-    assert!(error.to_string().contains("it belongs to a key named \"main\""), "{error}");
+    assert!(
+        error.to_string().contains("it belongs to a key named \"main\""),
+        "{error}"
+    );
     repo.forge("other", "\"main\"", "\"other\"");
     assert!(matches!(repo.unlock(&way), Err(Error::WrongKey { .. })));
 }

@@ -22,7 +22,8 @@ const OLD_STORE: &str = "store.damaged";
 /// Suffix of views that are set aside.
 const ASIDE: &str = "damaged";
 
-const UNTIL_REMOVED: &str = "remove it once everything is repaired; until then its space can't be freed, not even by a prune";
+const UNTIL_REMOVED: &str =
+    "remove it once everything is repaired; until then its space can't be freed, not even by a prune";
 
 /// Result of a repair, as sentences for people.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -286,10 +287,7 @@ fn rebuild(
         let kept = names_in(repository, |name| name.starts_with(OLD_STORE))?;
         let kept = match kept.as_slice() {
             [] => String::new(),
-            kept => format!(
-                "; the old store is kept in {}; {UNTIL_REMOVED}",
-                kept.join(", ")
-            ),
+            kept => format!("; the old store is kept in {}; {UNTIL_REMOVED}", kept.join(", ")),
         };
         mended.done.push(format!(
             "the store could not be used ({why}) and was rebuilt from view {number}{kept}"
