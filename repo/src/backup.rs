@@ -1,4 +1,4 @@
-//! The record of one backup: what was taken, when, from where, and the manifests of its images.
+//! The record of one backup: its guest, time, host, and the manifests of its images.
 //!
 //! A record is stored as JSON, so that it can be read without vbk. Its id is the BLAKE3-256 hash of those bytes.
 //! Fields that a reader does not know are ignored; a change that must not be ignored gets a new `format` number.
@@ -13,54 +13,55 @@ use crate::error::{Error, Result};
 use crate::id::{BackupId, SegmentId};
 use crate::name::{BackupTime, DiskName, GuestName, check_file_name};
 
-/// The newest record format that this vbk reads. Format 2 is 1 with `files`, which a reader of format 1 would ignore and
-/// prune would then remove; a record without any is written as format 1.
+/// Newest record format that this vbk reads. Format 2 is format 1 with `files`: a reader of format 1 would ignore them,
+/// and its prune would then remove their blocks. A record without files is written as format 1.
 pub const RECORD_FORMAT: u32 = 2;
 
-/// The largest file that is kept with a backup: who reads one holds all of it.
+/// Size limit of a file that is stored with a backup: its readers hold all of it in memory.
 pub const MAX_FILE_BYTES: u64 = 16 << 20;
 
 /// One point in time of a guest.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Backup {
-    /// Layout of this record.
+    /// Format number of this record.
     pub format: u32,
     /// The guest.
     pub guest: GuestName,
-    /// When the disks looked like this, by the clock of the host: the start of the run. Unique within the guest.
+    /// Time of the disks' state, by the host's clock: the start of the run. Unique within the guest.
     pub time: BackupTime,
-    /// The store's generation that this backup came with, set by [`crate::repository::Writer::commit`]: of two backups the one
-    /// with the higher number was made later, whatever their times say. 0 in a record without one.
+    /// Generation of the store that this backup came with, set by [`crate::repository::Writer::commit`]: of two backups
+    /// the one with the higher number was made later, whatever their times say. 0 in a record without one.
     #[serde(default, skip_serializing_if = "is_none")]
     pub sequence: u64,
-    /// How long the run took, in milliseconds.
+    /// Duration of the run, in milliseconds.
     pub duration_ms: u64,
-    /// The machine it was made on.
+    /// Name of the machine that made it.
     pub host: String,
-    /// The vbk that made it.
+    /// Version of the vbk that made it.
     pub vbk_version: String,
-    /// How far the disks agree with themselves and each other.
+    /// Degree to which the disks agree with themselves and with each other.
     pub consistency: Consistency,
-    /// The disks, in the order they were given.
+    /// The disks, in the order in which they were given.
     pub images: Vec<Image>,
-    /// Files that describe the guest, as `config.xml`: stored as images are, named by what would be the disk. No file has
-    /// the name of a disk, or one that a mount has for something else: see [`Backup::check`].
+    /// Files that describe the guest, e.g. `config.xml`: stored like images, with the file's name in place of the
+    /// disk's. No file has the name of a disk, or a name that a mount uses for something else: see [`Backup::check`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<Image>,
 }
 
-/// What the state of the disks corresponds to.
+/// Degree to which the disks of a backup agree with themselves and with each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Consistency {
-    /// The sources were read as they were, without a snapshot: only as good as the sources were quiet.
+    /// The sources were read as they were, without a snapshot: the result is consistent only if nothing wrote to them
+    /// meanwhile.
     Live,
-    /// Each disk is of one moment, as after a power cut. Nothing held the guest still, so several disks are a moment apart:
+    /// Each disk shows one moment, as after a power cut. Nothing froze the guest, so several disks are a moment apart:
     /// their snapshots are made one after the other.
     Crash,
-    /// All disks are of one moment, at which the guest's file systems had written everything and stood still.
+    /// All disks show the same moment, at which the guest's file systems were frozen with everything written.
     FileSystem,
-    /// The same, and the administrator's pre-freeze command had succeeded.
+    /// As `FileSystem`, and the administrator's pre-freeze command had succeeded.
     Application,
 }
 
@@ -80,28 +81,28 @@ impl std::fmt::Display for Consistency {
 pub struct Image {
     /// The disk's name.
     pub disk: DiskName,
-    /// Where it was read from.
+    /// Path of the disk that was read.
     pub source: String,
     /// The disk's size.
     pub size_bytes: u64,
     /// The root of the image's manifest.
     pub manifest: SegmentId,
-    /// Bytes that were not zero.
+    /// Bytes that are not zero.
     pub data_bytes: u64,
     /// Plain bytes of the blocks that the repository did not have.
     pub new_bytes: u64,
-    /// What those took in the store, sealed.
+    /// Bytes of those blocks in the store, sealed.
     pub stored_bytes: u64,
-    /// What held the disk still while it was read.
+    /// Kind of snapshot that was read; `None` if the disk itself was read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<SnapshotKind>,
-    /// The most that was used of a thick snapshot's space.
+    /// Peak use of a thick snapshot's space.
     #[serde(default, skip_serializing_if = "is_none")]
     pub snapshot_used_bytes: u64,
-    /// Bytes that were not read, because change hints said that they are as in the backup before.
+    /// Bytes that were not read, because change hints said that they are the same as in the backup before.
     #[serde(default, skip_serializing_if = "is_none")]
     pub skipped_bytes: u64,
-    /// Change hints were found to be wrong, and everything was read.
+    /// The change hints were found to be wrong, so the whole disk was read.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub hints_wrong: bool,
 }
@@ -110,11 +111,11 @@ fn is_none(number: &u64) -> bool {
     *number == 0
 }
 
-/// What holds a disk still while it is read.
+/// Kind of a snapshot, which keeps the content of a disk unchanged while it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SnapshotKind {
-    /// An LVM snapshot with space of its own, which it can run out of.
+    /// An LVM snapshot with space of its own, which it can exhaust.
     Thick,
     /// An LVM snapshot in a thin pool.
     Thin,
@@ -142,7 +143,7 @@ pub struct Entry {
 }
 
 impl Backup {
-    /// The bytes that are stored.
+    /// Returns the bytes to store.
     pub fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("a record has only strings and numbers in it")
     }
@@ -152,38 +153,39 @@ impl Backup {
         format!("{}@{}", self.guest, self.time)
     }
 
-    /// Sorts the backups of a guest in the order in which they were made. Times do not: a clock may have been wrong.
+    /// Returns the sort key for the order in which the backups of a guest were made. Times do not give it: a clock may
+    /// have been wrong.
     pub fn order(&self) -> (u64, BackupTime) {
         (self.sequence, self.time)
     }
 
-    /// Sizes of all disks together.
+    /// Returns the sum of the disks' sizes.
     pub fn size_bytes(&self) -> u64 {
         self.sum(|image| image.size_bytes)
     }
 
-    /// Plain bytes of all disks that were not zero.
+    /// Returns the plain bytes of all disks that are not zero.
     pub fn data_bytes(&self) -> u64 {
         self.sum(|image| image.data_bytes)
     }
 
-    /// Plain bytes of new blocks of all disks together.
+    /// Returns the plain bytes of the new blocks of all disks.
     pub fn new_bytes(&self) -> u64 {
         self.sum(|image| image.new_bytes)
     }
 
-    /// Stored bytes of new blocks of all disks and files together.
+    /// Returns the stored bytes of the new blocks of all disks and files.
     pub fn stored_bytes(&self) -> u64 {
         let files = self.files.iter().map(|file| file.stored_bytes);
         files.fold(self.sum(|image| image.stored_bytes), u64::saturating_add)
     }
 
-    /// Everything that is kept as blocks: disks and files.
+    /// Returns everything that is stored as blocks: disks and files.
     pub fn stored(&self) -> impl Iterator<Item = &Image> {
         self.images.iter().chain(&self.files)
     }
 
-    /// The record format that this backup needs.
+    /// Returns the record format that this backup needs.
     pub fn needed_format(&self) -> u32 {
         if self.files.is_empty() { 1 } else { 2 }
     }
@@ -192,13 +194,14 @@ impl Backup {
         self.images.iter().map(of).fold(0, u64::saturating_add)
     }
 
-    /// How long the run took.
+    /// Returns the duration of the run.
     pub fn duration(&self) -> SignedDuration {
         SignedDuration::from_millis(i64::try_from(self.duration_ms).unwrap_or(i64::MAX))
     }
 
-    /// Refuses names that would hide each other: `BACKUP/NAME` is a disk or a file, and in a mount a file stands beside
-    /// `backup.json`, `vda.img` and `vda.p1.img`. Records that are read are checked too, as they may come from elsewhere.
+    /// Refuses names that would hide each other: `BACKUP/NAME` is a disk or a file, and a mount shows a file next to
+    /// `backup.json`, `vda.img` and `vda.p1.img`. Records that are read are checked too, because they may come from
+    /// elsewhere.
     pub fn check(&self) -> Result<()> {
         let mut seen = HashSet::new();
         for file in &self.files {
@@ -209,14 +212,14 @@ impl Backup {
                 return Err(Error::BadName {
                     what: "file or disk",
                     name: image.disk.to_string(),
-                    reason: "is there twice",
+                    reason: "is used twice in one backup",
                 });
             }
         }
         Ok(())
     }
 
-    /// The same with nothing but one disk or file in it.
+    /// Returns the backup with only one disk or file in it.
     pub fn only(&self, name: &str) -> Result<Self> {
         let keep = |images: &[Image]| -> Vec<Image> {
             let named = images.iter().filter(|image| image.disk.as_str() == name);
@@ -233,7 +236,7 @@ impl Backup {
         })
     }
 
-    /// A file that was kept with the backup.
+    /// Returns a file that is stored with the backup.
     pub fn file(&self, name: &str) -> Result<&Image> {
         let found = self.files.iter().find(|file| file.disk.as_str() == name);
         found.ok_or_else(|| Error::NoSuchFile {
@@ -250,7 +253,7 @@ impl Backup {
         })
     }
 
-    /// The image of a disk.
+    /// Returns the image of a disk.
     pub fn image(&self, disk: &str) -> Result<&Image> {
         self.images
             .iter()
@@ -269,7 +272,7 @@ impl Backup {
 }
 
 impl Entry {
-    /// Reads a stored record; `key` is the name it was stored under, `GUEST@TIME`.
+    /// Reads a stored record; `key` is the name that it is stored under, `GUEST@TIME`.
     pub fn decode(hashing: Hashing, key: &str, bytes: &[u8]) -> Result<Self> {
         let damaged = |what: String| Error::RecordDamaged {
             backup: key.to_owned(),
@@ -278,7 +281,7 @@ impl Entry {
         let backup: Backup = serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
         if backup.format > RECORD_FORMAT {
             return Err(damaged(format!(
-                "it has format {}, this vbk reads up to {RECORD_FORMAT}",
+                "it has format {}, but this vbk reads formats up to {RECORD_FORMAT}",
                 backup.format
             )));
         }

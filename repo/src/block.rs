@@ -1,8 +1,8 @@
 //! Blocks, their names and their pages: the only file that knows BLAKE3.
 //!
-//! A block's id is the BLAKE3-256 hash of its plain bytes. BLAKE3 is a tree over 1 KiB chunks, so the hash of a
-//! block of several pages is made of one chaining value per 64 KiB page, and those values can be merged to the id
-//! without the bytes. A reader that has merged a header's values to the id may therefore trust each value, and so
+//! A block's id is the BLAKE3-256 hash of its plain bytes. BLAKE3 is a tree over 1 KiB chunks, so the hash of a block
+//! of several pages is computed from one chaining value per 64 KiB page, and those values can be merged to the id
+//! without the bytes. A reader that has merged a header's values to the id may therefore trust each value, and can
 //! prove a single page. (BLAKE3 specification, section 2.1 and 5.1: <https://github.com/BLAKE3-team/BLAKE3-specs>)
 
 use blake3::hazmat::{HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root};
@@ -11,13 +11,13 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::id::BlockId;
 
-/// Bytes of a page: the unit that is compressed, proved and read on its own. The last page of a block may be shorter.
+/// Bytes of a page: the unit that is compressed, proved and read by itself. The last page of a block may be shorter.
 pub const PAGE_BYTES: usize = 64 * 1024;
 
-/// What one page of a block hashes to, in its place in the block.
+/// Hash of one page, which depends on the page's position in its block.
 ///
-/// In a block of several pages this is a chaining value, which depends on the page's position; in a block of one
-/// page it is the block's id.
+/// In a block of several pages this is a chaining value, which depends on the page's position; in a block of one page
+/// it is the block's id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PageHash(pub [u8; 32]);
 
@@ -31,14 +31,14 @@ pub struct BlockIndex(pub u64);
 pub struct BlockSize(u32);
 
 impl BlockSize {
-    /// 1 MiB, the size that is used unless another is asked for.
+    /// 1 MiB, the default size.
     pub const DEFAULT: Self = Self(1 << 20);
     /// 64 KiB.
     pub const MIN: Self = Self(1 << 16);
     /// 16 MiB.
     pub const MAX: Self = Self(1 << 24);
 
-    /// Checks a number of bytes.
+    /// Checks a size in bytes.
     pub fn new(bytes: u64) -> Result<Self> {
         match u32::try_from(bytes) {
             Ok(small) if small.is_power_of_two() && (Self::MIN.0..=Self::MAX.0).contains(&small) => Ok(Self(small)),
@@ -60,29 +60,29 @@ impl BlockSize {
         u32::try_from(nearest).unwrap_or(Self::MAX.0)
     }
 
-    /// The size as a length of memory.
+    /// Returns the size as a length in memory.
     pub fn bytes(self) -> usize {
         self.0 as usize
     }
 
-    /// How many blocks an image of `size_bytes` has.
+    /// Returns the number of blocks of an image of `size_bytes`.
     pub fn blocks_in(self, size_bytes: u64) -> u64 {
         size_bytes.div_ceil(u64::from(self.0))
     }
 
-    /// Where a block starts in its image. Saturates, so that a number from outside can't wrap.
+    /// Returns the offset of a block in its image. Saturates, so that an index from outside can't wrap.
     pub fn offset_of(self, index: BlockIndex) -> u64 {
         index.0.saturating_mul(u64::from(self.0))
     }
 
-    /// The plain length of a block in an image of `size_bytes`: shorter for the last one, 0 past the end.
+    /// Returns the plain length of a block in an image of `size_bytes`: shorter for the last one, 0 past the end.
     pub fn len_of(self, index: BlockIndex, size_bytes: u64) -> usize {
         let left = size_bytes.saturating_sub(self.offset_of(index));
         // At most 16 MiB, so it fits.
         left.min(u64::from(self.0)) as usize
     }
 
-    /// The block that holds the byte at `offset`.
+    /// Returns the index of the block that holds the byte at `offset`.
     pub fn index_of(self, offset: u64) -> BlockIndex {
         BlockIndex(offset / u64::from(self.0))
     }
@@ -110,8 +110,8 @@ pub struct BlockHashes {
     pub pages: Vec<PageHash>,
 }
 
-/// How names are made of content: by plain BLAKE3, or keyed in an encrypted repository, so that nobody without the key can
-/// tell whether a known file is in it.
+/// Function that derives names from content: plain BLAKE3, or keyed BLAKE3 in an encrypted repository, so that without
+/// the key it can't be tested whether a known file is in it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Hashing {
     /// BLAKE3-256.
@@ -130,7 +130,7 @@ impl std::fmt::Debug for Hashing {
 }
 
 impl Hashing {
-    /// Hashes a block once, giving both its id and its pages' hashes.
+    /// Hashes a block once, and returns both its id and the hashes of its pages.
     pub fn block(&self, plain: &[u8]) -> BlockHashes {
         let count = pages_in(plain.len());
         let pages: Vec<_> = plain
@@ -154,7 +154,8 @@ impl Hashing {
         PageHash(hasher.update(page).finalize_non_root())
     }
 
-    /// The id of the block of `len` plain bytes whose pages hash to `pages`; `None` if the number of pages does not fit.
+    /// Returns the id of the block of `len` plain bytes whose pages hash to `pages`; `None` if the number of pages does
+    /// not fit.
     pub fn merge(&self, pages: &[PageHash], len: usize) -> Option<BlockId> {
         if pages.is_empty() || pages.len() != pages_in(len) {
             return None;
@@ -167,7 +168,7 @@ impl Hashing {
         Some(BlockId(*merge_subtrees_root(&left, &right, self.mode()).as_bytes()))
     }
 
-    /// The hash of anything that is stored under it: segments and records.
+    /// Returns the hash under which segments and records are stored.
     pub fn content(&self, bytes: &[u8]) -> [u8; 32] {
         *self.hasher().update(bytes).finalize().as_bytes()
     }
@@ -181,7 +182,7 @@ impl Hashing {
         merge_subtrees_non_root(&left, &right, self.mode())
     }
 
-    /// For what is hashed as [`Hashing::content`] does, a piece at a time.
+    /// Returns a hasher that gives the same result as [`Hashing::content`], for content that comes in pieces.
     pub(crate) fn hasher(&self) -> blake3::Hasher {
         match self {
             Self::Plain => blake3::Hasher::new(),
@@ -197,7 +198,7 @@ impl Hashing {
     }
 }
 
-/// How many pages a block of `len` plain bytes has.
+/// Returns the number of pages of a block of `len` plain bytes.
 pub fn pages_in(len: usize) -> usize {
     len.div_ceil(PAGE_BYTES)
 }
@@ -211,12 +212,12 @@ fn split(pages: &[PageHash], len: usize) -> (Subtree<'_>, Subtree<'_>) {
     ((left, left_len), (right, len - left_len))
 }
 
-/// A key for one purpose, made of another key; `context` names the purpose and is written nowhere else.
+/// Derives a key for one purpose from another key; `context` names the purpose and is used nowhere else.
 pub(crate) fn derive(context: &str, key: &[u8; 32]) -> [u8; 32] {
     blake3::derive_key(context, key)
 }
 
-/// Keyed BLAKE3-256 of the pieces, one after the other.
+/// Returns the keyed BLAKE3-256 of the pieces in sequence.
 pub(crate) fn keyed_hash(key: &[u8; 32], pieces: &[&[u8]]) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new_keyed(key);
     for piece in pieces {
@@ -225,7 +226,7 @@ pub(crate) fn keyed_hash(key: &[u8; 32], pieces: &[&[u8]]) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
-/// Whether all bytes are zero.
+/// Returns whether all bytes are zero.
 pub fn is_zero(bytes: &[u8]) -> bool {
     // No early exit inside a piece, so that the compiler uses vector registers.
     bytes

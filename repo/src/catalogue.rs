@@ -1,4 +1,4 @@
-//! All backups of a repository, and how people name one of them.
+//! All backups of a repository, and the ways in which people name one of them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,11 +10,11 @@ use crate::error::{Error, Result};
 use crate::name::{BackupTime, GuestName};
 use crate::store::StoreReader;
 
-/// How many candidates an error lists.
+/// Number of candidates that an error lists.
 const MAX_CANDIDATES: usize = 20;
 
-/// How far ahead of the clock the latest backup may be without anybody having to know: several backups in one second
-/// take the next ones.
+/// Tolerated lead of the latest backup over the clock, below which no warning is due: of several backups started in one
+/// second, the later ones get the following seconds.
 pub const CLOCK_SLACK: SignedDuration = SignedDuration::from_secs(60);
 
 /// The backups of a repository, by guest and then in the order in which they were made, see [`Backup::order`].
@@ -24,25 +24,27 @@ pub struct Catalogue {
     damaged: Vec<Error>,
 }
 
-/// Why the time of a backup can't be right, or not that of another. Which of two clocks was wrong is not known.
+/// Reason to doubt the time of a backup. Which of two clocks was wrong is not known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClockDoubt {
-    /// It is later than now.
+    /// The time is later than now.
     Future,
-    /// It is before that of this backup, which was made earlier.
+    /// The time is before that of the named backup, which was made earlier.
     MadeAfter(String),
 }
 
 impl fmt::Display for ClockDoubt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Future => f.write_str("dated in the future: the clock was ahead when it was made, or is behind now"),
+            Self::Future => {
+                f.write_str("dated in the future: the clock was ahead when the backup was made, or is behind now")
+            }
             Self::MadeAfter(other) => write!(f, "made after {other}, which has a later time: a clock was wrong"),
         }
     }
 }
 
-/// What people write for a backup, and maybe one disk of it: `GUEST@WHEN`, `GUEST@WHEN/DISK`, `ID` or `ID/DISK`.
+/// Name of a backup as people write it, optionally with one disk: `GUEST@WHEN`, `GUEST@WHEN/DISK`, `ID` or `ID/DISK`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackupSpec {
     which: Which,
@@ -52,10 +54,10 @@ pub struct BackupSpec {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Which {
-    /// The start of a backup's id.
+    /// The first digits of a backup's id.
     Id(String),
     Latest(GuestName),
-    /// The start of a backup's time as it is written.
+    /// The first characters of a backup's time as it is written.
     Time(GuestName, String),
 }
 
@@ -72,7 +74,7 @@ impl FromStr for BackupSpec {
         let which = match backup.split_once('@') {
             Some((_, "")) => return Err(bad()),
             Some((guest, "latest")) => Which::Latest(GuestName::new(guest)?),
-            // 2026-11-20 05:54 and 2026-11-20T05:54 are what other programs print.
+            // Other programs print 2026-11-20 05:54 and 2026-11-20T05:54.
             Some((guest, when)) if when.starts_with(|c: char| c.is_ascii_digit()) => {
                 Which::Time(GuestName::new(guest)?, when.replace(':', "-").replace(' ', "T"))
             }
@@ -87,7 +89,7 @@ impl FromStr for BackupSpec {
 }
 
 impl BackupSpec {
-    /// Whether it names no time and no id, but the backup that was made last.
+    /// Returns whether it means the most recent backup, and gives neither a time nor an id.
     pub fn is_latest(&self) -> bool {
         matches!(self.which, Which::Latest(_))
     }
@@ -104,8 +106,8 @@ impl fmt::Display for BackupSpec {
 }
 
 impl Catalogue {
-    /// Reads all records. One that is damaged is set aside and hides no other. That a record is missing or was put back counts
-    /// as damage too, where the store can tell.
+    /// Reads all records. Sets a damaged record aside; it hides no other. A missing record, or one that was put back,
+    /// counts as damage too if the store can detect that.
     pub fn load(store: &dyn StoreReader) -> Result<Self> {
         let mut catalogue = Self::default();
         let records = store.records()?;
@@ -113,7 +115,8 @@ impl Catalogue {
         for record in records {
             match Entry::decode(store.hashing(), &record.key, &record.bytes) {
                 Ok(mut entry) => {
-                    // No record comes with a generation that is still to come; it would hide all that are made until then.
+                    // No record has a generation that the store has not reached; such a record would hide all later
+                    // ones until then.
                     if entry.backup.sequence > generation {
                         entry.backup.sequence = 0;
                     }
@@ -131,42 +134,42 @@ impl Catalogue {
         Ok(catalogue)
     }
 
-    /// All backups, by guest and in the order in which they were made.
+    /// Returns all backups, by guest and in the order in which they were made.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
-    /// What is wrong with the records that can't be read.
+    /// Returns the errors of the records that can't be read.
     pub fn damaged(&self) -> &[Error] {
         &self.damaged
     }
 
-    /// The names of all guests, in order.
+    /// Returns the names of all guests, in order.
     pub fn guests(&self) -> Vec<&GuestName> {
         let mut guests: Vec<_> = self.entries.iter().map(|entry| &entry.backup.guest).collect();
         guests.dedup();
         guests
     }
 
-    /// The backups of a guest, the one that was made first comes first.
+    /// Returns the backups of a guest, in the order in which they were made.
     pub fn of(&self, guest: &GuestName) -> std::slice::Iter<'_, Entry> {
         let first = self.entries.partition_point(|entry| entry.backup.guest < *guest);
         let end = self.entries.partition_point(|entry| entry.backup.guest <= *guest);
         self.entries[first..end].iter()
     }
 
-    /// The backup of a guest that was made last, whatever its time says.
+    /// Returns the backup of a guest that was made last, whatever its time says.
     pub fn latest(&self, guest: &GuestName) -> Option<&Entry> {
         self.of(guest).next_back()
     }
 
-    /// The backup of all guests that was made last.
+    /// Returns the backup that was made last, of all guests.
     pub fn newest(&self) -> Option<&Entry> {
         self.entries.iter().max_by_key(|entry| entry.backup.order())
     }
 
-    /// What tells that a clock was wrong when a backup was made; `None` if its time fits the others' and `now`. A backup
-    /// from the future casts no doubt on others: it is known to be wrong itself.
+    /// Returns the evidence that a clock was wrong when a backup was made; `None` if its time fits the others' and
+    /// `now`. A backup from the future casts no doubt on others: its own time is known to be wrong.
     pub fn doubt(&self, backup: &Backup, now: Timestamp) -> Option<ClockDoubt> {
         let is_future = |time: BackupTime| time.timestamp().duration_since(now) > CLOCK_SLACK;
         if is_future(backup.time) {
@@ -179,8 +182,9 @@ impl Catalogue {
         Some(ClockDoubt::MadeAfter(farthest.spec()))
     }
 
-    /// The time to give a backup of `guest` that starts now: `now`, or the first free second after the latest backup if
-    /// that is less than a minute ahead. A clock that is further behind gets the first free second from `now` on.
+    /// Returns the time for a backup of `guest` that starts now: `now`, or the first free second after the latest
+    /// backup if that is less than a minute ahead. If the clock is further behind, returns the first free second from
+    /// `now` on.
     pub fn free_time(&self, guest: &GuestName, now: Timestamp) -> BackupTime {
         let mut time = BackupTime::new(now);
         if let Some(latest) = self.latest(guest).map(|entry| entry.backup.time)
@@ -195,7 +199,7 @@ impl Catalogue {
         time
     }
 
-    /// An error unless the guest has backups.
+    /// Returns an error if the guest has no backups.
     pub fn check_guest(&self, guest: &GuestName) -> Result<()> {
         if self.latest(guest).is_some() {
             return Ok(());
@@ -213,7 +217,7 @@ impl Catalogue {
         })
     }
 
-    /// The one backup that `spec` means.
+    /// Returns the one backup that `spec` means.
     pub fn find(&self, spec: &BackupSpec) -> Result<&Entry> {
         let missing = |hint: String| Error::NoSuchBackup {
             spec: spec.to_string(),
@@ -240,10 +244,10 @@ impl Catalogue {
             [only] => Ok(only),
             [] => Err(missing(match &spec.which {
                 Which::Latest(guest) | Which::Time(guest, _) => {
-                    format!("`vbk list {guest}` shows the backups there are")
+                    format!("`vbk list {guest}` lists its backups")
                 }
-                Which::Id(_) => "`vbk list` shows the backups there are; \
-                                 a guest is named as GUEST@latest or GUEST@TIME"
+                Which::Id(_) => "`vbk list` lists all backups; \
+                                 name a guest's backup as GUEST@latest or GUEST@TIME"
                     .into(),
             })),
             ref several => {
@@ -406,7 +410,7 @@ mod tests {
         let error = find(&days, "web1@2025").expect_err("none match").to_string();
         assert!(error.contains("vbk list web1"), "{error}");
         let error = find(&days, "db@latest").expect_err("no such guest").to_string();
-        assert!(error.contains("there is web1"), "{error}");
+        assert!(error.contains("known guests: web1"), "{error}");
     }
 
     #[test]

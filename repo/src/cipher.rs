@@ -1,7 +1,7 @@
-//! Encryption: the only file that knows the AEAD, which is AES-256-GCM.
+//! Encryption: the only file that uses the AEAD, which is AES-256-GCM.
 //!
-//! What is sealed is a thing of one or more parts: a block is its header and its rows of pages, a segment or a record is a
-//! single part. Every thing has a key of its own, and the parts are numbered:
+//! A sealed thing has one or more parts: a block consists of its header and its rows of pages, a segment or a record of
+//! a single part. Every thing has a key of its own, and its parts are numbered:
 //!
 //! ```text
 //! part key = BLAKE3 keyed with the cipher's key, over name || salt     salt: 24 random bytes, stored with the thing
@@ -10,18 +10,18 @@
 //!
 //! # Why a nonce is never used twice under a key
 //!
-//! GCM fails at once, and for everything under the key, when two messages share a key and a nonce.
+//! GCM loses all its protection, for everything under the key, when two messages share a key and a nonce.
 //! 1. A [`SealKey`] comes only from [`Cipher::fresh`], which draws a new salt. Two things share a part key only if they
-//!    have the same name and the same 192-bit salt: after 2^64 things of one name the chance of that is 2^-65. So no
-//!    bound on the number of blocks, and none on how often a block is sealed anew, is of interest to anybody.
-//! 2. A `SealKey` refuses a part number that it has sealed. So within a thing every nonce is used once.
-//! 3. What is read again gives an [`OpenKey`], which can't seal: a stored salt never meets other bytes.
+//!    have the same name and the same 192-bit salt: after 2^64 things of one name the probability is 2^-65. So neither
+//!    the number of blocks nor the number of times that a block is sealed needs a limit.
+//! 2. A `SealKey` refuses a part number that it has sealed before. So within a thing every nonce is used once.
+//! 3. Reading a thing gives an [`OpenKey`], which can't seal: a stored salt is never used for other bytes.
 //!
 //! # What is bound
 //!
-//! The name says what the thing is (kind and id), and the salt has a fixed length and comes last, so no two pairs of name
-//! and salt hash the same bytes. A part therefore opens only in its place in its own thing: a part of another thing, of
-//! an older sealing of the same thing, or with another number does not authenticate.
+//! The name identifies the thing (kind and id), and the salt has a fixed length and comes last, so no two pairs of name
+//! and salt hash the same bytes. A part therefore opens only at its position in its own thing: a part of another thing,
+//! of an older sealing of the same thing, or with another number does not authenticate.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -35,22 +35,22 @@ use crate::error::{Error, ErrorKind, Result};
 /// Bytes of the random salt that is stored with every sealed thing.
 pub(crate) const SALT_BYTES: usize = 24;
 
-/// Bytes by which a sealed part is longer than its plain bytes.
+/// Bytes that sealing adds to a part.
 pub(crate) const TAG_BYTES: usize = 16;
 
-/// Makes the keys of sealed things. Its own key is zeroed when it is dropped.
+/// Derives the keys of sealed things. Its own key is zeroed when it is dropped.
 #[derive(Clone)]
 pub(crate) struct Cipher {
     key: Zeroizing<[u8; 32]>,
 }
 
 impl Cipher {
-    /// A cipher of a key that is used for nothing else.
+    /// Returns a cipher with a key that must be used for nothing else.
     pub(crate) fn new(key: [u8; 32]) -> Self {
         Self { key: key.into() }
     }
 
-    /// The salt and the key of a thing that is about to be sealed. `name` is its kind and id.
+    /// Returns the salt and the key for a thing to be sealed. `name` is its kind and id.
     pub(crate) fn fresh(&self, name: &[u8]) -> Result<([u8; SALT_BYTES], SealKey)> {
         let salt = random()?;
         let key = SealKey {
@@ -60,7 +60,7 @@ impl Cipher {
         Ok((salt, key))
     }
 
-    /// The key that opens what was sealed under this name and salt.
+    /// Returns the key that opens a thing sealed under this name and salt.
     pub(crate) fn reopen(&self, name: &[u8], salt: &[u8; SALT_BYTES]) -> OpenKey {
         OpenKey {
             key: self.part_key(name, salt),
@@ -87,11 +87,11 @@ pub(crate) struct SealKey {
 }
 
 impl SealKey {
-    /// Seals a part in place and appends the tag; room for [`TAG_BYTES`] more saves a copy. A part that was sealed before
-    /// is refused.
+    /// Seals a part in place and appends the tag; spare capacity for [`TAG_BYTES`] saves a copy. Refuses a part that
+    /// was sealed before.
     pub(crate) fn seal(&mut self, part: u32, bytes: &mut Vec<u8>) -> Result<()> {
         if !self.sealed.insert(part) {
-            return Err(failed(format!("part {part} is sealed already")));
+            return Err(failed(format!("part {part} has been sealed before")));
         }
         self.key
             .seal_in_place_append_tag(nonce(part), Aad::empty(), bytes)
@@ -106,7 +106,8 @@ pub(crate) struct OpenKey {
 }
 
 impl OpenKey {
-    /// Opens a part in place and cuts off the tag. If it does not authenticate, `bytes` is empty and the answer `None`.
+    /// Opens a part in place and strips the tag. If it does not authenticate, `bytes` is emptied and the result is
+    /// `None`.
     pub(crate) fn open(&self, part: u32, bytes: &mut Vec<u8>) -> Option<()> {
         match self.key.open_in_place(nonce(part), Aad::empty(), bytes) {
             Ok(plain) => {
@@ -136,7 +137,8 @@ fn failed(message: String) -> Error {
     }
 }
 
-/// Random bytes of the kernel. Not of a generator in this process, whose state a cloned virtual machine would repeat.
+/// Returns random bytes from the kernel. A generator in this process would not do: a cloned virtual machine would
+/// repeat its state.
 pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|error| Error::io("read", "/dev/urandom")(std::io::Error::other(error)))?;

@@ -1,4 +1,5 @@
-//! Seals blocks for the store and opens them again: compression, and the proof that what comes out is what went in.
+//! Seals blocks for the store and opens them again: compresses them, and proves that the opened bytes are the sealed
+//! ones.
 //!
 //! A sealed block is a header and its pages. The header (numbers are little-endian):
 //!
@@ -24,10 +25,10 @@ const FIXED_BYTES: usize = 8;
 const PER_PAGE_BYTES: usize = 36;
 const RAW: u32 = 1 << 31;
 
-/// How new blocks are compressed.
+/// Compression of new blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// Not at all.
+    /// No compression.
     None,
     /// zstd, level 1 (fast) to 19 (small).
     Zstd(i32),
@@ -46,14 +47,14 @@ pub struct Sealed {
     pub id: BlockId,
     /// Length of the block's plain bytes.
     pub plain_bytes: u32,
-    /// The header, see the module's page.
+    /// The header, described at the top of this module.
     pub header: Vec<u8>,
     /// The stored pages in order; empty where the page is all zeros.
     pub pages: Vec<Vec<u8>>,
 }
 
 impl Sealed {
-    /// What the block costs in the store, without the store's own overhead.
+    /// Returns the bytes that the block takes in the store, without the store's own overhead.
     pub fn stored_bytes(&self) -> u64 {
         (self.header.len() + self.pages.iter().map(Vec::len).sum::<usize>()) as u64
     }
@@ -66,7 +67,7 @@ pub struct Sealer {
 }
 
 impl Sealer {
-    /// A sealer for one thread.
+    /// Returns a sealer for one thread.
     pub fn new(compression: Compression) -> Result<Self> {
         let compressor = match compression {
             Compression::None => None,
@@ -78,7 +79,7 @@ impl Sealer {
         })
     }
 
-    /// Seals a block whose hashes were made of just these bytes.
+    /// Seals a block; `hashes` must be those of exactly these bytes.
     pub fn seal(&mut self, plain: &[u8], hashes: &BlockHashes) -> Result<Sealed> {
         let mut header = Vec::with_capacity(FIXED_BYTES + hashes.pages.len() * PER_PAGE_BYTES);
         let plain_bytes = u32::try_from(plain.len()).expect("a block has at most 16 MiB");
@@ -123,19 +124,19 @@ fn zstd(error: std::io::Error) -> Error {
     }
 }
 
-/// The length that a header says that it has; `None` if it is cut off.
+/// Returns the length that a header claims for itself; `None` if it is cut off.
 pub(crate) fn header_bytes(header: &[u8]) -> Option<usize> {
     let stated = header.get(4..FIXED_BYTES)?;
     let plain_bytes = u32::from_le_bytes(stated.try_into().ok()?) as usize;
     Some(full_header_bytes(plain_bytes)).filter(|length| *length <= header.len())
 }
 
-/// The length of the header of a block of `plain_bytes` bytes.
+/// Returns the length of the header of a block of `plain_bytes` bytes.
 pub(crate) fn full_header_bytes(plain_bytes: usize) -> usize {
     FIXED_BYTES + pages_in(plain_bytes) * PER_PAGE_BYTES
 }
 
-/// The stored lengths of all pages, as a header tells them that is not proved; `None` if it is cut off.
+/// Returns the stored lengths of all pages according to a header that is not proved; `None` if it is cut off.
 pub(crate) fn stored_lengths(header: &[u8]) -> Option<Vec<usize>> {
     let table = header.get(FIXED_BYTES..header_bytes(header)?)?;
     let length = |entry: &[u8]| u32::from_le_bytes([entry[32], entry[33], entry[34], entry[35]]) & !RAW;
@@ -172,7 +173,7 @@ impl Header {
         }
         let stated = u32::from_le_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]);
         if stated as usize != plain_bytes || table.len() != count * PER_PAGE_BYTES {
-            return Err(damaged("its header tells another length"));
+            return Err(damaged("its header gives another length"));
         }
         let (hashes, pages): (Vec<_>, Vec<_>) = table
             .chunks_exact(PER_PAGE_BYTES)
@@ -194,13 +195,13 @@ impl Header {
         })
     }
 
-    /// Plain length of page `number`.
+    /// Returns the plain length of page `number`.
     pub fn page_len(&self, number: usize) -> usize {
         self.plain_bytes.saturating_sub(number * PAGE_BYTES).min(PAGE_BYTES)
     }
 
-    /// Opens page `number` into `out`, which has just the page's plain length. `out` holds the page's true bytes or
-    /// an error is returned.
+    /// Opens page `number` into `out`, which must have exactly the page's plain length. Either `out` then holds the
+    /// page's true bytes, or an error is returned.
     pub fn open_page(&self, number: usize, stored: &[u8], out: &mut [u8]) -> Result<()> {
         let damaged = |what: String| Error::BlockDamaged {
             id: self.id,
@@ -219,16 +220,17 @@ impl Header {
             out.fill(0);
         } else if raw {
             if stored.len() != out.len() {
-                return Err(damaged("has another length than it should".into()));
+                return Err(damaged("does not have the expected length".into()));
             }
             out.copy_from_slice(stored);
         } else {
             let len = decompress(stored, out).map_err(|error| damaged(format!("can't be decompressed ({error})")))?;
             if len != out.len() {
-                return Err(damaged("is shorter than it should be".into()));
+                return Err(damaged("is shorter than expected".into()));
             }
         }
-        // The stored lengths in the header are not covered by the id, the plain bytes are: so this is the proof.
+        // The id does not cover the stored lengths in the header, only the plain bytes; so this comparison is the
+        // proof.
         if self.hashing.page(out, number, self.pages.len()) != hash {
             out.fill(0);
             return Err(damaged("does not match its hash".into()));

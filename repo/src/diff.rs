@@ -1,7 +1,7 @@
-//! Compares two images by their manifests. Reads no block, and no segment that both share.
+//! Compares two images by their manifests. Reads no blocks, and no segments that both share.
 //!
-//! What is found is as fine as a block: a block counts as different as a whole if one byte of it is. Memory: two roots
-//! (64 KiB for 1 TiB of disk and blocks of 1 MiB) and 16 pairs of segments (2 MiB), whatever differs.
+//! The unit of comparison is a block: one changed byte makes the whole block count as different. Memory: two roots (64
+//! KiB for 1 TiB of disk and blocks of 1 MiB) and 16 pairs of segments (2 MiB), however much differs.
 
 use std::fmt;
 
@@ -12,32 +12,32 @@ use crate::id::SegmentId;
 use crate::manifest::{Root, SEGMENT_SLOTS, Slot, decode_segment, segment_count};
 use crate::store::StoreReader;
 
-/// Segments that are read of each image at once: one round trip to the store for 16 GiB of disk.
+/// Segments that are read of each image in one call: one round trip to the store for 16 GiB of disk.
 const BATCH_SEGMENTS: usize = 16;
 
-/// A run of bytes that differs in one way. Two of a kind never touch, over however many blocks they go.
+/// A range of bytes that differs in one way. Two ranges of one kind never touch: adjacent blocks are merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChangedRange {
-    /// Where it starts on the disk: at a block, or for a grown or cut range at the end of the shorter image.
+    /// Offset on the disk: at a block's start, or for a grown or cut range the end of the shorter image.
     pub offset_bytes: u64,
-    /// How long it is.
+    /// Length of the range.
     pub len_bytes: u64,
-    /// In which way it differs.
+    /// Kind of the difference.
     pub kind: ChangeKind,
 }
 
-/// In which way the second image differs from the first.
+/// Kind of difference of the second image from the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChangeKind {
     /// Blocks with other bytes.
     Changed,
-    /// Blocks that are now nothing but zeros.
+    /// Blocks that are now all zeros.
     Zeroed,
-    /// Blocks that were nothing but zeros.
+    /// Blocks that were all zeros.
     FromZero,
-    /// Only the second image goes on so far; zeros count too.
+    /// Range that only the second image has; zeros count too.
     Grown,
-    /// Only the first image goes on so far; zeros count too.
+    /// Range that only the first image has; zeros count too.
     Cut,
 }
 
@@ -53,7 +53,7 @@ impl fmt::Display for ChangeKind {
     }
 }
 
-/// How much two images differ.
+/// Amount by which two images differ.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ImageDiff {
     /// Size of the first image.
@@ -70,12 +70,12 @@ pub struct ImageDiff {
     pub grown_bytes: u64,
     /// Bytes in ranges of kind [`ChangeKind::Cut`].
     pub cut_bytes: u64,
-    /// How many ranges there are.
+    /// Number of ranges.
     pub ranges: u64,
 }
 
 impl ImageDiff {
-    /// Bytes in ranges of all kinds.
+    /// Returns the bytes in ranges of all kinds.
     pub fn total_bytes(&self) -> u64 {
         self.changed_bytes + self.zeroed_bytes + self.from_zero_bytes + self.grown_bytes + self.cut_bytes
     }
@@ -91,10 +91,10 @@ impl ImageDiff {
     }
 }
 
-/// Compares two images of one repository, and gives `each` what differs from the start of the disk to its end.
+/// Compares two images of one repository, and passes the differences to `each` from the start of the disk to its end.
 ///
-/// After an error `each` has seen a part. Images with blocks of different sizes can't be compared, which is an error of
-/// kind Invalid; in one repository there are none.
+/// On an error `each` has seen only a part of them. Images with blocks of different sizes can't be compared: the error
+/// has kind Invalid. Within one repository all block sizes are equal.
 pub fn diff(
     store: &dyn StoreReader,
     before: &Image,
@@ -144,14 +144,14 @@ fn different_blocks(before: &Root, after: &Root) -> Error {
         kind: ErrorKind::Invalid,
         doing: "compare two images",
         message: format!(
-            "their blocks have {} and {} bytes; only images of one repository can be compared",
+            "their block sizes are {} and {} bytes; only images of one repository can be compared",
             before.block_size.bytes(),
             after.block_size.bytes()
         ),
     }
 }
 
-/// Compares the segments in `numbers`, which goes up, as far as both images go.
+/// Compares the segments in `numbers`, which must ascend, up to the end of the shorter image.
 fn compare(
     store: &dyn StoreReader,
     before: &Root,
@@ -203,7 +203,7 @@ fn take(id: SegmentId, answers: &mut Answers) -> Result<Vec<u8>> {
     answers.next().unwrap_or_else(|| Err(missing()))
 }
 
-/// Makes long ranges of short ones that touch.
+/// Merges ranges of one kind that touch.
 struct Merger<'a> {
     each: &'a mut dyn FnMut(ChangedRange),
     open: Option<ChangedRange>,

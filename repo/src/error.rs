@@ -1,4 +1,4 @@
-//! What can go wrong in a repository, and the coarse kind that says what the caller should do about it.
+//! Errors of a repository, and the coarse kind of each, by which a caller decides how to react.
 
 use crate::id::{BlockId, SegmentId};
 use std::path::PathBuf;
@@ -6,35 +6,35 @@ use std::path::PathBuf;
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What a caller should do about an error. Branch on this, never on the text.
+/// Kind of an error, by which a caller decides how to react. Branch on this, never on the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
-    /// The thing that was named is not there.
+    /// The named thing does not exist.
     NotFound,
-    /// Stored bytes are not what was written. Everything else is still good.
+    /// Stored bytes differ from what was written. Everything else is still good.
     Corrupt,
-    /// Another process holds what is needed; wait for it.
+    /// Another process holds a lock that the call needs; wait for it.
     Locked,
-    /// Did not work this time; the same call may work later.
+    /// The call failed for the moment; the same call may work later.
     Unavailable,
     /// The file system or device is full.
     NoSpace,
-    /// A right is missing.
+    /// A permission or a key is missing.
     Denied,
-    /// A file system or device takes no changes, whoever asks.
+    /// The file system or device is read-only, also for root.
     ReadOnly,
-    /// What was asked for makes no sense; asking again changes nothing.
+    /// The request is invalid; repeating it changes nothing.
     Invalid,
     /// Made by a newer vbk, or not possible on this system.
     Unsupported,
-    /// Somebody asked for an end.
+    /// The caller asked to stop.
     Interrupted,
     /// A bug in vbk.
     Internal,
 }
 
 impl ErrorKind {
-    /// The kind of an I/O error.
+    /// Returns the kind of an I/O error.
     pub fn of_io(error: &std::io::Error) -> Self {
         use std::io::ErrorKind as Io;
         match error.kind() {
@@ -44,7 +44,7 @@ impl ErrorKind {
             Io::StorageFull | Io::QuotaExceeded => Self::NoSpace,
             Io::Interrupted => Self::Interrupted,
             Io::InvalidInput | Io::IsADirectory | Io::NotADirectory | Io::AlreadyExists => Self::Invalid,
-            // Room is not what is missing for a file that is too large: the file system or a limit takes none so large.
+            // Freeing space does not help a file that is too large: the file system or a resource limit caps its size.
             Io::Unsupported | Io::FileTooLarge => Self::Unsupported,
             _ => Self::Unavailable,
         }
@@ -54,38 +54,38 @@ impl ErrorKind {
 /// An error of the repository.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The directory has no repository in it.
+    /// The directory contains no repository.
     #[error("{path} is not a vbk repository")]
     NotARepository {
         /// The directory.
         path: PathBuf,
     },
-    /// There is a store, and the file that says so is damaged or gone.
-    #[error("the marker {path}/vbk-repository is damaged or gone; `vbk repair` writes it anew")]
+    /// The directory has a store, but the marker file is damaged or missing.
+    #[error("the marker {path}/vbk-repository is damaged or gone; `vbk repair` writes a new one")]
     MarkerDamaged {
         /// The directory.
         path: PathBuf,
     },
-    /// A repository can only be made in a new or empty directory.
-    #[error("{path} is not empty; a repository is made in a new or empty directory")]
+    /// The directory is not empty. A repository is only created in a new or empty one.
+    #[error("{path} is not empty; a repository can only be created in a new or empty directory")]
     NotEmpty {
         /// The directory.
         path: PathBuf,
     },
-    /// There is a repository in the directory.
-    #[error("{path} is a repository already; `vbk list --repo {path}` shows what is in it")]
+    /// The directory contains a repository already.
+    #[error("{path} is already a repository; `vbk list --repo {path}` lists its backups")]
     AlreadyARepository {
         /// The directory.
         path: PathBuf,
     },
     /// The repository was made by a newer vbk.
-    #[error("repository {path} has format {found}, this vbk reads up to {supported}; use a newer vbk")]
+    #[error("repository {path} has format {found}, but this vbk reads formats up to {supported}; use a newer vbk")]
     NewerFormat {
         /// The directory.
         path: PathBuf,
-        /// The format number in the repository.
+        /// The repository's format number.
         found: u32,
-        /// The newest format number known here.
+        /// The newest format number that this vbk reads.
         supported: u32,
     },
     /// The repository uses a feature that this vbk does not know.
@@ -101,7 +101,7 @@ pub enum Error {
     Locked {
         /// The directory.
         path: PathBuf,
-        /// Who holds it: command, process id and since when.
+        /// The holder: its command, process id and start time.
         holder: String,
     },
     /// A name can't be used for a guest or disk.
@@ -111,71 +111,72 @@ pub enum Error {
         what: &'static str,
         /// The refused name.
         name: String,
-        /// What is wrong with it, as the rest of a sentence.
+        /// The reason for the refusal, as the rest of a sentence that starts with the name.
         reason: &'static str,
     },
-    /// A backup was named in a way that can't be read.
+    /// The name of a backup has none of the accepted forms.
     #[error(
-        "{spec:?} does not name a backup; write GUEST@latest, GUEST@2026-11-21 (as much of the time as tells it from others) or the first digits of a backup's id"
+        "{spec:?} does not name a backup; write GUEST@latest, GUEST@2026-11-21 (enough of the time to be unambiguous) \
+         or the first digits of a backup's id"
     )]
     BadSpec {
-        /// What was given.
+        /// The name as given.
         spec: String,
     },
     /// A block size outside what the format allows.
     #[error("block size {given} is not a power of two from 64 KiB to 16 MiB; nearest: {nearest}")]
     BadBlockSize {
-        /// Bytes asked for.
+        /// The requested size in bytes.
         given: u64,
-        /// The nearest good number of bytes.
+        /// The nearest valid size in bytes.
         nearest: u32,
     },
-    /// No backup of such a guest.
-    #[error("no guest {guest:?} in the repository; there is {known}")]
+    /// The repository has no backup of the guest.
+    #[error("no guest {guest:?} in the repository; known guests: {known}")]
     NoSuchGuest {
-        /// The name asked for.
+        /// The requested name.
         guest: String,
-        /// The guests there are, for people.
+        /// The repository's guests, as text for people.
         known: String,
     },
     /// No backup matches.
     #[error("no backup {spec}; {hint}")]
     NoSuchBackup {
-        /// What was asked for.
+        /// The requested backup.
         spec: String,
-        /// What there is instead.
+        /// The backups that exist, or the command that lists them.
         hint: String,
     },
     /// Several backups match.
-    #[error("{spec} means more than one backup; name one of:\n  {}", candidates.join("\n  "))]
+    #[error("{spec} matches more than one backup; name one of:\n  {}", candidates.join("\n  "))]
     Ambiguous {
-        /// What was asked for.
+        /// The requested backup.
         spec: String,
-        /// The backups that match, each in a form that names it alone.
+        /// The matching backups, each in a form that names only it.
         candidates: Vec<String>,
     },
     /// The backup has no such disk.
-    #[error("backup {backup} has no disk {disk:?}; it has {known}")]
+    #[error("backup {backup} has no disk {disk:?}; its disks: {known}")]
     NoSuchDisk {
         /// The backup.
         backup: String,
-        /// The name asked for.
+        /// The requested name.
         disk: String,
-        /// The disks it has, for people.
+        /// The backup's disks, as text for people.
         known: String,
     },
     /// The backup has no such file.
-    #[error("no file {file:?} is kept with backup {backup}; there are: {known}")]
+    #[error("backup {backup} has no file {file:?}; its files: {known}")]
     NoSuchFile {
         /// The backup.
         backup: String,
-        /// The name asked for.
+        /// The requested name.
         file: String,
-        /// The files it has, for people.
+        /// The backup's files, as text for people.
         known: String,
     },
-    /// A file that is kept with a backup is larger than any may be.
-    #[error("{name} has {have_bytes} bytes; a file that is kept with a backup has at most {limit_bytes}")]
+    /// A file to be stored with a backup exceeds the size limit.
+    #[error("{name} has {have_bytes} bytes; a file stored with a backup may have at most {limit_bytes} bytes")]
     FileTooLarge {
         /// The file.
         name: String,
@@ -184,88 +185,94 @@ pub enum Error {
         /// The limit.
         limit_bytes: u64,
     },
-    /// A backup of this guest and time is already there.
-    #[error("backup {0} exists already")]
+    /// A backup of this guest and time exists already.
+    #[error("backup {0} already exists")]
     BackupExists(String),
     /// A block that a manifest names is not stored.
     #[error("block {0} is missing")]
     BlockMissing(BlockId),
-    /// A stored block is not what was written.
+    /// A stored block differs from what was written.
     #[error("block {id} is damaged: {what}")]
     BlockDamaged {
         /// The block.
         id: BlockId,
-        /// What was found.
+        /// Description of the damage.
         what: String,
     },
-    /// A stored manifest segment is missing or not what was written.
+    /// A stored manifest segment is missing or differs from what was written.
     #[error("manifest segment {id} is damaged: {what}")]
     SegmentDamaged {
         /// The segment.
         id: SegmentId,
-        /// What was found.
+        /// Description of the damage.
         what: String,
     },
-    /// A backup record is not what was written.
+    /// A backup record differs from what was written.
     #[error("the record of backup {backup} is damaged: {what}")]
     RecordDamaged {
         /// Its guest and time.
         backup: String,
-        /// What was found.
+        /// Description of the damage.
         what: String,
     },
     /// The records and notes of an encrypted repository are not those that its writers left.
     #[error(
-        "records and notes were changed without the key: {what}. Nothing is forgotten or pruned until `vbk repair` takes them as they are; bring `store` and `views` back from a copy of the repository to have them as they were"
+        "records and notes were changed without the key: {what}. `vbk forget` and `vbk prune` are refused until \
+         `vbk repair` accepts the changes; to undo them, restore `store` and `views` from a copy of the repository"
     )]
     ForeignChanges {
-        /// What was found.
+        /// The changes found.
         what: String,
     },
-    /// What is known of a backup besides its record can't be read, so it may be protected.
+    /// The note with a backup's state can't be read. The backup may be protected.
     #[error(
-        "what is noted of {name} can't be read, so it may be that a backup is protected; nothing was forgotten. {}",
+        "the note for {name} can't be read; the backup may be protected, so nothing was forgotten. {}",
         note_remedy(name)
     )]
     NoteDamaged {
-        /// The backup's guest and time, or the name that the note is stored under.
+        /// The backup as `GUEST@TIME`, or the stored name of the note if its backup is not known.
         name: String,
     },
-    /// Less is free than is to stay free.
+    /// The file system has less free space than the reserve.
     #[error(
-        "the file system of repository {path} is nearly full: {free_bytes} bytes are free, and {reserve_bytes} are to stay free"
+        "the file system of repository {path} is nearly full: {} MiB free, less than the reserve of {} MiB",
+        .free_bytes >> 20,
+        .reserve_bytes >> 20
     )]
     NearlyFull {
         /// The directory.
         path: PathBuf,
-        /// What is free.
+        /// Free space.
         free_bytes: u64,
-        /// What is to stay free.
+        /// Space that must stay free.
         reserve_bytes: u64,
     },
-    /// It can't be told what no backup needs any more.
-    #[error("it can't be told what is unused, so nothing was removed: {what}")]
+    /// A record or manifest can't be read, so the blocks that it needs are not known.
+    #[error("can't determine which blocks are unused; nothing was removed: {what}")]
     CantTellUnused {
-        /// What can't be read.
+        /// The error of the unreadable record or manifest.
         what: String,
     },
-    /// An encrypted repository, and no key was given.
+    /// The repository is encrypted, and no key was given.
     #[error("{path} is encrypted, and no key was given")]
     KeyNeeded {
         /// The directory.
         path: PathBuf,
     },
-    /// An encrypted repository with a store in it that is not.
+    /// The repository is encrypted, but the store in it is not.
     #[error(
-        "the store in {path} is not encrypted, although the repository is: somebody put another one there; nothing was written. Bring `store` and `views` back from a copy of the repository"
+        "the store in {path} is not encrypted, although the repository is: the store was replaced; nothing was \
+         written. Restore `store` and `views` from a copy of the repository"
     )]
     EncryptionGone {
         /// The directory.
         path: PathBuf,
     },
-    /// The store is that of another repository than the marker says.
+    /// The store belongs to another repository than the marker says.
     #[error(
-        "the store in {path} is that of repository {store}, although the marker {path}/vbk-repository says {marker}: another store was put there, or the marker is damaged; nothing was written. Bring `store` and `views` back, or, if they are the right ones, `vbk repair` writes the marker anew"
+        "the store in {path} belongs to repository {store}, but the marker {path}/vbk-repository says {marker}: \
+         another store was put there, or the marker is damaged; nothing was written. Restore the right `store` and \
+         `views`; if they are the right ones, `vbk repair` writes a new marker"
     )]
     OtherStore {
         /// The directory.
@@ -275,13 +282,13 @@ pub enum Error {
         /// The id in the marker.
         marker: String,
     },
-    /// The directory in which a repository is to be made does not exist.
-    #[error("{parent} does not exist, in which the repository is to be made")]
+    /// The parent directory of a new repository does not exist.
+    #[error("can't create the repository: its parent directory {parent} does not exist")]
     NoParent {
         /// The missing directory.
         parent: PathBuf,
     },
-    /// A key was given to a repository that has none.
+    /// A key was given for a repository that has none.
     #[error("{path} is not encrypted; it has no keys")]
     NotEncrypted {
         /// The directory.
@@ -290,79 +297,80 @@ pub enum Error {
     /// The key does not open the repository.
     #[error("{what}")]
     WrongKey {
-        /// What was tried.
+        /// The message: the keys and slots that were tried.
         what: String,
     },
     /// A key slot can't be read.
     #[error("key slot {path} is damaged: {what}")]
     KeySlotDamaged {
-        /// Its file.
+        /// The slot's file.
         path: PathBuf,
-        /// What was found.
+        /// Description of the damage.
         what: String,
     },
     /// No key slot has this name.
-    #[error("there is no key {name:?}; there is {known}")]
+    #[error("no key {name:?} in the repository; known keys: {known}")]
     NoSuchKey {
-        /// The name asked for.
+        /// The requested name.
         name: String,
-        /// The names there are, for people.
+        /// The existing names, as text for people.
         known: String,
     },
     /// A key slot has this name already.
-    #[error("there is a key {0:?} already")]
+    #[error("a key named {0:?} already exists")]
     KeyExists(String),
-    /// The key at hand opens the repository by the slot that is to go, and by no other.
+    /// The given key opens only the slot to be removed.
     #[error(
-        "the key that was given opens the repository by {0:?} alone, so it would open nothing any more; give one that stays, or an exported one (`vbk key add` and `vbk key export` make them)"
+        "this key opens only slot {0:?}, which you are removing; unlock with a key that will remain, or with an \
+         exported key (`vbk key add` and `vbk key export` make them)"
     )]
     LastKey(String),
     /// A key file or recovery key can't be read.
     #[error("{what}")]
     BadKey {
-        /// What is wrong with it.
+        /// The message: the defect of the key.
         what: String,
     },
     /// The store failed.
     #[error("the repository's store failed to {doing}: {message}")]
     Store {
-        /// What the caller should do.
+        /// The error's kind.
         kind: ErrorKind,
-        /// What was being done, as in `read a block`.
+        /// The operation that failed, e.g. `read a block`.
         doing: &'static str,
-        /// The store's own words.
+        /// The store's own message.
         message: String,
     },
     /// A file operation failed.
     #[error("{doing} {path}: {source}")]
     Io {
-        /// What was being done, as in `create`.
+        /// The operation that failed, e.g. `create`.
         doing: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// The operation needs the files of a repository that another machine keeps.
-    #[error("{path} is kept by another machine; run this command there")]
+    /// The operation needs the repository's files, which are on another machine.
+    #[error("{path} is on another machine; run this command there")]
     NotOnThisMachine {
         /// The repository.
         path: PathBuf,
     },
-    /// The caller asked for an end.
+    /// The caller asked to stop.
     #[error("interrupted")]
     Interrupted,
 }
 
 fn note_remedy(name: &str) -> String {
     match name.contains('@') {
-        true => format!("`vbk protect {name}` or `vbk unprotect {name}` sets it anew"),
+        true => format!("`vbk protect {name}` or `vbk unprotect {name}` writes a new note"),
         false => "`vbk repair` removes the note".to_owned(),
     }
 }
 
 impl Error {
-    /// What the caller should do about it.
+    /// Returns the error's kind, by which the caller decides how to react.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NotARepository { .. }
@@ -407,7 +415,7 @@ impl Error {
         }
     }
 
-    /// Wraps an I/O error: `.map_err(Error::io("create", path))`.
+    /// Returns a function that wraps an I/O error: `.map_err(Error::io("create", path))`.
     pub fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { doing, path, source }

@@ -1,4 +1,4 @@
-//! The names of what is stored under its hash. All are BLAKE3-256 and written as 64 hexadecimal digits.
+//! Names of objects that are stored under their hash. All are BLAKE3-256 and written as 64 hexadecimal digits.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ macro_rules! id {
         pub struct $name(pub [u8; 32]);
 
         impl $name {
-            /// The first 12 digits: enough for people.
+            /// Returns the first 12 digits: enough for people.
             pub fn short(&self) -> String {
                 to_hex(&self.0[..6])
             }

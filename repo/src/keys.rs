@@ -1,20 +1,21 @@
-//! The key of an encrypted repository, and the ways to it.
+//! The master key of an encrypted repository, and the slots, key files and recovery keys that unlock it.
 //!
-//! A repository has one random master key, which never changes. Everything is done with keys derived from it, each for one
-//! purpose: `blake3::derive_key("vbk 2026-11-21 v1 PURPOSE", master)`. The master key lies in the repository only wrapped,
-//! in key slots: the files `REPO/keys/NAME.json` (mode 0600, the directory 0700), one for each passphrase, key file or
-//! recovery key that opens it. So a passphrase is changed without touching a backup. It also means that a slot that was
-//! removed still opens the repository for whoever kept a copy of it and its secret.
+//! A repository has one random master key, which never changes. It is never used itself, only keys derived from it,
+//! each for one purpose: `blake3::derive_key("vbk 2026-11-21 v1 PURPOSE", master)`. The repository contains the master
+//! key only in wrapped form, in key slots: the files `REPO/keys/NAME.json` (mode 0600, the directory 0700), one for
+//! each passphrase, key file or recovery key that opens it. A passphrase can therefore be changed without touching a
+//! backup. It also means that a removed slot still opens the repository for anyone who kept a copy of the slot and its
+//! secret.
 //!
 //! # What survives what
 //!
-//! 1. A slot is written whole to `.NAME.json.tmp` and synced. A crash leaves a file that nobody reads.
-//! 2. It gets its name by rename, and the directory is synced. A crash before that leaves the old list or the new one.
-//! 3. Removing is one unlink, then the directory is synced. Who removes a slot proves that another one opens the repository
-//!    by opening it, or has an exported key. Changes are made under a lock (flock(2) on `REPO/keys`), so that two that
-//!    remove can't each rely on the other's slot.
+//! 1. A slot is written in full to `.NAME.json.tmp` and synced. A crash leaves a file that no reader uses.
+//! 2. It is renamed to its name, and the directory is synced. A crash before that leaves the old list or the new one.
+//! 3. Removal is one unlink, then the directory is synced. The process that removes a slot first proves that the
+//!    repository can still be opened: it opens another slot, or has an exported key. Changes are made under a lock
+//!    (flock(2) on `REPO/keys`), so that two removals can't each rely on the slot that the other one removes.
 //!
-//! A damaged slot costs that way in and no other. When all are lost, an exported key opens the repository.
+//! A damaged slot costs only that slot. If all slots are lost, an exported key opens the repository.
 
 mod file;
 mod recovery;
@@ -53,7 +54,7 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// A new random master key.
+    /// Returns a new random master key.
     pub fn generate() -> Result<Self> {
         Ok(Self::of(random()?.into()))
     }
@@ -64,27 +65,27 @@ impl Keys {
         }
     }
 
-    /// The key of the keyed BLAKE3 that names blocks, segments and records.
+    /// Returns the key of the keyed BLAKE3 that names blocks, segments and records.
     pub fn hashing_key(&self) -> [u8; 32] {
         derive("vbk 2026-11-21 v1 hashing", &self.master)
     }
 
-    /// What seals blocks, segments and records.
+    /// Returns the cipher that seals blocks, segments and records.
     pub(crate) fn cipher(&self) -> Cipher {
         Cipher::new(derive("vbk 2026-11-21 v1 cipher", &self.master))
     }
 
-    /// The key of the names under which records are kept, which must not show guests and times.
+    /// Returns the key of the names that records are stored under, which must not reveal guests and times.
     pub fn name_key(&self) -> [u8; 32] {
         derive("vbk 2026-11-21 v1 record names", &self.master)
     }
 
-    /// The key of the elements whose sums tell which records and notes there are.
+    /// Returns the key of the elements whose sums prove which records and notes exist.
     pub(crate) fn epoch_key(&self) -> [u8; 32] {
         derive("vbk 2026-11-28 v1 epoch", &self.master)
     }
 
-    /// 16 hexadecimal digits that tell this key from another and tell nothing else about it.
+    /// Returns 16 hexadecimal digits that distinguish this key from others and reveal nothing else about it.
     pub fn check(&self) -> String {
         to_hex(&derive("vbk 2026-11-21 v1 check", &self.master)[..8])
     }
@@ -96,19 +97,19 @@ impl fmt::Debug for Keys {
     }
 }
 
-/// A way in, as somebody has it in hand.
+/// A passphrase or key that unlocks a repository, as its owner supplies it.
 #[derive(Clone)]
 pub enum Unlock {
-    /// Byte for byte: what reads it from a file or terminal cuts the line end off.
+    /// Used byte for byte: the code that reads it from a file or terminal strips the line end.
     Passphrase(Zeroizing<String>),
     /// The bytes of a key file, or of an exported key.
     KeyFile(Zeroizing<Vec<u8>>),
-    /// A key that was typed from paper.
+    /// A recovery key, typed from paper.
     Recovery(RecoveryKey),
 }
 
 impl Unlock {
-    /// Which kind of slot it opens. An exported key counts as a key file.
+    /// Returns the kind of slot that it opens. An exported key counts as a key file.
     pub fn kind(&self) -> SlotKind {
         match self {
             Self::Passphrase(_) => SlotKind::Passphrase,
@@ -124,19 +125,19 @@ impl fmt::Debug for Unlock {
     }
 }
 
-/// A key slot, for people.
+/// Description of a key slot, for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotInfo {
-    /// What it is called.
+    /// Name of the slot.
     pub name: String,
-    /// What opens it.
+    /// Kind of the secret that opens it.
     pub kind: SlotKind,
-    /// When it was made.
+    /// Time of its creation.
     pub created: Timestamp,
 }
 
-/// The key slots in the order of their names; in the place of a damaged one stands the error that names its file. None
-/// if the repository is not encrypted.
+/// Returns the key slots in the order of their names; a damaged one is represented by an error that names its file.
+/// Returns none if the repository is not encrypted.
 pub fn slots(repo_dir: &Path) -> Result<Vec<Result<SlotInfo>>> {
     let info = |slot: Slot| SlotInfo {
         name: slot.name,
@@ -151,8 +152,8 @@ pub fn slots(repo_dir: &Path) -> Result<Vec<Result<SlotInfo>>> {
 
 /// Adds a slot that opens with `unlock`. Durable when this returns. `cost` matters only for a passphrase.
 ///
-/// Fails with [`Error::KeyExists`] if there is a slot of the name, damaged or not, and with [`Error::BadKey`] if the
-/// passphrase is empty or the key file is none.
+/// Fails with [`Error::KeyExists`] if a slot has the name already, damaged or not, and with [`Error::BadKey`] if the
+/// passphrase is empty or the key file is invalid.
 pub fn add(repo_dir: &Path, name: &str, keys: &Keys, unlock: &Unlock, cost: PassphraseCost) -> Result<()> {
     name::check("key", name)?;
     let key;
@@ -188,7 +189,7 @@ pub fn add(repo_dir: &Path, name: &str, keys: &Keys, unlock: &Unlock, cost: Pass
     let slot = Slot::wrap(name, created, &secret, &keys.master, cost)?;
 
     let draft = directory.join(format!(".{name}{ENDING}.tmp"));
-    // Left by a crash; the lock says that nobody is writing it.
+    // Left by a crash; while the lock is held, no other process writes it.
     match fs::remove_file(&draft) {
         Err(error) if error.kind() != Io::NotFound => return Err(Error::io("remove", draft)(error)),
         _ => {}
@@ -208,9 +209,10 @@ pub fn add(repo_dir: &Path, name: &str, keys: &Keys, unlock: &Unlock, cost: Pass
 
 /// Removes a slot, damaged or not. Durable when this returns.
 ///
-/// `way` must open the repository without that slot, or nothing is removed: by another slot, or as an exported key. That
-/// a slot can be read does not say that anybody can open it, or that it is of this repository. [`Error::LastKey`] if `way`
-/// opens the slot that is to go and no other; else as [`unlock`].
+/// `way` must open the repository without that slot, by another slot or as an exported key; otherwise nothing is
+/// removed. A slot that can be read is not enough: its secret may be lost, or it may belong to another repository.
+/// Fails with [`Error::LastKey`] if `way` opens the slot to be removed and no other; otherwise with the errors of
+/// [`unlock`].
 pub fn remove(repo_dir: &Path, name: &str, way: &Unlock, check: &str) -> Result<()> {
     name::check("key", name)?;
     let directory = repo_dir.join(DIRECTORY);
@@ -242,10 +244,11 @@ pub fn remove(repo_dir: &Path, name: &str, way: &Unlock, check: &str) -> Result<
     file::sync_dir(&directory).map_err(Error::io("sync", directory))
 }
 
-/// Opens the repository. `check` is what [`Keys::check`] said when it was made: a key that says something else is refused,
-/// and without it a slot or exported key of another repository is taken for this one's.
+/// Opens the repository. `check` is the value of [`Keys::check`] when the repository was created: a key with another
+/// value is refused. Without `check`, a slot or exported key of another repository is taken for one of this repository.
 ///
-/// Every slot of the kind is tried, which for passphrases takes a second or so and [`PassphraseCost::memory_kib`] each.
+/// Tries every slot of the kind, which for passphrases takes about a second and [`PassphraseCost::memory_kib`] of
+/// memory each.
 pub fn unlock(repo_dir: &Path, unlock: &Unlock, check: Option<&str>) -> Result<Keys> {
     unlock_by(repo_dir, read_all(repo_dir)?, unlock, check)
 }
@@ -263,7 +266,7 @@ fn unlock_by(repo_dir: &Path, slots: Vec<Found>, unlock: &Unlock, check: Option<
             KeyText::Master { repository, master } => {
                 return fits(Keys::of(master), check).ok_or_else(|| Error::WrongKey {
                     what: format!(
-                        "the exported key is of repository {repository}, not of {}",
+                        "the exported key belongs to repository {repository}, not to {}",
                         repo_dir.display()
                     ),
                 });
@@ -300,7 +303,7 @@ fn unlock_by(repo_dir: &Path, slots: Vec<Found>, unlock: &Unlock, check: Option<
     Err(refusal(repo_dir, what, tried, stranger, &others, unread))
 }
 
-/// Why nothing opened: a damaged slot may have been the right one, so it is always named.
+/// Returns the error for a failed unlock. It always names damaged slots: one of them may have been the right one.
 fn refusal(
     repo_dir: &Path,
     secret: &str,
@@ -312,7 +315,7 @@ fn refusal(
     let repository = repo_dir.display();
     let mut what = match (stranger, tried) {
         (Some(path), _) => format!(
-            "{} opens with this {secret}, but to the key of another repository",
+            "{} opens with this {secret}, but contains the key of another repository",
             path.display()
         ),
         (None, true) => format!("no key slot of {repository} opens with this {secret}"),
@@ -321,12 +324,12 @@ fn refusal(
         }
         (None, false) if unread.is_empty() => {
             format!(
-                "no key slot of {repository} is for a {secret}; there is {}",
+                "no key slot of {repository} is for a {secret}; existing slots: {}",
                 others.join(", ")
             )
         }
         (None, false) => {
-            // Nothing was tried, so the damage is all there is to say.
+            // No slot was tried, so the damage is the whole error.
             let mut first = unread.remove(0);
             if let Error::KeySlotDamaged { what, .. } = &mut first {
                 unread.iter().for_each(|error| *what += &format!("; {error}"));
@@ -344,14 +347,14 @@ fn fits(keys: Keys, check: Option<&str>) -> Option<Keys> {
     check.is_none_or(|check| check == keys.check()).then_some(keys)
 }
 
-/// Makes a key file, mode 0600, and gives it back as a way in. Durable when this returns; a file that is there is never
-/// replaced.
+/// Creates a key file, mode 0600, and returns it as a means to unlock. Durable when this returns; an existing file is
+/// never replaced.
 pub fn create_key_file(path: &Path) -> Result<Unlock> {
     file::create(path).map(Unlock::KeyFile)
 }
 
-/// The text of an exported key: the master key itself, with the repository's id and a checksum. [`Unlock::KeyFile`] takes
-/// it. `repo_id` is one word.
+/// Returns the text of an exported key: the master key itself, with the repository's id and a checksum.
+/// [`Unlock::KeyFile`] accepts it. `repo_id` must be one word.
 pub fn export(keys: &Keys, repo_id: &str) -> Zeroizing<String> {
     file::export(&keys.master, repo_id)
 }
@@ -372,7 +375,7 @@ fn read_all(repo_dir: &Path) -> Result<Vec<Found>> {
     for entry in entries {
         let file_name = entry.map_err(Error::io("list", &directory))?.file_name();
         let text = file_name.to_string_lossy();
-        // Hidden: a draft.
+        // Hidden files are drafts.
         if let Some(name) = text.strip_suffix(ENDING).filter(|name| !name.starts_with('.')) {
             let path = directory.join(&file_name);
             all.push(Found {

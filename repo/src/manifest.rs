@@ -1,8 +1,8 @@
-//! Manifests: which blocks an image is made of.
+//! Manifests: the lists of the blocks that images consist of.
 //!
-//! An image's slots are cut into segments of 1024, each stored under the hash of its bytes, so that two days share
-//! the segments of every GiB that did not change. A root lists the segments and is stored the same way; its id is all
-//! that a backup record needs. Numbers are little-endian.
+//! An image's slots are cut into segments of 1024, each stored under the hash of its bytes, so that the backups of two
+//! days share the segments of every GiB that did not change. A root lists the segments and is stored the same way; a
+//! backup record needs only the root's id. Numbers are little-endian.
 //!
 //! | segment bytes | what |
 //! |---|---|
@@ -30,10 +30,10 @@ pub const SEGMENT_SLOTS: usize = 1024;
 
 const VERSION: u8 = 1;
 
-/// One place in an image: a stored block, or `None` for a block of zeros.
+/// Slot of one block in an image: the id of a stored block, or `None` for a block of zeros.
 pub type Slot = Option<BlockId>;
 
-/// Encodes slots; `None` if all are zero blocks and nothing needs to be stored.
+/// Encodes slots; returns `None` if all are zero blocks and nothing needs to be stored.
 pub fn encode_segment(hashing: Hashing, slots: &[Slot]) -> Option<(SegmentId, Vec<u8>)> {
     assert!(slots.len() <= SEGMENT_SLOTS, "a segment has 1024 slots");
     if slots.iter().all(Option::is_none) {
@@ -58,7 +58,7 @@ pub fn decode_segment(hashing: Hashing, id: SegmentId, count: usize, bytes: &[u8
     let rest = prove(hashing, id, b'S', bytes)?;
     let damaged = || Error::SegmentDamaged {
         id,
-        what: "it tells another number of slots".into(),
+        what: "it gives another number of slots".into(),
     };
     let (stated, rest) = rest.split_at_checked(2).ok_or_else(damaged)?;
     let (bitmap, ids) = rest.split_at_checked(count.div_ceil(8)).ok_or_else(damaged)?;
@@ -79,7 +79,7 @@ pub fn decode_segment(hashing: Hashing, id: SegmentId, count: usize, bytes: &[u8
         .collect()
 }
 
-/// What an image is made of: its size and its segments.
+/// Root of a manifest: the image's size and its segments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Root {
     /// The size of the blocks.
@@ -91,7 +91,7 @@ pub struct Root {
 }
 
 impl Root {
-    /// The bytes to store, and the name to store them under.
+    /// Returns the bytes to store, and the name to store them under.
     pub fn encode(&self, hashing: Hashing) -> (SegmentId, Vec<u8>) {
         let mut bytes = vec![b'R', VERSION, 0, 0];
         bytes.extend((self.block_size.bytes() as u32).to_le_bytes());
@@ -126,12 +126,12 @@ impl Root {
         };
         let wanted = segment_count(root.block_size, root.size_bytes);
         if segments.len() % 32 != 0 || root.segments.len() as u64 != wanted {
-            return Err(damaged("it tells another number of segments"));
+            return Err(damaged("it gives another number of segments"));
         }
         Ok(root)
     }
 
-    /// How many slots segment `number` has.
+    /// Returns the number of slots of segment `number`.
     pub fn slots_in(&self, number: usize) -> usize {
         let before = number as u64 * SEGMENT_SLOTS as u64;
         let left = self.block_size.blocks_in(self.size_bytes).saturating_sub(before);
@@ -139,7 +139,7 @@ impl Root {
     }
 }
 
-/// How many segments an image has.
+/// Returns the number of segments of an image.
 pub fn segment_count(block_size: BlockSize, size_bytes: u64) -> u64 {
     block_size.blocks_in(size_bytes).div_ceil(SEGMENT_SLOTS as u64)
 }

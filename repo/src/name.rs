@@ -1,4 +1,5 @@
-//! Names of guests, disks and points in time. All of them become parts of paths, so they are checked when they are made.
+//! Names of guests, disks and points in time. All of them become parts of paths, so they are checked when they are
+//! created.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// The longest name in bytes: a file name may have 255, and `.p128.img` must fit behind it.
+/// Longest name in bytes: a file name may have 255, and `.p128.img` must fit after it.
 const MAX_NAME_BYTES: usize = 200;
 
 pub(crate) fn check(what: &'static str, name: &str) -> Result<()> {
@@ -30,19 +31,19 @@ pub(crate) fn check(what: &'static str, name: &str) -> Result<()> {
         return refuse("starts with a dot or a dash");
     }
     if name.chars().any(char::is_control) {
-        return refuse("has a control character in it");
+        return refuse("contains a control character");
     }
     // '@' and '/' end a guest's name in GUEST@WHEN/DISK, '=' ends a disk's in DISK=PATH.
     if name.chars().any(|c| matches!(c, '/' | '@' | '=' | ':')) {
-        return refuse("has one of / @ = : in it");
+        return refuse("contains one of / @ = :");
     }
     if name.chars().any(char::is_whitespace) {
-        return refuse("has a space in it");
+        return refuse("contains a space");
     }
     Ok(())
 }
 
-/// The name of a guest, as in `web1`.
+/// Name of a guest, e.g. `web1`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct GuestName(String);
@@ -56,7 +57,7 @@ impl GuestName {
             return Err(Error::BadName {
                 what: "guest",
                 name,
-                reason: "is what the newest backup of each guest is called",
+                reason: "is reserved for the newest backup of a guest",
             });
         }
         Ok(Self(name))
@@ -68,7 +69,7 @@ impl GuestName {
     }
 }
 
-/// The name of a guest's disk, as in `vda`.
+/// Name of a guest's disk, e.g. `vda`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DiskName(String);
@@ -83,7 +84,7 @@ impl DiskName {
             return Err(Error::BadName {
                 what: "disk",
                 name,
-                reason: "ends as partitions do (.p1, .p2 ...), whose files it would hide",
+                reason: "ends like a partition (.p1, .p2 ...) and would hide that partition's file",
             });
         }
         Ok(Self(name))
@@ -95,12 +96,12 @@ impl DiskName {
     }
 }
 
-/// Refuses names that a file which is kept with a backup can't have, because a mount has them for something else: the record
-/// is `backup.json`, and what ends in `.img` is a disk or a partition of one.
+/// Refuses names that a mount uses for something else, so that no file stored with a backup can have them:
+/// `backup.json` is the record, and names that end in `.img` are disks and partitions.
 pub fn check_file_name(name: &DiskName) -> Result<()> {
     let reason = match name.as_str() {
-        "backup.json" => "is what the record of a backup is called in a mount",
-        name if name.ends_with(".img") => "ends as disks do in a mount (.img)",
+        "backup.json" => "is the name of a backup's record in a mount",
+        name if name.ends_with(".img") => "ends like a disk in a mount (.img)",
         _ => return Ok(()),
     };
     Err(Error::BadName {
@@ -139,7 +140,8 @@ macro_rules! name_traits {
 name_traits!(GuestName);
 name_traits!(DiskName);
 
-/// The time of a backup: UTC, whole seconds. Written `2026-11-21T05-54-00Z`, which is also its place in a mount.
+/// Time of a backup: UTC, whole seconds. Written as `2026-11-21T05-54-00Z`, which is also its directory name in a
+/// mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "Timestamp", from = "Timestamp")]
 pub struct BackupTime(Timestamp);
@@ -147,22 +149,22 @@ pub struct BackupTime(Timestamp);
 const FORMAT: &str = "%Y-%m-%dT%H-%M-%SZ";
 
 impl BackupTime {
-    /// The time, cut to whole seconds.
+    /// Returns the time, truncated to whole seconds.
     pub fn new(at: Timestamp) -> Self {
         Self(Timestamp::from_second(at.as_second()).unwrap_or(at))
     }
 
-    /// One second later.
+    /// Returns the time one second later.
     pub fn next(self) -> Self {
         Self(Timestamp::from_second(self.0.as_second() + 1).unwrap_or(self.0))
     }
 
-    /// How many seconds later than `other` this is.
+    /// Returns the seconds from `other` to this time.
     pub fn seconds_since(self, other: Self) -> i64 {
         self.0.as_second() - other.0.as_second()
     }
 
-    /// The point in time.
+    /// Returns the point in time.
     pub fn timestamp(self) -> Timestamp {
         self.0
     }

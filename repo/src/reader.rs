@@ -1,8 +1,8 @@
-//! Reads images back. Every byte that leaves here was proved against its block's id.
+//! Reads images back. Every returned byte was proved against its block's id.
 //!
 //! | memory | bound |
 //! |---|---|
-//! | pages that were read at random | [`PAGE_CACHE_BYTES`], shared by all images of a process |
+//! | pages that were read at random offsets | [`PAGE_CACHE_BYTES`], shared by all images of a process |
 //! | slots of segments | [`SEGMENT_CACHE_BYTES`], shared |
 //! | blocks read ahead | [`READ_AHEAD_BYTES`], shared |
 
@@ -26,14 +26,14 @@ use crate::store::checked;
 use crate::store::{Distance, StoreReader, Stored, Wanted};
 use crate::writer::{SlotReader, read_segments};
 
-/// Pages kept for readers who jump about.
+/// Cache of pages for random reads.
 pub const PAGE_CACHE_BYTES: u64 = 64 << 20;
-/// Slots kept: those of about a TiB of disk with the default block size.
+/// Cache of slots: enough for about a TiB of disk with the default block size.
 pub const SEGMENT_CACHE_BYTES: u64 = 32 << 20;
-/// Blocks decoded before they are asked for, in all streams together.
+/// Blocks decoded before they are requested, in all streams together.
 pub const READ_AHEAD_BYTES: usize = 64 << 20;
 
-/// Segments that a reader in order reads at once.
+/// Segments that a sequential reader loads in one call.
 const SEGMENTS_AT_ONCE: usize = 16;
 
 type PageKey = (BlockId, u16);
@@ -53,8 +53,8 @@ impl Weighter<SegmentId, Arc<[Slot]>> for ByLength {
     }
 }
 
-/// Caches and threads that the images of a process share. What is cached is named by its content, so it serves all
-/// views of a repository.
+/// Caches and threads that the images of a process share. Cached objects are named by their content, so one cache
+/// serves all views of a repository.
 pub struct ReadResources {
     pages: Cache<PageKey, Arc<[u8]>, ByLength>,
     segments: Cache<SegmentId, Arc<[Slot]>, ByLength>,
@@ -62,7 +62,7 @@ pub struct ReadResources {
 }
 
 impl ReadResources {
-    /// Starts `threads` threads for reading ahead; they end when this is dropped.
+    /// Starts `threads` threads for reading ahead; they end when the value is dropped.
     pub fn new(threads: usize) -> Arc<Self> {
         let pages = PAGE_CACHE_BYTES as usize / PAGE_BYTES;
         let segments = SEGMENT_CACHE_BYTES as usize / (SEGMENT_SLOTS * size_of::<Slot>());
@@ -74,7 +74,7 @@ impl ReadResources {
     }
 }
 
-/// One disk as it was. May be used by many threads at once.
+/// Content of one disk at the time of a backup. May be used by many threads at once.
 pub struct ImageReader {
     store: Arc<dyn StoreReader>,
     resources: Arc<ReadResources>,
@@ -89,22 +89,22 @@ impl ImageReader {
         Ok(Self { store, resources, root })
     }
 
-    /// The disk's size.
+    /// Returns the disk's size.
     pub fn size_bytes(&self) -> u64 {
         self.root.size_bytes
     }
 
-    /// The size of its blocks.
+    /// Returns the size of the image's blocks.
     pub fn block_size(&self) -> BlockSize {
         self.root.block_size
     }
 
-    /// The way to the store that keeps it.
+    /// Returns the distance of the store that the image is read from.
     pub fn distance(&self) -> Distance {
         self.store.distance()
     }
 
-    /// The id of a block of the image; `None` for zeros, also past the end.
+    /// Returns the id of a block of the image; `None` for zeros, and past the end.
     pub fn slot(&self, index: BlockIndex) -> Result<Slot> {
         let number = (index.0 / SEGMENT_SLOTS as u64) as usize;
         let Some(&id) = self.root.segments.get(number) else {
@@ -121,7 +121,7 @@ impl ImageReader {
         Ok(slots.get(inside).copied().flatten())
     }
 
-    /// Reads the slots of segment `number`, and of those behind it for a reader in order.
+    /// Reads the slots of segment `number`, and of the following segments for a sequential reader.
     fn load(&self, number: usize) -> Result<Arc<[Slot]>> {
         let cached = |number: usize| {
             let id = &self.root.segments[number];
@@ -139,18 +139,18 @@ impl ImageReader {
             Ok(slots)
         };
         let first = all.next().map(&mut keep);
-        // A reader that comes to one with an error gets it then.
+        // An error is dropped here; a reader that reaches its segment gets it then.
         all.for_each(|one| drop(keep(one)));
         first.unwrap_or_else(|| Ok(Arc::from([])))
     }
 
-    /// Reads a whole block into `out`, which has just its length. Nothing of it is kept.
+    /// Reads a whole block into `out`, which must have exactly its length. Caches nothing.
     pub fn read_block(&self, index: BlockIndex, out: &mut [u8]) -> Result<()> {
         self.read_blocks(&mut [(index, out)]).swap_remove(0)
     }
 
-    /// Reads whole blocks with one call of the store, each into a buffer of just its length. One answer for each, in order; a
-    /// buffer whose answer is an error holds nothing of use. Nothing is kept.
+    /// Reads whole blocks with one call of the store, each into a buffer of exactly its length. Returns one result for
+    /// each, in order; the content of a buffer whose result is an error is undefined. Caches nothing.
     pub fn read_blocks(&self, blocks: &mut [(BlockIndex, &mut [u8])]) -> Vec<Result<()>> {
         let mut answers: Vec<Result<()>> = Vec::with_capacity(blocks.len());
         let mut stored = Vec::new();
@@ -175,7 +175,8 @@ impl ImageReader {
         answers
     }
 
-    /// Reads from `offset_bytes` on; less than `out` holds only at the end of the image. Gives the number of bytes.
+    /// Reads from `offset_bytes` on, and returns the number of bytes; it is less than the length of `out` only at the
+    /// end of the image.
     pub fn read_at(&self, offset_bytes: u64, out: &mut [u8]) -> Result<usize> {
         let len = self.readable(offset_bytes, out.len());
         for piece in self.pieces(offset_bytes, len) {
@@ -184,8 +185,8 @@ impl ImageReader {
         Ok(len)
     }
 
-    /// All of a small image: a file that is kept with a backup. `name` is for the error of one that is larger than
-    /// [`MAX_FILE_BYTES`], as a record from elsewhere may say.
+    /// Reads all of a small image: a file stored with a backup. `name` is used in the error for an image larger than
+    /// [`MAX_FILE_BYTES`], which a record from elsewhere may claim.
     pub fn read_file(&self, name: &str) -> Result<Vec<u8>> {
         let have_bytes = self.size_bytes();
         if have_bytes > MAX_FILE_BYTES {
@@ -200,13 +201,13 @@ impl ImageReader {
         Ok(bytes)
     }
 
-    /// Where the next stored block begins at or after `offset_bytes`, or where the bytes from there on begin;
-    /// `None` if there are only zero blocks up to the end.
+    /// Returns the offset of the next stored block at or after `offset_bytes`, or `offset_bytes` itself if it lies in
+    /// one; `None` if only zero blocks follow up to the end.
     pub fn next_data(&self, offset_bytes: u64) -> Result<Option<u64>> {
         self.next(offset_bytes, |slot| slot.is_some())
     }
 
-    /// Where the next zero block begins at or after `offset_bytes`; the end of the image counts as one.
+    /// Returns the offset of the next zero block at or after `offset_bytes`; the end of the image counts as one.
     pub fn next_hole(&self, offset_bytes: u64) -> Result<u64> {
         let found = self.next(offset_bytes, |slot| slot.is_none())?;
         Ok(found.unwrap_or(self.root.size_bytes))
@@ -236,7 +237,7 @@ impl ImageReader {
         wanted.min(usize::try_from(left).unwrap_or(usize::MAX))
     }
 
-    /// Cuts a range, which must lie in the image, at the borders of blocks.
+    /// Cuts a range, which must lie in the image, at the boundaries of blocks.
     fn pieces(&self, offset_bytes: u64, len: usize) -> impl Iterator<Item = Piece> + use<> {
         let size = self.block_size();
         let size_bytes = self.root.size_bytes;
@@ -289,15 +290,15 @@ impl ImageReader {
         Ok(())
     }
 
-    /// Reads pages, which stay cached. From a far store all pages of the block are read, of which only the wanted ones must be
-    /// whole: the way there takes longer than their transfer.
+    /// Reads pages, and caches them. From a far store all pages of the block are read, because the round trip takes
+    /// longer than their transfer; only the wanted pages must be intact.
     fn read_pages(&self, id: BlockId, block_len: usize, pages: Range<usize>) -> Result<Vec<(usize, Arc<[u8]>)>> {
         let all = match self.store.distance() {
             Distance::Near => pages.clone(),
             Distance::Far => 0..pages_in(block_len),
         };
         let wanted = Wanted { id, pages: all.clone() };
-        // `get` gives as many answers as there are questions.
+        // `get` returns as many answers as there are questions.
         let stored = checked::get(&*self.store, &[wanted]).swap_remove(0)?;
         let header = Header::prove(self.store.hashing(), id, block_len, &stored.header)?;
         let mut read = Vec::with_capacity(pages.len());
@@ -322,9 +323,9 @@ impl ImageReader {
 struct Piece {
     index: BlockIndex,
     block_len: usize,
-    /// Which bytes of the block.
+    /// Range within the block.
     inside: Range<usize>,
-    /// Where they go in the reader's buffer.
+    /// Range in the reader's buffer.
     out: Range<usize>,
 }
 
@@ -335,13 +336,14 @@ fn copy_page(page: usize, bytes: &[u8], inside: &Range<usize>, out: &mut [u8]) {
     out[from - inside.start..to - inside.start].copy_from_slice(&bytes[from - start..to - start]);
 }
 
-/// Reads and proves all of a block whose length is that of `out`.
+/// Reads and proves a whole block, whose length must be that of `out`.
 pub(crate) fn read_whole(store: &dyn StoreReader, id: BlockId, out: &mut [u8]) -> Result<()> {
-    // One answer for one block.
+    // There is one answer for one block.
     read_all(store, &mut [(id, out)]).swap_remove(0)
 }
 
-/// Reads and proves blocks with one call of the store, each of the length of its buffer. One answer for each, in order.
+/// Reads and proves blocks with one call of the store, each of the length of its buffer. Returns one result for each,
+/// in order.
 pub(crate) fn read_all(store: &dyn StoreReader, blocks: &mut [(BlockId, &mut [u8])]) -> Vec<Result<()>> {
     if blocks.is_empty() {
         return Vec::new();
@@ -356,7 +358,7 @@ pub(crate) fn read_all(store: &dyn StoreReader, blocks: &mut [(BlockId, &mut [u8
     let open = |((id, out), stored): (&mut (BlockId, &mut [u8]), Result<Stored>)| {
         let stored = stored?;
         let header = Header::prove(store.hashing(), *id, out.len(), &stored.header)?;
-        // As many pages as were wanted: `checked` proved it.
+        // `checked` proved that there are as many pages as were wanted.
         let mut pages = out.chunks_mut(PAGE_BYTES).zip(&stored.pages).enumerate();
         pages.try_for_each(|(number, (page, stored))| header.open_page(number, stored, page))
     };

@@ -1,8 +1,8 @@
-//! The identity and age of a repository, as a host remembers them: what tells another repository, or an older state of
-//! the same one, from the one that a host knows.
+//! The identity and age of a repository, as a host remembers them. They distinguish another repository, or an older
+//! state of the same one, from the repository that the host knows.
 //!
-//! Nothing in a repository can say that it is the newest state: whoever can write to the storage can put back all of an
-//! older one. Only memory outside of it can.
+//! Nothing in a repository can prove that it is the newest state: an attacker who can write to the storage can put back
+//! all of an older one. Only memory outside the repository can prove it.
 
 use std::fmt;
 
@@ -10,54 +10,54 @@ use serde::{Deserialize, Serialize};
 
 use crate::store::Identity;
 
-/// What a host remembers of a repository. A field is `None` where it could not be read, and is then not compared.
+/// State of a repository that a host remembers. A field is `None` if it could not be read, and is then not compared.
 ///
-/// The generation stands in the clear, so whoever puts back an older copy can make it greater. Of an encrypted repository the
-/// epoch is therefore remembered too: without the key nobody can write one.
+/// The generation is stored in plain text, so an attacker who puts back an older copy can increase it. For an encrypted
+/// repository the host therefore also remembers the epoch, which can't be written without the key.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Standing {
-    /// [`Identity::id`].
+    /// The repository's id, [`Identity::id`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// [`Identity::key_check`]; `None`: it is not encrypted.
+    /// [`Identity::key_check`]; `None` if the repository is not encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_check: Option<String>,
-    /// Grows with each change that readers see; the number of the newest view.
+    /// Generation of the newest view; it grows with each change that readers see.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
-    /// [`crate::store::StoreReader::epoch`]; known only of an encrypted repository whose keys are at hand.
+    /// [`crate::store::StoreReader::epoch`]; known only for an encrypted repository whose keys are available.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<u64>,
 }
 
-/// A difference that a repository does not get by what vbk does to it.
+/// A difference that no operation of vbk causes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// It was encrypted.
+    /// The repository was encrypted and is not encrypted now.
     IsPlain,
-    /// It was not encrypted.
+    /// The repository was not encrypted and is encrypted now.
     IsEncrypted,
-    /// It has another master key.
+    /// The master key differs.
     OtherKey,
-    /// It is another repository.
+    /// The id differs, so it is another repository.
     OtherId {
-        /// The id that is remembered.
+        /// The remembered id.
         was: String,
-        /// The id that it has.
+        /// The present id.
         is: String,
     },
-    /// It lacks what it had.
+    /// The generation is lower: the repository lacks changes that it had.
     Older {
-        /// The generation that is remembered.
+        /// The remembered generation.
         was: u64,
-        /// The one that it is at.
+        /// The present generation.
         is: u64,
     },
-    /// It lacks what it had, whatever the number of its newest state says.
+    /// The epoch is lower: the repository lacks changes that it had, whatever its generation says.
     OlderEpoch {
-        /// The epoch that is remembered.
+        /// The remembered epoch.
         was: u64,
-        /// The one that it is at.
+        /// The present epoch.
         is: u64,
     },
 }
@@ -88,18 +88,18 @@ impl Standing {
         }
     }
 
-    /// The same with an epoch.
+    /// Returns the same standing with an epoch.
     pub(crate) fn with_epoch(self, epoch: Option<u64>) -> Self {
         Self { epoch, ..self }
     }
 
-    /// Whether the repository is encrypted.
+    /// Returns whether the repository is encrypted.
     pub fn is_encrypted(&self) -> bool {
         self.key_check.is_some()
     }
 
-    /// The differences from what was remembered that call for an explanation; none if time alone made them. The age is
-    /// compared only within the same repository.
+    /// Returns the differences from the remembered standing that need an explanation; none if only the normal course of
+    /// time made them. Ages are compared only within the same repository.
     pub fn changes_since(&self, known: &Self) -> Vec<Change> {
         let mut changes = self.identity_changes(known);
         if !changes.is_empty() {
@@ -111,7 +111,7 @@ impl Standing {
         changes
     }
 
-    /// Whether it is the same repository, of whatever age.
+    /// Returns whether it is the same repository, whatever its age.
     pub fn is_same_as(&self, known: &Self) -> bool {
         self.identity_changes(known).is_empty()
     }
@@ -133,7 +133,7 @@ impl Standing {
         changes
     }
 
-    /// Both of two standings of the same repository: of each field that grows the greater value.
+    /// Joins two standings of the same repository: of each field that grows, the greater value.
     pub fn join(&self, other: &Self) -> Self {
         Self {
             id: self.id.clone().or_else(|| other.id.clone()),

@@ -1,5 +1,5 @@
-//! What is known of backups besides their records, and may change: whether one is protected, when it was last proven,
-//! whether it was found damaged.
+//! Facts about backups that their records do not contain because they may change: protection, the last successful
+//! verification, and damage.
 //!
 //! | note | JSON |
 //! |---|---|
@@ -15,51 +15,52 @@ use crate::backup::Backup;
 use crate::error::Result;
 use crate::store::{Note, StoreReader};
 
-/// The state of one backup. The default is what is known of a new one.
+/// State of one backup. The default is the state of a new one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
-    /// Whether it stays until somebody unprotects it.
+    /// The backup is kept until an administrator unprotects it.
     #[serde(default)]
     pub protected: bool,
-    /// When all of it was last read; found good, unless `damaged` says otherwise.
+    /// Time when all of it was last read; found intact, unless `damaged` says otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proven: Option<Timestamp>,
-    /// When it was last found damaged; none if it was found good since.
+    /// Time when it was last found damaged; none if it was found intact since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damaged: Option<Timestamp>,
 }
 
-/// The states of all backups, as one store has them.
+/// States of all backups in one store.
 #[derive(Debug, Clone, Default)]
 pub struct States {
     backups: HashMap<String, State>,
     unread: BTreeSet<String>,
     strays: Vec<String>,
-    /// How far a verification in parts is.
+    /// Progress of a verification in parts.
     pub rotation: Rotation,
 }
 
-/// A verification in parts: each run reads some of all blocks, and together they read everything.
+/// A verification in parts: each run reads a part of all blocks, and together the runs read everything.
 ///
-/// A block belongs to the part that the first bytes of its id give.
+/// The first bytes of a block's id determine the part that it belongs to.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rotation {
-    /// What is known of each part; `None` if it was never read.
+    /// Last reading of each part; `None` if it was never read.
     pub parts: Vec<Option<PartRead>>,
 }
 
-/// When a part of all blocks was last read, whatever was found: a backup that was found damaged has that in its own state.
+/// Last reading of a part of all blocks, whatever it found: damage is recorded in the state of the damaged backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartRead {
-    /// When that run began, by the clock.
+    /// Start of that run, by the clock.
     pub at: Timestamp,
-    /// The generation of the view that was read: what came with a later one was not in it.
+    /// Generation of the view that was read: the view did not contain backups of a later one.
     pub generation: u64,
 }
 
 impl Rotation {
-    /// Which parts of `parts` to read now: those that were not read for longest, as many as days went by since the last
-    /// run, so that with a run a day each is read once in `parts` days. Another number of parts starts anew.
+    /// Returns the parts to read now, of `parts` in all: those whose last reading is oldest, as many as days passed
+    /// since the last run, so that with a run a day each is read once in `parts` days. A changed number of parts
+    /// restarts the rotation.
     pub fn due(&mut self, parts: usize, now: Timestamp) -> Vec<usize> {
         if self.parts.len() != parts {
             self.parts = vec![None; parts];
@@ -69,13 +70,14 @@ impl Rotation {
         let days = last.map_or(1, |last| (now.duration_since(last).as_hours() + 12) / 24);
         let count = usize::try_from(days).unwrap_or(0).clamp(1, parts.max(1));
         let mut order: Vec<_> = (0..parts).collect();
-        // The generation counts what was done, and a clock may have been wrong.
+        // The generation counts changes, whereas a clock may have been wrong.
         order.sort_by_key(|&part| self.parts[part].map(|read| (read.generation, read.at)));
         order.truncate(count);
         order
     }
 
-    /// The generation up to which everything that was stored has been read, and since when; `None` if a part was never read.
+    /// Returns the generation up to which everything stored was read, and the start of the oldest of those runs; `None`
+    /// if a part was never read.
     fn complete(&self) -> Option<PartRead> {
         let parts: Option<Vec<PartRead>> = self.parts.iter().copied().collect();
         let parts = parts?;
@@ -87,13 +89,13 @@ impl Rotation {
 }
 
 impl States {
-    /// Reads the notes of a store. One that can't be read keeps no other back.
+    /// Reads the notes of a store. An unreadable note does not keep the others from being read.
     pub fn load(store: &dyn StoreReader) -> Result<Self> {
         let mut states = Self::default();
         for Note { name, value } in store.notes()? {
             let value = value.unwrap_or_default();
             if name == ROTATION {
-                // Unread, no part was ever verified, and all are due.
+                // An unreadable rotation counts as empty: no part was ever verified, and all are due.
                 states.rotation = serde_json::from_slice(&value).unwrap_or_default();
             } else if let Some(key) = name.strip_prefix(BACKUP) {
                 match serde_json::from_slice(&value) {
@@ -110,7 +112,7 @@ impl States {
         Ok(states)
     }
 
-    /// Finds out of what backups the notes are that have only the names they are stored under.
+    /// Finds the backups of notes that are known only by their stored names.
     fn attribute_strays(&mut self, store: &dyn StoreReader) -> Result<()> {
         let rotation = store.stored_note_name(ROTATION);
         self.strays.retain(|name| *name != rotation);
@@ -124,18 +126,20 @@ impl States {
         Ok(())
     }
 
-    /// The state of a backup.
+    /// Returns the state of a backup.
     pub fn of(&self, backup: &Backup) -> State {
         let mut state = self.noted(&backup.spec());
-        // A part of a view that does not have the backup says nothing of its blocks. Generations tell, times do not: a clock
-        // may have been wrong, and a run may take any time. Of a record without a sequence it can't be told.
+        // A part that was read from a view without the backup says nothing about its blocks. Generations decide this,
+        // not times: a clock may have been wrong, and a run may take any time. For a record without a sequence it is
+        // not known.
         let was_there = |read: &PartRead| backup.sequence > 0 && backup.sequence <= read.generation;
         let rotated = self.rotation.complete().filter(was_there);
         state.proven = state.proven.max(rotated.map(|read| read.at));
         state
     }
 
-    /// The state that is noted under `GUEST@TIME`. Of one that can't be read: protected, which is what it may have said.
+    /// Returns the state in the note for `GUEST@TIME`. An unreadable note counts as protected, because it may have said
+    /// so.
     pub fn noted(&self, key: &str) -> State {
         let unread = State {
             protected: self.is_unread(key),
@@ -144,17 +148,17 @@ impl States {
         self.backups.get(key).copied().unwrap_or(unread)
     }
 
-    /// Whether the state noted under `GUEST@TIME` is there and can't be read. Setting it anew puts that right.
+    /// Returns whether the note for `GUEST@TIME` exists but can't be read. Setting the state again repairs it.
     pub fn is_unread(&self, key: &str) -> bool {
         self.unread.contains(key)
     }
 
-    /// The names, as `GUEST@TIME`, of what has a state that can't be read.
+    /// Returns the backups, as `GUEST@TIME`, whose state can't be read.
     pub fn unread(&self) -> impl Iterator<Item = &str> {
         self.unread.iter().map(String::as_str)
     }
 
-    /// The stored names of notes that can't be read, and of which it can't be told what backup they are of.
+    /// Returns the stored names of unreadable notes whose backups are not known.
     pub fn strays(&self) -> &[String] {
         &self.strays
     }
@@ -163,7 +167,7 @@ impl States {
 const BACKUP: &str = "backup/";
 const ROTATION: &str = "rotation";
 
-/// The note that sets the state of a backup; the default state needs none.
+/// Returns the note that sets the state of a backup; the default state needs none.
 pub fn note_of(key: &str, state: State) -> Note {
     let text = || serde_json::to_vec(&state).expect("a state has only plain fields");
     Note {
@@ -172,7 +176,7 @@ pub fn note_of(key: &str, state: State) -> Note {
     }
 }
 
-/// The note that removes one of [`States::strays`].
+/// Returns the note that removes one of [`States::strays`].
 pub fn note_without(stray: &str) -> Note {
     Note {
         name: stray.to_owned(),
@@ -180,7 +184,7 @@ pub fn note_without(stray: &str) -> Note {
     }
 }
 
-/// The note that sets the rotation.
+/// Returns the note that sets the rotation.
 pub fn note_of_rotation(rotation: &Rotation) -> Note {
     Note {
         name: ROTATION.into(),

@@ -1,7 +1,7 @@
-//! Counts what a repository holds: how much the guests' disks are, what is left of that without repetitions, and what it
-//! takes in the store.
+//! Counts the content of a repository: the size of the guests' disks, the data left when repetitions are counted once,
+//! and the space that it takes in the store.
 //!
-//! Reads manifests and the index, and no block. Memory: 2 bytes per block of the store, a bit per block, 40 bytes per
+//! Reads manifests and the index, but no blocks. Memory: 2 bytes per block of the store, a bit per block, 40 bytes per
 //! segment of the largest guest.
 
 use std::sync::atomic::AtomicBool;
@@ -17,14 +17,14 @@ use crate::mark::{each_segment, images_of};
 use crate::store::places::{Place, PlaceNumbers, Places};
 use crate::store::{Located, StoreReader};
 
-/// Blocks, counted once each.
+/// Amount of blocks, each counted once.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Amount {
-    /// How many.
+    /// Number of blocks.
     pub blocks: u64,
-    /// Their plain bytes.
+    /// Plain bytes of the blocks.
     pub plain_bytes: u64,
-    /// What they take in the store.
+    /// Bytes that they take in the store.
     pub stored_bytes: u64,
 }
 
@@ -36,46 +36,46 @@ impl Amount {
     }
 }
 
-/// What one guest has in the repository.
+/// Content of the repository that belongs to one guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct GuestStats {
-    /// Its name.
+    /// Name of the guest.
     pub guest: String,
-    /// How many backups of it there are.
+    /// Number of its backups.
     pub backups: u64,
-    /// The sizes of all disks in all of them.
+    /// Sum of the sizes of all disks in all its backups.
     pub logical_bytes: u64,
-    /// Every block that its backups name.
+    /// All blocks that its backups name.
     pub unique: Amount,
-    /// Those that no other guest's backups name: what forgetting all of this guest would give back.
+    /// Blocks that only its backups name: the space that forgetting the guest would free.
     pub own: Amount,
 }
 
-/// What a repository holds.
+/// Content of a repository.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Stats {
-    /// How many backups.
+    /// Number of backups.
     pub backups: u64,
-    /// The sizes of all disks in all of them.
+    /// Sum of the sizes of all disks in all backups.
     pub logical_bytes: u64,
-    /// The same without zeros: what the blocks would take if each backup had its own.
+    /// The same without zeros: the data if each backup had its own blocks.
     pub data_bytes: u64,
-    /// Every block that a backup names.
+    /// All blocks that a backup names.
     pub unique: Amount,
     /// Blocks that no backup names any more.
     pub unreferenced: Amount,
-    /// What the backups of the last [`GROWTH_DAYS`] days added to the store.
+    /// Bytes that the backups of the last [`GROWTH_DAYS`] days added to the store.
     pub recent_stored_bytes: u64,
-    /// Over how many days that is: less in a younger repository.
+    /// Days that this covers: less than [`GROWTH_DAYS`] in a younger repository.
     pub recent_days: u64,
-    /// By guest.
+    /// Content by guest.
     pub guests: Vec<GuestStats>,
 }
 
-/// How far back growth is measured.
+/// Days over which growth is measured.
 pub const GROWTH_DAYS: i64 = 30;
 
-/// Who names the block at a place: nobody, one guest by its number, or several.
+/// Owner of the block at each place in the store: none, one guest by its number, or several guests.
 #[derive(Default)]
 struct Owners(PlaceNumbers);
 
@@ -97,7 +97,8 @@ impl Owners {
     }
 }
 
-/// Counts. Damage to a manifest ends it, because what it names is not known.
+/// Counts the content. Damage to a manifest ends the count with an error, because the blocks that it names are not
+/// known.
 pub fn stats(
     store: &dyn StoreReader,
     catalogue: &Catalogue,
@@ -108,7 +109,7 @@ pub fn stats(
     let owners = Mutex::new(Owners::default());
     let mut guests = Vec::new();
     for guest in catalogue.guests() {
-        // More guests than there are numbers: the last ones share one, and own nothing.
+        // With more guests than numbers, the last guests share one number and own nothing.
         let number = u16::try_from(guests.len() + 1).unwrap_or(SEVERAL);
         let entries: Vec<&Entry> = catalogue.of(guest).collect();
         let images: Vec<_> = entries.iter().flat_map(|entry| images_of(entry)).collect();
@@ -164,7 +165,7 @@ pub fn stats(
     })
 }
 
-/// Records may say any numbers.
+/// Sums numbers from records, which may have any value.
 fn sum(numbers: impl Iterator<Item = u64>) -> u64 {
     numbers.fold(0, u64::saturating_add)
 }

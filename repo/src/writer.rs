@@ -1,7 +1,7 @@
-//! Puts an image's slots in order and writes its manifest while the image is read.
+//! Collects an image's slots while the image is read, and writes its manifest.
 //!
-//! Blocks are done in any order, by many threads. A segment is stored as soon as its slots are known and then
-//! forgotten, so memory depends on how far the threads are apart and not on the size of the disk.
+//! Many threads complete blocks in any order. A segment is stored as soon as its slots are known and is then dropped
+//! from memory, so memory depends on the distance between the threads and not on the size of the disk.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
@@ -14,8 +14,8 @@ use crate::manifest::{Root, SEGMENT_SLOTS, Slot, decode_segment, encode_segment,
 use crate::store::checked::{segment_one, segments};
 use crate::store::{StoreReader, StoreWriter};
 
-/// Segments and roots that were read from a store and proved. While that store is open for writing they stay in it, so an image
-/// that has them too need not put them again.
+/// Segments and roots that were read from a store and proved. While that store is open for writing they stay in it, so
+/// an image with the same segments need not put them again.
 #[derive(Debug, Default)]
 pub struct ProvedSegments(Mutex<HashSet<SegmentId>>);
 
@@ -85,7 +85,7 @@ impl<'a> ImageWriter<'a> {
         }
     }
 
-    /// Sets the slots from `first` on. Each slot must be set once; a block must have been put before its slot is set.
+    /// Sets the slots from `first` on. Each slot must be set once; a block must be put before its slot is set.
     pub fn set(&self, first: BlockIndex, slots: &[Slot]) -> Result<()> {
         let mut place = first.0 as usize;
         let mut rest = slots;
@@ -147,7 +147,7 @@ impl<'a> ImageWriter<'a> {
         Ok(())
     }
 
-    /// Completes the manifest and gives its name. An error if a slot was never set.
+    /// Completes the manifest and returns its name. Fails if a slot was never set.
     pub fn finish(self) -> Result<SegmentId> {
         let done = std::mem::take(&mut self.open.lock().unwrap_or_else(PoisonError::into_inner).done);
         let segments: Option<Vec<_>> = done.into_iter().collect();
@@ -169,7 +169,7 @@ fn bug(message: &str) -> Error {
     }
 }
 
-/// Reads and proves segments of an image in one call: one answer for each that the image has.
+/// Reads and proves segments of an image in one call. Returns one result for each segment that the image has.
 pub(crate) fn read_segments(
     store: &(impl StoreReader + ?Sized),
     root: &Root,
@@ -187,17 +187,17 @@ pub(crate) fn read_segments(
         let count = root.slots_in(number);
         match id {
             SegmentId::ZERO => Ok(vec![None; count]),
-            // `segments` gives one answer for each.
+            // `segments` returns one answer for each.
             id => answers
                 .next()
-                .unwrap_or_else(|| Err(bug("a segment was not answered")))
+                .unwrap_or_else(|| Err(bug("the store returned no answer for a segment")))
                 .and_then(|bytes| decode_segment(store.hashing(), id, count, &bytes)),
         }
     };
     numbers.zip(ids).map(of).collect()
 }
 
-/// Reads slots of a stored image.
+/// Reads the slots of a stored image.
 pub struct SlotReader<'a> {
     store: &'a dyn StoreReader,
     root: Root,
@@ -213,19 +213,19 @@ impl<'a> SlotReader<'a> {
         })
     }
 
-    /// The root.
+    /// Returns the root.
     pub fn root(&self) -> &Root {
         &self.root
     }
 
-    /// The slots of segment `number`; empty past the end.
+    /// Returns the slots of segment `number`; none past the end.
     pub fn segment(&self, number: usize) -> Result<Vec<Slot>> {
         read_segments(self.store, &self.root, number..number + 1)
             .pop()
             .unwrap_or_else(|| Ok(Vec::new()))
     }
 
-    /// The slots of several segments, read in one call: one answer for each that the image has.
+    /// Returns the slots of several segments, read in one call: one result for each segment that the image has.
     pub fn segments(&self, numbers: Range<usize>) -> Vec<Result<Vec<Slot>>> {
         read_segments(self.store, &self.root, numbers)
     }

@@ -157,7 +157,7 @@ fn a_killed_init_can_be_run_again_or_says_why_not() {
         let said = lab.run(args!["init"]);
         if said.status.code() != Some(0) {
             said.code(1)
-                .says(&[if whole { "is a repository already" } else { "not empty" }]);
+                .says(&[if whole { "is already a repository" } else { "not empty" }]);
         }
         if whole {
             lab.ok(args!["list"]);

@@ -192,7 +192,7 @@ fn who_removes_a_key_has_another_one() {
     lab.run(remove("other")).code(1).says(&["no key was given"]);
     lab.run(with(&key, "key-file"))
         .code(1)
-        .says(&["\"key-file\" alone", "vbk key add"]);
+        .says(&["only slot \"key-file\"", "vbk key add"]);
     lab.ok(with(&other, "key-file"));
     lab.run(with(&key, "other")).code(1).says(&["no key slot"]);
     lab.run(with(&other, "other")).code(1);

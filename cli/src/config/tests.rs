@@ -318,14 +318,14 @@ fn what_is_not_understood_is_told_with_its_line() {
             "[guest.a]\ndomain = 'x'\n[guest.b]\ndomain = 'x'",
             "f:3: domain \"x\" belongs to both a and b",
         ),
-        ("[guest.'a b']", "f:1: guest name \"a b\" has a space in it"),
+        ("[guest.'a b']", "f:1: guest name \"a b\" contains a space"),
         (
             "[guest.a]\ndisks = ['/dev/vg0/a']",
             "f:2: disks: name at least one disk, e.g. { vda = \"/dev/vg0/web1\" }",
         ),
         (
             "[guest.a]\nskip-disks = ['/']",
-            "f:2: disk name \"/\" has one of / @ = : in it",
+            "f:2: disk name \"/\" contains one of / @ = :",
         ),
     ] {
         assert_eq!(errors(text), [expected], "{text}");

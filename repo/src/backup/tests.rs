@@ -119,7 +119,7 @@ fn one_disk_or_file_can_be_picked_out() {
     assert_eq!(
         all.file("nvram.fd").map_err(|error| error.to_string()).err(),
         Some(format!(
-            "no file \"nvram.fd\" is kept with backup web1@{FRIDAY}; there are: config.xml"
+            "backup web1@{FRIDAY} has no file \"nvram.fd\"; its files: config.xml"
         ))
     );
 }

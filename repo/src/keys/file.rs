@@ -8,7 +8,7 @@
 //!                                            checksum 16 hexadecimal digits
 //! ```
 //!
-//! Lines that are empty or start with `#` mean nothing. Errors name the line and never show what is in it.
+//! Empty lines and lines that start with `#` are ignored. Errors name the line and never show its content.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind as Io, Write};
@@ -26,7 +26,7 @@ const EXPORTED: &str = "vbk-exported-key";
 const EXPORT_FORMAT: &str = "1";
 const CHECKSUM: &str = "vbk 2026-11-21 v1 exported key check";
 
-/// What a file of a key holds.
+/// Content of a key file.
 pub(super) enum KeyText {
     /// A key file's key.
     Slot(Zeroizing<[u8; 32]>),
@@ -71,23 +71,21 @@ fn parse_export<'a>(lines: impl Iterator<Item = (usize, &'a str)>) -> Result<Key
             "key" => &mut key,
             "checksum" => &mut checksum,
             _ => {
-                return Err(bad(format!(
-                    "line {number} of the exported key has a word that none has"
-                )));
+                return Err(bad(format!("line {number} of the exported key has an unknown word")));
             }
         };
         if field.replace(rest.trim()).is_some() {
-            return Err(bad(format!("line {number} of the exported key is there twice")));
+            return Err(bad(format!("line {number} of the exported key repeats an earlier one")));
         }
     }
     let (Some(repository), Some(key), Some(stated)) = (repository, key, checksum) else {
         return Err(bad(
-            "the exported key is cut off; it has lines repository, key and checksum",
+            "the exported key is cut off; it must have the lines repository, key and checksum",
         ));
     };
     let master = from_hex(key)
         .map(Zeroizing::new)
-        .ok_or_else(|| bad("the exported key's line key is not 64 hexadecimal digits"))?;
+        .ok_or_else(|| bad("the line \"key\" of the exported key does not have 64 hexadecimal digits"))?;
     if !stated.eq_ignore_ascii_case(&self::checksum(repository, &master)) {
         return Err(bad("the exported key is damaged: its checksum does not match"));
     }
@@ -97,7 +95,7 @@ fn parse_export<'a>(lines: impl Iterator<Item = (usize, &'a str)>) -> Result<Key
     })
 }
 
-/// The text of an exported key. `repository` is an id without spaces or line ends at its edges.
+/// Returns the text of an exported key. `repository` is an id without leading or trailing spaces or line ends.
 pub(super) fn export(master: &[u8; 32], repository: &str) -> Zeroizing<String> {
     let key = Zeroizing::new(to_hex(master));
     let checksum = checksum(repository, master);
@@ -118,7 +116,7 @@ fn checksum(repository: &str, master: &[u8; 32]) -> String {
     to_hex(&keyed_hash(&key, &[repository.as_bytes()])[..8])
 }
 
-/// Makes a key file that only its owner can read and gives back its text. Durable when this returns. A file that is there
+/// Creates a key file that only its owner can read, and returns its text. Durable when this returns. An existing file
 /// is never replaced.
 pub(super) fn create(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     let key = Zeroizing::new(random::<32>()?);
@@ -140,7 +138,7 @@ pub(super) fn create(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
         sync_dir(parent.unwrap_or(Path::new(".")))
     });
     if let Err(error) = written {
-        // It was made just now and nobody has its key yet.
+        // The file was created just now, so its key is not in use yet.
         let _ = fs::remove_file(path);
         return Err(Error::io("write", path)(error));
     }
@@ -150,7 +148,7 @@ pub(super) fn create(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
 /// Makes names in a directory durable.
 pub(super) fn sync_dir(path: &Path) -> std::io::Result<()> {
     match File::open(path).and_then(|dir| dir.sync_all()) {
-        // Not every file system can do it for directories.
+        // Some file systems can't sync directories.
         Err(error) if error.kind() == Io::InvalidInput => Ok(()),
         result => result,
     }

@@ -1,13 +1,13 @@
 //! Recovery keys: a key that is written on paper and typed again.
 //!
 //! 13 groups of five of the letters and digits `0123456789ABCDEFGHJKMNPQRSTVWXYZ` (Crockford's base 32, without I, L, O
-//! and U), most significant bits first. Four characters of a group carry 20 bits and the fifth checks them. The 260 bits
-//! are the 256 of the key and 4 of its hash.
+//! and U), most significant bits first. Four characters of a group carry 20 bits, and the fifth checks them. The 260
+//! bits are the 256 of the key and 4 of its hash.
 //!
-//! A group's check character makes `check = number of the group + sum of 2^(i+1) * character i` true in the field of 32
-//! elements (modulo x^5 + x^2 + 1), where all factors differ and none is zero: so every single wrong character, every
-//! two characters of a group that changed places and every two groups that did are found, and any other mistake in a
-//! group with 31 of 32 chances.
+//! A group's check character satisfies `check = number of the group + sum of 2^(i+1) * character i` in the field of 32
+//! elements (modulo x^5 + x^2 + 1), where all factors differ and none is zero. This detects every single wrong
+//! character, every swap of two characters of a group, every swap of two groups, and any other mistake in a group with
+//! a probability of 31 in 32.
 
 use std::fmt;
 
@@ -30,13 +30,13 @@ pub struct RecoveryKey {
 }
 
 impl RecoveryKey {
-    /// A new random key.
+    /// Returns a new random key.
     pub fn generate() -> Result<Self> {
         Ok(Self { key: random()?.into() })
     }
 
-    /// Reads a key that was typed. Case, spaces, line ends and dashes do not matter; O is read as 0, I and L as 1. An
-    /// error names the group with the mistake, counted from 1, and never shows what was typed.
+    /// Parses a typed key. Case, spaces, line ends and dashes do not matter; O is read as 0, I and L as 1. An error
+    /// names the group with the mistake, counted from 1, and never shows the typed text.
     pub fn parse(text: &str) -> Result<Self> {
         let is_gap = |c: char| c.is_whitespace() || matches!(c, '-' | '_' | '\u{2010}'..='\u{2015}' | '\u{2212}');
         let mut symbols = Zeroizing::new([0; GROUPS * GROUP_CHARS]);
@@ -45,7 +45,7 @@ impl RecoveryKey {
             let symbol = symbol(c).ok_or_else(|| {
                 let group = count / GROUP_CHARS + 1;
                 bad(format!(
-                    "group {group} of the recovery key has a character that none has"
+                    "group {group} of the recovery key has a character that is not used in recovery keys"
                 ))
             })?;
             if let Some(place) = symbols.get_mut(count) {
@@ -63,7 +63,7 @@ impl RecoveryKey {
                     typed[group].chars().count()
                 ),
                 _ => format!(
-                    "a recovery key has {} characters in {GROUPS} groups, this has {count}",
+                    "a recovery key has {} characters in {GROUPS} groups, but this one has {count}",
                     symbols.len()
                 ),
             }));
@@ -105,7 +105,7 @@ impl RecoveryKey {
         Ok(Self { key })
     }
 
-    /// The key as people write it: the groups in one line, with dashes between them.
+    /// Returns the key as people write it: the groups in one line, with dashes between them.
     pub fn text(&self) -> Zeroizing<String> {
         let last = hash(&self.key) << 4;
         let mut bits: u32 = 0;
@@ -120,7 +120,7 @@ impl RecoveryKey {
             }
         }
         bits.zeroize();
-        // With its full length from the start, so that no copy stays behind when it grows.
+        // Allocated at full length, so that no copy is left behind when it grows.
         let mut text = Zeroizing::new(String::with_capacity(GROUPS * (GROUP_CHARS + 1)));
         for (number, group) in symbols.chunks(DATA_CHARS).enumerate() {
             if number > 0 {
@@ -156,11 +156,12 @@ fn symbol(c: char) -> Option<u8> {
         .map(|(symbol, _)| symbol)
 }
 
-/// The check character of a group, see the module's page. Horner's rule, from the last character.
+/// Returns the check character of a group, by the formula at the top of this module. Horner's rule, from the last
+/// character.
 fn check(number: usize, data: &[u8]) -> u8 {
     let double = |element: u8| (element << 1) ^ if element & 16 == 0 { 0 } else { 0b10_0101 };
     let sum = data.iter().rev().fold(0, |sum, symbol| double(sum ^ symbol));
-    // 13 groups, so the number is an element too.
+    // There are 13 groups, so the number is an element of the field too.
     sum ^ number as u8
 }
 
@@ -243,11 +244,11 @@ mod tests {
     #[test]
     fn what_is_missing_or_too_much_is_named() {
         let text = key([3; 32]).text().to_string();
-        assert!(message("").contains("this has 0"));
+        assert!(message("").contains("this one has 0"));
         assert!(message(&text[1..]).contains("group 1 of the recovery key has 4 characters"));
         assert!(message(&format!("{text}7")).contains("group 13 of the recovery key has 6 characters"));
-        assert!(message(&text[6..]).contains("this has 60"));
-        assert!(message(&text.repeat(40)).contains("this has 2600"));
+        assert!(message(&text[6..]).contains("this one has 60"));
+        assert!(message(&text.repeat(40)).contains("this one has 2600"));
         assert!(message(&text.replacen(&text[..1], "ü", 1)).contains("group 1 "));
     }
 

@@ -1,13 +1,14 @@
-//! A key slot: the master key, wrapped with one way in. What the file of a slot says, and nothing about where it is.
+//! A key slot: the master key, wrapped with one passphrase, key file or recovery key. Describes the content of a slot's
+//! file, not its location.
 //!
 //! ```text
 //! wrapping key = derived from argon2id(passphrase), the key file's key or the recovery key, each for its own purpose
 //! wrapped      = the master key, sealed by crate::cipher under the name of all other fields of the slot
-//! checksum     = BLAKE3 of all fields, so that a damaged slot is told from a wrong key
+//! checksum     = BLAKE3 of all fields, which distinguishes a damaged slot from a wrong key
 //! ```
 //!
-//! The checksum has no secret in it and stops nobody; the name under which the master key is sealed does: who changes a
-//! field and corrects the checksum has a slot that opens with nothing.
+//! The checksum contains no secret and stops no attacker. The name under which the master key is sealed does: an
+//! attacker who changes a field and corrects the checksum gets a slot that opens with no secret.
 
 use std::fmt;
 
@@ -21,20 +22,20 @@ use crate::cipher::{Cipher, SALT_BYTES, TAG_BYTES, random};
 use crate::error::{Error, ErrorKind, Result};
 use crate::name;
 
-/// The newest format of slots that this vbk reads, and the one it writes.
+/// Newest slot format that this vbk reads, and the one that it writes.
 const FORMAT: u32 = 1;
 
-/// Longer files are not slots.
+/// Size limit of a slot's file.
 pub(super) const MAX_BYTES: u64 = 64 * 1024;
 
-/// Says that the hash is used as a checksum; known to all.
+/// Key that marks the hash as a checksum; it is public.
 const CHECKSUM_KEY: &[u8; 32] = b"vbk checksum of a key slot, v1  ";
 
-/// A way into a repository.
+/// Kind of a slot, by the secret that opens it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SlotKind {
-    /// Something that somebody knows.
+    /// A passphrase that a person remembers.
     Passphrase,
     /// A file.
     KeyFile,
@@ -52,20 +53,20 @@ impl fmt::Display for SlotKind {
     }
 }
 
-/// What each guess of a passphrase costs: the parameters of argon2id (RFC 9106).
+/// Cost of each guess of a passphrase: the parameters of argon2id (RFC 9106).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PassphraseCost {
     /// Memory in KiB, at least 8 for each lane.
     pub memory_kib: u32,
-    /// How many times the memory is gone through.
+    /// Number of passes over the memory.
     pub passes: u32,
-    /// How many lanes the memory has. They are computed one after the other here.
+    /// Number of lanes of the memory. They are computed one after the other here.
     pub lanes: u32,
 }
 
 impl Default for PassphraseCost {
-    /// 256 MiB three times, in one lane.
+    /// 256 MiB, three passes, one lane.
     fn default() -> Self {
         Self {
             memory_kib: 256 * 1024,
@@ -76,7 +77,7 @@ impl Default for PassphraseCost {
 }
 
 impl PassphraseCost {
-    /// The most that is done: a slot comes from disk, and must not take the machine's memory or a day.
+    /// Upper limit: a slot comes from disk, and must not exhaust the machine's memory or run for a day.
     pub const MAX: Self = Self {
         memory_kib: 1024 * 1024,
         passes: 16,
@@ -91,18 +92,18 @@ impl PassphraseCost {
         } = self;
         if memory_kib > Self::MAX.memory_kib || passes > Self::MAX.passes || lanes > Self::MAX.lanes {
             return Err(format!(
-                "its passphrase costs {memory_kib} KiB, {passes} passes, {lanes} lanes; at most {}, {}, {} are done",
+                "its passphrase costs {memory_kib} KiB, {passes} passes, {lanes} lanes; the limits are {}, {}, {}",
                 Self::MAX.memory_kib,
                 Self::MAX.passes,
                 Self::MAX.lanes
             ));
         }
         Params::new(memory_kib, passes, lanes, Some(32))
-            .map_err(|error| format!("its passphrase's cost is wrong: {error}"))
+            .map_err(|error| format!("its passphrase's cost is invalid: {error}"))
     }
 }
 
-/// What opens a slot.
+/// The secret that opens a slot.
 pub(super) enum Secret<'a> {
     Passphrase(&'a str),
     KeyFile(&'a [u8; 32]),
@@ -119,7 +120,7 @@ impl Secret<'_> {
     }
 }
 
-/// How a passphrase becomes a key.
+/// Parameters that turn a passphrase into a key.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Stretch {
@@ -128,7 +129,7 @@ struct Stretch {
     salt: [u8; 16],
 }
 
-/// A slot that is whole: its fields are in their ranges and match its checksum.
+/// An intact slot: its fields are in their ranges and match its checksum.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Slot {
@@ -136,7 +137,7 @@ pub(super) struct Slot {
     pub(super) name: String,
     pub(super) kind: SlotKind,
     pub(super) created: Timestamp,
-    /// Only of a passphrase.
+    /// Present only in the slot of a passphrase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     argon2id: Option<Stretch>,
     #[serde(with = "hex")]
@@ -182,7 +183,7 @@ impl Slot {
         Ok(slot)
     }
 
-    /// The master key; `None` if the secret is not the slot's. Takes a passphrase's time and memory.
+    /// Returns the master key; `None` if the secret is not the slot's. Takes a passphrase's time and memory.
     pub(super) fn unwrap(&self, secret: &Secret<'_>) -> Result<Option<Zeroizing<[u8; 32]>>> {
         if secret.kind() != self.kind {
             return Ok(None);
@@ -197,14 +198,14 @@ impl Slot {
         Ok(Some(master))
     }
 
-    /// The slot as its file.
+    /// Returns the content of the slot's file.
     pub(super) fn to_json(&self) -> Vec<u8> {
         let mut text = serde_json::to_vec_pretty(self).expect("a slot has only plain fields");
         text.push(b'\n');
         text
     }
 
-    /// Reads the slot called `name`; the error is what is wrong with it.
+    /// Reads the slot called `name`; the error describes the damage.
     pub(super) fn from_json(name: &str, bytes: &[u8]) -> std::result::Result<Self, String> {
         #[derive(Deserialize)]
         struct Format {
@@ -213,19 +214,19 @@ impl Slot {
         let unreadable = |error: serde_json::Error| format!("it can't be read ({error})");
         let Format { format } = serde_json::from_slice(bytes).map_err(unreadable)?;
         if format != FORMAT {
-            return Err(format!("it has format {format}, this vbk reads {FORMAT}"));
+            return Err(format!("it has format {format}, but this vbk reads format {FORMAT}"));
         }
         let slot: Self = serde_json::from_slice(bytes).map_err(unreadable)?;
         if slot.checksum != slot.sum() {
             return Err("its checksum does not match".to_owned());
         }
         if slot.name != name || name::check("key", name).is_err() {
-            return Err(format!("it is of a key called {:?}", slot.name));
+            return Err(format!("it belongs to a key named {:?}", slot.name));
         }
         match (slot.kind, &slot.argon2id) {
             (SlotKind::Passphrase, Some(stretch)) => stretch.cost.params().map(|_| slot),
             (SlotKind::KeyFile | SlotKind::Recovery, None) => Ok(slot),
-            (kind, _) => Err(format!("it has not the fields of a {kind}")),
+            (kind, _) => Err(format!("it does not have the fields of a {kind}")),
         }
     }
 
@@ -243,7 +244,8 @@ impl Slot {
         }))
     }
 
-    /// The fields under whose name the master key is sealed. A JSON list, so no two sets of fields give the same bytes.
+    /// Returns the fields under whose name the master key is sealed. As a JSON list, so no two sets of fields give the
+    /// same bytes.
     fn bound(&self) -> Vec<u8> {
         let fields = (
             "vbk key slot",
@@ -260,7 +262,7 @@ impl Slot {
         keyed_hash(CHECKSUM_KEY, &[&self.bound(), &self.salt, &self.wrapped])
     }
 
-    /// The slot with a checksum that matches, as somebody would write it who changed it on purpose.
+    /// Returns the slot with a checksum that matches, as an attacker would write it.
     #[cfg(test)]
     pub(super) fn forge(bytes: &[u8]) -> Vec<u8> {
         let mut slot: Self = serde_json::from_slice(bytes).expect("a slot");
@@ -276,7 +278,7 @@ impl Stretch {
         Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
             .hash_password_into(passphrase.as_bytes(), &self.salt, &mut *key)
             .map_err(|error| Error::Store {
-                // The parameters were checked, so what is left is memory.
+                // The parameters were checked, so only a lack of memory can be the cause.
                 kind: ErrorKind::Unavailable,
                 doing: "stretch a passphrase",
                 message: error.to_string(),

@@ -226,7 +226,10 @@ fn a_slot_under_another_name_is_damaged() {
     let repo = Repo::with("main", &way);
     fs::rename(repo.file("main"), repo.file("other")).expect("renames");
     let error = repo.unlock(&way).expect_err("refused");
-    assert!(error.to_string().contains("it is of a key called \"main\""), "{error}");
+    assert!(
+        error.to_string().contains("it belongs to a key named \"main\""),
+        "{error}"
+    );
     repo.forge("other", "\"main\"", "\"other\"");
     assert!(matches!(repo.unlock(&way), Err(Error::WrongKey { .. })));
 }
@@ -308,7 +311,7 @@ fn a_key_of_the_wrong_kind_hears_what_there_is() {
     let repo = Repo::with("paper", &recovery());
     let text = repo.unlock(&passphrase("x")).expect_err("refused").to_string();
     assert!(
-        text.ends_with("is for a passphrase; there is paper (recovery key)"),
+        text.ends_with("is for a passphrase; existing slots: paper (recovery key)"),
         "{text}"
     );
     let text = Repo::new().unlock(&passphrase("x")).expect_err("refused").to_string();

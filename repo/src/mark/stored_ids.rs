@@ -1,8 +1,9 @@
-//! The ids of all stored blocks in about five bytes each, and which of them are named: exact but for ids that begin alike.
+//! The ids of all stored blocks in about five bytes each, and a bit for each that is named. Exact except for ids that
+//! begin alike.
 //!
-//! The first 16 bits of an id choose a bucket, the next 32 are kept. Ids are hashes, so of a store with 100 million blocks an
-//! id that is not stored is taken for one that is with a probability of 4 in 10 million, and about 20 pairs of stored ids
-//! can't be told apart; of such a pair both count as named.
+//! The first 16 bits of an id choose a bucket, the next 32 are kept. Ids are hashes. In a store with 100 million
+//! blocks, an id that is not stored is therefore taken for a stored one with a probability of 4 in 10 million, and
+//! about 20 pairs of stored ids can't be distinguished; of such a pair both count as named.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,12 +15,12 @@ const BUCKETS: usize = 1 << 16;
 /// Collects ids, in any order.
 pub(crate) struct Collected(Vec<Vec<u32>>);
 
-/// All of them, to be looked up and named by many threads.
+/// The complete set of ids, which many threads may look up and mark as named.
 pub(crate) struct StoredIds {
     buckets: Vec<Vec<u32>>,
-    /// The number of ids in the buckets before each.
+    /// Number of ids in the buckets before each bucket.
     starts: Vec<usize>,
-    /// A bit for each id, set if it is named.
+    /// A bit for each id, set if the id is named.
     named: Vec<AtomicU64>,
 }
 
@@ -30,9 +31,10 @@ fn split(id: &BlockId) -> (usize, u32) {
 }
 
 impl Collected {
-    /// Room for about so many.
+    /// Returns an empty collection with room for about `count` ids.
     pub(crate) fn with_room_for(count: u64) -> Self {
-        // Buckets of hashes differ little in length: hardly one has more than four deviations above the mean, and it grows.
+        // Buckets of hashes differ little in length: hardly one has more than four deviations above the mean, and such
+        // a bucket grows.
         let each = usize::try_from(count / BUCKETS as u64).unwrap_or(0);
         let room = each + 4 * each.isqrt();
         Self((0..BUCKETS).map(|_| Vec::with_capacity(room)).collect())
@@ -44,7 +46,7 @@ impl Collected {
         self.0[bucket].push(rest);
     }
 
-    /// All ids are in.
+    /// Completes the set when all ids were added.
     pub(crate) fn finish(self) -> StoredIds {
         let mut buckets = self.0;
         let mut starts = Vec::with_capacity(BUCKETS);
@@ -63,7 +65,7 @@ impl Collected {
 }
 
 impl StoredIds {
-    /// Notes that a block is named; `false` if it is not stored.
+    /// Marks a block as named; returns `false` if it is not stored.
     pub(crate) fn name(&self, id: &BlockId) -> bool {
         let found = self.numbers_of(id);
         for number in found.clone() {
@@ -72,7 +74,7 @@ impl StoredIds {
         !found.is_empty()
     }
 
-    /// Whether a stored block is named.
+    /// Returns whether a stored block is named.
     pub(crate) fn is_named(&self, id: &BlockId) -> bool {
         self.numbers_of(id)
             .any(|number| self.named[number / 64].load(Ordering::Relaxed) >> (number % 64) & 1 == 1)

@@ -1,4 +1,4 @@
-//! Reading ahead: a reader that goes through an image in order finds the next blocks decoded already.
+//! Reads ahead: a sequential reader of an image finds the next blocks decoded already.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,23 +13,23 @@ use crate::error::Result;
 use crate::id::BlockId;
 use crate::store::{Distance, StoreReader};
 
-/// Bytes that one stream has ahead of its reader at most.
+/// Bytes that one stream reads ahead at most.
 const STREAM_BYTES: usize = 16 << 20;
-/// The same where the store is far: at 100 ms this is 320 MB/s.
+/// The same for a far store: at a round trip of 100 ms this gives 320 MB/s.
 const FAR_STREAM_BYTES: usize = 32 << 20;
-/// Blocks that are asked for at once where the store is far.
+/// Blocks that are requested in one call from a far store.
 const FAR_BATCH: u64 = 4;
 /// Threads that wait for a far store at the same time.
 const FAR_THREADS: usize = 8;
-/// How far from the expected place a read still counts as in order: the kernel sends several requests at once, and
-/// they arrive in any order.
+/// Largest distance from the expected offset at which a read still counts as sequential: the kernel sends several
+/// requests at once, and they arrive in any order.
 const SLACK_BYTES: u64 = 4 << 20;
-/// Bytes in order after which a reader is believed to go on.
+/// Bytes of sequential reads after which reading ahead starts.
 const START_BYTES: u64 = 256 << 10;
-/// Blocks behind the reader that stay for requests that come late.
+/// Blocks before the reader's offset that stay for requests that arrive late.
 const KEEP_BEHIND: u64 = 4;
 
-/// Decodes blocks on a few threads, within a budget of memory.
+/// Decodes blocks on a few threads, within a memory budget.
 pub(super) struct Pool {
     jobs: Option<Sender<Job>>,
     queue: Receiver<Job>,
@@ -37,8 +37,8 @@ pub(super) struct Pool {
     budget: Arc<Budget>,
 }
 
-/// Holds no [`super::ReadResources`], so that the last of those is never dropped, and its threads joined, by one of
-/// the threads themselves.
+/// Holds no [`super::ReadResources`]: one of the threads might otherwise drop the last of those, and would then join
+/// itself.
 struct Job {
     store: Arc<dyn StoreReader>,
     blocks: Vec<(BlockId, Arc<Promise>)>,
@@ -81,7 +81,7 @@ impl Pool {
         }
     }
 
-    /// Reserves memory for a block; `None` if it is in use.
+    /// Reserves memory for a block; `None` if the budget is used up.
     fn promise(&self, len: usize) -> Option<Arc<Promise>> {
         let free = &self.budget.free_bytes;
         free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |free| free.checked_sub(len))
@@ -94,14 +94,14 @@ impl Pool {
         }))
     }
 
-    /// Starts reading blocks with one call of the store.
+    /// Starts to read blocks with one call of the store.
     fn submit(&self, store: &Arc<dyn StoreReader>, blocks: Vec<(BlockId, Arc<Promise>)>) {
         let job = Job {
             store: Arc::clone(store),
             blocks,
         };
         if let Some(jobs) = self.jobs.as_ref().filter(|_| !job.blocks.is_empty()) {
-            // The pool itself holds a receiver.
+            // The pool itself holds a receiver, so the channel is open.
             let _ = jobs.send(job);
         }
     }
@@ -117,7 +117,8 @@ impl Drop for Pool {
         self.jobs = None;
         let threads = self.threads.get_mut().unwrap_or_else(PoisonError::into_inner);
         for thread in threads.drain(..) {
-            // A panic there was reported there; the promise it left is never waited for without its image.
+            // A panic in the thread was reported there. Nothing waits for the promise that it left: a waiting stream
+            // would keep this pool alive.
             let _ = thread.join();
         }
     }
@@ -125,7 +126,7 @@ impl Drop for Pool {
 
 impl Job {
     fn run(mut self) {
-        // A promise that only this job holds is of a reader that went elsewhere or away.
+        // If only this job holds a promise, its reader has moved to another offset or ended.
         self.blocks.retain(|(_, promise)| Arc::strong_count(promise) > 1);
         let mut buffers: Vec<Vec<u8>> = self.blocks.iter().map(|(_, promise)| vec![0; promise.len]).collect();
         let ids = self.blocks.iter().map(|(id, _)| *id);
@@ -137,7 +138,7 @@ impl Job {
     }
 }
 
-/// A block that is being decoded, and then the block.
+/// Result of a job for one block: first pending, then the block.
 struct Promise {
     len: usize,
     budget: Arc<Budget>,
@@ -182,7 +183,7 @@ impl Drop for Promise {
     }
 }
 
-/// One reader of an image, as an open file is. Sees reads in order and reads ahead for them. May be used by many
+/// One reader of an image, e.g. an open file. Detects sequential reads and reads ahead for them. May be used by many
 /// threads at once.
 pub struct Stream {
     image: Arc<ImageReader>,
@@ -191,19 +192,19 @@ pub struct Stream {
 
 #[derive(Default)]
 struct Window {
-    /// Where a reader in order goes on.
+    /// Offset at which the next sequential read starts.
     next: u64,
-    /// How far it has come in order.
+    /// Bytes of the current run of sequential reads.
     run_bytes: u64,
-    /// How many reads in order there were.
+    /// Number of sequential reads in the run.
     reads: u64,
     ahead: VecDeque<(BlockIndex, Arc<Promise>)>,
-    /// The first block that was not yet looked at for reading ahead.
+    /// First block that has not yet been considered for reading ahead.
     frontier: u64,
 }
 
 impl Stream {
-    /// A new reader of the image.
+    /// Returns a new reader of the image.
     pub fn new(image: Arc<ImageReader>) -> Self {
         Self {
             image,
@@ -211,12 +212,12 @@ impl Stream {
         }
     }
 
-    /// The image.
+    /// Returns the image.
     pub fn image(&self) -> &Arc<ImageReader> {
         &self.image
     }
 
-    /// Like [`ImageReader::read_at`].
+    /// Reads like [`ImageReader::read_at`].
     pub fn read_at(&self, offset_bytes: u64, out: &mut [u8]) -> Result<usize> {
         let len = self.image.readable(offset_bytes, out.len());
         if len == 0 {
@@ -226,8 +227,8 @@ impl Stream {
         for piece in self.image.pieces(offset_bytes, len) {
             let out = &mut out[piece.out.clone()];
             let promise = self.promised(piece.index);
-            // A block that could not be read ahead is read again page by page: its good pages are still good, and
-            // the error names the bad one.
+            // A block that could not be read ahead is read again page by page: its intact pages can still be used, and
+            // the error names the damaged one.
             if !promise.is_some_and(|promise| promise.copy(piece.inside.clone(), out)) {
                 self.image.read_piece(&piece, out)?;
             }
@@ -241,7 +242,7 @@ impl Stream {
         found.map(|(_, promise)| Arc::clone(promise))
     }
 
-    /// Notes a read and starts reading what follows it, if reads are in order.
+    /// Records a read, and starts to read the blocks after it if reads are sequential.
     fn plan(&self, offset_bytes: u64, len: usize) {
         let size = self.image.block_size();
         let end = offset_bytes + len as u64;
@@ -257,7 +258,7 @@ impl Stream {
         if window.run_bytes < START_BYTES || window.reads < 2 {
             return;
         }
-        // Twice as far with every block, so that a short run costs little.
+        // The depth doubles with every block, so that a short run costs little.
         let (most, batch) = match self.image.store.distance() {
             Distance::Near => (STREAM_BYTES, 1),
             Distance::Far => (FAR_STREAM_BYTES, FAR_BATCH),
@@ -267,7 +268,7 @@ impl Stream {
         let last = size.index_of(window.next - 1).0;
         let first = window.frontier.max(last + 1);
         let end = (last + depth + 1).min(size.blocks_in(self.image.size_bytes()));
-        // Full batches only, unless the reader is about to run out of blocks.
+        // Requests full batches only, unless the reader is about to run out of blocks.
         if end.saturating_sub(first) < batch.min(depth / 2) {
             return;
         }
@@ -283,7 +284,7 @@ impl Stream {
                     job.push((id, promise));
                 }
                 Ok(None) => {}
-                // A reader that comes there gets the error.
+                // A reader that reaches this block gets the error.
                 Err(_) => break,
             }
             window.frontier = index.0 + 1;

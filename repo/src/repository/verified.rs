@@ -1,5 +1,5 @@
-//! Records the result of a verification where `list`, policies and the next backup see it: the state of each backup, the
-//! blocks that the next backup must store again, and how far a rotation is.
+//! Records the result of a verification for `list`, policies and the next backup: the state of each backup, the blocks
+//! that the next backup must store again, and the progress of a rotation.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::state::{State, note_of, note_of_rotation, note_without};
 use crate::store::Note;
 use crate::verify::{Scope, VerifyReport};
 
-/// Time to wait for another writer before a result is not recorded.
+/// Longest wait for another writer; after that the result is not recorded.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A verification to record.
@@ -23,7 +23,7 @@ pub struct Verified<'a> {
     pub entries: &'a [Entry],
     /// The blocks that were read. Parts of a rotation must be marked as read already.
     pub scope: &'a Scope,
-    /// Every disk of every backup in `entries` was read. A backup of which only one disk was read is not proven.
+    /// Every disk of every backup in `entries` was read. A backup with unread disks is not proven.
     pub all_disks: bool,
     /// The result.
     pub report: &'a VerifyReport,

@@ -1,12 +1,13 @@
-//! Compares every answer of a store with its question, so that nothing above trusts a store to answer in full.
+//! Checks that every answer of a store matches its question, so that no caller trusts a store to answer in full.
 //!
 //! | answer | must have |
 //! |---|---|
-//! | `locate`, `get`, `segments` | one part for each thing that was asked for |
+//! | `locate`, `get`, `segments` | one part for each thing in the question |
 //! | a block of `get` | as many pages as were wanted; their lengths are proved by [`crate::codec::Header::open_page`] |
 //! | `records`, `notes` | each name once |
 //!
-//! Another answer is an error of kind Corrupt. It proves no content: that is done where content is opened.
+//! Any other answer is an error of kind Corrupt. The check proves no content: the code that opens the content does
+//! that.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -20,17 +21,17 @@ use crate::codec::Sealed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, SegmentId};
 
-/// A store whose answers are compared with the questions.
+/// A store whose answers are checked against the questions.
 pub struct Checked<S: ?Sized>(Arc<S>);
 
 impl<S: ?Sized> Checked<S> {
-    /// Checks what `store` answers.
+    /// Wraps `store`.
     pub fn new(store: Arc<S>) -> Self {
         Self(store)
     }
 }
 
-/// Reads pages of blocks: one answer for each, in order.
+/// Reads pages of blocks. Returns one result for each, in order.
 pub(crate) fn get(store: &(impl StoreReader + ?Sized), wanted: &[Wanted]) -> Vec<Result<Stored>> {
     let answers = each(store.get(wanted), wanted.len(), "read a block").into_iter();
     answers
@@ -39,14 +40,14 @@ pub(crate) fn get(store: &(impl StoreReader + ?Sized), wanted: &[Wanted]) -> Vec
         .collect()
 }
 
-/// Reads segments or roots: one answer for each, in order.
+/// Reads segments or roots. Returns one result for each, in order.
 pub(crate) fn segments(store: &(impl StoreReader + ?Sized), ids: &[SegmentId]) -> Vec<Result<Vec<u8>>> {
     each(store.segments(ids), ids.len(), "read a manifest")
 }
 
-/// Reads one segment or root, where there is only one to read.
+/// Reads a single segment or root.
 pub(crate) fn segment_one(store: &(impl StoreReader + ?Sized), id: SegmentId) -> Result<Vec<u8>> {
-    // `segments` gives as many answers as there are questions.
+    // `segments` returns as many answers as there are questions.
     segments(store, &[id]).swap_remove(0)
 }
 
@@ -72,7 +73,8 @@ fn complete(wanted: &Wanted, stored: Stored) -> Result<Stored> {
     }
 }
 
-/// One answer for each of `count` questions; all are errors if the number differs, as it can't be told then which is missing.
+/// Returns one answer for each of `count` questions. If the number differs, all are errors, because it is not known
+/// which answer is missing.
 fn each<T>(answers: Vec<Result<T>>, count: usize, doing: &'static str) -> Vec<Result<T>> {
     match answers.len() == count {
         true => answers,
@@ -89,7 +91,7 @@ fn once<'a>(mut names: impl Iterator<Item = &'a str>, doing: &'static str) -> Re
         Some(twice) => Err(Error::Store {
             kind: ErrorKind::Corrupt,
             doing,
-            message: format!("{twice} is there twice"),
+            message: format!("the answer contains {twice} twice"),
         }),
     }
 }

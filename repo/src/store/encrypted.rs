@@ -1,8 +1,8 @@
-//! Encryption at rest: a store whose content another store keeps without being able to read it.
+//! Encryption at rest: wraps another store, which keeps the content without being able to read it.
 //!
-//! The store below sees how many blocks, segments, records and notes there are, when they came, their order, and their padded
-//! lengths. Ids are keyed hashes ([`Hashing::Keyed`]), so it can't compare them with those of known files. What seals is
-//! described in `cipher.rs`; SALT is 24 random bytes.
+//! The store below sees the number of blocks, segments, records and notes, the times when they were stored, their
+//! order, and their padded lengths. Ids are keyed hashes ([`Hashing::Keyed`]), so it can't compare them with those of
+//! known files. `cipher.rs` describes the sealing; SALT is 24 random bytes.
 //!
 //! | what | name of the sealed thing | as it is stored |
 //! |---|---|---|
@@ -13,18 +13,18 @@
 //!
 //! Keys of records and names of notes are stored as 64 hexadecimal digits: the keyed hash of `R` or `N` and the key or
 //! name. A block's plain length is given to the store below XORed with the start of the keyed hash of `L` and its id.
-//! Padded is: length as u32, little-endian; bytes; zeros up to a multiple of 4 KiB, or of 512 bytes for a note. All padding is
-//! sealed, and proved when it is read.
+//! The padded form is: length as u32, little-endian; bytes; zeros up to a multiple of 4 KiB, or of 512 bytes for a
+//! note. All padding is sealed, and proved when it is read.
 //!
-//! # What lengths tell
+//! # Information in the lengths
 //!
-//! The number of 64 KiB steps that a block takes: one of 16 for a block of 1 MiB. That is less than 4 bits, so a block alone is
-//! not recognized. A known file or disk of dozens of blocks still is: by the steps of its blocks in the order in which they
-//! were stored. `examples/lengths.rs` measures both.
+//! The lengths reveal the number of 64 KiB steps that a block takes: one of 16 for a block of 1 MiB. That is less than
+//! 4 bits, so a single block is not recognized. A known file or disk of dozens of blocks still is: by the steps of its
+//! blocks in the order in which they were stored. `examples/lengths.rs` measures both.
 //!
-//! # Wholeness
+//! # Completeness
 //!
-//! `epoch.rs` describes the note that lists records and notes. It is checked by [`StoreReader::foreign_changes`].
+//! `epoch.rs` describes the note that lists records and notes. [`StoreReader::foreign_changes`] checks it.
 
 mod blocks;
 mod epoch;
@@ -59,16 +59,16 @@ pub struct Encrypted<S: ?Sized> {
     cipher: Cipher,
     name_key: [u8; 32],
     epoch_key: [u8; 32],
-    /// Length of a full block's header, asked of the store once.
+    /// Length of a full block's header; the store is asked for it once.
     full_header_bytes: OnceLock<usize>,
-    /// Whether a missing epoch is damage: there is one from the first moment of a repository.
+    /// A missing epoch is damage: every repository has one from its creation on.
     has_begun: bool,
-    /// As of the last change; `None` where that is not known. Locked by whoever changes the set or compares it.
+    /// The set as of the last change; `None` if it is not known. Locked while the set is changed or compared.
     set: Mutex<Option<Set>>,
 }
 
 impl<S: ?Sized> Encrypted<S> {
-    /// Opens what is in `store` with the keys that it was made with.
+    /// Opens the content of `store` with the keys that it was created with.
     pub fn new(store: Arc<S>, keys: &Keys) -> Self {
         Self {
             store,
@@ -82,7 +82,7 @@ impl<S: ?Sized> Encrypted<S> {
         }
     }
 
-    /// The same of a repository that was made before: that it has no epoch is damage.
+    /// Returns the same store for a repository that was created before, in which a missing epoch is damage.
     pub(crate) fn begun(mut self) -> Self {
         self.has_begun = true;
         self
@@ -105,7 +105,8 @@ impl<S: ?Sized> Encrypted<S> {
     }
 
     fn hidden(&self, kind: u8, name: &str) -> String {
-        // The stored name of what can't be read. The names of records have an @ in them; those of notes are no digits.
+        // An unreadable object is listed under its stored name. The names of records contain an @, and those of notes
+        // are not digits.
         let is_stored_name = match kind {
             RECORD => !name.contains('@'),
             _ => name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit()),
@@ -122,7 +123,7 @@ impl<S: ?Sized> Encrypted<S> {
         Ok([&salt[..], &bytes].concat())
     }
 
-    /// `None` if it is not what was sealed under this name.
+    /// Opens a sealed object; `None` if it was not sealed under this name.
     fn open(&self, kind: u8, name: &[u8], bytes: &[u8]) -> Option<(OpenKey, Vec<u8>)> {
         let (salt, sealed) = bytes.split_first_chunk::<SALT_BYTES>()?;
         let key = self.cipher.reopen(&thing(kind, name), salt);
@@ -172,7 +173,7 @@ fn thing(kind: u8, name: &[u8]) -> Vec<u8> {
 }
 
 fn row_part(number: usize) -> u32 {
-    // At most 512 rows.
+    // A block has at most 512 rows.
     number as u32 + 1
 }
 
@@ -232,7 +233,7 @@ impl<S: StoreReader + ?Sized> StoreReader for Encrypted<S> {
             .into_iter()
             .map(|record| match self.open_named(RECORD, &record.key, &record.bytes) {
                 Some((key, bytes)) => Record { key, bytes },
-                // Whoever decodes it will say that it is damaged.
+                // Decoding it will report the damage.
                 None => record,
             })
             .collect();
@@ -253,7 +254,7 @@ impl<S: StoreReader + ?Sized> StoreReader for Encrypted<S> {
                         name,
                         value: Some(value),
                     },
-                    // Dropped, it would look as if nothing had ever been noted.
+                    // A dropped note would look as if it had never been written.
                     None => note,
                 },
             )
@@ -263,7 +264,7 @@ impl<S: StoreReader + ?Sized> StoreReader for Encrypted<S> {
     }
 
     fn foreign_changes(&self) -> Result<Vec<String>> {
-        // No change while it is read: its two halves are read one after the other.
+        // Prevents changes between the readings of the set's two halves.
         let _held = self.set();
         Ok(self.read_set()?.differences())
     }
@@ -288,7 +289,7 @@ impl<S: StoreWriter + ?Sized> StoreWriter for Encrypted<S> {
     }
 
     fn put_segments(&self, segments: Vec<(SegmentId, Vec<u8>)>) -> Result<()> {
-        // Sealed again it would differ from what is stored, and be stored again.
+        // A segment that is sealed again differs from the stored one, and would be stored again.
         let ids: Vec<_> = segments.iter().map(|(id, _)| *id).collect();
         let stored = self.segments(&ids);
         let changed = segments.into_iter().zip(stored);
@@ -314,7 +315,7 @@ impl<S: StoreWriter + ?Sized> StoreWriter for Encrypted<S> {
             self.store.commit_with(&sealed, &hidden)
         });
         match written {
-            // The same record sealed again has other bytes, so the store below can't know that it is the same.
+            // The same record sealed again has other bytes, so the store below can't recognize it.
             Err(Error::BackupExists(_)) if self.has_record(record)? => Ok(()),
             Err(Error::BackupExists(_)) => Err(Error::BackupExists(record.key.clone())),
             written => written,

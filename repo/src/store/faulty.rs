@@ -1,8 +1,8 @@
-//! A store that fails when it is told to: a decorator for tests of what is left when a call did not succeed.
+//! A store that fails on request: a decorator for tests of the state after a failed call.
 //!
-//! It fails as a real store does: a put that failed may have stored a part, and no barrier succeeds after it until the
-//! store is opened again (point 2 of the seam); a sweep that failed may have removed a part. Everything else that fails
-//! has done nothing.
+//! It fails like a real store: a put that failed may have stored a part, and no barrier succeeds after it until the
+//! store is opened again (point 2 of the store's rules); a sweep that failed may have removed a part. Any other call
+//! that fails has done nothing.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,28 +15,28 @@ use crate::codec::Sealed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, SegmentId};
 
-/// Which calls count, and may fail.
+/// Calls that count, and may fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Calls {
-    /// All of them.
+    /// All calls.
     Any,
-    /// Those of [`StoreManager`], not those of [`StoreReader`].
+    /// Calls of [`StoreManager`], not those of [`StoreReader`].
     Writing,
 }
 
-/// What is to fail.
+/// Fault to inject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fault {
     pub(crate) calls: Calls,
-    /// How many of these calls succeed first.
+    /// Number of these calls that succeed first.
     pub(crate) after: usize,
-    /// What the failed call says.
+    /// Kind of the failed call's error.
     pub(crate) kind: ErrorKind,
-    /// Whether all of these calls fail from then on.
+    /// All of these calls fail from then on.
     pub(crate) lasting: bool,
 }
 
-/// Passes calls on to another store until one is to fail.
+/// Passes calls on to another store until one must fail.
 pub(crate) struct FaultyStore {
     inner: Arc<dyn StoreManager>,
     state: Mutex<State>,
@@ -51,7 +51,7 @@ struct State {
 }
 
 impl FaultyStore {
-    /// Fails nothing until [`FaultyStore::arm`].
+    /// Returns a store that fails nothing until [`FaultyStore::arm`].
     pub(crate) fn new(inner: Arc<dyn StoreManager>) -> Self {
         Self {
             inner,
@@ -59,21 +59,21 @@ impl FaultyStore {
         }
     }
 
-    /// Lets calls fail from now on; counting begins anew.
+    /// Arms a fault; counting starts again.
     pub(crate) fn arm(&self, fault: Fault) {
         let mut state = self.state();
         state.fault = Some(fault);
         (state.calls, state.fired) = (0, false);
     }
 
-    /// Lets no more calls fail; tells whether one did. A failed put goes on to fail the barriers.
+    /// Disarms the fault; returns whether a call failed. After a failed put the barriers continue to fail.
     pub(crate) fn disarm(&self) -> bool {
         let mut state = self.state();
         state.fault = None;
         state.fired
     }
 
-    /// Whether a put failed, so that only opening the store again helps.
+    /// Returns whether a put failed, so that only opening the store again helps.
     pub(crate) fn is_broken(&self) -> bool {
         self.state().put_failed
     }
@@ -128,7 +128,7 @@ impl FaultyStore {
         Err(Error::Store {
             kind: fault.kind,
             doing: "answer",
-            message: "a test wants it so".into(),
+            message: "a test injected this fault".into(),
         })
     }
 }
@@ -164,7 +164,7 @@ impl StoreReader for FaultyStore {
     }
 
     fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
-        // Each answer stands for itself, so each may fail alone.
+        // Each answer is independent, so each may fail alone.
         let answers = self.inner.get(wanted).into_iter();
         answers.map(|answer| self.read().and(answer)).collect()
     }
@@ -240,7 +240,7 @@ impl StoreManager for FaultyStore {
         let refused = self.barrier();
         if let Err(error) = refused {
             if !self.is_broken() {
-                // Ended after its first step, by an answer that the caller does not get to see.
+                // Ends the sweep after its first step, by an answer of the callback that the caller does not see.
                 let _ = self.inner.retain(live, thrift, &mut |_| Err(Error::Interrupted));
             }
             return Err(error);

@@ -1,4 +1,4 @@
-//! A store in memory, for tests: the plainest thing that keeps the rules of the seam.
+//! A store in memory, for tests: the simplest implementation of the store's rules.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -40,7 +40,7 @@ impl Inner {
 }
 
 impl MemoryStore {
-    /// An empty store.
+    /// Returns an empty store.
     pub fn new(block_size: BlockSize) -> Self {
         Self::with_identity(Identity {
             format: super::STORE_FORMAT,
@@ -52,7 +52,7 @@ impl MemoryStore {
         })
     }
 
-    /// An empty store of a repository with this identity.
+    /// Returns an empty store of a repository with this identity.
     pub fn with_identity(identity: Identity) -> Self {
         Self {
             identity,
@@ -60,19 +60,19 @@ impl MemoryStore {
         }
     }
 
-    /// Changes the stored bytes of a block, to see who notices.
+    /// Changes the stored bytes of a block, to test who detects it.
     pub fn damage(&self, id: BlockId, change: impl FnOnce(&mut Sealed)) {
         if let Some((_, sealed)) = self.lock().blocks.get_mut(&id) {
             change(sealed);
         }
     }
 
-    /// Loses a block.
+    /// Removes a block without a trace.
     pub fn lose(&self, id: BlockId) {
         self.take(id);
     }
 
-    /// Loses a block, and gives it.
+    /// Removes a block without a trace, and returns it.
     pub fn take(&self, id: BlockId) -> Option<Sealed> {
         self.lock().blocks.remove(&id).map(|(_, sealed)| sealed)
     }

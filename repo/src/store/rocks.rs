@@ -8,15 +8,16 @@
 //! | `backups` | `GUEST@TIME` | the record |
 //! | `notes` | the note's name | its value |
 //! | `meta` | `identity` | JSON, see [`Identity`] |
-//! | | `barrier` | the first sequence number above the last barrier |
-//! | | `generation` | how often what readers see was changed |
+//! | | `barrier` | the lowest sequence number that the last barrier does not cover |
+//! | | `generation` | number of changes that readers see |
 //! | | `sweeping` | ranges of sequence numbers whose unused blocks are being removed, see `rocks/sweep.rs` |
 //! | | `condemned/` and a block id | nothing: the block was found damaged |
 //!
-//! Numbers are big-endian, of 8 bytes where nothing else is said.
+//! Numbers are big-endian, of 8 bytes unless stated otherwise.
 //!
-//! Blocks lie in the order in which they were stored, because their keys are sequence numbers and not hashes: what was
-//! backed up together is read together. A block's part 0 says what its index row says, so the index can be rebuilt.
+//! Blocks are stored in the order in which they were put, because their keys are sequence numbers and not hashes:
+//! blocks that were backed up together are read together. A block's part 0 repeats its index row, so the index can be
+//! rebuilt.
 //!
 //! # What is on disk after each step of a barrier
 //!
@@ -24,29 +25,29 @@
 //!    with sequence numbers at or above the stored `barrier`.
 //! 2. `flush_cfs` writes and syncs them. A crash now leaves rows that nothing names.
 //! 3. One synced, logged batch writes their index rows, the new `barrier`, and for a commit the record and
-//!    `generation`. RocksDB applies a batch whole or not at all, so a row or record never names a block that is not
-//!    there.
+//!    `generation`. RocksDB applies a batch completely or not at all, so an index row or record never names a block
+//!    that is not stored.
 //!
-//! A condemned block that is put again gets a new sequence number; the batch of step 3 replaces its index row and removes
-//! the old rows. What a sweep leaves on disk stands in `rocks/sweep.rs`.
+//! A condemned block that is put again gets a new sequence number; the batch of step 3 replaces its index row and
+//! removes the old rows. `rocks/sweep.rs` describes what a sweep leaves on disk.
 //!
-//! # What a view has in it
+//! # Content of a view
 //!
-//! RocksDB makes a checkpoint in three steps: it flushes all memtables and takes the list of files under its mutex, links
-//! them, and copies the write-ahead log last, as far as it went when the list was taken; a log that was empty then is
-//! copied to its end (db/db_filesnapshot.cc, file/file_util.cc `CopyFile` of size 0). A batch that is logged between
-//! the list and the copy would be in the view without the files that its unlogged blocks were flushed to: a record
-//! without its blocks. So every logged batch and every checkpoint take turns (`log`):
+//! RocksDB makes a checkpoint in three steps. It flushes all memtables and takes the list of files under its mutex; it
+//! links the files; and it copies the write-ahead log last, up to its length when the list was taken. A log that was
+//! empty at that moment is copied to its end (db/db_filesnapshot.cc, file/file_util.cc `CopyFile` of size 0). A batch
+//! that is logged between the list and the copy would be in the view without the files that its unlogged blocks were
+//! flushed to: a record without its blocks. So logged batches and checkpoints exclude each other (`log`):
 //!
-//! 1. A batch that was logged before the checkpoint began is in the view. The blocks that it speaks of were flushed
-//!    before it was logged, so their files are in the list.
-//! 2. A batch of step 3 that waits for a checkpoint is not in the view; blocks of it that are there are rows that
-//!    nothing names.
-//! 3. Index rows are removed by logged batches before the rows of their blocks, so a view that lacks rows of a block that
-//!    is swept lacks its index row too.
+//! 1. A batch that was logged before the checkpoint began is in the view. The blocks that it names were flushed before
+//!    it was logged, so their files are in the list.
+//! 2. A batch of step 3 that waits for a checkpoint is not in the view; those of its blocks that are in the view are
+//!    rows that nothing names.
+//! 3. Index rows are removed by logged batches before the rows of their blocks, so a view that lacks rows of a swept
+//!    block lacks its index row too.
 //!
 //! The next writer removes every block row at or above `barrier` and flushes that removal before it puts anything, so
-//! sequence numbers can be used again. Segments left by a crash are named by their content and stay as they are.
+//! sequence numbers can be used again. Segments that a crash left are named by their content and stay as they are.
 
 mod check;
 mod options;
@@ -74,21 +75,21 @@ use crate::codec::Sealed;
 use crate::error::{Error, Result};
 use crate::id::{BlockId, SegmentId};
 
-/// Bytes that one write hands to RocksDB, which keeps them twice until it is done.
+/// Bytes that one write passes to RocksDB, which holds them twice until the write ends.
 const BATCH_BYTES: usize = 2 << 20;
 
-/// A store opened for writing. One process at a time: RocksDB's own lock refuses a second.
+/// A store opened for writing, by one process at a time: RocksDB's own lock refuses a second.
 pub struct RocksStore {
     reader: RocksReader,
-    /// Held for reading by a put, for writing while a barrier decides what it covers.
+    /// Held for reading by a put, and for writing while a barrier determines the rows that it covers.
     gate: RwLock<()>,
-    /// One barrier at a time. Held for the whole of a sweep, which makes views between its steps.
+    /// Admits one barrier at a time. Held for the whole of a sweep, which makes views between its steps.
     barrier: Mutex<()>,
-    /// Held while the write-ahead log grows and while a view is made; nothing else is locked meanwhile.
+    /// Held while the write-ahead log grows and while a view is made; no other lock is taken meanwhile.
     log: Mutex<()>,
     /// Rows of blocks that no barrier covers yet.
     pending: Mutex<HashMap<BlockId, Pending>>,
-    /// Blocks to store anew, see [`StoreWriter::condemn`].
+    /// Blocks to store again, see [`StoreWriter::condemn`].
     condemned: RwLock<HashSet<BlockId>>,
     next_sequence: AtomicU64,
     failed: AtomicBool,
@@ -98,12 +99,12 @@ pub struct RocksStore {
 #[derive(Clone, Copy)]
 struct Pending {
     row: IndexRow,
-    /// The sequence number of the damaged one that it takes the place of.
+    /// Sequence number of the damaged block that it replaces.
     replaces: Option<u64>,
 }
 
 impl RocksStore {
-    /// Makes a new store in `path`, which must not have one.
+    /// Creates a new store in `path`, which must not contain one.
     pub fn create(path: &Path, identity: &Identity) -> Result<Self> {
         std::fs::create_dir(path).map_err(Error::io("create", path))?;
         let store = Self::over(Self::open_or_create(path, true)?)?;
@@ -116,21 +117,21 @@ impl RocksStore {
         Ok(store)
     }
 
-    /// Opens the store for writing and removes what a crash left above the last barrier. Refuses one that a newer vbk made,
-    /// before anything is changed.
+    /// Opens the store for writing and removes the rows that a crash left above the last barrier. Refuses a store that
+    /// a newer vbk made, before anything is changed.
     pub fn open(path: &Path) -> Result<Self> {
         Self::open_at_least(path, 0)
     }
 
-    /// The same; also refuses, as damaged, one with a lower generation than `least`.
+    /// Opens the store for writing, and refuses, as damaged, a store with a lower generation than `least`.
     pub(crate) fn open_at_least(path: &Path, least: u64) -> Result<Self> {
-        // Never made where it is missing: an empty store in the place of a damaged one would be published to readers.
+        // Never created if it is missing: an empty store in place of a damaged one would be published to readers.
         let reader = Self::open_or_create(path, false)?;
         reader.identity()?.check(path)?;
         let generation = reader.generation()?;
         if generation < least {
             return Err(damaged(format!(
-                "it is at {generation}, and a view of it is at {least}: what was stored between is not in it"
+                "its generation is {generation}, but a view of it has {least}: changes made in between are missing"
             )));
         }
         Self::over(reader)
@@ -159,7 +160,7 @@ impl RocksStore {
         Ok(store)
     }
 
-    /// The names of the blob files that the store has any use for.
+    /// Returns the names of the blob files that the store uses.
     pub(crate) fn blob_files(&self, scratch: &Path) -> Result<HashSet<OsString>> {
         let remove = || {
             // RocksDB builds it under the second name.
@@ -196,13 +197,13 @@ impl RocksStore {
             .delete_range_cf_opt(blocks, &part_key(barrier, 0)[..], &[0xFF; 10][..], &options::unlogged())
             .and_then(|()| reader.db.flush_cf_opt(blocks, &FlushOptions::default()))
             .map_err(failed("remove what an interrupted run left"))?;
-        // No index row speaks of them, so no sweep would look for their space.
+        // No index row names them, so no sweep would look for their space.
         sweep::compact(reader, &(barrier..u64::MAX));
         Ok(())
     }
 
-    /// Makes a view at `path`: hard links to the store's files, readable whatever happens to the store afterwards.
-    /// Other threads may store and commit meanwhile; the view has all of a commit or nothing.
+    /// Makes a view at `path`: hard links to the store's files, which stay readable whatever happens to the store
+    /// afterwards. Other threads may store and commit meanwhile; the view contains all of a commit or none of it.
     pub fn checkpoint(&self, path: &Path) -> Result<()> {
         let _nothing_is_logged = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         Checkpoint::new(&self.reader.db)
@@ -215,7 +216,8 @@ impl RocksStore {
     }
 
     fn rows(&self, ids: &[BlockId]) -> Result<Vec<Option<IndexRow>>> {
-        // Pending rows first: a barrier moves a row to the index before it leaves `pending`, so none is missed.
+        // Pending rows are read first: a barrier moves a row to the index before it leaves `pending`, so none is
+        // missed.
         let mut rows: Vec<_> = {
             let pending = self.pending();
             ids.iter()
@@ -243,7 +245,7 @@ impl RocksStore {
             let family = self.reader.family("backups");
             let known = self.reader.db.get_pinned_cf(family, &record.key);
             match known.map_err(failed("list the backups"))? {
-                // Durable since the first time.
+                // It is durable since it was first committed.
                 Some(stored) if *stored == *record.bytes => return Ok(()),
                 Some(_) => return Err(Error::BackupExists(record.key.clone())),
                 None => {}
@@ -308,7 +310,7 @@ impl RocksStore {
         Ok(())
     }
 
-    /// Writes a batch that is durable when this returns. Every write with the log on goes through here.
+    /// Writes a batch that is durable when this returns. All writes with the log on use this function.
     fn write_logged(&self, doing: &'static str, batch: WriteBatch) -> Result<()> {
         let _no_view = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         self.reader
@@ -359,7 +361,7 @@ impl StoreReader for RocksStore {
 
 impl StoreWriter for RocksStore {
     fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
-        // No barrier decides or forgets what it covers between the look-up and the write.
+        // Keeps barriers from determining or dropping their rows between the look-up and the write.
         let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
         let ids: Vec<_> = blocks.iter().map(|block| block.id).collect();
         let stored = self.reader.index_rows(&ids)?;
@@ -384,7 +386,8 @@ impl StoreWriter for RocksStore {
             let parts = std::iter::once(&header).chain(&block.pages);
             for (part, bytes) in parts.enumerate().filter(|(_, bytes)| !bytes.is_empty()) {
                 batch.put_cf(self.reader.family("blocks"), part_key(row.sequence, part), bytes);
-                // The rows of a block need not be written together: none counts before its index row.
+                // The rows of a block need not be written together: none of them counts before the block's index row
+                // exists.
                 if batch.size_in_bytes() >= BATCH_BYTES {
                     self.write("store a block", std::mem::take(&mut batch))?;
                 }
@@ -400,8 +403,8 @@ impl StoreWriter for RocksStore {
         let family = self.reader.family("segments");
         let mut batch = WriteBatch::default();
         for (id, bytes) in segments {
-            // Looked at, so that a manifest that did not change is not written again every day, and one that is not what
-            // it was any more is: that mends every backup that has it.
+            // The stored segment is read first, so that an unchanged manifest is not written again every day. A segment
+            // that differs from what it was is written again, which repairs every backup that uses it.
             match self.reader.db.get_pinned_cf(family, id.0) {
                 Ok(Some(stored)) if *stored == *bytes => {}
                 Ok(_) => batch.put_cf(family, id.0, bytes),
@@ -464,12 +467,12 @@ impl StoreManager for RocksStore {
     }
 }
 
-/// Whether a name is that of a file with blocks in it.
+/// Returns whether a name is that of a blob file.
 pub(crate) fn is_blob_file(name: &OsStr) -> bool {
     Path::new(name).extension().is_some_and(|extension| extension == "blob")
 }
 
-/// Where the store lies in a repository's directory.
+/// Returns the directory of the store within a repository's directory.
 pub fn path_in(repository: &Path) -> PathBuf {
     repository.join("store")
 }

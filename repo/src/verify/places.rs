@@ -110,14 +110,14 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Splits damage to a root or segment from errors that end the search. A segment that could not be read before is
-    /// damage even if it can be read now: its blocks were not verified.
+    /// Separates damage to a root or segment from errors that end the search. A segment that could not be read before
+    /// counts as damaged even if it can be read now: its blocks were not verified.
     fn readable<T>(&self, id: SegmentId, read: Result<T>) -> Result<Result<T>> {
         match read {
             Err(error) if error.kind() != ErrorKind::Corrupt => Err(error),
             Ok(_) if self.bad_segments.contains(&id) => Ok(Err(Error::SegmentDamaged {
                 id,
-                what: "it could not be read, or not always".into(),
+                what: "it could not be read, or only sometimes".into(),
             })),
             read => Ok(read),
         }

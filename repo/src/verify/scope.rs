@@ -31,7 +31,7 @@ pub enum Scope {
 }
 
 impl Scope {
-    /// Takes a share of the blocks, another one at another time.
+    /// Returns a random share of the blocks, a different one at a different time.
     pub fn sample(share: f64, now: Timestamp) -> Self {
         Self::Sample {
             share,
@@ -39,7 +39,7 @@ impl Scope {
         }
     }
 
-    /// Takes the due parts of a rotation through `parts` parts.
+    /// Returns the due parts of a rotation through `parts` parts.
     pub fn rotation(mut rotation: Rotation, parts: usize, now: Timestamp) -> Self {
         let due = rotation.due(parts, now);
         Self::Parts { rotation, due }
@@ -66,7 +66,7 @@ impl Scope {
         }
     }
 
-    /// Notes in the rotation that its due parts were read.
+    /// Records in the rotation that its due parts were read.
     pub fn set_read(&mut self, read: PartRead) {
         if let Self::Parts { rotation, due } = self {
             due.iter().for_each(|&part| rotation.parts[part] = Some(read));
@@ -74,12 +74,12 @@ impl Scope {
     }
 }
 
-/// Returns which of `parts` equal parts of all blocks a block belongs to.
+/// Returns the part that a block belongs to, of `parts` equal parts of all blocks.
 fn part_of(id: BlockId, parts: usize) -> usize {
     ((u128::from(start_of(id)) * parts as u128) >> 64) as usize
 }
 
-/// Ids are hashes, so their first bytes are evenly spread.
+/// Returns the first bytes of an id as a number. Ids are hashes, so these numbers are evenly spread.
 fn start_of(id: BlockId) -> u64 {
     id.0.first_chunk().map_or(0, |first| u64::from_be_bytes(*first))
 }

@@ -1,6 +1,6 @@
-//! Who does what in a repository, and what it takes on disk. Waits for nobody, opens no store and needs no key.
+//! The writer, readers and views of a repository, and its space on disk. Never waits, opens no store and needs no key.
 //!
-//! What it tells was true at some moment while it looked: writers and readers come and go meanwhile.
+//! The result is a snapshot taken over a short time: writers and readers may start and end meanwhile.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,41 +19,41 @@ mod locks;
 
 use locks::{Access, Locks};
 
-/// How often it looks again when views are published while it looks.
+/// Number of attempts when views are published meanwhile.
 const ATTEMPTS: usize = 5;
 
-/// The longest text for a process.
+/// Longest description of a process.
 const MAX_COMMAND_CHARS: usize = 72;
 
-/// A repository, looked at from outside.
+/// Status of a repository, as seen from outside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Status {
-    /// Who writes to it.
+    /// The process that writes to it.
     pub writer: Option<WriterStatus>,
     /// Its views, oldest first.
     pub views: Vec<ViewStatus>,
-    /// What it takes.
+    /// Space that it takes.
     pub disk: DiskUsage,
-    /// Where it lies.
+    /// File system that it is on.
     pub file_system: FileSystem,
 }
 
-/// The process that writes to a repository. What the system does not tell is `None`.
+/// The process that writes to a repository. A field is `None` if the system does not show it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct WriterStatus {
-    /// Its process.
+    /// Its process id.
     pub pid: Option<u32>,
-    /// What it does, as in `backup web1`.
+    /// Its command, e.g. `backup web1`.
     pub command: Option<String>,
-    /// Since when.
+    /// Time when it took the lock.
     pub since: Option<Timestamp>,
 }
 
-/// A process. What the system does not tell is `None`; with neither it stands for one or more that can't be named,
-/// as those in another container.
+/// A process. A field is `None` if the system does not show it; with both `None` it stands for one or more processes
+/// that can't be identified, e.g. those in another container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Process {
-    /// Its number.
+    /// Its process id.
     pub pid: Option<u32>,
     /// Its command line, shortened, without control characters: `vbk mount /mnt`.
     pub command: Option<String>,
@@ -64,29 +64,29 @@ pub struct Process {
 pub struct ViewStatus {
     /// Greater in a newer view.
     pub number: u64,
-    /// What it is there for.
+    /// Its role.
     pub state: ViewState,
-    /// When it was made.
+    /// Time when it was made.
     pub since: Option<Timestamp>,
     /// The processes that read it.
     pub readers: Vec<Process>,
 }
 
-/// What a view is there for.
+/// Role of a view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ViewState {
-    /// The one that new readers open.
+    /// The view that new readers open.
     Current,
-    /// An older one that somebody reads.
+    /// An older view that still has readers.
     Old,
-    /// One that the writer is about to make current.
+    /// The view that the writer is about to make current.
     Coming,
-    /// Nobody reads it or will. The next writer removes it.
+    /// A view without present or future readers. The next writer removes it.
     Stale,
 }
 
-/// Looks at a repository. Never waits, and changes nothing that a writer or reader would notice.
+/// Examines a repository. Never waits, and changes nothing that a writer or reader would notice.
 pub fn status(repository: &Repository) -> Result<Status> {
     let path = repository.path();
     let (writer, views) = writer_and_views(repository)?;
@@ -103,8 +103,8 @@ fn writer_and_views(repository: &Repository) -> Result<(Option<WriterStatus>, Ve
     let mut attempt = 0;
     loop {
         attempt += 1;
-        // The locks last: a writer that made one of these views and is gone by then has published it, so the number of
-        // the newest has changed, or was killed.
+        // The locks are read last. If the writer of one of these views has ended by then, it has either published it,
+        // so that the number of the newest view has changed, or was killed.
         let newest = repository.newest_view()?;
         let numbers = view_numbers(&path.join("views"))?;
         let locks = Locks::read(path)?;
@@ -125,7 +125,7 @@ fn writer(path: &Path, locks: &Locks) -> Result<Option<WriterStatus>> {
     let Some(&pid) = holders.first() else {
         return Ok(None);
     };
-    // The text is the holder's only once it has written it; until then it is that of the one before.
+    // Until the holder has written the text, the text is that of the holder before.
     let text = fs::read(&path).unwrap_or_default();
     let holder = serde_json::from_slice::<Holder>(&text)
         .ok()
@@ -148,11 +148,11 @@ fn writer(path: &Path, locks: &Locks) -> Result<Option<WriterStatus>> {
     }))
 }
 
-/// The numbers of all views that something is left of.
+/// Returns the numbers of all views of which any file exists.
 fn view_numbers(views: &Path) -> Result<BTreeSet<u64>> {
     let entries = match fs::read_dir(views) {
         Ok(entries) => entries,
-        // A copy of the repository may lack it.
+        // A copy of the repository may lack the directory.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
         Err(error) => return Err(Error::io("list", views)(error)),
     };
@@ -164,14 +164,14 @@ fn view_numbers(views: &Path) -> Result<BTreeSet<u64>> {
     Ok(numbers)
 }
 
-/// The view that a file is part of: `N`, `N.lock`, or `N.tmp` that RocksDB did not finish.
+/// Returns the view that a file belongs to: `N`, `N.lock`, or `N.tmp` that RocksDB did not finish.
 fn view_number(name: &str) -> Option<u64> {
     let (number, ending) = name.split_once('.').unwrap_or((name, ""));
     let parsed: u64 = number.parse().ok()?;
     (matches!(ending, "" | "lock" | "tmp") && parsed.to_string() == number).then_some(parsed)
 }
 
-/// A view; `None` if it has just been removed.
+/// Returns a view; `None` if it has just been removed.
 fn view(path: &Path, number: u64, newest: Option<u64>, has_writer: bool, locks: &Locks) -> Result<Option<ViewStatus>> {
     let views = path.join("views");
     let lock = views.join(format!("{number}.lock"));
@@ -204,15 +204,16 @@ fn view(path: &Path, number: u64, newest: Option<u64>, has_writer: bool, locks: 
     }))
 }
 
-/// The command line of a process, short; `None` if it is gone or another user's and hidden.
+/// Returns the shortened command line of a process; `None` if the process is gone, or hidden because it is another
+/// user's.
 fn command(pid: u32) -> Option<String> {
     let directory = Path::new("/proc").join(pid.to_string());
     let line = fs::read(directory.join("cmdline")).ok().and_then(|line| shorten(&line));
-    // One that is ending has no command line any more.
+    // A process that is ending has no command line any more.
     line.or_else(|| shorten(fs::read(directory.join("comm")).ok()?.trim_ascii_end()))
 }
 
-/// A command line with its words ended by zero bytes, as people write it: the program without its directory.
+/// Formats a command line, whose words end with zero bytes, for people: the program without its directory.
 fn shorten(line: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(line);
     let mut words = text.trim_end_matches('\0').split('\0');
@@ -232,7 +233,7 @@ fn shorten(line: &[u8]) -> Option<String> {
     }
 }
 
-/// A process chooses its own words, and they reach somebody's terminal.
+/// Replaces control characters: a process chooses its own words, and they are printed on an administrator's terminal.
 fn printable(text: &str) -> String {
     text.replace(char::is_control, "?")
 }

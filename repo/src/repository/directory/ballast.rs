@@ -1,5 +1,5 @@
-//! A file of 16 MiB that is only there to take space: on a full disk not even a prune can open the store, so it lets go of
-//! this first.
+//! Ballast: a file of 16 MiB that only takes up space. On a full disk not even a prune can open the store, so a prune
+//! first removes the ballast.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -9,20 +9,21 @@ use crate::error::{Error, Result};
 
 const BYTES: u64 = 16 << 20;
 
-/// So much is free where the ballast is made: what is free is better used by a backup that needs it.
+/// The ballast is only created if this many times its size is free; with less, a backup has the better use for the
+/// space.
 const FREE_TIMES: u64 = 8;
 
 fn path_in(repository: &Path) -> PathBuf {
     repository.join("ballast")
 }
 
-/// Makes the ballast if it is not there and the disk is not full. That it could not be made is no error.
+/// Creates the ballast if it is missing and the disk is not full. A failure to create it is not an error.
 pub(crate) fn ensure(repository: &Path, free_bytes: u64) {
     let path = path_in(repository);
     if free_bytes < BYTES * FREE_TIMES || fs::metadata(&path).is_ok_and(|found| found.len() == BYTES) {
         return;
     }
-    // Written, because what is only set aside may be counted as free on some file systems.
+    // The file is written, because some file systems count space that is merely allocated as free.
     let piece = vec![0x5A; 1 << 20];
     let made = File::create(&path).and_then(|mut file| (0..BYTES >> 20).try_for_each(|_| file.write_all(&piece)));
     if let Err(error) = made {
@@ -31,7 +32,7 @@ pub(crate) fn ensure(repository: &Path, free_bytes: u64) {
     }
 }
 
-/// Lets go of the space; `false` if there was none.
+/// Removes the ballast; `false` if there was none.
 pub(crate) fn release(repository: &Path) -> Result<bool> {
     let path = path_in(repository);
     match fs::remove_file(&path) {

@@ -1,15 +1,16 @@
-//! Makes the files of a new repository.
+//! Creates the files of a new repository.
 //!
-//! Its maker shows the recovery key once, when [`make`] has returned, so no loss of power may take the repository back
-//! then. What is on disk after each step:
+//! The caller shows the recovery key once, when [`make`] has returned, so a power cut after that must not lose the
+//! repository. What is on disk after each step:
 //!
-//! 1. The directories above it that had to be made, if that was asked for: each is synced in its own parent.
-//! 2. The directory, synced in its parent, also if it was there before: it may have been made a moment ago. A crash up to
-//!    here leaves empty directories.
-//! 3. The key slots, each whole and synced (`keys.rs`); then the store, the first view and the link that names it, synced by
-//!    RocksDB and `views.rs`. A crash leaves a directory that no command takes for a repository, since it has no marker,
-//!    and in which none is made, since it is not empty.
-//! 4. The marker, whole and synced under another name, then renamed, and the directory synced: with it all names of step 3.
+//! 1. The missing parent directories, if the caller asked for them: each is synced in its own parent.
+//! 2. The directory, synced in its parent, even if it existed before: it may have been created a moment ago. A crash up
+//!    to here leaves empty directories.
+//! 3. The key slots, each complete and synced (`keys.rs`); then the store, the first view and the link that names it,
+//!    synced by RocksDB and `views.rs`. A crash leaves a directory that no command takes for a repository, since it has
+//!    no marker, and in which none can be created, since it is not empty.
+//! 4. The marker, complete and synced under another name, then renamed, and the directory synced, which also makes all
+//!    names of step 3 durable.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -31,11 +32,11 @@ use crate::store::encrypted::Encrypted;
 use crate::store::rocks::{RocksStore, path_in};
 use crate::store::{ENCRYPTION, Identity, STORE_FORMAT, StoreManager};
 
-/// Its making is the claim on the directory.
+/// Directory whose creation claims the repository's directory for this process.
 const VIEWS: &str = "views";
 
-/// Fills the directory, which is made if need be, and gives its real path. When it fails nothing is left of what it made,
-/// and what somebody else made meanwhile is left alone.
+/// Fills the directory, creating it if it does not exist, and returns its real path and the repository's id. On failure
+/// it removes everything that it created, and leaves alone what another process created meanwhile.
 pub(in crate::repository) fn make(path: &Path, options: &CreateOptions) -> Result<(PathBuf, String)> {
     let path = std::path::absolute(path).map_err(Error::io("open", path))?;
     let parent = path.parent().unwrap_or(&path);
@@ -52,20 +53,20 @@ pub(in crate::repository) fn make(path: &Path, options: &CreateOptions) -> Resul
         }
         Err(error) => return Err(Error::io("create", path)(error)),
     };
-    // Links that will be compared and kept must not depend on where the process stands.
+    // Paths are compared and stored later, so they must not depend on this process's current directory or on links.
     let path = fs::canonicalize(&path).map_err(Error::io("open", path))?;
     let parent = path.parent().unwrap_or(&path);
     let result = sync_parent(parent)
         .and_then(|()| claim(&path))
         .and_then(|()| fill(&path, options).inspect_err(|_| undo_fill(&path)));
     if result.is_err() && is_new {
-        // Fails, as it should, if somebody else's files are in it.
+        // Fails if another process has created files in it, and must fail then.
         let _ = fs::remove_dir(&path);
     }
     result.map(|id| (path, id))
 }
 
-/// Makes a directory and those above it that are missing, from the top down, each synced in its parent.
+/// Creates a directory and its missing parents, from the top down, each synced in its parent.
 fn make_durably(path: &Path) -> Result<()> {
     if path.is_dir() {
         return Ok(());
@@ -84,13 +85,13 @@ fn make_durably(path: &Path) -> Result<()> {
 /// Makes a new name in a directory durable.
 fn sync_parent(parent: &Path) -> Result<()> {
     match second_copies::sync_directory(parent) {
-        // A directory that can be passed but not read, by its mode, can't be opened to be synced. EINVAL: its file system
-        // can't sync directories (fsync(2)).
+        // A directory with search but no read permission can't be opened for a sync. EINVAL: its file system can't sync
+        // directories (fsync(2)).
         Err(Error::Io { source, .. })
             if matches!(source.kind(), ErrorKind::PermissionDenied | ErrorKind::InvalidInput) =>
         {
             tracing::warn!(
-                "can't sync {} ({source}): a power cut in the next seconds may take the new repository away; sync(1) saves it",
+                "can't sync {} ({source}): a power cut in the next seconds may lose the new repository; run sync(1) to save it",
                 parent.display()
             );
             Ok(())
@@ -99,7 +100,8 @@ fn sync_parent(parent: &Path) -> Result<()> {
     }
 }
 
-/// Makes what only one process can make: of several at once the others stop here, and have nothing to undo.
+/// Creates the directory that only one process can create. Of several processes at once the others fail here, with
+/// nothing to undo.
 fn claim(path: &Path) -> Result<()> {
     restrict(path)?;
     let views = path.join(VIEWS);
@@ -109,7 +111,7 @@ fn claim(path: &Path) -> Result<()> {
     })
 }
 
-/// Gives the id.
+/// Fills the directory, and returns the repository's id.
 fn fill(path: &Path, options: &CreateOptions) -> Result<String> {
     check_hard_links(path)?;
     let keys = options.encryption.as_ref().map(|(keys, _)| keys);
@@ -139,8 +141,8 @@ fn fill(path: &Path, options: &CreateOptions) -> Result<String> {
     Ok(identity.id)
 }
 
-/// Removes what a failed `fill` made; what can't be removed is named by the next attempt. The claim goes last: until then
-/// nobody else makes files that this could take for its own.
+/// Removes the files that a failed `fill` created; the next attempt reports any that can't be removed. The claim is
+/// removed last: until then no other process creates files that this one could take for its own.
 fn undo_fill(path: &Path) {
     for name in ["lock", "ballast", "vbk-repository.new", MARKER] {
         let _ = fs::remove_file(path.join(name));
@@ -150,7 +152,7 @@ fn undo_fill(path: &Path) {
     }
 }
 
-/// Only its owner may enter: what is in it are other people's disks.
+/// Lets only the owner enter the directory: it contains the disks of other users.
 fn restrict(path: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(Error::io("set permissions of", path))
@@ -166,7 +168,7 @@ fn check_hard_links(path: &Path) -> Result<()> {
     fs::remove_file(&two).map_err(Error::io("remove", &two))
 }
 
-/// Also takes the place of a damaged one.
+/// Writes the marker, replacing a damaged one.
 pub(super) fn write_marker(path: &Path, identity: &Identity) -> Result<()> {
     let marker = path.join(MARKER);
     let (id, key_check) = (&identity.id, identity.key_check.as_deref());

@@ -1,4 +1,4 @@
-//! What a repository takes on disk, part by part: which bytes are the store's, and which only views keep.
+//! Space that a repository takes on disk, by part: the store, the current view, and other views.
 
 use std::collections::HashSet;
 use std::fs;
@@ -12,22 +12,23 @@ use crate::error::{Error, Result};
 use crate::repository::directory::views;
 use crate::store::rocks;
 
-/// The bytes that a repository takes on disk, each file counted once however many links it has. Sparse files count
-/// what is allocated.
+/// Bytes that a repository takes on disk. Each file is counted once, however many links it has, and sparse files by
+/// their allocated size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct DiskUsage {
-    /// All of it.
+    /// All bytes of the repository.
     pub total_bytes: u64,
-    /// The store.
+    /// Bytes of the store.
     pub store_bytes: u64,
-    /// What is not in the store, but in the current view.
+    /// Bytes that the current view has and the store does not.
     pub current_view_bytes: u64,
-    /// What only other views have. It comes back when nobody reads them any more and the next writer removes them.
+    /// Bytes that only other views have. They are freed when the last reader of those views ends and the next writer
+    /// removes them.
     pub other_views_bytes: u64,
 }
 
-/// Counts what a repository takes. Does not follow links, stays on one file system, and passes over what vanishes
-/// meanwhile and what may not be entered, such as `lost+found`.
+/// Measures the space of a repository. Does not follow links, stays on one file system, and skips files that vanish
+/// meanwhile and directories that may not be entered, such as `lost+found`.
 pub fn disk_usage(repository: &Path) -> Result<DiskUsage> {
     let root = fs::canonicalize(repository).map_err(Error::io("read", repository))?;
     let mut counted = Counted::default();
@@ -38,7 +39,7 @@ pub fn disk_usage(repository: &Path) -> Result<DiskUsage> {
         current_view_bytes = counted.add(&directory.join(number.to_string()))?;
     }
     let mut other_views_bytes = 0;
-    // A copy of the repository may lack them.
+    // A copy of the repository may lack the views.
     let others = fs::read_dir(&directory).into_iter().flatten().flatten();
     for view in others.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
         other_views_bytes += counted.add(&view.path())?;
@@ -52,12 +53,12 @@ pub fn disk_usage(repository: &Path) -> Result<DiskUsage> {
     })
 }
 
-/// The files that were counted, by device and inode.
+/// Files counted so far, by device and inode.
 #[derive(Default)]
 struct Counted(HashSet<(u64, u64)>);
 
 impl Counted {
-    /// Counts what is at a path and below and was not counted before; gives the bytes allocated for it.
+    /// Counts all files at and below a path that were not counted before; returns their allocated bytes.
     fn add(&mut self, root: &Path) -> Result<u64> {
         let mut bytes = 0;
         let mut device = None;
@@ -68,12 +69,12 @@ impl Counted {
                 Err(error) if has_vanished(&error) => continue,
                 Err(error) => return Err(Error::io("read", path)(error)),
             };
-            // Another file system that is mounted here is not part of it.
+            // Another file system that is mounted here is not part of the repository.
             if *device.get_or_insert(found.dev()) != found.dev() {
                 continue;
             }
             if self.0.insert((found.dev(), found.ino())) {
-                // stat(2): in units of 512 bytes, whatever the file system's blocks are.
+                // stat(2): in units of 512 bytes, whatever the file system's block size.
                 bytes += found.blocks() * 512;
             }
             if !found.is_dir() {
@@ -107,15 +108,15 @@ fn has_vanished(error: &io::Error) -> bool {
 /// The file system of a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct FileSystem {
-    /// Its size.
+    /// Size of the file system.
     pub size_bytes: u64,
-    /// What is used of it, by anybody.
+    /// Used bytes, including those of other programs.
     pub used_bytes: u64,
-    /// What this user may still use; less than the rest where some is reserved for root.
+    /// Bytes that this user may still use; fewer than the unused ones if some are reserved for root.
     pub free_bytes: u64,
 }
 
-/// Looks at the file system that `path` is on.
+/// Returns the size and use of the file system that contains `path`.
 pub fn file_system(path: &Path) -> Result<FileSystem> {
     let stat = nix::sys::statvfs::statvfs(path).map_err(|errno| Error::io("read", path)(errno.into()))?;
     let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size());

@@ -1,10 +1,10 @@
-//! The writer's lock on a repository: one process writes at a time, and the others can say for whom they wait.
+//! The writer's lock on a repository: one process writes at a time, and the waiting ones can name the holder.
 //!
-//! The lock is flock(2) on `REPO/lock`, so the kernel releases it however its holder ends. The file's text is only
-//! for people, and is removed with the lock.
+//! The lock is flock(2) on `REPO/lock`, so the kernel releases it however its holder ends. The file's text is only for
+//! people, and is removed when the lock is released.
 //!
-//! The text goes with every copy of the directory. In an encrypted repository it therefore has the command's first word
-//! only. Processes of the same machine get the rest from the holder's command line, which the kernel shows.
+//! The text is part of every copy of the directory. In an encrypted repository it therefore contains only the command's
+//! first word. Processes of the same machine read the rest from the holder's command line, which the kernel shows.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -16,19 +16,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// The longest command line that is shown.
+/// Longest command line that is shown.
 const MAX_COMMAND_CHARS: usize = 72;
 
 const POLL: Duration = Duration::from_millis(200);
 
-/// Who holds the lock.
+/// Holder of the lock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
-    /// What it does, as in `backup web1`; in an encrypted repository `backup`.
+    /// The holder's command, e.g. `backup web1`; in an encrypted repository only `backup`.
     pub command: String,
-    /// Its process.
+    /// The holder's process id.
     pub pid: u32,
-    /// Since when.
+    /// Time when it took the lock.
     pub since: jiff::Timestamp,
 }
 
@@ -39,23 +39,23 @@ impl std::fmt::Display for Holder {
     }
 }
 
-/// The held lock; dropping it lets the next writer in.
+/// The held lock; dropping it releases it.
 pub(crate) struct WriterLock {
     file: File,
 }
 
-/// What the lock's text may say of the command.
+/// Part of the command that the lock's text may contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Told {
-    /// All of it.
+    /// The whole command.
     Command,
-    /// Its first word, which names no guest.
+    /// The first word, which names no guest.
     Word,
 }
 
 impl Drop for WriterLock {
     fn drop(&mut self) {
-        // The lock is held until the file is closed, which is after this.
+        // The lock is released when the file is closed, which is after this.
         if let Err(error) = self.file.set_len(0) {
             tracing::warn!("can't empty the lock file: {error}");
         }
@@ -63,8 +63,8 @@ impl Drop for WriterLock {
 }
 
 impl WriterLock {
-    /// Takes the lock, asking `wait` with the holder's description before each wait; `false` gives up with
-    /// [`Error::Locked`].
+    /// Takes the lock. Before each wait it calls `wait` with the holder's description; if that returns `false`, the
+    /// call fails with [`Error::Locked`].
     pub(crate) fn take(
         repository: &Path,
         command: &str,
@@ -115,7 +115,7 @@ impl WriterLock {
 
 fn describe(file: &mut File) -> String {
     let mut text = String::new();
-    // The holder may be between taking the lock and writing its name.
+    // The holder may have taken the lock but not yet written its name.
     let read = file.rewind().and_then(|()| file.read_to_string(&mut text));
     let holder = read.ok().and_then(|_| serde_json::from_str::<Holder>(&text).ok());
     holder.map_or_else(
@@ -124,9 +124,10 @@ fn describe(file: &mut File) -> String {
     )
 }
 
-/// The holder with the rest of its command, as far as this machine tells it.
+/// Adds the rest of the holder's command, if this machine shows it.
 pub(crate) fn with_arguments(lock: &File, mut holder: Holder) -> Holder {
-    // A process of another machine may have the number of one of this machine, which does not have the file open.
+    // A process of another machine may have the same id as a process of this one; the latter does not have the file
+    // open.
     if !holder.command.contains(' ') && has_open(holder.pid, lock) {
         let line = fs::read(format!("/proc/{}/cmdline", holder.pid)).unwrap_or_default();
         holder.command = arguments_of(&line, &holder.command).unwrap_or(holder.command);
@@ -146,7 +147,8 @@ fn has_open(pid: u32, file: &File) -> bool {
         .any(|open| (open.dev(), open.ino()) == (wanted.dev(), wanted.ino()))
 }
 
-/// The words of a command line, ended by zero bytes, from the command on; `None` if the command is not among them.
+/// Returns the words of a command line, each ended by a zero byte, from the command on; `None` if the command is not
+/// among them.
 fn arguments_of(line: &[u8], command: &str) -> Option<String> {
     let text = String::from_utf8_lossy(line);
     let words: Vec<_> = text.trim_end_matches('\0').split('\0').skip(1).collect();

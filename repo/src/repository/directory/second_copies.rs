@@ -1,17 +1,17 @@
 //! Second copies of the store's tables.
 //!
-//! RocksDB keeps headers, the index, manifests and records in sorted files, which together take about a thousandth of what
-//! the blocks take: so little that one damaged file can cost much and a second copy costs nothing. Each table of the
-//! newest view has one in `REPO/spare/`, named `NUMBER.sst.HASH` with the first 16 digits of the BLAKE3 hash of its
-//! bytes; so it can be told which of the two is right.
+//! RocksDB keeps headers, the index, manifests and records in sorted files, which together take about a thousandth of
+//! the space of the blocks: so little that one damaged file can cost much and a second copy costs almost nothing. Each
+//! table of the newest view has one in `REPO/spare/`, named `NUMBER.sst.HASH` with the first 16 digits of the BLAKE3
+//! hash of its bytes, which shows which of the two copies is right.
 //!
-//! RocksDB's small files, `MANIFEST` above all, are there twice anyway: in the store and in the view. But RocksDB does not
-//! notice all damage to them: it takes a record whose damaged length points behind the end of the file for the end of the
-//! records, and shows an older state; and from a record of some types that it never writes it does not come back. So a view
-//! has a file `sums` with a line for each of them, 16 digits of its hash and its name ([`check_view`]), and the store's are
-//! compared with those of the view ([`check_store`]).
+//! RocksDB's small files, above all `MANIFEST`, exist twice anyway: in the store and in the view. But RocksDB does not
+//! notice all damage to them. A record whose damaged length points past the end of the file counts as the end of the
+//! records, so RocksDB shows an older state; and a record of certain types that RocksDB never writes makes it hang. So
+//! a view has a file `sums` with a line for each of them, 16 digits of its hash and its name ([`check_view`]), and the
+//! store's files are compared with those of the view ([`check_store`]).
 //!
-//! A copy is written under another name, synced and renamed, so what has such a name is whole.
+//! A copy is written under another name, synced and renamed, so a file with such a name is complete.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -24,24 +24,24 @@ use crate::id::to_hex;
 
 const EXTENSION: &str = "sst";
 const HASH_DIGITS: usize = 16;
-/// What is read of a table at a time: it may be large.
+/// Piece of a table that is read at a time: tables may be large.
 const PIECE_BYTES: usize = 1 << 20;
 const DRAFT: &str = "new";
 const SUMS: &str = "sums";
 
-/// Of RocksDB's log format (log_format.h), in which `MANIFEST` and logs are written: blocks that no record crosses, and
-/// records with CRC, length (u16, little-endian) and type in front.
+/// RocksDB's log format (log_format.h), in which `MANIFEST` and logs are written, has blocks that no record crosses,
+/// and records that start with CRC, length (u16, little-endian) and type.
 const LOG_BLOCK_BYTES: usize = 32 << 10;
 const LOG_HEADER_BYTES: usize = 7;
 
 /// One table and its second copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Spare {
-    /// The name of the table, as in `000012.sst`.
+    /// Name of the table, e.g. `000012.sst`.
     pub(crate) table: String,
-    /// The hash that its bytes have.
+    /// Hash that the table's bytes must have.
     pub(crate) hash: String,
-    /// Where the second copy is.
+    /// Path of the second copy.
     pub(crate) path: PathBuf,
 }
 
@@ -49,8 +49,8 @@ fn directory(repository: &Path) -> PathBuf {
     repository.join("spare")
 }
 
-/// The bytes of a file; `None` if it is not there or the disk can't read it any more. Any other failure is an error, as it
-/// says nothing about the file.
+/// Returns the bytes of a file; `None` if the file is gone or the disk can't read it any more. Any other failure is an
+/// error, as it says nothing about the file.
 fn content(path: &Path) -> Result<Option<Vec<u8>>> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
@@ -59,12 +59,12 @@ fn content(path: &Path) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// Whether a file is gone, or the disk can't read it any more: any other failure says nothing about it.
+/// Returns whether a file is gone or unreadable on the disk. Any other failure says nothing about the file.
 fn is_lost(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::EIO)
 }
 
-/// The hash of a file's bytes, as it stands in names; `None` if it is not there or the disk can't read it any more.
+/// Returns the hash of a file's bytes as used in names; `None` if the file is gone or the disk can't read it any more.
 pub(crate) fn hash_of(path: &Path) -> Result<Option<String>> {
     match File::open(path).and_then(|file| read_through(file, &mut |_| Ok(()))) {
         Ok(hash) => Ok(Some(hash)),
@@ -73,7 +73,7 @@ pub(crate) fn hash_of(path: &Path) -> Result<Option<String>> {
     }
 }
 
-/// Gives the bytes of a file to `each`, some at a time, and then their hash.
+/// Passes the bytes of a file to `each`, a piece at a time, and returns their hash.
 fn read_through(mut file: File, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<String> {
     let mut piece = vec![0; PIECE_BYTES];
     let mut hasher = Hashing::Plain.hasher();
@@ -90,8 +90,8 @@ fn read_through(mut file: File, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -
     }
 }
 
-/// Copies a table, synced; gives its hash. By hand, because what copies for us may share the bytes on the disk
-/// (copy_file_range(2)), and then there is one copy of them.
+/// Copies a table, synced, and returns its hash. Copies byte by byte, because the kernel's own copy may share the bytes
+/// on the disk (copy_file_range(2)), and then both files would be one copy.
 fn copy(from: &Path, to: &Path) -> Result<String> {
     let open = File::open(from).map_err(Error::io("read", from))?;
     let mut copy = File::create(to).map_err(Error::io("create", to))?;
@@ -108,7 +108,7 @@ fn name_of(hash: &[u8; 32]) -> String {
     to_hex(&hash[..HASH_DIGITS / 2])
 }
 
-/// All second copies, by name.
+/// Returns all second copies, by name.
 pub(crate) fn list(repository: &Path) -> Result<Vec<Spare>> {
     let directory = directory(repository);
     let entries = match fs::read_dir(&directory) {
@@ -119,7 +119,7 @@ pub(crate) fn list(repository: &Path) -> Result<Vec<Spare>> {
     for entry in entries {
         let path = entry.map_err(Error::io("list", &directory))?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        // Anything else is a draft that a killed writer left.
+        // Any other file is a draft that a killed writer left.
         let is_spare = |(table, hash): &(&str, &str)| {
             is_table(Path::new(table))
                 && hash.len() == HASH_DIGITS
@@ -141,7 +141,7 @@ fn is_table(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == EXTENSION)
 }
 
-/// Gives every table of `view`, the newest one, a second copy, and removes those of others.
+/// Creates the missing second copies of the tables of `view`, the newest one, and removes those of other tables.
 pub(crate) fn update(repository: &Path, view: &Path) -> Result<()> {
     seal(view)?;
     let directory = directory(repository);
@@ -180,9 +180,9 @@ pub(crate) fn update(repository: &Path, view: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes the second copies of tables that `directory` does not have, or has with other bytes. A store that is made anew
-/// from an older view uses their names again, and [`update`], which goes by names, would take them for copies of what
-/// comes then. A copy that is damaged itself stays where the table is too: it tells that the table can't be trusted.
+/// Removes the second copies of tables that `directory` lacks or has with other bytes. A store that is rebuilt from an
+/// older view reuses their names, and [`update`], which compares names, would take them for copies of the new tables. A
+/// damaged second copy stays if its table exists: it shows that the table can't be trusted.
 pub(crate) fn keep_only(repository: &Path, directory: &Path) -> Result<()> {
     for spare in list(repository)? {
         let is_of_it = match hash_of(&directory.join(&spare.table))? {
@@ -200,12 +200,12 @@ pub(crate) fn is_there(path: &Path) -> Result<bool> {
     path.try_exists().map_err(Error::io("read", path))
 }
 
-/// Whether it is what [`seal`] writes.
+/// Returns whether the file is one that [`seal`] writes.
 pub(crate) fn is_sums(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name == SUMS)
 }
 
-/// Notes what the small files of a view hash to, if that is not noted yet.
+/// Writes the hashes of a view's small files, unless they are written already.
 pub(crate) fn seal(view: &Path) -> Result<()> {
     let path = view.join(SUMS);
     if path.exists() {
@@ -226,8 +226,8 @@ pub(crate) fn seal(view: &Path) -> Result<()> {
     sync_directory(view)
 }
 
-/// An error if a small file of a view is not what it was when the view was made. One without sums was just made, or is of
-/// a run that was killed then.
+/// Fails if a small file of a view differs from what it was when the view was made. A view without sums was made just
+/// now, or by a run that was killed before it wrote them.
 pub(crate) fn check_view(view: &Path) -> Result<()> {
     let sums = view.join(SUMS);
     if !is_there(&sums)? {
@@ -244,14 +244,14 @@ pub(crate) fn check_view(view: &Path) -> Result<()> {
             return Err(damaged(&path));
         }
     }
-    // Cut off, it would have less to say; RocksDB's CURRENT is there always.
+    // A truncated list would check fewer files; RocksDB's CURRENT and MANIFEST always exist.
     match text.ends_with('\n') && text.contains(" CURRENT\n") && text.contains(" MANIFEST-") {
         true => Ok(()),
         false => Err(damaged(&sums)),
     }
 }
 
-/// An error if RocksDB would read something else in the store's small files than it wrote. `view` is the newest one.
+/// Fails if RocksDB would read something else in the store's small files than it wrote. `view` is the newest one.
 pub(crate) fn check_store(store: &Path, view: Option<&Path>) -> Result<()> {
     let current = store.join("CURRENT");
     let text = String::from_utf8(content(&current)?.unwrap_or_default()).unwrap_or_default();
@@ -268,7 +268,7 @@ pub(crate) fn check_store(store: &Path, view: Option<&Path>) -> Result<()> {
             continue;
         }
         let bytes = content(&path)?.ok_or_else(|| damaged(&path))?;
-        // RocksDB only ever adds to it, so it begins with what it was when the view was made.
+        // RocksDB only appends to MANIFEST, so the file begins with its content at the time of the view.
         let old = view.filter(|_| is_manifest).map(|view| view.join(name));
         let old = old
             .map(|path| content(&path))
@@ -290,16 +290,16 @@ fn damaged(path: &Path) -> Error {
     }
 }
 
-/// Whether there is a record of a type that is not written here: RocksDB would not come back from some of them.
+/// Returns whether a record has a type that RocksDB does not write here: some of them would make RocksDB hang.
 fn has_strange_record(bytes: &[u8]) -> bool {
     for block in bytes.chunks(LOG_BLOCK_BYTES) {
         let mut rest = block;
         while let Some((&[_, _, _, _, low, high, kind], after)) = rest.split_first_chunk::<LOG_HEADER_BYTES>() {
             let len = usize::from(u16::from_le_bytes([low, high]));
             match kind {
-                // Room that was set aside and not used.
+                // Preallocated space that was not used.
                 0 if len == 0 => break,
-                // Whole records, and the first, middle and last piece of one.
+                // Complete records, and the first, middle and last piece of one.
                 1..=4 => rest = after.get(len..).unwrap_or_default(),
                 _ => return true,
             }
@@ -308,7 +308,7 @@ fn has_strange_record(bytes: &[u8]) -> bool {
     false
 }
 
-/// Removes what a writer that was killed did not finish.
+/// Removes files that a killed writer did not finish.
 fn remove_drafts(directory: &Path) -> Result<()> {
     for entry in fs::read_dir(directory).map_err(Error::io("list", directory))? {
         let path = entry.map_err(Error::io("list", directory))?.path();
@@ -319,7 +319,7 @@ fn remove_drafts(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes a file that is whole when it has its name. Its directory is not synced yet.
+/// Writes a file that is complete once it has its name. Its directory is not synced yet.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let new = path.with_extension(DRAFT);
     File::create(&new)

@@ -1,10 +1,10 @@
-//! Puts the store's own files right, before anything is read through them: tables from their second copies, the rest from
-//! the newest view, which was the whole store when it was made.
+//! Repairs the store's own files before anything is read through them: tables from their second copies, the rest from
+//! the newest view, which was the complete store when it was made.
 //!
-//! Nothing is done to what is as it should be, and only to what is known to be damaged: a failure that says nothing about
-//! the files ends it. What a backup may be in is never removed: a store that was made anew may lack a backup that was
-//! committed and not published, and one from an older view lacks more. So the old store and newer views are put aside, as
-//! `store.damaged` and `views/N.damaged`, for somebody to remove.
+//! Only files that are known to be damaged are changed; a failure that says nothing about the files ends the repair.
+//! Files that may contain a backup are never removed: a rebuilt store may lack a backup that was committed and not
+//! published, and one from an older view lacks more. So the old store and newer views are renamed to `store.damaged`
+//! and `views/N.damaged`, for an administrator to remove.
 
 use std::fs;
 use std::io;
@@ -16,29 +16,30 @@ use crate::repository::directory::views;
 use crate::store::StoreReader;
 use crate::store::rocks::{RocksReader, RocksStore, path_in};
 
-/// What the old store is called once there is a new one.
+/// Name of the old store once there is a new one.
 const OLD_STORE: &str = "store.damaged";
 
-/// The ending of views that are put aside.
+/// Suffix of views that are set aside.
 const ASIDE: &str = "damaged";
 
-const UNTIL_REMOVED: &str = "remove that once all is good: until then it keeps its space, also from a prune";
+const UNTIL_REMOVED: &str =
+    "remove it once everything is repaired; until then its space can't be freed, not even by a prune";
 
-/// What was found, in words for people.
+/// Result of a repair, as sentences for people.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mended {
-    /// What was wrong and was put right.
+    /// Damage that was repaired.
     pub done: Vec<String>,
-    /// What is wrong and stays so.
+    /// Damage that remains.
     pub left: Vec<String>,
 }
 
-/// Compares the tables of a view, which the caller holds, with their second copies. Names what is damaged.
+/// Compares the tables of a view, which the caller holds, with their second copies. Returns the damaged ones.
 pub fn check_tables(repository: &Path, view: u64) -> Result<Vec<String>> {
     let mut found = Vec::new();
     for spare in second_copies::list(repository)? {
         let table = views::path_of(repository, view).join(&spare.table);
-        // A second copy of a newer view, or one that a newer view has no use for any more.
+        // A second copy for a newer view, or one that a newer view has made superfluous.
         if !table.exists() || !spare.path.exists() {
             continue;
         }
@@ -46,7 +47,7 @@ pub fn check_tables(repository: &Path, view: u64) -> Result<Vec<String>> {
         let spare_good = second_copies::hash_of(&spare.path)?.as_ref() == Some(&spare.hash);
         match (good, spare_good) {
             (true, true) => {}
-            (false, true) => found.push(format!("table {} is damaged, its second copy is good", spare.table)),
+            (false, true) => found.push(format!("table {} is damaged; its second copy is intact", spare.table)),
             (true, false) => found.push(format!("the second copy of table {} is damaged", spare.table)),
             (false, false) => found.push(both_damaged(&spare)),
         }
@@ -55,24 +56,25 @@ pub fn check_tables(repository: &Path, view: u64) -> Result<Vec<String>> {
 }
 
 fn both_damaged(spare: &Spare) -> String {
-    format!("table {} is damaged, and so is its second copy", spare.table)
+    format!("table {} and its second copy are both damaged", spare.table)
 }
 
-/// Puts right what can be put right. The caller holds the writer's lock.
+/// Repairs what can be repaired. The caller holds the writer's lock.
 pub(crate) fn mend(repository: &Path) -> Result<Mended> {
     let mut mended = Mended::default();
     link(repository, &mut mended)?;
     let named = views::current(repository)?.unwrap_or(0);
-    // A damaged link may name any number; of a view that was there its lock is left at least.
+    // A damaged link may name any number; a view that existed has left at least its lock.
     let view = views::path_of(repository, named);
     let current = match second_copies::is_there(&view)? || second_copies::is_there(&view.with_extension("lock"))? {
         true => named,
         false => 0,
     };
-    // An error if a newer vbk made it: what can't be opened here may be as it should be.
+    // Fails if a newer vbk made it: a view that this vbk can't open may be intact.
     opens(repository, &views::path_of(repository, current))?;
-    // The writer may have gone on since the newest view: tables it has merged away are rightly missing in the store. A
-    // table that has no second copy yet, as after a crash before those were brought up to date, stays as it is.
+    // The writer may have continued since the newest view: tables that it has merged since are missing in the store for
+    // a good reason. A table that has no second copy yet, as after a crash before the copies were updated, stays as it
+    // is.
     let views = views::all(repository)?;
     for spare in second_copies::list(repository)? {
         table(repository, &views, &spare, &mut mended)?;
@@ -89,7 +91,8 @@ pub(crate) fn mend(repository: &Path) -> Result<Mended> {
     Ok(mended)
 }
 
-/// `None` for what is damaged or gone. Any other error says nothing about what is stored, so it stays one.
+/// Returns `None` for an object that is damaged or gone. Any other error says nothing about what is stored, and is
+/// returned.
 fn whole<T>(result: Result<T>) -> Result<Option<T>> {
     match result {
         Ok(found) => Ok(Some(found)),
@@ -98,7 +101,7 @@ fn whole<T>(result: Result<T>) -> Result<Option<T>> {
     }
 }
 
-/// The generation that a view is at; `None` if it can't be opened.
+/// Returns the generation of a view; `None` if the view can't be opened.
 fn opens(repository: &Path, view: &Path) -> Result<Option<u64>> {
     if !second_copies::is_there(&view.join("CURRENT"))? {
         return Ok(None);
@@ -110,7 +113,7 @@ fn opens(repository: &Path, view: &Path) -> Result<Option<u64>> {
     }))
 }
 
-/// Sees to it that the store opens, and is as new as a view if that can be; gives the generation that it is at.
+/// Ensures that the store opens and, if possible, is as new as the newest view; returns the store's generation.
 fn store(
     repository: &Path,
     views: &[(u64, PathBuf)],
@@ -127,7 +130,7 @@ fn store(
         Ok(generation) if generation >= newest => return Ok(Some(generation)),
         Ok(generation) => (
             Some(generation),
-            format!("it is older ({generation}) than the newest view ({newest})"),
+            format!("its generation {generation} is older than the newest view, {newest}"),
         ),
         Err(error) => {
             let why = error.to_string();
@@ -139,13 +142,13 @@ fn store(
     if made.is_none() && found.is_none() {
         mended
             .left
-            .push(format!("the store can't be opened ({why}), and no view can"));
+            .push(format!("the store can't be opened ({why}), and neither can any view"));
     }
     Ok(made.or(found))
 }
 
-/// Puts aside what stands in the place of the link to the newest view, as a copy does that was made by a program that knows
-/// no links or follows them.
+/// Sets aside whatever stands in place of the link to the newest view, e.g. in a copy made by a program that ignores
+/// links or follows them.
 fn link(repository: &Path, mended: &mut Mended) -> Result<()> {
     let link = repository.join("views").join("current");
     if link.symlink_metadata().is_ok_and(|data| !data.is_symlink()) {
@@ -154,13 +157,13 @@ fn link(repository: &Path, mended: &mut Mended) -> Result<()> {
             remove_tree(&aside)?;
         }
         fs::rename(&link, &aside).map_err(Error::io("rename", &link))?;
-        mended.done.push("views/current was no link any more".into());
+        mended.done.push("views/current was not a link any more".into());
     }
     Ok(())
 }
 
-/// Sees to it that views can be made: RocksDB links every blob file of the store into them, and fails if one is gone. Only
-/// the blocks in it are lost, so an empty file in its place is as good.
+/// Ensures that views can be made: RocksDB links every blob file of the store into them, and fails if one is missing.
+/// Only the blocks in a missing file are lost, so an empty file in its place does no further harm.
 fn blobs(repository: &Path, views: &[(u64, PathBuf)], mended: &mut Mended) -> Result<()> {
     let store = path_in(repository);
     let opened = RocksStore::open(&store)?;
@@ -171,7 +174,7 @@ fn blobs(repository: &Path, views: &[(u64, PathBuf)], mended: &mut Mended) -> Re
         let Err(error) = opened.checkpoint(&probe) else {
             return remove_tree(&probe);
         };
-        // RocksDB tells the name in its message and nowhere else.
+        // RocksDB names the file only in its message.
         let text = error.to_string();
         let name = text.split(['/', ':', ' ']).find(|word| word.ends_with(".blob"));
         let Some(name) = name.filter(|name| !store.join(name).exists()) else {
@@ -181,19 +184,19 @@ fn blobs(repository: &Path, views: &[(u64, PathBuf)], mended: &mut Mended) -> Re
         match in_views.rev().find(|path| path.exists()) {
             Some(path) => {
                 fs::hard_link(&path, &place).map_err(Error::io("link", &place))?;
-                mended.done.push(format!("blob file {name} was missing in store"));
+                mended.done.push(format!("blob file {name} was missing in the store"));
             }
             None => {
                 fs::File::create_new(&place).map_err(Error::io("create", &place))?;
                 mended.done.push(format!(
-                    "blob file {name} is gone with its blocks, which keeps views from being made"
+                    "blob file {name} is lost with its blocks, so no views can be made"
                 ));
             }
         }
     }
 }
 
-/// Makes every name of a table a link to bytes that are right.
+/// Makes every name of a table a link to the right bytes.
 fn table(repository: &Path, views: &[(u64, PathBuf)], spare: &Spare, mended: &mut Mended) -> Result<()> {
     let places: Vec<PathBuf> = std::iter::once(path_in(repository))
         .chain(views.iter().map(|(_, path)| path.clone()))
@@ -217,9 +220,9 @@ fn table(repository: &Path, views: &[(u64, PathBuf)], spare: &Spare, mended: &mu
         second_copies::write(&spare.path, &bytes)?;
         mended
             .done
-            .push(format!("the second copy of table {} was written anew", spare.table));
+            .push(format!("the second copy of table {} was written again", spare.table));
     }
-    // A name that is missing in an older view or in the store may be missing rightly.
+    // A table may be missing in an older view or in the store for a good reason.
     let needed = |path: &PathBuf| path.exists() || Some(path) == newest.as_ref();
     for place in others.iter().filter(|path| needed(path)) {
         let draft = place.with_extension("mended");
@@ -250,12 +253,12 @@ fn name_of(repository: &Path, place: &Path) -> String {
         .to_string()
 }
 
-/// Makes the store anew from the newest view that opens, if that is newer than what the store was `found` at; gives the
-/// generation that it is at then.
+/// Rebuilds the store from the newest view that opens, if that is newer than the generation that the store was `found`
+/// at; returns the store's generation after that.
 ///
-/// 1. The new one is made under another name and opened there. A crash leaves the store as it was.
-/// 2. The store is put aside. A crash leaves none, and the next repair begins here again.
-/// 3. The new one gets its name.
+/// 1. The new store is made under another name and opened there. A crash leaves the store as it was.
+/// 2. The old store is set aside. A crash leaves none, and the next repair starts here again.
+/// 3. The new store gets its name.
 fn rebuild(
     repository: &Path,
     views: &[(u64, PathBuf)],
@@ -269,7 +272,7 @@ fn rebuild(
             continue;
         };
         link_or_copy(view, &new)?;
-        // Before it is opened: that may write tables, under names that are free in this view.
+        // Before the store is opened: opening may write tables, under names that are free in this view.
         second_copies::keep_only(repository, &new)?;
         if whole(RocksStore::open(&new))?.is_none() {
             continue;
@@ -284,13 +287,10 @@ fn rebuild(
         let kept = names_in(repository, |name| name.starts_with(OLD_STORE))?;
         let kept = match kept.as_slice() {
             [] => String::new(),
-            kept => format!(
-                "; what was there before is kept in {}; {UNTIL_REMOVED}",
-                kept.join(", ")
-            ),
+            kept => format!("; the old store is kept in {}; {UNTIL_REMOVED}", kept.join(", ")),
         };
         mended.done.push(format!(
-            "the store could not be opened ({why}) and was made anew from view {number}{kept}"
+            "the store could not be used ({why}) and was rebuilt from view {number}{kept}"
         ));
         return Ok(Some(generation));
     }
@@ -304,7 +304,7 @@ fn link_or_copy(view: &Path, new: &Path) -> Result<()> {
     for entry in fs::read_dir(view).map_err(Error::io("list", view))? {
         let from = entry.map_err(Error::io("list", view))?.path();
         let to = new.join(from.file_name().unwrap_or_default());
-        // RocksDB never changes tables and blob files; all else is its own in each place.
+        // RocksDB never changes tables and blob files; all other files are copied, because each store has its own.
         match from.extension().and_then(|extension| extension.to_str()) {
             Some("sst" | "blob") => fs::hard_link(&from, &to).map_err(Error::io("link", &to))?,
             _ if second_copies::is_sums(&from) => {}
@@ -317,8 +317,8 @@ fn link_or_copy(view: &Path, new: &Path) -> Result<()> {
     second_copies::sync_directory(new)
 }
 
-/// Renames views that are newer than the store, which the next publication would remove, and says what is lost. Readers
-/// who hold one may fail on files that they have not opened yet.
+/// Renames views that are newer than the store, which the next publication would remove, and reports the loss. Readers
+/// that hold one may fail on files that they have not opened yet.
 fn put_aside(
     repository: &Path,
     views: &[(u64, PathBuf)],
@@ -340,17 +340,17 @@ fn put_aside(
     let mut kept = names_in(repository, |name| name.starts_with(OLD_STORE))?;
     kept.extend(views.iter().map(|name| format!("views/{name}")));
     mended.left.push(match kept.as_slice() {
-        [] => format!("what was stored after view {generation}, up to {newest}, is lost"),
+        [] => format!("everything stored after view {generation}, up to view {newest}, is lost"),
         kept => format!(
-            "what was stored after view {generation}, up to {newest}, is lost, unless somebody gets it from what could not \
-             be opened and is kept in {}; {UNTIL_REMOVED}",
+            "everything stored after view {generation}, up to view {newest}, is lost, unless it can be recovered from files \
+             that could not be opened and are kept in {}; {UNTIL_REMOVED}",
             kept.join(", ")
         ),
     });
     Ok(())
 }
 
-/// The name, or the first of `NAME.2`, `NAME.3`, ... that is free.
+/// Returns the name itself, or the first free one of `NAME.2`, `NAME.3`, ...
 fn free_name(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let mut free = path.to_owned();
@@ -374,7 +374,7 @@ fn names_in(directory: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<Strin
     Ok(names)
 }
 
-/// Makes sure that readers can open the newest view.
+/// Ensures that readers can open the newest view.
 fn newest_view(repository: &Path, mended: &mut Mended) -> Result<()> {
     let store = RocksStore::open(&path_in(repository))?;
     let number = views::current(repository)?.unwrap_or(0);
@@ -384,11 +384,11 @@ fn newest_view(repository: &Path, mended: &mut Mended) -> Result<()> {
         .flatten()
         .is_some();
     if !opens {
-        // Under a new number: the old one may have readers, who see what they can.
+        // Published under a new number: the old view may have readers, which continue to see what they can.
         crate::store::StoreManager::amend(&store, &[], &[])?;
         mended
             .done
-            .push("the newest view could not be opened and was made anew".into());
+            .push("the newest view could not be opened and was replaced".into());
     }
     views::publish(repository, &store)
 }

@@ -1,4 +1,4 @@
-//! Removes what a writer that was killed left in the store's directory, and RocksDB would leave there for ever.
+//! Removes files that a killed writer left in the store's directory and that RocksDB would never remove.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,12 +7,12 @@ use crate::error::Result;
 use crate::repository::directory::views;
 use crate::store::rocks::{RocksStore, is_blob_file, path_in};
 
-/// Files of the store that a killed writer may have left torn: RocksDB writes blob files in the open and, after a crash,
-/// neither uses nor removes one that has no end.
+/// Returns the files of the store that a killed writer may have left torn: RocksDB writes blob files under their final
+/// names and, after a crash, neither uses nor removes one that is incomplete.
 pub(super) fn suspected(repository: &Path) -> Result<Vec<PathBuf>> {
     let view = views::current(repository)?.map(|number| views::path_of(repository, number));
     let Ok(entries) = fs::read_dir(path_in(repository)) else {
-        // Opening the store will say what is wrong.
+        // Opening the store will report the cause.
         return Ok(Vec::new());
     };
     let mut suspected = Vec::new();
@@ -28,8 +28,8 @@ pub(super) fn suspected(repository: &Path) -> Result<Vec<PathBuf>> {
     Ok(suspected)
 }
 
-/// Removes suspected files that the opened store has no use for. What can't be removed now takes space until the next
-/// writer comes.
+/// Removes suspected files that the opened store does not use. A file that can't be removed now takes space until the
+/// next writer starts.
 pub(super) fn remove(repository: &Path, store: &RocksStore, suspected: &[PathBuf]) {
     let used = match store.blob_files(&views::scratch(repository)) {
         Ok(used) => used,

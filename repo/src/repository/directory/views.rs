@@ -1,10 +1,10 @@
-//! Views: what readers open, while one process may write.
+//! Views: the snapshots of the store that readers open while one process may write.
 //!
 //! `REPO/views/current` is a link that names the newest view, `N`: the store as it was after commit N, made of hard
-//! links to its files. A reader holds flock(2), shared, on `N.lock` for as long as it reads. A writer publishes a
-//! view after each commit and removes the older ones that nobody holds; so a reader never waits for a writer, needs
-//! no help from one, and goes on reading what it opened whatever is removed from the store meanwhile. What a killed
-//! reader or writer left is removed by the next publication, also where nothing new is to be published.
+//! links to its files. A reader holds flock(2), shared, on `N.lock` for as long as it reads. A writer publishes a view
+//! after each commit and removes the older ones without a reader. So a reader never waits for a writer, needs no help
+//! from one, and continues to read the view that it opened, whatever is removed from the store meanwhile. The next
+//! publication removes what a killed reader or writer left, even if it has nothing new to publish.
 //!
 //! What is on disk after each step of publishing N:
 //!
@@ -24,21 +24,21 @@ use crate::repository::directory::second_copies;
 use crate::store::StoreReader;
 use crate::store::rocks::{RocksReader, RocksStore};
 
-/// How often a reader starts again when views change under it. Each time means that a commit came in between.
+/// Number of attempts of a reader when views change meanwhile. Each retry means that a commit was published in between.
 const ATTEMPTS: usize = 100;
 
-/// Where all views are.
+/// Returns the directory of all views.
 pub(crate) fn directory(repository: &Path) -> PathBuf {
     repository.join("views")
 }
 
-/// Where a view is.
+/// Returns the directory of a view.
 pub(crate) fn path_of(repository: &Path, number: u64) -> PathBuf {
     directory(repository).join(number.to_string())
 }
 
-/// Where a writer makes a checkpoint only to see what is in it. What a writer that was killed left there goes with the
-/// next publication: its links would keep the space of everything that is removed.
+/// Returns the directory where a writer makes a checkpoint only to examine it. The next publication removes a
+/// checkpoint that a killed writer left there: its links would keep the space of everything that is removed later.
 pub(crate) fn scratch(repository: &Path) -> PathBuf {
     directory(repository).join(SCRATCH)
 }
@@ -47,11 +47,11 @@ const SCRATCH: &str = "files.tmp";
 
 fn remove_scratch(views: &Path) -> Result<()> {
     remove_tree(&views.join(SCRATCH))?;
-    // RocksDB builds it under this name.
+    // RocksDB builds the checkpoint under this name.
     remove_tree(&views.join(format!("{SCRATCH}.tmp")))
 }
 
-/// The number of the newest view; `None` if there is none.
+/// Returns the number of the newest view; `None` if there is none.
 pub(crate) fn current(repository: &Path) -> Result<Option<u64>> {
     let link = directory(repository).join("current");
     match fs::read_link(&link) {
@@ -61,13 +61,13 @@ pub(crate) fn current(repository: &Path) -> Result<Option<u64>> {
     }
 }
 
-/// A view that stays as long as its reader is held.
+/// A view that is kept as long as the value lives, because it holds the reader's lock.
 pub(crate) struct HeldView {
     pub(crate) reader: RocksReader,
     pub(crate) number: u64,
 }
 
-/// Opens the newest view; `None` if there is none, or not all of it.
+/// Opens the newest view; `None` if there is none, or it is incomplete.
 pub(crate) fn open(repository: &Path) -> Result<Option<HeldView>> {
     let views = directory(repository);
     for _ in 0..ATTEMPTS {
@@ -83,7 +83,7 @@ pub(crate) fn open(repository: &Path) -> Result<Option<HeldView>> {
         lock.lock_shared().map_err(Error::io("lock", &path))?;
         let links = lock.metadata().map_err(Error::io("read", &path))?.nlink();
         if links == 0 {
-            // Removed between the look at the link and the lock.
+            // The view was removed between reading the link and taking the lock.
             continue;
         }
         let view = path_of(repository, number);
@@ -99,7 +99,7 @@ pub(crate) fn open(repository: &Path) -> Result<Option<HeldView>> {
     Ok(None)
 }
 
-/// Makes the store's present state the newest view. Only the process that holds the writer's lock may call this.
+/// Publishes the store's present state as the newest view. Only the process that holds the writer's lock may call this.
 pub(crate) fn publish(repository: &Path, store: &RocksStore) -> Result<()> {
     let views = directory(repository);
     let number = store.generation()?;
@@ -113,14 +113,14 @@ pub(crate) fn publish(repository: &Path, store: &RocksStore) -> Result<()> {
         store.checkpoint(&path)?;
         point_to(&views, number)?;
     }
-    // Without them all is there, but damage to a table may cost more; so this is no reason to fail.
+    // The view is complete without second copies, but damage to a table may cost more; so this is not a reason to fail.
     if let Err(error) = second_copies::update(repository, &path) {
         tracing::warn!("the second copies of the store's tables are not up to date: {error}");
     }
     remove_unused(&views, number)
 }
 
-/// All views there are, from the oldest to the newest; what is not whole is among them too.
+/// Returns all views, oldest first; incomplete ones are included.
 pub(crate) fn all(repository: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let views = directory(repository);
     let mut all = Vec::new();
@@ -155,7 +155,7 @@ fn remove_unused(views: &Path, keep: u64) -> Result<()> {
     for entry in entries {
         let entry = entry.map_err(Error::io("list", views))?;
         let name = entry.file_name();
-        // `N`, `N.lock`, and `N.tmp` that RocksDB did not finish. Anything else is not ours to remove.
+        // `N`, `N.lock`, and `N.tmp` that RocksDB did not finish. Other files are not vbk's to remove.
         let first = name.to_str().and_then(|name| name.split('.').next());
         let Some(number) = first.filter(|number| number.parse::<u64>().is_ok_and(|number| number != keep)) else {
             continue;
@@ -167,7 +167,7 @@ fn remove_unused(views: &Path, keep: u64) -> Result<()> {
                 Err(_) => continue,
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            // It can't be told whether somebody reads it.
+            // The lock can't be tested, so the view may have a reader.
             Err(_) => continue,
         };
         remove_tree(&views.join(number))?;

@@ -1,4 +1,4 @@
-//! Seals the header and the rows of a block, and opens the rows that wanted pages lie in.
+//! Seals the header and the rows of a block, and opens the rows that contain the wanted pages.
 
 use std::ops::Range;
 
@@ -10,10 +10,10 @@ use crate::codec::{Sealed, full_header_bytes, header_bytes};
 use crate::error::{Error, Result};
 use crate::store::{Distance, StoreReader, StoreWriter, Stored, Wanted};
 
-/// How often a block is read that is stored anew meanwhile.
+/// Number of attempts to read a block that is stored again meanwhile.
 const READINGS: usize = 3;
 
-const STORED_ANEW: &str = "it was stored anew while it was read";
+const STORED_ANEW: &str = "it was stored again while it was read";
 
 impl<S: ?Sized> Encrypted<S> {
     fn open_header(&self, wanted: &Wanted, stored: Vec<u8>) -> Result<Opened> {
@@ -38,14 +38,14 @@ impl<S: ?Sized> Encrypted<S> {
     }
 }
 
-/// A block whose header was opened, and whose rows are still to be read.
+/// A block whose header was opened, and whose rows have not been read yet.
 struct Opened {
-    /// The header as it is stored.
+    /// The header in its stored form.
     stored: Vec<u8>,
     key: OpenKey,
     header: Vec<u8>,
     layout: Layout,
-    /// The rows that the wanted pages lie in.
+    /// The rows that contain the wanted pages.
     rows: Range<usize>,
 }
 
@@ -75,8 +75,8 @@ impl Opened {
 }
 
 impl<S: StoreReader + ?Sized> Encrypted<S> {
-    /// Reads headers and all rows there can be with one call, though most blocks have fewer: a second call to a far store would
-    /// take longer than the rows that are not needed.
+    /// Reads the headers and the largest possible number of rows with one call, though most blocks have fewer rows: a
+    /// second call to a far store would take longer than the transfer of the rows that are not needed.
     fn get_from_far(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
         let ask = |wanted: &Wanted| Wanted {
             id: wanted.id,
@@ -99,7 +99,7 @@ impl<S: StoreReader + ?Sized> Encrypted<S> {
         self.store.get(&asked).into_iter().zip(wanted).map(open).collect()
     }
 
-    /// Reads the headers of blocks, which say in which rows the pages lie, and then the rows.
+    /// Reads the headers of blocks, which say which rows contain the pages, and then those rows.
     fn get_all(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
         let ask = |wanted: &Wanted, pages: Range<usize>| Wanted { id: wanted.id, pages };
         let headers: Vec<_> = wanted.iter().map(|wanted| ask(wanted, 0..0)).collect();
@@ -127,14 +127,14 @@ impl<S: StoreReader + ?Sized> Encrypted<S> {
             .collect()
     }
 
-    /// One answer per wanted block, in order.
+    /// Returns one answer per wanted block, in order.
     pub(super) fn read_blocks(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
         if self.store.distance() == Distance::Far {
             return self.get_from_far(wanted);
         }
         let mut answers = self.get_all(wanted);
         for (answer, wanted) in answers.iter_mut().zip(wanted) {
-            // Only in a store that is written to, by a repair.
+            // This happens only in a store that a repair is writing to.
             for _ in 1..READINGS {
                 match answer {
                     Err(Error::BlockDamaged { what, .. }) if what == STORED_ANEW => {

@@ -1,26 +1,27 @@
-//! The note that says which records and notes there are, so that one that was deleted, added or put back is noticed.
+//! The epoch: the note that lists the records and notes of a store, so that a deleted, added or restored one is
+//! noticed.
 //!
-//! It is kept as the note `epoch` and written in the batch of every commit and change. All of a batch is applied or nothing,
-//! so after a crash the note and the set still fit. Sealed value, numbers little-endian:
+//! It is stored as the note `epoch` and written in the batch of every commit and change. A batch is applied completely
+//! or not at all, so after a crash the note still matches the set. Sealed value, numbers little-endian:
 //!
 //! | bytes | what |
 //! |---|---|
 //! | 1 | version: 1 |
-//! | 1 | 1: an epoch that could not be read was replaced by this one, so the set was not checked since |
-//! | 8 | counter: how often it was written |
+//! | 1 | 1: this epoch replaced one that could not be read, so the set has not been checked since |
+//! | 8 | counter: number of times that it was written |
 //! | 8, 32 | number of records, and the sum of their elements |
 //! | 8, 32 | number of notes besides this one, and the sum of theirs |
 //!
-//! The element of a row is the keyed BLAKE3 of its kind, its stored name and its stored bytes, as a number; sums are mod
-//! 2^256. So a commit costs one addition, however many backups there are.
+//! The element of a row is the keyed BLAKE3 of its kind, its stored name and its stored bytes, as a number; sums are
+//! mod 2^256. So a commit costs one addition, however many backups exist.
 //!
 //! # Why a sum is enough
 //!
-//! Without the key the elements are independent random numbers that nobody sees: the sums are sealed, and so is nothing
-//! else that depends on them. To put another set in the place of the right one, whoever has no key chooses among rows that
-//! were sealed by the key, and has to hit the sum without seeing either: a chance of 2^-256 for each attempt. A set can't
-//! have a row twice, since rows have names. An older epoch opens too, but fits only the set of its time: that is a rollback
-//! of everything, which only a host that remembers the counter can notice.
+//! Without the key the elements are independent random numbers that no attacker sees: the sums are sealed, and nothing
+//! else depends on the elements. To replace the right set by another one, an attacker without the key can only choose
+//! among rows that were sealed with the key, and must hit the sum without seeing either: a probability of 2^-256 for
+//! each attempt. A set can't contain a row twice, since rows have names. An older epoch opens too, but matches only the
+//! set of its time: that is a rollback of everything, which only a host that remembers the counter can notice.
 
 use std::collections::HashMap;
 
@@ -28,13 +29,13 @@ use crate::block::keyed_hash;
 
 const VERSION: u8 = 1;
 
-/// The name of the note.
+/// Name of the note.
 pub(super) const NAME: &str = "epoch";
 
 /// A number mod 2^256, little-endian.
 pub(super) type Element = [u8; 32];
 
-/// How many rows there are, and the sum of their elements.
+/// Number of rows, and the sum of their elements.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Sum {
     count: u64,
@@ -69,7 +70,7 @@ impl Sum {
         }
     }
 
-    /// How a set differs from what was written; `None` if it does not.
+    /// Describes the difference of a set from the one that was written; `None` if they are equal.
     fn differs(&self, found: &Self, what: &str) -> Option<String> {
         if self == found {
             return None;
@@ -84,7 +85,7 @@ impl Sum {
     }
 }
 
-/// What the note says.
+/// Content of the note.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Epoch {
     pub(super) counter: u64,
@@ -127,17 +128,17 @@ impl Epoch {
     }
 }
 
-/// The records and notes that there are, by their stored names, and what the epoch says of them.
+/// The existing records and notes, by their stored names, and the epoch that describes them.
 #[derive(Debug, Clone)]
 pub(super) struct Set {
-    /// `None`: there is none that can be read.
+    /// `None` if no epoch can be read.
     pub(super) epoch: Option<Epoch>,
     pub(super) records: HashMap<String, Element>,
     pub(super) notes: HashMap<String, Element>,
 }
 
 impl Set {
-    /// How it differs from what was written.
+    /// Returns the differences of the set from what was written.
     pub(super) fn differences(&self) -> Vec<String> {
         let Some(epoch) = self.epoch else {
             return vec!["the note that lists them is missing or damaged".into()];
@@ -157,7 +158,7 @@ impl Set {
     }
 }
 
-/// The element of a row.
+/// Returns the element of a row.
 pub(super) fn element(key: &[u8; 32], kind: u8, name: &str, bytes: &[u8]) -> Element {
     let length = (name.len() as u64).to_le_bytes();
     keyed_hash(key, &[&[kind], &length, name.as_bytes(), bytes])

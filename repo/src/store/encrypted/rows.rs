@@ -1,12 +1,12 @@
-//! Hides how well the pages of a block compress: the rows that are stored have one length, and their number is padded.
+//! Hides the compressed sizes of a block's pages: all stored rows have one length, and their number is padded.
 //!
-//! The stored pages of a block are one stream. It is filled with zeros up to a multiple of [`STEP_BYTES`] and cut into rows
-//! of [`ROW_BYTES`]. Whoever sees the rows learns the number of steps, which for a block of 1 MiB is one of 16. Pages of
-//! zeros add nothing to the stream, so they are not seen either. A page lies in one row or in two or three that follow each
-//! other; the lengths in the block's header, which is sealed, say in which.
+//! The stored pages of a block are one stream. It is filled with zeros up to a multiple of [`STEP_BYTES`] and cut into
+//! rows of [`ROW_BYTES`]. An observer of the rows learns the number of steps, which for a block of 1 MiB is one of 16.
+//! Pages of zeros add nothing to the stream, so they are not visible either. A page lies in one row or in two or three
+//! adjacent ones; the lengths in the block's header, which is sealed, say in which.
 //!
-//! A page per row, each padded, was measured as well (`examples/lengths.rs`): the 16 lengths of a block identify most blocks
-//! even where there are only 4 of them.
+//! The alternative of one padded row per page was measured as well (`examples/lengths.rs`): the 16 lengths of a block
+//! identify most blocks even if only 4 different lengths exist.
 
 use std::ops::Range;
 
@@ -17,15 +17,16 @@ use crate::codec::stored_lengths;
 /// Plain bytes of a row.
 pub const ROW_BYTES: usize = 32 << 10;
 
-/// The plain bytes of a block's rows are a multiple of this.
+/// Unit of a block's rows: their plain bytes are a multiple of this.
 pub const STEP_BYTES: usize = 64 << 10;
 
-/// Plain bytes of the rows of a block with this many bytes of stored pages.
+/// Returns the plain bytes of the rows of a block with this many bytes of stored pages.
 pub fn padded(stored_bytes: usize) -> usize {
     stored_bytes.max(1).next_multiple_of(STEP_BYTES)
 }
 
-/// The most rows that a block has whose last wanted page is before page number `pages`: none of the pages was compressed.
+/// Returns the largest number of rows that the first `pages` pages of a block can take: that of pages that were not
+/// compressed.
 pub(super) fn most_rows(pages: usize) -> usize {
     padded(pages * PAGE_BYTES) / ROW_BYTES
 }
@@ -35,7 +36,7 @@ pub(super) fn lay_out(pages: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let mut stream = pages.concat();
     stream.resize(padded(stream.len()), 0);
     let row = |bytes: &[u8]| {
-        // Room for the tag: else sealing copies the row.
+        // Includes room for the tag; otherwise sealing copies the row.
         let mut row = Vec::with_capacity(ROW_BYTES + TAG_BYTES);
         row.extend(bytes);
         row
@@ -43,14 +44,14 @@ pub(super) fn lay_out(pages: &[Vec<u8>]) -> Vec<Vec<u8>> {
     stream.chunks(ROW_BYTES).map(row).collect()
 }
 
-/// Where the pages of a block lie in its rows.
+/// Positions of a block's pages in its rows.
 pub(super) struct Layout {
-    /// The start of each page in the stream, and the end of the last.
+    /// Start of each page in the stream, and the end of the last.
     starts: Vec<usize>,
 }
 
 impl Layout {
-    /// Reads the lengths in a block's header; `None` if it is not whole.
+    /// Reads the lengths in a block's header; `None` if it is cut off.
     pub(super) fn of(header: &[u8]) -> Option<Self> {
         let mut starts = vec![0_usize];
         for length in stored_lengths(header)? {
@@ -59,8 +60,8 @@ impl Layout {
         Some(Self { starts })
     }
 
-    /// The rows that pages lie in. With the last page come the rows that are only padding, so that reading all pages proves
-    /// all rows.
+    /// Returns the rows that contain pages. With the last page it includes the rows that are only padding, so that
+    /// reading all pages proves all rows.
     pub(super) fn rows(&self, pages: &Range<usize>) -> Range<usize> {
         let (start, end) = (self.start(pages.start), self.start(pages.end));
         let end = match pages.end + 1 >= self.starts.len() && !pages.is_empty() {
@@ -71,7 +72,8 @@ impl Layout {
         start / ROW_BYTES..end.div_ceil(ROW_BYTES)
     }
 
-    /// Cuts pages out of the rows from number `first` on; `None` if the rows are too short or their padding is not zero.
+    /// Cuts pages out of the rows from number `first` on; `None` if the rows are too short or their padding is not
+    /// zero.
     pub(super) fn cut(&self, pages: &Range<usize>, first: usize, rows: &[Vec<u8>]) -> Option<Vec<Vec<u8>>> {
         let stream = rows.concat();
         let offset = first * ROW_BYTES;
@@ -95,7 +97,7 @@ impl Layout {
     }
 }
 
-/// Bytes with their length (u32, little-endian) before and zeros behind, up to a multiple of `unit`.
+/// Returns bytes with their length (u32, little-endian) before them and zeros after them, up to a multiple of `unit`.
 pub(super) fn pad(bytes: &[u8], unit: usize) -> Vec<u8> {
     let length = u32::try_from(bytes.len()).expect("nothing that is padded has 4 GiB");
     let mut padded = Vec::with_capacity(4 + bytes.len() + unit);
@@ -105,7 +107,7 @@ pub(super) fn pad(bytes: &[u8], unit: usize) -> Vec<u8> {
     padded
 }
 
-/// Takes the padding off; `None` if it is not as [`pad`] makes it.
+/// Removes the padding; `None` if it differs from what [`pad`] writes.
 pub(super) fn unpad(padded: &[u8]) -> Option<Vec<u8>> {
     let (length, rest) = padded.split_first_chunk()?;
     let (bytes, zeros) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;

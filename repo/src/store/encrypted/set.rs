@@ -1,4 +1,4 @@
-//! Keeps the epoch with the set of records and notes that it lists.
+//! Maintains the epoch together with the set of records and notes that it lists.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::store::{Note, Record, StoreManager, StoreReader, StoreWriter};
 
 impl<S: StoreReader + ?Sized> Encrypted<S> {
-    /// What is stored now. The caller holds the lock.
+    /// Reads the set that is stored now. The caller holds the lock.
     pub(super) fn read_set(&self) -> Result<Set> {
         let hidden = self.hidden(NOTE, epoch::NAME);
         let element = |kind, name: &str, bytes: &[u8]| epoch::element(&self.epoch_key, kind, name, bytes);
@@ -41,8 +41,8 @@ impl<S: StoreReader + ?Sized> Encrypted<S> {
 }
 
 impl<S: StoreWriter + ?Sized> Encrypted<S> {
-    /// Writes a change of the set with the epoch that fits it: `change` gets the sealed epoch, to be written in the same batch.
-    /// What was changed without the key stays noticed, because the new epoch is made of the one before.
+    /// Writes a change of the set with the matching epoch: `change` gets the sealed epoch, to be written in the same
+    /// batch. Changes made without the key stay detectable, because the new epoch is computed from the one before.
     pub(super) fn with_epoch(&self, change: &Change, write: &mut dyn FnMut(Note) -> Result<()>) -> Result<()> {
         let mut held = self.set();
         let mut set = match held.take() {
@@ -66,7 +66,7 @@ impl<S: StoreWriter + ?Sized> Encrypted<S> {
         }
         epoch.counter += 1;
         set.epoch = Some(epoch);
-        // Where this fails nobody knows whether it was written, and the next change reads the set again.
+        // If this fails, it is not known whether it was written; the next change reads the set again.
         write(self.seal_epoch(&epoch)?)?;
         *held = Some(set);
         Ok(())
@@ -80,7 +80,7 @@ impl<S: StoreWriter + ?Sized> Encrypted<S> {
         })
     }
 
-    /// Notes as they are stored, and what that changes.
+    /// Returns the notes in their stored form, and their change to the set.
     pub(super) fn hide(&self, notes: &[Note]) -> Result<(Change, Vec<Note>)> {
         let (mut change, mut hidden) = (Change::default(), Vec::with_capacity(notes.len() + 1));
         for note in notes {
@@ -111,7 +111,7 @@ impl<S: StoreWriter + ?Sized> Encrypted<S> {
 }
 
 impl<S: StoreManager + ?Sized> Encrypted<S> {
-    /// See [`StoreManager::accept`].
+    /// Implements [`StoreManager::accept`].
     pub(super) fn accept_set(&self) -> Result<Vec<String>> {
         let mut held = self.set();
         let mut set = self.read_set()?;
@@ -135,15 +135,15 @@ impl<S: StoreManager + ?Sized> Encrypted<S> {
     }
 }
 
-/// What becomes of records and notes, by their stored names; `None` removes one.
+/// Changes to records and notes, by their stored names; `None` removes one.
 #[derive(Default)]
 pub(super) struct Change {
     pub(super) records: Vec<(String, Option<Element>)>,
     pub(super) notes: Vec<(String, Option<Element>)>,
 }
 
-/// Stands in for an epoch that can't be read. Its counter is greater than any that was counted one by one, so hosts that
-/// remember the counter do not take it for an older one.
+/// Returns an epoch that stands in for an unreadable one. Its counter is greater than any that was counted one by one,
+/// so hosts that remember the counter do not take it for an older one.
 fn unreadable() -> Epoch {
     Epoch {
         counter: u64::try_from(jiff::Timestamp::now().as_microsecond()).unwrap_or(0),

@@ -1,5 +1,5 @@
-//! Reads every row of the store, so that RocksDB compares it with its checksums, and compares the index with the blocks.
-//! Needs no key and proves nothing about content; what it finds is named by sequence numbers and file names.
+//! Checks the store without a key: reads every row, so that RocksDB verifies its checksums, and compares the index with
+//! the blocks. Proves nothing about content, and reports damage by sequence numbers and file names.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,11 +9,11 @@ use super::reader::{RocksReader, failed, is_damage, scan};
 use super::rows::{HEADER_AT, part_key, sequence_of};
 use crate::error::{Error, Result};
 
-/// Damage beyond this is counted and not named.
+/// Damage beyond this number is counted but not named.
 const NAMED: u64 = 1000;
 
 impl RocksReader {
-    /// Reads everything. `each` is told what is damaged; gives the bytes that could be read.
+    /// Reads everything. Passes each damage to `each`; returns the bytes that could be read.
     pub fn check(&self, cancel: &AtomicBool, each: &mut dyn FnMut(String)) -> Result<u64> {
         let mut bytes = 0;
         for family in ["meta", "backups", "notes", "segments"] {
@@ -58,7 +58,7 @@ impl RocksReader {
             } else if found == NAMED + 1 {
                 each("and more".into());
             }
-            // Behind the block that could not be read whole.
+            // Continue after the block that could not be read completely.
             next += 1;
             rows.seek(part_key(next, 0));
         }
@@ -73,9 +73,9 @@ impl RocksReader {
             }
             let header = self.db.get_pinned_cf(self.family("blocks"), part_key(row.sequence, 0));
             let what = match header {
-                Ok(_) if row.sequence >= barrier => "lies where nothing was stored".to_owned(),
+                Ok(_) if row.sequence >= barrier => "is at a place where nothing was stored".to_owned(),
                 Ok(Some(row)) if row.len() >= HEADER_AT && row[..32] == id.0 => return Ok(()),
-                Ok(Some(_)) => "is that of another block".to_owned(),
+                Ok(Some(_)) => "belongs to another block".to_owned(),
                 Ok(None) => "is missing".to_owned(),
                 Err(error) => error.to_string(),
             };

@@ -1,4 +1,4 @@
-//! How RocksDB is set up, and why.
+//! RocksDB's settings, and the reasons for them.
 
 use std::path::Path;
 
@@ -8,41 +8,42 @@ use rocksdb::{
 
 const FAMILIES: [&str; 6] = ["blocks", "index", "segments", "backups", "notes", "meta"];
 
-/// One write buffer of `blocks`; at most [`BUFFERS`] of them are in memory.
+/// Size of one write buffer of `blocks`; at most [`BUFFERS`] of them are in memory.
 const BUFFER_BYTES: usize = 48 << 20;
 const BUFFERS: i32 = 3;
-/// Index, filters and small values that were read.
+/// Cache of the index, filters and small values.
 const BLOCK_CACHE_BYTES: usize = 32 << 20;
-/// Smaller values stay in the sorted files: headers always, pages that shrank to next to nothing too.
+/// Smaller values stay in the sorted files: always headers, and also pages that compressed to almost nothing.
 const MIN_BLOB_BYTES: u64 = 1024;
 /// Descriptors that RocksDB may hold, whatever the number of its files.
 const MAX_OPEN_FILES: i32 = 768;
-/// What the write-ahead logs may have in them before tables are written instead. A batch may be larger.
+/// Size of the write-ahead logs above which tables are written. A batch may be larger.
 const LOG_BYTES: u64 = 1 << 20;
-/// What the list of files is made longer by.
+/// Preallocation step of the list of files.
 const MANIFEST_BYTES: usize = 64 << 10;
 /// A sorted file of `blocks`.
 const TABLE_BYTES: u64 = 2 << 20;
 
-/// Options for the database and its column families. `direct`: flush and compact with direct I/O. `create`: make what is
-/// missing.
+/// Returns options for the database and its column families. `direct`: flush and compact with direct I/O. `create`:
+/// create missing parts.
 pub(super) fn database(direct: bool, create: bool) -> (Options, Vec<ColumnFamilyDescriptor>) {
     let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
-    // Every table would have the name of this host in it.
+    // By default every table would contain this host's name.
     let made = Options::default().get_options_from_string("db_host_id=vbk");
     let mut options = made.expect("RocksDB knows its own option");
     options.create_if_missing(create);
     options.create_missing_column_families(create);
     options.set_max_open_files(MAX_OPEN_FILES);
     options.set_max_background_jobs(4);
-    // RocksDB sets as much disk space aside for its log, and the other for its list of files, each time it opens; where
-    // less is free it takes the rest, and then a prune has no room to work. The log has index rows in it, and no pages.
+    // Each time it opens, RocksDB preallocates this much for its log, and the other for its list of files; on a disk
+    // with less free space it takes the rest, and then a prune has no room to work. The log contains index rows, and no
+    // pages.
     options.set_max_total_wal_size(LOG_BYTES);
     options.set_manifest_preallocation_size(MANIFEST_BYTES);
     options.set_stats_dump_period_sec(0);
-    // Twice as fast as buffered for blobs, and the host's page cache stays as it was.
+    // Twice as fast as buffered I/O for blobs, and the host's page cache is left unchanged.
     options.set_use_direct_io_for_flush_and_compaction(direct);
-    // RocksDB would otherwise keep log files in the directory, also when it only reads.
+    // By default RocksDB would keep log files in the directory, even if it only reads.
     options.set_info_logger(InfoLogger::new_callback_logger(LogLevel::Warn, |_, text| {
         tracing::debug!(target: "rocksdb", "{}", text.trim_end());
     }));
@@ -59,26 +60,27 @@ fn family(name: &str, cache: &Cache) -> Options {
     options.set_compression_type(DBCompressionType::None);
     options.set_write_buffer_size(4 << 20);
     if name == "index" {
-        // Most ids that are asked for are new: answer without touching the disk.
+        // Most of the requested ids are new: the filter answers without reading the disk.
         table.set_bloom_filter(10.0, false);
         options.set_write_buffer_size(16 << 20);
     }
     if name == "blocks" {
         options.set_write_buffer_size(BUFFER_BYTES);
         options.set_max_write_buffer_number(BUFFERS);
-        // Not for segments: every backup would leave a small file of them for ever, and compaction merges rows.
+        // Not for segments: every backup would leave a small blob file of them for ever, whereas compaction merges
+        // rows.
         options.set_enable_blob_files(true);
         options.set_min_blob_size(MIN_BLOB_BYTES);
         options.set_blob_compression_type(DBCompressionType::None);
-        // A block of 1 MiB takes about 1.3 KB in the sorted files. Compaction works on whole files, so they are small
-        // where each byte stands for many in blob files that a sweep would have to move.
+        // A block of 1 MiB takes about 1.3 KB in the sorted files. Compaction works on whole files, so they are kept
+        // small: each of their bytes stands for many in blob files that a sweep would have to move.
         options.set_target_file_size_base(TABLE_BYTES);
     }
     options.set_block_based_table_factory(&table);
     options
 }
 
-/// Whether files in this directory can be written with O_DIRECT: not on every kind of file system.
+/// Returns whether files in this directory can be written with O_DIRECT, which some file systems do not support.
 pub(super) fn can_write_direct(directory: &Path) -> bool {
     use std::os::unix::fs::OpenOptionsExt;
     let probe = directory.join(".direct-io-probe");
@@ -88,7 +90,7 @@ pub(super) fn can_write_direct(directory: &Path) -> bool {
         .truncate(true)
         .custom_flags(nix::fcntl::OFlag::O_DIRECT.bits())
         .open(&probe);
-    // The file is of no use to anybody, so one that stays behind does no harm.
+    // The file is empty and unused, so one that is left behind does no harm.
     let _ = std::fs::remove_file(&probe);
     opened.is_ok()
 }

@@ -1,4 +1,4 @@
-//! The reading half of the embedded store.
+//! The read half of the embedded store.
 
 use std::fs::File;
 use std::path::Path;
@@ -40,7 +40,7 @@ pub(super) fn failed(doing: &'static str) -> impl Fn(rocksdb::Error) -> Error {
     }
 }
 
-/// Whether an error says that what is stored is not what was written. A file that is gone is damage too: nobody but
+/// Returns whether an error means that the stored bytes differ from those written. A missing file is damage too: only
 /// RocksDB deletes its files.
 pub(super) fn is_damage(error: &rocksdb::Error) -> bool {
     let text: &str = error.as_ref();
@@ -49,7 +49,7 @@ pub(super) fn is_damage(error: &rocksdb::Error) -> bool {
     error.kind() == rocksdb::ErrorKind::Corruption || signs.iter().any(|sign| text.contains(sign))
 }
 
-/// An error that says that the store is not as it was.
+/// Returns an error for a damaged store.
 pub(super) fn damaged(message: String) -> Error {
     Error::Store {
         kind: ErrorKind::Corrupt,
@@ -58,10 +58,10 @@ pub(super) fn damaged(message: String) -> Error {
     }
 }
 
-/// More than any store counts to, so that no sum of such numbers overflows: 2^56 blocks, or changes.
+/// Greater than any number that a store reaches, so that no sum of such numbers overflows: 2^56 blocks, or changes.
 const MAX_NUMBER: u64 = 1 << 56;
 
-/// The start of the names of rows in `meta` that each condemn a block.
+/// Prefix of the names of rows in `meta` that each condemn a block.
 pub(super) struct Condemned(&'static [u8]);
 
 pub(super) const CONDEMNED: Condemned = Condemned(b"condemned/");
@@ -76,7 +76,7 @@ impl Condemned {
     }
 }
 
-/// For reading all of a column family once: nothing of it is kept.
+/// Returns options for reading all of a column family once: nothing of it is cached.
 pub(super) fn scan() -> ReadOptions {
     let mut options = ReadOptions::default();
     options.fill_cache(false);
@@ -85,8 +85,8 @@ pub(super) fn scan() -> ReadOptions {
 }
 
 impl RocksReader {
-    /// Opens a checkpoint, or a store on a file system that can't be written to. `guard` is a file whose lock keeps
-    /// the checkpoint; it is held as long as the reader.
+    /// Opens a checkpoint, or a store on a file system that can't be written to. `guard` is a file whose lock keeps the
+    /// checkpoint from removal; it is held as long as the reader.
     pub fn open(path: &Path, guard: Option<File>) -> Result<Self> {
         let (database, families) = options::database(false, false);
         let db = DB::open_cf_descriptors_read_only(&database, path, families, false).map_err(failed("open"))?;
@@ -106,25 +106,27 @@ impl RocksReader {
             .map_err(failed("read its state"))?;
         let number = |row: Vec<u8>| <[u8; 8]>::try_from(row).map(u64::from_be_bytes);
         let number = row.map(number).transpose();
-        let number = number.map_err(|_| damaged(format!("{key} is no number")))?;
+        let number = number.map_err(|_| damaged(format!("{key} is not a number")))?;
         match number {
-            Some(number) if number > MAX_NUMBER => Err(damaged(format!("{key} is {number}, which no store reaches"))),
+            Some(number) if number > MAX_NUMBER => Err(damaged(format!(
+                "{key} is {number}, which is more than any store can reach"
+            ))),
             number => Ok(number),
         }
     }
 
-    /// The first sequence number above the last barrier. Everything from there on is removed, so where it is missing that
-    /// must not be taken for none.
+    /// Returns the lowest sequence number that the last barrier does not cover. Everything from there on is removed on
+    /// opening, so a missing number must not be taken for 0.
     pub(super) fn barrier(&self) -> Result<u64> {
         let barrier = self.meta_number("barrier")?;
         let index = || self.db.iterator_cf(self.family("index"), IteratorMode::Start).next();
         match barrier {
-            None if index().is_some() => Err(damaged("it has blocks, and no barrier".into())),
+            None if index().is_some() => Err(damaged("it has blocks but no barrier".into())),
             barrier => Ok(barrier.unwrap_or(0)),
         }
     }
 
-    /// Whether the rows at a sequence number are those of this block, as far as can be read.
+    /// Returns whether the rows at a sequence number are those of this block, as far as they can be read.
     pub(super) fn is_at(&self, id: BlockId, sequence: u64) -> bool {
         let row = self.db.get_pinned_cf(self.family("blocks"), part_key(sequence, 0));
         row.is_ok_and(|row| row.is_some_and(|row| row.starts_with(&id.0)))
@@ -144,9 +146,9 @@ impl RocksReader {
             .and_then(|rows| self.within_barrier(rows))
     }
 
-    /// Takes a block for not stored whose row says that it lies where no barrier has been: it is not there, the next put
-    /// stores it anew, and what is kept for each place does not grow without bound. Read after the rows: a barrier is
-    /// written together with the rows that it covers.
+    /// Treats a block as not stored if its row gives a place that no barrier has covered: the block does not exist
+    /// there, the next put stores it again, and per-place tables do not grow without bound. The barrier is read after
+    /// the rows: it is written together with the rows that it covers.
     fn within_barrier(&self, rows: Vec<Option<IndexRow>>) -> Result<Vec<Option<IndexRow>>> {
         if rows.iter().all(Option::is_none) {
             return Ok(rows);
@@ -156,7 +158,7 @@ impl RocksReader {
         Ok(rows.into_iter().map(|row| row.filter(is_stored)).collect())
     }
 
-    /// Gives all rows of the index as they are.
+    /// Passes all rows of the index as they are.
     pub(super) fn index(&self, each: &mut dyn FnMut(BlockId, IndexRow) -> Result<()>) -> Result<()> {
         let index = self.family("index");
         for row in self.db.iterator_cf_opt(index, scan(), IteratorMode::Start) {
@@ -164,7 +166,7 @@ impl RocksReader {
             let id = <[u8; 32]>::try_from(&id[..]).map_err(|_| Error::Store {
                 kind: ErrorKind::Corrupt,
                 doing: "read the index",
-                message: "a row is not named by a block".into(),
+                message: "the key of a row is not a block id".into(),
             })?;
             each(BlockId(id), IndexRow::decode(BlockId(id), &row)?)?;
         }
@@ -192,11 +194,12 @@ impl RocksReader {
                 Err(error) => Err(failed("read a block")(error)),
             });
         let mut header = parts.next().unwrap_or_else(|| Ok(Vec::new()))?;
-        // Part 0 names its block, so an index row that points elsewhere is found here and not taken for damage there.
+        // Part 0 names its block. This detects an index row that points elsewhere, which is not damage to the block
+        // there.
         if header.len() < HEADER_AT || header[..32] != id.0 {
             return Err(Error::BlockDamaged {
                 id,
-                what: "its header is missing or that of another block".into(),
+                what: "its header is missing or belongs to another block".into(),
             });
         }
         header.drain(..HEADER_AT);
@@ -235,7 +238,7 @@ impl StoreReader for RocksReader {
         let mut barrier = self.barrier()?;
         self.index(&mut |id, row| {
             if row.sequence >= barrier {
-                // A store that is open for writing goes on meanwhile.
+                // A store that is open for writing continues to write meanwhile.
                 barrier = self.barrier()?;
             }
             match row.sequence < barrier {
@@ -243,7 +246,7 @@ impl StoreReader for RocksReader {
                 false => Err(Error::BlockDamaged {
                     id,
                     what: format!(
-                        "the index has it at {}, and nothing was stored from {barrier} on",
+                        "its index row gives place {}, but nothing was stored from {barrier} on",
                         row.sequence
                     ),
                 }),
@@ -328,7 +331,7 @@ pub(super) fn get_each(
             .zip(rows)
             .map(|(wanted, row)| reader.get_at(wanted, row))
             .collect(),
-        // A damaged index row fails the whole look-up; asked one by one only its own block suffers.
+        // A damaged index row fails the whole look-up; looked up one by one, only its own block fails.
         Err(_) => wanted
             .iter()
             .map(|wanted| reader.get_at(wanted, rows(&[wanted.id])?.pop().flatten()))

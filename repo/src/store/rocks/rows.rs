@@ -1,10 +1,10 @@
-//! Keys and rows as they stand in RocksDB. All numbers are big-endian, so that keys sort by them.
+//! Keys and rows in RocksDB. All numbers are big-endian, so that keys sort by them.
 
 use crate::error::{Error, Result};
 use crate::id::BlockId;
 use crate::store::{Located, Place};
 
-/// Where a block lies and how long it is.
+/// Place and lengths of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct IndexRow {
     pub(super) sequence: u64,
@@ -47,29 +47,29 @@ impl IndexRow {
         lengths
     }
 
-    /// The start of a block's part 0, which repeats what the index says of it.
+    /// Returns the start of a block's part 0, which repeats its index row.
     pub(super) fn part_zero(self, id: BlockId) -> Vec<u8> {
         [&id.0[..], &self.lengths()].concat()
     }
 }
 
-/// Where the header begins in part 0.
+/// Offset of the header in part 0.
 pub(super) const HEADER_AT: usize = 40;
 
 fn number(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
-/// The key of a part of the block with this sequence number.
+/// Returns the key of a part of the block with this sequence number.
 pub(super) fn part_key(sequence: u64, part: usize) -> [u8; 10] {
     let mut key = [0; 10];
     key[..8].copy_from_slice(&sequence.to_be_bytes());
-    // At most 257 parts: a header and 256 pages.
+    // A block has at most 257 parts: a header and 256 pages.
     key[8..].copy_from_slice(&(part as u16).to_be_bytes());
     key
 }
 
-/// The sequence number in a key of `blocks`.
+/// Returns the sequence number in a key of `blocks`.
 pub(super) fn sequence_of(key: &[u8]) -> u64 {
     number(&key[..key.len().min(8)])
 }

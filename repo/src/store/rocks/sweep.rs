@@ -1,26 +1,26 @@
-//! Removes what no backup names, and gives its space back to the file system.
+//! Removes blocks and segments that no backup names, and returns their space to the file system.
 //!
-//! The sequence numbers are cut into windows of about 2 GiB of plain blocks. A window is swept where enough in it is
-//! unused; elsewhere unused blocks stay, known and ready to be used again. So the index says at any time just which
-//! blocks are there.
+//! The sequence numbers are cut into windows of about 2 GiB of plain blocks. A window is swept if enough in it is
+//! unused; elsewhere unused blocks stay, in the index and ready to be used again. So the index names exactly the stored
+//! blocks at any time.
 //!
-//! A pass sweeps some windows, after one look through the whole index in its own order: to look each block up would be a
-//! random read for each. The first pass has few blocks, so that a full disk has room for the removal of their rows, and
-//! each has four times as many as the one before, so that a large repository needs few of them. What is on disk after each
-//! step of a pass:
+//! A pass sweeps some windows, after one scan of the whole index in its own order: looking up each block would cost a
+//! random read each. The first pass has few blocks, so that even a full disk has room for the removal of their rows.
+//! Each pass has four times as many as the one before, so that a large repository needs few passes. What is on disk
+//! after each step of a pass:
 //!
 //! 1. `sweeping` names its windows. Nothing is changed yet.
-//! 2. The index rows of what is unused in them are removed, in synced and logged batches. The blocks are gone for every
-//!    reader of the store (views keep theirs), and only their space is still taken.
-//! 3. For a few neighbouring windows at a time: the rows of all blocks in them that are not live are removed and that is
-//!    flushed; a forced compaction writes the live blocks that shared files with unused ones to new blob files and drops
-//!    the old files, each whole or not at all; and `sweeping` names these windows no more.
+//! 2. The index rows of the unused blocks in them are removed, in synced and logged batches. The blocks no longer exist
+//!    for readers of the store (views keep theirs), and only their space is still taken.
+//! 3. For a few adjacent windows at a time: the rows of all blocks in them that are not live are removed, and that is
+//!    flushed. A forced compaction writes the live blocks that shared files with unused ones to new blob files and
+//!    drops the old files, each completely or not at all. Then `sweeping` no longer names these windows.
 //!
-//! A crash leaves `sweeping`, and what it names is swept next time too, by what is live then: a block that was put since is
-//! live or has its index row removed before its own rows. Windows that have nothing live in them come first in any case, as
-//! they need no room.
+//! A crash leaves `sweeping`, and the next sweep includes the windows that it names, by what is live then: a block that
+//! was put since is live, or its index row is removed before its own rows. Windows without live blocks always come
+//! first, because sweeping them needs no space.
 //!
-//! Segments are removed in batches; each is a row of its own that nothing names any more.
+//! Segments are removed in batches; each one is a single row that nothing names any more.
 //!
 //! Memory: 40 bytes per window of 2 GiB, besides the live set.
 
@@ -38,18 +38,18 @@ use crate::store::{Live, Place, StoreManager, StoreReader, Swept, Thrift};
 
 /// Plain bytes of a window.
 const WINDOW_BYTES: u64 = 2 << 30;
-/// Windows that are compacted together: what a sweep may need of free space is what is live in them.
+/// Windows that are compacted together: the live blocks in them bound the free space that a sweep needs.
 const WINDOWS_AT_ONCE: u64 = 4;
-/// Unused blocks in the first pass: the removal of their index rows takes 1 MiB or so.
+/// Unused blocks in the first pass: the removal of their index rows takes about 1 MiB.
 const FIRST_PASS_BLOCKS: u64 = 16 << 10;
-/// How many times as many each further pass has.
+/// Growth of each further pass, as a factor.
 const PASS_GROWTH: u64 = 4;
 /// Rows that are removed in one batch.
 const BATCH_ROWS: usize = 10_000;
 /// In `meta`: ranges of sequence numbers, first and end (u64 each), whose unused blocks are to be removed.
 const SWEEPING: &str = "sweeping";
 
-/// What lies in one window.
+/// Content of one window.
 #[derive(Debug, Clone, Copy, Default)]
 struct Window {
     live_bytes: u64,
@@ -64,7 +64,7 @@ pub(super) fn sweep(
     step: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Swept> {
     if !store.pending().is_empty() {
-        // The index does not have them, so they would be taken for unused.
+        // The index does not have these blocks, so they would be taken for unused.
         return Err(Error::Store {
             kind: ErrorKind::Internal,
             doing: "prune",
@@ -107,13 +107,13 @@ fn sweep_windows(
         return Ok(sweep.swept);
     }
     let result = sweep.run(&windows, &chosen, step);
-    // Setting it writes a file, which may fail where nothing else does.
+    // Setting the option writes a file, which may fail even if everything else succeeds.
     let off = collect_garbage(store, false);
     result.and(off)?;
     Ok(sweep.swept)
 }
 
-/// The fullest of unused blocks first, until what stays is little enough.
+/// Returns the windows with the largest unused shares, until the rest is small enough.
 fn choose(windows: &BTreeMap<u64, Window>, live_bytes: u64, max_unused: f64) -> Vec<u64> {
     let mut unused: u64 = windows.values().map(|window| window.unused_bytes).sum();
     let may_stay = (live_bytes as f64 * max_unused) as u64;
@@ -134,8 +134,8 @@ fn share(window: &Window) -> f64 {
     window.unused_bytes as f64 / (window.unused_bytes + window.live_bytes).max(1) as f64
 }
 
-/// Whether compactions move live blobs out of files that have unused ones. Off but for a sweep: a backup would write
-/// everything several times.
+/// Switches whether compactions move live blobs out of files with unused ones. Only on during a sweep: a backup would
+/// otherwise write everything several times.
 fn collect_garbage(store: &RocksStore, on: bool) -> Result<()> {
     let options = [
         ("enable_blob_garbage_collection", if on { "true" } else { "false" }),
@@ -150,13 +150,13 @@ struct Sweep<'a> {
     store: &'a RocksStore,
     live: &'a Live,
     window_blocks: u64,
-    /// Windows in `sweeping`.
+    /// Windows listed in `sweeping`.
     begun: BTreeSet<u64>,
     swept: Swept,
 }
 
 impl Sweep<'_> {
-    /// What is live and what is not, by window.
+    /// Counts the live and unused blocks of each window.
     fn count(&mut self) -> Result<BTreeMap<u64, Window>> {
         let mut windows: BTreeMap<u64, Window> = BTreeMap::new();
         let (live, swept, window_blocks) = (self.live, &mut self.swept, self.window_blocks);
@@ -204,7 +204,7 @@ impl Sweep<'_> {
         step(self.swept.removed_bytes)
     }
 
-    /// Sweeps windows, given in order. `moves_live`: some of what is in them is live.
+    /// Sweeps windows, given in order. `moves_live`: some blocks in them are live.
     fn pass(
         &mut self,
         windows: &BTreeMap<u64, Window>,
@@ -248,7 +248,7 @@ impl Sweep<'_> {
             [] => batch.delete_cf(meta, SWEEPING),
             ranges => batch.put_cf(meta, SWEEPING, encode(ranges)),
         }
-        // A view that is published now leaves the old files out, and so gives their space back.
+        // A view that is published now leaves the old files out, which frees their space.
         self.store.next_generation(&mut batch)?;
         self.store.write_logged("remove blocks", batch)
     }
@@ -272,7 +272,8 @@ impl Sweep<'_> {
         self.store.write_logged("remove blocks", batch)
     }
 
-    /// Step 3: the rows of all that is not live, neighbours with one deletion. Durable with the next flush.
+    /// Step 3: removes the rows of all blocks that are not live, adjacent ones with one deletion. Durable with the next
+    /// flush.
     fn remove(&self, range: &Range<u64>) -> Result<()> {
         let blocks = self.store.reader.family("blocks");
         let is_unused = |sequence: u64| range.contains(&sequence) && !self.live.places.contains(Place(sequence));
@@ -302,7 +303,7 @@ impl Sweep<'_> {
             .map_err(failed("give space back"))?;
         let before = self.background_errors()?;
         compact(reader, range);
-        // It says nothing of its own about a full disk or a damaged file.
+        // The compaction call itself reports neither a full disk nor a damaged file.
         if self.background_errors()? != before {
             return Err(Error::Store {
                 kind: ErrorKind::NoSpace,
@@ -318,20 +319,20 @@ impl Sweep<'_> {
         Ok(count.map_err(failed("read its state"))?.unwrap_or(0))
     }
 
-    /// The windows that a sweep before did not finish.
+    /// Returns the windows that an earlier sweep did not finish.
     fn left_over(&self) -> Result<BTreeSet<u64>> {
         let reader = &self.store.reader;
         let row = reader.db.get_cf(reader.family("meta"), SWEEPING);
         let row = row.map_err(failed("read its state"))?.unwrap_or_default();
-        // Nothing lies behind the last window with blocks, whatever a damaged row says: it would be a walk through 2^64
-        // places. To sweep a window that was not begun does no harm.
+        // No window after the last one with blocks is used, whatever a damaged row says: it could mean a walk through
+        // 2^64 places. Sweeping a window that was not started does no harm.
         let end = self.store.reader.barrier()?.div_ceil(self.window_blocks);
         let windows =
             |range: Range<u64>| range.start / self.window_blocks..range.end.div_ceil(self.window_blocks).min(end);
         Ok(decode(&row).into_iter().flat_map(windows).collect())
     }
 
-    /// Removes segments that are not live; gives how many.
+    /// Removes segments that are not live; returns their number.
     fn segments(&self, dry_run: bool) -> Result<u64> {
         let reader = &self.store.reader;
         let family = reader.family("segments");
@@ -359,15 +360,15 @@ impl Sweep<'_> {
         Ok(removed)
     }
 
-    /// What was removed from the small column families takes space until it is merged away. A block that is gone is
-    /// damaged no more.
+    /// Merges away the removed rows of the small column families, which take space until then. Also drops the condemned
+    /// mark of blocks that no longer exist.
     fn tidy(&self) -> Result<()> {
         let condemned = self.store.condemned()?;
         let rows = self.store.reader.index_rows(&condemned)?;
         let gone = condemned.iter().zip(rows).filter(|(_, row)| row.is_none());
         self.store.pardon(&gone.map(|(id, _)| *id).collect::<Vec<_>>())?;
         let mut batch = WriteBatch::default();
-        // All is swept; what a damaged row named beyond the store's end was left out.
+        // All windows are swept; windows past the store's end, which a damaged row named, were left out.
         batch.delete_cf(self.store.reader.family("meta"), SWEEPING);
         self.store.next_generation(&mut batch)?;
         self.store.write_logged("give space back", batch)?;
@@ -384,7 +385,7 @@ impl Sweep<'_> {
     }
 }
 
-/// Merges away what was removed in a range of sequence numbers.
+/// Merges away the removed rows in a range of sequence numbers.
 pub(super) fn compact(reader: &RocksReader, range: &Range<u64>) {
     let mut options = CompactOptions::default();
     options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
@@ -393,7 +394,7 @@ pub(super) fn compact(reader: &RocksReader, range: &Range<u64>) {
     reader.db.compact_range_cf_opt(blocks, Some(from), Some(to), &options);
 }
 
-/// How many of the windows make a pass with at most so many unused blocks, or a single window.
+/// Returns the number of windows in a pass with at most `most_blocks` unused blocks; at least one window.
 fn length_of_pass(numbers: &[u64], windows: &BTreeMap<u64, Window>, most_blocks: u64) -> usize {
     let mut blocks = 0;
     let fits = |number: &&u64| {

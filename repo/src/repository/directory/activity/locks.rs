@@ -1,5 +1,5 @@
-//! Who holds a lock of flock(2), from the kernel's own list: asking the lock itself means taking it for a moment, and
-//! a writer that comes in that moment would find it taken.
+//! Holders of a flock(2) lock, from the kernel's own list. Testing the lock itself would mean taking it for a moment,
+//! and a writer that starts in that moment would find it taken.
 //!
 //! A line of `/proc/locks` (proc_locks(5); `lock_get_status` in fs/locks.c) names the process that took the lock and
 //! the file, by device and inode; `->` marks one that waits:
@@ -9,8 +9,8 @@
 //! 1: -> FLOCK  ADVISORY  WRITE 27611 fe:00:611 0 EOF
 //! ```
 //!
-//! The list has limits, and where they matter the lock is asked after all: it leaves out processes of other PID
-//! namespaces and of other machines, and btrfs and overlays write another device there than stat(2) tells.
+//! The list has limits; where they matter, the lock itself is tested after all. The list omits processes of other PID
+//! namespaces and of other machines, and for btrfs and overlays it shows another device than stat(2).
 
 use std::fs::{self, File, Metadata, TryLockError};
 use std::io::{self, Read};
@@ -25,7 +25,7 @@ use nix::sys::statfs::{
 
 use crate::error::{Error, Result};
 
-/// Not in linux/magic.h: OpenZFS, include/sys/fs/zfs.h.
+/// Not in linux/magic.h: from OpenZFS, include/sys/fs/zfs.h.
 const ZFS_SUPER_MAGIC: FsType = FsType(0x2fc1_2fc1);
 
 /// File systems whose locks are all taken on this machine.
@@ -39,18 +39,18 @@ const LOCAL: [FsType; 7] = [
     OVERLAYFS_SUPER_MAGIC,
 ];
 
-/// The PID namespace that all processes are visible in (`PROC_PID_INIT_INO` in linux/proc_ns.h).
+/// The PID namespace in which all processes are visible (`PROC_PID_INIT_INO` in linux/proc_ns.h).
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 
-/// How often the list is read when it changes under the reading.
+/// Number of attempts to read the list when it changes meanwhile.
 const READINGS: usize = 100;
 
-/// How a lock is held.
+/// Mode of a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
-    /// By any number of processes.
+    /// Held by any number of processes.
     Shared,
-    /// By one.
+    /// Held by one process.
     Exclusive,
 }
 
@@ -75,16 +75,16 @@ struct Held {
 #[derive(Debug)]
 pub(super) struct Locks {
     held: Vec<Held>,
-    /// The file system, as stat(2) tells it.
+    /// The file system's device number according to stat(2).
     device: u64,
-    /// Whether a lock that is not in `held` is free.
+    /// A lock that is not in `held` is known to be free.
     is_complete: bool,
-    /// Whether a lock that is in `held` is that of the very file: inode numbers of btrfs are only unique in a subvolume.
+    /// A lock in `held` is known to belong to exactly that file: inode numbers of btrfs are only unique in a subvolume.
     is_exact: bool,
 }
 
 impl Locks {
-    /// The locks on the file system of `directory`, which must be one that nobody locks.
+    /// Reads the locks on the file system of `directory`, which must be a directory that no process locks.
     pub(super) fn read(directory: &Path) -> Result<Self> {
         let file = File::open(directory).map_err(Error::io("open", directory))?;
         let metadata = file.metadata().map_err(Error::io("read", directory))?;
@@ -94,13 +94,13 @@ impl Locks {
             is_complete: false,
             is_exact: false,
         };
-        // A lock of our own shows how the list names this file system, and that it can be relied on.
+        // A lock of this process shows how the list names this file system, and that the list can be relied on.
         if file.try_lock_shared().is_err() {
             return Ok(locks);
         }
         let listing = settle(&mut read_list);
         drop(file);
-        // Without it there is the lock to ask.
+        // Without the list, each lock is tested itself.
         let Ok(listing) = listing else {
             return Ok(locks);
         };
@@ -116,8 +116,8 @@ impl Locks {
         Ok(locks)
     }
 
-    /// The processes that hold the lock on a file, in order and each once; `None` among them stands for one or more
-    /// that can't be named. A file that is not there is held by nobody.
+    /// Returns the processes that hold the lock on a file, in order and each once; `None` among them stands for one or
+    /// more that can't be identified. A missing file has no holders.
     pub(super) fn holders(&self, path: &Path, access: Access) -> Result<Vec<Option<u32>>> {
         let metadata = match fs::metadata(path) {
             Ok(metadata) => metadata,
@@ -148,7 +148,7 @@ impl Locks {
     }
 }
 
-/// Asks the lock itself, by taking it for a moment.
+/// Tests the lock itself, by taking it for a moment.
 fn is_held(path: &Path, access: Access) -> Result<bool> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -166,14 +166,14 @@ fn is_held(path: &Path, access: Access) -> Result<bool> {
     }
 }
 
-/// The text of `/proc/locks`, and whether it is all of it.
+/// Text of `/proc/locks`, and whether it is complete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Listing {
     text: String,
     is_whole: bool,
 }
 
-/// Reads the list until it has surely been seen whole, or often enough.
+/// Reads the list until it is known to be complete, or the attempts are used up.
 fn settle(read: &mut dyn FnMut() -> io::Result<Listing>) -> io::Result<Listing> {
     let mut listing = read()?;
     for _ in 1..READINGS {
@@ -181,7 +181,7 @@ fn settle(read: &mut dyn FnMut() -> io::Result<Listing>) -> io::Result<Listing> 
             break;
         }
         let again = read()?;
-        // Nothing moved between the two.
+        // The list did not change between the two readings.
         let is_whole = again.is_whole || again.text == listing.text;
         listing = Listing { is_whole, ..again };
     }
@@ -203,14 +203,14 @@ fn read_list() -> io::Result<Listing> {
     }
     Ok(Listing {
         text: String::from_utf8_lossy(&bytes).into_owned(),
-        // The list stands still for one read, which gives a page at most. The next read counts anew from the first
-        // lock (fs/seq_file.c), and leaves one out for each that has gone before that place.
+        // The list is locked for one read, which returns a page at most. The next read counts again from the first lock
+        // (fs/seq_file.c), and so skips one lock for each that was removed before that position.
         is_whole: reads <= 1,
     })
 }
 
-/// The held locks of flock(2) in the text of `/proc/locks`. Lines of other kinds, and what it does not understand, are
-/// left out.
+/// Returns the held flock(2) locks in the text of `/proc/locks`. Skips lines of other kinds and lines that it can't
+/// parse.
 fn parse(text: &str) -> Vec<Held> {
     text.lines().filter_map(parse_line).collect()
 }
