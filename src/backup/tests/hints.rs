@@ -190,7 +190,7 @@ fn a_hint_about_anything_else_is_not_used() {
     let other_block = all(size, BlockSize::DEFAULT);
     for (wrong, why) in [
         (hint(alone.entry.id, all(size, BlockSize::MIN), 100), "another backup"),
-        (hint(latest, all(size - 1, BlockSize::MIN), 100), "not the size"),
+        (hint(latest, all(size - 1, BlockSize::MIN), 100), "its size differs"),
         (hint(latest, other_block, 100), "blocks of another size"),
     ] {
         // A backup of its own would be the latest: this one ends before it is recorded.
@@ -207,7 +207,7 @@ fn a_hint_about_anything_else_is_not_used() {
     let longer = [&bytes[..], &noise(9, 1 << 16)].concat();
     fs::write(fixture.path(), &longer).expect("writes");
     let (grown, warnings) = fixture.hinted(hint(latest, all(size, BlockSize::MIN), 100));
-    assert!(warnings[0].contains("not the size"), "{warnings:?}");
+    assert!(warnings[0].contains("its size differs"), "{warnings:?}");
     assert!(fixture.read(&grown.entry) == longer);
 }
 
