@@ -3,8 +3,8 @@
 //!
 //! Usage: `lengths FILE`; a tar of /usr/lib or the image of a file system is a representative example.
 //!
-//! A block is recognized if no other block of the file has the same lengths. The bits are the entropy of a block's lengths
-//! within the file, at most log2 of the number of blocks.
+//! A block is recognized if no other block of the file has the same lengths. The bits are the entropy of a block's
+//! lengths within the file, at most log2 of the number of blocks.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -76,7 +76,8 @@ fn schemes() -> Vec<(String, Scheme)> {
     all
 }
 
-/// Nikitin et al., Reducing Metadata Leakage from Encrypted Files, 2019: as many leading bits as the length of the length.
+/// Nikitin et al., Reducing Metadata Leakage from Encrypted Files, 2019: keeps as many leading bits as the length of
+/// the length has.
 fn padme(length: usize) -> usize {
     let exponent = length.ilog2();
     let kept = exponent.checked_ilog2().unwrap_or(0) + 1;

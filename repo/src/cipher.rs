@@ -182,7 +182,8 @@ mod tests {
 
     #[test]
     fn the_layout_is_aes_256_gcm_under_a_key_of_name_and_salt() {
-        // So that sealed bytes of older repositories still open: the layout as the page of this module tells it.
+        // Ensures that sealed bytes of older repositories still open: the layout as the top of this module describes
+        // it.
         let cipher = Cipher::new([1; 32]);
         let (salt, mut key) = cipher.fresh(b"name").expect("fresh");
         let mut bytes = b"plain".to_vec();

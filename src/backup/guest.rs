@@ -107,8 +107,8 @@ impl Host {
             let given_up = snapshot::give_up(&self.programs, self.places(), options.stop_at, Some(pool))?;
             for name in &given_up.removed {
                 observer.event(Event::Warning(&format!(
-                    "gave up {name}, a base of change hints, because thin pool {pool} is too full; the next backup of its disk \
-                     reads all of it"
+                    "removed {name}, a base of change hints, because thin pool {pool} is too full; the next backup of \
+                     its disk reads the whole disk"
                 )));
             }
             // Each iteration removes at least one base.

@@ -91,9 +91,10 @@ impl Run<'_> {
                 let name = self.disk.name.as_str();
                 self.observer.event(Event::HintsWrong { name });
                 self.observer.event(Event::Warning(&format!(
-                    "the change hints for disk {name} are WRONG: they call the block at {} bytes unchanged, and it is not. All of \
-                     the disk is read instead, and hints are not used for it for some time. Earlier backups that were made \
-                     with hints may lack changes; this points to a fault in the volume manager, the file system or vbk",
+                    "the change hints for disk {name} are WRONG: they say that the block at {} bytes is unchanged, but \
+                     it is not. The whole disk is read instead, and hints are not used for it for some time. Earlier \
+                     backups that were made with hints may lack changes; this points to a fault in the volume manager, \
+                     the file system or vbk",
                     self.block_size.offset_of(index)
                 )));
             }

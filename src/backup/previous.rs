@@ -196,7 +196,7 @@ mod tests {
                 });
             }
         });
-        // The root, and 64 segments a call.
+        // One call for the root, and one for each 64 segments.
         assert_eq!(far.calls().waits, 1 + (SEGMENTS / BATCH) as u64);
         // Back to the start, as after a sample, and far ahead.
         for first in [0, all - 1, 5 * SEGMENT_SLOTS as u64] {

@@ -36,7 +36,8 @@ pub struct Verified<'a> {
 /// Changes besides the states that follow from the result.
 #[derive(Debug, Default)]
 pub struct Recorded {
-    /// Backups, as `GUEST@TIME`, whose state could not be read. They are protected now, because they may have been before.
+    /// Backups, as `GUEST@TIME`, whose state could not be read. They are protected now, because they may have been
+    /// before.
     pub protected: Vec<String>,
     /// Stored names of notes that could not be read and were removed.
     pub removed: Vec<String>,

@@ -319,7 +319,7 @@ fn a_store_without_its_barrier_is_damaged_and_stays_as_it_is() {
     let path = directory.path().join("store");
     let error = RocksStore::open(&path).err().expect("refuses");
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
-    // With it again, the block is still there.
+    // With the barrier restored, the block still exists.
     let reader = RocksStore::open_or_create(&path, false).expect("opens");
     reader
         .db
