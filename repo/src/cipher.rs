@@ -17,7 +17,7 @@
 //! 2. A `SealKey` refuses a part number that it has sealed before. So within a thing every nonce is used once.
 //! 3. Reading a thing gives an [`OpenKey`], which can't seal: a stored salt is never used for other bytes.
 //!
-//! # What is bound
+//! # Binding of parts to their position
 //!
 //! The name identifies the thing (kind and id), and the salt has a fixed length and comes last, so no two pairs of name
 //! and salt hash the same bytes. A part therefore opens only at its position in its own thing: a part of another thing,

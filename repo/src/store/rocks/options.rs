@@ -35,9 +35,9 @@ pub(super) fn database(direct: bool, create: bool) -> (Options, Vec<ColumnFamily
     options.create_missing_column_families(create);
     options.set_max_open_files(MAX_OPEN_FILES);
     options.set_max_background_jobs(4);
-    // Each time it opens, RocksDB preallocates this much for its log, and the other for its list of files; on a disk
-    // with less free space it takes the rest, and then a prune has no room to work. The log contains index rows, and no
-    // pages.
+    // Each time it opens, RocksDB preallocates about LOG_BYTES for its log and MANIFEST_BYTES for its list of files; on
+    // a disk with less free space it takes all of it, and then a prune has no room to work. The log contains index
+    // rows, and no pages.
     options.set_max_total_wal_size(LOG_BYTES);
     options.set_manifest_preallocation_size(MANIFEST_BYTES);
     options.set_stats_dump_period_sec(0);
