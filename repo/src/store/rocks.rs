@@ -1,4 +1,4 @@
-//! The embedded store: RocksDB, with the pages of blocks in blob files. Only this file and its folder know RocksDB.
+//! The embedded store: RocksDB, with the pages of blocks in blob files. Only this file and its folder use RocksDB.
 //!
 //! | column family | key | value |
 //! |---|---|---|
