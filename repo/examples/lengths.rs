@@ -1,10 +1,10 @@
-//! Measures what the lengths of stored rows tell about a file in an encrypted repository, and what hiding them costs, for the
-//! scheme in use and for others.
+//! Measures what the lengths of stored rows reveal about a file in an encrypted repository, and the cost of hiding
+//! them, for the scheme in use and for others.
 //!
-//! Usage: `lengths FILE`; a tar of /usr/lib or the image of a file system is a fair example.
+//! Usage: `lengths FILE`; a tar of /usr/lib or the image of a file system is a representative example.
 //!
-//! A block is recognized if no other block of the file has the same lengths. The bits are the entropy of a block's lengths
-//! within the file, at most log2 of the number of blocks.
+//! A block is recognized if no other block of the file has the same lengths. The bits are the entropy of a block's
+//! lengths within the file, at most log2 of the number of blocks.
 
 #![allow(clippy::print_stdout, reason = "this is a command")]
 
@@ -18,7 +18,7 @@ use vbk_repo::store::encrypted::rows::{ROW_BYTES, STEP_BYTES, padded};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// What is seen of a block with pages of these stored lengths: the lengths of its rows.
+/// Maps the stored lengths of a block's pages to the observable lengths: those of its rows.
 type Scheme = Box<dyn Fn(&[usize]) -> Vec<usize>>;
 
 fn main() -> Result<()> {
@@ -58,7 +58,7 @@ fn main() -> Result<()> {
 fn schemes() -> Vec<(String, Scheme)> {
     let mut all: Vec<(String, Scheme)> = vec![("a page each, not padded".into(), Box::new(<[usize]>::to_vec))];
     for kib in [4, 8, 16] {
-        // Pages of zeros are stored, so that they are not seen.
+        // Pages of zeros are stored, so that they can't be recognized.
         let page = move |length: &usize| (*length).max(1).next_multiple_of(kib << 10);
         let scheme = move |lengths: &[usize]| lengths.iter().map(page).collect();
         all.push((format!("a page each, steps of {kib} KiB"), Box::new(scheme)));
@@ -78,7 +78,8 @@ fn schemes() -> Vec<(String, Scheme)> {
     all
 }
 
-/// Nikitin et al., Reducing Metadata Leakage from Encrypted Files, 2019: as many leading bits as the length of the length.
+/// Nikitin et al., Reducing Metadata Leakage from Encrypted Files, 2019: keeps as many leading bits as the length of
+/// the length has.
 fn padme(length: usize) -> usize {
     let exponent = length.ilog2();
     let kept = exponent.checked_ilog2().unwrap_or(0) + 1;
@@ -110,7 +111,7 @@ fn counts(seen: &[Vec<usize>], run: usize) -> HashMap<&[Vec<usize>], usize> {
     counts
 }
 
-/// How many runs of blocks no other run looks like.
+/// Returns the number of runs of blocks whose lengths no other run has.
 fn unique(seen: &[Vec<usize>], run: usize) -> usize {
     counts(seen, run).values().filter(|count| **count == 1).count()
 }

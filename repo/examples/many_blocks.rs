@@ -1,5 +1,5 @@
-//! Fills a new repository with many tiny blocks, half of which only one of two backups names, forgets that one, and prunes:
-//! what a prune costs in time and memory by the number of blocks alone. `scripts/bench-prune` runs it.
+//! Fills a new repository with many tiny blocks, half of which only one of two backups names, forgets that backup, and
+//! prunes. This measures the time and memory of a prune by the number of blocks alone. `scripts/bench-prune` runs it.
 //!
 //! Usage: `many_blocks DIRECTORY BLOCKS`
 
@@ -33,7 +33,7 @@ fn main() -> Result<()> {
     fill(&writer, blocks / 2)?;
     let filled = clock.elapsed();
     writer.amend(&["old@2026-01-01T00-00-00Z".into()], &[])?;
-    // Of clear_refs in proc_pid_status(5): the peak begins anew.
+    // clear_refs, see proc_pid_status(5): resets the peak.
     std::fs::write("/proc/self/clear_refs", "5")?;
     let memory_before = memory_mib();
     let clock = Instant::now();
@@ -63,7 +63,8 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Two images of `count` blocks each, stored in turn, so that every window of the store has as much of one as of the other.
+/// Stores two images of `count` blocks each, alternately, so that every window of the store contains equal parts of
+/// both.
 fn fill(writer: &Manager, count: u64) -> Result<()> {
     let store = writer.store();
     let size_bytes = count << 16;
@@ -82,7 +83,7 @@ fn fill(writer: &Manager, count: u64) -> Result<()> {
             store.put(sealed)?;
             image.set(BlockIndex(first), &slots)?;
         }
-        // As a backup has barriers.
+        // Barriers at the same interval as in a backup.
         if first % (RUN * 100) == 0 {
             store.flush()?;
         }
@@ -118,7 +119,7 @@ fn fill(writer: &Manager, count: u64) -> Result<()> {
     Ok(())
 }
 
-/// The most that this process had in memory since its peak was reset.
+/// Returns the peak memory of this process since its reset.
 fn memory_mib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));

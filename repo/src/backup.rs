@@ -25,7 +25,7 @@ pub const MAX_FILE_BYTES: u64 = 16 << 20;
 pub struct Backup {
     /// Format number of this record.
     pub format: u32,
-    /// The guest.
+    /// Name of the guest.
     pub guest: GuestName,
     /// Time of the disks' state, by the host's clock: the start of the run. Unique within the guest.
     pub time: BackupTime,

@@ -1,4 +1,4 @@
-//! Blocks, their names and their pages: the only file that knows BLAKE3.
+//! Blocks, their names and their pages: the only file that uses BLAKE3.
 //!
 //! A block's id is the BLAKE3-256 hash of its plain bytes. BLAKE3 is a tree over 1 KiB chunks, so the hash of a block
 //! of several pages is computed from one chaining value per 64 KiB page, and those values can be merged to the id
@@ -78,7 +78,7 @@ impl BlockSize {
     /// Returns the plain length of a block in an image of `size_bytes`: shorter for the last one, 0 past the end.
     pub fn len_of(self, index: BlockIndex, size_bytes: u64) -> usize {
         let left = size_bytes.saturating_sub(self.offset_of(index));
-        // At most 16 MiB, so it fits.
+        // At most 16 MiB, so the value fits.
         left.min(u64::from(self.0)) as usize
     }
 
@@ -104,9 +104,9 @@ impl From<BlockSize> for u64 {
 /// A block's id together with the hashes of its pages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockHashes {
-    /// The name of the block.
+    /// Name of the block.
     pub id: BlockId,
-    /// One entry per page.
+    /// Hashes of the pages, in order.
     pub pages: Vec<PageHash>,
 }
 
@@ -206,7 +206,7 @@ pub fn pages_in(len: usize) -> usize {
 type Subtree<'a> = (&'a [PageHash], usize);
 
 fn split(pages: &[PageHash], len: usize) -> (Subtree<'_>, Subtree<'_>) {
-    // More than one page, so the left subtree is a power of two of at least 64 KiB: whole pages.
+    // The block has more than one page, so the left subtree is a power of two of at least 64 KiB: whole pages.
     let left_len = left_subtree_len(len as u64) as usize;
     let (left, right) = pages.split_at(left_len / PAGE_BYTES);
     ((left, left_len), (right, len - left_len))

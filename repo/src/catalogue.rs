@@ -287,7 +287,7 @@ mod tests {
     use crate::store::{Record, StoreWriter};
     use crate::tests::testing::backup;
 
-    /// Made in this order, one after the other.
+    /// Returns a catalogue of backups made in this order.
     fn made_in_order(times: &[&str]) -> Catalogue {
         let store = MemoryStore::new(BlockSize::DEFAULT);
         for (sequence, time) in (1..).zip(times) {

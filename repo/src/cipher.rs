@@ -17,7 +17,7 @@
 //! 2. A `SealKey` refuses a part number that it has sealed before. So within a thing every nonce is used once.
 //! 3. Reading a thing gives an [`OpenKey`], which can't seal: a stored salt is never used for other bytes.
 //!
-//! # What is bound
+//! # Binding of parts to their position
 //!
 //! The name identifies the thing (kind and id), and the salt has a fixed length and comes last, so no two pairs of name
 //! and salt hash the same bytes. A part therefore opens only at its position in its own thing: a part of another thing,
@@ -182,7 +182,8 @@ mod tests {
 
     #[test]
     fn the_layout_is_aes_256_gcm_under_a_key_of_name_and_salt() {
-        // So that sealed bytes of older repositories still open: the layout as the page of this module tells it.
+        // Ensures that sealed bytes of older repositories still open: the layout as the top of this module describes
+        // it.
         let cipher = Cipher::new([1; 32]);
         let (salt, mut key) = cipher.fresh(b"name").expect("fresh");
         let mut bytes = b"plain".to_vec();

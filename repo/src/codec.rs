@@ -276,7 +276,7 @@ mod tests {
         Ok(plain)
     }
 
-    /// Pages of different kinds: text, noise, zeros, in turn.
+    /// Returns pages of different kinds in turn: text, noise, zeros.
     fn mixed(len: usize) -> Vec<u8> {
         let mut noise = 1_u32;
         (0..len)

@@ -29,7 +29,7 @@ pub struct ChangedRange {
 /// Kind of difference of the second image from the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChangeKind {
-    /// Blocks with other bytes.
+    /// Blocks whose bytes differ.
     Changed,
     /// Blocks that are now all zeros.
     Zeroed,
@@ -169,7 +169,7 @@ fn compare(
     for &number in numbers {
         let first = slots(store.hashing(), before, number, &mut answers)?;
         let second = slots(store.hashing(), after, number, &mut answers)?;
-        // One of them may have more slots; those are past the end of the other image.
+        // One segment may have more slots; those are past the end of the other image.
         for (place, (old, new)) in first.iter().zip(&second).enumerate() {
             let kind = match (old, new) {
                 _ if old == new => continue,

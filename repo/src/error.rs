@@ -25,7 +25,7 @@ pub enum ErrorKind {
     ReadOnly,
     /// The request is invalid; repeating it changes nothing.
     Invalid,
-    /// Made by a newer vbk, or not possible on this system.
+    /// The object was made by a newer vbk, or the operation is not possible on this system.
     Unsupported,
     /// The caller asked to stop.
     Interrupted,

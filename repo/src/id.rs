@@ -59,11 +59,11 @@ id! {
 }
 
 impl SegmentId {
-    /// Stands in a root for a segment of nothing but zero blocks, which is not stored.
+    /// Stands in a root for a segment of only zero blocks, which is not stored.
     pub const ZERO: Self = Self([0; 32]);
 }
 
-/// Lower-case hexadecimal digits.
+/// Returns lower-case hexadecimal digits.
 pub fn to_hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     bytes.iter().fold(String::new(), |mut text, byte| {
@@ -72,9 +72,9 @@ pub fn to_hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Reads 64 hexadecimal digits.
+/// Parses 64 hexadecimal digits.
 pub fn from_hex(text: &str) -> Option<[u8; 32]> {
-    // from_str_radix would take a sign.
+    // from_str_radix would accept a sign.
     if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;
     }

@@ -7,7 +7,7 @@
 //! backup. It also means that a removed slot still opens the repository for anyone who kept a copy of the slot and its
 //! secret.
 //!
-//! # What survives what
+//! # Crash safety
 //!
 //! 1. A slot is written in full to `.NAME.json.tmp` and synced. A crash leaves a file that no reader uses.
 //! 2. It is renamed to its name, and the directory is synced. A crash before that leaves the old list or the new one.

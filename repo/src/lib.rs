@@ -26,7 +26,7 @@
 //! block. A format newer than this vbk is refused before anything is changed; vbk never guesses at it. `tests/golden/`
 //! has repositories of every released format.
 //!
-//! # What may be trusted
+//! # Proof of integrity
 //!
 //! A record's id covers the record, which names the root of each image; the root's id covers the root, which names the
 //! segments; a segment's id covers the ids of its blocks; a block's id covers the hashes in its header, and those cover
@@ -39,7 +39,7 @@
 //! (`store/encrypted/epoch.rs`). An older copy of the whole repository matches its own note; only a host that remembers
 //! [`standing::Standing::epoch`] notices such a copy.
 //!
-//! # What survives what
+//! # Crashes and damage
 //!
 //! Blocks and segments become durable at barriers; a record is written last, when all that it names is durable. A crash
 //! at any point therefore leaves complete backups only; [`store::rocks`] has the argument step by step,

@@ -162,7 +162,7 @@ mod tests {
         let known = standing("a", Some("k"), 7).with_epoch(Some(5));
         let forged = standing("a", Some("k"), 100).with_epoch(Some(3));
         assert_eq!(forged.changes_since(&known), [Change::OlderEpoch { was: 5, is: 3 }]);
-        // Before the keys are at hand it is not known, and takes nothing away.
+        // Before the keys are available the epoch is not known, and a join keeps the known one.
         let locked = standing("a", Some("k"), 8);
         assert_eq!(locked.changes_since(&known), []);
         assert_eq!(known.join(&locked), standing("a", Some("k"), 8).with_epoch(Some(5)));
@@ -211,7 +211,7 @@ mod tests {
             [Change::OtherKey, other]
         );
         assert_eq!(known.changes_since(&standing("a", None, 1)), [Change::IsEncrypted]);
-        // Nothing hides that it is plain, also where the id can't be read.
+        // A plain repository is always detected, even if its id can't be read.
         let plain = Standing::default();
         assert_eq!(plain.changes_since(&known), [Change::IsPlain]);
     }

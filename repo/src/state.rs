@@ -252,7 +252,8 @@ mod tests {
         let mut states = States::default();
         let (first, second) = ("2026-11-21T00:00:00Z", "2026-11-22T00:00:00Z");
         let read = |time: &str, generation| at(time).map(|at| PartRead { at, generation });
-        // Dated long before and long after all parts: what counts is whether the views that were read had it.
+        // Dated long before and long after all parts: the result depends only on whether the views that were read had
+        // the backup.
         for time in ["1970-01-01T00-00-01Z", "2026-11-20T05-54-00Z", "2031-05-05T10-00-00Z"] {
             let mut backup = backup("web1", time, Vec::new());
             backup.sequence = 7;

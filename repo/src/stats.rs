@@ -177,7 +177,7 @@ mod tests {
     use crate::store::{Record, StoreWriter};
     use crate::tests::testing::{SMALL, backup, store_image};
 
-    /// Blocks of these contents, none of them zero.
+    /// Returns a disk with blocks of these contents, none of them zero.
     fn disk(contents: &[u8]) -> Vec<u8> {
         contents
             .iter()

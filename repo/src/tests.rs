@@ -1,4 +1,4 @@
-//! Tests of the crate as a whole, and what the tests of several modules share.
+//! Tests of the whole crate, and the code that the tests of several modules share.
 
 mod flips;
 mod model;

@@ -20,7 +20,7 @@ use crate::store::{StoreReader, StoreWriter};
 pub struct ProvedSegments(Mutex<HashSet<SegmentId>>);
 
 impl ProvedSegments {
-    /// Adds segments.
+    /// Adds segments that were read and proved.
     pub fn add(&self, ids: impl IntoIterator<Item = SegmentId>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(ids);
     }

@@ -1,4 +1,4 @@
-//! The files that describe a guest: stored as images are, so that mark, verify and repair treat them alike.
+//! Files that describe a guest: stored like images, so that mark, verify and repair treat them alike.
 
 use std::collections::HashSet;
 
@@ -13,7 +13,7 @@ use vbk_repo::writer::ImageWriter;
 use super::BackupPlan;
 use crate::error::{Error, Result};
 
-/// Refuses before the first byte is read what could not be committed after the last.
+/// Refuses a plan that could not be committed, before the first byte is read.
 pub(super) fn check(plan: &BackupPlan) -> Result<()> {
     let mut names: HashSet<_> = plan.disks.iter().map(|disk| &disk.name).collect();
     for (name, bytes) in &plan.files {

@@ -1,18 +1,18 @@
-//! Backs up a whole guest: brings it to rest, holds all its disks still at one moment, reads them at a polite pace, and
-//! lets go of everything again, however it ends.
+//! Backs up a whole guest: freezes it, takes snapshots of all its disks at one moment, reads them within the read
+//! limits, and releases everything again, however the backup ends.
 //!
-//! | step | what a kill -9 there leaves | who puts it right |
+//! | step | what a kill -9 there leaves | what repairs it |
 //! |---|---|---|
-//! | 1. rest | a guest that rests | the helpers of [`crate::guest::freeze`], at once |
+//! | 1. freeze | a frozen guest | the helpers of [`crate::guest::freeze`], at once |
 //! | 2. snapshots | some of them, with the run's tag | the next run, or `vbk snapshots --clean` |
-//! | 3. thaw | a guest that rests, snapshots | both of these |
+//! | 3. thaw | a frozen guest, snapshots | both of these |
 //! | 4. read, with guard and limits | snapshots; cgroups; stored blocks | the next run, which does not store them again |
-//! | 5. commit | a backup that is whole, or none | nobody needs to |
-//! | 6. the new base instead of the old | the new one with the run's tag; the old one, which is of no use any more | the next run |
+//! | 5. commit | a complete backup, or none | no repair is needed |
+//! | 6. the new base replaces the old | the new one with the run's tag; the old one, which is useless now | the next run |
 //! | 7. snapshots removed | some of them | the next run |
 //!
-//! Only one guest of a host is brought to rest at a time: others would make its snapshots, and with them its rest, wait for
-//! LVM's locks; and the room in a volume group that was found is still there when it is used.
+//! Only one guest of a host is frozen at a time: other guests would make its snapshots, and with them its freeze, wait
+//! for LVM's locks. The turn also ensures that the free space found in a volume group is still free when it is used.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -43,23 +43,24 @@ use crate::observer::{Event, Observer};
 use crate::snapshot::{self, Directories, PlannedDisk, SnapshotError, SnapshotOptions, Snapshots};
 use crate::text::size;
 
-/// Files that are kept with a backup.
+/// Files that are stored with a backup.
 type Files = Vec<(DiskName, Vec<u8>)>;
 
-/// How many of the last backups say how much room a thick snapshot needs.
+/// Number of recent backups from which the space for a thick snapshot is estimated.
 const HISTORY: usize = 10;
 
-/// What all guests of a run have in common.
+/// Resources that all guests of a run share.
 pub struct Host {
     programs: Programs,
     run: Run,
-    /// For what is to survive a reboot, and may be lost.
+    /// Directory for state that should survive a reboot but may be lost.
     cache: PathBuf,
     turn: Mutex<()>,
 }
 
 impl Host {
-    /// `cache` is a directory for what is to survive a reboot and may be lost, as `/var/cache/vbk`.
+    /// Returns the shared resources of a run. `cache` is a directory for state that should survive a reboot but may be
+    /// lost, e.g. `/var/cache/vbk`.
     pub fn new(programs: Programs, run: Run, cache: &Path) -> Self {
         Self {
             programs,
@@ -69,12 +70,12 @@ impl Host {
         }
     }
 
-    /// The run.
+    /// Returns the run.
     pub fn run(&self) -> &Run {
         &self.run
     }
 
-    /// Where programs are looked for.
+    /// Returns the programs of this host.
     pub fn programs(&self) -> &Programs {
         &self.programs
     }
@@ -87,8 +88,8 @@ impl Host {
         }
     }
 
-    /// Plans the snapshots. A pool that is too full for them gets the room of its bases first: of all that is in it, they
-    /// alone can be spared.
+    /// Plans the snapshots. If a pool is too full for them, the bases in it are removed first: nothing else in the pool
+    /// is dispensable.
     fn plan(
         &self,
         disks: &[(DiskName, PathBuf)],
@@ -106,11 +107,11 @@ impl Host {
             let given_up = snapshot::give_up(&self.programs, self.directories(), options.stop_at, Some(pool))?;
             for name in &given_up.removed {
                 observer.event(Event::Warning(&format!(
-                    "gave up {name}, a base of change hints, because thin pool {pool} is too full; the next backup of its disk \
-                     reads all of it"
+                    "removed {name}, a base of change hints, because thin pool {pool} is too full; the next backup of \
+                     its disk reads the whole disk"
                 )));
             }
-            // Each turn removes something.
+            // Each iteration removes at least one base.
             if given_up.removed.is_empty() {
                 let failed: Vec<SnapshotError> = given_up.failed.into_iter().map(|(_, error)| error).collect();
                 return Err(match failed.is_empty() {
@@ -122,7 +123,8 @@ impl Host {
         }
     }
 
-    /// Removes the snapshots that runs of this machine left behind, and says so. What can't be removed is a warning.
+    /// Removes the snapshots that earlier runs of this machine left behind, and reports each. A failed removal is a
+    /// warning.
     pub fn clean(&self, observer: &dyn Observer) {
         match snapshot::clean(&self.programs, self.directories(), false) {
             Ok(cleaned) => {
@@ -136,7 +138,7 @@ impl Host {
                 }
                 for (name, error) in cleaned.failed {
                     observer.event(Event::Warning(&format!(
-                        "snapshot {name} was left behind and stays: {error}"
+                        "can't remove snapshot {name}, which a run had left behind: {error}"
                     )));
                 }
             }
@@ -154,32 +156,32 @@ impl Host {
     }
 }
 
-/// How a guest is backed up.
+/// Plan for the backup of one guest.
 #[derive(Debug, Clone)]
 pub struct GuestPlan {
     /// The guest.
     pub guest: GuestName,
     /// Its disks.
     pub disks: Vec<GuestDisk>,
-    /// Its disks are raw, whatever they begin like.
+    /// The disks are raw, whatever format their first bytes suggest.
     pub raw: bool,
-    /// Files that describe it; `disks.json` is added if logical volumes are among its disks.
+    /// Files that describe the guest; `disks.json` is added if logical volumes are among its disks.
     pub files: Vec<(DiskName, Vec<u8>)>,
-    /// How it is brought to rest.
+    /// Freeze of the guest.
     pub freeze: FreezePlan,
-    /// How its disks are held still. What the last runs used is found in the repository.
+    /// Options for the snapshots. The space that the last runs used is read from the repository.
     pub snapshots: SnapshotOptions,
-    /// How politely they are read.
+    /// Limits for reading the disks.
     pub limits: LimitOptions,
-    /// Whether change hints are believed.
+    /// Options for the use of change hints.
     pub hints: HintOptions,
-    /// How new blocks are compressed.
+    /// Compression of new blocks.
     pub compression: Compression,
     /// The name of this machine, for the record.
     pub host: String,
     /// The version of the program, for the record.
     pub version: String,
-    /// How many threads may compute at once.
+    /// Number of threads that may compute at once.
     pub threads: usize,
 }
 
@@ -188,16 +190,16 @@ pub struct GuestPlan {
 pub struct GuestDisk {
     /// Its name.
     pub name: DiskName,
-    /// Where it is.
+    /// Path of the disk.
     pub path: PathBuf,
-    /// What its reading may take.
+    /// Limit for reading it.
     pub limit: ReadLimit,
-    /// Its speed, if somebody says so.
+    /// Its speed, if the administrator configured one.
     pub speed: Option<DeviceSpeed>,
 }
 
-/// Backs up a guest. When `cancel` is set it ends soon with [`Error::Interrupted`]; snapshots are removed, and what was
-/// stored by then is kept for the next run. May be called for several guests at once.
+/// Backs up a guest. When `cancel` is set, the backup ends soon with [`Error::Interrupted`]; snapshots are removed, and
+/// the blocks stored by then are kept for the next run. May be called for several guests at once.
 pub fn back_up_guest(
     writer: &Writer,
     host: &Host,
@@ -207,7 +209,7 @@ pub fn back_up_guest(
 ) -> Result<BackupSummary> {
     let started = Timestamp::now();
     if !plan.raw {
-        // Before anything is held still.
+        // These checks come before any snapshot exists.
         for disk in &plan.disks {
             if let Some(warning) = source::check_raw(&disk.path)? {
                 observer.event(Event::Warning(&warning));
@@ -257,8 +259,8 @@ pub fn back_up_guest(
     result
 }
 
-/// Says that the clock is behind the backup that was made last of all guests. One of this guest is told when the new one gets
-/// its time.
+/// Returns a warning if the clock is behind the most recent backup of another guest. For a backup of this guest the
+/// warning comes when the new backup gets its time.
 fn clock_warning(catalogue: &Catalogue, guest: &GuestName, now: Timestamp) -> Option<String> {
     let newest = &catalogue.newest()?.backup;
     let is_ahead = newest.time.timestamp().duration_since(now) > CLOCK_SLACK;
@@ -270,7 +272,7 @@ fn clock_warning(catalogue: &Catalogue, guest: &GuestName, now: Timestamp) -> Op
     })
 }
 
-/// Steps 1 to 3. Gives also when the disks looked as they are held.
+/// Runs steps 1 to 3. The result includes the time of the disks' frozen state.
 fn hold(
     host: &Host,
     plan: &GuestPlan,
@@ -288,7 +290,7 @@ fn hold(
         ..plan.snapshots.clone()
     };
     let _turn = host.turn.lock().unwrap_or_else(PoisonError::into_inner);
-    // Others may have had their turn for minutes.
+    // Other guests may have taken their turn for minutes.
     if cancel.load(Ordering::SeqCst) {
         return Err(Error::Interrupted);
     }
@@ -320,20 +322,20 @@ fn hold(
     Ok((snapshots, at, consistency, files))
 }
 
-/// What the disks are made of, if one of them is a logical volume: a restore makes volumes of the same kind.
+/// Describes the disks if one of them is a logical volume, so that a restore can create volumes of the same kind.
 fn describe(plan: &GuestPlan, planned: &snapshot::Plan) -> Option<(DiskName, Vec<u8>)> {
     let given = plan.files.iter().any(|(name, _)| name.as_str() == files::DISKS_NAME);
     let has_volumes = planned.disks().iter().any(|planned| planned.disk.volume.is_some());
     (has_volumes && !given).then(|| Disks::of_plan(planned.disks()).to_file())
 }
 
-/// Disks that are smaller than they were: they seldom shrink, and a name may have been mistyped.
+/// Returns warnings for disks that are smaller than before: disks seldom shrink, but a name may have been mistyped.
 fn shrunk(latest: Option<&Entry>, planned: &[PlannedDisk]) -> Vec<String> {
     let smaller = planned.iter().filter_map(|PlannedDisk { disk, .. }| {
         let before = latest?.backup.image(disk.name.as_str()).ok()?;
         (disk.size_bytes < before.size_bytes).then(|| {
             format!(
-                "disk {} ({}) has {}, and had {} in the latest backup: is it another guest's?",
+                "disk {} ({}) has {}, but had {} in the latest backup: does it belong to another guest?",
                 disk.name,
                 disk.source.display(),
                 size(disk.size_bytes),
@@ -344,7 +346,7 @@ fn shrunk(latest: Option<&Entry>, planned: &[PlannedDisk]) -> Vec<String> {
     smaller.collect()
 }
 
-/// The most that the last backups used of each disk's thick snapshot.
+/// Returns the peak use of each disk's thick snapshot in the last backups.
 fn peaks_of(entries: &[Entry]) -> BTreeMap<DiskName, u64> {
     let mut peaks = BTreeMap::new();
     for image in entries
@@ -361,7 +363,7 @@ fn peaks_of(entries: &[Entry]) -> BTreeMap<DiskName, u64> {
     peaks
 }
 
-/// Steps 4 and 5.
+/// Steps 4 and 5: reading and committing.
 struct Reading<'a> {
     writer: &'a Writer,
     host: &'a Host,
@@ -435,13 +437,13 @@ impl Reading<'_> {
         }
         drop(limiter);
         match (result, watch.end()) {
-            // What the guard saw is why reading ended, or will be why it failed.
+            // The guard's reason is the cause of the interruption, or of the failed read.
             (Err(error), Err(reason)) if error.kind() == ErrorKind::Interrupted || is_read(&error) => {
                 Err(reason.into())
             }
-            // It says itself what has changed.
+            // This error already says what has changed.
             (Err(error @ Error::SourceChanged { .. }), Ok(())) => Err(error),
-            // It looks only now and then, and a read may have met an invalid snapshot first.
+            // The guard checks only at intervals, so a read may have met an invalid snapshot before the guard noticed.
             (Err(error), Ok(())) if is_read(&error) => Err(self.snapshots.check().err().map_or(error, Error::from)),
             (result, Ok(())) => result,
             (result, Err(reason)) => {
@@ -464,7 +466,7 @@ impl Reading<'_> {
     }
 }
 
-/// Remembers of which disks the hints were wrong: a run that fails after that records it nowhere.
+/// Remembers the disks whose hints were wrong, because a run that fails after that records it nowhere.
 struct Listener<'a> {
     observer: &'a dyn Observer,
     wrong: Mutex<Vec<String>>,
@@ -480,7 +482,7 @@ impl Observer for Listener<'_> {
     }
 }
 
-/// A snapshot that has become invalid answers reads with errors.
+/// Returns whether an error comes from reading a disk: an invalid snapshot answers reads with errors.
 fn is_read(error: &Error) -> bool {
     matches!(
         error,

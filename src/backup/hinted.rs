@@ -1,6 +1,8 @@
-//! Takes over from the backup before what a hint calls unchanged, after a sample of it was read and found to be so.
+//! Takes over the blocks that a hint says are unchanged from the previous backup, after a sample of them was read and
+//! found to be the same.
 //!
-//! The sample comes first: when one block of it is not as it was then, nothing has been taken over yet, and the whole disk
+//! The sample comes first: if one block of it has changed, nothing has been taken over yet, and the whole disk is read
+//! as if there were no hint.
 //! is read as if there were no hint.
 
 use std::collections::HashMap;
@@ -18,14 +20,15 @@ use crate::hints::Hint;
 use crate::hints::audit::Sample;
 use crate::observer::{Counts, Event};
 
-/// How far the reading of the sample is.
+/// Progress of reading the sample.
 #[derive(Default)]
 pub(super) struct Audit {
     next_group: AtomicU64,
     wrong: AtomicBool,
 }
 
-/// An error, which says why, unless a hint is about what the previous image holds and what is read now.
+/// Checks that a hint applies to the previous image and to the disk that is read now. The error is the reason why it
+/// does not.
 pub(super) fn check(
     hint: &Hint,
     known: Option<(&Entry, &Image)>,
@@ -34,13 +37,13 @@ pub(super) fn check(
     block_size: BlockSize,
 ) -> std::result::Result<(), &'static str> {
     let (Some((entry, image)), Some(previous)) = (known, previous) else {
-        return Err("there is no earlier backup of it that change hints could be about");
+        return Err("there is no earlier backup of it that change hints could refer to");
     };
     let sizes = [image.size_bytes, previous.size_bytes(), hint.unchanged.size_bytes()];
     if entry.id != hint.since {
-        Err("the change hints are about another backup than the latest")
+        Err("the change hints refer to another backup than the latest")
     } else if sizes != [source.size_bytes(); 3] {
-        Err("it has not the size that it had at the last backup")
+        Err("its size differs from that of the latest backup")
     } else if hint.unchanged.block_size() != block_size {
         Err("the change hints were made for blocks of another size")
     } else {
@@ -49,7 +52,7 @@ pub(super) fn check(
 }
 
 impl DiskCopy<'_> {
-    /// Reads the sample. With one block of it changed, the hint is dropped. True if so.
+    /// Reads the sample. Drops the hint if one block of it has changed, and returns `true` then.
     pub(super) fn audit(&mut self) -> Result<bool> {
         if self.hint.is_none() {
             return Ok(false);
@@ -87,9 +90,10 @@ impl DiskCopy<'_> {
                 let name = self.disk.name.as_str();
                 self.job.observer.event(Event::HintsWrong { name });
                 self.job.observer.event(Event::Warning(&format!(
-                    "the change hints for disk {name} are WRONG: they call the block at {} bytes unchanged, and it is not. All of \
-                     the disk is read instead, and hints are not used for it for some time. Earlier backups that were made \
-                     with hints may lack changes; this points to a fault in the volume manager, the file system or vbk",
+                    "the change hints for disk {name} are WRONG: they say that the block at {} bytes is unchanged, but \
+                     it is not. The whole disk is read instead, and hints are not used for it for some time. Earlier \
+                     backups that were made with hints may lack changes; this points to a fault in the volume manager, \
+                     the file system or vbk",
                     self.block_size.offset_of(index)
                 )));
             }
@@ -97,8 +101,8 @@ impl DiskCopy<'_> {
         Ok(())
     }
 
-    /// Takes over the slots of blocks of one segment. What can't be taken over is read: blocks that the store does not know
-    /// any more or that were found damaged.
+    /// Takes over the slots of blocks of one segment. Reads the blocks that can't be taken over: those that the store
+    /// no longer has, or that were found damaged.
     pub(super) fn take_over(&self, first: BlockIndex, count: u64, worker: &mut Worker<'_>) -> Result<Counts> {
         let sample = self.hint.map(Sample::of);
         let slots = self
@@ -141,7 +145,7 @@ impl DiskCopy<'_> {
         Ok(counts)
     }
 
-    /// The plain lengths of the blocks that are stored and not to be stored anew.
+    /// Returns the plain lengths of the blocks that are stored and need not be stored again.
     fn known_lengths(&self, slots: &[Slot]) -> Result<HashMap<BlockId, u64>> {
         let mut ids: Vec<BlockId> = slots.iter().copied().flatten().collect();
         ids.sort_unstable();
@@ -160,7 +164,7 @@ impl DiskCopy<'_> {
         let mut done = 0;
         while done < count && self.continues(worker)? {
             let now = (count - done).min(self.run_blocks);
-            // What the backup before names may be what the store does not know any more.
+            // No comparison with the previous backup: the store may no longer have the blocks that it names.
             counts += self.back_up(BlockIndex(first.0 + done), now, None, worker)?;
             done += now;
         }

@@ -1,4 +1,4 @@
-//! What to back up, and how.
+//! The plan of a backup: its disks, files and options.
 
 use std::path::PathBuf;
 
@@ -10,26 +10,26 @@ use vbk_repo::name::{DiskName, GuestName};
 use crate::hints::Hint;
 use crate::limit::Pace;
 
-/// What to back up.
+/// Plan of a backup.
 #[derive(Debug, Clone)]
 pub struct BackupPlan {
     /// The guest.
     pub guest: GuestName,
     /// Its disks.
     pub disks: Vec<DiskPlan>,
-    /// Files that describe it, as `config.xml`.
+    /// Files that describe the guest, e.g. `config.xml`.
     pub files: Vec<(DiskName, Vec<u8>)>,
-    /// What the state of the disks corresponds to.
+    /// Degree to which the disks agree with themselves and with each other.
     pub consistency: Consistency,
-    /// How new blocks are compressed.
+    /// Compression of new blocks.
     pub compression: Compression,
     /// The name of this machine, for the record.
     pub host: String,
     /// The version of the program, for the record.
     pub version: String,
-    /// When the run started.
+    /// Start of the run.
     pub started: Timestamp,
-    /// How many threads may compute at once.
+    /// Number of threads that may compute at once.
     pub threads: usize,
 }
 
@@ -40,12 +40,12 @@ pub struct DiskPlan {
     pub name: DiskName,
     /// The disk, for the record.
     pub source: PathBuf,
-    /// What is read: the disk itself, or its snapshot.
+    /// Path that is read: the disk itself, or its snapshot.
     pub read: PathBuf,
-    /// What `read` is, if not the disk itself.
+    /// Kind of snapshot that `read` is, if it is not the disk itself.
     pub snapshot: Option<SnapshotKind>,
-    /// How fast it is read.
+    /// Speed at which it is read.
     pub pace: Pace,
-    /// What need not be read, if that is known.
+    /// Blocks that need not be read, if they are known.
     pub hint: Option<Hint>,
 }

@@ -1,7 +1,8 @@
-//! The previous backup of the same disk: blocks that are the same there need not be looked up in the store.
+//! The previous backup of the same disk: a block that has the same id there need not be looked up in the store.
 //!
-//! Its slots are read ahead of the workers, many segments with one call. The worker that comes near the end of what is read
-//! reads the next segments while the others go on, so a disk of any size waits for its first segments alone.
+//! The slots are read ahead of the workers, many segments in one call. The worker that comes near the end of the
+//! segments read so far reads the next ones while the others continue, so a disk of any size waits only for its first
+//! segments.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -16,25 +17,25 @@ use vbk_repo::writer::{ProvedSegments, SlotReader};
 use super::lock;
 use crate::observer::{Event, Observer};
 
-/// Segments that are read with one call: 2 MiB of ids.
+/// Segments that are read in one call: 2 MiB of ids.
 const BATCH: usize = 64;
 
-/// The slots of the previous backup.
+/// Slots of the previous backup.
 pub(super) struct Previous<'a> {
     reader: SlotReader<'a>,
-    /// Segments that were read whole, so that they need not be stored again.
+    /// Segments that were read completely, so that they need not be stored again.
     proved: Arc<ProvedSegments>,
     window: Mutex<Window>,
     changed: Condvar,
 }
 
-/// The segments that the workers are in, and those read ahead.
+/// The segments that the workers are using, and those read ahead.
 #[derive(Default)]
 struct Window {
     slots: BTreeMap<usize, Arc<Vec<Slot>>>,
-    /// The first segment that was not read yet.
+    /// First segment that has not been read yet.
     next: usize,
-    /// Whether a worker is reading the next ones.
+    /// A worker is reading the next segments.
     reading: bool,
 }
 
@@ -57,7 +58,7 @@ impl<'a> Previous<'a> {
             }
             Err(error) => {
                 observer.event(Event::Warning(&format!(
-                    "the previous backup of disk {} can't be compared with: {error}",
+                    "can't compare disk {} with its previous backup: {error}",
                     image.disk
                 )));
                 None
@@ -65,17 +66,17 @@ impl<'a> Previous<'a> {
         }
     }
 
-    /// Size of the disk then.
+    /// Returns the disk's size at the previous backup.
     pub(super) fn size_bytes(&self) -> u64 {
         self.reader.root().size_bytes
     }
 
     pub(super) fn slot(&self, index: BlockIndex) -> Slot {
-        // A segment that can't be read has nothing to compare with; the index still knows its blocks.
+        // A segment that can't be read gives nothing to compare with; the index still knows its blocks.
         self.slots(index, 1)?.first().copied().flatten()
     }
 
-    /// `count` slots of one segment; `None` if it can't be read or has fewer.
+    /// Returns `count` slots of one segment; `None` if it can't be read or has fewer.
     pub(super) fn slots(&self, first: BlockIndex, count: usize) -> Option<Vec<Slot>> {
         let segment = (first.0 / SEGMENT_SLOTS as u64) as usize;
         let inside = (first.0 % SEGMENT_SLOTS as u64) as usize;
@@ -104,7 +105,7 @@ impl<'a> Previous<'a> {
         found
     }
 
-    /// Reads the segments from `first` on, and lets go of those that no worker is in any more.
+    /// Reads the segments from `first` on, and drops those that no worker is using any more.
     fn read<'b>(&'b self, mut window: MutexGuard<'b, Window>, first: usize) -> MutexGuard<'b, Window> {
         let ids = &self.reader.root().segments;
         if first >= ids.len() {
@@ -195,7 +196,7 @@ mod tests {
                 });
             }
         });
-        // The root, and 64 segments a call.
+        // One call for the root, and one for each 64 segments.
         assert_eq!(far.calls().waits, 1 + (SEGMENTS / BATCH) as u64);
         // Back to the start, as after a sample, and far ahead.
         for first in [0, all - 1, 5 * SEGMENT_SLOTS as u64] {

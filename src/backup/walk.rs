@@ -1,25 +1,25 @@
-//! Deals out a disk to the workers, from its start to its end.
+//! Hands out a disk to the workers, from its start to its end.
 
 use vbk_repo::block::BlockIndex;
 use vbk_repo::manifest::SEGMENT_SLOTS;
 
 use super::{DiskCopy, lock};
 
-/// Where the next worker goes on.
+/// Position of the next worker.
 #[derive(Default)]
 pub(super) struct Walk {
     next: u64,
-    /// The end of the data that `next` lies in, as far as known.
+    /// End of the data range that contains `next`, as far as known.
     data_end: u64,
 }
 
-/// What a worker does next.
+/// The next task of a worker.
 pub(super) enum Claim {
-    /// A hole.
+    /// Blocks in a hole.
     Zeros { first: BlockIndex, count: u64 },
     /// Blocks to read, at most as many as a worker has buffers.
     Data { first: BlockIndex, count: u64 },
-    /// Blocks that a hint calls unchanged, of one segment.
+    /// Blocks of one segment that a hint says are unchanged.
     Unchanged { first: BlockIndex, count: u64 },
 }
 
@@ -34,7 +34,7 @@ impl DiskCopy<'_> {
         }
         let at = self.block_size.offset_of(first);
         if at >= walk.data_end {
-            // A block that is a hole only in part is read.
+            // A block that is only partly a hole is read.
             let (data, data_end) = match self.source.next_data(at) {
                 Some(data) => (self.block_size.index_of(data.start).0, data.end),
                 None => (blocks, self.source.size_bytes()),

@@ -1,4 +1,4 @@
-//! Damaged ranges of an image: which bytes of a block can still be read, and what is reported of the others.
+//! Damaged ranges of an image: the bytes of a block that can still be read, and the report of the others.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -12,13 +12,13 @@ use crate::error::{Error, Result};
 /// A range of an image that can't be read back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DamagedRange {
-    /// Where it begins.
+    /// Offset of the range in the image.
     pub offset_bytes: u64,
-    /// How long it is.
+    /// Length of the range.
     pub len_bytes: u64,
 }
 
-/// A part of a block with damage in it.
+/// A part of a damaged block.
 pub(super) enum Piece<'a> {
     /// Proved bytes.
     Good { offset_bytes: u64, bytes: &'a [u8] },
@@ -26,7 +26,7 @@ pub(super) enum Piece<'a> {
     Lost { offset_bytes: u64, len_bytes: u64 },
 }
 
-/// The damage that a restore has met.
+/// Damage found by a restore so far.
 pub(super) struct Damage<'a> {
     label: &'a str,
     wish: Damaged,
@@ -46,8 +46,8 @@ impl<'a> Damage<'a> {
         self.wish
     }
 
-    /// The error itself, unless it is damage and damage is accepted. A disk or network that fails for the moment is none: zeros
-    /// in the place of good data would be.
+    /// Returns the error, unless it is damage and the caller accepts damage. A transient failure of a disk or network
+    /// does not count as damage: it would put zeros in place of good data.
     pub(super) fn accept(&self, offset_bytes: u64, error: vbk_repo::Error) -> Result<()> {
         match (self.wish, error.kind()) {
             (Damaged::Zeros | Damaged::Keep, ErrorKind::Corrupt) => Ok(()),
@@ -59,8 +59,8 @@ impl<'a> Damage<'a> {
         }
     }
 
-    /// Reads what can be read of a range that failed with `error`: pages are proved one by one. What can't be read is zeros in
-    /// `plain`, and noted.
+    /// Reads the readable pages of a range that failed with `error`; pages are proved one by one. Unreadable pages
+    /// become zeros in `plain`, and are recorded.
     pub(super) fn rescue<'b>(
         &self,
         image: &ImageReader,
@@ -99,7 +99,7 @@ impl<'a> Damage<'a> {
         });
     }
 
-    /// All of it, in order; ranges that touch are one.
+    /// Returns all damaged ranges in order; adjacent ones are merged.
     pub(super) fn into_ranges(self) -> Vec<DamagedRange> {
         let mut ranges = self.ranges.into_inner().unwrap_or_else(PoisonError::into_inner);
         ranges.sort_by_key(|range| range.offset_bytes);

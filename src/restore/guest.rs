@@ -1,8 +1,8 @@
 //! Restores a whole guest: its disks onto new volumes, and its libvirt domain with their paths.
 //!
-//! [`GuestRestore::plan`] finds out everything that can go wrong before the first volume is made. [`RestorePlan::run`]
-//! makes the volumes and writes them; if a disk fails, the volumes of this run are removed again. The domain is defined
-//! last, when all disks are durable: a failure there leaves the restored disks as they are.
+//! [`GuestRestore::plan`] finds every foreseeable error before the first volume is made. [`RestorePlan::run`] makes the
+//! volumes and writes them; if a disk fails, the volumes of this run are removed again. The domain is defined last,
+//! when all disks are durable: a failure there leaves the restored disks as they are.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,9 +26,9 @@ use crate::observer::{Event, Observer};
 pub struct GuestRestore<'a> {
     /// Store of the backup.
     pub store: Arc<dyn StoreReader>,
-    /// The backup, with only the disks that are to be restored.
+    /// The backup, with only the disks to be restored.
     pub backup: &'a Backup,
-    /// Name of the restored guest; another one than the backup's makes a second server.
+    /// Name of the restored guest; a name other than the backup's makes a second server.
     pub guest: &'a GuestName,
     /// The volume group.
     pub group: &'a str,
@@ -36,7 +36,7 @@ pub struct GuestRestore<'a> {
     pub pool: Option<&'a str>,
     /// Directory of the volume groups: `/dev`.
     pub devices: PathBuf,
-    /// Whether the domain must be defined afterwards.
+    /// The domain must be defined afterwards.
     pub define: bool,
     /// Treatment of ranges that can't be read from the repository.
     pub damaged: Damaged,
@@ -46,13 +46,13 @@ pub struct GuestRestore<'a> {
     pub programs: &'a Programs,
 }
 
-/// A restore that was checked, and has changed nothing yet.
+/// A restore that was checked and has not changed anything yet.
 pub struct RestorePlan<'a> {
     restore: &'a GuestRestore<'a>,
     readers: Vec<ImageReader>,
     /// The volumes to make, in the order of the backup's disks.
     pub volumes: VolumesPlan,
-    /// The domain, if one was kept and can be used.
+    /// The domain, if one was stored and can be used.
     pub domain: Option<RestoredDomain>,
     /// Disks that were thin volumes become thick ones.
     pub becomes_thick: bool,
@@ -68,8 +68,8 @@ pub struct RestoredGuest {
 }
 
 impl<'a> GuestRestore<'a> {
-    /// Reads the guest's description from the backup and decides which volumes to make. With `define` a domain that
-    /// libvirt would not get is an error here, before anything is made; without it that is a remark.
+    /// Reads the guest's description from the backup and decides which volumes to make. With `define`, a domain that
+    /// libvirt would refuse is an error here, before anything is made; without it, a remark.
     pub fn plan(&'a self) -> Result<RestorePlan<'a>> {
         let resources = ReadResources::new(self.threads);
         let disks = self.described(&resources)?;
@@ -83,7 +83,7 @@ impl<'a> GuestRestore<'a> {
         let mut remarks = Vec::new();
         let domain = match self.domain(&resources, &volumes) {
             Err(error) if !self.define => {
-                remarks.push(format!("the disks alone are restored: {error}"));
+                remarks.push(format!("only the disks are restored, not the domain: {error}"));
                 None
             }
             domain => domain?,
@@ -108,7 +108,7 @@ impl<'a> GuestRestore<'a> {
         })
     }
 
-    /// Returns a file that was kept with the backup.
+    /// Returns a file that was stored with the backup.
     fn file(&self, resources: &Arc<ReadResources>, name: &str) -> Result<Option<Vec<u8>>> {
         let Ok(file) = self.backup.file(name) else {
             return Ok(None);
@@ -117,7 +117,7 @@ impl<'a> GuestRestore<'a> {
         Ok(Some(reader.read_file(name)?))
     }
 
-    /// Returns the description of the old disks, if there is a readable one.
+    /// Returns the description of the old disks, if a readable one exists.
     fn described(&self, resources: &Arc<ReadResources>) -> Result<Option<Disks>> {
         let bytes = self.file(resources, DISKS_NAME)?;
         Ok(bytes.and_then(|bytes| {
@@ -185,14 +185,14 @@ impl RestorePlan<'_> {
         let (volumes, restored) = write(volumes, &disks, &options, cancel, observer)?;
         if let Err(error) = volumes.keep() {
             observer.event(Event::Warning(&format!(
-                "the restored volumes keep a tag of this run: {error}"
+                "can't remove this run's tag from the restored volumes: {error}"
             )));
         }
         Ok(RestoredGuest { disks: restored })
     }
 
     /// Defines the domain in libvirt, without starting it. Does nothing if the guest has none. The XML is written to
-    /// `temporary`, a directory, and removed again.
+    /// the directory `temporary`, and removed again.
     pub fn define(&self, temporary: &Path) -> Result<()> {
         let scratch = temporary.join(format!("vbk-{}.xml", self.volumes.tag_id));
         match &self.domain {

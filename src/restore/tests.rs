@@ -95,7 +95,7 @@ fn an_existing_file_needs_force_and_keeps_its_mode() {
     assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o777, 0o640);
 }
 
-/// A program that has a file or device open for reading and writing, as QEMU has the disks of its guest.
+/// A program that holds a file or device open for reading and writing, as QEMU does with its guest's disks.
 struct Program(std::process::Child);
 
 impl Program {
@@ -133,7 +133,7 @@ fn a_file_that_a_program_writes_to_is_not_taken_from_it() {
     assert_eq!(fs::read(&path).expect("reads"), b"precious");
     assert_eq!(names(directory.path()), [PathBuf::from("web1.img")]);
     drop(guest);
-    // Who only reads it loses nothing.
+    // A reader of the target loses nothing.
     let _reader = fs::File::open(&path).expect("opens");
     run(&plain(), &path, true).expect("restores");
 }
@@ -162,7 +162,7 @@ fn an_interrupted_or_failed_restore_leaves_nothing() {
 fn what_a_killed_restore_left_goes_with_the_next_one() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("out.img");
-    // Of a restore that is still at work, and of others.
+    // One of a restore that is still running, and others.
     let busy = fs::File::create(directory.path().join(".vbk-part-77-out.img")).expect("creates");
     busy.lock().expect("locks");
     for name in [".vbk-part-78-out.img", ".vbk-part-78-other.img", ".vbk-part-x-out.img"] {
@@ -211,7 +211,7 @@ fn nothing_that_another_user_put_in_the_way_is_followed_or_waited_for() {
     let directory = tempfile::tempdir().expect("a directory");
     let (path, victim) = (directory.path().join("out.img"), directory.path().join("victim"));
     fs::write(&victim, b"precious").expect("writes");
-    // Under the names of what a killed restore leaves: a pipe without another end, and a link.
+    // The names that a killed restore leaves: a pipe without another end, and a link.
     let pipe = directory.path().join(".vbk-part-1-out.img");
     let made = std::process::Command::new("mkfifo").arg(&pipe).status();
     assert!(made.expect("mkfifo runs").success());
@@ -220,7 +220,7 @@ fn nothing_that_another_user_put_in_the_way_is_followed_or_waited_for() {
     assert!(fs::read(&path).expect("reads") == plain());
     assert_eq!(fs::read(&victim).expect("reads"), b"precious");
     assert_eq!(names(directory.path()).len(), 4, "what is not ours stays");
-    // The target itself, as a link of nobody's; root may change its owner.
+    // The target itself, as a link owned by another user; root may change its owner.
     let link = directory.path().join("link.img");
     std::os::unix::fs::symlink("victim", &link).expect("links");
     std::os::unix::fs::lchown(&link, Some(65534), Some(65534)).expect("needs root");
@@ -231,13 +231,13 @@ fn nothing_that_another_user_put_in_the_way_is_followed_or_waited_for() {
         ));
     }
     assert_eq!(fs::read(&victim).expect("reads"), b"precious");
-    // One's own are followed.
+    // Links of the user itself are followed.
     std::os::unix::fs::lchown(&link, Some(0), Some(0)).expect("needs root");
     run(&plain(), &link, true).expect("restores");
     assert!(fs::read(&victim).expect("reads") == plain());
 }
 
-/// Does something to the target's directory when the first bytes are written.
+/// Changes the target's directory when the first bytes are written.
 struct Meanwhile<F: Fn() + Send + Sync>(std::sync::Once, F);
 
 impl<F: Fn() + Send + Sync> Observer for Meanwhile<F> {
@@ -348,7 +348,7 @@ mod device {
     use std::os::unix::fs::FileExt;
     use std::process::Command;
 
-    /// A loop device that goes when it is dropped.
+    /// A loop device that is detached when it is dropped.
     struct Loop {
         _file: tempfile::NamedTempFile,
         path: PathBuf,
@@ -403,7 +403,7 @@ mod device {
         let mut whole = plain();
         whole.resize(14 * MIB, 0);
         assert!(fill(Fill::Device) == whole);
-        // On a device that reads as zeros nothing else would be missing.
+        // On a device that reads as zeros no other bytes would be missing.
         let mut data = vec![0xAA; 14 * MIB];
         for (at, block) in (0..).step_by(MIB).zip(plain().chunks(MIB)) {
             if !is_zero(block) {
@@ -494,7 +494,7 @@ mod device {
         let set = Command::new("blockdev").arg("--setro").arg(&device.path).status();
         assert!(set.expect("blockdev runs").success());
         let refused = run(&plain(), &device.path, true);
-        // It would stay so for the next user of this number.
+        // Otherwise the next user of this number would find it read-only.
         let _ = Command::new("blockdev").arg("--setrw").arg(&device.path).status();
         let refused = refused.expect_err("is read-only");
         assert_eq!(refused.kind(), ErrorKind::ReadOnly);

@@ -1,4 +1,4 @@
-//! Looks during a restore whether another process begins to use the target.
+//! Watches during a restore whether another process starts to use the target.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -6,10 +6,10 @@ use std::time::Duration;
 use crate::disk::target::Target;
 use crate::error::Result;
 
-/// A guest that is started needs longer than that until it writes to its disk.
+/// Interval between checks: shorter than the time from a guest's start to its first write to its disk.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(2);
 
-/// Looks until it is ended.
+/// Checks for other users of the target until it is stopped.
 #[derive(Default)]
 pub(super) struct Watch {
     is_over: Mutex<bool>,
@@ -17,7 +17,8 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Looks every few seconds. Returns with an error as soon as there is another user, or when the watch is ended.
+    /// Checks every few seconds. Returns an error as soon as another user appears; returns `Ok` when the watch is
+    /// stopped.
     pub(super) fn run(&self, target: &Target) -> Result<()> {
         let mut is_over = self.is_over.lock().unwrap_or_else(PoisonError::into_inner);
         while !*is_over {

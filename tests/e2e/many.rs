@@ -309,7 +309,7 @@ fn a_disk_may_grow_and_shrink_between_days() {
         let said = lab.run(args!["backup", "web1", image]).done();
         // It may be another guest's.
         assert_eq!(
-            said.text().contains("has 70 KiB, and had 9 MiB in the latest backup"),
+            said.text().contains("has 70 KiB, but had 9 MiB in the latest backup"),
             number == 2,
             "{said}"
         );

@@ -11,7 +11,8 @@ use std::sync::Mutex;
 
 const BLOCK: u64 = 1 << 16;
 
-/// An image whose block n has the content `blocks[n]`, 0 for zeros. Its blocks are not stored: no diff may miss them.
+/// Returns an image whose block n has the content `blocks[n]`, 0 for zeros. Its blocks are not stored: no diff may read
+/// them.
 fn image(store: &MemoryStore, block_size: BlockSize, blocks: &[u8], size_bytes: u64) -> Image {
     let writer = ImageWriter::create(store, block_size, size_bytes);
     let slots: Vec<_> = blocks.iter().map(|&n| (n > 0).then_some(BlockId([n; 32]))).collect();
@@ -38,7 +39,7 @@ fn run(store: &dyn StoreReader, before: &Image, after: &Image) -> (Vec<ChangedRa
     (ranges, found)
 }
 
-/// The ranges of two images whose blocks are given, without what the diff knows of segments.
+/// Returns the expected ranges of two images with these blocks, computed without knowledge of segments.
 fn expected(before: &[u8], after: &[u8]) -> Vec<ChangedRange> {
     let kinds = (0..before.len().max(after.len())).map(|n| match (before.get(n), after.get(n)) {
         (None, _) => Some(ChangeKind::Grown),

@@ -212,7 +212,7 @@ mod tests {
                         continue;
                     }
                     let (named, group) = (message(&typed), place / 6 + 1);
-                    // One that is taken for a gap leaves a character too few.
+                    // A wrong character that is taken for a gap leaves one character too few.
                     let is_gap = matches!(wrong, ' ' | '-' | '_');
                     assert!(is_gap || named.contains(&format!("group {group} ")), "{named}");
                 }

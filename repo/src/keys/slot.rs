@@ -37,7 +37,7 @@ const CHECKSUM_KEY: &[u8; 32] = b"vbk checksum of a key slot, v1  ";
 pub enum SlotKind {
     /// A passphrase that a person remembers.
     Passphrase,
-    /// A file.
+    /// A key file.
     KeyFile,
     /// A key on paper.
     Recovery,

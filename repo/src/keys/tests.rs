@@ -77,7 +77,7 @@ impl Repo {
         fs::write(self.file(name), edit(text)).expect("writes");
     }
 
-    /// Edits a slot as somebody does who knows how the checksum is made.
+    /// Edits a slot as an attacker would who can compute the checksum.
     fn forge(&self, name: &str, from: &str, to: &str) {
         self.edit(name, |text| {
             assert!(text.contains(from), "{text}");
@@ -168,7 +168,7 @@ fn a_flipped_byte_of_a_slot_gives_an_error_or_the_right_key() {
                 let mut bytes = good.clone();
                 bytes[place] ^= flip;
                 fs::write(repo.file("main"), &bytes).expect("writes");
-                // Without the check, so that nothing but the slot itself refuses another key.
+                // Without the check, so that only the slot itself can refuse another key.
                 match unlock(repo.dir.path(), &way, None) {
                     Ok(keys) => assert_eq!(*keys.master, *repo.keys.master, "byte {place}"),
                     Err(Error::KeySlotDamaged { path, .. }) => {
@@ -239,7 +239,7 @@ fn cut_empty_and_endless_files_are_damaged() {
     for way in each_kind() {
         let repo = Repo::with("main", &way);
         let good = fs::read(repo.file("main")).expect("reads");
-        // All but the line end.
+        // Everything except the line end.
         for len in 0..good.len() - 1 {
             fs::write(repo.file("main"), &good[..len]).expect("writes");
             let error = repo.unlock(&way).expect_err("refused");
@@ -294,7 +294,7 @@ fn damaged_slots_are_skipped_and_named_when_nothing_opens() {
         matches!(error, Error::WrongKey { .. }) && text.contains("bad1.json") && text.contains("bad2.json"),
         "{text}"
     );
-    // No good slot of this kind, so the damage is what went wrong.
+    // There is no intact slot of this kind, so the damage is the cause.
     let error = repo.unlock(&recovery()).expect_err("refused");
     let text = error.to_string();
     assert_eq!(error.kind(), ErrorKind::Corrupt);
@@ -337,7 +337,7 @@ fn a_slot_goes_when_the_key_at_hand_opens_another_one() {
     let refused = |name, way: &Unlock| matches!(repo.remove(name, way), Err(Error::WrongKey { .. }));
     assert!(last("one", &passphrase("1")));
     repo.add("two", &passphrase("2")).expect("adds");
-    // That there is a good slot does not say that anybody has what opens it.
+    // An intact slot is not enough: its secret may be lost.
     assert!(last("one", &passphrase("1")) && last("two", &passphrase("2")));
     assert!(refused("one", &passphrase("3")) && refused("two", &recovery()));
     assert!(repo.opens(&passphrase("1")) && repo.opens(&passphrase("2")));

@@ -89,7 +89,7 @@ fn reading_past_the_end_gives_what_there_is() {
 #[test]
 fn a_damaged_page_fails_alone() {
     let fixture = fixture(BlockSize::DEFAULT, 4 << 20);
-    // The first block that is not all zero and has a stored page that is not its first.
+    // The first block that is not all zeros and has a stored page after its first one.
     damage_block(&fixture, 0);
     let stream = Stream::new(Arc::clone(&fixture.image));
     let mut bad = Vec::new();
@@ -106,7 +106,7 @@ fn a_damaged_page_fails_alone() {
     }
     assert_eq!(bad.len(), 1, "{bad:?}");
     assert!(bad[0] < 16);
-    // A request for the whole block has the bad page in it.
+    // A request for the whole block includes the damaged page.
     let mut block = vec![0; 1 << 20];
     assert!(stream.read_at(0, &mut block).is_err());
 }
@@ -156,7 +156,7 @@ fn the_memory_for_reading_ahead_is_given_back() {
     }
     assert!(free() < before, "something is read ahead");
     drop(stream);
-    // Jobs that nobody waits for give theirs back when a thread comes to them.
+    // Jobs without a waiting reader return their memory when a thread reaches them.
     let patience = std::time::Instant::now();
     while free() != before && patience.elapsed().as_secs() < 10 {
         std::thread::yield_now();

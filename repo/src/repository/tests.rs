@@ -168,7 +168,7 @@ fn one_second_never_has_two_backups() {
     backup(writer.writer(), "2026-11-20T00-00-40Z", 1);
     assert_eq!(free("2026-11-20T00:00:00.7Z"), "2026-11-20T00-00-41Z");
     assert_eq!(free("2026-11-20T00:00:41Z"), "2026-11-20T00-00-41Z");
-    // A clock that was set back stays where it is.
+    // A clock that was set back is not corrected.
     assert_eq!(free("2026-11-19T00:00:00Z"), "2026-11-19T00-00-00Z");
     let again = commit(writer.writer(), "2026-11-20T00-00-00Z", Vec::new());
     assert!(matches!(again, Err(Error::BackupExists(_))));
@@ -231,7 +231,7 @@ fn of_several_that_make_a_repository_one_does_and_the_others_harm_nothing() {
     let (directory, repository) = new();
     let path = repository.path();
     let options = CreateOptions::plain(BlockSize::MIN);
-    // One that looked before the other began.
+    // A process that checked the directory before the other one started.
     let error = create::make(path, &options).expect_err("refused");
     assert!(matches!(error, Error::NotEmpty { .. }), "{error}");
     let writer = repository.manager("test", &mut no_wait).expect("opens");
@@ -307,7 +307,7 @@ fn a_backup_knows_the_generation_that_it_came_with() {
     let (_directory, repository) = new();
     let writer = repository.manager("test", &mut no_wait).expect("opens");
     let before = repository.view().expect("opens").number();
-    // The clock goes back between them.
+    // The clock is set back between them.
     let times = ["2026-11-20T00-00-00Z", "2031-01-01T00-00-00Z", "2020-01-01T00-00-00Z"];
     std::thread::scope(|scope| {
         let _notes = scope.spawn(|| (0..20).for_each(|_| writer.amend(&[], &[]).expect("amends")));
@@ -321,7 +321,7 @@ fn a_backup_knows_the_generation_that_it_came_with() {
     assert!(made.is_sorted_by_key(|made| made.sequence) && made[0].sequence > before);
     let newest = writer.store().generation().expect("is known");
     assert!(made.iter().all(|made| made.sequence <= newest));
-    // No view without a backup is as new as it.
+    // A view without a backup is never as new as the backup.
     drop(writer);
     let writer = repository.manager("test", &mut no_wait).expect("opens");
     let without = repository.view().expect("opens").number();
@@ -373,7 +373,7 @@ fn the_marker_and_the_store_tell_of_the_same_repository() {
     assert_eq!(opened.standing(), expected);
     assert_eq!(opened.standing_of_view(), Some(expected.clone()));
     assert_eq!(*opened.view().expect("opens").standing(), expected);
-    // A marker without an id is that of whatever store there is.
+    // A marker without an id accepts any store.
     fs::write(repository.path().join(MARKER), "format: 1\n").expect("writes");
     let opened = Repository::open(repository.path()).expect("opens");
     assert_eq!(opened.standing(), expected);
@@ -398,7 +398,7 @@ fn a_store_of_another_repository_is_read_and_not_written() {
     assert_eq!(views(&repository), before);
     let catalogue = repository.view().and_then(|view| view.catalogue()).expect("loads");
     assert_eq!(catalogue.entries().len(), 1);
-    // Whoever repairs it has decided that the store is the right one.
+    // A repair means that the administrator accepts the store as the right one.
     repository.mend(&mut no_wait).expect("mends");
     let opened = Repository::open(repository.path()).expect("opens");
     opened.writer("test", &mut no_wait).expect("opens");

@@ -36,7 +36,8 @@ pub struct Verified<'a> {
 /// Changes besides the states that follow from the result.
 #[derive(Debug, Default)]
 pub struct Recorded {
-    /// Backups, as `GUEST@TIME`, whose state could not be read. They are protected now, because they may have been before.
+    /// Backups, as `GUEST@TIME`, whose state could not be read. They are protected now, because they may have been
+    /// before.
     pub protected: Vec<String>,
     /// Stored names of notes that could not be read and were removed.
     pub removed: Vec<String>,
@@ -44,7 +45,7 @@ pub struct Recorded {
 
 impl Repository {
     /// Records a verification, as [`Manager::record_verification`] does, unless this process must not write to the
-    /// repository. Waits only 2 seconds for another writer and fails then with [`ErrorKind::Locked`].
+    /// repository. Waits at most 2 seconds for another writer, and then fails with [`ErrorKind::Locked`].
     pub fn record_verification(&self, verified: &Verified<'_>) -> Result<Recorded> {
         let deadline = Instant::now() + TIMEOUT;
         match self.manager("verify", &mut |_| Instant::now() < deadline) {

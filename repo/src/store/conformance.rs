@@ -1,4 +1,4 @@
-//! What every store must do; run against each of them.
+//! The rules of every store, as tests that run against each implementation.
 
 use std::sync::Arc;
 
@@ -249,7 +249,7 @@ fn a_condemned_block_is_stored_anew_once(store: &dyn StoreManager) {
     assert_eq!(count, 2);
 }
 
-/// Eight blocks and two segments of which every second one is live.
+/// Returns eight blocks and two segments of which every second one is live.
 fn half_live(store: &dyn StoreManager) -> (Vec<Sealed>, Live) {
     let blocks: Vec<_> = (0..8).map(|seed| sealed(store, seed, 4)).collect();
     store.put(blocks.clone()).expect("puts");
@@ -301,7 +301,7 @@ fn retain_removes_what_is_not_live_and_nothing_else(store: &dyn StoreManager) {
     }
     let segments: Vec<_> = live.segments.iter().copied().collect();
     assert!(store.segments(&segments)[0].is_ok());
-    // What is gone can come back, and a second sweep finds nothing.
+    // Removed blocks can be put again, and a second sweep finds nothing.
     assert_eq!(retain(store, &live, 0.0, false).removed_blocks, 0);
     store.put(blocks.clone()).expect("puts");
     store.flush().expect("flushes");

@@ -60,7 +60,7 @@ impl MemoryStore {
         }
     }
 
-    /// Changes the stored bytes of a block, to test who detects it.
+    /// Changes the stored bytes of a block, to test which reader detects it.
     pub fn damage(&self, id: BlockId, change: impl FnOnce(&mut Sealed)) {
         if let Some((_, sealed)) = self.lock().blocks.get_mut(&id) {
             change(sealed);

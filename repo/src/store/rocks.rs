@@ -1,4 +1,4 @@
-//! The embedded store: RocksDB, with the pages of blocks in blob files. Only this file and its folder know RocksDB.
+//! The embedded store: RocksDB, with the pages of blocks in blob files. Only this file and its folder use RocksDB.
 //!
 //! | column family | key | value |
 //! |---|---|---|
@@ -196,7 +196,7 @@ impl RocksStore {
             .db
             .delete_range_cf_opt(blocks, &part_key(barrier, 0)[..], &[0xFF; 10][..], &options::unlogged())
             .and_then(|()| reader.db.flush_cf_opt(blocks, &FlushOptions::default()))
-            .map_err(failed("remove what an interrupted run left"))?;
+            .map_err(failed("remove the rows of an interrupted run"))?;
         // No index row names them, so no sweep would look for their space.
         sweep::compact(reader, &(barrier..u64::MAX));
         Ok(())
@@ -444,7 +444,7 @@ impl StoreManager for RocksStore {
         for id in ids {
             batch.put_cf(self.reader.family("meta"), CONDEMNED.key(*id), []);
         }
-        self.write_logged("note what is damaged", batch)?;
+        self.write_logged("record damaged blocks", batch)?;
         let mut condemned = self.condemned.write().unwrap_or_else(PoisonError::into_inner);
         condemned.extend(ids);
         Ok(())
@@ -455,7 +455,7 @@ impl StoreManager for RocksStore {
         for id in ids {
             batch.delete_cf(self.reader.family("meta"), CONDEMNED.key(*id));
         }
-        self.write_logged("note what is whole", batch)?;
+        self.write_logged("clear the record of damaged blocks", batch)?;
         let mut condemned = self.condemned.write().unwrap_or_else(PoisonError::into_inner);
         condemned.retain(|id| !ids.contains(id));
         Ok(())

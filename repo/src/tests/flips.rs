@@ -1,7 +1,8 @@
-//! Flips bits in a byte of a closed repository, one byte at a time, and reads everything that is in it: what comes back is
-//! true, or an error.
+//! Flips bits in a byte of a closed repository, one byte at a time, and reads everything in it: every result must be
+//! true or an error.
 //!
-//! `VBK_FLIPS` sets how many bytes, `VBK_FLIPS_SEED` which; `scripts/damage` prints the figures of a long run.
+//! `VBK_FLIPS` sets the number of bytes, `VBK_FLIPS_SEED` their choice; `scripts/damage` prints the figures of a long
+//! run.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
@@ -21,16 +22,16 @@ use crate::repository::{CreateOptions, Repository, View};
 use crate::state::{State, States, note_of};
 use crate::tests::testing::{backup, mixed_bytes, store_image};
 
-/// How many flips there are in the tests, plain and encrypted together.
+/// Number of flips in the tests, plain and encrypted together.
 const FLIPS: u64 = 1000;
 
-/// One in so many flips is also looked at by a writer and by a repair, which work on a copy.
+/// One flip in this many is also examined by a writer and by a repair, which work on a copy.
 const WRITER_EVERY: u64 = 50;
 
-/// Nothing that is looked at takes so long.
+/// Longer than any examination takes; after this time it counts as hung.
 const HANGS: Duration = Duration::from_secs(60);
 
-/// What a file is, and how often it is chosen: the small ones would never be, by size alone.
+/// Kinds of files, and the weight with which each is chosen: by size alone, the small ones would never be.
 const KINDS: [(&str, &[&str], u64); 9] = [
     ("tables", &[".sst"], 30),
     ("blob files", &[".blob"], 20),
@@ -43,21 +44,21 @@ const KINDS: [(&str, &[&str], u64); 9] = [
     ("all else", &[""], 4),
 ];
 
-/// What reading everything gave.
+/// Result of reading everything.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Seen {
     True,
     Error(String),
-    /// Not what was stored, and nobody said so.
+    /// Wrong data without an error.
     Wrong(String),
 }
 
-/// A closed repository, and what is in it.
+/// A closed repository, and its expected content.
 struct Specimen {
     directory: tempfile::TempDir,
     unlock: Option<Unlock>,
     entries: Vec<(Entry, State, Vec<Vec<u8>>)>,
-    /// The files of each of [`KINDS`], each inode once, none that is empty.
+    /// The files of each of [`KINDS`], each inode once, empty files excluded.
     files: Vec<Vec<PathBuf>>,
 }
 
@@ -124,7 +125,7 @@ impl Specimen {
             } else if data.is_file() && data.len() > 0 && seen.insert(data.ino()) {
                 let name = path.strip_prefix(self.path()).expect("is below").to_owned();
                 let text = name.to_string_lossy();
-                // A second copy has the name of its table in its own.
+                // The name of a second copy contains the name of its table.
                 let spare = text.starts_with("spare/");
                 let is = |(kind, parts, _): &(&str, &[&str], u64)| {
                     (*kind == "second copies") >= spare && parts.iter().any(|part| text.contains(part))
@@ -157,7 +158,7 @@ impl Specimen {
             Err(error) => return Seen::Error(error.to_string()),
         };
         let mut seen = self.look_up(&catalogue, &states);
-        // Fresh for each flip: what an older one cached is true.
+        // New for each flip: cached data of an earlier one would be correct.
         let resources = ReadResources::new(1);
         for (entry, _, disks) in &self.entries {
             if !catalogue.entries().contains(entry) {
@@ -178,7 +179,7 @@ impl Specimen {
         seen
     }
 
-    /// Whether all backups are there as they were, and their states.
+    /// Compares all backups and their states with what was stored.
     fn look_up(&self, catalogue: &Catalogue, states: &States) -> Seen {
         let damaged = catalogue.damaged();
         let known: Vec<_> = self.entries.iter().map(|(entry, ..)| entry).collect();
@@ -201,7 +202,7 @@ impl Specimen {
         }
     }
 
-    /// What a writer sees, and what readers see after it; then the same after a repair of the store's files.
+    /// Returns what a writer sees, and what readers see after it; then the same after a repair of the store's files.
     fn write(&self) -> Vec<Seen> {
         let copy = self.directory.path().join("copy");
         let mut all = Vec::new();
@@ -229,7 +230,7 @@ impl Specimen {
 }
 
 impl Specimen {
-    /// Flips bits of a byte, looks, and flips them back; an error if somebody panics or does not come back.
+    /// Flips bits of a byte, examines the repository, and flips them back; an error if a thread panics or hangs.
     fn flip(
         self: &Arc<Self>,
         name: &Path,
@@ -259,7 +260,7 @@ impl Specimen {
     }
 }
 
-/// Copies with hard links. Not with cp(1): a process that starts has for a moment the locks of all other tests.
+/// Copies with hard links. cp(1) would not do: a new process briefly holds the locks of all other tests.
 fn copy_tree(from: &Path, to: &Path, links: &mut HashMap<u64, PathBuf>) {
     fs::create_dir(to).expect("creates");
     for entry in fs::read_dir(from).expect("lists") {
@@ -280,7 +281,7 @@ fn copy_tree(from: &Path, to: &Path, links: &mut HashMap<u64, PathBuf>) {
     }
 }
 
-/// How many flips had no effect, and how many were found out.
+/// Numbers of flips without an effect, and of detected ones.
 #[derive(Default)]
 struct Figures {
     harmless: u64,
@@ -288,7 +289,7 @@ struct Figures {
     wrong: Vec<String>,
 }
 
-/// A number below `end`, the next one each time.
+/// Returns a number below `end`, a different one each time.
 fn below(random: &mut u64, end: u64) -> u64 {
     // splitmix64, https://prng.di.unimi.it/splitmix64.c
     *random = random.wrapping_add(0x9E37_79B9_7F4A_7C15);
@@ -332,12 +333,12 @@ fn flip_bytes(encrypted: bool) {
             &mut random,
             fs::metadata(specimen.path().join(name)).expect("is there").len(),
         );
-        // One bit as often as several.
+        // A single bit as often as several.
         let mask = match below(&mut random, 2) {
             0 => 1 << below(&mut random, 8),
             _ => 1 + below(&mut random, 255) as u8,
         };
-        // Readers open nothing of the store's own files, so a writer looks at those more often.
+        // Readers open none of the store's own files, so a writer examines those more often.
         let own = name.starts_with("store") && !matches!(kind, 0 | 1);
         let writes = number % WRITER_EVERY == 0 || own && number % 5 == 0;
         written += u64::from(writes);
@@ -380,7 +381,7 @@ fn a_flipped_byte_of_an_encrypted_repository_is_never_given_out() {
     flip_bytes(true);
 }
 
-/// RocksDB takes a length behind the end of the file for its end, and never comes back from some types.
+/// RocksDB takes a length past the end of the file for its end, and hangs on some types.
 #[test]
 fn lengths_and_types_in_a_manifest_that_rocksdb_would_trust_are_damage() {
     let specimen = Arc::new(Specimen::new(false));
@@ -397,7 +398,7 @@ fn lengths_and_types_in_a_manifest_that_rocksdb_would_trust_are_damage() {
             at += 7 + usize::from(u16::from_le_bytes([header[4], header[5]]));
         }
         assert!(records.len() > 20, "{records:?}");
-        // All with readers, and with a writer the last, behind which the fewest are that could be missed.
+        // All cases with readers. With a writer only the last, after which the fewest records could be missed.
         let is_store = name.starts_with("store");
         let chosen = records.iter().skip(if is_store { records.len() - 3 } else { 0 });
         for record in chosen {
@@ -411,13 +412,13 @@ fn lengths_and_types_in_a_manifest_that_rocksdb_would_trust_are_damage() {
     }
 }
 
-/// As a writer leaves it that was killed between a commit and the view of it.
+/// The state that a writer leaves when it is killed between a commit and the publication of its view.
 #[test]
 fn a_log_that_rocksdb_would_not_come_back_from_is_damage() {
     let specimen = Specimen::new(false);
     let repository = specimen.open(&specimen.path()).expect("opens");
     let writer = repository.manager("test", &mut |_| false).expect("opens");
-    // Of a block that is not there, so that nothing depends on it.
+    // The block does not exist, so nothing depends on it.
     writer.store().condemn(&[BlockId([7; 32])]).expect("notes");
     drop(writer);
     let logs = fs::read_dir(specimen.path().join("store")).expect("lists");

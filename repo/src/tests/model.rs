@@ -1,5 +1,6 @@
-//! Does at random what people and programs do to a repository, and compares it with a model: a map from names of backups to
-//! disks. With faults, a step that failed must leave all backups whole, and succeed when it is repeated without one.
+//! Performs random operations of people and programs on a repository, and compares it with a model: a map from names of
+//! backups to disks. With faults, a failed step must leave all backups intact, and succeed when it is repeated without
+//! a fault.
 //!
 //! `PROPTEST_CASES` sets the number of cases of each test.
 
@@ -36,10 +37,10 @@ struct Bench<H> {
     home: H,
     layer: Layer,
     open: Option<Opened>,
-    /// The disks of each guest as they are now.
+    /// The present disks of each guest.
     guests: Vec<Vec<Disk>>,
     backups: Backups,
-    /// What is stored.
+    /// The stored blocks.
     blocks: Bounds,
     condemned: Bounds,
     view: Option<View>,
@@ -53,7 +54,7 @@ struct Opened {
 struct View {
     reader: Arc<dyn StoreReader>,
     backups: Backups,
-    /// Goes when the reader has gone.
+    /// Removed when the reader is dropped.
     _directory: TempDir,
 }
 
@@ -93,7 +94,7 @@ impl<H: Home> Bench<H> {
         self.check_everything();
     }
 
-    /// Takes a step, and takes it again if it failed because it was to fail.
+    /// Performs a step, and repeats it if it failed because of the injected fault.
     fn take(&mut self, step: &Step, trial: &Trial) {
         if let Some((fault, _)) = trial {
             self.opened().faulty.arm(*fault);
@@ -144,7 +145,7 @@ impl<H: Home> Bench<H> {
         });
     }
 
-    /// Fails only as the store does; anything wrong is a panic.
+    /// Performs a step. Returns only errors of the store; any wrong result is a panic.
     fn step(&mut self, step: &Step) -> Result<()> {
         let store = self.store();
         match *step {
@@ -183,7 +184,7 @@ impl<H: Home> Bench<H> {
                 end_at,
                 view,
             } => {
-                // It may have to open the store anew.
+                // The step may have to open the store again.
                 drop(store);
                 return self.prune(max_unused, end_at, view);
             }
@@ -237,7 +238,7 @@ impl<H: Home> Bench<H> {
         let thrift = |dry_run| Thrift { max_unused, dry_run };
         let would = store.retain(&live, thrift(true), &mut |_| Ok(()))?;
         self.blocks.loosen(|id| named.contains(id));
-        // Whether a block that is gone still counts as damaged is the store's business.
+        // The store may or may not still count a removed block as damaged.
         self.condemned.loosen(|id| named.contains(id));
         let mut calls = 0;
         let mut told = 0;
@@ -304,7 +305,7 @@ impl<H: Home> Bench<H> {
         let Some(id) = ids.get(block % ids.len().max(1)) else {
             return Ok(());
         };
-        // One that an unfinished backup put since it was condemned may lie in its new place already.
+        // A block that an unfinished backup put since it was condemned may be at its new place already.
         let fresh = !self.condemned.maybe.contains(id);
         let place = || Ok::<_, Error>(store.locate(&[*id])?[0].expect("a backup names it").place);
         let before = place()?;
@@ -328,7 +329,7 @@ impl<H: Home> Bench<H> {
         Ok(())
     }
 
-    /// What costs little.
+    /// Performs the cheap checks.
     fn check(&self) {
         let store = self.store();
         check_list(&*store, &self.backups);
@@ -391,11 +392,11 @@ fn check_list(store: &dyn StoreReader, backups: &Backups) {
     );
 }
 
-/// Compares a range of each disk of a backup with what it was.
+/// Compares a range of each disk of a backup with its content at that time.
 fn read(store: Arc<dyn StoreReader>, key: &str, kept: &Kept, at_permille: u64, len: usize) -> Result<()> {
     let catalogue = Catalogue::load(&*store)?;
     let entry = catalogue.find(&key.parse().expect("a name"))?;
-    // Resources of its own, because what is cached would be found whatever the store has lost.
+    // Separate resources, because cached data would hide what the store has lost.
     let resources = ReadResources::new(1);
     for (number, disk) in kept.disks.iter().enumerate() {
         let image = entry.backup.image(&format!("vd{number}"))?;
@@ -404,7 +405,7 @@ fn read(store: Arc<dyn StoreReader>, key: &str, kept: &Kept, at_permille: u64, l
         assert_eq!(reader.size_bytes(), plain.len() as u64);
         let from = plain.len() * at_permille as usize / 1000;
         let wanted = &plain[from..plain.len().min(from.saturating_add(len))];
-        // Longer than what is left, to see where it ends.
+        // Longer than the rest of the image, to test where reading ends.
         let mut bytes = vec![0xEE; wanted.len() + usize::from(from + wanted.len() == plain.len())];
         let count = reader.read_at(from as u64, &mut bytes)?;
         assert!(
@@ -421,7 +422,7 @@ fn check<H: Home>(cases: u32, length: usize, layer: Layer, trials: BoxedStrategy
         .and_then(|cases| cases.parse().ok());
     let config = Config {
         cases: asked.unwrap_or(cases),
-        // A seed means nothing after the next change of the steps; what failed is printed in full.
+        // A seed is useless after the next change of the steps; a failing case is printed in full.
         failure_persistence: None,
         max_shrink_time: 60_000,
         ..Config::default()

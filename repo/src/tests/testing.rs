@@ -60,7 +60,7 @@ pub(crate) fn mixed_bytes(seed: u32, len: usize) -> Vec<u8> {
 /// Small blocks, so that small images have many.
 pub(crate) const SMALL: BlockSize = BlockSize::MIN;
 
-/// A record, as if just made.
+/// Returns a record that looks newly made.
 pub(crate) fn backup(guest: &str, time: &str, images: Vec<Image>) -> Backup {
     Backup {
         format: RECORD_FORMAT,

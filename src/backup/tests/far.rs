@@ -1,4 +1,4 @@
-//! Backups to a store behind a long way: the calls that somebody waits for are counted. `examples/far.rs` measures the rates.
+//! Backups to a far store: the tests count the calls that a thread waits for. `examples/far.rs` measures the rates.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use vbk_repo::store::{ENCRYPTION, Identity, STORE_FORMAT, StoreManager};
 use super::*;
 use crate::restore::{RestoreOptions, restore};
 
-/// Long enough that calls overlap, short enough for a test: what is counted does not depend on it.
+/// Long enough for calls to overlap, short enough for a test: the counts do not depend on it.
 const DELAY: Duration = Duration::from_millis(5);
 
 struct Far {

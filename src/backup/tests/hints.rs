@@ -8,7 +8,7 @@ use vbk_repo::writer::SlotReader;
 use super::*;
 use crate::hints::{Collector, Unchanged, audit};
 
-/// The disk's bytes that are as they were, found out by comparing all of them.
+/// Returns the unchanged bytes of a disk, found by comparing all of them.
 fn compared(before: &[u8], after: &[u8], block_size: BlockSize) -> Unchanged {
     const STEP: usize = 4096;
     let mut collector = Collector::new(after.len() as u64, block_size);
@@ -36,7 +36,7 @@ fn hint(since: BackupId, unchanged: Unchanged, audit_one_in: u64) -> Option<Hint
     })
 }
 
-/// Hears warnings.
+/// Records warnings.
 #[derive(Default)]
 pub(super) struct Warnings(Mutex<Vec<String>>);
 
@@ -74,7 +74,7 @@ fn blocks(count: u32) -> Vec<u8> {
         .collect()
 }
 
-/// Blocks of 1 MiB, each another.
+/// Returns different blocks of 1 MiB.
 pub(super) fn noise_blocks(seed: u32, count: u32) -> Vec<u8> {
     (seed..seed + count)
         .flat_map(|seed| noise(seed * 2 + 1, MIB as usize))
@@ -190,10 +190,10 @@ fn a_hint_about_anything_else_is_not_used() {
     let other_block = all(size, BlockSize::DEFAULT);
     for (wrong, why) in [
         (hint(alone.entry.id, all(size, BlockSize::MIN), 100), "another backup"),
-        (hint(latest, all(size - 1, BlockSize::MIN), 100), "not the size"),
+        (hint(latest, all(size - 1, BlockSize::MIN), 100), "its size differs"),
         (hint(latest, other_block, 100), "blocks of another size"),
     ] {
-        // A backup of its own would be the latest: this one ends before it is recorded.
+        // A complete backup would become the latest, so this one ends before it is recorded.
         let mut plan = fixture.plan();
         plan.disks[0].hint = wrong;
         let warnings = Warnings::default();
@@ -207,7 +207,7 @@ fn a_hint_about_anything_else_is_not_used() {
     let longer = [&bytes[..], &noise(9, 1 << 16)].concat();
     fs::write(fixture.path(), &longer).expect("writes");
     let (grown, warnings) = fixture.hinted(hint(latest, all(size, BlockSize::MIN), 100));
-    assert!(warnings[0].contains("not the size"), "{warnings:?}");
+    assert!(warnings[0].contains("its size differs"), "{warnings:?}");
     assert!(fixture.read(&grown.entry) == longer);
 }
 
@@ -264,7 +264,7 @@ fn an_interrupted_sample_makes_no_backup() {
 }
 
 proptest! {
-    // Each case makes a repository, which takes longer than all else in it.
+    // Each case creates a repository, which takes longer than the rest of it.
     #![proptest_config(ProptestConfig::with_cases(12))]
     #[test]
     fn skipping_equals_reading_everything(

@@ -136,7 +136,7 @@ fn on_a_real_thin_pool_only_what_changed_is_read() {
         second.entry.backup.images[0].manifest
     );
 
-    // A wrong hint: it is about another snapshot than the one that is read.
+    // A wrong hint: it refers to another snapshot than the one that is read.
     Pool::write(0, &noise_blocks(2_000, 75));
     let third = Pool::snapshot("third");
     let (wrong, warnings) = backup_of("third", hint(full.entry.id, found));
@@ -144,7 +144,7 @@ fn on_a_real_thin_pool_only_what_changed_is_read() {
     assert!(wrong.entry.backup.images[0].hints_wrong);
     assert!(fixture.read(&wrong.entry) == fs::read("/dev/my-vg/third").expect("reads"));
 
-    // A held metadata snapshot: of nobody we know, and then of a run of ours that was killed.
+    // A held metadata snapshot: first of another program, then of a killed run of vbk.
     let pair = Pool::pair(&new, &third);
     Pool::message("reserve_metadata_snap");
     assert!(matches!(unchanged(&pair), Err(HintError::Held { .. })));
@@ -154,7 +154,7 @@ fn on_a_real_thin_pool_only_what_changed_is_read() {
     assert_eq!(unchanged(&pair).expect("compares").blocks(), 100 - 75);
     assert_eq!(Pool::held(), "-");
 
-    // A snapshot that is not there any more.
+    // A snapshot that no longer exists.
     run("lvremove", &["-q", "-y", "my-vg/base"]);
     let error = unchanged(&Pool::pair(&base, &third)).expect_err("is gone");
     assert!(matches!(error, HintError::Program(_)), "{error}");

@@ -273,7 +273,7 @@ fn a_failure_in_the_middle_removes_what_was_made_and_nothing_else() {
     let host = Host::new();
     for (dir, why) in [("fail", "insufficient luck"), ("late", "udev did not answer")] {
         host.put(&format!("{dir}/c"), "");
-        // Another restore at work.
+        // Another restore is running.
         host.put("vg0/other", "");
         host.put("tags/other", "vbk_restore_ffff");
         let plan = host.plan(&["a", "b", "c", "d"]);
@@ -373,7 +373,7 @@ fn a_thin_pool_is_never_over_filled() {
         matches!(full, VolumesError::PoolRoom { what: "data", need_bytes, .. } if need_bytes == 4 * MIB),
         "{full}"
     );
-    // Without zeroing all 12 MiB are written.
+    // Without zeroing, all 12 MiB are written.
     assert!(!with("\"zero\":\"zero\"", "\"zero\":\"\"").expect("makes"));
     let metadata = with("10.00", "99.99").expect_err("is refused");
     assert!(metadata.to_string().contains("--poolmetadatasize"), "{metadata}");
@@ -421,7 +421,7 @@ fn new_volumes_are_named_after_the_old_ones() {
         volume_name(Some("web1-root"), "web1", "web1", "vda").expect("a name"),
         "web1-root"
     );
-    // What was lost comes back under its own name, whatever that is.
+    // A lost volume is restored under its own name, whatever that is.
     assert_eq!(
         volume_name(Some("lvol0"), "web1", "web1", "vda").expect("a name"),
         "lvol0"

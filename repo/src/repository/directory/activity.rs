@@ -62,13 +62,13 @@ pub struct Process {
 /// A view of a repository.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ViewStatus {
-    /// Greater in a newer view.
+    /// Number of the view; greater in a newer one.
     pub number: u64,
     /// Its role.
     pub state: ViewState,
     /// Time when it was made.
     pub since: Option<Timestamp>,
-    /// The processes that read it.
+    /// Processes that read it.
     pub readers: Vec<Process>,
 }
 

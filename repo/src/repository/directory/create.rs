@@ -91,7 +91,8 @@ fn sync_parent(parent: &Path) -> Result<()> {
             if matches!(source.kind(), ErrorKind::PermissionDenied | ErrorKind::InvalidInput) =>
         {
             tracing::warn!(
-                "can't sync {} ({source}): a power cut in the next seconds may lose the new repository; run sync(1) to save it",
+                "can't sync {} ({source}): a power cut in the next seconds may lose the new repository; run sync(1) to \
+                 save it",
                 parent.display()
             );
             Ok(())

@@ -342,8 +342,8 @@ fn put_aside(
     mended.left.push(match kept.as_slice() {
         [] => format!("everything stored after view {generation}, up to view {newest}, is lost"),
         kept => format!(
-            "everything stored after view {generation}, up to view {newest}, is lost, unless it can be recovered from files \
-             that could not be opened and are kept in {}; {UNTIL_REMOVED}",
+            "everything stored after view {generation}, up to view {newest}, is lost, unless it can be recovered from \
+             files that could not be opened and are kept in {}; {UNTIL_REMOVED}",
             kept.join(", ")
         ),
     });

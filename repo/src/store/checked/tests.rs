@@ -10,7 +10,7 @@ use crate::verify::{Scope, VerifyReport, verify};
 
 use std::sync::atomic::AtomicBool;
 
-/// In which way a store answers wrongly.
+/// Kind of a wrong answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     None,
@@ -154,14 +154,14 @@ fn store(fault: Fault) -> Short {
     Short(store, fault)
 }
 
-/// Everything that is read of a store, with the buffers of readers full of other bytes.
+/// Reads everything from a store, with the readers' buffers prefilled with other bytes.
 fn read_all(store: Arc<dyn StoreReader>) -> Result<()> {
     let catalogue = Catalogue::load(&*store)?;
     States::load(&*store)?;
     let plain = plain();
     let image = &catalogue.entries()[0].backup.images[0];
     let reader = ImageReader::open(Arc::clone(&store), ReadResources::new(1), image)?;
-    // Whole blocks, and pages at random, each with its neighbours.
+    // Whole blocks, and pages at random offsets, each with its neighbours.
     for (offset, len) in [(0, LEN), (70_000, 1 << 17), (5, 3)] {
         let mut out = vec![0xEE; len];
         let read = reader.read_at(offset as u64, &mut out)?;

@@ -70,7 +70,7 @@ fn nothing_that_was_put_can_be_seen_below() {
     }
     let catalogue = Catalogue::load(&store).expect("loads");
     assert_eq!(catalogue.entries()[0].backup, made);
-    // The same bytes have other names elsewhere.
+    // A plain repository gives the same bytes other names.
     assert_ne!(store.hashing().content(b"x"), Hashing::Plain.content(b"x"));
 }
 
@@ -174,7 +174,7 @@ fn a_segment_is_sealed_again_only_when_it_is_not_whole() {
     assert_eq!(store.segments(&id).remove(0).expect("is there"), plain);
 }
 
-/// A store with two backups and two notes, and what lies below it.
+/// Returns a store with two backups and two notes, and the store below it.
 fn filled() -> (Arc<MemoryStore>, Encrypted<MemoryStore>) {
     let (below, store) = encrypted();
     store.accept().expect("begins");
@@ -255,7 +255,7 @@ fn every_change_of_records_and_notes_without_the_key_is_noticed_until_it_is_acce
                 let plain = store.records().expect("lists").remove(0);
                 let one = below.records().expect("lists").len();
                 store.amend(std::slice::from_ref(&plain.key), &[]).expect("forgets");
-                // Which of the two it was does not matter.
+                // It does not matter which of the two records it was.
                 if below
                     .records()
                     .expect("lists")
@@ -320,7 +320,7 @@ fn every_change_of_records_and_notes_without_the_key_is_noticed_until_it_is_acce
         let store = reopened(&below, &store);
         let found = store.foreign_changes().expect("reads");
         assert!(found.len() == 1 && found[0].contains(said), "{what}: {found:?}");
-        // A commit does not make it forgotten.
+        // A commit does not make the store forget it.
         let before = store.epoch().expect("reads");
         let made = backup("web3", "2026-11-23T05-54-00Z", Vec::new());
         let (key, bytes) = (made.spec(), made.encode());

@@ -21,7 +21,7 @@ const MAX_OPEN_FILES: i32 = 768;
 const LOG_BYTES: u64 = 1 << 20;
 /// Preallocation step of the list of files.
 const MANIFEST_BYTES: usize = 64 << 10;
-/// A sorted file of `blocks`.
+/// Size of a sorted file of `blocks`.
 const TABLE_BYTES: u64 = 2 << 20;
 
 /// Returns options for the database and its column families. `direct`: flush and compact with direct I/O. `create`:
@@ -35,9 +35,9 @@ pub(super) fn database(direct: bool, create: bool) -> (Options, Vec<ColumnFamily
     options.create_missing_column_families(create);
     options.set_max_open_files(MAX_OPEN_FILES);
     options.set_max_background_jobs(4);
-    // Each time it opens, RocksDB preallocates this much for its log, and the other for its list of files; on a disk
-    // with less free space it takes the rest, and then a prune has no room to work. The log contains index rows, and no
-    // pages.
+    // Each time it opens, RocksDB preallocates about LOG_BYTES for its log and MANIFEST_BYTES for its list of files; on
+    // a disk with less free space it takes all of it, and then a prune has no room to work. The log contains index
+    // rows, and no pages.
     options.set_max_total_wal_size(LOG_BYTES);
     options.set_manifest_preallocation_size(MANIFEST_BYTES);
     options.set_stats_dump_period_sec(0);
@@ -95,14 +95,14 @@ pub(super) fn can_write_direct(directory: &Path) -> bool {
     opened.is_ok()
 }
 
-/// Durable when the write returns.
+/// Returns options for a write that is durable when it returns.
 pub(super) fn logged() -> WriteOptions {
     let mut options = WriteOptions::default();
     options.set_sync(true);
     options
 }
 
-/// Durable with the next flush; a crash before it loses the write.
+/// Returns options for a write that is durable with the next flush; a crash before that loses the write.
 pub(super) fn unlogged() -> WriteOptions {
     let mut options = WriteOptions::default();
     options.disable_wal(true);

@@ -253,7 +253,7 @@ impl Sweep<'_> {
         self.store.write_logged("remove blocks", batch)
     }
 
-    /// Step 2, for sorted ranges of sequence numbers.
+    /// Step 2: removes the index rows of unused blocks, in sorted ranges of sequence numbers.
     fn unlist(&self, ranges: &[Range<u64>]) -> Result<()> {
         let index = self.store.reader.family("index");
         let mut batch = WriteBatch::default();

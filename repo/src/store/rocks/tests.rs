@@ -32,7 +32,7 @@ pub(super) fn wanted(block: &Sealed) -> Wanted {
     }
 }
 
-/// A store in a temporary directory that goes when it is dropped.
+/// A store in a temporary directory that is removed when it is dropped.
 pub(super) struct Fixture {
     store: Option<RocksStore>,
     pub(super) directory: tempfile::TempDir,
@@ -53,7 +53,7 @@ impl Fixture {
         self.store.as_ref().expect("open")
     }
 
-    /// What a killed process leaves: a copy of the files as they are now, opened.
+    /// Returns the state that a killed process leaves: a copy of the present files, opened.
     pub(super) fn crashed_copy(&self) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let status = std::process::Command::new("cp")
@@ -70,7 +70,7 @@ impl Fixture {
     }
 }
 
-/// Implements the seam by delegation, so that the directory lives as long as the store.
+/// Delegates all calls, so that the directory lives as long as the store.
 struct Owned(Fixture);
 
 impl StoreReader for Owned {
@@ -152,7 +152,7 @@ fn a_crash_keeps_what_a_barrier_covered_and_drops_the_rest() {
     store.put(vec![covered.clone()]).expect("puts");
     store.flush().expect("flushes");
     store.put(vec![lost.clone()]).expect("puts");
-    // As when a full write buffer is written out between two barriers: the rows are on disk, but not covered.
+    // Simulates a full write buffer that is flushed between two barriers: the rows are on disk, but not covered.
     store
         .reader
         .db
@@ -240,7 +240,8 @@ fn a_second_writer_is_refused_as_locked() {
     assert_eq!(second.err().map(|error| error.kind()), Some(ErrorKind::Locked));
 }
 
-/// Makes the index say that `one` lies where `other` does, as damage in memory does that is then written with a good checksum.
+/// Makes the index row of `one` give the place of `other`, like damage in memory that is then written with a valid
+/// checksum.
 fn confuse(store: &RocksStore, one: &Sealed, other: &Sealed) {
     let index = store.reader.family("index");
     let row = store
@@ -318,7 +319,7 @@ fn a_store_without_its_barrier_is_damaged_and_stays_as_it_is() {
     let path = directory.path().join("store");
     let error = RocksStore::open(&path).err().expect("refuses");
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
-    // With it again, the block is still there.
+    // With the barrier restored, the block still exists.
     let reader = RocksStore::open_or_create(&path, false).expect("opens");
     reader
         .db
@@ -355,7 +356,7 @@ fn a_prune_between_a_put_and_its_barrier_is_refused() {
     assert!(store.get(&[wanted(&block(1))])[0].is_ok());
 }
 
-/// Blocks that no other seed has.
+/// Returns a block with content that no other number has.
 fn numbered_block(number: u32) -> Sealed {
     let plain: Vec<u8> = number.to_le_bytes().into_iter().cycle().take(4096).collect();
     Sealer::new(Compression::None)

@@ -1,4 +1,4 @@
-//! Makes backups as the engine of `vbk` does, in one thread.
+//! Makes backups in the way of vbk's engine, in one thread.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,8 @@ use crate::tests::testing::{SMALL, backup};
 use crate::writer::{ImageWriter, SlotReader};
 
 impl<H: Home> Bench<H> {
-    /// An unfinished one keeps what it stored, unless the disk is full or it is to end as if killed.
+    /// Makes a backup. An unfinished one keeps the blocks that it stored, unless the disk is full or the step simulates
+    /// a kill.
     pub(super) fn back_up(&mut self, guest: usize, way: Way) -> Result<()> {
         let store = self.store();
         let done = self.try_back_up(&*store, guest, way);
@@ -46,7 +47,7 @@ impl<H: Home> Bench<H> {
         Ok(())
     }
 
-    /// Gives the name of the backup, or `None` if it gave up.
+    /// Returns the name of the backup, or `None` if it gave up.
     fn try_back_up(&mut self, store: &dyn StoreManager, guest: usize, way: Way) -> Result<Option<String>> {
         let name = GUESTS[guest].0;
         let catalogue = Catalogue::load(store)?;

@@ -1,5 +1,5 @@
-//! Where a store lies between two openings, and what stands between it and its users: all that tells one model test from
-//! another.
+//! The location of a store between two openings, and the layers between the store and its users. These distinguish the
+//! model tests from each other.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -15,13 +15,13 @@ use crate::store::rocks::{RocksReader, RocksStore};
 use crate::store::{Identity, STORE_FORMAT, StoreManager, StoreReader};
 use crate::tests::testing::SMALL;
 
-/// Where a store lies between two openings.
+/// Location of a store between two openings.
 pub(super) trait Home {
-    /// Opens the store; nobody may hold what was opened before.
+    /// Opens the store; nothing that was opened before may still be held.
     fn open(&mut self) -> Arc<dyn StoreManager>;
-    /// Makes the next opening find what a kill would leave now.
+    /// Makes the next opening find the files that a kill would leave now.
     fn kill(&mut self);
-    /// The store as it is now, whatever is done to it later; `None` if that can't be had.
+    /// Returns a view of the present store, which later changes do not affect; `None` if the store has no views.
     fn view(&self) -> Option<(Arc<RocksReader>, TempDir)>;
 }
 
@@ -81,7 +81,8 @@ impl Home for InRocks {
     }
 
     fn kill(&mut self) {
-        // RocksDB works in the background. Only a copy during which no file came, grew or went is one moment.
+        // RocksDB works in the background. Only a copy during which no file was added, grew or was removed shows one
+        // moment.
         let from = self.directory.path().join("store");
         for _ in 0..100 {
             let copy = tempfile::tempdir().expect("a directory");
@@ -123,7 +124,7 @@ fn copy_files(from: &Path, to: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// What stands between a store and its users.
+/// Layer between a store and its users.
 #[derive(Clone, Copy)]
 pub(super) struct Layer {
     pub(super) store: fn(Arc<FaultyStore>) -> Arc<dyn StoreManager>,

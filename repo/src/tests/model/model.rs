@@ -1,4 +1,4 @@
-//! What a repository is compared with: disks, the backups of them, and what is known of the blocks in the store.
+//! The model that a repository is compared with: disks, their backups, and the known bounds of the stored blocks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
@@ -13,7 +13,7 @@ pub(super) const GUESTS: [(&str, usize); 2] = [("db", 1), ("web1", 2)];
 pub(super) const MAX_BLOCKS: usize = 20;
 pub(super) const CONTENTS: u8 = 16;
 
-/// What blocks hold: so few different things that backups share most of them.
+/// Contents of blocks: so few different ones that backups share most of them.
 static CONTENT: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     let mut noise = 1_u32;
     let mut content = |number: u8| -> Vec<u8> {
@@ -50,7 +50,7 @@ impl Disk {
         })
     }
 
-    /// A disk grows, with zeros, as far as it must.
+    /// Writes contents; the disk grows, with zeros, as far as necessary.
     pub(super) fn write(&mut self, at: usize, contents: &[u8], last_bytes: usize, cut: bool) {
         let end = (at + contents.len()).min(MAX_BLOCKS);
         if self.contents.len() < end || cut {
@@ -84,7 +84,7 @@ pub(super) fn ids_of(store: &dyn StoreReader, backups: &Backups) -> BTreeSet<Blo
     disks.flat_map(|disk| disk.ids(store)).collect()
 }
 
-/// A set of blocks of which not all is known, because not everything is settled before a barrier.
+/// A set of blocks that is only partly known, because some facts are not settled before a barrier.
 #[derive(Debug, Default)]
 pub(super) struct Bounds {
     pub(super) sure: BTreeSet<BlockId>,
@@ -112,7 +112,7 @@ impl Bounds {
         };
     }
 
-    /// Everything but what is in `left` may be gone.
+    /// Allows everything that is not in `left` to be gone.
     pub(super) fn loosen(&mut self, left: impl Fn(&BlockId) -> bool) {
         let gone: Vec<_> = self.sure.iter().copied().filter(|id| !left(id)).collect();
         self.sure.retain(left);

@@ -1,4 +1,4 @@
-//! What may happen to a repository.
+//! Steps of the model tests: operations on a repository.
 
 use proptest::prelude::*;
 
@@ -7,26 +7,26 @@ use crate::error::ErrorKind;
 use crate::store::faulty::{Calls, Fault};
 use crate::tests::testing::SMALL;
 
-/// How a backup goes about it.
+/// Parameters of a backup.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Way {
-    /// Blocks that are looked up and put together.
+    /// Number of blocks that are looked up and put together.
     pub(super) run: usize,
-    /// Whether there is a barrier after each run.
+    /// Sets a barrier after each run.
     pub(super) barriers: bool,
-    /// Ends after so many runs: with a last barrier if `true`, else as if killed.
+    /// Ends after this number of runs: with a last barrier if `true`, otherwise as if killed.
     pub(super) give_up: Option<(usize, bool)>,
 }
 
 #[derive(Debug, Clone)]
 pub(super) enum Step {
     Write {
-        /// Counted through all guests.
+        /// Index of the disk, counted across all guests.
         disk: usize,
         at: usize,
         contents: Vec<u8>,
         last_bytes: usize,
-        /// Whether the disk ends after it.
+        /// Cuts the disk off after these contents.
         cut: bool,
     },
     Backup(usize, Way),
@@ -34,7 +34,7 @@ pub(super) enum Step {
     Protect(usize, bool),
     Prune {
         max_unused: f64,
-        /// Ends at this call of its step: interrupted, or killed if `true`.
+        /// Ends at this call of its step function: interrupted, or killed if `true`.
         end_at: Option<(usize, bool)>,
         view: bool,
     },
@@ -56,7 +56,7 @@ pub(super) enum Step {
     Verify,
 }
 
-/// A fault, and whether the store is killed or closed before what failed is repeated.
+/// A fault, and whether the store is killed (otherwise closed) before the failed step is repeated.
 pub(super) type Trial = Option<(Fault, bool)>;
 
 pub(super) fn steps(len: usize, trials: BoxedStrategy<Trial>) -> impl Strategy<Value = Vec<(Step, Trial)>> {

@@ -15,7 +15,7 @@ fn new() -> (tempfile::TempDir, Repository) {
     (directory, repository)
 }
 
-/// This process. No test here starts another: until it runs its program it would hold the locks of all tests.
+/// Returns this process. No test here starts another: until a child runs its program it holds the locks of all tests.
 fn this() -> Process {
     let pid = std::process::id();
     Process {
@@ -30,7 +30,7 @@ fn hold_shared(lock: &Path) -> File {
     file
 }
 
-/// Makes what a view looks like from outside.
+/// Creates the files by which a view is recognized from outside.
 fn put_view(repository: &Repository, number: u64) -> PathBuf {
     let views = repository.path().join("views");
     fs::create_dir(views.join(number.to_string())).expect("creates");
@@ -62,7 +62,7 @@ fn a_writer_is_told_while_it_holds_the_lock_and_not_by_the_text_it_left() {
     drop(lock);
     assert!(fs::read_to_string(repository.path().join("lock")).is_ok_and(|text| text.is_empty()));
     let started = Instant::now();
-    // A child that another test starts has it too until it runs its program.
+    // A child of another test holds the lock too until it runs its program.
     while status(&repository).expect("tells").writer.is_some() {
         assert!(started.elapsed() < Duration::from_secs(30), "still held");
     }

@@ -13,7 +13,7 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// A closed repository with three backups.
+    /// Creates a closed repository with three backups.
     fn new() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("repo");
@@ -33,7 +33,7 @@ impl Fixture {
         self.directory.path().join("repo")
     }
 
-    /// A copy with its hard links, to be harmed.
+    /// Returns a copy with its hard links, to be damaged.
     fn copy(&self) -> PathBuf {
         let copy = self.directory.path().join("copy");
         remove_tree(&copy).expect("removes");
@@ -92,7 +92,7 @@ fn store_day(repository: &Repository, time: &str, plain: &[u8]) {
     assert!(committed.unpublished.is_none(), "{committed:?}");
 }
 
-/// The small file of a store or view that has this in its name.
+/// Returns the small file of a store or view whose name contains `part`.
 fn file_in(directory: &Path, part: &str) -> PathBuf {
     let entries = fs::read_dir(directory).expect("lists");
     let mut paths = entries.map(|entry| entry.expect("an entry").path());
@@ -184,7 +184,7 @@ fn views_and_second_copies_that_are_harmed_are_made_anew() {
 fn a_store_that_lost_what_readers_saw_is_not_shown_to_them() {
     let fixture = Fixture::new();
     let copy = fixture.copy();
-    // As when somebody put back an old copy of the store.
+    // Simulates an old copy of the store that was put back.
     let old = views::all(&fixture.path()).expect("lists");
     let repository = Repository::open(&copy).expect("opens");
     let before = repository.view().expect("opens").number();
@@ -213,8 +213,8 @@ fn a_store_that_lost_what_readers_saw_is_not_shown_to_them() {
     fixture.assert_whole(&copy, "an old store");
 }
 
-/// A repository with three backups, a fourth, and views of both states, of which the newer can't be opened; nor can the
-/// store.
+/// Returns a repository with three backups, a fourth, and views of both states. Neither the newer view nor the store
+/// can be opened.
 fn with_an_older_view(fixture: &Fixture) -> PathBuf {
     let repository = Repository::open(&fixture.path()).expect("opens");
     let held = repository.view().expect("opens");
@@ -241,7 +241,7 @@ fn what_is_lost_when_only_an_older_view_opens_is_said_and_kept() {
     for part in [&*after, "is lost", "store.damaged", &damaged] {
         assert!(left.contains(part), "{part} in {mended:?}");
     }
-    // Nothing of the fourth is gone: with the manifests as they were, it can be read.
+    // The fourth backup is not lost: with the original manifests it can be read.
     let old = copy.join("store.damaged");
     let rescued = fixture.directory.path().join("rescued");
     for kept in [old.clone(), copy.join(&damaged)] {
@@ -263,7 +263,7 @@ fn what_is_lost_when_only_an_older_view_opens_is_said_and_kept() {
         let reader = RocksReader::open(&rescued, None).expect("opens");
         assert_eq!(reader.records().expect("reads").len(), 4, "{}", kept.display());
     }
-    // It is as good as any other repository, and writers and repairs leave alone what is kept.
+    // It works like any other repository, and writers and repairs leave the kept files alone.
     assert_reads(&repository.view().expect("opens"), &fixture.plain, "rebuilt");
     store_day(&repository, "2026-11-25T05-54-00Z", b"x");
     assert_eq!(repository.mend(&mut |_| false).expect("mends"), Mended::default());
@@ -272,11 +272,11 @@ fn what_is_lost_when_only_an_older_view_opens_is_said_and_kept() {
 
 #[test]
 fn second_copies_of_a_state_that_was_lost_are_never_put_in_the_place_of_new_tables() {
-    // Which number a table gets depends on which of RocksDB's threads is first.
+    // The number of a table depends on the order in which RocksDB's threads run.
     assert!((0..10).any(|_| tables_get_the_names_of_lost_ones_again()));
 }
 
-/// False if no table got one.
+/// Returns `false` if no table got such a name.
 fn tables_get_the_names_of_lost_ones_again() -> bool {
     let fixture = Fixture::new();
     let copy = with_an_older_view(&fixture);
@@ -286,7 +286,7 @@ fn tables_get_the_names_of_lost_ones_again() -> bool {
         .args([&copy, &other])
         .status();
     assert!(status.expect("cp runs").success());
-    // RocksDB uses the names of lost tables again. These are the names that the first tables get.
+    // RocksDB reuses the names of lost tables. These are the names that the first tables get.
     let before = second_copies::list(&other).expect("lists");
     let repository = Repository::open(&other).expect("opens");
     repository.mend(&mut |_| false).expect("mends");
@@ -338,7 +338,7 @@ fn a_backup_that_was_not_published_is_kept_with_the_store_that_has_it() {
     assert_eq!(mended.left, Vec::<String>::new());
     assert!(mended.done.concat().contains("kept in store.damaged"), "{mended:?}");
     assert!(repository.view().expect("opens").number() >= before);
-    // Again, as if the new one had been harmed too: what is kept stays.
+    // Repeated, as if the new store had been damaged too: the kept files stay.
     harm(&copy.join("store/CURRENT"), "delete");
     let mended = repository.mend(&mut |_| false).expect("mends");
     assert!(
@@ -370,7 +370,7 @@ fn what_can_not_be_read_just_now_is_not_taken_for_damage() {
         let copy = fixture.copy();
         let aside = copy.join("aside");
         fs::rename(copy.join(name), &aside).expect("renames");
-        // ELOOP, which like EMFILE and ENOMEM says nothing about what is stored.
+        // ELOOP, which like EMFILE and ENOMEM says nothing about the stored data.
         let itself = name.file_name().expect("a name");
         std::os::unix::fs::symlink(itself, copy.join(name)).expect("links");
         let repository = Repository::open(&copy).expect("opens");
@@ -401,7 +401,7 @@ fn a_marker_that_is_harmed_is_written_anew_from_what_the_store_says() {
             true => Repository::open(&path).and_then(|repository| repository.unlock(&way)),
             false => Repository::open(&path),
         };
-        // All of what counts, and some of the text for people.
+        // All bytes with a meaning, and some of the text for people.
         let format = good.windows(8).position(|part| part == b"format: ").expect("is there");
         for at in (0..format).step_by(16).chain(format - 1..=good.len()) {
             let mut harmed = good.clone();
@@ -413,7 +413,7 @@ fn a_marker_that_is_harmed_is_written_anew_from_what_the_store_says() {
             let what = String::from_utf8_lossy(&harmed).into_owned();
             let opened = open();
             let mended = match Repository::open(&path) {
-                // It may well be.
+                // This result is possible.
                 Err(error) if error.kind() == ErrorKind::Unsupported => continue,
                 Ok(repository) => repository.mend(&mut |_| false),
                 Err(_) => Repository::open_damaged(&path).and_then(|repository| repository.mend(&mut |_| false)),
@@ -426,7 +426,7 @@ fn a_marker_that_is_harmed_is_written_anew_from_what_the_store_says() {
             if !mended.done.is_empty() {
                 assert_eq!(fs::read(&marker).expect("reads"), good, "{what}");
             }
-            // A check that is wrong keeps nobody out before it is mended.
+            // A wrong check value keeps no reader out before it is repaired.
             let line = what.lines().find(|line| line.starts_with("encryption: "));
             if line.is_some_and(|line| line.split(' ').count() == 3) && what.contains("\nformat: 1\n") {
                 opened.and_then(|repository| repository.view()).expect("opens");

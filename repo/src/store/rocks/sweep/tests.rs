@@ -26,7 +26,7 @@ fn block(seed: u32) -> Sealed {
         .expect("seals")
 }
 
-/// A store with blocks in five windows; and their set of live ones by `is_live`.
+/// Returns a store with blocks in five windows, and the set of live ones according to `is_live`.
 fn filled(is_live: impl Fn(u64) -> bool) -> (Fixture, Vec<Sealed>, Live) {
     let fixture = Fixture::new();
     let blocks: Vec<_> = (0..5 * WINDOW as u32).map(block).collect();
@@ -80,7 +80,7 @@ fn space_comes_back_at_once() {
 
 #[test]
 fn what_is_worth_little_is_left_alone() {
-    // Window 0 has nothing live, window 1 one unused block of 100, the others none.
+    // Window 0 has no live blocks, window 1 has one unused block of 100, the others none.
     let (fixture, blocks, live) = filled(|n| n >= WINDOW && n != WINDOW + 7);
     let thrift = Thrift {
         max_unused: 0.01,
@@ -90,7 +90,7 @@ fn what_is_worth_little_is_left_alone() {
     assert_eq!((swept.unused_blocks, swept.removed_blocks), (101, 100));
     let kept = fixture.store().get(&[wanted(&blocks[WINDOW as usize + 7])]).remove(0);
     assert!(kept.is_ok(), "an unused block that stays is whole");
-    // The other one can be used again without being stored again.
+    // The other block can be used again without being stored again.
     let before = blob_bytes(&fixture);
     fixture
         .store()
@@ -177,7 +177,7 @@ fn what_was_stored_since_an_unfinished_sweep_stays() {
     });
     assert!(ended.is_err() && steps == 1);
     let copy = fixture.crashed_copy();
-    // Of the removed ones, one from each window comes back under a new number, in the last window and behind it.
+    // One removed block of each window is put again under a new number, in the last window and after it.
     let again: Vec<_> = (0..5).map(|n| blocks[(n * WINDOW) as usize + 1].clone()).collect();
     copy.store().put(again.clone()).expect("puts");
     copy.store().flush().expect("flushes");
