@@ -1,7 +1,7 @@
-//! Gets damaged blocks and segments back: by their names from another repository, or from bytes that somebody offers.
+//! Restores damaged blocks and segments: by their names from another repository, or from bytes that a caller offers.
 //!
-//! What is put was proved to have the name that is missing, so a repair can't make anything worse. Nothing is removed;
-//! blocks that stay damaged are condemned, so that the next backup that reads them from a disk stores them anew.
+//! Everything that is stored was proved to have a missing name, so a repair can't make anything worse. Nothing is removed;
+//! blocks that stay damaged are condemned, so that the next backup that reads them from a disk stores them again.
 
 use std::collections::{HashMap, HashSet};
 
@@ -53,7 +53,7 @@ pub fn repair_all<E: From<Error>>(
     Ok(Repaired { left, blocks, segments })
 }
 
-/// What is damaged or missing, and what was got back of it.
+/// A repair in progress: the damaged or missing blocks and segments, and the number of restored ones.
 pub struct Repair<'a> {
     store: &'a dyn BlockStore,
     blocks: HashMap<BlockId, usize>,
@@ -63,7 +63,7 @@ pub struct Repair<'a> {
 }
 
 impl<'a> Repair<'a> {
-    /// Starts with what a verification of `store` found. Condemns the damaged blocks, so that they can be stored anew.
+    /// Starts from the result of a verification of `store`. Condemns the damaged blocks, so that they can be stored again.
     pub fn start(store: &'a dyn BlockStore, found: &VerifyReport) -> Result<Self> {
         let ids: Vec<_> = found.bad_blocks.keys().copied().collect();
         store.condemn(&ids)?;
@@ -76,23 +76,23 @@ impl<'a> Repair<'a> {
         })
     }
 
-    /// Blocks and segments that are still missing.
+    /// Returns the numbers of blocks and segments that are still missing.
     pub fn missing(&self) -> (u64, u64) {
         (self.blocks.len() as u64, self.segments.len() as u64)
     }
 
-    /// Blocks and segments that were got back.
+    /// Returns the numbers of blocks and segments that were restored.
     pub fn mended(&self) -> (u64, u64) {
         (self.mended_blocks, self.mended_segments)
     }
 
-    /// Fetches what is missing from another repository. What it does not have, or not whole, stays missing.
+    /// Fetches missing blocks and segments from another repository, as far as it has them undamaged.
     pub fn from_repository(&mut self, other: &dyn StoreReader) -> Result<()> {
         for id in self.segments.clone() {
             let Ok(bytes) = segment_one(other, id) else {
                 continue;
             };
-            // Whether it is a root or a segment, and of how many slots, is in its own bytes; its name proves them.
+            // Its own bytes say whether it is a root or a segment, and of how many slots; its name proves them.
             let hashing = self.store.hashing();
             let slots = bytes
                 .get(2..4)
@@ -112,7 +112,7 @@ impl<'a> Repair<'a> {
         Ok(())
     }
 
-    /// Stores `plain` if it is a block that is missing; `true` if so.
+    /// Stores `plain` if it is a missing block; returns whether it was one.
     pub fn offer(&mut self, plain: &[u8]) -> Result<bool> {
         let hashes = self.store.hashing().block(plain);
         if self.blocks.remove(&hashes.id).is_none() {
@@ -124,7 +124,7 @@ impl<'a> Repair<'a> {
         Ok(true)
     }
 
-    /// Makes all of it durable.
+    /// Makes the restored blocks and segments durable.
     pub fn finish(self) -> Result<()> {
         self.store.flush()
     }

@@ -36,7 +36,7 @@ pub struct GuestRestore<'a> {
     pub pool: Option<&'a str>,
     /// Directory of the volume groups: `/dev`.
     pub devices: PathBuf,
-    /// Whether the domain must be defined afterwards.
+    /// The domain is to be defined afterwards.
     pub define: bool,
     /// Treatment of ranges that can't be read from the repository.
     pub damaged: Damaged,

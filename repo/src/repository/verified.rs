@@ -33,7 +33,7 @@ pub struct Verified<'a> {
     pub resets_unreadable: bool,
 }
 
-/// What was changed besides the states that follow from the result.
+/// Changes besides the states that follow from the result.
 #[derive(Debug, Default)]
 pub struct Recorded {
     /// Backups, as `GUEST@TIME`, whose state could not be read. They are protected now, because they may have been before.
