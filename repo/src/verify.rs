@@ -1,7 +1,7 @@
-//! Proves backups: reads every block that they name, once, decodes it and hashes it again.
+//! Proves backups: reads every block that they name once, decodes it and checks its hash.
 //!
 //! Memory: 2 bytes per block of the store, 40 bytes per distinct segment, two blocks per thread within
-//! 64 MiB, and the list of what is damaged.
+//! 64 MiB, and the list of damaged ranges.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -43,7 +43,7 @@ pub struct VerifyProgress {
     pub bytes: u64,
 }
 
-/// One place in a backup that can't be read.
+/// Range of a backup that can't be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
     /// The backup, as `GUEST@TIME`.
@@ -63,11 +63,11 @@ pub struct Damage {
 pub struct VerifyReport {
     /// Blocks and bytes that were read.
     pub read: VerifyProgress,
-    /// Every damaged place of every backup.
+    /// Every damaged range of every backup.
     pub damage: Vec<Damage>,
     /// The damaged or missing blocks behind it, and their plain length.
     pub bad_blocks: HashMap<BlockId, usize>,
-    /// The damaged or missing segments and roots behind it. What blocks they name is not known.
+    /// The damaged or missing segments and roots behind it. The blocks that they name are unknown.
     pub bad_segments: HashSet<SegmentId>,
     /// Blocks that were found damaged before and were read whole now.
     pub sound_again: Vec<BlockId>,
@@ -206,12 +206,12 @@ impl Findings<'_> {
 
 type Located = (BlockId, usize, Option<Place>);
 
-/// Hands out each block once, in the order in which they lie in the store as far as one segment goes.
+/// Walks manifests and hands out each block once, within a segment in the order of the store.
 struct Walk<'a> {
     store: &'a dyn StoreReader,
     seen_segments: HashSet<SegmentId>,
-    /// Of the block that was handed out at each place, a few bits of its id: should damage name another block for the same
-    /// place, that one is handed out too, and found not to be there.
+    /// For each place in the store, a few bits of the id of the block that was handed out. If damage makes another block
+    /// claim the same place, that one is handed out too, and found to be missing.
     seen: PlaceNumbers,
     bad_segments: HashSet<SegmentId>,
 }
@@ -279,7 +279,7 @@ impl<'a> Walk<'a> {
     }
 
     fn bad(&mut self, segment: SegmentId, error: Error) -> Result<()> {
-        // Damage is noted and the walk goes on; anything else, like a store that is not reachable, ends it.
+        // The walk notes damage and continues; another error, e.g. an unreachable store, ends it.
         if error.kind() != ErrorKind::Corrupt {
             return Err(error);
         }

@@ -90,7 +90,7 @@ impl DomainError {
         !matches!(self, Self::Rename(_) | Self::Random(_) | Self::Define(_))
     }
 
-    /// What the caller should do about it.
+    /// Returns what the caller should do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Rename(error) => error.kind(),

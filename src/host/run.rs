@@ -173,7 +173,7 @@ pub(crate) fn random() -> Result<u64, RunError> {
     random_bytes().map(u64::from_ne_bytes)
 }
 
-/// Bytes from the kernel's random number generator.
+/// Returns bytes from the kernel's random number generator.
 pub(crate) fn random_bytes<const N: usize>() -> Result<[u8; N], RunError> {
     let mut bytes = [0; N];
     let filled = getrandom::fill(&mut bytes).map_err(io::Error::other);
