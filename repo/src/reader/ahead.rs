@@ -267,9 +267,10 @@ impl Stream {
         let depth = (window.run_bytes / block + 1).min((most / size.bytes()).max(2) as u64);
         let last = size.index_of(window.next - 1).0;
         let first = window.frontier.max(last + 1);
-        let end = (last + depth + 1).min(size.blocks_in(self.image.size_bytes()));
+        let count = size.blocks_in(self.image.size_bytes());
+        let end = (last + depth + 1).min(count);
         // Requests full batches only, unless the reader is about to run out of blocks.
-        if end.saturating_sub(first) < batch.min(depth / 2) {
+        if end < count && end.saturating_sub(first) < batch.min(depth / 2) {
             return;
         }
         let pool = &self.image.resources.ahead;
