@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use vbk_repo::ErrorKind;
 
-use crate::mount_error::MountError;
+use crate::volumes::MountError;
 
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;

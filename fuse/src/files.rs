@@ -20,8 +20,8 @@ use vbk_repo::repository::View;
 
 use crate::btrfs::{Fsid, NewFsid};
 use crate::error::{Error, Result};
-use crate::loopdev::SectorSize;
-use crate::volumes::{self, Access, Content, Volume, VolumeReport, WhenBusy};
+
+use crate::volumes::{self, Access, Action, SectorSize, Volume, VolumeReport, WhenBusy};
 use found::{Disk, Found, Plan};
 use hidden::Hidden;
 
@@ -157,11 +157,11 @@ impl FilesPlan {
 /// Returns the volume to mount, with the paths of its images in the mount at `place`.
 fn to_mount(found: &[Found], volume: &Found, plan: Plan, place: &Path) -> Volume {
     let image = |volume: &Found| place.join(&volume.file);
-    let (content, others) = match plan {
-        Plan::Mount { how, others } => (Content::FileSystem(how), others),
+    let (action, others) = match plan {
+        Plan::Mount { how, others } => (Action::Mount(how), others),
         Plan::Skip { reason, may_hold_files } => {
-            let content = Content::NotMountable { reason, may_hold_files };
-            (content, Vec::new())
+            let action = Action::Skip { reason, may_hold_files };
+            (action, Vec::new())
         }
     };
     let others = others.iter().filter_map(|index| found.get(*index));
@@ -172,6 +172,6 @@ fn to_mount(found: &[Found], volume: &Found, plan: Plan, place: &Path) -> Volume
         others: others.map(|other| (image(other), other.window)).collect(),
         // A file system with larger blocks can be read in smaller sectors, but not the other way round.
         sector_size: SectorSize::B512,
-        content,
+        action,
     }
 }

@@ -7,7 +7,7 @@
 //! | `adapter`, [`session`] | translate between `tree` and the kernel |
 //! | `partition`, `probe`, `btrfs` | read the content of a disk; trust nothing they read |
 //! | `drivers` | the mount options of each file system |
-//! | [`volumes`], `loopdev`, `mountinfo`, `sys` | loop devices, mounts, and their teardown |
+//! | [`volumes`], `sys` | loop devices, mounts, and their teardown |
 //! | [`files`] | combines them: mounts the file systems of one backup |
 
 mod adapter;
@@ -16,9 +16,6 @@ mod drivers;
 mod error;
 pub mod files;
 mod listing;
-mod loopdev;
-mod mount_error;
-mod mountinfo;
 mod partition;
 mod probe;
 mod read_at;
@@ -30,5 +27,5 @@ pub mod volumes;
 pub use btrfs::{Fsid, NewFsid};
 pub use error::{Error, Result};
 pub use listing::partition_table;
-pub use mount_error::MountError;
 pub use partition::{Partition, PartitionKind, PartitionTable, TableKind};
+pub use volumes::MountError;

@@ -21,6 +21,9 @@
 //! keep its copy of them, and the loop devices with it, after ours are unmounted.
 
 mod checks;
+mod error;
+mod loopdev;
+mod mountinfo;
 mod mounting;
 mod ntfs3g;
 mod ours;
@@ -34,23 +37,24 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use crate::drivers::FileSystem;
-use crate::loopdev::{SectorSize, Window};
-use crate::mount_error::{MountError, Result};
 use crate::sys::{self, Writable};
+use error::Result;
 
 pub use checks::{check_fuse, check_mount_point};
 pub(crate) use checks::{check_loop_rights, only_root_reaches};
+pub use error::MountError;
+pub use loopdev::{SectorSize, Window};
 pub use ours::{MountKind, OurMount, files_mounted_from, list_ours};
 pub(crate) use teardown::abandoned;
 pub use teardown::{Cleaned, Unmounted, WhenBusy, clean_leftovers, unmount};
 
-/// Content of a volume.
+/// Decision for a volume: to mount it, or not.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Content {
-    /// A file system, with its mount options.
-    FileSystem(FileSystem),
-    /// Content that can't be mounted.
-    NotMountable {
+pub enum Action {
+    /// Mount this file system, with its mount options.
+    Mount(FileSystem),
+    /// Leave it out, because it can't be mounted.
+    Skip {
         /// Reason, in words for the user: `swap space`, `LVM physical volume of group vg0`.
         reason: String,
         /// True if it may hold files of the user.
@@ -72,8 +76,8 @@ pub struct Volume {
     pub others: Vec<(PathBuf, Window)>,
     /// Sector size of the disk.
     pub sector_size: SectorSize,
-    /// Content of the volume.
-    pub content: Content,
+    /// Decision for the volume.
+    pub action: Action,
 }
 
 /// Result of mounting one volume.
@@ -156,7 +160,7 @@ fn fill_frame(dir: &Path, volumes: &[Volume]) -> std::io::Result<Vec<VolumeRepor
     let mut reports = Vec::with_capacity(volumes.len());
     for volume in volumes.iter().filter(|volume| !on_frame(volume)) {
         let point = dir.join(&volume.name);
-        if matches!(volume.content, Content::FileSystem(_)) {
+        if matches!(volume.action, Action::Mount(_)) {
             fs::create_dir_all(&point)?;
         }
         let report = mounting::mount_volume(&point, volume);
@@ -195,7 +199,7 @@ fn check_places(volumes: &[Volume]) -> Result<()> {
     };
     let to_mount: Vec<_> = volumes
         .iter()
-        .filter(|volume| matches!(volume.content, Content::FileSystem(_)))
+        .filter(|volume| matches!(volume.action, Action::Mount(_)))
         .collect();
     for (index, volume) in to_mount.iter().enumerate() {
         let mut parts = volume.name.components();

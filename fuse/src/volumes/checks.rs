@@ -6,9 +6,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::ours;
-use crate::loopdev;
-use crate::mount_error::{MountError, Result};
 use crate::sys;
+use crate::volumes::error::{MountError, Result};
+use crate::volumes::loopdev;
 
 /// Paths of fusermount3 in the distributions.
 const FUSERMOUNT: [&str; 4] = [

@@ -4,24 +4,24 @@ use std::path::{Path, PathBuf};
 
 use super::ntfs3g;
 use super::teardown;
-use super::{Content, Outcome, Volume, VolumeReport};
+use super::{Action, Outcome, Volume, VolumeReport};
 use crate::drivers::{FileSystem, JOURNAL_WARNING};
-use crate::loopdev::{self, LoopDevice};
-use crate::mount_error::Result;
-use crate::mountinfo::{self, Mount};
 use crate::sys::{self, Errno, Writable};
+use crate::volumes::error::Result;
+use crate::volumes::loopdev::{self, LoopDevice};
+use crate::volumes::mountinfo::{self, Mount};
 
 /// Mounts a volume at `point`, which must exist if the volume has a file system.
 pub(super) fn mount_volume(point: &Path, volume: &Volume) -> VolumeReport {
-    let (fs, outcome) = match &volume.content {
-        Content::NotMountable { reason, may_hold_files } => {
+    let (fs, outcome) = match &volume.action {
+        Action::Skip { reason, may_hold_files } => {
             let skipped = Outcome::Skipped {
                 reason: reason.clone(),
                 may_hold_files: *may_hold_files,
             };
             (None, skipped)
         }
-        Content::FileSystem(how) => (Some(how.kind.clone()), mount_file_system(point, volume, how)),
+        Action::Mount(how) => (Some(how.kind.clone()), mount_file_system(point, volume, how)),
     };
     VolumeReport {
         name: volume.name.clone(),

@@ -4,9 +4,9 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use crate::mount_error::{MountError, Result};
-use crate::mountinfo::{self, Mount};
 use crate::sys;
+use crate::volumes::error::{MountError, Result};
+use crate::volumes::mountinfo::{self, Mount};
 
 /// Prefix of the source of a tmpfs that holds file systems; the path of the mount with the images follows.
 const FILES_SOURCE: &str = "vbk-files:";

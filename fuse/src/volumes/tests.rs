@@ -13,9 +13,9 @@ use image_server::{IMAGE, ImageServer};
 use super::*;
 use crate::btrfs::Superblock;
 use crate::drivers::how_to_mount;
-use crate::loopdev::{self, LoopDevice};
-use crate::mountinfo::{self, Mount};
 use crate::probe::FsType;
+use crate::volumes::loopdev::{self, LoopDevice};
+use crate::volumes::mountinfo::{self, Mount};
 
 /// A directory with images, a mount point and a directory for hidden mounts. Takes down everything that a failed test
 /// leaves below it.
@@ -153,7 +153,7 @@ fn volume(name: &str, image: PathBuf, fs: &str) -> Volume {
         window: Window::default(),
         others: Vec::new(),
         sector_size: SectorSize::B512,
-        content: Content::FileSystem(how.unwrap_or(plain)),
+        action: Action::Mount(how.unwrap_or(plain)),
     }
 }
 
@@ -209,7 +209,7 @@ fn needs_root_clean_file_systems_are_mounted_and_what_is_none_holds_nobody_up() 
         volumes.push(volume(&format!("vda/p{}", index + 1), image, fs));
     }
     let mut swap = volume("vda/p4", scratch.images().join("ext4.img"), "");
-    swap.content = Content::NotMountable {
+    swap.action = Action::Skip {
         reason: "swap".into(),
         may_hold_files: false,
     };
