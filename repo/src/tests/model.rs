@@ -5,8 +5,8 @@
 //! `PROPTEST_CASES` sets the number of cases of each test.
 
 mod engine;
+mod expected;
 mod homes;
-mod model;
 mod steps;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,8 +17,8 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use tempfile::TempDir;
 
+use self::expected::{Backups, Bounds, Disk, GUESTS, Kept, ids_of};
 use self::homes::{ENCRYPTED, Home, InMemory, InRocks, Layer, NOTHING};
-use self::model::{Backups, Bounds, Disk, GUESTS, Kept, ids_of};
 use self::steps::{Step, Trial, Way, steps, trials};
 use crate::catalogue::Catalogue;
 use crate::error::{Error, ErrorKind, Result};

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use super::expected::{GUESTS, Kept};
 use super::homes::Home;
-use super::model::{GUESTS, Kept};
 use super::steps::Way;
 use super::{Bench, condemned};
 use crate::backup::Image;

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::model::{CONTENTS, GUESTS, MAX_BLOCKS};
+use super::expected::{CONTENTS, GUESTS, MAX_BLOCKS};
 use crate::error::ErrorKind;
 use crate::store::faulty::{Calls, Fault};
 use crate::tests::testing::SMALL;
