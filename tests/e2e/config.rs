@@ -181,10 +181,7 @@ fn guests_without_a_policy_are_left_out_with_a_warning_and_the_rest_is_done() {
         .says(&["of db to keep", "configuration"]);
     assert_eq!((left("web1"), left("db"), left("old")), (2, 2, 2));
     for args in [args!["forget", "--all", "-n"], args!["forget", "--all", "--prune"]] {
-        let said = host
-            .run(args)
-            .code(3)
-            .says(&["keep is not set for db,", "\"all\""]);
+        let said = host.run(args).code(3).says(&["keep is not set for db,", "\"all\""]);
         said.tells(&["web1@"]);
     }
     assert_eq!((left("web1"), left("db"), left("old")), (1, 2, 2));
@@ -209,7 +206,7 @@ fn a_configuration_that_keeps_all_for_ever_or_names_no_repository_is_not_passed_
         .code(3)
         .says(&["keep is not set for db, guests without a section", "keep = \"all\""]);
     host.configure("repository = 'HERE/repo'\n[guest.db]\ndisks = { vda = 'HERE/own' }\nkeep = 'all'\n");
-    let said = check().code(3).says(&["what to keep of guests without a section"]);
+    let said = check().code(3).says(&["keep is not set for guests without a section"]);
     assert!(!said.stderr.contains("db"), "{said}");
     host.configure("repository = 'HERE/repo'\n[defaults]\nkeep = 'all'\n[guest.db]\ndisks = { vda = 'HERE/own' }\n");
     let said = check().done();
