@@ -158,7 +158,7 @@ fn a_repository_that_must_be_encrypted_is_refused_if_it_is_not_even_the_first_ti
     host.run(args!["init", host.path("other")]).done();
     host.run(args!["--repo", host.path("other"), "list"]).done();
     let text = host.run(args!["config", "check"]).text();
-    assert!(text.contains("must be"), "{text}");
+    assert!(text.contains("required"), "{text}");
 }
 
 #[test]
@@ -261,18 +261,18 @@ fn a_configuration_is_checked_and_shown() {
          pre-freeze = 'no-such-program'\npost-thaw = 'HERE/data'\ndomain = 'unknown'\n";
     host.configure(broken);
     host.run(args!["config", "check"]).code(3).says(&[
-        "gone is not there; is its file system mounted?",
-        "what to keep of db, web1, guests without a section",
-        "can be read by others (mode 644)",
-        "no directory",
+        "gone does not exist; is its file system mounted?",
+        "keep is not set for db, web1, guests without a section",
+        "can be read by other users (mode 644)",
+        "metrics: directory ",
         "web1: pre-freeze: ",
         "nothing does not exist",
         "/no/such/volume does not exist",
         "vdc is a qcow2 image",
         "only one of pre-freeze and post-thaw is set",
         "none does not exist",
-        "no program no-such-program",
-        "data is not a program",
+        "program no-such-program is not in PATH",
+        "data is not executable",
         "libvirt has no domain unknown",
     ]);
     host.configure("jobs = 0\n[guest.web1]\ndisk = 1\n");
