@@ -311,7 +311,7 @@ fn the_last_good_backup_of_a_guest_needs_a_word_more() {
     }
     assert_eq!(lab.listed().len(), 3);
     let said = lab.run(args!["forget", "--last-too", "-n", "db@latest"]).done();
-    said.tells(&["db would have no backup then"]);
+    said.tells(&["db would be left with no backup"]);
     let said = lab.ok(args!["forget", "web1@latest"]);
     assert!(!said.contains("no backup"), "{said}");
     lab.run(args!["forget", "web1@latest"])

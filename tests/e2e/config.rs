@@ -158,7 +158,7 @@ fn a_repository_that_must_be_encrypted_is_refused_if_it_is_not_even_the_first_ti
     host.run(args!["init", host.path("other")]).done();
     host.run(args!["--repo", host.path("other"), "list"]).done();
     let text = host.run(args!["config", "check"]).text();
-    assert!(text.contains("must be"), "{text}");
+    assert!(text.contains("required"), "{text}");
 }
 
 #[test]
@@ -181,10 +181,7 @@ fn guests_without_a_policy_are_left_out_with_a_warning_and_the_rest_is_done() {
         .says(&["of db to keep", "configuration"]);
     assert_eq!((left("web1"), left("db"), left("old")), (2, 2, 2));
     for args in [args!["forget", "--all", "-n"], args!["forget", "--all", "--prune"]] {
-        let said = host
-            .run(args)
-            .code(3)
-            .says(&["nothing says what to keep of db,", "\"all\""]);
+        let said = host.run(args).code(3).says(&["keep is not set for db,", "\"all\""]);
         said.tells(&["web1@"]);
     }
     assert_eq!((left("web1"), left("db"), left("old")), (1, 2, 2));
@@ -207,9 +204,9 @@ fn a_configuration_that_keeps_all_for_ever_or_names_no_repository_is_not_passed_
     let check = || host.run(args!["config", "check"]);
     check()
         .code(3)
-        .says(&["what to keep of db, guests without a section", "keep = \"all\""]);
+        .says(&["keep is not set for db, guests without a section", "keep = \"all\""]);
     host.configure("repository = 'HERE/repo'\n[guest.db]\ndisks = { vda = 'HERE/own' }\nkeep = 'all'\n");
-    let said = check().code(3).says(&["what to keep of guests without a section"]);
+    let said = check().code(3).says(&["keep is not set for guests without a section"]);
     assert!(!said.stderr.contains("db"), "{said}");
     host.configure("repository = 'HERE/repo'\n[defaults]\nkeep = 'all'\n[guest.db]\ndisks = { vda = 'HERE/own' }\n");
     let said = check().done();
@@ -264,18 +261,18 @@ fn a_configuration_is_checked_and_shown() {
          pre-freeze = 'no-such-program'\npost-thaw = 'HERE/data'\ndomain = 'unknown'\n";
     host.configure(broken);
     host.run(args!["config", "check"]).code(3).says(&[
-        "gone is not there; is its file system mounted?",
-        "what to keep of db, web1, guests without a section",
-        "can be read by others (mode 644)",
-        "no directory",
+        "gone does not exist; is its file system mounted?",
+        "keep is not set for db, web1, guests without a section",
+        "can be read by other users (mode 644)",
+        "metrics: directory ",
         "web1: pre-freeze: ",
         "nothing does not exist",
         "/no/such/volume does not exist",
         "vdc is a qcow2 image",
         "only one of pre-freeze and post-thaw is set",
         "none does not exist",
-        "no program no-such-program",
-        "data is not a program",
+        "program no-such-program is not in PATH",
+        "data is not executable",
         "libvirt has no domain unknown",
     ]);
     host.configure("jobs = 0\n[guest.web1]\ndisk = 1\n");

@@ -32,7 +32,7 @@ fn snapshots_that_were_left_behind_are_listed_and_removed_and_nothing_else() {
     let dir = tempfile::tempdir().expect("a directory");
     let state: PathBuf = dir.path().into();
     let said = vbk(&lab, &state, args!["snapshots"]).done();
-    assert!(said.text().contains("there are no snapshots"), "{said}");
+    assert!(said.text().contains("vbk has no snapshots"), "{said}");
 
     let node = state.join("node");
     let made = Command::new("mknod").arg(&node).args(["b", "240", "7"]).status();
