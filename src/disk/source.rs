@@ -28,6 +28,7 @@ use nix::unistd::{Whence, lseek64};
 pub use self::format::check_raw;
 use crate::disk::buffer::{ALIGN, AlignedBuffer};
 use crate::error::{Error, Result};
+use crate::host::device::size_of_file;
 use crate::sys;
 
 /// Length of the trailing window: DONTNEED skips a folio that crosses its edge, and readahead makes large folios
@@ -88,7 +89,7 @@ impl Source {
         };
         let file = open(OFlag::empty()).map_err(failed)?;
         let direct = open(OFlag::O_DIRECT).ok();
-        let size_bytes = size_of(&file, device).map_err(failed)?;
+        let size_bytes = size_of_file(&file).map_err(failed)?;
         if device && size_bytes == 0 {
             return Err(Error::NotADisk {
                 path: path.to_owned(),
@@ -248,7 +249,7 @@ impl Source {
         if (metadata.dev(), metadata.ino()) != self.inode {
             return Err(self.changed("was replaced by another"));
         }
-        match size_of(&self.file, self.device) {
+        match size_of_file(&self.file) {
             Ok(size) if size == self.size_bytes => Ok(()),
             Ok(size) => Err(self.changed(&format!("went from {} to {size} bytes", self.size_bytes))),
             Err(_) => Err(self.changed("vanished")),
@@ -342,14 +343,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn is_refusal(error: &io::Error) -> bool {
     use nix::libc::{EINVAL, ENOSYS, EOPNOTSUPP};
     matches!(error.raw_os_error(), Some(EINVAL | ENOSYS | EOPNOTSUPP))
-}
-
-fn size_of(file: &File, device: bool) -> io::Result<u64> {
-    if device {
-        sys::device_size_bytes(file)
-    } else {
-        Ok(file.metadata()?.len())
-    }
 }
 
 /// Describes a kind of file, for a message.

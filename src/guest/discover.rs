@@ -8,7 +8,6 @@ mod make;
 mod tags;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -16,9 +15,9 @@ use serde::Serialize;
 use vbk_repo::ErrorKind;
 use vbk_repo::name::{DiskName, GuestName};
 
+use crate::host::device::size_of;
 use crate::host::libvirt::{Domain, Libvirt, LibvirtError, Medium};
 use crate::host::program::{ProgramError, Programs};
-use crate::sys;
 use make::{configured_guest, libvirt_guest, settle, tagged_guest};
 pub(crate) use tags::PREFIX as GUEST_TAG;
 use tags::Tags;
@@ -413,24 +412,6 @@ fn is_same(one: &Path, other: &Path) -> bool {
         })
     };
     one == other || identity(one).is_some_and(|one| identity(other) == Some(one))
-}
-
-/// Returns the size of a disk; the error is the rest of a sentence.
-pub(crate) fn size_of(path: &Path) -> Result<u64, String> {
-    // Before opening: opening a pipe could block for ever.
-    let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => "does not exist".to_owned(),
-        _ => format!("can't be examined: {error}"),
-    })?;
-    let kind = metadata.file_type();
-    if kind.is_file() {
-        return Ok(metadata.len());
-    }
-    if !kind.is_block_device() {
-        return Err("is neither a block device nor a file".to_owned());
-    }
-    let size_bytes = File::open(path).and_then(|device| sys::device_size_bytes(&device));
-    size_bytes.map_err(|error| format!("can't be opened: {error}"))
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use vbk_repo::backup::Image;
 use vbk_repo::name::DiskName;
 
 use crate::host::lvm::Volume;
+use crate::host::lvm::names::{self, NameError};
 use crate::snapshot::PlannedDisk;
 
 /// Name of the domain's file.
@@ -29,15 +30,6 @@ pub(crate) const DISKS_FORMAT: u32 = 1;
 
 /// Limit of disks, more than a guest can have: a longer list is malicious.
 const MAX_DISKS: usize = 1024;
-/// VG and LV names: `NAME_LEN` of lvm2 (lib/metadata/metadata-exported.h), with its end.
-const MAX_LVM_NAME_BYTES: usize = 127;
-/// Names reserved by lvm2: lvm(8), "Valid names".
-const RESERVED_LV_NAMES: [&str; 4] = [".", "..", "snapshot", "pvmove"];
-const RESERVED_IN_LV_NAMES: [&str; 14] = [
-    "_cdata", "_cmeta", "_corig", "_iorig", "_mimage", "_mlog", "_pmspare", "_rimage", "_rmeta", "_tdata", "_tmeta",
-    "_vdata", "_vorigin", "_wcorig",
-];
-
 /// The storage of a guest's disks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disks {
@@ -121,16 +113,9 @@ pub enum GuestFilesError {
     /// The stored description is not in vbk's format.
     #[error("the stored {DISKS_NAME} can't be used: {0}")]
     Bad(String),
-    /// A name that lvm2 would refuse, or take for something else.
-    #[error("{what} name {name:?} {reason}")]
-    BadLvmName {
-        /// `volume group`, `logical volume` or `thin pool`.
-        what: &'static str,
-        /// Refused name.
-        name: String,
-        /// The flaw, as the rest of a sentence.
-        reason: &'static str,
-    },
+    /// lvm2 does not allow a name in it.
+    #[error(transparent)]
+    Name(#[from] NameError),
 }
 
 impl GuestFilesError {
@@ -138,7 +123,7 @@ impl GuestFilesError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Bad(_) => ErrorKind::Unsupported,
-            Self::BadLvmName { .. } => ErrorKind::Invalid,
+            Self::Name(_) => ErrorKind::Invalid,
         }
     }
 }
@@ -187,10 +172,10 @@ impl Disks {
             return Err(GuestFilesError::Bad(format!("it has {} disks", disks.disks.len())));
         }
         for volume in disks.disks.iter().filter_map(|disk| disk.volume.as_ref()) {
-            check_group_name(&volume.vg)?;
-            check_volume_name(&volume.lv)?;
+            names::check_group(&volume.vg)?;
+            names::check_volume(&volume.lv)?;
             if let Some(pool) = &volume.pool {
-                check_lvm_name("thin pool", pool)?;
+                names::check("thin pool", pool)?;
             }
         }
         Ok(disks)
@@ -211,43 +196,6 @@ pub fn volume_name_of(image: &Image, disks: Option<&Disks>) -> Option<String> {
     let (group, name) = image.source.strip_prefix("/dev/")?.split_once('/')?;
     let is_volume = group != "mapper" && group != "disk" && !name.contains('/');
     is_volume.then(|| name.to_owned())
-}
-
-/// Refuses names of volume groups that lvm2 would not take, or take for an option.
-pub(crate) fn check_group_name(name: &str) -> Result<()> {
-    check_lvm_name("volume group", name)
-}
-
-/// Refuses names of logical volumes that lvm2 would not take, or take for an option.
-pub(crate) fn check_volume_name(name: &str) -> Result<()> {
-    check_lvm_name("logical volume", name)?;
-    let reserved = RESERVED_LV_NAMES.contains(&name) || RESERVED_IN_LV_NAMES.iter().any(|part| name.contains(part));
-    match reserved {
-        true => Err(GuestFilesError::BadLvmName {
-            what: "logical volume",
-            name: name.to_owned(),
-            reason: "is one that lvm2 keeps for itself",
-        }),
-        false => Ok(()),
-    }
-}
-
-/// The characters are those of lvm(8), "Valid names".
-pub(crate) fn check_lvm_name(what: &'static str, name: &str) -> Result<()> {
-    let is_good = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'+' | b'_' | b'.' | b'-');
-    let reason = match name {
-        "" => "is empty",
-        "." | ".." => "is a directory's",
-        _ if name.starts_with('-') => "begins with a dash",
-        _ if name.len() > MAX_LVM_NAME_BYTES => "is longer than 127 bytes",
-        _ if !name.bytes().all(is_good) => "has other characters than a-z A-Z 0-9 + _ . - in it",
-        _ => return Ok(()),
-    };
-    Err(GuestFilesError::BadLvmName {
-        what,
-        name: name.to_owned(),
-        reason,
-    })
 }
 
 #[cfg(test)]

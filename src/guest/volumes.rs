@@ -10,20 +10,17 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use serde::Deserialize;
 use vbk_repo::ErrorKind;
 
 use crate::guest::discover::GUEST_TAG;
-use crate::guest::files::{GuestFilesError, check_group_name, check_lvm_name, check_volume_name};
-use crate::host::lvm::{self, report};
+use crate::host::lvm::create::FoundPool;
+use crate::host::lvm::names::{self, NameError};
+use crate::host::lvm::{self, create};
 use crate::host::program::{ProgramError, Programs};
 use crate::snapshot::TAG;
 use crate::text::size;
 
-/// Time limit of lvm2 commands, which wait for lvm2's own locks and for udev.
-const LIMIT: Duration = Duration::from_secs(120);
 /// Prefix of the tags of unfinished restores.
 pub(crate) const TAG_PREFIX: &str = "vbk_restore_";
 /// Size of a mapping in a thin pool's metadata: the number that lvmthin(7) recommends for estimates.
@@ -67,7 +64,7 @@ pub enum VolumesError {
     Program(#[from] ProgramError),
     /// lvm2 does not allow a name.
     #[error(transparent)]
-    Name(#[from] GuestFilesError),
+    Name(#[from] NameError),
     /// Two disks would get one volume.
     #[error("two disks would have the same volume {0}; restore them one by one: `vbk restore BACKUP/DISK TARGET`")]
     Twice(String),
@@ -141,8 +138,7 @@ impl VolumesError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Program(error) => error.kind(),
-            Self::Name(error) => error.kind(),
-            Self::Twice(_) | Self::Exists { .. } => ErrorKind::Invalid,
+            Self::Name(_) | Self::Twice(_) | Self::Exists { .. } => ErrorKind::Invalid,
             Self::NoRoom { .. } | Self::PoolRoom { .. } => ErrorKind::NoSpace,
             Self::NotAPool { .. } => ErrorKind::NotFound,
         }
@@ -160,7 +156,7 @@ pub fn volume_name(old_volume: Option<&str>, old_guest: &str, new_guest: &str, d
         false => replace_word(volume, old_guest, new_guest),
     });
     let name = replaced.unwrap_or_else(|| format!("{new_guest}-{disk}"));
-    check_volume_name(&name)?;
+    names::check_volume(&name)?;
     Ok(name)
 }
 
@@ -213,36 +209,22 @@ impl VolumesPlan {
     }
 
     fn survey(&self, programs: &Programs) -> Result<Ground> {
-        check_group_name(&self.group)?;
-        check_lvm_name("tag", &self.tag_id)?;
-        let mut names = HashSet::new();
+        names::check_group(&self.group)?;
+        names::check("tag", &self.tag_id)?;
+        let mut wanted = HashSet::new();
         for volume in &self.volumes {
-            check_volume_name(&volume.name)?;
-            if !names.insert(volume.name.as_str()) {
+            names::check_volume(&volume.name)?;
+            if !wanted.insert(volume.name.as_str()) {
                 return Err(VolumesError::Twice(volume.name.clone()));
             }
         }
-        let groups: Vec<GroupRow> = report(programs, "vgs", "vg_free,vg_extent_size", &["--", &self.group])?;
-        let wrong = |what: String| ProgramError::Answer {
-            command: format!("vgs {}", self.group),
-            what,
-        };
-        let group = groups
-            .first()
-            .ok_or_else(|| wrong("it has no row for the group".into()))?;
-        let (free_bytes, extent_bytes) = (number(&group.vg_free)?, number(&group.vg_extent_size)?);
-        if extent_bytes == 0 {
-            return Err(wrong("the extent size is 0".into()).into());
-        }
-        let taken: Vec<VolumeRow> = report(programs, "lvs", VOLUME_FIELDS, &["-a", "--", &self.group])?;
-        for row in &taken {
-            // Names of lvm2's own hidden volumes are in brackets, and are taken too.
-            let name = row.lv_name.trim_matches(['[', ']']);
-            if names.contains(name) {
+        let (free_bytes, extent_bytes) = lvm::free_space(programs, &self.group)?;
+        for taken in create::all_in(programs, &self.group)? {
+            if wanted.contains(taken.name.as_str()) {
                 return Err(VolumesError::Exists {
                     group: self.group.clone(),
-                    name: name.to_owned(),
-                    left: row.tags().any(|tag| tag.starts_with(TAG_PREFIX)),
+                    left: taken.tags.iter().any(|tag| tag.starts_with(TAG_PREFIX)),
+                    name: taken.name,
                 });
             }
         }
@@ -269,40 +251,37 @@ impl VolumesPlan {
 
     /// Tests that new thin volumes in this pool read as zeros.
     fn survey_pool(&self, programs: &Programs, pool: &str) -> Result<bool> {
-        check_lvm_name("thin pool", pool)?;
+        names::check("thin pool", pool)?;
         let name = format!("{}/{pool}", self.group);
-        let fields = "segtype,lv_size,data_percent,lv_metadata_size,metadata_percent,chunk_size,zero";
-        let rows: Vec<PoolRow> = report(programs, "lvs", fields, &["--", &name])?;
         let not_a_pool = |what: &str| VolumesError::NotAPool {
             pool: name.clone(),
             what: what.to_owned(),
         };
-        let row = rows.first().ok_or_else(|| not_a_pool("does not exist"))?;
-        if row.segtype != "thin-pool" {
-            return Err(not_a_pool(&format!("is {}, not a thin pool", row.segtype)));
-        }
-        let chunk_bytes = number(&row.chunk_size)?.max(1);
+        let found = match create::pool(programs, &self.group, pool)? {
+            FoundPool::Pool(pool) => pool,
+            FoundPool::Absent => return Err(not_a_pool("does not exist")),
+            FoundPool::Other(segtype) => return Err(not_a_pool(&format!("is {segtype}, not a thin pool"))),
+        };
+        let chunk_bytes = found.chunk_bytes;
         // New chunks read as zeros if the pool zeroes them. If not, the bytes around the first write to a chunk are old
         // data of another volume: then every byte has to be written, and takes space.
-        let read_zero = matches!(row.zero.as_str(), "zero" | "1");
         let needs = self.volumes.iter().map(|volume| {
             let all = whole(volume.size_bytes, chunk_bytes);
             let blocks = volume.data_bytes.div_ceil(volume.block_bytes.max(1));
             // A block may lie across two chunks only if it is not a multiple of them; the larger of the two covers
             // that.
             let each = whole(volume.block_bytes, chunk_bytes);
-            match read_zero {
+            match found.zeroes {
                 true => blocks.saturating_mul(each).min(all),
                 false => all,
             }
         });
         let need_bytes = needs.fold(0, u64::saturating_add);
         let metadata_bytes = (need_bytes / chunk_bytes).saturating_mul(MAPPING_BYTES);
-        for (what, size, percent, need_bytes) in [
-            ("data", &row.lv_size, &row.data_percent, need_bytes),
-            ("metadata", &row.lv_metadata_size, &row.metadata_percent, metadata_bytes),
+        for (what, have_bytes, need_bytes) in [
+            ("data", found.data_free_bytes, need_bytes),
+            ("metadata", found.metadata_free_bytes, metadata_bytes),
         ] {
-            let have_bytes = free_of(number(size)?, percent)?;
             if need_bytes > have_bytes {
                 return Err(VolumesError::PoolRoom {
                     pool: name,
@@ -312,7 +291,7 @@ impl VolumesPlan {
                 });
             }
         }
-        Ok(read_zero)
+        Ok(found.zeroes)
     }
 
     /// Creates the volumes, all or none.
@@ -336,16 +315,9 @@ impl VolumesPlan {
     }
 
     fn create_one(&self, programs: &Programs, volume: &NewVolume, extent_bytes: u64) -> Result<()> {
-        let size = format!("{}b", whole(volume.size_bytes, extent_bytes));
-        let tag = self.tag();
-        let mut args = vec!["--yes", "--name", &volume.name, "--addtag", &tag];
-        match &self.pool {
-            Some(pool) => args.extend(["--virtualsize", &size, "--thinpool", pool]),
-            // An old signature at its offset could be taken for a part of an array or group, and be held open.
-            None => args.extend(["--size", &size, "--wipesignatures", "y", "--zero", "y"]),
-        }
-        args.extend(["--", &self.group]);
-        programs.change("lvcreate", &args, LIMIT)?;
+        let size_bytes = whole(volume.size_bytes, extent_bytes);
+        let place = (self.group.as_str(), self.pool.as_deref());
+        create::create_tagged(programs, place, &volume.name, size_bytes, &self.tag())?;
         Ok(())
     }
 }
@@ -390,17 +362,12 @@ impl Volumes<'_> {
 
     fn remove_all(&self) -> Result<()> {
         let (tag, group) = (self.plan.tag(), &self.plan.group);
-        let selection = format!("lv_tags={tag}");
-        let rows: Vec<VolumeRow> = report(self.programs, "lvs", VOLUME_FIELDS, &["-S", &selection, "--", group])?;
         let mut failed = None;
-        for row in rows {
-            let is_ours = row.tags().any(|found| found == tag);
-            let is_planned = self.plan.volumes.iter().any(|volume| volume.name == row.lv_name);
-            if is_ours && is_planned {
-                let name = format!("{group}/{}", row.lv_name);
+        for found in create::tagged(self.programs, group, &tag)? {
+            if self.plan.volumes.iter().any(|volume| volume.name == found.name) {
                 // lvm2 checks the tag again under its lock.
-                let args = ["--yes", "-S", &selection, "--", &name];
-                failed = self.programs.change("lvremove", &args, LIMIT).err().or(failed);
+                let removed = create::remove_tagged(self.programs, group, &found.name, &tag);
+                failed = removed.err().or(failed);
             }
         }
         failed.map_or(Ok(()), |error| Err(error.into()))
@@ -438,53 +405,4 @@ impl Drop for Volumes<'_> {
 /// Rounds up to whole extents or chunks.
 fn whole(bytes: u64, unit: u64) -> u64 {
     bytes.div_ceil(unit).max(1).saturating_mul(unit)
-}
-
-/// Returns the free part of a size of which `percent` is used, e.g. `12.34`; rounded down.
-fn free_of(size_bytes: u64, percent: &str) -> Result<u64> {
-    // An inactive pool reports nothing, and then no volume is created in it.
-    let full: f64 = percent.parse().map_err(|_| not_a_number(percent))?;
-    Ok((size_bytes as f64 * (1.0 - full.clamp(0.0, 100.0) / 100.0)) as u64)
-}
-
-fn number(text: &str) -> Result<u64> {
-    text.parse().map_err(|_| not_a_number(text).into())
-}
-
-fn not_a_number(text: &str) -> ProgramError {
-    ProgramError::Answer {
-        command: "lvs or vgs".into(),
-        what: format!("{text:?} is not a number"),
-    }
-}
-
-const VOLUME_FIELDS: &str = "lv_name,lv_tags";
-
-#[derive(Deserialize)]
-struct GroupRow {
-    vg_free: String,
-    vg_extent_size: String,
-}
-
-#[derive(Deserialize)]
-struct VolumeRow {
-    lv_name: String,
-    lv_tags: String,
-}
-
-impl VolumeRow {
-    fn tags(&self) -> impl Iterator<Item = &str> {
-        self.lv_tags.split(',')
-    }
-}
-
-#[derive(Deserialize)]
-struct PoolRow {
-    segtype: String,
-    lv_size: String,
-    data_percent: String,
-    lv_metadata_size: String,
-    metadata_percent: String,
-    chunk_size: String,
-    zero: String,
 }

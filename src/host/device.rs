@@ -2,10 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::fs::File;
+use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{major, minor};
+
+use crate::sys;
 
 /// Number of a block device, written `253:4`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -131,6 +135,34 @@ impl DeviceNumber {
 impl fmt::Display for DeviceNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+/// Returns the size of a disk; the error is the rest of a sentence.
+pub(crate) fn size_of(path: &Path) -> Result<u64, String> {
+    // Before opening: opening a pipe could block for ever.
+    let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => "does not exist".to_owned(),
+        _ => format!("can't be examined: {error}"),
+    })?;
+    let kind = metadata.file_type();
+    if kind.is_file() {
+        // Known even if the file can't be opened.
+        return Ok(metadata.len());
+    }
+    if !kind.is_block_device() {
+        return Err("is neither a block device nor a file".to_owned());
+    }
+    let size_bytes = File::open(path).and_then(|device| size_of_file(&device));
+    size_bytes.map_err(|error| format!("can't be opened: {error}"))
+}
+
+/// Returns the size of an open block device or regular file.
+pub(crate) fn size_of_file(file: &File) -> io::Result<u64> {
+    let metadata = file.metadata()?;
+    match metadata.file_type().is_block_device() {
+        true => sys::device_size_bytes(file),
+        false => Ok(metadata.len()),
     }
 }
 

@@ -3,6 +3,8 @@
 //! All values in lvm2's JSON reports are strings (checked with 2.03.16). What lvm.conf can change in them (times,
 //! lists, marks of hidden volumes) is set on the command line.
 
+pub(crate) mod create;
+pub(crate) mod names;
 pub(crate) mod status;
 pub(crate) mod suspended;
 
@@ -14,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::device::DeviceNumber;
 use crate::host::program::{ProgramError, Programs};
+pub(crate) use names::is_name;
 
 /// Time limit of a report. It waits for the volume group's lock, which another command may hold for a while.
 const REPORT_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 15 } else { 60 });
@@ -275,12 +278,6 @@ pub(crate) fn named(vg: &str, name: &str) -> String {
     format!("(vg_name=\"{vg}\" && lv_name=\"{name}\")")
 }
 
-/// Tests that text has only characters allowed in names (lvm(8), VALID NAMES), so that it is safe in a selection.
-pub(crate) fn is_name(text: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"+_.-".contains(&byte);
-    !text.is_empty() && !text.starts_with('-') && text != "." && text != ".." && text.bytes().all(allowed)
-}
-
 /// Replaces by `_` every character that a tag may not have (lvm(8), VALID NAMES: tags).
 pub(crate) fn as_tag(text: &str) -> String {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "_+.-/=!:#&".contains(c);
@@ -295,7 +292,9 @@ pub(crate) fn free_space(programs: &Programs, vg: &str) -> Result<(u64, u64), Pr
     let numbers = rows
         .first()
         .and_then(|row| Some((row.vg_free.parse().ok()?, row.vg_extent_size.parse().ok()?)));
-    numbers.ok_or_else(|| not_understood("vgs", "it does not report free space"))
+    numbers
+        .filter(|(_, extent_bytes)| *extent_bytes > 0)
+        .ok_or_else(|| not_understood("vgs", "it does not report free space"))
 }
 
 /// A snapshot to create: read-only and active.

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use vbk_repo::name::{DiskName, GuestName};
 
 use crate::guest::discover::tags::TaggedDisk;
-use crate::guest::discover::{ConfiguredGuest, FoundBy, FoundDisk, FoundGuest, Known, LeftOut, is_same, size_of};
+use crate::guest::discover::{ConfiguredGuest, FoundBy, FoundDisk, FoundGuest, Known, LeftOut, is_same};
+use crate::host::device::size_of;
 use crate::host::libvirt::{Domain, DomainDisk, Medium};
 
 pub(super) fn configured_guest(
