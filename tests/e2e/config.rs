@@ -222,7 +222,7 @@ fn a_configuration_that_keeps_all_for_ever_or_names_no_repository_is_not_passed_
     check()
         .code(3)
         .says(&["no repository is set"])
-        .tells(&["Repository:    none\n"]);
+        .tells(&["Repository:   none\n"]);
     host.run(args!["--repo", host.path("repo"), "config", "check"])
         .code(3)
         .says(&["no repository is set"]);

@@ -254,11 +254,11 @@ fn what_is_not_understood_is_told_with_its_line() {
         ),
         (
             "[defaults]\nread-limit = 'fast'",
-            "f:2: read-limit: \"fast\" is no read limit; write 60%, 200MB/s (1000s), 200MiB/s or 200M (1024s), or none",
+            "f:2: read-limit: \"fast\" is not a read limit; write 60%, 200MB/s (1000s), 200MiB/s or 200M (1024s), or none",
         ),
         (
             "[defaults]\ndevice-speed = '60%'",
-            "f:2: device-speed: \"60%\" is no speed; write 200MB/s (1000s), 200MiB/s or 200M (1024s)",
+            "f:2: device-speed: \"60%\" is not a speed; write 200MB/s (1000s), 200MiB/s or 200M (1024s)",
         ),
         (
             "[defaults]\nsnapshot-size = 'x'",

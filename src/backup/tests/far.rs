@@ -106,7 +106,8 @@ fn write_scattered(path: &Path, segments: u64) {
 }
 
 fn noise(seed: u32, len: usize) -> Vec<u8> {
-    let mut state = seed | 1;
+    // Never zero, and another one for each seed.
+    let mut state = seed * 2 + 1;
     let mut next = || {
         state ^= state << 13;
         state ^= state >> 17;
