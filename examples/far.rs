@@ -3,6 +3,8 @@
 //!
 //! Usage: far [MIB] [DELAY_MS]      (default: 512 MiB, 100 ms)
 
+#![allow(clippy::print_stdout, reason = "this is a command")]
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;

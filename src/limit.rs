@@ -6,7 +6,7 @@
 //! | [`kernel`] | sets the same limit, a little higher, in the kernel, in case the bucket fails |
 //! | [`speed`] | determines the speed of a disk, to which limits in per cent refer |
 //! | [`pressure`] | reduces the rate while the host waits for its disks |
-//! | [`priority`] | gives the reading threads the idle I/O class and niceness |
+//! | `priority` | gives the reading threads the idle I/O class and niceness |
 //!
 //! A [`Limiter`] owns them for one run and applies changes of the limit during the run.
 

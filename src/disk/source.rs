@@ -9,7 +9,7 @@
 //! Advice is posix_fadvise(2): SEQUENTIAL once, then after each read DONTNEED for a trailing window, and once for the
 //! whole file at the end. Only this method also drops pages that other processes had cached; the other two do not.
 //!
-//! At most [`MAX_IN_FLIGHT`] reads of a disk are in flight, however many threads read it.
+//! At most `MAX_IN_FLIGHT` reads of a disk are in flight, however many threads read it.
 
 mod format;
 

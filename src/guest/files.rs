@@ -33,7 +33,7 @@ const MAX_DISKS: usize = 1024;
 /// The storage of a guest's disks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disks {
-    /// Format of this file: [`DISKS_FORMAT`].
+    /// Format of this file: `DISKS_FORMAT`.
     pub format: u32,
     /// Every disk, in the order of the backup.
     pub disks: Vec<DiskInfo>,

@@ -31,7 +31,7 @@ pub struct Question<'a> {
     pub states: &'a States,
     /// The disk.
     pub disk: &'a DiskName,
-    /// Name of the base: see [`base_name`].
+    /// Name of the base: see `snapshot::names::base_name`.
     pub base: &'a str,
     /// The time.
     pub now: Timestamp,

@@ -115,7 +115,7 @@ impl Run {
         &self.0.dir
     }
 
-    /// Records the guests of this run, for other processes that ask ([`info`]).
+    /// Records the guests of this run, for other processes that ask (`info`).
     pub fn note_guests(&self, guests: Vec<String>) -> Result<(), RunError> {
         let (path, new) = (self.dir().join(INFO), self.dir().join("run.json.new"));
         let mut info = info_in(self.dir()).unwrap_or_else(|| RunInfo::new("a backup"));
