@@ -384,7 +384,7 @@ fn names_are_checked_and_known_ones_told() {
     assert!(matches!(repo.add("one", &passphrase("2")), Err(Error::KeyExists(_))));
     let error = repo.remove("two", &passphrase("1")).expect_err("refused");
     assert_eq!(error.kind(), ErrorKind::NotFound);
-    assert!(error.to_string().ends_with("there is one"), "{error}");
+    assert!(error.to_string().ends_with("known keys: one"), "{error}");
     assert!(matches!(
         remove(&repo.dir.path().join("nowhere"), "x", &passphrase("1"), ""),
         Err(Error::NoSuchKey { .. })
