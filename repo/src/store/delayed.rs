@@ -13,7 +13,6 @@ use super::{
     Distance, Identity, Live, Located, Note, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept, Thrift,
     Wanted, failed_before,
 };
-use crate::block::Hashing;
 use crate::codec::Sealed;
 use crate::error::Result;
 use crate::id::{BlockId, SegmentId};
@@ -21,8 +20,9 @@ use crate::id::{BlockId, SegmentId};
 /// Bytes of puts that may be on their way.
 pub const WINDOW_BYTES: u64 = 64 << 20;
 
-/// Passes calls on to `S` after a delay. Its distance is [`Distance::Far`].
-pub struct Delayed<S: ?Sized + StoreManager + 'static> {
+/// Passes calls on to the plain store `S` after a delay. Its distance is [`Distance::Far`]. Encryption belongs above it, as it
+/// is on this side of the way.
+pub struct Delayed<S: StoreManager + 'static> {
     store: Arc<S>,
     delay: Duration,
     lane: Arc<Lane>,
@@ -34,9 +34,6 @@ pub struct Delayed<S: ?Sized + StoreManager + 'static> {
 struct Counters {
     waits: AtomicU64,
     blocks: AtomicU64,
-    bytes: AtomicU64,
-    in_flight: AtomicU64,
-    most_in_flight: AtomicU64,
 }
 
 /// Calls of a [`Delayed`] store so far.
@@ -46,10 +43,6 @@ pub struct Calls {
     pub waits: u64,
     /// Blocks that were read.
     pub blocks: u64,
-    /// Stored bytes of the blocks that were read.
-    pub bytes: u64,
-    /// The most calls that waited at the same time.
-    pub most_in_flight: u64,
 }
 
 /// The puts that are on their way.
@@ -108,12 +101,9 @@ impl Lane {
     }
 }
 
-impl<S: ?Sized + StoreManager + 'static> Delayed<S> {
+impl<S: StoreManager + 'static> Delayed<S> {
     /// Puts `store` behind a way that takes `delay` there and back.
-    pub fn new(store: Arc<S>, delay: Duration) -> Result<Self>
-    where
-        S: Sized,
-    {
+    pub fn new(store: Arc<S>, delay: Duration) -> Result<Self> {
         let lane = Arc::new(Lane::default());
         let (delivered, below) = (Arc::clone(&lane), Arc::clone(&store));
         let thread = std::thread::Builder::new()
@@ -135,25 +125,18 @@ impl<S: ?Sized + StoreManager + 'static> Delayed<S> {
         Calls {
             waits: of(&self.counters.waits),
             blocks: of(&self.counters.blocks),
-            bytes: of(&self.counters.bytes),
-            most_in_flight: of(&self.counters.most_in_flight),
         }
     }
 
     fn wait(&self) {
         let sent = self.lane.lock().sent;
-        let counters = &self.counters;
-        counters.waits.fetch_add(1, Ordering::SeqCst);
-        let now = counters.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
-        counters.most_in_flight.fetch_max(now, Ordering::SeqCst);
+        self.counters.waits.fetch_add(1, Ordering::SeqCst);
         std::thread::sleep(self.delay);
         // Calls arrive in the order in which they were made.
         let mut state = self.lane.lock();
         while state.arrived < sent {
             state = self.lane.wait(state);
         }
-        drop(state);
-        counters.in_flight.fetch_sub(1, Ordering::SeqCst);
     }
 
     fn send(&self, bytes: u64, put: Put) -> Result<()> {
@@ -184,7 +167,7 @@ impl<S: ?Sized + StoreManager + 'static> Delayed<S> {
     }
 }
 
-impl<S: ?Sized + StoreManager + 'static> Drop for Delayed<S> {
+impl<S: StoreManager + 'static> Drop for Delayed<S> {
     fn drop(&mut self) {
         self.lane.lock().ended = true;
         self.lane.changed.notify_all();
@@ -195,7 +178,7 @@ impl<S: ?Sized + StoreManager + 'static> Drop for Delayed<S> {
     }
 }
 
-impl<S: ?Sized + StoreManager + 'static> StoreReader for Delayed<S> {
+impl<S: StoreManager + 'static> StoreReader for Delayed<S> {
     fn identity(&self) -> Result<Identity> {
         self.wait();
         self.store.identity()
@@ -204,10 +187,6 @@ impl<S: ?Sized + StoreManager + 'static> StoreReader for Delayed<S> {
     fn generation(&self) -> Result<u64> {
         self.wait();
         self.store.generation()
-    }
-
-    fn hashing(&self) -> Hashing {
-        self.store.hashing()
     }
 
     fn distance(&self) -> Distance {
@@ -231,13 +210,8 @@ impl<S: ?Sized + StoreManager + 'static> StoreReader for Delayed<S> {
 
     fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
         self.wait();
-        let answers = self.store.get(wanted);
-        let bytes = answers.iter().flatten().flat_map(|stored| &stored.pages).map(Vec::len);
-        self.counters
-            .bytes
-            .fetch_add(bytes.sum::<usize>() as u64, Ordering::SeqCst);
         self.counters.blocks.fetch_add(wanted.len() as u64, Ordering::SeqCst);
-        answers
+        self.store.get(wanted)
     }
 
     fn segments(&self, ids: &[SegmentId]) -> Vec<Result<Vec<u8>>> {
@@ -254,21 +228,9 @@ impl<S: ?Sized + StoreManager + 'static> StoreReader for Delayed<S> {
         self.wait();
         self.store.notes()
     }
-
-    fn foreign_changes(&self) -> Result<Vec<String>> {
-        self.store.foreign_changes()
-    }
-
-    fn epoch(&self) -> Result<Option<u64>> {
-        self.store.epoch()
-    }
-
-    fn stored_note_name(&self, name: &str) -> String {
-        self.store.stored_note_name(name)
-    }
 }
 
-impl<S: ?Sized + StoreManager + 'static> StoreWriter for Delayed<S> {
+impl<S: StoreManager + 'static> StoreWriter for Delayed<S> {
     fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
         let bytes = blocks.iter().map(Sealed::stored_bytes).sum();
         self.send(bytes, Put::Blocks(blocks))
@@ -292,15 +254,10 @@ impl<S: ?Sized + StoreManager + 'static> StoreWriter for Delayed<S> {
     }
 }
 
-impl<S: ?Sized + StoreManager + 'static> StoreManager for Delayed<S> {
+impl<S: StoreManager + 'static> StoreManager for Delayed<S> {
     fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
         self.wait();
         self.store.amend(remove_records, notes)
-    }
-
-    fn accept(&self) -> Result<Vec<String>> {
-        self.wait();
-        self.store.accept()
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {
