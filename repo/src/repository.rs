@@ -26,7 +26,7 @@ use crate::keys::{self, Keys, Unlock};
 use crate::standing::Standing;
 use crate::store::checked::Checked;
 use crate::store::encrypted::Encrypted;
-use crate::store::{ENCRYPTION, Identity, StoreReader};
+use crate::store::{ENCRYPTION, Identity, StoreManager, StoreReader, StoreWriter};
 use directory::store_repair::Mended;
 use directory::{Directory, create};
 use home::{Home, Marker};
@@ -134,7 +134,7 @@ impl Repository {
         self.keys = Some(match self.home.unlock(way, self.key_check.as_deref()) {
             Err(refused @ Error::WrongKey { .. }) => {
                 // One damaged digit in the marker would refuse every key.
-                let noted = self.identity_as_it_is().and_then(|identity| identity.key_check);
+                let noted = self.home.identity_as_it_is().and_then(|identity| identity.key_check);
                 let Some(noted) = noted.filter(|noted| Some(noted) != self.key_check.as_ref()) else {
                     return Err(refused);
                 };
@@ -187,7 +187,7 @@ impl Repository {
         let identity = session.store.identity()?;
         // Encryption pairs questions with answers too, so the store below it is checked as well.
         let checked = Arc::new(Checked::new(session.store));
-        let store: Arc<dyn crate::store::StoreWriter> = match self.keys_for(&identity)? {
+        let store: Arc<dyn StoreWriter> = match self.keys_for(&identity)? {
             Some(keys) => Arc::new(Checked::new(Arc::new(Encrypted::new(checked, keys).begun()))),
             None => checked,
         };
@@ -199,7 +199,7 @@ impl Repository {
         let session = self.home.manage(command, wait)?;
         let identity = session.store.identity()?;
         let checked = Arc::new(Checked::new(session.store));
-        let store: Arc<dyn crate::store::StoreManager> = match self.keys_for(&identity)? {
+        let store: Arc<dyn StoreManager> = match self.keys_for(&identity)? {
             Some(keys) => Arc::new(Checked::new(Arc::new(Encrypted::new(checked, keys).begun()))),
             None => checked,
         };
@@ -235,7 +235,7 @@ impl Repository {
         Standing {
             id: match &self.home.marker().id {
                 Some(id) => Some(id.clone()),
-                None => self.identity_as_it_is().map(|identity| identity.id),
+                None => self.home.identity_as_it_is().map(|identity| identity.id),
             },
             key_check: self.key_check.clone(),
             // The error of a link that can't be read is reported by the opening of the view; a repair rewrites the link.
@@ -252,10 +252,6 @@ impl Repository {
         let keys = self.keys_for(&identity).ok().flatten();
         let epoch = keys.and_then(|keys| Encrypted::new(store, keys).epoch().ok()?);
         Some(Standing::new(&identity, generation).with_epoch(epoch))
-    }
-
-    fn identity_as_it_is(&self) -> Option<Identity> {
-        self.home.read_as_it_is().ok()??.store.identity().ok()
     }
 
     fn directory(&self) -> Result<&Directory> {

@@ -148,7 +148,7 @@ impl Directory {
 
     /// Rewrites a marker that does not agree with the store.
     fn mend_marker(&self, mended: &mut Mended) -> Result<()> {
-        let Some(identity) = self.identity_of_view() else {
+        let Some(identity) = self.identity_as_it_is() else {
             return Ok(());
         };
         let said = match Self::open(&self.path) {
@@ -169,10 +169,6 @@ impl Directory {
         create::write_marker(&self.path, &identity)?;
         mended.done.push(format!("{MARKER} did not say what the repository is"));
         Ok(())
-    }
-
-    fn identity_of_view(&self) -> Option<Identity> {
-        views::open(&self.path).ok()??.reader.identity().ok()
     }
 
     /// An error if less than `reserve` of its file system is free.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::keys::{Keys, Unlock};
-use crate::store::{StoreManager, StoreReader, StoreWriter};
+use crate::store::{Identity, StoreManager, StoreReader, StoreWriter};
 
 /// Decides whether to go on waiting for the process that holds the lock; it is called with that process's
 /// description about five times a second.
@@ -41,6 +41,11 @@ pub trait Home: fmt::Debug + Send + Sync {
 
     /// Opens the newest snapshot, if it can be read as it is: nothing is waited for and nothing repaired.
     fn read_as_it_is(&self) -> Result<Option<Snapshot>>;
+
+    /// Identity of the repository, as its newest snapshot states it; `None` if that can't be read.
+    fn identity_as_it_is(&self) -> Option<Identity> {
+        self.read_as_it_is().ok()??.store.identity().ok()
+    }
 
     /// Opens the newest snapshot. Never waits for a writer, except for the very first snapshot.
     fn read(&self) -> Result<Snapshot>;
