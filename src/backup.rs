@@ -34,7 +34,8 @@ use vbk_repo::manifest::Slot;
 use vbk_repo::name::DiskName;
 use vbk_repo::pool;
 use vbk_repo::repository::Writer;
-use vbk_repo::store::{Distance, StoreWriter};
+use vbk_repo::runs::Runs;
+use vbk_repo::store::StoreWriter;
 use vbk_repo::writer::{ImageWriter, ProvedSegments};
 
 pub use self::plan::{BackupPlan, DiskPlan};
@@ -46,10 +47,6 @@ use crate::error::{Error, Result};
 use crate::hints::Hint;
 use crate::observer::{Counts, Event, Observer};
 
-/// Bytes that a worker reads before it asks the store; at least one block.
-const RUN_BYTES: usize = 4 << 20;
-/// Memory of all workers' buffers together; with blocks of 16 MiB there are fewer workers.
-const WORKER_BYTES: usize = 64 << 20;
 /// New plain bytes after which a barrier is due.
 pub const BARRIER_BYTES: u64 = 4 << 30;
 /// Time after which a barrier is due.
@@ -230,23 +227,15 @@ struct DiskCopy<'a> {
     walk: Mutex<Walk>,
     counts: Mutex<Counts>,
     audit: hinted::Audit,
-    workers: usize,
-    run_blocks: u64,
+    runs: Runs,
 }
 
 impl<'a> DiskCopy<'a> {
     fn new(job: &'a Job<'a>, disk: &'a DiskPlan, source: &'a Source) -> Self {
         let store = job.writer.store();
         let block_size = job.writer.identity().block_size;
-        let run_blocks = (RUN_BYTES / block_size.bytes()).max(1);
-        // Plain bytes and, at worst, as much sealed.
-        let most = WORKER_BYTES / (2 * run_blocks * block_size.bytes());
-        let workers = match store.distance() {
-            // More workers than processors, because some of them wait for the disk.
-            Distance::Near => (job.plan.threads + 2).min(most).max(2),
-            // Most of them wait for the store.
-            Distance::Far => most.max(2),
-        };
+        // More workers than processors, because some of them wait for the disk.
+        let runs = Runs::new(block_size, store.distance(), job.plan.threads + 2);
         let image = |entry: &'a Entry| Some((entry, entry.backup.image(disk.name.as_str()).ok()?));
         let known = job.previous.and_then(image);
         let proved = Arc::new(ProvedSegments::default());
@@ -272,8 +261,7 @@ impl<'a> DiskCopy<'a> {
             walk: Mutex::default(),
             counts: Mutex::default(),
             audit: hinted::Audit::default(),
-            workers,
-            run_blocks: run_blocks as u64,
+            runs,
         }
     }
 
@@ -293,7 +281,7 @@ impl<'a> DiskCopy<'a> {
 
     /// Lets all workers do `work` and waits for them. The first error ends them.
     fn in_workers(&self, work: fn(&Self, &mut Worker<'_>) -> Result<()>) -> Result<()> {
-        pool::run("vbk-backup", self.workers, &|_, stop| {
+        pool::run("vbk-backup", self.runs.workers, &|_, stop| {
             self.disk.pace.begin();
             work(self, &mut Worker::new(self, stop)?)
         })
@@ -442,7 +430,7 @@ impl<'a> Worker<'a> {
         let buffer = |_| AlignedBuffer::new(copy.block_size.bytes());
         Ok(Self {
             sealer: Sealer::new(copy.job.plan.compression)?,
-            buffers: (0..copy.run_blocks).map(buffer).collect(),
+            buffers: (0..copy.runs.blocks).map(buffer).collect(),
             stop,
         })
     }

@@ -13,7 +13,7 @@ use vbk_repo::block::BlockIndex;
 use vbk_repo::manifest::SEGMENT_SLOTS;
 use vbk_repo::pool;
 use vbk_repo::reader::{ImageReader, Stream};
-use vbk_repo::store::Distance;
+use vbk_repo::runs::Runs;
 
 use crate::disk::buffer::AlignedBuffer;
 use crate::disk::target::Target;
@@ -23,11 +23,6 @@ use crate::observer::{Counts, Event, Observer};
 pub use damage::DamagedRange;
 use damage::{Damage, Piece};
 use watch::Watch;
-
-/// Bytes that a worker asks the store for at once; at least one block.
-const RUN_BYTES: usize = 4 << 20;
-/// Memory of all workers together; with large blocks there are fewer workers.
-const WORKER_BYTES: usize = 64 << 20;
 
 /// Options of a restore.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,21 +88,14 @@ pub fn restore(
     observer: &dyn Observer,
 ) -> Result<Restored> {
     let target = Target::open(path, image.size_bytes(), data_bytes, options.force)?;
-    let run_blocks = (RUN_BYTES / image.block_size().bytes()).max(1);
-    // Plain bytes and, at worst, as much stored.
-    let most = WORKER_BYTES / (2 * run_blocks * image.block_size().bytes());
-    let workers = match image.distance() {
-        // More workers than processors, because some of them wait for a disk.
-        Distance::Near => (options.threads + 2).min(most).max(2),
-        // Most of them wait for the store.
-        Distance::Far => most.max(2),
-    };
+    // More workers than processors, because some of them wait for a disk.
+    let runs = Runs::new(image.block_size(), image.distance(), options.threads + 2);
     let writing = DiskWrite {
         image,
         target: &target,
         fill: options.fill,
         damage: Damage::new(&options.label, options.damaged),
-        run_blocks,
+        run_blocks: runs.blocks,
         next: Mutex::new(0),
         is_refused: AtomicBool::new(false),
         cancel,
@@ -123,7 +111,7 @@ pub fn restore(
                     .inspect_err(|_| writing.is_refused.store(true, Ordering::SeqCst))
             })
             .map_err(Error::Thread)?;
-        let written = pool::run("vbk-restore", workers, &|_, stop| writing.work(stop));
+        let written = pool::run("vbk-restore", runs.workers, &|_, stop| writing.work(stop));
         watch.end();
         // A panic of the thread is passed on.
         let watched = watching.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));

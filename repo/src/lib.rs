@@ -71,6 +71,7 @@ pub mod pool;
 pub mod reader;
 pub mod repair;
 pub mod repository;
+pub mod runs;
 pub mod standing;
 pub mod state;
 pub mod stats;

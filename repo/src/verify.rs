@@ -14,8 +14,9 @@ use crate::id::{BlockId, SegmentId};
 use crate::manifest::SEGMENT_SLOTS;
 use crate::pool;
 use crate::reader::read_all;
+use crate::runs::Runs;
 use crate::store::places::PlaceNumbers;
-use crate::store::{Distance, Place, StoreReader};
+use crate::store::{Place, StoreReader};
 use crate::verify::places::{BadBlocks, damaged_ranges};
 use crate::writer::SlotReader;
 
@@ -24,13 +25,8 @@ mod scope;
 
 pub use scope::{MAX_PARTS, Scope};
 
-/// Bytes that a thread reads with one call of the store; at least one block.
-const RUN_BYTES: usize = 4 << 20;
 /// Blocks that go to a thread at once.
 const BATCH_BLOCKS: usize = 16;
-
-/// Memory of all threads' blocks together; with large blocks there are fewer threads.
-const WORKER_BYTES: usize = 64 << 20;
 
 /// Progress of a verification.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -103,18 +99,10 @@ pub fn verify(
     progress: &dyn Fn(VerifyProgress),
     cancel: &AtomicBool,
 ) -> Result<VerifyReport> {
-    let block_bytes = store.identity()?.block_size.bytes();
-    let run_blocks = (RUN_BYTES / block_bytes).max(1);
-    // Plain bytes and, at worst, as much stored.
-    let most = (WORKER_BYTES / (2 * run_blocks * block_bytes)).max(1);
-    let threads = match store.distance() {
-        Distance::Near => threads.clamp(1, most),
-        // Most of them wait for the store.
-        Distance::Far => most,
-    };
+    let runs = Runs::new(store.identity()?.block_size, store.distance(), threads);
     let findings = Findings {
         scope,
-        run_blocks,
+        run_blocks: runs.blocks,
         condemned: store.condemned()?.into_iter().collect(),
         blocks: Mutex::default(),
         sound_again: Mutex::default(),
@@ -137,7 +125,7 @@ pub fn verify(
         Ok(walk.bad_segments)
     };
     let check = |batch: Vec<_>| findings.check(store, &batch);
-    let bad_segments = pool::feed("vbk-verify", threads, 2 * threads, hand_out, &check)?;
+    let bad_segments = pool::feed("vbk-verify", runs.workers, 2 * runs.workers, hand_out, &check)?;
     let read = findings.read(entries.len() as u64);
     let bad = std::mem::take(&mut *lock(&findings.blocks));
     // A block that was read at two places counts as damaged if either of them is.

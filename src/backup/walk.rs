@@ -60,7 +60,7 @@ impl DiskCopy<'_> {
             }
             run => {
                 let end = run.map_or(data_end, |run| run.start.min(data_end));
-                let count = (end - first.0).min(self.run_blocks);
+                let count = (end - first.0).min(self.runs.blocks as u64);
                 walk.next += count;
                 Claim::Data { first, count }
             }

@@ -1,0 +1,58 @@
+//! Runs of blocks: how many a worker reads or asks the store for at once, and how many workers there are.
+//!
+//! Backups, restores and verifications share this rule, so that none takes more than [`WORKER_BYTES`].
+
+use crate::block::BlockSize;
+use crate::store::Distance;
+
+/// Bytes of a run; at least one block.
+const RUN_BYTES: usize = 4 << 20;
+/// Memory of all workers together; with large blocks there are fewer workers.
+const WORKER_BYTES: usize = 64 << 20;
+
+/// The runs of one job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Runs {
+    /// Blocks in a run.
+    pub blocks: usize,
+    /// Number of workers.
+    pub workers: usize,
+}
+
+impl Runs {
+    /// Plans a job that keeps `near` workers busy where the store is near. From a far store most workers wait, so there are as
+    /// many as the memory allows.
+    pub fn new(block_size: BlockSize, distance: Distance, near: usize) -> Self {
+        let blocks = (RUN_BYTES / block_size.bytes()).max(1);
+        // Plain bytes and, at worst, as much sealed.
+        let most = WORKER_BYTES / (2 * blocks * block_size.bytes());
+        let workers = match distance {
+            Distance::Near => near.clamp(1, most),
+            Distance::Far => most,
+        };
+        Self { blocks, workers }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_job_takes_more_than_its_memory_or_has_less_than_a_worker() {
+        for block_size in [BlockSize::MIN, BlockSize::DEFAULT, BlockSize::MAX] {
+            for distance in [Distance::Near, Distance::Far] {
+                for near in [0, 1, 4, 1000] {
+                    let Runs { blocks, workers } = Runs::new(block_size, distance, near);
+                    assert!(blocks >= 1 && workers >= 1);
+                    assert!(2 * workers * blocks * block_size.bytes() <= WORKER_BYTES);
+                }
+            }
+        }
+        assert_eq!(
+            Runs::new(BlockSize::DEFAULT, Distance::Near, 4),
+            Runs { blocks: 4, workers: 4 }
+        );
+        assert_eq!(Runs::new(BlockSize::DEFAULT, Distance::Far, 4).workers, 8);
+    }
+}
