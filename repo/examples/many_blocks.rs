@@ -90,17 +90,9 @@ fn fill(writer: &Manager, count: u64) -> Result<()> {
     }
     for (guest, (_, image)) in ["old", "new"].into_iter().zip(images) {
         let image = Image {
-            disk: "vda".parse()?,
-            source: "bench".into(),
-            size_bytes,
-            manifest: image.finish()?,
             data_bytes: size_bytes,
             new_bytes: size_bytes,
-            stored_bytes: 0,
-            snapshot: None,
-            snapshot_used_bytes: 0,
-            skipped_bytes: 0,
-            hints_wrong: false,
+            ..Image::new("vda".parse()?, "bench", size_bytes, image.finish()?)
         };
         let backup = Backup {
             format: RECORD_FORMAT,

@@ -107,6 +107,25 @@ pub struct Image {
     pub hints_wrong: bool,
 }
 
+impl Image {
+    /// An image of which nothing else is recorded.
+    pub fn new(disk: DiskName, source: impl Into<String>, size_bytes: u64, manifest: SegmentId) -> Self {
+        Self {
+            disk,
+            source: source.into(),
+            size_bytes,
+            manifest,
+            data_bytes: 0,
+            new_bytes: 0,
+            stored_bytes: 0,
+            snapshot: None,
+            snapshot_used_bytes: 0,
+            skipped_bytes: 0,
+            hints_wrong: false,
+        }
+    }
+}
+
 fn is_none(number: &u64) -> bool {
     *number == 0
 }

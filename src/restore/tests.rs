@@ -30,17 +30,13 @@ fn image(plain: &[u8]) -> (Arc<ImageReader>, u64) {
         writer.set(BlockIndex(index), &[slot]).expect("sets");
     }
     let image = Image {
-        disk: "vda".parse().expect("a name"),
-        source: String::new(),
-        size_bytes: plain.len() as u64,
-        manifest: writer.finish().expect("finishes"),
         data_bytes,
-        new_bytes: 0,
-        stored_bytes: 0,
-        snapshot: None,
-        snapshot_used_bytes: 0,
-        skipped_bytes: 0,
-        hints_wrong: false,
+        ..Image::new(
+            "vda".parse().expect("a name"),
+            "",
+            plain.len() as u64,
+            writer.finish().expect("finishes"),
+        )
     };
     let reader = ImageReader::open(store, ReadResources::new(2), &image).expect("opens");
     (Arc::new(reader), data_bytes)

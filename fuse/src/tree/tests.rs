@@ -71,17 +71,13 @@ fn store(writer: &Writer, disk: &str, plain: &[u8]) -> Image {
         slots.set(BlockIndex(index), &[slot]).expect("sets");
     }
     Image {
-        disk: disk.parse().expect("a name"),
-        source: "/dev/x".into(),
-        size_bytes: plain.len() as u64,
-        manifest: slots.finish().expect("finishes"),
         data_bytes: MIB as u64,
-        new_bytes: 0,
-        stored_bytes: 0,
-        snapshot: None,
-        snapshot_used_bytes: 0,
-        skipped_bytes: 0,
-        hints_wrong: false,
+        ..Image::new(
+            disk.parse().expect("a name"),
+            "/dev/x",
+            plain.len() as u64,
+            slots.finish().expect("finishes"),
+        )
     }
 }
 

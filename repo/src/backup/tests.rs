@@ -17,19 +17,7 @@ const FRIDAY: &str = "2026-11-20T05-54-00Z";
 const SATURDAY: &str = "2026-11-21T05-54-00Z";
 
 fn image(name: &str) -> Image {
-    Image {
-        disk: name.parse().expect("a name"),
-        source: String::new(),
-        size_bytes: 0,
-        manifest: SegmentId([1; 32]),
-        data_bytes: 0,
-        new_bytes: 0,
-        stored_bytes: 0,
-        snapshot: None,
-        snapshot_used_bytes: 0,
-        skipped_bytes: 0,
-        hints_wrong: false,
-    }
+    Image::new(name.parse().expect("a name"), "", 0, SegmentId([1; 32]))
 }
 
 fn record(images: &[&str], files: &[&str]) -> Backup {

@@ -23,17 +23,13 @@ pub(crate) fn store_image(store: &dyn StoreWriter, disk: &str, plain: &[u8]) -> 
         writer.set(BlockIndex(index), &[slot]).expect("sets");
     }
     Image {
-        disk: disk.parse().expect("a name"),
-        source: "test".into(),
-        size_bytes: plain.len() as u64,
-        manifest: writer.finish().expect("finishes"),
         data_bytes: plain.len() as u64,
-        new_bytes: 0,
-        stored_bytes: 0,
-        snapshot: None,
-        snapshot_used_bytes: 0,
-        skipped_bytes: 0,
-        hints_wrong: false,
+        ..Image::new(
+            disk.parse().expect("a name"),
+            "test",
+            plain.len() as u64,
+            writer.finish().expect("finishes"),
+        )
     }
 }
 

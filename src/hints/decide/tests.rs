@@ -19,17 +19,9 @@ fn disk() -> DiskName {
 /// A backup so many days ago, of which so much was skipped.
 fn entry(days: i64, skipped_bytes: u64, change: impl FnOnce(&mut Image)) -> Entry {
     let mut image = Image {
-        disk: disk(),
-        source: "/dev/vg0/web1".into(),
-        size_bytes: 1 << 30,
-        manifest: SegmentId([1; 32]),
-        data_bytes: 0,
-        new_bytes: 0,
-        stored_bytes: 0,
         snapshot: Some(SnapshotKind::Thin),
-        snapshot_used_bytes: 0,
         skipped_bytes,
-        hints_wrong: false,
+        ..Image::new(disk(), "/dev/vg0/web1", 1 << 30, SegmentId([1; 32]))
     };
     change(&mut image);
     Entry {

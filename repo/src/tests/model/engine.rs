@@ -105,17 +105,13 @@ impl<H: Home> Bench<H> {
                 }
             }
             images.push(Image {
-                disk: disk_name.parse().expect("a name"),
-                source: "model".into(),
-                size_bytes,
-                manifest: writer.finish()?,
                 data_bytes: size_bytes,
-                new_bytes: 0,
-                stored_bytes: 0,
-                snapshot: None,
-                snapshot_used_bytes: 0,
-                skipped_bytes: 0,
-                hints_wrong: false,
+                ..Image::new(
+                    disk_name.parse().expect("a name"),
+                    "model",
+                    size_bytes,
+                    writer.finish()?,
+                )
             });
         }
         let backup = backup(name, &time.to_string(), images);
