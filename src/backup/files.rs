@@ -44,14 +44,17 @@ pub(super) fn store(
     let slots = ImageWriter::create(store, block_size, bytes.len() as u64);
     let mut sealer = Sealer::new(plan.compression)?;
     let (mut new_bytes, mut stored_bytes) = (0, 0);
+    let mut blocks = Vec::new();
     for (number, plain) in (0..).zip(bytes.chunks(block_size.bytes())) {
-        if is_zero(plain) {
-            slots.set_zero(BlockIndex(number), 1)?;
-            continue;
+        match is_zero(plain) {
+            true => slots.set_zero(BlockIndex(number), 1)?,
+            false => blocks.push((number, plain, store.hashing().block(plain))),
         }
-        let hashes = store.hashing().block(plain);
-        let known = store.locate(&[hashes.id])?.iter().all(Option::is_some);
-        if !known || condemned.contains(&hashes.id) {
+    }
+    let ids: Vec<BlockId> = blocks.iter().map(|(_, _, hashes)| hashes.id).collect();
+    let mut put = HashSet::new();
+    for ((number, plain, hashes), known) in blocks.into_iter().zip(store.locate(&ids)?) {
+        if (known.is_none() || condemned.contains(&hashes.id)) && put.insert(hashes.id) {
             let sealed = sealer.seal(plain, &hashes)?;
             new_bytes += plain.len() as u64;
             stored_bytes += sealed.stored_bytes();
@@ -60,16 +63,9 @@ pub(super) fn store(
         slots.set(BlockIndex(number), &[Some(hashes.id)])?;
     }
     Ok(Image {
-        disk: name.clone(),
-        source: "configuration".to_owned(),
-        size_bytes: bytes.len() as u64,
-        manifest: slots.finish()?,
         data_bytes: bytes.len() as u64,
         new_bytes,
         stored_bytes,
-        snapshot: None,
-        snapshot_used_bytes: 0,
-        skipped_bytes: 0,
-        hints_wrong: false,
+        ..Image::new(name.clone(), "configuration", bytes.len() as u64, slots.finish()?)
     })
 }

@@ -3,7 +3,6 @@
 //!
 //! The sample comes first: if one block of it has changed, nothing has been taken over yet, and the whole disk is read
 //! as if there were no hint.
-//! is read as if there were no hint.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -163,7 +162,7 @@ impl DiskCopy<'_> {
         let mut counts = Counts::default();
         let mut done = 0;
         while done < count && self.continues(worker)? {
-            let now = (count - done).min(self.run_blocks);
+            let now = (count - done).min(self.runs.blocks as u64);
             // No comparison with the previous backup: the store may no longer have the blocks that it names.
             counts += self.back_up(BlockIndex(first.0 + done), now, None, worker)?;
             done += now;

@@ -131,7 +131,7 @@ impl<'a> Previous<'a> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     use vbk_repo::block::BlockSize;
     use vbk_repo::id::BlockId;
@@ -157,19 +157,12 @@ mod tests {
             let slots: Vec<_> = (first..first + SEGMENT_SLOTS as u64).map(id).collect();
             writer.set(BlockIndex(first), &slots).expect("sets");
         }
-        Image {
-            disk: DiskName::new("vda").expect("a name"),
-            source: String::new(),
-            size_bytes: count << 16,
-            manifest: writer.finish().expect("finishes"),
-            data_bytes: 0,
-            new_bytes: 0,
-            stored_bytes: 0,
-            snapshot: None,
-            snapshot_used_bytes: 0,
-            skipped_bytes: 0,
-            hints_wrong: false,
-        }
+        Image::new(
+            DiskName::new("vda").expect("a name"),
+            "",
+            count << 16,
+            writer.finish().expect("finishes"),
+        )
     }
 
     #[test]
@@ -177,16 +170,15 @@ mod tests {
         let store = Arc::new(MemoryStore::new(BlockSize::MIN));
         let image = image(&store);
         let far = Delayed::new(store, std::time::Duration::from_millis(1)).expect("starts");
-        let stop = AtomicBool::new(false);
         let previous = Previous::open(&far, &image, Arc::default(), &()).expect("opens");
         let all = (SEGMENTS * SEGMENT_SLOTS) as u64;
-        let next = std::sync::atomic::AtomicU64::new(0);
+        let next = AtomicU64::new(0);
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
                     loop {
-                        let first = next.fetch_add(64, std::sync::atomic::Ordering::SeqCst);
-                        if first >= all || stop.load(std::sync::atomic::Ordering::SeqCst) {
+                        let first = next.fetch_add(64, Ordering::SeqCst);
+                        if first >= all {
                             return;
                         }
                         let slots = previous.slots(BlockIndex(first), 64).expect("is there");

@@ -29,17 +29,7 @@ impl Fixture {
     }
 
     fn plan(&self) -> BackupPlan {
-        BackupPlan {
-            guest: "web1".parse().expect("a name"),
-            disks: vec![disk("vda", self.path())],
-            files: Vec::new(),
-            consistency: Consistency::Live,
-            compression: Compression::default(),
-            host: "host".into(),
-            version: "0".into(),
-            started: Timestamp::now(),
-            threads: 2,
-        }
+        plan(self.path())
     }
 
     fn backup(&self) -> BackupSummary {
@@ -65,6 +55,20 @@ impl Fixture {
     fn count(&self) -> usize {
         let view = self.repository.view().expect("opens");
         view.catalogue().expect("loads").entries().len()
+    }
+}
+
+fn plan(path: PathBuf) -> BackupPlan {
+    BackupPlan {
+        guest: "web1".parse().expect("a name"),
+        disks: vec![disk("vda", path)],
+        files: Vec::new(),
+        consistency: Consistency::Live,
+        compression: Compression::default(),
+        host: "host".into(),
+        version: "0".into(),
+        started: Timestamp::now(),
+        threads: 2,
     }
 }
 

@@ -265,8 +265,12 @@ impl<S: StoreReader + ?Sized> StoreReader for Encrypted<S> {
 
     fn foreign_changes(&self) -> Result<Vec<String>> {
         // Prevents changes between the readings of the set's two halves.
-        let _held = self.set();
-        Ok(self.read_set()?.differences())
+        let mut held = self.set();
+        let set = self.read_set()?;
+        let differences = set.differences();
+        // The next change need not read it again.
+        *held = Some(set);
+        Ok(differences)
     }
 
     fn epoch(&self) -> Result<Option<u64>> {
