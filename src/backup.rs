@@ -29,14 +29,14 @@ use vbk_repo::ErrorKind;
 use vbk_repo::backup::{Backup, Entry, Image, RECORD_FORMAT};
 use vbk_repo::block::{BlockHashes, BlockIndex, BlockSize, Hashing, is_zero};
 use vbk_repo::codec::{Sealed, Sealer};
-use vbk_repo::id::{BlockId, SegmentId};
+use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::manifest::Slot;
 use vbk_repo::name::DiskName;
 use vbk_repo::pool;
 use vbk_repo::repository::Writer;
 use vbk_repo::runs::Runs;
 use vbk_repo::store::StoreWriter;
-use vbk_repo::writer::{ImageWriter, ProvedSegments};
+use vbk_repo::writer::{Base, ImageWriter};
 
 pub use self::plan::{BackupPlan, DiskPlan};
 use self::previous::Previous;
@@ -220,7 +220,7 @@ struct DiskCopy<'a> {
     store: &'a dyn StoreWriter,
     hashing: Hashing,
     block_size: BlockSize,
-    previous: Option<Previous<'a>>,
+    previous: Option<Arc<Previous<'a>>>,
     /// Used only together with `previous`, and only if it was made by comparison with that backup.
     hint: Option<&'a Hint>,
     slots: ImageWriter<'a>,
@@ -238,10 +238,11 @@ impl<'a> DiskCopy<'a> {
         let runs = Runs::new(block_size, store.distance(), job.plan.threads + 2);
         let image = |entry: &'a Entry| Some((entry, entry.backup.image(disk.name.as_str()).ok()?));
         let known = job.previous.and_then(image);
-        let proved = Arc::new(ProvedSegments::default());
-        let previous = known.and_then(|(_, image)| Previous::open(store, image, Arc::clone(&proved), job.observer));
+        let previous = known.and_then(|(_, image)| Previous::open(store, image, job.observer));
+        let previous = previous.map(Arc::new);
+        let base = previous.clone().map(|previous| previous as Arc<dyn Base>);
         let hint = disk.hint.as_ref().filter(|hint| {
-            hinted::check(hint, known, previous.as_ref(), source, block_size)
+            hinted::check(hint, known, previous.as_deref(), source, block_size)
                 .inspect_err(|why| {
                     let warning = format!("disk {} is read in full: {why}", disk.name);
                     job.observer.event(Event::Warning(&warning));
@@ -257,7 +258,7 @@ impl<'a> DiskCopy<'a> {
             block_size,
             previous,
             hint,
-            slots: ImageWriter::after(store, block_size, source.size_bytes(), proved),
+            slots: ImageWriter::after(store, block_size, source.size_bytes(), base),
             walk: Mutex::default(),
             counts: Mutex::default(),
             audit: hinted::Audit::default(),
@@ -266,7 +267,7 @@ impl<'a> DiskCopy<'a> {
     }
 
     /// Returns the root of the manifest and whether change hints were wrong; and the counts, also of an unfinished copy.
-    fn run(mut self) -> (Result<(SegmentId, bool)>, Counts) {
+    fn run(mut self) -> (Result<(NodeId, bool)>, Counts) {
         let read = self.audit().and_then(|wrong| {
             self.in_workers(Self::work)?;
             Ok(wrong)
@@ -310,7 +311,7 @@ impl<'a> DiskCopy<'a> {
                         ..Counts::default()
                     }
                 }
-                Claim::Data { first, count } => self.back_up(first, count, self.previous.as_ref(), worker)?,
+                Claim::Data { first, count } => self.back_up(first, count, self.previous.as_deref(), worker)?,
                 Claim::Unchanged { first, count } => self.take_over(first, count, worker)?,
             };
             self.count(counts);

@@ -10,12 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::block::Hashing;
 use crate::error::{Error, Result};
-use crate::id::{BackupId, SegmentId};
+use crate::id::{BackupId, NodeId};
 use crate::name::{BackupTime, DiskName, GuestName, check_file_name};
 
-/// Newest record format that this vbk reads. Format 2 is format 1 with `files`: a reader of format 1 would ignore them,
-/// and its prune would then remove their blocks. A record without files is written as format 1.
-pub const RECORD_FORMAT: u32 = 2;
+/// The newest record format that this vbk reads, and the one it writes.
+pub const RECORD_FORMAT: u32 = 1;
 
 /// Size limit of a file that is stored with a backup: its readers hold all of it in memory.
 pub const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -85,8 +84,9 @@ pub struct Image {
     pub source: String,
     /// The disk's size.
     pub size_bytes: u64,
-    /// The root of the image's manifest.
-    pub manifest: SegmentId,
+    /// The root of the image's manifest. Equal roots have equal content; equal content may have different roots, because
+    /// a manifest may refer to segments of an earlier one.
+    pub manifest: NodeId,
     /// Bytes that are not zero.
     pub data_bytes: u64,
     /// Plain bytes of the blocks that the repository did not have.
@@ -109,7 +109,7 @@ pub struct Image {
 
 impl Image {
     /// An image of which nothing else is recorded.
-    pub fn new(disk: DiskName, source: impl Into<String>, size_bytes: u64, manifest: SegmentId) -> Self {
+    pub fn new(disk: DiskName, source: impl Into<String>, size_bytes: u64, manifest: NodeId) -> Self {
         Self {
             disk,
             source: source.into(),
@@ -202,11 +202,6 @@ impl Backup {
     /// Returns everything that is stored as blocks: disks and files.
     pub fn stored(&self) -> impl Iterator<Item = &Image> {
         self.images.iter().chain(&self.files)
-    }
-
-    /// Returns the record format that this backup needs.
-    pub fn needed_format(&self) -> u32 {
-        if self.files.is_empty() { 1 } else { 2 }
     }
 
     fn sum(&self, of: impl Fn(&Image) -> u64) -> u64 {

@@ -22,6 +22,7 @@ pub const CLOCK_SLACK: SignedDuration = SignedDuration::from_secs(60);
 pub struct Catalogue {
     entries: Vec<Entry>,
     damaged: Vec<Error>,
+    generation: u64,
 }
 
 /// Reason to doubt the time of a backup. Which of two clocks was wrong is not known.
@@ -109,15 +110,17 @@ impl Catalogue {
     /// Reads all records. Sets a damaged record aside; it hides no other. A missing record, or one that was put back,
     /// counts as damage too if the store can detect that.
     pub fn load(store: &dyn StoreReader) -> Result<Self> {
-        let mut catalogue = Self::default();
-        let records = store.records()?;
-        let generation = store.generation()?;
-        for record in records {
+        let listing = store.listing()?;
+        let mut catalogue = Self {
+            generation: listing.generation,
+            ..Self::default()
+        };
+        for record in listing.records {
             match Entry::decode(store.hashing(), &record.key, &record.bytes) {
                 Ok(mut entry) => {
                     // No record has a generation that the store has not reached; such a record would hide all later
                     // ones until then.
-                    if entry.backup.sequence > generation {
+                    if entry.backup.sequence > listing.generation {
                         entry.backup.sequence = 0;
                     }
                     catalogue.entries.push(entry);
@@ -125,7 +128,7 @@ impl Catalogue {
                 Err(error) => catalogue.damaged.push(error),
             }
         }
-        for what in store.foreign_changes()? {
+        for what in listing.foreign_changes {
             catalogue.damaged.push(Error::ForeignChanges { what });
         }
         catalogue.entries.sort_by(|one, other| {
@@ -137,6 +140,11 @@ impl Catalogue {
     /// Returns all backups, by guest and in the order in which they were made.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
+    }
+
+    /// Returns the store's generation when the records were read.
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// Returns the errors of the records that can't be read.

@@ -30,7 +30,7 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::block::keyed_hash;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 
 /// Bytes of the random salt that is stored with every sealed thing.
 pub(crate) const SALT_BYTES: usize = 24;
@@ -130,8 +130,7 @@ fn nonce(part: u32) -> Nonce {
 }
 
 fn failed(message: String) -> Error {
-    Error::Store {
-        kind: ErrorKind::Internal,
+    Error::Internal {
         doing: "encrypt",
         message,
     }
@@ -156,7 +155,7 @@ mod tests {
         key.seal(7, &mut vec![1; 10]).expect("seals");
         key.seal(0, &mut vec![1; 10]).expect("seals");
         let again = key.seal(7, &mut vec![2; 10]).expect_err("refused");
-        assert_eq!(again.kind(), ErrorKind::Internal);
+        assert_eq!(again.kind(), crate::ErrorKind::Internal);
     }
 
     #[test]

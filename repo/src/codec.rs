@@ -117,8 +117,7 @@ impl Sealer {
 }
 
 fn zstd(error: std::io::Error) -> Error {
-    Error::Store {
-        kind: crate::error::ErrorKind::Internal,
+    Error::Internal {
         doing: "compress a block",
         message: error.to_string(),
     }

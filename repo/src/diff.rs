@@ -1,15 +1,15 @@
 //! Compares two images by their manifests. Reads no blocks, and no segments that both share.
 //!
-//! The unit of comparison is a block: one changed byte makes the whole block count as different. Memory: two roots (64
-//! KiB for 1 TiB of disk and blocks of 1 MiB) and 16 pairs of segments (2 MiB), however much differs.
+//! The unit of comparison is a block: one changed byte makes the whole block count as different. Memory: the pages of
+//! both (128 KiB for 1 TiB of disk and blocks of 1 MiB) and 16 pairs of segments (2 MiB), however much differs.
 
 use std::fmt;
 
 use crate::backup::Image;
-use crate::block::{BlockIndex, Hashing};
-use crate::error::{Error, ErrorKind, Result};
-use crate::id::SegmentId;
-use crate::manifest::{Root, SEGMENT_SLOTS, Slot, decode_segment, segment_count};
+use crate::block::BlockIndex;
+use crate::error::{Error, Result};
+use crate::manifest::{Manifest, SEGMENT_SLOTS, segment_count};
+use crate::slots::{read_manifest, read_segments};
 use crate::store::StoreReader;
 
 /// Segments that are read of each image in one call: one round trip to the store for 16 GiB of disk.
@@ -101,76 +101,66 @@ pub fn diff(
     after: &Image,
     each: &mut dyn FnMut(ChangedRange),
 ) -> Result<ImageDiff> {
-    let (before, after) = roots(store, before.manifest, after.manifest)?;
-    if before.block_size != after.block_size {
-        return Err(different_blocks(&before, &after));
+    let before = read_manifest(store, before.manifest)?;
+    let after = read_manifest(store, after.manifest)?;
+    if before.block_size() != after.block_size() {
+        return Err(Error::OtherBlockSize {
+            before: before.block_size().bytes(),
+            after: after.block_size().bytes(),
+        });
     }
     let mut merger = Merger {
         each,
         open: None,
         found: ImageDiff {
-            before_bytes: before.size_bytes,
-            after_bytes: after.size_bytes,
+            before_bytes: before.size_bytes(),
+            after_bytes: after.size_bytes(),
             ..ImageDiff::default()
         },
     };
-    let both_bytes = before.size_bytes.min(after.size_bytes);
-    let both_segments = segment_count(before.block_size, both_bytes) as usize;
-    let differs = |&number: &usize| before.segments[number] != after.segments[number];
-    let mut numbers = (0..both_segments).filter(differs);
-    loop {
-        let batch: Vec<_> = numbers.by_ref().take(BATCH_SEGMENTS).collect();
-        if batch.is_empty() {
-            break;
+    let both_bytes = before.size_bytes().min(after.size_bytes());
+    let both_segments = segment_count(before.block_size(), both_bytes) as usize;
+    let mut batch = Vec::new();
+    for number in 0..both_segments {
+        if before.segment(number)? != after.segment(number)? {
+            batch.push(number);
         }
-        compare(store, &before, &after, &batch, both_bytes, &mut merger)?;
+        if batch.len() == BATCH_SEGMENTS || number + 1 == both_segments {
+            compare(
+                store,
+                [&before, &after],
+                &std::mem::take(&mut batch),
+                both_bytes,
+                &mut merger,
+            )?;
+        }
     }
-    if after.size_bytes > both_bytes {
-        merger.add(both_bytes, after.size_bytes - both_bytes, ChangeKind::Grown);
-    } else if before.size_bytes > both_bytes {
-        merger.add(both_bytes, before.size_bytes - both_bytes, ChangeKind::Cut);
+    if after.size_bytes() > both_bytes {
+        merger.add(both_bytes, after.size_bytes() - both_bytes, ChangeKind::Grown);
+    } else if before.size_bytes() > both_bytes {
+        merger.add(both_bytes, before.size_bytes() - both_bytes, ChangeKind::Cut);
     }
     Ok(merger.finish())
-}
-
-fn roots(store: &dyn StoreReader, before: SegmentId, after: SegmentId) -> Result<(Root, Root)> {
-    let mut answers = store.segments(&[before, after]).into_iter();
-    let mut root = |id| Root::decode(store.hashing(), id, &take(id, &mut answers)?);
-    Ok((root(before)?, root(after)?))
-}
-
-fn different_blocks(before: &Root, after: &Root) -> Error {
-    Error::Store {
-        kind: ErrorKind::Invalid,
-        doing: "compare two images",
-        message: format!(
-            "their block sizes are {} and {} bytes; only images of one repository can be compared",
-            before.block_size.bytes(),
-            after.block_size.bytes()
-        ),
-    }
 }
 
 /// Compares the segments in `numbers`, which must ascend, up to the end of the shorter image.
 fn compare(
     store: &dyn StoreReader,
-    before: &Root,
-    after: &Root,
+    images: [&Manifest; 2],
     numbers: &[usize],
     both_bytes: u64,
     merger: &mut Merger,
 ) -> Result<()> {
-    let ids: Vec<_> = numbers
-        .iter()
-        .flat_map(|&number| [before.segments[number], after.segments[number]])
-        .filter(|&id| id != SegmentId::ZERO)
-        .collect();
-    let mut answers = store.segments(&ids).into_iter();
+    let both = numbers.iter().flat_map(|&number| images.map(|image| (image, number)));
+    let wanted = both.map(|(image, number)| Ok((image.segment(number)?, image.slots_in(number))));
+    let mut read = read_segments(store, &wanted.collect::<Result<Vec<_>>>()?).into_iter();
+    let block_size = images[0].block_size();
     for &number in numbers {
-        let first = slots(store.hashing(), before, number, &mut answers)?;
-        let second = slots(store.hashing(), after, number, &mut answers)?;
+        let (Some(first), Some(second)) = (read.next(), read.next()) else {
+            break;
+        };
         // One segment may have more slots; those are past the end of the other image.
-        for (place, (old, new)) in first.iter().zip(&second).enumerate() {
+        for (place, (old, new)) in first?.slots.iter().zip(&second?.slots).enumerate() {
             let kind = match (old, new) {
                 _ if old == new => continue,
                 (None, _) => ChangeKind::FromZero,
@@ -178,29 +168,11 @@ fn compare(
                 (Some(_), Some(_)) => ChangeKind::Changed,
             };
             let index = BlockIndex((number * SEGMENT_SLOTS + place) as u64);
-            let len = before.block_size.len_of(index, both_bytes) as u64;
-            merger.add(before.block_size.offset_of(index), len, kind);
+            let len = block_size.len_of(index, both_bytes) as u64;
+            merger.add(block_size.offset_of(index), len, kind);
         }
     }
     Ok(())
-}
-
-type Answers = std::vec::IntoIter<Result<Vec<u8>>>;
-
-fn slots(hashing: Hashing, root: &Root, number: usize, answers: &mut Answers) -> Result<Vec<Slot>> {
-    let (id, count) = (root.segments[number], root.slots_in(number));
-    if id == SegmentId::ZERO {
-        return Ok(vec![None; count]);
-    }
-    decode_segment(hashing, id, count, &take(id, answers)?)
-}
-
-fn take(id: SegmentId, answers: &mut Answers) -> Result<Vec<u8>> {
-    let missing = || Error::SegmentDamaged {
-        id,
-        what: "it is missing".into(),
-    };
-    answers.next().unwrap_or_else(|| Err(missing()))
 }
 
 /// Merges ranges of one kind that touch.

@@ -1,6 +1,6 @@
 //! Errors of a repository, and the coarse kind of each, by which a caller decides how to react.
 
-use crate::id::{BlockId, SegmentId};
+use crate::id::{BlockId, NodeId};
 use std::path::PathBuf;
 
 /// Shorthand for results of this crate.
@@ -60,7 +60,8 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
-    /// The directory has a store, but the marker file is damaged or missing.
+    /// The directory has a store, but the marker file is missing, or damaged: it may not even say that the repository is
+    /// encrypted.
     #[error("the marker {path}/vbk-repository is damaged or gone; `vbk repair` writes a new one")]
     MarkerDamaged {
         /// The directory.
@@ -199,11 +200,11 @@ pub enum Error {
         /// Description of the damage.
         what: String,
     },
-    /// A stored manifest segment is missing or differs from what was written.
-    #[error("manifest segment {id} is damaged: {what}")]
-    SegmentDamaged {
-        /// The segment.
-        id: SegmentId,
+    /// A node of a manifest is missing or differs from what was written.
+    #[error("part {id} of a manifest is damaged: {what}")]
+    NodeDamaged {
+        /// The node.
+        id: NodeId,
         /// Description of the damage.
         what: String,
     },
@@ -331,6 +332,25 @@ pub enum Error {
         /// The message: the defect of the key.
         what: String,
     },
+    /// Something that never fails did, or a caller broke a rule: a fault of vbk.
+    #[error("can't {doing}: {message}")]
+    Internal {
+        /// The operation that failed, e.g. `write a manifest`.
+        doing: &'static str,
+        /// Description of the fault.
+        message: String,
+    },
+    /// Two images have blocks of different sizes.
+    #[error(
+        "can't compare two images: their block sizes are {before} and {after} bytes; only images of one repository can be \
+         compared"
+    )]
+    OtherBlockSize {
+        /// Block size of the first image.
+        before: usize,
+        /// Block size of the second image.
+        after: usize,
+    },
     /// The store failed.
     #[error("the repository's store failed to {doing}: {message}")]
     Store {
@@ -400,7 +420,7 @@ impl Error {
             Self::Locked { .. } => ErrorKind::Locked,
             Self::BlockMissing(_)
             | Self::BlockDamaged { .. }
-            | Self::SegmentDamaged { .. }
+            | Self::NodeDamaged { .. }
             | Self::RecordDamaged { .. }
             | Self::ForeignChanges { .. }
             | Self::CantTellUnused { .. }
@@ -409,6 +429,8 @@ impl Error {
             | Self::OtherStore { .. }
             | Self::MarkerDamaged { .. }
             | Self::KeySlotDamaged { .. } => ErrorKind::Corrupt,
+            Self::Internal { .. } => ErrorKind::Internal,
+            Self::OtherBlockSize { .. } => ErrorKind::Invalid,
             Self::Store { kind, .. } => *kind,
             Self::Io { source, .. } => ErrorKind::of_io(source),
             Self::Interrupted => ErrorKind::Interrupted,

@@ -50,16 +50,16 @@ id! {
     BlockId
 }
 id! {
-    /// The name of a manifest's segment or root: the hash of its bytes.
-    SegmentId
+    /// The name of a node of a manifest: the hash of its bytes.
+    NodeId
 }
 id! {
     /// The name of a backup: the hash of its record's bytes.
     BackupId
 }
 
-impl SegmentId {
-    /// Stands in a root for a segment of only zero blocks, which is not stored.
+impl NodeId {
+    /// Stands for a part of an image that has only zero blocks and is not stored.
     pub const ZERO: Self = Self([0; 32]);
 }
 

@@ -8,7 +8,7 @@
 //! | record | one backup: JSON under the key `GUEST@TIME`; its id is the hash of its bytes | [`backup`] |
 //! | file | a file that describes the guest, e.g. `config.xml`: an image like those of disks, listed separately in the record | [`backup::Backup::files`] |
 //! | note | a fact about backups that may change: JSON under a name | [`state`] |
-//! | manifest | a root that lists segments, and segments that list blocks; each stored under its hash | [`manifest`] |
+//! | manifest | a tree of nodes that lists the blocks of an image; each node is stored under its hash | [`manifest`] |
 //! | block | a piece of a disk, sealed: a header with the hashes of its pages, and the pages | [`block`], [`codec`] |
 //! | store | column families of RocksDB; the names, numbers and order of their rows | [`store::rocks`] |
 //! | encryption | how blocks, manifests, records and notes are sealed, and the names that they are stored under | [`store::encrypted`], `cipher.rs` |
@@ -21,16 +21,15 @@
 //! # Versions
 //!
 //! The format numbers are [`repository::LAYOUT_FORMAT`] in the marker, [`store::STORE_FORMAT`] and the names of the
-//! features that a reader must know in [`store::Identity`], [`backup::RECORD_FORMAT`] in each record (2 if it has
-//! files: a vbk that knows only format 1 would take their blocks for unused), and a version in each key slot and sealed
-//! block. A format newer than this vbk is refused before anything is changed; vbk never guesses at it. `tests/golden/`
+//! features that a reader must know in [`store::Identity`], [`backup::RECORD_FORMAT`] in each record, and a
+//! version in each key slot, sealed block and node of a manifest. A format newer than this vbk is refused before anything is changed; vbk never guesses at it. `tests/golden/`
 //! has repositories of every released format.
 //!
 //! # Proof of integrity
 //!
-//! A record's id covers the record, which names the root of each image; the root's id covers the root, which names the
-//! segments; a segment's id covers the ids of its blocks; a block's id covers the hashes in its header, and those cover
-//! its pages. Each step is proved when it is read ([`manifest::decode_segment`], [`codec::Header::prove`],
+//! A record's id covers the record, which names the root of each image; the id of each node of a manifest covers the
+//! node, which names further nodes, and in the end blocks; a block's id covers the hashes in its header, and those cover
+//! its pages. Each step is proved when it is read ([`manifest::prove`], [`codec::Header::prove`],
 //! [`codec::Header::open_page`]), so no reader ever gets bytes that were changed, and a damaged page costs no more than
 //! itself. In an encrypted repository it also costs the pages that share its row, see `store/encrypted/rows.rs`.
 //!
@@ -41,7 +40,7 @@
 //!
 //! # Crashes and damage
 //!
-//! Blocks and segments become durable at barriers; a record is written last, when all that it names is durable. A crash
+//! Blocks and nodes become durable at barriers; a record is written last, when all that it names is durable. A crash
 //! at any point therefore leaves complete backups only; [`store::rocks`] has the argument step by step,
 //! `store/rocks/sweep.rs` the one for a prune, and `repository/directory/views.rs` the one for what readers see.
 //!
@@ -72,6 +71,7 @@ pub mod reader;
 pub mod repair;
 pub mod repository;
 pub mod runs;
+pub mod slots;
 pub mod standing;
 pub mod state;
 pub mod stats;

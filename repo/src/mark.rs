@@ -1,37 +1,39 @@
 //! Walks the manifests of backups: finds everything that they name.
 //!
-//! Each segment is read once, however many backups share it.
+//! The walk goes disk by disk, and through the backups of a disk together, because they share full segments: a block of
+//! a full segment is needed as long as one backup uses it.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::backup::{Entry, Image};
+use crate::backup::Entry;
 use crate::catalogue::Catalogue;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{BlockId, SegmentId};
-use crate::manifest::{Root, SEGMENT_SLOTS, decode_segment};
-use crate::mark::stored_ids::Collected;
+use crate::id::{BlockId, NodeId};
+use crate::manifest::{Page, Root, Segment, prove};
 use crate::pool;
-use crate::store::checked::segments;
-use crate::store::places::Places;
+use crate::store::checked::nodes;
+use crate::store::live::Ids;
 use crate::store::{Distance, Live, Located, StoreReader};
 
-mod stored_ids;
+mod needs;
 
-/// Segments that go to a thread at once: 512 KiB of ids.
-const BATCH_SEGMENTS: usize = 16;
+use needs::Needs;
+
+/// Nodes that go to a thread at once and are read in one call: at most 560 KiB.
+const BATCH_NODES: usize = 16;
+
+/// Roots, or pages, that are read in one call: 270 KiB of pages.
+const BATCH_PAGES: usize = 64;
 
 /// Threads that wait for a far store at the same time.
 const FAR_THREADS: usize = 8;
 
-/// Roots that are read at once: 32 KiB each for a disk of a TiB.
-const BATCH_ROOTS: usize = 64;
-
 /// Finds everything that the backups of a catalogue name. Fails with kind Corrupt if it can't read what one of them names, or if
 /// a single named block is missing from the index: then a block that was not found is not proved to be unused.
 ///
-/// Reads the index three times in its own order, because looking each block up would be a random read. Memory: 40 bytes per
-/// distinct segment, and 5 bytes per block of the store.
+/// Reads the index twice in its own order, because looking each block up would be a random read. Memory: 5 bytes per
+/// block of the store and per node of a manifest, and 40 bytes per distinct full segment.
 pub fn mark(store: &dyn StoreReader, catalogue: &Catalogue, threads: usize, cancel: &AtomicBool) -> Result<Live> {
     if let Some(damaged) = catalogue.damaged().first() {
         return Err(Error::CantTellUnused {
@@ -59,210 +61,174 @@ fn mark_all(store: &dyn StoreReader, catalogue: &Catalogue, threads: usize, canc
     };
     let mut stored = 0;
     survey(&mut |_, _| stored += 1)?;
-    let mut ids = Collected::with_room_for(stored);
-    survey(&mut |id, _| ids.add(&id))?;
-    let stored = ids.finish();
-    let images: Vec<&Image> = catalogue.entries().iter().flat_map(images_of).collect();
-    let segments = each_segment(store, &images, threads, cancel, &|ids| {
-        match ids.iter().find(|id| !stored.name(id)) {
+    let mut ids = Ids::with_room_for(stored);
+    survey(&mut |id, _| ids.add(&id.0))?;
+    let blocks = ids.into_set();
+    let entries: Vec<_> = catalogue.entries().iter().collect();
+    let mut nodes = Ids::default();
+    each_segment(store, &entries, threads, cancel, &mut |id| nodes.add(&id.0), &|ids| {
+        match ids.iter().find(|id| !blocks.mark(&id.0)) {
             None => Ok(()),
             // The index lost its row: the block itself may be there still, and a repair can bring it back.
             Some(id) => Err(Error::BlockMissing(*id)),
         }
     })?;
-    let mut places = Places::default();
-    survey(&mut |id, located| {
-        if stored.is_named(&id) {
-            places.insert(located.place);
-        }
-    })?;
-    Ok(Live { places, segments })
+    Ok(Live::new(blocks, nodes.into_set()))
 }
 
-/// The images of a backup and its files.
-pub(crate) fn images_of(entry: &Entry) -> impl Iterator<Item = &Image> {
-    entry.backup.stored()
-}
+/// A full segment, and the deltas that the backups of a disk use it with; one is zero if a backup uses it alone.
+type Group = (NodeId, BTreeSet<NodeId>);
 
-/// Gives the blocks of each distinct segment of `images` to `each`, which is called from several threads. Gives the
-/// names of all roots and segments. The first error, also of damage, ends it.
+/// Gives the blocks that `entries` need to `each`, which is called from several threads: those of a segment at a time,
+/// some of them more than once. Gives the names of all nodes to `node`, from the caller's thread. The first error, also
+/// of damage, ends it.
 pub(crate) fn each_segment(
     store: &dyn StoreReader,
-    images: &[&Image],
+    entries: &[&Entry],
     threads: usize,
     cancel: &AtomicBool,
+    node: &mut dyn FnMut(NodeId),
     each: &(dyn Fn(&[BlockId]) -> Result<()> + Sync),
-) -> Result<HashSet<SegmentId>> {
-    let hand_out = |send: &mut dyn FnMut(Vec<(SegmentId, usize)>) -> bool| {
-        let mut seen = HashSet::new();
-        let manifests: Vec<_> = images
-            .iter()
-            .map(|image| image.manifest)
-            .filter(|manifest| seen.insert(*manifest))
-            .collect();
-        let mut batch = Vec::new();
-        for manifests in manifests.chunks(BATCH_ROOTS) {
-            for root in roots(store, manifests) {
-                let root = root?;
-                for (number, &segment) in root.segments.iter().enumerate() {
-                    if segment == SegmentId::ZERO || !seen.insert(segment) {
-                        continue;
-                    }
-                    batch.push((segment, root.slots_in(number)));
-                    // A thread that fails leaves its own error, which counts.
-                    if batch.len() == BATCH_SEGMENTS
-                        && (cancel.load(Ordering::SeqCst) || !send(std::mem::take(&mut batch)))
-                    {
-                        return Err(Error::Interrupted);
-                    }
-                }
-            }
+) -> Result<()> {
+    let hand_out = |send: &mut dyn FnMut(Vec<Group>) -> bool| {
+        // A thread that fails leaves its own error, which counts.
+        let send = &mut |batch| match !cancel.load(Ordering::SeqCst) && send(batch) {
+            true => Ok(()),
+            false => Err(Error::Interrupted),
+        };
+        let mut walk = Walk {
+            store,
+            node,
+            send,
+            seen_alone: HashSet::new(),
+            batch: Vec::new(),
+        };
+        for manifests in manifests_of_disks(entries).values() {
+            walk.disk(manifests)?;
         }
-        send(batch);
-        Ok(seen)
+        (walk.send)(walk.batch)
     };
     let threads = match store.distance() {
         Distance::Near => threads,
         Distance::Far => threads.max(FAR_THREADS),
     };
     pool::feed("vbk-mark", threads, 2 * threads, hand_out, &|batch: Vec<_>| {
-        batch_of(store, &batch, each)
+        blocks_of(store, &batch, each)
     })
 }
 
-/// Reads and proves roots with one call of the store.
-fn roots(store: &dyn StoreReader, ids: &[SegmentId]) -> Vec<Result<Root>> {
-    let decode = |(bytes, &id): (Result<Vec<u8>>, &SegmentId)| Root::decode(store.hashing(), id, &bytes?);
-    segments(store, ids).into_iter().zip(ids).map(decode).collect()
+/// Returns the roots of each disk in all its backups.
+fn manifests_of_disks<'a>(entries: &[&'a Entry]) -> BTreeMap<(&'a str, &'a str), Vec<NodeId>> {
+    let mut found: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for entry in entries {
+        for image in entry.backup.stored() {
+            let disk = (entry.backup.guest.as_str(), image.disk.as_str());
+            found.entry(disk).or_default().push(image.manifest);
+        }
+    }
+    found.values_mut().for_each(|roots| {
+        roots.sort_unstable();
+        roots.dedup();
+    });
+    found
 }
 
-fn batch_of(
-    store: &dyn StoreReader,
-    batch: &[(SegmentId, usize)],
-    each: &(dyn Fn(&[BlockId]) -> Result<()> + Sync),
-) -> Result<()> {
-    let ids: Vec<_> = batch.iter().map(|(id, _)| *id).collect();
-    let mut blocks = Vec::with_capacity(batch.len() * SEGMENT_SLOTS);
-    for (&(id, count), bytes) in batch.iter().zip(segments(store, &ids)) {
-        blocks.extend(
-            decode_segment(store.hashing(), id, count, &bytes?)?
-                .into_iter()
-                .flatten(),
-        );
+struct Walk<'a> {
+    store: &'a dyn StoreReader,
+    node: &'a mut dyn FnMut(NodeId),
+    send: &'a mut dyn FnMut(Vec<Group>) -> Result<()>,
+    /// Full segments that were handed out alone: guests that were made from one image share them.
+    seen_alone: HashSet<NodeId>,
+    batch: Vec<Group>,
+}
+
+impl Walk<'_> {
+    /// Hands out the segments of a disk.
+    fn disk(&mut self, roots: &[NodeId]) -> Result<()> {
+        let hashing = self.store.hashing();
+        // The pages at each place of the disk, and their numbers of segments. Memory: 32 bytes for each page of each
+        // backup that differs from the others.
+        let mut places: Vec<BTreeMap<NodeId, usize>> = Vec::new();
+        self.read(roots, &mut |number, bytes| {
+            let root = Root::decode(hashing, roots[number], bytes)?;
+            places.resize_with(places.len().max(root.pages.len()), BTreeMap::new);
+            for (place, &page) in root.pages.iter().enumerate() {
+                if page != NodeId::ZERO {
+                    places[place].insert(page, root.segments_in(place));
+                }
+            }
+            Ok(())
+        })?;
+        // Backups share a full segment at the same place of the disk, seldom elsewhere.
+        for pages in places {
+            let (ids, counts): (Vec<_>, Vec<_>) = pages.into_iter().unzip();
+            let mut groups: BTreeMap<NodeId, BTreeSet<NodeId>> = BTreeMap::new();
+            self.read(&ids, &mut |number, bytes| {
+                let page = Page::decode(hashing, ids[number], counts[number], bytes)?;
+                for segment in page.0.into_iter().filter(|segment| *segment != Segment::ZERO) {
+                    groups.entry(segment.full).or_default().insert(segment.delta);
+                }
+                Ok(())
+            })?;
+            groups.into_iter().try_for_each(|group| self.group(group))?;
+        }
+        Ok(())
     }
-    each(&blocks)
+
+    /// Reads roots or pages, many with one call, and gives each with its number to `each`.
+    fn read(&mut self, ids: &[NodeId], each: &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
+        let mut number = 0;
+        for ids in ids.chunks(BATCH_PAGES) {
+            for (id, bytes) in ids.iter().zip(nodes(self.store, ids)) {
+                each(number, &bytes?)?;
+                (self.node)(*id);
+                number += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn group(&mut self, (full, deltas): Group) -> Result<()> {
+        let is_alone = deltas.iter().all(|delta| *delta == NodeId::ZERO);
+        if is_alone && !self.seen_alone.insert(full) {
+            return Ok(());
+        }
+        (self.node)(full);
+        deltas.iter().for_each(|delta| (self.node)(*delta));
+        self.batch.push((full, deltas));
+        let nodes: usize = self.batch.iter().map(|(_, deltas)| 1 + deltas.len()).sum();
+        match nodes >= BATCH_NODES {
+            true => (self.send)(std::mem::take(&mut self.batch)),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Gives the blocks that the groups of a batch need to `each`.
+fn blocks_of(store: &dyn StoreReader, batch: &[Group], each: &(dyn Fn(&[BlockId]) -> Result<()> + Sync)) -> Result<()> {
+    let mut needs: Vec<_> = batch.iter().map(|_| Needs::default()).collect();
+    let wanted: Vec<_> = (0..)
+        .zip(batch)
+        .flat_map(|(group, (full, deltas))| std::iter::once(full).chain(deltas).map(move |id| (group, *id)))
+        .collect();
+    for batch in wanted.chunks(2 * BATCH_NODES) {
+        let stored: Vec<_> = batch
+            .iter()
+            .map(|(_, id)| *id)
+            .filter(|id| *id != NodeId::ZERO)
+            .collect();
+        let mut answers = nodes(store, &stored).into_iter();
+        for &(group, id) in batch {
+            let needs: &mut Needs = &mut needs[group];
+            if id == NodeId::ZERO {
+                needs.add_full_alone();
+            } else if let Some(bytes) = answers.next() {
+                needs.add(id, prove(store.hashing(), id, &bytes?)?.0)?;
+            }
+        }
+    }
+    needs.into_iter().try_for_each(|needs| each(&needs.blocks()))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::block::Hashing;
-    use crate::codec::Sealed;
-    use crate::store::StoreManager;
-    use crate::store::memory::MemoryStore;
-    use crate::store::{Record, StoreWriter, Thrift};
-    use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image};
-    use crate::writer::SlotReader;
-
-    static CANCEL: AtomicBool = AtomicBool::new(false);
-
-    fn commit(store: &MemoryStore, time: &str, plain: &[u8]) -> Image {
-        let image = store_image(store, "vda", plain);
-        let backup = backup("web1", time, vec![image.clone()]);
-        let record = Record {
-            key: backup.spec(),
-            bytes: backup.encode(),
-        };
-        store.commit(&record).expect("commits");
-        image
-    }
-
-    fn marked(store: &MemoryStore) -> Result<Live> {
-        mark(store, &Catalogue::load(store).expect("loads"), 2, &CANCEL)
-    }
-
-    #[test]
-    fn what_backups_name_is_live_and_the_rest_is_swept() {
-        let store = MemoryStore::new(SMALL);
-        let (first, second) = (mixed_bytes(1, 5 << 20), mixed_bytes(2, 5 << 20));
-        commit(&store, "2026-11-20T05-54-00Z", &first);
-        let image = commit(&store, "2026-11-21T05-54-00Z", &second);
-        let all = marked(&store).expect("marks");
-        store
-            .amend(&["web1@2026-11-20T05-54-00Z".into()], &[])
-            .expect("forgets");
-        let live = marked(&store).expect("marks");
-        assert!(live.segments.len() < all.segments.len());
-        let thrift = Thrift {
-            max_unused: 0.0,
-            dry_run: false,
-        };
-        let swept = store.retain(&live, thrift, &mut |_| Ok(())).expect("sweeps");
-        assert!(swept.removed_blocks > 0 && swept.live_blocks > 0, "{swept:?}");
-        let slots = SlotReader::open(&store, image.manifest)
-            .expect("opens")
-            .segment(0)
-            .expect("reads");
-        let ids: Vec<_> = slots.into_iter().flatten().collect();
-        assert!(store.locate(&ids).expect("locates").iter().all(Option::is_some));
-        assert_eq!(
-            store
-                .retain(&live, thrift, &mut |_| Ok(()))
-                .expect("sweeps")
-                .removed_blocks,
-            0
-        );
-    }
-
-    #[test]
-    fn one_index_row_that_is_lost_stops_a_prune_however_much_is_unused() {
-        let store = MemoryStore::new(SMALL);
-        let mut named = Vec::new();
-        let image = commit(&store, "2026-11-20T05-54-00Z", &mixed_bytes(1, 1 << 20));
-        let reader = SlotReader::open(&store, image.manifest).expect("opens");
-        named.extend(reader.segment(0).expect("reads").into_iter().flatten());
-        // Unused blocks, more than a filter of named ones would tell from them.
-        let sealed = |number: u32| Sealed {
-            id: BlockId(Hashing::Plain.content(&number.to_le_bytes())),
-            plain_bytes: 1,
-            header: vec![1],
-            pages: Vec::new(),
-        };
-        store.put((0..200_000).map(sealed).collect()).expect("puts");
-        marked(&store).expect("all is there");
-        for id in named {
-            let kept = store.take(id).expect("is stored");
-            let error = marked(&store).expect_err("is missed");
-            assert!(error.to_string().contains(&id.to_string()), "{error}");
-            store.put(vec![kept]).expect("puts");
-        }
-        let live = marked(&store).expect("all is there again");
-        let mut named = 0;
-        let count = &mut |_, located: Located| {
-            named += u64::from(live.places.contains(located.place));
-            Ok(())
-        };
-        store.survey(count).expect("lists");
-        assert!(named < 100, "{named} of 200,000 unused blocks are taken for named");
-    }
-
-    #[test]
-    fn what_can_not_be_told_is_not_taken_for_unused() {
-        let store = MemoryStore::new(SMALL);
-        let image = commit(&store, "2026-11-20T05-54-00Z", &mixed_bytes(1, 1 << 20));
-        let slots = SlotReader::open(&store, image.manifest)
-            .expect("opens")
-            .segment(0)
-            .expect("reads");
-        store.lose(slots.into_iter().flatten().next().expect("a block"));
-        assert!(matches!(marked(&store), Err(Error::CantTellUnused { .. })));
-
-        let store = MemoryStore::new(SMALL);
-        let record = Record {
-            key: "web1@2026-11-20T05-54-00Z".into(),
-            bytes: b"{".to_vec(),
-        };
-        store.commit(&record).expect("commits");
-        assert!(matches!(marked(&store), Err(Error::CantTellUnused { .. })));
-    }
-}
+mod tests;

@@ -20,11 +20,11 @@ use crate::backup::{Image, MAX_FILE_BYTES};
 use crate::block::{BlockIndex, BlockSize, PAGE_BYTES, pages_in};
 use crate::codec::Header;
 use crate::error::{Error, Result};
-use crate::id::{BlockId, SegmentId};
-use crate::manifest::{Root, SEGMENT_SLOTS, Slot};
+use crate::id::BlockId;
+use crate::manifest::{Manifest, SEGMENT_SLOTS, Segment, SegmentSlots, Slot};
+use crate::slots::{read_manifest, read_numbers};
 use crate::store::checked;
 use crate::store::{Distance, StoreReader, Stored, Wanted};
-use crate::writer::{SlotReader, read_segments};
 
 /// Cache of pages for random reads.
 pub const PAGE_CACHE_BYTES: u64 = 64 << 20;
@@ -47,8 +47,8 @@ impl Weighter<PageKey, Arc<[u8]>> for ByLength {
     }
 }
 
-impl Weighter<SegmentId, Arc<[Slot]>> for ByLength {
-    fn weight(&self, _: &SegmentId, slots: &Arc<[Slot]>) -> u64 {
+impl Weighter<Segment, Arc<[Slot]>> for ByLength {
+    fn weight(&self, _: &Segment, slots: &Arc<[Slot]>) -> u64 {
         size_of_val::<[Slot]>(slots) as u64
     }
 }
@@ -57,7 +57,7 @@ impl Weighter<SegmentId, Arc<[Slot]>> for ByLength {
 /// serves all views of a repository.
 pub struct ReadResources {
     pages: Cache<PageKey, Arc<[u8]>, ByLength>,
-    segments: Cache<SegmentId, Arc<[Slot]>, ByLength>,
+    segments: Cache<Segment, Arc<[Slot]>, ByLength>,
     ahead: ahead::Pool,
 }
 
@@ -78,25 +78,29 @@ impl ReadResources {
 pub struct ImageReader {
     store: Arc<dyn StoreReader>,
     resources: Arc<ReadResources>,
-    root: Root,
+    manifest: Manifest,
 }
 
 impl ImageReader {
     /// Opens the image of a backup in `store`.
     pub fn open(store: Arc<dyn StoreReader>, resources: Arc<ReadResources>, image: &Image) -> Result<Self> {
-        let root = SlotReader::open(&*store, image.manifest)?.root().clone();
+        let manifest = read_manifest(&*store, image.manifest)?;
         resources.ahead.prepare(store.distance());
-        Ok(Self { store, resources, root })
+        Ok(Self {
+            store,
+            resources,
+            manifest,
+        })
     }
 
     /// Returns the disk's size.
     pub fn size_bytes(&self) -> u64 {
-        self.root.size_bytes
+        self.manifest.size_bytes()
     }
 
     /// Returns the size of the image's blocks.
     pub fn block_size(&self) -> BlockSize {
-        self.root.block_size
+        self.manifest.block_size()
     }
 
     /// Returns the distance of the store that the image is read from.
@@ -107,13 +111,11 @@ impl ImageReader {
     /// Returns the id of a block of the image; `None` for zeros, and past the end.
     pub fn slot(&self, index: BlockIndex) -> Result<Slot> {
         let number = (index.0 / SEGMENT_SLOTS as u64) as usize;
-        let Some(&id) = self.root.segments.get(number) else {
-            return Ok(None);
-        };
-        if id == SegmentId::ZERO {
+        let names = self.manifest.segment(number)?;
+        if names == Segment::ZERO {
             return Ok(None);
         }
-        let slots = match self.resources.segments.get(&id) {
+        let slots = match self.resources.segments.get(&names) {
             Some(slots) => slots,
             None => self.load(number)?,
         };
@@ -124,17 +126,17 @@ impl ImageReader {
     /// Reads the slots of segment `number`, and of the following segments for a sequential reader.
     fn load(&self, number: usize) -> Result<Arc<[Slot]>> {
         let cached = |number: usize| {
-            let id = &self.root.segments[number];
-            *id == SegmentId::ZERO || self.resources.segments.contains_key(id)
+            let names = self.manifest.segment(number);
+            names.is_ok_and(|names| names == Segment::ZERO || self.resources.segments.contains_key(&names))
         };
         let in_order = number == 0 || cached(number - 1);
         let count = if in_order { SEGMENTS_AT_ONCE } else { 1 };
-        let ids = self.root.segments[number..].iter();
-        let mut all = ids.zip(read_segments(&*self.store, &self.root, number..number + count));
-        let mut keep = |(id, slots): (&SegmentId, Result<Vec<Slot>>)| {
-            let slots: Arc<[Slot]> = slots?.into();
-            if *id != SegmentId::ZERO {
-                self.resources.segments.insert(*id, Arc::clone(&slots));
+        let mut all = (number..).zip(read_numbers(&*self.store, &self.manifest, number..number + count));
+        let mut keep = |(number, read): (usize, Result<SegmentSlots>)| {
+            let slots: Arc<[Slot]> = read?.slots.into();
+            let names = self.manifest.segment(number)?;
+            if names != Segment::ZERO {
+                self.resources.segments.insert(names, Arc::clone(&slots));
             }
             Ok(slots)
         };
@@ -210,17 +212,17 @@ impl ImageReader {
     /// Returns the offset of the next zero block at or after `offset_bytes`; the end of the image counts as one.
     pub fn next_hole(&self, offset_bytes: u64) -> Result<u64> {
         let found = self.next(offset_bytes, |slot| slot.is_none())?;
-        Ok(found.unwrap_or(self.root.size_bytes))
+        Ok(found.unwrap_or(self.manifest.size_bytes()))
     }
 
     fn next(&self, offset_bytes: u64, wanted: impl Fn(&Slot) -> bool) -> Result<Option<u64>> {
         let size = self.block_size();
-        let count = size.blocks_in(self.root.size_bytes);
+        let count = size.blocks_in(self.manifest.size_bytes());
         let first = size.index_of(offset_bytes);
         let mut index = first.0;
         while index < count {
             let segment = (index / SEGMENT_SLOTS as u64) as usize;
-            if self.root.segments[segment] == SegmentId::ZERO && !wanted(&None) {
+            if !wanted(&None) && self.manifest.segment(segment)? == Segment::ZERO {
                 index = (segment as u64 + 1) * SEGMENT_SLOTS as u64;
                 continue;
             }
@@ -233,14 +235,14 @@ impl ImageReader {
     }
 
     fn readable(&self, offset_bytes: u64, wanted: usize) -> usize {
-        let left = self.root.size_bytes.saturating_sub(offset_bytes);
+        let left = self.manifest.size_bytes().saturating_sub(offset_bytes);
         wanted.min(usize::try_from(left).unwrap_or(usize::MAX))
     }
 
     /// Cuts a range, which must lie in the image, at the boundaries of blocks.
     fn pieces(&self, offset_bytes: u64, len: usize) -> impl Iterator<Item = Piece> + use<> {
         let size = self.block_size();
-        let size_bytes = self.root.size_bytes;
+        let size_bytes = self.manifest.size_bytes();
         let mut done = 0;
         std::iter::from_fn(move || {
             if done == len {

@@ -1,4 +1,4 @@
-//! Restores damaged blocks and segments: by name from another repository, or from bytes that a caller offers.
+//! Restores damaged blocks and nodes: by name from another repository, or from bytes that a caller offers.
 //!
 //! Bytes are stored only when they are proved to have the missing name, so a repair can't make anything worse. Nothing
 //! is removed; blocks that stay damaged are condemned, so that the next backup that reads them from a disk stores them
@@ -8,10 +8,10 @@ use std::collections::{HashMap, HashSet};
 
 use crate::codec::{Compression, Sealer};
 use crate::error::{Error, Result};
-use crate::id::{BlockId, SegmentId};
-use crate::manifest::{Root, decode_segment};
+use crate::id::{BlockId, NodeId};
+use crate::manifest::prove;
 use crate::reader::read_whole;
-use crate::store::checked::segment_one;
+use crate::store::checked::node;
 use crate::store::{StoreManager, StoreReader};
 use crate::verify::VerifyReport;
 
@@ -22,45 +22,45 @@ pub struct Repaired {
     pub left: VerifyReport,
     /// Number of blocks that were restored.
     pub blocks: u64,
-    /// Number of segments and roots that were restored.
-    pub segments: u64,
+    /// Number of nodes of manifests that were restored.
+    pub nodes: u64,
 }
 
-/// Verifies and repairs in turns, until a turn restores nothing that may lead to more: a restored segment may name
+/// Verifies and repairs in turns, until a turn restores nothing that may lead to more: a restored node may name
 /// blocks that are damaged too. `verify` reads all backups; `look` offers the repair bytes from other sources.
 pub fn repair_all<E: From<Error>>(
     store: &dyn StoreManager,
     verify: &mut dyn FnMut() -> std::result::Result<VerifyReport, E>,
     look: &mut dyn FnMut(&mut Repair<'_>) -> std::result::Result<(), E>,
 ) -> std::result::Result<Repaired, E> {
-    let (mut blocks, mut segments) = (0, 0);
+    let (mut blocks, mut nodes) = (0, 0);
     let mut left = verify()?;
-    while !left.bad_blocks.is_empty() || !left.bad_segments.is_empty() {
+    while !left.bad_blocks.is_empty() || !left.bad_nodes.is_empty() {
         let mut repair = Repair::start(store, &left)?;
         look(&mut repair)?;
-        let (restored_blocks, restored_segments) = repair.mended();
+        let (restored_blocks, restored_nodes) = repair.mended();
         repair.finish()?;
-        if (restored_blocks, restored_segments) == (0, 0) {
+        if (restored_blocks, restored_nodes) == (0, 0) {
             break;
         }
         blocks += restored_blocks;
-        segments += restored_segments;
-        let before = std::mem::take(&mut left.bad_segments);
+        nodes += restored_nodes;
+        let before = std::mem::take(&mut left.bad_nodes);
         left = verify()?;
-        if restored_segments == 0 || left.bad_segments == before {
+        if restored_nodes == 0 || left.bad_nodes == before {
             break;
         }
     }
-    Ok(Repaired { left, blocks, segments })
+    Ok(Repaired { left, blocks, nodes })
 }
 
-/// A repair in progress: the damaged or missing blocks and segments, and those that were restored.
+/// A repair in progress: the damaged or missing blocks and nodes, and those that were restored.
 pub struct Repair<'a> {
     store: &'a dyn StoreManager,
     blocks: HashMap<BlockId, usize>,
-    segments: HashSet<SegmentId>,
+    nodes: HashSet<NodeId>,
     mended_blocks: u64,
-    mended_segments: u64,
+    mended_nodes: u64,
 }
 
 impl<'a> Repair<'a> {
@@ -72,38 +72,32 @@ impl<'a> Repair<'a> {
         Ok(Self {
             store,
             blocks: found.bad_blocks.clone(),
-            segments: found.bad_segments.clone(),
+            nodes: found.bad_nodes.clone(),
             mended_blocks: 0,
-            mended_segments: 0,
+            mended_nodes: 0,
         })
     }
 
-    /// Returns the numbers of blocks and segments that are still missing.
+    /// Returns the numbers of blocks and nodes that are still missing.
     pub fn missing(&self) -> (u64, u64) {
-        (self.blocks.len() as u64, self.segments.len() as u64)
+        (self.blocks.len() as u64, self.nodes.len() as u64)
     }
 
-    /// Returns the numbers of blocks and segments that were restored.
+    /// Returns the numbers of blocks and nodes that were restored.
     pub fn mended(&self) -> (u64, u64) {
-        (self.mended_blocks, self.mended_segments)
+        (self.mended_blocks, self.mended_nodes)
     }
 
-    /// Fetches missing blocks and segments from another repository. Those that it lacks, or has damaged, stay missing.
+    /// Fetches missing blocks and nodes from another repository. Those that it lacks, or has damaged, stay missing.
     pub fn from_repository(&mut self, other: &dyn StoreReader) -> Result<()> {
-        for id in self.segments.clone() {
-            let Ok(bytes) = segment_one(other, id) else {
+        for id in self.nodes.clone() {
+            let Ok(bytes) = node(other, id) else {
                 continue;
             };
-            // The bytes themselves say whether they are a root or a segment, and of how many slots; the name proves
-            // them.
-            let hashing = self.store.hashing();
-            let slots = bytes
-                .get(2..4)
-                .map_or(0, |count| usize::from(u16::from_le_bytes([count[0], count[1]])));
-            if Root::decode(hashing, id, &bytes).is_ok() || decode_segment(hashing, id, slots, &bytes).is_ok() {
-                self.store.put_segments(vec![(id, bytes)])?;
-                self.segments.remove(&id);
-                self.mended_segments += 1;
+            if prove(self.store.hashing(), id, &bytes).is_ok() {
+                self.store.put_nodes(vec![(id, bytes)])?;
+                self.nodes.remove(&id);
+                self.mended_nodes += 1;
             }
         }
         for (id, len) in self.blocks.clone() {
@@ -127,7 +121,7 @@ impl<'a> Repair<'a> {
         Ok(true)
     }
 
-    /// Makes all restored blocks and segments durable.
+    /// Makes all restored blocks and nodes durable.
     pub fn finish(self) -> Result<()> {
         self.store.flush()
     }
@@ -140,10 +134,10 @@ mod tests {
     use super::*;
     use crate::backup::Entry;
     use crate::id::BackupId;
+    use crate::slots::SlotReader;
     use crate::store::memory::MemoryStore;
     use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image};
     use crate::verify::{Scope, verify};
-    use crate::writer::SlotReader;
 
     fn stored() -> (MemoryStore, Entry, Vec<BlockId>) {
         let store = MemoryStore::new(SMALL);

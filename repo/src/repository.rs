@@ -21,7 +21,7 @@ pub use self::verified::{Recorded, Verified};
 pub use self::view::View;
 pub use self::writing::{Committed, Writer};
 use crate::block::BlockSize;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::keys::{self, Keys, Unlock};
 use crate::standing::Standing;
 use crate::store::checked::Checked;
@@ -218,7 +218,9 @@ impl Repository {
         }
         match (&self.keys, needed) {
             (_, false) => Ok(None),
-            (None, true) if !self.is_encrypted() => Err(says_nothing_of_keys(self.path())),
+            (None, true) if !self.is_encrypted() => Err(Error::MarkerDamaged {
+                path: self.owned_path(),
+            }),
             (None, true) => Err(Error::KeyNeeded {
                 path: self.owned_path(),
             }),
@@ -280,17 +282,6 @@ impl Repository {
         if let Some(directory) = &self.directory {
             directory.settle();
         }
-    }
-}
-
-fn says_nothing_of_keys(repository: &Path) -> Error {
-    Error::Store {
-        kind: ErrorKind::Corrupt,
-        doing: "open",
-        message: format!(
-            "the marker of {} is damaged: it does not say that the repository is encrypted; `vbk repair` rewrites it",
-            repository.display()
-        ),
     }
 }
 

@@ -2,7 +2,7 @@
 //! and the space that it takes in the store.
 //!
 //! Reads manifests and the index, but no blocks. Memory: 2 bytes per block of the store, a bit per block, 40 bytes per
-//! segment of the largest guest.
+//! full segment of the largest guest.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::backup::Entry;
 use crate::catalogue::Catalogue;
 use crate::error::{Error, Result};
-use crate::mark::{each_segment, images_of};
+use crate::mark::each_segment;
 use crate::store::places::{Place, PlaceNumbers, Places};
 use crate::store::{Located, StoreReader};
 
@@ -112,9 +112,8 @@ pub fn stats(
         // With more guests than numbers, the last guests share one number and own nothing.
         let number = u16::try_from(guests.len() + 1).unwrap_or(SEVERAL);
         let entries: Vec<&Entry> = catalogue.of(guest).collect();
-        let images: Vec<_> = entries.iter().flat_map(|entry| images_of(entry)).collect();
         let seen: Mutex<(Places, Amount)> = Mutex::default();
-        each_segment(store, &images, threads, cancel, &|ids| {
+        each_segment(store, &entries, threads, cancel, &mut |_| (), &|ids| {
             let all_located = store.locate(ids)?;
             let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
             let mut owners = owners.lock().unwrap_or_else(PoisonError::into_inner);

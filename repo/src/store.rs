@@ -1,9 +1,9 @@
 //! The one seam: the stores that keep a repository's bytes.
 //!
-//! A store keeps sealed blocks, segments and records under the names it is given. It knows nothing of compression,
+//! A store keeps sealed blocks, nodes of manifests and records under the names it is given. It knows nothing of compression,
 //! images or partitions.
 //!
-//! 1. Putting a block or segment that exists succeeds and changes nothing.
+//! 1. Putting a block or node that exists succeeds and changes nothing.
 //! 2. A put may return before its bytes are written; a store holds back the caller when too much is on its way. When `flush`
 //!    returns Ok, everything put before survives loss of power. If a put could not be written, every later flush and commit
 //!    fails.
@@ -18,7 +18,6 @@
 //! Nothing above a store trusts its answers: [`checked`] compares their number with that of the questions, and every
 //! byte is proved against the name it was asked for.
 
-use std::collections::HashSet;
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -27,9 +26,9 @@ use serde::{Deserialize, Serialize};
 use crate::block::{BlockSize, Hashing};
 use crate::codec::Sealed;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{BlockId, SegmentId};
-use crate::store::places::Places;
+use crate::id::{BlockId, NodeId};
 
+pub use crate::store::live::Live;
 pub use crate::store::places::Place;
 
 pub mod checked;
@@ -39,6 +38,7 @@ pub mod delayed;
 pub mod encrypted;
 #[cfg(test)]
 pub(crate) mod faulty;
+pub(crate) mod live;
 pub mod memory;
 pub mod places;
 pub mod rocks;
@@ -145,13 +145,15 @@ pub struct Note {
     pub value: Option<Vec<u8>>,
 }
 
-/// Everything that backups name, for [`StoreManager::retain`]. It may hold too much, never too little.
-#[derive(Debug, Default)]
-pub struct Live {
-    /// Positions of their blocks.
-    pub places: Places,
-    /// Their segments and roots.
-    pub segments: HashSet<SegmentId>,
+/// All records of a store, and what is known of them as a whole.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// See [`StoreReader::records`].
+    pub records: Vec<Record>,
+    /// See [`StoreReader::foreign_changes`].
+    pub foreign_changes: Vec<String>,
+    /// See [`StoreReader::generation`]; no record came with a later one.
+    pub generation: u64,
 }
 
 /// Result of [`StoreManager::retain`].
@@ -169,8 +171,8 @@ pub struct Swept {
     pub removed_blocks: u64,
     /// Stored bytes of those.
     pub removed_bytes: u64,
-    /// Segments and roots that were removed.
-    pub removed_segments: u64,
+    /// Nodes of manifests that were removed.
+    pub removed_nodes: u64,
 }
 
 /// Extent of [`StoreManager::retain`].
@@ -223,8 +225,8 @@ pub trait StoreReader: Send + Sync {
     /// One answer per wanted block, in order. An error for one block leaves the others readable.
     fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>>;
 
-    /// One answer per segment, in order.
-    fn segments(&self, ids: &[SegmentId]) -> Vec<Result<Vec<u8>>>;
+    /// One answer per node of a manifest, in order.
+    fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>>;
 
     /// All records.
     fn records(&self) -> Result<Vec<Record>>;
@@ -236,6 +238,15 @@ pub trait StoreReader: Send + Sync {
     /// encrypted store can find them.
     fn foreign_changes(&self) -> Result<Vec<String>> {
         Ok(Vec::new())
+    }
+
+    /// The records, their faults and the generation in one answer: a far store gives it with one call.
+    fn listing(&self) -> Result<Listing> {
+        Ok(Listing {
+            records: self.records()?,
+            foreign_changes: self.foreign_changes()?,
+            generation: self.generation()?,
+        })
     }
 
     /// Number of times that the set of records and notes was written. Only the holder of the key can have counted it; it grows
@@ -255,8 +266,8 @@ pub trait StoreWriter: StoreReader {
     /// Stores blocks. A block that is stored already stays as it is, unless it is condemned.
     fn put(&self, blocks: Vec<Sealed>) -> Result<()>;
 
-    /// Stores segments. A segment that is stored already stays as it is, unless its bytes differ from these.
-    fn put_segments(&self, segments: Vec<(SegmentId, Vec<u8>)>) -> Result<()>;
+    /// Stores nodes of manifests. A node that is stored already stays as it is, unless its bytes differ from these.
+    fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()>;
 
     /// The barrier: see point 2 of the seam.
     fn flush(&self) -> Result<()>;
@@ -287,7 +298,7 @@ pub trait StoreManager: StoreWriter {
     /// Takes back [`StoreManager::condemn`] for blocks that proved to be whole. Durable when this returns.
     fn pardon(&self, ids: &[BlockId]) -> Result<()>;
 
-    /// Removes blocks and segments that are not in `live`, and frees their space. `live` must have been marked in this state of
+    /// Removes blocks and nodes that are not in `live`, and frees their space. `live` must have been marked in this state of
     /// the store: after a barrier, with nothing put since. An error of `step`, a crash or loss of power at any moment does no
     /// harm; the next call continues. `step` gets the number of bytes removed so far, each time that space was freed.
     fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept>;

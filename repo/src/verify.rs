@@ -1,24 +1,24 @@
 //! Proves backups: reads every block that they name once, decodes it and checks its hash.
 //!
-//! Memory: 2 bytes per block of the store, 40 bytes per distinct segment, two blocks per thread within
+//! Memory: 2 bytes per block of the store, 24 bytes per distinct segment, two blocks per thread within
 //! 64 MiB, and the list of damaged ranges.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::backup::{Entry, Image};
+use crate::backup::Entry;
 use crate::block::BlockIndex;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{BlockId, SegmentId};
-use crate::manifest::SEGMENT_SLOTS;
+use crate::id::{BlockId, NodeId};
+use crate::manifest::{Manifest, SEGMENT_SLOTS, Segment, Slot};
 use crate::pool;
 use crate::reader::read_all;
 use crate::runs::Runs;
+use crate::slots::{read_manifests, read_segments};
 use crate::store::places::PlaceNumbers;
 use crate::store::{Place, StoreReader};
 use crate::verify::places::{BadBlocks, damaged_ranges};
-use crate::writer::SlotReader;
 
 mod places;
 mod scope;
@@ -27,6 +27,12 @@ pub use scope::{MAX_PARTS, Scope};
 
 /// Blocks that go to a thread at once.
 const BATCH_BLOCKS: usize = 16;
+
+/// Images whose manifests are read in one call: 64 KiB each for a disk of a TiB.
+const BATCH_IMAGES: usize = 16;
+
+/// Segments that are read in one call, and whose blocks are looked up in one.
+const BATCH_SEGMENTS: usize = 16;
 
 /// Progress of a verification.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -63,8 +69,8 @@ pub struct VerifyReport {
     pub damage: Vec<Damage>,
     /// The damaged or missing blocks behind it, and their plain length.
     pub bad_blocks: HashMap<BlockId, usize>,
-    /// The damaged or missing segments and roots behind it. The blocks that they name are unknown.
-    pub bad_segments: HashSet<SegmentId>,
+    /// The damaged or missing nodes of manifests behind it. The blocks that they name are unknown.
+    pub bad_nodes: HashSet<NodeId>,
     /// Blocks that were found damaged before and were read whole now.
     pub sound_again: Vec<BlockId>,
 }
@@ -111,21 +117,19 @@ pub fn verify(
     };
     let hand_out = |send: &mut dyn FnMut(Vec<(BlockId, usize)>) -> bool| {
         let mut walk = Walk::new(store);
-        for (backups, entry) in (0..).zip(entries) {
-            walk.backup(entry, &mut |blocks| {
-                let batch = findings.sort_out(blocks);
-                // A thread that fails leaves its own error, which counts.
-                if cancel.load(Ordering::SeqCst) || !batch.is_empty() && !send(batch) {
-                    return Err(Error::Interrupted);
-                }
-                progress(findings.read(backups));
-                Ok(())
-            })?;
-        }
-        Ok(walk.bad_segments)
+        walk.backups(entries, &mut |backups, blocks| {
+            let batch = findings.sort_out(blocks);
+            // A thread that fails leaves its own error, which counts.
+            if cancel.load(Ordering::SeqCst) || !batch.is_empty() && !send(batch) {
+                return Err(Error::Interrupted);
+            }
+            progress(findings.read(backups));
+            Ok(())
+        })?;
+        Ok(walk.bad_nodes)
     };
     let check = |batch: Vec<_>| findings.check(store, &batch);
-    let bad_segments = pool::feed("vbk-verify", runs.workers, 2 * runs.workers, hand_out, &check)?;
+    let bad_nodes = pool::feed("vbk-verify", runs.workers, 2 * runs.workers, hand_out, &check)?;
     let read = findings.read(entries.len() as u64);
     let bad = std::mem::take(&mut *lock(&findings.blocks));
     // A block that was read at two places counts as damaged if either of them is.
@@ -133,9 +137,9 @@ pub fn verify(
     sound_again.retain(|id| !bad.contains_key(id));
     Ok(VerifyReport {
         read,
-        damage: damaged_ranges(store, entries, &bad, &bad_segments, cancel)?,
+        damage: damaged_ranges(store, entries, &bad, &bad_nodes, cancel)?,
         bad_blocks: bad.into_iter().map(|(id, (len, _))| (id, len)).collect(),
-        bad_segments,
+        bad_nodes,
         sound_again,
     })
 }
@@ -197,11 +201,12 @@ type Located = (BlockId, usize, Option<Place>);
 /// Walks manifests and hands out each block once, within a segment in the order of the store.
 struct Walk<'a> {
     store: &'a dyn StoreReader,
-    seen_segments: HashSet<SegmentId>,
+    /// The starts of the names of a segment's nodes: enough to tell segments apart.
+    seen_segments: HashSet<[u8; 16]>,
     /// For each place in the store, a few bits of the id of the block that was handed out. If damage makes another block
     /// claim the same place, that one is handed out too, and found to be missing.
     seen: PlaceNumbers,
-    bad_segments: HashSet<SegmentId>,
+    bad_nodes: HashSet<NodeId>,
 }
 
 impl<'a> Walk<'a> {
@@ -210,54 +215,74 @@ impl<'a> Walk<'a> {
             store,
             seen_segments: HashSet::new(),
             seen: PlaceNumbers::default(),
-            bad_segments: HashSet::new(),
+            bad_nodes: HashSet::new(),
         }
     }
 
-    fn backup(&mut self, entry: &Entry, hand_out: &mut dyn FnMut(&[Located]) -> Result<()>) -> Result<()> {
-        let mut images = entry.backup.stored();
-        images.try_for_each(|image| self.image(image, hand_out))
-    }
-
-    fn image(&mut self, image: &Image, hand_out: &mut dyn FnMut(&[Located]) -> Result<()>) -> Result<()> {
-        let reader = match SlotReader::open(self.store, image.manifest) {
-            Ok(reader) => reader,
-            Err(error) => return self.bad(image.manifest, error),
-        };
-        let root = reader.root();
-        for (number, &segment) in root.segments.iter().enumerate() {
-            if segment == SegmentId::ZERO || !self.seen_segments.insert(segment) {
-                continue;
-            }
-            let slots = match reader.segment(number) {
-                Ok(slots) => slots,
-                Err(error) => {
-                    self.bad(segment, error)?;
-                    continue;
+    /// Hands out the blocks of backups, each with the number of backups before it.
+    fn backups(&mut self, entries: &[Entry], hand_out: &mut dyn FnMut(u64, &[Located]) -> Result<()>) -> Result<()> {
+        let images = (0..).zip(entries).flat_map(|(number, entry)| {
+            let images = entry.backup.stored();
+            images.map(move |image| (number, image.manifest))
+        });
+        let images: Vec<(u64, NodeId)> = images.collect();
+        for images in images.chunks(BATCH_IMAGES) {
+            let ids: Vec<_> = images.iter().map(|(_, id)| *id).collect();
+            // Nothing to hand out: a chance to end the walk.
+            hand_out(images[0].0, &[])?;
+            for (&(number, id), manifest) in images.iter().zip(read_manifests(self.store, &ids)) {
+                match manifest {
+                    Ok(manifest) => self.image(&manifest, &mut |blocks| hand_out(number, blocks))?,
+                    Err(error) => self.bad([id], error)?,
                 }
-            };
-            let first = number as u64 * SEGMENT_SLOTS as u64;
-            let (ids, lens): (Vec<_>, Vec<_>) = (first..)
-                .zip(slots)
-                .filter_map(|(index, slot)| {
-                    let len = root.block_size.len_of(BlockIndex(index), root.size_bytes);
-                    slot.map(|id| (id, len))
-                })
-                .unzip();
-            let places = self.store.locate(&ids)?;
-            let mut blocks: Vec<Located> = ids
-                .into_iter()
-                .zip(lens)
-                .zip(places)
-                .map(|((id, len), located)| (id, len, located.map(|located| located.place)))
-                .filter(|(id, _, place)| place.is_none_or(|place| self.is_new(*id, place)))
-                .collect();
-            blocks.sort_by_key(|(_, _, place)| *place);
-            for batch in blocks.chunks(BATCH_BLOCKS) {
-                hand_out(batch)?;
             }
         }
         Ok(())
+    }
+
+    fn image(&mut self, manifest: &Manifest, hand_out: &mut dyn FnMut(&[Located]) -> Result<()>) -> Result<()> {
+        let mut unseen = Vec::new();
+        for number in 0..manifest.segments() {
+            match manifest.segment(number) {
+                Ok(Segment::ZERO) => {}
+                Ok(names) if self.seen_segments.insert(start_of(names)) => unseen.push((number, names)),
+                Ok(_) => {}
+                Err(error) => self.bad([], error)?,
+            }
+        }
+        for segments in unseen.chunks(BATCH_SEGMENTS) {
+            let wanted: Vec<_> = segments
+                .iter()
+                .map(|&(number, names)| (names, manifest.slots_in(number)))
+                .collect();
+            let mut blocks: Vec<(BlockId, usize)> = Vec::new();
+            for (&(number, names), read) in segments.iter().zip(read_segments(self.store, &wanted)) {
+                match read {
+                    Ok(read) => blocks.extend(blocks_in(manifest, number, &read.slots)),
+                    Err(error) => self.bad(names.nodes(), error)?,
+                }
+            }
+            self.hand_out_new(blocks, hand_out)?;
+        }
+        Ok(())
+    }
+
+    /// Hands out the blocks that were not handed out before.
+    fn hand_out_new(
+        &mut self,
+        blocks: Vec<(BlockId, usize)>,
+        hand_out: &mut dyn FnMut(&[Located]) -> Result<()>,
+    ) -> Result<()> {
+        let ids: Vec<_> = blocks.iter().map(|(id, _)| *id).collect();
+        let places = self.store.locate(&ids)?;
+        let mut blocks: Vec<Located> = blocks
+            .into_iter()
+            .zip(places)
+            .map(|((id, len), located)| (id, len, located.map(|located| located.place)))
+            .filter(|(id, _, place)| place.is_none_or(|place| self.is_new(*id, place)))
+            .collect();
+        blocks.sort_by_key(|(_, _, place)| *place);
+        blocks.chunks(BATCH_BLOCKS).try_for_each(hand_out)
     }
 
     fn is_new(&mut self, id: BlockId, place: Place) -> bool {
@@ -266,14 +291,33 @@ impl<'a> Walk<'a> {
         std::mem::replace(seen, now) != now
     }
 
-    fn bad(&mut self, segment: SegmentId, error: Error) -> Result<()> {
-        // The walk notes damage and continues; another error, e.g. an unreachable store, ends it.
-        if error.kind() != ErrorKind::Corrupt {
-            return Err(error);
+    /// Notes the node that an error names, or if it names none, those that were read.
+    fn bad(&mut self, read: impl IntoIterator<Item = NodeId>, error: Error) -> Result<()> {
+        match error {
+            Error::NodeDamaged { id, .. } => self.bad_nodes.extend([id]),
+            error if error.kind() == ErrorKind::Corrupt => self.bad_nodes.extend(read),
+            // The walk notes damage and continues; another error, e.g. an unreachable store, ends it.
+            error => return Err(error),
         }
-        self.bad_segments.insert(segment);
         Ok(())
     }
+}
+
+/// Returns the blocks of a segment, with their plain length.
+fn blocks_in(manifest: &Manifest, number: usize, slots: &[Slot]) -> Vec<(BlockId, usize)> {
+    let first = number as u64 * SEGMENT_SLOTS as u64;
+    let len = |index| manifest.block_size().len_of(BlockIndex(index), manifest.size_bytes());
+    let blocks = (first..).zip(slots);
+    blocks
+        .filter_map(|(index, slot)| slot.map(|id| (id, len(index))))
+        .collect()
+}
+
+fn start_of(segment: Segment) -> [u8; 16] {
+    let mut start = [0; 16];
+    start[..8].copy_from_slice(&segment.full.0[..8]);
+    start[8..].copy_from_slice(&segment.delta.0[..8]);
+    start
 }
 
 #[cfg(test)]

@@ -9,10 +9,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use vbk_repo::backup::Image;
 use vbk_repo::block::BlockIndex;
-use vbk_repo::id::SegmentId;
-use vbk_repo::manifest::{SEGMENT_SLOTS, Slot};
+use vbk_repo::manifest::{SEGMENT_SLOTS, SegmentSlots, Slot};
+use vbk_repo::slots::SlotReader;
 use vbk_repo::store::StoreReader;
-use vbk_repo::writer::{ProvedSegments, SlotReader};
+use vbk_repo::writer::Base;
 
 use super::lock;
 use crate::observer::{Event, Observer};
@@ -23,8 +23,6 @@ const BATCH: usize = 64;
 /// Slots of the previous backup.
 pub(super) struct Previous<'a> {
     reader: SlotReader<'a>,
-    /// Segments that were read completely, so that they need not be stored again.
-    proved: Arc<ProvedSegments>,
     window: Mutex<Window>,
     changed: Condvar,
 }
@@ -32,7 +30,8 @@ pub(super) struct Previous<'a> {
 /// The segments that the workers are using, and those read ahead.
 #[derive(Default)]
 struct Window {
-    slots: BTreeMap<usize, Arc<Vec<Slot>>>,
+    /// `None` for a segment that can't be read.
+    slots: BTreeMap<usize, Option<Arc<SegmentSlots>>>,
     /// First segment that has not been read yet.
     next: usize,
     /// A worker is reading the next segments.
@@ -40,22 +39,13 @@ struct Window {
 }
 
 impl<'a> Previous<'a> {
-    pub(super) fn open(
-        store: &'a dyn StoreReader,
-        image: &Image,
-        proved: Arc<ProvedSegments>,
-        observer: &dyn Observer,
-    ) -> Option<Self> {
+    pub(super) fn open(store: &'a dyn StoreReader, image: &Image, observer: &dyn Observer) -> Option<Self> {
         match SlotReader::open(store, image.manifest) {
-            Ok(reader) => {
-                proved.add([image.manifest]);
-                Some(Self {
-                    reader,
-                    proved,
-                    window: Mutex::default(),
-                    changed: Condvar::new(),
-                })
-            }
+            Ok(reader) => Some(Self {
+                reader,
+                window: Mutex::default(),
+                changed: Condvar::new(),
+            }),
             Err(error) => {
                 observer.event(Event::Warning(&format!(
                     "can't compare disk {} with its previous backup: {error}",
@@ -68,7 +58,7 @@ impl<'a> Previous<'a> {
 
     /// Returns the disk's size at the previous backup.
     pub(super) fn size_bytes(&self) -> u64 {
-        self.reader.root().size_bytes
+        self.reader.manifest().size_bytes()
     }
 
     pub(super) fn slot(&self, index: BlockIndex) -> Slot {
@@ -80,18 +70,42 @@ impl<'a> Previous<'a> {
     pub(super) fn slots(&self, first: BlockIndex, count: usize) -> Option<Vec<Slot>> {
         let segment = (first.0 / SEGMENT_SLOTS as u64) as usize;
         let inside = (first.0 % SEGMENT_SLOTS as u64) as usize;
-        let slots = self.segment(segment);
-        Some(slots.get(inside..inside + count)?.to_vec())
+        let segment = self.segment(segment)?;
+        Some(segment.slots.get(inside..inside + count)?.to_vec())
     }
 
-    fn segment(&self, number: usize) -> Arc<Vec<Slot>> {
-        if number >= self.reader.root().segments.len() {
-            return Arc::default();
+    /// Reads the segments from `first` on, and drops those that no worker is using any more.
+    fn read<'b>(&'b self, mut window: MutexGuard<'b, Window>, first: usize) -> MutexGuard<'b, Window> {
+        if first >= self.reader.manifest().segments() {
+            return window;
+        }
+        window.reading = true;
+        drop(window);
+        let read = self.reader.segments(first..first + BATCH);
+        let mut window = lock(&self.window);
+        window.reading = false;
+        window.next = first + read.len();
+        window.slots.retain(|number, _| number.abs_diff(first) <= BATCH);
+        let read = read.into_iter().map(|segment| segment.ok().map(Arc::new));
+        window.slots.extend((first..).zip(read));
+        self.changed.notify_all();
+        window
+    }
+}
+
+impl Base for Previous<'_> {
+    fn reader(&self) -> &SlotReader<'_> {
+        &self.reader
+    }
+
+    fn segment(&self, number: usize) -> Option<Arc<SegmentSlots>> {
+        if number >= self.reader.manifest().segments() {
+            return None;
         }
         let mut window = lock(&self.window);
         let found = loop {
-            if let Some(slots) = window.slots.get(&number) {
-                break Arc::clone(slots);
+            if let Some(segment) = window.slots.get(&number) {
+                break segment.clone();
             }
             window = match window.reading {
                 true => self.changed.wait(window).unwrap_or_else(PoisonError::into_inner),
@@ -103,29 +117,6 @@ impl<'a> Previous<'a> {
             drop(self.read(window, next));
         }
         found
-    }
-
-    /// Reads the segments from `first` on, and drops those that no worker is using any more.
-    fn read<'b>(&'b self, mut window: MutexGuard<'b, Window>, first: usize) -> MutexGuard<'b, Window> {
-        let ids = &self.reader.root().segments;
-        if first >= ids.len() {
-            return window;
-        }
-        window.reading = true;
-        drop(window);
-        let read = self.reader.segments(first..first + BATCH);
-        let mut window = lock(&self.window);
-        window.reading = false;
-        window.next = first + read.len();
-        window.slots.retain(|number, _| number.abs_diff(first) <= BATCH);
-        for (number, slots) in (first..).zip(read) {
-            if slots.is_ok() && ids[number] != SegmentId::ZERO {
-                self.proved.add([ids[number]]);
-            }
-            window.slots.insert(number, Arc::new(slots.unwrap_or_default()));
-        }
-        self.changed.notify_all();
-        window
     }
 }
 
@@ -170,7 +161,7 @@ mod tests {
         let store = Arc::new(MemoryStore::new(BlockSize::MIN));
         let image = image(&store);
         let far = Delayed::new(store, std::time::Duration::from_millis(1)).expect("starts");
-        let previous = Previous::open(&far, &image, Arc::default(), &()).expect("opens");
+        let previous = Previous::open(&far, &image, &()).expect("opens");
         let all = (SEGMENTS * SEGMENT_SLOTS) as u64;
         let next = AtomicU64::new(0);
         std::thread::scope(|scope| {
@@ -188,8 +179,8 @@ mod tests {
                 });
             }
         });
-        // One call for the root, and one for each 64 segments.
-        assert_eq!(far.calls().waits, 1 + (SEGMENTS / BATCH) as u64);
+        // One call for the root, one for the pages, and one for each 64 segments.
+        assert_eq!(far.calls().waits, 2 + (SEGMENTS / BATCH) as u64);
         // Back to the start, as after a sample, and far ahead.
         for first in [0, all - 1, 5 * SEGMENT_SLOTS as u64] {
             assert_eq!(previous.slot(BlockIndex(first)), id(first));

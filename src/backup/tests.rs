@@ -244,7 +244,7 @@ fn files_are_kept_with_the_backup_and_known_the_next_time() {
     ];
     let run = |plan: &BackupPlan| fixture.try_backup(plan, &AtomicBool::new(false), &());
     let first = run(&plan).expect("backs up").entry.backup;
-    assert_eq!((first.format, first.files.len()), (2, 3));
+    assert_eq!(first.files.len(), 3);
     plan.started += Duration::from_secs(5);
     let second = run(&plan).expect("backs up").entry.backup;
     assert!(second.files.iter().all(|file| file.new_bytes == 0), "{second:?}");

@@ -214,7 +214,8 @@ fn table_of(disks: &[DiskJson]) -> Table {
     table
 }
 
-/// Returns the files that only one of the backups has, or whose content differs. Equal content has an equal manifest.
+/// Returns the files that only one of the backups has, or whose content differs. The manifest of a file, unlike that of a
+/// disk, depends on its content alone.
 fn changed_files(before: &Entry, after: &Entry) -> Vec<FileJson> {
     let what = |(one, other): Pair<'_>| match (one, other) {
         (Some(one), Some(other)) if one.manifest == other.manifest => None,

@@ -75,7 +75,7 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
     print_damage(context, &found.damage);
     let got = format!(
         "{} restored in {}",
-        units::count(repaired.blocks + repaired.segments, "damaged block"),
+        units::count(repaired.blocks + repaired.nodes, "damaged block"),
         units::duration(clock.elapsed())
     );
     let good = found.damage.is_empty() && records.is_empty() && tables.left.is_empty();
@@ -98,7 +98,7 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
         damaged_tables: tables.left,
         accepted_changes: accepted.clone(),
         mended_blocks: repaired.blocks,
-        mended_segments: repaired.segments,
+        mended_segments: repaired.nodes,
         damage: found.damage.iter().map(DamageJson::new).collect(),
         damaged_records: records,
     })?;

@@ -1,6 +1,7 @@
 use super::*;
 use crate::block::BlockSize;
-use crate::id::BlockId;
+use crate::error::ErrorKind;
+use crate::id::{BlockId, NodeId};
 use crate::store::StoreWriter;
 use crate::store::memory::MemoryStore;
 use crate::store::{Identity, Located, Note, Record, StoreReader, Stored, Wanted};
@@ -90,9 +91,9 @@ impl StoreReader for Counting<'_> {
     fn get(&self, _: &[Wanted]) -> Vec<Result<Stored>> {
         panic!("a diff reads no block");
     }
-    fn segments(&self, ids: &[SegmentId]) -> Vec<Result<Vec<u8>>> {
+    fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
         self.1.lock().expect("whole").push(ids.len());
-        self.0.segments(ids)
+        self.0.nodes(ids)
     }
     fn records(&self) -> Result<Vec<Record>> {
         self.0.records()
@@ -112,8 +113,8 @@ fn only_segments_that_differ_are_read_and_many_at_once() {
     let counting = Counting(&store, Mutex::default());
     let (ranges, found) = run(&counting, &before, &after);
     assert_eq!((ranges.len(), found.total_bytes()), (20, 20 * BLOCK));
-    // Two roots; then 16 pairs, of which one half is a segment of zeros that is not stored; then the other 4.
-    assert_eq!(*counting.1.lock().expect("whole"), [2, 31, 8]);
+    // A root and a page of each; then 16 pairs, of which one half is a segment of zeros that is not stored; then the other 4.
+    assert_eq!(*counting.1.lock().expect("whole"), [1, 1, 1, 1, 31, 8]);
 }
 
 #[test]
@@ -158,8 +159,8 @@ fn a_manifest_that_is_missing_is_an_error() {
     let (here, elsewhere) = (whole(&store, &[1]), whole(&other, &[2]));
     let error = diff(&store, &here, &elsewhere, &mut |_| ()).expect_err("not there");
     assert_eq!(error.kind(), ErrorKind::Corrupt);
-    let (id, root) = (elsewhere.manifest, other.segments(&[elsewhere.manifest]).remove(0));
-    store.put_segments(vec![(id, root.expect("reads"))]).expect("puts");
+    let (id, root) = (elsewhere.manifest, other.nodes(&[elsewhere.manifest]).remove(0));
+    store.put_nodes(vec![(id, root.expect("reads"))]).expect("puts");
     let error = diff(&store, &here, &elsewhere, &mut |_| ()).expect_err("not there");
     assert_eq!(error.kind(), ErrorKind::Corrupt);
 }

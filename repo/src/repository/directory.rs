@@ -108,7 +108,9 @@ impl Directory {
                 found,
                 supported: LAYOUT_FORMAT,
             }),
-            Some(_) if key_check.is_none() && path.join("keys").exists() => Err(super::says_nothing_of_keys(path)),
+            Some(_) if key_check.is_none() && path.join("keys").exists() => {
+                Err(Error::MarkerDamaged { path: path.to_owned() })
+            }
             Some(_) => Ok(Self {
                 path: fs::canonicalize(path).map_err(Error::io("open", path))?,
                 marker: Marker {

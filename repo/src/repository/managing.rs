@@ -69,9 +69,10 @@ impl Manager {
         }
         let mut all = notes.to_vec();
         all.extend(forget.iter().map(|key| state::note_of(key, State::default())));
-        let changing = self.writer.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut generation = self.writer.generation.lock().unwrap_or_else(PoisonError::into_inner);
+        *generation = None;
         self.store.amend(forget, &all)?;
-        drop(changing);
+        drop(generation);
         self.writer.keeper.publish()
     }
 
@@ -97,7 +98,8 @@ impl Manager {
         let marked = started.elapsed();
         let used_before_bytes = keeper.room()?.used_bytes;
         let mut published_bytes = 0;
-        let changing = self.writer.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut generation = self.writer.generation.lock().unwrap_or_else(PoisonError::into_inner);
+        *generation = None;
         let swept = self.store.retain(&live, thrift, &mut |removed_bytes| {
             progress(removed_bytes);
             // The view before keeps all that was removed since on the disk.
@@ -110,7 +112,7 @@ impl Manager {
                 false => Ok(()),
             }
         });
-        drop(changing);
+        drop(generation);
         if !thrift.dry_run {
             keeper.publish()?;
         }
@@ -129,7 +131,7 @@ impl Manager {
 pub struct Pruned {
     /// Backups that are kept.
     pub backups: u64,
-    /// Blocks and segments that were found and removed.
+    /// Blocks and nodes of manifests that were found and removed.
     pub swept: Swept,
     /// Time that the marking took.
     pub marked: Duration,

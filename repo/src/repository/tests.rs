@@ -2,6 +2,7 @@ use std::fs;
 
 use super::directory::{MARKER, views};
 use super::*;
+use crate::ErrorKind;
 use crate::backup::{Entry, Image};
 use crate::standing::Standing;
 use crate::store::rocks::{RocksStore, path_in};

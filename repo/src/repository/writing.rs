@@ -15,8 +15,8 @@ use crate::store::{Identity, Record, StoreWriter};
 pub struct Writer {
     store: Arc<dyn StoreWriter>,
     identity: Identity,
-    /// Held while the store's generation changes, so that a backup knows the one that it comes with.
-    pub(super) changing: Mutex<()>,
+    /// The store's generation, if it is known. Locked while it changes, so that a backup knows the one that it comes with.
+    pub(super) generation: Mutex<Option<u64>>,
     /// Dropped last: it lets the next writer in.
     pub(super) keeper: Arc<dyn Keeper>,
 }
@@ -26,7 +26,7 @@ impl Writer {
         Self {
             store,
             identity,
-            changing: Mutex::default(),
+            generation: Mutex::default(),
             keeper,
         }
     }
@@ -48,7 +48,12 @@ impl Writer {
 
     /// All backups.
     pub fn catalogue(&self) -> Result<Catalogue> {
-        Catalogue::load(&*self.store)
+        let catalogue = Catalogue::load(&*self.store)?;
+        let mut known = self.generation.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another thread may have committed since.
+        *known = Some(known.map_or(catalogue.generation(), |known| known.max(catalogue.generation())));
+        drop(known);
+        Ok(catalogue)
     }
 
     /// Notes about the backups.
@@ -57,17 +62,22 @@ impl Writer {
     }
 
     /// Makes a backup visible. Everything it names must have been put; all of it is durable when this returns.
-    /// Its `format` is set to what it needs, and its `sequence` to the generation that it comes with.
+    /// Its `sequence` is set to the generation that it comes with.
     pub fn commit(&self, mut backup: Backup) -> Result<Committed> {
         backup.check()?;
-        backup.format = backup.needed_format();
-        let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        backup.sequence = self.store.generation()? + 1;
+        let mut known = self.generation.lock().unwrap_or_else(PoisonError::into_inner);
+        // If the commit fails, it is not known whether it was written.
+        let generation = match known.take() {
+            Some(generation) => generation,
+            None => self.store.generation()?,
+        };
+        backup.sequence = generation + 1;
         let bytes = backup.encode();
         let id = BackupId(self.store.hashing().content(&bytes));
         let key = backup.spec();
         self.store.commit(&Record { key, bytes })?;
-        drop(changing);
+        *known = Some(generation + 1);
+        drop(known);
         Ok(Committed {
             entry: Entry { id, backup },
             unpublished: self.keeper.publish().err(),

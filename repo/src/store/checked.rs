@@ -2,9 +2,9 @@
 //!
 //! | answer | must have |
 //! |---|---|
-//! | `locate`, `get`, `segments` | one part for each thing in the question |
+//! | `locate`, `get`, `nodes` | one part for each thing in the question |
 //! | a block of `get` | as many pages as were wanted; their lengths are proved by [`crate::codec::Header::open_page`] |
-//! | `records`, `notes` | each name once |
+//! | `records`, `listing`, `notes` | each name once |
 //!
 //! Any other answer is an error of kind Corrupt. The check proves no content: the code that opens the content does
 //! that.
@@ -13,13 +13,13 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::{
-    Distance, Identity, Live, Located, Note, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept, Thrift,
-    Wanted,
+    Distance, Identity, Listing, Live, Located, Note, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept,
+    Thrift, Wanted,
 };
 use crate::block::Hashing;
 use crate::codec::Sealed;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{BlockId, SegmentId};
+use crate::id::{BlockId, NodeId};
 
 /// A store whose answers are checked against the questions.
 pub struct Checked<S: ?Sized>(Arc<S>);
@@ -40,15 +40,15 @@ pub(crate) fn get(store: &(impl StoreReader + ?Sized), wanted: &[Wanted]) -> Vec
         .collect()
 }
 
-/// Reads segments or roots. Returns one result for each, in order.
-pub(crate) fn segments(store: &(impl StoreReader + ?Sized), ids: &[SegmentId]) -> Vec<Result<Vec<u8>>> {
-    each(store.segments(ids), ids.len(), "read a manifest")
+/// Reads nodes of manifests. Returns one result for each, in order.
+pub(crate) fn nodes(store: &(impl StoreReader + ?Sized), ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
+    each(store.nodes(ids), ids.len(), "read a manifest")
 }
 
-/// Reads a single segment or root.
-pub(crate) fn segment_one(store: &(impl StoreReader + ?Sized), id: SegmentId) -> Result<Vec<u8>> {
-    // `segments` returns as many answers as there are questions.
-    segments(store, &[id]).swap_remove(0)
+/// Reads a single node.
+pub(crate) fn node(store: &(impl StoreReader + ?Sized), id: NodeId) -> Result<Vec<u8>> {
+    // `nodes` returns as many answers as there are questions.
+    nodes(store, &[id]).swap_remove(0)
 }
 
 fn wrong_count(doing: &'static str, answers: usize, questions: usize) -> Error {
@@ -133,8 +133,8 @@ impl<S: StoreReader + ?Sized> StoreReader for Checked<S> {
         get(&*self.0, wanted)
     }
 
-    fn segments(&self, ids: &[SegmentId]) -> Vec<Result<Vec<u8>>> {
-        segments(&*self.0, ids)
+    fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
+        nodes(&*self.0, ids)
     }
 
     fn records(&self) -> Result<Vec<Record>> {
@@ -153,6 +153,12 @@ impl<S: StoreReader + ?Sized> StoreReader for Checked<S> {
         self.0.foreign_changes()
     }
 
+    fn listing(&self) -> Result<Listing> {
+        let listing = self.0.listing()?;
+        once(listing.records.iter().map(|record| &*record.key), "list the backups")?;
+        Ok(listing)
+    }
+
     fn epoch(&self) -> Result<Option<u64>> {
         self.0.epoch()
     }
@@ -167,8 +173,8 @@ impl<S: StoreWriter + ?Sized> StoreWriter for Checked<S> {
         self.0.put(blocks)
     }
 
-    fn put_segments(&self, segments: Vec<(SegmentId, Vec<u8>)>) -> Result<()> {
-        self.0.put_segments(segments)
+    fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
+        self.0.put_nodes(nodes)
     }
 
     fn flush(&self) -> Result<()> {

@@ -6,8 +6,8 @@ use super::{Live, Note, Record, StoreManager, Swept, Thrift, Wanted};
 use crate::block::{BlockSize, PAGE_BYTES};
 use crate::codec::{Compression, Header, Sealed, Sealer};
 use crate::error::{Error, ErrorKind};
-use crate::id::{BlockId, SegmentId};
-use crate::manifest::encode_segment;
+use crate::id::{BlockId, NodeId};
+use crate::tests::testing::segment;
 
 /// Runs all cases, each on a new store.
 pub(crate) fn check(make: impl Fn(BlockSize) -> Box<dyn StoreManager>) {
@@ -17,7 +17,7 @@ pub(crate) fn check(make: impl Fn(BlockSize) -> Box<dyn StoreManager>) {
         parts_of_a_block_are_got_alone,
         putting_twice_changes_nothing,
         one_missing_block_does_not_keep_the_others_back,
-        segments_are_kept_under_their_names,
+        nodes_are_kept_under_their_names,
         records_are_listed_in_order_and_never_replaced,
         many_threads_may_put_the_same,
         what_readers_see_has_a_generation,
@@ -132,13 +132,13 @@ fn one_missing_block_does_not_keep_the_others_back(store: &dyn StoreManager) {
     assert!(answers[2].is_err());
 }
 
-fn segments_are_kept_under_their_names(store: &dyn StoreManager) {
-    let (id, bytes) = encode_segment(store.hashing(), &[Some(BlockId([7; 32])), None]).expect("not zero");
+fn nodes_are_kept_under_their_names(store: &dyn StoreManager) {
+    let (id, bytes) = segment(store.hashing(), &[Some(BlockId([7; 32])), None]);
     store
-        .put_segments(vec![(id, bytes.clone()), (id, bytes.clone())])
+        .put_nodes(vec![(id, bytes.clone()), (id, bytes.clone())])
         .expect("puts");
     store.flush().expect("flushes");
-    let answers = store.segments(&[SegmentId([9; 32]), id]);
+    let answers = store.nodes(&[NodeId([9; 32]), id]);
     assert_eq!(answers[0].as_ref().map_err(Error::kind), Err(ErrorKind::Corrupt));
     assert_eq!(answers[1].as_ref().expect("is there"), &bytes);
 }
@@ -249,23 +249,23 @@ fn a_condemned_block_is_stored_anew_once(store: &dyn StoreManager) {
     assert_eq!(count, 2);
 }
 
-/// Returns eight blocks and two segments of which every second one is live.
+/// Returns eight blocks and two nodes of which every second one is live.
 fn half_live(store: &dyn StoreManager) -> (Vec<Sealed>, Live) {
     let blocks: Vec<_> = (0..8).map(|seed| sealed(store, seed, 4)).collect();
     store.put(blocks.clone()).expect("puts");
     store.flush().expect("flushes");
-    let mut live = Live::default();
+    let mut live = Vec::new();
     for block in blocks.iter().step_by(2) {
         let located = store.locate(&[block.id]).expect("locates")[0].expect("is there");
         assert!(u64::from(located.stored_bytes) >= block.stored_bytes());
         assert_eq!(located.plain_bytes, block.plain_bytes);
-        live.places.insert(located.place);
+        live.push(block.id);
     }
-    let segments: Vec<_> = [1, 2]
-        .map(|seed| encode_segment(store.hashing(), &[Some(BlockId([seed; 32]))]).expect("not zero"))
+    let nodes: Vec<_> = [1, 2]
+        .map(|seed| segment(store.hashing(), &[Some(BlockId([seed; 32]))]))
         .into();
-    live.segments.insert(segments[0].0);
-    store.put_segments(segments).expect("puts");
+    let live = Live::of(&live, &[nodes[0].0]);
+    store.put_nodes(nodes).expect("puts");
     store.flush().expect("flushes");
     (blocks, live)
 }
@@ -289,7 +289,7 @@ fn retain_removes_what_is_not_live_and_nothing_else(store: &dyn StoreManager) {
         .map(|located| u64::from(located.expect("is there").stored_bytes));
     let bytes = |skip| lengths.clone().skip(skip).step_by(2).sum::<u64>();
     assert_eq!((swept.live_bytes, swept.removed_bytes), (bytes(0), bytes(1)));
-    assert_eq!(swept.removed_segments, 1);
+    assert_eq!(swept.removed_nodes, 1);
     for (number, block) in blocks.iter().enumerate() {
         let live = number % 2 == 0;
         assert_eq!(store.locate(&[block.id]).expect("locates")[0].is_some(), live);
@@ -299,8 +299,8 @@ fn retain_removes_what_is_not_live_and_nothing_else(store: &dyn StoreManager) {
             live.then(|| block.pages.clone())
         );
     }
-    let segments: Vec<_> = live.segments.iter().copied().collect();
-    assert!(store.segments(&segments)[0].is_ok());
+    let (id, _) = segment(store.hashing(), &[Some(BlockId([1; 32]))]);
+    assert!(store.nodes(&[id])[0].is_ok());
     // Removed blocks can be put again, and a second sweep finds nothing.
     assert_eq!(retain(store, &live, 0.0, false).removed_blocks, 0);
     store.put(blocks.clone()).expect("puts");
@@ -317,7 +317,7 @@ fn retain_keeps_a_little_that_is_unused_and_a_dry_run_keeps_all(store: &dyn Stor
     let (blocks, live) = half_live(store);
     let would = retain(store, &live, 0.0, true);
     let kept = retain(store, &live, 100.0, false);
-    assert_eq!((would.removed_blocks, would.removed_segments), (4, 1));
+    assert_eq!((would.removed_blocks, would.removed_nodes), (4, 1));
     assert_eq!((kept.unused_blocks, kept.removed_blocks), (4, 0));
     let ids: Vec<_> = blocks.iter().map(|block| block.id).collect();
     assert!(store.locate(&ids).expect("locates").iter().all(Option::is_some));

@@ -10,12 +10,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::{
-    Distance, Identity, Live, Located, Note, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept, Thrift,
-    Wanted, failed_before,
+    Distance, Identity, Listing, Live, Located, Note, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept,
+    Thrift, Wanted, failed_before,
 };
 use crate::codec::Sealed;
 use crate::error::Result;
-use crate::id::{BlockId, SegmentId};
+use crate::id::{BlockId, NodeId};
 
 /// Bytes of puts that may be on their way.
 pub const WINDOW_BYTES: u64 = 64 << 20;
@@ -65,7 +65,7 @@ struct LaneState {
 
 enum Put {
     Blocks(Vec<Sealed>),
-    Segments(Vec<(SegmentId, Vec<u8>)>),
+    Nodes(Vec<(NodeId, Vec<u8>)>),
 }
 
 impl Lane {
@@ -88,7 +88,7 @@ impl Lane {
                     std::thread::sleep(at.saturating_duration_since(Instant::now()));
                     let done = match put {
                         Put::Blocks(blocks) => store.put(blocks),
-                        Put::Segments(segments) => store.put_segments(segments),
+                        Put::Nodes(nodes) => store.put_nodes(nodes),
                     };
                     state = self.lock();
                     state.arrived += 1;
@@ -214,9 +214,9 @@ impl<S: StoreManager + 'static> StoreReader for Delayed<S> {
         self.store.get(wanted)
     }
 
-    fn segments(&self, ids: &[SegmentId]) -> Vec<Result<Vec<u8>>> {
+    fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
         self.wait();
-        self.store.segments(ids)
+        self.store.nodes(ids)
     }
 
     fn records(&self) -> Result<Vec<Record>> {
@@ -228,6 +228,11 @@ impl<S: StoreManager + 'static> StoreReader for Delayed<S> {
         self.wait();
         self.store.notes()
     }
+
+    fn listing(&self) -> Result<Listing> {
+        self.wait();
+        self.store.listing()
+    }
 }
 
 impl<S: StoreManager + 'static> StoreWriter for Delayed<S> {
@@ -236,9 +241,9 @@ impl<S: StoreManager + 'static> StoreWriter for Delayed<S> {
         self.send(bytes, Put::Blocks(blocks))
     }
 
-    fn put_segments(&self, segments: Vec<(SegmentId, Vec<u8>)>) -> Result<()> {
-        let bytes = segments.iter().map(|(_, bytes)| bytes.len() as u64).sum();
-        self.send(bytes, Put::Segments(segments))
+    fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
+        let bytes = nodes.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        self.send(bytes, Put::Nodes(nodes))
     }
 
     fn flush(&self) -> Result<()> {

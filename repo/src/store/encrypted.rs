@@ -1,20 +1,27 @@
 //! Encryption at rest: wraps another store, which keeps the content without being able to read it.
 //!
-//! The store below sees the number of blocks, segments, records and notes, the times when they were stored, their
-//! order, and their padded lengths. Ids are keyed hashes ([`Hashing::Keyed`]), so it can't compare them with those of
+//! The store below sees the number of blocks, nodes of manifests, records and notes, the times when they were stored, their
+//! order, their padded lengths, and what they name. Ids are keyed hashes ([`Hashing::Keyed`]), so it can't compare them with those of
 //! known files. `cipher.rs` describes the sealing; SALT is 24 random bytes.
 //!
 //! | what | name of the sealed thing | as it is stored |
 //! |---|---|---|
 //! | block | `B`, id | header: SALT, sealed header (part 0), with zeros up to the length of a full block's; row n of its pages, see `rows.rs`: sealed (part n + 1) |
-//! | segment | `S`, id | SALT, sealed segment (part 0), padded |
-//! | record | `R`, key as stored | SALT, sealed (length of the key as u16, little-endian; key; record) (part 0), padded |
+//! | node of a manifest | `S`, id | head, see [`crate::manifest`]; SALT, sealed body (part 0), padded |
+//! | record | `R`, key as stored, ROOTS | ROOTS; SALT, sealed (length of the key as u16, little-endian; key; record) (part 0), padded |
 //! | note | `N`, name as stored | SALT, sealed (length of the name; name; value) (part 0), padded |
 //!
 //! Keys of records and names of notes are stored as 64 hexadecimal digits: the keyed hash of `R` or `N` and the key or
 //! name. A block's plain length is given to the store below XORed with the start of the keyed hash of `L` and its id.
-//! The padded form is: length as u32, little-endian; bytes; zeros up to a multiple of 4 KiB, or of 512 bytes for a
-//! note. All padding is sealed, and proved when it is read.
+//! The padded form is: length as u32, little-endian; bytes; zeros up to a multiple of 4 KiB for a record, and of 512
+//! bytes for a node or note. All padding is sealed, and proved when it is read. ROOTS are the manifests that a record
+//! names: their number as u32, little-endian, and their ids, ascending.
+//!
+//! # What can be followed without the key
+//!
+//! ROOTS and the heads of nodes say which blocks a backup needs ([`roots_below`]), so the holder of the store can mark
+//! what is live, and copy a backup or check that all of it is there. It learns which blocks belong to one GiB of a disk, and
+//! how many of them changed from one backup to the next, but not where on the disk they stand.
 //!
 //! # Information in the lengths
 //!
@@ -34,23 +41,25 @@ mod set;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::{
-    Distance, Identity, Live, Located, Note, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept, Thrift,
-    Wanted,
+    Distance, Identity, Listing, Live, Located, Note, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept,
+    Thrift, Wanted,
 };
+use crate::backup::Backup;
 use crate::block::{Hashing, keyed_hash};
 use crate::cipher::{Cipher, OpenKey, SALT_BYTES};
 use crate::codec::Sealed;
 use crate::error::{Error, Result};
-use crate::id::{BlockId, SegmentId, to_hex};
+use crate::id::{BlockId, NodeId, to_hex};
 use crate::keys::Keys;
+use crate::manifest::Head;
 use epoch::{Epoch, Set};
 use rows::{pad, unpad};
 
-/// Records, segments and roots are padded to a multiple of this.
-const LARGE_UNIT: usize = 4096;
+/// Records are padded to a multiple of this.
+const RECORD_UNIT: usize = 4096;
 
-/// Notes are padded to a multiple of this.
-const NOTE_UNIT: usize = 512;
+/// Notes and nodes of manifests are padded to a multiple of this.
+const SMALL_UNIT: usize = 512;
 
 /// A store that encrypts what it gives to `S`.
 pub struct Encrypted<S: ?Sized> {
@@ -136,16 +145,21 @@ impl<S: ?Sized> Encrypted<S> {
         let hidden = self.hidden(kind, name);
         let length = u16::try_from(name.len()).expect("names have at most 255 characters");
         let plain = [&length.to_le_bytes()[..], name.as_bytes(), bytes].concat();
-        let unit = match kind {
-            NOTE => NOTE_UNIT,
-            _ => LARGE_UNIT,
+        let (roots, unit) = match kind {
+            RECORD => (roots_of(bytes), RECORD_UNIT),
+            _ => (Vec::new(), SMALL_UNIT),
         };
-        let sealed = self.seal(kind, hidden.as_bytes(), pad(&plain, unit))?;
-        Ok((hidden, sealed))
+        let sealed = self.seal(kind, &[hidden.as_bytes(), &roots].concat(), pad(&plain, unit))?;
+        Ok((hidden, [roots, sealed].concat()))
     }
 
     fn open_named(&self, kind: u8, hidden: &str, bytes: &[u8]) -> Option<(String, Vec<u8>)> {
-        let (_, plain) = self.open(kind, hidden.as_bytes(), bytes)?;
+        let roots = match kind {
+            RECORD => 4 + 32 * roots_below(bytes)?.len(),
+            _ => 0,
+        };
+        let (roots, sealed) = bytes.split_at_checked(roots)?;
+        let (_, plain) = self.open(kind, &[hidden.as_bytes(), roots].concat(), sealed)?;
         let plain = unpad(&plain)?;
         let (length, rest) = plain.split_first_chunk()?;
         let (name, bytes) = rest.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
@@ -154,6 +168,19 @@ impl<S: ?Sized> Encrypted<S> {
 }
 
 impl<S: StoreReader + ?Sized> Encrypted<S> {
+    fn open_records(&self, records: Vec<Record>) -> Vec<Record> {
+        let mut records: Vec<_> = records
+            .into_iter()
+            .map(|record| match self.open_named(RECORD, &record.key, &record.bytes) {
+                Some((key, bytes)) => Record { key, bytes },
+                // Decoding it will report the damage.
+                None => record,
+            })
+            .collect();
+        records.sort_by(|one, other| one.key.cmp(&other.key));
+        records
+    }
+
     fn has_record(&self, record: &Record) -> Result<bool> {
         let hidden = self.hidden(RECORD, &record.key);
         let stored = self.store.records()?.into_iter().find(|stored| stored.key == hidden);
@@ -164,9 +191,29 @@ impl<S: StoreReader + ?Sized> Encrypted<S> {
 
 const LENGTH: u8 = b'L';
 const BLOCK: u8 = b'B';
-const SEGMENT: u8 = b'S';
+const NODE: u8 = b'S';
 const RECORD: u8 = b'R';
 const NOTE: u8 = b'N';
+
+/// Returns the manifests that a record names, in the form that is stored with it.
+fn roots_of(record: &[u8]) -> Vec<u8> {
+    let backup = serde_json::from_slice::<Backup>(record);
+    let mut roots: Vec<_> = backup
+        .iter()
+        .flat_map(|backup| backup.stored().map(|image| image.manifest.0))
+        .collect();
+    roots.sort_unstable();
+    roots.dedup();
+    [&(roots.len() as u32).to_le_bytes(), roots.as_flattened()].concat()
+}
+
+/// Returns the manifests that a sealed record names. Needs no key and proves nothing; `None` if the record is cut off.
+pub fn roots_below(sealed_record: &[u8]) -> Option<Vec<NodeId>> {
+    let (count, rest) = sealed_record.split_first_chunk()?;
+    let roots = rest.get(..(u32::from_le_bytes(*count) as usize).checked_mul(32)?)?;
+    let (roots, _) = roots.as_chunks();
+    Some(roots.iter().copied().map(NodeId).collect())
+}
 
 fn thing(kind: u8, name: &[u8]) -> Vec<u8> {
     [&[kind], name].concat()
@@ -214,31 +261,39 @@ impl<S: StoreReader + ?Sized> StoreReader for Encrypted<S> {
         self.read_blocks(wanted)
     }
 
-    fn segments(&self, ids: &[SegmentId]) -> Vec<Result<Vec<u8>>> {
-        let open = |(bytes, &id): (Result<Vec<u8>>, &SegmentId)| {
-            let opened = self.open(SEGMENT, &id.0, &bytes?);
-            let plain = opened.and_then(|(_, plain)| unpad(&plain));
-            plain.ok_or_else(|| Error::SegmentDamaged {
+    fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
+        let open = |(bytes, &id): (Result<Vec<u8>>, &NodeId)| {
+            let bytes = bytes?;
+            let plain = || {
+                let (head, body) = bytes.split_at_checked(Head::len_in(&bytes)?)?;
+                let (_, body) = self.open(NODE, &id.0, body)?;
+                Some([head, &unpad(&body)?].concat())
+            };
+            plain().ok_or_else(|| Error::NodeDamaged {
                 id,
                 what: "it can't be decrypted".into(),
             })
         };
-        self.store.segments(ids).into_iter().zip(ids).map(open).collect()
+        self.store.nodes(ids).into_iter().zip(ids).map(open).collect()
     }
 
     fn records(&self) -> Result<Vec<Record>> {
-        let mut records: Vec<_> = self
-            .store
-            .records()?
-            .into_iter()
-            .map(|record| match self.open_named(RECORD, &record.key, &record.bytes) {
-                Some((key, bytes)) => Record { key, bytes },
-                // Decoding it will report the damage.
-                None => record,
-            })
-            .collect();
-        records.sort_by(|one, other| one.key.cmp(&other.key));
-        Ok(records)
+        Ok(self.open_records(self.store.records()?))
+    }
+
+    fn listing(&self) -> Result<Listing> {
+        // Prevents changes between the readings of the set's two halves.
+        let mut held = self.set();
+        let below = self.store.listing()?;
+        let set = self.set_of(&below.records, self.store.notes()?);
+        let foreign_changes = set.differences();
+        // The next change need not read it again.
+        *held = Some(set);
+        Ok(Listing {
+            records: self.open_records(below.records),
+            foreign_changes,
+            generation: below.generation,
+        })
     }
 
     fn notes(&self) -> Result<Vec<Note>> {
@@ -264,13 +319,7 @@ impl<S: StoreReader + ?Sized> StoreReader for Encrypted<S> {
     }
 
     fn foreign_changes(&self) -> Result<Vec<String>> {
-        // Prevents changes between the readings of the set's two halves.
-        let mut held = self.set();
-        let set = self.read_set()?;
-        let differences = set.differences();
-        // The next change need not read it again.
-        *held = Some(set);
-        Ok(differences)
+        Ok(self.listing()?.foreign_changes)
     }
 
     fn epoch(&self) -> Result<Option<u64>> {
@@ -292,15 +341,18 @@ impl<S: StoreWriter + ?Sized> StoreWriter for Encrypted<S> {
         self.store.put(self.seal_blocks(blocks)?)
     }
 
-    fn put_segments(&self, segments: Vec<(SegmentId, Vec<u8>)>) -> Result<()> {
-        // A segment that is sealed again differs from the stored one, and would be stored again.
-        let ids: Vec<_> = segments.iter().map(|(id, _)| *id).collect();
-        let stored = self.segments(&ids);
-        let changed = segments.into_iter().zip(stored);
+    fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
+        // A node that is sealed again differs from the stored one, and would be stored again.
+        let ids: Vec<_> = nodes.iter().map(|(id, _)| *id).collect();
+        let stored = self.nodes(&ids);
+        let changed = nodes.into_iter().zip(stored);
         let changed = changed.filter(|((_, bytes), stored)| !stored.as_ref().is_ok_and(|stored| stored == bytes));
-        let seal =
-            |((id, bytes), _): ((SegmentId, Vec<u8>), _)| Ok((id, self.seal(SEGMENT, &id.0, pad(&bytes, LARGE_UNIT))?));
-        self.store.put_segments(changed.map(seal).collect::<Result<_>>()?)
+        let seal = |((id, bytes), _): ((NodeId, Vec<u8>), _)| {
+            let (head, body) = bytes.split_at(Head::len_in(&bytes).unwrap_or(0));
+            let sealed = self.seal(NODE, &id.0, pad(body, SMALL_UNIT))?;
+            Ok((id, [head, &sealed].concat()))
+        };
+        self.store.put_nodes(changed.map(seal).collect::<Result<_>>()?)
     }
 
     fn flush(&self) -> Result<()> {

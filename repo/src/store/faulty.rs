@@ -13,7 +13,7 @@ use super::{
 use crate::block::Hashing;
 use crate::codec::Sealed;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{BlockId, SegmentId};
+use crate::id::{BlockId, NodeId};
 
 /// Calls that count, and may fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,8 +169,8 @@ impl StoreReader for FaultyStore {
         answers.map(|answer| self.read().and(answer)).collect()
     }
 
-    fn segments(&self, ids: &[SegmentId]) -> Vec<Result<Vec<u8>>> {
-        let answers = self.inner.segments(ids).into_iter();
+    fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
+        let answers = self.inner.nodes(ids).into_iter();
         answers.map(|answer| self.read().and(answer)).collect()
     }
 
@@ -200,8 +200,8 @@ impl StoreWriter for FaultyStore {
         self.put_of(blocks, |some| self.inner.put(some))
     }
 
-    fn put_segments(&self, segments: Vec<(SegmentId, Vec<u8>)>) -> Result<()> {
-        self.put_of(segments, |some| self.inner.put_segments(some))
+    fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
+        self.put_of(nodes, |some| self.inner.put_nodes(some))
     }
 
     fn flush(&self) -> Result<()> {
@@ -310,16 +310,14 @@ mod tests {
 
     const WRITES: [Call; 8] = [
         ("put", |store| store.put(vec![block(1)])),
-        ("put_segments", |store| {
-            store.put_segments(vec![(SegmentId([1; 32]), vec![1])])
-        }),
+        ("put_nodes", |store| store.put_nodes(vec![(NodeId([1; 32]), vec![1])])),
         ("flush", |store| store.flush()),
         ("commit", |store| store.commit(&record())),
         ("amend", |store| store.amend(&["a@1".into()], &[])),
         ("condemn", |store| store.condemn(&[block(1).id])),
         ("pardon", |store| store.pardon(&[block(1).id])),
         ("retain", |store| {
-            store.retain(&Live::default(), ALL, &mut |_| Ok(())).map(drop)
+            store.retain(&Live::of(&[], &[]), ALL, &mut |_| Ok(())).map(drop)
         }),
     ];
 
@@ -373,7 +371,7 @@ mod tests {
         assert_eq!(there.iter().flatten().count(), 2);
         store.put(blocks.to_vec()).expect("puts");
         assert!(store.is_broken() && store.flush().is_err() && store.commit(&record()).is_err());
-        assert!(store.retain(&Live::default(), ALL, &mut |_| Ok(())).is_err());
+        assert!(store.retain(&Live::of(&[], &[]), ALL, &mut |_| Ok(())).is_err());
         assert_eq!(store.records().expect("lists"), []);
         assert_eq!(store.locate(&ids).expect("locates").iter().flatten().count(), 4);
         store.amend(&[], &[]).expect("needs no barrier");

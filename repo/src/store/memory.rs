@@ -9,7 +9,7 @@ use super::{
 use crate::block::BlockSize;
 use crate::codec::Sealed;
 use crate::error::{Error, Result};
-use crate::id::{BlockId, SegmentId};
+use crate::id::{BlockId, NodeId};
 
 /// Keeps everything in memory.
 pub struct MemoryStore {
@@ -20,7 +20,7 @@ pub struct MemoryStore {
 #[derive(Default)]
 struct Inner {
     blocks: HashMap<BlockId, (Place, Sealed)>,
-    segments: HashMap<SegmentId, Vec<u8>>,
+    nodes: HashMap<NodeId, Vec<u8>>,
     records: BTreeMap<String, Vec<u8>>,
     notes: BTreeMap<String, Vec<u8>>,
     condemned: HashSet<BlockId>,
@@ -82,6 +82,14 @@ impl MemoryStore {
     }
 }
 
+#[cfg(test)]
+impl MemoryStore {
+    /// Returns the length of all manifests.
+    pub(crate) fn node_bytes(&self) -> u64 {
+        self.lock().nodes.values().map(|bytes| bytes.len() as u64).sum()
+    }
+}
+
 impl StoreReader for MemoryStore {
     fn identity(&self) -> Result<Identity> {
         Ok(self.identity.clone())
@@ -126,11 +134,11 @@ impl StoreReader for MemoryStore {
         wanted.iter().map(one).collect()
     }
 
-    fn segments(&self, ids: &[SegmentId]) -> Vec<Result<Vec<u8>>> {
+    fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
         let inner = self.lock();
         ids.iter()
             .map(|&id| {
-                inner.segments.get(&id).cloned().ok_or_else(|| Error::SegmentDamaged {
+                inner.nodes.get(&id).cloned().ok_or_else(|| Error::NodeDamaged {
                     id,
                     what: "it is missing".into(),
                 })
@@ -177,8 +185,8 @@ impl StoreWriter for MemoryStore {
         Ok(())
     }
 
-    fn put_segments(&self, segments: Vec<(SegmentId, Vec<u8>)>) -> Result<()> {
-        self.lock().segments.extend(segments);
+    fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
+        self.lock().nodes.extend(nodes);
         Ok(())
     }
 
@@ -227,7 +235,7 @@ impl StoreManager for MemoryStore {
         let mut unused = Vec::new();
         for (id, block) in &inner.blocks {
             let bytes = block.1.stored_bytes();
-            if live.places.contains(block.0) {
+            if live.has_block(id) {
                 swept.live_blocks += 1;
                 swept.live_bytes += bytes;
             } else {
@@ -242,14 +250,13 @@ impl StoreManager for MemoryStore {
         } else {
             unused.clear();
         }
-        let segments = inner.segments.len();
-        swept.removed_segments =
-            (segments - inner.segments.keys().filter(|id| live.segments.contains(id)).count()) as u64;
+        let nodes = inner.nodes.len();
+        swept.removed_nodes = (nodes - inner.nodes.keys().filter(|id| live.has_node(id)).count()) as u64;
         if !thrift.dry_run {
             for id in unused {
                 inner.blocks.remove(&id);
             }
-            inner.segments.retain(|id, _| live.segments.contains(id));
+            inner.nodes.retain(|id, _| live.has_node(id));
             step(swept.removed_bytes)?;
         }
         Ok(swept)

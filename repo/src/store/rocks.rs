@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `blocks` | sequence number (u64), part (u16), big-endian | part 0: block id, plain and stored length (u32), header; part n: page n - 1, no row for a page of zeros |
 //! | `index` | block id | sequence number (u64), plain length (u32), stored length (u32), big-endian |
-//! | `segments` | segment id | the segment |
+//! | `nodes` | node id | the node of a manifest |
 //! | `backups` | `GUEST@TIME` | the record |
 //! | `notes` | the note's name | its value |
 //! | `meta` | `identity` | JSON, see [`Identity`] |
@@ -21,7 +21,7 @@
 //!
 //! # What is on disk after each step of a barrier
 //!
-//! 1. Blocks and segments go to RocksDB with its write-ahead log off. A crash loses them or leaves some of them, all
+//! 1. Blocks and nodes go to RocksDB with its write-ahead log off. A crash loses them or leaves some of them, all
 //!    with sequence numbers at or above the stored `barrier`.
 //! 2. `flush_cfs` writes and syncs them. A crash now leaves rows that nothing names.
 //! 3. One synced, logged batch writes their index rows, the new `barrier`, and for a commit the record and
@@ -47,7 +47,7 @@
 //!    block lacks its index row too.
 //!
 //! The next writer removes every block row at or above `barrier` and flushes that removal before it puts anything, so
-//! sequence numbers can be used again. Segments that a crash left are named by their content and stay as they are.
+//! sequence numbers can be used again. Nodes that a crash left are named by their content and stay as they are.
 
 mod check;
 mod options;
@@ -73,7 +73,7 @@ use super::{
 };
 use crate::codec::Sealed;
 use crate::error::{Error, Result};
-use crate::id::{BlockId, SegmentId};
+use crate::id::{BlockId, NodeId};
 
 /// Bytes that one write passes to RocksDB, which holds them twice until the write ends.
 const BATCH_BYTES: usize = 2 << 20;
@@ -257,7 +257,7 @@ impl RocksStore {
             (covered, self.next_sequence.load(Ordering::SeqCst))
         };
         let reader = &self.reader;
-        let families = ["blocks", "segments"].map(|name| reader.family(name));
+        let families = ["blocks", "nodes"].map(|name| reader.family(name));
         reader
             .db
             .flush_cfs_opt(&families, &FlushOptions::default())
@@ -346,8 +346,8 @@ impl StoreReader for RocksStore {
         get_each(wanted, |ids| self.rows(ids), &self.reader)
     }
 
-    fn segments(&self, ids: &[SegmentId]) -> Vec<Result<Vec<u8>>> {
-        self.reader.segments(ids)
+    fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
+        self.reader.nodes(ids)
     }
 
     fn records(&self) -> Result<Vec<Record>> {
@@ -399,11 +399,11 @@ impl StoreWriter for RocksStore {
         self.write("store a block", batch)
     }
 
-    fn put_segments(&self, segments: Vec<(SegmentId, Vec<u8>)>) -> Result<()> {
-        let family = self.reader.family("segments");
+    fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
+        let family = self.reader.family("nodes");
         let mut batch = WriteBatch::default();
-        for (id, bytes) in segments {
-            // The stored segment is read first, so that an unchanged manifest is not written again every day. A segment
+        for (id, bytes) in nodes {
+            // The stored node is read first, so that an unchanged manifest is not written again every day. A node
             // that differs from what it was is written again, which repairs every backup that uses it.
             match self.reader.db.get_pinned_cf(family, id.0) {
                 Ok(Some(stored)) if *stored == *bytes => {}

@@ -1,15 +1,41 @@
 //! Puts plain bytes into a store as an image, for the tests of this crate.
 
+use std::sync::Arc;
+
 use crate::backup::{Backup, Consistency, Image, RECORD_FORMAT};
-use crate::block::{BlockIndex, BlockSize, is_zero};
+use crate::block::{BlockIndex, BlockSize, Hashing, is_zero};
 use crate::codec::{Compression, Sealer};
+use crate::id::NodeId;
+use crate::manifest::{Full, SegmentSlots, Slot};
+use crate::slots::SlotReader;
 use crate::store::StoreWriter;
-use crate::writer::ImageWriter;
+use crate::writer::{Base, ImageWriter};
 
 /// Stores an image, without a record.
 pub(crate) fn store_image(store: &dyn StoreWriter, disk: &str, plain: &[u8]) -> Image {
+    store_image_after(store, disk, plain, None)
+}
+
+/// An image whose segments are all read when they are needed.
+pub(crate) struct Before<'a>(pub(crate) SlotReader<'a>);
+
+impl Base for Before<'_> {
+    fn reader(&self) -> &SlotReader<'_> {
+        &self.0
+    }
+
+    fn segment(&self, number: usize) -> Option<Arc<SegmentSlots>> {
+        let read = self.0.segments(number..number + 1).pop()?;
+        read.ok().map(Arc::new)
+    }
+}
+
+/// Stores an image by comparison with an earlier one, without a record.
+pub(crate) fn store_image_after(store: &dyn StoreWriter, disk: &str, plain: &[u8], before: Option<&Image>) -> Image {
     let block_size = store.identity().expect("identity").block_size;
-    let writer = ImageWriter::create(store, block_size, plain.len() as u64);
+    let before = before.map(|image| SlotReader::open(store, image.manifest).expect("opens"));
+    let before = before.map(|reader| Arc::new(Before(reader)) as Arc<dyn Base>);
+    let writer = ImageWriter::after(store, block_size, plain.len() as u64, before);
     let mut sealer = Sealer::new(Compression::Zstd(1)).expect("a sealer");
     for (index, block) in (0..).zip(plain.chunks(block_size.bytes())) {
         let slot = if is_zero(block) {
@@ -31,6 +57,11 @@ pub(crate) fn store_image(store: &dyn StoreWriter, disk: &str, plain: &[u8]) -> 
             writer.finish().expect("finishes"),
         )
     }
+}
+
+/// Returns the name and the bytes of a full segment, of which one slot at least is not zero.
+pub(crate) fn segment(hashing: Hashing, slots: &[Slot]) -> (NodeId, Vec<u8>) {
+    Full::of(slots).expect("not zero").encode(hashing)
 }
 
 /// Bytes of all kinds: text, noise and runs of zeros of many lengths.

@@ -1,4 +1,4 @@
-//! Names every range of every backup that a damaged block or segment is part of.
+//! Names every range of every backup that a damaged block or node of a manifest is part of.
 //!
 //! Walks the manifests again. A segment without damage is read once, however many backups share it.
 
@@ -9,10 +9,10 @@ use super::Damage;
 use crate::backup::{Entry, Image};
 use crate::block::BlockIndex;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{BlockId, SegmentId};
-use crate::manifest::SEGMENT_SLOTS;
+use crate::id::{BlockId, NodeId};
+use crate::manifest::{PAGE_SEGMENTS, SEGMENT_SLOTS, Segment};
+use crate::slots::SlotReader;
 use crate::store::StoreReader;
-use crate::writer::SlotReader;
 
 /// Damaged blocks, with their plain length and the error.
 pub(super) type BadBlocks = HashMap<BlockId, (usize, String)>;
@@ -22,18 +22,18 @@ pub(super) fn damaged_ranges(
     store: &dyn StoreReader,
     entries: &[Entry],
     bad_blocks: &BadBlocks,
-    bad_segments: &HashSet<SegmentId>,
+    bad_nodes: &HashSet<NodeId>,
     cancel: &AtomicBool,
 ) -> Result<Vec<Damage>> {
     let mut search = Search {
         store,
         bad_blocks,
-        bad_segments,
+        bad_nodes,
         good_segments: HashSet::new(),
         cancel,
         found: Vec::new(),
     };
-    if !bad_blocks.is_empty() || !bad_segments.is_empty() {
+    if !bad_blocks.is_empty() || !bad_nodes.is_empty() {
         for entry in entries {
             for image in entry.backup.stored() {
                 search.image(&Disk { entry, image })?;
@@ -46,9 +46,9 @@ pub(super) fn damaged_ranges(
 struct Search<'a> {
     store: &'a dyn StoreReader,
     bad_blocks: &'a BadBlocks,
-    bad_segments: &'a HashSet<SegmentId>,
+    bad_nodes: &'a HashSet<NodeId>,
     /// Segments that name no damaged block.
-    good_segments: HashSet<SegmentId>,
+    good_segments: HashSet<Segment>,
     cancel: &'a AtomicBool,
     found: Vec<Damage>,
 }
@@ -61,7 +61,7 @@ struct Disk<'a> {
 impl Search<'_> {
     fn image(&mut self, disk: &Disk<'_>) -> Result<()> {
         let manifest = disk.image.manifest;
-        let opened = self.readable(manifest, SlotReader::open(self.store, manifest))?;
+        let opened = self.readable([manifest], SlotReader::open(self.store, manifest))?;
         let reader = match opened {
             Ok(reader) => reader,
             Err(error) => {
@@ -70,22 +70,32 @@ impl Search<'_> {
                 return Ok(());
             }
         };
-        for (number, id) in reader.root().segments.iter().enumerate() {
-            if *id == SegmentId::ZERO || self.good_segments.contains(id) {
+        for number in 0..reader.manifest().segments() {
+            let names = reader.manifest().segment(number).ok();
+            if names.is_some_and(|names| names == Segment::ZERO || self.good_segments.contains(&names)) {
                 continue;
             }
             if self.cancel.load(Ordering::SeqCst) {
                 return Err(Error::Interrupted);
             }
-            self.segment(disk, &reader, number, *id)?;
+            self.segment(disk, &reader, number, names)?;
         }
         Ok(())
     }
 
-    fn segment(&mut self, disk: &Disk<'_>, reader: &SlotReader<'_>, number: usize, id: SegmentId) -> Result<()> {
-        let block_size = reader.root().block_size;
+    /// Searches a segment; `names` is `None` if its page is damaged.
+    fn segment(
+        &mut self,
+        disk: &Disk<'_>,
+        reader: &SlotReader<'_>,
+        number: usize,
+        names: Option<Segment>,
+    ) -> Result<()> {
+        let block_size = reader.manifest().block_size();
         let first = number as u64 * SEGMENT_SLOTS as u64;
-        let slots = match self.readable(id, reader.segment(number))? {
+        let page = reader.manifest().pages()[number / PAGE_SEGMENTS];
+        let nodes = names.into_iter().flat_map(Segment::nodes).chain([page]);
+        let slots = match self.readable(nodes, reader.segment(number))? {
             Ok(slots) => slots,
             Err(error) => {
                 let start = block_size.offset_of(BlockIndex(first));
@@ -105,21 +115,25 @@ impl Search<'_> {
             }
         }
         if self.found.len() == before {
-            self.good_segments.insert(id);
+            self.good_segments.extend(names);
         }
         Ok(())
     }
 
-    /// Separates damage to a root or segment from errors that end the search. A segment that could not be read before
-    /// counts as damaged even if it can be read now: its blocks were not verified.
-    fn readable<T>(&self, id: SegmentId, read: Result<T>) -> Result<Result<T>> {
+    /// Separates damage to `nodes` from errors that end the search. A node that could not be read before counts as
+    /// damaged even if it can be read now: its blocks were not verified.
+    fn readable<T>(&self, nodes: impl IntoIterator<Item = NodeId>, read: Result<T>) -> Result<Result<T>> {
+        let bad = || nodes.into_iter().find(|id| self.bad_nodes.contains(id));
         match read {
             Err(error) if error.kind() != ErrorKind::Corrupt => Err(error),
-            Ok(_) if self.bad_segments.contains(&id) => Ok(Err(Error::SegmentDamaged {
-                id,
-                what: "it could not be read, or only sometimes".into(),
-            })),
-            read => Ok(read),
+            Err(error) => Ok(Err(error)),
+            Ok(read) => Ok(match bad() {
+                None => Ok(read),
+                Some(id) => Err(Error::NodeDamaged {
+                    id,
+                    what: "it could not be read, or only sometimes".into(),
+                }),
+            }),
         }
     }
 }

@@ -1,6 +1,8 @@
 use super::*;
+use crate::backup::Image;
 use crate::block::BlockSize;
 use crate::id::BackupId;
+use crate::slots::SlotReader;
 use crate::state::Rotation;
 use crate::store::StoreManager;
 use crate::store::memory::MemoryStore;
@@ -73,7 +75,7 @@ fn every_place_of_a_damaged_block_is_named() {
 #[test]
 fn a_lost_manifest_is_damage_of_the_whole_disk() {
     let (store, mut entries) = two_days();
-    entries[0].backup.images[0].manifest = SegmentId([5; 32]);
+    entries[0].backup.images[0].manifest = NodeId([5; 32]);
     let report = run(&store, &entries);
     assert_eq!(report.damage.len(), 1);
     assert_eq!(report.damage[0].len_bytes, entries[0].backup.images[0].size_bytes);

@@ -2,8 +2,8 @@ use std::ops::Range;
 
 use proptest::prelude::*;
 use vbk_repo::id::BackupId;
+use vbk_repo::slots::SlotReader;
 use vbk_repo::store::{Live, Thrift};
-use vbk_repo::writer::SlotReader;
 
 use super::*;
 use crate::hints::{Collector, Unchanged, audit};
@@ -219,13 +219,19 @@ fn blocks_that_are_condemned_or_gone_are_read() {
     let size = bytes.len() as u64;
     let first = fixture.backup();
     let manifest = first.entry.backup.images[0].manifest;
-    let segments = {
+    let nodes = {
         let writer = fixture.repository.manager("test", &mut |_| true).expect("locks");
         let reader = SlotReader::open(writer.store(), manifest).expect("opens");
         let slots = reader.segment(0).expect("reads");
         let condemned: Vec<BlockId> = slots[10..30].iter().copied().flatten().collect();
         writer.store().condemn(&condemned).expect("notes");
-        reader.root().segments.clone()
+        let segment = reader.manifest().segment(0).expect("is whole");
+        let pages = reader.manifest().pages();
+        segment
+            .nodes()
+            .chain(pages.iter().copied())
+            .chain([manifest])
+            .collect::<Vec<_>>()
     };
     let (second, warnings) = fixture.hinted(hint(first.entry.id, all(size, BlockSize::MIN), 100));
     assert_eq!(warnings, [""; 0]);
@@ -234,10 +240,7 @@ fn blocks_that_are_condemned_or_gone_are_read() {
     assert!(fixture.read(&second.entry) == bytes);
     {
         let writer = fixture.repository.manager("test", &mut |_| true).expect("locks");
-        let live = Live {
-            segments: segments.into_iter().chain([manifest]).collect(),
-            ..Live::default()
-        };
+        let live = Live::of(&[], &nodes);
         let thrift = Thrift {
             max_unused: 0.0,
             dry_run: false,

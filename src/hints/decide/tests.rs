@@ -1,7 +1,7 @@
 use super::*;
 use crate::snapshot::names::BASE_DIGITS;
 use vbk_repo::backup::{Backup, Consistency, RECORD_FORMAT, SnapshotKind};
-use vbk_repo::id::{BackupId, SegmentId};
+use vbk_repo::id::{BackupId, NodeId};
 use vbk_repo::name::BackupTime;
 use vbk_repo::state::{State, note_of};
 use vbk_repo::store::StoreManager;
@@ -21,7 +21,7 @@ fn entry(days: i64, skipped_bytes: u64, change: impl FnOnce(&mut Image)) -> Entr
     let mut image = Image {
         snapshot: Some(SnapshotKind::Thin),
         skipped_bytes,
-        ..Image::new(disk(), "/dev/vg0/web1", 1 << 30, SegmentId([1; 32]))
+        ..Image::new(disk(), "/dev/vg0/web1", 1 << 30, NodeId([1; 32]))
     };
     change(&mut image);
     Entry {

@@ -69,8 +69,8 @@ impl StoreReader for Short {
         }
         answers
     }
-    fn segments(&self, ids: &[SegmentId]) -> Vec<Result<Vec<u8>>> {
-        let mut answers = self.0.segments(ids);
+    fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
+        let mut answers = self.0.nodes(ids);
         match self.1 {
             Fault::NoSegment => drop(answers.pop()),
             Fault::ManySegments => answers.push(Ok(Vec::new())),
@@ -99,8 +99,8 @@ impl StoreWriter for Short {
         self.0.put(blocks)
     }
 
-    fn put_segments(&self, segments: Vec<(SegmentId, Vec<u8>)>) -> Result<()> {
-        self.0.put_segments(segments)
+    fn put_nodes(&self, segments: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
+        self.0.put_nodes(segments)
     }
 
     fn flush(&self) -> Result<()> {
@@ -260,7 +260,7 @@ fn a_repair_from_a_store_that_answers_short_gets_nothing_and_goes_on() {
             })
             .expect("lists");
         let root = Catalogue::load(&other).expect("loads").entries()[0].backup.images[0].manifest;
-        found.bad_segments.insert(root);
+        found.bad_nodes.insert(root);
         let mut repair = Repair::start(&target, &found).expect("starts");
         repair.from_repository(&other).expect("goes on");
         let (blocks, segments) = repair.mended();

@@ -9,12 +9,18 @@ use crate::store::{Note, Record, StoreManager, StoreReader, StoreWriter};
 
 impl<S: StoreReader + ?Sized> Encrypted<S> {
     /// Reads the set that is stored now. The caller holds the lock.
-    pub(super) fn read_set(&self) -> Result<Set> {
+    fn read_set(&self) -> Result<Set> {
+        let records = self.store.records()?;
+        Ok(self.set_of(&records, self.store.notes()?))
+    }
+
+    /// Returns the set of these stored records and notes.
+    pub(super) fn set_of(&self, records: &[Record], notes: Vec<Note>) -> Set {
         let hidden = self.hidden(NOTE, epoch::NAME);
         let element = |kind, name: &str, bytes: &[u8]| epoch::element(&self.epoch_key, kind, name, bytes);
-        let records = self.store.records()?.into_iter().map(|Record { key, bytes }| {
-            let element = element(RECORD, &key, &bytes);
-            (key, element)
+        let records = records.iter().map(|Record { key, bytes }| {
+            let element = element(RECORD, key, bytes);
+            (key.clone(), element)
         });
         let mut set = Set {
             epoch: None,
@@ -22,7 +28,7 @@ impl<S: StoreReader + ?Sized> Encrypted<S> {
             notes: HashMap::new(),
         };
         let mut has_epoch = false;
-        for Note { name, value } in self.store.notes()? {
+        for Note { name, value } in notes {
             let value = value.unwrap_or_default();
             if name == hidden {
                 has_epoch = true;
@@ -36,7 +42,7 @@ impl<S: StoreReader + ?Sized> Encrypted<S> {
         if !has_epoch && !self.has_begun && set.records.is_empty() && set.notes.is_empty() {
             set.epoch = Some(Epoch::default());
         }
-        Ok(set)
+        set
     }
 }
 

@@ -7,9 +7,9 @@ use crate::block::BlockSize;
 use crate::catalogue::Catalogue;
 use crate::error::ErrorKind;
 use crate::reader::read_whole;
+use crate::slots::SlotReader;
 use crate::state::{PartRead, Rotation, State, States, note_of, note_of_rotation, note_without};
 use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image};
-use crate::writer::SlotReader;
 
 fn encrypted() -> (Arc<MemoryStore>, Encrypted<MemoryStore>) {
     let store = Arc::new(MemoryStore::new(SMALL));
@@ -62,7 +62,7 @@ fn nothing_that_was_put_can_be_seen_below() {
         seen.push(stored.header);
         seen.extend(stored.pages);
     }
-    seen.extend(below.segments(&[made.images[0].manifest]).remove(0).ok());
+    seen.extend(below.nodes(&[made.images[0].manifest]).remove(0).ok());
     for bytes in seen {
         for secret in [&b"secret"[..], &plain[..16]] {
             assert!(!bytes.windows(secret.len()).any(|window| window == secret));
@@ -105,6 +105,38 @@ fn what_was_changed_below_is_damage_and_never_data() {
     assert_eq!(read(ids[5]), Ok(()));
     let other = Encrypted::new(below, &Keys::generate().expect("random bytes"));
     assert!(SlotReader::open(&other, image.manifest).is_err());
+}
+
+#[test]
+fn what_can_be_read_without_the_key_can_not_be_changed_without_it() {
+    let (below, store) = encrypted();
+    let image = store_image(&store, "vda", &mixed_bytes(5, 20 * SMALL.bytes()));
+    let made = backup("web1", "2026-11-20T05-54-00Z", vec![image.clone()]);
+    let (key, bytes) = (made.spec(), made.encode());
+    store.commit(&Record { key, bytes }).expect("commits");
+    let sealed = below.records().expect("lists").remove(0);
+    assert_eq!(roots_below(&sealed.bytes), Some(vec![image.manifest]));
+    for at in [0, 1, 4, 35] {
+        let mut other = sealed.clone();
+        other.bytes[at] ^= 1;
+        below.amend(std::slice::from_ref(&sealed.key), &[]).expect("removes");
+        below.commit(&other).expect("commits");
+        let catalogue = Catalogue::load(&store).expect("loads");
+        assert_eq!(
+            (catalogue.entries().len(), catalogue.damaged().is_empty()),
+            (0, false),
+            "byte {at}"
+        );
+    }
+    let root = below.nodes(&[image.manifest]).remove(0).expect("is there");
+    for at in [0, 1, 2, 4, 8, 39, 40] {
+        let mut other = root.clone();
+        other[at] ^= 1;
+        below.put_nodes(vec![(image.manifest, other)]).expect("puts");
+        assert!(SlotReader::open(&store, image.manifest).is_err(), "byte {at}");
+    }
+    below.put_nodes(vec![(image.manifest, root)]).expect("puts");
+    SlotReader::open(&store, image.manifest).expect("opens");
 }
 
 #[test]
@@ -162,16 +194,16 @@ fn a_segment_is_sealed_again_only_when_it_is_not_whole() {
     let (below, store) = encrypted();
     let image = store_image(&store, "vda", &mixed_bytes(5, 3 * SMALL.bytes()));
     let id = [image.manifest];
-    let plain = store.segments(&id).remove(0).expect("is there");
-    let sealed = below.segments(&id).remove(0).expect("is there");
-    store.put_segments(vec![(id[0], plain.clone())]).expect("puts");
-    assert_eq!(below.segments(&id).remove(0).expect("is there"), sealed);
+    let plain = store.nodes(&id).remove(0).expect("is there");
+    let sealed = below.nodes(&id).remove(0).expect("is there");
+    store.put_nodes(vec![(id[0], plain.clone())]).expect("puts");
+    assert_eq!(below.nodes(&id).remove(0).expect("is there"), sealed);
     let mut other = sealed;
     *other.last_mut().expect("not empty") ^= 1;
-    below.put_segments(vec![(id[0], other)]).expect("puts");
-    assert!(store.segments(&id)[0].is_err());
-    store.put_segments(vec![(id[0], plain.clone())]).expect("puts");
-    assert_eq!(store.segments(&id).remove(0).expect("is there"), plain);
+    below.put_nodes(vec![(id[0], other)]).expect("puts");
+    assert!(store.nodes(&id)[0].is_err());
+    store.put_nodes(vec![(id[0], plain.clone())]).expect("puts");
+    assert_eq!(store.nodes(&id).remove(0).expect("is there"), plain);
 }
 
 /// Returns a store with two backups and two notes, and the store below it.
@@ -428,7 +460,7 @@ fn small_files_of_different_lengths_look_the_same_below() {
             .expect("surveys");
         let (id, located) = seen[0];
         let stored = below.get(&[Wanted { id, pages: 0..40 }]).remove(0).expect("is there");
-        let manifest = below.segments(&[image.manifest]).remove(0).expect("is there").len();
+        let manifest = below.nodes(&[image.manifest]).remove(0).expect("is there").len();
         let rows: Vec<_> = stored.pages.iter().map(Vec::len).collect();
         let found = store.locate(&[id]).expect("locates")[0].expect("is there");
         assert_eq!(found.plain_bytes as usize, length);

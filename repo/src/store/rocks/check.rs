@@ -16,7 +16,7 @@ impl RocksReader {
     /// Reads everything. Passes each damage to `each`; returns the bytes that could be read.
     pub fn check(&self, cancel: &AtomicBool, each: &mut dyn FnMut(String)) -> Result<u64> {
         let mut bytes = 0;
-        for family in ["meta", "backups", "notes", "segments"] {
+        for family in ["meta", "backups", "notes", "nodes"] {
             for row in self
                 .db
                 .iterator_cf_opt(self.family(family), scan(), IteratorMode::Start)

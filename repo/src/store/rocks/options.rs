@@ -6,7 +6,7 @@ use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, InfoLogger, LogLevel, Options, WriteOptions,
 };
 
-const FAMILIES: [&str; 6] = ["blocks", "index", "segments", "backups", "notes", "meta"];
+const FAMILIES: [&str; 6] = ["blocks", "index", "nodes", "backups", "notes", "meta"];
 
 /// Size of one write buffer of `blocks`; at most [`BUFFERS`] of them are in memory.
 const BUFFER_BYTES: usize = 48 << 20;
@@ -67,7 +67,7 @@ fn family(name: &str, cache: &Cache) -> Options {
     if name == "blocks" {
         options.set_write_buffer_size(BUFFER_BYTES);
         options.set_max_write_buffer_number(BUFFERS);
-        // Not for segments: every backup would leave a small blob file of them for ever, whereas compaction merges
+        // Not for nodes: every backup would leave a small blob file of them for ever, whereas compaction merges
         // rows.
         options.set_enable_blob_files(true);
         options.set_min_blob_size(MIN_BLOB_BYTES);

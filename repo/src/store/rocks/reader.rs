@@ -8,7 +8,7 @@ use rocksdb::{ColumnFamily, DB, IteratorMode, ReadOptions};
 use super::options;
 use super::rows::{HEADER_AT, IndexRow, part_key};
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::{BlockId, SegmentId};
+use crate::id::{BlockId, NodeId};
 use crate::store::{Identity, Located, Note, Record, StoreReader, Stored, Wanted};
 
 /// A store opened for reading: a view, which no writer changes any more.
@@ -271,19 +271,19 @@ impl StoreReader for RocksReader {
         get_each(wanted, |ids| self.index_rows(ids), self)
     }
 
-    fn segments(&self, ids: &[SegmentId]) -> Vec<Result<Vec<u8>>> {
+    fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
         let keys = ids.iter().map(|id| &id.0);
         self.db
-            .batched_multi_get_cf(self.family("segments"), keys, false)
+            .batched_multi_get_cf(self.family("nodes"), keys, false)
             .into_iter()
             .zip(ids)
-            .map(|(segment, &id)| match segment {
-                Ok(Some(segment)) => Ok(segment.to_vec()),
-                Ok(None) => Err(Error::SegmentDamaged {
+            .map(|(node, &id)| match node {
+                Ok(Some(node)) => Ok(node.to_vec()),
+                Ok(None) => Err(Error::NodeDamaged {
                     id,
                     what: "it is missing".into(),
                 }),
-                Err(error) if is_damage(&error) => Err(Error::SegmentDamaged {
+                Err(error) if is_damage(&error) => Err(Error::NodeDamaged {
                     id,
                     what: error.to_string(),
                 }),

@@ -1,4 +1,4 @@
-//! Removes blocks and segments that no backup names, and returns their space to the file system.
+//! Removes blocks and nodes of manifests that no backup names, and returns their space to the file system.
 //!
 //! The sequence numbers are cut into windows of about 2 GiB of plain blocks. A window is swept if enough in it is
 //! unused; elsewhere unused blocks stay, in the index and ready to be used again. So the index names exactly the stored
@@ -20,9 +20,9 @@
 //! was put since is live, or its index row is removed before its own rows. Windows without live blocks always come
 //! first, because sweeping them needs no space.
 //!
-//! Segments are removed in batches; each one is a single row that nothing names any more.
+//! Nodes are removed in batches; each one is a single row that nothing names any more.
 //!
-//! Memory: 40 bytes per window of 2 GiB, besides the live set.
+//! Memory: 40 bytes per window of 2 GiB and a bit per block, besides the live set.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -33,7 +33,8 @@ use super::RocksStore;
 use super::reader::{RocksReader, failed, scan};
 use super::rows::part_key;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::SegmentId;
+use crate::id::NodeId;
+use crate::store::places::Places;
 use crate::store::{Live, Place, StoreManager, StoreReader, Swept, Thrift};
 
 /// Plain bytes of a window.
@@ -65,8 +66,7 @@ pub(super) fn sweep(
 ) -> Result<Swept> {
     if !store.pending().is_empty() {
         // The index does not have these blocks, so they would be taken for unused.
-        return Err(Error::Store {
-            kind: ErrorKind::Internal,
+        return Err(Error::Internal {
             doing: "prune",
             message: "blocks were put since the last barrier".into(),
         });
@@ -85,6 +85,7 @@ fn sweep_windows(
     let mut sweep = Sweep {
         store,
         live,
+        live_places: Places::default(),
         window_blocks,
         begun: BTreeSet::new(),
         swept: Swept::default(),
@@ -103,7 +104,7 @@ fn sweep_windows(
             sweep.swept.removed_blocks += windows[number].unused_blocks;
             sweep.swept.removed_bytes += windows[number].unused_bytes;
         }
-        sweep.swept.removed_segments = sweep.segments(true)?;
+        sweep.swept.removed_nodes = sweep.remove_nodes(true)?;
         return Ok(sweep.swept);
     }
     let result = sweep.run(&windows, &chosen, step);
@@ -149,6 +150,8 @@ fn collect_garbage(store: &RocksStore, on: bool) -> Result<()> {
 struct Sweep<'a> {
     store: &'a RocksStore,
     live: &'a Live,
+    /// Places of the live blocks.
+    live_places: Places,
     window_blocks: u64,
     /// Windows listed in `sweeping`.
     begun: BTreeSet<u64>,
@@ -156,14 +159,16 @@ struct Sweep<'a> {
 }
 
 impl Sweep<'_> {
-    /// Counts the live and unused blocks of each window.
+    /// Counts the live and unused blocks of each window, and finds the places of the live ones.
     fn count(&mut self) -> Result<BTreeMap<u64, Window>> {
         let mut windows: BTreeMap<u64, Window> = BTreeMap::new();
         let (live, swept, window_blocks) = (self.live, &mut self.swept, self.window_blocks);
-        self.store.reader.survey(&mut |_, located| {
+        let live_places = &mut self.live_places;
+        self.store.reader.survey(&mut |id, located| {
             let window = windows.entry(located.place.0 / window_blocks).or_default();
             let bytes = u64::from(located.stored_bytes);
-            if live.places.contains(located.place) {
+            if live.has_block(&id) {
+                live_places.insert(located.place);
                 window.live_bytes += bytes;
                 swept.live_blocks += 1;
                 swept.live_bytes += bytes;
@@ -199,7 +204,7 @@ impl Sweep<'_> {
                 pass_blocks *= PASS_GROWTH;
             }
         }
-        self.swept.removed_segments = self.segments(false)?;
+        self.swept.removed_nodes = self.remove_nodes(false)?;
         self.tidy()?;
         step(self.swept.removed_bytes)
     }
@@ -261,7 +266,7 @@ impl Sweep<'_> {
             let place = located.place;
             let after = ranges.partition_point(|range| range.end <= place.0);
             let swept = ranges.get(after).is_some_and(|range| range.contains(&place.0));
-            if swept && !self.live.places.contains(place) {
+            if swept && !self.live_places.contains(place) {
                 batch.delete_cf(index, id.0);
             }
             match batch.len() >= BATCH_ROWS {
@@ -276,7 +281,7 @@ impl Sweep<'_> {
     /// flush.
     fn remove(&self, range: &Range<u64>) -> Result<()> {
         let blocks = self.store.reader.family("blocks");
-        let is_unused = |sequence: u64| range.contains(&sequence) && !self.live.places.contains(Place(sequence));
+        let is_unused = |sequence: u64| range.contains(&sequence) && !self.live_places.contains(Place(sequence));
         let mut batch = WriteBatch::default();
         let mut unused_from = None;
         for sequence in range.start..=range.end {
@@ -332,15 +337,15 @@ impl Sweep<'_> {
         Ok(decode(&row).into_iter().flat_map(windows).collect())
     }
 
-    /// Removes segments that are not live; returns their number.
-    fn segments(&self, dry_run: bool) -> Result<u64> {
+    /// Removes the nodes of manifests that are not live; returns their number.
+    fn remove_nodes(&self, dry_run: bool) -> Result<u64> {
         let reader = &self.store.reader;
-        let family = reader.family("segments");
+        let family = reader.family("nodes");
         let mut batch = WriteBatch::default();
         let mut removed = 0;
         for row in reader.db.iterator_cf_opt(family, scan(), IteratorMode::Start) {
             let (key, _) = row.map_err(failed("read the manifests"))?;
-            let live = <[u8; 32]>::try_from(&key[..]).is_ok_and(|id| self.live.segments.contains(&SegmentId(id)));
+            let live = <[u8; 32]>::try_from(&key[..]).is_ok_and(|id| self.live.has_node(&NodeId(id)));
             if live {
                 continue;
             }
@@ -377,9 +382,9 @@ impl Sweep<'_> {
             let index = reader.family("index");
             reader.db.compact_range_cf(index, None::<&[u8]>, None::<&[u8]>);
         }
-        if self.swept.removed_segments > 0 {
-            let segments = reader.family("segments");
-            reader.db.compact_range_cf(segments, None::<&[u8]>, None::<&[u8]>);
+        if self.swept.removed_nodes > 0 {
+            let nodes = reader.family("nodes");
+            reader.db.compact_range_cf(nodes, None::<&[u8]>, None::<&[u8]>);
         }
         Ok(())
     }

@@ -4,8 +4,8 @@ use rocksdb::IteratorMode;
 use crate::ErrorKind;
 use crate::block::{BlockSize, Hashing};
 use crate::codec::{Compression, Sealer};
-use crate::manifest::encode_segment;
 use crate::store::Place;
+use crate::tests::testing::segment;
 
 fn identity(block_size: BlockSize) -> Identity {
     Identity {
@@ -95,8 +95,8 @@ impl StoreReader for Owned {
     fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
         self.0.store().get(wanted)
     }
-    fn segments(&self, ids: &[SegmentId]) -> Vec<Result<Vec<u8>>> {
-        self.0.store().segments(ids)
+    fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
+        self.0.store().nodes(ids)
     }
     fn records(&self) -> Result<Vec<Record>> {
         self.0.store().records()
@@ -108,8 +108,8 @@ impl StoreWriter for Owned {
         self.0.store().put(blocks)
     }
 
-    fn put_segments(&self, segments: Vec<(SegmentId, Vec<u8>)>) -> Result<()> {
-        self.0.store().put_segments(segments)
+    fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
+        self.0.store().put_nodes(nodes)
     }
 
     fn flush(&self) -> Result<()> {
@@ -189,22 +189,19 @@ fn a_crash_keeps_what_a_barrier_covered_and_drops_the_rest() {
 fn a_commit_survives_a_crash_with_all_it_names() {
     let fixture = Fixture::new();
     let block = block(1);
-    let (segment, bytes) = encode_segment(Hashing::Plain, &[Some(block.id)]).expect("not zero");
+    let (node, bytes) = segment(Hashing::Plain, &[Some(block.id)]);
     let record = Record {
         key: "web1@2026-11-21T05-54-00Z".into(),
         bytes: b"{}".to_vec(),
     };
     fixture.store().put(vec![block.clone()]).expect("puts");
-    fixture
-        .store()
-        .put_segments(vec![(segment, bytes.clone())])
-        .expect("puts");
+    fixture.store().put_nodes(vec![(node, bytes.clone())]).expect("puts");
     fixture.store().commit(&record).expect("commits");
 
     let after = fixture.crashed_copy();
     assert_eq!(after.store().records().expect("lists"), [record]);
     assert_eq!(after.store().generation().expect("reads"), 1);
-    assert_eq!(after.store().segments(&[segment]).remove(0).expect("is there"), bytes);
+    assert_eq!(after.store().nodes(&[node]).remove(0).expect("is there"), bytes);
     assert!(after.store().get(&[wanted(&block)])[0].is_ok());
 }
 
@@ -331,14 +328,14 @@ fn a_store_without_its_barrier_is_damaged_and_stays_as_it_is() {
 }
 
 #[test]
-fn a_segment_that_is_not_what_it_was_is_stored_anew() {
+fn a_node_whose_bytes_changed_is_stored_again() {
     let fixture = Fixture::new();
     let store = fixture.store();
-    let (segment, bytes) = encode_segment(Hashing::Plain, &[Some(block(1).id)]).expect("not zero");
-    store.put_segments(vec![(segment, b"else".to_vec())]).expect("puts");
+    let (node, bytes) = segment(Hashing::Plain, &[Some(block(1).id)]);
+    store.put_nodes(vec![(node, b"else".to_vec())]).expect("puts");
     store.flush().expect("flushes");
-    store.put_segments(vec![(segment, bytes.clone())]).expect("puts");
-    assert_eq!(store.segments(&[segment]).remove(0).expect("is there"), bytes);
+    store.put_nodes(vec![(node, bytes.clone())]).expect("puts");
+    assert_eq!(store.nodes(&[node]).remove(0).expect("is there"), bytes);
 }
 
 #[test]
@@ -350,7 +347,7 @@ fn a_prune_between_a_put_and_its_barrier_is_refused() {
         dry_run: false,
     };
     store.put(vec![block(1)]).expect("puts");
-    let refused = store.retain(&Live::default(), thrift, &mut |_| Ok(()));
+    let refused = store.retain(&Live::of(&[], &[]), thrift, &mut |_| Ok(()));
     assert_eq!(refused.map_err(|error| error.kind()), Err(ErrorKind::Internal));
     store.flush().expect("flushes");
     assert!(store.get(&[wanted(&block(1))])[0].is_ok());
@@ -433,7 +430,7 @@ fn nothing_is_logged_while_a_view_is_made() {
                 max_unused: 0.0,
                 dry_run: false,
             };
-            store.retain(&Live::default(), thrift, &mut |_| Ok(())).map(drop)
+            store.retain(&Live::of(&[], &[]), thrift, &mut |_| Ok(())).map(drop)
         }),
     ];
     for (name, write) in log {
@@ -469,7 +466,7 @@ fn a_sweep_makes_views_between_its_steps() {
         dry_run: false,
     };
     let mut views = 0;
-    let swept = store.retain(&Live::default(), thrift, &mut |_| {
+    let swept = store.retain(&Live::of(&[], &[]), thrift, &mut |_| {
         views += 1;
         store.checkpoint(&fixture.directory.path().join(format!("view{views}")))
     });

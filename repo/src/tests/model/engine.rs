@@ -11,9 +11,10 @@ use crate::block::{BlockIndex, is_zero};
 use crate::catalogue::Catalogue;
 use crate::codec::{Compression, Sealer};
 use crate::error::{ErrorKind, Result};
+use crate::slots::SlotReader;
 use crate::store::{Record, StoreManager};
 use crate::tests::testing::{SMALL, backup};
-use crate::writer::{ImageWriter, SlotReader};
+use crate::writer::ImageWriter;
 
 impl<H: Home> Bench<H> {
     /// Makes a backup. An unfinished one keeps the blocks that it stored, unless the disk is full or the step simulates

@@ -1,0 +1,190 @@
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::*;
+use crate::backup::Image;
+use crate::block::Hashing;
+use crate::codec::Sealed;
+use crate::keys::Keys;
+use crate::manifest::Head;
+use crate::slots::SlotReader;
+use crate::store::StoreManager;
+use crate::store::encrypted::{Encrypted, roots_below};
+use crate::store::memory::MemoryStore;
+use crate::store::{Record, StoreWriter, Thrift};
+use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image, store_image_after};
+
+static CANCEL: AtomicBool = AtomicBool::new(false);
+
+fn commit(store: &MemoryStore, time: &str, plain: &[u8]) -> Image {
+    let image = store_image(store, "vda", plain);
+    let backup = backup("web1", time, vec![image.clone()]);
+    let record = Record {
+        key: backup.spec(),
+        bytes: backup.encode(),
+    };
+    store.commit(&record).expect("commits");
+    image
+}
+
+fn marked(store: &MemoryStore) -> Result<Live> {
+    mark(store, &Catalogue::load(store).expect("loads"), 2, &CANCEL)
+}
+
+#[test]
+fn what_backups_name_is_live_and_the_rest_is_swept() {
+    let store = MemoryStore::new(SMALL);
+    let (first, second) = (mixed_bytes(1, 5 << 20), mixed_bytes(2, 5 << 20));
+    commit(&store, "2026-11-20T05-54-00Z", &first);
+    let image = commit(&store, "2026-11-21T05-54-00Z", &second);
+    let all = marked(&store).expect("marks");
+    store
+        .amend(&["web1@2026-11-20T05-54-00Z".into()], &[])
+        .expect("forgets");
+    let live = marked(&store).expect("marks");
+    assert!(live.nodes() < all.nodes());
+    let thrift = Thrift {
+        max_unused: 0.0,
+        dry_run: false,
+    };
+    let swept = store.retain(&live, thrift, &mut |_| Ok(())).expect("sweeps");
+    assert!(swept.removed_blocks > 0 && swept.live_blocks > 0, "{swept:?}");
+    let slots = SlotReader::open(&store, image.manifest)
+        .expect("opens")
+        .segment(0)
+        .expect("reads");
+    let ids: Vec<_> = slots.into_iter().flatten().collect();
+    assert!(store.locate(&ids).expect("locates").iter().all(Option::is_some));
+    assert_eq!(
+        store
+            .retain(&live, thrift, &mut |_| Ok(()))
+            .expect("sweeps")
+            .removed_blocks,
+        0
+    );
+}
+
+#[test]
+fn one_index_row_that_is_lost_stops_a_prune_however_much_is_unused() {
+    let store = MemoryStore::new(SMALL);
+    let mut named = Vec::new();
+    let image = commit(&store, "2026-11-20T05-54-00Z", &mixed_bytes(1, 1 << 20));
+    let reader = SlotReader::open(&store, image.manifest).expect("opens");
+    named.extend(reader.segment(0).expect("reads").into_iter().flatten());
+    // Unused blocks, more than a filter of named ones would tell from them.
+    let sealed = |number: u32| Sealed {
+        id: BlockId(Hashing::Plain.content(&number.to_le_bytes())),
+        plain_bytes: 1,
+        header: vec![1],
+        pages: Vec::new(),
+    };
+    store.put((0..200_000).map(sealed).collect()).expect("puts");
+    marked(&store).expect("all is there");
+    for id in named {
+        let kept = store.take(id).expect("is stored");
+        let error = marked(&store).expect_err("is missed");
+        assert!(error.to_string().contains(&id.to_string()), "{error}");
+        store.put(vec![kept]).expect("puts");
+    }
+    let live = marked(&store).expect("all is there again");
+    let mut named = 0;
+    let count = &mut |id, _: Located| {
+        named += u64::from(live.has_block(&id));
+        Ok(())
+    };
+    store.survey(count).expect("lists");
+    assert!(named < 100, "{named} of 200,000 unused blocks are taken for named");
+}
+
+#[test]
+fn what_can_not_be_told_is_not_taken_for_unused() {
+    let store = MemoryStore::new(SMALL);
+    let image = commit(&store, "2026-11-20T05-54-00Z", &mixed_bytes(1, 1 << 20));
+    let slots = SlotReader::open(&store, image.manifest)
+        .expect("opens")
+        .segment(0)
+        .expect("reads");
+    store.lose(slots.into_iter().flatten().next().expect("a block"));
+    assert!(matches!(marked(&store), Err(Error::CantTellUnused { .. })));
+
+    let store = MemoryStore::new(SMALL);
+    let record = Record {
+        key: "web1@2026-11-20T05-54-00Z".into(),
+        bytes: b"{".to_vec(),
+    };
+    store.commit(&record).expect("commits");
+    assert!(matches!(marked(&store), Err(Error::CantTellUnused { .. })));
+}
+
+/// Returns everything that the records of a store without its key need: blocks, and nodes of manifests.
+fn needed_below(below: &MemoryStore) -> (HashSet<BlockId>, HashSet<NodeId>) {
+    let head = |id: &NodeId| {
+        let bytes = below.nodes(&[*id]).remove(0).expect("is there");
+        Head::split(&bytes).expect("has a head").0
+    };
+    let records = below.records().expect("lists");
+    let mut nodes: HashSet<_> = records
+        .iter()
+        .flat_map(|record| roots_below(&record.bytes).expect("has roots"))
+        .collect();
+    let pages: Vec<_> = nodes.iter().flat_map(|root| head(root).names).map(NodeId).collect();
+    let mut groups: HashMap<NodeId, HashSet<NodeId>> = HashMap::new();
+    for segment in pages.iter().flat_map(|page| Page::pairs(&head(page))) {
+        groups.entry(segment.full).or_default().insert(segment.delta);
+    }
+    nodes.extend(pages);
+    let mut blocks = HashSet::new();
+    for (full, deltas) in groups {
+        let mut needs = Needs::default();
+        needs.add(full, head(&full)).expect("adds");
+        nodes.insert(full);
+        for delta in deltas {
+            match delta == NodeId::ZERO {
+                true => needs.add_full_alone(),
+                false => {
+                    nodes.insert(delta);
+                    needs.add(delta, head(&delta)).expect("adds");
+                }
+            }
+        }
+        blocks.extend(needs.blocks());
+    }
+    (blocks, nodes)
+}
+
+#[test]
+fn a_store_without_the_key_finds_the_same_blocks_and_nodes() {
+    let below = Arc::new(MemoryStore::new(SMALL));
+    let store = Encrypted::new(Arc::clone(&below), &Keys::generate().expect("random bytes"));
+    store.accept().expect("begins");
+    let mut plain = mixed_bytes(1, 300 * SMALL.bytes());
+    let mut base: Option<Image> = None;
+    for day in 20..26_u8 {
+        plain[0] = day;
+        let image = store_image_after(&store, "vda", &plain, base.as_ref());
+        let backup = backup("web1", &format!("2026-11-{day}T05-54-00Z"), vec![image.clone()]);
+        let (key, bytes) = (backup.spec(), backup.encode());
+        store.commit(&Record { key, bytes }).expect("commits");
+        base = Some(image);
+    }
+    let gone = ["20", "23"].map(|day| format!("web1@2026-11-{day}T05-54-00Z"));
+    store.amend(&gone, &[]).expect("forgets");
+    let live = mark(&store, &Catalogue::load(&store).expect("loads"), 2, &CANCEL).expect("marks");
+    let (blocks, nodes) = needed_below(&below);
+    // A full segment, four deltas, four pages, four roots.
+    assert_eq!((nodes.len(), live.nodes()), (13, 13));
+    assert!(nodes.iter().all(|id| live.has_node(id)));
+    let (mut stored, mut dead) = (0, 0);
+    let survey = store.survey(&mut |id, _| {
+        stored += 1;
+        dead += usize::from(!live.has_block(&id));
+        assert_eq!(live.has_block(&id), blocks.contains(&id));
+        Ok(())
+    });
+    survey.expect("surveys");
+    assert_eq!(
+        (stored - dead, dead),
+        (blocks.len(), 2),
+        "blocks that only the forgotten backups had"
+    );
+}
