@@ -28,7 +28,7 @@ fn main() -> Result<()> {
     let blocks: u64 = arguments.next().ok_or(usage)?.parse()?;
     let threads = std::thread::available_parallelism()?.get();
     let repository = Repository::create(Path::new(&directory), &CreateOptions::plain(BlockSize::MIN))?;
-    let writer = repository.manager("bench", &mut |_| false)?;
+    let mut writer = repository.manager("bench", &mut |_| false)?;
     let clock = Instant::now();
     fill(&writer, blocks / 2)?;
     let filled = clock.elapsed();

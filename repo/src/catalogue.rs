@@ -22,7 +22,6 @@ pub const CLOCK_SLACK: SignedDuration = SignedDuration::from_secs(60);
 pub struct Catalogue {
     entries: Vec<Entry>,
     damaged: Vec<Error>,
-    generation: u64,
 }
 
 /// Reason to doubt the time of a backup. Which of two clocks was wrong is not known.
@@ -110,11 +109,8 @@ impl Catalogue {
     /// Reads all records. Sets a damaged record aside; it hides no other. A missing record, or one that was put back,
     /// counts as damage too if the store can detect that.
     pub fn load(store: &dyn StoreReader) -> Result<Self> {
-        let listing = store.listing()?;
-        let mut catalogue = Self {
-            generation: listing.generation,
-            ..Self::default()
-        };
+        let mut catalogue = Self::default();
+        let listing = store.listing(false)?;
         for record in listing.records {
             match Entry::decode(store.hashing(), &record.key, &record.bytes) {
                 Ok(mut entry) => {
@@ -140,11 +136,6 @@ impl Catalogue {
     /// Returns all backups, by guest and in the order in which they were made.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
-    }
-
-    /// Returns the store's generation when the records were read.
-    pub fn generation(&self) -> u64 {
-        self.generation
     }
 
     /// Returns the errors of the records that can't be read.

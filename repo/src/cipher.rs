@@ -1,6 +1,6 @@
 //! Encryption: the only file that uses the AEAD, which is AES-256-GCM.
 //!
-//! A sealed thing has one or more parts: a block consists of its header and its rows of pages, a segment or a record of
+//! A sealed thing has one or more parts: a block consists of its header and its rows of pages, a node or a record of
 //! a single part. Every thing has a key of its own, and its parts are numbered:
 //!
 //! ```text

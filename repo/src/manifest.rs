@@ -114,8 +114,11 @@ impl Head {
 
     /// Returns the length of the head at the start of a node's bytes.
     pub fn len_in(bytes: &[u8]) -> Option<usize> {
-        let (_, body) = Self::split(bytes)?;
-        Some(bytes.len() - body.len())
+        let (fixed, _) = bytes.split_first_chunk::<HEAD_BYTES>()?;
+        let drops = usize::from(u16::from_le_bytes([fixed[2], fixed[3]]));
+        let names = u32::from_le_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]) as usize;
+        let len = HEAD_BYTES + 2 * drops + names.checked_mul(32)?;
+        (len <= bytes.len()).then_some(len)
     }
 
     fn encode(&self) -> Vec<u8> {

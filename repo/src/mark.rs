@@ -1,9 +1,9 @@
 //! Walks the manifests of backups: finds everything that they name.
 //!
-//! The walk goes disk by disk, and through the backups of a disk together, because they share full segments: a block of
-//! a full segment is needed as long as one backup uses it.
+//! The walk goes through a disk in all its backups at once, because they share full segments: a block of a full segment
+//! is needed as long as one backup uses it.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::backup::Entry;
@@ -20,7 +20,8 @@ mod needs;
 
 use needs::Needs;
 
-/// Nodes that go to a thread at once and are read in one call: at most 560 KiB.
+/// Nodes of segments that go to a thread at once, or more if they belong together, and that are read in one call: at most
+/// 560 KiB.
 const BATCH_NODES: usize = 16;
 
 /// Roots, or pages, that are read in one call: 270 KiB of pages.
@@ -33,7 +34,7 @@ const FAR_THREADS: usize = 8;
 /// a single named block is missing from the index: then a block that was not found is not proved to be unused.
 ///
 /// Reads the index twice in its own order, because looking each block up would be a random read. Memory: 5 bytes per
-/// block of the store and per node of a manifest, and 40 bytes per distinct full segment.
+/// block of the store, up to 8 per node of a manifest, 50 per page and 40 per distinct full segment.
 pub fn mark(store: &dyn StoreReader, catalogue: &Catalogue, threads: usize, cancel: &AtomicBool) -> Result<Live> {
     if let Some(damaged) = catalogue.damaged().first() {
         return Err(Error::CantTellUnused {
@@ -79,7 +80,7 @@ fn mark_all(store: &dyn StoreReader, catalogue: &Catalogue, threads: usize, canc
 /// A full segment, and the deltas that the backups of a disk use it with; one is zero if a backup uses it alone.
 type Group = (NodeId, BTreeSet<NodeId>);
 
-/// Gives the blocks that `entries` need to `each`, which is called from several threads: those of a segment at a time,
+/// Gives the blocks that `entries` need to `each`, which is called from several threads: those of some segments at a time,
 /// some of them more than once. Gives the names of all nodes to `node`, from the caller's thread. The first error, also
 /// of damage, ends it.
 pub(crate) fn each_segment(
@@ -96,17 +97,14 @@ pub(crate) fn each_segment(
             true => Ok(()),
             false => Err(Error::Interrupted),
         };
-        let mut walk = Walk {
+        let walk = Walk {
             store,
             node,
             send,
             seen_alone: HashSet::new(),
             batch: Vec::new(),
         };
-        for manifests in manifests_of_disks(entries).values() {
-            walk.disk(manifests)?;
-        }
-        (walk.send)(walk.batch)
+        walk.all(entries)
     };
     let threads = match store.distance() {
         Distance::Near => threads,
@@ -117,21 +115,9 @@ pub(crate) fn each_segment(
     })
 }
 
-/// Returns the roots of each disk in all its backups.
-fn manifests_of_disks<'a>(entries: &[&'a Entry]) -> BTreeMap<(&'a str, &'a str), Vec<NodeId>> {
-    let mut found: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for entry in entries {
-        for image in entry.backup.stored() {
-            let disk = (entry.backup.guest.as_str(), image.disk.as_str());
-            found.entry(disk).or_default().push(image.manifest);
-        }
-    }
-    found.values_mut().for_each(|roots| {
-        roots.sort_unstable();
-        roots.dedup();
-    });
-    found
-}
+/// The place of a page: the number of its disk, and its own number on the disk. Backups share a full segment at the same
+/// place, seldom elsewhere.
+type PagePlace = (usize, usize);
 
 struct Walk<'a> {
     store: &'a dyn StoreReader,
@@ -143,49 +129,65 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Hands out the segments of a disk.
-    fn disk(&mut self, roots: &[NodeId]) -> Result<()> {
+    /// Hands out all segments.
+    fn all(mut self, entries: &[&Entry]) -> Result<()> {
+        // A page at two places is read twice; the number of its segments is the same.
+        let pages: Vec<(PagePlace, NodeId, usize)> = self
+            .pages(entries)?
+            .into_iter()
+            .flat_map(|(place, pages)| pages.into_iter().map(move |(id, count)| (place, id, count)))
+            .collect();
         let hashing = self.store.hashing();
-        // The pages at each place of the disk, and their numbers of segments. Memory: 32 bytes for each page of each
-        // backup that differs from the others.
-        let mut places: Vec<BTreeMap<NodeId, usize>> = Vec::new();
-        self.read(roots, &mut |number, bytes| {
-            let root = Root::decode(hashing, roots[number], bytes)?;
-            places.resize_with(places.len().max(root.pages.len()), BTreeMap::new);
-            for (place, &page) in root.pages.iter().enumerate() {
-                if page != NodeId::ZERO {
-                    places[place].insert(page, root.segments_in(place));
+        let mut place = None;
+        let mut groups: BTreeMap<NodeId, BTreeSet<NodeId>> = BTreeMap::new();
+        for pages in pages.chunks(BATCH_PAGES) {
+            let ids: Vec<_> = pages.iter().map(|(_, id, _)| *id).collect();
+            for (&(of, id, count), bytes) in pages.iter().zip(nodes(self.store, &ids)) {
+                if place.replace(of) != Some(of) {
+                    self.hand_out(std::mem::take(&mut groups))?;
                 }
-            }
-            Ok(())
-        })?;
-        // Backups share a full segment at the same place of the disk, seldom elsewhere.
-        for pages in places {
-            let (ids, counts): (Vec<_>, Vec<_>) = pages.into_iter().unzip();
-            let mut groups: BTreeMap<NodeId, BTreeSet<NodeId>> = BTreeMap::new();
-            self.read(&ids, &mut |number, bytes| {
-                let page = Page::decode(hashing, ids[number], counts[number], bytes)?;
+                let page = Page::decode(hashing, id, count, &bytes?)?;
                 for segment in page.0.into_iter().filter(|segment| *segment != Segment::ZERO) {
                     groups.entry(segment.full).or_default().insert(segment.delta);
                 }
-                Ok(())
-            })?;
-            groups.into_iter().try_for_each(|group| self.group(group))?;
-        }
-        Ok(())
-    }
-
-    /// Reads roots or pages, many with one call, and gives each with its number to `each`.
-    fn read(&mut self, ids: &[NodeId], each: &mut dyn FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
-        let mut number = 0;
-        for ids in ids.chunks(BATCH_PAGES) {
-            for (id, bytes) in ids.iter().zip(nodes(self.store, ids)) {
-                each(number, &bytes?)?;
-                (self.node)(*id);
-                number += 1;
+                (self.node)(id);
             }
         }
-        Ok(())
+        self.hand_out(groups)?;
+        (self.send)(self.batch)
+    }
+
+    /// Reads all roots, and returns their pages by their place, with their numbers of segments.
+    fn pages(&mut self, entries: &[&Entry]) -> Result<BTreeMap<PagePlace, BTreeMap<NodeId, usize>>> {
+        let mut numbers: HashMap<(&str, &str), usize> = HashMap::new();
+        let mut roots: BTreeSet<(NodeId, usize)> = BTreeSet::new();
+        for entry in entries {
+            for image in entry.backup.stored() {
+                let disks = numbers.len();
+                let disk = (entry.backup.guest.as_str(), image.disk.as_str());
+                roots.insert((image.manifest, *numbers.entry(disk).or_insert(disks)));
+            }
+        }
+        let roots: Vec<_> = roots.into_iter().collect();
+        let mut pages: BTreeMap<PagePlace, BTreeMap<NodeId, usize>> = BTreeMap::new();
+        for roots in roots.chunks(BATCH_PAGES) {
+            let ids: Vec<_> = roots.iter().map(|(id, _)| *id).collect();
+            for (&(id, disk), bytes) in roots.iter().zip(nodes(self.store, &ids)) {
+                let root = Root::decode(self.store.hashing(), id, &bytes?)?;
+                for (number, &page) in root.pages.iter().enumerate() {
+                    if page != NodeId::ZERO {
+                        let place = pages.entry((disk, number)).or_default();
+                        place.insert(page, root.segments_in(number));
+                    }
+                }
+                (self.node)(id);
+            }
+        }
+        Ok(pages)
+    }
+
+    fn hand_out(&mut self, groups: BTreeMap<NodeId, BTreeSet<NodeId>>) -> Result<()> {
+        groups.into_iter().try_for_each(|group| self.group(group))
     }
 
     fn group(&mut self, (full, deltas): Group) -> Result<()> {
@@ -193,10 +195,10 @@ impl Walk<'_> {
         if is_alone && !self.seen_alone.insert(full) {
             return Ok(());
         }
-        (self.node)(full);
-        deltas.iter().for_each(|delta| (self.node)(*delta));
-        self.batch.push((full, deltas));
-        let nodes: usize = self.batch.iter().map(|(_, deltas)| 1 + deltas.len()).sum();
+        let group = (full, deltas);
+        nodes_of(&group).for_each(|id| (self.node)(id));
+        self.batch.push(group);
+        let nodes: usize = self.batch.iter().map(|group| nodes_of(group).count()).sum();
         match nodes >= BATCH_NODES {
             true => (self.send)(std::mem::take(&mut self.batch)),
             false => Ok(()),
@@ -204,30 +206,28 @@ impl Walk<'_> {
     }
 }
 
+/// Returns the stored nodes of a group, the full segment first.
+fn nodes_of((full, deltas): &Group) -> impl Iterator<Item = NodeId> {
+    let deltas = deltas.iter().filter(|delta| **delta != NodeId::ZERO);
+    std::iter::once(full).chain(deltas).copied()
+}
+
 /// Gives the blocks that the groups of a batch need to `each`.
 fn blocks_of(store: &dyn StoreReader, batch: &[Group], each: &(dyn Fn(&[BlockId]) -> Result<()> + Sync)) -> Result<()> {
-    let mut needs: Vec<_> = batch.iter().map(|_| Needs::default()).collect();
-    let wanted: Vec<_> = (0..)
+    let alone = |(_, deltas): &Group| deltas.contains(&NodeId::ZERO);
+    let mut needs: Vec<_> = batch.iter().map(|group| Needs::new(alone(group))).collect();
+    let wanted = (0..)
         .zip(batch)
-        .flat_map(|(group, (full, deltas))| std::iter::once(full).chain(deltas).map(move |id| (group, *id)))
-        .collect();
-    for batch in wanted.chunks(2 * BATCH_NODES) {
-        let stored: Vec<_> = batch
-            .iter()
-            .map(|(_, id)| *id)
-            .filter(|id| *id != NodeId::ZERO)
-            .collect();
-        let mut answers = nodes(store, &stored).into_iter();
-        for &(group, id) in batch {
-            let needs: &mut Needs = &mut needs[group];
-            if id == NodeId::ZERO {
-                needs.add_full_alone();
-            } else if let Some(bytes) = answers.next() {
-                needs.add(id, prove(store.hashing(), id, &bytes?)?.0)?;
-            }
+        .flat_map(|(group, one)| nodes_of(one).map(move |id| (group, id)));
+    let wanted: Vec<(usize, NodeId)> = wanted.collect();
+    for wanted in wanted.chunks(BATCH_NODES) {
+        let ids: Vec<_> = wanted.iter().map(|(_, id)| *id).collect();
+        for (&(group, id), bytes) in wanted.iter().zip(nodes(store, &ids)) {
+            needs[group].add(id, prove(store.hashing(), id, &bytes?)?.0)?;
         }
     }
-    needs.into_iter().try_for_each(|needs| each(&needs.blocks()))
+    let blocks: Vec<_> = needs.into_iter().flat_map(Needs::blocks).collect();
+    each(&blocks)
 }
 
 #[cfg(test)]

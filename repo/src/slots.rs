@@ -1,5 +1,6 @@
 //! Reads the manifests of stored images, and their slots: many with one call of the store.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use crate::error::{Error, Result};
@@ -22,9 +23,10 @@ pub(crate) fn read_manifests(store: &(impl StoreReader + ?Sized), ids: &[NodeId]
     let mut answers = pages.chunks(PAGES_AT_ONCE).flat_map(|ids| nodes(store, ids));
     let manifest = |root: Result<Root>| {
         let root = root?;
-        let page = |(number, &id): (usize, &NodeId)| match root.segments_in(number) {
-            count if id == NodeId::ZERO => Ok(Page(vec![Segment::ZERO; count])),
-            count => Page::decode(hashing, id, count, &next(&mut answers)?),
+        let page = |(number, &id): (usize, &NodeId)| match id {
+            // Takes no memory: a few bytes of a root may stand for any number of pages of zeros.
+            NodeId::ZERO => Ok(Page(Vec::new())),
+            id => Page::decode(hashing, id, root.segments_in(number), &next(&mut answers)?),
         };
         let pages = root.pages.iter().enumerate().map(page).collect();
         Manifest::new(root, pages)
@@ -122,8 +124,20 @@ impl<'a> SlotReader<'a> {
         read_numbers(self.store, &self.manifest, numbers)
     }
 
-    /// Returns whether this is the root or a page that was read and proved.
-    pub(crate) fn has_read(&self, id: NodeId) -> bool {
-        id == self.id || self.manifest.good_pages().any(|page| page == id)
+    /// Returns the full segment alone, if the segment has a delta: of use where the delta is damaged.
+    pub(crate) fn without_delta(&self, number: usize) -> Option<SegmentSlots> {
+        let names = self.manifest.segment(number).ok()?;
+        let alone = Segment {
+            delta: NodeId::ZERO,
+            ..names
+        };
+        let count = self.manifest.slots_in(number);
+        let mut read = read_segments(self.store, &[(alone, count)]);
+        read.pop().filter(|_| alone != names)?.ok()
+    }
+
+    /// Returns the root and the pages that were read and proved.
+    pub(crate) fn proved(&self) -> HashSet<NodeId> {
+        self.manifest.good_pages().chain([self.id]).collect()
     }
 }

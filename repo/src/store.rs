@@ -150,6 +150,8 @@ pub struct Note {
 pub struct Listing {
     /// See [`StoreReader::records`].
     pub records: Vec<Record>,
+    /// See [`StoreReader::notes`]; none if they were not asked for.
+    pub notes: Vec<Note>,
     /// See [`StoreReader::foreign_changes`].
     pub foreign_changes: Vec<String>,
     /// See [`StoreReader::generation`]; no record came with a later one.
@@ -240,10 +242,15 @@ pub trait StoreReader: Send + Sync {
         Ok(Vec::new())
     }
 
-    /// The records, their faults and the generation in one answer: a far store gives it with one call.
-    fn listing(&self) -> Result<Listing> {
+    /// The records, the notes if they are asked for, their faults and the generation in one answer: a far store gives it
+    /// with one call.
+    fn listing(&self, with_notes: bool) -> Result<Listing> {
         Ok(Listing {
             records: self.records()?,
+            notes: match with_notes {
+                true => self.notes()?,
+                false => Vec::new(),
+            },
             foreign_changes: self.foreign_changes()?,
             generation: self.generation()?,
         })

@@ -1,6 +1,6 @@
 //! Proves backups: reads every block that they name once, decodes it and checks its hash.
 //!
-//! Memory: 2 bytes per block of the store, 24 bytes per distinct segment, two blocks per thread within
+//! Memory: 2 bytes per block of the store, 40 bytes per distinct segment, two blocks per thread within
 //! 64 MiB, and the list of damaged ranges.
 
 use std::collections::{HashMap, HashSet};
@@ -198,11 +198,11 @@ impl Findings<'_> {
 
 type Located = (BlockId, usize, Option<Place>);
 
-/// Walks manifests and hands out each block once, within a segment in the order of the store.
+/// Walks manifests and hands out each block once, those of some segments at a time in the order of the store.
 struct Walk<'a> {
     store: &'a dyn StoreReader,
     /// The starts of the names of a segment's nodes: enough to tell segments apart.
-    seen_segments: HashSet<[u8; 16]>,
+    seen_segments: HashSet<[u8; 32]>,
     /// For each place in the store, a few bits of the id of the block that was handed out. If damage makes another block
     /// claim the same place, that one is handed out too, and found to be missing.
     seen: PlaceNumbers,
@@ -313,10 +313,10 @@ fn blocks_in(manifest: &Manifest, number: usize, slots: &[Slot]) -> Vec<(BlockId
         .collect()
 }
 
-fn start_of(segment: Segment) -> [u8; 16] {
-    let mut start = [0; 16];
-    start[..8].copy_from_slice(&segment.full.0[..8]);
-    start[8..].copy_from_slice(&segment.delta.0[..8]);
+fn start_of(segment: Segment) -> [u8; 32] {
+    let mut start = [0; 32];
+    start[..16].copy_from_slice(&segment.full.0[..16]);
+    start[16..].copy_from_slice(&segment.delta.0[..16]);
     start
 }
 

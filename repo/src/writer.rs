@@ -135,6 +135,9 @@ impl<'a> ImageWriter<'a> {
 
     /// Stores what is new in a segment: nothing, a delta, or a full segment.
     fn put_segment(&self, number: usize, slots: &[Slot]) -> Result<Segment> {
+        if slots.iter().all(Option::is_none) {
+            return Ok(Segment::ZERO);
+        }
         let hashing = self.store.hashing();
         if let Some((names, known)) = self.known(number) {
             if known.slots == slots {
@@ -166,10 +169,22 @@ impl<'a> ImageWriter<'a> {
         })
     }
 
+    /// Returns the segment of the earlier image.
     fn known(&self, number: usize) -> Option<(Segment, Arc<SegmentSlots>)> {
         let base = self.base.as_ref()?;
         let names = base.reader().manifest().segment(number).ok()?;
-        Some((names, base.segment(number)?))
+        if names == Segment::ZERO {
+            return None;
+        }
+        if let Some(read) = base.segment(number) {
+            return Some((names, read));
+        }
+        // If only the delta is damaged and the disk did not change since, the same delta is made again, and repairs it.
+        let alone = Segment {
+            delta: NodeId::ZERO,
+            ..names
+        };
+        Some((alone, Arc::new(base.reader().without_delta(number)?)))
     }
 
     /// Completes the manifest and returns its name. Fails if a slot was never set.
@@ -193,7 +208,8 @@ impl<'a> ImageWriter<'a> {
         let (id, bytes) = root.encode(hashing);
         new.push((id, bytes));
         if let Some(base) = &self.base {
-            new.retain(|(id, _)| !base.reader().has_read(*id));
+            let proved = base.reader().proved();
+            new.retain(|(id, _)| !proved.contains(id));
         }
         if !new.is_empty() {
             self.store.put_nodes(new)?;

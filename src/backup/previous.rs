@@ -17,7 +17,7 @@ use vbk_repo::writer::Base;
 use super::lock;
 use crate::observer::{Event, Observer};
 
-/// Segments that are read in one call: 2 MiB of ids.
+/// Segments that are read in one call: 4 MiB in memory, and up to three times as much in the window.
 const BATCH: usize = 64;
 
 /// Slots of the previous backup.

@@ -134,7 +134,7 @@ impl Root {
         let (numbers, left) = body.as_chunks();
         let found: Option<Vec<_>> = numbers.iter().map(page).collect();
         let root = Self {
-            block_size: BlockSize::new(block_size.into())?,
+            block_size: BlockSize::new(block_size.into()).map_err(|_| damaged(id, "it gives a wrong block size"))?,
             size_bytes,
             pages: found.ok_or_else(|| damaged(id, "a page has no name"))?,
         };

@@ -19,6 +19,14 @@ pub(super) struct Needs {
 }
 
 impl Needs {
+    /// Starts with no node; `alone`: a backup uses the full segment without a delta, and needs all of it.
+    pub(super) fn new(alone: bool) -> Self {
+        Self {
+            uses: usize::from(alone),
+            ..Self::default()
+        }
+    }
+
     /// Adds the full segment, which must come first, or a delta.
     pub(super) fn add(&mut self, id: NodeId, head: Head) -> Result<()> {
         let damaged = |what: &str| Error::NodeDamaged {
@@ -46,11 +54,6 @@ impl Needs {
         Ok(())
     }
 
-    /// Adds the full segment itself as a use of all its blocks.
-    pub(super) fn add_full_alone(&mut self) {
-        self.uses += 1;
-    }
-
     /// Returns the blocks that at least one use needs.
     pub(super) fn blocks(self) -> Vec<BlockId> {
         let needed = self.full.into_iter().zip(self.dropped);
@@ -72,19 +75,15 @@ mod tests {
 
     /// Returns the numbers of the blocks that these uses need of a full segment.
     fn needs(full: &[u8], uses: &[&[u8]]) -> Vec<u8> {
+        let alone = uses.contains(&full);
         let full = Full::of(&slots(full)).expect("not zero");
-        let mut needs = Needs::default();
+        let mut needs = Needs::new(alone);
         let mut add =
             |(id, bytes): (NodeId, Vec<u8>)| needs.add(id, prove(Hashing::Plain, id, &bytes).expect("proves").0);
         add(full.encode(Hashing::Plain)).expect("adds");
-        let mut alone = 0;
-        for slots in uses.iter().map(|numbers| slots(numbers)) {
-            match Delta::between(&full, &slots) {
-                Some(delta) => add(delta.encode(Hashing::Plain)).expect("adds"),
-                None => alone += 1,
-            }
+        for delta in uses.iter().filter_map(|numbers| Delta::between(&full, &slots(numbers))) {
+            add(delta.encode(Hashing::Plain)).expect("adds");
         }
-        (0..alone).for_each(|_| needs.add_full_alone());
         let mut blocks: Vec<_> = needs.blocks().iter().map(|id| id.0[0]).collect();
         blocks.sort_unstable();
         blocks

@@ -134,18 +134,11 @@ fn needed_below(below: &MemoryStore) -> (HashSet<BlockId>, HashSet<NodeId>) {
     }
     nodes.extend(pages);
     let mut blocks = HashSet::new();
-    for (full, deltas) in groups {
-        let mut needs = Needs::default();
-        needs.add(full, head(&full)).expect("adds");
-        nodes.insert(full);
-        for delta in deltas {
-            match delta == NodeId::ZERO {
-                true => needs.add_full_alone(),
-                false => {
-                    nodes.insert(delta);
-                    needs.add(delta, head(&delta)).expect("adds");
-                }
-            }
+    for (full, mut deltas) in groups {
+        let mut needs = Needs::new(deltas.remove(&NodeId::ZERO));
+        for node in std::iter::once(full).chain(deltas) {
+            needs.add(node, head(&node)).expect("adds");
+            nodes.insert(node);
         }
         blocks.extend(needs.blocks());
     }

@@ -69,10 +69,9 @@ impl Manager {
         }
         let mut all = notes.to_vec();
         all.extend(forget.iter().map(|key| state::note_of(key, State::default())));
-        let mut generation = self.writer.generation.lock().unwrap_or_else(PoisonError::into_inner);
-        *generation = None;
+        let changing = self.writer.changing.lock().unwrap_or_else(PoisonError::into_inner);
         self.store.amend(forget, &all)?;
-        drop(generation);
+        drop(changing);
         self.writer.keeper.publish()
     }
 
@@ -87,8 +86,15 @@ impl Manager {
     }
 
     /// Removes what no backup names, and frees its space. May be ended at any moment; the next prune continues.
-    /// `progress` gets the bytes that were removed so far.
-    pub fn prune(&self, thrift: Thrift, threads: usize, cancel: &AtomicBool, progress: &dyn Fn(u64)) -> Result<Pruned> {
+    /// `progress` gets the bytes that were removed so far. Nothing else may use the repository's writer meanwhile, so it
+    /// is borrowed alone: a backup would count on blocks that are about to be removed.
+    pub fn prune(
+        &mut self,
+        thrift: Thrift,
+        threads: usize,
+        cancel: &AtomicBool,
+        progress: &dyn Fn(u64),
+    ) -> Result<Pruned> {
         let started = Instant::now();
         let keeper = &self.writer.keeper;
         // Puts of an unfinished backup of this writer are in the index then.
@@ -98,8 +104,6 @@ impl Manager {
         let marked = started.elapsed();
         let used_before_bytes = keeper.room()?.used_bytes;
         let mut published_bytes = 0;
-        let mut generation = self.writer.generation.lock().unwrap_or_else(PoisonError::into_inner);
-        *generation = None;
         let swept = self.store.retain(&live, thrift, &mut |removed_bytes| {
             progress(removed_bytes);
             // The view before keeps all that was removed since on the disk.
@@ -112,7 +116,6 @@ impl Manager {
                 false => Ok(()),
             }
         });
-        drop(generation);
         if !thrift.dry_run {
             keeper.publish()?;
         }

@@ -15,8 +15,8 @@ use crate::store::{Identity, Record, StoreWriter};
 pub struct Writer {
     store: Arc<dyn StoreWriter>,
     identity: Identity,
-    /// The store's generation, if it is known. Locked while it changes, so that a backup knows the one that it comes with.
-    pub(super) generation: Mutex<Option<u64>>,
+    /// Held while the store's generation changes, so that a backup knows the one that it comes with.
+    pub(super) changing: Mutex<()>,
     /// Dropped last: it lets the next writer in.
     pub(super) keeper: Arc<dyn Keeper>,
 }
@@ -26,7 +26,7 @@ impl Writer {
         Self {
             store,
             identity,
-            generation: Mutex::default(),
+            changing: Mutex::default(),
             keeper,
         }
     }
@@ -48,12 +48,7 @@ impl Writer {
 
     /// All backups.
     pub fn catalogue(&self) -> Result<Catalogue> {
-        let catalogue = Catalogue::load(&*self.store)?;
-        let mut known = self.generation.lock().unwrap_or_else(PoisonError::into_inner);
-        // Another thread may have committed since.
-        *known = Some(known.map_or(catalogue.generation(), |known| known.max(catalogue.generation())));
-        drop(known);
-        Ok(catalogue)
+        Catalogue::load(&*self.store)
     }
 
     /// Notes about the backups.
@@ -65,19 +60,13 @@ impl Writer {
     /// Its `sequence` is set to the generation that it comes with.
     pub fn commit(&self, mut backup: Backup) -> Result<Committed> {
         backup.check()?;
-        let mut known = self.generation.lock().unwrap_or_else(PoisonError::into_inner);
-        // If the commit fails, it is not known whether it was written.
-        let generation = match known.take() {
-            Some(generation) => generation,
-            None => self.store.generation()?,
-        };
-        backup.sequence = generation + 1;
+        let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        backup.sequence = self.store.generation()? + 1;
         let bytes = backup.encode();
         let id = BackupId(self.store.hashing().content(&bytes));
         let key = backup.spec();
         self.store.commit(&Record { key, bytes })?;
-        *known = Some(generation + 1);
-        drop(known);
+        drop(changing);
         Ok(Committed {
             entry: Entry { id, backup },
             unpublished: self.keeper.publish().err(),

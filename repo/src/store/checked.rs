@@ -42,7 +42,11 @@ pub(crate) fn get(store: &(impl StoreReader + ?Sized), wanted: &[Wanted]) -> Vec
 
 /// Reads nodes of manifests. Returns one result for each, in order.
 pub(crate) fn nodes(store: &(impl StoreReader + ?Sized), ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
-    each(store.nodes(ids), ids.len(), "read a manifest")
+    match ids {
+        // A far store would be asked for nothing.
+        [] => Vec::new(),
+        ids => each(store.nodes(ids), ids.len(), "read a manifest"),
+    }
 }
 
 /// Reads a single node.
@@ -153,9 +157,10 @@ impl<S: StoreReader + ?Sized> StoreReader for Checked<S> {
         self.0.foreign_changes()
     }
 
-    fn listing(&self) -> Result<Listing> {
-        let listing = self.0.listing()?;
+    fn listing(&self, with_notes: bool) -> Result<Listing> {
+        let listing = self.0.listing(with_notes)?;
         once(listing.records.iter().map(|record| &*record.key), "list the backups")?;
+        once(listing.notes.iter().map(|note| &*note.name), "read the notes")?;
         Ok(listing)
     }
 

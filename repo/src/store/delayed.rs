@@ -229,9 +229,9 @@ impl<S: StoreManager + 'static> StoreReader for Delayed<S> {
         self.store.notes()
     }
 
-    fn listing(&self) -> Result<Listing> {
+    fn listing(&self, with_notes: bool) -> Result<Listing> {
         self.wait();
-        self.store.listing()
+        self.store.listing(with_notes)
     }
 }
 

@@ -20,8 +20,9 @@
 //! # What can be followed without the key
 //!
 //! ROOTS and the heads of nodes say which blocks a backup needs ([`roots_below`]), so the holder of the store can mark
-//! what is live, and copy a backup or check that all of it is there. It learns which blocks belong to one GiB of a disk, and
-//! how many of them changed from one backup to the next, but not where on the disk they stand.
+//! what is live, and copy a backup or check that all of it is there. It learns how many disks and files a backup has,
+//! which backups are of one disk, which guests share blocks, and which blocks belong to one GiB of a disk and differ from
+//! one backup to the next. Their order on the disk is sealed, but blocks are mostly stored in that order.
 //!
 //! # Information in the lengths
 //!
@@ -163,6 +164,10 @@ impl<S: ?Sized> Encrypted<S> {
         let plain = unpad(&plain)?;
         let (length, rest) = plain.split_first_chunk()?;
         let (name, bytes) = rest.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
+        // Whoever has the key could have named others, and a prune without the key would follow those.
+        if kind == RECORD && roots != roots_of(bytes) {
+            return None;
+        }
         Some((String::from_utf8(name.to_vec()).ok()?, bytes.to_vec()))
     }
 }
@@ -179,6 +184,26 @@ impl<S: StoreReader + ?Sized> Encrypted<S> {
             .collect();
         records.sort_by(|one, other| one.key.cmp(&other.key));
         records
+    }
+
+    fn open_notes(&self, notes: Vec<Note>) -> Vec<Note> {
+        let epoch = self.hidden(NOTE, epoch::NAME);
+        let mut notes: Vec<_> = notes
+            .into_iter()
+            .filter(|note| note.name != epoch)
+            .map(
+                |note| match self.open_named(NOTE, &note.name, note.value.as_deref().unwrap_or_default()) {
+                    Some((name, value)) => Note {
+                        name,
+                        value: Some(value),
+                    },
+                    // A dropped note would look as if it had never been written.
+                    None => note,
+                },
+            )
+            .collect();
+        notes.sort_by(|one, other| one.name.cmp(&other.name));
+        notes
     }
 
     fn has_record(&self, record: &Record) -> Result<bool> {
@@ -281,45 +306,32 @@ impl<S: StoreReader + ?Sized> StoreReader for Encrypted<S> {
         Ok(self.open_records(self.store.records()?))
     }
 
-    fn listing(&self) -> Result<Listing> {
+    fn listing(&self, with_notes: bool) -> Result<Listing> {
         // Prevents changes between the readings of the set's two halves.
         let mut held = self.set();
-        let below = self.store.listing()?;
-        let set = self.set_of(&below.records, self.store.notes()?);
+        let below = self.store.listing(true)?;
+        let set = self.set_of(&below.records, &below.notes);
         let foreign_changes = set.differences();
         // The next change need not read it again.
         *held = Some(set);
+        drop(held);
         Ok(Listing {
             records: self.open_records(below.records),
+            notes: match with_notes {
+                true => self.open_notes(below.notes),
+                false => Vec::new(),
+            },
             foreign_changes,
             generation: below.generation,
         })
     }
 
     fn notes(&self) -> Result<Vec<Note>> {
-        let epoch = self.hidden(NOTE, epoch::NAME);
-        let mut notes: Vec<_> = self
-            .store
-            .notes()?
-            .into_iter()
-            .filter(|note| note.name != epoch)
-            .map(
-                |note| match self.open_named(NOTE, &note.name, note.value.as_deref().unwrap_or_default()) {
-                    Some((name, value)) => Note {
-                        name,
-                        value: Some(value),
-                    },
-                    // A dropped note would look as if it had never been written.
-                    None => note,
-                },
-            )
-            .collect();
-        notes.sort_by(|one, other| one.name.cmp(&other.name));
-        Ok(notes)
+        Ok(self.open_notes(self.store.notes()?))
     }
 
     fn foreign_changes(&self) -> Result<Vec<String>> {
-        Ok(self.listing()?.foreign_changes)
+        Ok(self.listing(false)?.foreign_changes)
     }
 
     fn epoch(&self) -> Result<Option<u64>> {

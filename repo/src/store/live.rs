@@ -5,7 +5,6 @@
 //! blocks, an id that is not stored is therefore taken for a stored one with a probability of 4 in 10 million, and
 //! about 20 pairs of stored ids can't be distinguished.
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::id::{BlockId, NodeId};
@@ -102,6 +101,7 @@ impl Ids {
         let mut count = 0;
         for bucket in &mut buckets {
             bucket.sort_unstable();
+            // Ids that begin alike are one.
             bucket.dedup();
             starts.push(count);
             count += bucket.len();
@@ -117,29 +117,26 @@ impl Ids {
 impl IdSet {
     /// Marks an id; returns `false` if the set does not have it.
     pub(crate) fn mark(&self, id: &[u8; 32]) -> bool {
-        let found = self.numbers_of(id);
-        for number in found.clone() {
+        let found = self.number_of(id);
+        if let Some(number) = found {
             self.marks[number / 64].fetch_or(1 << (number % 64), Ordering::Relaxed);
         }
-        !found.is_empty()
+        found.is_some()
     }
 
     fn is_marked(&self, id: &[u8; 32]) -> bool {
-        self.numbers_of(id)
-            .any(|number| self.marks[number / 64].load(Ordering::Relaxed) >> (number % 64) & 1 == 1)
+        let found = self.number_of(id);
+        found.is_some_and(|number| self.marks[number / 64].load(Ordering::Relaxed) >> (number % 64) & 1 == 1)
     }
 
     fn contains(&self, id: &[u8; 32]) -> bool {
-        !self.numbers_of(id).is_empty()
+        self.number_of(id).is_some()
     }
 
-    fn numbers_of(&self, id: &[u8; 32]) -> Range<usize> {
-        let (number, rest) = split(id);
-        let bucket = &self.buckets[number];
-        let first = bucket.partition_point(|other| *other < rest);
-        let count = bucket[first..].iter().take_while(|other| **other == rest).count();
-        let start = self.starts[number] + first;
-        start..start + count
+    fn number_of(&self, id: &[u8; 32]) -> Option<usize> {
+        let (bucket, rest) = split(id);
+        let found = self.buckets[bucket].binary_search(&rest).ok()?;
+        Some(self.starts[bucket] + found)
     }
 }
 

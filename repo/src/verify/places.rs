@@ -65,13 +65,14 @@ impl Search<'_> {
         let reader = match opened {
             Ok(reader) => reader,
             Err(error) => {
-                self.found
-                    .push(disk.damage(0, disk.image.size_bytes, error.to_string()));
+                self.add(disk.damage(0, disk.image.size_bytes, error.to_string()));
                 return Ok(());
             }
         };
         for number in 0..reader.manifest().segments() {
+            let page = reader.manifest().pages()[number / PAGE_SEGMENTS];
             let names = reader.manifest().segment(number).ok();
+            let names = names.filter(|_| !self.bad_nodes.contains(&page));
             if names.is_some_and(|names| names == Segment::ZERO || self.good_segments.contains(&names)) {
                 continue;
             }
@@ -83,7 +84,7 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Searches a segment; `names` is `None` if its page is damaged.
+    /// Searches a segment; `names` is `None` if its page is or was damaged.
     fn segment(
         &mut self,
         disk: &Disk<'_>,
@@ -101,7 +102,7 @@ impl Search<'_> {
                 let start = block_size.offset_of(BlockIndex(first));
                 let end = block_size.offset_of(BlockIndex(first + SEGMENT_SLOTS as u64));
                 let len = end.min(disk.image.size_bytes).saturating_sub(start);
-                self.found.push(disk.damage(start, len, error.to_string()));
+                self.add(disk.damage(start, len, error.to_string()));
                 return Ok(());
             }
         };
@@ -110,14 +111,26 @@ impl Search<'_> {
             if let Some((_, what)) = slot.and_then(|id| self.bad_blocks.get(&id)) {
                 let index = BlockIndex(index);
                 let len = block_size.len_of(index, disk.image.size_bytes) as u64;
-                self.found
-                    .push(disk.damage(block_size.offset_of(index), len, what.clone()));
+                self.add(disk.damage(block_size.offset_of(index), len, what.clone()));
             }
         }
         if self.found.len() == before {
             self.good_segments.extend(names);
         }
         Ok(())
+    }
+
+    /// Adds a range; ranges of one fault that touch, e.g. the segments of a damaged page, become one.
+    fn add(&mut self, damage: Damage) {
+        match self.found.last_mut() {
+            Some(last)
+                if (&last.backup, &last.disk, &last.what) == (&damage.backup, &damage.disk, &damage.what)
+                    && last.offset_bytes + last.len_bytes == damage.offset_bytes =>
+            {
+                last.len_bytes += damage.len_bytes;
+            }
+            _ => self.found.push(damage),
+        }
     }
 
     /// Separates damage to `nodes` from errors that end the search. A node that could not be read before counts as

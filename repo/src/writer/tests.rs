@@ -182,3 +182,32 @@ fn a_disk_that_grew_or_shrank_is_read_back() {
         days.assert_read_back();
     }
 }
+
+#[test]
+fn a_backup_of_an_unchanged_disk_repairs_its_damaged_delta() {
+    let mut days = Days::new(1024);
+    days.back_up();
+    days.change(|number, _| number == 5);
+    days.back_up();
+    let damaged = days.last.expect("is backed up");
+    let names = SlotReader::open(&*days.store, damaged).expect("opens").manifest().segment(0);
+    let delta = names.expect("is whole").delta;
+    days.store.put_nodes(vec![(delta, b"damaged".to_vec())]).expect("puts");
+    assert!(SlotReader::open(&*days.store, damaged).expect("opens").segment(0).is_err());
+    days.back_up();
+    assert_eq!(days.last, Some(damaged));
+    days.assert_read_back();
+}
+
+#[test]
+fn a_segment_that_becomes_zero_is_not_stored() {
+    let mut days = Days::new(2048);
+    days.slots[..1024].fill(None);
+    days.slots[7] = id(1);
+    days.back_up();
+    days.slots[7] = None;
+    days.back_up();
+    let reader = SlotReader::open(&*days.store, days.last.expect("is backed up")).expect("opens");
+    assert_eq!(reader.manifest().segment(0).expect("is whole"), Segment::ZERO);
+    days.assert_read_back();
+}

@@ -11,11 +11,11 @@ impl<S: StoreReader + ?Sized> Encrypted<S> {
     /// Reads the set that is stored now. The caller holds the lock.
     fn read_set(&self) -> Result<Set> {
         let records = self.store.records()?;
-        Ok(self.set_of(&records, self.store.notes()?))
+        Ok(self.set_of(&records, &self.store.notes()?))
     }
 
     /// Returns the set of these stored records and notes.
-    pub(super) fn set_of(&self, records: &[Record], notes: Vec<Note>) -> Set {
+    pub(super) fn set_of(&self, records: &[Record], notes: &[Note]) -> Set {
         let hidden = self.hidden(NOTE, epoch::NAME);
         let element = |kind, name: &str, bytes: &[u8]| epoch::element(&self.epoch_key, kind, name, bytes);
         let records = records.iter().map(|Record { key, bytes }| {
@@ -29,14 +29,14 @@ impl<S: StoreReader + ?Sized> Encrypted<S> {
         };
         let mut has_epoch = false;
         for Note { name, value } in notes {
-            let value = value.unwrap_or_default();
-            if name == hidden {
+            let value = value.as_deref().unwrap_or_default();
+            if *name == hidden {
                 has_epoch = true;
-                let opened = self.open_named(NOTE, &name, &value);
+                let opened = self.open_named(NOTE, name, value);
                 set.epoch = opened.and_then(|(_, plain)| Epoch::decode(&plain));
             } else {
-                let element = element(NOTE, &name, &value);
-                set.notes.insert(name, element);
+                let element = element(NOTE, name, value);
+                set.notes.insert(name.clone(), element);
             }
         }
         if !has_epoch && !self.has_begun && set.records.is_empty() && set.notes.is_empty() {
