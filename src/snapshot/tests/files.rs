@@ -8,7 +8,7 @@ use std::process::Command;
 use vbk_repo::backup::SnapshotKind;
 
 use super::super::*;
-use super::fake::Fake;
+use super::fake::{Fake, Warnings};
 
 /// A file system or a device on a loop device, which goes with it.
 pub(crate) struct Loop {
@@ -233,16 +233,24 @@ fn where_extents_can_not_be_shared_a_file_that_nobody_writes_is_read_itself() {
             .expect("sleeps");
         drop(write);
         let error = take(&usual).expect_err("is refused").to_string();
-        let live = take(&SnapshotOptions {
+        let warnings = Warnings::default();
+        let live = SnapshotOptions {
             live: true,
             ..usual.clone()
-        });
+        };
+        let live = plan(&fake.programs, &Fake::disks(&[("vda", &disk)]), &live)
+            .and_then(|plan| plan.take(&fake.run(), &warnings));
         writer.kill().and_then(|()| writer.wait()).expect("ends");
         assert!(
             error.contains("in process") && error.contains("sleep"),
             "on {mkfs}: {error}"
         );
         assert!(live.expect("takes").is_live());
+        let warnings = warnings.all();
+        assert!(
+            warnings.len() == 1 && warnings[0].contains("is in use") && warnings[0].contains("sleep"),
+            "on {mkfs}: {warnings:?}"
+        );
         take(&usual).expect("is free again");
     }
 }

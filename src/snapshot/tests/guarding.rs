@@ -1,31 +1,17 @@
 //! What the guard does, on devices whose fill is what a test says.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::super::*;
 use super::MIB;
-use super::fake::Fake;
-use crate::observer::Event;
-
-/// Keeps the warnings.
-#[derive(Default)]
-struct Heard(Mutex<Vec<String>>);
-
-impl Observer for Heard {
-    fn event(&self, event: Event<'_>) {
-        if let Event::Warning(text) = event {
-            self.0.lock().expect("nobody panicked").push(text.to_owned());
-        }
-    }
-}
+use super::fake::{Fake, Warnings};
 
 struct Guarded {
     fake: Fake,
     snapshots: Snapshots,
     stop: Arc<AtomicBool>,
-    heard: Arc<Heard>,
+    warnings: Arc<Warnings>,
     watch: Option<Watch>,
 }
 
@@ -49,15 +35,15 @@ impl Guarded {
             .expect("plans")
             .take(&fake.run(), &())
             .expect("takes");
-        let (stop, heard) = (Arc::new(AtomicBool::new(false)), Arc::new(Heard::default()));
+        let (stop, warnings) = (Arc::new(AtomicBool::new(false)), Arc::new(Warnings::default()));
         let watch = snapshots
-            .watch(Arc::clone(&stop), Arc::clone(&heard) as Arc<dyn Observer>)
+            .watch(Arc::clone(&stop), Arc::clone(&warnings) as Arc<dyn Observer>)
             .expect("starts");
         let guarded = Self {
             fake,
             snapshots,
             stop,
-            heard,
+            warnings,
             watch: Some(watch),
         };
         guarded.until("it has looked", || guarded.fake.called("dmsetup") > 1);
@@ -146,7 +132,7 @@ fn without_room_it_warns_once_and_stops_the_run_before_the_snapshot_overflows() 
     let mut guarded = Guarded::thick();
     guarded.fake.fake(&["vg", "vg0", "240M"]);
     guarded.fill("used", 26);
-    guarded.until("it warns", || !guarded.heard.0.lock().expect("good").is_empty());
+    guarded.until("it warns", || !guarded.warnings.all().is_empty());
     guarded.until_it_has_looked();
     assert!(!guarded.is_stopped());
     guarded.fill("used", 37);
@@ -160,7 +146,7 @@ fn without_room_it_warns_once_and_stops_the_run_before_the_snapshot_overflows() 
     ] {
         assert!(reason.contains(part), "{part} in {reason}");
     }
-    assert_eq!(guarded.heard.0.lock().expect("good").len(), 1);
+    assert_eq!(guarded.warnings.all().len(), 1);
 }
 
 #[test]
@@ -211,7 +197,7 @@ fn a_pool_is_extended_only_when_the_run_fills_it() {
         "{:?}",
         guarded.fake.log()
     );
-    guarded.until("it is told", || guarded.heard.0.lock().expect("good").len() == 1);
+    guarded.until("it is told", || guarded.warnings.all().len() == 1);
     guarded.fake.set("vg0/pool", "meta_used", 3 * MIB);
     guarded.until("metadata is extended", || {
         guarded
