@@ -172,24 +172,7 @@ pub fn discover(programs: &Programs, known: &Known) -> Found {
     };
     let mut tags = Tags::read(programs);
     notes.append(&mut tags.notes);
-    let mut domains = BTreeMap::new();
-    for name in names {
-        match libvirt.domain(&name) {
-            Ok(domain) => {
-                domains.insert(name, domain);
-            }
-            // It disappeared in the meantime.
-            Err(LibvirtError::NoSuchDomain(_)) => {}
-            Err(error) => {
-                notes.push(format!("domain {name} is left out: {error}"));
-                if matches!(error, LibvirtError::Program(ProgramError::TimedOut { .. })) {
-                    // Every further query would take as long.
-                    notes.push("libvirt does not answer; the rest of its domains are left out".to_owned());
-                    break;
-                }
-            }
-        }
-    }
+    let mut domains = domains(libvirt, names, &mut notes);
     let is_running = |domain: &Domain| running.as_ref().map(|running| running.contains(&domain.name));
     let mut guests = BTreeMap::new();
     // Guests that name a domain come first: that domain does not belong to a guest which only has the same name.
@@ -231,6 +214,29 @@ pub fn discover(programs: &Programs, known: &Known) -> Found {
         guests: guests.into_values().collect(),
         notes,
     }
+}
+
+/// Reads the configurations of domains by name. One that can't be read is left out, with a note.
+fn domains(libvirt: Libvirt<'_>, names: Vec<String>, notes: &mut Vec<String>) -> BTreeMap<String, Domain> {
+    let mut domains = BTreeMap::new();
+    for name in names {
+        match libvirt.domain(&name) {
+            Ok(domain) => {
+                domains.insert(name, domain);
+            }
+            // It disappeared in the meantime.
+            Err(LibvirtError::NoSuchDomain(_)) => {}
+            Err(error) => {
+                notes.push(format!("domain {name} is left out: {error}"));
+                if matches!(error, LibvirtError::Program(ProgramError::TimedOut { .. })) {
+                    // Every further query would take as long.
+                    notes.push("libvirt does not answer; the rest of its domains are left out".to_owned());
+                    break;
+                }
+            }
+        }
+    }
+    domains
 }
 
 /// Finds one guest without querying any other.
