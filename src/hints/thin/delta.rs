@@ -190,19 +190,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shared_or_mapped_nowhere_is_unchanged() {
+    fn shared_and_unmapped_ranges_are_unchanged() {
         let unchanged = parse(REAL.as_bytes()).expect("is understood");
         assert_eq!(runs(&unchanged), [(0, 2), (3, 6), (7, 10), (12, 60), (63, 120)]);
     }
 
     #[test]
-    fn a_volume_of_which_nothing_is_mapped_is_unchanged() {
+    fn a_volume_without_mappings_is_unchanged() {
         let text = REAL.lines().filter(|line| !line.contains("begin")).collect::<String>();
         assert_eq!(runs(&parse(text.as_bytes()).expect("is understood")), [(0, 120)]);
     }
 
     #[test]
-    fn what_is_not_understood_gives_no_hint() {
+    fn an_unparsable_answer_gives_no_hint() {
         let wrong = [
             ("<different begin", "<differing begin"),
             ("left=\"2\"", "left=\"7\""),
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_cut_anywhere_gives_no_hint() {
+    fn a_truncated_answer_gives_no_hint() {
         for end in 0..REAL.trim_end().len() {
             assert!(parse(&REAL.as_bytes()[..end]).is_err(), "{end}");
         }

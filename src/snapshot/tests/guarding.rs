@@ -98,7 +98,7 @@ impl Guarded {
 }
 
 #[test]
-fn a_snapshot_that_fills_is_extended_and_the_run_goes_on() {
+fn a_filling_snapshot_is_extended_and_the_run_continues() {
     let mut guarded = Guarded::thick();
     assert_eq!(guarded.fake.called("lvextend"), 0);
     guarded.fill("used", 26);
@@ -128,7 +128,7 @@ fn a_snapshot_that_fills_is_extended_and_the_run_goes_on() {
 }
 
 #[test]
-fn without_room_it_warns_once_and_stops_the_run_before_the_snapshot_overflows() {
+fn a_guard_without_room_warns_once_and_stops_before_the_overflow() {
     let mut guarded = Guarded::thick();
     guarded.fake.fake(&["vg", "vg0", "240M"]);
     guarded.fill("used", 26);
@@ -150,7 +150,7 @@ fn without_room_it_warns_once_and_stops_the_run_before_the_snapshot_overflows() 
 }
 
 #[test]
-fn an_extension_that_hangs_does_not_blind_the_guard() {
+fn a_hanging_extension_does_not_stop_the_guard() {
     let mut guarded = Guarded::thick();
     guarded.fake.fault("lvextend", "hang");
     guarded.fill("used", 26);
@@ -173,7 +173,7 @@ fn an_invalid_snapshot_stops_the_run_and_fails_the_check() {
 }
 
 #[test]
-fn a_guard_that_can_not_see_stops_the_run() {
+fn a_guard_without_answers_stops_the_run() {
     let mut guarded = Guarded::thick();
     guarded.fake.fault("dmsetup", "garbage");
     let reason = guarded.reason();

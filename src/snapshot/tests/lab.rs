@@ -88,7 +88,7 @@ fn ours() -> Vec<Leftover> {
 
 #[test]
 #[ignore = "needs the machine of tests/lab/lvm"]
-fn real_snapshots_hold_still_are_extended_and_go_again() {
+fn real_snapshots_hold_still_are_extended_and_removed() {
     write(THICK, 0, 32, 1);
     write(THIN, 0, 8, 1);
     let snapshots = take(&[THICK, THIN], &SnapshotOptions::default());
@@ -132,7 +132,7 @@ fn real_snapshots_hold_still_are_extended_and_go_again() {
 
 #[test]
 #[ignore = "needs the machine of tests/lab/lvm"]
-fn a_real_snapshot_that_overflows_is_never_good_again() {
+fn a_real_overflowed_snapshot_stays_invalid() {
     let snapshots = take(&[THICK], &not_extended(8));
     let stop = Arc::new(AtomicBool::new(false));
     let watch = snapshots.watch(Arc::clone(&stop), Arc::new(())).expect("starts");
@@ -149,7 +149,7 @@ fn a_real_snapshot_that_overflows_is_never_good_again() {
 
 #[test]
 #[ignore = "needs the machine of tests/lab/lvm"]
-fn a_real_run_is_stopped_while_its_snapshot_is_still_good() {
+fn a_real_run_is_stopped_before_its_snapshot_overflows() {
     let snapshots = take(&[THICK], &not_extended(16));
     let stop = Arc::new(AtomicBool::new(false));
     let watch = snapshots.watch(Arc::clone(&stop), Arc::new(())).expect("starts");
@@ -173,7 +173,7 @@ fn a_real_run_is_stopped_while_its_snapshot_is_still_good() {
 
 #[test]
 #[ignore = "needs the machine of tests/lab/lvm"]
-fn a_real_busy_snapshot_is_removed_when_it_is_free() {
+fn a_real_busy_snapshot_is_removed_once_it_is_free() {
     let snapshots = take(&[THICK, THIN], &SnapshotOptions::default());
     let files: Vec<File> = snapshots
         .disks()
@@ -191,7 +191,7 @@ fn a_real_busy_snapshot_is_removed_when_it_is_free() {
 
 #[test]
 #[ignore = "needs the machine of tests/lab/lvm"]
-fn what_can_not_be_a_disk_is_refused_on_real_lvm_too() {
+fn real_lvm_parts_that_are_not_disks_are_refused() {
     let snapshots = take(&[THICK], &SnapshotOptions::default());
     let refused = |path: &Path| {
         let disk = ("vda".parse().expect("a name"), path.to_owned());
