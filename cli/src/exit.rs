@@ -266,7 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_system_refuses_is_no_bug() {
+    fn a_system_error_is_not_reported_as_a_bug() {
         for kind in [
             Io::NotFound,
             Io::PermissionDenied,
