@@ -58,7 +58,7 @@ fn a_protected_backup_whose_note_is_damaged_is_not_forgotten() {
 }
 
 #[test]
-fn a_note_of_nobody_knows_what_is_in_the_way_until_a_repair() {
+fn a_note_of_an_unknown_backup_blocks_forget_until_repair() {
     let lab = Lab::new();
     write_noise(&lab.path("disk"), 1, MIB);
     let old = str_of(&lab.backup("web", &lab.path("disk")), "backup");
