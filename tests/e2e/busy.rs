@@ -50,7 +50,7 @@ fn a_second_writer_with_no_wait_names_the_first() {
 fn a_second_writer_waits_for_the_first_and_then_works() {
     let (lab, writer) = lab_with_a_stopped_writer();
     let mut second = lab.start(args!["backup", "web2", lab.path("disk.img")]);
-    std::thread::sleep(Duration::from_millis(700));
+    second.wait_until_says("waiting for");
     assert!(!second.has_ended(), "it waits");
     assert_eq!(lab.listed().len(), 1);
     writer.signal(Signal::SIGCONT);
@@ -70,8 +70,8 @@ fn a_second_writer_waits_for_the_first_and_then_works() {
 #[test]
 fn a_waiting_writer_continues_when_the_first_is_killed() {
     let (lab, writer) = lab_with_a_stopped_writer();
-    let second = lab.start(args!["backup", "web2", lab.path("disk.img")]);
-    std::thread::sleep(Duration::from_millis(300));
+    let mut second = lab.start(args!["backup", "web2", lab.path("disk.img")]);
+    second.wait_until_says("waiting for");
     writer.signal(Signal::SIGKILL);
     drop(writer);
     second.wait().code(0);
@@ -83,8 +83,8 @@ fn a_waiting_writer_continues_when_the_first_is_killed() {
 fn a_waiting_writer_can_be_interrupted() {
     let (lab, writer) = lab_with_a_stopped_writer();
     let mut second = lab.start(args!["backup", "web2", lab.path("disk.img")]);
-    std::thread::sleep(Duration::from_millis(500));
-    assert!(!second.has_ended());
+    second.wait_until_says("waiting for");
+    assert!(!second.has_ended(), "it waits");
     second.signal(Signal::SIGINT);
     let said = second.wait();
     assert_eq!(said.status.code(), Some(130), "{said}");

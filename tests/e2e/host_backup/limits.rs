@@ -25,7 +25,7 @@ fn a_changed_configuration_applies_from_sighup() {
     // One that can't be used changes nothing, and does not end the run.
     host.configure("nonsense");
     running.signal(Signal::SIGHUP);
-    std::thread::sleep(Duration::from_millis(1500));
+    running.wait_until_says("read limits stay as they are");
     assert!(!running.has_ended());
     host.configure(&format!("{text}'none'\n"));
     running.signal(Signal::SIGHUP);
