@@ -1,6 +1,7 @@
 //! `vbk verify`
 
 use std::collections::HashSet;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -8,7 +9,7 @@ use vbk_repo::ErrorKind;
 use vbk_repo::backup::Entry;
 use vbk_repo::catalogue::Catalogue;
 use vbk_repo::repository::directory::store_repair::check_tables;
-use vbk_repo::repository::{Repository, Verified};
+use vbk_repo::repository::{Repository, Verified, View};
 use vbk_repo::state::{PartRead, Rotation, States};
 use vbk_repo::verify::{MAX_PARTS, Scope, VerifyReport, expected_bytes, verify};
 
@@ -44,18 +45,7 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
     let (catalogue, states) = (view.catalogue()?, view.states()?);
     let entries = choose(&catalogue, args)?;
     let mut scope = scope_of(args, &states.rotation, started)?;
-    let expected = expected_bytes(&entries) as f64 * scope.share();
-    let progress = Progress::new(context.quiet(), expected as u64, Words::Plain);
-    let report = verify(
-        &*view.store(),
-        &entries,
-        &scope,
-        threads(),
-        &|done| progress.set(done.bytes),
-        &cancel,
-    );
-    progress.finish();
-    let report = report?;
+    let report = read(context, &view, &entries, &scope, &cancel)?;
     let records = match args.backups.is_empty() {
         true => damaged_records(&catalogue, &states),
         false => Vec::new(),
@@ -110,6 +100,28 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
             _ => Outcome::Damage,
         },
     )
+}
+
+/// Reads what is in scope, and shows the progress.
+fn read(
+    context: &Context<'_>,
+    view: &View,
+    entries: &[Entry],
+    scope: &Scope,
+    cancel: &AtomicBool,
+) -> Result<VerifyReport> {
+    let expected = expected_bytes(entries) as f64 * scope.share();
+    let progress = Progress::new(context.quiet(), expected as u64, Words::Plain);
+    let report = verify(
+        &*view.store(),
+        entries,
+        scope,
+        threads(),
+        &|done| progress.set(done.bytes),
+        cancel,
+    );
+    progress.finish();
+    Ok(report?)
 }
 
 /// Describes the records and notes that can't be read, whichever backup they belong to.
