@@ -259,7 +259,7 @@ fn every_file(harm: impl Fn(&File, u64)) {
         }
         // The whole of it, because what finds damage also notes it.
         copy_repository(&pristine, lab.repo());
-        lab.forget_what_was_known();
+        lab.forget_known_repositories();
     }
     assert!(found.iter().any(|name| name.ends_with(".blob")), "found in {found:?}");
     assert!(found.iter().any(|name| name.ends_with(".sst")), "found in {found:?}");

@@ -185,7 +185,7 @@ impl Matrix {
     fn check(&self, harm: Harm, place: &Place) {
         let repo = self.lab.repo();
         copy(&self.lab.path("pristine"), repo);
-        self.lab.forget_what_was_known();
+        self.lab.forget_known_repositories();
         if !do_harm(repo, harm, place) {
             return;
         }
@@ -253,7 +253,7 @@ impl Matrix {
             }
         }
         copy(&self.lab.path("pristine"), repo);
-        self.lab.forget_what_was_known();
+        self.lab.forget_known_repositories();
         do_harm(repo, harm, place);
         let mut repair = args!["repair"];
         match place.file.to_string_lossy().bytes().fold(harm as u8, u8::wrapping_add) % 2 {
@@ -401,7 +401,7 @@ fn a_damaged_key_slot_disables_only_that_key() {
     for harm in [Harm::Flip, Harm::Truncate, Harm::Delete, Harm::Swap] {
         for slot in ["key-file", "recovery"] {
             copy(&pristine, lab.repo());
-            lab.forget_what_was_known();
+            lab.forget_known_repositories();
             let of = |name: &str| PathBuf::from(format!("keys/{name}.json"));
             let place = Place {
                 kind: Kind::Marker,

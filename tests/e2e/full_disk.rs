@@ -176,7 +176,7 @@ impl Template {
         let copy = self.lab.path("point.fs");
         copy_sparse(&self.image, &copy);
         let mount = Mount::of_device(LoopDevice::of_file(&copy), self.lab.subdir("small"));
-        self.lab.forget_what_was_known();
+        self.lab.forget_known_repositories();
         let point = Point {
             lab: &self.lab,
             mount,

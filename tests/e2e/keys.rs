@@ -21,7 +21,7 @@ fn an_encrypted_repository_replaced_by_a_plain_one_is_refused() {
         fs::rename(plain.join(name), lab.repo().join(name)).expect("renames");
     }
     // The repository itself notices it too.
-    lab.forget_what_was_known();
+    lab.forget_known_repositories();
     for command in [args!["backup", "web", lab.path("disk")], args!["list"], args!["verify"]] {
         let mut args = args!["--key-file", key];
         args.extend(command);

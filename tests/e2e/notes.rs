@@ -43,7 +43,7 @@ fn a_protected_backup_whose_note_is_damaged_is_not_forgotten() {
     lab.ok(policy("web"));
     assert_eq!(lab.listed().len(), 3);
 
-    // Who reads everything sets it anew, on the safe side.
+    // A command that reads everything replaces the state, on the safe side.
     for (command, code) in [("verify", 4), ("repair", 0)] {
         harm();
         lab.run(args![command]).code(code).says(&[&old, "protected now"]);

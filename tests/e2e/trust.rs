@@ -174,7 +174,7 @@ fn a_plain_repository_in_place_of_an_encrypted_one_is_refused() {
     ]);
     fs::rename(lab.path("away"), lab.repo()).expect("moves");
     of_owner(args!["list"]).done();
-    put_in_place_of_owner(&lab, &other);
+    replace_owners_repository_with(&lab, &other);
     let said = lab.run(args!["--key-file", other_key, "backup", "web1", disk]).code(1);
     said.says(&["another master key"]);
     // No key is asked for either.
@@ -183,7 +183,7 @@ fn a_plain_repository_in_place_of_an_encrypted_one_is_refused() {
         .says(&["another master key"]);
 }
 
-fn put_in_place_of_owner(lab: &Lab, other: &Path) {
+fn replace_owners_repository_with(lab: &Lab, other: &Path) {
     fs::rename(lab.repo(), lab.path("owners")).expect("moves");
     fs::rename(other, lab.repo()).expect("moves");
 }
@@ -328,7 +328,7 @@ fn a_store_of_another_repository_under_the_old_marker_is_not_written() {
     assert_eq!(known(), before, "nothing of it was noted");
     assert!(listed.text().contains("web1 "), "{listed}");
     // Also on a host that knows nothing: the marker says that it is another's.
-    lab.forget_what_was_known();
+    lab.forget_known_repositories();
     lab.run(args!["backup", "web1", lab.path("disk")])
         .code(4)
         .says(&["another store was put there", "nothing was written"]);

@@ -93,7 +93,7 @@ fn covered(unchanged: &Unchanged) -> Vec<u64> {
     (0..unchanged.size_bytes().div_ceil(MIB)).filter(is_unchanged).collect()
 }
 
-fn changed_blocks_between_two_copies_are_found(make: &[&str], options: &str) {
+fn check_changed_blocks_on(make: &[&str], options: &str) {
     let mounted = Mounted::new(make, options);
     let disk = mounted.path("disk.img");
     write(&disk, 0, &noise(1, 40 * MIB as usize + 5_000));
@@ -140,13 +140,13 @@ fn changed_blocks_between_two_copies_are_found(make: &[&str], options: &str) {
 
 #[test]
 fn on_xfs_only_changed_blocks_are_read() {
-    changed_blocks_between_two_copies_are_found(&["mkfs.xfs", "-q", "-m", "reflink=1"], "loop");
+    check_changed_blocks_on(&["mkfs.xfs", "-q", "-m", "reflink=1"], "loop");
 }
 
 #[test]
 fn on_btrfs_only_changed_blocks_are_read() {
-    changed_blocks_between_two_copies_are_found(&["mkfs.btrfs", "-q"], "loop");
-    changed_blocks_between_two_copies_are_found(&["mkfs.btrfs", "-q"], "loop,nodatacow");
+    check_changed_blocks_on(&["mkfs.btrfs", "-q"], "loop");
+    check_changed_blocks_on(&["mkfs.btrfs", "-q"], "loop,nodatacow");
 }
 
 #[test]

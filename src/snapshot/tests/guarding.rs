@@ -68,7 +68,7 @@ impl Guarded {
     }
 
     /// Waits until the guard has looked at everything again.
-    fn until_it_has_looked(&self) {
+    fn wait_for_next_look(&self) {
         // Its look at this moment may have begun before, and a pool is two looks.
         let looks = self.fake.called("dmsetup") + 5;
         self.until("it looks again", || self.fake.called("dmsetup") >= looks);
@@ -115,7 +115,7 @@ fn a_filling_snapshot_is_extended_and_the_run_continues() {
             serde_json::from_str(&guarded.fake.fake(&["get", &guarded.snapshot()])).expect("JSON");
         lv["size"] == 60 * MIB
     });
-    guarded.until_it_has_looked();
+    guarded.wait_for_next_look();
     assert!(!guarded.is_stopped() && guarded.fake.called("lvextend") == 1);
     guarded
         .watch
@@ -133,7 +133,7 @@ fn a_guard_without_room_warns_once_and_stops_before_the_overflow() {
     guarded.fake.fake(&["vg", "vg0", "240M"]);
     guarded.fill("used", 26);
     guarded.until("it warns", || !guarded.warnings.all().is_empty());
-    guarded.until_it_has_looked();
+    guarded.wait_for_next_look();
     assert!(!guarded.is_stopped());
     guarded.fill("used", 37);
     let reason = guarded.reason();
@@ -188,7 +188,7 @@ fn a_guard_without_answers_stops_the_run() {
 fn a_pool_is_extended_only_when_the_run_fills_it() {
     let mut guarded = Guarded::thin();
     // 70 % were full before.
-    guarded.until_it_has_looked();
+    guarded.wait_for_next_look();
     assert_eq!(guarded.fake.called("lvextend"), 0);
     guarded.fill("data_used", 82);
     guarded.until("it is extended", || guarded.fake.called("lvextend") == 1);
