@@ -141,11 +141,12 @@ pub struct Unchanged {
     size_bytes: u64,
     block_size: BlockSize,
     /// In order, and never next to each other.
-    runs: Vec<Run>,
+    runs: Vec<BlockRun>,
 }
 
+/// Consecutive unchanged blocks: from `first` up to, but not including, `end`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Run {
+struct BlockRun {
     first: u64,
     end: u64,
     /// Blocks in the runs before.
@@ -249,7 +250,7 @@ impl Collector {
         };
         if first < end {
             let before = runs.last().map_or(0, |run| run.before + (run.end - run.first));
-            runs.push(Run { first, end, before });
+            runs.push(BlockRun { first, end, before });
         }
     }
 }

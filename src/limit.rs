@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_are_read_and_written() {
+    fn limits_are_parsed_and_formatted() {
         for (text, limit, shown) in [
             ("60%", ReadLimit::Share(0.6), "60%"),
             ("7 %", ReadLimit::Share(0.07), "7%"),

@@ -126,7 +126,7 @@ impl Snapshots {
         &mut self,
         mut planned: PlannedDisk,
         new: &NewHold<'_>,
-        mut observer: &dyn Observer,
+        observer: &dyn Observer,
     ) -> Result<(), SnapshotError> {
         loop {
             let hold = planned.method.hold(&planned, new)?;
@@ -147,8 +147,6 @@ impl Snapshots {
                 None => {
                     self.disks.pop();
                     planned.method = plan::without_snapshot(&planned.disk, &self.options)?;
-                    // Without a warning if it is read live: the backup's record says so.
-                    observer = &();
                     continue;
                 }
             }

@@ -30,10 +30,10 @@ pub enum Error {
     /// An error of a mount.
     #[error(transparent)]
     Mount(#[from] vbk_fuse::Error),
-    /// The arguments make no sense together.
+    /// The arguments or the configuration can't be used.
     #[error("{0}")]
     Usage(String),
-    /// Another run of vbk is doing the same.
+    /// Another run of vbk does the same work.
     #[error("{0}")]
     Busy(String),
     /// The time limit was reached.
@@ -154,7 +154,7 @@ impl Error {
             _ if matches!(self, Self::Distrusted(_)) => None,
             _ if matches!(self, Self::KeyFile { .. } | Self::Unopened(_)) => Some(
                 "another key file, a passphrase, the recovery key (given as a passphrase) or an exported key may open the \
-                 repository; `vbk key list` lists them, and needs no key",
+                 repository; `vbk key list` lists its key slots without a key",
             ),
             ErrorKind::NoSpace
                 if matches!(
@@ -162,28 +162,28 @@ impl Error {
                     Self::Engine(vbk::Error::NoRoom { .. } | vbk::Error::Target { .. } | vbk::Error::Volumes(_))
                 ) =>
             {
-                Some("make room there, or restore to another place")
+                Some("make room there, or restore to another target")
             }
             ErrorKind::NoSpace if matches!(self, Self::Repository(vbk_repo::Error::NearlyFull { .. })) => {
                 Some("`vbk forget` and `vbk prune` free space; --reserve sets how much must stay free")
             }
             ErrorKind::NoSpace if matches!(self, Self::Engine(vbk::Error::Snapshot(_))) => None,
             ErrorKind::NoSpace if matches!(self, Self::Engine(_)) => Some(
-                "`vbk forget` and `vbk prune` free space; or make room and run it again: stored blocks are not stored a \
-                 second time",
+                "`vbk forget` and `vbk prune` free space; or make room and run it again: blocks that are stored already are not \
+                 stored again",
             ),
-            ErrorKind::NoSpace => Some(
-                "make room on the repository's file system and run it again; `vbk prune` needs up to 8 GiB of room itself",
-            ),
+            ErrorKind::NoSpace => {
+                Some("make room on the repository's file system and run it again; `vbk prune` itself needs up to 8 GiB")
+            }
             ErrorKind::Denied if matches!(self, Self::Repository(vbk_repo::Error::KeyNeeded { .. })) => Some(
                 "give it with --passphrase-file FILE (VBK_PASSPHRASE_FILE) or --key-file FILE (VBK_KEY_FILE), as the \
                  systemd credential vbk-passphrase or vbk-key-file, or at a terminal",
             ),
             ErrorKind::Denied if nix::unistd::geteuid().is_root() => Some(
-                "root was refused: check the attributes of the file (`lsattr`), AppArmor or SELinux rules, the rights of the \
-                 container, and whether a network file system refuses root (root_squash)",
+                "access was denied even to root: check the attributes of the file (`lsattr`), AppArmor or SELinux rules, the \
+                 capabilities of the container, and whether a network file system refuses root (root_squash)",
             ),
-            ErrorKind::Denied => Some("permission is missing; run as root, or as the owner"),
+            ErrorKind::Denied => Some("this user lacks permission; run as root, or as the owner of the file"),
             ErrorKind::ReadOnly if matches!(self, Self::Engine(vbk::Error::TargetReadOnly(_))) => None,
             ErrorKind::ReadOnly => Some(
                 "its file system is mounted read-only; `mount -o remount,rw MOUNTPOINT` makes it writable, unless the kernel \
@@ -266,7 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_system_refuses_is_no_bug() {
+    fn a_system_error_is_not_reported_as_a_bug() {
         for kind in [
             Io::NotFound,
             Io::PermissionDenied,

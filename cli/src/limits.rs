@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn threads_are_started_and_ended_again() {
+    fn checked_threads_are_started_and_joined() {
         let count = || std::fs::read_dir("/proc/self/task").expect("lists").count();
         let before = count();
         start_threads(100).expect("starts");

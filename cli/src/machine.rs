@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn programs_are_found_where_the_system_has_them_but_after_those_of_the_path() {
+    fn system_directories_are_searched_after_those_of_path() {
         let said = programs().run("sh", &["-c", "echo $PATH"], std::time::Duration::from_secs(20));
         let path = std::env::var("PATH").expect("a path");
         let expected = format!("{path}:/usr/local/sbin:/usr/sbin:/sbin\n");
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_others_could_have_filled_is_refused() {
+    fn a_runtime_directory_that_others_could_fill_is_refused() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("vbk-1000");
         let of = || own_directory(path.clone()).map_err(|error| error.to_string());

@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_other_programs_write_for_another_host_is_no_directory() {
+    fn a_remote_address_is_not_taken_for_a_directory() {
         for name in [
             "user@host:/srv/repo",
             "host:repo",

@@ -199,14 +199,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_who_may_trace_hides_from_those_who_may_not() {
+    fn only_a_process_with_cap_sys_ptrace_may_trace() {
         assert!(may_trace("Name:\tvbk\nCapEff:\t000001ffffffffff\nCapBnd:\t0\n"));
         assert!(!may_trace("CapEff:\t000001fffff7ffff\nCapBnd:\t000001ffffffffff\n"));
         assert!(!may_trace("CapEff:\t0000000000000000\n") && !may_trace(""));
     }
 
     #[test]
-    fn a_recovery_key_is_no_new_passphrase() {
+    fn a_recovery_key_is_refused_as_a_new_passphrase() {
         let key = RecoveryKey::generate().expect("random").text();
         for text in [key.to_string(), key.to_lowercase().replace('-', " ")] {
             assert!(matches!(new_passphrase(Zeroizing::new(text)), Err(Error::Usage(_))));

@@ -1,4 +1,4 @@
-//! Warnings that several commands give about what a repository holds.
+//! Warnings about the content of a repository, given by several commands.
 
 use vbk_repo::backup::{Backup, Entry};
 use vbk_repo::catalogue::{BackupSpec, Catalogue};
@@ -19,7 +19,7 @@ pub fn clock_doubt(catalogue: &Catalogue, backup: &Backup) -> Option<String> {
     Some(doubt.to_string())
 }
 
-/// Warns if `latest` names a backup whose time is not the newest: it is the one that was made last.
+/// Warns if `latest`, which names the backup that was made last, is not the one with the newest time.
 pub fn warn_of_clock(catalogue: &Catalogue, spec: &BackupSpec, entry: &Entry) {
     if spec.is_latest()
         && let Some(doubt) = clock_doubt(catalogue, &entry.backup)
@@ -28,7 +28,7 @@ pub fn warn_of_clock(catalogue: &Catalogue, spec: &BackupSpec, entry: &Entry) {
     }
 }
 
-/// Warns of the latest backup of each guest in the same way, where all are shown.
+/// Warns of the latest backup of each guest in the same way, for commands that show all guests.
 pub fn warn_of_clocks(catalogue: &Catalogue) {
     for entry in catalogue
         .guests()
@@ -46,14 +46,14 @@ pub fn warn_of_clocks(catalogue: &Catalogue) {
 pub fn unreadable_notes(states: &States) -> Vec<String> {
     let of_backups = states.unread().map(|backup| {
         format!(
-            "the state of backup {backup} can't be read; it may be protected: `vbk protect {backup}` or `vbk unprotect \
-             {backup}` sets it again"
+            "the state of backup {backup} can't be read, so the backup may be protected; `vbk protect {backup}` or `vbk \
+             unprotect {backup}` writes a new state"
         )
     });
     let strays = states
         .strays()
         .iter()
-        .map(|name| format!("note {name} can't be read; it may protect a backup: `vbk repair` removes the note"));
+        .map(|name| format!("note {name} can't be read, and may protect a backup; `vbk repair` removes the note"));
     of_backups.chain(strays).collect()
 }
 

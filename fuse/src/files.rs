@@ -65,41 +65,8 @@ impl FilesPlan {
             .join(entry.backup.time.to_string());
         let alone = entry.backup.images.len() == 1;
         let on_frame = alone && (access == Access::Everyone || volumes::only_root_reaches(dir));
-        let mut disks = Vec::new();
-        for image in &entry.backup.images {
-            let wanted = images.iter().any(|it| it.disk == image.disk);
-            let reader = match ImageReader::open(view.store(), Arc::clone(resources), image) {
-                Ok(reader) => reader,
-                Err(error) if wanted => return Err(error.into()),
-                Err(_) => continue,
-            };
-            let own = PathBuf::from(image.disk.as_str());
-            disks.push(Disk {
-                image,
-                reader,
-                wanted,
-                parent: if alone { PathBuf::new() } else { own.clone() },
-                whole: if on_frame { PathBuf::new() } else { own },
-            });
-        }
-        let mut found = Vec::new();
-        let mut warnings = Vec::new();
-        for disk in &disks {
-            let mut said = Vec::new();
-            match found::inspect(disk, &mut said) {
-                Ok(volumes) => found.extend(volumes),
-                Err(_) if !disk.wanted => continue,
-                Err(source) => {
-                    return Err(Error::Inspect {
-                        image: format!("{}/{}", entry.backup.spec(), disk.image.disk),
-                        source,
-                    });
-                }
-            }
-            if disk.wanted {
-                warnings.extend(said);
-            }
-        }
+        let disks = open_disks(view, resources, entry, images, on_frame)?;
+        let (found, warnings) = inspect_all(entry, &disks)?;
         let planned = plans::plan(&found, new_fsid).map_err(|source| Error::Inspect {
             image: entry.backup.spec(),
             source,
@@ -152,6 +119,58 @@ impl FilesPlan {
         }
         Ok(reports)
     }
+}
+
+/// Opens all disks of a backup. One that the user did not ask for is left out if it can't be opened. `on_frame`: a disk
+/// without partitions is mounted at the mount point itself.
+fn open_disks<'a>(
+    view: &View,
+    resources: &Arc<ReadResources>,
+    entry: &'a Entry,
+    images: &[&Image],
+    on_frame: bool,
+) -> Result<Vec<Disk<'a>>> {
+    let alone = entry.backup.images.len() == 1;
+    let mut disks = Vec::new();
+    for image in &entry.backup.images {
+        let wanted = images.iter().any(|it| it.disk == image.disk);
+        let reader = match ImageReader::open(view.store(), Arc::clone(resources), image) {
+            Ok(reader) => reader,
+            Err(error) if wanted => return Err(error.into()),
+            Err(_) => continue,
+        };
+        let own = PathBuf::from(image.disk.as_str());
+        disks.push(Disk {
+            image,
+            reader,
+            wanted,
+            parent: if alone { PathBuf::new() } else { own.clone() },
+            whole: if on_frame { PathBuf::new() } else { own },
+        });
+    }
+    Ok(disks)
+}
+
+/// Finds the volumes on the disks, and the warnings about those that the user asked for.
+fn inspect_all<'a>(entry: &Entry, disks: &'a [Disk<'_>]) -> Result<(Vec<Found<'a>>, Vec<String>)> {
+    let (mut found, mut warnings) = (Vec::new(), Vec::new());
+    for disk in disks {
+        let mut said = Vec::new();
+        match found::inspect(disk, &mut said) {
+            Ok(volumes) => found.extend(volumes),
+            Err(_) if !disk.wanted => continue,
+            Err(source) => {
+                return Err(Error::Inspect {
+                    image: format!("{}/{}", entry.backup.spec(), disk.image.disk),
+                    source,
+                });
+            }
+        }
+        if disk.wanted {
+            warnings.extend(said);
+        }
+    }
+    Ok((found, warnings))
 }
 
 /// Returns the volume to mount, with the paths of its images in the mount at `place`.

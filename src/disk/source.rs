@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_reads_the_same_bytes_up_to_an_odd_end() {
+    fn every_read_mode_returns_the_same_bytes_up_to_an_odd_end() {
         let bytes: Vec<u8> = (0..3_000_001_u32).map(|i| (i % 253) as u8).collect();
         let file = file(&bytes);
         let source = Source::open(file.path()).expect("opens");
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_shrinks_grows_or_goes_is_noticed() {
+    fn a_source_that_shrinks_grows_or_vanishes_is_detected() {
         let file = file(&[1; 100_000]);
         let source = Source::open(file.path()).expect("opens");
         source.check_unchanged().expect("is unchanged");
@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_disk_is_refused() {
+    fn a_source_that_is_not_a_disk_is_refused() {
         let of = |path: &str| Source::open(Path::new(path)).err().map(|error| error.to_string());
         assert!(of("/tmp").is_some_and(|text| text.contains("a directory")));
         assert!(of("/dev/null").is_some_and(|text| text.contains("a character device")));

@@ -16,7 +16,7 @@ use vbk_repo::ErrorKind;
 use vbk_repo::name::{DiskName, GuestName};
 
 use crate::host::device::size_of;
-use crate::host::libvirt::{Domain, Libvirt, LibvirtError, Medium};
+use crate::host::libvirt::{Domain, DomainDisk, Libvirt, LibvirtError, Medium};
 use crate::host::program::{ProgramError, Programs};
 use make::{configured_guest, libvirt_guest, settle, tagged_guest};
 pub(crate) use tags::PREFIX as GUEST_TAG;
@@ -172,24 +172,7 @@ pub fn discover(programs: &Programs, known: &Known) -> Found {
     };
     let mut tags = Tags::read(programs);
     notes.append(&mut tags.notes);
-    let mut domains = BTreeMap::new();
-    for name in names {
-        match libvirt.domain(&name) {
-            Ok(domain) => {
-                domains.insert(name, domain);
-            }
-            // It disappeared in the meantime.
-            Err(LibvirtError::NoSuchDomain(_)) => {}
-            Err(error) => {
-                notes.push(format!("domain {name} is left out: {error}"));
-                if matches!(error, LibvirtError::Program(ProgramError::TimedOut { .. })) {
-                    // Every further query would take as long.
-                    notes.push("libvirt does not answer; the rest of its domains are left out".to_owned());
-                    break;
-                }
-            }
-        }
-    }
+    let mut domains = domains(libvirt, names, &mut notes);
     let is_running = |domain: &Domain| running.as_ref().map(|running| running.contains(&domain.name));
     let mut guests = BTreeMap::new();
     // Guests that name a domain come first: that domain does not belong to a guest which only has the same name.
@@ -231,6 +214,29 @@ pub fn discover(programs: &Programs, known: &Known) -> Found {
         guests: guests.into_values().collect(),
         notes,
     }
+}
+
+/// Reads the configurations of domains by name. One that can't be read is left out, with a note.
+fn domains(libvirt: Libvirt<'_>, names: Vec<String>, notes: &mut Vec<String>) -> BTreeMap<String, Domain> {
+    let mut domains = BTreeMap::new();
+    for name in names {
+        match libvirt.domain(&name) {
+            Ok(domain) => {
+                domains.insert(name, domain);
+            }
+            // It disappeared in the meantime.
+            Err(LibvirtError::NoSuchDomain(_)) => {}
+            Err(error) => {
+                notes.push(format!("domain {name} is left out: {error}"));
+                if matches!(error, LibvirtError::Program(ProgramError::TimedOut { .. })) {
+                    // Every further query would take as long.
+                    notes.push("libvirt does not answer; the rest of its domains are left out".to_owned());
+                    break;
+                }
+            }
+        }
+    }
+    domains
 }
 
 /// Finds one guest without querying any other.
@@ -339,20 +345,11 @@ fn look_at_running(guest: &mut FoundGuest, configured: Option<&ConfiguredGuest>,
     for disk in now.disks {
         let was = domain.disks.iter().find(|was| was.target == disk.target);
         let is_left_out = guest.left_out.iter().any(|left_out| left_out.name == disk.target);
-        let path = disk.medium.path();
-        let is_known = |path: &Path| guest.disks.iter().any(|known| is_same(&known.path, path));
-        if disk.is_drive
-            || is_left_out
-            || was.is_some_and(|was| was.medium == disk.medium)
-            || path.is_some_and(is_known)
-        {
+        if disk.is_drive || is_left_out || is_as_found(&guest.disks, was, &disk) {
             continue;
         }
-        let was = was.and_then(|was| was.medium.path());
-        let by_path = |known: &FoundDisk| was.is_some_and(|was| is_same(&known.path, was));
-        let found = guest.disks.iter().position(by_path);
-        let found = found.or_else(|| guest.disks.iter().position(|known| known.name.as_str() == disk.target));
-        let known = found.map(|at| (at, guest.disks[at].path.display().to_string()));
+        let known = position_of(&guest.disks, was, &disk.target);
+        let known = known.map(|at| (at, guest.disks[at].path.display().to_string()));
         let mut left_out = |why| {
             guest.left_out.push(LeftOut {
                 name: disk.target.clone(),
@@ -400,6 +397,21 @@ fn look_at_running(guest: &mut FoundGuest, configured: Option<&ConfiguredGuest>,
             }
         }
     }
+}
+
+/// Returns whether a disk of a running domain is as its configuration has it, or is the same as one that was found.
+fn is_as_found(found: &[FoundDisk], configured: Option<&DomainDisk>, running: &DomainDisk) -> bool {
+    let is_known = |path: &Path| found.iter().any(|known| is_same(&known.path, path));
+    configured.is_some_and(|configured| configured.medium == running.medium)
+        || running.medium.path().is_some_and(is_known)
+}
+
+/// Finds a disk of a domain among those that were found: by its configured path, or else by its name.
+fn position_of(found: &[FoundDisk], configured: Option<&DomainDisk>, target: &str) -> Option<usize> {
+    let path = configured.and_then(|configured| configured.medium.path());
+    let by_path = |known: &FoundDisk| path.is_some_and(|path| is_same(&known.path, path));
+    let found_by_path = found.iter().position(by_path);
+    found_by_path.or_else(|| found.iter().position(|known| known.name.as_str() == target))
 }
 
 /// Tests that two paths are the same disk.

@@ -226,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn uefi_variables_go_only_where_nothing_else_looks_for_something() {
+    fn an_nvram_path_must_have_the_name_of_a_variable_file() {
         for (path, is_good) in [
             ("/var/lib/libvirt/qemu/nvram/web1_VARS.fd", true),
             ("/srv/web1/vars.4m.qcow2", true),

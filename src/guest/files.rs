@@ -6,8 +6,8 @@
 //! | [`NVRAM_NAME`] | the UEFI variables, byte for byte |
 //! | [`DISKS_NAME`] | [`Disks`] as JSON |
 //!
-//! A repository may come from another host, so these files are checked before anything in them gets near a command
-//! line.
+//! A repository may come from another host, so these files are checked before anything in them is passed to a
+//! command.
 
 use serde::{Deserialize, Serialize};
 use vbk_repo::ErrorKind;
@@ -18,18 +18,19 @@ use crate::host::lvm::Volume;
 use crate::host::lvm::names::{self, NameError};
 use crate::snapshot::PlannedDisk;
 
-/// Name of the domain's file.
+/// Name of the file with the domain.
 pub const CONFIG_NAME: &str = "config.xml";
-/// Name of the NVRAM's file.
+/// Name of the file with the UEFI variables.
 pub const NVRAM_NAME: &str = "nvram.fd";
-/// Name of the file about the disks.
+/// Name of the file with the storage of the disks.
 pub const DISKS_NAME: &str = "disks.json";
 
 /// Newest format of [`Disks`] that this vbk reads. Unknown fields are ignored.
 pub(crate) const DISKS_FORMAT: u32 = 1;
 
-/// Limit of disks, more than a guest can have: a longer list is malicious.
+/// Largest number of disks in a description. A guest can't have as many: a longer list is malicious.
 const MAX_DISKS: usize = 1024;
+
 /// The storage of a guest's disks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disks {
@@ -107,7 +108,7 @@ impl VolumeInfo {
     }
 }
 
-/// A description of a guest's disks can't be used.
+/// Error for a description of a guest's disks that can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestFilesError {
     /// The stored description is not in vbk's format.
@@ -132,7 +133,7 @@ impl GuestFilesError {
 pub type Result<T> = std::result::Result<T, GuestFilesError>;
 
 impl Disks {
-    /// Describes the disks that a backup's plan has found.
+    /// Describes the disks of a backup's plan.
     pub(crate) fn of_plan(planned: &[PlannedDisk]) -> Self {
         let disks = planned.iter().map(|PlannedDisk { disk, .. }| DiskInfo {
             name: disk.name.clone(),
@@ -154,9 +155,9 @@ impl Disks {
 
     /// Returns the file to store in the backup.
     pub(crate) fn to_file(&self) -> (DiskName, Vec<u8>) {
-        let mut text = serde_json::to_vec_pretty(self).expect("disks have only strings and numbers in them");
+        let mut text = serde_json::to_vec_pretty(self).expect("disks hold only strings and numbers");
         text.push(b'\n');
-        (DISKS_NAME.parse().expect("a name that is written above"), text)
+        (DISKS_NAME.parse().expect("the constant is a valid name"), text)
     }
 
     /// Parses a stored description. Every name in the result is safe to pass to lvm2.
@@ -164,12 +165,15 @@ impl Disks {
         let disks: Self = serde_json::from_slice(bytes).map_err(|error| GuestFilesError::Bad(error.to_string()))?;
         if disks.format > DISKS_FORMAT {
             return Err(GuestFilesError::Bad(format!(
-                "it has format {}, this vbk reads up to {DISKS_FORMAT}",
+                "it has format {}, but this vbk reads formats up to {DISKS_FORMAT}",
                 disks.format
             )));
         }
         if disks.disks.len() > MAX_DISKS {
-            return Err(GuestFilesError::Bad(format!("it has {} disks", disks.disks.len())));
+            return Err(GuestFilesError::Bad(format!(
+                "it lists {} disks, more than {MAX_DISKS}",
+                disks.disks.len()
+            )));
         }
         for volume in disks.disks.iter().filter_map(|disk| disk.volume.as_ref()) {
             names::check_group(&volume.vg)?;

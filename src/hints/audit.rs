@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_has_its_size_and_knows_its_blocks() {
+    fn an_audit_sample_has_the_expected_size_and_contains_its_blocks() {
         for (unchanged, one_in, wanted) in [
             (0, 100, 0..=0),
             (5, 100, 5..=5),
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn every_block_has_its_chance_and_another_seed_chooses_others() {
+    fn an_audit_sample_picks_blocks_evenly_and_depends_on_the_seed() {
         let mut chosen = vec![0_u32; 400];
         for seed in 0..2_000 {
             for index in blocks(&hint(400, seed, 10)) {

@@ -168,7 +168,7 @@ pub fn clean(programs: &Programs, marks: &Path) -> (Vec<String>, Vec<HintError>)
         // A program that another thread has just started has inherited the lock for a moment, which is waited for. A
         // run that holds it for longer is at work.
         let begun = Instant::now();
-        match Mark::lock(entry.path(), &pool, &|| begun.elapsed() > CLEAN_WAIT)
+        match MetadataMark::lock(entry.path(), &pool, &|| begun.elapsed() > CLEAN_WAIT)
             .and_then(|mut mark| mark.release_left(&pool))
         {
             Ok(true) => released.push(device),
@@ -272,13 +272,13 @@ impl Pool<'_> {
     }
 }
 
-/// The file that says which metadata snapshot is ours, locked.
-struct Mark {
+/// The file with the number of the metadata snapshot that is ours, locked.
+struct MetadataMark {
     path: PathBuf,
     file: File,
 }
 
-impl Mark {
+impl MetadataMark {
     fn lock(path: PathBuf, pool: &Pool<'_>, stop: &dyn Fn() -> bool) -> Result<Self, HintError> {
         let file = OpenOptions::new()
             .read(true)
@@ -351,7 +351,7 @@ impl Mark {
 /// A metadata snapshot of ours, released at the end.
 struct Held<'a> {
     pool: &'a Pool<'a>,
-    mark: Mark,
+    mark: MetadataMark,
     released: bool,
 }
 
@@ -359,7 +359,7 @@ impl<'a> Held<'a> {
     /// Steps 1 to 4.
     fn reserve(pool: &'a Pool<'a>, marks: &Path, stop: &dyn Fn() -> bool) -> Result<Self, HintError> {
         fs::create_dir_all(marks).map_err(HintError::file("create", marks))?;
-        let mut mark = Mark::lock(marks.join(&pool.device), pool, stop)?;
+        let mut mark = MetadataMark::lock(marks.join(&pool.device), pool, stop)?;
         mark.release_left(pool)?;
         mark.write(None)?;
         pool.message("reserve_metadata_snap")?;

@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_block_device_has_no_number_of_one() {
+    fn a_file_has_no_device_number() {
         assert_eq!(DeviceNumber::of_block_device(Path::new("/dev/null")), None);
         assert_eq!(DeviceNumber::of_block_device(Path::new("/nowhere")), None);
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));

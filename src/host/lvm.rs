@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_tags_hold_nothing_that_lvm_would_read_as_more() {
+    fn names_and_tags_cannot_inject_lvm_arguments() {
         assert!(is_name("web1-root.x+y_z"));
         for bad in ["", "a\"b", "a b", "-x", "a/b", "a&&b", "ä", ".", ".."] {
             assert!(!is_name(bad), "{bad}");

@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn many_that_ask_at_once_never_misjudge_a_run() {
+    fn concurrent_checks_never_misjudge_a_run() {
         let dir = tempfile::tempdir().expect("a directory");
         let run = Run::begin(dir.path(), "host", "x").expect("begins");
         std::thread::scope(|scope| {

@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_is_kept_within_three_per_cent_and_no_second_is_above_110() {
+    fn the_rate_is_kept_within_three_percent_and_no_second_exceeds_110_percent() {
         const NO_HICCUPS: u64 = u64::MAX;
         for (rate, bytes, late_ms, hiccup_every) in [
             (5 * MB, 1 << 20, 4, NO_HICCUPS),
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_is_not_made_up_for() {
+    fn unused_bandwidth_is_not_saved_up() {
         let rate = 60 * MB;
         let mut level = Level::new(Some(rate));
         simulate(&mut level, Duration::ZERO, 2, 1 << 20, 1, u64::MAX);
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_holds_from_the_next_read_on_in_both_directions() {
+    fn a_new_rate_applies_from_the_next_read() {
         let mut level = Level::new(Some(1));
         assert_eq!(level.take(Duration::ZERO, Duration::ZERO, 1 << 20), None);
         assert!(
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_stops_at_once_and_hears_of_a_new_rate() {
+    fn a_waiting_reader_reacts_to_cancel_and_to_a_new_rate() {
         let bucket = Bucket::new(Some(1));
         let stop = AtomicBool::new(false);
         assert!(bucket.take(1 << 30, &|| false));

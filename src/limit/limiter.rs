@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_are_told_with_where_they_are_from() {
+    fn limits_are_reported_with_their_source() {
         let disks = vec![
             disk("vda", ReadLimit::Share(0.6)),
             disk("vdb", ReadLimit::BytesPerSec(5_000_000)),
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_of_a_disk_that_can_t_be_measured_is_an_error() {
+    fn a_share_of_an_unmeasurable_disk_is_an_error() {
         let mut unknown = disk("vda", ReadLimit::Share(0.6));
         unknown.speed = None;
         assert!(Limiter::start(&guest(), vec![unknown.clone()], &options(), Timestamp::now()).is_err());

@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn our_own_reads_alone_are_no_pressure() {
+    fn own_reads_alone_are_not_pressure() {
         assert_eq!(stall_of_others(0.6, 0.6), Some(0.0));
         assert_eq!(stall_of_others(0.5, 0.6), Some(0.0));
         assert_eq!(stall_of_others(0.3, 0.0), Some(0.3));
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_falls_fast_to_a_tenth_and_comes_back() {
+    fn the_rate_falls_fast_to_a_tenth_and_recovers() {
         let mut governor = Governor::default();
         let limit = Some(100_000_000);
         assert_eq!(governor.next(Strain::Low, limit, 0), limit);
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_without_a_limit_backs_off_from_what_it_was_read_at() {
+    fn an_unlimited_disk_backs_off_from_its_measured_rate() {
         let mut governor = Governor::default();
         assert_eq!(governor.next(Strain::Low, None, 500_000_000), None);
         assert_eq!(governor.next(Strain::High, None, 500_000_000), Some(350_000_000));
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn one_odd_second_does_not_make_a_backup_crawl() {
+    fn one_slow_second_does_not_slow_a_backup_down() {
         let backs_off = |reads: &[u64]| {
             let mut governor = Governor::default();
             let (last, before) = reads.split_last().expect("seconds");
@@ -431,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_s_files_are_understood_and_others_refused() {
+    fn kernel_pressure_files_are_parsed_and_others_refused() {
         let some = "some avg10=11.67 avg60=3.01 avg300=1.27 total=1461110757\nfull avg10=0.00 total=5\n";
         assert_eq!(parse_stalled(some), Some(Duration::from_micros(1_461_110_757)));
         for bad in ["", "full avg10=0 total=5", "some avg10=1", "some total=x"] {

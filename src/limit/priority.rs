@@ -31,7 +31,7 @@ mod tests {
     }
 
     #[test]
-    fn only_this_thread_is_lowered() {
+    fn only_the_calling_thread_is_lowered() {
         let before = nice_of_this_thread();
         let lowered = std::thread::spawn(|| {
             lower_this_thread();

@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_comes_back_and_one_guest_goes_before_all() {
+    fn a_request_round_trips_and_that_for_one_guest_overrides_all() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join(FILE);
         let mut requests = Requests::load(&path).expect("nothing is asked");
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_an_error_and_not_no_limit() {
+    fn an_unparsable_request_is_an_error_and_not_unlimited() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join(FILE);
         for bad in ["fast", "web1 fast", "0%", "60%\nx", "web1"] {

@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_measurement_holds_for_thirty_days_and_a_size() {
+    fn a_measurement_is_valid_for_thirty_days_and_one_size() {
         let (disk, cache) = (disk(9 << 20), tempfile::tempdir().expect("a directory"));
         let cache = cache.path().join("made");
         let of = |now| measured(disk.path(), Some(&cache), now).expect("measures");
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_that_is_damaged_or_can_t_be_used_costs_only_the_measurement() {
+    fn an_unusable_cache_only_costs_a_new_measurement() {
         let (disk, cache) = (disk(1 << 20), tempfile::tempdir().expect("a directory"));
         let file = cache.path().join(CACHE_FILE);
         for damage in ["", "{", "[]", "{\"devices\": {\"x\": 1}}", "\0\0\0"] {
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_nothing_yet_is_measured_anew_when_it_does() {
+    fn an_empty_disk_is_measured_again_once_it_has_data() {
         let (disk, cache) = (disk(0), tempfile::tempdir().expect("a directory"));
         let of = |now| measured(disk.path(), Some(cache.path()), now).expect("measures");
         disk.as_file().set_len(1 << 30).expect("grows");
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_little_data_among_nothing_is_found_and_crumbs_are_no_data() {
+    fn sparse_data_is_found_and_crumbs_are_ignored() {
         let (disk, cache) = (disk(0), tempfile::tempdir().expect("a directory"));
         let write = |offset: u64, len: usize| {
             std::os::unix::fs::FileExt::write_all_at(disk.as_file(), &vec![7; len], offset).expect("writes");
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn measurements_of_one_moment_are_all_remembered() {
+    fn concurrent_measurements_are_all_remembered() {
         let cache = tempfile::tempdir().expect("a directory");
         let measurement = Measurement {
             bytes_per_sec: 1,
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_spread_over_the_disk() {
+    fn sample_offsets_are_spread_over_the_disk() {
         let disk = disk(16 << 20);
         let source = Source::open(disk.path()).expect("opens");
         let places: Vec<_> = (1..=7)
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn speeds_say_where_they_are_from() {
+    fn a_speed_is_formatted_with_its_source() {
         let speed = |source| {
             DeviceSpeed {
                 bytes_per_sec: 200_000_000,

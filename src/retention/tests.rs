@@ -106,7 +106,7 @@ fn every_rule_gives_its_reason() {
 }
 
 #[test]
-fn a_forgotten_backup_is_told_what_each_rule_had_against_it() {
+fn a_forgotten_backup_lists_the_reason_of_each_rule() {
     let backups = [
         good("2026-11-21T05:00:00Z"),
         good("2026-11-20T06:00:00Z"),
@@ -137,7 +137,7 @@ fn in_order(times: &[&str]) -> Vec<Candidate> {
 }
 
 #[test]
-fn a_backup_made_with_a_clock_that_was_behind_stays_as_long_as_what_was_made_before_it() {
+fn a_backup_of_a_slow_clock_stays_as_long_as_earlier_backups() {
     let backups = in_order(&[
         "2026-11-18T05:00:00Z",
         "2026-11-19T05:00:00Z",
@@ -181,7 +181,7 @@ fn a_backup_made_with_a_clock_that_was_behind_stays_as_long_as_what_was_made_bef
 }
 
 #[test]
-fn a_backup_made_with_a_clock_that_was_ahead_hides_none_that_was_made_after_it() {
+fn a_backup_of_a_fast_clock_hides_no_later_backup() {
     let backups = in_order(&[
         "2026-11-18T05:00:00Z",
         "2031-05-05T10:00:00Z",
@@ -208,7 +208,7 @@ fn a_backup_made_with_a_clock_that_was_ahead_hides_none_that_was_made_after_it()
 }
 
 #[test]
-fn what_is_kept_for_another_reason_than_a_rule_keeps_no_other() {
+fn a_backup_kept_for_another_reason_keeps_no_other() {
     let mut backups = in_order(&["2026-11-19T05:00:00Z", "2020-01-01T00:00:00Z", "2026-11-20T05:00:00Z"]);
     backups[0].protected = true;
     assert_eq!(
@@ -218,7 +218,7 @@ fn what_is_kept_for_another_reason_than_a_rule_keeps_no_other() {
 }
 
 #[test]
-fn a_policy_without_rules_forgets_nothing_and_says_so() {
+fn a_policy_without_rules_forgets_nothing_and_reports_it() {
     let backups = [good("2001-01-01T00:00:00Z"), damaged("2001-01-02T00:00:00Z")];
     assert!(KeepPolicy::default().is_empty());
     assert!(!daily(1).is_empty() && !within("1h").is_empty());
@@ -230,7 +230,7 @@ fn a_policy_without_rules_forgets_nothing_and_says_so() {
 }
 
 #[test]
-fn what_is_protected_stays_and_takes_its_turn() {
+fn a_protected_backup_stays_and_counts_for_its_rule() {
     let mut backups = [
         good("2026-11-20T05:00:00Z"),
         good("2026-11-19T05:00:00Z"),
@@ -245,7 +245,7 @@ fn what_is_protected_stays_and_takes_its_turn() {
 }
 
 #[test]
-fn damaged_backups_push_no_good_one_out() {
+fn a_damaged_backup_displaces_no_good_backup() {
     let backups = [
         damaged("2026-11-21T05:00:00Z"),
         damaged("2026-11-20T07:00:00Z"),
@@ -276,7 +276,7 @@ fn damaged_backups_push_no_good_one_out() {
 }
 
 #[test]
-fn the_last_good_one_stays_however_old() {
+fn the_last_good_backup_stays_at_any_age() {
     let backups = [
         damaged("2026-01-02T05:00:00Z"),
         good("2026-01-01T05:00:00Z"),
@@ -294,7 +294,7 @@ fn the_last_good_one_stays_however_old() {
 }
 
 #[test]
-fn backups_from_the_future_stay_and_use_nothing_up() {
+fn a_future_backup_stays_and_counts_for_no_rule() {
     let backups = [
         good("2036-01-02T00:00:00Z"),
         good("2026-11-21T12:00:01Z"),
@@ -314,7 +314,7 @@ fn backups_from_the_future_stay_and_use_nothing_up() {
 }
 
 #[test]
-fn days_and_years_are_those_of_the_zone() {
+fn days_and_years_follow_the_time_zone() {
     let backups = [good("2026-01-01T10:00:00Z"), good("2025-12-31T23:30:00Z")];
     assert_eq!(
         told(&backups, daily(2), NOW, "UTC"),
@@ -337,7 +337,7 @@ fn days_and_years_are_those_of_the_zone() {
 }
 
 #[test]
-fn weeks_are_those_of_iso_8601_over_the_turn_of_the_year() {
+fn weeks_follow_iso_8601_across_the_new_year() {
     let policy = KeepPolicy {
         weekly: 9,
         ..KeepPolicy::default()
@@ -359,7 +359,7 @@ fn weeks_are_those_of_iso_8601_over_the_turn_of_the_year() {
 }
 
 #[test]
-fn the_hour_that_a_change_of_clocks_repeats_counts_twice() {
+fn the_repeated_hour_of_a_clock_change_counts_twice() {
     let policy = KeepPolicy {
         hourly: 9,
         ..KeepPolicy::default()
@@ -447,7 +447,7 @@ fn ages_are_counted_by_the_calendar_of_the_zone() {
 }
 
 #[test]
-fn an_age_before_all_times_keeps_everything() {
+fn an_age_beyond_the_calendar_keeps_everything() {
     let backups = [good("2026-11-20T05:00:00Z"), good("1970-01-01T00:00:00Z")];
     for text in ["9999y", "4294967295y", "4294967295h"] {
         let decisions = decide(&backups, &within(text), at(NOW), &zone("Berlin"));
@@ -456,7 +456,7 @@ fn an_age_before_all_times_keeps_everything() {
 }
 
 #[test]
-fn ages_are_read_as_people_type_them() {
+fn ages_are_parsed_as_typed() {
     for text in ["14d", "2w", "6m", "1y", "48h", "1y6m", "2y3m1w4d12h"] {
         assert_eq!(age(text).to_string(), text);
     }
@@ -579,7 +579,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
-    fn with_wrong_clocks_nothing_more_goes_the_second_time_or_with_a_larger_policy(
+    fn with_wrong_clocks_a_second_run_or_a_larger_policy_forgets_no_more(
         backups in backups_of_wrong_clocks(), policy in policies(), more in 1..5_u32, zone in zones(),
     ) {
         let once = kept(&backups, &policy, &zone);
@@ -591,7 +591,7 @@ proptest! {
     }
 
     #[test]
-    fn with_wrong_clocks_none_goes_before_one_that_was_made_earlier_and_is_dated_later(
+    fn with_wrong_clocks_earlier_backups_dated_later_are_forgotten_first(
         backups in backups_of_wrong_clocks(), policy in policies(), zone in zones(),
     ) {
         let backups: Vec<_> = backups.into_iter().map(|one| Candidate { protected: false, ..one }).collect();
@@ -623,7 +623,7 @@ proptest! {
     }
 
     #[test]
-    fn what_may_never_go_stays(backups in backups(), policy in policies(), zone in zones()) {
+    fn last_good_protected_and_future_backups_are_never_forgotten(backups in backups(), policy in policies(), zone in zones()) {
         let kept = kept(&backups, &policy, &zone);
         let newest = |wanted: &dyn Fn(&&Candidate) -> bool| backups.iter().filter(wanted).max_by_key(|b| b.time);
         for backup in newest(&|b| b.good).into_iter().chain(newest(&|b| b.good && is_past(b))) {
@@ -661,7 +661,7 @@ proptest! {
     }
 
     #[test]
-    fn no_more_good_ones_stay_than_the_rules_count(backups in backups(), policy in policies(), zone in zones()) {
+    fn rules_keep_no_more_good_backups_than_they_count(backups in backups(), policy in policies(), zone in zones()) {
         let decisions = decide(&backups, &policy, now(), &zone);
         let counted = backups.iter().zip(&decisions).filter(|(backup, decision)| {
             let otherwise = |reason: &Reason| {
@@ -697,7 +697,7 @@ proptest! {
     }
 
     #[test]
-    fn a_newer_backup_brings_none_back_and_costs_each_rule_one_at_most(
+    fn a_newer_backup_revives_none_and_costs_each_rule_one_at_most(
         mut backups in backups(), good: bool, policy in policies(), zone in zones(),
     ) {
         backups.retain(|backup| backup.time.timestamp() < now());

@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_note_replaces_the_one_before_and_one_that_is_half_written_is_none() {
+    fn a_new_note_replaces_the_old_and_a_torn_note_is_ignored() {
         let dir = tempfile::tempdir().expect("a directory");
         let cache = dir.path().join("cache/vbk");
         let source = Path::new("/srv/a.img");

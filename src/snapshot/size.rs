@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_without_room_for_the_least_is_refused_with_what_is_needed() {
+    fn a_group_without_minimum_room_is_refused_with_the_figure() {
         let wants = [Want { min: 5, want: 5 }, Want { min: 1, want: 9 }];
         assert_eq!(share_out(5, &wants), Err(6));
         assert_eq!(share_out(6, &wants), Ok(vec![5, 1]));
@@ -102,7 +102,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_shared_out_is_there(free: u64, sizes in prop::collection::vec((0..u64::MAX, 0..u64::MAX), 0..9)) {
+        fn shared_out_space_fits_the_free_space(free: u64, sizes in prop::collection::vec((0..u64::MAX, 0..u64::MAX), 0..9)) {
             let wants: Vec<Want> = sizes.iter().map(|(a, b)| Want { min: *a.min(b), want: *a.max(b) }).collect();
             if let Ok(parts) = share_out(free, &wants) {
                 prop_assert!(parts.iter().map(|part| u128::from(*part)).sum::<u128>() <= u128::from(free));

@@ -27,7 +27,7 @@ impl Plan {
 }
 
 #[test]
-fn a_thick_volume_is_held_by_a_tagged_snapshot_that_goes_again() {
+fn a_thick_volume_is_held_by_a_tagged_snapshot_that_is_removed() {
     let fake = Fake::new();
     let path = fake.volume("vg0/web1-root", "100M");
     let plan = fake.plan(&[("vda", &path)]).expect("plans");
@@ -92,7 +92,7 @@ fn a_thin_volume_is_held_by_an_active_thin_snapshot_without_a_size() {
 }
 
 #[test]
-fn all_snapshots_or_none() {
+fn either_all_snapshots_are_made_or_none() {
     let fake = Fake::new();
     let paths = ["vg0/a", "vg0/b", "vg0/c"].map(|name| fake.volume(name, "40M"));
     let disks = [("vda", paths[0].as_path()), ("vdb", &paths[1]), ("vdc", &paths[2])];
@@ -151,7 +151,7 @@ fn a_pool_that_is_nearly_full_is_refused_with_the_figure() {
 }
 
 #[test]
-fn what_can_not_have_a_snapshot_is_refused_and_says_why() {
+fn a_volume_without_snapshot_support_is_refused_with_the_reason() {
     let fake = Fake::new();
     let path = fake.volume("vg0/x", "40M");
     let refused = |attr: &str, role: &str| {
@@ -176,7 +176,7 @@ fn what_can_not_have_a_snapshot_is_refused_and_says_why() {
 }
 
 #[test]
-fn lvm_that_fails_hangs_or_talks_nonsense_is_an_error_and_one_that_is_missing_for_a_volume() {
+fn failing_hanging_garbled_or_missing_lvm_is_an_error() {
     let fake = Fake::new();
     let path = fake.volume("vg0/x", "40M");
     for (fault, part) in [
@@ -196,7 +196,7 @@ fn lvm_that_fails_hangs_or_talks_nonsense_is_an_error_and_one_that_is_missing_fo
 }
 
 #[test]
-fn a_busy_snapshot_is_tried_again_and_one_that_stays_busy_keeps_no_other() {
+fn a_busy_snapshot_is_retried_and_blocks_no_other_removal() {
     let fake = Fake::new();
     let paths = ["vg0/a", "vg0/b"].map(|name| fake.volume(name, "40M"));
     let disks = [("vda", paths[0].as_path()), ("vdb", &paths[1])];
@@ -218,7 +218,7 @@ fn a_busy_snapshot_is_tried_again_and_one_that_stays_busy_keeps_no_other() {
 }
 
 #[test]
-fn a_volume_that_lost_our_tags_is_never_removed() {
+fn a_volume_without_our_tags_is_never_removed() {
     let fake = Fake::new();
     let path = fake.volume("vg0/x", "40M");
     let snapshots = fake
@@ -236,7 +236,7 @@ fn a_volume_that_lost_our_tags_is_never_removed() {
 }
 
 #[test]
-fn what_dead_runs_left_is_removed_and_nothing_else() {
+fn only_leftovers_of_dead_runs_are_removed() {
     let fake = Fake::new();
     let path = fake.volume("vg0/x", "40M");
     fake.volume("vg0/precious", "40M");

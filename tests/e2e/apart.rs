@@ -98,7 +98,7 @@ fn a_btrfs_over_two_disks_of_a_backup_is_mounted_whole() {
 }
 
 #[test]
-fn half_of_a_btrfs_that_is_no_mirror_is_refused_with_the_device_that_is_missing() {
+fn half_of_an_unmirrored_btrfs_is_refused_with_the_missing_device() {
     let lab = Lab::new();
     let pair = Pair::new(&lab, "raid0");
     pair.change(&lab, |root| write(root, "both"));
@@ -109,7 +109,7 @@ fn half_of_a_btrfs_that_is_no_mirror_is_refused_with_the_device_that_is_missing(
 }
 
 #[test]
-fn a_live_disk_that_the_kernel_knows_is_neither_shown_nor_touched() {
+fn a_registered_live_disk_is_neither_mounted_nor_changed() {
     let lab = Lab::new();
     let pair = Pair::new(&lab, "raid1");
     pair.change(&lab, |root| write(root, "monday"));
@@ -144,7 +144,7 @@ fn a_live_disk_that_the_kernel_knows_is_neither_shown_nor_touched() {
 }
 
 #[test]
-fn two_days_of_a_btrfs_are_mounted_beside_the_live_disk() {
+fn two_backups_of_a_btrfs_are_mounted_beside_the_live_disk() {
     let lab = Lab::new();
     let disk = Disk::plain(lab.path("disk.img"), 256);
     disk.format(0, "mkfs.btrfs");
@@ -170,7 +170,7 @@ fn two_days_of_a_btrfs_are_mounted_beside_the_live_disk() {
 }
 
 #[test]
-fn all_subvolumes_of_a_btrfs_are_there_and_the_guests_root_is_named() {
+fn all_subvolumes_of_a_btrfs_are_mounted_and_the_root_is_named() {
     let lab = Lab::new();
     let disk = Disk::plain(lab.path("disk.img"), 256);
     disk.format(0, "mkfs.btrfs");

@@ -17,7 +17,7 @@ fn lab_with_two_backups() -> (Lab, Vec<String>) {
 }
 
 #[test]
-fn an_unknown_guest_is_told_which_there_are() {
+fn an_unknown_guest_is_refused_with_the_known_names() {
     let (lab, _) = lab_with_two_backups();
     let dir = lab.subdir("files");
     let out = lab.path("out.img");
@@ -67,7 +67,7 @@ fn a_time_that_fits_several_backups_lists_them() {
 }
 
 #[test]
-fn words_that_name_no_backup_are_told_how_to_name_one() {
+fn an_invalid_backup_name_is_refused_with_the_syntax() {
     let (lab, _) = lab_with_two_backups();
     for bad in ["web1", "web1@", "web1@yesterday", "abc", "web1@latest/"] {
         let said = lab.run(args!["show", bad]).says(&["GUEST@latest"]);
@@ -82,7 +82,7 @@ fn words_that_name_no_backup_are_told_how_to_name_one() {
 }
 
 #[test]
-fn a_directory_that_is_no_repository_is_named() {
+fn a_directory_that_is_not_a_repository_is_named() {
     let lab = Lab::without_repo();
     let (dir, file) = (lab.subdir("just a directory"), lab.path("file"));
     fs::write(&file, "x").expect("writes");
@@ -108,7 +108,7 @@ fn a_directory_that_is_no_repository_is_named() {
 }
 
 #[test]
-fn without_a_repository_the_two_ways_to_name_one_are_told() {
+fn a_missing_repository_option_is_refused_with_both_ways_to_set_it() {
     let lab = Lab::without_repo();
     let (disk, dir) = (lab.path("disk.img"), lab.subdir("images"));
     write_noise(&disk, 1, MIB);
@@ -216,7 +216,7 @@ fn a_bad_block_size_names_the_nearest_good_one() {
 }
 
 #[test]
-fn a_bad_compression_names_the_good_ones() {
+fn a_bad_compression_is_refused_with_the_valid_levels() {
     let (lab, listed) = lab_with_two_backups();
     for level in ["0", "20", "fast", "-3", ""] {
         let option = format!("--compression={level}");
@@ -228,7 +228,7 @@ fn a_bad_compression_names_the_good_ones() {
 }
 
 #[test]
-fn a_name_of_another_host_is_not_made_a_directory() {
+fn a_remote_address_is_not_created_as_a_directory() {
     let lab = Lab::new();
     let disk = lab.path("disk.img");
     write_noise(&disk, 1, MIB);
@@ -266,7 +266,7 @@ fn a_name_of_another_host_is_not_made_a_directory() {
 }
 
 #[test]
-fn of_a_new_repository_only_the_last_directory_is_made_unless_more_is_asked_for() {
+fn init_creates_parents_only_on_request() {
     let lab = Lab::without_repo();
     let deep = lab.path("mnt/usb/repo");
     for args in [args!["init", deep], args!["init", "--encrypt", deep]] {
@@ -278,7 +278,7 @@ fn of_a_new_repository_only_the_last_directory_is_made_unless_more_is_asked_for(
 }
 
 #[test]
-fn a_part_of_a_name_forgets_nothing() {
+fn forget_refuses_a_partial_name() {
     let (lab, listed) = lab_with_two_backups();
     let year = &listed[0][.."web1@2026".len()];
     let almost = &listed[0][..listed[0].len() - 1];
@@ -296,7 +296,7 @@ fn a_part_of_a_name_forgets_nothing() {
 }
 
 #[test]
-fn the_last_good_backup_of_a_guest_needs_a_word_more() {
+fn forgetting_the_last_good_backup_needs_another_option() {
     let (lab, listed) = lab_with_two_backups();
     lab.backup("db", &lab.path("disk.img"));
     for dry in [&[][..], &["-n"]] {

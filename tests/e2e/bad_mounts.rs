@@ -39,7 +39,7 @@ fn a_mount_point_must_be_an_empty_directory() {
 }
 
 #[test]
-fn a_mount_point_of_vbk_is_told_how_to_take_it_down() {
+fn mounting_over_a_vbk_mount_names_the_umount_command() {
     let lab = lab_with_a_backup();
     let dir = lab.mount("images");
     refused_at(&lab, &dir, &["already", "vbk umount"]);
@@ -50,7 +50,7 @@ fn a_mount_point_of_vbk_is_told_how_to_take_it_down() {
 }
 
 #[test]
-fn a_mount_of_somebody_else_is_left_alone() {
+fn umount_refuses_a_mount_that_is_not_of_vbk() {
     let lab = lab_with_a_backup();
     let dir = lab.subdir("theirs");
     tool("mount", args!["-t", "tmpfs", "somebody", dir]);
@@ -64,7 +64,7 @@ fn a_mount_of_somebody_else_is_left_alone() {
 }
 
 #[test]
-fn what_is_not_mounted_can_not_be_unmounted() {
+fn umount_of_an_unmounted_directory_is_refused() {
     let lab = lab_with_a_backup();
     let dir = lab.subdir("directory");
     lab.run(args!["umount", dir])
@@ -114,7 +114,7 @@ fn an_empty_repository_can_be_mounted_and_filled_later() {
 }
 
 #[test]
-fn other_users_see_a_mount_only_when_it_is_allowed() {
+fn other_users_see_a_mount_only_with_allow_other() {
     let lab = lab_with_a_backup();
     // The directories above are the test's own.
     tool("chmod", args!["755", lab.dir()]);

@@ -29,7 +29,7 @@ fn refused(lab: &Lab, args: Vec<OsString>, words: &[&str]) -> Said {
 }
 
 #[test]
-fn what_is_no_disk_is_named() {
+fn a_source_that_is_not_a_disk_is_named() {
     let lab = lab_with_a_disk();
     let (disk, nowhere, dir) = (lab.path("disk.img"), lab.path("nowhere.img"), lab.subdir("directory"));
     refused(&lab, args!["web1", nowhere], &["nowhere.img", "no such file"]).code(1);
@@ -48,7 +48,7 @@ fn what_is_no_disk_is_named() {
 }
 
 #[test]
-fn disks_need_names_of_their_own() {
+fn disks_need_distinct_names() {
     let lab = lab_with_a_disk();
     let disk = lab.path("disk.img");
     let named = |name: &str| format!("{name}={}", disk.display());
@@ -137,7 +137,7 @@ const CONTAINERS: [(&str, usize, &[u8], &str); 5] = [
 ];
 
 #[test]
-fn a_container_of_another_format_is_no_raw_disk() {
+fn a_container_format_is_refused_as_a_raw_disk() {
     let lab = Lab::new();
     for (name, at, mark, advice) in CONTAINERS {
         let disk = lab.path(name);
@@ -154,7 +154,7 @@ fn a_container_of_another_format_is_no_raw_disk() {
 }
 
 #[test]
-fn what_is_refused_on_the_command_line_is_refused_in_the_configuration() {
+fn the_configuration_refuses_the_same_sources_as_the_command_line() {
     let lab = Lab::new();
     let disk = lab.path("web1.qcow2");
     make_hole(&disk, 2 * MIB);

@@ -15,7 +15,7 @@ fn lab_with_a_backup() -> Lab {
 }
 
 #[test]
-fn a_smaller_device_is_refused_and_stays_as_it_was() {
+fn a_smaller_target_is_refused_and_unchanged() {
     let lab = lab_with_a_backup();
     let backing = lab.path("backing.img");
     write_noise(&backing, 7, 8 * MIB - 512);
@@ -33,7 +33,7 @@ fn a_smaller_device_is_refused_and_stays_as_it_was() {
 }
 
 #[test]
-fn a_mounted_device_is_refused_and_its_files_stay() {
+fn a_mounted_target_is_refused_and_unchanged() {
     let lab = lab_with_a_backup();
     let disk = Disk::plain(lab.path("target.img"), 64);
     disk.format(0, "mkfs.ext4");
@@ -69,7 +69,7 @@ fn a_file_that_is_a_disk_of_a_loop_device_is_refused_even_with_force() {
 }
 
 #[test]
-fn what_is_no_place_for_a_disk_is_named() {
+fn an_unusable_restore_target_is_named() {
     let lab = lab_with_a_backup();
     let dir = lab.subdir("directory");
     let before = names_in(lab.dir());
@@ -110,7 +110,7 @@ fn a_target_without_room_is_refused_before_it_is_written() {
 }
 
 #[test]
-fn a_device_that_is_set_read_only_is_called_so_and_root_is_not_told_to_be_root() {
+fn a_read_only_device_is_reported_as_read_only_even_to_root() {
     let lab = lab_with_a_backup();
     let backing = lab.path("backing.img");
     write_noise(&backing, 7, 9 * MIB);
@@ -126,7 +126,7 @@ fn a_device_that_is_set_read_only_is_called_so_and_root_is_not_told_to_be_root()
 }
 
 #[test]
-fn links_and_pipes_of_another_user_lead_nowhere() {
+fn symlinks_and_pipes_of_another_user_are_not_followed() {
     let lab = lab_with_a_backup();
     let dir = lab.subdir("customer");
     let (target, victim) = (dir.join("web1.img"), lab.path("victim"));
@@ -145,7 +145,7 @@ fn links_and_pipes_of_another_user_lead_nowhere() {
 }
 
 #[test]
-fn a_file_that_a_loop_device_shows_by_another_name_is_refused() {
+fn a_file_of_a_loop_device_is_refused_under_any_name() {
     let lab = lab_with_a_backup();
     let (backing, other) = (lab.path("backing.img"), lab.path("other.img"));
     write_noise(&backing, 7, 9 * MIB);

@@ -31,7 +31,7 @@ fn lab_with_a_stopped_writer() -> (Lab, Running) {
 }
 
 #[test]
-fn a_second_writer_that_will_not_wait_names_the_first() {
+fn a_second_writer_with_no_wait_names_the_first() {
     let (lab, writer) = lab_with_a_stopped_writer();
     let said = lab
         .run(args!["backup", "web2", lab.path("disk.img"), "--no-wait"])
@@ -47,10 +47,10 @@ fn a_second_writer_that_will_not_wait_names_the_first() {
 }
 
 #[test]
-fn a_second_writer_waits_for_the_first_and_then_does_its_work() {
+fn a_second_writer_waits_for_the_first_and_then_works() {
     let (lab, writer) = lab_with_a_stopped_writer();
     let mut second = lab.start(args!["backup", "web2", lab.path("disk.img")]);
-    std::thread::sleep(Duration::from_millis(700));
+    second.wait_until_says("waiting for");
     assert!(!second.has_ended(), "it waits");
     assert_eq!(lab.listed().len(), 1);
     writer.signal(Signal::SIGCONT);
@@ -68,10 +68,10 @@ fn a_second_writer_waits_for_the_first_and_then_does_its_work() {
 }
 
 #[test]
-fn a_waiting_writer_goes_on_when_the_first_is_killed() {
+fn a_waiting_writer_continues_when_the_first_is_killed() {
     let (lab, writer) = lab_with_a_stopped_writer();
-    let second = lab.start(args!["backup", "web2", lab.path("disk.img")]);
-    std::thread::sleep(Duration::from_millis(300));
+    let mut second = lab.start(args!["backup", "web2", lab.path("disk.img")]);
+    second.wait_until_says("waiting for");
     writer.signal(Signal::SIGKILL);
     drop(writer);
     second.wait().code(0);
@@ -83,8 +83,8 @@ fn a_waiting_writer_goes_on_when_the_first_is_killed() {
 fn a_waiting_writer_can_be_interrupted() {
     let (lab, writer) = lab_with_a_stopped_writer();
     let mut second = lab.start(args!["backup", "web2", lab.path("disk.img")]);
-    std::thread::sleep(Duration::from_millis(500));
-    assert!(!second.has_ended());
+    second.wait_until_says("waiting for");
+    assert!(!second.has_ended(), "it waits");
     second.signal(Signal::SIGINT);
     let said = second.wait();
     assert_eq!(said.status.code(), Some(130), "{said}");
@@ -94,7 +94,7 @@ fn a_waiting_writer_can_be_interrupted() {
 }
 
 #[test]
-fn readers_do_their_work_while_a_backup_runs() {
+fn readers_work_while_a_backup_runs() {
     let (lab, writer) = lab_with_a_stopped_writer();
     assert_eq!(lab.listed().len(), 1, "what is not complete is not listed");
     let out = lab.path("out.img");
@@ -112,7 +112,7 @@ fn readers_do_their_work_while_a_backup_runs() {
 }
 
 #[test]
-fn backups_go_on_while_a_mount_and_a_restore_are_read() {
+fn backups_run_while_a_mount_and_a_restore_are_read() {
     let lab = Lab::new();
     write_noise(&lab.path("disk.img"), 1, 64 * MIB);
     lab.backup("web1", &lab.path("disk.img"));
@@ -132,7 +132,7 @@ fn backups_go_on_while_a_mount_and_a_restore_are_read() {
 }
 
 #[test]
-fn views_that_nobody_reads_any_more_are_removed() {
+fn unread_views_are_removed() {
     let lab = Lab::new();
     let backup = |seed| {
         write_noise(&lab.path("disk.img"), seed, MIB);
@@ -186,7 +186,7 @@ fn lab_with_files() -> (Lab, Disk) {
 }
 
 #[test]
-fn a_mount_of_images_that_is_used_is_not_torn_away() {
+fn a_busy_image_mount_is_not_unmounted() {
     let (lab, disk) = lab_with_files();
     let dir = lab.mount("images");
     let inside = Inside::of(&dir.join("web1/latest"));
@@ -201,7 +201,7 @@ fn a_mount_of_images_that_is_used_is_not_torn_away() {
 }
 
 #[test]
-fn a_mount_of_files_that_is_used_is_not_torn_away() {
+fn a_busy_file_mount_is_not_unmounted() {
     let (lab, _) = lab_with_files();
     let (dir, said) = lab.mount_files("web1@latest", "files");
     said.done();
@@ -225,7 +225,7 @@ fn a_mount_of_files_that_is_used_is_not_torn_away() {
 }
 
 #[test]
-fn a_lazy_umount_takes_it_out_of_sight_and_the_rest_goes_with_the_last_user() {
+fn lazy_umount_detaches_at_once_and_cleans_up_after_the_last_user() {
     let (lab, disk) = lab_with_files();
     let (files, said) = lab.mount_files("web1@latest", "files");
     said.done();
@@ -246,7 +246,7 @@ fn a_lazy_umount_takes_it_out_of_sight_and_the_rest_goes_with_the_last_user() {
 }
 
 #[test]
-fn the_image_of_a_mounted_day_can_be_attached_by_hand_and_is_then_in_use() {
+fn a_mounted_image_attached_by_hand_counts_as_in_use() {
     let (lab, disk) = lab_with_files();
     let dir = lab.mount("images");
     let image = dir.join("web1/latest/vda.p1.img");
@@ -266,7 +266,7 @@ fn the_image_of_a_mounted_day_can_be_attached_by_hand_and_is_then_in_use() {
 
 /// As the README says that a copy is made.
 #[test]
-fn a_copy_that_keeps_hard_links_is_as_large_as_the_repository_and_keeps_writers_waiting() {
+fn a_hard_link_copy_has_the_repository_size_and_blocks_writers() {
     let lab = Lab::new();
     let disk = lab.path("disk.img");
     write_noise(&disk, 1, 24 * MIB);

@@ -36,7 +36,7 @@ fn made(said: Said) -> String {
 }
 
 #[test]
-fn after_a_clock_that_was_ahead_and_one_that_was_behind_the_latest_is_what_was_made_last() {
+fn latest_is_the_backup_made_last_despite_wrong_clocks() {
     let lab = lab_with_a_disk();
     let first = str_of(&lab.backup("web", &lab.path("disk")), "backup");
     let ahead = made(backup_at(&lab, "2031-05-05 10:00:00", "ahead").code(0));
@@ -86,7 +86,7 @@ fn after_a_clock_that_was_ahead_and_one_that_was_behind_the_latest_is_what_was_m
 }
 
 #[test]
-fn a_clock_that_is_behind_the_backups_of_others_is_told_too() {
+fn a_clock_behind_backups_of_other_hosts_is_reported() {
     let lab = lab_with_a_disk();
     let first = str_of(&lab.backup("db", &lab.path("disk")), "backup");
     let said = backup_at(&lab, "2020-01-01 10:00:00", "behind").code(3);
@@ -94,7 +94,7 @@ fn a_clock_that_is_behind_the_backups_of_others_is_told_too() {
 }
 
 #[test]
-fn a_rotation_proves_no_backup_that_came_after_a_part_was_read() {
+fn a_rotation_proves_only_backups_made_before_its_parts_were_read() {
     let lab = lab_with_a_disk();
     lab.backup("web", &lab.path("disk"));
     let proven = |backup: &str| lab.json(args!["show", backup])["state"].get("proven").is_some();

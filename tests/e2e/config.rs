@@ -145,7 +145,7 @@ fn the_configuration_names_the_repository_its_key_and_what_is_kept() {
 }
 
 #[test]
-fn a_repository_that_must_be_encrypted_is_refused_if_it_is_not_even_the_first_time() {
+fn required_encryption_refuses_a_plain_repository_at_first_use() {
     let host = Host::new("repository = 'HERE/repo'\nencrypted = true\n");
     host.lab.ok(args!["init"]);
     for args in [args!["list"], args!["backup", "db", host.path("data")], args!["trust"]] {
@@ -162,7 +162,7 @@ fn a_repository_that_must_be_encrypted_is_refused_if_it_is_not_even_the_first_ti
 }
 
 #[test]
-fn guests_without_a_policy_are_left_out_with_a_warning_and_the_rest_is_done() {
+fn guests_without_a_policy_are_skipped_with_a_warning() {
     let host = Host::new("repository = 'HERE/repo'\n[guest.web1]\nkeep = { last = 1 }\n[guest.old]\nkeep = 'all'\n");
     host.run(args!["init"]).code(0);
     let disk = host.path("data");
@@ -198,7 +198,7 @@ fn guests_without_a_policy_are_left_out_with_a_warning_and_the_rest_is_done() {
 }
 
 #[test]
-fn a_configuration_that_keeps_all_for_ever_or_names_no_repository_is_not_passed_over() {
+fn config_check_warns_of_missing_keep_and_repository() {
     let host = Host::new("repository = 'HERE/repo'\n[guest.db]\ndisks = { vda = 'HERE/own' }\n");
     host.run(args!["init"]).code(0);
     let check = || host.run(args!["config", "check"]);

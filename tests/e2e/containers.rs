@@ -20,7 +20,7 @@ fn word(dir: &Path) -> String {
 }
 
 #[test]
-fn what_is_left_out_and_may_hold_files_is_named_and_a_warning() {
+fn a_skipped_volume_that_may_hold_files_is_a_warning() {
     let lab = Lab::new();
     let disk = Disk::partitioned(
         lab.path("disk.img"),
@@ -51,7 +51,7 @@ fn what_is_left_out_and_may_hold_files_is_named_and_a_warning() {
 }
 
 #[test]
-fn a_page_of_swap_inside_xfs_does_not_make_it_swap() {
+fn a_swap_page_inside_xfs_is_not_probed_as_swap() {
     let lab = Lab::new();
     let disk = Disk::plain(lab.path("disk.img"), XFS_MIB);
     disk.format(0, "mkfs.xfs");
@@ -107,7 +107,7 @@ fn md1(at: u64, data_bytes: u64, events: u8) -> Vec<u8> {
 }
 
 #[test]
-fn half_a_mirror_is_mounted_as_what_is_in_it_but_not_one_that_is_out_of_date() {
+fn a_current_half_of_a_mirror_is_mounted_and_a_stale_half_is_not() {
     let lab = Lab::new();
     let (size, data) = (40_u64 << 20, 32_u64 << 20);
     let disk = Disk {
@@ -176,7 +176,7 @@ fn an_mbr_of_a_disk_with_large_sectors_is_read() {
 }
 
 #[test]
-fn other_users_of_this_machine_get_at_a_guests_files_only_if_root_says_so() {
+fn other_users_read_guest_files_only_if_root_allows_it() {
     let lab = Lab::new();
     let disk = Disk::plain(lab.path("disk.img"), 32);
     disk.format(0, "mkfs.ext4");

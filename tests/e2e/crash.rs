@@ -93,7 +93,7 @@ fn a_backup_killed_at_any_moment_leaves_the_repository_whole() {
 }
 
 #[test]
-fn an_interrupted_backup_is_not_listed_and_not_lost() {
+fn an_interrupted_backup_is_not_listed_and_its_blocks_are_reused() {
     let lab = Lab::new();
     write_noise(&lab.path("disk.img"), 1, SIZE);
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
@@ -115,7 +115,7 @@ fn an_interrupted_backup_is_not_listed_and_not_lost() {
 }
 
 #[test]
-fn a_killed_backup_does_not_grow_the_repository_for_ever() {
+fn killed_backups_do_not_grow_the_repository_without_bound() {
     let lab = Lab::new();
     write_noise(&lab.path("disk.img"), 1, SIZE);
     let mut sizes = Vec::new();
@@ -146,7 +146,7 @@ fn stored_bytes(lab: &Lab) -> u64 {
 }
 
 #[test]
-fn a_killed_init_can_be_run_again_or_says_why_not() {
+fn a_killed_init_can_be_repeated_or_reports_why_not() {
     for delay_ms in [0, 5, 15, 30] {
         let lab = Lab::without_repo();
         let running = lab.start(args!["init"]);
@@ -195,7 +195,7 @@ fn an_interrupted_restore_leaves_no_file() {
 }
 
 #[test]
-fn a_restore_under_nohup_outlives_the_connection() {
+fn a_restore_under_nohup_survives_a_hangup() {
     let lab = Lab::new();
     write_noise(&lab.path("disk.img"), 1, SIZE);
     lab.backup("web1", &lab.path("disk.img"));

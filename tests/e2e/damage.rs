@@ -89,7 +89,7 @@ fn damaged() -> Damaged {
 }
 
 #[test]
-fn verify_names_backup_disk_and_place_of_a_flipped_byte() {
+fn verify_names_backup_disk_and_offset_of_a_flipped_byte() {
     let Damaged { lab, backup, place } = damaged();
     let found = lab.run(args!["--json", "verify"]).code(4).json();
     let damage = found["damage"].as_array().expect("a list");
@@ -112,7 +112,7 @@ fn verify_names_backup_disk_and_place_of_a_flipped_byte() {
 }
 
 #[test]
-fn only_the_page_of_a_flipped_byte_can_not_be_read_from_the_mount() {
+fn only_the_page_of_a_flipped_byte_is_unreadable_in_a_mount() {
     let Damaged { lab, .. } = damaged();
     let dir = lab.subdir("images");
     let mounted = lab.json(args!["mount", dir]);
@@ -188,7 +188,7 @@ fn a_disk_with_a_flipped_byte_is_not_restored_and_the_others_are() {
 }
 
 #[test]
-fn damage_that_several_backups_share_is_named_for_each() {
+fn shared_damage_is_named_for_each_backup() {
     let Damaged { lab, .. } = damaged();
     // The next day has the same block; it is told that it is not to be had.
     lab.ok(args!["backup", "bad", lab.path("bad")]);
@@ -259,7 +259,7 @@ fn every_file(harm: impl Fn(&File, u64)) {
         }
         // The whole of it, because what finds damage also notes it.
         copy_repository(&pristine, lab.repo());
-        lab.forget_what_was_known();
+        lab.forget_known_repositories();
     }
     assert!(found.iter().any(|name| name.ends_with(".blob")), "found in {found:?}");
     assert!(found.iter().any(|name| name.ends_with(".sst")), "found in {found:?}");
@@ -267,7 +267,7 @@ fn every_file(harm: impl Fn(&File, u64)) {
 }
 
 #[test]
-fn a_flipped_byte_in_any_file_of_the_store_is_never_given_out() {
+fn a_flipped_byte_in_any_store_file_is_never_returned() {
     every_file(|file, size| {
         let mut byte = [0];
         file.read_exact_at(&mut byte, size / 2).expect("reads");
@@ -276,17 +276,17 @@ fn a_flipped_byte_in_any_file_of_the_store_is_never_given_out() {
 }
 
 #[test]
-fn a_file_of_the_store_that_was_cut_off_is_never_given_out() {
+fn a_truncated_store_file_is_never_returned_as_data() {
     every_file(|file, size| file.set_len(size / 2).expect("cuts"));
 }
 
 #[test]
-fn a_file_of_the_store_full_of_zeros_is_never_given_out() {
+fn a_zeroed_store_file_is_never_returned_as_data() {
     every_file(|file, size| file.write_all_at(&vec![0; size as usize], 0).expect("writes"));
 }
 
 #[test]
-fn what_is_missing_from_the_store_is_a_clear_failure() {
+fn a_missing_store_file_is_a_clear_failure() {
     let lab = Lab::new();
     write_noise(&lab.path("disk.img"), 1, 4 * MIB);
     lab.ok(args!["backup", "web1", lab.path("disk.img"), "--compression", "none"]);
@@ -317,7 +317,7 @@ fn with_page(page: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn the_rest_of_a_damaged_disk_comes_back_when_that_is_asked_for() {
+fn restore_with_skip_damaged_restores_the_rest_of_a_disk() {
     let Damaged { lab, .. } = damaged();
     let out = lab.path("out.img");
     lab.run(args!["restore", "bad@latest", out])
@@ -354,7 +354,7 @@ fn the_rest_of_a_damaged_disk_comes_back_when_that_is_asked_for() {
 }
 
 #[test]
-fn the_targets_own_bytes_stay_where_the_disk_is_damaged_if_they_are_to() {
+fn restore_can_keep_the_target_bytes_of_damaged_ranges() {
     let Damaged { lab, .. } = damaged();
     let own = noise_bytes(7, SIZE);
     let page = &own[PAGE_AT as usize..(PAGE_AT + PAGE) as usize];

@@ -185,7 +185,7 @@ impl Matrix {
     fn check(&self, harm: Harm, place: &Place) {
         let repo = self.lab.repo();
         copy(&self.lab.path("pristine"), repo);
-        self.lab.forget_what_was_known();
+        self.lab.forget_known_repositories();
         if !do_harm(repo, harm, place) {
             return;
         }
@@ -208,7 +208,7 @@ impl Matrix {
                 "{what}: {} can't be restored, but {verified}",
                 lost[0].spec
             );
-            self.names_what_is_wrong(&verified, place, &lost);
+            self.names_the_damage(&verified, place, &lost);
         }
 
         // The next day. What verify found is stored anew, and what says that it was done was done.
@@ -253,7 +253,7 @@ impl Matrix {
             }
         }
         copy(&self.lab.path("pristine"), repo);
-        self.lab.forget_what_was_known();
+        self.lab.forget_known_repositories();
         do_harm(repo, harm, place);
         let mut repair = args!["repair"];
         match place.file.to_string_lossy().bytes().fold(harm as u8, u8::wrapping_add) % 2 {
@@ -276,7 +276,7 @@ impl Matrix {
         }
     }
 
-    fn names_what_is_wrong(&self, verified: &Said, place: &Place, lost: &[&Image]) {
+    fn names_the_damage(&self, verified: &Said, place: &Place, lost: &[&Image]) {
         let text = words_of(verified);
         let name = place.file.file_name().expect("a name").to_string_lossy();
         let directory = place.file.parent().expect("a directory").to_string_lossy();
@@ -353,37 +353,37 @@ fn a_flipped_byte_anywhere_in_an_encrypted_repository_is_named_and_repaired() {
 }
 
 #[test]
-fn a_file_that_was_cut_off_is_named_and_repaired() {
+fn a_truncated_file_is_named_and_repaired() {
     every_kind(Harm::Truncate, false);
 }
 
 #[test]
-fn a_file_of_an_encrypted_repository_that_was_cut_off_is_named_and_repaired() {
+fn a_truncated_file_of_an_encrypted_repository_is_named_and_repaired() {
     every_kind(Harm::Truncate, true);
 }
 
 #[test]
-fn a_file_that_is_gone_is_named_and_repaired() {
+fn a_missing_file_is_named_and_repaired() {
     every_kind(Harm::Delete, false);
 }
 
 #[test]
-fn a_file_of_an_encrypted_repository_that_is_gone_is_named_and_repaired() {
+fn a_missing_file_of_an_encrypted_repository_is_named_and_repaired() {
     every_kind(Harm::Delete, true);
 }
 
 #[test]
-fn files_that_changed_places_are_named_and_repaired() {
+fn swapped_files_are_named_and_repaired() {
     every_kind(Harm::Swap, false);
 }
 
 #[test]
-fn files_of_an_encrypted_repository_that_changed_places_are_named_and_repaired() {
+fn swapped_files_of_an_encrypted_repository_are_named_and_repaired() {
     every_kind(Harm::Swap, true);
 }
 
 #[test]
-fn a_damaged_key_slot_costs_that_way_in_and_no_other() {
+fn a_damaged_key_slot_disables_only_that_key() {
     let lab = Lab::without_repo();
     let (key, exported, recovery) = (lab.path("key"), lab.path("exported"), lab.path("recovery"));
     let made = lab.json(args!["--key-file", key, "init", "--encrypt"]);
@@ -401,7 +401,7 @@ fn a_damaged_key_slot_costs_that_way_in_and_no_other() {
     for harm in [Harm::Flip, Harm::Truncate, Harm::Delete, Harm::Swap] {
         for slot in ["key-file", "recovery"] {
             copy(&pristine, lab.repo());
-            lab.forget_what_was_known();
+            lab.forget_known_repositories();
             let of = |name: &str| PathBuf::from(format!("keys/{name}.json"));
             let place = Place {
                 kind: Kind::Marker,

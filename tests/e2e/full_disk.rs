@@ -46,7 +46,7 @@ fn fill(mount: &Mount, filler: &Path, free_mib: u64) {
 }
 
 #[test]
-fn a_backup_onto_a_full_disk_fails_and_goes_on_when_there_is_room() {
+fn a_backup_on_a_full_disk_fails_and_continues_once_there_is_room() {
     let (lab, mount, filler) = small_lab(256, 40);
     let large = lab.path("large.img");
     write_noise(&large, 2, 100 * MIB);
@@ -125,7 +125,7 @@ fn a_repository_on_a_file_system_that_became_read_only_can_still_be_read() {
 }
 
 #[test]
-fn an_init_without_room_leaves_nothing_half_made() {
+fn init_without_room_leaves_no_partial_repository() {
     let mut lab = Lab::without_repo();
     let disk = Disk::plain(lab.path("small.fs"), 192);
     disk.format(0, "mkfs.ext4");
@@ -176,7 +176,7 @@ impl Template {
         let copy = self.lab.path("point.fs");
         copy_sparse(&self.image, &copy);
         let mount = Mount::of_device(LoopDevice::of_file(&copy), self.lab.subdir("small"));
-        self.lab.forget_what_was_known();
+        self.lab.forget_known_repositories();
         let point = Point {
             lab: &self.lab,
             mount,
@@ -299,7 +299,7 @@ fn points(data_kib: u64) -> Vec<u64> {
 }
 
 #[test]
-fn a_backup_that_meets_a_full_disk_anywhere_fails_cleanly_and_goes_on_later() {
+fn a_backup_on_a_full_disk_fails_cleanly_at_any_point() {
     const KNOWN: u64 = 4 * MIB;
     const LARGE: u64 = 12 * MIB;
     let template = Template::new(256, "1M", |lab| {
@@ -387,7 +387,7 @@ fn prune_at_points(template: &Template, points: &[u64], live: (u64, u64), frees:
 }
 
 #[test]
-fn a_prune_of_a_full_disk_gives_space_back_or_says_how_much_is_missing() {
+fn prune_on_a_full_disk_frees_space_or_reports_the_shortage() {
     const LIVE: u64 = 4 * MIB;
     const ALL: u64 = 12 * MIB;
     // What is live lies between what is not, in the same files.
@@ -406,7 +406,7 @@ fn a_prune_of_a_full_disk_gives_space_back_or_says_how_much_is_missing() {
 }
 
 #[test]
-fn a_prune_of_a_full_disk_gives_back_what_lies_alone_without_room_for_data() {
+fn prune_on_a_full_disk_frees_isolated_blocks_without_room_for_data() {
     const BLOCKS: u64 = 128;
     const BLOCK: u64 = 16 * MIB;
     const LIVE: u64 = 2 * MIB;

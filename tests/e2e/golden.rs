@@ -190,7 +190,7 @@ fn a_golden_encrypted_repository_opens_with_passphrase_and_recovery_key() {
 }
 
 #[test]
-fn some_golden_repository_has_files() {
+fn at_least_one_golden_repository_has_files() {
     let all = archives("plain-").into_iter();
     let files = all.map(|archive| Golden::unpack(&archive, |_| Vec::new()).files().len());
     assert_eq!(files.max(), Some(2));

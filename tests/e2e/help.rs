@@ -63,7 +63,7 @@ fn help_fits_a_terminal_of_80_columns() {
 }
 
 #[test]
-fn what_is_not_understood_is_a_usage_error() {
+fn unknown_arguments_are_a_usage_error() {
     let lab = Lab::without_repo();
     let commands = [
         args![],
@@ -96,7 +96,7 @@ fn what_is_not_understood_is_a_usage_error() {
 }
 
 #[test]
-fn a_command_that_is_almost_right_is_told_the_right_one() {
+fn a_misspelled_command_is_refused_with_the_nearest_one() {
     let lab = Lab::without_repo();
     lab.start_bare(args!["bakcup"]).wait().code(2).says(&["backup"]);
     // What is for a whole guest is no option of a single disk's restore.

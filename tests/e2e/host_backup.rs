@@ -39,7 +39,7 @@ fn host_with_a_domain() -> Host {
 }
 
 #[test]
-fn a_guest_is_backed_up_with_all_its_disks_of_one_moment_and_what_describes_it() {
+fn a_guest_is_backed_up_with_all_disks_of_one_moment_and_its_domain() {
     let host = host_with_a_domain();
     let made = host.json(0, args!["backup", "web1"]);
     // Frozen only while the snapshots are made, and both are there before the thaw.
@@ -101,7 +101,7 @@ fn a_guest_is_backed_up_with_all_its_disks_of_one_moment_and_what_describes_it()
 }
 
 #[test]
-fn what_was_reached_is_recorded_and_what_was_not_is_told() {
+fn consistency_reached_is_recorded_and_a_lower_one_is_reported() {
     let host = host_with_a_domain();
     let configure = |more: &str| host.configure(&format!("[defaults]\nread-limit = 'none'\n[guest.web1]\n{more}"));
     configure("pre-freeze = 'echo stop $VBK_GUEST >>HERE/log'\npost-thaw = 'echo start $VBK_GUEST >>HERE/log'\n");
@@ -194,7 +194,7 @@ fn metric(host: &Host, name: &str) -> Option<f64> {
 }
 
 #[test]
-fn a_guest_that_fails_does_not_stop_the_others_and_everybody_learns_of_it() {
+fn a_failed_guest_is_reported_everywhere_and_stops_no_other() {
     let host = host_with_many();
     let said = host.run(args!["backup", "--all", "--jobs", "4"]).code(3);
     let table = said.text();
@@ -280,7 +280,7 @@ fn a_guest_that_fails_does_not_stop_the_others_and_everybody_learns_of_it() {
 }
 
 #[test]
-fn a_run_in_which_all_fail_or_which_finds_nothing_says_so_by_its_code() {
+fn the_exit_code_shows_a_run_where_all_failed_or_none_was_found() {
     let mut host = Host::new("64M");
     host.configure("[guest.a1]\ndisks = { vda = '/dev/vg0/a1' }\n[guest.b1]\ndisks = { vda = '/dev/vg0/b1' }\n");
     let said = host.run(args!["backup", "--all"]).code(1);

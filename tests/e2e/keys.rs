@@ -10,7 +10,7 @@ use crate::support::bytes::{MIB, write_noise};
 use crate::support::lab::{Lab, VBK, str_of, u64_of};
 
 #[test]
-fn an_encrypted_repository_that_became_a_plain_one_gets_no_backup() {
+fn an_encrypted_repository_replaced_by_a_plain_one_is_refused() {
     let lab = Lab::without_repo();
     let (key, plain) = (lab.path("key"), lab.path("plain"));
     write_noise(&lab.path("disk"), 1, MIB);
@@ -21,7 +21,7 @@ fn an_encrypted_repository_that_became_a_plain_one_gets_no_backup() {
         fs::rename(plain.join(name), lab.repo().join(name)).expect("renames");
     }
     // The repository itself notices it too.
-    lab.forget_what_was_known();
+    lab.forget_known_repositories();
     for command in [args!["backup", "web", lab.path("disk")], args!["list"], args!["verify"]] {
         let mut args = args!["--key-file", key];
         args.extend(command);
@@ -32,7 +32,7 @@ fn an_encrypted_repository_that_became_a_plain_one_gets_no_backup() {
 }
 
 #[test]
-fn a_key_is_for_an_encrypted_repository_whatever_way_it_comes() {
+fn a_key_option_for_a_plain_repository_is_refused() {
     let lab = Lab::without_repo();
     let (key, disk) = (lab.path("key"), lab.path("disk"));
     write_noise(&disk, 1, MIB);
@@ -84,7 +84,7 @@ fn a_key_is_for_an_encrypted_repository_whatever_way_it_comes() {
 }
 
 #[test]
-fn a_key_that_can_not_be_read_is_no_bug_and_the_other_ways_are_told() {
+fn an_unreadable_key_is_an_error_that_names_the_other_ways() {
     let lab = Lab::without_repo();
     let (key, none) = (lab.path("key"), lab.path("none"));
     lab.ok(args!["--key-file", key, "init", "--encrypt", "--no-recovery-key"]);
@@ -115,7 +115,7 @@ fn a_key_that_can_not_be_read_is_no_bug_and_the_other_ways_are_told() {
 }
 
 #[test]
-fn a_file_that_opens_a_repository_and_that_others_can_read_is_told() {
+fn a_key_file_that_others_can_read_is_a_warning() {
     let lab = Lab::without_repo();
     let (key, phrase) = (lab.path("key"), lab.path("phrase"));
     lab.ok(args!["--key-file", key, "init", "--encrypt", "--no-recovery-key"]);
@@ -140,7 +140,7 @@ fn a_file_that_opens_a_repository_and_that_others_can_read_is_told() {
 }
 
 #[test]
-fn a_run_that_holds_a_key_leaves_no_core() {
+fn a_process_with_a_key_leaves_no_core_file() {
     let lab = Lab::without_repo();
     let (key, plain) = (lab.path("key"), lab.path("plain"));
     lab.ok(args!["--key-file", key, "init", "--encrypt", "--no-recovery-key"]);
@@ -168,7 +168,7 @@ fn a_run_that_holds_a_key_leaves_no_core() {
 }
 
 #[test]
-fn who_removes_a_key_has_another_one() {
+fn removing_a_key_requires_another_one() {
     let lab = Lab::without_repo();
     let (key, other, exported) = (lab.path("key"), lab.path("other"), lab.path("exported"));
     lab.ok(args!["--key-file", key, "init", "--encrypt", "--no-recovery-key"]);
@@ -201,7 +201,7 @@ fn who_removes_a_key_has_another_one() {
 }
 
 #[test]
-fn a_recovery_key_that_could_not_be_shown_is_not_left_unsaid() {
+fn a_recovery_key_that_could_not_be_shown_is_reported() {
     let lab = Lab::without_repo();
     let key = lab.path("key");
     let run = |args: Vec<std::ffi::OsString>| {

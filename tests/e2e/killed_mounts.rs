@@ -55,7 +55,7 @@ fn mount_files(lab: &Lab, dir: &Path) -> Value {
 }
 
 #[test]
-fn a_dead_mount_of_images_is_told_and_taken_down() {
+fn a_dead_image_mount_is_reported_and_unmounted() {
     let lab = Lab::new();
     write_noise(&lab.path("disk.img"), 1, 2 * MIB);
     lab.backup("web1", &lab.path("disk.img"));
@@ -77,7 +77,7 @@ fn a_dead_mount_of_images_is_told_and_taken_down() {
 }
 
 #[test]
-fn a_dead_mount_of_files_is_taken_down_with_its_loop_devices() {
+fn a_dead_file_mount_is_unmounted_with_its_loop_devices() {
     let (lab, _) = lab_with_a_server();
     let dir = lab.subdir("files");
     let mount = mount_files(&lab, &dir);
@@ -91,7 +91,7 @@ fn a_dead_mount_of_files_is_taken_down_with_its_loop_devices() {
 }
 
 #[test]
-fn a_dead_mount_of_files_that_somebody_stands_in_is_taken_down_too() {
+fn a_dead_file_mount_in_use_is_unmounted_too() {
     let (lab, _) = lab_with_a_server();
     let dir = lab.subdir("files");
     let mount = mount_files(&lab, &dir);
@@ -110,7 +110,7 @@ fn a_dead_mount_of_files_that_somebody_stands_in_is_taken_down_too() {
 }
 
 #[test]
-fn one_dead_mount_does_not_touch_the_others() {
+fn a_dead_mount_does_not_affect_the_others() {
     let (lab, disk) = lab_with_a_server();
     let dirs: Vec<PathBuf> = ["images", "other images", "files", "other files"]
         .map(|name| lab.subdir(name))
@@ -136,7 +136,7 @@ fn one_dead_mount_does_not_touch_the_others() {
 }
 
 #[test]
-fn a_mount_process_that_is_asked_to_end_takes_its_mount_down() {
+fn a_terminated_mount_process_unmounts_its_mount() {
     let (lab, _) = lab_with_a_server();
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let images = lab.subdir(&format!("images-{signal}"));
@@ -159,7 +159,7 @@ fn a_mount_process_that_is_asked_to_end_takes_its_mount_down() {
 }
 
 #[test]
-fn a_mount_by_a_command_that_is_killed_half_way_leaves_nothing_that_umount_can_not_take() {
+fn umount_removes_everything_of_a_mount_command_killed_midway() {
     let (lab, _) = lab_with_a_server();
     let dir = lab.subdir("files");
     // The command and the process it puts into the background, at several moments of the work.
@@ -204,7 +204,7 @@ fn abort_mounts_of(pids: &[i32]) {
 }
 
 #[test]
-fn a_mount_that_does_not_answer_does_not_hold_up_the_others() {
+fn an_unresponsive_mount_does_not_delay_the_others() {
     let (lab, disk) = lab_with_a_server();
     let dirs = ["stopped", "images", "files"].map(|name| lab.subdir(name));
     let stopped = lab.json(args!["mount", dirs[0]]);

@@ -150,7 +150,7 @@ fn number_from(name: &str) -> Option<u64> {
 }
 
 #[test]
-fn nothing_acknowledged_is_lost_however_often_and_whatever_is_killed() {
+fn acknowledged_backups_survive_random_kills() {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let trace = Trace {
         seed: number_from("VBK_SEED").unwrap_or_else(|| now.expect("after 1970").as_secs()),

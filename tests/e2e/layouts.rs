@@ -44,7 +44,7 @@ fn assert_parts(lab: &Lab, disk: &Disk, parts: &[u32]) -> Said {
 }
 
 #[test]
-fn logical_partitions_have_the_numbers_that_linux_gives_them() {
+fn logical_partitions_have_their_linux_numbers() {
     let lab = Lab::new();
     let script = "label: dos\nx1: size=20MiB, type=83\nx2: size=80MiB, type=5\nx5: size=24MiB, type=83\n\
                   x6: size=24MiB, type=83\nx7: size=16MiB, type=83\n";
@@ -73,7 +73,7 @@ fn a_gpt_without_its_primary_header_is_read_from_the_backup_header() {
 }
 
 #[test]
-fn a_gpt_with_a_scribbled_primary_table_is_read_from_the_backup_table() {
+fn a_gpt_with_an_overwritten_primary_table_is_read_from_the_backup_table() {
     let lab = Lab::new();
     let disk = Disk::partitioned(lab.path("gpt.img"), 64, "label: gpt\nsize=20MiB\nsize=20MiB\n");
     [1, 2].iter().for_each(|part| disk.format(*part, "mkfs.ext4"));
@@ -107,7 +107,7 @@ fn a_disk_without_a_table_is_mounted_at_the_directory_itself() {
 }
 
 #[test]
-fn files_of_several_disks_are_below_the_names_of_the_disks() {
+fn files_of_each_disk_are_in_a_directory_with_its_name() {
     let lab = Lab::new();
     let root = Disk::partitioned(lab.path("root.img"), 40, "label: gpt\nsize=20MiB\nsize=16MiB\n");
     [1, 2].iter().for_each(|part| root.format(*part, "mkfs.ext4"));

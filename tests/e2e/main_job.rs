@@ -80,7 +80,7 @@ fn read(path: PathBuf) -> String {
 }
 
 #[test]
-fn both_days_are_listed_and_told_apart_by_what_was_new() {
+fn both_backups_are_listed_with_their_new_bytes() {
     let lab = Lab::new();
     let days = TwoDays::make(&lab);
     let size = size_of(&days.disk.path);
@@ -127,7 +127,7 @@ fn both_days_are_listed_and_told_apart_by_what_was_new() {
 }
 
 #[test]
-fn both_days_are_in_the_mount_bit_for_bit() {
+fn both_backups_are_identical_in_the_mount() {
     let lab = Lab::new();
     let days = TwoDays::make(&lab);
     let dir = lab.mount("images");
@@ -268,7 +268,7 @@ fn a_new_backup_appears_in_a_running_mount() {
 }
 
 #[test]
-fn one_file_comes_back_from_either_day_while_both_are_mounted() {
+fn a_file_is_restored_from_either_backup_while_both_are_mounted() {
     let lab = Lab::new();
     let days = TwoDays::make(&lab);
     // Two file systems with one UUID at the same time.
@@ -337,7 +337,7 @@ fn one_file_comes_back_from_either_day_while_both_are_mounted() {
 }
 
 #[test]
-fn the_words_of_a_mount_of_files_say_what_was_skipped_and_why() {
+fn a_file_mount_reports_skipped_volumes_with_the_reason() {
     let lab = Lab::new();
     let disk = Disk::of_a_server(&lab, "server.img");
     disk.change(&lab, 1, |root| fs::write(root.join("motd"), "hello").expect("writes"));
@@ -359,7 +359,7 @@ fn the_words_of_a_mount_of_files_say_what_was_skipped_and_why() {
 }
 
 #[test]
-fn a_mount_in_the_foreground_stays_until_it_is_unmounted() {
+fn a_foreground_mount_runs_until_unmounted() {
     let lab = Lab::new();
     let disk = Disk::plain(lab.path("disk.img"), 16);
     disk.format(0, "mkfs.ext4");
@@ -390,7 +390,7 @@ fn a_mount_in_the_foreground_stays_until_it_is_unmounted() {
 }
 
 #[test]
-fn a_block_device_is_a_disk_like_a_file() {
+fn a_block_device_is_backed_up_like_a_file() {
     let lab = Lab::new();
     let disk = Disk::of_a_server(&lab, "server.img");
     disk.change(&lab, 2, |root| fs::write(root.join("motd"), "hello").expect("writes"));

@@ -77,7 +77,7 @@ fn several_disks_of_a_guest_are_one_backup() {
 }
 
 /// Two days with one byte changed, in a repository with this block size.
-fn two_days_with_blocks_of(words: &str, block_bytes: u64) {
+fn two_backups_with_blocks_of(words: &str, block_bytes: u64) {
     let lab = Lab::without_repo();
     lab.ok(args!["init", "--block-size", words]);
     let size = 64 * MIB + 12345;
@@ -123,12 +123,12 @@ fn two_days_with_blocks_of(words: &str, block_bytes: u64) {
 
 #[test]
 fn blocks_may_be_as_small_as_64_kib() {
-    two_days_with_blocks_of("64K", 64 * KIB);
+    two_backups_with_blocks_of("64K", 64 * KIB);
 }
 
 #[test]
 fn blocks_may_be_as_large_as_16_mib() {
-    two_days_with_blocks_of("16M", 16 * MIB);
+    two_backups_with_blocks_of("16M", 16 * MIB);
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn compressed_and_raw_backups_give_the_same_bytes() {
 }
 
 #[test]
-fn a_sparse_disk_of_a_terabyte_costs_what_its_data_costs() {
+fn a_sparse_terabyte_disk_costs_only_its_data() {
     let lab = Lab::new();
     let image = lab.path("huge.img");
     make_hole(&image, TIB);
@@ -271,7 +271,7 @@ fn make_ext4(lab: &Lab, image: &Path) {
 }
 
 #[test]
-fn two_backups_in_one_second_are_a_second_apart() {
+fn two_backups_in_one_second_have_distinct_times() {
     let lab = Lab::new();
     let image = lab.path("disk.img");
     for seed in 0..4 {
@@ -300,7 +300,7 @@ fn two_backups_in_one_second_are_a_second_apart() {
 }
 
 #[test]
-fn a_disk_may_grow_and_shrink_between_days() {
+fn a_disk_may_grow_and_shrink_between_backups() {
     let lab = Lab::new();
     let image = lab.path("disk.img");
     let sizes = [3 * MIB + 5, 9 * MIB, 70 * KIB, 9 * MIB + 4096];

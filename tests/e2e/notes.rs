@@ -43,7 +43,7 @@ fn a_protected_backup_whose_note_is_damaged_is_not_forgotten() {
     lab.ok(policy("web"));
     assert_eq!(lab.listed().len(), 3);
 
-    // Who reads everything sets it anew, on the safe side.
+    // A command that reads everything replaces the state, on the safe side.
     for (command, code) in [("verify", 4), ("repair", 0)] {
         harm();
         lab.run(args![command]).code(code).says(&[&old, "protected now"]);
@@ -58,7 +58,7 @@ fn a_protected_backup_whose_note_is_damaged_is_not_forgotten() {
 }
 
 #[test]
-fn a_note_of_nobody_knows_what_is_in_the_way_until_a_repair() {
+fn a_note_of_an_unknown_backup_blocks_forget_until_repair() {
     let lab = Lab::new();
     write_noise(&lab.path("disk"), 1, MIB);
     let old = str_of(&lab.backup("web", &lab.path("disk")), "backup");

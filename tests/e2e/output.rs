@@ -18,7 +18,7 @@ fn lab_with_a_disk() -> Lab {
 }
 
 #[test]
-fn the_last_line_of_a_backup_says_what_happened() {
+fn the_last_line_of_a_backup_sums_it_up() {
     let lab = lab_with_a_disk();
     let text = lab.ok(args!["backup", "web1", lab.path("disk.img")]);
     let last = text.lines().last().expect("a line");
@@ -111,7 +111,7 @@ fn a_terminal_gets_a_bar_and_the_last_line() {
 }
 
 #[test]
-fn a_mount_in_the_background_lets_go_of_the_pipe_of_its_caller() {
+fn a_background_mount_closes_the_pipe_of_its_caller() {
     let lab = lab_with_a_disk();
     lab.backup("web1", &lab.path("disk.img"));
     let dir = lab.subdir("images");
@@ -140,7 +140,7 @@ fn a_mount_in_the_background_lets_go_of_the_pipe_of_its_caller() {
 }
 
 #[test]
-fn a_mount_in_the_background_does_not_keep_the_directory_it_was_started_from() {
+fn a_background_mount_does_not_pin_its_start_directory() {
     let lab = lab_with_a_disk();
     lab.backup("web1", &lab.path("disk.img"));
     let (dir, elsewhere) = (lab.subdir("images"), lab.subdir("elsewhere"));
@@ -158,7 +158,7 @@ fn a_mount_in_the_background_does_not_keep_the_directory_it_was_started_from() {
 }
 
 #[test]
-fn a_mount_of_a_repository_named_by_a_relative_path_serves_on() {
+fn a_background_mount_of_a_relative_repository_path_works() {
     let lab = lab_with_a_disk();
     lab.backup("web1", &lab.path("disk.img"));
     let dir = lab.subdir("images");
@@ -171,7 +171,7 @@ fn a_mount_of_a_repository_named_by_a_relative_path_serves_on() {
 }
 
 #[test]
-fn a_result_that_can_not_be_printed_is_a_failure() {
+fn an_unprintable_result_is_a_failure() {
     let lab = lab_with_a_disk();
     lab.backup("web1", &lab.path("disk.img"));
     let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("opens");
@@ -187,7 +187,7 @@ fn a_result_that_can_not_be_printed_is_a_failure() {
 }
 
 #[test]
-fn a_record_from_elsewhere_drives_no_terminal_and_its_numbers_overflow_nothing() {
+fn a_hostile_record_is_escaped_and_overflows_nothing() {
     let lab = lab_with_a_disk();
     lab.ok(args!["backup", "web1", lab.path("disk.img")]);
     let order = "\u{1b}]0;owned\u{7}\u{9b}2J\u{202e}";

@@ -11,7 +11,7 @@ use crate::support::kernel;
 use crate::support::lab::{Lab, str_of};
 
 #[test]
-fn a_limited_backup_takes_its_time_and_says_the_limit() {
+fn a_limited_backup_keeps_the_rate_and_reports_the_limit() {
     let lab = Lab::new();
     let disk = lab.path("disk.img");
     write_noise(&disk, 1, 16 * MIB);
@@ -33,7 +33,7 @@ fn a_limited_backup_takes_its_time_and_says_the_limit() {
 }
 
 #[test]
-fn a_backup_that_waits_for_its_limit_ends_when_it_is_asked_to() {
+fn a_limited_backup_can_be_interrupted() {
     let lab = Lab::new();
     let disk = lab.path("disk.img");
     write_noise(&disk, 1, 16 * MIB);
@@ -49,7 +49,7 @@ fn a_backup_that_waits_for_its_limit_ends_when_it_is_asked_to() {
 }
 
 #[test]
-fn wrong_limits_are_refused_with_a_good_one() {
+fn a_wrong_limit_is_refused_with_a_valid_example() {
     let lab = Lab::new();
     let disk = lab.path("disk.img");
     write_noise(&disk, 1, MIB);
@@ -93,7 +93,7 @@ impl Drop for FakeRun {
 }
 
 #[test]
-fn a_running_backup_is_asked_for_another_limit_and_only_a_running_one() {
+fn the_limit_command_changes_only_running_backups() {
     let lab = Lab::without_repo();
     let run = FakeRun::new(&lab);
     let file = run.directory.join("limit");
@@ -113,7 +113,7 @@ fn a_running_backup_is_asked_for_another_limit_and_only_a_running_one() {
 }
 
 #[test]
-fn no_control_group_is_left_by_a_backup_that_is_killed_and_followed_by_another() {
+fn the_next_backup_removes_the_control_group_of_a_killed_one() {
     let lab = Lab::new();
     let disk = lab.path("disk.img");
     write_noise(&disk, 1, 16 * MIB);

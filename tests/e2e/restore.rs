@@ -24,7 +24,7 @@ fn server(lab: &Lab) -> Disk {
 }
 
 #[test]
-fn a_new_file_is_the_disk_again_and_as_sparse() {
+fn a_restored_file_is_identical_and_sparse() {
     let lab = Lab::new();
     let disk = server(&lab);
     let out = lab.path("out.img");
@@ -49,7 +49,7 @@ fn a_new_file_is_the_disk_again_and_as_sparse() {
 }
 
 #[test]
-fn a_device_with_other_content_becomes_the_disk() {
+fn a_restored_device_is_identical_to_the_disk() {
     let lab = Lab::new();
     let disk = server(&lab);
     let size = size_of(&disk.path);
@@ -63,7 +63,7 @@ fn a_device_with_other_content_becomes_the_disk() {
 }
 
 #[test]
-fn a_larger_device_keeps_what_lies_behind_the_disk() {
+fn bytes_after_the_disk_on_a_larger_device_are_kept() {
     let lab = Lab::new();
     let image = lab.path("disk.img");
     // Data, then zeros that must be written over the noise, then an end that no sector divides.
@@ -82,7 +82,7 @@ fn a_larger_device_keeps_what_lies_behind_the_disk() {
 }
 
 #[test]
-fn nothing_of_what_a_larger_device_was_before_comes_back_to_life() {
+fn old_signatures_on_a_larger_device_are_removed() {
     let lab = Lab::new();
     let disk = Disk::plain(lab.path("disk.img"), 32);
     disk.format(0, "mkfs.ext4");
@@ -119,7 +119,7 @@ fn nothing_of_what_a_larger_device_was_before_comes_back_to_life() {
 }
 
 #[test]
-fn a_disk_with_a_gpt_on_a_larger_device_is_told_to_be_finished() {
+fn a_gpt_on_a_larger_device_names_the_command_to_finish_it() {
     let lab = Lab::new();
     let disk = Disk::partitioned(lab.path("disk.img"), 32, "label: gpt\nsize=8MiB\n");
     lab.backup("web1", &disk.path);
@@ -137,7 +137,7 @@ fn a_disk_with_a_gpt_on_a_larger_device_is_told_to_be_finished() {
 }
 
 #[test]
-fn the_disk_goes_to_stdout_and_nothing_else_does() {
+fn restore_to_stdout_prints_only_the_disk() {
     let lab = Lab::new();
     let image = lab.path("disk.img");
     let size = 10 * MIB + 4321;
@@ -149,7 +149,7 @@ fn the_disk_goes_to_stdout_and_nothing_else_does() {
 }
 
 #[test]
-fn a_pipe_that_closes_early_is_no_panic() {
+fn restore_to_a_closed_pipe_does_not_panic() {
     let lab = Lab::new();
     let image = lab.path("disk.img");
     write_noise(&image, 1, 16 * MIB);
@@ -173,7 +173,7 @@ fn a_pipe_that_closes_early_is_no_panic() {
 }
 
 #[test]
-fn one_disk_of_several_is_named_behind_the_backup() {
+fn one_disk_of_several_is_restored_by_name() {
     let lab = Lab::new();
     for (seed, name) in [(1, "a"), (2, "b")] {
         write_noise(&lab.path(name), seed, 3 * MIB + seed);
@@ -197,7 +197,7 @@ fn one_disk_of_several_is_named_behind_the_backup() {
 }
 
 #[test]
-fn an_existing_file_is_replaced_only_when_told_so() {
+fn an_existing_file_is_replaced_only_with_force() {
     let lab = Lab::new();
     let image = lab.path("disk.img");
     write_noise(&image, 1, 3 * MIB);

@@ -83,7 +83,7 @@ fn backup_list_verify_and_restore_need_no_root() {
 }
 
 #[test]
-fn mounting_files_says_that_root_is_needed() {
+fn mounting_files_without_root_is_refused() {
     let nobody = NobodysLab::new();
     let repo = nobody.repo();
     let dir = nobody.own("files");
@@ -121,7 +121,7 @@ fn an_encrypted_repository_needs_no_root() {
 }
 
 #[test]
-fn mounting_images_works_for_whom_fuse_is_allowed_and_else_says_so() {
+fn mounting_images_needs_only_the_right_to_use_fuse() {
     let nobody = NobodysLab::new();
     let repo = nobody.repo();
     let dir = nobody.own("images");
@@ -139,7 +139,7 @@ fn mounting_images_works_for_whom_fuse_is_allowed_and_else_says_so() {
 }
 
 #[test]
-fn a_repository_of_somebody_else_is_denied_and_not_missing() {
+fn an_unreadable_repository_is_reported_as_denied_and_not_missing() {
     let nobody = NobodysLab::new();
     nobody.lab.ok(args!["init"]);
     write_noise(&nobody.own("disk.img"), 1, MIB);
@@ -159,7 +159,7 @@ fn a_repository_of_somebody_else_is_denied_and_not_missing() {
 }
 
 #[test]
-fn what_a_user_may_not_read_or_write_is_named() {
+fn a_denied_file_is_named() {
     let nobody = NobodysLab::new();
     let repo = nobody.repo();
     let secret = nobody.lab.path("secret.img");
@@ -189,7 +189,7 @@ fn what_a_user_may_not_read_or_write_is_named() {
 }
 
 #[test]
-fn a_reader_of_a_group_can_read_a_repository_it_can_not_write() {
+fn a_group_member_can_read_a_repository_without_writing() {
     let nobody = NobodysLab::new();
     let repo = nobody.lab.repo().to_owned();
     write_noise(&nobody.lab.path("disk.img"), 1, 2 * MIB);
@@ -206,7 +206,7 @@ fn a_reader_of_a_group_can_read_a_repository_it_can_not_write() {
 }
 
 #[test]
-fn a_repository_on_a_read_only_file_system_is_not_a_matter_of_rights() {
+fn a_read_only_file_system_is_not_reported_as_missing_permission() {
     let lab = Lab::new();
     write_noise(&lab.path("disk.img"), 1, 2 * MIB);
     lab.backup("web1", &lab.path("disk.img"));
@@ -222,7 +222,7 @@ fn a_repository_on_a_read_only_file_system_is_not_a_matter_of_rights() {
 }
 
 #[test]
-fn a_file_that_is_too_large_for_a_limit_is_not_a_matter_of_room() {
+fn a_file_size_limit_is_not_reported_as_a_full_disk() {
     let lab = Lab::new();
     write_noise(&lab.path("disk.img"), 1, 4 * MIB);
     lab.backup("web1", &lab.path("disk.img"));
@@ -252,7 +252,7 @@ fn a_file_that_is_too_large_for_a_limit_is_not_a_matter_of_room() {
 }
 
 #[test]
-fn a_limit_of_the_address_space_is_named_and_nothing_aborts() {
+fn an_address_space_limit_is_reported_without_an_abort() {
     let lab = Lab::new();
     write_noise(&lab.path("disk.img"), 1, 2 * MIB);
     lab.backup("web1", &lab.path("disk.img"));

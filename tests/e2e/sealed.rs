@@ -78,7 +78,7 @@ fn assert_says_nothing(repo: &Path, words: &[String], when: &str) {
 }
 
 #[test]
-fn no_file_of_an_encrypted_repository_says_who_is_in_it() {
+fn no_file_of_an_encrypted_repository_reveals_guest_names() {
     let sealed = Sealed::new();
     let (lab, repo) = (&sealed.lab, sealed.lab.repo());
     let mut words: Vec<String> = [GUEST, DISK, "quaggafile"].map(str::to_owned).into();
@@ -115,7 +115,7 @@ fn no_file_of_an_encrypted_repository_says_who_is_in_it() {
 }
 
 #[test]
-fn a_backup_that_was_deleted_without_the_key_is_missed_until_repair_accepts_that() {
+fn a_backup_deleted_without_the_key_is_reported_until_repair_accepts_it() {
     for (row, said) in [
         (Row::Record, "1 of 2 records of backups are missing"),
         (Row::Notes, "the note that lists them"),

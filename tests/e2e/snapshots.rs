@@ -27,7 +27,7 @@ fn vbk(lab: &Lab, state: &Path, args: Vec<std::ffi::OsString>) -> Said {
 }
 
 #[test]
-fn snapshots_that_were_left_behind_are_listed_and_removed_and_nothing_else() {
+fn only_leftover_snapshots_are_listed_and_removed() {
     let lab = Lab::without_repo();
     let dir = tempfile::tempdir().expect("a directory");
     let state: PathBuf = dir.path().into();

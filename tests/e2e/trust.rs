@@ -25,7 +25,7 @@ fn lab_with_an_older_copy() -> (Lab, PathBuf) {
 }
 
 /// Puts a repository into the place of the lab's own, which goes to `away`.
-fn put_in_its_place(lab: &Lab, other: &Path) {
+fn replace_repository_with(lab: &Lab, other: &Path) {
     fs::rename(lab.repo(), lab.path("away")).expect("moves");
     fs::rename(other, lab.repo()).expect("moves");
 }
@@ -71,9 +71,9 @@ fn assert_doubted(lab: &Lab, words: &[&str], reading: &[&str]) {
 }
 
 #[test]
-fn a_repository_that_was_put_back_is_read_with_a_warning_and_not_written_until_that_is_meant() {
+fn an_older_copy_of_a_repository_is_read_only_until_trusted() {
     let (lab, old) = lab_with_an_older_copy();
-    put_in_its_place(&lab, &old);
+    replace_repository_with(&lab, &old);
     let words = ["its newest state was number 2 and is number 1 now"];
     assert_doubted(
         &lab,
@@ -120,18 +120,18 @@ fn a_repository_that_was_put_back_is_read_with_a_warning_and_not_written_until_t
 }
 
 #[test]
-fn another_repository_in_the_place_of_the_known_one_gets_no_backup() {
+fn a_replaced_repository_gets_no_backup() {
     let (lab, _) = lab_with_an_older_copy();
     let other = lab.path("other");
     lab.ok(args!["init", other]);
-    put_in_its_place(&lab, &other);
+    replace_repository_with(&lab, &other);
     assert_doubted(&lab, &["its id was"], &["list"]);
     lab.ok(args!["trust"]);
     lab.backup("web1", &lab.path("disk"));
 }
 
 #[test]
-fn a_plain_repository_does_not_take_the_place_of_an_encrypted_one() {
+fn a_plain_repository_in_place_of_an_encrypted_one_is_refused() {
     let lab = Lab::without_repo();
     let (disk, key, plain) = (lab.path("disk"), lab.path("key"), lab.path("plain"));
     write_noise(&disk, 1, MIB);
@@ -147,7 +147,7 @@ fn a_plain_repository_does_not_take_the_place_of_an_encrypted_one() {
     lab.start_bare(args!["--repo", plain, "backup", "web1", disk])
         .wait()
         .done();
-    put_in_its_place(&lab, &plain);
+    replace_repository_with(&lab, &plain);
     // Without a word about keys, as at a terminal where a passphrase would have been asked for.
     assert_doubted(&lab, &["it was encrypted and is not encrypted now"], &["list"]);
     // Not even where the store and the marker are all that is there.
@@ -174,7 +174,7 @@ fn a_plain_repository_does_not_take_the_place_of_an_encrypted_one() {
     ]);
     fs::rename(lab.path("away"), lab.repo()).expect("moves");
     of_owner(args!["list"]).done();
-    put_in_place_of_owner(&lab, &other);
+    replace_owners_repository_with(&lab, &other);
     let said = lab.run(args!["--key-file", other_key, "backup", "web1", disk]).code(1);
     said.says(&["another master key"]);
     // No key is asked for either.
@@ -183,13 +183,13 @@ fn a_plain_repository_does_not_take_the_place_of_an_encrypted_one() {
         .says(&["another master key"]);
 }
 
-fn put_in_place_of_owner(lab: &Lab, other: &Path) {
+fn replace_owners_repository_with(lab: &Lab, other: &Path) {
     fs::rename(lab.repo(), lab.path("owners")).expect("moves");
     fs::rename(other, lab.repo()).expect("moves");
 }
 
 #[test]
-fn where_a_repository_was_none_is_made_by_accident() {
+fn no_repository_is_created_where_one_vanished() {
     let (lab, _) = lab_with_an_older_copy();
     let away = lab.path("away");
     for empty in [false, true] {
@@ -223,7 +223,7 @@ fn where_a_repository_was_none_is_made_by_accident() {
 }
 
 #[test]
-fn a_copy_at_another_path_is_a_repository_of_its_own() {
+fn a_copy_at_another_path_is_a_separate_repository() {
     let (lab, old) = lab_with_an_older_copy();
     lab.start_bare(args!["--repo", old, "list"]).wait().done();
     lab.ok(args!["list"]);
@@ -245,7 +245,7 @@ fn a_copy_at_another_path_is_a_repository_of_its_own() {
 }
 
 #[test]
-fn a_host_that_can_not_remember_warns_and_backs_up() {
+fn a_host_without_memory_warns_and_backs_up() {
     let (lab, _) = lab_with_an_older_copy();
     let run = |args: Vec<std::ffi::OsString>| {
         let mut command = Command::new(VBK);
@@ -270,7 +270,7 @@ fn a_host_that_can_not_remember_warns_and_backs_up() {
 }
 
 #[test]
-fn of_runs_at_once_and_runs_that_are_killed_the_newest_state_stays_known() {
+fn the_newest_state_is_remembered_despite_concurrent_and_killed_runs() {
     let (lab, _) = lab_with_an_older_copy();
     let generation = || {
         let text = fs::read_to_string(lab.state_dir().join("trust/known.json")).expect("reads");
@@ -328,7 +328,7 @@ fn a_store_of_another_repository_under_the_old_marker_is_not_written() {
     assert_eq!(known(), before, "nothing of it was noted");
     assert!(listed.text().contains("web1 "), "{listed}");
     // Also on a host that knows nothing: the marker says that it is another's.
-    lab.forget_what_was_known();
+    lab.forget_known_repositories();
     lab.run(args!["backup", "web1", lab.path("disk")])
         .code(4)
         .says(&["another store was put there", "nothing was written"]);

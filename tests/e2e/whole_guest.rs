@@ -164,7 +164,7 @@ fn assert_holds(volume: &Path, disk: &Path) {
 }
 
 #[test]
-fn kept_files_are_shown_and_stand_in_the_mount() {
+fn kept_files_are_shown_and_mounted() {
     let lab = Lab::new();
     back_up(&lab, Path::new("/nvram"));
     let xml = fs::read_to_string(lab.path("web1.xml")).expect("reads");
@@ -302,7 +302,7 @@ fn a_restore_that_fails_removes_its_volumes() {
 }
 
 #[test]
-fn a_restored_disk_that_the_domain_does_not_have_is_told_and_never_defined() {
+fn a_restored_disk_missing_from_the_domain_is_reported_and_not_defined() {
     let lab = Lab::new();
     let host = Host::new(&lab);
     back_up(&lab, &host.dir.join("nvram"));

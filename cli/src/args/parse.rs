@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn block_sizes_are_read_with_units() {
+    fn block_sizes_are_parsed_with_units() {
         for (text, bytes) in [
             ("64K", 1 << 16),
             ("1M", 1 << 20),
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_read_with_units() {
+    fn durations_are_parsed_with_units() {
         for (text, seconds) in [
             ("30s", 30),
             ("90m", 5400),
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_of_snapshots_and_times_are_more_than_nothing() {
+    fn a_snapshot_size_or_duration_of_zero_is_refused() {
         assert_eq!(parse_snapshot_size("20%"), Ok(SnapshotSize::Share(0.2)));
         assert_eq!(parse_snapshot_size("10G"), Ok(SnapshotSize::Bytes(10 << 30)));
         for bad in ["0", "0%", "", "120%", "much"] {
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_extended_too_late_or_at_once_is_refused() {
+    fn an_extend_threshold_of_zero_or_from_90_percent_is_refused() {
         assert_eq!(parse_extend("60%"), Ok(0.6));
         assert_eq!(parse_extend("0.5%"), Ok(0.005));
         for bad in ["", "0.6", "60", "0%", "90%", "100%", "-1%", "false"] {
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn attached_files_have_names_that_hide_nothing() {
+    fn an_attached_file_with_a_reserved_name_is_refused() {
         let of = |text: &str| parse_attached(text).map(|(name, path)| (String::from(name), path));
         assert_eq!(
             of("config.xml=/etc/a=b.xml"),
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn levels_outside_zstd_are_refused() {
+    fn a_compression_level_that_zstd_lacks_is_refused() {
         assert_eq!(parse_compression("19"), Ok(Compression::Zstd(19)));
         assert_eq!(parse_compression("none"), Ok(Compression::None));
         for bad in ["0", "20", "-1", "fast", ""] {

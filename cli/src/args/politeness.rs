@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_of_running_backups_may_be_the_default() {
+    fn the_limit_argument_is_default_or_a_rate() {
         assert_eq!(parse_wanted_limit("default"), Ok(WantedLimit(None)));
         let limit = vbk::limit::ReadLimit::BytesPerSec(50_000_000);
         assert_eq!(parse_wanted_limit("50MB/s"), Ok(WantedLimit(Some(limit))));

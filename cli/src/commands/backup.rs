@@ -124,10 +124,7 @@ fn back_up(
         false => None,
     };
     let deadline = Deadline::start(args.time_limit, cancel.clone())?;
-    let command = match &args.guest {
-        Some(guest) => format!("backup {guest}"),
-        None => "backup --all".to_owned(),
-    };
+    let command = command(args);
     let run = Run::begin(&machine::runtime_dir()?, &machine::host_id(), &command).map_err(vbk::Error::from)?;
     let jobs = args.jobs.or(config.jobs).filter(|_| args.all).unwrap_or(1) as usize;
     let common = Common {
@@ -151,17 +148,8 @@ fn back_up(
     for note in &notes {
         tracing::warn!("{note}");
     }
-    if planned.is_empty() && !notes.is_empty() {
-        return Err(Error::NoGuests(format!(
-            "no guest was found; nothing was backed up ({})",
-            notes.join("; ")
-        )));
-    }
     if planned.is_empty() {
-        return Err(Error::NoGuests(
-            "this host has no known guests, or all are excluded; `vbk guests --help` explains how guests are found"
-                .to_owned(),
-        ));
+        return Err(no_guests(&notes));
     }
     monitoring.guests = planned.len();
     run.note_guests(planned.iter().map(|job| job.guest.to_string()).collect())
@@ -202,6 +190,23 @@ fn back_up(
         warnings: warnings + notes.len() as u64,
         known: Some(found).filter(|_| notes.is_empty()),
         _lock: lock,
+    })
+}
+
+/// The command in the list of the runs and in the writer's lock.
+fn command(args: &BackupArgs) -> String {
+    match &args.guest {
+        Some(guest) => format!("backup {guest}"),
+        None => "backup --all".to_owned(),
+    }
+}
+
+/// The error of a run that found no guest to back up.
+fn no_guests(notes: &[String]) -> Error {
+    Error::NoGuests(match notes {
+        [] => "this host has no known guests, or all are excluded; `vbk guests --help` explains how guests are found"
+            .to_owned(),
+        _ => format!("no guest was found; nothing was backed up ({})", notes.join("; ")),
     })
 }
 

@@ -295,6 +295,26 @@ fn keep(keep: Option<&Keep>) -> String {
 /// Lists everything that would fail or surprise at night.
 fn warnings(config: &Config, found: &Found) -> Vec<String> {
     let mut warnings = found.notes.clone();
+    warnings.extend(file_warnings(config, found));
+    let mut paths = BTreeMap::new();
+    for guest in &found.guests {
+        for disk in &guest.disks {
+            if let Some(other) = paths.insert(disk.path.clone(), &guest.name) {
+                warnings.push(format!(
+                    "{} is a disk of both {other} and {}",
+                    disk.path.display(),
+                    guest.name
+                ));
+            }
+        }
+        warnings.extend(guest_warnings(config, guest));
+    }
+    warnings
+}
+
+/// Lists the problems with the file itself, with what it says of the repository, and with `[defaults]`.
+fn file_warnings(config: &Config, found: &Found) -> Vec<String> {
+    let mut warnings = Vec::new();
     if let Some(why) = config.path.as_deref().and_then(others_may_write) {
         warnings.push(format!("other users can change the configuration: {why}"));
     }
@@ -332,40 +352,34 @@ fn warnings(config: &Config, found: &Found) -> Vec<String> {
         let why = text.as_deref().and_then(command);
         warnings.extend(why.map(|why| format!("[defaults] {name}: {why}")));
     }
-    let mut paths = BTreeMap::new();
-    for guest in &found.guests {
-        for disk in &guest.disks {
-            if let Some(other) = paths.insert(disk.path.clone(), &guest.name) {
-                warnings.push(format!(
-                    "{} is a disk of both {other} and {}",
-                    disk.path.display(),
-                    guest.name
-                ));
-            }
-        }
-        let settings = config.guest(&guest.name);
-        if !settings.is_configured {
-            continue;
-        }
-        warnings.extend(guest.notes.iter().map(|note| format!("{}: {note}", guest.name)));
-        let left_out = guest.left_out.iter().filter(|disk| !disk.is_meant);
-        warnings.extend(left_out.map(|disk| format!("{}: disk {} {}", guest.name, disk.name, disk.why)));
-        let own = [
-            ("pre-freeze", &settings.pre_freeze, &defaults.pre_freeze),
-            ("post-thaw", &settings.post_thaw, &defaults.post_thaw),
-        ];
-        for (name, text, default) in own {
-            let why = text.as_deref().filter(|_| text != default).and_then(command);
-            warnings.extend(why.map(|why| format!("{}: {name}: {why}", guest.name)));
-        }
-        if settings.pre_freeze.is_some() != settings.post_thaw.is_some() {
-            warnings.push(format!(
-                "{}: only one of pre-freeze and post-thaw is set; what one stops, the other should start again",
-                guest.name
-            ));
-        }
+    warnings
+}
+
+/// Lists the problems with a guest that has a section.
+fn guest_warnings(config: &Config, guest: &FoundGuest) -> Vec<String> {
+    let (settings, defaults) = (config.guest(&guest.name), config.defaults());
+    if !settings.is_configured {
+        return Vec::new();
+    }
+    let mut warnings = guest.notes.clone();
+    let left_out = guest.left_out.iter().filter(|disk| !disk.is_meant);
+    warnings.extend(left_out.map(|disk| format!("disk {} {}", disk.name, disk.why)));
+    let own = [
+        ("pre-freeze", &settings.pre_freeze, &defaults.pre_freeze),
+        ("post-thaw", &settings.post_thaw, &defaults.post_thaw),
+    ];
+    for (name, text, default) in own {
+        let why = text.as_deref().filter(|_| text != default).and_then(command);
+        warnings.extend(why.map(|why| format!("{name}: {why}")));
+    }
+    if settings.pre_freeze.is_some() != settings.post_thaw.is_some() {
+        warnings
+            .push("only one of pre-freeze and post-thaw is set; what one stops, the other should start again".into());
     }
     warnings
+        .iter()
+        .map(|warning| format!("{}: {warning}", guest.name))
+        .collect()
 }
 
 /// Warns of guests without `keep`: `vbk forget --all` leaves them out, and their backups pile up.

@@ -33,16 +33,17 @@ pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
     };
     if let Some(what) = context.expects_encryption(path)?.filter(|_| !args.encrypt) {
         return Err(Error::Usage(format!(
-            "{what}, which requires --encrypt; without it anyone with the disk could read the repository"
+            "{what}, which requires --encrypt; anyone with access to its disk can read a repository that is not encrypted"
         )));
     }
-    // An existing repository, or other files, are reported first.
+    // Reports an existing repository or other files first.
     Repository::check_place(path)?;
     let known = context.memory().and_then(|memory| memory.get(path).ok()?);
     if let Some(known) = known {
         return Err(Error::Usage(format!(
-            "this host used a repository at {path} ({known}), which is gone; is its file system mounted? Nothing was \
-             created. To create a new one, forget it first with `vbk --repo {path} trust --forget`",
+            "this host used a repository at {path} ({known}), which does not exist any more; nothing was created. Is its file \
+             system mounted? To create a new repository there, first make this host forget the old one: `vbk --repo {path} \
+             trust --forget`",
             path = path.display()
         )));
     }
@@ -87,7 +88,7 @@ pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
     })
 }
 
-/// Fails as creating the repository would.
+/// Fails with the error of creating the repository, if the parent directory does not exist.
 fn check_parent(path: &Path, parents: bool) -> Result<()> {
     let path = std::path::absolute(path).map_err(Error::io(format!("find the absolute path of {}", path.display())))?;
     match path.parent() {
@@ -98,7 +99,7 @@ fn check_parent(path: &Path, parents: bool) -> Result<()> {
 
 fn no_parent(parent: &Path) -> Error {
     Error::NotThere(format!(
-        "{}, the directory for the repository, does not exist; is its file system mounted? --parents creates it",
+        "the parent directory {} does not exist; is its file system mounted? --parents creates it",
         parent.display()
     ))
 }

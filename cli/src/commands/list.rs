@@ -1,5 +1,9 @@
 //! `vbk list`
 
+use vbk_repo::backup::Entry;
+use vbk_repo::catalogue::Catalogue;
+use vbk_repo::state::States;
+
 use crate::args::ListArgs;
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
@@ -21,38 +25,9 @@ pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Outcome> {
         .iter()
         .filter(|entry| wanted(&entry.backup.guest))
         .collect();
-    let mut table = Table::new(&[
-        ("GUEST", Align::Left),
-        ("TIME", Align::Left),
-        ("DISKS", Align::Left),
-        ("SIZE", Align::Right),
-        ("NEW", Align::Right),
-        ("STORED", Align::Right),
-        ("TOOK", Align::Right),
-        ("ID", Align::Left),
-        ("STATE", Align::Left),
-    ]);
-    for entry in &entries {
-        let backup = &entry.backup;
-        table.row(vec![
-            backup.guest.to_string(),
-            backup.time.to_string(),
-            disk_names(entry).join(","),
-            units::size(backup.size_bytes()),
-            units::size(backup.new_bytes()),
-            units::size(backup.stored_bytes()),
-            units::duration(backup.duration().unsigned_abs()),
-            entry.id.short(),
-            match clock_doubt(&catalogue, backup) {
-                None => describe_state(&states, backup),
-                Some(doubt) => format!("{}, {doubt}", describe_state(&states, backup)),
-            },
-        ]);
-    }
-    if entries.is_empty() {
-        context.say("no backups yet; `vbk backup GUEST DISK` makes the first");
-    } else {
-        context.print(table);
+    match entries.is_empty() {
+        true => context.say("no backups yet; `vbk backup GUEST DISK` makes the first"),
+        false => context.print(table(&entries, &catalogue, &states)),
     }
     context.json_result(
         &entries
@@ -71,4 +46,36 @@ pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Outcome> {
         ([], []) => Outcome::Done,
         _ => Outcome::Damage,
     })
+}
+
+fn table(entries: &[&Entry], catalogue: &Catalogue, states: &States) -> Table {
+    let mut table = Table::new(&[
+        ("GUEST", Align::Left),
+        ("TIME", Align::Left),
+        ("DISKS", Align::Left),
+        ("SIZE", Align::Right),
+        ("NEW", Align::Right),
+        ("STORED", Align::Right),
+        ("TOOK", Align::Right),
+        ("ID", Align::Left),
+        ("STATE", Align::Left),
+    ]);
+    for entry in entries {
+        let backup = &entry.backup;
+        table.row(vec![
+            backup.guest.to_string(),
+            backup.time.to_string(),
+            disk_names(entry).join(","),
+            units::size(backup.size_bytes()),
+            units::size(backup.new_bytes()),
+            units::size(backup.stored_bytes()),
+            units::duration(backup.duration().unsigned_abs()),
+            entry.id.short(),
+            match clock_doubt(catalogue, backup) {
+                None => describe_state(states, backup),
+                Some(doubt) => format!("{}, {doubt}", describe_state(states, backup)),
+            },
+        ]);
+    }
+    table
 }

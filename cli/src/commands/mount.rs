@@ -176,21 +176,9 @@ fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Ou
     let resources = ReadResources::new(1);
     let plan = FilesPlan::new(&view, &resources, entry, &images, (dir, access), &random_fsid)?;
     let point = absolute(dir)?;
-    let id = entry.id.to_string();
-    let arguments = [
-        OsStr::new("--quiet"),
-        OsStr::new("--repo"),
-        repository.path().as_os_str(),
-        OsStr::new("mount"),
-        plan.hidden().as_os_str(),
-        OsStr::new("--only"),
-        OsStr::new(&id),
-    ];
-    let fsids = plan.fsids().iter().map(|new| OsString::from(format!("--fsid={new}")));
-    let arguments: Vec<_> = arguments.map(OsStr::to_owned).into_iter().chain(fsids).collect();
     let key = exported_key(&repository)?;
     let key = key.as_ref().map(|key| key.as_str());
-    let mut server = daemon::start(arguments, key)?;
+    let mut server = daemon::start(server_arguments(&repository, &plan, &entry.id.to_string()), key)?;
     let warnings = plan.warnings().to_vec();
     let volumes = plan.mount()?;
     let outcome = tell(context, &entry.backup.spec(), &point, &warnings, &volumes);
@@ -221,6 +209,21 @@ fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Ou
     watcher.end();
     ended.map_err(Error::io("wait for the mount to end"))?;
     Ok(outcome)
+}
+
+/// The command line of the process that serves the images of a backup.
+fn server_arguments(repository: &Repository, plan: &FilesPlan, id: &str) -> Vec<OsString> {
+    let arguments = [
+        OsStr::new("--quiet"),
+        OsStr::new("--repo"),
+        repository.path().as_os_str(),
+        OsStr::new("mount"),
+        plan.hidden().as_os_str(),
+        OsStr::new("--only"),
+        OsStr::new(id),
+    ];
+    let fsids = plan.fsids().iter().map(|new| OsString::from(format!("--fsid={new}")));
+    arguments.map(OsStr::to_owned).into_iter().chain(fsids).collect()
 }
 
 /// Returns a random file system identity from the kernel's generator.

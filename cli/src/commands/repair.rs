@@ -43,16 +43,15 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
         repository => repository?,
     };
     context.check_newest(&repository)?;
-    let mended = context.waiting(args.no_wait, &cancel, |wait| repository.mend(wait))?;
+    let tables = context.waiting(args.no_wait, &cancel, |wait| repository.mend(wait))?;
     // If the store could only be restored from an older view, that view is the newest state now.
     context.remember_mended(&repository);
-    for what in &mended.done {
+    for what in &tables.done {
         context.say(format_args!("repaired: {what}"));
     }
-    for what in &mended.left {
+    for what in &tables.left {
         context.print(format_args!("{what}\n"));
     }
-    let tables = mended;
     let writer = context.manager("repair", args.no_wait, &cancel)?;
     // The second copies are restored by now: a remaining difference is not a flipped bit.
     let accepted = writer.accept()?;
@@ -79,19 +78,12 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
         units::duration(clock.elapsed())
     );
     let good = found.damage.is_empty() && records.is_empty() && tables.left.is_empty();
-    if good {
-        context.say(format_args!(
+    match good {
+        true => context.say(format_args!(
             "{got}: all {} are good",
             units::count(found.read.backups, "backup")
-        ));
-    } else {
-        let hurt: HashSet<_> = found.damage.iter().map(|damage| &damage.backup).collect();
-        context.print(format_args!(
-            "{got}; {} in {} stay damaged. The next backup stores again what is still on the disks; --from and \
-             --from-source look elsewhere\n",
-            units::count(found.damage.len() as u64, "place"),
-            units::count((hurt.len() + records.len()) as u64, "backup"),
-        ));
+        )),
+        false => print_left(context, &got, found, records.len()),
     }
     context.json_result(&Report {
         mended_tables: tables.done,
@@ -107,6 +99,17 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
         (true, _) => Outcome::Warnings,
         (false, _) => Outcome::Damage,
     })
+}
+
+/// Prints how much stays damaged, and the next steps.
+fn print_left(context: &Context<'_>, got: &str, left: &VerifyReport, damaged_records: usize) {
+    let hurt: HashSet<_> = left.damage.iter().map(|damage| &damage.backup).collect();
+    context.print(format_args!(
+        "{got}; {} in {} stay damaged. The next backup stores again what is still on the disks; --from and \
+         --from-source look elsewhere\n",
+        units::count(left.damage.len() as u64, "place"),
+        units::count((hurt.len() + damaged_records) as u64, "backup"),
+    ));
 }
 
 fn read_all(context: &Context<'_>, writer: &Manager, cancel: &AtomicBool) -> Result<VerifyReport> {

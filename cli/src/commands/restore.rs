@@ -4,10 +4,10 @@ mod create;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use vbk::restore::{Behind, Damaged, DamagedRange, Fill, RestoreOptions, restore, stream};
+use vbk::restore::{Behind, Damaged, DamagedRange, Fill, RestoreOptions, Restored, restore, stream};
 use vbk_repo::backup::{Backup, Image};
 use vbk_repo::catalogue::BackupSpec;
 use vbk_repo::reader::{ImageReader, ReadResources};
@@ -65,20 +65,8 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs) -> Result<Outcome> {
 fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outcome> {
     let clock = Instant::now();
     let to_stdout = target == Path::new("-");
-    if to_stdout && context.json() {
-        return Err(Error::Usage(
-            "with - the disk itself goes to standard output, so --json is not possible".into(),
-        ));
-    }
-    if to_stdout && args.skip_damaged == Some(SkipDamaged::Keep) {
-        return Err(Error::Usage(
-            "standard output has no old data to keep; --skip-damaged writes zeros".into(),
-        ));
-    }
-    if to_stdout && stdout_is_terminal() {
-        return Err(Error::Usage(
-            "standard output is a terminal; redirect it to a file or a program".into(),
-        ));
+    if to_stdout {
+        check_stdout(context, args)?;
     }
     let cancel = signals::cancel_flag_with_hangup().map_err(Error::io("watch for signals"))?;
     let view = context.view()?;
@@ -122,28 +110,46 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
         Damaged::Zeros | Damaged::Refuse => "they are zeros",
     };
     let outcome = print_damaged(&label, &restored.damaged, lost);
-    let behind = restored.behind.as_ref();
-    context.json_result(&Report {
-        backup: entry.backup.spec(),
-        disk: image.disk.to_string(),
-        target: target.to_owned(),
-        size_bytes: image.size_bytes,
-        data_bytes: image.data_bytes,
-        duration_ms: units::milliseconds(took),
-        damaged: ranges_json(&restored.damaged),
-        behind_bytes: behind.map_or(0, |behind| behind.bytes),
-        wiped: behind
-            .iter()
-            .flat_map(|behind| &behind.wiped)
-            .map(|wiped| WipedJson {
-                what: wiped.what,
-                offset_bytes: wiped.offset_bytes,
-                len_bytes: wiped.len_bytes,
-            })
-            .collect(),
-        gpt_ends_early: behind.is_some_and(|behind| behind.gpt_ends_early),
-    })?;
+    context.json_result(&Report::new(&entry.backup, image, target, &restored, took))?;
     Ok(outcome)
+}
+
+/// An error if the disk can't go to standard output.
+fn check_stdout(context: &Context<'_>, args: &RestoreArgs) -> Result<()> {
+    let reason = if context.json() {
+        "with - the disk itself goes to standard output, so --json is not possible"
+    } else if args.skip_damaged == Some(SkipDamaged::Keep) {
+        "standard output has no old data to keep; --skip-damaged writes zeros"
+    } else if stdout_is_terminal() {
+        "standard output is a terminal; redirect it to a file or a program"
+    } else {
+        return Ok(());
+    };
+    Err(Error::Usage(reason.into()))
+}
+
+impl Report {
+    fn new(backup: &Backup, image: &Image, target: &Path, restored: &Restored, took: Duration) -> Self {
+        let behind = restored.behind.as_ref();
+        let wiped = behind.iter().flat_map(|behind| &behind.wiped);
+        let wiped = wiped.map(|wiped| WipedJson {
+            what: wiped.what,
+            offset_bytes: wiped.offset_bytes,
+            len_bytes: wiped.len_bytes,
+        });
+        Self {
+            backup: backup.spec(),
+            disk: image.disk.to_string(),
+            target: target.to_owned(),
+            size_bytes: image.size_bytes,
+            data_bytes: image.data_bytes,
+            duration_ms: units::milliseconds(took),
+            damaged: ranges_json(&restored.damaged),
+            behind_bytes: behind.map_or(0, |behind| behind.bytes),
+            wiped: wiped.collect(),
+            gpt_ends_early: behind.is_some_and(|behind| behind.gpt_ends_early),
+        }
+    }
 }
 
 fn damage_mode(args: &RestoreArgs) -> Damaged {

@@ -3,8 +3,9 @@
 mod config;
 
 use serde::Serialize;
-use vbk_repo::backup::Backup;
-use vbk_repo::state::State;
+use vbk_repo::backup::{Backup, Entry};
+use vbk_repo::repository::View;
+use vbk_repo::state::{State, States};
 
 use crate::args::ShowArgs;
 use crate::context::Context;
@@ -47,6 +48,27 @@ pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
     }
     let backup = &entry.backup;
     let states = view.states()?;
+    let clock = clock_doubt(&catalogue, backup);
+    let about = describe(&view, &entry, &states, clock.as_deref());
+    context.print(format_args!("{about}\n{}", disk_table(backup)));
+    let state_unreadable = states.is_unread(&backup.spec());
+    context.json_result(&Report {
+        backup: backup.spec(),
+        id: entry.id.to_string(),
+        record: backup,
+        state: states.of(backup),
+        clock,
+        state_unreadable,
+    })?;
+    Ok(match state_unreadable {
+        true => Outcome::Damage,
+        false => Outcome::Done,
+    })
+}
+
+/// Describes the backup as a whole, and what is wrong with it.
+fn describe(view: &View, entry: &Entry, states: &States, clock: Option<&str>) -> String {
+    let backup = &entry.backup;
     let encrypted = match view.identity().key_check {
         Some(_) => "yes",
         None => "no",
@@ -61,7 +83,7 @@ pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
         ("Made by", format!("vbk {} on {}", backup.vbk_version, backup.host)),
         ("Block size", units::size(view.identity().block_size.into())),
         ("Encrypted", encrypted.to_owned()),
-        ("State", describe_state(&states, backup)),
+        ("State", describe_state(states, backup)),
     ];
     let mut text: String = lines
         .iter()
@@ -77,10 +99,14 @@ pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
             "Warning:", image.disk
         ));
     }
-    let clock = clock_doubt(&catalogue, backup);
-    if let Some(doubt) = &clock {
+    if let Some(doubt) = clock {
         text.push_str(&format!("{:<13}{doubt}\n", "Warning:"));
     }
+    text
+}
+
+/// Lists the disks of a backup.
+fn disk_table(backup: &Backup) -> Table {
     let mut table = Table::new(&[
         ("DISK", Align::Left),
         ("SIZE", Align::Right),
@@ -103,20 +129,5 @@ pub fn run(context: &Context<'_>, args: &ShowArgs) -> Result<Outcome> {
             image.source.clone(),
         ]);
     }
-    text.push('\n');
-    text.push_str(&table.to_string());
-    context.print(text);
-    let state_unreadable = states.is_unread(&backup.spec());
-    context.json_result(&Report {
-        backup: backup.spec(),
-        id: entry.id.to_string(),
-        record: backup,
-        state: states.of(backup),
-        clock,
-        state_unreadable,
-    })?;
-    Ok(match state_unreadable {
-        true => Outcome::Damage,
-        false => Outcome::Done,
-    })
+    table
 }

@@ -34,7 +34,10 @@ pub fn run(context: &Context<'_>) -> Result<Outcome> {
         disk: disk_usage(repository.path())?,
         stats: &found,
     };
-    print(context, &report);
+    context.print(describe(&report));
+    if !found.guests.is_empty() {
+        context.print(format_args!("\n{}", guest_table(&found)));
+    }
     context.json_result(&report)?;
     Ok(Outcome::Done)
 }
@@ -43,7 +46,8 @@ fn ratio(of: u64, to: u64) -> f64 {
     if to == 0 { 1.0 } else { of as f64 / to as f64 }
 }
 
-fn print(context: &Context<'_>, report: &Report<'_>) {
+/// Describes the repository as a whole.
+fn describe(report: &Report<'_>) -> String {
     let found = report.stats;
     let lines = [
         (
@@ -97,10 +101,14 @@ fn print(context: &Context<'_>, report: &Report<'_>) {
             ),
         ),
     ];
-    let mut text: String = lines
+    lines
         .iter()
         .map(|(name, value)| format!("{:<14}{value}\n", format!("{name}:")))
-        .collect();
+        .collect()
+}
+
+/// Lists the guests and their shares.
+fn guest_table(found: &Stats) -> Table {
     let mut table = Table::new(&[
         ("GUEST", Align::Left),
         ("BACKUPS", Align::Right),
@@ -119,9 +127,5 @@ fn print(context: &Context<'_>, report: &Report<'_>) {
             units::size(guest.own.stored_bytes),
         ]);
     }
-    if !found.guests.is_empty() {
-        text.push('\n');
-        text.push_str(&table.to_string());
-    }
-    context.print(text);
+    table
 }

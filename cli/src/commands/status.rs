@@ -215,7 +215,7 @@ VIEW  STATE      AGE  PROCESS  READ BY
     }
 
     #[test]
-    fn what_the_system_does_not_tell_is_left_out() {
+    fn unknown_details_of_a_writer_are_left_out() {
         let mut told = WriterStatus {
             pid: None,
             command: None,
@@ -230,12 +230,12 @@ VIEW  STATE      AGE  PROCESS  READ BY
     }
 
     #[test]
-    fn a_time_ahead_of_the_clock_is_no_age() {
+    fn a_backup_time_in_the_future_has_no_age() {
         assert_eq!(age(at("2027-01-01T00:00:00Z"), at(NOW)), "0.0s");
     }
 
     #[test]
-    fn the_json_has_the_repository_beside_what_is_known_of_it() {
+    fn the_json_has_the_repository_and_its_status() {
         let status = busy();
         let repository = Path::new("/var/lib/vbk");
         let report = Report {

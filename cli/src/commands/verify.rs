@@ -1,15 +1,16 @@
 //! `vbk verify`
 
 use std::collections::HashSet;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde::Serialize;
 use vbk_repo::ErrorKind;
 use vbk_repo::backup::Entry;
 use vbk_repo::catalogue::Catalogue;
-use vbk_repo::repository::Verified;
 use vbk_repo::repository::directory::store_repair::check_tables;
-use vbk_repo::state::{PartRead, Rotation};
+use vbk_repo::repository::{Repository, Verified, View};
+use vbk_repo::state::{PartRead, Rotation, States};
 use vbk_repo::verify::{MAX_PARTS, Scope, VerifyReport, expected_bytes, verify};
 
 use crate::args::VerifyArgs;
@@ -44,24 +45,10 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
     let (catalogue, states) = (view.catalogue()?, view.states()?);
     let entries = choose(&catalogue, args)?;
     let mut scope = scope_of(args, &states.rotation, started)?;
-    let expected = expected_bytes(&entries) as f64 * scope.share();
-    let progress = Progress::new(context.quiet(), expected as u64, Words::Plain);
-    let report = verify(
-        &*view.store(),
-        &entries,
-        &scope,
-        threads(),
-        &|done| progress.set(done.bytes),
-        &cancel,
-    );
-    progress.finish();
-    let report = report?;
-    let records: Vec<_> = match args.backups.as_slice() {
-        [] => {
-            let records = catalogue.damaged().iter().map(ToString::to_string);
-            records.chain(unreadable_notes(&states)).collect()
-        }
-        _ => Vec::new(),
+    let report = read(context, &view, &entries, &scope, &cancel)?;
+    let records = match args.backups.is_empty() {
+        true => damaged_records(&catalogue, &states),
+        false => Vec::new(),
     };
     let mut tables = check_tables(repository.path(), view.number())?;
     scope.set_read(PartRead {
@@ -76,20 +63,13 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
         at: started,
         resets_unreadable: false,
     };
-    // Nothing is written to a repository that is not the one this host knows.
-    let noted = match context.is_doubted() {
-        true => Ok(()),
-        false => repository
-            .record_verification(&verified)
-            .map(|recorded| recorded.protected.iter().for_each(|backup| warn_of_guess(backup))),
-    };
-    let noted = match noted {
+    let recorded = match record(context, &repository, &verified) {
         // Only writers need the store's own files, so damage to them shows here.
         Err(error) if error.kind() == ErrorKind::Corrupt => {
             tables.push(format!("nothing can be written to the repository: {error}"));
             Ok(())
         }
-        noted => noted,
+        recorded => recorded,
     };
     for table in &tables {
         context.print(format_args!("{table}\n"));
@@ -106,7 +86,7 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
         damaged_records: records.clone(),
         damaged_tables: tables.clone(),
     })?;
-    match noted {
+    match recorded {
         Ok(()) => {}
         // A verification neither waits for another writer nor needs free space.
         Err(error) if report.damage.is_empty() && matches!(error.kind(), ErrorKind::Locked | ErrorKind::NoSpace) => {
@@ -120,6 +100,44 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
             _ => Outcome::Damage,
         },
     )
+}
+
+/// Reads what is in scope, and shows the progress.
+fn read(
+    context: &Context<'_>,
+    view: &View,
+    entries: &[Entry],
+    scope: &Scope,
+    cancel: &AtomicBool,
+) -> Result<VerifyReport> {
+    let expected = expected_bytes(entries) as f64 * scope.share();
+    let progress = Progress::new(context.quiet(), expected as u64, Words::Plain);
+    let report = verify(
+        &*view.store(),
+        entries,
+        scope,
+        threads(),
+        &|done| progress.set(done.bytes),
+        cancel,
+    );
+    progress.finish();
+    Ok(report?)
+}
+
+/// Describes the records and notes that can't be read, whichever backup they belong to.
+fn damaged_records(catalogue: &Catalogue, states: &States) -> Vec<String> {
+    let records = catalogue.damaged().iter().map(ToString::to_string);
+    records.chain(unreadable_notes(states)).collect()
+}
+
+/// Records the result in the repository, unless it may not be the one that this host knows.
+fn record(context: &Context<'_>, repository: &Repository, verified: &Verified<'_>) -> vbk_repo::Result<()> {
+    if context.is_doubted() {
+        return Ok(());
+    }
+    let recorded = repository.record_verification(verified)?;
+    recorded.protected.iter().for_each(|backup| warn_of_guess(backup));
+    Ok(())
 }
 
 #[derive(Serialize)]

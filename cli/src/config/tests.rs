@@ -145,7 +145,7 @@ fn a_guest_has_its_own_settings_then_the_defaults_then_those_of_vbk() {
 }
 
 #[test]
-fn an_empty_file_is_the_usual() {
+fn an_empty_configuration_has_the_defaults() {
     let usual = parse("").guest(&guest("any"));
     assert_eq!(usual, Config::default().defaults());
     assert_eq!((usual.read_limit, usual.extend), (None, Some(0.6)));
@@ -161,7 +161,7 @@ fn an_empty_file_is_the_usual() {
 }
 
 #[test]
-fn all_may_be_kept_and_a_guest_may_say_so_of_itself() {
+fn keep_all_is_accepted_in_defaults_and_in_a_guest() {
     let config = parse("[defaults]\nkeep = { last = 2 }\n[guest.web1]\nkeep = \"all\"\n");
     assert_eq!(config.guest(&guest("web1")).keep, Some(Keep::All));
     assert!(matches!(config.guest(&guest("db")).keep, Some(Keep::Rules(_))));
@@ -169,7 +169,7 @@ fn all_may_be_kept_and_a_guest_may_say_so_of_itself() {
 }
 
 #[test]
-fn the_example_in_the_help_is_a_configuration() {
+fn the_example_in_the_help_is_a_valid_configuration() {
     use clap::CommandFactory;
     let mut command = crate::args::Cli::command();
     let check = command
@@ -195,7 +195,7 @@ fn the_example_in_the_help_is_a_configuration() {
 }
 
 #[test]
-fn what_is_not_understood_is_told_with_its_line() {
+fn every_mistake_is_reported_with_its_line() {
     for (text, expected) in [
         (
             "repositry = '/x'",
@@ -343,7 +343,7 @@ fn what_is_not_understood_is_told_with_its_line() {
 }
 
 #[test]
-fn all_that_is_wrong_is_told_at_once_and_in_order() {
+fn all_mistakes_are_reported_at_once_in_line_order() {
     let text = "repositry = '/x'\njobs = 0\n[guest.b]\nx = 1\n[guest.a]\nlive = 1\n[defaults]\nidle = 0\n";
     let lines: Vec<_> = errors(text).iter().map(|error| error[..4].to_owned()).collect();
     assert_eq!(lines, ["f:1:", "f:2:", "f:4:", "f:6:", "f:8:"]);
@@ -364,7 +364,7 @@ fn every_setting_is_parsed_in_every_section() {
 }
 
 #[test]
-fn patterns_fit_whole_names() {
+fn an_exclude_pattern_matches_whole_names() {
     for (pattern, name, fits) in [
         ("test*", "test", true),
         ("test*", "test-7", true),
@@ -387,7 +387,7 @@ fn patterns_fit_whole_names() {
 }
 
 #[test]
-fn a_file_with_commands_that_others_can_change_is_refused() {
+fn a_configuration_with_commands_that_others_can_write_is_refused() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("config.toml");
     let write = |text: &str, mode: u32| {
@@ -439,7 +439,7 @@ fn a_file_with_commands_that_others_can_change_is_refused() {
 }
 
 #[test]
-fn a_named_file_must_be_there() {
+fn a_named_configuration_file_must_exist() {
     let dir = tempfile::tempdir().expect("a directory");
     let gone = dir.path().join("none.toml");
     let error = Config::find(Some(&gone)).expect_err("is not there").message();
@@ -454,7 +454,7 @@ fn a_named_file_must_be_there() {
 }
 
 #[test]
-fn only_a_file_that_is_not_there_says_nothing() {
+fn only_a_missing_default_file_is_ignored() {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("vbk/config.toml");
     assert_eq!(Config::load_if_there(&path).expect("is not there").path, None);

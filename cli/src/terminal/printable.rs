@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_drives_a_terminal_is_left() {
+    fn control_sequences_are_removed() {
         for bad in [
             "\u{1b}]0;x\u{7}",
             "\r",
@@ -92,14 +92,14 @@ mod tests {
     }
 
     #[test]
-    fn text_stays_as_it_is() {
+    fn ordinary_text_is_unchanged() {
         for good in ["/dev/vg0/web1", "Größe 日本 é", "a\\u{1b}", "\u{1f980} \u{e9}"] {
             assert_eq!([line(good), lines(good), json(good)], [good; 3]);
         }
     }
 
     #[test]
-    fn an_event_keeps_its_colours_and_no_other_order() {
+    fn a_log_event_keeps_colours_and_no_other_control_sequence() {
         let coloured = "\u{1b}[33m WARN\u{1b}[0m \u{1b}[1;31mx\u{1b}[0m\n";
         assert_eq!(event(coloured), coloured);
         assert_eq!(event("a\u{1b}[2Jb\u{1b}[3\r"), "a\\u{1b}[2Jb\\u{1b}[3\\u{d}");
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn json_says_the_same() {
+    fn escaping_keeps_the_value_of_json() {
         let value = serde_json::json!({"a\u{9b}": ["\u{1b}[1m\n", "\u{7f}\u{202e}", "é"]});
         let text = serde_json::to_string_pretty(&value).expect("is text");
         let shown = json(&text);

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cell_is_one_line_whatever_is_in_it() {
+    fn a_table_cell_is_always_one_line() {
         let mut table = Table::new(&[("SOURCE", Align::Left), ("ID", Align::Left)]);
         table.row(vec!["/dev/\u{1b}[2Jx\nall good".into(), "1".into()]);
         let text = table.to_string();
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_stand_below_each_other() {
+    fn table_columns_are_aligned() {
         let mut table = Table::new(&[("GUEST", Align::Left), ("SIZE", Align::Right)]);
         table.row(vec!["w".into(), "1 GiB".into()]);
         table.row(vec!["database".into(), "9 B".into()]);

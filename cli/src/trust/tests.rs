@@ -26,7 +26,7 @@ fn known(memory: &Memory, path: &Path) -> Option<Standing> {
 }
 
 #[test]
-fn what_was_seen_is_known_and_never_gets_older() {
+fn a_remembered_state_never_becomes_older() {
     let (dir, memory) = place();
     let repo = dir.path().join("repo");
     assert_eq!(known(&memory, &repo), None);
@@ -54,7 +54,7 @@ fn what_was_seen_is_known_and_never_gets_older() {
 }
 
 #[test]
-fn a_path_is_known_by_its_real_name_also_while_nothing_is_mounted_there() {
+fn a_repository_is_remembered_by_real_path_even_when_unmounted() {
     let (dir, memory) = place();
     let (repo, link) = (dir.path().join("repo"), dir.path().join("link"));
     fs::create_dir(&repo).expect("makes");
@@ -68,7 +68,7 @@ fn a_path_is_known_by_its_real_name_also_while_nothing_is_mounted_there() {
 }
 
 #[test]
-fn of_many_that_note_at_once_none_takes_away_what_another_saw() {
+fn concurrent_updates_of_the_memory_lose_nothing() {
     let (dir, memory) = place();
     std::thread::scope(|scope| {
         for thread in 0..4_u64 {
@@ -91,7 +91,7 @@ fn of_many_that_note_at_once_none_takes_away_what_another_saw() {
 }
 
 #[test]
-fn a_damaged_memory_is_told_and_kept_aside_and_a_newer_one_is_left_alone() {
+fn a_damaged_memory_is_set_aside_and_a_newer_format_is_untouched() {
     let (dir, memory) = place();
     let repo = dir.path().join("repo");
     memory.note(&repo, &standing("a", 1), now()).expect("notes");
@@ -108,7 +108,7 @@ fn a_damaged_memory_is_told_and_kept_aside_and_a_newer_one_is_left_alone() {
 }
 
 #[test]
-fn a_memory_is_not_written_through_a_link() {
+fn a_memory_is_not_written_through_a_symlink() {
     let (dir, memory) = place();
     fs::create_dir_all(memory.directory()).expect("makes");
     let victim = dir.path().join("victim");

@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_published_test_values_come_out() {
+    fn checksums_match_the_published_test_values() {
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
         assert_eq!(xxhash64(b""), 0xef46_db37_51d8_e999);
         assert_eq!(xxhash64(b"abc"), 0x44bc_2cf5_ad77_0999);

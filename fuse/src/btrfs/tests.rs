@@ -49,7 +49,7 @@ fn layout(files: &[&File]) -> Result<Layout, String> {
 }
 
 #[test]
-fn another_identity_changes_the_superblocks_alone_with_every_checksum() {
+fn a_new_fsid_changes_only_the_superblocks_and_their_checksums() {
     for checksum in ["crc32c", "xxhash", "sha256", "blake2"] {
         let (_dir, files) = made(1, &["--csum", checksum]);
         let old = read(&files[0]);
@@ -72,7 +72,7 @@ fn another_identity_changes_the_superblocks_alone_with_every_checksum() {
 }
 
 #[test]
-fn a_copy_that_another_file_system_left_stays_as_it_is() {
+fn a_superblock_copy_of_another_file_system_is_unchanged() {
     let (_dir, files) = made(2, &["-d", "single", "-m", "dup"]);
     let (_other_dir, other) = made(1, &[]);
     let mut copy = vec![0; SUPERBLOCK_BYTES];
@@ -83,7 +83,7 @@ fn a_copy_that_another_file_system_left_stays_as_it_is() {
 }
 
 #[test]
-fn a_damaged_superblock_is_not_mounted_by() {
+fn a_damaged_superblock_is_not_used() {
     let (_dir, files) = made(1, &[]);
     files[0].write_all_at(b"x", (64 << 10) + 300).expect("writes");
     let read = Superblock::read(&files[0]).expect("readable");
@@ -92,7 +92,7 @@ fn a_damaged_superblock_is_not_mounted_by() {
 }
 
 #[test]
-fn the_devices_of_every_profile_are_found_and_what_is_missing_is_named() {
+fn devices_of_every_profile_are_found_and_missing_ones_named() {
     let cases: [(&str, usize, bool); 8] = [
         ("single", 2, false),
         ("raid0", 2, false),
@@ -122,7 +122,7 @@ fn the_devices_of_every_profile_are_found_and_what_is_missing_is_named() {
 }
 
 #[test]
-fn patches_come_through_in_reads_of_any_place_and_length() {
+fn patches_appear_in_reads_of_any_offset_and_length() {
     let patch = Patch {
         offset_bytes: 100,
         bytes: vec![7; 10].into(),
@@ -139,7 +139,7 @@ fn patches_come_through_in_reads_of_any_place_and_length() {
 }
 
 #[test]
-fn an_identity_is_written_as_a_uuid_and_read_back() {
+fn a_fsid_round_trips_as_a_uuid() {
     let text = "a1b2c3d4-0000-ffff-1234-56789abcdef0";
     assert_eq!(text.parse::<Fsid>().expect("a UUID").to_string(), text);
     assert!("a1b2".parse::<Fsid>().is_err() && "".parse::<Fsid>().is_err());

@@ -35,7 +35,7 @@ fn an_ext4_is_never_mounted_with_a_journal() {
 }
 
 #[test]
-fn what_names_other_devices_of_the_host_is_not_mounted() {
+fn a_file_system_that_names_other_host_devices_is_not_mounted() {
     let sb = 1024;
     let refused: [(FsType, Marks); 7] = [
         // The log at block 0 means none inside the volume; then a realtime device.

@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mount_in_the_making_is_left_alone_however_long_it_takes() {
+    fn an_unfinished_mount_of_a_live_process_is_not_removed() {
         let root = tempfile::tempdir().expect("a directory");
         let hidden = Hidden::create(root.path()).expect("made");
         let path = hidden.path().to_owned();
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_process_left_is_removed_at_once() {
+    fn leftovers_of_a_killed_process_are_removed_at_once() {
         let root = tempfile::tempdir().expect("a directory");
         let left = root.path().join("files-1-2-1/images");
         fs::create_dir_all(&left).expect("made");

@@ -189,7 +189,7 @@ fn logical_partitions_count_from_five_and_their_container_is_not_shown() {
 }
 
 #[test]
-fn a_chain_that_returns_to_an_earlier_record_is_read_once() {
+fn a_cyclic_chain_of_logical_partitions_is_read_once() {
     let pieces = [
         (0, mbr(&[(0x05, 100, 900)])),
         (100, mbr(&[(0x83, 2, 10), (0x05, 50, 30)])),
@@ -286,7 +286,7 @@ fn overlapping_partitions_are_shown_with_one_warning_for_each() {
 }
 
 #[test]
-fn the_boot_sector_of_a_file_system_is_no_table() {
+fn the_boot_sector_of_a_file_system_is_not_a_table() {
     // The kernel's rule: a boot indicator is 00 or 80.
     let mut sector = mbr(&[(0x83, 1, 9)]);
     sector[446] = b'A';
@@ -323,7 +323,7 @@ fn gpt_is_read_with_sectors_of_512_and_of_4096_bytes() {
 }
 
 #[test]
-fn a_hybrid_mbr_is_gpt() {
+fn a_hybrid_mbr_is_read_as_gpt() {
     let mut disk = gpt_disk(512, 200, &[(1, "", 40, 49)]);
     disk[..512].copy_from_slice(&mbr(&[(0x83, 40, 10), (0xee, 1, 39), (0x0c, 60, 10)]));
     let table = read(&disk);
@@ -359,7 +359,7 @@ fn the_backup_is_found_on_a_disk_that_has_grown() {
 }
 
 #[test]
-fn a_gpt_without_any_good_header_is_said_to_be_damaged() {
+fn a_gpt_without_a_good_header_is_reported_as_damaged() {
     let mut disk = gpt_disk(512, 200, &[(1, "root", 40, 49)]);
     disk[512 + 60] ^= 1;
     disk[199 * 512 + 60] ^= 1;
@@ -369,7 +369,7 @@ fn a_gpt_without_any_good_header_is_said_to_be_damaged() {
 }
 
 #[test]
-fn a_header_that_asks_for_too_much_is_damaged() {
+fn a_gpt_header_with_oversized_table_is_damaged() {
     // (entries, bytes of one): more than memory, more than the disk, none, sizes that UEFI does not allow.
     for (count, size) in [
         (u32::MAX, 128),
@@ -399,7 +399,7 @@ fn a_header_that_asks_for_too_much_is_damaged() {
 }
 
 #[test]
-fn gpt_entries_that_make_no_sense_are_left_out() {
+fn invalid_gpt_entries_are_left_out() {
     let entries = [
         (1, "cut", 150, 250),
         (1, "past", 200, 300),
@@ -415,7 +415,7 @@ fn gpt_entries_that_make_no_sense_are_left_out() {
 }
 
 #[test]
-fn a_block_that_cannot_be_read_is_an_error_and_not_a_missing_table() {
+fn an_unreadable_block_is_an_error_and_not_a_missing_table() {
     let gpt = gpt_disk(512, 200, &[(1, "root", 40, 49)]);
     for at in [0, 512, 1024] {
         assert!(read_table(&Unreadable(gpt.clone(), at)).is_err());
@@ -489,7 +489,7 @@ fn our_layout(path: &Path) -> Vec<(u32, u64, u64, String)> {
 }
 
 #[test]
-fn an_mbr_with_logical_partitions_is_what_sfdisk_says() {
+fn an_mbr_with_logical_partitions_agrees_with_sfdisk() {
     let image = sparse_file(4 << 30);
     let script = "label: dos\nsize=100M,type=83,bootable\nsize=200M,type=82\ntype=5,size=3G\ntype=8e\n\
                   size=300M,type=83\nsize=1M,type=7\nsize=1G,type=fd\ntype=83\n";
@@ -510,7 +510,7 @@ fn an_mbr_with_logical_partitions_is_what_sfdisk_says() {
 }
 
 #[test]
-fn a_gpt_of_sfdisk_and_one_of_sgdisk_are_what_sfdisk_says() {
+fn a_gpt_of_sfdisk_and_sgdisk_agrees_with_sfdisk() {
     let image = sparse_file(8 << 40);
     let script = "label: gpt\nsize=1M,type=21686148-6449-6E6F-744E-656564454649\nsize=512M,type=U,name=\"EFI\"\n\
                   size=5T,type=L,name=\"daten/größe\"\ntype=V\n";
@@ -574,7 +574,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn random_bytes_do_no_harm(mut bytes in prop::collection::vec(any::<u8>(), 0..20_000), kinds in any::<[u8; 4]>()) {
+    fn random_bytes_never_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..20_000), kinds in any::<[u8; 4]>()) {
         check_bounds(&bytes);
         // The same, with the fields that pass the first checks.
         if bytes.len() >= 512 {
@@ -590,7 +590,7 @@ proptest! {
     }
 
     #[test]
-    fn a_valid_table_with_changed_fields_does_no_harm(
+    fn a_valid_table_with_changed_fields_never_panics(
         which in 0..3usize,
         changes in prop::collection::vec(
             (any::<Index>(), prop_oneof![Just(0), Just(0xff), Just(5), any::<u8>()]),

@@ -43,7 +43,7 @@ fn fs(fs_type: FsType) -> Content {
 }
 
 #[test]
-fn ext_file_systems_are_told_apart() {
+fn ext2_ext3_and_ext4_are_distinguished() {
     let mib = 1 << 20;
     assert_eq!(made_by(16 * mib, "mkfs.ext2", &["-q"]), fs(FsType::Ext2));
     assert_eq!(made_by(16 * mib, "mkfs.ext3", &["-q"]), fs(FsType::Ext3));
@@ -59,14 +59,14 @@ fn ext_file_systems_are_told_apart() {
 }
 
 #[test]
-fn xfs_and_btrfs_are_known() {
+fn xfs_and_btrfs_are_recognized() {
     let mib = 1 << 20;
     assert_eq!(made_by(320 * mib, "mkfs.xfs", &["-q"]), fs(FsType::Xfs));
     assert_eq!(made_by(128 * mib, "mkfs.btrfs", &["-q"]), fs(FsType::Btrfs));
 }
 
 #[test]
-fn fat_of_every_size_is_known() {
+fn fat_of_every_size_is_recognized() {
     let mib = 1 << 20;
     for bits in ["12", "16", "32"] {
         let size = if bits == "12" { mib } else { 64 * mib };
@@ -86,7 +86,7 @@ fn a_fat_disk_without_a_table_has_none() {
 }
 
 #[test]
-fn swap_is_known_and_says_why_it_is_not_mounted() {
+fn swap_is_recognized_with_the_reason_not_to_mount_it() {
     let swap = made_by(1 << 20, "mkswap", &[]);
     assert_eq!(swap, Content::Swap);
     assert_eq!(swap.why_not_mountable(), Some("swap space"));
@@ -115,7 +115,7 @@ fn seal(sb: &mut [u8]) {
 }
 
 #[test]
-fn members_of_mirrors_are_known_and_say_where_their_data_is() {
+fn mirror_members_are_recognized_with_their_data_offset() {
     // Metadata 1.2, 1.1 and 1.0: each records its own sector.
     for at in [4096, 0, (1 << 20) - 0x2000] {
         let sb = md1(at as u64);
@@ -183,7 +183,7 @@ fn a_group_of_lvm_is_named() {
 }
 
 #[test]
-fn containers_are_known_by_their_marks() {
+fn containers_are_recognized_by_their_signatures() {
     let cases: [(Marks, Content); 7] = [
         (&[(0, b"LUKS\xba\xbe\x00\x02")], Content::Luks),
         (&[(512, b"LABELONE"), (536, b"LVM2 001")], Content::LvmMember),
@@ -209,7 +209,7 @@ fn containers_are_known_by_their_marks() {
 }
 
 #[test]
-fn file_systems_without_a_maker_here_are_known_by_their_marks() {
+fn file_systems_without_mkfs_here_are_recognized_by_signature() {
     let sector = 2048;
     let cases: [(Marks, FsType); 11] = [
         (&[(3, b"NTFS    \x00\x02\x08")], FsType::Ntfs),
@@ -248,7 +248,7 @@ fn file_systems_without_a_maker_here_are_known_by_their_marks() {
 
 /// A user's data may have any bytes anywhere.
 #[test]
-fn a_weak_mark_inside_data_does_not_beat_a_superblock() {
+fn a_weak_signature_in_data_does_not_beat_a_superblock() {
     let mut swap_page = vec![0; 4096];
     swap_page[1024] = 1;
     swap_page[1028] = 255;
@@ -288,7 +288,7 @@ fn a_weak_mark_inside_data_does_not_beat_a_superblock() {
 
 /// Compares the result for every available mkfs program with blkid's.
 #[test]
-fn what_is_told_is_what_blkid_tells() {
+fn the_probe_agrees_with_blkid() {
     let cases: [(u64, &str, &[&str], &str); 15] = [
         (16, "mkfs.ext2", &["-q", "-F"], "ext2"),
         (16, "mkfs.ext3", &["-q", "-F"], "ext3"),
@@ -375,7 +375,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn random_bytes_of_any_length_do_no_harm(
+    fn random_bytes_of_any_length_never_panic(
         bytes in prop::collection::vec(any::<u8>(), 0..80_000),
         cut in 0..3000usize,
     ) {
@@ -384,7 +384,7 @@ proptest! {
     }
 
     #[test]
-    fn a_mark_cut_short_does_no_harm(size in 0..70_000usize, fill in any::<u8>()) {
+    fn a_truncated_signature_never_panics(size in 0..70_000usize, fill in any::<u8>()) {
         let marks: [(usize, &[u8]); 9] = [
             (0, b"\xeb\x58\x90MSWIN4.1"), (0, b"XFSB"), (1080, b"\x53\xef"), (4086, b"SWAPSPACE2"), (440, &[0xff; 8]),
             (0x8001, b"BEA01"), (0x8801, b"NSR02"), (0x10040, b"_BHRfS_M"), (510, b"\x55\xaa"),

@@ -150,7 +150,7 @@ fn backups_are_directories_with_disks_and_partitions() {
 }
 
 #[test]
-fn sizes_and_times_are_those_of_the_disk_then() {
+fn an_image_has_the_size_and_time_of_its_backup() {
     let fixture = Fixture::new();
     fixture.backup("web1", DAY, &[("vda", &disk())]);
     let tree = fixture.tree();
@@ -166,7 +166,7 @@ fn sizes_and_times_are_those_of_the_disk_then() {
 }
 
 #[test]
-fn a_new_backup_appears_and_what_is_open_stays() {
+fn a_new_backup_appears_and_open_files_stay_readable() {
     let fixture = Fixture::new();
     fixture.backup("web1", DAY, &[("vda", &disk())]);
     let tree = fixture.tree();
@@ -205,7 +205,7 @@ fn one_backup_can_be_shown_alone() {
 }
 
 #[test]
-fn files_that_were_kept_stand_beside_the_disks() {
+fn kept_files_are_listed_beside_the_disks() {
     let fixture = Fixture::new();
     let (xml, nvram) = (b"<domain/>\n".as_slice(), vec![3; 2 * MIB + 5]);
     let files = [("config.xml", xml), ("nvram.fd", &nvram)];
@@ -237,7 +237,7 @@ fn files_that_were_kept_stand_beside_the_disks() {
 }
 
 #[test]
-fn names_that_are_not_there_are_not_found() {
+fn missing_names_are_not_found() {
     let fixture = Fixture::new();
     fixture.backup("web1", DAY, &[("vda", &disk())]);
     let tree = fixture.tree();
@@ -260,7 +260,7 @@ fn names_that_are_not_there_are_not_found() {
 }
 
 #[test]
-fn zeros_are_holes_also_in_partitions() {
+fn zeros_are_holes_in_partitions_too() {
     let fixture = Fixture::new();
     fixture.backup("web1", DAY, &[("vda", &disk())]);
     let tree = fixture.tree();
@@ -283,7 +283,7 @@ fn zeros_are_holes_also_in_partitions() {
 }
 
 #[test]
-fn a_partition_that_tells_lies_stays_inside_the_disk() {
+fn a_partition_with_false_bounds_stays_inside_the_disk() {
     let fixture = Fixture::new();
     let mut lying = disk();
     // 4 GiB long, from the second MiB on.

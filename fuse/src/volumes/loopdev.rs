@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn backing_paths_keep_odd_names_and_lose_the_deleted_mark() {
+    fn a_backing_path_keeps_odd_names_and_drops_the_deleted_suffix() {
         assert_eq!(backing_path(b"/a b\n".into()), PathBuf::from("/a b"));
         assert_eq!(backing_path(b"/a\n (deleted)\n".into()), PathBuf::from("/a\n"));
     }
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn needs_root_many_threads_each_get_a_device_of_their_own() {
+    fn needs_root_concurrent_threads_get_distinct_devices() {
         let dir = scratch();
         let image = image(dir.path(), "a.img");
         let mut numbers: Vec<u32> = thread::scope(|scope| {

@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn escapes_are_undone_and_other_backslashes_stay() {
+    fn escapes_are_decoded_and_other_backslashes_kept() {
         let text = br"1 2 0:3 / /a\040b\011c\134d\012e\9 ro - tmpfs vbk-files:/x\040\043y ro";
         let mounts = parse(text);
         assert_eq!(mounts[0].mount_point, PathBuf::from("/a b\tc\\d\ne\\9"));
@@ -153,20 +153,20 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_source_is_a_field_of_its_own() {
+    fn an_empty_source_is_a_field() {
         let mounts = parse(b"1 2 0:3 / /a ro - tmpfs  rw,size=4k");
         assert_eq!(mounts[0].source, "");
         assert_eq!(mounts[0].options.1, "rw,size=4k");
     }
 
     #[test]
-    fn lines_that_make_no_sense_are_left_out() {
+    fn malformed_lines_are_skipped() {
         let text = b"\nnonsense\n1 2 0:3 / /a ro - tmpfs\n1 2 03 / /a ro - tmpfs x rw\n1 2 0:3 / /a ro - tmpfs x rw";
         assert_eq!(parse(text).len(), 1);
     }
 
     #[test]
-    fn below_means_whole_path_parts() {
+    fn below_compares_whole_path_components() {
         let mount = &parse(b"1 2 0:3 / /mnt/ab/c ro - tmpfs x rw")[0];
         assert!(mount.at_or_below(Path::new("/mnt/ab")));
         assert!(mount.at_or_below(Path::new("/mnt/ab/c")));
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_on_a_loop_device_is_known_by_number_or_by_name() {
+    fn a_mount_of_a_loop_device_is_matched_by_number_or_name() {
         let mounts = parse(b"1 2 7:3 / /a ro - ext4 /dev/other ro\n1 2 0:50 / /b ro - btrfs /dev/loop31 ro\n");
         assert!(mounts[0].is_on_loop(3));
         assert!(mounts[1].is_on_loop(31));
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_of_this_machine_is_understood() {
+    fn mountinfo_of_this_kernel_is_parsed() {
         let mounts = read().expect("/proc is mounted");
         assert!(mounts.iter().any(|mount| mount.mount_point == Path::new("/proc")));
     }

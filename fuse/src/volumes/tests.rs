@@ -200,7 +200,7 @@ impl Drop for Visitor {
 const FILE_SYSTEMS: [&str; 3] = ["ext4", "xfs", "btrfs"];
 
 #[test]
-fn needs_root_clean_file_systems_are_mounted_and_what_is_none_holds_nobody_up() {
+fn needs_root_clean_file_systems_are_mounted_and_others_skipped() {
     let scratch = Scratch::new();
     let mut volumes = Vec::new();
     for (index, fs) in FILE_SYSTEMS.iter().enumerate() {
@@ -254,7 +254,7 @@ fn needs_root_clean_file_systems_are_mounted_and_what_is_none_holds_nobody_up() 
 }
 
 #[test]
-fn needs_root_a_dirty_journal_is_left_alone_and_said_so() {
+fn needs_root_a_dirty_journal_is_not_replayed_and_is_reported() {
     let scratch = Scratch::new();
     let volumes = FILE_SYSTEMS.map(|fs| {
         let image = scratch.images().join(format!("{fs}.img"));
@@ -273,7 +273,7 @@ fn needs_root_a_dirty_journal_is_left_alone_and_said_so() {
 }
 
 #[test]
-fn needs_root_two_days_of_one_file_system_show_each_its_own_content() {
+fn needs_root_two_backups_of_a_file_system_mount_side_by_side() {
     let scratch = Scratch::new();
     let mut volumes = Vec::new();
     for fs in FILE_SYSTEMS {
@@ -319,7 +319,7 @@ fn needs_root_a_disk_without_partitions_is_mounted_at_the_directory_itself() {
 }
 
 #[test]
-fn needs_root_a_busy_mount_names_its_users_and_lazy_lets_go() {
+fn needs_root_a_busy_mount_names_its_users_and_lazy_detaches_it() {
     let scratch = Scratch::new();
     let image = scratch.images().join("p1.img");
     make_image(&image, "ext4", "busy", Left::Unmounted);
@@ -342,7 +342,7 @@ fn needs_root_a_busy_mount_names_its_users_and_lazy_lets_go() {
 }
 
 #[test]
-fn needs_root_a_busy_frame_is_taken_down_by_the_next_call() {
+fn needs_root_a_busy_frame_is_unmounted_by_the_next_call() {
     let scratch = Scratch::new();
     let image = scratch.path("p1.img");
     make_image(&image, "ext4", "busy", Left::Unmounted);
@@ -359,7 +359,7 @@ fn needs_root_a_busy_frame_is_taken_down_by_the_next_call() {
 }
 
 #[test]
-fn needs_root_the_images_go_with_the_files_and_not_before() {
+fn needs_root_images_are_unmounted_only_together_with_the_files() {
     let scratch = Scratch::new();
     let image = scratch.path("p1.img");
     make_image(&image, "xfs", "word", Left::Running);
@@ -384,7 +384,7 @@ fn needs_root_the_images_go_with_the_files_and_not_before() {
 }
 
 #[test]
-fn needs_root_after_the_server_was_killed_everything_can_be_taken_down() {
+fn needs_root_all_mounts_of_a_killed_server_can_be_unmounted() {
     for fs in FILE_SYSTEMS {
         let scratch = Scratch::new();
         let image = scratch.path("p1.img");
@@ -404,7 +404,7 @@ fn needs_root_after_the_server_was_killed_everything_can_be_taken_down() {
 }
 
 #[test]
-fn needs_root_a_dead_mount_of_images_is_seen_and_taken_down_even_in_use() {
+fn needs_root_a_dead_image_mount_is_unmounted_even_in_use() {
     let scratch = Scratch::new();
     fs::write(scratch.path("image"), [0; 4096]).expect("writes");
     let mut server = ImageServer::start(&scratch.dir(), &scratch.path("image"));
@@ -420,7 +420,7 @@ fn needs_root_a_dead_mount_of_images_is_seen_and_taken_down_even_in_use() {
 }
 
 #[test]
-fn needs_root_leftovers_are_removed_and_starting_mounts_are_not() {
+fn needs_root_only_leftover_mounts_are_removed_not_starting_ones() {
     let scratch = Scratch::new();
     let image = scratch.path("p1.img");
     fs::write(&image, [0; 1 << 20]).expect("writes");
@@ -458,7 +458,7 @@ fn needs_root_mounts_of_others_are_refused() {
 }
 
 #[test]
-fn needs_root_a_frame_that_cannot_be_built_is_undone() {
+fn needs_root_a_failed_frame_is_undone() {
     let scratch = Scratch::new();
     let image = scratch.images().join("p1.img");
     make_image(&image, "ext4", "word", Left::Unmounted);
@@ -472,7 +472,7 @@ fn needs_root_a_frame_that_cannot_be_built_is_undone() {
 }
 
 #[test]
-fn mount_points_are_looked_at_before_they_are_used() {
+fn a_mount_point_is_checked_before_use() {
     let scratch = Scratch::new();
     check_mount_point(&scratch.dir()).expect("is allowed");
     fs::write(scratch.path("file"), "").expect("writes");
@@ -483,7 +483,7 @@ fn mount_points_are_looked_at_before_they_are_used() {
 }
 
 #[test]
-fn needs_root_other_users_get_in_only_when_root_says_so() {
+fn needs_root_other_users_have_access_only_if_root_allows_it() {
     use std::os::unix::fs::MetadataExt;
     let scratch = Scratch::new();
     let image = scratch.images().join("p1.img");
@@ -498,7 +498,7 @@ fn needs_root_other_users_get_in_only_when_root_says_so() {
 }
 
 #[test]
-fn needs_root_a_directory_above_keeps_others_out_or_does_not() {
+fn needs_root_a_parent_directory_without_search_right_keeps_others_out() {
     use std::os::unix::fs::PermissionsExt;
     let scratch = Scratch::new();
     let above = scratch.path("dir");
@@ -514,13 +514,13 @@ fn needs_root_a_directory_above_keeps_others_out_or_does_not() {
 }
 
 #[test]
-fn needs_root_the_rights_are_there() {
+fn needs_root_loop_devices_and_fuse_are_permitted() {
     check_loop_rights().expect("is allowed");
     check_fuse().expect("is allowed");
 }
 
 #[test]
-fn places_outside_the_directory_or_in_one_another_are_refused() {
+fn nested_or_outside_mount_points_are_refused() {
     let places = |names: &[&str]| {
         let volumes: Vec<_> = names.iter().map(|name| volume(name, PathBuf::new(), "ext4")).collect();
         check_places(&volumes)

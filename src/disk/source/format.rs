@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_format_is_told_by_its_mark_and_a_disk_is_none() {
+    fn every_format_is_recognized_by_its_signature_and_a_disk_is_not() {
         for (offset, mark, name, _) in MARKS {
             let mut head = vec![0; HEAD_BYTES];
             head[*offset..offset + mark.len()].copy_from_slice(mark);
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_refused_with_what_to_do() {
+    fn a_container_file_is_refused_with_the_next_step() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         file.as_file().write_all_at(b"QFI\xfb", 0).expect("writes");
         let text = check_raw(file.path()).expect_err("is qcow2").to_string();

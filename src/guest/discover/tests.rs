@@ -145,7 +145,7 @@ fn a_host_without_libvirt_and_lvm_has_the_configured_guests() {
 }
 
 #[test]
-fn the_configuration_goes_before_libvirt_and_libvirt_before_tags() {
+fn the_configuration_precedes_libvirt_and_libvirt_precedes_tags() {
     let host = Host::new();
     let [a, b, c] = ["a", "b", "c"].map(|name| host.disk(name, 1 << 20));
     host.domains(&[
@@ -264,7 +264,7 @@ fn the_configuration_goes_before_libvirt_and_libvirt_before_tags() {
 }
 
 #[test]
-fn disks_that_are_not_backed_up_are_named() {
+fn disks_left_out_are_named() {
     let host = Host::new();
     let a = host.disk("a", 1 << 20);
     let qcow2 = "<disk type='file'><driver type='qcow2'/><source file='/x'/><target dev='vdb'/></disk>";
@@ -307,7 +307,7 @@ fn disks_that_are_not_backed_up_are_named() {
 }
 
 #[test]
-fn a_tag_that_two_volumes_have_chooses_neither() {
+fn a_tag_on_two_volumes_selects_neither() {
     let host = Host::new();
     let a = host.disk("a", 1 << 20);
     host.volumes(&[
@@ -346,7 +346,7 @@ fn a_tag_that_two_volumes_have_chooses_neither() {
 }
 
 #[test]
-fn what_does_not_answer_hides_nothing_else() {
+fn a_silent_source_hides_no_guest_of_the_others() {
     let host = Host::new();
     let a = host.disk("a", 1 << 20);
     let known = Known {
@@ -377,7 +377,7 @@ fn what_does_not_answer_hides_nothing_else() {
 }
 
 #[test]
-fn disks_that_came_or_moved_while_a_guest_runs_are_told() {
+fn disks_attached_or_moved_while_running_are_reported() {
     let host = Host::new();
     let (vda, moved, vdb) = (host.disk("a", 1), host.disk("moved", 7), host.disk("b", 1));
     host.domains(&[("web1", &raw("vda", &vda))]);
@@ -452,7 +452,7 @@ fn disks_that_came_or_moved_while_a_guest_runs_are_told() {
 }
 
 #[test]
-fn a_disk_that_the_configuration_names_and_libvirt_has_elsewhere_is_told() {
+fn a_configured_disk_that_libvirt_has_elsewhere_is_reported() {
     let host = Host::new();
     let [old, new] = ["old", "new"].map(|name| host.disk(name, 1));
     let link = host.path("link");

@@ -35,7 +35,7 @@ fn image(source: &str) -> Image {
 }
 
 #[test]
-fn what_is_stored_is_read_back() {
+fn a_stored_guest_file_is_read_back() {
     let (name, bytes) = disks("web1-root").to_file();
     assert_eq!(name.as_str(), DISKS_NAME);
     assert_eq!(Disks::parse(&bytes).expect("parses"), disks("web1-root"));
@@ -44,7 +44,7 @@ fn what_is_stored_is_read_back() {
 }
 
 #[test]
-fn names_that_lvm_would_take_for_something_else_are_refused() {
+fn names_reserved_by_lvm_are_refused() {
     for bad in [
         "-f",
         "--yes",

@@ -175,7 +175,7 @@ fn a_guest_is_frozen_snapshotted_and_thawed_in_order() {
 }
 
 #[test]
-fn the_agent_alone_makes_it_file_system_consistent_and_nothing_crash_consistent() {
+fn consistency_is_file_system_with_the_agent_and_crash_without() {
     let stage = Stage::new();
     let agent = FreezePlan {
         domain: Some("web1".into()),
@@ -197,7 +197,7 @@ fn the_agent_alone_makes_it_file_system_consistent_and_nothing_crash_consistent(
 }
 
 #[test]
-fn a_post_thaw_command_alone_runs_and_promises_nothing() {
+fn post_thaw_alone_runs_and_adds_no_consistency() {
     let stage = Stage::new();
     let plan = FreezePlan {
         domain: None,
@@ -209,7 +209,7 @@ fn a_post_thaw_command_alone_runs_and_promises_nothing() {
 }
 
 #[test]
-fn the_table_of_consistency_is_as_written() {
+fn consistency_matches_the_table() {
     use Consistency::{Application, Crash, FileSystem};
     for (commands, expected) in [
         (Rest::None, [Crash, FileSystem, Crash]),
@@ -223,7 +223,7 @@ fn the_table_of_consistency_is_as_written() {
 }
 
 #[test]
-fn odd_names_are_never_part_of_a_script() {
+fn odd_guest_names_never_reach_a_shell_script() {
     let stage = Stage::new();
     let odd = "-x'; touch owned \"$(touch owned)\" `touch owned` \\ %s";
     let plan = FreezePlan {
@@ -240,7 +240,7 @@ fn odd_names_are_never_part_of_a_script() {
 }
 
 #[test]
-fn when_the_limit_is_over_the_guest_is_thawed_before_the_snapshot_is_there() {
+fn a_guest_is_thawed_at_the_limit_even_before_its_snapshot() {
     let stage = Stage::new();
     let plan = FreezePlan {
         freeze_limit: Duration::from_secs(1),
@@ -280,7 +280,7 @@ fn a_snapshot_that_fails_or_panics_leaves_no_frozen_guest() {
 }
 
 #[test]
-fn a_pre_freeze_that_fails_means_no_backup_and_a_post_thaw() {
+fn a_failed_pre_freeze_prevents_the_backup_and_runs_post_thaw() {
     let stage = Stage::new();
     let plan = FreezePlan {
         pre_freeze: Some(format!("{}; echo the database is busy >&2; exit 7", stage.say("pre"))),
@@ -313,7 +313,7 @@ fn a_pre_freeze_that_hangs_is_killed_with_its_children_at_its_limit() {
 }
 
 #[test]
-fn a_freeze_that_fails_or_hangs_is_a_warning_or_an_error_and_is_undone() {
+fn a_failed_or_hanging_freeze_is_reported_and_undone() {
     let stage = Stage::new();
     for (virsh, why) in [
         (
@@ -348,7 +348,7 @@ fn a_freeze_that_fails_or_hangs_is_a_warning_or_an_error_and_is_undone() {
 }
 
 #[test]
-fn what_somebody_else_froze_stays_frozen() {
+fn a_guest_frozen_by_another_program_is_not_thawed() {
     let stage = Stage::new();
     let said = "error: internal error: unable to execute QEMU agent command 'guest-fsfreeze-freeze': Command \
                 guest-fsfreeze-freeze has been disabled: the agent is in frozen state";
@@ -375,7 +375,7 @@ fn what_somebody_else_froze_stays_frozen() {
 }
 
 #[test]
-fn without_virsh_nothing_was_frozen_and_nothing_may_still_be() {
+fn without_virsh_the_guest_counts_as_never_frozen() {
     let stage = Stage::new();
     fs::remove_file(stage.dir.join("virsh")).expect("is there");
     for tool in ["sh", "timeout", "cat", "sleep"] {
@@ -404,7 +404,7 @@ fn without_virsh_nothing_was_frozen_and_nothing_may_still_be() {
 }
 
 #[test]
-fn a_guest_rests_only_if_file_systems_were_frozen_and_stayed_so() {
+fn only_file_systems_that_stayed_frozen_count_for_consistency() {
     let stage = Stage::new();
     let says = |froze: u32, thawed: u32| {
         stage.virsh(&format!(
@@ -435,7 +435,7 @@ fn a_guest_rests_only_if_file_systems_were_frozen_and_stayed_so() {
 }
 
 #[test]
-fn snapshots_do_not_wait_long_for_a_guest_that_was_not_frozen() {
+fn a_slow_thaw_of_an_unfrozen_guest_delays_the_snapshot_only_briefly() {
     let stage = Stage::new();
     stage.virsh(r#"case $1 in domfsfreeze) exit 1 ;; domfsthaw) sleep 4 ;; esac"#);
     let (result, warnings) = stage.run(&stage.plan());
@@ -446,7 +446,7 @@ fn snapshots_do_not_wait_long_for_a_guest_that_was_not_frozen() {
 }
 
 #[test]
-fn a_domain_whose_name_is_a_number_is_not_taken_for_that_with_this_id() {
+fn a_numeric_domain_name_is_not_frozen_as_an_id() {
     let stage = Stage::new();
     let uuid = |last: u8| format!("c7a5fdbd-cdaf-9455-926a-d65c16db180{last}");
     let xml = |name: &str, last| format!("<domain><name>{name}</name><uuid>{}</uuid></domain>", uuid(last));
@@ -492,7 +492,7 @@ fn a_domain_whose_name_is_a_number_is_not_taken_for_that_with_this_id() {
 }
 
 #[test]
-fn where_there_is_no_agent_none_is_missed() {
+fn a_missing_agent_gives_no_warning() {
     let stage = Stage::new();
     for (said, without_agent) in [
         ("error: argument unsupported: QEMU guest agent is not configured", true),
@@ -517,7 +517,7 @@ fn where_there_is_no_agent_none_is_missed() {
 }
 
 #[test]
-fn thawing_is_tried_again_until_it_works() {
+fn a_thaw_is_retried_until_it_works() {
     let stage = Stage::new();
     let tried = stage.dir.join("tried");
     let tried = tried.display();
@@ -531,7 +531,7 @@ fn thawing_is_tried_again_until_it_works() {
 }
 
 #[test]
-fn a_post_thaw_that_fails_is_a_loud_warning() {
+fn a_failed_post_thaw_is_a_loud_warning() {
     let stage = Stage::new();
     let plan = FreezePlan {
         post_thaw: Some("echo no such database >&2; exit 9".into()),
@@ -546,7 +546,7 @@ fn a_post_thaw_that_fails_is_a_loud_warning() {
 }
 
 #[test]
-fn a_post_thaw_that_takes_long_is_told_and_left_to_end() {
+fn a_slow_post_thaw_is_reported_and_not_killed() {
     let stage = Stage::new();
     let plan = FreezePlan {
         post_thaw: Some(format!("sleep 1; {}", stage.say("post at last"))),
@@ -564,7 +564,7 @@ fn a_post_thaw_that_takes_long_is_told_and_left_to_end() {
 }
 
 #[test]
-fn a_missing_tool_is_told_before_anything_is_frozen() {
+fn a_missing_tool_is_reported_before_the_freeze() {
     let stage = Stage::new();
     std::os::unix::fs::symlink("/bin/sh", stage.dir.join("sh")).expect("links");
     let warnings = Warnings::default();
@@ -577,7 +577,7 @@ fn a_missing_tool_is_told_before_anything_is_frozen() {
 }
 
 #[test]
-fn no_other_program_holds_the_pipe_and_the_helper_holds_nothing_of_ours() {
+fn the_helper_pipe_is_not_inherited_and_the_helper_inherits_nothing() {
     let stage = Stage::new();
     let held = fs::File::open("/etc/hostname").expect("is there");
     let files = stage.dir.join("files");
@@ -611,7 +611,7 @@ fn no_other_program_holds_the_pipe_and_the_helper_holds_nothing_of_ours() {
 }
 
 #[test]
-fn a_command_that_talks_without_end_does_not_fill_the_memory() {
+fn endless_output_of_a_command_does_not_fill_memory() {
     let stage = Stage::new();
     let task = Task {
         guest: "web1".to_owned(),
@@ -679,7 +679,7 @@ fn a_helper() {
 /// Run by other tests in a separate process, which stands for vbk.
 #[test]
 #[ignore = "part of other tests, which kill it"]
-fn a_vbk_that_will_be_killed() {
+fn child_vbk_that_the_tests_kill() {
     let dir = std::env::var_os(CHILD).expect("started by another test");
     let stage = Stage {
         dir: dir.into(),
@@ -705,7 +705,7 @@ fn a_vbk_that_will_be_killed() {
 }
 
 #[test]
-fn a_helper_that_is_killed_is_followed_by_another() {
+fn a_killed_helper_is_replaced() {
     let stage = Stage::new();
     let mark = stage.dir.to_string_lossy().into_owned();
     let (result, warnings) = stage.run_with(&stage.plan(), || {
@@ -743,7 +743,7 @@ fn start_vbk_by(stage: &Stage, script: &str) -> Child {
         .arg(std::env::current_exe().expect("has a name"))
         .args([
             "--exact",
-            "guest::freeze::tests::a_vbk_that_will_be_killed",
+            "guest::freeze::tests::child_vbk_that_the_tests_kill",
             "--ignored",
         ])
         .env(CHILD, &stage.dir)
@@ -754,7 +754,7 @@ fn start_vbk_by(stage: &Stage, script: &str) -> Child {
 }
 
 #[test]
-fn a_vbk_killed_while_the_guest_is_frozen_leaves_it_thawed() {
+fn the_helper_thaws_a_guest_whose_vbk_is_killed_while_it_is_frozen() {
     let stage = Stage::new();
     let mut vbk = start_vbk(&stage);
     stage.wait_for("snapshot");
@@ -766,7 +766,7 @@ fn a_vbk_killed_while_the_guest_is_frozen_leaves_it_thawed() {
 }
 
 #[test]
-fn a_vbk_killed_while_the_guest_is_being_frozen_leaves_it_thawed_afterwards() {
+fn the_helper_thaws_a_guest_whose_vbk_is_killed_during_the_freeze() {
     let stage = Stage::new();
     stage.virsh(r#"sleep 1"#);
     let mut vbk = start_vbk(&stage);
@@ -788,7 +788,7 @@ fn a_vbk_killed_while_the_guest_is_being_frozen_leaves_it_thawed_afterwards() {
 }
 
 #[test]
-fn a_vbk_killed_while_pre_freeze_runs_lets_it_end_and_starts_post_thaw() {
+fn pre_freeze_of_a_killed_vbk_ends_and_post_thaw_runs() {
     let stage = Stage::new();
     fs::write(stage.dir.join("pre"), format!("sleep 1; {}", stage.say("pre done"))).expect("writes");
     let mut vbk = start_vbk(&stage);
@@ -799,7 +799,7 @@ fn a_vbk_killed_while_pre_freeze_runs_lets_it_end_and_starts_post_thaw() {
 }
 
 #[test]
-fn the_end_of_a_service_ends_vbk_and_thaws_once() {
+fn a_stopped_service_ends_vbk_and_thaws_once() {
     let stage = Stage::new();
     let mut vbk = start_vbk(&stage);
     stage.wait_for("snapshot");
@@ -822,7 +822,7 @@ fn the_end_of_a_service_ends_vbk_and_thaws_once() {
 }
 
 #[test]
-fn signals_of_a_terminal_do_not_end_a_helper() {
+fn terminal_signals_do_not_end_the_helper() {
     let stage = Stage::new();
     let sent = Cell::new(0);
     let (result, warnings) = stage.run_with(&stage.plan(), || {
@@ -863,7 +863,7 @@ fn without_libvirt(stage: &Stage) -> PathBuf {
 }
 
 #[test]
-fn a_guest_is_thawed_when_libvirt_is_back_however_long_that_takes() {
+fn a_guest_is_thawed_when_libvirt_returns_after_any_time() {
     let stage = Stage::new();
     let away = without_libvirt(&stage);
     let journal = std::os::unix::net::UnixDatagram::bind(stage.dir.join("journal")).expect("binds");
@@ -910,7 +910,7 @@ fn a_guest_is_thawed_when_libvirt_is_back_however_long_that_takes() {
 }
 
 #[test]
-fn a_guest_that_stays_frozen_is_told_loudly_and_the_backup_goes_on() {
+fn a_guest_that_stays_frozen_is_a_loud_warning_and_the_backup_continues() {
     let stage = Stage::new();
     let away = without_libvirt(&stage);
     let plan = FreezePlan {
@@ -945,7 +945,7 @@ fn a_guest_that_was_shut_off_needs_no_thaw() {
 }
 
 #[test]
-fn programs_that_can_not_be_started_for_a_while_are_started_later() {
+fn the_helper_retries_programs_that_cannot_start() {
     let stage = Stage::new();
     let virsh = stage.dir.join("virsh");
     let (result, warnings) = stage.run_with(&stage.plan(), || {
@@ -965,7 +965,7 @@ fn programs_that_can_not_be_started_for_a_while_are_started_later() {
 }
 
 #[test]
-fn a_helper_is_spared_by_the_oom_killer_and_the_administrators_commands_are_not() {
+fn only_the_helper_is_exempt_from_the_oom_killer() {
     let stage = Stage::new();
     let score = |name: &str| format!("cat /proc/self/oom_score_adj >{}/{name}", stage.dir.display());
     stage.virsh(&score("of-virsh"));

@@ -126,7 +126,7 @@ mod tests {
     const THAWED: &str = r#"{"return":"thawed"}"#;
 
     #[test]
-    fn a_thaw_counts_when_the_agent_does_not_say_otherwise() {
+    fn a_thaw_succeeds_unless_the_agent_reports_otherwise() {
         let thawed = |said: &str| Outcome::Thawed(said.to_owned());
         assert_eq!(outcomes(&[["Thawed 2", THAWED, ""]]), [thawed("Thawed 2")]);
         assert_eq!(outcomes(&[["Thawed 2", "!disabled", ""]]), [thawed("Thawed 2")]);
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_certain_end_of_the_guest_ends_the_tries() {
+    fn a_thaw_is_retried_until_the_guest_is_known_to_be_off() {
         for state in [
             "running\n",
             "paused",

@@ -107,7 +107,7 @@ fn image<'a>(entry: &'a Entry, disk: &str) -> &'a vbk_repo::backup::Image {
 }
 
 #[test]
-fn only_what_changed_is_read_and_a_disk_that_has_become_another_is_read_in_full() {
+fn changed_blocks_are_read_and_a_replaced_disk_is_read_in_full() {
     let bench = Bench::new();
     bench.disk("a.img", 1);
     bench.disk("b.img", 2);
@@ -152,7 +152,7 @@ fn bases_of(bench: &Bench, source: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_base_that_somebody_else_can_write_to_is_none() {
+fn a_base_that_other_users_can_write_is_not_used() {
     let bench = Bench::new();
     bench.disk("a.img", 1);
     bench.back_up(&[("vda", "a.img")]);

@@ -112,7 +112,7 @@ fn a_base_must_be_of_the_latest_backup_and_of_what_was_read() {
 }
 
 #[test]
-fn hints_that_were_wrong_are_off_for_a_while() {
+fn wrong_hints_are_disabled_for_a_while() {
     let wrong = |days| entry(days, 0, |image| image.hints_wrong = true);
     for (entries, wanted) in [
         (vec![wrong(1)], false),
@@ -126,7 +126,7 @@ fn hints_that_were_wrong_are_off_for_a_while() {
 }
 
 #[test]
-fn a_damaged_backup_hands_nothing_on() {
+fn hints_are_not_used_after_a_damaged_backup() {
     let entries = [entry(2, 0, |_| {}), entry(1, 5, |_| {})];
     let store = vbk_repo::store::memory::MemoryStore::new(vbk_repo::block::BlockSize::DEFAULT);
     let damaged = State {
@@ -146,7 +146,7 @@ fn a_damaged_backup_hands_nothing_on() {
 }
 
 #[test]
-fn backups_of_the_future_mean_reading_everything() {
+fn a_backup_from_the_future_forces_a_full_read() {
     assert_eq!(plain(&[entry(-1, 0, |_| {})]), Err(Reason::Clock));
     assert_eq!(plain(&[entry(1, 0, |_| {}), entry(-1, 5, |_| {})]), Err(Reason::Clock));
 }

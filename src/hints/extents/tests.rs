@@ -93,7 +93,7 @@ fn covered(unchanged: &Unchanged) -> Vec<u64> {
     (0..unchanged.size_bytes().div_ceil(MIB)).filter(is_unchanged).collect()
 }
 
-fn a_day_is_told_from_the_next(make: &[&str], options: &str) {
+fn check_changed_blocks_on(make: &[&str], options: &str) {
     let mounted = Mounted::new(make, options);
     let disk = mounted.path("disk.img");
     write(&disk, 0, &noise(1, 40 * MIB as usize + 5_000));
@@ -140,17 +140,17 @@ fn a_day_is_told_from_the_next(make: &[&str], options: &str) {
 
 #[test]
 fn on_xfs_only_changed_blocks_are_read() {
-    a_day_is_told_from_the_next(&["mkfs.xfs", "-q", "-m", "reflink=1"], "loop");
+    check_changed_blocks_on(&["mkfs.xfs", "-q", "-m", "reflink=1"], "loop");
 }
 
 #[test]
 fn on_btrfs_only_changed_blocks_are_read() {
-    a_day_is_told_from_the_next(&["mkfs.btrfs", "-q"], "loop");
-    a_day_is_told_from_the_next(&["mkfs.btrfs", "-q"], "loop,nodatacow");
+    check_changed_blocks_on(&["mkfs.btrfs", "-q"], "loop");
+    check_changed_blocks_on(&["mkfs.btrfs", "-q"], "loop,nodatacow");
 }
 
 #[test]
-fn a_file_in_many_pieces_is_mapped_to_its_end() {
+fn a_fragmented_file_is_mapped_to_its_end() {
     let mounted = Mounted::new(&["mkfs.xfs", "-q", "-m", "reflink=1"], "loop");
     let disk = mounted.path("disk.img");
     for piece in 0..1_500 {
@@ -186,7 +186,7 @@ fn compressed_extents_are_read() {
 }
 
 #[test]
-fn what_is_no_pair_of_copies_is_not_compared() {
+fn files_that_are_not_copies_are_not_compared() {
     let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a directory");
     let path = |name: &str| directory.path().join(name);
     write(&path("a"), 0, &noise(1, 3 * MIB as usize));
@@ -221,7 +221,7 @@ fn given(list: &[FileExtent]) -> Extents<'_, impl FnMut(u64) -> io::Result<Vec<F
 }
 
 #[test]
-fn maps_that_make_no_sense_are_refused() {
+fn invalid_extent_maps_are_refused() {
     let good = FileExtent::new(0, 0, 1 << 16, 0);
     for bad in [
         FileExtent::new(1 << 15, 0, 1 << 16, 0),
@@ -264,7 +264,7 @@ fn extents(units: &[Option<(u64, u32)>]) -> Vec<FileExtent> {
 
 proptest! {
     #[test]
-    fn a_block_is_unchanged_only_where_all_of_it_lies_in_the_same_place(
+    fn a_block_is_unchanged_only_if_all_its_extents_match(
         units in prop::collection::vec(
             (prop::option::weighted(0.9, (0_u64..3, prop::sample::select(vec![0, SHARED, LAST, 0x8, 0x800]))), any::<bool>(), any::<bool>()),
             1..80,

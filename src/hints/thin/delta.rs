@@ -17,6 +17,7 @@
 //! show that the output is complete. (thin_delta(8), thin-provisioning-tools 0.9.0 and 1.0)
 
 use std::io::{self, BufReader, Read};
+use std::ops::{Range, RangeInclusive};
 
 use quick_xml::Reader;
 use quick_xml::events::{BytesStart, Event};
@@ -26,7 +27,7 @@ use crate::hints::{Collector, HintError};
 /// The longest tag; a longer one is not ours, and must not fill the memory.
 const MAX_TAG_BYTES: usize = 4096;
 /// dm-thin's limits: 64 KiB to 1 GiB (drivers/md/dm-thin.c, DATA_DEV_BLOCK_SIZE_MIN_SECTORS and _MAX_SECTORS).
-const DATA_BLOCK_BYTES: std::ops::RangeInclusive<u64> = (64 << 10)..=(1 << 30);
+const DATA_BLOCK_BYTES: RangeInclusive<u64> = (64 << 10)..=(1 << 30);
 const SECTOR_BYTES: u64 = 512;
 
 /// Adds what is the same in both volumes to `unchanged`, for a disk of `size_bytes`.
@@ -63,27 +64,18 @@ pub(super) fn read(
                 Place::Diff { block_bytes }
             }
             (Place::Diff { block_bytes }, Event::Start(tag)) => {
-                let same = match tag.name().as_ref() {
-                    b"same" => true,
-                    b"different" | b"left_only" | b"right_only" => false,
-                    name => return Err(wrong(format!("an unknown element {}", String::from_utf8_lossy(name)))),
-                };
-                let (begin, length) = (number(&tag, "begin")?, number(&tag, "length")?);
-                let start = begin.checked_mul(block_bytes);
-                let end = begin.checked_add(length).and_then(|end| end.checked_mul(block_bytes));
-                let (Some(start), Some(end)) = (start, end) else {
-                    return Err(wrong("a range that no volume can have"));
-                };
-                if start < said || length == 0 {
+                let (same, range) = range_of(&tag, block_bytes)?;
+                if range.start < said || range.is_empty() {
+                    let begin = range.start / block_bytes;
                     return Err(wrong(format!("a range out of order, at data block {begin}")));
                 }
-                if said < start {
-                    unchanged.add(said..start)?;
+                if said < range.start {
+                    unchanged.add(said..range.start)?;
                 }
+                said = range.end;
                 if same {
-                    unchanged.add(start..end)?;
+                    unchanged.add(range)?;
                 }
-                said = end;
                 Place::Range { block_bytes }
             }
             // The reader has seen to it that end tags fit their start tags.
@@ -110,6 +102,22 @@ enum Place {
     Range { block_bytes: u64 },
     AfterDiff,
     End,
+}
+
+/// Returns whether an element is a range that both volumes share, and its bytes.
+fn range_of(tag: &BytesStart<'_>, block_bytes: u64) -> Result<(bool, Range<u64>), HintError> {
+    let same = match tag.name().as_ref() {
+        b"same" => true,
+        b"different" | b"left_only" | b"right_only" => false,
+        name => return Err(wrong(format!("an unknown element {}", String::from_utf8_lossy(name)))),
+    };
+    let (begin, length) = (number(tag, "begin")?, number(tag, "length")?);
+    let start = begin.checked_mul(block_bytes);
+    let end = begin.checked_add(length).and_then(|end| end.checked_mul(block_bytes));
+    match (start, end) {
+        (Some(start), Some(end)) => Ok((same, start..end)),
+        _ => Err(wrong("a range that no volume can have")),
+    }
 }
 
 fn number(tag: &BytesStart<'_>, name: &str) -> Result<u64, HintError> {
@@ -190,19 +198,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shared_or_mapped_nowhere_is_unchanged() {
+    fn shared_and_unmapped_ranges_are_unchanged() {
         let unchanged = parse(REAL.as_bytes()).expect("is understood");
         assert_eq!(runs(&unchanged), [(0, 2), (3, 6), (7, 10), (12, 60), (63, 120)]);
     }
 
     #[test]
-    fn a_volume_of_which_nothing_is_mapped_is_unchanged() {
+    fn a_volume_without_mappings_is_unchanged() {
         let text = REAL.lines().filter(|line| !line.contains("begin")).collect::<String>();
         assert_eq!(runs(&parse(text.as_bytes()).expect("is understood")), [(0, 120)]);
     }
 
     #[test]
-    fn what_is_not_understood_gives_no_hint() {
+    fn an_unparsable_answer_gives_no_hint() {
         let wrong = [
             ("<different begin", "<differing begin"),
             ("left=\"2\"", "left=\"7\""),
@@ -242,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_cut_anywhere_gives_no_hint() {
+    fn a_truncated_answer_gives_no_hint() {
         for end in 0..REAL.trim_end().len() {
             assert!(parse(&REAL.as_bytes()[..end]).is_err(), "{end}");
         }

@@ -159,7 +159,7 @@ fn every_failure_gives_no_hint_and_releases_the_metadata_snapshot() {
 }
 
 #[test]
-fn what_a_killed_run_left_is_released_and_what_is_not_ours_is_not() {
+fn only_our_leftover_metadata_snapshots_are_released() {
     let pool = FakePool::new();
     // Killed while it compared.
     pool.set("held", "59");
@@ -198,7 +198,7 @@ fn what_a_killed_run_left_is_released_and_what_is_not_ours_is_not() {
 }
 
 #[test]
-fn a_mark_does_not_outlive_what_it_marks() {
+fn a_mark_is_emptied_when_its_metadata_snapshot_is_gone() {
     let pool = FakePool::new();
     // Released by hand after a kill; then another program makes one, which gets the same number.
     pool.set("my--vg-th--pool-tpool", "59\n");
@@ -211,7 +211,7 @@ fn a_mark_does_not_outlive_what_it_marks() {
 }
 
 #[test]
-fn the_mark_of_a_pool_that_is_not_active_waits_for_it_in_silence() {
+fn a_mark_of_an_inactive_pool_is_kept_without_a_message() {
     let pool = FakePool::new();
     pool.set("held", "59");
     pool.set("my--vg-th--pool-tpool", "59\n");
@@ -224,7 +224,7 @@ fn the_mark_of_a_pool_that_is_not_active_waits_for_it_in_silence() {
 }
 
 #[test]
-fn a_pair_that_does_not_fit_is_not_compared() {
+fn a_mismatched_pair_of_snapshots_is_not_compared() {
     let pool = FakePool::new();
     let change = |change: &dyn Fn(&mut ThinPair)| {
         let mut pair = pair();
@@ -248,7 +248,7 @@ fn a_pair_that_does_not_fit_is_not_compared() {
 }
 
 #[test]
-fn comparing_ends_when_that_is_asked_for() {
+fn a_comparison_stops_on_request() {
     let pool = FakePool::new();
     pool.set("thin_delta", &THIN_DELTA.replace("cat answer", "sleep 60; cat answer"));
     let started = std::time::Instant::now();
@@ -263,7 +263,7 @@ fn comparing_ends_when_that_is_asked_for() {
 }
 
 #[test]
-fn runs_on_one_pool_take_turns() {
+fn runs_on_one_pool_are_serialized() {
     let pool = FakePool::new();
     pool.set("thin_delta", &THIN_DELTA.replace("cat answer", "sleep 0.2; cat answer"));
     std::thread::scope(|scope| {

@@ -131,7 +131,7 @@ esac"#;
     }
 
     #[test]
-    fn what_libvirt_refuses_leaves_nothing() {
+    fn a_refused_domain_leaves_no_files() {
         let (dir, programs) = host();
         let (nvram, scratch) = (dir.path().join("web2.fd"), dir.path().join("xml"));
         let error = define(&programs, "<bad/>", Some((&nvram, b"vars")), &scratch).expect_err("is refused");
@@ -140,7 +140,7 @@ esac"#;
     }
 
     #[test]
-    fn a_domain_is_known_by_its_whole_name() {
+    fn a_domain_is_matched_by_its_whole_name() {
         let (_dir, programs) = host();
         let is = |name| is_defined(&programs, name).expect("asks");
         assert!(is("web1") && is("web 2") && !is("web") && !is("web2"));

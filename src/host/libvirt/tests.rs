@@ -15,7 +15,7 @@ fn minimal(devices: &str) -> String {
 }
 
 #[test]
-fn a_description_tells_what_can_be_backed_up_and_how_fast() {
+fn the_domain_xml_lists_disks_and_their_speed() {
     let domain = Domain::parse(WEB1).expect("parses");
     assert_eq!(domain.name, "web1");
     assert_eq!(domain.uuid, "4dea22b3-1d52-d8f3-2516-782e98ab3fa0");
@@ -65,7 +65,7 @@ fn a_description_tells_what_can_be_backed_up_and_how_fast() {
 }
 
 #[test]
-fn the_smaller_of_the_limits_on_reading_counts() {
+fn the_smaller_of_two_read_limits_applies() {
     for (iotune, expected) in [
         (
             "<read_bytes_sec>5</read_bytes_sec><total_bytes_sec>7</total_bytes_sec>",
@@ -97,7 +97,7 @@ fn the_smaller_of_the_limits_on_reading_counts() {
 }
 
 #[test]
-fn nvram_may_be_written_as_a_source() {
+fn an_nvram_source_element_is_read() {
     for (os, expected) in [
         ("<nvram type='file'><source file='/a'/></nvram>", Some("/a")),
         ("<nvram type='block'><source dev='/b'/></nvram>", Some("/b")),
@@ -111,7 +111,7 @@ fn nvram_may_be_written_as_a_source() {
 }
 
 #[test]
-fn what_describes_no_domain_is_refused_with_the_reason() {
+fn invalid_domain_xml_is_refused_with_the_reason() {
     for (xml, words) in [
         ("", "it does not have exactly one root element"),
         ("<network><name>n</name></network>", "it is a <network>"),
@@ -137,7 +137,7 @@ fn virsh(script: &str) -> (tempfile::TempDir, Programs) {
 }
 
 #[test]
-fn a_domain_whose_name_is_a_number_is_not_taken_for_an_id() {
+fn a_numeric_domain_name_is_not_an_id() {
     // Domain "7" does not run, and a running one has the id 7.
     let script = r#"
 case "$*" in
@@ -172,7 +172,7 @@ esac"#;
 }
 
 #[test]
-fn spaces_are_part_of_a_name() {
+fn a_domain_name_may_contain_spaces() {
     let (_dir, programs) = virsh(
         r#"case "$*" in
           "list --all --name") printf 'web \n\n' ;;
@@ -191,7 +191,7 @@ proptest! {
 
     /// No content of a description makes reading or rewriting it panic, and a rewritten one can be read.
     #[test]
-    fn spoilt_descriptions_are_read_or_refused(
+    fn corrupted_domain_xml_is_read_or_refused(
         spoils in prop::collection::vec((any::<prop::sample::Index>(), 0..5_u8, any::<prop::sample::Index>()), 1..6)
     ) {
         let mut text = WEB1.to_owned();

@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_is_put_together_from_its_parts() {
+    fn text_is_joined_from_its_parts() {
         let root =
             parse("<?xml version='1.0'?>\n<a  x = \"1\">\n  <b>t&lt;&#65;<![CDATA[&]]></b><!-- c -->\n  <c/>\n</a>\n");
         let root = root.expect("parses");
@@ -156,7 +156,7 @@ mod tests {
 
     /// Reading a tag of 4 MiB would take minutes; cut off at the limit it takes no time.
     #[test]
-    fn a_tag_with_too_many_attributes_is_refused_before_they_are_compared() {
+    fn a_tag_with_too_many_attributes_is_refused_early() {
         let tag = |count: usize| {
             let attributes: String = (0..count).map(|number| format!(" a{number}=''")).collect();
             format!("<a><b{attributes}/></a>")
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_xml_or_goes_too_far_is_refused() {
+    fn invalid_or_oversized_xml_is_refused() {
         let deep = "<a>".repeat(10_000) + &"</a>".repeat(10_000);
         let long = format!("<a>{}</a>", " ".repeat(MAX_BYTES));
         let bad = [

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_real_kernels_say_is_understood() {
+    fn status_lines_of_real_kernels_are_parsed() {
         let pool = |data, metadata, full| Some(DmStatus::Pool { data, metadata, full });
         let cases = [
             (

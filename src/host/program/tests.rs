@@ -5,7 +5,7 @@ fn sh(script: &str, limit: Duration) -> Result<String, ProgramError> {
 }
 
 #[test]
-fn a_program_gives_its_output_or_its_last_words() {
+fn a_program_returns_its_output_or_its_last_error_lines() {
     let long = Duration::from_secs(20);
     assert_eq!(sh("echo $LC_ALL", long).expect("runs"), "C\n");
     let error = sh("echo one >&2; echo two >&2; exit 5", long)
@@ -23,7 +23,7 @@ fn a_program_gives_its_output_or_its_last_words() {
 }
 
 #[test]
-fn a_change_that_takes_too_long_is_asked_to_end_and_never_killed() {
+fn a_slow_changing_command_is_terminated_and_never_killed() {
     let dir = tempfile::tempdir().expect("a directory");
     let mark = dir.path().join("mark");
     let change = |script: &str| Programs::system().change("sh", &["-c", script], Duration::from_millis(200));
@@ -61,7 +61,7 @@ fn a_program_that_hangs_is_killed_with_its_children() {
 }
 
 #[test]
-fn a_program_that_can_not_be_killed_does_not_hold_us() {
+fn an_unkillable_program_does_not_block_vbk() {
     let fs = crate::snapshot::tests::files::Loop::mounted("mkfs.xfs -q");
     let path = fs.path().display().to_string();
     let freeze = |option| {
@@ -79,7 +79,7 @@ fn a_program_that_can_not_be_killed_does_not_hold_us() {
 }
 
 #[test]
-fn output_is_given_while_a_program_runs_and_its_failure_comes_first() {
+fn output_is_streamed_and_a_failure_is_reported_first() {
     let stream = |script: &str, limit| {
         let mut command = Programs::system().command("sh");
         command.args(["-c", script]);
@@ -101,7 +101,7 @@ fn output_is_given_while_a_program_runs_and_its_failure_comes_first() {
 }
 
 #[test]
-fn a_child_that_holds_the_output_does_not_hold_us_and_leaves_no_answer() {
+fn a_grandchild_that_keeps_the_output_open_is_an_error() {
     let clock = Instant::now();
     let late = "(sleep 30; echo web1) & exit 0";
     let error = sh(late, Duration::from_secs(20)).expect_err("an empty answer would be a wrong one");

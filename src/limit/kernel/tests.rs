@@ -72,7 +72,7 @@ fn groups_of_this_process() -> Vec<PathBuf> {
 }
 
 #[test]
-fn the_kernel_limits_a_device_and_nothing_is_left_of_it() {
+fn the_kernel_limits_a_device_and_the_group_is_removed() {
     let _moving = moving();
     let (limited, other) = (Loop::new(), Loop::new());
     let before = Layout::of_this_process();
@@ -106,7 +106,7 @@ fn the_kernel_limits_a_device_and_nothing_is_left_of_it() {
 }
 
 #[test]
-fn a_device_that_does_not_exist_is_refused_and_nothing_is_left() {
+fn a_missing_device_is_refused_and_the_group_is_removed() {
     let _moving = moving();
     let before = Layout::of_this_process();
     // The highest minor number (MINORBITS is 20) of a major number that no device has.
@@ -118,7 +118,7 @@ fn a_device_that_does_not_exist_is_refused_and_nothing_is_left() {
 }
 
 #[test]
-fn groups_of_killed_runs_are_removed_and_those_of_others_stay() {
+fn only_groups_of_killed_runs_are_removed() {
     let parent = tempfile::tempdir().expect("a directory");
     // No process has the number 4194305: the kernel's highest is 4194304 (PID_MAX_LIMIT).
     let dead = parent.path().join("vbk-4194305");
@@ -132,7 +132,7 @@ fn groups_of_killed_runs_are_removed_and_those_of_others_stay() {
 }
 
 #[test]
-fn our_place_in_the_hierarchies_is_found() {
+fn the_own_control_group_is_found_in_every_hierarchy() {
     let mixed = "9:name=systemd:/\n7:blkio:/\n4:memory:/x\n0::/\n";
     let mounts = "\
         30 20 0:25 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n\
@@ -179,7 +179,7 @@ fn a_delegated_group_with_other_processes_or_without_the_controller_is_refused()
 }
 
 #[test]
-fn programs_that_we_started_are_ours_and_others_are_not() {
+fn only_child_processes_count_as_ours() {
     let mut child = Command::new("sleep").arg("30").spawn().expect("starts");
     assert!(is_ours(child.id()) && is_ours(std::process::id()));
     assert!(!is_ours(1) && !is_ours(4_194_305));

@@ -35,7 +35,7 @@ const CASES: [Case; 5] = [
             bench
         },
         lose: Some(invalidate),
-        fail: Some(not_found_after_it_was_made),
+        fail: Some(fail_next_lvs),
         has_bases: true,
     },
     Case {
@@ -48,7 +48,7 @@ const CASES: [Case; 5] = [
             bench
         },
         lose: Some(invalidate),
-        fail: Some(not_found_after_it_was_made),
+        fail: Some(fail_next_lvs),
         has_bases: false,
     },
     Case {
@@ -91,7 +91,7 @@ fn invalidate(bench: &Bench, disk: &HeldDisk) {
 }
 
 /// The next question to lvm2 is the one for the new volumes.
-fn not_found_after_it_was_made(bench: &Bench, _run: &Run) {
+fn fail_next_lvs(bench: &Bench, _run: &Run) {
     bench.fake.fault("lvs", "times 1 no luck today");
 }
 
@@ -180,7 +180,7 @@ fn every_method_has_a_case_and_is_chosen_for_its_disk() {
 }
 
 #[test]
-fn what_is_read_stays_as_it_was_or_the_check_fails_or_it_says_that_it_is_live() {
+fn a_hold_is_unchanged_or_fails_its_check_or_is_live() {
     for case in &CASES {
         let bench = (case.bench)();
         let snapshots = bench.take(&bench.fake.run());
@@ -204,7 +204,7 @@ fn what_is_read_stays_as_it_was_or_the_check_fails_or_it_says_that_it_is_live() 
 }
 
 #[test]
-fn a_hold_that_was_lost_fails_every_check() {
+fn a_lost_hold_fails_every_check() {
     for case in &CASES {
         let Some(lose) = case.lose else {
             continue;
@@ -221,7 +221,7 @@ fn a_hold_that_was_lost_fails_every_check() {
 }
 
 #[test]
-fn a_release_leaves_nothing_and_a_second_one_does_nothing() {
+fn release_removes_everything_and_a_second_release_does_nothing() {
     for case in &CASES {
         let bench = (case.bench)();
         let before = bench.things();
@@ -239,7 +239,7 @@ fn a_release_leaves_nothing_and_a_second_one_does_nothing() {
 }
 
 #[test]
-fn a_hold_that_could_not_be_made_leaves_nothing() {
+fn a_failed_hold_leaves_nothing() {
     for case in &CASES {
         let Some(fail) = case.fail else {
             continue;
@@ -256,7 +256,7 @@ fn a_hold_that_could_not_be_made_leaves_nothing() {
 }
 
 #[test]
-fn what_is_kept_is_found_again_as_a_base() {
+fn a_kept_hold_is_found_as_a_base() {
     for case in &CASES {
         let bench = (case.bench)();
         let before = bench.things();
@@ -300,7 +300,7 @@ fn what_is_kept_is_found_again_as_a_base() {
 }
 
 #[test]
-fn what_a_killed_run_leaves_is_found_and_removed() {
+fn leftovers_of_a_killed_run_are_found_and_removed() {
     for case in &CASES {
         let bench = (case.bench)();
         let before = bench.things();

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
@@ -9,6 +10,7 @@ use tempfile::TempDir;
 
 use super::super::*;
 use crate::host::program::Programs;
+use crate::observer::Event;
 
 pub(super) const HOST: &str = "0a1b2c";
 const PROGRAMS: [&str; 8] = [
@@ -134,4 +136,26 @@ pub(super) fn names(fake: &Fake) -> Vec<String> {
     let state = std::fs::read_to_string(fake.dir.path().join("state.json")).expect("there is a state");
     let state: serde_json::Value = serde_json::from_str(&state).expect("is JSON");
     state["lvs"].as_object().expect("volumes").keys().cloned().collect()
+}
+
+/// Collects the warnings of a run.
+#[derive(Default)]
+pub(super) struct Warnings(Mutex<Vec<String>>);
+
+impl Warnings {
+    /// The warnings until now.
+    pub fn all(&self) -> Vec<String> {
+        self.0.lock().expect("no test panics with the lock").clone()
+    }
+}
+
+impl Observer for Warnings {
+    fn event(&self, event: Event<'_>) {
+        if let Event::Warning(text) = event {
+            self.0
+                .lock()
+                .expect("no test panics with the lock")
+                .push(text.to_owned());
+        }
+    }
 }

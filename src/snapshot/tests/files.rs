@@ -8,7 +8,7 @@ use std::process::Command;
 use vbk_repo::backup::SnapshotKind;
 
 use super::super::*;
-use super::fake::Fake;
+use super::fake::{Fake, Warnings};
 
 /// A file system or a device on a loop device, which goes with it.
 pub(crate) struct Loop {
@@ -82,7 +82,7 @@ pub(super) fn in_dir(dir: &Path) -> Vec<String> {
     names
 }
 
-fn a_file_is_held_by_a_copy_that_shares_its_extents(mkfs: &str) {
+fn check_reflink_copy_on(mkfs: &str) {
     let (fake, fs) = (Fake::new(), Loop::mounted(mkfs));
     let disk = fs.path().join("disk with a space.img");
     std::fs::write(&disk, vec![1; 8 << 20]).expect("writes");
@@ -187,16 +187,16 @@ fn a_file_is_held_by_a_copy_that_shares_its_extents(mkfs: &str) {
 
 #[test]
 fn on_xfs_a_file_is_held_by_a_reflink_copy() {
-    a_file_is_held_by_a_copy_that_shares_its_extents("mkfs.xfs -q -m reflink=1");
+    check_reflink_copy_on("mkfs.xfs -q -m reflink=1");
 }
 
 #[test]
 fn on_btrfs_a_file_is_held_by_a_reflink_copy() {
-    a_file_is_held_by_a_copy_that_shares_its_extents("mkfs.btrfs -q");
+    check_reflink_copy_on("mkfs.btrfs -q");
 }
 
 #[test]
-fn where_extents_can_not_be_shared_a_file_that_nobody_writes_is_read_itself() {
+fn a_file_without_reflink_is_read_directly_if_unused_or_live() {
     let fake = Fake::new();
     for mkfs in ["mkfs.xfs -q -m reflink=0", "mkfs.ext4 -q"] {
         let fs = Loop::mounted(mkfs);
@@ -233,22 +233,30 @@ fn where_extents_can_not_be_shared_a_file_that_nobody_writes_is_read_itself() {
             .expect("sleeps");
         drop(write);
         let error = take(&usual).expect_err("is refused").to_string();
-        let live = take(&SnapshotOptions {
+        let warnings = Warnings::default();
+        let live = SnapshotOptions {
             live: true,
             ..usual.clone()
-        });
+        };
+        let live = plan(&fake.programs, &Fake::disks(&[("vda", &disk)]), &live)
+            .and_then(|plan| plan.take(&fake.run(), &warnings));
         writer.kill().and_then(|()| writer.wait()).expect("ends");
         assert!(
             error.contains("in process") && error.contains("sleep"),
             "on {mkfs}: {error}"
         );
         assert!(live.expect("takes").is_live());
+        let warnings = warnings.all();
+        assert!(
+            warnings.len() == 1 && warnings[0].contains("is in use") && warnings[0].contains("sleep"),
+            "on {mkfs}: {warnings:?}"
+        );
         take(&usual).expect("is free again");
     }
 }
 
 #[test]
-fn a_file_that_a_loop_device_shows_is_in_use_unless_that_can_only_be_read() {
+fn a_file_of_a_writable_loop_device_counts_as_in_use() {
     let (fake, disk) = (Fake::new(), Loop::device(8 << 20));
     let image = disk.dir.path().join("image");
     let options = SnapshotOptions {
@@ -272,7 +280,7 @@ fn a_file_that_a_loop_device_shows_is_in_use_unless_that_can_only_be_read() {
 }
 
 #[test]
-fn a_device_that_nobody_uses_is_read_itself_and_checked_for_writes() {
+fn an_unused_device_is_read_directly_and_checked_for_writes() {
     let (fake, disk) = (Fake::new(), Loop::device(8 << 20));
     let take = || {
         fake.plan(&[("vda", &disk.device)])
@@ -297,7 +305,7 @@ fn a_device_that_nobody_uses_is_read_itself_and_checked_for_writes() {
 }
 
 #[test]
-fn a_device_in_use_is_refused_unless_it_may_be_read_live() {
+fn a_device_in_use_is_refused_unless_live_is_set() {
     let (fake, fs) = (Fake::new(), Loop::mounted("mkfs.ext4 -q"));
     let disks = [("vda", fs.device.as_path())];
     let error = fake.plan(&disks).expect_err("is refused").to_string();

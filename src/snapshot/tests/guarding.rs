@@ -1,31 +1,17 @@
 //! What the guard does, on devices whose fill is what a test says.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::super::*;
 use super::MIB;
-use super::fake::Fake;
-use crate::observer::Event;
-
-/// Keeps the warnings.
-#[derive(Default)]
-struct Heard(Mutex<Vec<String>>);
-
-impl Observer for Heard {
-    fn event(&self, event: Event<'_>) {
-        if let Event::Warning(text) = event {
-            self.0.lock().expect("nobody panicked").push(text.to_owned());
-        }
-    }
-}
+use super::fake::{Fake, Warnings};
 
 struct Guarded {
     fake: Fake,
     snapshots: Snapshots,
     stop: Arc<AtomicBool>,
-    heard: Arc<Heard>,
+    warnings: Arc<Warnings>,
     watch: Option<Watch>,
 }
 
@@ -49,15 +35,15 @@ impl Guarded {
             .expect("plans")
             .take(&fake.run(), &())
             .expect("takes");
-        let (stop, heard) = (Arc::new(AtomicBool::new(false)), Arc::new(Heard::default()));
+        let (stop, warnings) = (Arc::new(AtomicBool::new(false)), Arc::new(Warnings::default()));
         let watch = snapshots
-            .watch(Arc::clone(&stop), Arc::clone(&heard) as Arc<dyn Observer>)
+            .watch(Arc::clone(&stop), Arc::clone(&warnings) as Arc<dyn Observer>)
             .expect("starts");
         let guarded = Self {
             fake,
             snapshots,
             stop,
-            heard,
+            warnings,
             watch: Some(watch),
         };
         guarded.until("it has looked", || guarded.fake.called("dmsetup") > 1);
@@ -82,7 +68,7 @@ impl Guarded {
     }
 
     /// Waits until the guard has looked at everything again.
-    fn until_it_has_looked(&self) {
+    fn wait_for_next_look(&self) {
         // Its look at this moment may have begun before, and a pool is two looks.
         let looks = self.fake.called("dmsetup") + 5;
         self.until("it looks again", || self.fake.called("dmsetup") >= looks);
@@ -112,7 +98,7 @@ impl Guarded {
 }
 
 #[test]
-fn a_snapshot_that_fills_is_extended_and_the_run_goes_on() {
+fn a_filling_snapshot_is_extended_and_the_run_continues() {
     let mut guarded = Guarded::thick();
     assert_eq!(guarded.fake.called("lvextend"), 0);
     guarded.fill("used", 26);
@@ -129,7 +115,7 @@ fn a_snapshot_that_fills_is_extended_and_the_run_goes_on() {
             serde_json::from_str(&guarded.fake.fake(&["get", &guarded.snapshot()])).expect("JSON");
         lv["size"] == 60 * MIB
     });
-    guarded.until_it_has_looked();
+    guarded.wait_for_next_look();
     assert!(!guarded.is_stopped() && guarded.fake.called("lvextend") == 1);
     guarded
         .watch
@@ -142,12 +128,12 @@ fn a_snapshot_that_fills_is_extended_and_the_run_goes_on() {
 }
 
 #[test]
-fn without_room_it_warns_once_and_stops_the_run_before_the_snapshot_overflows() {
+fn a_guard_without_room_warns_once_and_stops_before_the_overflow() {
     let mut guarded = Guarded::thick();
     guarded.fake.fake(&["vg", "vg0", "240M"]);
     guarded.fill("used", 26);
-    guarded.until("it warns", || !guarded.heard.0.lock().expect("good").is_empty());
-    guarded.until_it_has_looked();
+    guarded.until("it warns", || !guarded.warnings.all().is_empty());
+    guarded.wait_for_next_look();
     assert!(!guarded.is_stopped());
     guarded.fill("used", 37);
     let reason = guarded.reason();
@@ -160,11 +146,11 @@ fn without_room_it_warns_once_and_stops_the_run_before_the_snapshot_overflows() 
     ] {
         assert!(reason.contains(part), "{part} in {reason}");
     }
-    assert_eq!(guarded.heard.0.lock().expect("good").len(), 1);
+    assert_eq!(guarded.warnings.all().len(), 1);
 }
 
 #[test]
-fn an_extension_that_hangs_does_not_blind_the_guard() {
+fn a_hanging_extension_does_not_stop_the_guard() {
     let mut guarded = Guarded::thick();
     guarded.fake.fault("lvextend", "hang");
     guarded.fill("used", 26);
@@ -187,7 +173,7 @@ fn an_invalid_snapshot_stops_the_run_and_fails_the_check() {
 }
 
 #[test]
-fn a_guard_that_can_not_see_stops_the_run() {
+fn a_guard_without_answers_stops_the_run() {
     let mut guarded = Guarded::thick();
     guarded.fake.fault("dmsetup", "garbage");
     let reason = guarded.reason();
@@ -202,7 +188,7 @@ fn a_guard_that_can_not_see_stops_the_run() {
 fn a_pool_is_extended_only_when_the_run_fills_it() {
     let mut guarded = Guarded::thin();
     // 70 % were full before.
-    guarded.until_it_has_looked();
+    guarded.wait_for_next_look();
     assert_eq!(guarded.fake.called("lvextend"), 0);
     guarded.fill("data_used", 82);
     guarded.until("it is extended", || guarded.fake.called("lvextend") == 1);
@@ -211,7 +197,7 @@ fn a_pool_is_extended_only_when_the_run_fills_it() {
         "{:?}",
         guarded.fake.log()
     );
-    guarded.until("it is told", || guarded.heard.0.lock().expect("good").len() == 1);
+    guarded.until("it is told", || guarded.warnings.all().len() == 1);
     guarded.fake.set("vg0/pool", "meta_used", 3 * MIB);
     guarded.until("metadata is extended", || {
         guarded

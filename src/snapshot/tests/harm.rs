@@ -17,7 +17,7 @@ fn snapshot(fake: &Fake, name: &str, of: &str, tags: &str) {
 }
 
 #[test]
-fn an_origin_that_a_failed_command_left_suspended_is_resumed_and_told() {
+fn an_origin_left_suspended_is_resumed_and_reported() {
     let fake = Fake::new();
     let path = fake.volume("vg0/web1-root", "40M");
     fake.volume("vg0/web1", "40M");
@@ -37,7 +37,7 @@ fn an_origin_that_a_failed_command_left_suspended_is_resumed_and_told() {
 }
 
 #[test]
-fn what_can_not_be_resumed_is_told_with_the_command_to_type() {
+fn an_origin_that_cannot_be_resumed_is_reported_with_the_command() {
     let fake = Fake::new();
     let path = fake.volume("vg0/x", "40M");
     let plan = fake.plan(&[("vda", &path)]).expect("plans");
@@ -53,7 +53,7 @@ fn what_can_not_be_resumed_is_told_with_the_command_to_type() {
 }
 
 #[test]
-fn a_cleaning_tells_of_an_origin_that_is_suspended() {
+fn a_cleaning_reports_a_suspended_origin() {
     let fake = Fake::new();
     fake.volume("vg0/x", "40M");
     snapshot(
@@ -79,7 +79,7 @@ fn a_cleaning_tells_of_an_origin_that_is_suspended() {
 }
 
 #[test]
-fn bases_in_a_pool_that_is_nearly_full_are_given_up_and_no_others() {
+fn only_our_bases_in_a_nearly_full_pool_are_removed() {
     let fake = Fake::new();
     fake.thin_volume("vg0/db", "200M");
     snapshot(

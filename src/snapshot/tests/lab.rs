@@ -1,9 +1,9 @@
 //! On real LVM, in a machine that tests/lab/lvm has prepared: a group vg0 with a linear volume `thick` of 32 MiB and a
 //! thin one `thin` of 100 MiB in a pool of 64 MiB.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::Read;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -18,6 +18,10 @@ const THICK: &str = "/dev/vg0/thick";
 const THIN: &str = "/dev/mapper/vg0-thin";
 
 fn take(disks: &[&str], options: &SnapshotOptions) -> Snapshots {
+    take_with(&Programs::system(), disks, options)
+}
+
+fn take_with(programs: &Programs, disks: &[&str], options: &SnapshotOptions) -> Snapshots {
     let run = Run::begin(Path::new("/run/vbk"), "lab", "backup web1").expect("begins");
     let name = |at: usize| -> DiskName { format!("vd{at}").parse().expect("a name") };
     let disks: Vec<_> = disks
@@ -25,7 +29,7 @@ fn take(disks: &[&str], options: &SnapshotOptions) -> Snapshots {
         .enumerate()
         .map(|(at, path)| (name(at), PathBuf::from(path)))
         .collect();
-    plan(&Programs::system(), &disks, options)
+    plan(programs, &disks, options)
         .expect("plans")
         .take(&run, &())
         .expect("takes")
@@ -88,7 +92,7 @@ fn ours() -> Vec<Leftover> {
 
 #[test]
 #[ignore = "needs the machine of tests/lab/lvm"]
-fn real_snapshots_hold_still_are_extended_and_go_again() {
+fn real_snapshots_hold_still_are_extended_and_removed() {
     write(THICK, 0, 32, 1);
     write(THIN, 0, 8, 1);
     let snapshots = take(&[THICK, THIN], &SnapshotOptions::default());
@@ -132,7 +136,7 @@ fn real_snapshots_hold_still_are_extended_and_go_again() {
 
 #[test]
 #[ignore = "needs the machine of tests/lab/lvm"]
-fn a_real_snapshot_that_overflows_is_never_good_again() {
+fn a_real_overflowed_snapshot_stays_invalid() {
     let snapshots = take(&[THICK], &not_extended(8));
     let stop = Arc::new(AtomicBool::new(false));
     let watch = snapshots.watch(Arc::clone(&stop), Arc::new(())).expect("starts");
@@ -149,7 +153,7 @@ fn a_real_snapshot_that_overflows_is_never_good_again() {
 
 #[test]
 #[ignore = "needs the machine of tests/lab/lvm"]
-fn a_real_run_is_stopped_while_its_snapshot_is_still_good() {
+fn a_real_run_is_stopped_before_its_snapshot_overflows() {
     let snapshots = take(&[THICK], &not_extended(16));
     let stop = Arc::new(AtomicBool::new(false));
     let watch = snapshots.watch(Arc::clone(&stop), Arc::new(())).expect("starts");
@@ -173,15 +177,27 @@ fn a_real_run_is_stopped_while_its_snapshot_is_still_good() {
 
 #[test]
 #[ignore = "needs the machine of tests/lab/lvm"]
-fn a_real_busy_snapshot_is_removed_when_it_is_free() {
-    let snapshots = take(&[THICK, THIN], &SnapshotOptions::default());
+fn a_real_busy_snapshot_is_removed_once_it_is_free() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let ended = dir.path().join("ended");
+    let path = "/usr/sbin:/usr/bin:/sbin:/bin";
+    // Notes the end of each attempt. The first ones fail, because the files are open.
+    let script = format!(
+        "#!/bin/sh\nPATH={path}\nlvremove \"$@\"\ncode=$?\necho >>{}\nexit $code\n",
+        ended.display()
+    );
+    let lvremove = dir.path().join("lvremove");
+    std::fs::write(&lvremove, script).expect("writes");
+    std::fs::set_permissions(&lvremove, Permissions::from_mode(0o755)).expect("sets the mode");
+    let programs = Programs::found_in(format!("{}:{path}", dir.path().display()));
+    let snapshots = take_with(&programs, &[THICK, THIN], &SnapshotOptions::default());
     let files: Vec<File> = snapshots
         .disks()
         .iter()
         .map(|disk| File::open(&disk.read).expect("opens"))
         .collect();
     let holder = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_secs(2));
+        until("a removal is tried", || ended.exists());
         drop(files);
     });
     snapshots.remove().expect("removes");
@@ -191,7 +207,7 @@ fn a_real_busy_snapshot_is_removed_when_it_is_free() {
 
 #[test]
 #[ignore = "needs the machine of tests/lab/lvm"]
-fn what_can_not_be_a_disk_is_refused_on_real_lvm_too() {
+fn real_lvm_parts_that_are_not_disks_are_refused() {
     let snapshots = take(&[THICK], &SnapshotOptions::default());
     let refused = |path: &Path| {
         let disk = ("vda".parse().expect("a name"), path.to_owned());

@@ -34,7 +34,7 @@ fn wait_for_snapshot_of(host: &Host, name: &str) {
 }
 
 #[test]
-fn a_run_that_is_asked_to_end_removes_its_snapshots_and_lists_only_what_is_whole() {
+fn an_interrupted_run_removes_its_snapshots_and_lists_only_whole_backups() {
     let host = host("500K");
     let running = host.start(args!["backup", "--all"]);
     wait_for_snapshot_of(&host, "slow");
@@ -67,7 +67,7 @@ fn a_run_that_is_asked_to_end_removes_its_snapshots_and_lists_only_what_is_whole
 }
 
 #[test]
-fn a_run_ends_when_its_time_is_over() {
+fn a_run_ends_at_its_time_limit() {
     let host = host("3M");
     let all = host.json(3, args!["backup", "--all", "--time-limit", "15s", "--jobs", "1"]);
     assert_eq!(u64_of(&all, "failed"), 2);
@@ -89,7 +89,7 @@ fn a_run_ends_when_its_time_is_over() {
 }
 
 #[test]
-fn what_a_killed_run_left_is_removed_by_the_next_which_says_so() {
+fn the_next_run_removes_and_reports_leftovers_of_a_killed_run() {
     let host = host("500K");
     let running = host.start(args!["backup", "--all"]);
     wait_for_snapshot_of(&host, "slow");
@@ -111,7 +111,7 @@ fn what_a_killed_run_left_is_removed_by_the_next_which_says_so() {
 }
 
 #[test]
-fn a_guest_that_waits_for_its_turn_is_not_brought_to_rest_any_more() {
+fn a_guest_waiting_for_its_turn_is_not_frozen_after_a_signal() {
     let mut host = Host::new("1G");
     let mut text = "[defaults]\nread-limit = 'none'\npre-freeze = 'echo $VBK_GUEST >>HERE/began; sleep 3'\n\
                     post-thaw = 'echo $VBK_GUEST >>HERE/ended'\n"

@@ -69,7 +69,7 @@ impl Guest {
     }
 }
 
-fn only_what_changed_is_read(mkfs: &str) {
+fn check_only_changes_are_read(mkfs: &str) {
     let guest = Guest::new(mkfs);
     let first = guest.host.run(args!["backup", "web1"]).code(0);
     first.tells(&["web1: disk vda is read in full: there is no base"]);
@@ -115,17 +115,17 @@ fn only_what_changed_is_read(mkfs: &str) {
 }
 
 #[test]
-fn of_a_file_on_xfs_only_what_changed_is_read() {
-    only_what_changed_is_read("mkfs.xfs");
+fn only_changed_blocks_of_a_file_on_xfs_are_read() {
+    check_only_changes_are_read("mkfs.xfs");
 }
 
 #[test]
-fn of_a_file_on_btrfs_only_what_changed_is_read() {
-    only_what_changed_is_read("mkfs.btrfs");
+fn only_changed_blocks_of_a_file_on_btrfs_are_read() {
+    check_only_changes_are_read("mkfs.btrfs");
 }
 
 #[test]
-fn disks_that_change_places_are_not_taken_for_each_other() {
+fn swapped_disks_are_not_mistaken_for_each_other() {
     let guest = Guest::new("mkfs.xfs");
     let other = guest.disk.with_file_name("data.img");
     write_noise(&other, 7, SIZE);
@@ -150,7 +150,7 @@ fn disks_that_change_places_are_not_taken_for_each_other() {
 }
 
 #[test]
-fn of_what_has_no_hints_nothing_is_kept() {
+fn no_base_is_kept_for_a_disk_without_hints() {
     let mut host = Host::new("1G");
     let volume = host.volume("root", 8, 1);
     host.configure(&format!(

@@ -17,7 +17,7 @@ fn host() -> (Host, String) {
 }
 
 #[test]
-fn a_changed_configuration_holds_from_sighup_on() {
+fn a_changed_configuration_applies_from_sighup() {
     let (host, text) = host();
     let clock = Instant::now();
     let mut running = host.start(args!["backup", "slow"]);
@@ -25,7 +25,7 @@ fn a_changed_configuration_holds_from_sighup_on() {
     // One that can't be used changes nothing, and does not end the run.
     host.configure("nonsense");
     running.signal(Signal::SIGHUP);
-    std::thread::sleep(Duration::from_millis(1500));
+    running.wait_until_says("read limits stay as they are");
     assert!(!running.has_ended());
     host.configure(&format!("{text}'none'\n"));
     running.signal(Signal::SIGHUP);
@@ -37,7 +37,7 @@ fn a_changed_configuration_holds_from_sighup_on() {
 }
 
 #[test]
-fn a_running_backup_is_asked_to_read_faster() {
+fn the_limit_command_speeds_up_a_running_backup() {
     let (host, _) = host();
     let clock = Instant::now();
     let mut running = host.start(args!["backup", "slow"]);

@@ -41,7 +41,7 @@ fn a_group_without_room_is_refused_with_the_figures_before_anything_is_made() {
 }
 
 #[test]
-fn a_second_snapshot_that_can_not_be_made_takes_the_first_with_it() {
+fn a_failed_second_snapshot_removes_the_first() {
     let host = host("1G");
     host.fault("lvcreate", "after 1 there is something wrong with the group");
     let said = host.run(args!["backup", "web1"]).code(1);
@@ -69,7 +69,7 @@ fn an_overflowed_snapshot_never_becomes_a_backup() {
 }
 
 #[test]
-fn a_snapshot_that_fills_is_extended_and_a_full_group_stops_the_run_in_time() {
+fn a_filling_snapshot_is_extended_and_a_full_group_stops_the_run() {
     // The snapshots have 4 MiB each.
     let fills = "post-thaw = 'for one in HERE/dev/vg0/vbk-root*; do fake-lv set vg0/${one##*/} used=USED; done'\n";
     let mut host = Host::new("24M");
@@ -103,7 +103,7 @@ fn a_snapshot_that_fills_is_extended_and_a_full_group_stops_the_run_in_time() {
 }
 
 #[test]
-fn what_was_stored_for_a_backup_that_can_not_be_vouched_for_is_not_stored_again() {
+fn blocks_of_a_discarded_backup_are_not_stored_again() {
     let host = host("1G");
     host.fault("dmsetup", "garbage");
     host.run(args!["backup", "web1"])
@@ -117,7 +117,7 @@ fn what_was_stored_for_a_backup_that_can_not_be_vouched_for_is_not_stored_again(
 }
 
 #[test]
-fn a_snapshot_that_can_not_be_removed_is_named_and_goes_with_the_next_run() {
+fn an_unremovable_snapshot_is_named_and_removed_by_the_next_run() {
     let mut host = Host::new("1G");
     let node = host.volume("root", 8, 1);
     host.configure(&format!(
@@ -148,7 +148,7 @@ fn a_snapshot_that_can_not_be_removed_is_named_and_goes_with_the_next_run() {
 }
 
 #[test]
-fn lvm2_that_answers_nonsense_is_told_and_where_it_is_missing_devices_are_backed_up() {
+fn garbled_lvm2_is_reported_and_devices_need_no_lvm2() {
     let mut host = host("1G");
     // Of a device of the device mapper that would be an error; the kernel knows that these are none.
     for (fault, what) in [

@@ -21,7 +21,7 @@ fn host() -> Host {
 const SUCCESS_OF_A1: &str = "vbk_backup_last_success_timestamp_seconds{guest=\"a1\"}";
 
 #[test]
-fn a_night_that_ends_before_the_first_guest_is_told_of() {
+fn a_night_that_ends_before_the_first_guest_is_reported() {
     let host = host();
     host.run(args!["backup", "--all"]).done();
     assert_eq!(metric(&host, "vbk_run_success"), Some(1.0));
@@ -54,7 +54,7 @@ fn a_night_that_ends_before_the_first_guest_is_told_of() {
 }
 
 #[test]
-fn figures_that_can_not_be_written_do_not_stop_a_backup() {
+fn unwritable_metrics_do_not_stop_a_backup() {
     let host = host();
     let said = host
         .run(args!["backup", "--all", "--metrics", host.file("gone/vbk.prom")])
@@ -64,7 +64,7 @@ fn figures_that_can_not_be_written_do_not_stop_a_backup() {
 }
 
 #[test]
-fn a_run_takes_first_what_was_not_backed_up_for_longest_and_last_what_needs_more_than_a_night() {
+fn guests_are_ordered_by_age_with_those_longer_than_a_night_last() {
     let mut host = Host::new("1G");
     let mut text =
         "[defaults]\nread-limit = 'none'\npre-freeze = 'echo $VBK_GUEST >>HERE/order; sleep 1.1'\n".to_owned();
@@ -92,7 +92,7 @@ fn a_run_takes_first_what_was_not_backed_up_for_longest_and_last_what_needs_more
 }
 
 #[test]
-fn figures_stay_while_anybody_knows_the_guest() {
+fn metrics_stay_while_host_or_repository_knows_the_guest() {
     let mut host = Host::new("1G");
     let (a1, out, single) = (
         host.volume("a1", 4, 1),

@@ -104,7 +104,7 @@ impl Lab {
 
     /// Makes the next command take whatever is at the repository's place for what it always was: a test puts an older state
     /// or another repository there, and is not about noticing that.
-    pub fn forget_what_was_known(&self) {
+    pub fn forget_known_repositories(&self) {
         match fs::remove_dir_all(self.state_dir()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("can't forget: {error}"),
             _ => {}

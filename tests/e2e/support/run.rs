@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read, Seek};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -149,6 +150,23 @@ impl Running {
         !ended
     }
 
+    /// Waits until the message so far has this text in it.
+    #[track_caller]
+    pub fn wait_until_says(&mut self, text: &str) {
+        let mut said = String::new();
+        let mut ended = false;
+        wait_until(TIMEOUT, || {
+            ended = self.has_ended();
+            said = String::from_utf8_lossy(&read_so_far(&self.stderr)).into_owned();
+            ended || said.contains(text)
+        });
+        let command = &self.command;
+        assert!(
+            said.contains(text),
+            "{command} did not say {text:?} within {TIMEOUT:?} (ended: {ended}): {said}"
+        );
+    }
+
     /// Waits for the end.
     #[track_caller]
     pub fn wait(mut self) -> Said {
@@ -187,6 +205,14 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// Reads what a process that still runs has written, and leaves the offset, which is the process's too.
+fn read_so_far(file: &File) -> Vec<u8> {
+    let len = file.metadata().expect("is open").len();
+    let mut bytes = vec![0; usize::try_from(len).expect("a short message")];
+    file.read_exact_at(&mut bytes, 0).expect("reads what was said");
+    bytes
 }
 
 fn read_all(file: &mut File) -> Vec<u8> {

@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_of_another_process_counts_until_it_is_killed() {
+    fn a_nightly_lock_is_held_until_its_process_dies() {
         let dir = tempfile::tempdir().expect("makes a directory");
         let path = dir.path().join("nightly.lock");
         std::fs::write(&path, "what is this").expect("writes");
@@ -238,14 +238,14 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_is_not_taken_through_a_link() {
+    fn a_nightly_lock_refuses_a_symlink() {
         let dir = tempfile::tempdir().expect("makes a directory");
         std::os::unix::fs::symlink("/dev/null", dir.path().join("nightly.lock")).expect("links");
         assert!(NightlyLock::take(dir.path(), now()).is_err());
     }
 
     #[test]
-    fn a_deadline_asks_for_the_end_and_says_that_it_did() {
+    fn an_expired_deadline_sets_the_cancel_flag() {
         let cancel = Arc::new(AtomicBool::new(false));
         let deadline = Deadline::start(Some(Duration::from_millis(50)), Arc::clone(&cancel)).expect("starts");
         let begun = Instant::now();
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn the_failure_hook_knows_what_failed() {
+    fn the_failure_hook_receives_guest_kind_host_and_error() {
         let dir = tempfile::tempdir().expect("makes a directory");
         let out = dir.path().join("out");
         let command = format!(

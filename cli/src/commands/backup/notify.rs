@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn systemd_is_told_and_nobody_else() {
+    fn systemd_is_notified_only_through_a_notify_socket() {
         let usual = "READY=1\nSTATUS=backing up web1 (3 of 40) READY=1\nSTOPPING=1\n";
         let (text, done) = told(|service, path| {
             service.env("NOTIFY_SOCKET", path);
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_watchdog_hears_from_a_process_that_is_busy_with_one_step() {
+    fn the_watchdog_is_notified_during_a_long_step() {
         // The process id is known only in the process: a shell says it and becomes the service.
         let dir = std::env::current_exe().expect("has a name");
         let socket = tempfile::tempdir().expect("makes a directory");

@@ -221,46 +221,14 @@ impl Common<'_> {
         let attached = attached::read(&args.attach)?;
         files.retain(|(name, _)| attached.iter().all(|(other, _)| other != name));
         files.extend(attached);
-        let polite = args.politeness.options();
         Ok(GuestPlan {
             guest: guest.clone(),
             disks,
             raw: args.raw || settings.raw,
             files,
-            freeze: FreezePlan {
-                domain,
-                agent: match settings.guest_agent {
-                    GuestAgent::Auto => AgentFreeze::Auto,
-                    GuestAgent::Always => AgentFreeze::On,
-                    GuestAgent::Never => AgentFreeze::Off,
-                },
-                pre_freeze: settings.pre_freeze.clone(),
-                pre_freeze_limit: settings.freeze_timeout,
-                post_thaw: settings.post_thaw.clone(),
-                ..FreezePlan::none(guest.as_str())
-            },
-            snapshots: SnapshotOptions {
-                size: args.snapshots.snapshot_size.or(settings.snapshot_size),
-                extend_at: match args.snapshots.no_extend {
-                    true => None,
-                    false => args.snapshots.extend.or(settings.extend),
-                },
-                live: args.snapshots.live || settings.live,
-                method: match args.snapshots.no_snapshot {
-                    true => Method::None,
-                    false => Method::Auto,
-                },
-                ..SnapshotOptions::default()
-            },
-            limits: LimitOptions {
-                kernel: polite.kernel && settings.kernel_limit,
-                idle: polite.idle && settings.idle,
-                backoff: match settings.backoff {
-                    true => polite.backoff,
-                    false => vbk::limit::pressure::Backoff::Off,
-                },
-                ..self.limits.clone()
-            },
+            freeze: freeze_plan(guest, settings, domain),
+            snapshots: self.snapshot_options(settings),
+            limits: self.limit_options(settings),
             hints: HintOptions {
                 hints: args.hints.change_hints.unwrap_or(settings.change_hints),
                 full_read_every: signed(settings.full_read_every),
@@ -271,6 +239,51 @@ impl Common<'_> {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             threads: (threads() / self.jobs).max(1),
         })
+    }
+
+    fn snapshot_options(&self, settings: &GuestSettings) -> SnapshotOptions {
+        let args = &self.args.snapshots;
+        SnapshotOptions {
+            size: args.snapshot_size.or(settings.snapshot_size),
+            extend_at: match args.no_extend {
+                true => None,
+                false => args.extend.or(settings.extend),
+            },
+            live: args.live || settings.live,
+            method: match args.no_snapshot {
+                true => Method::None,
+                false => Method::Auto,
+            },
+            ..SnapshotOptions::default()
+        }
+    }
+
+    fn limit_options(&self, settings: &GuestSettings) -> LimitOptions {
+        let polite = self.args.politeness.options();
+        LimitOptions {
+            kernel: polite.kernel && settings.kernel_limit,
+            idle: polite.idle && settings.idle,
+            backoff: match settings.backoff {
+                true => polite.backoff,
+                false => vbk::limit::pressure::Backoff::Off,
+            },
+            ..self.limits.clone()
+        }
+    }
+}
+
+fn freeze_plan(guest: &GuestName, settings: &GuestSettings, domain: Option<String>) -> FreezePlan {
+    FreezePlan {
+        domain,
+        agent: match settings.guest_agent {
+            GuestAgent::Auto => AgentFreeze::Auto,
+            GuestAgent::Always => AgentFreeze::On,
+            GuestAgent::Never => AgentFreeze::Off,
+        },
+        pre_freeze: settings.pre_freeze.clone(),
+        pre_freeze_limit: settings.freeze_timeout,
+        post_thaw: settings.post_thaw.clone(),
+        ..FreezePlan::none(guest.as_str())
     }
 }
 

@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_disk_hears_of_a_new_limit_once() {
+    fn each_disk_reloads_a_new_limit_once() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("config.toml");
         std::fs::write(

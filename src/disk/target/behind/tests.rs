@@ -38,7 +38,7 @@ fn other_bytes_behind_the_image_stay() {
 }
 
 #[test]
-fn what_the_tools_write_at_the_end_is_where_it_is_looked_for() {
+fn signatures_written_by_the_tools_are_found_at_the_end() {
     // mdadm's numbers for a device of 200 MiB and 12 KiB.
     let starts = |what: &str| {
         let found = spots(SIZE).into_iter().filter(|spot| spot.what == what);
@@ -52,7 +52,7 @@ fn what_the_tools_write_at_the_end_is_where_it_is_looked_for() {
 }
 
 #[test]
-fn a_tiny_device_is_no_surprise() {
+fn tiny_devices_cause_no_error() {
     for size in [0, 1, 511, 512, 513, 4096, 70_000, MIB + 1] {
         for end in [0, 1, size / 2, size] {
             wipe(&device(size), end, size).unwrap_or_else(|error| panic!("{size}, {end}: {error}"));

@@ -86,7 +86,7 @@ fn changed(old: &str, new: &str) -> Vec<(String, String)> {
 }
 
 #[test]
-fn what_a_plan_and_a_domain_do_not_share_is_named() {
+fn disks_missing_from_plan_or_domain_are_named() {
     assert_eq!(unplaced(XML, &plan()).expect("a domain"), Unplaced::default());
     let mut other = plan();
     other.disks.remove("vdc");
@@ -104,7 +104,7 @@ fn what_a_plan_and_a_domain_do_not_share_is_named() {
 }
 
 #[test]
-fn what_identifies_a_domain_is_replaced_and_all_else_stays_byte_for_byte() {
+fn identifiers_are_replaced_and_all_other_bytes_kept() {
     // The network disk's source is replaced as a whole, which takes two lines.
     let new = rewrite(XML, &plan()).expect("rewrites");
     let (old_rbd, new_rbd) = (
@@ -186,7 +186,7 @@ fn the_identity_of_a_domain_is_read() {
 }
 
 #[test]
-fn a_lost_server_keeps_its_identity_and_other_disks() {
+fn a_replacement_of_a_lost_server_keeps_identity_and_other_disks() {
     let same = RenamePlan {
         name: "web1".into(),
         disks: [("vda".to_owned(), "/dev/vg0/web1-root".into())].into(),
@@ -199,7 +199,7 @@ fn a_lost_server_keeps_its_identity_and_other_disks() {
 }
 
 #[test]
-fn a_second_server_never_gets_a_disk_of_the_first() {
+fn a_second_server_never_receives_a_disk_of_the_first() {
     let mut without = plan();
     without.disks.remove("vdc");
     let error = rewrite(XML, &without).expect_err("is refused");
@@ -213,7 +213,7 @@ fn a_second_server_never_gets_a_disk_of_the_first() {
 }
 
 #[test]
-fn an_nvram_in_the_newer_form_is_found_too() {
+fn nvram_in_the_newer_form_is_found_too() {
     let newer = XML.replace(
         "<nvram template='/usr/share/OVMF/OVMF_VARS_4M.fd'>/var/lib/libvirt/qemu/nvram/web1_VARS.fd</nvram>",
         "<nvram type='file'>\n<source file='/n/web1.fd'/>\n</nvram>",
@@ -236,7 +236,7 @@ fn an_nvram_in_the_newer_form_is_found_too() {
 }
 
 #[test]
-fn names_and_paths_can_not_break_out_of_their_place() {
+fn names_and_paths_are_escaped_in_the_xml() {
     let mut evil = plan();
     evil.name = "a</name><x>&".into();
     evil.disks
@@ -250,7 +250,7 @@ fn names_and_paths_can_not_break_out_of_their_place() {
 }
 
 #[test]
-fn what_is_no_domain_is_refused() {
+fn xml_that_is_not_a_domain_is_refused() {
     for bad in [
         "",
         "x",
@@ -290,7 +290,7 @@ fn new_identities_are_well_formed() {
 
 proptest::proptest! {
     #[test]
-    fn no_text_makes_it_panic(text in "(<|>|/|'|\"|=| |&|;|domain|name|devices|disk|source|dev|target|é|mac){0,40}") {
+    fn rename_never_panics_on_any_text(text in "(<|>|/|'|\"|=| |&|;|domain|name|devices|disk|source|dev|target|é|mac){0,40}") {
         let whole = format!("<domain><name>a</name><devices><disk>{text}</disk></devices></domain>");
         for xml in [&text, &whole] {
             let _ = identity(xml);

@@ -108,7 +108,7 @@ fn text_of(path: &Path) -> String {
 }
 
 #[test]
-fn the_file_is_as_prometheus_reads_it_and_as_it_was_read() {
+fn the_metrics_file_is_valid_prometheus_text_and_round_trips() {
     let (dir, path) = place();
     write(&path, &[("web1", good()), (ODD, bad())], Some(whole())).expect("works");
     assert_eq!(text_of(&path), GOLDEN);
@@ -123,7 +123,7 @@ fn the_file_is_as_prometheus_reads_it_and_as_it_was_read() {
 }
 
 #[test]
-fn other_guests_and_a_last_success_stay() {
+fn metrics_of_other_guests_and_the_last_success_are_kept() {
     let (_dir, path) = place();
     write(&path, &[("web1", good()), ("db1", good())], Some(whole())).expect("works");
     write(&path, &[("web1", bad())], None).expect("works");
@@ -142,7 +142,7 @@ fn other_guests_and_a_last_success_stay() {
 }
 
 #[test]
-fn guests_that_are_gone_are_left_out_unless_they_were_just_backed_up() {
+fn metrics_drop_removed_guests_unless_just_backed_up() {
     let (_dir, path) = place();
     write(&path, &[("web1", good()), ("old", good())], None).expect("works");
     let mut metrics = Metrics::at(&path).expect("works");
@@ -156,7 +156,7 @@ fn guests_that_are_gone_are_left_out_unless_they_were_just_backed_up() {
 }
 
 #[test]
-fn a_damaged_file_is_put_aside_and_begun_anew() {
+fn a_damaged_metrics_file_is_set_aside_and_a_new_one_started() {
     let cut = &GOLDEN[..GOLDEN.len() / 2];
     let twice = format!("{GOLDEN}vbk_run_guests 2\n");
     let cases: [&[u8]; 6] = [
@@ -178,7 +178,7 @@ fn a_damaged_file_is_put_aside_and_begun_anew() {
 }
 
 #[test]
-fn what_can_not_be_written_is_told_before_the_run() {
+fn an_unwritable_metrics_file_is_reported_before_the_run() {
     let (dir, _) = place();
     for path in [
         dir.path().join("no/vbk.prom"),
@@ -190,7 +190,7 @@ fn what_can_not_be_written_is_told_before_the_run() {
 }
 
 #[test]
-fn what_somebody_put_in_the_place_of_the_temporary_file_is_not_written_to() {
+fn a_foreign_file_at_the_temporary_name_is_not_written_to() {
     let (dir, path) = place();
     let (temporary, other) = (dir.path().join(".vbk.prom.tmp"), dir.path().join("other"));
     std::fs::write(&other, "text").expect("writes");
@@ -206,7 +206,7 @@ fn what_somebody_put_in_the_place_of_the_temporary_file_is_not_written_to() {
 }
 
 #[test]
-fn ten_thousand_guests_are_written_a_few_times_only() {
+fn metrics_of_ten_thousand_guests_are_written_only_a_few_times() {
     let (_dir, path) = place();
     let begun = Instant::now();
     let runs: Vec<(String, GuestRun)> = (0..10_000).map(|guest| (format!("guest-{guest}"), good())).collect();
@@ -219,7 +219,7 @@ fn ten_thousand_guests_are_written_a_few_times_only() {
 }
 
 #[test]
-fn runs_at_the_same_time_keep_each_others_guests() {
+fn concurrent_runs_keep_the_metrics_of_each_other() {
     let (_dir, path) = place();
     std::thread::scope(|scope| {
         for guest in 0..8 {
