@@ -180,7 +180,7 @@ mod tests {
     use vbk::snapshot::SnapshotOptions;
 
     use super::*;
-    use crate::pruning::MAX_UNUSED;
+    use vbk_repo::store::PruneOptions;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -208,7 +208,7 @@ mod tests {
         }
         let prune = help("prune");
         assert!(
-            prune.contains(&format!("[default: {}]", percent(MAX_UNUSED))),
+            prune.contains(&format!("[default: {}]", percent(PruneOptions::MAX_UNUSED))),
             "{prune}"
         );
         let config = ConfigCommand::augment_subcommands(clap::Command::new("config"));

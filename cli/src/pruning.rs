@@ -5,14 +5,11 @@ use std::time::Instant;
 
 use serde::Serialize;
 use vbk_repo::repository::Manager;
-use vbk_repo::store::{Swept, Thrift};
+use vbk_repo::store::{PruneOptions, Swept};
 
 use crate::context::{Context, threads};
 use crate::exit::{Outcome, Result};
 use crate::terminal::units;
-
-/// Default limit for unused data that may stay, as a share of the used data.
-pub const MAX_UNUSED: f64 = 0.05;
 
 #[derive(Serialize)]
 struct Report<'a, T: Serialize> {
@@ -32,13 +29,13 @@ struct Report<'a, T: Serialize> {
 /// Prunes with an open writer and prints the result; `forgotten` is added to the JSON.
 pub fn prune<T: Serialize>(
     context: &Context<'_>,
-    writer: &Manager,
-    thrift: Thrift,
+    writer: &mut Manager,
+    options: PruneOptions,
     cancel: &AtomicBool,
     forgotten: Option<&T>,
 ) -> Result<Outcome> {
     let clock = Instant::now();
-    let pruned = writer.prune(thrift, threads(), cancel, &|_| {})?;
+    let pruned = writer.prune(options, threads(), cancel, &|_| {})?;
     let swept = pruned.swept;
     let freed = pruned.used_before_bytes.saturating_sub(pruned.used_after_bytes);
     let left = swept.unused_bytes - swept.removed_bytes;
@@ -48,7 +45,7 @@ pub fn prune<T: Serialize>(
         units::size(swept.removed_bytes),
         units::size(swept.live_bytes + swept.unused_bytes),
     );
-    if thrift.dry_run {
+    if options.dry_run {
         context.say(format_args!(
             "{removed} would be removed; {} unused would stay",
             units::size(left)
@@ -67,7 +64,7 @@ pub fn prune<T: Serialize>(
         }
     }
     context.json_result(&Report {
-        dry_run: thrift.dry_run,
+        dry_run: options.dry_run,
         backups: pruned.backups,
         swept,
         used_before_bytes: pruned.used_before_bytes,

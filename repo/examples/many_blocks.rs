@@ -14,7 +14,7 @@ use vbk_repo::block::{BlockIndex, BlockSize};
 use vbk_repo::codec::{Compression, Sealer};
 use vbk_repo::manifest::Slot;
 use vbk_repo::repository::{CreateOptions, Manager, Repository};
-use vbk_repo::store::Thrift;
+use vbk_repo::store::PruneOptions;
 use vbk_repo::writer::ImageWriter;
 
 const RUN: u64 = 1024;
@@ -37,11 +37,11 @@ fn main() -> Result<()> {
     std::fs::write("/proc/self/clear_refs", "5")?;
     let memory_before = memory_mib();
     let clock = Instant::now();
-    let thrift = Thrift {
+    let options = PruneOptions {
         max_unused: 0.0,
         dry_run: false,
     };
-    let pruned = writer.prune(thrift, threads, &AtomicBool::new(false), &|_| ())?;
+    let pruned = writer.prune(options, threads, &AtomicBool::new(false), &|_| ())?;
     let took = clock.elapsed();
     assert!(pruned.swept.live_blocks >= blocks / 2, "all that is used is kept");
     assert!(

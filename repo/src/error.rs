@@ -1,6 +1,7 @@
 //! Errors of a repository, and the coarse kind of each, by which a caller decides how to react.
 
 use crate::id::{BlockId, NodeId};
+use crate::text::size;
 use std::path::PathBuf;
 
 /// Shorthand for results of this crate.
@@ -236,9 +237,9 @@ pub enum Error {
     },
     /// The file system has less free space than the reserve.
     #[error(
-        "the file system of repository {path} is nearly full: {} MiB free, less than the reserve of {} MiB",
-        .free_bytes >> 20,
-        .reserve_bytes >> 20
+        "the file system of repository {path} is nearly full: {} free, less than the reserve of {}",
+        size(*.free_bytes),
+        size(*.reserve_bytes)
     )]
     NearlyFull {
         /// The directory.
@@ -441,5 +442,21 @@ impl Error {
     pub fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { doing, path, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn little_free_space_is_given_in_a_unit_that_shows_it() {
+        let error = Error::NearlyFull {
+            path: "/srv/vbk".into(),
+            free_bytes: 512 << 10,
+            reserve_bytes: 1 << 30,
+        };
+        let text = error.to_string();
+        assert!(text.contains("512 KiB free, less than the reserve of 1 GiB"), "{text}");
     }
 }

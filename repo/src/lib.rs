@@ -78,6 +78,7 @@ pub mod stats;
 pub mod store;
 #[cfg(test)]
 mod tests;
+pub mod text;
 pub mod verify;
 pub mod writer;
 

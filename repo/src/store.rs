@@ -179,11 +179,16 @@ pub struct Swept {
 
 /// Extent of [`StoreManager::retain`].
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Thrift {
+pub struct PruneOptions {
     /// Share of unused bytes that may stay, of the live bytes.
     pub max_unused: f64,
     /// Only counts what would be removed.
     pub dry_run: bool,
+}
+
+impl PruneOptions {
+    /// The usual `max_unused`: less is seldom worth the bytes that must be moved for it.
+    pub const MAX_UNUSED: f64 = 0.05;
 }
 
 /// The way to a store: how long it takes to answer.
@@ -308,7 +313,7 @@ pub trait StoreManager: StoreWriter {
     /// Removes blocks and nodes that are not in `live`, and frees their space. `live` must have been marked in this state of
     /// the store: after a barrier, with nothing put since. An error of `step`, a crash or loss of power at any moment does no
     /// harm; the next call continues. `step` gets the number of bytes removed so far, each time that space was freed.
-    fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept>;
+    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept>;
 }
 
 /// Answer to a put after a failed one.

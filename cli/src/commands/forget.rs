@@ -9,13 +9,13 @@ use vbk_repo::backup::Entry;
 use vbk_repo::catalogue::{BackupSpec, CLOCK_SLACK, Catalogue};
 use vbk_repo::name::GuestName;
 use vbk_repo::state::{States, note_of};
-use vbk_repo::store::Thrift;
+use vbk_repo::store::PruneOptions;
 
 use crate::args::{ForgetArgs, ProtectArgs};
 use crate::config::Keep;
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
-use crate::pruning::{MAX_UNUSED, prune};
+use crate::pruning::prune;
 use crate::signals;
 use crate::terminal::table::{Align, Table};
 use crate::terminal::units;
@@ -47,7 +47,7 @@ pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
         return Ok(judged.outcome());
     }
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
-    let writer = context.manager(&format!("forget {}", args.what.join(" ")), args.no_wait, &cancel)?;
+    let mut writer = context.manager(&format!("forget {}", args.what.join(" ")), args.no_wait, &cancel)?;
     let judged = judge(&writer.catalogue()?, &writer.states()?, args, &policies, &zone)?;
     let forgotten: Vec<String> = judged
         .verdicts
@@ -66,11 +66,11 @@ pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
         context.json_result(&judged.verdicts)?;
         return Ok(judged.outcome());
     }
-    let thrift = Thrift {
-        max_unused: MAX_UNUSED,
+    let options = PruneOptions {
+        max_unused: PruneOptions::MAX_UNUSED,
         dry_run: false,
     };
-    match prune(context, &writer, thrift, &cancel, Some(&judged.verdicts))? {
+    match prune(context, &mut writer, options, &cancel, Some(&judged.verdicts))? {
         Outcome::Done => Ok(judged.outcome()),
         outcome => Ok(outcome),
     }

@@ -1,6 +1,6 @@
 //! `vbk prune`
 
-use vbk_repo::store::Thrift;
+use vbk_repo::store::PruneOptions;
 
 use crate::args::PruneArgs;
 use crate::context::Context;
@@ -11,10 +11,10 @@ use crate::signals;
 /// Removes blocks that no backup needs.
 pub fn run(context: &Context<'_>, args: &PruneArgs) -> Result<Outcome> {
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
-    let writer = context.manager("prune", args.no_wait, &cancel)?;
-    let thrift = Thrift {
+    let mut writer = context.manager("prune", args.no_wait, &cancel)?;
+    let options = PruneOptions {
         max_unused: args.max_unused,
         dry_run: args.dry_run,
     };
-    prune(context, &writer, thrift, &cancel, None::<&()>)
+    prune(context, &mut writer, options, &cancel, None::<&()>)
 }

@@ -9,7 +9,7 @@ use crate::reader::{ImageReader, ReadResources};
 use crate::repair::Repair;
 use crate::slots::SlotReader;
 use crate::store::memory::MemoryStore;
-use crate::store::{Record, StoreManager, StoreReader, StoreWriter, Thrift};
+use crate::store::{PruneOptions, Record, StoreManager, StoreReader, StoreWriter};
 use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image};
 use crate::verify::{Scope, VerifyReport, verify};
 
@@ -123,11 +123,11 @@ fn a_file_survives_a_prune_after_another_backup_was_forgotten() {
         2,
         &AtomicBool::new(false),
     );
-    let thrift = Thrift {
+    let options = PruneOptions {
         max_unused: 0.0,
         dry_run: false,
     };
-    let swept = store.retain(&live.expect("marks"), thrift, &mut |_| Ok(()));
+    let swept = store.retain(&live.expect("marks"), options, &mut |_| Ok(()));
     assert!(swept.expect("sweeps").removed_blocks > 0);
     assert_eq!(read_file(&store, &second).expect("reads"), new);
     assert_eq!(check(&store, &[second]).damage, []);

@@ -11,7 +11,7 @@ use crate::slots::SlotReader;
 use crate::store::StoreManager;
 use crate::store::encrypted::{Encrypted, roots_below};
 use crate::store::memory::MemoryStore;
-use crate::store::{Record, StoreWriter, Thrift};
+use crate::store::{PruneOptions, Record, StoreWriter};
 use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image, store_image_after};
 
 static CANCEL: AtomicBool = AtomicBool::new(false);
@@ -43,11 +43,11 @@ fn what_backups_name_is_live_and_the_rest_is_swept() {
         .expect("forgets");
     let live = marked(&store).expect("marks");
     assert!(live.nodes() < all.nodes());
-    let thrift = Thrift {
+    let options = PruneOptions {
         max_unused: 0.0,
         dry_run: false,
     };
-    let swept = store.retain(&live, thrift, &mut |_| Ok(())).expect("sweeps");
+    let swept = store.retain(&live, options, &mut |_| Ok(())).expect("sweeps");
     assert!(swept.removed_blocks > 0 && swept.live_blocks > 0, "{swept:?}");
     let slots = SlotReader::open(&store, image.manifest)
         .expect("opens")
@@ -57,7 +57,7 @@ fn what_backups_name_is_live_and_the_rest_is_swept() {
     assert!(store.locate(&ids).expect("locates").iter().all(Option::is_some));
     assert_eq!(
         store
-            .retain(&live, thrift, &mut |_| Ok(()))
+            .retain(&live, options, &mut |_| Ok(()))
             .expect("sweeps")
             .removed_blocks,
         0

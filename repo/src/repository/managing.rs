@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::mark::mark;
 use crate::standing::Standing;
 use crate::state::{self, State, States};
-use crate::store::{Identity, Note, StoreManager, Swept, Thrift};
+use crate::store::{Identity, Note, PruneOptions, StoreManager, Swept};
 
 /// Removed bytes after which a prune shows readers its progress, and releases the view before. Fewer where less is free.
 const PUBLISH_BYTES: u64 = 2 << 30;
@@ -90,7 +90,7 @@ impl Manager {
     /// is borrowed alone: a backup would count on blocks that are about to be removed.
     pub fn prune(
         &mut self,
-        thrift: Thrift,
+        options: PruneOptions,
         threads: usize,
         cancel: &AtomicBool,
         progress: &dyn Fn(u64),
@@ -104,7 +104,7 @@ impl Manager {
         let marked = started.elapsed();
         let used_before_bytes = keeper.room()?.used_bytes;
         let mut published_bytes = 0;
-        let swept = self.store.retain(&live, thrift, &mut |removed_bytes| {
+        let swept = self.store.retain(&live, options, &mut |removed_bytes| {
             progress(removed_bytes);
             // The view before keeps all that was removed since on the disk.
             if removed_bytes - published_bytes >= PUBLISH_BYTES.min(keeper.room()?.free_bytes) {
@@ -116,7 +116,7 @@ impl Manager {
                 false => Ok(()),
             }
         });
-        if !thrift.dry_run {
+        if !options.dry_run {
             keeper.publish()?;
         }
         Ok(Pruned {

@@ -13,8 +13,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::{
-    Distance, Identity, Listing, Live, Located, Note, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept,
-    Thrift, Wanted,
+    Distance, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
+    Stored, Swept, Wanted,
 };
 use crate::block::Hashing;
 use crate::codec::Sealed;
@@ -208,8 +208,8 @@ impl<S: StoreManager + ?Sized> StoreManager for Checked<S> {
         self.0.pardon(ids)
     }
 
-    fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
-        self.0.retain(live, thrift, step)
+    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+        self.0.retain(live, options, step)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Live, Note, Record, StoreManager, Swept, Thrift, Wanted};
+use super::{Live, Note, PruneOptions, Record, StoreManager, Swept, Wanted};
 use crate::block::{BlockSize, PAGE_BYTES};
 use crate::codec::{Compression, Header, Sealed, Sealer};
 use crate::error::{Error, ErrorKind};
@@ -271,8 +271,8 @@ fn half_live(store: &dyn StoreManager) -> (Vec<Sealed>, Live) {
 }
 
 fn retain(store: &dyn StoreManager, live: &Live, max_unused: f64, dry_run: bool) -> Swept {
-    let thrift = Thrift { max_unused, dry_run };
-    store.retain(live, thrift, &mut |_| Ok(())).expect("sweeps")
+    let options = PruneOptions { max_unused, dry_run };
+    store.retain(live, options, &mut |_| Ok(())).expect("sweeps")
 }
 
 fn retain_removes_what_is_not_live_and_nothing_else(store: &dyn StoreManager) {

@@ -10,8 +10,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::{
-    Distance, Identity, Listing, Live, Located, Note, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept,
-    Thrift, Wanted, failed_before,
+    Distance, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
+    Stored, Swept, Wanted, failed_before,
 };
 use crate::codec::Sealed;
 use crate::error::Result;
@@ -275,10 +275,10 @@ impl<S: StoreManager + 'static> StoreManager for Delayed<S> {
         self.store.pardon(ids)
     }
 
-    fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
         self.drain()?;
         self.wait();
-        self.store.retain(live, thrift, step)
+        self.store.retain(live, options, step)
     }
 }
 

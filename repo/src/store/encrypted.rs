@@ -42,8 +42,8 @@ mod set;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::{
-    Distance, Identity, Listing, Live, Located, Note, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept,
-    Thrift, Wanted,
+    Distance, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
+    Stored, Swept, Wanted,
 };
 use crate::backup::Backup;
 use crate::block::{Hashing, keyed_hash};
@@ -414,8 +414,8 @@ impl<S: StoreManager + ?Sized> StoreManager for Encrypted<S> {
         self.store.pardon(ids)
     }
 
-    fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
-        self.store.retain(live, thrift, step)
+    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+        self.store.retain(live, options, step)
     }
 }
 

@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{
-    Identity, Live, Located, Note, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept, Thrift, Wanted,
+    Identity, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept, Wanted,
     failed_before,
 };
 use crate::block::Hashing;
@@ -236,16 +236,16 @@ impl StoreManager for FaultyStore {
         self.inner.pardon(ids)
     }
 
-    fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
         let refused = self.barrier();
         if let Err(error) = refused {
             if !self.is_broken() {
                 // Ends the sweep after its first step, by an answer of the callback that the caller does not see.
-                let _ = self.inner.retain(live, thrift, &mut |_| Err(Error::Interrupted));
+                let _ = self.inner.retain(live, options, &mut |_| Err(Error::Interrupted));
             }
             return Err(error);
         }
-        self.inner.retain(live, thrift, step)
+        self.inner.retain(live, options, step)
     }
 }
 
@@ -258,7 +258,7 @@ mod tests {
 
     type Call = (&'static str, fn(&FaultyStore) -> Result<()>);
 
-    const ALL: Thrift = Thrift {
+    const ALL: PruneOptions = PruneOptions {
         max_unused: 0.0,
         dry_run: false,
     };

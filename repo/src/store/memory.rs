@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{
-    Identity, Live, Located, Note, Place, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept, Thrift, Wanted,
+    Identity, Live, Located, Note, Place, PruneOptions, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept,
+    Wanted,
 };
 use crate::block::BlockSize;
 use crate::codec::Sealed;
@@ -229,7 +230,7 @@ impl StoreManager for MemoryStore {
         Ok(())
     }
 
-    fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
         let mut swept = Swept::default();
         let mut inner = self.lock();
         let mut unused = Vec::new();
@@ -244,7 +245,7 @@ impl StoreManager for MemoryStore {
                 unused.push(*id);
             }
         }
-        if swept.unused_bytes as f64 > swept.live_bytes as f64 * thrift.max_unused {
+        if swept.unused_bytes as f64 > swept.live_bytes as f64 * options.max_unused {
             swept.removed_blocks = swept.unused_blocks;
             swept.removed_bytes = swept.unused_bytes;
         } else {
@@ -252,7 +253,7 @@ impl StoreManager for MemoryStore {
         }
         let nodes = inner.nodes.len();
         swept.removed_nodes = (nodes - inner.nodes.keys().filter(|id| live.has_node(id)).count()) as u64;
-        if !thrift.dry_run {
+        if !options.dry_run {
             for id in unused {
                 inner.blocks.remove(&id);
             }

@@ -68,7 +68,7 @@ pub use self::reader::RocksReader;
 use self::reader::{CONDEMNED, damaged, failed, get_each, is_damage};
 use self::rows::{IndexRow, part_key};
 use super::{
-    Identity, Live, Located, Note, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept, Thrift, Wanted,
+    Identity, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept, Wanted,
     failed_before,
 };
 use crate::codec::Sealed;
@@ -461,9 +461,9 @@ impl StoreManager for RocksStore {
         Ok(())
     }
 
-    fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
         let _one = self.barrier.lock().unwrap_or_else(PoisonError::into_inner);
-        sweep::sweep(self, live, thrift, step)
+        sweep::sweep(self, live, options, step)
     }
 }
 

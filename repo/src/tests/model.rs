@@ -27,7 +27,7 @@ use crate::mark::mark;
 use crate::reader::{ImageReader, ReadResources};
 use crate::state::{State, States, note_of};
 use crate::store::faulty::{Calls, Fault, FaultyStore};
-use crate::store::{StoreManager, StoreReader, Swept, Thrift};
+use crate::store::{PruneOptions, StoreManager, StoreReader, Swept};
 use crate::verify::{Scope, verify};
 
 static CANCEL: AtomicBool = AtomicBool::new(false);
@@ -235,14 +235,14 @@ impl<H: Home> Bench<H> {
         let live = mark(&*store, &Catalogue::load(&*store)?, 2, &CANCEL)?;
         let named = ids_of(&*store, &self.backups);
         assert!(named.is_subset(&self.blocks.sure), "the model itself is wrong");
-        let thrift = |dry_run| Thrift { max_unused, dry_run };
-        let would = store.retain(&live, thrift(true), &mut |_| Ok(()))?;
+        let options = |dry_run| PruneOptions { max_unused, dry_run };
+        let would = store.retain(&live, options(true), &mut |_| Ok(()))?;
         self.blocks.loosen(|id| named.contains(id));
         // The store may or may not still count a removed block as damaged.
         self.condemned.loosen(|id| named.contains(id));
         let mut calls = 0;
         let mut told = 0;
-        let result = store.retain(&live, thrift(false), &mut |removed_bytes| {
+        let result = store.retain(&live, options(false), &mut |removed_bytes| {
             assert!(removed_bytes >= told, "what was removed grows");
             told = removed_bytes;
             if view {

@@ -190,10 +190,18 @@ fn a_backup_of_an_unchanged_disk_repairs_its_damaged_delta() {
     days.change(|number, _| number == 5);
     days.back_up();
     let damaged = days.last.expect("is backed up");
-    let names = SlotReader::open(&*days.store, damaged).expect("opens").manifest().segment(0);
+    let names = SlotReader::open(&*days.store, damaged)
+        .expect("opens")
+        .manifest()
+        .segment(0);
     let delta = names.expect("is whole").delta;
     days.store.put_nodes(vec![(delta, b"damaged".to_vec())]).expect("puts");
-    assert!(SlotReader::open(&*days.store, damaged).expect("opens").segment(0).is_err());
+    assert!(
+        SlotReader::open(&*days.store, damaged)
+            .expect("opens")
+            .segment(0)
+            .is_err()
+    );
     days.back_up();
     assert_eq!(days.last, Some(damaged));
     days.assert_read_back();

@@ -3,7 +3,7 @@ use std::ops::Range;
 use proptest::prelude::*;
 use vbk_repo::id::BackupId;
 use vbk_repo::slots::SlotReader;
-use vbk_repo::store::{Live, Thrift};
+use vbk_repo::store::{Live, PruneOptions};
 
 use super::*;
 use crate::hints::{Collector, Unchanged, audit};
@@ -241,11 +241,11 @@ fn blocks_that_are_condemned_or_gone_are_read() {
     {
         let writer = fixture.repository.manager("test", &mut |_| true).expect("locks");
         let live = Live::of(&[], &nodes);
-        let thrift = Thrift {
+        let options = PruneOptions {
             max_unused: 0.0,
             dry_run: false,
         };
-        let swept = writer.store().retain(&live, thrift, &mut |_| Ok(())).expect("removes");
+        let swept = writer.store().retain(&live, options, &mut |_| Ok(())).expect("removes");
         assert!(swept.removed_blocks >= 200, "{swept:?}");
     }
     let (third, _) = fixture.hinted(hint(second.entry.id, all(size, BlockSize::MIN), 100));

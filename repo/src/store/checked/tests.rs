@@ -125,8 +125,8 @@ impl StoreManager for Short {
         self.0.pardon(ids)
     }
 
-    fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
-        self.0.retain(live, thrift, step)
+    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+        self.0.retain(live, options, step)
     }
 }
 

@@ -35,7 +35,7 @@ use super::rows::part_key;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::NodeId;
 use crate::store::places::Places;
-use crate::store::{Live, Place, StoreManager, StoreReader, Swept, Thrift};
+use crate::store::{Live, Place, PruneOptions, StoreManager, StoreReader, Swept};
 
 /// Plain bytes of a window.
 const WINDOW_BYTES: u64 = 2 << 30;
@@ -61,7 +61,7 @@ struct Window {
 pub(super) fn sweep(
     store: &RocksStore,
     live: &Live,
-    thrift: Thrift,
+    options: PruneOptions,
     step: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Swept> {
     if !store.pending().is_empty() {
@@ -72,13 +72,13 @@ pub(super) fn sweep(
         });
     }
     let window_blocks = WINDOW_BYTES / u64::from(store.identity()?.block_size);
-    sweep_windows(store, live, thrift, window_blocks, step)
+    sweep_windows(store, live, options, window_blocks, step)
 }
 
 fn sweep_windows(
     store: &RocksStore,
     live: &Live,
-    thrift: Thrift,
+    options: PruneOptions,
     window_blocks: u64,
     step: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Swept> {
@@ -91,7 +91,7 @@ fn sweep_windows(
         swept: Swept::default(),
     };
     let mut windows = sweep.count()?;
-    let mut chosen = choose(&windows, sweep.swept.live_bytes, thrift.max_unused);
+    let mut chosen = choose(&windows, sweep.swept.live_bytes, options.max_unused);
     sweep.begun = sweep.left_over()?;
     for &number in &sweep.begun {
         windows.entry(number).or_default();
@@ -99,7 +99,7 @@ fn sweep_windows(
             chosen.push(number);
         }
     }
-    if thrift.dry_run {
+    if options.dry_run {
         for number in &chosen {
             sweep.swept.removed_blocks += windows[number].unused_blocks;
             sweep.swept.removed_bytes += windows[number].unused_bytes;

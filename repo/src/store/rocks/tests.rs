@@ -134,8 +134,8 @@ impl StoreManager for Owned {
         self.0.store().pardon(ids)
     }
 
-    fn retain(&self, live: &Live, thrift: Thrift, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
-        self.0.store().retain(live, thrift, step)
+    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+        self.0.store().retain(live, options, step)
     }
 }
 
@@ -342,12 +342,12 @@ fn a_node_whose_bytes_changed_is_stored_again() {
 fn a_prune_between_a_put_and_its_barrier_is_refused() {
     let fixture = Fixture::new();
     let store = fixture.store();
-    let thrift = Thrift {
+    let options = PruneOptions {
         max_unused: 0.0,
         dry_run: false,
     };
     store.put(vec![block(1)]).expect("puts");
-    let refused = store.retain(&Live::of(&[], &[]), thrift, &mut |_| Ok(()));
+    let refused = store.retain(&Live::of(&[], &[]), options, &mut |_| Ok(()));
     assert_eq!(refused.map_err(|error| error.kind()), Err(ErrorKind::Internal));
     store.flush().expect("flushes");
     assert!(store.get(&[wanted(&block(1))])[0].is_ok());
@@ -426,11 +426,11 @@ fn nothing_is_logged_while_a_view_is_made() {
         ("condemn", &|| store.condemn(&[sealed.id])),
         ("pardon", &|| store.pardon(&[sealed.id])),
         ("retain", &|| {
-            let thrift = Thrift {
+            let options = PruneOptions {
                 max_unused: 0.0,
                 dry_run: false,
             };
-            store.retain(&Live::of(&[], &[]), thrift, &mut |_| Ok(())).map(drop)
+            store.retain(&Live::of(&[], &[]), options, &mut |_| Ok(())).map(drop)
         }),
     ];
     for (name, write) in log {
@@ -461,12 +461,12 @@ fn a_sweep_makes_views_between_its_steps() {
     let store = fixture.store();
     store.put(vec![block(1)]).expect("puts");
     store.flush().expect("flushes");
-    let thrift = Thrift {
+    let options = PruneOptions {
         max_unused: 0.0,
         dry_run: false,
     };
     let mut views = 0;
-    let swept = store.retain(&Live::of(&[], &[]), thrift, &mut |_| {
+    let swept = store.retain(&Live::of(&[], &[]), options, &mut |_| {
         views += 1;
         store.checkpoint(&fixture.directory.path().join(format!("view{views}")))
     });

@@ -7,7 +7,7 @@ use crate::codec::{Compression, Sealed, Sealer};
 use crate::store::{StoreReader, StoreWriter};
 
 const WINDOW: u64 = 100;
-const ALL: Thrift = Thrift {
+const ALL: PruneOptions = PruneOptions {
     max_unused: 0.0,
     dry_run: false,
 };
@@ -51,8 +51,8 @@ fn blob_bytes(fixture: &Fixture) -> u64 {
         .sum()
 }
 
-fn run(fixture: &Fixture, live: &Live, thrift: Thrift) -> Swept {
-    sweep_windows(fixture.store(), live, thrift, WINDOW, &mut |_| Ok(())).expect("sweeps")
+fn run(fixture: &Fixture, live: &Live, options: PruneOptions) -> Swept {
+    sweep_windows(fixture.store(), live, options, WINDOW, &mut |_| Ok(())).expect("sweeps")
 }
 
 fn assert_just_live(fixture: &Fixture, blocks: &[Sealed], live: &Live) {
@@ -83,11 +83,11 @@ fn space_comes_back_at_once() {
 fn what_is_worth_little_is_left_alone() {
     // Window 0 has no live blocks, window 1 has one unused block of 100, the others none.
     let (fixture, blocks, live) = filled(|n| n >= WINDOW && n != WINDOW + 7);
-    let thrift = Thrift {
+    let options = PruneOptions {
         max_unused: 0.01,
         dry_run: false,
     };
-    let swept = run(&fixture, &live, thrift);
+    let swept = run(&fixture, &live, options);
     assert_eq!((swept.unused_blocks, swept.removed_blocks), (101, 100));
     let kept = fixture.store().get(&[wanted(&blocks[WINDOW as usize + 7])]).remove(0);
     assert!(kept.is_ok(), "an unused block that stays is whole");
