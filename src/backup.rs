@@ -21,10 +21,11 @@ mod previous;
 mod walk;
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use vbk_repo::ErrorKind;
 use vbk_repo::backup::{Backup, Entry, Image, RECORD_FORMAT};
 use vbk_repo::block::{BlockHashes, BlockIndex, BlockSize, Hashing, is_zero};
@@ -272,7 +273,7 @@ impl<'a> DiskCopy<'a> {
             self.in_workers(Self::work)?;
             Ok(wrong)
         });
-        let counts = *lock(&self.counts);
+        let counts = *self.counts.lock();
         let done = read.and_then(|wrong| {
             self.source.check_unchanged()?;
             Ok((self.slots.finish()?, wrong))
@@ -326,7 +327,7 @@ impl<'a> DiskCopy<'a> {
     }
 
     fn count(&self, counts: Counts) {
-        *lock(&self.counts) += counts;
+        *self.counts.lock() += counts;
         self.job.observer.event(Event::Done(counts));
     }
 
@@ -405,7 +406,7 @@ impl<'a> DiskCopy<'a> {
 
     fn barrier_if_due(&self, new_bytes: u64) -> Result<()> {
         {
-            let mut barrier = lock(&self.job.barrier);
+            let mut barrier = self.job.barrier.lock();
             barrier.new_bytes += new_bytes;
             let due = barrier.new_bytes >= BARRIER_BYTES || barrier.last.elapsed() >= BARRIER_INTERVAL;
             if !due || barrier.new_bytes == 0 {
@@ -435,10 +436,6 @@ impl<'a> Worker<'a> {
             stop,
         })
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

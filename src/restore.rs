@@ -6,9 +6,10 @@ mod watch;
 
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use vbk_repo::block::BlockIndex;
 use vbk_repo::manifest::SEGMENT_SLOTS;
 use vbk_repo::pool;
@@ -253,7 +254,7 @@ impl DiskWrite<'_> {
 
     /// Takes the next block, or the next zero blocks of one segment.
     fn claim(&self) -> Result<Option<Claim>> {
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.next.lock();
         let count = self.image.block_size().blocks_in(self.image.size_bytes());
         let first = BlockIndex(*next);
         if first.0 >= count {

@@ -1,9 +1,8 @@
 //! Checks the limits of the system that the store needs. RocksDB ends the whole process without a useful message when it
 //! can't start a thread, so they are checked first.
 
-use std::sync::{Mutex, PoisonError};
-
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+use parking_lot::Mutex;
 
 use crate::context::threads;
 use crate::exit::{Error, Result};
@@ -40,7 +39,7 @@ pub fn check() -> Result<()> {
 /// Starts as many threads as will be needed at once, and ends them.
 fn start_threads(count: usize) -> Result<()> {
     let gate = Mutex::new(());
-    let closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
+    let closed = gate.lock();
     std::thread::scope(|scope| {
         let mut started = Ok(());
         for number in 0..count {

@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -12,6 +12,7 @@ use fuser::{
     LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
     ReplyStatfs, Request,
 };
+use parking_lot::Mutex;
 use vbk_repo::Error;
 use vbk_repo::ErrorKind;
 
@@ -207,7 +208,7 @@ impl Filesystem for Adapter {
         match self.tree.list(ino.0) {
             Ok(names) => {
                 let handle = self.next_listing.fetch_add(1, Ordering::Relaxed);
-                let mut listings = self.listings.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut listings = self.listings.lock();
                 listings.insert(handle, Arc::new(names));
                 reply.opened(FileHandle(handle), FopenFlags::empty());
             }
@@ -217,7 +218,7 @@ impl Filesystem for Adapter {
 
     fn readdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let listing = {
-            let listings = self.listings.lock().unwrap_or_else(PoisonError::into_inner);
+            let listings = self.listings.lock();
             listings.get(&fh.0).cloned().unwrap_or_default()
         };
         let dots = [".", ".."].map(|name| (ino, FileType::Directory, name));
@@ -234,7 +235,7 @@ impl Filesystem for Adapter {
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        let mut listings = self.listings.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut listings = self.listings.lock();
         listings.remove(&fh.0);
         reply.ok();
     }

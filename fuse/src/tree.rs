@@ -12,10 +12,11 @@
 //! An open file keeps the view in which it was opened.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use jiff::Timestamp;
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use quick_cache::sync::Cache;
 use vbk_repo::Error;
 use vbk_repo::ErrorKind;
@@ -155,12 +156,12 @@ impl ImageFs {
         if newest.is_none_or(|newest| newest == self.state().view.number()) {
             return Ok(());
         }
-        let _one = self.refreshing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self.refreshing.lock();
         if newest == Some(self.state().view.number()) {
             return Ok(());
         }
         let state = Arc::new(State::load(self.repository.view()?, self.only)?);
-        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+        *self.state.write() = state;
         Ok(())
     }
 
@@ -185,7 +186,7 @@ impl ImageFs {
         match self.attributes_of(&self.state(), &node) {
             // The backup was forgotten while a program reads it: an open file stays unchanged.
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                let files = self.open.read().unwrap_or_else(PoisonError::into_inner);
+                let files = self.open.read();
                 let mut open = files.values().filter(|file| file.attributes.number == number);
                 open.next().map(|file| file.attributes.clone()).ok_or(error)
             }
@@ -268,7 +269,7 @@ impl ImageFs {
             reported: Mutex::default(),
         };
         let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        let mut files = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        let mut files = self.open.write();
         files.insert(handle, Arc::new(open));
         Ok(handle)
     }
@@ -298,7 +299,7 @@ impl ImageFs {
 
     /// Closes an open file.
     pub(crate) fn close_file(&self, handle: u64) {
-        let mut files = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        let mut files = self.open.write();
         let closed = files.remove(&handle);
         // This may free a whole view, so not under the lock.
         drop(files);
@@ -349,11 +350,11 @@ impl ImageFs {
     }
 
     fn state(&self) -> Arc<State> {
-        Arc::clone(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.state.read())
     }
 
     fn opened(&self, handle: u64) -> Result<Arc<OpenFile>> {
-        let files = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let files = self.open.read();
         files.get(&handle).cloned().ok_or_else(|| not_found("open file"))
     }
 
@@ -404,7 +405,7 @@ impl ImageFs {
     }
 
     fn numbers(&self) -> MutexGuard<'_, Numbers> {
-        self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.numbers.lock()
     }
 
     fn node(&self, number: u64) -> Result<Node> {

@@ -7,8 +7,9 @@
 //! none returns an error.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::thread::{Builder, Scope};
+
+use parking_lot::Mutex;
 
 use crate::error::Error;
 
@@ -108,10 +109,7 @@ impl<E> Default for Failure<E> {
 impl<E> Failure<E> {
     fn set(&self, error: E) {
         // Before the flag: threads that are stopped by it may return errors too, and theirs must not win.
-        self.first
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get_or_insert(error);
+        self.first.lock().get_or_insert(error);
         self.stop.store(true, Ordering::SeqCst);
     }
 
@@ -120,7 +118,7 @@ impl<E> Failure<E> {
     }
 
     fn into_result(self) -> Result<(), E> {
-        match self.first.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        match self.first.into_inner() {
             Some(error) => Err(error),
             None => Ok(()),
         }
@@ -145,12 +143,12 @@ mod tests {
         let seen: Mutex<BTreeSet<(usize, String)>> = Mutex::default();
         let note = |number, _: &AtomicBool| {
             let name = std::thread::current().name().unwrap_or_default().to_owned();
-            seen.lock().expect("no panic").insert((number, name));
+            seen.lock().insert((number, name));
             Ok::<(), Error>(())
         };
         run("pool", 3, &note).expect("runs");
         let expected: BTreeSet<_> = (0..3).map(|number| (number, format!("pool-{number}"))).collect();
-        assert_eq!(seen.into_inner().expect("no panic"), expected);
+        assert_eq!(seen.into_inner(), expected);
     }
 
     #[test]

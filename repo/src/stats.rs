@@ -5,9 +5,9 @@
 //! full segment of the largest guest.
 
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::backup::Entry;
@@ -115,8 +115,8 @@ pub fn stats(
         let seen: Mutex<(Places, Amount)> = Mutex::default();
         each_segment(store, &entries, threads, cancel, &mut |_| (), &|ids| {
             let all_located = store.locate(ids)?;
-            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut owners = owners.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut seen = seen.lock();
+            let mut owners = owners.lock();
             for (id, located) in ids.iter().zip(all_located) {
                 let located = located.ok_or(Error::BlockMissing(*id))?;
                 if seen.0.insert(located.place) {
@@ -130,11 +130,11 @@ pub fn stats(
             guest: guest.to_string(),
             backups: entries.len() as u64,
             logical_bytes: sum(entries.iter().map(|entry| entry.backup.size_bytes())),
-            unique: seen.into_inner().unwrap_or_else(PoisonError::into_inner).1,
+            unique: seen.into_inner().1,
             own: Amount::default(),
         });
     }
-    let owners = owners.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let owners = owners.into_inner();
     let (mut unique, mut unreferenced) = (Amount::default(), Amount::default());
     store.survey(&mut |_, located| {
         match owners.get(located.place) {

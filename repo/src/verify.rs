@@ -5,7 +5,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::Mutex;
 
 use crate::backup::Entry;
 use crate::block::BlockIndex;
@@ -131,9 +132,9 @@ pub fn verify(
     let check = |batch: Vec<_>| findings.check(store, &batch);
     let bad_nodes = pool::feed("vbk-verify", runs.workers, 2 * runs.workers, hand_out, &check)?;
     let read = findings.read(entries.len() as u64);
-    let bad = std::mem::take(&mut *lock(&findings.blocks));
+    let bad = std::mem::take(&mut *findings.blocks.lock());
     // A block that was read at two places counts as damaged if either of them is.
-    let mut sound_again = std::mem::take(&mut *lock(&findings.sound_again));
+    let mut sound_again = std::mem::take(&mut *findings.sound_again.lock());
     sound_again.retain(|id| !bad.contains_key(id));
     Ok(VerifyReport {
         read,
@@ -142,10 +143,6 @@ pub fn verify(
         bad_nodes,
         sound_again,
     })
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Findings<'_> {
@@ -170,7 +167,7 @@ impl Findings<'_> {
             let mut wanted: Vec<_> = ids.zip(buffers.iter_mut().map(Vec::as_mut_slice)).collect();
             for (&(id, len), read) in run.iter().zip(read_all(store, &mut wanted)) {
                 match read {
-                    Ok(()) if self.condemned.contains(&id) => lock(&self.sound_again).push(id),
+                    Ok(()) if self.condemned.contains(&id) => self.sound_again.lock().push(id),
                     Ok(()) => {}
                     Err(error) if error.kind() == ErrorKind::Corrupt => self.note(id, len, &error),
                     // An unreachable store says nothing about the block.
@@ -184,7 +181,7 @@ impl Findings<'_> {
     }
 
     fn note(&self, id: BlockId, len: usize, error: &Error) {
-        lock(&self.blocks).insert(id, (len, error.to_string()));
+        self.blocks.lock().insert(id, (len, error.to_string()));
     }
 
     fn read(&self, backups: u64) -> VerifyProgress {

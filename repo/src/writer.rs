@@ -4,7 +4,9 @@
 //! from memory, so memory depends on the distance between the threads and not on the size of the disk.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::block::{BlockIndex, BlockSize};
 use crate::error::{Error, Result};
@@ -104,7 +106,7 @@ impl<'a> ImageWriter<'a> {
             return Err(bug("a slot past the end of the image"));
         }
         let complete = {
-            let mut open = self.open();
+            let mut open = self.open.lock();
             let partial = open.partial.entry(segment).or_insert_with(|| Partial {
                 slots: vec![None; size],
                 known: vec![false; size],
@@ -124,13 +126,9 @@ impl<'a> ImageWriter<'a> {
         };
         if let Some(complete) = complete {
             let names = self.put_segment(segment, &complete.slots)?;
-            self.open().done[segment] = Some(names);
+            self.open.lock().done[segment] = Some(names);
         }
         Ok(())
-    }
-
-    fn open(&self) -> std::sync::MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Stores what is new in a segment: nothing, a delta, or a full segment.
@@ -190,7 +188,7 @@ impl<'a> ImageWriter<'a> {
     /// Completes the manifest and returns its name. Fails if a slot was never set.
     pub fn finish(self) -> Result<NodeId> {
         let hashing = self.store.hashing();
-        let done = std::mem::take(&mut self.open().done);
+        let done = std::mem::take(&mut self.open.lock().done);
         let segments: Option<Vec<_>> = done.into_iter().collect();
         let segments = segments.ok_or_else(|| bug("a slot was never set"))?;
         let mut new = Vec::new();

@@ -16,10 +16,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use vbk_repo::ErrorKind;
 use vbk_repo::backup::{Consistency, Entry};
 use vbk_repo::catalogue::{CLOCK_SLACK, Catalogue};
@@ -289,7 +290,7 @@ fn hold(
         peak_bytes: peaks_of(entries),
         ..plan.snapshots.clone()
     };
-    let _turn = host.turn.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = host.turn.lock();
     // Other guests may have taken their turn for minutes.
     if cancel.load(Ordering::SeqCst) {
         return Err(Error::Interrupted);
@@ -431,7 +432,7 @@ impl Reading<'_> {
             wrong: Mutex::default(),
         };
         let result = backup(self.writer, &plan, &still_good, &[self.cancel, &stop], &listener);
-        let wrong = listener.wrong.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let wrong = listener.wrong.into_inner();
         if result.is_err() && !wrong.is_empty() {
             bases::distrust(&self.host.programs, &self.snapshots, wish, &wrong, &**self.observer);
         }
@@ -475,7 +476,7 @@ struct Listener<'a> {
 impl Observer for Listener<'_> {
     fn event(&self, event: Event<'_>) {
         if let Event::HintsWrong { name } = event {
-            let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut wrong = self.wrong.lock();
             wrong.push(name.to_owned());
         }
         self.observer.event(event);

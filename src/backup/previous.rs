@@ -5,8 +5,9 @@
 //! segments.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use vbk_repo::backup::Image;
 use vbk_repo::block::BlockIndex;
 use vbk_repo::manifest::{SEGMENT_SLOTS, SegmentSlots, Slot};
@@ -14,7 +15,6 @@ use vbk_repo::slots::SlotReader;
 use vbk_repo::store::StoreReader;
 use vbk_repo::writer::Base;
 
-use super::lock;
 use crate::observer::{Event, Observer};
 
 /// Segments that are read in one call: 4 MiB in memory, and up to three times as much in the window.
@@ -75,21 +75,18 @@ impl<'a> Previous<'a> {
     }
 
     /// Reads the segments from `first` on, and drops those that no worker is using any more.
-    fn read<'b>(&'b self, mut window: MutexGuard<'b, Window>, first: usize) -> MutexGuard<'b, Window> {
+    fn read(&self, window: &mut MutexGuard<'_, Window>, first: usize) {
         if first >= self.reader.manifest().segments() {
-            return window;
+            return;
         }
         window.reading = true;
-        drop(window);
-        let read = self.reader.segments(first..first + BATCH);
-        let mut window = lock(&self.window);
+        let read = MutexGuard::unlocked(window, || self.reader.segments(first..first + BATCH));
         window.reading = false;
         window.next = first + read.len();
         window.slots.retain(|number, _| number.abs_diff(first) <= BATCH);
         let read = read.into_iter().map(|segment| segment.ok().map(Arc::new));
         window.slots.extend((first..).zip(read));
         self.changed.notify_all();
-        window
     }
 }
 
@@ -102,19 +99,19 @@ impl Base for Previous<'_> {
         if number >= self.reader.manifest().segments() {
             return None;
         }
-        let mut window = lock(&self.window);
+        let mut window = self.window.lock();
         let found = loop {
             if let Some(segment) = window.slots.get(&number) {
                 break segment.clone();
             }
-            window = match window.reading {
-                true => self.changed.wait(window).unwrap_or_else(PoisonError::into_inner),
-                false => self.read(window, number),
-            };
+            match window.reading {
+                true => self.changed.wait(&mut window),
+                false => self.read(&mut window, number),
+            }
         };
         if !window.reading && window.next < number + BATCH / 2 {
             let next = window.next;
-            drop(self.read(window, next));
+            self.read(&mut window, next);
         }
         found
     }

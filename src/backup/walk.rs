@@ -3,7 +3,7 @@
 use vbk_repo::block::BlockIndex;
 use vbk_repo::manifest::SEGMENT_SLOTS;
 
-use super::{DiskCopy, lock};
+use super::DiskCopy;
 
 /// Position of the next worker.
 #[derive(Default)]
@@ -26,7 +26,7 @@ pub(super) enum Claim {
 impl DiskCopy<'_> {
     /// Takes the next run of blocks, or the next hole.
     pub(super) fn claim(&self) -> Option<Claim> {
-        let mut walk = lock(&self.walk);
+        let mut walk = self.walk.lock();
         let blocks = self.block_size.blocks_in(self.source.size_bytes());
         let first = BlockIndex(walk.next);
         if first.0 >= blocks {

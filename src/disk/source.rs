@@ -19,11 +19,11 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::{Whence, lseek64};
+use parking_lot::{Condvar, Mutex};
 
 pub use self::format::check_raw;
 use crate::disk::buffer::{ALIGN, AlignedBuffer};
@@ -285,19 +285,18 @@ struct Flight<'a>(&'a Flights);
 
 impl Flights {
     fn begin(&self) -> Flight<'_> {
-        let waiting = self
-            .landed
-            .wait_while(lock(&self.count), |count| *count >= MAX_IN_FLIGHT);
-        *waiting.unwrap_or_else(PoisonError::into_inner) += 1;
-        lock(&READING).change(1);
+        let mut count = self.count.lock();
+        self.landed.wait_while(&mut count, |count| *count >= MAX_IN_FLIGHT);
+        *count += 1;
+        READING.lock().change(1);
         Flight(self)
     }
 }
 
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
-        lock(&READING).change(-1);
-        *lock(&self.0.count) -= 1;
+        READING.lock().change(-1);
+        *self.0.count.lock() -= 1;
         self.0.landed.notify_one();
     }
 }
@@ -332,12 +331,8 @@ impl Reading {
 
 /// Returns the time since its start during which this process had at least one read of a disk in flight.
 pub(crate) fn time_reading() -> Duration {
-    let reading = lock(&READING);
+    let reading = READING.lock();
     reading.before + reading.since.map_or(Duration::ZERO, |since| since.elapsed())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn is_refusal(error: &io::Error) -> bool {
@@ -403,14 +398,14 @@ mod tests {
                 scope.spawn(|| {
                     for _ in 0..5 {
                         let _flight = flights.begin();
-                        most.fetch_max(*lock(&flights.count), Ordering::SeqCst);
+                        most.fetch_max(*flights.count.lock(), Ordering::SeqCst);
                         std::thread::sleep(Duration::from_millis(2));
                     }
                 });
             }
         });
         assert!((1..=MAX_IN_FLIGHT).contains(&most.into_inner()));
-        assert_eq!(*lock(&flights.count), 0);
+        assert_eq!(*flights.count.lock(), 0);
         // 60 flights of 2 ms, 4 at a time.
         assert!(time_reading() - before >= Duration::from_millis(30));
     }

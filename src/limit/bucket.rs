@@ -9,8 +9,9 @@
 //! read). With reads of [`Bucket::piece_bytes`] that is 1.085: never above 110 %, and in the long run the rate itself.
 //! A pause in which no thread wanted to read is not made up for.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
 
 /// Unused time that is credited at most, in seconds.
 const CREDIT_SECS: f64 = 0.03;
@@ -53,24 +54,24 @@ impl Bucket {
 
     /// Changes the rate, also for a thread that is waiting.
     pub fn set(&self, bytes_per_sec: Option<u64>) {
-        lock(&self.level).set(self.start.elapsed(), bytes_per_sec);
+        self.level.lock().set(self.start.elapsed(), bytes_per_sec);
         self.changed.notify_all();
     }
 
     /// Returns the present rate.
     pub fn bytes_per_sec(&self) -> Option<u64> {
-        lock(&self.level).rate
+        self.level.lock().rate
     }
 
     /// Returns the bytes taken since the bucket was made.
     pub fn taken_bytes(&self) -> u64 {
-        lock(&self.level).taken_bytes
+        self.level.lock().taken_bytes
     }
 
     /// Returns the number of bytes to take at once for smooth reading: a power of two from 4 KiB up, at most 25 ms of
     /// the rate.
     pub fn piece_bytes(&self) -> usize {
-        match lock(&self.level).rate {
+        match self.level.lock().rate {
             None => usize::MAX,
             Some(rate) => {
                 let most = ((rate as f64 * PIECE_SECS) as u64).max(LEAST_PIECE_BYTES);
@@ -84,8 +85,8 @@ impl Bucket {
     /// ms.
     pub fn take(&self, bytes: u64, stop: &dyn Fn() -> bool) -> bool {
         let asked = self.start.elapsed();
-        let _turn = lock(&self.turn);
-        let mut level = lock(&self.level);
+        let _turn = self.turn.lock();
+        let mut level = self.level.lock();
         loop {
             if stop() {
                 return false;
@@ -93,8 +94,7 @@ impl Bucket {
             let Some(wait) = level.take(asked, self.start.elapsed(), bytes) else {
                 return true;
             };
-            let woken = self.changed.wait_timeout(level, wait.min(LOOK));
-            level = woken.unwrap_or_else(PoisonError::into_inner).0;
+            self.changed.wait_for(&mut level, wait.min(LOOK));
         }
     }
 }
@@ -168,10 +168,6 @@ impl Level {
         // One minute is the longest wait: the rate can be 1 byte per second, and its debt years.
         Some(Duration::from_secs_f64((-self.credit_bytes / rate).min(60.0)))
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -22,8 +22,9 @@ use std::fmt;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::host::device::DeviceNumber;
 use crate::host::mounts::{self, Mount};
@@ -67,7 +68,7 @@ impl fmt::Display for Version {
 static HELD: Mutex<Option<(Group, u32)>> = Mutex::new(None);
 
 fn held() -> MutexGuard<'static, Option<(Group, u32)>> {
-    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+    HELD.lock()
 }
 
 impl KernelLimit {

@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::{Condvar, Mutex};
 use vbk_repo::name::{DiskName, GuestName};
 
 use super::bucket::Bucket;
@@ -162,7 +163,7 @@ impl Limiter {
 
 impl Drop for Limiter {
     fn drop(&mut self) {
-        *lock(&self.end.0) = true;
+        *self.end.0.lock() = true;
         self.end.1.notify_all();
         if let Some(thread) = self.thread.take() {
             // It took its kernel limits with it.
@@ -292,10 +293,12 @@ impl Keeper {
             .map(|disk| DiskWatch::new(&disk.limited.origin, &disk.limited.read))
             .collect();
         loop {
-            let waited = end.1.wait_timeout_while(lock(&end.0), LOOK, |ended| !*ended);
-            if *waited.unwrap_or_else(PoisonError::into_inner).0 {
+            let mut ended = end.0.lock();
+            end.1.wait_while_for(&mut ended, |ended| !*ended, LOOK);
+            if *ended {
                 return;
             }
+            drop(ended);
             self.follow_requests();
             if self.options.backoff == Backoff::Off {
                 continue;
@@ -356,10 +359,6 @@ impl Keeper {
             }
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

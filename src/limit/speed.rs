@@ -10,10 +10,10 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 use vbk_repo::block::is_zero;
 
 use crate::disk::buffer::{ALIGN, AlignedBuffer};
@@ -158,7 +158,7 @@ static REMEMBERING: Mutex<()> = Mutex::new(());
 /// Adds a measurement to the file, which is replaced as a whole. If two processes do so at once, one may lose its
 /// measurement, and measures again next time.
 fn remember(directory: &Path, identity: String, measurement: Measurement, now: Timestamp) -> std::io::Result<()> {
-    let _turn = REMEMBERING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = REMEMBERING.lock();
     fs::create_dir_all(directory)?;
     let mut cache = load(directory);
     // Otherwise the file would grow with disks that no longer exist.

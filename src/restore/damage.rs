@@ -1,7 +1,6 @@
 //! Damaged ranges of an image: the bytes of a block that can still be read, and the report of the others.
 
-use std::sync::{Mutex, PoisonError};
-
+use parking_lot::Mutex;
 use vbk_repo::ErrorKind;
 use vbk_repo::block::PAGE_BYTES;
 use vbk_repo::reader::ImageReader;
@@ -92,7 +91,7 @@ impl<'a> Damage<'a> {
     }
 
     pub(super) fn note(&self, offset_bytes: u64, len_bytes: u64) {
-        let mut ranges = self.ranges.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ranges = self.ranges.lock();
         ranges.push(DamagedRange {
             offset_bytes,
             len_bytes,
@@ -101,7 +100,7 @@ impl<'a> Damage<'a> {
 
     /// Returns all damaged ranges in order; adjacent ones are merged.
     pub(super) fn into_ranges(self) -> Vec<DamagedRange> {
-        let mut ranges = self.ranges.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut ranges = self.ranges.into_inner();
         ranges.sort_by_key(|range| range.offset_bytes);
         let mut merged: Vec<DamagedRange> = Vec::new();
         for range in ranges {

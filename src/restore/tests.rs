@@ -297,9 +297,7 @@ fn a_program_that_begins_to_write_to_the_file_stops_the_restore() {
     let path = directory.path().join("out.img");
     fs::write(&path, b"old").expect("writes");
     let guest = Mutex::new(None);
-    let stopped = run_meanwhile(&path, true, || {
-        *guest.lock().expect("no panic") = Some(Program::with(&path))
-    });
+    let stopped = run_meanwhile(&path, true, || *guest.lock() = Some(Program::with(&path)));
     assert!(matches!(stopped, Err(Error::TargetTaken { .. })), "{stopped:?}");
     assert_eq!(fs::read(&path).expect("reads"), b"old");
     assert_eq!(names(directory.path()), [PathBuf::from("out.img")]);
@@ -449,7 +447,7 @@ mod device {
     fn a_guest_that_is_started_meanwhile_stops_the_restore() {
         let device = Loop::new(14 * MIB);
         let guest = Mutex::new(None);
-        let start = || *guest.lock().expect("no panic") = Some(Program::with(&device.path));
+        let start = || *guest.lock() = Some(Program::with(&device.path));
         let text = run_meanwhile(&device.path, false, start)
             .expect_err("is in use")
             .to_string();

@@ -1,7 +1,8 @@
 //! Watches during a restore whether another process starts to use the target.
 
-use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::disk::target::Target;
 use crate::error::Result;
@@ -20,21 +21,17 @@ impl Watch {
     /// Checks every few seconds. Returns an error as soon as another user appears; returns `Ok` when the watch is
     /// stopped.
     pub(super) fn run(&self, target: &Target) -> Result<()> {
-        let mut is_over = self.is_over.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut is_over = self.is_over.lock();
         while !*is_over {
-            drop(is_over);
-            target.check_alone()?;
-            is_over = self.is_over.lock().unwrap_or_else(PoisonError::into_inner);
-            let waited = self
-                .ended
-                .wait_timeout_while(is_over, BETWEEN_LOOKS, |is_over| !*is_over);
-            is_over = waited.unwrap_or_else(PoisonError::into_inner).0;
+            MutexGuard::unlocked(&mut is_over, || target.check_alone())?;
+            self.ended
+                .wait_while_for(&mut is_over, |is_over| !*is_over, BETWEEN_LOOKS);
         }
         Ok(())
     }
 
     pub(super) fn end(&self) {
-        *self.is_over.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *self.is_over.lock() = true;
         self.ended.notify_all();
     }
 }

@@ -1,7 +1,9 @@
 //! Things that become full while a disk is held still, and their highest fill.
 
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::SnapshotError;
 use crate::host::lvm::status::Space;
@@ -62,11 +64,11 @@ pub(super) struct Gauge(Mutex<(f64, u64)>);
 
 impl Gauge {
     pub(super) fn note(&self, space: Space) {
-        let mut peak = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut peak = self.0.lock();
         *peak = (peak.0.max(space.fill()), peak.1.max(space.used));
     }
 
     pub(super) fn peak(&self) -> (f64, u64) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.0.lock()
     }
 }

@@ -2,7 +2,8 @@
 //! early (`vbk list | head -1`) is not an error; a full disk is one.
 
 use std::io::{ErrorKind, Write};
-use std::sync::Mutex;
+
+use parking_lot::Mutex;
 
 use crate::terminal::printable;
 
@@ -31,20 +32,18 @@ pub fn line(text: impl std::fmt::Display) {
 }
 
 fn note(result: std::io::Result<()>) {
-    if let Err(error) = result
-        && let Ok(mut failed) = FAILED.lock()
-    {
-        failed.get_or_insert(error);
+    if let Err(error) = result {
+        FAILED.lock().get_or_insert(error);
     }
 }
 
 /// Returns whether output was lost, because the reader went away or a write failed.
 pub fn is_closed() -> bool {
-    FAILED.lock().is_ok_and(|failed| failed.is_some())
+    FAILED.lock().is_some()
 }
 
 /// Returns the error that left the output incomplete, except a reader that went away.
 pub fn failure() -> Option<std::io::Error> {
-    let failed = FAILED.lock().ok()?.take()?;
+    let failed = FAILED.lock().take()?;
     (failed.kind() != ErrorKind::BrokenPipe).then_some(failed)
 }

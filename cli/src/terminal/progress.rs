@@ -2,10 +2,10 @@
 
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use parking_lot::Mutex;
 use vbk::observer::{Counts, Event, Observer};
 
 use crate::terminal::output;
@@ -107,7 +107,7 @@ impl Observer for Progress {
             }
             Event::Done(counts) => {
                 self.bar.inc(counts.done_bytes());
-                let mut shown = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut shown = self.counts.lock();
                 shown.counts += counts;
                 if shown.words == Words::Backup && shown.last.elapsed() >= REDRAW {
                     shown.last = Instant::now();

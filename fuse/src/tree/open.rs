@@ -1,8 +1,9 @@
 //! Open files of the tree, and the bytes they read.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use vbk_repo::Error;
 use vbk_repo::Result;
 use vbk_repo::reader::Stream;
@@ -61,7 +62,7 @@ impl OpenFile {
     }
 
     pub(super) fn report(&self, offset_bytes: u64, len: usize, error: &Error) {
-        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reported = self.reported.lock();
         if reported.len() < REPORTS && reported.insert(offset_bytes) {
             tracing::error!("{}: reading {len} bytes at {offset_bytes} failed: {error}", self.label);
         }

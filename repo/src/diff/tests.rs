@@ -7,8 +7,8 @@ use crate::store::memory::MemoryStore;
 use crate::store::{Identity, Located, Note, Record, StoreReader, Stored, Wanted};
 use crate::tests::testing::{SMALL, store_image};
 use crate::writer::ImageWriter;
+use parking_lot::Mutex;
 use proptest::prelude::*;
-use std::sync::Mutex;
 
 const BLOCK: u64 = 1 << 16;
 
@@ -92,7 +92,7 @@ impl StoreReader for Counting<'_> {
         panic!("a diff reads no block");
     }
     fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
-        self.1.lock().expect("whole").push(ids.len());
+        self.1.lock().push(ids.len());
         self.0.nodes(ids)
     }
     fn records(&self) -> Result<Vec<Record>> {
@@ -114,7 +114,7 @@ fn only_segments_that_differ_are_read_and_many_at_once() {
     let (ranges, found) = run(&counting, &before, &after);
     assert_eq!((ranges.len(), found.total_bytes()), (20, 20 * BLOCK));
     // A root and a page of each; then 16 pairs, of which one half is a segment of zeros that is not stored; then the other 4.
-    assert_eq!(*counting.1.lock().expect("whole"), [1, 1, 1, 1, 31, 8]);
+    assert_eq!(*counting.1.lock(), [1, 1, 1, 1, 31, 8]);
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! Reads ahead: a sequential reader of an image finds the next blocks decoded already.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender};
+use parking_lot::{Condvar, Mutex};
 
 use super::{ImageReader, read_all};
 use crate::block::BlockIndex;
@@ -71,7 +72,7 @@ impl Pool {
     }
 
     fn grow(&self, wanted: usize) {
-        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut threads = self.threads.lock();
         for number in threads.len()..wanted {
             let queue = self.queue.clone();
             let started = std::thread::Builder::new()
@@ -115,7 +116,7 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.jobs = None;
-        let threads = self.threads.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let threads = self.threads.get_mut();
         for thread in threads.drain(..) {
             // A panic in the thread was reported there. Nothing waits for the promise that it left: a waiting stream
             // would keep this pool alive.
@@ -156,16 +157,16 @@ enum State {
 
 impl Promise {
     fn set(&self, bytes: Option<Vec<u8>>) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         *state = bytes.map_or(State::Failed, State::Ready);
         self.changed.notify_all();
     }
 
     /// Waits for the block and copies a part of it; `false` if it could not be read.
     fn copy(&self, inside: std::ops::Range<usize>, out: &mut [u8]) -> bool {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         while matches!(*state, State::Waiting) {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut state);
         }
         match &*state {
             State::Ready(bytes) => {
@@ -237,7 +238,7 @@ impl Stream {
     }
 
     fn promised(&self, index: BlockIndex) -> Option<Arc<Promise>> {
-        let window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        let window = self.window.lock();
         let found = window.ahead.iter().find(|(ahead, _)| *ahead == index);
         found.map(|(_, promise)| Arc::clone(promise))
     }
@@ -246,7 +247,7 @@ impl Stream {
     fn plan(&self, offset_bytes: u64, len: usize) {
         let size = self.image.block_size();
         let end = offset_bytes + len as u64;
-        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut window = self.window.lock();
         if offset_bytes.abs_diff(window.next) > SLACK_BYTES {
             *window = Window::default();
         }

@@ -23,9 +23,11 @@ pub(super) mod views;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::keys::{self, Keys, Unlock};
@@ -347,7 +349,7 @@ impl Keeper for DirectoryKeeper {
     fn publish(&self) -> Result<()> {
         // One at a time: guests are backed up at once, and an older view put in the place of a newer one would hide what is
         // in that, and take its directory away.
-        let _one = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self.publishing.lock();
         views::publish(&self.path, &self.store)
     }
 

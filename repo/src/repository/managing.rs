@@ -1,7 +1,7 @@
 //! The right to change and remove backups: for forget, prune, verify and repair.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Writer;
@@ -69,7 +69,7 @@ impl Manager {
         }
         let mut all = notes.to_vec();
         all.extend(forget.iter().map(|key| state::note_of(key, State::default())));
-        let changing = self.writer.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let changing = self.writer.changing.lock();
         self.store.amend(forget, &all)?;
         drop(changing);
         self.writer.keeper.publish()

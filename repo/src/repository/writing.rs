@@ -1,6 +1,8 @@
 //! The right to add backups to a repository.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::home::Keeper;
 use crate::backup::{Backup, Entry};
@@ -60,7 +62,7 @@ impl Writer {
     /// Its `sequence` is set to the generation that it comes with.
     pub fn commit(&self, mut backup: Backup) -> Result<Committed> {
         backup.check()?;
-        let changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let changing = self.changing.lock();
         backup.sequence = self.store.generation()? + 1;
         let bytes = backup.encode();
         let id = BackupId(self.store.hashing().content(&bytes));

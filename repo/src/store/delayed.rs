@@ -4,10 +4,12 @@
 //! Its puts return as soon as they are in a window of [`WINDOW_BYTES`], and arrive in order; a failed one fails the flush.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
 
 use super::{
     Distance, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
@@ -69,20 +71,12 @@ enum Put {
 }
 
 impl Lane {
-    fn lock(&self) -> MutexGuard<'_, LaneState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait<'a>(&'a self, state: MutexGuard<'a, LaneState>) -> MutexGuard<'a, LaneState> {
-        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn deliver(&self, store: &dyn StoreManager) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         loop {
             match state.puts.pop_front() {
                 None if state.ended => return,
-                None => state = self.wait(state),
+                None => self.changed.wait(&mut state),
                 Some((at, bytes, put)) => {
                     drop(state);
                     std::thread::sleep(at.saturating_duration_since(Instant::now()));
@@ -90,7 +84,7 @@ impl Lane {
                         Put::Blocks(blocks) => store.put(blocks),
                         Put::Nodes(nodes) => store.put_nodes(nodes),
                     };
-                    state = self.lock();
+                    state = self.state.lock();
                     state.arrived += 1;
                     state.failed |= done.is_err();
                     state.bytes -= bytes;
@@ -129,20 +123,20 @@ impl<S: StoreManager + 'static> Delayed<S> {
     }
 
     fn wait(&self) {
-        let sent = self.lane.lock().sent;
+        let sent = self.lane.state.lock().sent;
         self.counters.waits.fetch_add(1, Ordering::SeqCst);
         std::thread::sleep(self.delay);
         // Calls arrive in the order in which they were made.
-        let mut state = self.lane.lock();
+        let mut state = self.lane.state.lock();
         while state.arrived < sent {
-            state = self.lane.wait(state);
+            self.lane.changed.wait(&mut state);
         }
     }
 
     fn send(&self, bytes: u64, put: Put) -> Result<()> {
-        let mut state = self.lane.lock();
+        let mut state = self.lane.state.lock();
         while state.bytes > 0 && state.bytes + bytes > WINDOW_BYTES {
-            state = self.lane.wait(state);
+            self.lane.changed.wait(&mut state);
         }
         if state.failed {
             return Err(failed_before());
@@ -156,9 +150,9 @@ impl<S: StoreManager + 'static> Delayed<S> {
 
     /// Waits until everything that was put has arrived.
     fn drain(&self) -> Result<()> {
-        let mut state = self.lane.lock();
+        let mut state = self.lane.state.lock();
         while state.arrived < state.sent {
-            state = self.lane.wait(state);
+            self.lane.changed.wait(&mut state);
         }
         match state.failed {
             true => Err(failed_before()),
@@ -169,7 +163,7 @@ impl<S: StoreManager + 'static> Delayed<S> {
 
 impl<S: StoreManager + 'static> Drop for Delayed<S> {
     fn drop(&mut self) {
-        self.lane.lock().ended = true;
+        self.lane.state.lock().ended = true;
         self.lane.changed.notify_all();
         if let Some(thread) = self.lane_thread.take() {
             // A panic of it was reported there.

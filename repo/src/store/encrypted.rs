@@ -39,7 +39,9 @@ mod epoch;
 pub mod rows;
 mod set;
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{
     Distance, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
@@ -99,7 +101,7 @@ impl<S: ?Sized> Encrypted<S> {
     }
 
     fn set(&self) -> MutexGuard<'_, Option<Set>> {
-        self.set.lock().unwrap_or_else(PoisonError::into_inner)
+        self.set.lock()
     }
 
     fn hidden_length(&self, id: BlockId, plain_bytes: u32) -> u32 {

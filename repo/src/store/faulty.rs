@@ -4,7 +4,9 @@
 //! store is opened again (point 2 of the store's rules); a sweep that failed may have removed a part. Any other call
 //! that fails has done nothing.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{
     Identity, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept, Wanted,
@@ -79,7 +81,7 @@ impl FaultyStore {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn read(&self) -> Result<()> {

@@ -1,7 +1,8 @@
 //! A store in memory, for tests: the simplest implementation of the store's rules.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{
     Identity, Live, Located, Note, Place, PruneOptions, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept,
@@ -79,7 +80,7 @@ impl MemoryStore {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 }
 

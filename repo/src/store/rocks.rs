@@ -59,8 +59,8 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{DB, FlushOptions, WriteBatch};
 
@@ -205,14 +205,14 @@ impl RocksStore {
     /// Makes a view at `path`: hard links to the store's files, which stay readable whatever happens to the store
     /// afterwards. Other threads may store and commit meanwhile; the view contains all of a commit or none of it.
     pub fn checkpoint(&self, path: &Path) -> Result<()> {
-        let _nothing_is_logged = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let _nothing_is_logged = self.log.lock();
         Checkpoint::new(&self.reader.db)
             .and_then(|checkpoint| checkpoint.create_checkpoint(path))
             .map_err(failed("make a view"))
     }
 
     fn pending(&self) -> MutexGuard<'_, HashMap<BlockId, Pending>> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pending.lock()
     }
 
     fn rows(&self, ids: &[BlockId]) -> Result<Vec<Option<IndexRow>>> {
@@ -240,7 +240,7 @@ impl RocksStore {
     }
 
     fn barrier(&self, record: Option<(&Record, &[Note])>) -> Result<()> {
-        let _one = self.barrier.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self.barrier.lock();
         if let Some((record, _)) = record {
             let family = self.reader.family("backups");
             let known = self.reader.db.get_pinned_cf(family, &record.key);
@@ -252,7 +252,7 @@ impl RocksStore {
             }
         }
         let (covered, next) = {
-            let _no_puts = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+            let _no_puts = self.gate.write();
             let covered: Vec<_> = self.pending().iter().map(|(id, pending)| (*id, *pending)).collect();
             (covered, self.next_sequence.load(Ordering::SeqCst))
         };
@@ -282,9 +282,9 @@ impl RocksStore {
             self.next_generation(&mut batch)?;
         }
         self.write_logged("commit", batch)?;
-        let _no_puts = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+        let _no_puts = self.gate.write();
         let mut pending = self.pending();
-        let mut condemned = self.condemned.write().unwrap_or_else(PoisonError::into_inner);
+        let mut condemned = self.condemned.write();
         for (id, covered) in &covered {
             pending.remove(id);
             if covered.replaces.is_some() {
@@ -312,7 +312,7 @@ impl RocksStore {
 
     /// Writes a batch that is durable when this returns. All writes with the log on use this function.
     fn write_logged(&self, doing: &'static str, batch: WriteBatch) -> Result<()> {
-        let _no_view = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        let _no_view = self.log.lock();
         self.reader
             .db
             .write_opt(batch, &options::logged())
@@ -362,10 +362,10 @@ impl StoreReader for RocksStore {
 impl StoreWriter for RocksStore {
     fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
         // Keeps barriers from determining or dropping their rows between the look-up and the write.
-        let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let _gate = self.gate.read();
         let ids: Vec<_> = blocks.iter().map(|block| block.id).collect();
         let stored = self.reader.index_rows(&ids)?;
-        let condemned = self.condemned.read().unwrap_or_else(PoisonError::into_inner);
+        let condemned = self.condemned.read();
         let mut batch = WriteBatch::default();
         for (block, stored) in blocks.into_iter().zip(stored) {
             let mut pending = self.pending();
@@ -429,7 +429,7 @@ impl StoreWriter for RocksStore {
 
 impl StoreManager for RocksStore {
     fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
-        let _one = self.barrier.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self.barrier.lock();
         let mut batch = WriteBatch::default();
         for key in remove_records {
             batch.delete_cf(self.reader.family("backups"), key);
@@ -445,7 +445,7 @@ impl StoreManager for RocksStore {
             batch.put_cf(self.reader.family("meta"), CONDEMNED.key(*id), []);
         }
         self.write_logged("record damaged blocks", batch)?;
-        let mut condemned = self.condemned.write().unwrap_or_else(PoisonError::into_inner);
+        let mut condemned = self.condemned.write();
         condemned.extend(ids);
         Ok(())
     }
@@ -456,13 +456,13 @@ impl StoreManager for RocksStore {
             batch.delete_cf(self.reader.family("meta"), CONDEMNED.key(*id));
         }
         self.write_logged("clear the record of damaged blocks", batch)?;
-        let mut condemned = self.condemned.write().unwrap_or_else(PoisonError::into_inner);
+        let mut condemned = self.condemned.write();
         condemned.retain(|id| !ids.contains(id));
         Ok(())
     }
 
     fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
-        let _one = self.barrier.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self.barrier.lock();
         sweep::sweep(self, live, options, step)
     }
 }

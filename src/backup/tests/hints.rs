@@ -42,15 +42,15 @@ pub(super) struct Warnings(Mutex<Vec<String>>);
 
 impl Warnings {
     pub(super) fn texts(&self) -> Vec<String> {
-        lock(&self.0).clone()
+        self.0.lock().clone()
     }
 }
 
 impl Observer for Warnings {
     fn event(&self, event: Event<'_>) {
         match event {
-            Event::Warning(text) => lock(&self.0).push(text.to_owned()),
-            Event::HintsWrong { name } => lock(&self.0).push(format!("wrong: {name}")),
+            Event::Warning(text) => self.0.lock().push(text.to_owned()),
+            Event::HintsWrong { name } => self.0.lock().push(format!("wrong: {name}")),
             _ => {}
         }
     }

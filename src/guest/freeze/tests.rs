@@ -3,11 +3,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
 use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use parking_lot::Mutex;
 
 use super::*;
 use crate::error::{Error, Result};
@@ -28,14 +28,14 @@ struct Warnings(Mutex<Vec<String>>);
 impl Observer for Warnings {
     fn event(&self, event: Event<'_>) {
         if let Event::Warning(text) = event {
-            self.0.lock().expect("not poisoned").push(text.to_owned());
+            self.0.lock().push(text.to_owned());
         }
     }
 }
 
 impl Warnings {
     fn all(&self) -> Vec<String> {
-        self.0.lock().expect("not poisoned").clone()
+        self.0.lock().clone()
     }
 
     fn one(&self) -> String {

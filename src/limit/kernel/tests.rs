@@ -11,7 +11,7 @@ use crate::host::program::Programs;
 static MOVING: Mutex<()> = Mutex::new(());
 
 fn moving() -> MutexGuard<'static, ()> {
-    MOVING.lock().unwrap_or_else(PoisonError::into_inner)
+    MOVING.lock()
 }
 
 /// A loop device over a file of random-looking bytes; needs root.

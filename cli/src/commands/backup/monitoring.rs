@@ -4,10 +4,10 @@
 //! terminal.
 
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use vbk::backup::BackupSummary;
 use vbk::guest::discover::GuestError;
 use vbk::host::program::{ProgramError, Programs};
@@ -75,7 +75,7 @@ impl<'a> Monitoring<'a> {
         took: Duration,
         snapshot_peak_fill: Option<f64>,
     ) -> Result<()> {
-        let mut metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut metrics = self.metrics.lock();
         let Some(metrics) = metrics.as_mut() else {
             return Ok(());
         };
@@ -134,7 +134,7 @@ impl<'a> Monitoring<'a> {
 
     /// Adds the result of a run over all guests to the metrics.
     pub fn record_whole(&self, failed: usize, success: bool) {
-        let mut metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut metrics = self.metrics.lock();
         if let Some(metrics) = metrics.as_mut() {
             metrics.record_whole(WholeRun {
                 started: self.started,
@@ -149,7 +149,7 @@ impl<'a> Monitoring<'a> {
     /// Writes the metrics, without guests that `is_known` no longer knows. Returns the number of warnings.
     pub fn finish(mut self, is_known: impl Fn(&str) -> bool) -> u64 {
         let metrics = std::mem::take(&mut self.metrics);
-        let metrics = metrics.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let metrics = metrics.into_inner();
         if let Some(Err(error)) = metrics.map(|metrics| metrics.finish(is_known)) {
             self.warn(&error.text());
         }

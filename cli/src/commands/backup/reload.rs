@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use signal_hook::consts::SIGHUP;
 use signal_hook::flag;
 use vbk::limit::{ReadLimit, Reload};
@@ -37,7 +38,7 @@ pub fn on_hangup(path: Option<PathBuf>, is_named: bool) -> Result<Reload> {
         ..Reloader::default()
     });
     Ok(Arc::new(move |guest, disk| {
-        let mut reloader = reloader.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reloader = reloader.lock();
         if hangup.swap(false, Ordering::SeqCst) {
             reloader.read();
         }

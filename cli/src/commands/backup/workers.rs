@@ -2,11 +2,12 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use nix::unistd::geteuid;
+use parking_lot::Mutex;
 use vbk::backup::BackupSummary;
 use vbk::backup::guest::{Host, back_up_guest};
 use vbk::observer::{Event, Observer};
@@ -67,7 +68,7 @@ impl Workers<'_> {
             workers: self,
         };
         // Only root makes snapshots of volumes. A copy of a file is found by the next backup of that file.
-        if geteuid().is_root() && lock(&shared.queue).iter().any(Job::has_devices) {
+        if geteuid().is_root() && shared.queue.lock().iter().any(Job::has_devices) {
             self.host.clean(&*shared.progress);
         }
         let warnings = shared.progress.warnings();
@@ -77,7 +78,7 @@ impl Workers<'_> {
         });
         shared.progress.finish();
         worked.map(|()| Results {
-            done: shared.done.into_inner().unwrap_or_else(PoisonError::into_inner),
+            done: shared.done.into_inner(),
             warnings,
         })
     }
@@ -86,7 +87,7 @@ impl Workers<'_> {
 impl Shared<'_> {
     fn work(&self) {
         loop {
-            let Some(job) = lock(&self.queue).pop_front() else {
+            let Some(job) = self.queue.lock().pop_front() else {
                 return;
             };
             let guest = job.guest.clone();
@@ -114,11 +115,11 @@ impl Shared<'_> {
             if let Err(error) = &result {
                 self.failed(&guest, error, is_begun, &observer);
             }
-            let peak_fill = *lock(&observer.peak_fill);
+            let peak_fill = *observer.peak_fill.lock();
             if let Err(error) = self.workers.monitoring.record(&guest, result.as_ref(), took, peak_fill) {
                 observer.event(Event::Warning(&error.message()));
             }
-            lock(&self.done).push(Done {
+            self.done.lock().push(Done {
                 guest,
                 result,
                 is_begun,
@@ -129,7 +130,7 @@ impl Shared<'_> {
     }
 
     fn status(&self, guest: &GuestName) -> String {
-        let left = lock(&self.queue).len();
+        let left = self.queue.lock().len();
         format!("backing up {guest} ({} of {})", self.guests - left, self.guests)
     }
 
@@ -195,7 +196,7 @@ impl Observer for GuestObserver {
             }
             Event::Note(text) => self.progress.event(Event::Note(&format!("{guest}: {text}"))),
             Event::Peak { fill, .. } => {
-                let mut peak = lock(&self.peak_fill);
+                let mut peak = self.peak_fill.lock();
                 *peak = Some(peak.map_or(fill, |known| known.max(fill)));
             }
             // The bar shows all guests together.
@@ -205,8 +206,4 @@ impl Observer for GuestObserver {
             event => self.progress.event(event),
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
