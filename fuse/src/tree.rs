@@ -464,11 +464,7 @@ impl State {
 }
 
 fn not_found(name: &str) -> Error {
-    Error::Store {
-        kind: ErrorKind::NotFound,
-        doing: "find",
-        message: name.to_owned(),
-    }
+    Error::NotInTree(name.to_owned())
 }
 
 #[cfg(test)]

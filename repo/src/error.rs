@@ -68,6 +68,12 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
     },
+    /// A file of the store differs from what was written.
+    #[error("{path} is damaged")]
+    FileDamaged {
+        /// The file.
+        path: PathBuf,
+    },
     /// The directory is not empty. A repository is only created in a new or empty one.
     #[error("{path} is not empty; a repository can only be created in a new or empty directory")]
     NotEmpty {
@@ -333,6 +339,9 @@ pub enum Error {
         /// The message: the defect of the key.
         what: String,
     },
+    /// A mount has no file or directory of this name.
+    #[error("there is no {0}")]
+    NotInTree(String),
     /// Something that never fails did, or a caller broke a rule: a fault of vbk.
     #[error("can't {doing}: {message}")]
     Internal {
@@ -429,7 +438,9 @@ impl Error {
             | Self::EncryptionGone { .. }
             | Self::OtherStore { .. }
             | Self::MarkerDamaged { .. }
+            | Self::FileDamaged { .. }
             | Self::KeySlotDamaged { .. } => ErrorKind::Corrupt,
+            Self::NotInTree(_) => ErrorKind::NotFound,
             Self::Internal { .. } => ErrorKind::Internal,
             Self::OtherBlockSize { .. } => ErrorKind::Invalid,
             Self::Store { kind, .. } => *kind,

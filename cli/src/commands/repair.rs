@@ -26,7 +26,7 @@ struct Report<'a> {
     damaged_tables: Vec<String>,
     accepted_changes: Vec<String>,
     mended_blocks: u64,
-    mended_segments: u64,
+    mended_nodes: u64,
     damage: Vec<DamageJson<'a>>,
     damaged_records: Vec<String>,
 }
@@ -90,7 +90,7 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
         damaged_tables: tables.left,
         accepted_changes: accepted.clone(),
         mended_blocks: repaired.blocks,
-        mended_segments: repaired.nodes,
+        mended_nodes: repaired.nodes,
         damage: found.damage.iter().map(DamageJson::new).collect(),
         damaged_records: records,
     })?;
@@ -128,7 +128,7 @@ fn read_all(context: &Context<'_>, writer: &Manager, cancel: &AtomicBool) -> Res
     Ok(report?)
 }
 
-/// Looks for damaged blocks and segments in every place that was named.
+/// Looks for damaged blocks and nodes of manifests in every place that was named.
 fn look(
     context: &Context<'_>,
     repair: &mut Repair<'_>,

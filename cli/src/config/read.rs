@@ -393,7 +393,7 @@ impl Reader<'_> {
         let hint = match elsewhere {
             Some(place) => format!("it belongs {place}"),
             None => {
-                let nearest = known.iter().min_by_key(|known| distance(known, &name));
+                let nearest = known.iter().min_by_key(|known| strsim::levenshtein(known, &name));
                 format!("nearest known key: {}", nearest.unwrap_or(&"none"))
             }
         };
@@ -422,19 +422,4 @@ impl Reader<'_> {
             ),
         ));
     }
-}
-
-/// Returns the edit distance of two texts: the characters to insert, remove or replace.
-fn distance(one: &str, other: &str) -> usize {
-    let other: Vec<char> = other.chars().collect();
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (at, c) in one.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], at + 1);
-        for (column, d) in other.iter().enumerate() {
-            let replaced = diagonal + usize::from(c != *d);
-            diagonal = row[column + 1];
-            row[column + 1] = replaced.min(diagonal + 1).min(row[column] + 1);
-        }
-    }
-    row[other.len()]
 }

@@ -14,6 +14,7 @@ pub mod activity;
 mod ballast;
 pub(super) mod create;
 pub mod disk_usage;
+mod files;
 pub mod lock;
 pub(super) mod second_copies;
 pub mod store_repair;
@@ -206,7 +207,7 @@ impl Directory {
     /// changed. Changes nothing where nothing can be written.
     pub fn settle(&self) {
         // A reader that can't do it is on storage that it can't write to either.
-        let _ = second_copies::sync_directory(&views::directory(&self.path));
+        let _ = files::sync_directory(&views::directory(&self.path));
     }
 
     fn newest_reader(&self) -> Result<(RocksReader, u64)> {

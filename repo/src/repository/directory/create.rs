@@ -25,8 +25,8 @@ use crate::error::{Error, Result};
 use crate::id::to_hex;
 use crate::keys::{self, Keys, PassphraseCost};
 use crate::repository::CreateOptions;
+use crate::repository::directory::files;
 use crate::repository::directory::lock::{Told, WriterLock};
-use crate::repository::directory::second_copies;
 use crate::repository::directory::views;
 use crate::store::encrypted::Encrypted;
 use crate::store::rocks::{RocksStore, path_in};
@@ -84,7 +84,7 @@ fn make_durably(path: &Path) -> Result<()> {
 
 /// Makes a new name in a directory durable.
 fn sync_parent(parent: &Path) -> Result<()> {
-    match second_copies::sync_directory(parent) {
+    match files::sync_directory(parent) {
         // A directory with search but no read permission can't be opened for a sync. EINVAL: its file system can't sync
         // directories (fsync(2)).
         Err(Error::Io { source, .. })
@@ -179,6 +179,6 @@ pub(super) fn write_marker(path: &Path, identity: &Identity) -> Result<()> {
          `vbk list --repo DIRECTORY` shows what is in it. Change nothing here by hand.\n\
          format: {LAYOUT_FORMAT}\nid: {id}\n{encryption}"
     );
-    second_copies::write(&marker, text.as_bytes())?;
-    second_copies::sync_directory(path)
+    files::write(&marker, text.as_bytes())?;
+    files::sync_directory(path)
 }

@@ -18,15 +18,15 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use super::files::{DRAFT, is_there, sync_directory, write};
 use crate::block::Hashing;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::id::to_hex;
 
 const EXTENSION: &str = "sst";
 const HASH_DIGITS: usize = 16;
 /// Piece of a table that is read at a time: tables may be large.
 const PIECE_BYTES: usize = 1 << 20;
-const DRAFT: &str = "new";
 const SUMS: &str = "sums";
 
 /// RocksDB's log format (log_format.h), in which `MANIFEST` and logs are written, has blocks that no record crosses,
@@ -196,10 +196,6 @@ pub(crate) fn keep_only(repository: &Path, directory: &Path) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn is_there(path: &Path) -> Result<bool> {
-    path.try_exists().map_err(Error::io("read", path))
-}
-
 /// Returns whether the file is one that [`seal`] writes.
 pub(crate) fn is_sums(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name == SUMS)
@@ -283,11 +279,7 @@ pub(crate) fn check_store(store: &Path, view: Option<&Path>) -> Result<()> {
 }
 
 fn damaged(path: &Path) -> Error {
-    Error::Store {
-        kind: ErrorKind::Corrupt,
-        doing: "open",
-        message: format!("{} is damaged", path.display()),
-    }
+    Error::FileDamaged { path: path.to_owned() }
 }
 
 /// Returns whether a record has a type that RocksDB does not write here: some of them would make RocksDB hang.
@@ -317,23 +309,4 @@ fn remove_drafts(directory: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Writes a file that is complete once it has its name. Its directory is not synced yet.
-pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let new = path.with_extension(DRAFT);
-    File::create(&new)
-        .and_then(|mut file| {
-            file.write_all(bytes)?;
-            file.sync_all()
-        })
-        .map_err(Error::io("write", &new))?;
-    fs::rename(&new, path).map_err(Error::io("rename", new))
-}
-
-/// Makes renames in a directory durable.
-pub(crate) fn sync_directory(path: &Path) -> Result<()> {
-    File::open(path)
-        .and_then(|directory| directory.sync_all())
-        .map_err(Error::io("sync", path))
 }

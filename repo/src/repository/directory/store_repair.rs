@@ -11,6 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::repository::directory::files;
 use crate::repository::directory::second_copies::{self, Spare};
 use crate::repository::directory::views;
 use crate::store::StoreReader;
@@ -66,7 +67,7 @@ pub(crate) fn mend(repository: &Path) -> Result<Mended> {
     let named = views::current(repository)?.unwrap_or(0);
     // A damaged link may name any number; a view that existed has left at least its lock.
     let view = views::path_of(repository, named);
-    let current = match second_copies::is_there(&view)? || second_copies::is_there(&view.with_extension("lock"))? {
+    let current = match files::is_there(&view)? || files::is_there(&view.with_extension("lock"))? {
         true => named,
         false => 0,
     };
@@ -103,7 +104,7 @@ fn whole<T>(result: Result<T>) -> Result<Option<T>> {
 
 /// Returns the generation of a view; `None` if the view can't be opened.
 fn opens(repository: &Path, view: &Path) -> Result<Option<u64>> {
-    if !second_copies::is_there(&view.join("CURRENT"))? {
+    if !files::is_there(&view.join("CURRENT"))? {
         return Ok(None);
     }
     let opened = second_copies::check_view(view).and_then(|()| RocksReader::open(view, None));
@@ -217,7 +218,7 @@ fn table(repository: &Path, views: &[(u64, PathBuf)], spare: &Spare, mended: &mu
             return Ok(());
         };
         let bytes = fs::read(good).map_err(Error::io("read", good))?;
-        second_copies::write(&spare.path, &bytes)?;
+        files::write(&spare.path, &bytes)?;
         mended
             .done
             .push(format!("the second copy of table {} was written again", spare.table));
@@ -231,7 +232,7 @@ fn table(repository: &Path, views: &[(u64, PathBuf)], spare: &Spare, mended: &mu
             Some(good) => fs::hard_link(good, &draft).map_err(Error::io("link", &draft))?,
             None => {
                 let bytes = fs::read(&spare.path).map_err(Error::io("read", &spare.path))?;
-                second_copies::write(&draft, &bytes)?;
+                files::write(&draft, &bytes)?;
             }
         }
         fs::rename(&draft, place).map_err(Error::io("rename", draft))?;
@@ -277,13 +278,13 @@ fn rebuild(
         if whole(RocksStore::open(&new))?.is_none() {
             continue;
         }
-        second_copies::sync_directory(&new)?;
-        if second_copies::is_there(&store)? {
+        files::sync_directory(&new)?;
+        if files::is_there(&store)? {
             let aside = free_name(&repository.join(OLD_STORE))?;
             fs::rename(&store, aside).map_err(Error::io("rename", &store))?;
         }
         fs::rename(&new, &store).map_err(Error::io("rename", &new))?;
-        second_copies::sync_directory(repository)?;
+        files::sync_directory(repository)?;
         let kept = names_in(repository, |name| name.starts_with(OLD_STORE))?;
         let kept = match kept.as_slice() {
             [] => String::new(),
@@ -310,11 +311,11 @@ fn link_or_copy(view: &Path, new: &Path) -> Result<()> {
             _ if second_copies::is_sums(&from) => {}
             _ => {
                 let bytes = fs::read(&from).map_err(Error::io("read", &from))?;
-                second_copies::write(&to, &bytes)?;
+                files::write(&to, &bytes)?;
             }
         }
     }
-    second_copies::sync_directory(new)
+    files::sync_directory(new)
 }
 
 /// Renames views that are newer than the store, which the next publication would remove, and reports the loss. Readers
@@ -331,7 +332,7 @@ fn put_aside(
         fs::rename(view, aside).map_err(Error::io("rename", view))?;
     }
     let directory = repository.join("views");
-    second_copies::sync_directory(&directory)?;
+    files::sync_directory(&directory)?;
     second_copies::keep_only(repository, &path_in(repository))?;
     let views = names_in(&directory, |name| {
         let number = name.split_once('.').filter(|(_, rest)| rest.starts_with(ASIDE));
