@@ -32,7 +32,7 @@ use vbk_repo::block::{BlockHashes, BlockIndex, BlockSize, Hashing, is_zero};
 use vbk_repo::codec::{Sealed, Sealer};
 use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::manifest::Slot;
-use vbk_repo::name::DiskName;
+use vbk_repo::name::{BackupTime, DiskName};
 use vbk_repo::pool;
 use vbk_repo::repository::Writer;
 use vbk_repo::runs::Runs;
@@ -73,26 +73,12 @@ pub fn backup(
     observer: &dyn Observer,
 ) -> Result<BackupSummary> {
     let clock = Instant::now();
-    // All sources are opened before the first byte is read, so that a wrong path fails at once.
-    let mut sources: Vec<(&DiskPlan, Source)> = Vec::new();
-    for disk in &plan.disks {
-        if sources.iter().any(|(known, _)| known.name == disk.name) {
-            return Err(Error::DiskTwice(disk.name.to_string()));
-        }
-        sources.push((disk, Source::open(&disk.read)?));
-    }
+    let sources = open_sources(plan)?;
     files::check(plan)?;
     let catalogue = writer.catalogue()?;
     let previous = catalogue.latest(&plan.guest);
     let time = catalogue.free_time(&plan.guest, plan.started);
-    if let Some(later) = previous.filter(|entry| entry.backup.time > time) {
-        observer.event(Event::Warning(&format!(
-            "the clock is behind the latest backup, {}: one of the two times is wrong. This backup, {}@{time}, counts as the newer \
-             one",
-            later.backup.spec(),
-            plan.guest
-        )));
-    }
+    warn_of_a_clock_that_is_behind(plan, previous, &time, observer);
     let job = Job {
         writer,
         plan,
@@ -105,20 +91,85 @@ pub fn backup(
         stops,
         observer,
     };
+    let mut counts = Counts::default();
+    let mut images = copy_disks(&job, &sources, &mut counts)?;
+    let used = still_good().inspect_err(|error| keep_what_is_stored(writer.store(), error))?;
+    for image in &mut images {
+        image.snapshot_used_bytes = used.get(&image.disk).copied().unwrap_or(0);
+    }
+    let files = plan.files.iter();
+    let files = files.map(|(name, bytes)| files::store(writer, plan, &job.condemned, name, bytes));
+    let files = files
+        .collect::<Result<_>>()
+        .map_err(|error| explain(error, &counts, 0))?;
+    let backup = Backup {
+        format: RECORD_FORMAT,
+        guest: plan.guest.clone(),
+        time,
+        sequence: 0,
+        duration_ms: u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX),
+        host: plan.host.clone(),
+        vbk_version: plan.version.clone(),
+        consistency: plan.consistency,
+        images,
+        files,
+    };
+    let committed = writer.commit(backup);
+    let committed = committed.map_err(|error| explain(error.into(), &counts, 0))?;
+    if let Some(error) = committed.unpublished {
+        observer.event(Event::Warning(&format!(
+            "the backup is stored, but will not be listed before the next one: {error}"
+        )));
+    }
+    Ok(BackupSummary {
+        entry: committed.entry,
+        counts,
+    })
+}
+
+/// Opens all disks before the first byte is read, so that a wrong path fails at once.
+fn open_sources(plan: &BackupPlan) -> Result<Vec<(&DiskPlan, Source)>> {
+    let mut sources: Vec<(&DiskPlan, Source)> = Vec::new();
+    for disk in &plan.disks {
+        if sources.iter().any(|(known, _)| known.name == disk.name) {
+            return Err(Error::DiskTwice(disk.name.to_string()));
+        }
+        sources.push((disk, Source::open(&disk.read)?));
+    }
+    Ok(sources)
+}
+
+fn warn_of_a_clock_that_is_behind(
+    plan: &BackupPlan,
+    previous: Option<&Entry>,
+    time: &BackupTime,
+    observer: &dyn Observer,
+) {
+    if let Some(later) = previous.filter(|entry| entry.backup.time > *time) {
+        observer.event(Event::Warning(&format!(
+            "the clock is behind the latest backup, {}: one of the two times is wrong. This backup, {}@{time}, counts as the newer \
+             one",
+            later.backup.spec(),
+            plan.guest
+        )));
+    }
+}
+
+/// Copies the disks one after the other, and adds what was done to `total`, also before an error.
+fn copy_disks(job: &Job<'_>, sources: &[(&DiskPlan, Source)], total: &mut Counts) -> Result<Vec<Image>> {
     let mut images = Vec::new();
-    let mut total = Counts::default();
-    for (disk, source) in &sources {
-        let copy = DiskCopy::new(&job, disk, source);
-        observer.event(Event::Disk {
+    for (disk, source) in sources {
+        let copy = DiskCopy::new(job, disk, source);
+        job.observer.event(Event::Disk {
             name: disk.name.as_str(),
             size_bytes: source.size_bytes(),
         });
         let (done, counts) = copy.run();
-        total += counts;
+        *total += counts;
         let (manifest, hints_wrong) = done.map_err(|error| {
-            keep_what_is_stored(writer.store(), &error);
+            keep_what_is_stored(job.writer.store(), &error);
             let all: u64 = sources.iter().map(|(_, source)| source.size_bytes()).sum();
-            explain(error, &total, all)
+            explain(error, total, all)
         })?;
         images.push(Image {
             disk: disk.name.clone(),
@@ -134,41 +185,7 @@ pub fn backup(
             hints_wrong,
         });
     }
-    let used = still_good().inspect_err(|error| keep_what_is_stored(writer.store(), error))?;
-    for image in &mut images {
-        image.snapshot_used_bytes = used.get(&image.disk).copied().unwrap_or(0);
-    }
-    let files = plan
-        .files
-        .iter()
-        .map(|(name, bytes)| files::store(writer, plan, &job.condemned, name, bytes));
-    let files = files
-        .collect::<Result<_>>()
-        .map_err(|error| explain(error, &total, 0))?;
-    let backup = Backup {
-        format: RECORD_FORMAT,
-        guest: plan.guest.clone(),
-        time,
-        sequence: 0,
-        duration_ms: u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX),
-        host: plan.host.clone(),
-        vbk_version: plan.version.clone(),
-        consistency: plan.consistency,
-        images,
-        files,
-    };
-    let committed = writer
-        .commit(backup)
-        .map_err(|error| explain(error.into(), &total, 0))?;
-    if let Some(error) = committed.unpublished {
-        observer.event(Event::Warning(&format!(
-            "the backup is stored, but will not be listed before the next one: {error}"
-        )));
-    }
-    Ok(BackupSummary {
-        entry: committed.entry,
-        counts: total,
-    })
+    Ok(images)
 }
 
 /// Adds to the error of a full repository how far the backup of disks of `size_bytes` came.

@@ -27,7 +27,7 @@ use crate::disk::source::Source;
 use crate::error::Error;
 use crate::text;
 
-pub use self::limiter::{LimitOptions, LimitedDisk, Limiter, Reload};
+pub use self::limiter::{GuestDisk, LimitOptions, Limiter, Reload};
 
 /// A limit for reading a disk.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -38,8 +38,7 @@ use crate::hints::{HintOptions, thin};
 use crate::host::lvm::suspended;
 use crate::host::program::Programs;
 use crate::host::run::Run;
-use crate::limit::speed::DeviceSpeed;
-use crate::limit::{LimitOptions, LimitedDisk, Limiter, ReadLimit};
+use crate::limit::{GuestDisk, LimitOptions, Limiter};
 use crate::observer::{Event, Observer};
 use crate::snapshot::{self, Directories, PlannedDisk, SnapshotError, SnapshotOptions, Snapshots};
 use crate::text::size;
@@ -184,19 +183,6 @@ pub struct GuestPlan {
     pub version: String,
     /// Number of threads that may compute at once.
     pub threads: usize,
-}
-
-/// A disk of a guest.
-#[derive(Debug, Clone)]
-pub struct GuestDisk {
-    /// Its name.
-    pub name: DiskName,
-    /// Path of the disk.
-    pub path: PathBuf,
-    /// Limit for reading it.
-    pub limit: ReadLimit,
-    /// Its speed, if the administrator configured one.
-    pub speed: Option<DeviceSpeed>,
 }
 
 /// Backs up a guest. When `cancel` is set, the backup ends soon with [`Error::Interrupted`]; snapshots are removed, and
@@ -456,13 +442,7 @@ impl Reading<'_> {
 
     fn limiter(&self, started: Timestamp) -> Result<Limiter> {
         let limited = self.plan.disks.iter().zip(self.snapshots.disks());
-        let limited = limited.map(|(disk, held)| LimitedDisk {
-            name: disk.name.clone(),
-            origin: disk.path.clone(),
-            read: held.read.clone(),
-            limit: disk.limit,
-            speed: disk.speed,
-        });
+        let limited = limited.map(|(disk, held)| (disk.clone(), held.read.clone()));
         Limiter::start(&self.plan.guest, limited.collect(), &self.plan.limits, started)
     }
 }

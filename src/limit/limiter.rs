@@ -23,15 +23,13 @@ use crate::text;
 /// Interval of the updates.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// A disk whose reading is limited.
+/// A disk of a guest, and how fast it may be read.
 #[derive(Debug, Clone)]
-pub struct LimitedDisk {
+pub struct GuestDisk {
     /// Name.
     pub name: DiskName,
-    /// The disk itself, whose speed is measured and whose latency counts.
-    pub origin: PathBuf,
-    /// Path to read: that of the disk or of its snapshot.
-    pub read: PathBuf,
+    /// Path of the disk itself, whose speed is measured and whose latency counts; its snapshot may be read instead.
+    pub path: PathBuf,
     /// Limit of reading it.
     pub limit: ReadLimit,
     /// Configured speed; without it, the speed is measured if the limit is a share of it.
@@ -96,9 +94,14 @@ pub struct Limiter {
 }
 
 impl Limiter {
-    /// Sets the limits of a guest's disks. Measures speeds that are needed and not known, which takes a second or two
+    /// Sets the limits of a guest's disks, each given with the path that is read. Measures speeds that are needed and not known, which takes a second or two
     /// for each disk; fails if a measurement fails. `now` is the measurement's date.
-    pub fn start(guest: &GuestName, disks: Vec<LimitedDisk>, options: &LimitOptions, now: Timestamp) -> Result<Self> {
+    pub fn start(
+        guest: &GuestName,
+        disks: Vec<(GuestDisk, PathBuf)>,
+        options: &LimitOptions,
+        now: Timestamp,
+    ) -> Result<Self> {
         let mut keeper = Keeper {
             guest: guest.clone(),
             disks: disks.into_iter().map(Kept::new).collect(),
@@ -185,7 +188,9 @@ struct Keeper {
 
 /// A disk and its limits.
 struct Kept {
-    limited: LimitedDisk,
+    limited: GuestDisk,
+    /// Path that is read: that of the disk or of its snapshot.
+    read: PathBuf,
     bucket: Arc<Bucket>,
     kernel: Option<KernelLimit>,
     /// Rate before back-off.
@@ -197,9 +202,10 @@ struct Kept {
 }
 
 impl Kept {
-    fn new(limited: LimitedDisk) -> Self {
+    fn new((limited, read): (GuestDisk, PathBuf)) -> Self {
         Self {
             limited,
+            read,
             bucket: Arc::new(Bucket::new(None)),
             kernel: None,
             bytes_per_sec: None,
@@ -218,7 +224,7 @@ impl Kept {
             ReadLimit::Share(share) => {
                 let speed = match self.limited.speed {
                     Some(speed) => speed,
-                    None => speed::measured(&self.limited.origin, options.cache.as_deref(), now)?,
+                    None => speed::measured(&self.limited.path, options.cache.as_deref(), now)?,
                 };
                 self.limited.speed = Some(speed);
                 let rate = ((speed.bytes_per_sec as f64 * share) as u64).max(1);
@@ -249,8 +255,8 @@ impl Kept {
                     refusal.to_string()
                 }
             },
-            (Some(rate), None) => match DeviceNumber::of_block_device(&self.limited.read) {
-                None => format!("{} is not a block device", self.limited.read.display()),
+            (Some(rate), None) => match DeviceNumber::of_block_device(&self.read) {
+                None => format!("{} is not a block device", self.read.display()),
                 Some(device) => match KernelLimit::begin(device, rate) {
                     Ok(kernel) => {
                         self.kernel_text = format!("the kernel limits too: {kernel}");
@@ -290,7 +296,7 @@ impl Keeper {
         let mut watches: Vec<_> = self
             .disks
             .iter()
-            .map(|disk| DiskWatch::new(&disk.limited.origin, &disk.limited.read))
+            .map(|disk| DiskWatch::new(&disk.limited.path, &disk.read))
             .collect();
         loop {
             let mut ended = end.0.lock();
@@ -341,7 +347,7 @@ impl Keeper {
         let mut is_new = false;
         for disk in &mut self.disks {
             let reload = self.options.reload.as_ref();
-            if let Some(limit) = reload.and_then(|reload| reload(&self.guest, &disk.limited.origin)) {
+            if let Some(limit) = reload.and_then(|reload| reload(&self.guest, &disk.limited.path)) {
                 disk.limited.limit = limit;
                 is_new = true;
             }
@@ -369,17 +375,17 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Instant;
 
-    fn disk(name: &str, limit: ReadLimit) -> LimitedDisk {
-        LimitedDisk {
+    fn disk(name: &str, limit: ReadLimit) -> (GuestDisk, PathBuf) {
+        let disk = GuestDisk {
             name: name.parse().expect("a name"),
-            origin: "/nowhere".into(),
-            read: "/nowhere".into(),
+            path: "/nowhere".into(),
             limit,
             speed: Some(DeviceSpeed {
                 bytes_per_sec: 200_000_000,
                 source: SpeedSource::Option,
             }),
-        }
+        };
+        (disk, "/nowhere".into())
     }
 
     fn guest() -> GuestName {
@@ -443,9 +449,9 @@ mod tests {
     #[test]
     fn a_share_of_an_unmeasurable_disk_is_an_error() {
         let mut unknown = disk("vda", ReadLimit::Share(0.6));
-        unknown.speed = None;
+        unknown.0.speed = None;
         assert!(Limiter::start(&guest(), vec![unknown.clone()], &options(), Timestamp::now()).is_err());
-        unknown.limit = ReadLimit::BytesPerSec(1);
+        unknown.0.limit = ReadLimit::BytesPerSec(1);
         Limiter::start(&guest(), vec![unknown], &options(), Timestamp::now()).expect("needs no speed");
     }
 

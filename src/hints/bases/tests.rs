@@ -11,12 +11,12 @@ use vbk_repo::backup::Entry;
 use vbk_repo::repository::{CreateOptions, Repository, Writer};
 
 use super::*;
-use crate::backup::guest::{GuestDisk, GuestPlan, Host, back_up_guest};
+use crate::backup::guest::{GuestPlan, Host, back_up_guest};
 use crate::guest::freeze::FreezePlan;
 use crate::hints::decide::FULL_READ_EVERY;
 use crate::host::run::Run;
 use crate::limit::pressure::Backoff;
-use crate::limit::{LimitOptions, ReadLimit};
+use crate::limit::{GuestDisk, LimitOptions, ReadLimit};
 use crate::snapshot::tests::files::Loop;
 use crate::snapshot::{self, SnapshotOptions};
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::SignedDuration;
-use vbk::backup::guest::{GuestDisk, GuestPlan};
+use vbk::backup::guest::GuestPlan;
 use vbk::disk::source::{Source, check_raw};
 use vbk::guest::discover::{FoundBy, FoundGuest, discover, resolve};
 use vbk::guest::files::{CONFIG_NAME, NVRAM_NAME};
@@ -13,7 +13,7 @@ use vbk::guest::freeze::{AgentFreeze, FreezePlan};
 use vbk::hints::HintOptions;
 use vbk::host::program::Programs;
 use vbk::limit::speed::{DeviceSpeed, SpeedSource};
-use vbk::limit::{LimitOptions, ReadLimit};
+use vbk::limit::{GuestDisk, LimitOptions, ReadLimit};
 use vbk::snapshot::{Method, SnapshotOptions};
 use vbk_repo::name::{DiskName, GuestName};
 
