@@ -1,7 +1,7 @@
 //! The settings that any section of the configuration may have: one row each. A row makes the name of the setting, its
 //! field in a section, its field in the settings of a guest, and its default.
 //!
-//! `config/read.rs` parses the values, and `commands/config.rs` prints them.
+//! `config/read/setting.rs` parses the values, and `commands/config/settings.rs` shows them.
 
 use std::path::PathBuf;
 use std::time::Duration;
