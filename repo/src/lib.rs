@@ -61,6 +61,7 @@ mod cipher;
 pub mod codec;
 pub mod diff;
 mod error;
+pub mod files;
 pub mod id;
 pub mod keys;
 pub mod manifest;
