@@ -66,6 +66,7 @@ pub mod id;
 pub mod keys;
 pub mod manifest;
 pub mod mark;
+pub mod mounts;
 pub mod name;
 pub mod pool;
 pub mod reader;
