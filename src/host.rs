@@ -6,6 +6,5 @@ pub(crate) mod holders;
 pub mod libvirt;
 pub(crate) mod loops;
 pub(crate) mod lvm;
-pub(crate) mod mounts;
 pub mod program;
 pub mod run;

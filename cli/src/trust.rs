@@ -7,12 +7,13 @@
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use vbk_repo::files::{self, Mode, Synced};
 use vbk_repo::standing::Standing;
 
 /// Format of the file: the newest one that this vbk reads, and the one that it writes.
@@ -126,7 +127,14 @@ impl Memory {
         change: impl FnOnce(Option<&Known>) -> Option<Standing>,
     ) -> io::Result<Option<Known>> {
         DirBuilder::new().mode(0o700).recursive(true).create(&self.directory)?;
-        let lock = private().create(true).open(self.directory.join("known.lock"))?;
+        // A link in its place is an error, and not followed.
+        let lock = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(nix::libc::O_NOFOLLOW)
+            .open(self.directory.join("known.lock"))?;
         lock.lock()?;
         let name = name_of(repository);
         let mut all = match self.read() {
@@ -179,22 +187,9 @@ impl Memory {
     }
 
     fn write(&self, content: &Content) -> io::Result<()> {
-        let draft = self.directory.join("known.json.new");
         let text = serde_json::to_vec_pretty(content)?;
-        let mut file = private().create(true).open(&draft)?;
-        file.set_len(0)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        fs::rename(&draft, self.file())?;
-        File::open(&self.directory)?.sync_all()
+        files::write_whole(&self.file(), &text, Mode::Private, Synced::FileAndDirectory)
     }
-}
-
-/// Returns the options for files that only this user can read, and that are not links.
-fn private() -> fs::OpenOptions {
-    let mut options = File::options();
-    options.write(true).mode(0o600).custom_flags(nix::libc::O_NOFOLLOW);
-    options
 }
 
 /// Returns the real path of a repository, even if nothing exists there: so a repository whose file system is not mounted is

@@ -23,7 +23,6 @@
 mod checks;
 mod error;
 mod loopdev;
-mod mountinfo;
 mod mounting;
 mod ntfs3g;
 mod ours;

@@ -25,8 +25,8 @@ mod tests;
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File};
-use std::io::{ErrorKind as Io, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::{ErrorKind as Io, Read};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -36,6 +36,7 @@ use zeroize::Zeroizing;
 use crate::block::derive;
 use crate::cipher::{Cipher, random};
 use crate::error::{Error, Result};
+use crate::files::{self, Mode, Synced, sync_directory_where_possible};
 use crate::id::to_hex;
 use crate::name;
 use file::KeyText;
@@ -175,7 +176,7 @@ pub fn add(repo_dir: &Path, name: &str, keys: &Keys, unlock: &Unlock, cost: Pass
     };
     let directory = repo_dir.join(DIRECTORY);
     match DirBuilder::new().mode(0o700).create(&directory) {
-        Ok(()) => file::sync_dir(repo_dir).map_err(Error::io("sync", repo_dir))?,
+        Ok(()) => sync_directory_where_possible(repo_dir).map_err(Error::io("sync", repo_dir))?,
         Err(error) if error.kind() == Io::AlreadyExists => {}
         Err(error) => return Err(Error::io("create", directory)(error)),
     }
@@ -188,23 +189,10 @@ pub fn add(repo_dir: &Path, name: &str, keys: &Keys, unlock: &Unlock, cost: Pass
     let created = Timestamp::from_second(now.as_second()).unwrap_or(now);
     let slot = Slot::wrap(name, created, &secret, &keys.master, cost)?;
 
+    // Hidden, as `read_all` expects of drafts. While the lock is held, no other process writes it.
     let draft = directory.join(format!(".{name}{ENDING}.tmp"));
-    // Left by a crash; while the lock is held, no other process writes it.
-    match fs::remove_file(&draft) {
-        Err(error) if error.kind() != Io::NotFound => return Err(Error::io("remove", draft)(error)),
-        _ => {}
-    }
-    let mut file = File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&draft)
-        .map_err(Error::io("create", &draft))?;
-    file.write_all(&slot.to_json())
-        .and_then(|()| file.sync_all())
-        .map_err(Error::io("write", &draft))?;
-    fs::rename(&draft, &path).map_err(Error::io("rename", &draft))?;
-    file::sync_dir(&directory).map_err(Error::io("sync", directory))
+    files::write_by_draft(&path, &draft, &slot.to_json(), Mode::Private, Synced::FileAndDirectory)
+        .map_err(Error::io("write", path))
 }
 
 /// Removes a slot, damaged or not. Durable when this returns.
@@ -241,7 +229,7 @@ pub fn remove(repo_dir: &Path, name: &str, way: &Unlock, check: &str) -> Result<
         });
     }
     fs::remove_file(&path).map_err(Error::io("remove", path))?;
-    file::sync_dir(&directory).map_err(Error::io("sync", directory))
+    sync_directory_where_possible(&directory).map_err(Error::io("sync", directory))
 }
 
 /// Opens the repository. `check` is the value of [`Keys::check`] when the repository was created: a key with another

@@ -319,6 +319,7 @@ impl MetadataMark {
         }
     }
 
+    /// Writes in place and not by a draft, because the lock is on this file. `read` recognizes a torn number.
     fn write(&mut self, number: Option<u64>) -> Result<(), HintError> {
         let text = number.map(|number| format!("{number}\n")).unwrap_or_default();
         self.file

@@ -132,6 +132,15 @@ impl DeviceNumber {
     }
 }
 
+impl From<(u32, u32)> for DeviceNumber {
+    fn from((major, minor): (u32, u32)) -> Self {
+        Self {
+            major: major.into(),
+            minor: minor.into(),
+        }
+    }
+}
+
 impl fmt::Display for DeviceNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.major, self.minor)

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use vbk_repo::mounts::{self, Mount};
 
 use crate::host::device::DeviceNumber;
-use crate::host::mounts;
 
 /// Number of looks at a disk in use, and the time between two of them.
 const LOOKS: u32 = 5;
@@ -77,10 +77,12 @@ pub(crate) fn claim_of(device: DeviceNumber) -> Claim {
     let related = device.related();
     let is_it = |path: &Path| DeviceNumber::of_block_device(path).is_some_and(|number| related.contains(&number));
     // btrfs makes up a device number, so the source is compared too.
-    let uses_it =
-        |mount: &mounts::Mount| related.contains(&mount.device) || mount.source.is_absolute() && is_it(&mount.source);
-    if let Some(mount) = mounts::read().into_iter().find(uses_it) {
-        return Claim::Mounted(mount.point);
+    let uses_it = |mount: &Mount| {
+        let source = Path::new(&mount.source);
+        related.contains(&mount.device.into()) || source.is_absolute() && is_it(source)
+    };
+    if let Some(mount) = mounts::read().unwrap_or_default().into_iter().find(uses_it) {
+        return Claim::Mounted(mount.mount_point);
     }
     let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
     let mut swaps = swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next());

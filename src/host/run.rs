@@ -14,6 +14,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use vbk_repo::ErrorKind;
+use vbk_repo::files::{self, Mode, Synced};
 
 /// Hexadecimal digits of an id.
 pub(crate) const ID_DIGITS: usize = 12;
@@ -117,12 +118,12 @@ impl Run {
 
     /// Records the guests of this run, for other processes that ask (`info`).
     pub fn note_guests(&self, guests: Vec<String>) -> Result<(), RunError> {
-        let (path, new) = (self.dir().join(INFO), self.dir().join("run.json.new"));
+        let path = self.dir().join(INFO);
         let mut info = info_in(self.dir()).unwrap_or_else(|| RunInfo::new("a backup"));
         info.guests = Some(guests);
         let text = serde_json::to_vec(&info).expect("it has only plain fields");
-        std::fs::write(&new, text).map_err(RunError::new("write", &new))?;
-        std::fs::rename(&new, &path).map_err(RunError::new("write", path))
+        // Not synced: a reboot ends the run and empties the directory.
+        files::write_whole(&path, &text, Mode::Umask, Synced::Nothing).map_err(RunError::new("write", path))
     }
 
     /// Returns the directory that holds the directories of all runs.

@@ -25,9 +25,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
+use vbk_repo::mounts::{self, Mount};
 
 use crate::host::device::DeviceNumber;
-use crate::host::mounts::{self, Mount};
 
 /// Ratio of the kernel's limit to the bucket's. With the same rate the two would wait for each other; with this one the
 /// kernel enforces what the bucket promises for any single second, and the bucket does the rest.
@@ -353,7 +353,7 @@ struct Layout {
 impl Layout {
     fn of_this_process() -> Self {
         let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        Self::parse(&groups, &mounts::read())
+        Self::parse(&groups, &mounts::read().unwrap_or_default())
     }
 
     /// Parses cgroups(7).
@@ -365,10 +365,10 @@ impl Layout {
                 continue;
             };
             if number == "0" && controllers.is_empty() {
-                layout.unified = directory_of(group, mounts, |mount| mount.kind == "cgroup2");
+                layout.unified = directory_of(group, mounts, |mount| mount.fs_type == "cgroup2");
             } else if controllers.split(',').any(|name| name == "blkio") {
                 layout.blkio = directory_of(group, mounts, |mount| {
-                    mount.kind == "cgroup" && mount.has_option("blkio")
+                    mount.fs_type == "cgroup" && mount.has_option("blkio")
                 });
             }
         }
@@ -390,9 +390,9 @@ fn directory_of(group: &str, mounts: &[Mount], is_wanted: impl Fn(&Mount) -> boo
         let below = Path::new(group).strip_prefix(&mount.root).ok()?;
         // Joining an empty path would leave a slash at the end.
         Some(if below.as_os_str().is_empty() {
-            mount.point.clone()
+            mount.mount_point.clone()
         } else {
-            mount.point.join(below)
+            mount.mount_point.join(below)
         })
     })
 }

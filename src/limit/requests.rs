@@ -6,9 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
+use vbk_repo::files::{self, Mode, Synced};
 use vbk_repo::name::GuestName;
 
 use super::ReadLimit;
@@ -54,15 +55,11 @@ impl Requests {
         Ok(requests)
     }
 
-    /// Replaces the file. Not synced: only processes that run now read it.
+    /// Replaces the file. Not synced: only processes that run now read it. Each writer has its own draft, because no lock
+    /// keeps two of them apart.
     pub fn store(&self, path: &Path) -> io::Result<()> {
-        let new = path.with_extension(format!("new-{}", std::process::id()));
-        let written = fs::File::create(&new)
-            .and_then(|mut file| file.write_all(self.text().as_bytes()))
-            .and_then(|()| fs::rename(&new, path));
-        written.inspect_err(|_| {
-            let _ = fs::remove_file(&new);
-        })
+        let draft = path.with_extension(format!("new-{}", std::process::id()));
+        files::write_by_draft(path, &draft, self.text().as_bytes(), Mode::Umask, Synced::Nothing)
     }
 
     fn text(&self) -> String {

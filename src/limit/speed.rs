@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -15,6 +14,7 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use vbk_repo::block::is_zero;
+use vbk_repo::files::{self, Mode, Synced};
 
 use crate::disk::buffer::{ALIGN, AlignedBuffer};
 use crate::disk::source::Source;
@@ -152,7 +152,7 @@ fn load(directory: &Path) -> Cache {
     serde_json::from_slice(&text).unwrap_or_default()
 }
 
-/// Lock of the file: guests of one run are measured at the same time and share one file with one temporary name.
+/// Lock of the file: guests of one run are measured at the same time and share one file and its draft.
 static REMEMBERING: Mutex<()> = Mutex::new(());
 
 /// Adds a measurement to the file, which is replaced as a whole. If two processes do so at once, one may lose its
@@ -164,16 +164,10 @@ fn remember(directory: &Path, identity: String, measurement: Measurement, now: T
     // Otherwise the file would grow with disks that no longer exist.
     cache.devices.retain(|_, known| known.holds(now));
     cache.devices.insert(identity, measurement);
-    let new = directory.join(format!("{CACHE_FILE}.{}", std::process::id()));
-    let mut file = fs::File::create(&new)?;
-    let written = serde_json::to_vec_pretty(&cache)
-        .map_err(std::io::Error::from)
-        .and_then(|text| file.write_all(&text))
-        .and_then(|()| file.sync_all())
-        .and_then(|()| fs::rename(&new, directory.join(CACHE_FILE)));
-    written.inspect_err(|_| {
-        let _ = fs::remove_file(&new);
-    })
+    // Each process has its own draft, because the lock is one of this process.
+    let draft = directory.join(format!("{CACHE_FILE}.{}", std::process::id()));
+    let text = serde_json::to_vec_pretty(&cache)?;
+    files::write_by_draft(&directory.join(CACHE_FILE), &draft, &text, Mode::Umask, Synced::File)
 }
 
 /// Reads at several offsets with data and returns the median speed, because the first may be in the disk's cache and
@@ -255,6 +249,8 @@ fn is_mostly_data(bytes: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     fn disk(len: usize) -> tempfile::NamedTempFile {

@@ -3,20 +3,18 @@
 //! with a zero byte at its end. A note only says where to look: a copy is recognized by its name and owner.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use vbk_repo::block::Hashing;
+use vbk_repo::files::{self, Mode, Synced};
 use vbk_repo::id::to_hex;
 
 use super::SnapshotError;
 
 /// In the directory that outlives a reboot.
 const DIRECTORY: &str = "copies";
-/// Extension of a note that is being written.
-const NEW: &str = "new";
 
 /// A copy that is kept.
 pub(super) struct Kept {
@@ -50,14 +48,10 @@ pub(super) fn note(cache: &Path, source: &Path, copy: &Path) -> Result<(), Snaps
 fn write_durably(directory: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let before = directory.ancestors().find(|ancestor| ancestor.exists());
     fs::create_dir_all(directory)?;
-    let new = path.with_extension(NEW);
-    let mut file = File::create(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
+    files::write_whole(path, bytes, Mode::Umask, Synced::File)?;
     // The directory, and those above it as far as they are new: each holds the entry of the next.
     for changed in directory.ancestors() {
-        File::open(changed)?.sync_all()?;
+        files::sync_directory(changed)?;
         if Some(changed) == before {
             break;
         }
@@ -70,7 +64,7 @@ pub(super) fn all(cache: &Path) -> Vec<Kept> {
     let notes = fs::read_dir(cache.join(DIRECTORY)).into_iter().flatten().flatten();
     let known = notes.filter_map(|note| {
         let path = note.path();
-        if path.extension().is_some_and(|extension| extension == NEW) {
+        if path.extension().is_some_and(|extension| extension == files::DRAFT) {
             return None;
         }
         let bytes = fs::read(path).ok()?;
@@ -97,7 +91,7 @@ mod tests {
         }
         let notes = cache.join(DIRECTORY);
         let name = fs::read_dir(&notes).expect("lists").next().expect("one").expect("one");
-        fs::write(name.path().with_extension(NEW), "/srv/a").expect("writes");
+        fs::write(name.path().with_extension(files::DRAFT), "/srv/a").expect("writes");
         let all = all(&cache);
         assert_eq!(all.len(), 1);
         assert_eq!(all[0].source, source);

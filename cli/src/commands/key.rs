@@ -1,11 +1,9 @@
 //! `vbk key`
 
-use std::fs::File;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use serde::Serialize;
+use vbk_repo::files::{self, Mode, Synced};
 use vbk_repo::keys::{self, Keys, PassphraseCost, RecoveryKey, Unlock};
 use vbk_repo::repository::Repository;
 
@@ -152,12 +150,7 @@ fn export(context: &Context<'_>, path: &Path) -> Result<Outcome> {
         return Ok(Outcome::Done);
     }
     let failed = |error: std::io::Error| Error::io(format!("write {}", path.display()))(error);
-    let mut options = File::options();
-    let file = options.write(true).create_new(true).mode(0o600).open(path);
-    let mut file = file.map_err(failed)?;
-    file.write_all(text.as_bytes())
-        .and_then(|()| file.sync_all())
-        .map_err(failed)?;
+    files::create(path, text.as_bytes(), Mode::Private, Synced::FileAndDirectory).map_err(failed)?;
     context.say(format_args!(
         "the master key is in {}: --key-file opens the repository with it, even when all key slots are lost. Anyone who has \
          it can read everything, for ever",

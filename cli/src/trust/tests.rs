@@ -115,6 +115,11 @@ fn a_memory_is_not_written_through_a_symlink() {
     fs::write(&victim, "precious").expect("writes");
     symlink(&victim, memory.directory().join("known.json.new")).expect("links");
     let repo = dir.path().join("repo");
-    memory.note(&repo, &standing("a", 1), now()).expect_err("is a link");
+    memory.note(&repo, &standing("a", 1), now()).expect("replaces the link");
+    assert_eq!(known(&memory, &repo), Some(standing("a", 1)));
+    let lock = memory.directory().join("known.lock");
+    fs::remove_file(&lock).expect("removes");
+    symlink(&victim, &lock).expect("links");
+    memory.note(&repo, &standing("a", 2), now()).expect_err("is a link");
     assert_eq!(fs::read_to_string(victim).expect("reads"), "precious");
 }

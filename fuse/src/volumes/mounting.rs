@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use vbk_repo::mounts::{self, Mount};
+
 use super::ntfs3g;
 use super::teardown;
 use super::{Action, Outcome, Volume, VolumeReport};
@@ -9,7 +11,6 @@ use crate::drivers::{FileSystem, JOURNAL_WARNING};
 use crate::sys::{self, Errno, Writable};
 use crate::volumes::error::Result;
 use crate::volumes::loopdev::{self, LoopDevice};
-use crate::volumes::mountinfo::{self, Mount};
 
 /// Mounts a volume at `point`, which must exist if the volume has a file system.
 pub(super) fn mount_volume(point: &Path, volume: &Volume) -> VolumeReport {
@@ -159,7 +160,7 @@ fn try_mount(devices: &[LoopDevice], point: &Path, fs: &str, data: &str) -> std:
 /// Returns the topmost file system at `point` if it reads from one of our devices. Looks at the kernel's table and does
 /// not ask the file system. The kernel lists a btrfs over several devices with any one of them.
 fn top_mount(devices: &[LoopDevice], point: &Path) -> Option<Mount> {
-    let mounts = mountinfo::read().ok()?;
+    let mounts = mounts::read().ok()?;
     let top = mounts.into_iter().rfind(|mount| mount.mount_point == point)?;
     let ours = devices.iter().any(|device| top.is_on_loop(device.number()));
     ours.then_some(top)

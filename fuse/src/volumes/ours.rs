@@ -4,9 +4,10 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use vbk_repo::mounts::{self, Mount};
+
 use crate::sys;
 use crate::volumes::error::{MountError, Result};
-use crate::volumes::mountinfo::{self, Mount};
 
 /// Prefix of the source of a tmpfs that holds file systems; the path of the mount with the images follows.
 const FILES_SOURCE: &str = "vbk-files:";
@@ -149,7 +150,7 @@ fn with_real_parent(path: &Path) -> PathBuf {
 
 /// Reads the kernel's table of mounts.
 pub(super) fn read_mounts() -> Result<Vec<Mount>> {
-    mountinfo::read().map_err(|source| MountError::KernelTable {
+    mounts::read().map_err(|source| MountError::KernelTable {
         path: "/proc/self/mountinfo".into(),
         source,
     })

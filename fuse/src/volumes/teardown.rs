@@ -20,12 +20,13 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use vbk_repo::mounts::Mount;
+
 use super::ours::{self, MountKind};
 use super::users::describe_users;
 use crate::sys::{self, Errno};
 use crate::volumes::error::{MountError, Result};
 use crate::volumes::loopdev::{self, Attached, LoopDevice};
-use crate::volumes::mountinfo::Mount;
 
 /// Time for which a busy mount is tried again: udev and blkid open new devices for a moment.
 const BUSY_RETRY: Duration = Duration::from_secs(1);

@@ -9,13 +9,13 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use image_server::{IMAGE, ImageServer};
+use vbk_repo::mounts::{self, Mount};
 
 use super::*;
 use crate::btrfs::Superblock;
 use crate::drivers::how_to_mount;
 use crate::probe::FsType;
 use crate::volumes::loopdev::{self, LoopDevice};
-use crate::volumes::mountinfo::{self, Mount};
 
 /// A directory with images, a mount point and a directory for hidden mounts. Takes down everything that a failed test
 /// leaves below it.
@@ -50,7 +50,7 @@ impl Scratch {
     }
 
     fn mounts(&self) -> Vec<Mount> {
-        let all = mountinfo::read().expect("reads");
+        let all = mounts::read().expect("reads");
         let below = |mount: &Mount| mount.at_or_below(self.dir.path());
         all.into_iter().filter(below).collect()
     }

@@ -10,9 +10,6 @@
 //!
 //! Empty lines and lines that start with `#` are ignored. Errors name the line and never show its content.
 
-use std::fs::{self, File};
-use std::io::{ErrorKind as Io, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use zeroize::Zeroizing;
@@ -20,6 +17,7 @@ use zeroize::Zeroizing;
 use crate::block::{derive, keyed_hash};
 use crate::cipher::random;
 use crate::error::{Error, Result};
+use crate::files::{self, Mode, Synced};
 use crate::id::{from_hex, to_hex};
 
 const EXPORTED: &str = "vbk-exported-key";
@@ -126,32 +124,9 @@ pub(super) fn create(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
         *digits
     );
     let text = Zeroizing::new(text.into_bytes());
-    let mut file = File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(Error::io("create", path))?;
-    let written = file.write_all(&text).and_then(|()| file.sync_all());
-    let written = written.and_then(|()| {
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        sync_dir(parent.unwrap_or(Path::new(".")))
-    });
-    if let Err(error) = written {
-        // The file was created just now, so its key is not in use yet.
-        let _ = fs::remove_file(path);
-        return Err(Error::io("write", path)(error));
-    }
+    // If this fails, the file is removed: its key is not in use yet.
+    files::create(path, &text, Mode::Private, Synced::FileAndDirectory).map_err(Error::io("create", path))?;
     Ok(text)
-}
-
-/// Makes names in a directory durable.
-pub(super) fn sync_dir(path: &Path) -> std::io::Result<()> {
-    match File::open(path).and_then(|dir| dir.sync_all()) {
-        // Some file systems can't sync directories.
-        Err(error) if error.kind() == Io::InvalidInput => Ok(()),
-        result => result,
-    }
 }
 
 fn bad(what: impl Into<String>) -> Error {

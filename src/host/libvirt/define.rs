@@ -1,12 +1,10 @@
 //! Defines a restored domain in libvirt.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use vbk_repo::ErrorKind;
+use vbk_repo::files::{self, Mode, Synced};
 
 use crate::host::program::{ProgramError, Programs};
 
@@ -20,10 +18,8 @@ pub enum DefineError {
     #[error(transparent)]
     Program(#[from] ProgramError),
     /// A file can't be written.
-    #[error("can't {doing} {path}: {source}")]
+    #[error("can't create {path}: {source}")]
     File {
-        /// The failed action, e.g. `write`.
-        doing: &'static str,
         /// The file.
         path: PathBuf,
         /// The I/O error.
@@ -69,20 +65,13 @@ pub fn define(programs: &Programs, xml: &str, nvram: Option<(&Path, &[u8])>, scr
     defined
 }
 
-/// Creates a file that only its owner can read: libvirt gives it to the guest's user when it starts the guest.
+/// Creates a file that only its owner can read: libvirt gives it to the guest's user when it starts the guest. Not by a
+/// draft, because a rename would replace the NVRAM of another guest.
 fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(0o600);
-    let failed = |doing| {
-        move |source| DefineError::File {
-            doing,
-            path: path.to_owned(),
-            source,
-        }
-    };
-    let mut file: File = options.open(path).map_err(failed("create"))?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all());
-    written.inspect_err(|_| remove(path)).map_err(failed("write"))
+    files::create(path, bytes, Mode::Private, Synced::File).map_err(|source| DefineError::File {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn remove(path: &Path) {

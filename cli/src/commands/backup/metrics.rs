@@ -7,13 +7,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::io::{ErrorKind, Read as _};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use nix::fcntl::OFlag;
+use vbk_repo::files::{self, Mode, Synced};
 
 use crate::exit::{Error, Result};
 
@@ -320,25 +321,16 @@ fn read(path: &Path) -> Result<Values> {
     Ok(Values::default())
 }
 
-/// Replaces the file as a whole: after a crash at any point either the old or the new file exists. A temporary file that
-/// is left is removed by the next run; the collector reads only `*.prom`.
+/// Replaces the file as a whole: after a crash at any point either the old or the new file exists. A draft that is left is
+/// removed by the next run; the collector reads only `*.prom`. The directory often belongs to the collector, which could
+/// put a link or a pipe in the place of the draft: [`files::write_by_draft`] opens neither.
 fn replace(path: &Path, text: &str) -> std::io::Result<()> {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().ok_or(ErrorKind::InvalidInput)?);
     name.push(".tmp");
-    let temporary = path.with_file_name(name);
-    // Never open an existing one: the directory often belongs to the collector, and a pipe of this name would block.
-    match std::fs::remove_file(&temporary) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
+    let draft = path.with_file_name(name);
     // The collector runs as another user, so the umask must not decide.
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
-    file.write_all(text.as_bytes())?;
-    // Or the file could be empty after a loss of power (ext4 with delayed allocation).
-    file.sync_data()?;
-    std::fs::rename(&temporary, path)
+    files::write_by_draft(path, &draft, text.as_bytes(), Mode::Public, Synced::File)
 }
 
 fn lock(directory: &File) {

@@ -18,9 +18,10 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::files::{DRAFT, is_there, sync_directory, write};
+use super::files::{is_there, sync_directory, write};
 use crate::block::Hashing;
 use crate::error::{Error, Result};
+use crate::files::DRAFT;
 use crate::id::to_hex;
 
 const EXTENSION: &str = "sst";
@@ -137,6 +138,10 @@ pub(crate) fn list(repository: &Path) -> Result<Vec<Spare>> {
     Ok(spares)
 }
 
+fn is_draft(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == DRAFT)
+}
+
 fn is_table(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == EXTENSION)
 }
@@ -165,6 +170,7 @@ pub(crate) fn update(repository: &Path, view: &Path) -> Result<()> {
         if !is_table(&path) || old.remove(&name).is_some() {
             continue;
         }
+        // Not by `write`: a table is large, and the name of its copy has the hash, which is known when all is copied.
         let draft = directory.join(format!("{name}.{DRAFT}"));
         let spare = directory.join(format!("{name}.{}", copy(&path, &draft)?));
         fs::rename(&draft, &spare).map_err(Error::io("rename", draft))?;
@@ -212,7 +218,7 @@ pub(crate) fn seal(view: &Path) -> Result<()> {
         let path = entry.map_err(Error::io("list", view))?.path();
         let blob = path.extension().is_some_and(|extension| extension == "blob");
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if !blob && !is_table(&path) && !name.ends_with(".new") {
+        if !blob && !is_table(&path) && !is_draft(&path) {
             let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
             lines.push(format!("{} {name}\n", hash(&bytes)));
         }
@@ -304,7 +310,7 @@ fn has_strange_record(bytes: &[u8]) -> bool {
 fn remove_drafts(directory: &Path) -> Result<()> {
     for entry in fs::read_dir(directory).map_err(Error::io("list", directory))? {
         let path = entry.map_err(Error::io("list", directory))?.path();
-        if path.extension().is_some_and(|extension| extension == DRAFT) {
+        if is_draft(&path) {
             fs::remove_file(&path).map_err(Error::io("remove", path))?;
         }
     }

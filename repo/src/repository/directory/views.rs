@@ -20,7 +20,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::repository::directory::second_copies;
+use crate::repository::directory::{files, second_copies};
 use crate::store::StoreReader;
 use crate::store::rocks::{RocksReader, RocksStore};
 
@@ -144,9 +144,7 @@ fn point_to(views: &Path, number: u64) -> Result<()> {
     }
     std::os::unix::fs::symlink(number.to_string(), &new).map_err(Error::io("create", &new))?;
     fs::rename(&new, &link).map_err(Error::io("replace", &link))?;
-    File::open(views)
-        .and_then(|directory| directory.sync_all())
-        .map_err(Error::io("sync", views))
+    files::sync_directory(views)
 }
 
 fn remove_unused(views: &Path, keep: u64) -> Result<()> {

@@ -1,3 +1,5 @@
+use std::os::unix::fs::PermissionsExt;
+
 use super::*;
 
 const GOLDEN: &str = r#"# HELP vbk_backup_last_success_timestamp_seconds End of the last successful backup of the guest, in seconds since 1970.

@@ -1,5 +1,7 @@
-//! Reads the kernel's table of mounts, /proc/self/mountinfo (proc(5)). Pure text: it never touches a mounted file
-//! system, so it also works if one is dead.
+//! Reads the kernel's table of mounts, /proc/self/mountinfo (proc_pid_mountinfo(5)). Pure text: it never touches a
+//! mounted file system, so it also works if one is dead.
+//!
+//! The table has nothing to do with repositories. It is here because all other crates depend on this one.
 
 use std::ffi::OsString;
 use std::io;
@@ -8,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// One mount of the kernel's table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Mount {
+pub struct Mount {
     /// Id of the mount while it lives; the kernel reuses it afterwards.
     pub id: u64,
     /// Id of the mount that this one sits on.
@@ -30,25 +32,30 @@ pub(crate) struct Mount {
 
 impl Mount {
     /// Tests that the mount point is `path` or below it.
-    pub(crate) fn at_or_below(&self, path: &Path) -> bool {
+    pub fn at_or_below(&self, path: &Path) -> bool {
         self.mount_point.starts_with(path)
     }
 
+    /// Tests that the file system, not only this mount of it, has an option.
+    pub fn has_option(&self, option: &str) -> bool {
+        self.options.1.split(',').any(|given| given == option)
+    }
+
     /// Tests that this mount reads from the loop device with that number.
-    pub(crate) fn is_on_loop(&self, number: u32) -> bool {
+    pub fn is_on_loop(&self, number: u32) -> bool {
         const LOOP_MAJOR: u32 = 7;
         self.device == (LOOP_MAJOR, number) || self.source == OsString::from(format!("/dev/loop{number}"))
     }
 }
 
 /// Reads the mounts that this process sees, oldest first.
-pub(crate) fn read() -> io::Result<Vec<Mount>> {
+pub fn read() -> io::Result<Vec<Mount>> {
     std::fs::read("/proc/self/mountinfo").map(|text| parse(&text))
 }
 
 /// Parses a mountinfo table. Leaves out a line that it can't parse: an odd mount of another program must not stop a
 /// teardown.
-pub(crate) fn parse(text: &[u8]) -> Vec<Mount> {
+pub fn parse(text: &[u8]) -> Vec<Mount> {
     text.split(|byte| *byte == b'\n')
         .filter(|line| !line.is_empty())
         .filter_map(|line| {
@@ -142,6 +149,13 @@ mod tests {
                 options: ("rw,noatime".into(), "ro,user_id=0".into()),
             }]
         );
+    }
+
+    #[test]
+    fn an_option_of_the_file_system_is_matched_whole() {
+        let mount = &parse(b"33 30 0:28 / /cgroup rw,noatime - cgroup cgroup rw,cpu,blkio\n")[0];
+        assert!(mount.has_option("blkio") && mount.has_option("rw"));
+        assert!(!mount.has_option("blk") && !mount.has_option("noatime"));
     }
 
     #[test]
