@@ -1,6 +1,6 @@
 //! Runs of blocks: how many a worker reads or asks the store for at once, and how many workers there are.
 //!
-//! Backups, restores and verifications share this rule, so that none takes more than [`WORKER_BYTES`].
+//! Backups, restores and verifications share this rule, so that none takes more memory than the others.
 
 use crate::block::BlockSize;
 use crate::store::Distance;

@@ -89,7 +89,7 @@ pub struct RocksStore {
     log: Mutex<()>,
     /// Rows of blocks that no barrier covers yet.
     pending: Mutex<HashMap<BlockId, Pending>>,
-    /// Blocks to store again, see [`StoreWriter::condemn`].
+    /// Blocks to store again, see [`StoreManager::condemn`].
     condemned: RwLock<HashSet<BlockId>>,
     next_sequence: AtomicU64,
     failed: AtomicBool,
