@@ -70,28 +70,28 @@ impl Domain {
             domain: domain.to_owned(),
             what,
         };
-        let root = xml::parse(xml).map_err(|what| failed("a domain", what))?;
-        if root.name != "domain" {
-            return Err(failed("a domain", format!("it is a <{}>", root.name)));
+        let document = xml::parse(xml).map_err(|what| failed("a domain", what))?;
+        let root = Element::root(&document);
+        if !root.is_named("domain") {
+            return Err(failed("a domain", format!("it is a <{}>", root.name())));
         }
         let text_of = |name| root.child(name).and_then(Element::trimmed);
         // Spaces around a name are part of it.
-        let name = root.child("name").map(|name| name.text.as_str());
+        let name = root.child("name").map(Element::text);
         let name = name
             .filter(|name| !name.is_empty())
             .ok_or_else(|| failed("a domain", "it has no name".to_owned()))?;
-        let uuid = text_of("uuid").ok_or_else(|| failed(name, "it has no UUID".to_owned()))?;
-        let devices = root.all("devices").flat_map(|devices| &devices.children);
-        let disks: Vec<_> = devices.filter(|device| device.name == "disk").map(disk).collect();
+        let uuid = text_of("uuid").ok_or_else(|| failed(&name, "it has no UUID".to_owned()))?;
+        let disks: Vec<_> = root.all("devices/disk").into_iter().map(disk).collect();
         if disks.len() > MAX_DISKS {
             return Err(failed(
-                name,
+                &name,
                 format!("it has {} disks, more than {MAX_DISKS}", disks.len()),
             ));
         }
         Ok(Self {
-            name: name.to_owned(),
-            uuid: uuid.to_owned(),
+            name,
+            uuid,
             disks,
             nvram: root.child("os").and_then(nvram),
             xml: xml.to_owned(),
@@ -99,7 +99,7 @@ impl Domain {
     }
 }
 
-fn disk(disk: &Element) -> DomainDisk {
+fn disk(disk: Element<'_>) -> DomainDisk {
     let target = disk.child("target").and_then(|target| target.attribute("dev"));
     DomainDisk {
         target: target.unwrap_or_default().to_owned(),
@@ -117,7 +117,7 @@ fn disk(disk: &Element) -> DomainDisk {
 }
 
 /// Returns the path of a disk that can be backed up, or the reason why it can't.
-fn medium(disk: &Element) -> Result<PathBuf, String> {
+fn medium(disk: Element<'_>) -> Result<PathBuf, String> {
     match disk.attribute("device") {
         None | Some("disk") => {}
         Some("cdrom") => return Err("is a CD drive".to_owned()),
@@ -147,7 +147,7 @@ fn medium(disk: &Element) -> Result<PathBuf, String> {
     path_of(disk)
 }
 
-fn path_of(disk: &Element) -> Result<PathBuf, String> {
+fn path_of(disk: Element<'_>) -> Result<PathBuf, String> {
     let attribute = match disk.attribute("type") {
         Some("block") => "dev",
         _ => "file",
@@ -161,7 +161,7 @@ fn path_of(disk: &Element) -> Result<PathBuf, String> {
 }
 
 /// Returns the limit that applies to reading; 0 means none.
-fn speed(iotune: &Element) -> Option<u64> {
+fn speed(iotune: Element<'_>) -> Option<u64> {
     let limits = ["read_bytes_sec", "total_bytes_sec"];
     let limit = |name| iotune.child(name)?.trimmed()?.parse::<u64>().ok();
     limits.into_iter().filter_map(limit).filter(|&limit| limit > 0).min()
@@ -169,11 +169,14 @@ fn speed(iotune: &Element) -> Option<u64> {
 
 /// Returns the path of the UEFI variables, which is the element's text or, since libvirt 8.5, a source like that of a
 /// disk.
-fn nvram(os: &Element) -> Option<PathBuf> {
+fn nvram(os: Element<'_>) -> Option<PathBuf> {
     let nvram = os.child("nvram")?;
     let source = nvram.child("source");
     let path = match source {
-        Some(source) => source.attribute("file").or_else(|| source.attribute("dev")),
+        Some(source) => source
+            .attribute("file")
+            .or_else(|| source.attribute("dev"))
+            .map(str::to_owned),
         None => nvram.trimmed(),
     };
     path.filter(|path| path.starts_with('/')).map(PathBuf::from)

@@ -1,7 +1,6 @@
 //! Gives a domain another name, another identity and other disks. All else stays, byte for byte.
 //!
-//! The XML is scanned once for the ranges to change, and these are replaced in the text itself, so that elements
-//! unknown to this vbk are never lost. Elements and attributes are those of <https://libvirt.org/formatdomain.html>.
+//! Replaces only the ranges of the text that change, so that elements unknown to this vbk are never lost. Elements and attributes are those of <https://libvirt.org/formatdomain.html>.
 //!
 //! Not changed, because only the administrator knows the right values: fixed ports of graphics, host devices, shared
 //! directories, and the `interfaceid` of Open vSwitch ports.
@@ -10,12 +9,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use quick_xml::Reader;
-use quick_xml::escape::{escape, unescape};
-use quick_xml::events::{BytesStart, Event};
+use quick_xml::escape::escape;
+use roxmltree::Document;
 use vbk_repo::ErrorKind;
 
-use crate::host::libvirt::xml::attributes_of;
+use crate::host::libvirt::xml::{self, Element, Span};
 
 /// Changes to a domain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -93,7 +91,8 @@ pub type Result<T> = std::result::Result<T, RenameError>;
 /// Changes the XML of a domain according to `plan` and keeps all else. The VM generation ID is emptied so that libvirt
 /// generates a new one: a guest that reads it then knows that it was set back in time.
 pub fn rewrite(xml: &str, plan: &RenamePlan) -> Result<String> {
-    let scan = Scan::of(xml)?;
+    let document = parse(xml)?;
+    let scan = Scan::of(&document)?;
     let is_second = scan.name.value != plan.name;
     let mut edits = vec![(scan.name.range.clone(), escape(&plan.name).into_owned())];
     if let Some(uuid) = &plan.uuid {
@@ -111,12 +110,12 @@ pub fn rewrite(xml: &str, plan: &RenamePlan) -> Result<String> {
         let macs = scan.macs.iter().zip(&plan.macs);
         edits.extend(macs.map(|(was, mac)| (was.range.clone(), escape(mac).into_owned())));
     }
-    for disk in scan.disks.iter().filter(|disk| disk.is_disk) {
+    for disk in &scan.disks {
         match disk.new_path(plan) {
             Some(path) => edits.extend(disk.edits(path)?),
-            None if is_second && disk.source.is_some() && !disk.is_shared => {
+            None if is_second && disk.is_own() => {
                 return Err(RenameError::DiskLeft {
-                    target: disk.target.clone(),
+                    target: disk.target().to_owned(),
                     old: disk.old().to_owned(),
                 });
             }
@@ -131,11 +130,12 @@ pub fn rewrite(xml: &str, plan: &RenamePlan) -> Result<String> {
 
 /// Returns the identity and the parts of a domain.
 pub fn identity(xml: &str) -> Result<Identity> {
-    let scan = Scan::of(xml)?;
-    let disks = scan.disks.iter().filter(|disk| disk.is_disk);
+    let document = parse(xml)?;
+    let scan = Scan::of(&document)?;
+    let disks = scan.disks.iter();
     Ok(Identity {
         disks: disks
-            .map(|disk| (disk.source_name().map(str::to_owned), disk.target.clone()))
+            .map(|disk| (disk.source_name().map(str::to_owned), disk.target().to_owned()))
             .collect(),
         name: scan.name.value,
         uuid: scan.uuid.map(|uuid| uuid.value),
@@ -155,16 +155,17 @@ pub struct Unplaced {
 
 /// Finds the disks of a plan and of a domain that [`rewrite`] would leave out.
 pub fn unplaced(xml: &str, plan: &RenamePlan) -> Result<Unplaced> {
-    let scan = Scan::of(xml)?;
-    let disks: Vec<_> = scan.disks.iter().filter(|disk| disk.is_disk).collect();
-    let placed: Vec<_> = disks.iter().filter_map(|disk| disk.new_path(plan)).collect();
+    let document = parse(xml)?;
+    let scan = Scan::of(&document)?;
+    let placed: Vec<_> = scan.disks.iter().filter_map(|disk| disk.new_path(plan)).collect();
     let new = plan.disks.values().filter(|path| !placed.contains(&path.as_path()));
-    let kept = disks
-        .iter()
-        .filter(|disk| disk.new_path(plan).is_none() && disk.source.is_some() && !disk.is_shared);
+    let disks = scan.disks.iter();
+    let kept = disks.filter(|disk| disk.new_path(plan).is_none() && disk.is_own());
     Ok(Unplaced {
         new: new.cloned().collect(),
-        kept: kept.map(|disk| (disk.target.clone(), disk.old().to_owned())).collect(),
+        kept: kept
+            .map(|disk| (disk.target().to_owned(), disk.old().to_owned()))
+            .collect(),
     })
 }
 
@@ -208,291 +209,106 @@ fn apply(xml: &str, mut edits: Vec<Edit>) -> String {
     text
 }
 
-/// A range of the XML: the value of an attribute, or the text between two tags.
-#[derive(Debug, Clone)]
-struct Span {
-    range: Range<usize>,
-    /// The text with XML's escapes decoded.
-    value: String,
+fn parse(xml: &str) -> Result<Document<'_>> {
+    xml::parse(xml).map_err(RenameError::NotADomain)
 }
 
+/// The parts of a domain that identify it or belong to it alone.
 #[derive(Debug)]
-struct Scan {
+struct Scan<'a> {
     name: Span,
     uuid: Option<Span>,
     /// libvirt requires that the UUID in the BIOS tables is the domain's.
     bios_uuids: Vec<Span>,
     generation: Option<Span>,
     macs: Vec<Span>,
-    disks: Vec<Disk>,
+    /// Without CD and floppy drives.
+    disks: Vec<Disk<'a>>,
     nvram: Option<Span>,
 }
 
-#[derive(Debug, Default)]
-struct Disk {
-    /// Offset of its tag.
-    start: usize,
-    kind: Option<Span>,
-    is_disk: bool,
-    /// True if it is read-only or shareable.
-    is_shared: bool,
-    source: Option<DiskSource>,
-    target: String,
+impl<'a> Scan<'a> {
+    fn of(document: &'a Document<'_>) -> Result<Self> {
+        let root = Some(Element::root(document)).filter(|root| root.is_named("domain"));
+        let all = |path| root.map_or_else(Vec::new, |root| root.all(path)).into_iter();
+        // The first one counts, as in libvirt.
+        let first = |path| all(path).find_map(Element::content);
+        let no_name = || RenameError::NotADomain("it has no domain with a name".into());
+        let entries = all("sysinfo/system/entry").filter(|entry| entry.is("name", "uuid"));
+        Ok(Self {
+            name: first("name").ok_or_else(no_name)?,
+            uuid: first("uuid"),
+            bios_uuids: entries.filter_map(Element::content).collect(),
+            generation: first("genid"),
+            macs: all("devices/interface/mac")
+                .filter_map(|mac| mac.value("address"))
+                .collect(),
+            disks: all("devices/disk").map(Disk).filter(Disk::is_disk).collect(),
+            nvram: all("os/nvram/source")
+                .find_map(|source| source.value("file"))
+                .or_else(|| first("os/nvram").filter(|path| !path.value.is_empty())),
+        })
+    }
 }
 
-#[derive(Debug, Default)]
-struct DiskSource {
-    /// Range of the whole element.
-    whole: Range<usize>,
-    /// `file="..."` or `dev="..."`.
-    path: Option<Span>,
-    /// Name of a source that is neither a file nor a device.
-    name: Option<String>,
-}
+#[derive(Debug)]
+struct Disk<'a>(Element<'a>);
 
-impl Disk {
-    fn source_name(&self) -> Option<&str> {
-        let source = self.source.as_ref()?;
-        let path = source.path.as_ref().map(|path| path.value.as_str());
-        path.or(source.name.as_deref())
+impl<'a> Disk<'a> {
+    fn is_disk(&self) -> bool {
+        matches!(self.0.attribute("device"), None | Some("disk" | "lun"))
+    }
+
+    /// Tests that no other server may use it: it is neither empty nor read-only nor shareable.
+    fn is_own(&self) -> bool {
+        let is = |child| self.0.child(child).is_some();
+        is("source") && !is("readonly") && !is("shareable")
+    }
+
+    fn target(&self) -> &'a str {
+        let target = self.0.child("target").and_then(|target| target.attribute("dev"));
+        target.unwrap_or_default()
+    }
+
+    fn source_name(&self) -> Option<&'a str> {
+        let source = self.0.child("source")?;
+        let keys = ["file", "dev", "name", "volume", "dir"];
+        keys.into_iter().find_map(|key| source.attribute(key))
     }
 
     /// Describes its source, for a message.
-    fn old(&self) -> &str {
+    fn old(&self) -> &'a str {
         self.source_name().unwrap_or("a source of another kind")
     }
 
-    fn new_path<'a>(&self, plan: &'a RenamePlan) -> Option<&'a Path> {
+    fn new_path<'p>(&self, plan: &'p RenamePlan) -> Option<&'p Path> {
         let by_source = self.source_name().and_then(|name| plan.disks.get(name));
-        by_source.or_else(|| plan.disks.get(&self.target)).map(PathBuf::as_path)
+        by_source
+            .or_else(|| plan.disks.get(self.target()))
+            .map(PathBuf::as_path)
     }
 
     /// Makes the edits that turn it into a block device.
     fn edits(&self, path: &Path) -> Result<Vec<Edit>> {
         let dev = format!("dev='{}'", escape(text_of(path)?));
-        let kind = match &self.kind {
-            Some(kind) => (kind.range.clone(), "block".to_owned()),
+        let kind = match self.0.value("type") {
+            Some(kind) => (kind.range, "block".to_owned()),
             // The default type is file.
             None => {
-                let after = self.start + "<disk".len();
+                let after = self.0.range().start + "<disk".len();
                 (after..after, " type='block'".to_owned())
             }
         };
-        let source = match &self.source {
-            Some(DiskSource { path: Some(path), .. }) => (path.range.clone(), dev),
-            Some(source) => (source.whole.clone(), format!("<source {dev}/>")),
-            // A disk without a source is an empty drive; there is nothing to replace.
-            None => return Ok(vec![kind]),
+        // A disk without a source is an empty drive; there is nothing to replace.
+        let Some(source) = self.0.child("source") else {
+            return Ok(vec![kind]);
+        };
+        let paths = ["file", "dev"].into_iter().find_map(|key| source.attribute_range(key));
+        let source = match paths {
+            Some(attribute) => (attribute, dev),
+            None => (source.range(), format!("<source {dev}/>")),
         };
         Ok(vec![kind, source])
-    }
-}
-
-/// An open element.
-struct Open {
-    tag: Range<usize>,
-    /// Length of the path without it.
-    outer_len: usize,
-    /// True for the entry of `sysinfo` that holds the UUID.
-    is_uuid_entry: bool,
-}
-
-struct Walk<'a> {
-    xml: &'a str,
-    /// Names of the open elements, e.g. `domain/devices/disk`.
-    path: String,
-    open: Vec<Open>,
-    name: Option<Span>,
-    found: Scan,
-}
-
-impl Scan {
-    fn of(xml: &str) -> Result<Self> {
-        let nothing = Span {
-            range: 0..0,
-            value: String::new(),
-        };
-        let mut walk = Walk {
-            xml,
-            path: String::new(),
-            open: Vec::new(),
-            name: None,
-            found: Self {
-                name: nothing,
-                uuid: None,
-                bios_uuids: Vec::new(),
-                generation: None,
-                macs: Vec::new(),
-                disks: Vec::new(),
-                nvram: None,
-            },
-        };
-        let mut reader = Reader::from_str(xml);
-        loop {
-            let before = offset(reader.buffer_position());
-            let event = reader.read_event();
-            let event = event.map_err(|error| RenameError::NotADomain(error.to_string()))?;
-            let tag = before..offset(reader.buffer_position());
-            match event {
-                Event::Start(start) => walk.start(&start, tag)?,
-                Event::Empty(empty) => {
-                    walk.start(&empty, tag.clone())?;
-                    walk.end(tag, true)?;
-                }
-                Event::End(_) => walk.end(tag, false)?,
-                Event::Eof => break,
-                _ => {}
-            }
-        }
-        match (walk.open.is_empty(), walk.name) {
-            (false, _) => Err(RenameError::NotADomain("it ends too early".into())),
-            (true, None) => Err(RenameError::NotADomain("it has no domain with a name".into())),
-            (true, Some(name)) => Ok(Self { name, ..walk.found }),
-        }
-    }
-}
-
-fn offset(position: u64) -> usize {
-    usize::try_from(position).expect("an offset into a text in memory")
-}
-
-impl Walk<'_> {
-    fn start(&mut self, element: &BytesStart<'_>, tag: Range<usize>) -> Result<()> {
-        let outer_len = self.path.len();
-        if outer_len > 0 {
-            self.path.push('/');
-        }
-        self.path.push_str(&String::from_utf8_lossy(element.name().as_ref()));
-        let mut is_uuid_entry = false;
-        match self.path.as_str() {
-            "domain/devices/interface/mac" => {
-                self.found.macs.extend(self.attribute(element, "address")?);
-            }
-            "domain/devices/disk" => {
-                let device = self.attribute(element, "device")?;
-                let kind = self.attribute(element, "type")?;
-                self.found.disks.push(Disk {
-                    start: tag.start,
-                    kind,
-                    is_disk: device.is_none_or(|device| matches!(device.value.as_str(), "disk" | "lun")),
-                    ..Disk::default()
-                });
-            }
-            "domain/devices/disk/source" => {
-                let mut source = DiskSource {
-                    whole: tag.clone(),
-                    ..DiskSource::default()
-                };
-                for key in ["dev", "file"] {
-                    if let Some(mut path) = self.attribute(element, key)? {
-                        // The range includes the attribute's name, the equals sign and both quotes.
-                        path.range = self.with_key(key, &path.range)?;
-                        source.path = Some(path);
-                    }
-                }
-                for key in ["name", "volume", "dir"] {
-                    source.name = source.name.or(self.attribute(element, key)?.map(|name| name.value));
-                }
-                if let Some(disk) = self.found.disks.last_mut() {
-                    disk.source = Some(source);
-                }
-            }
-            "domain/devices/disk/target" => {
-                let target = self.attribute(element, "dev")?;
-                if let (Some(disk), Some(target)) = (self.found.disks.last_mut(), target) {
-                    disk.target = target.value;
-                }
-            }
-            "domain/devices/disk/readonly" | "domain/devices/disk/shareable" => {
-                if let Some(disk) = self.found.disks.last_mut() {
-                    disk.is_shared = true;
-                }
-            }
-            "domain/os/nvram/source" => self.found.nvram = self.attribute(element, "file")?,
-            "domain/sysinfo/system/entry" => {
-                let name = self.attribute(element, "name")?;
-                is_uuid_entry = name.is_some_and(|name| name.value == "uuid");
-            }
-            _ => {}
-        }
-        self.open.push(Open {
-            tag,
-            outer_len,
-            is_uuid_entry,
-        });
-        Ok(())
-    }
-
-    fn end(&mut self, tag: Range<usize>, is_empty: bool) -> Result<()> {
-        let Some(open) = self.open.pop() else {
-            return Err(RenameError::NotADomain("it ends twice".into()));
-        };
-        if !is_empty {
-            let content = open.tag.end..tag.start;
-            match self.path.as_str() {
-                // The first one counts, as in libvirt.
-                "domain/name" if self.name.is_none() => self.name = Some(self.content(content)?),
-                "domain/uuid" if self.found.uuid.is_none() => self.found.uuid = Some(self.content(content)?),
-                "domain/genid" => self.found.generation = Some(self.content(content)?),
-                "domain/sysinfo/system/entry" if open.is_uuid_entry => {
-                    self.found.bios_uuids.push(self.content(content)?);
-                }
-                // An element with a <source> was handled already.
-                "domain/os/nvram" if self.found.nvram.is_none() => {
-                    self.found.nvram = Some(self.content(content)?).filter(|path| !path.value.is_empty());
-                }
-                "domain/devices/disk/source" => {
-                    let source = self.found.disks.last_mut().and_then(|disk| disk.source.as_mut());
-                    if let Some(source) = source {
-                        source.whole = open.tag.start..tag.end;
-                    }
-                }
-                _ => {}
-            }
-        }
-        self.path.truncate(open.outer_len);
-        Ok(())
-    }
-
-    /// Returns the text between two tags.
-    fn content(&self, range: Range<usize>) -> Result<Span> {
-        let value = unescape(&self.xml[range.clone()]).map_err(|error| RenameError::NotADomain(error.to_string()))?;
-        let value = value.trim().to_owned();
-        Ok(Span { range, value })
-    }
-
-    /// Finds an attribute, and the range of its value in the text.
-    fn attribute(&self, element: &BytesStart<'_>, key: &str) -> Result<Option<Span>> {
-        let bad = |what: &dyn std::fmt::Display| RenameError::NotADomain(what.to_string());
-        for attribute in attributes_of(element) {
-            let attribute = attribute.map_err(|error| bad(&error))?;
-            if attribute.key.as_ref() != key.as_bytes() {
-                continue;
-            }
-            // The reader borrows from the text, so the distance of the two pointers is the offset.
-            let start = (attribute.value.as_ptr() as usize).checked_sub(self.xml.as_ptr() as usize);
-            let range = start.map(|start| start..start + attribute.value.len());
-            let range = range.filter(|range| self.xml.get(range.clone()).map(str::as_bytes) == Some(&attribute.value));
-            let range = range.ok_or_else(|| bad(&"an attribute's value is not part of the text"))?;
-            let value = unescape(&self.xml[range.clone()]).map_err(|error| bad(&error))?;
-            return Ok(Some(Span {
-                value: value.into_owned(),
-                range,
-            }));
-        }
-        Ok(None)
-    }
-
-    /// Returns the range from an attribute's name to the quote after its value.
-    fn with_key(&self, key: &str, value: &Range<usize>) -> Result<Range<usize>> {
-        let before = &self.xml[..value.start];
-        let start = before
-            .rfind('=')
-            .and_then(|sign| before[..sign].trim_end().strip_suffix(key));
-        let start = start
-            .ok_or_else(|| RenameError::NotADomain(format!("an attribute {key} is malformed")))?
-            .len();
-        Ok(start..value.end + 1)
     }
 }
 

@@ -113,7 +113,7 @@ fn an_nvram_source_element_is_read() {
 #[test]
 fn invalid_domain_xml_is_refused_with_the_reason() {
     for (xml, words) in [
-        ("", "it does not have exactly one root element"),
+        ("", "the document does not have a root node"),
         ("<network><name>n</name></network>", "it is a <network>"),
         ("<domain><uuid>u</uuid></domain>", "it has no name"),
         (

@@ -228,6 +228,11 @@ fn nvram_in_the_newer_form_is_found_too() {
         "<nvram template='x'/>",
     );
     assert_eq!(identity(&none).expect("is a domain").nvram, None);
+    let block = none.replace(
+        "<nvram template='x'/>",
+        "<nvram type='block'><source dev='/b'/></nvram>",
+    );
+    assert_eq!(identity(&block).expect("is a domain").nvram, None);
     assert!(
         rewrite(&none, &plan())
             .expect("rewrites")
@@ -261,6 +266,13 @@ fn xml_that_is_not_a_domain_is_refused() {
         "<a><domain><name>a</name></domain></a>",
         "<domain><name>a</name><devices><disk type='a' type='b'/></devices></domain>",
         "<domain><name>&nosuch;</name></domain>",
+        "<domain><name>a</name></domain><domain/>",
+        "<!DOCTYPE domain [<!ENTITY x 'y'>]><domain><name>a</name></domain>",
+        &format!(
+            "<domain><name>a</name>{}{}</domain>",
+            "<a>".repeat(100_000),
+            "</a>".repeat(100_000)
+        ),
     ] {
         assert!(
             matches!(identity(bad), Err(RenameError::NotADomain(_))),
@@ -278,6 +290,16 @@ fn xml_that_is_not_a_domain_is_refused() {
         rewrite(XML, &few),
         Err(RenameError::Macs { cards: 2, given: 1 })
     ));
+}
+
+#[test]
+fn elements_of_another_namespace_are_not_the_domains() {
+    let inserted = "<qemu:disk type='file'><qemu:source file='/x'/></qemu:disk><disk qemu:device='cdrom'";
+    let xml = XML.replacen("<disk device='disk'", inserted, 1);
+    let found = |xml| identity(xml).expect("is a domain");
+    assert_eq!(found(&xml), found(XML));
+    let new = rewrite(&xml, &plan()).expect("rewrites");
+    assert!(new.contains(inserted), "{new}");
 }
 
 #[test]
