@@ -18,7 +18,7 @@ use crate::reader::read_all;
 use crate::runs::Runs;
 use crate::slots::{read_manifests, read_segments};
 use crate::store::places::PlaceNumbers;
-use crate::store::{Place, StoreReader};
+use crate::store::{Distance, Place, StoreReader};
 use crate::verify::places::{BadBlocks, damaged_ranges};
 
 mod places;
@@ -28,6 +28,10 @@ pub use scope::{MAX_PARTS, Scope};
 
 /// Blocks that go to a thread at once.
 const BATCH_BLOCKS: usize = 16;
+
+/// Plain bytes that are read from a near store with one call: few enough to stay in a processor's cache until they are
+/// proved.
+const NEAR_RUN_BYTES: usize = 1 << 20;
 
 /// Images whose manifests are read in one call: 64 KiB each for a disk of a TiB.
 const BATCH_IMAGES: usize = 16;
@@ -106,10 +110,14 @@ pub fn verify(
     progress: &dyn Fn(VerifyProgress),
     cancel: &AtomicBool,
 ) -> Result<VerifyReport> {
-    let runs = Runs::new(store.identity()?.block_size, store.distance(), threads);
+    let block_size = store.identity()?.block_size;
+    let runs = Runs::new(block_size, store.distance(), threads);
     let findings = Findings {
         scope,
-        run_blocks: runs.blocks,
+        run_blocks: match store.distance() {
+            Distance::Near => (NEAR_RUN_BYTES / block_size.bytes()).max(1),
+            Distance::Far => runs.blocks,
+        },
         condemned: store.condemned()?.into_iter().collect(),
         blocks: Mutex::default(),
         sound_again: Mutex::default(),
