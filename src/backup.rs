@@ -338,7 +338,7 @@ impl<'a> DiskCopy<'a> {
         Ok(())
     }
 
-    /// Whether the caller has asked for a stop.
+    /// Returns whether the caller has asked for a stop.
     fn is_stopped(&self) -> bool {
         self.job.stops.iter().any(|stop| stop.load(Ordering::SeqCst))
     }

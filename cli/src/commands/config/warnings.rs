@@ -1,4 +1,4 @@
-//! What would fail or surprise at night.
+//! Warnings of `vbk config check`: faults and surprises of the coming night.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
