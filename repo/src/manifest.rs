@@ -50,7 +50,7 @@ mod segment;
 mod tree;
 
 pub use segment::{Delta, Full, MAX_DELTA, SEGMENT_SLOTS, SegmentSlots, Slot};
-pub use tree::{Manifest, PAGE_SEGMENTS, Page, Root, Segment, segment_count};
+pub use tree::{Manifest, PAGE_SEGMENTS, Page, Root, Segment, segment_count, slots_in};
 
 use crate::block::Hashing;
 use crate::error::{Error, Result};
@@ -100,10 +100,9 @@ impl Head {
         if fixed[1] != VERSION {
             return None;
         }
-        let drops = usize::from(u16::from_le_bytes([fixed[2], fixed[3]]));
-        let names = u32::from_le_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]) as usize;
-        let (names, rest) = rest.split_at_checked(names.checked_mul(32)?)?;
-        let (drops, rest) = rest.split_at_checked(drops * 2)?;
+        let (names, drops) = lengths(fixed)?;
+        let (names, rest) = rest.split_at_checked(names)?;
+        let (drops, rest) = rest.split_at_checked(drops)?;
         let head = Self {
             kind,
             names: names.as_chunks().0.to_vec(),
@@ -115,9 +114,8 @@ impl Head {
     /// Returns the length of the head at the start of a node's bytes.
     pub fn len_in(bytes: &[u8]) -> Option<usize> {
         let (fixed, _) = bytes.split_first_chunk::<HEAD_BYTES>()?;
-        let drops = usize::from(u16::from_le_bytes([fixed[2], fixed[3]]));
-        let names = u32::from_le_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]) as usize;
-        let len = HEAD_BYTES + 2 * drops + names.checked_mul(32)?;
+        let (names, drops) = lengths(fixed)?;
+        let len = HEAD_BYTES + names + drops;
         (len <= bytes.len()).then_some(len)
     }
 
@@ -129,6 +127,13 @@ impl Head {
         bytes.extend(self.drops.iter().flat_map(|drop| drop.to_le_bytes()));
         bytes
     }
+}
+
+/// Returns the lengths of the names and of the drops that the start of a head announces.
+fn lengths(fixed: &[u8; HEAD_BYTES]) -> Option<(usize, usize)> {
+    let drops = usize::from(u16::from_le_bytes([fixed[2], fixed[3]]));
+    let names = u32::from_le_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]) as usize;
+    Some((names.checked_mul(32)?, 2 * drops))
 }
 
 /// Reads a node, proves that it has this name, and returns its head and body.
@@ -146,7 +151,7 @@ fn prove_kind(hashing: Hashing, id: NodeId, kind: Kind, bytes: &[u8]) -> Result<
     }
 }
 
-fn damaged(id: NodeId, what: &str) -> Error {
+pub(crate) fn damaged(id: NodeId, what: &str) -> Error {
     Error::NodeDamaged {
         id,
         what: what.to_owned(),

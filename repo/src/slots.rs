@@ -125,15 +125,18 @@ impl<'a> SlotReader<'a> {
     }
 
     /// Returns the full segment alone, if the segment has a delta: of use where the delta is damaged.
-    pub(crate) fn without_delta(&self, number: usize) -> Option<SegmentSlots> {
+    pub(crate) fn without_delta(&self, number: usize) -> Option<(Segment, SegmentSlots)> {
         let names = self.manifest.segment(number).ok()?;
         let alone = Segment {
             delta: NodeId::ZERO,
             ..names
         };
+        if alone == names {
+            return None;
+        }
         let count = self.manifest.slots_in(number);
-        let mut read = read_segments(self.store, &[(alone, count)]);
-        read.pop().filter(|_| alone != names)?.ok()
+        let read = read_segments(self.store, &[(alone, count)]).pop()?.ok()?;
+        Some((alone, read))
     }
 
     /// Returns the root and the pages that were read and proved.

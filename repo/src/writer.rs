@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::id::NodeId;
 use crate::manifest::{
     Delta, Full, MAX_DELTA, PAGE_SEGMENTS, Page, Root, SEGMENT_SLOTS, Segment, SegmentSlots, Slot, segment_count,
+    slots_in,
 };
 use crate::slots::SlotReader;
 use crate::store::StoreWriter;
@@ -99,9 +100,7 @@ impl<'a> ImageWriter<'a> {
     }
 
     fn set_in(&self, segment: usize, inside: usize, slots: &[Slot]) -> Result<()> {
-        let before = segment as u64 * SEGMENT_SLOTS as u64;
-        let left = self.block_size.blocks_in(self.size_bytes).saturating_sub(before);
-        let size = left.min(SEGMENT_SLOTS as u64) as usize;
+        let size = slots_in(self.block_size, self.size_bytes, segment);
         if inside + slots.len() > size {
             return Err(bug("a slot past the end of the image"));
         }
@@ -178,11 +177,8 @@ impl<'a> ImageWriter<'a> {
             return Some((names, read));
         }
         // If only the delta is damaged and the disk did not change since, the same delta is made again, and repairs it.
-        let alone = Segment {
-            delta: NodeId::ZERO,
-            ..names
-        };
-        Some((alone, Arc::new(base.reader().without_delta(number)?)))
+        let (alone, read) = base.reader().without_delta(number)?;
+        Some((alone, Arc::new(read)))
     }
 
     /// Completes the manifest and returns its name. Fails if a slot was never set.

@@ -164,6 +164,13 @@ pub fn segment_count(block_size: BlockSize, size_bytes: u64) -> u64 {
     block_size.blocks_in(size_bytes).div_ceil(SEGMENT_SLOTS as u64)
 }
 
+/// Returns the number of slots of segment `number` of an image; none past its end.
+pub fn slots_in(block_size: BlockSize, size_bytes: u64, number: usize) -> usize {
+    let before = number as u64 * SEGMENT_SLOTS as u64;
+    let left = block_size.blocks_in(size_bytes).saturating_sub(before);
+    left.min(SEGMENT_SLOTS as u64) as usize
+}
+
 /// Root and pages of an image. A damaged page costs its own segments only.
 #[derive(Debug, Clone)]
 pub struct Manifest {
@@ -223,9 +230,7 @@ impl Manifest {
 
     /// Returns the number of slots of segment `number`.
     pub fn slots_in(&self, number: usize) -> usize {
-        let before = number as u64 * SEGMENT_SLOTS as u64;
-        let left = self.block_size().blocks_in(self.size_bytes()).saturating_sub(before);
-        left.min(SEGMENT_SLOTS as u64) as usize
+        slots_in(self.block_size(), self.size_bytes(), number)
     }
 
     /// Cuts a range of segments at the end of the image.

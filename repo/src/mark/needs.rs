@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::id::{BlockId, NodeId};
-use crate::manifest::{Head, Kind};
+use crate::manifest::{Head, Kind, damaged};
 
 /// Blocks of a full segment, and of the deltas that it is used with. Made of the heads of the nodes, which a store can
 /// read without the key.
@@ -29,10 +29,7 @@ impl Needs {
 
     /// Adds the full segment, which must come first, or a delta.
     pub(super) fn add(&mut self, id: NodeId, head: Head) -> Result<()> {
-        let damaged = |what: &str| Error::NodeDamaged {
-            id,
-            what: what.to_owned(),
-        };
+        let damaged = |what| damaged(id, what);
         match head.kind {
             Kind::Full if self.full.is_empty() => {
                 self.dropped = vec![0; head.names.len()];

@@ -175,6 +175,18 @@ impl<S: ?Sized> Encrypted<S> {
 }
 
 impl<S: StoreReader + ?Sized> Encrypted<S> {
+    /// Reads records and notes as they are stored, and compares them with the epoch.
+    fn compare(&self) -> Result<(Listing, Vec<String>)> {
+        // Prevents changes between the readings of the set's two halves.
+        let mut held = self.set();
+        let below = self.store.listing(true)?;
+        let set = self.set_of(&below.records, &below.notes);
+        let differences = set.differences();
+        // The next change need not read it again.
+        *held = Some(set);
+        Ok((below, differences))
+    }
+
     fn open_records(&self, records: Vec<Record>) -> Vec<Record> {
         let mut records: Vec<_> = records
             .into_iter()
@@ -309,14 +321,7 @@ impl<S: StoreReader + ?Sized> StoreReader for Encrypted<S> {
     }
 
     fn listing(&self, with_notes: bool) -> Result<Listing> {
-        // Prevents changes between the readings of the set's two halves.
-        let mut held = self.set();
-        let below = self.store.listing(true)?;
-        let set = self.set_of(&below.records, &below.notes);
-        let foreign_changes = set.differences();
-        // The next change need not read it again.
-        *held = Some(set);
-        drop(held);
+        let (below, foreign_changes) = self.compare()?;
         Ok(Listing {
             records: self.open_records(below.records),
             notes: match with_notes {
@@ -333,7 +338,7 @@ impl<S: StoreReader + ?Sized> StoreReader for Encrypted<S> {
     }
 
     fn foreign_changes(&self) -> Result<Vec<String>> {
-        Ok(self.listing(false)?.foreign_changes)
+        Ok(self.compare()?.1)
     }
 
     fn epoch(&self) -> Result<Option<u64>> {
