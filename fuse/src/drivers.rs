@@ -6,8 +6,8 @@
 
 use std::io;
 
-use crate::probe::FsType;
-use crate::read_at::{ReadAt, le16, le32, le64, read_array, read_inside};
+use vbk_inside::device::{Device, le16, le32, le64, read_array, read_inside};
+use vbk_inside::probe::FsType;
 
 #[cfg(test)]
 mod tests;
@@ -63,7 +63,7 @@ impl FileSystem {
 }
 
 /// Returns the mount options for a volume of this type; the inner error says why it must not be mounted.
-pub(crate) fn how_to_mount(fs: FsType, volume: &dyn ReadAt) -> io::Result<Result<FileSystem, String>> {
+pub(crate) fn how_to_mount(fs: FsType, volume: &dyn Device) -> io::Result<Result<FileSystem, String>> {
     let how = FileSystem::new;
     Ok(Ok(match fs {
         FsType::Ext2 | FsType::Ext3 | FsType::Ext4 => return ext(volume).map(Ok),
@@ -109,7 +109,7 @@ fn refuse(why: &str) -> io::Result<Result<FileSystem, String>> {
 ///
 /// A superblock may also ask for `errors=panic`, which stops this host when the guest's file system is damaged, even if
 /// it is mounted read-only (ext4_handle_error).
-fn ext(volume: &dyn ReadAt) -> io::Result<FileSystem> {
+fn ext(volume: &dyn Device) -> io::Result<FileSystem> {
     const INCOMPAT_RECOVER: u32 = 0x4;
     let superblock = read_array::<1024>(volume, 1024)?.unwrap_or([0; 1024]);
     let mut how = FileSystem::new("ext4", "errors=remount-ro,noload");
@@ -119,7 +119,7 @@ fn ext(volume: &dyn ReadAt) -> io::Result<FileSystem> {
 
 /// Options for xfs. Two backups of one disk have the same UUID, and xfs mounts a UUID only once: `nouuid`. Only the
 /// kernel can tell whether the log is empty.
-fn xfs(volume: &dyn ReadAt) -> io::Result<Result<FileSystem, String>> {
+fn xfs(volume: &dyn Device) -> io::Result<Result<FileSystem, String>> {
     let superblock = read_array::<512>(volume, 0)?.unwrap_or([0; 512]);
     // sb_logstart and sb_rblocks of `struct xfs_dsb`: the kernel needs the other devices as options.
     if le64(&superblock, 48) == 0 {
@@ -141,7 +141,7 @@ fn xfs(volume: &dyn ReadAt) -> io::Result<Result<FileSystem, String>> {
 
 /// Tests that an f2fs names other devices. `struct f2fs_super_block` of linux/f2fs_fs.h has eight devices with a path
 /// of 64 bytes each; either copy of the superblock counts.
-fn f2fs_devices(volume: &dyn ReadAt) -> io::Result<bool> {
+fn f2fs_devices(volume: &dyn Device) -> io::Result<bool> {
     const DEVICES: usize = 2201;
     for at in [1024, 4096 + 1024] {
         let superblock = read_array::<3072>(volume, at)?.unwrap_or([0; 3072]);
@@ -154,7 +154,7 @@ fn f2fs_devices(volume: &dyn ReadAt) -> io::Result<bool> {
 
 /// Tests that an erofs has extra devices: the feature flag and the device count of `struct erofs_super_block`
 /// (fs/erofs/erofs_fs.h). The kernel opens their tags as paths (erofs_init_device, fs/erofs/super.c).
-fn erofs_devices(volume: &dyn ReadAt) -> io::Result<bool> {
+fn erofs_devices(volume: &dyn Device) -> io::Result<bool> {
     const INCOMPAT_DEVICE_TABLE: u32 = 0x8;
     let superblock = read_array::<128>(volume, 1024)?.unwrap_or([0; 128]);
     Ok(le32(&superblock, 80) & INCOMPAT_DEVICE_TABLE != 0 || le16(&superblock, 86) != 0)
@@ -162,7 +162,7 @@ fn erofs_devices(volume: &dyn ReadAt) -> io::Result<bool> {
 
 /// Tests that a reiserfs has an external journal: the device number in `struct reiserfs_super_block_v1`, at each offset
 /// where the superblock can be.
-fn reiserfs_journal_device(volume: &dyn ReadAt) -> io::Result<bool> {
+fn reiserfs_journal_device(volume: &dyn Device) -> io::Result<bool> {
     for at in [8 << 10, 64 << 10] {
         let mut superblock = [0; 64];
         if read_inside(volume, at, &mut superblock)? && superblock[52..58] == *b"ReIsEr" && le32(&superblock, 16) != 0 {

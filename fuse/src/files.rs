@@ -18,8 +18,8 @@ use vbk_repo::backup::{Entry, Image};
 use vbk_repo::reader::{ImageReader, ReadResources};
 use vbk_repo::repository::View;
 
-use crate::btrfs::{Fsid, NewFsid};
 use crate::error::{Error, Result};
+use vbk_inside::btrfs::{Fsid, NewFsid};
 
 use crate::volumes::{self, Access, Action, SectorSize, Volume, VolumeReport, WhenBusy};
 use found::{Disk, Found, Plan};

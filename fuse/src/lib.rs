@@ -5,27 +5,22 @@
 //! | [`tree`] | the file system itself: names, attributes, reads. Tests need no kernel |
 //! | `listing` | the files of a backup: its record, its disks, their partitions, its configuration |
 //! | `adapter`, [`session`] | translate between `tree` and the kernel |
-//! | `partition`, `probe`, `btrfs` | read the content of a disk; trust nothing they read |
 //! | `drivers` | the mount options of each file system |
 //! | [`volumes`], `sys` | loop devices, mounts, and their teardown |
 //! | [`files`] | combines them: mounts the file systems of one backup |
 
 mod adapter;
-mod btrfs;
 mod drivers;
 mod error;
 pub mod files;
 mod listing;
-mod partition;
-mod probe;
-mod read_at;
 pub mod session;
 mod sys;
 pub mod tree;
 pub mod volumes;
 
-pub use btrfs::{Fsid, NewFsid};
 pub use error::{Error, Result};
 pub use listing::partition_table;
-pub use partition::{Partition, PartitionKind, PartitionTable, TableKind};
+pub use vbk_inside::btrfs::{Fsid, NewFsid};
+pub use vbk_inside::partition::{Partition, PartitionKind, PartitionTable, TableKind};
 pub use volumes::MountError;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use vbk_repo::backup::{Entry, Image};
 use vbk_repo::reader::ImageReader;
 
-use crate::partition::{PartitionTable, read_table};
-use crate::read_at::ReadAt;
+use vbk_inside::device::Device;
+use vbk_inside::partition::{PartitionTable, read_table};
 
 /// Name of the file with the backup's record.
 pub(crate) const RECORD_NAME: &str = "backup.json";
@@ -88,7 +88,7 @@ pub(crate) fn list(entry: &Entry, open: impl Fn(&Image) -> vbk_repo::Result<Imag
 }
 
 fn partitions(number: usize, image: &Image, table: &PartitionTable) -> Vec<FileInfo> {
-    let info = |partition: &crate::partition::Partition| FileInfo {
+    let info = |partition: &vbk_inside::partition::Partition| FileInfo {
         name: partition_name(image, partition.number),
         size_bytes: partition.size_bytes,
         data_bytes: partition.size_bytes,
@@ -120,7 +120,7 @@ pub(crate) fn record_json(entry: &Entry) -> Arc<[u8]> {
 /// A whole image, for the partition and file system probes.
 pub(crate) struct Whole<'a>(pub(crate) &'a ImageReader);
 
-impl ReadAt for Whole<'_> {
+impl Device for Whole<'_> {
     fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
         match self.0.read_at(offset_bytes, buf) {
             Ok(len) if len == buf.len() => Ok(()),
@@ -141,7 +141,7 @@ pub(crate) struct Part<'a> {
     pub(crate) size_bytes: u64,
 }
 
-impl ReadAt for Part<'_> {
+impl Device for Part<'_> {
     fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
         let inside = offset_bytes
             .checked_add(buf.len() as u64)

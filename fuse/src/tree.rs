@@ -27,9 +27,9 @@ use vbk_repo::name::{BackupTime, GuestName};
 use vbk_repo::reader::{ImageReader, ReadResources, Stream};
 use vbk_repo::repository::{Repository, View};
 
-use crate::btrfs::{self, NewFsid};
 use crate::listing::{self, FileContent, FileInfo, Part};
 use open::{OpenContent, OpenFile};
+use vbk_inside::btrfs::{self, NewFsid};
 
 mod open;
 

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 
 use super::found::{Found, Plan, with_doubts};
-use crate::btrfs::{Fsid, Layout, NewFsid, Superblock, examine};
 use crate::drivers::how_to_mount;
 use crate::listing::Part;
-use crate::probe::{Content, FsType};
-use crate::read_at::ReadAt;
+use vbk_inside::btrfs::{Fsid, Layout, NewFsid, Superblock, examine};
+use vbk_inside::device::Device;
+use vbk_inside::probe::{Content, FsType};
 
 /// Plans each btrfs, and each device of one.
 pub(super) fn plan(
@@ -133,7 +133,7 @@ fn look_at(found: &[Found], devices: &[(usize, Superblock)]) -> io::Result<Resul
     let pairs: Vec<_> = devices
         .iter()
         .zip(&parts)
-        .map(|((_, it), part)| (it, part as &dyn ReadAt))
+        .map(|((_, it), part)| (it, part as &dyn Device))
         .collect();
     Ok(match examine(&pairs)? {
         Ok(layout) if !layout.missing.is_empty() && !layout.complete => Err(format!(

@@ -9,10 +9,10 @@ use vbk_repo::reader::ImageReader;
 
 use crate::drivers::FileSystem;
 use crate::listing::{Part, Whole, partition_name};
-use crate::partition::{PartitionKind, TableKind, read_table};
-use crate::probe::containers::{self, MdMember};
-use crate::probe::{self, Probed, probe_all};
 use crate::volumes::Window;
+use vbk_inside::partition::{PartitionKind, TableKind, read_table};
+use vbk_inside::probe::containers::{self, MdMember};
+use vbk_inside::probe::{self, Probed, probe_all};
 
 /// A disk of a backup, open for reading.
 pub(super) struct Disk<'a> {

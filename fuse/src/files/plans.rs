@@ -6,10 +6,10 @@ use std::io;
 
 use super::btrfs_sets;
 use super::found::{Found, Plan, with_doubts};
-use crate::btrfs::{Fsid, NewFsid};
 use crate::drivers::how_to_mount;
-use crate::probe::containers;
-use crate::probe::{self, FsType};
+use vbk_inside::btrfs::{Fsid, NewFsid};
+use vbk_inside::probe::containers;
+use vbk_inside::probe::{self, FsType};
 
 /// Decides how each volume is mounted, or why it is not. `new_fsid` returns a random identity at each call; the second
 /// result lists the file systems that got one.

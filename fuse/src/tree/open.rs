@@ -9,7 +9,7 @@ use vbk_repo::Result;
 use vbk_repo::reader::Stream;
 
 use super::Attributes;
-use crate::btrfs::{self, Patch};
+use vbk_inside::btrfs::{self, Patch};
 
 /// Damaged offsets that one open file logs at most, so that a program that retries for ever does not fill the log.
 const REPORTS: usize = 100;

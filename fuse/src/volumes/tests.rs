@@ -12,10 +12,10 @@ use image_server::{IMAGE, ImageServer};
 use vbk_repo::mounts::{self, Mount};
 
 use super::*;
-use crate::btrfs::Superblock;
 use crate::drivers::how_to_mount;
-use crate::probe::FsType;
 use crate::volumes::loopdev::{self, LoopDevice};
+use vbk_inside::btrfs::Superblock;
+use vbk_inside::probe::FsType;
 
 /// A directory with images, a mount point and a directory for hidden mounts. Takes down everything that a failed test
 /// leaves below it.

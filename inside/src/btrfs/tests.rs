@@ -43,7 +43,7 @@ fn layout(files: &[&File]) -> Result<Layout, String> {
     let devices: Vec<_> = superblocks
         .iter()
         .zip(files)
-        .map(|(it, file)| (it, *file as &dyn ReadAt))
+        .map(|(it, file)| (it, *file as &dyn Device))
         .collect();
     examine(&devices).expect("the files are readable")
 }

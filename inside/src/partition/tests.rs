@@ -12,18 +12,8 @@ use proptest::sample::Index;
 
 use super::*;
 
-impl ReadAt for Vec<u8> {
-    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.as_slice().read_at(offset_bytes, buf)
-    }
-
-    fn size_bytes(&self) -> u64 {
-        self.len() as u64
-    }
-}
-
 /// For the tests of this crate that let a real tool make an image.
-impl ReadAt for File {
+impl Device for File {
     fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
         self.read_exact_at(buf, offset_bytes)
     }
@@ -39,7 +29,7 @@ struct SparseDisk {
     sectors: BTreeMap<u64, [u8; 512]>,
 }
 
-impl ReadAt for SparseDisk {
+impl Device for SparseDisk {
     fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
         assert!(offset_bytes + buf.len() as u64 <= self.size_bytes);
         for (at, byte) in (offset_bytes..).zip(buf) {
@@ -56,7 +46,7 @@ impl ReadAt for SparseDisk {
 
 struct Unreadable(Vec<u8>, u64);
 
-impl ReadAt for Unreadable {
+impl Device for Unreadable {
     fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
         if (offset_bytes..offset_bytes + buf.len() as u64).contains(&self.1) {
             return Err(io::Error::other("damaged block"));
@@ -136,12 +126,12 @@ fn layout(table: &PartitionTable) -> Vec<(u32, u64, u64)> {
     table.partitions.iter().map(sectors).collect()
 }
 
-fn read(disk: &dyn ReadAt) -> PartitionTable {
+fn read(disk: &dyn Device) -> PartitionTable {
     read_table(disk).expect("the disk is readable")
 }
 
 /// Invariants that hold whatever the bytes.
-fn check_bounds(disk: &dyn ReadAt) -> PartitionTable {
+fn check_bounds(disk: &dyn Device) -> PartitionTable {
     let table = read(disk);
     assert!(table.partitions.len() <= MAX_GPT_ENTRIES);
     assert!(table.warnings.len() <= MAX_WARNINGS + 1);
@@ -156,7 +146,7 @@ fn check_bounds(disk: &dyn ReadAt) -> PartitionTable {
 #[test]
 fn a_disk_too_small_or_empty_has_no_table() {
     for size in [0, 1, 511, 512, 1024, 1 << 20] {
-        let table = read(&vec![0; size]);
+        let table = read(&vec![0_u8; size]);
         assert_eq!((table.kind, table.warnings), (TableKind::None, vec![]));
     }
 }

@@ -18,10 +18,10 @@ use std::fmt;
 use std::io;
 use std::str::FromStr;
 
-use crate::read_at::{ReadAt, le16, le32, le64, read_inside};
+use crate::device::{Device, le16, le32, le64, read_inside};
 use checksum::{CHECKSUM_BYTES, Checksum};
 
-pub(crate) use chunks::{Layout, examine};
+pub use chunks::{Layout, examine};
 
 /// Length of a superblock (`BTRFS_SUPER_INFO_SIZE`).
 const SUPERBLOCK_BYTES: usize = 4096;
@@ -109,18 +109,18 @@ impl FromStr for NewFsid {
 
 /// A superblock whose checksum matches.
 #[derive(Clone)]
-pub(crate) struct Superblock {
+pub struct Superblock {
     bytes: Box<[u8]>,
     checksum: Checksum,
 }
 
 impl Superblock {
     /// Reads the superblock that the kernel mounts by; the inner error says why it is invalid.
-    pub(crate) fn read(volume: &dyn ReadAt) -> io::Result<Result<Self, &'static str>> {
+    pub fn read(volume: &dyn Device) -> io::Result<Result<Self, &'static str>> {
         Self::read_copy(volume, SUPERBLOCK_OFFSETS[0])
     }
 
-    fn read_copy(volume: &dyn ReadAt, offset_bytes: u64) -> io::Result<Result<Self, &'static str>> {
+    fn read_copy(volume: &dyn Device, offset_bytes: u64) -> io::Result<Result<Self, &'static str>> {
         let mut bytes = vec![0; SUPERBLOCK_BYTES].into_boxed_slice();
         if !read_inside(volume, offset_bytes, &mut bytes)? || bytes[0x40..0x48] != *b"_BHRfS_M" {
             return Ok(Err("it has no btrfs superblock"));
@@ -144,7 +144,7 @@ impl Superblock {
     }
 
     /// Returns the identity under which the kernel registers it.
-    pub(crate) fn fsid(&self) -> Fsid {
+    pub fn fsid(&self) -> Fsid {
         self.uuid(FSID)
     }
 
@@ -153,7 +153,7 @@ impl Superblock {
     }
 
     /// Returns the identity that tree blocks and device items bear.
-    pub(crate) fn metadata_uuid(&self) -> Fsid {
+    pub fn metadata_uuid(&self) -> Fsid {
         if self.has_metadata_uuid() {
             self.uuid(METADATA_UUID)
         } else {
@@ -166,25 +166,28 @@ impl Superblock {
         self.uuid(DEVICE + 0x52)
     }
 
-    pub(crate) fn devid(&self) -> u64 {
+    /// Returns the number of this device in its file system.
+    pub fn devid(&self) -> u64 {
         le64(&self.bytes, DEVICE)
     }
 
-    pub(crate) fn device_count(&self) -> u64 {
+    /// Returns the number of devices of the file system.
+    pub fn device_count(&self) -> u64 {
         le64(&self.bytes, 0x88)
     }
 
-    pub(crate) fn generation(&self) -> u64 {
+    /// Returns the transaction in which this superblock was written.
+    pub fn generation(&self) -> u64 {
         le64(&self.bytes, 0x48)
     }
 
     /// Tests for a log of fsyncs that was not replayed.
-    pub(crate) fn has_log(&self) -> bool {
+    pub fn has_log(&self) -> bool {
         le64(&self.bytes, 0x60) != 0
     }
 
     /// Tests for a seed: a file system that others are built on.
-    pub(crate) fn is_seed(&self) -> bool {
+    pub fn is_seed(&self) -> bool {
         le64(&self.bytes, 0x38) & FLAG_SEEDING != 0
     }
 
@@ -225,14 +228,16 @@ impl fmt::Debug for Superblock {
 
 /// Bytes that replace those of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Patch {
-    pub(crate) offset_bytes: u64,
-    pub(crate) bytes: Box<[u8]>,
+pub struct Patch {
+    /// Offset in the device.
+    pub offset_bytes: u64,
+    /// The bytes there.
+    pub bytes: Box<[u8]>,
 }
 
 /// Makes the superblocks of a device with another identity: the first, and its copies. A copy left by another file
 /// system stays unchanged.
-pub(crate) fn patches(volume: &dyn ReadAt, fsid: Fsid) -> io::Result<Vec<Patch>> {
+pub fn patches(volume: &dyn Device, fsid: Fsid) -> io::Result<Vec<Patch>> {
     let mut patches = Vec::new();
     let mut old = None;
     for offset_bytes in SUPERBLOCK_OFFSETS {
@@ -254,7 +259,7 @@ pub(crate) fn patches(volume: &dyn ReadAt, fsid: Fsid) -> io::Result<Vec<Patch>>
 }
 
 /// Applies patches to bytes that were read at `offset_bytes`.
-pub(crate) fn apply(patches: &[Patch], offset_bytes: u64, out: &mut [u8]) {
+pub fn apply(patches: &[Patch], offset_bytes: u64, out: &mut [u8]) {
     for patch in patches {
         let (start, end) = (patch.offset_bytes, patch.offset_bytes + patch.bytes.len() as u64);
         let (from, to) = (start.max(offset_bytes), end.min(offset_bytes + out.len() as u64));

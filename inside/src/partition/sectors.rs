@@ -3,8 +3,8 @@
 use std::io;
 
 use super::{MbrEntry, has_signature};
+use crate::device::{Device, read_array};
 use crate::probe::{Content, probe_all};
-use crate::read_at::{ReadAt, read_array};
 
 /// Sector size of nearly all disks.
 pub(super) const COMMON: u64 = 512;
@@ -13,7 +13,7 @@ const LARGE: u64 = 4096;
 
 /// Returns 4096 if the partitions fit into the disk with that size, and more of them start with a known mark than with
 /// sectors of 512 bytes.
-pub(super) fn sector_bytes(disk: &dyn ReadAt, entries: &[MbrEntry; 4]) -> io::Result<u64> {
+pub(super) fn sector_bytes(disk: &dyn Device, entries: &[MbrEntry; 4]) -> io::Result<u64> {
     let used = || entries.iter().filter(|entry| entry.sectors != 0);
     let fits = |entry: &MbrEntry| (entry.start_sector + entry.sectors) * LARGE <= disk.size_bytes();
     if !used().all(fits) {
@@ -28,7 +28,7 @@ pub(super) fn sector_bytes(disk: &dyn ReadAt, entries: &[MbrEntry; 4]) -> io::Re
     Ok(if known[1] > known[0] { LARGE } else { COMMON })
 }
 
-fn starts_with_something(disk: &dyn ReadAt, entry: &MbrEntry, sector_bytes: u64) -> io::Result<bool> {
+fn starts_with_something(disk: &dyn Device, entry: &MbrEntry, sector_bytes: u64) -> io::Result<bool> {
     let offset_bytes = entry.start_sector * sector_bytes;
     if entry.is_extended() {
         let sector = read_array::<512>(disk, offset_bytes)?;
@@ -45,12 +45,12 @@ fn starts_with_something(disk: &dyn ReadAt, entry: &MbrEntry, sector_bytes: u64)
 
 /// A range of a disk, completely inside it.
 struct Slice<'a> {
-    disk: &'a dyn ReadAt,
+    disk: &'a dyn Device,
     offset_bytes: u64,
     size_bytes: u64,
 }
 
-impl ReadAt for Slice<'_> {
+impl Device for Slice<'_> {
     fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
         let end_bytes = offset_bytes.checked_add(buf.len() as u64);
         if end_bytes.is_none_or(|end_bytes| end_bytes > self.size_bytes) {

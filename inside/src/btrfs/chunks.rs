@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 
 use super::{Fsid, Superblock};
-use crate::read_at::{ReadAt, le16, le32, le64, read_inside};
+use crate::device::{Device, le16, le32, le64, read_inside};
 
 /// Tree blocks of the largest chunk tree that is read: one block of 16 KiB describes about a hundred chunks of 1 GiB.
 const MAX_NODES: usize = 1 << 14;
@@ -37,18 +37,18 @@ const RAID1C4: u64 = 1 << 10;
 
 /// The devices of a file system, according to its chunk tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Layout {
+pub struct Layout {
     /// Device numbers, in order.
-    pub(crate) devices: Vec<u64>,
+    pub devices: Vec<u64>,
     /// Numbers of the devices that are not in the backup.
-    pub(crate) missing: Vec<u64>,
+    pub missing: Vec<u64>,
     /// True if every byte has a copy, or can be reconstructed, without the missing devices.
-    pub(crate) complete: bool,
+    pub complete: bool,
 }
 
 /// Reads the chunk tree from the available devices, all of one file system. The inner error says why it must not be
 /// mounted.
-pub(crate) fn examine(devices: &[(&Superblock, &dyn ReadAt)]) -> io::Result<Result<Layout, String>> {
+pub fn examine(devices: &[(&Superblock, &dyn Device)]) -> io::Result<Result<Layout, String>> {
     let Some((newest, _)) = devices.iter().max_by_key(|(superblock, _)| superblock.generation()) else {
         return Ok(Err("no device of it is available".to_owned()));
     };
@@ -199,7 +199,7 @@ fn system_chunks(superblock: &Superblock) -> Vec<Chunk> {
 
 struct Walk<'a> {
     newest: &'a Superblock,
-    volumes: HashMap<u64, &'a dyn ReadAt>,
+    volumes: HashMap<u64, &'a dyn Device>,
     system: Vec<Chunk>,
     /// By logical address.
     chunks: HashMap<u64, Chunk>,

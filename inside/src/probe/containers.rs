@@ -4,7 +4,7 @@
 use std::io;
 
 use super::Content;
-use crate::read_at::{ReadAt, le16, le32, le64, read_array, read_inside};
+use crate::device::{Device, le16, le32, le64, read_array, read_inside};
 
 const MD_MAGIC: u32 = 0xa92b_4efc;
 /// First role number that is not an active role: spare, faulty, journal (`MD_DISK_ROLE_*`, linux/raid/md_p.h).
@@ -14,21 +14,23 @@ const MD1_BYTES: usize = 4096;
 
 /// A member of a Linux RAID array.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct MdMember {
-    pub(crate) array: [u8; 16],
+pub struct MdMember {
+    /// UUID of the array.
+    pub array: [u8; 16],
     /// Name that the administrator gave the array.
-    pub(crate) name: String,
-    pub(crate) level: i32,
+    pub name: String,
+    /// RAID level; negative for those that are not RAID.
+    pub level: i32,
     /// Counter of the array's changes: of two members, the one with the lower count is out of date.
-    pub(crate) events: u64,
+    pub events: u64,
     /// Offset and size of a mirror's data, if this member has all of it; `None` for a spare, a member being rebuilt,
     /// and other levels.
-    pub(crate) whole_data: Option<(u64, u64)>,
+    pub whole_data: Option<(u64, u64)>,
 }
 
 impl MdMember {
     /// Formats the membership: `member of a Linux RAID 1 array web1:0`.
-    pub(crate) fn describe(&self) -> String {
+    pub fn describe(&self) -> String {
         let level = match self.level {
             -1 => "linear".to_owned(),
             level => level.to_string(),
@@ -40,7 +42,7 @@ impl MdMember {
 
 /// Reads the superblock of a RAID member. linux_raid.c: metadata 0.90 starts at the last but one multiple of 64 KiB,
 /// 1.0 lies 8 KiB before the end, 1.1 and 1.2 are at the start.
-pub(crate) fn md_member(volume: &dyn ReadAt) -> io::Result<Option<MdMember>> {
+pub fn md_member(volume: &dyn Device) -> io::Result<Option<MdMember>> {
     let size_bytes = volume.size_bytes();
     if let Some(at) = (size_bytes & !0xffff).checked_sub(0x10000)
         && let Some(sb) = read_array::<4096>(volume, at)?
@@ -61,7 +63,7 @@ pub(crate) fn md_member(volume: &dyn ReadAt) -> io::Result<Option<MdMember>> {
 }
 
 /// Tests that the offsets where RAID superblocks can be hold only zeros.
-pub(crate) fn end_is_zero(volume: &dyn ReadAt) -> io::Result<bool> {
+pub fn end_is_zero(volume: &dyn Device) -> io::Result<bool> {
     let size_bytes = volume.size_bytes();
     for at in [
         (size_bytes & !0xffff).checked_sub(0x10000),
@@ -164,7 +166,7 @@ pub(super) fn md1_sum(sb: &[u8]) -> u32 {
 }
 
 /// Describes a container with the name of the group, array or pool it belongs to.
-pub(crate) fn describe(content: Content, volume: &dyn ReadAt) -> io::Result<Option<String>> {
+pub fn describe(content: Content, volume: &dyn Device) -> io::Result<Option<String>> {
     Ok(match content {
         Content::MdMember => md_member(volume)?.map(|member| member.describe()),
         Content::LvmMember => lvm_group(volume)?.map(|group| format!("LVM physical volume of group {group}")),
@@ -175,7 +177,7 @@ pub(crate) fn describe(content: Content, volume: &dyn ReadAt) -> io::Result<Opti
 
 /// Reads the group's name. LVM's label.h, layout.h, format_text: the label points to the metadata area, whose text
 /// begins with that name.
-fn lvm_group(volume: &dyn ReadAt) -> io::Result<Option<String>> {
+fn lvm_group(volume: &dyn Device) -> io::Result<Option<String>> {
     for at in (0..4).map(|sector| sector * 512) {
         let Some(sector) = read_array::<512>(volume, at)? else {
             return Ok(None);
@@ -209,7 +211,7 @@ fn lvm_group(volume: &dyn ReadAt) -> io::Result<Option<String>> {
 }
 
 /// Reads the pool's name from the first label: an XDR list whose pairs consist of name, type, count and value.
-fn zfs_pool(volume: &dyn ReadAt) -> io::Result<Option<String>> {
+fn zfs_pool(volume: &dyn Device) -> io::Result<Option<String>> {
     let mut list = vec![0; 112 << 10];
     if !read_inside(volume, 16 << 10, &mut list)? {
         return Ok(None);

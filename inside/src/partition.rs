@@ -21,7 +21,7 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 
-use crate::read_at::{ReadAt, le16, le32, le64, read_array, read_inside};
+use crate::device::{Device, le16, le32, le64, read_array, read_inside};
 
 mod sectors;
 
@@ -113,7 +113,7 @@ pub struct PartitionTable {
 
 /// Reads the table of `disk`. An error means that the disk could not be read, never that its content is invalid: so a
 /// damaged block of the backup is not mistaken for a disk without partitions.
-pub(crate) fn read_table(disk: &dyn ReadAt) -> io::Result<PartitionTable> {
+pub fn read_table(disk: &dyn Device) -> io::Result<PartitionTable> {
     let sector = read_array::<512>(disk, 0)?.unwrap_or([0; 512]);
     let entries = mbr_entries(&sector);
     let is_mbr = looks_like_mbr(disk, &sector, &entries);
@@ -164,7 +164,7 @@ fn has_signature(sector: &[u8; 512]) -> bool {
 
 /// Distinguishes a table from the boot sector of a file system, which also ends in 55aa but has text, code or zeros
 /// instead of entries.
-fn looks_like_mbr(disk: &dyn ReadAt, sector: &[u8; 512], entries: &[MbrEntry; 4]) -> bool {
+fn looks_like_mbr(disk: &dyn Device, sector: &[u8; 512], entries: &[MbrEntry; 4]) -> bool {
     let bootable = |entry: &MbrEntry| matches!(entry.boot, 0x00 | 0x80);
     let used = || entries.iter().filter(|entry| entry.sectors != 0);
     // The kernel's check. For the kernel, all zeros are a table without partitions; nothing is lost by calling that no
@@ -179,7 +179,7 @@ fn looks_like_mbr(disk: &dyn ReadAt, sector: &[u8; 512], entries: &[MbrEntry; 4]
     !BOOT_SECTOR_NAMES.iter().any(named) || used().all(inside)
 }
 
-fn read_mbr(disk: &dyn ReadAt, entries: &[MbrEntry; 4], sector_bytes: u64) -> io::Result<PartitionTable> {
+fn read_mbr(disk: &dyn Device, entries: &[MbrEntry; 4], sector_bytes: u64) -> io::Result<PartitionTable> {
     let mut findings = Findings::new(disk);
     findings.sector_bytes = sector_bytes;
     let mut next_logical = 5;
@@ -196,7 +196,7 @@ fn read_mbr(disk: &dyn ReadAt, entries: &[MbrEntry; 4], sector_bytes: u64) -> io
 /// Follows the chain of extended boot records. An entry for data counts from its own record, a link to the next record
 /// from the extended partition.
 fn read_logical(
-    disk: &dyn ReadAt,
+    disk: &dyn Device,
     extended: &MbrEntry,
     next_number: &mut u32,
     findings: &mut Findings,
@@ -269,7 +269,7 @@ enum GptHeader {
 
 /// Reads a GPT. `is_mbr` says that the first sector is certainly a partition table, so a GPT without a header is
 /// damaged, and not a file system that looks like one.
-fn read_gpt(disk: &dyn ReadAt, protective: &MbrEntry, is_mbr: bool) -> io::Result<PartitionTable> {
+fn read_gpt(disk: &dyn Device, protective: &MbrEntry, is_mbr: bool) -> io::Result<PartitionTable> {
     let mut findings = Findings::new(disk);
     let mut why_damaged = "it has no signature";
     let mut backups = Vec::new();
@@ -308,7 +308,7 @@ fn read_gpt(disk: &dyn ReadAt, protective: &MbrEntry, is_mbr: bool) -> io::Resul
 
 /// Reads a GPT header (UEFI 2.10 section 5.3.2) with the checks of `is_gpt_valid` in the kernel's `efi.c`, except that
 /// of the usable range: a truncated disk is still useful.
-fn read_gpt_header(disk: &dyn ReadAt, lba: u64, sector_bytes: u64) -> io::Result<GptHeader> {
+fn read_gpt_header(disk: &dyn Device, lba: u64, sector_bytes: u64) -> io::Result<GptHeader> {
     let mut sector = vec![0; sector_bytes as usize];
     let offset_bytes = lba.saturating_mul(sector_bytes);
     if !read_inside(disk, offset_bytes, &mut sector)? || !sector.starts_with(b"EFI PART") {
@@ -380,7 +380,7 @@ struct Findings {
 }
 
 impl Findings {
-    fn new(disk: &dyn ReadAt) -> Self {
+    fn new(disk: &dyn Device) -> Self {
         Findings {
             disk_bytes: disk.size_bytes(),
             sector_bytes: sectors::COMMON,

@@ -12,9 +12,9 @@
 use std::fmt;
 use std::io;
 
-use crate::read_at::{ReadAt, le16, le32, le64, read_array, read_inside};
+use crate::device::{Device, le16, le32, le64, read_array, read_inside};
 
-pub(crate) mod containers;
+pub mod containers;
 
 #[cfg(test)]
 mod tests;
@@ -24,44 +24,71 @@ const HEAD_BYTES: u64 = 256 << 10;
 
 /// Content of a volume, as far as its first and last bytes show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Content {
+pub enum Content {
+    /// A file system that Linux has a driver for.
     FileSystem(FsType),
+    /// Swap space.
     Swap,
     /// The external journal of an ext4 file system.
     Journal,
+    /// A physical volume of LVM2.
     LvmMember,
+    /// A LUKS encrypted volume, version 1 or 2.
     Luks,
+    /// A BitLocker encrypted volume.
     BitLocker,
+    /// A member of a Linux RAID array.
     MdMember,
+    /// A member of a ZFS pool.
     ZfsMember,
+    /// A bcache device.
     BcacheMember,
     /// Windows' ReFS, for which Linux has no driver.
     Refs,
     /// All probed bytes are zero.
     Empty,
+    /// None of the known marks.
     Unknown,
 }
 
 /// A file system that Linux has a driver for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum FsType {
+pub enum FsType {
+    /// Linux ext2.
     Ext2,
+    /// Linux ext3.
     Ext3,
+    /// Linux ext4.
     Ext4,
+    /// XFS.
     Xfs,
+    /// Btrfs.
     Btrfs,
+    /// bcachefs.
     Bcachefs,
+    /// FAT12, FAT16 or FAT32.
     Vfat,
+    /// exFAT.
     Exfat,
+    /// NTFS.
     Ntfs,
+    /// ISO 9660.
     Iso9660,
+    /// UDF.
     Udf,
+    /// SquashFS 4.
     Squashfs,
+    /// EROFS.
     Erofs,
+    /// F2FS.
     F2fs,
+    /// JFS of IBM.
     Jfs,
+    /// ReiserFS 3.
     Reiserfs,
+    /// HFS+.
     Hfsplus,
+    /// UFS2 of FreeBSD.
     Ufs,
 }
 
@@ -92,7 +119,7 @@ impl fmt::Display for FsType {
 
 impl Content {
     /// Says why this can't be mounted, in a few words that follow "is" or a colon; `None` for a file system.
-    pub(crate) fn why_not_mountable(&self) -> Option<&'static str> {
+    pub fn why_not_mountable(&self) -> Option<&'static str> {
         match self {
             Content::FileSystem(_) => None,
             Content::Swap => Some("swap space"),
@@ -112,7 +139,7 @@ impl Content {
 
 impl Content {
     /// Tests for content that may hold files of the user, which a mount then does not show.
-    pub(crate) fn may_hold_files(&self) -> bool {
+    pub fn may_hold_files(&self) -> bool {
         match self {
             Content::FileSystem(_)
             | Content::LvmMember
@@ -139,21 +166,22 @@ impl fmt::Display for Content {
 
 /// Content of a volume, and the other contents whose marks it bears.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Probed {
-    pub(crate) content: Content,
+pub struct Probed {
+    /// Content that counts.
+    pub content: Content,
     /// Other contents with a mark: left by an earlier use, or by chance inside a file of the guest.
-    pub(crate) also: Vec<Content>,
+    pub also: Vec<Content>,
 }
 
 /// Returns the content of a volume: see [`probe_all`].
 #[cfg(test)]
-pub(crate) fn probe(volume: &dyn ReadAt) -> io::Result<Content> {
+pub fn probe(volume: &dyn Device) -> io::Result<Content> {
     probe_all(volume).map(|probed| probed.content)
 }
 
 /// Probes the start and the end of `volume`. An error means that it could not be read; a volume too small for a mark
 /// simply lacks it.
-pub(crate) fn probe_all(volume: &dyn ReadAt) -> io::Result<Probed> {
+pub fn probe_all(volume: &dyn Device) -> io::Result<Probed> {
     let alone = |content| {
         Ok(Probed {
             content,
@@ -393,7 +421,7 @@ impl Head<'_> {
 }
 
 /// Recognises BitLocker on a removable disk (bitlocker.c), which looks like FAT except for one pointer.
-fn is_bitlocker_to_go(volume: &dyn ReadAt, head: &Head) -> io::Result<bool> {
+fn is_bitlocker_to_go(volume: &dyn Device, head: &Head) -> io::Result<bool> {
     if !head.has(0, b"\xeb\x58\x90MSWIN4.1") {
         return Ok(false);
     }
