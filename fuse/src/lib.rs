@@ -3,6 +3,7 @@
 //! | module | content |
 //! |---|---|
 //! | [`tree`] | the file system itself: names, attributes, reads. Tests need no kernel |
+//! | [`contents`] | the disks of a backup as devices, and the file systems inside them |
 //! | `listing` | the files of a backup: its record, its disks, their partitions, its configuration |
 //! | `adapter`, [`session`] | translate between `tree` and the kernel |
 //! | `drivers` | the mount options of each file system |
@@ -10,6 +11,7 @@
 //! | [`files`] | combines them: mounts the file systems of one backup |
 
 mod adapter;
+pub mod contents;
 mod drivers;
 mod error;
 pub mod files;

@@ -21,7 +21,7 @@ use std::fmt;
 use std::io;
 use std::ops::Range;
 
-use crate::device::{Device, le16, le32, le64, read_array, read_inside};
+use crate::device::{Device, be16, be32, le16, le32, le64, read_array, read_inside};
 
 mod sectors;
 
@@ -63,6 +63,8 @@ pub struct Partition {
     pub kind: PartitionKind,
     /// Name in a GPT entry, with `_` for all that could move a cursor or look like a path.
     pub label: Option<String>,
+    /// PARTUUID as libblkid prints it: the GUID of a GPT entry, or the signature of an MBR and the number.
+    pub uuid: Option<String>,
 }
 
 /// Purpose of a partition, according to its table. The content may differ: see `probe`.
@@ -78,15 +80,16 @@ impl fmt::Display for PartitionKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             PartitionKind::Mbr(kind) => write!(f, "MBR type {kind:#04x}"),
-            // UEFI 2.10 appendix A: the first three fields are little-endian, the rest is in order.
-            PartitionKind::Gpt(g) => {
-                let (a, b, c) = (le32(g, 0), le16(g, 4), le16(g, 6));
-                let (d, e) = (le16(g, 8).swap_bytes(), le16(g, 10).swap_bytes());
-                let f_low = le32(g, 12).swap_bytes();
-                write!(f, "GPT type {a:08X}-{b:04X}-{c:04X}-{d:04X}-{e:04X}{f_low:08X}")
-            }
+            PartitionKind::Gpt(kind) => write!(f, "GPT type {}", guid(kind)),
         }
     }
+}
+
+/// Formats a GUID. UEFI 2.10 appendix A: the first three fields are little-endian, the rest is in order.
+fn guid(g: &[u8; 16]) -> String {
+    let (a, b, c) = (le32(g, 0), le16(g, 4), le16(g, 6));
+    let (d, e, f_low) = (be16(g, 8), be16(g, 10), be32(g, 12));
+    format!("{a:08X}-{b:04X}-{c:04X}-{d:04X}-{e:04X}{f_low:08X}")
 }
 
 /// Kind of a disk's partition table.
@@ -123,7 +126,8 @@ pub fn read_table(disk: &dyn Device) -> io::Result<PartitionTable> {
         Some(entry) if has_signature(&sector) => read_gpt(disk, entry, is_mbr),
         _ if is_mbr => {
             let sector_bytes = sectors::sector_bytes(disk, &entries)?;
-            read_mbr(disk, &entries, sector_bytes)
+            let signature = le32(&sector, 440);
+            read_mbr(disk, &entries, sector_bytes, signature)
         }
         _ => Ok(Findings::new(disk).into_table(TableKind::None)),
     }
@@ -179,8 +183,14 @@ fn looks_like_mbr(disk: &dyn Device, sector: &[u8; 512], entries: &[MbrEntry; 4]
     !BOOT_SECTOR_NAMES.iter().any(named) || used().all(inside)
 }
 
-fn read_mbr(disk: &dyn Device, entries: &[MbrEntry; 4], sector_bytes: u64) -> io::Result<PartitionTable> {
+fn read_mbr(
+    disk: &dyn Device,
+    entries: &[MbrEntry; 4],
+    sector_bytes: u64,
+    signature: u32,
+) -> io::Result<PartitionTable> {
     let mut findings = Findings::new(disk);
+    findings.signature = signature;
     findings.sector_bytes = sector_bytes;
     let mut next_logical = 5;
     for (number, entry) in (1..).zip(entries) {
@@ -375,6 +385,8 @@ struct Findings {
     disk_bytes: u64,
     /// Sector size of an MBR's numbers.
     sector_bytes: u64,
+    /// Signature of an MBR; 0 if it has none.
+    signature: u32,
     partitions: Vec<Partition>,
     warnings: Vec<String>,
 }
@@ -384,6 +396,7 @@ impl Findings {
         Findings {
             disk_bytes: disk.size_bytes(),
             sector_bytes: sectors::COMMON,
+            signature: 0,
             partitions: Vec::new(),
             warnings: Vec::new(),
         }
@@ -408,7 +421,8 @@ impl Findings {
         }
         let start_bytes = start_sector * self.sector_bytes;
         let bytes = start_bytes..start_bytes + entry.sectors * self.sector_bytes;
-        self.add(number, bytes, PartitionKind::Mbr(entry.kind), None);
+        let uuid = (self.signature != 0).then(|| format!("{:08x}-{number:02x}", self.signature));
+        self.add(number, bytes, PartitionKind::Mbr(entry.kind), (None, uuid));
     }
 
     fn with_gpt(mut self, protective: &MbrEntry, gpt: &Gpt) -> PartitionTable {
@@ -429,13 +443,20 @@ impl Findings {
             // A product too large for 64 bits is past the end of any disk.
             let to_bytes = |lba: u64| lba.saturating_mul(gpt.sector_bytes);
             let bytes = to_bytes(start_lba)..to_bytes(end_lba.unwrap_or(u64::MAX));
-            let label = clean_label(&entry[56..128]);
-            self.add(number, bytes, PartitionKind::Gpt(kind), label);
+            let uuid = guid(&std::array::from_fn(|at| entry[16 + at])).to_lowercase();
+            let names = (clean_label(&entry[56..128]), Some(uuid));
+            self.add(number, bytes, PartitionKind::Gpt(kind), names);
         }
         self.into_table(TableKind::Gpt)
     }
 
-    fn add(&mut self, number: u32, bytes: Range<u64>, kind: PartitionKind, label: Option<String>) {
+    fn add(
+        &mut self,
+        number: u32,
+        bytes: Range<u64>,
+        kind: PartitionKind,
+        (label, uuid): (Option<String>, Option<String>),
+    ) {
         if bytes.start >= self.disk_bytes {
             return self.warn(format!("partition {number} starts past the end; left out"));
         }
@@ -451,6 +472,7 @@ impl Findings {
             size_bytes: bytes.end.min(self.disk_bytes) - bytes.start,
             kind,
             label,
+            uuid,
         });
     }
 

@@ -1,9 +1,82 @@
 //! The volumes on the disks of a guest, whatever lies between them and the disks: partitions, arrays, volume groups,
 //! encryption.
+//!
+//! All disks are examined together, because a mirror, a volume group or a btrfs may span several of them. Nothing is
+//! written, and nothing becomes known to the kernel: so names and UUIDs that this host has too do no harm.
 
+mod find;
+mod trees;
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::device::SharedDevice;
 use crate::fs::FileTree;
+use crate::partition::PartitionKind;
+use crate::probe::Probed;
+use crate::probe::containers::MdMember;
+
+pub use find::find;
+pub use trees::trees;
+
+/// A disk of a guest.
+#[derive(Clone)]
+pub struct Disk {
+    /// Name in the backup: `vda`. It has no slash.
+    pub name: String,
+    /// Its content.
+    pub device: SharedDevice,
+}
+
+/// Passphrases for encrypted volumes. Each is tried on each volume.
+#[derive(Clone, Default)]
+pub struct Secrets {
+    /// The passphrases, byte for byte: a newline at the end counts.
+    pub passphrases: Vec<Vec<u8>>,
+}
+
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} passphrases", self.passphrases.len())
+    }
+}
+
+/// A volume that holds no other volume that could be opened: a partition, a disk without partitions, a logical volume,
+/// the plain side of an encrypted volume.
+pub struct Volume {
+    /// Name of its image, without `.img`: `vda`, `vda.p1`, `vda.p1-raid`, `vda.p3-luks`, `vg0-root`. Unique in the guest.
+    pub image: String,
+    /// Name for people, unique in the guest: `p1`, `vda.p1`, `vg0-root`.
+    pub name: String,
+    /// Directory in a mount of the guest's files: `p1`, `vda/p1`, `vg0-root`; empty for the only disk, if it has no
+    /// partitions.
+    pub place: PathBuf,
+    /// Numbers of the disks that hold it.
+    pub disks: Vec<usize>,
+    /// Its content.
+    pub device: SharedDevice,
+    /// Purpose of its partition.
+    pub kind: Option<PartitionKind>,
+    /// Kind of its content, or the reason why it can't be read or opened.
+    pub probed: Result<Probed, String>,
+    /// Membership in an array of Linux RAID. [`Self::device`] is the array's data, if this member has all of it.
+    pub member: Option<MdMember>,
+    /// Names by which the guest may call it: [`NamedTree::names`].
+    pub names: Vec<String>,
+}
+
+/// The volumes of a guest.
+#[derive(Default)]
+pub struct Volumes {
+    /// All that hold no opened one.
+    pub volumes: Vec<Volume>,
+    /// Warnings about partition tables and volume groups, with the numbers of the disks.
+    pub warnings: Vec<(Vec<usize>, String)>,
+    /// Numbers of the disks whose partitions can't be read, with the reason.
+    pub failed: Vec<(usize, io::Error)>,
+}
 
 /// The files of one volume.
 #[derive(Clone)]

@@ -1,0 +1,244 @@
+//! Finds the volumes: from the disks through partitions and arrays to what holds files.
+
+use std::collections::{HashSet, VecDeque};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{Disk, Secrets, Volume, Volumes};
+use crate::device::{SharedDevice, Window};
+use crate::partition::{Partition, PartitionKind, TableKind, read_table};
+use crate::probe::containers::{MdMember, md_member};
+use crate::probe::{Content, Probed, probe_all};
+
+/// Limit of volumes. A table or group made to attack could name millions; a guest has a handful.
+const MAX_VOLUMES: usize = 1024;
+
+/// Finds the volumes of a guest's disks. An encrypted volume is opened if one of the passphrases fits. A part that
+/// can't be read or opened is a volume with the reason; a disk whose partition table can't be read is in
+/// [`Volumes::failed`].
+pub fn find(disks: &[Disk], secrets: &Secrets) -> Volumes {
+    let mut search = Search {
+        secrets,
+        queue: VecDeque::new(),
+        members: Vec::new(),
+        taken: HashSet::new(),
+        found: Volumes::default(),
+    };
+    for (number, disk) in disks.iter().enumerate() {
+        if let Err(error) = search.add_disk(number, disk, disks.len() == 1) {
+            search.found.failed.push((number, error));
+        }
+    }
+    search.run();
+    search.found
+}
+
+/// A volume on the way: not yet known whether it holds others.
+#[derive(Clone)]
+struct Item {
+    image: String,
+    name: String,
+    place: PathBuf,
+    disks: Vec<usize>,
+    device: SharedDevice,
+    kind: Option<PartitionKind>,
+    member: Option<MdMember>,
+    names: Vec<String>,
+}
+
+struct Search<'a> {
+    secrets: &'a Secrets,
+    queue: VecDeque<Item>,
+    /// Members of arrays that have all data, and what else they would be.
+    members: Vec<(Item, Probed)>,
+    /// Names and images that are in use.
+    taken: HashSet<String>,
+    found: Volumes,
+}
+
+impl Search<'_> {
+    /// Queues the partitions of a disk, or the disk itself.
+    fn add_disk(&mut self, number: usize, disk: &Disk, alone: bool) -> io::Result<()> {
+        let table = read_table(&*disk.device)?;
+        let warning = |text: String| (vec![number], format!("{}: {text}", disk.name));
+        self.found.warnings.extend(table.warnings.into_iter().map(warning));
+        if table.kind == TableKind::None {
+            let item = Item {
+                image: disk.name.clone(),
+                name: disk.name.clone(),
+                place: if alone {
+                    PathBuf::new()
+                } else {
+                    disk.name.clone().into()
+                },
+                disks: vec![number],
+                device: Arc::clone(&disk.device),
+                kind: None,
+                member: None,
+                names: device_names(&disk.name, number, None),
+            };
+            // A partition that can't be read is listed with the reason; of a disk without partitions nothing would be
+            // left to list.
+            probe_all(&*item.device)?;
+            self.push(item);
+            return Ok(());
+        }
+        for partition in &table.partitions {
+            self.push(partition_item(number, disk, partition, alone));
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, mut item: Item) {
+        let count = self.queue.len() + self.members.len() + self.found.volumes.len();
+        if count >= MAX_VOLUMES {
+            if count == MAX_VOLUMES {
+                let text = format!("only {MAX_VOLUMES} volumes are read");
+                self.found.warnings.push((item.disks, text));
+            }
+            return;
+        }
+        item.image = self.unique("image", item.image);
+        item.name = self.unique("name", item.name);
+        self.queue.push_back(item);
+    }
+
+    /// Makes a name that no other volume has.
+    fn unique(&mut self, what: &str, name: String) -> String {
+        let mut names = (1..).map(|number| match number {
+            1 => name.clone(),
+            number => format!("{name}~{number}"),
+        });
+        // The iterator does not end.
+        let free = names.find(|name| self.taken.insert(format!("{what} {name}")));
+        free.unwrap_or(name)
+    }
+
+    fn run(&mut self) {
+        loop {
+            while let Some(item) = self.queue.pop_front() {
+                self.open(item);
+            }
+            if !self.open_arrays() {
+                return;
+            }
+        }
+    }
+
+    /// Examines a volume, and queues those that it holds.
+    fn open(&mut self, item: Item) {
+        let probed = match probe_all(&*item.device) {
+            Ok(probed) => probed,
+            Err(error) => return self.keep(item, Err(error.to_string())),
+        };
+        match probed.content {
+            Content::MdMember => match md_member(&*item.device) {
+                Ok(member) => {
+                    let item = Item { member, ..item };
+                    self.members.push((item, probed));
+                }
+                Err(error) => self.keep(item, Err(error.to_string())),
+            },
+            _ => self.keep(item, Ok(probed)),
+        }
+    }
+
+    /// Queues the content of all mirrors found so far; false if there is none. Of the members of one mirror, those
+    /// that missed changes stay closed.
+    fn open_arrays(&mut self) -> bool {
+        let members = std::mem::take(&mut self.members);
+        let newest = |of: &MdMember| {
+            let same = members.iter().filter_map(|(item, _)| item.member.as_ref());
+            let same = same.filter(|member| member.array == of.array);
+            same.map(|member| member.events).max()
+        };
+        let mut opened = false;
+        for (item, probed) in &members {
+            let item = item.clone();
+            let data = item.member.as_ref().and_then(|member| {
+                let (offset_bytes, size_bytes) = member.whole_data?;
+                (newest(member) == Some(member.events))
+                    .then(|| Window::new(item.device.clone(), offset_bytes, size_bytes))
+            });
+            match data {
+                Some(data) => {
+                    let inside = Item {
+                        image: self.unique("image", format!("{}-raid", item.image)),
+                        device: Arc::new(data),
+                        ..item
+                    };
+                    opened = true;
+                    self.queue.push_back(inside);
+                }
+                None => self.keep(item, Ok(probed.clone())),
+            }
+        }
+        opened
+    }
+
+    fn keep(&mut self, item: Item, probed: Result<Probed, String>) {
+        self.found.volumes.push(Volume {
+            image: item.image,
+            name: item.name,
+            place: item.place,
+            disks: item.disks,
+            device: item.device,
+            kind: item.kind,
+            probed,
+            member: item.member,
+            names: item.names,
+        });
+    }
+}
+
+fn partition_item(number: usize, disk: &Disk, partition: &Partition, alone: bool) -> Item {
+    let short = format!("p{}", partition.number);
+    let long = format!("{}.{short}", disk.name);
+    let mut names = device_names(&disk.name, number, Some(partition.number));
+    names.extend(partition.uuid.iter().map(|uuid| format!("PARTUUID={uuid}")));
+    names.extend(partition.label.iter().map(|label| format!("PARTLABEL={label}")));
+    Item {
+        image: long.clone(),
+        name: if alone { short.clone() } else { long },
+        place: if alone {
+            short.into()
+        } else {
+            PathBuf::from(&disk.name).join(short)
+        },
+        disks: vec![number],
+        device: Arc::new(Window::new(
+            Arc::clone(&disk.device),
+            partition.offset_bytes,
+            partition.size_bytes,
+        )),
+        kind: Some(partition.kind),
+        member: None,
+        names,
+    }
+}
+
+/// Returns the names under `/dev` that a disk or partition probably had in the guest: by its name in the backup, and by
+/// its position for each usual driver.
+fn device_names(disk: &str, position: usize, partition: Option<u32>) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut add = |disk: String| {
+        let separator = if disk.ends_with(|last: char| last.is_ascii_digit()) {
+            "p"
+        } else {
+            ""
+        };
+        names.push(match partition {
+            Some(number) => format!("/dev/{disk}{separator}{number}"),
+            None => format!("/dev/{disk}"),
+        });
+    };
+    add(disk.to_owned());
+    if let Some(letter) = (b'a'..=b'z').nth(position).map(char::from) {
+        for driver in ["vd", "sd", "xvd", "hd"] {
+            add(format!("{driver}{letter}"));
+        }
+    }
+    add(format!("nvme{position}n1"));
+    names
+}
