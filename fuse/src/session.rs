@@ -44,7 +44,11 @@ impl Session {
         let adapter = Adapter::new(Arc::clone(&tree), Box::new(send_end));
         let mut config = Config::default();
         config.mount_options = vec![
-            MountOption::RO,
+            if tree.is_writable() {
+                MountOption::RW
+            } else {
+                MountOption::RO
+            },
             MountOption::FSName("vbk".into()),
             // As root, fuser leaves `Subtype` out.
             MountOption::CUSTOM("subtype=vbk".into()),

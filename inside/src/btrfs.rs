@@ -70,20 +70,18 @@ impl FromStr for Fsid {
     }
 }
 
-/// A new identity for the btrfs in an image. As text: `FILE:OFFSET:FSID`.
+/// A new identity for the btrfs in an image. As text: `FILE:FSID`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewFsid {
     /// Name of the image's file.
     pub file: String,
-    /// Offset of the file system in that file.
-    pub offset_bytes: u64,
     /// Identity to show instead of its own.
     pub fsid: Fsid,
 }
 
 impl fmt::Display for NewFsid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.file, self.offset_bytes, self.fsid)
+        write!(f, "{}:{}", self.file, self.fsid)
     }
 }
 
@@ -91,18 +89,11 @@ impl FromStr for NewFsid {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut fields = text.rsplitn(3, ':');
-        let (fsid, offset, file) = (fields.next(), fields.next(), fields.next());
-        let offset_bytes = offset
-            .and_then(|offset| offset.parse().ok())
-            .ok_or("not FILE:OFFSET:FSID")?;
+        let fields = text.rsplit_once(':').filter(|(file, _)| !file.is_empty());
+        let (file, fsid) = fields.ok_or("not FILE:FSID")?;
         Ok(Self {
-            file: file
-                .filter(|file| !file.is_empty())
-                .ok_or("not FILE:OFFSET:FSID")?
-                .to_owned(),
-            offset_bytes,
-            fsid: fsid.unwrap_or_default().parse()?,
+            file: file.to_owned(),
+            fsid: fsid.parse()?,
         })
     }
 }

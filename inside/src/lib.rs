@@ -6,6 +6,7 @@
 //! | [`partition`], [`probe`] | partition tables; the content of a volume by its marks |
 //! | [`btrfs`] | the devices of a btrfs, and superblocks with another identity for the kernel |
 //! | [`fs`] | the files of a volume, without the kernel |
+//! | [`overlay`] | writes to a disk that never changes |
 //! | [`volumes`] | all volumes of a guest, whatever lies between them and the disks |
 //!
 //! Depends on no other crate of vbk, on no kernel and on no right. Disks are hostile: see [`fs`].
@@ -16,6 +17,7 @@ pub mod btrfs;
 pub mod device;
 mod error;
 pub mod fs;
+pub mod overlay;
 pub mod partition;
 pub mod probe;
 pub mod volumes;

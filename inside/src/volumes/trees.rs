@@ -8,15 +8,15 @@ use crate::fs::FileTree;
 use crate::probe::containers::describe;
 use crate::probe::{Content, FsType};
 
-/// Opens the file systems of volumes, each with its reader. Of the members of a mirror, and of the devices of a btrfs,
+/// Opens the file systems of the wanted volumes, each with its reader. Of the members of a mirror, and of the devices of a btrfs,
 /// the first bears the name.
-pub fn trees(found: &Volumes) -> Trees {
+pub fn trees(found: &Volumes, is_wanted: &dyn Fn(&Volume) -> bool) -> Trees {
     let mut trees = Trees {
         warnings: found.warnings.iter().map(|(_, text)| text.clone()).collect(),
         ..Trees::default()
     };
     let mut arrays = BTreeMap::new();
-    for volume in &found.volumes {
+    for volume in found.volumes.iter().filter(|volume| is_wanted(volume)) {
         let twin = volume.member.as_ref().map(|member| member.array);
         if let Some(first) = twin.and_then(|array| arrays.insert(array, volume.name.clone())) {
             trees.left_out.push((volume.name.clone(), format!("mirror of {first}")));
