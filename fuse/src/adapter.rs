@@ -1,5 +1,7 @@
 //! Translates between [`ImageFs`] and the kernel, and does nothing else.
 
+pub(crate) mod files;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::OsStr;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use vbk_inside::device::{Device, SharedDevice};
 use vbk_inside::volumes::{self, Disk, Secrets, Trees, Volume, Volumes};
 use vbk_repo::backup::{Entry, Image};
-use vbk_repo::name::DiskName;
 use vbk_repo::reader::{ImageReader, ReadResources, Stream};
 use vbk_repo::repository::View;
 use vbk_repo::store::StoreReader;
@@ -126,11 +125,11 @@ pub fn trees(
     view: &View,
     resources: &Arc<ReadResources>,
     entry: &Entry,
-    disk: Option<&DiskName>,
+    disk: Option<&str>,
     secrets: &Secrets,
 ) -> Result<Trees> {
     let images = match disk {
-        Some(disk) => vec![entry.backup.image(disk.as_str())?],
+        Some(disk) => vec![entry.backup.image(disk)?],
         None => entry.backup.images.iter().collect(),
     };
     let contents = Contents::find(view, resources, entry, &images, secrets)?;

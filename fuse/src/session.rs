@@ -9,7 +9,9 @@ use std::time::Duration;
 use fuser::{BackgroundSession, Config, MountOption, SessionACL};
 
 use crate::adapter::Adapter;
+use crate::adapter::files::FilesAdapter;
 use crate::error::{Error, Result};
+use crate::file_tree::FileFs;
 use crate::tree::ImageFs;
 
 /// Interval at which an idle mount looks for a newer view, so that it does not keep the space of removed backups.
@@ -26,7 +28,8 @@ pub struct SessionOptions {
 
 /// A mounted tree. It stays mounted when this value is dropped; [`crate::volumes::unmount`] takes it down.
 pub struct Session {
-    tree: Arc<ImageFs>,
+    /// The tree, if it changes with the repository.
+    images: Option<Arc<ImageFs>>,
     /// Never dropped: on drop, fuser 0.18 unmounts by path, even if the kernel has released the mount already and
     /// something else is mounted there by then (its `is_mounted` takes POLLERR for "mounted").
     background: ManuallyDrop<BackgroundSession>,
@@ -34,29 +37,42 @@ pub struct Session {
 }
 
 impl Session {
-    /// Mounts a tree at a directory. The mount answers when this returns.
+    /// Mounts a tree of images at a directory. The mount answers when this returns.
     pub fn mount(tree: Arc<ImageFs>, point: &Path, options: SessionOptions) -> Result<Self> {
-        let (end, ended) = channel();
-        let send_end = move || {
-            // The receiver may be gone; then the message is not needed.
-            let _ = end.send(());
-        };
-        let adapter = Adapter::new(Arc::clone(&tree), Box::new(send_end));
+        let writable = tree.is_writable();
+        let (ended, receiver) = end_signal();
+        let adapter = Adapter::new(Arc::clone(&tree), ended);
+        Self::start(adapter, point, options, (writable, true), (Some(tree), receiver))
+    }
+
+    /// Mounts a tree of files, read-only. The mount answers when this returns. Without `allow_other`, its owner may read
+    /// all files, whatever their modes say: the owner can read the backup itself.
+    pub fn mount_files(tree: Arc<FileFs>, point: &Path, options: SessionOptions) -> Result<Self> {
+        let (ended, receiver) = end_signal();
+        let adapter = FilesAdapter::new(tree, ended);
+        Self::start(adapter, point, options, (false, options.allow_other), (None, receiver))
+    }
+
+    fn start(
+        adapter: impl fuser::Filesystem,
+        point: &Path,
+        options: SessionOptions,
+        (writable, checks_modes): (bool, bool),
+        (images, ended): (Option<Arc<ImageFs>>, Receiver<()>),
+    ) -> Result<Self> {
         let mut config = Config::default();
         config.mount_options = vec![
-            if tree.is_writable() {
-                MountOption::RW
-            } else {
-                MountOption::RO
-            },
+            if writable { MountOption::RW } else { MountOption::RO },
             MountOption::FSName("vbk".into()),
             // As root, fuser leaves `Subtype` out.
             MountOption::CUSTOM("subtype=vbk".into()),
             MountOption::NoDev,
             MountOption::NoSuid,
             MountOption::NoExec,
-            MountOption::DefaultPermissions,
         ];
+        if checks_modes {
+            config.mount_options.push(MountOption::DefaultPermissions);
+        }
         config.acl = if options.allow_other {
             SessionACL::All
         } else {
@@ -68,7 +84,7 @@ impl Session {
             source,
         })?;
         Ok(Self {
-            tree,
+            images,
             background: ManuallyDrop::new(background),
             ended,
         })
@@ -77,7 +93,9 @@ impl Session {
     /// Waits until the tree is unmounted and no thread works on it any more.
     pub fn wait(&self) {
         while let Err(RecvTimeoutError::Timeout) = self.ended.recv_timeout(REFRESH_INTERVAL) {
-            self.tree.refresh();
+            if let Some(images) = &self.images {
+                images.refresh();
+            }
         }
         // Its threads still hold the tree for a moment. The program must not end before they release it: the store's
         // own threads would outlive the memory they use.
@@ -85,4 +103,14 @@ impl Session {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+/// Returns a call for the end of the mount, and its receiver.
+fn end_signal() -> (Box<dyn FnOnce() + Send + Sync>, Receiver<()>) {
+    let (end, ended) = channel();
+    let send = move || {
+        // The receiver may be gone; then the message is not needed.
+        let _ = end.send(());
+    };
+    (Box::new(send), ended)
 }

@@ -31,6 +31,11 @@ pub struct MountArgs {
     #[arg(long, value_name = "DIR")]
     pub files: Option<PathBuf>,
 
+    /// With --files: read the file systems in user space, through FUSE, instead of mounting them. Needs no root, and the
+    /// kernel's drivers never see the guest's file systems. Reads ext2, ext3, ext4, XFS, Btrfs, NTFS, FAT, exFAT and ISO 9660
+    #[arg(long, alias = "safe", requires = "files", conflicts_with_all = ["writable", "no_replay"])]
+    pub user: bool,
+
     /// Let programs write: to the images, e.g. to boot a virtual machine from them, or with --files to the file systems,
     /// e.g. to repair them. The backup stays as it is: writes go to a scratch file, and are gone after `vbk umount` unless
     /// --save keeps them

@@ -15,7 +15,7 @@ use vbk_fuse::session::{Session, SessionOptions};
 use vbk_fuse::tree::{ImageFs, TreeOptions};
 use vbk_fuse::volumes::{self, Access, Outcome as Volume, VolumeReport, WhenBusy};
 use vbk_fuse::{Fsid, Way};
-use vbk_inside::volumes::Secrets;
+use vbk_inside::volumes::{NamedTree, Secrets};
 use vbk_repo::catalogue::BackupSpec;
 use vbk_repo::keys;
 use vbk_repo::reader::ReadResources;
@@ -32,6 +32,7 @@ use crate::terminal::units;
 use crate::warnings::{warn_of_clock, warn_of_clocks};
 
 mod daemon;
+mod user;
 
 /// Directory for scratch files: on a disk, and not in memory as /run.
 const SCRATCH_DIRECTORY: &str = "/var/tmp";
@@ -76,6 +77,7 @@ pub fn run(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
         ));
     }
     match &args.files {
+        Some(dir) if args.user => user::run(context, args, dir),
         Some(dir) => mount_files(context, args, dir),
         None if args.foreground || machine::is_background() => serve_images(context, args),
         None => {
@@ -97,7 +99,7 @@ fn ask_for_passphrases(view: &View, args: &MountArgs, secrets: &Secrets) -> Resu
     let spec: BackupSpec = args.what.parse()?;
     let catalogue = view.catalogue()?;
     let entry = catalogue.find(&spec)?;
-    vbk_fuse::contents::trees(view, &ReadResources::new(1), entry, None, secrets)?;
+    vbk_fuse::contents::trees(view, &ReadResources::new(1), entry, spec.disk.as_deref(), secrets)?;
     Ok(())
 }
 
@@ -411,6 +413,20 @@ impl Watcher {
 }
 
 impl VolumeJson {
+    fn of_tree(tree: &NamedTree) -> Self {
+        let remarks = tree.tree.remarks();
+        Self {
+            name: tree.name.clone().into(),
+            fs: Some(tree.fs.clone()),
+            mounted: true,
+            options: None,
+            warning: None,
+            repaired: (!remarks.is_empty()).then(|| remarks.join("; ")),
+            reason: None,
+            root: None,
+        }
+    }
+
     fn new(report: &VolumeReport) -> Self {
         let (mut options, mut warning, mut repaired, mut reason, mut root) = (None, None, None, None, None);
         let mounted = match report.outcome.clone() {
