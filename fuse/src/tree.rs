@@ -18,6 +18,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use parking_lot::{Mutex, MutexGuard, RwLock};
@@ -44,6 +45,8 @@ mod open;
 /// Inode number of the top directory.
 pub(crate) const ROOT: u64 = 1;
 
+/// Time after which an open file that is not read gives back what was read ahead for it.
+pub(crate) const IDLE: Duration = Duration::from_secs(10);
 /// Backups whose file lists are cached.
 const LISTINGS: usize = 4096;
 /// Object that a name refers to.
@@ -165,6 +168,12 @@ impl ImageFs {
     /// Tests whether files can be written.
     pub fn is_writable(&self) -> bool {
         self.options.scratch.is_some()
+    }
+
+    /// Releases what idle files hold, and an old view.
+    pub(crate) fn tidy(&self) {
+        self.resources.drop_idle(IDLE);
+        self.refresh();
     }
 
     /// Switches to the newest view, if there is a newer one. The old view is released when no open file needs it, and

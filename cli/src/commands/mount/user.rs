@@ -61,7 +61,7 @@ fn serve(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Outcome>
         allow_other: args.allow_other,
         threads: (2 * threads()).clamp(4, MAX_THREADS),
     };
-    let session = Session::mount_files(Arc::new(tree), &point, options)?;
+    let session = Session::mount_files(Arc::new(tree), resources, &point, options)?;
     let outcome = tell(context, &point, &trees);
     context.json_result(&Report {
         mount_point: point.clone(),
