@@ -6,6 +6,7 @@
 //! | [`partition`], [`probe`] | partition tables; the content of a volume by its marks |
 //! | [`btrfs`] | the devices of a btrfs, and superblocks with another identity for the kernel |
 //! | [`fs`] | the files of a volume, without the kernel |
+//! | [`luks`] | the plain side of a LUKS volume, without device mapper |
 //!
 //! Depends on no other crate of vbk, on no kernel and on no right. Disks are hostile: see [`fs`].
 
@@ -15,6 +16,7 @@ pub mod btrfs;
 pub mod device;
 mod error;
 pub mod fs;
+pub mod luks;
 pub mod partition;
 pub mod probe;
 
