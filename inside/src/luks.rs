@@ -171,15 +171,14 @@ impl Header {
         if device.size_bytes() <= segment.offset_bytes {
             return Err(Error::damaged("LUKS volume that ends before its data"));
         }
-        match self.key(&*device, passphrase)? {
+        match self.key(&*device, passphrase, &mut Budget::new())? {
             Some(key) => segment.open(device, &key).map(Some),
             None => Ok(None),
         }
     }
 
-    fn key(&self, device: &dyn Device, passphrase: &[u8]) -> Result<Option<Zeroizing<Vec<u8>>>> {
+    fn key(&self, device: &dyn Device, passphrase: &[u8], budget: &mut Budget) -> Result<Option<Zeroizing<Vec<u8>>>> {
         let digest = self.digest.clone()?;
-        let mut budget = Budget::new();
         let mut slots: Vec<_> = self.slots.iter().collect();
         slots.sort_by_key(|(number, slot)| {
             let priority = slot.as_ref().map_or(0, |slot| slot.priority);
@@ -189,7 +188,7 @@ impl Header {
         for (number, slot) in slots {
             let part = format!("key slot {number}");
             let slot = slot.clone().map_err(|refused| refused.of(&part).into());
-            match slot.and_then(|slot| slot.key(device, passphrase, &digest, &mut budget, &part)) {
+            match slot.and_then(|slot| slot.key(device, passphrase, &digest, budget, &part)) {
                 Ok(Some(key)) => return Ok(Some(key)),
                 Ok(None) => {}
                 Err(error) => failed = failed.or(Some(error)),

@@ -112,6 +112,12 @@ impl Budget {
         Self(MAX_WORK)
     }
 
+    /// Leaves no more than `work`.
+    #[cfg(test)]
+    pub(super) fn limit(&mut self, work: u64) {
+        self.0 = self.0.min(work);
+    }
+
     fn spend(&mut self, work: u64) -> Result<(), Refused> {
         self.0 = self.0.checked_sub(work).ok_or_else(|| {
             Refused::Unsupported(format!(
