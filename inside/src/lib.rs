@@ -8,6 +8,7 @@
 //! | [`fs`] | the files of a volume, without the kernel |
 //! | [`overlay`] | writes to a disk that never changes |
 //! | [`volumes`] | all volumes of a guest, whatever lies between them and the disks |
+//! | [`luks`] | the plain side of a LUKS volume, without device mapper |
 //!
 //! Depends on no other crate of vbk, on no kernel and on no right. Disks are hostile: see [`fs`].
 
@@ -18,6 +19,7 @@ pub mod device;
 mod error;
 pub mod fs;
 pub mod overlay;
+pub mod luks;
 pub mod partition;
 pub mod probe;
 pub mod volumes;
