@@ -15,6 +15,7 @@ pub mod btrfs;
 pub mod device;
 mod error;
 pub mod fs;
+pub mod lvm;
 pub mod partition;
 pub mod probe;
 
