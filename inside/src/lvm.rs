@@ -18,6 +18,7 @@ mod copies;
 mod crc;
 mod group;
 mod label;
+mod layers;
 mod map;
 mod raid;
 mod snapshot;
@@ -117,7 +118,9 @@ fn remark_on(builder: &mut Builder, volume: &PhysicalVolume, newest: &Metadata, 
         return;
     }
     if member.is_some_and(|member| member.missing) {
-        builder.remark(format!("physical volume {uuid} was missing in the guest; its content may be out of date"));
+        builder.remark(format!(
+            "physical volume {uuid} was missing in the guest; its content may be out of date"
+        ));
     }
     for remark in &volume.remarks {
         builder.remark(remark.clone());
@@ -129,11 +132,16 @@ fn remark_on(builder: &mut Builder, volume: &PhysicalVolume, newest: &Metadata, 
         ));
     }
     if own.is_some_and(|own| own.seqno == newest.summary.seqno)
-        && volume.metadata.as_ref().is_some_and(|metadata| metadata.text != newest.text)
+        && volume
+            .metadata
+            .as_ref()
+            .is_some_and(|metadata| metadata.text != newest.text)
     {
         builder.remark(format!("physical volume {uuid} has other metadata of the same change"));
     }
     if is_twice {
-        builder.remark(format!("physical volume {uuid} exists more than once; the first is used"));
+        builder.remark(format!(
+            "physical volume {uuid} exists more than once; the first is used"
+        ));
     }
 }

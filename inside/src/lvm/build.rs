@@ -1,7 +1,7 @@
 //! Makes devices from the segments of a group's text. A segment that can't be read makes its volume a phrase that says
 //! why; other volumes are not affected.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::group::{GroupText, is_name};
@@ -9,10 +9,8 @@ use super::map::{Blank, Chain, Part, Whole};
 use super::snapshot::Snapshot;
 use super::stripes::{Layout, Stripes};
 use super::text::{Section, Value};
-use super::thin::{Pool, Thin};
-use super::{LogicalVolume, copies};
+use super::{LogicalVolume, copies, layers};
 use crate::device::SharedDevice;
-use crate::error::Error;
 
 /// Deepest nesting of volumes. A thin volume in a cached pool on RAID with checksums has seven levels.
 const MAX_DEPTH: usize = 16;
@@ -46,7 +44,7 @@ impl Base {
     }
 
     /// Makes the base of a device each of whose bytes lies on one of those below.
-    fn beside(device: SharedDevice, below: &[Base]) -> Built {
+    pub(super) fn beside(device: SharedDevice, below: &[Base]) -> Built {
         let cost = below.iter().map(|base| base.cost).max().unwrap_or(0);
         let members = below.iter().flat_map(|base| &base.members).copied().collect();
         Self::with_cost(device, members, cost)
@@ -77,11 +75,13 @@ pub(super) struct Builder<'a> {
     pub(super) group: &'a GroupText,
     members: &'a Members,
     states: Vec<State>,
-    pools: HashMap<usize, Built<(Arc<Pool>, Base)>>,
+    pub(super) pools: HashMap<usize, Built<layers::OpenPool>>,
     /// Origins of snapshots, by the volumes that are their stores.
     origins: HashMap<usize, usize>,
     /// Stores of snapshots that are being merged, by their origins.
     merging: HashMap<usize, usize>,
+    /// Volumes that are devices of arrays.
+    claimed: HashSet<usize>,
     depth: usize,
     /// Extents in use: physical volume, offset, length, and the volume that has them.
     extents: Vec<(usize, u64, u64, usize)>,
@@ -111,6 +111,7 @@ impl<'a> Builder<'a> {
             pools: HashMap::new(),
             origins,
             merging,
+            claimed: HashSet::new(),
             depth: 0,
             extents: Vec::new(),
             remarks: Vec::new(),
@@ -144,7 +145,10 @@ impl<'a> Builder<'a> {
                 Err(_) => self.size_bytes(self.origins.get(&index).copied().unwrap_or(index)),
             };
             let device = built.map(|base| -> SharedDevice {
-                let bases = base.members.iter().map(|member| Arc::clone(&self.members.devices[*member]));
+                let bases = base
+                    .members
+                    .iter()
+                    .map(|member| Arc::clone(&self.members.devices[*member]));
                 Arc::new(Whole {
                     bases: bases.collect(),
                     device: base.device,
@@ -171,15 +175,21 @@ impl<'a> Builder<'a> {
     fn find_overlaps(&mut self) {
         let mut extents = std::mem::take(&mut self.extents);
         extents.sort_unstable();
-        let mut end = (0, 0, 0);
+        let Some(mut last) = extents
+            .first()
+            .map(|(member, start, _, volume)| (*member, *start, *volume))
+        else {
+            return;
+        };
+        // The end of all extents so far on that physical volume, and the volume that reaches there.
         for (member, start_bytes, size_bytes, volume) in extents {
-            if end.0 == member && start_bytes < end.1 {
-                let names = [end.2, volume].map(|volume: usize| self.name(volume).to_owned());
+            if member == last.0 && start_bytes < last.1 {
+                let names = [self.name(last.2).to_owned(), self.name(volume).to_owned()];
                 self.remark(format!("volumes {} and {} share extents", names[0], names[1]));
             }
-            end = (member, end.1.max(start_bytes + size_bytes), volume);
-            if end.0 == member && start_bytes + size_bytes > end.1 {
-                end.1 = start_bytes + size_bytes;
+            let end_bytes = start_bytes.saturating_add(size_bytes);
+            if member != last.0 || end_bytes > last.1 {
+                last = (member, end_bytes, volume);
             }
         }
     }
@@ -241,7 +251,10 @@ impl<'a> Builder<'a> {
                 return Err("its segments overlap or leave a gap".to_owned());
             }
             if !is_only && !is_simple(segment) {
-                return Err(format!("segment type {} in a part of it is not supported", kind_name(segment)));
+                return Err(format!(
+                    "segment type {} in a part of it is not supported",
+                    kind_name(segment)
+                ));
             }
             let end = next.checked_add(count).filter(|end| self.bytes(*end).is_some());
             next = end.ok_or("it is larger than any device")?;
@@ -272,8 +285,8 @@ impl<'a> Builder<'a> {
                 let is_zero = is_zero == "zero";
                 Base::beside(Arc::new(Blank { size_bytes, is_zero }), &[])
             }
-            "thin" => self.thin(index, segment, size_bytes),
-            "cache" => self.cache(segment, size_bytes),
+            "thin" => layers::thin(self, index, segment, size_bytes),
+            "cache" => layers::cache(self, segment, size_bytes),
             "writecache" => Err(format!(
                 "its newest data may be in the cache {}",
                 self.named(segment, "writecache")
@@ -288,7 +301,10 @@ impl<'a> Builder<'a> {
 
     /// Returns the name in a field, for a phrase.
     fn named<'s>(&self, segment: &'s Section, key: &str) -> &'s str {
-        segment.text(key).filter(|name| is_name(name)).unwrap_or("of an invalid name")
+        segment
+            .text(key)
+            .filter(|name| is_name(name))
+            .unwrap_or("of an invalid name")
     }
 
     /// Finds the logical volume that a field names.
@@ -330,7 +346,10 @@ impl<'a> Builder<'a> {
             let part = Part::new(Arc::clone(&base.device), offset_bytes, size_bytes).ok_or_else(damaged)?;
             return Base::beside(Arc::new(part), &[base]);
         };
-        if self.bytes(member.extents).is_none_or(|member_bytes| end_bytes > member_bytes) {
+        if self
+            .bytes(member.extents)
+            .is_none_or(|member_bytes| end_bytes > member_bytes)
+        {
             return Err(damaged());
         }
         let Some(number) = self.members.by_uuid.get(&member.uuid).copied() else {
@@ -341,9 +360,14 @@ impl<'a> Builder<'a> {
         };
         let start_bytes = member.start_bytes.checked_add(offset_bytes).ok_or_else(damaged)?;
         let device = Arc::clone(&self.members.devices[number]);
-        if start_bytes.checked_add(size_bytes).is_none_or(|end_bytes| end_bytes > device.size_bytes()) {
+        if start_bytes
+            .checked_add(size_bytes)
+            .is_none_or(|end_bytes| end_bytes > device.size_bytes())
+        {
             let uuid = &member.uuid;
-            self.remark(format!("physical volume {uuid} is smaller than the group's metadata say"));
+            self.remark(format!(
+                "physical volume {uuid} is smaller than the group's metadata say"
+            ));
         }
         let part = Part::new(device, start_bytes, size_bytes).ok_or_else(damaged)?;
         self.extents.push((number, start_bytes, size_bytes, index));
@@ -380,98 +404,19 @@ impl<'a> Builder<'a> {
             && others.iter().any(Result::is_ok)
         {
             let name = self.name(index).to_owned();
-            self.remark(format!("{name}: the first copy of the mirror is missing; another may be out of date"));
+            self.remark(format!(
+                "{name}: the first copy of the mirror is missing; another may be out of date"
+            ));
         }
         copies::copies(legs, 1, size_bytes)
     }
 
-    fn cache(&mut self, segment: &Section, size_bytes: u64) -> Built {
-        let pool = self.find(segment.text("cache_pool"))?;
-        // A pool has the mode in its own segment; with a plain volume as cache, it is in the segment of the cached one.
-        let pool_segment = self.group.volumes[pool].1.sections().first();
-        let pool_mode = pool_segment.and_then(|(_, segment)| segment.text("cache_mode"));
-        match segment.text("cache_mode").or(pool_mode) {
-            Some("writethrough" | "passthrough") => {}
-            _ => {
-                let pool = self.name(pool);
-                return Err(format!("its newest data may be in the cache {pool} (mode writeback)"));
-            }
+    /// Builds the device of an array, which no other array may have.
+    pub(super) fn claim(&mut self, index: usize) -> Built {
+        if !self.claimed.insert(index) {
+            return Err(format!("volume {} is part of two arrays", self.name(index)));
         }
-        let origin = self.find(segment.text("origin")).and_then(|origin| self.volume(origin))?;
-        self.whole_of(origin, size_bytes)
-    }
-
-    /// Checks that a volume has the size of the one that it is all of.
-    fn whole_of(&self, base: Base, size_bytes: u64) -> Built {
-        if base.device.size_bytes() < size_bytes {
-            return Err("its extents are outside of its devices".to_owned());
-        }
-        let part = Part::new(Arc::clone(&base.device), 0, size_bytes).ok_or("it is larger than any device")?;
-        Base::beside(Arc::new(part), &[base])
-    }
-
-    fn thin(&mut self, index: usize, segment: &Section, size_bytes: u64) -> Built {
-        let pool_index = self.find(segment.text("thin_pool"))?;
-        let (pool, base) = self.pool(pool_index)?;
-        let pool_name = self.name(pool_index).to_owned();
-        let device = segment.number("device_id").ok_or("its number in the thin pool is damaged")?;
-        let mut below = vec![base];
-        let mut origin = None;
-        if let Some(name) = segment.text("external_origin") {
-            let base = self.find(Some(name)).and_then(|origin| self.volume(origin))?;
-            origin = Some(Arc::clone(&base.device));
-            below.push(base);
-        }
-        if segment.text("merge").is_some() {
-            let name = self.name(index).to_owned();
-            self.remark(format!("{name}: a snapshot is to be merged into it, which has not begun"));
-        }
-        match Thin::open(pool, device, size_bytes, origin) {
-            Ok(thin) => Base::over(Arc::new(thin), &below),
-            Err(Error::NotFound) => Err(format!("thin pool {pool_name} has no volume {device}")),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-
-    fn pool(&mut self, index: usize) -> Built<(Arc<Pool>, Base)> {
-        if let Some(known) = self.pools.get(&index) {
-            return known.clone();
-        }
-        let pool = self.open_pool(index);
-        self.pools.insert(index, pool.clone());
-        pool
-    }
-
-    fn open_pool(&mut self, index: usize) -> Built<(Arc<Pool>, Base)> {
-        let name = self.name(index).to_owned();
-        let [(_, segment)] = self.group.volumes[index].1.sections() else {
-            return Err(format!("thin pool {name} has more than one segment"));
-        };
-        if kind(segment) != "thin-pool" {
-            return Err(format!("volume {name} is not a thin pool"));
-        }
-        let metadata = self.find(segment.text("metadata")).and_then(|part| self.volume(part))?;
-        let data = self.find(segment.text("pool")).and_then(|part| self.volume(part))?;
-        let pool = Pool::open(Arc::clone(&metadata.device), Arc::clone(&data.device));
-        let pool = pool.map_err(|error| error.to_string())?;
-        let block_sectors = segment.number("chunk_size").or(segment.number("data_block_size"));
-        if block_sectors.and_then(|sectors| sectors.checked_mul(512)) != Some(pool.block_bytes) {
-            return Err(format!("thin pool {name}: its metadata have another block size than the group"));
-        }
-        if pool.needs_check {
-            self.remark(format!("thin pool {name}: the guest's kernel found its metadata damaged (needs_check)"));
-        }
-        // LVM writes its own metadata first, with messages that the kernel is yet to execute.
-        let transaction = segment.number("transaction_id").unwrap_or(0);
-        let pending = u64::from(!segment.sections().is_empty());
-        if transaction != pool.transaction && pool.transaction.checked_add(pending) != Some(transaction) {
-            self.remark(format!(
-                "thin pool {name}: transaction {}, but {transaction} in the group's metadata",
-                pool.transaction
-            ));
-        }
-        let device = Arc::clone(&data.device);
-        Ok((Arc::new(pool), Base::over(device, &[metadata, data])?))
+        self.volume(index)
     }
 }
 
@@ -483,7 +428,9 @@ pub(super) fn kind(segment: &Section) -> &str {
 
 /// Returns the type of a segment for a phrase.
 fn kind_name(segment: &Section) -> &str {
-    Some(kind(segment)).filter(|kind| is_name(kind)).unwrap_or("of an invalid name")
+    Some(kind(segment))
+        .filter(|kind| is_name(kind))
+        .unwrap_or("of an invalid name")
 }
 
 /// Returns the length of a segment's stripes; 0 if it has none.

@@ -44,11 +44,13 @@ pub(super) fn raid(builder: &mut Builder, index: usize, segment: &Section, size_
     let legs = legs(builder, segment)?;
     let count = legs.len() as u64;
     let (layout, leg_bytes) = match kind(segment) {
-        "raid0" | "raid0_meta" => (Some(Layout::Plain), size_bytes / count),
+        "raid0" | "raid0_meta" => return plain(legs, segment, size_bytes),
         "raid1" => (None, size_bytes),
         "raid10" | "raid10_near" => {
             let copies = segment.number("data_copies").unwrap_or(2);
-            let all_bytes = size_bytes.checked_mul(copies).ok_or("its number of copies is damaged")?;
+            let all_bytes = size_bytes
+                .checked_mul(copies)
+                .ok_or("its number of copies is damaged")?;
             (Some(Layout::Near(copies)), all_bytes / count)
         }
         kind => {
@@ -59,15 +61,22 @@ pub(super) fn raid(builder: &mut Builder, index: usize, segment: &Section, size_
             (Some(Layout::Parity(parity)), size_bytes / data)
         }
     };
-    let small = |leg: &Leg| leg.data.as_ref().is_ok_and(|data| data.device.size_bytes() < leg_bytes);
-    if legs.iter().any(small) {
-        return Err("its extents are outside of its devices".to_owned());
-    }
+    check_size(&legs, leg_bytes)?;
     let superblocks = || legs.iter().filter_map(|leg| leg.superblock);
     let newest = superblocks().max_by_key(|superblock| superblock.events);
-    let is_moved = ["reshape_count", "data_offset"].iter().any(|key| segment.number(key).is_some());
+    let is_moved = ["reshape_count", "data_offset"]
+        .iter()
+        .any(|key| segment.number(key).is_some());
     if is_moved || superblocks().any(|superblock| superblock.is_reshaped) {
         return Err("its array is being reshaped".to_owned());
+    }
+    let number = match layout {
+        Some(Layout::Parity(parity)) => Some(parity.number()),
+        Some(Layout::Near(copies)) => u32::try_from(copies).ok().map(|copies| (10, 0x100 | copies)),
+        _ => None,
+    };
+    if newest.is_some_and(|newest| number.is_some_and(|number| number != newest.layout)) {
+        return Err("its array has another layout than the metadata say".to_owned());
     }
     let is_synchronised = newest.is_none_or(|newest| newest.is_synchronised);
     let is_complete = |number: usize, leg: &Leg| {
@@ -82,12 +91,18 @@ pub(super) fn raid(builder: &mut Builder, index: usize, segment: &Section, size_
         };
         leg.data.is_ok() && is_current && !leg.is_rebuilding
     };
-    let complete: Vec<bool> = legs.iter().enumerate().map(|(number, leg)| is_complete(number, leg)).collect();
+    let complete: Vec<bool> = legs
+        .iter()
+        .enumerate()
+        .map(|(number, leg)| is_complete(number, leg))
+        .collect();
     let missing = complete.iter().filter(|is_complete| !**is_complete).count();
     let no_leg = legs.iter().find_map(|leg| leg.data.as_ref().err().cloned());
     let no_leg = no_leg.unwrap_or_else(|| "the devices of its array are not complete".to_owned());
-    if missing > 0 && layout != Some(Layout::Plain) {
-        builder.remark(format!("{name}: {missing} of the array's {count} devices are missing or out of date"));
+    if missing > 0 {
+        builder.remark(format!(
+            "{name}: {missing} of the array's {count} devices are missing or out of date"
+        ));
     }
     let Some(layout) = layout else {
         return mirror(builder, &name, legs, &complete, is_synchronised, size_bytes).unwrap_or(Err(no_leg));
@@ -110,6 +125,24 @@ pub(super) fn raid(builder: &mut Builder, index: usize, segment: &Section, size_
     Base::over(Arc::new(stripes), &found)
 }
 
+fn check_size(legs: &[Leg], leg_bytes: u64) -> Built<()> {
+    let is_small = |leg: &Leg| leg.data.as_ref().is_ok_and(|data| data.device.size_bytes() < leg_bytes);
+    if legs.iter().any(is_small) {
+        return Err("its extents are outside of its devices".to_owned());
+    }
+    Ok(())
+}
+
+/// Builds RAID 0, where no device can be out of date.
+fn plain(legs: Vec<Leg>, segment: &Section, size_bytes: u64) -> Built {
+    check_size(&legs, size_bytes / legs.len() as u64)?;
+    let legs: Vec<Base> = legs.into_iter().map(|leg| leg.data).collect::<Built<_>>()?;
+    let devices = legs.iter().map(|leg| Some(Arc::clone(&leg.device))).collect();
+    let stripes = Stripes::new(devices, Layout::Plain, chunk_bytes(segment), size_bytes);
+    let stripes = stripes.ok_or("its stripes do not fill its size")?;
+    Base::beside(Arc::new(stripes), &legs)
+}
+
 /// Builds RAID 1 from the complete devices; `None` if there is none.
 fn mirror(
     builder: &mut Builder,
@@ -126,7 +159,9 @@ fn mirror(
         .collect();
     found.sort_by_key(|leg| leg.is_last_choice);
     if !is_synchronised {
-        builder.remark(format!("{name}: its copies were not synchronised yet; the first one is read"));
+        builder.remark(format!(
+            "{name}: its copies were not synchronised yet; the first one is read"
+        ));
     }
     let readable = if is_synchronised { found.len() } else { 1 };
     let found: Vec<Built> = found.into_iter().map(|leg| leg.data).collect();
@@ -151,7 +186,7 @@ fn legs(builder: &mut Builder, segment: &Section) -> Built<Vec<Leg>> {
         let mut superblock = None;
         if name.contains("_rmeta_") {
             // Without its metadata, a device is not known to be complete.
-            let metadata = builder.find(Some(name)).and_then(|part| builder.volume(part));
+            let metadata = builder.find(Some(name)).and_then(|part| builder.claim(part));
             let read = metadata.map(|metadata| Superblock::read(metadata.device.as_ref()));
             superblock = read.ok().and_then(Result::ok).flatten();
             name = names.next().ok_or_else(damaged)?;
@@ -160,7 +195,7 @@ fn legs(builder: &mut Builder, segment: &Section) -> Built<Vec<Leg>> {
         let group = builder.group;
         let flags = &group.volumes[part].1;
         legs.push(Leg {
-            data: builder.volume(part),
+            data: builder.claim(part),
             superblock,
             is_rebuilding: flags.has_flag("REBUILD"),
             is_last_choice: flags.has_flag("WRITEMOSTLY"),

@@ -66,7 +66,10 @@ pub(super) fn is_name(name: &str) -> bool {
 
 fn is_uuid(uuid: &str) -> bool {
     // `#` and `!` are in LVM's alphabet too (lib/uuid/uuid.c).
-    uuid.len() == UUID_BYTES && uuid.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-#!".contains(&byte))
+    uuid.len() == UUID_BYTES
+        && uuid
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-#!".contains(&byte))
 }
 
 /// A physical volume, as the group's text has it.
@@ -96,7 +99,9 @@ impl GroupText {
         let (name, section) = group_section(&root)?;
         let summary = Summary::of(name, section)?;
         let name = name.to_owned();
-        let extent_bytes = section.number("extent_size").and_then(|sectors| sectors.checked_mul(512));
+        let extent_bytes = section
+            .number("extent_size")
+            .and_then(|sectors| sectors.checked_mul(512));
         let Some(extent_bytes) = extent_bytes.filter(|bytes| *bytes > 0) else {
             return Err(Error::damaged(format!("metadata text: extent size of group {name}")));
         };

@@ -106,9 +106,10 @@ fn from_label(device: &dyn Device, sector: u64, label: &[u8; 512]) -> Result<Phy
     for (number, area) in (1..).zip(volume.metadata_areas.clone()) {
         match metadata(device, area) {
             Err(Error::Io(error)) => return Err(error.into()),
-            Err(error) => volume
-                .remarks
-                .push(format!("metadata area {number} of physical volume {}: {error}", volume.uuid)),
+            Err(error) => volume.remarks.push(format!(
+                "metadata area {number} of physical volume {}: {error}",
+                volume.uuid
+            )),
             Ok(None) => {}
             Ok(Some(found)) => {
                 let seqno = found.summary.seqno;
@@ -125,9 +126,10 @@ fn from_label(device: &dyn Device, sector: u64, label: &[u8; 512]) -> Result<Phy
         }
     }
     if let Some(number) = older {
-        volume
-            .remarks
-            .push(format!("metadata area {number} of physical volume {} is out of date", volume.uuid));
+        volume.remarks.push(format!(
+            "metadata area {number} of physical volume {} is out of date",
+            volume.uuid
+        ));
     }
     Ok(volume)
 }
@@ -181,7 +183,11 @@ fn format_uuid(uuid: &[u8]) -> String {
         if matches!(at, 6 | 10 | 14 | 18 | 22 | 26) {
             text.push('-');
         }
-        text.push(if byte.is_ascii_graphic() { char::from(*byte) } else { '_' });
+        text.push(if byte.is_ascii_graphic() {
+            char::from(*byte)
+        } else {
+            '_'
+        });
     }
     text
 }

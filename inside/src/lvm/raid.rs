@@ -25,6 +25,8 @@ pub(super) struct Superblock {
     pub(super) is_synchronised: bool,
     /// The array is being changed to another layout, or its data do not start at the start.
     pub(super) is_reshaped: bool,
+    /// Level and layout, in the kernel's numbers.
+    pub(super) layout: (u32, u32),
     failed: [u64; 4],
 }
 
@@ -40,6 +42,7 @@ impl Superblock {
                 is_rebuilt: le64(&bytes, 32) == COMPLETE,
                 is_synchronised: le64(&bytes, 40) == COMPLETE,
                 is_reshaped: extended && (le32(&bytes, 60) & RESHAPING != 0 || le64(&bytes, 96) != 0),
+                layout: (le32(&bytes, 48), le32(&bytes, 52)),
                 failed: [le64(&bytes, 24), if_extended(120), if_extended(128), if_extended(136)],
             }
         }))

@@ -104,7 +104,9 @@ impl Device for Snapshot {
             let (piece, others) = rest.split_at_mut(len.min(rest.len() as u64) as usize);
             match changed {
                 Some(new) => {
-                    let start = new.checked_mul(self.chunk_bytes).and_then(|start| start.checked_add(within));
+                    let start = new
+                        .checked_mul(self.chunk_bytes)
+                        .and_then(|start| start.checked_add(within));
                     let start = start.ok_or(io::ErrorKind::InvalidData)?;
                     check(start, piece.len(), self.store.size_bytes())?;
                     self.store.read_at(start, piece)?;

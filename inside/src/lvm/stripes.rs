@@ -66,17 +66,29 @@ impl Parity {
         })
     }
 
+    /// Returns level and number of the layout (`ALGORITHM_*`), as superblocks have them. RAID 4 is one of level 5.
+    pub(super) fn number(self) -> (u32, u32) {
+        match self {
+            Self::LeftAsymmetric => (5, 0),
+            Self::RightAsymmetric => (5, 1),
+            Self::LeftSymmetric => (5, 2),
+            Self::RightSymmetric => (5, 3),
+            Self::First => (5, 4),
+            Self::Last => (5, 5),
+            Self::ZeroRestart => (6, 8),
+            Self::NRestart => (6, 9),
+            Self::NContinue => (6, 10),
+            Self::LeftAsymmetric6 => (6, 16),
+            Self::RightAsymmetric6 => (6, 17),
+            Self::LeftSymmetric6 => (6, 18),
+            Self::RightSymmetric6 => (6, 19),
+            Self::Last6 => (6, 5),
+        }
+    }
+
     /// Returns the number of devices that have parity instead of data.
     pub(super) fn count(self) -> u64 {
-        match self {
-            Self::LeftAsymmetric
-            | Self::RightAsymmetric
-            | Self::LeftSymmetric
-            | Self::RightSymmetric
-            | Self::First
-            | Self::Last => 1,
-            _ => 2,
-        }
+        if self.number().0 == 5 { 1 } else { 2 }
     }
 
     /// Returns the devices of a data chunk and of the second parity, if there is one, in a row of `n` devices.
@@ -173,9 +185,9 @@ impl Stripes {
             Layout::Near(copies) => {
                 // The first copies of one row's chunks start at all multiples of the greatest common divisor.
                 let count = self.legs.len() as u64;
-                (0..count).filter(|first| first % gcd(copies, count) == 0).all(|first| {
-                    (first..first + copies).any(|leg| self.legs[(leg % count) as usize].is_some())
-                })
+                (0..count)
+                    .filter(|first| first % gcd(copies, count) == 0)
+                    .all(|first| (first..first + copies).any(|leg| self.legs[(leg % count) as usize].is_some()))
             }
         }
     }

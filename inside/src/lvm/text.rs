@@ -9,6 +9,11 @@ const MAX_NODES: usize = 500_000;
 /// Deepest nesting. LVM writes five levels.
 const MAX_DEPTH: usize = 16;
 
+/// Most values of one section, and most flags that are looked at: LVM writes about 30 values and 10 flags. Fields are
+/// found by a linear search.
+const MAX_VALUES: usize = 256;
+const MAX_FLAGS: usize = 64;
+
 /// A value of a key.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Value {
@@ -65,8 +70,10 @@ impl Section {
 
     /// Tests that one of the lists `status` and `flags` has a flag.
     pub(super) fn has_flag(&self, flag: &str) -> bool {
-        let mut flags = self.list("status").iter().chain(self.list("flags"));
-        flags.any(|value| matches!(value, Value::Text(text) if text == flag))
+        let flags = |key| self.list(key).iter().take(MAX_FLAGS);
+        flags("status")
+            .chain(flags("flags"))
+            .any(|value| matches!(value, Value::Text(text) if text == flag))
     }
 
     pub(super) fn sections(&self) -> &[(String, Section)] {
@@ -160,6 +167,9 @@ impl Parser<'_> {
                 section.sections.push((key, self.section(depth + 1)?));
             } else if self.accept(b'=') {
                 section.values.push((key, self.value()?));
+                if section.values.len() > MAX_VALUES {
+                    return self.damaged("section of too many values");
+                }
             } else {
                 return self.damaged("name without a value");
             }

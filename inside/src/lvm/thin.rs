@@ -43,7 +43,8 @@ impl Pool {
         let Some(sb) = read_array::<{ BLOCK_BYTES as usize }>(metadata.as_ref(), 0)? else {
             return Err(Error::damaged("metadata of the thin pool are too short"));
         };
-        if le64(&sb, 32) != MAGIC || le64(&sb, 8) != 0 || crc::persistent_data(&sb[4..], SUPERBLOCK_XOR) != le32(&sb, 0) {
+        if le64(&sb, 32) != MAGIC || le64(&sb, 8) != 0 || crc::persistent_data(&sb[4..], SUPERBLOCK_XOR) != le32(&sb, 0)
+        {
             return Err(Error::damaged("superblock of the thin pool"));
         }
         let (version, incompatible) = (le32(&sb, 40), le32(&sb, 360));
@@ -99,7 +100,10 @@ impl Thin {
 
     /// Reads unmapped bytes: those of the origin as far as it reaches, else zeros.
     fn read_unmapped(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
-        let known = self.origin.as_ref().map_or(0, |origin| origin.size_bytes().saturating_sub(at));
+        let known = self
+            .origin
+            .as_ref()
+            .map_or(0, |origin| origin.size_bytes().saturating_sub(at));
         let (piece, zeros) = buf.split_at_mut(known.min(buf.len() as u64) as usize);
         zeros.fill(0);
         match &self.origin {
@@ -137,7 +141,9 @@ impl Device for Thin {
             let (piece, others) = rest.split_at_mut(len.min(rest.len() as u64) as usize);
             match mapped {
                 Some(data) => {
-                    let start = data.checked_mul(block_bytes).and_then(|start| start.checked_add(at % block_bytes));
+                    let start = data
+                        .checked_mul(block_bytes)
+                        .and_then(|start| start.checked_add(at % block_bytes));
                     let start = start.ok_or(io::ErrorKind::InvalidData)?;
                     check(start, piece.len(), self.pool.data.size_bytes())?;
                     self.pool.data.read_at(start, piece)?;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::Run;
 use super::super::crc;
+use super::Run;
 use crate::device::{SharedDevice, le32, le64, read_array};
 use crate::error::{Error, Result};
 
@@ -135,7 +135,9 @@ impl Tree {
             block = *child.ok_or_else(|| Error::damaged(format!("empty node {block} of the thin pool's metadata")))?;
             following = node.keys.get(index + 1).copied().or(following);
         }
-        Err(Error::damaged(format!("tree {root} of the thin pool's metadata is too deep")))
+        Err(Error::damaged(format!(
+            "tree {root} of the thin pool's metadata is too deep"
+        )))
     }
 
     /// Returns the start of the value of a key.
@@ -163,8 +165,12 @@ impl Tree {
             return Ok(None);
         };
         let follows = |count: &u64| {
-            let next = usize::try_from(*count).ok().and_then(|count| entry(index.checked_add(count)?));
-            next.is_some_and(|(key, value)| key.checked_sub(block) == Some(*count) && value.checked_sub(data) == Some(*count))
+            let next = usize::try_from(*count)
+                .ok()
+                .and_then(|count| entry(index.checked_add(count)?));
+            next.is_some_and(|(key, value)| {
+                key.checked_sub(block) == Some(*count) && value.checked_sub(data) == Some(*count)
+            })
         };
         let count = (1..).find(|count| !follows(count)).unwrap_or(1);
         Ok(Some(Run { block, data, count }))
