@@ -78,8 +78,9 @@ pub(super) struct Builder<'a> {
     pub(super) pools: HashMap<usize, Built<layers::OpenPool>>,
     /// Origins of snapshots, by the volumes that are their stores.
     origins: HashMap<usize, usize>,
-    /// Stores of snapshots that are being merged, by their origins.
+    /// Stores of snapshots that are being merged, by their origins, and all those stores.
     merging: HashMap<usize, usize>,
+    merging_stores: HashSet<usize>,
     /// Volumes that are devices of arrays.
     claimed: HashSet<usize>,
     depth: usize,
@@ -110,6 +111,7 @@ impl<'a> Builder<'a> {
             states: group.volumes.iter().map(|_| State::Unknown).collect(),
             pools: HashMap::new(),
             origins,
+            merging_stores: merging.values().copied().collect(),
             merging,
             claimed: HashSet::new(),
             depth: 0,
@@ -132,7 +134,7 @@ impl<'a> Builder<'a> {
             let kind = section.sections().first().map_or("", |(_, segment)| kind(segment));
             // Pools have no content of their own, and LVM keeps a volume for each relation of a snapshot to its origin.
             let is_content = !kind.ends_with("-pool") && kind != "snapshot";
-            if !section.has_flag("VISIBLE") || !is_content || group.find(name) != Some(index) {
+            if !self.is_visible(index, section) || !is_content || group.find(name) != Some(index) {
                 continue;
             }
             if !is_name(name) {
@@ -162,6 +164,12 @@ impl<'a> Builder<'a> {
         }
         self.find_overlaps();
         volumes
+    }
+
+    /// Tests that LVM shows a volume (`lv_is_visible`, lib/metadata/metadata.c). The store of a snapshot has no flag for
+    /// it, and while a snapshot is being merged, only its origin is shown.
+    fn is_visible(&self, index: usize, section: &Section) -> bool {
+        !self.merging_stores.contains(&index) && (self.origins.contains_key(&index) || section.has_flag("VISIBLE"))
     }
 
     fn size_bytes(&self, index: usize) -> u64 {

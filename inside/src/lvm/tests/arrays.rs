@@ -324,7 +324,7 @@ fn store(disk: &Memory, at: u64, exceptions: &[(u64, u64)]) {
 fn a_snapshot_has_the_old_chunks_from_its_store() {
     let mut text = text(1);
     text.visible("origin", &[linear(0, 10, 0, 0)]);
-    text.visible("snap", &[linear(0, 6, 0, 20)]);
+    text.hidden("snap", &[linear(0, 6, 0, 20)]);
     let fields = "chunk_size = 8\norigin = \"origin\"\ncow_store = \"snap\"";
     text.visible("snapshot0", &[segment(0, 10, "snapshot", fields)]);
     text.visible("changing", &[linear(0, 2, 0, 30)]);
@@ -342,7 +342,7 @@ fn a_snapshot_has_the_old_chunks_from_its_store() {
     store(&disks[0], extent_at(40), &[(5, 2)]);
     let group = open(&disks).remove(0);
     let names: Vec<_> = group.volumes.iter().map(|volume| volume.name.as_str()).collect();
-    assert_eq!(names, ["origin", "snap", "changing", "back"]);
+    assert_eq!(names, ["origin", "snap", "changing"]);
     assert_content(device(&group, "origin").as_ref(), &origin);
     let mut expected = origin.clone();
     for (old, _) in &exceptions {

@@ -27,7 +27,7 @@ fn fuzz(bytes: &[u8]) {
 fn fuzz_text(text: &[u8]) {
     let _ = GroupText::parse(text);
     if text.len() < 500_000 {
-        fuzz(&disk(&uuid(0), 40, text));
+        fuzz(&disk(&uuid(0), 18, text));
     }
 }
 
@@ -78,7 +78,7 @@ fn use_device(device: &dyn Device) {
 static GROUP: LazyLock<(String, Vec<u8>)> = LazyLock::new(|| {
     let mut text = Text::new(vec![(uuid(0), 40), (uuid(0), 40), (uuid(0), 40)]);
     complete(&mut text);
-    (text.build(), disk(&uuid(0), 40, text.build().as_bytes()))
+    (text.build(), disk(&uuid(0), 18, text.build().as_bytes()))
 });
 
 static METADATA: LazyLock<Vec<u8>> = LazyLock::new(|| {

@@ -285,7 +285,7 @@ pub(super) fn complete(text: &mut Text) {
     let fields = "cache_pool = \"cache\"\norigin = \"cached_corig\"";
     text.visible("cached", &[segment(0, 2, "cache", fields)]);
     text.visible("origin", &[linear(0, 2, 0, 13)]);
-    text.visible("snap", &[linear(0, 2, 0, 15)]);
+    text.hidden("snap", &[linear(0, 2, 0, 15)]);
     let fields = "chunk_size = 8\norigin = \"origin\"\ncow_store = \"snap\"";
     text.visible("snapshot0", &[segment(0, 2, "snapshot", fields)]);
     text.hidden("pool_tmeta", &[linear(0, 8, 1, 8)]);
