@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::group::{GroupText, is_name};
 use super::map::{Blank, Chain, Part, Whole};
-use super::snapshot::Snapshot;
+use super::snapshot::{Room, Snapshot};
 use super::stripes::{Layout, Stripes};
 use super::text::{Section, Value};
 use super::{LogicalVolume, copies, layers};
@@ -17,8 +17,8 @@ const MAX_DEPTH: usize = 16;
 /// Most devices of one segment (`DEFAULT_RAID_MAX_IMAGES` and the kernel's limit are 253).
 const MAX_LEGS: usize = 256;
 /// Most reads or writes of physical volumes that one of a volume's may lead to, apart from its own length. Mirrors of
-/// mirrors would multiply them.
-const MAX_COST: u64 = 1024;
+/// mirrors would multiply them, and so would pools whose metadata lie in pools.
+const MAX_COST: u64 = 4096;
 /// Most remarks on a group.
 const MAX_REMARKS: usize = 100;
 
@@ -48,6 +48,12 @@ impl Base {
         let cost = below.iter().map(|base| base.cost).max().unwrap_or(0);
         let members = below.iter().flat_map(|base| &base.members).copied().collect();
         Self::with_cost(device, members, cost)
+    }
+
+    /// Returns the same with a multiple of the cost.
+    pub(super) fn times(&self, factor: u64) -> Self {
+        let cost = self.cost.saturating_mul(factor);
+        Self { cost, ..self.clone() }
     }
 
     fn with_cost(device: SharedDevice, members: BTreeSet<usize>, cost: u64) -> Built {
@@ -83,6 +89,8 @@ pub(super) struct Builder<'a> {
     merging_stores: HashSet<usize>,
     /// Volumes that are devices of arrays.
     claimed: HashSet<usize>,
+    /// Memory for the changed chunks of all snapshots.
+    room: Room,
     depth: usize,
     /// Extents in use: physical volume, offset, length, and the volume that has them.
     extents: Vec<(usize, u64, u64, usize)>,
@@ -114,6 +122,7 @@ impl<'a> Builder<'a> {
             merging_stores: merging.values().copied().collect(),
             merging,
             claimed: HashSet::new(),
+            room: Room::default(),
             depth: 0,
             extents: Vec::new(),
             remarks: Vec::new(),
@@ -217,7 +226,7 @@ impl<'a> Builder<'a> {
         };
         let below = [self.volume(origin)?, self.volume(store)?];
         let [origin, store] = &below;
-        let snapshot = Snapshot::open(Arc::clone(&origin.device), Arc::clone(&store.device));
+        let snapshot = Snapshot::open(Arc::clone(&origin.device), Arc::clone(&store.device), &self.room);
         let snapshot = snapshot.map_err(|error| error.to_string())??;
         Base::over(Arc::new(snapshot), &below)
     }
@@ -389,7 +398,7 @@ impl<'a> Builder<'a> {
             return self.area(index, area, size_bytes);
         }
         let damaged = "its stripes do not fill its size";
-        if size_bytes % count != 0 {
+        if !size_bytes.is_multiple_of(count) {
             return Err(damaged.to_owned());
         }
         let legs: Built<Vec<_>> = areas

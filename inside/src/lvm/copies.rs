@@ -122,7 +122,11 @@ pub(super) fn raid(builder: &mut Builder, index: usize, segment: &Section, size_
         "its stripes do not fill its size".to_owned()
     })?;
     let found: Vec<Base> = found.into_iter().flatten().collect();
-    Base::over(Arc::new(stripes), &found)
+    if missing > 0 {
+        Base::over(Arc::new(stripes), &found)
+    } else {
+        Base::beside(Arc::new(stripes), &found)
+    }
 }
 
 fn check_size(legs: &[Leg], leg_bytes: u64) -> Built<()> {

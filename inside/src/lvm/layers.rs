@@ -8,6 +8,11 @@ use super::text::Section;
 use super::thin::{Pool, Thin};
 use crate::error::Error;
 
+/// Most thin pools of a group: each keeps nodes in memory.
+const MAX_POOLS: usize = 64;
+/// Bound of the nodes that are read to find one block: ten of two paths.
+const LOOKUP_COST: u64 = 20;
+
 /// A thin pool, and what it lies on.
 pub(super) type OpenPool = (Arc<Pool>, Base);
 
@@ -71,6 +76,9 @@ fn known_pool(builder: &mut Builder, index: usize) -> Built<OpenPool> {
     if let Some(known) = builder.pools.get(&index) {
         return known.clone();
     }
+    if builder.pools.len() >= MAX_POOLS {
+        return Err(format!("more than {MAX_POOLS} thin pools are not supported"));
+    }
     let pool = open_pool(builder, index);
     builder.pools.insert(index, pool.clone());
     pool
@@ -113,5 +121,8 @@ fn open_pool(builder: &mut Builder, index: usize) -> Built<OpenPool> {
         ));
     }
     let device = Arc::clone(&data.device);
-    Ok((Arc::new(pool), Base::over(device, &[metadata, data])?))
+    Ok((
+        Arc::new(pool),
+        Base::over(device, &[metadata.times(LOOKUP_COST), data])?,
+    ))
 }

@@ -14,21 +14,36 @@ const MAGIC: u32 = 0x7041_6e53;
 const CHUNK_SECTORS: std::ops::RangeInclusive<u32> = 1..=1024;
 /// Length of an exception: the chunk's number in the origin and in the store.
 const EXCEPTION_BYTES: u64 = 16;
-/// Most exceptions. In memory they take 64 MiB; with chunks of 4 KiB, they have 16 GiB of changes.
-const MAX_EXCEPTIONS: usize = 4 << 20;
+/// Most exceptions of all snapshots of a group. In memory they take 128 MiB; with chunks of 4 KiB, they have 32 GiB of
+/// changes.
+const MAX_EXCEPTIONS: usize = 8 << 20;
+
+/// Numbers of chunks in the origin and in the store, in the order of the origin.
+type Exceptions = Arc<[(u64, u64)]>;
+
+/// Number of exceptions that further snapshots of the group may have.
+#[derive(Clone)]
+pub(super) struct Room(Arc<Mutex<usize>>);
+
+impl Default for Room {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(MAX_EXCEPTIONS)))
+    }
+}
 
 /// A snapshot's view of its origin.
 pub(super) struct Snapshot {
     origin: SharedDevice,
     store: SharedDevice,
     chunk_bytes: u64,
-    /// Read when first needed: numbers in the origin and in the store, in the order of the origin.
-    exceptions: Mutex<Option<Arc<[(u64, u64)]>>>,
+    /// Read when first needed.
+    exceptions: Mutex<Option<Exceptions>>,
+    room: Room,
 }
 
 impl Snapshot {
     /// Opens a snapshot; the inner error says why there is nothing to read.
-    pub(super) fn open(origin: SharedDevice, store: SharedDevice) -> io::Result<Result<Self, String>> {
+    pub(super) fn open(origin: SharedDevice, store: SharedDevice, room: &Room) -> io::Result<Result<Self, String>> {
         let Some(header) = read_array::<16>(store.as_ref(), 0)? else {
             return Ok(Err("the store of the snapshot is too small".to_owned()));
         };
@@ -45,16 +60,19 @@ impl Snapshot {
                 store,
                 chunk_bytes: u64::from(chunk_sectors) * 512,
                 exceptions: Mutex::new(None),
+                room: room.clone(),
             })
         })
     }
 
-    fn exceptions(&self) -> io::Result<Arc<[(u64, u64)]>> {
+    fn exceptions(&self) -> io::Result<Exceptions> {
         let mut known = self.exceptions.lock();
         if let Some(known) = known.as_ref() {
             return Ok(Arc::clone(known));
         }
-        let mut found = self.read_exceptions()?;
+        let mut room = self.room.0.lock();
+        let mut found = self.read_exceptions(*room)?;
+        *room -= found.len();
         // A chunk is in the store once. In a store that says otherwise, the first one counts.
         found.sort_by_key(|(old, _)| *old);
         found.dedup_by_key(|(old, _)| *old);
@@ -62,7 +80,7 @@ impl Snapshot {
     }
 
     /// Reads the tables: one chunk of exceptions, from chunk 1 on, and then as many chunks of data.
-    fn read_exceptions(&self) -> io::Result<Vec<(u64, u64)>> {
+    fn read_exceptions(&self, max: usize) -> io::Result<Vec<(u64, u64)>> {
         let per_table = self.chunk_bytes / EXCEPTION_BYTES;
         let chunks = self.store.size_bytes() / self.chunk_bytes;
         let mut table = vec![0; self.chunk_bytes as usize];
@@ -75,10 +93,10 @@ impl Snapshot {
                 if new == 0 {
                     return Ok(found);
                 }
-                if found.len() >= MAX_EXCEPTIONS {
+                if found.len() >= max {
                     return Err(io::Error::new(
                         io::ErrorKind::Unsupported,
-                        format!("snapshot with more than {MAX_EXCEPTIONS} changed chunks"),
+                        format!("snapshots with more than {MAX_EXCEPTIONS} changed chunks"),
                     ));
                 }
                 found.push((old, new));

@@ -1,5 +1,6 @@
 //! Mirrors, arrays, caches and snapshots, from texts like those that the real LVM accepted.
 
+use super::super::stripes::{Layout, Stripes};
 use super::image::{EXTENT, Text, extent_at, linear, segment, uuid};
 use super::real::{array, complete};
 use super::*;
@@ -133,28 +134,28 @@ fn raid_1_is_read_from_a_complete_copy() {
 
 /// Rows of the layouts, as drivers/md/raid5.c computes them: digits and letters are data chunks in order, `p` and `q`
 /// parity.
-const LAYOUTS: [(&str, [&str; 5], (u32, u32)); 14] = [
-    ("raid4", ["p0123", "p4567", "p89ab", "pcdef", "pghij"], (5, 4)),
-    ("raid5_n", ["0123p", "4567p", "89abp", "cdefp", "ghijp"], (5, 5)),
-    ("raid5_la", ["0123p", "456p7", "89pab", "cpdef", "pghij"], (5, 0)),
-    ("raid5_ra", ["p0123", "4p567", "89pab", "cdepf", "ghijp"], (5, 1)),
-    ("raid5_ls", ["0123p", "567p4", "abp89", "fpcde", "pghij"], (5, 2)),
-    ("raid5_rs", ["p0123", "7p456", "abp89", "defpc", "ghijp"], (5, 3)),
-    ("raid6_zr", ["pq012", "3pq45", "67pq8", "9abpq", "qcdep"], (6, 8)),
-    ("raid6_nr", ["012pq", "34pq5", "6pq78", "pq9ab", "qcdep"], (6, 9)),
-    ("raid6_nc", ["012qp", "45qp3", "8qp67", "qp9ab", "pcdeq"], (6, 10)),
-    ("raid6_la_6", ["012pq", "34p5q", "6p78q", "p9abq", "cdepq"], (6, 16)),
-    ("raid6_ra_6", ["p012q", "3p45q", "67p8q", "9abpq", "pcdeq"], (6, 17)),
-    ("raid6_ls_6", ["012pq", "45p3q", "8p67q", "p9abq", "cdepq"], (6, 18)),
-    ("raid6_rs_6", ["p012q", "5p34q", "78p6q", "9abpq", "pcdeq"], (6, 19)),
-    ("raid6_n_6", ["012pq", "345pq", "678pq", "9abpq", "cdepq"], (6, 5)),
+const LAYOUTS: [(&str, &[&str], (u32, u32)); 14] = [
+    ("raid4", &["p0123", "p4567", "p89ab", "pcdef", "pghij"], (5, 4)),
+    ("raid5_n", &["0123p", "4567p", "89abp", "cdefp", "ghijp"], (5, 5)),
+    ("raid5_la", &["0123p", "456p7", "89pab", "cpdef", "pghij"], (5, 0)),
+    ("raid5_ra", &["p0123", "4p567", "89pab", "cdepf", "ghijp"], (5, 1)),
+    ("raid5_ls", &["0123p", "567p4", "abp89", "fpcde", "pghij"], (5, 2)),
+    ("raid5_rs", &["p0123", "7p456", "abp89", "defpc", "ghijp"], (5, 3)),
+    ("raid6_zr", &["pq012", "3pq45", "67pq8", "9abpq", "qcdep"], (6, 8)),
+    ("raid6_nr", &["012pq", "34pq5", "6pq78", "pq9ab", "qcdep"], (6, 9)),
+    ("raid6_nc", &["012qp", "45qp3", "8qp67", "qp9ab", "pcdeq"], (6, 10)),
+    ("raid6_la_6", &["012pq", "34p5q", "6p78q", "p9abq"], (6, 16)),
+    ("raid6_ra_6", &["p012q", "3p45q", "67p8q", "9abpq"], (6, 17)),
+    ("raid6_ls_6", &["012pq", "45p3q", "8p67q", "p9abq"], (6, 18)),
+    ("raid6_rs_6", &["p012q", "5p34q", "78p6q", "9abpq"], (6, 19)),
+    ("raid6_n_6", &["012pq", "345pq", "678pq", "9abpq", "cdepq"], (6, 5)),
 ];
 
 #[test]
 fn arrays_with_parity_have_the_layouts_of_the_kernel() {
     for (kind, rows, layout) in LAYOUTS {
         let mut text = text(5);
-        // Five rows of four chunks each; five times, so that extents are whole.
+        // The rows of the table, over and over.
         array(&mut text, "raid", kind, 5, 5, 0);
         let disks = text.disks();
         let parities = if kind.starts_with("raid6") { 2 } else { 1 };
@@ -185,10 +186,6 @@ fn arrays_with_parity_have_the_layouts_of_the_kernel() {
                 disks[device].put(extent_at(1) + (row * CHUNK) as u64, &bytes);
             }
             disks[parity_at].put(extent_at(1) + (row * CHUNK) as u64, &parity);
-        }
-        if kind == "raid6_la_6" || kind == "raid6_ra_6" || kind == "raid6_ls_6" || kind == "raid6_rs_6" {
-            // These repeat after four rows; the table has the fifth one too.
-            continue;
         }
         let groups = open(&disks);
         assert_content(device(&groups[0], "raid").as_ref(), &content);
@@ -243,6 +240,28 @@ fn raid_10_has_each_chunk_twice() {
             reason(&groups[0], "raid");
         }
     }
+}
+
+#[test]
+fn copies_wrap_to_the_next_row_of_three_devices() {
+    // Documentation/admin-guide/device-mapper/dm-raid.rst has this table for three devices.
+    let rows = ["112", "233", "445", "566"];
+    let legs = (0..3).map(|device| -> Option<SharedDevice> {
+        let column = rows.iter().flat_map(|row| [row.as_bytes()[device]; 512]);
+        Some(Arc::new(column.collect::<Vec<u8>>()))
+    });
+    let legs: Vec<_> = legs.collect();
+    let expected: Vec<u8> = b"123456".iter().flat_map(|chunk| [*chunk; 512]).collect();
+    for missing in [None, Some(0), Some(1), Some(2)] {
+        let mut legs = legs.clone();
+        if let Some(missing) = missing {
+            legs[missing] = None;
+        }
+        let near = Stripes::new(legs, Layout::Near(2), 512, 6 * 512).unwrap();
+        assert_content(&near, &expected);
+    }
+    assert!(Stripes::new(vec![None, None, legs[2].clone()], Layout::Near(2), 512, 6 * 512).is_none());
+    assert!(Stripes::new(legs, Layout::Near(2), 512, 7 * 512).is_none());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::super::snapshot::Snapshot;
+use super::super::snapshot::{Room, Snapshot};
 use super::super::thin::{Pool, Thin};
 use super::group::GroupText;
 use super::image::{Text, disk, sign, uuid};
@@ -190,7 +190,7 @@ proptest! {
         let piece = changed(&store[start..start + 512], &changes);
         store[start..start + 512].copy_from_slice(&piece);
         let origin: SharedDevice = Arc::new(vec![1_u8; 1 << 20]);
-        if let Ok(Ok(snapshot)) = Snapshot::open(origin, Arc::new(store)) {
+        if let Ok(Ok(snapshot)) = Snapshot::open(origin, Arc::new(store), &Room::default()) {
             use_device(&snapshot);
         }
     }

@@ -21,7 +21,8 @@ impl Device for Numbered {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         for (at, byte) in (offset_bytes..).zip(buf) {
-            *byte = (at / BLOCK) as u8 ^ (at / BLOCK >> 8) as u8 ^ at as u8 | 1;
+            let block = at / BLOCK;
+            *byte = (block ^ (block >> 8) ^ at) as u8 | 1;
         }
         Ok(())
     }

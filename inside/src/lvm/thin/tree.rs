@@ -22,8 +22,8 @@ const INTERNAL: u32 = 1;
 const LEAF: u32 = 2;
 /// Deepest tree: with 126 children a node, which is what half-full nodes have, it maps 2^69 blocks.
 const MAX_DEPTH: usize = 10;
-/// Nodes that are kept, in each of two generations: 8 MiB together.
-const CACHED_NODES: usize = 1024;
+/// Nodes that are kept, in each of two generations: 4 MiB together, which map 8 GiB in blocks of 64 KiB.
+const CACHED_NODES: usize = 512;
 
 /// A node whose checksum matches and whose keys ascend.
 struct Node {
