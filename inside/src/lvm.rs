@@ -10,8 +10,10 @@
 //! | mirror, pvmove, raid1 | from a complete copy | to all copies |
 //! | raid4, raid5, raid6, raid10 | yes, also without one device | no |
 //! | thin, snapshot | yes | no |
-//! | cache with mode writethrough | yes, from the origin | yes |
+//! | cache with mode writethrough | yes, from the origin | no |
 //! | cache with mode writeback, writecache, integrity, vdo | no | no |
+//!
+//! Writing to a volume that has a snapshot of the old kind changes the snapshot too: nothing is copied to its store.
 
 mod build;
 mod copies;

@@ -105,7 +105,7 @@ fn from_label(device: &dyn Device, sector: u64, label: &[u8; 512]) -> Result<Phy
     let mut older = None;
     for (number, area) in (1..).zip(volume.metadata_areas.clone()) {
         match metadata(device, area) {
-            Err(Error::Io(error)) => return Err(error.into()),
+            // Another area or another physical volume may have the same text.
             Err(error) => volume.remarks.push(format!(
                 "metadata area {number} of physical volume {}: {error}",
                 volume.uuid

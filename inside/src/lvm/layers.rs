@@ -32,16 +32,12 @@ pub(super) fn cache(builder: &mut Builder, segment: &Section, size_bytes: u64) -
     let origin = builder
         .find(segment.text("origin"))
         .and_then(|origin| builder.volume(origin))?;
-    whole_of(&origin, size_bytes)
-}
-
-/// Checks that a volume has the size of the one that it is all of.
-fn whole_of(base: &Base, size_bytes: u64) -> Built {
-    if base.device.size_bytes() < size_bytes {
+    if origin.device.size_bytes() < size_bytes {
         return Err("its extents are outside of its devices".to_owned());
     }
-    let part = Part::new(Arc::clone(&base.device), 0, size_bytes).ok_or("it is larger than any device")?;
-    Base::beside(Arc::new(part), std::slice::from_ref(base))
+    // After a write here, the cache would have the old bytes, and the guest would read those.
+    let part = Part::new(Arc::clone(&origin.device), 0, size_bytes).ok_or("it is larger than any device")?;
+    Base::beside(Arc::new(part.read_only()), &[origin])
 }
 
 /// Builds a volume of a thin pool.

@@ -10,6 +10,7 @@ pub(super) struct Part {
     below: SharedDevice,
     offset_bytes: u64,
     size_bytes: u64,
+    is_read_only: bool,
 }
 
 impl Part {
@@ -20,7 +21,16 @@ impl Part {
             below,
             offset_bytes,
             size_bytes,
+            is_read_only: false,
         })
+    }
+
+    /// Makes a part that refuses to be written.
+    pub(super) fn read_only(self) -> Self {
+        Self {
+            is_read_only: true,
+            ..self
+        }
     }
 
     fn inside(&self, offset_bytes: u64, len: usize) -> io::Result<u64> {
@@ -57,6 +67,9 @@ impl Device for Part {
     }
 
     fn write_at(&self, offset_bytes: u64, bytes: &[u8]) -> io::Result<()> {
+        if self.is_read_only {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
         self.below.write_at(self.inside(offset_bytes, bytes.len())?, bytes)
     }
 

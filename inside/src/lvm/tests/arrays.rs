@@ -310,6 +310,7 @@ fn a_cache_counts_if_it_may_have_the_newest_data() {
         let group = open(&disks).remove(0);
         if can_be_read {
             assert_content(device(&group, "cached").as_ref(), &pattern(1, 0, 2 * EXTENT));
+            assert!(device(&group, "cached").write_at(0, &[0; 8]).is_err());
         } else {
             let expected = "its newest data may be in the cache fast_cvol (mode writeback)";
             assert_eq!(reason(&group, "cached"), expected);
@@ -452,4 +453,53 @@ fn a_disk_that_lost_its_end_is_readable_before_it() {
     assert!(root.read_at(20 * EXTENT as u64, &mut [0]).is_err());
     assert_eq!(root.next_data(30 * EXTENT as u64).unwrap(), Some(30 * EXTENT as u64));
     assert!(group.remarks[0].ends_with("is smaller than the group's metadata say"));
+}
+
+/// A disk whose backup has a damaged block.
+struct Damaged(Arc<Memory>, std::ops::Range<u64>);
+
+impl Device for Damaged {
+    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
+        if offset_bytes < self.1.end && offset_bytes + buf.len() as u64 > self.1.start {
+            return Err(io::Error::other("a damaged block"));
+        }
+        self.0.read_at(offset_bytes, buf)
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.0.size_bytes()
+    }
+}
+
+#[test]
+fn a_damaged_block_does_not_hide_the_rest() {
+    let mut text = text(2);
+    array(&mut text, "raid", "raid1", 2, 2, 0);
+    text.visible("root", &[linear(0, 2, 0, 10)]);
+    let disks = text.disks();
+    for disk in &disks {
+        disk.put(extent_at(1), &pattern(1, 0, 2 * EXTENT));
+    }
+    let cases = [
+        (0..512, None),
+        (
+            4096..8192,
+            Some("metadata area 1 of physical volume aaaaaa-bbbb-cccc-dddd-eeee-ffff-000000: a damaged block"),
+        ),
+        (extent_at(1)..extent_at(2), None),
+    ];
+    for (range, remark) in cases {
+        let first: SharedDevice = Arc::new(Damaged(Arc::clone(&disks[0]), range.clone()));
+        let second: SharedDevice = Arc::<Memory>::clone(&disks[1]);
+        let Ok(head) = physical_volume(&first) else {
+            assert_eq!(range.start, 0);
+            continue;
+        };
+        let members = vec![(head, first), (physical_volume(&second).unwrap(), second)];
+        let group = assemble(members).remove(0);
+        assert_eq!(group.remarks.first().map(String::as_str), remark);
+        device(&group, "root").read_at(0, &mut [0; 8]).unwrap();
+        // The other copy has what the block had.
+        assert!(read_all(device(&group, "raid").as_ref()) == pattern(1, 0, 2 * EXTENT));
+    }
 }
