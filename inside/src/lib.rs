@@ -20,6 +20,7 @@ mod error;
 pub mod fs;
 pub mod overlay;
 pub mod luks;
+pub mod lvm;
 pub mod partition;
 pub mod probe;
 pub mod volumes;
