@@ -195,10 +195,10 @@ impl<'a> Journal<'a> {
             return damaged("wrong checksum of its superblock");
         }
         if journal.incompat & INCOMPAT_FAST_COMMIT != 0 {
-            // JBD2_DEFAULT_FAST_COMMIT_BLOCKS
+            // JBD2_DEFAULT_FAST_COMMIT_BLOCKS, JBD2_MIN_JOURNAL_BLOCKS
             let stored = u64::from(be32(&bytes, 84));
             let fast = if stored == 0 { 256 } else { stored };
-            journal.end = journal.end.saturating_sub(fast);
+            journal.end = Some(journal.end.saturating_sub(fast)).filter(|it| *it >= 1024).unwrap_or(journal.end);
         }
         let log = journal.first..journal.end;
         if journal.first == 0 || log.is_empty() || journal.start != 0 && !log.contains(&journal.start) {
@@ -275,7 +275,8 @@ impl<'a> Journal<'a> {
         if self.incompat & INCOMPAT_FAST_COMMIT == 0 {
             return Ok(false);
         }
-        let block = self.block(self.end)?;
+        // One block after the log is not used (`journal_load_superblock`, fs/jbd2/journal.c).
+        let block = self.block(self.end + 1)?;
         // EXT4_FC_TAG_HEAD, of 8 bytes.
         let is_head = u32_at(&block, 0) == Some(9 | 8 << 16);
         Ok(is_head && u32_at(&block, 8) == Some(next_sequence))
@@ -378,7 +379,7 @@ impl<'a> Scan<'a> {
                 return Err(Error::unsupported("journal of millions of blocks"));
             }
         }
-        let has_fast_commits = cut.is_none() && journal.has_fast_commits(self.sequence())?;
+        let has_fast_commits = cut.is_none() && journal.has_fast_commits(self.sequence()).unwrap_or(false);
         Ok(self.finish(cut, has_fast_commits))
     }
 
