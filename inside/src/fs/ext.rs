@@ -67,7 +67,10 @@ fn find_superblock(device: &SharedDevice, remarks: &mut Vec<String>) -> Result<S
         return primary;
     }
     if let Some(copy) = backup_superblock(device.as_ref())? {
-        remarks.push(format!("the superblock is damaged; opened by the copy at block {}", copy.block));
+        remarks.push(format!(
+            "the superblock is damaged; opened by the copy at block {}",
+            copy.block
+        ));
         return Superblock::parse(&copy.bytes, copy.offset_bytes);
     }
     let superblock = primary?;
@@ -88,7 +91,9 @@ fn replay(volume: &mut Volume, remarks: &mut Vec<String>) {
     }
     if superblock.journal_inode == 0 {
         if asks {
-            remarks.push(format!("the journal is on another device and was not replayed; {INCOMPLETE}"));
+            remarks.push(format!(
+                "the journal is on another device and was not replayed; {INCOMPLETE}"
+            ));
         }
         return;
     }
@@ -101,13 +106,16 @@ fn replay(volume: &mut Volume, remarks: &mut Vec<String>) {
     };
     if log.transactions > 0 {
         let (blocks, transactions) = (log.blocks, log.transactions);
-        remarks.push(format!("the journal was replayed ({blocks} blocks of {transactions} transactions)"));
+        remarks.push(format!(
+            "the journal was replayed ({blocks} blocks of {transactions} transactions)"
+        ));
     }
     if let Some(reason) = &log.cut {
         remarks.push(format!("the journal is damaged ({reason}); {INCOMPLETE}"));
     }
     if log.has_fast_commits {
-        remarks.push("the journal has fast commits, which were not replayed: the newest changes are missing".to_owned());
+        remarks
+            .push("the journal has fast commits, which were not replayed: the newest changes are missing".to_owned());
     }
     volume.replay(log.replayed);
     // The journal may hold the superblock too, e.g. one that a resize has changed.
@@ -132,7 +140,10 @@ fn replay(volume: &mut Volume, remarks: &mut Vec<String>) {
 /// Returns the content of the journal: by its inode, or else by the copy of its block map in the superblock.
 fn journal_blocks(volume: &Volume) -> Result<Blocks> {
     let superblock = &volume.superblock;
-    match (Inode::read_any(volume, superblock.journal_inode), &superblock.journal_map) {
+    match (
+        Inode::read_any(volume, superblock.journal_inode),
+        &superblock.journal_map,
+    ) {
         (Ok(inode), _) => Ok(Blocks::new(inode)),
         (Err(_), Some(map)) => Ok(Blocks::new(Inode::of_journal(volume, superblock.journal_inode, map))),
         (Err(error), None) => Err(error),

@@ -55,9 +55,15 @@ impl Blocks {
             let run = self.run(volume, position / block_bytes)?;
             let left = run.end.saturating_mul(block_bytes) - position;
             let end = at + usize::try_from(left).unwrap_or(usize::MAX).min(buf.len() - at);
-            let source = run.block.map(|block| block * block_bytes + (position - run.first * block_bytes));
+            let source = run.block.map(|block| {
+                block
+                    .saturating_mul(block_bytes)
+                    .saturating_add(position - run.first * block_bytes)
+            });
             match source {
-                Some(source) if source == pending.0 + pending.1.len() as u64 && pending.1.end == at => {
+                Some(source)
+                    if pending.1.end == at && pending.0.checked_add(pending.1.len() as u64) == Some(source) =>
+                {
                     pending.1.end = end;
                 }
                 source => {
@@ -78,7 +84,10 @@ impl Blocks {
     pub fn read_all(&self, volume: &Volume, limit_bytes: u64) -> Result<Vec<u8>> {
         let inode = &self.inode;
         if inode.size_bytes > limit_bytes {
-            return Err(inode.damaged(format_args!("{} bytes; at most {limit_bytes} are valid", inode.size_bytes)));
+            return Err(inode.damaged(format_args!(
+                "{} bytes; at most {limit_bytes} are valid",
+                inode.size_bytes
+            )));
         }
         if inode.has(FLAG_INLINE_DATA) {
             return inline(inode);

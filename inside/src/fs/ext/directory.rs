@@ -129,7 +129,7 @@ impl Listing<'_> {
         while at < bytes.len() {
             let length = u16_at(bytes, at + 4).map_or(0, |length| entry_bytes(length, bytes.len()));
             let entry = bytes.get(at..).and_then(|from| from.get(..length));
-            let Some(entry) = entry.filter(|entry| entry.len() >= FIXED_BYTES && length % 4 == 0) else {
+            let Some(entry) = entry.filter(|entry| entry.len() >= FIXED_BYTES && length.is_multiple_of(4)) else {
                 self.fail(self.inode.damaged("invalid entry in the directory"));
                 break;
             };
@@ -153,7 +153,10 @@ impl Listing<'_> {
                 continue;
             }
             if number > self.volume.superblock.inodes {
-                self.fail(self.inode.damaged(format_args!("entry of inode {number}, which can't exist")));
+                self.fail(
+                    self.inode
+                        .damaged(format_args!("entry of inode {number}, which can't exist")),
+                );
                 continue;
             }
             (self.each)(Entry {

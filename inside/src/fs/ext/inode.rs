@@ -100,7 +100,11 @@ impl Inode {
         Self {
             number,
             kind: FileKind::File,
-            flags: if map.starts_with(&[0x0a, 0xf3]) { FLAG_EXTENTS } else { 0 },
+            flags: if map.starts_with(&[0x0a, 0xf3]) {
+                FLAG_EXTENTS
+            } else {
+                0
+            },
             size_bytes: u64::from(le32(map, 60)) << 32 | u64::from(le32(map, 64)),
             seed: volume.inode_seed(number, 0),
             bytes,
@@ -133,14 +137,23 @@ impl Inode {
             false => OLD_INODE_BYTES,
         };
         // A length of 0 was written by kernels that did not use these bytes.
-        let body = if fields == OLD_INODE_BYTES { None } else { self.bytes.get(fields..) };
+        let body = if fields == OLD_INODE_BYTES {
+            None
+        } else {
+            self.bytes.get(fields..)
+        };
         body.unwrap_or_default()
     }
 
     /// Returns an extra field, if the inode is long enough to have it (`EXT4_FITS_IN_INODE`).
     fn extra(&self, at: usize) -> Option<u32> {
         let has_extra = self.bytes.len() > OLD_INODE_BYTES;
-        let end = OLD_INODE_BYTES + if has_extra { usize::from(le16(&self.bytes, 0x80)) } else { 0 };
+        let end = OLD_INODE_BYTES
+            + if has_extra {
+                usize::from(le16(&self.bytes, 0x80))
+            } else {
+                0
+            };
         (at + 4 <= end && end <= self.bytes.len()).then(|| le32(&self.bytes, at))
     }
 

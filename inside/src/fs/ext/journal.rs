@@ -99,7 +99,10 @@ impl Replayed {
             Checksums::V3(seed) => of(seed) == copy.checksum,
         };
         if !is_intact {
-            return Err(Error::damaged(format!("block {}: wrong checksum in the journal", copy.block)));
+            return Err(Error::damaged(format!(
+                "block {}: wrong checksum in the journal",
+                copy.block
+            )));
         }
         if copy.is_escaped {
             bytes[..4].copy_from_slice(&MAGIC.to_be_bytes());
@@ -183,13 +186,13 @@ impl<'a> Journal<'a> {
         }
         let unknown = journal.incompat & !INCOMPAT_KNOWN;
         if unknown != 0 {
-            return Err(Error::unsupported(format!("journal with the unknown features {unknown:#x}")));
+            return Err(Error::unsupported(format!(
+                "journal with the unknown features {unknown:#x}"
+            )));
         }
         let is_intact = match journal.checksums {
             Checksums::None => true,
-            Checksums::V2(_) | Checksums::V3(_) => {
-                be32(&bytes, 252) == crc32c_without(START, &bytes[..1024], 252..256)
-            }
+            Checksums::V2(_) | Checksums::V3(_) => be32(&bytes, 252) == crc32c_without(START, &bytes[..1024], 252..256),
         };
         if !is_intact {
             return damaged("wrong checksum of its superblock");
@@ -198,7 +201,9 @@ impl<'a> Journal<'a> {
             // JBD2_DEFAULT_FAST_COMMIT_BLOCKS, JBD2_MIN_JOURNAL_BLOCKS
             let stored = u64::from(be32(&bytes, 84));
             let fast = if stored == 0 { 256 } else { stored };
-            journal.end = Some(journal.end.saturating_sub(fast)).filter(|it| *it >= 1024).unwrap_or(journal.end);
+            journal.end = Some(journal.end.saturating_sub(fast))
+                .filter(|it| *it >= 1024)
+                .unwrap_or(journal.end);
         }
         let log = journal.first..journal.end;
         if journal.first == 0 || log.is_empty() || journal.start != 0 && !log.contains(&journal.start) {
@@ -409,12 +414,16 @@ impl<'a> Scan<'a> {
 
     /// Notes the blocks that a revoke block names: `jbd2_journal_revoke_header_t`, whose count is in bytes.
     fn revoke(&mut self, block: &[u8]) {
-        let end = be32_at(block, HEADER_BYTES).map_or(0, |end| end as usize).min(block.len());
+        let end = be32_at(block, HEADER_BYTES)
+            .map_or(0, |end| end as usize)
+            .min(block.len());
         let records = block.get(HEADER_BYTES + 4..end).unwrap_or_default();
         if self.journal.incompat & INCOMPAT_64BIT != 0 {
-            self.revoking.extend(records.chunks_exact(8).map(|record| be64(record, 0)));
+            self.revoking
+                .extend(records.chunks_exact(8).map(|record| be64(record, 0)));
         } else {
-            self.revoking.extend(records.chunks_exact(4).map(|record| u64::from(be32(record, 0))));
+            self.revoking
+                .extend(records.chunks_exact(4).map(|record| u64::from(be32(record, 0))));
         }
     }
 

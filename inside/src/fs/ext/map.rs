@@ -143,7 +143,11 @@ fn leaf_of(inode: &Inode, covered: Range<u64>, entries: &[u8]) -> Result<Leaf> {
     for entry in entries.chunks_exact(12) {
         let (first, length) = (u64::from(le32(entry, 0)), u64::from(le16(entry, 4)));
         let is_written = length <= MAX_WRITTEN_BLOCKS;
-        let length = if is_written { length } else { length - MAX_WRITTEN_BLOCKS };
+        let length = if is_written {
+            length
+        } else {
+            length - MAX_WRITTEN_BLOCKS
+        };
         if first < end || length == 0 || first + length > leaf.blocks.end {
             return Err(inode.damaged("extents that overlap or are empty"));
         }

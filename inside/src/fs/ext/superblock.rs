@@ -71,8 +71,8 @@ impl Superblock {
         Self::parse(&bytes, offset_bytes)
     }
 
-    /// Reads the fields of a superblock that was found at `offset_bytes`. The checksum and the features are not
-    /// examined yet.
+    /// Reads the fields of a superblock that was found at `offset_bytes`. The checksum and most features are not
+    /// examined yet; the device of a journal has no sizes to examine.
     pub fn parse(bytes: &[u8; SUPERBLOCK_BYTES], offset_bytes: u64) -> Result<Self> {
         let damaged = |what: &str| Err(Error::damaged(format!("superblock: {what}")));
         if le16(bytes, 0x38) != 0xef53 {
@@ -80,6 +80,9 @@ impl Superblock {
         }
         let (revision, log_block_kib) = (le32(bytes, 0x4c), le32(bytes, 0x18));
         let (compat, incompat, ro_compat) = (le32(bytes, 0x5c), le32(bytes, 0x60), le32(bytes, 0x64));
+        if incompat & INCOMPAT_JOURNAL_DEV != 0 {
+            return Err(Error::unsupported("journal of another ext4 file system"));
+        }
         // EXT4_MAX_BLOCK_SIZE is 64 KiB.
         if log_block_kib > 6 {
             return damaged("invalid block size");
@@ -161,9 +164,6 @@ impl Superblock {
     /// reading.
     pub fn check_features(&self) -> Result<()> {
         let unsupported = |what: String| Err(Error::unsupported(what));
-        if self.incompat & INCOMPAT_JOURNAL_DEV != 0 {
-            return unsupported("journal of another ext4 file system, which holds no files of its own".into());
-        }
         let unknown = self.incompat & !INCOMPAT_KNOWN;
         for (feature, name) in [(0x1, "compression"), (0x1000, "dirdata")] {
             if unknown & feature != 0 {

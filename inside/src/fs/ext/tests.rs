@@ -47,7 +47,11 @@ impl Image {
             .expect("a sparse file");
         fs::create_dir(image.mount_point()).expect("a directory");
         let path = image.path();
-        let mut args: Vec<&OsStr> = ["-q", "-F"].into_iter().chain(mke2fs.split(' ')).map(OsStr::new).collect();
+        let mut args: Vec<&OsStr> = ["-q", "-F"]
+            .into_iter()
+            .chain(mke2fs.split(' '))
+            .map(OsStr::new)
+            .collect();
         args.push(path.as_os_str());
         run("mke2fs", &args);
         image
@@ -84,7 +88,12 @@ struct Mounted(PathBuf);
 impl Mounted {
     fn new(image: &Path, at: &Path, options: &str) -> Self {
         let options = format!("loop,{options}");
-        let args = [OsStr::new("-o"), OsStr::new(&options), image.as_os_str(), at.as_os_str()];
+        let args = [
+            OsStr::new("-o"),
+            OsStr::new(&options),
+            image.as_os_str(),
+            at.as_os_str(),
+        ];
         run("mount", &args);
         Self(at.to_owned())
     }
@@ -138,7 +147,10 @@ fn acl() -> Vec<u8> {
 
 /// cap_net_raw+ep, as `struct vfs_cap_data` of revision 2.
 fn capability() -> Vec<u8> {
-    [0x0200_0001_u32, 1 << 13, 0, 0, 0].iter().flat_map(|word| word.to_le_bytes()).collect()
+    [0x0200_0001_u32, 1 << 13, 0, 0, 0]
+        .iter()
+        .flat_map(|word| word.to_le_bytes())
+        .collect()
 }
 
 /// Makes files of every kind. The names in `many` fill several blocks of a directory; the big file has `sparse_bytes`.
@@ -159,7 +171,11 @@ fn populate(root: &Path, many: usize, sparse_bytes: u64) {
     fs::create_dir(root.join("many")).expect("a directory");
     for number in 0..many {
         let path = root.join(format!("many/a file with a number {number:05}"));
-        let content = if number % 100 == 0 { vec![b'x'; number] } else { Vec::new() };
+        let content = if number % 100 == 0 {
+            vec![b'x'; number]
+        } else {
+            Vec::new()
+        };
         fs::write(path, content).expect("writes");
     }
     // Removed names leave gaps in the blocks.
@@ -193,8 +209,13 @@ fn populate(root: &Path, many: usize, sparse_bytes: u64) {
     holes.write_all_at(&noise(5000, 6), 1 << 20).expect("writes");
     holes.set_len(3 << 20).expect("extends");
     let sparse = File::create(root.join("sparse")).expect("creates");
-    for (number, offset_bytes) in [70_000, sparse_bytes / 2 + 12345, sparse_bytes - 5000].into_iter().enumerate() {
-        sparse.write_all_at(&noise(5000, 7 + number as u64), offset_bytes).expect("writes");
+    for (number, offset_bytes) in [70_000, sparse_bytes / 2 + 12345, sparse_bytes - 5000]
+        .into_iter()
+        .enumerate()
+    {
+        sparse
+            .write_all_at(&noise(5000, 7 + number as u64), offset_bytes)
+            .expect("writes");
     }
     let set = |name: &str, attribute: &str, value: &[u8]| {
         lsetxattr(root.join(name), attribute, value, XattrFlags::empty()).expect("sets an attribute");
@@ -233,7 +254,11 @@ fn set_time(path: &Path, seconds: i64, nanoseconds: i64) {
 fn populate_by_kernel(root: &Path, has_extents: bool, has_wide_times: bool) {
     std::os::unix::net::UnixListener::bind(root.join("socket")).expect("a socket");
     if has_wide_times {
-        for (name, seconds) in [("link 60", 5_000_000_000), ("sixty", 12_000_000_000), ("page", -2_000_000_000)] {
+        for (name, seconds) in [
+            ("link 60", 5_000_000_000),
+            ("sixty", 12_000_000_000),
+            ("page", -2_000_000_000),
+        ] {
             set_time(&root.join(name), seconds, 123_456_789);
         }
     }
@@ -413,7 +438,9 @@ fn seen_by_reader(tree: &Arc<Ext>, against: Against) -> Files {
     let mut files = Files::new();
     let mut open = vec![(tree.root(), Vec::new(), None)];
     while let Some((node, name, kind)) = open.pop() {
-        let stat = tree.stat(node).unwrap_or_else(|error| panic!("{}: {error}", String::from_utf8_lossy(&name)));
+        let stat = tree
+            .stat(node)
+            .unwrap_or_else(|error| panic!("{}: {error}", String::from_utf8_lossy(&name)));
         assert!(kind.is_none_or(|kind| kind == stat.kind));
         let mut entries = 0;
         if stat.kind == FileKind::Directory {
@@ -463,7 +490,11 @@ fn assert_same(reader: &Files, other: &Files, what: &str) {
     let names = |files: &Files| files.keys().cloned().collect::<Vec<_>>();
     for name in names(reader).iter().chain(&names(other)) {
         let (ours, theirs) = (reader.get(name), other.get(name));
-        assert!(ours == theirs, "{what}: {}\n{ours:?}\n{theirs:?}", String::from_utf8_lossy(name));
+        assert!(
+            ours == theirs,
+            "{what}: {}\n{ours:?}\n{theirs:?}",
+            String::from_utf8_lossy(name)
+        );
     }
 }
 
@@ -521,7 +552,7 @@ fn every_file_is_as_mke2fs_copied_it() {
         "-t ext2 -b 1024",
         "-t ext4 -b 1024 -O ea_inode",
         "-t ext4 -b 65536 -O dir_index",
-        "-t ext4 -b 4096 -O bigalloc",
+        "-t ext4 -b 4096 -O bigalloc,casefold,encrypt,verity",
     ] {
         let image = Image::new(1 << 30, &format!("{kind} -d {}", source.to_str().expect("a path")));
         for is_optimised in [false, true] {
@@ -530,7 +561,11 @@ fn every_file_is_as_mke2fs_copied_it() {
                 let args = ["-f", "-y", "-D"].map(OsStr::new);
                 let path = image.path();
                 let args: Vec<&OsStr> = args.into_iter().chain([path.as_os_str()]).collect();
-                let status = Command::new("/sbin/e2fsck").args(args).output().expect("this test needs e2fsck").status;
+                let status = Command::new("/sbin/e2fsck")
+                    .args(args)
+                    .output()
+                    .expect("this test needs e2fsck")
+                    .status;
                 assert!(status.code().is_some_and(|code| code <= 1), "{status}");
             }
             let mut ours = seen_by_reader(&image.open(), Against::Original);
@@ -609,7 +644,10 @@ fn a_destroyed_superblock_is_replaced_by_its_copy() {
         let dir = tempfile::tempdir().expect("a directory");
         fs::write(dir.path().join("content"), b"here").expect("writes");
         let arguments = format!("{kind} -U 6b1a2c3d-0001-4002-8003-123456789abc -L some_label -d");
-        let image = Image::new(8 << 30, &format!("{arguments} {}", dir.path().to_str().expect("a path")));
+        let image = Image::new(
+            8 << 30,
+            &format!("{arguments} {}", dir.path().to_str().expect("a path")),
+        );
         let intact = image.open();
         let file = image.file();
         let found = backup_superblock(&file).expect("reads").expect("a copy");
@@ -621,11 +659,16 @@ fn a_destroyed_superblock_is_replaced_by_its_copy() {
         let tree = image.open();
         assert_eq!(
             tree.remarks(),
-            [format!("the superblock is damaged; opened by the copy at block {block}")],
+            [format!(
+                "the superblock is damaged; opened by the copy at block {block}"
+            )],
             "{kind}"
         );
         assert_eq!(tree.identity(), intact.identity());
-        assert_eq!(tree.identity().uuid.as_deref(), Some("6b1a2c3d-0001-4002-8003-123456789abc"));
+        assert_eq!(
+            tree.identity().uuid.as_deref(),
+            Some("6b1a2c3d-0001-4002-8003-123456789abc")
+        );
         assert_eq!(tree.identity().label.as_deref(), Some("some_label"));
         assert_same(
             &seen_by_reader(&tree, Against::Kernel),

@@ -6,9 +6,7 @@ use quick_cache::sync::Cache;
 
 use super::checksum::{START, crc16, crc32c, crc32c_without};
 use super::journal::Replayed;
-use super::superblock::{
-    INCOMPAT_META_BG, RO_COMPAT_GDT_CSUM, SUPERBLOCK_BYTES, Superblock, u16_at, u32_at,
-};
+use super::superblock::{INCOMPAT_META_BG, RO_COMPAT_GDT_CSUM, SUPERBLOCK_BYTES, Superblock, u16_at, u32_at};
 use crate::device::SharedDevice;
 use crate::error::{Error, Result};
 
@@ -50,7 +48,9 @@ impl Volume {
         let Some(copy) = self.replayed.get(block) else {
             return Ok(None);
         };
-        let bytes = self.replayed.read(self.device.as_ref(), copy, self.superblock.block_bytes)?;
+        let bytes = self
+            .replayed
+            .read(self.device.as_ref(), copy, self.superblock.block_bytes)?;
         let at = (offset_bytes % self.superblock.block_bytes) as usize;
         let bytes = bytes.get(at..).and_then(|bytes| bytes.get(..SUPERBLOCK_BYTES));
         Ok(bytes.map(|bytes| Box::new(std::array::from_fn(|at| bytes[at]))))
@@ -182,13 +182,20 @@ impl Volume {
         const CHECKSUM: std::ops::Range<usize> = 0x1e..0x20;
         let damaged = |what| Error::damaged(format!("descriptor of group {group}: {what}"));
         let superblock = &self.superblock;
-        let number = u32::try_from(group).map_err(|_| damaged("no such number"))?.to_le_bytes();
+        let number = u32::try_from(group)
+            .map_err(|_| damaged("no such number"))?
+            .to_le_bytes();
         let checksum = if superblock.has_checksums() {
             let seed = crc32c(superblock.seed, &number);
             Some((crc32c_without(seed, bytes, CHECKSUM) & 0xffff) as u16)
         } else if superblock.has_ro_compat(RO_COMPAT_GDT_CSUM) {
             let (before, after) = (bytes.get(..CHECKSUM.start), bytes.get(CHECKSUM.end..));
-            let pieces = [&superblock.uuid[..], &number, before.unwrap_or_default(), after.unwrap_or_default()];
+            let pieces = [
+                &superblock.uuid[..],
+                &number,
+                before.unwrap_or_default(),
+                after.unwrap_or_default(),
+            ];
             Some(crc16(&pieces))
         } else {
             None

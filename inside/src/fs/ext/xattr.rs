@@ -72,7 +72,9 @@ fn in_body(inode: &Inode) -> Result<Vec<Entry<'_>>> {
 pub(super) fn inline_data(inode: &Inode) -> Result<Vec<u8>> {
     const PREFIX_SYSTEM: u8 = 7;
     let entries = in_body(inode)?;
-    let found = entries.iter().find(|it| it.prefix == PREFIX_SYSTEM && it.name == b"data");
+    let found = entries
+        .iter()
+        .find(|it| it.prefix == PREFIX_SYSTEM && it.name == b"data");
     Ok(found.map(|it| it.value.to_vec()).unwrap_or_default())
 }
 
@@ -141,7 +143,9 @@ fn xattr(volume: &Volume, inode: &Inode, entry: &Entry<'_>, total_bytes: &mut us
 fn in_inode(volume: &Volume, inode: &Inode, number: u32, value_bytes: u32) -> Result<Vec<u8>> {
     let value = Inode::read_any(volume, number)?;
     if !value.has(FLAG_EA_INODE) || value.size_bytes != u64::from(value_bytes) {
-        return Err(inode.damaged(format_args!("inode {number} is not the value of its extended attribute")));
+        return Err(inode.damaged(format_args!(
+            "inode {number} is not the value of its extended attribute"
+        )));
     }
     Blocks::new(value).read_all(volume, MAX_VALUE_BYTES)
 }

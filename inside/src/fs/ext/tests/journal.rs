@@ -49,7 +49,10 @@ fn files_that_are_only_in_the_journal_are_as_the_kernel_replays_them() {
         ("-t ext4 -b 4096", "data=ordered"),
         ("-t ext4 -b 1024", "data=journal"),
         ("-t ext4 -b 4096 -O ^metadata_csum", "journal_checksum"),
-        ("-t ext4 -b 4096 -O ^metadata_csum,^64bit", "journal_async_commit,data=writeback"),
+        (
+            "-t ext4 -b 4096 -O ^metadata_csum,^64bit",
+            "journal_async_commit,data=writeback",
+        ),
         ("-t ext4 -b 4096", "journal_async_commit,data=writeback"),
     ] {
         let what = format!("{kind} {options}");
@@ -61,7 +64,10 @@ fn files_that_are_only_in_the_journal_are_as_the_kernel_replays_them() {
         let tree = copy.open();
         let remarks = tree.remarks();
         assert_eq!(remarks.len(), 1, "{what}: {remarks:?}");
-        assert!(remarks[0].starts_with("the journal was replayed ("), "{what}: {remarks:?}");
+        assert!(
+            remarks[0].starts_with("the journal was replayed ("),
+            "{what}: {remarks:?}"
+        );
         let ours = seen_by_reader(&tree, Against::Kernel);
         assert!(ours.contains_key(&b"/renamed"[..]));
         // A copy without its primary superblock does not say that the journal is needed.
@@ -88,5 +94,8 @@ fn fast_commits_are_reported() {
     let copy = copy_of(&image);
     drop(mounted);
     let remarks = copy.open().remarks();
-    assert!(remarks.iter().any(|remark| remark.contains("fast commits")), "{remarks:?}");
+    assert!(
+        remarks.iter().any(|remark| remark.contains("fast commits")),
+        "{remarks:?}"
+    );
 }
