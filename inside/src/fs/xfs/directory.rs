@@ -190,7 +190,7 @@ fn list_entries(
     while at < bytes.len() {
         // Everything in a block is aligned to 8 bytes and ends with a tag, its own offset.
         let rest = &bytes[at..];
-        let head = rest.first_chunk::<12>().ok_or_else(cut)?;
+        let head = rest.first_chunk::<8>().ok_or_else(cut)?;
         if be16(head, 0) == FREE_TAG {
             let len = usize::from(be16(head, 2));
             if len < 8 || len % 8 != 0 {
@@ -199,8 +199,8 @@ fn list_entries(
             at += len;
             continue;
         }
-        let number = u64::from_be_bytes([head[0], head[1], head[2], head[3], head[4], head[5], head[6], head[7]]);
-        let name_bytes = usize::from(head[8]);
+        let number = u64::from_be_bytes(*head);
+        let name_bytes = usize::from(*rest.get(8).ok_or_else(cut)?);
         let type_bytes = usize::from(has_file_types);
         let len = (9 + name_bytes + type_bytes + 2).next_multiple_of(8);
         let entry = rest.get(..len).ok_or_else(cut)?;

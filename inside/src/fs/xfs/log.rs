@@ -7,7 +7,7 @@
 
 use std::io;
 
-use crate::device::{Device, SharedDevice, be32, be64, le32};
+use crate::device::{SharedDevice, be32, be64, le32};
 
 use super::superblock::Superblock;
 use super::volume::Volume;

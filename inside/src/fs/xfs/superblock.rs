@@ -27,7 +27,6 @@ const USUAL_GROUPS: [u64; 9] = [4, 16, 32, 2, 8, 5, 6, 3, 1];
 // `sb_versionnum` and `sb_features2`.
 const VERSION_MASK: u16 = 0xf;
 const VERSION_DIR2: u16 = 0x2000;
-const VERSION_ASCII_CI: u16 = 0x4000;
 const VERSION_MORE_BITS: u16 = 0x8000;
 const FEATURES2_FTYPE: u32 = 0x200;
 /// Lazy counters, attr2, parent (never used), 32-bit projects, CRC, ftype (`XFS_SB_VERSION2_OKBITS` and old bits).
@@ -59,7 +58,6 @@ pub(super) struct Superblock {
     pub log_blocks: u64,
     pub has_checksums: bool,
     pub has_file_types: bool,
-    pub ignores_case: bool,
     pub needs_repair: bool,
     pub uuid: [u8; 16],
     /// UUID that metadata bears; another than `uuid` after `xfs_admin -U`.
@@ -117,7 +115,6 @@ impl Superblock {
             log_blocks: be32(head, 96).into(),
             has_checksums,
             has_file_types: incompat & INCOMPAT_FTYPE != 0 || (!has_checksums && more & FEATURES2_FTYPE != 0),
-            ignores_case: version_bits & VERSION_ASCII_CI != 0,
             needs_repair: incompat & INCOMPAT_NEEDS_REPAIR != 0,
             uuid,
             metadata_uuid: if incompat & INCOMPAT_META_UUID != 0 {
@@ -172,11 +169,6 @@ impl Superblock {
     /// Returns the length of a block.
     pub fn block_bytes(&self) -> usize {
         1 << self.block_log
-    }
-
-    /// Returns the length of a directory block.
-    pub fn directory_block_bytes(&self) -> usize {
-        self.block_bytes() << self.directory_block_log
     }
 
     fn group_bytes(&self) -> u64 {
