@@ -20,6 +20,9 @@ pub(super) mod items;
 pub(super) mod overlay;
 pub(super) mod transactions;
 
+#[cfg(test)]
+mod tests;
+
 /// Length of a basic block.
 pub(super) const BASIC_BLOCK_BYTES: usize = 512;
 /// `XLOG_HEADER_MAGIC_NUM`.

@@ -189,7 +189,7 @@ impl<'a> Replay<'a> {
             chunk = run.start + len / CHUNK_BYTES;
             regions += 1;
         }
-        self.seal(&mut bytes);
+        seal(self.superblock, &mut bytes);
         self.write(buffer.block, &bytes)
     }
 
@@ -217,28 +217,6 @@ impl<'a> Replay<'a> {
         let lsn = be64(bytes, lsn_at);
         let is_ours = bytes[uuid_at..uuid_at + 16] == self.superblock.metadata_uuid;
         Some(lsn).filter(|lsn| is_ours && *lsn != 0 && *lsn != u64::MAX)
-    }
-
-    /// Computes the checksum of a block that the reader will verify.
-    fn seal(&self, bytes: &mut [u8]) {
-        if !self.superblock.has_checksums {
-            return;
-        }
-        let crc_at = match (&bytes[..4], be16(bytes, 8)) {
-            (b"BMA3", _) => 64,
-            (b"XDB3" | b"XDD3" | b"XDF3", _) => 4,
-            (b"XSLM" | b"XARM", _) => 12,
-            (b"XFSB", _) => 224,
-            ([b'I', b'N', ..], _) => {
-                for inode in bytes.chunks_exact_mut(self.superblock.inode_bytes) {
-                    set_crc(inode, super::super::inode::CRC_AT);
-                }
-                return;
-            }
-            (_, 0x3df1 | 0x3dff | 0x3ebe | 0x3bee) => 12,
-            _ => return,
-        };
-        set_crc(bytes, crc_at);
     }
 
     /// Makes the empty inodes of a new chunk (`struct xfs_icreate_log`, `xfs_ialloc_inode_init`).
@@ -272,6 +250,28 @@ impl<'a> Replay<'a> {
         self.written.extend(first..end);
         Ok(())
     }
+}
+
+/// Computes the checksum of a block, of the kinds that the reader will verify.
+pub(in crate::fs::xfs) fn seal(superblock: &Superblock, bytes: &mut [u8]) {
+    if !superblock.has_checksums {
+        return;
+    }
+    let crc_at = match (&bytes[..4], be16(bytes, 8)) {
+        (b"BMA3", _) => 64,
+        (b"XDB3" | b"XDD3" | b"XDF3", _) => 4,
+        (b"XSLM" | b"XARM", _) => 12,
+        (b"XFSB", _) => 224,
+        ([b'I', b'N', ..], _) => {
+            for inode in bytes.chunks_exact_mut(superblock.inode_bytes) {
+                set_crc(inode, super::super::inode::CRC_AT);
+            }
+            return;
+        }
+        (_, 0x3df1 | 0x3dff | 0x3ebe | 0x3bee) => 12,
+        _ => return,
+    };
+    set_crc(bytes, crc_at);
 }
 
 /// Writes the checksum of a block.

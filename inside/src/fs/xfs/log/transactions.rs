@@ -72,14 +72,16 @@ pub(in crate::fs::xfs) fn committed(
     log.records(dirty, &mut |record| pending.add(&record, each))
 }
 
+/// Transactions without their commit.
 #[derive(Default)]
-struct Pending {
+pub(super) struct Pending {
     transactions: HashMap<u32, Transaction>,
     bytes: usize,
 }
 
 impl Pending {
-    fn add(&mut self, record: &Record, each: &mut dyn FnMut(Transaction) -> LogResult<()>) -> LogResult<()> {
+    /// Adds the operations of a record.
+    pub fn add(&mut self, record: &Record, each: &mut dyn FnMut(Transaction) -> LogResult<()>) -> LogResult<()> {
         let mut rest = record.data.as_slice();
         for _ in 0..record.operations {
             let (head, after) = rest
