@@ -13,6 +13,8 @@ use jiff::Timestamp;
 use crate::device::SharedDevice;
 use crate::error::{Error, Result};
 
+pub mod xfs;
+
 /// Longest name of a file that a reader returns, in bytes. NTFS and exFAT have 255 UTF-16 units, three bytes each.
 pub const MAX_NAME_BYTES: usize = 765;
 /// Longest target of a symbolic link that a reader returns, in bytes (`PATH_MAX`).
