@@ -3,6 +3,8 @@
 //! Each reader trusts nothing it reads: a volume is a customer's, and may be made to attack. No input makes a reader
 //! panic, loop for ever, or hold more memory than a bound that is written beside it.
 
+pub mod btrfs;
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
