@@ -27,6 +27,9 @@ mod members;
 mod names;
 mod tree;
 
+#[cfg(test)]
+mod tests;
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
