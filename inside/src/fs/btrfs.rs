@@ -12,6 +12,7 @@
 //! | `item` | parsers of items |
 //! | `data`, `content` | verified data, files as a sequence of extents |
 //! | `compress`, `lzo` | compressed extents |
+//! | `log`, `entries` | the log of fsync(2) |
 //! | `members` | superblocks, the chunk tree |
 //! | `names` | directories, subvolumes in directories, attributes |
 
@@ -20,8 +21,10 @@ mod compress;
 mod content;
 mod data;
 mod devices;
+mod entries;
 mod item;
 mod key;
+mod log;
 mod lzo;
 mod members;
 mod names;
@@ -38,6 +41,7 @@ use content::File;
 use devices::Devices;
 use item::Inode;
 use key::{CSUM_TREE, FIRST_INODE, INODE_ITEM, Key, ROOT_ITEM, TOP_SUBVOLUME};
+use log::Log;
 use tree::Tree;
 
 use super::{Entry, FileKind, FileTree, Identity, MAX_LINK_BYTES, Node, Stat, Xattr};
@@ -54,6 +58,7 @@ pub struct Btrfs {
     identity: Identity,
     remarks: Vec<String>,
     superblock: Superblock,
+    log: Log,
 }
 
 /// Opens a file system by all its devices, in any order. One that is missing is tolerated where its data has a copy.
@@ -62,6 +67,7 @@ pub fn open(devices: Vec<SharedDevice>) -> Result<Btrfs> {
     btrfs.subvolume(TOP_SUBVOLUME)?;
     let root_directory = btrfs.superblock.root_directory();
     btrfs.remark_default(root_directory);
+    btrfs.replay_log();
     Ok(btrfs)
 }
 
@@ -88,13 +94,46 @@ impl Btrfs {
         })
     }
 
-    fn checksum_tree(&self) -> Result<Tree<'_>> {
-        self.tree(CSUM_TREE)
+    /// Returns the trees of checksums, first that of the last transaction.
+    fn checksum_trees(&self) -> Result<[Tree<'_>; 2]> {
+        let logged = Tree {
+            blocks: &self.blocks,
+            root: None,
+            changes: Some(&self.log.checksums),
+        };
+        Ok([self.tree(CSUM_TREE)?, logged])
     }
 
     /// Returns the tree of a subvolume.
     fn subvolume(&self, number: u64) -> Result<Tree<'_>> {
-        self.tree(number)
+        Ok(Tree {
+            changes: self.log.subvolumes.get(&number),
+            ..self.tree(number)?
+        })
+    }
+
+    fn replay_log(&mut self) {
+        let (logical, level) = self.superblock.log_root();
+        if logical == 0 {
+            return;
+        }
+        // The log belongs to the transaction that was not completed.
+        let generation = self.superblock.generation().saturating_add(1);
+        let root = Pointer {
+            logical,
+            generation,
+            level,
+        };
+        let remark = match log::replay(self, root) {
+            Ok((log, inodes)) => {
+                self.log = log;
+                format!("the log tree was replayed ({inodes} inodes)")
+            }
+            Err(error) => format!(
+                "the log tree was not replayed: files synced in the last 30 s before the backup may be missing ({error})"
+            ),
+        };
+        self.remarks.push(remark);
     }
 
     fn inode(&self, node: Node) -> Result<Inode> {

@@ -5,6 +5,7 @@ use std::io;
 use super::Btrfs;
 use super::devices::Source;
 use super::key::{CSUM_OBJECT, EXTENT_CSUM, Key};
+use super::tree::Tree;
 use crate::btrfs::checksum::CHECKSUM_BYTES;
 use crate::error::{Error, Result};
 
@@ -143,14 +144,19 @@ impl Btrfs {
 
     /// Finds the checksums of `count` sectors.
     fn checksums(&self, logical: u64, count: usize) -> Result<Vec<Option<Sum>>> {
+        let mut sums = vec![None; count];
+        for tree in self.checksum_trees()? {
+            self.checksums_of(tree, logical, &mut sums)?;
+        }
+        Ok(sums)
+    }
+
+    fn checksums_of(&self, tree: Tree<'_>, logical: u64, sums: &mut [Option<Sum>]) -> Result<()> {
         let sector = self.sector_bytes as u64;
         let len = self.blocks.checksum.len();
-        let mut sums = vec![None; count];
-        let tree = self.checksum_tree()?;
-        let first = Key::new(CSUM_OBJECT, EXTENT_CSUM, logical);
-        let before = tree.floor(first)?;
-        let start = before.as_ref().map_or(logical, |item| item.key.offset);
-        let end = logical + (count as u64).saturating_sub(1) * sector;
+        let before = tree.floor(Key::new(CSUM_OBJECT, EXTENT_CSUM, logical))?;
+        let start = before.map_or(logical, |item| item.key.offset);
+        let end = logical.saturating_add((sums.len() as u64).saturating_sub(1) * sector);
         let items = tree.items(
             Key::new(CSUM_OBJECT, EXTENT_CSUM, start),
             Key::new(CSUM_OBJECT, EXTENT_CSUM, end),
@@ -170,7 +176,7 @@ impl Btrfs {
                 *sum = Some(field);
             }
         }
-        Ok(sums)
+        Ok(())
     }
 }
 

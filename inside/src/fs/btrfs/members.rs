@@ -8,6 +8,7 @@ use super::Btrfs;
 use super::block::{Blocks, Cache, Pointer};
 use super::devices::Devices;
 use super::key::{DEV_ITEM, Key};
+use super::log::Log;
 use super::tree::Tree;
 use crate::btrfs::chunk::{CHUNK_ITEM, Chunk, system_chunks};
 use crate::btrfs::{SUPERBLOCK_OFFSETS, Superblock};
@@ -90,6 +91,7 @@ pub(super) fn open(volumes: Vec<SharedDevice>) -> Result<Btrfs> {
         identity,
         remarks,
         superblock,
+        log: Log::default(),
     })
 }
 

@@ -3,6 +3,7 @@
 mod damage;
 mod hostile;
 mod images;
+mod logs;
 mod profiles;
 
 use std::fs;

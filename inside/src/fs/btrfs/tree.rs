@@ -64,6 +64,10 @@ impl<'a> Tree<'a> {
         let stored = loop {
             let found = self.stored_floor(at)?.filter(|item| item.key.is_beside(key));
             let Some(found) = found else { break None };
+            // The changed one is nearer.
+            if changed.as_ref().is_some_and(|changed| changed.key >= found.key) {
+                break None;
+            }
             if !self.changes.is_some_and(|changes| changes.contains_key(&found.key)) {
                 break Some(found);
             }

@@ -1,0 +1,573 @@
+//! The log: what fsync(2) wrote since the last transaction. It is replayed into memory, as changes of the trees.
+//!
+//! The order and the rules are those of `btrfs_recover_log_trees` (fs/btrfs/tree-log.c): first the inodes, then the
+//! indexes of logged directories, then everything else, then the numbers of links. The kernel sets the times of a
+//! directory from which it removes a name to those of the replay; here they remain.
+
+use std::cell::Cell;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::Btrfs;
+use super::block::Pointer;
+use super::entries;
+use super::item::{self, INODE_BYTES, Inode, Named};
+use super::key::{
+    CSUM_OBJECT, DIR_INDEX, DIR_ITEM, DIR_LOG_INDEX, EXTENT_CSUM, EXTENT_DATA, INODE_EXTREF, INODE_ITEM, INODE_REF,
+    Key, LOG_OBJECT, ROOT_ITEM, XATTR_ITEM, name_hash,
+};
+use super::tree::{Changes, Item, Items, Tree};
+use crate::device::{le32, le64};
+use crate::error::{Error, Result};
+use crate::fs::FileKind;
+
+/// Bytes of all changes in memory. A transaction ends after 30 s, so a log of more means very fast writes.
+const MAX_BYTES: usize = 64 << 20;
+/// Items that are looked at. Every rule of the replay takes a few of them for each item of the log, unless the log was
+/// made to take long.
+const MAX_STEPS: u32 = 1 << 21;
+/// Memory of a change besides its bytes.
+const CHANGE_BYTES: usize = 96;
+
+/// Changes that the log makes.
+#[derive(Default)]
+pub(super) struct Log {
+    /// By subvolume.
+    pub(super) subvolumes: HashMap<u64, Changes>,
+    /// Of data that the log's extents refer to.
+    pub(super) checksums: Changes,
+}
+
+/// Replays the log whose root is `root`; returns the number of inodes in it as well.
+pub(super) fn replay(btrfs: &Btrfs, root: Pointer) -> Result<(Log, usize)> {
+    let mut log = Log::default();
+    let (mut inodes, mut bytes) = (0, 0);
+    let logs = tree(btrfs, root).items_of(LOG_OBJECT, ROOT_ITEM, 0);
+    for item in logs {
+        let item = item?;
+        let number = item.key.offset;
+        if btrfs.roots().floor(Key::new(number, ROOT_ITEM, u64::MAX))?.is_none() {
+            // The subvolume was deleted since.
+            continue;
+        }
+        let mut replay = Replay {
+            stored: btrfs.subvolume(number)?,
+            log: tree(btrfs, item::root(number, &item)?),
+            changes: Changes::new(),
+            bytes,
+            steps: Cell::new(0),
+            to_count: BTreeSet::new(),
+            sector_bytes: btrfs.sector_bytes as u64,
+        };
+        inodes += replay.run()?;
+        for item in replay.log.items_of(CSUM_OBJECT, EXTENT_CSUM, 0) {
+            let item = item?;
+            replay.bytes += item.len() + CHANGE_BYTES;
+            log.checksums.insert(item.key, Some(Arc::from(&*item)));
+            replay.check_memory()?;
+        }
+        bytes = replay.bytes;
+        log.subvolumes.insert(number, replay.changes);
+    }
+    Ok((log, inodes))
+}
+
+fn tree(btrfs: &Btrfs, root: Pointer) -> Tree<'_> {
+    Tree {
+        blocks: &btrfs.blocks,
+        root: Some(root),
+        changes: None,
+    }
+}
+
+/// The replay of the log of one subvolume.
+struct Replay<'a> {
+    /// The subvolume without the log.
+    stored: Tree<'a>,
+    log: Tree<'a>,
+    changes: Changes,
+    /// Bytes of all changes, with those that were replaced.
+    bytes: usize,
+    steps: Cell<u32>,
+    /// Inodes whose links must be counted again.
+    to_count: BTreeSet<u64>,
+    sector_bytes: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Inodes,
+    DirectoryIndexes,
+    All,
+}
+
+impl Replay<'_> {
+    /// The subvolume with the changes up to now.
+    fn now(&self) -> Tree<'_> {
+        Tree {
+            changes: Some(&self.changes),
+            ..self.stored
+        }
+    }
+
+    fn run(&mut self) -> Result<usize> {
+        let mut inodes = 0;
+        for stage in [Stage::Inodes, Stage::DirectoryIndexes, Stage::All] {
+            let mut ignored = None;
+            for item in self.log.items(Key::FIRST, Key::new(CSUM_OBJECT, 0, 0)) {
+                let item = item?;
+                let number = item.key.object;
+                if item.key.kind == INODE_ITEM {
+                    // A file without a name that was synced.
+                    if item.get(40..44).is_none_or(|links| le32(links, 0) == 0) {
+                        ignored = Some(number);
+                    }
+                    inodes += usize::from(stage == Stage::Inodes);
+                }
+                if ignored == Some(number) {
+                    continue;
+                }
+                match (stage, item.key.kind) {
+                    (Stage::Inodes, INODE_ITEM) => self.inode(&item)?,
+                    (Stage::DirectoryIndexes, DIR_INDEX) => self.index(&item)?,
+                    (Stage::All, XATTR_ITEM) => self.put(item.key, item.to_vec())?,
+                    (Stage::All, INODE_REF | INODE_EXTREF) => self.reference(&item)?,
+                    (Stage::All, EXTENT_DATA) => self.extent(&item)?,
+                    _ => {}
+                }
+            }
+        }
+        self.count_links()?;
+        Ok(inodes)
+    }
+
+    fn put(&mut self, key: Key, bytes: Vec<u8>) -> Result<()> {
+        self.bytes += bytes.len() + CHANGE_BYTES;
+        self.changes.insert(key, Some(bytes.into()));
+        self.check_memory()
+    }
+
+    fn remove(&mut self, key: Key) -> Result<()> {
+        self.bytes += CHANGE_BYTES;
+        self.changes.insert(key, None);
+        self.check_memory()
+    }
+
+    fn check_memory(&self) -> Result<()> {
+        match self.bytes > MAX_BYTES {
+            true => Err(Error::unsupported(format!("log of more than {MAX_BYTES} bytes"))),
+            false => Ok(()),
+        }
+    }
+
+    fn step(&self) -> Result<()> {
+        self.steps.set(self.steps.get() + 1);
+        match self.steps.get() > MAX_STEPS {
+            true => Err(Error::unsupported(format!(
+                "log that takes more than {MAX_STEPS} steps"
+            ))),
+            false => Ok(()),
+        }
+    }
+
+    /// Puts what is left of an item, or removes it if that is nothing.
+    fn put_rest(&mut self, key: Key, bytes: Vec<u8>) -> Result<()> {
+        match bytes.is_empty() {
+            true => self.remove(key),
+            false => self.put(key, bytes),
+        }
+    }
+
+    fn inode_bytes(&self, number: u64) -> Result<Option<Vec<u8>>> {
+        let item = self.now().get(Key::new(number, INODE_ITEM, 0))?;
+        Ok(item
+            .map(|item| item.to_vec())
+            .filter(|bytes| bytes.len() >= INODE_BYTES))
+    }
+
+    fn change_inode(&mut self, number: u64, change: impl FnOnce(&mut [u8])) -> Result<()> {
+        match self.inode_bytes(number)? {
+            Some(mut bytes) => {
+                change(&mut bytes);
+                self.put(Key::new(number, INODE_ITEM, 0), bytes)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Adds twice the length of a name to the size of its directory, as the kernel counts it.
+    fn resize(&mut self, directory: u64, name: &[u8], added: bool) -> Result<()> {
+        let twice = 2 * name.len() as u64;
+        self.change_inode(directory, |inode| {
+            let size = le64(inode, 16);
+            let size = if added {
+                size.saturating_add(twice)
+            } else {
+                size.saturating_sub(twice)
+            };
+            inode[16..24].copy_from_slice(&size.to_le_bytes());
+        })
+    }
+
+    /// Stage 1 (`overwrite_item` and the deletions before it).
+    fn inode(&mut self, item: &Item) -> Result<()> {
+        let number = item.key.object;
+        let logged = Inode::parse(number, item)?;
+        self.delete_attributes(number)?;
+        let is_directory = logged.stat.kind == FileKind::Directory;
+        let old = self.inode_bytes(number)?;
+        if is_directory && old.is_some() {
+            self.delete_names(number)?;
+        }
+        let mut new = item.to_vec();
+        let old = self.inode_bytes(number)?;
+        match (&old, le64(item, 0)) {
+            // Logged only so that it exists: what is stored remains, but for a size that was set.
+            (Some(old), 0) => {
+                new.clone_from(old);
+                let was_file = Inode::parse(number, old)?.stat.kind == FileKind::File;
+                if logged.stat.kind == FileKind::File && was_file && logged.stat.size_bytes != 0 {
+                    new[16..24].copy_from_slice(&logged.stat.size_bytes.to_le_bytes());
+                }
+            }
+            // The size of a directory follows from its names.
+            (Some(old), _) if is_directory => new[16..24].copy_from_slice(&old[16..24]),
+            (None, _) if is_directory => new[16..24].fill(0),
+            _ => {}
+        }
+        let size = le64(&new, 16);
+        self.put(item.key, new)?;
+        if logged.stat.kind == FileKind::File {
+            let end = size.checked_next_multiple_of(self.sector_bytes).unwrap_or(u64::MAX);
+            self.drop_extents(number, end, u64::MAX)?;
+        }
+        self.to_count.insert(number);
+        Ok(())
+    }
+
+    /// Removes the attributes that the log does not have (`replay_xattr_deletes`).
+    fn delete_attributes(&mut self, number: u64) -> Result<()> {
+        let mut rests = Vec::new();
+        for item in self.now().items_of(number, XATTR_ITEM, 0) {
+            let item = item?;
+            let logged = self.log.get(item.key)?;
+            let mut rest = Vec::new();
+            for named in item::names(&item) {
+                let named = named?;
+                if logged.as_ref().is_some_and(|logged| find(logged, named.name).is_some()) {
+                    rest.extend(named.bytes);
+                }
+            }
+            if rest.len() != item.len() {
+                rests.push((item.key, rest));
+            }
+        }
+        rests.into_iter().try_for_each(|(key, rest)| self.put_rest(key, rest))
+    }
+
+    /// Removes the names of a directory that are in the ranges that were logged as a whole, but not in the log
+    /// (`replay_dir_deletes`).
+    fn delete_names(&mut self, directory: u64) -> Result<()> {
+        for range in self.log.items_of(directory, DIR_LOG_INDEX, 0) {
+            let range = range?;
+            let Some(end) = range.get(..8).map(|bytes| le64(bytes, 0)) else {
+                return Err(Error::damaged("a range of the log is cut off"));
+            };
+            self.delete_range(directory, range.key.offset, end, true)?;
+        }
+        Ok(())
+    }
+
+    fn delete_range(&mut self, directory: u64, first: u64, last: u64, unless_logged: bool) -> Result<()> {
+        let mut gone = Vec::new();
+        let items = self.now().items(
+            Key::new(directory, DIR_INDEX, first),
+            Key::new(directory, DIR_INDEX, last),
+        );
+        for item in items {
+            let item = item?;
+            let logged = match unless_logged {
+                true => self.log.get(item.key)?,
+                false => None,
+            };
+            self.step()?;
+            for named in item::names(&item) {
+                let named = named?;
+                if logged.as_ref().is_some_and(|logged| find(logged, named.name).is_some()) {
+                    continue;
+                }
+                gone.push((item.key, named.location, named.name.to_vec()));
+                if gone.len() * CHANGE_BYTES > MAX_BYTES {
+                    return Err(Error::unsupported(format!("log of more than {MAX_BYTES} bytes")));
+                }
+            }
+        }
+        for (index, location, name) in gone {
+            self.unlink(directory, location, &name)?;
+            self.remove_name(index, &name)?;
+        }
+        Ok(())
+    }
+
+    /// Removes a name from a directory (`drop_one_dir_item`, `btrfs_unlink_inode`).
+    fn unlink(&mut self, directory: u64, location: Key, name: &[u8]) -> Result<()> {
+        let number = location.object;
+        self.remove_name(Key::new(directory, DIR_ITEM, name_hash(name)), name)?;
+        // The index is in the reference.
+        let mut index = None;
+        for item in self.references(number) {
+            self.step()?;
+            let item = item?;
+            if let Some(found) = entries::references(&item).find(|it| it.parent == directory && it.name == name) {
+                let rest = entries::without_reference(&item, directory, name);
+                index = Some((found.index, item.key, rest));
+                break;
+            }
+        }
+        if let Some((index, key, rest)) = index {
+            self.put_rest(key, rest)?;
+            self.remove_name(Key::new(directory, DIR_INDEX, index), name)?;
+        }
+        self.resize(directory, name, false)?;
+        self.to_count.insert(number);
+        Ok(())
+    }
+
+    fn remove_name(&mut self, key: Key, name: &[u8]) -> Result<()> {
+        match self.now().get(key)? {
+            Some(item) if find(&item, name).is_some() => {
+                let rest = entries::without(&item, name);
+                self.put_rest(key, rest)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns all references of an inode.
+    fn references(&self, number: u64) -> Items<'_> {
+        let (first, last) = (Key::new(number, INODE_REF, 0), Key::new(number, INODE_EXTREF, u64::MAX));
+        self.now().items(first, last)
+    }
+
+    /// Adds a name to a directory (`btrfs_add_link`).
+    fn link(&mut self, directory: u64, number: u64, name: &[u8], index: u64) -> Result<()> {
+        let Some(inode) = self.inode_bytes(number)? else {
+            return Ok(());
+        };
+        let kind = entries::kind_number(Inode::parse(number, &inode)?.stat.kind);
+        let entry = entries::entry(Key::new(number, INODE_ITEM, 0), kind, name);
+        for key in [
+            Key::new(directory, DIR_ITEM, name_hash(name)),
+            Key::new(directory, DIR_INDEX, index),
+        ] {
+            let old = self.now().get(key)?;
+            let mut bytes = match old {
+                Some(old) if key.kind == DIR_ITEM => old.to_vec(),
+                _ => Vec::new(),
+            };
+            bytes.extend(&entry);
+            self.put(key, bytes)?;
+        }
+        self.resize(directory, name, true)
+    }
+
+    /// Returns the location that a name of a directory has.
+    fn location(&self, key: Key, name: &[u8]) -> Result<Option<Key>> {
+        let item = self.now().get(key)?;
+        Ok(item.and_then(|item| find(&item, name).map(|named| named.location)))
+    }
+
+    /// Stage 2: an index entry of a directory (`replay_one_dir_item`).
+    fn index(&mut self, item: &Item) -> Result<()> {
+        let (directory, index) = (item.key.object, item.key.offset);
+        for named in item::names(item) {
+            let named = named?;
+            let (name, location) = (named.name, named.location);
+            let exists = location.kind == INODE_ITEM && self.inode_bytes(location.object)?.is_some();
+            let mut matches = 0;
+            for key in [Key::new(directory, DIR_ITEM, name_hash(name)), item.key] {
+                match self.location(key, name)? {
+                    Some(found) if found == location => matches += 1,
+                    Some(found) if exists => self.unlink(directory, found, name)?,
+                    _ => {}
+                }
+            }
+            // A name whose reference is logged is added with it.
+            if matches == 2 || !exists || self.is_logged(location.object, directory, name)? {
+                continue;
+            }
+            self.link(directory, location.object, name, index)?;
+            let key = Key::new(location.object, INODE_REF, directory);
+            let mut bytes = self.now().get(key)?.map(|item| item.to_vec()).unwrap_or_default();
+            bytes.extend(entries::reference(index, name));
+            self.put(key, bytes)?;
+            self.to_count.insert(location.object);
+        }
+        Ok(())
+    }
+
+    /// Tests for a reference in the log (`backref_in_log`).
+    fn is_logged(&self, number: u64, directory: u64, name: &[u8]) -> Result<bool> {
+        let keys = [
+            Key::new(number, INODE_REF, directory),
+            Key::new(number, INODE_EXTREF, entries::reference_hash(directory, name)),
+        ];
+        for key in keys {
+            let item = self.log.get(key)?;
+            let found =
+                item.is_some_and(|item| entries::references(&item).any(|it| it.parent == directory && it.name == name));
+            if found {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Stage 3: the names of an inode (`add_inode_ref`).
+    fn reference(&mut self, item: &Item) -> Result<()> {
+        let number = item.key.object;
+        if item.key.kind == INODE_REF && self.inode_bytes(item.key.offset)?.is_none() {
+            // The directory was neither logged nor stored.
+            return Ok(());
+        }
+        if number == item.key.offset && item.key.kind == INODE_REF {
+            // The top directory refers to itself.
+            return Ok(());
+        }
+        let mut kept = Vec::new();
+        for found in entries::references(item) {
+            let (directory, name) = (found.parent, found.name);
+            if self.inode_bytes(directory)?.is_none() {
+                continue;
+            }
+            kept.push((directory, name.to_vec()));
+            let by_name = Key::new(directory, DIR_ITEM, name_hash(name));
+            let by_index = Key::new(directory, DIR_INDEX, found.index);
+            let is_this = |found: Option<Key>| found.is_some_and(|it| it.kind == INODE_ITEM && it.object == number);
+            if is_this(self.location(by_name, name)?) && is_this(self.location(by_index, name)?) {
+                continue;
+            }
+            self.unlink_unlogged(number, directory)?;
+            for key in [by_index, by_name] {
+                if let Some(other) = self.location(key, name)? {
+                    self.unlink(directory, other, name)?;
+                }
+            }
+            self.link(directory, number, name, found.index)?;
+        }
+        // Names of the reference that is now overwritten (`unlink_old_inode_refs`).
+        if let Some(old) = self.now().get(item.key)? {
+            let old: Vec<_> = entries::references(&old)
+                .map(|it| (it.parent, it.name.to_vec()))
+                .collect();
+            for (directory, name) in old {
+                if !kept.contains(&(directory, name.clone())) && !self.is_logged(number, directory, &name)? {
+                    self.unlink(directory, Key::new(number, INODE_ITEM, 0), &name)?;
+                }
+            }
+        }
+        self.to_count.insert(number);
+        self.put(item.key, item.to_vec())
+    }
+
+    /// Removes the names of an inode in a directory that its references in the log do not have.
+    fn unlink_unlogged(&mut self, number: u64, directory: u64) -> Result<()> {
+        let mut gone = Vec::new();
+        for item in self.references(number) {
+            self.step()?;
+            let item = item?;
+            for found in entries::references(&item).filter(|it| it.parent == directory) {
+                if !self.is_logged(number, directory, found.name)? {
+                    gone.push(found.name.to_vec());
+                }
+            }
+        }
+        for name in gone {
+            self.unlink(directory, Key::new(number, INODE_ITEM, 0), &name)?;
+        }
+        Ok(())
+    }
+
+    /// Stage 3: an extent (`replay_one_extent`).
+    fn extent(&mut self, item: &Item) -> Result<()> {
+        let (number, start) = (item.key.object, item.key.offset);
+        let extent = item::Extent::parse(number, item)?;
+        let end = start.checked_add(extent.len_bytes());
+        let end = end.and_then(|end| end.checked_next_multiple_of(self.sector_bytes));
+        let end =
+            end.ok_or_else(|| Error::damaged(format!("inode {number}: an extent ends beyond the last address")))?;
+        self.drop_extents(number, start, end)?;
+        self.put(item.key, item.to_vec())
+    }
+
+    /// Cuts a range out of the extents of a file (`btrfs_drop_extents`).
+    fn drop_extents(&mut self, number: u64, start: u64, end: u64) -> Result<()> {
+        let range = Key::new(number, EXTENT_DATA, start)..Key::new(number, EXTENT_DATA, end.max(start));
+        for _ in self.changes.range(range) {
+            self.step()?;
+        }
+        let first = self.now().floor(Key::new(number, EXTENT_DATA, start))?;
+        let first = first.map_or(start, |item| item.key.offset);
+        let mut found = Vec::new();
+        let mut bytes = 0;
+        for item in self.now().items_of(number, EXTENT_DATA, first) {
+            let item = item?;
+            if item.key.offset >= end {
+                break;
+            }
+            self.step()?;
+            bytes += item.len() + CHANGE_BYTES;
+            found.push((item.key, item.to_vec()));
+            if bytes > MAX_BYTES {
+                return Err(Error::unsupported(format!("log of more than {MAX_BYTES} bytes")));
+            }
+        }
+        for (key, bytes) in found {
+            let old = key.offset;
+            let extent = item::Extent::parse(number, &bytes)?;
+            let is_inline = matches!(extent.content, item::Content::Inline(_));
+            let len = extent.len_bytes();
+            let old_end = old.saturating_add(len);
+            if old_end <= start && !(is_inline && old == start) {
+                continue;
+            }
+            self.remove(key)?;
+            if is_inline {
+                continue;
+            }
+            if old < start {
+                self.put(key, entries::part_of_extent(&bytes, 0, start - old))?;
+            }
+            if old_end > end {
+                let key = Key::new(number, EXTENT_DATA, end);
+                self.put(key, entries::part_of_extent(&bytes, end - old, old_end - end))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the numbers of links to those of the references (`fixup_inode_link_counts`). A directory without one loses
+    /// its names.
+    fn count_links(&mut self) -> Result<()> {
+        while let Some(number) = self.to_count.pop_last() {
+            let mut links = 0_u32;
+            for item in self.references(number) {
+                self.step()?;
+                let count = u32::try_from(entries::references(&item?).count()).unwrap_or(u32::MAX);
+                links = links.saturating_add(count);
+            }
+            let Some(inode) = self.inode_bytes(number)? else {
+                continue;
+            };
+            self.change_inode(number, |inode| inode[40..44].copy_from_slice(&links.to_le_bytes()))?;
+            if links == 0 && Inode::parse(number, &inode)?.stat.kind == FileKind::Directory {
+                self.delete_range(number, 0, u64::MAX, false)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn find<'a>(item: &'a Item, name: &[u8]) -> Option<Named<'a>> {
+    item::names(item).flatten().find(|named| named.name == name)
+}
