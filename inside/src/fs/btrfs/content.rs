@@ -44,12 +44,13 @@ impl File {
         }
     }
 
-    /// Walks over the extents from the one at `offset_bytes` on.
-    fn extents(&self, offset_bytes: u64) -> Result<Items<'_>> {
+    /// Walks over the extents from the one at `offset_bytes` to the last that starts before `end_bytes`.
+    fn extents(&self, offset_bytes: u64, end_bytes: u64) -> Result<Items<'_>> {
         let tree = self.fs.subvolume(self.node.space)?;
         let before = tree.floor(Key::new(self.node.number, EXTENT_DATA, offset_bytes))?;
         let start = before.map_or(offset_bytes, |item| item.key.offset);
-        Ok(tree.items_of(self.node.number, EXTENT_DATA, start))
+        let key = |offset| Key::new(self.node.number, EXTENT_DATA, offset);
+        Ok(tree.items(key(start), key(end_bytes.saturating_sub(1))))
     }
 
     fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<()> {
@@ -60,12 +61,9 @@ impl File {
         if out.is_empty() {
             return Ok(());
         }
-        for item in self.extents(offset_bytes)? {
+        for item in self.extents(offset_bytes, end)? {
             let item = item?;
             let start = item.key.offset;
-            if start >= end {
-                break;
-            }
             let extent = Extent::parse(self.node.number, &item)?;
             let stop = start.saturating_add(extent.len_bytes()).min(end);
             let from = start.max(done);
@@ -76,6 +74,9 @@ impl File {
             let part = &mut out[(from - offset_bytes) as usize..(stop - offset_bytes) as usize];
             self.read_extent(&extent, from - start, part)?;
             done = stop;
+            if done >= end {
+                break;
+            }
         }
         out[(done - offset_bytes) as usize..].fill(0);
         Ok(())
@@ -140,12 +141,9 @@ impl File {
     /// Returns the first data, or else the first hole, at or after `offset_bytes`; the length if there is none.
     fn next(&self, offset_bytes: u64, data: bool) -> Result<u64> {
         let mut done = offset_bytes;
-        for item in self.extents(offset_bytes)? {
+        for item in self.extents(offset_bytes, self.size_bytes)? {
             let item = item?;
             let start = item.key.offset;
-            if start >= self.size_bytes {
-                break;
-            }
             let extent = Extent::parse(self.node.number, &item)?;
             let stop = start.saturating_add(extent.len_bytes());
             if stop <= done {

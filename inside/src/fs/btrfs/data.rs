@@ -24,7 +24,8 @@ impl Btrfs {
         }
         let sector = self.sector_bytes as u64;
         let end = logical.checked_add(out.len() as u64).ok_or_else(outside)?;
-        let (inner_start, inner_end) = (logical.next_multiple_of(sector), end - end % sector);
+        let inner_start = logical.checked_next_multiple_of(sector).ok_or_else(outside)?;
+        let inner_end = end - end % sector;
         // Only whole sectors can be verified; the parts at the edges are cut from copies.
         if inner_start >= inner_end {
             let start = logical - logical % sector;

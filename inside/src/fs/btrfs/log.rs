@@ -349,26 +349,22 @@ impl Replay<'_> {
         self.now().items(first, last)
     }
 
-    /// Adds a name to a directory (`btrfs_add_link`).
-    fn link(&mut self, directory: u64, number: u64, name: &[u8], index: u64) -> Result<()> {
-        let Some(inode) = self.inode_bytes(number)? else {
-            return Ok(());
+    /// Adds a name to a directory, unless it exists (`btrfs_add_link`).
+    fn link(&mut self, directory: u64, number: u64, name: &[u8], index: u64) -> Result<bool> {
+        let by_name = Key::new(directory, DIR_ITEM, name_hash(name));
+        let inode = self.inode_bytes(number)?;
+        let Some(inode) = inode.filter(|_| self.location(by_name, name).is_ok_and(|found| found.is_none())) else {
+            return Ok(false);
         };
         let kind = entries::kind_number(Inode::parse(number, &inode)?.stat.kind);
         let entry = entries::entry(Key::new(number, INODE_ITEM, 0), kind, name);
-        for key in [
-            Key::new(directory, DIR_ITEM, name_hash(name)),
-            Key::new(directory, DIR_INDEX, index),
-        ] {
-            let old = self.now().get(key)?;
-            let mut bytes = match old {
-                Some(old) if key.kind == DIR_ITEM => old.to_vec(),
-                _ => Vec::new(),
-            };
-            bytes.extend(&entry);
-            self.put(key, bytes)?;
-        }
-        self.resize(directory, name, true)
+        // Names with equal hashes share an item.
+        let mut all = self.now().get(by_name)?.map(|item| item.to_vec()).unwrap_or_default();
+        all.extend(&entry);
+        self.put(by_name, all)?;
+        self.put(Key::new(directory, DIR_INDEX, index), entry)?;
+        self.resize(directory, name, true)?;
+        Ok(true)
     }
 
     /// Returns the location that a name of a directory has.
@@ -396,7 +392,9 @@ impl Replay<'_> {
             if matches == 2 || !exists || self.is_logged(location.object, directory, name)? {
                 continue;
             }
-            self.link(directory, location.object, name, index)?;
+            if !self.link(directory, location.object, name, index)? {
+                continue;
+            }
             let key = Key::new(location.object, INODE_REF, directory);
             let mut bytes = self.now().get(key)?.map(|item| item.to_vec()).unwrap_or_default();
             bytes.extend(entries::reference(index, name));
