@@ -50,7 +50,7 @@ fn everything_that_the_kernel_writes_is_read() {
         (&["-n", "65536"], "max_inline=0"),
     ];
     for (args, options) in cases {
-        let image = Image::new(1, 256 << 20, args);
+        let image = Image::new(1, 128 << 20, args);
         {
             let mount = image.mount(&format!("noatime,{options}"));
             populate(mount.path());
@@ -63,7 +63,7 @@ fn everything_that_the_kernel_writes_is_read() {
 
 #[test]
 fn a_large_directory_and_deep_paths_are_read() {
-    let image = Image::new(1, 256 << 20, &["-n", "4096", "-s", "4096"]);
+    let image = Image::new(1, 128 << 20, &["-n", "4096", "-s", "4096"]);
     {
         let mount = image.mount("noatime");
         let many = mount.path().join("many");
@@ -98,7 +98,7 @@ fn a_large_directory_and_deep_paths_are_read() {
 
 #[test]
 fn subvolumes_snapshots_and_reflinks_are_read() {
-    let image = Image::new(1, 256 << 20, &[]);
+    let image = Image::new(1, 128 << 20, &[]);
     let default;
     {
         let mount = image.mount("noatime");
@@ -142,7 +142,7 @@ fn subvolumes_snapshots_and_reflinks_are_read() {
 
 #[test]
 fn a_sparse_file_of_many_gib_and_reserved_space_are_read_with_their_holes() {
-    let image = Image::new(1, 256 << 20, &[]);
+    let image = Image::new(1, 128 << 20, &[]);
     {
         let mount = image.mount("noatime");
         let file = fs::File::create(mount.path().join("sparse")).unwrap();

@@ -43,11 +43,10 @@ fn overwrite(file: &File, offset: u64, len: usize) {
 #[test]
 fn a_mirror_replaces_damaged_tree_blocks_and_data() {
     // All of one device but its superblocks.
-    let image = Image::new(2, 300 << 20, &["-d", "raid1", "-m", "raid1"]);
+    let image = Image::new(2, 150 << 20, &["-d", "raid1", "-m", "raid1"]);
     populate(image.mount("noatime").path());
-    let undamaged = image.copy();
     for damaged in 0..2 {
-        let copy = undamaged.copy();
+        let copy = image.copy();
         let content = fs::read(&copy.paths[damaged]).unwrap();
         let file = copy.file(damaged);
         for (number, block) in content.chunks_exact(4096).enumerate() {
@@ -64,7 +63,7 @@ fn a_mirror_replaces_damaged_tree_blocks_and_data() {
 
 #[test]
 fn the_second_copy_of_a_tree_block_is_read() {
-    let image = Image::new(1, 256 << 20, &["-m", "dup"]);
+    let image = Image::new(1, 128 << 20, &["-m", "dup"]);
     populate(image.mount("noatime").path());
     let content = fs::read(&image.paths[0]).unwrap();
     let copy = image.copy();
@@ -83,7 +82,7 @@ fn the_second_copy_of_a_tree_block_is_read() {
 #[test]
 fn damaged_data_is_an_error_of_its_sector_only() {
     for options in ["compress=no", "compress-force=zstd"] {
-        let image = Image::new(1, 256 << 20, &["-m", "single"]);
+        let image = Image::new(1, 128 << 20, &["-m", "single"]);
         let bytes = random(500_000, 77);
         {
             let mount = image.mount(&format!("noatime,{options}"));
@@ -114,7 +113,7 @@ fn damaged_data_is_an_error_of_its_sector_only() {
 
 #[test]
 fn a_damaged_leaf_hides_only_its_own_entries() {
-    let image = Image::new(1, 256 << 20, &["-m", "single", "-n", "4096"]);
+    let image = Image::new(1, 128 << 20, &["-m", "single", "-n", "4096"]);
     {
         let mount = image.mount("noatime");
         for number in 0..2000 {
@@ -154,7 +153,7 @@ fn a_damaged_leaf_hides_only_its_own_entries() {
 
 #[test]
 fn a_damaged_superblock_is_replaced_by_its_copy() {
-    let image = Image::new(1, 256 << 20, &[]);
+    let image = Image::new(1, 128 << 20, &[]);
     populate(image.mount("noatime").path());
     let copy = image.copy();
     overwrite(&copy.file(0), (64 << 10) + 300, 4);
@@ -172,7 +171,7 @@ fn a_damaged_superblock_is_replaced_by_its_copy() {
 
 #[test]
 fn checksums_that_are_missing_or_damaged_are_errors_of_files_alone() {
-    let image = Image::new(1, 256 << 20, &["-m", "single"]);
+    let image = Image::new(1, 128 << 20, &["-m", "single"]);
     {
         let mount = image.mount("noatime");
         fs::write(mount.path().join("large"), random(100_000, 1)).unwrap();
