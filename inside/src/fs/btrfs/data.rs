@@ -12,6 +12,9 @@ use crate::error::{Error, Result};
 /// Largest piece that is read from a device at once.
 const PIECE_BYTES: u64 = 1 << 20;
 
+/// Reads the data at an address: from the sources, after so many bytes of them.
+type ReadPart<'a> = &'a mut dyn FnMut(&Btrfs, u64, &mut [u8], &[Source], u64) -> Result<()>;
+
 type Sum = [u8; CHECKSUM_BYTES];
 
 impl Btrfs {
@@ -110,12 +113,7 @@ impl Btrfs {
     }
 
     /// Splits a range into pieces that each lie in one piece on the devices.
-    fn read_runs(
-        &self,
-        mut logical: u64,
-        mut out: &mut [u8],
-        each: &mut dyn FnMut(&Self, u64, &mut [u8], &[Source], u64) -> Result<()>,
-    ) -> Result<()> {
+    fn read_runs(&self, mut logical: u64, mut out: &mut [u8], each: ReadPart<'_>) -> Result<()> {
         while !out.is_empty() {
             let run = self.devices().run(logical)?;
             let mut run_bytes = run.len_bytes;

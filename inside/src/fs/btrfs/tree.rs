@@ -11,7 +11,9 @@ use super::key::Key;
 use crate::error::{Error, Result};
 
 /// Items that the log puts before those of a tree; `None` removes one.
-pub(super) type Changes = BTreeMap<Key, Option<Arc<[u8]>>>;
+pub(super) type Changes = BTreeMap<Key, Change>;
+
+type Change = Option<Arc<[u8]>>;
 
 /// A tree with its changes.
 #[derive(Clone, Copy)]
@@ -136,7 +138,7 @@ impl Item {
 /// Iterator over the items of a tree.
 pub(super) struct Items<'a> {
     stored: Peekable<Stored<'a>>,
-    changed: Option<Peekable<ChangedRange<'a, Key, Option<Arc<[u8]>>>>>,
+    changed: Option<Peekable<ChangedRange<'a, Key, Change>>>,
 }
 
 impl Iterator for Items<'_> {

@@ -18,6 +18,9 @@ fn write(path: PathBuf, bytes: &[u8]) {
     sync(&path);
 }
 
+/// A change and what it is.
+type Named = (&'static str, fn(&Path));
+
 /// Lets the kernel replay the log of a copy, and compares.
 fn replays_like_the_kernel(image: &Image, what: &str) -> bool {
     let copy = image.copy();
@@ -113,7 +116,7 @@ fn synced_changes_of_names_are_replayed() {
         }
         fs::hard_link(top.join("gone/below/file"), top.join("b/also")).unwrap();
     };
-    let changes: [(&str, fn(&Path)); 8] = [
+    let changes: [Named; 8] = [
         ("link", |top| {
             fs::hard_link(top.join("a/linked"), top.join("b/second")).unwrap();
             fs::hard_link(top.join("a/linked"), top.join(format!("b/{}", "x".repeat(250)))).unwrap();
