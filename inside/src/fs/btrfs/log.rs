@@ -25,9 +25,10 @@ use crate::fs::FileKind;
 
 /// Bytes of all changes in memory. A transaction ends after 30 s, so a log of more means very fast writes.
 const MAX_BYTES: usize = 64 << 20;
-/// Items that are looked at. Every rule of the replay takes a few of them for each item of the log, unless the log was
-/// made to take long.
-const MAX_STEPS: u32 = 1 << 21;
+/// Names that are looked at; another item counts as many as [`ITEM_STEPS`]. Every rule of the replay takes a few steps
+/// for each item of the log, unless the log was made to take long.
+const MAX_STEPS: u32 = 1 << 24;
+const ITEM_STEPS: u32 = 8;
 /// Memory of a change besides its bytes.
 const CHANGE_BYTES: usize = 96;
 
@@ -156,14 +157,15 @@ impl Replay<'_> {
     }
 
     fn check_memory(&self) -> Result<()> {
-        match self.bytes > MAX_BYTES {
-            true => Err(Error::unsupported(format!("log of more than {MAX_BYTES} bytes"))),
-            false => Ok(()),
-        }
+        limited(self.bytes)
     }
 
     fn step(&self) -> Result<()> {
-        self.steps.set(self.steps.get() + 1);
+        self.steps(ITEM_STEPS)
+    }
+
+    fn steps(&self, count: u32) -> Result<()> {
+        self.steps.set(self.steps.get().saturating_add(count));
         match self.steps.get() > MAX_STEPS {
             true => Err(Error::unsupported(format!(
                 "log that takes more than {MAX_STEPS} steps"
@@ -236,8 +238,10 @@ impl Replay<'_> {
     /// Removes the attributes that the log does not have (`replay_xattr_deletes`).
     fn delete_attributes(&mut self, number: u64) -> Result<()> {
         let mut rests = Vec::new();
+        let mut bytes = 0;
         for item in self.now().items_of(number, XATTR_ITEM, 0) {
             let item = item?;
+            self.step()?;
             let logged = self.log.get(item.key)?;
             let mut rest = Vec::new();
             for named in item::names(&item) {
@@ -247,8 +251,10 @@ impl Replay<'_> {
                 }
             }
             if rest.len() != item.len() {
+                bytes += rest.len() + CHANGE_BYTES;
                 rests.push((item.key, rest));
             }
+            limited(bytes)?;
         }
         rests.into_iter().try_for_each(|(key, rest)| self.put_rest(key, rest))
     }
@@ -283,9 +289,7 @@ impl Replay<'_> {
             self.step()?;
             bytes += item.len() + CHANGE_BYTES;
             found.push((item.key, item.to_vec()));
-            if bytes > MAX_BYTES {
-                return Err(Error::unsupported(format!("log of more than {MAX_BYTES} bytes")));
-            }
+            limited(bytes)?;
         }
         for (key, bytes) in found {
             let old = key.offset;
@@ -309,6 +313,13 @@ impl Replay<'_> {
             }
         }
         Ok(())
+    }
+}
+
+fn limited(bytes: usize) -> Result<()> {
+    match bytes > MAX_BYTES {
+        true => Err(Error::unsupported(format!("log of more than {MAX_BYTES} bytes"))),
+        false => Ok(()),
     }
 }
 

@@ -196,6 +196,82 @@ fn wrong_kinds_of_files_are_errors() {
     assert!(Path::new("/proc/filesystems").exists());
 }
 
+/// Finds two names whose hashes are equal, so that they share an item.
+fn colliding(prefix: &str) -> [String; 2] {
+    let mut seen = std::collections::HashMap::new();
+    for number in 0_u32.. {
+        let name = format!("{prefix}{:x}", number.wrapping_mul(0x9e37_79b1));
+        if let Some(other) = seen.insert(super::key::name_hash(name.as_bytes()), name.clone()) {
+            return [name, other];
+        }
+    }
+    unreachable!("there are more names than hashes")
+}
+
+#[test]
+fn names_with_equal_hashes_are_told_apart() {
+    let image = Image::new(1, 128 << 20, &[]);
+    let files = colliding("file ");
+    {
+        let mount = image.mount("noatime");
+        for name in &files {
+            fs::write(mount.path().join(name), name).unwrap();
+        }
+        for name in colliding("user.") {
+            let value = name.as_bytes();
+            rustix::fs::lsetxattr(
+                mount.path().join(&files[0]),
+                &name,
+                value,
+                rustix::fs::XattrFlags::empty(),
+            )
+            .unwrap();
+        }
+    }
+    let fs = image.open();
+    let mount = image.mount("ro,noatime");
+    assert_eq!(compare(&fs, mount.path()), 2);
+}
+
+#[test]
+fn a_changed_fsid_is_that_of_the_identity() {
+    let image = Image::new(1, 128 << 20, &[]);
+    populate(image.mount("noatime").path());
+    let before = image.uuid();
+    run("btrfstune", &["-f", "-m", image.paths[0].to_str().unwrap()]);
+    assert_ne!(image.uuid(), before);
+    let fs = image.open();
+    assert_eq!(fs.identity().uuid, Some(image.uuid()));
+    let mount = image.mount("ro,noatime");
+    assert!(compare(&fs, mount.path()) > 150);
+}
+
+#[test]
+fn a_converted_ext4_is_read() {
+    let source = tempfile::tempdir().unwrap();
+    populate(source.path());
+    let image = Image::new(1, 128 << 20, &[]);
+    let path = image.paths[0].to_str().unwrap();
+    run(
+        "mke2fs",
+        &[
+            "-q",
+            "-F",
+            "-t",
+            "ext4",
+            "-b",
+            "4096",
+            "-d",
+            source.path().to_str().unwrap(),
+            path,
+        ],
+    );
+    run("btrfs-convert", &[path]);
+    let fs = image.open();
+    let mount = image.mount("ro,noatime");
+    assert!(compare(&fs, mount.path()) > 150);
+}
+
 fn open_nothing() -> crate::Result<super::Btrfs> {
     open(Vec::new())
 }

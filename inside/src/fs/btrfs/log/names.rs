@@ -1,6 +1,8 @@
 //! Names in the replay of the log: entries of directories and the references of inodes to them.
 
-use super::{CHANGE_BYTES, MAX_BYTES, Replay, find};
+use std::collections::HashSet;
+
+use super::{CHANGE_BYTES, Replay, find, limited};
 use crate::device::le64;
 use crate::error::{Error, Result};
 use crate::fs::FileKind;
@@ -25,6 +27,7 @@ impl Replay<'_> {
 
     fn delete_range(&mut self, directory: u64, first: u64, last: u64, unless_logged: bool) -> Result<()> {
         let mut gone = Vec::new();
+        let mut bytes = 0;
         let items = self.now().items(
             Key::new(directory, DIR_INDEX, first),
             Key::new(directory, DIR_INDEX, last),
@@ -42,9 +45,8 @@ impl Replay<'_> {
                     continue;
                 }
                 gone.push((item.key, named.location, named.name.to_vec()));
-                if gone.len() * CHANGE_BYTES > MAX_BYTES {
-                    return Err(Error::unsupported(format!("log of more than {MAX_BYTES} bytes")));
-                }
+                bytes += named.name.len() + CHANGE_BYTES;
+                limited(bytes)?;
             }
         }
         for (index, location, name) in gone {
@@ -156,11 +158,13 @@ impl Replay<'_> {
             Key::new(number, INODE_EXTREF, entries::reference_hash(directory, name)),
         ];
         for key in keys {
-            let item = self.log.get(key)?;
-            let found =
-                item.is_some_and(|item| entries::references(&item).any(|it| it.parent == directory && it.name == name));
-            if found {
-                return Ok(true);
+            self.step()?;
+            let Some(item) = self.log.get(key)? else { continue };
+            for found in entries::references(&item) {
+                self.steps(1)?;
+                if found.parent == directory && found.name == name {
+                    return Ok(true);
+                }
             }
         }
         Ok(false)
@@ -177,13 +181,13 @@ impl Replay<'_> {
             // The top directory refers to itself.
             return Ok(());
         }
-        let mut kept = Vec::new();
+        let mut kept = HashSet::new();
         for found in entries::references(item) {
             let (directory, name) = (found.parent, found.name);
             if self.inode_bytes(directory)?.is_none() {
                 continue;
             }
-            kept.push((directory, name.to_vec()));
+            kept.insert((directory, name.to_vec()));
             let by_name = Key::new(directory, DIR_ITEM, name_hash(name));
             let by_index = Key::new(directory, DIR_INDEX, found.index);
             let is_this = |found: Option<Key>| found.is_some_and(|it| it.kind == INODE_ITEM && it.object == number);
@@ -216,12 +220,15 @@ impl Replay<'_> {
     /// Removes the names of an inode in a directory that its references in the log do not have.
     fn unlink_unlogged(&mut self, number: u64, directory: u64) -> Result<()> {
         let mut gone = Vec::new();
+        let mut bytes = 0;
         for item in self.references(number) {
             self.step()?;
             let item = item?;
             for found in entries::references(&item).filter(|it| it.parent == directory) {
                 if !self.is_logged(number, directory, found.name)? {
                     gone.push(found.name.to_vec());
+                    bytes += found.name.len() + CHANGE_BYTES;
+                    limited(bytes)?;
                 }
             }
         }
