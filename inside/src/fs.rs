@@ -4,6 +4,7 @@
 //! panic, loop for ever, or hold more memory than a bound that is written beside it.
 
 pub mod ext;
+pub mod btrfs;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
