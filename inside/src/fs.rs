@@ -3,8 +3,9 @@
 //! Each reader trusts nothing it reads: a volume is a customer's, and may be made to attack. No input makes a reader
 //! panic, loop for ever, or hold more memory than a bound that is written beside it.
 
-pub mod ext;
 pub mod btrfs;
+pub mod ext;
+pub mod xfs;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -13,8 +14,6 @@ use jiff::Timestamp;
 
 use crate::device::SharedDevice;
 use crate::error::{Error, Result};
-
-pub mod xfs;
 
 /// Longest name of a file that a reader returns, in bytes. NTFS and exFAT have 255 UTF-16 units, three bytes each.
 pub const MAX_NAME_BYTES: usize = 765;

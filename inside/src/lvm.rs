@@ -49,6 +49,8 @@ pub struct Group {
     pub uuid: String,
     /// Volumes that the guest's own system shows, in the order of the metadata.
     pub volumes: Vec<LogicalVolume>,
+    /// Numbers of its physical volumes among those that were given.
+    pub members: Vec<usize>,
     /// Remarks for people on how the group was read: `metadata area 1 of physical volume … is out of date`.
     pub remarks: Vec<String>,
 }
@@ -96,7 +98,11 @@ pub fn assemble(members: Vec<(PhysicalVolume, SharedDevice)>) -> Vec<Group> {
             remark_on(&mut builder, volume, metadata, twice.contains(&&volume.uuid));
         }
         let volumes = builder.volumes();
+        let of_group = |uuid: &str| builder.group.members.values().any(|member| member.uuid == uuid);
+        let numbered = members.iter().enumerate();
+        let own = numbered.filter(|(_, (volume, _))| of_group(&volume.uuid));
         groups.push(Group {
+            members: own.map(|(number, _)| number).collect(),
             volumes,
             remarks: builder.remarks,
             name: text.summary.name,

@@ -63,6 +63,29 @@ impl Secrets {
         }
     }
 
+    /// Calls `try_one` with each passphrase until one opens a volume, and asks for one if none does.
+    pub(crate) fn open<T>(
+        &self,
+        volume: &str,
+        try_one: &mut dyn FnMut(&[u8]) -> crate::Result<Option<T>>,
+    ) -> crate::Result<Option<T>> {
+        for passphrase in self.passphrases() {
+            if let Some(opened) = try_one(&passphrase)? {
+                return Ok(Some(opened));
+            }
+        }
+        let Some(ask) = &self.ask else {
+            return Ok(None);
+        };
+        while let Some(passphrase) = ask(volume) {
+            if let Some(opened) = try_one(&passphrase)? {
+                self.passphrases.lock().push(passphrase);
+                return Ok(Some(opened));
+            }
+        }
+        Ok(None)
+    }
+
     /// Returns the passphrases known so far, with those that were asked for.
     pub fn passphrases(&self) -> Vec<Passphrase> {
         self.passphrases.lock().clone()

@@ -127,7 +127,8 @@ impl Log {
         let block = block % self.blocks;
         let first = count.min(self.blocks - block) as usize * BASIC_BLOCK_BYTES;
         let (before, after) = bytes.split_at_mut(first);
-        self.device.read_at(self.offset_bytes + block * BASIC_BLOCK_BYTES as u64, before)?;
+        self.device
+            .read_at(self.offset_bytes + block * BASIC_BLOCK_BYTES as u64, before)?;
         if !after.is_empty() {
             self.device.read_at(self.offset_bytes, after)?;
         }
@@ -157,7 +158,9 @@ impl Log {
         while at < start + count {
             let step = READ_BLOCKS.min(start + count - at);
             let bytes = self.read(at, step)?;
-            let found = bytes.chunks(BASIC_BLOCK_BYTES).position(|block| cycle_of(block) == cycle);
+            let found = bytes
+                .chunks(BASIC_BLOCK_BYTES)
+                .position(|block| cycle_of(block) == cycle);
             if let Some(found) = found {
                 return Ok(Some(at + found as u64));
             }
@@ -172,7 +175,9 @@ impl Log {
         while end > start {
             let from = end.saturating_sub(READ_BLOCKS).max(start);
             let bytes = self.read(from, end - from)?;
-            let found = bytes.chunks(BASIC_BLOCK_BYTES).rposition(|block| be32(block, 0) == MAGIC);
+            let found = bytes
+                .chunks(BASIC_BLOCK_BYTES)
+                .rposition(|block| be32(block, 0) == MAGIC);
             if let Some(found) = found {
                 return Ok(Some(from + found as u64));
             }
@@ -221,7 +226,11 @@ impl Log {
         }
         let block = found.ok_or("no record before its head")?;
         let header = self.header(block)?;
-        let end = if wrapped > 0 || block >= head { self.blocks + head } else { head };
+        let end = if wrapped > 0 || block >= head {
+            self.blocks + head
+        } else {
+            head
+        };
         match end - block == header.header_blocks + header.data_blocks {
             true => Ok(head),
             false => Ok(block),

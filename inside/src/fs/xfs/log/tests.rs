@@ -134,7 +134,11 @@ fn the_log_of_an_image_that_is_still_mounted_is_replayed_around_its_end() {
     let dirty = log.dirty().unwrap().unwrap();
     assert!(log.cycle(0).unwrap() > 1, "the log went around: {dirty:?}");
     let xfs = ours.open();
-    assert!(xfs.remarks()[0].starts_with("the log was replayed"), "{:?}", xfs.remarks());
+    assert!(
+        xfs.remarks()[0].starts_with("the log was replayed"),
+        "{:?}",
+        xfs.remarks()
+    );
     let mount = theirs.mount("noatime");
     assert!(super::super::tests::images::compare(&xfs, mount.path()) > 8_500);
 }

@@ -86,14 +86,22 @@ fn visit_node(xfs: &Arc<Xfs>, node: Node, nodes: &mut Vec<Node>) {
         if count < 20 || count % 50 == 0 {
             nodes.push(entry.node);
         }
-        if count < 5000 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if count < 5000 {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
     });
-    let Ok(content) = Arc::clone(xfs).open(node) else { return };
+    let Ok(content) = Arc::clone(xfs).open(node) else {
+        return;
+    };
     let mut bytes = vec![0; content.size_bytes().min(100_000) as usize];
     let _ = content.read_at(0, &mut bytes);
     let mut at_bytes = 0;
     for _ in 0..20 {
-        let Ok(Some(data)) = content.next_data(at_bytes) else { break };
+        let Ok(Some(data)) = content.next_data(at_bytes) else {
+            break;
+        };
         let Ok(hole) = content.next_hole(data) else { break };
         assert!(at_bytes <= data && data < hole);
         at_bytes = hole;
@@ -201,7 +209,11 @@ proptest! {
 
 #[test]
 fn the_copies_of_a_damaged_superblock_are_found() {
-    for args in [&[][..], &["--unsupported", "-d", "agcount=7"], &["--unsupported", "-b", "size=1024", "-d", "agsize=40m"]] {
+    for args in [
+        &[][..],
+        &["--unsupported", "-d", "agcount=7"],
+        &["--unsupported", "-b", "size=1024", "-d", "agsize=40m"],
+    ] {
         let image = Image::new(args);
         {
             let mount = image.mount("noatime");
@@ -211,7 +223,10 @@ fn the_copies_of_a_damaged_superblock_are_found() {
             let device = Changed::changed(image.device(), 0, &vec![0; lost]);
             let xfs = open(device).unwrap();
             let remark = &xfs.remarks()[0];
-            assert!(remark.starts_with("superblock: no magic number; opened by the copy at byte "), "{remark}");
+            assert!(
+                remark.starts_with("superblock: no magic number; opened by the copy at byte "),
+                "{remark}"
+            );
             if lost == 512 {
                 let file = xfs.lookup(xfs.root(), b"file").unwrap();
                 assert_eq!(xfs.stat(file).unwrap().size_bytes, 7);
@@ -247,7 +262,10 @@ fn damage_hides_only_what_it_hit() {
     assert!(matches!(damaged.stat(hit), Err(Error::Damaged(_))));
     assert_eq!(damaged.stat(safe).unwrap().kind, FileKind::File);
 
-    let fork = super::super::inode::Inode::read(&xfs.volume, many.number).unwrap().data_fork().unwrap();
+    let fork = super::super::inode::Inode::read(&xfs.volume, many.number)
+        .unwrap()
+        .data_fork()
+        .unwrap();
     let (block_at, _) = fork.read(&xfs.volume, many.number, 3, 1).unwrap();
     let damaged = open(Changed::changed(image.device(), block_at + 1000, b"!")).unwrap();
     let mut count = 0;
