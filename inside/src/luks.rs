@@ -37,16 +37,19 @@ enum Refused {
 }
 
 impl Refused {
-    fn text(&self) -> &str {
-        match self {
-            Refused::Damaged(text) | Refused::Unsupported(text) => text,
-        }
-    }
-
     fn of(self, part: &str) -> Self {
         match self {
             Refused::Damaged(text) => Refused::Damaged(format!("{part}: {text}")),
             Refused::Unsupported(text) => Refused::Unsupported(format!("{part}: {text}")),
+        }
+    }
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Damaged(text) => Error::damaged(text),
+            Refused::Unsupported(text) => Error::unsupported(text),
         }
     }
 }
@@ -109,7 +112,8 @@ struct Area {
 /// Reads the header of a LUKS volume. Of the two copies of LUKS2, the valid and newer one counts.
 pub fn header(device: &SharedDevice) -> Result<Header> {
     let device = &**device;
-    let start: [u8; 8] = read_array(device, 0)?.unwrap_or_default();
+    // A start that can't be read may still have a second copy.
+    let start: [u8; 8] = read_array(device, 0).ok().flatten().unwrap_or_default();
     if start.starts_with(v1::MAGIC_REENCRYPTING) {
         return Err(Error::unsupported("LUKS volume whose reencryption is not finished"));
     }
@@ -163,7 +167,7 @@ impl Header {
     /// key slot. All bytes of the passphrase count, also a line feed at its end.
     ///
     /// Tries the key slots by their priority; those that cryptsetup ignores come last. A slot may take seconds, and up to
-    /// 4 GiB of memory; all slots together a few minutes at worst. If no slot opens, and one of them could not be tried,
+    /// 4 GiB of memory; all slots together a quarter of an hour at worst. If no slot opens, and one of them could not be tried,
     /// the reason is the error: the passphrase may be right.
     pub fn unlock(&self, device: SharedDevice, passphrase: &[u8]) -> Result<Option<SharedDevice>> {
         self.check()?;

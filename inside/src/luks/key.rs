@@ -13,12 +13,12 @@ use super::Refused;
 
 /// Longest key of a volume or a key slot, in bytes. The longest of a known cipher has 64 (two keys of 256 bits).
 pub(super) const MAX_KEY_BYTES: usize = 128;
-/// Most memory that a key slot may take: the limit of cryptsetup itself (`DEFAULT_LUKS2_MEMORY` is at most 1 GiB, what
-/// an administrator may ask for 4 GiB; lib/utils_pbkdf.c).
+/// Most memory that a key slot may take: the most that cryptsetup lets an administrator ask for. By itself it takes 1 GiB
+/// or less.
 const MAX_ARGON2_KIB: u64 = 4 << 20;
-/// Most work of one unlock, in rounds of a hash and KiB passed over by Argon2: each takes about a microsecond at worst, so
-/// a hostile header costs minutes. A slot as cryptsetup makes it costs 1 to 30 million.
-const MAX_WORK: u64 = 1 << 29;
+/// Most work of one unlock, in rounds of a hash and KiB passed over by Argon2. Each takes one to three microseconds, so a
+/// hostile header costs a quarter of an hour at worst. A slot as cryptsetup makes it costs 1 to 30 million.
+const MAX_WORK: u64 = 1 << 28;
 
 /// A hash by its name in a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

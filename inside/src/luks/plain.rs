@@ -3,7 +3,6 @@
 use std::io;
 
 use parking_lot::RwLock;
-use zeroize::Zeroizing;
 
 use super::cipher::{SECTOR_BYTES, SectorCipher};
 use crate::device::{Device, SharedDevice, Window};
@@ -70,7 +69,7 @@ impl Plain {
     /// Writes a run of whole sectors, or of parts of them.
     fn write_run(&self, offset_bytes: u64, bytes: &[u8]) -> io::Result<()> {
         let (start, length, before) = self.around(offset_bytes, bytes.len());
-        let mut sectors = Zeroizing::new(vec![0; length]);
+        let mut sectors = vec![0; length];
         let is_whole = length == bytes.len();
         let (_shared, _alone) = if is_whole {
             (Some(self.whole.read()), None)
@@ -101,7 +100,7 @@ impl Device for Plain {
         if length == buf.len() {
             return self.read_sectors(start, buf);
         }
-        let mut sectors = Zeroizing::new(vec![0; length]);
+        let mut sectors = vec![0; length];
         self.read_sectors(start, &mut sectors)?;
         buf.copy_from_slice(&sectors[before..before + buf.len()]);
         Ok(())

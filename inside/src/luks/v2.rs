@@ -1,7 +1,6 @@
 //! The header of LUKS2: two copies, each a binary part and JSON (LUKS2 On-Disk Format Specification 1.1.1).
 
 use std::collections::BTreeMap;
-use std::io;
 
 use argon2::Algorithm;
 use base64::Engine;
@@ -38,51 +37,40 @@ const MAX_OBJECTS: usize = 32;
 
 /// Reads the copy that counts: of the valid ones that with the higher sequence number, as cryptsetup does.
 pub(super) fn read(device: &dyn Device) -> Result<Header> {
-    let first = Copy::read(device, 0)?;
+    let first = Copy::read(device, 0);
     let second = match &first {
-        Ok(first) => Copy::read(device, first.bytes)?,
+        Ok(first) => Copy::read(device, first.bytes),
         // The length of the first copy is not known, so the second may be at any of the offsets.
-        Err(_) => second_anywhere(device)?,
+        Err(_) => second_anywhere(device),
     };
     let (copy, remark) = match (first, second) {
         (Ok(first), Ok(second)) if second.sequence > first.sequence => {
-            let remark = format!(
-                "the first LUKS header is older; opened by the copy at {}",
-                second.offset_bytes
-            );
-            (second, Some(remark))
-        }
-        (Ok(first), Ok(_)) => (first, None),
-        (Ok(first), Err(why)) => (
-            first,
-            Some(format!("the second LUKS header is invalid: {}", why.text())),
-        ),
-        (Err(why), Ok(second)) => {
             let at = second.offset_bytes;
-            let why = why.text();
             (
                 second,
-                Some(format!(
-                    "the first LUKS header is invalid: {why}; opened by the copy at {at}"
-                )),
+                Some(format!("the first LUKS header is older; opened by the copy at {at}")),
             )
         }
-        (Err(why), Err(_)) => return Err(why.into()),
+        (Ok(first), Ok(_)) => (first, None),
+        (Ok(first), Err(why)) => (first, Some(format!("the second LUKS header can't be used ({why})"))),
+        (Err(why), Ok(second)) => {
+            let at = second.offset_bytes;
+            let remark = format!("the first LUKS header can't be used ({why}); opened by the copy at {at}");
+            (second, Some(remark))
+        }
+        (Err(why), Err(_)) => return Err(why),
     };
     let mut header = copy.header;
     header.remark = remark;
     Ok(header)
 }
 
-fn second_anywhere(device: &dyn Device) -> io::Result<std::result::Result<Copy, Refused>> {
-    let mut found = Err(Refused::Damaged("no second LUKS header".into()));
-    for offset_bytes in COPY_BYTES {
-        found = Copy::read(device, offset_bytes)?;
-        if found.is_ok() {
-            break;
-        }
-    }
-    Ok(found)
+fn second_anywhere(device: &dyn Device) -> Result<Copy> {
+    COPY_BYTES
+        .iter()
+        .map(|offset_bytes| Copy::read(device, *offset_bytes))
+        .find(Result::is_ok)
+        .unwrap_or_else(|| Err(Error::damaged("no second LUKS header")))
 }
 
 /// A copy whose checksum matches and whose JSON is JSON.
@@ -94,28 +82,29 @@ struct Copy {
 }
 
 impl Copy {
-    /// Reads the copy at an offset; the inner error says why it is invalid.
-    fn read(device: &dyn Device, offset_bytes: u64) -> io::Result<std::result::Result<Self, Refused>> {
+    /// Reads the copy at an offset.
+    fn read(device: &dyn Device, offset_bytes: u64) -> Result<Self> {
         let mut bytes = vec![0; BINARY_BYTES];
         let is_inside = read_inside(device, offset_bytes, &mut bytes)?;
         let magic = if offset_bytes == 0 { v1::MAGIC } else { SECOND_MAGIC };
         if !is_inside || !bytes.starts_with(magic) {
-            return Ok(Err(Refused::Damaged("no LUKS header".into())));
+            return Err(Error::damaged("no LUKS header"));
         }
         if be16(&bytes, 6) != 2 {
-            return Ok(Err(Refused::Unsupported(format!("LUKS version {}", be16(&bytes, 6)))));
+            return Err(Error::unsupported(format!("LUKS version {}", be16(&bytes, 6))));
         }
         let length = be64(&bytes, 8);
         let is_known = COPY_BYTES.contains(&length) && (offset_bytes == 0 || offset_bytes == length);
         if !is_known || be64(&bytes, 256) != offset_bytes {
-            let text = format!("LUKS header of {length} bytes at {}", be64(&bytes, 256));
-            return Ok(Err(Refused::Damaged(text)));
+            let at = be64(&bytes, 256);
+            return Err(Error::damaged(format!("LUKS header of {length} bytes at {at}")));
         }
         bytes.resize(length as usize, 0);
-        if !read_inside(device, offset_bytes + BINARY_BYTES as u64, &mut bytes[BINARY_BYTES..])? {
-            return Ok(Err(Refused::Damaged("LUKS header that passes the end".into())));
+        let json_offset_bytes = offset_bytes + BINARY_BYTES as u64;
+        if !read_inside(device, json_offset_bytes, &mut bytes[BINARY_BYTES..])? {
+            return Err(Error::damaged("LUKS header that passes the end"));
         }
-        Ok(Self::parse(bytes, offset_bytes))
+        Ok(Self::parse(bytes, offset_bytes)?)
     }
 
     fn parse(mut bytes: Vec<u8>, offset_bytes: u64) -> std::result::Result<Self, Refused> {
@@ -407,13 +396,4 @@ fn label(bytes: &[u8]) -> Option<String> {
     let label = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
     let label = String::from_utf8_lossy(label);
     (!label.is_empty()).then(|| label.into_owned())
-}
-
-impl From<Refused> for Error {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Damaged(text) => Error::damaged(text),
-            Refused::Unsupported(text) => Error::unsupported(text),
-        }
-    }
 }
