@@ -134,7 +134,10 @@ impl FileTree for Xfs {
         }
         let fork = inode.data_fork()?;
         if matches!(fork, extents::Fork::Local(_)) {
-            return Err(Error::damaged(format!("inode {}: content inside the inode", inode.number)));
+            return Err(Error::damaged(format!(
+                "inode {}: content inside the inode",
+                inode.number
+            )));
         }
         Ok(Arc::new(Content {
             volume: self.volume.clone(),

@@ -186,7 +186,11 @@ impl Found<'_> {
             return Err(self.bad("a value too long"));
         }
         let superblock = &self.volume.superblock;
-        let header_bytes = if superblock.has_checksums { REMOTE_HEADER_BYTES } else { 0 };
+        let header_bytes = if superblock.has_checksums {
+            REMOTE_HEADER_BYTES
+        } else {
+            0
+        };
         let mut value = Vec::with_capacity(len);
         let mut block = start;
         while value.len() < len {
@@ -253,7 +257,11 @@ fn acl(value: &[u8]) -> Option<Vec<u8>> {
     for entry in entries {
         let tag = be32(entry, 0);
         // Only named users and groups have an ID (`ACL_UNDEFINED_ID`).
-        let id = if matches!(tag, USER | GROUP) { be32(entry, 4) } else { u32::MAX };
+        let id = if matches!(tag, USER | GROUP) {
+            be32(entry, 4)
+        } else {
+            u32::MAX
+        };
         out.extend(u16::try_from(tag).ok()?.to_le_bytes());
         out.extend(be16(entry, 8).to_le_bytes());
         out.extend(id.to_le_bytes());

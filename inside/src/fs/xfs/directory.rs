@@ -148,12 +148,7 @@ fn list_blocks(volume: &Volume, inode: &Inode, fork: &Fork, each: &mut Each<'_>)
     damage
 }
 
-fn list_block(
-    volume: &Volume,
-    offset_bytes: u64,
-    bytes: &[u8],
-    each: &mut Each<'_>,
-) -> std::result::Result<(), Stop> {
+fn list_block(volume: &Volume, offset_bytes: u64, bytes: &[u8], each: &mut Each<'_>) -> std::result::Result<(), Stop> {
     let superblock = &volume.superblock;
     let cut = || Stop::Damaged("cut off");
     let magic = bytes.first_chunk::<4>().ok_or_else(cut)?;
@@ -173,9 +168,17 @@ fn list_block(
         // A tail of two numbers, before it a hash table of that many entries.
         let tail = bytes.len().checked_sub(8).ok_or_else(cut)?;
         let hashes = be32(&bytes[tail..], 0) as usize;
-        end = hashes.checked_mul(8).and_then(|len| tail.checked_sub(len)).ok_or_else(cut)?;
+        end = hashes
+            .checked_mul(8)
+            .and_then(|len| tail.checked_sub(len))
+            .ok_or_else(cut)?;
     }
-    list_entries(bytes.get(..end).ok_or_else(cut)?, header_bytes, superblock.has_file_types, each)
+    list_entries(
+        bytes.get(..end).ok_or_else(cut)?,
+        header_bytes,
+        superblock.has_file_types,
+        each,
+    )
 }
 
 fn list_entries(

@@ -95,11 +95,10 @@ impl Fork {
                 covers: 0..u64::MAX,
                 extents: extents.clone(),
             }),
-            Self::Tree(root) => descend(volume, root, block)
-                .map_err(|error| match error {
-                    Descent::Damaged(what) => Error::damaged(format!("inode {inode}: extent tree: {what}")),
-                    Descent::Other(error) => error,
-                }),
+            Self::Tree(root) => descend(volume, root, block).map_err(|error| match error {
+                Descent::Damaged(what) => Error::damaged(format!("inode {inode}: extent tree: {what}")),
+                Descent::Other(error) => error,
+            }),
         }
     }
 
@@ -236,7 +235,11 @@ fn choose(
         }
         (chosen, before) = (at, next);
     }
-    let start = if chosen == 0 { covers.start } else { before.max(covers.start) };
+    let start = if chosen == 0 {
+        covers.start
+    } else {
+        before.max(covers.start)
+    };
     if !(start..end).contains(&block) {
         return Err("keys outside their part");
     }

@@ -43,17 +43,18 @@ fn remote(volume: &Volume, inode: &Inode, fork: &Fork, len: usize) -> Result<Vec
         let extent = extent.ok_or_else(|| bad("not mapped"))?;
         // A target has a few blocks at most; each extent of them is one buffer with one header.
         let needed = (len - target.len() + header_bytes).div_ceil(volume.superblock.block_bytes()) as u64;
-        let count = if has_headers { extent.count } else { extent.count.min(needed) };
+        let count = if has_headers {
+            extent.count
+        } else {
+            extent.count.min(needed)
+        };
         if count > needed {
             return Err(bad("longer than its target"));
         }
         let (offset_bytes, bytes) = volume.read_blocks(extent.block, count, "symbolic link")?;
         if has_headers {
             volume.check_seal(&bytes, offset_bytes, &REMOTE_SEAL).map_err(bad)?;
-            if bytes[..4] != *b"XSLM"
-                || be32(&bytes, 4) as usize != target.len()
-                || be64(&bytes, 32) != inode.number
-            {
+            if bytes[..4] != *b"XSLM" || be32(&bytes, 4) as usize != target.len() || be64(&bytes, 32) != inode.number {
                 return Err(bad("a block belongs elsewhere"));
             }
         }

@@ -108,7 +108,8 @@ impl Log {
         let offset_bytes = offset_bytes.ok_or("the log is outside of the volume")?;
         let len_bytes = superblock.log_blocks << superblock.block_log;
         let end_bytes = offset_bytes + len_bytes;
-        if len_bytes < MAX_RECORD_BLOCKS * 512 || len_bytes > MAX_LOG_BYTES || end_bytes > volume.device.size_bytes() {
+        let lengths = MAX_RECORD_BLOCKS * 512..=MAX_LOG_BYTES;
+        if !lengths.contains(&len_bytes) || end_bytes > volume.device.size_bytes() {
             return Err("the log has an invalid length".into());
         }
         Ok(Some(Self {
@@ -127,7 +128,8 @@ impl Log {
         let block = block % self.blocks;
         let first = count.min(self.blocks - block) as usize * BASIC_BLOCK_BYTES;
         let (before, after) = bytes.split_at_mut(first);
-        self.device.read_at(self.offset_bytes + block * BASIC_BLOCK_BYTES as u64, before)?;
+        self.device
+            .read_at(self.offset_bytes + block * BASIC_BLOCK_BYTES as u64, before)?;
         if !after.is_empty() {
             self.device.read_at(self.offset_bytes, after)?;
         }
@@ -157,7 +159,9 @@ impl Log {
         while at < start + count {
             let step = READ_BLOCKS.min(start + count - at);
             let bytes = self.read(at, step)?;
-            let found = bytes.chunks(BASIC_BLOCK_BYTES).position(|block| cycle_of(block) == cycle);
+            let found = bytes
+                .chunks(BASIC_BLOCK_BYTES)
+                .position(|block| cycle_of(block) == cycle);
             if let Some(found) = found {
                 return Ok(Some(at + found as u64));
             }
@@ -172,7 +176,9 @@ impl Log {
         while end > start {
             let from = end.saturating_sub(READ_BLOCKS).max(start);
             let bytes = self.read(from, end - from)?;
-            let found = bytes.chunks(BASIC_BLOCK_BYTES).rposition(|block| be32(block, 0) == MAGIC);
+            let found = bytes
+                .chunks(BASIC_BLOCK_BYTES)
+                .rposition(|block| be32(block, 0) == MAGIC);
             if let Some(found) = found {
                 return Ok(Some(from + found as u64));
             }
@@ -221,7 +227,11 @@ impl Log {
         }
         let block = found.ok_or("no record before its head")?;
         let header = self.header(block)?;
-        let end = if wrapped > 0 || block >= head { self.blocks + head } else { head };
+        let end = if wrapped > 0 || block >= head {
+            self.blocks + head
+        } else {
+            head
+        };
         match end - block == header.header_blocks + header.data_blocks {
             true => Ok(head),
             false => Ok(block),

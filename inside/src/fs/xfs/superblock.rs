@@ -97,7 +97,11 @@ impl Superblock {
             }
         }
         let features2 = be32(head, 200) | be32(head, 204);
-        let more = if version_bits & VERSION_MORE_BITS != 0 { features2 } else { 0 };
+        let more = if version_bits & VERSION_MORE_BITS != 0 {
+            features2
+        } else {
+            0
+        };
         let incompat = if has_checksums { be32(head, 216) } else { 0 };
         check_features(has_checksums, version_bits, more, incompat)?;
         let uuid = std::array::from_fn(|at| head[32 + at]);
@@ -122,7 +126,11 @@ impl Superblock {
             } else {
                 uuid
             },
-            label: head[108..120].split(|byte| *byte == 0).next().unwrap_or_default().to_vec(),
+            label: head[108..120]
+                .split(|byte| *byte == 0)
+                .next()
+                .unwrap_or_default()
+                .to_vec(),
         };
         let (inode_log, block_bytes) = (head[122], be32(head, 4));
         superblock.check(inode_log, block_bytes, device_bytes).map_err(bad)?;
@@ -156,7 +164,10 @@ impl Superblock {
         if self.groups == 0
             || self.blocks > self.groups * self.group_blocks
             || self.blocks <= (self.groups - 1) * self.group_blocks
-            || self.blocks.checked_mul(1 << self.block_log).is_none_or(|bytes| bytes > 1 << 62)
+            || self
+                .blocks
+                .checked_mul(1 << self.block_log)
+                .is_none_or(|bytes| bytes > 1 << 62)
         {
             return Err("invalid number of allocation groups");
         }
@@ -186,7 +197,10 @@ fn check_features(has_checksums: bool, version_bits: u16, more: u32, incompat: u
         return Err(Error::unsupported("directories of version 1"));
     }
     if more & !FEATURES2_KNOWN != 0 {
-        return Err(Error::unsupported(format!("XFS features2 {:#x}", more & !FEATURES2_KNOWN)));
+        return Err(Error::unsupported(format!(
+            "XFS features2 {:#x}",
+            more & !FEATURES2_KNOWN
+        )));
     }
     // Read-only compatible and compatible bits change nothing that a reader needs.
     let unknown = incompat & !INCOMPAT_KNOWN;
@@ -233,7 +247,7 @@ fn read_copy(device: &dyn Device, offset_bytes: u64) -> Result<Option<Superblock
     match read(device, offset_bytes) {
         Ok(copy) => {
             let group = offset_bytes / copy.group_bytes();
-            let is_start = offset_bytes % copy.group_bytes() == 0 && group > 0 && group < copy.groups;
+            let is_start = offset_bytes.is_multiple_of(copy.group_bytes()) && group > 0 && group < copy.groups;
             Ok(is_start.then_some(copy))
         }
         Err(Error::Io(error)) => Err(error.into()),

@@ -135,9 +135,11 @@ impl Volume {
     /// Reads `count` blocks of metadata. `what` names them in errors.
     pub fn read_blocks(&self, block: u64, count: u64, what: &str) -> Result<(u64, Vec<u8>)> {
         let offset_bytes = self.offset_of(block, count);
-        let offset_bytes =
-            offset_bytes.ok_or_else(|| Error::damaged(format!("{what}: block {block} is outside")))?;
-        Ok((offset_bytes, self.read(offset_bytes, (count << self.superblock.block_log) as usize)?))
+        let offset_bytes = offset_bytes.ok_or_else(|| Error::damaged(format!("{what}: block {block} is outside")))?;
+        Ok((
+            offset_bytes,
+            self.read(offset_bytes, (count << self.superblock.block_log) as usize)?,
+        ))
     }
 
     /// Tests that a block of version 5 has its checksum, and bears its own address and the file system's UUID.
@@ -146,7 +148,9 @@ impl Volume {
             return Err("checksum does not match");
         }
         // Addresses count basic blocks of 512 bytes.
-        let address = bytes.get(seal.address_at..seal.address_at + 8).map(|bytes| be64(bytes, 0));
+        let address = bytes
+            .get(seal.address_at..seal.address_at + 8)
+            .map(|bytes| be64(bytes, 0));
         if address != Some(offset_bytes >> 9) {
             return Err("belongs elsewhere");
         }

@@ -69,14 +69,20 @@ pub(super) fn apply(replay: &mut Replay<'_>, item: &Item, lsn: u64) -> LogResult
         return Err("an inode is outside of its cluster".into());
     }
     // Two inodes of 256 bytes share a basic block.
-    let block = change.block.checked_add((change.offset_bytes / BASIC_BLOCK_BYTES) as u64);
+    let block = change
+        .block
+        .checked_add((change.offset_bytes / BASIC_BLOCK_BYTES) as u64);
     let block = block.ok_or("an inode is outside of the device")?;
     let blocks = inode_bytes.div_ceil(BASIC_BLOCK_BYTES) as u64;
     let mut bytes = replay.read(block, blocks)?;
     let start = change.offset_bytes % BASIC_BLOCK_BYTES;
     let target = bytes.get_mut(start..start + inode_bytes).ok_or("an inode is cut off")?;
     let core = item.region(1).ok_or("an inode has no core")?;
-    let core_bytes = if superblock.has_checksums { CORE3_BYTES } else { CORE_BYTES };
+    let core_bytes = if superblock.has_checksums {
+        CORE3_BYTES
+    } else {
+        CORE_BYTES
+    };
     // The core of version 2 ends before the list of deleted inodes.
     let logged_bytes = if superblock.has_checksums { CORE3_BYTES } else { 96 };
     if core.len() < logged_bytes || le16(core, 0) != 0x494e || target[..2] != *b"IN" {
@@ -115,10 +121,24 @@ fn put_core(superblock: &Superblock, disk: &mut [u8], core: &[u8], lsn: u64) -> 
     }
     let flags2 = if version == 3 { le64(core, 120) } else { 0 };
     // Mode, then after version and format: owner, group, links, project.
-    for (at, len) in [(0, 2), (2, 2), (4, 1), (5, 1), (8, 4), (12, 4), (16, 4), (20, 2), (22, 2)] {
+    for (at, len) in [
+        (0, 2),
+        (2, 2),
+        (4, 1),
+        (5, 1),
+        (8, 4),
+        (12, 4),
+        (16, 4),
+        (20, 2),
+        (22, 2),
+    ] {
         swap_into(disk, core, at, len);
     }
-    let times: &[usize] = if version == 3 { &[32, 40, 48, 144] } else { &[32, 40, 48] };
+    let times: &[usize] = if version == 3 {
+        &[32, 40, 48, 144]
+    } else {
+        &[32, 40, 48]
+    };
     for at in times {
         match flags2 & FLAG2_BIGTIME != 0 {
             true => swap_into(disk, core, *at, 8),
@@ -129,7 +149,19 @@ fn put_core(superblock: &Superblock, disk: &mut [u8], core: &[u8], lsn: u64) -> 
         }
     }
     // Size, blocks, extent size hint, extents, offset and format of the attributes, DMAPI, flags, generation.
-    for (at, len) in [(56, 8), (64, 8), (72, 4), (76, 4), (80, 2), (82, 1), (83, 1), (84, 4), (88, 2), (90, 2), (92, 4)] {
+    for (at, len) in [
+        (56, 8),
+        (64, 8),
+        (72, 4),
+        (76, 4),
+        (80, 2),
+        (82, 1),
+        (83, 1),
+        (84, 4),
+        (88, 2),
+        (90, 2),
+        (92, 4),
+    ] {
         swap_into(disk, core, at, len);
     }
     disk[6..8].fill(0);

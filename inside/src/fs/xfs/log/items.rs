@@ -144,7 +144,11 @@ impl<'a> Replay<'a> {
             0x1237 | 0x1241 | 0x1243 | 0x1245 | 0x1247 | 0x1249 | 0x124b | 0x124d | 0x124f => {
                 self.unfinished.remove(&(kind - 1, number));
             }
-            _ => return Err(super::Refusal::Because(format!("an item is of the unknown kind {kind:#x}"))),
+            _ => {
+                return Err(super::Refusal::Because(format!(
+                    "an item is of the unknown kind {kind:#x}"
+                )));
+            }
         }
         match self.unfinished.len() > MAX_REMEMBERED {
             true => Err("it has too many unfinished operations".into()),
@@ -158,7 +162,9 @@ impl<'a> Replay<'a> {
         let len = blocks * BASIC_BLOCK_BYTES as u64;
         let end = start.and_then(|start| start.checked_add(len));
         let inside = end.is_some_and(|end| end <= self.overlay.size_bytes());
-        let start = start.filter(|_| inside).ok_or("an item names a block outside of the device")?;
+        let start = start
+            .filter(|_| inside)
+            .ok_or("an item names a block outside of the device")?;
         let mut bytes = vec![0; len as usize];
         self.overlay.read_at(start, &mut bytes)?;
         Ok(bytes)
@@ -210,7 +216,14 @@ impl<'a> Replay<'a> {
             (b"BMA3", _) => (32, 40),
             (b"XDB3" | b"XDD3" | b"XDF3", _) => (16, 24),
             (b"XSLM", _) => (48, 16),
-            (b"XFSB", _) => (240, if self.superblock.uuid == self.superblock.metadata_uuid { 32 } else { 248 }),
+            (b"XFSB", _) => (
+                240,
+                if self.superblock.uuid == self.superblock.metadata_uuid {
+                    32
+                } else {
+                    248
+                },
+            ),
             (_, 0x3df1 | 0x3dff | 0x3ebe | 0x3bee) => (24, 32),
             _ => return None,
         };
@@ -294,7 +307,10 @@ struct Buffer {
 
 impl Buffer {
     fn parse(item: &Item) -> LogResult<Self> {
-        let (head, rest) = item.description().split_first_chunk::<20>().ok_or("an item is cut off")?;
+        let (head, rest) = item
+            .description()
+            .split_first_chunk::<20>()
+            .ok_or("an item is cut off")?;
         let words = le32(head, 16) as usize;
         let map = words.checked_mul(4).and_then(|len| rest.get(..len));
         let buffer = Self {

@@ -32,7 +32,7 @@ impl Changed {
         }
     }
 
-    fn changed(below: SharedDevice, offset_bytes: u64, bytes: &[u8]) -> Arc<Self> {
+    fn with(below: SharedDevice, offset_bytes: u64, bytes: &[u8]) -> Arc<Self> {
         let mut changed = Self::new(below);
         changed.bytes.insert(offset_bytes, bytes.to_vec());
         Arc::new(changed)
@@ -86,14 +86,22 @@ fn visit_node(xfs: &Arc<Xfs>, node: Node, nodes: &mut Vec<Node>) {
         if count < 20 || count % 50 == 0 {
             nodes.push(entry.node);
         }
-        if count < 5000 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if count < 5000 {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
     });
-    let Ok(content) = Arc::clone(xfs).open(node) else { return };
+    let Ok(content) = Arc::clone(xfs).open(node) else {
+        return;
+    };
     let mut bytes = vec![0; content.size_bytes().min(100_000) as usize];
     let _ = content.read_at(0, &mut bytes);
     let mut at_bytes = 0;
     for _ in 0..20 {
-        let Ok(Some(data)) = content.next_data(at_bytes) else { break };
+        let Ok(Some(data)) = content.next_data(at_bytes) else {
+            break;
+        };
         let Ok(hole) = content.next_hole(data) else { break };
         assert!(at_bytes <= data && data < hole);
         at_bytes = hole;
@@ -150,7 +158,7 @@ impl Sample {
         }
         let xfs = open(self.device.clone()).unwrap();
         seal(&xfs.volume.superblock, &mut bytes);
-        Changed::changed(self.device.clone(), offset_bytes, &bytes)
+        Changed::with(self.device.clone(), offset_bytes, &bytes)
     }
 }
 
@@ -195,23 +203,30 @@ proptest! {
         }
         let crc = super::super::volume::crc_without(&sector, 224).unwrap();
         sector[224..228].copy_from_slice(&crc.to_le_bytes());
-        visit(Changed::changed(SAMPLE.device.clone(), 0, &sector));
+        visit(Changed::with(SAMPLE.device.clone(), 0, &sector));
     }
 }
 
 #[test]
 fn the_copies_of_a_damaged_superblock_are_found() {
-    for args in [&[][..], &["--unsupported", "-d", "agcount=7"], &["--unsupported", "-b", "size=1024", "-d", "agsize=40m"]] {
+    for args in [
+        &[][..],
+        &["--unsupported", "-d", "agcount=7"],
+        &["--unsupported", "-b", "size=1024", "-d", "agsize=40m"],
+    ] {
         let image = Image::new(args);
         {
             let mount = image.mount("noatime");
             std::fs::write(mount.path().join("file"), "content").unwrap();
         }
         for lost in [512, 64 << 10] {
-            let device = Changed::changed(image.device(), 0, &vec![0; lost]);
+            let device = Changed::with(image.device(), 0, &vec![0; lost]);
             let xfs = open(device).unwrap();
             let remark = &xfs.remarks()[0];
-            assert!(remark.starts_with("superblock: no magic number; opened by the copy at byte "), "{remark}");
+            assert!(
+                remark.starts_with("superblock: no magic number; opened by the copy at byte "),
+                "{remark}"
+            );
             if lost == 512 {
                 let file = xfs.lookup(xfs.root(), b"file").unwrap();
                 assert_eq!(xfs.stat(file).unwrap().size_bytes, 7);
@@ -243,13 +258,16 @@ fn damage_hides_only_what_it_hit() {
         let slot = node.number & ((1 << superblock.inodes_per_block_log) - 1);
         xfs.volume.offset_of(block, 1).unwrap() + slot * superblock.inode_bytes as u64
     };
-    let damaged = open(Changed::changed(image.device(), inode_at(hit) + 400, b"!")).unwrap();
+    let damaged = open(Changed::with(image.device(), inode_at(hit) + 400, b"!")).unwrap();
     assert!(matches!(damaged.stat(hit), Err(Error::Damaged(_))));
     assert_eq!(damaged.stat(safe).unwrap().kind, FileKind::File);
 
-    let fork = super::super::inode::Inode::read(&xfs.volume, many.number).unwrap().data_fork().unwrap();
+    let fork = super::super::inode::Inode::read(&xfs.volume, many.number)
+        .unwrap()
+        .data_fork()
+        .unwrap();
     let (block_at, _) = fork.read(&xfs.volume, many.number, 3, 1).unwrap();
-    let damaged = open(Changed::changed(image.device(), block_at + 1000, b"!")).unwrap();
+    let damaged = open(Changed::with(image.device(), block_at + 1000, b"!")).unwrap();
     let mut count = 0;
     let listed = damaged.list(many, &mut |_| {
         count += 1;

@@ -56,7 +56,10 @@ impl Image {
             dir: tempfile::tempdir_in("/var/tmp").unwrap(),
         };
         File::create(image.path()).unwrap().set_len(320 << 20).unwrap();
-        run("mkfs.xfs", &[&["-q", "-f"], args, &[image.path().to_str().unwrap()]].concat());
+        run(
+            "mkfs.xfs",
+            &[&["-q", "-f"], args, &[image.path().to_str().unwrap()]].concat(),
+        );
         image
     }
 
@@ -78,7 +81,17 @@ impl Image {
         let at = self.dir.path().join("mnt");
         fs::create_dir_all(&at).unwrap();
         let image = self.path();
-        run("mount", &["-o", &format!("loop,{options}"), "-t", "xfs", image.to_str().unwrap(), at.to_str().unwrap()]);
+        run(
+            "mount",
+            &[
+                "-o",
+                &format!("loop,{options}"),
+                "-t",
+                "xfs",
+                image.to_str().unwrap(),
+                at.to_str().unwrap(),
+            ],
+        );
         Mount { at }
     }
 
@@ -133,7 +146,13 @@ pub fn set(path: &Path, name: &str, value: &[u8]) {
 /// An access control list in the form of setxattr(2): an owner, a named user, a group, a mask, others.
 fn acl() -> Vec<u8> {
     let mut bytes = 2u32.to_le_bytes().to_vec();
-    for (tag, rights, id) in [(1u16, 7u16, u32::MAX), (2, 5, 1234), (4, 5, u32::MAX), (16, 5, u32::MAX), (32, 4, u32::MAX)] {
+    for (tag, rights, id) in [
+        (1u16, 7u16, u32::MAX),
+        (2, 5, 1234),
+        (4, 5, u32::MAX),
+        (16, 5, u32::MAX),
+        (32, 4, u32::MAX),
+    ] {
         bytes.extend(tag.to_le_bytes());
         bytes.extend(rights.to_le_bytes());
         bytes.extend(id.to_le_bytes());
@@ -143,13 +162,18 @@ fn acl() -> Vec<u8> {
 
 /// Writes a tree with every kind of object and every form that XFS stores it in.
 pub fn populate(top: &Path) {
+    populate_with(top, 5000);
+}
+
+/// As [`populate`], with `many` files in the largest directory.
+pub fn populate_with(top: &Path, many: u32) {
     let mut deep = top.to_owned();
     for level in 0..40 {
         deep.push(format!("level {level}"));
     }
     fs::create_dir_all(&deep).unwrap();
     fs::write(deep.join("bottom"), "reached").unwrap();
-    for (dir, count) in [("few", 5), ("block", 60), ("leaf", 700), ("many", 5000)] {
+    for (dir, count) in [("few", 5), ("block", 60), ("leaf", 700), ("many", many)] {
         let dir = top.join(dir);
         fs::create_dir(&dir).unwrap();
         for number in 0..count {
@@ -214,7 +238,11 @@ fn write_attributes(top: &Path) {
     set(&top.join("noise"), "user.middle", &noise(2_000, 6));
     set(&top.join("short link"), "trusted.link", b"on a link");
     for number in 0..300 {
-        set(&top.join("beyond"), &format!("user.number {number}"), &noise(200, number));
+        set(
+            &top.join("beyond"),
+            &format!("user.number {number}"),
+            &noise(200, number),
+        );
     }
     set(&top.join("noise"), "system.posix_acl_access", &acl());
     set(&top.join("few"), "system.posix_acl_access", &acl());
@@ -249,7 +277,9 @@ fn compare_directory(xfs: &Arc<Xfs>, node: Node, at: &Path, links: &mut BTreeMap
         let (child, kind) = entries
             .remove(entry.file_name().as_bytes())
             .unwrap_or_else(|| panic!("{:?} is missing", entry.path()));
-        let stat = xfs.stat(child).unwrap_or_else(|error| panic!("{:?}: {error}", entry.path()));
+        let stat = xfs
+            .stat(child)
+            .unwrap_or_else(|error| panic!("{:?}: {error}", entry.path()));
         assert!(kind.is_none_or(|kind| kind == stat.kind), "{:?}", entry.path());
         assert_eq!(*links.entry(entry.metadata().unwrap().ino()).or_insert(child), child);
         count += 1;
@@ -279,12 +309,24 @@ fn compare_node(xfs: &Arc<Xfs>, node: Node, at: &Path) {
     assert_eq!(stat.kind, real_kind, "{at:?}");
     assert_eq!(u32::from(stat.mode), real.mode() & 0o7777, "{at:?}");
     assert_eq!((stat.uid, stat.gid), (real.uid(), real.gid()), "{at:?}");
-    assert_eq!((u64::from(stat.links), stat.size_bytes), (real.nlink(), real.size()), "{at:?}");
+    assert_eq!(
+        (u64::from(stat.links), stat.size_bytes),
+        (real.nlink(), real.size()),
+        "{at:?}"
+    );
     let device = (rustix::fs::major(real.rdev()), rustix::fs::minor(real.rdev()));
     assert_eq!(stat.device, device, "{at:?}");
     let time = |seconds: i64, nanoseconds: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
-    assert_eq!(stat.modified.as_nanosecond(), time(real.mtime(), real.mtime_nsec()), "{at:?}");
-    assert_eq!(stat.changed.as_nanosecond(), time(real.ctime(), real.ctime_nsec()), "{at:?}");
+    assert_eq!(
+        stat.modified.as_nanosecond(),
+        time(real.mtime(), real.mtime_nsec()),
+        "{at:?}"
+    );
+    assert_eq!(
+        stat.changed.as_nanosecond(),
+        time(real.ctime(), real.ctime_nsec()),
+        "{at:?}"
+    );
     let mut ours = xfs.xattrs(node).unwrap_or_else(|error| panic!("{at:?}: {error}"));
     ours.sort_by(|a, b| a.name.cmp(&b.name));
     assert_eq!(ours, real_xattrs(at), "{at:?}");
@@ -327,12 +369,18 @@ fn compare_content(xfs: &Arc<Xfs>, node: Node, at: &Path) {
     let mut at_bytes = 0;
     while let Some(data) = content.next_data(at_bytes).unwrap() {
         let hole = content.next_hole(data).unwrap();
-        assert!(data < hole && hole <= size.next_multiple_of(65_536), "{at:?}: {data} {hole}");
+        assert!(
+            data < hole && hole <= size.next_multiple_of(65_536),
+            "{at:?}: {data} {hole}"
+        );
         let end = hole.min(size);
         // Between the runs of data, the kernel has zeros too.
         if data > at_bytes {
             let real_data = rustix::fs::seek(&real, SeekFrom::Data(at_bytes));
-            assert!(real_data.is_err() || real_data.is_ok_and(|found| found >= data || is_zero(&real, found, data)), "{at:?}");
+            assert!(
+                real_data.is_err() || real_data.is_ok_and(|found| found >= data || is_zero(&real, found, data)),
+                "{at:?}"
+            );
         }
         compare_range(&*content, &real, data, end, at);
         at_bytes = end;
@@ -355,7 +403,9 @@ fn compare_range(content: &dyn Device, real: &File, from: u64, to: u64, at: &Pat
     while position < to {
         let len = (to - position).min(777_777) as usize;
         let (mut ours, mut theirs) = (vec![0xa5; len], vec![0x5a; len]);
-        content.read_at(position, &mut ours).unwrap_or_else(|error| panic!("{at:?}: {error}"));
+        content
+            .read_at(position, &mut ours)
+            .unwrap_or_else(|error| panic!("{at:?}: {error}"));
         real.read_exact_at(&mut theirs, position).unwrap();
         assert!(ours == theirs, "{at:?} differs after {position}");
         position += len as u64;
