@@ -84,7 +84,7 @@ pub(super) struct Dirty {
 
 /// A record: its position and its content as it was before it got the cycles.
 pub(super) struct Record {
-    /// Sequence number of the record: cycle and block.
+    /// Sequence number of the record: cycle and basic block.
     pub lsn: u64,
     /// Number of operations in `data`.
     pub operations: u32,
@@ -313,7 +313,7 @@ impl Log {
         Ok(Some(Dirty { tail, head }))
     }
 
-    /// Tests whether the record at `block` is the only one that a clean unmount leaves to do: nothing.
+    /// Tests for the record of a clean unmount: the last before the head, with one operation.
     fn is_unmount(&self, block: u64, head: u64) -> LogResult<bool> {
         let header = self.header(block)?;
         let after = (block + header.header_blocks + header.data_blocks) % self.blocks;
