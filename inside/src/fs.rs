@@ -3,6 +3,17 @@
 //! Each reader trusts nothing it reads: a volume is a customer's, and may be made to attack. No input makes a reader
 //! panic, loop for ever, or hold more memory than a bound that is written beside it.
 
+mod chain;
+pub mod exfat;
+pub mod fat;
+pub mod ntfs;
+mod pages;
+mod runs;
+mod utf16;
+
+#[cfg(test)]
+mod compared;
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
