@@ -6,6 +6,7 @@
 mod chain;
 pub mod exfat;
 pub mod fat;
+pub mod iso9660;
 pub mod ntfs;
 mod pages;
 mod runs;

@@ -253,7 +253,7 @@ impl FileTree for Exfat {
     }
 
     fn read_link(&self, _: Node) -> Result<Vec<u8>> {
-        Err(Error::damaged("not a link"))
+        Err(Error::unsupported("symbolic link"))
     }
 
     fn open(self: Arc<Self>, node: Node) -> Result<SharedDevice> {

@@ -249,7 +249,7 @@ impl FileTree for Fat {
     }
 
     fn read_link(&self, _: Node) -> Result<Vec<u8>> {
-        Err(Error::NotFound)
+        Err(Error::unsupported("symbolic link"))
     }
 
     fn open(self: Arc<Self>, node: Node) -> Result<SharedDevice> {

@@ -344,7 +344,7 @@ impl FileTree for Ntfs {
         }
         let device = Arc::clone(self.streams.pages.device());
         if stream.unit_bytes > 0 {
-            return Ok(Arc::new(CompressedFile::new(device, stream)));
+            return Ok(Arc::new(CompressedFile::new(device, stream)?));
         }
         let runs = stream.initialized()?;
         Ok(Arc::new(RunFile { device, runs }))

@@ -26,15 +26,18 @@ pub(super) struct CompressedFile {
 }
 
 impl CompressedFile {
-    pub(super) fn new(device: SharedDevice, stream: Stream) -> Self {
-        Self {
+    pub(super) fn new(device: SharedDevice, stream: Stream) -> Result<Self> {
+        let mut runs = stream.runs;
+        // Lost runs must not pass for a hole.
+        runs.push(Source::Nowhere, stream.size_bytes.saturating_sub(runs.size_bytes()))?;
+        Ok(Self {
             device,
-            runs: stream.runs,
+            runs,
             size_bytes: stream.size_bytes,
             initialized_bytes: stream.initialized_bytes.min(stream.size_bytes),
             unit_bytes: stream.unit_bytes,
             last: Mutex::default(),
-        }
+        })
     }
 
     /// Returns the number of a unit's bytes on the device before its first hole: all of a unit that is not compressed,

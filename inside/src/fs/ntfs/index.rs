@@ -255,6 +255,9 @@ pub(super) fn list(streams: &Streams, record: &Record, each: &mut dyn FnMut(Entr
         }
         at_bytes += index.block_bytes;
     }
+    if blocks.runs.size_bytes() < blocks.size_bytes {
+        result = Err(index.bad(at_bytes));
+    }
     result
 }
 

@@ -110,17 +110,21 @@ impl Streams {
             .find(|it| it.kind() == DATA && it.name() == Some(&[]));
         let data = data.filter(|data| !data.is_resident() && data.first_cluster() == 0);
         let data = data.ok_or_else(|| Error::damaged("file record 0: no data"))?;
-        let mut runs = Runs::default();
-        data.runs(self.boot.cluster_bytes, self.boot.clusters, &mut runs)?;
         let size_bytes = data.size_bytes();
-        self.mft = runs.clone();
+        self.mft = Runs::default();
+        data.runs(self.boot.cluster_bytes, self.boot.clusters, &mut self.mft)?;
         for part in self.parts(record, DATA, &[])? {
             if part.first_cluster == 0 {
                 continue;
             }
             // A part that is lost takes its files with it, no others.
-            let appended = self.append(record, &part, DATA, &[], &mut runs, &mut |_| {});
-            self.mft = runs.clone();
+            let Ok(extension) = self.extension(record, &part) else {
+                break;
+            };
+            let mut runs = std::mem::take(&mut self.mft);
+            let from = extension.as_ref().unwrap_or(record);
+            let appended = self.append(from, &part, DATA, &[], &mut runs, &mut |_| {});
+            self.mft = runs;
             if appended.is_err() {
                 break;
             }
@@ -215,27 +219,32 @@ impl Streams {
         Ok(parts)
     }
 
-    /// Appends the runs of a part to those before it.
+    /// Returns the record of a part, unless that is the file's first one.
+    fn extension(&self, base: &Record, part: &Part) -> Result<Option<Record>> {
+        if number(part.reference) == base.number {
+            return Ok(None);
+        }
+        let extension = self.record(number(part.reference))?;
+        if extension.base() != base.reference() || extension.reference() != part.reference {
+            return Err(Error::damaged(format!(
+                "file record {}: list of attributes",
+                base.number
+            )));
+        }
+        Ok(Some(extension))
+    }
+
+    /// Appends the runs of a part, which is in `record`, to those before it.
     fn append(
         &self,
-        base: &Record,
+        record: &Record,
         part: &Part,
         kind: u32,
         name: &[u8],
         runs: &mut Runs,
         each: &mut dyn FnMut(&Attribute),
     ) -> Result<()> {
-        let bad = || Error::damaged(format!("file record {}: list of attributes", base.number));
-        let extension;
-        let record = if number(part.reference) == base.number {
-            base
-        } else {
-            extension = self.record(number(part.reference))?;
-            if extension.base() != base.reference() || extension.reference() != part.reference {
-                return Err(bad());
-            }
-            &extension
-        };
+        let bad = || Error::damaged(format!("file record {}: part of a stream", record.number));
         let mut attributes = record.attributes();
         let found = attributes
             .find(|it| it.kind() == kind && it.name() == Some(name) && it.first_cluster() == part.first_cluster);
@@ -270,7 +279,10 @@ impl Streams {
                     self.start(attribute, &mut stream);
                 }
             };
-            let appended = self.append(record, part, kind, name, &mut runs, &mut start);
+            let appended = self.extension(record, part).and_then(|extension| {
+                let from = extension.as_ref().unwrap_or(record);
+                self.append(from, part, kind, name, &mut runs, &mut start)
+            });
             match appended {
                 Ok(()) => {}
                 // A damaged later part must not hide those before it.
@@ -305,7 +317,9 @@ impl Streams {
                     .map_or(attribute.size_bytes(), |value| value.len() as u64),
             );
         };
-        let appended = self.append(record, part, kind, &[], &mut Runs::default(), &mut start);
+        let extension = self.extension(record, part)?;
+        let from = extension.as_ref().unwrap_or(record);
+        let appended = self.append(from, part, kind, &[], &mut Runs::default(), &mut start);
         match size_bytes {
             Some(size_bytes) => check_size(record, size_bytes),
             None => appended.and(Err(Error::NotFound)),

@@ -260,6 +260,24 @@ fn a_damaged_index_block_hides_its_own_names_only() {
 }
 
 #[test]
+fn a_dirty_volume_is_remarked() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = formatted(dir.path(), 4 * MIB, "4096");
+    let mut bytes = fs::read(image).unwrap();
+    let boot = Boot::parse(bytes[..512].try_into().unwrap(), bytes.len() as u64).unwrap();
+    let record = boot.mft_at as usize + VOLUME as usize * boot.record_bytes;
+    // The attribute's type and length, then its value.
+    let head = [0x70, 0, 0, 0, 0x28, 0, 0, 0];
+    let at = bytes[record..record + 1024]
+        .windows(8)
+        .position(|bytes| bytes == head)
+        .unwrap();
+    bytes[record + at + 24 + 10] |= 1;
+    let ntfs = open(Arc::new(bytes)).unwrap();
+    assert!(ntfs.remarks()[0].contains("dirty"), "{:?}", ntfs.remarks());
+}
+
+#[test]
 fn links_of_windows_have_slashes() {
     let point = |tag: u32, skipped: usize, target: &str| {
         let units: Vec<u8> = target.encode_utf16().flat_map(u16::to_le_bytes).collect();
