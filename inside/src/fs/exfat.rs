@@ -114,7 +114,10 @@ impl Exfat {
 
     /// Reads the entry set of a node.
     fn set(&self, node: Node) -> Result<Set> {
-        if node.space > IN_ONE_PIECE || node.number % ENTRY_BYTES != 0 || self.boot.cluster_of(node.number).is_none() {
+        if node.space > IN_ONE_PIECE
+            || !node.number.is_multiple_of(ENTRY_BYTES)
+            || self.boot.cluster_of(node.number).is_none()
+        {
             return Err(Error::NotFound);
         }
         let mut at = node.number;

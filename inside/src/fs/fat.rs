@@ -100,7 +100,7 @@ impl Fat {
     }
 
     fn raw(&self, node: Node) -> Result<Raw> {
-        if node.space != 0 || node.number % ENTRY_BYTES != 0 {
+        if node.space != 0 || !node.number.is_multiple_of(ENTRY_BYTES) {
             return Err(Error::NotFound);
         }
         let raw = Raw(self.pages.array(node.number)?);

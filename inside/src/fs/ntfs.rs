@@ -96,7 +96,7 @@ impl Boot {
         if !record_bytes.is_power_of_two() || !(512..=64 << 10).contains(&record_bytes) {
             return Err(bad("size of a file record"));
         }
-        let at = |field| le64(sector, field).checked_mul(cluster_bytes).unwrap_or(u64::MAX);
+        let at = |field| le64(sector, field).saturating_mul(cluster_bytes);
         Ok(Self {
             cluster_bytes,
             // A volume that was cut short is readable as far as it goes.
