@@ -13,7 +13,7 @@ const MAX_LEVELS: u8 = 3;
 
 /// Returns the blocks of the directory in which a name would be: one, or those of names with the same hash. Empty if
 /// there is no index that could be used; the caller then reads the whole directory.
-pub(super) fn blocks_of(volume: &Volume, blocks: &Blocks, name: &[u8]) -> Vec<u64> {
+pub(in crate::fs::ext) fn blocks_of(volume: &Volume, blocks: &Blocks, name: &[u8]) -> Vec<u64> {
     find(volume, blocks, name).unwrap_or_default()
 }
 
