@@ -46,11 +46,14 @@ const FIRST_USER_RECORD: u64 = 16;
 // Types of attributes (`AT_*`).
 const STANDARD_INFORMATION: u32 = 0x10;
 const ATTRIBUTE_LIST: u32 = 0x20;
+const FILE_NAME: u32 = 0x30;
 const VOLUME_NAME: u32 = 0x60;
 const VOLUME_INFORMATION: u32 = 0x70;
 const DATA: u32 = 0x80;
 const REPARSE_POINT: u32 = 0xc0;
 
+/// Namespace of a name that is the DOS double of another one (`FILE_NAME_DOS`).
+const DOS: u8 = 2;
 /// `FILE_ATTR_SYSTEM`.
 const FILE_SYSTEM: u32 = 0x4;
 /// `VOLUME_IS_DIRTY`.

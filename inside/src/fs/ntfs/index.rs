@@ -13,18 +13,13 @@ use crate::fs::{Entry, FileKind, Node, is_name, utf16};
 
 use super::record::{Record, fix_up, number};
 use super::stream::{Stream, Streams};
-use super::{DATA, FIRST_USER_RECORD, node_of};
+use super::{DATA, DOS, FIRST_USER_RECORD, node_of};
 
-/// `AT_FILE_NAME`.
-pub(super) const FILE_NAME: u32 = 0x30;
 const INDEX_ROOT: u32 = 0x90;
 const INDEX_ALLOCATION: u32 = 0xa0;
 const BITMAP: u32 = 0xb0;
 /// Name of the index, `$I30`.
 const I30: &[u8] = b"$\0I\x003\x000\0";
-
-/// Namespace of a name that is the DOS double of another one (`FILE_NAME_DOS`).
-pub(super) const DOS: u8 = 2;
 
 /// Number of `$UpCase`, and its length: a unit for each of 2^16.
 const UPCASE: u64 = 10;
@@ -53,7 +48,7 @@ pub(super) fn read_upcase(streams: &Streams) -> Vec<u16> {
 struct Found<'a> {
     reference: u64,
     flags: u16,
-    /// A value of the type [`FILE_NAME`].
+    /// A value of the type [`super::FILE_NAME`].
     key: &'a [u8],
     /// Number of the block with the names before this one.
     child: Option<u64>,

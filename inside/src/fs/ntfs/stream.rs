@@ -8,7 +8,7 @@ use crate::fs::pages::Pages;
 use crate::fs::runs::{Runs, Source};
 
 use super::record::{Record, number};
-use super::{ATTRIBUTE_LIST, Attribute, Boot, DATA, MFT};
+use super::{ATTRIBUTE_LIST, Attribute, Boot, DATA, DOS, FILE_NAME, MFT};
 
 /// Longest list of attributes: Windows makes none that is longer.
 const MAX_LIST_BYTES: u64 = 256 << 10;
@@ -328,8 +328,8 @@ impl Streams {
 
     /// Returns the number of a file's names, without DOS doubles as far as its own record shows them.
     pub(super) fn links(&self, record: &Record) -> u32 {
-        let names = record.attributes().filter(|it| it.kind() == super::index::FILE_NAME);
-        let doubles = names.filter(|it| it.value().and_then(|value| value.get(65)) == Some(&super::index::DOS));
+        let names = record.attributes().filter(|it| it.kind() == FILE_NAME);
+        let doubles = names.filter(|it| it.value().and_then(|value| value.get(65)) == Some(&DOS));
         let doubles = u32::try_from(doubles.count()).unwrap_or(u32::MAX);
         u32::from(record.names()).saturating_sub(doubles).max(1)
     }
