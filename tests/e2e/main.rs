@@ -26,6 +26,7 @@ mod full_disk;
 mod golden;
 mod help;
 mod host_backup;
+mod inside;
 mod keys;
 mod killed_mounts;
 mod kills;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// Where the tools are, whatever PATH the caller has: on Debian a user's PATH has no sbin.
 const TOOL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-const TOOLS: [&str; 17] = [
+const TOOLS: [&str; 22] = [
     "sfdisk",
     "sgdisk",
     "mkfs.ext4",
@@ -28,6 +28,11 @@ const TOOLS: [&str; 17] = [
     "dd",
     "cmp",
     "perl",
+    "cryptsetup",
+    "mkfs.vfat",
+    "mcopy",
+    "genisoimage",
+    "lvm",
 ];
 
 /// Fails, naming what is missing, unless the tests can do their work here. Never skips.
