@@ -7,17 +7,28 @@
 //! | [`btrfs`] | the devices of a btrfs, and superblocks with another identity for the kernel |
 //! | [`fs`] | the files of a volume, without the kernel |
 //! | [`volumes`] | all volumes of a guest, whatever lies between them and the disks |
+//! | [`guest`] | the files of a guest as it saw them, by its own `/etc/fstab` |
+//! | [`mod@path`], [`walk`] | a path in a tree of files; all that is below a directory |
+//! | [`copy`], [`compare`], [`search`] | copies files to this host; compares two trees; finds files by a pattern |
 //!
 //! Depends on no other crate of vbk, on no kernel and on no right. Disks are hostile: see [`fs`].
 
 #![forbid(unsafe_code)]
 
 pub mod btrfs;
+pub mod compare;
+pub mod copy;
 pub mod device;
 mod error;
 pub mod fs;
+pub mod guest;
 pub mod partition;
+pub mod path;
 pub mod probe;
+pub mod search;
+#[cfg(test)]
+mod testing;
 pub mod volumes;
+pub mod walk;
 
 pub use error::{Error, Result};
