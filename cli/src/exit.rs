@@ -30,6 +30,17 @@ pub enum Error {
     /// An error of a mount.
     #[error(transparent)]
     Mount(#[from] vbk_fuse::Error),
+    /// A file inside a backup can't be read.
+    #[error("{what}: {source}")]
+    Inside {
+        /// The backup and the path.
+        what: String,
+        /// Error of the reader.
+        source: vbk_inside::Error,
+    },
+    /// The files of a guest have no root.
+    #[error("{0}")]
+    NoRoot(String),
     /// The arguments or the configuration can't be used.
     #[error("{0}")]
     Usage(String),
@@ -94,7 +105,41 @@ impl From<vbk_fuse::MountError> for Error {
 /// Shorthand for results of commands.
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// Returns what the caller should do about an error of a file inside a backup.
+pub fn inside_kind(error: &vbk_inside::Error) -> ErrorKind {
+    use vbk_inside::Error as Inside;
+    match error {
+        Inside::Io(error) => {
+            let below = error.get_ref().and_then(|error| error.downcast_ref::<vbk_repo::Error>());
+            below.map_or_else(|| ErrorKind::of_io(error), vbk_repo::Error::kind)
+        }
+        Inside::Damaged(_) => ErrorKind::Corrupt,
+        Inside::Unsupported(_) => ErrorKind::Unsupported,
+        Inside::NotFound => ErrorKind::NotFound,
+        Inside::NotADirectory | Inside::NotAFile => ErrorKind::Invalid,
+    }
+}
+
 impl Outcome {
+    /// Returns the outcome of two parts of a command. Damage is said before all else.
+    pub fn worse(self, other: Self) -> Self {
+        let rank = |outcome| match outcome {
+            Self::Done => 0,
+            Self::Warnings => 1,
+            Self::Failed => 2,
+            Self::Damage => 3,
+        };
+        if rank(other) > rank(self) { other } else { self }
+    }
+
+    /// Returns the outcome of a command that could not read a file, and went on.
+    pub fn of_unread(error: &vbk_inside::Error) -> Self {
+        match inside_kind(error) {
+            ErrorKind::Corrupt => Self::Damage,
+            _ => Self::Failed,
+        }
+    }
+
     /// Returns the exit code.
     pub fn code(self) -> ExitCode {
         ExitCode::from(match self {
@@ -113,8 +158,9 @@ impl Error {
             Self::Repository(error) | Self::Unopened(error) => error.kind(),
             Self::Engine(error) => error.kind(),
             Self::Mount(error) => error.kind(),
+            Self::Inside { source, .. } => inside_kind(source),
             Self::Usage(_) => ErrorKind::Invalid,
-            Self::NotThere(_) => ErrorKind::NotFound,
+            Self::NoRoot(_) | Self::NotThere(_) => ErrorKind::NotFound,
             Self::Distrusted(_) => ErrorKind::Denied,
             Self::KeyFile { source, .. } | Self::Io { source, .. } => ErrorKind::of_io(source),
             Self::TimeOver(_) | Self::NoGuests(_) | Self::Limit(_) => ErrorKind::Unavailable,
@@ -208,6 +254,17 @@ impl Error {
                 ) =>
             {
                 None
+            }
+            ErrorKind::Corrupt
+                if matches!(
+                    self,
+                    Self::Inside {
+                        source: vbk_inside::Error::Damaged(_),
+                        ..
+                    }
+                ) =>
+            {
+                Some("the guest's own file system is damaged there; another backup may have it whole")
             }
             ErrorKind::Corrupt => Some("`vbk verify` lists the damage; backups that it does not name are good"),
             ErrorKind::Internal => Some("this is a bug in vbk; please report it with the output of -vv"),

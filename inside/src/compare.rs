@@ -4,6 +4,9 @@ use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use blake2::digest::consts::U32;
+use blake2::{Blake2b, Digest};
+
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::fs::{Entry, FileKind, FileTree, Node, Stat};
@@ -256,4 +259,31 @@ pub fn same_content(one: &dyn Device, other: &dyn Device) -> io::Result<bool> {
         at_bytes += length;
     }
     Ok(true)
+}
+
+/// Returns a hash of a file's content, which is the same whether zeros are stored or holes. Only a comparison within one
+/// run may use it: its form may change.
+pub fn content_hash(content: &dyn Device) -> io::Result<[u8; 32]> {
+    let size_bytes = content.size_bytes();
+    let mut hash = Blake2b::<U32>::new();
+    hash.update(size_bytes.to_le_bytes());
+    let mut buffer = Vec::new();
+    let mut at_bytes = 0;
+    while at_bytes < size_bytes {
+        let Some(start_bytes) = content.next_data(at_bytes)? else {
+            break;
+        };
+        // Chunks begin at multiples of their length, so that holes do not move them.
+        let chunk = start_bytes.max(at_bytes) / CHUNK_BYTES * CHUNK_BYTES;
+        let length = size_bytes.saturating_sub(chunk).min(CHUNK_BYTES);
+        // At most a chunk, which fits.
+        buffer.resize(length as usize, 0);
+        content.read_at(chunk, &mut buffer)?;
+        if buffer.iter().any(|byte| *byte != 0) {
+            hash.update(chunk.to_le_bytes());
+            hash.update(&buffer);
+        }
+        at_bytes = chunk.saturating_add(CHUNK_BYTES);
+    }
+    Ok(hash.finalize().into())
 }

@@ -4,7 +4,9 @@
 use std::io::{ErrorKind, Write};
 
 use parking_lot::Mutex;
+use serde::Serialize;
 
+use crate::exit::{Error, Result};
 use crate::terminal::printable;
 
 /// The first failure, reported at the end of the run.
@@ -29,6 +31,36 @@ pub fn write_bytes(bytes: &[u8]) {
 /// Writes a line.
 pub fn line(text: impl std::fmt::Display) {
     write(format_args!("{text}\n"));
+}
+
+/// Returns a value as JSON in one line.
+pub fn json_text(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|error| Error::Bug(error.to_string()))
+}
+
+/// A JSON list that is written as its items come, so that it may be longer than the memory.
+pub struct JsonList {
+    is_empty: bool,
+}
+
+impl JsonList {
+    /// Writes the start: the bracket, after all that precedes it.
+    pub fn start(before: &str) -> Self {
+        write_bytes(format!("{}[", printable::json(before)).as_bytes());
+        Self { is_empty: true }
+    }
+
+    /// Writes an item.
+    pub fn item(&mut self, text: &str) {
+        let separator = if self.is_empty { "\n" } else { ",\n" };
+        self.is_empty = false;
+        write_bytes(format!("{separator}{}", printable::json(text)).as_bytes());
+    }
+
+    /// Writes the end, with all that follows the bracket.
+    pub fn end(self, after: &str) {
+        write_bytes(format!("\n]{}\n", printable::json(after)).as_bytes());
+    }
 }
 
 fn note(result: std::io::Result<()>) {

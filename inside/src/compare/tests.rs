@@ -101,4 +101,7 @@ fn holes_are_equal_to_zeros() {
     let other = device(vec![(5, vec![0; 10_000]), (1 << 39, b"Data".to_vec())]);
     assert!(same_content(&*sparse, &*zeros).expect("reads"));
     assert!(!same_content(&*sparse, &*other).expect("reads"));
+    let hash = |device: &dyn Device| content_hash(device).expect("reads");
+    assert_eq!(hash(&*sparse), hash(&*zeros));
+    assert_ne!(hash(&*sparse), hash(&*other));
 }
