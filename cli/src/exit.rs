@@ -110,13 +110,28 @@ pub fn inside_kind(error: &vbk_inside::Error) -> ErrorKind {
     use vbk_inside::Error as Inside;
     match error {
         Inside::Io(error) => {
-            let below = error.get_ref().and_then(|error| error.downcast_ref::<vbk_repo::Error>());
-            below.map_or_else(|| ErrorKind::of_io(error), vbk_repo::Error::kind)
+            let below = error.get_ref();
+            let of_repository = below.and_then(|error| error.downcast_ref::<vbk_repo::Error>());
+            let of_reader = below.and_then(|error| error.downcast_ref::<Inside>());
+            match (of_repository, of_reader) {
+                (Some(error), _) => error.kind(),
+                // The content of a file is a device, whose reads fail with errors of the system.
+                (None, Some(error)) => inside_kind(error),
+                (None, None) => ErrorKind::of_io(error),
+            }
         }
         Inside::Damaged(_) => ErrorKind::Corrupt,
         Inside::Unsupported(_) => ErrorKind::Unsupported,
         Inside::NotFound => ErrorKind::NotFound,
         Inside::NotADirectory | Inside::NotAFile => ErrorKind::Invalid,
+    }
+}
+
+/// Returns whether the backup can't be read, rather than the guest's file system in it.
+fn is_of_repository(error: &vbk_inside::Error) -> bool {
+    match error {
+        vbk_inside::Error::Io(error) => error.get_ref().is_some_and(|error| error.is::<vbk_repo::Error>()),
+        _ => false,
     }
 }
 
@@ -255,15 +270,7 @@ impl Error {
             {
                 None
             }
-            ErrorKind::Corrupt
-                if matches!(
-                    self,
-                    Self::Inside {
-                        source: vbk_inside::Error::Damaged(_),
-                        ..
-                    }
-                ) =>
-            {
+            ErrorKind::Corrupt if matches!(self, Self::Inside { source, .. } if !is_of_repository(source)) => {
                 Some("the guest's own file system is damaged there; another backup may have it whole")
             }
             ErrorKind::Corrupt => Some("`vbk verify` lists the damage; backups that it does not name are good"),

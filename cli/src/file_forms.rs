@@ -200,7 +200,12 @@ mod tests {
             changed: at,
             accessed: at,
         };
-        for (mode, text) in [(0o755, "drwxr-xr-x"), (0o1777, "drwxrwxrwt"), (0o6644, "drwSr-Sr--"), (0o4711, "drws--x--x")] {
+        for (mode, text) in [
+            (0o755, "drwxr-xr-x"),
+            (0o1777, "drwxrwxrwt"),
+            (0o6644, "drwSr-Sr--"),
+            (0o4711, "drws--x--x"),
+        ] {
             stat.mode = mode;
             assert_eq!(mode_text(&stat), text);
         }

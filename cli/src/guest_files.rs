@@ -100,7 +100,10 @@ impl BackupFiles {
     /// Finds an object. A path with a slash at its start is the guest's, another one begins with the name of a volume.
     pub fn locate(&self, path: &[u8], last: Last) -> Result<Located> {
         if path.starts_with(b"/") {
-            let guest = self.guest.as_ref().map_err(|why| Error::NoRoot(format!("{}: {why}", self.spec)))?;
+            let guest = self
+                .guest
+                .as_ref()
+                .map_err(|why| Error::NoRoot(format!("{}: {why}", self.spec)))?;
             return self.located(&guest.tree, path, last, None);
         }
         let (name, rest) = match path.iter().position(|byte| *byte == b'/') {
@@ -110,7 +113,12 @@ impl BackupFiles {
         if let Some(named) = self.trees.trees.iter().find(|named| named.name.as_bytes() == name) {
             return self.located(&named.tree, rest, last, Some(named.name.clone()));
         }
-        if let Some((name, why)) = self.trees.left_out.iter().find(|(left_out, _)| left_out.as_bytes() == name) {
+        if let Some((name, why)) = self
+            .trees
+            .left_out
+            .iter()
+            .find(|(left_out, _)| left_out.as_bytes() == name)
+        {
             return Err(Error::NoRoot(format!("{}:{name} can't be read: {why}", self.spec)));
         }
         let known: Vec<_> = self.trees.trees.iter().map(|named| &named.name[..]).collect();
@@ -118,7 +126,11 @@ impl BackupFiles {
             "{} has no volume {} that can be read; its volumes: {}. A path of the guest begins with a slash",
             self.spec,
             shown(name),
-            if known.is_empty() { "none".to_owned() } else { known.join(", ") }
+            if known.is_empty() {
+                "none".to_owned()
+            } else {
+                known.join(", ")
+            }
         )))
     }
 
@@ -148,7 +160,8 @@ impl BackupFiles {
         let guest = self.guest.as_ref().ok()?;
         guest.remarks.iter().find(|remark| {
             let point = remark.split(':').next().unwrap_or_default();
-            path.strip_prefix(point.as_bytes()).is_some_and(|rest| rest.first().is_none_or(|byte| *byte == b'/'))
+            path.strip_prefix(point.as_bytes())
+                .is_some_and(|rest| rest.first().is_none_or(|byte| *byte == b'/'))
         })
     }
 
@@ -164,7 +177,9 @@ impl BackupFiles {
                     volume: None,
                     tree: Arc::clone(&guest.tree),
                 };
-                std::iter::once(own).chain(guest.unmounted.iter().map(|volume| of_volume(*volume))).collect()
+                std::iter::once(own)
+                    .chain(guest.unmounted.iter().map(|volume| of_volume(*volume)))
+                    .collect()
             }
             Err(_) => (0..self.trees.trees.len()).map(of_volume).collect(),
         }

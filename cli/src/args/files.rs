@@ -1,6 +1,7 @@
 //! The arguments of `vbk ls`, `vbk cat`, `vbk cp` and `vbk find`.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::Args;
 
@@ -87,6 +88,11 @@ pub struct CpArgs {
     /// Replace existing files; never a directory
     #[arg(long, short)]
     pub force: bool,
+
+    /// The repository: a directory made by `vbk init`
+    // The same option as that of all commands, without its short form -r. clap takes this for that one: they share the id.
+    #[arg(id = "repo", long = "repo", env = "VBK_REPO", value_name = "DIR")]
+    pub _repo: Option<PathBuf>,
 }
 
 const FIND_HELP: &str = "\

@@ -23,7 +23,11 @@ impl InsidePath {
 
     /// Splits at the first colon that is not part of a time such as `2026-11-20T05:54:00`.
     pub fn parse(text: &[u8]) -> Result<Self, String> {
-        let colons = text.iter().enumerate().filter(|(_, byte)| **byte == b':').map(|(at, _)| at);
+        let colons = text
+            .iter()
+            .enumerate()
+            .filter(|(_, byte)| **byte == b':')
+            .map(|(at, _)| at);
         let colon = colons.into_iter().find(|at| !is_in_time(&text[..*at], &text[at + 1..]));
         let (backup, path) = match colon {
             Some(at) => (&text[..at], Some(text[at + 1..].to_vec())),
@@ -82,7 +86,11 @@ mod tests {
             ("web1@2026-11-20T05:54:00:", "web1@2026-11-20T05:54:00", Some("")),
             ("web1@2026-11-20T05:54/vda:/x", "web1@2026-11-20T05:54/vda", Some("/x")),
             ("web1@2026-11-20T05:/x", "web1@2026-11-20T05", Some("/x")),
-            ("web1@2026-11-20T05:54:00:10:/x", "web1@2026-11-20T05:54:00", Some("10:/x")),
+            (
+                "web1@2026-11-20T05:54:00:10:/x",
+                "web1@2026-11-20T05:54:00",
+                Some("10:/x"),
+            ),
             ("abcd1234:/T05:30", "abcd1234", Some("/T05:30")),
         ] {
             let parsed = InsidePath::parse(text.as_bytes()).unwrap_or_else(|error| panic!("{text}: {error}"));

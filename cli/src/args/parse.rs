@@ -262,7 +262,14 @@ mod tests {
         ] {
             assert_eq!(parse_moment(text), Ok(Moment::At(written.into())));
         }
-        for bad in ["", "2026-1", "20261120", "yesterday", "2026-11-20T05:54:00+01:00", "-1d"] {
+        for bad in [
+            "",
+            "2026-1",
+            "20261120",
+            "yesterday",
+            "2026-11-20T05:54:00+01:00",
+            "-1d",
+        ] {
             assert!(parse_moment(bad).is_err(), "{bad}");
         }
     }

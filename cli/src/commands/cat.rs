@@ -87,7 +87,9 @@ fn printable_text(bytes: &mut Vec<u8>, is_end: bool) -> String {
         text.push_str(&printable::lines(chunk.valid()));
         // An incomplete character is the only error that more bytes can correct.
         let invalid = chunk.invalid();
-        let is_cut = !is_end && chunks.peek().is_none() && std::str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none());
+        let is_cut = !is_end
+            && chunks.peek().is_none()
+            && std::str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none());
         match is_cut {
             true => left = invalid.len(),
             false => invalid.iter().for_each(|byte| text.push_str(&format!("\\x{byte:02x}"))),

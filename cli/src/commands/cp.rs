@@ -89,7 +89,10 @@ pub fn run(context: &Context<'_>, args: &CpArgs) -> Result<Outcome> {
         if !opened.iter().any(|(known, _)| known.backup == source.backup) {
             let entry = catalogue.find(&source.backup)?;
             warn_of_clock(&catalogue, &source.backup, entry);
-            opened.push((source, BackupFiles::open(&view, &resources, entry, Some(&source.backup))?));
+            opened.push((
+                source,
+                BackupFiles::open(&view, &resources, entry, Some(&source.backup))?,
+            ));
         }
         let Some((_, files)) = opened.iter().find(|(known, _)| known.backup == source.backup) else {
             continue;
@@ -105,7 +108,10 @@ pub fn run(context: &Context<'_>, args: &CpArgs) -> Result<Outcome> {
         let number = match copiers.iter().position(|(tree, _)| Arc::ptr_eq(tree, &found.tree)) {
             Some(number) => number,
             None => {
-                copiers.push((Arc::clone(&found.tree), copier(&found, &target, args, &cancel, &observer)?));
+                copiers.push((
+                    Arc::clone(&found.tree),
+                    copier(&found, &target, args, &cancel, &observer)?,
+                ));
                 copiers.len() - 1
             }
         };
@@ -144,7 +150,11 @@ pub fn run(context: &Context<'_>, args: &CpArgs) -> Result<Outcome> {
             failed => format!("; {failed} could not be copied"),
         }
     ));
-    let warned = if sum.warnings > 0 { Outcome::Warnings } else { Outcome::Done };
+    let warned = if sum.warnings > 0 {
+        Outcome::Warnings
+    } else {
+        Outcome::Done
+    };
     let outcome = warned.worse(failures.outcome.get().unwrap_or(Outcome::Done));
     context.json_result(&Report {
         target: shown_target,
@@ -176,7 +186,13 @@ fn copier<'a>(
     let directory = open_target(&target.directory);
     let directory = directory.map_err(Error::io(format!("open {}", target.directory.display())))?;
     let options = CopyOptions { force: args.force };
-    Ok(Copier::new(Arc::clone(&found.tree), directory, options, cancel, observer))
+    Ok(Copier::new(
+        Arc::clone(&found.tree),
+        directory,
+        options,
+        cancel,
+        observer,
+    ))
 }
 
 fn copy(copier: &mut Copier<'_>, found: &Located, path: &[u8], target: &Target) -> std::result::Result<(), Stopped> {
@@ -249,7 +265,9 @@ impl Failures {
                 self.note(path, &fault.to_string());
                 self.add(match fault {
                     Fault::Source(error) => Outcome::of_unread(error),
-                    Fault::Target(_) | Fault::Exists | Fault::ExistsAsDirectory | Fault::ExistsAsOther => Outcome::Failed,
+                    Fault::Target(_) | Fault::Exists | Fault::ExistsAsDirectory | Fault::ExistsAsOther => {
+                        Outcome::Failed
+                    }
                 });
             }
         }

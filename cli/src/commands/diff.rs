@@ -94,7 +94,9 @@ pub fn run(context: &Context<'_>, args: &DiffArgs) -> Result<Outcome> {
         return files::run(context, args, &view, before, after);
     }
     if args.before.path.is_some() || args.after.path.is_some() {
-        return Err(Error::Usage("a path in a backup can be compared only with --files".into()));
+        return Err(Error::Usage(
+            "a path in a backup can be compared only with --files".into(),
+        ));
     }
     let pairs = pairs(before, after, args)?;
     let mut listed = Table::new(&[

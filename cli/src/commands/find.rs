@@ -66,7 +66,9 @@ pub fn run(context: &Context<'_>, args: &FindArgs) -> Result<Outcome> {
     for guest in guests {
         let entries = entries(&catalogue, &guest, args)?;
         if entries.is_empty() {
-            context.say(format_args!("no backup of {guest} in that time; `vbk list {guest}` lists all"));
+            context.say(format_args!(
+                "no backup of {guest} in that time; `vbk list {guest}` lists all"
+            ));
         }
         let mut search = Search {
             view: &view,
@@ -88,19 +90,27 @@ pub fn run(context: &Context<'_>, args: &FindArgs) -> Result<Outcome> {
         json.end("");
     }
     // As grep(1): nothing was found.
-    Ok(if count == 0 { outcome.worse(Outcome::Failed) } else { outcome })
+    Ok(if count == 0 {
+        outcome.worse(Outcome::Failed)
+    } else {
+        outcome
+    })
 }
 
 /// Returns the guest and the pattern that were named.
 fn words(args: &FindArgs) -> Result<(Option<GuestName>, &[u8])> {
     match (&args.words[..], args.all_guests) {
         ([guest, pattern], false) => {
-            let guest = guest.to_str().ok_or_else(|| Error::Usage("the name of the guest is not UTF-8".into()))?;
+            let guest = guest
+                .to_str()
+                .ok_or_else(|| Error::Usage("the name of the guest is not UTF-8".into()))?;
             Ok((Some(guest.parse()?), pattern.as_bytes()))
         }
         ([pattern], true) => Ok((None, pattern.as_bytes())),
         (_, true) => Err(Error::Usage("with --all-guests only a pattern is named".into())),
-        (_, false) => Err(Error::Usage("name a guest and a pattern, or --all-guests and a pattern".into())),
+        (_, false) => Err(Error::Usage(
+            "name a guest and a pattern, or --all-guests and a pattern".into(),
+        )),
     }
 }
 
@@ -127,7 +137,10 @@ fn entries<'a>(catalogue: &'a Catalogue, guest: &GuestName, args: &FindArgs) -> 
         });
         let is_until = until.as_ref().is_none_or(|until| match until {
             Bound::Time(at) => time.timestamp() <= *at,
-            Bound::Text(text) => time.to_string().get(..text.len()).is_some_and(|start| start <= &text[..]),
+            Bound::Text(text) => time
+                .to_string()
+                .get(..text.len())
+                .is_some_and(|start| start <= &text[..]),
         });
         is_since && is_until
     };
@@ -258,7 +271,11 @@ fn print(
         context.print(format_args!("{}\n", shown(path)));
         for version in versions {
             let stat = &version.seen.stat;
-            let target = version.seen.target.as_ref().map(|target| format!(" -> {}", shown(target)));
+            let target = version
+                .seen
+                .target
+                .as_ref()
+                .map(|target| format!(" -> {}", shown(target)));
             context.print(format_args!(
                 "  {}  {}  {}{}  {}: {}\n",
                 mode_text(stat),

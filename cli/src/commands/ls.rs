@@ -48,7 +48,11 @@ pub fn run(context: &Context<'_>, args: &LsArgs) -> Result<Outcome> {
             continue;
         }
         // As ls(1): a link that is named is followed, unless it is itself to be described.
-        let last = if args.long || args.directory { Last::Keep } else { Last::Follow };
+        let last = if args.long || args.directory {
+            Last::Keep
+        } else {
+            Last::Follow
+        };
         let found = files.locate(path, last)?;
         let mut listing = Listing::new(args, names(args, &files), json.take());
         listing.list(&files.spec, &found)?;
@@ -124,7 +128,10 @@ fn volumes(context: &Context<'_>, files: &BackupFiles, json: Option<&mut JsonLis
         tracing::warn!("{}: {warning}", files.spec);
     }
     match &files.guest {
-        Ok(guest) => guest.remarks.iter().for_each(|remark| context.say(format_args!("fstab: {remark}"))),
+        Ok(guest) => guest
+            .remarks
+            .iter()
+            .for_each(|remark| context.say(format_args!("fstab: {remark}"))),
         Err(why) => context.say(format_args!("no path of the guest: {why}")),
     }
     Ok(())

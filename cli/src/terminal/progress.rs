@@ -68,7 +68,9 @@ impl Progress {
         let progress = Self::new(quiet, 0, Words::Plain);
         progress.bar.unset_length();
         let style = ProgressStyle::with_template("{spinner} {binary_bytes}  {decimal_bytes_per_sec}  {wide_msg}");
-        progress.bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        progress
+            .bar
+            .set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
         progress
     }
 

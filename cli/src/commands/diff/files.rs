@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
-use vbk_inside::compare::{Change, Compared, CompareOptions, Side, compare};
+use vbk_inside::compare::{Change, CompareOptions, Compared, Side, compare};
 use vbk_inside::fs::{FileKind, Stat};
 use vbk_inside::path::Last;
 use vbk_repo::backup::Entry;
@@ -88,7 +88,11 @@ pub fn run(context: &Context<'_>, args: &DiffArgs, view: &View, before: &Entry, 
     } = printer.counts;
     context.say(format_args!(
         "{added} added, {removed} removed, {changed} changed, {attributes} with other attributes{}",
-        if sides.is_none() { ": the disks are the same" } else { "" }
+        if sides.is_none() {
+            ": the disks are the same"
+        } else {
+            ""
+        }
     ));
     if let Some(json) = printer.json {
         json.end(&format!(
@@ -156,7 +160,9 @@ impl Printer<'_> {
             false => {
                 let why = [before, after].into_iter().find_map(|files| files.guest.as_ref().err());
                 let why = why.map_or_else(String::new, |why| format!(": {why}"));
-                Err(Error::NoRoot(format!("the backups have no volume in common that can be read{why}")))
+                Err(Error::NoRoot(format!(
+                    "the backups have no volume in common that can be read{why}"
+                )))
             }
         }
     }
@@ -188,7 +194,10 @@ impl Printer<'_> {
             Change::Attributes(names) => ("attributes", &mut self.counts.attributes, names),
         };
         *count += 1;
-        let size_of = |stat: Option<&Stat>| stat.filter(|stat| stat.kind == FileKind::File).map(|stat| stat.size_bytes);
+        let size_of = |stat: Option<&Stat>| {
+            stat.filter(|stat| stat.kind == FileKind::File)
+                .map(|stat| stat.size_bytes)
+        };
         let (before_bytes, after_bytes) = (size_of(one), size_of(other));
         if let Some(json) = &mut self.json {
             let text = json_text(&ChangeJson {

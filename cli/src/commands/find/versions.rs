@@ -87,7 +87,9 @@ impl Versions {
             return Ok(());
         }
         if self.count == MAX_VERSIONS {
-            return Err(format!("more than {MAX_VERSIONS} versions match; search for a narrower pattern"));
+            return Err(format!(
+                "more than {MAX_VERSIONS} versions match; search for a narrower pattern"
+            ));
         }
         self.count += 1;
         versions.push(Version {

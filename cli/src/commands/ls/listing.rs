@@ -180,7 +180,14 @@ impl<'a> Listing<'a> {
                 *width = cell.chars().count().max(*width);
             }
         }
-        let [mode_width, links_width, owner_width, group_width, size_width, time_width] = widths;
+        let [
+            mode_width,
+            links_width,
+            owner_width,
+            group_width,
+            size_width,
+            time_width,
+        ] = widths;
         let mut text = String::new();
         for ([mode, links, owner, group, size, time], name) in self.rows.drain(..) {
             text.push_str(&format!(
