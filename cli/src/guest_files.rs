@@ -73,12 +73,15 @@ fn full_path(volume: Option<&str>, below: &[u8]) -> Vec<u8> {
 
 impl BackupFiles {
     /// Opens the files of a backup, or of the disk that `spec` names.
-    pub fn open(view: &View, resources: &Arc<ReadResources>, entry: &Entry, spec: Option<&BackupSpec>) -> Result<Self> {
-        let disk = match spec.and_then(|spec| spec.disk.as_deref()) {
-            Some(disk) => Some(&entry.backup.image(disk)?.disk),
-            None => None,
-        };
-        let trees = vbk_fuse::contents::trees(view, resources, entry, disk, &Secrets::default())?;
+    pub fn open(
+        view: &View,
+        resources: &Arc<ReadResources>,
+        entry: &Entry,
+        spec: Option<&BackupSpec>,
+        secrets: &Secrets,
+    ) -> Result<Self> {
+        let disk = spec.and_then(|spec| spec.disk.as_deref());
+        let trees = vbk_fuse::contents::trees(view, resources, entry, disk, secrets)?;
         let guest = compose(&trees);
         let spec = entry.backup.spec();
         for warning in &trees.warnings {

@@ -1,7 +1,7 @@
 //! Finds the key of an encrypted repository: in a file that an option or the environment names, in a credential of
 //! systemd, or at the terminal. Never in an argument, which every user of the machine could read.
 
-use std::io::{IsTerminal, Read};
+use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -12,9 +12,7 @@ use vbk_repo::keys::{RecoveryKey, Unlock};
 use zeroize::Zeroizing;
 
 use crate::exit::{Error, Result};
-
-/// Variable that is set for a process in the background that gets an exported key on its standard input.
-pub const KEY_ON_STDIN: &str = "VBK_BACKGROUND_KEY";
+use crate::handover::Handover;
 
 /// Names of systemd credentials (`LoadCredential=` of a unit).
 const CREDENTIALS: [(&str, bool); 2] = [("vbk-passphrase", false), ("vbk-key-file", true)];
@@ -31,11 +29,8 @@ pub struct KeyPaths<'a> {
 /// Returns the key of `repository`, or asks for it at a terminal.
 pub fn find(named: &KeyPaths<'_>, repository: &Path) -> Result<Unlock> {
     keep_out_of_core_files();
-    if std::env::var_os(KEY_ON_STDIN).is_some() {
-        let mut text = Zeroizing::new(Vec::new());
-        let read = std::io::stdin().read_to_end(&mut text);
-        read.map_err(Error::io("read the key from standard input"))?;
-        return Ok(Unlock::KeyFile(text));
+    if let Some(key) = Handover::received()?.and_then(|handover| handover.key.as_ref()) {
+        return Ok(Unlock::KeyFile(key.as_bytes().to_vec().into()));
     }
     if let Some(found) = given(named)? {
         return Ok(found);

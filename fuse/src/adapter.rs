@@ -1,5 +1,7 @@
 //! Translates between [`ImageFs`] and the kernel, and does nothing else.
 
+pub(crate) mod files;
+
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -8,9 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
-    ReplyStatfs, Request,
+    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 use parking_lot::Mutex;
 use vbk_repo::Error;
@@ -60,6 +62,7 @@ impl Adapter {
             kind: file_type(of.kind),
             perm: match of.kind {
                 Kind::Directory => 0o555,
+                Kind::File if self.tree.is_writable() => 0o644,
                 Kind::File => 0o444,
                 Kind::Link => 0o777,
             },
@@ -174,6 +177,54 @@ impl Filesystem for Adapter {
         });
     }
 
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        match self.tree.write(fh.0, offset, data) {
+            Ok(()) => reply.written(data.len() as u32),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    /// Accepts what changes nothing: programs set times, and the size that the file has.
+    fn setattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        _: Option<TimeOrNow>,
+        _: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let same_size = match (size, self.tree.attributes(ino.0)) {
+            (None, _) => true,
+            (Some(size), Ok(found)) => found.kind == Kind::File && found.size_bytes == size,
+            (Some(_), Err(_)) => false,
+        };
+        if mode.is_some() || uid.is_some() || gid.is_some() || !same_size {
+            return reply.error(Errno::EPERM);
+        }
+        self.getattr(request, ino, fh, reply);
+    }
+
     fn lseek(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
         let Ok(offset) = u64::try_from(offset) else {
             return reply.error(Errno::ENXIO);
@@ -240,13 +291,16 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    // Nothing is ever written here, so everything is already durable. A loop device asks all the same.
+    // The file stays open on the other handles: what matters is `fsync`.
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         reply.ok();
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.ok();
+    fn fsync(&self, _: &Request, _: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
+        match self.tree.flush(fh.0) {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(&error)),
+        }
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {

@@ -4,11 +4,11 @@ use std::io;
 use std::sync::Arc;
 
 use vbk_inside::device::{Device, SharedDevice};
-use vbk_inside::volumes::{self, Disk, Secrets, Trees};
+use vbk_inside::volumes::{self, Disk, Secrets, Trees, Volume, Volumes};
 use vbk_repo::backup::{Entry, Image};
-use vbk_repo::name::DiskName;
 use vbk_repo::reader::{ImageReader, ReadResources, Stream};
 use vbk_repo::repository::View;
+use vbk_repo::store::StoreReader;
 
 use crate::error::{Error, Result};
 
@@ -21,8 +21,12 @@ impl BackedDisk {
     }
 
     /// Opens a disk of a backup.
-    pub(crate) fn open(view: &View, resources: &Arc<ReadResources>, image: &Image) -> Result<SharedDevice> {
-        let reader = ImageReader::open(view.store(), Arc::clone(resources), image)?;
+    pub(crate) fn open(
+        store: Arc<dyn StoreReader>,
+        resources: &Arc<ReadResources>,
+        image: &Image,
+    ) -> vbk_repo::Result<SharedDevice> {
+        let reader = ImageReader::open(store, Arc::clone(resources), image)?;
         Ok(Arc::new(Self::new(Arc::new(reader))))
     }
 }
@@ -52,44 +56,85 @@ impl Device for BackedDisk {
     }
 }
 
+/// What is inside the disks of a backup.
+pub(crate) struct Contents {
+    found: Volumes,
+    /// For each disk, whether the user asked for it. The others are examined for parts that belong to it.
+    wanted: Vec<bool>,
+}
+
+impl Contents {
+    /// Examines all disks of a backup. Fails if one of the wanted ones can't be read.
+    pub(crate) fn find(
+        view: &View,
+        resources: &Arc<ReadResources>,
+        entry: &Entry,
+        images: &[&Image],
+        secrets: &Secrets,
+    ) -> Result<Self> {
+        let (mut disks, mut wanted) = (Vec::new(), Vec::new());
+        for image in &entry.backup.images {
+            let is_wanted = images.iter().any(|it| it.disk == image.disk);
+            match BackedDisk::open(view.store(), resources, image) {
+                Ok(device) => {
+                    wanted.push(is_wanted);
+                    disks.push(Disk {
+                        name: image.disk.to_string(),
+                        device,
+                    });
+                }
+                Err(error) if is_wanted => return Err(error.into()),
+                Err(_) => {}
+            }
+        }
+        let mut found = volumes::find(&disks, secrets);
+        let mut failed = std::mem::take(&mut found.failed).into_iter();
+        match failed.find(|(number, _)| wanted[*number]) {
+            Some((number, source)) => Err(Error::Inspect {
+                image: format!("{}/{}", entry.backup.spec(), disks[number].name),
+                source,
+            }),
+            None => Ok(Self { found, wanted }),
+        }
+    }
+
+    fn is_wanted(&self, disks: &[usize]) -> bool {
+        disks.iter().any(|disk| self.wanted[*disk])
+    }
+
+    /// Returns the warnings about the wanted disks.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let warnings = self.found.warnings.iter();
+        let wanted = warnings.filter(|(disks, _)| self.is_wanted(disks));
+        wanted.map(|(_, text)| text.clone()).collect()
+    }
+
+    /// Returns all volumes, and whether each has a part on a wanted disk.
+    pub(crate) fn into_volumes(self) -> impl Iterator<Item = (Volume, bool)> {
+        let Self { found, wanted } = self;
+        found.volumes.into_iter().map(move |volume| {
+            let is_wanted = volume.disks.iter().any(|disk| wanted[*disk]);
+            (volume, is_wanted)
+        })
+    }
+}
+
 /// Opens the file systems inside a backup, without the kernel and without a right but reading the repository. With
 /// `disk`, only those that have a part on that disk. Encrypted volumes are opened with `secrets`.
 pub fn trees(
     view: &View,
     resources: &Arc<ReadResources>,
     entry: &Entry,
-    disk: Option<&DiskName>,
+    disk: Option<&str>,
     secrets: &Secrets,
 ) -> Result<Trees> {
-    if let Some(disk) = disk {
-        entry.backup.image(disk.as_str())?;
-    }
-    let is_wanted = |image: &Image| disk.is_none_or(|disk| *disk == image.disk);
-    let mut disks = Vec::new();
-    let mut wanted = Vec::new();
-    for image in &entry.backup.images {
-        match BackedDisk::open(view, resources, image) {
-            Ok(device) => {
-                wanted.push(is_wanted(image));
-                disks.push(Disk {
-                    name: image.disk.to_string(),
-                    device,
-                });
-            }
-            Err(error) if is_wanted(image) => return Err(error),
-            Err(_) => {}
-        }
-    }
-    let mut found = volumes::find(&disks, secrets);
-    let is_wanted = |disks: &[usize]| disks.iter().any(|disk| wanted[*disk]);
-    let failed = std::mem::take(&mut found.failed);
-    if let Some((number, source)) = failed.into_iter().find(|(number, _)| wanted[*number]) {
-        return Err(Error::Inspect {
-            image: format!("{}/{}", entry.backup.spec(), disks[number].name),
-            source,
-        });
-    }
-    found.volumes.retain(|volume| is_wanted(&volume.disks));
-    found.warnings.retain(|(disks, _)| is_wanted(disks));
-    Ok(volumes::trees(&found))
+    let images = match disk {
+        Some(disk) => vec![entry.backup.image(disk)?],
+        None => entry.backup.images.iter().collect(),
+    };
+    let contents = Contents::find(view, resources, entry, &images, secrets)?;
+    let warnings = contents.warnings();
+    let mut trees = volumes::trees(&contents.found, &|volume| contents.is_wanted(&volume.disks));
+    trees.warnings = warnings;
+    Ok(trees)
 }

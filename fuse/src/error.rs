@@ -34,6 +34,14 @@ pub enum Error {
         /// The I/O error.
         source: std::io::Error,
     },
+    /// The scratch file of a writable mount can't be created.
+    #[error("can't create the scratch file {path}: {source}")]
+    Scratch {
+        /// The file, or the directory for one without a name.
+        path: PathBuf,
+        /// The I/O error.
+        source: std::io::Error,
+    },
     /// A disk's partitions can't be read.
     #[error("can't read the partitions of {image}: {source}")]
     Inspect {
@@ -50,7 +58,9 @@ impl Error {
         match self {
             Self::Repository(error) => error.kind(),
             Self::Mount(error) => error.kind(),
-            Self::Fuse { source, .. } | Self::Runtime { source, .. } => ErrorKind::of_io(source),
+            Self::Fuse { source, .. } | Self::Runtime { source, .. } | Self::Scratch { source, .. } => {
+                ErrorKind::of_io(source)
+            }
             Self::Inspect { .. } => ErrorKind::Corrupt,
         }
     }

@@ -14,21 +14,37 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use vbk_inside::volumes::Secrets;
 use vbk_repo::backup::{Entry, Image};
-use vbk_repo::reader::{ImageReader, ReadResources};
+use vbk_repo::reader::ReadResources;
 use vbk_repo::repository::View;
 
+use crate::contents::Contents;
+use crate::drivers::Way;
 use crate::error::{Error, Result};
 use vbk_inside::btrfs::{Fsid, NewFsid};
 
-use crate::volumes::{self, Access, Action, SectorSize, Volume, VolumeReport, WhenBusy};
-use found::{Disk, Found, Plan};
+use crate::volumes::{self, Access, Action, Backing, SectorSize, Volume, VolumeReport, WhenBusy};
+use found::{Found, Plan};
 use hidden::Hidden;
 
 pub use hidden::clean_directories;
 
 /// Directory below which the images for mounts of files are mounted.
 pub const HIDDEN_ROOT: &str = "/run/vbk";
+
+/// Options of a mount of files.
+#[derive(Debug, Clone, Copy)]
+pub struct FilesOptions<'a> {
+    /// Directory for the file systems.
+    pub dir: &'a Path,
+    /// Users who may enter them.
+    pub access: Access,
+    /// Way of mounting. All but [`Way::AsItIs`] need images that can be written.
+    pub way: Way,
+    /// Passphrases for encrypted volumes.
+    pub secrets: &'a Secrets,
+}
 
 /// A prepared mount of files: the volumes to mount, and the directory for the images.
 pub struct FilesPlan {
@@ -42,9 +58,9 @@ pub struct FilesPlan {
 
 impl FilesPlan {
     /// Examines the given images of a backup, to mount their file systems below `dir`: at `dir/pN`, or at `dir/DISK/pN`
-    /// if the backup has several disks. The file system of a disk without partitions is mounted at `dir` instead of
-    /// `dir/pN`, or at `dir/DISK` if other users could reach it at `dir` and must not. Fails unless this process has
-    /// the rights that the mount will need.
+    /// if the backup has several disks; a logical volume at `dir/VG-LV`. The file system of a disk without partitions is
+    /// mounted at `dir` instead of `dir/pN`, or at `dir/DISK` if other users could reach it at `dir` and must not. Fails
+    /// unless this process has the rights that the mount will need.
     ///
     /// `new_fsid` returns a random identity at each call: the kernel never sees a btrfs under its own.
     pub fn new(
@@ -52,30 +68,30 @@ impl FilesPlan {
         resources: &Arc<ReadResources>,
         entry: &Entry,
         images: &[&Image],
-        (dir, access): (&Path, Access),
+        options: &FilesOptions<'_>,
         new_fsid: &dyn Fn() -> io::Result<Fsid>,
     ) -> Result<Self> {
+        let (dir, access) = (options.dir, options.access);
         volumes::check_mount_point(dir)?;
         volumes::check_loop_rights()?;
         volumes::check_fuse()?;
         let hidden = Hidden::create(Path::new(HIDDEN_ROOT))?;
-        let place = hidden
-            .path()
-            .join(entry.backup.guest.as_str())
-            .join(entry.backup.time.to_string());
-        let alone = entry.backup.images.len() == 1;
-        let on_frame = alone && (access == Access::Everyone || volumes::only_root_reaches(dir));
-        let disks = open_disks(view, resources, entry, images, on_frame)?;
-        let (found, warnings) = inspect_all(entry, &disks)?;
-        let planned = plans::plan(&found, new_fsid).map_err(|source| Error::Inspect {
+        let contents = Contents::find(view, resources, entry, images, options.secrets)?;
+        let warnings = contents.warnings();
+        let found: Vec<Found> = contents
+            .into_volumes()
+            .map(|(volume, wanted)| Found { volume, wanted })
+            .collect();
+        let planned = plans::plan(&found, options.way, new_fsid).map_err(|source| Error::Inspect {
             image: entry.backup.spec(),
             source,
         })?;
         let (mut plans, fsids) = planned;
-        let volumes = found.iter().enumerate().filter(|(_, volume)| volume.wanted);
+        let on_frame = access == Access::Everyone || volumes::only_root_reaches(dir);
+        let volumes = found.iter().enumerate().filter(|(_, found)| found.wanted);
         let volumes = volumes.filter_map(|(index, volume)| {
             let plan = plans.remove(&index)?;
-            Some(to_mount(&found, volume, plan, &place))
+            Some(to_mount(&found, volume, plan, hidden.path(), on_frame))
         });
         let volumes = volumes.collect();
         Ok(Self {
@@ -93,7 +109,16 @@ impl FilesPlan {
         &self.fsids
     }
 
-    /// Returns the directory where another process is to mount the tree of images, with at least this backup in it.
+    /// Tests whether the mount writes to images: to replay a journal, or because programs may.
+    pub fn needs_scratch(&self) -> bool {
+        let writes = |volume: &Volume| match &volume.action {
+            Action::Mount(how) => how.backing == Backing::Writable,
+            Action::Skip { .. } => false,
+        };
+        self.volumes.iter().any(writes)
+    }
+
+    /// Returns the directory where another process is to mount the tree of this backup alone, flat.
     pub fn hidden(&self) -> &Path {
         self.hidden.path()
     }
@@ -121,61 +146,10 @@ impl FilesPlan {
     }
 }
 
-/// Opens all disks of a backup. One that the user did not ask for is left out if it can't be opened. `on_frame`: a disk
-/// without partitions is mounted at the mount point itself.
-fn open_disks<'a>(
-    view: &View,
-    resources: &Arc<ReadResources>,
-    entry: &'a Entry,
-    images: &[&Image],
-    on_frame: bool,
-) -> Result<Vec<Disk<'a>>> {
-    let alone = entry.backup.images.len() == 1;
-    let mut disks = Vec::new();
-    for image in &entry.backup.images {
-        let wanted = images.iter().any(|it| it.disk == image.disk);
-        let reader = match ImageReader::open(view.store(), Arc::clone(resources), image) {
-            Ok(reader) => reader,
-            Err(error) if wanted => return Err(error.into()),
-            Err(_) => continue,
-        };
-        let own = PathBuf::from(image.disk.as_str());
-        disks.push(Disk {
-            image,
-            reader,
-            wanted,
-            parent: if alone { PathBuf::new() } else { own.clone() },
-            whole: if on_frame { PathBuf::new() } else { own },
-        });
-    }
-    Ok(disks)
-}
-
-/// Finds the volumes on the disks, and the warnings about those that the user asked for.
-fn inspect_all<'a>(entry: &Entry, disks: &'a [Disk<'_>]) -> Result<(Vec<Found<'a>>, Vec<String>)> {
-    let (mut found, mut warnings) = (Vec::new(), Vec::new());
-    for disk in disks {
-        let mut said = Vec::new();
-        match found::inspect(disk, &mut said) {
-            Ok(volumes) => found.extend(volumes),
-            Err(_) if !disk.wanted => continue,
-            Err(source) => {
-                return Err(Error::Inspect {
-                    image: format!("{}/{}", entry.backup.spec(), disk.image.disk),
-                    source,
-                });
-            }
-        }
-        if disk.wanted {
-            warnings.extend(said);
-        }
-    }
-    Ok((found, warnings))
-}
-
-/// Returns the volume to mount, with the paths of its images in the mount at `place`.
-fn to_mount(found: &[Found], volume: &Found, plan: Plan, place: &Path) -> Volume {
-    let image = |volume: &Found| place.join(&volume.file);
+/// Returns the volume to mount, with the paths of its images in the mount at `hidden`. `on_frame`: a disk without
+/// partitions is mounted at the mount point itself.
+fn to_mount(found: &[Found], volume: &Found, plan: Plan, hidden: &Path, on_frame: bool) -> Volume {
+    let image = |found: &Found| hidden.join(found.file());
     let (action, others) = match plan {
         Plan::Mount { how, others } => (Action::Mount(how), others),
         Plan::Skip { reason, may_hold_files } => {
@@ -184,11 +158,14 @@ fn to_mount(found: &[Found], volume: &Found, plan: Plan, place: &Path) -> Volume
         }
     };
     let others = others.iter().filter_map(|index| found.get(*index));
+    let place = &volume.volume.place;
     Volume {
-        name: volume.name.clone(),
+        name: match place.as_os_str().is_empty() && !on_frame {
+            true => volume.volume.name.clone().into(),
+            false => place.clone(),
+        },
         image: image(volume),
-        window: volume.window,
-        others: others.map(|other| (image(other), other.window)).collect(),
+        others: others.map(image).collect(),
         // A file system with larger blocks can be read in smaller sectors, but not the other way round.
         sector_size: SectorSize::B512,
         action,

@@ -1,14 +1,15 @@
-//! The files of a backup in the mount: its record, its disks, the partitions of its disks, and the files that were
-//! backed up with it, e.g. `config.xml`.
+//! The files of a backup in the mount: its record, its disks, their partitions, the volumes inside those, and the files
+//! that were backed up with it, e.g. `config.xml`.
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 
+use vbk_inside::device::{Device, SharedDevice};
+use vbk_inside::partition::{PartitionTable, read_table};
+use vbk_inside::volumes::{Disk, Volumes};
 use vbk_repo::backup::{Entry, Image};
 use vbk_repo::reader::ImageReader;
-
-use vbk_inside::device::Device;
-use vbk_inside::partition::{PartitionTable, read_table};
 
 /// Name of the file with the backup's record.
 pub(crate) const RECORD_NAME: &str = "backup.json";
@@ -27,17 +28,45 @@ pub(crate) struct FileInfo {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum FileContent {
     Record,
-    /// A part of the image with this number, or all of it; attached files are numbered after the disks.
-    Image {
-        image: usize,
+    /// The image with this number; attached files are numbered after the disks.
+    Image(usize),
+    /// A part of a disk.
+    Partition {
+        disk: usize,
         offset_bytes: u64,
     },
+    /// A volume inside the disks, of this name: [`vbk_inside::volumes::Volume::image`].
+    Volume(String),
 }
 
-/// Lists the files of a backup. `open` opens its images. A disk whose partition table can't be read is still listed,
-/// without its partitions; the flag is then false.
-pub(crate) fn list(entry: &Entry, open: impl Fn(&Image) -> vbk_repo::Result<ImageReader>) -> (Vec<FileInfo>, bool) {
-    let mut complete = true;
+/// The disks of a backup that can be read, with their numbers in it.
+pub(crate) struct OpenDisks {
+    pub(crate) disks: Vec<Disk>,
+    pub(crate) numbers: Vec<usize>,
+}
+
+impl OpenDisks {
+    /// Opens the disks of a backup. One that can't be opened is left out.
+    pub(crate) fn open<E: std::fmt::Display>(entry: &Entry, open: impl Fn(usize) -> Result<SharedDevice, E>) -> Self {
+        let (mut disks, mut numbers) = (Vec::new(), Vec::new());
+        for (number, image) in entry.backup.images.iter().enumerate() {
+            match open(number) {
+                Ok(device) => {
+                    let name = image.disk.to_string();
+                    disks.push(Disk { name, device });
+                    numbers.push(number);
+                }
+                Err(error) => tracing::warn!("{}/{}: {error}", entry.backup.spec(), image.disk),
+            }
+        }
+        Self { disks, numbers }
+    }
+}
+
+/// Lists the files of a backup. A disk whose partition table can't be read is still listed, without its partitions; the
+/// flag is then false.
+pub(crate) fn list(entry: &Entry, open: &OpenDisks, inside: &Volumes) -> (Vec<FileInfo>, bool) {
+    let mut complete = open.disks.len() == entry.backup.images.len();
     let record = record_json(entry);
     let mut files = vec![FileInfo {
         name: RECORD_NAME.to_owned(),
@@ -46,19 +75,11 @@ pub(crate) fn list(entry: &Entry, open: impl Fn(&Image) -> vbk_repo::Result<Imag
         content: FileContent::Record,
     }];
     for (number, image) in entry.backup.images.iter().enumerate() {
-        files.push(FileInfo {
-            name: format!("{}.img", image.disk),
-            size_bytes: image.size_bytes,
-            data_bytes: image.data_bytes,
-            content: FileContent::Image {
-                image: number,
-                offset_bytes: 0,
-            },
-        });
-        let table = open(image)
-            .map_err(|error| error.to_string())
-            .and_then(|reader| read_table(&Whole(&reader)).map_err(|error| error.to_string()));
-        let table = match table {
+        files.push(image_file(number, image, format!("{}.img", image.disk)));
+        let Some(at) = open.numbers.iter().position(|it| *it == number) else {
+            continue;
+        };
+        let table = match read_table(&*open.disks[at].device) {
             Ok(table) => table,
             Err(error) => {
                 let backup = entry.backup.spec();
@@ -72,28 +93,43 @@ pub(crate) fn list(entry: &Entry, open: impl Fn(&Image) -> vbk_repo::Result<Imag
         }
         files.extend(partitions(number, image, &table));
     }
-    // Their names differ from all those above: `Backup::check` made sure of that when the record was read.
+    let mut names: HashSet<String> = files.iter().map(|file| file.name.clone()).collect();
+    names.extend(entry.backup.files.iter().map(|file| file.disk.to_string()));
+    for volume in &inside.volumes {
+        let name = format!("{}.img", volume.image);
+        if names.insert(name.clone()) {
+            files.push(FileInfo {
+                name,
+                size_bytes: volume.device.size_bytes(),
+                data_bytes: volume.device.size_bytes(),
+                content: FileContent::Volume(volume.image.clone()),
+            });
+        }
+    }
+    // Their names differ from those of the disks and partitions: `Backup::check` made sure of that when the record was
+    // read.
     for (number, file) in (entry.backup.images.len()..).zip(&entry.backup.files) {
-        files.push(FileInfo {
-            name: file.disk.to_string(),
-            size_bytes: file.size_bytes,
-            data_bytes: file.data_bytes,
-            content: FileContent::Image {
-                image: number,
-                offset_bytes: 0,
-            },
-        });
+        files.push(image_file(number, file, file.disk.to_string()));
     }
     (files, complete)
 }
 
+fn image_file(number: usize, image: &Image, name: String) -> FileInfo {
+    FileInfo {
+        name,
+        size_bytes: image.size_bytes,
+        data_bytes: image.data_bytes,
+        content: FileContent::Image(number),
+    }
+}
+
 fn partitions(number: usize, image: &Image, table: &PartitionTable) -> Vec<FileInfo> {
     let info = |partition: &vbk_inside::partition::Partition| FileInfo {
-        name: partition_name(image, partition.number),
+        name: format!("{}.p{}.img", image.disk, partition.number),
         size_bytes: partition.size_bytes,
         data_bytes: partition.size_bytes,
-        content: FileContent::Image {
-            image: number,
+        content: FileContent::Partition {
+            disk: number,
             offset_bytes: partition.offset_bytes,
         },
     };
@@ -105,11 +141,6 @@ pub fn partition_table(image: &ImageReader) -> io::Result<PartitionTable> {
     read_table(&Whole(image))
 }
 
-/// Returns the name of a partition's file.
-pub(crate) fn partition_name(image: &Image, number: u32) -> String {
-    format!("{}.p{number}.img", image.disk)
-}
-
 /// Formats the record for people.
 pub(crate) fn record_json(entry: &Entry) -> Arc<[u8]> {
     let mut text = serde_json::to_vec_pretty(&entry.backup).expect("a record has only strings and numbers in it");
@@ -117,8 +148,8 @@ pub(crate) fn record_json(entry: &Entry) -> Arc<[u8]> {
     text.into()
 }
 
-/// A whole image, for the partition and file system probes.
-pub(crate) struct Whole<'a>(pub(crate) &'a ImageReader);
+/// A whole image, for the partition probe.
+struct Whole<'a>(&'a ImageReader);
 
 impl Device for Whole<'_> {
     fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
@@ -131,28 +162,5 @@ impl Device for Whole<'_> {
 
     fn size_bytes(&self) -> u64 {
         self.0.size_bytes()
-    }
-}
-
-/// A part of an image, for the same probes.
-pub(crate) struct Part<'a> {
-    pub(crate) image: &'a ImageReader,
-    pub(crate) offset_bytes: u64,
-    pub(crate) size_bytes: u64,
-}
-
-impl Device for Part<'_> {
-    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
-        let inside = offset_bytes
-            .checked_add(buf.len() as u64)
-            .is_some_and(|end| end <= self.size_bytes);
-        if !inside {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        Whole(self.image).read_at(self.offset_bytes + offset_bytes, buf)
-    }
-
-    fn size_bytes(&self) -> u64 {
-        self.size_bytes
     }
 }

@@ -7,12 +7,16 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use fuser::{BackgroundSession, Config, MountOption, SessionACL};
+use vbk_repo::reader::ReadResources;
 
 use crate::adapter::Adapter;
+use crate::adapter::files::FilesAdapter;
 use crate::error::{Error, Result};
-use crate::tree::ImageFs;
+use crate::file_tree::FileFs;
+use crate::tree::{IDLE, ImageFs};
 
-/// Interval at which an idle mount looks for a newer view, so that it does not keep the space of removed backups.
+/// Interval at which a mount looks for a newer view, so that it does not keep the space of removed backups, and frees what
+/// idle files hold.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Options of mounting a tree.
@@ -26,7 +30,8 @@ pub struct SessionOptions {
 
 /// A mounted tree. It stays mounted when this value is dropped; [`crate::volumes::unmount`] takes it down.
 pub struct Session {
-    tree: Arc<ImageFs>,
+    /// Releases what is not needed now.
+    tidy: Box<dyn Fn() + Send + Sync>,
     /// Never dropped: on drop, fuser 0.18 unmounts by path, even if the kernel has released the mount already and
     /// something else is mounted there by then (its `is_mounted` takes POLLERR for "mounted").
     background: ManuallyDrop<BackgroundSession>,
@@ -34,25 +39,49 @@ pub struct Session {
 }
 
 impl Session {
-    /// Mounts a tree at a directory. The mount answers when this returns.
+    /// Mounts a tree of images at a directory. The mount answers when this returns.
     pub fn mount(tree: Arc<ImageFs>, point: &Path, options: SessionOptions) -> Result<Self> {
-        let (end, ended) = channel();
-        let send_end = move || {
-            // The receiver may be gone; then the message is not needed.
-            let _ = end.send(());
-        };
-        let adapter = Adapter::new(Arc::clone(&tree), Box::new(send_end));
+        let writable = tree.is_writable();
+        let (ended, receiver) = end_signal();
+        let adapter = Adapter::new(Arc::clone(&tree), ended);
+        let tidy = Box::new(move || tree.tidy());
+        Self::start(adapter, point, options, (writable, true), (tidy, receiver))
+    }
+
+    /// Mounts a tree of files, read-only. The mount answers when this returns. Without `allow_other`, its owner may read
+    /// all files, whatever their modes say: the owner can read the backup itself.
+    pub fn mount_files(
+        tree: Arc<FileFs>,
+        resources: Arc<ReadResources>,
+        point: &Path,
+        options: SessionOptions,
+    ) -> Result<Self> {
+        let (ended, receiver) = end_signal();
+        let adapter = FilesAdapter::new(tree, ended);
+        let tidy = Box::new(move || resources.drop_idle(IDLE));
+        Self::start(adapter, point, options, (false, options.allow_other), (tidy, receiver))
+    }
+
+    fn start(
+        adapter: impl fuser::Filesystem,
+        point: &Path,
+        options: SessionOptions,
+        (writable, checks_modes): (bool, bool),
+        (tidy, ended): (Box<dyn Fn() + Send + Sync>, Receiver<()>),
+    ) -> Result<Self> {
         let mut config = Config::default();
         config.mount_options = vec![
-            MountOption::RO,
+            if writable { MountOption::RW } else { MountOption::RO },
             MountOption::FSName("vbk".into()),
             // As root, fuser leaves `Subtype` out.
             MountOption::CUSTOM("subtype=vbk".into()),
             MountOption::NoDev,
             MountOption::NoSuid,
             MountOption::NoExec,
-            MountOption::DefaultPermissions,
         ];
+        if checks_modes {
+            config.mount_options.push(MountOption::DefaultPermissions);
+        }
         config.acl = if options.allow_other {
             SessionACL::All
         } else {
@@ -64,7 +93,7 @@ impl Session {
             source,
         })?;
         Ok(Self {
-            tree,
+            tidy,
             background: ManuallyDrop::new(background),
             ended,
         })
@@ -73,7 +102,7 @@ impl Session {
     /// Waits until the tree is unmounted and no thread works on it any more.
     pub fn wait(&self) {
         while let Err(RecvTimeoutError::Timeout) = self.ended.recv_timeout(REFRESH_INTERVAL) {
-            self.tree.refresh();
+            (self.tidy)();
         }
         // Its threads still hold the tree for a moment. The program must not end before they release it: the store's
         // own threads would outlive the memory they use.
@@ -81,4 +110,14 @@ impl Session {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+/// Returns a call for the end of the mount, and its receiver.
+fn end_signal() -> (Box<dyn FnOnce() + Send + Sync>, Receiver<()>) {
+    let (end, ended) = channel();
+    let send = move || {
+        // The receiver may be gone; then the message is not needed.
+        let _ = end.send(());
+    };
+    (Box::new(send), ended)
 }

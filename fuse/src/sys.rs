@@ -80,22 +80,24 @@ pub(crate) fn loop_free_number(control: &File) -> Result<u32, Errno> {
     u32::try_from(number).map_err(|_| Errno::EINVAL)
 }
 
-/// Binds `backing` to the loop device in one step: read-only, and cleared by the kernel when its last user closes it
-/// (`LOOP_CONFIGURE`). `name` is only for people to read; the kernel keeps its first 63 bytes. The device shows
-/// `size_bytes` of the file from `offset_bytes` on, or everything up to its end if `size_bytes` is 0.
+/// Binds `backing` to the loop device in one step: cleared by the kernel when its last user closes it
+/// (`LOOP_CONFIGURE`). `name` is only for people to read; the kernel keeps its first 63 bytes. The device is read-only
+/// also if one of the two files is not open for writing.
 pub(crate) fn loop_configure(
     device: &File,
     backing: &File,
     name: &Path,
-    (offset_bytes, size_bytes): (u64, u64),
     block_size_bytes: u32,
-    direct: bool,
+    (read_only, direct): (bool, bool),
 ) -> Result<(), Errno> {
     let mut lo_file_name = [0; LO_NAME_SIZE];
     let bytes = name.as_os_str().as_bytes();
     let kept = bytes.len().min(LO_NAME_SIZE - 1);
     lo_file_name[..kept].copy_from_slice(&bytes[..kept]);
-    let mut lo_flags = LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR;
+    let mut lo_flags = LO_FLAGS_AUTOCLEAR;
+    if read_only {
+        lo_flags |= LO_FLAGS_READ_ONLY;
+    }
     if direct {
         lo_flags |= LO_FLAGS_DIRECT_IO;
     }
@@ -106,8 +108,8 @@ pub(crate) fn loop_configure(
             lo_device: 0,
             lo_inode: 0,
             lo_rdevice: 0,
-            lo_offset: offset_bytes,
-            lo_sizelimit: size_bytes,
+            lo_offset: 0,
+            lo_sizelimit: 0,
             lo_number: 0,
             lo_encrypt_type: 0,
             lo_encrypt_key_size: 0,
@@ -133,6 +135,15 @@ pub(crate) fn loop_clear(device: &File) -> Result<(), Errno> {
     // borrowed.
     unsafe { ioctl::loop_clr_fd(device.as_raw_fd()) }?;
     Ok(())
+}
+
+/// Marks this thread, and those that it starts, as one that writeback waits for (`PR_SET_IO_FLUSHER`, prctl(2), Linux
+/// 5.6): its allocations then never wait for writeback themselves.
+pub(crate) fn set_io_flusher() -> Result<(), Errno> {
+    const PR_SET_IO_FLUSHER: nix::libc::c_int = 57;
+    // SAFETY: PR_SET_IO_FLUSHER reads its number arguments and touches no memory of ours (prctl(2)).
+    let done = unsafe { nix::libc::prctl(PR_SET_IO_FLUSHER, 1_u64, 0_u64, 0_u64, 0_u64) };
+    Errno::result(done).map(drop)
 }
 
 /// Makes the kernel forget that an unmounted device held a btrfs (`BTRFS_IOC_FORGET_DEV`, Linux 5.4). `control` is
@@ -169,6 +180,8 @@ pub(crate) enum Writable {
     No,
     /// Writes are possible: only for the short time in which the empty frame of a mount is built.
     Yes,
+    /// Writes are possible and programs can be started: a guest's file system on a scratch copy, for chroot.
+    WithPrograms,
 }
 
 fn flags(writable: Writable) -> MsFlags {
@@ -177,10 +190,11 @@ fn flags(writable: Writable) -> MsFlags {
     match writable {
         Writable::No => safe | MsFlags::MS_RDONLY,
         Writable::Yes => safe,
+        Writable::WithPrograms => safe - MsFlags::MS_NOEXEC,
     }
 }
 
-/// Mounts `source` at `target`, always `nodev,nosuid,noexec` (mount(2)).
+/// Mounts `source` at `target`, always `nodev,nosuid`, and `noexec` unless `writable` says otherwise (mount(2)).
 pub(crate) fn mount(source: &Path, target: &Path, fs_type: &str, writable: Writable, data: &str) -> Result<(), Errno> {
     nix::mount::mount(Some(source), target, Some(fs_type), flags(writable), Some(data))
 }

@@ -5,15 +5,20 @@
 //! GUEST/TIME/backup.json
 //! GUEST/TIME/DISK.img
 //! GUEST/TIME/DISK.pN.img
+//! GUEST/TIME/VG-LV.img    a volume inside the disks, e.g. a logical volume
 //! GUEST/TIME/FILE         e.g. config.xml, if it was backed up too
 //! ```
+//!
+//! A tree of one backup alone may be flat, without GUEST/TIME, and writable: writes go to a scratch file, and the image
+//! of a disk, of its partitions and of its volumes show the same bytes.
 //!
 //! Every access to a directory first checks whether the repository has a newer view, so a new backup appears at once.
 //! An open file keeps the view in which it was opened.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use parking_lot::{Mutex, MutexGuard, RwLock};
@@ -24,18 +29,24 @@ use vbk_repo::Result;
 use vbk_repo::backup::Entry;
 use vbk_repo::id::BackupId;
 use vbk_repo::name::{BackupTime, GuestName};
-use vbk_repo::reader::{ImageReader, ReadResources, Stream};
+use vbk_repo::reader::ReadResources;
 use vbk_repo::repository::{Repository, View};
 
-use crate::listing::{self, FileContent, FileInfo, Part};
-use open::{OpenContent, OpenFile};
+use crate::contents::BackedDisk;
+use crate::listing::{self, FileContent, FileInfo, OpenDisks};
+use open::{OpenContent, OpenFile, from_io};
 use vbk_inside::btrfs::{self, NewFsid};
+use vbk_inside::device::{SharedDevice, Window};
+use vbk_inside::overlay::{Overlay, Scratch};
+use vbk_inside::volumes::{self, Secrets, Volumes};
 
 mod open;
 
 /// Inode number of the top directory.
 pub(crate) const ROOT: u64 = 1;
 
+/// Time after which an open file that is not read gives back what was read ahead for it.
+pub(crate) const IDLE: Duration = Duration::from_secs(10);
 /// Backups whose file lists are cached.
 const LISTINGS: usize = 4096;
 /// Object that a name refers to.
@@ -98,13 +109,28 @@ struct Numbers {
     numbers: HashMap<Node, u64>,
 }
 
+/// Options of a tree.
+#[derive(Default)]
+pub struct TreeOptions {
+    /// The only backup to show; all if `None`.
+    pub only: Option<BackupId>,
+    /// Show the files of the only backup at the top.
+    pub flat: bool,
+    /// File systems to show under another identity.
+    pub fsids: Vec<NewFsid>,
+    /// Passphrases for encrypted volumes.
+    pub secrets: Secrets,
+    /// Place for writes to the disks of the only backup; without it, the tree is read-only. Its disks have the numbers
+    /// that they have in the backup.
+    pub scratch: Option<Arc<Scratch>>,
+}
+
 /// The backups of a repository as files. May be used by many threads at once.
 pub struct ImageFs {
     repository: Repository,
-    /// The only backup to show; all if `None`.
-    only: Option<BackupId>,
-    /// File systems to show under another identity.
-    fsids: Vec<NewFsid>,
+    options: TreeOptions,
+    /// What is inside the disks of the only backup: opening encrypted volumes takes seconds.
+    inside: OnceLock<Arc<Volumes>>,
     resources: Arc<ReadResources>,
     state: RwLock<Arc<State>>,
     refreshing: Mutex<()>,
@@ -115,13 +141,13 @@ pub struct ImageFs {
 }
 
 impl ImageFs {
-    /// Opens the tree of all backups of a repository, or of only one.
-    pub fn open(repository: Repository, only: Option<BackupId>, resources: Arc<ReadResources>) -> Result<Self> {
-        let state = State::load(repository.view()?, only)?;
+    /// Opens the tree of the backups of a repository.
+    pub fn open(repository: Repository, options: TreeOptions, resources: Arc<ReadResources>) -> Result<Self> {
+        let state = State::load(repository.view()?, options.only)?;
         let tree = Self {
             repository,
-            only,
-            fsids: Vec::new(),
+            options,
+            inside: OnceLock::new(),
             resources,
             state: RwLock::new(Arc::new(state)),
             refreshing: Mutex::default(),
@@ -130,16 +156,24 @@ impl ImageFs {
             open: RwLock::default(),
             next_handle: AtomicU64::new(1),
         };
-        let root = tree.number(Node::Root);
+        let top = match tree.state().only_backup().filter(|_| tree.options.flat) {
+            Some((guest, time)) => Node::Backup(guest, time),
+            None => Node::Root,
+        };
+        let root = tree.number(top);
         debug_assert_eq!(root, ROOT);
         Ok(tree)
     }
 
-    /// Sets the file systems to show under another identity.
-    #[must_use]
-    pub fn with_fsids(mut self, fsids: Vec<NewFsid>) -> Self {
-        self.fsids = fsids;
-        self
+    /// Tests whether files can be written.
+    pub fn is_writable(&self) -> bool {
+        self.options.scratch.is_some()
+    }
+
+    /// Releases what idle files hold, and an old view.
+    pub(crate) fn tidy(&self) {
+        self.resources.drop_idle(IDLE);
+        self.refresh();
     }
 
     /// Switches to the newest view, if there is a newer one. The old view is released when no open file needs it, and
@@ -160,7 +194,7 @@ impl ImageFs {
         if newest == Some(self.state().view.number()) {
             return Ok(());
         }
-        let state = Arc::new(State::load(self.repository.view()?, self.only)?);
+        let state = Arc::new(State::load(self.repository.view()?, self.options.only)?);
         *self.state.write() = state;
         Ok(())
     }
@@ -250,16 +284,10 @@ impl ImageFs {
         let file = self.file(&state, entry, &name)?;
         let content = match file.content {
             FileContent::Record => OpenContent::Bytes(listing::record_json(entry)),
-            FileContent::Image { image, offset_bytes } => {
-                let image = entry.backup.stored().nth(image).ok_or_else(|| not_found(&name))?;
-                let reader = ImageReader::open(state.view.store(), Arc::clone(&self.resources), image)?;
-                let patches = self.patches(&file, &reader, offset_bytes)?;
-                OpenContent::Part {
-                    stream: Stream::new(Arc::new(reader)),
-                    offset_bytes,
-                    size_bytes: file.size_bytes,
-                    patches,
-                }
+            _ => {
+                let device = self.device(&state, entry, &file)?;
+                let patches = self.patches(&file, &device)?;
+                OpenContent::Device { device, patches }
             }
         };
         let open = OpenFile {
@@ -274,27 +302,85 @@ impl ImageFs {
         Ok(handle)
     }
 
-    /// Returns the bytes that replace those of a file that starts at `offset_bytes` of the image. An error prevents
-    /// opening the file: it must never show its own identity where another was requested.
-    fn patches(&self, file: &FileInfo, image: &ImageReader, offset_bytes: u64) -> Result<Vec<btrfs::Patch>> {
+    /// Opens the bytes of a file that is part of the disks, or was backed up beside them.
+    fn device(&self, state: &State, entry: &Entry, file: &FileInfo) -> Result<SharedDevice> {
+        match &file.content {
+            FileContent::Record => Err(not_found(&file.name)),
+            FileContent::Image(number) => self.disk(state, entry, *number),
+            FileContent::Partition { disk, offset_bytes } => {
+                let disk = self.disk(state, entry, *disk)?;
+                Ok(Arc::new(Window::new(disk, *offset_bytes, file.size_bytes)))
+            }
+            FileContent::Volume(name) => {
+                let inside = self.inside(state, entry);
+                let mut volumes = inside.volumes.iter();
+                let volume = volumes.find(|volume| volume.image == *name);
+                volume
+                    .map(|volume| Arc::clone(&volume.device))
+                    .ok_or_else(|| not_found(&file.name))
+            }
+        }
+    }
+
+    /// Opens an image of a backup, with the changes made to it.
+    fn disk(&self, state: &State, entry: &Entry, number: usize) -> Result<SharedDevice> {
+        let image = entry.backup.stored().nth(number).ok_or_else(|| not_found("disk"))?;
+        let disk = BackedDisk::open(state.view.store(), &self.resources, image)?;
+        let number = u16::try_from(number)
+            .ok()
+            .filter(|_| number < entry.backup.images.len());
+        Ok(match (&self.options.scratch, number) {
+            (Some(scratch), Some(number)) => Arc::new(Overlay::new(disk, number, Arc::clone(scratch))),
+            _ => disk,
+        })
+    }
+
+    fn open_disks(&self, state: &State, entry: &Entry) -> OpenDisks {
+        OpenDisks::open(entry, |number| self.disk(state, entry, number))
+    }
+
+    /// Returns what is inside the disks of a backup.
+    fn inside(&self, state: &State, entry: &Entry) -> Arc<Volumes> {
+        let find = || {
+            Arc::new(volumes::find(
+                &self.open_disks(state, entry).disks,
+                &self.options.secrets,
+            ))
+        };
+        match self.options.only {
+            Some(_) => Arc::clone(self.inside.get_or_init(find)),
+            None => find(),
+        }
+    }
+
+    /// Returns the bytes that replace those of a file. An error prevents opening the file: it must never show its own
+    /// identity where another was requested. In a writable tree the disks have them already: see
+    /// [`Self::write_fsids`].
+    fn patches(&self, file: &FileInfo, device: &SharedDevice) -> Result<Vec<btrfs::Patch>> {
         let mut patches = Vec::new();
-        for new in self.fsids.iter().filter(|new| new.file == file.name) {
-            let part = Part {
-                image,
-                offset_bytes: offset_bytes.saturating_add(new.offset_bytes),
-                size_bytes: file.size_bytes.saturating_sub(new.offset_bytes),
-            };
-            let found = btrfs::patches(&part, new.fsid).map_err(|error| Error::Store {
-                kind: ErrorKind::Corrupt,
-                doing: "read the superblock of",
-                message: format!("{}: {error}", file.name),
-            })?;
-            patches.extend(found.into_iter().map(|patch| btrfs::Patch {
-                offset_bytes: patch.offset_bytes + new.offset_bytes,
-                ..patch
-            }));
+        if self.is_writable() {
+            return Ok(patches);
+        }
+        for new in self.options.fsids.iter().filter(|new| new.file == file.name) {
+            patches.extend(btrfs::patches(&**device, new.fsid).map_err(from_io("read the superblock of", &file.name))?);
         }
         Ok(patches)
+    }
+
+    /// Writes the new identities of file systems to the disks of a writable tree.
+    pub fn write_fsids(&self) -> Result<()> {
+        let state = self.state();
+        for new in self.options.fsids.iter().filter(|_| self.is_writable()) {
+            let (guest, time) = state.only_backup().ok_or_else(|| not_found(&new.file))?;
+            let entry = state.backup(&guest, time)?;
+            let file = self.file(&state, entry, &new.file)?;
+            let device = self.device(&state, entry, &file)?;
+            let failed = from_io("write the superblock of", &new.file);
+            for patch in btrfs::patches(&*device, new.fsid).map_err(&failed)? {
+                device.write_at(patch.offset_bytes, &patch.bytes).map_err(&failed)?;
+            }
+        }
+        Ok(())
     }
 
     /// Closes an open file.
@@ -310,43 +396,29 @@ impl ImageFs {
     pub(crate) fn read(&self, handle: u64, offset_bytes: u64, out: &mut [u8]) -> Result<usize> {
         let file = self.opened(handle)?;
         let result = file.read(offset_bytes, out);
-        result.inspect_err(|error| file.report(offset_bytes, out.len(), error))
+        result.inspect_err(|error| file.report(offset_bytes, out.len(), "reading", error))
+    }
+
+    /// Writes to an open file of a writable tree.
+    pub(crate) fn write(&self, handle: u64, offset_bytes: u64, bytes: &[u8]) -> Result<()> {
+        let file = self.opened(handle)?;
+        let result = file.write(offset_bytes, bytes);
+        result.inspect_err(|error| file.report(offset_bytes, bytes.len(), "writing", error))
+    }
+
+    /// Makes what was written to an open file durable, if the scratch file is kept.
+    pub(crate) fn flush(&self, handle: u64) -> Result<()> {
+        self.opened(handle)?.flush()
     }
 
     /// Returns the next offset with data at or after `offset_bytes`; `None` if only zeros follow.
     pub(crate) fn next_data(&self, handle: u64, offset_bytes: u64) -> Result<Option<u64>> {
-        let file = self.opened(handle)?;
-        Ok(match &file.content {
-            OpenContent::Bytes(bytes) => Some(offset_bytes).filter(|offset| *offset < bytes.len() as u64),
-            OpenContent::Part {
-                stream,
-                offset_bytes: start,
-                size_bytes,
-                ..
-            } if offset_bytes < *size_bytes => {
-                let found = stream.image().next_data(start + offset_bytes)?;
-                found.map(|found| found - start).filter(|found| found < size_bytes)
-            }
-            OpenContent::Part { .. } => None,
-        })
+        self.opened(handle)?.next_data(offset_bytes)
     }
 
     /// Returns the next offset of zeros at or after `offset_bytes`, at most the end of the file; `None` past the end.
     pub(crate) fn next_hole(&self, handle: u64, offset_bytes: u64) -> Result<Option<u64>> {
-        let file = self.opened(handle)?;
-        Ok(match &file.content {
-            OpenContent::Bytes(bytes) => Some(bytes.len() as u64).filter(|size| offset_bytes < *size),
-            OpenContent::Part {
-                stream,
-                offset_bytes: start,
-                size_bytes,
-                ..
-            } if offset_bytes < *size_bytes => {
-                let found = stream.image().next_hole(start + offset_bytes)?;
-                Some((found - start).min(*size_bytes))
-            }
-            OpenContent::Part { .. } => None,
-        })
+        self.opened(handle)?.next_hole(offset_bytes)
     }
 
     fn state(&self) -> Arc<State> {
@@ -393,9 +465,7 @@ impl ImageFs {
         if let Some(files) = self.listings.get(&entry.id) {
             return files;
         }
-        let (files, complete) = listing::list(entry, |image| {
-            ImageReader::open(state.view.store(), Arc::clone(&self.resources), image)
-        });
+        let (files, complete) = listing::list(entry, &self.open_disks(state, entry), &self.inside(state, entry));
         let files = Arc::new(files);
         // A list that could not be read completely may be readable later.
         if complete {
@@ -454,6 +524,16 @@ impl State {
     fn latest(&self, guest: &GuestName) -> Result<&Arc<Entry>> {
         let found = self.backups(guest)?.values().max_by_key(|entry| entry.backup.order());
         found.ok_or_else(|| not_found("latest"))
+    }
+
+    /// Returns the backup, if there is exactly one.
+    fn only_backup(&self) -> Option<(GuestName, BackupTime)> {
+        let mut all = self
+            .guests
+            .iter()
+            .flat_map(|(guest, backups)| backups.keys().map(move |time| (guest, *time)));
+        let (guest, time) = all.next()?;
+        all.next().is_none().then(|| (guest.clone(), time))
     }
 
     fn newest(&self) -> Timestamp {

@@ -42,7 +42,7 @@ use error::Result;
 pub use checks::{check_fuse, check_mount_point};
 pub(crate) use checks::{check_loop_rights, only_root_reaches};
 pub use error::MountError;
-pub use loopdev::{SectorSize, Window};
+pub use loopdev::{Backing, SectorSize};
 pub use ours::{MountKind, OurMount, files_mounted_from, list_ours};
 pub(crate) use teardown::abandoned;
 pub use teardown::{Cleaned, Unmounted, WhenBusy, clean_leftovers, unmount};
@@ -69,10 +69,8 @@ pub struct Volume {
     pub name: PathBuf,
     /// Image of this volume alone.
     pub image: PathBuf,
-    /// Part of the image that holds the content.
-    pub window: Window,
-    /// Images of the file system's other devices, and the parts of them.
-    pub others: Vec<(PathBuf, Window)>,
+    /// Images of the file system's other devices.
+    pub others: Vec<PathBuf>,
     /// Sector size of the disk.
     pub sector_size: SectorSize,
     /// Decision for the volume.
@@ -99,6 +97,8 @@ pub enum Outcome {
         options: String,
         /// Restriction on the content that the user must know.
         warning: Option<String>,
+        /// Repair that was done on the scratch copy: `its journal was replayed`.
+        repaired: Option<String>,
         /// Path of the guest's root inside the file system, if that is not the top: the default subvolume of a btrfs.
         root: Option<PathBuf>,
     },
@@ -120,7 +120,7 @@ pub enum Access {
     Everyone,
 }
 
-/// Mounts the volumes below `dir` with `ro,nodev,nosuid,noexec` and reports on each in the given order. A volume that
+/// Mounts the volumes below `dir` with `nodev,nosuid,noexec`, read-only unless a plan says otherwise, and reports on each in the given order. A volume that
 /// can't be mounted is reported and does not stop the others. An error means that nothing could be mounted at all, and
 /// that nothing is left behind.
 ///

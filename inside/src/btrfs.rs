@@ -8,7 +8,8 @@
 //! The chunk tree names devices too. The kernel would look for those with another fsid (a seed) among all devices it
 //! knows (`open_seed_devices`, fs/btrfs/volumes.c): see `chunks`.
 
-mod checksum;
+pub(crate) mod checksum;
+pub(crate) mod chunk;
 mod chunks;
 
 #[cfg(test)]
@@ -26,12 +27,14 @@ pub use chunks::{Layout, examine};
 /// Length of a superblock (`BTRFS_SUPER_INFO_SIZE`).
 const SUPERBLOCK_BYTES: usize = 4096;
 /// Offsets of the superblocks (`btrfs_sb_offset`). The kernel mounts by the first one alone.
-const SUPERBLOCK_OFFSETS: [u64; 3] = [64 << 10, 64 << 20, 256 << 30];
+pub(crate) const SUPERBLOCK_OFFSETS: [u64; 3] = [64 << 10, 64 << 20, 256 << 30];
 
 // Offsets in `struct btrfs_super_block` (linux/btrfs_tree.h).
 const FSID: usize = 0x20;
 const INCOMPAT_FLAGS: usize = 0xbc;
 const DEVICE: usize = 0xc9;
+const LABEL: usize = 0x12b;
+const LABEL_BYTES: usize = 256;
 const METADATA_UUID: usize = 0x23b;
 const SYSTEM_CHUNKS: usize = 0x32b;
 const SYSTEM_CHUNKS_BYTES: usize = 2048;
@@ -70,20 +73,18 @@ impl FromStr for Fsid {
     }
 }
 
-/// A new identity for the btrfs in an image. As text: `FILE:OFFSET:FSID`.
+/// A new identity for the btrfs in an image. As text: `FILE:FSID`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewFsid {
     /// Name of the image's file.
     pub file: String,
-    /// Offset of the file system in that file.
-    pub offset_bytes: u64,
     /// Identity to show instead of its own.
     pub fsid: Fsid,
 }
 
 impl fmt::Display for NewFsid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.file, self.offset_bytes, self.fsid)
+        write!(f, "{}:{}", self.file, self.fsid)
     }
 }
 
@@ -91,18 +92,11 @@ impl FromStr for NewFsid {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut fields = text.rsplitn(3, ':');
-        let (fsid, offset, file) = (fields.next(), fields.next(), fields.next());
-        let offset_bytes = offset
-            .and_then(|offset| offset.parse().ok())
-            .ok_or("not FILE:OFFSET:FSID")?;
+        let fields = text.rsplit_once(':').filter(|(file, _)| !file.is_empty());
+        let (file, fsid) = fields.ok_or("not FILE:FSID")?;
         Ok(Self {
-            file: file
-                .filter(|file| !file.is_empty())
-                .ok_or("not FILE:OFFSET:FSID")?
-                .to_owned(),
-            offset_bytes,
-            fsid: fsid.unwrap_or_default().parse()?,
+            file: file.to_owned(),
+            fsid: fsid.parse()?,
         })
     }
 }
@@ -120,7 +114,8 @@ impl Superblock {
         Self::read_copy(volume, SUPERBLOCK_OFFSETS[0])
     }
 
-    fn read_copy(volume: &dyn Device, offset_bytes: u64) -> io::Result<Result<Self, &'static str>> {
+    /// Reads one copy of the superblock; the inner error says why it is invalid.
+    pub(crate) fn read_copy(volume: &dyn Device, offset_bytes: u64) -> io::Result<Result<Self, &'static str>> {
         let mut bytes = vec![0; SUPERBLOCK_BYTES].into_boxed_slice();
         if !read_inside(volume, offset_bytes, &mut bytes)? || bytes[0x40..0x48] != *b"_BHRfS_M" {
             return Ok(Err("it has no btrfs superblock"));
@@ -149,7 +144,7 @@ impl Superblock {
     }
 
     fn has_metadata_uuid(&self) -> bool {
-        le64(&self.bytes, INCOMPAT_FLAGS) & INCOMPAT_METADATA_UUID != 0
+        self.incompat_flags() & INCOMPAT_METADATA_UUID != 0
     }
 
     /// Returns the identity that tree blocks and device items bear.
@@ -162,7 +157,7 @@ impl Superblock {
     }
 
     /// Returns the fsid in the item of the device itself, which the kernel requires to be the metadata's.
-    fn device_fsid(&self) -> Fsid {
+    pub(crate) fn device_fsid(&self) -> Fsid {
         self.uuid(DEVICE + 0x52)
     }
 
@@ -191,12 +186,55 @@ impl Superblock {
         le64(&self.bytes, 0x38) & FLAG_SEEDING != 0
     }
 
-    fn chunk_root(&self) -> (u64, u8) {
+    /// Returns address and level of the chunk tree's root.
+    pub(crate) fn chunk_root(&self) -> (u64, u8) {
         (le64(&self.bytes, 0x58), self.bytes[0xc7])
     }
 
-    fn node_bytes(&self) -> u32 {
+    /// Returns the length of a tree block: a power of two from 4 to 64 KiB.
+    pub(crate) fn node_bytes(&self) -> u32 {
         le32(&self.bytes, 0x94)
+    }
+
+    /// Returns the length of the unit of data and of its checksums.
+    pub(crate) fn sector_bytes(&self) -> u32 {
+        le32(&self.bytes, 0x90)
+    }
+
+    /// Returns the transaction in which the chunk tree's root was written.
+    pub(crate) fn chunk_root_generation(&self) -> u64 {
+        le64(&self.bytes, 0xa4)
+    }
+
+    /// Returns address and level of the root of the tree of trees.
+    pub(crate) fn root(&self) -> (u64, u8) {
+        (le64(&self.bytes, 0x50), self.bytes[0xc6])
+    }
+
+    /// Returns address and level of the root of the log; the address is 0 if there is none.
+    pub(crate) fn log_root(&self) -> (u64, u8) {
+        (le64(&self.bytes, 0x60), self.bytes[0xc8])
+    }
+
+    /// Returns the directory in the tree of trees that names the default subvolume.
+    pub(crate) fn root_directory(&self) -> u64 {
+        le64(&self.bytes, 0x80)
+    }
+
+    /// Returns the features that a reader must know (`BTRFS_FEATURE_INCOMPAT_*`).
+    pub(crate) fn incompat_flags(&self) -> u64 {
+        le64(&self.bytes, INCOMPAT_FLAGS)
+    }
+
+    /// Returns the label; empty if there is none.
+    pub(crate) fn label(&self) -> &[u8] {
+        let label = &self.bytes[LABEL..LABEL + LABEL_BYTES];
+        label.split(|byte| *byte == 0).next().unwrap_or_default()
+    }
+
+    /// Returns the algorithm of all checksums of the file system.
+    pub(crate) fn checksum(&self) -> Checksum {
+        self.checksum
     }
 
     fn system_chunks(&self) -> &[u8] {

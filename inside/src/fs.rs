@@ -3,6 +3,10 @@
 //! Each reader trusts nothing it reads: a volume is a customer's, and may be made to attack. No input makes a reader
 //! panic, loop for ever, or hold more memory than a bound that is written beside it.
 
+pub mod btrfs;
+pub mod ext;
+pub mod xfs;
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 

@@ -6,7 +6,9 @@
 //! | [`partition`], [`probe`] | partition tables; the content of a volume by its marks |
 //! | [`btrfs`] | the devices of a btrfs, and superblocks with another identity for the kernel |
 //! | [`fs`] | the files of a volume, without the kernel |
+//! | [`overlay`] | writes to a disk that never changes |
 //! | [`volumes`] | all volumes of a guest, whatever lies between them and the disks |
+//! | [`luks`] | the plain side of a LUKS volume, without device mapper |
 //! | [`guest`] | the files of a guest as it saw them, by its own `/etc/fstab` |
 //! | [`mod@path`], [`walk`] | a path in a tree of files; all that is below a directory |
 //! | [`copy`], [`compare`], [`search`] | copies files to this host; compares two trees; finds files by a pattern |
@@ -22,6 +24,9 @@ pub mod device;
 mod error;
 pub mod fs;
 pub mod guest;
+pub mod luks;
+pub mod lvm;
+pub mod overlay;
 pub mod partition;
 pub mod path;
 pub mod probe;

@@ -279,10 +279,10 @@ pub enum Found<'a> {
 }
 
 /// Walks through a tree and calls `each` for all that matches, until it returns false. Only the directory that the
-/// pattern begins with is walked.
+/// pattern begins with is walked, as deep as the pattern goes; links to that directory are followed, as by a shell.
 pub fn search(tree: &dyn FileTree, pattern: &Pattern, each: &mut dyn FnMut(Found<'_>) -> bool) -> Result<()> {
     let prefix = pattern.literal.join(&b'/');
-    let start = match resolve(tree, tree.root(), &prefix, Last::Keep) {
+    let start = match resolve(tree, tree.root(), &prefix, Last::Follow) {
         Ok(found) if found.kind == FileKind::Directory => found.node,
         Ok(_) | Err(Error::NotFound | Error::NotADirectory) => return Ok(()),
         Err(error) => return Err(error),
@@ -293,12 +293,19 @@ pub fn search(tree: &dyn FileTree, pattern: &Pattern, each: &mut dyn FnMut(Found
         path.push(b'/');
     }
     let length = path.len();
+    let is_bounded = pattern.parts.iter().all(Option::is_some);
+    let deepest = pattern.parts.len().saturating_sub(pattern.literal.len());
     while let Some(step) = walk.step() {
         path.truncate(length);
         path.extend(walk.path());
         let goes_on = match step {
             Step::Failed(error) => each(Found::Failed(&path, error)),
-            Step::Found(node, kind) => !pattern.matches(&path) || each(Found::Match(&path, node, kind)),
+            Step::Found(node, kind) => {
+                if is_bounded && walk.depth() + 1 >= deepest {
+                    walk.skip();
+                }
+                !pattern.matches(&path) || each(Found::Match(&path, node, kind))
+            }
         };
         if !goes_on {
             break;

@@ -12,6 +12,9 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+use zeroize::Zeroizing;
+
 use crate::device::SharedDevice;
 use crate::fs::FileTree;
 use crate::partition::PartitionKind;
@@ -30,16 +33,68 @@ pub struct Disk {
     pub device: SharedDevice,
 }
 
+/// A passphrase, byte for byte: a newline at the end counts.
+pub type Passphrase = Zeroizing<Vec<u8>>;
+
+/// Asks a person for the passphrase of a volume, which is named for people; `None` leaves the volume closed.
+pub type Ask = Box<dyn Fn(&str) -> Option<Passphrase> + Send + Sync>;
+
 /// Passphrases for encrypted volumes. Each is tried on each volume.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct Secrets {
-    /// The passphrases, byte for byte: a newline at the end counts.
-    pub passphrases: Vec<Vec<u8>>,
+    passphrases: Mutex<Vec<Passphrase>>,
+    ask: Option<Ask>,
+}
+
+impl Secrets {
+    /// Holds passphrases that are known.
+    pub fn new(passphrases: Vec<Passphrase>) -> Self {
+        Self {
+            passphrases: Mutex::new(passphrases),
+            ask: None,
+        }
+    }
+
+    /// Asks when an encrypted volume is found that no passphrase known so far opens.
+    pub fn asking(ask: Ask) -> Self {
+        Self {
+            passphrases: Mutex::default(),
+            ask: Some(ask),
+        }
+    }
+
+    /// Calls `try_one` with each passphrase until one opens a volume, and asks for one if none does.
+    pub(crate) fn open<T>(
+        &self,
+        volume: &str,
+        try_one: &mut dyn FnMut(&[u8]) -> crate::Result<Option<T>>,
+    ) -> crate::Result<Option<T>> {
+        for passphrase in self.passphrases() {
+            if let Some(opened) = try_one(&passphrase)? {
+                return Ok(Some(opened));
+            }
+        }
+        let Some(ask) = &self.ask else {
+            return Ok(None);
+        };
+        while let Some(passphrase) = ask(volume) {
+            if let Some(opened) = try_one(&passphrase)? {
+                self.passphrases.lock().push(passphrase);
+                return Ok(Some(opened));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns the passphrases known so far, with those that were asked for.
+    pub fn passphrases(&self) -> Vec<Passphrase> {
+        self.passphrases.lock().clone()
+    }
 }
 
 impl fmt::Debug for Secrets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} passphrases", self.passphrases.len())
+        write!(f, "{} passphrases", self.passphrases.lock().len())
     }
 }
 

@@ -72,6 +72,11 @@ impl ReadResources {
             ahead: ahead::Pool::start(threads, READ_AHEAD_BYTES),
         })
     }
+
+    /// Frees the blocks that were read ahead for streams that were not read for this time.
+    pub fn drop_idle(&self, idle: std::time::Duration) {
+        self.ahead.drop_idle(idle);
+    }
 }
 
 /// Content of one disk at the time of a backup. May be used by many threads at once.

@@ -283,7 +283,10 @@ fn a_malicious_disk_writes_nothing_outside_the_target() {
     let rename = |kind: u8, from: &[u8], to: &[u8]| {
         let entry = |name: &[u8]| [&[name.len() as u8, kind], name].concat();
         let from = entry(from);
-        let found = image.windows(from.len()).enumerate().filter(|(_, window)| *window == from);
+        let found = image
+            .windows(from.len())
+            .enumerate()
+            .filter(|(_, window)| *window == from);
         let found: Vec<_> = found.map(|(at, _)| at as u64).collect();
         assert!(!found.is_empty(), "{to:?}");
         for at in found {

@@ -1,6 +1,7 @@
 //! Disks as they come: MBR with logical partitions, a GPT that lost its primary header, no table, btrfs, journals not replayed.
 
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::support::bytes::{assert_same, assert_same_range, copy_sparse, noise_bytes, write_at};
@@ -240,46 +241,128 @@ fn copy_of_a_running_guest(lab: &Lab, mkfs: &str, size_mib: u64, write: impl FnO
     copy
 }
 
-fn assert_mounts_with_a_warning(lab: &Lab, image: &Path, option: &str) {
+/// Mounts a crashed disk as its journal says, then as it lies there.
+fn assert_replays(lab: &Lab, image: &Path, option: &str) {
     lab.backup("web1", image);
+    let before = fs::read(image).expect("reads");
     let (dir, said) = lab.mount_files("web1@latest", "files");
-    let said = said.code(3);
+    let said = said.done();
     let volume = &said.json()["volumes"][0];
     assert_eq!(volume["mounted"], true, "{said}");
+    assert!(str_of(volume, "options").starts_with("ro,"), "{said}");
+    assert_eq!(fs::read_to_string(dir.join("old")).expect("reads"), "written long ago");
+    assert_eq!(fs::read_to_string(dir.join("new")).expect("reads"), "just now");
+    fs::write(dir.join("more"), "x").expect_err("it is read-only");
+    lab.umount(&dir);
+
+    let said = lab
+        .run(args!["--json", "mount", "web1@latest", "--files", dir, "--no-replay"])
+        .code(3);
+    lab.note_hidden(&dir);
+    let volume = &said.json()["volumes"][0];
     assert!(str_of(volume, "warning").contains("journal"), "{said}");
     assert!(str_of(volume, "options").contains(option), "{said}");
     assert_eq!(fs::read_to_string(dir.join("old")).expect("reads"), "written long ago");
     lab.umount(&dir);
     // For people the same in words.
-    let said = lab.run(args!["mount", "web1@latest", "--files", dir]).code(3);
+    let said = lab
+        .run(args!["mount", "web1@latest", "--files", dir, "--no-replay"])
+        .code(3);
     lab.note_hidden(&dir);
     let words = format!("{}{}", said.text(), said.stderr);
     assert!(words.contains("journal") && words.contains(option), "{said}");
     lab.umount(&dir);
+    assert_restores(lab, "web1@latest", &before);
+}
+
+/// Nothing that a mount writes gets into the backup.
+fn assert_restores(lab: &Lab, backup: &str, content: &[u8]) {
+    let copy = lab.path("restored.img");
+    lab.ok(args!["restore", backup, copy, "--force"]);
+    assert!(fs::read(&copy).expect("reads") == content, "the backup changed");
 }
 
 #[test]
-fn an_ext4_journal_that_was_not_replayed_is_a_warning() {
+fn writes_to_a_mount_are_seen_in_it_and_end_with_it() {
+    let lab = Lab::new();
+    let disk = Disk::plain(lab.path("disk.img"), 64);
+    disk.format(0, "mkfs.ext4");
+    disk.change(&lab, 0, |root| {
+        fs::write(root.join("old"), "as it was").expect("writes")
+    });
+    lab.backup("web1", &disk.path);
+    let before = fs::read(&disk.path).expect("reads");
+    let dir = lab.subdir("files");
+    for keep in [false, true] {
+        let kept = lab.path("kept");
+        let mut arguments = args!["mount", "web1@latest", "--files", dir, "--writable"];
+        if keep {
+            arguments.extend(args!["--save", kept]);
+        }
+        lab.ok(arguments);
+        lab.note_hidden(&dir);
+        assert_eq!(fs::read_to_string(dir.join("old")).expect("reads"), "as it was");
+        fs::write(dir.join("old"), "changed").expect("writes");
+        fs::write(dir.join("new"), vec![7; 5 << 20]).expect("writes");
+        sync(&dir);
+        fs::write("/proc/sys/vm/drop_caches", "3").expect("drops");
+        assert!(fs::read(dir.join("new")).expect("reads") == vec![7; 5 << 20]);
+        lab.umount(&dir);
+        assert_eq!(kept.exists(), keep);
+    }
+    assert_restores(&lab, "web1@latest", &before);
+}
+
+#[test]
+fn a_full_scratch_file_fails_the_guest_and_not_the_host() {
+    let lab = Lab::new();
+    let disk = Disk::plain(lab.path("disk.img"), 64);
+    fs::write(&disk.path, vec![1; 64 << 20]).expect("writes");
+    lab.backup("web1", &disk.path);
+    let dir = lab.subdir("images");
+    lab.ok(args!["mount", "web1@latest", dir, "--writable", "--scratch-size", "4M"]);
+    let image = File::options()
+        .read(true)
+        .write(true)
+        .open(dir.join("vda.img"))
+        .expect("opens");
+    image
+        .write_all_at(&[2; 4 << 20], 8 << 20)
+        .expect("there is room for this");
+    let error = image.write_all_at(&[2; 4096], 0).expect_err("is full");
+    assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+    image
+        .write_all_at(&[3; 4096], 8 << 20)
+        .expect("what is there can be written again");
+    let mut bytes = [0; 8192];
+    image.read_exact_at(&mut bytes, (8 << 20) - 4096).expect("reads");
+    assert!(bytes[..4096] == [1; 4096] && bytes[4096..] == [3; 4096]);
+    drop(image);
+    lab.umount(&dir);
+}
+
+#[test]
+fn an_ext4_journal_is_replayed() {
     let lab = Lab::new();
     let image = copy_of_a_running_guest(&lab, "mkfs.ext4", 64, |root| {
         fs::write(root.join("new"), "just now").expect("writes");
         sync(root);
     });
-    assert_mounts_with_a_warning(&lab, &image, "noload");
+    assert_replays(&lab, &image, "noload");
 }
 
 #[test]
-fn an_xfs_log_that_was_not_replayed_is_a_warning() {
+fn an_xfs_log_is_replayed() {
     let lab = Lab::new();
     let image = copy_of_a_running_guest(&lab, "mkfs.xfs", XFS_MIB, |root| {
         fs::write(root.join("new"), "just now").expect("writes");
         sync(root);
     });
-    assert_mounts_with_a_warning(&lab, &image, "norecovery");
+    assert_replays(&lab, &image, "norecovery");
 }
 
 #[test]
-fn a_btrfs_log_that_was_not_replayed_is_a_warning() {
+fn a_btrfs_log_is_replayed() {
     let lab = Lab::new();
     let image = copy_of_a_running_guest(&lab, "mkfs.btrfs", 128, |root| {
         // An fsync alone: a sync of all would end the log.
@@ -288,5 +371,5 @@ fn a_btrfs_log_that_was_not_replayed_is_a_warning() {
             .and_then(|()| file.sync_all())
             .expect("writes");
     });
-    assert_mounts_with_a_warning(&lab, &image, "nologreplay");
+    assert_replays(&lab, &image, "nologreplay");
 }

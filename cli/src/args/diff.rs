@@ -3,6 +3,7 @@
 use clap::Args;
 
 use super::InsidePath;
+use crate::secrets::LuksArgs;
 
 pub const HELP: &str = "\
 With --files, files of the same size, time of modification and time of change
@@ -32,4 +33,8 @@ pub struct DiffArgs {
     /// Read all files, also those that look the same
     #[arg(long, requires = "files")]
     pub content: bool,
+
+    /// Secrets of encrypted volumes.
+    #[command(flatten)]
+    pub luks: LuksArgs,
 }

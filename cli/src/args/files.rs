@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::InsidePath;
 use super::parse::{Moment, parse_moment};
+use crate::secrets::LuksArgs;
 
 const PATH_HELP: &str = "\
 A PATH that begins with a slash is the guest's own: its volumes are combined as
@@ -47,6 +48,10 @@ pub struct LsArgs {
     /// Show all directories below too
     #[arg(long, short = 'R')]
     pub recursive: bool,
+
+    /// Secrets of encrypted volumes.
+    #[command(flatten)]
+    pub luks: LuksArgs,
 }
 
 /// Arguments of `vbk cat`.
@@ -56,6 +61,10 @@ pub struct CatArgs {
     /// The backup and a file in it, e.g. web1@latest:/etc/fstab. At a terminal, control characters are shown as text
     #[arg(value_name = "BACKUP:PATH", required = true, value_parser = InsidePath::parser())]
     pub paths: Vec<InsidePath>,
+
+    /// Secrets of encrypted volumes.
+    #[command(flatten)]
+    pub luks: LuksArgs,
 }
 
 const CP_HELP: &str = "\
@@ -93,6 +102,10 @@ pub struct CpArgs {
     // The same option as that of all commands, without its short form -r. clap takes this for that one: they share the id.
     #[arg(id = "repo", long = "repo", env = "VBK_REPO", value_name = "DIR")]
     pub _repo: Option<PathBuf>,
+
+    /// Secrets of encrypted volumes.
+    #[command(flatten)]
+    pub luks: LuksArgs,
 }
 
 const FIND_HELP: &str = "\
@@ -137,4 +150,8 @@ pub struct FindArgs {
     /// Read the files that were found, and tell versions apart by their content alone
     #[arg(long)]
     pub content: bool,
+
+    /// Secrets of encrypted volumes.
+    #[command(flatten)]
+    pub luks: LuksArgs,
 }

@@ -17,7 +17,8 @@ pub fn parse_block_size(text: &str) -> Result<BlockSize, String> {
     BlockSize::new(parse_size(text)?).map_err(|error| error.to_string())
 }
 
-fn parse_size(text: &str) -> Result<u64, String> {
+/// Parses a size in bytes, with a unit or without.
+pub fn parse_size(text: &str) -> Result<u64, String> {
     let bad = || "write a size, e.g. 64K, 1M or 1048576".to_owned();
     let (digits, unit) = match text.find(|c: char| !c.is_ascii_digit()) {
         Some(place) => text.split_at(place),

@@ -10,6 +10,7 @@ use crate::context::{Context, stdout_is_terminal, threads};
 use crate::exit::{Error, Outcome, Result};
 use crate::file_forms::shown;
 use crate::guest_files::BackupFiles;
+use crate::secrets;
 use crate::terminal::output;
 use crate::terminal::printable;
 use crate::warnings::{warn_of_clock, warn_of_foreign_changes};
@@ -27,6 +28,7 @@ pub fn run(context: &Context<'_>, args: &CatArgs) -> Result<Outcome> {
     let catalogue = view.catalogue()?;
     warn_of_foreign_changes(&catalogue);
     let resources = ReadResources::new(threads());
+    let secrets = secrets::find(&args.luks)?;
     for named in &args.paths {
         let entry = catalogue.find(&named.backup)?;
         warn_of_clock(&catalogue, &named.backup, entry);
@@ -34,7 +36,7 @@ pub fn run(context: &Context<'_>, args: &CatArgs) -> Result<Outcome> {
             None | Some(b"") => return Err(Error::Usage(format!("no path; write e.g. {}:/etc/fstab", named.backup))),
             Some(path) => path,
         };
-        let files = BackupFiles::open(&view, &resources, entry, Some(&named.backup))?;
+        let files = BackupFiles::open(&view, &resources, entry, Some(&named.backup), &secrets)?;
         let found = files.locate(path, Last::Follow)?;
         let what = || format!("{}:{}", files.spec, shown(path));
         let read = |source: vbk_inside::Error| Error::Inside { what: what(), source };

@@ -18,6 +18,7 @@ use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
 use crate::file_forms::{hex_of, lossy, shown};
 use crate::guest_files::{BackupFiles, Located};
+use crate::secrets;
 use crate::signals;
 use crate::terminal::progress::Progress;
 use crate::terminal::units;
@@ -80,6 +81,7 @@ pub fn run(context: &Context<'_>, args: &CpArgs) -> Result<Outcome> {
     let catalogue = view.catalogue()?;
     warn_of_foreign_changes(&catalogue);
     let resources = ReadResources::new(threads());
+    let secrets = secrets::find(&args.luks)?;
     let progress = Progress::counting(context.quiet());
     let failures = Failures::default();
     let observer = |event: CopyEvent<'_>| failures.observe(&progress, &target.directory, event);
@@ -91,7 +93,7 @@ pub fn run(context: &Context<'_>, args: &CpArgs) -> Result<Outcome> {
             warn_of_clock(&catalogue, &source.backup, entry);
             opened.push((
                 source,
-                BackupFiles::open(&view, &resources, entry, Some(&source.backup))?,
+                BackupFiles::open(&view, &resources, entry, Some(&source.backup), &secrets)?,
             ));
         }
         let Some((_, files)) = opened.iter().find(|(known, _)| known.backup == source.backup) else {

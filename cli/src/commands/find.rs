@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use vbk_inside::search::{Found, Pattern, search};
+use vbk_inside::volumes::Secrets;
 use vbk_repo::backup::{Entry, Image};
 use vbk_repo::catalogue::Catalogue;
 use vbk_repo::name::GuestName;
@@ -20,6 +21,7 @@ use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
 use crate::file_forms::{FileJson, hex_of, lossy, mode_text, shown, size_text};
 use crate::guest_files::{BackupFiles, same_disks};
+use crate::secrets;
 use crate::signals;
 use crate::terminal::output::{self, JsonList, json_text};
 use crate::terminal::units;
@@ -61,6 +63,7 @@ pub fn run(context: &Context<'_>, args: &FindArgs) -> Result<Outcome> {
         }
         None => catalogue.guests().into_iter().cloned().collect(),
     };
+    let secrets = secrets::find(&args.luks)?;
     let mut json = context.json().then(|| JsonList::start(""));
     let (mut outcome, mut count) = (Outcome::Done, 0_usize);
     for guest in guests {
@@ -75,6 +78,7 @@ pub fn run(context: &Context<'_>, args: &FindArgs) -> Result<Outcome> {
             args,
             pattern: &pattern,
             versions: Versions::default(),
+            secrets: &secrets,
             outcome: Outcome::Done,
         };
         search.all(&entries, &cancel)?;
@@ -160,6 +164,7 @@ struct Search<'a> {
     args: &'a FindArgs,
     pattern: &'a Pattern,
     versions: Versions,
+    secrets: &'a Secrets,
     outcome: Outcome,
 }
 
@@ -178,7 +183,7 @@ impl Search<'_> {
             }
             walked.push((images, number));
             let spec = entry.backup.spec();
-            let files = match BackupFiles::open(self.view, &ReadResources::new(threads()), entry, None) {
+            let files = match BackupFiles::open(self.view, &ReadResources::new(threads()), entry, None, self.secrets) {
                 Ok(files) => files,
                 Err(error) => {
                     tracing::error!("{spec}: {}", error.text());

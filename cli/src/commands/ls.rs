@@ -11,6 +11,7 @@ use crate::context::{Context, threads};
 use crate::exit::{Outcome, Result};
 use crate::file_forms::{Names, lossy};
 use crate::guest_files::BackupFiles;
+use crate::secrets;
 use crate::terminal::output::{self, JsonList, json_text};
 use crate::terminal::table::{Align, Table};
 use crate::warnings::{warn_of_clock, warn_of_foreign_changes};
@@ -36,12 +37,13 @@ pub fn run(context: &Context<'_>, args: &LsArgs) -> Result<Outcome> {
     let catalogue = view.catalogue()?;
     warn_of_foreign_changes(&catalogue);
     let resources = ReadResources::new(threads());
+    let secrets = secrets::find(&args.luks)?;
     let mut json = context.json().then(|| JsonList::start(""));
     let mut outcome = Outcome::Done;
     for named in &args.paths {
         let entry = catalogue.find(&named.backup)?;
         warn_of_clock(&catalogue, &named.backup, entry);
-        let files = BackupFiles::open(&view, &resources, entry, Some(&named.backup))?;
+        let files = BackupFiles::open(&view, &resources, entry, Some(&named.backup), &secrets)?;
         let path = named.path.as_deref().unwrap_or_default();
         if path.is_empty() {
             volumes(context, &files, json.as_mut())?;

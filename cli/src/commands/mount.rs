@@ -9,26 +9,33 @@ use std::thread::JoinHandle;
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
-use vbk_fuse::Fsid;
-use vbk_fuse::files::FilesPlan;
+use vbk_fuse::files::{FilesOptions, FilesPlan};
+use vbk_fuse::scratch::{self, ScratchFile};
 use vbk_fuse::session::{Session, SessionOptions};
-use vbk_fuse::tree::ImageFs;
+use vbk_fuse::tree::{ImageFs, TreeOptions};
 use vbk_fuse::volumes::{self, Access, Outcome as Volume, VolumeReport, WhenBusy};
+use vbk_fuse::{Fsid, Way};
+use vbk_inside::volumes::{NamedTree, Secrets};
 use vbk_repo::catalogue::BackupSpec;
 use vbk_repo::keys;
 use vbk_repo::reader::ReadResources;
-use vbk_repo::repository::Repository;
+use vbk_repo::repository::{Repository, View};
 
 use crate::args::MountArgs;
 use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
+use crate::handover::Handover;
 use crate::leftover_mounts::clean_leftovers;
 use crate::machine;
+use crate::secrets;
 use crate::terminal::units;
 use crate::warnings::{warn_of_clock, warn_of_clocks};
 
 mod daemon;
+mod user;
 
+/// Directory for scratch files: on a disk, and not in memory as /run.
+const SCRATCH_DIRECTORY: &str = "/var/tmp";
 /// Largest number of threads. More than processors, because requests that wait for a disk leave those idle.
 const MAX_THREADS: usize = 8;
 
@@ -48,6 +55,8 @@ struct VolumeJson {
     mounted: bool,
     options: Option<String>,
     warning: Option<String>,
+    /// Repair that was done on the scratch copy.
+    repaired: Option<String>,
     reason: Option<String>,
     /// Path of the guest's root in the mount, if it is not at the top.
     root: Option<PathBuf>,
@@ -55,38 +64,64 @@ struct VolumeJson {
 
 /// Mounts, and serves in the background or until it is unmounted.
 pub fn run(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
-    if args.files.is_none() && args.what.contains('@') && !Path::new(&args.what).exists() {
+    let names_backup = args.what.contains('@') && !Path::new(&args.what).exists();
+    if args.files.is_none() && args.dir.is_none() && names_backup {
         return Err(Error::Usage(format!(
-            "to mount the file systems of one backup, give a directory: vbk mount {} --files DIR",
+            "to mount one backup, give a directory: vbk mount {0} --files DIR for its files, vbk mount {0} DIR for its images",
             args.what
         )));
     }
+    if args.files.is_none() && args.dir.is_none() && (args.writable || args.scratch_size.is_some()) {
+        return Err(Error::Usage(
+            "only one backup can be mounted writable: vbk mount BACKUP DIR --writable".into(),
+        ));
+    }
     match &args.files {
+        Some(dir) if args.user => user::run(context, args, dir),
         Some(dir) => mount_files(context, args, dir),
         None if args.foreground || machine::is_background() => serve_images(context, args),
         None => {
             let repository = context.repository()?;
             // Compares the repository with the memory of this host; the process in the background does not.
-            drop(context.view_of(&repository)?);
-            let key = exported_key(&repository)?;
-            let key = key.as_ref().map(|key| key.as_str());
-            Ok(daemon::start(std::env::args_os().skip(1), key)?.outcome)
+            let view = context.view_of(&repository)?;
+            let secrets = secrets::find(&args.luks)?;
+            if args.dir.is_some() {
+                ask_for_passphrases(&view, args, &secrets)?;
+            }
+            let handover = handover(&repository, &secrets)?;
+            Ok(daemon::start(std::env::args_os().skip(1), &handover)?.outcome)
         }
     }
 }
 
-/// Returns the key that opens the repository for a process in the background.
-fn exported_key(repository: &Repository) -> Result<Option<zeroize::Zeroizing<String>>> {
-    let Some(keys) = repository.keys() else {
-        return Ok(None);
+/// Asks for the passphrases of the encrypted volumes in a backup, because the process in the background can't.
+fn ask_for_passphrases(view: &View, args: &MountArgs, secrets: &Secrets) -> Result<()> {
+    let spec: BackupSpec = args.what.parse()?;
+    let catalogue = view.catalogue()?;
+    let entry = catalogue.find(&spec)?;
+    vbk_fuse::contents::trees(view, &ReadResources::new(1), entry, spec.disk.as_deref(), secrets)?;
+    Ok(())
+}
+
+/// Returns the secrets for a process in the background: the key that opens the repository, and the passphrases.
+fn handover(repository: &Repository, secrets: &Secrets) -> Result<Handover> {
+    let key = match repository.keys() {
+        Some(keys) => Some(keys::export(keys, &repository.view()?.identity().id)),
+        None => None,
     };
-    Ok(Some(keys::export(keys, &repository.view()?.identity().id)))
+    let passphrases = secrets.passphrases();
+    Ok(Handover { key, passphrases })
 }
 
 /// Serves images from this process until they are unmounted.
 fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
     daemon::begin();
-    let dir = Path::new(&args.what);
+    let is_writable = args.writable || args.scratch;
+    if is_writable {
+        // Before the first thread starts.
+        scratch::enter_writeback();
+    }
+    let dir = args.dir.as_deref().unwrap_or(Path::new(&args.what));
     // From here on a signal waits until there is a mount to take down.
     let signals = catch_signals()?;
     volumes::check_mount_point(dir)?;
@@ -94,29 +129,50 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
     let point = absolute(dir)?;
     let repository = context.repository()?;
     let path = repository.path().display().to_string();
-    let catalogue = context.view_of(&repository)?.catalogue()?;
-    let only = match &args.only {
-        Some(spec) => {
-            let entry = catalogue.find(spec)?;
-            warn_of_clock(&catalogue, spec, entry);
-            Some(entry.id)
+    let view = context.view_of(&repository)?;
+    let catalogue = view.catalogue()?;
+    let mut options = TreeOptions {
+        flat: args.dir.is_some(),
+        fsids: args.fsid.clone(),
+        secrets: secrets::find(&args.luks)?,
+        ..TreeOptions::default()
+    };
+    let shown = match &args.dir {
+        Some(_) => {
+            let spec: BackupSpec = args.what.parse()?;
+            let entry = catalogue.find(&spec)?;
+            warn_of_clock(&catalogue, &spec, entry);
+            options.only = Some(entry.id);
+            if is_writable {
+                options.scratch = Some(Arc::new(scratch::create(
+                    entry,
+                    &scratch_file(args),
+                    args.scratch_size,
+                )?));
+            }
+            entry.backup.spec()
         }
         None => {
             warn_of_clocks(&catalogue);
-            None
+            format!(
+                "{} of {}",
+                units::count(catalogue.entries().len() as u64, "backup"),
+                units::count(catalogue.guests().len() as u64, "guest"),
+            )
         }
     };
-    let tree = ImageFs::open(repository, only, ReadResources::new(threads()))?.with_fsids(args.fsid.clone());
+    let kept = options.scratch.clone();
+    let tree = ImageFs::open(repository, options, ReadResources::new(threads()))?;
+    tree.write_fsids()?;
     let options = SessionOptions {
         allow_other: args.allow_other,
         threads: (2 * threads()).clamp(4, MAX_THREADS),
     };
     let session = Session::mount(Arc::new(tree), &point, options)?;
-    let shown = point.display();
+    let at = point.display();
+    let writable = if args.writable { ", writable" } else { "" };
     context.say(format_args!(
-        "showing {} of {} in {path} at {shown}; `vbk umount {shown}` unmounts it",
-        units::count(catalogue.entries().len() as u64, "backup"),
-        units::count(catalogue.guests().len() as u64, "guest"),
+        "showing {shown} in {path} at {at}{writable}; `vbk umount {at}` unmounts it"
     ));
     context.json_result(&Report {
         mount_point: point.clone(),
@@ -134,9 +190,19 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
         umount_elsewhere(shown.as_deref().unwrap_or(&point));
     })?;
     session.wait();
+    if let Some(scratch) = kept {
+        scratch.flush().map_err(Error::io("write the file of --save"))?;
+    }
     watcher.end();
     daemon::end();
     Ok(Outcome::Done)
+}
+
+fn scratch_file(args: &MountArgs) -> ScratchFile {
+    match &args.save {
+        Some(path) => ScratchFile::Kept(path.clone()),
+        None => ScratchFile::Temporary(SCRATCH_DIRECTORY.into()),
+    }
 }
 
 /// Runs `vbk umount`: a process that serves a mount must not wait for it (see `vbk_fuse::files`).
@@ -174,11 +240,22 @@ fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Ou
         Access::Owner
     };
     let resources = ReadResources::new(1);
-    let plan = FilesPlan::new(&view, &resources, entry, &images, (dir, access), &random_fsid)?;
+    let secrets = secrets::find(&args.luks)?;
+    let options = FilesOptions {
+        dir,
+        access,
+        way: match (args.writable, args.no_replay) {
+            (true, _) => Way::Writable,
+            (false, false) => Way::Replayed,
+            (false, true) => Way::AsItIs,
+        },
+        secrets: &secrets,
+    };
+    let plan = FilesPlan::new(&view, &resources, entry, &images, &options, &random_fsid)?;
     let point = absolute(dir)?;
-    let key = exported_key(&repository)?;
-    let key = key.as_ref().map(|key| key.as_str());
-    let mut server = daemon::start(server_arguments(&repository, &plan, &entry.id.to_string()), key)?;
+    let handover = handover(&repository, &secrets)?;
+    let arguments = server_arguments(args, &repository, &plan, &entry.id.to_string())?;
+    let mut server = daemon::start(arguments, &handover)?;
     let warnings = plan.warnings().to_vec();
     let volumes = plan.mount()?;
     let outcome = tell(context, &entry.backup.spec(), &point, &warnings, &volumes);
@@ -211,19 +288,31 @@ fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Ou
     Ok(outcome)
 }
 
-/// The command line of the process that serves the images of a backup.
-fn server_arguments(repository: &Repository, plan: &FilesPlan, id: &str) -> Vec<OsString> {
+/// Returns the command line of the process that serves the images of a backup.
+fn server_arguments(args: &MountArgs, repository: &Repository, plan: &FilesPlan, id: &str) -> Result<Vec<OsString>> {
     let arguments = [
         OsStr::new("--quiet"),
         OsStr::new("--repo"),
         repository.path().as_os_str(),
         OsStr::new("mount"),
-        plan.hidden().as_os_str(),
-        OsStr::new("--only"),
         OsStr::new(id),
+        plan.hidden().as_os_str(),
     ];
-    let fsids = plan.fsids().iter().map(|new| OsString::from(format!("--fsid={new}")));
-    arguments.map(OsStr::to_owned).into_iter().chain(fsids).collect()
+    let mut arguments: Vec<_> = arguments.map(OsStr::to_owned).into();
+    arguments.extend(plan.fsids().iter().map(|new| OsString::from(format!("--fsid={new}"))));
+    arguments.extend(
+        args.scratch_size
+            .map(|size| OsString::from(format!("--scratch-size={size}"))),
+    );
+    if args.writable {
+        arguments.push("--writable".into());
+    } else if plan.needs_scratch() {
+        arguments.push("--scratch".into());
+    }
+    if let Some(path) = &args.save {
+        arguments.extend(["--save".into(), absolute(path)?.into_os_string()]);
+    }
+    Ok(arguments)
 }
 
 /// Returns a random file system identity from the kernel's generator.
@@ -245,14 +334,20 @@ fn tell(context: &Context<'_>, backup: &str, point: &Path, warnings: &[String], 
         let place: PathBuf = point.components().chain(volume.name.components()).collect();
         let (place, fs) = (place.display(), volume.fs.as_deref().unwrap_or_default());
         match &volume.outcome {
-            Volume::Mounted { warning, root, .. } => {
+            Volume::Mounted {
+                warning,
+                repaired,
+                root,
+                ..
+            } => {
                 good += 1;
+                let repaired = repaired.as_ref().map(|done| format!("; {done}")).unwrap_or_default();
                 match root {
                     Some(root) => context.say(format_args!(
-                        "{place}  {fs}; the guest's root is {place}/{}",
+                        "{place}  {fs}{repaired}; the guest's root is {place}/{}",
                         root.display()
                     )),
-                    None => context.say(format_args!("{place}  {fs}")),
+                    None => context.say(format_args!("{place}  {fs}{repaired}")),
                 }
                 if let Some(warning) = warning {
                     doubts += 1;
@@ -318,15 +413,30 @@ impl Watcher {
 }
 
 impl VolumeJson {
+    fn of_tree(tree: &NamedTree) -> Self {
+        let remarks = tree.tree.remarks();
+        Self {
+            name: tree.name.clone().into(),
+            fs: Some(tree.fs.clone()),
+            mounted: true,
+            options: None,
+            warning: None,
+            repaired: (!remarks.is_empty()).then(|| remarks.join("; ")),
+            reason: None,
+            root: None,
+        }
+    }
+
     fn new(report: &VolumeReport) -> Self {
-        let (mut options, mut warning, mut reason, mut root) = (None, None, None, None);
+        let (mut options, mut warning, mut repaired, mut reason, mut root) = (None, None, None, None, None);
         let mounted = match report.outcome.clone() {
             Volume::Mounted {
                 options: used,
                 warning: doubt,
+                repaired: repair,
                 root: guest_root,
             } => {
-                (options, warning, root) = (Some(used), doubt, guest_root);
+                (options, warning, repaired, root) = (Some(used), doubt, repair, guest_root);
                 true
             }
             Volume::Skipped { reason: why, .. } => {
@@ -340,6 +450,7 @@ impl VolumeJson {
             mounted,
             options,
             warning,
+            repaired,
             reason,
             root,
         }

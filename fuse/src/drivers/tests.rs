@@ -10,7 +10,7 @@ fn with_marks(fs: FsType, marks: Marks) -> Result<FileSystem, String> {
     for (at, bytes) in marks {
         volume[*at..at + bytes.len()].copy_from_slice(bytes);
     }
-    how_to_mount(fs, &volume.as_slice()).expect("memory is readable")
+    how_to_mount(fs, &volume.as_slice(), Way::AsItIs).expect("memory is readable")
 }
 
 #[test]

@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 
 use super::found::{Found, Plan, with_doubts};
-use crate::drivers::how_to_mount;
-use crate::listing::Part;
+use crate::drivers::{Way, how_to_mount};
 use vbk_inside::btrfs::{Fsid, Layout, NewFsid, Superblock, examine};
 use vbk_inside::device::Device;
 use vbk_inside::probe::{Content, FsType};
@@ -13,6 +12,7 @@ use vbk_inside::probe::{Content, FsType};
 /// Plans each btrfs, and each device of one.
 pub(super) fn plan(
     found: &[Found],
+    way: Way,
     new_fsid: &dyn Fn() -> io::Result<Fsid>,
 ) -> io::Result<(HashMap<usize, Plan>, Vec<NewFsid>)> {
     let mut plans = HashMap::new();
@@ -20,10 +20,15 @@ pub(super) fn plan(
     let mut groups: BTreeMap<_, Vec<(usize, Superblock)>> = BTreeMap::new();
     for (index, volume) in found.iter().enumerate() {
         let is_btrfs = |content| content == Content::FileSystem(FsType::Btrfs);
-        if !volume.probed.as_ref().is_ok_and(|probed| is_btrfs(probed.content)) {
+        if !volume
+            .volume
+            .probed
+            .as_ref()
+            .is_ok_and(|probed| is_btrfs(probed.content))
+        {
             continue;
         }
-        match Superblock::read(&volume.content())? {
+        match Superblock::read(&*volume.volume.device)? {
             // Several with one device each and the same identity are copies, each a file system of its own.
             Ok(superblock) if superblock.device_count() == 1 => {
                 let key = (superblock.fsid(), superblock.metadata_uuid(), Some(index));
@@ -39,7 +44,7 @@ pub(super) fn plan(
         }
     }
     for devices in groups.into_values() {
-        plan_set(found, &devices, new_fsid, &mut plans, &mut fsids)?;
+        plan_set(found, &devices, (way, new_fsid), &mut plans, &mut fsids)?;
     }
     Ok((plans, fsids))
 }
@@ -54,7 +59,7 @@ fn refuse(why: &str) -> Plan {
 fn plan_set(
     found: &[Found],
     devices: &[(usize, Superblock)],
-    new_fsid: &dyn Fn() -> io::Result<Fsid>,
+    (way, new_fsid): (Way, &dyn Fn() -> io::Result<Fsid>),
     plans: &mut HashMap<usize, Plan>,
     fsids: &mut Vec<NewFsid>,
 ) -> io::Result<()> {
@@ -74,14 +79,15 @@ fn plan_set(
     let Some((first, superblock)) = members.iter().find(|(index, _)| found[*index].wanted) else {
         return Ok(());
     };
-    let mut how = match how_to_mount(FsType::Btrfs, &found[*first].content())? {
+    let mut how = match how_to_mount(FsType::Btrfs, &*found[*first].volume.device, way)? {
         Ok(how) => with_doubts(&found[*first], how),
         Err(why) => {
             plans.insert(*first, refuse(&why));
             return Ok(());
         }
     };
-    how.leave_journal(members.iter().any(|(_, superblock)| superblock.has_log()));
+    let has_log = members.iter().any(|(_, superblock)| superblock.has_log());
+    how.replay_log(has_log, way);
     if !layout.missing.is_empty() {
         how.options.push_str(",degraded");
         how.warn(format!(
@@ -93,13 +99,12 @@ fn plan_set(
     for (index, member) in &members {
         let volume = &found[*index];
         fsids.push(NewFsid {
-            file: volume.file.clone(),
-            offset_bytes: volume.window.offset_bytes,
+            file: volume.file(),
             fsid,
         });
         if index != first {
             let skip = Plan::Skip {
-                reason: format!("device {} of the btrfs on {}", member.devid(), found[*first].file),
+                reason: format!("device {} of the btrfs on {}", member.devid(), found[*first].file()),
                 may_hold_files: false,
             };
             plans.insert(*index, skip);
@@ -124,16 +129,14 @@ fn look_at(found: &[Found], devices: &[(usize, Superblock)]) -> io::Result<Resul
                 "its device {} is in the backup twice, as {} and {}; restore the disks that belong together to files \
                  and mount those",
                 superblock.devid(),
-                found[*twin].file,
-                found[*index].file,
+                found[*twin].file(),
+                found[*index].file(),
             )));
         }
     }
-    let parts: Vec<Part> = devices.iter().map(|(index, _)| found[*index].content()).collect();
     let pairs: Vec<_> = devices
         .iter()
-        .zip(&parts)
-        .map(|((_, it), part)| (it, part as &dyn Device))
+        .map(|(index, it)| (it, &*found[*index].volume.device as &dyn Device))
         .collect();
     Ok(match examine(&pairs)? {
         Ok(layout) if !layout.missing.is_empty() && !layout.complete => Err(format!(

@@ -5,8 +5,8 @@ use std::collections::hash_map::Entry;
 use std::io;
 
 use super::btrfs_sets;
-use super::found::{Found, Plan, with_doubts};
-use crate::drivers::how_to_mount;
+use super::found::{Found, Plan, is_boot_code, with_doubts};
+use crate::drivers::{Way, how_to_mount};
 use vbk_inside::btrfs::{Fsid, NewFsid};
 use vbk_inside::probe::containers;
 use vbk_inside::probe::{self, FsType};
@@ -15,44 +15,45 @@ use vbk_inside::probe::{self, FsType};
 /// result lists the file systems that got one.
 pub(super) fn plan(
     found: &[Found],
+    way: Way,
     new_fsid: &dyn Fn() -> io::Result<Fsid>,
 ) -> io::Result<(HashMap<usize, Plan>, Vec<NewFsid>)> {
-    let (mut plans, fsids) = btrfs_sets::plan(found, new_fsid)?;
+    let (mut plans, fsids) = btrfs_sets::plan(found, way, new_fsid)?;
     for (index, volume) in found.iter().enumerate() {
         if let Some(newer) = newer_member(found, volume) {
             let skip = Plan::Skip {
-                reason: format!("out-of-date member of the RAID array that {} is of", newer.file),
+                reason: format!("out-of-date member of the RAID array that {} is of", newer.file()),
                 may_hold_files: false,
             };
             plans.insert(index, skip);
         } else if let Entry::Vacant(free) = plans.entry(index) {
-            free.insert(plan_alone(volume)?);
+            free.insert(plan_alone(volume, way)?);
         }
     }
     Ok((plans, fsids))
 }
 
 /// Finds a member of the same array that has recorded later events.
-fn newer_member<'a>(found: &'a [Found<'a>], volume: &Found) -> Option<&'a Found<'a>> {
-    let member = volume.member.as_ref()?;
+fn newer_member<'a>(found: &'a [Found], volume: &Found) -> Option<&'a Found> {
+    let member = volume.volume.member.as_ref()?;
     found.iter().find(|other| {
-        let theirs = other.member.as_ref();
+        let theirs = other.volume.member.as_ref();
         theirs.is_some_and(|theirs| theirs.array == member.array && theirs.events > member.events)
     })
 }
 
-fn plan_alone(volume: &Found) -> io::Result<Plan> {
+fn plan_alone(volume: &Found, way: Way) -> io::Result<Plan> {
     let skip = |reason, may_hold_files| Ok(Plan::Skip { reason, may_hold_files });
-    let probed = match &volume.probed {
+    let probed = match &volume.volume.probed {
         Ok(probed) => probed,
         Err(error) => return skip(error.clone(), true),
     };
     match probed.content {
-        probe::Content::FileSystem(fs) => mount(volume, fs),
+        probe::Content::FileSystem(fs) => mount(volume, fs, way),
         content => {
-            let described = containers::describe(content, &volume.content())?;
+            let described = containers::describe(content, &*volume.volume.device)?;
             let plain = content.why_not_mountable().unwrap_or_default();
-            let harmless = content == probe::Content::Unknown && volume.is_boot_code();
+            let harmless = content == probe::Content::Unknown && is_boot_code(&volume.volume);
             let reason = if harmless {
                 "boot code".to_owned()
             } else {
@@ -64,8 +65,8 @@ fn plan_alone(volume: &Found) -> io::Result<Plan> {
 }
 
 /// Plans a file system by its superblock alone.
-fn mount(volume: &Found, fs: FsType) -> io::Result<Plan> {
-    Ok(match how_to_mount(fs, &volume.content())? {
+fn mount(volume: &Found, fs: FsType, way: Way) -> io::Result<Plan> {
+    Ok(match how_to_mount(fs, &*volume.volume.device, way)? {
         Ok(how) => Plan::Mount {
             how: with_doubts(volume, how),
             others: Vec::new(),

@@ -54,7 +54,7 @@ impl Fixture {
     }
 
     fn tree(&self) -> ImageFs {
-        ImageFs::open(self.repository.clone(), None, ReadResources::new(1)).expect("opens")
+        ImageFs::open(self.repository.clone(), TreeOptions::default(), ReadResources::new(1)).expect("opens")
     }
 }
 
@@ -200,7 +200,15 @@ fn one_backup_can_be_shown_alone() {
         .and_then(|view| view.catalogue())
         .expect("loads");
     let only = Some(catalogue.entries()[1].id);
-    let tree = ImageFs::open(fixture.repository.clone(), only, ReadResources::new(1)).expect("opens");
+    let tree = ImageFs::open(
+        fixture.repository.clone(),
+        TreeOptions {
+            only,
+            ..TreeOptions::default()
+        },
+        ReadResources::new(1),
+    )
+    .expect("opens");
     assert_eq!(names(&tree, ROOT), ["web1"]);
 }
 
@@ -214,7 +222,15 @@ fn kept_files_are_listed_beside_the_disks() {
     let catalogue = fixture.repository.view().and_then(|view| view.catalogue());
     let only = Some(catalogue.expect("loads").entries()[1].id);
     for only in [None, only] {
-        let tree = ImageFs::open(fixture.repository.clone(), only, ReadResources::new(1)).expect("opens");
+        let tree = ImageFs::open(
+            fixture.repository.clone(),
+            TreeOptions {
+                only,
+                ..TreeOptions::default()
+            },
+            ReadResources::new(1),
+        )
+        .expect("opens");
         let day = find(&tree, &["web1", DAY]).expect("is there");
         assert_eq!(
             names(&tree, day.number),

@@ -1,4 +1,4 @@
-//! Loop devices: attaches images read-only, and finds attached images again in /sys. Keeps no state of its own.
+//! Loop devices: attaches images, and finds attached images again in /sys. Keeps no state of its own.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -38,16 +38,17 @@ impl SectorSize {
     }
 }
 
-/// The part of an image that a loop device shows: an offset and a length; the whole image if both are 0.
+/// Use of the image behind a loop device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Window {
-    /// Offset in the image.
-    pub offset_bytes: u64,
-    /// Length; 0 for everything up to the end.
-    pub size_bytes: u64,
+pub enum Backing {
+    /// The device is read-only.
+    #[default]
+    ReadOnly,
+    /// Writes to the device go to the image.
+    Writable,
 }
 
-/// A loop device that shows an image, read-only. The kernel clears it when this value is dropped, or later, when a file
+/// A loop device that shows an image. The kernel clears it when this value is dropped, or later, when a file
 /// system that was mounted from it is unmounted.
 #[derive(Debug)]
 pub(crate) struct LoopDevice {
@@ -58,17 +59,19 @@ pub(crate) struct LoopDevice {
 
 impl LoopDevice {
     /// Attaches the image with direct I/O, or through the page cache if its file system has no direct I/O.
-    pub(crate) fn attach(image: &Path, window: Window, sector_size: SectorSize) -> Result<Self> {
+    pub(crate) fn attach(image: &Path, use_of: Backing, sector_size: SectorSize) -> Result<Self> {
         let attach_error = |source: io::Error| MountError::Attach {
             image: image.to_owned(),
             source,
         };
-        let backing = File::open(image).map_err(attach_error)?;
+        let writable = use_of == Backing::Writable;
+        let open = |path: &Path| OpenOptions::new().read(true).write(writable).open(path);
+        let backing = open(image).map_err(attach_error)?;
         let control = open_control()?;
         for _ in 0..ATTEMPTS {
             let number = free_number(&control)?;
-            let device = open_node(number)?;
-            match configure(&device, &backing, image, window, sector_size) {
+            let device = open_node(number, &open)?;
+            match configure(&device, &backing, image, use_of, sector_size) {
                 Ok(()) => {
                     limit_requests(number);
                     return Ok(Self {
@@ -222,13 +225,13 @@ fn free_number(control: &File) -> Result<u32> {
     })
 }
 
-/// Opens the node read-only, which is enough for LOOP_CONFIGURE, and creates it where /dev is not the kernel's own
-/// devtmpfs.
-fn open_node(number: u32) -> Result<File> {
+/// Opens the node, for LOOP_CONFIGURE with the rights that the device is to give, and creates it where /dev is not the
+/// kernel's own devtmpfs.
+fn open_node(number: u32, open: &dyn Fn(&Path) -> io::Result<File>) -> Result<File> {
     let node = node(number);
-    let opened = match File::open(&node) {
+    let opened = match open(&node) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => match sys::make_loop_node(&node, number) {
-            Ok(()) | Err(Errno::EEXIST) => File::open(&node),
+            Ok(()) | Err(Errno::EEXIST) => open(&node),
             Err(errno) => Err(errno.into()),
         },
         other => other,
@@ -244,11 +247,11 @@ fn configure(
     device: &File,
     backing: &File,
     image: &Path,
-    window: Window,
+    use_of: Backing,
     sector_size: SectorSize,
 ) -> std::result::Result<(), Errno> {
-    let part = (window.offset_bytes, window.size_bytes);
-    let configure = |direct| sys::loop_configure(device, backing, image, part, sector_size.bytes(), direct);
+    let read_only = use_of == Backing::ReadOnly;
+    let configure = |direct| sys::loop_configure(device, backing, image, sector_size.bytes(), (read_only, direct));
     // Kernels up to 6.18 accept the flag and silently use the page cache where direct I/O is not possible; EINVAL is
     // for kernels that do not.
     match configure(true) {
@@ -311,7 +314,7 @@ mod tests {
     fn needs_root_an_attached_image_is_read_only_direct_and_gone_after_drop() {
         let dir = scratch();
         let image = image(dir.path(), "a.img");
-        let device = LoopDevice::attach(&image, Window::default(), SectorSize::B512).expect("attaches");
+        let device = LoopDevice::attach(&image, Backing::ReadOnly, SectorSize::B512).expect("attaches");
         let number = device.number();
         assert_eq!(attribute(number, "ro"), "1");
         assert_eq!(attribute(number, "loop/autoclear"), "1");
@@ -336,7 +339,7 @@ mod tests {
     fn needs_root_a_disk_of_4096_byte_sectors_keeps_them() {
         let dir = scratch();
         let image = image(dir.path(), "a.img");
-        let device = LoopDevice::attach(&image, Window::default(), SectorSize::B4096).expect("attaches");
+        let device = LoopDevice::attach(&image, Backing::ReadOnly, SectorSize::B4096).expect("attaches");
         assert_eq!(attribute(device.number(), "queue/logical_block_size"), "4096");
     }
 
@@ -344,7 +347,7 @@ mod tests {
     fn needs_root_a_deleted_image_is_still_found_and_cleared() {
         let dir = scratch();
         let image = image(dir.path(), "a.img");
-        let device = LoopDevice::attach(&image, Window::default(), SectorSize::B512).expect("attaches");
+        let device = LoopDevice::attach(&image, Backing::ReadOnly, SectorSize::B512).expect("attaches");
         fs::remove_file(&image).expect("removes");
         let attached = attached_below(&image).expect("/sys can be read");
         assert_eq!(attached.len(), 1);
@@ -361,7 +364,7 @@ mod tests {
         let mut numbers: Vec<u32> = thread::scope(|scope| {
             let started: Vec<_> = (0..8)
                 .map(|_| {
-                    scope.spawn(|| LoopDevice::attach(&image, Window::default(), SectorSize::B512).expect("attaches"))
+                    scope.spawn(|| LoopDevice::attach(&image, Backing::ReadOnly, SectorSize::B512).expect("attaches"))
                 })
                 .collect();
             let devices: Vec<_> = started
@@ -380,7 +383,7 @@ mod tests {
 
     #[test]
     fn a_missing_image_is_named() {
-        let error = LoopDevice::attach(Path::new("/nowhere/x.img"), Window::default(), SectorSize::B512).unwrap_err();
+        let error = LoopDevice::attach(Path::new("/nowhere/x.img"), Backing::ReadOnly, SectorSize::B512).unwrap_err();
         assert!(error.to_string().contains("/nowhere/x.img"));
     }
 }

@@ -39,7 +39,7 @@ fn skipped(reason: String) -> Outcome {
 }
 
 fn mount_file_system(point: &Path, volume: &Volume, how: &FileSystem) -> Outcome {
-    let devices = match attach(volume) {
+    let devices = match attach(volume, how) {
         Ok(devices) => devices,
         Err(error) => {
             return skipped(match std::error::Error::source(&error) {
@@ -49,8 +49,7 @@ fn mount_file_system(point: &Path, volume: &Volume, how: &FileSystem) -> Outcome
         }
     };
     let outcome = mount_devices(&devices, point, how);
-    let is_ours =
-        |backing: &PathBuf| *backing == volume.image || volume.others.iter().any(|(image, _)| image == backing);
+    let is_ours = |backing: &PathBuf| *backing == volume.image || volume.others.contains(backing);
     if matches!(outcome, Outcome::Skipped { .. }) {
         for device in devices {
             if how.kind == "btrfs" {
@@ -67,11 +66,10 @@ fn mount_file_system(point: &Path, volume: &Volume, how: &FileSystem) -> Outcome
     outcome
 }
 
-fn attach(volume: &Volume) -> Result<Vec<LoopDevice>> {
-    let others = volume.others.iter().map(|(image, window)| (image, *window));
-    let images = std::iter::once((&volume.image, volume.window)).chain(others);
+fn attach(volume: &Volume, how: &FileSystem) -> Result<Vec<LoopDevice>> {
+    let images = std::iter::once(&volume.image).chain(&volume.others);
     images
-        .map(|(image, window)| LoopDevice::attach(image, window, volume.sector_size))
+        .map(|image| LoopDevice::attach(image, how.backing, volume.sector_size))
         .collect()
 }
 
@@ -81,16 +79,17 @@ fn mount_devices(devices: &[LoopDevice], point: &Path, how: &FileSystem) -> Outc
         options.push_str(&format!(",device={}", device.node().display()));
     }
     let root = default_subvolume(devices, point, &how.kind, &options);
-    let mounted = |data: &str, warning: Option<String>| {
+    let mounted = |data: &str, read_write: bool, warning: Option<String>| {
         let comma = if data.is_empty() { "" } else { "," };
         Outcome::Mounted {
-            options: format!("ro,nodev,nosuid,noexec{comma}{data}"),
+            options: format!("{}{comma}{data}", flags(read_write)),
             warning,
+            repaired: how.repaired.clone(),
             root: root.clone(),
         }
     };
-    let first = match try_mount(devices, point, &how.kind, &options) {
-        Ok(()) => return mounted(&options, how.warning.clone()),
+    let first = match try_mount(devices, point, how, &options) {
+        Ok(()) => return mounted(&options, how.read_write, how.warning.clone()),
         Err(errno) => errno,
     };
     if how.kind == "ntfs3" && first == Errno::ENODEV {
@@ -99,16 +98,27 @@ fn mount_devices(devices: &[LoopDevice], point: &Path, how: &FileSystem) -> Outc
     let Some(data) = how.without_journal.as_deref().filter(|_| may_be_the_journal(first)) else {
         return skipped(reason(&how.kind, first));
     };
-    match try_mount(devices, point, &how.kind, data) {
+    let mut how = FileSystem {
+        read_write: false,
+        ..how.clone()
+    };
+    match try_mount(devices, point, &how, data) {
         Ok(()) => {
-            let mut how = how.clone();
             how.warn(format!("mounted with {data}: {JOURNAL_WARNING}"));
-            mounted(data, how.warning)
+            mounted(data, false, how.warning)
         }
         // Refused for another reason. With a clean journal the first error says more; with a dirty one only the second
         // does.
         Err(second) if first == Errno::EROFS => skipped(reason(&how.kind, second)),
         Err(_) => skipped(reason(&how.kind, first)),
+    }
+}
+
+/// Returns the options that mount(2) takes as flags.
+fn flags(read_write: bool) -> &'static str {
+    match read_write {
+        true => "rw,nodev,nosuid",
+        false => "ro,nodev,nosuid,noexec",
     }
 }
 
@@ -133,10 +143,11 @@ fn mount_in_user_space(devices: &[LoopDevice], point: &Path, how: &FileSystem) -
     let Some(device) = devices.first() else {
         return skipped("no loop device is attached".to_owned());
     };
-    match ntfs3g::mount(program, &device.node(), point) {
+    match ntfs3g::mount(program, &device.node(), point, flags(how.read_write)) {
         Ok(()) if shows(devices, point) => Outcome::Mounted {
-            options: ntfs3g::OPTIONS.to_owned(),
+            options: flags(how.read_write).to_owned(),
             warning: how.warning.clone(),
+            repaired: None,
             root: None,
         },
         Ok(()) => skipped("ntfs-3g reported success, but mounted nothing".to_owned()),
@@ -144,9 +155,14 @@ fn mount_in_user_space(devices: &[LoopDevice], point: &Path, how: &FileSystem) -
     }
 }
 
-fn try_mount(devices: &[LoopDevice], point: &Path, fs: &str, data: &str) -> std::result::Result<(), Errno> {
+fn try_mount(devices: &[LoopDevice], point: &Path, how: &FileSystem, data: &str) -> std::result::Result<(), Errno> {
     let device = devices.first().ok_or(Errno::ENODEV)?;
-    sys::mount(&device.node(), point, fs, Writable::No, data)?;
+    let writable = if how.read_write {
+        Writable::WithPrograms
+    } else {
+        Writable::No
+    };
+    sys::mount(&device.node(), point, &how.kind, writable, data)?;
     if shows(devices, point) {
         return Ok(());
     }

@@ -14,9 +14,6 @@ const PROGRAMS: [&str; 5] = [
     "/run/current-system/sw/bin/ntfs-3g",
 ];
 
-/// Mount options for ntfs-3g.
-pub(super) const OPTIONS: &str = "ro,nodev,nosuid,noexec";
-
 /// Returns the program, if it is installed.
 pub(super) fn program() -> Option<&'static Path> {
     PROGRAMS.into_iter().map(Path::new).find(|program| program.exists())
@@ -24,10 +21,10 @@ pub(super) fn program() -> Option<&'static Path> {
 
 /// Mounts a device; the error is in words. When this returns, the file system answers, and a background process serves
 /// it.
-pub(super) fn mount(program: &Path, device: &Path, point: &Path) -> std::result::Result<(), String> {
+pub(super) fn mount(program: &Path, device: &Path, point: &Path, options: &str) -> std::result::Result<(), String> {
     let mut command = Command::new(program);
     command
-        .args(["-o", OPTIONS])
+        .args(["-o", options])
         .arg(device)
         .arg(point)
         .stdin(Stdio::null())

@@ -12,7 +12,7 @@ use image_server::{IMAGE, ImageServer};
 use vbk_repo::mounts::{self, Mount};
 
 use super::*;
-use crate::drivers::how_to_mount;
+use crate::drivers::{Way, how_to_mount};
 use crate::volumes::loopdev::{self, LoopDevice};
 use vbk_inside::btrfs::Superblock;
 use vbk_inside::probe::FsType;
@@ -130,14 +130,12 @@ fn volume(name: &str, image: PathBuf, fs: &str) -> Volume {
     };
     // The kernel must refuse what is not on the image.
     let how = driver.zip(fs::read(&image).ok()).and_then(|(driver, bytes)| {
-        let mut how = how_to_mount(driver, &bytes.as_slice()).expect("reads").ok()?;
+        let mut how = how_to_mount(driver, &bytes.as_slice(), Way::AsItIs)
+            .expect("reads")
+            .ok()?;
         if driver == FsType::Btrfs {
-            how.leave_journal(
-                Superblock::read(&bytes.as_slice())
-                    .expect("reads")
-                    .expect("is valid")
-                    .has_log(),
-            );
+            let superblock = Superblock::read(&bytes.as_slice()).expect("reads").expect("is valid");
+            how.replay_log(superblock.has_log(), Way::AsItIs);
         }
         Some(how)
     });
@@ -146,11 +144,13 @@ fn volume(name: &str, image: PathBuf, fs: &str) -> Volume {
         options: String::new(),
         without_journal: None,
         warning: None,
+        repaired: None,
+        backing: Backing::ReadOnly,
+        read_write: false,
     };
     Volume {
         name: name.into(),
         image,
-        window: Window::default(),
         others: Vec::new(),
         sector_size: SectorSize::B512,
         action: Action::Mount(how.unwrap_or(plain)),
@@ -435,7 +435,7 @@ fn needs_root_only_leftover_mounts_are_removed_not_starting_ones() {
     server.wait();
 
     let (hidden, mut server) = scratch.hidden(&image);
-    let device = LoopDevice::attach(&hidden.join(IMAGE), Window::default(), SectorSize::B512).expect("attaches");
+    let device = LoopDevice::attach(&hidden.join(IMAGE), Backing::ReadOnly, SectorSize::B512).expect("attaches");
     server.kill();
     let node = device.node();
     drop(device);

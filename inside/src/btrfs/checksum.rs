@@ -1,17 +1,17 @@
 //! The four checksums of btrfs. A checksum precedes its block and covers all bytes after the 32 of its own field.
 //!
-//! Three of them are implemented here: this program has no crates for them, and each is a page of published arithmetic
-//! that the tests compare with what mkfs.btrfs wrote.
+//! Two of them are implemented here: each is a page of published arithmetic that the tests compare with what mkfs.btrfs
+//! wrote.
 
 use blake2::digest::consts::U32;
 use blake2::{Blake2b, Digest};
 
 /// End of the checksum field of a superblock or tree block (`BTRFS_CSUM_SIZE`).
-pub(super) const CHECKSUM_BYTES: usize = 32;
+pub(crate) const CHECKSUM_BYTES: usize = 32;
 
 /// A checksum algorithm, by its number in the superblock (`enum btrfs_csum_type`, linux/btrfs_tree.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Checksum {
+pub(crate) enum Checksum {
     Crc32c,
     XxHash64,
     Sha256,
@@ -19,7 +19,7 @@ pub(super) enum Checksum {
 }
 
 impl Checksum {
-    pub(super) fn of_type(number: u16) -> Option<Self> {
+    pub(crate) fn of_type(number: u16) -> Option<Self> {
         match number {
             0 => Some(Self::Crc32c),
             1 => Some(Self::XxHash64),
@@ -29,12 +29,25 @@ impl Checksum {
         }
     }
 
+    /// Returns the length of a checksum in bytes.
+    pub(crate) fn len(self) -> usize {
+        match self {
+            Self::Crc32c => 4,
+            Self::XxHash64 => 8,
+            Self::Sha256 | Self::Blake2b => CHECKSUM_BYTES,
+        }
+    }
+
     /// Computes the field at the start of a block from the bytes after it.
-    pub(super) fn of_block(self, block: &[u8]) -> [u8; CHECKSUM_BYTES] {
-        let bytes = block.get(CHECKSUM_BYTES..).unwrap_or_default();
+    pub(crate) fn of_block(self, block: &[u8]) -> [u8; CHECKSUM_BYTES] {
+        self.of(block.get(CHECKSUM_BYTES..).unwrap_or_default())
+    }
+
+    /// Computes the checksum of data, followed by zeros to the length of the longest.
+    pub(crate) fn of(self, bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
         let mut field = [0; CHECKSUM_BYTES];
         match self {
-            Self::Crc32c => field[..4].copy_from_slice(&crc32c(bytes).to_le_bytes()),
+            Self::Crc32c => field[..4].copy_from_slice(&crc32c::crc32c(bytes).to_le_bytes()),
             Self::XxHash64 => field[..8].copy_from_slice(&xxhash64(bytes).to_le_bytes()),
             Self::Sha256 => field = sha256(bytes),
             Self::Blake2b => field.copy_from_slice(&Blake2b::<U32>::digest(bytes)),
@@ -43,22 +56,10 @@ impl Checksum {
     }
 
     /// Tests that the block has the checksum of its bytes. The unused rest of the field does not count.
-    pub(super) fn holds(self, block: &[u8]) -> bool {
-        let len = match self {
-            Self::Crc32c => 4,
-            Self::XxHash64 => 8,
-            Self::Sha256 | Self::Blake2b => CHECKSUM_BYTES,
-        };
+    pub(crate) fn holds(self, block: &[u8]) -> bool {
+        let len = self.len();
         block.get(..len) == self.of_block(block).get(..len)
     }
-}
-
-/// Computes CRC-32C (Castagnoli, reflected polynomial 82f63b78), bit by bit: a block has 64 KiB at most.
-fn crc32c(bytes: &[u8]) -> u32 {
-    let shift = |crc: u32| (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg());
-    !bytes
-        .iter()
-        .fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| shift(crc)))
 }
 
 /// Computes XXH64 with seed 0 (xxhash specification 0.1.1).
@@ -70,7 +71,10 @@ fn xxhash64(bytes: &[u8]) -> u64 {
         0x85eb_ca77_c2b2_ae63,
         0x27d4_eb2f_1656_67c5,
     ];
-    let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+    let word = |bytes: &[u8]| match bytes.try_into() {
+        Ok(bytes) => u64::from_le_bytes(bytes),
+        Err(_) => bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)),
+    };
     let round = |acc: u64, lane: u64| {
         let mixed = acc.wrapping_add(lane.wrapping_mul(P[1]));
         mixed.rotate_left(31).wrapping_mul(P[0])
@@ -174,7 +178,7 @@ mod tests {
 
     #[test]
     fn checksums_match_the_published_test_values() {
-        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+        assert_eq!(crc32c::crc32c(b"123456789"), 0xe306_9283);
         assert_eq!(xxhash64(b""), 0xef46_db37_51d8_e999);
         assert_eq!(xxhash64(b"abc"), 0x44bc_2cf5_ad77_0999);
         assert_eq!(sha256(b"abc")[..4], [0xba, 0x78, 0x16, 0xbf]);

@@ -100,8 +100,11 @@ fn only_the_directory_that_the_pattern_names_is_walked() {
     assert_eq!(found("/etc/nginx/*.conf"), ["etc/nginx/nginx.conf"]);
     assert_eq!(found("nginx*"), ["etc/nginx", "etc/nginx/nginx.conf", "srv failed"]);
     assert!(found("/nothing/x").is_empty());
-    // As in a shell, the entries of a directory have one path each.
-    assert_eq!(found("/link/nginx"), ["etc/nginx"; 0]);
+    assert_eq!(found("/link/nginx"), ["link/nginx"]);
+    // No deeper than the pattern goes.
+    assert_eq!(found("/*"), ["etc", "link", "srv"]);
+    assert_eq!(found("/*/nginx"), ["etc/nginx", "srv failed"]);
+    assert_eq!(found("/srv"), ["srv"]);
 }
 
 proptest! {

@@ -7,12 +7,17 @@ use std::sync::Arc;
 
 use super::{Disk, Secrets, Volume, Volumes};
 use crate::device::{SharedDevice, Window};
+use crate::fs::ext;
+use crate::luks;
+use crate::lvm::{self, PhysicalVolume};
 use crate::partition::{Partition, PartitionKind, TableKind, read_table};
 use crate::probe::containers::{MdMember, md_member};
-use crate::probe::{Content, Probed, probe_all};
+use crate::probe::{Content, FsType, Probed, probe_all};
 
 /// Limit of volumes. A table or group made to attack could name millions; a guest has a handful.
 const MAX_VOLUMES: usize = 1024;
+/// Limit of physical volumes and encrypted volumes inside each other. Installers make two: LVM on LUKS.
+const MAX_DEPTH: u8 = 6;
 
 /// Finds the volumes of a guest's disks. An encrypted volume is opened if one of the passphrases fits. A part that
 /// can't be read or opened is a volume with the reason; a disk whose partition table can't be read is in
@@ -22,6 +27,7 @@ pub fn find(disks: &[Disk], secrets: &Secrets) -> Volumes {
         secrets,
         queue: VecDeque::new(),
         members: Vec::new(),
+        physical: Vec::new(),
         taken: HashSet::new(),
         found: Volumes::default(),
     };
@@ -45,6 +51,8 @@ struct Item {
     kind: Option<PartitionKind>,
     member: Option<MdMember>,
     names: Vec<String>,
+    /// Containers around it.
+    depth: u8,
 }
 
 struct Search<'a> {
@@ -52,6 +60,7 @@ struct Search<'a> {
     queue: VecDeque<Item>,
     /// Members of arrays that have all data, and what else they would be.
     members: Vec<(Item, Probed)>,
+    physical: Vec<(PhysicalVolume, Item, Probed)>,
     /// Names and images that are in use.
     taken: HashSet<String>,
     found: Volumes,
@@ -77,6 +86,7 @@ impl Search<'_> {
                 kind: None,
                 member: None,
                 names: device_names(&disk.name, number, None),
+                depth: 0,
             };
             // A partition that can't be read is listed with the reason; of a disk without partitions nothing would be
             // left to list.
@@ -90,18 +100,25 @@ impl Search<'_> {
         Ok(())
     }
 
-    fn push(&mut self, mut item: Item) {
+    fn push(&mut self, item: Item) {
+        if let Some(item) = self.named(item) {
+            self.queue.push_back(item);
+        }
+    }
+
+    /// Gives a new volume names that no other has; `None` if there are too many.
+    fn named(&mut self, mut item: Item) -> Option<Item> {
         let count = self.queue.len() + self.members.len() + self.found.volumes.len();
         if count >= MAX_VOLUMES {
             if count == MAX_VOLUMES {
                 let text = format!("only {MAX_VOLUMES} volumes are read");
                 self.found.warnings.push((item.disks, text));
             }
-            return;
+            return None;
         }
         item.image = self.unique("image", item.image);
         item.name = self.unique("name", item.name);
-        self.queue.push_back(item);
+        Some(item)
     }
 
     /// Makes a name that no other volume has.
@@ -120,7 +137,7 @@ impl Search<'_> {
             while let Some(item) = self.queue.pop_front() {
                 self.open(item);
             }
-            if !self.open_arrays() {
+            if !self.open_arrays() && !self.open_groups() {
                 return;
             }
         }
@@ -140,8 +157,121 @@ impl Search<'_> {
                 }
                 Err(error) => self.keep(item, Err(error.to_string())),
             },
+            Content::Luks => self.open_luks(item),
+            Content::LvmMember => match lvm::physical_volume(&item.device) {
+                _ if item.depth >= MAX_DEPTH => self.keep(item, Err("too many volumes inside each other".into())),
+                Ok(physical) => self.physical.push((physical, item, probed)),
+                Err(error) => self.keep(item, Err(format!("LVM physical volume, {error}"))),
+            },
+            // An ext file system that lost its start can still be opened by a copy of its superblock.
+            Content::Unknown | Content::Empty => match ext::backup_superblock(&*item.device) {
+                Ok(Some(_)) => {
+                    let content = Content::FileSystem(FsType::Ext4);
+                    let also = Vec::new();
+                    self.keep(item, Ok(Probed { content, also }));
+                }
+                _ => self.keep(item, Ok(probed)),
+            },
             _ => self.keep(item, Ok(probed)),
         }
+    }
+
+    /// Queues the plain side of an encrypted volume, if a passphrase opens it.
+    fn open_luks(&mut self, item: Item) {
+        let opened = luks::header(&item.device).and_then(|header| {
+            header.check()?;
+            let opened = self.secrets.open(&item.name, &mut |passphrase| {
+                header.unlock(Arc::clone(&item.device), passphrase)
+            })?;
+            Ok((header, opened))
+        });
+        match opened {
+            _ if item.depth >= MAX_DEPTH => self.keep(item, Err("too many volumes inside each other".into())),
+            Ok((header, Some(plain))) => {
+                let warnings = header.remarks().into_iter();
+                let warnings = warnings.map(|text| (item.disks.clone(), format!("{}: {text}", item.name)));
+                self.found.warnings.extend(warnings);
+                let mut names = item.names;
+                names.push(format!("/dev/mapper/luks-{}", header.uuid()));
+                let plain = Item {
+                    image: self.unique("image", format!("{}-luks", item.image)),
+                    device: plain,
+                    names,
+                    depth: item.depth + 1,
+                    ..item
+                };
+                self.queue.push_back(plain);
+            }
+            Ok((header, None)) => {
+                let reason = format!(
+                    "LUKS encrypted volume ({}); give its key with --luks-key-file FILE",
+                    header.describe()
+                );
+                self.keep(item, Err(reason));
+            }
+            Err(error) => self.keep(item, Err(format!("LUKS encrypted volume, {error}"))),
+        }
+    }
+
+    /// Queues the logical volumes of all groups whose physical volumes were found so far; false if there is none.
+    fn open_groups(&mut self) -> bool {
+        let mut physical = std::mem::take(&mut self.physical);
+        // The members of a mirror have the same content: the first one serves.
+        let mut mirrors = HashSet::new();
+        physical.retain(|(_, item, _)| item.member.as_ref().is_none_or(|member| mirrors.insert(member.array)));
+        if physical.is_empty() {
+            return false;
+        }
+        let depth = physical.iter().map(|(_, item, _)| item.depth).max().unwrap_or(0) + 1;
+        let (members, items): (Vec<_>, Vec<_>) = physical
+            .into_iter()
+            .map(|(physical, item, probed)| ((physical, Arc::clone(&item.device)), (item, probed)))
+            .unzip();
+        let groups = lvm::assemble(members);
+        for (number, (item, probed)) in items.iter().enumerate() {
+            if !groups.iter().any(|group| group.members.contains(&number)) {
+                self.keep(item.clone(), Ok(probed.clone()));
+            }
+        }
+        for group in groups {
+            let on = group.members.iter().filter_map(|number| items.get(*number));
+            let mut disks: Vec<usize> = on.flat_map(|(item, _)| item.disks.clone()).collect();
+            disks.sort_unstable();
+            disks.dedup();
+            let remarks = group.remarks.iter();
+            let warnings = remarks.map(|text| (disks.clone(), format!("volume group {}: {text}", group.name)));
+            self.found.warnings.extend(warnings);
+            for volume in group.volumes {
+                let name = format!("{}-{}", group.name, volume.name);
+                let escaped = |name: &str| name.replace('-', "--");
+                let mut item = Item {
+                    image: name.clone(),
+                    place: PathBuf::new(),
+                    name,
+                    disks: disks.clone(),
+                    device: Arc::new(Vec::new()),
+                    kind: None,
+                    member: None,
+                    names: vec![
+                        format!("/dev/{}/{}", group.name, volume.name),
+                        format!("/dev/mapper/{}-{}", escaped(&group.name), escaped(&volume.name)),
+                    ],
+                    depth,
+                };
+                let Some(named) = self.named(item) else {
+                    continue;
+                };
+                item = Item {
+                    place: PathBuf::from(&named.name),
+                    ..named
+                };
+                match volume.device {
+                    Ok(device) => self.queue.push_back(Item { device, ..item }),
+                    Err(reason) => self.keep(item, Err(reason)),
+                }
+            }
+        }
+        true
     }
 
     /// Queues the content of all mirrors found so far; false if there is none. Of the members of one mirror, those
@@ -215,6 +345,7 @@ fn partition_item(number: usize, disk: &Disk, partition: &Partition, alone: bool
         kind: Some(partition.kind),
         member: None,
         names,
+        depth: 0,
     }
 }
 

@@ -4,25 +4,36 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{NamedTree, Trees, Volume, Volumes};
-use crate::fs::FileTree;
+use crate::btrfs::{Fsid, Superblock};
+use crate::device::SharedDevice;
+use crate::fs::{FileTree, btrfs, ext, xfs};
 use crate::probe::containers::describe;
 use crate::probe::{Content, FsType};
 
-/// Opens the file systems of volumes, each with its reader. Of the members of a mirror, and of the devices of a btrfs,
-/// the first bears the name.
-pub fn trees(found: &Volumes) -> Trees {
+/// Opens the file systems of the wanted volumes, each with its reader. Of the members of a mirror, and of the devices of
+/// a btrfs, the first bears the name.
+pub fn trees(found: &Volumes, is_wanted: &dyn Fn(&Volume) -> bool) -> Trees {
     let mut trees = Trees {
         warnings: found.warnings.iter().map(|(_, text)| text.clone()).collect(),
         ..Trees::default()
     };
-    let mut arrays = BTreeMap::new();
-    for volume in &found.volumes {
-        let twin = volume.member.as_ref().map(|member| member.array);
-        if let Some(first) = twin.and_then(|array| arrays.insert(array, volume.name.clone())) {
-            trees.left_out.push((volume.name.clone(), format!("mirror of {first}")));
+    let mut firsts = BTreeMap::new();
+    for volume in found.volumes.iter().filter(|volume| is_wanted(volume)) {
+        let set = Set::of(volume);
+        if let Some(first) = set.as_ref().and_then(|set| firsts.get(set)) {
+            trees
+                .left_out
+                .push((volume.name.clone(), format!("belongs to {first}")));
             continue;
         }
-        match open(volume) {
+        if let Some(set) = &set {
+            firsts.insert(set.clone(), volume.name.clone());
+        }
+        let is_spread = matches!(set, Some(Set::Btrfs(_)));
+        let belongs = |it: &&Volume| it.image == volume.image || is_spread && Set::of(it) == set;
+        let devices = found.volumes.iter().filter(belongs);
+        let devices = devices.map(|it| Arc::clone(&it.device)).collect();
+        match open(volume, devices) {
             Ok((fs, tree)) => trees.trees.push(NamedTree {
                 name: volume.name.clone(),
                 fs: fs.to_string(),
@@ -35,13 +46,46 @@ pub fn trees(found: &Volumes) -> Trees {
     trees
 }
 
-fn open(volume: &Volume) -> Result<(FsType, Arc<dyn FileTree>), String> {
+/// Volumes that show the same files: several have one.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Set {
+    /// Members of the array with this UUID.
+    Mirror([u8; 16]),
+    /// Devices of the btrfs with this identity.
+    Btrfs(Fsid),
+}
+
+impl Set {
+    fn of(volume: &Volume) -> Option<Self> {
+        let probed = volume.probed.as_ref().ok()?;
+        if probed.content == Content::FileSystem(FsType::Btrfs) {
+            let superblock = Superblock::read(&*volume.device).ok()?.ok()?;
+            if superblock.device_count() > 1 {
+                return Some(Self::Btrfs(superblock.fsid()));
+            }
+        }
+        volume.member.as_ref().map(|member| Self::Mirror(member.array))
+    }
+}
+
+fn open(volume: &Volume, devices: Vec<SharedDevice>) -> Result<(FsType, Arc<dyn FileTree>), String> {
     let content = volume.probed.as_ref().map_err(String::clone)?.content;
     let Content::FileSystem(fs) = content else {
         let described = describe(content, &*volume.device).ok().flatten();
         return Err(described.unwrap_or_else(|| content.to_string()));
     };
-    Err(format!(
-        "{fs} file system, which can be mounted only: `vbk mount BACKUP --files DIR`"
-    ))
+    let device = Arc::clone(&volume.device);
+    let opened: crate::Result<Arc<dyn FileTree>> = match fs {
+        FsType::Ext2 | FsType::Ext3 | FsType::Ext4 => ext::open(device).map(|tree| Arc::new(tree) as _),
+        FsType::Xfs => xfs::open(device).map(|tree| Arc::new(tree) as _),
+        FsType::Btrfs => btrfs::open(devices).map(|tree| Arc::new(tree) as _),
+        _ => {
+            return Err(format!(
+                "{fs} file system, which vbk can't read itself; `vbk mount BACKUP --files DIR` mounts it"
+            ));
+        }
+    };
+    opened
+        .map(|tree| (fs, tree))
+        .map_err(|error| format!("{fs} file system, {error}"))
 }

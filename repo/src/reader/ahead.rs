@@ -1,9 +1,10 @@
 //! Reads ahead: a sequential reader of an image finds the next blocks decoded already.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::{Condvar, Mutex};
@@ -30,12 +31,21 @@ const START_BYTES: u64 = 256 << 10;
 /// Blocks before the reader's offset that stay for requests that arrive late.
 const KEEP_BEHIND: u64 = 4;
 
+/// Sequential readers of one image that are told apart: a guest's volumes lie on one disk, and are read at the same time.
+const RUNS: usize = 4;
+/// Time after which a stream that is not read gives its blocks back to those that want memory.
+const IDLE: Duration = Duration::from_secs(2);
+
+type Windows = Mutex<Vec<Window>>;
+
 /// Decodes blocks on a few threads, within a memory budget.
 pub(super) struct Pool {
     jobs: Option<Sender<Job>>,
     queue: Receiver<Job>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     budget: Arc<Budget>,
+    /// What the streams hold.
+    held: Mutex<Vec<Weak<Windows>>>,
 }
 
 /// Holds no [`super::ReadResources`]: one of the threads might otherwise drop the last of those, and would then join
@@ -59,6 +69,7 @@ impl Pool {
             budget: Arc::new(Budget {
                 free_bytes: AtomicUsize::new(budget_bytes),
             }),
+            held: Mutex::default(),
         };
         pool.grow(threads.max(1));
         pool
@@ -82,11 +93,31 @@ impl Pool {
         }
     }
 
+    /// Registers what a new stream holds.
+    fn register(&self, windows: &Arc<Windows>) {
+        let mut held = self.held.lock();
+        held.retain(|windows| windows.strong_count() > 0);
+        held.push(Arc::downgrade(windows));
+    }
+
+    /// Drops the blocks of all streams that were not read for this time. A stream in use at the moment is not idle.
+    pub(super) fn drop_idle(&self, idle: Duration) {
+        let held: Vec<_> = self.held.lock().iter().filter_map(Weak::upgrade).collect();
+        for windows in held {
+            if let Some(mut windows) = windows.try_lock() {
+                windows.retain(|window| window.used.is_some_and(|used| used.elapsed() < idle));
+            }
+        }
+    }
+
     /// Reserves memory for a block; `None` if the budget is used up.
     fn promise(&self, len: usize) -> Option<Arc<Promise>> {
         let free = &self.budget.free_bytes;
-        free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |free| free.checked_sub(len))
-            .ok()?;
+        let reserve = || free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |free| free.checked_sub(len));
+        if reserve().is_err() {
+            self.drop_idle(IDLE);
+            reserve().ok()?;
+        }
         Some(Arc::new(Promise {
             len,
             budget: Arc::clone(&self.budget),
@@ -184,11 +215,12 @@ impl Drop for Promise {
     }
 }
 
-/// One reader of an image, e.g. an open file. Detects sequential reads and reads ahead for them. May be used by many
-/// threads at once.
+/// One reader of an image, e.g. an open file. Detects sequential reads, several runs of them at once, and reads ahead for
+/// them. May be used by many threads at once.
 pub struct Stream {
     image: Arc<ImageReader>,
-    window: Mutex<Window>,
+    /// Runs of sequential reads, the one read last at the end.
+    windows: Arc<Windows>,
 }
 
 #[derive(Default)]
@@ -202,20 +234,27 @@ struct Window {
     ahead: VecDeque<(BlockIndex, Arc<Promise>)>,
     /// First block that has not yet been considered for reading ahead.
     frontier: u64,
+    /// Time of the last read.
+    used: Option<Instant>,
 }
 
 impl Stream {
     /// Returns a new reader of the image.
     pub fn new(image: Arc<ImageReader>) -> Self {
-        Self {
-            image,
-            window: Mutex::default(),
-        }
+        let windows = Arc::default();
+        image.resources.ahead.register(&windows);
+        Self { image, windows }
     }
 
     /// Returns the image.
     pub fn image(&self) -> &Arc<ImageReader> {
         &self.image
+    }
+
+    #[cfg(test)]
+    pub(super) fn runs_that_read_ahead(&self) -> usize {
+        let windows = self.windows.lock();
+        windows.iter().filter(|window| !window.ahead.is_empty()).count()
     }
 
     /// Reads like [`ImageReader::read_at`].
@@ -238,8 +277,9 @@ impl Stream {
     }
 
     fn promised(&self, index: BlockIndex) -> Option<Arc<Promise>> {
-        let window = self.window.lock();
-        let found = window.ahead.iter().find(|(ahead, _)| *ahead == index);
+        let windows = self.windows.lock();
+        let mut ahead = windows.iter().flat_map(|window| &window.ahead);
+        let found = ahead.find(|(ahead, _)| *ahead == index);
         found.map(|(_, promise)| Arc::clone(promise))
     }
 
@@ -247,10 +287,22 @@ impl Stream {
     fn plan(&self, offset_bytes: u64, len: usize) {
         let size = self.image.block_size();
         let end = offset_bytes + len as u64;
-        let mut window = self.window.lock();
-        if offset_bytes.abs_diff(window.next) > SLACK_BYTES {
-            *window = Window::default();
+        let mut windows = self.windows.lock();
+        let run = windows
+            .iter()
+            .position(|window| offset_bytes.abs_diff(window.next) <= SLACK_BYTES);
+        let window = match run {
+            Some(run) => windows.remove(run),
+            None => Window::default(),
+        };
+        if windows.len() == RUNS {
+            windows.remove(0);
         }
+        windows.push(window);
+        let Some(window) = windows.last_mut() else {
+            return;
+        };
+        window.used = Some(Instant::now());
         window.next = window.next.max(end);
         window.run_bytes += len as u64;
         window.reads += 1;

@@ -164,6 +164,39 @@ fn the_memory_for_reading_ahead_is_given_back() {
     assert_eq!(free(), before);
 }
 
+#[test]
+fn two_sequential_readers_of_one_stream_both_read_ahead() {
+    let fixture = fixture(SMALL, 24_000_000);
+    let stream = Stream::new(Arc::clone(&fixture.image));
+    let mut buffer = vec![0; 500_000];
+    for turn in 0..4 {
+        stream.read_at(turn * 500_000, &mut buffer).expect("reads");
+        stream.read_at(12_000_000 + turn * 500_000, &mut buffer).expect("reads");
+    }
+    assert_eq!(stream.runs_that_read_ahead(), 2);
+}
+
+#[test]
+fn an_idle_stream_gives_its_blocks_back() {
+    let fixture = fixture(SMALL, 8_000_000);
+    let resources = &fixture.image.resources;
+    let before = resources.ahead.free_bytes();
+    let stream = Stream::new(Arc::clone(&fixture.image));
+    let mut buffer = vec![0; 500_000];
+    for turn in 0..8 {
+        stream.read_at(turn * 500_000, &mut buffer).expect("reads");
+    }
+    resources.drop_idle(std::time::Duration::from_secs(3600));
+    assert_eq!(stream.runs_that_read_ahead(), 1, "it is not idle yet");
+    resources.drop_idle(std::time::Duration::ZERO);
+    assert_eq!(stream.runs_that_read_ahead(), 0);
+    let patience = std::time::Instant::now();
+    while resources.ahead.free_bytes() != before && patience.elapsed().as_secs() < 10 {
+        std::thread::yield_now();
+    }
+    assert_eq!(resources.ahead.free_bytes(), before);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
     #[test]

@@ -17,6 +17,7 @@ use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
 use crate::file_forms::{hex_of, kind_name, lossy, shown};
 use crate::guest_files::{BackupFiles, Located, Root, same_disks};
+use crate::secrets;
 use crate::signals;
 use crate::terminal::output::{self, JsonList, json_text};
 use crate::terminal::units;
@@ -110,8 +111,9 @@ fn open(args: &DiffArgs, view: &View, before: &Entry, after: &Entry) -> Result<O
         return Ok(None);
     }
     let resources = ReadResources::new(threads());
-    let one = BackupFiles::open(view, &resources, before, Some(&args.before.backup))?;
-    let other = BackupFiles::open(view, &resources, after, Some(&args.after.backup))?;
+    let secrets = secrets::find(&args.luks)?;
+    let one = BackupFiles::open(view, &resources, before, Some(&args.before.backup), &secrets)?;
+    let other = BackupFiles::open(view, &resources, after, Some(&args.after.backup), &secrets)?;
     Ok(Some((one, other)))
 }
 

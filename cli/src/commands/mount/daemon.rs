@@ -13,10 +13,10 @@ use std::process::{Child, Command, Stdio};
 use nix::unistd::{dup2_stderr, dup2_stdout, setsid};
 
 use crate::exit::{Error, Outcome, Result};
+use crate::handover::{Handover, SECRETS_ON_STDIN};
 use crate::leftover_mounts::clean_logs;
 use crate::machine::{BACKGROUND_LOG, is_background, runtime_directory};
 use crate::terminal::output;
-use crate::unlock::KEY_ON_STDIN;
 
 /// First character of the last line of the child's report, before the outcome. It can't occur in JSON or in a message.
 const END: char = '\u{4}';
@@ -34,26 +34,27 @@ pub struct Background {
 /// Starts vbk with these arguments in the background and passes its report on. If the child ends before it is ready, it
 /// has printed the reason, and this process ends with the same code.
 ///
-/// `key` is the exported key of an encrypted repository; it goes through a pipe, which no other process can read.
-pub fn start(arguments: impl IntoIterator<Item = OsString>, key: Option<&str>) -> Result<Background> {
+/// The child gets the secrets from [`Handover::received`].
+pub fn start(arguments: impl IntoIterator<Item = OsString>, secrets: &Handover) -> Result<Background> {
     clean_logs();
     let log = log_path()?;
     let program = std::env::current_exe().map_err(failed("start in the background"))?;
     let mut command = Command::new(program);
-    if key.is_some() {
-        command.env(KEY_ON_STDIN, "1");
+    let handed = !secrets.is_empty();
+    if handed {
+        command.env(SECRETS_ON_STDIN, "1");
     }
     let mut child = command
         .args(arguments)
         .env(BACKGROUND_LOG, &log)
-        .stdin(if key.is_some() { Stdio::piped() } else { Stdio::null() })
+        .stdin(if handed { Stdio::piped() } else { Stdio::null() })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .map_err(failed("start in the background"))?;
-    if let (Some(key), Some(mut pipe)) = (key, child.stdin.take()) {
+    if let Some(mut pipe) = child.stdin.take() {
         // A child that has ended reports the reason itself.
-        let _ = pipe.write_all(key.as_bytes());
+        let _ = pipe.write_all(&secrets.text());
     }
     if let Some(outcome) = pass_on(&mut child)? {
         return Ok(Background { child, log, outcome });

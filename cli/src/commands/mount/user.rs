@@ -1,0 +1,117 @@
+//! `vbk mount --files --user`: the files inside a backup through FUSE, read in user space.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use vbk_fuse::contents;
+use vbk_fuse::file_tree::FileFs;
+use vbk_fuse::session::{Session, SessionOptions};
+use vbk_fuse::volumes::{self, WhenBusy};
+use vbk_inside::volumes::Trees;
+use vbk_repo::backup::Entry;
+use vbk_repo::catalogue::BackupSpec;
+use vbk_repo::reader::ReadResources;
+
+use super::{
+    MAX_THREADS, Report, VolumeJson, absolute, catch_signals, daemon, handover, take_down_on_signal, umount_elsewhere,
+};
+use crate::args::MountArgs;
+use crate::context::{Context, threads};
+use crate::exit::{Error, Outcome, Result};
+use crate::machine;
+use crate::secrets;
+use crate::warnings::warn_of_clock;
+
+/// Mounts, and serves in the background or until it is unmounted.
+pub fn run(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Outcome> {
+    if args.foreground || machine::is_background() {
+        return serve(context, args, dir);
+    }
+    let repository = context.repository()?;
+    // Compares the repository with the memory of this host, and asks for passphrases; the process in the background does
+    // neither.
+    let view = context.view_of(&repository)?;
+    let secrets = secrets::find(&args.luks)?;
+    super::ask_for_passphrases(&view, args, &secrets)?;
+    let handover = handover(&repository, &secrets)?;
+    Ok(daemon::start(std::env::args_os().skip(1), &handover)?.outcome)
+}
+
+fn serve(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Outcome> {
+    daemon::begin();
+    let signals = catch_signals()?;
+    volumes::check_mount_point(dir)?;
+    volumes::check_fuse()?;
+    let point = absolute(dir)?;
+    let spec: BackupSpec = args.what.parse()?;
+    let view = context.view_of(&context.repository()?)?;
+    let catalogue = view.catalogue()?;
+    let entry = catalogue.find(&spec)?;
+    warn_of_clock(&catalogue, &spec, entry);
+    let secrets = secrets::find(&args.luks)?;
+    let resources = ReadResources::new(threads());
+    let trees = contents::trees(&view, &resources, entry, spec.disk.as_deref(), &secrets)?;
+    if trees.trees.is_empty() {
+        return Err(nothing_to_show(entry, &trees));
+    }
+    let made = entry.backup.time.timestamp();
+    let volumes: Vec<_> = trees.trees.iter().map(VolumeJson::of_tree).collect();
+    let tree = FileFs::of_volumes(trees.trees.clone(), made);
+    let options = SessionOptions {
+        allow_other: args.allow_other,
+        threads: (2 * threads()).clamp(4, MAX_THREADS),
+    };
+    let session = Session::mount_files(Arc::new(tree), resources, &point, options)?;
+    let outcome = tell(context, &point, &trees);
+    context.json_result(&Report {
+        mount_point: point.clone(),
+        pid: std::process::id(),
+        log: daemon::log(),
+        warnings: trees.warnings,
+        volumes,
+    })?;
+    if let Err(error) = daemon::ready(outcome) {
+        volumes::unmount(&point, WhenBusy::Detach)?;
+        return Err(error);
+    }
+    let watcher = take_down_on_signal(signals, move || umount_elsewhere(&point))?;
+    session.wait();
+    watcher.end();
+    daemon::end();
+    Ok(outcome)
+}
+
+fn nothing_to_show(entry: &Entry, trees: &Trees) -> Error {
+    let reasons = trees
+        .left_out
+        .iter()
+        .map(|(name, reason)| format!("; {name}: {reason}"));
+    Error::Usage(format!(
+        "{} has no file system that vbk can read in user space{}",
+        entry.backup.spec(),
+        reasons.collect::<String>()
+    ))
+}
+
+fn tell(context: &Context<'_>, point: &Path, trees: &Trees) -> Outcome {
+    let shown = point.display();
+    let mut outcome = Outcome::Done;
+    for warning in &trees.warnings {
+        tracing::warn!("{warning}");
+        outcome = Outcome::Warnings;
+    }
+    for volume in &trees.trees {
+        let remarks = volume.tree.remarks().into_iter().map(|remark| format!("; {remark}"));
+        context.say(format_args!(
+            "{shown}/{}  {}{}",
+            volume.name,
+            volume.fs,
+            remarks.collect::<String>()
+        ));
+    }
+    for (name, reason) in &trees.left_out {
+        context.say(format_args!("{shown}/{name}  not shown: {reason}"));
+    }
+    context.say(format_args!("`vbk umount {shown}` unmounts it"));
+    outcome
+}

@@ -1,0 +1,104 @@
+//! Compressed extents: zlib, LZO and zstd, with at most 128 KiB before and after.
+
+use std::io::Read;
+
+use super::item::Compression;
+use super::lzo;
+use crate::device::le32;
+
+/// Limit of an extent, compressed and not (`BTRFS_MAX_COMPRESSED`, `BTRFS_MAX_UNCOMPRESSED`).
+pub(super) const MAX_EXTENT_BYTES: u64 = 128 << 10;
+
+/// Unpacks an extent to `len_bytes`, [`MAX_EXTENT_BYTES`] at most. A shorter content is filled up with zeros, as the
+/// kernel does. `None` if the packed bytes are invalid.
+pub(super) fn unpack(compression: Compression, packed: &[u8], len_bytes: u64, sector_bytes: usize) -> Option<Vec<u8>> {
+    let len = usize::try_from(len_bytes.min(MAX_EXTENT_BYTES)).ok()?;
+    let mut out = match compression {
+        Compression::None => packed.get(..len.min(packed.len()))?.to_vec(),
+        Compression::Zlib => {
+            // The extent may be cut before the end of the stream, e.g. by a truncation of the file.
+            match miniz_oxide::inflate::decompress_to_vec_zlib_with_limit(packed, len) {
+                Ok(out) => out,
+                Err(error) if error.status == miniz_oxide::inflate::TINFLStatus::HasMoreOutput => error.output,
+                Err(_) => return None,
+            }
+        }
+        Compression::Lzo => unpack_lzo(packed, len, sector_bytes)?,
+        Compression::Zstd => {
+            let mut decoder = ruzstd::decoding::FrameDecoder::new();
+            decoder.set_max_window_size(MAX_EXTENT_BYTES);
+            let reader = ruzstd::decoding::StreamingDecoder::new_with_decoder(packed, decoder).ok()?;
+            let mut out = Vec::with_capacity(len);
+            reader.take(len as u64).read_to_end(&mut out).ok()?;
+            out
+        }
+    };
+    out.resize(len, 0);
+    Some(out)
+}
+
+/// Unpacks the segments of fs/btrfs/lzo.c: a length of all, then of each segment, which holds a sector of the content.
+/// No segment's length crosses the end of a sector.
+fn unpack_lzo(packed: &[u8], len: usize, sector_bytes: usize) -> Option<Vec<u8>> {
+    const LENGTH_BYTES: usize = 4;
+    let total = usize::try_from(le32(packed.first_chunk::<LENGTH_BYTES>()?, 0)).ok()?;
+    let packed = packed.get(..total)?;
+    let mut out = Vec::with_capacity(len);
+    let mut at = LENGTH_BYTES;
+    while at < total && out.len() < len {
+        let left = sector_bytes - at % sector_bytes;
+        if left < LENGTH_BYTES {
+            at += left;
+            continue;
+        }
+        let segment = usize::try_from(le32(packed.get(at..)?.first_chunk::<LENGTH_BYTES>()?, 0)).ok()?;
+        at += LENGTH_BYTES;
+        let end = at.checked_add(segment)?;
+        lzo::unpack(packed.get(at..end)?, &mut out, sector_bytes)?;
+        at = end;
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn fuzz(bytes: &[u8]) {
+        for kind in [Compression::Zlib, Compression::Lzo, Compression::Zstd] {
+            if let Some(out) = unpack(kind, bytes, MAX_EXTENT_BYTES, 4096) {
+                assert_eq!(out.len() as u64, MAX_EXTENT_BYTES);
+            }
+        }
+    }
+
+    /// A frame of one compressed block.
+    const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd\x24\x40\x9d\x00\x00\x68abcdefghijklmn\x0a\x01\x00\x2b\x2a\x05";
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn any_bytes_unpack_or_fail(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+            fuzz(&bytes);
+            fuzz(&[&[0x28, 0xb5, 0x2f, 0xfd][..], &bytes].concat());
+            fuzz(&[&[0x28, 0xb5, 0x2f, 0xfd, 0, 0x38][..], &bytes].concat());
+            fuzz(&[&[0x78, 0x9c][..], &bytes].concat());
+            let mut lzo = (bytes.len() as u32 + 8).to_le_bytes().to_vec();
+            lzo.extend((bytes.len() as u32).to_le_bytes());
+            lzo.extend(&bytes);
+            fuzz(&lzo);
+        }
+
+        #[test]
+        fn a_changed_frame_unpacks_or_fails(changes in prop::collection::vec((4..ZSTD.len(), any::<u8>()), 1..6)) {
+            let mut bytes = ZSTD.to_vec();
+            for (at, byte) in changes {
+                bytes[at] = byte;
+            }
+            fuzz(&bytes);
+        }
+    }
+}

@@ -1,0 +1,450 @@
+//! Writes to disks that never change: they go to a scratch file, page by page, and reads find them there.
+//!
+//! One [`Scratch`] serves all disks of a guest. Its file can be kept, and is then the difference between the backup and
+//! what was made of it. Format, numbers little-endian:
+//!
+//! ```text
+//! header   64 KiB: the lines "vbk changes 1", "backup ID", then "disk SIZE NAME" for each disk; zeros
+//! group    an index page of 512 entries, then the 512 pages that they name; repeated to the end
+//! entry    8 bytes: bits 48..64 the number of the disk + 1, bits 0..48 the number of the page; 0 is a free place
+//! ```
+//!
+//! Memory: about 30 bytes for each page that was written, 8 MiB a GiB.
+//!
+//! Crash: [`Scratch::flush`] syncs the pages before the index that names them, so a file that is kept holds all writes
+//! before the last flush. Between flushes a page that was written again may be old, new or, as on a disk, torn.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::device::{Device, SharedDevice, le64};
+
+/// Unit of writing. A file system's blocks are seldom smaller; a part of a page is completed from below.
+pub const PAGE_BYTES: usize = 4096;
+const PAGE: u64 = PAGE_BYTES as u64;
+const HEADER_BYTES: u64 = 64 << 10;
+/// Entries of an index page.
+const GROUP_PAGES: u64 = PAGE / 8;
+const MAGIC: &str = "vbk changes 1";
+/// Limit of disks in one file: the header holds their names.
+const MAX_DISKS: usize = 256;
+
+/// A page of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Page {
+    disk: u16,
+    number: u64,
+}
+
+impl Page {
+    fn entry(self) -> u64 {
+        (u64::from(self.disk) + 1) << 48 | self.number
+    }
+
+    fn of_entry(entry: u64) -> Option<Self> {
+        let disk = u16::try_from((entry >> 48).checked_sub(1)?).ok()?;
+        Some(Self {
+            disk,
+            number: entry & ((1 << 48) - 1),
+        })
+    }
+}
+
+/// Name and size of a disk whose changes a scratch file holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChangedDisk {
+    /// Name in the backup.
+    pub name: String,
+    /// Size of the disk.
+    pub size_bytes: u64,
+}
+
+/// Place of all pages that were written. May be used by many threads at once.
+pub struct Scratch {
+    file: File,
+    limit_pages: u32,
+    is_kept: bool,
+    /// Slot of each page. A page never moves, so a reader may use its slot without the lock.
+    slots: RwLock<HashMap<Page, u32>>,
+    next: Mutex<Next>,
+}
+
+#[derive(Default)]
+struct Next {
+    slot: u32,
+    /// Pages that the index in the file does not name yet, with their slots.
+    unnamed: Vec<(u32, Page)>,
+}
+
+impl Scratch {
+    /// Starts with an empty file, which must be open for reading and writing. At most `limit_bytes` of pages are
+    /// written to it. With `keep`, the header and the index are written too, so that [`Changes::open`] can read it.
+    pub fn create(file: File, limit_bytes: u64, keep: Option<(&str, &[ChangedDisk])>) -> io::Result<Self> {
+        if let Some((backup, disks)) = keep {
+            file.write_all_at(&header(backup, disks)?, 0)?;
+        }
+        Ok(Self {
+            file,
+            limit_pages: u32::try_from(limit_bytes / PAGE).unwrap_or(u32::MAX),
+            is_kept: keep.is_some(),
+            slots: RwLock::default(),
+            next: Mutex::default(),
+        })
+    }
+
+    /// Returns the bytes of the pages that were written.
+    pub fn used_bytes(&self) -> u64 {
+        u64::from(self.next.lock().slot) * PAGE
+    }
+
+    /// Makes all earlier writes durable, if the file is kept.
+    pub fn flush(&self) -> io::Result<()> {
+        if !self.is_kept {
+            return Ok(());
+        }
+        let unnamed = std::mem::take(&mut self.next.lock().unnamed);
+        let named = self.name_pages(&unnamed);
+        if named.is_err() {
+            self.next.lock().unnamed.extend(unnamed);
+        }
+        named
+    }
+
+    fn name_pages(&self, unnamed: &[(u32, Page)]) -> io::Result<()> {
+        self.file.sync_data()?;
+        if unnamed.is_empty() {
+            return Ok(());
+        }
+        for (slot, page) in unnamed {
+            let at = index_offset(*slot) + u64::from(*slot) % GROUP_PAGES * 8;
+            self.file.write_all_at(&page.entry().to_le_bytes(), at)?;
+        }
+        self.file.sync_data()
+    }
+
+    fn allocate(&self, count: u32) -> io::Result<u32> {
+        let mut next = self.next.lock();
+        let first = next.slot;
+        match first.checked_add(count).filter(|end| *end <= self.limit_pages) {
+            Some(end) => next.slot = end,
+            None => return Err(io::ErrorKind::StorageFull.into()),
+        }
+        Ok(first)
+    }
+
+    /// Makes pages visible whose content is in the slots from `first` on. Returns those that another writer made
+    /// visible first; their slots stay unused.
+    fn publish(&self, first: u32, pages: &[Page]) -> Vec<usize> {
+        let mut taken = Vec::new();
+        let mut fresh = Vec::with_capacity(pages.len());
+        {
+            let mut slots = self.slots.write();
+            for (index, (slot, page)) in (first..).zip(pages).enumerate() {
+                match slots.entry(*page) {
+                    std::collections::hash_map::Entry::Occupied(_) => taken.push(index),
+                    std::collections::hash_map::Entry::Vacant(free) => {
+                        free.insert(slot);
+                        fresh.push((slot, *page));
+                    }
+                }
+            }
+        }
+        if self.is_kept {
+            self.next.lock().unnamed.extend(fresh);
+        }
+        taken
+    }
+}
+
+/// Offset of the index page of a slot's group.
+fn index_offset(slot: u32) -> u64 {
+    HEADER_BYTES + u64::from(slot) / GROUP_PAGES * (GROUP_PAGES + 1) * PAGE
+}
+
+/// Offset of a slot's page.
+fn page_offset(slot: u32) -> u64 {
+    index_offset(slot) + (u64::from(slot) % GROUP_PAGES + 1) * PAGE
+}
+
+fn header(backup: &str, disks: &[ChangedDisk]) -> io::Result<Vec<u8>> {
+    let mut text = format!("{MAGIC}\nbackup {backup}\n");
+    for disk in disks {
+        text.push_str(&format!("disk {} {}\n", disk.size_bytes, disk.name));
+    }
+    let mut bytes = text.into_bytes();
+    if bytes.len() as u64 > HEADER_BYTES || disks.len() > MAX_DISKS {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the guest has too many disks",
+        ));
+    }
+    bytes.resize(HEADER_BYTES as usize, 0);
+    Ok(bytes)
+}
+
+/// A disk with changes: reads find the pages that were written, and everything else below. Several overlays of one disk
+/// may share a scratch; all see the same bytes.
+pub struct Overlay {
+    below: SharedDevice,
+    disk: u16,
+    scratch: Arc<Scratch>,
+}
+
+/// A part of a request.
+struct Run {
+    /// Range within the buffer.
+    bytes: Range<usize>,
+    /// Offset in the scratch file; `None` for the device below.
+    at: Option<u64>,
+}
+
+impl Overlay {
+    /// Lays the changes of disk number `disk` over a device.
+    pub fn new(below: SharedDevice, disk: u16, scratch: Arc<Scratch>) -> Self {
+        Self { below, disk, scratch }
+    }
+
+    fn check(&self, offset_bytes: u64, len: usize) -> io::Result<()> {
+        let end_bytes = offset_bytes.checked_add(len as u64);
+        match end_bytes.is_some_and(|end_bytes| end_bytes <= self.below.size_bytes()) {
+            true => Ok(()),
+            false => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// Splits a request where it goes to another place. Neighbouring pages of one place are one run.
+    fn runs(&self, offset_bytes: u64, len: usize) -> Vec<Run> {
+        let slots = self.scratch.slots.read();
+        let mut runs: Vec<Run> = Vec::new();
+        let mut done = 0;
+        while done < len {
+            let at_bytes = offset_bytes + done as u64;
+            let (number, inside) = (at_bytes / PAGE, at_bytes % PAGE);
+            let now = (len - done).min((PAGE - inside) as usize);
+            let disk = self.disk;
+            let slot = slots.get(&Page { disk, number });
+            let at = slot.map(|slot| page_offset(*slot) + inside);
+            match runs.last_mut() {
+                Some(last) if last.at.map(|at| at + last.bytes.len() as u64) == at => last.bytes.end += now,
+                _ => runs.push(Run {
+                    bytes: done..done + now,
+                    at,
+                }),
+            }
+            done += now;
+        }
+        runs
+    }
+
+    /// Writes pages for the first time.
+    fn write_new(&self, offset_bytes: u64, bytes: &[u8]) -> io::Result<()> {
+        let first = offset_bytes / PAGE;
+        let end = (offset_bytes + bytes.len() as u64).div_ceil(PAGE);
+        let start_bytes = first * PAGE;
+        let mut whole = vec![0; ((end - first) * PAGE) as usize];
+        // The disk may end within the last page.
+        let covered = whole.len().min((self.below.size_bytes() - start_bytes) as usize);
+        let inside = (offset_bytes - start_bytes) as usize;
+        let behind = inside + bytes.len();
+        if inside > 0 {
+            let head = covered.min(PAGE_BYTES);
+            self.below.read_at(start_bytes, &mut whole[..head])?;
+        }
+        let last = (behind / PAGE_BYTES * PAGE_BYTES).min(covered);
+        if behind < covered && (last > 0 || inside == 0) {
+            self.below
+                .read_at(start_bytes + last as u64, &mut whole[last..covered])?;
+        }
+        whole[inside..behind].copy_from_slice(bytes);
+        let disk = self.disk;
+        let pages: Vec<Page> = (first..end).map(|number| Page { disk, number }).collect();
+        let slot = self.scratch.allocate((end - first) as u32)?;
+        let slots = slot..slot + (end - first) as u32;
+        // An index page may lie between two slots.
+        for (at, page) in group_runs(slots, &whole) {
+            self.scratch.file.write_all_at(page, at)?;
+        }
+        // Another writer of the same page was first: its slot gets these bytes.
+        for index in self.scratch.publish(slot, &pages) {
+            let page = (index * PAGE_BYTES)..((index + 1) * PAGE_BYTES);
+            let (from, to) = (page.start.max(inside), page.end.min(behind));
+            self.write_at(start_bytes + from as u64, &whole[from..to])?;
+        }
+        Ok(())
+    }
+}
+
+/// Splits pages for consecutive slots where an index page interrupts them.
+fn group_runs(slots: Range<u32>, mut bytes: &[u8]) -> Vec<(u64, &[u8])> {
+    let mut runs = Vec::new();
+    let mut slot = slots.start;
+    while slot < slots.end {
+        let left = GROUP_PAGES as u32 - slot % GROUP_PAGES as u32;
+        let count = left.min(slots.end - slot);
+        let (now, rest) = bytes.split_at(count as usize * PAGE_BYTES);
+        runs.push((page_offset(slot), now));
+        bytes = rest;
+        slot += count;
+    }
+    runs
+}
+
+impl Device for Overlay {
+    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.check(offset_bytes, buf.len())?;
+        for run in self.runs(offset_bytes, buf.len()) {
+            let out = &mut buf[run.bytes.clone()];
+            match run.at {
+                Some(at) => self.scratch.file.read_exact_at(out, at)?,
+                None => self.below.read_at(offset_bytes + run.bytes.start as u64, out)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.below.size_bytes()
+    }
+
+    fn write_at(&self, offset_bytes: u64, bytes: &[u8]) -> io::Result<()> {
+        self.check(offset_bytes, bytes.len())?;
+        for run in self.runs(offset_bytes, bytes.len()) {
+            let now = &bytes[run.bytes.clone()];
+            match run.at {
+                Some(at) => self.scratch.file.write_all_at(now, at)?,
+                None => self.write_new(offset_bytes + run.bytes.start as u64, now)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.scratch.flush()
+    }
+
+    // A page that was written counts as data. Below it there may be a hole, so holes are only those in which nothing
+    // was written; finding the next change would need an ordered map, and who asks copies whole disks.
+    fn next_data(&self, offset_bytes: u64) -> io::Result<Option<u64>> {
+        match self.scratch.slots.read().is_empty() {
+            true => self.below.next_data(offset_bytes),
+            false => Ok(Some(offset_bytes).filter(|offset_bytes| *offset_bytes < self.size_bytes())),
+        }
+    }
+
+    fn next_hole(&self, offset_bytes: u64) -> io::Result<u64> {
+        match self.scratch.slots.read().is_empty() {
+            true => self.below.next_hole(offset_bytes),
+            false => Ok(offset_bytes.max(self.size_bytes())),
+        }
+    }
+}
+
+/// A scratch file that was kept.
+pub struct Changes {
+    file: File,
+    backup: String,
+    disks: Vec<ChangedDisk>,
+    slots: Vec<(Page, u32)>,
+}
+
+impl Changes {
+    /// Reads the header and the index. The inner text of an error of the kind `InvalidData` says what is wrong.
+    pub fn open(file: File) -> io::Result<Self> {
+        let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
+        let not_ours = || invalid("it is not a file that vbk mount --save made");
+        let size_bytes = file.metadata()?.len();
+        let mut head = vec![0; HEADER_BYTES as usize];
+        if size_bytes < HEADER_BYTES {
+            return Err(not_ours());
+        }
+        file.read_exact_at(&mut head, 0)?;
+        let end = head.iter().position(|byte| *byte == 0).unwrap_or(head.len());
+        let text = std::str::from_utf8(&head[..end]).map_err(|_| not_ours())?;
+        let mut lines = text.lines();
+        if lines.next() != Some(MAGIC) {
+            return Err(not_ours());
+        }
+        let backup = lines
+            .next()
+            .and_then(|line| line.strip_prefix("backup "))
+            .ok_or_else(not_ours)?;
+        let disk = |line: &str| {
+            let (size, name) = line.strip_prefix("disk ")?.split_once(' ')?;
+            Some(ChangedDisk {
+                name: name.to_owned(),
+                size_bytes: size.parse().ok()?,
+            })
+        };
+        let disks: Option<Vec<_>> = lines.map(disk).collect();
+        let disks = disks.filter(|disks| disks.len() <= MAX_DISKS).ok_or_else(not_ours)?;
+        let mut slots = Vec::new();
+        let mut seen = BTreeSet::new();
+        let mut index = [0; PAGE_BYTES];
+        for first in (0..u32::MAX).step_by(GROUP_PAGES as usize) {
+            if index_offset(first) + PAGE > size_bytes {
+                break;
+            }
+            file.read_exact_at(&mut index, index_offset(first))?;
+            for slot in 0..GROUP_PAGES as usize {
+                let Some(page) = Page::of_entry(le64(&index, slot * 8)) else {
+                    continue;
+                };
+                let number = first + slot as u32;
+                let is_whole = page_offset(number) + PAGE <= size_bytes;
+                let disk = disks.get(usize::from(page.disk));
+                let is_inside = disk.is_some_and(|disk| page.number < disk.size_bytes.div_ceil(PAGE));
+                if !is_whole || !is_inside || !seen.insert(page) {
+                    return Err(invalid("its index is damaged"));
+                }
+                slots.push((page, number));
+            }
+        }
+        slots.sort_unstable();
+        Ok(Self {
+            file,
+            backup: backup.to_owned(),
+            disks,
+            slots,
+        })
+    }
+
+    /// Returns the id of the backup that the changes belong to.
+    pub fn backup(&self) -> &str {
+        &self.backup
+    }
+
+    /// Returns the disks of that backup.
+    pub fn disks(&self) -> &[ChangedDisk] {
+        &self.disks
+    }
+
+    /// Calls `each` with offset and bytes of every changed page of a disk, in the order of the disk. The last one may
+    /// be shorter than a page.
+    pub fn pages<E: From<io::Error>>(
+        &self,
+        disk: &str,
+        each: &mut dyn FnMut(u64, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Some(number) = self.disks.iter().position(|it| it.name == disk) else {
+            return Ok(());
+        };
+        let size_bytes = self.disks[number].size_bytes;
+        let mut bytes = [0; PAGE_BYTES];
+        for (page, slot) in self.slots.iter().filter(|(page, _)| usize::from(page.disk) == number) {
+            let offset_bytes = page.number * PAGE;
+            let len = PAGE.min(size_bytes - offset_bytes) as usize;
+            self.file.read_exact_at(&mut bytes[..len], page_offset(*slot))?;
+            each(offset_bytes, &bytes[..len])?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

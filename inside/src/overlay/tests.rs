@@ -1,0 +1,157 @@
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const ID: &str = "8f3c";
+
+fn disk(len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at / 7 % 251) as u8).collect()
+}
+
+fn scratch(limit_bytes: u64) -> Arc<Scratch> {
+    let file = tempfile::tempfile().expect("a file");
+    Arc::new(Scratch::create(file, limit_bytes, None).expect("creates"))
+}
+
+fn read(device: &dyn Device, offset_bytes: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    device.read_at(offset_bytes, &mut bytes).expect("reads");
+    bytes
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn an_overlay_reads_as_the_disk_with_all_writes(
+        size in 1_usize..3_000_000,
+        writes in prop::collection::vec((any::<u32>(), 1_usize..20_000, any::<u8>()), 1..60),
+    ) {
+        let mut model = disk(size);
+        let overlay = Overlay::new(Arc::new(model.clone()), 0, scratch(1 << 30));
+        for (at, len, byte) in writes {
+            let at = at as usize % size;
+            let len = len.min(size - at);
+            overlay.write_at(at as u64, &vec![byte; len]).expect("writes");
+            model[at..at + len].fill(byte);
+        }
+        prop_assert!(read(&overlay, 0, size) == model);
+        let (from, len) = (size / 3, size / 2);
+        prop_assert!(read(&overlay, from as u64, len) == model[from..from + len]);
+    }
+}
+
+#[test]
+fn a_kept_file_names_exactly_the_pages_that_were_written() {
+    let file = tempfile::tempfile().expect("a file");
+    let again = file.try_clone().expect("clones");
+    let size = 5_000_000;
+    let disks = ["vda", "vdb"].map(|name| ChangedDisk {
+        name: name.into(),
+        size_bytes: size as u64,
+    });
+    let scratch = Arc::new(Scratch::create(file, 1 << 30, Some((ID, &disks))).expect("creates"));
+    let mut model = disk(size);
+    let overlay = Overlay::new(Arc::new(model.clone()), 1, Arc::clone(&scratch));
+    // More than one group, and the part of a page at the disk's end.
+    for at in (0..size).rev().step_by(4096).chain([17, size - 3]) {
+        let len = 3.min(size - at);
+        overlay.write_at(at as u64, &[9; 3][..len]).expect("writes");
+        model[at..at + len].fill(9);
+    }
+    overlay.flush().expect("flushes");
+    drop((overlay, scratch));
+
+    let changes = Changes::open(again).expect("opens");
+    assert_eq!((changes.backup(), changes.disks()), (ID, disks.as_slice()));
+    let mut restored = disk(size);
+    let mut pages = 0;
+    let mut apply = |at: u64, bytes: &[u8]| {
+        restored[at as usize..at as usize + bytes.len()].copy_from_slice(bytes);
+        pages += 1;
+        Ok::<(), io::Error>(())
+    };
+    changes.pages("vdb", &mut apply).expect("applies");
+    changes
+        .pages("vda", &mut |_, _| panic!("vda is unchanged"))
+        .unwrap_or_else(|error: io::Error| panic!("{error}"));
+    assert!(restored == model);
+    assert_eq!(pages, size.div_ceil(PAGE_BYTES));
+}
+
+#[test]
+fn writes_beyond_the_limit_fail_and_change_nothing() {
+    let model = disk(1 << 20);
+    let overlay = Overlay::new(Arc::new(model.clone()), 0, scratch(8 * PAGE));
+    overlay.write_at(0, &[1; 8 * PAGE_BYTES]).expect("fits");
+    let error = overlay.write_at(9 * PAGE, &[1]).expect_err("is full");
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    overlay
+        .write_at(PAGE, &[2; 100])
+        .expect("a page that is there can be written again");
+    assert!(read(&overlay, 9 * PAGE, 5000) == model[9 * PAGE_BYTES..9 * PAGE_BYTES + 5000]);
+    assert!(overlay.write_at((1 << 20) - 1, &[0; 2]).is_err(), "past the end");
+}
+
+#[test]
+fn writers_of_parts_of_one_page_lose_nothing() {
+    let overlay = Overlay::new(Arc::new(vec![0; 64 * PAGE_BYTES]), 0, scratch(1 << 30));
+    std::thread::scope(|scope| {
+        for part in 0..8_u64 {
+            let overlay = &overlay;
+            scope.spawn(move || {
+                for page in 0..64 {
+                    overlay
+                        .write_at(page * PAGE + part * 512, &[part as u8 + 1; 512])
+                        .expect("writes");
+                }
+            });
+        }
+    });
+    let all = read(&overlay, 0, 64 * PAGE_BYTES);
+    assert!(
+        all.iter()
+            .enumerate()
+            .all(|(at, byte)| usize::from(*byte) == at % PAGE_BYTES / 512 + 1)
+    );
+}
+
+#[test]
+fn a_file_that_is_cut_or_damaged_is_refused() {
+    let make = || {
+        let file = tempfile::tempfile().expect("a file");
+        let disks = [ChangedDisk {
+            name: "vda".into(),
+            size_bytes: 1 << 20,
+        }];
+        let scratch = Scratch::create(file.try_clone().expect("clones"), 1 << 30, Some((ID, &disks))).expect("creates");
+        let scratch = Arc::new(scratch);
+        let overlay = Overlay::new(Arc::new(disk(1 << 20)), 0, Arc::clone(&scratch));
+        overlay.write_at(0, &[1; 3 * PAGE_BYTES]).expect("writes");
+        overlay.flush().expect("flushes");
+        file
+    };
+    assert!(Changes::open(make()).is_ok());
+    let damages: [&dyn Fn(&File); 4] = [
+        &|file| file.set_len(page_offset(2) + 1).expect("cuts"),
+        &|file| file.set_len(100).expect("cuts"),
+        &|file| {
+            file.write_all_at(&Page { disk: 1, number: 0 }.entry().to_le_bytes(), HEADER_BYTES)
+                .expect("writes")
+        },
+        &|file| {
+            file.write_all_at(&Page { disk: 0, number: 1 }.entry().to_le_bytes(), HEADER_BYTES)
+                .expect("writes")
+        },
+    ];
+    for damage in damages {
+        let file = make();
+        damage(&file);
+        assert_eq!(
+            Changes::open(file).err().map(|error| error.kind()),
+            Some(io::ErrorKind::InvalidData)
+        );
+    }
+}
