@@ -6,13 +6,22 @@
 
 use std::io;
 
-use crate::volumes::Backing;
-
 use vbk_inside::device::{Device, le16, le32, le64, read_array, read_inside};
+use vbk_inside::fs::ext::backup_superblock;
 use vbk_inside::probe::FsType;
 
 #[cfg(test)]
 mod tests;
+
+/// Use of the image behind a loop device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Backing {
+    /// The device is read-only.
+    #[default]
+    ReadOnly,
+    /// Writes to the device go to the image.
+    Writable,
+}
 
 /// Way of mounting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -171,6 +180,9 @@ fn ext(volume: &dyn Device, way: Way) -> io::Result<FileSystem> {
     const COMPAT_HAS_JOURNAL: u32 = 0x4;
     const INCOMPAT_RECOVER: u32 = 0x4;
     let superblock = read_array::<1024>(volume, 1024)?.unwrap_or([0; 1024]);
+    if le16(&superblock, 56) != 0xef53 {
+        return ext_by_copy(volume);
+    }
     let has_journal = le32(&superblock, 92) & COMPAT_HAS_JOURNAL != 0;
     let is_dirty = le32(&superblock, 96) & INCOMPAT_RECOVER != 0;
     // s_journal_inum and s_journal_dev.
@@ -190,6 +202,21 @@ fn ext(volume: &dyn Device, way: Way) -> io::Result<FileSystem> {
     if way == Way::Writable {
         how.warn("mounted read-only: its journal is on another device");
     }
+    Ok(how)
+}
+
+/// Options for an ext file system that lost its first superblock: the kernel opens it by a copy. The copies do not say
+/// whether the journal is empty, so it is left alone; the reader in user space looks for itself.
+fn ext_by_copy(volume: &dyn Device) -> io::Result<FileSystem> {
+    let copy = backup_superblock(volume).map_err(io::Error::from)?;
+    let copy = copy.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it has no superblock"))?;
+    let options = format!("errors=remount-ro,noload,sb={}", copy.offset_bytes / 1024);
+    let mut how = FileSystem::new("ext4", &options);
+    how.warn(format!(
+        "its superblock is damaged; mounted by the copy at block {}, without its journal: files written in the last \
+         minute before the backup may be missing or inconsistent",
+        copy.block
+    ));
     Ok(how)
 }
 

@@ -20,11 +20,11 @@ use vbk_repo::reader::ReadResources;
 use vbk_repo::repository::View;
 
 use crate::contents::Contents;
-use crate::drivers::Way;
+use crate::drivers::{Backing, Way};
 use crate::error::{Error, Result};
 use vbk_inside::btrfs::{Fsid, NewFsid};
 
-use crate::volumes::{self, Access, Action, Backing, SectorSize, Volume, VolumeReport, WhenBusy};
+use crate::volumes::{self, Access, Action, SectorSize, Volume, VolumeReport, WhenBusy};
 use found::{Found, Plan};
 use hidden::Hidden;
 

@@ -15,7 +15,7 @@
 //! Every access to a directory first checks whether the repository has a newer view, so a new backup appears at once.
 //! An open file keeps the view in which it was opened.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -30,17 +30,19 @@ use vbk_repo::backup::Entry;
 use vbk_repo::id::BackupId;
 use vbk_repo::name::{BackupTime, GuestName};
 use vbk_repo::reader::ReadResources;
-use vbk_repo::repository::{Repository, View};
+use vbk_repo::repository::Repository;
 
 use crate::contents::BackedDisk;
 use crate::listing::{self, FileContent, FileInfo, OpenDisks};
 use open::{OpenContent, OpenFile, from_io};
+use state::State;
 use vbk_inside::btrfs::{self, NewFsid};
 use vbk_inside::device::{SharedDevice, Window};
 use vbk_inside::overlay::{Overlay, Scratch};
 use vbk_inside::volumes::{self, Secrets, Volumes};
 
 mod open;
+mod state;
 
 /// Inode number of the top directory.
 pub(crate) const ROOT: u64 = 1;
@@ -94,12 +96,6 @@ pub(crate) struct Name {
     pub kind: Kind,
     /// Name in the directory.
     pub name: String,
-}
-
-/// The backups of one view.
-struct State {
-    view: View,
-    guests: BTreeMap<GuestName, BTreeMap<BackupTime, Arc<Entry>>>,
 }
 
 /// Inode numbers of names, assigned at the first lookup and kept.
@@ -496,54 +492,7 @@ impl ImageFs {
     }
 }
 
-impl State {
-    fn load(view: View, only: Option<BackupId>) -> Result<Self> {
-        let catalogue = view.catalogue()?;
-        for error in catalogue.damaged() {
-            tracing::warn!("not shown: {error}");
-        }
-        let mut guests: BTreeMap<_, BTreeMap<_, _>> = BTreeMap::new();
-        for entry in catalogue.entries() {
-            if only.is_none_or(|only| only == entry.id) {
-                let backups = guests.entry(entry.backup.guest.clone()).or_default();
-                backups.insert(entry.backup.time, Arc::new(entry.clone()));
-            }
-        }
-        Ok(Self { view, guests })
-    }
-
-    fn backups(&self, guest: &GuestName) -> Result<&BTreeMap<BackupTime, Arc<Entry>>> {
-        self.guests.get(guest).ok_or_else(|| not_found(guest.as_str()))
-    }
-
-    fn backup(&self, guest: &GuestName, time: BackupTime) -> Result<&Arc<Entry>> {
-        let found = self.backups(guest)?.get(&time);
-        found.ok_or_else(|| not_found(&time.to_string()))
-    }
-
-    fn latest(&self, guest: &GuestName) -> Result<&Arc<Entry>> {
-        let found = self.backups(guest)?.values().max_by_key(|entry| entry.backup.order());
-        found.ok_or_else(|| not_found("latest"))
-    }
-
-    /// Returns the backup, if there is exactly one.
-    fn only_backup(&self) -> Option<(GuestName, BackupTime)> {
-        let mut all = self
-            .guests
-            .iter()
-            .flat_map(|(guest, backups)| backups.keys().map(move |time| (guest, *time)));
-        let (guest, time) = all.next()?;
-        all.next().is_none().then(|| (guest.clone(), time))
-    }
-
-    fn newest(&self) -> Timestamp {
-        let all = self.guests.values().flat_map(|backups| backups.values());
-        let newest = all.max_by_key(|entry| entry.backup.order());
-        newest.map_or(self.view.identity().created, |entry| entry.backup.time.timestamp())
-    }
-}
-
-fn not_found(name: &str) -> Error {
+pub(crate) fn not_found(name: &str) -> Error {
     Error::NotInTree(name.to_owned())
 }
 

@@ -125,9 +125,10 @@ pub fn read_table(disk: &dyn Device) -> io::Result<PartitionTable> {
     match protective.min_by_key(|entry| entry.start_sector != 1) {
         Some(entry) if has_signature(&sector) => read_gpt(disk, entry, is_mbr),
         _ if is_mbr => {
-            let sector_bytes = sectors::sector_bytes(disk, &entries)?;
-            let signature = le32(&sector, 440);
-            read_mbr(disk, &entries, sector_bytes, signature)
+            let mut findings = Findings::new(disk);
+            findings.sector_bytes = sectors::sector_bytes(disk, &entries)?;
+            findings.signature = le32(&sector, 440);
+            read_mbr(disk, &entries, findings)
         }
         _ => Ok(Findings::new(disk).into_table(TableKind::None)),
     }
@@ -183,15 +184,7 @@ fn looks_like_mbr(disk: &dyn Device, sector: &[u8; 512], entries: &[MbrEntry; 4]
     !BOOT_SECTOR_NAMES.iter().any(named) || used().all(inside)
 }
 
-fn read_mbr(
-    disk: &dyn Device,
-    entries: &[MbrEntry; 4],
-    sector_bytes: u64,
-    signature: u32,
-) -> io::Result<PartitionTable> {
-    let mut findings = Findings::new(disk);
-    findings.signature = signature;
-    findings.sector_bytes = sector_bytes;
+fn read_mbr(disk: &dyn Device, entries: &[MbrEntry; 4], mut findings: Findings) -> io::Result<PartitionTable> {
     let mut next_logical = 5;
     for (number, entry) in (1..).zip(entries) {
         if entry.is_extended() {

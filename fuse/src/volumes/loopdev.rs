@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::drivers::Backing;
 use crate::sys::{self, Errno};
 use crate::volumes::error::{MountError, Result};
 
@@ -36,16 +37,6 @@ impl SectorSize {
             Self::B4096 => 4096,
         }
     }
-}
-
-/// Use of the image behind a loop device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Backing {
-    /// The device is read-only.
-    #[default]
-    ReadOnly,
-    /// Writes to the device go to the image.
-    Writable,
 }
 
 /// A loop device that shows an image. The kernel clears it when this value is dropped, or later, when a file

@@ -12,7 +12,7 @@ use image_server::{IMAGE, ImageServer};
 use vbk_repo::mounts::{self, Mount};
 
 use super::*;
-use crate::drivers::{Way, how_to_mount};
+use crate::drivers::{Backing, Way, how_to_mount};
 use crate::volumes::loopdev::{self, LoopDevice};
 use vbk_inside::btrfs::Superblock;
 use vbk_inside::probe::FsType;
