@@ -389,6 +389,40 @@ fn versions_of_a_file_are_found_in_the_backups_that_have_them() {
 }
 
 #[test]
+fn the_root_of_a_guest_may_be_a_subvolume_of_a_btrfs() {
+    let lab = Lab::new();
+    let disk = Disk::plain(lab.path("disk.img"), 128);
+    disk.format(0, "mkfs.btrfs");
+    disk.change(&lab, 0, |top| {
+        for name in ["@", "@home"] {
+            tool("btrfs", args!["subvolume", "create", top.join(name)]);
+        }
+        let uuid = tool("findmnt", args!["-n", "-o", "UUID", top]);
+        for name in ["etc", "home", "top"] {
+            fs::create_dir(top.join("@").join(name)).expect("makes");
+        }
+        let fstab = format!(
+            "UUID={uuid} / btrfs compress=zstd,subvol=/@ 0 0\nUUID={uuid} /home btrfs subvol=@home\n\
+             UUID={uuid} /top btrfs subvolid=5,noauto\n"
+        );
+        fs::write(top.join("@/etc/fstab"), fstab).expect("writes");
+        fs::write(top.join("@home/mine"), noise_bytes(5, MIB)).expect("writes");
+        tool("btrfs", args!["subvolume", "snapshot", top.join("@"), top.join("@snapshot")]);
+    });
+    lab.backup("web1", &disk.path);
+    let said = lab.run(args!["cat", "web1@latest:/home/mine"]).done();
+    assert!(said.stdout == noise_bytes(5, MIB));
+    assert_eq!(lab.ok(args!["ls", "web1@latest:/top"]), "@\n@home\n@snapshot\n");
+    // Below the mount of the top, the subvolumes have no mounts of their own.
+    assert_eq!(lab.ok(args!["ls", "web1@latest:/top/@/top"]), "");
+    let found = lab.ok(args!["find", "web1", "mine"]);
+    let paths: Vec<_> = found.lines().filter(|line| line.starts_with('/')).collect();
+    assert_eq!(paths, ["/home/mine", "/top/@home/mine"]);
+    lab.ok(args!["cp", "-r", "web1@latest:/", lab.subdir("all")]);
+    assert!(fs::read(lab.path("all/home/mine")).expect("reads") == noise_bytes(5, MIB));
+}
+
+#[test]
 fn a_damaged_file_is_named_and_the_rest_is_copied() {
     let lab = Lab::new();
     let disk = Disk::plain(lab.path("disk.img"), 32);
