@@ -202,6 +202,31 @@ mod tests {
     }
 
     #[test]
+    fn cp_has_the_short_option_of_the_repository_for_recursion() {
+        use clap::FromArgMatches;
+        for words in [
+            &["vbk", "-r", "/repo", "cp", "-r", "web1@latest:/srv", "srv"][..],
+            &["vbk", "cp", "--repo", "/repo", "-r", "web1@latest:/srv", "srv"],
+        ] {
+            let matches = Cli::command().try_get_matches_from(words).expect("is valid");
+            let cli = Cli::from_arg_matches(&matches).expect("is valid");
+            assert_eq!(
+                cli.global.repo.as_deref(),
+                Some(std::path::Path::new("/repo")),
+                "{words:?}"
+            );
+            assert!(
+                matches!(cli.command, Command::Cp(CpArgs { recursive: true, .. })),
+                "{words:?}"
+            );
+        }
+        let mut cli = Cli::command();
+        cli.build();
+        let cp = cli.find_subcommand_mut("cp").expect("a command");
+        assert!(!cp.render_long_help().to_string().contains("-r, --repo"));
+    }
+
+    #[test]
     fn the_help_names_the_defaults_of_the_engine() {
         let help = |command: &str| {
             let mut cli = Cli::command();

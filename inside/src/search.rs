@@ -113,7 +113,7 @@ fn split(text: &[u8]) -> Vec<&[u8]> {
     parts
 }
 
-fn literal_of(tokens: &Vec<Token>) -> Option<Vec<u8>> {
+fn literal_of(tokens: &[Token]) -> Option<Vec<u8>> {
     let byte = |token: &Token| match token {
         Token::Byte(byte) => Some(*byte),
         _ => None,

@@ -407,7 +407,10 @@ fn the_root_of_a_guest_may_be_a_subvolume_of_a_btrfs() {
         );
         fs::write(top.join("@/etc/fstab"), fstab).expect("writes");
         fs::write(top.join("@home/mine"), noise_bytes(5, MIB)).expect("writes");
-        tool("btrfs", args!["subvolume", "snapshot", top.join("@"), top.join("@snapshot")]);
+        tool(
+            "btrfs",
+            args!["subvolume", "snapshot", top.join("@"), top.join("@snapshot")],
+        );
     });
     lab.backup("web1", &disk.path);
     let said = lab.run(args!["cat", "web1@latest:/home/mine"]).done();
