@@ -233,6 +233,7 @@ impl Error {
                 "`vbk forget` and `vbk prune` free space; or make room and run it again: blocks that are stored already are not \
                  stored again",
             ),
+            ErrorKind::NoSpace if matches!(self, Self::Io { .. }) => Some("make room there, or choose another target"),
             ErrorKind::NoSpace => {
                 Some("make room on the repository's file system and run it again; `vbk prune` itself needs up to 8 GiB")
             }

@@ -455,6 +455,30 @@ fn a_damaged_file_is_named_and_the_rest_is_copied() {
 }
 
 #[test]
+fn a_full_target_ends_a_copy_and_keeps_no_part_of_a_file() {
+    let lab = Lab::new();
+    let disk = Disk::plain(lab.path("disk.img"), 32);
+    disk.format(0, "mkfs.ext4");
+    disk.change(&lab, 0, |root| {
+        fs::write(root.join("a"), "x").expect("writes");
+        fs::write(root.join("big"), noise_bytes(1, 3 * MIB)).expect("writes");
+    });
+    lab.backup("web1", &disk.path);
+    let full = lab.subdir("full");
+    tool("mount", args!["-t", "tmpfs", "-o", "size=1M", "none", full]);
+    let said = lab.run(args!["cp", "web1@latest:/a", "web1@latest:/big", full]);
+    let left = names_in(&full);
+    tool("umount", args![full]);
+    let said = said.code(1).says(&["full/big", "no space left", "make room there"]);
+    assert_eq!(left, ["a"], "{said}");
+    // One of several that is not there does not keep the others.
+    let said = lab
+        .run(args!["cp", "web1@latest:/nothing", "web1@latest:/big", full])
+        .code(1);
+    assert_eq!(names_in(&full), ["big"], "{said}");
+}
+
+#[test]
 fn a_file_of_a_large_disk_comes_at_once() {
     let lab = Lab::new();
     let disk = Disk::plain(lab.path("disk.img"), 200 << 10);

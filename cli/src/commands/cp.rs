@@ -101,7 +101,15 @@ pub fn run(context: &Context<'_>, args: &CpArgs) -> Result<Outcome> {
         };
         let path = source.path.as_deref().unwrap_or_default();
         let last = if args.recursive { Last::Keep } else { Last::Follow };
-        let found = files.locate(path, last)?;
+        let found = match files.locate(path, last) {
+            Ok(found) => found,
+            Err(error) if sources.len() == 1 => return Err(error),
+            Err(error) => {
+                tracing::error!("{}", error.text());
+                failures.refuse(path, &error.text());
+                continue;
+            }
+        };
         if found.kind == FileKind::Directory && !args.recursive {
             tracing::error!("{}:{}: is a directory; -r copies it", files.spec, shown(path));
             failures.refuse(path, "is a directory");

@@ -64,7 +64,7 @@ pub fn run(context: &Context<'_>, args: &FindArgs) -> Result<Outcome> {
         None => catalogue.guests().into_iter().cloned().collect(),
     };
     let secrets = secrets::find(&args.luks)?;
-    let mut json = context.json().then(|| JsonList::start(""));
+    let mut json = context.json().then(|| JsonList::new(""));
     let (mut outcome, mut count) = (Outcome::Done, 0_usize);
     for guest in guests {
         let entries = entries(&catalogue, &guest, args)?;

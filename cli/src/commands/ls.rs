@@ -38,7 +38,7 @@ pub fn run(context: &Context<'_>, args: &LsArgs) -> Result<Outcome> {
     warn_of_foreign_changes(&catalogue);
     let resources = ReadResources::new(threads());
     let secrets = secrets::find(&args.luks)?;
-    let mut json = context.json().then(|| JsonList::start(""));
+    let mut json = context.json().then(|| JsonList::new(""));
     let mut outcome = Outcome::Done;
     for named in &args.paths {
         let entry = catalogue.find(&named.backup)?;

@@ -38,28 +38,40 @@ pub fn json_text(value: &impl Serialize) -> Result<String> {
     serde_json::to_string(value).map_err(|error| Error::Bug(error.to_string()))
 }
 
-/// A JSON list that is written as its items come, so that it may be longer than the memory.
+/// A JSON list that is written as its items come, so that it may be longer than the memory. Nothing is written before the
+/// first item, so that a command that fails early prints no part of a list.
 pub struct JsonList {
-    is_empty: bool,
+    before: String,
+    is_started: bool,
 }
 
 impl JsonList {
-    /// Writes the start: the bracket, after all that precedes it.
-    pub fn start(before: &str) -> Self {
-        write_bytes(format!("{}[", printable::json(before)).as_bytes());
-        Self { is_empty: true }
+    /// Makes an empty list with the text that precedes its bracket.
+    pub fn new(before: &str) -> Self {
+        Self {
+            before: printable::json(before),
+            is_started: false,
+        }
     }
 
     /// Writes an item.
     pub fn item(&mut self, text: &str) {
-        let separator = if self.is_empty { "\n" } else { ",\n" };
-        self.is_empty = false;
+        let separator = if self.is_started { ",\n" } else { "\n" };
+        self.start();
         write_bytes(format!("{separator}{}", printable::json(text)).as_bytes());
     }
 
     /// Writes the end, with all that follows the bracket.
-    pub fn end(self, after: &str) {
+    pub fn end(mut self, after: &str) {
+        self.start();
         write_bytes(format!("\n]{}\n", printable::json(after)).as_bytes());
+    }
+
+    fn start(&mut self) {
+        if !self.is_started {
+            self.is_started = true;
+            write_bytes(format!("{}[", self.before).as_bytes());
+        }
     }
 }
 

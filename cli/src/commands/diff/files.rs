@@ -66,7 +66,7 @@ pub fn run(context: &Context<'_>, args: &DiffArgs, view: &View, before: &Entry, 
     let sides = open(args, view, before, after)?;
     let mut printer = Printer {
         context,
-        json: context.json().then(|| JsonList::start(&start)),
+        json: context.json().then(|| JsonList::new(&start)),
         counts: Counts::default(),
         outcome: Outcome::Done,
         cancel,
