@@ -455,6 +455,44 @@ fn a_damaged_file_is_named_and_the_rest_is_copied() {
 }
 
 #[test]
+fn damage_of_the_repository_is_told_from_damage_of_the_guest() {
+    let lab = Lab::new();
+    let disk = Disk::plain(lab.path("disk.img"), 32);
+    disk.format(0, "mkfs.ext4");
+    disk.change(&lab, 0, |root| {
+        fs::create_dir(root.join("dir")).expect("makes");
+        fs::write(root.join("dir/bad"), noise_bytes(3, 2 * MIB)).expect("writes");
+        fs::write(root.join("dir/good"), noise_bytes(4, MIB)).expect("writes");
+    });
+    lab.ok(args!["backup", "web1", disk.path, "--compression", "none"]);
+    let content = noise_bytes(3, 2 * MIB);
+    let needle = &content[MIB as usize..MIB as usize + 32];
+    let store = fs::read_dir(lab.repo().join("store")).expect("lists");
+    let flipped = store.filter_map(|entry| {
+        let path = entry.expect("an entry").path();
+        let bytes = fs::read(&path).ok()?;
+        let at = bytes.windows(needle.len()).position(|window| window == needle)?;
+        write_at(&path, at as u64, &[!needle[0]]);
+        Some(path)
+    });
+    assert!(flipped.count() > 0, "the content is in no file of the store");
+    let said = lab.run(args!["cp", "-r", "web1@latest:/dir", lab.path("copy")]).code(4);
+    let _ = said.says(&["copy/bad", "damaged"]);
+    assert_eq!(names_in(&lab.path("copy")), ["good"]);
+    lab.run(args!["cat", "web1@latest:/dir/bad"])
+        .code(4)
+        .says(&["/dir/bad", "`vbk verify` lists the damage"]);
+    lab.run(args![
+        "diff",
+        "--files",
+        "--content",
+        "web1@latest:/dir",
+        "web1@latest:/dir"
+    ])
+    .code(4);
+}
+
+#[test]
 fn a_full_target_ends_a_copy_and_keeps_no_part_of_a_file() {
     let lab = Lab::new();
     let disk = Disk::plain(lab.path("disk.img"), 32);

@@ -3,6 +3,7 @@
 mod versions;
 
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::{SignedDuration, Timestamp};
@@ -64,6 +65,7 @@ pub fn run(context: &Context<'_>, args: &FindArgs) -> Result<Outcome> {
         None => catalogue.guests().into_iter().cloned().collect(),
     };
     let secrets = secrets::find(&args.luks)?;
+    let resources = ReadResources::new(threads());
     let mut json = context.json().then(|| JsonList::new(""));
     let (mut outcome, mut count) = (Outcome::Done, 0_usize);
     for guest in guests {
@@ -79,6 +81,7 @@ pub fn run(context: &Context<'_>, args: &FindArgs) -> Result<Outcome> {
             pattern: &pattern,
             versions: Versions::default(),
             secrets: &secrets,
+            resources: &resources,
             outcome: Outcome::Done,
         };
         search.all(&entries, &cancel)?;
@@ -165,6 +168,8 @@ struct Search<'a> {
     pattern: &'a Pattern,
     versions: Versions,
     secrets: &'a Secrets,
+    /// Cache of blocks, most of which one backup shares with the next.
+    resources: &'a Arc<ReadResources>,
     outcome: Outcome,
 }
 
@@ -183,7 +188,7 @@ impl Search<'_> {
             }
             walked.push((images, number));
             let spec = entry.backup.spec();
-            let files = match BackupFiles::open(self.view, &ReadResources::new(threads()), entry, None, self.secrets) {
+            let files = match BackupFiles::open(self.view, self.resources, entry, None, self.secrets) {
                 Ok(files) => files,
                 Err(error) => {
                     tracing::error!("{spec}: {}", error.text());
