@@ -16,11 +16,9 @@
 //! Writing to a volume that has a snapshot of the old kind changes the snapshot too: nothing is copied to its store.
 
 mod build;
-mod copies;
 mod crc;
 mod group;
 mod label;
-mod layers;
 mod map;
 mod raid;
 mod snapshot;

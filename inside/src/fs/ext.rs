@@ -9,6 +9,7 @@
 mod checksum;
 mod content;
 mod directory;
+mod index;
 mod inode;
 mod journal;
 mod map;
@@ -189,6 +190,10 @@ impl FileTree for Ext {
     /// In an encrypted directory, names are those of the disk where they are valid; the others count as unsupported.
     fn list(&self, directory: Node, each: &mut dyn FnMut(Entry) -> ControlFlow<()>) -> Result<()> {
         directory::list(&self.volume, self.directory(directory)?, each)
+    }
+
+    fn lookup(&self, directory: Node, name: &[u8]) -> Result<Node> {
+        directory::lookup(&self.volume, self.directory(directory)?, name)
     }
 
     fn read_link(&self, node: Node) -> Result<Vec<u8>> {

@@ -1,15 +1,18 @@
 //! Makes devices from the segments of a group's text. A segment that can't be read makes its volume a phrase that says
 //! why; other volumes are not affected.
 
+mod copies;
+mod layers;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use super::LogicalVolume;
 use super::group::{GroupText, is_name};
 use super::map::{Blank, Chain, Part, Whole};
 use super::snapshot::{Room, Snapshot};
 use super::stripes::{Layout, Stripes};
 use super::text::{Section, Value};
-use super::{LogicalVolume, copies, layers};
 use crate::device::SharedDevice;
 
 /// Deepest nesting of volumes. A thin volume in a cached pool on RAID with checksums has seven levels.
@@ -298,8 +301,8 @@ impl<'a> Builder<'a> {
                 let moved = segment.number("extents_moved");
                 self.mirror(index, segment, size_bytes, moved == Some(extents))
             }
-            is_zero @ ("zero" | "error") => {
-                let is_zero = is_zero == "zero";
+            blank @ ("zero" | "error") => {
+                let is_zero = blank == "zero";
                 Base::beside(Arc::new(Blank { size_bytes, is_zero }), &[])
             }
             "thin" => layers::thin(self, index, segment, size_bytes),

@@ -92,10 +92,9 @@ impl Thin {
         })
     }
 
-    /// Returns the first mapped block at or after `block`: its number, that of its data, and how many follow both ways.
+    /// Returns the first run of mapped blocks at or after `block`.
     fn run(&self, block: u64) -> io::Result<Option<Run>> {
-        let run = self.pool.tree.run(self.root, block, POINTER_BYTES)?;
-        Ok(run)
+        Ok(self.pool.tree.run(self.root, block, POINTER_BYTES)?)
     }
 
     /// Reads unmapped bytes: those of the origin as far as it reaches, else zeros.
@@ -113,7 +112,7 @@ impl Thin {
     }
 }
 
-/// Blocks that are mapped one after another.
+/// Consecutive blocks of a volume whose data are consecutive too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Run {
     /// First block of the volume.

@@ -8,7 +8,7 @@ use super::content::Blocks;
 use super::inode::{FLAG_ENCRYPT, FLAG_INDEX, FLAG_INLINE_DATA, Inode};
 use super::superblock::{INCOMPAT_FILETYPE, u16_at, u32_at};
 use super::volume::Volume;
-use super::xattr;
+use super::{index, xattr};
 use crate::error::{Error, Result};
 use crate::fs::{Entry, FileKind, Node, is_name};
 
@@ -32,11 +32,41 @@ pub(super) fn list(volume: &Volume, inode: Inode, each: Each<'_>) -> Result<()> 
         error: None,
         each,
     };
-    let _: ControlFlow<()> = match blocks.inode.has(FLAG_INLINE_DATA) {
-        true => listing.inline(),
-        false => listing.blocks(&blocks),
-    };
+    let _: ControlFlow<()> = listing.all(&blocks);
     listing.error.map_or(Ok(()), Err)
+}
+
+/// Returns the inode of a name, by the index if there is one. If the index does not lead to the name, it may be damaged,
+/// so that the whole directory is read.
+pub(super) fn lookup(volume: &Volume, inode: Inode, name: &[u8]) -> Result<Node> {
+    let blocks = Blocks::new(inode);
+    let mut found = None;
+    let mut each = |entry: Entry| {
+        if entry.name == name {
+            found = Some(entry.node);
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    };
+    let mut listing = Listing {
+        volume,
+        inode: &blocks.inode,
+        error: None,
+        each: &mut each,
+    };
+    let candidates = index::blocks_of(volume, &blocks, name);
+    let walked = candidates.iter().try_for_each(|number| listing.block(&blocks, *number));
+    if walked.is_continue() {
+        // The errors of those blocks come up again.
+        listing.error = None;
+        let _: ControlFlow<()> = listing.all(&blocks);
+    }
+    let error = listing.error;
+    match (found, error) {
+        (Some(node), _) => Ok(node),
+        (None, Some(error)) => Err(error),
+        (None, None) => Err(Error::NotFound),
+    }
 }
 
 struct Listing<'a> {
@@ -49,6 +79,39 @@ struct Listing<'a> {
 impl Listing<'_> {
     fn fail(&mut self, error: Error) {
         self.error.get_or_insert(error);
+    }
+
+    fn all(&mut self, blocks: &Blocks) -> ControlFlow<()> {
+        match self.inode.has(FLAG_INLINE_DATA) {
+            true => self.inline(),
+            false => self.blocks(blocks),
+        }
+    }
+
+    /// Reads one block of the directory, if it has it.
+    fn block(&mut self, blocks: &Blocks, number: u64) -> ControlFlow<()> {
+        match blocks.run(self.volume, number) {
+            Ok(run) => match run.block {
+                Some(first) => self.block_at(first + (number - run.first), number),
+                None => ControlFlow::Continue(()),
+            },
+            Err(error) => {
+                self.fail(error);
+                ControlFlow::Continue(())
+            }
+        }
+    }
+
+    fn block_at(&mut self, at: u64, number: u64) -> ControlFlow<()> {
+        match self.volume.block(at) {
+            Ok(bytes) if self.is_intact(&bytes) => self.entries(&bytes)?,
+            Ok(_) => self.fail(
+                self.inode
+                    .damaged(format_args!("wrong checksum of block {number} of the directory")),
+            ),
+            Err(error) => self.fail(error),
+        }
+        ControlFlow::Continue(())
     }
 
     /// The number of the parent, then entries; more entries in an attribute (fs/ext4/inline.c).
@@ -91,14 +154,7 @@ impl Listing<'_> {
                     return ControlFlow::Break(());
                 }
                 left -= 1;
-                match self.volume.block(first + (in_file - run.first)) {
-                    Ok(bytes) if self.is_intact(&bytes) => self.entries(&bytes)?,
-                    Ok(_) => self.fail(
-                        self.inode
-                            .damaged(format_args!("wrong checksum of block {in_file} of the directory")),
-                    ),
-                    Err(error) => self.fail(error),
-                }
+                self.block_at(first + (in_file - run.first), in_file)?;
             }
             at = run.end;
         }
@@ -203,7 +259,7 @@ fn kind(stored: u8) -> Option<FileKind> {
 
 /// Returns the offset of the index in a block that has one (`get_dx_countlimit`, fs/ext4/namei.c): after an unused entry
 /// as long as the block, or after `.`, `..` and eight bytes of information.
-fn index_at(block: &[u8]) -> Option<usize> {
+pub(super) fn index_at(block: &[u8]) -> Option<usize> {
     let length = |at: usize| Some(entry_bytes(u16_at(block, at + 4)?, block.len()));
     match length(0)? {
         whole if whole == block.len() => Some(8),

@@ -19,6 +19,7 @@ pub(super) const FLAG_INDEX: u32 = 0x1000;
 pub(super) const FLAG_EXTENTS: u32 = 0x8_0000;
 pub(super) const FLAG_EA_INODE: u32 = 0x20_0000;
 pub(super) const FLAG_INLINE_DATA: u32 = 0x1000_0000;
+pub(super) const FLAG_CASEFOLD: u32 = 0x4000_0000;
 
 const CHECKSUM_LOW: Range<usize> = 0x7c..0x7e;
 const CHECKSUM_HIGH: Range<usize> = 0x82..0x84;

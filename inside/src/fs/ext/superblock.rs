@@ -3,6 +3,7 @@
 use std::io;
 
 use super::checksum::{START, crc32c};
+use super::index::HashSeed;
 use crate::device::{Device, le16, le32, le64, read_array};
 use crate::error::{Error, Result};
 
@@ -28,6 +29,8 @@ const RO_COMPAT_SPARSE_SUPER: u32 = 0x1;
 pub(super) const RO_COMPAT_GDT_CSUM: u32 = 0x10;
 pub(super) const RO_COMPAT_METADATA_CSUM: u32 = 0x400;
 
+const FLAGS_UNSIGNED_HASH: u32 = 0x2;
+
 /// Smallest inode, and the length of every inode in revision 0 (`EXT4_GOOD_OLD_INODE_SIZE`).
 pub(super) const OLD_INODE_BYTES: usize = 128;
 
@@ -51,6 +54,8 @@ pub(super) struct Superblock {
     pub label: Vec<u8>,
     /// Seed of all checksums but its own.
     pub seed: u32,
+    /// Parameters of the index of directories.
+    pub hash: HashSeed,
     pub journal_inode: u32,
     /// Copy of the journal's inode: its block map, then the length, high half first (`s_jnl_blocks`).
     pub journal_map: Option<[u8; 68]>,
@@ -143,6 +148,10 @@ impl Superblock {
             uuid,
             label: label.iter().copied().take_while(|byte| *byte != 0).collect(),
             seed,
+            hash: HashSeed {
+                seed: std::array::from_fn(|word| le32(bytes, 0xec + word * 4)),
+                is_unsigned: le32(bytes, 0x160) & FLAGS_UNSIGNED_HASH != 0,
+            },
             journal_inode: le32(bytes, 0xe0),
             // EXT3_JNL_BACKUP_BLOCKS
             journal_map: (bytes[0xfd] == 1).then(|| std::array::from_fn(|at| bytes[0x10c + at])),

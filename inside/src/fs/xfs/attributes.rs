@@ -15,7 +15,7 @@ use super::volume::{HASH_TREE_SEAL, REMOTE_SEAL, Volume};
 /// Longest value (`XFS_XATTR_SIZE_MAX`).
 const MAX_VALUE_BYTES: usize = 64 << 10;
 /// Bound of all names and values of an inode that are returned. Linux lists 64 KiB of names at most
-/// (`XATTR_LIST_MAX`), so more than a few hundred long values can't be used by anybody.
+/// (`XATTR_LIST_MAX`), so no program can use more than a few hundred long values.
 const MAX_TOTAL_BYTES: usize = 16 << 20;
 /// Bound of the leaves that are read: with the smallest blocks, names of `MAX_TOTAL_BYTES` fill fewer.
 const MAX_LEAVES: usize = 1 << 16;
@@ -32,7 +32,8 @@ const SECURE: u8 = 4;
 const PARENT: u8 = 8;
 const INCOMPLETE: u8 = 0x80;
 
-/// Returns all attributes that could be read, or the first damage.
+/// Returns the attributes of an inode. Damage of one is an error for all: a file without some of its attributes, e.g.
+/// its access control list, could be open to the wrong users.
 pub(super) fn read(volume: &Volume, inode: &Inode) -> Result<Vec<Xattr>> {
     let Some(fork) = inode.attribute_fork()? else {
         return Ok(Vec::new());

@@ -84,7 +84,7 @@ pub(super) struct Dirty {
 
 /// A record: its position and its content as it was before it got the cycles.
 pub(super) struct Record {
-    /// Sequence number of the record: cycle and block.
+    /// Sequence number of the record: cycle and basic block.
     pub lsn: u64,
     /// Number of operations in `data`.
     pub operations: u32,
@@ -108,7 +108,8 @@ impl Log {
         let offset_bytes = offset_bytes.ok_or("the log is outside of the volume")?;
         let len_bytes = superblock.log_blocks << superblock.block_log;
         let end_bytes = offset_bytes + len_bytes;
-        if len_bytes < MAX_RECORD_BLOCKS * 512 || len_bytes > MAX_LOG_BYTES || end_bytes > volume.device.size_bytes() {
+        let lengths = MAX_RECORD_BLOCKS * 512..=MAX_LOG_BYTES;
+        if !lengths.contains(&len_bytes) || end_bytes > volume.device.size_bytes() {
             return Err("the log has an invalid length".into());
         }
         Ok(Some(Self {
@@ -312,7 +313,7 @@ impl Log {
         Ok(Some(Dirty { tail, head }))
     }
 
-    /// Tests whether the record at `block` is the only one that a clean unmount leaves to do: nothing.
+    /// Tests for the record of a clean unmount: the last before the head, with one operation.
     fn is_unmount(&self, block: u64, head: u64) -> LogResult<bool> {
         let header = self.header(block)?;
         let after = (block + header.header_blocks + header.data_blocks) % self.blocks;

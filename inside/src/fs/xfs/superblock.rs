@@ -247,7 +247,7 @@ fn read_copy(device: &dyn Device, offset_bytes: u64) -> Result<Option<Superblock
     match read(device, offset_bytes) {
         Ok(copy) => {
             let group = offset_bytes / copy.group_bytes();
-            let is_start = offset_bytes % copy.group_bytes() == 0 && group > 0 && group < copy.groups;
+            let is_start = offset_bytes.is_multiple_of(copy.group_bytes()) && group > 0 && group < copy.groups;
             Ok(is_start.then_some(copy))
         }
         Err(Error::Io(error)) => Err(error.into()),

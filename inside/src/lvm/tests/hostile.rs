@@ -81,10 +81,16 @@ static GROUP: LazyLock<(String, Vec<u8>)> = LazyLock::new(|| {
     (text.build(), disk(&uuid(0), 18, text.build().as_bytes()))
 });
 
+/// Metadata up to the last block in use: thin_restore fills its file from the start.
 static METADATA: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut devices = devices();
-    devices.retain(|number, _| [1, 2, 7, 100].contains(number));
-    metadata(&devices, 31_000, 2)
+    devices.retain(|number, _| [1, 7, 100].contains(number));
+    let mut metadata = metadata(&devices, 31_000, 2);
+    let last = metadata
+        .chunks(4096)
+        .rposition(|block| block.iter().any(|byte| *byte != 0));
+    metadata.truncate((last.unwrap() + 1) * 4096);
+    metadata
 });
 
 /// Changes of bytes: where, and to what.

@@ -120,8 +120,7 @@ impl Tree {
         Ok(Arc::new(Node::parse(block, &bytes.ok_or_else(outside)?, value_bytes)?))
     }
 
-    /// Returns the leaf that has `key`, if any has it, and the block of the next leaf's path: the child of a node above
-    /// that follows.
+    /// Returns the leaf that has `key`, if any has it, and the lowest key of the leaf after that one.
     fn leaf(&self, root: u64, key: u64, value_bytes: usize) -> Result<(Arc<Node>, Option<u64>)> {
         let (mut block, mut following) = (root, None);
         for _ in 0..MAX_DEPTH {

@@ -29,6 +29,7 @@ fn walk(tree: &Arc<Ext>) {
         let Ok(stat) = tree.stat(node) else { continue };
         let _ = tree.xattrs(node);
         let _ = tree.read_link(node);
+        let _ = tree.lookup(node, b"a long name to have an index 7");
         let mut entries = 0;
         let _ = tree.list(node, &mut |entry| {
             assert!(crate::fs::is_name(&entry.name));

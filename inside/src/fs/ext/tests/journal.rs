@@ -12,8 +12,9 @@ fn copy_of(image: &Image) -> Image {
     copy
 }
 
-/// Changes files so that metadata is in the journal, then freed, then used for content.
-fn change(root: &Path) {
+/// Changes files so that metadata is in the journal, then freed. Then fills the file system, so that content lies in
+/// those blocks: older metadata in the journal must not count.
+fn change(root: &Path, is_filled: bool) {
     let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all()).expect("syncs");
     for round in 0..3 {
         let dir = root.join(format!("round {round}"));
@@ -39,6 +40,13 @@ fn change(root: &Path) {
     fs::remove_file(root.join("round 0/file 8")).expect("removes");
     lsetxattr(root.join("renamed"), "user.new", b"value", XattrFlags::empty()).expect("sets an attribute");
     sync(&root.join("renamed"));
+    if is_filled {
+        let file = File::create(root.join("filler")).expect("creates");
+        let content = noise(64 << 10, 99);
+        let full = (0..).find(|number| file.write_all_at(&content, number * (64 << 10)).is_err());
+        assert!(full.is_some_and(|number| number > 100));
+        file.sync_all().expect("syncs");
+    }
 }
 
 #[test]
@@ -56,9 +64,10 @@ fn files_that_are_only_in_the_journal_are_as_the_kernel_replays_them() {
         ("-t ext4 -b 4096", "journal_async_commit,data=writeback"),
     ] {
         let what = format!("{kind} {options}");
-        let image = Image::new(200 << 20, kind);
+        let image = Image::new(48 << 20, kind);
         let mounted = image.mount(&format!("{options},commit=300"));
-        change(mounted.path());
+        // Content that is journaled would push the rest out of the journal.
+        change(mounted.path(), !options.contains("data=journal"));
         let copy = copy_of(&image);
         drop(mounted);
         let tree = copy.open();
@@ -70,12 +79,14 @@ fn files_that_are_only_in_the_journal_are_as_the_kernel_replays_them() {
         );
         let ours = seen_by_reader(&tree, Against::Kernel);
         assert!(ours.contains_key(&b"/renamed"[..]));
-        // A copy without its primary superblock does not say that the journal is needed.
-        let headless = copy_of(&copy);
-        headless.file().write_all_at(&[0; 1024], 1024).expect("writes");
-        let headless = headless.open();
-        assert_eq!(headless.remarks().len(), 2, "{:?}", headless.remarks());
-        assert_same(&ours, &seen_by_reader(&headless, Against::Kernel), &what);
+        // A copy of the superblock does not say that the journal is needed. 48 MiB of larger blocks are one group.
+        if kind.contains("-b 1024") {
+            let headless = copy_of(&copy);
+            headless.file().write_all_at(&[0; 1024], 1024).expect("writes");
+            let headless = headless.open();
+            assert_eq!(headless.remarks().len(), 2, "{:?}", headless.remarks());
+            assert_same(&ours, &seen_by_reader(&headless, Against::Kernel), &what);
+        }
         drop(tree);
         let mounted = copy.mount("rw,noatime");
         assert_same(&ours, &seen_by_kernel(mounted.path(), Against::Kernel), &what);
@@ -98,4 +109,70 @@ fn fast_commits_are_reported() {
         remarks.iter().any(|remark| remark.contains("fast commits")),
         "{remarks:?}"
     );
+}
+
+/// Returns the offset of the journal's block with this type that has the highest number.
+fn last_block(image: &Image, kind: u32) -> u64 {
+    let bytes = fs::read(image.path()).expect("reads");
+    let blocks = bytes.chunks_exact(1024).zip((0..).step_by(1024));
+    let of_log = blocks.filter(|(block, _)| {
+        superblock::be32_at(block, 0) == Some(0xc03b_3998) && superblock::be32_at(block, 4) == Some(kind)
+    });
+    let last = of_log.max_by_key(|(block, _)| superblock::be32_at(block, 8));
+    last.expect("the log has such a block").1
+}
+
+fn flip(image: &Image, offset_bytes: u64) {
+    let mut byte = [0];
+    image.file().read_exact_at(&mut byte, offset_bytes).expect("reads");
+    image.file().write_all_at(&[byte[0] ^ 1], offset_bytes).expect("writes");
+}
+
+#[test]
+fn the_log_ends_before_a_damaged_transaction() {
+    let image = Image::new(48 << 20, "-t ext4 -b 1024");
+    let mounted = image.mount("commit=300");
+    for name in ["first", "second", "third"] {
+        let path = mounted.path().join(name);
+        fs::write(&path, name).expect("writes");
+        File::open(&path).and_then(|file| file.sync_all()).expect("syncs");
+    }
+    let copies = [copy_of(&image), copy_of(&image)];
+    drop(mounted);
+    // A byte of the last commit block, and one of the last descriptor block.
+    for (copy, offset_bytes) in copies
+        .iter()
+        .zip([last_block(&image, 2) + 60, last_block(&image, 1) + 1000])
+    {
+        let whole = copy.open();
+        assert_eq!(whole.remarks().len(), 1);
+        assert!(whole.lookup(whole.root(), b"third").is_ok());
+        flip(copy, offset_bytes);
+        let tree = copy.open();
+        let remarks = tree.remarks();
+        assert_eq!(remarks.len(), 2, "{remarks:?}");
+        assert!(
+            remarks[1].starts_with("the journal is damaged (wrong checksum in transaction"),
+            "{remarks:?}"
+        );
+        assert!(tree.lookup(tree.root(), b"second").is_ok());
+        assert!(matches!(tree.lookup(tree.root(), b"third"), Err(Error::NotFound)));
+    }
+}
+
+#[test]
+fn the_superblock_in_the_journal_counts() {
+    const LARGE_FILE: u32 = 0x2;
+    let image = Image::new(48 << 20, "-t ext4 -b 1024 -O ^large_file,^huge_file");
+    let mounted = image.mount("commit=300");
+    // The first file of that length changes the superblock.
+    let file = File::create(mounted.path().join("large")).expect("creates");
+    file.write_all_at(b"end", 3 << 30).expect("writes");
+    file.sync_all().expect("syncs");
+    let copy = copy_of(&image);
+    drop(file);
+    drop(mounted);
+    let outside = Superblock::read(&copy.file(), 1024).expect("a superblock");
+    assert!(!outside.has_ro_compat(LARGE_FILE));
+    assert!(copy.open().volume.superblock.has_ro_compat(LARGE_FILE));
 }

@@ -32,7 +32,7 @@ impl Changed {
         }
     }
 
-    fn changed(below: SharedDevice, offset_bytes: u64, bytes: &[u8]) -> Arc<Self> {
+    fn with(below: SharedDevice, offset_bytes: u64, bytes: &[u8]) -> Arc<Self> {
         let mut changed = Self::new(below);
         changed.bytes.insert(offset_bytes, bytes.to_vec());
         Arc::new(changed)
@@ -158,7 +158,7 @@ impl Sample {
         }
         let xfs = open(self.device.clone()).unwrap();
         seal(&xfs.volume.superblock, &mut bytes);
-        Changed::changed(self.device.clone(), offset_bytes, &bytes)
+        Changed::with(self.device.clone(), offset_bytes, &bytes)
     }
 }
 
@@ -203,7 +203,7 @@ proptest! {
         }
         let crc = super::super::volume::crc_without(&sector, 224).unwrap();
         sector[224..228].copy_from_slice(&crc.to_le_bytes());
-        visit(Changed::changed(SAMPLE.device.clone(), 0, &sector));
+        visit(Changed::with(SAMPLE.device.clone(), 0, &sector));
     }
 }
 
@@ -220,7 +220,7 @@ fn the_copies_of_a_damaged_superblock_are_found() {
             std::fs::write(mount.path().join("file"), "content").unwrap();
         }
         for lost in [512, 64 << 10] {
-            let device = Changed::changed(image.device(), 0, &vec![0; lost]);
+            let device = Changed::with(image.device(), 0, &vec![0; lost]);
             let xfs = open(device).unwrap();
             let remark = &xfs.remarks()[0];
             assert!(
@@ -258,7 +258,7 @@ fn damage_hides_only_what_it_hit() {
         let slot = node.number & ((1 << superblock.inodes_per_block_log) - 1);
         xfs.volume.offset_of(block, 1).unwrap() + slot * superblock.inode_bytes as u64
     };
-    let damaged = open(Changed::changed(image.device(), inode_at(hit) + 400, b"!")).unwrap();
+    let damaged = open(Changed::with(image.device(), inode_at(hit) + 400, b"!")).unwrap();
     assert!(matches!(damaged.stat(hit), Err(Error::Damaged(_))));
     assert_eq!(damaged.stat(safe).unwrap().kind, FileKind::File);
 
@@ -267,7 +267,7 @@ fn damage_hides_only_what_it_hit() {
         .data_fork()
         .unwrap();
     let (block_at, _) = fork.read(&xfs.volume, many.number, 3, 1).unwrap();
-    let damaged = open(Changed::changed(image.device(), block_at + 1000, b"!")).unwrap();
+    let damaged = open(Changed::with(image.device(), block_at + 1000, b"!")).unwrap();
     let mut count = 0;
     let listed = damaged.list(many, &mut |_| {
         count += 1;

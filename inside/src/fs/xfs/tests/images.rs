@@ -162,13 +162,18 @@ fn acl() -> Vec<u8> {
 
 /// Writes a tree with every kind of object and every form that XFS stores it in.
 pub fn populate(top: &Path) {
+    populate_with(top, 5000);
+}
+
+/// As [`populate`], with `many` files in the largest directory.
+pub fn populate_with(top: &Path, many: u32) {
     let mut deep = top.to_owned();
     for level in 0..40 {
         deep.push(format!("level {level}"));
     }
     fs::create_dir_all(&deep).unwrap();
     fs::write(deep.join("bottom"), "reached").unwrap();
-    for (dir, count) in [("few", 5), ("block", 60), ("leaf", 700), ("many", 5000)] {
+    for (dir, count) in [("few", 5), ("block", 60), ("leaf", 700), ("many", many)] {
         let dir = top.join(dir);
         fs::create_dir(&dir).unwrap();
         for number in 0..count {

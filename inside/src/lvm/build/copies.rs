@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::build::{Base, Builder, Built, chunk_bytes, kind};
-use super::map::Copies;
-use super::raid::Superblock;
-use super::stripes::{Layout, Parity, Stripes};
-use super::text::{Section, Value};
+use super::{Base, Builder, Built, chunk_bytes, kind};
+use crate::lvm::map::Copies;
+use crate::lvm::raid::Superblock;
+use crate::lvm::stripes::{Layout, Parity, Stripes};
+use crate::lvm::text::{Section, Value};
 
 /// Most devices of an array (`MAX_RAID_DEVICES`, drivers/md/dm-raid.c).
 const MAX_DEVICES: usize = 253;

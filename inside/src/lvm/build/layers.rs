@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::build::{Base, Builder, Built, kind};
-use super::map::Part;
-use super::text::Section;
-use super::thin::{Pool, Thin};
+use super::{Base, Builder, Built, kind};
 use crate::error::Error;
+use crate::lvm::map::Part;
+use crate::lvm::text::Section;
+use crate::lvm::thin::{Pool, Thin};
 
 /// Most thin pools of a group: each keeps nodes in memory.
 const MAX_POOLS: usize = 64;
