@@ -40,7 +40,7 @@ pub fn run(context: &Context<'_>, args: &LsArgs) -> Result<Outcome> {
     let secrets = secrets::find(&args.luks)?;
     let mut json = context.json().then(|| JsonList::new(""));
     let mut outcome = Outcome::Done;
-    for named in &args.paths {
+    for (number, named) in args.paths.iter().enumerate() {
         let entry = catalogue.find(&named.backup)?;
         warn_of_clock(&catalogue, &named.backup, entry);
         let files = BackupFiles::open(&view, &resources, entry, Some(&named.backup), &secrets)?;
@@ -57,7 +57,7 @@ pub fn run(context: &Context<'_>, args: &LsArgs) -> Result<Outcome> {
         };
         let found = files.locate(path, last)?;
         let mut listing = Listing::new(args, names(args, &files), json.take());
-        listing.list(&files.spec, &found)?;
+        listing.list(&files.spec, &found, number == 0)?;
         outcome = outcome.worse(listing.outcome());
         json = listing.into_json();
         if output::is_closed() {

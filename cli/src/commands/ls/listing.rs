@@ -52,8 +52,8 @@ impl<'a> Listing<'a> {
         self.json
     }
 
-    /// Lists an object of a backup.
-    pub fn list(&mut self, backup: &str, top: &Located) -> Result<()> {
+    /// Lists an object of a backup, the first that is listed or a later one.
+    pub fn list(&mut self, backup: &str, top: &Located, is_first: bool) -> Result<()> {
         let tree = &*top.tree;
         if top.kind != FileKind::Directory || self.args.directory {
             let path = top.below(b"");
@@ -68,7 +68,7 @@ impl<'a> Listing<'a> {
             if let Some((node, path)) = next.take() {
                 let depth = levels.len();
                 if self.args.recursive || self.args.paths.len() > 1 {
-                    self.heading(backup, &top.below(&path), depth);
+                    self.heading(backup, &top.below(&path), is_first && depth == 0);
                 }
                 match entered.enter(node, depth) {
                     Err(error) => self.failed(&top.below(&path), &error),
@@ -100,9 +100,9 @@ impl<'a> Listing<'a> {
         }
     }
 
-    fn heading(&self, backup: &str, path: &[u8], depth: usize) {
+    fn heading(&self, backup: &str, path: &[u8], is_first: bool) {
         if self.json.is_none() {
-            let gap = if depth == 0 { "" } else { "\n" };
+            let gap = if is_first { "" } else { "\n" };
             output::line(format_args!("{gap}{backup}:{}:", shown(path)));
         }
     }
