@@ -4,8 +4,19 @@
 //! panic, loop for ever, or hold more memory than a bound that is written beside it.
 
 pub mod btrfs;
+mod chain;
+pub mod exfat;
 pub mod ext;
+pub mod fat;
+pub mod iso9660;
+pub mod ntfs;
+mod pages;
+mod runs;
+mod utf16;
 pub mod xfs;
+
+#[cfg(test)]
+mod compared;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;

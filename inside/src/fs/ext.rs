@@ -9,13 +9,14 @@
 mod checksum;
 mod content;
 mod directory;
-mod index;
 mod inode;
 mod journal;
 mod map;
+mod replayed;
 mod superblock;
 mod volume;
 mod xattr;
+mod xattr_entries;
 
 #[cfg(test)]
 mod tests;

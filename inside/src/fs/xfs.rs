@@ -21,6 +21,7 @@ use log::{Log, Refusal};
 use volume::Volume;
 
 mod attributes;
+mod checksum;
 mod content;
 mod directory;
 mod extents;

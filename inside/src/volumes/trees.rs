@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{NamedTree, Trees, Volume, Volumes};
 use crate::btrfs::{Fsid, Superblock};
 use crate::device::SharedDevice;
-use crate::fs::{FileTree, btrfs, ext, xfs};
+use crate::fs::{FileTree, btrfs, exfat, ext, fat, iso9660, ntfs, xfs};
 use crate::probe::containers::describe;
 use crate::probe::{Content, FsType};
 
@@ -79,6 +79,10 @@ fn open(volume: &Volume, devices: Vec<SharedDevice>) -> Result<(FsType, Arc<dyn 
         FsType::Ext2 | FsType::Ext3 | FsType::Ext4 => ext::open(device).map(|tree| Arc::new(tree) as _),
         FsType::Xfs => xfs::open(device).map(|tree| Arc::new(tree) as _),
         FsType::Btrfs => btrfs::open(devices).map(|tree| Arc::new(tree) as _),
+        FsType::Ntfs => ntfs::open(device).map(|tree| Arc::new(tree) as _),
+        FsType::Vfat => fat::open(device).map(|tree| Arc::new(tree) as _),
+        FsType::Exfat => exfat::open(device).map(|tree| Arc::new(tree) as _),
+        FsType::Iso9660 => iso9660::open(device).map(|tree| Arc::new(tree) as _),
         _ => {
             return Err(format!(
                 "{fs} file system, which vbk can't read itself; `vbk mount BACKUP --files DIR` mounts it"

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use super::inode::{FLAG_INLINE_DATA, Inode};
 use super::map::{Leaf, Run};
 use super::volume::Volume;
-use super::{Ext, xattr};
+use super::{Ext, xattr_entries};
 use crate::device::Device;
 use crate::error::{Error, Result};
 
@@ -109,7 +109,7 @@ fn flush(volume: &Volume, pending: &(u64, Range<usize>), buf: &mut [u8]) -> Resu
 /// (fs/ext4/inline.c).
 pub(super) fn inline(inode: &Inode) -> Result<Vec<u8>> {
     let mut bytes = inode.map().to_vec();
-    bytes.extend(xattr::inline_data(inode)?);
+    bytes.extend(xattr_entries::inline_data(inode)?);
     let size = usize::try_from(inode.size_bytes).unwrap_or(usize::MAX);
     if size > bytes.len() {
         return Err(inode.damaged("longer than its content in the inode"));

@@ -8,7 +8,9 @@ use super::content::Blocks;
 use super::inode::{FLAG_ENCRYPT, FLAG_INDEX, FLAG_INLINE_DATA, Inode};
 use super::superblock::{INCOMPAT_FILETYPE, u16_at, u32_at};
 use super::volume::Volume;
-use super::{index, xattr};
+use super::xattr_entries;
+
+pub(super) mod index;
 use crate::error::{Error, Result};
 use crate::fs::{Entry, FileKind, Node, is_name};
 
@@ -118,7 +120,7 @@ impl Listing<'_> {
     fn inline(&mut self) -> ControlFlow<()> {
         let inode = self.inode;
         self.entries(inode.map().get(4..).unwrap_or_default())?;
-        match xattr::inline_data(inode) {
+        match xattr_entries::inline_data(inode) {
             Ok(more) => self.entries(&more)?,
             Err(error) => self.fail(error),
         }

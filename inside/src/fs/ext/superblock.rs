@@ -3,7 +3,6 @@
 use std::io;
 
 use super::checksum::{START, crc32c};
-use super::index::HashSeed;
 use crate::device::{Device, le16, le32, le64, read_array};
 use crate::error::{Error, Result};
 
@@ -66,6 +65,15 @@ pub(super) struct Superblock {
     ro_compat: u32,
     backup_groups: [u32; 2],
     checksum_matches: bool,
+}
+
+/// Parameters of the hash that the superblock has.
+#[derive(Debug, Clone)]
+pub(super) struct HashSeed {
+    /// `s_hash_seed`
+    pub seed: [u32; 4],
+    /// Bytes of names count as unsigned (`EXT2_FLAGS_UNSIGNED_HASH`), which depends on the machine that ran mke2fs.
+    pub is_unsigned: bool,
 }
 
 impl Superblock {

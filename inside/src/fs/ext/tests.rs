@@ -722,7 +722,7 @@ fn the_index_of_a_directory_leads_to_every_name() {
         for name in &names {
             assert_eq!(tree.lookup(tree.root(), name).expect("a name"), first);
             let mut found = false;
-            let blocks = index::blocks_of(&tree.volume, &root, name);
+            let blocks = directory::index::blocks_of(&tree.volume, &root, name);
             assert!(matches!(blocks.len(), 1 | 2), "{kind} {hash} {flags}");
             for number in blocks {
                 let run = root.run(&tree.volume, number).expect("a run");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use quick_cache::sync::Cache;
 
 use super::checksum::{START, crc16, crc32c, crc32c_without};
-use super::journal::Replayed;
+use super::replayed::Replayed;
 use super::superblock::{INCOMPAT_META_BG, RO_COMPAT_GDT_CSUM, SUPERBLOCK_BYTES, Superblock, u16_at, u32_at};
 use crate::device::SharedDevice;
 use crate::error::{Error, Result};

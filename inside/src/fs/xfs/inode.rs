@@ -8,8 +8,9 @@ use crate::device::{be16, be32, be64};
 use crate::error::{Error, Result};
 use crate::fs::{FileKind, Stat};
 
+use super::checksum::crc_holds;
 use super::extents::{Extent, Fork};
-use super::volume::{Volume, crc_holds};
+use super::volume::Volume;
 
 /// Length of the core of inodes of versions 1 and 2 (`offsetof(xfs_dinode, di_crc)`).
 pub(super) const CORE_BYTES: usize = 100;

@@ -15,7 +15,6 @@ use items::Replay;
 use overlay::Overlay;
 use transactions::committed;
 
-mod inodes;
 pub(super) mod items;
 pub(super) mod overlay;
 pub(super) mod transactions;

@@ -6,7 +6,7 @@
 use crate::device::{Device, be16, be32, be64, read_inside};
 use crate::error::{Error, Result};
 
-use super::volume::{crc_holds, uuid_text};
+use super::checksum::{crc_holds, uuid_text};
 
 /// Shortest sector, and the part of a superblock that holds all its fields.
 const SECTOR_BYTES: usize = 512;

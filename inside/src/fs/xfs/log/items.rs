@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, HashSet};
 
 use crate::device::{Device, be16, be32, be64, le16, le32, le64};
 
+use super::super::checksum::set_crc;
 use super::super::superblock::Superblock;
-use super::super::volume::crc_without;
-use super::inodes;
 use super::overlay::Overlay;
 use super::transactions::{Item, Transaction};
 use super::{BASIC_BLOCK_BYTES, LogResult};
+
+mod inodes;
 
 // Kinds of items (`XFS_LI_*`).
 const INODE: u16 = 0x123b;
@@ -285,13 +286,6 @@ pub(in crate::fs::xfs) fn seal(superblock: &Superblock, bytes: &mut [u8]) {
         _ => return,
     };
     set_crc(bytes, crc_at);
-}
-
-/// Writes the checksum of a block.
-pub(super) fn set_crc(bytes: &mut [u8], crc_at: usize) {
-    if let Some(crc) = crc_without(bytes, crc_at) {
-        bytes[crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());
-    }
 }
 
 /// Description of a changed buffer (`struct xfs_buf_log_format`).

@@ -201,7 +201,7 @@ proptest! {
         for (at, value) in changes {
             sector[at] = value;
         }
-        let crc = super::super::volume::crc_without(&sector, 224).unwrap();
+        let crc = super::super::checksum::crc_without(&sector, 224).unwrap();
         sector[224..228].copy_from_slice(&crc.to_le_bytes());
         visit(Changed::with(SAMPLE.device.clone(), 0, &sector));
     }

@@ -2,18 +2,18 @@
 //! `struct dx_node`, fs/ext4/namei.c). Without it, to look up every name of a directory would take the square of its
 //! length.
 
-use super::content::Blocks;
-use super::directory::index_at;
-use super::inode::{FLAG_CASEFOLD, FLAG_ENCRYPT, FLAG_INDEX, FLAG_INLINE_DATA};
-use super::superblock::{u16_at, u32_at};
-use super::volume::Volume;
+use super::index_at;
+use crate::fs::ext::content::Blocks;
+use crate::fs::ext::inode::{FLAG_CASEFOLD, FLAG_ENCRYPT, FLAG_INDEX, FLAG_INLINE_DATA};
+use crate::fs::ext::superblock::{HashSeed, u16_at, u32_at};
+use crate::fs::ext::volume::Volume;
 
 /// Most levels below the root, with the feature largedir (`EXT4_HTREE_LEVEL`).
 const MAX_LEVELS: u8 = 3;
 
 /// Returns the blocks of the directory in which a name would be: one, or those of names with the same hash. Empty if
 /// there is no index that could be used; the caller then reads the whole directory.
-pub(super) fn blocks_of(volume: &Volume, blocks: &Blocks, name: &[u8]) -> Vec<u64> {
+pub(in crate::fs::ext) fn blocks_of(volume: &Volume, blocks: &Blocks, name: &[u8]) -> Vec<u64> {
     find(volume, blocks, name).unwrap_or_default()
 }
 
@@ -55,15 +55,6 @@ fn find(volume: &Volume, blocks: &Blocks, name: &[u8]) -> Option<Vec<u64>> {
 fn read(volume: &Volume, blocks: &Blocks, number: u64) -> Option<Vec<u8>> {
     let run = blocks.run(volume, number).ok()?;
     volume.block(run.block? + (number - run.first)).ok()
-}
-
-/// Parameters of the hash that the superblock has.
-#[derive(Debug, Clone)]
-pub(super) struct HashSeed {
-    /// `s_hash_seed`
-    pub seed: [u32; 4],
-    /// Bytes of names count as unsigned (`EXT2_FLAGS_UNSIGNED_HASH`), which depends on the machine that ran mke2fs.
-    pub is_unsigned: bool,
 }
 
 /// Hashes a name (`ext4fs_dirhash`, fs/ext4/hash.c).

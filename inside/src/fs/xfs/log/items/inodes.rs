@@ -2,11 +2,13 @@
 
 use crate::device::{be16, be32, be64, le16, le32, le64};
 
-use super::super::inode::{CORE_BYTES, CORE3_BYTES, CRC_AT};
-use super::super::superblock::Superblock;
-use super::items::{Replay, set_crc};
-use super::transactions::Item;
-use super::{BASIC_BLOCK_BYTES, LogResult};
+use crate::fs::xfs::checksum::set_crc;
+use crate::fs::xfs::inode::{CORE_BYTES, CORE3_BYTES, CRC_AT};
+use crate::fs::xfs::log::transactions::Item;
+use crate::fs::xfs::log::{BASIC_BLOCK_BYTES, LogResult};
+use crate::fs::xfs::superblock::Superblock;
+
+use super::Replay;
 
 // `ilf_fields`.
 const DATA_BYTES: u32 = 2;
