@@ -2,9 +2,11 @@
 
 mod backup;
 mod diff;
+mod files;
 mod forget;
 mod hosts;
 mod init;
+mod inside_path;
 mod key;
 mod list;
 mod mount;
@@ -26,9 +28,11 @@ use clap::{Args, Parser, Subcommand};
 
 pub use backup::{BackupArgs, DiskArg};
 pub use diff::DiffArgs;
+pub use files::{CatArgs, CpArgs, FindArgs, LsArgs};
 pub use forget::{ForgetArgs, ProtectArgs};
 pub use hosts::ConfigCommand;
 pub use init::InitArgs;
+pub use inside_path::InsidePath;
 pub use key::{KeyAddArgs, KeyCommand};
 pub use list::ListArgs;
 pub use mount::MountArgs;
@@ -46,7 +50,8 @@ pub use verify::VerifyArgs;
 const AFTER_HELP: &str = "\
 A BACKUP is named GUEST@latest, GUEST@2026-11-21 (as much of the time as
 is unique) or by the first digits of its id. BACKUP/DISK names one disk
-of it, e.g. web1@latest/vda. Times are UTC.
+of it, e.g. web1@latest/vda; BACKUP:PATH names a file in it, e.g.
+web1@latest:/etc/fstab. Times are UTC.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done with warnings,
 4 damage found, 75 busy, 130 interrupted.
@@ -55,9 +60,9 @@ Example:
   vbk init /var/lib/vbk
   export VBK_REPO=/var/lib/vbk
   vbk backup web1 /dev/vg0/web1
-  vbk mount web1@latest --files /mnt/files
-  cp /mnt/files/p2/etc/nginx/nginx.conf /etc/nginx/
-  vbk umount /mnt/files";
+  vbk ls web1@latest:/etc/nginx
+  vbk cp web1@latest:/etc/nginx/nginx.conf .
+  vbk restore web1@latest /dev/vg0/web1";
 
 /// Backs up the disks of virtual servers, and restores any past day: a whole disk, a mounted image, or one file.
 #[derive(Debug, Parser)]
@@ -129,8 +134,17 @@ pub enum Command {
     List(ListArgs),
     /// Show one backup in full
     Show(ShowArgs),
-    /// Show which parts of the disks changed between two backups
+    /// Show which parts of the disks changed between two backups, or which files
+    #[command(after_help = diff::HELP)]
     Diff(DiffArgs),
+    /// List the files in a backup
+    Ls(LsArgs),
+    /// Write files in a backup to standard output
+    Cat(CatArgs),
+    /// Copy files out of a backup
+    Cp(CpArgs),
+    /// Find the backups that have a file, and its versions
+    Find(FindArgs),
     /// Mount all backups as images, or the file systems inside one backup
     Mount(MountArgs),
     /// List vbk's mounts on this machine
@@ -185,6 +199,31 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn cp_has_the_short_option_of_the_repository_for_recursion() {
+        use clap::FromArgMatches;
+        for words in [
+            &["vbk", "-r", "/repo", "cp", "-r", "web1@latest:/srv", "srv"][..],
+            &["vbk", "cp", "--repo", "/repo", "-r", "web1@latest:/srv", "srv"],
+        ] {
+            let matches = Cli::command().try_get_matches_from(words).expect("is valid");
+            let cli = Cli::from_arg_matches(&matches).expect("is valid");
+            assert_eq!(
+                cli.global.repo.as_deref(),
+                Some(std::path::Path::new("/repo")),
+                "{words:?}"
+            );
+            assert!(
+                matches!(cli.command, Command::Cp(CpArgs { recursive: true, .. })),
+                "{words:?}"
+            );
+        }
+        let mut cli = Cli::command();
+        cli.build();
+        let cp = cli.find_subcommand_mut("cp").expect("a command");
+        assert!(!cp.render_long_help().to_string().contains("-r, --repo"));
     }
 
     #[test]

@@ -1,14 +1,18 @@
 //! The commands: each checks its arguments, lets the libraries work, and prints what came of it.
 
 pub mod backup;
+pub mod cat;
 pub mod config;
+pub mod cp;
 pub mod diff;
+pub mod find;
 pub mod forget;
 pub mod guests;
 pub mod init;
 pub mod key;
 pub mod limit;
 pub mod list;
+pub mod ls;
 pub mod mount;
 pub mod mounts;
 pub mod prune;

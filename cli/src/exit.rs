@@ -30,6 +30,17 @@ pub enum Error {
     /// An error of a mount.
     #[error(transparent)]
     Mount(#[from] vbk_fuse::Error),
+    /// A file inside a backup can't be read.
+    #[error("{what}: {source}")]
+    Inside {
+        /// The backup and the path.
+        what: String,
+        /// Error of the reader.
+        source: vbk_inside::Error,
+    },
+    /// The files of a guest have no root.
+    #[error("{0}")]
+    NoRoot(String),
     /// The arguments or the configuration can't be used.
     #[error("{0}")]
     Usage(String),
@@ -94,7 +105,56 @@ impl From<vbk_fuse::MountError> for Error {
 /// Shorthand for results of commands.
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// Returns what the caller should do about an error of a file inside a backup.
+pub fn inside_kind(error: &vbk_inside::Error) -> ErrorKind {
+    use vbk_inside::Error as Inside;
+    match error {
+        Inside::Io(error) => {
+            let below = error.get_ref();
+            let of_repository = below.and_then(|error| error.downcast_ref::<vbk_repo::Error>());
+            let of_reader = below.and_then(|error| error.downcast_ref::<Inside>());
+            match (of_repository, of_reader) {
+                (Some(error), _) => error.kind(),
+                // The content of a file is a device, whose reads fail with errors of the system.
+                (None, Some(error)) => inside_kind(error),
+                (None, None) => ErrorKind::of_io(error),
+            }
+        }
+        Inside::Damaged(_) => ErrorKind::Corrupt,
+        Inside::Unsupported(_) => ErrorKind::Unsupported,
+        Inside::NotFound => ErrorKind::NotFound,
+        Inside::NotADirectory | Inside::NotAFile => ErrorKind::Invalid,
+    }
+}
+
+/// Returns whether the backup can't be read, rather than the guest's file system in it.
+fn is_of_repository(error: &vbk_inside::Error) -> bool {
+    match error {
+        vbk_inside::Error::Io(error) => error.get_ref().is_some_and(|error| error.is::<vbk_repo::Error>()),
+        _ => false,
+    }
+}
+
 impl Outcome {
+    /// Returns the outcome of two parts of a command. Damage is said before all else.
+    pub fn worse(self, other: Self) -> Self {
+        let rank = |outcome| match outcome {
+            Self::Done => 0,
+            Self::Warnings => 1,
+            Self::Failed => 2,
+            Self::Damage => 3,
+        };
+        if rank(other) > rank(self) { other } else { self }
+    }
+
+    /// Returns the outcome of a command that could not read a file, and went on.
+    pub fn of_unread(error: &vbk_inside::Error) -> Self {
+        match inside_kind(error) {
+            ErrorKind::Corrupt => Self::Damage,
+            _ => Self::Failed,
+        }
+    }
+
     /// Returns the exit code.
     pub fn code(self) -> ExitCode {
         ExitCode::from(match self {
@@ -113,8 +173,9 @@ impl Error {
             Self::Repository(error) | Self::Unopened(error) => error.kind(),
             Self::Engine(error) => error.kind(),
             Self::Mount(error) => error.kind(),
+            Self::Inside { source, .. } => inside_kind(source),
             Self::Usage(_) => ErrorKind::Invalid,
-            Self::NotThere(_) => ErrorKind::NotFound,
+            Self::NoRoot(_) | Self::NotThere(_) => ErrorKind::NotFound,
             Self::Distrusted(_) => ErrorKind::Denied,
             Self::KeyFile { source, .. } | Self::Io { source, .. } => ErrorKind::of_io(source),
             Self::TimeOver(_) | Self::NoGuests(_) | Self::Limit(_) => ErrorKind::Unavailable,
@@ -172,6 +233,7 @@ impl Error {
                 "`vbk forget` and `vbk prune` free space; or make room and run it again: blocks that are stored already are not \
                  stored again",
             ),
+            ErrorKind::NoSpace if matches!(self, Self::Io { .. }) => Some("make room there, or choose another target"),
             ErrorKind::NoSpace => {
                 Some("make room on the repository's file system and run it again; `vbk prune` itself needs up to 8 GiB")
             }
@@ -208,6 +270,9 @@ impl Error {
                 ) =>
             {
                 None
+            }
+            ErrorKind::Corrupt if matches!(self, Self::Inside { source, .. } if !is_of_repository(source)) => {
+                Some("the guest's own file system is damaged there; another backup may have it whole")
             }
             ErrorKind::Corrupt => Some("`vbk verify` lists the damage; backups that it does not name are good"),
             ErrorKind::Internal => Some("this is a bug in vbk; please report it with the output of -vv"),

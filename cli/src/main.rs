@@ -12,6 +12,8 @@ mod config;
 mod context;
 mod damage;
 mod exit;
+mod file_forms;
+mod guest_files;
 mod handover;
 mod leftover_mounts;
 mod limits;
@@ -102,6 +104,10 @@ fn carry_out(context: &Context<'_>, command: &Command) -> Result<Outcome> {
         Command::List(args) => commands::list::run(context, args),
         Command::Show(args) => commands::show::run(context, args),
         Command::Diff(args) => commands::diff::run(context, args),
+        Command::Ls(args) => commands::ls::run(context, args),
+        Command::Cat(args) => commands::cat::run(context, args),
+        Command::Cp(args) => commands::cp::run(context, args),
+        Command::Find(args) => commands::find::run(context, args),
         Command::Mount(args) => commands::mount::run(context, args),
         Command::Mounts => commands::mounts::run(context),
         Command::Umount(args) => commands::umount::run(context, args),

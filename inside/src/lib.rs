@@ -9,20 +9,31 @@
 //! | [`overlay`] | writes to a disk that never changes |
 //! | [`volumes`] | all volumes of a guest, whatever lies between them and the disks |
 //! | [`luks`] | the plain side of a LUKS volume, without device mapper |
+//! | [`guest`] | the files of a guest as it saw them, by its own `/etc/fstab` |
+//! | [`mod@path`], [`walk`] | a path in a tree of files; all that is below a directory |
+//! | [`copy`], [`compare`], [`search`] | copies files to this host; compares two trees; finds files by a pattern |
 //!
 //! Depends on no other crate of vbk, on no kernel and on no right. Disks are hostile: see [`fs`].
 
 #![forbid(unsafe_code)]
 
 pub mod btrfs;
+pub mod compare;
+pub mod copy;
 pub mod device;
 mod error;
 pub mod fs;
+pub mod guest;
 pub mod luks;
 pub mod lvm;
 pub mod overlay;
 pub mod partition;
+pub mod path;
 pub mod probe;
+pub mod search;
+#[cfg(test)]
+mod testing;
 pub mod volumes;
+pub mod walk;
 
 pub use error::{Error, Result};

@@ -4,7 +4,7 @@ use crate::support::lab::Lab;
 
 const GLOBAL: [&str; 4] = ["--repo", "--json", "--quiet", "--verbose"];
 
-const COMMANDS: [(&str, &[&str]); 11] = [
+const COMMANDS: [(&str, &[&str]); 15] = [
     ("init", &["--block-size", "1M", "64K", "16M"]),
     ("backup", &["--compression", "--no-wait", "19", "none", "vda"]),
     ("list", &["guest"]),
@@ -13,6 +13,10 @@ const COMMANDS: [(&str, &[&str]); 11] = [
     ("mounts", &[]),
     ("umount", &["--lazy"]),
     ("restore", &["--force", "latest"]),
+    ("ls", &["--recursive", "--long", "web1@latest:/etc"]),
+    ("cat", &["web1@latest:/etc/fstab"]),
+    ("cp", &["--recursive", "--force", "owners"]),
+    ("find", &["--since", "--all-guests", "pattern"]),
     ("verify", &["backup"]),
     ("forget", &["--last-too", "--all", "latest"]),
     ("trust", &["--forget", "/var/lib/vbk-trust"]),

@@ -63,6 +63,33 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs(seconds))
 }
 
+/// A time in the past.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Moment {
+    /// So long ago.
+    Ago(Duration),
+    /// The first characters of a time as it is written in the name of a backup.
+    At(String),
+}
+
+/// Parses `30d`, or any first part of `2026-11-20T05:54:00Z` from the year on.
+pub fn parse_moment(text: &str) -> Result<Moment, String> {
+    const TIME: &str = "0000-00-00T00-00-00Z";
+    let written = text.replace(':', "-").replace(' ', "T");
+    let fits = |(found, wanted): (char, char)| match wanted {
+        '0' => found.is_ascii_digit(),
+        wanted => found == wanted,
+    };
+    // A year, a month, a day, an hour, a minute, a second.
+    if matches!(written.len(), 4 | 7 | 10 | 13 | 16 | 19 | 20) && written.chars().zip(TIME.chars()).all(fits) {
+        return Ok(Moment::At(written));
+    }
+    match parse_duration(text) {
+        Ok(duration) => Ok(Moment::Ago(duration)),
+        Err(_) => Err("write a time, e.g. 30d (ago), 2026-11-20 or 2026-11-20T05:54".into()),
+    }
+}
+
 /// Parses `5%` as 0.05.
 pub fn parse_percent(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>();
@@ -222,6 +249,29 @@ mod tests {
             "9999999999999999999d",
         ] {
             assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn moments_are_times_or_ages() {
+        assert_eq!(parse_moment("30d"), Ok(Moment::Ago(Duration::from_secs(2_592_000))));
+        for (text, written) in [
+            ("2026", "2026"),
+            ("2026-11-20", "2026-11-20"),
+            ("2026-11-20 05:54", "2026-11-20T05-54"),
+            ("2026-11-20T05-54-00Z", "2026-11-20T05-54-00Z"),
+        ] {
+            assert_eq!(parse_moment(text), Ok(Moment::At(written.into())));
+        }
+        for bad in [
+            "",
+            "2026-1",
+            "20261120",
+            "yesterday",
+            "2026-11-20T05:54:00+01:00",
+            "-1d",
+        ] {
+            assert!(parse_moment(bad).is_err(), "{bad}");
         }
     }
 

@@ -1,5 +1,7 @@
 //! `vbk diff`
 
+mod files;
+
 use std::collections::BTreeMap;
 
 use serde::Serialize;
@@ -10,7 +12,7 @@ use vbk_repo::repository::View;
 
 use crate::args::DiffArgs;
 use crate::context::Context;
-use crate::exit::{Outcome, Result};
+use crate::exit::{Error, Outcome, Result};
 use crate::terminal::table::{Align, Table};
 use crate::terminal::units;
 use crate::warnings::{warn_of_clock, warn_of_foreign_changes};
@@ -86,8 +88,16 @@ pub fn run(context: &Context<'_>, args: &DiffArgs) -> Result<Outcome> {
     let view = context.view()?;
     let catalogue = view.catalogue()?;
     warn_of_foreign_changes(&catalogue);
-    let before = find(&catalogue, &args.before)?;
-    let after = find(&catalogue, &args.after)?;
+    let before = find(&catalogue, &args.before.backup)?;
+    let after = find(&catalogue, &args.after.backup)?;
+    if args.files {
+        return files::run(context, args, &view, before, after);
+    }
+    if args.before.path.is_some() || args.after.path.is_some() {
+        return Err(Error::Usage(
+            "a path in a backup can be compared only with --files".into(),
+        ));
+    }
     let pairs = pairs(before, after, args)?;
     let mut listed = Table::new(&[
         ("DISK", Align::Left),
@@ -110,7 +120,7 @@ pub fn run(context: &Context<'_>, args: &DiffArgs) -> Result<Outcome> {
             disks[0].disk
         ));
     }
-    let files = match (&args.before.disk, &args.after.disk) {
+    let files = match (&args.before.backup.disk, &args.after.backup.disk) {
         (None, None) => changed_files(before, after),
         _ => Vec::new(),
     };
@@ -237,13 +247,14 @@ fn changed_files(before: &Entry, after: &Entry) -> Vec<FileJson> {
 
 /// Returns the disks to compare: the named ones, or all.
 fn pairs<'a>(before: &'a Entry, after: &'a Entry, args: &DiffArgs) -> Result<Vec<Pair<'a>>> {
-    if args.before.disk.is_some() || args.after.disk.is_some() {
+    let (first, second) = (&args.before.backup, &args.after.backup);
+    if first.disk.is_some() || second.disk.is_some() {
         let disk = |entry: &'a Entry, spec: &BackupSpec, other: &BackupSpec| {
             let name = spec.disk.as_ref().or(other.disk.as_ref());
             entry.backup.image(name.map_or("", String::as_str))
         };
-        let one = disk(before, &args.before, &args.after)?;
-        return Ok(vec![(Some(one), Some(disk(after, &args.after, &args.before)?))]);
+        let one = disk(before, first, second)?;
+        return Ok(vec![(Some(one), Some(disk(after, second, first)?))]);
     }
     Ok(matched(&before.backup.images, &after.backup.images))
 }

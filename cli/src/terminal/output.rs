@@ -4,7 +4,9 @@
 use std::io::{ErrorKind, Write};
 
 use parking_lot::Mutex;
+use serde::Serialize;
 
+use crate::exit::{Error, Result};
 use crate::terminal::printable;
 
 /// The first failure, reported at the end of the run.
@@ -29,6 +31,48 @@ pub fn write_bytes(bytes: &[u8]) {
 /// Writes a line.
 pub fn line(text: impl std::fmt::Display) {
     write(format_args!("{text}\n"));
+}
+
+/// Returns a value as JSON in one line.
+pub fn json_text(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|error| Error::Bug(error.to_string()))
+}
+
+/// A JSON list that is written as its items come, so that it may be longer than the memory. Nothing is written before the
+/// first item, so that a command that fails early prints no part of a list.
+pub struct JsonList {
+    before: String,
+    is_started: bool,
+}
+
+impl JsonList {
+    /// Makes an empty list with the text that precedes its bracket.
+    pub fn new(before: &str) -> Self {
+        Self {
+            before: printable::json(before),
+            is_started: false,
+        }
+    }
+
+    /// Writes an item.
+    pub fn item(&mut self, text: &str) {
+        let separator = if self.is_started { ",\n" } else { "\n" };
+        self.start();
+        write_bytes(format!("{separator}{}", printable::json(text)).as_bytes());
+    }
+
+    /// Writes the end, with all that follows the bracket.
+    pub fn end(mut self, after: &str) {
+        self.start();
+        write_bytes(format!("\n]{}\n", printable::json(after)).as_bytes());
+    }
+
+    fn start(&mut self) {
+        if !self.is_started {
+            self.is_started = true;
+            write_bytes(format!("{}[", self.before).as_bytes());
+        }
+    }
 }
 
 fn note(result: std::io::Result<()>) {

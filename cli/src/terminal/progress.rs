@@ -63,6 +63,22 @@ impl Progress {
         }
     }
 
+    /// Starts a count of bytes whose total is not known.
+    pub fn counting(quiet: bool) -> Self {
+        let progress = Self::new(quiet, 0, Words::Plain);
+        progress.bar.unset_length();
+        let style = ProgressStyle::with_template("{spinner} {binary_bytes}  {decimal_bytes_per_sec}  {wide_msg}");
+        progress
+            .bar
+            .set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        progress
+    }
+
+    /// Adds to the position.
+    pub fn add(&self, bytes: u64) {
+        self.bar.inc(bytes);
+    }
+
     /// Sets the position, for work that is not counted by events.
     pub fn set(&self, done: u64) {
         self.bar.set_position(done);
