@@ -103,8 +103,7 @@ impl Image {
             mounted: false,
         };
         for path in &self.paths {
-            let device = run("losetup", &["--find", "--show", path.to_str().unwrap()]);
-            mount.loops.push(device);
+            mount.attach(path);
         }
         fs::create_dir_all(&mount.point).unwrap();
         // Only these devices, so that no other test's are used.
@@ -127,6 +126,13 @@ pub(super) struct Mount {
 impl Mount {
     pub(super) fn path(&self) -> &Path {
         &self.point
+    }
+
+    /// Attaches another device, and returns its path.
+    pub(super) fn attach(&mut self, path: &Path) -> String {
+        let device = run("losetup", &["--find", "--show", path.to_str().unwrap()]);
+        self.loops.push(device.clone());
+        device
     }
 }
 
