@@ -139,15 +139,24 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         let run = |program: &str, args: &[&str]| {
-            let _ = Command::new(program).args(args).env("PATH", PATH).output();
+            let output = Command::new(program).args(args).env("PATH", PATH).output();
+            output.is_ok_and(|output| output.status.success())
         };
-        if self.mounted {
-            run("umount", &[self.point.to_str().unwrap()]);
-        }
+        // The child of another test may hold a file of this mount between its fork and its exec.
+        let point = self.point.to_str().unwrap();
+        let unmounted = !self.mounted
+            || (0..100).any(|_| {
+                let done = run("umount", &[point]);
+                if !done {
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                }
+                done
+            });
         for device in &self.loops {
             run("btrfs", &["device", "scan", "--forget", device]);
             run("losetup", &["--detach", device]);
         }
+        assert!(unmounted || std::thread::panicking(), "{point} is still mounted");
     }
 }
 
