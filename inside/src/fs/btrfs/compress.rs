@@ -66,6 +66,8 @@ mod tests {
 
     use super::*;
 
+    const CASES: u32 = 500;
+
     fn fuzz(bytes: &[u8]) {
         for kind in [Compression::Zlib, Compression::Lzo, Compression::Zstd] {
             if let Some(out) = unpack(kind, bytes, MAX_EXTENT_BYTES, 4096) {
@@ -74,11 +76,32 @@ mod tests {
         }
     }
 
-    /// A frame of one compressed block.
-    const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd\x24\x40\x9d\x00\x00\x68abcdefghijklmn\x0a\x01\x00\x2b\x2a\x05";
+    fn plain() -> Vec<u8> {
+        let far = (0..20_000_u32).map(|number| (number.wrapping_mul(number) >> 9) as u8);
+        let near = (0..20_000_u32).map(|number| (number % 97 + number / 1000) as u8);
+        far.chain(near).collect()
+    }
+
+    /// Streams that are valid.
+    fn packed() -> [Vec<u8>; 2] {
+        let zstd = ruzstd::encoding::compress_to_vec(&*plain(), ruzstd::encoding::CompressionLevel::Fastest);
+        [miniz_oxide::deflate::compress_to_vec_zlib(&plain(), 6), zstd]
+    }
+
+    #[test]
+    fn valid_streams_are_unpacked_and_filled_up() {
+        for (kind, packed) in [Compression::Zlib, Compression::Zstd].into_iter().zip(packed()) {
+            let len = plain().len();
+            let out = unpack(kind, &packed, len as u64 + 10, 4096).unwrap();
+            assert_eq!((&out[..len], &out[len..]), (&plain()[..], &[0; 10][..]));
+            let out = unpack(kind, &packed, 5000, 4096).unwrap();
+            assert_eq!(out, plain()[..5000]);
+            assert_eq!(unpack(kind, &packed[..packed.len() / 2], len as u64, 4096), None);
+        }
+    }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #![proptest_config(ProptestConfig::with_cases(CASES))]
 
         #[test]
         fn any_bytes_unpack_or_fail(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
@@ -93,12 +116,17 @@ mod tests {
         }
 
         #[test]
-        fn a_changed_frame_unpacks_or_fails(changes in prop::collection::vec((4..ZSTD.len(), any::<u8>()), 1..6)) {
-            let mut bytes = ZSTD.to_vec();
-            for (at, byte) in changes {
-                bytes[at] = byte;
+        fn a_changed_stream_unpacks_or_fails(
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+            near_the_start in any::<bool>(),
+        ) {
+            for mut packed in packed() {
+                let end = if near_the_start { 200 } else { packed.len() };
+                for (at, byte) in &changes {
+                    packed[at.index(end)] = *byte;
+                }
+                fuzz(&packed);
             }
-            fuzz(&bytes);
         }
     }
 }

@@ -9,7 +9,7 @@ use super::Btrfs;
 use super::compress::{MAX_EXTENT_BYTES, unpack};
 use super::item::{Compression, Content, Extent};
 use super::key::{EXTENT_DATA, Key};
-use super::tree::Items;
+use super::tree::Item;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::fs::Node;
@@ -22,6 +22,13 @@ pub(super) struct File {
     has_checksums: bool,
     /// Compressed extent that was read last: the same serves many small reads.
     unpacked: Mutex<Option<(PackedExtent, Arc<Vec<u8>>)>>,
+}
+
+/// An extent and the part of the file that it describes.
+struct Span {
+    start: u64,
+    stop: u64,
+    item: Item,
 }
 
 /// Identifies a compressed extent on disk.
@@ -44,13 +51,32 @@ impl File {
         }
     }
 
-    /// Walks over the extents from the one at `offset_bytes` to the last that starts before `end_bytes`.
-    fn extents(&self, offset_bytes: u64, end_bytes: u64) -> Result<Items<'_>> {
+    /// Walks over the extents from the one at `offset_bytes` to the last that starts before `end_bytes`. An extent ends
+    /// where the next starts, so that every walk says the same of a byte.
+    fn extents(&self, offset_bytes: u64, end_bytes: u64) -> Result<impl Iterator<Item = Result<Span>>> {
         let tree = self.fs.subvolume(self.node.space)?;
         let before = tree.floor(Key::new(self.node.number, EXTENT_DATA, offset_bytes))?;
         let start = before.map_or(offset_bytes, |item| item.key.offset);
         let key = |offset| Key::new(self.node.number, EXTENT_DATA, offset);
-        Ok(tree.items(key(start), key(end_bytes.saturating_sub(1))))
+        let number = self.node.number;
+        let mut items = tree.items(key(start), key(end_bytes.saturating_sub(1))).peekable();
+        Ok(std::iter::from_fn(move || {
+            let item = match items.next()? {
+                Ok(item) => item,
+                Err(error) => return Some(Err(error)),
+            };
+            let start = item.key.offset;
+            let len = match Extent::parse(number, &item) {
+                Ok(extent) => extent.len_bytes(),
+                Err(error) => return Some(Err(error)),
+            };
+            let next = match items.peek() {
+                Some(Ok(next)) => next.key.offset,
+                _ => u64::MAX,
+            };
+            let stop = start.saturating_add(len).min(next);
+            Some(Ok(Span { start, stop, item }))
+        }))
     }
 
     fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<()> {
@@ -61,11 +87,10 @@ impl File {
         if out.is_empty() {
             return Ok(());
         }
-        for item in self.extents(offset_bytes, end)? {
-            let item = item?;
-            let start = item.key.offset;
+        for span in self.extents(offset_bytes, end)? {
+            let Span { start, stop, item } = span?;
             let extent = Extent::parse(self.node.number, &item)?;
-            let stop = start.saturating_add(extent.len_bytes()).min(end);
+            let stop = stop.min(end);
             let from = start.max(done);
             if from >= stop {
                 continue;
@@ -141,11 +166,9 @@ impl File {
     /// Returns the first data, or else the first hole, at or after `offset_bytes`; the length if there is none.
     fn next(&self, offset_bytes: u64, data: bool) -> Result<u64> {
         let mut done = offset_bytes;
-        for item in self.extents(offset_bytes, self.size_bytes)? {
-            let item = item?;
-            let start = item.key.offset;
+        for span in self.extents(offset_bytes, self.size_bytes)? {
+            let Span { start, stop, item } = span?;
             let extent = Extent::parse(self.node.number, &item)?;
-            let stop = start.saturating_add(extent.len_bytes());
             if stop <= done {
                 continue;
             }

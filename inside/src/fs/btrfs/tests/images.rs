@@ -103,8 +103,7 @@ impl Image {
             mounted: false,
         };
         for path in &self.paths {
-            let device = run("losetup", &["--find", "--show", path.to_str().unwrap()]);
-            mount.loops.push(device);
+            mount.attach(path);
         }
         fs::create_dir_all(&mount.point).unwrap();
         // Only these devices, so that no other test's are used.
@@ -128,20 +127,36 @@ impl Mount {
     pub(super) fn path(&self) -> &Path {
         &self.point
     }
+
+    /// Attaches another device, and returns its path.
+    pub(super) fn attach(&mut self, path: &Path) -> String {
+        let device = run("losetup", &["--find", "--show", path.to_str().unwrap()]);
+        self.loops.push(device.clone());
+        device
+    }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
         let run = |program: &str, args: &[&str]| {
-            let _ = Command::new(program).args(args).env("PATH", PATH).output();
+            let output = Command::new(program).args(args).env("PATH", PATH).output();
+            output.is_ok_and(|output| output.status.success())
         };
-        if self.mounted {
-            run("umount", &[self.point.to_str().unwrap()]);
-        }
+        // The child of another test may hold a file of this mount between its fork and its exec.
+        let point = self.point.to_str().unwrap();
+        let unmounted = !self.mounted
+            || (0..100).any(|_| {
+                let done = run("umount", &[point]);
+                if !done {
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                }
+                done
+            });
         for device in &self.loops {
             run("btrfs", &["device", "scan", "--forget", device]);
             run("losetup", &["--detach", device]);
         }
+        assert!(unmounted || std::thread::panicking(), "{point} is still mounted");
     }
 }
 

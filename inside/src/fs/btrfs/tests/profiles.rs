@@ -4,7 +4,8 @@ use std::fs;
 use std::sync::Arc;
 
 use super::super::open;
-use super::images::{Image, compare, random, text};
+use super::images::{Image, compare, random, run, text};
+use crate::device::SharedDevice;
 use crate::fs::FileTree;
 
 #[test]
@@ -63,6 +64,29 @@ fn a_device_of_another_file_system_is_refused() {
     assert_eq!(error.to_string(), "damaged: the devices are of different file systems");
     let twice = [one.devices(), one.devices()].concat();
     assert!(open(twice).is_err());
+}
+
+#[test]
+fn a_seed_is_read_and_what_is_built_on_it_is_refused() {
+    let image = Image::new(1, 128 << 20, &[]);
+    fs::write(image.mount("noatime").path().join("file"), text(100_000, 1)).unwrap();
+    run("btrfstune", &["-f", "-S", "1", image.paths[0].to_str().unwrap()]);
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let added = dir.path().join("added");
+    fs::File::create(&added).unwrap().set_len(300 << 20).unwrap();
+    let seed = image.open();
+    {
+        let mut mount = image.mount("noatime");
+        assert_eq!(compare(&seed, mount.path()), 1);
+        let device = mount.attach(&added);
+        run(
+            "btrfs",
+            &["device", "add", "-f", &device, mount.path().to_str().unwrap()],
+        );
+    }
+    let added: SharedDevice = Arc::new(fs::File::open(&added).unwrap());
+    let error = open(vec![added]).map(|_| ()).unwrap_err();
+    assert_eq!(error.to_string(), "not supported: btrfs that is built on a seed device");
 }
 
 #[test]
