@@ -53,6 +53,7 @@ fn run(plain: &[u8], path: &Path, force: bool) -> Result<()> {
     let (image, data_bytes) = image(plain);
     let options = RestoreOptions {
         label: "web1".into(),
+        format: Format::Raw,
         force,
         fill: Fill::Image,
         damaged: Damaged::Refuse,
@@ -141,6 +142,7 @@ fn an_interrupted_or_failed_restore_leaves_nothing() {
     let (image, data_bytes) = image(&plain());
     let options = RestoreOptions {
         label: "web1".into(),
+        format: Format::Raw,
         force: false,
         fill: Fill::Image,
         damaged: Damaged::Refuse,
@@ -246,6 +248,7 @@ fn run_meanwhile(path: &Path, force: bool, harm: impl Fn() + Send + Sync) -> Res
     let (image, data_bytes) = image(&plain());
     let options = RestoreOptions {
         label: "web1".into(),
+        format: Format::Raw,
         force,
         fill: Fill::Image,
         damaged: Damaged::Refuse,
@@ -385,6 +388,7 @@ mod device {
             let device = Loop::new(14 * MIB);
             let options = RestoreOptions {
                 label: "web1".into(),
+                format: Format::Raw,
                 force: false,
                 fill,
                 damaged: Damaged::Refuse,
