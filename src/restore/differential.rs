@@ -332,3 +332,6 @@ impl<'a> Comparison<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

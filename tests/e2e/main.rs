@@ -22,6 +22,7 @@ mod crash;
 mod damage;
 mod damage_matrix;
 mod diff;
+mod differential;
 mod full_disk;
 mod golden;
 mod help;
