@@ -96,7 +96,7 @@ pub enum Fill {
 /// Everything that can be checked is checked before the first byte is written; whether others use the target is asked again
 /// all the time. A file appears under its name when it is whole and durable, sparse where the image has zeros. On a device
 /// zeros are written or discarded so that it reads as the image does; [`Fill`] says what becomes of what lies behind the image
-/// on a larger one. `data_bytes` is the image's size without zero blocks.
+/// on a larger one. A format other than raw is only for a file. `data_bytes` is the image's size without zero blocks.
 pub fn restore(
     image: &ImageReader,
     data_bytes: u64,

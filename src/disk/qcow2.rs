@@ -56,13 +56,14 @@ impl<'a> Qcow2<'a> {
     /// Name of the format.
     pub(crate) const NAME: &'static str = "qcow2";
 
-    /// Returns about the largest size of the file for a disk with `data_bytes` of data.
+    /// Estimates the size of the file for a disk with `data_bytes` of data. The file should have that size from the start:
+    /// a write past the end of a file would keep the others waiting (fs/ext4/file.c, ext4_dio_write_checks).
     pub(crate) fn file_bytes(size_bytes: u64, data_bytes: u64) -> u64 {
         let tables = data_bytes / L2_ENTRIES + size_bytes.div_ceil(CLUSTER * L2_ENTRIES) * 8;
         data_bytes.saturating_add(tables).saturating_add(8 * CLUSTER)
     }
 
-    /// Begins an image for a disk of `size_bytes`, in an empty file.
+    /// Begins an image for a disk of `size_bytes`, in a file that reads as zeros.
     pub(crate) fn begin(target: &'a Target, size_bytes: u64) -> Result<Self> {
         if size_bytes > MAX_TABLES * L2_ENTRIES * CLUSTER {
             let too_large = std::io::ErrorKind::FileTooLarge;
@@ -154,6 +155,7 @@ impl<'a> Qcow2<'a> {
             self.target.write_buffered((used + number) * CLUSTER, &block)?;
         }
         let table_offset = (used + counts.blocks) * CLUSTER;
+        self.target.set_len(counts.clusters(used) * CLUSTER)?;
         let blocks = (used..used + counts.blocks).map(|cluster| cluster * CLUSTER);
         let mut table: Vec<u8> = blocks.flat_map(u64::to_be_bytes).collect();
         table.resize((counts.table * CLUSTER) as usize, 0);

@@ -87,7 +87,8 @@ impl Target {
         }
     }
 
-    /// Opens a target for an image file of the named format, whose size is not known yet. A device is refused.
+    /// Opens a target for an image file of the named format, which will have about `need_bytes`: see
+    /// [`Target::set_len`]. A device is refused.
     pub(crate) fn create(path: &Path, format: &'static str, need_bytes: u64, force: bool) -> Result<Self> {
         let place = find(path)?;
         match &place.found {
@@ -95,7 +96,7 @@ impl Target {
                 path: path.to_owned(),
                 format,
             }),
-            _ => Self::new_file(place, 0, need_bytes, force),
+            _ => Self::new_file(place, need_bytes, need_bytes, force),
         }
     }
 
@@ -185,10 +186,7 @@ impl Target {
                 need_bytes: data_bytes,
             });
         }
-        target
-            .buffered
-            .set_len(size_bytes)
-            .map_err(Error::target("size", &path))?;
+        target.set_len(size_bytes)?;
         if let Some(old) = old {
             // Tried now, and not only after hours of writing. Until the file is complete, it belongs to the caller
             // alone.
@@ -228,6 +226,13 @@ impl Target {
         self.buffered
             .write_all_at(tail, offset_bytes + aligned as u64)
             .map_err(Error::target("write", &self.path))
+    }
+
+    /// Sets the size of a new file.
+    pub(crate) fn set_len(&self, size_bytes: u64) -> Result<()> {
+        self.buffered
+            .set_len(size_bytes)
+            .map_err(Error::target("size", &self.path))
     }
 
     /// Writes anywhere, through the page cache: for a few bytes of metadata.
@@ -373,8 +378,7 @@ impl Target {
             give_to_owner_of(old, &self.buffered).map_err(Error::target("set the owner of", &self.path))?;
         }
         if let Kind::InPlace { size_bytes, .. } = self.kind {
-            let sized = self.buffered.set_len(size_bytes);
-            sized.map_err(Error::target("size", &self.path))?;
+            self.set_len(size_bytes)?;
         }
         self.buffered.sync_all().map_err(Error::target("sync", &self.path))?;
         self.check_alone()?;

@@ -95,7 +95,8 @@ fn zeros_become_holes_and_holes_stay() {
     assert!(allocated < 8 * MIB as u64, "{allocated} bytes allocated");
     let updated = run(&vec![0; plain().len()], &path, true).expect("restores");
     assert_eq!(updated.difference.zero_bytes, 6 * MIB as u64 + 777);
-    assert_eq!(fs::metadata(&path).expect("stat").blocks(), 0);
+    // The file system keeps the block in which the file ends.
+    assert!(fs::metadata(&path).expect("stat").blocks() <= 8);
     // A hole is different from data, and the same as zeros, without being read.
     let updated = run(&plain(), &path, true).expect("restores");
     assert_eq!(
@@ -321,14 +322,16 @@ mod device {
 
     #[test]
     fn what_can_not_be_read_is_written_again() {
+        // Without an end that shares its page with bytes that must be kept, and therefore read.
+        let disk = &plain()[..12 * MIB];
         let device = Loop::new(14 * MIB);
-        run(&plain(), &device.path, false).expect("restores");
+        run(disk, &device.path, false).expect("restores");
         // Past the end of its file a loop device returns EIO (drivers/block/loop.c, lo_complete_rq), and a write extends
         // the file.
         device._file.as_file().set_len(9 * MIB as u64).expect("cuts");
-        let updated = run(&plain(), &device.path, false).expect("restores");
-        assert_eq!(updated.difference.unreadable_bytes, 3 * MIB as u64 + 777);
-        assert_eq!(updated.difference.data_bytes, 3 * MIB as u64 + 777);
-        assert!(fs::read(&device.path).expect("reads")[..plain().len()] == plain());
+        let updated = run(disk, &device.path, false).expect("restores");
+        assert_eq!(updated.difference.unreadable_bytes, 3 * MIB as u64);
+        assert_eq!(updated.difference.data_bytes, 3 * MIB as u64);
+        assert!(&fs::read(&device.path).expect("reads")[..12 * MIB] == disk);
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use serde::Serialize;
 use vbk::restore::differential::{Difference, DifferentialOptions, Updated, compare, restore};
 use vbk::restore::{Damaged, Restored};
+use vbk_repo::ErrorKind;
 
 use super::{Disk, Report, damage_mode, print_behind, print_damaged};
 use crate::args::RestoreArgs;
@@ -52,7 +53,14 @@ pub(super) fn run(
     };
     let updated = match args.dry_run {
         true => compare(&disk.reader, target, &options, cancel, &progress)?,
-        false => restore(&disk.reader, target, &options, cancel, &progress)?,
+        false => restore(&disk.reader, target, &options, cancel, &progress).inspect_err(|error| {
+            if error.kind() == ErrorKind::Interrupted {
+                tracing::error!(
+                    "{} is restored in part: neither the old disk nor the new one. The same command completes it",
+                    target.display()
+                );
+            }
+        })?,
     };
     progress.finish();
     let took = disk.started.elapsed();
