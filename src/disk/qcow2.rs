@@ -31,7 +31,7 @@ const CLUSTER_BITS: u32 = 16;
 /// Entries of an L2 table, which fills one cluster.
 const L2_ENTRIES: u64 = CLUSTER / 8;
 /// Refcounts in a refcount block, of 2^4 bits each.
-const REFCOUNTS: u64 = CLUSTER * 8 >> REFCOUNT_ORDER;
+const REFCOUNTS: u64 = (CLUSTER * 8) >> REFCOUNT_ORDER;
 const REFCOUNT_ORDER: u32 = 4;
 /// Bit 63 of an entry: the refcount of the cluster is exactly one.
 const COPIED: u64 = 1 << 63;

@@ -12,7 +12,10 @@ const COMMANDS: [(&str, &[&str]); 11] = [
     ("mount", &["--files", "--foreground", "--allow-other"]),
     ("mounts", &[]),
     ("umount", &["--lazy"]),
-    ("restore", &["--force", "latest"]),
+    (
+        "restore",
+        &["--force", "latest", "--differential", "--dry-run", "qcow2"],
+    ),
     ("verify", &["backup"]),
     ("forget", &["--last-too", "--all", "latest"]),
     ("trust", &["--forget", "/var/lib/vbk-trust"]),

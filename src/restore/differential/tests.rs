@@ -324,7 +324,7 @@ mod device {
     fn what_can_not_be_read_is_written_again() {
         // Without an end that shares its page with bytes that must be kept, and therefore read.
         let disk = &plain()[..12 * MIB];
-        let device = Loop::new(14 * MIB);
+        let device = Loop::new(12 * MIB);
         run(disk, &device.path, false).expect("restores");
         // Past the end of its file a loop device returns EIO (drivers/block/loop.c, lo_complete_rq), and a write extends
         // the file.
@@ -332,6 +332,6 @@ mod device {
         let updated = run(disk, &device.path, false).expect("restores");
         assert_eq!(updated.difference.unreadable_bytes, 3 * MIB as u64);
         assert_eq!(updated.difference.data_bytes, 3 * MIB as u64);
-        assert!(&fs::read(&device.path).expect("reads")[..12 * MIB] == disk);
+        assert!(fs::read(&device.path).expect("reads") == disk);
     }
 }
