@@ -135,6 +135,7 @@ impl Bench {
     fn restore(&self, entry: &Entry, target: &Path) -> Result<(), Failure> {
         let options = RestoreOptions {
             label: entry.backup.spec(),
+            format: Default::default(),
             force: false,
             fill: Default::default(),
             damaged: Default::default(),

@@ -77,6 +77,26 @@ pub enum Error {
     /// The target file exists.
     #[error("{0} exists; --force replaces it")]
     TargetExists(PathBuf),
+    /// A differential restore to an existing file.
+    #[error("{0} exists; --force changes it in place")]
+    TargetKept(PathBuf),
+    /// A differential restore to a file that does not exist.
+    #[error("{0} does not exist, so there is nothing to compare with; without --differential a new file is made")]
+    NothingToCompare(PathBuf),
+    /// A file that would be changed in place has a second hard link.
+    #[error(
+        "{0} has another name, a hard link, and would change under that name too; nothing was written. Without \
+         --differential the file is replaced, and the other name keeps the old one"
+    )]
+    HardLinked(PathBuf),
+    /// An image format other than raw for a block device.
+    #[error("{path} is a block device; {format} images are files, and a device gets the raw disk: omit --format")]
+    FormatNeedsFile {
+        /// The device.
+        path: PathBuf,
+        /// Name of the format.
+        format: &'static str,
+    },
     /// The target is smaller than the image.
     #[error("{path} has {have_bytes} bytes, the disk has {need_bytes}; nothing was written")]
     TargetTooSmall {
@@ -221,6 +241,9 @@ impl Error {
             Self::NotADisk { .. }
             | Self::DiskTwice(_)
             | Self::TargetExists(_)
+            | Self::TargetKept(_)
+            | Self::HardLinked(_)
+            | Self::FormatNeedsFile { .. }
             | Self::TargetTooSmall { .. }
             | Self::ForeignLink { .. }
             | Self::Container { .. }
@@ -230,6 +253,7 @@ impl Error {
             | Self::TargetTaken { .. }
             | Self::TargetExchanged { .. }
             | Self::Thread(_) => ErrorKind::Unavailable,
+            Self::NothingToCompare(_) => ErrorKind::NotFound,
             Self::TargetReadOnly(_) => ErrorKind::ReadOnly,
             Self::TargetInUse { .. } => ErrorKind::Locked,
             Self::NoRoom { .. } => ErrorKind::NoSpace,

@@ -1,8 +1,10 @@
 //! Writes an image back: to a file, onto a block device, or as a stream.
 
 mod damage;
+pub mod differential;
 pub mod guest;
 mod watch;
+mod write;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -17,19 +19,23 @@ use vbk_repo::reader::{ImageReader, Stream};
 use vbk_repo::runs::Runs;
 
 use crate::disk::buffer::AlignedBuffer;
+use crate::disk::qcow2::Qcow2;
 use crate::disk::target::Target;
 pub use crate::disk::target::{Behind, Wiped};
 use crate::error::{Error, Result};
 use crate::observer::{Counts, Event, Observer};
+use damage::Damage;
 pub use damage::DamagedRange;
-use damage::{Damage, Piece};
 use watch::Watch;
+use write::{BlockWrite, Sink, range_of};
 
 /// Options of a restore.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RestoreOptions {
     /// The backup and disk, for messages.
     pub label: String,
+    /// Format of a file.
+    pub format: Format,
     /// Replace an existing file, and write to a device that a program has open for writing.
     pub force: bool,
     /// Extent of the writing to a device.
@@ -38,6 +44,17 @@ pub struct RestoreOptions {
     pub damaged: Damaged,
     /// Number of threads that may compute at once.
     pub threads: usize,
+}
+
+/// Format of a restored file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// The bytes of the disk.
+    #[default]
+    Raw,
+    /// qcow2, QEMU's own format. Its disk ends at the next multiple of 512 bytes, as QEMU counts disks in sectors.
+    /// [`Damaged::Keep`] means zeros: there is no old disk to keep.
+    Qcow2,
 }
 
 /// Treatment of ranges that can't be read back.
@@ -79,7 +96,7 @@ pub enum Fill {
 /// Everything that can be checked is checked before the first byte is written; whether others use the target is asked again
 /// all the time. A file appears under its name when it is whole and durable, sparse where the image has zeros. On a device
 /// zeros are written or discarded so that it reads as the image does; [`Fill`] says what becomes of what lies behind the image
-/// on a larger one. `data_bytes` is the image's size without zero blocks.
+/// on a larger one. A format other than raw is only for a file. `data_bytes` is the image's size without zero blocks.
 pub fn restore(
     image: &ImageReader,
     data_bytes: u64,
@@ -88,59 +105,103 @@ pub fn restore(
     cancel: &AtomicBool,
     observer: &dyn Observer,
 ) -> Result<Restored> {
-    let target = Target::open(path, image.size_bytes(), data_bytes, options.force)?;
+    let target = match options.format {
+        Format::Raw => Target::open(path, image.size_bytes(), data_bytes, options.force)?,
+        Format::Qcow2 => {
+            let need_bytes = Qcow2::file_bytes(image.size_bytes(), data_bytes);
+            Target::create(path, Qcow2::NAME, need_bytes, options.force)?
+        }
+    };
+    let qcow2 = match options.format {
+        Format::Raw => None,
+        Format::Qcow2 => Some(Qcow2::begin(&target, image.size_bytes())?),
+    };
+    let sink: &dyn Sink = match &qcow2 {
+        Some(qcow2) => qcow2,
+        None => &target,
+    };
     // More workers than processors, because some of them wait for a disk.
     let runs = Runs::new(image.block_size(), image.distance(), options.threads + 2);
+    let damage = Damage::new(&options.label, options.damaged);
     let writing = DiskWrite {
-        image,
-        target: &target,
+        blocks: BlockWrite {
+            image,
+            sink,
+            damage: &damage,
+        },
         fill: options.fill,
-        damage: Damage::new(&options.label, options.damaged),
         run_blocks: runs.blocks,
         next: Mutex::new(0),
-        is_refused: AtomicBool::new(false),
         cancel,
         observer,
     };
-    let watch = Watch::default();
-    let watched = std::thread::scope(|scope| {
-        let watching = std::thread::Builder::new()
-            .name("vbk-restore-watch".into())
-            .spawn_scoped(scope, || {
-                watch
-                    .run(&target)
-                    .inspect_err(|_| writing.is_refused.store(true, Ordering::SeqCst))
-            })
-            .map_err(Error::Thread)?;
-        let written = pool::run("vbk-restore", runs.workers, &|_, stop| writing.work(stop));
-        watch.end();
-        // A panic of the thread is passed on.
-        let watched = watching.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        written.and(watched)
-    });
-    watched?;
-    let damaged = writing.damage.into_ranges();
+    in_workers(&target, runs.workers, &|stop| writing.work(stop))?;
+    if let Some(qcow2) = qcow2 {
+        qcow2.finish()?;
+    }
     let behind = match options.fill {
         Fill::Device => target.zero_behind(image.size_bytes()).map(|()| None)?,
         Fill::Image => target.wipe_behind(image.size_bytes())?,
         Fill::Data => None,
     };
     target.finish()?;
-    Ok(Restored { damaged, behind })
+    Ok(Restored {
+        damaged: damage.into_ranges(),
+        behind,
+    })
+}
+
+/// Lets workers do `work`, which ends soon once one of its flags is set, while the target is watched for other users.
+/// The first error ends all of them.
+fn in_workers(target: &Target, workers: usize, work: &(dyn Fn(Stop<'_>) -> Result<()> + Sync)) -> Result<()> {
+    let watch = Watch::default();
+    let is_refused = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watching = std::thread::Builder::new()
+            .name("vbk-restore-watch".into())
+            .spawn_scoped(scope, || {
+                watch
+                    .run(target)
+                    .inspect_err(|_| is_refused.store(true, Ordering::SeqCst))
+            })
+            .map_err(Error::Thread)?;
+        let written = pool::run("vbk-restore", workers, &|_, failed| {
+            work(Stop {
+                has_failed: failed,
+                is_refused: Some(&is_refused),
+            })
+        });
+        watch.end();
+        // A panic of the thread is passed on.
+        let watched = watching.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        written.and(watched)
+    })
+}
+
+/// Reasons for which a worker ends before its work is done.
+#[derive(Clone, Copy)]
+struct Stop<'a> {
+    /// Set by the first error of any worker.
+    has_failed: &'a AtomicBool,
+    /// Set when another program was found to use the target.
+    is_refused: Option<&'a AtomicBool>,
+}
+
+impl Stop<'_> {
+    fn is_set(&self) -> bool {
+        let refused = self.is_refused.is_some_and(|refused| refused.load(Ordering::SeqCst));
+        refused || self.has_failed.load(Ordering::SeqCst)
+    }
 }
 
 /// An image on its way to a target.
 struct DiskWrite<'a> {
-    image: &'a ImageReader,
-    target: &'a Target,
+    blocks: BlockWrite<'a>,
     fill: Fill,
-    damage: Damage<'a>,
     /// The most blocks that a worker takes at once.
     run_blocks: usize,
     /// The next block that no worker has taken.
     next: Mutex<u64>,
-    /// Set when another program was found to use the target.
-    is_refused: AtomicBool,
     cancel: &'a AtomicBool,
     observer: &'a dyn Observer,
 }
@@ -163,10 +224,11 @@ enum Claim {
 }
 
 impl DiskWrite<'_> {
-    fn work(&self, stop: &AtomicBool) -> Result<()> {
-        let size = self.image.block_size();
+    fn work(&self, stop: Stop<'_>) -> Result<()> {
+        let BlockWrite { image, sink, damage } = self.blocks;
+        let size = image.block_size();
         let mut buffers: Vec<_> = (0..self.run_blocks).map(|_| AlignedBuffer::new(size.bytes())).collect();
-        while !stop.load(Ordering::SeqCst) && !self.is_refused.load(Ordering::SeqCst) {
+        while !stop.is_set() {
             if self.cancel.load(Ordering::SeqCst) {
                 return Err(Error::Interrupted);
             }
@@ -174,19 +236,26 @@ impl DiskWrite<'_> {
             match self.claim()? {
                 None => return Ok(()),
                 Some(Claim::Zeros { first, count }) => {
-                    let (start, len) = self.range(first, count);
+                    let (start, len) = range_of(image, first, count);
                     counts.zero_bytes = len;
                     if self.fill != Fill::Data {
-                        self.target.zero(start, len)?;
+                        sink.zero(start, len)?;
                     }
                 }
                 Some(Claim::Lost { first, count }) => {
-                    let (start, len) = self.range(first, count);
-                    self.lose(start, len)?;
+                    let (start, len) = range_of(image, first, count);
+                    damage.note(start, len);
+                    self.blocks.fill_lost(start, len)?;
                     counts.new_bytes = len;
                 }
                 Some(Claim::Data { first, count }) => {
-                    let len = self.copy(first, &mut buffers[..count])?;
+                    let index = |number: u64| BlockIndex(first.0 + number);
+                    let len = |number: u64| size.len_of(index(number), image.size_bytes());
+                    let mut blocks: Vec<_> = (0..)
+                        .zip(&mut buffers[..count])
+                        .map(|(number, buffer)| (index(number), &mut buffer.as_mut_slice()[..len(number)]))
+                        .collect();
+                    let len = self.blocks.copy(&mut blocks)?;
                     counts.read_bytes = len;
                     counts.new_bytes = len;
                 }
@@ -196,78 +265,23 @@ impl DiskWrite<'_> {
         Ok(())
     }
 
-    /// Reads stored blocks with one call of the store, as many as there are buffers, and writes them. Returns their bytes.
-    fn copy(&self, first: BlockIndex, buffers: &mut [AlignedBuffer]) -> Result<u64> {
-        let size = self.image.block_size();
-        let index = |number: u64| BlockIndex(first.0 + number);
-        let len = |number: u64| size.len_of(index(number), self.image.size_bytes());
-        let mut blocks: Vec<_> = (0..)
-            .zip(buffers.iter_mut())
-            .map(|(number, buffer)| (index(number), &mut buffer.as_mut_slice()[..len(number)]))
-            .collect();
-        let read = self.image.read_blocks(&mut blocks);
-        let mut copied = 0;
-        for ((index, plain), read) in blocks.into_iter().zip(read) {
-            let offset_bytes = size.offset_of(index);
-            copied += plain.len() as u64;
-            match read {
-                Ok(()) => self.target.write(offset_bytes, plain)?,
-                Err(error) => self.rescue(offset_bytes, plain, error)?,
-            }
-        }
-        Ok(copied)
-    }
-
-    /// Writes what can be read of a damaged block.
-    fn rescue(&self, offset_bytes: u64, plain: &mut [u8], error: vbk_repo::Error) -> Result<()> {
-        for piece in self.damage.rescue(self.image, offset_bytes, plain, error)? {
-            match piece {
-                Piece::Good { offset_bytes, bytes } => self.target.write(offset_bytes, bytes)?,
-                Piece::Lost {
-                    offset_bytes,
-                    len_bytes,
-                } => self.fill_lost(offset_bytes, len_bytes)?,
-            }
-        }
-        Ok(())
-    }
-
-    fn lose(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
-        self.damage.note(offset_bytes, len_bytes);
-        self.fill_lost(offset_bytes, len_bytes)
-    }
-
-    fn fill_lost(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
-        match self.damage.wish() {
-            Damaged::Keep => self.target.keep(offset_bytes, len_bytes),
-            Damaged::Zeros | Damaged::Refuse => self.target.zero(offset_bytes, len_bytes),
-        }
-    }
-
-    /// The bytes of some blocks, as offset and length.
-    fn range(&self, first: BlockIndex, count: u64) -> (u64, u64) {
-        let size = self.image.block_size();
-        let start = size.offset_of(first);
-        let end = size.offset_of(BlockIndex(first.0 + count));
-        (start, end.min(self.image.size_bytes()) - start)
-    }
-
     /// Takes the next block, or the next zero blocks of one segment.
     fn claim(&self) -> Result<Option<Claim>> {
+        let image = self.blocks.image;
         let mut next = self.next.lock();
-        let count = self.image.block_size().blocks_in(self.image.size_bytes());
+        let count = image.block_size().blocks_in(image.size_bytes());
         let first = BlockIndex(*next);
         if first.0 >= count {
             return Ok(None);
         }
         let segment = SEGMENT_SLOTS as u64;
         let limit = ((first.0 / segment + 1) * segment).min(count);
-        match self.image.slot(first) {
+        match image.slot(first) {
             Ok(None) => {}
             Ok(Some(_)) => {
                 let end = limit.min(first.0 + self.run_blocks as u64);
                 *next += 1;
-                while *next < end && self.image.slot(BlockIndex(*next))?.is_some() {
+                while *next < end && image.slot(BlockIndex(*next))?.is_some() {
                     *next += 1;
                 }
                 return Ok(Some(Claim::Data {
@@ -276,7 +290,7 @@ impl DiskWrite<'_> {
                 }));
             }
             Err(error) => {
-                self.damage.accept(self.image.block_size().offset_of(first), error)?;
+                self.blocks.damage.accept(image.block_size().offset_of(first), error)?;
                 *next = limit;
                 return Ok(Some(Claim::Lost {
                     first,
@@ -284,7 +298,7 @@ impl DiskWrite<'_> {
                 }));
             }
         }
-        while *next < limit && self.image.slot(BlockIndex(*next))?.is_none() {
+        while *next < limit && image.slot(BlockIndex(*next))?.is_none() {
             *next += 1;
         }
         Ok(Some(Claim::Zeros {

@@ -39,7 +39,7 @@ pub use mount::MountArgs;
 pub use politeness::LimitArgs;
 pub use prune::PruneArgs;
 pub use repair::RepairArgs;
-pub use restore::{RestoreArgs, SkipDamaged};
+pub use restore::{FileFormat, RestoreArgs, SkipDamaged};
 pub use show::ShowArgs;
 pub use snapshots::SnapshotsArgs;
 pub use sources::Sources;

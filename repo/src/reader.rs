@@ -17,7 +17,7 @@ use quick_cache::sync::Cache;
 pub use ahead::Stream;
 
 use crate::backup::{Image, MAX_FILE_BYTES};
-use crate::block::{BlockIndex, BlockSize, PAGE_BYTES, pages_in};
+use crate::block::{BlockIndex, BlockSize, Hashing, PAGE_BYTES, pages_in};
 use crate::codec::Header;
 use crate::error::{Error, Result};
 use crate::id::BlockId;
@@ -106,6 +106,11 @@ impl ImageReader {
     /// Returns the size of the image's blocks.
     pub fn block_size(&self) -> BlockSize {
         self.manifest.block_size()
+    }
+
+    /// Returns the function that gives the ids of the image's blocks, to compare other bytes with them.
+    pub fn hashing(&self) -> Hashing {
+        self.store.hashing()
     }
 
     /// Returns the distance of the store that the image is read from.

@@ -145,6 +145,11 @@ impl Source {
         self.size_bytes
     }
 
+    /// Tests that it is a block device, and not a file.
+    pub(crate) fn is_device(&self) -> bool {
+        self.device
+    }
+
     /// Returns the path with which it was opened.
     pub fn path(&self) -> &Path {
         &self.path

@@ -1,9 +1,11 @@
-//! A target of a restore: a new file that appears when it is complete, or a block device.
+//! A target of a restore: a new file that appears when it is complete, a block device, or an existing file that is
+//! changed in place.
 //!
 //! A target is opened once. Every other descriptor is made from that one (`/proc/self/fd`), and a name is used only
 //! together with a descriptor of its directory: the owner of that directory may replace its entries at any moment.
 
 mod behind;
+mod existing;
 mod in_use;
 mod place;
 
@@ -13,12 +15,13 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, fchow
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{FallocateFlags, OFlag, fallocate};
 use nix::unistd::{getegid, geteuid};
 
 pub use self::behind::Wiped;
+pub(crate) use self::existing::{Looked, look_at};
 use self::in_use::{Used, user_of};
-use self::place::{Part, Place, identity_of, is_device, reopen};
+use self::place::{Identity, Part, Place, identity_of, is_device, reopen};
 use crate::disk::buffer::ALIGN;
 use crate::disk::source::describe;
 use crate::error::{Error, Result};
@@ -53,6 +56,13 @@ enum Kind {
         /// File to be replaced.
         old: Option<File>,
     },
+    /// An existing file that is changed in place: see [`existing`].
+    InPlace {
+        place: Place,
+        identity: Identity,
+        /// Size that it gets at the end.
+        size_bytes: u64,
+    },
 }
 
 /// The space after an image on a larger device.
@@ -70,32 +80,37 @@ impl Target {
     /// Opens a target for an image, after all checks; an existing target is not changed yet. With `force`, a file is
     /// replaced, and a device is written even if a program has it open.
     pub(crate) fn open(path: &Path, size_bytes: u64, data_bytes: u64, force: bool) -> Result<Self> {
-        let place = match Place::find(path) {
-            // A mistyped volume name must not become a file that fills up /dev.
-            Ok(place) if place.found.is_none() && path.starts_with("/dev") => {
-                return Err(Error::target("find device", path)(io::ErrorKind::NotFound.into()));
-            }
-            result => result?,
-        };
+        let place = find(path)?;
+        match &place.found {
+            Some(found) if is_block_device(found, path)? => Self::open_device(path, found, size_bytes, force),
+            _ => Self::new_file(place, size_bytes, data_bytes, force),
+        }
+    }
+
+    /// Opens a target for an image file of the named format, which will have about `need_bytes`: see
+    /// [`Target::set_len`]. A device is refused.
+    pub(crate) fn create(path: &Path, format: &'static str, need_bytes: u64, force: bool) -> Result<Self> {
+        let place = find(path)?;
+        match &place.found {
+            Some(found) if is_block_device(found, path)? => Err(Error::FormatNeedsFile {
+                path: path.to_owned(),
+                format,
+            }),
+            _ => Self::new_file(place, need_bytes, need_bytes, force),
+        }
+    }
+
+    fn new_file(place: Place, size_bytes: u64, data_bytes: u64, force: bool) -> Result<Self> {
         let Some(found) = &place.found else {
             return Self::create_file(place, None, size_bytes, data_bytes);
         };
-        let metadata = found.metadata().map_err(Error::target("open", path))?;
-        let kind = metadata.file_type();
-        if kind.is_block_device() {
-            return Self::open_device(path, found, size_bytes, force);
-        }
-        if !kind.is_file() {
-            return Err(Error::NotADisk {
-                path: path.to_owned(),
-                what: describe(kind),
-            });
-        }
+        let path = &place.path;
+        let identity = check_file(found, path)?;
         if !force {
-            return Err(Error::TargetExists(path.to_owned()));
+            return Err(Error::TargetExists(path.clone()));
         }
         // A process would continue to write to it without a name, and all those writes would be lost.
-        refuse_user(path, Used::File((metadata.dev(), metadata.ino())))?;
+        refuse_user(path, Used::File(identity))?;
         let old = found.try_clone().map_err(Error::target("open", path))?;
         Self::create_file(place, Some(old), size_bytes, data_bytes)
     }
@@ -171,10 +186,7 @@ impl Target {
                 need_bytes: data_bytes,
             });
         }
-        target
-            .buffered
-            .set_len(size_bytes)
-            .map_err(Error::target("size", &path))?;
+        target.set_len(size_bytes)?;
         if let Some(old) = old {
             // Tried now, and not only after hours of writing. Until the file is complete, it belongs to the caller
             // alone.
@@ -184,6 +196,11 @@ impl Target {
                 .map_err(Error::target("set the owner of", &path))?;
         }
         Ok(target)
+    }
+
+    /// Returns the path as given, for messages.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Writes at a multiple of 4096. `bytes` starts at an aligned address.
@@ -211,11 +228,26 @@ impl Target {
             .map_err(Error::target("write", &self.path))
     }
 
+    /// Sets the size of a new file.
+    pub(crate) fn set_len(&self, size_bytes: u64) -> Result<()> {
+        self.buffered
+            .set_len(size_bytes)
+            .map_err(Error::target("size", &self.path))
+    }
+
+    /// Writes anywhere, through the page cache: for a few bytes of metadata.
+    pub(crate) fn write_buffered(&self, offset_bytes: u64, bytes: &[u8]) -> Result<()> {
+        self.buffered
+            .write_all_at(bytes, offset_bytes)
+            .map_err(Error::target("write", &self.path))
+    }
+
     /// Makes a range read as zeros.
     pub(crate) fn zero(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
         match self.kind {
             // The file was created as one hole.
             Kind::File { .. } => Ok(()),
+            Kind::InPlace { .. } => self.punch(offset_bytes, len_bytes),
             Kind::Device { .. } => {
                 let aligned = len_bytes / ALIGN as u64 * ALIGN as u64;
                 if aligned > 0 {
@@ -230,7 +262,24 @@ impl Target {
         }
     }
 
-    /// Leaves a range as it was before the restore: in a device unchanged, in a file copied from the file that it
+    /// Makes a range of a file a hole. Writes zeros where the file system does not support that.
+    fn punch(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        // File offsets fit i64 (off_t).
+        match fallocate(&self.buffered, flags, offset_bytes as i64, len_bytes as i64) {
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => {}
+            result => return result.map_err(|errno| Error::target("zero a part of", &self.path)(errno.into())),
+        }
+        let zeros = vec![0; 1 << 20];
+        let end = offset_bytes.saturating_add(len_bytes);
+        for at in (offset_bytes..end).step_by(zeros.len()) {
+            let len = zeros.len().min((end - at) as usize);
+            self.write_buffered(at, &zeros[..len])?;
+        }
+        Ok(())
+    }
+
+    /// Leaves a range as it was before the restore: in a device or a file that is changed in place unchanged, in a file copied from the file that it
     /// replaces. Beyond the end of that file, and in a new file, the range reads as zeros.
     pub(crate) fn keep(&self, offset_bytes: u64, len_bytes: u64) -> Result<()> {
         let Kind::File { old: Some(old), .. } = &self.kind else {
@@ -303,6 +352,10 @@ impl Target {
                 (Used::File(identity), "the file is unchanged")
             }
             Kind::File { old: None, .. } => return Ok(()),
+            Kind::InPlace { identity, .. } => (
+                Used::InPlace(*identity),
+                "its content is now neither the old file nor the restored one. End that use, and restore again",
+            ),
         };
         match user_of(&self.path, used)? {
             None => Ok(()),
@@ -324,18 +377,27 @@ impl Target {
         if let Kind::File { old: Some(old), .. } = &self.kind {
             give_to_owner_of(old, &self.buffered).map_err(Error::target("set the owner of", &self.path))?;
         }
+        if let Kind::InPlace { size_bytes, .. } = self.kind {
+            self.set_len(size_bytes)?;
+        }
         self.buffered.sync_all().map_err(Error::target("sync", &self.path))?;
         self.check_alone()?;
+        let exchanged = || Error::TargetExchanged {
+            path: self.path.clone(),
+            what: "is another file than it was at the start",
+        };
+        if let Kind::InPlace { place, identity, .. } = &self.kind
+            && place.identity() != Some(*identity)
+        {
+            return Err(exchanged());
+        }
         if let Kind::File { place, part, old } = &mut self.kind
             && let Some(written) = part
         {
             if let Some(old) = old {
                 let was = identity_of(old).map_err(Error::target("examine", &self.path))?;
                 if place.identity().is_some_and(|now| now != was) {
-                    return Err(Error::TargetExchanged {
-                        path: self.path.clone(),
-                        what: "is another file than it was at the start",
-                    });
+                    return Err(exchanged());
                 }
             }
             written.rename(place, old.is_some())?;
@@ -352,6 +414,34 @@ impl Drop for Target {
         if let Kind::File { part: Some(part), .. } = &self.kind {
             part.remove();
         }
+    }
+}
+
+/// Finds a target and the file that now has its name. A missing device is an error.
+fn find(path: &Path) -> Result<Place> {
+    match Place::find(path) {
+        // A mistyped volume name must not become a file that fills up /dev.
+        Ok(place) if place.found.is_none() && path.starts_with("/dev") => {
+            Err(Error::target("find device", path)(io::ErrorKind::NotFound.into()))
+        }
+        result => result,
+    }
+}
+
+fn is_block_device(found: &File, path: &Path) -> Result<bool> {
+    let metadata = found.metadata().map_err(Error::target("open", path))?;
+    Ok(metadata.file_type().is_block_device())
+}
+
+/// Returns device and inode of a regular file; an error for another kind of file.
+fn check_file(found: &File, path: &Path) -> Result<Identity> {
+    let metadata = found.metadata().map_err(Error::target("open", path))?;
+    match metadata.is_file() {
+        true => Ok((metadata.dev(), metadata.ino())),
+        false => Err(Error::NotADisk {
+            path: path.to_owned(),
+            what: describe(metadata.file_type()),
+        }),
     }
 }
 

@@ -13,7 +13,7 @@ use vbk_repo::name::GuestName;
 use vbk_repo::reader::{ImageReader, ReadResources};
 use vbk_repo::store::StoreReader;
 
-use super::{Damaged, Fill, RestoreOptions, Restored, restore};
+use super::{Damaged, Fill, Format, RestoreOptions, Restored, restore};
 use crate::error::Result;
 use crate::guest::domain::{DomainError, RestoredDomain, StoredDomain};
 use crate::guest::files::{CONFIG_NAME, DISKS_NAME, DiskKind, Disks, NVRAM_NAME, volume_name_of};
@@ -176,6 +176,7 @@ impl RestorePlan<'_> {
         let disks: Vec<_> = backup.images.iter().zip(&self.readers).map(disk).collect();
         let options = RestoreOptions {
             label: String::new(),
+            format: Format::Raw,
             force: false,
             fill: Fill::Device,
             damaged,
@@ -252,6 +253,7 @@ fn write_all(
         });
         let options = RestoreOptions {
             label: disk.label.clone(),
+            format: Format::Raw,
             fill: match volumes.read_zero() {
                 true => Fill::Data,
                 false => Fill::Device,

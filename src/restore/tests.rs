@@ -12,9 +12,10 @@ use vbk_repo::store::StoreWriter;
 use vbk_repo::store::memory::MemoryStore;
 use vbk_repo::writer::ImageWriter;
 
-const MIB: usize = 1 << 20;
+pub(super) const MIB: usize = 1 << 20;
 
-fn image(plain: &[u8]) -> (Arc<ImageReader>, u64) {
+/// Stores an image.
+pub(super) fn stored(plain: &[u8]) -> (Arc<MemoryStore>, Image) {
     let store = Arc::new(MemoryStore::new(BlockSize::DEFAULT));
     let writer = ImageWriter::create(&*store, BlockSize::DEFAULT, plain.len() as u64);
     let mut sealer = Sealer::new(Compression::None).expect("a sealer");
@@ -38,12 +39,17 @@ fn image(plain: &[u8]) -> (Arc<ImageReader>, u64) {
             writer.finish().expect("finishes"),
         )
     };
+    (store, image)
+}
+
+pub(super) fn image(plain: &[u8]) -> (Arc<ImageReader>, u64) {
+    let (store, image) = stored(plain);
     let reader = ImageReader::open(store, ReadResources::new(2), &image).expect("opens");
-    (Arc::new(reader), data_bytes)
+    (Arc::new(reader), image.data_bytes)
 }
 
 /// 12 MiB and a bit, with 6 MiB of zeros inside.
-fn plain() -> Vec<u8> {
+pub(super) fn plain() -> Vec<u8> {
     let mut plain: Vec<u8> = (0..12 * MIB + 777).map(|i| (i % 255) as u8 + 1).collect();
     plain[2 * MIB..8 * MIB].fill(0);
     plain
@@ -53,6 +59,7 @@ fn run(plain: &[u8], path: &Path, force: bool) -> Result<()> {
     let (image, data_bytes) = image(plain);
     let options = RestoreOptions {
         label: "web1".into(),
+        format: Format::Raw,
         force,
         fill: Fill::Image,
         damaged: Damaged::Refuse,
@@ -92,10 +99,10 @@ fn an_existing_file_needs_force_and_keeps_its_mode() {
 }
 
 /// A program that holds a file or device open for reading and writing, as QEMU does with its guest's disks.
-struct Program(std::process::Child);
+pub(super) struct Program(std::process::Child);
 
 impl Program {
-    fn with(disk: &Path) -> Self {
+    pub(super) fn with(disk: &Path) -> Self {
         let script = "exec 5<>\"$1\"; echo open; read -r _";
         let mut child = std::process::Command::new("sh")
             .args(["-c", script, "guest"])
@@ -141,6 +148,7 @@ fn an_interrupted_or_failed_restore_leaves_nothing() {
     let (image, data_bytes) = image(&plain());
     let options = RestoreOptions {
         label: "web1".into(),
+        format: Format::Raw,
         force: false,
         fill: Fill::Image,
         damaged: Damaged::Refuse,
@@ -234,7 +242,7 @@ fn nothing_that_another_user_put_in_the_way_is_followed_or_waited_for() {
 }
 
 /// Changes the target's directory when the first bytes are written.
-struct Meanwhile<F: Fn() + Send + Sync>(std::sync::Once, F);
+pub(super) struct Meanwhile<F: Fn() + Send + Sync>(pub(super) std::sync::Once, pub(super) F);
 
 impl<F: Fn() + Send + Sync> Observer for Meanwhile<F> {
     fn event(&self, _: Event<'_>) {
@@ -246,6 +254,7 @@ fn run_meanwhile(path: &Path, force: bool, harm: impl Fn() + Send + Sync) -> Res
     let (image, data_bytes) = image(&plain());
     let options = RestoreOptions {
         label: "web1".into(),
+        format: Format::Raw,
         force,
         fill: Fill::Image,
         damaged: Damaged::Refuse,
@@ -336,20 +345,147 @@ fn a_replaced_file_gives_no_rights_to_run_the_guests_bytes() {
     assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o7777, 0o755);
 }
 
+/// Needs qemu-img (Debian: qemu-utils).
+mod qcow2 {
+    use super::*;
+    use std::process::Command;
+
+    fn options(force: bool, damaged: Damaged) -> RestoreOptions {
+        RestoreOptions {
+            label: "web1".into(),
+            format: Format::Qcow2,
+            force,
+            fill: Fill::Image,
+            damaged,
+            threads: 2,
+        }
+    }
+
+    fn run(image: &ImageReader, path: &Path, options: &RestoreOptions) -> Result<Restored> {
+        restore(image, 7 << 20, path, options, &AtomicBool::new(false), &())
+    }
+
+    fn qemu_img(args: &[&str], files: &[&Path]) -> String {
+        let output = Command::new("qemu-img").args(args).args(files).output();
+        let output = output.expect("qemu-img runs (package qemu-utils)");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(
+            output.status.success(),
+            "{text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        text
+    }
+
+    #[track_caller]
+    fn assert_is(path: &Path, plain: &[u8]) {
+        let check = qemu_img(&["check", "-f", "qcow2"], &[path]);
+        assert!(check.contains("No errors were found"), "{check}");
+        let raw = path.with_extension("raw");
+        qemu_img(&["convert", "-f", "qcow2", "-O", "raw"], &[path, &raw]);
+        let mut read = fs::read(&raw).expect("reads");
+        fs::remove_file(&raw).expect("removes");
+        assert_eq!(read.len(), plain.len().next_multiple_of(512));
+        let behind = read.split_off(plain.len());
+        assert!(is_zero(&behind) && read == plain);
+    }
+
+    #[test]
+    fn a_qcow2_image_is_the_disk_and_holds_no_zeros() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("out.qcow2");
+        let mut plain = plain();
+        // Zeros within blocks of data: no cluster for them.
+        plain[0..3 * 65536].fill(0);
+        plain[9 * MIB + 65536..10 * MIB - 65536].fill(0);
+        plain[11 * MIB + 65536 + 1..12 * MIB].fill(0);
+        let (image, _) = image(&plain);
+        run(&image, &path, &options(false, Damaged::Refuse)).expect("restores");
+        assert_is(&path, &plain);
+        // Eight clusters for header and tables at most.
+        let data = plain.chunks(65536).filter(|cluster| !is_zero(cluster)).count() as u64;
+        let metadata = fs::metadata(&path).expect("stat");
+        assert!(metadata.len() <= (data + 8) * 65536, "{} bytes", metadata.len());
+        assert_eq!(names(directory.path()), [PathBuf::from("out.qcow2")]);
+    }
+
+    #[test]
+    fn disks_of_no_and_of_few_bytes_can_be_qcow2_images() {
+        let directory = tempfile::tempdir().expect("a directory");
+        for len in [0, 1, 511, 512, 65536, 65537] {
+            let path = directory.path().join("out.qcow2");
+            let plain = vec![7; len];
+            run(&image(&plain).0, &path, &options(true, Damaged::Refuse)).expect("restores");
+            assert_is(&path, &plain);
+        }
+    }
+
+    #[test]
+    fn a_qcow2_image_replaces_a_file_only_with_force_and_no_device() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("out.qcow2");
+        fs::write(&path, b"precious").expect("writes");
+        let (image, _) = image(&plain());
+        let refused = run(&image, &path, &options(false, Damaged::Refuse));
+        assert!(matches!(refused, Err(Error::TargetExists(_))), "{refused:?}");
+        assert_eq!(fs::read(&path).expect("reads"), b"precious");
+        run(&image, &path, &options(true, Damaged::Refuse)).expect("restores");
+        assert_is(&path, &plain());
+        let device = device::Loop::new(14 * MIB);
+        let refused = run(&image, &device.path, &options(true, Damaged::Refuse)).expect_err("is a device");
+        assert!(refused.to_string().contains("omit --format"), "{refused}");
+        device.assert_unchanged();
+    }
+
+    #[test]
+    fn a_cancelled_qcow2_image_leaves_nothing() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("out.qcow2");
+        let (image, data_bytes) = image(&plain());
+        let cancel = AtomicBool::new(true);
+        let result = restore(
+            &image,
+            data_bytes,
+            &path,
+            &options(false, Damaged::Refuse),
+            &cancel,
+            &(),
+        );
+        assert!(matches!(result, Err(Error::Interrupted)));
+        assert_eq!(names(directory.path()), [] as [PathBuf; 0]);
+    }
+
+    #[test]
+    fn damage_becomes_zeros_in_a_qcow2_image() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("out.qcow2");
+        let mut plain = plain();
+        let (store, image) = stored(&plain);
+        store.lose(Hashing::Plain.block(&plain[9 * MIB..10 * MIB]).id);
+        let reader = ImageReader::open(store, ReadResources::new(2), &image).expect("opens");
+        assert!(run(&reader, &path, &options(false, Damaged::Refuse)).is_err());
+        let restored = run(&reader, &path, &options(false, Damaged::Zeros)).expect("restores");
+        assert_eq!(restored.damaged.len(), 1);
+        plain[9 * MIB..10 * MIB].fill(0);
+        assert_is(&path, &plain);
+    }
+}
+
 /// Needs root and loop devices.
-mod device {
+pub(super) mod device {
     use super::*;
     use std::os::unix::fs::FileExt;
     use std::process::Command;
 
     /// A loop device that is detached when it is dropped.
-    struct Loop {
-        _file: tempfile::NamedTempFile,
-        path: PathBuf,
+    pub(in crate::restore) struct Loop {
+        pub(in crate::restore) _file: tempfile::NamedTempFile,
+        pub(in crate::restore) path: PathBuf,
     }
 
     impl Loop {
-        fn new(size: usize) -> Self {
+        /// A device of this many bytes, all 0xAA.
+        pub(in crate::restore) fn new(size: usize) -> Self {
             let file = tempfile::NamedTempFile::new().expect("a file");
             file.as_file().write_all_at(&vec![0xAA; size], 0).expect("writes");
             let output = Command::new("losetup").args(["-f", "--show"]).arg(file.path()).output();
@@ -360,6 +496,11 @@ mod device {
                 _file: file,
                 path: path.trim().into(),
             }
+        }
+
+        #[track_caller]
+        pub(in crate::restore) fn assert_unchanged(&self) {
+            assert!(fs::read(&self.path).expect("reads").iter().all(|byte| *byte == 0xAA));
         }
     }
 
@@ -385,6 +526,7 @@ mod device {
             let device = Loop::new(14 * MIB);
             let options = RestoreOptions {
                 label: "web1".into(),
+                format: Format::Raw,
                 force: false,
                 fill,
                 damaged: Damaged::Refuse,

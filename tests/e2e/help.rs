@@ -17,6 +17,10 @@ const COMMANDS: [(&str, &[&str]); 15] = [
     ("cat", &["web1@latest:/etc/fstab"]),
     ("cp", &["--recursive", "--force", "owners"]),
     ("find", &["--since", "--all-guests", "pattern"]),
+    (
+        "restore",
+        &["--force", "latest", "--differential", "--dry-run", "qcow2"],
+    ),
     ("verify", &["backup"]),
     ("forget", &["--last-too", "--all", "latest"]),
     ("trust", &["--forget", "/var/lib/vbk-trust"]),

@@ -23,6 +23,7 @@ mod damage;
 mod damage_matrix;
 mod diff;
 mod files;
+mod differential;
 mod full_disk;
 mod golden;
 mod help;

@@ -15,6 +15,15 @@ pub enum SkipDamaged {
     Keep,
 }
 
+/// Format of a restored file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FileFormat {
+    /// The bytes of the disk.
+    Raw,
+    /// QEMU's own format, with only the data of the disk.
+    Qcow2,
+}
+
 /// Arguments of `vbk restore`.
 #[derive(Debug, Args)]
 #[command(
@@ -24,13 +33,29 @@ pub struct RestoreArgs {
     /// The backup, e.g. web1@latest; if it has several disks, with the disk, e.g. web1@latest/vda
     pub backup: BackupSpec,
 
-    /// New file, block device at least as large as the disk, or - for standard output
+    /// New file, block device at least as large as the disk, or - for standard output; with --differential the device or
+    /// existing file
     #[arg(required_unless_present = "create_in", conflicts_with = "create_in")]
     pub target: Option<PathBuf>,
 
     /// Replace an existing file, or write to a device that a program has open for writing, e.g. a running guest
     #[arg(long, short)]
     pub force: bool,
+
+    /// Read the target, and write only the blocks that differ from the disk; of the repository only those are read. For a
+    /// device or, with --force, an existing file, which is changed in place and gets the disk's size. If the restore is
+    /// interrupted, the target is neither the old disk nor the restored one; the same command completes it
+    #[arg(long, conflicts_with = "create_in")]
+    pub differential: bool,
+
+    /// With --differential: change nothing, and print how much differs. Does not read the blocks in the repository, so
+    /// damage there is not noticed
+    #[arg(long, requires = "differential")]
+    pub dry_run: bool,
+
+    /// Format of a new file: raw (default), or qcow2, whose disk ends at the next multiple of 512 bytes
+    #[arg(long, value_name = "FORMAT", hide_possible_values = true, conflicts_with_all = ["create_in", "differential"])]
+    pub format: Option<FileFormat>,
 
     /// Restore a disk that is damaged in the repository as far as possible, and exit with code 4. Prints the ranges that
     /// can't be read back, of at least 64 KiB each. They become zeros; with --skip-damaged=keep they keep the content of

@@ -1,18 +1,19 @@
 //! `vbk restore`
 
 mod create;
+mod differential;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use vbk::restore::{Behind, Damaged, DamagedRange, Fill, RestoreOptions, Restored, restore, stream};
+use vbk::restore::{Behind, Damaged, DamagedRange, Fill, Format, RestoreOptions, Restored, restore, stream};
 use vbk_repo::backup::{Backup, Image};
 use vbk_repo::catalogue::BackupSpec;
 use vbk_repo::reader::{ImageReader, ReadResources};
 
-use crate::args::{RestoreArgs, SkipDamaged};
+use crate::args::{FileFormat, RestoreArgs, SkipDamaged};
 use crate::context::{Context, stdout_is_terminal, threads};
 use crate::exit::{Error, Outcome, Result};
 use crate::signals;
@@ -62,11 +63,31 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs) -> Result<Outcome> {
     }
 }
 
+/// A disk to restore.
+struct Disk<'a> {
+    started: Instant,
+    backup: &'a Backup,
+    image: &'a Image,
+    reader: ImageReader,
+}
+
+impl Disk<'_> {
+    /// Names backup and disk, for messages.
+    fn label(&self) -> String {
+        format!("{}/{}", self.backup.spec(), self.image.disk)
+    }
+}
+
 fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outcome> {
-    let clock = Instant::now();
+    let started = Instant::now();
     let to_stdout = target == Path::new("-");
     if to_stdout {
         check_stdout(context, args)?;
+    }
+    if args.format == Some(FileFormat::Qcow2) && args.skip_damaged == Some(SkipDamaged::Keep) {
+        return Err(Error::Usage(
+            "a qcow2 image has no old data to keep; --skip-damaged writes zeros".into(),
+        ));
     }
     let cancel = signals::cancel_flag_with_hangup().map_err(Error::io("watch for signals"))?;
     let view = context.view()?;
@@ -75,33 +96,48 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
     let entry = catalogue.find(&args.backup)?;
     warn_of_clock(&catalogue, &args.backup, entry);
     let image = choose(&entry.backup, &args.backup)?;
-    let reader = ImageReader::open(view.store(), ReadResources::new(threads()), image)?;
+    let disk = Disk {
+        started,
+        backup: &entry.backup,
+        image,
+        reader: ImageReader::open(view.store(), ReadResources::new(threads()), image)?,
+    };
+    if args.differential {
+        return differential::run(context, args, &disk, target, &cancel);
+    }
     let progress = Progress::new(context.quiet(), image.size_bytes, Words::Plain);
-    let label = format!("{}/{}", entry.backup.spec(), image.disk);
+    let label = disk.label();
     let damaged = damage_mode(args);
     if to_stdout {
         let mut out = std::io::stdout().lock();
-        let lost = stream(&label, &Arc::new(reader), damaged, &mut out, &cancel, &progress)?;
+        let lost = stream(&label, &Arc::new(disk.reader), damaged, &mut out, &cancel, &progress)?;
         progress.finish();
         return Ok(print_damaged(&label, &lost, "they are zeros"));
     }
+    let format = match args.format {
+        Some(FileFormat::Qcow2) => Format::Qcow2,
+        Some(FileFormat::Raw) | None => Format::Raw,
+    };
     let options = RestoreOptions {
         label: label.clone(),
+        format,
         force: args.force,
         fill: Fill::Image,
         damaged,
         threads: threads(),
     };
-    let restored = restore(&reader, image.data_bytes, target, &options, &cancel, &progress)?;
+    let restored = restore(&disk.reader, image.data_bytes, target, &options, &cancel, &progress)?;
     progress.finish();
-    let took = clock.elapsed();
+    let took = started.elapsed();
     context.say(format_args!(
-        "{}/{}: {} ({} of data) restored to {} in {}",
-        entry.backup.spec(),
-        image.disk,
+        "{label}: {} ({} of data) restored to {}{} in {}",
         units::size(image.size_bytes),
         units::size(image.data_bytes),
         target.display(),
+        match format {
+            Format::Raw => "",
+            Format::Qcow2 => " (qcow2)",
+        },
         units::duration(took)
     ));
     print_behind(context, restored.behind.as_ref(), target);
@@ -110,7 +146,7 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
         Damaged::Zeros | Damaged::Refuse => "they are zeros",
     };
     let outcome = print_damaged(&label, &restored.damaged, lost);
-    context.json_result(&Report::new(&entry.backup, image, target, &restored, took))?;
+    context.json_result(&Report::new(&disk, target, &restored, took))?;
     Ok(outcome)
 }
 
@@ -118,6 +154,10 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
 fn check_stdout(context: &Context<'_>, args: &RestoreArgs) -> Result<()> {
     let reason = if context.json() {
         "with - the disk itself goes to standard output, so --json is not possible"
+    } else if args.differential {
+        "standard output has no disk to compare with; --differential needs a device or a file"
+    } else if args.format == Some(FileFormat::Qcow2) {
+        "standard output gets the raw disk; --format qcow2 needs a file"
     } else if args.skip_damaged == Some(SkipDamaged::Keep) {
         "standard output has no old data to keep; --skip-damaged writes zeros"
     } else if stdout_is_terminal() {
@@ -129,7 +169,8 @@ fn check_stdout(context: &Context<'_>, args: &RestoreArgs) -> Result<()> {
 }
 
 impl Report {
-    fn new(backup: &Backup, image: &Image, target: &Path, restored: &Restored, took: Duration) -> Self {
+    fn new(disk: &Disk<'_>, target: &Path, restored: &Restored, took: Duration) -> Self {
+        let Disk { backup, image, .. } = disk;
         let behind = restored.behind.as_ref();
         let wiped = behind.iter().flat_map(|behind| &behind.wiped);
         let wiped = wiped.map(|wiped| WipedJson {

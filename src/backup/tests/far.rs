@@ -118,6 +118,7 @@ fn blocks_are_read_back_many_at_once() {
     let calls = far.calls(|| {
         let options = RestoreOptions {
             label: "web1".into(),
+            format: Default::default(),
             force: false,
             fill: Default::default(),
             damaged: Default::default(),

@@ -20,6 +20,8 @@ pub(super) enum Used {
     },
     /// A file to be replaced: a process that writes to it would continue to write to a file without a name.
     File(Identity),
+    /// A file to be changed in place.
+    InPlace(Identity),
 }
 
 /// Describes the user of a target, if there is one, and how to end that use.
@@ -28,7 +30,7 @@ pub(super) fn user_of(path: &Path, used: Used) -> Result<Option<String>> {
         // Two loop devices may show the same file, and the kernel does not know that they are one disk.
         Used::Device { device, .. } => loops::sibling_of_device(device),
         // A file that backs a loop device is in use, though only that device shows it.
-        Used::File(identity) => loops::showing_file(identity, false),
+        Used::File(identity) | Used::InPlace(identity) => loops::showing_file(identity, false),
     };
     if let Some(node) = shown {
         let node = node.display();
@@ -41,12 +43,13 @@ pub(super) fn user_of(path: &Path, used: Used) -> Result<Option<String>> {
             Used::Device { force: true, .. } => None,
             // QEMU does not claim the disks of a running guest.
             Used::Device { device, .. } => writer_of_device(device),
-            Used::File(identity) => writer_of_file(path, identity),
+            Used::File(identity) | Used::InPlace(identity) => writer_of_file(path, identity),
         })
     })?;
     let advice = match used {
         Used::Device { .. } => "shut that down first; --force writes all the same",
         Used::File(_) => "shut that down first, or move the file away to keep it",
+        Used::InPlace(_) => "shut that down first",
     };
     Ok(writer.map(|writer| format!("{writer}; {advice}")))
 }

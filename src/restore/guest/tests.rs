@@ -194,6 +194,7 @@ fn write_images<'a>(volumes: Volumes<'a>, images: &[ImageReader], cancel: bool) 
     // The volumes are files here, and are replaced.
     let options = RestoreOptions {
         label: String::new(),
+        format: Format::Raw,
         force: true,
         fill: Fill::Image,
         damaged: Damaged::Refuse,
@@ -325,6 +326,7 @@ fn a_volume_that_can_not_be_removed_is_named() {
     };
     let options = RestoreOptions {
         label: String::new(),
+        format: Format::Raw,
         force: true,
         fill: Fill::Image,
         damaged: Damaged::Refuse,
