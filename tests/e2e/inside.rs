@@ -191,7 +191,7 @@ fn logical_volumes_over_two_disks_are_mounted_and_read() {
     };
     fill_volume(&all, &base, "root", &root);
     fill_volume(&all, &base, "data", &data);
-    devices.map(LoopDevice::detach);
+    devices.into_iter().for_each(LoopDevice::detach);
     let [a, b] = disks.each_ref().map(|disk| format!("={}", disk.path.display()));
     lab.ok(args!["backup", "web1", format!("vda{a}"), format!("vdb{b}")]);
 
