@@ -136,6 +136,7 @@ impl Bench {
         let options = RestoreOptions {
             label: entry.backup.spec(),
             format: Default::default(),
+            changes: None,
             force: false,
             fill: Default::default(),
             damaged: Default::default(),

@@ -63,6 +63,12 @@ pub enum Error {
         /// The I/O error.
         source: std::io::Error,
     },
+    /// The kept changes of a disk can't be read.
+    #[error("can't read the changed pages: {source}")]
+    ReadChanges {
+        /// The I/O error.
+        source: std::io::Error,
+    },
     /// A source changed after the backup started.
     #[error("{path} {what} while it was read; the backup was given up")]
     SourceChanged {
@@ -237,7 +243,9 @@ impl Error {
             Self::Repository(error)
             | Self::ReadImage { source: error, .. }
             | Self::RepositoryFull { source: error, .. } => error.kind(),
-            Self::OpenSource { source, .. } | Self::Target { source, .. } => ErrorKind::of_io(source),
+            Self::OpenSource { source, .. } | Self::Target { source, .. } | Self::ReadChanges { source } => {
+                ErrorKind::of_io(source)
+            }
             Self::NotADisk { .. }
             | Self::DiskTwice(_)
             | Self::TargetExists(_)

@@ -1,5 +1,6 @@
 //! Writes an image back: to a file, onto a block device, or as a stream.
 
+mod changes;
 mod damage;
 pub mod differential;
 pub mod guest;
@@ -24,6 +25,7 @@ use crate::disk::target::Target;
 pub use crate::disk::target::{Behind, Wiped};
 use crate::error::{Error, Result};
 use crate::observer::{Counts, Event, Observer};
+pub use changes::DiskChanges;
 use damage::Damage;
 pub use damage::DamagedRange;
 use watch::Watch;
@@ -36,6 +38,8 @@ pub struct RestoreOptions {
     pub label: String,
     /// Format of a file.
     pub format: Format,
+    /// Changes to make to the restored disk, in the format [`Format::Raw`].
+    pub changes: Option<DiskChanges>,
     /// Replace an existing file, and write to a device that a program has open for writing.
     pub force: bool,
     /// Extent of the writing to a device.
@@ -138,6 +142,8 @@ pub fn restore(
     in_workers(&target, runs.workers, &|stop| writing.work(stop))?;
     if let Some(qcow2) = qcow2 {
         qcow2.finish()?;
+    } else if let Some(changes) = &options.changes {
+        changes.write(&target, cancel)?;
     }
     let behind = match options.fill {
         Fill::Device => target.zero_behind(image.size_bytes()).map(|()| None)?,

@@ -41,6 +41,7 @@ use vbk_inside::device::{SharedDevice, Window};
 use vbk_inside::overlay::{Overlay, Scratch};
 use vbk_inside::volumes::{self, Secrets, Volumes};
 
+mod fsids;
 mod open;
 mod state;
 
@@ -127,6 +128,8 @@ pub struct ImageFs {
     options: TreeOptions,
     /// What is inside the disks of the only backup: opening encrypted volumes takes seconds.
     inside: OnceLock<Arc<Volumes>>,
+    /// Identities that file systems had before they got new ones, in a writable tree.
+    old_fsids: Mutex<Vec<(NewFsid, btrfs::Identity)>>,
     resources: Arc<ReadResources>,
     state: RwLock<Arc<State>>,
     refreshing: Mutex<()>,
@@ -144,6 +147,7 @@ impl ImageFs {
             repository,
             options,
             inside: OnceLock::new(),
+            old_fsids: Mutex::default(),
             resources,
             state: RwLock::new(Arc::new(state)),
             refreshing: Mutex::default(),
@@ -361,22 +365,6 @@ impl ImageFs {
             patches.extend(btrfs::patches(&**device, new.fsid).map_err(from_io("read the superblock of", &file.name))?);
         }
         Ok(patches)
-    }
-
-    /// Writes the new identities of file systems to the disks of a writable tree.
-    pub fn write_fsids(&self) -> Result<()> {
-        let state = self.state();
-        for new in self.options.fsids.iter().filter(|_| self.is_writable()) {
-            let (guest, time) = state.only_backup().ok_or_else(|| not_found(&new.file))?;
-            let entry = state.backup(&guest, time)?;
-            let file = self.file(&state, entry, &new.file)?;
-            let device = self.device(&state, entry, &file)?;
-            let failed = from_io("write the superblock of", &new.file);
-            for patch in btrfs::patches(&*device, new.fsid).map_err(&failed)? {
-                device.write_at(patch.offset_bytes, &patch.bytes).map_err(&failed)?;
-            }
-        }
-        Ok(())
     }
 
     /// Closes an open file.

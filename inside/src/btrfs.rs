@@ -242,6 +242,20 @@ impl Superblock {
         &self.bytes[SYSTEM_CHUNKS..SYSTEM_CHUNKS + len]
     }
 
+    /// Makes a copy of the superblock with the identity that it had before [`patches`] gave it another one.
+    fn with_old_fsid(&self, old: Identity) -> Box<[u8]> {
+        let mut bytes = self.bytes.clone();
+        bytes[FSID..FSID + 16].copy_from_slice(&old.fsid.0);
+        if !old.has_metadata_uuid {
+            bytes[METADATA_UUID..METADATA_UUID + 16].fill(0);
+            let flags = le64(&bytes, INCOMPAT_FLAGS) & !INCOMPAT_METADATA_UUID;
+            bytes[INCOMPAT_FLAGS..INCOMPAT_FLAGS + 8].copy_from_slice(&flags.to_le_bytes());
+        }
+        let checksum = self.checksum.of_block(&bytes);
+        bytes[..CHECKSUM_BYTES].copy_from_slice(&checksum);
+        bytes
+    }
+
     /// Makes a copy of the superblock with another identity.
     fn with_fsid(&self, fsid: Fsid) -> Box<[u8]> {
         let mut bytes = self.bytes.clone();
@@ -262,6 +276,38 @@ impl fmt::Debug for Superblock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Superblock({}, device {})", self.fsid(), self.devid())
     }
+}
+
+/// Identity in a superblock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    fsid: Fsid,
+    has_metadata_uuid: bool,
+}
+
+/// Returns the identity of a device, for [`restore_identity`].
+pub fn identity(volume: &dyn Device) -> io::Result<Option<Identity>> {
+    let found = Superblock::read(volume)?.ok();
+    Ok(found.map(|superblock| Identity {
+        fsid: superblock.fsid(),
+        has_metadata_uuid: superblock.has_metadata_uuid(),
+    }))
+}
+
+/// Makes the superblocks of a device that was written under the identity `new` with the one that it had before.
+pub fn restore_identity(volume: &dyn Device, new: Fsid, old: Identity) -> io::Result<Vec<Patch>> {
+    let mut patches = Vec::new();
+    for offset_bytes in SUPERBLOCK_OFFSETS {
+        if let Ok(superblock) = Superblock::read_copy(volume, offset_bytes)?
+            && superblock.fsid() == new
+        {
+            patches.push(Patch {
+                offset_bytes,
+                bytes: superblock.with_old_fsid(old),
+            });
+        }
+    }
+    Ok(patches)
 }
 
 /// Bytes that replace those of an image.

@@ -157,6 +157,7 @@ impl MemoryTree {
         NamedTree {
             name: name.to_owned(),
             fs: "ext4".to_owned(),
+            size_bytes: 0,
             names: names.iter().map(|name| (*name).to_owned()).collect(),
             tree: Arc::new(self),
         }

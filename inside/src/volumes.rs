@@ -140,6 +140,8 @@ pub struct NamedTree {
     pub name: String,
     /// File system, for people: `ext4`, `XFS`.
     pub fs: String,
+    /// Size of the volume.
+    pub size_bytes: u64,
     /// Names by which the guest's `/etc/fstab` may call the volume, besides those of [`FileTree::identity`]:
     /// `/dev/vg0/root`, `/dev/mapper/vg0-root`, `/dev/vda1`, `PARTUUID=…`.
     pub names: Vec<String>,

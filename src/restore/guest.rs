@@ -177,6 +177,7 @@ impl RestorePlan<'_> {
         let options = RestoreOptions {
             label: String::new(),
             format: Format::Raw,
+            changes: None,
             force: false,
             fill: Fill::Device,
             damaged,
@@ -254,6 +255,7 @@ fn write_all(
         let options = RestoreOptions {
             label: disk.label.clone(),
             format: Format::Raw,
+            changes: None,
             fill: match volumes.read_zero() {
                 true => Fill::Data,
                 false => Fill::Device,

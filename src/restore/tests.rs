@@ -60,6 +60,7 @@ fn run(plain: &[u8], path: &Path, force: bool) -> Result<()> {
     let options = RestoreOptions {
         label: "web1".into(),
         format: Format::Raw,
+        changes: None,
         force,
         fill: Fill::Image,
         damaged: Damaged::Refuse,
@@ -149,6 +150,7 @@ fn an_interrupted_or_failed_restore_leaves_nothing() {
     let options = RestoreOptions {
         label: "web1".into(),
         format: Format::Raw,
+        changes: None,
         force: false,
         fill: Fill::Image,
         damaged: Damaged::Refuse,
@@ -255,6 +257,7 @@ fn run_meanwhile(path: &Path, force: bool, harm: impl Fn() + Send + Sync) -> Res
     let options = RestoreOptions {
         label: "web1".into(),
         format: Format::Raw,
+        changes: None,
         force,
         fill: Fill::Image,
         damaged: Damaged::Refuse,
@@ -354,6 +357,7 @@ mod qcow2 {
         RestoreOptions {
             label: "web1".into(),
             format: Format::Qcow2,
+            changes: None,
             force,
             fill: Fill::Image,
             damaged,
@@ -527,6 +531,7 @@ pub(super) mod device {
             let options = RestoreOptions {
                 label: "web1".into(),
                 format: Format::Raw,
+                changes: None,
                 force: false,
                 fill,
                 damaged: Damaged::Refuse,

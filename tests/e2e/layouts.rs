@@ -8,6 +8,7 @@ use crate::support::bytes::{assert_same, assert_same_range, copy_sparse, noise_b
 use crate::support::disk::{Disk, XFS_MIB};
 use crate::support::lab::{Lab, names_in, str_of, sync};
 use crate::support::run::Said;
+use crate::support::tools::tool;
 
 /// Writes a file with a part's name in it into each of these parts.
 fn sign(lab: &Lab, disk: &Disk, parts: &[u32]) {
@@ -311,6 +312,60 @@ fn writes_to_a_mount_are_seen_in_it_and_end_with_it() {
         assert_eq!(kept.exists(), keep);
     }
     assert_restores(&lab, "web1@latest", &before);
+}
+
+#[test]
+fn kept_writes_are_restored_with_the_backup() {
+    for mkfs in ["mkfs.ext4", "mkfs.btrfs"] {
+        let lab = Lab::new();
+        let disk = Disk::partitioned(lab.path("disk.img"), 160, "label: gpt\nsize=8MiB\n\n");
+        disk.format(2, mkfs);
+        disk.change(&lab, 2, |root| {
+            fs::write(root.join("old"), "as it was").expect("writes")
+        });
+        lab.backup("web1", &disk.path);
+        let uuid = uuid_of(&disk);
+        let (dir, kept) = (lab.subdir("files"), lab.path("kept"));
+        lab.ok(args![
+            "mount",
+            "web1@latest",
+            "--files",
+            dir,
+            "--writable",
+            "--save",
+            kept
+        ]);
+        lab.note_hidden(&dir);
+        fs::write(dir.join("p2/old"), "changed").expect("writes");
+        fs::write(dir.join("p2/new"), noise_bytes(3, 7 << 20)).expect("writes");
+        lab.umount(&dir);
+
+        lab.ok(args!["restore", "web1@latest", disk.path, "--force", "--changes", kept]);
+        assert_eq!(uuid_of(&disk), uuid, "{mkfs}");
+        disk.change(&lab, 2, |root| {
+            assert_eq!(
+                fs::read_to_string(root.join("old")).expect("reads"),
+                "changed",
+                "{mkfs}"
+            );
+            assert!(
+                fs::read(root.join("new")).expect("reads") == noise_bytes(3, 7 << 20),
+                "{mkfs}"
+            );
+        });
+        lab.backup("web1", &disk.path);
+        let said = lab.run(args!["restore", "web1@latest", lab.path("out.img"), "--changes", kept]);
+        said.code(2).says(&["another backup"]);
+    }
+}
+
+/// The UUID of the file system in the second part.
+fn uuid_of(disk: &Disk) -> String {
+    let offset = disk.part(2).start_bytes.to_string();
+    tool(
+        "blkid",
+        args!["-p", "-O", offset, "-s", "UUID", "-o", "value", disk.path],
+    )
 }
 
 #[test]

@@ -36,6 +36,10 @@ pub struct MountArgs {
     #[arg(long, alias = "safe", requires = "files", conflicts_with_all = ["writable", "no_replay"])]
     pub user: bool,
 
+    /// With --user: one tree as the guest saw it, put together by its own /etc/fstab
+    #[arg(long, requires = "user")]
+    pub as_guest: bool,
+
     /// Let programs write: to the images, e.g. to boot a virtual machine from them, or with --files to the file systems,
     /// e.g. to repair them. The backup stays as it is: writes go to a scratch file, and are gone after `vbk umount` unless
     /// --save keeps them

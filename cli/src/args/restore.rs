@@ -63,6 +63,10 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "HOW", num_args = 0..=1, require_equals = true, default_missing_value = "zero")]
     pub skip_damaged: Option<SkipDamaged>,
 
+    /// Restore the disk with the changes that were made through `vbk mount --writable --save FILE`
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["create_in", "differential", "format"])]
+    pub changes: Option<PathBuf>,
+
     /// Restore the whole guest: create a logical volume in this group for each disk, with the old one's name and tags, and
     /// print the libvirt domain that was kept with the backup, with the new paths (with --quiet nothing else). The volumes
     /// are removed again if the restore fails or is interrupted

@@ -14,6 +14,7 @@ use crate::guest_files::BackupFiles;
 use crate::secrets;
 use crate::terminal::output::{self, JsonList, json_text};
 use crate::terminal::table::{Align, Table};
+use crate::terminal::units;
 use crate::warnings::{warn_of_clock, warn_of_foreign_changes};
 
 use listing::Listing;
@@ -23,6 +24,7 @@ use listing::Listing;
 struct VolumeJson<'a> {
     volume: &'a str,
     fs: Option<&'a str>,
+    size_bytes: Option<u64>,
     label: Option<String>,
     uuid: Option<String>,
     /// Paths at which the guest sees it.
@@ -86,6 +88,7 @@ fn volumes(context: &Context<'_>, files: &BackupFiles, json: Option<&mut JsonLis
         VolumeJson {
             volume: &named.name,
             fs: Some(&named.fs),
+            size_bytes: Some(named.size_bytes),
             label: identity.label,
             uuid: identity.uuid,
             mounted_at: at.map(|mount| lossy(&mount.point)).collect(),
@@ -95,6 +98,7 @@ fn volumes(context: &Context<'_>, files: &BackupFiles, json: Option<&mut JsonLis
     let left_out = files.trees.left_out.iter().map(|(name, why)| VolumeJson {
         volume: name,
         fs: None,
+        size_bytes: None,
         label: None,
         uuid: None,
         mounted_at: Vec::new(),
@@ -110,6 +114,7 @@ fn volumes(context: &Context<'_>, files: &BackupFiles, json: Option<&mut JsonLis
     let mut table = Table::new(&[
         ("VOLUME", Align::Left),
         ("FILE SYSTEM", Align::Left),
+        ("SIZE", Align::Right),
         ("LABEL", Align::Left),
         ("GUEST'S PATH", Align::Left),
     ]);
@@ -121,6 +126,7 @@ fn volumes(context: &Context<'_>, files: &BackupFiles, json: Option<&mut JsonLis
                 (Some(fs), _) => fs.to_owned(),
                 (None, reason) => format!("not readable: {}", reason.unwrap_or_default()),
             },
+            or_dash(volume.size_bytes.map(units::size).unwrap_or_default()),
             or_dash(volume.label.unwrap_or_default()),
             or_dash(volume.mounted_at.join(", ")),
         ]);

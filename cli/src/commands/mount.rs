@@ -161,14 +161,13 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
             )
         }
     };
-    let kept = options.scratch.clone();
-    let tree = ImageFs::open(repository, options, ReadResources::new(threads()))?;
+    let tree = Arc::new(ImageFs::open(repository, options, ReadResources::new(threads()))?);
     tree.write_fsids()?;
     let options = SessionOptions {
         allow_other: args.allow_other,
         threads: (2 * threads()).clamp(4, MAX_THREADS),
     };
-    let session = Session::mount(Arc::new(tree), &point, options)?;
+    let session = Session::mount(Arc::clone(&tree), &point, options)?;
     let at = point.display();
     let writable = if args.writable { ", writable" } else { "" };
     context.say(format_args!(
@@ -190,9 +189,7 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
         umount_elsewhere(shown.as_deref().unwrap_or(&point));
     })?;
     session.wait();
-    if let Some(scratch) = kept {
-        scratch.flush().map_err(Error::io("write the file of --save"))?;
-    }
+    tree.finish()?;
     watcher.end();
     daemon::end();
     Ok(Outcome::Done)

@@ -3,12 +3,16 @@
 mod create;
 mod differential;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use vbk::restore::{Behind, Damaged, DamagedRange, Fill, Format, RestoreOptions, Restored, restore, stream};
+use vbk::restore::{
+    Behind, Damaged, DamagedRange, DiskChanges, Fill, Format, RestoreOptions, Restored, restore, stream,
+};
+use vbk_inside::overlay::Changes;
 use vbk_repo::backup::{Backup, Image};
 use vbk_repo::catalogue::BackupSpec;
 use vbk_repo::reader::{ImageReader, ReadResources};
@@ -121,6 +125,7 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
     let options = RestoreOptions {
         label: label.clone(),
         format,
+        changes: changes(args, &entry.id.to_string(), image)?,
         force: args.force,
         fill: Fill::Image,
         damaged,
@@ -148,6 +153,23 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
     let outcome = print_damaged(&label, &restored.damaged, lost);
     context.json_result(&Report::new(&disk, target, &restored, took))?;
     Ok(outcome)
+}
+
+/// Opens the file of --changes, which must be of this backup.
+fn changes(args: &RestoreArgs, id: &str, image: &Image) -> Result<Option<DiskChanges>> {
+    let Some(path) = &args.changes else {
+        return Ok(None);
+    };
+    let opened = File::open(path).and_then(Changes::open);
+    let changes = opened.map_err(Error::io(format!("open {}", path.display())))?;
+    if changes.backup() != id {
+        return Err(Error::Usage(format!(
+            "{} holds changes of another backup: {}; `vbk show` takes that id",
+            path.display(),
+            changes.backup()
+        )));
+    }
+    Ok(Some(DiskChanges::new(Arc::new(changes), image.disk.as_str())))
 }
 
 /// An error if the disk can't go to standard output.

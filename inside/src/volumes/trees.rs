@@ -37,6 +37,7 @@ pub fn trees(found: &Volumes, is_wanted: &dyn Fn(&Volume) -> bool) -> Trees {
             Ok((fs, tree)) => trees.trees.push(NamedTree {
                 name: volume.name.clone(),
                 fs: fs.to_string(),
+                size_bytes: volume.device.size_bytes(),
                 names: volume.names.clone(),
                 tree,
             }),

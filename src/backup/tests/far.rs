@@ -119,6 +119,7 @@ fn blocks_are_read_back_many_at_once() {
         let options = RestoreOptions {
             label: "web1".into(),
             format: Default::default(),
+            changes: None,
             force: false,
             fill: Default::default(),
             damaged: Default::default(),

@@ -195,6 +195,7 @@ fn write_images<'a>(volumes: Volumes<'a>, images: &[ImageReader], cancel: bool) 
     let options = RestoreOptions {
         label: String::new(),
         format: Format::Raw,
+        changes: None,
         force: true,
         fill: Fill::Image,
         damaged: Damaged::Refuse,
@@ -327,6 +328,7 @@ fn a_volume_that_can_not_be_removed_is_named() {
     let options = RestoreOptions {
         label: String::new(),
         format: Format::Raw,
+        changes: None,
         force: true,
         fill: Fill::Image,
         damaged: Damaged::Refuse,

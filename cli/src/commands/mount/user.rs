@@ -7,7 +7,8 @@ use vbk_fuse::contents;
 use vbk_fuse::file_tree::FileFs;
 use vbk_fuse::session::{Session, SessionOptions};
 use vbk_fuse::volumes::{self, WhenBusy};
-use vbk_inside::volumes::Trees;
+use vbk_inside::guest::{Guest, compose};
+use vbk_inside::volumes::{NamedTree, Trees};
 use vbk_repo::backup::Entry;
 use vbk_repo::catalogue::BackupSpec;
 use vbk_repo::reader::ReadResources;
@@ -56,13 +57,20 @@ fn serve(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Outcome>
     }
     let made = entry.backup.time.timestamp();
     let volumes: Vec<_> = trees.trees.iter().map(VolumeJson::of_tree).collect();
-    let tree = FileFs::of_volumes(trees.trees.clone(), made);
+    let guest = match args.as_guest {
+        true => Some(compose(&trees).map_err(|why| Error::NoRoot(format!("{}: {why}", entry.backup.spec())))?),
+        false => None,
+    };
+    let tree = match &guest {
+        Some(guest) => FileFs::of_tree(as_one(guest), made),
+        None => FileFs::of_volumes(trees.trees.clone(), made),
+    };
     let options = SessionOptions {
         allow_other: args.allow_other,
         threads: (2 * threads()).clamp(4, MAX_THREADS),
     };
     let session = Session::mount_files(Arc::new(tree), resources, &point, options)?;
-    let outcome = tell(context, &point, &trees);
+    let outcome = tell(context, &point, &trees, guest.as_ref());
     context.json_result(&Report {
         mount_point: point.clone(),
         pid: std::process::id(),
@@ -93,24 +101,54 @@ fn nothing_to_show(entry: &Entry, trees: &Trees) -> Error {
     ))
 }
 
-fn tell(context: &Context<'_>, point: &Path, trees: &Trees) -> Outcome {
+/// Returns the composed tree of a guest as one volume.
+fn as_one(guest: &Guest) -> NamedTree {
+    NamedTree {
+        name: "guest".to_owned(),
+        fs: String::new(),
+        size_bytes: 0,
+        names: Vec::new(),
+        tree: Arc::clone(&guest.tree),
+    }
+}
+
+/// Returns the place of a volume below the mount point; `None` if it is not shown.
+fn place(number: usize, name: &str, guest: Option<&Guest>) -> Option<String> {
+    let Some(guest) = guest else {
+        return Some(format!("/{name}"));
+    };
+    let mounted = guest.mounts.iter().find(|mounted| mounted.volume == number)?;
+    Some(String::from_utf8_lossy(&mounted.point).into_owned())
+}
+
+fn tell(context: &Context<'_>, point: &Path, trees: &Trees, guest: Option<&Guest>) -> Outcome {
     let shown = point.display();
     let mut outcome = Outcome::Done;
     for warning in &trees.warnings {
         tracing::warn!("{warning}");
         outcome = Outcome::Warnings;
     }
-    for volume in &trees.trees {
+    for remark in guest.iter().flat_map(|guest| &guest.remarks) {
+        tracing::warn!("fstab: {remark}");
+        outcome = Outcome::Warnings;
+    }
+    for (number, volume) in trees.trees.iter().enumerate() {
+        let Some(place) = place(number, &volume.name, guest) else {
+            context.say(format_args!(
+                "{}  not shown: the guest's fstab does not mount it",
+                volume.name
+            ));
+            continue;
+        };
         let remarks = volume.tree.remarks().into_iter().map(|remark| format!("; {remark}"));
         context.say(format_args!(
-            "{shown}/{}  {}{}",
-            volume.name,
+            "{shown}{place}  {}{}",
             volume.fs,
             remarks.collect::<String>()
         ));
     }
     for (name, reason) in &trees.left_out {
-        context.say(format_args!("{shown}/{name}  not shown: {reason}"));
+        context.say(format_args!("{name}  not shown: {reason}"));
     }
     context.say(format_args!("`vbk umount {shown}` unmounts it"));
     outcome
