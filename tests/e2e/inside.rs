@@ -15,7 +15,7 @@ use crate::support::tools::tool;
 const MIB: u64 = 1 << 20;
 /// Extent of the groups that `lvm` makes here.
 const EXTENT_BYTES: u64 = 4 * MIB;
-const GPT: &str = "label: gpt\nsize=16MiB\n\n";
+const GPT: &str = "label: gpt\nsize=16MiB\nsize=+\n";
 
 /// A directory as a guest might have it.
 fn tree(lab: &Lab) -> PathBuf {

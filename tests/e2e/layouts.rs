@@ -318,7 +318,7 @@ fn writes_to_a_mount_are_seen_in_it_and_end_with_it() {
 fn kept_writes_are_restored_with_the_backup() {
     for mkfs in ["mkfs.ext4", "mkfs.btrfs"] {
         let lab = Lab::new();
-        let disk = Disk::partitioned(lab.path("disk.img"), 160, "label: gpt\nsize=8MiB\n\n");
+        let disk = Disk::partitioned(lab.path("disk.img"), 160, "label: gpt\nsize=8MiB\nsize=+\n");
         disk.format(2, mkfs);
         disk.change(&lab, 2, |root| {
             fs::write(root.join("old"), "as it was").expect("writes")

@@ -229,7 +229,8 @@ impl Search<'_> {
             .unzip();
         let groups = lvm::assemble(members);
         for (number, (item, probed)) in items.iter().enumerate() {
-            if !groups.iter().any(|group| group.members.contains(&number)) {
+            let mut with_volumes = groups.iter().filter(|group| !group.volumes.is_empty());
+            if !with_volumes.any(|group| group.members.contains(&number)) {
                 self.keep(item.clone(), Ok(probed.clone()));
             }
         }
