@@ -29,6 +29,7 @@ pub fn find(disks: &[Disk], secrets: &Secrets) -> Volumes {
         members: Vec::new(),
         physical: Vec::new(),
         taken: HashSet::new(),
+        kept: Vec::new(),
         found: Volumes::default(),
     };
     for (number, disk) in disks.iter().enumerate() {
@@ -37,6 +38,8 @@ pub fn find(disks: &[Disk], secrets: &Secrets) -> Volumes {
         }
     }
     search.run();
+    search.kept.sort_by_key(|(order, _)| *order);
+    search.found.volumes = search.kept.into_iter().map(|(_, volume)| volume).collect();
     search.found
 }
 
@@ -53,6 +56,8 @@ struct Item {
     names: Vec<String>,
     /// Containers around it.
     depth: u8,
+    /// Position in the result: that of the partition, or of the logical volume.
+    order: usize,
 }
 
 struct Search<'a> {
@@ -63,6 +68,8 @@ struct Search<'a> {
     physical: Vec<(PhysicalVolume, Item, Probed)>,
     /// Names and images that are in use.
     taken: HashSet<String>,
+    /// Volumes that hold no opened one, with their positions.
+    kept: Vec<(usize, Volume)>,
     found: Volumes,
 }
 
@@ -87,6 +94,7 @@ impl Search<'_> {
                 member: None,
                 names: device_names(&disk.name, number, None),
                 depth: 0,
+                order: 0,
             };
             // A partition that can't be read is listed with the reason; of a disk without partitions nothing would be
             // left to list.
@@ -108,9 +116,14 @@ impl Search<'_> {
 
     /// Gives a new volume names that no other has; `None` if there are too many.
     fn named(&mut self, mut item: Item) -> Option<Item> {
-        let count = self.queue.len() + self.members.len() + self.found.volumes.len();
+        let count = self.taken.len() / 2;
         if count >= MAX_VOLUMES {
-            if count == MAX_VOLUMES {
+            if self
+                .found
+                .warnings
+                .last()
+                .is_none_or(|(_, text)| !text.starts_with("only"))
+            {
                 let text = format!("only {MAX_VOLUMES} volumes are read");
                 self.found.warnings.push((item.disks, text));
             }
@@ -118,6 +131,7 @@ impl Search<'_> {
         }
         item.image = self.unique("image", item.image);
         item.name = self.unique("name", item.name);
+        item.order = count;
         Some(item)
     }
 
@@ -258,6 +272,7 @@ impl Search<'_> {
                         format!("/dev/mapper/{}-{}", escaped(&group.name), escaped(&volume.name)),
                     ],
                     depth,
+                    order: 0,
                 };
                 let Some(named) = self.named(item) else {
                     continue;
@@ -309,7 +324,7 @@ impl Search<'_> {
     }
 
     fn keep(&mut self, item: Item, probed: Result<Probed, String>) {
-        self.found.volumes.push(Volume {
+        let volume = Volume {
             image: item.image,
             name: item.name,
             place: item.place,
@@ -319,7 +334,8 @@ impl Search<'_> {
             probed,
             member: item.member,
             names: item.names,
-        });
+        };
+        self.kept.push((item.order, volume));
     }
 }
 
@@ -347,6 +363,7 @@ fn partition_item(number: usize, disk: &Disk, partition: &Partition, alone: bool
         member: None,
         names,
         depth: 0,
+        order: 0,
     }
 }
 
