@@ -5,6 +5,7 @@
 //! same time share the store; with change hints each disk needs up to 12 MiB per TiB.
 
 pub mod backup;
+pub mod boot;
 pub mod disk;
 mod error;
 pub mod guest;
