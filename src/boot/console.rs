@@ -14,7 +14,7 @@ const WINDOW_BYTES: usize = 4 << 10;
 const MAX_PATTERN_BYTES: usize = 1 << 20;
 
 /// A prompt of login(1) or getty(8). "Last login: ..." is what comes after one.
-const LOGIN: &str = r"(?-u)(?:^|[^t] |[^ A-Za-z])login:";
+const LOGIN: &str = r"(?-u)(?:^|[^t] |[\x00-\x1f]|\x1b\[[0-9;]*m)login:";
 
 /// Words that end a boot, and what they mean.
 const FAILURES: [(&str, &str); 9] = [
@@ -25,7 +25,10 @@ const FAILURES: [(&str, &str); 9] = [
     ("(initramfs) ", "the initramfs did not find the root file system"),
     ("grub rescue>", "GRUB did not find its files"),
     ("No bootable device", "the firmware found no bootable disk"),
-    ("No bootable option or device was found", "the firmware found no bootable disk"),
+    (
+        "No bootable option or device was found",
+        "the firmware found no bootable disk",
+    ),
     ("UEFI Interactive Shell", "the firmware found no bootable disk"),
 ];
 
@@ -151,7 +154,10 @@ mod tests {
         let panic = Some(Sign::Failure("the kernel panicked"));
         let text = "Kernel panic - not syncing: no init\nweb1 login: ";
         assert_eq!(signs(&mut Watch::for_login(), &[text]), panic);
-        assert_eq!(signs(&mut Watch::for_login(), &["web1 login: \nKernel panic"]), Some(Sign::Proof));
+        assert_eq!(
+            signs(&mut Watch::for_login(), &["web1 login: \nKernel panic"]),
+            Some(Sign::Proof)
+        );
         assert_eq!(signs(&mut Watch::for_login(), &["Kernel ", "panic"]), panic);
     }
 

@@ -39,7 +39,10 @@ const OVMF: [(&str, &str); 4] = [
     ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
     ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
     ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
-    ("/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"),
+    (
+        "/usr/share/edk2/x64/OVMF_CODE.4m.fd",
+        "/usr/share/edk2/x64/OVMF_VARS.4m.fd",
+    ),
 ];
 
 /// Processor of the host that runs the guest.
@@ -144,7 +147,10 @@ impl Machine {
         host: Host,
     ) -> Result<(Self, Vec<String>), BootError> {
         let mut remarks = Vec::new();
-        let wanted = choices.memory_bytes.or(hardware.memory_bytes).unwrap_or(DEFAULT_MEMORY_BYTES);
+        let wanted = choices
+            .memory_bytes
+            .or(hardware.memory_bytes)
+            .unwrap_or(DEFAULT_MEMORY_BYTES);
         // A quarter stays free for the page cache, the mount and the rest of the host.
         let most = host.free_bytes / 4 * 3;
         if most < MIN_MEMORY_BYTES {
@@ -155,15 +161,22 @@ impl Machine {
         let memory_bytes = wanted.clamp(MIN_MEMORY_BYTES, most) >> 20 << 20;
         if wanted > most {
             let (got, wanted) = (crate::text::size(memory_bytes), crate::text::size(wanted));
-            remarks.push(format!("the guest gets {got} of memory instead of {wanted}: the host has no more to spare"));
+            remarks.push(format!(
+                "the guest gets {got} of memory instead of {wanted}: the host has no more to spare"
+            ));
         }
         let wanted = choices.cpus.or(hardware.cpus).unwrap_or(1);
         let cpus = wanted.clamp(1, host.cpus.clamp(1, MAX_CPUS));
         if wanted > cpus {
-            remarks.push(format!("the guest gets {cpus} processors instead of {wanted}: the host has no more"));
+            remarks.push(format!(
+                "the guest gets {cpus} processors instead of {wanted}: the host has no more"
+            ));
         }
         if disks.len() > MAX_DISKS {
-            remarks.push(format!("only the first {MAX_DISKS} of {} disks are attached", disks.len()));
+            remarks.push(format!(
+                "only the first {MAX_DISKS} of {} disks are attached",
+                disks.len()
+            ));
         }
         // Disks with a place in the boot order first, then as the description lists them, then as the backup does.
         let mut found: Vec<_> = disks
@@ -219,7 +232,10 @@ impl Machine {
             Family::Q35 => "q35",
         };
         add(&["-nodefaults", "-no-user-config", "-name", "vbk"]);
-        add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
+        add(&[
+            "-sandbox",
+            "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        ]);
         add(&["-machine", family, "-accel", accelerator.name()]);
         let cpu = match accelerator {
             Accelerator::Kvm => "host",
@@ -230,15 +246,30 @@ impl Machine {
         // After a poweroff or a panic the screen can still be copied.
         let panic = if wishes.is_kept_after_end { "pause" } else { "shutdown" };
         let end = if wishes.is_kept_after_end { "pause" } else { "poweroff" };
-        add(&["-action", &format!("reboot=reset,shutdown={end},panic={panic}"), "-device", "pvpanic"]);
+        add(&[
+            "-action",
+            &format!("reboot=reset,shutdown={end},panic={panic}"),
+            "-device",
+            "pvpanic",
+        ]);
         add(&["-qmp", &format!("unix:{QMP_SOCKET},server=on,wait=off")]);
-        add(&["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console", "-vga", "std"]);
+        add(&[
+            "-chardev",
+            "stdio,id=console,signal=off",
+            "-serial",
+            "chardev:console",
+            "-vga",
+            "std",
+        ]);
         match wishes.vnc {
             Some(display) => add(&["-vnc", &format!("127.0.0.1:{display}")]),
             None => add(&["-display", "none"]),
         }
         add(&["-device", "virtio-serial-pci"]);
-        add(&["-chardev", &format!("socket,id=agent,path={AGENT_SOCKET},server=on,wait=off")]);
+        add(&[
+            "-chardev",
+            &format!("socket,id=agent,path={AGENT_SOCKET},server=on,wait=off"),
+        ]);
         add(&["-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"]);
         // Without it a guest under TCG waits long for randomness.
         add(&["-device", "virtio-rng-pci"]);
@@ -247,14 +278,22 @@ impl Machine {
             // `restrict` keeps the guest from the host and from all other machines; it finds an address and a gateway.
             Network::User { is_restricted } => {
                 let restrict = if is_restricted { "on" } else { "off" };
-                add(&["-netdev", &format!("user,id=net,restrict={restrict}"), "-device", "virtio-net-pci,netdev=net"]);
+                add(&[
+                    "-netdev",
+                    &format!("user,id=net,restrict={restrict}"),
+                    "-device",
+                    "virtio-net-pci,netdev=net",
+                ]);
             }
         }
         match self.firmware {
             Firmware::Bios => add(&["-fw_cfg", &format!("name=etc/sercon-port,file={SERIAL_PORT}")]),
             Firmware::Uefi => {
                 let (code, _) = ovmf()?;
-                add(&["-drive", &format!("if=pflash,unit=0,format=raw,readonly=on,file={code}")]);
+                add(&[
+                    "-drive",
+                    &format!("if=pflash,unit=0,format=raw,readonly=on,file={code}"),
+                ]);
                 add(&["-drive", &format!("if=pflash,unit=1,format=raw,file={VARIABLES}")]);
             }
         }

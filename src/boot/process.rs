@@ -173,7 +173,9 @@ impl Running {
                 "ppm" => json!({"filename": name}),
                 _ => json!({"filename": name, "format": format}),
             };
-            self.qmp.execute("screendump", &arguments, ANSWER).map(|_| (name, format))
+            self.qmp
+                .execute("screendump", &arguments, ANSWER)
+                .map(|_| (name, format))
         };
         let (name, format) = dump("png").or_else(|_| dump("ppm"))?;
         let path = self.directory.join(name);

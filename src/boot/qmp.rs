@@ -90,11 +90,7 @@ pub(super) struct Qmp {
 
 impl Qmp {
     /// Connects, and waits for the socket as long as `is_alive` says that QEMU runs.
-    pub(super) fn connect(
-        path: &Path,
-        limit: Duration,
-        is_alive: &mut dyn FnMut() -> bool,
-    ) -> Result<Self, BootError> {
+    pub(super) fn connect(path: &Path, limit: Duration, is_alive: &mut dyn FnMut() -> bool) -> Result<Self, BootError> {
         let deadline = Instant::now() + limit;
         let stream = loop {
             match UnixStream::connect(path) {
@@ -188,14 +184,18 @@ impl Agent {
     pub(super) fn ask(&mut self) -> Result<(), BootError> {
         self.number += 1;
         // A sync and not a ping: its answer has the number, so it can't be anything else that the guest sends.
-        self.lines.send(&json!({"execute": "guest-sync", "arguments": {"id": self.number}}))
+        self.lines
+            .send(&json!({"execute": "guest-sync", "arguments": {"id": self.number}}))
     }
 
     /// Tests for an answer that has come.
     pub(super) fn has_answered(&mut self) -> Result<bool, BootError> {
         while let Some(line) = self.lines.next(Duration::ZERO)? {
             let answer = serde_json::from_slice::<Value>(&line).ok();
-            let number = answer.as_ref().and_then(|answer| answer.get("return")).and_then(Value::as_u64);
+            let number = answer
+                .as_ref()
+                .and_then(|answer| answer.get("return"))
+                .and_then(Value::as_u64);
             if number.is_some_and(|number| (1..=self.number).contains(&number)) {
                 return Ok(true);
             }
@@ -215,7 +215,10 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(500);
 
     /// A server that sends a greeting, and for each line that it gets one of the answers.
-    fn server(greeting: &'static [u8], answers: Vec<Vec<u8>>) -> (tempfile::TempDir, std::path::PathBuf, JoinHandle<()>) {
+    fn server(
+        greeting: &'static [u8],
+        answers: Vec<Vec<u8>>,
+    ) -> (tempfile::TempDir, std::path::PathBuf, JoinHandle<()>) {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("qmp.sock");
         let listener = UnixListener::bind(&path).expect("binds");
@@ -253,7 +256,10 @@ mod tests {
         let mut qmp = connect(&path).expect("connects");
         assert_eq!(qmp.execute("stop", &json!({}), SHORT).expect("runs"), json!({}));
         assert_eq!(qmp.events().expect("reads"), [Event::Reset, Event::Off]);
-        let error = qmp.execute("nonsense", &json!({}), SHORT).expect_err("fails").to_string();
+        let error = qmp
+            .execute("nonsense", &json!({}), SHORT)
+            .expect_err("fails")
+            .to_string();
         assert!(error.contains("nonsense: no such command"), "{error}");
         drop(qmp);
         thread.join().expect("ends");

@@ -48,7 +48,10 @@ mod tests {
         let entry = manager.writer().commit(made).expect("commits").entry;
         let spec = entry.backup.spec();
         assert!(manager.record_rehearsal(&spec, REHEARSED).expect("records"));
-        assert_eq!(manager.states().expect("loads").of(&entry.backup).rehearsed, Some(REHEARSED));
+        assert_eq!(
+            manager.states().expect("loads").of(&entry.backup).rehearsed,
+            Some(REHEARSED)
+        );
         manager.amend(std::slice::from_ref(&spec), &[]).expect("forgets");
         assert_eq!(manager.states().expect("loads").noted(&spec), State::default());
         assert!(!manager.record_rehearsal(&spec, REHEARSED).expect("finds nothing"));
@@ -59,7 +62,12 @@ mod tests {
         let read = |text: &str| serde_json::from_str::<Rehearsed>(text).is_ok();
         let good = serde_json::to_string(&REHEARSED).expect("has a JSON form");
         assert!(read(&good), "{good}");
-        for (from, to) in [("login", "hope"), ("kvm", "xen"), ("1500", "-1"), ("{", "{\"other\":1,")] {
+        for (from, to) in [
+            ("login", "hope"),
+            ("kvm", "xen"),
+            ("1500", "-1"),
+            ("{", "{\"other\":1,"),
+        ] {
             assert!(!read(&good.replacen(from, to, 1)), "{from}");
         }
     }

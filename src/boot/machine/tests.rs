@@ -15,7 +15,9 @@ fn machine(disks: &[&str], hardware: &Hardware, choices: &Choices) -> (Machine, 
 }
 
 fn arguments(machine: &Machine) -> Vec<String> {
-    machine.arguments(Accelerator::Tcg, &Wishes::default()).expect("arguments")
+    machine
+        .arguments(Accelerator::Tcg, &Wishes::default())
+        .expect("arguments")
 }
 
 #[test]
@@ -63,7 +65,10 @@ fn memory_and_processors_are_bounded_by_the_host() {
         ..Choices::default()
     };
     let (small, remarks) = machine(&["vda"], &hardware, &choices);
-    assert_eq!((small.memory_bytes, small.cpus, remarks.len()), (MIN_MEMORY_BYTES, 1, 0));
+    assert_eq!(
+        (small.memory_bytes, small.cpus, remarks.len()),
+        (MIN_MEMORY_BYTES, 1, 0)
+    );
     let poor = Host {
         free_bytes: 10 << 20,
         cpus: 1,
@@ -101,7 +106,12 @@ fn disks_have_the_order_and_the_buses_of_the_description() {
         ]
     );
     let line = arguments(&found).join(" ");
-    for words in ["virtio-scsi-pci,id=scsi", "\"bus\":\"ide.0\"", "\"bus\":\"ahci0.0\"", "\"bootindex\":3"] {
+    for words in [
+        "virtio-scsi-pci,id=scsi",
+        "\"bus\":\"ide.0\"",
+        "\"bus\":\"ahci0.0\"",
+        "\"bootindex\":3",
+    ] {
         assert!(line.contains(words), "no {words} in {line}");
     }
     let all_sata = Choices {
@@ -132,7 +142,11 @@ fn hostile_text_becomes_no_option() {
     };
     let json: serde_json::Value = serde_json::from_str(only).expect("is JSON");
     assert_eq!(json["file"]["filename"], format!("disks/{evil}.img"));
-    assert!(!list.iter().any(|word| word == "-netdev" || word.contains("/bin/sh") || word.contains("usb=on")));
+    assert!(
+        !list
+            .iter()
+            .any(|word| word == "-netdev" || word.contains("/bin/sh") || word.contains("usb=on"))
+    );
 }
 
 #[test]
@@ -144,7 +158,8 @@ fn many_disks_get_controllers_that_have_room() {
             family: Some(Family::Pc),
             ..Choices::default()
         };
-        let (machine, remarks) = Machine::new(&all, &Hardware::default(), &choices, Firmware::Bios, HOST).expect("fits");
+        let (machine, remarks) =
+            Machine::new(&all, &Hardware::default(), &choices, Firmware::Bios, HOST).expect("fits");
         assert_eq!((machine.disks.len(), remarks.len()), (MAX_DISKS, 1));
         let list = arguments(&machine);
         let devices = list.iter().filter(|word| word.contains("\"drive\":"));

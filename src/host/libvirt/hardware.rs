@@ -155,7 +155,10 @@ mod tests {
         let hardware = Hardware::parse(include_str!("samples/web1.xml")).expect("parses");
         let disk = hardware.disks.first().expect("a disk");
         assert_eq!((disk.target.as_str(), disk.bus), ("vda", Some(Bus::Virtio)));
-        assert!(hardware.disks.iter().all(|disk| disk.target != "sda"), "a CD drive is no hard disk");
+        assert!(
+            hardware.disks.iter().all(|disk| disk.target != "sda"),
+            "a CD drive is no hard disk"
+        );
         assert_eq!(
             (hardware.memory_bytes, hardware.cpus, hardware.family, hardware.firmware),
             (Some(4 << 30), Some(2), Some(Family::Q35), Some(Firmware::Uefi))
@@ -176,27 +179,51 @@ mod tests {
         ] {
             assert_eq!(parse(text).memory_bytes, bytes, "{text}");
         }
-        for (text, cpus) in [("4", Some(4)), ("0", None), ("4,sockets=9", None), ("99999999999", None)] {
+        for (text, cpus) in [
+            ("4", Some(4)),
+            ("0", None),
+            ("4,sockets=9", None),
+            ("99999999999", None),
+        ] {
             assert_eq!(parse(&format!("<vcpu>{text}</vcpu>")).cpus, cpus, "{text}");
         }
     }
 
     #[test]
     fn firmware_buses_and_order_are_kinds_and_never_text() {
-        let os = |text: &str| parse(&format!("<os>{text}<type machine='pc-i440fx-7.2,accel=x'>hvm</type></os>"));
-        assert_eq!((os("").firmware, os("").family), (Some(Firmware::Bios), Some(Family::Pc)));
-        assert_eq!(os("<loader type='pflash'>/etc/shadow</loader>").firmware, Some(Firmware::Uefi));
+        let os = |text: &str| {
+            parse(&format!(
+                "<os>{text}<type machine='pc-i440fx-7.2,accel=x'>hvm</type></os>"
+            ))
+        };
+        assert_eq!(
+            (os("").firmware, os("").family),
+            (Some(Firmware::Bios), Some(Family::Pc))
+        );
+        assert_eq!(
+            os("<loader type='pflash'>/etc/shadow</loader>").firmware,
+            Some(Firmware::Uefi)
+        );
         let disks = parse(
-            "<devices><disk><target dev='a,b\n' bus='virtio,x=y'/><boot order='2,1'/></disk><disk><target dev='sda' \
+            "<devices><disk><target dev='a,b&#10;' bus='virtio,x=y'/><boot order='2,1'/></disk><disk><target dev='sda' \
              bus='scsi'/><boot order='1'/></disk><disk device='floppy'><target dev='fda'/></disk><disk/></devices>",
         );
-        let found: Vec<_> = disks.disks.iter().map(|disk| (disk.target.as_str(), disk.bus, disk.order)).collect();
+        let found: Vec<_> = disks
+            .disks
+            .iter()
+            .map(|disk| (disk.target.as_str(), disk.bus, disk.order))
+            .collect();
         assert_eq!(found, [("a,b\n", None, None), ("sda", Some(Bus::Scsi), Some(1))]);
     }
 
     #[test]
     fn other_processors_and_other_documents_are_refused() {
-        for xml in ["<network/>", "<domain><os><type arch='aarch64'>hvm</type></os></domain>", "<domain>", ""] {
+        for xml in [
+            "<network/>",
+            "<domain><os><type arch='aarch64'>hvm</type></os></domain>",
+            "<domain>",
+            "",
+        ] {
             assert!(Hardware::parse(xml).is_err(), "{xml}");
         }
     }
