@@ -31,9 +31,9 @@ pub enum BootError {
         /// Free memory.
         free_bytes: u64,
     },
-    /// QEMU ended before the guest ran.
-    #[error("QEMU did not start: {0}")]
-    NotStarted(String),
+    /// QEMU ended with an error.
+    #[error("QEMU failed: {0}")]
+    Failed(String),
     /// QEMU does not answer, or not in its protocol.
     #[error("QEMU can't be controlled: {0}")]
     Qmp(String),
@@ -57,7 +57,7 @@ impl BootError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NoQemu | Self::NoOvmf => ErrorKind::NotFound,
-            Self::NoMemory { .. } | Self::NotStarted(_) | Self::Qmp(_) | Self::Silent(_) => ErrorKind::Unavailable,
+            Self::NoMemory { .. } | Self::Failed(_) | Self::Qmp(_) | Self::Silent(_) => ErrorKind::Unavailable,
             Self::Io { source, .. } => ErrorKind::of_io(source),
         }
     }

@@ -18,6 +18,7 @@ mod leftover_mounts;
 mod limits;
 mod listing;
 mod machine;
+mod metrics;
 mod new_keys;
 mod place;
 mod pruning;

@@ -16,6 +16,9 @@ const MAX_PATTERN_BYTES: usize = 1 << 20;
 /// A prompt of login(1) or getty(8). "Last login: ..." is what comes after one.
 const LOGIN: &str = r"(?-u)(?:^|[^t] |[\x00-\x1f]|\x1b\[[0-9;]*m)login:";
 
+/// Escape sequence that moves the cursor or sets a colour (ECMA-48, section 5.4), or resets the terminal.
+const CURSOR: &str = r"\x1b(?:\[[0-?]*[ -/]*[@-~]|c)";
+
 /// Words that end a boot, and what they mean.
 const FAILURES: [(&str, &str); 9] = [
     ("Kernel panic", "the kernel panicked"),
@@ -66,6 +69,8 @@ impl ConsoleLog {
         let bytes = self.bytes();
         let end = &bytes[bytes.len().saturating_sub(WINDOW_BYTES)..];
         let text = String::from_utf8_lossy(end);
+        let moves = regex::Regex::new(CURSOR).expect("the pattern is a constant that a test compiles");
+        let text = moves.replace_all(&text, "");
         let lines = text.split(['\n', '\r']).map(|line| line.replace(char::is_control, ""));
         let mut lines: Vec<_> = lines.filter(|line| !line.trim().is_empty()).collect();
         lines.split_off(lines.len().saturating_sub(count))
@@ -178,7 +183,7 @@ mod tests {
         for _ in 0..400 {
             log.add(&[b'x'; 10_000]);
         }
-        log.add(b"\x1b[1mlast\r\nline\r\n");
+        log.add(b"last\r\n\x1bc\x1b[?7l\x1b[2J\x1b[0mline\r\n");
         let bytes = log.bytes();
         assert!(bytes.starts_with(b"first\n") && bytes.ends_with(b"line\r\n"));
         assert!(bytes.len() < HEAD_BYTES + TAIL_BYTES + 100);

@@ -282,7 +282,7 @@ impl Machine {
                     "-netdev",
                     &format!("user,id=net,restrict={restrict}"),
                     "-device",
-                    "virtio-net-pci,netdev=net",
+                    "virtio-net-pci,netdev=net,romfile=",
                 ]);
             }
         }

@@ -117,7 +117,7 @@ impl Running {
                 let said = said(&errors);
                 Err(match connected {
                     Err(error) if said.is_empty() => error,
-                    _ => BootError::NotStarted(said),
+                    _ => BootError::Failed(said),
                 })
             }
         }
@@ -201,7 +201,7 @@ impl Running {
             std::thread::sleep(Duration::from_millis(20));
         }
         match self.has_ended()? {
-            Some(status) if !status.success() => Err(BootError::NotStarted(said(&self.directory.join(ERRORS)))),
+            Some(status) if !status.success() => Err(BootError::Failed(said(&self.directory.join(ERRORS)))),
             _ => Ok(()),
         }
     }

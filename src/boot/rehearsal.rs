@@ -12,6 +12,9 @@ use crate::boot::qmp::Event;
 
 /// Resets that are no loop: a boot loader that sets up its entries resets once, and so does a file system check.
 const MAX_RESETS: u32 = 2;
+/// Time in which resets count as one: SeaBIOS answers a reset of the processor with one of the whole machine, which may
+/// take several attempts (SeaBIOS, src/resume.c).
+const ONE_RESET: Duration = Duration::from_secs(2);
 /// Interval of looking at everything but the console.
 const INTERVAL: Duration = Duration::from_millis(200);
 /// Interval of asking the agent.
@@ -55,7 +58,7 @@ pub fn watch(
         ),
     };
     let started = Instant::now();
-    let (mut resets, mut asked) = (0, None);
+    let (mut resets, mut reset_at, mut asked) = (0, None, None);
     while started.elapsed() < limit {
         if cancel.load(Ordering::SeqCst) {
             return Ok(Verdict::Cancelled);
@@ -74,7 +77,11 @@ pub fn watch(
             match event {
                 Event::Panicked => return Ok(Verdict::Failed("the kernel panicked".to_owned())),
                 Event::Off => return Ok(Verdict::Failed("the guest powered itself off".to_owned())),
-                Event::Reset => resets += 1,
+                Event::Reset if reset_at.is_some_and(|at: Instant| at.elapsed() < ONE_RESET) => {}
+                Event::Reset => {
+                    reset_at = Some(Instant::now());
+                    resets += 1;
+                }
             }
         }
         if resets > MAX_RESETS {

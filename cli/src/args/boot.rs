@@ -141,6 +141,10 @@ pub struct RehearseArgs {
     #[arg(long, value_name = "MINUTES", value_parser = clap::value_parser!(u64).range(1..=1440))]
     pub timeout: Option<u64>,
 
+    /// Add the result to this file of metrics for Prometheus [default: that of the configuration, if it names one]
+    #[arg(long, value_name = "FILE")]
+    pub metrics: Option<PathBuf>,
+
     #[command(flatten)]
     pub machine: MachineArgs,
 }

@@ -3,18 +3,18 @@
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
 use std::os::fd::AsFd;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use serde::Serialize;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use vbk_repo::state::BootAccelerator;
 
 use crate::args::BootArgs;
 use crate::booting::{BootOptions, accelerator, check_whole, start};
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
-use crate::signals;
 use crate::warnings::warn_of_clock;
 
 /// Interval of looking at signals.
@@ -33,7 +33,8 @@ struct Report {
 /// Boots a backup and connects the terminal to its console, until the guest ends.
 pub fn run(context: &Context<'_>, args: &BootArgs) -> Result<Outcome> {
     check_whole(&args.backup)?;
-    let cancel = signals::cancel_flag_with_hangup().map_err(Error::io("watch for signals"))?;
+    // A second signal ends the guest, and not this process, which has a terminal to restore.
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(Error::io("watch for signals"))?;
     let repository = context.repository()?;
     let view = context.view_of(&repository)?;
     let catalogue = view.catalogue()?;
@@ -61,15 +62,19 @@ pub fn run(context: &Context<'_>, args: &BootArgs) -> Result<Outcome> {
     let mut asked: Option<Instant> = None;
     let mut powered_off = false;
     loop {
-        if cancel.load(Ordering::SeqCst) && asked.is_none() {
+        let signalled = signals.pending().next().is_some();
+        let is_first = signalled && asked.is_none();
+        if is_first {
             asked = Some(Instant::now());
+            context.say("");
             context.say(format_args!(
-                "\r\nthe guest was asked to power off; it is killed in {} s, or at once with Ctrl-C",
+                "the guest was asked to power off; it is killed in {} s, or at once with Ctrl-C",
                 args.grace
             ));
             guest.press_power_button()?;
         }
-        if asked.is_some_and(|at| at.elapsed() >= Duration::from_secs(args.grace)) {
+        let is_late = asked.is_some_and(|at| at.elapsed() >= Duration::from_secs(args.grace));
+        if is_late || signalled && !is_first {
             tracing::warn!("the guest did not power off, and was killed");
             break;
         }
@@ -91,7 +96,8 @@ pub fn run(context: &Context<'_>, args: &BootArgs) -> Result<Outcome> {
     }
     drop(keyboard);
     drop(booted);
-    context.say(format_args!("\r\n{spec} has ended"));
+    context.say("");
+    context.say(format_args!("{spec} has ended"));
     context.json_result(&Report {
         backup: spec,
         accelerator,

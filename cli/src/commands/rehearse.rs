@@ -23,6 +23,7 @@ use crate::booting::{BootOptions, accelerator, check_whole, start};
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
 use crate::machine::rehearsals_dir;
+use crate::metrics::Metrics;
 use crate::signals;
 use crate::terminal::{printable, units};
 use crate::warnings::{warn_of_clock, warn_of_guess};
@@ -148,7 +149,12 @@ pub fn run(context: &Context<'_>, args: &RehearseArgs) -> Result<Outcome> {
         screen,
     })?;
     let recorded = record(context, &spec, rehearsal.rehearsed, states.is_unread(&spec), &cancel);
-    Ok(match (failure, recorded) {
+    let guest = entry.backup.guest.as_str();
+    let counted = count(context, args.metrics.as_deref(), guest, rehearsal.rehearsed);
+    if let Err(error) = &counted {
+        tracing::warn!("the metrics were not written: {}", error.text());
+    }
+    Ok(match (failure, recorded && counted.is_ok()) {
         (Some(_), _) => Outcome::Damage,
         (None, true) => Outcome::Done,
         (None, false) => Outcome::Warnings,
@@ -244,6 +250,20 @@ fn keep(guest: &str, rehearsal: &Rehearsal) -> Result<(Option<PathBuf>, Option<P
     let screen = directory.join(format!("{guest}.{format}"));
     write(&screen, bytes)?;
     Ok((Some(console), Some(screen)))
+}
+
+/// Adds the result to the metrics, if there is a file for them.
+fn count(context: &Context<'_>, given: Option<&Path>, guest: &str, rehearsed: Rehearsed) -> Result<()> {
+    let path = match given {
+        Some(path) => Some(path),
+        None => context.config()?.metrics.as_deref(),
+    };
+    let Some(path) = path else {
+        return Ok(());
+    };
+    let mut metrics = Metrics::at(path)?;
+    metrics.record_rehearsal(guest, rehearsed);
+    metrics.finish(|_| true)
 }
 
 /// Notes the result in the repository. Returns false if that was not possible; a warning says why.

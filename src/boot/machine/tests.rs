@@ -172,3 +172,25 @@ fn many_disks_get_controllers_that_have_room() {
         assert_eq!(places.len(), MAX_DISKS, "{bus:?}");
     }
 }
+
+#[test]
+fn a_network_and_a_screen_are_there_only_when_told() {
+    let (machine, _) = machine(&["vda"], &Hardware::default(), &Choices::default());
+    let wishes = Wishes {
+        network: Network::User { is_restricted: true },
+        vnc: Some(7),
+        is_kept_after_end: true,
+    };
+    let line = machine
+        .arguments(Accelerator::Kvm, &wishes)
+        .expect("arguments")
+        .join(" ");
+    for words in [
+        "-netdev user,id=net,restrict=on",
+        "-vnc 127.0.0.1:7",
+        "-accel kvm -cpu host",
+        "shutdown=pause",
+    ] {
+        assert!(line.contains(words), "no {words} in {line}");
+    }
+}
