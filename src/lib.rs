@@ -1,4 +1,4 @@
-//! Makes backups of disks and restores them. Does not know how backups are mounted.
+//! Makes backups of disks, restores them, and boots them in QEMU. Does not know how backups are mounted.
 //!
 //! Memory of a backup, independent of the size of the disk: 64 MiB of workers' buffers (32 MiB with the default block
 //! size on two processors), 144 MiB of the store's write buffers, 32 MiB of its cache. Guests that are backed up at the

@@ -124,7 +124,8 @@ impl Watch {
             let at = places.position(|place| place == words.as_bytes())?;
             Some((at, Sign::Failure(meaning)))
         });
-        let first = failures.chain(proof).min_by_key(|(at, _)| *at);
+        // At the same place the proof counts: the user may wait for the words of a failure.
+        let first = proof.into_iter().chain(failures).min_by_key(|(at, _)| *at);
         let excess = self.window.len().saturating_sub(WINDOW_BYTES);
         self.window.drain(..excess);
         first.map(|(_, sign)| sign)
@@ -171,6 +172,8 @@ mod tests {
         let mut watch = Watch::for_pattern("^nginx: ready in [0-9]+ ms$").expect("compiles");
         assert_eq!(signs(&mut watch, &["web1 login: \n", "nginx: rea", "dy in 3"]), None);
         assert_eq!(signs(&mut watch, &[" ms\n"]), Some(Sign::Proof));
+        let mut watch = Watch::for_pattern("Kernel panic").expect("compiles");
+        assert_eq!(signs(&mut watch, &["Kernel panic"]), Some(Sign::Proof));
         for bad in ["(", "(a{1000}){1000}"] {
             assert!(Watch::for_pattern(bad).is_err(), "{bad}");
         }

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::host::libvirt::hardware::HardDisk;
 
@@ -192,5 +194,48 @@ fn a_network_and_a_screen_are_there_only_when_told() {
         "shutdown=pause",
     ] {
         assert!(line.contains(words), "no {words} in {line}");
+    }
+}
+
+/// Entry for a fuzzer: a description and the names of disks become a command line without a panic, and only in JSON.
+fn fuzz(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let Ok(hardware) = Hardware::parse(&text) else {
+        return;
+    };
+    let disks: Vec<_> = hardware.disks.iter().map(|disk| disk.target.clone()).collect();
+    let made = Machine::new(&disks, &hardware, &Choices::default(), Firmware::Bios, HOST);
+    let (mut machine, _) = made.expect("the host has enough memory");
+    // OVMF is not installed everywhere.
+    machine.firmware = Firmware::Bios;
+    let list = arguments(&machine);
+    let with_name = list.iter().filter(|word| word.contains("disks/"));
+    assert!(
+        with_name
+            .clone()
+            .all(|word| serde_json::from_str::<serde_json::Value>(word).is_ok())
+    );
+    assert_eq!(with_name.count(), machine.disks.len());
+}
+
+const SAMPLE: &[u8] = include_bytes!("../../host/libvirt/samples/web1.xml");
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_descriptions_make_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..500)) {
+        fuzz(&bytes);
+    }
+
+    #[test]
+    fn mutated_descriptions_make_no_panic(
+        changes in proptest::collection::vec((0..SAMPLE.len(), prop_oneof![Just(b','), Just(b'9'), Just(b'\n'), 32..127_u8]), 0..6),
+    ) {
+        let mut bytes = SAMPLE.to_vec();
+        for (place, byte) in changes {
+            bytes[place] = byte;
+        }
+        fuzz(&bytes);
     }
 }
