@@ -186,6 +186,21 @@ pub(crate) fn lift_limits() {
     }
 }
 
+/// Makes a child process get a signal when the thread that starts it ends (`PR_SET_PDEATHSIG`, prctl(2)).
+pub(crate) fn die_with_parent(command: &mut std::process::Command, signal: nix::sys::signal::Signal) {
+    let parent = nix::unistd::getpid();
+    let before_exec = move || {
+        nix::sys::prctl::set_pdeathsig(signal)?;
+        // The parent may have ended before the call.
+        match nix::unistd::getppid() == parent {
+            true => Ok(()),
+            false => Err(nix::errno::Errno::ESRCH.into()),
+        }
+    };
+    // SAFETY: after the fork the closure makes two system calls and allocates nothing (signal-safety(7)).
+    unsafe { std::os::unix::process::CommandExt::pre_exec(command, before_exec) };
+}
+
 /// Extents that [`file_extents`] returns at most.
 const MAP_EXTENTS: usize = 256;
 

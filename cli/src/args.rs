@@ -1,6 +1,7 @@
 //! The command line. Its help texts are the manual of vbk.
 
 mod backup;
+mod boot;
 mod diff;
 mod files;
 mod forget;
@@ -27,6 +28,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub use backup::{BackupArgs, DiskArg};
+pub use boot::{AccelArg, BootArgs, BusArg, FamilyArg, FirmwareArg, MachineArgs, NetworkArg, RehearseArgs};
 pub use diff::DiffArgs;
 pub use files::{CatArgs, CpArgs, FindArgs, LsArgs};
 pub use forget::{ForgetArgs, ProtectArgs};
@@ -154,6 +156,10 @@ pub enum Command {
     Umount(UmountArgs),
     /// Restore a disk to a file, a block device or standard output, or a whole guest
     Restore(RestoreArgs),
+    /// Run a guest from its backup, in QEMU
+    Boot(BootArgs),
+    /// Boot a backup without a network, and note if it comes up
+    Rehearse(RehearseArgs),
     /// Forget the backups that a policy does not keep, or named ones
     Forget(ForgetArgs),
     /// Protect backups from being forgotten

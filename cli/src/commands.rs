@@ -1,6 +1,7 @@
 //! The commands: each checks its arguments, lets the libraries work, and prints what came of it.
 
 pub mod backup;
+pub mod boot;
 pub mod cat;
 pub mod config;
 pub mod cp;
@@ -16,6 +17,7 @@ pub mod ls;
 pub mod mount;
 pub mod mounts;
 pub mod prune;
+pub mod rehearse;
 pub mod repair;
 pub mod restore;
 pub mod show;

@@ -27,6 +27,9 @@ pub enum Error {
     /// An error of a backup or restore.
     #[error(transparent)]
     Engine(#[from] vbk::Error),
+    /// A guest can't be booted.
+    #[error(transparent)]
+    Boot(#[from] vbk::boot::BootError),
     /// An error of a mount.
     #[error(transparent)]
     Mount(#[from] vbk_fuse::Error),
@@ -172,6 +175,7 @@ impl Error {
         match self {
             Self::Repository(error) | Self::Unopened(error) => error.kind(),
             Self::Engine(error) => error.kind(),
+            Self::Boot(error) => error.kind(),
             Self::Mount(error) => error.kind(),
             Self::Inside { source, .. } => inside_kind(source),
             Self::Usage(_) => ErrorKind::Invalid,

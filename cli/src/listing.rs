@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use vbk_repo::backup::{Backup, Entry};
-use vbk_repo::state::{State, States};
+use vbk_repo::state::{Rehearsed, State, States};
 
 /// JSON of a backup in lists.
 #[derive(Debug, Serialize)]
@@ -61,6 +61,11 @@ pub fn describe_state(states: &States, backup: &Backup) -> String {
         (None, Some(proven)) => format!("proven {}", day(proven)),
         (None, None) => "not proven yet".to_owned(),
     };
+    match state.rehearsed {
+        Some(Rehearsed { at, proof: Some(_), .. }) => text.push_str(&format!(", proven bootable {}", day(at))),
+        Some(Rehearsed { at, proof: None, .. }) => text.push_str(&format!(", did not boot {}", day(at))),
+        None => {}
+    }
     if state.protected {
         text.push_str(", protected");
     }

@@ -100,6 +100,16 @@ pub fn trust_dir() -> Option<PathBuf> {
     given("VBK_STATE_DIR").map(|state| state.join("trust")).or_else(of_user)
 }
 
+/// Returns the directory for the consoles and screens of rehearsals; it is beside [`trust_dir`].
+pub fn rehearsals_dir() -> Option<PathBuf> {
+    let trust = trust_dir()?;
+    let name = match trust.file_name().is_some_and(|name| name == "vbk-trust") {
+        true => "vbk-rehearsals",
+        false => "rehearsals",
+    };
+    Some(trust.with_file_name(name))
+}
+
 /// Returns the id that distinguishes this machine from others that share a volume group with it: the systemd machine id,
 /// which stays when the machine is renamed, or else the host's name.
 pub fn host_id() -> String {

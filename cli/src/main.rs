@@ -7,6 +7,7 @@
 )]
 
 mod args;
+mod booting;
 mod commands;
 mod config;
 mod context;
@@ -19,6 +20,7 @@ mod leftover_mounts;
 mod limits;
 mod listing;
 mod machine;
+mod metrics;
 mod new_keys;
 mod place;
 mod pruning;
@@ -112,6 +114,8 @@ fn carry_out(context: &Context<'_>, command: &Command) -> Result<Outcome> {
         Command::Mounts => commands::mounts::run(context),
         Command::Umount(args) => commands::umount::run(context, args),
         Command::Restore(args) => commands::restore::run(context, args),
+        Command::Boot(args) => commands::boot::run(context, args),
+        Command::Rehearse(args) => commands::rehearse::run(context, args),
         Command::Forget(args) => commands::forget::run(context, args),
         Command::Protect(args) => commands::forget::protect(context, args, true),
         Command::Unprotect(args) => commands::forget::protect(context, args, false),

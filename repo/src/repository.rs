@@ -6,6 +6,7 @@
 pub mod directory;
 pub mod home;
 mod managing;
+mod rehearsed;
 mod verified;
 mod view;
 mod writing;

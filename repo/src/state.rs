@@ -1,5 +1,5 @@
 //! Facts about backups that their records do not contain because they may change: protection, the last successful
-//! verification, and damage.
+//! verification, damage, and the last rehearsal.
 //!
 //! | note | JSON |
 //! |---|---|
@@ -27,6 +27,46 @@ pub struct State {
     /// Time when it was last found damaged; none if it was found intact since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub damaged: Option<Timestamp>,
+    /// Result of the last rehearsal; none if it was never booted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rehearsed: Option<Rehearsed>,
+}
+
+/// Result of a rehearsal: the backup was booted in a virtual machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rehearsed {
+    /// Start, by the clock.
+    pub at: Timestamp,
+    /// Sign of a complete boot; none if the guest did not boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<BootProof>,
+    /// Time until the sign or the failure.
+    pub duration_ms: u64,
+    /// Processor that ran the guest.
+    pub accelerator: BootAccelerator,
+}
+
+/// Sign of a complete boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BootProof {
+    /// A login prompt on the serial console.
+    Login,
+    /// A pattern of the user on the serial console.
+    Pattern,
+    /// An answer of the guest agent.
+    Agent,
+}
+
+/// Processor that runs a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BootAccelerator {
+    /// The host's own.
+    Kvm,
+    /// A translation.
+    Tcg,
 }
 
 /// States of all backups in one store.
@@ -212,6 +252,12 @@ mod tests {
             protected: true,
             proven: at("2026-11-21T00:00:00Z"),
             damaged: None,
+            rehearsed: Some(Rehearsed {
+                at: Timestamp::UNIX_EPOCH,
+                proof: Some(BootProof::Agent),
+                duration_ms: 2000,
+                accelerator: BootAccelerator::Tcg,
+            }),
         };
         store.amend(&[], &[note_of(&backup.spec(), state)]).expect("notes");
         assert_eq!(States::load(&store).expect("loads").of(&backup), state);

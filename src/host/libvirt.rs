@@ -3,6 +3,7 @@
 
 pub mod define;
 mod domain;
+pub mod hardware;
 pub mod rename;
 mod xml;
 

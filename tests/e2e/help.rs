@@ -4,7 +4,7 @@ use crate::support::lab::Lab;
 
 const GLOBAL: [&str; 4] = ["--repo", "--json", "--quiet", "--verbose"];
 
-const COMMANDS: [(&str, &[&str]); 15] = [
+const COMMANDS: [(&str, &[&str]); 17] = [
     ("init", &["--block-size", "1M", "64K", "16M"]),
     ("backup", &["--compression", "--no-wait", "19", "none", "vda"]),
     ("list", &["guest"]),
@@ -34,6 +34,14 @@ const COMMANDS: [(&str, &[&str]); 15] = [
     ),
     ("verify", &["backup"]),
     ("forget", &["--last-too", "--all", "latest"]),
+    (
+        "boot",
+        &["--bus", "--firmware", "--network", "--vnc", "--save", "qemu-system-x86"],
+    ),
+    (
+        "rehearse",
+        &["--rotate", "--expect", "--timeout", "login prompt", "proven bootable"],
+    ),
     ("trust", &["--forget", "/var/lib/vbk-trust"]),
 ];
 

@@ -39,6 +39,7 @@ mod notes;
 mod output;
 mod page_cache;
 mod polite;
+mod rehearse;
 mod restore;
 mod rights;
 mod sealed;

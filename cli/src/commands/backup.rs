@@ -1,7 +1,6 @@
 //! `vbk backup`
 
 mod attached;
-mod metrics;
 mod monitoring;
 mod nightly;
 mod notify;

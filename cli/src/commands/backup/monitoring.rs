@@ -15,10 +15,10 @@ use vbk_repo::ErrorKind;
 use vbk_repo::name::GuestName;
 
 use super::Done;
-use crate::commands::backup::metrics::{GuestRun, Made, Metrics, WholeRun};
 use crate::commands::backup::nightly;
 use crate::exit::{Error, Result};
 use crate::machine::host;
+use crate::metrics::{GuestRun, Made, Metrics, WholeRun};
 
 /// Stands for all guests where the name of one is expected. No guest can have this name.
 const ALL: &str = "--all";

@@ -1,4 +1,4 @@
-//! A file for node_exporter's textfile collector, with the result of each guest's last backup. A run adds to the values
+//! A file for node_exporter's textfile collector, with the result of each guest's last backup and last rehearsal. A run adds to the values
 //! of earlier runs: a guest keeps its values until it is backed up again, and its last success through every failure.
 //!
 //! The format is Prometheus' text format 0.0.4 (prometheus.io/docs/instrumenting/exposition_formats). The file is only
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use nix::fcntl::OFlag;
 use vbk_repo::files::{self, Mode, Synced};
+use vbk_repo::state::Rehearsed;
 
 use crate::exit::{Error, Result};
 
@@ -53,6 +54,26 @@ const OF_A_GUEST: [(&str, &str); 9] = [
     (
         "vbk_backup_snapshot_peak_fill_ratio",
         "Peak fill of a snapshot, or of its thin pool, in the last attempt that had one; 1 is full.",
+    ),
+];
+
+/// Metrics of each guest's rehearsals.
+const OF_A_REHEARSAL: [(&str, &str); 4] = [
+    (
+        "vbk_rehearsal_last_proof_timestamp_seconds",
+        "Time of the last rehearsal in which a backup of the guest booted, in seconds since 1970.",
+    ),
+    (
+        "vbk_rehearsal_last_run_timestamp_seconds",
+        "Time of the last rehearsal of the guest, in seconds since 1970.",
+    ),
+    (
+        "vbk_rehearsal_success",
+        "1 if the guest booted in its last rehearsal, 0 if not.",
+    ),
+    (
+        "vbk_rehearsal_duration_seconds",
+        "Duration of the boot in the last rehearsal.",
     ),
 ];
 
@@ -117,6 +138,7 @@ pub struct WholeRun {
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Values {
     guests: BTreeMap<String, [Option<f64>; OF_A_GUEST.len()]>,
+    rehearsals: BTreeMap<String, [Option<f64>; OF_A_REHEARSAL.len()]>,
     run: [Option<f64>; OF_A_RUN.len()],
 }
 
@@ -124,6 +146,7 @@ struct Values {
 pub struct Metrics {
     path: PathBuf,
     new: BTreeMap<String, GuestRun>,
+    rehearsed: BTreeMap<String, Rehearsed>,
     whole: Option<WholeRun>,
     written: Instant,
 }
@@ -135,6 +158,7 @@ impl Metrics {
         let metrics = Self {
             path,
             new: BTreeMap::new(),
+            rehearsed: BTreeMap::new(),
             whole: None,
             written: Instant::now(),
         };
@@ -151,6 +175,11 @@ impl Metrics {
         // Also after a failure, or each of 10,000 guests would fail again.
         self.written = Instant::now();
         self.write(|_| true)
+    }
+
+    /// Adds the result of a rehearsal.
+    pub fn record_rehearsal(&mut self, guest: &str, rehearsed: Rehearsed) {
+        self.rehearsed.insert(guest.to_owned(), rehearsed);
     }
 
     /// Adds the result of a run over all guests.
@@ -173,6 +202,12 @@ impl Metrics {
         values
             .guests
             .retain(|guest, _| self.new.contains_key(guest) || is_known(guest));
+        values
+            .rehearsals
+            .retain(|guest, _| self.new.contains_key(guest) || is_known(guest));
+        for (guest, rehearsed) in &self.rehearsed {
+            values.add_rehearsal(guest, rehearsed);
+        }
         for (guest, run) in &self.new {
             values.add(guest, run);
         }
@@ -207,6 +242,17 @@ impl Values {
         }
     }
 
+    fn add_rehearsal(&mut self, guest: &str, rehearsed: &Rehearsed) {
+        let [proof_at, run_at, success, duration] = self.rehearsals.entry(guest.to_owned()).or_default();
+        let at = Some(seconds(rehearsed.at));
+        *run_at = at;
+        *success = Some(if rehearsed.proof.is_some() { 1.0 } else { 0.0 });
+        *duration = Some(rehearsed.duration_ms as f64 / 1000.0);
+        if rehearsed.proof.is_some() {
+            *proof_at = at;
+        }
+    }
+
     fn render(&self) -> String {
         let mut text = String::new();
         let head = |text: &mut String, (name, help): (&str, &str)| {
@@ -218,6 +264,18 @@ impl Values {
                 if let Some(value) = values[index] {
                     let _ = writeln!(text, "{}{{guest=\"{}\"}} {value}", metric.0, escape(guest));
                 }
+            }
+        }
+        for (index, metric) in OF_A_REHEARSAL.into_iter().enumerate() {
+            let with_value = self
+                .rehearsals
+                .iter()
+                .filter_map(|(guest, values)| Some((guest, values[index]?)));
+            for (number, (guest, value)) in with_value.enumerate() {
+                if number == 0 {
+                    head(&mut text, metric);
+                }
+                let _ = writeln!(text, "{}{{guest=\"{}\"}} {value}", metric.0, escape(guest));
             }
         }
         for (metric, value) in OF_A_RUN.into_iter().zip(self.run) {
@@ -242,8 +300,14 @@ impl Values {
                 None => &mut values.run[OF_A_RUN.iter().position(|(name, _)| *name == name_and_label)?],
                 Some((name, label)) => {
                     let guest = unescape(label.strip_prefix("guest=\"")?.strip_suffix("\"}")?)?;
-                    let index = OF_A_GUEST.iter().position(|(known, _)| *known == name)?;
-                    &mut values.guests.entry(guest).or_default()[index]
+                    let of_rehearsal = OF_A_REHEARSAL.iter().position(|(known, _)| *known == name);
+                    match of_rehearsal {
+                        Some(index) => &mut values.rehearsals.entry(guest).or_default()[index],
+                        None => {
+                            let index = OF_A_GUEST.iter().position(|(known, _)| *known == name)?;
+                            &mut values.guests.entry(guest).or_default()[index]
+                        }
+                    }
                 }
             };
             if slot.replace(value).is_some() {

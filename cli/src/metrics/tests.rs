@@ -1,5 +1,7 @@
 use std::os::unix::fs::PermissionsExt;
 
+use vbk_repo::state::{BootAccelerator, BootProof};
+
 use super::*;
 
 const GOLDEN: &str = r#"# HELP vbk_backup_last_success_timestamp_seconds End of the last successful backup of the guest, in seconds since 1970.
@@ -230,4 +232,36 @@ fn concurrent_runs_keep_the_metrics_of_each_other() {
         }
     });
     assert_eq!(Values::parse(&text_of(&path)).expect("is ours").guests.len(), 8);
+}
+
+#[test]
+fn the_last_proof_of_a_guest_is_kept_through_a_failure() {
+    let (_dir, path) = place();
+    write(&path, &[("web1", good())], None).expect("works");
+    let rehearse = |at_ms: i64, proof| {
+        let mut metrics = Metrics::at(&path).expect("opens");
+        let rehearsed = Rehearsed {
+            at: at(at_ms),
+            proof,
+            duration_ms: 1500,
+            accelerator: BootAccelerator::Kvm,
+        };
+        metrics.record_rehearsal("web1", rehearsed);
+        metrics.finish(|_| true).expect("writes");
+    };
+    rehearse(1_000_000, Some(BootProof::Login));
+    rehearse(2_000_000, None);
+    let text = text_of(&path);
+    for line in [
+        r#"vbk_rehearsal_last_proof_timestamp_seconds{guest="web1"} 1000"#,
+        r#"vbk_rehearsal_last_run_timestamp_seconds{guest="web1"} 2000"#,
+        r#"vbk_rehearsal_success{guest="web1"} 0"#,
+        r#"vbk_rehearsal_duration_seconds{guest="web1"} 1.5"#,
+        r#"vbk_backup_success{guest="web1"} 1"#,
+    ] {
+        assert!(text.lines().any(|found| found == line), "no {line} in {text}");
+    }
+    assert_eq!(Values::parse(&text).expect("is ours").render(), text);
+    Metrics::at(&path).expect("opens").finish(|_| false).expect("writes");
+    assert!(!text_of(&path).contains("web1"));
 }

@@ -1,0 +1,168 @@
+//! The arguments of `vbk boot` and `vbk rehearse`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use vbk::retention::Age;
+use vbk_repo::catalogue::BackupSpec;
+
+use crate::args::parse::parse_size;
+
+/// The virtual machine.
+#[derive(Debug, Args)]
+pub struct MachineArgs {
+    /// Controller of the disks [default: as in the libvirt XML that was backed up with the guest; virtio without one]
+    #[arg(long, value_name = "BUS")]
+    pub bus: Option<BusArg>,
+
+    /// Firmware [default: as in the libvirt XML; without one, uefi if a disk has an EFI system partition and no boot code]
+    #[arg(long)]
+    pub firmware: Option<FirmwareArg>,
+
+    /// Kind of the machine; QEMU's newest of that kind is used [default: as in the libvirt XML; q35 without one]
+    #[arg(long)]
+    pub machine: Option<FamilyArg>,
+
+    /// Memory, e.g. 2G; at most three quarters of the host's free memory [default: as in the libvirt XML; 1G without one]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub memory: Option<u64>,
+
+    /// Processors, at most those of the host [default: as in the libvirt XML; 1 without one]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    pub cpus: Option<u32>,
+
+    /// The host's processor (kvm), or a slow translation that works everywhere (tcg) [default: kvm if it works, else tcg]
+    #[arg(long)]
+    pub accel: Option<AccelArg>,
+
+    /// Network: none, or user for a network of its own in which the guest finds an address, but no other machine and not this
+    /// host
+    #[arg(long, value_enum, default_value_t = NetworkArg::None)]
+    pub network: NetworkArg,
+
+    /// Limit of the scratch file that takes the guest's writes [default: 8G]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub scratch_size: Option<u64>,
+}
+
+/// Controller of disks.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum BusArg {
+    Virtio,
+    Scsi,
+    Sata,
+    Ide,
+}
+
+/// Firmware.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum FirmwareArg {
+    Bios,
+    Uefi,
+}
+
+/// Family of machines.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum FamilyArg {
+    Pc,
+    Q35,
+}
+
+/// Accelerator.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum AccelArg {
+    Kvm,
+    Tcg,
+}
+
+/// Network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum NetworkArg {
+    None,
+    User,
+}
+
+/// Arguments of `vbk boot`.
+#[derive(Debug, Args)]
+#[command(after_help = BOOT_HELP)]
+pub struct BootArgs {
+    /// The backup
+    pub backup: BackupSpec,
+
+    #[command(flatten)]
+    pub machine: MachineArgs,
+
+    /// Show the screen by VNC, as display N of 127.0.0.1 (port 5900 + N). Every user of this host can connect
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=99))]
+    pub vnc: Option<u16>,
+
+    /// Keep the guest's writes in this new file; `vbk restore --changes FILE` restores the backup with them
+    #[arg(long, value_name = "FILE")]
+    pub save: Option<PathBuf>,
+
+    /// Time that the guest has to power off after Ctrl-C, in seconds; then it is killed
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub grace: u64,
+}
+
+const BOOT_HELP: &str = "\
+The guest runs from the backup at once, in QEMU; nothing is restored first. Its
+writes go to a scratch file, and are gone when it ends unless --save keeps them.
+The terminal is its serial console (a Linux needs console=ttyS0 for one); Ctrl-C
+presses its power button, a second Ctrl-C ends it at once. It has no network
+unless --network user is given. Its disks are what matters: network cards,
+passed-through devices and shared directories of the libvirt XML are left out.
+
+Needs the packages qemu-system-x86 and, for UEFI, ovmf.
+
+Examples:
+  vbk boot web1@latest
+  vbk boot web1@2026-11-20 --memory 2G --vnc 1
+  vbk boot web1@latest --save /srv/web1.changes";
+
+/// Arguments of `vbk rehearse`.
+#[derive(Debug, Args)]
+#[command(after_help = REHEARSE_HELP)]
+pub struct RehearseArgs {
+    /// The backup
+    #[arg(required_unless_present = "rotate", conflicts_with = "rotate")]
+    pub backup: Option<BackupSpec>,
+
+    /// Rehearse the newest backup of one guest: of those that were not proven bootable within this time, e.g. 30d, the one
+    /// whose last rehearsal is the longest ago. Does nothing if there is none; run it every night
+    #[arg(long, value_name = "AGE")]
+    pub rotate: Option<Age>,
+
+    /// Wait for this regular expression on the serial console, and take nothing else as proof
+    #[arg(long, value_name = "REGEX")]
+    pub expect: Option<String>,
+
+    /// Time limit of the boot in minutes [default: 10, without KVM 30]
+    #[arg(long, value_name = "MINUTES", value_parser = clap::value_parser!(u64).range(1..=1440))]
+    pub timeout: Option<u64>,
+
+    /// Add the result to this file of metrics for Prometheus [default: that of the configuration, if it names one]
+    #[arg(long, value_name = "FILE")]
+    pub metrics: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub machine: MachineArgs,
+}
+
+const REHEARSE_HELP: &str = "\
+Boots the backup in QEMU as `vbk boot` does, without a network, and waits for a
+proof that it is up: a login prompt on the serial console (a Linux needs
+console=ttyS0 for one), an answer of the QEMU guest agent, or the pattern of
+--expect. A kernel panic, emergency mode, a firmware that finds no bootable
+disk, a third reset, or no proof in time: the backup did not boot (exit code 4).
+
+The result is noted in the repository: `vbk list` and `vbk show` then say
+\"proven bootable 2026-11-20\". The console and the screen of a guest's last
+rehearsal are kept in /var/lib/vbk-rehearsals, as GUEST.log and GUEST.png.
+
+Needs the packages qemu-system-x86 and, for UEFI, ovmf.
+
+Examples:
+  vbk rehearse web1@latest
+  vbk rehearse web1@latest --expect 'nginx: ready'
+  vbk rehearse --rotate 30d";

@@ -1,0 +1,124 @@
+//! The process that serves the disks of a backup: `vbk mount BACKUP DIR --writable`, as a child. It ends with this process.
+
+use std::ffi::{OsStr, OsString};
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use vbk::boot::process::die_with_parent;
+use vbk_repo::backup::Entry;
+use vbk_repo::keys;
+use vbk_repo::repository::Repository;
+
+use crate::exit::{Error, Result};
+use crate::handover::{Handover, SECRETS_ON_STDIN};
+use crate::machine::BACKGROUND_LOG;
+
+/// Time that the mount has to appear.
+const START: Duration = Duration::from_secs(120);
+/// Time that it has to end: it may write the file of `--save`.
+const END: Duration = Duration::from_secs(120);
+const INTERVAL: Duration = Duration::from_millis(10);
+
+/// Options of the mount.
+pub struct ServerOptions<'a> {
+    /// File for the writes.
+    pub save: Option<&'a Path>,
+    /// Limit of the scratch file.
+    pub scratch_bytes: Option<u64>,
+}
+
+/// The process. Dropped, it unmounts and ends.
+pub struct ImageServer {
+    child: Child,
+}
+
+impl ImageServer {
+    /// Starts it, and waits until the disks are there.
+    pub fn start(repository: &Repository, entry: &Entry, at: &Path, options: &ServerOptions<'_>) -> Result<Self> {
+        let failed = || Error::io("start the process that serves the disks");
+        let id = entry.id.to_string();
+        let arguments = [
+            OsStr::new("--quiet"),
+            OsStr::new("--repo"),
+            repository.path().as_os_str(),
+            OsStr::new("mount"),
+            OsStr::new(&id),
+            at.as_os_str(),
+            OsStr::new("--writable"),
+            OsStr::new("--foreground"),
+        ];
+        let mut arguments: Vec<OsString> = arguments.map(OsStr::to_owned).into();
+        let limit = options.scratch_bytes.map(|size| format!("--scratch-size={size}"));
+        arguments.extend(limit.map(OsString::from));
+        if let Some(path) = options.save {
+            let path = std::path::absolute(path).map_err(failed())?;
+            arguments.extend(["--save".into(), path.into_os_string()]);
+        }
+        let mut command = Command::new(std::env::current_exe().map_err(failed())?);
+        command
+            .args(arguments)
+            // Even if it is empty: a process with a handover asks for no passphrase.
+            .env(SECRETS_ON_STDIN, "1")
+            .env_remove(BACKGROUND_LOG)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            // Ctrl-C must not take the disks from a running guest.
+            .process_group(0);
+        die_with_parent(&mut command, Signal::SIGTERM);
+        let mut server = Self {
+            child: command.spawn().map_err(failed())?,
+        };
+        let handover = Handover {
+            key: match repository.keys() {
+                Some(keys) => Some(keys::export(keys, &repository.view()?.identity().id)),
+                None => None,
+            },
+            passphrases: Vec::new(),
+        };
+        if let Some(mut pipe) = server.child.stdin.take() {
+            // A process that has ended reports the reason itself.
+            let _ = pipe.write_all(&handover.text());
+        }
+        server.wait_for(entry, at)?;
+        Ok(server)
+    }
+
+    fn wait_for(&mut self, entry: &Entry, at: &Path) -> Result<()> {
+        let first = entry.backup.images.first().map(|image| format!("{}.img", image.disk));
+        let first = at.join(first.ok_or_else(|| Error::Usage(format!("{} has no disks", entry.backup.spec())))?);
+        let failed = || Error::io("wait for the process that serves the disks");
+        let deadline = Instant::now() + START;
+        while !first.exists() {
+            let ended = self.child.try_wait().map_err(failed())?;
+            if ended.is_some() || Instant::now() > deadline {
+                return Err(failed()(std::io::Error::other("it did not serve them")));
+            }
+            std::thread::sleep(INTERVAL);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for ImageServer {
+    fn drop(&mut self) {
+        let process = i32::try_from(self.child.id()).map(Pid::from_raw);
+        if let (Ok(process), Ok(None)) = (process, self.child.try_wait()) {
+            // It is not reaped yet, so the id is its own.
+            let _ = kill(process, Signal::SIGTERM);
+        }
+        let deadline = Instant::now() + END;
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if Instant::now() > deadline {
+                tracing::warn!("the process that serves the disks did not end, and was killed");
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+            }
+            std::thread::sleep(INTERVAL);
+        }
+    }
+}

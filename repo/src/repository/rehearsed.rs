@@ -1,0 +1,74 @@
+//! Records the result of a rehearsal in the state of its backup.
+
+use crate::error::Result;
+use crate::repository::Manager;
+use crate::state::{Rehearsed, note_of};
+
+impl Manager {
+    /// Records a rehearsal of the backup named `GUEST@TIME`, in place of an earlier one. Returns false, and records nothing,
+    /// if the backup was forgotten meanwhile.
+    ///
+    /// A state that can't be read is replaced by one that protects the backup, because it may have said so.
+    pub fn record_rehearsal(&self, backup: &str, rehearsed: Rehearsed) -> Result<bool> {
+        let catalogue = self.catalogue()?;
+        if !catalogue.entries().iter().any(|entry| entry.backup.spec() == backup) {
+            return Ok(false);
+        }
+        let mut state = self.states()?.noted(backup);
+        state.rehearsed = Some(rehearsed);
+        self.amend(&[], &[note_of(backup, state)])?;
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use crate::block::BlockSize;
+    use crate::repository::{CreateOptions, Repository};
+    use crate::state::{BootAccelerator, BootProof, Rehearsed, State};
+    use crate::tests::testing::{backup, mixed_bytes, store_image};
+
+    const REHEARSED: Rehearsed = Rehearsed {
+        at: Timestamp::UNIX_EPOCH,
+        proof: Some(BootProof::Login),
+        duration_ms: 1500,
+        accelerator: BootAccelerator::Kvm,
+    };
+
+    #[test]
+    fn a_rehearsal_is_recorded_and_goes_with_its_backup() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let options = CreateOptions::plain(BlockSize::MIN);
+        let repository = Repository::create(&directory.path().join("repo"), &options).expect("creates");
+        let manager = repository.manager("test", &mut |_| false).expect("opens");
+        let image = store_image(manager.store(), "vda", &mixed_bytes(1, 100_000));
+        let made = backup("web1", "2026-11-20T00-00-00Z", vec![image]);
+        let entry = manager.writer().commit(made).expect("commits").entry;
+        let spec = entry.backup.spec();
+        assert!(manager.record_rehearsal(&spec, REHEARSED).expect("records"));
+        assert_eq!(
+            manager.states().expect("loads").of(&entry.backup).rehearsed,
+            Some(REHEARSED)
+        );
+        manager.amend(std::slice::from_ref(&spec), &[]).expect("forgets");
+        assert_eq!(manager.states().expect("loads").noted(&spec), State::default());
+        assert!(!manager.record_rehearsal(&spec, REHEARSED).expect("finds nothing"));
+    }
+
+    #[test]
+    fn a_result_that_is_not_understood_is_not_read_as_one() {
+        let read = |text: &str| serde_json::from_str::<Rehearsed>(text).is_ok();
+        let good = serde_json::to_string(&REHEARSED).expect("has a JSON form");
+        assert!(read(&good), "{good}");
+        for (from, to) in [
+            ("login", "hope"),
+            ("kvm", "xen"),
+            ("1500", "-1"),
+            ("{", "{\"other\":1,"),
+        ] {
+            assert!(!read(&good.replacen(from, to, 1)), "{from}");
+        }
+    }
+}
