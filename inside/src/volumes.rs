@@ -18,8 +18,8 @@ use zeroize::Zeroizing;
 use crate::device::SharedDevice;
 use crate::fs::FileTree;
 use crate::partition::PartitionKind;
-use crate::probe::Probed;
 use crate::probe::containers::MdMember;
+use crate::probe::{Content, Probed};
 
 pub use find::find;
 pub use trees::trees;
@@ -122,6 +122,36 @@ pub struct Volume {
     pub names: Vec<String>,
 }
 
+impl Volume {
+    /// Tests for a partition type that holds boot code without a file system: BIOS boot, PReP, and Microsoft's reserved
+    /// one (UEFI 2.10, table 5.7).
+    pub fn is_boot_code(&self) -> bool {
+        const BOOT: [&[u8; 16]; 3] = [
+            b"Hah!IdontNeedEFI",
+            &[
+                0x38, 0x2d, 0x1a, 0x9e, 0x12, 0xc6, 0x16, 0x43, 0xaa, 0x26, 0x8b, 0x49, 0x52, 0x1e, 0x5a, 0x8b,
+            ],
+            &[
+                0x16, 0xe3, 0xc9, 0xe3, 0x5c, 0x0b, 0xb8, 0x4d, 0x81, 0x7d, 0xf9, 0x2d, 0xf0, 0x02, 0x15, 0xae,
+            ],
+        ];
+        match self.kind {
+            Some(PartitionKind::Gpt(kind)) => BOOT.contains(&&kind),
+            Some(PartitionKind::Mbr(kind)) => kind == 0x41,
+            None => false,
+        }
+    }
+
+    /// Tests for a volume that may hold files of the user, or others that could not be opened.
+    pub(crate) fn may_hold_files(&self) -> bool {
+        match &self.probed {
+            Ok(probed) if probed.content == Content::Unknown => !self.is_boot_code(),
+            Ok(probed) => probed.content.may_hold_files(),
+            Err(_) => true,
+        }
+    }
+}
+
 /// The volumes of a guest.
 #[derive(Default)]
 pub struct Volumes {
@@ -156,6 +186,8 @@ pub struct Trees {
     pub trees: Vec<NamedTree>,
     /// Names of volumes that can't be read, with the reason.
     pub left_out: Vec<(String, String)>,
+    /// One of those may hold files of the user.
+    pub is_incomplete: bool,
     /// Warnings about partition tables and volume groups.
     pub warnings: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! Boots backups in a real QEMU with a real BIOS. The guest is a boot sector that prints to the serial port.
+//! Boots backups in a real QEMU with a real BIOS; `scripts/lab-tests rehearsal` has one. The guest is a boot sector that prints to the serial port.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -70,6 +70,7 @@ fn processes_in(directory: &Path) -> usize {
 }
 
 #[test]
+#[ignore = "needs QEMU: scripts/lab-tests rehearsal"]
 fn a_backup_that_boots_is_proven_and_one_that_does_not_is_not() {
     let lab = lab_with(&[
         ("web1", "Debian 12 ttyS0\r\n\r\nweb1 login: ", HALT),
@@ -111,6 +112,7 @@ fn a_backup_that_boots_is_proven_and_one_that_does_not_is_not() {
 }
 
 #[test]
+#[ignore = "needs QEMU: scripts/lab-tests rehearsal"]
 fn a_guest_that_resets_or_has_nothing_to_boot_fails_early() {
     let lab = lab_with(&[("loop", "once more\r\n", RESET)]);
     let said = lab.run(args!["rehearse", "loop@latest", "--accel", "tcg"]).code(4);
@@ -125,6 +127,7 @@ fn a_guest_that_resets_or_has_nothing_to_boot_fails_early() {
 }
 
 #[test]
+#[ignore = "needs QEMU: scripts/lab-tests rehearsal"]
 fn only_a_given_pattern_is_proof_and_guests_take_turns() {
     let lab = lab_with(&[
         ("web1", "web1 login: nginx ready in 12 ms\r\n", HALT),
@@ -143,6 +146,7 @@ fn only_a_given_pattern_is_proof_and_guests_take_turns() {
 }
 
 #[test]
+#[ignore = "needs QEMU: scripts/lab-tests rehearsal"]
 fn a_guest_runs_from_its_backup_and_its_writes_are_gone_or_kept() {
     let write_and_end = [WRITE, POWER_OFF].concat();
     let lab = lab_with(&[("web1", "hello from the guest\r\n", &write_and_end)]);
@@ -163,6 +167,7 @@ fn a_guest_runs_from_its_backup_and_its_writes_are_gone_or_kept() {
 }
 
 #[test]
+#[ignore = "needs QEMU: scripts/lab-tests rehearsal"]
 fn a_guest_ends_with_ctrl_c_and_with_a_killed_vbk() {
     let lab = lab_with(&[("web1", "web1 login: ", HALT)]);
     let boot = || lab.start(args!["--json", "boot", "web1@latest", "--accel", "tcg", "--grace", "1"]);

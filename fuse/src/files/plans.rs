@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 use std::io;
 
 use super::btrfs_sets;
-use super::found::{Found, Plan, is_boot_code, with_doubts};
+use super::found::{Found, Plan, with_doubts};
 use crate::drivers::{Way, how_to_mount};
 use vbk_inside::btrfs::{Fsid, NewFsid};
 use vbk_inside::probe::containers;
@@ -53,7 +53,7 @@ fn plan_alone(volume: &Found, way: Way) -> io::Result<Plan> {
         content => {
             let described = containers::describe(content, &*volume.volume.device)?;
             let plain = content.why_not_mountable().unwrap_or_default();
-            let harmless = content == probe::Content::Unknown && is_boot_code(&volume.volume);
+            let harmless = content == probe::Content::Unknown && volume.volume.is_boot_code();
             let reason = if harmless {
                 "boot code".to_owned()
             } else {

@@ -41,7 +41,10 @@ pub fn trees(found: &Volumes, is_wanted: &dyn Fn(&Volume) -> bool) -> Trees {
                 names: volume.names.clone(),
                 tree,
             }),
-            Err(why) => trees.left_out.push((volume.name.clone(), why)),
+            Err(why) => {
+                trees.is_incomplete |= volume.may_hold_files();
+                trees.left_out.push((volume.name.clone(), why));
+            }
         }
     }
     trees

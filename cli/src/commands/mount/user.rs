@@ -123,7 +123,10 @@ fn place(number: usize, name: &str, guest: Option<&Guest>) -> Option<String> {
 
 fn tell(context: &Context<'_>, point: &Path, trees: &Trees, guest: Option<&Guest>) -> Outcome {
     let shown = point.display();
-    let mut outcome = Outcome::Done;
+    let mut outcome = match trees.is_incomplete {
+        true => Outcome::Warnings,
+        false => Outcome::Done,
+    };
     for warning in &trees.warnings {
         tracing::warn!("{warning}");
         outcome = Outcome::Warnings;
