@@ -11,6 +11,7 @@ mod inside_path;
 mod key;
 mod list;
 mod mount;
+mod mounts;
 pub mod parse;
 mod politeness;
 mod prune;
@@ -38,6 +39,7 @@ pub use inside_path::InsidePath;
 pub use key::{KeyAddArgs, KeyCommand};
 pub use list::ListArgs;
 pub use mount::MountArgs;
+pub use mounts::MountsArgs;
 pub use politeness::LimitArgs;
 pub use prune::PruneArgs;
 pub use repair::RepairArgs;
@@ -150,7 +152,7 @@ pub enum Command {
     /// Mount all backups as images, or the file systems inside one backup
     Mount(MountArgs),
     /// List vbk's mounts on this machine
-    Mounts,
+    Mounts(MountsArgs),
     /// Unmount what `vbk mount` mounted
     #[command(visible_alias = "unmount")]
     Umount(UmountArgs),

@@ -41,6 +41,8 @@ pub struct Config {
     pub jobs: Option<u32>,
     /// File for Prometheus metrics.
     pub metrics: Option<PathBuf>,
+    /// Guests' file systems are never handed to the kernel: `vbk mount --files` reads them in user space.
+    pub safe_mounts: bool,
     /// Shell command for guests that were not backed up.
     pub on_failure: Option<String>,
     /// Guests that --all leaves out, as patterns with `*` and `?`.

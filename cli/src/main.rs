@@ -90,7 +90,7 @@ fn carry_out(context: &Context<'_>, command: &Command) -> Result<Outcome> {
     let is_without_store = matches!(
         command,
         Command::Limit(_)
-            | Command::Mounts
+            | Command::Mounts(_)
             | Command::Umount(_)
             | Command::Snapshots(_)
             | Command::Guests
@@ -111,7 +111,7 @@ fn carry_out(context: &Context<'_>, command: &Command) -> Result<Outcome> {
         Command::Cp(args) => commands::cp::run(context, args),
         Command::Find(args) => commands::find::run(context, args),
         Command::Mount(args) => commands::mount::run(context, args),
-        Command::Mounts => commands::mounts::run(context),
+        Command::Mounts(args) => commands::mounts::run(context, args),
         Command::Umount(args) => commands::umount::run(context, args),
         Command::Restore(args) => commands::restore::run(context, args),
         Command::Boot(args) => commands::boot::run(context, args),

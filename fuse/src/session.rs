@@ -19,6 +19,9 @@ use crate::tree::{IDLE, ImageFs};
 /// idle files hold.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(60);
 
+/// Source of a mount of files that are read in user space, as the kernel lists it.
+pub const FILES_WITHOUT_KERNEL: &str = "vbk:files";
+
 /// Options of mounting a tree.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SessionOptions {
@@ -45,7 +48,7 @@ impl Session {
         let (ended, receiver) = end_signal();
         let adapter = Adapter::new(Arc::clone(&tree), ended);
         let tidy = Box::new(move || tree.tidy());
-        Self::start(adapter, point, options, (writable, true), (tidy, receiver))
+        Self::start(adapter, point, options, ("vbk", writable, true), (tidy, receiver))
     }
 
     /// Mounts a tree of files, read-only. The mount answers when this returns. Without `allow_other`, its owner may read
@@ -59,20 +62,26 @@ impl Session {
         let (ended, receiver) = end_signal();
         let adapter = FilesAdapter::new(tree, ended);
         let tidy = Box::new(move || resources.drop_idle(IDLE));
-        Self::start(adapter, point, options, (false, options.allow_other), (tidy, receiver))
+        Self::start(
+            adapter,
+            point,
+            options,
+            (FILES_WITHOUT_KERNEL, false, options.allow_other),
+            (tidy, receiver),
+        )
     }
 
     fn start(
         adapter: impl fuser::Filesystem,
         point: &Path,
         options: SessionOptions,
-        (writable, checks_modes): (bool, bool),
+        (source, writable, checks_modes): (&str, bool, bool),
         (tidy, ended): (Box<dyn Fn() + Send + Sync>, Receiver<()>),
     ) -> Result<Self> {
         let mut config = Config::default();
         config.mount_options = vec![
             if writable { MountOption::RW } else { MountOption::RO },
-            MountOption::FSName("vbk".into()),
+            MountOption::FSName(source.into()),
             // As root, fuser leaves `Subtype` out.
             MountOption::CUSTOM("subtype=vbk".into()),
             MountOption::NoDev,

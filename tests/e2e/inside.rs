@@ -341,8 +341,26 @@ fn disks_of_other_systems_are_read_without_the_kernel() {
     write_at(&disk.path, disk.part(6).start_bytes, &fs::read(&iso).expect("reads"));
     lab.backup("pc1", &disk.path);
     let dir = lab.subdir("files");
-    lab.ok(args!["mount", "pc1@latest", "--files", dir, "--user"]);
+    let config = lab.path("safe.toml");
+    fs::write(&config, "safe-mounts = true\n").expect("writes");
+    lab.run(args![
+        "--config",
+        config,
+        "mount",
+        "pc1@latest",
+        "--files",
+        dir,
+        "--writable"
+    ])
+    .code(2)
+    .says(&["safe-mounts"]);
+    lab.ok(args!["--config", config, "mount", "pc1@latest", "--files", dir]);
     assert_eq!(names_in(&dir), ["p1", "p5", "p6"]);
+    assert_eq!(
+        kernel::mounts_of(&dir).len(),
+        1,
+        "one FUSE mount, and no file system of the kernel"
+    );
     for part in names_in(&dir) {
         assert_eq!(names_in(&dir.join(&part)), ["large", "read me.txt"], "{part}");
         for name in ["read me.txt", "large"] {

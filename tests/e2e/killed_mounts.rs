@@ -91,6 +91,30 @@ fn a_dead_file_mount_is_unmounted_with_its_loop_devices() {
 }
 
 #[test]
+fn a_dead_writable_mount_with_unwritten_pages_is_cleaned() {
+    let (lab, _) = lab_with_a_server();
+    let dir = lab.subdir("files");
+    let said = lab
+        .run(args!["--json", "mount", "web1@latest", "--files", dir, "--writable"])
+        .done();
+    lab.note_hidden(&dir);
+    // More than a loop device writes at once, and nobody syncs it.
+    for part in ["p1", "p2"] {
+        write_noise(&dir.join(part).join("unwritten"), 4, 24 * MIB);
+    }
+    kill_process_of(&said.json());
+    assert!(!is_alive(&lab, &dir));
+    assert!(lab.ok(args!["mounts", "--clean"]).contains("is unmounted"));
+    assert!(kernel::mounts_of(&dir).is_empty());
+    lab.assert_nothing_left();
+    // The scratch file had no name: nothing of it is left, and the backup is as it was.
+    mount_files(&lab, &dir);
+    assert_eq!(fs::read_to_string(dir.join("p2/name")).expect("reads"), "part 2");
+    assert!(!dir.join("p2/unwritten").exists());
+    lab.umount(&dir);
+}
+
+#[test]
 fn a_dead_file_mount_in_use_is_unmounted_too() {
     let (lab, _) = lab_with_a_server();
     let dir = lab.subdir("files");

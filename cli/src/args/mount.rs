@@ -32,7 +32,8 @@ pub struct MountArgs {
     pub files: Option<PathBuf>,
 
     /// With --files: read the file systems in user space, through FUSE, instead of mounting them. Needs no root, and the
-    /// kernel's drivers never see the guest's file systems. Reads ext2, ext3, ext4, XFS, Btrfs, NTFS, FAT, exFAT and ISO 9660
+    /// kernel's drivers never see the guest's file systems. Reads ext2, ext3, ext4, XFS, Btrfs, NTFS, FAT, exFAT and ISO 9660. `safe-mounts = true` in the
+    /// configuration makes this the default and refuses the kernel
     #[arg(long, alias = "safe", requires = "files", conflicts_with_all = ["writable", "no_replay"])]
     pub user: bool,
 

@@ -77,7 +77,7 @@ pub fn run(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
         ));
     }
     match &args.files {
-        Some(dir) if args.user => user::run(context, args, dir),
+        Some(dir) if args.user || is_safe(context, args)? => user::run(context, args, dir),
         Some(dir) => mount_files(context, args, dir),
         None if args.foreground || machine::is_background() => serve_images(context, args),
         None => {
@@ -92,6 +92,20 @@ pub fn run(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
             Ok(daemon::start(std::env::args_os().skip(1), &handover)?.outcome)
         }
     }
+}
+
+/// Returns whether the configuration keeps guests' file systems away from the kernel. What only the kernel can do is then
+/// refused.
+fn is_safe(context: &Context<'_>, args: &MountArgs) -> Result<bool> {
+    let is_safe = context.config()?.safe_mounts;
+    if is_safe && (args.writable || args.no_replay) {
+        return Err(Error::Usage(
+            "safe-mounts = true in the configuration keeps guests' file systems away from the kernel, so they can only be \
+             mounted with --user; `vbk mount BACKUP DIR` shows the images"
+                .into(),
+        ));
+    }
+    Ok(is_safe)
 }
 
 /// Asks for the passphrases of the encrypted volumes in a backup, because the process in the background can't.

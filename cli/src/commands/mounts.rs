@@ -3,10 +3,13 @@
 use std::path::PathBuf;
 
 use serde::Serialize;
-use vbk_fuse::volumes::{self, MountKind};
+use vbk_fuse::session::FILES_WITHOUT_KERNEL;
+use vbk_fuse::volumes::{self, MountKind, WhenBusy};
 
+use crate::args::MountsArgs;
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
+use crate::leftover_mounts::clean_leftovers;
 use crate::terminal::table::{Align, Table};
 
 #[derive(Serialize)]
@@ -16,13 +19,18 @@ struct MountJson {
     alive: bool,
 }
 
-/// Lists vbk's mounts on this machine.
-pub fn run(context: &Context<'_>) -> Result<Outcome> {
+/// Lists vbk's mounts on this machine, after the dead ones were removed if that is wanted.
+pub fn run(context: &Context<'_>, args: &MountsArgs) -> Result<Outcome> {
+    let outcome = match args.clean {
+        true => clean(context)?,
+        false => Outcome::Done,
+    };
     let mounts: Vec<_> = volumes::list_ours()?
         .into_iter()
         .map(|mount| MountJson {
             mount_point: mount.point,
             shows: match mount.kind {
+                MountKind::Images if mount.source == FILES_WITHOUT_KERNEL => "files",
                 MountKind::Images => "images",
                 MountKind::Files { .. } => "files",
             },
@@ -37,7 +45,7 @@ pub fn run(context: &Context<'_>) -> Result<Outcome> {
     for mount in &mounts {
         let state = match mount.alive {
             true => "good",
-            false => "its process is gone; run `vbk umount`",
+            false => "its process is gone; run `vbk umount` or `vbk mounts --clean`",
         };
         table.row(vec![
             mount.mount_point.display().to_string(),
@@ -51,5 +59,22 @@ pub fn run(context: &Context<'_>) -> Result<Outcome> {
         context.print(table);
     }
     context.json_result(&mounts)?;
-    Ok(Outcome::Done)
+    Ok(outcome)
+}
+
+/// Unmounts all mounts whose process is gone, and removes leftovers that no mount point leads to.
+fn clean(context: &Context<'_>) -> Result<Outcome> {
+    let mut outcome = Outcome::Done;
+    for mount in volumes::list_ours()?.into_iter().filter(|mount| mount.dead) {
+        let point = mount.point.display();
+        match volumes::unmount(&mount.point, WhenBusy::Detach) {
+            Ok(_) => context.say(format_args!("{point} is unmounted: its process was gone")),
+            Err(error) => {
+                tracing::warn!("can't unmount {point}: {error}");
+                outcome = Outcome::Warnings;
+            }
+        }
+    }
+    clean_leftovers();
+    Ok(outcome)
 }
