@@ -104,7 +104,7 @@ fn lvm(devices: &[&LoopDevice], command: &str, args: Vec<OsString>) -> String {
         "devices{{filter=[{},\"r|.*|\"] use_devicesfile=0}} activation{{udev_sync=0 udev_rules=0}} backup{{backup=0 archive=0}}",
         accepted.join(",")
     );
-    let mut all = args![command, "--driverloaded", "n", "--config", config];
+    let mut all = args![command, "--driverloaded", "n", "--config-file", config];
     all.extend(args);
     tool("lvm", all)
 }
@@ -302,7 +302,8 @@ fn an_ext4_without_its_first_superblock_is_opened_by_a_copy() {
     write_at(&image, 0, &[0; 4096]);
     lab.backup("web1", &image);
     in_both_ways(&lab, "web1@latest", &[], |dir| {
-        assert_same_files(&dir.join("vda"), &original)
+        let own = dir.join("vda");
+        assert_same_files(if own.exists() { &own } else { dir }, &original)
     });
     let (dir, said) = lab.mount_files("web1@latest", "files");
     let said = said.code(3);
@@ -344,7 +345,7 @@ fn disks_of_other_systems_are_read_without_the_kernel() {
     let config = lab.path("safe.toml");
     fs::write(&config, "safe-mounts = true\n").expect("writes");
     lab.run(args![
-        "--config",
+        "--config-file",
         config,
         "mount",
         "pc1@latest",
@@ -354,7 +355,7 @@ fn disks_of_other_systems_are_read_without_the_kernel() {
     ])
     .code(2)
     .says(&["safe-mounts"]);
-    lab.ok(args!["--config", config, "mount", "pc1@latest", "--files", dir]);
+    lab.ok(args!["--config-file", config, "mount", "pc1@latest", "--files", dir]);
     assert_eq!(names_in(&dir), ["p1", "p5", "p6"]);
     assert_eq!(
         kernel::mounts_of(&dir).len(),

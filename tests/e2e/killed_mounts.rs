@@ -11,8 +11,8 @@ use serde_json::Value;
 use crate::support::bytes::{MIB, assert_same, write_noise};
 use crate::support::disk::Disk;
 use crate::support::kernel;
-use crate::support::lab::{Lab, names_in, str_of, u64_of};
-use crate::support::tools::{try_tool, wait_until};
+use crate::support::lab::{Lab, VBK, names_in, str_of, u64_of};
+use crate::support::tools::{command, try_tool, wait_until};
 
 fn kill_process_of(mount: &Value) {
     let pid = i32::try_from(u64_of(mount, "pid")).expect("a pid");
@@ -103,15 +103,54 @@ fn a_dead_writable_mount_with_unwritten_pages_is_cleaned() {
         write_noise(&dir.join(part).join("unwritten"), 4, 24 * MIB);
     }
     kill_process_of(&said.json());
-    assert!(!is_alive(&lab, &dir));
-    assert!(lab.ok(args!["mounts", "--clean"]).contains("is unmounted"));
-    assert!(kernel::mounts_of(&dir).is_empty());
+    // Requests that the process was working on end first.
+    assert!(wait_until(Duration::from_secs(20), || !is_alive(&lab, &dir)));
+    lab.umount(&dir);
     lab.assert_nothing_left();
     // The scratch file had no name: nothing of it is left, and the backup is as it was.
     mount_files(&lab, &dir);
     assert_eq!(fs::read_to_string(dir.join("p2/name")).expect("reads"), "part 2");
     assert!(!dir.join("p2/unwritten").exists());
     lab.umount(&dir);
+}
+
+#[test]
+fn all_dead_mounts_are_cleaned_at_once() {
+    let (lab, _) = lab_with_a_server();
+    let dirs = ["files", "images"].map(|name| lab.subdir(name));
+    // In a mount namespace of its own: the dead mounts of other tests are none of its business.
+    let script = "set -e
+        mount() { \"$vbk\" --repo \"$repo\" --json mount \"$@\" | sed -n 's/.*\"pid\": \\([0-9]*\\).*/\\1/p'; }
+        pids=\"$(mount web1@latest --files \"$1\") $(mount \"$2\")\"
+        kill -KILL $pids
+        for pid in $pids; do while kill -0 $pid 2>/dev/null; do sleep 0.02; done; done
+        \"$vbk\" mounts --clean
+        ! grep -F -e \" $1 \" -e \" $2 \" /proc/self/mountinfo";
+    let mut unshare = command(
+        "unshare",
+        args![
+            "-m",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            script,
+            "sh",
+            dirs[0],
+            dirs[1]
+        ],
+    );
+    let output = unshare.env("vbk", VBK).env("repo", lab.repo()).output().expect("runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success(),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    for dir in &dirs {
+        assert!(said.contains(&format!("{} is unmounted", dir.display())), "{said}");
+    }
+    lab.assert_nothing_left();
 }
 
 #[test]
