@@ -345,6 +345,9 @@ impl Device for Overlay {
     }
 }
 
+/// Receiver of changed pages: offset and bytes.
+pub type EachPage<'a, E> = dyn FnMut(u64, &[u8]) -> Result<(), E> + 'a;
+
 /// A scratch file that was kept.
 pub struct Changes {
     file: File,
@@ -426,11 +429,7 @@ impl Changes {
 
     /// Calls `each` with offset and bytes of every changed page of a disk, in the order of the disk. The last one may
     /// be shorter than a page.
-    pub fn pages<E: From<io::Error>>(
-        &self,
-        disk: &str,
-        each: &mut dyn FnMut(u64, &[u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
+    pub fn pages<E: From<io::Error>>(&self, disk: &str, each: &mut EachPage<'_, E>) -> Result<(), E> {
         let Some(number) = self.disks.iter().position(|it| it.name == disk) else {
             return Ok(());
         };

@@ -2,7 +2,7 @@
 //!
 //! The disk's blocks are hashed to the ids that the image's blocks have, so of the repository only the manifest and the
 //! blocks that differ are read: a block that is damaged in the repository does no harm where the disk still has it. The
-//! safety of writing over the only copy is argued in [`crate::disk::target`], module `existing`.
+//! safety of writing over the only copy is argued in `crate::disk::target`, module `existing`.
 //!
 //! Workers share the disk as those of a backup do: while one waits for the disk, another hashes.
 
