@@ -264,9 +264,14 @@ fn a_volume_group_in_an_encrypted_partition_opens_with_its_key() {
     write_at(&disk.path, disk.part(2).start_bytes, &encrypted);
     lab.backup("web1", &disk.path);
 
-    in_both_ways(&lab, "web1@latest", &args!["--luks-key-file", key], |dir| {
-        assert_same_files(&dir.join("vg0-root"), &original);
-    });
+    in_both_ways(
+        &lab,
+        "web1@latest",
+        &["--luks-key-file".into(), key.clone().into()],
+        |dir| {
+            assert_same_files(&dir.join("vg0-root"), &original);
+        },
+    );
     // Without the key, or with another one, the volume is named and nothing else is lost.
     let dir = lab.subdir("closed");
     let other = lab.path("other");
