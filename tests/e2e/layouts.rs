@@ -251,6 +251,7 @@ fn assert_replays(lab: &Lab, image: &Path, option: &str) {
     let volume = &said.json()["volumes"][0];
     assert_eq!(volume["mounted"], true, "{said}");
     assert!(str_of(volume, "options").starts_with("ro,"), "{said}");
+    assert!(str_of(volume, "repaired").contains("was replayed"), "{said}");
     assert_eq!(fs::read_to_string(dir.join("old")).expect("reads"), "written long ago");
     assert_eq!(fs::read_to_string(dir.join("new")).expect("reads"), "just now");
     fs::write(dir.join("more"), "x").expect_err("it is read-only");

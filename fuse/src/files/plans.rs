@@ -6,8 +6,9 @@ use std::io;
 
 use super::btrfs_sets;
 use super::found::{Found, Plan, with_doubts};
-use crate::drivers::{Way, how_to_mount};
+use crate::drivers::{Backing, Way, how_to_mount};
 use vbk_inside::btrfs::{Fsid, NewFsid};
+use vbk_inside::fs::xfs;
 use vbk_inside::probe::containers;
 use vbk_inside::probe::{self, FsType};
 
@@ -67,10 +68,15 @@ fn plan_alone(volume: &Found, way: Way) -> io::Result<Plan> {
 /// Plans a file system by its superblock alone.
 fn mount(volume: &Found, fs: FsType, way: Way) -> io::Result<Plan> {
     Ok(match how_to_mount(fs, &*volume.volume.device, way)? {
-        Ok(how) => Plan::Mount {
-            how: with_doubts(volume, how),
-            others: Vec::new(),
-        },
+        Ok(mut how) => {
+            if fs == FsType::Xfs && how.backing == Backing::Writable && xfs::has_dirty_log(&volume.volume.device) {
+                how.repaired = Some("its log was replayed".to_owned());
+            }
+            Plan::Mount {
+                how: with_doubts(volume, how),
+                others: Vec::new(),
+            }
+        }
         Err(why) => Plan::Skip {
             reason: format!("{fs} file system: {why}"),
             may_hold_files: true,

@@ -79,17 +79,17 @@ fn mount_devices(devices: &[LoopDevice], point: &Path, how: &FileSystem) -> Outc
         options.push_str(&format!(",device={}", device.node().display()));
     }
     let root = default_subvolume(devices, point, &how.kind, &options);
-    let mounted = |data: &str, read_write: bool, warning: Option<String>| {
+    let mounted = |data: &str, how: &FileSystem| {
         let comma = if data.is_empty() { "" } else { "," };
         Outcome::Mounted {
-            options: format!("{}{comma}{data}", flags(read_write)),
-            warning,
+            options: format!("{}{comma}{data}", flags(how.read_write)),
+            warning: how.warning.clone(),
             repaired: how.repaired.clone(),
             root: root.clone(),
         }
     };
     let first = match try_mount(devices, point, how, &options) {
-        Ok(()) => return mounted(&options, how.read_write, how.warning.clone()),
+        Ok(()) => return mounted(&options, how),
         Err(errno) => errno,
     };
     if how.kind == "ntfs3" && first == Errno::ENODEV {
@@ -100,12 +100,13 @@ fn mount_devices(devices: &[LoopDevice], point: &Path, how: &FileSystem) -> Outc
     };
     let mut how = FileSystem {
         read_write: false,
+        repaired: None,
         ..how.clone()
     };
     match try_mount(devices, point, &how, data) {
         Ok(()) => {
             how.warn(format!("mounted with {data}: {JOURNAL_WARNING}"));
-            mounted(data, false, how.warning)
+            mounted(data, &how)
         }
         // Refused for another reason. With a clean journal the first error says more; with a dirty one only the second
         // does.

@@ -70,6 +70,16 @@ pub fn open(device: SharedDevice) -> Result<Xfs> {
     })
 }
 
+/// Tests for a log that must be replayed because the file system was not unmounted; false if that can't be told.
+pub fn has_dirty_log(device: &SharedDevice) -> bool {
+    let Ok(found) = superblock::find(&**device) else {
+        return false;
+    };
+    let volume = Volume::new(SharedDevice::clone(device), found.superblock);
+    let dirty = Log::of(&volume).map(|log| log.map(|log| log.dirty()));
+    matches!(dirty, Ok(Some(Ok(Some(_)))))
+}
+
 /// Replays the log, if the file system was not unmounted.
 fn replayed(volume: &Volume) -> log::LogResult<Option<(Volume, String)>> {
     let log = Log::of(volume)?.ok_or("it is on another device")?;
