@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::core_files::keep_out_of_core_files;
 use crate::exit::{Error, Result};
 
 /// Variable that is set for a process that gets secrets on its standard input.
@@ -41,6 +42,7 @@ impl Handover {
         if let Some(received) = RECEIVED.get() {
             return Ok(Some(received));
         }
+        keep_out_of_core_files();
         let mut text = Zeroizing::new(Vec::new());
         let read = std::io::stdin().read_to_end(&mut text);
         read.map_err(Error::io("read the keys from standard input"))?;

@@ -11,6 +11,7 @@ mod booting;
 mod commands;
 mod config;
 mod context;
+mod core_files;
 mod damage;
 mod exit;
 mod file_forms;

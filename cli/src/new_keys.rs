@@ -5,6 +5,7 @@ use std::path::Path;
 use vbk_repo::keys::{self, RecoveryKey, SlotKind, Unlock};
 
 use crate::context::Context;
+use crate::core_files::keep_out_of_core_files;
 use crate::exit::{Error, Outcome, Result};
 use crate::terminal::output;
 use crate::unlock;
@@ -60,7 +61,7 @@ pub struct NewWays {
 
 /// Asks for the keys of a new repository, or generates them.
 pub fn ways_of_new(context: &Context<'_>, repository: &Path, recovery: bool) -> Result<NewWays> {
-    unlock::keep_out_of_core_files();
+    keep_out_of_core_files();
     let way = match context.new_key_file(repository)? {
         Some(path) => key_file(path)?,
         None => match context.given_key(repository)? {

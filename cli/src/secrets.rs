@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use vbk_inside::volumes::Secrets;
 use zeroize::Zeroizing;
 
+use crate::core_files::keep_out_of_core_files;
 use crate::exit::{Error, Result};
 use crate::handover::Handover;
 use crate::terminal::printable;
-use crate::unlock::keep_out_of_core_files;
 
 /// Option for the passphrases of encrypted volumes.
 #[derive(Debug, Default, clap::Args)]
@@ -23,6 +23,10 @@ pub struct LuksArgs {
 /// Returns the passphrases in the named files, and those that a process in the background was given. Where there are
 /// none, the volumes' passphrases are asked for when an encrypted volume is found, if there is a terminal.
 pub fn find(args: &LuksArgs) -> Result<Secrets> {
+    // The process that started this one has read the files, which may be pipes.
+    if let Some(handover) = Handover::received()? {
+        return Ok(Secrets::new(handover.passphrases.clone()));
+    }
     let mut passphrases = Vec::new();
     for path in &args.luks_key_file {
         keep_out_of_core_files();
@@ -32,10 +36,6 @@ pub fn find(args: &LuksArgs) -> Result<Secrets> {
             path: path.clone(),
             source,
         })?);
-    }
-    if let Some(handover) = Handover::received()? {
-        passphrases.extend(handover.passphrases.iter().cloned());
-        return Ok(Secrets::new(passphrases));
     }
     if !passphrases.is_empty() || !std::io::stderr().is_terminal() {
         return Ok(Secrets::new(passphrases));

@@ -129,7 +129,7 @@ pub struct ImageFs {
     /// What is inside the disks of the only backup: opening encrypted volumes takes seconds.
     inside: OnceLock<Arc<Volumes>>,
     /// Identities that file systems had before they got new ones, in a writable tree.
-    old_fsids: Mutex<Vec<(NewFsid, btrfs::Identity)>>,
+    old_fsids: Mutex<Vec<(NewFsid, btrfs::Identity, SharedDevice)>>,
     resources: Arc<ReadResources>,
     state: RwLock<Arc<State>>,
     refreshing: Mutex<()>,

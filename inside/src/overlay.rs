@@ -4,7 +4,8 @@
 //! what was made of it. Format, numbers little-endian:
 //!
 //! ```text
-//! header   64 KiB: the lines "vbk changes 1", "backup ID", then "disk SIZE NAME" for each disk; zeros
+//! header   64 KiB: the lines "vbk changes 1", "backup ID", then "disk SIZE NAME" for each disk; zeros; "closed" in the
+//!          last 8 bytes if the mount ended as it should
 //! group    an index page of 512 entries, then the 512 pages that they name; repeated to the end
 //! entry    8 bytes: bits 48..64 the number of the disk + 1, bits 0..48 the number of the page; 0 is a free place
 //! ```
@@ -15,11 +16,12 @@
 //! before the last flush. Between flushes a page that was written again may be old, new or, as on a disk, torn.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -32,6 +34,10 @@ const HEADER_BYTES: u64 = 64 << 10;
 /// Entries of an index page.
 const GROUP_PAGES: u64 = PAGE / 8;
 const MAGIC: &str = "vbk changes 1";
+/// Last bytes of the header of a file that was closed.
+const CLOSED: &[u8] = b"closed\n\0";
+/// Time that a mount which is ending has to write its last pages.
+const CLOSE_WAIT: Duration = Duration::from_secs(60);
 /// Limit of disks in one file: the header holds their names.
 const MAX_DISKS: usize = 256;
 
@@ -73,6 +79,9 @@ pub struct Scratch {
     /// Slot of each page. A page never moves, so a reader may use its slot without the lock.
     slots: RwLock<HashMap<Page, u32>>,
     next: Mutex<Next>,
+    /// Held by the flush that runs, so that another one returns after it only. True once a flush has failed: the kernel
+    /// reports a lost page once, so no later flush could be believed (fsync(2)).
+    has_failed: Mutex<bool>,
 }
 
 #[derive(Default)]
@@ -87,6 +96,7 @@ impl Scratch {
     /// written to it. With `keep`, the header and the index are written too, so that [`Changes::open`] can read it.
     pub fn create(file: File, limit_bytes: u64, keep: Option<(&str, &[ChangedDisk])>) -> io::Result<Self> {
         if let Some((backup, disks)) = keep {
+            file.try_lock()?;
             file.write_all_at(&header(backup, disks)?, 0)?;
         }
         Ok(Self {
@@ -95,6 +105,7 @@ impl Scratch {
             is_kept: keep.is_some(),
             slots: RwLock::default(),
             next: Mutex::default(),
+            has_failed: Mutex::new(false),
         })
     }
 
@@ -108,12 +119,24 @@ impl Scratch {
         if !self.is_kept {
             return Ok(());
         }
+        let mut has_failed = self.has_failed.lock();
+        if *has_failed {
+            return Err(io::Error::other("an earlier write to the scratch file was lost"));
+        }
         let unnamed = std::mem::take(&mut self.next.lock().unnamed);
         let named = self.name_pages(&unnamed);
-        if named.is_err() {
-            self.next.lock().unnamed.extend(unnamed);
-        }
+        *has_failed = named.is_err();
         named
+    }
+
+    /// Flushes, and marks a kept file as complete. Nothing may be written afterwards.
+    pub fn close(&self) -> io::Result<()> {
+        self.flush()?;
+        if self.is_kept {
+            self.file.write_all_at(CLOSED, HEADER_BYTES - CLOSED.len() as u64)?;
+            self.file.sync_data()?;
+        }
+        Ok(())
     }
 
     fn name_pages(&self, unnamed: &[(u32, Page)]) -> io::Result<()> {
@@ -154,9 +177,10 @@ impl Scratch {
                     }
                 }
             }
-        }
-        if self.is_kept {
-            self.next.lock().unnamed.extend(fresh);
+            // Before another writer can find the page, and flush it.
+            if self.is_kept {
+                self.next.lock().unnamed.extend(fresh);
+            }
         }
         taken
     }
@@ -178,7 +202,7 @@ fn header(backup: &str, disks: &[ChangedDisk]) -> io::Result<Vec<u8>> {
         text.push_str(&format!("disk {} {}\n", disk.size_bytes, disk.name));
     }
     let mut bytes = text.into_bytes();
-    if bytes.len() as u64 > HEADER_BYTES || disks.len() > MAX_DISKS {
+    if bytes.len() + CLOSED.len() >= HEADER_BYTES as usize || disks.len() > MAX_DISKS {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             "the guest has too many disks",
@@ -345,6 +369,22 @@ impl Device for Overlay {
     }
 }
 
+/// Waits until no mount writes to the file.
+fn wait_for(file: &File) -> io::Result<()> {
+    let end = Instant::now() + CLOSE_WAIT;
+    loop {
+        match file.try_lock_shared() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if Instant::now() < end => std::thread::sleep(Duration::from_millis(50)),
+            Err(TryLockError::WouldBlock) => {
+                let text = "a mount still writes to it; `vbk umount` ends it";
+                return Err(io::Error::new(io::ErrorKind::WouldBlock, text));
+            }
+        }
+    }
+}
+
 /// Receiver of changed pages: offset and bytes.
 pub type EachPage<'a, E> = dyn FnMut(u64, &[u8]) -> Result<(), E> + 'a;
 
@@ -354,13 +394,16 @@ pub struct Changes {
     backup: String,
     disks: Vec<ChangedDisk>,
     slots: Vec<(Page, u32)>,
+    is_closed: bool,
 }
 
 impl Changes {
-    /// Reads the header and the index. The inner text of an error of the kind `InvalidData` says what is wrong.
+    /// Reads the header and the index. Waits for a mount that is ending and still writes; fails with `WouldBlock` if one
+    /// goes on. The inner text of an error of the kind `InvalidData` says what is wrong.
     pub fn open(file: File) -> io::Result<Self> {
         let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
         let not_ours = || invalid("it is not a file that vbk mount --save made");
+        wait_for(&file)?;
         let size_bytes = file.metadata()?.len();
         let mut head = vec![0; HEADER_BYTES as usize];
         if size_bytes < HEADER_BYTES {
@@ -414,7 +457,13 @@ impl Changes {
             backup: backup.to_owned(),
             disks,
             slots,
+            is_closed: head.ends_with(CLOSED),
         })
+    }
+
+    /// Tests that the mount ended as it should. Otherwise the file has what was written before the last sync.
+    pub fn is_closed(&self) -> bool {
+        self.is_closed
     }
 
     /// Returns the id of the backup that the changes belong to.

@@ -5,6 +5,7 @@
 //! written, and nothing becomes known to the kernel: so names and UUIDs that this host has too do no harm.
 
 mod find;
+mod mirror;
 mod trees;
 
 use std::fmt;

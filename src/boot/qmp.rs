@@ -12,6 +12,8 @@ use crate::boot::BootError;
 
 /// Longest line. QEMU's answers here have some hundred bytes.
 const MAX_LINE_BYTES: usize = 64 << 10;
+/// Messages that are handled before the caller looks at its time limit again.
+const MAX_LINES_AT_ONCE: usize = 64;
 /// Events that are kept until they are fetched; a guest that resets all the time makes many.
 const MAX_EVENTS: usize = 256;
 /// Interval of attempts to connect.
@@ -136,7 +138,11 @@ impl Qmp {
 
     /// Returns the events that have come.
     pub(super) fn events(&mut self) -> Result<Vec<Event>, BootError> {
-        while self.message(Duration::ZERO)?.is_some() && self.events.len() < MAX_EVENTS {}
+        for _ in 0..MAX_LINES_AT_ONCE {
+            if self.message(Duration::ZERO)?.is_none() || self.events.len() >= MAX_EVENTS {
+                break;
+            }
+        }
         Ok(std::mem::take(&mut self.events))
     }
 
@@ -190,7 +196,11 @@ impl Agent {
 
     /// Tests for an answer that has come.
     pub(super) fn has_answered(&mut self) -> Result<bool, BootError> {
-        while let Some(line) = self.lines.next(Duration::ZERO)? {
+        // The guest decides how many lines come: the rest waits for the next call.
+        for _ in 0..MAX_LINES_AT_ONCE {
+            let Some(line) = self.lines.next(Duration::ZERO)? else {
+                break;
+            };
             let answer = serde_json::from_slice::<Value>(&line).ok();
             let number = answer
                 .as_ref()

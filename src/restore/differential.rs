@@ -308,8 +308,9 @@ impl<'a> Comparison<'a> {
     fn read_part(&self, start: u64, len: usize, buffer: &mut [u8], counts: &mut Counts) -> Result<()> {
         let left = self.disk.size_bytes().saturating_sub(start);
         let here = len.min(usize::try_from(left).unwrap_or(usize::MAX));
-        buffer[here..len].fill(0);
         self.disk.read_part(start, here, buffer)?;
+        // Afterwards: a read of whole sectors may have stored bytes behind the end.
+        buffer[here..len].fill(0);
         counts.read_bytes += here as u64;
         Ok(())
     }

@@ -104,7 +104,7 @@ fn lvm(devices: &[&LoopDevice], command: &str, args: Vec<OsString>) -> String {
         "devices{{filter=[{},\"r|.*|\"] use_devicesfile=0}} activation{{udev_sync=0 udev_rules=0}} backup{{backup=0 archive=0}}",
         accepted.join(",")
     );
-    let mut all = args![command, "--driverloaded", "n", "--config-file", config];
+    let mut all = args![command, "--driverloaded", "n", "--config", config];
     all.extend(args);
     tool("lvm", all)
 }

@@ -289,7 +289,7 @@ fn a_restore_that_fails_removes_its_volumes() {
     assert_eq!(host.volumes(), [] as [&str; 0]);
 
     // The connection is lost while the volumes are made.
-    fs::write(&script, text.replace("ln -s", "sleep 1; ln -s")).expect("writes");
+    fs::write(&script, text.replace("ln -s", "sleep 5; ln -s")).expect("writes");
     let running = host.start(&lab, restore);
     let begun = Instant::now();
     while host.volumes().is_empty() {

@@ -209,7 +209,10 @@ impl Search<'_> {
         let left_out = files.trees.left_out.iter().map(|(name, why)| format!("{name} ({why})"));
         let left_out: Vec<_> = left_out.collect();
         if !left_out.is_empty() {
-            tracing::info!("{}: not searched: {}", files.spec, left_out.join(", "));
+            match files.trees.is_incomplete {
+                true => tracing::warn!("{}: not searched: {}", files.spec, left_out.join(", ")),
+                false => tracing::info!("{}: not searched: {}", files.spec, left_out.join(", ")),
+            }
         }
         if files.trees.trees.is_empty() {
             tracing::warn!("{}: no volume can be read: {}", files.spec, left_out.join(", "));

@@ -145,10 +145,15 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
     let path = repository.path().display().to_string();
     let view = context.view_of(&repository)?;
     let catalogue = view.catalogue()?;
+    let secrets = secrets::find(&args.luks)?;
+    if args.dir.is_some() && !machine::is_background() {
+        ask_for_passphrases(&view, args, &secrets)?;
+    }
     let mut options = TreeOptions {
         flat: args.dir.is_some(),
         fsids: args.fsid.clone(),
-        secrets: secrets::find(&args.luks)?,
+        // Nobody is asked while a program waits for the mount.
+        secrets: Secrets::new(secrets.passphrases()),
         ..TreeOptions::default()
     };
     let shown = match &args.dir {

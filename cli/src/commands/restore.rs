@@ -12,7 +12,7 @@ use serde::Serialize;
 use vbk::restore::{
     Behind, Damaged, DamagedRange, DiskChanges, Fill, Format, RestoreOptions, Restored, restore, stream,
 };
-use vbk_inside::overlay::Changes;
+use vbk_inside::overlay::{ChangedDisk, Changes};
 use vbk_repo::backup::{Backup, Image};
 use vbk_repo::catalogue::BackupSpec;
 use vbk_repo::reader::{ImageReader, ReadResources};
@@ -162,11 +162,25 @@ fn changes(args: &RestoreArgs, id: &str, image: &Image) -> Result<Option<DiskCha
     };
     let opened = File::open(path).and_then(Changes::open);
     let changes = opened.map_err(Error::io(format!("open {}", path.display())))?;
+    if !changes.is_closed() {
+        tracing::warn!(
+            "the mount that wrote {} was killed: it holds what was written before the last sync, and a btrfs may have another UUID",
+            path.display()
+        );
+    }
     if changes.backup() != id {
         return Err(Error::Usage(format!(
             "{} holds changes of another backup: {}; `vbk show` takes that id",
             path.display(),
             changes.backup()
+        )));
+    }
+    let fits = |disk: &ChangedDisk| disk.name != image.disk.as_str() || disk.size_bytes == image.size_bytes;
+    if !changes.disks().iter().all(fits) {
+        return Err(Error::Usage(format!(
+            "{} is damaged: it names another size for {}",
+            path.display(),
+            image.disk
         )));
     }
     Ok(Some(DiskChanges::new(Arc::new(changes), image.disk.as_str())))
@@ -176,6 +190,8 @@ fn changes(args: &RestoreArgs, id: &str, image: &Image) -> Result<Option<DiskCha
 fn check_stdout(context: &Context<'_>, args: &RestoreArgs) -> Result<()> {
     let reason = if context.json() {
         "with - the disk itself goes to standard output, so --json is not possible"
+    } else if args.changes.is_some() {
+        "standard output gets the disk as it was backed up; --changes needs a device or a file"
     } else if args.differential {
         "standard output has no disk to compare with; --differential needs a device or a file"
     } else if args.format == Some(FileFormat::Qcow2) {

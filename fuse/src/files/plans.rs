@@ -27,6 +27,13 @@ pub(super) fn plan(
                 may_hold_files: false,
             };
             plans.insert(index, skip);
+        } else if let Some(first) = earlier_member(&found[..index], volume).filter(|_| way == Way::Writable) {
+            // Two writers would destroy it.
+            let skip = Plan::Skip {
+                reason: format!("member of the RAID array that {} is of", first.file()),
+                may_hold_files: false,
+            };
+            plans.insert(index, skip);
         } else if let Entry::Vacant(free) = plans.entry(index) {
             free.insert(plan_alone(volume, way)?);
         }
@@ -41,6 +48,14 @@ fn newer_member<'a>(found: &'a [Found], volume: &Found) -> Option<&'a Found> {
         let theirs = other.volume.member.as_ref();
         theirs.is_some_and(|theirs| theirs.array == member.array && theirs.events > member.events)
     })
+}
+
+/// Finds another member of the same array before this one.
+fn earlier_member<'a>(before: &'a [Found], volume: &Found) -> Option<&'a Found> {
+    let array = volume.volume.member.as_ref()?.array;
+    before
+        .iter()
+        .find(|other| other.volume.member.as_ref().is_some_and(|it| it.array == array))
 }
 
 fn plan_alone(volume: &Found, way: Way) -> io::Result<Plan> {

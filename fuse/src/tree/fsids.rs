@@ -14,7 +14,8 @@ impl ImageFs {
             let device = self.volume_file(&new.file)?;
             let failed = from_io("write the superblock of", &new.file);
             let old = btrfs::identity(&*device).map_err(&failed)?;
-            self.old_fsids.lock().extend(old.map(|old| (new.clone(), old)));
+            let before = old.map(|old| (new.clone(), old, SharedDevice::clone(&device)));
+            self.old_fsids.lock().extend(before);
             write(&device, &btrfs::patches(&*device, new.fsid).map_err(&failed)?).map_err(&failed)?;
         }
         Ok(())
@@ -27,13 +28,18 @@ impl ImageFs {
         let Some(scratch) = &self.options.scratch else {
             return Ok(());
         };
-        for (new, old) in self.old_fsids.lock().drain(..) {
-            let device = self.volume_file(&new.file)?;
-            let failed = from_io("write the superblock of", &new.file);
-            let patches = btrfs::restore_identity(&*device, new.fsid, old).map_err(&failed)?;
-            write(&device, &patches).map_err(&failed)?;
+        let mut restored = Ok(());
+        for (new, old, device) in self.old_fsids.lock().drain(..) {
+            let patches = btrfs::restore_identity(&*device, new.fsid, old);
+            let written = patches.and_then(|patches| write(&device, &patches));
+            restored = restored.and(written.map_err(from_io("write the superblock of", &new.file)));
         }
-        scratch.flush().map_err(from_io("write", "the file of --save"))
+        // Also where an identity could not be given back: what programs wrote is worth more.
+        let closed = match restored.is_ok() {
+            true => scratch.close(),
+            false => scratch.flush(),
+        };
+        restored.and(closed.map_err(from_io("write", "the file of --save")))
     }
 
     /// Opens a file of the only backup.

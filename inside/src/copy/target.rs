@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, linkat, makedev, mkdirat, mknodat, openat, renameat,
+    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, fstat, linkat, makedev, mkdirat, mknodat, openat, renameat,
     renameat_with, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
@@ -142,7 +142,22 @@ impl<'d> Temporary<'d> {
             }
         })?;
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        made.object = Some(openat(directory, &made.name[..], flags, Mode::empty())?);
+        let object = openat(directory, &made.name[..], flags, Mode::empty())?;
+        // Another user who may write here could have put something of another user's in its place, and it is about to get
+        // an owner and a mode.
+        let found = fstat(&object)?;
+        let expected = match what {
+            Made::Link(_) => FileType::Symlink,
+            Made::Node(FileKind::CharDevice, _) => FileType::CharacterDevice,
+            Made::Node(FileKind::BlockDevice, _) => FileType::BlockDevice,
+            Made::Node(..) => FileType::Fifo,
+        };
+        let is_ours = found.st_uid == rustix::process::geteuid().as_raw() && found.st_nlink == 1;
+        if FileType::from_raw_mode(found.st_mode) != expected || !is_ours {
+            made.is_renamed = true;
+            return Err(Errno::STALE);
+        }
+        made.object = Some(object);
         Ok(made)
     }
 

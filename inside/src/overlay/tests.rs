@@ -61,11 +61,12 @@ fn a_kept_file_names_exactly_the_pages_that_were_written() {
         overlay.write_at(at as u64, &[9; 3][..len]).expect("writes");
         model[at..at + len].fill(9);
     }
-    overlay.flush().expect("flushes");
+    scratch.close().expect("closes");
     drop((overlay, scratch));
 
     let changes = Changes::open(again).expect("opens");
     assert_eq!((changes.backup(), changes.disks()), (ID, disks.as_slice()));
+    assert!(changes.is_closed());
     let mut restored = disk(size);
     let mut pages = 0;
     let mut apply = |at: u64, bytes: &[u8]| {

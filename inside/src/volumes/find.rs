@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::mirror::Mirror;
 use super::{Disk, Secrets, Volume, Volumes};
 use crate::device::{SharedDevice, Window};
 use crate::fs::ext;
@@ -32,6 +33,11 @@ pub fn find(disks: &[Disk], secrets: &Secrets) -> Volumes {
         kept: Vec::new(),
         found: Volumes::default(),
     };
+    // No volume may take the name of a disk: the image of that name shows the disk.
+    for disk in disks {
+        search.taken.insert(format!("image {}", disk.name));
+        search.taken.insert(format!("name {}", disk.name));
+    }
     for (number, disk) in disks.iter().enumerate() {
         if let Err(error) = search.add_disk(number, disk, disks.len() == 1) {
             search.found.failed.push((number, error));
@@ -58,6 +64,14 @@ struct Item {
     depth: u8,
     /// Position in the result: that of the partition, or of the logical volume.
     order: usize,
+}
+
+impl Item {
+    /// Returns the part of a mirror's member that holds the data of the array.
+    fn array_data(&self) -> Option<Window> {
+        let (offset_bytes, size_bytes) = self.member.as_ref()?.whole_data?;
+        Some(Window::new(Arc::clone(&self.device), offset_bytes, size_bytes))
+    }
 }
 
 struct Search<'a> {
@@ -99,7 +113,7 @@ impl Search<'_> {
             // A partition that can't be read is listed with the reason; of a disk without partitions nothing would be
             // left to list.
             probe_all(&*item.device)?;
-            self.push(item);
+            self.queue.push_back(item);
             return Ok(());
         }
         for partition in &table.partitions {
@@ -302,16 +316,26 @@ impl Search<'_> {
         let mut opened = false;
         for (item, probed) in &members {
             let item = item.clone();
-            let data = item.member.as_ref().and_then(|member| {
-                let (offset_bytes, size_bytes) = member.whole_data?;
-                (newest(member) == Some(member.events))
-                    .then(|| Window::new(item.device.clone(), offset_bytes, size_bytes))
+            let is_current = |other: &MdMember| newest(other) == Some(other.events) && other.whole_data.is_some();
+            let data = item
+                .member
+                .as_ref()
+                .filter(|member| is_current(member) && item.depth < MAX_DEPTH);
+            let data = data.map(|member| {
+                // All current members, this one first: reads go to it, writes to all.
+                let same = members.iter().filter(|(other, _)| {
+                    let theirs = other.member.as_ref();
+                    other.image != item.image && theirs.is_some_and(|it| it.array == member.array && is_current(it))
+                });
+                let all = std::iter::once(&item).chain(same.map(|(other, _)| other));
+                Mirror(all.filter_map(Item::array_data).collect())
             });
             match data {
                 Some(data) => {
                     let inside = Item {
                         image: self.unique("image", format!("{}-raid", item.image)),
                         device: Arc::new(data),
+                        depth: item.depth + 1,
                         ..item
                     };
                     opened = true;
