@@ -45,8 +45,6 @@ struct Numbers {
 /// The files inside a backup. May be used by many threads at once.
 pub struct FileFs {
     volumes: Vec<NamedTree>,
-    /// The only volume is the top directory itself.
-    is_flat: bool,
     made: Timestamp,
     numbers: Mutex<Numbers>,
     open: RwLock<HashMap<u64, SharedDevice>>,
@@ -76,7 +74,6 @@ impl FileFs {
         numbers.number(top);
         Self {
             volumes,
-            is_flat,
             made,
             numbers: Mutex::new(numbers),
             open: RwLock::default(),
@@ -138,16 +135,8 @@ impl FileFs {
         match object {
             Object::In(volume, node) => self.tree(volume)?.stat(node),
             Object::Top => Ok(Stat {
-                kind: FileKind::Directory,
-                mode: 0o755,
-                uid: 0,
-                gid: 0,
                 links: 2,
-                size_bytes: 0,
-                device: (0, 0),
-                modified: self.made,
-                changed: self.made,
-                accessed: self.made,
+                ..Stat::of_directory(self.made)
             }),
         }
     }
@@ -211,11 +200,6 @@ impl FileFs {
     /// Returns the content of an open file.
     pub(crate) fn opened(&self, handle: u64) -> Result<SharedDevice> {
         self.open.read().get(&handle).cloned().ok_or(Error::NotFound)
-    }
-
-    /// Tests whether one tree is shown at the top.
-    pub fn is_flat(&self) -> bool {
-        self.is_flat
     }
 }
 

@@ -86,6 +86,24 @@ pub struct Stat {
     pub accessed: Timestamp,
 }
 
+impl Stat {
+    /// Attributes of a directory for which the disk has none.
+    pub fn of_directory(time: Timestamp) -> Self {
+        Self {
+            kind: FileKind::Directory,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            links: 1,
+            size_bytes: 0,
+            device: (0, 0),
+            modified: time,
+            changed: time,
+            accessed: time,
+        }
+    }
+}
+
 /// An entry of a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {

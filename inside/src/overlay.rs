@@ -109,11 +109,6 @@ impl Scratch {
         })
     }
 
-    /// Returns the bytes of the pages that were written.
-    pub fn used_bytes(&self) -> u64 {
-        u64::from(self.next.lock().slot) * PAGE
-    }
-
     /// Makes all earlier writes durable, if the file is kept.
     pub fn flush(&self) -> io::Result<()> {
         if !self.is_kept {

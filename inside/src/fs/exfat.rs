@@ -14,6 +14,8 @@ mod tests;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use jiff::Timestamp;
+
 use crate::device::{SharedDevice, le32};
 use crate::error::{Error, Result};
 use crate::fs::chain::{Clusters, chain};
@@ -209,7 +211,8 @@ impl FileTree for Exfat {
 
     fn stat(&self, node: Node) -> Result<Stat> {
         if node == ROOT {
-            return Ok(entries::root_stat());
+            // The top directory has no times.
+            return Ok(Stat::of_directory(Timestamp::UNIX_EPOCH));
         }
         Ok(self.set(node)?.stat())
     }

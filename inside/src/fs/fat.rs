@@ -16,6 +16,8 @@ mod tests;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use jiff::Timestamp;
+
 use crate::device::{SharedDevice, le32};
 use crate::error::{Error, Result};
 use crate::fs::chain::{Clusters, chain};
@@ -204,7 +206,8 @@ impl FileTree for Fat {
 
     fn stat(&self, node: Node) -> Result<Stat> {
         if node == ROOT {
-            return Ok(directory::root_stat());
+            // The top directory has no times.
+            return Ok(Stat::of_directory(Timestamp::UNIX_EPOCH));
         }
         Ok(self.raw(node)?.stat())
     }

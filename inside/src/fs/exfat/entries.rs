@@ -98,7 +98,7 @@ impl Set {
     pub(super) fn stat(&self) -> Stat {
         let first = &self.entries[0];
         let modified = timestamp(le32(first, 12), first[21], first[23]);
-        let mut stat = root_stat();
+        let mut stat = Stat::of_directory(Timestamp::UNIX_EPOCH);
         if !self.is_directory() {
             stat.kind = FileKind::File;
             stat.mode = 0o644;
@@ -110,22 +110,6 @@ impl Set {
             accessed: timestamp(le32(first, 16), 0, first[24]),
             ..stat
         }
-    }
-}
-
-/// Attributes of the top directory, which has no times.
-pub(super) fn root_stat() -> Stat {
-    Stat {
-        kind: FileKind::Directory,
-        mode: 0o755,
-        uid: 0,
-        gid: 0,
-        links: 1,
-        size_bytes: 0,
-        device: (0, 0),
-        modified: Timestamp::UNIX_EPOCH,
-        changed: Timestamp::UNIX_EPOCH,
-        accessed: Timestamp::UNIX_EPOCH,
     }
 }
 

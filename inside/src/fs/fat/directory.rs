@@ -63,7 +63,7 @@ impl Raw {
             0 => modified,
             date => timestamp(date, 0),
         };
-        let mut stat = root_stat();
+        let mut stat = Stat::of_directory(Timestamp::UNIX_EPOCH);
         if !self.is_directory() {
             stat.kind = FileKind::File;
             stat.mode = 0o644;
@@ -75,22 +75,6 @@ impl Raw {
             accessed,
             ..stat
         }
-    }
-}
-
-/// Attributes of the top directory, which has no times.
-pub(super) fn root_stat() -> Stat {
-    Stat {
-        kind: FileKind::Directory,
-        mode: 0o755,
-        uid: 0,
-        gid: 0,
-        links: 1,
-        size_bytes: 0,
-        device: (0, 0),
-        modified: Timestamp::UNIX_EPOCH,
-        changed: Timestamp::UNIX_EPOCH,
-        accessed: Timestamp::UNIX_EPOCH,
     }
 }
 
