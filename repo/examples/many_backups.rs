@@ -1,0 +1,35 @@
+//! Adds many backups to a repository: copies of its newest one, of a hundred guests, an hour apart. `scripts/bench-view`
+//! measures with it how long a mount of all backups takes to be ready.
+//!
+//! Usage: `many_backups REPOSITORY COUNT`
+
+use std::path::Path;
+
+use jiff::SignedDuration;
+use vbk_repo::backup::Backup;
+use vbk_repo::name::BackupTime;
+use vbk_repo::repository::Repository;
+
+const GUESTS: u32 = 100;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let usage = "usage: many_backups REPOSITORY COUNT";
+    let directory = arguments.next().ok_or(usage)?;
+    let count: u32 = arguments.next().ok_or(usage)?.parse()?;
+    let repository = Repository::open(Path::new(&directory))?;
+    let writer = repository.writer("bench", &mut |_| false)?;
+    let catalogue = writer.catalogue()?;
+    let newest = catalogue.newest().ok_or("the repository has no backup")?.backup.clone();
+    for number in 0..count {
+        let before = SignedDuration::from_hours((count / GUESTS - number / GUESTS).into());
+        writer.commit(Backup {
+            guest: format!("guest{}", number % GUESTS).parse()?,
+            time: BackupTime::new(newest.time.timestamp() - before),
+            ..newest.clone()
+        })?;
+    }
+    Ok(())
+}
