@@ -14,6 +14,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
+use crate::volumes::Secrets;
 
 const PASSPHRASE: &[u8] = b"correct horse";
 const OTHER: &[u8] = b"battery staple\n";
@@ -565,4 +566,35 @@ fn vectors_of_ieee_1619_hold() {
         cipher.decrypt(512, sector, &mut bytes);
         assert_eq!(bytes[..32], plain);
     }
+}
+
+#[test]
+fn a_key_is_derived_once_for_all_backups_of_a_volume() {
+    let lab = Lab::new();
+    lab.encrypt(&[&FAST]);
+    let below = Memory::shared(lab.bytes());
+    let device: SharedDevice = below.clone();
+    let secrets = Secrets::new([OTHER, PASSPHRASE].map(|it| Zeroizing::new(it.to_vec())).into());
+    let open = |budget: &mut Budget| {
+        let header = header(&device).expect("a header");
+        let before = below.reads.load(Relaxed);
+        let opened = secrets.open("p1", &header, &device, budget);
+        (opened, below.reads.load(Relaxed) - before)
+    };
+    let (opened, reads) = open(&mut Budget::new());
+    assert!(opened.expect("no error").is_some() && reads > 0);
+    // Nothing is left to spend, and nothing is read.
+    let mut spent = Budget::new();
+    spent.limit(0);
+    let (opened, reads) = open(&mut spent);
+    let plain = opened.expect("no error").expect("it opens");
+    assert_eq!(reads, 0);
+    assert!(plain.read_at(0, &mut [0; 512]).is_ok());
+    // A header that changed is another one.
+    lab.cryptsetup(&[&["luksChangeKey", "--key-file", "key"], &FAST, &["img", "other"]]);
+    let device: SharedDevice = Memory::shared(lab.bytes());
+    let header = header(&device).expect("a header");
+    assert!(secrets.open("p1", &header, &device, &mut spent).is_err());
+    let opened = secrets.open("p1", &header, &device, &mut Budget::new());
+    assert!(opened.expect("no error").is_some());
 }
