@@ -13,6 +13,7 @@ mod fast_commit;
 mod inode;
 mod journal;
 mod map;
+mod ranges;
 mod replayed;
 mod superblock;
 mod volume;

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::checksum::crc32c;
-use super::map::Run;
+use super::ranges::{Ranges, Run};
 use super::superblock::OLD_INODE_BYTES;
 use crate::device::{le16, le32};
 use crate::fs::is_name;
@@ -100,50 +100,6 @@ impl FastCommits {
                     Some(_) => Name::Removed,
                 };
                 names.insert(name, removed);
-            }
-        }
-    }
-}
-
-/// Parts of a file whose blocks are others than its map says: by their first block, and disjoint.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Ranges(BTreeMap<u64, Run>);
-
-impl Ranges {
-    /// Replaces a part of the map.
-    fn set(&mut self, new: Run) {
-        let before = self.0.range(..new.first).next_back().map(|(_, run)| *run);
-        let mut old: Vec<Run> = before.into_iter().filter(|run| run.end > new.first).collect();
-        old.extend(self.0.range(new.first..new.end).map(|(_, run)| *run));
-        for run in old {
-            self.0.remove(&run.first);
-            if run.first < new.first {
-                let end = new.first;
-                self.0.insert(run.first, Run { end, ..run });
-            }
-            if run.end > new.end {
-                let block = run.block.map(|block| block.saturating_add(new.end - run.first));
-                self.0.insert(
-                    new.end,
-                    Run {
-                        first: new.end,
-                        end: run.end,
-                        block,
-                    },
-                );
-            }
-        }
-        self.0.insert(new.first, new);
-    }
-
-    /// Returns the run with a block, or else the end of the run before and the start of the one after.
-    pub fn at(&self, block: u64) -> Result<Run, (u64, u64)> {
-        let before = self.0.range(..=block).next_back().map(|(_, run)| *run);
-        match before {
-            Some(run) if block < run.end => Ok(run),
-            before => {
-                let after = self.0.range(block..).next().map(|(first, _)| *first);
-                Err((before.map_or(0, |run| run.end), after.unwrap_or(u64::MAX)))
             }
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::checksum::{crc32c, crc32c_without};
-use super::fast_commit::Ranges;
+use super::ranges::Ranges;
 use super::superblock::{INCOMPAT_LARGEDIR, OLD_INODE_BYTES};
 use super::volume::Volume;
 use crate::device::{le16, le32};
@@ -223,7 +223,9 @@ fn lay_over(inode: &mut [u8], record: &[u8]) {
         // The root of an empty tree, with space for four extents.
         map[..12].copy_from_slice(&[0x0a, 0xf3, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0]);
     }
-    inode[..record.len()].copy_from_slice(record);
+    // The journal may hold a superblock with shorter inodes.
+    let length = record.len().min(inode.len());
+    inode[..length].copy_from_slice(&record[..length]);
     if has_map {
         inode[BLOCK_MAP].copy_from_slice(&map);
     }

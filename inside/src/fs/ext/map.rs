@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::checksum::crc32c;
 use super::inode::{FLAG_EXTENTS, Inode};
+use super::ranges::Run;
 use super::superblock::u32_at;
 use super::volume::Volume;
 use crate::device::{le16, le32};
@@ -15,17 +16,6 @@ const MAX_DEPTH: u16 = 5;
 pub(super) const MAX_BLOCKS: u64 = 1 << 32;
 /// Longest extent with content; longer ones are allocated but not written (`EXT_INIT_MAX_LEN`).
 const MAX_WRITTEN_BLOCKS: u64 = 1 << 15;
-
-/// Adjacent blocks of a file that are adjacent on the volume as well, or a hole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Run {
-    /// First block in the file.
-    pub first: u64,
-    /// Block in the file after the last.
-    pub end: u64,
-    /// First block on the volume; `None` for a hole.
-    pub block: Option<u64>,
-}
 
 /// Part of a file that one node of its tree describes: at most 16384 runs.
 #[derive(Debug)]

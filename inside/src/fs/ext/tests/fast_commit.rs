@@ -1,7 +1,11 @@
 //! Fast commits that the kernel wrote, compared with its own replay, and some made by hand.
 
+use proptest::prelude::*;
+
 use super::journal::copy_of;
 use super::*;
+use crate::fs::ext::fast_commit::Scan;
+use crate::fs::ext::ranges::{Ranges, Run};
 
 fn sync(path: &Path) {
     File::open(path).and_then(|file| file.sync_all()).expect("syncs");
@@ -261,4 +265,55 @@ fn every_tag_counts_up_to_the_first_commit_that_is_not_complete() {
     copy.file().write_all_at(&third, area as u64 + 8192).expect("writes");
     let tree = copy.open();
     assert!(matches!(tree.lookup(tree.root(), b"grown"), Err(Error::NotFound)));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn ranges_are_those_that_were_set_last(
+        changes in proptest::collection::vec((0..60_u64, 1..30_u64, proptest::option::of(0..1000_u64)), 0..40),
+    ) {
+        let mut ranges = Ranges::default();
+        let mut model = [None; 100];
+        for (first, length, block) in changes {
+            let end = first + length;
+            ranges.set(Run { first, end, block });
+            for at in first..end {
+                model[at as usize] = Some(block.map(|block| block + at - first));
+            }
+            for (at, expected) in (0..).zip(model) {
+                match ranges.at(at) {
+                    Ok(run) => prop_assert_eq!(Some(run.block.map(|block| block + at - run.first)), expected),
+                    Err((start, end)) => {
+                        prop_assert!(start <= at && at < end);
+                        let gap = start as usize..end.min(100) as usize;
+                        prop_assert!(model[gap].iter().all(Option::is_none));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_tags_panic(
+        tags in proptest::collection::vec((0..10_u16, proptest::collection::vec(any::<u8>(), 0..40)), 0..25),
+        bytes in proptest::collection::vec(any::<u8>(), 0..200),
+    ) {
+        let tags: Vec<_> = tags.into_iter().map(|(number, mut value)| {
+            let length = match number {
+                1 => 16,
+                2 => 12,
+                6 => 132,
+                9 => 8,
+                _ => value.len(),
+            };
+            value.resize(length, 3);
+            tag(number, &value)
+        }).collect();
+        let head = tag(9, &words(&[0, 7], b""));
+        let mut scan = Scan::new(7, 256);
+        let _ = scan.block(&block(&[&[head][..], &tags].concat(), 7));
+        let _ = scan.block(&bytes);
+    }
 }
