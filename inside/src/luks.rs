@@ -206,11 +206,16 @@ impl Header {
         self.segment.clone()?.open(device, key)
     }
 
-    /// Returns a hash of the passphrase and of all of the header by which it gives a key.
-    pub(crate) fn fingerprint(&self, passphrase: &[u8]) -> Vec<u8> {
+    /// Returns a hash of all by which a passphrase gives a key: the header, and what the key slots hold, which another
+    /// backup may have lost.
+    pub(crate) fn fingerprint(&self, device: &dyn Device, passphrase: &[u8]) -> Vec<u8> {
         let header = format!("{self:?}");
-        let length = (header.len() as u64).to_le_bytes();
-        Hash::Sha256.digest(&[&length, header.as_bytes(), passphrase]).to_vec()
+        let lengths = [header.len(), passphrase.len()].map(|length| (length as u64).to_le_bytes());
+        let slots = self.slots.iter().filter_map(|(_, slot)| slot.as_ref().ok());
+        let materials: Vec<_> = slots.filter_map(|slot| slot.material(device).ok()).collect();
+        let mut parts = vec![lengths.as_flattened(), header.as_bytes(), passphrase];
+        parts.extend(materials.iter().map(|material| material.as_slice()));
+        Hash::Sha256.digest(&parts).to_vec()
     }
 
     fn key(&self, device: &dyn Device, passphrase: &[u8], budget: &mut Budget) -> Result<Option<VolumeKey>> {
@@ -271,21 +276,32 @@ impl Slot {
         Ok(found.then_some(key))
     }
 
+    /// Reads the encrypted stripes of the key.
+    fn material(&self, device: &dyn Device) -> Result<Zeroizing<Vec<u8>>> {
+        if !(1..=MAX_KEY_BYTES).contains(&self.key_bytes) {
+            return Err(Error::damaged(format!("key of {} bytes", self.key_bytes)));
+        }
+        // Areas are encrypted in whole sectors.
+        let length = (STRIPES as usize * self.key_bytes).next_multiple_of(cipher::SECTOR_BYTES);
+        let mut material = Zeroizing::new(vec![0; length]);
+        let area = &self.area;
+        if (length as u64) > area.size_bytes || !read_inside(device, area.offset_bytes, &mut material)? {
+            return Err(Error::damaged("area that passes the end"));
+        }
+        Ok(material)
+    }
+
     /// Returns the key that the passphrase gives: the volume's, or garbage.
     fn candidate(&self, device: &dyn Device, passphrase: &[u8], budget: &mut Budget) -> Result<Option<VolumeKey>> {
         let area = &self.area;
-        if !(1..=MAX_KEY_BYTES).contains(&self.key_bytes) || !(1..=MAX_KEY_BYTES).contains(&area.key_bytes) {
-            return Err(Error::damaged(format!("key of {} bytes", self.key_bytes)));
+        if !(1..=MAX_KEY_BYTES).contains(&area.key_bytes) {
+            return Err(Error::damaged(format!("key of {} bytes", area.key_bytes)));
         }
         if !cipher::is_known(&area.encryption, area.key_bytes) {
             return Err(unknown_cipher(&area.encryption, area.key_bytes).into());
         }
-        // Read before the work, so that a damaged area costs none. Areas are encrypted in whole sectors.
-        let length = (STRIPES as usize * self.key_bytes).next_multiple_of(cipher::SECTOR_BYTES);
-        let mut material = Zeroizing::new(vec![0; length]);
-        if (length as u64) > area.size_bytes || !read_inside(device, area.offset_bytes, &mut material)? {
-            return Err(Error::damaged("area that passes the end"));
-        }
+        // Read before the work, so that a damaged area costs none.
+        let mut material = self.material(device)?;
         let key = self.kdf.derive(passphrase, &self.salt, area.key_bytes, budget)?;
         let Some(cipher) = cipher::cipher(&area.encryption, &key) else {
             return Err(unknown_cipher(&area.encryption, area.key_bytes).into());

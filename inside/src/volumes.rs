@@ -78,7 +78,7 @@ const MAX_KEYS: usize = 4096;
 pub struct Secrets {
     passphrases: Mutex<Vec<Passphrase>>,
     ask: Option<Ask>,
-    /// By the fingerprints of header and passphrase; `None` where the passphrase is another volume's.
+    /// By the fingerprints of key slots and passphrase; `None` where the passphrase is another volume's.
     keys: Mutex<HashMap<Vec<u8>, Option<VolumeKey>>>,
 }
 
@@ -131,7 +131,7 @@ impl Secrets {
         passphrase: &[u8],
         budget: &mut Budget,
     ) -> crate::Result<Option<VolumeKey>> {
-        let fingerprint = header.fingerprint(passphrase);
+        let fingerprint = header.fingerprint(&**device, passphrase);
         let known = || self.keys.lock().get(&fingerprint).cloned();
         if let Some(key) = known() {
             return Ok(key);
