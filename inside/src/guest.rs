@@ -253,18 +253,14 @@ fn candidates(volume: usize, named: &NamedTree) -> Vec<Candidate> {
     let tree = &*named.tree;
     let (root, default) = (tree.root(), tree.default_root());
     let mut starts = vec![root];
-    if default != root {
-        starts.push(default);
-    }
     for path in ROOT_SUBVOLUMES {
         match resolve(tree, root, path.as_bytes(), Last::Keep) {
-            Ok(found) if found.kind == FileKind::Directory && found.node.space != root.space => {
-                if found.node != default {
-                    starts.push(found.node);
-                }
-            }
+            Ok(found) if found.kind == FileKind::Directory && found.node.space != root.space => starts.push(found.node),
             _ => {}
         }
+    }
+    if !starts.contains(&default) {
+        starts.push(default);
     }
     let mut candidates = Vec::new();
     for start in starts {

@@ -40,6 +40,9 @@ const HEADER_BYTES: usize = 12;
 /// Most blocks that are replayed, with 32 bytes of memory for each: 8 GiB with blocks of 4 KiB. mke2fs makes journals
 /// of 1 GiB by default at most.
 const MAX_COPIES: usize = 1 << 21;
+/// Most blocks of fast commits that are read: mke2fs makes a 64th of a journal for them. Padding alone could fill any
+/// number of blocks, which may all be the same one.
+const MAX_FAST_BLOCKS: u64 = 1 << 16;
 /// Most blocks that are revoked, with about as much memory.
 const MAX_REVOKED: usize = 1 << 21;
 
@@ -217,6 +220,9 @@ impl<'a> Journal<'a> {
     fn fast_commits(&self, next_sequence: u32) -> (FastCommits, Option<String>) {
         let mut scan = fast_commit::Scan::new(next_sequence, self.volume.superblock.inode_bytes);
         for number in self.fast.clone() {
+            if number - self.fast.start == MAX_FAST_BLOCKS {
+                return (scan.found, Some(format!("more than {MAX_FAST_BLOCKS} blocks of them")));
+            }
             let block = self.block(number).map_err(|error| Some(error.to_string()));
             if let Err(end) = block.and_then(|block| scan.block(&block)) {
                 return (scan.found, end);
