@@ -168,7 +168,8 @@ impl BackupFiles {
         })
     }
 
-    /// Returns the trees that together have all files: the guest's, and the volumes that it does not mount.
+    /// Returns the trees that together have all files: the guest's, the volumes that it does not mount, and of those of
+    /// which it mounts only subvolumes the others.
     pub fn roots(&self) -> Vec<Root> {
         let of_volume = |volume: usize| Root {
             volume: Some(self.trees.trees[volume].name.clone()),
@@ -180,8 +181,13 @@ impl BackupFiles {
                     volume: None,
                     tree: Arc::clone(&guest.tree),
                 };
+                let rest = guest.rest.iter().map(|(volume, tree)| Root {
+                    tree: Arc::clone(tree),
+                    ..of_volume(*volume)
+                });
                 std::iter::once(own)
                     .chain(guest.unmounted.iter().map(|volume| of_volume(*volume)))
+                    .chain(rest)
                     .collect()
             }
             Err(_) => (0..self.trees.trees.len()).map(of_volume).collect(),

@@ -84,7 +84,15 @@ impl Contents {
                     });
                 }
                 Err(error) if is_wanted => return Err(error.into()),
-                Err(_) => {}
+                // It keeps its position, by which the guest names its disks.
+                Err(error) => {
+                    wanted.push(false);
+                    disks.push(Disk::unreadable(
+                        image.disk.to_string(),
+                        image.size_bytes,
+                        error.to_string(),
+                    ));
+                }
             }
         }
         let mut found = volumes::find(&disks, secrets);

@@ -39,34 +39,30 @@ pub(crate) enum FileContent {
     Volume(String),
 }
 
-/// The disks of a backup that can be read, with their numbers in it.
+/// The disks of a backup, by their numbers in it.
 pub(crate) struct OpenDisks {
     pub(crate) disks: Vec<Disk>,
-    pub(crate) numbers: Vec<usize>,
 }
 
 impl OpenDisks {
-    /// Opens the disks of a backup. One that can't be opened is left out.
+    /// Opens the disks of a backup. One that can't be opened keeps its number, and can't be read.
     pub(crate) fn open<E: std::fmt::Display>(entry: &Entry, open: impl Fn(usize) -> Result<SharedDevice, E>) -> Self {
-        let (mut disks, mut numbers) = (Vec::new(), Vec::new());
+        let mut disks = Vec::new();
         for (number, image) in entry.backup.images.iter().enumerate() {
-            match open(number) {
-                Ok(device) => {
-                    let name = image.disk.to_string();
-                    disks.push(Disk { name, device });
-                    numbers.push(number);
-                }
-                Err(error) => tracing::warn!("{}/{}: {error}", entry.backup.spec(), image.disk),
-            }
+            let name = image.disk.to_string();
+            disks.push(match open(number) {
+                Ok(device) => Disk { name, device },
+                Err(error) => Disk::unreadable(name, image.size_bytes, error.to_string()),
+            });
         }
-        Self { disks, numbers }
+        Self { disks }
     }
 }
 
 /// Lists the files of a backup. A disk whose partition table can't be read is still listed, without its partitions; the
 /// flag is then false.
 pub(crate) fn list(entry: &Entry, open: &OpenDisks, inside: &Volumes) -> (Vec<FileInfo>, bool) {
-    let mut complete = open.disks.len() == entry.backup.images.len();
+    let mut complete = true;
     let record = record_json(entry);
     let mut files = vec![FileInfo {
         name: RECORD_NAME.to_owned(),
@@ -74,12 +70,9 @@ pub(crate) fn list(entry: &Entry, open: &OpenDisks, inside: &Volumes) -> (Vec<Fi
         data_bytes: record.len() as u64,
         content: FileContent::Record,
     }];
-    for (number, image) in entry.backup.images.iter().enumerate() {
+    for ((number, image), disk) in entry.backup.images.iter().enumerate().zip(&open.disks) {
         files.push(image_file(number, image, format!("{}.img", image.disk)));
-        let Some(at) = open.numbers.iter().position(|it| *it == number) else {
-            continue;
-        };
-        let table = match read_table(&*open.disks[at].device) {
+        let table = match read_table(&*disk.device) {
             Ok(table) => table,
             Err(error) => {
                 let backup = entry.backup.spec();

@@ -16,8 +16,8 @@
 //! An open file keeps the view in which it was opened.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -127,7 +127,7 @@ pub struct ImageFs {
     repository: Repository,
     options: TreeOptions,
     /// What is inside the disks of the only backup: opening encrypted volumes takes seconds.
-    inside: OnceLock<Arc<Volumes>>,
+    inside: Mutex<Option<Arc<Volumes>>>,
     /// Identities that file systems had before they got new ones, in a writable tree.
     old_fsids: Mutex<Vec<(NewFsid, btrfs::Identity, SharedDevice)>>,
     resources: Arc<ReadResources>,
@@ -146,7 +146,7 @@ impl ImageFs {
         let tree = Self {
             repository,
             options,
-            inside: OnceLock::new(),
+            inside: Mutex::default(),
             old_fsids: Mutex::default(),
             resources,
             state: RwLock::new(Arc::new(state)),
@@ -347,10 +347,19 @@ impl ImageFs {
                 &self.options.secrets,
             ))
         };
-        match self.options.only {
-            Some(_) => Arc::clone(self.inside.get_or_init(find)),
-            None => find(),
+        if self.options.only.is_none() {
+            return find();
         }
+        let mut known = self.inside.lock();
+        if let Some(known) = &*known {
+            return Arc::clone(known);
+        }
+        let found = find();
+        // What could not be read is looked for again: the store may have been away.
+        if found.is_complete {
+            *known = Some(Arc::clone(&found));
+        }
+        found
     }
 
     /// Returns the bytes that replace those of a file. An error prevents opening the file: it must never show its own

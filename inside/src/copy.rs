@@ -150,6 +150,15 @@ struct Level {
     stat: Stat,
 }
 
+/// A copy of a file that has more names.
+struct Linked {
+    /// Path below the target. A later copy may have put another object there.
+    path: Vec<u8>,
+    identity: target::Identity,
+    /// Names that are still to come.
+    left: u32,
+}
+
 /// Copies objects of one tree into one directory of this host.
 pub struct Copier<'a> {
     tree: Arc<dyn FileTree>,
@@ -160,8 +169,8 @@ pub struct Copier<'a> {
     setter: Setter,
     copied: Copied,
     path: Vec<u8>,
-    /// Paths below the target of files that have more names.
-    linked: HashMap<Node, (Vec<u8>, u32)>,
+    /// Copies of files that have more names.
+    linked: HashMap<Node, Linked>,
     linked_bytes: usize,
     names: u64,
     buffer: Vec<u8>,
@@ -331,9 +340,10 @@ impl<'a> Copier<'a> {
                 made
             }
         };
+        let identity = temporary.identity()?;
         temporary.rename(name, self.options.force)?;
         self.copied.files += 1;
-        self.remember(node, &stat);
+        self.remember(node, &stat, identity);
         Ok(None)
     }
 
@@ -418,11 +428,15 @@ impl<'a> Copier<'a> {
         if stat.links < 2 {
             return Ok(None);
         }
-        let Some((path, _)) = self.linked.get(&node) else {
+        let Some(linked) = self.linked.get(&node) else {
             return Ok(None);
         };
-        match Temporary::link(&self.target, path, directory, &mut self.names) {
-            Ok(made) => Ok(Some(made)),
+        match Temporary::link(&self.target, &linked.path, directory, &mut self.names) {
+            Ok(made) if made.identity()? == linked.identity => Ok(Some(made)),
+            Ok(_) => {
+                self.forget(node);
+                Ok(None)
+            }
             // The target's file system has no such links, or one file there has too many.
             Err(Errno::PERM | Errno::OPNOTSUPP | Errno::MLINK | Errno::XDEV | Errno::NOENT) => Ok(None),
             Err(errno) => Err(errno.into()),
@@ -430,15 +444,14 @@ impl<'a> Copier<'a> {
     }
 
     /// Remembers the path of a file that has more names.
-    fn remember(&mut self, node: Node, stat: &Stat) {
+    fn remember(&mut self, node: Node, stat: &Stat, identity: target::Identity) {
         if stat.links < 2 {
             return;
         }
-        if let Some((path, left)) = self.linked.get_mut(&node) {
-            *left = left.saturating_sub(1);
-            if *left == 0 {
-                self.linked_bytes -= path.len();
-                self.linked.remove(&node);
+        if let Some(linked) = self.linked.get_mut(&node) {
+            linked.left = linked.left.saturating_sub(1);
+            if linked.left == 0 {
+                self.forget(node);
             }
             return;
         }
@@ -453,7 +466,14 @@ impl<'a> Copier<'a> {
             return;
         }
         self.linked_bytes += path.len();
-        self.linked.insert(node, (path, stat.links - 1));
+        let left = stat.links - 1;
+        self.linked.insert(node, Linked { path, identity, left });
+    }
+
+    fn forget(&mut self, node: Node) {
+        if let Some(linked) = self.linked.remove(&node) {
+            self.linked_bytes -= linked.path.len();
+        }
     }
 }
 

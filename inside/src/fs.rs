@@ -138,6 +138,12 @@ pub trait FileTree: Send + Sync {
     /// Returns the top directory.
     fn root(&self) -> Node;
 
+    /// Returns the directory that a guest sees as the top if its mount options name none: the default subvolume of a
+    /// btrfs.
+    fn default_root(&self) -> Node {
+        self.root()
+    }
+
     /// Returns the names by which a guest finds this file system.
     fn identity(&self) -> Identity;
 

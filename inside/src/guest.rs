@@ -5,6 +5,7 @@
 
 mod composed;
 mod fstab;
+mod rest;
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::walk::{Step, Walk};
 
 use composed::Composed;
 use fstab::{FstabEntry, Subvolume};
+use rest::Rest;
 
 #[cfg(test)]
 mod tests;
@@ -38,6 +40,8 @@ pub struct Guest {
     pub mounts: Vec<Mounted>,
     /// Numbers in [`Trees::trees`] of the file systems that the guest's fstab does not mount.
     pub unmounted: Vec<usize>,
+    /// Numbers of the file systems of which the guest mounts only subvolumes, with the files besides those.
+    pub rest: Vec<(usize, Arc<dyn FileTree>)>,
     /// Remarks for people on entries of fstab that could not be followed.
     pub remarks: Vec<String>,
 }
@@ -117,6 +121,7 @@ pub fn compose(found: &Trees) -> std::result::Result<Guest, NoRoot> {
         volume: root.volume,
         point: b"/".to_vec(),
     }];
+    let mut starts = vec![(root.volume, root.start)];
     let mut entries: Vec<_> = root.entries.iter().filter(|entry| entry.is_of_a_disk()).collect();
     // Parents before their children, whatever the order in fstab: so does systemd. Of one mount point the last counts.
     entries.sort_by_key(|entry| {
@@ -131,7 +136,10 @@ pub fn compose(found: &Trees) -> std::result::Result<Guest, NoRoot> {
             continue;
         }
         match mount(&mut composed, trees, entry) {
-            Ok(Some(mounted)) => mounts.push(mounted),
+            Ok(Some((mounted, start))) => {
+                starts.push((mounted.volume, start));
+                mounts.push(mounted);
+            }
             Ok(None) => {}
             Err(why) => remarks.push(format!("{}: {why}", String::from_utf8_lossy(&entry.point))),
         }
@@ -139,10 +147,25 @@ pub fn compose(found: &Trees) -> std::result::Result<Guest, NoRoot> {
     let is_mounted = |volume: &usize| mounts.iter().any(|mounted| mounted.volume == *volume);
     Ok(Guest {
         unmounted: (0..trees.len()).filter(|volume| !is_mounted(volume)).collect(),
+        rest: rest(trees, &starts),
         tree: Arc::new(composed),
         mounts,
         remarks,
     })
+}
+
+/// Returns what is in volumes of which only subvolumes are mounted, besides those.
+fn rest(trees: &[NamedTree], starts: &[(usize, Node)]) -> Vec<(usize, Arc<dyn FileTree>)> {
+    let mut rest: Vec<(usize, Arc<dyn FileTree>)> = Vec::new();
+    for (volume, named) in trees.iter().enumerate() {
+        let of_volume = starts.iter().filter(|(number, _)| *number == volume);
+        let without: Vec<Node> = of_volume.map(|(_, start)| *start).collect();
+        if !without.is_empty() && !without.contains(&named.tree.root()) {
+            let tree = Arc::clone(&named.tree);
+            rest.push((volume, Arc::new(Rest { tree, without })));
+        }
+    }
+    rest
 }
 
 /// Mounts what an entry names; `None` if it is not in the backup and the guest can do without it.
@@ -150,7 +173,7 @@ fn mount(
     composed: &mut Composed,
     trees: &[NamedTree],
     entry: &FstabEntry,
-) -> std::result::Result<Option<Mounted>, String> {
+) -> std::result::Result<Option<(Mounted, Node)>, String> {
     let Some(volume) = trees.iter().position(|named| is_named(entry, named)) else {
         return match entry.is_on_demand() {
             true => Ok(None),
@@ -160,7 +183,7 @@ fn mount(
     let name = &trees[volume].name;
     let tree = &trees[volume].tree;
     let start = match entry.subvolume() {
-        None => tree.root(),
+        None => tree.default_root(),
         Some(subvolume) => find_subvolume(&**tree, &subvolume).map_err(|error| match subvolume {
             Subvolume::Path(path) => format!("subvolume {} of {name}: {error}", String::from_utf8_lossy(&path)),
             Subvolume::Number(number) => format!("subvolume {number} of {name}: {error}"),
@@ -174,7 +197,7 @@ fn mount(
     composed
         .mount(at.node, Arc::clone(tree), start)
         .map_err(|error| format!("mount point of {name}: {error}"))?;
-    Ok(Some(Mounted { volume, point: at.path }))
+    Ok(Some((Mounted { volume, point: at.path }, start)))
 }
 
 fn is_root(point: &[u8]) -> bool {
@@ -225,16 +248,19 @@ fn find_root(found: &Trees) -> std::result::Result<Candidate, NoRoot> {
     }
 }
 
-/// Returns the directories of a volume that have an fstab: its root, and subvolumes that are usually roots.
+/// Returns the directories of a volume that have an fstab: its root, and subvolumes that are roots by default or usually.
 fn candidates(volume: usize, named: &NamedTree) -> Vec<Candidate> {
     let tree = &*named.tree;
-    let root = tree.root();
+    let (root, default) = (tree.root(), tree.default_root());
     let mut starts = vec![root];
     for path in ROOT_SUBVOLUMES {
         match resolve(tree, root, path.as_bytes(), Last::Keep) {
             Ok(found) if found.kind == FileKind::Directory && found.node.space != root.space => starts.push(found.node),
             _ => {}
         }
+    }
+    if !starts.contains(&default) {
+        starts.push(default);
     }
     let mut candidates = Vec::new();
     for start in starts {
@@ -250,7 +276,7 @@ fn candidates(volume: usize, named: &NamedTree) -> Vec<Candidate> {
             .rfind(|entry| is_root(&entry.point) && is_named(entry, named));
         let claim = match root_entry.map(FstabEntry::subvolume) {
             None => Claim::HasFstab,
-            Some(None) if start == root => Claim::NamesItself,
+            Some(None) if start == default => Claim::NamesItself,
             Some(Some(subvolume)) if find_subvolume(tree, &subvolume).is_ok_and(|node| node == start) => {
                 Claim::NamesItself
             }

@@ -17,17 +17,28 @@ mod tests;
 
 use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use zeroize::Zeroizing;
 
 use crate::device::{Device, SharedDevice, read_array, read_inside};
 use crate::error::{Error, Result};
-use key::{Budget, Hash, Kdf, MAX_KEY_BYTES};
+pub(crate) use key::Budget;
+use key::{Hash, Kdf, MAX_KEY_BYTES};
 use plain::Plain;
 
 /// Stripes of the anti-forensic splitter (`LUKS_STRIPES`); cryptsetup makes and takes no other number.
 const STRIPES: u32 = 4000;
 /// Lengths of a digest that cryptsetup checks: of LUKS1 or of a longer hash. A shorter one would fit any key.
 const DIGEST_BYTES: std::ops::RangeInclusive<usize> = 20..=64;
+
+/// The key of a volume.
+pub(crate) type VolumeKey = Zeroizing<Vec<u8>>;
+
+/// Waits until no other key of the process is being derived: each slot may take up to 4 GiB of memory.
+pub(crate) fn derive_alone() -> MutexGuard<'static, ()> {
+    static DERIVING: Mutex<()> = Mutex::new(());
+    DERIVING.lock()
+}
 
 /// A reason for which a part of a header is not used.
 #[derive(Debug, Clone)]
@@ -168,20 +179,46 @@ impl Header {
     ///
     /// Tries the key slots by their priority; those that cryptsetup ignores come last. A slot may take seconds, and up to
     /// 4 GiB of memory; all slots together a quarter of an hour at worst. If no slot opens, and one of them could not be tried,
-    /// the reason is the error: the passphrase may be right.
+    /// the reason is the error: the passphrase may be right. Waits for other volumes that are being opened.
     pub fn unlock(&self, device: SharedDevice, passphrase: &[u8]) -> Result<Option<SharedDevice>> {
+        let _one_at_a_time = derive_alone();
+        let key = self.find_key(&*device, passphrase, &mut Budget::new())?;
+        key.map(|key| self.open(device, &key)).transpose()
+    }
+
+    /// Returns the volume's key, if the passphrase is that of a slot. The caller holds [`derive_alone`].
+    pub(crate) fn find_key(
+        &self,
+        device: &dyn Device,
+        passphrase: &[u8],
+        budget: &mut Budget,
+    ) -> Result<Option<VolumeKey>> {
         self.check()?;
         let segment = self.segment.clone()?;
         if device.size_bytes() <= segment.offset_bytes {
             return Err(Error::damaged("LUKS volume that ends before its data"));
         }
-        match self.key(&*device, passphrase, &mut Budget::new())? {
-            Some(key) => segment.open(device, &key).map(Some),
-            None => Ok(None),
-        }
+        self.key(device, passphrase, budget)
     }
 
-    fn key(&self, device: &dyn Device, passphrase: &[u8], budget: &mut Budget) -> Result<Option<Zeroizing<Vec<u8>>>> {
+    /// Returns the plain side of the volume by its key.
+    pub(crate) fn open(&self, device: SharedDevice, key: &VolumeKey) -> Result<SharedDevice> {
+        self.segment.clone()?.open(device, key)
+    }
+
+    /// Returns a hash of all by which a passphrase gives a key: the header, and what the key slots hold, which another
+    /// backup may have lost.
+    pub(crate) fn fingerprint(&self, device: &dyn Device, passphrase: &[u8]) -> Vec<u8> {
+        let header = format!("{self:?}");
+        let lengths = [header.len(), passphrase.len()].map(|length| (length as u64).to_le_bytes());
+        let slots = self.slots.iter().filter_map(|(_, slot)| slot.as_ref().ok());
+        let materials: Vec<_> = slots.filter_map(|slot| slot.material(device).ok()).collect();
+        let mut parts = vec![lengths.as_flattened(), header.as_bytes(), passphrase];
+        parts.extend(materials.iter().map(|material| material.as_slice()));
+        Hash::Sha256.digest(&parts).to_vec()
+    }
+
+    fn key(&self, device: &dyn Device, passphrase: &[u8], budget: &mut Budget) -> Result<Option<VolumeKey>> {
         let digest = self.digest.clone()?;
         let mut slots: Vec<_> = self.slots.iter().collect();
         slots.sort_by_key(|(number, slot)| {
@@ -230,7 +267,7 @@ impl Slot {
         digest: &Digest,
         budget: &mut Budget,
         part: &str,
-    ) -> Result<Option<Zeroizing<Vec<u8>>>> {
+    ) -> Result<Option<VolumeKey>> {
         let candidate = self.candidate(device, passphrase, budget);
         let Some(key) = candidate.map_err(|error| named(error, part))? else {
             return Ok(None);
@@ -239,26 +276,32 @@ impl Slot {
         Ok(found.then_some(key))
     }
 
-    /// Returns the key that the passphrase gives: the volume's, or garbage.
-    fn candidate(
-        &self,
-        device: &dyn Device,
-        passphrase: &[u8],
-        budget: &mut Budget,
-    ) -> Result<Option<Zeroizing<Vec<u8>>>> {
-        let area = &self.area;
-        if !(1..=MAX_KEY_BYTES).contains(&self.key_bytes) || !(1..=MAX_KEY_BYTES).contains(&area.key_bytes) {
+    /// Reads the encrypted stripes of the key.
+    fn material(&self, device: &dyn Device) -> Result<Zeroizing<Vec<u8>>> {
+        if !(1..=MAX_KEY_BYTES).contains(&self.key_bytes) {
             return Err(Error::damaged(format!("key of {} bytes", self.key_bytes)));
+        }
+        // Areas are encrypted in whole sectors.
+        let length = (STRIPES as usize * self.key_bytes).next_multiple_of(cipher::SECTOR_BYTES);
+        let mut material = Zeroizing::new(vec![0; length]);
+        let area = &self.area;
+        if (length as u64) > area.size_bytes || !read_inside(device, area.offset_bytes, &mut material)? {
+            return Err(Error::damaged("area that passes the end"));
+        }
+        Ok(material)
+    }
+
+    /// Returns the key that the passphrase gives: the volume's, or garbage.
+    fn candidate(&self, device: &dyn Device, passphrase: &[u8], budget: &mut Budget) -> Result<Option<VolumeKey>> {
+        let area = &self.area;
+        if !(1..=MAX_KEY_BYTES).contains(&area.key_bytes) {
+            return Err(Error::damaged(format!("key of {} bytes", area.key_bytes)));
         }
         if !cipher::is_known(&area.encryption, area.key_bytes) {
             return Err(unknown_cipher(&area.encryption, area.key_bytes).into());
         }
-        // Read before the work, so that a damaged area costs none. Areas are encrypted in whole sectors.
-        let length = (STRIPES as usize * self.key_bytes).next_multiple_of(cipher::SECTOR_BYTES);
-        let mut material = Zeroizing::new(vec![0; length]);
-        if (length as u64) > area.size_bytes || !read_inside(device, area.offset_bytes, &mut material)? {
-            return Err(Error::damaged("area that passes the end"));
-        }
+        // Read before the work, so that a damaged area costs none.
+        let mut material = self.material(device)?;
         let key = self.kdf.derive(passphrase, &self.salt, area.key_bytes, budget)?;
         let Some(cipher) = cipher::cipher(&area.encryption, &key) else {
             return Err(unknown_cipher(&area.encryption, area.key_bytes).into());

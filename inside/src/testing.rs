@@ -31,6 +31,8 @@ pub struct Object {
 #[derive(Default)]
 pub struct MemoryTree {
     pub objects: Vec<Object>,
+    /// Path of the default subvolume.
+    pub default: Option<&'static str>,
     pub identity: Identity,
 }
 
@@ -173,6 +175,10 @@ impl MemoryTree {
 impl FileTree for MemoryTree {
     fn root(&self) -> Node {
         self.node_of(0)
+    }
+
+    fn default_root(&self) -> Node {
+        self.default.map_or_else(|| self.root(), |path| self.node(path))
     }
 
     fn identity(&self) -> Identity {

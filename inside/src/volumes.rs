@@ -8,6 +8,10 @@ mod find;
 mod mirror;
 mod trees;
 
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -16,8 +20,9 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
-use crate::device::SharedDevice;
+use crate::device::{Device, SharedDevice};
 use crate::fs::FileTree;
+use crate::luks::{self, Budget, Header, VolumeKey};
 use crate::partition::PartitionKind;
 use crate::probe::containers::MdMember;
 use crate::probe::{Content, Probed};
@@ -34,17 +39,47 @@ pub struct Disk {
     pub device: SharedDevice,
 }
 
+impl Disk {
+    /// Makes a disk that can't be opened. It keeps its position among the guest's disks, by which the guest names the
+    /// following ones.
+    pub fn unreadable(name: String, size_bytes: u64, reason: String) -> Self {
+        let device = Arc::new(Unreadable { size_bytes, reason });
+        Self { name, device }
+    }
+}
+
+struct Unreadable {
+    size_bytes: u64,
+    reason: String,
+}
+
+impl Device for Unreadable {
+    fn read_at(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
+        Err(io::Error::other(self.reason.clone()))
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+}
+
 /// A passphrase, byte for byte: a newline at the end counts.
 pub type Passphrase = Zeroizing<Vec<u8>>;
 
 /// Asks a person for the passphrase of a volume, which is named for people; `None` leaves the volume closed.
 pub type Ask = Box<dyn Fn(&str) -> Option<Passphrase> + Send + Sync>;
 
-/// Passphrases for encrypted volumes. Each is tried on each volume.
+/// Most keys, and passphrases that opened nothing, that are remembered: each costs about 200 bytes.
+const MAX_KEYS: usize = 4096;
+
+/// Passphrases for encrypted volumes. Each is tried on each volume, once: what it gave is remembered, so that the next
+/// backup of the same volume opens at once. Keys are cleared when this is dropped.
 #[derive(Default)]
 pub struct Secrets {
     passphrases: Mutex<Vec<Passphrase>>,
     ask: Option<Ask>,
+    /// By the fingerprints of key slots and passphrase; `None` where the passphrase is another volume's.
+    keys: Mutex<HashMap<Vec<u8>, Option<VolumeKey>>>,
 }
 
 impl Secrets {
@@ -52,39 +87,67 @@ impl Secrets {
     pub fn new(passphrases: Vec<Passphrase>) -> Self {
         Self {
             passphrases: Mutex::new(passphrases),
-            ask: None,
+            ..Self::default()
         }
     }
 
     /// Asks when an encrypted volume is found that no passphrase known so far opens.
     pub fn asking(ask: Ask) -> Self {
         Self {
-            passphrases: Mutex::default(),
             ask: Some(ask),
+            ..Self::default()
         }
     }
 
-    /// Calls `try_one` with each passphrase until one opens a volume, and asks for one if none does.
-    pub(crate) fn open<T>(
+    /// Opens a volume with each passphrase until one fits, and asks for one if none does.
+    pub(crate) fn open(
         &self,
         volume: &str,
-        try_one: &mut dyn FnMut(&[u8]) -> crate::Result<Option<T>>,
-    ) -> crate::Result<Option<T>> {
+        header: &Header,
+        device: &SharedDevice,
+        budget: &mut Budget,
+    ) -> crate::Result<Option<SharedDevice>> {
         for passphrase in self.passphrases() {
-            if let Some(opened) = try_one(&passphrase)? {
-                return Ok(Some(opened));
+            if let Some(key) = self.key(header, device, &passphrase, budget)? {
+                return header.open(Arc::clone(device), &key).map(Some);
             }
         }
         let Some(ask) = &self.ask else {
             return Ok(None);
         };
         while let Some(passphrase) = ask(volume) {
-            if let Some(opened) = try_one(&passphrase)? {
+            if let Some(key) = self.key(header, device, &passphrase, budget)? {
                 self.passphrases.lock().push(passphrase);
-                return Ok(Some(opened));
+                return header.open(Arc::clone(device), &key).map(Some);
             }
         }
         Ok(None)
+    }
+
+    fn key(
+        &self,
+        header: &Header,
+        device: &SharedDevice,
+        passphrase: &[u8],
+        budget: &mut Budget,
+    ) -> crate::Result<Option<VolumeKey>> {
+        let fingerprint = header.fingerprint(&**device, passphrase);
+        let known = || self.keys.lock().get(&fingerprint).cloned();
+        if let Some(key) = known() {
+            return Ok(key);
+        }
+        let _one_at_a_time = luks::derive_alone();
+        // Another thread may just have opened the same volume of another backup.
+        if let Some(key) = known() {
+            return Ok(key);
+        }
+        let key = header.find_key(&**device, passphrase, budget)?;
+        let mut keys = self.keys.lock();
+        if keys.len() >= MAX_KEYS {
+            keys.clear();
+        }
+        keys.insert(fingerprint, key.clone());
+        Ok(key)
     }
 
     /// Returns the passphrases known so far, with those that were asked for.
@@ -162,6 +225,8 @@ pub struct Volumes {
     pub warnings: Vec<(Vec<usize>, String)>,
     /// Numbers of the disks whose partitions can't be read, with the reason.
     pub failed: Vec<(usize, io::Error)>,
+    /// Every read succeeded. Otherwise a later search may find more, e.g. because the store was away.
+    pub is_complete: bool,
 }
 
 /// The files of one volume.

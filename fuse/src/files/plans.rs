@@ -67,7 +67,7 @@ fn plan_alone(volume: &Found, way: Way) -> io::Result<Plan> {
     match probed.content {
         probe::Content::FileSystem(fs) => mount(volume, fs, way),
         content => {
-            let described = containers::describe(content, &*volume.volume.device)?;
+            let described = containers::describe(content, &volume.volume.device)?;
             let plain = content.why_not_mountable().unwrap_or_default();
             let harmless = content == probe::Content::Unknown && volume.volume.is_boot_code();
             let reason = if harmless {

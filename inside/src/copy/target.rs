@@ -29,6 +29,9 @@ pub(super) fn path_of(bytes: &[u8]) -> PathBuf {
     PathBuf::from(OsStr::from_bytes(bytes))
 }
 
+/// Device and inode of an object in the target.
+pub(super) type Identity = (u64, u64);
+
 /// Opens the target itself.
 pub(super) fn open(path: &Path) -> Result<OwnedFd, Errno> {
     openat(
@@ -187,6 +190,12 @@ impl<'d> Temporary<'d> {
     /// Returns whether the object is open only as a path.
     pub fn is_path_only(&self) -> bool {
         !self.is_file
+    }
+
+    /// Returns device and inode of the object.
+    pub fn identity(&self) -> Result<Identity, Errno> {
+        let stat = statat(self.directory, &self.name[..], AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok((stat.st_dev, stat.st_ino))
     }
 
     /// Gives the object its own name.

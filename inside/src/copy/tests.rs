@@ -243,3 +243,29 @@ fn the_entries_of_a_directory_are_copied_into_the_target_itself() {
     copier.copy_entries(root).expect("copies");
     assert_eq!(all(lab.path()), ["a"]);
 }
+
+#[test]
+fn a_second_name_is_not_linked_to_what_took_the_place_of_the_first() {
+    let lab = lab();
+    let mut tree = MemoryTree::new();
+    for directory in ["/one", "/two", "/three"] {
+        tree.directory(directory);
+    }
+    tree.file("/one/x", "linked");
+    tree.hard_link("/three/y", "/one/x");
+    tree.hard_link("/three/z", "/one/x");
+    tree.file("/two/x", "another");
+    let nodes = ["/one/x", "/two/x", "/three/y", "/three/z"].map(|path| tree.node(path));
+    let cancel = AtomicBool::new(false);
+    let opened = open_target(lab.path()).expect("opens");
+    let options = CopyOptions { force: true };
+    let mut copier = Copier::new(tree.shared(), opened, options, &cancel, &|_| {});
+    for (node, name) in nodes.into_iter().zip(["x", "x", "y", "z"]) {
+        copier.copy(node, name.as_bytes()).expect("copies");
+    }
+    let read = |name: &str| fs::read_to_string(lab.path().join(name)).expect("a file");
+    assert_eq!(["x", "y", "z"].map(read), ["another", "linked", "linked"]);
+    let number = |name: &str| fs::metadata(lab.path().join(name)).expect("a file").ino();
+    assert_eq!(number("y"), number("z"));
+    assert_eq!(all(lab.path()), ["x", "y", "z"]);
+}

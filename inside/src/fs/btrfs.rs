@@ -153,6 +153,20 @@ impl FileTree for Btrfs {
         }
     }
 
+    fn default_root(&self) -> Node {
+        let found = self.default_subvolume(self.superblock.root_directory());
+        let named = found.ok().flatten().map(|space| Node {
+            space,
+            number: FIRST_INODE,
+        });
+        named
+            .filter(|node| {
+                self.inode(*node)
+                    .is_ok_and(|inode| inode.stat.kind == FileKind::Directory)
+            })
+            .unwrap_or_else(|| self.root())
+    }
+
     fn identity(&self) -> Identity {
         self.identity.clone()
     }

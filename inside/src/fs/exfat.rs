@@ -18,12 +18,12 @@ use jiff::Timestamp;
 
 use crate::device::{SharedDevice, le32};
 use crate::error::{Error, Result};
-use crate::fs::chain::{Clusters, chain};
+use crate::fs::chain::{Clusters, ENTRY_BYTES, chain, each_entry};
 use crate::fs::pages::Pages;
 use crate::fs::runs::{RunFile, Runs, Source};
 use crate::fs::{Entry, FileKind, FileTree, Identity, Node, Stat, utf16};
 use boot::Boot;
-use entries::{ENTRY_BYTES, LABEL, Set};
+use entries::{LABEL, Set};
 
 /// The top directory has no entry; its node is the offset of the boot sector, where no entry can be.
 const ROOT: Node = Node { space: 0, number: 0 };
@@ -61,19 +61,11 @@ pub fn open(device: SharedDevice) -> Result<Exfat> {
     Ok(exfat)
 }
 
-/// Parts of a directory, and the space of the nodes in it.
-struct Directory {
-    runs: Runs,
-    /// Damage at the end of its chain.
-    walked: Result<()>,
-    space: u64,
-}
-
 impl Exfat {
-    fn directory(&self, node: Node) -> Result<Directory> {
+    /// Returns the parts of a directory with the damage at the end of its chain, and the space of the nodes in it.
+    fn directory(&self, node: Node) -> Result<((Runs, Result<()>), u64)> {
         if node == ROOT {
-            let (runs, walked) = chain(self, self.boot.root_cluster, MAX_DIRECTORY_BYTES);
-            return Ok(Directory { runs, walked, space: 0 });
+            return Ok((chain(self, self.boot.root_cluster, MAX_DIRECTORY_BYTES), 0));
         }
         let set = self.set(node)?;
         if !set.is_directory() {
@@ -82,7 +74,7 @@ impl Exfat {
         let (mut runs, walked) = self.parts(&set, set.size_bytes().min(MAX_DIRECTORY_BYTES));
         runs.truncate(set.size_bytes());
         let space = if set.in_one_piece() { IN_ONE_PIECE } else { 0 };
-        Ok(Directory { runs, walked, space })
+        Ok(((runs, walked), space))
     }
 
     /// Returns the parts of a file or directory, as far as they are known.
@@ -132,37 +124,10 @@ impl Exfat {
         Ok(set)
     }
 
-    /// Calls `each` with the offset of every entry of a directory until one is the end or `each` breaks.
-    fn each_raw(
-        &self,
-        directory: Directory,
-        each: &mut dyn FnMut(u64, &[u8; ENTRY_BYTES as usize]) -> ControlFlow<()>,
-    ) -> Result<()> {
-        let mut failed = directory.walked;
-        let mut at = 0;
-        let mut piece = vec![0; 4096];
-        while let Some((Source::Device(from), left_bytes)) = directory.runs.at(at) {
-            let len = left_bytes.min(piece.len() as u64);
-            let bytes = &mut piece[..len as usize];
-            at += len;
-            if let Err(error) = self.pages.read_at(from, bytes) {
-                failed = failed.and(Err(error));
-                continue;
-            }
-            for (index, entry) in bytes.as_chunks().0.iter().enumerate() {
-                if entry[0] == 0 || each(from + index as u64 * ENTRY_BYTES, entry).is_break() {
-                    // A chain that is damaged after the end of the entries loses none.
-                    return Ok(());
-                }
-            }
-        }
-        failed
-    }
-
     fn find_label(&self) -> Option<String> {
         let mut label = None;
-        let root = self.directory(ROOT).ok()?;
-        let _ = self.each_raw(root, &mut |_, entry| {
+        let (root, _) = self.directory(ROOT).ok()?;
+        let _ = each_entry(&self.pages, root, &mut |_, entry| {
             if entry[0] != LABEL {
                 return ControlFlow::Continue(());
             }
@@ -218,11 +183,10 @@ impl FileTree for Exfat {
     }
 
     fn list(&self, directory: Node, each: &mut dyn FnMut(Entry) -> ControlFlow<()>) -> Result<()> {
-        let directory = self.directory(directory)?;
-        let space = directory.space;
+        let (parts, space) = self.directory(directory)?;
         let mut open: Option<(u64, Set)> = None;
         let mut damaged = Ok(());
-        let listed = self.each_raw(directory, &mut |at, entry| {
+        let listed = each_entry(&self.pages, parts, &mut |at, entry| {
             if let Some(set) = Set::start(*entry) {
                 // A set that another one interrupts is damaged.
                 if let Some((at, _)) = open.replace((at, set)) {

@@ -1,17 +1,19 @@
 //! ext2, ext3 and ext4 without the kernel: all features that mke2fs and Linux know, except for decryption.
 //!
-//! A journal is replayed in memory, so that a backup of a running guest shows what the guest would find after a crash.
-//! Every checksum is verified, and one that does not match is damage of that inode, directory block or tree node alone.
-//! Where the primary superblock or a group descriptor is damaged, a copy serves.
+//! A journal is replayed in memory, with its fast commits, so that a backup of a running guest shows what the guest would
+//! find after a crash. Every checksum is verified, and one that does not match is damage of that inode, directory block
+//! or tree node alone. Where the primary superblock or a group descriptor is damaged, a copy serves.
 //!
 //! The format is that of fs/ext4/ext4.h and Documentation/filesystems/ext4 of Linux.
 
 mod checksum;
 mod content;
 mod directory;
+mod fast_commit;
 mod inode;
 mod journal;
 mod map;
+mod ranges;
 mod replayed;
 mod superblock;
 mod volume;
@@ -106,20 +108,26 @@ fn replay(volume: &mut Volume, remarks: &mut Vec<String>) {
             return;
         }
     };
-    if log.transactions > 0 {
-        let (blocks, transactions) = (log.blocks, log.transactions);
+    let (blocks, transactions, fast) = (log.blocks, log.transactions, log.fast_commits.commits);
+    if transactions > 0 || fast > 0 {
+        let fast = match fast {
+            0 => String::new(),
+            fast => format!(", and {fast} fast commits"),
+        };
         remarks.push(format!(
-            "the journal was replayed ({blocks} blocks of {transactions} transactions)"
+            "the journal was replayed ({blocks} blocks of {transactions} transactions{fast})"
         ));
     }
     if let Some(reason) = &log.cut {
         remarks.push(format!("the journal is damaged ({reason}); {INCOMPLETE}"));
     }
-    if log.has_fast_commits {
-        remarks
-            .push("the journal has fast commits, which were not replayed: the newest changes are missing".to_owned());
+    if let Some(reason) = &log.fast_cut {
+        remarks.push(format!(
+            "the journal ends with a fast commit that is not complete ({reason}); {INCOMPLETE}"
+        ));
     }
     volume.replay(log.replayed);
+    volume.fast_commits = log.fast_commits;
     // The journal may hold the superblock too, e.g. one that a resize has changed.
     let newer = match volume.replayed_superblock(PRIMARY_BYTES) {
         Ok(None) => return,

@@ -20,12 +20,12 @@ use jiff::Timestamp;
 
 use crate::device::{SharedDevice, le32};
 use crate::error::{Error, Result};
-use crate::fs::chain::{Clusters, chain};
+use crate::fs::chain::{Clusters, ENTRY_BYTES, chain, each_entry};
 use crate::fs::pages::Pages;
 use crate::fs::runs::{RunFile, Runs, Source};
 use crate::fs::{Entry, FileKind, FileTree, Identity, Node, Stat, utf16};
 use boot::{Boot, Width};
-use directory::{ENTRY_BYTES, Raw};
+use directory::Raw;
 
 pub(in crate::fs) use directory::timestamp;
 
@@ -112,35 +112,11 @@ impl Fat {
         Ok(raw)
     }
 
-    /// Calls `each` with the offset of every entry of a directory until one is the end or `each` breaks.
-    fn each_raw(&self, node: Node, each: &mut dyn FnMut(u64, Raw) -> ControlFlow<()>) -> Result<()> {
-        let (runs, walked) = self.directory(node)?;
-        let mut failed = walked;
-        let mut at = 0;
-        // Pieces of a cache page: a part that can't be read costs no more than that.
-        let mut piece = vec![0; 4096];
-        while let Some((Source::Device(from), left_bytes)) = runs.at(at) {
-            let len = left_bytes.min(piece.len() as u64);
-            let bytes = &mut piece[..len as usize];
-            at += len;
-            if let Err(error) = self.pages.read_at(from, bytes) {
-                failed = failed.and(Err(error));
-                continue;
-            }
-            for (index, entry) in bytes.as_chunks::<{ ENTRY_BYTES as usize }>().0.iter().enumerate() {
-                let raw = Raw(*entry);
-                // A chain that is damaged after the end of the entries loses none.
-                if raw.is_end() || each(from + index as u64 * ENTRY_BYTES, raw).is_break() {
-                    return Ok(());
-                }
-            }
-        }
-        failed
-    }
-
     fn find_label(&self) -> Option<String> {
         let mut label = None;
-        let _ = self.each_raw(ROOT, &mut |_, raw| {
+        let root = self.directory(ROOT).ok()?;
+        let _ = each_entry(&self.pages, root, &mut |_, raw| {
+            let raw = Raw(*raw);
             if raw.is_deleted() || raw.is_long() || !raw.is_label() {
                 return ControlFlow::Continue(());
             }
@@ -215,7 +191,8 @@ impl FileTree for Fat {
     fn list(&self, directory: Node, each: &mut dyn FnMut(Entry) -> ControlFlow<()>) -> Result<()> {
         let mut long = names::LongName::default();
         let mut damaged = Ok(());
-        self.each_raw(directory, &mut |at, raw| {
+        each_entry(&self.pages, self.directory(directory)?, &mut |at, raw| {
+            let raw = Raw(*raw);
             if raw.is_deleted() {
                 long.clear();
                 return ControlFlow::Continue(());

@@ -1,7 +1,8 @@
 //! NTFS, versions 1.2 to 3.1, with compressed and sparse files, hard links, symbolic links and junctions.
 //!
 //! Facts: the documentation of the Linux-NTFS project, and the structures that ntfs-3g (`layout.h`) and the kernel
-//! (fs/ntfs3/ntfs.h) name. The log is not replayed: see [`FileTree::remarks`].
+//! (fs/ntfs3/ntfs.h) name. The log is not replayed, which [`FileTree::remarks`] says where it matters: its records are
+//! operations of several undocumented versions, not blocks, and Windows writes metadata back within seconds.
 //!
 //! Names are the Win32 ones; their DOS doubles and the system's files (`$MFT` and its like) are hidden. Owners, security
 //! descriptors and alternate streams are not shown. Encrypted files, and those that a filter of Windows stores in its

@@ -169,6 +169,38 @@ fn subvolumes_are_mounted_by_path_and_number() {
 }
 
 #[test]
+fn a_root_in_the_default_subvolume_is_found_and_the_others_are_the_rest() {
+    let mut tree = MemoryTree::with_uuid("b");
+    for (name, space) in [("/odd name", 300), ("/home", 301), ("/snapshot", 302)] {
+        tree.directory(name).space = space;
+    }
+    tree.directory("/odd name/etc");
+    tree.directory("/odd name/home");
+    tree.file(
+        "/odd name/etc/fstab",
+        "UUID=b / btrfs\nUUID=b /home btrfs subvol=home\n",
+    );
+    tree.file("/home/mine", "x");
+    tree.file("/snapshot/older", "x");
+    tree.default = Some("/odd name");
+    let guest = of(vec![tree.named("p1", &[])]).expect("has a root");
+    assert!(guest.remarks.is_empty(), "{:?}", guest.remarks);
+    assert_eq!(all(&guest), ["etc", "etc/fstab", "home", "home/mine"]);
+    let [(0, rest)] = &guest.rest[..] else {
+        panic!("{} others", guest.rest.len());
+    };
+    let rest = Guest {
+        tree: Arc::clone(rest),
+        ..guest
+    };
+    assert_eq!(all(&rest), ["snapshot", "snapshot/older"]);
+    assert!(matches!(
+        rest.tree.lookup(rest.tree.root(), b"home"),
+        Err(Error::NotFound)
+    ));
+}
+
+#[test]
 fn a_malicious_fstab_leads_to_the_guests_own_files_only() {
     let fstab = "UUID=r / ext4\nUUID=r /a ext4\nUUID=r /a/a ext4\nUUID=x /link/in ext4\nUUID=x /up ext4\nUUID=x /loop ext4\n\
         UUID=x ../../etc ext4\nUUID=x /file ext4\nUUID=r / ext4\nUUID=x /a btrfs subvol=../../..\n";

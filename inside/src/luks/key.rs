@@ -16,7 +16,9 @@ pub(super) const MAX_KEY_BYTES: usize = 128;
 /// Most memory that a key slot may take: the most that cryptsetup lets an administrator ask for. By itself it takes 1 GiB
 /// or less.
 const MAX_ARGON2_KIB: u64 = 4 << 20;
-/// Most work of one unlock, in rounds of a hash and KiB passed over by Argon2. Each takes one to three microseconds, so a
+/// Memory that the machine keeps for all else, besides that of a key slot.
+const SPARE_KIB: u64 = 128 << 10;
+/// Most work for one volume or one guest, in rounds of a hash and KiB passed over by Argon2. Each takes one to three microseconds, so a
 /// hostile header costs a quarter of an hour at worst. A slot as cryptsetup makes it costs 1 to 30 million.
 const MAX_WORK: u64 = 1 << 28;
 
@@ -105,10 +107,10 @@ impl Hash {
 }
 
 /// Work that a header may still ask for.
-pub(super) struct Budget(u64);
+pub(crate) struct Budget(u64);
 
 impl Budget {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(MAX_WORK)
     }
 
@@ -172,11 +174,33 @@ impl Kdf {
                     let text = format!("Argon2 with {memory_kib} KiB of memory; the limit is {MAX_ARGON2_KIB}");
                     return Err(Refused::Unsupported(text));
                 }
+                check_memory(memory_kib, available_kib())?;
                 budget.spend(memory_kib.saturating_mul(passes))?;
                 argon2(algorithm, [memory_kib, passes, lanes], passphrase, salt, &mut key)?;
             }
         }
         Ok(key)
+    }
+}
+
+/// Returns the memory that the machine can give (proc_meminfo(5)); `None` if it does not say.
+fn available_kib() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// Refuses what would make the machine swap, or kill processes: memory is promised before it is there.
+pub(super) fn check_memory(asked_kib: u64, available_kib: Option<u64>) -> Result<(), Refused> {
+    match available_kib {
+        Some(available_kib) if asked_kib > available_kib.saturating_sub(SPARE_KIB) => {
+            Err(Refused::Unsupported(format!(
+                "Argon2 with {} MiB of memory, of which {} MiB are available",
+                asked_kib.div_ceil(1024),
+                available_kib / 1024
+            )))
+        }
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -14,6 +14,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
+use crate::volumes::Secrets;
 
 const PASSPHRASE: &[u8] = b"correct horse";
 const OTHER: &[u8] = b"battery staple\n";
@@ -565,4 +566,31 @@ fn vectors_of_ieee_1619_hold() {
         cipher.decrypt(512, sector, &mut bytes);
         assert_eq!(bytes[..32], plain);
     }
+}
+
+#[test]
+fn a_key_is_derived_once_for_all_backups_of_a_volume() {
+    let lab = Lab::new();
+    lab.encrypt(&[&FAST]);
+    let passphrases = [OTHER, PASSPHRASE].map(|it| Zeroizing::new(it.to_vec()));
+    let secrets = Secrets::new(passphrases.into());
+    let open = |bytes: Vec<u8>, budget: &mut Budget| {
+        let device: SharedDevice = Memory::shared(bytes);
+        secrets.open("p1", &header(&device).expect("a header"), &device, budget)
+    };
+    let is_open = |opened: Result<Option<SharedDevice>>| opened.expect("no error").is_some();
+    // A backup that lost the key slot says nothing about the others.
+    let mut damaged = lab.bytes();
+    damaged[32 << 10..288 << 10].fill(0xee);
+    assert!(!is_open(open(damaged, &mut Budget::new())));
+    assert!(is_open(open(lab.bytes(), &mut Budget::new())));
+    // Nothing is left to spend.
+    let mut spent = Budget::new();
+    spent.limit(0);
+    let plain = open(lab.bytes(), &mut spent).expect("no error").expect("it opens");
+    assert!(plain.read_at(0, &mut [0; 512]).is_ok());
+    // A header that changed is another one.
+    lab.cryptsetup(&[&["luksChangeKey", "--key-file", "key"], &FAST, &["img", "other"]]);
+    assert!(open(lab.bytes(), &mut spent).is_err());
+    assert!(is_open(open(lab.bytes(), &mut Budget::new())));
 }

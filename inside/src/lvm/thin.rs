@@ -24,6 +24,10 @@ const BLOCK_SECTORS: std::ops::RangeInclusive<u64> = 128..=(1 << 21);
 const POINTER_BYTES: usize = 8;
 const DETAILS_BYTES: usize = 24;
 
+/// Leaves that a search for a hole reads, 64 MiB: two million blocks that are all mapped. What comes after them counts
+/// as data.
+const MAX_LEAVES: usize = 1 << 14;
+
 /// A pool whose superblock is valid.
 pub(super) struct Pool {
     tree: Tree,
@@ -175,15 +179,9 @@ impl Device for Thin {
         if offset_bytes >= self.size_bytes || self.origin.is_some() {
             return Ok(offset_bytes.max(self.size_bytes));
         }
-        let mut block = offset_bytes / self.pool.block_bytes;
-        let end_block = self.size_bytes.div_ceil(self.pool.block_bytes);
-        while block < end_block {
-            match self.run(block)? {
-                Some(run) if run.block == block => block = block.saturating_add(run.count),
-                _ => break,
-            }
-        }
-        let found = block.saturating_mul(self.pool.block_bytes);
+        let block = offset_bytes / self.pool.block_bytes;
+        let gap = self.pool.tree.gap(self.root, block, POINTER_BYTES, MAX_LEAVES)?;
+        let found = gap.map_or(u64::MAX, |block| block.saturating_mul(self.pool.block_bytes));
         Ok(found.clamp(offset_bytes, self.size_bytes))
     }
 }

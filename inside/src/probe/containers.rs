@@ -4,7 +4,9 @@
 use std::io;
 
 use super::Content;
-use crate::device::{Device, le16, le32, le64, read_array, read_inside};
+use crate::device::{Device, SharedDevice, le16, le32, le64, read_array, read_inside};
+use crate::error::Error;
+use crate::lvm;
 
 const MD_MAGIC: u32 = 0xa92b_4efc;
 /// First role number that is not an active role: spare, faulty, journal (`MD_DISK_ROLE_*`, linux/raid/md_p.h).
@@ -166,48 +168,22 @@ pub(super) fn md1_sum(sb: &[u8]) -> u32 {
 }
 
 /// Describes a container with the name of the group, array or pool it belongs to.
-pub fn describe(content: Content, volume: &dyn Device) -> io::Result<Option<String>> {
+pub fn describe(content: Content, volume: &SharedDevice) -> io::Result<Option<String>> {
     Ok(match content {
-        Content::MdMember => md_member(volume)?.map(|member| member.describe()),
+        Content::MdMember => md_member(&**volume)?.map(|member| member.describe()),
         Content::LvmMember => lvm_group(volume)?.map(|group| format!("LVM physical volume of group {group}")),
-        Content::ZfsMember => zfs_pool(volume)?.map(|pool| format!("member of ZFS pool {pool}")),
+        Content::ZfsMember => zfs_pool(&**volume)?.map(|pool| format!("member of ZFS pool {pool}")),
         _ => None,
     })
 }
 
-/// Reads the group's name. LVM's label.h, layout.h, format_text: the label points to the metadata area, whose text
-/// begins with that name.
-fn lvm_group(volume: &dyn Device) -> io::Result<Option<String>> {
-    for at in (0..4).map(|sector| sector * 512) {
-        let Some(sector) = read_array::<512>(volume, at)? else {
-            return Ok(None);
-        };
-        if sector[..8] != *b"LABELONE" {
-            continue;
-        }
-        // The PV header: its UUID and size, then a list of data areas and one of metadata areas, each ended by zeros.
-        let header = sector.get(le32(&sector, 20) as usize..).unwrap_or_default();
-        let areas = header.get(40..).unwrap_or_default().chunks_exact(16);
-        let areas: Vec<_> = areas.map(|area| (le64(area, 0), le64(area, 8))).collect();
-        let mut metadata = areas.iter().skip_while(|(offset, _)| *offset != 0).skip(1);
-        let Some((area, _)) = metadata.next().filter(|(offset, _)| *offset != 0) else {
-            return Ok(None);
-        };
-        let Some(header) = read_array::<512>(volume, *area)? else {
-            return Ok(None);
-        };
-        // The first raw location: offset and size of the text in the area.
-        if header[4..20] != *b" LVM2 x[5A%r0N*>" {
-            return Ok(None);
-        }
-        let Some(text) = read_array::<128>(volume, area.saturating_add(le64(&header, 40)))? else {
-            return Ok(None);
-        };
-        let name = text.split(|byte| *byte == b' ').next().unwrap_or_default();
-        let name = printable(name);
-        return Ok((le64(&header, 40) != 0 && !name.is_empty()).then_some(name));
+/// Reads the group's name; `None` if the volume is damaged or has no metadata.
+fn lvm_group(volume: &SharedDevice) -> io::Result<Option<String>> {
+    match lvm::physical_volume(volume) {
+        Ok(volume) => Ok(volume.group().map(|(name, _)| printable(name.as_bytes()))),
+        Err(Error::Io(error)) => Err(error),
+        Err(_) => Ok(None),
     }
-    Ok(None)
 }
 
 /// Reads the pool's name from the first label: an XDR list whose pairs consist of name, type, count and value.

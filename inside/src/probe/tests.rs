@@ -163,26 +163,6 @@ fn mirror_members_are_recognized_with_their_data_offset() {
 }
 
 #[test]
-fn a_group_of_lvm_is_named() {
-    let file = tempfile::NamedTempFile::new().expect("a temporary file");
-    file.as_file().set_len(64 << 20).expect("a sparse file");
-    let mut volume = vec![0; 1 << 20];
-    let mut put = |at: usize, bytes: &[u8]| volume[at..at + bytes.len()].copy_from_slice(bytes);
-    put(512, b"LABELONE");
-    put(532, &32_u32.to_le_bytes());
-    put(536, b"LVM2 001");
-    // One data area, one metadata area at 4 KiB.
-    put(544 + 40, &(1_u64 << 20).to_le_bytes());
-    put(544 + 72, &4096_u64.to_le_bytes());
-    put(544 + 80, &(1_u64 << 19).to_le_bytes());
-    put(4096 + 4, b" LVM2 x[5A%r0N*>");
-    put(4096 + 40, &512_u64.to_le_bytes());
-    put(4096 + 512, b"guestvg {\nid = 1");
-    let named = containers::describe(Content::LvmMember, &volume.as_slice()).expect("readable");
-    assert_eq!(named.as_deref(), Some("LVM physical volume of group guestvg"));
-}
-
-#[test]
 fn containers_are_recognized_by_their_signatures() {
     let cases: [(Marks, Content); 7] = [
         (&[(0, b"LUKS\xba\xbe\x00\x02")], Content::Luks),

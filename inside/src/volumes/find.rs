@@ -4,10 +4,11 @@ use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::mirror::Mirror;
 use super::{Disk, Secrets, Volume, Volumes};
-use crate::device::{SharedDevice, Window};
+use crate::device::{Device, SharedDevice, Window};
 use crate::fs::ext;
 use crate::luks;
 use crate::lvm::{self, PhysicalVolume};
@@ -26,6 +27,7 @@ const MAX_DEPTH: u8 = 6;
 pub fn find(disks: &[Disk], secrets: &Secrets) -> Volumes {
     let mut search = Search {
         secrets,
+        budget: luks::Budget::new(),
         queue: VecDeque::new(),
         members: Vec::new(),
         physical: Vec::new(),
@@ -38,7 +40,15 @@ pub fn find(disks: &[Disk], secrets: &Secrets) -> Volumes {
         search.taken.insert(format!("image {}", disk.name));
         search.taken.insert(format!("name {}", disk.name));
     }
+    let has_failed = Arc::new(AtomicBool::new(false));
     for (number, disk) in disks.iter().enumerate() {
+        let disk = &Disk {
+            name: disk.name.clone(),
+            device: Arc::new(Watched {
+                below: Arc::clone(&disk.device),
+                has_failed: Arc::clone(&has_failed),
+            }),
+        };
         if let Err(error) = search.add_disk(number, disk, disks.len() == 1) {
             search.found.failed.push((number, error));
         }
@@ -46,7 +56,45 @@ pub fn find(disks: &[Disk], secrets: &Secrets) -> Volumes {
     search.run();
     search.kept.sort_by_key(|(order, _)| *order);
     search.found.volumes = search.kept.into_iter().map(|(_, volume)| volume).collect();
+    search.found.is_complete = !has_failed.load(Ordering::Relaxed);
     search.found
+}
+
+/// A disk that notes whether a read of it has failed.
+struct Watched {
+    below: SharedDevice,
+    has_failed: Arc<AtomicBool>,
+}
+
+impl Device for Watched {
+    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
+        let read = self.below.read_at(offset_bytes, buf);
+        let is_outside = |error: &io::Error| error.kind() == io::ErrorKind::UnexpectedEof;
+        if read.as_ref().is_err_and(|error| !is_outside(error)) {
+            self.has_failed.store(true, Ordering::Relaxed);
+        }
+        read
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.below.size_bytes()
+    }
+
+    fn write_at(&self, offset_bytes: u64, bytes: &[u8]) -> io::Result<()> {
+        self.below.write_at(offset_bytes, bytes)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.below.flush()
+    }
+
+    fn next_data(&self, offset_bytes: u64) -> io::Result<Option<u64>> {
+        self.below.next_data(offset_bytes)
+    }
+
+    fn next_hole(&self, offset_bytes: u64) -> io::Result<u64> {
+        self.below.next_hole(offset_bytes)
+    }
 }
 
 /// A volume on the way: not yet known whether it holds others.
@@ -76,6 +124,8 @@ impl Item {
 
 struct Search<'a> {
     secrets: &'a Secrets,
+    /// Work that all headers of the guest together may ask for.
+    budget: luks::Budget,
     queue: VecDeque<Item>,
     /// Members of arrays that have all data, and what else they would be.
     members: Vec<(Item, Probed)>,
@@ -208,9 +258,7 @@ impl Search<'_> {
     fn open_luks(&mut self, item: Item) {
         let opened = luks::header(&item.device).and_then(|header| {
             header.check()?;
-            let opened = self.secrets.open(&item.name, &mut |passphrase| {
-                header.unlock(Arc::clone(&item.device), passphrase)
-            })?;
+            let opened = self.secrets.open(&item.name, &header, &item.device, &mut self.budget)?;
             Ok((header, opened))
         });
         match opened {

@@ -75,7 +75,7 @@ impl Set {
 fn open(volume: &Volume, devices: Vec<SharedDevice>) -> Result<(FsType, Arc<dyn FileTree>), String> {
     let content = volume.probed.as_ref().map_err(String::clone)?.content;
     let Content::FileSystem(fs) = content else {
-        let described = describe(content, &*volume.device).ok().flatten();
+        let described = describe(content, &volume.device).ok().flatten();
         return Err(described.unwrap_or_else(|| content.to_string()));
     };
     let device = Arc::clone(&volume.device);

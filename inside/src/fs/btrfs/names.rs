@@ -186,7 +186,7 @@ impl Btrfs {
         self.remarks.push(remark);
     }
 
-    fn default_subvolume(&self, root_directory: u64) -> Result<Option<u64>> {
+    pub(super) fn default_subvolume(&self, root_directory: u64) -> Result<Option<u64>> {
         const NAME: &[u8] = b"default";
         let item = self.roots().get(Key::new(root_directory, DIR_ITEM, name_hash(NAME)))?;
         let Some(item) = item else { return Ok(None) };

@@ -130,6 +130,10 @@ fn subvolumes_snapshots_and_reflinks_are_read() {
         fs.remarks(),
         ["the default subvolume is not the top one but number 257, path dir/sub/inner"]
     );
+    let named = ["dir", "sub", "inner"]
+        .iter()
+        .try_fold(fs.root(), |at, name| fs.lookup(at, name.as_bytes()));
+    assert_eq!(fs.default_root(), named.unwrap());
     let mount = image.mount("ro,noatime,subvolid=5");
     assert!(compare(&fs, mount.path()) > 450);
     // The empty directory that a snapshot has in place of a subvolume.

@@ -4,10 +4,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::device::{le16, le32, le64};
 use crate::error::{Error, Result};
+use crate::fs::chain::RawEntry;
 use crate::fs::{FileKind, Stat, is_name, utf16};
-
-/// Length of an entry.
-pub(super) const ENTRY_BYTES: u64 = 32;
 
 // Types of entries that are in use.
 pub(super) const LABEL: u8 = 0x83;
@@ -28,12 +26,12 @@ pub(super) fn bad(at: u64) -> Error {
 
 /// The entries of a file, the first of which is there.
 pub(super) struct Set {
-    entries: Vec<[u8; ENTRY_BYTES as usize]>,
+    entries: Vec<RawEntry>,
 }
 
 impl Set {
     /// Starts a set with its first entry, if it is one.
-    pub(super) fn start(first: [u8; ENTRY_BYTES as usize]) -> Option<Self> {
+    pub(super) fn start(first: RawEntry) -> Option<Self> {
         let valid = first[0] == FILE && (2..=MAX_SECONDARIES).contains(&first[1]);
         valid.then(|| Self { entries: vec![first] })
     }
@@ -43,7 +41,7 @@ impl Set {
         (usize::from(self.entries[0][1]) + 1).saturating_sub(self.entries.len())
     }
 
-    pub(super) fn add(&mut self, entry: [u8; ENTRY_BYTES as usize]) {
+    pub(super) fn add(&mut self, entry: RawEntry) {
         self.entries.push(entry);
     }
 
@@ -63,7 +61,7 @@ impl Set {
     }
 
     /// The entry that describes the content. Only a set that was checked surely has it.
-    fn stream(&self) -> &[u8; ENTRY_BYTES as usize] {
+    fn stream(&self) -> &RawEntry {
         self.entries.get(1).unwrap_or(&self.entries[0])
     }
 

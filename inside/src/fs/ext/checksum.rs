@@ -1,10 +1,8 @@
 //! The checksums of ext4 and its journal. The kernel chains CRC-32C without inverting it at either end: the result of
 //! one piece is the seed of the next (`ext4_chksum`, fs/ext4/ext4.h).
 
-use crc::{CRC_16_MODBUS, CRC_32_ISCSI, CRC_32_MPEG_2, Crc, Table};
+use crc::{CRC_16_MODBUS, CRC_32_MPEG_2, Crc, Table};
 
-/// Slices of 16 bytes: directories and extent trees are verified whenever they are read.
-static CRC32C: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
 static CRC32_BE: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_MPEG_2);
 static CRC16: Crc<u16> = Crc::<u16>::new(&CRC_16_MODBUS);
 
@@ -13,10 +11,8 @@ pub(super) const START: u32 = !0;
 
 /// Continues a CRC-32C over `bytes` (`crc32c_le` of the kernel).
 pub(super) fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
-    // The crate takes the register before reflection and inverts the result.
-    let mut digest = CRC32C.digest_with_initial(seed.reverse_bits());
-    digest.update(bytes);
-    !digest.finalize()
+    // The crate inverts at both ends.
+    !crc32c::crc32c_append(!seed, bytes)
 }
 
 /// Continues a CRC-32C over a block in which the checksum's own field counts as zero.

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::inode::{FLAG_INLINE_DATA, Inode};
-use super::map::{Leaf, Run};
+use super::map::Leaf;
+use super::ranges::Run;
 use super::volume::Volume;
 use super::{Ext, xattr_entries};
 use crate::device::Device;

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 
 use super::checksum::crc32c;
 use super::content::Blocks;
+use super::fast_commit::{Name, Names};
 use super::inode::{FLAG_ENCRYPT, FLAG_INDEX, FLAG_INLINE_DATA, Inode};
 use super::superblock::{INCOMPAT_FILETYPE, u16_at, u32_at};
 use super::volume::Volume;
@@ -28,23 +29,61 @@ type Each<'a> = &'a mut dyn FnMut(Entry) -> ControlFlow<()>;
 /// Calls `each` for every entry. The first error is returned when all other parts have been read.
 pub(super) fn list(volume: &Volume, inode: Inode, each: Each<'_>) -> Result<()> {
     let blocks = Blocks::new(inode);
+    let names = volume.fast_commits.names(blocks.inode.number);
+    let mut is_done = false;
+    let mut each_that_counts = |entry: Entry| {
+        if names.is_some_and(|names| !counts(names, &entry)) {
+            return ControlFlow::Continue(());
+        }
+        let flow = each(entry);
+        is_done |= flow.is_break();
+        flow
+    };
     let mut listing = Listing {
         volume,
         inode: &blocks.inode,
         error: None,
-        each,
+        each: &mut each_that_counts,
     };
     let _: ControlFlow<()> = listing.all(&blocks);
-    listing.error.map_or(Ok(()), Err)
+    let error = listing.error;
+    for (name, change) in names.into_iter().flatten() {
+        if let Name::Of(number) = change
+            && !is_done
+        {
+            let entry = Entry {
+                name: name.clone(),
+                node: node(*number),
+                kind: None,
+            };
+            is_done = each(entry).is_break();
+        }
+    }
+    error.map_or(Ok(()), Err)
+}
+
+/// Tests that an entry on the disk has no newer state in a fast commit.
+fn counts(names: &Names, entry: &Entry) -> bool {
+    match names.get(&entry.name) {
+        None => true,
+        Some(Name::NotOf(number)) => entry.node != node(*number),
+        Some(Name::Of(_) | Name::Removed) => false,
+    }
 }
 
 /// Returns the inode of a name, by the index if there is one. If the index does not lead to the name, it may be damaged,
 /// so that the whole directory is read.
 pub(super) fn lookup(volume: &Volume, inode: Inode, name: &[u8]) -> Result<Node> {
     let blocks = Blocks::new(inode);
+    let names = volume.fast_commits.names(blocks.inode.number);
+    match names.and_then(|names| names.get(name)) {
+        Some(Name::Of(number)) => return Ok(node(*number)),
+        Some(Name::Removed) => return Err(Error::NotFound),
+        Some(Name::NotOf(_)) | None => {}
+    }
     let mut found = None;
     let mut each = |entry: Entry| {
-        if entry.name == name {
+        if entry.name == name && names.is_none_or(|names| counts(names, &entry)) {
             found = Some(entry.node);
             return ControlFlow::Break(());
         }

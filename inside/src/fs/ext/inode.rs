@@ -1,10 +1,12 @@
 //! Inodes: `struct ext4_inode` of fs/ext4/ext4.h.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use super::checksum::{crc32c, crc32c_without};
+use super::ranges::Ranges;
 use super::superblock::{INCOMPAT_LARGEDIR, OLD_INODE_BYTES};
 use super::volume::Volume;
 use crate::device::{le16, le32};
@@ -24,6 +26,8 @@ pub(super) const FLAG_CASEFOLD: u32 = 0x4000_0000;
 const CHECKSUM_LOW: Range<usize> = 0x7c..0x7e;
 const CHECKSUM_HIGH: Range<usize> = 0x82..0x84;
 const BLOCK_MAP: Range<usize> = 0x28..0x64;
+/// Offset of a number that every new inode gets at random.
+const GENERATION: usize = 0x64;
 
 /// An inode whose checksum matches.
 #[derive(Debug, Clone)]
@@ -34,6 +38,8 @@ pub(super) struct Inode {
     pub size_bytes: u64,
     /// Seed of the checksums of its blocks.
     pub seed: u32,
+    /// Blocks that are others than those of the map.
+    pub ranges: Option<Arc<Ranges>>,
     bytes: Box<[u8]>,
 }
 
@@ -56,9 +62,19 @@ impl Inode {
         let mut bytes = vec![0; volume.superblock.inode_bytes].into_boxed_slice();
         volume.metadata(block, at, &mut bytes)?;
         let damaged = |what| Error::damaged(format!("inode {number}: {what}"));
-        let seed = volume.inode_seed(number, le32(&bytes, 0x64));
-        if volume.superblock.has_checksums() && !checksum_holds(seed, &bytes) {
-            return Err(damaged("wrong checksum"));
+        let mut seed = volume.inode_seed(number, le32(&bytes, GENERATION));
+        let is_intact = !volume.superblock.has_checksums() || checksum_holds(seed, &bytes);
+        let changed = volume.fast_commits.inode(number);
+        match changed.and_then(|changed| changed.record.as_deref()) {
+            // The inode below may be an older one, or never have been written.
+            Some(record) if le32(record, GENERATION) != le32(&bytes, GENERATION) => {
+                bytes.fill(0);
+                lay_over(&mut bytes, record);
+                seed = volume.inode_seed(number, le32(&bytes, GENERATION));
+            }
+            _ if !is_intact => return Err(damaged("wrong checksum")),
+            Some(record) => lay_over(&mut bytes, record),
+            None => {}
         }
         if bytes.len() > OLD_INODE_BYTES {
             let extra_bytes = usize::from(le16(&bytes, 0x80));
@@ -90,6 +106,7 @@ impl Inode {
             flags: le32(&bytes, 0x20),
             size_bytes,
             seed,
+            ranges: changed.map(|changed| Arc::clone(&changed.ranges)),
             bytes,
         })
     }
@@ -108,6 +125,7 @@ impl Inode {
             },
             size_bytes: u64::from(le32(map, 60)) << 32 | u64::from(le32(map, 64)),
             seed: volume.inode_seed(number, 0),
+            ranges: None,
             bytes,
         }
     }
@@ -192,6 +210,24 @@ impl Inode {
             0 => ((new >> 8) & 0xfff, (new & 0xff) | ((new >> 12) & 0xf_ff00)),
             old => ((old >> 8) & 0xff, old & 0xff),
         }
+    }
+}
+
+/// Lays the record of a fast commit over an inode (`ext4_fc_replay_inode`). Blocks have records of their own, so that the
+/// map stays, unless it is no map but the content, the target of a short link or the number of a device.
+fn lay_over(inode: &mut [u8], record: &[u8]) {
+    let (flags, is_node) = (le32(record, 0x20), matches!(le16(record, 0) >> 12, 0x4 | 0x8));
+    let has_map = flags & FLAG_INLINE_DATA == 0 && (is_node || flags & FLAG_EXTENTS != 0);
+    let mut map: [u8; 60] = std::array::from_fn(|at| inode[BLOCK_MAP.start + at]);
+    if flags & FLAG_EXTENTS != 0 && !map.starts_with(&[0x0a, 0xf3]) {
+        // The root of an empty tree, with space for four extents.
+        map[..12].copy_from_slice(&[0x0a, 0xf3, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0]);
+    }
+    // The journal may hold a superblock with shorter inodes.
+    let length = record.len().min(inode.len());
+    inode[..length].copy_from_slice(&record[..length]);
+    if has_map {
+        inode[BLOCK_MAP].copy_from_slice(&map);
     }
 }
 

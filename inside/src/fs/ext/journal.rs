@@ -5,11 +5,13 @@
 //! fs/jbd2/recovery.c: the log ends at the first transaction without a valid commit block. All numbers are big-endian.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::checksum::{START, crc32_be, crc32c, crc32c_without};
 use super::content::Blocks;
+use super::fast_commit::{self, FastCommits};
 use super::replayed::{Checksums, Copy, MAGIC, Replayed};
-use super::superblock::{be32_at, be64_at, u32_at};
+use super::superblock::{be32_at, be64_at};
 use super::volume::Volume;
 use crate::device::{be16, be32, be64};
 use crate::error::{Error, Result};
@@ -38,6 +40,9 @@ const HEADER_BYTES: usize = 12;
 /// Most blocks that are replayed, with 32 bytes of memory for each: 8 GiB with blocks of 4 KiB. mke2fs makes journals
 /// of 1 GiB by default at most.
 const MAX_COPIES: usize = 1 << 21;
+/// Most blocks of fast commits that are read: mke2fs makes a 64th of a journal for them. Padding alone could fill any
+/// number of blocks, which may all be the same one.
+const MAX_FAST_BLOCKS: u64 = 1 << 16;
 /// Most blocks that are revoked, with about as much memory.
 const MAX_REVOKED: usize = 1 << 21;
 
@@ -50,8 +55,10 @@ pub(super) struct Log {
     pub transactions: u32,
     /// Reason why the log may have gone on.
     pub cut: Option<String>,
-    /// Tests for changes after the last transaction that are not in the form of blocks.
-    pub has_fast_commits: bool,
+    /// Changes after the last transaction that are not in the form of blocks.
+    pub fast_commits: FastCommits,
+    /// Reason why there may be more of them.
+    pub fast_cut: Option<String>,
 }
 
 /// Reads the log of the journal whose content is in `blocks`.
@@ -70,6 +77,8 @@ struct Journal<'a> {
     first: u64,
     /// Block after the last of the log, which goes on at the first.
     end: u64,
+    /// Blocks of fast commits.
+    fast: Range<u64>,
     start: u64,
     sequence: u32,
     compat: u32,
@@ -85,6 +94,7 @@ impl<'a> Journal<'a> {
             content,
             first: 0,
             end: content.inode.size_bytes / volume.superblock.block_bytes,
+            fast: 0..0,
             start: 0,
             sequence: 0,
             compat: 0,
@@ -134,6 +144,8 @@ impl<'a> Journal<'a> {
             journal.end = Some(journal.end.saturating_sub(fast))
                 .filter(|it| *it >= 1024)
                 .unwrap_or(journal.end);
+            // One block after the log is not used (`journal_load_superblock`, fs/jbd2/journal.c).
+            journal.fast = journal.end + 1..blocks;
         }
         let log = journal.first..journal.end;
         if journal.first == 0 || log.is_empty() || journal.start != 0 && !log.contains(&journal.start) {
@@ -204,17 +216,19 @@ impl<'a> Journal<'a> {
         tags
     }
 
-    /// Tests for a fast commit on top of the last transaction: its area begins with a head that names the next one
-    /// (`ext4_fc_replay_scan`, fs/ext4/fast_commit.c).
-    fn has_fast_commits(&self, next_sequence: u32) -> Result<bool> {
-        if self.incompat & INCOMPAT_FAST_COMMIT == 0 {
-            return Ok(false);
+    /// Reads the fast commits on top of the last transaction.
+    fn fast_commits(&self, next_sequence: u32) -> (FastCommits, Option<String>) {
+        let mut scan = fast_commit::Scan::new(next_sequence, self.volume.superblock.inode_bytes);
+        for number in self.fast.clone() {
+            if number - self.fast.start == MAX_FAST_BLOCKS {
+                return (scan.found, Some(format!("more than {MAX_FAST_BLOCKS} blocks of them")));
+            }
+            let block = self.block(number).map_err(|error| Some(error.to_string()));
+            if let Err(end) = block.and_then(|block| scan.block(&block)) {
+                return (scan.found, end);
+            }
         }
-        // One block after the log is not used (`journal_load_superblock`, fs/jbd2/journal.c).
-        let block = self.block(self.end + 1)?;
-        // EXT4_FC_TAG_HEAD, of 8 bytes.
-        let is_head = u32_at(&block, 0) == Some(9 | 8 << 16);
-        Ok(is_head && u32_at(&block, 8) == Some(next_sequence))
+        (scan.found, None)
     }
 }
 
@@ -314,8 +328,16 @@ impl<'a> Scan<'a> {
                 return Err(Error::unsupported("journal of millions of blocks"));
             }
         }
-        let has_fast_commits = cut.is_none() && journal.has_fast_commits(self.sequence()).unwrap_or(false);
-        Ok(self.finish(cut, has_fast_commits))
+        let (fast_commits, fast_cut) = match cut {
+            None => journal.fast_commits(self.sequence()),
+            Some(_) => Default::default(),
+        };
+        let log = self.finish(cut);
+        Ok(Log {
+            fast_commits,
+            fast_cut,
+            ..log
+        })
     }
 
     /// Notes the copies that follow a descriptor block at `at`.
@@ -388,7 +410,7 @@ impl<'a> Scan<'a> {
         Ok(())
     }
 
-    fn finish(mut self, cut: Option<String>, has_fast_commits: bool) -> Log {
+    fn finish(mut self, cut: Option<String>) -> Log {
         self.copies.truncate(self.committed);
         let revoked = self.revoked;
         let is_valid = |(transaction, copy): &(u32, Copy)| revoked.get(&copy.block).is_none_or(|it| it < transaction);
@@ -411,7 +433,7 @@ impl<'a> Scan<'a> {
             blocks,
             transactions: self.transactions,
             cut,
-            has_fast_commits,
+            ..Log::default()
         }
     }
 }

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::checksum::crc32c;
 use super::inode::{FLAG_EXTENTS, Inode};
+use super::ranges::Run;
 use super::superblock::u32_at;
 use super::volume::Volume;
 use crate::device::{le16, le32};
@@ -15,17 +16,6 @@ const MAX_DEPTH: u16 = 5;
 pub(super) const MAX_BLOCKS: u64 = 1 << 32;
 /// Longest extent with content; longer ones are allocated but not written (`EXT_INIT_MAX_LEN`).
 const MAX_WRITTEN_BLOCKS: u64 = 1 << 15;
-
-/// Adjacent blocks of a file that are adjacent on the volume as well, or a hole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Run {
-    /// First block in the file.
-    pub first: u64,
-    /// Block in the file after the last.
-    pub end: u64,
-    /// First block on the volume; `None` for a hole.
-    pub block: Option<u64>,
-}
 
 /// Part of a file that one node of its tree describes: at most 16384 runs.
 #[derive(Debug)]
@@ -41,10 +31,20 @@ impl Leaf {
         if block >= MAX_BLOCKS {
             return Ok(Self::hole(block..u64::MAX));
         }
-        match inode.has(FLAG_EXTENTS) {
-            true => extents(volume, inode, block),
-            false => pointers(volume, inode, block),
+        let newer = inode.ranges.as_ref().map(|ranges| ranges.at(block));
+        if let Some(Ok(run)) = newer {
+            let runs = run.block.map(|_| run).into_iter().collect();
+            let blocks = run.first..run.end;
+            return Ok(Self { blocks, runs });
         }
+        let mut leaf = match inode.has(FLAG_EXTENTS) {
+            true => extents(volume, inode, block)?,
+            false => pointers(volume, inode, block)?,
+        };
+        if let Some(Err((start, end))) = newer {
+            leaf.clip(start..end);
+        }
+        Ok(leaf)
     }
 
     fn hole(blocks: Range<u64>) -> Self {
@@ -69,6 +69,21 @@ impl Leaf {
             end: self.runs.get(after).map_or(self.blocks.end, |run| run.first),
             block: None,
         })
+    }
+
+    /// Reduces the leaf to some blocks of the file.
+    fn clip(&mut self, blocks: Range<u64>) {
+        self.blocks = self.blocks.start.max(blocks.start)..self.blocks.end.min(blocks.end);
+        self.runs.retain(|run| run.first < blocks.end && blocks.start < run.end);
+        if let Some(first) = self.runs.first_mut()
+            && first.first < blocks.start
+        {
+            first.block = first.block.map(|block| block + (blocks.start - first.first));
+            first.first = blocks.start;
+        }
+        if let Some(last) = self.runs.last_mut() {
+            last.end = last.end.min(blocks.end);
+        }
     }
 
     /// Adds a run that lies after all others.

@@ -1,6 +1,7 @@
 //! File systems made by mke2fs (package e2fsprogs) and written by the kernel through a loop device. These tests need
 //! root.
 
+mod fast_commit;
 mod hostile;
 mod journal;
 

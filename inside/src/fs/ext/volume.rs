@@ -5,6 +5,7 @@ use std::sync::Arc;
 use quick_cache::sync::Cache;
 
 use super::checksum::{START, crc16, crc32c, crc32c_without};
+use super::fast_commit::FastCommits;
 use super::replayed::Replayed;
 use super::superblock::{INCOMPAT_META_BG, RO_COMPAT_GDT_CSUM, SUPERBLOCK_BYTES, Superblock, u16_at, u32_at};
 use crate::device::SharedDevice;
@@ -23,6 +24,8 @@ pub(super) struct Volume {
     pub superblock: Superblock,
     device: SharedDevice,
     replayed: Replayed,
+    /// Changes on top of the blocks.
+    pub fast_commits: FastCommits,
     pages: Cache<u64, Arc<[u8]>>,
 }
 
@@ -33,6 +36,7 @@ impl Volume {
             superblock,
             device,
             replayed: Replayed::default(),
+            fast_commits: FastCommits::default(),
             pages: Cache::new(PAGES),
         }
     }

@@ -3,12 +3,10 @@
 use jiff::Timestamp;
 
 use crate::device::{le16, le32};
+use crate::fs::chain::RawEntry;
 use crate::fs::{FileKind, Stat};
 
 use super::boot::Width;
-
-/// Length of an entry.
-pub(super) const ENTRY_BYTES: u64 = 32;
 
 // `ATTR_*` of linux/msdos_fs.h.
 const ATTR_VOLUME: u8 = 0x08;
@@ -18,7 +16,7 @@ const ATTR_LONG_NAME_MASK: u8 = 0x3f;
 
 /// An entry as it is on the disk (`struct msdos_dir_entry`).
 #[derive(Clone, Copy)]
-pub(super) struct Raw(pub(super) [u8; ENTRY_BYTES as usize]);
+pub(super) struct Raw(pub(super) RawEntry);
 
 impl Raw {
     /// Tests for the mark after the last entry.

@@ -230,6 +230,13 @@ fn work_and_memory_that_a_header_asks_for_are_bounded() {
         let error = message(unlock(with(&image, pointer, json!(0))));
         assert_eq!(error, "damaged: key slot 0: PBKDF2 of 0 iterations");
     }
+    assert!(key::check_memory(1 << 20, Some((1 << 20) + (128 << 10))).is_ok());
+    assert!(key::check_memory(1 << 20, None).is_ok());
+    let refused = key::check_memory(1 << 20, Some(1 << 20)).expect_err("refused");
+    assert_eq!(
+        Error::from(refused).to_string(),
+        "not supported: Argon2 with 1024 MiB of memory, of which 1024 MiB are available"
+    );
     // The bound is for all slots together.
     let mut budget = Budget::new();
     let kdf = Kdf::Pbkdf2 {

@@ -3,6 +3,8 @@
 use super::image::{EXTENT, Text, extent_at, linear, segment};
 use super::lab::Lab;
 use super::*;
+use crate::probe::Content;
+use crate::probe::containers::describe;
 
 /// Returns the fields of a report's lines.
 fn report(lab: &Lab, command: &str) -> Vec<Vec<String>> {
@@ -61,6 +63,9 @@ fn linear_and_striped_volumes_are_where_lvm_says() {
         }
     }
 
+    let disk: SharedDevice = disks[0].clone();
+    let described = describe(Content::LvmMember, &disk).unwrap();
+    assert_eq!(described.as_deref(), Some("LVM physical volume of group my-group"));
     let groups = open(&disks);
     let [group] = &groups[..] else {
         panic!("{} groups", groups.len());

@@ -174,4 +174,32 @@ impl Tree {
         let count = (1..).find(|count| !follows(count)).unwrap_or(1);
         Ok(Some(Run { block, data, count }))
     }
+
+    /// Returns the first key at or after `key` that has no value; `None` if it is not in the next `leaves` leaves.
+    pub(super) fn gap(&self, root: u64, mut key: u64, value_bytes: usize, leaves: usize) -> Result<Option<u64>> {
+        for _ in 0..leaves {
+            let (leaf, following) = self.leaf(root, key, value_bytes)?;
+            let from = leaf.keys.partition_point(|known| *known < key);
+            let keys = leaf.keys.get(from..).unwrap_or_default();
+            // Keys ascend, so those before the first gap are as far apart as their indexes.
+            let follows = |index: usize| keys.get(index).is_some_and(|it| it - key == index as u64);
+            let (mut low, mut high) = (0, keys.len());
+            while low < high {
+                let middle = (low + high) / 2;
+                match follows(middle) {
+                    true => low = middle + 1,
+                    false => high = middle,
+                }
+            }
+            let Some(end) = key.checked_add(low as u64) else {
+                return Ok(None);
+            };
+            // The next leaf may continue the run.
+            if low < keys.len() || following != Some(end) {
+                return Ok(Some(end));
+            }
+            key = end;
+        }
+        Ok(None)
+    }
 }

@@ -3,7 +3,7 @@
 use super::*;
 
 /// A copy of an image as it is while the kernel uses it.
-fn copy_of(image: &Image) -> Image {
+pub(super) fn copy_of(image: &Image) -> Image {
     let dir = tempfile::tempdir().expect("a directory");
     let copy = Image { dir };
     fs::create_dir(copy.mount_point()).expect("a directory");
@@ -91,24 +91,6 @@ fn files_that_are_only_in_the_journal_are_as_the_kernel_replays_them() {
         let mounted = copy.mount("rw,noatime");
         assert_same(&ours, &seen_by_kernel(mounted.path(), Against::Kernel), &what);
     }
-}
-
-#[test]
-fn fast_commits_are_reported() {
-    let image = Image::new(200 << 20, "-t ext4 -b 4096 -O fast_commit");
-    let mounted = image.mount("commit=300");
-    for number in 0..5 {
-        let path = mounted.path().join(format!("file {number}"));
-        fs::write(&path, noise(5000, number)).expect("writes");
-        File::open(&path).and_then(|file| file.sync_all()).expect("syncs");
-    }
-    let copy = copy_of(&image);
-    drop(mounted);
-    let remarks = copy.open().remarks();
-    assert!(
-        remarks.iter().any(|remark| remark.contains("fast commits")),
-        "{remarks:?}"
-    );
 }
 
 /// Returns the offset of the journal's block with this type that has the highest number.
