@@ -4,9 +4,10 @@
 //! |---|---|
 //! | pages that were read at random offsets | [`PAGE_CACHE_BYTES`], shared by all images of a process |
 //! | slots of segments | [`SEGMENT_CACHE_BYTES`], shared |
-//! | blocks read ahead | [`READ_AHEAD_BYTES`], shared |
+//! | blocks decoded as a whole: ahead of a sequential reader, and those that are read often | [`DECODED_BYTES`], shared |
 
 mod ahead;
+mod kept;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -30,8 +31,8 @@ use crate::store::{Distance, StoreReader, Stored, Wanted};
 pub const PAGE_CACHE_BYTES: u64 = 64 << 20;
 /// Cache of slots: enough for about a TiB of disk with the default block size.
 pub const SEGMENT_CACHE_BYTES: u64 = 32 << 20;
-/// Blocks decoded before they are requested, in all streams together.
-pub const READ_AHEAD_BYTES: usize = 64 << 20;
+/// Blocks decoded as a whole, in all streams together.
+pub const DECODED_BYTES: usize = 96 << 20;
 
 /// Segments that a sequential reader loads in one call.
 const SEGMENTS_AT_ONCE: usize = 16;
@@ -69,7 +70,7 @@ impl ReadResources {
         Arc::new(Self {
             pages: Cache::with_weighter(pages, PAGE_CACHE_BYTES, ByLength),
             segments: Cache::with_weighter(segments, SEGMENT_CACHE_BYTES, ByLength),
-            ahead: ahead::Pool::start(threads, READ_AHEAD_BYTES),
+            ahead: ahead::Pool::start(threads, DECODED_BYTES),
         })
     }
 
@@ -272,6 +273,12 @@ impl ImageReader {
             done += now;
             Some(piece)
         })
+    }
+
+    /// Tests for pages that need not be decoded.
+    fn is_cached(&self, id: BlockId, piece: &Piece) -> bool {
+        let mut pages = piece.inside.start / PAGE_BYTES..pages_in(piece.inside.end);
+        pages.all(|page| self.resources.pages.contains_key(&(id, page as u16)))
     }
 
     fn read_piece(&self, piece: &Piece, out: &mut [u8]) -> Result<()> {

@@ -9,16 +9,20 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::{Condvar, Mutex};
 
-use super::{ImageReader, read_all};
+use super::kept::Kept;
+use super::{ImageReader, Piece, read_all};
 use crate::block::BlockIndex;
 use crate::error::Result;
 use crate::id::BlockId;
 use crate::store::{Distance, StoreReader};
 
+/// Bytes of a sequential run for each further block that is read ahead of it, so that a short run costs little.
+const RUN_BYTES: u64 = 4 << 20;
 /// Bytes that one stream reads ahead at most.
 const STREAM_BYTES: usize = 16 << 20;
-/// The same for a far store: at a round trip of 100 ms this gives 320 MB/s.
+/// The same for a far store, where waiting costs more than reading in vain: at a round trip of 100 ms this gives 320 MB/s.
 const FAR_STREAM_BYTES: usize = 32 << 20;
+const FAR_RUN_BYTES: u64 = 1 << 20;
 /// Blocks that are requested in one call from a far store.
 const FAR_BATCH: u64 = 4;
 /// Threads that wait for a far store at the same time.
@@ -46,6 +50,8 @@ pub(super) struct Pool {
     budget: Arc<Budget>,
     /// What the streams hold.
     held: Mutex<Vec<Weak<Windows>>>,
+    /// Blocks that readers return to.
+    kept: Kept,
 }
 
 /// Holds no [`super::ReadResources`]: one of the threads might otherwise drop the last of those, and would then join
@@ -70,6 +76,7 @@ impl Pool {
                 free_bytes: AtomicUsize::new(budget_bytes),
             }),
             held: Mutex::default(),
+            kept: Kept::default(),
         };
         pool.grow(threads.max(1));
         pool
@@ -100,8 +107,10 @@ impl Pool {
         held.push(Arc::downgrade(windows));
     }
 
-    /// Drops the blocks of all streams that were not read for this time. A stream in use at the moment is not idle.
+    /// Drops the blocks of all streams that were not read for this time, and the kept ones. A stream in use at the moment is
+    /// not idle.
     pub(super) fn drop_idle(&self, idle: Duration) {
+        self.kept.drop_idle(idle);
         let held: Vec<_> = self.held.lock().iter().filter_map(Weak::upgrade).collect();
         for windows in held {
             if let Some(mut windows) = windows.try_lock() {
@@ -116,7 +125,11 @@ impl Pool {
         let reserve = || free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |free| free.checked_sub(len));
         if reserve().is_err() {
             self.drop_idle(IDLE);
-            reserve().ok()?;
+            while reserve().is_err() {
+                if !self.kept.drop_oldest() {
+                    return None;
+                }
+            }
         }
         Some(Arc::new(Promise {
             len,
@@ -124,6 +137,35 @@ impl Pool {
             state: Mutex::default(),
             changed: Condvar::new(),
         }))
+    }
+
+    /// Keeps blocks that a run of reads has no more use for. Those that are not decoded yet will not be.
+    fn keep(&self, blocks: impl IntoIterator<Item = Ahead>) {
+        for block in blocks {
+            if block.promise.is_ready() {
+                self.kept.keep(block.id, block.promise);
+            }
+        }
+    }
+
+    /// Returns a block that is kept, or is now, because this read is one of many in it.
+    fn often_read(&self, image: &ImageReader, id: BlockId, piece: &Piece) -> Option<Arc<Promise>> {
+        if let Some(kept) = self.kept.get(id) {
+            return Some(kept);
+        }
+        let is_small = piece.out.len() < piece.block_len;
+        if !is_small || image.is_cached(id, piece) || !self.kept.is_read_often(id) {
+            return None;
+        }
+        let promise = self.promise(piece.block_len)?;
+        self.kept.keep(id, Arc::clone(&promise));
+        let job = Job {
+            store: Arc::clone(&image.store),
+            blocks: vec![(id, Arc::clone(&promise))],
+        };
+        // Not by the threads: they may be far ahead for others, and this reader waits.
+        job.run();
+        Some(promise)
     }
 
     /// Starts to read blocks with one call of the store.
@@ -136,6 +178,11 @@ impl Pool {
             // The pool itself holds a receiver, so the channel is open.
             let _ = jobs.send(job);
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn kept_blocks(&self) -> usize {
+        self.kept.len()
     }
 
     #[cfg(test)]
@@ -171,7 +218,7 @@ impl Job {
 }
 
 /// Result of a job for one block: first pending, then the block.
-struct Promise {
+pub(super) struct Promise {
     len: usize,
     budget: Arc<Budget>,
     state: Mutex<State>,
@@ -187,6 +234,15 @@ enum State {
 }
 
 impl Promise {
+    /// Returns the length of the block.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    fn is_ready(&self) -> bool {
+        matches!(*self.state.lock(), State::Ready(_))
+    }
+
     fn set(&self, bytes: Option<Vec<u8>>) {
         let mut state = self.state.lock();
         *state = bytes.map_or(State::Failed, State::Ready);
@@ -215,6 +271,13 @@ impl Drop for Promise {
     }
 }
 
+/// A block that is read ahead.
+struct Ahead {
+    index: BlockIndex,
+    id: BlockId,
+    promise: Arc<Promise>,
+}
+
 /// One reader of an image, e.g. an open file. Detects sequential reads, several runs of them at once, and reads ahead for
 /// them. May be used by many threads at once.
 pub struct Stream {
@@ -231,7 +294,7 @@ struct Window {
     run_bytes: u64,
     /// Number of sequential reads in the run.
     reads: u64,
-    ahead: VecDeque<(BlockIndex, Arc<Promise>)>,
+    ahead: VecDeque<Ahead>,
     /// First block that has not yet been considered for reading ahead.
     frontier: u64,
     /// Time of the last read.
@@ -267,8 +330,12 @@ impl Stream {
         for piece in self.image.pieces(offset_bytes, len) {
             let out = &mut out[piece.out.clone()];
             let promise = self.promised(piece.index);
-            // A block that could not be read ahead is read again page by page: its intact pages can still be used, and
-            // the error names the damaged one.
+            let promise = match (promise, self.image.slot(piece.index)) {
+                (None, Ok(Some(id))) => self.image.resources.ahead.often_read(&self.image, id, &piece),
+                (promise, _) => promise,
+            };
+            // A block that could not be decoded as a whole is read again page by page: its intact pages can still be used,
+            // and the error names the damaged one.
             if !promise.is_some_and(|promise| promise.copy(piece.inside.clone(), out)) {
                 self.image.read_piece(&piece, out)?;
             }
@@ -279,8 +346,8 @@ impl Stream {
     fn promised(&self, index: BlockIndex) -> Option<Arc<Promise>> {
         let windows = self.windows.lock();
         let mut ahead = windows.iter().flat_map(|window| &window.ahead);
-        let found = ahead.find(|(ahead, _)| *ahead == index);
-        found.map(|(_, promise)| Arc::clone(promise))
+        let found = ahead.find(|ahead| ahead.index == index);
+        found.map(|ahead| Arc::clone(&ahead.promise))
     }
 
     /// Records a read, and starts to read the blocks after it if reads are sequential.
@@ -295,8 +362,9 @@ impl Stream {
             Some(run) => windows.remove(run),
             None => Window::default(),
         };
+        let pool = &self.image.resources.ahead;
         if windows.len() == RUNS {
-            windows.remove(0);
+            pool.keep(windows.remove(0).ahead);
         }
         windows.push(window);
         let Some(window) = windows.last_mut() else {
@@ -307,17 +375,18 @@ impl Stream {
         window.run_bytes += len as u64;
         window.reads += 1;
         let first = size.index_of(offset_bytes).0;
-        window.ahead.retain(|(index, _)| index.0 + KEEP_BEHIND >= first);
+        let passed = window
+            .ahead
+            .partition_point(|ahead| ahead.index.0 + KEEP_BEHIND < first);
+        pool.keep(window.ahead.drain(..passed));
         if window.run_bytes < START_BYTES || window.reads < 2 {
             return;
         }
-        // The depth doubles with every block, so that a short run costs little.
-        let (most, batch) = match self.image.store.distance() {
-            Distance::Near => (STREAM_BYTES, 1),
-            Distance::Far => (FAR_STREAM_BYTES, FAR_BATCH),
+        let (most, batch, run_bytes) = match self.image.store.distance() {
+            Distance::Near => (STREAM_BYTES, 1, RUN_BYTES),
+            Distance::Far => (FAR_STREAM_BYTES, FAR_BATCH, FAR_RUN_BYTES),
         };
-        let block = size.bytes() as u64;
-        let depth = (window.run_bytes / block + 1).min((most / size.bytes()).max(2) as u64);
+        let depth = (window.run_bytes / run_bytes + 1).min((most / size.bytes()).max(2) as u64);
         let last = size.index_of(window.next - 1).0;
         let first = window.frontier.max(last + 1);
         let count = size.blocks_in(self.image.size_bytes());
@@ -326,16 +395,21 @@ impl Stream {
         if end < count && end.saturating_sub(first) < batch.min(depth / 2) {
             return;
         }
-        let pool = &self.image.resources.ahead;
         let mut job = Vec::new();
         for index in (first..end).map(BlockIndex) {
             match self.image.slot(index) {
                 Ok(Some(id)) => {
-                    let Some(promise) = pool.promise(size.len_of(index, self.image.size_bytes())) else {
-                        break;
+                    let promise = match pool.kept.get(id) {
+                        Some(kept) => kept,
+                        None => {
+                            let Some(promise) = pool.promise(size.len_of(index, self.image.size_bytes())) else {
+                                break;
+                            };
+                            job.push((id, Arc::clone(&promise)));
+                            promise
+                        }
                     };
-                    window.ahead.push_back((index, Arc::clone(&promise)));
-                    job.push((id, promise));
+                    window.ahead.push_back(Ahead { index, id, promise });
                 }
                 Ok(None) => {}
                 // A reader that reaches this block gets the error.

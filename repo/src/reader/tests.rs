@@ -156,12 +156,36 @@ fn the_memory_for_reading_ahead_is_given_back() {
     }
     assert!(free() < before, "something is read ahead");
     drop(stream);
+    fixture.image.resources.drop_idle(std::time::Duration::ZERO);
     // Jobs without a waiting reader return their memory when a thread reaches them.
     let patience = std::time::Instant::now();
     while free() != before && patience.elapsed().as_secs() < 10 {
         std::thread::yield_now();
     }
     assert_eq!(free(), before);
+}
+
+#[test]
+fn a_block_with_many_small_reads_is_decoded_once() {
+    let fixture = fixture(BlockSize::DEFAULT, 80 << 20);
+    let stream = Stream::new(Arc::clone(&fixture.image));
+    let mut buffer = vec![0; 4096];
+    let mut read = |offset: usize| {
+        stream.read_at(offset as u64, &mut buffer).expect("reads");
+        assert!(buffer == fixture.plain[offset..offset + 4096]);
+        fixture.image.resources.ahead.kept_blocks()
+    };
+    // Too far from each other for a sequential reader.
+    let place = |block: usize, page: usize| (block << 20) + page * PAGE_BYTES + 100;
+    for block in (0..80).step_by(8) {
+        assert_eq!(read(place(block, 3)), 0, "one read in a block");
+    }
+    assert_eq!(read(place(24, 3)), 0, "a page that is cached");
+    assert_eq!(read(place(24, 9)), 0);
+    assert_eq!(read(place(72, 9)), 0);
+    assert_eq!(read(place(24, 5)), 1, "the third page");
+    damage_block(&fixture, 24);
+    assert_eq!(read(place(24, 12)), 1, "the store is not asked again");
 }
 
 #[test]
