@@ -2,8 +2,8 @@
 //! that QEMU may write to; knows nothing of repositories and mounts.
 //!
 //! The guest is hostile: its disks and its libvirt description may be made by an attacker. QEMU gets no network unless told,
-//! no file of the host but the images and its own private directory, and runs in its own seccomp sandbox. Its console and
-//! its answers are bounded.
+//! no file of the host but the images, as open files, and a private directory. Where vbk is root, it runs as another user;
+//! and always in its own seccomp sandbox. Its console and its answers are bounded.
 
 pub mod console;
 pub mod machine;
@@ -40,6 +40,9 @@ pub enum BootError {
     /// The guest did not answer in time.
     #[error("no answer from QEMU within {} s", .0.as_secs())]
     Silent(Duration),
+    /// The user ended the start.
+    #[error("interrupted")]
+    Cancelled,
     /// A call of the system failed.
     #[error("can't {doing} {}: {source}", path.display())]
     Io {
@@ -58,6 +61,7 @@ impl BootError {
         match self {
             Self::NoQemu | Self::NoOvmf => ErrorKind::NotFound,
             Self::NoMemory { .. } | Self::Failed(_) | Self::Qmp(_) | Self::Silent(_) => ErrorKind::Unavailable,
+            Self::Cancelled => ErrorKind::Interrupted,
             Self::Io { source, .. } => ErrorKind::of_io(source),
         }
     }

@@ -24,6 +24,7 @@ use crate::disk::qcow2::Qcow2;
 use crate::disk::target::Target;
 pub use crate::disk::target::{Behind, Wiped};
 use crate::error::{Error, Result};
+use crate::limit::priority::lower_this_thread;
 use crate::observer::{Counts, Event, Observer};
 pub use changes::DiskChanges;
 use damage::Damage;
@@ -109,52 +110,118 @@ pub fn restore(
     cancel: &AtomicBool,
     observer: &dyn Observer,
 ) -> Result<Restored> {
-    let target = match options.format {
-        Format::Raw => Target::open(path, image.size_bytes(), data_bytes, options.force)?,
-        Format::Qcow2 => {
-            let need_bytes = Qcow2::file_bytes(image.size_bytes(), data_bytes);
-            Target::create(path, Qcow2::NAME, need_bytes, options.force)?
-        }
-    };
-    let qcow2 = match options.format {
-        Format::Raw => None,
-        Format::Qcow2 => Some(Qcow2::begin(&target, image.size_bytes())?),
-    };
-    let sink: &dyn Sink = match &qcow2 {
-        Some(qcow2) => qcow2,
-        None => &target,
-    };
-    // More workers than processors, because some of them wait for a disk.
-    let runs = Runs::new(image.block_size(), image.distance(), options.threads + 2);
-    let damage = Damage::new(&options.label, options.damaged);
-    let writing = DiskWrite {
-        blocks: BlockWrite {
-            image,
-            sink,
-            damage: &damage,
-        },
-        fill: options.fill,
-        run_blocks: runs.blocks,
-        next: Mutex::new(0),
-        cancel,
-        observer,
-    };
-    in_workers(&target, runs.workers, &|stop| writing.work(stop))?;
-    if let Some(qcow2) = qcow2 {
-        qcow2.finish()?;
-    } else if let Some(changes) = &options.changes {
-        changes.write(&target, cancel)?;
+    let mut restore = Restore::open(image.size_bytes(), data_bytes, path, options)?;
+    restore.write(image, Effort::Full, cancel, observer)?;
+    restore.finish(options.changes.as_ref(), cancel)
+}
+
+/// The steps of [`restore`], for a caller with something to wait for between them. The target is claimed from the first to
+/// the last.
+pub struct Restore {
+    target: Target,
+    options: RestoreOptions,
+    size_bytes: u64,
+    damaged: Vec<DamagedRange>,
+}
+
+/// Share of the host that a restore takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    /// As much as there is.
+    Full,
+    /// What others leave: one thread, with the lowest priorities, so at most one read and one write are under way, and a disk
+    /// or a processor that others want is theirs for the greater part of the time.
+    Low,
+}
+
+impl Restore {
+    /// Checks and claims the target. Nothing is written yet.
+    pub fn open(size_bytes: u64, data_bytes: u64, path: &Path, options: &RestoreOptions) -> Result<Self> {
+        let target = match options.format {
+            Format::Raw => Target::open(path, size_bytes, data_bytes, options.force)?,
+            Format::Qcow2 => {
+                let need_bytes = Qcow2::file_bytes(size_bytes, data_bytes);
+                Target::create(path, Qcow2::NAME, need_bytes, options.force)?
+            }
+        };
+        Ok(Self {
+            target,
+            options: options.clone(),
+            size_bytes,
+            damaged: Vec::new(),
+        })
     }
-    let behind = match options.fill {
-        Fill::Device => target.zero_behind(image.size_bytes()).map(|()| None)?,
-        Fill::Image => target.wipe_behind(image.size_bytes())?,
-        Fill::Data => None,
-    };
-    target.finish()?;
-    Ok(Restored {
-        damaged: damage.into_ranges(),
-        behind,
-    })
+
+    /// Writes the image, which must be of the size that was given.
+    pub fn write(
+        &mut self,
+        image: &ImageReader,
+        effort: Effort,
+        cancel: &AtomicBool,
+        observer: &dyn Observer,
+    ) -> Result<()> {
+        let (target, options) = (&self.target, &self.options);
+        let qcow2 = match options.format {
+            Format::Raw => None,
+            Format::Qcow2 => Some(Qcow2::begin(target, image.size_bytes())?),
+        };
+        let sink: &dyn Sink = match &qcow2 {
+            Some(qcow2) => qcow2,
+            None => target,
+        };
+        // More workers than processors, because some of them wait for a disk.
+        let runs = Runs::new(image.block_size(), image.distance(), options.threads + 2);
+        let workers = match effort {
+            Effort::Full => runs.workers,
+            Effort::Low => 1,
+        };
+        let damage = Damage::new(&options.label, options.damaged);
+        let writing = DiskWrite {
+            blocks: BlockWrite {
+                image,
+                sink,
+                damage: &damage,
+            },
+            fill: options.fill,
+            run_blocks: runs.blocks,
+            next: Mutex::new(0),
+            cancel,
+            observer,
+        };
+        in_workers(target, workers, &|stop| {
+            if effort == Effort::Low {
+                lower_this_thread();
+            }
+            writing.work(stop)
+        })?;
+        if let Some(qcow2) = qcow2 {
+            qcow2.finish()?;
+        }
+        self.damaged = damage.into_ranges();
+        Ok(())
+    }
+
+    /// Fails if another process has started to use the target.
+    pub fn check_alone(&self) -> Result<()> {
+        self.target.check_alone()
+    }
+
+    /// Writes changes over the image, and makes everything durable.
+    pub fn finish(self, changes: Option<&DiskChanges>, cancel: &AtomicBool) -> Result<Restored> {
+        if let Some(changes) = changes.filter(|_| self.options.format == Format::Raw) {
+            changes.write(&self.target, cancel)?;
+        }
+        let behind = match self.options.fill {
+            Fill::Device => self.target.zero_behind(self.size_bytes).map(|()| None)?,
+            Fill::Image => self.target.wipe_behind(self.size_bytes)?,
+            Fill::Data => None,
+        };
+        self.target.finish()?;
+        Ok(Restored {
+            damaged: self.damaged,
+            behind,
+        })
+    }
 }
 
 /// Lets workers do `work`, which ends soon once one of its flags is set, while the target is watched for other users.

@@ -201,6 +201,21 @@ pub(crate) fn die_with_parent(command: &mut std::process::Command, signal: nix::
     unsafe { std::os::unix::process::CommandExt::pre_exec(command, before_exec) };
 }
 
+/// Makes a child process inherit open files, under their numbers here. The caller keeps them open until the child runs.
+pub(crate) fn inherit(command: &mut std::process::Command, files: Vec<std::os::fd::RawFd>) {
+    let before_exec = move || {
+        files.iter().try_for_each(|file| {
+            // SAFETY: two numbers and no pointer; an fd that is not open is an error (fcntl(2)).
+            match unsafe { libc::fcntl(*file, libc::F_SETFD, 0) } {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        })
+    };
+    // SAFETY: after the fork the closure makes system calls and allocates nothing (signal-safety(7)).
+    unsafe { std::os::unix::process::CommandExt::pre_exec(command, before_exec) };
+}
+
 /// Extents that [`file_extents`] returns at most.
 const MAP_EXTENTS: usize = 256;
 

@@ -1,6 +1,7 @@
 //! A backup that runs in QEMU, for `vbk boot` and `vbk rehearse`: its directory, the process that serves its disks, and the
 //! guest. They end together, in the reverse order, and the next run removes what a killed one left.
 
+pub mod behind;
 mod directory;
 mod images;
 
@@ -8,8 +9,9 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use vbk::boot::machine::{Accelerator, Choices, Host, Machine, Network, PROGRAM, Wishes};
-use vbk::boot::process::Running;
+use nix::unistd::{User, geteuid};
+use vbk::boot::machine::{Accelerator, Account, Choices, Host, Machine, Network, PROGRAM, Wishes};
+use vbk::boot::process::{Place, Running};
 use vbk::guest::files::{CONFIG_NAME, NVRAM_NAME};
 use vbk::host::libvirt::hardware::{Bus, Family, Firmware, Hardware};
 use vbk_fuse::{PartitionTable, partition_table};
@@ -49,29 +51,52 @@ pub struct BootOptions<'a> {
     pub vnc: Option<u16>,
     /// QEMU stays after the guest's end.
     pub is_kept_after_end: bool,
+    /// Limit of memory that the backed-up description alone asks for.
+    pub limit_bytes: Option<u64>,
+    /// Limit of the file for the guest's writes.
+    pub scratch_bytes: Option<u64>,
 }
 
-/// Starts the guest of a backup.
-pub fn start(repository: &Repository, view: &View, entry: &Entry, options: &BootOptions<'_>) -> Result<Booted> {
+/// User of a QEMU that root starts. Not libvirt's, to whom the disks of the host's running guests belong.
+const QEMU_USER: &str = "nobody";
+
+/// Starts the guest of a backup. Gives up once `cancelled` returns true.
+pub fn start(
+    repository: &Repository,
+    view: &View,
+    entry: &Entry,
+    options: &BootOptions<'_>,
+    cancelled: &mut dyn FnMut() -> bool,
+) -> Result<Booted> {
     let program = find_qemu()?;
+    let user = qemu_user(options.machine.qemu_user.as_deref())?;
     let directory = BootDirectory::create()?;
     let resources = ReadResources::new(1);
     let backup = &entry.backup;
     let hardware = hardware(view, &resources, backup);
     let disks: Vec<_> = backup.images.iter().map(|image| image.disk.to_string()).collect();
     let default_firmware = firmware_of_disks(view, &resources, backup);
-    let choices = choices(options.machine);
+    let choices = Choices {
+        limit_bytes: options.limit_bytes,
+        ..choices(options.machine)
+    };
     let (machine, remarks) = Machine::new(&disks, &hardware, &choices, default_firmware, Host::now()?)?;
     for remark in remarks {
         tracing::warn!("{remark}");
     }
     let variables = read_file(view, &resources, backup, NVRAM_NAME);
-    machine.prepare(directory.path(), variables.as_deref())?;
+    let work = directory.work();
+    machine.prepare(&work, variables.as_deref(), user)?;
+    if let Some(user) = user {
+        directory.give_to(user)?;
+    }
     let server = ServerOptions {
         save: options.save.as_deref(),
-        scratch_bytes: options.machine.scratch_size,
+        scratch_bytes: options.scratch_bytes,
+        allow_other: user.is_some(),
     };
-    let images = ImageServer::start(repository, entry, &directory.disks(), &server)?;
+    let disks = directory.disks();
+    let images = ImageServer::start(repository, entry, &disks, &server, cancelled)?;
     let wishes = Wishes {
         network: match options.machine.network {
             NetworkArg::None => Network::None,
@@ -79,12 +104,17 @@ pub fn start(repository: &Repository, view: &View, entry: &Entry, options: &Boot
         },
         vnc: options.vnc,
         is_kept_after_end: options.is_kept_after_end,
+        user,
     };
     let accelerator = options.machine.accel.map(|accel| match accel {
         AccelArg::Kvm => Accelerator::Kvm,
         AccelArg::Tcg => Accelerator::Tcg,
     });
-    let guest = Running::start(&program, &machine, &wishes, accelerator, directory.path())?;
+    let place = Place {
+        work: &work,
+        disks: &disks,
+    };
+    let guest = Running::start(&program, &machine, &wishes, accelerator, place, cancelled)?;
     Ok(Booted {
         guest,
         _images: images,
@@ -97,6 +127,28 @@ fn find_qemu() -> Result<PathBuf> {
     let mut found = std::env::split_paths(&path).map(|directory| directory.join(PROGRAM));
     let found = found.find(|program| program.is_file());
     Ok(found.ok_or(vbk::boot::BootError::NoQemu)?)
+}
+
+/// Returns the user that QEMU is to run as; none for this one, which is not root or was asked for.
+fn qemu_user(given: Option<&str>) -> Result<Option<Account>> {
+    if !geteuid().is_root() {
+        return match given {
+            Some(_) => Err(Error::Usage("only root can start QEMU as another user".into())),
+            None => Ok(None),
+        };
+    }
+    let name = given.unwrap_or(QEMU_USER);
+    let found = User::from_name(name).map_err(|errno| Error::io(format!("look up user {name}"))(errno.into()))?;
+    let found = found.ok_or_else(|| {
+        Error::Usage(format!(
+            "there is no user {name} that QEMU could run as; --qemu-user names another"
+        ))
+    })?;
+    let account = Account {
+        uid: found.uid.as_raw(),
+        gid: found.gid.as_raw(),
+    };
+    Ok(Some(account).filter(|account| account.uid != 0))
 }
 
 /// Returns what the description of the guest asks for; nothing if there is none that can be read.
@@ -182,6 +234,7 @@ fn choices(args: &MachineArgs) -> Choices {
         }),
         memory_bytes: args.memory,
         cpus: args.cpus,
+        limit_bytes: None,
     }
 }
 

@@ -66,6 +66,9 @@ pub fn describe_state(states: &States, backup: &Backup) -> String {
         Some(Rehearsed { at, proof: None, .. }) => text.push_str(&format!(", did not boot {}", day(at))),
         None => {}
     }
+    if let Some(at) = state.unstarted {
+        text.push_str(&format!(", could not be rehearsed {}", day(at)));
+    }
     if state.protected {
         text.push_str(", protected");
     }

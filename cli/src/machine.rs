@@ -102,12 +102,21 @@ pub fn trust_dir() -> Option<PathBuf> {
 
 /// Returns the directory for the consoles and screens of rehearsals; it is beside [`trust_dir`].
 pub fn rehearsals_dir() -> Option<PathBuf> {
+    beside_trust("rehearsals")
+}
+
+/// Returns the directory for the writes of guests whose disks are restored while they run; it is beside [`trust_dir`]. Not
+/// /var/tmp, from which the system removes old files.
+pub fn changes_dir() -> Option<PathBuf> {
+    beside_trust("changes")
+}
+
+fn beside_trust(name: &str) -> Option<PathBuf> {
     let trust = trust_dir()?;
-    let name = match trust.file_name().is_some_and(|name| name == "vbk-trust") {
-        true => "vbk-rehearsals",
-        false => "rehearsals",
-    };
-    Some(trust.with_file_name(name))
+    Some(match trust.file_name().is_some_and(|name| name == "vbk-trust") {
+        true => trust.with_file_name(format!("vbk-{name}")),
+        false => trust.with_file_name(name),
+    })
 }
 
 /// Returns the id that distinguishes this machine from others that share a volume group with it: the systemd machine id,

@@ -25,6 +25,7 @@ mod metrics;
 mod new_keys;
 mod place;
 mod pruning;
+mod restoring;
 mod secrets;
 mod signals;
 mod terminal;

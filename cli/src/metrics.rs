@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use nix::fcntl::OFlag;
 use vbk_repo::files::{self, Mode, Synced};
-use vbk_repo::state::Rehearsed;
 
 use crate::exit::{Error, Result};
 
@@ -142,11 +141,22 @@ struct Values {
     run: [Option<f64>; OF_A_RUN.len()],
 }
 
+/// A rehearsal of a guest.
+#[derive(Debug, Clone, Copy)]
+pub struct RehearsalRun {
+    /// Start.
+    pub at: Timestamp,
+    /// The guest booted.
+    pub is_proven: bool,
+    /// Time of the boot; 0 if the guest could not be started.
+    pub duration_ms: u64,
+}
+
 /// The file, and the values that a run adds to it.
 pub struct Metrics {
     path: PathBuf,
     new: BTreeMap<String, GuestRun>,
-    rehearsed: BTreeMap<String, Rehearsed>,
+    rehearsed: BTreeMap<String, RehearsalRun>,
     whole: Option<WholeRun>,
     written: Instant,
 }
@@ -178,8 +188,8 @@ impl Metrics {
     }
 
     /// Adds the result of a rehearsal.
-    pub fn record_rehearsal(&mut self, guest: &str, rehearsed: Rehearsed) {
-        self.rehearsed.insert(guest.to_owned(), rehearsed);
+    pub fn record_rehearsal(&mut self, guest: &str, run: RehearsalRun) {
+        self.rehearsed.insert(guest.to_owned(), run);
     }
 
     /// Adds the result of a run over all guests.
@@ -205,8 +215,8 @@ impl Metrics {
         values
             .rehearsals
             .retain(|guest, _| self.new.contains_key(guest) || is_known(guest));
-        for (guest, rehearsed) in &self.rehearsed {
-            values.add_rehearsal(guest, rehearsed);
+        for (guest, run) in &self.rehearsed {
+            values.add_rehearsal(guest, run);
         }
         for (guest, run) in &self.new {
             values.add(guest, run);
@@ -242,13 +252,13 @@ impl Values {
         }
     }
 
-    fn add_rehearsal(&mut self, guest: &str, rehearsed: &Rehearsed) {
+    fn add_rehearsal(&mut self, guest: &str, run: &RehearsalRun) {
         let [proof_at, run_at, success, duration] = self.rehearsals.entry(guest.to_owned()).or_default();
-        let at = Some(seconds(rehearsed.at));
+        let at = Some(seconds(run.at));
         *run_at = at;
-        *success = Some(if rehearsed.proof.is_some() { 1.0 } else { 0.0 });
-        *duration = Some(rehearsed.duration_ms as f64 / 1000.0);
-        if rehearsed.proof.is_some() {
+        *success = Some(if run.is_proven { 1.0 } else { 0.0 });
+        *duration = Some(run.duration_ms as f64 / 1000.0);
+        if run.is_proven {
             *proof_at = at;
         }
     }
@@ -287,7 +297,8 @@ impl Values {
         text
     }
 
-    /// Parses the output of [`Values::render`]; `None` if any line is different.
+    /// Parses the output of [`Values::render`]; `None` if any line is different. A metric that only a later version of vbk
+    /// knows is left out; that version adds it again.
     fn parse(text: &str) -> Option<Self> {
         let mut values = Self::default();
         if !text.is_empty() && !text.ends_with('\n') {
@@ -296,6 +307,11 @@ impl Values {
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let (name_and_label, value) = line.rsplit_once(' ')?;
             let value: f64 = value.parse().ok().filter(|value: &f64| value.is_finite())?;
+            let name = name_and_label.split('{').next().unwrap_or_default();
+            let mut known = OF_A_RUN.iter().chain(&OF_A_GUEST).chain(&OF_A_REHEARSAL);
+            if name.starts_with("vbk_") && !known.any(|(known, _)| *known == name) {
+                continue;
+            }
             let slot = match name_and_label.split_once('{') {
                 None => &mut values.run[OF_A_RUN.iter().position(|(name, _)| *name == name_and_label)?],
                 Some((name, label)) => {

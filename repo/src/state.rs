@@ -30,11 +30,13 @@ pub struct State {
     /// Result of the last rehearsal; none if it was never booted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rehearsed: Option<Rehearsed>,
+    /// Time of the last rehearsal whose guest could not be started, which says nothing about the backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unstarted: Option<Timestamp>,
 }
 
-/// Result of a rehearsal: the backup was booted in a virtual machine.
+/// Result of a rehearsal: the backup was booted in a virtual machine. A later version may add fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Rehearsed {
     /// Start, by the clock.
     pub at: Timestamp,
@@ -57,6 +59,9 @@ pub enum BootProof {
     Pattern,
     /// An answer of the guest agent.
     Agent,
+    /// A sign that a later version of vbk knows.
+    #[serde(other)]
+    Other,
 }
 
 /// Processor that runs a guest.
@@ -67,6 +72,18 @@ pub enum BootAccelerator {
     Kvm,
     /// A translation.
     Tcg,
+    /// One that a later version of vbk knows.
+    #[serde(other)]
+    Other,
+}
+
+/// A rehearsal to record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attempt {
+    /// The guest was started, with this result.
+    Ended(Rehearsed),
+    /// It could not be started at this time.
+    Unstarted(Timestamp),
 }
 
 /// States of all backups in one store.
@@ -258,6 +275,7 @@ mod tests {
                 duration_ms: 2000,
                 accelerator: BootAccelerator::Tcg,
             }),
+            unstarted: at("2026-11-22T00:00:00Z"),
         };
         store.amend(&[], &[note_of(&backup.spec(), state)]).expect("notes");
         assert_eq!(States::load(&store).expect("loads").of(&backup), state);

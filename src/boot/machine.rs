@@ -1,6 +1,7 @@
-//! The command line of QEMU. Takes only numbers and kinds from the guest's description; file names go to QEMU as JSON, in
-//! which no comma begins an option.
+//! The command line of QEMU. Takes only numbers and kinds from the guest's description, and no names.
 
+use std::os::fd::RawFd;
+use std::os::unix::fs::chown;
 use std::path::Path;
 
 use serde_json::json;
@@ -26,9 +27,6 @@ const IDE_DISKS: usize = 4;
 /// Most disks: more than any host has slots for.
 pub const MAX_DISKS: usize = 64;
 
-/// Name of the console's pipe in QEMU, of its socket for QMP and of that for the guest agent.
-pub(super) const QMP_SOCKET: &str = "qmp.sock";
-pub(super) const AGENT_SOCKET: &str = "agent.sock";
 /// File with the UEFI variables of this boot.
 const VARIABLES: &str = "variables.fd";
 /// File with the I/O port to which SeaBIOS copies its screen.
@@ -86,6 +84,8 @@ pub struct Choices {
     pub memory_bytes: Option<u64>,
     /// Number of processors.
     pub cpus: Option<u32>,
+    /// Limit of memory that the description alone asks for.
+    pub limit_bytes: Option<u64>,
 }
 
 /// Resources of the host.
@@ -115,8 +115,8 @@ impl Host {
 /// A disk of the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
-    /// Its image, relative to QEMU's directory.
-    pub image: String,
+    /// Its name in the backup.
+    pub name: String,
     /// Its controller.
     pub bus: Bus,
 }
@@ -147,10 +147,9 @@ impl Machine {
         host: Host,
     ) -> Result<(Self, Vec<String>), BootError> {
         let mut remarks = Vec::new();
-        let wanted = choices
-            .memory_bytes
-            .or(hardware.memory_bytes)
-            .unwrap_or(DEFAULT_MEMORY_BYTES);
+        let described = hardware.memory_bytes.unwrap_or(DEFAULT_MEMORY_BYTES);
+        let allowed = choices.limit_bytes.map_or(described, |limit| described.min(limit));
+        let wanted = choices.memory_bytes.unwrap_or(allowed);
         // A quarter stays free for the page cache, the mount and the rest of the host.
         let most = host.free_bytes / 4 * 3;
         if most < MIN_MEMORY_BYTES {
@@ -163,6 +162,12 @@ impl Machine {
             let (got, wanted) = (crate::text::size(memory_bytes), crate::text::size(wanted));
             remarks.push(format!(
                 "the guest gets {got} of memory instead of {wanted}: the host has no more to spare"
+            ));
+        }
+        if choices.memory_bytes.is_none() && allowed < described {
+            let (got, described) = (crate::text::size(memory_bytes), crate::text::size(described));
+            remarks.push(format!(
+                "the guest gets {got} of memory instead of {described}; --memory gives it more"
             ));
         }
         let wanted = choices.cpus.or(hardware.cpus).unwrap_or(1);
@@ -191,7 +196,7 @@ impl Machine {
             .collect();
         found.sort_by_key(|(place, _, _)| *place);
         let disk = |(_, name, bus): (_, &String, Option<Bus>)| Disk {
-            image: format!("disks/{name}.img"),
+            name: name.clone(),
             bus: choices.bus.or(bus).unwrap_or(Bus::Virtio),
         };
         let machine = Self {
@@ -205,11 +210,15 @@ impl Machine {
     }
 
     /// Writes the files that the machine needs into QEMU's directory. `variables` are the guest's own UEFI variables; those
-    /// of another size than the template are not used.
-    pub fn prepare(&self, directory: &Path, variables: Option<&[u8]>) -> Result<(), BootError> {
+    /// of another size than the template are not used. The files belong to `user`, if QEMU has one of its own.
+    pub fn prepare(&self, directory: &Path, variables: Option<&[u8]>, user: Option<Account>) -> Result<(), BootError> {
         let write = |name: &str, bytes: &[u8]| {
             let path = directory.join(name);
-            std::fs::write(&path, bytes).map_err(BootError::io("write", path))
+            let written = std::fs::write(&path, bytes).and_then(|()| match user {
+                Some(user) => chown(&path, Some(user.uid), Some(user.gid)),
+                None => Ok(()),
+            });
+            written.map_err(BootError::io("write", path))
         };
         match self.firmware {
             // COM1, as a little-endian number of 8 bytes (SeaBIOS, src/sercon.c and romfile_loadint).
@@ -223,15 +232,21 @@ impl Machine {
         }
     }
 
-    /// Returns the arguments of QEMU, whose working directory is the one that was prepared.
-    pub fn arguments(&self, accelerator: Accelerator, wishes: &Wishes) -> Result<Vec<String>, BootError> {
+    /// Returns the arguments of QEMU, whose working directory is the one that was prepared. The guest waits
+    /// for the command `cont`.
+    pub fn arguments(
+        &self,
+        accelerator: Accelerator,
+        wishes: &Wishes,
+        files: &Inherited,
+    ) -> Result<Vec<String>, BootError> {
         let mut list = Vec::new();
         let mut add = |words: &[&str]| list.extend(words.iter().map(|&word| word.to_owned()));
         let family = match self.family {
             Family::Pc => "pc",
             Family::Q35 => "q35",
         };
-        add(&["-nodefaults", "-no-user-config", "-name", "vbk"]);
+        add(&["-nodefaults", "-no-user-config", "-name", "vbk", "-S"]);
         add(&[
             "-sandbox",
             "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
@@ -252,7 +267,12 @@ impl Machine {
             "-device",
             "pvpanic",
         ]);
-        add(&["-qmp", &format!("unix:{QMP_SOCKET},server=on,wait=off")]);
+        add(&[
+            "-chardev",
+            &format!("socket,id=qmp,fd={}", files.monitor),
+            "-mon",
+            "chardev=qmp,mode=control",
+        ]);
         add(&[
             "-chardev",
             "stdio,id=console,signal=off",
@@ -266,10 +286,7 @@ impl Machine {
             None => add(&["-display", "none"]),
         }
         add(&["-device", "virtio-serial-pci"]);
-        add(&[
-            "-chardev",
-            &format!("socket,id=agent,path={AGENT_SOCKET},server=on,wait=off"),
-        ]);
+        add(&["-chardev", &format!("socket,id=agent,fd={}", files.agent)]);
         add(&["-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"]);
         // Without it a guest under TCG waits long for randomness.
         add(&["-device", "virtio-rng-pci"]);
@@ -297,17 +314,18 @@ impl Machine {
                 add(&["-drive", &format!("if=pflash,unit=1,format=raw,file={VARIABLES}")]);
             }
         }
-        list.extend(self.disk_arguments());
+        list.extend(self.disk_arguments(&files.images));
         Ok(list)
     }
 
-    fn disk_arguments(&self) -> Vec<String> {
+    fn disk_arguments(&self, images: &[RawFd]) -> Vec<String> {
         let mut list = Vec::new();
         let mut add = |option: &str, value: String| list.extend([option.to_owned(), value]);
         let (mut virtio, mut scsi, mut ide, mut sata) = (0, 0, 0, 0);
-        for (number, disk) in self.disks.iter().enumerate() {
+        for (number, (disk, image)) in self.disks.iter().zip(images).enumerate() {
             let node = format!("disk{number}");
-            let file = json!({"driver": "file", "filename": disk.image});
+            add("-add-fd", format!("fd={image},set={number}"));
+            let file = json!({"driver": "file", "filename": format!("/dev/fdset/{number}")});
             let drive = json!({"driver": "raw", "node-name": node, "discard": "unmap", "file": file});
             add("-blockdev", drive.to_string());
             let mut device = json!({"drive": node, "bootindex": number, "id": format!("drive{number}")});
@@ -346,6 +364,27 @@ impl Machine {
     }
 }
 
+/// Numbers of the open files that QEMU inherits: there is no name that its user could not open, or that another process
+/// could replace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inherited {
+    /// Image of each disk.
+    pub images: Vec<RawFd>,
+    /// Socket for QMP.
+    pub monitor: RawFd,
+    /// Socket for the guest agent.
+    pub agent: RawFd,
+}
+
+/// User and group of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Account {
+    /// Number of the user.
+    pub uid: u32,
+    /// Number of the group.
+    pub gid: u32,
+}
+
 /// What the caller wants from QEMU besides the machine.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Wishes {
@@ -355,6 +394,8 @@ pub struct Wishes {
     pub vnc: Option<u16>,
     /// QEMU stays after the guest's end, until it is killed.
     pub is_kept_after_end: bool,
+    /// User that QEMU runs as; none for this one.
+    pub user: Option<Account>,
 }
 
 /// Network of a guest.

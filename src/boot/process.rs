@@ -1,12 +1,15 @@
 //! A running QEMU: its console, its monitor, and its end. It never outlives vbk.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -16,7 +19,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::boot::BootError;
-use crate::boot::machine::{AGENT_SOCKET, Accelerator, Machine, PROGRAM, QMP_SOCKET, Wishes};
+use crate::boot::machine::{Accelerator, Account, Inherited, Machine, PROGRAM, Wishes};
 use crate::boot::qmp::{Agent, Event, Qmp};
 use crate::sys;
 
@@ -26,10 +29,20 @@ const START: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_secs(20);
 /// Largest screenshot: 4096 x 2160 points, as PPM with 3 bytes each, and a little.
 const MAX_SCREEN_BYTES: u64 = 32 << 20;
-/// Bytes of QEMU's own messages that an error shows.
-const MAX_ERROR_BYTES: u64 = 2000;
-/// File for QEMU's messages.
-const ERRORS: &str = "errors";
+/// Last bytes of QEMU's own messages, which an error shows. A guest may make QEMU repeat one for ever.
+const KEPT_ERROR_BYTES: usize = 2000;
+/// Bytes that [`Running::write_console`] takes at once: a pipe that can be written to has room for so many (PIPE_BUF,
+/// pipe(7)).
+pub const MAX_TYPED_BYTES: usize = 4096;
+
+/// Files of one boot.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// QEMU's working directory, which was prepared for the machine. A QEMU that its guest took over can put anything there.
+    pub work: &'a Path,
+    /// Directory with the images of the disks, which only this process needs to reach.
+    pub disks: &'a Path,
+}
 
 /// A guest that runs in QEMU. Dropped, it is killed.
 #[derive(Debug)]
@@ -38,7 +51,9 @@ pub struct Running {
     console: ChildStdout,
     keyboard: Option<ChildStdin>,
     qmp: Qmp,
-    directory: PathBuf,
+    agent: Option<Agent>,
+    messages: Messages,
+    work: PathBuf,
     /// Processor that runs the guest.
     pub accelerator: Accelerator,
 }
@@ -50,22 +65,26 @@ pub fn die_with_parent(command: &mut Command, signal: Signal) {
 }
 
 impl Running {
-    /// Starts a machine that was prepared in this directory. If no accelerator is given and KVM does not work here, it is
-    /// started with TCG.
+    /// Starts a machine. If no accelerator is given and KVM does not work here, it is started with TCG. Gives up once
+    /// `cancelled` returns true.
     pub fn start(
         program: &Path,
         machine: &Machine,
         wishes: &Wishes,
         accelerator: Option<Accelerator>,
-        directory: &Path,
+        place: Place<'_>,
+        cancelled: &mut dyn FnMut() -> bool,
     ) -> Result<Self, BootError> {
-        let start = |accelerator| Self::start_with(program, machine, wishes, accelerator, directory);
+        let mut start = |accelerator| Self::start_with(program, machine, wishes, accelerator, place, cancelled);
         match accelerator {
             Some(accelerator) => start(accelerator),
             None => match Accelerator::of_host() {
                 Accelerator::Tcg => start(Accelerator::Tcg),
                 // On a host that is itself a guest, KVM may exist and fail.
                 Accelerator::Kvm => start(Accelerator::Kvm).or_else(|error| {
+                    if matches!(error, BootError::Cancelled) {
+                        return Err(error);
+                    }
                     tracing::warn!("KVM does not work here, so the guest runs ten times slower: {error}");
                     start(Accelerator::Tcg)
                 }),
@@ -78,44 +97,76 @@ impl Running {
         machine: &Machine,
         wishes: &Wishes,
         accelerator: Accelerator,
-        directory: &Path,
+        place: Place<'_>,
+        cancelled: &mut dyn FnMut() -> bool,
     ) -> Result<Self, BootError> {
-        for socket in [QMP_SOCKET, AGENT_SOCKET] {
-            // Left by a start that failed.
-            let _ = std::fs::remove_file(directory.join(socket));
-        }
-        let errors = directory.join(ERRORS);
-        let log = File::create(&errors).map_err(BootError::io("create", &errors))?;
+        let open = |name: &String| {
+            let path = place.disks.join(format!("{name}.img"));
+            let opened = File::options().read(true).write(true).open(&path);
+            opened.map_err(BootError::io("open", path))
+        };
+        let images: Vec<_> = machine
+            .disks
+            .iter()
+            .map(|disk| open(&disk.name))
+            .collect::<Result<_, _>>()?;
+        let pair = || UnixStream::pair().map_err(BootError::io("connect to", PROGRAM));
+        let ((monitor, its_monitor), (agent, its_agent)) = (pair()?, pair()?);
+        let files = Inherited {
+            images: images.iter().map(AsRawFd::as_raw_fd).collect(),
+            monitor: its_monitor.as_raw_fd(),
+            agent: its_agent.as_raw_fd(),
+        };
         let mut command = Command::new(program);
         command
-            .args(machine.arguments(accelerator, wishes)?)
-            .current_dir(directory)
+            .args(machine.arguments(accelerator, wishes, &files)?)
+            .current_dir(place.work)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(log)
+            .stderr(Stdio::piped())
             // Ctrl-C asks vbk, which asks the guest to power off.
             .process_group(0);
+        if let Some(user) = wishes.user {
+            // Before QEMU starts, and not by its own option: a change of the user later would undo `die_with_parent`
+            // (prctl(2)), and its sandbox forbids one. Groups of this process are dropped with it.
+            command.uid(user.uid).gid(group_of(user, accelerator));
+        }
+        let sockets = [files.monitor, files.agent];
+        sys::inherit(&mut command, [&files.images[..], &sockets].concat());
         sys::die_with_parent(&mut command, Signal::SIGKILL);
         let mut child = command.spawn().map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => BootError::NoQemu,
             _ => BootError::io("start", PROGRAM)(error),
         })?;
+        // The end of QEMU is the end of the connections.
+        drop((images, its_monitor, its_agent));
         let (console, keyboard) = (child.stdout.take(), child.stdin.take());
-        let mut is_alive = || matches!(child.try_wait(), Ok(None));
-        let connected = Qmp::connect(&directory.join(QMP_SOCKET), START, &mut is_alive);
+        let mut messages = Messages::of(child.stderr.take());
+        let mut was_cancelled = false;
+        let mut is_alive = || {
+            was_cancelled |= cancelled();
+            !was_cancelled && matches!(child.try_wait(), Ok(None))
+        };
+        let connected = Qmp::over(monitor, START, &mut is_alive).and_then(|mut qmp| {
+            qmp.execute("cont", &json!({}), ANSWER)?;
+            Ok(qmp)
+        });
         match (connected, console) {
             (Ok(qmp), Some(console)) => Ok(Self {
                 child,
                 console,
                 keyboard,
                 qmp,
-                directory: directory.to_owned(),
+                agent: Some(Agent::over(agent)),
+                messages,
+                work: place.work.to_owned(),
                 accelerator,
             }),
             (connected, _) => {
                 kill(&mut child);
-                let said = said(&errors);
+                let said = messages.end();
                 Err(match connected {
+                    _ if was_cancelled => BootError::Cancelled,
                     Err(error) if said.is_empty() => error,
                     _ => BootError::Failed(said),
                 })
@@ -144,7 +195,21 @@ impl Running {
         Ok((count > 0).then_some(bytes))
     }
 
-    /// Types on the console.
+    /// Tests for room for [`MAX_TYPED_BYTES`]: a guest may not read its console.
+    pub fn can_type(&self) -> bool {
+        let Some(keyboard) = &self.keyboard else {
+            return false;
+        };
+        let mut files = [PollFd::new(keyboard.as_fd(), PollFlags::POLLOUT)];
+        let is_ready = poll(&mut files, PollTimeout::ZERO).is_ok_and(|count| count > 0);
+        is_ready
+            && files[0]
+                .revents()
+                .is_some_and(|events| events.contains(PollFlags::POLLOUT))
+    }
+
+    /// Types on the console, at most [`MAX_TYPED_BYTES`]. Call it only after [`Running::can_type`]; otherwise it may wait for
+    /// the guest.
     pub fn write_console(&mut self, bytes: &[u8]) {
         if let Some(keyboard) = &mut self.keyboard {
             // A guest that has ended reads nothing.
@@ -157,12 +222,19 @@ impl Running {
         self.qmp.execute("system_powerdown", &json!({}), ANSWER).map(drop)
     }
 
+    /// Returns true once if a write to a disk failed for lack of space, so that QEMU paused the guest.
+    pub fn is_paused_by_disk(&mut self) -> bool {
+        // A QEMU that has ended answers no more; the end of its console tells that.
+        self.events().is_ok_and(|events| events.contains(&Event::Paused))
+    }
+
     pub(super) fn events(&mut self) -> Result<Vec<Event>, BootError> {
         self.qmp.events()
     }
 
-    pub(super) fn agent(&self) -> Result<Agent, BootError> {
-        Agent::connect(&self.directory.join(AGENT_SOCKET))
+    /// Takes the connection to the guest agent.
+    pub(super) fn agent(&mut self) -> Option<Agent> {
+        self.agent.take()
     }
 
     /// Copies the screen. Returns the bytes and the format: `png`, or `ppm` from a QEMU that has no other.
@@ -178,7 +250,7 @@ impl Running {
                 .map(|_| (name, format))
         };
         let (name, format) = dump("png").or_else(|_| dump("ppm"))?;
-        let path = self.directory.join(name);
+        let path = self.work.join(name);
         // A QEMU that its guest took over could put a link there.
         let mut options = File::options();
         let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
@@ -201,7 +273,14 @@ impl Running {
             std::thread::sleep(Duration::from_millis(20));
         }
         match self.has_ended()? {
-            Some(status) if !status.success() => Err(BootError::Failed(said(&self.directory.join(ERRORS)))),
+            Some(status) if !status.success() => {
+                let said = self.messages.end();
+                Err(BootError::Failed(if said.is_empty() {
+                    status.to_string()
+                } else {
+                    said
+                }))
+            }
             _ => Ok(()),
         }
     }
@@ -219,15 +298,76 @@ fn kill(child: &mut Child) {
     let _ = child.wait();
 }
 
-/// Returns the end of QEMU's messages in one line.
-fn said(path: &Path) -> String {
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_ERROR_BYTES).read_to_end(&mut bytes));
-    let text = String::from_utf8_lossy(&bytes);
-    let lines = text.lines().filter(|line| !line.contains("warning:"));
-    let lines: Vec<_> = lines.map(|line| line.replace(char::is_control, " ")).collect();
-    match read {
-        Ok(_) => lines.join("; "),
-        Err(error) => error.to_string(),
+/// Returns the group that QEMU needs: that of KVM's device if other users can't open it, otherwise its user's own.
+fn group_of(user: Account, accelerator: Accelerator) -> u32 {
+    let kvm = std::fs::metadata("/dev/kvm")
+        .ok()
+        .filter(|_| accelerator == Accelerator::Kvm);
+    // Root's group would give it more than that.
+    match kvm.filter(|kvm| kvm.mode() & 0o006 != 0o006 && kvm.gid() != 0) {
+        Some(kvm) => kvm.gid(),
+        None => user.gid,
+    }
+}
+
+/// The end of what QEMU says on standard error. A thread reads it until QEMU has ended.
+#[derive(Debug)]
+struct Messages {
+    reader: Option<JoinHandle<VecDeque<u8>>>,
+}
+
+impl Messages {
+    fn of(pipe: Option<ChildStderr>) -> Self {
+        let read = |mut pipe: ChildStderr| {
+            let (mut kept, mut part) = (VecDeque::new(), [0; 1024]);
+            while let Ok(count @ 1..) = pipe.read(&mut part) {
+                kept.extend(&part[..count]);
+                kept.drain(..kept.len().saturating_sub(KEPT_ERROR_BYTES));
+            }
+            kept
+        };
+        let builder = std::thread::Builder::new().name("vbk-qemu-errors".into());
+        Self {
+            reader: pipe.and_then(|pipe| builder.spawn(move || read(pipe)).ok()),
+        }
+    }
+
+    /// Returns the messages in one line, once. QEMU must have ended.
+    fn end(&mut self) -> String {
+        let kept = self.reader.take().and_then(|reader| reader.join().ok());
+        let bytes = Vec::from(kept.unwrap_or_default());
+        let text = String::from_utf8_lossy(&bytes);
+        let lines = text.lines().filter(|line| !line.contains("warning:"));
+        let lines: Vec<_> = lines.map(|line| line.replace(char::is_control, " ")).collect();
+        lines.join("; ")
+    }
+}
+
+impl Drop for Messages {
+    fn drop(&mut self) {
+        // QEMU was killed before.
+        let _ = self.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_many_messages_is_kept() {
+        let script =
+            "for i in $(seq 5000); do echo \"line $i\"; done >&2; echo 'warning: x' >&2; printf 'no\\tdisk\\n' >&2";
+        let mut command = Command::new("sh");
+        let mut child = command
+            .args(["-c", script])
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let mut messages = Messages::of(child.stderr.take());
+        child.wait().expect("ends");
+        let said = messages.end();
+        assert!(said.ends_with("line 4999; line 5000; no disk"), "{said}");
+        assert!(said.len() < 2 * KEPT_ERROR_BYTES);
     }
 }

@@ -3,7 +3,6 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -16,7 +15,7 @@ const MAX_LINE_BYTES: usize = 64 << 10;
 const MAX_LINES_AT_ONCE: usize = 64;
 /// Events that are kept until they are fetched; a guest that resets all the time makes many.
 const MAX_EVENTS: usize = 256;
-/// Interval of attempts to connect.
+/// Interval of asking if QEMU still runs.
 const RETRY: Duration = Duration::from_millis(20);
 /// Wait for a byte when only what has come already is wanted: a timeout of zero means for ever (socket(7)).
 const NO_WAIT: Duration = Duration::from_millis(1);
@@ -81,6 +80,8 @@ pub(super) enum Event {
     Off,
     /// The guest reported a panic.
     Panicked,
+    /// A write to a disk failed for lack of space, and the guest was paused.
+    Paused,
 }
 
 /// A connection to the monitor.
@@ -91,24 +92,24 @@ pub(super) struct Qmp {
 }
 
 impl Qmp {
-    /// Connects, and waits for the socket as long as `is_alive` says that QEMU runs.
-    pub(super) fn connect(path: &Path, limit: Duration, is_alive: &mut dyn FnMut() -> bool) -> Result<Self, BootError> {
+    /// Takes a connection, and waits for the greeting as long as `is_alive` says that QEMU runs.
+    pub(super) fn over(
+        stream: UnixStream,
+        limit: Duration,
+        is_alive: &mut dyn FnMut() -> bool,
+    ) -> Result<Self, BootError> {
         let deadline = Instant::now() + limit;
-        let stream = loop {
-            match UnixStream::connect(path) {
-                Ok(stream) => break stream,
-                Err(error) if !is_alive() || Instant::now() > deadline => {
-                    return Err(BootError::io("connect to", path)(error));
-                }
-                Err(_) => std::thread::sleep(RETRY),
-            }
-        };
         let mut qmp = Self {
             lines: Lines::new(stream),
             events: Vec::new(),
         };
-        let left = deadline.saturating_duration_since(Instant::now());
-        let greeting = qmp.message(left)?.ok_or(BootError::Silent(limit))?;
+        let greeting = loop {
+            match qmp.message(RETRY)? {
+                Some(greeting) => break greeting,
+                None if !is_alive() || Instant::now() > deadline => return Err(BootError::Silent(limit)),
+                None => {}
+            }
+        };
         if greeting.get("QMP").is_none() {
             return Err(BootError::Qmp("it sent no greeting".to_owned()));
         }
@@ -165,6 +166,7 @@ fn event(message: &Value) -> Option<Event> {
         "RESET" if by_guest => Some(Event::Reset),
         "SHUTDOWN" => Some(Event::Off),
         "GUEST_PANICKED" => Some(Event::Panicked),
+        "BLOCK_IO_ERROR" if message.pointer("/data/action")? == "stop" => Some(Event::Paused),
         _ => None,
     }
 }
@@ -177,13 +179,12 @@ pub(super) struct Agent {
 }
 
 impl Agent {
-    /// Connects to QEMU's end of the channel, whether or not an agent is at the other. QEMU must run.
-    pub(super) fn connect(path: &Path) -> Result<Self, BootError> {
-        let stream = UnixStream::connect(path).map_err(BootError::io("connect to", path))?;
-        Ok(Self {
+    /// Takes a connection to QEMU's end of the channel, whether or not an agent is at the other.
+    pub(super) fn over(stream: UnixStream) -> Self {
+        Self {
             lines: Lines::new(stream),
             number: 0,
-        })
+        }
     }
 
     /// Asks the agent for an answer. Answers to earlier questions count too.
@@ -217,7 +218,6 @@ impl Agent {
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead, BufReader};
-    use std::os::unix::net::UnixListener;
     use std::thread::JoinHandle;
 
     use super::*;
@@ -225,15 +225,9 @@ mod tests {
     const SHORT: Duration = Duration::from_millis(500);
 
     /// A server that sends a greeting, and for each line that it gets one of the answers.
-    fn server(
-        greeting: &'static [u8],
-        answers: Vec<Vec<u8>>,
-    ) -> (tempfile::TempDir, std::path::PathBuf, JoinHandle<()>) {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("qmp.sock");
-        let listener = UnixListener::bind(&path).expect("binds");
+    fn server(greeting: &'static [u8], answers: Vec<Vec<u8>>) -> (UnixStream, JoinHandle<()>) {
+        let (client, mut stream) = UnixStream::pair().expect("connects");
         let thread = std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().expect("a client");
             let mut lines = BufReader::new(stream.try_clone().expect("a copy"));
             // The client may have left.
             let _ = stream.write_all(greeting);
@@ -246,14 +240,14 @@ mod tests {
             }
             let _ = lines.read_line(&mut String::new());
         });
-        (directory, path, thread)
+        (client, thread)
     }
 
     const GREETING: &[u8] = b"{\"QMP\": {\"version\": {}}}\r\n";
     const DONE: &[u8] = b"{\"return\": {}}\r\n";
 
-    fn connect(path: &Path) -> Result<Qmp, BootError> {
-        Qmp::connect(path, SHORT, &mut || true)
+    fn connect(stream: UnixStream) -> Result<Qmp, BootError> {
+        Qmp::over(stream, SHORT, &mut || true)
     }
 
     #[test]
@@ -262,8 +256,8 @@ mod tests {
         let events = event("RESET", true) + &event("RESET", false) + &event("STOP", true) + &event("SHUTDOWN", true);
         let with_events = [events.as_bytes(), DONE].concat();
         let refused = b"{\"error\": {\"class\": \"x\", \"desc\": \"no such command\"}}\n".to_vec();
-        let (_directory, path, thread) = server(GREETING, vec![DONE.to_vec(), with_events, refused]);
-        let mut qmp = connect(&path).expect("connects");
+        let (stream, thread) = server(GREETING, vec![DONE.to_vec(), with_events, refused]);
+        let mut qmp = connect(stream).expect("connects");
         assert_eq!(qmp.execute("stop", &json!({}), SHORT).expect("runs"), json!({}));
         assert_eq!(qmp.events().expect("reads"), [Event::Reset, Event::Off]);
         let error = qmp
@@ -286,21 +280,22 @@ mod tests {
             (GREETING, vec![long]),
             (GREETING, vec![b"{\"event\": 5}\n".to_vec()]),
         ] {
-            let (_directory, path, thread) = server(greeting, answers);
+            let (stream, thread) = server(greeting, answers);
             let started = Instant::now();
-            assert!(connect(&path).is_err());
+            assert!(connect(stream).is_err());
             assert!(started.elapsed() < 4 * SHORT);
             thread.join().expect("ends");
         }
-        let nobody = Qmp::connect(Path::new("/nonexistent/qmp.sock"), SHORT, &mut || false);
-        assert!(nobody.is_err());
+        let (stream, thread) = server(b"", vec![]);
+        assert!(Qmp::over(stream, 100 * SHORT, &mut || false).is_err());
+        thread.join().expect("ends");
     }
 
     #[test]
     fn an_agent_must_answer_with_a_number_that_it_got() {
         let wrong = b"{\"return\": 7}\nnonsense\n{\"return\": {}}\n".to_vec();
-        let (_directory, path, thread) = server(b"", vec![wrong, b"{\"return\": 1}\n".to_vec()]);
-        let mut agent = Agent::connect(&path).expect("connects");
+        let (stream, thread) = server(b"", vec![wrong, b"{\"return\": 1}\n".to_vec()]);
+        let mut agent = Agent::over(stream);
         let answered = |agent: &mut Agent| {
             agent.ask().expect("asks");
             std::thread::sleep(Duration::from_millis(100));

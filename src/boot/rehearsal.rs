@@ -50,7 +50,7 @@ pub fn watch(
     output: &mut dyn FnMut(&[u8]),
 ) -> Result<Verdict, BootError> {
     let (mut signs, proof, mut agent) = match wanted {
-        Wanted::Any => (Watch::for_login(), BootProof::Login, guest.agent().ok()),
+        Wanted::Any => (Watch::for_login(), BootProof::Login, guest.agent()),
         Wanted::Pattern(pattern) => (
             Watch::for_pattern(pattern).map_err(BootError::Qmp)?,
             BootProof::Pattern,
@@ -77,6 +77,10 @@ pub fn watch(
             match event {
                 Event::Panicked => return Ok(Verdict::Failed("the kernel panicked".to_owned())),
                 Event::Off => return Ok(Verdict::Failed("the guest powered itself off".to_owned())),
+                Event::Paused => {
+                    let why = "a write to its disk failed; --scratch-size sets a higher limit";
+                    return Ok(Verdict::Failed(why.to_owned()));
+                }
                 Event::Reset if reset_at.is_some_and(|at: Instant| at.elapsed() < ONE_RESET) => {}
                 Event::Reset => {
                     reset_at = Some(Instant::now());

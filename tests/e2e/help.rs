@@ -36,7 +36,16 @@ const COMMANDS: [(&str, &[&str]); 17] = [
     ("forget", &["--last-too", "--all", "latest"]),
     (
         "boot",
-        &["--bus", "--firmware", "--network", "--vnc", "--save", "qemu-system-x86"],
+        &[
+            "--bus",
+            "--firmware",
+            "--network",
+            "--vnc",
+            "--save",
+            "--restore",
+            "--qemu-user",
+            "qemu-system-x86",
+        ],
     ),
     (
         "rehearse",

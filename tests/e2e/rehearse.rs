@@ -1,14 +1,19 @@
 //! Boots backups in a real QEMU with a real BIOS; `scripts/lab-tests rehearsal` has one. The guest is a boot sector that prints to the serial port.
 
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use nix::unistd::User;
 
 use crate::support::bytes::MIB;
 use crate::support::kernel;
-use crate::support::lab::{Lab, str_of};
+use crate::support::lab::{Lab, VBK, names_in, str_of};
+use crate::support::run::Running;
 use crate::support::tools::wait_until;
 
 /// What the guest does after it has printed.
@@ -25,8 +30,15 @@ const WRITE: &[u8] = &[
 
 /// A disk whose boot sector prints a text to COM1.
 fn bootable(path: &Path, text: &str, then: &[u8]) {
+    bootable_after(path, &[], text, then);
+}
+
+/// A disk whose boot sector does something, and prints a text to COM1.
+fn bootable_after(path: &Path, first: &[u8], text: &str, then: &[u8]) {
+    let mut code = first.to_vec();
     // xor ax,ax; mov ds,ax; cld; mov si,TEXT
-    let mut code = vec![0x31, 0xc0, 0x8e, 0xd8, 0xfc, 0xbe, 0, 0];
+    code.extend([0x31, 0xc0, 0x8e, 0xd8, 0xfc, 0xbe, 0, 0]);
+    let text_place = code.len() - 2;
     // next: lodsb; test al,al; jz end; mov ah,al; wait: mov dx,0x3fd; in al,dx; test al,0x20; jz wait; mov al,ah;
     // mov dx,0x3f8; out dx,al; jmp next; end:
     code.extend([
@@ -35,7 +47,7 @@ fn bootable(path: &Path, text: &str, then: &[u8]) {
     code.extend([0x88, 0xe0, 0xba, 0xf8, 0x03, 0xee, 0xeb, 0xe9]);
     code.extend(then);
     let text_at = u16::try_from(0x7c00 + code.len()).expect("fits into a sector");
-    code[6..8].copy_from_slice(&text_at.to_le_bytes());
+    code[text_place..text_place + 2].copy_from_slice(&text_at.to_le_bytes());
     code.extend(text.as_bytes());
     code.push(0);
     assert!(code.len() <= 510);
@@ -62,11 +74,51 @@ fn directories_of(pid: u32) -> Vec<PathBuf> {
     own.map(|entry| entry.path()).collect()
 }
 
-/// The processes that work in a directory.
-fn processes_in(directory: &Path) -> usize {
-    let processes = fs::read_dir("/proc").expect("lists").flatten();
-    let is_there = |process: &fs::DirEntry| fs::read_link(process.path().join("cwd")).is_ok_and(|cwd| cwd == directory);
-    processes.filter(is_there).count()
+/// The QEMUs of a run, as directories of /proc.
+fn qemus_in(directory: &Path) -> Vec<PathBuf> {
+    let work = directory.join("work");
+    let processes = fs::read_dir("/proc")
+        .expect("lists")
+        .flatten()
+        .map(|process| process.path());
+    let is_there = |process: &PathBuf| fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd == work);
+    processes.filter(is_there).collect()
+}
+
+/// Ends a run by SIGKILL, and waits until QEMU and the mount have ended with it.
+fn kill_with_all(running: Running) {
+    let [directory] = directories_of(running.pid()).try_into().expect("one directory");
+    running.signal(Signal::SIGKILL);
+    drop(running);
+    let is_gone = || qemus_in(&directory).is_empty() && kernel::mounts_of(&directory).is_empty();
+    assert!(
+        wait_until(Duration::from_secs(10), is_gone),
+        "QEMU and the mount end with vbk"
+    );
+}
+
+/// A run of vbk that finds this script in place of QEMU.
+fn start_with_qemu(lab: &Lab, script: &str, args: Vec<OsString>) -> Running {
+    let directory = lab.path("bin");
+    fs::create_dir_all(&directory).expect("creates");
+    let program = directory.join("qemu-system-x86_64");
+    fs::write(&program, format!("#!/bin/sh\n{script}\n")).expect("writes");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("sets");
+    let mut command = Command::new(VBK);
+    let path = std::env::var("PATH").expect("a path");
+    command
+        .env("PATH", format!("{}:{path}", directory.display()))
+        .current_dir(lab.dir());
+    let mut all = args!["--repo", lab.repo()];
+    all.extend(args);
+    lab.start_command(command, all)
+}
+
+/// The disk of a guest that has written its first sector to its second one.
+fn with_copied_sector(disk: &Path) -> Vec<u8> {
+    let mut bytes = fs::read(disk).expect("reads");
+    bytes.copy_within(..512, 512);
+    bytes
 }
 
 #[test]
@@ -174,12 +226,12 @@ fn a_guest_ends_with_ctrl_c_and_with_a_killed_vbk() {
     let mut running = boot();
     running.wait_until_says("web1 login");
     let [directory] = directories_of(running.pid()).try_into().expect("one directory");
-    assert_eq!(processes_in(&directory), 1, "QEMU works there");
+    assert_eq!(qemus_in(&directory).len(), 1, "QEMU works there");
     running.signal(Signal::SIGINT);
     // The boot sector knows no power button.
     running.wait().code(3);
     assert!(!directory.exists());
-    assert_eq!(processes_in(&directory), 0);
+    assert!(qemus_in(&directory).is_empty());
 
     let mut running = lab.start(args!["--json", "boot", "web1@latest", "--accel", "tcg"]);
     running.wait_until_says("web1 login");
@@ -191,13 +243,241 @@ fn a_guest_ends_with_ctrl_c_and_with_a_killed_vbk() {
     let mut running = boot();
     running.wait_until_says("web1 login");
     let [directory] = directories_of(running.pid()).try_into().expect("one directory");
-    running.signal(Signal::SIGKILL);
-    drop(running);
-    let is_gone = || processes_in(&directory) == 0 && kernel::mounts_of(&directory).is_empty();
-    assert!(
-        wait_until(Duration::from_secs(10), is_gone),
-        "QEMU and the mount end with vbk"
-    );
+    kill_with_all(running);
     lab.run(args!["rehearse", "web1@latest", "--accel", "tcg"]).done();
     assert!(!directory.exists(), "the next run removes what the killed one left");
+}
+
+#[test]
+#[ignore = "needs QEMU: scripts/lab-tests rehearsal"]
+fn qemu_runs_without_rights() {
+    let lab = lab_with(&[("web1", "web1 login: ", HALT)]);
+    let mut running = lab.start(args!["--json", "boot", "web1@latest", "--accel", "tcg", "--grace", "1"]);
+    running.wait_until_says("web1 login");
+    let [directory] = directories_of(running.pid()).try_into().expect("one directory");
+    let [qemu] = qemus_in(&directory).try_into().expect("one QEMU");
+    let status = fs::read_to_string(qemu.join("status")).expect("reads");
+    let words = |name: &str| {
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .expect("is there");
+        line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let nobody = User::from_name("nobody").expect("looks").expect("exists");
+    assert_eq!(words("Uid:"), vec![nobody.uid.to_string(); 4], "{status}");
+    assert_eq!(words("Gid:"), vec![nobody.gid.to_string(); 4], "{status}");
+    assert_eq!(words("Groups:"), Vec::<String>::new(), "{status}");
+    for name in ["CapPrm:", "CapEff:", "CapAmb:"] {
+        assert_eq!(words(name), ["0000000000000000"], "{status}");
+    }
+    assert_eq!(
+        (words("NoNewPrivs:"), words("Seccomp:")),
+        (vec!["1".to_owned()], vec!["2".to_owned()])
+    );
+    // Its user can't enter the mount, which would let it in.
+    let private = fs::metadata(directory.join("private")).expect("exists");
+    assert_eq!(private.permissions().mode() & 0o777, 0o700);
+    running.signal(Signal::SIGINT);
+    running.wait().code(3);
+}
+
+#[test]
+#[ignore = "needs QEMU: scripts/lab-tests rehearsal"]
+fn a_guest_that_reads_nothing_does_not_stop_vbk() {
+    let lab = lab_with(&[("web1", "web1 login: ", HALT)]);
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "yes | exec \"$@\"", "sh", VBK])
+        .current_dir(lab.dir());
+    let args = args![
+        "--repo",
+        lab.repo(),
+        "--json",
+        "boot",
+        "web1@latest",
+        "--accel",
+        "tcg",
+        "--grace",
+        "1"
+    ];
+    let mut running = lab.start_command(command, args);
+    running.wait_until_says("web1 login");
+    let [vbk, ..] = *kernel::processes_of(lab.repo()) else {
+        panic!("vbk runs");
+    };
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(vbk), Signal::SIGINT).expect("signals");
+    running.wait().code(3);
+}
+
+#[test]
+#[ignore = "needs QEMU: scripts/lab-tests rehearsal"]
+fn a_guest_is_restored_while_it_runs_and_its_writes_follow() {
+    let write_and_end = [WRITE, POWER_OFF].concat();
+    let lab = lab_with(&[("ends", "hello\r\n", &write_and_end), ("web1", "web1 login: ", HALT)]);
+    let boot =
+        |backup: &str, target: &Path| args!["boot", backup, "--accel", "tcg", "--grace", "1", "--restore", target];
+    let target = lab.path("target");
+    let said = lab.run(boot("ends@latest", &target)).done();
+    assert!(
+        said.text().contains("with the guest's changes is restored to"),
+        "{said}"
+    );
+    assert!(fs::read(&target).expect("reads") == with_copied_sector(&lab.path("ends")));
+    let changes = lab.state_dir().join("changes");
+    assert_eq!(names_in(&changes), Vec::<String>::new());
+
+    // Refused before the guest starts.
+    for (given, code, why) in [
+        (vec![target.clone()], 1, "exists"),
+        (vec![lab.path("a"), lab.path("b")], 2, "for the second time"),
+        (vec![PathBuf::from("-")], 2, "name a device or a file"),
+    ] {
+        let mut args = args!["boot", "ends@latest", "--accel", "tcg"];
+        args.extend(given.iter().flat_map(|target| args!["--restore", target]));
+        let said = lab.run(args).code(code);
+        assert!(said.stderr.contains(why), "{said}");
+        assert!(!said.text().contains("hello"), "{said}");
+    }
+    assert_eq!(names_in(&changes), Vec::<String>::new());
+
+    // One that knows no power button is killed, and its disk complete as well.
+    let other = lab.path("other");
+    let mut running = lab.start(boot("web1@latest", &other));
+    running.wait_until_prints("the restore is complete; power the guest off");
+    running.wait_until_prints("web1 login");
+    running.signal(Signal::SIGINT);
+    running.wait().code(3);
+    assert!(fs::read(&other).expect("reads") == fs::read(lab.path("web1")).expect("reads"));
+    assert_eq!(names_in(&changes), Vec::<String>::new());
+}
+
+#[test]
+#[ignore = "needs QEMU: scripts/lab-tests rehearsal"]
+fn what_a_guest_has_flushed_survives_a_killed_restore() {
+    // Writes before it prints: SeaBIOS can't flush, so QEMU flushes each write.
+    let lab = lab_with(&[("web1", "", HALT)]);
+    let disk = lab.path("web1");
+    bootable_after(&disk, WRITE, "written\r\n", HALT);
+    lab.backup("web1", &disk);
+    let target = lab.path("target");
+    let mut running = lab.start(args!["boot", "web1@latest", "--accel", "tcg", "--restore", &target]);
+    running.wait_until_prints("written");
+    let changes = lab.state_dir().join("changes");
+    let [name] = names_in(&changes).try_into().expect("one file");
+    let changes = changes.join(name);
+    let now = lab.path("as-after-a-power-cut");
+    fs::copy(&changes, &now).expect("copies");
+    kill_with_all(running);
+    assert!(!target.exists());
+    let expected = with_copied_sector(&disk);
+    for (number, file) in [now, changes].into_iter().enumerate() {
+        let target = lab.path(&format!("target-{number}"));
+        lab.run(args!["restore", "web1@latest", &target, "--changes", file])
+            .code(0);
+        assert!(fs::read(target).expect("reads") == expected);
+    }
+    // The next run removes what the killed one left.
+    lab.run(args![
+        "rehearse",
+        "web1@latest",
+        "--accel",
+        "tcg",
+        "--expect",
+        "written"
+    ])
+    .done();
+}
+
+#[test]
+#[ignore = "needs QEMU: scripts/lab-tests rehearsal"]
+fn a_restore_behind_a_guest_whose_qemu_dies_tells_how_to_finish_it() {
+    let lab = lab_with(&[("web1", "web1 login: ", HALT)]);
+    let target = lab.path("a target");
+    let mut running = lab.start(args!["boot", "web1@latest", "--accel", "tcg", "--restore", &target]);
+    running.wait_until_prints("the restore is complete");
+    let [directory] = directories_of(running.pid()).try_into().expect("one directory");
+    let [qemu] = qemus_in(&directory).try_into().expect("one QEMU");
+    let pid = qemu
+        .file_name()
+        .and_then(|name| name.to_str())
+        .expect("a number")
+        .parse()
+        .expect("a number");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).expect("signals");
+    let said = running.wait().code(1);
+    assert!(!target.exists());
+    let line = said
+        .stderr
+        .lines()
+        .find_map(|line| Some(line.split_once("ERROR vbk ")?.1))
+        .expect("a command");
+    let done = Command::new("sh")
+        .args(["-c", &format!("'{VBK}' {line}")])
+        .env("VBK_STATE_DIR", lab.state_dir())
+        .output();
+    assert!(done.expect("runs").status.success(), "{said}");
+    assert!(fs::read(&target).expect("reads") == fs::read(lab.path("web1")).expect("reads"));
+}
+
+#[test]
+fn a_guest_that_can_not_be_started_lets_the_others_have_their_turn() {
+    let lab = lab_with(&[("web1", "", HALT), ("web2", "", HALT)]);
+    let rotate = || {
+        let metrics = lab.path("vbk.prom");
+        let args = args![
+            "rehearse",
+            "--rotate",
+            "30d",
+            "--accel",
+            "tcg",
+            "--qemu-user",
+            "root",
+            "--metrics",
+            metrics
+        ];
+        start_with_qemu(&lab, "echo broken >&2; exit 1", args)
+    };
+    for guest in ["web1", "web2", "web1"] {
+        let said = rotate().wait().code(1);
+        for words in ["QEMU failed: broken", &format!("booting {guest}@")] {
+            assert!(said.to_string().contains(words), "{said}");
+        }
+    }
+    assert!(lab.ok(args!["list"]).contains("could not be rehearsed 20"));
+    let metrics = fs::read_to_string(lab.path("vbk.prom")).expect("reads");
+    assert!(metrics.contains("vbk_rehearsal_success{guest=\"web2\"} 0"), "{metrics}");
+    // None takes the directory of another one for a leftover.
+    let together: Vec<_> = (0..6).map(|_| rotate()).collect();
+    for running in together {
+        let said = running.wait().code(1);
+        assert!(said.stderr.contains("QEMU failed: broken"), "{said}");
+    }
+}
+
+#[test]
+fn a_start_that_takes_long_can_be_interrupted() {
+    let lab = lab_with(&[("web1", "", HALT)]);
+    let args = args![
+        "boot",
+        "web1@latest",
+        "--accel",
+        "tcg",
+        "--qemu-user",
+        "root",
+        "--restore",
+        lab.path("target")
+    ];
+    let running = start_with_qemu(&lab, "echo $$ >started; exec sleep 1000", args);
+    let is_started = || {
+        let directories = directories_of(running.pid());
+        directories
+            .iter()
+            .any(|directory| directory.join("work/started").exists())
+    };
+    assert!(wait_until(Duration::from_secs(30), is_started));
+    running.signal(Signal::SIGINT);
+    running.wait().code(130);
+    assert_eq!(names_in(&lab.state_dir().join("changes")), Vec::<String>::new());
+    assert!(!lab.path("target").exists());
 }

@@ -23,7 +23,8 @@ pub struct MachineArgs {
     #[arg(long)]
     pub machine: Option<FamilyArg>,
 
-    /// Memory, e.g. 2G; at most three quarters of the host's free memory [default: as in the libvirt XML; 1G without one]
+    /// Memory, e.g. 2G; at most three quarters of the host's free memory [default: as in the libvirt XML, for a rehearsal at
+    /// most 4G; 1G without one]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub memory: Option<u64>,
 
@@ -40,9 +41,14 @@ pub struct MachineArgs {
     #[arg(long, value_enum, default_value_t = NetworkArg::None)]
     pub network: NetworkArg,
 
-    /// Limit of the scratch file that takes the guest's writes [default: 8G]
+    /// Limit of the file that takes the guest's writes, at most nine tenths of the free space [default: 8G; with --restore only
+    /// that]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub scratch_size: Option<u64>,
+
+    /// User that QEMU runs as, if vbk is root; never one that owns something, e.g. the disks of other guests [default: nobody]
+    #[arg(long, value_name = "USER", hide_short_help = true)]
+    pub qemu_user: Option<String>,
 }
 
 /// Controller of disks.
@@ -100,6 +106,15 @@ pub struct BootArgs {
     #[arg(long, value_name = "FILE")]
     pub save: Option<PathBuf>,
 
+    /// Restore to this device or new file while the guest runs, and add the guest's writes once it is off; DISK=TARGET, for
+    /// each disk, if there are several
+    #[arg(long, value_name = "[DISK=]TARGET")]
+    pub restore: Vec<String>,
+
+    /// With --restore: replace an existing file, or write to a device that a program has open for writing
+    #[arg(long, short, requires = "restore")]
+    pub force: bool,
+
     /// Time that the guest has to power off after Ctrl-C, in seconds; then it is killed
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub grace: u64,
@@ -113,10 +128,20 @@ presses its power button, a second Ctrl-C ends it at once. It has no network
 unless --network user is given. Its disks are what matters: network cards,
 passed-through devices and shared directories of the libvirt XML are left out.
 
-Needs the packages qemu-system-x86 and, for UEFI, ovmf.
+With --restore the disks are restored behind the running guest, slowly, so that
+it is not held up. Until then its writes are in the file of --save, or in one in
+/var/lib/vbk-changes: what the guest has flushed is safe there, whatever fails.
+Power the guest off when the restore is complete: its writes are then added, and
+it can be started from the target. If anything fails before that, vbk prints the
+command that finishes it: vbk restore BACKUP TARGET --changes FILE.
+
+Needs the packages qemu-system-x86 and, for UEFI, ovmf. Where vbk is root, QEMU
+runs as the user nobody, with the group of /dev/kvm (--qemu-user).
 
 Examples:
   vbk boot web1@latest
+  vbk boot web1@latest --restore /dev/vg0/web1
+  vbk boot db1@latest --restore vda=/dev/vg0/root --restore vdb=/dev/vg0/data
   vbk boot web1@2026-11-20 --memory 2G --vnc 1
   vbk boot web1@latest --save /srv/web1.changes";
 

@@ -1,10 +1,11 @@
-//! The private directory of a boot: the mount of the disks, QEMU's sockets and its UEFI variables.
+//! The directory of a boot: the mount of the disks, and QEMU's own directory with its UEFI variables.
 
-use std::fs::{DirBuilder, File};
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::{DirBuilder, File, Permissions};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
+use vbk::boot::machine::Account;
 use vbk_fuse::volumes::{self, WhenBusy};
 
 use crate::exit::{Error, Result};
@@ -14,8 +15,12 @@ use crate::machine::runtime_directory;
 const ROOT: &str = "/run/vbk-boot";
 /// File that the run holds a lock on, to its end.
 const LOCK: &str = "lock";
+/// Directory that only this user can enter, with the mount point of the disks in it.
+const PRIVATE: &str = "private";
 /// Mount point of the disks.
 const DISKS: &str = "disks";
+/// QEMU's directory, which belongs to its user.
+const WORK: &str = "work";
 
 /// A directory that is removed when this is dropped, with the mount in it.
 pub struct BootDirectory {
@@ -26,29 +31,46 @@ pub struct BootDirectory {
 impl BootDirectory {
     /// Creates one, and removes those of runs that were killed.
     pub fn create() -> Result<Self> {
+        // Where QEMU has a user of its own, that one must get through to its directory; also while other runs have none.
+        let mode = if geteuid().is_root() { 0o711 } else { 0o700 };
         let root = root()?;
-        make(&root, true)?;
+        let made = DirBuilder::new().mode(mode).recursive(true).create(&root);
+        let made = made.and_then(|()| std::fs::set_permissions(&root, Permissions::from_mode(mode)));
+        made.map_err(Error::io(format!("create {}", root.display())))?;
+        // Held until the new directory is locked: another run would take it for a leftover before.
+        let failed = || Error::io(format!("lock {}", root.display()));
+        let making = File::open(&root).map_err(failed())?;
+        making.lock().map_err(failed())?;
         clean_leftovers(&root);
         let stamp = jiff::Timestamp::now().as_nanosecond();
         let path = root.join(format!("{}-{stamp:x}", std::process::id()));
-        make(&path, false)?;
+        make(&path, mode)?;
         let lock = path.join(LOCK);
         let failed = || Error::io(format!("lock {}", lock.display()));
         let file = File::create(&lock).map_err(failed())?;
         file.try_lock().map_err(|error| failed()(error.into()))?;
         let directory = Self { path, _lock: file };
-        make(&directory.disks(), false)?;
+        make(&directory.path.join(PRIVATE), 0o700)?;
+        make(&directory.disks(), 0o700)?;
+        make(&directory.work(), 0o700)?;
         Ok(directory)
     }
 
-    /// Returns its path.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Returns QEMU's directory.
+    pub fn work(&self) -> PathBuf {
+        self.path.join(WORK)
+    }
+
+    /// Gives QEMU's directory to its user. Afterwards that user can put anything there, e.g. links.
+    pub fn give_to(&self, user: Account) -> Result<()> {
+        let work = self.work();
+        let given = chown(&work, Some(user.uid), Some(user.gid));
+        given.map_err(Error::io(format!("set the owner of {}", work.display())))
     }
 
     /// Returns the mount point of the disks.
     pub fn disks(&self) -> PathBuf {
-        self.path.join(DISKS)
+        disks_in(&self.path)
     }
 }
 
@@ -65,28 +87,30 @@ fn root() -> Result<PathBuf> {
     }
 }
 
-fn make(path: &Path, is_parent: bool) -> Result<()> {
-    let made = DirBuilder::new().mode(0o700).recursive(is_parent).create(path);
+fn make(path: &Path, mode: u32) -> Result<()> {
+    let made = DirBuilder::new().mode(mode).create(path);
     made.map_err(Error::io(format!("create {}", path.display())))
 }
 
-/// Removes the directories of runs that were killed. QEMU and the process with the disks end with their run.
+fn disks_in(path: &Path) -> PathBuf {
+    path.join(PRIVATE).join(DISKS)
+}
+
+/// Removes the directories of runs that were killed. QEMU and the process with the disks end with their run. The caller holds
+/// the lock without which no directory is made.
 fn clean_leftovers(root: &Path) {
     for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
-        // A directory without a lock is being made.
-        let Ok(lock) = File::open(entry.path().join(LOCK)) else {
-            continue;
-        };
-        if lock.try_lock().is_ok() {
+        let is_held = File::open(entry.path().join(LOCK)).is_ok_and(|lock| lock.try_lock().is_err());
+        if !is_held {
             remove(&entry.path());
             tracing::info!("removed {}, which a killed run left behind", entry.path().display());
         }
     }
 }
 
-/// Removes a directory. Never removes anything below a mount.
+/// Removes a directory. Never removes anything below a mount, and follows no links.
 fn remove(path: &Path) {
-    let disks = path.join(DISKS);
+    let disks = disks_in(path);
     // Nothing is mounted there after a clean end.
     let _ = volumes::unmount(&disks, WhenBusy::Detach);
     // The system refuses to remove a mount point.

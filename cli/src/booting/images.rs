@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vbk::boot::process::die_with_parent;
 use vbk_repo::backup::Entry;
+use vbk_repo::files;
 use vbk_repo::keys;
 use vbk_repo::repository::Repository;
 
@@ -30,16 +31,26 @@ pub struct ServerOptions<'a> {
     pub save: Option<&'a Path>,
     /// Limit of the scratch file.
     pub scratch_bytes: Option<u64>,
+    /// QEMU runs as another user.
+    pub allow_other: bool,
 }
 
 /// The process. Dropped, it unmounts and ends.
 pub struct ImageServer {
     child: Child,
+    is_serving: bool,
 }
 
 impl ImageServer {
-    /// Starts it, and waits until the disks are there.
-    pub fn start(repository: &Repository, entry: &Entry, at: &Path, options: &ServerOptions<'_>) -> Result<Self> {
+    /// Starts it, and waits until the disks are there, or `cancelled` returns true. A file for the writes has a durable name
+    /// then.
+    pub fn start(
+        repository: &Repository,
+        entry: &Entry,
+        at: &Path,
+        options: &ServerOptions<'_>,
+        cancelled: &mut dyn FnMut() -> bool,
+    ) -> Result<Self> {
         let failed = || Error::io("start the process that serves the disks");
         let id = entry.id.to_string();
         let arguments = [
@@ -55,9 +66,12 @@ impl ImageServer {
         let mut arguments: Vec<OsString> = arguments.map(OsStr::to_owned).into();
         let limit = options.scratch_bytes.map(|size| format!("--scratch-size={size}"));
         arguments.extend(limit.map(OsString::from));
-        if let Some(path) = options.save {
-            let path = std::path::absolute(path).map_err(failed())?;
-            arguments.extend(["--save".into(), path.into_os_string()]);
+        let save = options.save.map(std::path::absolute).transpose().map_err(failed())?;
+        if let Some(path) = &save {
+            arguments.extend(["--save".into(), path.clone().into_os_string()]);
+        }
+        if options.allow_other {
+            arguments.push("--allow-other".into());
         }
         let mut command = Command::new(std::env::current_exe().map_err(failed())?);
         command
@@ -72,6 +86,7 @@ impl ImageServer {
         die_with_parent(&mut command, Signal::SIGTERM);
         let mut server = Self {
             child: command.spawn().map_err(failed())?,
+            is_serving: false,
         };
         let handover = Handover {
             key: match repository.keys() {
@@ -84,11 +99,16 @@ impl ImageServer {
             // A process that has ended reports the reason itself.
             let _ = pipe.write_all(&handover.text());
         }
-        server.wait_for(entry, at)?;
+        server.wait_for(entry, at, cancelled)?;
+        server.is_serving = true;
+        if let Some(directory) = save.as_deref().and_then(Path::parent) {
+            let synced = files::sync_directory_where_possible(directory);
+            synced.map_err(Error::io(format!("sync {}", directory.display())))?;
+        }
         Ok(server)
     }
 
-    fn wait_for(&mut self, entry: &Entry, at: &Path) -> Result<()> {
+    fn wait_for(&mut self, entry: &Entry, at: &Path, cancelled: &mut dyn FnMut() -> bool) -> Result<()> {
         let first = entry.backup.images.first().map(|image| format!("{}.img", image.disk));
         let first = at.join(first.ok_or_else(|| Error::Usage(format!("{} has no disks", entry.backup.spec())))?);
         let failed = || Error::io("wait for the process that serves the disks");
@@ -98,6 +118,9 @@ impl ImageServer {
             if ended.is_some() || Instant::now() > deadline {
                 return Err(failed()(std::io::Error::other("it did not serve them")));
             }
+            if cancelled() {
+                return Err(vbk_repo::Error::Interrupted.into());
+            }
             std::thread::sleep(INTERVAL);
         }
         Ok(())
@@ -106,6 +129,10 @@ impl ImageServer {
 
 impl Drop for ImageServer {
     fn drop(&mut self) {
+        if !self.is_serving {
+            // It may take long to open the repository, and has nothing to write. The directory's end detaches its mount.
+            let _ = self.child.kill();
+        }
         let process = i32::try_from(self.child.id()).map(Pid::from_raw);
         if let (Ok(process), Ok(None)) = (process, self.child.try_wait()) {
             // It is not reaped yet, so the id is its own.

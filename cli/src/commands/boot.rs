@@ -3,18 +3,22 @@
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use serde::Serialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use vbk::boot::process::{MAX_TYPED_BYTES, Running};
 use vbk_repo::state::BootAccelerator;
 
 use crate::args::BootArgs;
+use crate::booting::behind::{BehindRestore, KeptFile, targets};
 use crate::booting::{BootOptions, accelerator, check_whole, start};
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
+use crate::restoring::print_behind;
 use crate::warnings::warn_of_clock;
 
 /// Interval of looking at signals.
@@ -28,6 +32,18 @@ struct Report {
     accelerator: BootAccelerator,
     /// The guest ended by itself, or after the power button.
     powered_off: bool,
+    /// Disks that were restored while the guest ran, with its changes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    restored: Vec<RestoredJson>,
+    /// File with the guest's writes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    changes: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct RestoredJson {
+    disk: String,
+    target: PathBuf,
 }
 
 /// Boots a backup and connects the terminal to its console, until the guest ends.
@@ -40,72 +56,159 @@ pub fn run(context: &Context<'_>, args: &BootArgs) -> Result<Outcome> {
     let catalogue = view.catalogue()?;
     let entry = catalogue.find(&args.backup)?;
     warn_of_clock(&catalogue, &args.backup, entry);
+    let disks = targets(&args.restore, &entry.backup)?;
+    let mut save = args.save.clone();
+    let mut behind = match disks.is_empty() {
+        true => None,
+        false => {
+            let file = KeptFile::new(args.save.as_deref(), &entry.backup)?;
+            save = Some(file.path.clone());
+            Some(BehindRestore::claim(
+                &repository,
+                &view,
+                entry,
+                disks,
+                file,
+                args.force,
+            )?)
+        }
+    };
     let options = BootOptions {
         machine: &args.machine,
-        save: args.save.clone(),
+        save,
         vnc: args.vnc,
         is_kept_after_end: false,
+        limit_bytes: None,
+        // The file takes all that the guest writes until it is off, perhaps days later.
+        scratch_bytes: args.machine.scratch_size.or(behind.as_ref().map(|_| u64::MAX)),
     };
-    let mut booted = start(&repository, &view, entry, &options)?;
-    let guest = &mut booted.guest;
+    let started = start(&repository, &view, entry, &options, &mut || has_come(&mut signals));
+    let mut booted = match started {
+        Ok(booted) => booted,
+        Err(error) => {
+            if let Some(behind) = behind {
+                behind.discard();
+            }
+            return Err(error);
+        }
+    };
     let spec = entry.backup.spec();
-    let accelerator = accelerator(guest.accelerator);
+    let accelerator = accelerator(booted.guest.accelerator);
     let vnc = args
         .vnc
         .map(|number| format!(", screen at 127.0.0.1:{}", 5900 + number));
     context.say(format_args!(
         "{spec} runs with {}{}; Ctrl-C presses its power button",
-        guest.accelerator.name(),
+        booted.guest.accelerator.name(),
         vnc.unwrap_or_default()
     ));
+    if let Some(behind) = &mut behind {
+        context.say(behind.describe());
+        if let Err(error) = behind.start() {
+            behind.explain();
+            return Err(error);
+        }
+    }
+    let attended = attend(context, &mut booted.guest, &mut signals, behind.as_mut(), args.grace);
+    // Closes the file with the guest's writes.
+    drop(booted);
+    context.say("");
+    let mut report = Report {
+        backup: spec,
+        accelerator,
+        powered_off: false,
+        restored: Vec::new(),
+        changes: args.save.clone(),
+    };
+    if let Some(behind) = behind {
+        report.powered_off = attended.inspect_err(|_| behind.explain())?;
+        let restored = behind.complete(&mut |news| {
+            if let Some(news) = news {
+                context.say(news);
+            }
+            has_come(&mut signals)
+        })?;
+        for (disk, restored) in restored {
+            let (name, target) = (disk.image.disk.to_string(), disk.path);
+            context.say(format_args!(
+                "{}/{name} with the guest's changes is restored to {}",
+                report.backup,
+                target.display()
+            ));
+            print_behind(context, restored.behind.as_ref(), &target);
+            report.restored.push(RestoredJson { disk: name, target });
+        }
+    } else {
+        report.powered_off = attended?;
+    }
+    context.say(format_args!("{} has ended", report.backup));
+    context.json_result(&report)?;
+    match report.powered_off {
+        true => Ok(Outcome::Done),
+        false => Ok(Outcome::Warnings),
+    }
+}
+
+/// Returns whether a signal has come. Signals that come together count as one.
+fn has_come(signals: &mut Signals) -> bool {
+    signals.pending().count() > 0
+}
+
+/// Passes the console on and what is typed, until the guest is off. Returns false if it was killed.
+fn attend(
+    context: &Context<'_>,
+    guest: &mut Running,
+    signals: &mut Signals,
+    mut behind: Option<&mut BehindRestore>,
+    grace_s: u64,
+) -> Result<bool> {
     let mut keyboard = Keyboard::open();
     let mut asked: Option<Instant> = None;
-    let mut powered_off = false;
     loop {
-        let signalled = signals.pending().next().is_some();
+        let signalled = has_come(signals);
         let is_first = signalled && asked.is_none();
         if is_first {
             asked = Some(Instant::now());
             context.say("");
             context.say(format_args!(
-                "the guest was asked to power off; it is killed in {} s, or at once with Ctrl-C",
-                args.grace
+                "the guest was asked to power off; it is killed in {grace_s} s, or at once with Ctrl-C"
             ));
-            guest.press_power_button()?;
+            // A guest that has just ended has no button.
+            if let Err(error) = guest.press_power_button() {
+                tracing::debug!("the power button: {error}");
+            }
         }
-        let is_late = asked.is_some_and(|at| at.elapsed() >= Duration::from_secs(args.grace));
+        let is_late = asked.is_some_and(|at| at.elapsed() >= Duration::from_secs(grace_s));
         if is_late || signalled && !is_first {
-            tracing::warn!("the guest did not power off, and was killed");
-            break;
+            tracing::warn!("the guest did not power off, and was killed: its disks are as after a power cut");
+            return Ok(false);
         }
-        match guest.read_console(INTERVAL, keyboard.as_ref().map(|keyboard| &keyboard.input))? {
+        if guest.is_paused_by_disk() {
+            tracing::warn!("the guest is paused, because a write to its disk failed; the scratch file may be full");
+        }
+        if let Some(news) = behind.as_mut().and_then(|behind| behind.news()) {
+            context.say(news);
+        }
+        // What is typed waits until the guest reads its console.
+        let readable = keyboard
+            .as_ref()
+            .filter(|_| guest.can_type())
+            .map(|keyboard| &keyboard.input);
+        let is_typing = readable.is_some();
+        match guest.read_console(INTERVAL, readable)? {
             Some(bytes) => show(context, &bytes),
             None => {
                 guest.end(END)?;
-                powered_off = true;
-                break;
+                return Ok(true);
             }
         }
-        if let Some(typed) = keyboard.as_mut().and_then(Keyboard::typed) {
+        if let Some(typed) = keyboard.as_mut().filter(|_| is_typing).and_then(Keyboard::typed) {
             guest.write_console(&typed);
         }
         // Standard input has ended.
         if keyboard.as_ref().is_some_and(|keyboard| keyboard.is_at_end) {
             keyboard = None;
         }
-    }
-    drop(keyboard);
-    drop(booted);
-    context.say("");
-    context.say(format_args!("{spec} has ended"));
-    context.json_result(&Report {
-        backup: spec,
-        accelerator,
-        powered_off,
-    })?;
-    match powered_off {
-        true => Ok(Outcome::Done),
-        false => Ok(Outcome::Warnings),
     }
 }
 
@@ -154,7 +257,7 @@ impl Keyboard {
         if !poll(&mut files, PollTimeout::ZERO).is_ok_and(|ready| ready > 0) {
             return None;
         }
-        let mut bytes = vec![0; 1024];
+        let mut bytes = vec![0; MAX_TYPED_BYTES];
         let count = self.input.read(&mut bytes).unwrap_or(0);
         bytes.truncate(count);
         self.is_at_end = count == 0;

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde::Serialize;
+use vbk::boot::BootError;
 use vbk::boot::console::{ConsoleLog, Watch};
 use vbk::boot::machine::Accelerator;
 use vbk::boot::rehearsal::{Verdict, Wanted, watch};
@@ -16,14 +17,14 @@ use vbk_repo::ErrorKind;
 use vbk_repo::backup::Entry;
 use vbk_repo::catalogue::Catalogue;
 use vbk_repo::files::{self, Mode, Synced};
-use vbk_repo::state::{BootProof, Rehearsed, States};
+use vbk_repo::state::{Attempt, BootProof, Rehearsed, States};
 
 use crate::args::RehearseArgs;
 use crate::booting::{BootOptions, accelerator, check_whole, start};
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
 use crate::machine::rehearsals_dir;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, RehearsalRun};
 use crate::signals;
 use crate::terminal::{printable, units};
 use crate::warnings::{warn_of_clock, warn_of_guess};
@@ -31,6 +32,8 @@ use crate::warnings::{warn_of_clock, warn_of_guess};
 /// Time limits of a boot.
 const LIMIT_WITH_KVM: Duration = Duration::from_secs(10 * 60);
 const LIMIT_WITHOUT_KVM: Duration = Duration::from_secs(30 * 60);
+/// Memory of a guest whose description asks for more: it may be hostile, and the host has other work.
+const MEMORY_BYTES: u64 = 4 << 30;
 /// Lines of the console that a failure shows.
 const SHOWN_LINES: usize = 8;
 /// Formats of screenshots.
@@ -96,8 +99,20 @@ pub fn run(context: &Context<'_>, args: &RehearseArgs) -> Result<Outcome> {
         save: None,
         vnc: None,
         is_kept_after_end: true,
+        limit_bytes: Some(MEMORY_BYTES),
+        scratch_bytes: args.machine.scratch_size,
     };
-    let booted = start(&repository, &view, entry, &options)?;
+    let cancelled = &mut || cancel.load(Ordering::SeqCst);
+    let booted = match start(&repository, &view, entry, &options, cancelled) {
+        Ok(booted) => booted,
+        Err(error) => {
+            let is_of_guest = !matches!(error, Error::Usage(_) | Error::Boot(BootError::NoQemu));
+            if is_of_guest && error.kind() != ErrorKind::Interrupted {
+                unstarted(context, args, entry, &cancel);
+            }
+            return Err(error);
+        }
+    };
     let rehearsal = rehearse(booted, args, &cancel)?;
     let failure = match &rehearsal.verdict {
         Verdict::Cancelled => return Err(vbk_repo::Error::Interrupted.into()),
@@ -112,7 +127,7 @@ pub fn run(context: &Context<'_>, args: &RehearseArgs) -> Result<Outcome> {
     let took = units::duration(Duration::from_millis(rehearsal.rehearsed.duration_ms));
     let with = match rehearsal.rehearsed.accelerator {
         vbk_repo::state::BootAccelerator::Kvm => "KVM",
-        vbk_repo::state::BootAccelerator::Tcg => "TCG",
+        vbk_repo::state::BootAccelerator::Tcg | vbk_repo::state::BootAccelerator::Other => "TCG",
     };
     match (failure, rehearsal.rehearsed.proof) {
         (None, Some(proof)) => {
@@ -120,6 +135,7 @@ pub fn run(context: &Context<'_>, args: &RehearseArgs) -> Result<Outcome> {
                 BootProof::Login => "its console shows a login prompt",
                 BootProof::Pattern => "its console shows the pattern",
                 BootProof::Agent => "its guest agent answers",
+                BootProof::Other => "it is up",
             };
             context.say(format_args!("{spec} is proven bootable: {proof} after {took} ({with})"));
         }
@@ -148,17 +164,34 @@ pub fn run(context: &Context<'_>, args: &RehearseArgs) -> Result<Outcome> {
         console,
         screen,
     })?;
-    let recorded = record(context, &spec, rehearsal.rehearsed, states.is_unread(&spec), &cancel);
-    let guest = entry.backup.guest.as_str();
-    let counted = count(context, args.metrics.as_deref(), guest, rehearsal.rehearsed);
-    if let Err(error) = &counted {
-        tracing::warn!("the metrics were not written: {}", error.text());
+    let recorded = record(context, &spec, Attempt::Ended(rehearsal.rehearsed), &cancel);
+    if recorded && states.is_unread(&spec) {
+        warn_of_guess(&spec);
     }
-    Ok(match (failure, recorded && counted.is_ok()) {
+    let rehearsed = rehearsal.rehearsed;
+    let run = RehearsalRun {
+        at: rehearsed.at,
+        is_proven: rehearsed.proof.is_some(),
+        duration_ms: rehearsed.duration_ms,
+    };
+    let counted = count(context, args, entry, run);
+    Ok(match (failure, recorded && counted) {
         (Some(_), _) => Outcome::Damage,
         (None, true) => Outcome::Done,
         (None, false) => Outcome::Warnings,
     })
+}
+
+/// Notes that a guest could not be started, so that the other guests get their turn.
+fn unstarted(context: &Context<'_>, args: &RehearseArgs, entry: &Entry, cancel: &AtomicBool) {
+    let at = Timestamp::now();
+    record(context, &entry.backup.spec(), Attempt::Unstarted(at), cancel);
+    let run = RehearsalRun {
+        at,
+        is_proven: false,
+        duration_ms: 0,
+    };
+    count(context, args, entry, run);
 }
 
 fn rehearse(mut booted: crate::booting::Booted, args: &RehearseArgs, cancel: &AtomicBool) -> Result<Rehearsal> {
@@ -208,8 +241,9 @@ fn due<'a>(catalogue: &'a Catalogue, states: &States, since: Timestamp) -> Optio
         .iter()
         .filter(|entry| !entry.backup.images.is_empty())
     {
-        let rehearsed = states.of(&entry.backup).rehearsed;
-        let tried = rehearsed.map(|rehearsed| rehearsed.at);
+        let state = states.of(&entry.backup);
+        let rehearsed = state.rehearsed;
+        let tried = rehearsed.map(|rehearsed| rehearsed.at).max(state.unstarted);
         let proven = rehearsed.and_then(|rehearsed| rehearsed.proof.map(|_| rehearsed.at));
         let guest = entry.backup.guest.as_str();
         let (newest, last_tried, last_proven) = guests.entry(guest).or_insert((entry, None, None));
@@ -252,34 +286,36 @@ fn keep(guest: &str, rehearsal: &Rehearsal) -> Result<(Option<PathBuf>, Option<P
     Ok((Some(console), Some(screen)))
 }
 
-/// Adds the result to the metrics, if there is a file for them.
-fn count(context: &Context<'_>, given: Option<&Path>, guest: &str, rehearsed: Rehearsed) -> Result<()> {
-    let path = match given {
-        Some(path) => Some(path),
-        None => context.config()?.metrics.as_deref(),
+/// Adds the result to the metrics, if there is a file for them. Returns false if that was not possible; a warning says why.
+fn count(context: &Context<'_>, args: &RehearseArgs, entry: &Entry, run: RehearsalRun) -> bool {
+    let write = || {
+        let path = match &args.metrics {
+            Some(path) => Some(path.as_path()),
+            None => context.config()?.metrics.as_deref(),
+        };
+        let Some(path) = path else {
+            return Ok(());
+        };
+        let mut metrics = Metrics::at(path)?;
+        metrics.record_rehearsal(entry.backup.guest.as_str(), run);
+        metrics.finish(|_| true)
     };
-    let Some(path) = path else {
-        return Ok(());
-    };
-    let mut metrics = Metrics::at(path)?;
-    metrics.record_rehearsal(guest, rehearsed);
-    metrics.finish(|_| true)
+    let written: Result<()> = write();
+    if let Err(error) = &written {
+        tracing::warn!("the metrics were not written: {}", error.text());
+    }
+    written.is_ok()
 }
 
 /// Notes the result in the repository. Returns false if that was not possible; a warning says why.
-fn record(context: &Context<'_>, spec: &str, rehearsed: Rehearsed, is_guess: bool, cancel: &AtomicBool) -> bool {
+fn record(context: &Context<'_>, spec: &str, attempt: Attempt, cancel: &AtomicBool) -> bool {
     if context.is_doubted() {
         return true;
     }
     let manager = context.manager("rehearse", false, cancel);
-    let recorded = manager.and_then(|manager| Ok(manager.record_rehearsal(spec, rehearsed)?));
+    let recorded = manager.and_then(|manager| Ok(manager.record_rehearsal(spec, attempt)?));
     match recorded {
-        Ok(true) => {
-            if is_guess {
-                warn_of_guess(spec);
-            }
-            true
-        }
+        Ok(true) => true,
         Ok(false) => {
             tracing::warn!("the result was not noted: {spec} was forgotten meanwhile");
             false

@@ -3,16 +3,12 @@
 mod create;
 mod differential;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use vbk::restore::{
-    Behind, Damaged, DamagedRange, DiskChanges, Fill, Format, RestoreOptions, Restored, restore, stream,
-};
-use vbk_inside::overlay::{ChangedDisk, Changes};
+use vbk::restore::{Damaged, DamagedRange, DiskChanges, Fill, Format, RestoreOptions, Restored, restore, stream};
 use vbk_repo::backup::{Backup, Image};
 use vbk_repo::catalogue::BackupSpec;
 use vbk_repo::reader::{ImageReader, ReadResources};
@@ -20,6 +16,7 @@ use vbk_repo::reader::{ImageReader, ReadResources};
 use crate::args::{FileFormat, RestoreArgs, SkipDamaged};
 use crate::context::{Context, stdout_is_terminal, threads};
 use crate::exit::{Error, Outcome, Result};
+use crate::restoring::{open_changes, print_behind};
 use crate::signals;
 use crate::terminal::progress::{Progress, Words};
 use crate::terminal::units;
@@ -155,33 +152,17 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
     Ok(outcome)
 }
 
-/// Opens the file of --changes, which must be of this backup.
+/// Opens the file of --changes.
 fn changes(args: &RestoreArgs, id: &str, image: &Image) -> Result<Option<DiskChanges>> {
     let Some(path) = &args.changes else {
         return Ok(None);
     };
-    let opened = File::open(path).and_then(Changes::open);
-    let changes = opened.map_err(Error::io(format!("open {}", path.display())))?;
+    let changes = open_changes(path, id, &[image])?;
     if !changes.is_closed() {
         tracing::warn!(
             "the mount that wrote {} was killed: it holds what was written before the last sync, and a btrfs may have another UUID",
             path.display()
         );
-    }
-    if changes.backup() != id {
-        return Err(Error::Usage(format!(
-            "{} holds changes of another backup: {}; `vbk show` takes that id",
-            path.display(),
-            changes.backup()
-        )));
-    }
-    let fits = |disk: &ChangedDisk| disk.name != image.disk.as_str() || disk.size_bytes == image.size_bytes;
-    if !changes.disks().iter().all(fits) {
-        return Err(Error::Usage(format!(
-            "{} is damaged: it names another size for {}",
-            path.display(),
-            image.disk
-        )));
     }
     Ok(Some(DiskChanges::new(Arc::new(changes), image.disk.as_str())))
 }
@@ -266,34 +247,6 @@ fn print_damaged(label: &str, ranges: &[DamagedRange], instead: &str) -> Outcome
         units::count(ranges.len() as u64, "range")
     );
     Outcome::Damage
-}
-
-/// Describes the space after the end of the disk on a larger device.
-fn print_behind(context: &Context<'_>, behind: Option<&Behind>, target: &Path) {
-    let Some(behind) = behind else {
-        return;
-    };
-    let target = target.display();
-    for wiped in &behind.wiped {
-        context.say(format_args!(
-            "{target}: an old signature after the end of the disk, at {} bytes, was removed: {}",
-            wiped.offset_bytes, wiped.what
-        ));
-    }
-    context.say(format_args!(
-        "{target} is {} larger than the disk; {} after its end are unchanged{}",
-        units::size(behind.bytes),
-        if behind.wiped.is_empty() {
-            "the bytes"
-        } else {
-            "the other bytes"
-        },
-        if behind.gpt_ends_early {
-            format!(". `sgdisk -e {target}` moves the second header of its GPT to the end")
-        } else {
-            String::new()
-        }
-    ));
 }
 
 fn choose<'a>(backup: &'a Backup, spec: &BackupSpec) -> Result<&'a Image> {

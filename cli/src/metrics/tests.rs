@@ -1,7 +1,5 @@
 use std::os::unix::fs::PermissionsExt;
 
-use vbk_repo::state::{BootAccelerator, BootProof};
-
 use super::*;
 
 const GOLDEN: &str = r#"# HELP vbk_backup_last_success_timestamp_seconds End of the last successful backup of the guest, in seconds since 1970.
@@ -238,19 +236,18 @@ fn concurrent_runs_keep_the_metrics_of_each_other() {
 fn the_last_proof_of_a_guest_is_kept_through_a_failure() {
     let (_dir, path) = place();
     write(&path, &[("web1", good())], None).expect("works");
-    let rehearse = |at_ms: i64, proof| {
+    let rehearse = |at_ms: i64, is_proven| {
         let mut metrics = Metrics::at(&path).expect("opens");
-        let rehearsed = Rehearsed {
+        let run = RehearsalRun {
             at: at(at_ms),
-            proof,
+            is_proven,
             duration_ms: 1500,
-            accelerator: BootAccelerator::Kvm,
         };
-        metrics.record_rehearsal("web1", rehearsed);
+        metrics.record_rehearsal("web1", run);
         metrics.finish(|_| true).expect("writes");
     };
-    rehearse(1_000_000, Some(BootProof::Login));
-    rehearse(2_000_000, None);
+    rehearse(1_000_000, true);
+    rehearse(2_000_000, false);
     let text = text_of(&path);
     for line in [
         r#"vbk_rehearsal_last_proof_timestamp_seconds{guest="web1"} 1000"#,
@@ -264,4 +261,15 @@ fn the_last_proof_of_a_guest_is_kept_through_a_failure() {
     assert_eq!(Values::parse(&text).expect("is ours").render(), text);
     Metrics::at(&path).expect("opens").finish(|_| false).expect("writes");
     assert!(!text_of(&path).contains("web1"));
+}
+
+#[test]
+fn metrics_of_a_later_version_do_not_make_the_file_foreign() {
+    let later = "vbk_backup_success{guest=\"web1\"} 1\nvbk_backup_hope{guest=\"web1\",disk=\"vda\"} 2\nvbk_hope 3\n";
+    let text = Values::parse(later).expect("is ours").render();
+    assert!(
+        text.contains("vbk_backup_success{guest=\"web1\"} 1") && !text.contains("hope"),
+        "{text}"
+    );
+    assert!(Values::parse("node_hope 3\n").is_none());
 }

@@ -2,20 +2,24 @@
 
 use crate::error::Result;
 use crate::repository::Manager;
-use crate::state::{Rehearsed, note_of};
+use crate::state::{Attempt, note_of};
 
 impl Manager {
-    /// Records a rehearsal of the backup named `GUEST@TIME`, in place of an earlier one. Returns false, and records nothing,
+    /// Records a rehearsal of the backup named `GUEST@TIME`, in place of an earlier one; one whose guest could not be started
+    /// leaves the earlier result as it is. Returns false, and records nothing,
     /// if the backup was forgotten meanwhile.
     ///
     /// A state that can't be read is replaced by one that protects the backup, because it may have said so.
-    pub fn record_rehearsal(&self, backup: &str, rehearsed: Rehearsed) -> Result<bool> {
+    pub fn record_rehearsal(&self, backup: &str, attempt: Attempt) -> Result<bool> {
         let catalogue = self.catalogue()?;
         if !catalogue.entries().iter().any(|entry| entry.backup.spec() == backup) {
             return Ok(false);
         }
         let mut state = self.states()?.noted(backup);
-        state.rehearsed = Some(rehearsed);
+        match attempt {
+            Attempt::Ended(rehearsed) => (state.rehearsed, state.unstarted) = (Some(rehearsed), None),
+            Attempt::Unstarted(at) => state.unstarted = Some(at),
+        }
         self.amend(&[], &[note_of(backup, state)])?;
         Ok(true)
     }
@@ -27,7 +31,7 @@ mod tests {
 
     use crate::block::BlockSize;
     use crate::repository::{CreateOptions, Repository};
-    use crate::state::{BootAccelerator, BootProof, Rehearsed, State};
+    use crate::state::{Attempt, BootAccelerator, BootProof, Rehearsed, State};
     use crate::tests::testing::{backup, mixed_bytes, store_image};
 
     const REHEARSED: Rehearsed = Rehearsed {
@@ -47,28 +51,35 @@ mod tests {
         let made = backup("web1", "2026-11-20T00-00-00Z", vec![image]);
         let entry = manager.writer().commit(made).expect("commits").entry;
         let spec = entry.backup.spec();
-        assert!(manager.record_rehearsal(&spec, REHEARSED).expect("records"));
-        assert_eq!(
-            manager.states().expect("loads").of(&entry.backup).rehearsed,
-            Some(REHEARSED)
-        );
+        let at = Timestamp::UNIX_EPOCH;
+        for (attempt, unstarted) in [(Attempt::Ended(REHEARSED), None), (Attempt::Unstarted(at), Some(at))] {
+            assert!(manager.record_rehearsal(&spec, attempt).expect("records"));
+            let state = manager.states().expect("loads").of(&entry.backup);
+            assert_eq!((state.rehearsed, state.unstarted), (Some(REHEARSED), unstarted));
+        }
         manager.amend(std::slice::from_ref(&spec), &[]).expect("forgets");
         assert_eq!(manager.states().expect("loads").noted(&spec), State::default());
-        assert!(!manager.record_rehearsal(&spec, REHEARSED).expect("finds nothing"));
+        assert!(
+            !manager
+                .record_rehearsal(&spec, Attempt::Ended(REHEARSED))
+                .expect("finds nothing")
+        );
     }
 
     #[test]
-    fn a_result_that_is_not_understood_is_not_read_as_one() {
-        let read = |text: &str| serde_json::from_str::<Rehearsed>(text).is_ok();
+    fn a_result_of_a_later_version_can_be_read() {
+        let read = |text: &str| serde_json::from_str::<Rehearsed>(text);
         let good = serde_json::to_string(&REHEARSED).expect("has a JSON form");
-        assert!(read(&good), "{good}");
-        for (from, to) in [
-            ("login", "hope"),
-            ("kvm", "xen"),
-            ("1500", "-1"),
-            ("{", "{\"other\":1,"),
-        ] {
-            assert!(!read(&good.replacen(from, to, 1)), "{from}");
-        }
+        assert_eq!(read(&good).expect("reads"), REHEARSED);
+        let later = good
+            .replacen("login", "hope", 1)
+            .replacen("kvm", "xen", 1)
+            .replacen('{', "{\"other\":1,", 1);
+        let later = read(&later).expect("reads");
+        assert_eq!(
+            (later.proof, later.accelerator),
+            (Some(BootProof::Other), BootAccelerator::Other)
+        );
+        assert!(read(&good.replacen("1500", "-1", 1)).is_err());
     }
 }

@@ -153,11 +153,22 @@ impl Running {
     /// Waits until the message so far has this text in it.
     #[track_caller]
     pub fn wait_until_says(&mut self, text: &str) {
+        self.wait_until_in(|this| &this.stderr, text);
+    }
+
+    /// Waits until the output so far has this text in it.
+    #[track_caller]
+    pub fn wait_until_prints(&mut self, text: &str) {
+        self.wait_until_in(|this| &this.stdout, text);
+    }
+
+    #[track_caller]
+    fn wait_until_in(&mut self, file: fn(&Self) -> &File, text: &str) {
         let mut said = String::new();
         let mut ended = false;
         wait_until(TIMEOUT, || {
             ended = self.has_ended();
-            said = String::from_utf8_lossy(&read_so_far(&self.stderr)).into_owned();
+            said = String::from_utf8_lossy(&read_so_far(file(self))).into_owned();
             ended || said.contains(text)
         });
         let command = &self.command;

@@ -8,10 +8,11 @@ use vbk::restore::differential::{Difference, DifferentialOptions, Updated, compa
 use vbk::restore::{Damaged, Restored};
 use vbk_repo::ErrorKind;
 
-use super::{Disk, Report, damage_mode, print_behind, print_damaged};
+use super::{Disk, Report, damage_mode, print_damaged};
 use crate::args::RestoreArgs;
 use crate::context::{Context, threads};
 use crate::exit::{Outcome, Result};
+use crate::restoring::print_behind;
 use crate::terminal::progress::{Progress, Words};
 use crate::terminal::units;
 
