@@ -64,6 +64,11 @@ impl Secrets {
         }
     }
 
+    /// Tests whether a person can be asked.
+    pub fn can_ask(&self) -> bool {
+        self.ask.is_some()
+    }
+
     /// Calls `try_one` with each passphrase until one opens a volume, and asks for one if none does.
     pub(crate) fn open<T>(
         &self,

@@ -33,6 +33,10 @@ pub struct OurMount {
     pub kind: MountKind,
     /// Source, as the kernel lists it.
     pub source: OsString,
+    /// Number of the FUSE file system with the images or files, as `stat` shows it; `None` if it is gone.
+    pub served: Option<(u32, u32)>,
+    /// User who made the FUSE mount, if the kernel says so.
+    pub user: Option<u32>,
     /// True if the process that served it is gone: nothing in it can be read, and it should be unmounted.
     pub dead: bool,
 }
@@ -53,14 +57,42 @@ pub fn list_ours() -> Result<Vec<OurMount>> {
                 None => !hidden.exists(),
             },
         };
+        let served = served_by(&mounts, mount, &kind);
         Some(OurMount {
             point: mount.mount_point.clone(),
+            served: served.map(|mount| mount.device),
+            user: served.and_then(user_of),
             kind,
             source: mount.source.clone(),
             dead,
         })
     });
     Ok(listed.collect())
+}
+
+/// Returns the FUSE mount that a process serves for a mount of vbk.
+pub(super) fn served_by<'a>(mounts: &'a [Mount], mount: &'a Mount, kind: &MountKind) -> Option<&'a Mount> {
+    match kind {
+        MountKind::Images => Some(mount),
+        MountKind::Files { hidden } => images_at(mounts, hidden),
+    }
+}
+
+/// Returns the user who made a FUSE mount.
+fn user_of(mount: &Mount) -> Option<u32> {
+    let mut options = mount.options.1.split(',');
+    options.find_map(|option| option.strip_prefix("user_id="))?.parse().ok()
+}
+
+/// Returns a directory as the kernel's table of mounts writes it. Touches no mount.
+pub fn mount_point(dir: &Path) -> Result<PathBuf> {
+    resolve(&read_mounts()?, dir)
+}
+
+/// Returns the number of the file system that is mounted at exactly `point`, as `stat` shows it.
+pub fn device_at(point: &Path) -> Result<Option<(u32, u32)>> {
+    let mounts = read_mounts()?;
+    Ok(bottom_at(&mounts, point).map(|mount| mount.device))
 }
 
 /// Returns the mount point of the file systems that are mounted from the images at `hidden`. Touches no mount.

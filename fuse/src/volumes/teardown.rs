@@ -50,6 +50,8 @@ pub struct Unmounted {
     pub point: PathBuf,
     /// Kind of the mount.
     pub kind: MountKind,
+    /// Number of the FUSE file system that a process served for it: [`super::OurMount::served`].
+    pub served: Option<(u32, u32)>,
     /// True if a part of it lives on until its last user is done. Only after [`WhenBusy::Detach`], or where a dead
     /// mount was in use.
     pub detached: bool,
@@ -88,12 +90,17 @@ pub fn unmount(dir: &Path, when_busy: WhenBusy) -> Result<Unmounted> {
             if may_mount {
                 unmount_tree(&mounts, bottom, when_busy)?
             } else {
-                unmount_as_user(&point, when_busy)?;
-                when_busy == WhenBusy::Detach
+                unmount_as_user(&point, when_busy)?
             }
         }
     };
-    Ok(Unmounted { point, kind, detached })
+    let served = ours::served_by(&mounts, bottom, &kind).map(|mount| mount.device);
+    Ok(Unmounted {
+        point,
+        kind,
+        served,
+        detached,
+    })
 }
 
 /// Removes what killed processes left: mounts with images below `hidden_root` that no mount of files refers to, and
@@ -298,14 +305,18 @@ fn unmount_one(point: &Path, when_busy: WhenBusy) -> Result<bool> {
     Ok(true)
 }
 
-/// Unmounts as a user other than root, through the helper that also mounted.
-fn unmount_as_user(point: &Path, when_busy: WhenBusy) -> Result<()> {
-    let mut command = Command::new("fusermount3");
-    command.arg("-u");
-    if when_busy == WhenBusy::Detach {
-        command.arg("-z");
+/// Unmounts as a user other than root, through the helper that also mounted; true if it was in use and had to be
+/// detached.
+fn unmount_as_user(point: &Path, when_busy: WhenBusy) -> Result<bool> {
+    match (fusermount(point, &["-u"]), when_busy) {
+        (Ok(()), _) => Ok(false),
+        (Err(_), WhenBusy::Detach) => fusermount(point, &["-u", "-z"]).map(|()| true),
+        (Err(error), WhenBusy::Fail) => Err(error),
     }
-    let output = command.arg("--").arg(point).output();
+}
+
+fn fusermount(point: &Path, options: &[&str]) -> Result<()> {
+    let output = Command::new("fusermount3").args(options).arg("--").arg(point).output();
     let output = output.map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => MountError::NoFusermount,
         _ => MountError::Unmount {
