@@ -26,6 +26,7 @@ mod new_keys;
 mod place;
 mod pruning;
 mod secrets;
+mod servers;
 mod signals;
 mod terminal;
 mod trust;

@@ -15,6 +15,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use vbk_inside::overlay::{ChangedDisk, Limits, Scratch};
 use vbk_repo::backup::Entry;
 
@@ -48,7 +49,7 @@ pub struct NewName {
 }
 
 /// A file that was created to be kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptFile {
     /// Its path.
     pub path: PathBuf,
@@ -70,9 +71,14 @@ impl KeptFile {
 }
 
 impl NewName {
+    /// Returns the file; `None` for one without a name.
+    pub fn file(&self) -> Option<KeptFile> {
+        self.kept.clone()
+    }
+
     /// Leaves the name, because the mount has started.
-    pub fn keep(mut self) -> Option<KeptFile> {
-        self.kept.take()
+    pub fn keep(mut self) {
+        self.kept = None;
     }
 }
 

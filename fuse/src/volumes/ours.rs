@@ -24,6 +24,15 @@ pub enum MountKind {
     },
 }
 
+/// A file system that a process serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FuseMount {
+    /// Number, as `stat` shows it. The kernel gives it to another file system after this one was unmounted.
+    pub device: (u32, u32),
+    /// User who mounted it, if the kernel says so.
+    pub user: Option<u32>,
+}
+
 /// A mount of vbk on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OurMount {
@@ -33,10 +42,8 @@ pub struct OurMount {
     pub kind: MountKind,
     /// Source, as the kernel lists it.
     pub source: OsString,
-    /// Number of the FUSE file system with the images or files, as `stat` shows it; `None` if it is gone.
-    pub served: Option<(u32, u32)>,
-    /// User who made the FUSE mount, if the kernel says so.
-    pub user: Option<u32>,
+    /// The FUSE file system with the images or files; `None` if it is gone.
+    pub served: Option<FuseMount>,
     /// True if the process that served it is gone: nothing in it can be read, and it should be unmounted.
     pub dead: bool,
 }
@@ -57,11 +64,9 @@ pub fn list_ours() -> Result<Vec<OurMount>> {
                 None => !hidden.exists(),
             },
         };
-        let served = served_by(&mounts, mount, &kind);
         Some(OurMount {
             point: mount.mount_point.clone(),
-            served: served.map(|mount| mount.device),
-            user: served.and_then(user_of),
+            served: served_by(&mounts, mount, &kind),
             kind,
             source: mount.source.clone(),
             dead,
@@ -70,18 +75,18 @@ pub fn list_ours() -> Result<Vec<OurMount>> {
     Ok(listed.collect())
 }
 
-/// Returns the FUSE mount that a process serves for a mount of vbk.
-pub(super) fn served_by<'a>(mounts: &'a [Mount], mount: &'a Mount, kind: &MountKind) -> Option<&'a Mount> {
-    match kind {
-        MountKind::Images => Some(mount),
-        MountKind::Files { hidden } => images_at(mounts, hidden),
-    }
-}
-
-/// Returns the user who made a FUSE mount.
-fn user_of(mount: &Mount) -> Option<u32> {
-    let mut options = mount.options.1.split(',');
-    options.find_map(|option| option.strip_prefix("user_id="))?.parse().ok()
+/// Returns the file system that a process serves for a mount of vbk.
+pub(super) fn served_by(mounts: &[Mount], mount: &Mount, kind: &MountKind) -> Option<FuseMount> {
+    let served = match kind {
+        MountKind::Images => mount,
+        MountKind::Files { hidden } => images_at(mounts, hidden)?,
+    };
+    let mut options = served.options.1.split(',');
+    let user = options.find_map(|option| option.strip_prefix("user_id="));
+    Some(FuseMount {
+        device: served.device,
+        user: user.and_then(|user| user.parse().ok()),
+    })
 }
 
 /// Returns a directory as the kernel's table of mounts writes it. Touches no mount.

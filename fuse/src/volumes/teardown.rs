@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use vbk_repo::mounts::Mount;
 
-use super::ours::{self, MountKind};
+use super::ours::{self, FuseMount, MountKind};
 use super::users::describe_users;
 use crate::sys::{self, Errno};
 use crate::volumes::error::{MountError, Result};
@@ -50,8 +50,8 @@ pub struct Unmounted {
     pub point: PathBuf,
     /// Kind of the mount.
     pub kind: MountKind,
-    /// Number of the FUSE file system that a process served for it: [`super::OurMount::served`].
-    pub served: Option<(u32, u32)>,
+    /// The file system that a process served for it.
+    pub served: Option<FuseMount>,
     /// True if a part of it lives on until its last user is done. Only after [`WhenBusy::Detach`], or where a dead
     /// mount was in use.
     pub detached: bool,
@@ -94,11 +94,10 @@ pub fn unmount(dir: &Path, when_busy: WhenBusy) -> Result<Unmounted> {
             }
         }
     };
-    let served = ours::served_by(&mounts, bottom, &kind).map(|mount| mount.device);
     Ok(Unmounted {
+        served: ours::served_by(&mounts, bottom, &kind),
         point,
         kind,
-        served,
         detached,
     })
 }
