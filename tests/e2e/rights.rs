@@ -207,6 +207,7 @@ fn a_group_that_an_acl_denies_reads_nothing_in_a_mount_for_all() {
         let acl = acl.replace(' ', "");
         tool("setfattr", args!["-n", "system.posix_acl_access", "-v", acl, file]);
     });
+    lab.ok(args!["init"]);
     lab.backup("web1", &disk.path);
     let dir = lab.subdir("files");
     lab.ok(args!["mount", "web1@latest", "--files", dir, "--user", "--allow-other"]);
