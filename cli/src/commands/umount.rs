@@ -6,6 +6,7 @@ use serde::Serialize;
 use vbk_fuse::MountError;
 use vbk_fuse::files::HIDDEN_ROOT;
 use vbk_fuse::volumes::{self, WhenBusy};
+use vbk_repo::ErrorKind;
 
 use crate::args::UmountArgs;
 use crate::context::Context;
@@ -44,6 +45,8 @@ pub fn run(context: &Context<'_>, args: &UmountArgs) -> Result<Outcome> {
                 reports.push(report);
                 outcome = outcome.worse(one);
             }
+            // Another run took it down after it was listed.
+            Err(error) if args.all && error.kind() == ErrorKind::NotFound => {}
             Err(error) if failed.is_none() => failed = Some(error),
             Err(error) => tracing::error!("{}", error.message()),
         }
