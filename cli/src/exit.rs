@@ -78,6 +78,14 @@ pub enum Error {
         /// Error of the system.
         source: std::io::Error,
     },
+    /// The process that served a mount failed, with this exit code.
+    #[error("{text}")]
+    Server {
+        /// The message.
+        text: String,
+        /// Exit code of the process.
+        code: u8,
+    },
     /// A system call failed outside of the repository.
     #[error("can't {doing}: {source}")]
     Io {
@@ -182,7 +190,7 @@ impl Error {
             Self::NoRoot(_) | Self::NotThere(_) => ErrorKind::NotFound,
             Self::Distrusted(_) => ErrorKind::Denied,
             Self::KeyFile { source, .. } | Self::Io { source, .. } => ErrorKind::of_io(source),
-            Self::TimeOver(_) | Self::NoGuests(_) | Self::Limit(_) => ErrorKind::Unavailable,
+            Self::TimeOver(_) | Self::NoGuests(_) | Self::Limit(_) | Self::Server { .. } => ErrorKind::Unavailable,
             Self::Busy(_) => ErrorKind::Locked,
             Self::Bug(_) => ErrorKind::Internal,
         }
@@ -190,14 +198,20 @@ impl Error {
 
     /// Returns the exit code.
     pub fn code(&self) -> ExitCode {
+        ExitCode::from(self.exit_code())
+    }
+
+    /// Returns the exit code as a number.
+    pub fn exit_code(&self) -> u8 {
         let usage = match self {
+            Self::Server { code, .. } => return *code,
             Self::Usage(_)
             | Self::Repository(vbk_repo::Error::BadSpec { .. })
             | Self::Engine(vbk::Error::DiskTwice(_)) => true,
             Self::Engine(vbk::Error::Domain(error)) => error.is_refusal(),
             _ => false,
         };
-        ExitCode::from(match self.kind() {
+        match self.kind() {
             _ if usage => 2,
             ErrorKind::Corrupt => 4,
             ErrorKind::Locked => 75,
@@ -210,7 +224,7 @@ impl Error {
             | ErrorKind::Invalid
             | ErrorKind::Unsupported
             | ErrorKind::Internal => 1,
-        })
+        }
     }
 
     /// Returns the next step for the user, where the message does not say it.

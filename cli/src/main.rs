@@ -27,6 +27,7 @@ mod place;
 mod pruning;
 mod restoring;
 mod secrets;
+mod servers;
 mod signals;
 mod terminal;
 mod trust;

@@ -1,12 +1,10 @@
 //! Translates between [`ImageFs`] and the kernel, and does nothing else.
 
 pub(crate) mod files;
+mod shared;
 
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -14,26 +12,22 @@ use fuser::{
     KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek,
     ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
-use parking_lot::Mutex;
 use vbk_repo::Error;
 use vbk_repo::ErrorKind;
 
-use crate::tree::{Attributes, ImageFs, Kind, Name};
+use self::shared::{Listed, Listings, Part, configure, seek, with_buffer};
+use crate::tree::{Attributes, ImageFs, Kind};
 
 /// Time for which the kernel may cache a name: short enough that a forgotten backup disappears, and `latest` moves, at
 /// once for people.
 const TTL: Duration = Duration::from_secs(1);
-/// lseek(2): linux/fs.h.
-const SEEK_DATA: i32 = 3;
-const SEEK_HOLE: i32 = 4;
 
 pub(crate) struct Adapter {
     tree: Arc<ImageFs>,
     /// Owner of all files: user and group.
     owner: (u32, u32),
     /// Content of each open directory at the time it was opened, so that a listing in several parts is consistent.
-    listings: Mutex<HashMap<u64, Arc<Vec<Name>>>>,
-    next_listing: AtomicU64,
+    listings: Listings,
     ended: Option<Box<dyn FnOnce() + Send + Sync>>,
 }
 
@@ -43,10 +37,24 @@ impl Adapter {
         Self {
             tree,
             owner: (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw()),
-            listings: Mutex::default(),
-            next_listing: AtomicU64::new(1),
+            listings: Listings::default(),
             ended: Some(ended),
         }
+    }
+
+    /// Lists a directory.
+    fn list(&self, directory: u64) -> Result<Part, Errno> {
+        let names = self.tree.list(directory).map_err(|error| errno(&error))?;
+        let listed = names.into_iter().map(|name| Listed {
+            number: name.number,
+            kind: file_type(name.kind),
+            name: name.name.into_bytes(),
+        });
+        Ok(Part {
+            from: 0,
+            names: listed.collect(),
+            is_last: true,
+        })
     }
 
     fn attr(&self, of: &Attributes) -> FileAttr {
@@ -101,12 +109,7 @@ fn errno(error: &Error) -> Errno {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        // Without ASYNC_DIO, the kernel sends a direct read to us one piece at a time (fs/fuse/file.c, fuse_direct_IO).
-        for flag in [InitFlags::FUSE_ASYNC_DIO, InitFlags::FUSE_PARALLEL_DIROPS] {
-            let _ = config.add_capabilities(flag);
-        }
-        let _ = config.set_max_background(128);
-        let _ = config.set_congestion_threshold(96);
+        configure(config, InitFlags::empty());
         Ok(())
     }
 
@@ -163,17 +166,9 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        thread_local! {
-            static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-        }
-        BUFFER.with_borrow_mut(|buffer| {
-            if buffer.len() < size as usize {
-                buffer.resize(size as usize, 0);
-            }
-            match self.tree.read(fh.0, offset, &mut buffer[..size as usize]) {
-                Ok(len) => reply.data(&buffer[..len]),
-                Err(error) => reply.error(errno(&error)),
-            }
+        with_buffer(size as usize, |buffer| match self.tree.read(fh.0, offset, buffer) {
+            Ok(len) => reply.data(&buffer[..len]),
+            Err(error) => reply.error(errno(&error)),
         });
     }
 
@@ -226,18 +221,11 @@ impl Filesystem for Adapter {
     }
 
     fn lseek(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        let Ok(offset) = u64::try_from(offset) else {
-            return reply.error(Errno::ENXIO);
-        };
-        let found = match whence {
-            SEEK_DATA => self.tree.next_data(fh.0, offset),
-            SEEK_HOLE => self.tree.next_hole(fh.0, offset),
-            _ => return reply.error(Errno::EINVAL),
-        };
-        match found {
-            Ok(Some(found)) => reply.offset(found as i64),
-            Ok(None) => reply.error(Errno::ENXIO),
-            Err(error) => reply.error(errno(&error)),
+        let data = |offset| self.tree.next_data(fh.0, offset).map_err(|error| errno(&error));
+        let hole = |offset| self.tree.next_hole(fh.0, offset).map_err(|error| errno(&error));
+        match seek((offset, whence), data, hole) {
+            Ok(found) => reply.offset(found),
+            Err(errno) => reply.error(errno),
         }
     }
 
@@ -256,38 +244,18 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        match self.tree.list(ino.0) {
-            Ok(names) => {
-                let handle = self.next_listing.fetch_add(1, Ordering::Relaxed);
-                let mut listings = self.listings.lock();
-                listings.insert(handle, Arc::new(names));
-                reply.opened(FileHandle(handle), FopenFlags::empty());
-            }
-            Err(error) => reply.error(errno(&error)),
+        match self.list(ino.0) {
+            Ok(names) => reply.opened(self.listings.open(names), FopenFlags::empty()),
+            Err(errno) => reply.error(errno),
         }
     }
 
-    fn readdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let listing = {
-            let listings = self.listings.lock();
-            listings.get(&fh.0).cloned().unwrap_or_default()
-        };
-        let dots = [".", ".."].map(|name| (ino, FileType::Directory, name));
-        let names = listing
-            .iter()
-            .map(|name| (INodeNo(name.number), file_type(name.kind), name.name.as_str()));
-        let all = dots.into_iter().chain(names).enumerate();
-        for (index, (number, kind, name)) in all.skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
-            if reply.add(number, index as u64 + 1, kind, name) {
-                break;
-            }
-        }
-        reply.ok();
+    fn readdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        self.listings.reply((ino, fh, offset), |_| self.list(ino.0), reply);
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        let mut listings = self.listings.lock();
-        listings.remove(&fh.0);
+        self.listings.close(fh);
         reply.ok();
     }
 

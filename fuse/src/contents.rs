@@ -127,6 +127,27 @@ impl Contents {
     }
 }
 
+/// Asks for the passphrases of the encrypted volumes in a backup, or on one disk of it. Opens no file system.
+pub fn ask(
+    view: &View,
+    resources: &Arc<ReadResources>,
+    entry: &Entry,
+    disk: Option<&str>,
+    secrets: &Secrets,
+) -> Result<()> {
+    if secrets.can_ask() {
+        Contents::find(view, resources, entry, &wanted(entry, disk)?, secrets)?;
+    }
+    Ok(())
+}
+
+fn wanted<'a>(entry: &'a Entry, disk: Option<&str>) -> Result<Vec<&'a Image>> {
+    Ok(match disk {
+        Some(disk) => vec![entry.backup.image(disk)?],
+        None => entry.backup.images.iter().collect(),
+    })
+}
+
 /// Opens the file systems inside a backup, without the kernel and without a right but reading the repository. With
 /// `disk`, only those that have a part on that disk. Encrypted volumes are opened with `secrets`.
 pub fn trees(
@@ -136,11 +157,7 @@ pub fn trees(
     disk: Option<&str>,
     secrets: &Secrets,
 ) -> Result<Trees> {
-    let images = match disk {
-        Some(disk) => vec![entry.backup.image(disk)?],
-        None => entry.backup.images.iter().collect(),
-    };
-    let contents = Contents::find(view, resources, entry, &images, secrets)?;
+    let contents = Contents::find(view, resources, entry, &wanted(entry, disk)?, secrets)?;
     let warnings = contents.warnings();
     let mut trees = volumes::trees(&contents.found, &|volume| contents.is_wanted(&volume.disks));
     trees.warnings = warnings;

@@ -1,7 +1,7 @@
 //! The scratch file of a writable mount.
 //!
 //! It must never fill the host's disk, and must not survive a mount that did not ask for that, however the mount ends.
-//! So it has a limit below the free space, and no name; the kernel frees it with its process.
+//! So it has a limit, leaves a part of the free space free, and has no name; the kernel frees it with its process.
 //!
 //! Writeback: dirty pages of a file system on such a mount are written to a loop device, through FUSE, to this file, by
 //! our own threads. If those waited for writeback themselves, e.g. because an allocation reclaims memory, they would
@@ -12,10 +12,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use vbk_inside::overlay::{ChangedDisk, Scratch};
+use serde::{Deserialize, Serialize};
+use vbk_inside::overlay::{ChangedDisk, Limits, Scratch};
 use vbk_repo::backup::Entry;
 
 use crate::error::{Error, Result};
@@ -41,9 +42,57 @@ pub fn enter_writeback() {
     }
 }
 
-/// Creates the scratch file for the disks of a backup. At most `limit_bytes` are written to it, and never more than nine
-/// tenths of the space that is free now.
-pub fn create(entry: &Entry, file: &ScratchFile, limit_bytes: Option<u64>) -> Result<Scratch> {
+/// The name of a file that was just created to be kept. The name is removed again unless the mount starts.
+#[derive(Debug)]
+pub struct NewName {
+    kept: Option<KeptFile>,
+}
+
+/// A file that was created to be kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptFile {
+    /// Its path.
+    pub path: PathBuf,
+    /// Device and inode number.
+    pub identity: (u64, u64),
+}
+
+impl KeptFile {
+    /// Removes the file, if the path still leads to it. Logs what prevents that.
+    pub fn remove(&self) {
+        let found = std::fs::symlink_metadata(&self.path);
+        if !found.is_ok_and(|found| (found.dev(), found.ino()) == self.identity) {
+            return;
+        }
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::warn!("can't remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+impl NewName {
+    /// Returns the file; `None` for one without a name.
+    pub fn file(&self) -> Option<KeptFile> {
+        self.kept.clone()
+    }
+
+    /// Leaves the name, because the mount has started.
+    pub fn keep(mut self) {
+        self.kept = None;
+    }
+}
+
+impl Drop for NewName {
+    fn drop(&mut self) {
+        if let Some(kept) = &self.kept {
+            kept.remove();
+        }
+    }
+}
+
+/// Creates the scratch file for the disks of a backup. At most `limit_bytes` are written to it, and a tenth of the space
+/// that is free now stays free.
+pub fn create(entry: &Entry, file: &ScratchFile, limit_bytes: Option<u64>) -> Result<(Scratch, NewName)> {
     let (ScratchFile::Temporary(path) | ScratchFile::Kept(path)) = file;
     let failed = |source| Error::Scratch {
         path: path.clone(),
@@ -57,9 +106,20 @@ pub fn create(entry: &Entry, file: &ScratchFile, limit_bytes: Option<u64>) -> Re
         }
     };
     let opened = opened.map_err(failed)?;
+    let mut name = NewName { kept: None };
+    if let ScratchFile::Kept(path) = file {
+        let made = opened.metadata().map_err(failed)?;
+        name.kept = Some(KeptFile {
+            path: path.clone(),
+            identity: (made.dev(), made.ino()),
+        });
+    }
     let stat = nix::sys::statvfs::fstatvfs(&opened).map_err(|errno| failed(errno.into()))?;
     let free_bytes = stat.blocks_available() as u64 * stat.fragment_size() as u64;
-    let limit_bytes = limit_bytes.unwrap_or(DEFAULT_BYTES).min(free_bytes / 10 * 9);
+    let limits = Limits {
+        bytes: limit_bytes.unwrap_or(DEFAULT_BYTES),
+        floor_bytes: free_bytes / 10,
+    };
     let disk = |image: &vbk_repo::backup::Image| ChangedDisk {
         name: image.disk.to_string(),
         size_bytes: image.size_bytes,
@@ -70,7 +130,8 @@ pub fn create(entry: &Entry, file: &ScratchFile, limit_bytes: Option<u64>) -> Re
         ScratchFile::Temporary(_) => None,
         ScratchFile::Kept(_) => Some((id.as_str(), disks.as_slice())),
     };
-    Scratch::create(opened, limit_bytes, keep).map_err(failed)
+    let scratch = Scratch::create(opened, limits, keep).map_err(failed)?;
+    Ok((scratch, name))
 }
 
 /// Creates a file that has no name (`O_TMPFILE`); where the file system has no such files, removes its name at once.

@@ -60,7 +60,7 @@ impl Session {
         options: SessionOptions,
     ) -> Result<Self> {
         let (ended, receiver) = end_signal();
-        let adapter = FilesAdapter::new(tree, ended);
+        let adapter = FilesAdapter::new(tree, options.allow_other, ended);
         let tidy = Box::new(move || resources.drop_idle(IDLE));
         Self::start(
             adapter,

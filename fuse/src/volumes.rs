@@ -43,7 +43,7 @@ pub use checks::{check_fuse, check_mount_point};
 pub(crate) use checks::{check_loop_rights, only_root_reaches};
 pub use error::MountError;
 pub use loopdev::SectorSize;
-pub use ours::{MountKind, OurMount, files_mounted_from, list_ours};
+pub use ours::{FuseMount, MountKind, OurMount, device_at, files_mounted_from, list_ours, mount_point};
 pub(crate) use teardown::abandoned;
 pub use teardown::{Cleaned, Unmounted, WhenBusy, clean_leftovers, unmount};
 

@@ -15,17 +15,20 @@
 //! Crash: [`Scratch::flush`] syncs the pages before the index that names them, so a file that is kept holds all writes
 //! before the last flush. Between flushes a page that was written again may be old, new or, as on a disk, torn.
 
-use std::collections::{BTreeSet, HashMap};
-use std::fs::{File, TryLockError};
+use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::device::{Device, SharedDevice, le64};
+use crate::device::{Device, SharedDevice};
+
+mod changes;
+
+pub use changes::{Changes, EachPage};
 
 /// Unit of writing. A file system's blocks are seldom smaller; a part of a page is completed from below.
 pub const PAGE_BYTES: usize = 4096;
@@ -36,10 +39,11 @@ const GROUP_PAGES: u64 = PAGE / 8;
 const MAGIC: &str = "vbk changes 1";
 /// Last bytes of the header of a file that was closed.
 const CLOSED: &[u8] = b"closed\n\0";
-/// Time that a mount which is ending has to write its last pages.
-const CLOSE_WAIT: Duration = Duration::from_secs(60);
 /// Limit of disks in one file: the header holds their names.
 const MAX_DISKS: usize = 256;
+/// Pages that are written between two looks at the free space, 16 MiB: few enough to keep the floor, and enough to make
+/// the look cost nothing.
+const LOOK_PAGES: u32 = 4096;
 
 /// A page of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,10 +75,20 @@ pub struct ChangedDisk {
     pub size_bytes: u64,
 }
 
+/// Limits of a scratch file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest sum of the pages in it.
+    pub bytes: u64,
+    /// Free space of its file system below which no page is added, whoever took the rest.
+    pub floor_bytes: u64,
+}
+
 /// Place of all pages that were written. May be used by many threads at once.
 pub struct Scratch {
     file: File,
     limit_pages: u32,
+    floor_bytes: u64,
     is_kept: bool,
     /// Slot of each page. A page never moves, so a reader may use its slot without the lock.
     slots: RwLock<HashMap<Page, u32>>,
@@ -87,21 +101,27 @@ pub struct Scratch {
 #[derive(Default)]
 struct Next {
     slot: u32,
+    /// Slots before `slot` that have no page, because a write failed or another writer of the page was first. They are
+    /// taken first, so the list stays short.
+    free: Vec<Range<u32>>,
+    /// Pages that may be added before the free space is looked at again.
+    unlooked: u32,
     /// Pages that the index in the file does not name yet, with their slots.
     unnamed: Vec<(u32, Page)>,
 }
 
 impl Scratch {
-    /// Starts with an empty file, which must be open for reading and writing. At most `limit_bytes` of pages are
-    /// written to it. With `keep`, the header and the index are written too, so that [`Changes::open`] can read it.
-    pub fn create(file: File, limit_bytes: u64, keep: Option<(&str, &[ChangedDisk])>) -> io::Result<Self> {
+    /// Starts with an empty file, which must be open for reading and writing. With `keep`, the header and the index are
+    /// written too, so that [`Changes::open`] can read it.
+    pub fn create(file: File, limits: Limits, keep: Option<(&str, &[ChangedDisk])>) -> io::Result<Self> {
         if let Some((backup, disks)) = keep {
             file.try_lock()?;
             file.write_all_at(&header(backup, disks)?, 0)?;
         }
         Ok(Self {
             file,
-            limit_pages: u32::try_from(limit_bytes / PAGE).unwrap_or(u32::MAX),
+            limit_pages: u32::try_from(limits.bytes / PAGE).unwrap_or(u32::MAX),
+            floor_bytes: limits.floor_bytes,
             is_kept: keep.is_some(),
             slots: RwLock::default(),
             next: Mutex::default(),
@@ -146,26 +166,85 @@ impl Scratch {
         self.file.sync_data()
     }
 
-    fn allocate(&self, count: u32) -> io::Result<u32> {
-        let mut next = self.next.lock();
-        let first = next.slot;
-        match first.checked_add(count).filter(|end| *end <= self.limit_pages) {
-            Some(end) => next.slot = end,
-            None => return Err(io::ErrorKind::StorageFull.into()),
-        }
-        Ok(first)
+    /// Returns the sum of the pages that were written.
+    pub fn written_bytes(&self) -> u64 {
+        self.slots.read().len() as u64 * PAGE
     }
 
-    /// Makes pages visible whose content is in the slots from `first` on. Returns those that another writer made
-    /// visible first; their slots stay unused.
-    fn publish(&self, first: u32, pages: &[Page]) -> Vec<usize> {
+    /// Takes slots for new pages; [`Self::give_back`] returns those that are not used.
+    fn allocate(&self, count: u32) -> io::Result<Vec<Range<u32>>> {
+        let mut next = self.next.lock();
+        self.check_room(&mut next, count)?;
         let mut taken = Vec::new();
+        let mut left = count;
+        while left > 0
+            && let Some(free) = next.free.pop()
+        {
+            let cut = free.start + left.min(free.end - free.start);
+            left -= cut - free.start;
+            taken.push(free.start..cut);
+            if cut < free.end {
+                next.free.push(cut..free.end);
+            }
+        }
+        match next.slot.checked_add(left).filter(|end| *end <= self.limit_pages) {
+            Some(end) => {
+                taken.push(next.slot..end);
+                next.slot = end;
+                Ok(taken)
+            }
+            None => {
+                next.free.extend(taken);
+                Err(io::ErrorKind::StorageFull.into())
+            }
+        }
+    }
+
+    /// Fails if pages would take the host's file system below the floor.
+    fn check_room(&self, next: &mut Next, count: u32) -> io::Result<()> {
+        if next.unlooked < count {
+            let stat = rustix::fs::fstatvfs(&self.file)?;
+            let free_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
+            if free_bytes.saturating_sub(u64::from(count) * PAGE) < self.floor_bytes {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            next.unlooked = count.max(LOOK_PAGES);
+        }
+        next.unlooked -= count;
+        Ok(())
+    }
+
+    /// Writes the content of new pages to their slots.
+    fn fill(&self, slots: &[Range<u32>], mut pages: &[u8]) -> io::Result<()> {
+        for slots in slots {
+            let (now, rest) = pages.split_at(slots.len() * PAGE_BYTES);
+            // An index page may lie between two slots.
+            for (at, page) in group_runs(slots.clone(), now) {
+                self.file.write_all_at(page, at)?;
+            }
+            pages = rest;
+        }
+        Ok(())
+    }
+
+    fn give_back(&self, slots: impl IntoIterator<Item = Range<u32>>) {
+        self.next.lock().free.extend(slots);
+    }
+
+    /// Makes pages visible whose content is in these slots. Returns those that another writer made visible first; their
+    /// slots are free again.
+    fn publish(&self, slots: impl Iterator<Item = u32>, pages: &[Page]) -> Vec<usize> {
+        let mut taken = Vec::new();
+        let mut unused = Vec::new();
         let mut fresh = Vec::with_capacity(pages.len());
         {
-            let mut slots = self.slots.write();
-            for (index, (slot, page)) in (first..).zip(pages).enumerate() {
-                match slots.entry(*page) {
-                    std::collections::hash_map::Entry::Occupied(_) => taken.push(index),
+            let mut known = self.slots.write();
+            for (index, (slot, page)) in slots.zip(pages).enumerate() {
+                match known.entry(*page) {
+                    std::collections::hash_map::Entry::Occupied(_) => {
+                        taken.push(index);
+                        unused.push(slot..slot + 1);
+                    }
                     std::collections::hash_map::Entry::Vacant(free) => {
                         free.insert(slot);
                         fresh.push((slot, *page));
@@ -177,6 +256,7 @@ impl Scratch {
                 self.next.lock().unnamed.extend(fresh);
             }
         }
+        self.give_back(unused);
         taken
     }
 }
@@ -283,14 +363,13 @@ impl Overlay {
         whole[inside..behind].copy_from_slice(bytes);
         let disk = self.disk;
         let pages: Vec<Page> = (first..end).map(|number| Page { disk, number }).collect();
-        let slot = self.scratch.allocate((end - first) as u32)?;
-        let slots = slot..slot + (end - first) as u32;
-        // An index page may lie between two slots.
-        for (at, page) in group_runs(slots, &whole) {
-            self.scratch.file.write_all_at(page, at)?;
+        let slots = self.scratch.allocate((end - first) as u32)?;
+        if let Err(error) = self.scratch.fill(&slots, &whole) {
+            self.scratch.give_back(slots);
+            return Err(error);
         }
         // Another writer of the same page was first: its slot gets these bytes.
-        for index in self.scratch.publish(slot, &pages) {
+        for index in self.scratch.publish(slots.into_iter().flatten(), &pages) {
             let page = (index * PAGE_BYTES)..((index + 1) * PAGE_BYTES);
             let (from, to) = (page.start.max(inside), page.end.min(behind));
             self.write_at(start_bytes + from as u64, &whole[from..to])?;
@@ -361,131 +440,6 @@ impl Device for Overlay {
             true => self.below.next_hole(offset_bytes),
             false => Ok(offset_bytes.max(self.size_bytes())),
         }
-    }
-}
-
-/// Waits until no mount writes to the file.
-fn wait_for(file: &File) -> io::Result<()> {
-    let end = Instant::now() + CLOSE_WAIT;
-    loop {
-        match file.try_lock_shared() {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::Error(error)) => return Err(error),
-            Err(TryLockError::WouldBlock) if Instant::now() < end => std::thread::sleep(Duration::from_millis(50)),
-            Err(TryLockError::WouldBlock) => {
-                let text = "a mount still writes to it; `vbk umount` ends it";
-                return Err(io::Error::new(io::ErrorKind::WouldBlock, text));
-            }
-        }
-    }
-}
-
-/// Receiver of changed pages: offset and bytes.
-pub type EachPage<'a, E> = dyn FnMut(u64, &[u8]) -> Result<(), E> + 'a;
-
-/// A scratch file that was kept.
-pub struct Changes {
-    file: File,
-    backup: String,
-    disks: Vec<ChangedDisk>,
-    slots: Vec<(Page, u32)>,
-    is_closed: bool,
-}
-
-impl Changes {
-    /// Reads the header and the index. Waits for a mount that is ending and still writes; fails with `WouldBlock` if one
-    /// goes on. The inner text of an error of the kind `InvalidData` says what is wrong.
-    pub fn open(file: File) -> io::Result<Self> {
-        let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
-        let not_ours = || invalid("it is not a file that vbk mount --save made");
-        wait_for(&file)?;
-        let size_bytes = file.metadata()?.len();
-        let mut head = vec![0; HEADER_BYTES as usize];
-        if size_bytes < HEADER_BYTES {
-            return Err(not_ours());
-        }
-        file.read_exact_at(&mut head, 0)?;
-        let end = head.iter().position(|byte| *byte == 0).unwrap_or(head.len());
-        let text = std::str::from_utf8(&head[..end]).map_err(|_| not_ours())?;
-        let mut lines = text.lines();
-        if lines.next() != Some(MAGIC) {
-            return Err(not_ours());
-        }
-        let backup = lines
-            .next()
-            .and_then(|line| line.strip_prefix("backup "))
-            .ok_or_else(not_ours)?;
-        let disk = |line: &str| {
-            let (size, name) = line.strip_prefix("disk ")?.split_once(' ')?;
-            Some(ChangedDisk {
-                name: name.to_owned(),
-                size_bytes: size.parse().ok()?,
-            })
-        };
-        let disks: Option<Vec<_>> = lines.map(disk).collect();
-        let disks = disks.filter(|disks| disks.len() <= MAX_DISKS).ok_or_else(not_ours)?;
-        let mut slots = Vec::new();
-        let mut seen = BTreeSet::new();
-        let mut index = [0; PAGE_BYTES];
-        for first in (0..u32::MAX).step_by(GROUP_PAGES as usize) {
-            if index_offset(first) + PAGE > size_bytes {
-                break;
-            }
-            file.read_exact_at(&mut index, index_offset(first))?;
-            for slot in 0..GROUP_PAGES as usize {
-                let Some(page) = Page::of_entry(le64(&index, slot * 8)) else {
-                    continue;
-                };
-                let number = first + slot as u32;
-                let is_whole = page_offset(number) + PAGE <= size_bytes;
-                let disk = disks.get(usize::from(page.disk));
-                let is_inside = disk.is_some_and(|disk| page.number < disk.size_bytes.div_ceil(PAGE));
-                if !is_whole || !is_inside || !seen.insert(page) {
-                    return Err(invalid("its index is damaged"));
-                }
-                slots.push((page, number));
-            }
-        }
-        slots.sort_unstable();
-        Ok(Self {
-            file,
-            backup: backup.to_owned(),
-            disks,
-            slots,
-            is_closed: head.ends_with(CLOSED),
-        })
-    }
-
-    /// Tests that the mount ended as it should. Otherwise the file has what was written before the last sync.
-    pub fn is_closed(&self) -> bool {
-        self.is_closed
-    }
-
-    /// Returns the id of the backup that the changes belong to.
-    pub fn backup(&self) -> &str {
-        &self.backup
-    }
-
-    /// Returns the disks of that backup.
-    pub fn disks(&self) -> &[ChangedDisk] {
-        &self.disks
-    }
-
-    /// Calls `each` with offset and bytes of every changed page of a disk, in the order of the disk. The last one may
-    /// be shorter than a page.
-    pub fn pages<E: From<io::Error>>(&self, disk: &str, each: &mut EachPage<'_, E>) -> Result<(), E> {
-        let Some(number) = self.disks.iter().position(|it| it.name == disk) else {
-            return Ok(());
-        };
-        let size_bytes = self.disks[number].size_bytes;
-        let mut bytes = [0; PAGE_BYTES];
-        for (page, slot) in self.slots.iter().filter(|(page, _)| usize::from(page.disk) == number) {
-            let offset_bytes = page.number * PAGE;
-            let len = PAGE.min(size_bytes - offset_bytes) as usize;
-            self.file.read_exact_at(&mut bytes[..len], page_offset(*slot))?;
-            each(offset_bytes, &bytes[..len])?;
-        }
-        Ok(())
     }
 }
 

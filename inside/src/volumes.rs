@@ -99,6 +99,11 @@ impl Secrets {
         }
     }
 
+    /// Tests whether a person can be asked.
+    pub fn can_ask(&self) -> bool {
+        self.ask.is_some()
+    }
+
     /// Opens a volume with each passphrase until one fits, and asks for one if none does.
     pub(crate) fn open(
         &self,

@@ -23,7 +23,7 @@ const COMMANDS: [(&str, &[&str]); 17] = [
         ],
     ),
     ("mounts", &[]),
-    ("umount", &["--lazy"]),
+    ("umount", &["--lazy", "--all"]),
     ("ls", &["--recursive", "--long", "web1@latest:/etc"]),
     ("cat", &["web1@latest:/etc/fstab"]),
     ("cp", &["--recursive", "--force", "owners"]),

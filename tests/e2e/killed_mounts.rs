@@ -124,7 +124,8 @@ fn all_dead_mounts_are_cleaned_at_once() {
         pids=\"$(mount web1@latest --files \"$1\") $(mount \"$2\")\"
         kill -KILL $pids
         for pid in $pids; do while kill -0 $pid 2>/dev/null; do sleep 0.02; done; done
-        \"$vbk\" mounts --clean
+        # With warnings, if it meets the dead mount of another test that saves.
+        \"$vbk\" mounts --clean || [ $? -eq 3 ]
         ! grep -F -e \" $1 \" -e \" $2 \" /proc/self/mountinfo";
     let mut unshare = command(
         "unshare",

@@ -42,6 +42,7 @@ mod polite;
 mod rehearse;
 mod restore;
 mod rights;
+mod saved;
 mod sealed;
 mod snapshots;
 mod trust;

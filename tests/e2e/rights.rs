@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::bytes::{MIB, assert_is_noise, write_noise};
+use crate::support::disk::Disk;
 use crate::support::kernel;
 use crate::support::lab::{Lab, VBK, names_in};
 use crate::support::run::Said;
-use crate::support::tools::tool;
+use crate::support::tools::{tool, try_tool};
 
 const NOBODY: u32 = 65534;
 
@@ -186,6 +187,42 @@ fn a_denied_file_is_named() {
     nobody.run(&repo, args!["umount", dir]).code(1);
     assert_eq!(kernel::mounts_at(&dir).len(), 1);
     nobody.lab.umount(&dir);
+}
+
+#[test]
+fn a_group_that_an_acl_denies_reads_nothing_in_a_mount_for_all() {
+    let nobody = NobodysLab::new();
+    let lab = &nobody.lab;
+    let disk = Disk::plain(lab.path("disk.img"), 16);
+    disk.format(0, "mkfs.ext4");
+    disk.change(lab, 0, |root| {
+        let file = root.join("report");
+        fs::write(&file, "secret").expect("writes");
+        chown(&file, Some(0), Some(12_345)).expect("root may");
+        tool("chmod", args!["755", root]);
+        // linux/posix_acl_xattr.h: the owner, user 33, the group with no right, the mask r--, others. The mask is what the
+        // mode shows as the group's right.
+        let acl = "0x02000000\
+            01000600ffffffff 0200040021000000 04000000ffffffff 10000400ffffffff 20000000ffffffff";
+        let acl = acl.replace(' ', "");
+        tool("setfattr", args!["-n", "system.posix_acl_access", "-v", acl, file]);
+    });
+    lab.ok(args!["init"]);
+    lab.backup("web1", &disk.path);
+    let dir = lab.subdir("files");
+    lab.ok(args!["mount", "web1@latest", "--files", dir, "--user", "--allow-other"]);
+    let shown = [dir.join("report"), dir.join("vda/report")];
+    let file = shown.iter().find(|path| path.exists()).expect("is shown");
+    assert_eq!(fs::metadata(file).expect("is there").mode() & 0o777, 0o640);
+    let read = |user: &str, group: &str| {
+        let (user, group) = (format!("--reuid={user}"), format!("--regid={group}"));
+        let output = try_tool("setpriv", args![user, group, "--clear-groups", "cat", file]);
+        output.status.success()
+    };
+    assert!(!read("65534", "12345"), "the group has no right");
+    assert!(read("33", "33"), "the named user has one");
+    assert!(!read("65534", "65534"));
+    lab.umount(&dir);
 }
 
 #[test]

@@ -47,12 +47,12 @@ pub struct MountArgs {
     #[arg(long, short)]
     pub writable: bool,
 
-    /// Limit of the scratch file, e.g. 20G; writes beyond it fail for lack of space. Never more than nine tenths of the space
-    /// that is free in /var/tmp, or where --save points to [default: 8G]
+    /// Limit of the scratch file, e.g. 20G; writes beyond it fail for lack of space, as do those that would take the last
+    /// tenth of the space that was free in /var/tmp, or where --save points to [default: 8G]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub scratch_size: Option<u64>,
 
-    /// Keep the writes in this new file after `vbk umount`; `vbk restore --changes FILE` restores the backup with them
+    /// Keep the writes in this new file, which is whole when `vbk umount` returns; `vbk restore --changes FILE` restores the backup with them
     #[arg(long, value_name = "FILE", requires = "writable")]
     pub save: Option<PathBuf>,
 
@@ -75,6 +75,10 @@ pub struct MountArgs {
     /// Serve images for --files: a scratch file takes what the kernel writes
     #[arg(long, hide = true, requires = "dir")]
     pub scratch: bool,
+
+    /// The directory that people know the mount by
+    #[arg(long, hide = true, requires = "dir", value_name = "DIR")]
+    pub shown_at: Option<PathBuf>,
 
     /// Show the btrfs of an image file under another identity: FILE:FSID
     #[arg(long, hide = true, requires = "dir", value_name = "NEW")]

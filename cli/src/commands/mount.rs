@@ -6,16 +6,16 @@ use std::process::Command;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
+use vbk_fuse::contents;
 use vbk_fuse::files::{FilesOptions, FilesPlan};
-use vbk_fuse::scratch::{self, ScratchFile};
+use vbk_fuse::scratch::{self, NewName, ScratchFile};
 use vbk_fuse::session::{Session, SessionOptions};
 use vbk_fuse::tree::{ImageFs, TreeOptions};
-use vbk_fuse::volumes::{self, Access, Outcome as Volume, VolumeReport, WhenBusy};
+use vbk_fuse::volumes::{self, Access, WhenBusy};
 use vbk_fuse::{Fsid, Way};
-use vbk_inside::volumes::{NamedTree, Secrets};
+use vbk_inside::volumes::Secrets;
 use vbk_repo::catalogue::BackupSpec;
 use vbk_repo::keys;
 use vbk_repo::reader::ReadResources;
@@ -28,39 +28,20 @@ use crate::handover::Handover;
 use crate::leftover_mounts::clean_leftovers;
 use crate::machine;
 use crate::secrets;
+use crate::servers::{Record, Server, Servers};
 use crate::terminal::units;
 use crate::warnings::{warn_of_clock, warn_of_clocks};
 
 mod daemon;
+mod report;
 mod user;
+
+use report::{Report, VolumeJson, tell};
 
 /// Directory for scratch files: on a disk, and not in memory as /run.
 const SCRATCH_DIRECTORY: &str = "/var/tmp";
 /// Largest number of threads. More than processors, because requests that wait for a disk leave those idle.
 const MAX_THREADS: usize = 8;
-
-#[derive(Serialize)]
-struct Report {
-    mount_point: PathBuf,
-    pid: u32,
-    log: Option<PathBuf>,
-    warnings: Vec<String>,
-    volumes: Vec<VolumeJson>,
-}
-
-#[derive(Serialize)]
-struct VolumeJson {
-    name: PathBuf,
-    fs: Option<String>,
-    mounted: bool,
-    options: Option<String>,
-    warning: Option<String>,
-    /// Repair that was done on the scratch copy.
-    repaired: Option<String>,
-    reason: Option<String>,
-    /// Path of the guest's root in the mount, if it is not at the top.
-    root: Option<PathBuf>,
-}
 
 /// Mounts, and serves in the background or until it is unmounted.
 pub fn run(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
@@ -113,7 +94,7 @@ fn ask_for_passphrases(view: &View, args: &MountArgs, secrets: &Secrets) -> Resu
     let spec: BackupSpec = args.what.parse()?;
     let catalogue = view.catalogue()?;
     let entry = catalogue.find(&spec)?;
-    vbk_fuse::contents::trees(view, &ReadResources::new(1), entry, spec.disk.as_deref(), secrets)?;
+    contents::ask(view, &ReadResources::new(1), entry, spec.disk.as_deref(), secrets)?;
     Ok(())
 }
 
@@ -135,6 +116,8 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
         // Before the first thread starts.
         scratch::enter_writeback();
     }
+    // First: it is released last.
+    let mut record = Record::create()?;
     let dir = args.dir.as_deref().unwrap_or(Path::new(&args.what));
     // From here on a signal waits until there is a mount to take down.
     let signals = catch_signals()?;
@@ -156,6 +139,8 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
         secrets: Secrets::new(secrets.passphrases()),
         ..TreeOptions::default()
     };
+    let mut new_file = None;
+    let mut only = None;
     let shown = match &args.dir {
         Some(_) => {
             let spec: BackupSpec = args.what.parse()?;
@@ -163,12 +148,11 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
             warn_of_clock(&catalogue, &spec, entry);
             options.only = Some(entry.id);
             if is_writable {
-                options.scratch = Some(Arc::new(scratch::create(
-                    entry,
-                    &scratch_file(args),
-                    args.scratch_size,
-                )?));
+                let (scratch, name) = scratch::create(entry, &scratch_file(args)?, args.scratch_size)?;
+                options.scratch = Some(Arc::new(scratch));
+                new_file = Some(name);
             }
+            only = Some(&entry.backup);
             entry.backup.spec()
         }
         None => {
@@ -180,13 +164,20 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
             )
         }
     };
-    let tree = Arc::new(ImageFs::open(repository, options, ReadResources::new(threads()))?);
+    let tree = ImageFs::open(repository.clone(), options, ReadResources::new(threads()))?;
+    let tree = Arc::new(tree);
     tree.write_fsids()?;
     let options = SessionOptions {
         allow_other: args.allow_other,
         threads: (2 * threads()).clamp(4, MAX_THREADS),
     };
     let session = Session::mount(Arc::clone(&tree), &point, options)?;
+    let begun = record.begin(
+        (&point, args.shown_at.as_deref()),
+        &repository,
+        only,
+        new_file.as_ref().and_then(NewName::file),
+    );
     let at = point.display();
     let writable = if args.writable { ", writable" } else { "" };
     context.say(format_args!(
@@ -199,34 +190,44 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
         warnings: Vec::new(),
         volumes: Vec::new(),
     })?;
-    if let Err(error) = daemon::ready(Outcome::Done) {
+    if let Err(error) = begun.and_then(|()| daemon::ready(Outcome::Done)) {
         volumes::unmount(&point, WhenBusy::Detach)?;
         return Err(error);
     }
+    if let Some(name) = new_file {
+        name.keep();
+    }
+    // The tree has a view of its own, and changes it for newer ones.
+    drop((catalogue, view));
     let watcher = take_down_on_signal(signals, move || {
         let shown = volumes::files_mounted_from(&point).ok().flatten();
         umount_elsewhere(shown.as_deref().unwrap_or(&point));
     })?;
     session.wait();
-    tree.finish()?;
+    let finished = tree.finish();
+    let written_bytes = tree.written_bytes();
+    drop((session, tree));
+    record.end(context, written_bytes, finished)?;
     watcher.end();
     daemon::end();
     Ok(Outcome::Done)
 }
 
-fn scratch_file(args: &MountArgs) -> ScratchFile {
-    match &args.save {
-        Some(path) => ScratchFile::Kept(path.clone()),
+fn scratch_file(args: &MountArgs) -> Result<ScratchFile> {
+    Ok(match &args.save {
+        // Also for people who read of it later, elsewhere.
+        Some(path) => ScratchFile::Kept(absolute(path)?),
         None => ScratchFile::Temporary(SCRATCH_DIRECTORY.into()),
-    }
+    })
 }
 
-/// Runs `vbk umount`: a process that serves a mount must not wait for it (see `vbk_fuse::files`).
+/// Runs `vbk umount`: a process that serves a mount must not wait for it (see `vbk_fuse::files`). That run must not wait
+/// for this process.
 fn umount_elsewhere(point: &Path) {
     let umount = |lazy: &[&str]| {
         let program = std::env::current_exe()?;
-        let arguments = [OsStr::new("--quiet"), OsStr::new("umount"), point.as_os_str()];
-        Command::new(program).args(arguments).args(lazy).status()
+        let arguments = ["--quiet", "umount", "--no-wait"].map(OsStr::new);
+        Command::new(program).args(arguments).args(lazy).arg(point).status()
     };
     // After a signal the mount goes even if it is in use: programs keep their open files until they end.
     if !umount(&[]).is_ok_and(|status| status.success())
@@ -272,8 +273,11 @@ fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Ou
     let handover = handover(&repository, &secrets)?;
     let arguments = server_arguments(args, &repository, &plan, &entry.id.to_string())?;
     let mut server = daemon::start(arguments, &handover)?;
+    let servers = Servers::read();
+    let served = servers.process(server.child.id());
+    let discard = || served.into_iter().for_each(Server::discard);
     let warnings = plan.warnings().to_vec();
-    let volumes = plan.mount()?;
+    let volumes = plan.mount().inspect_err(|_| discard())?;
     let outcome = tell(context, &entry.backup.spec(), &point, &warnings, &volumes);
     context.json_result(&Report {
         mount_point: point.clone(),
@@ -284,7 +288,11 @@ fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Ou
     })?;
     if outcome != Outcome::Failed && signals.pending().next().is_some() {
         volumes::unmount(&point, WhenBusy::Detach)?;
+        discard();
         return Err(vbk_repo::Error::Interrupted.into());
+    }
+    if outcome == Outcome::Failed {
+        discard();
     }
     if !args.foreground || outcome == Outcome::Failed {
         return Ok(outcome);
@@ -301,11 +309,15 @@ fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Ou
     let ended = server.child.wait();
     watcher.end();
     ended.map_err(Error::io("wait for the mount to end"))?;
-    Ok(outcome)
+    match served {
+        Some(served) => Ok(outcome.worse(served.conclude(context)?)),
+        None => Ok(outcome),
+    }
 }
 
 /// Returns the command line of the process that serves the images of a backup.
 fn server_arguments(args: &MountArgs, repository: &Repository, plan: &FilesPlan, id: &str) -> Result<Vec<OsString>> {
+    let shown_at = absolute(&args.files.clone().unwrap_or_default())?;
     let arguments = [
         OsStr::new("--quiet"),
         OsStr::new("--repo"),
@@ -313,6 +325,8 @@ fn server_arguments(args: &MountArgs, repository: &Repository, plan: &FilesPlan,
         OsStr::new("mount"),
         OsStr::new(id),
         plan.hidden().as_os_str(),
+        OsStr::new("--shown-at"),
+        shown_at.as_os_str(),
     ];
     let mut arguments: Vec<_> = arguments.map(OsStr::to_owned).into();
     arguments.extend(plan.fsids().iter().map(|new| OsString::from(format!("--fsid={new}"))));
@@ -335,68 +349,6 @@ fn server_arguments(args: &MountArgs, repository: &Repository, plan: &FilesPlan,
 fn random_fsid() -> std::io::Result<Fsid> {
     let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?;
     uuid.trim().parse().map_err(std::io::Error::other)
-}
-
-/// Prints the result for each volume.
-fn tell(context: &Context<'_>, backup: &str, point: &Path, warnings: &[String], volumes: &[VolumeReport]) -> Outcome {
-    for warning in warnings {
-        tracing::warn!("{backup}/{warning}");
-    }
-    let mut doubts = warnings.len();
-    let mut good = 0;
-    let mut left_out = Vec::new();
-    for volume in volumes {
-        // Joining an empty name would end the path with a slash.
-        let place: PathBuf = point.components().chain(volume.name.components()).collect();
-        let (place, fs) = (place.display(), volume.fs.as_deref().unwrap_or_default());
-        match &volume.outcome {
-            Volume::Mounted {
-                warning,
-                repaired,
-                root,
-                ..
-            } => {
-                good += 1;
-                let repaired = repaired.as_ref().map(|done| format!("; {done}")).unwrap_or_default();
-                match root {
-                    Some(root) => context.say(format_args!(
-                        "{place}  {fs}{repaired}; the guest's root is {place}/{}",
-                        root.display()
-                    )),
-                    None => context.say(format_args!("{place}  {fs}{repaired}")),
-                }
-                if let Some(warning) = warning {
-                    doubts += 1;
-                    tracing::warn!("{place}: {warning}");
-                }
-            }
-            Volume::Skipped { reason, may_hold_files } => {
-                // Skipped swap needs no attention; a skipped volume that may hold files does.
-                doubts += usize::from(*may_hold_files);
-                if *may_hold_files && volume.fs.is_none() {
-                    left_out.push(format!("{place} ({reason})"));
-                }
-                context.say(format_args!("{place}  not mounted: {reason}"));
-            }
-        }
-    }
-    if !left_out.is_empty() {
-        tracing::warn!(
-            "left out, although they may hold files: {}; `guestmount --ro -a DISK.img -i DIR` (package guestmount; an -a for each \
-             disk) reads LVM, RAID and LUKS from the images that `vbk mount DIR` shows",
-            left_out.join(", ")
-        );
-    }
-    if good == 0 {
-        tracing::error!("{backup} has no file system that can be mounted; `vbk mount DIR` shows its disks as images");
-        return Outcome::Failed;
-    }
-    let shown = point.display();
-    context.say(format_args!("`vbk umount {shown}` unmounts it"));
-    match doubts {
-        0 => Outcome::Done,
-        _ => Outcome::Warnings,
-    }
 }
 
 fn catch_signals() -> Result<Signals> {
@@ -425,51 +377,6 @@ impl Watcher {
         self.handle.close();
         // A panic in the thread was reported by the thread.
         let _ = self.thread.join();
-    }
-}
-
-impl VolumeJson {
-    fn of_tree(tree: &NamedTree) -> Self {
-        let remarks = tree.tree.remarks();
-        Self {
-            name: tree.name.clone().into(),
-            fs: Some(tree.fs.clone()),
-            mounted: true,
-            options: None,
-            warning: None,
-            repaired: (!remarks.is_empty()).then(|| remarks.join("; ")),
-            reason: None,
-            root: None,
-        }
-    }
-
-    fn new(report: &VolumeReport) -> Self {
-        let (mut options, mut warning, mut repaired, mut reason, mut root) = (None, None, None, None, None);
-        let mounted = match report.outcome.clone() {
-            Volume::Mounted {
-                options: used,
-                warning: doubt,
-                repaired: repair,
-                root: guest_root,
-            } => {
-                (options, warning, repaired, root) = (Some(used), doubt, repair, guest_root);
-                true
-            }
-            Volume::Skipped { reason: why, .. } => {
-                reason = Some(why);
-                false
-            }
-        };
-        Self {
-            name: report.name.clone(),
-            fs: report.fs.clone(),
-            mounted,
-            options,
-            warning,
-            repaired,
-            reason,
-            root,
-        }
     }
 }
 

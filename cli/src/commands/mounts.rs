@@ -2,21 +2,52 @@
 
 use std::path::PathBuf;
 
+use jiff::Timestamp;
 use serde::Serialize;
 use vbk_fuse::session::FILES_WITHOUT_KERNEL;
-use vbk_fuse::volumes::{self, MountKind, WhenBusy};
+use vbk_fuse::volumes::{self, MountKind, OurMount, WhenBusy};
 
 use crate::args::MountsArgs;
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
 use crate::leftover_mounts::clean_leftovers;
+use crate::servers::Servers;
 use crate::terminal::table::{Align, Table};
+use crate::terminal::units;
 
 #[derive(Serialize)]
 struct MountJson {
     mount_point: PathBuf,
     shows: &'static str,
+    /// The backup; null for all backups, and for a mount of another user.
+    backup: Option<String>,
+    repository: Option<PathBuf>,
+    since: Option<Timestamp>,
+    /// File that keeps what is written.
+    save: Option<PathBuf>,
+    pid: Option<u32>,
     alive: bool,
+}
+
+impl MountJson {
+    fn new(mount: OurMount, servers: &Servers) -> Self {
+        let served = servers.serving(mount.served).map(|server| &server.served);
+        let save = served.and_then(|served| served.save.as_ref());
+        Self {
+            mount_point: mount.point,
+            shows: match mount.kind {
+                MountKind::Images if mount.source == FILES_WITHOUT_KERNEL => "files",
+                MountKind::Images => "images",
+                MountKind::Files { .. } => "files",
+            },
+            backup: served.and_then(|served| served.backup.clone()),
+            repository: served.map(|served| served.repository.clone()),
+            since: served.map(|served| served.since),
+            save: save.map(|file| file.path.clone()),
+            pid: served.map(|served| served.pid),
+            alive: !mount.dead,
+        }
+    }
 }
 
 /// Lists vbk's mounts on this machine, after the dead ones were removed if that is wanted.
@@ -25,21 +56,16 @@ pub fn run(context: &Context<'_>, args: &MountsArgs) -> Result<Outcome> {
         true => clean(context)?,
         false => Outcome::Done,
     };
+    let servers = Servers::read();
     let mounts: Vec<_> = volumes::list_ours()?
         .into_iter()
-        .map(|mount| MountJson {
-            mount_point: mount.point,
-            shows: match mount.kind {
-                MountKind::Images if mount.source == FILES_WITHOUT_KERNEL => "files",
-                MountKind::Images => "images",
-                MountKind::Files { .. } => "files",
-            },
-            alive: !mount.dead,
-        })
+        .map(|mount| MountJson::new(mount, &servers))
         .collect();
     let mut table = Table::new(&[
         ("MOUNTED AT", Align::Left),
         ("SHOWS", Align::Left),
+        ("OF", Align::Left),
+        ("SINCE", Align::Left),
         ("STATE", Align::Left),
     ]);
     for mount in &mounts {
@@ -50,6 +76,12 @@ pub fn run(context: &Context<'_>, args: &MountsArgs) -> Result<Outcome> {
         table.row(vec![
             mount.mount_point.display().to_string(),
             mount.shows.to_owned(),
+            match (&mount.backup, &mount.repository) {
+                (Some(backup), _) => backup.clone(),
+                (None, Some(repository)) => format!("all in {}", repository.display()),
+                (None, None) => "-".to_owned(),
+            },
+            mount.since.map_or("-".to_owned(), units::time),
             state.to_owned(),
         ]);
     }
@@ -65,10 +97,17 @@ pub fn run(context: &Context<'_>, args: &MountsArgs) -> Result<Outcome> {
 /// Unmounts all mounts whose process is gone, and removes leftovers that no mount point leads to.
 fn clean(context: &Context<'_>) -> Result<Outcome> {
     let mut outcome = Outcome::Done;
+    let servers = Servers::read();
     for mount in volumes::list_ours()?.into_iter().filter(|mount| mount.dead) {
         let point = mount.point.display();
         match volumes::unmount(&mount.point, WhenBusy::Detach) {
-            Ok(_) => context.say(format_args!("{point} is unmounted: its process was gone")),
+            Ok(done) => {
+                context.say(format_args!("{point} is unmounted: its process was gone"));
+                if let Some(Err(error)) = servers.serving(done.served).map(|server| server.conclude(context)) {
+                    tracing::warn!("{}", error.text());
+                    outcome = Outcome::Warnings;
+                }
+            }
             Err(error) => {
                 tracing::warn!("can't unmount {point}: {error}");
                 outcome = Outcome::Warnings;

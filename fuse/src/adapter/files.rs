@@ -1,12 +1,9 @@
 //! Translates between [`FileFs`] and the kernel, and does nothing else.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -14,75 +11,65 @@ use fuser::{
     LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyXattr, Request,
 };
-use parking_lot::Mutex;
 use vbk_inside::Error;
 use vbk_inside::fs::{FileKind, Stat};
 
-use super::{SEEK_DATA, SEEK_HOLE};
-use crate::file_tree::{FileFs, Name};
+use super::shared::{Listed, Listings, Part, configure, seek, with_buffer};
+use crate::file_tree::FileFs;
 
 /// Time for which the kernel may cache names and attributes: a backup does not change.
 const TTL: Duration = Duration::from_secs(3600);
-/// Names of a directory that are kept for a program that lists it; a larger one is read in parts of so many.
-const KEPT_NAMES: usize = 100_000;
-
-/// Part of a directory that a program lists.
-#[derive(Default)]
-struct Part {
-    /// Number of the first name.
-    from: usize,
-    names: Vec<Name>,
-}
-
-impl Part {
-    /// Returns the names from this number on; `None` if another part has them.
-    fn names(&self, from: usize) -> Option<&[Name]> {
-        let names = self.names.get(from.checked_sub(self.from)?..)?;
-        let is_last = self.names.len() < KEPT_NAMES;
-        (is_last || !names.is_empty()).then_some(names)
-    }
-}
+/// Names of a directory that are read at once: a larger one is read in parts, each from the start of the directory.
+const PART_NAMES: usize = 50_000;
 
 pub(crate) struct FilesAdapter {
     tree: Arc<FileFs>,
-    listings: Mutex<HashMap<u64, Arc<Part>>>,
-    next_listing: AtomicU64,
+    checks_modes: bool,
+    listings: Listings,
     ended: Option<Box<dyn FnOnce() + Send + Sync>>,
 }
 
 impl FilesAdapter {
-    /// Makes an adapter that calls `ended` when the kernel has released the file system.
-    pub(crate) fn new(tree: Arc<FileFs>, ended: Box<dyn FnOnce() + Send + Sync>) -> Self {
+    /// Makes an adapter that calls `ended` when the kernel has released the file system. With `checks_modes`, the kernel
+    /// checks the rights of each user by modes and ACLs.
+    pub(crate) fn new(tree: Arc<FileFs>, checks_modes: bool, ended: Box<dyn FnOnce() + Send + Sync>) -> Self {
         Self {
             tree,
-            listings: Mutex::default(),
-            next_listing: AtomicU64::new(1),
+            checks_modes,
+            listings: Listings::default(),
             ended: Some(ended),
         }
     }
 
-    /// Reads up to [`KEPT_NAMES`] names of a directory, from the one with this number on.
-    fn part(&self, directory: u64, from: usize) -> Result<Part, Error> {
+    /// Reads up to [`PART_NAMES`] names of a directory, from the one with this number on.
+    fn part(&self, directory: u64, from: usize) -> Result<Part, Errno> {
         let mut names = Vec::new();
         let mut at = 0;
         let listed = self.tree.list(directory, &mut |name| {
             at += 1;
             if at > from {
-                names.push(name);
+                names.push(Listed {
+                    number: name.number,
+                    kind: file_type(name.kind),
+                    name: name.name,
+                });
             }
-            match names.len() < KEPT_NAMES {
+            match names.len() < PART_NAMES {
                 true => ControlFlow::Continue(()),
                 false => ControlFlow::Break(()),
             }
         });
-        // The names that can be read are of use without the rest.
         match listed {
-            Err(error) if names.is_empty() => Err(error),
-            Err(error) => {
-                tracing::warn!("a directory is shown in part: {error}");
-                Ok(Part { from, names })
+            Err(error) if names.is_empty() => {
+                log("list a directory", directory, &error);
+                Err(errno(&error))
             }
-            Ok(()) => Ok(Part { from, names }),
+            // The names that can be read are of use without the rest; the next part is then the error.
+            _ => Ok(Part {
+                from,
+                is_last: listed.is_ok() && names.len() < PART_NAMES,
+                names,
+            }),
         }
     }
 }
@@ -143,16 +130,12 @@ fn log(doing: &str, number: u64, error: &Error) {
 
 impl Filesystem for FilesAdapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        let wanted = [
-            InitFlags::FUSE_ASYNC_DIO,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_CACHE_SYMLINKS,
-        ];
-        for flag in wanted {
-            let _ = config.add_capabilities(flag);
+        configure(config, InitFlags::FUSE_CACHE_SYMLINKS);
+        if self.checks_modes {
+            // The group bits of a file with an ACL are its mask and not the rights of its group, which may have none.
+            let added = config.add_capabilities(InitFlags::FUSE_POSIX_ACL);
+            added.map_err(|_| std::io::Error::other("the kernel checks no ACLs on FUSE mounts"))?;
         }
-        let _ = config.set_max_background(128);
-        let _ = config.set_congestion_threshold(96);
         Ok(())
     }
 
@@ -217,43 +200,34 @@ impl Filesystem for FilesAdapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        thread_local! {
-            static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-        }
         let content = match self.tree.opened(fh.0) {
             Ok(content) => content,
             Err(error) => return reply.error(errno(&error)),
         };
         let left = content.size_bytes().saturating_sub(offset);
         let len = (size as usize).min(usize::try_from(left).unwrap_or(usize::MAX));
-        BUFFER.with_borrow_mut(|buffer| {
-            if buffer.len() < len {
-                buffer.resize(len, 0);
-            }
-            match content.read_at(offset, &mut buffer[..len]) {
-                Ok(()) => reply.data(&buffer[..len]),
-                Err(error) => {
-                    tracing::warn!(inode = ino.0, offset, "can't read a file: {error}");
-                    reply.error(Errno::EIO);
-                }
+        with_buffer(len, |buffer| match content.read_at(offset, buffer) {
+            Ok(()) => reply.data(buffer),
+            Err(error) => {
+                tracing::warn!(inode = ino.0, offset, "can't read a file: {error}");
+                reply.error(Errno::EIO);
             }
         });
     }
 
     fn lseek(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        let (Ok(offset), Ok(content)) = (u64::try_from(offset), self.tree.opened(fh.0)) else {
-            return reply.error(Errno::ENXIO);
+        let content = match self.tree.opened(fh.0) {
+            Ok(content) => content,
+            Err(error) => return reply.error(errno(&error)),
         };
-        let found = match whence {
-            SEEK_DATA => content.next_data(offset),
-            SEEK_HOLE if offset < content.size_bytes() => content.next_hole(offset).map(Some),
-            SEEK_HOLE => Ok(None),
-            _ => return reply.error(Errno::EINVAL),
+        let data = |offset| content.next_data(offset).map_err(|_| Errno::EIO);
+        let hole = |offset| match offset < content.size_bytes() {
+            true => content.next_hole(offset).map(Some).map_err(|_| Errno::EIO),
+            false => Ok(None),
         };
-        match found {
-            Ok(Some(found)) => reply.offset(found as i64),
-            Ok(None) => reply.error(Errno::ENXIO),
-            Err(_) => reply.error(Errno::EIO),
+        match seek((offset, whence), data, hole) {
+            Ok(found) => reply.offset(found),
+            Err(errno) => reply.error(errno),
         }
     }
 
@@ -273,51 +247,21 @@ impl Filesystem for FilesAdapter {
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         match self.part(ino.0, 0) {
-            Ok(part) => {
-                let handle = self.next_listing.fetch_add(1, Ordering::Relaxed);
-                self.listings.lock().insert(handle, Arc::new(part));
-                reply.opened(
-                    FileHandle(handle),
-                    FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
-                );
-            }
-            Err(error) => {
-                log("list a directory", ino.0, &error);
-                reply.error(errno(&error));
-            }
+            Ok(part) => reply.opened(
+                self.listings.open(part),
+                FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+            ),
+            Err(errno) => reply.error(errno),
         }
     }
 
-    fn readdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let mut at = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (index, dot) in [".", ".."].iter().enumerate().skip(at) {
-            if reply.add(ino, index as u64 + 1, FileType::Directory, dot) {
-                return reply.ok();
-            }
-            at = index + 1;
-        }
-        let from = at - 2;
-        let mut part = self.listings.lock().get(&fh.0).cloned().unwrap_or_default();
-        if part.names(from).is_none() {
-            part = match self.part(ino.0, from) {
-                Ok(next) => Arc::new(next),
-                Err(error) => return reply.error(errno(&error)),
-            };
-            self.listings.lock().insert(fh.0, Arc::clone(&part));
-        }
-        for (index, name) in part.names(from).unwrap_or_default().iter().enumerate() {
-            // Programs take the number 0 for an erased entry.
-            let number = INodeNo(name.number.max(1));
-            let next = (from + index) as u64 + 3;
-            if reply.add(number, next, file_type(name.kind), OsStr::from_bytes(&name.name)) {
-                break;
-            }
-        }
-        reply.ok();
+    fn readdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        self.listings
+            .reply((ino, fh, offset), |from| self.part(ino.0, from), reply);
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        self.listings.lock().remove(&fh.0);
+        self.listings.close(fh);
         reply.ok();
     }
 

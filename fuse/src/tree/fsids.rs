@@ -42,6 +42,12 @@ impl ImageFs {
         restored.and(closed.map_err(from_io("write", "the file of --save")))
     }
 
+    /// Returns the sum of what programs wrote, in whole pages.
+    pub fn written_bytes(&self) -> u64 {
+        let scratch = self.options.scratch.as_ref();
+        scratch.map_or(0, |scratch| scratch.written_bytes())
+    }
+
     /// Opens a file of the only backup.
     fn volume_file(&self, name: &str) -> Result<SharedDevice> {
         let state = self.state();

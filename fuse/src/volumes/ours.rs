@@ -24,6 +24,15 @@ pub enum MountKind {
     },
 }
 
+/// A file system that a process serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FuseMount {
+    /// Number, as `stat` shows it. The kernel gives it to another file system after this one was unmounted.
+    pub device: (u32, u32),
+    /// User who mounted it, if the kernel says so.
+    pub user: Option<u32>,
+}
+
 /// A mount of vbk on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OurMount {
@@ -33,6 +42,8 @@ pub struct OurMount {
     pub kind: MountKind,
     /// Source, as the kernel lists it.
     pub source: OsString,
+    /// The FUSE file system with the images or files; `None` if it is gone.
+    pub served: Option<FuseMount>,
     /// True if the process that served it is gone: nothing in it can be read, and it should be unmounted.
     pub dead: bool,
 }
@@ -55,12 +66,38 @@ pub fn list_ours() -> Result<Vec<OurMount>> {
         };
         Some(OurMount {
             point: mount.mount_point.clone(),
+            served: served_by(&mounts, mount, &kind),
             kind,
             source: mount.source.clone(),
             dead,
         })
     });
     Ok(listed.collect())
+}
+
+/// Returns the file system that a process serves for a mount of vbk.
+pub(super) fn served_by(mounts: &[Mount], mount: &Mount, kind: &MountKind) -> Option<FuseMount> {
+    let served = match kind {
+        MountKind::Images => mount,
+        MountKind::Files { hidden } => images_at(mounts, hidden)?,
+    };
+    let mut options = served.options.1.split(',');
+    let user = options.find_map(|option| option.strip_prefix("user_id="));
+    Some(FuseMount {
+        device: served.device,
+        user: user.and_then(|user| user.parse().ok()),
+    })
+}
+
+/// Returns a directory as the kernel's table of mounts writes it. Touches no mount.
+pub fn mount_point(dir: &Path) -> Result<PathBuf> {
+    resolve(&read_mounts()?, dir)
+}
+
+/// Returns the number of the file system that is mounted at exactly `point`, as `stat` shows it.
+pub fn device_at(point: &Path) -> Result<Option<(u32, u32)>> {
+    let mounts = read_mounts()?;
+    Ok(bottom_at(&mounts, point).map(|mount| mount.device))
 }
 
 /// Returns the mount point of the file systems that are mounted from the images at `hidden`. Touches no mount.

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use vbk_repo::mounts::Mount;
 
-use super::ours::{self, MountKind};
+use super::ours::{self, FuseMount, MountKind};
 use super::users::describe_users;
 use crate::sys::{self, Errno};
 use crate::volumes::error::{MountError, Result};
@@ -50,6 +50,8 @@ pub struct Unmounted {
     pub point: PathBuf,
     /// Kind of the mount.
     pub kind: MountKind,
+    /// The file system that a process served for it.
+    pub served: Option<FuseMount>,
     /// True if a part of it lives on until its last user is done. Only after [`WhenBusy::Detach`], or where a dead
     /// mount was in use.
     pub detached: bool,
@@ -88,12 +90,16 @@ pub fn unmount(dir: &Path, when_busy: WhenBusy) -> Result<Unmounted> {
             if may_mount {
                 unmount_tree(&mounts, bottom, when_busy)?
             } else {
-                unmount_as_user(&point, when_busy)?;
-                when_busy == WhenBusy::Detach
+                unmount_as_user(&point, when_busy)?
             }
         }
     };
-    Ok(Unmounted { point, kind, detached })
+    Ok(Unmounted {
+        served: ours::served_by(&mounts, bottom, &kind),
+        point,
+        kind,
+        detached,
+    })
 }
 
 /// Removes what killed processes left: mounts with images below `hidden_root` that no mount of files refers to, and
@@ -298,14 +304,18 @@ fn unmount_one(point: &Path, when_busy: WhenBusy) -> Result<bool> {
     Ok(true)
 }
 
-/// Unmounts as a user other than root, through the helper that also mounted.
-fn unmount_as_user(point: &Path, when_busy: WhenBusy) -> Result<()> {
-    let mut command = Command::new("fusermount3");
-    command.arg("-u");
-    if when_busy == WhenBusy::Detach {
-        command.arg("-z");
+/// Unmounts as a user other than root, through the helper that also mounted; true if it was in use and had to be
+/// detached.
+fn unmount_as_user(point: &Path, when_busy: WhenBusy) -> Result<bool> {
+    match (fusermount(point, &["-u"]), when_busy) {
+        (Ok(()), _) => Ok(false),
+        (Err(_), WhenBusy::Detach) => fusermount(point, &["-u", "-z"]).map(|()| true),
+        (Err(error), WhenBusy::Fail) => Err(error),
     }
-    let output = command.arg("--").arg(point).output();
+}
+
+fn fusermount(point: &Path, options: &[&str]) -> Result<()> {
+    let output = Command::new("fusermount3").args(options).arg("--").arg(point).output();
     let output = output.map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => MountError::NoFusermount,
         _ => MountError::Unmount {

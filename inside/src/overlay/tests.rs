@@ -12,7 +12,11 @@ fn disk(len: usize) -> Vec<u8> {
 
 fn scratch(limit_bytes: u64) -> Arc<Scratch> {
     let file = tempfile::tempfile().expect("a file");
-    Arc::new(Scratch::create(file, limit_bytes, None).expect("creates"))
+    Arc::new(Scratch::create(file, limits(limit_bytes), None).expect("creates"))
+}
+
+fn limits(bytes: u64) -> Limits {
+    Limits { bytes, floor_bytes: 0 }
 }
 
 fn read(device: &dyn Device, offset_bytes: u64, len: usize) -> Vec<u8> {
@@ -52,7 +56,7 @@ fn a_kept_file_names_exactly_the_pages_that_were_written() {
         name: name.into(),
         size_bytes: size as u64,
     });
-    let scratch = Arc::new(Scratch::create(file, 1 << 30, Some((ID, &disks))).expect("creates"));
+    let scratch = Arc::new(Scratch::create(file, limits(1 << 30), Some((ID, &disks))).expect("creates"));
     let mut model = disk(size);
     let overlay = Overlay::new(Arc::new(model.clone()), 1, Arc::clone(&scratch));
     // More than one group, and the part of a page at the disk's end.
@@ -96,9 +100,62 @@ fn writes_beyond_the_limit_fail_and_change_nothing() {
     assert!(overlay.write_at((1 << 20) - 1, &[0; 2]).is_err(), "past the end");
 }
 
+/// Number of slots that hold no page and will never again be taken.
+fn lost_slots(scratch: &Scratch) -> u32 {
+    let next = scratch.next.lock();
+    let free: u32 = next.free.iter().map(|free| free.end - free.start).sum();
+    next.slot - free - scratch.slots.read().len() as u32
+}
+
+#[test]
+fn a_write_that_fails_gives_its_space_back() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let read_only = File::open(file.path()).expect("opens");
+    let scratch = Arc::new(Scratch::create(read_only, limits(8 * PAGE), None).expect("creates"));
+    let overlay = Overlay::new(Arc::new(disk(1 << 20)), 0, Arc::clone(&scratch));
+    for page in 0..20 {
+        let error = overlay.write_at(page * PAGE, &[1; 3 * PAGE_BYTES]).expect_err("fails");
+        assert_ne!(error.kind(), io::ErrorKind::StorageFull, "there is room");
+    }
+    assert_eq!(lost_slots(&scratch), 0);
+}
+
+#[test]
+fn no_page_is_added_when_the_host_has_no_room() {
+    let file = tempfile::tempfile().expect("a file");
+    let none = Limits {
+        bytes: 1 << 30,
+        floor_bytes: u64::MAX,
+    };
+    let scratch = Arc::new(Scratch::create(file, none, None).expect("creates"));
+    let overlay = Overlay::new(Arc::new(disk(1 << 20)), 0, Arc::clone(&scratch));
+    for _ in 0..2 {
+        let error = overlay.write_at(0, &[1]).expect_err("is full");
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    }
+    assert_eq!(lost_slots(&scratch), 0);
+}
+
+#[test]
+fn pages_in_scattered_slots_are_read_back() {
+    let scratch = scratch(16 * PAGE);
+    scratch.next.lock().slot = 10;
+    scratch.give_back([1..3, 7..8, 4..6]);
+    let overlay = Overlay::new(Arc::new(disk(1 << 20)), 0, Arc::clone(&scratch));
+    let bytes: Vec<u8> = (0..9 * PAGE_BYTES).map(|at| (at / 1000) as u8).collect();
+    overlay.write_at(5 * PAGE, &bytes).expect("fits");
+    assert!(read(&overlay, 5 * PAGE, bytes.len()) == bytes);
+    let error = overlay.write_at(20 * PAGE, &[1; 3 * PAGE_BYTES]);
+    assert_eq!(error.map_err(|error| error.kind()), Err(io::ErrorKind::StorageFull));
+    overlay
+        .write_at(20 * PAGE, &[1; 2 * PAGE_BYTES])
+        .expect("two slots are left");
+}
+
 #[test]
 fn writers_of_parts_of_one_page_lose_nothing() {
-    let overlay = Overlay::new(Arc::new(vec![0; 64 * PAGE_BYTES]), 0, scratch(1 << 30));
+    let scratch = scratch(1 << 30);
+    let overlay = Overlay::new(Arc::new(vec![0; 64 * PAGE_BYTES]), 0, Arc::clone(&scratch));
     std::thread::scope(|scope| {
         for part in 0..8_u64 {
             let overlay = &overlay;
@@ -117,6 +174,7 @@ fn writers_of_parts_of_one_page_lose_nothing() {
             .enumerate()
             .all(|(at, byte)| usize::from(*byte) == at % PAGE_BYTES / 512 + 1)
     );
+    assert_eq!(lost_slots(&scratch), 0);
 }
 
 #[test]
@@ -127,7 +185,8 @@ fn a_file_that_is_cut_or_damaged_is_refused() {
             name: "vda".into(),
             size_bytes: 1 << 20,
         }];
-        let scratch = Scratch::create(file.try_clone().expect("clones"), 1 << 30, Some((ID, &disks))).expect("creates");
+        let scratch =
+            Scratch::create(file.try_clone().expect("clones"), limits(1 << 30), Some((ID, &disks))).expect("creates");
         let scratch = Arc::new(scratch);
         let overlay = Overlay::new(Arc::new(disk(1 << 20)), 0, Arc::clone(&scratch));
         overlay.write_at(0, &[1; 3 * PAGE_BYTES]).expect("writes");

@@ -13,14 +13,14 @@ use vbk_repo::backup::Entry;
 use vbk_repo::catalogue::BackupSpec;
 use vbk_repo::reader::ReadResources;
 
-use super::{
-    MAX_THREADS, Report, VolumeJson, absolute, catch_signals, daemon, handover, take_down_on_signal, umount_elsewhere,
-};
+use super::report::{Report, VolumeJson};
+use super::{MAX_THREADS, absolute, catch_signals, daemon, handover, take_down_on_signal, umount_elsewhere};
 use crate::args::MountArgs;
 use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
 use crate::machine;
 use crate::secrets;
+use crate::servers::Record;
 use crate::warnings::warn_of_clock;
 
 /// Mounts, and serves in the background or until it is unmounted.
@@ -40,12 +40,15 @@ pub fn run(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Outcom
 
 fn serve(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Outcome> {
     daemon::begin();
+    // First: it is released last.
+    let mut record = Record::create()?;
     let signals = catch_signals()?;
     volumes::check_mount_point(dir)?;
     volumes::check_fuse()?;
     let point = absolute(dir)?;
     let spec: BackupSpec = args.what.parse()?;
-    let view = context.view_of(&context.repository()?)?;
+    let repository = context.repository()?;
+    let view = context.view_of(&repository)?;
     let catalogue = view.catalogue()?;
     let entry = catalogue.find(&spec)?;
     warn_of_clock(&catalogue, &spec, entry);
@@ -70,6 +73,7 @@ fn serve(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Outcome>
         threads: (2 * threads()).clamp(4, MAX_THREADS),
     };
     let session = Session::mount_files(Arc::new(tree), resources, &point, options)?;
+    let begun = record.begin((&point, None), &repository, Some(&entry.backup), None);
     let outcome = tell(context, &point, &trees, guest.as_ref());
     context.json_result(&Report {
         mount_point: point.clone(),
@@ -78,12 +82,13 @@ fn serve(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Outcome>
         warnings: trees.warnings,
         volumes,
     })?;
-    if let Err(error) = daemon::ready(outcome) {
+    if let Err(error) = begun.and_then(|()| daemon::ready(outcome)) {
         volumes::unmount(&point, WhenBusy::Detach)?;
         return Err(error);
     }
     let watcher = take_down_on_signal(signals, move || umount_elsewhere(&point))?;
     session.wait();
+    record.end(context, 0, Ok::<_, Error>(()))?;
     watcher.end();
     daemon::end();
     Ok(outcome)
