@@ -57,7 +57,7 @@ impl Inode {
         volume.metadata(block, at, &mut bytes)?;
         let damaged = |what| Error::damaged(format!("inode {number}: {what}"));
         let seed = volume.inode_seed(number, le32(&bytes, 0x64));
-        if volume.superblock.has_checksums() && !checksum_holds(seed, &bytes) {
+        if volume.superblock.has_checksums() && !crate::proven(checksum_holds(seed, &bytes)) {
             return Err(damaged("wrong checksum"));
         }
         if bytes.len() > OLD_INODE_BYTES {
