@@ -16,7 +16,7 @@ mod utf16;
 pub mod xfs;
 
 #[cfg(test)]
-mod compared;
+pub(crate) mod compared;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;

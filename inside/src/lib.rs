@@ -23,6 +23,9 @@ pub mod copy;
 pub mod device;
 mod error;
 pub mod fs;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod guest;
 pub mod luks;
 pub mod lvm;
@@ -31,9 +34,16 @@ pub mod partition;
 pub mod path;
 pub mod probe;
 pub mod search;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[cfg_attr(fuzzing, allow(dead_code))]
 mod testing;
 pub mod volumes;
 pub mod walk;
 
 pub use error::{Error, Result};
+
+/// Tests a checksum. A build for a fuzzer takes each for right: the fuzzer changes bytes at random, and can't compute
+/// checksums of them as an attacker does.
+fn proven(holds: bool) -> bool {
+    holds || cfg!(fuzzing)
+}

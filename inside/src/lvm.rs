@@ -151,3 +151,36 @@ fn remark_on(builder: &mut Builder, volume: &PhysicalVolume, newest: &Metadata, 
         ));
     }
 }
+
+/// Parses the text of a group.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_text(text: &[u8]) {
+    let _ = GroupText::parse(text);
+}
+
+/// Opens volumes of a thin pool by its metadata, which are its data too.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_thin(metadata: &SharedDevice) -> Vec<SharedDevice> {
+    let Ok(pool) = thin::Pool::open(SharedDevice::clone(metadata), SharedDevice::clone(metadata)) else {
+        return Vec::new();
+    };
+    let pool = std::sync::Arc::new(pool);
+    let numbers = [0, 1, 2, 7, 100, 0xff_ffff].into_iter();
+    let opened = numbers.flat_map(|device| [1 << 30, u64::MAX].map(|size_bytes| (device, size_bytes)));
+    let opened = opened.filter_map(|(device, size_bytes)| {
+        let thin = thin::Thin::open(std::sync::Arc::clone(&pool), device, size_bytes, None).ok()?;
+        Some(std::sync::Arc::new(thin) as SharedDevice)
+    });
+    opened.collect()
+}
+
+/// Opens a snapshot of the old kind by its store, which is its origin too.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_snapshot(store: &SharedDevice) -> Option<SharedDevice> {
+    let (origin, store) = (SharedDevice::clone(store), SharedDevice::clone(store));
+    let opened = snapshot::Snapshot::open(origin, store, &snapshot::Room::default());
+    opened
+        .ok()?
+        .ok()
+        .map(|snapshot| std::sync::Arc::new(snapshot) as SharedDevice)
+}

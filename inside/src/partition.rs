@@ -323,7 +323,7 @@ fn read_gpt_header(disk: &dyn Device, lba: u64, sector_bytes: u64) -> io::Result
     let (header_bytes, header_crc) = (le32(&sector, 12) as usize, le32(&sector, 16));
     sector[16..20].fill(0);
     let header = sector.get(..header_bytes);
-    if header.is_none_or(|header| header.len() < 92 || crc32(header) != header_crc) {
+    if header.is_none_or(|header| header.len() < 92 || !crate::proven(crc32(header) == header_crc)) {
         return damaged("its checksum is wrong");
     }
     if le64(&sector, 24) != lba {
@@ -340,7 +340,7 @@ fn read_gpt_header(disk: &dyn Device, lba: u64, sector_bytes: u64) -> io::Result
     if !read_inside(disk, table_offset_bytes, &mut entries)? {
         return damaged("its table lies outside the disk");
     }
-    if crc32(&entries) != le32(&sector, 88) {
+    if !crate::proven(crc32(&entries) == le32(&sector, 88)) {
         return damaged("the checksum of its table is wrong");
     }
     let entry_bytes = entry_bytes as usize;

@@ -61,6 +61,19 @@ pub struct Btrfs {
     log: Log,
 }
 
+/// Unpacks an extent by each of its compressions.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_extent(packed: &[u8]) {
+    use item::Compression::{Lzo, Zlib, Zstd};
+    for kind in [Zlib, Lzo, Zstd] {
+        for len in [4096, compress::MAX_EXTENT_BYTES] {
+            if let Some(out) = compress::unpack(kind, packed, len, 4096) {
+                assert_eq!(out.len() as u64, len);
+            }
+        }
+    }
+}
+
 /// Opens a file system by all its devices, in any order. One that is missing is tolerated where its data has a copy.
 pub fn open(devices: Vec<SharedDevice>) -> Result<Btrfs> {
     let mut btrfs = members::open(devices)?;

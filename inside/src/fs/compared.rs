@@ -1,7 +1,5 @@
-//! For the tests of several readers: compares a tree with the directory that an image was made of, and walks a tree
-//! that may be damaged.
+//! For the tests of several readers: compares a tree with the directory that an image was made of.
 
-use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::ops::ControlFlow;
@@ -165,47 +163,6 @@ pub(crate) fn compare<T: FileTree + 'static>(tree: &Arc<T>, parent: Node, origin
         }
     }
     count
-}
-
-/// Most nodes that a walk visits.
-const MAX_WALKED: usize = 300;
-
-/// Uses all of a tree that may be damaged: nothing may panic, and no loop of directories may be endless.
-pub(crate) fn walk<T: FileTree + 'static>(tree: T) {
-    let tree = Arc::new(tree);
-    let _ = (tree.identity(), tree.remarks());
-    let (mut seen, mut open) = (HashSet::from([tree.root()]), vec![tree.root()]);
-    while let Some(node) = open.pop() {
-        let stat = tree.stat(node);
-        let _ = (tree.read_link(node), tree.xattrs(node), tree.lookup(node, b"Name.TXT"));
-        let mut names = 0;
-        let _ = tree.list(node, &mut |entry| {
-            assert!(super::is_name(&entry.name));
-            names += 1;
-            if seen.len() < MAX_WALKED && seen.insert(entry.node) {
-                open.push(entry.node);
-            }
-            if names < 10_000 {
-                ControlFlow::Continue(())
-            } else {
-                ControlFlow::Break(())
-            }
-        });
-        let Ok(file) = Arc::clone(&tree).open(node) else {
-            continue;
-        };
-        let size_bytes = file.size_bytes();
-        assert_eq!(stat.map(|stat| stat.size_bytes).ok(), Some(size_bytes));
-        let mut buf = vec![0; size_bytes.min(100_000) as usize];
-        let _ = file.read_at(0, &mut buf);
-        let _ = file.read_at(size_bytes - buf.len() as u64, &mut buf);
-        assert!(file.read_at(size_bytes, &mut [0]).is_err() && file.read_at(u64::MAX, &mut [0]).is_err());
-        for at in [0, size_bytes / 2, size_bytes] {
-            let data = file.next_data(at).expect("holes are known");
-            assert!(data.is_none_or(|data| data >= at && data < size_bytes));
-            assert!(file.next_hole(at).expect("holes are known") >= at);
-        }
-    }
 }
 
 /// Returns the image with bytes changed at these places, each as a part of 2^16 of the metadata's length.

@@ -37,6 +37,15 @@ use record::Record;
 use reparse::Special;
 use stream::{Stream, Streams};
 
+/// Interprets bytes as a compressed unit and as what makes a file special.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_stream(bytes: &[u8]) {
+    if let Ok(plain) = compressed::decompress(bytes, 1 << 16) {
+        assert_eq!(plain.len(), 1 << 16);
+    }
+    let _ = (reparse::parse(bytes), reparse::parse_interix(bytes));
+}
+
 // Numbers of system files (`FILE_*` of layout.h).
 const MFT: u64 = 0;
 const VOLUME: u64 = 3;

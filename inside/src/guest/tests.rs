@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::fuzzing;
 use crate::testing::{Content, MemoryTree};
 
 fn linux(uuid: &str, fstab: &str) -> MemoryTree {
@@ -241,30 +242,22 @@ fn an_fstab_that_is_too_long_or_damaged_is_a_remark() {
     assert_eq!(guest.remarks, ["/etc/fstab: a block of a test is damaged"]);
 }
 
-/// Composes a guest by any fstab, and walks it.
-fn fuzz(bytes: &[u8]) {
-    let mut tree = linux("r", "");
-    tree.directory("/a");
-    tree.link("/b", "/a");
-    tree.at("/etc/fstab").content = Content::File(bytes.len() as u64, vec![(0, bytes.to_vec())]);
-    let guest = of(vec![
-        tree.named("p1", &["/dev/vda"]),
-        with_file("x", "/x").named("p2", &["/dev/vdb"]),
-    ]);
-    if let Ok(guest) = guest {
-        let mut walk = Walk::new(&*guest.tree, guest.tree.root());
-        while walk.step().is_some() {}
-    }
+/// Lines as they are in the fstab of a guest.
+#[test]
+fn seeds() {
+    let fstab = "# a comment\nUUID=r / ext4 defaults 0 1\n/dev/vdb /a\\040b btrfs subvol=/@,noauto 0 0\nUUID=x /a none bind\n\
+        /dev/vdb /b/../a xfs subvolid=256\nLABEL=\"x\" none swap sw\n";
+    fuzzing::seed("fstab", "lines", fstab.as_bytes());
 }
 
 proptest! {
     #[test]
     fn no_fstab_panics_or_loops(bytes: Vec<u8>) {
-        fuzz(&bytes);
+        fuzzing::fstab(&bytes);
     }
 
     #[test]
     fn no_plausible_fstab_panics_or_loops(lines in prop::collection::vec("(UUID=[rx]|/dev/vd[ab]) (/|/a|/b|/a/a|/b/../a|/etc|a|/x\\\\0) btrfs (subvol=[@/a.]*|subvolid=[0-9]*|bind)", 0..12)) {
-        fuzz(lines.join("\n").as_bytes());
+        fuzzing::fstab(lines.join("\n").as_bytes());
     }
 }

@@ -115,7 +115,7 @@ impl Budget {
     }
 
     /// Leaves no more than `work`.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn limit(&mut self, work: u64) {
         self.0 = self.0.min(work);
     }

@@ -54,7 +54,7 @@ impl Memory {
 impl Device for Memory {
     fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
         self.reads.fetch_add(1, Relaxed);
-        if offset_bytes + buf.len() as u64 > self.size_bytes {
+        if offset_bytes.saturating_add(buf.len() as u64) > self.size_bytes {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let bytes = self.bytes.lock();

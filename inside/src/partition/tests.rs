@@ -560,6 +560,13 @@ fn valid_disk(which: usize) -> Vec<u8> {
     }
 }
 
+#[test]
+fn seeds() {
+    for (which, name) in ["mbr", "gpt", "gpt-4096"].iter().enumerate() {
+        crate::fuzzing::seed_disks("partitions", name, &[std::sync::Arc::new(valid_disk(which))]);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -3,10 +3,12 @@
 
 use std::fs::File;
 use std::process::Command;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::fuzzing::seed_disks;
 
 /// An empty volume after `tool` has formatted it.
 fn made_by(size_bytes: u64, tool: &str, args: &[&str]) -> Content {
@@ -112,6 +114,32 @@ fn md1(at: u64) -> [u8; 258] {
 fn seal(sb: &mut [u8]) {
     let sum = containers::md1_sum(sb);
     sb[216..220].copy_from_slice(&sum.to_le_bytes());
+}
+
+#[test]
+fn seeds() {
+    for (name, at) in [("first", 0), ("third", 4096), ("second", (1 << 20) - 0x2000)] {
+        let mut volume = vec![0; 1 << 20];
+        volume[at..at + 258].copy_from_slice(&md1(at as u64));
+        for target in ["md", "find", "probe"] {
+            seed_disks(target, name, &[Arc::new(volume.clone())]);
+        }
+    }
+    for (name, at, mark) in [
+        ("f2fs", 1024, &b"\x10\x20\xf5\xf2"[..]),
+        ("zfs", 132 << 10, b"\x0c\xb1\xba\x00\x00\x00\x00\x00"),
+        (
+            "bcache",
+            4120,
+            b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81",
+        ),
+        ("udf", 0x8001, b"BEA01"),
+        ("swap", 4086, b"SWAPSPACE2"),
+    ] {
+        let mut volume = vec![0; 1 << 20];
+        volume[at..at + mark.len()].copy_from_slice(mark);
+        seed_disks("probe", name, &[Arc::new(volume)]);
+    }
 }
 
 #[test]

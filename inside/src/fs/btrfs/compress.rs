@@ -65,16 +65,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::fs::btrfs::fuzz_extent as fuzz;
+    use crate::fuzzing;
 
     const CASES: u32 = 500;
-
-    fn fuzz(bytes: &[u8]) {
-        for kind in [Compression::Zlib, Compression::Lzo, Compression::Zstd] {
-            if let Some(out) = unpack(kind, bytes, MAX_EXTENT_BYTES, 4096) {
-                assert_eq!(out.len() as u64, MAX_EXTENT_BYTES);
-            }
-        }
-    }
 
     fn plain() -> Vec<u8> {
         let far = (0..20_000_u32).map(|number| (number.wrapping_mul(number) >> 9) as u8);
@@ -98,6 +92,17 @@ mod tests {
             assert_eq!(out, plain()[..5000]);
             assert_eq!(unpack(kind, &packed[..packed.len() / 2], len as u64, 4096), None);
         }
+    }
+
+    #[test]
+    fn seeds() {
+        for (name, packed) in ["zlib", "zstd"].iter().zip(packed()) {
+            fuzzing::seed("btrfs-extent", name, &packed);
+        }
+        // One segment of a literal run of three bytes.
+        let lzo = [15, 0, 0, 0, 7, 0, 0, 0, 20, b'a', b'b', b'c', 17, 0, 0];
+        assert!(unpack(Compression::Lzo, &lzo, 3, 4096).is_some_and(|plain| plain == b"abc"));
+        fuzzing::seed("btrfs-extent", "lzo", &lzo);
     }
 
     proptest! {

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::fs::compared::{self, Loop, Mount, Terms, compare, device, run};
+use crate::fuzzing;
 
 const MIB: u64 = 1 << 20;
 
@@ -139,9 +140,7 @@ fn bytes_never_written_are_zeros_and_zones_count() {
 }
 
 fn fuzz(bytes: &[u8]) {
-    if let Ok(exfat) = open(Arc::new(bytes.to_vec())) {
-        compared::walk(exfat);
-    }
+    fuzzing::files(open(Arc::new(bytes.to_vec())));
 }
 
 /// A small image, and the offsets of its entry sets.
@@ -157,6 +156,11 @@ static IMAGE: LazyLock<(Vec<u8>, Vec<usize>)> = LazyLock::new(|| {
 fn seal_boot(bytes: &mut [u8]) {
     let sum = boot::checksum(&bytes[..11 * 512]).to_le_bytes();
     bytes[11 * 512..11 * 512 + 4].copy_from_slice(&sum);
+}
+
+#[test]
+fn seeds() {
+    fuzzing::seed_disks("exfat", "exfat", &[Arc::new(IMAGE.0.clone())]);
 }
 
 proptest! {

@@ -242,7 +242,7 @@ impl Scan {
         if sequence != self.sequence {
             return Err(None);
         }
-        if checksum != crc32c(self.checksum, covered) {
+        if !crate::proven(checksum == crc32c(self.checksum, covered)) {
             return Err(Some("wrong checksum".to_owned()));
         }
         self.checksum = 0;

@@ -134,7 +134,7 @@ impl<'a> Journal<'a> {
             Checksums::None => true,
             Checksums::V2(_) | Checksums::V3(_) => be32(&bytes, 252) == crc32c_without(START, &bytes[..1024], 252..256),
         };
-        if !is_intact {
+        if !crate::proven(is_intact) {
             return damaged("wrong checksum of its superblock");
         }
         if journal.incompat & INCOMPAT_FAST_COMMIT != 0 {
@@ -177,7 +177,8 @@ impl<'a> Journal<'a> {
         match self.checksums {
             Checksums::None => true,
             Checksums::V2(seed) | Checksums::V3(seed) => {
-                be32_at(block, tail) == Some(crc32c_without(seed, block, tail..block.len()))
+                let sum = crc32c_without(seed, block, tail..block.len());
+                crate::proven(be32_at(block, tail) == Some(sum))
             }
         }
     }
@@ -394,7 +395,7 @@ impl<'a> Scan<'a> {
             Checksums::None => true,
             Checksums::V2(seed) | Checksums::V3(seed) => sum == crc32c_without(seed, block, 16..20),
         };
-        if self.is_suspect || !sums_match || !is_intact {
+        if self.is_suspect || !crate::proven(sums_match && is_intact) {
             // An older commit block is the rest of an earlier journal.
             let is_damage = seconds >= self.commit_seconds;
             let reason = || format!("wrong checksum in transaction {}", self.sequence());

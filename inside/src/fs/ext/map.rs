@@ -147,7 +147,7 @@ fn verify(inode: &Inode, node: &[u8]) -> Result<()> {
     let tail = 12 + 12 * usize::from(le16(node, 4));
     let (content, checksum) = (node.get(..tail), u32_at(node, tail));
     match content {
-        Some(content) if checksum == Some(crc32c(inode.seed, content)) => Ok(()),
+        Some(content) if crate::proven(checksum == Some(crc32c(inode.seed, content))) => Ok(()),
         _ => Err(inode.damaged("wrong checksum in the extent tree")),
     }
 }

@@ -138,8 +138,8 @@ impl Superblock {
             0 => crc32c(START, &uuid),
             _ => le32(bytes, 0x270),
         };
-        let checksum_matches =
-            ro_compat & RO_COMPAT_METADATA_CSUM == 0 || crc32c(START, &bytes[..0x3fc]) == le32(bytes, 0x3fc);
+        let checksum_matches = ro_compat & RO_COMPAT_METADATA_CSUM == 0
+            || crate::proven(crc32c(START, &bytes[..0x3fc]) == le32(bytes, 0x3fc));
         Ok(Self {
             at_block: offset_bytes / block_bytes,
             block_bytes,

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::fs::compared::{self, Terms, compare, device, run};
+use crate::fuzzing;
 
 const MIB: u64 = 1 << 20;
 
@@ -197,9 +198,7 @@ fn content_in_one_piece_is_read_at_once() {
 }
 
 fn fuzz(bytes: &[u8]) {
-    if let Ok(fat) = open(Arc::new(bytes.to_vec())) {
-        compared::walk(fat);
-    }
+    fuzzing::files(open(Arc::new(bytes.to_vec())));
 }
 
 /// A small image of two widths.
@@ -209,6 +208,13 @@ static IMAGES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
         .map(|(size_bytes, mkfs)| fs::read(made(size_bytes, mkfs, 9).1).unwrap())
         .into()
 });
+
+#[test]
+fn seeds() {
+    for (name, image) in ["fat12", "fat32"].iter().zip(&*IMAGES) {
+        fuzzing::seed_disks("fat", name, &[Arc::new(image.clone())]);
+    }
+}
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(30))]

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::fs::compared::{self, Terms, compare, device, run};
+use crate::fuzzing;
 
 fn write_original(dir: &Path, many: usize) {
     let deep = dir.join("1/2/3/4/5/6/7/8/9/10");
@@ -158,9 +159,7 @@ fn a_file_of_several_extents_is_read() {
 }
 
 fn fuzz(bytes: &[u8]) {
-    if let Ok(iso) = open(Arc::new(bytes.to_vec())) {
-        compared::walk(iso);
-    }
+    fuzzing::files(open(Arc::new(bytes.to_vec())));
 }
 
 /// Small images with Rock Ridge and with Joliet.
@@ -171,6 +170,13 @@ static IMAGES: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
     let joliet = ["-J", "-joliet-long", "-D"];
     [&["-R"][..], &joliet].map(|options| fs::read(made(dir.path(), &original, options)).unwrap())
 });
+
+#[test]
+fn seeds() {
+    for (name, image) in ["rock-ridge", "joliet"].iter().zip(&*IMAGES) {
+        fuzzing::seed_disks("iso9660", name, &[Arc::new(image.clone())]);
+    }
+}
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]

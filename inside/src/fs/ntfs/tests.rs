@@ -11,6 +11,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::fs::compared::{self, Mount, Terms, compare, device, run};
+use crate::fuzzing;
 
 const MIB: u64 = 1 << 20;
 
@@ -302,9 +303,7 @@ fn links_of_windows_have_slashes() {
 }
 
 fn fuzz(bytes: &[u8]) {
-    if let Ok(ntfs) = open(Arc::new(bytes.to_vec())) {
-        compared::walk(ntfs);
-    }
+    fuzzing::files(open(Arc::new(bytes.to_vec())));
 }
 
 /// A small image with the fixups undone, and the offsets of its records and index blocks.
@@ -315,6 +314,18 @@ static IMAGE: LazyLock<(Vec<u8>, Vec<usize>)> = LazyLock::new(|| {
     let places = (0..bytes.len()).step_by(512).filter(marked).collect();
     (bytes, places)
 });
+
+#[test]
+fn seeds() {
+    fuzzing::seed_disks("ntfs", "ntfs", &[Arc::new(IMAGE.0.clone())]);
+    // A chunk of three bytes and their repetition, and a junction to `\??\C:`.
+    let chunk = [0x05, 0xb0, 0x08, b'a', b'b', b'c', 0x00, 0x20];
+    assert!(compressed::decompress(&chunk, 4096).unwrap().starts_with(b"abcabc"));
+    fuzzing::seed("ntfs-stream", "chunk", &chunk);
+    let junction = b"\x03\0\0\xa0\x18\0\0\0\0\0\x0c\0\x0c\0\0\0\\\0?\0?\0\\\0C\0:\0";
+    assert!(reparse::parse(junction).is_ok());
+    fuzzing::seed("ntfs-stream", "junction", junction);
+}
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::fuzzing;
 
 const COPY: usize = 16 << 10;
 
@@ -374,26 +375,23 @@ fn odd_luks1_headers_are_refused() {
     assert!(message(unlock(image[..500].to_vec())).contains("passes the end"));
 }
 
-/// Opens whatever the bytes are; the device is a GiB long.
+/// Opens any bytes, at the start of a device of a GiB.
 fn fuzz(bytes: &[u8]) {
     let device: SharedDevice = Memory::with_size(bytes.to_vec(), 1 << 30);
-    let Ok(header) = header(&device) else {
-        return;
-    };
-    let _ = (header.uuid(), header.label(), header.describe(), header.remarks());
-    let mut budget = Budget::new();
-    budget.limit(3000);
-    let key = header
-        .check()
-        .and_then(|()| header.key(&*device, PASSPHRASE, &mut budget));
-    let Ok(segment) = header.segment else {
-        return;
-    };
-    let key = key.ok().flatten().unwrap_or_else(|| Zeroizing::new(vec![0; 64]));
-    if let Ok(device) = segment.open(device, &key) {
-        let mut buf = [0; 1000];
-        let _ = device.read_at(device.size_bytes() / 2, &mut buf);
-        let _ = device.read_at(device.size_bytes().saturating_sub(1000), &mut buf);
+    fuzzing::contents(super::super::fuzz(&device));
+}
+
+#[test]
+fn seeds() {
+    let lab = Lab::new();
+    for (name, size_bytes, fast) in [("luks1", 4 << 20, &FAST[2..]), ("luks2", 20 << 20, &FAST[..])] {
+        lab.format(size_bytes, &[&["--type", name], fast]);
+        // Without the key material, which is noise.
+        let mut image = lab.bytes();
+        image.truncate(32 << 10);
+        let device: SharedDevice = Memory::with_size(image, size_bytes);
+        fuzzing::seed_disks("luks", name, &[Arc::clone(&device)]);
+        fuzzing::seed_disks("find", name, &[device]);
     }
 }
 

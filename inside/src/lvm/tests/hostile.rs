@@ -5,33 +5,26 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::super::snapshot::{Room, Snapshot};
-use super::super::thin::{Pool, Thin};
 use super::group::GroupText;
 use super::image::{Text, disk, sign, uuid};
 use super::real::complete;
-use super::thin::{BLOCK, Numbered, devices, metadata};
+use super::thin::{devices, metadata};
 use super::*;
+use crate::fuzzing;
 
-/// Entry for a fuzzer: a disk.
 fn fuzz(bytes: &[u8]) {
-    let disk: SharedDevice = Memory::new(bytes.to_vec());
-    if let Ok(volume) = physical_volume(&disk) {
-        for group in assemble(vec![(volume, disk)]) {
-            group.volumes.iter().for_each(use_volume);
-        }
-    }
+    fuzzing::groups(&[Memory::new(bytes.to_vec())]);
 }
 
-/// Entry for a fuzzer: the text of a group, on a disk that is otherwise good.
+/// Parses the text of a group, also on a disk that is otherwise good.
 fn fuzz_text(text: &[u8]) {
-    let _ = GroupText::parse(text);
+    super::super::fuzz_text(text);
     if text.len() < 500_000 {
         fuzz(&disk(&uuid(0), 18, text));
     }
 }
 
-/// Entry for a fuzzer: the metadata of a thin pool. Checksums are corrected.
+/// Reads a pool by its metadata, whose checksums are corrected.
 fn fuzz_thin(metadata: &[u8]) {
     let mut metadata = metadata.to_vec();
     for (number, block) in metadata.chunks_exact_mut(4096).enumerate() {
@@ -39,40 +32,7 @@ fn fuzz_thin(metadata: &[u8]) {
         let sum = crc::persistent_data(&block[4..], if number == 0 { 160_774 } else { 121_107 });
         block[..4].copy_from_slice(&sum.to_le_bytes());
     }
-    let Ok(pool) = Pool::open(Arc::new(metadata), Arc::new(Numbered(31_000 * BLOCK))) else {
-        return;
-    };
-    let pool = Arc::new(pool);
-    for device in [0, 1, 2, 7, 100, 0xff_ffff] {
-        if let Ok(thin) = Thin::open(Arc::clone(&pool), device, u64::MAX, None) {
-            use_device(&thin);
-        }
-    }
-}
-
-fn use_volume(volume: &LogicalVolume) {
-    assert!(group::is_name(&volume.name));
-    match &volume.device {
-        Ok(device) => use_device(device.as_ref()),
-        Err(reason) => assert!(reason.chars().all(|c| c.is_ascii_graphic() || c == ' '), "{reason:?}"),
-    }
-}
-
-fn use_device(device: &dyn Device) {
-    let size = device.size_bytes();
-    let mut buf = vec![0; 200_000];
-    for at in [0, 1 << 16, size / 2, size.saturating_sub(200_000), size, u64::MAX] {
-        let _ = device.read_at(at, &mut buf);
-        let _ = device.read_at(at, &mut buf[..1]);
-        let _ = device.write_at(at, b"x");
-        if let Ok(Some(data)) = device.next_data(at) {
-            assert!(data >= at && data < size);
-            let hole = device.next_hole(data);
-            assert!(hole.is_err() || hole.is_ok_and(|hole| (data..=size).contains(&hole)));
-        }
-    }
-    assert!(device.read_at(size, &mut [0]).is_err());
-    let _ = device.flush();
+    fuzzing::contents(super::super::fuzz_thin(&(Arc::new(metadata) as SharedDevice)));
 }
 
 static GROUP: LazyLock<(String, Vec<u8>)> = LazyLock::new(|| {
@@ -115,6 +75,40 @@ fn changed(bytes: &[u8], changes: &[(Index, u8)]) -> Vec<u8> {
         bytes[at] = *byte;
     }
     bytes
+}
+
+/// Makes the store of a snapshot by the number of sectors of its chunks; returns the offset of its exceptions too.
+fn snapshot_store(chunk: u8) -> (Vec<u8>, usize) {
+    let mut store = vec![0; 64 << 10];
+    store[..16].copy_from_slice(&[0x53, 0x6e, 0x41, 0x70, 1, 0, 0, 0, 1, 0, 0, 0, chunk, 0, 0, 0]);
+    let start = usize::from(chunk) * 512;
+    for (number, entry) in (2_u64..).zip(store[start..start + 512].chunks_mut(16)) {
+        entry[..8].copy_from_slice(&(number * 3).to_le_bytes());
+        entry[8..].copy_from_slice(&number.to_le_bytes());
+    }
+    (store, start)
+}
+
+#[test]
+fn seeds() {
+    let mut text = Text::new(vec![(uuid(0), 40), (uuid(1), 40)]);
+    complete(&mut text);
+    let disks = text.disks().into_iter().map(|disk| disk as SharedDevice);
+    let disks: Vec<_> = disks.collect();
+    for target in ["lvm", "find"] {
+        fuzzing::seed_disks(target, "group", &disks);
+    }
+    fuzzing::seed("lvm-text", "group", text.build().as_bytes());
+    let mut text = Text::new(vec![(uuid(0), 18)]);
+    text.visible("linear", &[super::image::linear(0, 2, 0, 0)]);
+    fuzzing::seed("lvm-text", "linear", text.build().as_bytes());
+    let small = disk(&uuid(0), 18, text.build().as_bytes());
+    fuzzing::seed_disks("lvm", "linear", &[Arc::new(small)]);
+    fuzzing::seed_disks("lvm-thin", "metadata", &[Arc::new(METADATA.clone())]);
+    for chunk in [1, 8] {
+        let store = Arc::new(snapshot_store(chunk).0);
+        fuzzing::seed_disks("lvm-snapshot", &format!("chunks-of-{chunk}"), &[store]);
+    }
 }
 
 proptest! {
@@ -186,19 +180,10 @@ proptest! {
 
     #[test]
     fn damaged_snapshots(changes in changes(), chunk in prop::sample::select(vec![1_u8, 2, 8, 64])) {
-        let mut store = vec![0; 64 << 10];
-        store[..16].copy_from_slice(&[0x53, 0x6e, 0x41, 0x70, 1, 0, 0, 0, 1, 0, 0, 0, chunk, 0, 0, 0]);
-        let start = usize::from(chunk) * 512;
-        for (number, entry) in (2_u64..).zip(store[start..start + 512].chunks_mut(16)) {
-            entry[..8].copy_from_slice(&(number * 3).to_le_bytes());
-            entry[8..].copy_from_slice(&number.to_le_bytes());
-        }
+        let (mut store, start) = snapshot_store(chunk);
         let piece = changed(&store[start..start + 512], &changes);
         store[start..start + 512].copy_from_slice(&piece);
-        let origin: SharedDevice = Arc::new(vec![1_u8; 1 << 20]);
-        if let Ok(Ok(snapshot)) = Snapshot::open(origin, Arc::new(store), &Room::default()) {
-            use_device(&snapshot);
-        }
+        fuzzing::contents(super::super::fuzz_snapshot(&(Arc::new(store) as SharedDevice)));
     }
 }
 

@@ -36,7 +36,8 @@ struct Node {
 impl Node {
     fn parse(block: u64, bytes: &[u8; BLOCK_BYTES as usize], leaf_value_bytes: usize) -> Result<Self> {
         let damaged = || Error::damaged(format!("block {block} of the thin pool's metadata"));
-        if le64(bytes, 8) != block || crc::persistent_data(&bytes[4..], NODE_XOR) != le32(bytes, 0) {
+        let sum_holds = crc::persistent_data(&bytes[4..], NODE_XOR) == le32(bytes, 0);
+        if le64(bytes, 8) != block || !crate::proven(sum_holds) {
             return Err(damaged());
         }
         let (flags, count, max) = (le32(bytes, 4), le32(bytes, 16) as usize, le32(bytes, 20) as usize);

@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io;
-use std::ops::ControlFlow;
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use proptest::prelude::*;
@@ -14,12 +12,11 @@ use super::damage::{Found, tree_blocks};
 use super::images::{Image, populate, random, run, text};
 use crate::btrfs::checksum::Checksum;
 use crate::device::{Device, SharedDevice};
-use crate::fs::btrfs::{Btrfs, open};
-use crate::fs::{FileKind, FileTree, Node};
+use crate::fs::FileTree;
+use crate::fs::btrfs::open;
+use crate::fuzzing;
 
 const NODE_BYTES: usize = 4096;
-/// Longer than any case should take on a busy machine.
-const LIMIT: Duration = Duration::from_secs(20);
 
 /// A real file system and its tree blocks.
 struct Base {
@@ -81,7 +78,7 @@ static BASE: LazyLock<Base> = LazyLock::new(|| {
         content: Arc::clone(&content),
         read: Mutex::default(),
     });
-    visit(&Arc::new(open(vec![Arc::clone(&recording) as SharedDevice]).unwrap()));
+    walk(Arc::clone(&recording) as SharedDevice);
     let mut blocks = tree_blocks(&content);
     blocks.retain(|block| recording.read.lock().contains(&block.offset));
     assert!(
@@ -131,7 +128,6 @@ impl Device for Changed {
     }
 }
 
-/// Takes any bytes for a device.
 fn fuzz(bytes: &[u8]) {
     walk(Arc::new(bytes.to_vec()));
 }
@@ -164,63 +160,12 @@ fn fuzz_changes(bytes: &[u8]) {
 }
 
 fn walk(device: SharedDevice) {
-    let start = Instant::now();
-    if let Ok(fs) = open(vec![device]) {
-        let fs = Arc::new(fs);
-        fs.identity();
-        fs.remarks();
-        visit(&fs);
-    }
-    assert!(start.elapsed() < LIMIT, "{:?}", start.elapsed());
+    fuzzing::files(open(vec![device]));
 }
 
-/// Visits what can be reached, up to a limit as a caller has one.
-fn visit(fs: &Arc<Btrfs>) {
-    let mut seen: HashSet<Node> = HashSet::new();
-    let mut to_visit = vec![fs.root()];
-    while let Some(node) = to_visit.pop() {
-        if seen.len() > 600 || !seen.insert(node) {
-            continue;
-        }
-        let _ = fs.xattrs(node);
-        let Ok(stat) = fs.stat(node) else { continue };
-        match stat.kind {
-            FileKind::Directory => {
-                let mut count = 0;
-                let _ = fs.list(node, &mut |entry| {
-                    to_visit.push(entry.node);
-                    let _ = fs.lookup(node, &entry.name);
-                    count += 1;
-                    if count < 1000 {
-                        ControlFlow::Continue(())
-                    } else {
-                        ControlFlow::Break(())
-                    }
-                });
-            }
-            FileKind::Link => {
-                let _ = fs.read_link(node);
-            }
-            FileKind::File => visit_content(Arc::clone(fs).open(node).unwrap().as_ref()),
-            _ => {}
-        }
-    }
-}
-
-fn visit_content(file: &dyn Device) {
-    let mut buf = vec![0; 20_000];
-    let mut at = 0;
-    for _ in 0..10 {
-        let Ok(Some(data)) = file.next_data(at) else { break };
-        assert!(data >= at && data < file.size_bytes());
-        let len = (file.size_bytes() - data).min(buf.len() as u64) as usize;
-        let _ = file.read_at(data, &mut buf[..len]);
-        let Ok(hole) = file.next_hole(data) else { break };
-        assert!(hole > data && hole <= file.size_bytes());
-        at = hole;
-    }
-    let last = file.size_bytes().saturating_sub(10);
-    let _ = file.read_at(last, &mut buf[..(file.size_bytes() - last) as usize]);
+#[test]
+fn seeds() {
+    fuzzing::seed_disks("btrfs", "log", &[Arc::clone(&BASE.content) as SharedDevice]);
 }
 
 /// The image is another in each run, so the seed of a failure is not worth keeping.
@@ -279,7 +224,7 @@ fn the_unchanged_image_is_read() {
     let all = fs.lookup(fs.lookup(fs.root(), b"sub").unwrap(), b"all").unwrap();
     assert!(fs.lookup(all, b"renamed").is_ok() && fs.lookup(all, b"logged").is_ok());
     assert!(fs.lookup(all, b"text 100").is_err());
-    visit(&fs);
+    walk(Arc::new(Changed(BTreeMap::new())));
 }
 
 #[test]

@@ -1,66 +1,16 @@
 //! Damaged and hostile file systems.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::*;
+use crate::fuzzing;
 
-/// Opens any bytes, and reads what can be reached: for cargo-fuzz and for the property tests below.
 fn fuzz(bytes: &[u8]) {
-    let started = Instant::now();
-    let device: SharedDevice = Arc::new(bytes.to_vec());
-    if let Ok(tree) = open(device) {
-        walk(&Arc::new(tree));
-    }
-    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
-}
-
-/// Reads up to 300 nodes and a part of each file.
-fn walk(tree: &Arc<Ext>) {
-    let (_, _) = (tree.identity(), tree.remarks());
-    let mut known = BTreeSet::from([tree.root()]);
-    let mut open = vec![tree.root()];
-    while let Some(node) = open.pop() {
-        let Ok(stat) = tree.stat(node) else { continue };
-        let _ = tree.xattrs(node);
-        let _ = tree.read_link(node);
-        let _ = tree.lookup(node, b"a long name to have an index 7");
-        let mut entries = 0;
-        let _ = tree.list(node, &mut |entry| {
-            assert!(crate::fs::is_name(&entry.name));
-            if known.len() < 300 && known.insert(entry.node) {
-                open.push(entry.node);
-            }
-            entries += 1;
-            if entries < 10_000 {
-                ControlFlow::Continue(())
-            } else {
-                ControlFlow::Break(())
-            }
-        });
-        let Ok(file) = Arc::clone(tree).open(node) else {
-            continue;
-        };
-        assert_eq!(file.size_bytes(), stat.size_bytes);
-        let mut buf = vec![0; 100_000];
-        for at in [0, stat.size_bytes / 2, stat.size_bytes.saturating_sub(100_000)] {
-            let length = (stat.size_bytes - at).min(100_000) as usize;
-            let _ = file.read_at(at, &mut buf[..length]);
-        }
-        let mut at = 0;
-        for _ in 0..20 {
-            let Ok(Some(data)) = file.next_data(at) else { break };
-            assert!(data >= at && data < stat.size_bytes);
-            let Ok(hole) = file.next_hole(data) else { break };
-            assert!(hole > data && hole <= stat.size_bytes);
-            at = hole;
-        }
-    }
+    fuzzing::files(open(Arc::new(bytes.to_vec())));
 }
 
 /// Small images with everything in them, one of which has a journal that was not written back.
@@ -107,6 +57,13 @@ fn images() -> &'static [Vec<u8>] {
         };
         kinds.into_iter().map(image).collect()
     })
+}
+
+#[test]
+fn seeds() {
+    for (name, image) in ["ext2", "inline-data", "journal"].iter().zip(images()) {
+        fuzzing::seed_disks("ext", name, &[Arc::new(image.clone())]);
+    }
 }
 
 /// Returns the parts of an image that hold anything, outside the content of files.

@@ -13,8 +13,9 @@ use crate::error::Error;
 use crate::fs::{FileKind, FileTree, Node};
 
 use super::super::log::items::seal;
-use super::super::{Xfs, open};
-use super::images::{Image, noise, populate, set};
+use super::super::open;
+use super::images::{Image, append_durably, noise, populate, run, set};
+use crate::fuzzing;
 
 /// A device with changed bytes that notes which parts are read.
 struct Changed {
@@ -59,56 +60,10 @@ impl Device for Changed {
     }
 }
 
-/// Opens a device and looks at a few hundred nodes of it from all sides.
 fn visit(device: SharedDevice) {
-    let Ok(xfs) = open(device) else { return };
-    let xfs = Arc::new(xfs);
-    let _ = (xfs.identity(), xfs.remarks());
-    let mut nodes = vec![xfs.root()];
-    let mut seen = BTreeSet::new();
-    while let Some(node) = nodes.pop() {
-        if seen.len() >= 200 || !seen.insert(node) {
-            continue;
-        }
-        visit_node(&xfs, node, &mut nodes);
-    }
+    fuzzing::files(open(device));
 }
 
-fn visit_node(xfs: &Arc<Xfs>, node: Node, nodes: &mut Vec<Node>) {
-    let _ = xfs.stat(node);
-    let _ = xfs.xattrs(node);
-    let _ = xfs.read_link(node);
-    let _ = xfs.lookup(node, b"absent");
-    let mut count = 0;
-    let _ = xfs.list(node, &mut |entry| {
-        count += 1;
-        // Some of each directory: large ones would hide the others.
-        if count < 20 || count % 50 == 0 {
-            nodes.push(entry.node);
-        }
-        if count < 5000 {
-            ControlFlow::Continue(())
-        } else {
-            ControlFlow::Break(())
-        }
-    });
-    let Ok(content) = Arc::clone(xfs).open(node) else {
-        return;
-    };
-    let mut bytes = vec![0; content.size_bytes().min(100_000) as usize];
-    let _ = content.read_at(0, &mut bytes);
-    let mut at_bytes = 0;
-    for _ in 0..20 {
-        let Ok(Some(data)) = content.next_data(at_bytes) else {
-            break;
-        };
-        let Ok(hole) = content.next_hole(data) else { break };
-        assert!(at_bytes <= data && data < hole);
-        at_bytes = hole;
-    }
-}
-
-/// Entry for a fuzzer: any bytes are a disk.
 fn fuzz(bytes: &[u8]) {
     visit(Arc::new(bytes.to_vec()));
 }
@@ -170,6 +125,37 @@ static SAMPLE: LazyLock<Sample> = LazyLock::new(|| {
     }
     Sample::new(image)
 });
+
+/// A small file system with a log that was not written back.
+#[test]
+fn seeds() {
+    for (name, args) in [
+        ("v5", &["-m", "rmapbt=0"][..]),
+        ("small-blocks", &["-b", "size=1024", "-n", "size=4096"]),
+    ] {
+        let image = Image::new(args);
+        {
+            let mount = image.mount("noatime");
+            let top = mount.path();
+            for number in 0..40 {
+                std::fs::write(top.join(format!("file {number}")), "x").unwrap();
+            }
+            std::os::unix::fs::symlink("y/".repeat(300), top.join("link")).unwrap();
+            set(&top.join("file 1"), "user.large", &noise(3000, 1));
+            set(&top.join("file 1"), "trusted.small", b"value");
+            let file = std::fs::File::create(top.join("fragments")).unwrap();
+            for number in 0..30 {
+                std::os::unix::fs::FileExt::write_all_at(&file, b"data", number * 8192).unwrap();
+            }
+            drop(file);
+            append_durably(&top.join("file 2"), b"end");
+            std::fs::remove_file(top.join("file 7")).unwrap();
+            append_durably(&top.join("file 3"), b"end");
+            run("xfs_io", &["-x", "-c", "shutdown -f", top.to_str().unwrap()]);
+        }
+        fuzzing::seed_disks("xfs", name, &[image.device()]);
+    }
+}
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
