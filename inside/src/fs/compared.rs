@@ -47,11 +47,25 @@ pub(crate) struct Mount(pub(crate) PathBuf);
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg(&self.0).status();
-        if !unmounted.is_ok_and(|status| status.success()) {
-            eprintln!("{} is still mounted", self.0.display());
-        }
+        let unmounted = unmount(&self.0);
+        assert!(
+            unmounted || std::thread::panicking(),
+            "{} is still mounted",
+            self.0.display()
+        );
     }
+}
+
+/// Unmounts a file system. The child of another test may hold a file of it between its fork and its exec.
+pub(crate) fn unmount(point: &Path) -> bool {
+    (0..250).any(|_| {
+        let done = Command::new("umount").arg(point).output();
+        let done = done.is_ok_and(|output| output.status.success());
+        if !done {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        done
+    })
 }
 
 /// A loop device that is detached when this is dropped.

@@ -27,9 +27,11 @@ const HEAD: u16 = 9;
 
 /// Longest extent with content; longer ones are allocated but not written (`EXT_INIT_MAX_LEN`).
 const MAX_WRITTEN_BLOCKS: u64 = 1 << 15;
-/// Most records that are replayed, with about 150 bytes of memory for each. mke2fs gives fast commits a 64th of the
-/// journal: 16 MiB of the largest one, which hold 100,000 new files.
+/// Most records that are replayed, with about 150 bytes of memory for each beside their own. mke2fs gives fast commits a
+/// 64th of the journal: 16 MiB of the largest one, which hold 100,000 new files.
 const MAX_RECORDS: usize = 1 << 19;
+/// Most bytes of all records.
+const MAX_RECORD_BYTES: usize = 64 << 20;
 
 /// Inodes and names that are newer in fast commits.
 #[derive(Debug, Default)]
@@ -125,6 +127,7 @@ pub(super) struct Scan {
     is_first: bool,
     pending: Vec<Change>,
     records: usize,
+    record_bytes: usize,
     checksum: u32,
 }
 
@@ -138,6 +141,7 @@ impl Scan {
             is_first: true,
             pending: Vec::new(),
             records: 0,
+            record_bytes: 0,
             checksum: 0,
         }
     }
@@ -178,6 +182,10 @@ impl Scan {
     }
 
     fn tag(&mut self, tag: u16, value: &[u8]) -> Result<(), End> {
+        self.record_bytes += value.len();
+        if tag != PAD && self.record_bytes > MAX_RECORD_BYTES {
+            return Err(Some(format!("more than {} MiB of records", MAX_RECORD_BYTES >> 20)));
+        }
         let change = match tag {
             // `struct ext4_fc_head`
             HEAD => {

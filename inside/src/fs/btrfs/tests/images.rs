@@ -14,6 +14,7 @@ use rustix::fs::{FileType, Mode, SeekFrom, XattrFlags};
 
 use crate::device::{Device, SharedDevice};
 use crate::fs::btrfs::{Btrfs, open};
+use crate::fs::compared::unmount;
 use crate::fs::{Entry, FileKind, FileTree, Node};
 
 const PATH: &str = "/usr/sbin:/sbin:/usr/bin:/bin";
@@ -142,21 +143,16 @@ impl Drop for Mount {
             let output = Command::new(program).args(args).env("PATH", PATH).output();
             output.is_ok_and(|output| output.status.success())
         };
-        // The child of another test may hold a file of this mount between its fork and its exec.
-        let point = self.point.to_str().unwrap();
-        let unmounted = !self.mounted
-            || (0..100).any(|_| {
-                let done = run("umount", &[point]);
-                if !done {
-                    std::thread::sleep(std::time::Duration::from_millis(20));
-                }
-                done
-            });
+        let unmounted = !self.mounted || unmount(&self.point);
         for device in &self.loops {
             run("btrfs", &["device", "scan", "--forget", device]);
             run("losetup", &["--detach", device]);
         }
-        assert!(unmounted || std::thread::panicking(), "{point} is still mounted");
+        assert!(
+            unmounted || std::thread::panicking(),
+            "{} is still mounted",
+            self.point.display()
+        );
     }
 }
 

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use rustix::fs::{CWD, FileType, Mode, SeekFrom, XattrFlags};
 
 use crate::device::{Device, SharedDevice};
+use crate::fs::compared::unmount;
 use crate::fs::{FileKind, FileTree, Node, Xattr};
 
 use super::super::{Xfs, open};
@@ -119,10 +120,12 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let done = Command::new("umount").arg(&self.at).status();
-        if !done.is_ok_and(|status| status.success()) {
-            let _ = Command::new("umount").arg("-l").arg(&self.at).status();
-        }
+        let unmounted = unmount(&self.at);
+        assert!(
+            unmounted || std::thread::panicking(),
+            "{} is still mounted",
+            self.at.display()
+        );
     }
 }
 
