@@ -7,7 +7,6 @@
 //! | blocks decoded as a whole: ahead of a sequential reader, and those that are read often | [`DECODED_BYTES`], shared |
 
 mod ahead;
-mod kept;
 
 use std::ops::Range;
 use std::sync::Arc;

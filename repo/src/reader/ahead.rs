@@ -1,4 +1,6 @@
-//! Reads ahead: a sequential reader of an image finds the next blocks decoded already.
+//! Reads ahead: a sequential reader of an image finds the next blocks decoded already, and others find those they return to.
+
+mod kept;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +11,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use parking_lot::{Condvar, Mutex};
 
-use super::kept::Kept;
+use kept::Kept;
+
 use super::{ImageReader, Piece, read_all};
 use crate::block::BlockIndex;
 use crate::error::Result;
@@ -218,7 +221,7 @@ impl Job {
 }
 
 /// Result of a job for one block: first pending, then the block.
-pub(super) struct Promise {
+struct Promise {
     len: usize,
     budget: Arc<Budget>,
     state: Mutex<State>,
@@ -235,7 +238,7 @@ enum State {
 
 impl Promise {
     /// Returns the length of the block.
-    pub(super) fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.len
     }
 

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::ahead::Promise;
+use super::Promise;
 use crate::id::BlockId;
 
-/// Memory for these blocks, a part of [`super::DECODED_BYTES`].
+/// Memory for these blocks, a part of [`crate::reader::DECODED_BYTES`].
 const KEPT_BYTES: usize = 48 << 20;
 /// Reads that are remembered, because a page had to be decoded for them.
 const REMEMBERED: usize = 64;
