@@ -188,18 +188,7 @@ mod tests {
     #[test]
     fn modes_are_shown_as_by_ls() {
         let at = jiff::Timestamp::UNIX_EPOCH;
-        let mut stat = Stat {
-            kind: FileKind::Directory,
-            mode: 0o755,
-            uid: 0,
-            gid: 0,
-            links: 1,
-            size_bytes: 0,
-            device: (0, 0),
-            modified: at,
-            changed: at,
-            accessed: at,
-        };
+        let mut stat = Stat::of_directory(at);
         for (mode, text) in [
             (0o755, "drwxr-xr-x"),
             (0o1777, "drwxrwxrwt"),

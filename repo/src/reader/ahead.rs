@@ -237,11 +237,6 @@ enum State {
 }
 
 impl Promise {
-    /// Returns the length of the block.
-    fn len(&self) -> usize {
-        self.len
-    }
-
     fn is_ready(&self) -> bool {
         matches!(*self.state.lock(), State::Ready(_))
     }

@@ -42,9 +42,9 @@ impl Kept {
     /// Keeps a block, instead of those not used for longest.
     pub(super) fn keep(&self, id: BlockId, promise: Arc<Promise>) {
         let mut state = self.0.lock();
-        state.bytes += promise.len();
+        state.bytes += promise.len;
         if let Some((old, _)) = state.blocks.insert(id, (promise, Instant::now())) {
-            state.bytes -= old.len();
+            state.bytes -= old.len;
         }
         while state.bytes > KEPT_BYTES {
             state.drop_oldest();
@@ -75,7 +75,7 @@ impl Kept {
     pub(super) fn drop_idle(&self, idle: Duration) {
         let mut state = self.0.lock();
         state.blocks.retain(|_, (_, used)| used.elapsed() < idle);
-        state.bytes = state.blocks.values().map(|(promise, _)| promise.len()).sum();
+        state.bytes = state.blocks.values().map(|(promise, _)| promise.len).sum();
     }
 }
 
@@ -86,7 +86,7 @@ impl State {
             return false;
         };
         if let Some((promise, _)) = self.blocks.remove(&id) {
-            self.bytes -= promise.len();
+            self.bytes -= promise.len;
         }
         true
     }
