@@ -9,6 +9,7 @@ use jiff::SignedDuration;
 use vbk_repo::backup::Backup;
 use vbk_repo::name::BackupTime;
 use vbk_repo::repository::Repository;
+use vbk_repo::store::Record;
 
 const GUESTS: u32 = 100;
 
@@ -23,13 +24,21 @@ fn main() -> Result<()> {
     let writer = repository.writer("bench", &mut |_| false)?;
     let catalogue = writer.catalogue()?;
     let newest = catalogue.newest().ok_or("the repository has no backup")?.backup.clone();
-    for number in 0..count {
+    let add = |number: u32| {
         let before = SignedDuration::from_hours((count / GUESTS - number / GUESTS).into());
-        writer.commit(Backup {
+        Ok::<_, Box<dyn std::error::Error>>(Backup {
             guest: format!("guest{}", number % GUESTS).parse()?,
             time: BackupTime::new(newest.time.timestamp() - before),
             ..newest.clone()
-        })?;
+        })
+    };
+    // The last one alone is shown to readers, which takes longer than to store it.
+    for number in 1..count {
+        let mut backup = add(number)?;
+        backup.sequence = writer.store().generation()? + 1;
+        let (key, bytes) = (backup.spec(), backup.encode());
+        writer.store().commit(&Record { key, bytes })?;
     }
+    writer.commit(add(0)?)?;
     Ok(())
 }
