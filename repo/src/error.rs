@@ -381,6 +381,14 @@ pub enum Error {
         /// The system's error.
         source: std::io::Error,
     },
+    /// A server, or the way to it, failed.
+    #[error("{message}")]
+    Remote {
+        /// The error's kind.
+        kind: ErrorKind,
+        /// The message.
+        message: String,
+    },
     /// The operation needs the repository's files, which are on another machine.
     #[error("{path} is on another machine; run this command there")]
     NotOnThisMachine {
@@ -443,7 +451,7 @@ impl Error {
             Self::NotInTree(_) => ErrorKind::NotFound,
             Self::Internal { .. } => ErrorKind::Internal,
             Self::OtherBlockSize { .. } => ErrorKind::Invalid,
-            Self::Store { kind, .. } => *kind,
+            Self::Store { kind, .. } | Self::Remote { kind, .. } => *kind,
             Self::Io { source, .. } => ErrorKind::of_io(source),
             Self::Interrupted => ErrorKind::Interrupted,
         }

@@ -137,6 +137,34 @@ pub struct SlotInfo {
     pub created: Timestamp,
 }
 
+/// A key slot as its file has it. It opens only with its secret; an attacker who has it can try passphrases.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotFile {
+    /// Name of the slot.
+    pub name: String,
+    /// Content of the file.
+    pub bytes: Vec<u8>,
+}
+
+/// Returns the files of the key slots that can be read, in the order of their names.
+pub fn slot_files(repo_dir: &Path) -> Result<Vec<SlotFile>> {
+    let file = |(name, path): (String, PathBuf)| {
+        Some(SlotFile {
+            bytes: read_file(&path).ok()?,
+            name,
+        })
+    };
+    Ok(files_in(repo_dir)?.into_iter().filter_map(file).collect())
+}
+
+/// Like [`unlock`], for a repository elsewhere. `repository` is only for messages.
+pub fn unlock_files(repository: &Path, files: &[SlotFile], unlock: &Unlock, check: Option<&str>) -> Result<Keys> {
+    let slots = files
+        .iter()
+        .map(|SlotFile { name, bytes }| Found::new(name.clone(), slot_path(repository, name), Ok(bytes.clone())));
+    unlock_by(repository, slots.collect(), unlock, check)
+}
+
 /// Returns the key slots in the order of their names; a damaged one is represented by an error that names its file.
 /// Returns none if the repository is not encrypted.
 pub fn slots(repo_dir: &Path) -> Result<Vec<Result<SlotInfo>>> {
@@ -353,7 +381,32 @@ struct Found {
     slot: Result<Slot>,
 }
 
+impl Found {
+    fn new(name: String, path: PathBuf, bytes: Result<Vec<u8>>) -> Self {
+        let slot = bytes.and_then(|bytes| {
+            let slot = match bytes.len() as u64 > slot::MAX_BYTES {
+                true => Err("it is too long".to_owned()),
+                false => Slot::from_json(&name, &bytes),
+            };
+            slot.map_err(|what| Error::KeySlotDamaged {
+                path: path.clone(),
+                what,
+            })
+        });
+        Self { name, path, slot }
+    }
+}
+
 fn read_all(repo_dir: &Path) -> Result<Vec<Found>> {
+    let read = |(name, path): (String, PathBuf)| {
+        let bytes = read_file(&path);
+        Found::new(name, path, bytes)
+    };
+    Ok(files_in(repo_dir)?.into_iter().map(read).collect())
+}
+
+/// Returns the names and paths of all slots, in the order of their paths.
+fn files_in(repo_dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     let directory = repo_dir.join(DIRECTORY);
     let entries = match fs::read_dir(&directory) {
         Err(error) if error.kind() == Io::NotFound => return Ok(Vec::new()),
@@ -365,32 +418,20 @@ fn read_all(repo_dir: &Path) -> Result<Vec<Found>> {
         let text = file_name.to_string_lossy();
         // Hidden files are drafts.
         if let Some(name) = text.strip_suffix(ENDING).filter(|name| !name.starts_with('.')) {
-            let path = directory.join(&file_name);
-            all.push(Found {
-                name: name.to_owned(),
-                slot: read(name, &path),
-                path,
-            });
+            all.push((name.to_owned(), directory.join(&file_name)));
         }
     }
-    all.sort_by(|one, other| one.path.cmp(&other.path));
+    all.sort_by(|(_, one), (_, other)| one.cmp(other));
     Ok(all)
 }
 
-fn read(name: &str, path: &Path) -> Result<Slot> {
+/// Reads no more of a slot's file than shows that it is too long.
+fn read_file(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|file| file.take(slot::MAX_BYTES + 1).read_to_end(&mut bytes))
         .map_err(Error::io("read", path))?;
-    let slot = if bytes.len() as u64 > slot::MAX_BYTES {
-        Err("it is too long".to_owned())
-    } else {
-        Slot::from_json(name, &bytes)
-    };
-    slot.map_err(|what| Error::KeySlotDamaged {
-        path: path.to_owned(),
-        what,
-    })
+    Ok(bytes)
 }
 
 fn slot_path(repo_dir: &Path, name: &str) -> PathBuf {

@@ -270,7 +270,7 @@ impl Repository {
 
     /// An error if less than `reserve` of the repository's file system is free.
     pub fn check_reserve(&self, reserve: Reserve) -> Result<()> {
-        self.directory()?.check_reserve(reserve)
+        self.home.check_reserve(reserve)
     }
 
     /// Reads everything that is stored and compares it with its checksums: see [`Directory::check_stored`].

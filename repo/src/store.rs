@@ -32,8 +32,7 @@ pub use crate::store::live::Live;
 pub use crate::store::places::Place;
 
 pub mod checked;
-#[cfg(test)]
-pub(crate) mod conformance;
+pub mod conformance;
 pub mod delayed;
 pub mod encrypted;
 #[cfg(test)]
@@ -223,8 +222,14 @@ pub trait StoreReader: Send + Sync {
     /// Looks blocks up in the index; `None` for one that is not stored. Never reads a block.
     fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>>;
 
-    /// Gives each stored block, in any order. Never reads a block. Ends with the first error of `each`.
-    fn survey(&self, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()>;
+    /// Gives the stored blocks whose ids are not below `from`, in the order of their ids. Never reads a block. Ends with the first
+    /// error of `each`.
+    fn survey_from(&self, from: BlockId, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()>;
+
+    /// Like [`StoreReader::survey_from`], with all blocks.
+    fn survey(&self, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
+        self.survey_from(BlockId([0; 32]), each)
+    }
 
     /// Blocks that were found damaged and not stored again since.
     fn condemned(&self) -> Result<Vec<BlockId>>;

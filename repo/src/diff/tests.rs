@@ -79,7 +79,7 @@ impl StoreReader for Counting<'_> {
     fn locate(&self, _: &[BlockId]) -> Result<Vec<Option<Located>>> {
         panic!("a diff asks for no block");
     }
-    fn survey(&self, _: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
+    fn survey_from(&self, _: BlockId, _: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
         panic!("a diff asks for no block");
     }
     fn condemned(&self) -> Result<Vec<BlockId>> {

@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::keys::{self, Keys, Unlock};
+use crate::keys::{self, Keys, SlotFile, Unlock};
 use crate::store::rocks::{RocksReader, RocksStore, path_in};
 use crate::store::{ENCRYPTION, Identity, StoreManager, StoreReader, StoreWriter};
 use disk_usage::{FileSystem, disk_usage, file_system};
@@ -176,27 +176,6 @@ impl Directory {
         Ok(())
     }
 
-    /// An error if less than `reserve` of its file system is free.
-    pub fn check_reserve(&self, reserve: Reserve) -> Result<()> {
-        let FileSystem {
-            size_bytes, free_bytes, ..
-        } = file_system(&self.path)?;
-        let share = |share: f64| (size_bytes as f64 * share) as u64;
-        let reserve_bytes = match reserve {
-            Reserve::Default => share(0.05).min(DEFAULT_RESERVE_BYTES),
-            Reserve::Share(of_all) => share(of_all),
-            Reserve::Bytes(bytes) => bytes,
-        };
-        match free_bytes < reserve_bytes {
-            true => Err(Error::NearlyFull {
-                path: self.path.clone(),
-                free_bytes,
-                reserve_bytes,
-            }),
-            false => Ok(()),
-        }
-    }
-
     /// Reads everything that is stored and compares it with its checksums, also without a key. `each` gets a line for
     /// everything that can't be read. Returns the number of bytes that were read.
     pub fn check_stored(&self, cancel: &AtomicBool, each: &mut dyn FnMut(String)) -> Result<u64> {
@@ -302,8 +281,32 @@ impl Home for Directory {
         views::current(&self.path)
     }
 
+    fn key_slots(&self) -> Result<Vec<SlotFile>> {
+        keys::slot_files(&self.path)
+    }
+
     fn unlock(&self, way: &Unlock, check: Option<&str>) -> Result<Keys> {
         keys::unlock(&self.path, way, check)
+    }
+
+    fn check_reserve(&self, reserve: Reserve) -> Result<()> {
+        let FileSystem {
+            size_bytes, free_bytes, ..
+        } = file_system(&self.path)?;
+        let share = |share: f64| (size_bytes as f64 * share) as u64;
+        let reserve_bytes = match reserve {
+            Reserve::Default => share(0.05).min(DEFAULT_RESERVE_BYTES),
+            Reserve::Share(of_all) => share(of_all),
+            Reserve::Bytes(bytes) => bytes,
+        };
+        match free_bytes < reserve_bytes {
+            true => Err(Error::NearlyFull {
+                path: self.path.clone(),
+                free_bytes,
+                reserve_bytes,
+            }),
+            false => Ok(()),
+        }
     }
 
     fn read_as_it_is(&self) -> Result<Option<Snapshot>> {

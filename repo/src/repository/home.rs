@@ -7,10 +7,13 @@
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use crate::error::{Error, Result};
-use crate::keys::{Keys, Unlock};
-use crate::store::{Identity, StoreManager, StoreReader, StoreWriter};
+use super::Reserve;
+use super::managing::Pruned;
+use crate::error::Result;
+use crate::keys::{self, Keys, SlotFile, Unlock};
+use crate::store::{Identity, PruneOptions, StoreManager, StoreReader, StoreWriter};
 
 /// Decides whether to go on waiting for the process that holds the lock; it is called with that process's
 /// description about five times a second.
@@ -36,8 +39,16 @@ pub trait Home: fmt::Debug + Send + Sync {
     /// Number of the newest snapshot; cheap enough for every look-up in a mount. `None` if there is none yet.
     fn newest(&self) -> Result<Option<u64>>;
 
+    /// The key slots of an encrypted repository.
+    fn key_slots(&self) -> Result<Vec<SlotFile>>;
+
     /// Opens one of the key slots. `check` is the [`Keys::check`] that the right key has.
-    fn unlock(&self, way: &Unlock, check: Option<&str>) -> Result<Keys>;
+    fn unlock(&self, way: &Unlock, check: Option<&str>) -> Result<Keys> {
+        keys::unlock_files(self.name(), &self.key_slots()?, way, check)
+    }
+
+    /// An error if less than `reserve` of the repository's file system is free.
+    fn check_reserve(&self, reserve: Reserve) -> Result<()>;
 
     /// Opens the newest snapshot, if it can be read as it is: nothing is waited for and nothing repaired.
     fn read_as_it_is(&self) -> Result<Option<Snapshot>>;
@@ -80,6 +91,11 @@ pub trait Keeper: Send + Sync {
 
     /// The room that the repository takes.
     fn room(&self) -> Result<Room>;
+
+    /// Prunes there, where a store is kept far away; `None` where [`crate::repository::Manager::prune`] has to do it here.
+    fn prune(&self, _options: PruneOptions, _cancel: &AtomicBool, _progress: &dyn Fn(u64)) -> Option<Result<Pruned>> {
+        None
+    }
 }
 
 /// A home made of a store that is open already, without a lock and without room of its own: for tests and measurements.
@@ -121,10 +137,12 @@ impl<S: StoreManager + 'static> Home for StoreHome<S> {
         self.store.generation().map(Some)
     }
 
-    fn unlock(&self, _way: &Unlock, _check: Option<&str>) -> Result<Keys> {
-        Err(Error::NotOnThisMachine {
-            path: self.name().to_owned(),
-        })
+    fn key_slots(&self) -> Result<Vec<SlotFile>> {
+        Ok(Vec::new())
+    }
+
+    fn check_reserve(&self, _reserve: Reserve) -> Result<()> {
+        Ok(())
     }
 
     fn read_as_it_is(&self) -> Result<Option<Snapshot>> {

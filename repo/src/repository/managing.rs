@@ -95,6 +95,9 @@ impl Manager {
         cancel: &AtomicBool,
         progress: &dyn Fn(u64),
     ) -> Result<Pruned> {
+        if let Some(pruned) = self.writer.keeper.prune(options, cancel, progress) {
+            return pruned;
+        }
         let started = Instant::now();
         let keeper = &self.writer.keeper;
         // Puts of an unfinished backup of this writer are in the index then.

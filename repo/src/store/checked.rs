@@ -125,8 +125,8 @@ impl<S: StoreReader + ?Sized> StoreReader for Checked<S> {
         }
     }
 
-    fn survey(&self, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
-        self.0.survey(each)
+    fn survey_from(&self, from: BlockId, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
+        self.0.survey_from(from, each)
     }
 
     fn condemned(&self) -> Result<Vec<BlockId>> {

@@ -192,9 +192,9 @@ impl<S: StoreManager + 'static> StoreReader for Delayed<S> {
         self.store.locate(ids)
     }
 
-    fn survey(&self, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
+    fn survey_from(&self, from: BlockId, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
         self.wait();
-        self.store.survey(each)
+        self.store.survey_from(from, each)
     }
 
     fn condemned(&self) -> Result<Vec<BlockId>> {

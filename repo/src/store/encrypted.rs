@@ -287,9 +287,9 @@ impl<S: StoreReader + ?Sized> StoreReader for Encrypted<S> {
             .collect())
     }
 
-    fn survey(&self, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
+    fn survey_from(&self, from: BlockId, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
         self.store
-            .survey(&mut |id, located| each(id, self.located(id, located)))
+            .survey_from(from, &mut |id, located| each(id, self.located(id, located)))
     }
 
     fn condemned(&self) -> Result<Vec<BlockId>> {

@@ -155,9 +155,9 @@ impl StoreReader for FaultyStore {
         self.inner.locate(ids)
     }
 
-    fn survey(&self, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
+    fn survey_from(&self, from: BlockId, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
         self.read()?;
-        self.inner.survey(each)
+        self.inner.survey_from(from, each)
     }
 
     fn condemned(&self) -> Result<Vec<BlockId>> {

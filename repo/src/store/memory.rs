@@ -106,13 +106,15 @@ impl StoreReader for MemoryStore {
         Ok(ids.iter().map(|id| inner.blocks.get(id).map(located)).collect())
     }
 
-    fn survey(&self, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
-        let all: Vec<_> = self
+    fn survey_from(&self, from: BlockId, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
+        let mut all: Vec<_> = self
             .lock()
             .blocks
             .iter()
+            .filter(|(id, _)| **id >= from)
             .map(|(id, block)| (*id, located(block)))
             .collect();
+        all.sort_unstable_by_key(|(id, _)| *id);
         all.into_iter().try_for_each(|(id, located)| each(id, located))
     }
 

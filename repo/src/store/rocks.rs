@@ -334,8 +334,8 @@ impl StoreReader for RocksStore {
         Ok(rows.map(|row| row.map(IndexRow::located)).collect())
     }
 
-    fn survey(&self, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
-        self.reader.survey(each)
+    fn survey_from(&self, from: BlockId, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
+        self.reader.survey_from(from, each)
     }
 
     fn condemned(&self) -> Result<Vec<BlockId>> {

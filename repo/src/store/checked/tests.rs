@@ -44,8 +44,8 @@ impl StoreReader for Short {
         }
         Ok(located)
     }
-    fn survey(&self, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
-        self.0.survey(each)
+    fn survey_from(&self, from: BlockId, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
+        self.0.survey_from(from, each)
     }
     fn condemned(&self) -> Result<Vec<BlockId>> {
         self.0.condemned()

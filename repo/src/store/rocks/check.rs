@@ -8,6 +8,7 @@ use rocksdb::IteratorMode;
 use super::reader::{RocksReader, failed, is_damage, scan};
 use super::rows::{HEADER_AT, part_key, sequence_of};
 use crate::error::{Error, Result};
+use crate::id::BlockId;
 
 /// Damage beyond this number is counted but not named.
 const NAMED: u64 = 1000;
@@ -67,7 +68,7 @@ impl RocksReader {
     fn check_index(&self, cancel: &AtomicBool, each: &mut dyn FnMut(String)) -> Result<()> {
         let mut found = 0;
         let barrier = self.barrier()?;
-        let result = self.index(&mut |id, row| {
+        let result = self.index(BlockId([0; 32]), &mut |id, row| {
             if cancel.load(Ordering::SeqCst) {
                 return Err(Error::Interrupted);
             }

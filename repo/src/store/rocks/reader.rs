@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
-use rocksdb::{ColumnFamily, DB, IteratorMode, ReadOptions};
+use rocksdb::{ColumnFamily, DB, Direction, IteratorMode, ReadOptions};
 
 use super::options;
 use super::rows::{HEADER_AT, IndexRow, part_key};
@@ -158,10 +158,13 @@ impl RocksReader {
         Ok(rows.into_iter().map(|row| row.filter(is_stored)).collect())
     }
 
-    /// Passes all rows of the index as they are.
-    pub(super) fn index(&self, each: &mut dyn FnMut(BlockId, IndexRow) -> Result<()>) -> Result<()> {
+    /// Passes the rows of the index from an id on, as they are.
+    pub(super) fn index(&self, from: BlockId, each: &mut dyn FnMut(BlockId, IndexRow) -> Result<()>) -> Result<()> {
         let index = self.family("index");
-        for row in self.db.iterator_cf_opt(index, scan(), IteratorMode::Start) {
+        for row in self
+            .db
+            .iterator_cf_opt(index, scan(), IteratorMode::From(&from.0, Direction::Forward))
+        {
             let (id, row) = row.map_err(failed("read the index"))?;
             let id = <[u8; 32]>::try_from(&id[..]).map_err(|_| Error::Store {
                 kind: ErrorKind::Corrupt,
@@ -234,9 +237,9 @@ impl StoreReader for RocksReader {
         Ok(rows.map(|row| row.map(IndexRow::located)).collect())
     }
 
-    fn survey(&self, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
+    fn survey_from(&self, from: BlockId, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
         let mut barrier = self.barrier()?;
-        self.index(&mut |id, row| {
+        self.index(from, &mut |id, row| {
             if row.sequence >= barrier {
                 // A store that is open for writing continues to write meanwhile.
                 barrier = self.barrier()?;

@@ -83,8 +83,8 @@ impl StoreReader for Owned {
     fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
         self.0.store().locate(ids)
     }
-    fn survey(&self, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
-        self.0.store().survey(each)
+    fn survey_from(&self, from: BlockId, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
+        self.0.store().survey_from(from, each)
     }
     fn condemned(&self) -> Result<Vec<BlockId>> {
         self.0.store().condemned()

@@ -1,0 +1,178 @@
+//! A repository that a server has open, as a home.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
+use vbk_repo::keys::SlotFile;
+use vbk_repo::repository::Reserve;
+use vbk_repo::repository::home::{Home, Marker, Session, Snapshot, Wait};
+use vbk_repo::store::{Identity, StoreManager, StoreWriter};
+use vbk_repo::{Error, Result};
+
+use super::link::Link;
+use super::store::{RemoteKeeper, RemoteStore};
+use crate::message::{Answer, Ask, Reserve as AskedReserve};
+
+/// Time for which the number of the newest snapshot counts as known: a mount asks for it at every look-up.
+const NEWEST_FOR: Duration = Duration::from_secs(2);
+
+/// Time between two tries to get the lock that another process holds.
+const LOCK_POLL: Duration = Duration::from_millis(500);
+
+/// A repository that a server has open.
+pub struct RemoteHome {
+    link: Arc<Link>,
+    marker: Marker,
+    newest: Mutex<Option<(Instant, Option<u64>)>>,
+}
+
+impl fmt::Debug for RemoteHome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RemoteHome")
+            .field("name", &self.name())
+            .finish_non_exhaustive()
+    }
+}
+
+impl RemoteHome {
+    /// Connects to a server, and waits for its greeting. `connect` makes the two directions of a stream; it runs in a task of
+    /// this crate's runtime. `name` is the repository's address, as the user gave it.
+    pub fn connect<R, W>(name: PathBuf, connect: impl FnOnce() -> io::Result<(R, W)>) -> Result<Self>
+    where
+        R: AsyncRead + Unpin + Send + 'static,
+        W: AsyncWrite + Unpin + Send + 'static,
+    {
+        let link = Link::open(name, connect)?;
+        let marker = Marker {
+            id: link.welcome().id.clone(),
+            key_check: link.welcome().key_check.clone(),
+        };
+        Ok(Self {
+            link: Arc::new(link),
+            marker,
+            newest: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn opened(&self, ask: &Ask, is_writer: bool) -> Result<Option<(RemoteStore, u64)>> {
+        match self.link.ask(ask, Vec::new())? {
+            (Answer::Nothing, _) => Ok(None),
+            (
+                Answer::Opened {
+                    store,
+                    number,
+                    identity,
+                },
+                _,
+            ) => {
+                let identity: Identity = serde_json::from_str(&identity).map_err(|_| self.link.unexpected())?;
+                let store = RemoteStore::new(Arc::clone(&self.link), store, identity, is_writer);
+                Ok(Some((store, number)))
+            }
+            _ => Err(self.link.unexpected()),
+        }
+    }
+
+    /// Opens the store for writing, once nobody else has it.
+    fn session(&self, ask: &Ask, wait: Wait<'_>) -> Result<Arc<RemoteStore>> {
+        loop {
+            match self.opened(ask, true) {
+                Err(Error::Locked { path, holder }) => {
+                    if !wait(&holder) {
+                        return Err(Error::Locked { path, holder });
+                    }
+                    std::thread::sleep(LOCK_POLL);
+                }
+                Ok(None) => return Err(self.link.unexpected()),
+                Ok(Some((store, _))) => return Ok(Arc::new(store)),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn snapshot(&self, as_it_is: bool) -> Result<Option<Snapshot>> {
+        let opened = self.opened(&Ask::Read { as_it_is }, false)?;
+        Ok(opened.map(|(store, number)| Snapshot {
+            store: Arc::new(store),
+            number,
+        }))
+    }
+}
+
+impl Home for RemoteHome {
+    fn name(&self) -> &Path {
+        self.link.name()
+    }
+
+    fn marker(&self) -> &Marker {
+        &self.marker
+    }
+
+    fn newest(&self) -> Result<Option<u64>> {
+        let mut newest = self.newest.lock();
+        if let Some((at, number)) = *newest
+            && at.elapsed() < NEWEST_FOR
+        {
+            return Ok(number);
+        }
+        let (Answer::Number(number), _) = self.link.ask(&Ask::Newest, Vec::new())? else {
+            return Err(self.link.unexpected());
+        };
+        *newest = Some((Instant::now(), number));
+        Ok(number)
+    }
+
+    fn key_slots(&self) -> Result<Vec<SlotFile>> {
+        match self.link.ask(&Ask::KeySlots, Vec::new())? {
+            (Answer::Slots(slots), _) => Ok(slots
+                .into_iter()
+                .map(|(name, bytes)| SlotFile { name, bytes })
+                .collect()),
+            _ => Err(self.link.unexpected()),
+        }
+    }
+
+    fn check_reserve(&self, reserve: Reserve) -> Result<()> {
+        let reserve = match reserve {
+            Reserve::Default => AskedReserve::Default,
+            Reserve::Share(share) => AskedReserve::Share(share),
+            Reserve::Bytes(bytes) => AskedReserve::Bytes(bytes),
+        };
+        self.link.ask(&Ask::CheckReserve(reserve), Vec::new()).map(drop)
+    }
+
+    fn read_as_it_is(&self) -> Result<Option<Snapshot>> {
+        self.snapshot(true)
+    }
+
+    fn read(&self) -> Result<Snapshot> {
+        self.snapshot(false)?.ok_or_else(|| self.link.unexpected())
+    }
+
+    fn write(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreWriter>> {
+        let ask = Ask::Write {
+            command: command.to_owned(),
+        };
+        let store = self.session(&ask, wait)?;
+        Ok(Session {
+            keeper: Arc::new(RemoteKeeper(Arc::clone(&store))),
+            store,
+        })
+    }
+
+    fn manage(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreManager>> {
+        let ask = Ask::Manage {
+            command: command.to_owned(),
+        };
+        let store = self.session(&ask, wait)?;
+        Ok(Session {
+            keeper: Arc::new(RemoteKeeper(Arc::clone(&store))),
+            store,
+        })
+    }
+}

@@ -1,0 +1,430 @@
+//! A store that the server has open.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use vbk_repo::block::PAGE_BYTES;
+use vbk_repo::codec::Sealed;
+use vbk_repo::id::{BlockId, NodeId};
+use vbk_repo::repository::home::{Keeper, Room};
+use vbk_repo::store::{
+    Distance, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
+    Stored, Swept, Wanted,
+};
+use vbk_repo::{Error, Result};
+
+use super::link::{Answers, Link, Puts};
+use crate::body;
+use crate::message::{Answer, Ask, Handle};
+
+/// Plain bytes of the pages of one question, at least one block.
+const GET_BYTES: usize = 8 << 20;
+/// Names in one question: 128 KiB.
+const NAMES: usize = 4096;
+
+/// A store that the server has open, until it is dropped.
+pub(crate) struct RemoteStore {
+    link: Arc<Link>,
+    handle: Handle,
+    identity: Identity,
+    puts: Arc<Puts>,
+    is_writer: bool,
+}
+
+impl RemoteStore {
+    pub(super) fn new(link: Arc<Link>, handle: Handle, identity: Identity, is_writer: bool) -> Self {
+        Self {
+            link,
+            handle,
+            identity,
+            puts: Arc::default(),
+            is_writer,
+        }
+    }
+
+    /// Asks what has to see all that was put.
+    fn read(&self, ask: &Ask, body: Vec<u8>) -> Result<(Answer, Vec<u8>)> {
+        self.link.drain(&self.puts, None)?;
+        self.link.ask(ask, body)
+    }
+
+    /// Asks what changes the store, after all that was put.
+    fn write(&self, ask: &Ask, body: Vec<u8>) -> Result<()> {
+        let (answer, _) = match self.link.ask_in_order(ask, body) {
+            // The first reason, and not that something failed before.
+            Err(error) => return self.link.check(&self.puts).and(Err(error)),
+            answer => answer?,
+        };
+        self.link.check(&self.puts)?;
+        match answer {
+            Answer::Done => Ok(()),
+            _ => Err(self.link.unexpected()),
+        }
+    }
+
+    fn list(&self, records: bool, notes: bool) -> Result<Listing> {
+        self.link.drain(&self.puts, None)?;
+        let ask = Ask::Listing {
+            store: self.handle,
+            records,
+            notes,
+        };
+        let answers = self.link.begin(&ask, Vec::new(), false)?;
+        let mut listing = Listing::default();
+        loop {
+            let (answer, body, more) = answers.next()?;
+            let Answer::Listing {
+                records,
+                notes,
+                foreign_changes,
+                generation,
+            } = answer
+            else {
+                return Err(self.link.unexpected());
+            };
+            let mut strings = body::Strings(&body);
+            let mut take = |len| strings.take(len).ok_or_else(|| self.link.unexpected());
+            for (key, len) in records {
+                listing.records.push(Record { key, bytes: take(len)? });
+            }
+            for (name, len) in notes {
+                let value = Some(take(len)?);
+                listing.notes.push(Note { name, value });
+            }
+            listing.foreign_changes.extend(foreign_changes);
+            listing.generation = generation;
+            if !more {
+                return Ok(listing);
+            }
+        }
+    }
+
+    fn stored(&self, answers: &Answers<'_>, count: usize) -> Result<Vec<Result<Stored>>> {
+        let (answer, body, _) = answers.next()?;
+        let Answer::Stored(shapes) = answer else {
+            return Err(self.link.unexpected());
+        };
+        let mut strings = body::Strings(&body);
+        let stored = shapes.into_iter().map(|shape| match shape {
+            Ok(shape) => strings.take_shape(&shape).ok_or_else(|| self.link.unexpected()),
+            Err(fault) => Err(fault.into_error(self.link.name())),
+        });
+        let stored: Vec<_> = stored.collect();
+        match stored.len() == count {
+            true => Ok(stored),
+            false => Err(self.link.unexpected()),
+        }
+    }
+
+    fn proved_nodes(&self, answers: &Answers<'_>, count: usize) -> Result<Vec<Result<Vec<u8>>>> {
+        let (answer, body, _) = answers.next()?;
+        let Answer::Nodes(lengths) = answer else {
+            return Err(self.link.unexpected());
+        };
+        let mut strings = body::Strings(&body);
+        let nodes = lengths.into_iter().map(|len| match len {
+            Ok(len) => strings.take(len).ok_or_else(|| self.link.unexpected()),
+            Err(fault) => Err(fault.into_error(self.link.name())),
+        });
+        let nodes: Vec<_> = nodes.collect();
+        match nodes.len() == count {
+            true => Ok(nodes),
+            false => Err(self.link.unexpected()),
+        }
+    }
+}
+
+impl Drop for RemoteStore {
+    fn drop(&mut self) {
+        let close = Ask::Close(self.handle);
+        let Ok(answers) = self.link.begin(&close, Vec::new(), true) else {
+            return;
+        };
+        // The lock is free when this returns, so the next command need not wait for it.
+        if self.is_writer {
+            let _ = answers.next();
+        }
+    }
+}
+
+/// Returns a value per question, each an error if the whole call failed.
+fn each_failed<T>(error: Error, count: usize, again: impl Fn() -> Error) -> Vec<Result<T>> {
+    let mut failed: Vec<_> = (1..count).map(|_| Err(again())).collect();
+    failed.insert(0, Err(error));
+    failed
+}
+
+/// Cuts what is wanted into questions of [`GET_BYTES`].
+fn split(wanted: &[Wanted]) -> Vec<&[Wanted]> {
+    let mut parts = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (at, wanted_block) in wanted.iter().enumerate() {
+        let more = wanted_block.pages.len().max(1) * PAGE_BYTES;
+        if at > start && (bytes + more > GET_BYTES || at - start == NAMES) {
+            parts.push(&wanted[start..at]);
+            (start, bytes) = (at, 0);
+        }
+        bytes += more;
+    }
+    parts.push(&wanted[start..]);
+    parts
+}
+
+impl StoreReader for RemoteStore {
+    fn identity(&self) -> Result<Identity> {
+        Ok(self.identity.clone())
+    }
+
+    fn generation(&self) -> Result<u64> {
+        match self.read(&Ask::Generation(self.handle), Vec::new())? {
+            (Answer::Number(Some(generation)), _) => Ok(generation),
+            _ => Err(self.link.unexpected()),
+        }
+    }
+
+    fn distance(&self) -> Distance {
+        Distance::Far
+    }
+
+    fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
+        let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
+        self.link.drain(&self.puts, Some(&ids))?;
+        let asked = ids.chunks(NAMES).map(|ids| {
+            self.link
+                .begin(&Ask::Locate(self.handle), body::ids(ids.iter().copied()), false)
+        });
+        let asked = asked.collect::<Result<Vec<_>>>()?;
+        let mut located = Vec::with_capacity(ids.len());
+        for answers in asked {
+            match answers.next()? {
+                (Answer::Located, body, _) => {
+                    located.extend(body::read_entries(&body).ok_or_else(|| self.link.unexpected())?);
+                }
+                _ => return Err(self.link.unexpected()),
+            }
+        }
+        Ok(located)
+    }
+
+    fn survey_from(&self, from: BlockId, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
+        self.link.drain(&self.puts, None)?;
+        let mut next = from.0;
+        loop {
+            let ask = Ask::Survey {
+                store: self.handle,
+                from: next,
+            };
+            let (Answer::Surveyed { is_last }, body) = self.link.ask(&ask, Vec::new())? else {
+                return Err(self.link.unexpected());
+            };
+            let rows = body::read_rows(&body).ok_or_else(|| self.link.unexpected())?;
+            // A server that gives the same again would keep its caller for ever.
+            let is_ascending = rows.is_sorted_by(|(one, _), (other, _)| one < other);
+            if !is_ascending || rows.first().is_some_and(|(id, _)| id.0 < next) || (rows.is_empty() && !is_last) {
+                return Err(self.link.unexpected());
+            }
+            for (id, located) in &rows {
+                each(*id, *located)?;
+            }
+            match rows.last().and_then(|(id, _)| after(id.0)).filter(|_| !is_last) {
+                Some(after) => next = after,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn condemned(&self) -> Result<Vec<BlockId>> {
+        match self.read(&Ask::Condemned(self.handle), Vec::new())? {
+            (Answer::Ids, body) => {
+                let ids = body::read_ids(&body).ok_or_else(|| self.link.unexpected())?;
+                Ok(ids.into_iter().map(BlockId).collect())
+            }
+            _ => Err(self.link.unexpected()),
+        }
+    }
+
+    fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
+        if let Err(error) = self.link.drain(&self.puts, None) {
+            return each_failed(error, wanted.len(), || self.link.unexpected());
+        }
+        let page = |number: usize| u16::try_from(number).unwrap_or(u16::MAX);
+        let begin = |wanted: &[Wanted]| {
+            let ask = Ask::Get {
+                store: self.handle,
+                wanted: wanted
+                    .iter()
+                    .map(|wanted| (wanted.id.0, page(wanted.pages.start), page(wanted.pages.len())))
+                    .collect(),
+            };
+            self.link.begin(&ask, Vec::new(), false)
+        };
+        let parts = split(wanted);
+        let asked: Vec<_> = parts.iter().map(|part| (part.len(), begin(part))).collect();
+        asked
+            .into_iter()
+            .flat_map(|(count, answers)| {
+                answers
+                    .and_then(|answers| self.stored(&answers, count))
+                    .unwrap_or_else(|error| each_failed(error, count, || self.link.unexpected()))
+            })
+            .collect()
+    }
+
+    fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
+        if let Err(error) = self.link.drain(&self.puts, None) {
+            return each_failed(error, ids.len(), || self.link.unexpected());
+        }
+        // A node has 36 KiB at most, so an answer fits into a message.
+        let begin = |ids: &[NodeId]| {
+            let body = body::ids(ids.iter().map(|id| id.0));
+            self.link.begin(&Ask::Nodes(self.handle), body, false)
+        };
+        let asked: Vec<_> = ids.chunks(256).map(|ids| (ids.len(), begin(ids))).collect();
+        asked
+            .into_iter()
+            .flat_map(|(count, answers)| {
+                answers
+                    .and_then(|answers| self.proved_nodes(&answers, count))
+                    .unwrap_or_else(|error| each_failed(error, count, || self.link.unexpected()))
+            })
+            .collect()
+    }
+
+    fn records(&self) -> Result<Vec<Record>> {
+        Ok(self.list(true, false)?.records)
+    }
+
+    fn notes(&self) -> Result<Vec<Note>> {
+        Ok(self.list(false, true)?.notes)
+    }
+
+    fn listing(&self, with_notes: bool) -> Result<Listing> {
+        self.list(true, with_notes)
+    }
+}
+
+/// Returns the id after this one; `None` after the last.
+fn after(mut id: [u8; 32]) -> Option<[u8; 32]> {
+    for byte in id.iter_mut().rev() {
+        *byte = byte.wrapping_add(1);
+        if *byte != 0 {
+            return Some(id);
+        }
+    }
+    None
+}
+
+impl StoreWriter for RemoteStore {
+    fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
+        for blocks in blocks.chunk_by_bytes() {
+            let mut body = Vec::new();
+            let ids = blocks.iter().map(|block| block.id.0).collect();
+            let shapes = blocks.iter().map(|block| body::add_sealed(block, &mut body)).collect();
+            let ask = Ask::Put {
+                store: self.handle,
+                blocks: shapes,
+            };
+            self.link.put(&self.puts, ids, &ask, body)?;
+        }
+        Ok(())
+    }
+
+    fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
+        for nodes in nodes.chunks(256) {
+            let body = nodes.iter().flat_map(|(_, bytes)| bytes).copied().collect();
+            let ask = Ask::PutNodes {
+                store: self.handle,
+                nodes: nodes.iter().map(|(id, bytes)| (id.0, bytes.len() as u32)).collect(),
+            };
+            self.link.put(&self.puts, Vec::new(), &ask, body)?;
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.write(&Ask::Flush(self.handle), Vec::new())
+    }
+
+    fn commit_with(&self, record: &Record, notes: &[Note]) -> Result<()> {
+        let ask = Ask::Commit {
+            store: self.handle,
+            key: record.key.clone(),
+            record: record.bytes.clone(),
+            notes: notes_for(notes),
+        };
+        self.write(&ask, Vec::new())
+    }
+}
+
+fn notes_for(notes: &[Note]) -> Vec<(String, Option<Vec<u8>>)> {
+    notes
+        .iter()
+        .map(|note| (note.name.clone(), note.value.clone()))
+        .collect()
+}
+
+/// Cuts blocks into questions of [`GET_BYTES`].
+trait ChunkByBytes {
+    fn chunk_by_bytes(&self) -> Vec<&[Sealed]>;
+}
+
+impl ChunkByBytes for Vec<Sealed> {
+    fn chunk_by_bytes(&self) -> Vec<&[Sealed]> {
+        let mut parts = Vec::new();
+        let (mut start, mut bytes) = (0, 0);
+        for (at, block) in self.iter().enumerate() {
+            let more = block.stored_bytes() as usize;
+            if at > start && bytes + more > GET_BYTES {
+                parts.push(&self[start..at]);
+                (start, bytes) = (at, 0);
+            }
+            bytes += more;
+        }
+        if start < self.len() {
+            parts.push(&self[start..]);
+        }
+        parts
+    }
+}
+
+impl StoreManager for RemoteStore {
+    fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
+        let ask = Ask::Amend {
+            store: self.handle,
+            remove_records: remove_records.to_vec(),
+            notes: notes_for(notes),
+        };
+        self.write(&ask, Vec::new())
+    }
+
+    fn condemn(&self, ids: &[BlockId]) -> Result<()> {
+        self.write(&Ask::Condemn(self.handle), body::ids(ids.iter().map(|id| id.0)))
+    }
+
+    fn pardon(&self, ids: &[BlockId]) -> Result<()> {
+        self.write(&Ask::Pardon(self.handle), body::ids(ids.iter().map(|id| id.0)))
+    }
+
+    fn retain(&self, _: &Live, _: PruneOptions, _: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+        // What is live is the server's to find: no client can make it remove what a backup names.
+        Err(Error::NotOnThisMachine {
+            path: Path::new(self.link.name()).to_owned(),
+        })
+    }
+}
+
+/// The place of a store that is open for writing.
+pub(super) struct RemoteKeeper(pub(super) Arc<RemoteStore>);
+
+impl Keeper for RemoteKeeper {
+    fn publish(&self) -> Result<()> {
+        self.0.write(&Ask::Publish(self.0.handle), Vec::new())
+    }
+
+    fn room(&self) -> Result<Room> {
+        match self.0.link.ask(&Ask::Room(self.0.handle), Vec::new())? {
+            (Answer::Room { used_bytes, free_bytes }, _) => Ok(Room { used_bytes, free_bytes }),
+            _ => Err(self.0.link.unexpected()),
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! Repositories on other machines: the wire between a client and the process that has the repository open.
+//!
+//! A client asks, a server answers ([`message`]). Questions are numbered, and answered in any order but for those that write,
+//! which keep theirs. What travels is sealed by the client: in an encrypted repository the server sees no more than the storage
+//! does (`vbk_repo::store::encrypted`), and whatever it answers is proved above ([`vbk_repo::store`]).
+//!
+//! | part | what it is |
+//! |---|---|
+//! | `wire.rs` | messages on a stream of bytes |
+//! | `message.rs`, `body.rs` | questions and answers |
+//! | [`server`] | answers the questions of one client |
+//! | [`client`] | a home ([`vbk_repo::repository::home::Home`]) that asks |
+//! | [`address`] | names of repositories elsewhere |
+//!
+//! # Threads and waits
+//!
+//! The rest of vbk waits in threads of its own; only this crate has tasks, which move bytes and never touch a store. Each side
+//! sends a ping every [`PING_INTERVAL`] and gives the other up after [`DEAD_AFTER`] without a byte, so no wait outlives a dead
+//! connection by more than that.
+//!
+//! # Memory
+//!
+//! A client has up to the server's window (64 MiB) of puts on their way. A server has as much in its queue, 16 answers in the
+//! making and 32 MiB of finished ones, for each client.
+
+use std::time::Duration;
+
+pub mod address;
+mod body;
+pub mod client;
+mod message;
+pub mod server;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+/// Time between two pings.
+pub const PING_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Time without a byte after which a connection counts as dead.
+pub const DEAD_AFTER: Duration = Duration::from_secs(60);

@@ -1,0 +1,253 @@
+//! Questions and answers: their heads, in the order in which postcard numbers them. New ones are added at the end, and used only
+//! when [`Hello`] and [`Welcome`] agreed on a version that has them. `body.rs` describes the bodies.
+
+use serde::{Deserialize, Serialize};
+use vbk_repo::id::{BlockId, NodeId};
+use vbk_repo::{Error, ErrorKind};
+
+/// The newest version of the protocol, and the oldest that this vbk speaks.
+pub(crate) const PROTOCOL: u16 = 1;
+
+/// The first question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Hello {
+    /// The oldest and the newest version of the protocol that the client speaks.
+    pub(crate) protocol: (u16, u16),
+    /// Its program and version, for messages.
+    pub(crate) program: String,
+}
+
+/// The answer to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Welcome {
+    /// The version that both will speak.
+    pub(crate) protocol: u16,
+    /// Program and version of the server, for messages.
+    pub(crate) program: String,
+    /// Id of the repository, if its marker states it.
+    pub(crate) id: Option<String>,
+    /// Check value of the key of an encrypted repository.
+    pub(crate) key_check: Option<String>,
+    /// Bytes of puts that may be on their way.
+    pub(crate) window_bytes: u32,
+}
+
+/// Number of an open store, chosen by the server.
+pub(crate) type Handle = u32;
+
+/// A question.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Ask {
+    Hello(Hello),
+    /// Number of the newest snapshot: [`Answer::Number`].
+    Newest,
+    /// The files of the key slots: [`Answer::Slots`].
+    KeySlots,
+    /// An error if less than that is free: [`Answer::Done`].
+    CheckReserve(Reserve),
+    /// Opens the newest snapshot: [`Answer::Opened`], or [`Answer::Nothing`] if it must be as it is and can't be read.
+    Read {
+        as_it_is: bool,
+    },
+    /// Opens the store for adding backups: [`Answer::Opened`].
+    Write {
+        command: String,
+    },
+    /// Opens the store for changes and removals: [`Answer::Opened`].
+    Manage {
+        command: String,
+    },
+    /// Closes a store: [`Answer::Done`] when others can have it.
+    Close(Handle),
+    /// [`Answer::Number`].
+    Generation(Handle),
+    /// Body: ids. [`Answer::Located`].
+    Locate(Handle),
+    /// Index entries from an id on: [`Answer::Surveyed`].
+    Survey {
+        store: Handle,
+        from: [u8; 32],
+    },
+    /// [`Answer::Ids`].
+    Condemned(Handle),
+    /// [`Answer::Stored`].
+    Get {
+        store: Handle,
+        /// Blocks, and the first page and the number of pages of each.
+        wanted: Vec<([u8; 32], u16, u16)>,
+    },
+    /// Body: ids. [`Answer::Nodes`].
+    Nodes(Handle),
+    /// [`Answer::Listing`], in parts.
+    Listing {
+        store: Handle,
+        records: bool,
+        notes: bool,
+    },
+    /// Body: blocks. [`Answer::Done`].
+    Put {
+        store: Handle,
+        blocks: Vec<BlockShape>,
+    },
+    /// Body: nodes. [`Answer::Done`].
+    PutNodes {
+        store: Handle,
+        nodes: Vec<([u8; 32], u32)>,
+    },
+    /// [`Answer::Done`].
+    Flush(Handle),
+    /// [`Answer::Done`].
+    Commit {
+        store: Handle,
+        key: String,
+        record: Vec<u8>,
+        notes: Vec<(String, Option<Vec<u8>>)>,
+    },
+    /// [`Answer::Done`].
+    Amend {
+        store: Handle,
+        remove_records: Vec<String>,
+        notes: Vec<(String, Option<Vec<u8>>)>,
+    },
+    /// Body: ids. [`Answer::Done`].
+    Condemn(Handle),
+    /// Body: ids. [`Answer::Done`].
+    Pardon(Handle),
+    /// [`Answer::Done`].
+    Publish(Handle),
+    /// [`Answer::Room`].
+    Room(Handle),
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Answer {
+    Welcome(Welcome),
+    Failed(Fault),
+    Done,
+    Nothing,
+    Number(Option<u64>),
+    /// Names and contents.
+    Slots(Vec<(String, Vec<u8>)>),
+    Opened {
+        store: Handle,
+        /// Number of a snapshot, 0 of a store open for writing.
+        number: u64,
+        /// The [`vbk_repo::store::Identity`], as JSON.
+        identity: String,
+    },
+    /// Body: index entries.
+    Located,
+    /// Body: ids and index entries. There are more unless it is the last part.
+    Surveyed {
+        is_last: bool,
+    },
+    /// Body: ids.
+    Ids,
+    /// Body: headers and pages of the blocks that could be read.
+    Stored(Vec<Result<StoredShape, Fault>>),
+    /// Lengths; body: the nodes that could be read.
+    Nodes(Vec<Result<u32, Fault>>),
+    /// A part of a listing. Body: the values.
+    Listing {
+        /// Keys and lengths of records.
+        records: Vec<(String, u32)>,
+        /// Names and lengths of notes.
+        notes: Vec<(String, u32)>,
+        foreign_changes: Vec<String>,
+        generation: u64,
+    },
+    Room {
+        used_bytes: u64,
+        free_bytes: u64,
+    },
+}
+
+/// Free space that a backup leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Reserve {
+    Default,
+    Share(f64),
+    Bytes(u64),
+}
+
+/// Lengths of a sealed block.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BlockShape {
+    pub(crate) id: [u8; 32],
+    pub(crate) plain_bytes: u32,
+    pub(crate) lengths: StoredShape,
+}
+
+/// Lengths of a header and of pages.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StoredShape {
+    pub(crate) header: u32,
+    pub(crate) pages: Vec<u32>,
+}
+
+/// An error on its way. Those that callers distinguish keep their form, of the others the kind and the message arrive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Fault {
+    BackupExists(String),
+    BlockMissing([u8; 32]),
+    BlockDamaged([u8; 32], String),
+    NodeDamaged([u8; 32], String),
+    Locked(String),
+    Other(FaultKind, String),
+}
+
+macro_rules! kinds {
+    ($($kind:ident)*) => {
+        /// [`ErrorKind`] on its way.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+        pub(crate) enum FaultKind { $($kind),* }
+
+        impl From<ErrorKind> for FaultKind {
+            fn from(kind: ErrorKind) -> Self {
+                match kind { $(ErrorKind::$kind => Self::$kind),* }
+            }
+        }
+
+        impl From<FaultKind> for ErrorKind {
+            fn from(kind: FaultKind) -> Self {
+                match kind { $(FaultKind::$kind => Self::$kind),* }
+            }
+        }
+    };
+}
+
+kinds!(NotFound Corrupt Locked Unavailable NoSpace Denied ReadOnly Invalid Unsupported Interrupted Internal);
+
+impl From<&Error> for Fault {
+    fn from(error: &Error) -> Self {
+        match error {
+            Error::BackupExists(backup) => Self::BackupExists(backup.clone()),
+            Error::BlockMissing(id) => Self::BlockMissing(id.0),
+            Error::BlockDamaged { id, what } => Self::BlockDamaged(id.0, what.clone()),
+            Error::NodeDamaged { id, what } => Self::NodeDamaged(id.0, what.clone()),
+            Error::Locked { holder, .. } => Self::Locked(holder.clone()),
+            other => Self::Other(other.kind().into(), other.to_string()),
+        }
+    }
+}
+
+impl Fault {
+    /// The error as the client's callers see it. `repository` is only for the message.
+    pub(crate) fn into_error(self, repository: &std::path::Path) -> Error {
+        match self {
+            Self::BackupExists(backup) => Error::BackupExists(backup),
+            Self::BlockMissing(id) => Error::BlockMissing(BlockId(id)),
+            Self::BlockDamaged(id, what) => Error::BlockDamaged { id: BlockId(id), what },
+            Self::NodeDamaged(id, what) => Error::NodeDamaged { id: NodeId(id), what },
+            Self::Locked(holder) => Error::Locked {
+                path: repository.to_owned(),
+                holder,
+            },
+            Self::Other(kind, message) => Error::Remote {
+                kind: kind.into(),
+                message,
+            },
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! Answers the questions of a client.
+
+mod session;
+mod stores;
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use vbk_repo::repository::home::Home;
+
+/// What a client may do with a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Allowed {
+    /// Read everything.
+    Read,
+    /// And add backups.
+    Add,
+    /// And remove and change them.
+    Everything,
+}
+
+/// Serves a client on the process's standard input and output until it hangs up. Nothing else may use these.
+pub fn serve_stdio(home: &Arc<dyn Home>, allowed: Allowed) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    let served = runtime.block_on(serve(home, allowed, tokio::io::stdin(), tokio::io::stdout()));
+    // A thread that still reads standard input would be waited for.
+    runtime.shutdown_background();
+    served
+}
+
+/// Serves a client on a stream until it hangs up, and closes the stores that it left open.
+pub async fn serve(
+    home: &Arc<dyn Home>,
+    allowed: Allowed,
+    read: impl AsyncRead + Unpin,
+    write: impl AsyncWrite + Unpin,
+) -> io::Result<()> {
+    session::run(home, allowed, read, write).await
+}

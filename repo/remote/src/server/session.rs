@@ -1,0 +1,242 @@
+//! One client: reads its questions, hands them out, and writes the answers.
+//!
+//! Questions that write go through a queue to one thread, in their order; the others to the threads of a pool, some at a time.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+
+use serde::Serialize;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::sync::Semaphore;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use vbk_repo::repository::home::Home;
+
+use super::Allowed;
+use super::stores::Stores;
+use crate::message::{Answer, Ask, Fault, FaultKind, Hello, PROTOCOL, Welcome};
+use crate::wire::{Channel, Kind, Limits, Message, MessageReader, Outbox, PREAMBLE, read_preamble, write_all};
+use crate::{DEAD_AFTER, PING_INTERVAL};
+
+/// Bytes of puts that may be on their way or in the queue.
+const WINDOW_BYTES: usize = 64 << 20;
+/// Bytes of finished answers after which no more are made.
+const ANSWER_BYTES: usize = 32 << 20;
+/// Answers in the making.
+const AT_ONCE: usize = 16;
+/// Questions without an answer yet; a client that has more breaks the protocol.
+const MAX_ASKED: usize = 4096;
+
+/// Where the answers to one question go.
+pub(super) struct Reply {
+    outbox: Arc<Outbox>,
+    request: u32,
+}
+
+impl Reply {
+    /// Sends an answer, the last one unless there is `more`. Waits while many answers wait to be written.
+    pub(super) fn send(&self, answer: &Answer, body: Vec<u8>, more: bool) {
+        let message = Message {
+            kind: Kind::Answer,
+            more,
+            request: self.request,
+            head: encode(answer),
+            body,
+        };
+        let channel = match !more && message.len() <= Limits::PEER.control {
+            true => Channel::Control,
+            false => Channel::Bulk,
+        };
+        self.outbox.send(channel, message);
+    }
+}
+
+fn encode(value: &impl Serialize) -> Vec<u8> {
+    postcard::to_stdvec(value).expect("messages are plain data")
+}
+
+pub(super) async fn run(
+    home: &Arc<dyn Home>,
+    allowed: Allowed,
+    mut read: impl AsyncRead + Unpin,
+    mut write: impl AsyncWrite + Unpin,
+) -> io::Result<()> {
+    let outbox = Arc::new(Outbox::new(ANSWER_BYTES));
+    let answers = async {
+        write.write_all(&PREAMBLE).await?;
+        write_all(&outbox, &mut write).await?;
+        write.shutdown().await
+    };
+    let questions = async {
+        let ended = async {
+            timeout(DEAD_AFTER, read_preamble(&mut read)).await??;
+            listen(home, allowed, read, &outbox).await
+        };
+        let ended = ended.await;
+        if let Err(error) = &ended {
+            let reply = Reply {
+                outbox: Arc::clone(&outbox),
+                request: 0,
+            };
+            let fault = Fault::Other(FaultKind::Invalid, error.to_string());
+            reply.send(&Answer::Failed(fault), Vec::new(), false);
+        }
+        outbox.close();
+        ended
+    };
+    let pings = async {
+        let mut ticks = interval(PING_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            outbox.send(Channel::Control, Message::empty(Kind::Ping));
+        }
+    };
+    let both = async {
+        tokio::pin!(questions, answers);
+        tokio::select! {
+            ended = &mut questions => {
+                // The last words; a client that does not listen is not waited for.
+                let _ = timeout(PING_INTERVAL, answers).await;
+                ended
+            }
+            failed = &mut answers => failed,
+        }
+    };
+    tokio::select! {
+        ended = both => ended,
+        () = pings => Ok(()),
+    }
+}
+
+/// Reads questions until the client hangs up.
+async fn listen(
+    home: &Arc<dyn Home>,
+    allowed: Allowed,
+    read: impl AsyncRead + Unpin,
+    outbox: &Arc<Outbox>,
+) -> io::Result<()> {
+    let mut reader = MessageReader::new(read, Limits::STRANGER);
+    let stores = Arc::new(Stores::new(Arc::clone(home), allowed));
+    let mut queue: Option<Queue> = None;
+    let threads = Arc::new(Semaphore::new(AT_ONCE));
+    let asked = Arc::new(AtomicUsize::new(0));
+    loop {
+        let next = timeout(DEAD_AFTER, reader.next()).await;
+        let silent = |_| io::Error::new(io::ErrorKind::TimedOut, "the client has been silent for too long");
+        let Some(message) = next.map_err(silent)?? else {
+            return Ok(());
+        };
+        match message.kind {
+            Kind::Ping => outbox.send(Channel::Control, Message::empty(Kind::Pong)),
+            Kind::Pong => {}
+            Kind::Answer => return Err(invalid("an answer from a client")),
+            Kind::Ask => {
+                let ask = postcard::from_bytes(&message.head).map_err(|error| invalid(&error.to_string()))?;
+                let reply = Reply {
+                    outbox: Arc::clone(outbox),
+                    request: message.request,
+                };
+                match (&queue, ask) {
+                    (None, Ask::Hello(hello)) => {
+                        let welcome = Answer::Welcome(greet(&**home, &hello)?);
+                        reply.send(&welcome, Vec::new(), false);
+                        reader.set_limits(Limits::PEER);
+                        queue = Some(Queue::start(Arc::clone(&stores))?);
+                    }
+                    (None, _) | (Some(_), Ask::Hello(_)) => return Err(invalid("a greeting in the wrong place")),
+                    (Some(queue), ask) if is_ordered(&ask) => queue.add(ask, message.body, reply)?,
+                    (Some(_), ask) => {
+                        if asked.fetch_add(1, Ordering::SeqCst) >= MAX_ASKED {
+                            return Err(invalid("too many questions at once"));
+                        }
+                        let (stores, threads, asked) = (Arc::clone(&stores), Arc::clone(&threads), Arc::clone(&asked));
+                        tokio::spawn(async move {
+                            let permit = threads.acquire_owned().await;
+                            let answer = move || {
+                                stores.answer(ask, &message.body, &reply);
+                                asked.fetch_sub(1, Ordering::SeqCst);
+                                drop(permit);
+                            };
+                            let _ = tokio::task::spawn_blocking(answer).await;
+                        });
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Agrees on a version with a client.
+fn greet(home: &dyn Home, hello: &Hello) -> io::Result<Welcome> {
+    let program = concat!("vbk ", env!("CARGO_PKG_VERSION")).to_owned();
+    let (oldest, newest) = hello.protocol;
+    if !(oldest..=newest).contains(&PROTOCOL) {
+        return Err(invalid(&format!(
+            "{} speaks versions {oldest} to {newest} of the protocol, but {program} on the server speaks {PROTOCOL}; use the same vbk \
+             on both",
+            hello.program
+        )));
+    }
+    let marker = home.marker();
+    Ok(Welcome {
+        protocol: PROTOCOL,
+        program,
+        id: marker.id.clone(),
+        key_check: marker.key_check.clone(),
+        window_bytes: WINDOW_BYTES as u32,
+    })
+}
+
+/// Tells the questions whose order counts.
+fn is_ordered(ask: &Ask) -> bool {
+    matches!(
+        ask,
+        Ask::Put { .. }
+            | Ask::PutNodes { .. }
+            | Ask::Flush(_)
+            | Ask::Commit { .. }
+            | Ask::Amend { .. }
+            | Ask::Condemn(_)
+            | Ask::Pardon(_)
+            | Ask::Publish(_)
+            | Ask::Close(_)
+    )
+}
+
+/// The questions that write, on their way to the thread that answers them.
+struct Queue {
+    sender: mpsc::Sender<(Ask, Vec<u8>, Reply)>,
+    waiting_bytes: Arc<AtomicUsize>,
+}
+
+impl Queue {
+    fn start(stores: Arc<Stores>) -> io::Result<Self> {
+        let (sender, receiver) = mpsc::channel::<(Ask, Vec<u8>, Reply)>();
+        let waiting_bytes = Arc::new(AtomicUsize::new(0));
+        let waiting = Arc::clone(&waiting_bytes);
+        let thread = move || {
+            for (ask, body, reply) in receiver {
+                stores.answer(ask, &body, &reply);
+                waiting.fetch_sub(body.len(), Ordering::SeqCst);
+            }
+        };
+        std::thread::Builder::new().name("vbk-serve".into()).spawn(thread)?;
+        Ok(Self { sender, waiting_bytes })
+    }
+
+    /// Adds a question; an error if the client sent more than it may.
+    fn add(&self, ask: Ask, body: Vec<u8>, reply: Reply) -> io::Result<()> {
+        if self.waiting_bytes.fetch_add(body.len(), Ordering::SeqCst) > WINDOW_BYTES {
+            return Err(invalid("more puts at once than the server allows"));
+        }
+        self.sender
+            .send((ask, body, reply))
+            .map_err(|_| io::Error::other("the thread that writes has ended"))
+    }
+}
+
+fn invalid(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}

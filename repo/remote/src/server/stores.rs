@@ -1,0 +1,374 @@
+//! The stores that a client has open, and the answers from them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use parking_lot::Mutex;
+use vbk_repo::id::{BlockId, NodeId};
+use vbk_repo::repository::Reserve;
+use vbk_repo::repository::home::{Home, Keeper, Snapshot};
+use vbk_repo::store::{Note, Record, StoreManager, StoreReader, StoreWriter, Wanted};
+use vbk_repo::{Error, ErrorKind, Result};
+
+use super::Allowed;
+use super::session::Reply;
+use crate::body;
+use crate::message::{Answer, Ask, Fault, Handle, Reserve as AskedReserve};
+
+/// Stores that one client may have open.
+const MAX_STORES: usize = 256;
+/// Index entries of one answer: 768 KiB.
+const SURVEYED: usize = 16 << 10;
+/// Bytes of records and notes of one answer.
+const LISTED_BYTES: usize = 4 << 20;
+/// Plain bytes of the pages of one answer, at least one block.
+const MAX_PAGES: usize = (16 << 20) / vbk_repo::block::PAGE_BYTES;
+/// Names in one question.
+const MAX_NAMES: usize = 64 << 10;
+
+/// The stores that a client has open.
+pub(super) struct Stores {
+    home: Arc<dyn Home>,
+    allowed: Allowed,
+    open: Mutex<HashMap<Handle, Arc<Open>>>,
+    next: AtomicU32,
+}
+
+/// An open store, with the rights that it was opened with.
+struct Open {
+    reader: Arc<dyn StoreReader>,
+    writer: Option<Arc<dyn StoreWriter>>,
+    manager: Option<Arc<dyn StoreManager>>,
+    /// Dropped last: it lets the next writer in.
+    keeper: Option<Arc<dyn Keeper>>,
+}
+
+impl Stores {
+    pub(super) fn new(home: Arc<dyn Home>, allowed: Allowed) -> Self {
+        Self {
+            home,
+            allowed,
+            open: Mutex::default(),
+            next: AtomicU32::new(1),
+        }
+    }
+
+    /// Answers a question.
+    pub(super) fn answer(&self, ask: Ask, body: &[u8], reply: &Reply) {
+        match self.try_answer(ask, body, reply) {
+            Ok(Some((answer, body))) => reply.send(&answer, body, false),
+            Ok(None) => {}
+            Err(error) => reply.send(&Answer::Failed(Fault::from(&error)), Vec::new(), false),
+        }
+    }
+
+    /// Returns the last answer, unless it was sent already.
+    fn try_answer(&self, ask: Ask, body: &[u8], reply: &Reply) -> Result<Option<(Answer, Vec<u8>)>> {
+        let alone = |answer| Ok(Some((answer, Vec::new())));
+        match ask {
+            Ask::Hello(_) => Err(broken("a second greeting")),
+            Ask::Newest => alone(Answer::Number(self.home.newest()?)),
+            Ask::KeySlots => {
+                let slots = self.home.key_slots()?.into_iter();
+                alone(Answer::Slots(slots.map(|slot| (slot.name, slot.bytes)).collect()))
+            }
+            Ask::CheckReserve(reserve) => {
+                self.home.check_reserve(match reserve {
+                    AskedReserve::Default => Reserve::Default,
+                    AskedReserve::Share(share) => Reserve::Share(share),
+                    AskedReserve::Bytes(bytes) => Reserve::Bytes(bytes),
+                })?;
+                alone(Answer::Done)
+            }
+            Ask::Read { as_it_is } => {
+                let snapshot = match as_it_is {
+                    true => self.home.read_as_it_is()?,
+                    false => Some(self.home.read()?),
+                };
+                alone(match snapshot {
+                    Some(Snapshot { store, number }) => self.opened(
+                        Open {
+                            reader: store,
+                            writer: None,
+                            manager: None,
+                            keeper: None,
+                        },
+                        number,
+                    )?,
+                    None => Answer::Nothing,
+                })
+            }
+            Ask::Write { command } => {
+                self.check_allowed(Allowed::Add)?;
+                let session = self.home.write(&command, &mut |_| false)?;
+                alone(self.opened(
+                    Open {
+                        reader: Arc::clone(&session.store) as _,
+                        writer: Some(session.store),
+                        manager: None,
+                        keeper: Some(session.keeper),
+                    },
+                    0,
+                )?)
+            }
+            Ask::Manage { command } => {
+                self.check_allowed(Allowed::Everything)?;
+                let session = self.home.manage(&command, &mut |_| false)?;
+                alone(self.opened(
+                    Open {
+                        reader: Arc::clone(&session.store) as _,
+                        writer: Some(Arc::clone(&session.store) as _),
+                        manager: Some(session.store),
+                        keeper: Some(session.keeper),
+                    },
+                    0,
+                )?)
+            }
+            Ask::Close(store) => {
+                // Answers that are still in the making keep it open until they are done.
+                self.open.lock().remove(&store);
+                alone(Answer::Done)
+            }
+            Ask::Listing { store, records, notes } => {
+                list(&*self.store(store)?.reader, records, notes, reply)?;
+                Ok(None)
+            }
+            ask => self.from_store(ask, body).map(Some),
+        }
+    }
+
+    fn from_store(&self, ask: Ask, body: &[u8]) -> Result<(Answer, Vec<u8>)> {
+        let alone = |answer| Ok((answer, Vec::new()));
+        let ids = || {
+            let ids = body::read_ids(body).filter(|ids| ids.len() <= MAX_NAMES);
+            ids.ok_or_else(|| broken("a list of ids"))
+        };
+        let block_ids = || Ok::<_, Error>(ids()?.into_iter().map(BlockId).collect::<Vec<_>>());
+        match ask {
+            Ask::Generation(store) => alone(Answer::Number(Some(self.store(store)?.reader.generation()?))),
+            Ask::Locate(store) => {
+                let located = self.store(store)?.reader.locate(&block_ids()?)?;
+                Ok((Answer::Located, body::entries(&located)))
+            }
+            Ask::Survey { store, from } => survey(&*self.store(store)?.reader, BlockId(from)),
+            Ask::Condemned(store) => {
+                let condemned = self.store(store)?.reader.condemned()?;
+                Ok((Answer::Ids, body::ids(condemned.into_iter().map(|id| id.0))))
+            }
+            Ask::Get { store, wanted } => get(&*self.store(store)?.reader, &wanted),
+            Ask::Nodes(store) => {
+                let ids: Vec<_> = ids()?.into_iter().map(NodeId).collect();
+                let mut body = Vec::new();
+                let nodes = self.store(store)?.reader.nodes(&ids).into_iter().map(|node| {
+                    let node = node.map_err(|error| Fault::from(&error))?;
+                    body.extend(&node);
+                    Ok(node.len() as u32)
+                });
+                let nodes = nodes.collect();
+                Ok((Answer::Nodes(nodes), body))
+            }
+            Ask::Put { store, blocks } => {
+                let sealed = body::read_sealed(&blocks, body).ok_or_else(|| broken("a block"))?;
+                self.writer(store)?.put(sealed)?;
+                alone(Answer::Done)
+            }
+            Ask::PutNodes { store, nodes } => {
+                let mut strings = body::Strings(body);
+                let nodes = nodes
+                    .into_iter()
+                    .map(|(id, len)| Some((NodeId(id), strings.take(len)?)));
+                let nodes = nodes.collect::<Option<_>>().ok_or_else(|| broken("a manifest"))?;
+                self.writer(store)?.put_nodes(nodes)?;
+                alone(Answer::Done)
+            }
+            Ask::Flush(store) => {
+                self.writer(store)?.flush()?;
+                alone(Answer::Done)
+            }
+            Ask::Commit {
+                store,
+                key,
+                record,
+                notes,
+            } => {
+                let record = Record { key, bytes: record };
+                self.writer(store)?.commit_with(&record, &notes_of(notes))?;
+                alone(Answer::Done)
+            }
+            Ask::Amend {
+                store,
+                remove_records,
+                notes,
+            } => {
+                self.manager(store)?.amend(&remove_records, &notes_of(notes))?;
+                alone(Answer::Done)
+            }
+            Ask::Condemn(store) => {
+                self.manager(store)?.condemn(&block_ids()?)?;
+                alone(Answer::Done)
+            }
+            Ask::Pardon(store) => {
+                self.manager(store)?.pardon(&block_ids()?)?;
+                alone(Answer::Done)
+            }
+            Ask::Publish(store) => {
+                self.keeper(store)?.publish()?;
+                alone(Answer::Done)
+            }
+            Ask::Room(store) => {
+                let room = self.keeper(store)?.room()?;
+                alone(Answer::Room {
+                    used_bytes: room.used_bytes,
+                    free_bytes: room.free_bytes,
+                })
+            }
+            _ => Err(broken("a question in the wrong place")),
+        }
+    }
+
+    fn check_allowed(&self, needed: Allowed) -> Result<()> {
+        match self.allowed >= needed {
+            true => Ok(()),
+            false => Err(Error::Remote {
+                kind: ErrorKind::Denied,
+                message: match needed {
+                    Allowed::Add => "the server lets this client read and not write".to_owned(),
+                    _ => "the server does not let this client change or remove backups".to_owned(),
+                },
+            }),
+        }
+    }
+
+    fn opened(&self, open: Open, number: u64) -> Result<Answer> {
+        let identity = open.reader.identity()?;
+        let mut all = self.open.lock();
+        if all.len() >= MAX_STORES {
+            return Err(broken("too many open stores"));
+        }
+        let store = self.next.fetch_add(1, Ordering::SeqCst);
+        all.insert(store, Arc::new(open));
+        Ok(Answer::Opened {
+            store,
+            number,
+            identity: serde_json::to_string(&identity).expect("an identity has only plain fields"),
+        })
+    }
+
+    fn store(&self, store: Handle) -> Result<Arc<Open>> {
+        let found = self.open.lock().get(&store).map(Arc::clone);
+        found.ok_or_else(|| broken("a store that is not open"))
+    }
+
+    fn writer(&self, store: Handle) -> Result<Arc<dyn StoreWriter>> {
+        let found = self.store(store)?.writer.clone();
+        found.ok_or_else(|| broken("a store that is open for reading only"))
+    }
+
+    fn manager(&self, store: Handle) -> Result<Arc<dyn StoreManager>> {
+        let found = self.store(store)?.manager.clone();
+        found.ok_or_else(|| broken("a store that is not open for changes"))
+    }
+
+    fn keeper(&self, store: Handle) -> Result<Arc<dyn Keeper>> {
+        let found = self.store(store)?.keeper.clone();
+        found.ok_or_else(|| broken("a store that is open for reading only"))
+    }
+}
+
+fn notes_of(notes: Vec<(String, Option<Vec<u8>>)>) -> Vec<Note> {
+    notes.into_iter().map(|(name, value)| Note { name, value }).collect()
+}
+
+fn survey(store: &dyn StoreReader, from: BlockId) -> Result<(Answer, Vec<u8>)> {
+    let (mut body, mut count) = (Vec::new(), 0);
+    let surveyed = store.survey_from(from, &mut |id, located| {
+        if count == SURVEYED {
+            return Err(Error::Interrupted);
+        }
+        count += 1;
+        body::add_row(id, located, &mut body);
+        Ok(())
+    });
+    match surveyed {
+        Ok(()) => Ok((Answer::Surveyed { is_last: true }, body)),
+        Err(Error::Interrupted) => Ok((Answer::Surveyed { is_last: false }, body)),
+        // What comes before a damaged entry is of use; the next question starts at it.
+        Err(_) if count > 0 => Ok((Answer::Surveyed { is_last: false }, body)),
+        Err(error) => Err(error),
+    }
+}
+
+fn get(store: &dyn StoreReader, wanted: &[([u8; 32], u16, u16)]) -> Result<(Answer, Vec<u8>)> {
+    let pages: usize = wanted.iter().map(|(_, _, count)| usize::from(*count)).sum();
+    if wanted.len() > MAX_NAMES || (wanted.len() > 1 && pages > MAX_PAGES) {
+        return Err(broken("too many pages at once"));
+    }
+    let wanted: Vec<_> = wanted
+        .iter()
+        .map(|(id, first, count)| Wanted {
+            id: BlockId(*id),
+            pages: usize::from(*first)..usize::from(*first) + usize::from(*count),
+        })
+        .collect();
+    let mut body = Vec::new();
+    let stored = store.get(&wanted).into_iter().map(|stored| {
+        let stored = stored.map_err(|error| Fault::from(&error))?;
+        Ok(body::add_stored(&stored.header, &stored.pages, &mut body))
+    });
+    let stored = stored.collect();
+    Ok((Answer::Stored(stored), body))
+}
+
+/// Sends a listing in parts.
+fn list(store: &dyn StoreReader, records: bool, notes: bool, reply: &Reply) -> Result<()> {
+    let listing = match records {
+        true => store.listing(notes)?,
+        false => vbk_repo::store::Listing {
+            notes: store.notes()?,
+            generation: store.generation()?,
+            ..Default::default()
+        },
+    };
+    let (mut part, mut body) = ((Vec::new(), Vec::new()), Vec::new());
+    let generation = listing.generation;
+    let answer = |(records, notes), foreign_changes| Answer::Listing {
+        records,
+        notes,
+        foreign_changes,
+        generation,
+    };
+    for Record { key, bytes } in listing.records {
+        part.0.push((key, bytes.len() as u32));
+        body.extend(bytes);
+        if body.len() >= LISTED_BYTES {
+            reply.send(
+                &answer(std::mem::take(&mut part), Vec::new()),
+                std::mem::take(&mut body),
+                true,
+            );
+        }
+    }
+    for Note { name, value } in listing.notes {
+        let value = value.unwrap_or_default();
+        part.1.push((name, value.len() as u32));
+        body.extend(value);
+        if body.len() >= LISTED_BYTES {
+            reply.send(
+                &answer(std::mem::take(&mut part), Vec::new()),
+                std::mem::take(&mut body),
+                true,
+            );
+        }
+    }
+    reply.send(&answer(part, listing.foreign_changes), body, false);
+    Ok(())
+}
+
+/// The error for a client that breaks the protocol.
+fn broken(what: &str) -> Error {
+    Error::Remote {
+        kind: ErrorKind::Internal,
+        message: format!("the client sent what the protocol does not have: {what}"),
+    }
+}

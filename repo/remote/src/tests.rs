@@ -1,0 +1,184 @@
+//! Both ends of the wire together.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
+use vbk_repo::block::BlockSize;
+use vbk_repo::codec::{Compression, Sealed, Sealer};
+use vbk_repo::id::BlockId;
+use vbk_repo::repository::home::{Home, StoreHome};
+use vbk_repo::repository::{CreateOptions, Repository};
+use vbk_repo::store::memory::MemoryStore;
+use vbk_repo::store::{Record, StoreManager, StoreReader, StoreWriter, Wanted};
+use vbk_repo::{Error, ErrorKind};
+
+use crate::client::RemoteHome;
+use crate::message::Ask;
+use crate::server::{Allowed, serve};
+
+fn memory(size: BlockSize) -> Arc<dyn Home> {
+    Arc::new(StoreHome::new(Arc::new(MemoryStore::new(size))).expect("a home"))
+}
+
+/// The two halves of the client's end of a stream whose other end is served.
+fn served(home: Arc<dyn Home>, allowed: Allowed) -> (ReadHalf<DuplexStream>, WriteHalf<DuplexStream>) {
+    let (here, there) = tokio::io::duplex(100_000);
+    tokio::spawn(async move {
+        let (read, write) = tokio::io::split(there);
+        serve(&home, allowed, read, write).await
+    });
+    tokio::io::split(here)
+}
+
+fn remote(home: &Arc<dyn Home>, allowed: Allowed) -> RemoteHome {
+    let home = Arc::clone(home);
+    RemoteHome::connect("test".into(), move || Ok(served(home, allowed))).expect("connects")
+}
+
+fn manager(home: &RemoteHome) -> Box<dyn StoreManager> {
+    let ask = Ask::Manage { command: "test".into() };
+    Box::new(home.opened(&ask, true).expect("opens").expect("is there").0)
+}
+
+fn sealed(seed: u8) -> Sealed {
+    let plain: Vec<u8> = (0..1 << 20)
+        .map(|at: u32| (at.wrapping_mul(2_654_435_761) >> 13) as u8 ^ seed)
+        .collect();
+    let hashes = vbk_repo::block::Hashing::Plain.block(&plain);
+    Sealer::new(Compression::None)
+        .and_then(|mut sealer| sealer.seal(&plain, &hashes))
+        .expect("seals")
+}
+
+#[test]
+fn a_remote_store_keeps_what_every_store_keeps() {
+    vbk_repo::store::conformance::check_without_sweeps(|size| manager(&remote(&memory(size), Allowed::Everything)));
+}
+
+#[test]
+fn a_remote_directory_is_a_repository_like_any_other() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("repository");
+    drop(Repository::create(&path, &CreateOptions::plain(BlockSize::DEFAULT)).expect("creates"));
+    let home: Arc<dyn Home> = Arc::new(vbk_repo::repository::directory::Directory::open(&path).expect("opens"));
+    let (one, other) = (remote(&home, Allowed::Everything), remote(&home, Allowed::Everything));
+    assert_eq!(
+        one.marker().id.as_deref(),
+        Some(&*one.read().expect("reads").store.identity().expect("has one").id)
+    );
+    let writing = one.write("backup web1", &mut |_| false).expect("opens");
+    let refused = other.write("backup web2", &mut |_| false).err().expect("is locked");
+    assert!(
+        matches!(&refused, Error::Locked { holder, .. } if holder.contains("backup web1")),
+        "{refused}"
+    );
+    let block = sealed(1);
+    writing.store.put(vec![block.clone()]).expect("puts");
+    let record = Record {
+        key: "web1@2026-11-29T00:00:00Z".into(),
+        bytes: b"{}".to_vec(),
+    };
+    writing.store.commit(&record).expect("commits");
+    assert!(
+        other.read().expect("reads").store.records().expect("lists").is_empty(),
+        "not published yet"
+    );
+    writing.keeper.publish().expect("publishes");
+    assert!(writing.keeper.room().expect("is known").used_bytes > 1 << 20);
+    drop(writing);
+    let snapshot = other.read().expect("reads");
+    assert_eq!(snapshot.store.records().expect("lists"), [record]);
+    let wanted = Wanted {
+        id: block.id,
+        pages: 0..block.pages.len(),
+    };
+    let stored = snapshot
+        .store
+        .get(&[wanted])
+        .pop()
+        .expect("an answer")
+        .expect("is stored");
+    assert_eq!((stored.header, stored.pages), (block.header, block.pages));
+    // Nobody has to wait for a lock that its holder gave back.
+    drop(other.write("backup web2", &mut |_| false).expect("is free"));
+}
+
+#[test]
+fn a_client_has_the_rights_that_the_server_gives_it() {
+    let home = memory(BlockSize::DEFAULT);
+    let reader = remote(&home, Allowed::Read);
+    assert!(reader.read().is_ok());
+    assert_eq!(
+        reader.write("backup", &mut |_| false).err().map(|error| error.kind()),
+        Some(ErrorKind::Denied)
+    );
+    let adder = remote(&home, Allowed::Add);
+    assert!(adder.write("backup", &mut |_| false).is_ok());
+    assert_eq!(
+        adder.manage("forget", &mut |_| false).err().map(|error| error.kind()),
+        Some(ErrorKind::Denied)
+    );
+}
+
+#[test]
+fn a_server_that_goes_away_fails_every_wait_and_is_named() {
+    let lost = RemoteHome::connect("ssh://dc2/srv".into(), || {
+        let (here, mut there) = tokio::io::duplex(100_000);
+        tokio::spawn(async move {
+            let mut greeting = [0; 100];
+            let _ = there.read(&mut greeting).await;
+            let _ = there.write_all(b"bash: vbk: command not found\n").await;
+        });
+        Ok(tokio::io::split(here))
+    });
+    let message = lost.expect_err("no server").to_string();
+    assert!(
+        message.contains("ssh://dc2/srv") && message.contains("command not found"),
+        "{message}"
+    );
+
+    let home = memory(BlockSize::DEFAULT);
+    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+    let gone = RemoteHome::connect("gone".into(), move || {
+        let (here, there) = tokio::io::duplex(100_000);
+        tokio::spawn(async move {
+            let (read, write) = tokio::io::split(there);
+            tokio::select! {
+                _ = serve(&home, Allowed::Everything, read, write) => {}
+                _ = &mut stopped => {}
+            }
+        });
+        Ok(tokio::io::split(here))
+    });
+    let gone = gone.expect("connects");
+    let session = gone.write("backup", &mut |_| false).expect("opens");
+    session.store.put(vec![sealed(1)]).expect("puts");
+    session.store.flush().expect("flushes");
+    stop.send(()).expect("runs");
+    let error = loop {
+        match session.store.locate(&[BlockId([1; 32])]) {
+            Ok(_) => std::thread::sleep(Duration::from_millis(1)),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("gone"), "{error}");
+    assert!(session.store.put(vec![sealed(2)]).is_err());
+    assert!(session.store.flush().is_err());
+}
+
+#[test]
+fn a_put_that_fails_is_the_error_of_the_flush() {
+    let home = remote(&memory(BlockSize::DEFAULT), Allowed::Everything);
+    let store = manager(&home);
+    // A node that another one's bytes are put under is taken; a block whose lengths lie is not.
+    let mut block = sealed(3);
+    block.pages.clear();
+    store.put(vec![block]).expect("is on its way");
+    let record = Record {
+        key: "a@b".into(),
+        bytes: Vec::new(),
+    };
+    store.commit(&record).expect("commits");
+}

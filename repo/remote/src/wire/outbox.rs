@@ -1,0 +1,153 @@
+//! Messages on their way to the other side.
+
+use std::collections::VecDeque;
+use std::io::Result;
+
+use parking_lot::{Condvar, Mutex};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::sync::Notify;
+
+use super::{CHUNK_BYTES, Channel, Message};
+
+/// Messages that wait to be written. Threads fill it, one task empties it.
+pub(crate) struct Outbox {
+    queues: Mutex<Queues>,
+    filled: Notify,
+    emptied: Condvar,
+    /// Bytes of bulk messages that may wait.
+    room_bytes: usize,
+}
+
+#[derive(Default)]
+struct Queues {
+    control: VecDeque<Message>,
+    bulk: VecDeque<Message>,
+    bulk_bytes: usize,
+    closed: bool,
+}
+
+impl Outbox {
+    /// An empty outbox, in which threads wait while more than `room_bytes` of bulk messages are in it.
+    pub(crate) fn new(room_bytes: usize) -> Self {
+        Self {
+            queues: Mutex::default(),
+            filled: Notify::new(),
+            emptied: Condvar::new(),
+            room_bytes,
+        }
+    }
+
+    /// Adds a message; waits while there is no room. Drops it if the outbox is closed. Never call it with
+    /// [`Channel::Bulk`] from a task.
+    pub(crate) fn send(&self, channel: Channel, message: Message) {
+        let mut queues = self.queues.lock();
+        while channel == Channel::Bulk && !queues.closed && queues.bulk_bytes > self.room_bytes {
+            self.emptied.wait(&mut queues);
+        }
+        if queues.closed {
+            return;
+        }
+        match channel {
+            Channel::Control => queues.control.push_back(message),
+            Channel::Bulk => {
+                queues.bulk_bytes += message.len();
+                queues.bulk.push_back(message);
+            }
+        }
+        drop(queues);
+        self.filled.notify_one();
+    }
+
+    /// Lets nobody wait any more. What is in it is still written.
+    pub(crate) fn close(&self) {
+        self.queues.lock().closed = true;
+        self.emptied.notify_all();
+        self.filled.notify_one();
+    }
+
+    fn next(&self, channel: Channel) -> Option<Message> {
+        let mut queues = self.queues.lock();
+        match channel {
+            Channel::Control => queues.control.pop_front(),
+            Channel::Bulk => queues.bulk.pop_front(),
+        }
+    }
+
+    /// Makes room for a bulk message that was written.
+    fn written(&self, message: &Message) {
+        self.queues.lock().bulk_bytes -= message.len();
+        self.emptied.notify_all();
+    }
+
+    /// Returns whether the outbox is closed and empty.
+    fn is_done(&self) -> bool {
+        let queues = self.queues.lock();
+        queues.closed && queues.control.is_empty() && queues.bulk.is_empty()
+    }
+}
+
+/// Writes all messages of an outbox until it is closed and empty. A control message waits for one chunk of a bulk message at
+/// most.
+pub(crate) async fn write_all(outbox: &Outbox, stream: &mut (impl AsyncWrite + Unpin)) -> Result<()> {
+    let mut bulk: Option<Bulk> = None;
+    loop {
+        while let Some(message) = outbox.next(Channel::Control) {
+            let mut control = Bulk::new(message);
+            while control.write_chunk(Channel::Control, stream).await? {}
+        }
+        if bulk.is_none() {
+            bulk = outbox.next(Channel::Bulk).map(Bulk::new);
+        }
+        match &mut bulk {
+            Some(writing) => {
+                if !writing.write_chunk(Channel::Bulk, stream).await? {
+                    outbox.written(&writing.message);
+                    bulk = None;
+                }
+            }
+            None => {
+                stream.flush().await?;
+                if outbox.is_done() {
+                    return Ok(());
+                }
+                outbox.filled.notified().await;
+            }
+        }
+    }
+}
+
+/// A message that is being written.
+struct Bulk {
+    message: Message,
+    header: [u8; super::MESSAGE_HEADER_BYTES],
+    done: usize,
+}
+
+impl Bulk {
+    fn new(message: Message) -> Self {
+        Self {
+            header: message.header(),
+            message,
+            done: 0,
+        }
+    }
+
+    /// Writes the next chunk; returns whether there are more.
+    async fn write_chunk(&mut self, channel: Channel, stream: &mut (impl AsyncWrite + Unpin)) -> Result<bool> {
+        let len = (self.message.len() - self.done).min(CHUNK_BYTES);
+        let [low, middle, high, _] = (len as u32).to_le_bytes();
+        stream.write_all(&[channel.into(), low, middle, high]).await?;
+        let (mut from, to) = (self.done, self.done + len);
+        let mut start = 0;
+        for part in [&self.header[..], &self.message.head, &self.message.body] {
+            let end = start + part.len();
+            if from < end && from < to {
+                stream.write_all(&part[from - start..to.min(end) - start]).await?;
+                from = to.min(end);
+            }
+            start = end;
+        }
+        self.done = to;
+        Ok(to < self.message.len())
+    }
+}
