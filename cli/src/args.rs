@@ -17,6 +17,7 @@ mod politeness;
 mod prune;
 mod repair;
 mod restore;
+mod serve;
 mod show;
 mod snapshots;
 mod sources;
@@ -44,6 +45,7 @@ pub use politeness::LimitArgs;
 pub use prune::PruneArgs;
 pub use repair::RepairArgs;
 pub use restore::{FileFormat, RestoreArgs, SkipDamaged};
+pub use serve::{RightsArg, ServeArgs};
 pub use show::ShowArgs;
 pub use snapshots::SnapshotsArgs;
 pub use sources::Sources;
@@ -84,9 +86,31 @@ pub struct Cli {
 /// Options of every command.
 #[derive(Debug, Args)]
 pub struct Global {
-    /// The repository: a directory made by `vbk init`
-    #[arg(long, short = 'r', global = true, env = "VBK_REPO", value_name = "DIR")]
+    /// The repository: a directory made by `vbk init`, or ssh://[USER@]HOST[:PORT]/PATH of one on another host
+    #[arg(long, short = 'r', global = true, env = "VBK_REPO", value_name = "REPO")]
     pub repo: Option<PathBuf>,
+
+    /// The ssh program for ssh:// repositories, with its options
+    #[arg(
+        long,
+        global = true,
+        env = "VBK_RSH",
+        value_name = "COMMAND",
+        default_value = "ssh",
+        hide_short_help = true
+    )]
+    pub rsh: String,
+
+    /// vbk on the other host
+    #[arg(
+        long,
+        global = true,
+        env = "VBK_REMOTE_PATH",
+        value_name = "FILE",
+        default_value = "vbk",
+        hide_short_help = true
+    )]
+    pub remote_path: String,
 
     /// Key file of an encrypted repository, or a key from `vbk key export`. Refuses a repository that is not encrypted
     #[arg(
@@ -190,6 +214,9 @@ pub enum Command {
     Trust(TrustArgs),
     /// Repair damage, as far as the content is found elsewhere
     Repair(RepairArgs),
+    /// Let another host use a repository of this one
+    #[command(after_help = serve::HELP)]
+    Serve(ServeArgs),
     /// Read every block of every backup, decode it and check its hash
     Verify(VerifyArgs),
 }

@@ -20,6 +20,7 @@ pub mod prune;
 pub mod rehearse;
 pub mod repair;
 pub mod restore;
+pub mod serve;
 pub mod show;
 pub mod snapshots;
 pub mod stats;

@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
+use vbk_remote::client::Ssh;
 use vbk_repo::keys::Unlock;
 use vbk_repo::repository::{Manager, Repository, View, Wait, Writer};
 
@@ -83,7 +84,7 @@ impl<'a> Context<'a> {
     /// Returns the path of the repository, as it was given.
     pub fn repository_path(&self) -> Result<&Path> {
         match &self.global.repo {
-            Some(path) => place::local(path),
+            Some(path) => place::valid(path),
             None => self.config()?.repository.as_deref().ok_or_else(|| {
                 let config = self.global.config_file.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
                 Error::Usage(format!(
@@ -150,7 +151,7 @@ impl<'a> Context<'a> {
     /// it and before a key is asked for.
     fn locked(&self, purpose: Purpose) -> Result<Repository> {
         let path = self.repository_path()?;
-        let repository = Repository::open(path).map_err(|error| self.explain(error, path))?;
+        let repository = self.open_at(path)?;
         self.check_encrypted(&repository)?;
         self.judge(&repository, &repository.standing(), purpose)?;
         Ok(repository)
@@ -169,8 +170,16 @@ impl<'a> Context<'a> {
 
     /// Opens another repository.
     pub fn repository_at(&self, path: &Path) -> Result<Repository> {
-        let path = place::local(path)?;
-        self.unlocked(Repository::open(path).map_err(|error| self.explain(error, path))?)
+        self.unlocked(self.open_at(place::valid(path)?)?)
+    }
+
+    /// Opens a repository without its keys and without a look at what this host knows of it.
+    pub fn open_at(&self, path: &Path) -> Result<Repository> {
+        let ssh = Ssh {
+            rsh: self.global.rsh.clone(),
+            remote_program: self.global.remote_path.clone(),
+        };
+        place::open(path, &ssh).map_err(|error| self.explain(error, path))
     }
 
     /// Opens the repository without its keys, for reading.

@@ -131,6 +131,7 @@ fn carry_out(context: &Context<'_>, command: &Command) -> Result<Outcome> {
         Command::Config(command) => commands::config::run(context, command),
         Command::Trust(args) => commands::trust::run(context, args),
         Command::Repair(args) => commands::repair::run(context, args),
+        Command::Serve(args) => commands::serve::run(args),
         Command::Verify(args) => commands::verify::run(context, args),
     }
 }

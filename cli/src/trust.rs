@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 use vbk_repo::files::{self, Mode, Synced};
 use vbk_repo::standing::Standing;
 
+use crate::place;
+
 /// Format of the file: the newest one that this vbk reads, and the one that it writes.
 const FORMAT: u32 = 1;
 
@@ -195,6 +197,9 @@ impl Memory {
 /// Returns the real path of a repository, even if nothing exists there: so a repository whose file system is not mounted is
 /// recognized.
 fn name_of(repository: &Path) -> String {
+    if place::is_address(repository) {
+        return repository.to_string_lossy().into_owned();
+    }
     let real = repository.canonicalize().or_else(|_| {
         let path = std::path::absolute(repository)?;
         let (parent, name) = (path.parent(), path.file_name());

@@ -2,7 +2,6 @@
 
 use jiff::Timestamp;
 use serde::Serialize;
-use vbk_repo::repository::Repository;
 use vbk_repo::standing::Standing;
 
 use crate::args::TrustArgs;
@@ -41,7 +40,7 @@ pub fn run(context: &Context<'_>, args: &TrustArgs) -> Result<Outcome> {
         })?;
         return Ok(Outcome::Done);
     }
-    let repository = Repository::open(path).map_err(|error| context.explain(error, path))?;
+    let repository = context.open_at(path)?;
     context.check_encrypted(&repository)?;
     // The store decides, because it is what will be read; the marker decides where the view can't be opened.
     let is = repository.standing_of_view().unwrap_or_else(|| repository.standing());

@@ -163,9 +163,11 @@ impl Reader<'_> {
 
     fn repository(&mut self, key: &Spanned<impl Display>, value: &Value<'_>) -> Option<PathBuf> {
         match value.get_ref() {
-            DeValue::String(text) if place::is_elsewhere(Path::new(&**text)) => {
-                self.wrong_for(key, value, &place::refusal(Path::new(&**text)))
-            }
+            DeValue::String(text) => match place::check(Path::new(&**text)) {
+                Err(message) => self.wrong_for(key, value, &message),
+                Ok(()) if place::is_address(Path::new(&**text)) => Some(PathBuf::from(&**text)),
+                Ok(()) => self.path(key, value),
+            },
             _ => self.path(key, value),
         }
     }

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use vbk_repo::repository::home::Home;
 
+use crate::message::Fault;
+
 /// What a client may do with a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Allowed {
@@ -20,13 +22,20 @@ pub enum Allowed {
     Everything,
 }
 
-/// Serves a client on the process's standard input and output until it hangs up. Nothing else may use these.
-pub fn serve_stdio(home: &Arc<dyn Home>, allowed: Allowed) -> io::Result<()> {
+/// Serves a client on the process's standard input and output until it hangs up. Nothing else may use these. A home that could
+/// not be opened is an error that the client shows.
+pub fn serve_stdio(home: vbk_repo::Result<Arc<dyn Home>>, allowed: Allowed) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
-    let served = runtime.block_on(serve(home, allowed, tokio::io::stdin(), tokio::io::stdout()));
+    let home = home.map_err(|error| Fault::from(&error));
+    let served = runtime.block_on(session::run(
+        home.as_ref(),
+        allowed,
+        tokio::io::stdin(),
+        tokio::io::stdout(),
+    ));
     // A thread that still reads standard input would be waited for.
     runtime.shutdown_background();
     served
@@ -39,5 +48,5 @@ pub async fn serve(
     read: impl AsyncRead + Unpin,
     write: impl AsyncWrite + Unpin,
 ) -> io::Result<()> {
-    session::run(home, allowed, read, write).await
+    session::run(Ok(home), allowed, read, write).await
 }

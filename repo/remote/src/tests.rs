@@ -10,7 +10,7 @@ use vbk_repo::id::BlockId;
 use vbk_repo::repository::home::{Home, StoreHome};
 use vbk_repo::repository::{CreateOptions, Repository};
 use vbk_repo::store::memory::MemoryStore;
-use vbk_repo::store::{Record, StoreManager, StoreReader, StoreWriter, Wanted};
+use vbk_repo::store::{Record, StoreManager, Wanted};
 use vbk_repo::{Error, ErrorKind};
 
 use crate::client::RemoteHome;

@@ -57,7 +57,7 @@ fn encode(value: &impl Serialize) -> Vec<u8> {
 }
 
 pub(super) async fn run(
-    home: &Arc<dyn Home>,
+    home: Result<&Arc<dyn Home>, &Fault>,
     allowed: Allowed,
     mut read: impl AsyncRead + Unpin,
     mut write: impl AsyncWrite + Unpin,
@@ -112,14 +112,13 @@ pub(super) async fn run(
 
 /// Reads questions until the client hangs up.
 async fn listen(
-    home: &Arc<dyn Home>,
+    home: Result<&Arc<dyn Home>, &Fault>,
     allowed: Allowed,
     read: impl AsyncRead + Unpin,
     outbox: &Arc<Outbox>,
 ) -> io::Result<()> {
     let mut reader = MessageReader::new(read, Limits::STRANGER);
-    let stores = Arc::new(Stores::new(Arc::clone(home), allowed));
-    let mut queue: Option<Queue> = None;
+    let mut open: Option<(Arc<Stores>, Queue)> = None;
     let threads = Arc::new(Semaphore::new(AT_ONCE));
     let asked = Arc::new(AtomicUsize::new(0));
     loop {
@@ -138,20 +137,28 @@ async fn listen(
                     outbox: Arc::clone(outbox),
                     request: message.request,
                 };
-                match (&queue, ask) {
-                    (None, Ask::Hello(hello)) => {
-                        let welcome = Answer::Welcome(greet(&**home, &hello)?);
-                        reply.send(&welcome, Vec::new(), false);
-                        reader.set_limits(Limits::PEER);
-                        queue = Some(Queue::start(Arc::clone(&stores))?);
-                    }
+                match (&open, ask) {
+                    (None, Ask::Hello(hello)) => match home {
+                        Ok(home) => {
+                            let welcome = Answer::Welcome(greet(&**home, &hello)?);
+                            reply.send(&welcome, Vec::new(), false);
+                            reader.set_limits(Limits::PEER);
+                            let stores = Arc::new(Stores::new(Arc::clone(home), allowed));
+                            let queue = Queue::start(Arc::clone(&stores))?;
+                            open = Some((stores, queue));
+                        }
+                        Err(fault) => {
+                            reply.send(&Answer::Failed(fault.clone()), Vec::new(), false);
+                            return Ok(());
+                        }
+                    },
                     (None, _) | (Some(_), Ask::Hello(_)) => return Err(invalid("a greeting in the wrong place")),
-                    (Some(queue), ask) if is_ordered(&ask) => queue.add(ask, message.body, reply)?,
-                    (Some(_), ask) => {
+                    (Some((_, queue)), ask) if is_ordered(&ask) => queue.add(ask, message.body, reply)?,
+                    (Some((stores, _)), ask) => {
                         if asked.fetch_add(1, Ordering::SeqCst) >= MAX_ASKED {
                             return Err(invalid("too many questions at once"));
                         }
-                        let (stores, threads, asked) = (Arc::clone(&stores), Arc::clone(&threads), Arc::clone(&asked));
+                        let (stores, threads, asked) = (Arc::clone(stores), Arc::clone(&threads), Arc::clone(&asked));
                         tokio::spawn(async move {
                             let permit = threads.acquire_owned().await;
                             let answer = move || {
