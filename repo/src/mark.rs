@@ -10,15 +10,17 @@ use crate::backup::Entry;
 use crate::catalogue::Catalogue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, NodeId};
-use crate::manifest::{Page, Root, Segment, prove};
+use crate::manifest::{Head, Page, Root, Segment, prove};
 use crate::pool;
 use crate::store::checked::nodes;
 use crate::store::live::Ids;
 use crate::store::{Distance, Live, Located, StoreReader};
 
 mod needs;
+mod sealed;
 
 use needs::Needs;
+pub use sealed::mark_sealed;
 
 /// Nodes of segments that go to a thread at once, or more if they belong together, and that are read in one call: at most
 /// 560 KiB.
@@ -36,12 +38,28 @@ const FAR_THREADS: usize = 8;
 /// Reads the index twice in its own order, because looking each block up would be a random read. Memory: 5 bytes per
 /// block of the store, up to 8 per node of a manifest, 50 per page and 40 per distinct full segment.
 pub fn mark(store: &dyn StoreReader, catalogue: &Catalogue, threads: usize, cancel: &AtomicBool) -> Result<Live> {
-    if let Some(damaged) = catalogue.damaged().first() {
-        return Err(Error::CantTellUnused {
+    check_complete(catalogue)?;
+    let entries: Vec<_> = catalogue.entries().iter().collect();
+    mark_all(store, cancel, &|node, each| {
+        each_segment(store, &entries, threads, cancel, node, each)
+    })
+}
+
+/// An error if a record can't be read: then the blocks that it needs are not known.
+pub(crate) fn check_complete(catalogue: &Catalogue) -> Result<()> {
+    match catalogue.damaged().first() {
+        Some(damaged) => Err(Error::CantTellUnused {
             what: damaged.to_string(),
-        });
+        }),
+        None => Ok(()),
     }
-    let marked = mark_all(store, catalogue, threads, cancel);
+}
+
+/// Passes on the names of nodes, and gives the blocks that some segments need.
+type Segments<'a> = dyn Fn(&mut dyn FnMut(NodeId), &(dyn Fn(&[BlockId]) -> Result<()> + Sync)) -> Result<()> + 'a;
+
+fn mark_all(store: &dyn StoreReader, cancel: &AtomicBool, segments: &Segments<'_>) -> Result<Live> {
+    let marked = mark_each(store, cancel, segments);
     marked.map_err(|error| match error.kind() {
         ErrorKind::Corrupt => Error::CantTellUnused {
             what: error.to_string(),
@@ -50,7 +68,7 @@ pub fn mark(store: &dyn StoreReader, catalogue: &Catalogue, threads: usize, canc
     })
 }
 
-fn mark_all(store: &dyn StoreReader, catalogue: &Catalogue, threads: usize, cancel: &AtomicBool) -> Result<Live> {
+fn mark_each(store: &dyn StoreReader, cancel: &AtomicBool, segments: &Segments<'_>) -> Result<Live> {
     let survey = |each: &mut dyn FnMut(BlockId, Located)| {
         store.survey(&mut |id, located| {
             each(id, located);
@@ -65,9 +83,8 @@ fn mark_all(store: &dyn StoreReader, catalogue: &Catalogue, threads: usize, canc
     let mut ids = Ids::with_room_for(stored);
     survey(&mut |id, _| ids.add(&id.0))?;
     let blocks = ids.into_set();
-    let entries: Vec<_> = catalogue.entries().iter().collect();
     let mut nodes = Ids::default();
-    each_segment(store, &entries, threads, cancel, &mut |id| nodes.add(&id.0), &|ids| {
+    segments(&mut |id| nodes.add(&id.0), &|ids| {
         match ids.iter().find(|id| !blocks.mark(&id.0)) {
             None => Ok(()),
             // The index lost its row: the block itself may be there still, and a repair can bring it back.
@@ -110,8 +127,9 @@ pub(crate) fn each_segment(
         Distance::Near => threads,
         Distance::Far => threads.max(FAR_THREADS),
     };
+    let head = |id: NodeId, bytes: &[u8]| Ok(prove(store.hashing(), id, bytes)?.0);
     pool::feed("vbk-mark", threads, 2 * threads, hand_out, &|batch: Vec<_>| {
-        blocks_of(store, &batch, each)
+        blocks_of(store, &batch, &head, each)
     })
 }
 
@@ -212,8 +230,13 @@ fn nodes_of((full, deltas): &Group) -> impl Iterator<Item = NodeId> {
     std::iter::once(full).chain(deltas).copied()
 }
 
-/// Gives the blocks that the groups of a batch need to `each`.
-fn blocks_of(store: &dyn StoreReader, batch: &[Group], each: &(dyn Fn(&[BlockId]) -> Result<()> + Sync)) -> Result<()> {
+/// Gives the blocks that the groups of a batch need to `each`. `read` reads the head of a node.
+fn blocks_of(
+    store: &dyn StoreReader,
+    batch: &[Group],
+    read: &dyn Fn(NodeId, &[u8]) -> Result<Head>,
+    each: &(dyn Fn(&[BlockId]) -> Result<()> + Sync),
+) -> Result<()> {
     let alone = |(_, deltas): &Group| deltas.contains(&NodeId::ZERO);
     let mut needs: Vec<_> = batch.iter().map(|group| Needs::new(alone(group))).collect();
     let wanted = (0..)
@@ -223,7 +246,7 @@ fn blocks_of(store: &dyn StoreReader, batch: &[Group], each: &(dyn Fn(&[BlockId]
     for wanted in wanted.chunks(BATCH_NODES) {
         let ids: Vec<_> = wanted.iter().map(|(_, id)| *id).collect();
         for (&(group, id), bytes) in wanted.iter().zip(nodes(store, &ids)) {
-            needs[group].add(id, prove(store.hashing(), id, &bytes?)?.0)?;
+            needs[group].add(id, read(id, &bytes?)?)?;
         }
     }
     let blocks: Vec<_> = needs.into_iter().flat_map(Needs::blocks).collect();

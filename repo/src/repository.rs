@@ -17,7 +17,7 @@ use std::sync::atomic::AtomicBool;
 
 pub use self::directory::{LAYOUT_FORMAT, Reserve};
 pub use self::home::Wait;
-pub use self::managing::{Manager, Pruned};
+pub use self::managing::{Manager, Pruned, prune_without_key};
 pub use self::verified::{Recorded, Verified};
 pub use self::view::View;
 pub use self::writing::{Committed, Writer};
@@ -28,6 +28,7 @@ use crate::standing::Standing;
 use crate::store::checked::Checked;
 use crate::store::encrypted::Encrypted;
 use crate::store::{ENCRYPTION, Identity, StoreManager, StoreReader, StoreWriter};
+use directory::disk_usage::DiskUsage;
 use directory::store_repair::Mended;
 use directory::{Directory, create};
 use home::{Home, Marker};
@@ -151,7 +152,7 @@ impl Repository {
     /// Removes a key slot; see [`keys::remove`].
     pub fn remove_key(&self, name: &str, way: &Unlock) -> Result<()> {
         match &self.key_check {
-            Some(check) => keys::remove(self.path(), name, way, check),
+            Some(check) => keys::remove(self.local_path()?, name, way, check),
             None => Err(Error::NotEncrypted {
                 path: self.owned_path(),
             }),
@@ -257,6 +258,11 @@ impl Repository {
         Some(Standing::new(&identity, generation).with_epoch(epoch))
     }
 
+    /// The directory, if it is one of this machine; an error that says so otherwise.
+    pub fn local_path(&self) -> Result<&Path> {
+        self.directory().map(|_| self.path())
+    }
+
     fn directory(&self) -> Result<&Directory> {
         self.directory.as_deref().ok_or_else(|| Error::NotOnThisMachine {
             path: self.owned_path(),
@@ -271,6 +277,16 @@ impl Repository {
     /// An error if less than `reserve` of the repository's file system is free.
     pub fn check_reserve(&self, reserve: Reserve) -> Result<()> {
         self.home.check_reserve(reserve)
+    }
+
+    /// Space that the repository takes on disk.
+    pub fn disk_usage(&self) -> Result<DiskUsage> {
+        self.home.disk_usage()
+    }
+
+    /// Compares the tables of a view, which the caller holds, with their second copies. Returns a line for each damaged one.
+    pub fn check_tables(&self, view: u64) -> Result<Vec<String>> {
+        self.home.check_tables(view)
     }
 
     /// Reads everything that is stored and compares it with its checksums: see [`Directory::check_stored`].

@@ -239,7 +239,7 @@ fn a_remote_address_is_not_created_as_a_directory() {
         "sftp:host:/x",
         "s3:bucket",
         "rest:https://host/",
-        "ssh://host/x",
+        "ssh://host",
     ] {
         for args in [
             args!["init", name],
@@ -250,14 +250,11 @@ fn a_remote_address_is_not_created_as_a_directory() {
             args!["--repo", name, "status"],
             args!["--repo", name, "trust", "--forget"],
         ] {
-            lab.start_bare(args)
-                .wait()
-                .code(2)
-                .says(&[name, "local directories", "NFS"]);
+            lab.start_bare(args).wait().code(2).says(&[name, "ssh://[USER@]HOST"]);
         }
         let args = args![format!("VBK_REPO={name}"), crate::support::lab::VBK, "list"];
         let said = lab.start_command(std::process::Command::new("env"), args).wait();
-        said.code(2).says(&[name, "local directories"]);
+        said.code(2).says(&[name, "ssh://[USER@]HOST"]);
     }
     assert_eq!(names_in(lab.dir()), before, "nothing was made");
     // Whoever means it says so.

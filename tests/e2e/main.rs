@@ -45,5 +45,6 @@ mod rights;
 mod saved;
 mod sealed;
 mod snapshots;
+mod ssh;
 mod trust;
 mod whole_guest;

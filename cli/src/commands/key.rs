@@ -43,7 +43,7 @@ struct SlotJson {
 
 fn list(context: &Context<'_>) -> Result<Outcome> {
     let repository = encrypted(context.locked_repository()?)?;
-    let slots: Vec<_> = keys::slots(repository.path())?
+    let slots: Vec<_> = keys::slots(repository.local_path()?)?
         .into_iter()
         .map(|slot| match slot {
             Ok(slot) => SlotJson {
@@ -124,7 +124,7 @@ fn add(context: &Context<'_>, args: &KeyAddArgs) -> Result<Outcome> {
         unlock::ask_new()?
     };
     let name = args.name.clone().unwrap_or_else(|| name_of(way.kind()).to_owned());
-    keys::add(repository.path(), &name, keys, &way, PassphraseCost::default())?;
+    keys::add(repository.local_path()?, &name, keys, &way, PassphraseCost::default())?;
     context.say(format_args!("added key {name} ({})", way.kind()));
     let shows_key = recovery_key.is_some();
     if let Some(key) = &recovery_key {

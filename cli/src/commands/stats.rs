@@ -1,7 +1,7 @@
 //! `vbk stats`
 
 use serde::Serialize;
-use vbk_repo::repository::directory::disk_usage::{DiskUsage, disk_usage};
+use vbk_repo::repository::directory::disk_usage::DiskUsage;
 use vbk_repo::stats::{Stats, stats};
 
 use crate::context::{Context, threads};
@@ -31,7 +31,7 @@ pub fn run(context: &Context<'_>) -> Result<Outcome> {
         dedup_ratio: ratio(found.data_bytes, found.unique.plain_bytes),
         compression_ratio: ratio(found.unique.plain_bytes, found.unique.stored_bytes),
         growth_bytes_per_day: found.recent_stored_bytes / found.recent_days,
-        disk: disk_usage(repository.path())?,
+        disk: repository.disk_usage()?,
         stats: &found,
     };
     context.print(describe(&report));

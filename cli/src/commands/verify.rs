@@ -8,7 +8,6 @@ use serde::Serialize;
 use vbk_repo::ErrorKind;
 use vbk_repo::backup::Entry;
 use vbk_repo::catalogue::Catalogue;
-use vbk_repo::repository::directory::store_repair::check_tables;
 use vbk_repo::repository::{Repository, Verified, View};
 use vbk_repo::state::{PartRead, Rotation, States};
 use vbk_repo::verify::{MAX_PARTS, Scope, VerifyReport, expected_bytes, verify};
@@ -50,7 +49,7 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
         true => damaged_records(&catalogue, &states),
         false => Vec::new(),
     };
-    let mut tables = check_tables(repository.path(), view.number())?;
+    let mut tables = repository.check_tables(view.number())?;
     scope.set_read(PartRead {
         at: started,
         generation: view.number(),

@@ -117,6 +117,18 @@ pub(crate) enum Ask {
     Publish(Handle),
     /// [`Answer::Room`].
     Room(Handle),
+    /// Removes what no backup names: [`Answer::Number`] with the bytes removed so far, now and then, and [`Answer::Pruned`].
+    Prune {
+        store: Handle,
+        max_unused: f64,
+        dry_run: bool,
+    },
+    /// Ends a prune of that store early. [`Answer::Done`].
+    Stop(Handle),
+    /// Space on disk: [`Answer::Report`].
+    DiskUsage,
+    /// Damaged tables of a snapshot: [`Answer::Report`].
+    CheckTables(u64),
 }
 
 /// An answer.
@@ -161,6 +173,22 @@ pub(crate) enum Answer {
         used_bytes: u64,
         free_bytes: u64,
     },
+    Pruned(Pruned),
+    /// A value as JSON.
+    Report(String),
+}
+
+/// [`vbk_repo::repository::Pruned`] on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Pruned {
+    pub(crate) backups: u64,
+    pub(crate) live: (u64, u64),
+    pub(crate) unused: (u64, u64),
+    pub(crate) removed: (u64, u64),
+    pub(crate) removed_nodes: u64,
+    pub(crate) marked_ms: u64,
+    pub(crate) used_before_bytes: u64,
+    pub(crate) used_after_bytes: u64,
 }
 
 /// Free space that a backup leaves.

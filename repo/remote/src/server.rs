@@ -1,5 +1,6 @@
 //! Answers the questions of a client.
 
+mod door;
 mod session;
 mod stores;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 use vbk_repo::block::BlockSize;
 use vbk_repo::codec::{Compression, Sealed, Sealer};
-use vbk_repo::id::BlockId;
+use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::repository::home::{Home, StoreHome};
 use vbk_repo::repository::{CreateOptions, Repository};
 use vbk_repo::store::memory::MemoryStore;
@@ -169,16 +169,27 @@ fn a_server_that_goes_away_fails_every_wait_and_is_named() {
 }
 
 #[test]
-fn a_put_that_fails_is_the_error_of_the_flush() {
+fn what_is_not_what_its_name_says_is_refused_and_fails_the_flush() {
     let home = remote(&memory(BlockSize::DEFAULT), Allowed::Everything);
     let store = manager(&home);
-    // A node that another one's bytes are put under is taken; a block whose lengths lie is not.
-    let mut block = sealed(3);
-    block.pages.clear();
-    store.put(vec![block]).expect("is on its way");
+    // The bytes of another block under its name would be what the next one who has that block gets.
+    let mut poisoned = sealed(3);
+    poisoned.pages = sealed(4).pages;
+    store.put(vec![poisoned.clone()]).expect("is on its way");
     let record = Record {
         key: "a@b".into(),
         bytes: Vec::new(),
     };
-    store.commit(&record).expect("commits");
+    for _ in 0..2 {
+        let error = store.commit(&record).expect_err("was refused");
+        assert!(
+            matches!(error, Error::BlockDamaged { id, .. } if id == poisoned.id),
+            "{error}"
+        );
+    }
+    let store = manager(&home);
+    assert_eq!(store.locate(&[poisoned.id]).expect("looks"), [None]);
+    let (node, other) = ([1; 32], vec![b'S', 1, 0, 0, 0, 0, 0, 0]);
+    store.put_nodes(vec![(NodeId(node), other)]).expect("is on its way");
+    assert!(store.flush().is_err());
 }

@@ -164,6 +164,9 @@ fn a_store_without_the_key_finds_the_same_blocks_and_nodes() {
     store.amend(&gone, &[]).expect("forgets");
     let live = mark(&store, &Catalogue::load(&store).expect("loads"), 2, &CANCEL).expect("marks");
     let (blocks, nodes) = needed_below(&below);
+    let sealed = mark_sealed(&*below, &below.records().expect("lists"), 2, &CANCEL).expect("marks");
+    assert_eq!(sealed.nodes(), live.nodes());
+    assert!(nodes.iter().all(|id| sealed.has_node(id)));
     // A full segment, four deltas, four pages, four roots.
     assert_eq!((nodes.len(), live.nodes()), (13, 13));
     assert!(nodes.iter().all(|id| live.has_node(id)));
@@ -172,6 +175,7 @@ fn a_store_without_the_key_finds_the_same_blocks_and_nodes() {
         stored += 1;
         dead += usize::from(!live.has_block(&id));
         assert_eq!(live.has_block(&id), blocks.contains(&id));
+        assert_eq!(sealed.has_block(&id), blocks.contains(&id));
         Ok(())
     });
     survey.expect("surveys");

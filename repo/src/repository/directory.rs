@@ -34,9 +34,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::keys::{self, Keys, SlotFile, Unlock};
 use crate::store::rocks::{RocksReader, RocksStore, path_in};
 use crate::store::{ENCRYPTION, Identity, StoreManager, StoreReader, StoreWriter};
-use disk_usage::{FileSystem, disk_usage, file_system};
+use disk_usage::{DiskUsage, FileSystem, disk_usage, file_system};
 use lock::{Told, WriterLock};
-use store_repair::{Mended, mend};
+use store_repair::{Mended, check_tables, mend};
 
 use super::home::{Home, Keeper, Marker, Room, Session, Snapshot, Wait};
 
@@ -307,6 +307,14 @@ impl Home for Directory {
             }),
             false => Ok(()),
         }
+    }
+
+    fn disk_usage(&self) -> Result<DiskUsage> {
+        disk_usage(&self.path)
+    }
+
+    fn check_tables(&self, snapshot: u64) -> Result<Vec<String>> {
+        check_tables(&self.path, snapshot)
     }
 
     fn read_as_it_is(&self) -> Result<Option<Snapshot>> {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::Reserve;
+use super::directory::disk_usage::DiskUsage;
 use super::managing::Pruned;
 use crate::error::Result;
 use crate::keys::{self, Keys, SlotFile, Unlock};
@@ -49,6 +50,13 @@ pub trait Home: fmt::Debug + Send + Sync {
 
     /// An error if less than `reserve` of the repository's file system is free.
     fn check_reserve(&self, reserve: Reserve) -> Result<()>;
+
+    /// Space that the repository takes on disk.
+    fn disk_usage(&self) -> Result<DiskUsage>;
+
+    /// Compares the tables of a snapshot, which the caller holds, with their second copies. Returns a line for each damaged
+    /// one; none where there are no copies.
+    fn check_tables(&self, snapshot: u64) -> Result<Vec<String>>;
 
     /// Opens the newest snapshot, if it can be read as it is: nothing is waited for and nothing repaired.
     fn read_as_it_is(&self) -> Result<Option<Snapshot>>;
@@ -143,6 +151,14 @@ impl<S: StoreManager + 'static> Home for StoreHome<S> {
 
     fn check_reserve(&self, _reserve: Reserve) -> Result<()> {
         Ok(())
+    }
+
+    fn disk_usage(&self) -> Result<DiskUsage> {
+        Ok(DiskUsage::default())
+    }
+
+    fn check_tables(&self, _snapshot: u64) -> Result<Vec<String>> {
+        Ok(Vec::new())
     }
 
     fn read_as_it_is(&self) -> Result<Option<Snapshot>> {

@@ -8,10 +8,10 @@ use super::Writer;
 use super::home::Keeper;
 use crate::catalogue::Catalogue;
 use crate::error::{Error, Result};
-use crate::mark::mark;
+use crate::mark::{check_complete, mark, mark_sealed};
 use crate::standing::Standing;
 use crate::state::{self, State, States};
-use crate::store::{Identity, Note, PruneOptions, StoreManager, Swept};
+use crate::store::{ENCRYPTION, Identity, Live, Note, PruneOptions, StoreManager, Swept};
 
 /// Removed bytes after which a prune shows readers its progress, and releases the view before. Fewer where less is free.
 const PUBLISH_BYTES: u64 = 2 << 30;
@@ -95,19 +95,79 @@ impl Manager {
         cancel: &AtomicBool,
         progress: &dyn Fn(u64),
     ) -> Result<Pruned> {
-        if let Some(pruned) = self.writer.keeper.prune(options, cancel, progress) {
-            return pruned;
-        }
-        let started = Instant::now();
-        let keeper = &self.writer.keeper;
         // Puts of an unfinished backup of this writer are in the index then.
         self.store.flush()?;
         let catalogue = self.catalogue()?;
+        // What keeps the store elsewhere has no key to find that out with.
+        check_complete(&catalogue)?;
+        let keeper = &self.writer.keeper;
+        if let Some(pruned) = keeper.prune(options, cancel, progress) {
+            return pruned;
+        }
+        let started = Instant::now();
         let live = mark(&*self.store, &catalogue, threads, cancel)?;
+        let pruning = Pruning {
+            store: &*self.store,
+            keeper: &**keeper,
+            options,
+            cancel,
+            progress,
+        };
+        pruning.run(&live, catalogue.entries().len(), started)
+    }
+}
+
+/// Prunes a store that is open for changes, without the key if it is encrypted: for a server, see [`Keeper::prune`].
+pub fn prune_without_key(
+    store: &dyn StoreManager,
+    keeper: &dyn Keeper,
+    options: PruneOptions,
+    threads: usize,
+    cancel: &AtomicBool,
+    progress: &dyn Fn(u64),
+) -> Result<Pruned> {
+    let started = Instant::now();
+    store.flush()?;
+    let is_encrypted = store.identity()?.features.iter().any(|feature| feature == ENCRYPTION);
+    let (live, backups) = if is_encrypted {
+        let records = store.records()?;
+        (mark_sealed(store, &records, threads, cancel)?, records.len())
+    } else {
+        let catalogue = Catalogue::load(store)?;
+        (mark(store, &catalogue, threads, cancel)?, catalogue.entries().len())
+    };
+    let pruning = Pruning {
+        store,
+        keeper,
+        options,
+        cancel,
+        progress,
+    };
+    pruning.run(&live, backups, started)
+}
+
+struct Pruning<'a> {
+    store: &'a dyn StoreManager,
+    keeper: &'a dyn Keeper,
+    options: PruneOptions,
+    cancel: &'a AtomicBool,
+    progress: &'a dyn Fn(u64),
+}
+
+impl Pruning<'_> {
+    /// Removes what is not in `live`.
+    fn run(&self, live: &Live, backups: usize, started: Instant) -> Result<Pruned> {
+        let Self {
+            store,
+            keeper,
+            options,
+            cancel,
+            progress,
+        } = *self;
         let marked = started.elapsed();
         let used_before_bytes = keeper.room()?.used_bytes;
         let mut published_bytes = 0;
-        let swept = self.store.retain(&live, options, &mut |removed_bytes| {
+        let swept = store.retain(live, options, &mut |removed_bytes| {
             progress(removed_bytes);
             // The view before keeps all that was removed since on the disk.
             if removed_bytes - published_bytes >= PUBLISH_BYTES.min(keeper.room()?.free_bytes) {
@@ -123,7 +183,7 @@ impl Manager {
             keeper.publish()?;
         }
         Ok(Pruned {
-            backups: catalogue.entries().len() as u64,
+            backups: backups as u64,
             swept: swept?,
             marked,
             used_before_bytes,

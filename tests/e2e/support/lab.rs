@@ -32,9 +32,20 @@ pub struct Lab {
     /// system may be full.
     machine: TempDir,
     repo: PathBuf,
+    /// Commands name the repository by this address instead, and go to it in this way.
+    remote: Option<Remote>,
     /// Where the images of mounts of files are mounted.
     hidden: Mutex<Vec<PathBuf>>,
     _watchdog: mpsc::Sender<()>,
+}
+
+/// A way to the repository of a lab through ssh.
+#[derive(Clone)]
+pub struct Remote {
+    /// The repository.
+    pub address: String,
+    /// The ssh program with its options.
+    pub rsh: String,
 }
 
 impl Lab {
@@ -67,12 +78,18 @@ impl Lab {
             }
         });
         Self {
+            remote: None,
             repo: dir.path().join("repo"),
             dir,
             machine: machine.expect("makes a directory"),
             hidden: Mutex::default(),
             _watchdog: watchdog,
         }
+    }
+
+    /// Makes commands go to the repository through ssh.
+    pub fn use_remote(&mut self, remote: Remote) {
+        self.remote = Some(remote);
     }
 
     /// Makes commands name another repository.
@@ -144,12 +161,19 @@ impl Lab {
                 }
             }
         }
+        if let Some(remote) = &self.remote {
+            command.env("VBK_RSH", &remote.rsh).env("VBK_REMOTE_PATH", VBK);
+        }
         command.env("LC_ALL", "C");
         Running::start(command, &args, self.dir())
     }
 
     pub fn start(&self, args: Vec<OsString>) -> Running {
-        let mut all = args!["--repo", self.repo];
+        let repo = match &self.remote {
+            Some(remote) => remote.address.clone().into(),
+            None => self.repo.clone(),
+        };
+        let mut all = args!["--repo", repo];
         all.extend(args);
         self.start_bare(all)
     }

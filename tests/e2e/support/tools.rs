@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 /// Where the tools are, whatever PATH the caller has: on Debian a user's PATH has no sbin.
 const TOOL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-const TOOLS: [&str; 22] = [
+const TOOLS: [&str; 23] = [
+    "sshd",
     "sfdisk",
     "sgdisk",
     "mkfs.ext4",

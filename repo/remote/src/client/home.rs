@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use vbk_repo::keys::SlotFile;
 use vbk_repo::repository::Reserve;
+use vbk_repo::repository::directory::disk_usage::DiskUsage;
 use vbk_repo::repository::home::{Home, Marker, Session, Snapshot, Wait};
 use vbk_repo::store::{Identity, StoreManager, StoreWriter};
 use vbk_repo::{Error, Result};
@@ -95,6 +97,13 @@ impl RemoteHome {
         }
     }
 
+    fn report<T: DeserializeOwned>(&self, ask: &Ask) -> Result<T> {
+        match self.link.ask(ask, Vec::new())? {
+            (Answer::Report(text), _) => serde_json::from_str(&text).map_err(|_| self.link.unexpected()),
+            _ => Err(self.link.unexpected()),
+        }
+    }
+
     fn snapshot(&self, as_it_is: bool) -> Result<Option<Snapshot>> {
         let opened = self.opened(&Ask::Read { as_it_is }, false)?;
         Ok(opened.map(|(store, number)| Snapshot {
@@ -144,6 +153,14 @@ impl Home for RemoteHome {
             Reserve::Bytes(bytes) => AskedReserve::Bytes(bytes),
         };
         self.link.ask(&Ask::CheckReserve(reserve), Vec::new()).map(drop)
+    }
+
+    fn disk_usage(&self) -> Result<DiskUsage> {
+        self.report(&Ask::DiskUsage)
+    }
+
+    fn check_tables(&self, snapshot: u64) -> Result<Vec<String>> {
+        self.report(&Ask::CheckTables(snapshot))
     }
 
     fn read_as_it_is(&self) -> Result<Option<Snapshot>> {

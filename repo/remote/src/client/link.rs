@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -81,6 +81,16 @@ impl Answers<'_> {
             Ok((Answer::Failed(fault), ..)) => Err(fault.into_error(&self.link.name)),
             Ok(answer) => Ok(answer),
             Err(_) => Err(self.link.lost()),
+        }
+    }
+
+    /// Like [`Answers::next`], but returns `None` if none came for that long.
+    pub(super) fn next_within(&self, limit: Duration) -> Result<Option<(Answer, Vec<u8>, bool)>> {
+        match self.receiver.recv_timeout(limit) {
+            Ok((Answer::Failed(fault), ..)) => Err(fault.into_error(&self.link.name)),
+            Ok(answer) => Ok(Some(answer)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(self.link.lost()),
         }
     }
 }

@@ -2,16 +2,19 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use vbk_repo::block::PAGE_BYTES;
 use vbk_repo::codec::Sealed;
 use vbk_repo::id::{BlockId, NodeId};
+use vbk_repo::repository::Pruned;
 use vbk_repo::repository::home::{Keeper, Room};
 use vbk_repo::store::{
     Distance, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
     Stored, Swept, Wanted,
 };
-use vbk_repo::{Error, Result};
+use vbk_repo::{Error, ErrorKind, Result};
 
 use super::link::{Answers, Link, Puts};
 use crate::body;
@@ -19,6 +22,9 @@ use crate::message::{Answer, Ask, Handle};
 
 /// Plain bytes of the pages of one question, at least one block.
 const GET_BYTES: usize = 8 << 20;
+/// Time between two looks whether the caller wants to stop.
+const CANCEL_POLL: Duration = Duration::from_millis(200);
+
 /// Names in one question: 128 KiB.
 const NAMES: usize = 4096;
 
@@ -416,7 +422,56 @@ impl StoreManager for RemoteStore {
 /// The place of a store that is open for writing.
 pub(super) struct RemoteKeeper(pub(super) Arc<RemoteStore>);
 
+impl RemoteKeeper {
+    fn pruned(&self, options: PruneOptions, cancel: &AtomicBool, progress: &dyn Fn(u64)) -> Result<Pruned> {
+        let RemoteStore { link, handle, puts, .. } = &*self.0;
+        link.drain(puts, None)?;
+        let ask = Ask::Prune {
+            store: *handle,
+            max_unused: options.max_unused,
+            dry_run: options.dry_run,
+        };
+        let answers = link.begin(&ask, Vec::new(), true)?;
+        let mut stopped = false;
+        loop {
+            if !stopped && cancel.load(Ordering::SeqCst) {
+                stopped = true;
+                link.ask(&Ask::Stop(*handle), Vec::new())?;
+            }
+            match answers.next_within(CANCEL_POLL)? {
+                None => {}
+                Some((Answer::Number(Some(bytes)), ..)) => progress(bytes),
+                Some((Answer::Pruned(pruned), ..)) => {
+                    return Ok(Pruned {
+                        backups: pruned.backups,
+                        swept: Swept {
+                            live_blocks: pruned.live.0,
+                            live_bytes: pruned.live.1,
+                            unused_blocks: pruned.unused.0,
+                            unused_bytes: pruned.unused.1,
+                            removed_blocks: pruned.removed.0,
+                            removed_bytes: pruned.removed.1,
+                            removed_nodes: pruned.removed_nodes,
+                        },
+                        marked: Duration::from_millis(pruned.marked_ms),
+                        used_before_bytes: pruned.used_before_bytes,
+                        used_after_bytes: pruned.used_after_bytes,
+                    });
+                }
+                Some(_) => return Err(link.unexpected()),
+            }
+        }
+    }
+}
+
 impl Keeper for RemoteKeeper {
+    fn prune(&self, options: PruneOptions, cancel: &AtomicBool, progress: &dyn Fn(u64)) -> Option<Result<Pruned>> {
+        Some(match self.pruned(options, cancel, progress) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => Err(Error::Interrupted),
+            pruned => pruned,
+        })
+    }
+
     fn publish(&self) -> Result<()> {
         self.0.write(&Ask::Publish(self.0.handle), Vec::new())
     }

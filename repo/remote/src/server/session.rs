@@ -117,8 +117,23 @@ async fn listen(
     read: impl AsyncRead + Unpin,
     outbox: &Arc<Outbox>,
 ) -> io::Result<()> {
-    let mut reader = MessageReader::new(read, Limits::STRANGER);
     let mut open: Option<(Arc<Stores>, Queue)> = None;
+    let ended = questions(home, allowed, read, outbox, &mut open).await;
+    if let Some((stores, _)) = &open {
+        stores.stop();
+    }
+    ended
+}
+
+/// Reads questions; `open` is what the client has open.
+async fn questions(
+    home: Result<&Arc<dyn Home>, &Fault>,
+    allowed: Allowed,
+    read: impl AsyncRead + Unpin,
+    outbox: &Arc<Outbox>,
+    open: &mut Option<(Arc<Stores>, Queue)>,
+) -> io::Result<()> {
+    let mut reader = MessageReader::new(read, Limits::STRANGER);
     let threads = Arc::new(Semaphore::new(AT_ONCE));
     let asked = Arc::new(AtomicUsize::new(0));
     loop {
@@ -137,7 +152,7 @@ async fn listen(
                     outbox: Arc::clone(outbox),
                     request: message.request,
                 };
-                match (&open, ask) {
+                match (&*open, ask) {
                     (None, Ask::Hello(hello)) => match home {
                         Ok(home) => {
                             let welcome = Answer::Welcome(greet(&**home, &hello)?);
@@ -145,7 +160,7 @@ async fn listen(
                             reader.set_limits(Limits::PEER);
                             let stores = Arc::new(Stores::new(Arc::clone(home), allowed));
                             let queue = Queue::start(Arc::clone(&stores))?;
-                            open = Some((stores, queue));
+                            *open = Some((stores, queue));
                         }
                         Err(fault) => {
                             reply.send(&Answer::Failed(fault.clone()), Vec::new(), false);
@@ -208,6 +223,7 @@ fn is_ordered(ask: &Ask) -> bool {
             | Ask::Condemn(_)
             | Ask::Pardon(_)
             | Ask::Publish(_)
+            | Ask::Prune { .. }
             | Ask::Close(_)
     )
 }

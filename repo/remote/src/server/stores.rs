@@ -2,19 +2,21 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
+use serde::Serialize;
 use vbk_repo::id::{BlockId, NodeId};
-use vbk_repo::repository::Reserve;
 use vbk_repo::repository::home::{Home, Keeper, Snapshot};
-use vbk_repo::store::{Note, Record, StoreManager, StoreReader, StoreWriter, Wanted};
+use vbk_repo::repository::{Reserve, prune_without_key};
+use vbk_repo::store::{Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter, Wanted};
 use vbk_repo::{Error, ErrorKind, Result};
 
 use super::Allowed;
+use super::door::Door;
 use super::session::Reply;
 use crate::body;
-use crate::message::{Answer, Ask, Fault, Handle, Reserve as AskedReserve};
+use crate::message::{Answer, Ask, Fault, Handle, Pruned, Reserve as AskedReserve};
 
 /// Stores that one client may have open.
 const MAX_STORES: usize = 256;
@@ -40,11 +42,21 @@ struct Open {
     reader: Arc<dyn StoreReader>,
     writer: Option<Arc<dyn StoreWriter>>,
     manager: Option<Arc<dyn StoreManager>>,
+    /// Ends a prune.
+    stop: AtomicBool,
     /// Dropped last: it lets the next writer in.
     keeper: Option<Arc<dyn Keeper>>,
 }
 
 impl Stores {
+    /// Ends what takes long, when nobody waits for it any more.
+    pub(super) fn stop(&self) {
+        self.open
+            .lock()
+            .values()
+            .for_each(|open| open.stop.store(true, Ordering::SeqCst));
+    }
+
     pub(super) fn new(home: Arc<dyn Home>, allowed: Allowed) -> Self {
         Self {
             home,
@@ -93,6 +105,7 @@ impl Stores {
                             writer: None,
                             manager: None,
                             keeper: None,
+                            stop: AtomicBool::new(false),
                         },
                         number,
                     )?,
@@ -108,6 +121,7 @@ impl Stores {
                         writer: Some(session.store),
                         manager: None,
                         keeper: Some(session.keeper),
+                        stop: AtomicBool::new(false),
                     },
                     0,
                 )?)
@@ -121,6 +135,7 @@ impl Stores {
                         writer: Some(Arc::clone(&session.store) as _),
                         manager: Some(session.store),
                         keeper: Some(session.keeper),
+                        stop: AtomicBool::new(false),
                     },
                     0,
                 )?)
@@ -130,6 +145,37 @@ impl Stores {
                 self.open.lock().remove(&store);
                 alone(Answer::Done)
             }
+            Ask::Prune {
+                store,
+                max_unused,
+                dry_run,
+            } => {
+                let open = self.store(store)?;
+                let (Some(manager), Some(keeper)) = (&open.manager, &open.keeper) else {
+                    return Err(broken("a store that is not open for changes"));
+                };
+                let options = PruneOptions { max_unused, dry_run };
+                let threads = std::thread::available_parallelism().map_or(2, usize::from);
+                let progress = |bytes| reply.send(&Answer::Number(Some(bytes)), Vec::new(), true);
+                let pruned = prune_without_key(&**manager, &**keeper, options, threads, &open.stop, &progress)?;
+                let swept = pruned.swept;
+                alone(Answer::Pruned(Pruned {
+                    backups: pruned.backups,
+                    live: (swept.live_blocks, swept.live_bytes),
+                    unused: (swept.unused_blocks, swept.unused_bytes),
+                    removed: (swept.removed_blocks, swept.removed_bytes),
+                    removed_nodes: swept.removed_nodes,
+                    marked_ms: pruned.marked.as_millis() as u64,
+                    used_before_bytes: pruned.used_before_bytes,
+                    used_after_bytes: pruned.used_after_bytes,
+                }))
+            }
+            Ask::Stop(store) => {
+                self.store(store)?.stop.store(true, Ordering::SeqCst);
+                alone(Answer::Done)
+            }
+            Ask::DiskUsage => alone(report(&self.home.disk_usage()?)),
+            Ask::CheckTables(view) => alone(report(&self.home.check_tables(view)?)),
             Ask::Listing { store, records, notes } => {
                 list(&*self.store(store)?.reader, records, notes, reply)?;
                 Ok(None)
@@ -170,7 +216,9 @@ impl Stores {
             }
             Ask::Put { store, blocks } => {
                 let sealed = body::read_sealed(&blocks, body).ok_or_else(|| broken("a block"))?;
-                self.writer(store)?.put(sealed)?;
+                let writer = self.writer(store)?;
+                Door::of(&writer.identity()?).check_blocks(&sealed)?;
+                writer.put(sealed)?;
                 alone(Answer::Done)
             }
             Ask::PutNodes { store, nodes } => {
@@ -178,8 +226,10 @@ impl Stores {
                 let nodes = nodes
                     .into_iter()
                     .map(|(id, len)| Some((NodeId(id), strings.take(len)?)));
-                let nodes = nodes.collect::<Option<_>>().ok_or_else(|| broken("a manifest"))?;
-                self.writer(store)?.put_nodes(nodes)?;
+                let nodes: Vec<_> = nodes.collect::<Option<_>>().ok_or_else(|| broken("a manifest"))?;
+                let writer = self.writer(store)?;
+                Door::of(&writer.identity()?).check_nodes(&nodes)?;
+                writer.put_nodes(nodes)?;
                 alone(Answer::Done)
             }
             Ask::Flush(store) => {
@@ -274,6 +324,10 @@ impl Stores {
         let found = self.store(store)?.keeper.clone();
         found.ok_or_else(|| broken("a store that is open for reading only"))
     }
+}
+
+fn report(value: &impl Serialize) -> Answer {
+    Answer::Report(serde_json::to_string(value).expect("plain fields"))
 }
 
 fn notes_of(notes: Vec<(String, Option<Vec<u8>>)>) -> Vec<Note> {

@@ -88,7 +88,7 @@ pub enum ViewState {
 
 /// Examines a repository. Never waits, and changes nothing that a writer or reader would notice.
 pub fn status(repository: &Repository) -> Result<Status> {
-    let path = repository.path();
+    let path = repository.local_path()?;
     let (writer, views) = writer_and_views(repository)?;
     Ok(Status {
         writer,

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::repository::directory::views;
@@ -14,7 +14,7 @@ use crate::store::rocks;
 
 /// Bytes that a repository takes on disk. Each file is counted once, however many links it has, and sparse files by
 /// their allocated size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskUsage {
     /// All bytes of the repository.
     pub total_bytes: u64,

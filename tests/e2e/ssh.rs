@@ -1,0 +1,209 @@
+//! Repositories on another host: everything through a real sshd.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::support::bytes::{MIB, assert_same, noise_bytes, write_at};
+use crate::support::lab::{Lab, Remote, VBK, str_of, u64_of};
+use crate::support::tools::{tool, wait_until};
+
+/// An sshd of this test.
+struct Sshd {
+    child: Child,
+    dir: PathBuf,
+    port: u16,
+}
+
+impl Sshd {
+    fn start(lab: &Lab) -> Self {
+        let dir = lab.subdir("ssh");
+        // It refuses to start without the directory that it gives up its rights in.
+        fs::create_dir_all("/run/sshd").expect("makes a directory");
+        for key in ["host", "all", "backup"] {
+            tool(
+                "ssh-keygen",
+                args!["-q", "-t", "ed25519", "-N", "", "-f", dir.join(key)],
+            );
+        }
+        let public = |key: &str| fs::read_to_string(dir.join(format!("{key}.pub"))).expect("reads");
+        let forced = format!(
+            "restrict,command=\"{VBK} serve --stdio --rights backup {}\" ",
+            lab.repo().display()
+        );
+        fs::write(dir.join("authorized_keys"), public("all") + &forced + &public("backup")).expect("writes");
+        // Free a moment ago; the test fails if another process was faster.
+        let port = TcpListener::bind("127.0.0.1:0")
+            .and_then(|socket| socket.local_addr())
+            .expect("a port")
+            .port();
+        let config = format!(
+            "Port {port}\nListenAddress 127.0.0.1\nHostKey {0}/host\nAuthorizedKeysFile {0}/authorized_keys\nStrictModes no\nUsePAM no\n\
+             PidFile none\nPermitRootLogin prohibit-password\nPasswordAuthentication no\n",
+            dir.display()
+        );
+        fs::write(dir.join("sshd_config"), config).expect("writes");
+        let log = fs::File::create(dir.join("sshd.log")).expect("makes a file");
+        let child = Command::new("/usr/sbin/sshd")
+            .args(["-D", "-e", "-f"])
+            .arg(dir.join("sshd_config"))
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("starts");
+        let started = wait_until(Duration::from_secs(20), || {
+            fs::read_to_string(dir.join("sshd.log")).is_ok_and(|log| log.contains("Server listening"))
+        });
+        assert!(
+            started,
+            "sshd: {}",
+            fs::read_to_string(dir.join("sshd.log")).unwrap_or_default()
+        );
+        Self { child, dir, port }
+    }
+
+    /// The way to a directory with one of the keys.
+    fn way(&self, key: &str, path: &Path) -> Remote {
+        let dir = self.dir.display();
+        Remote {
+            address: format!("ssh://root@127.0.0.1:{}{}", self.port, path.display()),
+            rsh: format!(
+                "ssh -F none -i {dir}/{key} -o IdentitiesOnly=yes -o BatchMode=yes -o LogLevel=ERROR -o UserKnownHostsFile={dir}/known \
+                 -o StrictHostKeyChecking=accept-new"
+            ),
+        }
+    }
+}
+
+impl Drop for Sshd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn disk(lab: &Lab) -> PathBuf {
+    let path = lab.path("disk.img");
+    fs::write(&path, noise_bytes(1, 20 * MIB + 512)).expect("writes");
+    path
+}
+
+#[test]
+fn every_command_works_with_a_repository_behind_ssh() {
+    let mut lab = Lab::new();
+    let sshd = Sshd::start(&lab);
+    lab.use_remote(sshd.way("all", lab.repo()));
+    let disk = disk(&lab);
+    let first = lab.backup("web1", &disk);
+    assert!(u64_of(&first, "new_bytes") > 20 * MIB, "{first}");
+    let yesterday = lab.path("yesterday.img");
+    fs::copy(&disk, &yesterday).expect("copies");
+    write_at(&disk, 5 * MIB, &noise_bytes(2, MIB));
+    let second = lab.backup("web1", &disk);
+    assert!(u64_of(&second, "new_bytes") <= 2 * MIB, "{second}");
+    let specs = lab.listed();
+    assert_eq!(specs.len(), 2);
+    lab.ok(args!["show", "web1@latest"]);
+    lab.ok(args!["diff", specs[0], specs[1]]);
+    lab.ok(args!["stats"]);
+    lab.ok(args!["verify"]);
+
+    let restored = lab.path("restored.img");
+    lab.ok(args!["restore", "web1@latest", restored]);
+    assert_same(&disk, &restored);
+    let images = lab.mount("images");
+    let day = specs[0].strip_prefix("web1@").expect("GUEST@TIME");
+    assert_same(&yesterday, &images.join("web1").join(day).join("vda.img"));
+    lab.umount(&images);
+
+    lab.ok(args!["protect", specs[1]]);
+    lab.ok(args!["forget", specs[0]]);
+    let pruned = lab.json(args!["prune", "--max-unused", "0%"]);
+    assert!(u64_of(&pruned, "removed_blocks") >= 1, "{pruned}");
+    lab.ok(args!["verify"]);
+    assert_same(&disk, &{
+        let again = lab.path("again.img");
+        lab.ok(args!["restore", "web1@latest", again]);
+        again
+    });
+    // They need the files of the repository.
+    for command in [args!["status"], args!["repair"], args!["verify", "--without-key"]] {
+        lab.run(command)
+            .code(1)
+            .says(&["ssh://root@127.0.0.1", "run this command there"]);
+    }
+    lab.run(args!["init"]).code(2).says(&["is made there"]);
+}
+
+#[test]
+fn an_encrypted_repository_is_pruned_by_a_server_without_its_key() {
+    let mut lab = Lab::without_repo();
+    let key = lab.path("key");
+    lab.ok(args!["init", "--encrypt", "--key-file", key, "--no-recovery-key"]);
+    let sshd = Sshd::start(&lab);
+    lab.use_remote(sshd.way("all", lab.repo()));
+    let disk = disk(&lab);
+    let keyed = |more: Vec<std::ffi::OsString>| {
+        let mut all = args!["--key-file", key];
+        all.extend(more);
+        all
+    };
+    lab.ok(keyed(args!["backup", "web1", disk]));
+    write_at(&disk, 5 * MIB, &noise_bytes(2, MIB));
+    lab.ok(keyed(args!["backup", "web1", disk]));
+    lab.ok(keyed(args!["forget", "web1", "--keep-last", "1"]));
+    let pruned = lab.json(keyed(args!["prune", "--max-unused", "0%"]));
+    assert!(u64_of(&pruned, "removed_blocks") >= 1, "{pruned}");
+    lab.ok(keyed(args!["verify"]));
+    let restored = lab.path("restored.img");
+    lab.ok(keyed(args!["restore", "web1@latest", restored]));
+    assert_same(&disk, &restored);
+    lab.run(args!["list"]).code(1).says(&["encrypted"]);
+}
+
+#[test]
+fn a_key_with_a_forced_command_can_add_and_not_remove() {
+    let mut lab = Lab::new();
+    let sshd = Sshd::start(&lab);
+    // The path of the address does not count: the forced command names the repository.
+    lab.use_remote(sshd.way("backup", Path::new("/elsewhere")));
+    let disk = disk(&lab);
+    let backup = lab.backup("web1", &disk);
+    assert_eq!(lab.listed(), [str_of(&backup, "backup")]);
+    for command in [
+        args!["forget", "web1@latest"],
+        args!["prune"],
+        args!["protect", "web1@latest"],
+    ] {
+        lab.run(command).code(1).says(&["does not let this client"]);
+    }
+    assert_eq!(lab.listed().len(), 1);
+}
+
+#[test]
+fn what_is_wrong_on_the_other_host_is_said_here() {
+    let mut lab = Lab::without_repo();
+    let sshd = Sshd::start(&lab);
+    let nowhere = lab.path("nowhere");
+    lab.use_remote(sshd.way("all", &nowhere));
+    lab.run(args!["list"])
+        .code(1)
+        .says(&["nowhere", "is not a vbk repository"]);
+    let gone = Remote {
+        rsh: "ssh -F none -o BatchMode=yes -o LogLevel=ERROR -o ConnectTimeout=5 -o UserKnownHostsFile=/dev/null -o StrictHostKeyChecking=no -p 1".into(),
+        ..sshd.way("all", &nowhere)
+    };
+    lab.use_remote(gone);
+    lab.run(args!["list"]).code(1).says(&["ssh://root@127.0.0.1"]);
+    let script = lab.path("noisy");
+    fs::write(&script, "#!/bin/sh\necho 'This account is not available.'\n").expect("writes");
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("makes it a program");
+    lab.use_remote(Remote {
+        rsh: script.display().to_string(),
+        ..sshd.way("all", &nowhere)
+    });
+    lab.run(args!["list"]).code(1).says(&["This account is not available."]);
+}
