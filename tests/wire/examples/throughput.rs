@@ -22,7 +22,9 @@ fn main() {
     let seconds: f64 = next("5").parse().expect("the second argument is a number of seconds");
     let settings = Settings {
         congestion: next("cubic"),
-        rate_mbit_per_sec: Some(next("")).filter(|rate| !rate.is_empty()).map(|rate| parse_rate(&rate).expect("a rate")),
+        rate_mbit_per_sec: Some(next(""))
+            .filter(|rate| !rate.is_empty())
+            .map(|rate| parse_rate(&rate).expect("a rate")),
         ..settings
     };
     for connections in [1, 4, 8] {

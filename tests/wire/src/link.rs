@@ -209,3 +209,155 @@ impl Link {
         self.counts
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::{Counts, Link};
+    use crate::packet::{Frame, VNET_BYTES};
+    use crate::settings::Settings;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn packet(bytes: usize) -> Frame {
+        Frame::new(vec![0; VNET_BYTES + bytes], VNET_BYTES + bytes)
+    }
+
+    /// A piece of 40 TCP packets of 1000 bytes each.
+    fn piece() -> Frame {
+        let mut bytes = vec![0; VNET_BYTES + 40 + 40 * 960];
+        bytes[0] = 1;
+        bytes[1] = 1;
+        bytes[4..6].copy_from_slice(&960_u16.to_ne_bytes());
+        bytes[10] = 0x45;
+        bytes[42] = 5 << 4;
+        let len = bytes.len();
+        Frame::new(bytes, len)
+    }
+
+    /// Moments since `start` at which pieces arrive, with their packets.
+    fn arrivals(link: &mut Link, start: Instant) -> Vec<(Duration, usize)> {
+        let mut arrivals = Vec::new();
+        while let Some(due) = link.next_due() {
+            assert_eq!(link.arrived(due - Duration::from_nanos(1)), None);
+            let frame = link.arrived(due).unwrap();
+            arrivals.push((due - start, frame.packets()));
+        }
+        arrivals
+    }
+
+    #[test]
+    fn half_the_round_trip_is_added() {
+        let settings = Settings {
+            delay: 100 * MS,
+            ..Settings::default()
+        };
+        let (mut link, now) = (Link::new(&settings, 1), Instant::now());
+        link.offer(now, packet(100));
+        link.offer(now + 3 * MS, packet(1500));
+        assert_eq!(arrivals(&mut link, now), [(50 * MS, 1), (53 * MS, 1)]);
+    }
+
+    #[test]
+    fn a_shorter_delay_does_not_reorder() {
+        let settings = Settings {
+            delay: 100 * MS,
+            ..Settings::default()
+        };
+        let (mut link, now) = (Link::new(&settings, 1), Instant::now());
+        link.offer(now, packet(100));
+        link.set_delay(MS);
+        link.offer(now, packet(100));
+        assert_eq!(arrivals(&mut link, now), [(50 * MS, 1), (50 * MS, 1)]);
+    }
+
+    #[test]
+    fn a_rate_spaces_packets_and_its_queue_drops_at_the_end() {
+        let settings = Settings {
+            delay: 20 * MS,
+            rate_mbit_per_sec: Some(8.0),
+            queue_bytes: Some(30_000),
+            ..Settings::default()
+        };
+        // 1000 bytes a millisecond.
+        let (mut link, now) = (Link::new(&settings, 1), Instant::now());
+        link.offer(now, packet(1000));
+        link.offer(now, packet(2000));
+        assert_eq!(arrivals(&mut link, now), [(11 * MS, 1), (13 * MS, 1)]);
+
+        // Of a piece, each packet has its own time, and those after the first 30 find no space.
+        let later = now + 100 * MS;
+        link.offer(later, piece());
+        let expected: Vec<_> = (1..=30).map(|packet| ((10 + packet) * MS, 1)).collect();
+        assert_eq!(arrivals(&mut link, later), expected);
+        assert_eq!((link.counts().packets, link.counts().overflowed), (32, 10));
+    }
+
+    #[test]
+    fn a_queue_holds_a_round_trip_unless_that_is_short() {
+        for (delay, packets) in [(Duration::ZERO, 1048), (100 * MS, 1250)] {
+            let settings = Settings {
+                delay,
+                rate_mbit_per_sec: Some(100.0),
+                ..Settings::default()
+            };
+            let (mut link, now) = (Link::new(&settings, 1), Instant::now());
+            for _ in 0..2000 {
+                link.offer(now, packet(1000));
+            }
+            assert_eq!(link.counts().overflowed, 2000 - packets);
+        }
+    }
+
+    #[test]
+    fn chance_loses_single_packets_and_is_the_same_for_the_same_seed() {
+        let settings = Settings {
+            loss: 0.1,
+            ..Settings::default()
+        };
+        let lost = |pieces: bool, seed| {
+            let (mut link, now) = (Link::new(&settings, seed), Instant::now());
+            for _ in 0..1000 {
+                if pieces {
+                    link.offer(now, piece());
+                } else {
+                    (0..40).for_each(|_| link.offer(now, packet(1000)));
+                }
+            }
+            arrivals(&mut link, now);
+            assert_eq!(link.counts().packets + link.counts().lost, 40_000);
+            assert_eq!(link.counts().bytes, link.counts().packets * 1000);
+            link.counts().lost
+        };
+        assert!((3800..4200).contains(&lost(true, 1)));
+        assert_eq!(lost(true, 1), lost(false, 1));
+        assert_ne!(lost(true, 1), lost(true, 2));
+    }
+
+    #[test]
+    fn a_cut_loses_what_is_on_the_way_and_ends_in_time() {
+        let settings = Settings {
+            delay: 100 * MS,
+            ..Settings::default()
+        };
+        let (mut link, now) = (Link::new(&settings, 1), Instant::now());
+        link.offer(now, piece());
+        link.cut(now + MS, Some(1000 * MS));
+        link.offer(now + 1000 * MS, packet(100));
+        assert_eq!(link.next_due(), None);
+        link.offer(now + 1001 * MS, packet(100));
+        assert_eq!(arrivals(&mut link, now), [(1051 * MS, 1)]);
+        link.cut(now, None);
+        link.offer(now + Duration::from_secs(3600), packet(100));
+        link.mend();
+        link.offer(now, packet(100));
+        let expected = Counts {
+            packets: 1,
+            bytes: 100,
+            cut: 42,
+            ..Counts::default()
+        };
+        assert_eq!(link.counts(), expected);
+    }
+}

@@ -34,7 +34,11 @@ const CONTROL_ENV: &str = "VBK_WIRE_CONTROL";
 /// COMMAND has in its environment VBK_WIRE_SERVER, the server's address; VBK_WIRE_NETNS_SERVER, the file of its
 /// network namespace, for nsenter --net=; VBK_WIRE_CONTROL, the socket of `vbk-wire control`.
 #[derive(Parser)]
-#[command(name = "vbk-wire", args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+#[command(
+    name = "vbk-wire",
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true
+)]
 struct Arguments {
     #[command(subcommand)]
     other: Option<Other>,
@@ -148,7 +152,10 @@ fn main() -> ExitCode {
 fn outside() -> io::Result<ExitCode> {
     sys::unshare_processes().map_err(|error| context("a process namespace", error))?;
     let mut command = Command::new("/proc/self/exe");
-    command.arg("--inside").args(std::env::args_os().skip(1));
+    command
+        .arg0("vbk-wire")
+        .arg("--inside")
+        .args(std::env::args_os().skip(1));
     sys::die_with_parent(&mut command);
     let status = command.status()?;
     let code = status.code().or(status.signal().map(|signal| 128 + signal));
@@ -192,7 +199,10 @@ fn server(command: &[OsString]) -> io::Result<ExitCode> {
     let namespace = std::fs::File::open(from_wire(NAMESPACE_ENV)?)?;
     let mut server = Command::new(&command[0]);
     sys::start_in(&mut server, namespace.into());
-    Err(context(&command[0].to_string_lossy(), server.args(&command[1..]).exec()))
+    Err(context(
+        &command[0].to_string_lossy(),
+        server.args(&command[1..]).exec(),
+    ))
 }
 
 fn send(line: &str) -> io::Result<ExitCode> {
@@ -228,7 +238,10 @@ fn proxy(forward: Forward) -> io::Result<ExitCode> {
         if let Some(ended) = proxy.next_end(Duration::from_secs(3600)) {
             let how = if ended.cut { "cut" } else { "closed" };
             let (up, down) = (ended.up_bytes, ended.down_bytes);
-            println!("connection {} {how}: {up} bytes up, {down} bytes down", ended.connection);
+            println!(
+                "connection {} {how}: {up} bytes up, {down} bytes down",
+                ended.connection
+            );
         }
     }
 }

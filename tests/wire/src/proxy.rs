@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -15,8 +15,8 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::{Condvar, Mutex};
 
-use stream::{Listener, Stream};
 pub use stream::Address;
+use stream::{Listener, Stream};
 
 /// Bytes forwarded at a time.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -167,7 +167,8 @@ impl Drop for Proxy {
 
 /// Accepts connections until the other end of `stop` is closed, and then ends them.
 fn accept(listener: &Listener, stop: &UnixStream, shared: &Arc<Shared>, ended: &Sender<Ended>) {
-    let mut running: Vec<(Arc<Connection>, JoinHandle<()>)> = Vec::new();
+    // Weak, because a connection is closed to a peer that only writes when the last owner drops its sockets.
+    let mut running: Vec<(Weak<Connection>, JoinHandle<()>)> = Vec::new();
     loop {
         let mut files = [
             PollFd::new(listener.as_fd(), PollFlags::POLLIN),
@@ -194,19 +195,24 @@ fn accept(listener: &Listener, stop: &UnixStream, shared: &Arc<Shared>, ended: &
             server,
             cut: AtomicBool::new(false),
         });
+        let weak = Arc::downgrade(&connection);
         let thread = thread::Builder::new().name(format!("proxy-{number}")).spawn({
-            let (connection, shared, ended) = (Arc::clone(&connection), Arc::clone(shared), ended.clone());
+            let (shared, sender) = (Arc::clone(shared), ended.clone());
             move || {
+                let ended = connection.run(&shared);
+                drop(connection);
                 // Nobody may be interested in how it ended.
-                let _ = ended.send(connection.run(&shared));
+                let _ = sender.send(ended);
             }
         });
         if let Ok(thread) = thread {
-            running.push((connection, thread));
+            running.push((weak, thread));
         }
     }
     for (connection, thread) in running {
-        connection.close();
+        if let Some(connection) = connection.upgrade() {
+            connection.close();
+        }
         let _ = thread.join();
     }
 }
@@ -262,7 +268,9 @@ impl Connection {
             }
             let until = [fault.cut_after_bytes, stall.map(|stall| stall.after_bytes)];
             let until = until.into_iter().flatten().min().unwrap_or(u64::MAX);
-            let turn = fault.bytes_per_sec.map_or(u64::MAX, |rate| (rate / TURNS_PER_SEC).max(1));
+            let turn = fault
+                .bytes_per_sec
+                .map_or(u64::MAX, |rate| (rate / TURNS_PER_SEC).max(1));
             let most = turn.min(until - done).min(CHUNK_BYTES as u64) as usize;
             let len = match from.read(&mut buffer[..most]) {
                 Ok(0) => {

@@ -72,7 +72,9 @@ fn configure(address: Ipv4Addr, congestion: &str) -> io::Result<()> {
     ip("link set lo up")?;
     ip(&format!("link set {DEVICE} up mtu 1500 txqueuelen {DEVICE_PIECES}"))?;
     ip(&format!("address add {address}/24 dev {DEVICE} noprefixroute"))?;
-    ip(&format!("route add {a}.{b}.{c}.0/24 dev {DEVICE} src {address} congctl {congestion}"))
+    ip(&format!(
+        "route add {a}.{b}.{c}.0/24 dev {DEVICE} src {address} congctl {congestion}"
+    ))
 }
 
 fn ip(arguments: &str) -> io::Result<()> {
