@@ -1,6 +1,8 @@
 //! Measures TCP over the wire, with stock settings of Linux: `throughput [ROUND-TRIP [SECONDS [CONGESTION [RATE]]]]`,
 //! e.g. `throughput 100ms 5 bbr 1000`, with 1, 4 and 8 connections.
 
+#![allow(clippy::print_stdout, reason = "an example prints")]
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};

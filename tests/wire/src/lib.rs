@@ -4,17 +4,19 @@
 //! # The wire
 //!
 //! A kernel with `sch_netem` is rare where tests run, so the wire is a thread in user space between two TUN devices.
-//! [`Link`](link::Link) describes what it does to a packet. It needs root and `/dev/net/tun`, and changes nothing of the host's network:
+//! [`Link`] describes what it does to a packet. It needs root and `/dev/net/tun`, and changes nothing of the host's network:
 //! devices, addresses and settings exist in the two namespaces alone and go with them.
 //!
 //! # How true it is
 //!
 //! TCP sees an MTU of 1500 and counts its windows, losses and acknowledgements in such packets. As with a real network
 //! card, the kernel hands over up to 64 KiB of them in one piece and takes them so at the other end
-//! ([`packet::Frame`]). The wire loses, queues and counts single packets and cuts a piece where it must. A larger MTU
-//! would carry as much, but a lost packet would be 64 KiB and a window of ten packets 640 KiB: no path of the internet
-//! starts like this. Single packets of 1500 bytes without pieces would be as true, but cost a system call
-//! each. `examples/throughput.rs` measures it.
+//! ([`packet::Frame`]). The wire loses, queues and counts single packets and cuts a piece where it must.
+//!
+//! Measured on two busy cores with `examples/throughput.rs`, one, four and eight connections without a delay: pieces of
+//! packets of 1500 bytes 560, 950 and 1550 MB/s; single packets of 1500 bytes 80, 50 and 110 MB/s, a system call each;
+//! an MTU of 65000 600, 790 and 980 MB/s, but there a lost packet is 64 KiB and TCP starts with 640 KiB, as on no path
+//! of the internet. At 100 ms the kernel's windows are the limit, not the wire: 26, 101 and 180 MB/s.
 //!
 //! Not modelled: jitter, reordering, duplicates, other traffic, bytes under IP, IPv6.
 

@@ -24,6 +24,13 @@ const NAMESPACE_ENV: &str = "VBK_WIRE_NETNS_SERVER";
 /// Socket of the control.
 const CONTROL_ENV: &str = "VBK_WIRE_CONTROL";
 
+const EXAMPLE: &str = "\
+Example:
+  vbk-wire --delay 100ms --rate 1000 -- sh -c '
+      vbk-wire server -- nc -l -p 5000 >/dev/null & sleep 1
+      time head -c 1G /dev/zero | nc -N $VBK_WIRE_SERVER 5000
+      vbk-wire control stats'";
+
 /// Runs a command behind a long, thin or broken wire.
 ///
 /// Makes two network namespaces with a wire between them and runs COMMAND in the client's (10.77.0.1). Servers for it
@@ -36,6 +43,7 @@ const CONTROL_ENV: &str = "VBK_WIRE_CONTROL";
 #[derive(Parser)]
 #[command(
     name = "vbk-wire",
+    after_help = EXAMPLE,
     args_conflicts_with_subcommands = true,
     arg_required_else_help = true
 )]

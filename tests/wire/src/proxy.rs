@@ -6,8 +6,8 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -193,13 +193,15 @@ fn accept(listener: &Listener, stop: &UnixStream, shared: &Arc<Shared>, ended: &
             number,
             client,
             server,
+            shared: Arc::clone(shared),
             cut: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
         });
         let weak = Arc::downgrade(&connection);
         let thread = thread::Builder::new().name(format!("proxy-{number}")).spawn({
-            let (shared, sender) = (Arc::clone(shared), ended.clone());
+            let sender = ended.clone();
             move || {
-                let ended = connection.run(&shared);
+                let ended = connection.run();
                 drop(connection);
                 // Nobody may be interested in how it ended.
                 let _ = sender.send(ended);
@@ -222,11 +224,14 @@ struct Connection {
     number: u64,
     client: Stream,
     server: Stream,
+    shared: Arc<Shared>,
     cut: AtomicBool,
+    closed: AtomicBool,
 }
 
 impl Connection {
-    fn run(&self, shared: &Shared) -> Ended {
+    fn run(&self) -> Ended {
+        let shared = &self.shared;
         let faults = match shared.faults.connections {
             Some(connections) if self.number >= connections => Faults::default(),
             _ => shared.faults,
@@ -236,8 +241,8 @@ impl Connection {
             self.cut.store(true, Ordering::Relaxed);
         } else {
             thread::scope(|scope| {
-                scope.spawn(|| up_bytes = self.pump(&self.client, &self.server, &faults.up, shared, &shared.up_bytes));
-                down_bytes = self.pump(&self.server, &self.client, &faults.down, shared, &shared.down_bytes);
+                scope.spawn(|| up_bytes = self.pump(&self.client, &self.server, &faults.up, &shared.up_bytes));
+                down_bytes = self.pump(&self.server, &self.client, &faults.down, &shared.down_bytes);
             });
         }
         self.close();
@@ -249,28 +254,32 @@ impl Connection {
         }
     }
 
+    /// Ends both directions, also one that pauses.
     fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        // With the lock, so that a direction does not miss this between its look and its sleep.
+        drop(self.shared.stopped.lock());
+        self.shared.stopping.notify_all();
         self.client.shutdown(Shutdown::Both);
         self.server.shutdown(Shutdown::Both);
     }
 
     /// Forwards one direction until its end, an error or a cut, and returns how many bytes that were.
-    fn pump(&self, mut from: &Stream, mut to: &Stream, fault: &Fault, shared: &Shared, total: &AtomicU64) -> u64 {
+    fn pump(&self, mut from: &Stream, mut to: &Stream, fault: &Fault, total: &AtomicU64) -> u64 {
+        let rate = fault.bytes_per_sec.map(|rate| rate.max(1));
         let mut buffer = vec![0; CHUNK_BYTES];
         let mut done = 0;
         let mut stall = fault.stall;
         loop {
             if let Some(Stall { time, .. }) = stall.filter(|stall| done >= stall.after_bytes) {
                 stall = None;
-                if shared.pause(time) {
+                if self.pause(time) {
                     break;
                 }
             }
             let until = [fault.cut_after_bytes, stall.map(|stall| stall.after_bytes)];
             let until = until.into_iter().flatten().min().unwrap_or(u64::MAX);
-            let turn = fault
-                .bytes_per_sec
-                .map_or(u64::MAX, |rate| (rate / TURNS_PER_SEC).max(1));
+            let turn = rate.map_or(u64::MAX, |rate| (rate / TURNS_PER_SEC).max(1));
             let most = turn.min(until - done).min(CHUNK_BYTES as u64) as usize;
             let len = match from.read(&mut buffer[..most]) {
                 Ok(0) => {
@@ -291,8 +300,8 @@ impl Connection {
                 settle(to);
                 break;
             }
-            if let Some(rate) = fault.bytes_per_sec
-                && shared.pause(Duration::from_secs_f64(len as f64 / rate as f64))
+            if let Some(rate) = rate
+                && self.pause(Duration::from_secs_f64(len as f64 / rate as f64))
             {
                 break;
             }
@@ -300,15 +309,19 @@ impl Connection {
         self.close();
         done
     }
-}
 
-impl Shared {
-    /// Sleeps, but not longer than the proxy lives; returns whether it has ended.
+    /// Sleeps, but not longer than the connection and the proxy last; returns whether one of them has ended.
     fn pause(&self, time: Duration) -> bool {
         let end = Instant::now() + time;
-        let mut stopped = self.stopped.lock();
-        while !*stopped && !self.stopping.wait_until(&mut stopped, end).timed_out() {}
-        *stopped
+        let mut stopped = self.shared.stopped.lock();
+        loop {
+            if *stopped || self.closed.load(Ordering::Relaxed) {
+                return true;
+            }
+            if self.shared.stopping.wait_until(&mut stopped, end).timed_out() {
+                return false;
+            }
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! The proxy that breaks streams.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -182,6 +184,27 @@ fn a_proxy_that_is_dropped_ends_its_connections_also_in_a_stall() {
     drop(proxy);
     assert!(count(&client) < MANY as u64);
     assert_eq!(server.join().unwrap(), [0]);
+}
+
+#[test]
+fn a_cut_ends_also_a_direction_that_stalls() {
+    let (to, server) = server(1);
+    let stall = Stall {
+        after_bytes: 0,
+        time: Duration::from_secs(1000),
+    };
+    let faults = Faults {
+        up: Fault {
+            stall: Some(stall),
+            ..Fault::default()
+        },
+        down: cut_after(5),
+        ..Faults::default()
+    };
+    let proxy = Proxy::start(to, faults).unwrap();
+    assert_eq!(count(connect(&proxy)), 5);
+    assert!(proxy.next_end(PATIENCE).unwrap().cut);
+    server.join().unwrap();
 }
 
 #[test]

@@ -7,8 +7,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::sys;
+
+/// Time for a server to answer; a proxy that is dropped waits for it.
+const CONNECT_TIME: Duration = Duration::from_secs(10);
 
 /// An address of a stream: `HOST:PORT` or `unix:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,7 +128,7 @@ pub(super) enum Stream {
 impl Stream {
     pub(super) fn connect(address: &Address) -> io::Result<Stream> {
         match address {
-            Address::Tcp(address) => Stream::tcp(TcpStream::connect(address)?),
+            Address::Tcp(address) => Stream::tcp(TcpStream::connect_timeout(address, CONNECT_TIME)?),
             Address::Unix(path) => UnixStream::connect(path).map(Stream::Unix),
         }
     }
