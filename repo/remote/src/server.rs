@@ -6,11 +6,15 @@ mod stores;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use vbk_repo::repository::home::Home;
 
 use crate::message::Fault;
+
+/// Time for answers that nobody waits for any more.
+const LAST_ANSWERS: Duration = Duration::from_secs(10);
 
 /// What a client may do with a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,8 +41,8 @@ pub fn serve_stdio(home: vbk_repo::Result<Arc<dyn Home>>, allowed: Allowed) -> i
         tokio::io::stdin(),
         tokio::io::stdout(),
     ));
-    // A thread that still reads standard input would be waited for.
-    runtime.shutdown_background();
+    // Answers in the making end in order; a thread that still reads standard input is not waited for.
+    runtime.shutdown_timeout(LAST_ANSWERS);
     served
 }
 

@@ -10,7 +10,7 @@ use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::repository::home::{Home, StoreHome};
 use vbk_repo::repository::{CreateOptions, Repository};
 use vbk_repo::store::memory::MemoryStore;
-use vbk_repo::store::{Record, StoreManager, Wanted};
+use vbk_repo::store::{Note, Record, StoreManager, Wanted};
 use vbk_repo::{Error, ErrorKind};
 
 use crate::client::RemoteHome;
@@ -192,4 +192,28 @@ fn what_is_not_what_its_name_says_is_refused_and_fails_the_flush() {
     let (node, other) = ([1; 32], vec![b'S', 1, 0, 0, 0, 0, 0, 0]);
     store.put_nodes(vec![(NodeId(node), other)]).expect("is on its way");
     assert!(store.flush().is_err());
+}
+
+#[test]
+fn a_long_listing_arrives_in_order() {
+    let home = remote(&memory(BlockSize::DEFAULT), Allowed::Everything);
+    let store = manager(&home);
+    let records: Vec<_> = (0..3000)
+        .map(|number| Record {
+            key: format!("web1@{number:04}"),
+            bytes: vec![number as u8; 4000],
+        })
+        .collect();
+    for record in &records {
+        store.commit(record).expect("commits");
+    }
+    let note = Note {
+        name: "one".into(),
+        value: Some(vec![7; 5 << 20]),
+    };
+    store.amend(&[], std::slice::from_ref(&note)).expect("notes");
+    for _ in 0..20 {
+        let listing = store.listing(true).expect("lists");
+        assert!(listing.records == records && listing.notes == [note.clone()]);
+    }
 }

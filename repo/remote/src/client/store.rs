@@ -25,6 +25,8 @@ const GET_BYTES: usize = 8 << 20;
 /// Time between two looks whether the caller wants to stop.
 const CANCEL_POLL: Duration = Duration::from_millis(200);
 
+/// Nodes of manifests in one question or put.
+const NODES: usize = 32;
 /// Names in one question: 128 KiB.
 const NAMES: usize = 4096;
 
@@ -280,12 +282,12 @@ impl StoreReader for RemoteStore {
         if let Err(error) = self.link.drain(&self.puts, None) {
             return each_failed(error, ids.len(), || self.link.unexpected());
         }
-        // A node has 36 KiB at most, so an answer fits into a message.
+        // A node has 36 KiB, and the root of an image of a PiB half a MiB, so an answer fits into a message.
         let begin = |ids: &[NodeId]| {
             let body = body::ids(ids.iter().map(|id| id.0));
             self.link.begin(&Ask::Nodes(self.handle), body, false)
         };
-        let asked: Vec<_> = ids.chunks(256).map(|ids| (ids.len(), begin(ids))).collect();
+        let asked: Vec<_> = ids.chunks(NODES).map(|ids| (ids.len(), begin(ids))).collect();
         asked
             .into_iter()
             .flat_map(|(count, answers)| {
@@ -336,7 +338,7 @@ impl StoreWriter for RemoteStore {
     }
 
     fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
-        for nodes in nodes.chunks(256) {
+        for nodes in nodes.chunks(NODES) {
             let body = nodes.iter().flat_map(|(_, bytes)| bytes).copied().collect();
             let ask = Ask::PutNodes {
                 store: self.handle,

@@ -4,8 +4,9 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::thread::JoinHandle;
 
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -32,9 +33,19 @@ const MAX_ASKED: usize = 4096;
 pub(super) struct Reply {
     outbox: Arc<Outbox>,
     request: u32,
+    /// An answer in parts keeps to one channel, because the parts keep their order.
+    is_in_parts: AtomicBool,
 }
 
 impl Reply {
+    fn new(outbox: &Arc<Outbox>, request: u32) -> Self {
+        Self {
+            outbox: Arc::clone(outbox),
+            request,
+            is_in_parts: AtomicBool::new(false),
+        }
+    }
+
     /// Sends an answer, the last one unless there is `more`. Waits while many answers wait to be written.
     pub(super) fn send(&self, answer: &Answer, body: Vec<u8>, more: bool) {
         let message = Message {
@@ -44,7 +55,8 @@ impl Reply {
             head: encode(answer),
             body,
         };
-        let channel = match !more && message.len() <= Limits::PEER.control {
+        let is_in_parts = self.is_in_parts.fetch_or(more, Ordering::SeqCst) || more;
+        let channel = match !is_in_parts && message.len() <= Limits::PEER.control {
             true => Channel::Control,
             false => Channel::Bulk,
         };
@@ -75,10 +87,7 @@ pub(super) async fn run(
         };
         let ended = ended.await;
         if let Err(error) = &ended {
-            let reply = Reply {
-                outbox: Arc::clone(&outbox),
-                request: 0,
-            };
+            let reply = Reply::new(&outbox, 0);
             let fault = Fault::Other(FaultKind::Invalid, error.to_string());
             reply.send(&Answer::Failed(fault), Vec::new(), false);
         }
@@ -119,8 +128,10 @@ async fn listen(
 ) -> io::Result<()> {
     let mut open: Option<(Arc<Stores>, Queue)> = None;
     let ended = questions(home, allowed, read, outbox, &mut open).await;
-    if let Some((stores, _)) = &open {
+    if let Some((stores, queue)) = open {
         stores.stop();
+        // The store is closed in order, which may take a moment.
+        let _ = tokio::task::spawn_blocking(move || drop(queue)).await;
     }
     ended
 }
@@ -148,10 +159,7 @@ async fn questions(
             Kind::Answer => return Err(invalid("an answer from a client")),
             Kind::Ask => {
                 let ask = postcard::from_bytes(&message.head).map_err(|error| invalid(&error.to_string()))?;
-                let reply = Reply {
-                    outbox: Arc::clone(outbox),
-                    request: message.request,
-                };
+                let reply = Reply::new(outbox, message.request);
                 match (&*open, ask) {
                     (None, Ask::Hello(hello)) => match home {
                         Ok(home) => {
@@ -230,8 +238,20 @@ fn is_ordered(ask: &Ask) -> bool {
 
 /// The questions that write, on their way to the thread that answers them.
 struct Queue {
-    sender: mpsc::Sender<(Ask, Vec<u8>, Reply)>,
+    sender: Option<mpsc::Sender<(Ask, Vec<u8>, Reply)>>,
     waiting_bytes: Arc<AtomicUsize>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Queue {
+    /// Waits until all that was asked is done.
+    fn drop(&mut self) {
+        self.sender = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic of it was reported there.
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Queue {
@@ -241,12 +261,17 @@ impl Queue {
         let waiting = Arc::clone(&waiting_bytes);
         let thread = move || {
             for (ask, body, reply) in receiver {
-                stores.answer(ask, &body, &reply);
+                // Before the answer, after which the client may send as much again.
                 waiting.fetch_sub(body.len(), Ordering::SeqCst);
+                stores.answer(ask, &body, &reply);
             }
         };
-        std::thread::Builder::new().name("vbk-serve".into()).spawn(thread)?;
-        Ok(Self { sender, waiting_bytes })
+        let thread = std::thread::Builder::new().name("vbk-serve".into()).spawn(thread)?;
+        Ok(Self {
+            sender: Some(sender),
+            waiting_bytes,
+            thread: Some(thread),
+        })
     }
 
     /// Adds a question; an error if the client sent more than it may.
@@ -254,9 +279,11 @@ impl Queue {
         if self.waiting_bytes.fetch_add(body.len(), Ordering::SeqCst) > WINDOW_BYTES {
             return Err(invalid("more puts at once than the server allows"));
         }
-        self.sender
-            .send((ask, body, reply))
-            .map_err(|_| io::Error::other("the thread that writes has ended"))
+        let sent = self.sender.as_ref().map(|sender| sender.send((ask, body, reply)));
+        match sent {
+            Some(Ok(())) => Ok(()),
+            _ => Err(io::Error::other("the thread that writes has ended")),
+        }
     }
 }
 
