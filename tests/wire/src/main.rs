@@ -27,9 +27,8 @@ const CONTROL_ENV: &str = "VBK_WIRE_CONTROL";
 const EXAMPLE: &str = "\
 Example:
   vbk-wire --delay 100ms --rate 1000 -- sh -c '
-      vbk-wire server -- nc -l -p 5000 >/dev/null & sleep 1
-      time head -c 1G /dev/zero | nc -N $VBK_WIRE_SERVER 5000
-      vbk-wire control stats'";
+      vbk-wire server -- python3 -m http.server 5000 &
+      curl -s --retry 9 --retry-connrefused $VBK_WIRE_SERVER:5000/big -o /dev/null; vbk-wire control stats'";
 
 /// Runs a command behind a long, thin or broken wire.
 ///
