@@ -111,7 +111,10 @@ impl RocksReader {
     /// Opens a checkpoint, or a store on a file system that can't be written to. `guard` is a file whose lock keeps the
     /// checkpoint from removal; it is held as long as the reader.
     pub fn open(path: &Path, guard: Option<File>) -> Result<Self> {
-        let (database, families) = options::database(false, false);
+        let (mut database, families) = options::database(false, false);
+        // The pages of a block lie next to each other, and so do the blocks that a disk's reader wants next: the kernel
+        // notices that, unless it was told that all reads are random.
+        database.set_advise_random_on_open(false);
         let db = DB::open_cf_descriptors_read_only(&database, path, families, false).map_err(failed("open"))?;
         Ok(Self::new(db, guard))
     }
