@@ -27,7 +27,7 @@ pub(crate) struct Adapter {
     /// Owner of all files: user and group.
     owner: (u32, u32),
     /// Content of each open directory at the time it was opened, so that a listing in several parts is consistent.
-    listings: Listings,
+    listings: Listings<()>,
     ended: Option<Box<dyn FnOnce() + Send + Sync>>,
 }
 
@@ -43,9 +43,10 @@ impl Adapter {
     }
 
     /// Lists a directory.
-    fn list(&self, directory: u64) -> Result<Part, Errno> {
+    fn list(&self, directory: u64) -> Result<Part<()>, Errno> {
         let names = self.tree.list(directory).map_err(|error| errno(&error))?;
         let listed = names.into_iter().map(|name| Listed {
+            object: (),
             number: name.number,
             kind: file_type(name.kind),
             name: name.name.into_bytes(),

@@ -1,13 +1,12 @@
 //! The files inside a backup as one tree, read in user space: a directory for each volume, or the guest's own tree at
 //! the top. Independent of the kernel.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::Timestamp;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use vbk_inside::device::SharedDevice;
 use vbk_inside::fs::{FileKind, FileTree, Node, Stat, Xattr};
 use vbk_inside::volumes::NamedTree;
@@ -15,10 +14,13 @@ use vbk_inside::{Error, Result};
 
 /// Inode number of the top directory.
 pub(crate) const ROOT: u64 = 1;
+/// Contents that are kept for the next read: the kernel does not say which files are open. The runs of a file that was
+/// made to be hostile take 24 MiB.
+const RECENT_CONTENTS: usize = 4;
 
 /// An object of the tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Object {
+pub(crate) enum Object {
     /// The top directory above several volumes.
     Top,
     /// A node of the volume with this number.
@@ -28,6 +30,8 @@ enum Object {
 /// A name in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Name {
+    pub(crate) object: Object,
+    /// Inode number, for people: the kernel does not know it.
     pub(crate) number: u64,
     pub(crate) kind: FileKind,
     pub(crate) name: Vec<u8>,
@@ -47,8 +51,8 @@ pub struct FileFs {
     volumes: Vec<NamedTree>,
     made: Timestamp,
     numbers: Mutex<Numbers>,
-    open: RwLock<HashMap<u64, SharedDevice>>,
-    next_handle: AtomicU64,
+    /// Contents of the files that are read, the one read last at the end.
+    recent: Mutex<VecDeque<(Object, SharedDevice)>>,
 }
 
 impl FileFs {
@@ -76,8 +80,7 @@ impl FileFs {
             volumes,
             made,
             numbers: Mutex::new(numbers),
-            open: RwLock::default(),
-            next_handle: AtomicU64::new(1),
+            recent: Mutex::default(),
         }
     }
 
@@ -119,6 +122,17 @@ impl FileFs {
         Ok((self.numbers.lock().number(object), stat))
     }
 
+    /// Looks up an object that [`Self::list`] gave. The kernel knows it until [`Self::forget`], also without attributes.
+    pub(crate) fn found(&self, object: Object) -> (u64, Result<Stat>) {
+        let stat = self.stat_of(object);
+        (self.numbers.lock().number(object), stat)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn known(&self) -> usize {
+        self.numbers.lock().objects.len()
+    }
+
     /// Drops `times` lookups of an object.
     pub(crate) fn forget(&self, number: u64, times: u64) {
         if number != ROOT {
@@ -141,13 +155,13 @@ impl FileFs {
         }
     }
 
-    /// Calls `each` with the names in a directory until it breaks. The inode numbers are for people: the kernel knows
-    /// none of them.
+    /// Calls `each` with the names in a directory until it breaks.
     pub(crate) fn list(&self, directory: u64, each: &mut dyn FnMut(Name) -> ControlFlow<()>) -> Result<()> {
         match self.object(directory)? {
             Object::Top => {
-                for volume in &self.volumes {
+                for (number, volume) in self.volumes.iter().enumerate() {
                     let name = Name {
+                        object: Object::In(number, volume.tree.root()),
                         number: u64::MAX,
                         kind: FileKind::Directory,
                         name: volume.name.clone().into_bytes(),
@@ -160,6 +174,7 @@ impl FileFs {
             }
             Object::In(volume, node) => self.tree(volume)?.list(node, &mut |entry| {
                 each(Name {
+                    object: Object::In(volume, entry.node),
                     number: entry.node.number,
                     kind: entry.kind.unwrap_or(FileKind::File),
                     name: entry.name,
@@ -182,24 +197,25 @@ impl FileFs {
         }
     }
 
-    /// Opens a file; the returned handle is valid until [`Self::close_file`].
-    pub(crate) fn open_file(&self, number: u64) -> Result<u64> {
+    /// Returns the content of a file.
+    pub(crate) fn content(&self, number: u64) -> Result<SharedDevice> {
+        let object = self.object(number)?;
+        let mut recent = self.recent.lock();
+        let known = recent.iter().position(|(known, _)| *known == object);
+        if let Some(known) = known.and_then(|known| recent.remove(known)) {
+            let content = Arc::clone(&known.1);
+            recent.push_back(known);
+            return Ok(content);
+        }
+        drop(recent);
         let (tree, node) = self.node(number)?;
         let content = Arc::clone(tree).open(node)?;
-        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        self.open.write().insert(handle, content);
-        Ok(handle)
-    }
-
-    /// Closes an open file.
-    pub(crate) fn close_file(&self, handle: u64) {
-        let closed = self.open.write().remove(&handle);
-        drop(closed);
-    }
-
-    /// Returns the content of an open file.
-    pub(crate) fn opened(&self, handle: u64) -> Result<SharedDevice> {
-        self.open.read().get(&handle).cloned().ok_or(Error::NotFound)
+        let mut recent = self.recent.lock();
+        let dropped = (recent.len() == RECENT_CONTENTS).then(|| recent.pop_front());
+        recent.push_back((object, Arc::clone(&content)));
+        drop(recent);
+        drop(dropped);
+        Ok(content)
     }
 }
 

@@ -1,23 +1,28 @@
 //! A mounted tree, from the mount until the kernel releases it.
 
 use std::mem::ManuallyDrop;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use fuser::{BackgroundSession, Config, MountOption, SessionACL};
+use nix::sys::stat::{major, minor};
 use vbk_repo::reader::ReadResources;
 
 use crate::adapter::Adapter;
 use crate::adapter::files::FilesAdapter;
 use crate::error::{Error, Result};
-use crate::file_tree::FileFs;
+use crate::file_tree::{FileFs, ROOT};
 use crate::tree::{IDLE, ImageFs};
 
 /// Interval at which a mount looks for a newer view, so that it does not keep the space of removed backups, and frees what
 /// idle files hold.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A FUSE server can't ask for more than the kernel's default of 128 KiB, which costs a round trip each.
+const READ_AHEAD_KIB: u32 = 512;
 
 /// Source of a mount of files that are read in user space, as the kernel lists it.
 pub const FILES_WITHOUT_KERNEL: &str = "vbk:files";
@@ -62,13 +67,15 @@ impl Session {
         let (ended, receiver) = end_signal();
         let adapter = FilesAdapter::new(tree, options.allow_other, ended);
         let tidy = Box::new(move || resources.drop_idle(IDLE));
-        Self::start(
+        let session = Self::start(
             adapter,
             point,
             options,
             (FILES_WITHOUT_KERNEL, false, options.allow_other),
             (tidy, receiver),
-        )
+        )?;
+        read_ahead(point);
+        Ok(session)
     }
 
     fn start(
@@ -121,6 +128,18 @@ impl Session {
     }
 }
 
+/// Makes the kernel read ahead by [`READ_AHEAD_KIB`] in the files of a mount. Only root may, and needs a writable sysfs:
+/// others have the kernel's default.
+fn read_ahead(point: &Path) {
+    let Ok(top) = std::fs::metadata(point) else { return };
+    // Not the disk of the directory below, should the mount be gone already: FUSE has unnamed devices, which have major
+    // number 0.
+    if major(top.dev()) == 0 && top.ino() == ROOT {
+        let setting = format!("/sys/class/bdi/0:{}/read_ahead_kb", minor(top.dev()));
+        let _ = std::fs::write(setting, READ_AHEAD_KIB.to_string());
+    }
+}
+
 /// Returns a call for the end of the mount, and its receiver.
 fn end_signal() -> (Box<dyn FnOnce() + Send + Sync>, Receiver<()>) {
     let (end, ended) = channel();
@@ -130,3 +149,6 @@ fn end_signal() -> (Box<dyn FnOnce() + Send + Sync>, Receiver<()>) {
     };
     (Box::new(send), ended)
 }
+
+#[cfg(test)]
+mod tests;

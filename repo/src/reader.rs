@@ -321,13 +321,13 @@ impl ImageReader {
         let header = Header::prove(self.store.hashing(), id, block_len, &stored.header)?;
         let mut read = Vec::with_capacity(pages.len());
         for (page, stored) in all.zip(&stored.pages) {
-            let mut bytes = vec![0; header.page_len(page)];
-            match header.open_page(page, stored, &mut bytes) {
+            let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, header.page_len(page)).collect();
+            let new = Arc::get_mut(&mut bytes).expect("a new value has one holder");
+            match header.open_page(page, stored, new) {
                 Err(error) if pages.contains(&page) => return Err(error),
                 Err(_) => continue,
                 Ok(()) => {}
             }
-            let bytes: Arc<[u8]> = bytes.into();
             self.resources.pages.insert((id, page as u16), Arc::clone(&bytes));
             if pages.contains(&page) {
                 read.push((page, bytes));

@@ -8,14 +8,16 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyXattr, Request,
+    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
+use jiff::Timestamp;
 use vbk_inside::Error;
+use vbk_inside::device::SharedDevice;
 use vbk_inside::fs::{FileKind, Stat};
 
-use super::shared::{Listed, Listings, Part, configure, seek, with_buffer};
-use crate::file_tree::FileFs;
+use super::shared::{Line, Listed, Listings, Part, configure, seek, with_buffer};
+use crate::file_tree::{FileFs, Object};
 
 /// Time for which the kernel may cache names and attributes: a backup does not change.
 const TTL: Duration = Duration::from_secs(3600);
@@ -25,7 +27,7 @@ const PART_NAMES: usize = 50_000;
 pub(crate) struct FilesAdapter {
     tree: Arc<FileFs>,
     checks_modes: bool,
-    listings: Listings,
+    listings: Listings<Object>,
     ended: Option<Box<dyn FnOnce() + Send + Sync>>,
 }
 
@@ -41,14 +43,22 @@ impl FilesAdapter {
         }
     }
 
+    fn content(&self, ino: INodeNo) -> Result<SharedDevice, Errno> {
+        self.tree.content(ino.0).map_err(|error| {
+            log("open a file", ino.0, &error);
+            errno(&error)
+        })
+    }
+
     /// Reads up to [`PART_NAMES`] names of a directory, from the one with this number on.
-    fn part(&self, directory: u64, from: usize) -> Result<Part, Errno> {
+    fn part(&self, directory: u64, from: usize) -> Result<Part<Object>, Errno> {
         let mut names = Vec::new();
         let mut at = 0;
         let listed = self.tree.list(directory, &mut |name| {
             at += 1;
             if at > from {
                 names.push(Listed {
+                    object: name.object,
                     number: name.number,
                     kind: file_type(name.kind),
                     name: name.name,
@@ -71,6 +81,15 @@ impl FilesAdapter {
                 names,
             }),
         }
+    }
+}
+
+/// Returns attributes for an object that has none.
+fn unknown(number: u64, kind: FileType) -> FileAttr {
+    FileAttr {
+        kind,
+        perm: 0,
+        ..attr(number, &Stat::of_directory(Timestamp::UNIX_EPOCH))
     }
 }
 
@@ -130,7 +149,9 @@ fn log(doing: &str, number: u64, error: &Error) {
 
 impl Filesystem for FilesAdapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        configure(config, InitFlags::FUSE_CACHE_SYMLINKS);
+        // A program that walks a tree gets the attributes of the files with their names.
+        let plus = InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO;
+        configure(config, InitFlags::FUSE_CACHE_SYMLINKS | plus);
         if self.checks_modes {
             // The group bits of a file with an ACL are its mask and not the rights of its group, which may have none.
             let added = config.add_capabilities(InitFlags::FUSE_POSIX_ACL);
@@ -176,33 +197,29 @@ impl Filesystem for FilesAdapter {
         }
     }
 
-    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        match self.tree.open_file(ino.0) {
-            Ok(handle) => reply.opened(
-                FileHandle(handle),
-                FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
-            ),
-            Err(error) => {
-                log("open a file", ino.0, &error);
-                reply.error(errno(&error));
-            }
-        }
+    /// The kernel then opens and closes files on its own, and asks no more (`FUSE_NO_OPEN_SUPPORT`, Linux 3.15).
+    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
     }
 
     fn read(
         &self,
         _: &Request,
         ino: INodeNo,
-        fh: FileHandle,
+        _: FileHandle,
         offset: u64,
         size: u32,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let content = match self.tree.opened(fh.0) {
+        let content = match self.content(ino) {
             Ok(content) => content,
-            Err(error) => return reply.error(errno(&error)),
+            Err(errno) => return reply.error(errno),
         };
         let left = content.size_bytes().saturating_sub(offset);
         let len = (size as usize).min(usize::try_from(left).unwrap_or(usize::MAX));
@@ -215,10 +232,10 @@ impl Filesystem for FilesAdapter {
         });
     }
 
-    fn lseek(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        let content = match self.tree.opened(fh.0) {
+    fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let content = match self.content(ino) {
             Ok(content) => content,
-            Err(error) => return reply.error(errno(&error)),
+            Err(errno) => return reply.error(errno),
         };
         let data = |offset| content.next_data(offset).map_err(|_| Errno::EIO);
         let hole = |offset| match offset < content.size_bytes() {
@@ -229,20 +246,6 @@ impl Filesystem for FilesAdapter {
             Ok(found) => reply.offset(found),
             Err(errno) => reply.error(errno),
         }
-    }
-
-    fn release(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        fh: FileHandle,
-        _: OpenFlags,
-        _: Option<LockOwner>,
-        _: bool,
-        reply: ReplyEmpty,
-    ) {
-        self.tree.close_file(fh.0);
-        reply.ok();
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -258,6 +261,35 @@ impl Filesystem for FilesAdapter {
     fn readdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
         self.listings
             .reply((ino, fh, offset), |from| self.part(ino.0, from), reply);
+    }
+
+    fn readdirplus(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let read = |from| self.part(ino.0, from);
+        let listed = self.listings.each((fh, offset), read, |line, next| {
+            let name = match line {
+                Line::Dot(dot) => {
+                    let attr = unknown(ino.0, FileType::Directory);
+                    return reply.add(ino, next, dot, &Duration::ZERO, &attr, Generation(0));
+                }
+                Line::Name(name) => name,
+            };
+            let (number, stat) = self.tree.found(name.object);
+            let (attr, ttl) = match &stat {
+                Ok(stat) => (attr(number, stat), TTL),
+                // The name is listed, and the kernel asks again when a program wants more of it: that is the error.
+                Err(_) => (unknown(number, name.kind), Duration::ZERO),
+            };
+            let is_full = reply.add(INodeNo(number), next, name.name(), &ttl, &attr, Generation(0));
+            // The kernel never sees this entry.
+            if is_full {
+                self.tree.forget(number, 1);
+            }
+            is_full
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {

@@ -16,7 +16,7 @@ const SEEK_HOLE: i32 = 4;
 /// any number of directories takes no more.
 const HELD_BYTES: usize = 64 << 20;
 /// Memory of a name, or of a directory, beside the bytes of the name.
-const ENTRY_BYTES: usize = 64;
+const ENTRY_BYTES: usize = 96;
 
 /// Asks the kernel for what makes a mount fast.
 pub(super) fn configure(config: &mut KernelConfig, more: InitFlags) {
@@ -56,27 +56,34 @@ pub(super) fn seek(
     found.and_then(|found| i64::try_from(found).ok()).ok_or(Errno::ENXIO)
 }
 
-/// A name in a directory.
+/// A name in a directory, and what the tree calls its object.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Listed {
+pub(super) struct Listed<T> {
+    pub(super) object: T,
     pub(super) number: u64,
     pub(super) kind: FileType,
     pub(super) name: Vec<u8>,
 }
 
+impl<T> Listed<T> {
+    pub(super) fn name(&self) -> &OsStr {
+        OsStr::from_bytes(&self.name)
+    }
+}
+
 /// Consecutive names of a directory.
-#[derive(Debug, Default)]
-pub(super) struct Part {
+#[derive(Debug)]
+pub(super) struct Part<T> {
     /// Number of the first name.
     pub(super) from: usize,
-    pub(super) names: Vec<Listed>,
+    pub(super) names: Vec<Listed<T>>,
     /// True if no names follow.
     pub(super) is_last: bool,
 }
 
-impl Part {
+impl<T> Part<T> {
     /// Returns the names from this number on; `None` if another part has them.
-    fn from(&self, from: usize) -> Option<&[Listed]> {
+    fn from(&self, from: usize) -> Option<&[Listed<T>]> {
         let names = self.names.get(from.checked_sub(self.from)?..)?;
         (self.is_last || !names.is_empty()).then_some(names)
     }
@@ -87,14 +94,19 @@ impl Part {
     }
 }
 
-/// The names that are held for programs which list directories.
-#[derive(Default)]
-pub(super) struct Listings(Mutex<Held>);
+/// An entry of a directory, as the kernel gets it.
+pub(super) enum Line<'a, T> {
+    /// The directory itself, or the one above.
+    Dot(&'static str),
+    Name(&'a Listed<T>),
+}
 
-#[derive(Default)]
-struct Held {
+/// The names that are held for programs which list directories.
+pub(super) struct Listings<T>(Mutex<Held<T>>);
+
+struct Held<T> {
     /// By handle, with the time of the last use.
-    parts: HashMap<u64, (u64, Arc<Part>)>,
+    parts: HashMap<u64, (u64, Arc<Part<T>>)>,
     /// Handles by the time of the last use.
     order: BTreeMap<u64, u64>,
     bytes: usize,
@@ -102,9 +114,21 @@ struct Held {
     last_handle: u64,
 }
 
-impl Listings {
+impl<T> Default for Listings<T> {
+    fn default() -> Self {
+        Self(Mutex::new(Held {
+            parts: HashMap::new(),
+            order: BTreeMap::new(),
+            bytes: 0,
+            now: 0,
+            last_handle: 0,
+        }))
+    }
+}
+
+impl<T> Listings<T> {
     /// Opens a directory with its first names.
-    pub(super) fn open(&self, part: Part) -> FileHandle {
+    pub(super) fn open(&self, part: Part<T>) -> FileHandle {
         let mut held = self.0.lock();
         held.last_handle += 1;
         let handle = held.last_handle;
@@ -116,38 +140,51 @@ impl Listings {
     pub(super) fn reply(
         &self,
         (directory, handle, offset): (INodeNo, FileHandle, u64),
-        read: impl FnOnce(usize) -> Result<Part, Errno>,
+        read: impl FnOnce(usize) -> Result<Part<T>, Errno>,
         mut reply: ReplyDirectory,
     ) {
+        let listed = self.each((handle, offset), read, |line, next| match line {
+            Line::Dot(dot) => reply.add(directory, next, FileType::Directory, dot),
+            // Programs take the number 0 for an erased entry.
+            Line::Name(name) => reply.add(INodeNo(name.number.max(1)), next, name.kind, name.name()),
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    /// Passes on the entries from an offset on, each with the offset of the next one, until `add` returns true: the
+    /// reply is full. Names that are not held are read again from the number that `read` gets.
+    pub(super) fn each(
+        &self,
+        (handle, offset): (FileHandle, u64),
+        read: impl FnOnce(usize) -> Result<Part<T>, Errno>,
+        mut add: impl FnMut(Line<'_, T>, u64) -> bool,
+    ) -> Result<(), Errno> {
         let mut at = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (index, dot) in [".", ".."].iter().enumerate().skip(at) {
-            if reply.add(directory, index as u64 + 1, FileType::Directory, dot) {
-                return reply.ok();
+        for (index, dot) in [".", ".."].into_iter().enumerate().skip(at) {
+            if add(Line::Dot(dot), index as u64 + 1) {
+                return Ok(());
             }
             at = index + 1;
         }
         let from = at - 2;
-        let part = match self.part(handle, from, read) {
-            Ok(part) => part,
-            Err(errno) => return reply.error(errno),
-        };
+        let part = self.part(handle, from, read)?;
         for (index, name) in part.from(from).unwrap_or_default().iter().enumerate() {
-            // Programs take the number 0 for an erased entry.
-            let number = INodeNo(name.number.max(1));
-            let next = (from + index) as u64 + 3;
-            if reply.add(number, next, name.kind, OsStr::from_bytes(&name.name)) {
+            if add(Line::Name(name), (from + index) as u64 + 3) {
                 break;
             }
         }
-        reply.ok();
+        Ok(())
     }
 
     fn part(
         &self,
         handle: FileHandle,
         from: usize,
-        read: impl FnOnce(usize) -> Result<Part, Errno>,
-    ) -> Result<Arc<Part>, Errno> {
+        read: impl FnOnce(usize) -> Result<Part<T>, Errno>,
+    ) -> Result<Arc<Part<T>>, Errno> {
         if let Some(part) = self.0.lock().get(handle.0)
             && part.from(from).is_some()
         {
@@ -164,8 +201,8 @@ impl Listings {
     }
 }
 
-impl Held {
-    fn get(&mut self, handle: u64) -> Option<Arc<Part>> {
+impl<T> Held<T> {
+    fn get(&mut self, handle: u64) -> Option<Arc<Part<T>>> {
         let (used, part) = self.parts.get_mut(&handle)?;
         self.order.remove(used);
         self.now += 1;
@@ -174,7 +211,7 @@ impl Held {
         Some(Arc::clone(part))
     }
 
-    fn insert(&mut self, handle: u64, part: Arc<Part>) {
+    fn insert(&mut self, handle: u64, part: Arc<Part<T>>) {
         self.remove(handle);
         self.now += 1;
         self.bytes += part.bytes();
@@ -200,10 +237,11 @@ mod tests {
     use super::*;
 
     /// Names of a directory that is larger than its parts.
-    fn read(from: usize) -> Result<Part, Errno> {
+    fn read(from: usize) -> Result<Part<()>, Errno> {
         const NAMES: usize = 2500;
         let end = (from + 1000).min(NAMES);
         let listed = |number: usize| Listed {
+            object: (),
             number: number as u64,
             kind: FileType::RegularFile,
             name: format!("{number:0200}").into_bytes(),
@@ -258,7 +296,7 @@ mod tests {
         let kept = listings.open(read(0).expect("reads"));
         for _ in 0..1000 {
             listings.open(read(0).expect("reads"));
-            let not_again = |_| -> Result<Part, Errno> { panic!("it is held") };
+            let not_again = |_| -> Result<Part<()>, Errno> { panic!("it is held") };
             listings.part(kept, 5, not_again).expect("is held");
         }
     }

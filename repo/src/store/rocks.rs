@@ -140,7 +140,7 @@ impl RocksStore {
     fn open_or_create(path: &Path, create: bool) -> Result<RocksReader> {
         let (database, families) = options::database(options::can_write_direct(path), create);
         let db = DB::open_cf_descriptors(&database, path, families).map_err(failed("open"))?;
-        Ok(RocksReader { db, _guard: None })
+        Ok(RocksReader::new(db, None))
     }
 
     fn over(reader: RocksReader) -> Result<Self> {

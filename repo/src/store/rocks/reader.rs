@@ -2,8 +2,11 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
-use rocksdb::{ColumnFamily, DB, Direction, IteratorMode, ReadOptions};
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+use rocksdb::{ColumnFamily, DB, DBPinnableSlice, Direction, IteratorMode, ReadOptions};
 
 use super::options;
 use super::rows::{HEADER_AT, IndexRow, part_key};
@@ -11,9 +14,29 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, NodeId};
 use crate::store::{Identity, Located, Note, Record, StoreReader, Stored, Wanted};
 
+/// Memory for the headers of blocks that were read: those of 10,000 blocks of 1 MiB.
+const HEADERS_BYTES: u64 = 8 << 20;
+
+/// The sequence number and the header of a block.
+struct Found {
+    sequence: u64,
+    header: Vec<u8>,
+}
+
+#[derive(Clone)]
+struct ByLength;
+
+impl Weighter<BlockId, Arc<Found>> for ByLength {
+    fn weight(&self, _: &BlockId, found: &Arc<Found>) -> u64 {
+        (size_of::<BlockId>() + size_of::<Found>() + found.header.len()) as u64
+    }
+}
+
 /// A store opened for reading: a view, which no writer changes any more.
 pub struct RocksReader {
     pub(super) db: DB,
+    /// The blocks read last. A writer, which moves blocks, does not use it.
+    found: Cache<BlockId, Arc<Found>, ByLength>,
     /// Dropped after the database is closed.
     pub(super) _guard: Option<File>,
 }
@@ -88,9 +111,21 @@ impl RocksReader {
     /// Opens a checkpoint, or a store on a file system that can't be written to. `guard` is a file whose lock keeps the
     /// checkpoint from removal; it is held as long as the reader.
     pub fn open(path: &Path, guard: Option<File>) -> Result<Self> {
-        let (database, families) = options::database(false, false);
+        let (mut database, families) = options::database(false, false);
+        // The pages of a block lie next to each other, and so do the blocks that a disk's reader wants next: the kernel
+        // notices that, unless it was told that all reads are random.
+        database.set_advise_random_on_open(false);
         let db = DB::open_cf_descriptors_read_only(&database, path, families, false).map_err(failed("open"))?;
-        Ok(Self { db, _guard: guard })
+        Ok(Self::new(db, guard))
+    }
+
+    pub(super) fn new(db: DB, guard: Option<File>) -> Self {
+        let found = Cache::with_weighter(HEADERS_BYTES as usize / 1024, HEADERS_BYTES, ByLength);
+        Self {
+            db,
+            found,
+            _guard: guard,
+        }
     }
 
     pub(super) fn family(&self, name: &'static str) -> &ColumnFamily {
@@ -179,38 +214,83 @@ impl RocksReader {
     fn get_at(&self, wanted: &Wanted, row: Option<IndexRow>) -> Result<Stored> {
         let id = wanted.id;
         let row = row.ok_or(Error::BlockMissing(id))?;
-        let keys: Vec<_> = std::iter::once(0)
-            .chain(wanted.pages.clone().map(|page| page + 1))
-            .map(|part| part_key(row.sequence, part))
-            .collect();
-        let mut parts = self
-            .db
-            .batched_multi_get_cf(self.family("blocks"), &keys, true)
-            .into_iter()
-            .map(|part| match part {
-                Ok(Some(part)) => Ok(part.to_vec()),
-                Ok(None) => Ok(Vec::new()),
-                Err(error) if is_damage(&error) => Err(Error::BlockDamaged {
-                    id,
-                    what: error.to_string(),
-                }),
-                Err(error) => Err(failed("read a block")(error)),
-            });
-        let mut header = parts.next().unwrap_or_else(|| Ok(Vec::new()))?;
-        // Part 0 names its block. This detects an index row that points elsewhere, which is not damage to the block
-        // there.
-        if header.len() < HEADER_AT || header[..32] != id.0 {
-            return Err(Error::BlockDamaged {
-                id,
-                what: "its header is missing or belongs to another block".into(),
-            });
-        }
-        header.drain(..HEADER_AT);
+        let keys = std::iter::once(0).chain(wanted.pages.clone().map(|page| page + 1));
+        let mut parts = self.parts(id, row.sequence, keys).into_iter();
         Ok(Stored {
-            header,
+            header: header_in(id, parts.next().unwrap_or_else(|| Ok(Vec::new()))?)?,
             pages: parts.collect::<Result<_>>()?,
         })
     }
+
+    /// Reads one block. A reader at random offsets comes back to its blocks for other pages, so the header, and the row
+    /// that gives its place, are kept.
+    fn get_one(&self, wanted: &Wanted) -> Result<Stored> {
+        let id = wanted.id;
+        let found = match self.found.get(&id) {
+            Some(found) => found,
+            None => {
+                let row = self.index_rows(&[id])?.pop().flatten().ok_or(Error::BlockMissing(id))?;
+                let found = Arc::new(Found {
+                    sequence: row.sequence,
+                    header: header_in(id, self.part(id, row.sequence, 0)?)?,
+                });
+                self.found.insert(id, Arc::clone(&found));
+                found
+            }
+        };
+        let pages = match wanted.pages.len() {
+            1 => vec![self.part(id, found.sequence, wanted.pages.start + 1)?],
+            _ => {
+                let keys = wanted.pages.clone().map(|page| page + 1);
+                self.parts(id, found.sequence, keys)
+                    .into_iter()
+                    .collect::<Result<_>>()?
+            }
+        };
+        Ok(Stored {
+            header: found.header.clone(),
+            pages,
+        })
+    }
+
+    /// Reads parts of a block; those that are not stored are empty.
+    fn parts(&self, id: BlockId, sequence: u64, parts: impl Iterator<Item = usize>) -> Vec<Result<Vec<u8>>> {
+        let keys: Vec<_> = parts.map(|part| part_key(sequence, part)).collect();
+        let read = self.db.batched_multi_get_cf(self.family("blocks"), &keys, true);
+        read.into_iter().map(|part| part_of(id, part)).collect()
+    }
+
+    /// Reads one part: `get` has less to prepare than `multi_get`.
+    fn part(&self, id: BlockId, sequence: u64, part: usize) -> Result<Vec<u8>> {
+        part_of(
+            id,
+            self.db.get_pinned_cf(self.family("blocks"), part_key(sequence, part)),
+        )
+    }
+}
+
+fn part_of(id: BlockId, part: std::result::Result<Option<DBPinnableSlice<'_>>, rocksdb::Error>) -> Result<Vec<u8>> {
+    match part {
+        Ok(part) => Ok(part.map(|part| part.to_vec()).unwrap_or_default()),
+        Err(error) if is_damage(&error) => Err(Error::BlockDamaged {
+            id,
+            what: error.to_string(),
+        }),
+        Err(error) => Err(failed("read a block")(error)),
+    }
+}
+
+/// Returns the header in part 0, which names its block. This detects an index row that points elsewhere, which is not
+/// damage to the block there.
+fn header_in(id: BlockId, mut part: Vec<u8>) -> Result<Vec<u8>> {
+    if part.len() < HEADER_AT || part[..32] != id.0 {
+        return Err(Error::BlockDamaged {
+            id,
+            what: "its header is missing or belongs to another block".into(),
+        });
+    }
+    part.drain(..HEADER_AT);
+    Ok(part)
 }
 
 impl StoreReader for RocksReader {
@@ -271,7 +351,10 @@ impl StoreReader for RocksReader {
     }
 
     fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
-        get_each(wanted, |ids| self.index_rows(ids), self)
+        match wanted {
+            [wanted] => vec![self.get_one(wanted)],
+            wanted => get_each(wanted, |ids| self.index_rows(ids), self),
+        }
     }
 
     fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {

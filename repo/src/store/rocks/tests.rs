@@ -231,6 +231,34 @@ fn a_view_stays_whole_while_the_store_goes_on() {
 }
 
 #[test]
+fn a_view_gives_the_pages_of_a_block_in_any_order() {
+    let fixture = Fixture::new();
+    let (one, other) = (block(1), block(2));
+    fixture.store().put(vec![one.clone(), other.clone()]).expect("puts");
+    fixture.store().flush().expect("flushes");
+    let path = fixture.directory.path().join("view");
+    fixture.store().checkpoint(&path).expect("makes a view");
+    let view = RocksReader::open(&path, None).expect("opens");
+    for pages in [2..3, 0..1, 1..4, 0..0, 3..4, 2..3] {
+        for block in [&one, &other] {
+            let (id, header) = (block.id, block.header.clone());
+            let stored = Stored {
+                header,
+                pages: block.pages[pages.clone()].to_vec(),
+            };
+            let pages = pages.clone();
+            let found = view.get(&[Wanted { id, pages }]).swap_remove(0);
+            assert_eq!(found.expect("reads"), stored);
+        }
+    }
+    let missing = Wanted {
+        id: BlockId([7; 32]),
+        pages: 0..1,
+    };
+    assert!(matches!(view.get(&[missing])[..], [Err(Error::BlockMissing(_))]));
+}
+
+#[test]
 fn a_second_writer_is_refused_as_locked() {
     let fixture = Fixture::new();
     let second = RocksStore::open(&fixture.directory.path().join("store"));
