@@ -14,6 +14,16 @@
 //!
 //! Crash: [`Scratch::flush`] syncs the pages before the index that names them, so a file that is kept holds all writes
 //! before the last flush. Between flushes a page that was written again may be old, new or, as on a disk, torn.
+//!
+//! Full disk, or one that fails:
+//!
+//! 1. An index page is written, empty, before the first slot of its group is given to a write. If there is no room for it, that
+//!    write fails, as without room for its page. So the index needs no room later, nor does the mark of [`Scratch::close`].
+//! 2. A file system that copies what it overwrites (btrfs, or any below a snapshot) may still have no room for an entry. That
+//!    flush fails, and the next one writes the entries that it lacks. It may: their pages were synced, and a write that fails
+//!    leaves nothing in the kernel that a later sync could take for written.
+//! 3. A sync that fails is final, also that of the index: the kernel marks what it could not write as clean and reports it once
+//!    (fsync(2)), and pages that others wrote meanwhile may be among it. No later flush could be believed.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -93,8 +103,7 @@ pub struct Scratch {
     /// Slot of each page. A page never moves, so a reader may use its slot without the lock.
     slots: RwLock<HashMap<Page, u32>>,
     next: Mutex<Next>,
-    /// Held by the flush that runs, so that another one returns after it only. True once a flush has failed: the kernel
-    /// reports a lost page once, so no later flush could be believed (fsync(2)).
+    /// Held by the flush that runs, so that another one returns after it only. True once a sync has failed.
     has_failed: Mutex<bool>,
 }
 
@@ -129,7 +138,7 @@ impl Scratch {
         })
     }
 
-    /// Makes all earlier writes durable, if the file is kept.
+    /// Makes all earlier writes durable, if the file is kept. After a failure, the next call may succeed if the disk was full.
     pub fn flush(&self) -> io::Result<()> {
         if !self.is_kept {
             return Ok(());
@@ -138,10 +147,17 @@ impl Scratch {
         if *has_failed {
             return Err(io::Error::other("an earlier write to the scratch file was lost"));
         }
+        let mut sync = || self.file.sync_data().inspect_err(|_| *has_failed = true);
         let unnamed = std::mem::take(&mut self.next.lock().unnamed);
-        let named = self.name_pages(&unnamed);
-        *has_failed = named.is_err();
-        named
+        sync()?;
+        if unnamed.is_empty() {
+            return Ok(());
+        }
+        if let Err(error) = self.name_pages(&unnamed) {
+            self.next.lock().unnamed.extend(unnamed);
+            return Err(error);
+        }
+        sync()
     }
 
     /// Flushes, and marks a kept file as complete. Nothing may be written afterwards.
@@ -154,16 +170,20 @@ impl Scratch {
         Ok(())
     }
 
+    /// Writes index entries. An entry that is written again is the same.
     fn name_pages(&self, unnamed: &[(u32, Page)]) -> io::Result<()> {
-        self.file.sync_data()?;
-        if unnamed.is_empty() {
-            return Ok(());
-        }
         for (slot, page) in unnamed {
             let at = index_offset(*slot) + u64::from(*slot) % GROUP_PAGES * 8;
             self.file.write_all_at(&page.entry().to_le_bytes(), at)?;
         }
-        self.file.sync_data()
+        Ok(())
+    }
+
+    /// Writes the empty index pages of groups that begin with these new slots.
+    fn begin_groups(&self, new: Range<u32>) -> io::Result<()> {
+        let is_first = |slot: &u32| u64::from(*slot) % GROUP_PAGES == 0;
+        let mut first = new.filter(is_first);
+        first.try_for_each(|slot| self.file.write_all_at(&[0; PAGE_BYTES], index_offset(slot)))
     }
 
     /// Returns the sum of the pages that were written.
@@ -187,15 +207,21 @@ impl Scratch {
                 next.free.push(cut..free.end);
             }
         }
-        match next.slot.checked_add(left).filter(|end| *end <= self.limit_pages) {
-            Some(end) => {
-                taken.push(next.slot..end);
-                next.slot = end;
+        let end = next.slot.checked_add(left).filter(|end| *end <= self.limit_pages);
+        let new = end.map(|end| next.slot..end).ok_or(io::ErrorKind::StorageFull.into());
+        let begun = new.and_then(|new| match self.is_kept {
+            true => self.begin_groups(new.clone()).map(|()| new),
+            false => Ok(new),
+        });
+        match begun {
+            Ok(new) => {
+                next.slot = new.end;
+                taken.push(new);
                 Ok(taken)
             }
-            None => {
+            Err(error) => {
                 next.free.extend(taken);
-                Err(io::ErrorKind::StorageFull.into())
+                Err(error)
             }
         }
     }

@@ -291,7 +291,9 @@ impl ImageReader {
         let pages = piece.inside.start / PAGE_BYTES..pages_in(piece.inside.end);
         let mut page = pages.start;
         while page < pages.end {
-            if let Some(cached) = self.resources.pages.get(&(id, page as u16)) {
+            let cached = self.resources.pages.get(&(id, page as u16));
+            // Another length: this manifest gives a shorter or longer block the same id. The store's answer is the error.
+            if let Some(cached) = cached.filter(|cached| cached.len() == piece.page_len(page)) {
                 copy_page(page, &cached, &piece.inside, out);
                 page += 1;
                 continue;
@@ -345,6 +347,13 @@ struct Piece {
     inside: Range<usize>,
     /// Range in the reader's buffer.
     out: Range<usize>,
+}
+
+impl Piece {
+    /// Returns the length of a page of the block.
+    fn page_len(&self, page: usize) -> usize {
+        self.block_len.saturating_sub(page * PAGE_BYTES).min(PAGE_BYTES)
+    }
 }
 
 fn copy_page(page: usize, bytes: &[u8], inside: &Range<usize>, out: &mut [u8]) {

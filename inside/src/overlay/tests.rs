@@ -1,3 +1,5 @@
+use std::io::Write;
+use std::process::Command;
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -214,4 +216,108 @@ fn a_file_that_is_cut_or_damaged_is_refused() {
             Some(io::ErrorKind::InvalidData)
         );
     }
+}
+
+/// A file system of 1 MiB.
+struct Small(tempfile::TempDir);
+
+impl Small {
+    fn mount() -> Self {
+        let small = Self(tempfile::tempdir().expect("a directory"));
+        let arguments = ["-t", "tmpfs", "-o", "size=1m", "tmpfs"];
+        let mounted = Command::new("mount").args(arguments).arg(small.0.path()).status();
+        assert!(mounted.expect("mount of package mount").success(), "root can mount");
+        small
+    }
+
+    fn fill(&self) {
+        let mut filler = File::create(self.0.path().join("filler")).expect("creates");
+        while filler.write_all(&[1; PAGE_BYTES]).is_ok() {}
+    }
+
+    fn make_room(&self) {
+        std::fs::remove_file(self.0.path().join("filler")).expect("removes");
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.0.path()).status();
+    }
+}
+
+/// Writes three pages to a disk whose changes are kept on a small file system. Returns the file too.
+fn three_pages_on(small: &Small) -> (Arc<Scratch>, Overlay, File) {
+    let mut options = File::options();
+    options.read(true).write(true).create_new(true);
+    let file = options.open(small.0.path().join("kept")).expect("creates");
+    let disks = [ChangedDisk {
+        name: "vda".into(),
+        size_bytes: 1 << 20,
+    }];
+    let kept = file.try_clone().expect("clones");
+    let scratch = Arc::new(Scratch::create(kept, limits(1 << 30), Some((ID, &disks))).expect("creates"));
+    let overlay = Overlay::new(Arc::new(disk(1 << 20)), 0, Arc::clone(&scratch));
+    overlay.write_at(5 * PAGE, &[7; 3 * PAGE_BYTES]).expect("writes");
+    (scratch, overlay, file)
+}
+
+/// Number and first byte of each changed page.
+fn pages_of(changes: &Changes) -> Vec<(u64, u8)> {
+    let mut pages = Vec::new();
+    let mut each = |at: u64, bytes: &[u8]| {
+        pages.push((at / PAGE, bytes[0]));
+        Ok::<(), io::Error>(())
+    };
+    changes.pages("vda", &mut each).expect("reads");
+    pages
+}
+
+#[test]
+fn a_full_disk_takes_no_page_and_keeps_those_that_it_took() {
+    let small = Small::mount();
+    let (scratch, overlay, file) = three_pages_on(&small);
+    small.fill();
+    let error = overlay.write_at(20 * PAGE, &[8; PAGE_BYTES]).expect_err("is full");
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    overlay.write_at(6 * PAGE, &[9; PAGE_BYTES]).expect("has its page");
+    scratch.close().expect("needs no room");
+    drop((scratch, overlay));
+    let changes = Changes::open(file).expect("opens");
+    assert!(changes.is_closed());
+    assert_eq!(pages_of(&changes), [(5, 7), (6, 9), (7, 7)]);
+}
+
+#[test]
+fn a_group_that_finds_no_room_for_its_index_is_not_begun() {
+    let small = Small::mount();
+    let (scratch, overlay, _file) = three_pages_on(&small);
+    scratch.next.lock().slot = GROUP_PAGES as u32;
+    small.fill();
+    let error = overlay.write_at(20 * PAGE, &[8; PAGE_BYTES]).expect_err("is full");
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    assert_eq!(scratch.next.lock().slot, GROUP_PAGES as u32);
+    small.make_room();
+    overlay.write_at(20 * PAGE, &[8; PAGE_BYTES]).expect("there is room");
+}
+
+#[test]
+fn an_index_that_finds_no_room_is_written_by_the_next_flush() {
+    let small = Small::mount();
+    let (scratch, overlay, file) = three_pages_on(&small);
+    // As on a file system that can't overwrite in place.
+    let mode = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(&file, mode, index_offset(0), PAGE).expect("takes the room away");
+    small.fill();
+    for _ in 0..2 {
+        let error = overlay.flush().expect_err("is full");
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    }
+    small.make_room();
+    overlay.write_at(20 * PAGE, &[8; PAGE_BYTES]).expect("there is room");
+    overlay.flush().expect("there is room");
+    drop((scratch, overlay));
+    let changes = Changes::open(file).expect("opens");
+    assert!(!changes.is_closed());
+    assert_eq!(pages_of(&changes), [(5, 7), (6, 7), (7, 7), (20, 8)]);
 }

@@ -199,8 +199,7 @@ impl Drop for Pool {
         self.jobs = None;
         let threads = self.threads.get_mut();
         for thread in threads.drain(..) {
-            // A panic in the thread was reported there. Nothing waits for the promise that it left: a waiting stream
-            // would keep this pool alive.
+            // A panic in the thread was reported there.
             let _ = thread.join();
         }
     }
@@ -216,6 +215,15 @@ impl Job {
         let read = read_all(&*self.store, &mut wanted);
         for (((_, promise), bytes), read) in self.blocks.iter().zip(buffers).zip(read) {
             promise.set(read.ok().map(|()| bytes));
+        }
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        // After a panic, or in a queue that nothing reads any more: readers must not wait for ever.
+        for (_, promise) in &self.blocks {
+            promise.give_up();
         }
     }
 }
@@ -239,6 +247,17 @@ enum State {
 impl Promise {
     fn is_ready(&self) -> bool {
         matches!(*self.state.lock(), State::Ready(_))
+    }
+
+    fn has_failed(&self) -> bool {
+        matches!(*self.state.lock(), State::Failed)
+    }
+
+    /// Fails, unless there is a result.
+    fn give_up(&self) {
+        if matches!(*self.state.lock(), State::Waiting) {
+            self.set(None);
+        }
     }
 
     fn set(&self, bytes: Option<Vec<u8>>) {
@@ -332,6 +351,8 @@ impl Stream {
                 (None, Ok(Some(id))) => self.image.resources.ahead.often_read(&self.image, id, &piece),
                 (promise, _) => promise,
             };
+            // An id stands for one length. A manifest that gives it another one is damaged, and the store's answer says so.
+            let promise = promise.filter(|promise| promise.len == piece.block_len);
             // A block that could not be decoded as a whole is read again page by page: its intact pages can still be used,
             // and the error names the damaged one.
             if !promise.is_some_and(|promise| promise.copy(piece.inside.clone(), out)) {
@@ -419,5 +440,32 @@ impl Stream {
             }
         }
         pool.submit(&self.image.store, job);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::memory::MemoryStore;
+    use crate::tests::testing::SMALL;
+
+    #[test]
+    fn readers_of_a_block_whose_job_did_not_run_to_its_end_do_not_wait() {
+        let pool = Pool::start(1, 8192);
+        let promise = pool.promise(4096).expect("there is room");
+        let id = BlockId([7; 32]);
+        pool.kept.keep(id, Arc::clone(&promise));
+        let job = Job {
+            store: Arc::new(MemoryStore::new(SMALL)),
+            blocks: vec![(id, promise)],
+        };
+        let panicked = std::thread::spawn(move || {
+            let _job = job;
+            std::panic::resume_unwind(Box::new(()));
+        });
+        assert!(panicked.join().is_err());
+        let left = pool.kept.get(id).expect("is kept");
+        assert!(!left.copy(0..1, &mut [0]));
+        assert_eq!(pool.free_bytes(), 4096);
     }
 }

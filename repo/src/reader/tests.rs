@@ -1,9 +1,11 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::backup::Image;
 use crate::error::{Error, ErrorKind};
 use crate::store::memory::MemoryStore;
 use crate::tests::testing::{SMALL, mixed_bytes, store_image};
+use crate::writer::ImageWriter;
 
 struct Fixture {
     store: Arc<MemoryStore>,
@@ -186,6 +188,65 @@ fn a_block_with_many_small_reads_is_decoded_once() {
     assert_eq!(read(place(24, 5)), 1, "the third page");
     damage_block(&fixture, 24);
     assert_eq!(read(place(24, 12)), 1, "the store is not asked again");
+}
+
+#[test]
+fn a_block_under_an_id_of_another_length_is_an_error_and_not_a_panic() {
+    // The end of a disk, which a damaged manifest of another disk names as a block in its middle.
+    let block = 1 << 20;
+    let fixture = fixture(BlockSize::DEFAULT, block + 200_000);
+    let id = fixture.image.slot(BlockIndex(1)).expect("a slot");
+    let writer = ImageWriter::after(&*fixture.store, BlockSize::DEFAULT, 2 * block as u64, None);
+    writer.set(BlockIndex(0), &[id, None]).expect("sets");
+    let damaged = Image::new(
+        "vdb".parse().expect("a name"),
+        "test",
+        2 * block as u64,
+        writer.finish().expect("finishes"),
+    );
+    let resources = Arc::clone(&fixture.image.resources);
+    let damaged = ImageReader::open(fixture.store.clone(), resources, &damaged).expect("opens");
+    let damaged = Stream::new(Arc::new(damaged));
+    let stream = Stream::new(Arc::clone(&fixture.image));
+    let read = |page: usize| {
+        let (mut buffer, at) = ([0; 1000], block + page * PAGE_BYTES);
+        stream.read_at(at as u64, &mut buffer).expect("reads");
+        assert!(buffer == fixture.plain[at..at + 1000]);
+    };
+    let fails = |offset: u64| {
+        let error = damaged.read_at(offset, &mut [0; 1000]).expect_err("fails");
+        assert_eq!(error.kind(), ErrorKind::Corrupt);
+    };
+    // The last page, which is shorter than the damaged manifest says, is cached.
+    read(3);
+    fails(199_900);
+    read(1);
+    read(2);
+    assert_eq!(fixture.image.resources.ahead.kept_blocks(), 1);
+    // Not in pages that are cached: what was proven of the block is right under its id.
+    [1000, 199_900, 500_000].into_iter().for_each(fails);
+    read(0);
+}
+
+#[test]
+fn a_block_that_could_not_be_decoded_is_tried_again_after_a_while() {
+    let fixture = fixture(BlockSize::DEFAULT, 4 << 20);
+    let stream = Stream::new(Arc::clone(&fixture.image));
+    let resources = &fixture.image.resources;
+    let mut buffer = vec![0; 1000];
+    let mut read = |page: usize| {
+        let at = page * PAGE_BYTES;
+        stream.read_at(at as u64, &mut buffer).expect("reads");
+        assert!(buffer == fixture.plain[at..at + 1000], "an intact page");
+        resources.ahead.kept_blocks()
+    };
+    damage_block(&fixture, 0);
+    let pages = [4, 1, 6, 2];
+    assert_eq!(pages.map(&mut read)[2..], [1, 1], "that it failed is remembered");
+    let failed = std::time::Instant::now();
+    read(7);
+    resources.drop_idle(failed.elapsed());
+    assert_eq!(resources.ahead.kept_blocks(), 0, "not for longer because it is read");
 }
 
 #[test]

@@ -31,11 +31,14 @@ struct State {
 }
 
 impl Kept {
-    /// Returns a block, which may still be on its way.
+    /// Returns a block, which may still be on its way, or could not be decoded. The latter is kept as well, because each read
+    /// in it would try that again, but not for longer because it is read: the store may have been out of reach for a moment.
     pub(super) fn get(&self, id: BlockId) -> Option<Arc<Promise>> {
         let mut state = self.0.lock();
         let (promise, used) = state.blocks.get_mut(&id)?;
-        *used = Instant::now();
+        if !promise.has_failed() {
+            *used = Instant::now();
+        }
         Some(Arc::clone(promise))
     }
 
