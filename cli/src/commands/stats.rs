@@ -1,7 +1,7 @@
 //! `vbk stats`
 
 use serde::Serialize;
-use vbk_repo::repository::directory::disk_usage::DiskUsage;
+use vbk_repo::repository::DiskUsage;
 use vbk_repo::stats::{Stats, stats};
 
 use crate::context::{Context, threads};

@@ -145,7 +145,7 @@ fn age(since: Timestamp, now: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vbk_repo::repository::directory::disk_usage::DiskUsage;
+    use vbk_repo::repository::DiskUsage;
     use vbk_repo::repository::directory::disk_usage::FileSystem;
 
     const NOW: &str = "2026-11-21T06:00:12Z";

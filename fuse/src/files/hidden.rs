@@ -143,7 +143,7 @@ mod tests {
         let images = hidden.path().to_owned();
         let served = Served::take(&images).expect("no other process has it");
         // As in a mount namespace that does not see the mount, after the command has ended.
-        drop(hidden._lock);
+        hidden._lock.unlock().expect("unlocks");
         clean_directories(root.path());
         assert!(images.exists());
         drop(served);

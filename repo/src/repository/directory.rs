@@ -34,11 +34,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::keys::{self, Keys, SlotFile, Unlock};
 use crate::store::rocks::{RocksReader, RocksStore, path_in};
 use crate::store::{ENCRYPTION, Identity, StoreManager, StoreReader, StoreWriter};
-use disk_usage::{DiskUsage, FileSystem, disk_usage, file_system};
+use disk_usage::{FileSystem, disk_usage, file_system};
 use lock::{Told, WriterLock};
 use store_repair::{Mended, check_tables, mend};
 
-use super::home::{Home, Keeper, Marker, Room, Session, Snapshot, Wait};
+use super::home::{DiskUsage, Home, Keeper, Marker, Reserve, Room, Session, Snapshot, Wait};
 
 /// The newest directory layout that this vbk reads, and the one it writes.
 pub const LAYOUT_FORMAT: u32 = 1;
@@ -50,17 +50,6 @@ const FIRST_VIEW_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The most that the default reserve is: as much as a prune can use at once.
 const DEFAULT_RESERVE_BYTES: u64 = 8 << 30;
-
-/// Free space that a backup leaves on a repository's file system: for a prune, and for everything else on it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Reserve {
-    /// 5 %, and 8 GiB at most.
-    Default,
-    /// A share of the file system, from 0 to 1.
-    Share(f64),
-    /// Bytes.
-    Bytes(u64),
-}
 
 /// A directory that is known to be a repository.
 #[derive(Debug, Clone)]

@@ -8,13 +8,13 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
-use super::Reserve;
-use super::directory::disk_usage::DiskUsage;
-use super::managing::Pruned;
+use serde::{Deserialize, Serialize};
+
 use crate::error::Result;
 use crate::keys::{self, Keys, SlotFile, Unlock};
-use crate::store::{Identity, PruneOptions, StoreManager, StoreReader, StoreWriter};
+use crate::store::{Identity, PruneOptions, StoreManager, StoreReader, StoreWriter, Swept};
 
 /// Decides whether to go on waiting for the process that holds the lock; it is called with that process's
 /// description about five times a second.
@@ -209,4 +209,45 @@ pub struct Room {
     pub used_bytes: u64,
     /// Bytes that are free for it.
     pub free_bytes: u64,
+}
+
+/// Bytes that a repository takes on disk. Each file is counted once, however many links it has, and sparse files by
+/// their allocated size.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskUsage {
+    /// All bytes of the repository.
+    pub total_bytes: u64,
+    /// Bytes of the store.
+    pub store_bytes: u64,
+    /// Bytes that the current view has and the store does not.
+    pub current_view_bytes: u64,
+    /// Bytes that only other views have. They are freed when the last reader of those views ends and the next writer
+    /// removes them.
+    pub other_views_bytes: u64,
+}
+
+/// Free space that a backup leaves on a repository's file system: for a prune, and for everything else on it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Reserve {
+    /// 5 %, and 8 GiB at most.
+    Default,
+    /// A share of the file system, from 0 to 1.
+    Share(f64),
+    /// Bytes.
+    Bytes(u64),
+}
+
+/// Result of a prune.
+#[derive(Debug, Clone, Copy)]
+pub struct Pruned {
+    /// Backups that are kept.
+    pub backups: u64,
+    /// Blocks and nodes of manifests that were found and removed.
+    pub swept: Swept,
+    /// Time that the marking took.
+    pub marked: Duration,
+    /// Room that the repository took before.
+    pub used_before_bytes: u64,
+    /// Room that it takes now. Views of running readers still hold some of it, and free it when they end.
+    pub used_after_bytes: u64,
 }

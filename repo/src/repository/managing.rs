@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::Writer;
-use super::home::Keeper;
+use super::home::{Keeper, Pruned};
 use crate::catalogue::Catalogue;
 use crate::error::{Error, Result};
 use crate::mark::{check_complete, mark, mark_sealed};
 use crate::standing::Standing;
 use crate::state::{self, State, States};
-use crate::store::{ENCRYPTION, Identity, Live, Note, PruneOptions, StoreManager, Swept};
+use crate::store::{ENCRYPTION, Identity, Live, Note, PruneOptions, StoreManager};
 
 /// Removed bytes after which a prune shows readers its progress, and releases the view before. Fewer where less is free.
 const PUBLISH_BYTES: u64 = 2 << 30;
@@ -190,19 +190,4 @@ impl Pruning<'_> {
             used_after_bytes: keeper.room()?.used_bytes,
         })
     }
-}
-
-/// Result of a prune.
-#[derive(Debug, Clone, Copy)]
-pub struct Pruned {
-    /// Backups that are kept.
-    pub backups: u64,
-    /// Blocks and nodes of manifests that were found and removed.
-    pub swept: Swept,
-    /// Time that the marking took.
-    pub marked: Duration,
-    /// Room that the repository took before.
-    pub used_before_bytes: u64,
-    /// Room that it takes now. Views of running readers still hold some of it, and free it when they end.
-    pub used_after_bytes: u64,
 }

@@ -12,8 +12,9 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::repository::Repository;
-use crate::repository::directory::disk_usage::{DiskUsage, FileSystem, disk_usage, file_system};
+use crate::repository::directory::disk_usage::{FileSystem, disk_usage, file_system};
 use crate::repository::directory::lock::{Holder, with_arguments};
+use crate::repository::home::DiskUsage;
 
 mod locks;
 

@@ -6,26 +6,12 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::repository::directory::views;
+use crate::repository::home::DiskUsage;
 use crate::store::rocks;
-
-/// Bytes that a repository takes on disk. Each file is counted once, however many links it has, and sparse files by
-/// their allocated size.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskUsage {
-    /// All bytes of the repository.
-    pub total_bytes: u64,
-    /// Bytes of the store.
-    pub store_bytes: u64,
-    /// Bytes that the current view has and the store does not.
-    pub current_view_bytes: u64,
-    /// Bytes that only other views have. They are freed when the last reader of those views ends and the next writer
-    /// removes them.
-    pub other_views_bytes: u64,
-}
 
 /// Measures the space of a repository. Does not follow links, stays on one file system, and skips files that vanish
 /// meanwhile and directories that may not be entered, such as `lost+found`.
