@@ -214,11 +214,21 @@ impl Inode {
 }
 
 /// Lays the record of a fast commit over an inode (`ext4_fc_replay_inode`). Blocks have records of their own, so that the
-/// map stays, unless it is no map but the content, the target of a short link or the number of a device.
+/// map stays, unless the record has no map but the content, the target of a short link or the number of a device. Only a
+/// map stays: content that lay in the inode would make block numbers that its writer has chosen.
 fn lay_over(inode: &mut [u8], record: &[u8]) {
-    let (flags, is_node) = (le32(record, 0x20), matches!(le16(record, 0) >> 12, 0x4 | 0x8));
-    let has_map = flags & FLAG_INLINE_DATA == 0 && (is_node || flags & FLAG_EXTENTS != 0);
-    let mut map: [u8; 60] = std::array::from_fn(|at| inode[BLOCK_MAP.start + at]);
+    let format = |inode: &[u8]| {
+        (
+            le16(inode, 0) >> 12,
+            le32(inode, 0x20) & (FLAG_EXTENTS | FLAG_INLINE_DATA),
+        )
+    };
+    let (kind, flags) = format(record);
+    let has_map = flags & FLAG_INLINE_DATA == 0 && (matches!(kind, 0x4 | 0x8) || flags & FLAG_EXTENTS != 0);
+    let mut map = [0; BLOCK_MAP.end - BLOCK_MAP.start];
+    if format(inode) == (kind, flags) {
+        map.copy_from_slice(&inode[BLOCK_MAP]);
+    }
     if flags & FLAG_EXTENTS != 0 && !map.starts_with(&[0x0a, 0xf3]) {
         // The root of an empty tree, with space for four extents.
         map[..12].copy_from_slice(&[0x0a, 0xf3, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0]);

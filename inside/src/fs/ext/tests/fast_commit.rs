@@ -7,7 +7,7 @@ use super::*;
 use crate::fs::ext::fast_commit::Scan;
 use crate::fs::ext::ranges::{Ranges, Run};
 
-fn sync(path: &Path) {
+pub(super) fn sync(path: &Path) {
     File::open(path).and_then(|file| file.sync_all()).expect("syncs");
 }
 
@@ -172,6 +172,65 @@ fn block(tags: &[Vec<u8>], sequence: u32) -> Vec<u8> {
     bytes
 }
 
+/// Returns the offset of the first block of fast commits, and the number of the transaction to which they belong.
+fn fast_commits(image: &Image) -> (u64, u32) {
+    let bytes = fs::read(image.path()).expect("reads");
+    let head = [9, 0, 8, 0, 0, 0, 0, 0];
+    let area = bytes
+        .chunks(4096)
+        .position(|block| block.starts_with(&head))
+        .expect("a fast commit")
+        * 4096;
+    (area as u64, superblock::u32_at(&bytes, area + 8).expect("a number"))
+}
+
+/// A file whose content lies in the inode looks like the root of a tree, and then gets blocks.
+#[test]
+fn content_in_an_inode_never_becomes_a_map_of_blocks() {
+    let image = Image::new(200 << 20, "-t ext4 -b 4096 -O fast_commit,inline_data");
+    let mounted = image.mount("commit=300");
+    let root = mounted.path();
+    fs::write(root.join("secret"), noise(4096, 1)).expect("writes");
+    rustix::fs::syncfs(File::open(root).expect("opens")).expect("syncs");
+    let tree = image.open();
+    let secret = tree.lookup(tree.root(), b"secret").expect("a file").number as u32;
+    let blocks = Blocks::new(Inode::read(&tree.volume, secret).expect("an inode"));
+    let secret = blocks.run(&tree.volume, 0).expect("a run").block.expect("content");
+    let header = [0x0a, 0xf3, 1, 0, 4, 0, 0, 0, 0, 0, 0, 0];
+    let extent = [&[0, 0, 0, 0, 1, 0, 0, 0][..], &(secret as u32).to_le_bytes()].concat();
+    let content = [&header[..], &extent, &[0; 36]].concat();
+    fs::write(root.join("small"), &content).expect("writes");
+    rustix::fs::syncfs(File::open(root).expect("opens")).expect("syncs");
+    for number in 0..2 {
+        fs::write(root.join("new"), noise(9000, number)).expect("writes");
+        sync(&root.join("new"));
+    }
+    let copy = copy_of(&image);
+    drop(mounted);
+    let tree = copy.open();
+    let small = tree.lookup(tree.root(), b"small").expect("a file");
+    let read = |tree: Arc<Ext>, length: usize| {
+        let mut buf = vec![1; length];
+        let file = tree.open(small).expect("opens");
+        file.read_at(0, &mut buf).map(|()| buf).expect("reads")
+    };
+    assert_eq!(read(Arc::clone(&tree), 60), content);
+    let (block_of_inode, at) = tree.volume.inode_position(small.number as u32).expect("a position");
+    let mut record = vec![0; 160];
+    tree.volume.metadata(block_of_inode, at, &mut record).expect("reads");
+    record[4..8].copy_from_slice(&4096_u32.to_le_bytes());
+    let (area, sequence) = fast_commits(&copy);
+    for flags in [0x8_0000_u32, 0] {
+        record[0x20..0x24].copy_from_slice(&flags.to_le_bytes());
+        let tags = [
+            tag(9, &words(&[0, sequence], b"")),
+            tag(6, &words(&[small.number as u32], &record)),
+        ];
+        copy.file().write_all_at(&block(&tags, sequence), area).expect("writes");
+        assert!(read(copy.open(), 4096) == [0; 4096], "flags {flags:#x}");
+    }
+}
+
 #[test]
 fn every_tag_counts_up_to_the_first_commit_that_is_not_complete() {
     let image = Image::new(200 << 20, "-t ext4 -b 4096 -O fast_commit");
@@ -181,14 +240,7 @@ fn every_tag_counts_up_to_the_first_commit_that_is_not_complete() {
     sync(&mounted.path().join("new"));
     let copy = copy_of(&image);
     drop(mounted);
-    let bytes = fs::read(copy.path()).expect("reads");
-    let head = [9, 0, 8, 0, 0, 0, 0, 0];
-    let area = bytes
-        .chunks(4096)
-        .position(|block| block.starts_with(&head))
-        .expect("a fast commit")
-        * 4096;
-    let sequence = superblock::u32_at(&bytes, area + 8).expect("a number");
+    let (area, sequence) = fast_commits(&copy);
     let tree = copy.open();
     let number = |name: &[u8]| tree.lookup(tree.root(), name).map(|node| node.number as u32);
     let (grown, moved) = (number(b"grown").expect("a file"), number(b"moved").expect("a file"));
@@ -221,7 +273,7 @@ fn every_tag_counts_up_to_the_first_commit_that_is_not_complete() {
         added(4, 0x8001, run),
     ];
     let second = block(&tags, sequence);
-    copy.file().write_all_at(&second, area as u64 + 4096).expect("writes");
+    copy.file().write_all_at(&second, area + 4096).expect("writes");
     let third = block(&[tag(5, &words(&[2, grown], b"grown"))], sequence);
     let older = block(&[tag(5, &words(&[2, grown], b"grown"))], sequence - 1);
     let mut damaged = third.clone();
@@ -235,7 +287,7 @@ fn every_tag_counts_up_to_the_first_commit_that_is_not_complete() {
         (&damaged, "wrong checksum"),
         (&features, "unknown features 0x4"),
     ] {
-        copy.file().write_all_at(next, area as u64 + 8192).expect("writes");
+        copy.file().write_all_at(next, area + 8192).expect("writes");
         let tree = copy.open();
         let remarks = tree.remarks();
         assert!(remarks[0].ends_with(", and 2 fast commits)"), "{remarks:?}");
@@ -262,7 +314,7 @@ fn every_tag_counts_up_to_the_first_commit_that_is_not_complete() {
             assert_eq!(block_of(number).unwrap_or(0), expected, "block {number}");
         }
     }
-    copy.file().write_all_at(&third, area as u64 + 8192).expect("writes");
+    copy.file().write_all_at(&third, area + 8192).expect("writes");
     let tree = copy.open();
     assert!(matches!(tree.lookup(tree.root(), b"grown"), Err(Error::NotFound)));
 }

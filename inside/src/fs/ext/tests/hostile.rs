@@ -13,7 +13,7 @@ fn fuzz(bytes: &[u8]) {
     fuzzing::files(open(Arc::new(bytes.to_vec())));
 }
 
-/// Small images with everything in them, one of which has a journal that was not written back.
+/// Small images with everything in them. The journals were not written back, of which the last has fast commits.
 fn images() -> &'static [Vec<u8>] {
     static IMAGES: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
     IMAGES.get_or_init(|| {
@@ -21,6 +21,7 @@ fn images() -> &'static [Vec<u8>] {
             "-t ext2 -b 1024",
             "-t ext4 -b 1024 -J size=1 -O ^metadata_csum,^resize_inode,inline_data -I 256",
             "-t ext4 -b 1024 -J size=1 -O metadata_csum,^resize_inode,ea_inode",
+            "-t ext4 -b 1024 -J size=2,fast_commit_size=256 -O fast_commit,metadata_csum,^resize_inode",
         ];
         let image = |kind: &str| {
             let image = Image::new(6 << 20, kind);
@@ -50,8 +51,19 @@ fn images() -> &'static [Vec<u8>] {
             fs::remove_dir_all(root.join("inside")).expect("removes");
             let root = File::open(root).expect("opens");
             root.sync_all().expect("syncs");
-            if kind.contains("ext2") {
+            // ext2 has no journal, and fast commits follow a whole one.
+            if kind.contains("ext2") || kind.contains("fast_commit") {
                 rustix::fs::syncfs(&root).expect("syncs");
+            }
+            if kind.contains("fast_commit") {
+                let at = |name: String| mounted.path().join(name);
+                for number in 0..3 {
+                    let old = at(format!("a long name to have an index {number}"));
+                    fs::rename(old, at(format!("renamed {number}"))).expect("renames");
+                    fs::write(at(format!("new {number}")), noise(3000, number)).expect("writes");
+                    fs::remove_file(at(format!("a long name to have an index 1{number}"))).expect("removes");
+                    fast_commit::sync(&at(format!("new {number}")));
+                }
             }
             fs::read(image.path()).expect("reads the image")
         };
@@ -61,9 +73,11 @@ fn images() -> &'static [Vec<u8>] {
 
 #[test]
 fn seeds() {
-    for (name, image) in ["ext2", "inline-data", "journal"].iter().zip(images()) {
+    for (name, image) in ["ext2", "inline-data", "journal", "fast-commits"].iter().zip(images()) {
         fuzzing::seed_disks("ext", name, &[Arc::new(image.clone())]);
     }
+    let remarks = open(Arc::new(images()[3].clone())).expect("opens").remarks();
+    assert!(remarks.concat().contains(" fast commits"), "{remarks:?}");
 }
 
 /// Returns the parts of an image that hold anything, outside the content of files.
@@ -106,7 +120,7 @@ proptest! {
 
     #[test]
     fn no_damage_makes_the_reader_panic(
-        which in 0..3_usize,
+        which in 0..images().len(),
         mutations in proptest::collection::vec(mutation(), 1..20),
     ) {
         let mut image = images()[which].clone();
