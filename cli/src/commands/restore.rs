@@ -119,10 +119,11 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
         Some(FileFormat::Qcow2) => Format::Qcow2,
         Some(FileFormat::Raw) | None => Format::Raw,
     };
+    let (changes, known) = changes(args, &entry.id.to_string(), image)?;
     let options = RestoreOptions {
         label: label.clone(),
         format,
-        changes: changes(args, &entry.id.to_string(), image)?,
+        changes,
         force: args.force,
         fill: Fill::Image,
         damaged,
@@ -147,24 +148,30 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
         Damaged::Keep => "they are as they were at the target, or zeros in a new file",
         Damaged::Zeros | Damaged::Refuse => "they are zeros",
     };
-    let outcome = print_damaged(&label, &restored.damaged, lost);
+    let outcome = known.worse(print_damaged(&label, &restored.damaged, lost));
     context.json_result(&Report::new(&disk, target, &restored, took))?;
     Ok(outcome)
 }
 
-/// Opens the file of --changes.
-fn changes(args: &RestoreArgs, id: &str, image: &Image) -> Result<Option<DiskChanges>> {
+/// Opens the file of --changes. The outcome is a warning if it may lack the last writes.
+fn changes(args: &RestoreArgs, id: &str, image: &Image) -> Result<(Option<DiskChanges>, Outcome)> {
     let Some(path) = &args.changes else {
-        return Ok(None);
+        return Ok((None, Outcome::Done));
     };
     let changes = open_changes(path, id, &[image])?;
-    if !changes.is_closed() {
-        tracing::warn!(
-            "the mount that wrote {} was killed: it holds what was written before the last sync, and a btrfs may have another UUID",
-            path.display()
-        );
-    }
-    Ok(Some(DiskChanges::new(Arc::new(changes), image.disk.as_str())))
+    let outcome = match changes.is_closed() {
+        true => Outcome::Done,
+        false => {
+            tracing::warn!(
+                "{} is not complete: the mount that wrote it was killed, or could not close it. It holds what was written before \
+                 the last sync, perhaps more, and a btrfs may have another UUID",
+                path.display()
+            );
+            Outcome::Warnings
+        }
+    };
+    let changes = DiskChanges::new(Arc::new(changes), image.disk.as_str());
+    Ok((Some(changes), outcome))
 }
 
 /// An error if the disk can't go to standard output.

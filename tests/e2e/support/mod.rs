@@ -5,10 +5,12 @@ macro_rules! args {
     ($($arg:expr),* $(,)?) => { vec![$(std::ffi::OsString::from(&$arg)),*] };
 }
 
+pub mod apart;
 pub mod bytes;
 pub mod disk;
 pub mod inside;
 pub mod kernel;
 pub mod lab;
 pub mod run;
+pub mod small;
 pub mod tools;
