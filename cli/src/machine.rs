@@ -66,6 +66,14 @@ fn own_directory(path: PathBuf) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Returns the effective user of a process; `None` if there is no such process.
+pub fn user_of_process(pid: u32) -> Option<u32> {
+    // Not the owner of the directory: that is root for a process that keeps its memory to itself (proc(5)).
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let users = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    users.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// Returns whether this process is the one in the background.
 pub fn is_background() -> bool {
     std::env::var_os(BACKGROUND_LOG).is_some()

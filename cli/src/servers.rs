@@ -5,6 +5,8 @@
 //! everything. A process that ended without the second line was killed. It removes a record with a good end itself: a run
 //! that waits has it open. Another one stays until `vbk umount` has reported it, or for a week.
 
+mod records;
+
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
@@ -13,6 +15,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 use vbk_fuse::scratch::KeptFile;
 use vbk_fuse::volumes::{self, FuseMount};
@@ -21,13 +24,14 @@ use vbk_repo::repository::Repository;
 
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
-use crate::machine::{BACKGROUND_LOG, runtime_directory};
+use crate::machine::{BACKGROUND_LOG, runtime_directory, user_of_process};
 use crate::terminal::units;
 
-/// Beginning and end of a record's name.
-const NAME: (&str, &str) = ("mount-", ".json");
+use records::Found;
+pub use records::is_record;
+
 /// Largest record that is read; one has a few paths.
-const MAX_BYTES: u64 = 1 << 20;
+const MAX_BYTES: u64 = 64 << 10;
 /// Time that a process may take to end which saves nothing. It stays as long as another mount namespace, e.g. of a service,
 /// has a copy of the mount.
 const END_LIMIT: Duration = Duration::from_secs(30);
@@ -101,7 +105,7 @@ impl Record {
         let made = DirBuilder::new().mode(0o700).recursive(true).create(&root);
         made.map_err(failed(&root))?;
         let stamp = Timestamp::now().as_nanosecond();
-        let path = root.join(format!("{}{}-{stamp:x}{}", NAME.0, std::process::id(), NAME.1));
+        let path = root.join(records::name(&format!("{}-{stamp:x}", std::process::id())));
         let mut options = OpenOptions::new();
         let file = options.write(true).create_new(true).mode(0o600).open(&path);
         let file = file.map_err(failed(&path))?;
@@ -187,55 +191,79 @@ impl Drop for Record {
 /// A process that serves a mount, or did.
 #[derive(Debug)]
 pub struct Server {
-    /// Its mount.
+    /// Its mount. Of another user, these are that user's words.
     pub served: Served,
     file: File,
-    path: PathBuf,
+    /// Path of the record, if it is this user's.
+    path: Option<PathBuf>,
+    owner: u32,
 }
 
-/// The processes of this user, the last one that was started first.
+/// The processes of this user, for root also those of others, the last one that was started first.
 #[derive(Debug, Default)]
 pub struct Servers(Vec<Server>);
 
 impl Servers {
     /// Opens all records. To be called before a mount is taken down, whose process may then remove its own.
     pub fn read() -> Self {
-        let Ok(root) = runtime_directory() else {
-            return Self::default();
-        };
-        let entries = std::fs::read_dir(root).into_iter().flatten().flatten();
-        let mut servers: Vec<_> = entries.filter_map(|entry| Server::open(entry.path())).collect();
+        let mut found = records::own();
+        if geteuid().is_root() {
+            let users = volumes::users_of_ours().unwrap_or_default();
+            found.extend(users.into_iter().filter(|user| *user != 0).flat_map(records::of_user));
+        }
+        let mut servers: Vec<_> = found.into_iter().filter_map(Server::open).collect();
         servers.sort_by_key(|server| std::cmp::Reverse(server.served.since));
         Self(servers)
     }
 
-    /// Returns the process that serves a file system. The kernel may have given its number to an earlier one, whose process
-    /// has yet to end. `None` for one of another user, whose records this one does not see.
+    /// Returns the process that serves a file system: that of the user who has mounted it, as the kernel says. The kernel may
+    /// have given its number to an earlier one, whose process has yet to end.
     pub fn serving(&self, mounted: Option<FuseMount>) -> Option<&Server> {
-        let mounted = mounted.filter(|mounted| mounted.user == Some(nix::unistd::geteuid().as_raw()))?;
-        self.0.iter().find(|server| server.served.device == mounted.device)
+        let mounted = mounted?;
+        let serves = |server: &&Server| mounted.user == Some(server.owner) && server.served.device == mounted.device;
+        self.0.iter().find(serves)
     }
 
-    /// Returns the process that served the mount at a directory.
+    /// Returns this user's process that served the mount at a directory.
     pub fn at(&self, point: &Path) -> Option<&Server> {
-        self.0.iter().find(|server| server.served.point == point)
+        self.own().find(|server| server.served.point == point)
     }
 
-    /// Returns the process with this id.
+    /// Returns this user's process with this id.
     pub fn process(&self, pid: u32) -> Option<&Server> {
-        self.0.iter().find(|server| server.served.pid == pid)
+        self.own().find(|server| server.served.pid == pid)
+    }
+
+    fn own(&self) -> impl Iterator<Item = &Server> {
+        self.0.iter().filter(|server| server.is_own())
     }
 }
 
 impl Server {
-    fn open(path: PathBuf) -> Option<Self> {
-        let name = path.file_name()?.to_str()?;
-        if !name.starts_with(NAME.0) || !name.ends_with(NAME.1) {
-            return None;
-        }
-        let file = File::open(&path).ok()?;
+    fn open(found: Found) -> Option<Self> {
+        let Found { file, path, owner } = found;
         let served = serde_json::from_str(lines_of(&file)?.lines().next()?).ok()?;
-        Some(Self { served, file, path })
+        Some(Self {
+            served,
+            file,
+            path,
+            owner,
+        })
+    }
+
+    fn is_own(&self) -> bool {
+        self.path.is_some()
+    }
+
+    /// Tests whether this is the process of another user and has ended. Their mounts do not tell root.
+    pub fn is_gone_of_another(&self) -> bool {
+        !self.is_own() && !self.is_running()
+    }
+
+    /// Returns the id of the process, unless it is now that of another user's process.
+    pub fn pid(&self) -> Option<u32> {
+        let pid = self.served.pid;
+        (self.is_own() || user_of_process(pid) == Some(self.owner)).then_some(pid)
     }
 
     /// Returns the file that keeps what was written.
@@ -276,6 +304,7 @@ impl Server {
     pub fn conclude(&self, context: &Context<'_>) -> Result<Outcome> {
         let Served { pid, point, save, .. } = &self.served;
         let (limit, doing) = match save {
+            Some(_) if !self.is_own() => (END_LIMIT, "to end".to_owned()),
             Some(file) => (CLOSE_LIMIT, format!("to close {}", file.path.display())),
             None => (END_LIMIT, "to end".to_owned()),
         };
@@ -286,16 +315,36 @@ impl Server {
                 "process {pid}, which served {point}, had {} s {doing} and has not; `vbk umount {point}` waits again",
                 limit.as_secs()
             );
-            if save.is_some() {
+            if save.is_some() && self.is_own() {
                 return Err(Error::Busy(text));
             }
             tracing::warn!("{text}");
             return Ok(Outcome::Warnings);
         }
+        let Some(path) = &self.path else {
+            return Ok(self.tell_end_of_another());
+        };
         let told = self.tell_end(context);
         // A good end leaves none.
-        let _ = std::fs::remove_file(&self.path);
+        let _ = std::fs::remove_file(path);
         told.map(|()| Outcome::Done)
+    }
+
+    /// Says that a process of another user did not end well. The reason is left to that user, whose record stays.
+    fn tell_end_of_another(&self) -> Outcome {
+        let is_good = match self.end() {
+            Some(end) => end.failure.is_none(),
+            None => self.served.save.is_none(),
+        };
+        if is_good {
+            return Outcome::Done;
+        }
+        tracing::warn!(
+            "a process of user {}, which served a mount, was killed or failed; `vbk umount {}` tells that user more",
+            self.owner,
+            self.served.point.display()
+        );
+        Outcome::Warnings
     }
 
     fn tell_end(&self, context: &Context<'_>) -> Result<()> {
@@ -340,10 +389,14 @@ impl Server {
             tracing::warn!("process {} has not ended", self.served.pid);
             return;
         }
+        // A path in the record of another user would lead root anywhere.
+        let Some(path) = &self.path else {
+            return;
+        };
         if let Some(file) = &self.served.save {
             file.remove();
         }
-        let _ = std::fs::remove_file(&self.path);
+        let _ = std::fs::remove_file(path);
     }
 }
 
@@ -355,7 +408,41 @@ fn lines_of(file: &File) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// Tests whether a file in the runtime directory is a record.
-pub fn is_record(name: &str) -> bool {
-    name.starts_with(NAME.0) && name.ends_with(NAME.1)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(owner: u32, number: u32) -> Server {
+        let line = format!(
+            r#"{{"pid":1,"since":"2026-11-20T00:00:00Z","repository":"/r","backup":null,"save":null,"restore":"",
+                "point":"/mnt","device":[0,{number}],"log":null}}"#
+        );
+        Server {
+            served: serde_json::from_str(&line).expect("parses"),
+            file: tempfile::tempfile().expect("a file"),
+            path: (owner == 0).then(|| "/run/vbk/mount-1.json".into()),
+            owner,
+        }
+    }
+
+    #[test]
+    fn a_user_is_believed_only_about_own_mounts_and_processes() {
+        // Of a mount of root's, and of one of theirs.
+        let forged = Servers(vec![server(1000, 40), server(1000, 41)]);
+        let mounted = |user, number| {
+            Some(FuseMount {
+                device: (0, number),
+                user: Some(user),
+            })
+        };
+        assert!(forged.serving(mounted(0, 40)).is_none());
+        assert!(forged.serving(mounted(1001, 41)).is_none());
+        let theirs = forged.serving(mounted(1000, 41)).expect("is found");
+        assert_eq!(theirs.pid(), None, "the first process is root's");
+        assert!(theirs.is_gone_of_another());
+        assert!(forged.process(1).is_none() && forged.at(Path::new("/mnt")).is_none());
+        let own = Servers(vec![server(1000, 40), server(0, 40)]);
+        assert_eq!(own.serving(mounted(0, 40)).expect("is found").owner, 0);
+        assert_eq!(own.process(1).and_then(Server::pid), Some(1));
+    }
 }

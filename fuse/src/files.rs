@@ -28,7 +28,7 @@ use crate::volumes::{self, Access, Action, SectorSize, Volume, VolumeReport, Whe
 use found::{Found, Plan};
 use hidden::Hidden;
 
-pub use hidden::clean_directories;
+pub use hidden::{Served, clean_directories};
 
 /// Directory below which the images for mounts of files are mounted.
 pub const HIDDEN_ROOT: &str = "/run/vbk";

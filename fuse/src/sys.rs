@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag};
 use nix::mount::{MntFlags, MsFlags};
 
 pub(crate) use nix::errno::Errno;
@@ -207,13 +208,26 @@ pub(crate) fn remount_read_only(target: &Path) -> Result<(), Errno> {
 
 /// Unmounts the top mount at `target`, which may be dead: the last part of the path is looked up without asking its
 /// file system (`UMOUNT_NOFOLLOW`, umount2(2)). With `detach`, it and all mounts below it disappear at once, and the
-/// kernel releases them after their last user.
+/// kernel releases them after their last user. `target` is a path of the kernel's table, which has no links: one that the
+/// owner of a directory has put there since is not followed to another mount.
 pub(crate) fn unmount(target: &Path, detach: bool) -> Result<(), Errno> {
     let mut flags = MntFlags::UMOUNT_NOFOLLOW;
     if detach {
         flags |= MntFlags::MNT_DETACH;
     }
-    nix::mount::umount2(target, flags)
+    let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
+        return nix::mount::umount2(target, flags);
+    };
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    let parent = match nix::fcntl::openat2(nix::fcntl::AT_FDCWD, parent, how) {
+        // Before Linux 5.6.
+        Err(Errno::ENOSYS) => return nix::mount::umount2(target, flags),
+        opened => opened?,
+    };
+    let target = Path::new("/proc/self/fd").join(parent.as_raw_fd().to_string());
+    nix::mount::umount2(&target.join(name), flags)
 }
 
 /// Time that a file system has to answer before it counts as alive but slow.

@@ -43,9 +43,9 @@ pub use checks::{check_fuse, check_mount_point};
 pub(crate) use checks::{check_loop_rights, only_root_reaches};
 pub use error::MountError;
 pub use loopdev::SectorSize;
-pub use ours::{FuseMount, MountKind, OurMount, device_at, files_mounted_from, list_ours, mount_point};
-pub(crate) use teardown::abandoned;
+pub use ours::{FuseMount, MountKind, OurMount, device_at, files_mounted_from, list_ours, mount_point, users_of_ours};
 pub use teardown::{Cleaned, Unmounted, WhenBusy, clean_leftovers, unmount};
+pub(crate) use teardown::{abandoned, remove_directories};
 
 /// Decision for a volume: to mount it, or not.
 #[derive(Debug, Clone, PartialEq, Eq)]

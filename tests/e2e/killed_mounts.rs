@@ -8,11 +8,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::support::apart::run_apart;
 use crate::support::bytes::{MIB, assert_same, write_noise};
 use crate::support::disk::Disk;
 use crate::support::kernel;
-use crate::support::lab::{Lab, VBK, names_in, str_of, u64_of};
-use crate::support::tools::{command, try_tool, wait_until};
+use crate::support::lab::{Lab, names_in, str_of, u64_of};
+use crate::support::tools::{try_tool, wait_until};
 
 fn kill_process_of(mount: &Value) {
     let pid = i32::try_from(u64_of(mount, "pid")).expect("a pid");
@@ -118,39 +119,40 @@ fn a_dead_writable_mount_with_unwritten_pages_is_cleaned() {
 fn all_dead_mounts_are_cleaned_at_once() {
     let (lab, _) = lab_with_a_server();
     let dirs = ["files", "images"].map(|name| lab.subdir(name));
-    // In a mount namespace of its own: the dead mounts of other tests are none of its business.
-    let script = "set -e
+    let script = "
         mount() { \"$vbk\" --repo \"$repo\" --json mount \"$@\" | sed -n 's/.*\"pid\": \\([0-9]*\\).*/\\1/p'; }
         pids=\"$(mount web1@latest --files \"$1\") $(mount \"$2\")\"
         kill -KILL $pids
         for pid in $pids; do while kill -0 $pid 2>/dev/null; do sleep 0.02; done; done
-        # With warnings, if it meets the dead mount of another test that saves.
-        \"$vbk\" mounts --clean || [ $? -eq 3 ]
-        ! grep -F -e \" $1 \" -e \" $2 \" /proc/self/mountinfo";
-    let mut unshare = command(
-        "unshare",
-        args![
-            "-m",
-            "--propagation",
-            "private",
-            "sh",
-            "-c",
-            script,
-            "sh",
-            dirs[0],
-            dirs[1]
-        ],
-    );
-    let output = unshare.env("vbk", VBK).env("repo", lab.repo()).output().expect("runs");
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success(),
-        "{said}{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+        \"$vbk\" mounts --clean
+        not grep -F -e \" $1 \" -e \" $2 \" /proc/self/mountinfo
+        ls /run/vbk | not grep files-";
+    let said = run_apart(&lab, script, args![dirs[0], dirs[1]]).done().text();
     for dir in &dirs {
         assert!(said.contains(&format!("{} is unmounted", dir.display())), "{said}");
     }
+    lab.assert_nothing_left();
+}
+
+#[test]
+fn a_mount_that_another_mount_namespace_does_not_see_is_not_cleaned_there() {
+    let (lab, _) = lab_with_a_server();
+    let (dir, pipe) = (lab.subdir("files"), lab.path("pipe"));
+    let script = "
+        mkfifo \"$2\"
+        unshare -m --propagation private sh -c 'echo >\"$2\"; read -r mounted <\"$2\"; \"$vbk\" mounts --clean' sh \"$@\" &
+        read -r separate <\"$2\"
+        \"$vbk\" --repo \"$repo\" mount web1@latest --files \"$1\"
+        echo >\"$2\"
+        wait $!
+        cat \"$1/p1/name\"
+        \"$vbk\" mounts
+        grep -F /run/vbk/files- /proc/self/mountinfo | grep -F fuse
+        \"$vbk\" umount \"$1\"
+        not grep -F \" $1\" /proc/self/mountinfo
+        ls /run/vbk | not grep files-";
+    let said = run_apart(&lab, script, args![dir, pipe]).done();
+    said.tells(&["part 1", "good"]);
     lab.assert_nothing_left();
 }
 

@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::apart::run_apart;
 use crate::support::bytes::{MIB, assert_is_noise, write_noise};
 use crate::support::disk::Disk;
 use crate::support::kernel;
@@ -137,6 +138,28 @@ fn mounting_images_needs_only_the_right_to_use_fuse() {
         said.code(1).says(&["/dev/fuse", "right"]);
     }
     assert!(kernel::mounts_at(&dir).is_empty());
+}
+
+#[test]
+fn root_sees_the_mounts_of_users_and_cleans_those_that_are_dead() {
+    let nobody = NobodysLab::new();
+    let repo = nobody.repo();
+    let dir = nobody.own("images");
+    fs::create_dir(&dir).expect("makes a directory");
+    chown(&dir, Some(NOBODY), Some(NOBODY)).expect("root may");
+    let script = "
+        user=\"env -u XDG_RUNTIME_DIR -u VBK_RUNTIME_DIR -u VBK_CACHE_DIR -u VBK_STATE_DIR HOME=/nonexistent\"
+        user=\"$user setpriv --reuid=65534 --regid=65534 --clear-groups\"
+        pid=$($user env XDG_STATE_HOME=\"$2.state\" \"$3\" --repo \"$2\" --json mount \"$1\" | sed -n 's/.*\"pid\": \\([0-9]*\\).*/\\1/p')
+        \"$vbk\" --json mounts | grep -F \"\\\"pid\\\": $pid,\"
+        \"$vbk\" mounts
+        kill -KILL $pid
+        while kill -0 $pid 2>/dev/null; do sleep 0.02; done
+        \"$vbk\" mounts --clean
+        not grep -F \" $1 \" /proc/self/mountinfo";
+    let said = run_apart(&nobody.lab, script, args![dir, repo, nobody.program]).done();
+    let repo = format!("all in {}", repo.display());
+    said.tells(&[&repo, "good", "is unmounted: its process was gone"]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::{Handle, Signals};
 use vbk_fuse::contents;
-use vbk_fuse::files::{FilesOptions, FilesPlan};
+use vbk_fuse::files::{self, FilesOptions, FilesPlan};
 use vbk_fuse::scratch::{self, NewName, ScratchFile};
 use vbk_fuse::session::{Session, SessionOptions};
 use vbk_fuse::tree::{ImageFs, TreeOptions};
@@ -124,6 +124,9 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
     volumes::check_mount_point(dir)?;
     volumes::check_fuse()?;
     let point = absolute(dir)?;
+    // Released after the mount is gone.
+    let hidden = args.shown_at.as_ref().map(|_| files::Served::take(&point)).transpose();
+    let hidden = hidden.map_err(Error::io(format!("lock {}", point.display())))?;
     let repository = context.repository()?;
     let path = repository.path().display().to_string();
     let view = context.view_of(&repository)?;
@@ -206,7 +209,7 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
     session.wait();
     let finished = tree.finish();
     let written_bytes = tree.written_bytes();
-    drop((session, tree));
+    drop((session, tree, hidden));
     record.end(context, written_bytes, finished)?;
     watcher.end();
     daemon::end();

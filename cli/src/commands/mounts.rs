@@ -11,7 +11,7 @@ use crate::args::MountsArgs;
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
 use crate::leftover_mounts::clean_leftovers;
-use crate::servers::Servers;
+use crate::servers::{Server, Servers};
 use crate::terminal::table::{Align, Table};
 use crate::terminal::units;
 
@@ -19,7 +19,7 @@ use crate::terminal::units;
 struct MountJson {
     mount_point: PathBuf,
     shows: &'static str,
-    /// The backup; null for all backups, and for a mount of another user.
+    /// The backup; null for all backups, and for a mount of another user whose record is not found.
     backup: Option<String>,
     repository: Option<PathBuf>,
     since: Option<Timestamp>,
@@ -31,7 +31,9 @@ struct MountJson {
 
 impl MountJson {
     fn new(mount: OurMount, servers: &Servers) -> Self {
-        let served = servers.serving(mount.served).map(|server| &server.served);
+        let alive = !is_dead(&mount, servers);
+        let server = servers.serving(mount.served);
+        let served = server.map(|server| &server.served);
         let save = served.and_then(|served| served.save.as_ref());
         Self {
             mount_point: mount.point,
@@ -44,10 +46,16 @@ impl MountJson {
             repository: served.map(|served| served.repository.clone()),
             since: served.map(|served| served.since),
             save: save.map(|file| file.path.clone()),
-            pid: served.map(|served| served.pid),
-            alive: !mount.dead,
+            pid: server.and_then(Server::pid),
+            alive,
         }
     }
+}
+
+/// Tests whether the process that serves a mount is gone.
+fn is_dead(mount: &OurMount, servers: &Servers) -> bool {
+    // The mount of another user does not answer root.
+    mount.dead || servers.serving(mount.served).is_some_and(Server::is_gone_of_another)
 }
 
 /// Lists vbk's mounts on this machine, after the dead ones were removed if that is wanted.
@@ -98,15 +106,20 @@ pub fn run(context: &Context<'_>, args: &MountsArgs) -> Result<Outcome> {
 fn clean(context: &Context<'_>) -> Result<Outcome> {
     let mut outcome = Outcome::Done;
     let servers = Servers::read();
-    for mount in volumes::list_ours()?.into_iter().filter(|mount| mount.dead) {
+    for mount in volumes::list_ours()?
+        .into_iter()
+        .filter(|mount| is_dead(mount, &servers))
+    {
         let point = mount.point.display();
         match volumes::unmount(&mount.point, WhenBusy::Detach) {
             Ok(done) => {
                 context.say(format_args!("{point} is unmounted: its process was gone"));
-                if let Some(Err(error)) = servers.serving(done.served).map(|server| server.conclude(context)) {
+                let concluded = servers.serving(done.served).map(|server| server.conclude(context));
+                let concluded = concluded.unwrap_or(Ok(Outcome::Done)).unwrap_or_else(|error| {
                     tracing::warn!("{}", error.text());
-                    outcome = Outcome::Warnings;
-                }
+                    Outcome::Warnings
+                });
+                outcome = outcome.worse(concluded);
             }
             Err(error) => {
                 tracing::warn!("can't unmount {point}: {error}");

@@ -1,8 +1,13 @@
 //! The directory with the images for a mount of files, which only its owner may enter.
 //!
-//! Its process holds a lock on it from its creation until the mount of files refers to it. The kernel releases the lock
-//! when the process ends, however it ends. So another process can tell an unfinished mount, however slow, from one
-//! whose process was killed.
+//! The process that makes the mount holds a lock on it from its creation until the mount of files refers to it. The kernel
+//! releases the lock when the process ends, however it ends. So another process can tell an unfinished mount, however slow,
+//! from one whose process was killed.
+//!
+//! The process that serves the images holds a lock on their mount point, below the mount, as long as it lives. Another mount
+//! namespace may share the directories and not the mounts: an empty directory there is a mount here, and its removal would
+//! detach that mount (rmdir(2) fails with EBUSY only for mounts of its own namespace). A process outlives its mounts in all
+//! of them.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,8 +15,10 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::volumes::abandoned;
+use crate::volumes::{abandoned, remove_directories};
 
+/// Mount point of the images.
+const IMAGES: &str = "images";
 /// Attempts to create the directory. Another process can remove it only in the moment before its lock is taken.
 const ATTEMPTS: u32 = 16;
 
@@ -38,7 +45,7 @@ impl Hidden {
             make(&own, false).map_err(failed(&own))?;
             match locked(&own) {
                 Ok(lock) => {
-                    let path = own.join("images");
+                    let path = own.join(IMAGES);
                     make(&path, false).map_err(failed(&path))?;
                     return Ok(Self { path, _lock: lock });
                 }
@@ -64,6 +71,32 @@ fn locked(directory: &Path) -> io::Result<File> {
     }
 }
 
+/// The directory with the images, from the side of the process that serves them. Dropped, it is removed; the mount must be
+/// gone.
+pub struct Served {
+    images: PathBuf,
+    lock: Option<File>,
+}
+
+impl Served {
+    /// Takes the mount point, before anything is mounted there.
+    pub fn take(images: &Path) -> io::Result<Self> {
+        let lock = File::open(images)?;
+        lock.try_lock()?;
+        Ok(Self {
+            images: images.to_owned(),
+            lock: Some(lock),
+        })
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.lock = None;
+        remove_directories(&self.images);
+    }
+}
+
 impl Drop for Hidden {
     fn drop(&mut self) {
         // Fails, as it should, while something is mounted there; unmounting then removes them.
@@ -72,17 +105,14 @@ impl Drop for Hidden {
     }
 }
 
-/// Removes the directories below `root` of mounts whose process was killed before it mounted anything. Never more than
-/// empty directories.
+/// Removes the directories below `root` of mounts whose processes were killed. Never more than empty directories.
 pub fn clean_directories(root: &Path) {
     for entry in fs::read_dir(root).into_iter().flatten().flatten() {
         let own = entry.path();
         if entry.file_name().to_string_lossy().starts_with("files-")
             && let Some(_lock) = abandoned(&own)
         {
-            // With a mount on it, it is busy and stays.
-            let _ = fs::remove_dir(own.join("images"));
-            let _ = fs::remove_dir(own);
+            remove_directories(&own.join(IMAGES));
         }
     }
 }
@@ -104,6 +134,20 @@ mod tests {
         assert!(path.exists());
         drop(hidden);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn the_directory_of_a_process_that_serves_images_is_not_removed() {
+        let root = tempfile::tempdir().expect("a directory");
+        let hidden = Hidden::create(root.path()).expect("made");
+        let images = hidden.path().to_owned();
+        let served = Served::take(&images).expect("no other process has it");
+        // As in a mount namespace that does not see the mount, after the command has ended.
+        drop(hidden._lock);
+        clean_directories(root.path());
+        assert!(images.exists());
+        drop(served);
+        assert!(!images.parent().expect("a parent").exists());
     }
 
     #[test]

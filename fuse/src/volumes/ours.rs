@@ -1,5 +1,6 @@
 //! Distinguishes vbk's mounts from others by the kernel's table alone. Unmounts nothing.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -87,6 +88,15 @@ pub(super) fn served_by(mounts: &[Mount], mount: &Mount, kind: &MountKind) -> Op
         device: served.device,
         user: user.and_then(|user| user.parse().ok()),
     })
+}
+
+/// Returns the users who have mounted something with vbk. Touches no mount.
+pub fn users_of_ours() -> Result<BTreeSet<u32>> {
+    let mounts = read_mounts()?;
+    let users = mounts
+        .iter()
+        .filter_map(|mount| served_by(&mounts, mount, &kind_of(mount)?)?.user);
+    Ok(users.collect())
 }
 
 /// Returns a directory as the kernel's table of mounts writes it. Touches no mount.

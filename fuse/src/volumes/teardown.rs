@@ -142,7 +142,7 @@ pub fn clean_leftovers(hidden_root: &Path) -> Result<Cleaned> {
         if abandoned && used.is_empty() {
             match unmount_tree(&mounts, mount, WhenBusy::Fail) {
                 Ok(_) => {
-                    remove_hidden(point);
+                    remove_directories(point);
                     cleaned.mounts.push(point.clone());
                 }
                 Err(error) => {
@@ -208,7 +208,7 @@ fn unmount_files(mounts: &[Mount], frame: &Mount, hidden: &Path, when_busy: When
     });
     if !shared && let Some(images) = ours::images_at(&mounts, hidden) {
         detached |= unmount_tree(&mounts, images, when_busy)?;
-        remove_hidden(hidden);
+        remove_directories(hidden);
     }
     detached |= unmount_one(dir, when_busy)?;
     Ok(detached)
@@ -376,10 +376,21 @@ fn describe_loops(mounts: &[Mount], loops: &[Attached]) -> String {
     loops.iter().map(describe).collect::<Vec<_>>().join(", ")
 }
 
-/// Removes the directory of a mount with images and its parent, which were made for it. Never more than empty
-/// directories.
-fn remove_hidden(hidden: &Path) {
-    for dir in hidden.ancestors().take(2) {
+/// Removes the directory of a mount with images and its parent, which were made for it, unless the process that serves the
+/// images lives, which then removes them. Never more than empty directories.
+pub(crate) fn remove_directories(images: &Path) {
+    // One that is mounted is not examined: it may be dead.
+    let is_mounted = |mounts: Vec<Mount>| Ok(ours::bottom_at(&mounts, &ours::resolve(&mounts, images)?).is_some());
+    if !matches!(ours::read_mounts().and_then(is_mounted), Ok(false)) {
+        return;
+    }
+    let _lock = match File::open(images) {
+        Ok(directory) if directory.try_lock().is_ok() => Some(directory),
+        // Its process may have been killed in between.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        _ => return,
+    };
+    for dir in images.ancestors().take(2) {
         if let Err(error) = fs::remove_dir(dir) {
             // The process that served it may have removed it first.
             tracing::debug!(dir = %dir.display(), %error, "directory stays");
