@@ -4,6 +4,7 @@
 pub mod behind;
 mod directory;
 mod images;
+mod users;
 
 use std::io;
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ use crate::machine;
 
 use self::directory::BootDirectory;
 use self::images::{ImageServer, ServerOptions};
+use self::users::QemuUser;
 
 /// Largest file of a backup that is read for a boot. Descriptions have kilobytes, UEFI variables 528 KiB.
 const MAX_FILE_BYTES: u64 = 4 << 20;
@@ -57,9 +59,6 @@ pub struct BootOptions<'a> {
     pub scratch_bytes: Option<u64>,
 }
 
-/// User of a QEMU that root starts. Not libvirt's, to whom the disks of the host's running guests belong.
-const QEMU_USER: &str = "nobody";
-
 /// Starts the guest of a backup. Gives up once `cancelled` returns true.
 pub fn start(
     repository: &Repository,
@@ -69,8 +68,8 @@ pub fn start(
     cancelled: &mut dyn FnMut() -> bool,
 ) -> Result<Booted> {
     let program = find_qemu()?;
-    let user = qemu_user(options.machine.qemu_user.as_deref())?;
-    let directory = BootDirectory::create()?;
+    let directory = BootDirectory::create(qemu_user(options.machine.qemu_user.as_deref())?)?;
+    let user = directory.user;
     let resources = ReadResources::new(1);
     let backup = &entry.backup;
     let hardware = hardware(view, &resources, backup);
@@ -87,9 +86,7 @@ pub fn start(
     let variables = read_file(view, &resources, backup, NVRAM_NAME);
     let work = directory.work();
     machine.prepare(&work, variables.as_deref(), user)?;
-    if let Some(user) = user {
-        directory.give_to(user)?;
-    }
+    directory.give_work()?;
     let server = ServerOptions {
         save: options.save.as_deref(),
         scratch_bytes: options.scratch_bytes,
@@ -129,26 +126,27 @@ fn find_qemu() -> Result<PathBuf> {
     Ok(found.ok_or(vbk::boot::BootError::NoQemu)?)
 }
 
-/// Returns the user that QEMU is to run as; none for this one, which is not root or was asked for.
-fn qemu_user(given: Option<&str>) -> Result<Option<Account>> {
-    if !geteuid().is_root() {
-        return match given {
-            Some(_) => Err(Error::Usage("only root can start QEMU as another user".into())),
-            None => Ok(None),
-        };
-    }
-    let name = given.unwrap_or(QEMU_USER);
-    let found = User::from_name(name).map_err(|errno| Error::io(format!("look up user {name}"))(errno.into()))?;
-    let found = found.ok_or_else(|| {
-        Error::Usage(format!(
-            "there is no user {name} that QEMU could run as; --qemu-user names another"
-        ))
-    })?;
-    let account = Account {
-        uid: found.uid.as_raw(),
-        gid: found.gid.as_raw(),
+/// Returns the user that QEMU is to run as. Root's QEMU never gets libvirt's unless it is asked for: to that user the disks of
+/// the host's running guests belong.
+fn qemu_user(given: Option<&str>) -> Result<QemuUser> {
+    let Some(name) = given else {
+        return Ok(match geteuid().is_root() {
+            true => QemuUser::Own,
+            false => QemuUser::This,
+        });
     };
-    Ok(Some(account).filter(|account| account.uid != 0))
+    if !geteuid().is_root() {
+        return Err(Error::Usage("only root can start QEMU as another user".into()));
+    }
+    let found = User::from_name(name).map_err(|errno| Error::io(format!("look up user {name}"))(errno.into()))?;
+    let found = found.ok_or_else(|| Error::Usage(format!("--qemu-user {name}: there is no such user")))?;
+    Ok(match found.uid.is_root() {
+        true => QemuUser::This,
+        false => QemuUser::Given(Account {
+            uid: found.uid.as_raw(),
+            gid: found.gid.as_raw(),
+        }),
+    })
 }
 
 /// Returns what the description of the guest asks for; nothing if there is none that can be read.

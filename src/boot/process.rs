@@ -222,10 +222,16 @@ impl Running {
         self.qmp.execute("system_powerdown", &json!({}), ANSWER).map(drop)
     }
 
-    /// Returns true once if a write to a disk failed for lack of space, so that QEMU paused the guest.
+    /// Returns true once if a write to a disk failed for lack of space, so that QEMU paused the guest: see
+    /// [`Running::resume`].
     pub fn is_paused_by_disk(&mut self) -> bool {
         // A QEMU that has ended answers no more; the end of its console tells that.
         self.events().is_ok_and(|events| events.contains(&Event::Paused))
+    }
+
+    /// Lets a paused guest run on. QEMU tries the write again that failed, and pauses the guest again if there is still no room.
+    pub fn resume(&mut self) -> Result<(), BootError> {
+        self.qmp.execute("cont", &json!({}), ANSWER).map(drop)
     }
 
     pub(super) fn events(&mut self) -> Result<Vec<Event>, BootError> {

@@ -8,12 +8,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use nix::unistd::User;
+use nix::unistd::{Uid, User};
 
 use crate::support::bytes::MIB;
 use crate::support::kernel;
 use crate::support::lab::{Lab, VBK, names_in, str_of};
 use crate::support::run::Running;
+use crate::support::small::Tmpfs;
 use crate::support::tools::wait_until;
 
 /// What the guest does after it has printed.
@@ -252,21 +253,34 @@ fn a_guest_ends_with_ctrl_c_and_with_a_killed_vbk() {
 #[ignore = "needs QEMU: scripts/lab-tests rehearsal"]
 fn qemu_runs_without_rights() {
     let lab = lab_with(&[("web1", "web1 login: ", HALT)]);
-    let mut running = lab.start(args!["--json", "boot", "web1@latest", "--accel", "tcg", "--grace", "1"]);
-    running.wait_until_says("web1 login");
-    let [directory] = directories_of(running.pid()).try_into().expect("one directory");
-    let [qemu] = qemus_in(&directory).try_into().expect("one QEMU");
-    let status = fs::read_to_string(qemu.join("status")).expect("reads");
-    let words = |name: &str| {
+    let boot = || lab.start(args!["--json", "boot", "web1@latest", "--accel", "tcg", "--grace", "1"]);
+    let status_of = |running: &mut Running| {
+        running.wait_until_says("web1 login");
+        let [directory] = directories_of(running.pid()).try_into().expect("one directory");
+        let [qemu] = qemus_in(&directory).try_into().expect("one QEMU");
+        (directory, fs::read_to_string(qemu.join("status")).expect("reads"))
+    };
+    let (mut running, mut other) = (boot(), boot());
+    let (directory, status) = status_of(&mut running);
+    let (_, status_of_other) = status_of(&mut other);
+    let words_in = |status: &str, name: &str| {
         let line = status
             .lines()
             .find_map(|line| line.strip_prefix(name))
             .expect("is there");
         line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
     };
-    let nobody = User::from_name("nobody").expect("looks").expect("exists");
-    assert_eq!(words("Uid:"), vec![nobody.uid.to_string(); 4], "{status}");
-    assert_eq!(words("Gid:"), vec![nobody.gid.to_string(); 4], "{status}");
+    let words = |name: &str| words_in(&status, name);
+    // A user of its own, that no account has.
+    let user: u32 = words("Uid:")[0].parse().expect("a number");
+    assert!(
+        (61_184..65_520).contains(&user) && User::from_uid(Uid::from_raw(user)) == Ok(None),
+        "{status}"
+    );
+    for name in ["Uid:", "Gid:"] {
+        assert_eq!(words(name), vec![user.to_string(); 4], "{status}");
+        assert_ne!(words(name), words_in(&status_of_other, name));
+    }
     assert_eq!(words("Groups:"), Vec::<String>::new(), "{status}");
     for name in ["CapPrm:", "CapEff:", "CapAmb:"] {
         assert_eq!(words(name), ["0000000000000000"], "{status}");
@@ -278,8 +292,10 @@ fn qemu_runs_without_rights() {
     // Its user can't enter the mount, which would let it in.
     let private = fs::metadata(directory.join("private")).expect("exists");
     assert_eq!(private.permissions().mode() & 0o777, 0o700);
-    running.signal(Signal::SIGINT);
-    running.wait().code(3);
+    for running in [running, other] {
+        running.signal(Signal::SIGINT);
+        running.wait().code(3);
+    }
 }
 
 #[test]
@@ -371,10 +387,11 @@ fn what_a_guest_has_flushed_survives_a_killed_restore() {
     kill_with_all(running);
     assert!(!target.exists());
     let expected = with_copied_sector(&disk);
-    for (number, file) in [now, changes].into_iter().enumerate() {
-        let target = lab.path(&format!("target-{number}"));
+    // The process with the disks, which is not killed, closes its file.
+    for (file, code) in [(now, 3), (changes, 0)] {
+        let target = lab.path(&format!("target-{code}"));
         lab.run(args!["restore", "web1@latest", &target, "--changes", file])
-            .code(0);
+            .code(code);
         assert!(fs::read(target).expect("reads") == expected);
     }
     // The next run removes what the killed one left.
@@ -387,6 +404,37 @@ fn what_a_guest_has_flushed_survives_a_killed_restore() {
         "written"
     ])
     .done();
+}
+
+#[test]
+#[ignore = "needs QEMU: scripts/lab-tests rehearsal"]
+fn a_guest_without_room_for_its_writes_waits_for_it() {
+    let lab = Lab::new();
+    let disk = lab.path("web1");
+    bootable_after(&disk, WRITE, "written\r\n", POWER_OFF);
+    lab.backup("web1", &disk);
+    let small = Tmpfs::mount(&lab);
+    let (target, kept) = (lab.path("target"), small.path().join("kept"));
+    let args = args![
+        "boot",
+        "web1@latest",
+        "--accel",
+        "tcg",
+        "--restore",
+        &target,
+        "--save",
+        &kept
+    ];
+    let mut running = lab.start(args);
+    // QEMU starts later than the process that has written the head of the file.
+    let is_begun = || fs::metadata(&kept).is_ok_and(|kept| kept.len() > 0);
+    assert!(wait_until(Duration::from_secs(30), is_begun));
+    small.fill(0);
+    running.wait_until_says("there is no room for a write to its disk");
+    small.make_room();
+    running.wait_until_prints("written");
+    running.wait().code(0);
+    assert!(fs::read(&target).expect("reads") == with_copied_sector(&disk));
 }
 
 #[test]

@@ -46,7 +46,8 @@ pub struct MachineArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub scratch_size: Option<u64>,
 
-    /// User that QEMU runs as, if vbk is root; never one that owns something, e.g. the disks of other guests [default: nobody]
+    /// User that QEMU runs as, if vbk is root; never one that owns something, e.g. the disks of other guests [default: a number
+    /// from 61184 to 65519 that no account and no other process has]
     #[arg(long, value_name = "USER", hide_short_help = true)]
     pub qemu_user: Option<String>,
 }
@@ -135,8 +136,8 @@ Power the guest off when the restore is complete: its writes are then added, and
 it can be started from the target. If anything fails before that, vbk prints the
 command that finishes it: vbk restore BACKUP TARGET --changes FILE.
 
-Needs the packages qemu-system-x86 and, for UEFI, ovmf. Where vbk is root, QEMU
-runs as the user nobody, with the group of /dev/kvm (--qemu-user).
+Needs the packages qemu-system-x86 and, for UEFI, ovmf. Where vbk is root, each
+QEMU runs as a user of its own, with the group of /dev/kvm (--qemu-user).
 
 Examples:
   vbk boot web1@latest

@@ -15,11 +15,16 @@
 //! 4. Its pages are written over the disks, and the targets are synced. A crash leaves a mixture there; the file is only read.
 //! 5. A file that vbk named itself is removed after that.
 //!
-//! From 2 to 4 `vbk restore BACKUP TARGET --changes FILE` does all of it again from the beginning.
+//! From 2 to 4 `vbk restore BACKUP TARGET --changes FILE` does all of it again from the beginning, for each disk. A file gets its
+//! name only when its part of 4 is done.
+//!
+//! Without room for what it writes the guest is paused, and continues when there is some: a flush that failed for that reason
+//! may succeed later. An image that is gone, because its process was killed, is a disk that fails, for the guest; the file then
+//! has no mark.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
@@ -114,11 +119,7 @@ impl KeptFile {
         }
         let directory =
             changes_dir().ok_or_else(|| Error::Usage("--save must name a file for the guest's writes".into()))?;
-        let made = std::fs::DirBuilder::new()
-            .mode(0o700)
-            .recursive(true)
-            .create(&directory);
-        made.map_err(Error::io(format!("create {}", directory.display())))?;
+        make_durably(&directory).map_err(Error::io(format!("create {}", directory.display())))?;
         let stamp = jiff::Timestamp::now().strftime("%Y-%m-%dT%H-%M-%SZ");
         let name = format!("{}-{stamp}-{}", backup.guest, std::process::id());
         let path = directory.join(name);
@@ -145,6 +146,8 @@ impl KeptFile {
 struct Progress {
     done_bytes: AtomicU64,
     is_written: AtomicBool,
+    /// Disks that are restored with the guest's changes, and durable.
+    finished: AtomicUsize,
     cancel: AtomicBool,
 }
 
@@ -275,6 +278,9 @@ impl BehindRestore {
                 self.explain();
             }
         }
+        if self.failure.is_some() {
+            return None;
+        }
         let size = || units::size(self.file.bytes());
         if self.progress.is_written.load(Ordering::SeqCst) {
             let is_news = !std::mem::replace(&mut self.is_written_shown, true);
@@ -329,7 +335,9 @@ impl BehindRestore {
         let word = |path: &Path| shell_word(&path.display().to_string());
         let (repository, file) = (word(&self.repository), word(&self.file.path));
         tracing::error!("the guest's writes are kept in {file}; once it is off, this finishes the restore:");
-        for disk in &self.disks {
+        // A file that is complete has its name, and would be refused as one that exists.
+        let finished = self.progress.finished.load(Ordering::SeqCst);
+        for disk in self.disks.iter().skip(finished) {
             let (name, target) = (&disk.image.disk, word(&disk.path));
             let force = if self.is_forced { " --force" } else { "" };
             tracing::error!(
@@ -390,9 +398,21 @@ fn run(
     let finish = |part: Part| {
         part.restore.check_alone()?;
         let changes = DiskChanges::new(Arc::clone(&changes), part.disk.image.disk.as_str());
-        Ok(part.restore.finish(Some(&changes), &progress.cancel)?)
+        let restored = part.restore.finish(Some(&changes), &progress.cancel)?;
+        progress.finished.fetch_add(1, Ordering::SeqCst);
+        Ok(restored)
     };
     parts.into_iter().map(finish).collect()
+}
+
+/// Makes a directory that only this user can enter, and the names of all that were missing on the way durable. The file itself
+/// gets a durable name only below one that has.
+fn make_durably(directory: &Path) -> std::io::Result<()> {
+    let missing = directory.ancestors().take_while(|above| !above.exists()).count();
+    let mut builder = std::fs::DirBuilder::new();
+    builder.mode(0o700).recursive(true).create(directory)?;
+    let mut above = directory.ancestors().skip(1).take(missing);
+    above.try_for_each(vbk_repo::files::sync_directory_where_possible)
 }
 
 /// Quotes a word for a shell, if it needs that.

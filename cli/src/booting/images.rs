@@ -21,8 +21,10 @@ use crate::machine::BACKGROUND_LOG;
 
 /// Time that the mount has to appear.
 const START: Duration = Duration::from_secs(120);
-/// Time that it has to end: it may write the file of `--save`.
+/// Time that it has to end.
 const END: Duration = Duration::from_secs(120);
+/// The same, if it closes a file of `--save`: gigabytes may have to reach a slow disk, and are lost if it is killed.
+const CLOSE: Duration = Duration::from_secs(20 * 60);
 const INTERVAL: Duration = Duration::from_millis(10);
 
 /// Options of the mount.
@@ -39,6 +41,7 @@ pub struct ServerOptions<'a> {
 pub struct ImageServer {
     child: Child,
     is_serving: bool,
+    saves: bool,
 }
 
 impl ImageServer {
@@ -87,6 +90,7 @@ impl ImageServer {
         let mut server = Self {
             child: command.spawn().map_err(failed())?,
             is_serving: false,
+            saves: save.is_some(),
         };
         let handover = Handover {
             key: match repository.keys() {
@@ -138,7 +142,8 @@ impl Drop for ImageServer {
             // It is not reaped yet, so the id is its own.
             let _ = kill(process, Signal::SIGTERM);
         }
-        let deadline = Instant::now() + END;
+        let limit = if self.is_serving && self.saves { CLOSE } else { END };
+        let deadline = Instant::now() + limit;
         while matches!(self.child.try_wait(), Ok(None)) {
             if Instant::now() > deadline {
                 tracing::warn!("the process that serves the disks did not end, and was killed");

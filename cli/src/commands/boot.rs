@@ -23,6 +23,8 @@ use crate::warnings::warn_of_clock;
 
 /// Interval of looking at signals.
 const INTERVAL: Duration = Duration::from_millis(200);
+/// Interval at which a write is tried again for which there was no room.
+const BETWEEN_ATTEMPTS: Duration = Duration::from_secs(5);
 /// Time that QEMU has to end after its console did.
 const END: Duration = Duration::from_secs(10);
 
@@ -164,6 +166,7 @@ fn attend(
 ) -> Result<bool> {
     let mut keyboard = Keyboard::open();
     let mut asked: Option<Instant> = None;
+    let mut pause = Pause::default();
     loop {
         let signalled = has_come(signals);
         let is_first = signalled && asked.is_none();
@@ -183,9 +186,7 @@ fn attend(
             tracing::warn!("the guest did not power off, and was killed: its disks are as after a power cut");
             return Ok(false);
         }
-        if guest.is_paused_by_disk() {
-            tracing::warn!("the guest is paused, because a write to its disk failed; the scratch file may be full");
-        }
+        pause.look(context, guest);
         if let Some(news) = behind.as_mut().and_then(|behind| behind.news()) {
             context.say(news);
         }
@@ -208,6 +209,43 @@ fn attend(
         // Standard input has ended.
         if keyboard.as_ref().is_some_and(|keyboard| keyboard.is_at_end) {
             keyboard = None;
+        }
+    }
+}
+
+/// A pause of the guest, because there is no room for what it writes.
+#[derive(Default)]
+struct Pause {
+    /// Time of the last attempt to write.
+    tried: Option<Instant>,
+    is_paused: bool,
+}
+
+impl Pause {
+    /// Lets the guest try again, and tells the user once.
+    fn look(&mut self, context: &Context<'_>, guest: &mut Running) {
+        if guest.is_paused_by_disk() {
+            if self.tried.is_none() {
+                tracing::warn!(
+                    "the guest is paused, because there is no room for a write to its disk: the file system of the scratch file \
+                     is full, or --scratch-size reached. The write is tried again every {} s",
+                    BETWEEN_ATTEMPTS.as_secs()
+                );
+            }
+            (self.tried, self.is_paused) = (Some(Instant::now()), true);
+        }
+        if self.tried.is_none_or(|at| at.elapsed() < BETWEEN_ATTEMPTS) {
+            return;
+        }
+        if !std::mem::take(&mut self.is_paused) {
+            self.tried = None;
+            context.say("there is room again, and the guest runs");
+            return;
+        }
+        self.tried = Some(Instant::now());
+        // A guest that has just ended has nothing to write.
+        if let Err(error) = guest.resume() {
+            tracing::debug!("can't resume the guest: {error}");
         }
     }
 }
