@@ -229,9 +229,11 @@ impl Servers {
         self.own().find(|server| server.served.point == point)
     }
 
-    /// Returns this user's process with this id.
+    /// Returns this user's process with this id, if it runs: an earlier one may have had the id, and left its record and the file
+    /// of its mount.
     pub fn process(&self, pid: u32) -> Option<&Server> {
-        self.own().find(|server| server.served.pid == pid)
+        self.own()
+            .find(|server| server.served.pid == pid && server.is_running())
     }
 
     fn own(&self) -> impl Iterator<Item = &Server> {
@@ -443,6 +445,7 @@ mod tests {
         assert!(forged.process(1).is_none() && forged.at(Path::new("/mnt")).is_none());
         let own = Servers(vec![server(1000, 40), server(0, 40)]);
         assert_eq!(own.serving(mounted(0, 40)).expect("is found").owner, 0);
-        assert_eq!(own.process(1).and_then(Server::pid), Some(1));
+        assert_eq!(own.at(Path::new("/mnt")).and_then(Server::pid), Some(1));
+        assert!(own.process(1).is_none(), "it has ended");
     }
 }
