@@ -178,6 +178,7 @@ impl<'a> Context<'a> {
         let ssh = Ssh {
             rsh: self.global.rsh.clone(),
             remote_program: self.global.remote_path.clone(),
+            is_silent: machine::is_background(),
         };
         place::open(path, &ssh).map_err(|error| self.explain(error, path))
     }

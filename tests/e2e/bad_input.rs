@@ -239,7 +239,6 @@ fn a_remote_address_is_not_created_as_a_directory() {
         "sftp:host:/x",
         "s3:bucket",
         "rest:https://host/",
-        "ssh://host",
     ] {
         for args in [
             args!["init", name],
@@ -255,6 +254,9 @@ fn a_remote_address_is_not_created_as_a_directory() {
         let args = args![format!("VBK_REPO={name}"), crate::support::lab::VBK, "list"];
         let said = lab.start_command(std::process::Command::new("env"), args).wait();
         said.code(2).says(&[name, "ssh://[USER@]HOST"]);
+    }
+    for args in [args!["init", "ssh://host"], args!["--repo", "ssh://host", "list"]] {
+        lab.start_bare(args).wait().code(2).says(&["ssh://host"]);
     }
     assert_eq!(names_in(lab.dir()), before, "nothing was made");
     // Whoever means it says so.

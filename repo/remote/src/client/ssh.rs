@@ -17,6 +17,8 @@ pub struct Ssh {
     pub rsh: String,
     /// vbk on the other host.
     pub remote_program: String,
+    /// Keeps ssh from the standard error of this process: who reads that would wait until ssh ends too.
+    pub is_silent: bool,
 }
 
 impl Default for Ssh {
@@ -24,6 +26,7 @@ impl Default for Ssh {
         Self {
             rsh: "ssh".to_owned(),
             remote_program: "vbk".to_owned(),
+            is_silent: false,
         }
     }
 }
@@ -62,6 +65,9 @@ impl Ssh {
             .arg(self.remote_command(address))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
+        if self.is_silent {
+            command.stderr(Stdio::null());
+        }
         command
     }
 
