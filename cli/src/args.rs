@@ -86,7 +86,7 @@ pub struct Cli {
 /// Options of every command.
 #[derive(Debug, Args)]
 pub struct Global {
-    /// The repository: a directory made by `vbk init`, or ssh://[USER@]HOST[:PORT]/PATH of one on another host
+    /// The repository: a directory made by `vbk init`, or `ssh://[USER@]HOST[:PORT]/PATH` of one on another host
     #[arg(long, short = 'r', global = true, env = "VBK_REPO", value_name = "REPO")]
     pub repo: Option<PathBuf>,
 

@@ -1,6 +1,6 @@
 //! Repositories on other machines: the wire between a client and the process that has the repository open.
 //!
-//! A client asks, a server answers ([`message`]). Questions are numbered, and answered in any order but for those that write,
+//! A client asks, a server answers (`message.rs`). Questions are numbered, and answered in any order but for those that write,
 //! which keep theirs. What travels is sealed by the client: in an encrypted repository the server sees no more than the storage
 //! does (`vbk_repo::store::encrypted`), and whatever it answers is proved above ([`vbk_repo::store`]).
 //!

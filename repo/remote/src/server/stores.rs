@@ -180,11 +180,11 @@ impl Stores {
                 list(&*self.store(store)?.reader, records, notes, reply)?;
                 Ok(None)
             }
-            ask => self.from_store(ask, body).map(Some),
+            ask => self.answer_of_store(ask, body).map(Some),
         }
     }
 
-    fn from_store(&self, ask: Ask, body: &[u8]) -> Result<(Answer, Vec<u8>)> {
+    fn answer_of_store(&self, ask: Ask, body: &[u8]) -> Result<(Answer, Vec<u8>)> {
         let alone = |answer| Ok((answer, Vec::new()));
         let ids = || {
             let ids = body::read_ids(body).filter(|ids| ids.len() <= MAX_NAMES);
