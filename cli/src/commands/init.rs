@@ -29,7 +29,7 @@ struct Report {
 pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
     let path = match &args.path {
         Some(path) => place::local(path)?,
-        None => context.repository_path()?,
+        None => place::local(context.repository_path()?)?,
     };
     if let Some(what) = context.expects_encryption(path)?.filter(|_| !args.encrypt) {
         return Err(Error::Usage(format!(
