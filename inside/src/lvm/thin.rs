@@ -170,7 +170,14 @@ impl Device for Thin {
         if self.origin.is_some() {
             return Ok(Some(offset_bytes));
         }
-        let run = self.run(offset_bytes / self.pool.block_bytes)?;
+        let block = offset_bytes / self.pool.block_bytes;
+        let run = self.run(block)?;
+        // In a damaged tree, another leaf than that which has a block may be in charge of it: its reader would find a hole.
+        if let Some(run) = run.filter(|run| run.block != block)
+            && self.pool.tree.value(self.root, run.block, POINTER_BYTES)?.is_none()
+        {
+            return Err(Error::damaged(format!("mapping of block {} of the thin volume", run.block)).into());
+        }
         let found = run.map(|run| run.block.saturating_mul(self.pool.block_bytes).max(offset_bytes));
         Ok(found.filter(|found| *found < self.size_bytes))
     }
