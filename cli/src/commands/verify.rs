@@ -87,8 +87,11 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
     })?;
     match recorded {
         Ok(()) => {}
-        // A verification neither waits for another writer nor needs free space.
-        Err(error) if report.damage.is_empty() && matches!(error.kind(), ErrorKind::Locked | ErrorKind::NoSpace) => {
+        // A verification neither waits for another writer nor needs free space or the right to write.
+        Err(error)
+            if report.damage.is_empty()
+                && matches!(error.kind(), ErrorKind::Locked | ErrorKind::NoSpace | ErrorKind::Denied) =>
+        {
             context.say(format_args!("the result was not recorded: {error}"));
         }
         Err(error) => tracing::warn!("the damage was not recorded, so `vbk list` will not show it: {error}"),
