@@ -164,18 +164,23 @@ fn a_unix_socket_is_stalled_slowed_and_cut() {
     assert!(!path.exists());
 }
 
-#[test]
-fn a_proxy_that_is_dropped_ends_its_connections_also_in_a_stall() {
-    let (to, server) = server(1);
+/// Stops at the first byte for longer than any test runs.
+fn stalled() -> Fault {
     let stall = Stall {
         after_bytes: 0,
         time: Duration::from_secs(1000),
     };
+    Fault {
+        stall: Some(stall),
+        ..Fault::default()
+    }
+}
+
+#[test]
+fn a_proxy_that_is_dropped_ends_its_connections_also_in_a_stall() {
+    let (to, server) = server(1);
     let faults = Faults {
-        up: Fault {
-            stall: Some(stall),
-            ..Fault::default()
-        },
+        up: stalled(),
         ..Faults::default()
     };
     let proxy = Proxy::start(to, faults).unwrap();
@@ -189,15 +194,8 @@ fn a_proxy_that_is_dropped_ends_its_connections_also_in_a_stall() {
 #[test]
 fn a_cut_ends_also_a_direction_that_stalls() {
     let (to, server) = server(1);
-    let stall = Stall {
-        after_bytes: 0,
-        time: Duration::from_secs(1000),
-    };
     let faults = Faults {
-        up: Fault {
-            stall: Some(stall),
-            ..Fault::default()
-        },
+        up: stalled(),
         down: cut_after(5),
         ..Faults::default()
     };
