@@ -108,45 +108,97 @@ pub(crate) fn each_segment(
     node: &mut dyn FnMut(NodeId),
     each: &(dyn Fn(&[BlockId]) -> Result<()> + Sync),
 ) -> Result<()> {
-    let hand_out = |send: &mut dyn FnMut(Vec<Group>) -> bool| {
-        // A thread that fails leaves its own error, which counts.
-        let send = &mut |batch| match !cancel.load(Ordering::SeqCst) && send(batch) {
-            true => Ok(()),
-            false => Err(Error::Interrupted),
-        };
+    let head = |id: NodeId, bytes: &[u8]| Ok(prove(store.hashing(), id, bytes)?.0);
+    let walk = |groups: Groups<'_>| {
         let walk = Walk {
             store,
-            node,
-            send,
+            groups,
             seen_alone: HashSet::new(),
-            batch: Vec::new(),
         };
         walk.all(entries)
     };
+    each_group(store, threads, cancel, node, each, &head, walk)
+}
+
+/// Gives the blocks that the groups of a walk need to `each`, in threads. `read` reads the head of a node.
+fn each_group(
+    store: &dyn StoreReader,
+    threads: usize,
+    cancel: &AtomicBool,
+    node: &mut dyn FnMut(NodeId),
+    each: &(dyn Fn(&[BlockId]) -> Result<()> + Sync),
+    read: &(dyn Fn(NodeId, &[u8]) -> Result<Head> + Sync),
+    walk: impl FnOnce(Groups<'_>) -> Result<()>,
+) -> Result<()> {
     let threads = match store.distance() {
         Distance::Near => threads,
         Distance::Far => threads.max(FAR_THREADS),
     };
-    let head = |id: NodeId, bytes: &[u8]| Ok(prove(store.hashing(), id, bytes)?.0);
+    let hand_out = |send: &mut dyn FnMut(Vec<Group>) -> bool| {
+        walk(Groups {
+            node,
+            send,
+            cancel,
+            batch: Vec::new(),
+            nodes: 0,
+        })
+    };
     pool::feed("vbk-mark", threads, 2 * threads, hand_out, &|batch: Vec<_>| {
-        blocks_of(store, &batch, &head, each)
+        blocks_of(store, &batch, read, each)
     })
+}
+
+/// The groups that a walk finds, on their way to the threads.
+struct Groups<'a> {
+    node: &'a mut dyn FnMut(NodeId),
+    send: &'a mut dyn FnMut(Vec<Group>) -> bool,
+    cancel: &'a AtomicBool,
+    batch: Vec<Group>,
+    /// Nodes in `batch`.
+    nodes: usize,
+}
+
+impl Groups<'_> {
+    /// Passes on the name of a root or page.
+    fn node(&mut self, id: NodeId) {
+        (self.node)(id);
+    }
+
+    fn add(&mut self, group: Group) -> Result<()> {
+        for id in nodes_of(&group) {
+            (self.node)(id);
+            self.nodes += 1;
+        }
+        self.batch.push(group);
+        match self.nodes >= BATCH_NODES {
+            true => self.send(),
+            false => Ok(()),
+        }
+    }
+
+    /// Sends what is left.
+    fn send(&mut self) -> Result<()> {
+        self.nodes = 0;
+        // A thread that fails leaves its own error, which counts.
+        match !self.cancel.load(Ordering::SeqCst) && (self.send)(std::mem::take(&mut self.batch)) {
+            true => Ok(()),
+            false => Err(Error::Interrupted),
+        }
+    }
 }
 
 /// The place of a page: the number of its disk, and its own number on the disk. Backups share a full segment at the same
 /// place, seldom elsewhere.
 type PagePlace = (usize, usize);
 
-struct Walk<'a> {
+struct Walk<'a, 'g> {
     store: &'a dyn StoreReader,
-    node: &'a mut dyn FnMut(NodeId),
-    send: &'a mut dyn FnMut(Vec<Group>) -> Result<()>,
+    groups: Groups<'g>,
     /// Full segments that were handed out alone: guests that were made from one image share them.
     seen_alone: HashSet<NodeId>,
-    batch: Vec<Group>,
 }
 
-impl Walk<'_> {
+impl Walk<'_, '_> {
     /// Hands out all segments.
     fn all(mut self, entries: &[&Entry]) -> Result<()> {
         // A page at two places is read twice; the number of its segments is the same.
@@ -168,11 +220,11 @@ impl Walk<'_> {
                 for segment in page.0.into_iter().filter(|segment| *segment != Segment::ZERO) {
                     groups.entry(segment.full).or_default().insert(segment.delta);
                 }
-                (self.node)(id);
+                self.groups.node(id);
             }
         }
         self.hand_out(groups)?;
-        (self.send)(self.batch)
+        self.groups.send()
     }
 
     /// Reads all roots, and returns their pages by their place, with their numbers of segments.
@@ -198,7 +250,7 @@ impl Walk<'_> {
                         place.insert(page, root.segments_in(number));
                     }
                 }
-                (self.node)(id);
+                self.groups.node(id);
             }
         }
         Ok(pages)
@@ -213,14 +265,7 @@ impl Walk<'_> {
         if is_alone && !self.seen_alone.insert(full) {
             return Ok(());
         }
-        let group = (full, deltas);
-        nodes_of(&group).for_each(|id| (self.node)(id));
-        self.batch.push(group);
-        let nodes: usize = self.batch.iter().map(|group| nodes_of(group).count()).sum();
-        match nodes >= BATCH_NODES {
-            true => (self.send)(std::mem::take(&mut self.batch)),
-            false => Ok(()),
-        }
+        self.groups.add((full, deltas))
     }
 }
 

@@ -5,13 +5,12 @@
 //! unreadable; whoever could put it there has the key, or is the one who keeps the store.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
-use super::{BATCH_NODES, BATCH_PAGES, Group, blocks_of, mark_all, nodes_of};
+use super::{BATCH_PAGES, Groups, each_group, mark_all};
 use crate::error::{Error, Result};
-use crate::id::{BlockId, NodeId};
+use crate::id::NodeId;
 use crate::manifest::{Head, Kind, PAGE_SEGMENTS, Page, damaged};
-use crate::pool;
 use crate::store::checked::nodes;
 use crate::store::encrypted::roots_below;
 use crate::store::{Live, Record, StoreReader};
@@ -30,58 +29,33 @@ pub fn mark_sealed(store: &dyn StoreReader, records: &[Record], threads: usize, 
     }
     let roots: Vec<_> = roots.into_iter().collect();
     mark_all(store, cancel, &|node, each| {
-        each_segment(store, &roots, threads, cancel, node, each)
+        each_group(store, threads, cancel, node, each, &head_of, |groups| {
+            walk(store, &roots, groups)
+        })
     })
 }
 
-fn each_segment(
-    store: &dyn StoreReader,
-    roots: &[NodeId],
-    threads: usize,
-    cancel: &AtomicBool,
-    node: &mut dyn FnMut(NodeId),
-    each: &(dyn Fn(&[BlockId]) -> Result<()> + Sync),
-) -> Result<()> {
-    let hand_out = |send: &mut dyn FnMut(Vec<Group>) -> bool| {
-        let mut pages: BTreeSet<NodeId> = BTreeSet::new();
-        each_head(store, roots, Kind::Root, &mut |id, head| {
-            node(id);
-            pages.extend(head.names.into_iter().map(NodeId));
+/// Hands out all segments.
+fn walk(store: &dyn StoreReader, roots: &[NodeId], mut groups: Groups<'_>) -> Result<()> {
+    let mut pages: BTreeSet<NodeId> = BTreeSet::new();
+    each_head(store, roots, Kind::Root, &mut |id, head| {
+        groups.node(id);
+        pages.extend(head.names.into_iter().map(NodeId));
+    })?;
+    let pages: Vec<_> = pages.into_iter().collect();
+    pages.iter().for_each(|page| groups.node(*page));
+    let turns = (pages.len() * PAGE_SEGMENTS).div_ceil(MAX_PAIRS);
+    for turn in 0..turns {
+        let is_due = |full: &NodeId| (usize::from(full.0[0]) << 8 | usize::from(full.0[1])) % turns == turn;
+        let mut found: BTreeMap<NodeId, BTreeSet<NodeId>> = BTreeMap::new();
+        each_head(store, &pages, Kind::Page, &mut |_, head| {
+            for pair in Page::pairs(&head).into_iter().filter(|pair| is_due(&pair.full)) {
+                found.entry(pair.full).or_default().insert(pair.delta);
+            }
         })?;
-        let pages: Vec<_> = pages.into_iter().collect();
-        pages.iter().for_each(|page| node(*page));
-        let turns = (pages.len() * PAGE_SEGMENTS).div_ceil(MAX_PAIRS);
-        for turn in 0..turns {
-            let is_due = |full: &NodeId| (usize::from(full.0[0]) << 8 | usize::from(full.0[1])) % turns == turn;
-            let mut groups: BTreeMap<NodeId, BTreeSet<NodeId>> = BTreeMap::new();
-            each_head(store, &pages, Kind::Page, &mut |_, head| {
-                for pair in Page::pairs(&head).into_iter().filter(|pair| is_due(&pair.full)) {
-                    groups.entry(pair.full).or_default().insert(pair.delta);
-                }
-            })?;
-            let mut batch: Vec<Group> = Vec::new();
-            let mut held = 0;
-            for group in groups {
-                nodes_of(&group).for_each(&mut *node);
-                held += nodes_of(&group).count();
-                batch.push(group);
-                if held >= BATCH_NODES {
-                    held = 0;
-                    // A thread that fails leaves its own error, which counts.
-                    if cancel.load(Ordering::SeqCst) || !send(std::mem::take(&mut batch)) {
-                        return Err(Error::Interrupted);
-                    }
-                }
-            }
-            if !send(batch) {
-                return Err(Error::Interrupted);
-            }
-        }
-        Ok(())
-    };
-    pool::feed("vbk-mark", threads, 2 * threads, hand_out, &|batch: Vec<_>| {
-        blocks_of(store, &batch, &head_of, each)
-    })
+        found.into_iter().try_for_each(|group| groups.add(group))?;
+    }
+    groups.send()
 }
 
 /// Gives the heads of nodes of one kind.
