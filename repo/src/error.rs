@@ -4,11 +4,13 @@ use crate::id::{BlockId, NodeId};
 use crate::text::size;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Kind of an error, by which a caller decides how to react. Branch on this, never on the text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ErrorKind {
     /// The named thing does not exist.
     NotFound,

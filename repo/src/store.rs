@@ -158,7 +158,7 @@ pub struct Listing {
 }
 
 /// Result of [`StoreManager::retain`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Swept {
     /// Blocks that backups name.
     pub live_blocks: u64,
@@ -177,7 +177,7 @@ pub struct Swept {
 }
 
 /// Extent of [`StoreManager::retain`].
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct PruneOptions {
     /// Share of unused bytes that may stay, of the live bytes.
     pub max_unused: f64,

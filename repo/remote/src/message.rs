@@ -1,12 +1,27 @@
 //! Questions and answers: their heads, in the order in which postcard numbers them. New ones are added at the end, and used only
-//! when [`Hello`] and [`Welcome`] agreed on a version that has them. `body.rs` describes the bodies.
+//! when [`Hello`] and [`Welcome`] agreed on a version that has them. That holds for the fields of types of `vbk_repo` in them too.
+//! `body.rs` describes the bodies.
 
 use serde::{Deserialize, Serialize};
+use vbk_repo::block::PAGE_BYTES;
 use vbk_repo::id::{BlockId, NodeId};
+use vbk_repo::repository::home::Room;
+use vbk_repo::repository::{Pruned, Reserve};
+use vbk_repo::store::PruneOptions;
 use vbk_repo::{Error, ErrorKind};
 
 /// The newest version of the protocol, and the oldest that this vbk speaks.
 pub(crate) const PROTOCOL: u16 = 1;
+
+/// The most names in one question: 128 KiB.
+pub(crate) const MAX_NAMES: usize = 4096;
+
+/// The most nodes of manifests in one question or put. A node has 36 KiB, and the root of an image of a PiB half a MiB, so that
+/// they fit into a message.
+pub(crate) const MAX_NODES: usize = 32;
+
+/// The most pages in one answer: 16 MiB, the largest block.
+pub(crate) const MAX_PAGES: usize = (16 << 20) / PAGE_BYTES;
 
 /// The first question.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,8 +135,7 @@ pub(crate) enum Ask {
     /// Removes what no backup names: [`Answer::Number`] with the bytes removed so far, now and then, and [`Answer::Pruned`].
     Prune {
         store: Handle,
-        max_unused: f64,
-        dry_run: bool,
+        options: PruneOptions,
     },
     /// Ends a prune of that store early. [`Answer::Done`].
     Stop(Handle),
@@ -169,34 +183,10 @@ pub(crate) enum Answer {
         foreign_changes: Vec<String>,
         generation: u64,
     },
-    Room {
-        used_bytes: u64,
-        free_bytes: u64,
-    },
+    Room(Room),
     Pruned(Pruned),
     /// A value as JSON.
     Report(String),
-}
-
-/// [`vbk_repo::repository::Pruned`] on its way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Pruned {
-    pub(crate) backups: u64,
-    pub(crate) live: (u64, u64),
-    pub(crate) unused: (u64, u64),
-    pub(crate) removed: (u64, u64),
-    pub(crate) removed_nodes: u64,
-    pub(crate) marked_ms: u64,
-    pub(crate) used_before_bytes: u64,
-    pub(crate) used_after_bytes: u64,
-}
-
-/// Free space that a backup leaves.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub(crate) enum Reserve {
-    Default,
-    Share(f64),
-    Bytes(u64),
 }
 
 /// Lengths of a sealed block.
@@ -222,30 +212,8 @@ pub(crate) enum Fault {
     BlockDamaged([u8; 32], String),
     NodeDamaged([u8; 32], String),
     Locked(String),
-    Other(FaultKind, String),
+    Other(ErrorKind, String),
 }
-
-macro_rules! kinds {
-    ($($kind:ident)*) => {
-        /// [`ErrorKind`] on its way.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-        pub(crate) enum FaultKind { $($kind),* }
-
-        impl From<ErrorKind> for FaultKind {
-            fn from(kind: ErrorKind) -> Self {
-                match kind { $(ErrorKind::$kind => Self::$kind),* }
-            }
-        }
-
-        impl From<FaultKind> for ErrorKind {
-            fn from(kind: FaultKind) -> Self {
-                match kind { $(FaultKind::$kind => Self::$kind),* }
-            }
-        }
-    };
-}
-
-kinds!(NotFound Corrupt Locked Unavailable NoSpace Denied ReadOnly Invalid Unsupported Interrupted Internal);
 
 impl From<&Error> for Fault {
     fn from(error: &Error) -> Self {
@@ -255,7 +223,7 @@ impl From<&Error> for Fault {
             Error::BlockDamaged { id, what } => Self::BlockDamaged(id.0, what.clone()),
             Error::NodeDamaged { id, what } => Self::NodeDamaged(id.0, what.clone()),
             Error::Locked { holder, .. } => Self::Locked(holder.clone()),
-            other => Self::Other(other.kind().into(), other.to_string()),
+            other => Self::Other(other.kind(), other.to_string()),
         }
     }
 }
@@ -272,10 +240,8 @@ impl Fault {
                 path: repository.to_owned(),
                 holder,
             },
-            Self::Other(kind, message) => Error::Remote {
-                kind: kind.into(),
-                message,
-            },
+            Self::Other(ErrorKind::Interrupted, _) => Error::Interrupted,
+            Self::Other(kind, message) => Error::Remote { kind, message },
         }
     }
 }

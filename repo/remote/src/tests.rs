@@ -164,6 +164,19 @@ fn a_server_that_goes_away_fails_every_wait_and_is_named() {
     };
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.to_string().contains("gone"), "{error}");
+    let wanted = Wanted {
+        id: BlockId([1; 32]),
+        pages: 0..1,
+    };
+    // The reason is that of each block, and no block is none.
+    let answers = session.store.get(&[wanted.clone(), wanted]);
+    let kinds: Vec<_> = answers
+        .into_iter()
+        .map(|answer| answer.expect_err("is lost").kind())
+        .collect();
+    assert_eq!(kinds, [ErrorKind::Unavailable; 2]);
+    assert_eq!(session.store.get(&[]).len(), 0);
+    assert_eq!(session.store.nodes(&[]).len(), 0);
     assert!(session.store.put(vec![sealed(2)]).is_err());
     assert!(session.store.flush().is_err());
 }

@@ -203,7 +203,7 @@ impl Keeper for NoRoom {
 }
 
 /// Room on the device that keeps a repository.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Room {
     /// Bytes that the repository takes, all told.
     pub used_bytes: u64,
@@ -227,7 +227,7 @@ pub struct DiskUsage {
 }
 
 /// Free space that a backup leaves on a repository's file system: for a prune, and for everything else on it.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Reserve {
     /// 5 %, and 8 GiB at most.
     Default,
@@ -238,7 +238,7 @@ pub enum Reserve {
 }
 
 /// Result of a prune.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Pruned {
     /// Backups that are kept.
     pub backups: u64,

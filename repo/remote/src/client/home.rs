@@ -10,15 +10,14 @@ use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use vbk_repo::keys::SlotFile;
-use vbk_repo::repository::DiskUsage;
-use vbk_repo::repository::Reserve;
-use vbk_repo::repository::home::{Home, Marker, Session, Snapshot, Wait};
+use vbk_repo::repository::home::{Home, Keeper, Marker, Session, Snapshot, Wait};
+use vbk_repo::repository::{DiskUsage, Reserve};
 use vbk_repo::store::{Identity, StoreManager, StoreWriter};
 use vbk_repo::{Error, Result};
 
 use super::link::Link;
 use super::store::{RemoteKeeper, RemoteStore};
-use crate::message::{Answer, Ask, Reserve as AskedReserve};
+use crate::message::{Answer, Ask};
 
 /// Time for which the number of the newest snapshot counts as known: a mount asks for it at every look-up.
 const NEWEST_FOR: Duration = Duration::from_secs(2);
@@ -81,7 +80,7 @@ impl RemoteHome {
     }
 
     /// Opens the store for writing, once nobody else has it.
-    fn session(&self, ask: &Ask, wait: Wait<'_>) -> Result<Arc<RemoteStore>> {
+    fn session(&self, ask: &Ask, wait: Wait<'_>) -> Result<(Arc<RemoteStore>, Arc<dyn Keeper>)> {
         loop {
             match self.opened(ask, true) {
                 Err(Error::Locked { path, holder }) => {
@@ -91,7 +90,10 @@ impl RemoteHome {
                     std::thread::sleep(LOCK_POLL);
                 }
                 Ok(None) => return Err(self.link.unexpected()),
-                Ok(Some((store, _))) => return Ok(Arc::new(store)),
+                Ok(Some((store, _))) => {
+                    let store = Arc::new(store);
+                    return Ok((Arc::clone(&store), Arc::new(RemoteKeeper(store))));
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -147,11 +149,6 @@ impl Home for RemoteHome {
     }
 
     fn check_reserve(&self, reserve: Reserve) -> Result<()> {
-        let reserve = match reserve {
-            Reserve::Default => AskedReserve::Default,
-            Reserve::Share(share) => AskedReserve::Share(share),
-            Reserve::Bytes(bytes) => AskedReserve::Bytes(bytes),
-        };
         self.link.ask(&Ask::CheckReserve(reserve), Vec::new()).map(drop)
     }
 
@@ -175,21 +172,15 @@ impl Home for RemoteHome {
         let ask = Ask::Write {
             command: command.to_owned(),
         };
-        let store = self.session(&ask, wait)?;
-        Ok(Session {
-            keeper: Arc::new(RemoteKeeper(Arc::clone(&store))),
-            store,
-        })
+        let (store, keeper) = self.session(&ask, wait)?;
+        Ok(Session { store, keeper })
     }
 
     fn manage(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreManager>> {
         let ask = Ask::Manage {
             command: command.to_owned(),
         };
-        let store = self.session(&ask, wait)?;
-        Ok(Session {
-            keeper: Arc::new(RemoteKeeper(Arc::clone(&store))),
-            store,
-        })
+        let (store, keeper) = self.session(&ask, wait)?;
+        Ok(Session { store, keeper })
     }
 }

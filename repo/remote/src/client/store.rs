@@ -14,21 +14,16 @@ use vbk_repo::store::{
     Distance, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
     Stored, Swept, Wanted,
 };
-use vbk_repo::{Error, ErrorKind, Result};
+use vbk_repo::{Error, Result};
 
 use super::link::{Answers, Link, Puts};
 use crate::body;
-use crate::message::{Answer, Ask, Handle};
+use crate::message::{Answer, Ask, Fault, Handle, MAX_NAMES, MAX_NODES, MAX_PAGES, StoredShape};
 
-/// Plain bytes of the pages of one question, at least one block.
-const GET_BYTES: usize = 8 << 20;
+/// Bytes of blocks in one question, at least one block.
+const PIECE_BYTES: usize = MAX_PAGES * PAGE_BYTES / 2;
 /// Time between two looks whether the caller wants to stop.
 const CANCEL_POLL: Duration = Duration::from_millis(200);
-
-/// Nodes of manifests in one question or put.
-const NODES: usize = 32;
-/// Names in one question: 128 KiB.
-const NAMES: usize = 4096;
 
 /// A store that the server has open, until it is dropped.
 pub(crate) struct RemoteStore {
@@ -107,38 +102,40 @@ impl RemoteStore {
         }
     }
 
-    fn stored(&self, answers: &Answers<'_>, count: usize) -> Result<Vec<Result<Stored>>> {
-        let (answer, body, _) = answers.next()?;
-        let Answer::Stored(shapes) = answer else {
-            return Err(self.link.unexpected());
+    /// Asks all questions at once, each about some things, and returns an answer per thing. `take` takes the answers to one
+    /// question off its body.
+    fn ask_each<T>(
+        &self,
+        questions: Vec<(usize, Ask, Vec<u8>)>,
+        take: impl Fn(Answer, &mut body::Strings<'_>) -> Option<Vec<Option<std::result::Result<T, Fault>>>>,
+    ) -> Vec<Result<T>> {
+        let name = self.link.name();
+        let answer = |answers: Result<Answers<'_>>, count: usize| {
+            let (answer, body, _) = answers?.next()?;
+            let taken = take(answer, &mut body::Strings(&body)).filter(|taken| taken.len() == count);
+            let taken = taken.ok_or_else(|| self.link.unexpected())?;
+            Ok(taken
+                .into_iter()
+                .map(|one| match one {
+                    Some(one) => one.map_err(|fault| fault.into_error(name)),
+                    None => Err(self.link.unexpected()),
+                })
+                .collect())
         };
-        let mut strings = body::Strings(&body);
-        let stored = shapes.into_iter().map(|shape| match shape {
-            Ok(shape) => strings.take_shape(&shape).ok_or_else(|| self.link.unexpected()),
-            Err(fault) => Err(fault.into_error(self.link.name())),
-        });
-        let stored: Vec<_> = stored.collect();
-        match stored.len() == count {
-            true => Ok(stored),
-            false => Err(self.link.unexpected()),
-        }
-    }
-
-    fn proved_nodes(&self, answers: &Answers<'_>, count: usize) -> Result<Vec<Result<Vec<u8>>>> {
-        let (answer, body, _) = answers.next()?;
-        let Answer::Nodes(lengths) = answer else {
-            return Err(self.link.unexpected());
+        // What fails the whole question is the error of each thing in it.
+        let all_failed = |error: &Error, count| {
+            let fault = Fault::from(error);
+            (0..count).map(|_| Err(fault.clone().into_error(name))).collect()
         };
-        let mut strings = body::Strings(&body);
-        let nodes = lengths.into_iter().map(|len| match len {
-            Ok(len) => strings.take(len).ok_or_else(|| self.link.unexpected()),
-            Err(fault) => Err(fault.into_error(self.link.name())),
-        });
-        let nodes: Vec<_> = nodes.collect();
-        match nodes.len() == count {
-            true => Ok(nodes),
-            false => Err(self.link.unexpected()),
+        if let Err(error) = self.link.drain(&self.puts, None) {
+            return all_failed(&error, questions.iter().map(|(count, ..)| count).sum());
         }
+        let begin = |(count, ask, body)| (count, self.link.begin(&ask, body, false));
+        let asked: Vec<_> = questions.into_iter().map(begin).collect();
+        asked
+            .into_iter()
+            .flat_map(|(count, answers)| answer(answers, count).unwrap_or_else(|error| all_failed(&error, count)))
+            .collect()
     }
 }
 
@@ -155,27 +152,22 @@ impl Drop for RemoteStore {
     }
 }
 
-/// Returns a value per question, each an error if the whole call failed.
-fn each_failed<T>(error: Error, count: usize, again: impl Fn() -> Error) -> Vec<Result<T>> {
-    let mut failed: Vec<_> = (1..count).map(|_| Err(again())).collect();
-    failed.insert(0, Err(error));
-    failed
-}
-
-/// Cuts what is wanted into questions of [`GET_BYTES`].
-fn split(wanted: &[Wanted]) -> Vec<&[Wanted]> {
-    let mut parts = Vec::new();
+/// Cuts a list into pieces of [`PIECE_BYTES`], each of one thing at least.
+fn split<T>(all: &[T], bytes_of: impl Fn(&T) -> usize) -> Vec<&[T]> {
+    let mut pieces = Vec::new();
     let (mut start, mut bytes) = (0, 0);
-    for (at, wanted_block) in wanted.iter().enumerate() {
-        let more = wanted_block.pages.len().max(1) * PAGE_BYTES;
-        if at > start && (bytes + more > GET_BYTES || at - start == NAMES) {
-            parts.push(&wanted[start..at]);
+    for (at, one) in all.iter().enumerate() {
+        let more = bytes_of(one);
+        if at > start && (bytes + more > PIECE_BYTES || at - start == MAX_NAMES) {
+            pieces.push(&all[start..at]);
             (start, bytes) = (at, 0);
         }
         bytes += more;
     }
-    parts.push(&wanted[start..]);
-    parts
+    if start < all.len() {
+        pieces.push(&all[start..]);
+    }
+    pieces
 }
 
 impl StoreReader for RemoteStore {
@@ -197,7 +189,7 @@ impl StoreReader for RemoteStore {
     fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
         let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
         self.link.drain(&self.puts, Some(&ids))?;
-        let asked = ids.chunks(NAMES).map(|ids| {
+        let asked = ids.chunks(MAX_NAMES).map(|ids| {
             self.link
                 .begin(&Ask::Locate(self.handle), body::ids(ids.iter().copied()), false)
         });
@@ -252,50 +244,47 @@ impl StoreReader for RemoteStore {
     }
 
     fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
-        if let Err(error) = self.link.drain(&self.puts, None) {
-            return each_failed(error, wanted.len(), || self.link.unexpected());
-        }
         let page = |number: usize| u16::try_from(number).unwrap_or(u16::MAX);
-        let begin = |wanted: &[Wanted]| {
+        let question = |wanted: &[Wanted]| {
+            let of = |wanted: &Wanted| (wanted.id.0, page(wanted.pages.start), page(wanted.pages.len()));
             let ask = Ask::Get {
                 store: self.handle,
-                wanted: wanted
-                    .iter()
-                    .map(|wanted| (wanted.id.0, page(wanted.pages.start), page(wanted.pages.len())))
-                    .collect(),
+                wanted: wanted.iter().map(of).collect(),
             };
-            self.link.begin(&ask, Vec::new(), false)
+            (wanted.len(), ask, Vec::new())
         };
-        let parts = split(wanted);
-        let asked: Vec<_> = parts.iter().map(|part| (part.len(), begin(part))).collect();
-        asked
-            .into_iter()
-            .flat_map(|(count, answers)| {
-                answers
-                    .and_then(|answers| self.stored(&answers, count))
-                    .unwrap_or_else(|error| each_failed(error, count, || self.link.unexpected()))
-            })
-            .collect()
+        let pieces = split(wanted, |wanted| wanted.pages.len().max(1) * PAGE_BYTES);
+        self.ask_each(
+            pieces.into_iter().map(question).collect(),
+            |answer, body| match answer {
+                Answer::Stored(shapes) => {
+                    let take = |shape: std::result::Result<StoredShape, Fault>| match shape {
+                        Ok(shape) => body.take_shape(&shape).map(Ok),
+                        Err(fault) => Some(Err(fault)),
+                    };
+                    Some(shapes.into_iter().map(take).collect())
+                }
+                _ => None,
+            },
+        )
     }
 
     fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
-        if let Err(error) = self.link.drain(&self.puts, None) {
-            return each_failed(error, ids.len(), || self.link.unexpected());
-        }
-        // A node has 36 KiB, and the root of an image of a PiB half a MiB, so an answer fits into a message.
-        let begin = |ids: &[NodeId]| {
+        let question = |ids: &[NodeId]| {
             let body = body::ids(ids.iter().map(|id| id.0));
-            self.link.begin(&Ask::Nodes(self.handle), body, false)
+            (ids.len(), Ask::Nodes(self.handle), body)
         };
-        let asked: Vec<_> = ids.chunks(NODES).map(|ids| (ids.len(), begin(ids))).collect();
-        asked
-            .into_iter()
-            .flat_map(|(count, answers)| {
-                answers
-                    .and_then(|answers| self.proved_nodes(&answers, count))
-                    .unwrap_or_else(|error| each_failed(error, count, || self.link.unexpected()))
-            })
-            .collect()
+        let questions = ids.chunks(MAX_NODES).map(question).collect();
+        self.ask_each(questions, |answer, body| match answer {
+            Answer::Nodes(lengths) => {
+                let take = |len: std::result::Result<u32, Fault>| match len {
+                    Ok(len) => body.take(len).map(Ok),
+                    Err(fault) => Some(Err(fault)),
+                };
+                Some(lengths.into_iter().map(take).collect())
+            }
+            _ => None,
+        })
     }
 
     fn records(&self) -> Result<Vec<Record>> {
@@ -324,7 +313,7 @@ fn after(mut id: [u8; 32]) -> Option<[u8; 32]> {
 
 impl StoreWriter for RemoteStore {
     fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
-        for blocks in blocks.chunk_by_bytes() {
+        for blocks in split(&blocks, |block| block.stored_bytes() as usize) {
             let mut body = Vec::new();
             let ids = blocks.iter().map(|block| block.id.0).collect();
             let shapes = blocks.iter().map(|block| body::add_sealed(block, &mut body)).collect();
@@ -338,7 +327,7 @@ impl StoreWriter for RemoteStore {
     }
 
     fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
-        for nodes in nodes.chunks(NODES) {
+        for nodes in nodes.chunks(MAX_NODES) {
             let body = nodes.iter().flat_map(|(_, bytes)| bytes).copied().collect();
             let ask = Ask::PutNodes {
                 store: self.handle,
@@ -369,30 +358,6 @@ fn notes_for(notes: &[Note]) -> Vec<(String, Option<Vec<u8>>)> {
         .iter()
         .map(|note| (note.name.clone(), note.value.clone()))
         .collect()
-}
-
-/// Cuts blocks into questions of [`GET_BYTES`].
-trait ChunkByBytes {
-    fn chunk_by_bytes(&self) -> Vec<&[Sealed]>;
-}
-
-impl ChunkByBytes for Vec<Sealed> {
-    fn chunk_by_bytes(&self) -> Vec<&[Sealed]> {
-        let mut parts = Vec::new();
-        let (mut start, mut bytes) = (0, 0);
-        for (at, block) in self.iter().enumerate() {
-            let more = block.stored_bytes() as usize;
-            if at > start && bytes + more > GET_BYTES {
-                parts.push(&self[start..at]);
-                (start, bytes) = (at, 0);
-            }
-            bytes += more;
-        }
-        if start < self.len() {
-            parts.push(&self[start..]);
-        }
-        parts
-    }
 }
 
 impl StoreManager for RemoteStore {
@@ -426,12 +391,10 @@ pub(super) struct RemoteKeeper(pub(super) Arc<RemoteStore>);
 
 impl RemoteKeeper {
     fn pruned(&self, options: PruneOptions, cancel: &AtomicBool, progress: &dyn Fn(u64)) -> Result<Pruned> {
-        let RemoteStore { link, handle, puts, .. } = &*self.0;
-        link.drain(puts, None)?;
+        let RemoteStore { link, handle, .. } = &*self.0;
         let ask = Ask::Prune {
             store: *handle,
-            max_unused: options.max_unused,
-            dry_run: options.dry_run,
+            options,
         };
         let answers = link.begin(&ask, Vec::new(), true)?;
         let mut stopped = false;
@@ -443,23 +406,7 @@ impl RemoteKeeper {
             match answers.next_within(CANCEL_POLL)? {
                 None => {}
                 Some((Answer::Number(Some(bytes)), ..)) => progress(bytes),
-                Some((Answer::Pruned(pruned), ..)) => {
-                    return Ok(Pruned {
-                        backups: pruned.backups,
-                        swept: Swept {
-                            live_blocks: pruned.live.0,
-                            live_bytes: pruned.live.1,
-                            unused_blocks: pruned.unused.0,
-                            unused_bytes: pruned.unused.1,
-                            removed_blocks: pruned.removed.0,
-                            removed_bytes: pruned.removed.1,
-                            removed_nodes: pruned.removed_nodes,
-                        },
-                        marked: Duration::from_millis(pruned.marked_ms),
-                        used_before_bytes: pruned.used_before_bytes,
-                        used_after_bytes: pruned.used_after_bytes,
-                    });
-                }
+                Some((Answer::Pruned(pruned), ..)) => return Ok(pruned),
                 Some(_) => return Err(link.unexpected()),
             }
         }
@@ -468,10 +415,7 @@ impl RemoteKeeper {
 
 impl Keeper for RemoteKeeper {
     fn prune(&self, options: PruneOptions, cancel: &AtomicBool, progress: &dyn Fn(u64)) -> Option<Result<Pruned>> {
-        Some(match self.pruned(options, cancel, progress) {
-            Err(error) if error.kind() == ErrorKind::Interrupted => Err(Error::Interrupted),
-            pruned => pruned,
-        })
+        Some(self.pruned(options, cancel, progress))
     }
 
     fn publish(&self) -> Result<()> {
@@ -480,7 +424,7 @@ impl Keeper for RemoteKeeper {
 
     fn room(&self) -> Result<Room> {
         match self.0.link.ask(&Ask::Room(self.0.handle), Vec::new())? {
-            (Answer::Room { used_bytes, free_bytes }, _) => Ok(Room { used_bytes, free_bytes }),
+            (Answer::Room(room), _) => Ok(room),
             _ => Err(self.0.link.unexpected()),
         }
     }

@@ -12,11 +12,12 @@ use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, interval, timeout};
+use vbk_repo::ErrorKind;
 use vbk_repo::repository::home::Home;
 
 use super::Allowed;
 use super::stores::Stores;
-use crate::message::{Answer, Ask, Fault, FaultKind, Hello, PROTOCOL, Welcome};
+use crate::message::{Answer, Ask, Fault, Hello, PROTOCOL, Welcome};
 use crate::wire::{Channel, Kind, Limits, Message, MessageReader, Outbox, PREAMBLE, read_preamble, write_all};
 use crate::{DEAD_AFTER, PING_INTERVAL};
 
@@ -88,7 +89,7 @@ pub(super) async fn run(
         let ended = ended.await;
         if let Err(error) = &ended {
             let reply = Reply::new(&outbox, 0);
-            let fault = Fault::Other(FaultKind::Invalid, error.to_string());
+            let fault = Fault::Other(ErrorKind::Invalid, error.to_string());
             reply.send(&Answer::Failed(fault), Vec::new(), false);
         }
         outbox.close();

@@ -8,15 +8,15 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::repository::home::{Home, Keeper, Snapshot};
-use vbk_repo::repository::{Reserve, prune_without_key};
-use vbk_repo::store::{Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter, Wanted};
+use vbk_repo::repository::prune_without_key;
+use vbk_repo::store::{Identity, Note, Record, StoreManager, StoreReader, StoreWriter, Wanted};
 use vbk_repo::{Error, ErrorKind, Result};
 
 use super::Allowed;
 use super::door::Door;
 use super::session::Reply;
 use crate::body;
-use crate::message::{Answer, Ask, Fault, Handle, Pruned, Reserve as AskedReserve};
+use crate::message::{Answer, Ask, Fault, Handle, MAX_NAMES, MAX_NODES, MAX_PAGES};
 
 /// Stores that one client may have open.
 const MAX_STORES: usize = 256;
@@ -24,10 +24,6 @@ const MAX_STORES: usize = 256;
 const SURVEYED: usize = 16 << 10;
 /// Bytes of records and notes of one answer.
 const LISTED_BYTES: usize = 4 << 20;
-/// Plain bytes of the pages of one answer, at least one block.
-const MAX_PAGES: usize = (16 << 20) / vbk_repo::block::PAGE_BYTES;
-/// Names in one question.
-const MAX_NAMES: usize = 64 << 10;
 
 /// The stores that a client has open.
 pub(super) struct Stores {
@@ -39,6 +35,8 @@ pub(super) struct Stores {
 
 /// An open store, with the rights that it was opened with.
 struct Open {
+    identity: Identity,
+    door: Door,
     reader: Arc<dyn StoreReader>,
     writer: Option<Arc<dyn StoreWriter>>,
     manager: Option<Arc<dyn StoreManager>>,
@@ -46,6 +44,22 @@ struct Open {
     stop: AtomicBool,
     /// Dropped last: it lets the next writer in.
     keeper: Option<Arc<dyn Keeper>>,
+}
+
+impl Open {
+    /// A store open for reading.
+    fn new(reader: Arc<dyn StoreReader>) -> Result<Self> {
+        let identity = reader.identity()?;
+        Ok(Self {
+            door: Door::of(&identity),
+            identity,
+            reader,
+            writer: None,
+            manager: None,
+            stop: AtomicBool::new(false),
+            keeper: None,
+        })
+    }
 }
 
 impl Stores {
@@ -86,11 +100,7 @@ impl Stores {
                 alone(Answer::Slots(slots.map(|slot| (slot.name, slot.bytes)).collect()))
             }
             Ask::CheckReserve(reserve) => {
-                self.home.check_reserve(match reserve {
-                    AskedReserve::Default => Reserve::Default,
-                    AskedReserve::Share(share) => Reserve::Share(share),
-                    AskedReserve::Bytes(bytes) => Reserve::Bytes(bytes),
-                })?;
+                self.home.check_reserve(reserve)?;
                 alone(Answer::Done)
             }
             Ask::Read { as_it_is } => {
@@ -99,76 +109,42 @@ impl Stores {
                     false => Some(self.home.read()?),
                 };
                 alone(match snapshot {
-                    Some(Snapshot { store, number }) => self.opened(
-                        Open {
-                            reader: store,
-                            writer: None,
-                            manager: None,
-                            keeper: None,
-                            stop: AtomicBool::new(false),
-                        },
-                        number,
-                    )?,
+                    Some(Snapshot { store, number }) => self.opened(Open::new(store)?, number)?,
                     None => Answer::Nothing,
                 })
             }
             Ask::Write { command } => {
                 self.check_allowed(Allowed::Add)?;
                 let session = self.home.write(&command, &mut |_| false)?;
-                alone(self.opened(
-                    Open {
-                        reader: Arc::clone(&session.store) as _,
-                        writer: Some(session.store),
-                        manager: None,
-                        keeper: Some(session.keeper),
-                        stop: AtomicBool::new(false),
-                    },
-                    0,
-                )?)
+                let open = Open {
+                    writer: Some(Arc::clone(&session.store)),
+                    keeper: Some(session.keeper),
+                    ..Open::new(session.store)?
+                };
+                alone(self.opened(open, 0)?)
             }
             Ask::Manage { command } => {
                 self.check_allowed(Allowed::Everything)?;
                 let session = self.home.manage(&command, &mut |_| false)?;
-                alone(self.opened(
-                    Open {
-                        reader: Arc::clone(&session.store) as _,
-                        writer: Some(Arc::clone(&session.store) as _),
-                        manager: Some(session.store),
-                        keeper: Some(session.keeper),
-                        stop: AtomicBool::new(false),
-                    },
-                    0,
-                )?)
+                let open = Open {
+                    writer: Some(Arc::clone(&session.store) as _),
+                    manager: Some(Arc::clone(&session.store)),
+                    keeper: Some(session.keeper),
+                    ..Open::new(session.store)?
+                };
+                alone(self.opened(open, 0)?)
             }
             Ask::Close(store) => {
                 // Answers that are still in the making keep it open until they are done.
                 self.open.lock().remove(&store);
                 alone(Answer::Done)
             }
-            Ask::Prune {
-                store,
-                max_unused,
-                dry_run,
-            } => {
-                let open = self.store(store)?;
-                let (Some(manager), Some(keeper)) = (&open.manager, &open.keeper) else {
-                    return Err(broken("a store that is not open for changes"));
-                };
-                let options = PruneOptions { max_unused, dry_run };
+            Ask::Prune { store, options } => {
+                let (manager, keeper, open) = (self.manager(store)?, self.keeper(store)?, self.store(store)?);
                 let threads = std::thread::available_parallelism().map_or(2, usize::from);
                 let progress = |bytes| reply.send(&Answer::Number(Some(bytes)), Vec::new(), true);
-                let pruned = prune_without_key(&**manager, &**keeper, options, threads, &open.stop, &progress)?;
-                let swept = pruned.swept;
-                alone(Answer::Pruned(Pruned {
-                    backups: pruned.backups,
-                    live: (swept.live_blocks, swept.live_bytes),
-                    unused: (swept.unused_blocks, swept.unused_bytes),
-                    removed: (swept.removed_blocks, swept.removed_bytes),
-                    removed_nodes: swept.removed_nodes,
-                    marked_ms: pruned.marked.as_millis() as u64,
-                    used_before_bytes: pruned.used_before_bytes,
-                    used_after_bytes: pruned.used_after_bytes,
-                }))
+                let pruned = prune_without_key(&*manager, &*keeper, options, threads, &open.stop, &progress)?;
+                alone(Answer::Pruned(pruned))
             }
             Ask::Stop(store) => {
                 self.store(store)?.stop.store(true, Ordering::SeqCst);
@@ -186,11 +162,11 @@ impl Stores {
 
     fn answer_of_store(&self, ask: Ask, body: &[u8]) -> Result<(Answer, Vec<u8>)> {
         let alone = |answer| Ok((answer, Vec::new()));
-        let ids = || {
-            let ids = body::read_ids(body).filter(|ids| ids.len() <= MAX_NAMES);
+        let ids = |most| {
+            let ids = body::read_ids(body).filter(|ids| ids.len() <= most);
             ids.ok_or_else(|| broken("a list of ids"))
         };
-        let block_ids = || Ok::<_, Error>(ids()?.into_iter().map(BlockId).collect::<Vec<_>>());
+        let block_ids = || Ok::<_, Error>(ids(MAX_NAMES)?.into_iter().map(BlockId).collect::<Vec<_>>());
         match ask {
             Ask::Generation(store) => alone(Answer::Number(Some(self.store(store)?.reader.generation()?))),
             Ask::Locate(store) => {
@@ -204,7 +180,7 @@ impl Stores {
             }
             Ask::Get { store, wanted } => get(&*self.store(store)?.reader, &wanted),
             Ask::Nodes(store) => {
-                let ids: Vec<_> = ids()?.into_iter().map(NodeId).collect();
+                let ids: Vec<_> = ids(MAX_NODES)?.into_iter().map(NodeId).collect();
                 let mut body = Vec::new();
                 let nodes = self.store(store)?.reader.nodes(&ids).into_iter().map(|node| {
                     let node = node.map_err(|error| Fault::from(&error))?;
@@ -216,9 +192,8 @@ impl Stores {
             }
             Ask::Put { store, blocks } => {
                 let sealed = body::read_sealed(&blocks, body).ok_or_else(|| broken("a block"))?;
-                let writer = self.writer(store)?;
-                Door::of(&writer.identity()?).check_blocks(&sealed)?;
-                writer.put(sealed)?;
+                self.store(store)?.door.check_blocks(&sealed)?;
+                self.writer(store)?.put(sealed)?;
                 alone(Answer::Done)
             }
             Ask::PutNodes { store, nodes } => {
@@ -227,9 +202,8 @@ impl Stores {
                     .into_iter()
                     .map(|(id, len)| Some((NodeId(id), strings.take(len)?)));
                 let nodes: Vec<_> = nodes.collect::<Option<_>>().ok_or_else(|| broken("a manifest"))?;
-                let writer = self.writer(store)?;
-                Door::of(&writer.identity()?).check_nodes(&nodes)?;
-                writer.put_nodes(nodes)?;
+                self.store(store)?.door.check_nodes(&nodes)?;
+                self.writer(store)?.put_nodes(nodes)?;
                 alone(Answer::Done)
             }
             Ask::Flush(store) => {
@@ -268,10 +242,7 @@ impl Stores {
             }
             Ask::Room(store) => {
                 let room = self.keeper(store)?.room()?;
-                alone(Answer::Room {
-                    used_bytes: room.used_bytes,
-                    free_bytes: room.free_bytes,
-                })
+                alone(Answer::Room(room))
             }
             _ => Err(broken("a question in the wrong place")),
         }
@@ -291,7 +262,7 @@ impl Stores {
     }
 
     fn opened(&self, open: Open, number: u64) -> Result<Answer> {
-        let identity = open.reader.identity()?;
+        let identity = serde_json::to_string(&open.identity).expect("an identity has only plain fields");
         let mut all = self.open.lock();
         if all.len() >= MAX_STORES {
             return Err(broken("too many open stores"));
@@ -301,7 +272,7 @@ impl Stores {
         Ok(Answer::Opened {
             store,
             number,
-            identity: serde_json::to_string(&identity).expect("an identity has only plain fields"),
+            identity,
         })
     }
 
@@ -392,27 +363,22 @@ fn list(store: &dyn StoreReader, records: bool, notes: bool, reply: &Reply) -> R
         foreign_changes,
         generation,
     };
-    for Record { key, bytes } in listing.records {
-        part.0.push((key, bytes.len() as u32));
+    let records = listing
+        .records
+        .into_iter()
+        .map(|Record { key, bytes }| (true, key, bytes));
+    let notes = listing.notes.into_iter();
+    let notes = notes.map(|Note { name, value }| (false, name, value.unwrap_or_default()));
+    for (is_record, name, bytes) in records.chain(notes) {
+        let names = match is_record {
+            true => &mut part.0,
+            false => &mut part.1,
+        };
+        names.push((name, bytes.len() as u32));
         body.extend(bytes);
         if body.len() >= LISTED_BYTES {
-            reply.send(
-                &answer(std::mem::take(&mut part), Vec::new()),
-                std::mem::take(&mut body),
-                true,
-            );
-        }
-    }
-    for Note { name, value } in listing.notes {
-        let value = value.unwrap_or_default();
-        part.1.push((name, value.len() as u32));
-        body.extend(value);
-        if body.len() >= LISTED_BYTES {
-            reply.send(
-                &answer(std::mem::take(&mut part), Vec::new()),
-                std::mem::take(&mut body),
-                true,
-            );
+            let sent = answer(std::mem::take(&mut part), Vec::new());
+            reply.send(&sent, std::mem::take(&mut body), true);
         }
     }
     reply.send(&answer(part, listing.foreign_changes), body, false);
