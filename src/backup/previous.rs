@@ -106,7 +106,8 @@ impl Base for Previous<'_> {
             }
             match window.reading {
                 true => self.changed.wait(&mut window),
-                false => self.read(&mut window, number),
+                // From the start of its batch: workers come in any order, and those before this one must not ask again.
+                false => self.read(&mut window, number - number % BATCH),
             }
         };
         if !window.reading && window.next < number + BATCH / 2 {
@@ -178,6 +179,14 @@ mod tests {
         });
         // One call for the root, one for the pages, and one for each 64 segments.
         assert_eq!(far.calls().waits, 2 + (SEGMENTS / BATCH) as u64);
+        // The first worker to come need not be the one with the first segment.
+        let before = far.calls().waits;
+        let previous = Previous::open(&far, &image, &()).expect("opens");
+        for segment in [5, 3, 0, 31] {
+            let first = segment * SEGMENT_SLOTS as u64;
+            assert_eq!(previous.slot(BlockIndex(first)), id(first));
+        }
+        assert_eq!(far.calls().waits - before, 2 + 1);
         // Back to the start, as after a sample, and far ahead.
         for first in [0, all - 1, 5 * SEGMENT_SLOTS as u64] {
             assert_eq!(previous.slot(BlockIndex(first)), id(first));
