@@ -6,9 +6,10 @@ use std::str::FromStr;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::backup::{Backup, Entry};
+use crate::block::Hashing;
 use crate::error::{Error, Result};
 use crate::name::{BackupTime, GuestName};
-use crate::store::StoreReader;
+use crate::store::{Record, StoreReader};
 
 /// Number of candidates that an error lists.
 const MAX_CANDIDATES: usize = 20;
@@ -111,17 +112,11 @@ impl Catalogue {
     pub fn load(store: &dyn StoreReader) -> Result<Self> {
         let mut catalogue = Self::default();
         let listing = store.listing(false)?;
-        for record in listing.records {
-            match Entry::decode(store.hashing(), &record.key, &record.bytes) {
-                Ok(mut entry) => {
-                    // No record has a generation that the store has not reached; such a record would hide all later
-                    // ones until then.
-                    if entry.backup.sequence > listing.generation {
-                        entry.backup.sequence = 0;
-                    }
-                    catalogue.entries.push(entry);
-                }
-                Err(error) => catalogue.damaged.push(error),
+        catalogue.add(store.hashing(), listing.records);
+        for entry in &mut catalogue.entries {
+            // No record has a generation that the store has not reached; such a record would hide all later ones until then.
+            if entry.backup.sequence > listing.generation {
+                entry.backup.sequence = 0;
             }
         }
         for what in listing.foreign_changes {
@@ -131,6 +126,16 @@ impl Catalogue {
             (&one.backup.guest, one.backup.order()).cmp(&(&other.backup.guest, other.backup.order()))
         });
         Ok(catalogue)
+    }
+
+    /// Adds records, for what they name: not in any order.
+    pub(crate) fn add(&mut self, hashing: Hashing, records: Vec<Record>) {
+        for record in records {
+            match Entry::decode(hashing, &record.key, &record.bytes) {
+                Ok(entry) => self.entries.push(entry),
+                Err(error) => self.damaged.push(error),
+            }
+        }
     }
 
     /// Returns all backups, by guest and in the order in which they were made.

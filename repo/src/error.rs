@@ -198,6 +198,9 @@ pub enum Error {
     /// A backup of this guest and time exists already.
     #[error("backup {0} already exists")]
     BackupExists(String),
+    /// Another writer changed records or notes after the caller read them.
+    #[error("the repository was changed by another command at the same time; try again")]
+    Moved,
     /// A block that a manifest names is not stored.
     #[error("block {0} is missing")]
     BlockMissing(BlockId),
@@ -438,6 +441,7 @@ impl Error {
                 ErrorKind::Unsupported
             }
             Self::Locked { .. } => ErrorKind::Locked,
+            Self::Moved => ErrorKind::Unavailable,
             Self::BlockMissing(_)
             | Self::BlockDamaged { .. }
             | Self::NodeDamaged { .. }

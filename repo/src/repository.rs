@@ -17,7 +17,7 @@ use std::sync::atomic::AtomicBool;
 
 pub use self::directory::LAYOUT_FORMAT;
 pub use self::home::{DiskUsage, Pruned, Reserve, Wait};
-pub use self::managing::{Manager, prune_without_key};
+pub use self::managing::{Change, Manager, prune_without_key};
 pub use self::verified::{Recorded, Verified};
 pub use self::view::View;
 pub use self::writing::{Committed, Writer};
@@ -104,6 +104,15 @@ impl Repository {
             home,
             keys: None,
         }
+    }
+
+    /// Opens the repository in a directory like [`Repository::open`], with a home made of that.
+    pub fn open_through(path: &Path, home: impl FnOnce(Arc<Directory>) -> Arc<dyn Home>) -> Result<Self> {
+        let directory = Arc::new(Directory::open(path)?);
+        Ok(Self {
+            directory: Some(Arc::clone(&directory)),
+            ..Self::at(home(directory))
+        })
     }
 
     /// The same with keys that are at hand already.

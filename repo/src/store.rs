@@ -11,6 +11,8 @@
 //!    commit of the same name and bytes succeeds again, so that a caller can repeat one whose answer was lost.
 //! 4. Every method may be called from many threads at once.
 //! 5. A call that failed with an error of kind Unavailable may be repeated, but for point 2.
+//! 6. Several writers may have a store open at once. A change that was made out of what a caller read carries the generation of
+//!    that reading, and fails with [`Error::Moved`] if another writer was faster.
 //!
 //! Three traits are three rights: [`StoreReader`] reads, [`StoreWriter`] adds backups, [`StoreManager`] removes and changes
 //! what is stored. Calls take many names at once, because a store may be 100 ms away ([`Distance`]).
@@ -266,6 +268,25 @@ pub trait StoreReader: Send + Sync {
         })
     }
 
+    /// The named ones of all records and notes, and the generation that they belong to.
+    fn lookup(&self, record_keys: &[String], note_names: &[String]) -> Result<Listing> {
+        // A change in between makes them newer than the generation says, which is then refused.
+        let generation = self.generation()?;
+        let mut records = self.records()?;
+        records.retain(|record| record_keys.contains(&record.key));
+        let mut notes = match note_names {
+            [] => Vec::new(),
+            _ => self.notes()?,
+        };
+        notes.retain(|note| note_names.contains(&note.name));
+        Ok(Listing {
+            records,
+            notes,
+            foreign_changes: Vec::new(),
+            generation,
+        })
+    }
+
     /// Number of times that the set of records and notes was written. Only the holder of the key can have counted it; it grows
     /// with every commit and change. `None` in a plain store, and where it can't be read.
     fn epoch(&self) -> Result<Option<u64>> {
@@ -291,17 +312,29 @@ pub trait StoreWriter: StoreReader {
 
     /// Flushes, then makes the record visible. Succeeds again for a record that is stored with the same bytes.
     fn commit(&self, record: &Record) -> Result<()> {
-        self.commit_with(record, &[])
+        self.commit_at(record, &[], None)
     }
 
-    /// Like [`StoreWriter::commit`], and changes notes in the same step: all of it or nothing.
-    fn commit_with(&self, record: &Record, notes: &[Note]) -> Result<()>;
+    /// Like [`StoreWriter::commit`], and changes notes in the same step: all of it or nothing. With `at`, only while that is the
+    /// store's generation; otherwise [`Error::Moved`].
+    fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()>;
 }
 
 /// The right to change and remove what is stored: for forget, prune, verify and repair.
 pub trait StoreManager: StoreWriter {
     /// Removes records and changes notes: all of it or nothing, durable when this returns. Ignores names that do not exist.
-    fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()>;
+    fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
+        self.amend_at(remove_records, notes, None)
+    }
+
+    /// Like [`StoreManager::amend`]; with `at`, only while that is the store's generation; otherwise [`Error::Moved`].
+    fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()>;
+
+    /// Records that were removed while other writers had the store open, whose backups may build on them. What they name must
+    /// stay.
+    fn held(&self) -> Vec<Record> {
+        Vec::new()
+    }
 
     /// Accepts the present set of records and notes. Gives the former [`StoreReader::foreign_changes`]. Durable when this
     /// returns.
@@ -315,8 +348,9 @@ pub trait StoreManager: StoreWriter {
     /// Takes back [`StoreManager::condemn`] for blocks that proved to be whole. Durable when this returns.
     fn pardon(&self, ids: &[BlockId]) -> Result<()>;
 
-    /// Removes blocks and nodes that are not in `live`, and frees their space. `live` must have been marked in this state of
-    /// the store: after a barrier, with nothing put since. An error of `step`, a crash or loss of power at any moment does no
+    /// Removes blocks and nodes that are not in `live` and that no other writer uses, and frees their space. `live` must have
+    /// been marked by records that were read since this writer opened the store, and by those of [`StoreManager::held`] after
+    /// that. This writer has put nothing meanwhile. An error of `step`, a crash or loss of power at any moment does no
     /// harm; the next call continues. `step` gets the number of bytes removed so far, each time that space was freed.
     fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept>;
 }

@@ -1,6 +1,6 @@
 //! `vbk forget`, `vbk protect`, `vbk unprotect`
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use jiff::tz::TimeZone;
 use serde::Serialize;
@@ -8,6 +8,7 @@ use vbk::retention::{Candidate, Decision, KeepPolicy, decide};
 use vbk_repo::backup::Entry;
 use vbk_repo::catalogue::{BackupSpec, CLOCK_SLACK, Catalogue};
 use vbk_repo::name::GuestName;
+use vbk_repo::repository::Change;
 use vbk_repo::state::{States, note_of};
 use vbk_repo::store::PruneOptions;
 
@@ -48,19 +49,18 @@ pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
     }
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
     let mut writer = context.manager(&format!("forget {}", args.what.join(" ")), args.no_wait, &cancel)?;
-    let judged = judge(&writer.catalogue()?, &writer.states()?, args, &policies, &zone)?;
-    let forgotten: Vec<String> = judged
-        .verdicts
-        .iter()
-        .filter(|verdict| verdict.action == FORGET)
-        .map(|verdict| verdict.backup.clone())
-        .collect();
-    if !forgotten.is_empty() {
-        writer.amend(&forgotten, &[])?;
-    }
+    // Another host may protect a backup meanwhile, and then all is judged again.
+    let judged = writer.change(&mut |catalogue, states| {
+        let judged = judge(catalogue, states, args, &policies, &zone)?;
+        let change = Change {
+            forget: judged.forgotten(),
+            ..Change::default()
+        };
+        Ok::<_, Error>((change, judged))
+    })?;
     print(context, &judged, false);
     if !args.prune {
-        if !forgotten.is_empty() {
+        if !judged.forgotten().is_empty() {
             context.say("`vbk prune` gives back the space that nothing else needs");
         }
         context.json_result(&judged.verdicts)?;
@@ -87,6 +87,11 @@ struct Judged {
 }
 
 impl Judged {
+    fn forgotten(&self) -> Vec<String> {
+        let forgotten = self.verdicts.iter().filter(|verdict| verdict.action == FORGET);
+        forgotten.map(|verdict| verdict.backup.clone()).collect()
+    }
+
     fn outcome(&self) -> Outcome {
         match self.left_out.is_empty() {
             true => Outcome::Done,
@@ -384,19 +389,17 @@ pub fn protect(context: &Context<'_>, args: &ProtectArgs, protect: bool) -> Resu
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
     let word = if protect { "protect" } else { "unprotect" };
     let writer = context.manager(word, args.no_wait, &cancel)?;
-    let (catalogue, states) = (writer.catalogue()?, writer.states()?);
-    let mut notes = Vec::new();
-    let mut done = HashSet::new();
-    for spec in &args.backups {
-        let key = catalogue.find(spec)?.backup.spec();
-        let mut state = states.noted(&key);
-        state.protected = protect;
-        notes.push(note_of(&key, state));
-        done.insert(key);
-    }
-    writer.amend(&[], &notes)?;
-    let mut done: Vec<_> = done.into_iter().collect();
-    done.sort();
+    let done = writer.change(&mut |catalogue, states| {
+        let (mut change, mut done) = (Change::default(), BTreeSet::new());
+        for spec in &args.backups {
+            let key = catalogue.find(spec)?.backup.spec();
+            let mut state = states.noted(&key);
+            state.protected = protect;
+            change.notes.push(note_of(&key, state));
+            done.insert(key);
+        }
+        Ok::<_, Error>((change, done))
+    })?;
     for key in &done {
         context.say(format_args!("{key} is {word}ed"));
     }

@@ -2,8 +2,10 @@
 
 mod home;
 mod link;
+mod local;
 mod ssh;
 mod store;
 
 pub use home::RemoteHome;
+pub use local::LocalHome;
 pub use ssh::Ssh;

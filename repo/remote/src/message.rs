@@ -99,6 +99,12 @@ pub(crate) enum Ask {
         records: bool,
         notes: bool,
     },
+    /// The named records and notes, and nothing else: [`Answer::Listing`], in parts.
+    Lookup {
+        store: Handle,
+        records: Vec<String>,
+        notes: Vec<String>,
+    },
     /// Body: blocks. [`Answer::Done`].
     Put {
         store: Handle,
@@ -117,12 +123,16 @@ pub(crate) enum Ask {
         key: String,
         record: Vec<u8>,
         notes: Vec<(String, Option<Vec<u8>>)>,
+        /// The generation that it was made out of.
+        at: Option<u64>,
     },
     /// [`Answer::Done`].
     Amend {
         store: Handle,
         remove_records: Vec<String>,
         notes: Vec<(String, Option<Vec<u8>>)>,
+        /// The generation that it was made out of.
+        at: Option<u64>,
     },
     /// Body: ids. [`Answer::Done`].
     Condemn(Handle),
@@ -212,6 +222,7 @@ pub(crate) enum Fault {
     BlockDamaged([u8; 32], String),
     NodeDamaged([u8; 32], String),
     Locked(String),
+    Moved,
     Other(ErrorKind, String),
 }
 
@@ -223,6 +234,7 @@ impl From<&Error> for Fault {
             Error::BlockDamaged { id, what } => Self::BlockDamaged(id.0, what.clone()),
             Error::NodeDamaged { id, what } => Self::NodeDamaged(id.0, what.clone()),
             Error::Locked { holder, .. } => Self::Locked(holder.clone()),
+            Error::Moved => Self::Moved,
             other => Self::Other(other.kind(), other.to_string()),
         }
     }
@@ -240,6 +252,7 @@ impl Fault {
                 path: repository.to_owned(),
                 holder,
             },
+            Self::Moved => Error::Moved,
             Self::Other(ErrorKind::Interrupted, _) => Error::Interrupted,
             Self::Other(kind, message) => Error::Remote { kind, message },
         }

@@ -8,6 +8,7 @@
 //! | `views/` | the states of the store that readers open, see `views.rs` |
 //! | `spare/` | second copies of the store's tables, see `second_copies.rs` |
 //! | `lock` | held by the writer, see [`lock`] |
+//! | `serve.sock` | while a process has the repository open for all writers of this machine, see [`shared`] |
 //! | `ballast` | room for a prune on a full disk, see `ballast.rs` |
 
 pub mod activity;
@@ -17,6 +18,7 @@ pub mod disk_usage;
 mod files;
 pub mod lock;
 pub(super) mod second_copies;
+pub mod shared;
 pub mod store_repair;
 mod torn;
 pub(super) mod views;
@@ -32,7 +34,7 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::keys::{self, Keys, SlotFile, Unlock};
-use crate::store::rocks::{RocksReader, RocksStore, path_in};
+use crate::store::rocks::{RocksReader, RocksSession, RocksStore, path_in};
 use crate::store::{ENCRYPTION, Identity, StoreManager, StoreReader, StoreWriter};
 use disk_usage::{FileSystem, disk_usage, file_system};
 use lock::{Told, WriterLock};
@@ -245,15 +247,25 @@ impl Directory {
         super::check_id(&self.path, &self.marker, identity)
     }
 
-    fn session(&self, command: &str, wait: Wait<'_>) -> Result<(Arc<RocksStore>, Arc<dyn Keeper>)> {
+    /// Opens the store for sessions.
+    fn opened(&self, command: &str, wait: Wait<'_>) -> Result<Arc<Opened>> {
         let (store, lock) = self.open_store(command, wait)?;
-        let keeper = DirectoryKeeper {
+        Ok(Arc::new(Opened {
             path: self.path.clone(),
-            store: Arc::clone(&store),
+            store,
             publishing: Mutex::default(),
             _lock: lock,
-        };
-        Ok((store, Arc::new(keeper)))
+        }))
+    }
+
+    /// Like [`Directory::opened`], also on a full disk.
+    fn opened_to_manage(&self, command: &str, wait: Wait<'_>) -> Result<Arc<Opened>> {
+        match self.opened(command, wait) {
+            Err(error) if error.kind() == ErrorKind::NoSpace && ballast::release(&self.path)? => {
+                self.opened(command, wait)
+            }
+            opened => opened,
+        }
     }
 }
 
@@ -322,23 +334,16 @@ impl Home for Directory {
     }
 
     fn write(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreWriter>> {
-        let (store, keeper) = self.session(command, wait)?;
-        Ok(Session { store, keeper })
+        Ok(self.opened(command, wait)?.session().to_write())
     }
 
     fn manage(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreManager>> {
-        let (store, keeper) = match self.session(command, wait) {
-            Err(error) if error.kind() == ErrorKind::NoSpace && ballast::release(&self.path)? => {
-                self.session(command, wait)?
-            }
-            session => session?,
-        };
-        Ok(Session { store, keeper })
+        Ok(self.opened_to_manage(command, wait)?.session())
     }
 }
 
-/// Holds the writer's lock.
-struct DirectoryKeeper {
+/// The store of a directory, open for writing.
+struct Opened {
     path: PathBuf,
     store: Arc<RocksStore>,
     publishing: Mutex<()>,
@@ -346,7 +351,21 @@ struct DirectoryKeeper {
     _lock: WriterLock,
 }
 
-impl Keeper for DirectoryKeeper {
+impl Opened {
+    fn session(self: Arc<Self>) -> Session<dyn StoreManager> {
+        Session {
+            store: Arc::new(RocksSession::open(Arc::clone(&self.store))),
+            keeper: self,
+        }
+    }
+
+    /// Returns whether the disk has too little room for a change of notes.
+    fn is_full(&self) -> Result<bool> {
+        Ok(file_system(&self.path)?.free_bytes < 4 << 20)
+    }
+}
+
+impl Keeper for Opened {
     fn publish(&self) -> Result<()> {
         // One at a time: guests are backed up at once, and an older view put in the place of a newer one would hide what is
         // in that, and take its directory away.

@@ -92,6 +92,16 @@ pub struct Session<S: ?Sized> {
     pub keeper: Arc<dyn Keeper>,
 }
 
+impl Session<dyn StoreManager> {
+    /// The same with the right to add backups only.
+    pub fn to_write(self) -> Session<dyn StoreWriter> {
+        Session {
+            store: self.store,
+            keeper: self.keeper,
+        }
+    }
+}
+
 /// A place that is being written to. Dropping the last reference to it lets the next writer in.
 pub trait Keeper: Send + Sync {
     /// Shows the present state to readers that open the repository from now on.

@@ -16,6 +16,15 @@ use crate::store::{ENCRYPTION, Identity, Live, Note, PruneOptions, StoreManager}
 /// Removed bytes after which a prune shows readers its progress, and releases the view before. Fewer where less is free.
 const PUBLISH_BYTES: u64 = 2 << 30;
 
+/// A change of the set of backups and of the notes about them.
+#[derive(Debug, Clone, Default)]
+pub struct Change {
+    /// Backups to remove, as `GUEST@TIME`.
+    pub forget: Vec<String>,
+    /// Notes to write or to remove.
+    pub notes: Vec<Note>,
+}
+
 /// A repository open for changes and removals.
 pub struct Manager {
     store: Arc<dyn StoreManager>,
@@ -61,17 +70,38 @@ impl Manager {
         self.writer.states()
     }
 
-    /// Removes backups, named as `GUEST@TIME`, and changes notes: all of it or nothing, durable when this returns. The
-    /// blocks stay until [`Manager::prune`].
+    /// Removes backups and changes notes: all of it or nothing, durable when this returns. The blocks stay until
+    /// [`Manager::prune`]. `decide` makes the change out of the repository's present state; it is called again if another writer
+    /// changed that meanwhile. Returns what it returned besides the change.
+    pub fn change<T, E: From<Error>>(
+        &self,
+        decide: &mut dyn FnMut(&Catalogue, &States) -> std::result::Result<(Change, T), E>,
+    ) -> std::result::Result<T, E> {
+        loop {
+            let at = self.store.generation()?;
+            let (change, result) = decide(&self.catalogue()?, &self.states()?)?;
+            if change.forget.is_empty() && change.notes.is_empty() {
+                return Ok(result);
+            }
+            match self.amend_at(&change.forget, &change.notes, Some(at)) {
+                Err(Error::Moved) => {}
+                changed => return Ok(changed.map(|()| result)?),
+            }
+        }
+    }
+
+    /// Removes backups, named as `GUEST@TIME`, and changes notes, whatever else has changed.
     pub fn amend(&self, forget: &[String], notes: &[Note]) -> Result<()> {
+        self.amend_at(forget, notes, None)
+    }
+
+    fn amend_at(&self, forget: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
         if let (Some(what), false) = (self.store.foreign_changes()?.into_iter().next(), forget.is_empty()) {
             return Err(Error::ForeignChanges { what });
         }
         let mut all = notes.to_vec();
         all.extend(forget.iter().map(|key| state::note_of(key, State::default())));
-        let changing = self.writer.changing.lock();
-        self.store.amend(forget, &all)?;
-        drop(changing);
+        self.store.amend_at(forget, &all, at)?;
         self.writer.keeper.publish()
     }
 
@@ -130,11 +160,15 @@ pub fn prune_without_key(
     store.flush()?;
     let is_encrypted = store.identity()?.features.iter().any(|feature| feature == ENCRYPTION);
     let (live, backups) = if is_encrypted {
-        let records = store.records()?;
-        (mark_sealed(store, &records, threads, cancel)?, records.len())
+        let mut records = store.records()?;
+        let count = records.len();
+        records.extend(store.held());
+        (mark_sealed(store, &records, threads, cancel)?, count)
     } else {
-        let catalogue = Catalogue::load(store)?;
-        (mark(store, &catalogue, threads, cancel)?, catalogue.entries().len())
+        let mut catalogue = Catalogue::load(store)?;
+        let count = catalogue.entries().len();
+        catalogue.add(store.hashing(), store.held());
+        (mark(store, &catalogue, threads, cancel)?, count)
     };
     let pruning = Pruning {
         store,

@@ -1,7 +1,7 @@
 //! Records the result of a rehearsal in the state of its backup.
 
 use crate::error::Result;
-use crate::repository::Manager;
+use crate::repository::{Change, Manager};
 use crate::state::{Attempt, note_of};
 
 impl Manager {
@@ -11,17 +11,21 @@ impl Manager {
     ///
     /// A state that can't be read is replaced by one that protects the backup, because it may have said so.
     pub fn record_rehearsal(&self, backup: &str, attempt: Attempt) -> Result<bool> {
-        let catalogue = self.catalogue()?;
-        if !catalogue.entries().iter().any(|entry| entry.backup.spec() == backup) {
-            return Ok(false);
-        }
-        let mut state = self.states()?.noted(backup);
-        match attempt {
-            Attempt::Ended(rehearsed) => (state.rehearsed, state.unstarted) = (Some(rehearsed), None),
-            Attempt::Unstarted(at) => state.unstarted = Some(at),
-        }
-        self.amend(&[], &[note_of(backup, state)])?;
-        Ok(true)
+        self.change(&mut |catalogue, states| {
+            if !catalogue.entries().iter().any(|entry| entry.backup.spec() == backup) {
+                return Ok((Change::default(), false));
+            }
+            let mut state = states.noted(backup);
+            match attempt {
+                Attempt::Ended(rehearsed) => (state.rehearsed, state.unstarted) = (Some(rehearsed), None),
+                Attempt::Unstarted(at) => state.unstarted = Some(at),
+            }
+            let change = Change {
+                notes: vec![note_of(backup, state)],
+                ..Change::default()
+            };
+            Ok((change, true))
+        })
     }
 }
 

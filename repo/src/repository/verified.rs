@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use crate::backup::Entry;
+use crate::catalogue::Catalogue;
 use crate::error::{ErrorKind, Result};
-use crate::repository::{Manager, Repository};
+use crate::repository::{Change, Manager, Repository};
 use crate::state::{State, note_of, note_of_rotation, note_without};
 use crate::store::Note;
 use crate::verify::{Scope, VerifyReport};
@@ -58,24 +59,8 @@ impl Repository {
 impl Manager {
     /// Records a verification. Backups that were forgotten meanwhile get no state.
     pub fn record_verification(&self, verified: &Verified<'_>) -> Result<Recorded> {
-        let states = self.states()?;
         let damage = &verified.report.damage;
         let damaged: HashSet<&str> = damage.iter().map(|damage| damage.backup.as_str()).collect();
-        let mut notes = Vec::new();
-        let mut recorded = Recorded::default();
-        for key in self.existing(verified.entries)? {
-            let state = verified.state_of(states.noted(&key), damaged.contains(key.as_str()));
-            let is_unread = states.is_unread(&key);
-            if state != states.noted(&key) || is_unread && verified.resets_unreadable {
-                notes.push(note_of(&key, state));
-                recorded.protected.extend(is_unread.then_some(key));
-            }
-        }
-        if verified.resets_unreadable {
-            recorded.removed = states.strays().to_vec();
-            notes.extend(recorded.removed.iter().map(|stray| note_without(stray)));
-        }
-        notes.extend(verified.rotation_note());
         let bad: Vec<_> = verified.report.bad_blocks.keys().copied().collect();
         if !bad.is_empty() {
             self.store().condemn(&bad)?;
@@ -83,17 +68,36 @@ impl Manager {
         if !verified.report.sound_again.is_empty() {
             self.store().pardon(&verified.report.sound_again)?;
         }
-        self.amend(&[], &notes)?;
-        Ok(recorded)
+        self.change(&mut |catalogue, states| {
+            let mut notes = Vec::new();
+            let mut recorded = Recorded::default();
+            for key in existing(catalogue, verified.entries) {
+                let state = verified.state_of(states.noted(&key), damaged.contains(key.as_str()));
+                let is_unread = states.is_unread(&key);
+                if state != states.noted(&key) || is_unread && verified.resets_unreadable {
+                    notes.push(note_of(&key, state));
+                    recorded.protected.extend(is_unread.then_some(key));
+                }
+            }
+            if verified.resets_unreadable {
+                recorded.removed = states.strays().to_vec();
+                notes.extend(recorded.removed.iter().map(|stray| note_without(stray)));
+            }
+            notes.extend(verified.rotation_note());
+            let change = Change {
+                notes,
+                ..Change::default()
+            };
+            Ok((change, recorded))
+        })
     }
+}
 
-    /// Returns the names of those `entries` that are still in the repository.
-    fn existing(&self, entries: &[Entry]) -> Result<Vec<String>> {
-        let catalogue = self.catalogue()?;
-        let existing: HashSet<String> = catalogue.entries().iter().map(|entry| entry.backup.spec()).collect();
-        let keys = entries.iter().map(|entry| entry.backup.spec());
-        Ok(keys.filter(|key| existing.contains(key)).collect())
-    }
+/// Returns the names of those `entries` that are still in the repository.
+fn existing(catalogue: &Catalogue, entries: &[Entry]) -> Vec<String> {
+    let existing: HashSet<String> = catalogue.entries().iter().map(|entry| entry.backup.spec()).collect();
+    let keys = entries.iter().map(|entry| entry.backup.spec());
+    keys.filter(|key| existing.contains(key)).collect()
 }
 
 impl Verified<'_> {

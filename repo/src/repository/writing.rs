@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use super::home::Keeper;
 use crate::backup::{Backup, Entry};
 use crate::catalogue::Catalogue;
@@ -17,8 +15,6 @@ use crate::store::{Identity, Record, StoreWriter};
 pub struct Writer {
     store: Arc<dyn StoreWriter>,
     identity: Identity,
-    /// Held while the store's generation changes, so that a backup knows the one that it comes with.
-    pub(super) changing: Mutex<()>,
     /// Dropped last: it lets the next writer in.
     pub(super) keeper: Arc<dyn Keeper>,
 }
@@ -28,7 +24,6 @@ impl Writer {
         Self {
             store,
             identity,
-            changing: Mutex::default(),
             keeper,
         }
     }
@@ -62,13 +57,22 @@ impl Writer {
     /// Its `sequence` is set to the generation that it comes with.
     pub fn commit(&self, mut backup: Backup) -> Result<Committed> {
         backup.check()?;
-        let changing = self.changing.lock();
-        backup.sequence = self.store.generation()? + 1;
-        let bytes = backup.encode();
-        let id = BackupId(self.store.hashing().content(&bytes));
         let key = backup.spec();
-        self.store.commit(&Record { key, bytes })?;
-        drop(changing);
+        let id = loop {
+            let at = self.store.generation()?;
+            backup.sequence = at + 1;
+            let bytes = backup.encode();
+            let id = BackupId(self.store.hashing().content(&bytes));
+            let record = Record {
+                key: key.clone(),
+                bytes,
+            };
+            match self.store.commit_at(&record, &[], Some(at)) {
+                // Another writer took this generation.
+                Err(Error::Moved) => {}
+                committed => break committed.map(|()| id)?,
+            }
+        };
         Ok(Committed {
             entry: Entry { id, backup },
             unpublished: self.keeper.publish().err(),

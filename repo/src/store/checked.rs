@@ -164,6 +164,22 @@ impl<S: StoreReader + ?Sized> StoreReader for Checked<S> {
         Ok(listing)
     }
 
+    fn lookup(&self, record_keys: &[String], note_names: &[String]) -> Result<Listing> {
+        let found = self.0.lookup(record_keys, note_names)?;
+        once(found.records.iter().map(|record| &*record.key), "list the backups")?;
+        once(found.notes.iter().map(|note| &*note.name), "read the notes")?;
+        let is_asked = found.records.iter().all(|record| record_keys.contains(&record.key))
+            && found.notes.iter().all(|note| note_names.contains(&note.name));
+        match is_asked {
+            true => Ok(found),
+            false => Err(Error::Store {
+                kind: ErrorKind::Corrupt,
+                doing: "read the notes",
+                message: "the answer contains what was not asked for".into(),
+            }),
+        }
+    }
+
     fn epoch(&self) -> Result<Option<u64>> {
         self.0.epoch()
     }
@@ -186,8 +202,8 @@ impl<S: StoreWriter + ?Sized> StoreWriter for Checked<S> {
         self.0.flush()
     }
 
-    fn commit_with(&self, record: &Record, notes: &[Note]) -> Result<()> {
-        self.0.commit_with(record, notes)
+    fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
+        self.0.commit_at(record, notes, at)
     }
 }
 
@@ -196,8 +212,8 @@ impl<S: StoreManager + ?Sized> StoreManager for Checked<S> {
         self.0.accept()
     }
 
-    fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
-        self.0.amend(remove_records, notes)
+    fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
+        self.0.amend_at(remove_records, notes, at)
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {

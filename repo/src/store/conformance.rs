@@ -19,7 +19,7 @@ pub fn check(make: impl Fn(BlockSize) -> Box<dyn StoreManager>) {
 
 /// Runs the cases of a store that sweeps by itself: all but those of [`StoreManager::retain`].
 pub fn check_without_sweeps(make: impl Fn(BlockSize) -> Box<dyn StoreManager>) {
-    let cases: [fn(&dyn StoreManager); 11] = [
+    let cases: [fn(&dyn StoreManager); 13] = [
         a_new_store_is_empty_and_knows_itself,
         what_is_put_is_got,
         parts_of_a_block_are_got_alone,
@@ -31,6 +31,8 @@ pub fn check_without_sweeps(make: impl Fn(BlockSize) -> Box<dyn StoreManager>) {
         what_readers_see_has_a_generation,
         records_go_by_name_and_notes_change_with_them,
         a_condemned_block_is_stored_anew_once,
+        a_change_is_made_to_the_state_that_it_came_from,
+        named_records_and_notes_are_looked_up,
     ];
     for case in cases {
         case(&*make(BlockSize::DEFAULT));
@@ -225,6 +227,50 @@ fn records_go_by_name_and_notes_change_with_them(store: &dyn StoreManager) {
             bytes,
         })
         .expect("a name is free again");
+}
+
+fn a_change_is_made_to_the_state_that_it_came_from(store: &dyn StoreManager) {
+    let record = |key: &str| Record {
+        key: key.into(),
+        bytes: key.into(),
+    };
+    let before = store.generation().expect("is known");
+    store
+        .commit_at(&record("a@1"), &[note("x", Some(b"1"))], Some(before))
+        .expect("commits");
+    let refused = [
+        store.commit_at(&record("a@2"), &[note("x", None)], Some(before)),
+        store.amend_at(&["a@1".into()], &[note("x", None)], Some(before)),
+    ];
+    assert!(refused.iter().all(|refused| matches!(refused, Err(Error::Moved))));
+    assert_eq!(store.records().expect("lists"), [record("a@1")]);
+    assert_eq!(store.notes().expect("lists"), [note("x", Some(b"1"))]);
+    // The answer to the commit may have been lost.
+    store
+        .commit_at(&record("a@1"), &[note("x", Some(b"1"))], Some(before))
+        .expect("commits the same again");
+    store
+        .amend_at(&["a@1".into()], &[note("x", None)], Some(before + 1))
+        .expect("amends");
+    assert_eq!(store.records().expect("lists"), []);
+}
+
+fn named_records_and_notes_are_looked_up(store: &dyn StoreManager) {
+    for key in ["a@1", "a@2"] {
+        let bytes = key.into();
+        store.commit(&Record { key: key.into(), bytes }).expect("commits");
+    }
+    let notes = [note("x", Some(b"1")), note("y", Some(b"2"))];
+    store.amend(&[], &notes).expect("amends");
+    let found = store
+        .lookup(&["a@2".into(), "a@3".into()], &["y".into(), "z".into()])
+        .expect("looks up");
+    assert_eq!(found.records.len(), 1);
+    assert_eq!(found.records[0].key, "a@2");
+    assert_eq!(found.notes, notes[1..]);
+    assert_eq!(found.generation, store.generation().expect("is known"));
+    let nothing = store.lookup(&[], &[]).expect("looks up");
+    assert!(nothing.records.is_empty() && nothing.notes.is_empty());
 }
 
 fn a_condemned_block_is_stored_anew_once(store: &dyn StoreManager) {

@@ -227,6 +227,11 @@ impl<S: StoreManager + 'static> StoreReader for Delayed<S> {
         self.wait();
         self.store.listing(with_notes)
     }
+
+    fn lookup(&self, record_keys: &[String], note_names: &[String]) -> Result<Listing> {
+        self.wait();
+        self.store.lookup(record_keys, note_names)
+    }
 }
 
 impl<S: StoreManager + 'static> StoreWriter for Delayed<S> {
@@ -246,17 +251,17 @@ impl<S: StoreManager + 'static> StoreWriter for Delayed<S> {
         self.store.flush()
     }
 
-    fn commit_with(&self, record: &Record, notes: &[Note]) -> Result<()> {
+    fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
         self.drain()?;
         self.wait();
-        self.store.commit_with(record, notes)
+        self.store.commit_at(record, notes, at)
     }
 }
 
 impl<S: StoreManager + 'static> StoreManager for Delayed<S> {
-    fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
+    fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
         self.wait();
-        self.store.amend(remove_records, notes)
+        self.store.amend_at(remove_records, notes, at)
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {

@@ -41,8 +41,6 @@ mod set;
 
 use std::sync::{Arc, OnceLock};
 
-use parking_lot::{Mutex, MutexGuard};
-
 use super::{
     Distance, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
     Stored, Swept, Wanted,
@@ -55,7 +53,7 @@ use crate::error::{Error, Result};
 use crate::id::{BlockId, NodeId, to_hex};
 use crate::keys::Keys;
 use crate::manifest::Head;
-use epoch::{Epoch, Set};
+use epoch::Epoch;
 use rows::{pad, unpad};
 
 /// Records are padded to a multiple of this.
@@ -75,8 +73,6 @@ pub struct Encrypted<S: ?Sized> {
     full_header_bytes: OnceLock<usize>,
     /// A missing epoch is damage: every repository has one from its creation on.
     has_begun: bool,
-    /// The set as of the last change; `None` if it is not known. Locked while the set is changed or compared.
-    set: Mutex<Option<Set>>,
 }
 
 impl<S: ?Sized> Encrypted<S> {
@@ -90,7 +86,6 @@ impl<S: ?Sized> Encrypted<S> {
             epoch_key: keys.epoch_key(),
             full_header_bytes: OnceLock::new(),
             has_begun: false,
-            set: Mutex::default(),
         }
     }
 
@@ -98,10 +93,6 @@ impl<S: ?Sized> Encrypted<S> {
     pub(crate) fn begun(mut self) -> Self {
         self.has_begun = true;
         self
-    }
-
-    fn set(&self) -> MutexGuard<'_, Option<Set>> {
-        self.set.lock()
     }
 
     fn hidden_length(&self, id: BlockId, plain_bytes: u32) -> u32 {
@@ -177,13 +168,8 @@ impl<S: ?Sized> Encrypted<S> {
 impl<S: StoreReader + ?Sized> Encrypted<S> {
     /// Reads records and notes as they are stored, and compares them with the epoch.
     fn compare(&self) -> Result<(Listing, Vec<String>)> {
-        // Prevents changes between the readings of the set's two halves.
-        let mut held = self.set();
         let below = self.store.listing(true)?;
-        let set = self.set_of(&below.records, &below.notes);
-        let differences = set.differences();
-        // The next change need not read it again.
-        *held = Some(set);
+        let differences = self.set_of(&below.records, &below.notes).differences();
         Ok((below, differences))
     }
 
@@ -222,7 +208,7 @@ impl<S: StoreReader + ?Sized> Encrypted<S> {
 
     fn has_record(&self, record: &Record) -> Result<bool> {
         let hidden = self.hidden(RECORD, &record.key);
-        let stored = self.store.records()?.into_iter().find(|stored| stored.key == hidden);
+        let stored = self.store.lookup(&[hidden], &[])?.records.pop();
         let opened = stored.and_then(|stored| self.open_named(RECORD, &stored.key, &stored.bytes));
         Ok(opened.is_some_and(|(_, bytes)| bytes == record.bytes))
     }
@@ -341,9 +327,22 @@ impl<S: StoreReader + ?Sized> StoreReader for Encrypted<S> {
         Ok(self.compare()?.1)
     }
 
+    fn lookup(&self, record_keys: &[String], note_names: &[String]) -> Result<Listing> {
+        let hidden = |kind, names: &[String]| names.iter().map(|name| self.hidden(kind, name)).collect::<Vec<_>>();
+        let below = self
+            .store
+            .lookup(&hidden(RECORD, record_keys), &hidden(NOTE, note_names))?;
+        Ok(Listing {
+            records: self.open_records(below.records),
+            notes: self.open_notes(below.notes),
+            foreign_changes: Vec::new(),
+            generation: below.generation,
+        })
+    }
+
     fn epoch(&self) -> Result<Option<u64>> {
         let hidden = self.hidden(NOTE, epoch::NAME);
-        let note = self.store.notes()?.into_iter().find(|note| note.name == hidden);
+        let note = self.store.lookup(&[], &[hidden])?.notes.pop();
         let opened = note.and_then(|note| self.open_named(NOTE, &note.name, &note.value?));
         Ok(opened
             .and_then(|(_, plain)| Epoch::decode(&plain))
@@ -378,20 +377,20 @@ impl<S: StoreWriter + ?Sized> StoreWriter for Encrypted<S> {
         self.store.flush()
     }
 
-    fn commit_with(&self, record: &Record, notes: &[Note]) -> Result<()> {
+    fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
         let (key, bytes) = self.seal_named(RECORD, &record.key, &record.bytes)?;
-        let (mut change, mut hidden) = self.hide(notes)?;
+        let (mut change, hidden) = self.hide(notes)?;
         change
             .records
             .push((key.clone(), Some(self.element(RECORD, &key, &bytes))));
         let sealed = Record { key, bytes };
-        let written = self.with_epoch(&change, &mut |epoch| {
-            hidden.push(epoch);
-            self.store.commit_with(&sealed, &hidden)
+        let written = self.with_epoch(&change, at, &|epoch, at| {
+            let notes = [&hidden[..], &[epoch]].concat();
+            self.store.commit_at(&sealed, &notes, Some(at))
         });
         match written {
             // The same record sealed again has other bytes, so the store below can't recognize it.
-            Err(Error::BackupExists(_)) if self.has_record(record)? => Ok(()),
+            Err(Error::BackupExists(_) | Error::Moved) if self.has_record(record)? => Ok(()),
             Err(Error::BackupExists(_)) => Err(Error::BackupExists(record.key.clone())),
             written => written,
         }
@@ -399,13 +398,13 @@ impl<S: StoreWriter + ?Sized> StoreWriter for Encrypted<S> {
 }
 
 impl<S: StoreManager + ?Sized> StoreManager for Encrypted<S> {
-    fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
+    fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
         let remove: Vec<_> = remove_records.iter().map(|key| self.hidden(RECORD, key)).collect();
-        let (mut change, mut hidden) = self.hide(notes)?;
+        let (mut change, hidden) = self.hide(notes)?;
         change.records = remove.iter().map(|key| (key.clone(), None)).collect();
-        self.with_epoch(&change, &mut |epoch| {
-            hidden.push(epoch);
-            self.store.amend(&remove, &hidden)
+        self.with_epoch(&change, at, &|epoch, at| {
+            let notes = [&hidden[..], &[epoch]].concat();
+            self.store.amend_at(&remove, &notes, Some(at))
         })
     }
 

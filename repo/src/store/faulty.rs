@@ -9,8 +9,8 @@ use std::sync::Arc;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{
-    Identity, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept, Wanted,
-    failed_before,
+    Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter, Stored,
+    Swept, Wanted, failed_before,
 };
 use crate::block::Hashing;
 use crate::codec::Sealed;
@@ -191,6 +191,11 @@ impl StoreReader for FaultyStore {
         self.inner.foreign_changes()
     }
 
+    fn lookup(&self, record_keys: &[String], note_names: &[String]) -> Result<Listing> {
+        self.read()?;
+        self.inner.lookup(record_keys, note_names)
+    }
+
     fn epoch(&self) -> Result<Option<u64>> {
         self.read()?;
         self.inner.epoch()
@@ -211,9 +216,9 @@ impl StoreWriter for FaultyStore {
         self.inner.flush()
     }
 
-    fn commit_with(&self, record: &Record, notes: &[Note]) -> Result<()> {
+    fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
         self.barrier()?;
-        self.inner.commit_with(record, notes)
+        self.inner.commit_at(record, notes, at)
     }
 }
 
@@ -223,9 +228,9 @@ impl StoreManager for FaultyStore {
         self.inner.accept()
     }
 
-    fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
+    fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
         self.write()?;
-        self.inner.amend(remove_records, notes)
+        self.inner.amend_at(remove_records, notes, at)
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {

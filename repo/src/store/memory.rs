@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{
-    Identity, Live, Located, Note, Place, PruneOptions, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept,
-    Wanted,
+    Identity, Listing, Live, Located, Note, Place, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
+    Stored, Swept, Wanted,
 };
 use crate::block::BlockSize;
 use crate::codec::Sealed;
@@ -31,6 +31,13 @@ struct Inner {
 }
 
 impl Inner {
+    fn check_at(&self, at: Option<u64>) -> Result<()> {
+        match at.is_none_or(|at| at == self.generation) {
+            true => Ok(()),
+            false => Err(Error::Moved),
+        }
+    }
+
     fn change_notes(&mut self, notes: &[Note]) {
         for note in notes {
             match &note.value {
@@ -165,6 +172,25 @@ impl StoreReader for MemoryStore {
         };
         Ok(self.lock().notes.iter().map(note).collect())
     }
+
+    fn listing(&self, with_notes: bool) -> Result<Listing> {
+        // No change comes between the parts while the generation stays.
+        loop {
+            let generation = self.generation()?;
+            let listing = Listing {
+                records: self.records()?,
+                notes: match with_notes {
+                    true => self.notes()?,
+                    false => Vec::new(),
+                },
+                foreign_changes: Vec::new(),
+                generation,
+            };
+            if self.generation()? == generation {
+                return Ok(listing);
+            }
+        }
+    }
 }
 
 fn located((place, sealed): &(Place, Sealed)) -> Located {
@@ -198,12 +224,12 @@ impl StoreWriter for MemoryStore {
         Ok(())
     }
 
-    fn commit_with(&self, record: &Record, notes: &[Note]) -> Result<()> {
+    fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
         let mut inner = self.lock();
         match inner.records.get(&record.key) {
             Some(stored) if *stored == record.bytes => return Ok(()),
             Some(_) => return Err(Error::BackupExists(record.key.clone())),
-            None => {}
+            None => inner.check_at(at)?,
         }
         inner.records.insert(record.key.clone(), record.bytes.clone());
         inner.generation += 1;
@@ -213,8 +239,9 @@ impl StoreWriter for MemoryStore {
 }
 
 impl StoreManager for MemoryStore {
-    fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
+    fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
         let mut inner = self.lock();
+        inner.check_at(at)?;
         inner.generation += 1;
         for key in remove_records {
             inner.records.remove(key);

@@ -53,6 +53,7 @@ mod check;
 mod options;
 mod reader;
 mod rows;
+mod sessions;
 mod sweep;
 
 use std::collections::{HashMap, HashSet};
@@ -67,9 +68,11 @@ use rocksdb::{DB, FlushOptions, WriteBatch};
 pub use self::reader::RocksReader;
 use self::reader::{CONDEMNED, damaged, failed, get_each, is_damage};
 use self::rows::{IndexRow, part_key};
+pub use self::sessions::RocksSession;
+use self::sessions::Sessions;
 use super::{
-    Identity, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter, Stored, Swept, Wanted,
-    failed_before,
+    Identity, Listing, Live, Located, Note, Place, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
+    Stored, Swept, Wanted, failed_before,
 };
 use crate::codec::Sealed;
 use crate::error::{Error, Result};
@@ -83,8 +86,12 @@ pub struct RocksStore {
     reader: RocksReader,
     /// Held for reading by a put, and for writing while a barrier determines the rows that it covers.
     gate: RwLock<()>,
-    /// Admits one barrier at a time. Held for the whole of a sweep, which makes views between its steps.
+    /// Admits one barrier, and one change of records and notes, at a time.
     barrier: Mutex<()>,
+    /// Admits one sweep at a time.
+    sweep: Mutex<()>,
+    /// Held by a sweep while it removes index rows or nodes; of the other locks, only `log` is taken meanwhile.
+    sessions: Mutex<Sessions>,
     /// Held while the write-ahead log grows and while a view is made; no other lock is taken meanwhile.
     log: Mutex<()>,
     /// Rows of blocks that no barrier covers yet.
@@ -101,6 +108,21 @@ struct Pending {
     row: IndexRow,
     /// Sequence number of the damaged block that it replaces.
     replaces: Option<u64>,
+}
+
+/// What a barrier makes visible.
+#[derive(Clone, Copy)]
+struct Commit<'a> {
+    record: &'a Record,
+    notes: &'a [Note],
+    /// The generation that it was made out of.
+    at: Option<u64>,
+}
+
+impl Pending {
+    fn place(&self) -> Place {
+        Place(self.row.sequence)
+    }
 }
 
 impl RocksStore {
@@ -150,6 +172,8 @@ impl RocksStore {
             reader,
             gate: RwLock::default(),
             barrier: Mutex::default(),
+            sweep: Mutex::default(),
+            sessions: Mutex::default(),
             log: Mutex::default(),
             pending: Mutex::default(),
             condemned: RwLock::new(condemned),
@@ -180,6 +204,11 @@ impl RocksStore {
         let names = list();
         remove();
         names
+    }
+
+    /// Returns whether a write has failed, after which no barrier succeeds.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::SeqCst)
     }
 
     fn drop_uncovered(&self, barrier: u64) -> Result<()> {
@@ -231,6 +260,142 @@ impl RocksStore {
         Ok(rows)
     }
 
+    /// Looks blocks up for a session, which uses those that are there from now on.
+    fn locate_for(&self, session: Option<u64>, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
+        let removals = self.sessions.lock().removals;
+        let mut rows = self.rows(ids)?;
+        let mut sessions = self.sessions.lock();
+        if sessions.removals != removals {
+            rows = self.rows(ids)?;
+        }
+        if let Some(used) = sessions.of(session) {
+            rows.iter().flatten().for_each(|row| {
+                used.places.insert(Place(row.sequence));
+            });
+        }
+        Ok(rows.into_iter().map(|row| row.map(IndexRow::located)).collect())
+    }
+
+    /// Stores blocks for a session.
+    fn put_for(&self, session: Option<u64>, blocks: Vec<Sealed>) -> Result<()> {
+        // Keeps barriers from determining or dropping their rows between the look-up and the write.
+        let _gate = self.gate.read();
+        let ids: Vec<_> = blocks.iter().map(|block| block.id).collect();
+        let removals = self.sessions.lock().removals;
+        let mut stored = self.reader.index_rows(&ids)?;
+        let condemned = self.condemned.read();
+        let mut batch = WriteBatch::default();
+        let mut new = Vec::new();
+        {
+            let mut sessions = self.sessions.lock();
+            if sessions.removals != removals {
+                stored = self.reader.index_rows(&ids)?;
+            }
+            let mut used = sessions.of(session);
+            let mut pending = self.pending();
+            let mut note = |sequence| used.as_mut().map(|used| used.places.insert(Place(sequence)));
+            for (block, stored) in blocks.into_iter().zip(stored) {
+                if let Some(stored) = stored {
+                    note(stored.sequence);
+                }
+                let replaces = stored
+                    .filter(|_| condemned.contains(&block.id))
+                    .map(|stored| stored.sequence);
+                if let Some(pending) = pending.get(&block.id) {
+                    note(pending.row.sequence);
+                    continue;
+                }
+                if stored.is_some() && replaces.is_none() {
+                    continue;
+                }
+                let row = IndexRow {
+                    sequence: self.next_sequence.fetch_add(1, Ordering::SeqCst),
+                    plain_bytes: block.plain_bytes,
+                    stored_bytes: u32::try_from(block.stored_bytes()).unwrap_or(u32::MAX),
+                };
+                note(row.sequence);
+                pending.insert(block.id, Pending { row, replaces });
+                new.push((block, row));
+            }
+        }
+        for (block, row) in new {
+            let header = [&row.part_zero(block.id)[..], &block.header].concat();
+            let parts = std::iter::once(&header).chain(&block.pages);
+            for (part, bytes) in parts.enumerate().filter(|(_, bytes)| !bytes.is_empty()) {
+                batch.put_cf(self.reader.family("blocks"), part_key(row.sequence, part), bytes);
+                // The rows of a block need not be written together: none of them counts before the block's index row
+                // exists.
+                if batch.size_in_bytes() >= BATCH_BYTES {
+                    self.write("store a block", std::mem::take(&mut batch))?;
+                }
+            }
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.write("store a block", batch)
+    }
+
+    /// Stores nodes for a session.
+    fn put_nodes_for(&self, session: Option<u64>, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
+        if let Some(used) = self.sessions.lock().of(session) {
+            used.nodes.extend(nodes.iter().map(|(id, _)| *id));
+        }
+        let family = self.reader.family("nodes");
+        let mut batch = WriteBatch::default();
+        for (id, bytes) in nodes {
+            // The stored node is read first, so that an unchanged manifest is not written again every day. A node
+            // that differs from what it was is written again, which repairs every backup that uses it.
+            match self.reader.db.get_pinned_cf(family, id.0) {
+                Ok(Some(stored)) if *stored == *bytes => {}
+                Ok(_) => batch.put_cf(family, id.0, bytes),
+                Err(error) if is_damage(&error) => batch.put_cf(family, id.0, bytes),
+                Err(error) => return Err(failed("read a manifest")(error)),
+            }
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.write("store a manifest", batch)
+    }
+
+    /// Changes records and notes for a session.
+    fn amend_for(
+        &self,
+        session: Option<u64>,
+        remove_records: &[String],
+        notes: &[Note],
+        at: Option<u64>,
+    ) -> Result<()> {
+        let _one = self.barrier.lock();
+        self.check_at(at)?;
+        let mut batch = WriteBatch::default();
+        for key in remove_records {
+            let family = self.reader.family("backups");
+            // No backup builds on one that can't be read.
+            if let Ok(Some(bytes)) = self.reader.db.get_cf(family, key) {
+                let key = key.clone();
+                self.sessions.lock().hold(session, Record { key, bytes });
+            }
+            batch.delete_cf(family, key);
+        }
+        self.change_notes(notes, &mut batch);
+        self.next_generation(&mut batch)?;
+        self.write_logged("change its notes", batch)
+    }
+
+    /// Sweeps for a session.
+    fn retain_for(
+        &self,
+        session: Option<u64>,
+        live: &Live,
+        options: PruneOptions,
+        step: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<Swept> {
+        let _one = self.sweep.lock();
+        sweep::sweep(self, session, live, options, step)
+    }
+
     fn write(&self, doing: &'static str, batch: WriteBatch) -> Result<()> {
         let written = self.reader.db.write_opt(batch, &options::unlogged());
         written.map_err(|error| {
@@ -239,16 +404,16 @@ impl RocksStore {
         })
     }
 
-    fn barrier(&self, record: Option<(&Record, &[Note])>) -> Result<()> {
+    fn barrier(&self, commit: Option<Commit<'_>>) -> Result<()> {
         let _one = self.barrier.lock();
-        if let Some((record, _)) = record {
+        if let Some(Commit { record, at, .. }) = commit {
             let family = self.reader.family("backups");
             let known = self.reader.db.get_pinned_cf(family, &record.key);
             match known.map_err(failed("list the backups"))? {
                 // It is durable since it was first committed.
                 Some(stored) if *stored == *record.bytes => return Ok(()),
                 Some(_) => return Err(Error::BackupExists(record.key.clone())),
-                None => {}
+                None => self.check_at(at)?,
             }
         }
         let (covered, next) = {
@@ -276,7 +441,7 @@ impl RocksStore {
             }
         }
         batch.put_cf(reader.family("meta"), "barrier", next.to_be_bytes());
-        if let Some((record, notes)) = record {
+        if let Some(Commit { record, notes, .. }) = commit {
             batch.put_cf(reader.family("backups"), &record.key, &record.bytes);
             self.change_notes(notes, &mut batch);
             self.next_generation(&mut batch)?;
@@ -292,6 +457,14 @@ impl RocksStore {
             }
         }
         Ok(())
+    }
+
+    /// An error if readers have seen a change since generation `at`. The caller holds `barrier`.
+    fn check_at(&self, at: Option<u64>) -> Result<()> {
+        match at {
+            Some(at) if at != self.reader.generation()? => Err(Error::Moved),
+            _ => Ok(()),
+        }
     }
 
     fn change_notes(&self, notes: &[Note], batch: &mut WriteBatch) {
@@ -330,8 +503,7 @@ impl StoreReader for RocksStore {
     }
 
     fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
-        let rows = self.rows(ids)?.into_iter();
-        Ok(rows.map(|row| row.map(IndexRow::located)).collect())
+        self.locate_for(None, ids)
     }
 
     fn survey_from(&self, from: BlockId, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
@@ -357,86 +529,37 @@ impl StoreReader for RocksStore {
     fn notes(&self) -> Result<Vec<Note>> {
         self.reader.notes()
     }
+
+    fn listing(&self, with_notes: bool) -> Result<Listing> {
+        self.reader.listing(with_notes)
+    }
+
+    fn lookup(&self, record_keys: &[String], note_names: &[String]) -> Result<Listing> {
+        self.reader.lookup(record_keys, note_names)
+    }
 }
 
 impl StoreWriter for RocksStore {
     fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
-        // Keeps barriers from determining or dropping their rows between the look-up and the write.
-        let _gate = self.gate.read();
-        let ids: Vec<_> = blocks.iter().map(|block| block.id).collect();
-        let stored = self.reader.index_rows(&ids)?;
-        let condemned = self.condemned.read();
-        let mut batch = WriteBatch::default();
-        for (block, stored) in blocks.into_iter().zip(stored) {
-            let mut pending = self.pending();
-            let replaces = stored
-                .filter(|_| condemned.contains(&block.id))
-                .map(|stored| stored.sequence);
-            if (stored.is_some() && replaces.is_none()) || pending.contains_key(&block.id) {
-                continue;
-            }
-            let row = IndexRow {
-                sequence: self.next_sequence.fetch_add(1, Ordering::SeqCst),
-                plain_bytes: block.plain_bytes,
-                stored_bytes: u32::try_from(block.stored_bytes()).unwrap_or(u32::MAX),
-            };
-            pending.insert(block.id, Pending { row, replaces });
-            drop(pending);
-            let header = [&row.part_zero(block.id)[..], &block.header].concat();
-            let parts = std::iter::once(&header).chain(&block.pages);
-            for (part, bytes) in parts.enumerate().filter(|(_, bytes)| !bytes.is_empty()) {
-                batch.put_cf(self.reader.family("blocks"), part_key(row.sequence, part), bytes);
-                // The rows of a block need not be written together: none of them counts before the block's index row
-                // exists.
-                if batch.size_in_bytes() >= BATCH_BYTES {
-                    self.write("store a block", std::mem::take(&mut batch))?;
-                }
-            }
-        }
-        if batch.is_empty() {
-            return Ok(());
-        }
-        self.write("store a block", batch)
+        self.put_for(None, blocks)
     }
 
     fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
-        let family = self.reader.family("nodes");
-        let mut batch = WriteBatch::default();
-        for (id, bytes) in nodes {
-            // The stored node is read first, so that an unchanged manifest is not written again every day. A node
-            // that differs from what it was is written again, which repairs every backup that uses it.
-            match self.reader.db.get_pinned_cf(family, id.0) {
-                Ok(Some(stored)) if *stored == *bytes => {}
-                Ok(_) => batch.put_cf(family, id.0, bytes),
-                Err(error) if is_damage(&error) => batch.put_cf(family, id.0, bytes),
-                Err(error) => return Err(failed("read a manifest")(error)),
-            }
-        }
-        if batch.is_empty() {
-            return Ok(());
-        }
-        self.write("store a manifest", batch)
+        self.put_nodes_for(None, nodes)
     }
 
     fn flush(&self) -> Result<()> {
         self.barrier(None)
     }
 
-    fn commit_with(&self, record: &Record, notes: &[Note]) -> Result<()> {
-        self.barrier(Some((record, notes)))
+    fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
+        self.barrier(Some(Commit { record, notes, at }))
     }
 }
 
 impl StoreManager for RocksStore {
-    fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
-        let _one = self.barrier.lock();
-        let mut batch = WriteBatch::default();
-        for key in remove_records {
-            batch.delete_cf(self.reader.family("backups"), key);
-        }
-        self.change_notes(notes, &mut batch);
-        self.next_generation(&mut batch)?;
-        self.write_logged("change its notes", batch)
+    fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
+        self.amend_for(None, remove_records, notes, at)
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {
@@ -462,8 +585,7 @@ impl StoreManager for RocksStore {
     }
 
     fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
-        let _one = self.barrier.lock();
-        sweep::sweep(self, live, options, step)
+        self.retain_for(None, live, options, step)
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use vbk_repo::keys::SlotFile;
 use vbk_repo::repository::home::{Home, Keeper, Marker, Session, Snapshot, Wait};
 use vbk_repo::repository::{DiskUsage, Reserve};
-use vbk_repo::store::{Identity, StoreManager, StoreWriter};
+use vbk_repo::store::{Distance, Identity, StoreManager, StoreWriter};
 use vbk_repo::{Error, Result};
 
 use super::link::Link;
@@ -30,6 +30,7 @@ pub struct RemoteHome {
     link: Arc<Link>,
     marker: Marker,
     newest: Mutex<Option<(Instant, Option<u64>)>>,
+    distance: Distance,
 }
 
 impl fmt::Debug for RemoteHome {
@@ -57,7 +58,13 @@ impl RemoteHome {
             link: Arc::new(link),
             marker,
             newest: Mutex::default(),
+            distance: Distance::Far,
         })
+    }
+
+    /// The same with a server at that distance.
+    pub(super) fn at(self, distance: Distance) -> Self {
+        Self { distance, ..self }
     }
 
     pub(crate) fn opened(&self, ask: &Ask, is_writer: bool) -> Result<Option<(RemoteStore, u64)>> {
@@ -72,7 +79,7 @@ impl RemoteHome {
                 _,
             ) => {
                 let identity: Identity = serde_json::from_str(&identity).map_err(|_| self.link.unexpected())?;
-                let store = RemoteStore::new(Arc::clone(&self.link), store, identity, is_writer);
+                let store = RemoteStore::new(Arc::clone(&self.link), store, identity, self.distance, is_writer);
                 Ok(Some((store, number)))
             }
             _ => Err(self.link.unexpected()),

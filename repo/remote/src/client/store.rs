@@ -30,16 +30,24 @@ pub(crate) struct RemoteStore {
     link: Arc<Link>,
     handle: Handle,
     identity: Identity,
+    distance: Distance,
     puts: Arc<Puts>,
     is_writer: bool,
 }
 
 impl RemoteStore {
-    pub(super) fn new(link: Arc<Link>, handle: Handle, identity: Identity, is_writer: bool) -> Self {
+    pub(super) fn new(
+        link: Arc<Link>,
+        handle: Handle,
+        identity: Identity,
+        distance: Distance,
+        is_writer: bool,
+    ) -> Self {
         Self {
             link,
             handle,
             identity,
+            distance,
             puts: Arc::default(),
             is_writer,
         }
@@ -65,14 +73,9 @@ impl RemoteStore {
         }
     }
 
-    fn list(&self, records: bool, notes: bool) -> Result<Listing> {
+    fn list(&self, ask: &Ask) -> Result<Listing> {
         self.link.drain(&self.puts, None)?;
-        let ask = Ask::Listing {
-            store: self.handle,
-            records,
-            notes,
-        };
-        let answers = self.link.begin(&ask, Vec::new(), false)?;
+        let answers = self.link.begin(ask, Vec::new(), false)?;
         let mut listing = Listing::default();
         loop {
             let (answer, body, more) = answers.next()?;
@@ -183,7 +186,7 @@ impl StoreReader for RemoteStore {
     }
 
     fn distance(&self) -> Distance {
-        Distance::Far
+        self.distance
     }
 
     fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
@@ -288,15 +291,32 @@ impl StoreReader for RemoteStore {
     }
 
     fn records(&self) -> Result<Vec<Record>> {
-        Ok(self.list(true, false)?.records)
+        Ok(self.listing(false)?.records)
     }
 
     fn notes(&self) -> Result<Vec<Note>> {
-        Ok(self.list(false, true)?.notes)
+        let ask = Ask::Listing {
+            store: self.handle,
+            records: false,
+            notes: true,
+        };
+        Ok(self.list(&ask)?.notes)
     }
 
     fn listing(&self, with_notes: bool) -> Result<Listing> {
-        self.list(true, with_notes)
+        self.list(&Ask::Listing {
+            store: self.handle,
+            records: true,
+            notes: with_notes,
+        })
+    }
+
+    fn lookup(&self, record_keys: &[String], note_names: &[String]) -> Result<Listing> {
+        self.list(&Ask::Lookup {
+            store: self.handle,
+            records: record_keys.to_vec(),
+            notes: note_names.to_vec(),
+        })
     }
 }
 
@@ -342,12 +362,13 @@ impl StoreWriter for RemoteStore {
         self.write(&Ask::Flush(self.handle), Vec::new())
     }
 
-    fn commit_with(&self, record: &Record, notes: &[Note]) -> Result<()> {
+    fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
         let ask = Ask::Commit {
             store: self.handle,
             key: record.key.clone(),
             record: record.bytes.clone(),
             notes: notes_for(notes),
+            at,
         };
         self.write(&ask, Vec::new())
     }
@@ -361,11 +382,12 @@ fn notes_for(notes: &[Note]) -> Vec<(String, Option<Vec<u8>>)> {
 }
 
 impl StoreManager for RemoteStore {
-    fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
+    fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
         let ask = Ask::Amend {
             store: self.handle,
             remove_records: remove_records.to_vec(),
             notes: notes_for(notes),
+            at,
         };
         self.write(&ask, Vec::new())
     }

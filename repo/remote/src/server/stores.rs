@@ -9,7 +9,7 @@ use serde::Serialize;
 use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::repository::home::{Home, Keeper, Snapshot};
 use vbk_repo::repository::prune_without_key;
-use vbk_repo::store::{Identity, Note, Record, StoreManager, StoreReader, StoreWriter, Wanted};
+use vbk_repo::store::{Identity, Listing, Note, Record, StoreManager, StoreReader, StoreWriter, Wanted};
 use vbk_repo::{Error, ErrorKind, Result};
 
 use super::Allowed;
@@ -36,7 +36,8 @@ pub(super) struct Stores {
 /// An open store, with the rights that it was opened with.
 struct Open {
     identity: Identity,
-    door: Door,
+    /// `None` if what the client puts need not be checked.
+    door: Option<Door>,
     reader: Arc<dyn StoreReader>,
     writer: Option<Arc<dyn StoreWriter>>,
     manager: Option<Arc<dyn StoreManager>>,
@@ -48,10 +49,10 @@ struct Open {
 
 impl Open {
     /// A store open for reading.
-    fn new(reader: Arc<dyn StoreReader>) -> Result<Self> {
+    fn new(reader: Arc<dyn StoreReader>, allowed: Allowed) -> Result<Self> {
         let identity = reader.identity()?;
         Ok(Self {
-            door: Door::of(&identity),
+            door: (allowed != Allowed::Trusted).then(|| Door::of(&identity)),
             identity,
             reader,
             writer: None,
@@ -109,7 +110,7 @@ impl Stores {
                     false => Some(self.home.read()?),
                 };
                 alone(match snapshot {
-                    Some(Snapshot { store, number }) => self.opened(Open::new(store)?, number)?,
+                    Some(Snapshot { store, number }) => self.opened(Open::new(store, self.allowed)?, number)?,
                     None => Answer::Nothing,
                 })
             }
@@ -119,7 +120,7 @@ impl Stores {
                 let open = Open {
                     writer: Some(Arc::clone(&session.store)),
                     keeper: Some(session.keeper),
-                    ..Open::new(session.store)?
+                    ..Open::new(session.store, self.allowed)?
                 };
                 alone(self.opened(open, 0)?)
             }
@@ -130,7 +131,7 @@ impl Stores {
                     writer: Some(Arc::clone(&session.store) as _),
                     manager: Some(Arc::clone(&session.store)),
                     keeper: Some(session.keeper),
-                    ..Open::new(session.store)?
+                    ..Open::new(session.store, self.allowed)?
                 };
                 alone(self.opened(open, 0)?)
             }
@@ -153,7 +154,20 @@ impl Stores {
             Ask::DiskUsage => alone(report(&self.home.disk_usage()?)),
             Ask::CheckTables(view) => alone(report(&self.home.check_tables(view)?)),
             Ask::Listing { store, records, notes } => {
-                list(&*self.store(store)?.reader, records, notes, reply)?;
+                let store = self.store(store)?;
+                let listing = match records {
+                    true => store.reader.listing(notes)?,
+                    false => Listing {
+                        notes: store.reader.notes()?,
+                        generation: store.reader.generation()?,
+                        ..Listing::default()
+                    },
+                };
+                list(listing, reply);
+                Ok(None)
+            }
+            Ask::Lookup { store, records, notes } => {
+                list(self.store(store)?.reader.lookup(&records, &notes)?, reply);
                 Ok(None)
             }
             ask => self.answer_of_store(ask, body).map(Some),
@@ -192,7 +206,9 @@ impl Stores {
             }
             Ask::Put { store, blocks } => {
                 let sealed = body::read_sealed(&blocks, body).ok_or_else(|| broken("a block"))?;
-                self.store(store)?.door.check_blocks(&sealed)?;
+                if let Some(door) = &self.store(store)?.door {
+                    door.check_blocks(&sealed)?;
+                }
                 self.writer(store)?.put(sealed)?;
                 alone(Answer::Done)
             }
@@ -202,7 +218,9 @@ impl Stores {
                     .into_iter()
                     .map(|(id, len)| Some((NodeId(id), strings.take(len)?)));
                 let nodes: Vec<_> = nodes.collect::<Option<_>>().ok_or_else(|| broken("a manifest"))?;
-                self.store(store)?.door.check_nodes(&nodes)?;
+                if let Some(door) = &self.store(store)?.door {
+                    door.check_nodes(&nodes)?;
+                }
                 self.writer(store)?.put_nodes(nodes)?;
                 alone(Answer::Done)
             }
@@ -215,17 +233,19 @@ impl Stores {
                 key,
                 record,
                 notes,
+                at,
             } => {
                 let record = Record { key, bytes: record };
-                self.writer(store)?.commit_with(&record, &notes_of(notes))?;
+                self.writer(store)?.commit_at(&record, &notes_of(notes), at)?;
                 alone(Answer::Done)
             }
             Ask::Amend {
                 store,
                 remove_records,
                 notes,
+                at,
             } => {
-                self.manager(store)?.amend(&remove_records, &notes_of(notes))?;
+                self.manager(store)?.amend_at(&remove_records, &notes_of(notes), at)?;
                 alone(Answer::Done)
             }
             Ask::Condemn(store) => {
@@ -346,15 +366,7 @@ fn get(store: &dyn StoreReader, wanted: &[([u8; 32], u16, u16)]) -> Result<(Answ
 }
 
 /// Sends a listing in parts.
-fn list(store: &dyn StoreReader, records: bool, notes: bool, reply: &Reply) -> Result<()> {
-    let listing = match records {
-        true => store.listing(notes)?,
-        false => vbk_repo::store::Listing {
-            notes: store.notes()?,
-            generation: store.generation()?,
-            ..Default::default()
-        },
-    };
+fn list(listing: Listing, reply: &Reply) {
     let (mut part, mut body) = ((Vec::new(), Vec::new()), Vec::new());
     let generation = listing.generation;
     let answer = |(records, notes), foreign_changes| Answer::Listing {
@@ -382,7 +394,6 @@ fn list(store: &dyn StoreReader, records: bool, notes: bool, reply: &Reply) -> R
         }
     }
     reply.send(&answer(part, listing.foreign_changes), body, false);
-    Ok(())
 }
 
 /// The error for a client that breaks the protocol.

@@ -107,14 +107,14 @@ impl StoreWriter for Short {
         self.0.flush()
     }
 
-    fn commit_with(&self, record: &Record, notes: &[Note]) -> Result<()> {
-        self.0.commit_with(record, notes)
+    fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
+        self.0.commit_at(record, notes, at)
     }
 }
 
 impl StoreManager for Short {
-    fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
-        self.0.amend(remove_records, notes)
+    fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
+        self.0.amend_at(remove_records, notes, at)
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {

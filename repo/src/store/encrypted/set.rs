@@ -1,19 +1,13 @@
 //! Maintains the epoch together with the set of records and notes that it lists.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::epoch::{self, Element, Epoch, Set};
 use super::{Encrypted, NOTE, RECORD};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::store::{Note, Record, StoreManager, StoreReader, StoreWriter};
 
 impl<S: StoreReader + ?Sized> Encrypted<S> {
-    /// Reads the set that is stored now. The caller holds the lock.
-    fn read_set(&self) -> Result<Set> {
-        let records = self.store.records()?;
-        Ok(self.set_of(&records, &self.store.notes()?))
-    }
-
     /// Returns the set of these stored records and notes.
     pub(super) fn set_of(&self, records: &[Record], notes: &[Note]) -> Set {
         let hidden = self.hidden(NOTE, epoch::NAME);
@@ -47,35 +41,55 @@ impl<S: StoreReader + ?Sized> Encrypted<S> {
 }
 
 impl<S: StoreWriter + ?Sized> Encrypted<S> {
-    /// Writes a change of the set with the matching epoch: `change` gets the sealed epoch, to be written in the same
-    /// batch. Changes made without the key stay detectable, because the new epoch is computed from the one before.
-    pub(super) fn with_epoch(&self, change: &Change, write: &mut dyn FnMut(Note) -> Result<()>) -> Result<()> {
-        let mut held = self.set();
-        let mut set = match held.take() {
-            Some(set) => set,
-            None => self.read_set()?,
-        };
-        let mut epoch = set.epoch.unwrap_or_else(unreadable);
-        let changes = [
-            (&change.records, &mut set.records, &mut epoch.records),
-            (&change.notes, &mut set.notes, &mut epoch.notes),
-        ];
-        for (changes, there, sum) in changes {
-            for (name, element) in changes {
-                let before = match element {
-                    Some(element) => there.insert(name.clone(), *element),
-                    None => there.remove(name),
-                };
-                before.iter().for_each(|before| sum.remove(before));
-                element.iter().for_each(|element| sum.add(element));
+    /// Writes a change of the set with the matching epoch: `write` gets the sealed epoch, to be written in the same batch, and
+    /// the generation that it was made out of. Changes made without the key stay detectable, because the new epoch is computed
+    /// from the one before. Repeated when another writer was faster, unless the caller's own change is bound to generation `at`.
+    pub(super) fn with_epoch(
+        &self,
+        change: &Change,
+        at: Option<u64>,
+        write: &dyn Fn(Note, u64) -> Result<()>,
+    ) -> Result<()> {
+        loop {
+            let (mut set, generation) = self.read_changed(change)?;
+            if at.is_some_and(|at| at != generation) {
+                return Err(Error::Moved);
+            }
+            let mut epoch = set.epoch.unwrap_or_else(unreadable);
+            let changes = [
+                (&change.records, &mut set.records, &mut epoch.records),
+                (&change.notes, &mut set.notes, &mut epoch.notes),
+            ];
+            for (changes, there, sum) in changes {
+                for (name, element) in changes {
+                    let before = match element {
+                        Some(element) => there.insert(name.clone(), *element),
+                        None => there.remove(name),
+                    };
+                    before.iter().for_each(|before| sum.remove(before));
+                    element.iter().for_each(|element| sum.add(element));
+                }
+            }
+            epoch.counter += 1;
+            match write(self.seal_epoch(&epoch)?, generation) {
+                Err(Error::Moved) if at.is_none() => {}
+                written => return written,
             }
         }
-        epoch.counter += 1;
-        set.epoch = Some(epoch);
-        // If this fails, it is not known whether it was written; the next change reads the set again.
-        write(self.seal_epoch(&epoch)?)?;
-        *held = Some(set);
-        Ok(())
+    }
+
+    /// Reads the epoch and the part of the set that a change concerns, and the generation that they belong to.
+    fn read_changed(&self, change: &Change) -> Result<(Set, u64)> {
+        let names = |changed: &[(String, _)]| changed.iter().map(|(name, _)| name.clone()).collect::<BTreeSet<_>>();
+        let epoch = self.hidden(NOTE, epoch::NAME);
+        let records: Vec<_> = names(&change.records).into_iter().collect();
+        let notes: Vec<_> = names(&change.notes).into_iter().chain([epoch.clone()]).collect();
+        let mut found = self.store.lookup(&records, &notes)?;
+        if !found.notes.iter().any(|note| note.name == epoch) {
+            // Only the whole set tells a new repository from one that lost its epoch.
+            found = self.store.listing(true)?;
+        }
+        Ok((self.set_of(&found.records, &found.notes), found.generation))
     }
 
     fn seal_epoch(&self, epoch: &Epoch) -> Result<Note> {
@@ -119,25 +133,29 @@ impl<S: StoreWriter + ?Sized> Encrypted<S> {
 impl<S: StoreManager + ?Sized> Encrypted<S> {
     /// Implements [`StoreManager::accept`].
     pub(super) fn accept_set(&self) -> Result<Vec<String>> {
-        let mut held = self.set();
-        let mut set = self.read_set()?;
-        let found = set.differences();
-        if found.is_empty() && set.epoch.is_some_and(|epoch| epoch.counter > 0) {
-            return Ok(found);
+        loop {
+            let stored = self.store.listing(true)?;
+            let set = self.set_of(&stored.records, &stored.notes);
+            let found = set.differences();
+            if found.is_empty() && set.epoch.is_some_and(|epoch| epoch.counter > 0) {
+                return Ok(found);
+            }
+            let (records, notes) = set.sums();
+            let before = set.epoch.unwrap_or_else(unreadable);
+            let epoch = Epoch {
+                counter: before.counter + 1,
+                unchecked: false,
+                records,
+                notes,
+            };
+            match self
+                .store
+                .amend_at(&[], &[self.seal_epoch(&epoch)?], Some(stored.generation))
+            {
+                Err(Error::Moved) => {}
+                written => return written.map(|()| found),
+            }
         }
-        let (records, notes) = set.sums();
-        let before = set.epoch.unwrap_or_else(unreadable);
-        let epoch = Epoch {
-            counter: before.counter + 1,
-            unchecked: false,
-            records,
-            notes,
-        };
-        *held = None;
-        self.store.amend(&[], &[self.seal_epoch(&epoch)?])?;
-        set.epoch = Some(epoch);
-        *held = Some(set);
-        Ok(found)
     }
 }
 

@@ -237,7 +237,6 @@ fn reopened(below: &Arc<MemoryStore>, store: &Encrypted<MemoryStore>) -> Encrypt
         name_key: store.name_key,
         epoch_key: store.epoch_key,
         has_begun: true,
-        set: Mutex::default(),
     }
 }
 
@@ -414,6 +413,48 @@ fn a_change_that_failed_leaves_the_set_and_its_epoch_as_they_were() {
     store.amend(&[record.key], &[]).expect("removes");
     assert_eq!(store.foreign_changes().expect("reads"), [""; 0]);
     assert!(store.epoch().expect("reads") > epoch);
+}
+
+#[test]
+fn many_writers_at_once_leave_one_set_and_its_epoch() {
+    let (below, store) = encrypted();
+    let stores: Vec<_> = (0..4).map(|_| reopened(&below, &store)).collect();
+    store.accept().expect("begins");
+    std::thread::scope(|scope| {
+        for (number, store) in stores.iter().enumerate() {
+            scope.spawn(move || {
+                for second in 0..20 {
+                    let made = backup(
+                        &format!("web{number}"),
+                        &format!("2026-11-20T05-54-{second:02}Z"),
+                        Vec::new(),
+                    );
+                    let (key, bytes) = (made.spec(), made.encode());
+                    let note = note_of(&key, State::default().protect());
+                    store
+                        .commit_at(
+                            &Record {
+                                key: key.clone(),
+                                bytes,
+                            },
+                            &[note],
+                            None,
+                        )
+                        .expect("commits");
+                    if second % 3 == 0 {
+                        store.amend(&[key], &[]).expect("forgets");
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(store.foreign_changes().expect("reads"), [""; 0]);
+    assert_eq!(store.records().expect("lists").len(), 4 * 13);
+    assert_eq!(store.epoch().expect("is known"), Some(1 + 4 * 27));
+    // A change that is bound to what its caller read is refused, and not repeated by itself.
+    let at = store.generation().expect("is known");
+    stores[0].amend(&[], &[]).expect("changes");
+    assert!(matches!(store.amend_at(&[], &[], Some(at)), Err(Error::Moved)));
 }
 
 #[test]

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
-use rocksdb::{ColumnFamily, DB, DBPinnableSlice, Direction, IteratorMode, ReadOptions};
+use rocksdb::{ColumnFamily, DB, DBPinnableSlice, Direction, IteratorMode, ReadOptions, Snapshot};
 
 use super::options;
 use super::rows::{HEADER_AT, IndexRow, part_key};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, NodeId};
-use crate::store::{Identity, Located, Note, Record, StoreReader, Stored, Wanted};
+use crate::store::{Identity, Listing, Located, Note, Record, StoreReader, Stored, Wanted};
 
 /// Memory for the headers of blocks that were read: those of 10,000 blocks of 1 MiB.
 const HEADERS_BYTES: u64 = 8 << 20;
@@ -135,9 +135,13 @@ impl RocksReader {
     }
 
     fn meta_number(&self, key: &str) -> Result<Option<u64>> {
+        self.meta_number_in(key, ReadOptions::default())
+    }
+
+    fn meta_number_in(&self, key: &str, options: ReadOptions) -> Result<Option<u64>> {
         let row = self
             .db
-            .get_cf(self.family("meta"), key)
+            .get_cf_opt(self.family("meta"), key, &options)
             .map_err(failed("read its state"))?;
         let number = |row: Vec<u8>| <[u8; 8]>::try_from(row).map(u64::from_be_bytes);
         let number = row.map(number).transpose();
@@ -209,6 +213,36 @@ impl RocksReader {
             each(BlockId(id), IndexRow::decode(BlockId(id), &row)?)?;
         }
         Ok(())
+    }
+
+    fn generation_in(&self, options: ReadOptions) -> Result<u64> {
+        Ok(self.meta_number_in("generation", options)?.unwrap_or(0))
+    }
+
+    fn records_in(&self, options: ReadOptions) -> Result<Vec<Record>> {
+        self.db
+            .iterator_cf_opt(self.family("backups"), options, IteratorMode::Start)
+            .map(|row| {
+                let (key, bytes) = row.map_err(failed("list the backups"))?;
+                Ok(Record {
+                    key: String::from_utf8_lossy(&key).into_owned(),
+                    bytes: bytes.into(),
+                })
+            })
+            .collect()
+    }
+
+    fn notes_in(&self, options: ReadOptions) -> Result<Vec<Note>> {
+        self.db
+            .iterator_cf_opt(self.family("notes"), options, IteratorMode::Start)
+            .map(|row| {
+                let (name, value) = row.map_err(failed("read the notes"))?;
+                Ok(Note {
+                    name: String::from_utf8_lossy(&name).into_owned(),
+                    value: Some(value.into()),
+                })
+            })
+            .collect()
     }
 
     fn get_at(&self, wanted: &Wanted, row: Option<IndexRow>) -> Result<Stored> {
@@ -309,7 +343,7 @@ impl StoreReader for RocksReader {
     }
 
     fn generation(&self) -> Result<u64> {
-        Ok(self.meta_number("generation")?.unwrap_or(0))
+        self.generation_in(ReadOptions::default())
     }
 
     fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
@@ -379,30 +413,57 @@ impl StoreReader for RocksReader {
     }
 
     fn records(&self) -> Result<Vec<Record>> {
-        self.db
-            .iterator_cf(self.family("backups"), IteratorMode::Start)
-            .map(|row| {
-                let (key, bytes) = row.map_err(failed("list the backups"))?;
-                Ok(Record {
-                    key: String::from_utf8_lossy(&key).into_owned(),
-                    bytes: bytes.into(),
-                })
-            })
-            .collect()
+        self.records_in(ReadOptions::default())
     }
 
     fn notes(&self) -> Result<Vec<Note>> {
-        self.db
-            .iterator_cf(self.family("notes"), IteratorMode::Start)
-            .map(|row| {
-                let (name, value) = row.map_err(failed("read the notes"))?;
-                Ok(Note {
-                    name: String::from_utf8_lossy(&name).into_owned(),
-                    value: Some(value.into()),
-                })
-            })
-            .collect()
+        self.notes_in(ReadOptions::default())
     }
+
+    fn listing(&self, with_notes: bool) -> Result<Listing> {
+        // A writer may have the store open: all parts are of the same moment.
+        let snapshot = self.db.snapshot();
+        Ok(Listing {
+            records: self.records_in(at(&snapshot))?,
+            notes: match with_notes {
+                true => self.notes_in(at(&snapshot))?,
+                false => Vec::new(),
+            },
+            foreign_changes: Vec::new(),
+            generation: self.generation_in(at(&snapshot))?,
+        })
+    }
+
+    fn lookup(&self, record_keys: &[String], note_names: &[String]) -> Result<Listing> {
+        let snapshot = self.db.snapshot();
+        let read = |family, names: &[String], doing| {
+            let rows = names.iter().map(|name| {
+                let row = self.db.get_cf_opt(self.family(family), name, &at(&snapshot));
+                Ok(row.map_err(failed(doing))?.map(|value| (name.clone(), value)))
+            });
+            rows.filter_map(Result::transpose).collect::<Result<Vec<_>>>()
+        };
+        let records = read("backups", record_keys, "list the backups")?.into_iter();
+        let notes = read("notes", note_names, "read the notes")?.into_iter();
+        Ok(Listing {
+            records: records.map(|(key, bytes)| Record { key, bytes }).collect(),
+            notes: notes
+                .map(|(name, value)| Note {
+                    name,
+                    value: Some(value),
+                })
+                .collect(),
+            foreign_changes: Vec::new(),
+            generation: self.generation_in(at(&snapshot))?,
+        })
+    }
+}
+
+/// Returns options for reading the state of a snapshot.
+fn at(snapshot: &Snapshot<'_>) -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.set_snapshot(snapshot);
+    options
 }
 
 pub(super) fn get_each(

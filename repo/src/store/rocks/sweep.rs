@@ -22,6 +22,8 @@
 //!
 //! Nodes are removed in batches; each one is a single row that nothing names any more.
 //!
+//! Writers go on meanwhile: `sessions.rs` says why none of them loses anything.
+//!
 //! Memory: 40 bytes per window of 2 GiB and a bit per block, besides the live set.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,9 +35,9 @@ use super::RocksStore;
 use super::reader::{RocksReader, failed, scan};
 use super::rows::part_key;
 use crate::error::{Error, ErrorKind, Result};
-use crate::id::NodeId;
+use crate::id::{BlockId, NodeId};
 use crate::store::places::Places;
-use crate::store::{Live, Place, PruneOptions, StoreManager, StoreReader, Swept};
+use crate::store::{Live, Place, PruneOptions, StoreManager, StoreReader, StoreWriter, Swept};
 
 /// Plain bytes of a window.
 const WINDOW_BYTES: u64 = 2 << 30;
@@ -60,30 +62,40 @@ struct Window {
 
 pub(super) fn sweep(
     store: &RocksStore,
+    session: Option<u64>,
     live: &Live,
     options: PruneOptions,
     step: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Swept> {
-    if !store.pending().is_empty() {
-        // The index does not have these blocks, so they would be taken for unused.
-        return Err(Error::Internal {
-            doing: "prune",
-            message: "blocks were put since the last barrier".into(),
-        });
-    }
     let window_blocks = WINDOW_BYTES / u64::from(store.identity()?.block_size);
-    sweep_windows(store, live, options, window_blocks, step)
+    sweep_windows(store, session, live, options, window_blocks, step)
 }
 
 fn sweep_windows(
     store: &RocksStore,
+    session: Option<u64>,
     live: &Live,
     options: PruneOptions,
     window_blocks: u64,
     step: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<Swept> {
+    let pending: Vec<_> = store.pending().values().map(|pending| pending.place()).collect();
+    if !pending.is_empty() {
+        let sessions = store.sessions.lock();
+        if !pending.iter().all(|place| sessions.use_place(session, *place)) {
+            // They are the caller's own, and would be taken for unused.
+            return Err(Error::Internal {
+                doing: "prune",
+                message: "blocks were put since the last barrier".into(),
+            });
+        }
+        drop(sessions);
+        store.flush()?;
+    }
     let mut sweep = Sweep {
         store,
+        session,
+        horizon: store.reader.barrier()?,
         live,
         live_places: Places::default(),
         window_blocks,
@@ -149,8 +161,12 @@ fn collect_garbage(store: &RocksStore, on: bool) -> Result<()> {
 
 struct Sweep<'a> {
     store: &'a RocksStore,
+    /// The session that sweeps.
+    session: Option<u64>,
+    /// Sequence number from which on nothing is looked at.
+    horizon: u64,
     live: &'a Live,
-    /// Places of the live blocks.
+    /// Places of the blocks that stay: the live ones, and unused ones that a session uses.
     live_places: Places,
     window_blocks: u64,
     /// Windows listed in `sweeping`.
@@ -163,8 +179,11 @@ impl Sweep<'_> {
     fn count(&mut self) -> Result<BTreeMap<u64, Window>> {
         let mut windows: BTreeMap<u64, Window> = BTreeMap::new();
         let (live, swept, window_blocks) = (self.live, &mut self.swept, self.window_blocks);
-        let live_places = &mut self.live_places;
+        let (live_places, horizon) = (&mut self.live_places, self.horizon);
         self.store.reader.survey(&mut |id, located| {
+            if located.place.0 >= horizon {
+                return Ok(());
+            }
             let window = windows.entry(located.place.0 / window_blocks).or_default();
             let bytes = u64::from(located.stored_bytes);
             if live.has_block(&id) {
@@ -254,26 +273,47 @@ impl Sweep<'_> {
             ranges => batch.put_cf(meta, SWEEPING, encode(ranges)),
         }
         // A view that is published now leaves the old files out, which frees their space.
+        self.write_next("remove blocks", batch)
+    }
+
+    /// Writes a batch that comes with the next generation.
+    fn write_next(&self, doing: &'static str, mut batch: WriteBatch) -> Result<()> {
+        let _one = self.store.barrier.lock();
         self.store.next_generation(&mut batch)?;
-        self.store.write_logged("remove blocks", batch)
+        self.store.write_logged(doing, batch)
     }
 
     /// Step 2: removes the index rows of unused blocks, in sorted ranges of sequence numbers.
-    fn unlist(&self, ranges: &[Range<u64>]) -> Result<()> {
-        let index = self.store.reader.family("index");
-        let mut batch = WriteBatch::default();
-        self.store.reader.survey(&mut |id, located| {
+    fn unlist(&mut self, ranges: &[Range<u64>]) -> Result<()> {
+        let store = self.store;
+        let mut unused = Vec::new();
+        store.reader.survey(&mut |id, located| {
             let place = located.place;
             let after = ranges.partition_point(|range| range.end <= place.0);
             let swept = ranges.get(after).is_some_and(|range| range.contains(&place.0));
-            if swept && !self.live_places.contains(place) {
-                batch.delete_cf(index, id.0);
+            if swept && place.0 < self.horizon && !self.live_places.contains(place) {
+                unused.push((id, place));
             }
-            match batch.len() >= BATCH_ROWS {
-                true => self.store.write_logged("remove blocks", std::mem::take(&mut batch)),
+            match unused.len() >= BATCH_ROWS {
+                true => self.unlist_unused(&mut unused),
                 false => Ok(()),
             }
         })?;
+        self.unlist_unused(&mut unused)
+    }
+
+    /// Removes the index rows of those blocks that no session uses.
+    fn unlist_unused(&mut self, unused: &mut Vec<(BlockId, Place)>) -> Result<()> {
+        let index = self.store.reader.family("index");
+        let mut batch = WriteBatch::default();
+        let mut sessions = self.store.sessions.lock();
+        for (id, place) in unused.drain(..) {
+            match sessions.use_place(self.session, place) {
+                true => drop(self.live_places.insert(place)),
+                false => batch.delete_cf(index, id.0),
+            }
+        }
+        sessions.removals += 1;
         self.store.write_logged("remove blocks", batch)
     }
 
@@ -281,10 +321,11 @@ impl Sweep<'_> {
     /// flush.
     fn remove(&self, range: &Range<u64>) -> Result<()> {
         let blocks = self.store.reader.family("blocks");
-        let is_unused = |sequence: u64| range.contains(&sequence) && !self.live_places.contains(Place(sequence));
+        let end = range.end.min(self.horizon);
+        let is_unused = |sequence: u64| sequence < end && !self.live_places.contains(Place(sequence));
         let mut batch = WriteBatch::default();
         let mut unused_from = None;
-        for sequence in range.start..=range.end {
+        for sequence in range.start..=end {
             match (unused_from, is_unused(sequence)) {
                 (None, true) => unused_from = Some(sequence),
                 (Some(first), false) => {
@@ -331,7 +372,7 @@ impl Sweep<'_> {
         let row = row.map_err(failed("read its state"))?.unwrap_or_default();
         // No window after the last one with blocks is used, whatever a damaged row says: it could mean a walk through
         // 2^64 places. Sweeping a window that was not started does no harm.
-        let end = self.store.reader.barrier()?.div_ceil(self.window_blocks);
+        let end = self.horizon.div_ceil(self.window_blocks);
         let windows =
             |range: Range<u64>| range.start / self.window_blocks..range.end.div_ceil(self.window_blocks).min(end);
         Ok(decode(&row).into_iter().flat_map(windows).collect())
@@ -341,25 +382,34 @@ impl Sweep<'_> {
     fn remove_nodes(&self, dry_run: bool) -> Result<u64> {
         let reader = &self.store.reader;
         let family = reader.family("nodes");
-        let mut batch = WriteBatch::default();
-        let mut removed = 0;
+        let (mut unused, mut removed) = (Vec::new(), 0);
         for row in reader.db.iterator_cf_opt(family, scan(), IteratorMode::Start) {
             let (key, _) = row.map_err(failed("read the manifests"))?;
             let live = <[u8; 32]>::try_from(&key[..]).is_ok_and(|id| self.live.has_node(&NodeId(id)));
             if live {
                 continue;
             }
-            removed += 1;
-            if dry_run {
-                continue;
-            }
-            batch.delete_cf(family, &key);
-            if batch.len() >= BATCH_ROWS {
-                self.store
-                    .write_logged("remove manifests", std::mem::take(&mut batch))?;
+            unused.push(key);
+            if unused.len() >= BATCH_ROWS {
+                removed += self.remove_unused(&mut unused, dry_run)?;
             }
         }
-        if !batch.is_empty() {
+        Ok(removed + self.remove_unused(&mut unused, dry_run)?)
+    }
+
+    /// Removes those nodes that no session uses; returns their number.
+    fn remove_unused(&self, unused: &mut Vec<Box<[u8]>>, dry_run: bool) -> Result<u64> {
+        let family = self.store.reader.family("nodes");
+        let mut batch = WriteBatch::default();
+        let sessions = self.store.sessions.lock();
+        for key in unused.drain(..) {
+            let used = |id| sessions.use_node(self.session, &NodeId(id));
+            if !<[u8; 32]>::try_from(&key[..]).is_ok_and(used) {
+                batch.delete_cf(family, &key);
+            }
+        }
+        let removed = batch.len() as u64;
+        if !dry_run && removed > 0 {
             self.store.write_logged("remove manifests", batch)?;
         }
         Ok(removed)
@@ -375,8 +425,7 @@ impl Sweep<'_> {
         let mut batch = WriteBatch::default();
         // All windows are swept; windows past the store's end, which a damaged row named, were left out.
         batch.delete_cf(self.store.reader.family("meta"), SWEEPING);
-        self.store.next_generation(&mut batch)?;
-        self.store.write_logged("give space back", batch)?;
+        self.write_next("give space back", batch)?;
         let reader = &self.store.reader;
         if self.swept.removed_blocks > 0 {
             let index = reader.family("index");

@@ -116,14 +116,14 @@ impl StoreWriter for Owned {
         self.0.store().flush()
     }
 
-    fn commit_with(&self, record: &Record, notes: &[Note]) -> Result<()> {
-        self.0.store().commit_with(record, notes)
+    fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
+        self.0.store().commit_at(record, notes, at)
     }
 }
 
 impl StoreManager for Owned {
-    fn amend(&self, remove_records: &[String], notes: &[Note]) -> Result<()> {
-        self.0.store().amend(remove_records, notes)
+    fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
+        self.0.store().amend_at(remove_records, notes, at)
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {

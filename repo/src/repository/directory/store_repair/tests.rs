@@ -55,12 +55,13 @@ impl Fixture {
 
     fn assert_whole(&self, path: &Path, what: &str) {
         let repository = Repository::open(path).expect("opens");
-        let mended = repository.mend(&mut |_| false).expect("mends");
+        let mended = repository.mend(&mut |_| true).expect("mends");
         assert_eq!(mended.left, Vec::<String>::new(), "{what}");
-        drop(repository.writer("test", &mut |_| false).expect("opens for writing"));
+        // A process that another test starts may hold the lock until it runs its program.
+        drop(repository.writer("test", &mut |_| true).expect("opens for writing"));
         let view = repository.view().expect("opens");
         assert_reads(&view, &self.plain, &format!("{what}: {mended:?}"));
-        let again = repository.mend(&mut |_| false).expect("mends");
+        let again = repository.mend(&mut |_| true).expect("mends");
         assert_eq!(again, Mended::default(), "{what}: a second repair finds nothing");
         assert_eq!(check_tables(path, view.number()).expect("checks"), Vec::<String>::new());
         assert_eq!(

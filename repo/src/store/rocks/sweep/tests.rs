@@ -52,7 +52,7 @@ fn blob_bytes(fixture: &Fixture) -> u64 {
 }
 
 fn run(fixture: &Fixture, live: &Live, options: PruneOptions) -> Swept {
-    sweep_windows(fixture.store(), live, options, WINDOW, &mut |_| Ok(())).expect("sweeps")
+    sweep_windows(fixture.store(), None, live, options, WINDOW, &mut |_| Ok(())).expect("sweeps")
 }
 
 fn assert_just_live(fixture: &Fixture, blocks: &[Sealed], live: &Live) {
@@ -106,7 +106,7 @@ fn a_sweep_that_ends_anywhere_goes_on_later() {
     for end_at in 0..6 {
         let (fixture, blocks, live) = filled(|n| n % 3 == 0);
         let mut steps = 0;
-        let result = sweep_windows(fixture.store(), &live, ALL, WINDOW, &mut |_| {
+        let result = sweep_windows(fixture.store(), None, &live, ALL, WINDOW, &mut |_| {
             steps += 1;
             if steps > end_at {
                 Err(Error::Interrupted)
@@ -133,6 +133,8 @@ fn what_a_crash_left_between_two_steps_is_given_back() {
         let before = blob_bytes(&fixture);
         let mut sweep = Sweep {
             store: fixture.store(),
+            session: None,
+            horizon: u64::MAX,
             live: &live,
             live_places: Places::default(),
             window_blocks: WINDOW,
@@ -174,7 +176,7 @@ fn what_a_crash_left_between_two_steps_is_given_back() {
 fn what_was_stored_since_an_unfinished_sweep_stays() {
     let (fixture, blocks, live) = filled(|n| n % 2 == 0);
     let mut steps = 0;
-    let ended = sweep_windows(fixture.store(), &live, ALL, WINDOW, &mut |_| {
+    let ended = sweep_windows(fixture.store(), None, &live, ALL, WINDOW, &mut |_| {
         steps += 1;
         Err(Error::Interrupted)
     });

@@ -1,0 +1,172 @@
+//! A directory of this machine that another process may have open for all writers.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vbk_repo::keys::{Keys, SlotFile, Unlock};
+use vbk_repo::repository::directory::Directory;
+use vbk_repo::repository::directory::shared::SOCKET;
+use vbk_repo::repository::home::{DiskUsage, Home, Marker, Reserve, Session, Snapshot, Wait};
+use vbk_repo::store::{Distance, StoreManager, StoreWriter};
+use vbk_repo::{Error, Result};
+
+use super::RemoteHome;
+
+/// Time that a process may take until its socket is there.
+const STARTED_WITHIN: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(20);
+
+/// A directory. Writers go through the process that has it open, if there is one; otherwise this one opens it. Readers open views.
+pub struct LocalHome {
+    directory: Arc<Directory>,
+    /// Starts a process that opens the directory for all writers, where there is none.
+    start: Option<Box<dyn Fn(&Path) -> io::Result<()> + Send + Sync>>,
+}
+
+impl std::fmt::Debug for LocalHome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LocalHome")
+            .field("directory", &self.directory)
+            .finish_non_exhaustive()
+    }
+}
+
+impl LocalHome {
+    /// Uses a process that is there.
+    pub fn new(directory: Arc<Directory>) -> Self {
+        Self { directory, start: None }
+    }
+
+    /// Has a process started where there is none, so that many programs can write at once. If `start` fails, this process opens
+    /// the directory itself.
+    pub fn starting(self, start: impl Fn(&Path) -> io::Result<()> + Send + Sync + 'static) -> Self {
+        Self {
+            start: Some(Box::new(start)),
+            ..self
+        }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.directory.name().join(SOCKET)
+    }
+
+    /// Connects to the process that has the directory open; `None` if there is none.
+    fn connect(&self) -> Result<Option<RemoteHome>> {
+        let stream = match UnixStream::connect(self.socket()) {
+            // Nobody listens, or not to this user, who then may not write to the directory either.
+            Err(error) => {
+                tracing::debug!(%error, "no process has the repository open");
+                return Ok(None);
+            }
+            Ok(stream) => stream,
+        };
+        let home = RemoteHome::connect(self.directory.name().to_owned(), move || {
+            stream.set_nonblocking(true)?;
+            Ok(tokio::net::UnixStream::from_std(stream)?.into_split())
+        });
+        Ok(Some(home?.at(Distance::Near)))
+    }
+
+    /// Connects to that process, and starts it first if that was wanted.
+    fn owner(&self) -> Result<Option<RemoteHome>> {
+        if let Some(owner) = self.connect()? {
+            return Ok(Some(owner));
+        }
+        let Some(start) = &self.start else {
+            return Ok(None);
+        };
+        if let Err(error) = start(self.directory.name()) {
+            tracing::debug!(%error, "can't start a process that has the repository open");
+            return Ok(None);
+        }
+        let started = Instant::now();
+        while started.elapsed() < STARTED_WITHIN {
+            if let Some(owner) = self.connect()? {
+                return Ok(Some(owner));
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok(None)
+    }
+
+    /// Opens a session through the process that has the directory open, also if that was started while this one waited for the
+    /// lock; otherwise here.
+    fn session<T>(
+        &self,
+        wait: Wait<'_>,
+        there: &dyn Fn(RemoteHome, Wait<'_>) -> Result<T>,
+        here: &dyn Fn(Wait<'_>) -> Result<T>,
+    ) -> Result<T> {
+        loop {
+            if let Some(owner) = self.owner()? {
+                return there(owner, wait);
+            }
+            let mut is_there = false;
+            let session = here(&mut |holder| {
+                is_there = UnixStream::connect(self.socket()).is_ok();
+                !is_there && wait(holder)
+            });
+            match session {
+                Err(Error::Locked { .. }) if is_there => {}
+                session => return session,
+            }
+        }
+    }
+}
+
+impl Home for LocalHome {
+    fn name(&self) -> &Path {
+        self.directory.name()
+    }
+
+    fn marker(&self) -> &Marker {
+        self.directory.marker()
+    }
+
+    fn newest(&self) -> Result<Option<u64>> {
+        self.directory.newest()
+    }
+
+    fn key_slots(&self) -> Result<Vec<SlotFile>> {
+        self.directory.key_slots()
+    }
+
+    fn unlock(&self, way: &Unlock, check: Option<&str>) -> Result<Keys> {
+        self.directory.unlock(way, check)
+    }
+
+    fn check_reserve(&self, reserve: Reserve) -> Result<()> {
+        self.directory.check_reserve(reserve)
+    }
+
+    fn disk_usage(&self) -> Result<DiskUsage> {
+        self.directory.disk_usage()
+    }
+
+    fn check_tables(&self, snapshot: u64) -> Result<Vec<String>> {
+        self.directory.check_tables(snapshot)
+    }
+
+    fn read_as_it_is(&self) -> Result<Option<Snapshot>> {
+        self.directory.read_as_it_is()
+    }
+
+    fn read(&self) -> Result<Snapshot> {
+        self.directory.read()
+    }
+
+    fn write(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreWriter>> {
+        self.session(wait, &|owner, wait| owner.write(command, wait), &|wait| {
+            self.directory.write(command, wait)
+        })
+    }
+
+    fn manage(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreManager>> {
+        self.session(wait, &|owner, wait| owner.manage(command, wait), &|wait| {
+            self.directory.manage(command, wait)
+        })
+    }
+}

@@ -1,0 +1,157 @@
+//! A directory that one process has open for many writers at once.
+//!
+//! The process takes the writer's lock when the first writer comes, and releases it when none has come for a while, so that
+//! commands that need the directory for themselves (a repair) find their turn. `sessions.rs` of the store says why the
+//! writers do not harm each other.
+//!
+//! After a failed write no barrier of the store succeeds any more, for no writer. The store is then opened again, as soon as the
+//! writers that met the error have ended.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::{Directory, Opened, ballast};
+use crate::error::{Error, Result};
+use crate::keys::{Keys, SlotFile, Unlock};
+use crate::repository::home::{DiskUsage, Home, Marker, Reserve, Session, Snapshot, Wait};
+use crate::store::{StoreManager, StoreWriter};
+
+/// Time for which the store stays open after its last writer: opening it takes a moment.
+const OPEN_FOR: Duration = Duration::from_secs(10);
+
+/// Name in the directory of the socket on which the process is found.
+pub const SOCKET: &str = "serve.sock";
+
+/// A repository for many writers at once. Readers open views, as always.
+pub struct Shared {
+    directory: Arc<Directory>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    opened: Option<Arc<Opened>>,
+    /// Since when nobody but this process has it open.
+    unused_since: Option<Instant>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("directory", &self.directory)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Shares a directory among the writers of this process. Nothing else of this process may write to it.
+    pub fn new(directory: Arc<Directory>) -> Self {
+        Self {
+            directory,
+            state: Mutex::default(),
+        }
+    }
+
+    /// Closes the store if no writer has used it for ten seconds, and releases the writer's lock. To be called now and then.
+    /// Returns whether it is closed.
+    pub fn close_if_unused(&self) -> bool {
+        let mut state = self.state.lock();
+        let State { opened, unused_since } = &mut *state;
+        let Some(store) = opened else {
+            return true;
+        };
+        if Arc::strong_count(store) > 1 {
+            *unused_since = None;
+            return false;
+        }
+        let since = *unused_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < OPEN_FOR && !store.store.has_failed() {
+            return false;
+        }
+        *state = State::default();
+        true
+    }
+
+    fn session(&self, wait: Wait<'_>, to_manage: bool) -> Result<Session<dyn StoreManager>> {
+        let mut state = self.state.lock();
+        if let Some(failed) = state.opened.take_if(|opened| opened.store.has_failed())
+            && Arc::strong_count(&failed) > 1
+        {
+            state.opened = Some(failed);
+            return Err(Error::Locked {
+                path: self.directory.path.clone(),
+                holder: "writers that end because a write failed".into(),
+            });
+        }
+        state.unused_since = None;
+        if let Some(opened) = &state.opened {
+            if to_manage && opened.is_full()? {
+                ballast::release(&self.directory.path)?;
+            }
+            return Ok(Arc::clone(opened).session());
+        }
+        let opened = match to_manage {
+            true => self.directory.opened_to_manage("serve", wait)?,
+            false => self.directory.opened("serve", wait)?,
+        };
+        state.opened = Some(Arc::clone(&opened));
+        Ok(opened.session())
+    }
+}
+
+impl Home for Shared {
+    fn name(&self) -> &Path {
+        self.directory.name()
+    }
+
+    fn marker(&self) -> &Marker {
+        self.directory.marker()
+    }
+
+    fn newest(&self) -> Result<Option<u64>> {
+        self.directory.newest()
+    }
+
+    fn key_slots(&self) -> Result<Vec<SlotFile>> {
+        self.directory.key_slots()
+    }
+
+    fn unlock(&self, way: &Unlock, check: Option<&str>) -> Result<Keys> {
+        self.directory.unlock(way, check)
+    }
+
+    fn check_reserve(&self, reserve: Reserve) -> Result<()> {
+        self.directory.check_reserve(reserve)
+    }
+
+    fn disk_usage(&self) -> Result<DiskUsage> {
+        self.directory.disk_usage()
+    }
+
+    fn check_tables(&self, snapshot: u64) -> Result<Vec<String>> {
+        self.directory.check_tables(snapshot)
+    }
+
+    fn read_as_it_is(&self) -> Result<Option<Snapshot>> {
+        self.directory.read_as_it_is()
+    }
+
+    fn read(&self) -> Result<Snapshot> {
+        self.directory.read()
+    }
+
+    fn write(&self, _command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreWriter>> {
+        Ok(self.session(wait, false)?.to_write())
+    }
+
+    fn manage(&self, _command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreManager>> {
+        self.session(wait, true)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,230 @@
+//! Sessions: writers that have the store open at the same time, and a sweep among them. Nobody waits for a sweep, and a sweep
+//! waits for nobody.
+//!
+//! A session *uses* a block from the moment that the store told it that the block is there (`locate`, or a put that found it),
+//! or that it put it, and a node of a manifest from the moment that it put it, whether that was stored already or not. A record
+//! that is removed is *held* while a session is open that may build on it: an unchanged part of a disk is neither asked for nor
+//! put again.
+//!
+//! # Why a sweep removes nothing that a backup needs
+//!
+//! A sweep is made by a session, which opened before it read the records for its marks.
+//!
+//! 1. What a committed record names is marked, if the record was there when the records were read.
+//! 2. Any other backup was, at that moment, still being made by an open session, or that session opened later. Each block that
+//!    it names is used by that session, or named by an older record that the session found there. That record is marked, or
+//!    held, and then marked too.
+//! 3. What a session used counts as used until all sessions have ended that were open when it ended; the one that sweeps is
+//!    among them. So a backup that is committed between the marks and the end of the sweep loses nothing.
+//! 4. Nothing comes between the decision that a block is not used and the removal of its index row: both happen under the lock
+//!    under which sessions note what they use. A `locate` whose answer is older than such a removal asks again.
+//! 5. Blocks that were put after the sweep began have sequence numbers from its *horizon* on. It looks at none of them.
+//!
+//! What a session uses is forgotten with the process. A client that continues its backup with another process finds out at its
+//! commit what is missing.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use super::RocksStore;
+use crate::codec::Sealed;
+use crate::error::Result;
+use crate::id::{BlockId, NodeId};
+use crate::store::places::Places;
+use crate::store::{
+    Identity, Listing, Live, Located, Note, Place, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
+    Stored, Swept, Wanted,
+};
+
+/// Blocks and nodes that a session relies on.
+#[derive(Default)]
+pub(super) struct Used {
+    pub(super) places: Places,
+    pub(super) nodes: HashSet<NodeId>,
+}
+
+/// Something that stays until all sessions with lower numbers than `session`, but that of its maker, have ended.
+struct Until<T> {
+    session: u64,
+    maker: Option<u64>,
+    thing: T,
+}
+
+impl<T> Until<T> {
+    fn stays(&self, open: &BTreeMap<u64, Used>) -> bool {
+        let mut before = open.range(..self.session);
+        before.any(|(number, _)| Some(*number) != self.maker)
+    }
+}
+
+/// The sessions of a store.
+#[derive(Default)]
+pub(super) struct Sessions {
+    next: u64,
+    open: BTreeMap<u64, Used>,
+    ended: Vec<Until<Used>>,
+    held: Vec<Until<Record>>,
+    /// Number of times that a sweep removed index rows.
+    pub(super) removals: u64,
+}
+
+impl Sessions {
+    fn begin(&mut self) -> u64 {
+        self.next += 1;
+        self.open.insert(self.next, Used::default());
+        self.next
+    }
+
+    fn end(&mut self, session: u64) {
+        if let Some(used) = self.open.remove(&session) {
+            self.ended.push(self.until(None, used));
+        }
+        self.ended.retain(|ended| ended.stays(&self.open));
+        self.held.retain(|held| held.stays(&self.open));
+    }
+
+    /// The notes of a session; `None` for a caller without one.
+    pub(super) fn of(&mut self, session: Option<u64>) -> Option<&mut Used> {
+        self.open.get_mut(&session?)
+    }
+
+    fn until<T>(&self, maker: Option<u64>, thing: T) -> Until<T> {
+        Until {
+            session: self.next + 1,
+            maker,
+            thing,
+        }
+    }
+
+    /// Keeps a record that a session removes for the others, which may build on it.
+    pub(super) fn hold(&mut self, maker: Option<u64>, record: Record) {
+        let held = self.until(maker, record);
+        if held.stays(&self.open) {
+            self.held.push(held);
+        }
+    }
+
+    /// Notes of all sessions but one.
+    fn others(&self, session: Option<u64>) -> impl Iterator<Item = &Used> {
+        let open = self.open.iter().filter(move |(number, _)| Some(**number) != session);
+        let ended = self.ended.iter().map(|ended| &ended.thing);
+        open.map(|(_, used)| used).chain(ended)
+    }
+
+    /// Returns whether a session, but that of the sweep itself, uses a block.
+    pub(super) fn use_place(&self, sweep: Option<u64>, place: Place) -> bool {
+        self.others(sweep).any(|used| used.places.contains(place))
+    }
+
+    /// Returns whether a session, but that of the sweep itself, uses a node.
+    pub(super) fn use_node(&self, sweep: Option<u64>, id: &NodeId) -> bool {
+        self.others(sweep).any(|used| used.nodes.contains(id))
+    }
+}
+
+/// A store as one of its writers has it open. Dropping it ends the session.
+pub struct RocksSession {
+    store: Arc<RocksStore>,
+    number: u64,
+}
+
+impl RocksSession {
+    /// Opens a session of a store.
+    pub fn open(store: Arc<RocksStore>) -> Self {
+        let number = store.sessions.lock().begin();
+        Self { store, number }
+    }
+}
+
+impl Drop for RocksSession {
+    fn drop(&mut self) {
+        self.store.sessions.lock().end(self.number);
+    }
+}
+
+impl StoreReader for RocksSession {
+    fn identity(&self) -> Result<Identity> {
+        self.store.identity()
+    }
+
+    fn generation(&self) -> Result<u64> {
+        self.store.generation()
+    }
+
+    fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
+        self.store.locate_for(Some(self.number), ids)
+    }
+
+    fn survey_from(&self, from: BlockId, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
+        self.store.survey_from(from, each)
+    }
+
+    fn condemned(&self) -> Result<Vec<BlockId>> {
+        self.store.condemned()
+    }
+
+    fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
+        self.store.get(wanted)
+    }
+
+    fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
+        self.store.nodes(ids)
+    }
+
+    fn records(&self) -> Result<Vec<Record>> {
+        self.store.records()
+    }
+
+    fn notes(&self) -> Result<Vec<Note>> {
+        self.store.notes()
+    }
+
+    fn listing(&self, with_notes: bool) -> Result<Listing> {
+        self.store.listing(with_notes)
+    }
+
+    fn lookup(&self, record_keys: &[String], note_names: &[String]) -> Result<Listing> {
+        self.store.lookup(record_keys, note_names)
+    }
+}
+
+impl StoreWriter for RocksSession {
+    fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
+        self.store.put_for(Some(self.number), blocks)
+    }
+
+    fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
+        self.store.put_nodes_for(Some(self.number), nodes)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.store.flush()
+    }
+
+    fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
+        self.store.commit_at(record, notes, at)
+    }
+}
+
+impl StoreManager for RocksSession {
+    fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
+        self.store.amend_for(Some(self.number), remove_records, notes, at)
+    }
+
+    fn held(&self) -> Vec<Record> {
+        let sessions = self.store.sessions.lock();
+        sessions.held.iter().map(|held| held.thing.clone()).collect()
+    }
+
+    fn condemn(&self, ids: &[BlockId]) -> Result<()> {
+        self.store.condemn(ids)
+    }
+
+    fn pardon(&self, ids: &[BlockId]) -> Result<()> {
+        self.store.pardon(ids)
+    }
+
+    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+        self.store.retain_for(Some(self.number), live, options, step)
+    }
+}
