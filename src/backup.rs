@@ -34,7 +34,7 @@ use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::manifest::Slot;
 use vbk_repo::name::{BackupTime, DiskName};
 use vbk_repo::pool;
-use vbk_repo::repository::Writer;
+use vbk_repo::repository::{Committed, Writer};
 use vbk_repo::runs::Runs;
 use vbk_repo::store::StoreWriter;
 use vbk_repo::writer::{Base, ImageWriter};
@@ -52,6 +52,9 @@ use crate::observer::{Counts, Event, Observer};
 pub const BARRIER_BYTES: u64 = 4 << 30;
 /// Time after which a barrier is due.
 pub const BARRIER_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Times that the disks are read again when something is gone that was stored for the backup.
+const MOST_TRIES: u32 = 3;
 
 /// Result of a backup.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,7 +82,10 @@ pub fn backup(
     let previous = catalogue.latest(&plan.guest);
     let time = catalogue.free_time(&plan.guest, plan.started);
     warn_of_a_clock_that_is_behind(plan, previous, &time, observer);
-    let job = Job {
+    if let Some(previous) = previous {
+        writer.store().builds_on(&previous.backup.spec())?;
+    }
+    let mut job = Job {
         writer,
         plan,
         previous,
@@ -92,30 +98,25 @@ pub fn backup(
         observer,
     };
     let mut counts = Counts::default();
-    let mut images = copy_disks(&job, &sources, &mut counts)?;
-    let used = still_good().inspect_err(|error| keep_what_is_stored(writer.store(), error))?;
-    for image in &mut images {
-        image.snapshot_used_bytes = used.get(&image.disk).copied().unwrap_or(0);
-    }
-    let files = plan.files.iter();
-    let files = files.map(|(name, bytes)| files::store(writer, plan, &job.condemned, name, bytes));
-    let files = files
-        .collect::<Result<_>>()
-        .map_err(|error| explain(error, &counts, 0))?;
-    let backup = Backup {
-        format: RECORD_FORMAT,
-        guest: plan.guest.clone(),
-        time,
-        sequence: 0,
-        duration_ms: u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX),
-        host: plan.host.clone(),
-        vbk_version: plan.version.clone(),
-        consistency: plan.consistency,
-        images,
-        files,
+    let mut tries = 0;
+    let committed = loop {
+        match attempt(&job, &sources, &time, clock, still_good, &mut counts) {
+            Err(Error::Repository(vbk_repo::Error::Missing { blocks, nodes })) if tries < MOST_TRIES => {
+                tries += 1;
+                observer.event(Event::Warning(&format!(
+                    "{} blocks and {} parts of manifests that were stored for this backup are gone, because the process that has the \
+                     repository open was restarted; the disks are read again",
+                    blocks.len(),
+                    nodes.len()
+                )));
+                // Nothing counts as known that is not found in the store, and what is gone is put whatever the store says.
+                job.condemned.extend(blocks);
+                job.previous = None;
+                counts = counts.to_read_again();
+            }
+            committed => break committed?,
+        }
     };
-    let committed = writer.commit(backup);
-    let committed = committed.map_err(|error| explain(error.into(), &counts, 0))?;
     if let Some(error) = committed.unpublished {
         observer.event(Event::Warning(&format!(
             "the backup is stored, but will not be listed before the next one: {error}"
@@ -125,6 +126,41 @@ pub fn backup(
         entry: committed.entry,
         counts,
     })
+}
+
+/// Copies all disks and files, and commits the record.
+fn attempt(
+    job: &Job<'_>,
+    sources: &[(&DiskPlan, Source)],
+    time: &BackupTime,
+    clock: Instant,
+    still_good: &dyn Fn() -> Result<BTreeMap<DiskName, u64>>,
+    counts: &mut Counts,
+) -> Result<Committed> {
+    let Job { writer, plan, .. } = *job;
+    let mut images = copy_disks(job, sources, counts)?;
+    let used = still_good().inspect_err(|error| keep_what_is_stored(writer.store(), error))?;
+    for image in &mut images {
+        image.snapshot_used_bytes = used.get(&image.disk).copied().unwrap_or(0);
+    }
+    let files = plan.files.iter();
+    let files = files.map(|(name, bytes)| files::store(writer, plan, &job.condemned, name, bytes));
+    let files = files
+        .collect::<Result<_>>()
+        .map_err(|error| explain(error, counts, 0))?;
+    let committed = writer.commit(Backup {
+        format: RECORD_FORMAT,
+        guest: plan.guest.clone(),
+        time: time.clone(),
+        sequence: 0,
+        duration_ms: u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX),
+        host: plan.host.clone(),
+        vbk_version: plan.version.clone(),
+        consistency: plan.consistency,
+        images,
+        files,
+    });
+    committed.map_err(|error| explain(error.into(), counts, 0))
 }
 
 /// Opens all disks before the first byte is read, so that a wrong path fails at once.

@@ -24,6 +24,18 @@ impl Counts {
     }
 }
 
+impl Counts {
+    /// Counts of a backup whose disks are read again, after a first reading that made `self`: what was stored then stays.
+    pub(crate) fn to_read_again(self) -> Self {
+        Self {
+            read_bytes: self.read_bytes,
+            new_bytes: self.new_bytes,
+            stored_bytes: self.stored_bytes,
+            ..Self::default()
+        }
+    }
+}
+
 impl std::ops::AddAssign for Counts {
     fn add_assign(&mut self, other: Self) {
         self.read_bytes += other.read_bytes;

@@ -307,10 +307,17 @@ pub trait StoreWriter: StoreReader {
     /// Stores nodes of manifests. A node that is stored already stays as it is, unless its bytes differ from these.
     fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()>;
 
+    /// Names the stored backup that the next one builds on, by the key of its record. What that needs is not looked for again at
+    /// the commit. Without effect if there is none of that name.
+    fn builds_on(&self, _record_key: &str) -> Result<()> {
+        Ok(())
+    }
+
     /// The barrier: see point 2 of the seam.
     fn flush(&self) -> Result<()>;
 
-    /// Flushes, then makes the record visible. Succeeds again for a record that is stored with the same bytes.
+    /// Flushes, then makes the record visible. Succeeds again for a record that is stored with the same bytes. Fails with
+    /// [`Error::Missing`] if the store can tell that something is not stored that the backup needs.
     fn commit(&self, record: &Record) -> Result<()> {
         self.commit_at(record, &[], None)
     }

@@ -115,6 +115,11 @@ pub(crate) enum Ask {
         store: Handle,
         nodes: Vec<([u8; 32], u32)>,
     },
+    /// Names the stored backup that the next commit builds on. [`Answer::Done`].
+    BuildsOn {
+        store: Handle,
+        record: String,
+    },
     /// [`Answer::Done`].
     Flush(Handle),
     /// [`Answer::Done`].
@@ -223,6 +228,8 @@ pub(crate) enum Fault {
     NodeDamaged([u8; 32], String),
     Locked(String),
     Moved,
+    /// Blocks and nodes.
+    Missing(Vec<[u8; 32]>, Vec<[u8; 32]>),
     Other(ErrorKind, String),
 }
 
@@ -235,6 +242,10 @@ impl From<&Error> for Fault {
             Error::NodeDamaged { id, what } => Self::NodeDamaged(id.0, what.clone()),
             Error::Locked { holder, .. } => Self::Locked(holder.clone()),
             Error::Moved => Self::Moved,
+            Error::Missing { blocks, nodes } => Self::Missing(
+                blocks.iter().map(|id| id.0).collect(),
+                nodes.iter().map(|id| id.0).collect(),
+            ),
             other => Self::Other(other.kind(), other.to_string()),
         }
     }
@@ -253,6 +264,10 @@ impl Fault {
                 holder,
             },
             Self::Moved => Error::Moved,
+            Self::Missing(blocks, nodes) => Error::Missing {
+                blocks: blocks.into_iter().map(BlockId).collect(),
+                nodes: nodes.into_iter().map(NodeId).collect(),
+            },
             Self::Other(ErrorKind::Interrupted, _) => Error::Interrupted,
             Self::Other(kind, message) => Error::Remote { kind, message },
         }

@@ -334,11 +334,11 @@ impl Home for Directory {
     }
 
     fn write(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreWriter>> {
-        Ok(self.opened(command, wait)?.session().to_write())
+        Ok(self.opened(command, wait)?.session()?.to_write())
     }
 
     fn manage(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreManager>> {
-        Ok(self.opened_to_manage(command, wait)?.session())
+        self.opened_to_manage(command, wait)?.session()
     }
 }
 
@@ -352,11 +352,11 @@ struct Opened {
 }
 
 impl Opened {
-    fn session(self: Arc<Self>) -> Session<dyn StoreManager> {
-        Session {
-            store: Arc::new(RocksSession::open(Arc::clone(&self.store))),
+    fn session(self: Arc<Self>) -> Result<Session<dyn StoreManager>> {
+        Ok(Session {
+            store: Arc::new(RocksSession::open(Arc::clone(&self.store))?),
             keeper: self,
-        }
+        })
     }
 
     /// Returns whether the disk has too little room for a change of notes.

@@ -198,6 +198,10 @@ impl<S: StoreWriter + ?Sized> StoreWriter for Checked<S> {
         self.0.put_nodes(nodes)
     }
 
+    fn builds_on(&self, record_key: &str) -> Result<()> {
+        self.0.builds_on(record_key)
+    }
+
     fn flush(&self) -> Result<()> {
         self.0.flush()
     }

@@ -373,6 +373,10 @@ impl<S: StoreWriter + ?Sized> StoreWriter for Encrypted<S> {
         self.store.put_nodes(changed.map(seal).collect::<Result<_>>()?)
     }
 
+    fn builds_on(&self, record_key: &str) -> Result<()> {
+        self.store.builds_on(&self.hidden(RECORD, record_key))
+    }
+
     fn flush(&self) -> Result<()> {
         self.store.flush()
     }

@@ -211,6 +211,10 @@ impl StoreWriter for FaultyStore {
         self.put_of(nodes, |some| self.inner.put_nodes(some))
     }
 
+    fn builds_on(&self, record_key: &str) -> Result<()> {
+        self.inner.builds_on(record_key)
+    }
+
     fn flush(&self) -> Result<()> {
         self.barrier()?;
         self.inner.flush()

@@ -69,7 +69,7 @@ pub use self::reader::RocksReader;
 use self::reader::{CONDEMNED, damaged, failed, get_each, is_damage};
 use self::rows::{IndexRow, part_key};
 pub use self::sessions::RocksSession;
-use self::sessions::Sessions;
+use self::sessions::{Rule, Sessions};
 use super::{
     Identity, Listing, Live, Located, Note, Place, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
     Stored, Swept, Wanted, failed_before,
@@ -100,6 +100,9 @@ pub struct RocksStore {
     condemned: RwLock<HashSet<BlockId>>,
     next_sequence: AtomicU64,
     failed: AtomicBool,
+    /// Runs when a look-up has read its rows and has not noted them yet.
+    #[cfg(test)]
+    pause: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 /// A block that no barrier covers yet.
@@ -179,6 +182,8 @@ impl RocksStore {
             condemned: RwLock::new(condemned),
             next_sequence: AtomicU64::new(barrier),
             failed: AtomicBool::new(false),
+            #[cfg(test)]
+            pause: Mutex::default(),
         };
         store.drop_uncovered(barrier)?;
         Ok(store)
@@ -204,6 +209,12 @@ impl RocksStore {
         let names = list();
         remove();
         names
+    }
+
+    #[cfg(test)]
+    fn pause(&self) {
+        let run = self.pause.lock().take();
+        run.into_iter().for_each(|run| run());
     }
 
     /// Returns whether a write has failed, after which no barrier succeeds.
@@ -264,8 +275,10 @@ impl RocksStore {
     fn locate_for(&self, session: Option<u64>, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
         let removals = self.sessions.lock().removals;
         let mut rows = self.rows(ids)?;
+        #[cfg(test)]
+        self.pause();
         let mut sessions = self.sessions.lock();
-        if sessions.removals != removals {
+        if sessions.removals != removals && sessions.keep(Rule::Again) {
             rows = self.rows(ids)?;
         }
         if let Some(used) = sessions.of(session) {
@@ -288,7 +301,7 @@ impl RocksStore {
         let mut new = Vec::new();
         {
             let mut sessions = self.sessions.lock();
-            if sessions.removals != removals {
+            if sessions.removals != removals && sessions.keep(Rule::Again) {
                 stored = self.reader.index_rows(&ids)?;
             }
             let mut used = sessions.of(session);

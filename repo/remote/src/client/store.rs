@@ -358,6 +358,15 @@ impl StoreWriter for RemoteStore {
         Ok(())
     }
 
+    fn builds_on(&self, record_key: &str) -> Result<()> {
+        let ask = Ask::BuildsOn {
+            store: self.handle,
+            record: record_key.to_owned(),
+        };
+        // It only saves the server work, so nobody waits for the answer.
+        self.link.begin(&ask, Vec::new(), true).map(drop)
+    }
+
     fn flush(&self) -> Result<()> {
         self.write(&Ask::Flush(self.handle), Vec::new())
     }

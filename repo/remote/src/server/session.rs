@@ -226,6 +226,7 @@ fn is_ordered(ask: &Ask) -> bool {
         ask,
         Ask::Put { .. }
             | Ask::PutNodes { .. }
+            | Ask::BuildsOn { .. }
             | Ask::Flush(_)
             | Ask::Commit { .. }
             | Ask::Amend { .. }

@@ -224,6 +224,10 @@ impl Stores {
                 self.writer(store)?.put_nodes(nodes)?;
                 alone(Answer::Done)
             }
+            Ask::BuildsOn { store, record } => {
+                self.writer(store)?.builds_on(&record)?;
+                alone(Answer::Done)
+            }
             Ask::Flush(store) => {
                 self.writer(store)?.flush()?;
                 alone(Answer::Done)

@@ -92,14 +92,14 @@ impl Shared {
             if to_manage && opened.is_full()? {
                 ballast::release(&self.directory.path)?;
             }
-            return Ok(Arc::clone(opened).session());
+            return Arc::clone(opened).session();
         }
         let opened = match to_manage {
             true => self.directory.opened_to_manage("serve", wait)?,
             false => self.directory.opened("serve", wait)?,
         };
         state.opened = Some(Arc::clone(&opened));
-        Ok(opened.session())
+        opened.session()
     }
 }
 

@@ -20,20 +20,25 @@
 //!    under which sessions note what they use. A `locate` whose answer is older than such a removal asks again.
 //! 5. Blocks that were put after the sweep began have sequence numbers from its *horizon* on. It looks at none of them.
 //!
-//! What a session uses is forgotten with the process. A client that continues its backup with another process finds out at its
-//! commit what is missing.
+//! What a session uses is forgotten with the process. A client that continues its backup in another session finds out at its
+//! commit what is missing, see [`crate::proof`].
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::RocksStore;
+use crate::backup::Backup;
 use crate::codec::Sealed;
 use crate::error::Result;
 use crate::id::{BlockId, NodeId};
+use crate::proof::Proved;
+use crate::store::encrypted::roots_below;
 use crate::store::places::Places;
 use crate::store::{
-    Identity, Listing, Live, Located, Note, Place, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
-    Stored, Swept, Wanted,
+    ENCRYPTION, Identity, Listing, Live, Located, Note, Place, PruneOptions, Record, StoreManager, StoreReader,
+    StoreWriter, Stored, Swept, Wanted,
 };
 
 /// Blocks and nodes that a session relies on.
@@ -57,9 +62,26 @@ impl<T> Until<T> {
     }
 }
 
+/// Rules of the argument above. The tests take each of them away, and find what is then lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rule {
+    /// What open sessions use stays.
+    Used,
+    /// What ended sessions used stays until those that were open then have ended.
+    Ended,
+    /// Removed records are held.
+    Held,
+    /// A look-up that a removal overtook is repeated.
+    Again,
+    /// A sweep does not look at what was put since it began.
+    Horizon,
+}
+
 /// The sessions of a store.
 #[derive(Default)]
 pub(super) struct Sessions {
+    #[cfg(test)]
+    without: Option<Rule>,
     next: u64,
     open: BTreeMap<u64, Used>,
     ended: Vec<Until<Used>>,
@@ -69,6 +91,17 @@ pub(super) struct Sessions {
 }
 
 impl Sessions {
+    /// Returns whether a rule stands.
+    #[cfg(test)]
+    pub(super) fn keep(&self, rule: Rule) -> bool {
+        self.without != Some(rule)
+    }
+
+    #[cfg(not(test))]
+    pub(super) fn keep(&self, _: Rule) -> bool {
+        true
+    }
+
     fn begin(&mut self) -> u64 {
         self.next += 1;
         self.open.insert(self.next, Used::default());
@@ -76,7 +109,9 @@ impl Sessions {
     }
 
     fn end(&mut self, session: u64) {
-        if let Some(used) = self.open.remove(&session) {
+        if let Some(used) = self.open.remove(&session)
+            && self.keep(Rule::Ended)
+        {
             self.ended.push(self.until(None, used));
         }
         self.ended.retain(|ended| ended.stays(&self.open));
@@ -99,14 +134,15 @@ impl Sessions {
     /// Keeps a record that a session removes for the others, which may build on it.
     pub(super) fn hold(&mut self, maker: Option<u64>, record: Record) {
         let held = self.until(maker, record);
-        if held.stays(&self.open) {
+        if held.stays(&self.open) && self.keep(Rule::Held) {
             self.held.push(held);
         }
     }
 
     /// Notes of all sessions but one.
     fn others(&self, session: Option<u64>) -> impl Iterator<Item = &Used> {
-        let open = self.open.iter().filter(move |(number, _)| Some(**number) != session);
+        let counts = move |(number, _): &(&u64, &Used)| Some(**number) != session && self.keep(Rule::Used);
+        let open = self.open.iter().filter(counts);
         let ended = self.ended.iter().map(|ended| &ended.thing);
         open.map(|(_, used)| used).chain(ended)
     }
@@ -114,6 +150,14 @@ impl Sessions {
     /// Returns whether a session, but that of the sweep itself, uses a block.
     pub(super) fn use_place(&self, sweep: Option<u64>, place: Place) -> bool {
         self.others(sweep).any(|used| used.places.contains(place))
+    }
+
+    /// Returns whether a block that no barrier covers was put by this session, or by a caller without one.
+    pub(super) fn is_put_by(&self, session: Option<u64>, place: Place) -> bool {
+        match session {
+            Some(session) => self.open.get(&session).is_some_and(|used| used.places.contains(place)),
+            None => !self.use_place(None, place),
+        }
     }
 
     /// Returns whether a session, but that of the sweep itself, uses a node.
@@ -126,13 +170,34 @@ impl Sessions {
 pub struct RocksSession {
     store: Arc<RocksStore>,
     number: u64,
+    is_encrypted: bool,
+    /// Parts of manifests that need no proof at a commit.
+    proved: Mutex<Proved>,
 }
 
 impl RocksSession {
     /// Opens a session of a store.
-    pub fn open(store: Arc<RocksStore>) -> Self {
+    pub fn open(store: Arc<RocksStore>) -> Result<Self> {
+        let is_encrypted = store.identity()?.features.iter().any(|feature| feature == ENCRYPTION);
         let number = store.sessions.lock().begin();
-        Self { store, number }
+        Ok(Self {
+            store,
+            number,
+            is_encrypted,
+            proved: Mutex::default(),
+        })
+    }
+
+    /// The manifests that a record names; none if it can't be read.
+    fn roots(&self, record: &[u8]) -> Vec<NodeId> {
+        match self.is_encrypted {
+            true => roots_below(record).unwrap_or_default(),
+            false => {
+                let backup = serde_json::from_slice::<Backup>(record);
+                let images = backup.iter().flat_map(Backup::stored);
+                images.map(|image| image.manifest).collect()
+            }
+        }
     }
 }
 
@@ -168,6 +233,9 @@ impl StoreReader for RocksSession {
     }
 
     fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
+        if let Some(used) = self.store.sessions.lock().of(Some(self.number)) {
+            used.nodes.extend(ids);
+        }
         self.store.nodes(ids)
     }
 
@@ -197,11 +265,22 @@ impl StoreWriter for RocksSession {
         self.store.put_nodes_for(Some(self.number), nodes)
     }
 
+    fn builds_on(&self, record_key: &str) -> Result<()> {
+        // A session is open, so the record's blocks stay also if it is removed from now on.
+        let found = self.store.lookup(&[record_key.to_owned()], &[])?.records;
+        for record in found {
+            self.proved.lock().trust(&*self.store, &self.roots(&record.bytes));
+        }
+        Ok(())
+    }
+
     fn flush(&self) -> Result<()> {
         self.store.flush()
     }
 
     fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
+        // Of what it finds to be there, nothing is removed until this session has ended.
+        self.proved.lock().prove(self, &self.roots(&record.bytes))?;
         self.store.commit_at(record, notes, at)
     }
 }
@@ -228,3 +307,6 @@ impl StoreManager for RocksSession {
         self.store.retain_for(Some(self.number), live, options, step)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -34,6 +34,7 @@ use rocksdb::{BottommostLevelCompaction, CompactOptions, FlushOptions, IteratorM
 use super::RocksStore;
 use super::reader::{RocksReader, failed, scan};
 use super::rows::part_key;
+use super::sessions::Rule;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, NodeId};
 use crate::store::places::Places;
@@ -71,7 +72,7 @@ pub(super) fn sweep(
     sweep_windows(store, session, live, options, window_blocks, step)
 }
 
-fn sweep_windows(
+pub(super) fn sweep_windows(
     store: &RocksStore,
     session: Option<u64>,
     live: &Live,
@@ -81,21 +82,26 @@ fn sweep_windows(
 ) -> Result<Swept> {
     let pending: Vec<_> = store.pending().values().map(|pending| pending.place()).collect();
     if !pending.is_empty() {
-        let sessions = store.sessions.lock();
-        if !pending.iter().all(|place| sessions.use_place(session, *place)) {
-            // They are the caller's own, and would be taken for unused.
+        if pending
+            .iter()
+            .any(|place| store.sessions.lock().is_put_by(session, *place))
+        {
+            // The marks do not have them.
             return Err(Error::Internal {
                 doing: "prune",
                 message: "blocks were put since the last barrier".into(),
             });
         }
-        drop(sessions);
+        // Those of other sessions are below the horizon then, like all that they put before.
         store.flush()?;
     }
     let mut sweep = Sweep {
         store,
         session,
-        horizon: store.reader.barrier()?,
+        horizon: match store.sessions.lock().keep(Rule::Horizon) {
+            true => store.reader.barrier()?,
+            false => u64::MAX,
+        },
         live,
         live_places: Places::default(),
         window_blocks,

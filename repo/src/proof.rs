@@ -1,0 +1,155 @@
+//! Proves that everything that a backup needs is stored, before its record makes it visible: whoever writes the record, a record
+//! that names what is not there can't come about.
+//!
+//! It follows the heads of nodes, which need no key. A part of a disk that did not change since a backup that the writer names
+//! is known to be whole, so the proof costs what changed, and not what the disk has. It shows that things are there and not that
+//! they are good: that is for [`crate::verify`].
+
+use std::collections::HashSet;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::{BlockId, NodeId};
+use crate::manifest::{Head, Kind, Page, Segment};
+use crate::store::StoreReader;
+
+/// Nodes that are read in one call: 2.2 MiB.
+const NODES: usize = 64;
+
+/// Blocks that are looked up in one call.
+const BLOCKS: usize = 4096;
+
+/// The most missing things that one error names: a caller puts these, and tries again.
+const MOST: usize = 100_000;
+
+/// Parts of manifests of which all is stored.
+#[derive(Debug, Default)]
+pub(crate) struct Proved {
+    pages: HashSet<NodeId>,
+    segments: HashSet<Segment>,
+}
+
+impl Proved {
+    /// Takes for proved what the manifests of a stored backup name. Parts that can't be read are left out.
+    pub(crate) fn trust(&mut self, store: &dyn StoreReader, roots: &[NodeId]) {
+        let pages = self.trust_pages(store, roots);
+        for pages in pages.chunks(NODES) {
+            for page in store.nodes(pages) {
+                let head = page.ok().and_then(|page| Some(Head::split(&page)?.0));
+                self.segments.extend(head.iter().flat_map(Page::pairs));
+            }
+        }
+    }
+
+    fn trust_pages(&mut self, store: &dyn StoreReader, roots: &[NodeId]) -> Vec<NodeId> {
+        let mut pages = Vec::new();
+        for root in store.nodes(roots) {
+            let head = root.ok().and_then(|root| Some(Head::split(&root)?.0));
+            pages.extend(head.iter().flat_map(|head| head.names.iter().copied().map(NodeId)));
+        }
+        self.pages.extend(&pages);
+        pages
+    }
+
+    /// Fails with [`Error::Missing`] unless everything below these roots is stored.
+    pub(crate) fn prove(&mut self, store: &dyn StoreReader, roots: &[NodeId]) -> Result<()> {
+        let mut missing = Missing::default();
+        let mut pages: Vec<NodeId> = Vec::new();
+        missing.read(store, roots, Kind::Root, &mut |_, head| {
+            pages.extend(head.names.iter().copied().map(NodeId));
+        })?;
+        pages.retain(|page| !self.pages.contains(page));
+        pages.sort_unstable();
+        pages.dedup();
+        let mut segments: Vec<Segment> = Vec::new();
+        missing.read(store, &pages, Kind::Page, &mut |_, head| {
+            segments.extend(Page::pairs(&head))
+        })?;
+        segments.retain(|segment| !self.segments.contains(segment));
+        segments.sort_unstable();
+        segments.dedup();
+        for segments in segments.chunks(NODES / 2) {
+            missing.look_up(store, segments)?;
+        }
+        if missing.nodes.is_empty() && missing.blocks.is_empty() {
+            // For the next commit of the same writer.
+            self.pages.extend(pages);
+            self.segments.extend(segments);
+            return Ok(());
+        }
+        Err(Error::Missing {
+            blocks: missing.blocks,
+            nodes: missing.nodes,
+        })
+    }
+}
+
+#[derive(Default)]
+struct Missing {
+    blocks: Vec<BlockId>,
+    nodes: Vec<NodeId>,
+}
+
+impl Missing {
+    /// Reads nodes of a kind. A damaged node is missing too: putting it again repairs it.
+    fn read(
+        &mut self,
+        store: &dyn StoreReader,
+        ids: &[NodeId],
+        kind: Kind,
+        each: &mut dyn FnMut(NodeId, Head),
+    ) -> Result<()> {
+        for ids in ids.chunks(NODES) {
+            for (id, node) in ids.iter().zip(store.nodes(ids)) {
+                let head = match node {
+                    Ok(node) => Head::split(&node)
+                        .map(|(head, _)| head)
+                        .filter(|head| head.kind == kind),
+                    Err(error) if error.kind() == ErrorKind::Corrupt => None,
+                    Err(error) => return Err(error),
+                };
+                match head {
+                    Some(head) => each(*id, head),
+                    None if self.nodes.len() < MOST => self.nodes.push(*id),
+                    None => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks up the blocks of segments.
+    fn look_up(&mut self, store: &dyn StoreReader, segments: &[Segment]) -> Result<()> {
+        let mut heads = std::collections::HashMap::new();
+        for (kind, of) in [
+            (Kind::Full, (|segment| segment.full) as fn(&Segment) -> NodeId),
+            (Kind::Delta, |segment| segment.delta),
+        ] {
+            let ids: HashSet<_> = segments.iter().map(of).filter(|id| *id != NodeId::ZERO).collect();
+            let ids: Vec<_> = ids.into_iter().collect();
+            self.read(store, &ids, kind, &mut |id, head| drop(heads.insert(id, head)))?;
+        }
+        let mut needed = HashSet::new();
+        for segment in segments {
+            let delta = heads.get(&segment.delta);
+            let drops: HashSet<_> = delta.iter().flat_map(|delta| &delta.drops).copied().collect();
+            let full = heads
+                .get(&segment.full)
+                .into_iter()
+                .flat_map(|full| full.names.iter().enumerate());
+            let used = full.filter(|(number, _)| !u16::try_from(*number).is_ok_and(|number| drops.contains(&number)));
+            needed.extend(used.map(|(_, name)| *name));
+            needed.extend(delta.iter().flat_map(|delta| &delta.names));
+        }
+        let needed: Vec<_> = needed.into_iter().map(BlockId).collect();
+        for ids in needed.chunks(BLOCKS) {
+            let located = ids.iter().zip(store.locate(ids)?);
+            let missing = located.filter(|(_, located)| located.is_none()).map(|(id, _)| *id);
+            let room = MOST - self.blocks.len().min(MOST);
+            self.blocks.extend(missing.take(room));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,367 @@
+//! Writers, forgetters and sweeps in any order, from seeds; and each rule of the argument taken away.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use parking_lot::Mutex;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestCaseError, TestRunner};
+
+use super::*;
+use crate::block::{BlockSize, Hashing};
+use crate::codec::{Compression, Sealer};
+use crate::store::STORE_FORMAT;
+use crate::store::rocks::sweep::sweep_windows;
+
+/// Blocks that exist: few, so that backups share them.
+const BLOCKS: u8 = 24;
+/// Segments of a backup, and blocks of a segment.
+const SEGMENTS: usize = 2;
+const SLOTS: usize = 3;
+/// Writers at the same time.
+const WRITERS: usize = 3;
+/// Blocks of a window of the sweep.
+const WINDOW: u64 = 3;
+
+const ALL: PruneOptions = PruneOptions {
+    max_unused: 0.0,
+    dry_run: false,
+};
+
+type Segment = [u8; SLOTS];
+type Content = [Segment; SEGMENTS];
+
+/// A step of a history. Numbers choose among what there is.
+#[derive(Debug, Clone)]
+enum Step {
+    /// A writer opens its session, and chooses the backup that it builds on.
+    Begin(usize, u8),
+    /// A writer makes its next segment: that of the backup before, or one of these blocks.
+    Segment(usize, Option<Segment>),
+    Flush(usize),
+    /// A writer commits if it has all segments.
+    Commit(usize),
+    /// A writer ends, whether it has committed or not.
+    End(usize),
+    Forget(u8),
+    /// A sweep. The lists of steps come after it read the records, and each time that it calls back.
+    Sweep(Vec<Step>, Vec<Vec<Step>>),
+    /// A writer looks a block up, and a sweep runs before it has noted the answer.
+    LookDuringSweep(usize, u8),
+}
+
+fn plain_step() -> impl Strategy<Value = Step> {
+    let writer = 0..WRITERS;
+    let segment = prop::option::weighted(0.5, prop::array::uniform3(0..BLOCKS));
+    prop_oneof![
+        4 => (writer.clone(), any::<u8>()).prop_map(|(writer, base)| Step::Begin(writer, base)),
+        8 => (writer.clone(), segment).prop_map(|(writer, segment)| Step::Segment(writer, segment)),
+        1 => writer.clone().prop_map(Step::Flush),
+        4 => writer.clone().prop_map(Step::Commit),
+        2 => writer.prop_map(Step::End),
+        3 => any::<u8>().prop_map(Step::Forget),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let steps = || prop::collection::vec(plain_step(), 0..6);
+    prop_oneof![
+        12 => plain_step(),
+        2 => (steps(), prop::collection::vec(steps(), 0..4)).prop_map(|(marked, during)| Step::Sweep(marked, during)),
+        1 => (0..WRITERS, 0..BLOCKS).prop_map(|(writer, block)| Step::LookDuringSweep(writer, block)),
+    ]
+}
+
+struct Writer {
+    session: RocksSession,
+    base: Option<Content>,
+    segments: Vec<Segment>,
+}
+
+struct World {
+    store: Arc<RocksStore>,
+    writers: Mutex<[Option<Writer>; WRITERS]>,
+    /// Backups that were committed and not forgotten.
+    backups: Mutex<BTreeMap<String, Content>>,
+    made: AtomicU32,
+    sealed: Vec<Sealed>,
+    _directory: tempfile::TempDir,
+}
+
+fn node_of(segment: &Segment) -> (NodeId, Vec<u8>) {
+    (NodeId(Hashing::Plain.content(segment)), segment.to_vec())
+}
+
+impl Writer {
+    /// Makes a segment as a backup does: an unchanged one is neither asked for nor put, of another one the unknown blocks are put.
+    fn add(&mut self, world: &World, segment: Option<Segment>) {
+        let before = self.base.map(|base| base[self.segments.len()]);
+        match (segment, before) {
+            (None, Some(before)) => self.segments.push(before),
+            (None, None) => {}
+            (Some(segment), _) => {
+                let ids = segment.map(|block| world.sealed[usize::from(block)].id);
+                let located = self.session.locate(&ids).expect("locates");
+                let unknown = segment.iter().zip(located).filter(|(_, located)| located.is_none());
+                let unknown = unknown.map(|(block, _)| world.sealed[usize::from(*block)].clone());
+                self.session.put(unknown.collect()).expect("puts");
+                self.session.put_nodes(vec![node_of(&segment)]).expect("puts");
+                self.segments.push(segment);
+            }
+        }
+    }
+}
+
+impl World {
+    fn new(sealed: &[Sealed], without: Option<Rule>) -> Arc<Self> {
+        let directory = tempfile::tempdir().expect("a directory");
+        let identity = Identity {
+            format: STORE_FORMAT,
+            features: Vec::new(),
+            id: "test".into(),
+            block_size: BlockSize::MIN,
+            created: jiff::Timestamp::UNIX_EPOCH,
+            key_check: None,
+        };
+        let store = RocksStore::create(&directory.path().join("store"), &identity).expect("creates");
+        store.sessions.lock().without = without;
+        Arc::new(Self {
+            store: Arc::new(store),
+            writers: Mutex::default(),
+            backups: Mutex::default(),
+            made: AtomicU32::new(0),
+            sealed: sealed.to_vec(),
+            _directory: directory,
+        })
+    }
+
+    fn session(&self) -> RocksSession {
+        RocksSession::open(Arc::clone(&self.store)).expect("opens")
+    }
+
+    fn run(self: &Arc<Self>, step: &Step) {
+        match step {
+            Step::Begin(number, base) => {
+                let session = self.session();
+                let backups = self.backups.lock();
+                let base = backups.values().nth(usize::from(*base) % (backups.len() + 1)).copied();
+                // The writer before it ends after this one has begun.
+                self.writers.lock()[*number] = Some(Writer {
+                    session,
+                    base,
+                    segments: Vec::new(),
+                });
+            }
+            Step::Segment(number, segment) => {
+                if let Some(writer) = &mut self.writers.lock()[*number]
+                    && writer.segments.len() < SEGMENTS
+                {
+                    writer.add(self, *segment);
+                }
+            }
+            Step::Flush(number) => {
+                if let Some(writer) = &self.writers.lock()[*number] {
+                    writer.session.flush().expect("flushes");
+                }
+            }
+            Step::Commit(number) => {
+                if let Some(writer) = &mut self.writers.lock()[*number]
+                    && let Ok(content) = Content::try_from(&*writer.segments)
+                {
+                    let key = format!("a@{}", self.made.fetch_add(1, Ordering::SeqCst));
+                    let bytes = content.as_flattened().to_vec();
+                    let record = Record {
+                        key: key.clone(),
+                        bytes,
+                    };
+                    writer.session.commit(&record).expect("commits");
+                    self.backups.lock().insert(key, content);
+                    writer.segments.clear();
+                }
+            }
+            Step::End(number) => self.writers.lock()[*number] = None,
+            Step::Forget(which) => {
+                let mut backups = self.backups.lock();
+                let key = backups.keys().nth(usize::from(*which) % (backups.len() + 1)).cloned();
+                if let Some(key) = key {
+                    self.session().amend(std::slice::from_ref(&key), &[]).expect("forgets");
+                    backups.remove(&key);
+                }
+            }
+            Step::Sweep(marked, during) => self.sweep(marked, during),
+            Step::LookDuringSweep(number, block) => {
+                let Some(mut writer) = self.writers.lock()[*number].take() else {
+                    return;
+                };
+                let world = Arc::clone(self);
+                *self.store.pause.lock() = Some(Box::new(move || world.sweep(&[], &[])));
+                if writer.segments.len() < SEGMENTS {
+                    writer.add(self, Some([*block; SLOTS]));
+                }
+                *self.store.pause.lock() = None;
+                self.writers.lock()[*number] = Some(writer);
+            }
+        }
+    }
+
+    fn sweep(self: &Arc<Self>, marked: &[Step], during: &[Vec<Step>]) {
+        let session = self.session();
+        let mut records = session.records().expect("lists");
+        let (before, after) = marked.split_at(marked.len() / 2);
+        before.iter().for_each(|step| self.run(step));
+        records.extend(session.held());
+        after.iter().for_each(|step| self.run(step));
+        let segments = || records.iter().flat_map(|record| record.bytes.as_chunks::<SLOTS>().0);
+        let blocks: Vec<_> = segments()
+            .flatten()
+            .map(|block| self.sealed[usize::from(*block)].id)
+            .collect();
+        let nodes: Vec<_> = segments().map(|segment| node_of(segment).0).collect();
+        let mut during = during.iter();
+        let live = Live::of(&blocks, &nodes);
+        sweep_windows(&self.store, Some(session.number), &live, ALL, WINDOW, &mut |_| {
+            during.next().into_iter().flatten().for_each(|step| self.run(step));
+            Ok(())
+        })
+        .expect("sweeps");
+    }
+
+    /// Returns the first backup of which something is missing.
+    fn lost(&self) -> Option<String> {
+        let mut backups = self.backups.lock().clone();
+        backups.retain(|_, content| {
+            let ids: Vec<_> = content
+                .as_flattened()
+                .iter()
+                .map(|block| self.sealed[usize::from(*block)].id)
+                .collect();
+            let wanted: Vec<_> = ids.iter().map(|&id| Wanted { id, pages: 0..1 }).collect();
+            let nodes: Vec<_> = content.iter().map(|segment| node_of(segment).0).collect();
+            !(self.store.get(&wanted).iter().all(Result::is_ok) && self.store.nodes(&nodes).iter().all(Result::is_ok))
+        });
+        backups.into_keys().next()
+    }
+}
+
+fn blocks() -> Vec<Sealed> {
+    let mut sealer = Sealer::new(Compression::None).expect("a sealer");
+    let mut seal = |seed: u8| {
+        let plain: Vec<u8> = (0..9000_u32)
+            .map(|at| (at.wrapping_mul(2_654_435_761) >> 9) as u8 ^ seed)
+            .collect();
+        sealer.seal(&plain, &Hashing::Plain.block(&plain)).expect("seals")
+    };
+    (0..BLOCKS).map(&mut seal).collect()
+}
+
+#[test]
+fn writers_and_sweeps_in_any_order_lose_nothing() {
+    let sealed = blocks();
+    let mut runner = TestRunner::new(Config {
+        cases: 100,
+        failure_persistence: None,
+        ..Config::default()
+    });
+    let ran = runner.run(&prop::collection::vec(step(), 10..80), |steps| {
+        let world = World::new(&sealed, None);
+        let first = [[0, 1, 2], [3, 4, 5]].map(|segment| Step::Segment(0, Some(segment)));
+        let first = [&[Step::Begin(0, 0)], &first[..], &[Step::Commit(0), Step::End(0)]].concat();
+        for step in first.iter().chain(&steps) {
+            world.run(step);
+        }
+        *world.writers.lock() = Default::default();
+        world.sweep(&[], &[]);
+        match world.lost() {
+            None => Ok(()),
+            Some(key) => Err(TestCaseError::fail(format!("{key} lost a part"))),
+        }
+    });
+    ran.map_err(|error| error.to_string()).expect("nothing is lost");
+}
+
+#[test]
+fn each_rule_is_needed() {
+    use Step::*;
+    let dead = |segment| [Begin(0, 0), Segment(0, Some(segment)), Flush(0), End(0)].to_vec();
+    let twice = |writer, segment| [Segment(writer, Some(segment)), Segment(writer, Some(segment))].to_vec();
+    let kept = |segment| [vec![Begin(0, 0)], twice(0, segment), vec![Commit(0), End(0)]].concat();
+    let old = || kept([0, 1, 2]);
+    let sweep = || Sweep(vec![], vec![]);
+    let histories = [
+        // The blocks of a backup in the making are in no record.
+        (
+            Rule::Used,
+            [
+                vec![Begin(1, 0)],
+                twice(1, [6, 7, 8]),
+                vec![Flush(1), sweep(), Commit(1)],
+            ]
+            .concat(),
+        ),
+        // It is committed, and its session ends, after the records were read.
+        (
+            Rule::Ended,
+            [
+                vec![Begin(1, 0)],
+                twice(1, [6, 7, 8]),
+                vec![Sweep(vec![Commit(1), End(1)], vec![])],
+            ]
+            .concat(),
+        ),
+        // The backup that it builds on is forgotten.
+        (
+            Rule::Held,
+            [
+                old(),
+                vec![
+                    Begin(1, 0),
+                    Segment(1, None),
+                    Segment(1, None),
+                    Forget(0),
+                    sweep(),
+                    Commit(1),
+                ],
+            ]
+            .concat(),
+        ),
+        // A sweep removes an unused block after a look-up has found it.
+        (
+            Rule::Again,
+            [
+                dead([6, 7, 8]),
+                vec![
+                    Begin(1, 0),
+                    LookDuringSweep(1, 6),
+                    Segment(1, Some([9, 9, 9])),
+                    Commit(1),
+                ],
+            ]
+            .concat(),
+        ),
+        // A block is put into a window that is about to be swept.
+        (
+            Rule::Horizon,
+            [
+                dead([6, 7, 8]),
+                kept([9, 10, 11]),
+                dead([12, 13, 12]),
+                vec![
+                    Sweep(vec![], vec![[vec![Begin(1, 0)], twice(1, [14, 15, 16])].concat()]),
+                    Commit(1),
+                ],
+            ]
+            .concat(),
+        ),
+    ];
+    let sealed = blocks();
+    for (rule, steps) in histories {
+        let lost = |without| {
+            let world = World::new(&sealed, without);
+            steps.iter().for_each(|step| world.run(step));
+            *world.writers.lock() = Default::default();
+            world.lost()
+        };
+        assert_eq!(lost(None), None, "{rule:?}");
+        assert!(lost(Some(rule)).is_some(), "nothing is lost without {rule:?}");
+    }
+}
