@@ -4,6 +4,10 @@ mod home;
 mod link;
 mod ssh;
 mod store;
+mod tls;
 
 pub use home::RemoteHome;
 pub use ssh::Ssh;
+pub use tls::Tls;
+#[cfg(test)]
+pub(crate) use tls::config;

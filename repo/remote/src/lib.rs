@@ -29,9 +29,12 @@ pub mod address;
 mod body;
 pub mod client;
 mod message;
+pub mod peer;
 pub mod server;
+mod tcp;
 #[cfg(test)]
 mod tests;
+pub mod token;
 mod wire;
 
 /// Time between two pings.

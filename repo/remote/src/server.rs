@@ -1,29 +1,44 @@
 //! Answers the questions of a client.
 
+mod crowd;
 mod door;
+mod key;
+mod limited;
+mod listen;
 mod session;
 mod stores;
+mod tls;
+mod tokens;
+mod until;
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use vbk_repo::repository::home::Home;
 
 use crate::message::Fault;
 
+pub use key::load_or_make as load_or_make_key;
+pub use listen::{Open, Served, Server};
+pub use tokens::{Entry as TokenEntry, Tokens};
+
 /// Time for answers that nobody waits for any more.
 const LAST_ANSWERS: Duration = Duration::from_secs(10);
 
 /// What a client may do with a repository.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Allowed {
     /// Read everything.
+    #[serde(rename = "restore")]
     Read,
-    /// And add backups.
+    /// Add backups, and read what that needs: records, notes, manifests and the index, but no block.
+    #[serde(rename = "backup")]
     Add,
-    /// And remove and change them.
+    /// Read everything, and add, change and remove backups.
+    #[serde(rename = "manage")]
     Everything,
 }
 
@@ -34,6 +49,7 @@ pub fn serve_stdio(home: vbk_repo::Result<Arc<dyn Home>>, allowed: Allowed) -> i
         .worker_threads(2)
         .enable_all()
         .build()?;
+    let home = home.and_then(|home| limited::limit(home, allowed, &[]));
     let home = home.map_err(|error| Fault::from(&error));
     let served = runtime.block_on(session::run(
         home.as_ref(),
@@ -53,5 +69,6 @@ pub async fn serve(
     read: impl AsyncRead + Unpin,
     write: impl AsyncWrite + Unpin,
 ) -> io::Result<()> {
-    session::run(Ok(home), allowed, read, write).await
+    let home = limited::limit(Arc::clone(home), allowed, &[]).expect("all guests are no limit");
+    session::run(Ok(&home), allowed, read, write).await
 }
