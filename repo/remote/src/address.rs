@@ -134,7 +134,9 @@ pub fn check_name(name: &str) -> Result<(), &'static str> {
         "" => Err("it is empty"),
         _ if name.len() > 100 => Err("it is longer than 100 letters"),
         _ if name.starts_with(['.', '-']) => Err("it starts with a dot or a dash"),
-        _ if !name.chars().all(is_plain) => Err("it has other characters than letters, digits, dots, dashes and underscores"),
+        _ if !name.chars().all(is_plain) => {
+            Err("it has other characters than letters, digits, dots, dashes and underscores")
+        }
         _ => Ok(()),
     }
 }

@@ -88,7 +88,7 @@ impl FromStr for Token {
         }
         let cut = BadToken("it is cut off, or a part is missing");
         let (checked, check) = text.rsplit_once(':').ok_or(cut)?;
-        let mut parts = checked[START.len()..].rsplitn(5, ':');
+        let mut parts = checked.strip_prefix(START).ok_or(cut)?.rsplitn(5, ':');
         let mut part = || parts.next().ok_or(cut);
         let (seed, fingerprint, repository, port, host) = (part()?, part()?, part()?, part()?, part()?);
         if check_of(checked) != check {

@@ -51,7 +51,9 @@ impl Tls {
         let name = self.address.to_string();
         let repository = match (&self.address.repository, &self.token.repository) {
             (Some(address), Some(token)) if address != token => {
-                return Err(refused(format!("can't open {name}: the token is for the repository {token}")));
+                return Err(refused(format!(
+                    "can't open {name}: the token is for the repository {token}"
+                )));
             }
             (Some(_), None) => {
                 return Err(refused(format!(
@@ -144,7 +146,9 @@ fn explain(place: &str, error: io::Error) -> io::Error {
         Some(TlsError::InvalidMessage(_)) => {
             format!("{place} does not speak TLS; is it the port of `vbk serve --listen`?")
         }
-        Some(error) => format!("{place} and this vbk don't agree in the handshake; is it `vbk serve --listen`? ({error})"),
+        Some(error) => {
+            format!("{place} and this vbk don't agree in the handshake; is it `vbk serve --listen`? ({error})")
+        }
         None if matches!(
             error.kind(),
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe

@@ -146,7 +146,11 @@ mod tests {
         let crowd = Crowd::new();
         let now = Instant::now();
         let held: Vec<_> = (0..MAX_STRANGERS_OF_ONE)
-            .map(|host| crowd.enter(from(&format!("2001:db8::{host:x}")), now).expect("has room"))
+            .map(|host| {
+                crowd
+                    .enter(from(&format!("2001:db8::{host:x}")), now)
+                    .expect("has room")
+            })
             .collect();
         assert!(crowd.enter(from("2001:db8::ffff"), now).is_none());
         let mut other = crowd.enter(from("192.0.2.1"), now).expect("has room");
@@ -161,7 +165,9 @@ mod tests {
         let crowd = Crowd::new();
         let now = Instant::now();
         let enter = |number: usize| crowd.enter(from(&format!("192.0.{}.1", number)), now);
-        let mut held: Vec<_> = (0..MAX_STRANGERS).map(|number| enter(number).expect("has room")).collect();
+        let mut held: Vec<_> = (0..MAX_STRANGERS)
+            .map(|number| enter(number).expect("has room"))
+            .collect();
         assert!(enter(MAX_STRANGERS).is_none());
         held.iter_mut().for_each(Place::known);
         assert!(enter(MAX_STRANGERS).is_some());
@@ -176,7 +182,10 @@ mod tests {
             crowd.enter(address, start).expect("is heard").failed();
         }
         assert!(crowd.enter(address, start).is_none());
-        assert!(crowd.enter(from("::ffff:192.0.2.1"), start).is_none(), "the same address");
+        assert!(
+            crowd.enter(from("::ffff:192.0.2.1"), start).is_none(),
+            "the same address"
+        );
         assert!(crowd.enter(from("192.0.2.2"), start).is_some());
         assert!(crowd.enter(address, start + FAILURES_FOR).is_some());
     }

@@ -105,13 +105,25 @@ mod tests {
         assert_eq!(load_or_make(dir.path()).expect("reads"), key);
         let path = dir.path().join("serve/key");
         assert_eq!(fs::metadata(&path).expect("is there").mode() & 0o777, 0o600);
-        assert_eq!(fs::read_dir(dir.path().join("serve")).expect("lists").count(), 1, "a draft is left");
+        assert_eq!(
+            fs::read_dir(dir.path().join("serve")).expect("lists").count(),
+            1,
+            "a draft is left"
+        );
 
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("changes");
-        assert!(load_or_make(dir.path()).expect_err("others read it").to_string().contains("chmod 600"));
+        assert!(
+            load_or_make(dir.path())
+                .expect_err("others read it")
+                .to_string()
+                .contains("chmod 600")
+        );
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("changes");
         fs::write(&path, "x").expect("writes");
-        assert!(load_or_make(dir.path()).is_err(), "no new key in place of a damaged one");
+        assert!(
+            load_or_make(dir.path()).is_err(),
+            "no new key in place of a damaged one"
+        );
     }
 
     #[test]

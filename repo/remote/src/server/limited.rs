@@ -64,8 +64,7 @@ impl Limits {
     /// Tells whether `GUEST@TIME` is of a guest that the client may have.
     fn has(&self, key: &str) -> bool {
         let guest = key.split_once('@').map(|(guest, _)| guest);
-        self.has_all_guests()
-            || guest.is_some_and(|guest| self.guests.iter().any(|pattern| matches(pattern, guest)))
+        self.has_all_guests() || guest.is_some_and(|guest| self.guests.iter().any(|pattern| matches(pattern, guest)))
     }
 
     fn has_note(&self, name: &str) -> bool {
@@ -322,18 +321,21 @@ impl<S: StoreManager + ?Sized> StoreManager for Limited<S> {
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {
-        self.limits.check_whole("mark blocks as damaged, which others may share")?;
+        self.limits
+            .check_whole("mark blocks as damaged, which others may share")?;
         self.inner.condemn(ids)
     }
 
     fn pardon(&self, ids: &[BlockId]) -> Result<()> {
-        self.limits.check_whole("mark blocks as whole, which others may share")?;
+        self.limits
+            .check_whole("mark blocks as whole, which others may share")?;
         self.inner.pardon(ids)
     }
 
     fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
         // What is live was marked without the backups that this client does not see.
-        self.limits.check_whole("prune a repository that it does not see all of")?;
+        self.limits
+            .check_whole("prune a repository that it does not see all of")?;
         self.inner.retain(live, options, step)
     }
 }

@@ -162,9 +162,11 @@ async fn take_clients<L: Listener>(
         };
         let (listener, shared, stop, alive) = (Arc::clone(&listener), Arc::clone(&shared), stop.clone(), alive.clone());
         tokio::spawn(async move {
-            serve(&*listener, stream, &shared, place, stop).await.unwrap_or_else(|error| {
-                tracing::debug!(?from, "a client's connection ended: {error}");
-            });
+            serve(&*listener, stream, &shared, place, stop)
+                .await
+                .unwrap_or_else(|error| {
+                    tracing::debug!(?from, "a client's connection ended: {error}");
+                });
             drop(alive);
         });
     }

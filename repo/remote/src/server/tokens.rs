@@ -242,7 +242,13 @@ mod tests {
         let (one, other) = (entry("web"), entry("db"));
         tokens.add(&one).expect("adds");
         tokens.add(&other).expect("adds");
-        assert!(tokens.add(&entry("web")).expect_err("is there").to_string().contains("rotate web"));
+        assert!(
+            tokens
+                .add(&entry("web"))
+                .expect_err("is there")
+                .to_string()
+                .contains("rotate web")
+        );
         assert_eq!(tokens.names().expect("lists"), ["db", "web"]);
         assert_eq!(tokens.get("web").expect("reads"), Some(one.clone()));
 
@@ -257,7 +263,10 @@ mod tests {
         tokens.revoke("web").expect("revokes");
         assert_eq!(finder.find(&tokens, new), None);
         assert_eq!(tokens.names().expect("lists"), ["db"]);
-        for error in [tokens.revoke("web"), tokens.rotate("web", new, Timestamp::UNIX_EPOCH).map(drop)] {
+        for error in [
+            tokens.revoke("web"),
+            tokens.rotate("web", new, Timestamp::UNIX_EPOCH).map(drop),
+        ] {
             assert!(error.expect_err("is gone").to_string().contains("no token web"));
         }
     }
@@ -293,7 +302,10 @@ mod tests {
         let file = |name: &str, text: &str| fs::write(tokens.directory.join(name), text).expect("writes");
         file("cut.json", &text[..text.len() / 2]);
         file("other.json", &text);
-        file("later.json", &text.replace("renamed", "later").replace('{', "{\"until\":\"2027\","));
+        file(
+            "later.json",
+            &text.replace("renamed", "later").replace('{', "{\"until\":\"2027\","),
+        );
         file("draft.json.new", &text);
         let finder = Finder::default();
         assert_eq!(finder.find(&tokens, renamed.public_key), None);
@@ -304,7 +316,15 @@ mod tests {
             tokens.revoke(name).expect("revokes");
         }
         for name in ["..", "a/b", "", ".x", "ü"] {
-            assert!(tokens.get(name).is_err() && tokens.add(&Entry { name: name.into(), ..entry("x") }).is_err());
+            assert!(
+                tokens.get(name).is_err()
+                    && tokens
+                        .add(&Entry {
+                            name: name.into(),
+                            ..entry("x")
+                        })
+                        .is_err()
+            );
         }
     }
 }

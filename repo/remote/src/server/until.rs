@@ -25,7 +25,11 @@ impl<R, F> Until<R, F> {
 }
 
 impl<R: AsyncRead + Unpin, F: Future<Output = String>> AsyncRead for Until<R, F> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.reason.is_none()
             && let Poll::Ready(reason) = this.end.as_mut().poll(context)

@@ -9,16 +9,17 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use vbk_repo::ErrorKind;
 use vbk_repo::backup::{Backup, Consistency, RECORD_FORMAT};
 use vbk_repo::block::BlockSize;
 use vbk_repo::codec::{Compression, Sealer};
 use vbk_repo::id::BlockId;
+use vbk_repo::keys::{Keys, Unlock};
 use vbk_repo::repository::directory::Directory;
 use vbk_repo::repository::home::{Home, StoreHome};
 use vbk_repo::repository::{CreateOptions, Repository};
 use vbk_repo::store::memory::MemoryStore;
-use vbk_repo::store::{Note, PruneOptions, Record, StoreManager, StoreReader, Wanted};
-use vbk_repo::ErrorKind;
+use vbk_repo::store::{Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter, Wanted};
 
 use crate::address::VbkAddress;
 use crate::client::{RemoteHome, Tls};
@@ -61,14 +62,24 @@ impl Fixture {
     fn one() -> Self {
         let store = Arc::new(MemoryStore::new(BlockSize::DEFAULT));
         let home: Arc<dyn Home> = Arc::new(StoreHome::new(store).expect("a home"));
-        Self::start(|root| Served::One(root.to_owned()), Box::new(move |_| Ok(Arc::clone(&home))))
+        Self::start(
+            |root| Served::One(root.to_owned()),
+            Box::new(move |_| Ok(Arc::clone(&home))),
+        )
     }
 
     fn token(&self, name: &str, rights: Allowed, guests: &[&str]) -> Token {
         self.token_for(&self.root, None, name, rights, guests)
     }
 
-    fn token_for(&self, repository: &Path, as_name: Option<&str>, name: &str, rights: Allowed, guests: &[&str]) -> Token {
+    fn token_for(
+        &self,
+        repository: &Path,
+        as_name: Option<&str>,
+        name: &str,
+        rights: Allowed,
+        guests: &[&str],
+    ) -> Token {
         let seed = Seed::generate().expect("random");
         let entry = TokenEntry {
             name: name.into(),
@@ -182,7 +193,9 @@ fn what_is_not_a_token_of_the_repository_gets_one_answer() {
     assert_eq!(refusal(&elsewhere), answer);
     let tokens = Tokens::of(&server.root);
     let new = Seed::generate().expect("random");
-    tokens.rotate("web", new.public_key(), Timestamp::UNIX_EPOCH).expect("rotates");
+    tokens
+        .rotate("web", new.public_key(), Timestamp::UNIX_EPOCH)
+        .expect("rotates");
     assert_eq!(refusal(&token), answer);
     let rotated = Token { seed: new, ..token };
     assert!(open(&rotated).is_ok());
@@ -200,7 +213,13 @@ fn another_server_is_told_nothing() {
         fingerprint: other,
         ..token.clone()
     });
-    for part in ["another key", &token.fingerprint.to_string(), &other.to_string(), "rotate", "127.0.0.1"] {
+    for part in [
+        "another key",
+        &token.fingerprint.to_string(),
+        &other.to_string(),
+        "rotate",
+        "127.0.0.1",
+    ] {
         assert!(refused.contains(part), "{refused}");
     }
     assert_eq!(Tokens::of(&server.root).last_seen("web"), None);
@@ -266,7 +285,11 @@ fn a_token_for_backups_adds_and_reads_no_block() {
         denied(open(token).expect("opens").opened(&ask, true).map(drop));
     }
     let home = open(&backup).expect("opens");
-    let writing = home.opened(&Ask::Write { command: "x".into() }, true).expect("opens").expect("is there").0;
+    let writing = home
+        .opened(&Ask::Write { command: "x".into() }, true)
+        .expect("opens")
+        .expect("is there")
+        .0;
     denied(writing.get(&wanted).remove(0));
     denied(home.disk_usage());
     // Only what is open for changes takes them.
@@ -295,12 +318,17 @@ fn a_token_for_some_guests_has_those_alone() {
     back_up(open(&own).expect("opens"), "web2").expect("backs up");
     denied(back_up(open(&own).expect("opens"), "db2x"));
     let home = open(&own).expect("opens");
-    assert_eq!(keys(&*home.read().expect("reads").store), ["db1", "web1", "web2"].map(name));
+    assert_eq!(
+        keys(&*home.read().expect("reads").store),
+        ["db1", "web1", "web2"].map(name)
+    );
     let store = manager(&home);
     assert_eq!(keys(&store), ["db1", "web1", "web2"].map(name));
     assert_eq!(store.notes().expect("lists"), []);
     assert_eq!(store.listing(true).expect("lists").notes, []);
-    store.amend(&[], &[note(&format!("backup/{}", name("db1")))]).expect("notes");
+    store
+        .amend(&[], &[note(&format!("backup/{}", name("db1")))])
+        .expect("notes");
     assert_eq!(store.notes().expect("lists").len(), 1);
 
     // A hostile client sends what it likes.
@@ -309,7 +337,10 @@ fn a_token_for_some_guests_has_those_alone() {
         bytes: serde_json::to_vec(&record_of(guest)).expect("JSON"),
     };
     denied(store.commit(&record(name("db3"), "db3")));
-    assert!(store.commit(&record(name("web3"), "db3")).is_err(), "another guest inside");
+    assert!(
+        store.commit(&record(name("web3"), "db3")).is_err(),
+        "another guest inside"
+    );
     denied(store.commit_with(&record(name("web4"), "web4"), &notes[..1]));
     denied(store.amend(&[name("web1"), name("db2")], &[]));
     denied(store.amend(&[], &notes[..1]));
@@ -339,7 +370,8 @@ fn a_server_of_several_leads_only_to_directories_right_below_it() {
     let server = Fixture::start(|root| Served::Below(root.join("all")), Box::new(opens));
     let root = server.root.join("all");
     std::fs::create_dir(&root).expect("makes");
-    let make = |path: &Path| drop(Repository::create(path, &CreateOptions::plain(BlockSize::DEFAULT)).expect("creates"));
+    let make =
+        |path: &Path| drop(Repository::create(path, &CreateOptions::plain(BlockSize::DEFAULT)).expect("creates"));
     make(&root.join("shop"));
     make(&server.root.join("outside"));
     std::os::unix::fs::symlink(server.root.join("outside"), root.join("link")).expect("links");
@@ -378,8 +410,9 @@ fn a_token_for_guests_of_an_encrypted_repository_opens_nothing() {
     let opens = |path: &Path| Ok(Arc::new(Directory::open(path)?) as Arc<dyn Home>);
     let server = Fixture::start(|root| Served::One(root.join("sealed")), Box::new(opens));
     let path = server.root.join("sealed");
+    let keys = Keys::generate().expect("random");
     let options = CreateOptions {
-        unlock: Some(Unlock::KeyFile(vec![7; 64].into())),
+        encryption: Some((keys, vec![("key-file".into(), Unlock::KeyFile(vec![b'7'; 64].into()))])),
         ..CreateOptions::plain(BlockSize::DEFAULT)
     };
     drop(Repository::create(&path, &options).expect("creates"));
@@ -400,7 +433,9 @@ fn what_is_not_a_client_does_no_harm() {
         let _ = stream.read_to_end(&mut answer);
         answer
     };
-    let garbage: Vec<u8> = (0..60_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 9) as u8).collect();
+    let garbage: Vec<u8> = (0..60_000_u32)
+        .map(|at| (at.wrapping_mul(2_654_435_761) >> 9) as u8)
+        .collect();
     for bytes in [
         &b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..],
         b"SSH-2.0-OpenSSH_9.2\r\n",
@@ -425,9 +460,10 @@ fn clients_without_a_key_or_with_another_protocol_are_not_let_in() {
         let mut config = crate::client::config(&token).expect("a configuration");
         config.alpn_protocols = vec![alpn.to_vec()];
         if !with_key {
-            config.client_auth_cert_resolver = Arc::new(rustls::client::AlwaysResolvesClientRawPublicKeys::new(
-                Arc::new(rustls::sign::CertifiedKey::new(Vec::new(), Arc::clone(&token.seed.certified().key))),
-            ));
+            config.client_auth_cert_resolver =
+                Arc::new(rustls::client::AlwaysResolvesClientRawPublicKeys::new(Arc::new(
+                    rustls::sign::CertifiedKey::new(Vec::new(), Arc::clone(&token.seed.certified().key)),
+                )));
         }
         let name = rustls::pki_types::ServerName::try_from("x").expect("a name");
         let mut client = rustls::ClientConnection::new(Arc::new(config), name).expect("a client");
@@ -451,9 +487,7 @@ fn a_client_that_stalls_is_dropped() {
     for bytes in [&b""[..], b"\x16\x03\x01\x01\x00\x01"] {
         let mut stream = TcpStream::connect(server.address).expect("connects");
         stream.write_all(bytes).expect("sends");
-        stream
-            .set_read_timeout(Some(Duration::from_secs(60)))
-            .expect("is set");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("is set");
         let mut byte = [0];
         let ended = stream.read(&mut byte);
         assert!(
