@@ -35,6 +35,8 @@ pub struct Config {
     pub key_file: Option<PathBuf>,
     /// File with the passphrase of the repository.
     pub passphrase_file: Option<PathBuf>,
+    /// File with the token for the server of the repository.
+    pub token_file: Option<PathBuf>,
     /// The repository must be encrypted.
     pub encrypted: bool,
     /// Number of guests that are backed up at a time.

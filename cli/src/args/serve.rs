@@ -1,30 +1,50 @@
 //! The arguments of `vbk serve`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use vbk_remote::server::Allowed;
+
+use super::parse;
 
 /// Text below the help of `vbk serve`.
 pub const HELP: &str = "\
-`vbk --repo ssh://[USER@]HOST/PATH ...` starts this on the other host, by
-ssh. To give a host no more than it needs, write the command with the
-rights into authorized_keys there:
-  restrict,command=\"vbk serve --stdio --rights backup /srv/vbk\" ssh-ed25519 ...";
+Over TLS: `vbk serve /srv/vbk --listen 0.0.0.0` lets in the holders of tokens,
+which `vbk token add` makes. The server has a key of its own in DIR/serve; all
+tokens name its fingerprint, so no certificate is needed.
+
+By ssh: `vbk --repo ssh://[USER@]HOST/PATH ...` starts `vbk serve --stdio` on
+the other host. To give a host no more than it needs, put the line that
+`vbk token add NAME --ssh-key FILE.pub` prints into authorized_keys there.";
 
 /// Arguments of `vbk serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     /// The directory of the repository
-    #[arg(value_name = "DIR")]
-    pub path: PathBuf,
+    #[arg(value_name = "DIR", required_unless_present = "root", conflicts_with = "root")]
+    pub path: Option<PathBuf>,
+
+    /// Serve each repository right below this directory, under the name of its directory
+    #[arg(long, value_name = "DIR", requires = "listen")]
+    pub root: Option<PathBuf>,
+
+    /// Listen on this address for clients over TLS, port 8484 unless it names another. May be given several times
+    #[arg(long, value_name = "ADDR[:PORT]", value_parser = parse::parse_listen)]
+    pub listen: Vec<SocketAddr>,
 
     /// Serve one client on standard input and output
-    #[arg(long, required = true)]
+    #[arg(long, required_unless_present = "listen", conflicts_with = "listen")]
     pub stdio: bool,
 
-    /// What the client may do
-    #[arg(long, value_enum, default_value_t = RightsArg::Manage)]
+    /// With --stdio: what the client may do
+    #[arg(long, value_enum, default_value_t = RightsArg::Manage, conflicts_with = "listen")]
     pub rights: RightsArg,
+
+    /// With --stdio: the client has only guests that match this pattern (* and ?); may be given several times. Not of an
+    /// encrypted repository
+    #[arg(long, value_name = "PATTERN", conflicts_with = "listen")]
+    pub guests: Vec<String>,
 }
 
 /// Rights of a client.
@@ -32,8 +52,18 @@ pub struct ServeArgs {
 pub enum RightsArg {
     /// Read all backups
     Restore,
-    /// Read all backups and add new ones; change and remove nothing
+    /// Add backups and list them; read, change and remove nothing
     Backup,
     /// Everything
     Manage,
+}
+
+impl From<RightsArg> for Allowed {
+    fn from(rights: RightsArg) -> Self {
+        match rights {
+            RightsArg::Restore => Self::Read,
+            RightsArg::Backup => Self::Add,
+            RightsArg::Manage => Self::Everything,
+        }
+    }
 }

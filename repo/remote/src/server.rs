@@ -43,13 +43,13 @@ pub enum Allowed {
 }
 
 /// Serves a client on the process's standard input and output until it hangs up. Nothing else may use these. A home that could
-/// not be opened is an error that the client shows.
-pub fn serve_stdio(home: vbk_repo::Result<Arc<dyn Home>>, allowed: Allowed) -> io::Result<()> {
+/// not be opened is an error that the client shows. `guests` are patterns; none: all guests.
+pub fn serve_stdio(home: vbk_repo::Result<Arc<dyn Home>>, allowed: Allowed, guests: &[String]) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
-    let home = home.and_then(|home| limited::limit(home, allowed, &[]));
+    let home = home.and_then(|home| limited::limit(home, allowed, guests));
     let home = home.map_err(|error| Fault::from(&error));
     let served = runtime.block_on(session::run(
         home.as_ref(),
