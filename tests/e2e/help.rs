@@ -51,7 +51,10 @@ const COMMANDS: [(&str, &[&str]); 19] = [
         "rehearse",
         &["--rotate", "--expect", "--timeout", "login prompt", "proven bootable"],
     ),
-    ("serve", &["--listen", "8484", "--root", "--stdio", "--rights", "token add"]),
+    (
+        "serve",
+        &["--listen", "8484", "--root", "--stdio", "--rights", "token add"],
+    ),
     ("token", &["add", "list", "revoke", "rotate", "--token-file", "0600"]),
     ("trust", &["--forget", "/var/lib/vbk-trust"]),
 ];

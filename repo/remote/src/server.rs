@@ -59,7 +59,14 @@ pub fn serve_stdio(home: vbk_repo::Result<Arc<dyn Home>>, allowed: Allowed, gues
     ));
     // Answers in the making end in order; a thread that still reads standard input is not waited for.
     runtime.shutdown_timeout(LAST_ANSWERS);
-    served
+    match served {
+        // A client that ends in the midst of a message has said why on its own side, where this text would go too.
+        Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe) => {
+            tracing::debug!("the client is gone: {error}");
+            Ok(())
+        }
+        served => served,
+    }
 }
 
 /// Serves a client on a stream until it hangs up, and closes the stores that it left open.
