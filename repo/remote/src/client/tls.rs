@@ -83,7 +83,7 @@ async fn connect(address: &VbkAddress, connector: &TlsConnector, repository: &st
         true => format!("[{}]:{port}", address.host),
         false => format!("{}:{port}", address.host),
     };
-    let stream = connect_tcp(&place).await?;
+    let stream = connect_tcp(&address.host, port, &place).await?;
     // It is only for proxies on the way, which may go by it.
     let name = ServerName::try_from(address.host.clone()).or_else(|_| ServerName::try_from("vbk.invalid"));
     let handshake = connector.connect(name.map_err(io::Error::other)?, stream);
@@ -97,8 +97,8 @@ async fn connect(address: &VbkAddress, connector: &TlsConnector, repository: &st
 }
 
 /// Connects to the first address of a name that answers.
-async fn connect_tcp(place: &str) -> io::Result<TcpStream> {
-    let found = timeout(CONNECT_WITHIN, lookup_host(place)).await;
+async fn connect_tcp(host: &str, port: u16, place: &str) -> io::Result<TcpStream> {
+    let found = timeout(CONNECT_WITHIN, lookup_host((host, port))).await;
     let found = found.map_err(|_| late(&format!("the address of {place} is not found")))?;
     let addresses: Vec<_> = found
         .map_err(|error| io::Error::new(error.kind(), format!("can't find the address of {place}: {error}")))?

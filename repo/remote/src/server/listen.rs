@@ -25,6 +25,8 @@ use crate::message::Fault;
 const KNOWN_WITHIN: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 10 });
 /// Time in which sessions must end when the server does. systemd kills after 90 s.
 const END_WITHIN: Duration = Duration::from_secs(60);
+/// Threads that read from stores and files, started as they are needed; a client has 16 at most.
+const MAX_THREADS: usize = 2048;
 /// Time between two looks whether the server shall end.
 const STOP_POLL: Duration = Duration::from_millis(100);
 /// Pause after a failed accept: of too many open files, the next fails too.
@@ -61,6 +63,8 @@ pub(super) struct Shared {
 
 /// A client that said who it is.
 pub(super) struct Client {
+    /// It proved to be one that may come; else its try counts as failed.
+    pub(super) is_known: bool,
     pub(super) read: Box<dyn AsyncRead + Send + Unpin>,
     pub(super) write: Box<dyn AsyncWrite + Send + Unpin>,
     /// The repository as this client may have it, or the reason for which it may not.
@@ -87,6 +91,7 @@ impl Server {
     pub fn new(served: Served, open: Box<Open>) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .thread_name("vbk-serve")
+            .max_blocking_threads(MAX_THREADS)
             .enable_all()
             .build()?;
         let crowd = Crowd::new();
@@ -186,15 +191,19 @@ async fn serve<L: Listener>(
     };
     let admitted = admitted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     let Client {
+        is_known,
         read,
         write,
         home,
         allowed,
         ended,
     } = admitted.inspect_err(|_| place.failed())?;
+    match is_known {
+        true => place.known(),
+        false => place.failed(),
+    }
     match home {
         Ok(home) => {
-            place.known();
             let ended = async move {
                 tokio::select! {
                     reason = ended => reason,
@@ -204,7 +213,6 @@ async fn serve<L: Listener>(
             session::run(Ok(&home), allowed, Until::new(read, ended), write).await
         }
         Err(fault) => {
-            place.failed();
             let refused = session::run(Err(&fault), allowed, read, write);
             timeout(KNOWN_WITHIN, refused).await.unwrap_or(Ok(()))
         }

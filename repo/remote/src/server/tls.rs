@@ -8,6 +8,7 @@
 //!
 //! Any key passes the handshake: a token that is unknown, revoked or of another repository gets the same answer, after step 3.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature_with_raw_key};
 use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer, UnixTime};
@@ -44,6 +46,8 @@ use crate::tcp;
 
 /// Connections that the kernel keeps until they are accepted.
 const BACKLOG: u32 = 1024;
+/// Connections at a time with one token, which must not take the places of all others.
+const MAX_SESSIONS: u32 = 64;
 /// Time between two looks whether a token is still what it was.
 const TOKEN_POLL: Duration = Duration::from_secs(2);
 
@@ -52,6 +56,44 @@ pub(super) struct TlsListener {
     socket: TcpListener,
     acceptor: TlsAcceptor,
     finder: Arc<Finder>,
+    sessions: Sessions,
+}
+
+/// Numbers of connections by the keys of their tokens.
+type Sessions = Arc<Mutex<HashMap<PublicKey, u32>>>;
+
+/// A connection that is counted until it is dropped.
+struct Counted {
+    key: PublicKey,
+    sessions: Sessions,
+}
+
+impl Counted {
+    /// Counts a connection, unless there are too many.
+    fn new(key: PublicKey, sessions: &Sessions) -> Option<Self> {
+        let mut all = sessions.lock();
+        let count = all.entry(key).or_default();
+        if *count >= MAX_SESSIONS {
+            return None;
+        }
+        *count += 1;
+        Some(Self {
+            key,
+            sessions: Arc::clone(sessions),
+        })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut all = self.sessions.lock();
+        if let Some(count) = all.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.key);
+            }
+        }
+    }
 }
 
 impl TlsListener {
@@ -69,6 +111,7 @@ impl TlsListener {
             socket: socket.listen(BACKLOG)?,
             acceptor: TlsAcceptor::from(Arc::new(config(key).map_err(io::Error::other)?)),
             finder: Arc::default(),
+            sessions: Arc::default(),
         })
     }
 
@@ -111,11 +154,28 @@ impl Listener for TlsListener {
         let found = found.await.map_err(io::Error::other)?;
         tcp::enlarge(stream.get_ref().0);
         let (read, write) = tokio::io::split(stream);
+        let is_known = found.is_ok();
         let (home, allowed, ended) = match found {
-            Ok((home, entry, tokens)) => (home, entry.rights, Box::pin(revoked(tokens, entry)) as _),
+            Ok((home, entry, tokens)) => {
+                let allowed = entry.rights;
+                let counted = Counted::new(key, &self.sessions);
+                let home = match counted {
+                    Some(_) => home,
+                    None => Err(Fault::Other(
+                        ErrorKind::Unavailable,
+                        format!("{MAX_SESSIONS} connections with this token are open already; end some of them"),
+                    )),
+                };
+                let ended = async move {
+                    let _counted = counted;
+                    revoked(tokens, entry).await
+                };
+                (home, allowed, Box::pin(ended) as _)
+            }
             Err(refused) => (Err(refused), Allowed::Read, Box::pin(std::future::pending()) as _),
         };
         Ok(Client {
+            is_known,
             read: Box::new(read),
             write: Box::new(write),
             home,

@@ -480,6 +480,46 @@ fn clients_without_a_key_or_with_another_protocol_are_not_let_in() {
 }
 
 #[test]
+fn after_many_failed_proofs_an_address_is_not_heard() {
+    let server = Fixture::one();
+    let token = server.token("web", Allowed::Everything, &[]);
+    let unknown = Token {
+        seed: Seed::generate().expect("random"),
+        ..token.clone()
+    };
+    let answers: Vec<_> = (0..25).map(|_| refusal(&unknown)).collect();
+    let is_answer = |answer: &String| answer.contains("does not accept this token");
+    assert_eq!(answers.iter().filter(|answer| is_answer(answer)).count(), 20);
+    let closed = answers.last().expect("some");
+    assert!(closed.contains("too many failed tries"), "{closed}");
+    assert!(refusal(&token).contains("too many failed tries"));
+}
+
+#[test]
+fn one_token_can_not_take_all_places() {
+    let server = Fixture::one();
+    let (greedy, other) = (
+        server.token("greedy", Allowed::Read, &[]),
+        server.token("other", Allowed::Read, &[]),
+    );
+    let mut held: Vec<_> = (0..super::MAX_SESSIONS)
+        .map(|_| open(&greedy).expect("opens"))
+        .collect();
+    let refused = open(&greedy).expect_err("is refused");
+    assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
+    // These are no failed proofs, after which nothing more would be heard from here.
+    for _ in 0..30 {
+        assert_eq!(open(&greedy).expect_err("is refused").kind(), ErrorKind::Unavailable);
+    }
+    assert!(open(&other).is_ok());
+    held.pop();
+    // The server notices soon that one is gone.
+    while open(&greedy).is_err() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
 fn a_client_that_stalls_is_dropped() {
     let server = Fixture::one();
     let token = server.token("web", Allowed::Everything, &[]);
