@@ -4,13 +4,14 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use nix::sys::signal::Signal;
 
 use crate::support::bytes::{MIB, assert_same, noise_bytes, write_at};
-use crate::support::lab::{Lab, Remote, str_of, u64_of};
+use crate::support::lab::{Lab, Remote, VBK, str_of, u64_of};
 use crate::support::run::Running;
 
 /// A server of this test.
@@ -31,6 +32,10 @@ impl Server {
             .and_then(|socket| socket.local_addr())
             .expect("a port")
             .port();
+        Self::at(lab, what, port)
+    }
+
+    fn at(lab: &Lab, what: Vec<OsString>, port: u16) -> Self {
         let mut all = args!["serve", "--listen", format!("127.0.0.1:{port}")];
         all.extend(what);
         let mut running = lab.start_bare(all);
@@ -66,6 +71,13 @@ impl Server {
         let token = self.token(lab, lab.repo(), name, more);
         lab.use_remote(self.way(&token, ""));
         token
+    }
+
+    /// Ends it as a power cut does.
+    fn kill(mut self) {
+        let running = self.running.take().expect("runs");
+        running.signal(Signal::SIGKILL);
+        running.wait();
     }
 
     /// Ends it as systemd does.
@@ -287,6 +299,88 @@ fn tokens_are_made_listed_replaced_and_revoked() {
         ..server.way(&file, "")
     });
     lab.run(args!["list"]).code(2).says(&["--token-file", "vbk token add"]);
+}
+
+#[test]
+fn a_token_is_found_in_each_of_its_places() {
+    let mut lab = Lab::new();
+    let server = Server::start(&lab);
+    let token = server.use_with(&mut lab, "vbk", args![]);
+    let address = format!("vbk://127.0.0.1:{}", server.port);
+    lab.use_remote(Remote {
+        token: None,
+        ..server.way(&token, "")
+    });
+    let vbk = || Command::new(VBK);
+    let list = || args!["--repo", address, "list"];
+    assert_eq!(lab.start_command(vbk(), list()).wait().status.code(), Some(2));
+    let with = |more: Vec<OsString>| more.into_iter().chain(list()).collect::<Vec<_>>();
+    assert_eq!(
+        lab.start_command(vbk(), with(args!["--token-file", token]))
+            .wait()
+            .status
+            .code(),
+        Some(0)
+    );
+    let config = lab.path("config.toml");
+    let text = format!("repository = \"{address}\"\ntoken-file = \"{}\"\n", token.display());
+    fs::write(&config, text).expect("writes");
+    for command in [args!["list"], args!["config", "check"]] {
+        let mut all = args!["--config-file", config];
+        all.extend(command);
+        let said = lab.start_command(vbk(), all).wait();
+        assert!(
+            !said.stderr.contains("repository") && !said.stderr.contains("token"),
+            "{said}"
+        );
+    }
+    // systemd's have modes of their own.
+    let credentials = lab.subdir("credentials");
+    fs::copy(&token, credentials.join("vbk-token")).expect("copies");
+    fs::set_permissions(credentials.join("vbk-token"), fs::Permissions::from_mode(0o440)).expect("sets");
+    let mut command = vbk();
+    command.env("CREDENTIALS_DIRECTORY", credentials);
+    lab.start_command(command, list()).wait().done();
+}
+
+#[test]
+fn a_server_that_is_killed_in_a_backup_leaves_a_good_repository() {
+    let mut lab = Lab::new();
+    let server = Server::start(&lab);
+    server.use_with(&mut lab, "all", args!["--rights", "manage"]);
+    let port = server.port;
+    let disk = disk(&lab);
+    lab.backup("web1", &disk);
+    fs::write(&disk, noise_bytes(2, 20 * MIB)).expect("writes");
+    let mut backup = lab.start(args!["backup", "web1", disk, "--read-limit", "4MB/s"]);
+    assert!(backup.wait_until_read(8 * MIB as u64));
+    server.kill();
+    backup.wait().code(1).says(&["vbk://127.0.0.1"]);
+    let what = args![lab.repo()];
+    let _server = Server::at(&lab, what, port);
+    assert_eq!(lab.listed().len(), 1);
+    lab.backup("web1", &disk);
+    lab.ok(args!["verify"]);
+    let restored = lab.path("restored.img");
+    lab.ok(args!["restore", "web1@latest", restored]);
+    assert_same(&disk, &restored);
+}
+
+#[test]
+fn tokens_belong_to_the_owner_of_the_repository() {
+    let lab = Lab::new();
+    chown(lab.repo(), Some(65534), None).expect("gives it away");
+    // What root makes there, the server of that user could not read.
+    for command in [args!["token", "add", "web"], args!["token", "list"]] {
+        let is_list = command.contains(&"list".into());
+        let said = lab.run(command);
+        match is_list {
+            true => drop(said.code(0)),
+            false => drop(said.code(1).says(&["user 65534", "as that user"])),
+        }
+    }
+    assert!(!lab.repo().join("serve").exists());
+    chown(lab.repo(), Some(0), None).expect("takes it back");
 }
 
 #[test]
