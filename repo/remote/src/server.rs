@@ -1,5 +1,6 @@
 //! Answers the questions of a client.
 
+mod clients;
 mod crowd;
 mod door;
 mod key;
@@ -21,8 +22,9 @@ use vbk_repo::repository::home::Home;
 
 use crate::message::Fault;
 
+pub use clients::{Open, Served};
 pub use key::load_or_make as load_or_make_key;
-pub use listen::{Open, Served, Server};
+pub use listen::Server;
 pub use tokens::{Entry as TokenEntry, Tokens};
 
 /// Time for answers that nobody waits for any more.

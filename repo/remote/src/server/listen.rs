@@ -1,48 +1,24 @@
-//! A server: takes clients from its listeners, finds out who each of them is, and serves it in a task.
-//!
-//! A kind of listener is a [`Listener`]: it accepts streams and finds out who is at their other ends. All else is the same
-//! for all.
+//! A server: its listeners, and its end.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::pin::Pin;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
-use vbk_repo::repository::home::Home;
 
-use super::crowd::{Crowd, Place};
-use super::until::Until;
-use super::{Allowed, session};
-use crate::message::Fault;
+use super::clients::{Listener, Open, Served, Shared, take_clients};
+use super::tls::TlsListener;
+use crate::peer::Seed;
 
-/// Time in which a client must say who it is.
-const KNOWN_WITHIN: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 10 });
 /// Time in which sessions must end when the server does. systemd kills after 90 s.
 const END_WITHIN: Duration = Duration::from_secs(60);
 /// Threads that read from stores and files, started as they are needed; a client has 16 at most.
 const MAX_THREADS: usize = 2048;
 /// Time between two looks whether the server shall end.
 const STOP_POLL: Duration = Duration::from_millis(100);
-/// Pause after a failed accept: of too many open files, the next fails too.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(500);
-
-/// Opens the repository in a directory.
-pub type Open = dyn Fn(&Path) -> vbk_repo::Result<Arc<dyn Home>> + Send + Sync;
-
-/// The repositories that a server serves.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Served {
-    /// The one in a directory; clients name none.
-    One(PathBuf),
-    /// Those in the directories below one, each under the name of its directory.
-    Below(PathBuf),
-}
 
 /// A server.
 pub struct Server {
@@ -54,38 +30,6 @@ pub struct Server {
     alive: (mpsc::Sender<()>, mpsc::Receiver<()>),
 }
 
-/// Parts of a server that all its tasks use.
-pub(super) struct Shared {
-    pub(super) served: Served,
-    pub(super) open: Box<Open>,
-    crowd: Crowd,
-}
-
-/// A client that said who it is.
-pub(super) struct Client {
-    /// It proved to be one that may come; else its try counts as failed.
-    pub(super) is_known: bool,
-    pub(super) read: Box<dyn AsyncRead + Send + Unpin>,
-    pub(super) write: Box<dyn AsyncWrite + Send + Unpin>,
-    /// The repository as this client may have it, or the reason for which it may not.
-    pub(super) home: Result<Arc<dyn Home>, Fault>,
-    pub(super) allowed: Allowed,
-    /// Completes when this client may not go on, with the reason.
-    pub(super) ended: Pin<Box<dyn Future<Output = String> + Send>>,
-}
-
-/// A way for clients to come.
-pub(super) trait Listener: Send + Sync + 'static {
-    /// A stream to a client that may be anybody.
-    type Stream: Send + 'static;
-
-    /// Waits for a client. Returns its address too, if it has one.
-    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Option<IpAddr>)>> + Send;
-
-    /// Finds out who a client is. An error ends the connection without an answer.
-    fn admit(&self, stream: Self::Stream, shared: &Arc<Shared>) -> impl Future<Output = io::Result<Client>> + Send;
-}
-
 impl Server {
     /// Makes a server without a listener. `open` is called for each client.
     pub fn new(served: Served, open: Box<Open>) -> io::Result<Self> {
@@ -94,19 +38,18 @@ impl Server {
             .max_blocking_threads(MAX_THREADS)
             .enable_all()
             .build()?;
-        let crowd = Crowd::new();
         Ok(Self {
             runtime,
-            shared: Arc::new(Shared { served, open, crowd }),
+            shared: Arc::new(Shared::new(served, open)),
             stop: watch::Sender::new(false),
             alive: mpsc::channel(1),
         })
     }
 
     /// Listens for clients over TLS, and returns the address with its port. Clients are served from now on.
-    pub fn listen_tls(&self, address: SocketAddr, key: &crate::peer::Seed) -> io::Result<SocketAddr> {
+    pub fn listen_tls(&self, address: SocketAddr, key: &Seed) -> io::Result<SocketAddr> {
         let _on_runtime = self.runtime.enter();
-        let listener = super::tls::TlsListener::bind(address, key)?;
+        let listener = TlsListener::bind(address, key)?;
         let address = listener.local_address()?;
         self.listen(listener);
         Ok(address)
@@ -143,78 +86,5 @@ impl Server {
             }
         });
         runtime.shutdown_timeout(super::LAST_ANSWERS);
-    }
-}
-
-async fn take_clients<L: Listener>(
-    listener: Arc<L>,
-    shared: Arc<Shared>,
-    stop: watch::Receiver<bool>,
-    alive: mpsc::Sender<()>,
-) {
-    loop {
-        let (stream, from) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!("can't accept a client: {error}");
-                sleep(ACCEPT_AGAIN).await;
-                continue;
-            }
-        };
-        let Some(place) = shared.crowd.enter(from, Instant::now()) else {
-            tracing::debug!(?from, "too many clients, or too many that failed: one is turned away");
-            continue;
-        };
-        let (listener, shared, stop, alive) = (Arc::clone(&listener), Arc::clone(&shared), stop.clone(), alive.clone());
-        tokio::spawn(async move {
-            serve(&*listener, stream, &shared, place, stop)
-                .await
-                .unwrap_or_else(|error| {
-                    tracing::debug!(?from, "a client's connection ended: {error}");
-                });
-            drop(alive);
-        });
-    }
-}
-
-async fn serve<L: Listener>(
-    listener: &L,
-    stream: L::Stream,
-    shared: &Arc<Shared>,
-    mut place: Place,
-    mut stop: watch::Receiver<bool>,
-) -> io::Result<()> {
-    let mut stopped = stop.clone();
-    let admitted = tokio::select! {
-        admitted = timeout(KNOWN_WITHIN, listener.admit(stream, shared)) => admitted,
-        _ = stopped.wait_for(|stop| *stop) => return Ok(()),
-    };
-    let admitted = admitted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    let Client {
-        is_known,
-        read,
-        write,
-        home,
-        allowed,
-        ended,
-    } = admitted.inspect_err(|_| place.failed())?;
-    match is_known {
-        true => place.known(),
-        false => place.failed(),
-    }
-    match home {
-        Ok(home) => {
-            let ended = async move {
-                tokio::select! {
-                    reason = ended => reason,
-                    _ = stop.wait_for(|stop| *stop) => "the server is shutting down".to_owned(),
-                }
-            };
-            session::run(Ok(&home), allowed, Until::new(read, ended), write).await
-        }
-        Err(fault) => {
-            let refused = session::run(Err(&fault), allowed, read, write);
-            timeout(KNOWN_WITHIN, refused).await.unwrap_or(Ok(()))
-        }
     }
 }

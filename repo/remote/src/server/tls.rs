@@ -36,8 +36,8 @@ use vbk_repo::ErrorKind;
 use vbk_repo::repository::home::Home;
 
 use super::Allowed;
+use super::clients::{Client, Listener, Served, Shared};
 use super::limited::limit;
-use super::listen::{Client, Listener, Served, Shared};
 use super::tokens::{Entry, Finder, Tokens};
 use crate::address::check_name;
 use crate::message::Fault;
