@@ -433,8 +433,10 @@ fn a_server_ends_in_order_while_clients_are_connected() {
         &[0xFF; 20],
     ] {
         let mut stranger = TcpStream::connect(("127.0.0.1", server.port)).expect("connects");
-        stranger.write_all(bytes).expect("sends");
-        stranger.shutdown(Shutdown::Write).expect("ends");
+        // The server may have hung up already.
+        let _ = stranger
+            .write_all(bytes)
+            .and_then(|()| stranger.shutdown(Shutdown::Write));
         let mut answer = Vec::new();
         let _ = stranger.read_to_end(&mut answer);
         assert!(!answer.starts_with(b"HTTP"));
