@@ -479,6 +479,49 @@ fn clients_without_a_key_or_with_another_protocol_are_not_let_in() {
     assert!(connect(b"h2", true).is_err());
 }
 
+/// The public key of one seed with the private key of another.
+fn forged(shown: &Seed, own: &Seed) -> Arc<rustls::sign::CertifiedKey> {
+    let key = Arc::clone(&own.certified().key);
+    Arc::new(rustls::sign::CertifiedKey::new(shown.certified().cert.clone(), key))
+}
+
+#[test]
+fn a_key_that_is_shown_must_be_proved() {
+    let server = Fixture::one();
+    let token = server.token("web", Allowed::Everything, &[]);
+    let thief = Seed::generate().expect("random");
+    let name = || rustls::pki_types::ServerName::try_from("x").expect("a name");
+
+    // A client that knows the public key of a token.
+    let mut config = crate::client::config(&token).expect("a configuration");
+    let resolver = rustls::client::AlwaysResolvesClientRawPublicKeys::new(forged(&token.seed, &thief));
+    config.client_auth_cert_resolver = Arc::new(resolver);
+    let mut client = rustls::ClientConnection::new(Arc::new(config), name()).expect("a client");
+    let mut stream = TcpStream::connect(server.address).expect("connects");
+    let mut tls = rustls::Stream::new(&mut client, &mut stream);
+    let sent = tls.write_all(b"\0vbk\0wir\x01");
+    let error = sent.and_then(|()| tls.read_exact(&mut [0; 8])).expect_err("is refused");
+    assert!(error.to_string().contains("DecryptError"), "{error}");
+    assert_eq!(Tokens::of(&server.root).last_seen("web"), None);
+
+    // A server that knows the public key of another.
+    let mut config = super::config(&thief).expect("a configuration");
+    let resolver = rustls::server::AlwaysResolvesServerRawPublicKeys::new(forged(&server.key, &thief));
+    config.cert_resolver = Arc::new(resolver);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+    let port = listener.local_addr().expect("is bound").port();
+    let between = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("accepts");
+        let mut tls = rustls::ServerConnection::new(Arc::new(config)).expect("a server");
+        let mut said = Vec::new();
+        let _ = rustls::Stream::new(&mut tls, &mut stream).read_to_end(&mut said);
+        said
+    });
+    let refused = refusal(&Token { port, ..token });
+    assert!(refused.contains("BadSignature"), "{refused}");
+    assert_eq!(between.join().expect("ends"), [0; 0], "nothing was sent to it");
+}
+
 #[test]
 fn after_many_failed_proofs_an_address_is_not_heard() {
     let server = Fixture::one();
