@@ -21,6 +21,7 @@ mod serve;
 mod show;
 mod snapshots;
 mod sources;
+mod token;
 mod trust;
 mod umount;
 mod verify;
@@ -49,6 +50,7 @@ pub use serve::{RightsArg, ServeArgs};
 pub use show::ShowArgs;
 pub use snapshots::SnapshotsArgs;
 pub use sources::Sources;
+pub use token::{TokenAddArgs, TokenCommand, TokenPlace};
 pub use trust::TrustArgs;
 pub use umount::UmountArgs;
 pub use verify::VerifyArgs;
@@ -86,7 +88,8 @@ pub struct Cli {
 /// Options of every command.
 #[derive(Debug, Args)]
 pub struct Global {
-    /// The repository: a directory made by `vbk init`, or `ssh://[USER@]HOST[:PORT]/PATH` of one on another host
+    /// The repository: a directory made by `vbk init`, or `ssh://[USER@]HOST[:PORT]/PATH` or
+    /// `vbk://HOST[:PORT][/REPOSITORY]` of one on another host
     #[arg(long, short = 'r', global = true, env = "VBK_REPO", value_name = "REPO")]
     pub repo: Option<PathBuf>,
 
@@ -111,6 +114,16 @@ pub struct Global {
         hide_short_help = true
     )]
     pub remote_path: String,
+
+    /// File with the token for a vbk:// repository, from `vbk token add` on the server
+    #[arg(
+        long,
+        global = true,
+        env = "VBK_TOKEN_FILE",
+        value_name = "FILE",
+        hide_short_help = true
+    )]
+    pub token_file: Option<PathBuf>,
 
     /// Key file of an encrypted repository, or a key from `vbk key export`. Refuses a repository that is not encrypted
     #[arg(
@@ -217,6 +230,9 @@ pub enum Command {
     /// Let another host use a repository of this one
     #[command(after_help = serve::HELP)]
     Serve(ServeArgs),
+    /// Manage the tokens with which other hosts use a repository of this one
+    #[command(subcommand, after_help = token::HELP)]
+    Token(TokenCommand),
     /// Read every block of every backup, decode it and check its hash
     Verify(VerifyArgs),
 }

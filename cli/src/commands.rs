@@ -25,6 +25,7 @@ pub mod show;
 pub mod snapshots;
 pub mod stats;
 pub mod status;
+pub mod token;
 pub mod trust;
 pub mod umount;
 pub mod verify;

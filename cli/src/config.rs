@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use vbk::guest::discover::{ConfiguredGuest, Known};
 use vbk::retention::KeepPolicy;
-use vbk_repo::name::GuestName;
+use vbk_repo::name::{GuestName, matches};
 
 use crate::exit::{Error, Result};
 
@@ -35,6 +35,8 @@ pub struct Config {
     pub key_file: Option<PathBuf>,
     /// File with the passphrase of the repository.
     pub passphrase_file: Option<PathBuf>,
+    /// File with the token for the server of the repository.
+    pub token_file: Option<PathBuf>,
     /// The repository must be encrypted.
     pub encrypted: bool,
     /// Number of guests that are backed up at a time.
@@ -164,29 +166,4 @@ impl Config {
         let in_section = |section: &Section| section.pre_freeze.is_some() || section.post_thaw.is_some();
         self.on_failure.is_some() || in_section(&self.defaults) || self.guests.values().any(in_section)
     }
-}
-
-/// Returns whether a pattern with `*` (any text) and `?` (any one character) matches a whole name.
-fn matches(pattern: &str, name: &str) -> bool {
-    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
-    let (mut at, mut place) = (0, 0);
-    // The last star, and the end of the text it matches; only this one ever needs to match more.
-    let mut star = None;
-    while place < name.len() {
-        match pattern.get(at) {
-            Some('*') => {
-                star = Some((at, place));
-                at += 1;
-            }
-            Some(&c) if c == '?' || c == name[place] => (at, place) = (at + 1, place + 1),
-            _ => match star {
-                Some((star_at, taken)) => {
-                    star = Some((star_at, taken + 1));
-                    (at, place) = (star_at + 1, taken + 1);
-                }
-                None => return false,
-            },
-        }
-    }
-    pattern[at..].iter().all(|&c| c == '*')
 }

@@ -4,11 +4,12 @@ mod trusted;
 
 use std::io::IsTerminal;
 use std::path::Path;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
-use vbk_remote::client::Ssh;
+use vbk_remote::client::{Ssh, Tls};
+use vbk_remote::token::Token;
 use vbk_repo::keys::Unlock;
 use vbk_repo::repository::{Manager, Repository, View, Wait, Writer};
 
@@ -18,6 +19,7 @@ use crate::exit::{Error, Result};
 use crate::machine;
 use crate::place;
 use crate::terminal::output;
+use crate::token_file;
 use crate::trust::Memory;
 use crate::unlock;
 use crate::unlock::KeyPaths;
@@ -175,12 +177,29 @@ impl<'a> Context<'a> {
 
     /// Opens a repository without its keys and without a look at what this host knows of it.
     pub fn open_at(&self, path: &Path) -> Result<Repository> {
+        if let Some(address) = place::server(path)? {
+            let token = self.token_of(path)?;
+            let opened = Tls { address, token }.open();
+            return Ok(Repository::at(Arc::new(opened?)));
+        }
         let ssh = Ssh {
             rsh: self.global.rsh.clone(),
             remote_program: self.global.remote_path.clone(),
             is_silent: machine::is_background(),
         };
         place::open(path, &ssh).map_err(|error| self.explain(error, path))
+    }
+
+    /// Returns the token for a server. The configuration's is only for its own repository, if it names one.
+    fn token_of(&self, repository: &Path) -> Result<Token> {
+        let given = self.global.token_file.as_deref();
+        let configured = match given {
+            Some(_) => None,
+            None => Some(self.config()?)
+                .filter(|config| config.is_of(repository))
+                .and_then(|config| config.token_file.as_deref()),
+        };
+        token_file::find(given.or(configured), repository)
     }
 
     /// Opens the repository without its keys, for reading.

@@ -259,6 +259,8 @@ impl Error {
                 "give it with --passphrase-file FILE (VBK_PASSPHRASE_FILE) or --key-file FILE (VBK_KEY_FILE), as the \
                  systemd credential vbk-passphrase or vbk-key-file, or at a terminal",
             ),
+            // The server says what is denied, and it is no file of this machine.
+            ErrorKind::Denied if matches!(self, Self::Repository(vbk_repo::Error::Remote { .. })) => None,
             ErrorKind::Denied if nix::unistd::geteuid().is_root() => Some(
                 "access was denied even to root: check the attributes of the file (`lsattr`), AppArmor or SELinux rules, the \
                  capabilities of the container, and whether a network file system refuses root (root_squash)",

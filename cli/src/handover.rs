@@ -1,5 +1,5 @@
-//! The secrets that a command hands to the process that it starts in the background: the key of the repository, and
-//! passphrases of encrypted volumes. They go through a pipe, which no other process can read.
+//! The secrets that a command hands to the process that it starts in the background: the key of the repository, the
+//! token for its server, and passphrases of encrypted volumes. They go through a pipe, which no other process can read.
 
 use std::io::Read;
 use std::sync::OnceLock;
@@ -18,6 +18,9 @@ pub const SECRETS_ON_STDIN: &str = "VBK_BACKGROUND_SECRETS";
 pub struct Handover {
     /// The exported key of an encrypted repository.
     pub key: Option<Zeroizing<String>>,
+    /// The token for the server of a repository on another host.
+    #[serde(default)]
+    pub token: Option<Zeroizing<String>>,
     /// Passphrases of encrypted volumes.
     pub passphrases: Vec<Zeroizing<Vec<u8>>>,
 }
@@ -25,7 +28,7 @@ pub struct Handover {
 impl Handover {
     /// Tests for nothing to hand over.
     pub fn is_empty(&self) -> bool {
-        self.key.is_none() && self.passphrases.is_empty()
+        self.key.is_none() && self.token.is_none() && self.passphrases.is_empty()
     }
 
     /// Returns the secrets as one line.

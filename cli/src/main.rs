@@ -23,6 +23,7 @@ mod listing;
 mod machine;
 mod metrics;
 mod new_keys;
+mod notify;
 mod place;
 mod pruning;
 mod restoring;
@@ -30,6 +31,7 @@ mod secrets;
 mod servers;
 mod signals;
 mod terminal;
+mod token_file;
 mod trust;
 mod unlock;
 mod warnings;
@@ -98,6 +100,7 @@ fn carry_out(context: &Context<'_>, command: &Command) -> Result<Outcome> {
             | Command::Snapshots(_)
             | Command::Guests
             | Command::Config(_)
+            | Command::Token(_)
     );
     if !is_without_store {
         limits::check()?;
@@ -131,7 +134,8 @@ fn carry_out(context: &Context<'_>, command: &Command) -> Result<Outcome> {
         Command::Config(command) => commands::config::run(context, command),
         Command::Trust(args) => commands::trust::run(context, args),
         Command::Repair(args) => commands::repair::run(context, args),
-        Command::Serve(args) => commands::serve::run(args),
+        Command::Serve(args) => commands::serve::run(context, args),
+        Command::Token(command) => commands::token::run(context, command),
         Command::Verify(args) => commands::verify::run(context, args),
     }
 }

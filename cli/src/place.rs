@@ -4,18 +4,28 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use vbk_remote::address::SshAddress;
+use vbk_remote::address::{SshAddress, VbkAddress};
 use vbk_remote::client::{LocalHome, Ssh};
 use vbk_repo::repository::Repository;
 
 use crate::exit::{Error, Result};
 
-/// Start of the address of a repository on another host.
+/// Starts of the addresses of repositories on other hosts.
 const SSH: &[u8] = b"ssh://";
+const VBK: &[u8] = b"vbk://";
 
 /// Returns whether a name is an address and not a directory.
 pub fn is_address(name: &Path) -> bool {
-    name.as_os_str().as_bytes().starts_with(SSH)
+    let name = name.as_os_str().as_bytes();
+    name.starts_with(SSH) || name.starts_with(VBK)
+}
+
+/// Returns the address of a repository that is reached over TLS, if a name is one.
+pub fn server(name: &Path) -> Result<Option<VbkAddress>> {
+    match address(name).map_err(Error::Usage)? {
+        Some(Address::Vbk(address)) => Ok(Some(address)),
+        Some(Address::Ssh(_)) | None => Ok(None),
+    }
 }
 
 /// Returns the name, if it is that of a directory of this machine or a valid address. In other backup programs a colon before
@@ -28,8 +38,8 @@ pub fn valid(name: &Path) -> Result<&Path> {
 
 /// Fails with the message that refuses a name, if it is not valid.
 pub fn check(name: &Path) -> std::result::Result<(), String> {
-    if is_address(name) {
-        return address(name).map(drop);
+    if address(name)?.is_some() {
+        return Ok(());
     }
     let bytes = name.as_os_str().as_bytes();
     let first = bytes.split(|byte| *byte == b'/').next();
@@ -39,7 +49,7 @@ pub fn check(name: &Path) -> std::result::Result<(), String> {
     let shown = name.display();
     Err(format!(
         "{shown} names another host or a service in a way that vbk does not know; nothing was done. A repository on another host \
-         is ssh://[USER@]HOST[:PORT]/PATH; ./{shown} is a local directory"
+         is ssh://[USER@]HOST[:PORT]/PATH or vbk://HOST[:PORT][/REPOSITORY]; ./{shown} is a local directory"
     ))
 }
 
@@ -54,24 +64,38 @@ pub fn local(name: &Path) -> Result<&Path> {
     }
 }
 
-/// Opens a repository by its name.
+/// Opens a repository by its name, but for one that is reached over TLS: see [`server`].
 pub fn open(name: &Path, ssh: &Ssh) -> vbk_repo::Result<Repository> {
-    match is_address(name).then(|| address(name)) {
+    let refused = |message| vbk_repo::Error::Remote {
+        kind: vbk_repo::ErrorKind::Invalid,
+        message,
+    };
+    match address(name).map_err(refused)? {
         // Through the process that has it open for all, if there is one.
         None => Repository::open_through(name, |directory| Arc::new(LocalHome::new(directory))),
-        Some(Ok(address)) => Ok(Repository::at(Arc::new(ssh.open(&address)?))),
-        Some(Err(message)) => Err(vbk_repo::Error::Remote {
-            kind: vbk_repo::ErrorKind::Invalid,
-            message,
-        }),
+        Some(Address::Ssh(address)) => Ok(Repository::at(Arc::new(ssh.open(&address)?))),
+        Some(Address::Vbk(address)) => Err(refused(format!("there is no token for {address}"))),
     }
 }
 
-fn address(name: &Path) -> std::result::Result<SshAddress, String> {
+enum Address {
+    Ssh(SshAddress),
+    Vbk(VbkAddress),
+}
+
+/// Returns the address that a name is; `None` for that of a directory.
+fn address(name: &Path) -> std::result::Result<Option<Address>, String> {
+    if !is_address(name) {
+        return Ok(None);
+    }
     let text = name
         .to_str()
         .ok_or_else(|| format!("{} is not UTF-8", name.display()))?;
-    text.parse::<SshAddress>().map_err(|error| error.to_string())
+    let parsed = match name.as_os_str().as_bytes().starts_with(VBK) {
+        true => text.parse().map(Address::Vbk),
+        false => text.parse().map(Address::Ssh),
+    };
+    parsed.map(Some).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -103,13 +127,15 @@ mod tests {
 
     #[test]
     fn an_address_is_valid_where_no_directory_is_needed() {
-        let address = Path::new("ssh://backup@dc2/srv/vbk");
-        assert_eq!(valid(address).expect("is valid"), address);
-        assert!(
-            local(address)
-                .expect_err("is no directory")
-                .to_string()
-                .contains("vbk init")
-        );
+        for address in ["ssh://backup@dc2/srv/vbk", "vbk://dc2", "vbk://dc2:99/shop"] {
+            let address = Path::new(address);
+            assert_eq!(valid(address).expect("is valid"), address);
+            let refused = local(address).expect_err("is no directory").to_string();
+            assert!(refused.contains("vbk init"), "{refused}");
+        }
+        for address in ["vbk://", "vbk://dc2/a/b"] {
+            let refused = valid(Path::new(address)).expect_err(address).to_string();
+            assert!(refused.contains("vbk://HOST[:PORT]"), "{refused}");
+        }
     }
 }

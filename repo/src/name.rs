@@ -198,6 +198,31 @@ impl FromStr for BackupTime {
     }
 }
 
+/// Returns whether a pattern with `*` (any text) and `?` (any one character) matches a whole name.
+pub fn matches(pattern: &str, name: &str) -> bool {
+    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    let (mut at, mut place) = (0, 0);
+    // The last star, and the end of the text it matches; only this one ever needs to match more.
+    let mut star = None;
+    while place < name.len() {
+        match pattern.get(at) {
+            Some('*') => {
+                star = Some((at, place));
+                at += 1;
+            }
+            Some(&c) if c == '?' || c == name[place] => (at, place) = (at + 1, place + 1),
+            _ => match star {
+                Some((star_at, taken)) => {
+                    star = Some((star_at, taken + 1));
+                    (at, place) = (star_at + 1, taken + 1);
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[at..].iter().all(|&c| c == '*')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,7 @@ use crate::support::lab::Lab;
 
 const GLOBAL: [&str; 4] = ["--repo", "--json", "--quiet", "--verbose"];
 
-const COMMANDS: [(&str, &[&str]); 17] = [
+const COMMANDS: [(&str, &[&str]); 19] = [
     ("init", &["--block-size", "1M", "64K", "16M"]),
     ("backup", &["--compression", "--no-wait", "19", "none", "vda"]),
     ("list", &["guest"]),
@@ -51,6 +51,11 @@ const COMMANDS: [(&str, &[&str]); 17] = [
         "rehearse",
         &["--rotate", "--expect", "--timeout", "login prompt", "proven bootable"],
     ),
+    (
+        "serve",
+        &["--listen", "8484", "--root", "--stdio", "--rights", "token add"],
+    ),
+    ("token", &["add", "list", "revoke", "rotate", "--token-file", "0600"]),
     ("trust", &["--forget", "/var/lib/vbk-trust"]),
 ];
 

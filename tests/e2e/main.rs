@@ -46,5 +46,6 @@ mod saved;
 mod sealed;
 mod snapshots;
 mod ssh;
+mod tls;
 mod trust;
 mod whole_guest;

@@ -74,6 +74,7 @@ impl Sshd {
                 "ssh -F none -i {dir}/{key} -o IdentitiesOnly=yes -o BatchMode=yes -o LogLevel=ERROR -o UserKnownHostsFile={dir}/known \
                  -o StrictHostKeyChecking=accept-new"
             ),
+            token: None,
         }
     }
 }
@@ -173,6 +174,9 @@ fn a_key_with_a_forced_command_can_add_and_not_remove() {
     let disk = disk(&lab);
     let backup = lab.backup("web1", &disk);
     assert_eq!(lab.listed(), [str_of(&backup, "backup")]);
+    lab.run(args!["restore", "web1@latest", lab.path("restored.img")])
+        .code(1)
+        .says(&["lets this client add backups and not read"]);
     for command in [
         args!["forget", "web1@latest"],
         args!["prune"],

@@ -33,6 +33,7 @@ A configuration with all settings. Settings that a guest lacks come from
 
   repository = "/var/lib/vbk"
   key-file = "/etc/vbk/key"             # or passphrase-file
+  token-file = "/etc/vbk/token"         # for repository = "vbk://HOST"
   encrypted = true                      # refuse the repository if it is not
   jobs = 2                              # guests at a time, for --all
   metrics = "/var/lib/prometheus/node-exporter/vbk.prom"

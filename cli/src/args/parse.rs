@@ -1,11 +1,13 @@
 //! Parses the values of options.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use vbk::hints::ChangeHints;
 use vbk::limit::ReadLimit;
 use vbk::snapshot::{SnapshotOptions, SnapshotSize};
+use vbk_remote::address::{DEFAULT_PORT, VbkAddress};
 use vbk_repo::block::BlockSize;
 use vbk_repo::codec::Compression;
 use vbk_repo::name::{DiskName, GuestName, check_file_name};
@@ -34,6 +36,28 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     };
     let number: u64 = digits.parse().map_err(|_| bad())?;
     Ok(number.saturating_mul(factor))
+}
+
+/// Parses an address to listen on: with the usual port, unless it names another.
+pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    let alone = text
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .unwrap_or(text);
+    let usual = alone
+        .parse::<IpAddr>()
+        .map(|address| SocketAddr::new(address, DEFAULT_PORT));
+    let parsed = text.parse::<SocketAddr>().or(usual);
+    parsed.map_err(|_| "write an address of this host, e.g. 0.0.0.0 or [::]:8484".to_owned())
+}
+
+/// Parses `HOST[:PORT]`.
+pub fn parse_host(text: &str) -> Result<(String, Option<u16>), String> {
+    let address: Option<VbkAddress> = format!("vbk://{text}").parse().ok();
+    match address.filter(|address| address.repository.is_none() && !text.ends_with('/')) {
+        Some(address) => Ok((address.host, address.port)),
+        None => Err(format!("{text:?} is no host; write HOST, HOST:PORT or [ADDRESS]:PORT")),
+    }
 }
 
 /// Parses `6h`, `90m`, `30s`, `2d`, `2w` or `1h30m`.
@@ -341,6 +365,30 @@ mod tests {
         assert_eq!(parse_compression("none"), Ok(Compression::None));
         for bad in ["0", "20", "-1", "fast", ""] {
             assert!(parse_compression(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_address_to_listen_on_has_the_usual_port() {
+        for (text, address) in [
+            ("0.0.0.0", "0.0.0.0:8484"),
+            ("127.0.0.1:99", "127.0.0.1:99"),
+            ("::1", "[::1]:8484"),
+            ("[::]", "[::]:8484"),
+            ("[::]:99", "[::]:99"),
+        ] {
+            assert_eq!(
+                parse_listen(text).map(|address| address.to_string()),
+                Ok(address.into())
+            );
+        }
+        for bad in ["", "host", "1.2.3.4:x", "8484", "[::1"] {
+            assert!(parse_listen(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_host("[::1]:99"), Ok(("::1".into(), Some(99))));
+        assert_eq!(parse_host("dc2"), Ok(("dc2".into(), None)));
+        for bad in ["", "a/b", "dc2/", "dc2:x", "-x", "vbk://x"] {
+            assert!(parse_host(bad).is_err(), "{bad}");
         }
     }
 }

@@ -1,42 +1,59 @@
 //! The arguments of `vbk serve`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use vbk_remote::server::Allowed;
 
 use super::parse;
 
 /// Text below the help of `vbk serve`.
 pub const HELP: &str = "\
-Without --stdio this has the repository open for all commands on this
-machine, so that backups, forgets and prunes run at the same time. They
-find it by themselves. Without it one command writes at a time, and the
-others wait.
+With DIR alone it has the repository open for all commands on this machine,
+which find it by themselves: backups, forgets and prunes then run at the same
+time. Without it one command writes at a time, and the others wait.
 
-`vbk --repo ssh://[USER@]HOST/PATH ...` starts this on the other host, by
-ssh. To give a host no more than it needs, write the command with the
-rights into authorized_keys there:
-  restrict,command=\"vbk serve --stdio --rights backup /srv/vbk\" ssh-ed25519 ...";
+Over TLS: `vbk serve /srv/vbk --listen 0.0.0.0` lets in the holders of tokens,
+which `vbk token add` makes. The server has a key of its own in DIR/serve; all
+tokens name its fingerprint, so no certificate is needed.
+
+By ssh: `vbk --repo ssh://[USER@]HOST/PATH ...` starts `vbk serve --stdio` on
+the other host. To give a host no more than it needs, put the line that
+`vbk token add NAME --ssh-key FILE.pub` prints into authorized_keys there.";
 
 /// Arguments of `vbk serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     /// The directory of the repository
-    #[arg(value_name = "DIR")]
-    pub path: PathBuf,
+    #[arg(value_name = "DIR", required_unless_present = "root", conflicts_with = "root")]
+    pub path: Option<PathBuf>,
+
+    /// Serve each repository right below this directory, under the name of its directory
+    #[arg(long, value_name = "DIR", requires = "listen")]
+    pub root: Option<PathBuf>,
+
+    /// Listen on this address for clients over TLS, port 8484 unless it names another. May be given several times
+    #[arg(long, value_name = "ADDR[:PORT]", value_parser = parse::parse_listen)]
+    pub listen: Vec<SocketAddr>,
 
     /// Serve one client on standard input and output, and end with it
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["listen", "root"])]
     pub stdio: bool,
 
     /// End when nobody was connected for that long, e.g. 10min
-    #[arg(long, value_name = "TIME", value_parser = parse::parse_duration, conflicts_with = "stdio")]
+    #[arg(long, value_name = "TIME", value_parser = parse::parse_duration, conflicts_with_all = ["stdio", "root"])]
     pub idle_exit: Option<Duration>,
 
-    /// What the client may do
+    /// With --stdio: what the client may do
     #[arg(long, value_enum, default_value_t = RightsArg::Manage, requires = "stdio")]
     pub rights: RightsArg,
+
+    /// With --stdio: the client has only guests that match this pattern (* and ?); may be given several times. Not of an
+    /// encrypted repository
+    #[arg(long, value_name = "PATTERN", requires = "stdio")]
+    pub guests: Vec<String>,
 }
 
 /// Rights of a client.
@@ -44,8 +61,18 @@ pub struct ServeArgs {
 pub enum RightsArg {
     /// Read all backups
     Restore,
-    /// Read all backups and add new ones; change and remove nothing
+    /// Add backups and list them; read, change and remove nothing
     Backup,
     /// Everything
     Manage,
+}
+
+impl From<RightsArg> for Allowed {
+    fn from(rights: RightsArg) -> Self {
+        match rights {
+            RightsArg::Restore => Self::Read,
+            RightsArg::Backup => Self::Add,
+            RightsArg::Manage => Self::Everything,
+        }
+    }
 }

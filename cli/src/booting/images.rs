@@ -18,6 +18,7 @@ use vbk_repo::repository::Repository;
 use crate::exit::{Error, Result};
 use crate::handover::{Handover, SECRETS_ON_STDIN};
 use crate::machine::BACKGROUND_LOG;
+use crate::token_file;
 
 /// Time that the mount has to appear.
 const START: Duration = Duration::from_secs(120);
@@ -97,6 +98,7 @@ impl ImageServer {
                 Some(keys) => Some(keys::export(keys, &repository.view()?.identity().id)),
                 None => None,
             },
+            token: token_file::used(),
             passphrases: Vec::new(),
         };
         if let Some(mut pipe) = server.child.stdin.take() {

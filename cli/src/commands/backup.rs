@@ -3,7 +3,6 @@
 mod attached;
 mod monitoring;
 mod nightly;
-mod notify;
 mod plan;
 mod queue;
 mod reload;
@@ -29,11 +28,11 @@ use self::queue::Queue;
 use self::workers::{Results, Workers};
 use crate::args::BackupArgs;
 use crate::commands::backup::nightly::{Deadline, NightlyLock};
-use crate::commands::backup::notify::Notifier;
 use crate::config::Config;
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
 use crate::machine;
+use crate::notify::Notifier;
 use crate::signals;
 use crate::warnings::warn_of_foreign_changes;
 

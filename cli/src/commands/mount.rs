@@ -30,6 +30,7 @@ use crate::machine;
 use crate::secrets;
 use crate::servers::{Record, Server, Servers};
 use crate::terminal::units;
+use crate::token_file;
 use crate::warnings::{warn_of_clock, warn_of_clocks};
 
 mod daemon;
@@ -105,7 +106,11 @@ fn handover(repository: &Repository, secrets: &Secrets) -> Result<Handover> {
         None => None,
     };
     let passphrases = secrets.passphrases();
-    Ok(Handover { key, passphrases })
+    Ok(Handover {
+        key,
+        token: token_file::used(),
+        passphrases,
+    })
 }
 
 /// Serves images from this process until they are unmounted.

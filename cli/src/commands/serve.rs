@@ -5,46 +5,55 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use serde::Serialize;
 use vbk_remote::client::LocalHome;
-use vbk_remote::server::{Allowed, serve_directory, serve_stdio};
+use vbk_remote::server::{Allowed, Served, Server, load_or_make_key, serve_stdio};
 use vbk_repo::repository::directory::Directory;
 use vbk_repo::repository::home::Home;
 
-use crate::args::{RightsArg, ServeArgs};
+use crate::args::ServeArgs;
+use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
-use crate::{place, signals};
+use crate::notify::Notifier;
+use crate::place;
+use crate::signals::cancel_flag;
 
-/// Time that a process which was started for ssh clients stays without one.
+/// Time that a process which was started for clients stays without one.
 const IDLE_EXIT: &str = "1min";
 
-/// Serves one client, or all commands of this machine.
-pub fn run(args: &ServeArgs) -> Result<Outcome> {
-    let path = place::local(&args.path)?;
-    match args.stdio {
-        true => stdio(path, args),
-        false => all(path, args),
+/// Serves one client until it hangs up, or all that come until a signal.
+pub fn run(context: &Context<'_>, args: &ServeArgs) -> Result<Outcome> {
+    match (&args.path, &args.root) {
+        (Some(path), _) if args.stdio => serve_one(place::local(path)?, args),
+        (Some(path), _) => {
+            let path = place::local(path)?;
+            // A mistyped directory is noticed now, and not by the first client.
+            let directory = Directory::open(path)?;
+            serve_all(context, args, Served::One(directory.name().to_owned()))
+        }
+        (None, Some(root)) => {
+            let root = place::local(root)?;
+            let real = root.canonicalize();
+            let real = real.map_err(Error::io(format!("open {}", root.display())))?;
+            serve_all(context, args, Served::Below(real))
+        }
+        (None, None) => Err(Error::Bug("neither DIR nor --root".into())),
     }
 }
 
-/// Serves a client until it hangs up.
-fn stdio(path: &Path, args: &ServeArgs) -> Result<Outcome> {
-    // The client shows the error: nobody may see the standard error of this process.
-    let home = Directory::open(path)
-        .map(|directory| Arc::new(LocalHome::new(Arc::new(directory)).starting(start)) as Arc<dyn Home>);
-    let allowed = match args.rights {
-        RightsArg::Restore => Allowed::Read,
-        RightsArg::Backup => Allowed::Add,
-        RightsArg::Manage => Allowed::Everything,
-    };
-    serve_stdio(home, allowed).map_err(Error::io("serve the client"))?;
-    Ok(Outcome::Done)
+/// Opens a repository for one client of many: its writers go through the process that has the repository open for all, which is
+/// started where there is none.
+fn open(path: &Path) -> vbk_repo::Result<Arc<dyn Home>> {
+    let directory = Arc::new(Directory::open(path)?);
+    Ok(Arc::new(LocalHome::new(directory).starting(start)))
 }
 
-/// Starts a process that has a repository open for the clients that come at the same time. It outlives this one.
+/// Starts a process that has a repository open for all. It outlives this one.
 fn start(path: &Path) -> io::Result<()> {
     let mut child = Command::new(std::env::current_exe()?)
-        .args(["serve", "--idle-exit", IDLE_EXIT, "--"])
+        .args(["serve", "--quiet", "--idle-exit", IDLE_EXIT, "--"])
         .arg(path)
         .current_dir("/")
         .stdin(Stdio::null())
@@ -59,20 +68,50 @@ fn start(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Has a repository open for all commands of this machine, until a signal.
-fn all(path: &Path, args: &ServeArgs) -> Result<Outcome> {
-    let directory = Arc::new(Directory::open(path)?);
-    let stop = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
-    let name = directory.name().display().to_string();
-    let ready = || {
-        tracing::info!("{name} is open for all commands of this machine");
-        // Without systemd nothing is told.
-        let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
-    };
-    match serve_directory(Arc::clone(&directory), args.idle_exit, &stop, ready) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            Err(Error::Usage(format!("another `vbk serve` has {name} open already")))
+fn serve_one(path: &Path, args: &ServeArgs) -> Result<Outcome> {
+    let allowed = Allowed::from(args.rights);
+    // The client shows the error: nobody may see the standard error of this process.
+    serve_stdio(open(path), allowed, &args.guests).map_err(Error::io("serve the client"))?;
+    Ok(Outcome::Done)
+}
+
+#[derive(Serialize)]
+struct Report {
+    addresses: Vec<String>,
+    fingerprint: Option<String>,
+}
+
+fn serve_all(context: &Context<'_>, args: &ServeArgs, served: Served) -> Result<Outcome> {
+    let cancel = cancel_flag().map_err(Error::io("catch signals"))?;
+    let notifier = Notifier::from_environment();
+    let (Served::One(directory) | Served::Below(directory)) = &served;
+    let directory = directory.clone();
+    let shown = directory.display().to_string();
+    let is_one = matches!(served, Served::One(_));
+    let server = Server::new(served, Box::new(open)).map_err(Error::io("start the server"))?;
+    if is_one {
+        match server.share(&directory, args.idle_exit)? {
+            true => context.say(format_args!("{shown} is open for all commands on this machine")),
+            false => return Err(Error::Usage(format!("another `vbk serve` has {shown} open already"))),
         }
-        served => served.map(|()| Outcome::Done).map_err(Error::io("serve")),
     }
+    let (mut addresses, mut fingerprint) = (Vec::new(), None);
+    if !args.listen.is_empty() {
+        let key = load_or_make_key(&directory)?;
+        for address in &args.listen {
+            let bound = server.listen_tls(*address, &key);
+            addresses.push(bound.map_err(Error::io(format!("listen on {address}")))?.to_string());
+        }
+        let own = key.public_key().fingerprint().to_string();
+        context.say(format_args!(
+            "serving {shown} on {}\nfingerprint {own}",
+            addresses.join(", ")
+        ));
+        fingerprint = Some(own);
+    }
+    context.json_result(&Report { addresses, fingerprint })?;
+    notifier.ready();
+    server.run(&|| cancel.load(Ordering::SeqCst));
+    notifier.stopping();
+    Ok(Outcome::Done)
 }

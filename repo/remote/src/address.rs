@@ -1,4 +1,4 @@
-//! Names of repositories elsewhere: `ssh://[USER@]HOST[:PORT]/PATH`.
+//! Names of repositories elsewhere: `ssh://[USER@]HOST[:PORT]/PATH` and `vbk://HOST[:PORT][/REPOSITORY]`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,12 +16,27 @@ pub struct SshAddress {
     pub path: String,
 }
 
+/// A repository of a server that is reached over TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VbkAddress {
+    /// A host name or address.
+    pub host: String,
+    /// The port, unless it is [`DEFAULT_PORT`].
+    pub port: Option<u16>,
+    /// The name of the repository, on a server of several.
+    pub repository: Option<String>,
+}
+
+/// Port of a server that is reached over TLS.
+pub const DEFAULT_PORT: u16 = 8484;
+
 /// The reason for which a text is no address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{address:?} is no address of a repository: {reason}; write ssh://[USER@]HOST[:PORT]/PATH")]
+#[error("{address:?} is no address of a repository: {reason}; write {form}")]
 pub struct BadAddress {
     address: String,
     reason: &'static str,
+    form: &'static str,
 }
 
 impl SshAddress {
@@ -41,6 +56,7 @@ impl FromStr for SshAddress {
         let bad = |reason| BadAddress {
             address: text.to_owned(),
             reason,
+            form: "ssh://[USER@]HOST[:PORT]/PATH",
         };
         let rest = text
             .strip_prefix("ssh://")
@@ -50,16 +66,7 @@ impl FromStr for SshAddress {
             Some((user, place)) => (Some(user.to_owned()), place),
             None => (None, place),
         };
-        let (host, port) = match place.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-            Some((host, rest)) => (host, rest.strip_prefix(':')),
-            None => match place.split_once(':') {
-                Some((host, port)) => (host, Some(port)),
-                None => (place, None),
-            },
-        };
-        let port = port
-            .map(|port| port.parse().map_err(|_| bad("its port is no number")))
-            .transpose()?;
+        let (host, port) = split_host(place).map_err(bad)?;
         // ssh would take them for options.
         if host.is_empty()
             || host.starts_with('-')
@@ -78,7 +85,7 @@ impl FromStr for SshAddress {
         }
         Ok(Self {
             user,
-            host: host.to_owned(),
+            host,
             port,
             path: path.to_owned(),
         })
@@ -101,6 +108,84 @@ impl fmt::Display for SshAddress {
         match self.path.starts_with('/') {
             true => f.write_str(&self.path),
             false => write!(f, "/~/{}", self.path),
+        }
+    }
+}
+
+/// Splits `HOST[:PORT]`, where an IPv6 address with a port stands in brackets.
+pub(crate) fn split_host(text: &str) -> Result<(String, Option<u16>), &'static str> {
+    let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((host, "")) => (host, None),
+        Some((host, rest)) => (host, Some(rest.strip_prefix(':').ok_or("its port is no number")?)),
+        None => match text.split_once(':') {
+            Some((host, port)) => (host, Some(port)),
+            None => (text, None),
+        },
+    };
+    let port = port.map(|port| port.parse().map_err(|_| "its port is no number"));
+    Ok((host.to_owned(), port.transpose()?))
+}
+
+/// Fails with the reason if a text can't be the name of a repository on a server of several, or of a token. Such a name is a
+/// file name and a part of addresses.
+pub fn check_name(name: &str) -> Result<(), &'static str> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    match name {
+        "" => Err("it is empty"),
+        _ if name.len() > 100 => Err("it is longer than 100 letters"),
+        _ if name.starts_with(['.', '-']) => Err("it starts with a dot or a dash"),
+        _ if !name.chars().all(is_plain) => {
+            Err("it has other characters than letters, digits, dots, dashes and underscores")
+        }
+        _ => Ok(()),
+    }
+}
+
+impl FromStr for VbkAddress {
+    type Err = BadAddress;
+
+    fn from_str(text: &str) -> Result<Self, BadAddress> {
+        let bad = |reason| BadAddress {
+            address: text.to_owned(),
+            reason,
+            form: "vbk://HOST[:PORT][/REPOSITORY]",
+        };
+        let rest = text
+            .strip_prefix("vbk://")
+            .ok_or_else(|| bad("it does not begin with vbk://"))?;
+        let (place, repository) = match rest.split_once('/') {
+            Some((place, "")) => (place, None),
+            Some((place, name)) => (place, Some(name.to_owned())),
+            None => (rest, None),
+        };
+        let (host, port) = split_host(place).map_err(bad)?;
+        let is_host = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | ':' | '%');
+        if host.is_empty() || host.starts_with('-') || !host.chars().all(is_host) {
+            return Err(bad("it has no host"));
+        }
+        if let Some(name) = &repository {
+            check_name(name).map_err(|_| bad("the name after the host is not that of a repository"))?;
+        }
+        Ok(Self {
+            host,
+            port: port.filter(|port| *port != DEFAULT_PORT),
+            repository,
+        })
+    }
+}
+
+impl fmt::Display for VbkAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "vbk://[{}]", self.host)?,
+            false => write!(f, "vbk://{}", self.host)?,
+        }
+        if let Some(port) = self.port {
+            write!(f, ":{port}")?;
+        }
+        match &self.repository {
+            Some(name) => write!(f, "/{name}"),
+            None => Ok(()),
         }
     }
 }
@@ -137,6 +222,39 @@ mod tests {
             "ssh://h/a\nb",
         ] {
             assert!(text.parse::<SshAddress>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_address_of_a_server_is_read_and_written_the_same() {
+        for (text, host, port, repository) in [
+            ("vbk://dc2.example.com", "dc2.example.com", None, None),
+            ("vbk://[2001:db8::1]:99/shop", "2001:db8::1", Some(99), Some("shop")),
+            ("vbk://10.0.0.1/a.b-c_d", "10.0.0.1", None, Some("a.b-c_d")),
+        ] {
+            let address: VbkAddress = text.parse().expect(text);
+            let found = (&*address.host, address.port, address.repository.as_deref());
+            assert_eq!(found, (host, port, repository));
+            assert_eq!(address.to_string(), text);
+        }
+        // The same repository has one name.
+        for text in ["vbk://dc2:8484", "vbk://dc2/"] {
+            assert_eq!(text.parse::<VbkAddress>().expect(text).to_string(), "vbk://dc2");
+        }
+        for text in [
+            "vbk://",
+            "vbk:///x",
+            "vbk://-h",
+            "vbk://h:x",
+            "vbk://h/a/b",
+            "vbk://h/..",
+            "vbk://h/.x",
+            "vbk://u@h",
+            "vbk://[::1]x",
+            "vbk://h/a%2fb",
+            "ssh://h/x",
+        ] {
+            assert!(text.parse::<VbkAddress>().is_err(), "{text}");
         }
     }
 }

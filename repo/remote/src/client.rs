@@ -5,7 +5,11 @@ mod link;
 mod local;
 mod ssh;
 mod store;
+mod tls;
 
 pub use home::RemoteHome;
 pub use local::LocalHome;
 pub use ssh::Ssh;
+pub use tls::Tls;
+#[cfg(test)]
+pub(crate) use tls::config;

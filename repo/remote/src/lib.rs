@@ -11,6 +11,14 @@
 //! | [`server`] | answers the questions of one client |
 //! | [`client`] | a home ([`vbk_repo::repository::home::Home`]) that asks |
 //! | [`address`] | names of repositories elsewhere |
+//! | [`peer`], [`token`] | keys by which both sides of a TLS connection know each other |
+//! | `tcp.rs` | options of connections |
+//!
+//! # Ways
+//!
+//! A client reaches a server by the ssh program, which starts one for this client alone ([`server::serve_stdio`]), or over TLS
+//! ([`server::Server`]). The server decides by the client's key (that of `authorized_keys`, or of a token) what it may do, and
+//! gives it a home that shows and takes no more (`server/limited.rs`).
 //!
 //! # Threads and waits
 //!
@@ -29,9 +37,12 @@ pub mod address;
 mod body;
 pub mod client;
 mod message;
+pub mod peer;
 pub mod server;
+mod tcp;
 #[cfg(test)]
 mod tests;
+pub mod token;
 mod wire;
 
 /// Time between two pings.

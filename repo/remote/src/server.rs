@@ -1,49 +1,61 @@
 //! Answers the questions of a client.
 
+mod clients;
+mod crowd;
 mod door;
+mod key;
+mod limited;
+mod listen;
 mod local;
 mod session;
 mod stores;
+mod tls;
+mod tokens;
+mod until;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
-use vbk_repo::repository::directory::Directory;
-use vbk_repo::repository::directory::shared::Shared;
 use vbk_repo::repository::home::Home;
 
 use crate::message::Fault;
-use local::Socket;
+
+pub use clients::{Open, Served};
+pub use key::load_or_make as load_or_make_key;
+pub use listen::Server;
+pub use tokens::{Entry as TokenEntry, Tokens};
 
 /// Time for answers that nobody waits for any more.
 const LAST_ANSWERS: Duration = Duration::from_secs(10);
 
-/// Time between two looks whether the process is to end.
-const STOP_POLL: Duration = Duration::from_millis(100);
-
 /// What a client may do with a repository.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Allowed {
     /// Read everything.
+    #[serde(rename = "restore")]
     Read,
-    /// And add backups.
+    /// Add backups, and read what that needs: records, notes, manifests and the index, but no block.
+    #[serde(rename = "backup")]
     Add,
-    /// And remove and change them.
+    /// Read everything, and add, change and remove backups.
+    #[serde(rename = "manage")]
     Everything,
-    /// The same, and what it puts is not checked: it could write to the directory itself.
+    /// The same, and what it puts is not checked again: it could write to the directory itself. No token has it.
+    #[serde(skip)]
     Trusted,
 }
 
 /// Serves a client on the process's standard input and output until it hangs up. Nothing else may use these. A home that could
-/// not be opened is an error that the client shows.
-pub fn serve_stdio(home: vbk_repo::Result<Arc<dyn Home>>, allowed: Allowed) -> io::Result<()> {
+/// not be opened is an error that the client shows. `guests` are patterns; none: all guests.
+pub fn serve_stdio(home: vbk_repo::Result<Arc<dyn Home>>, allowed: Allowed, guests: &[String]) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
+    let home = home.and_then(|home| limited::limit(home, allowed, guests));
     let home = home.map_err(|error| Fault::from(&error));
     let served = runtime.block_on(session::run(
         home.as_ref(),
@@ -53,39 +65,14 @@ pub fn serve_stdio(home: vbk_repo::Result<Arc<dyn Home>>, allowed: Allowed) -> i
     ));
     // Answers in the making end in order; a thread that still reads standard input is not waited for.
     runtime.shutdown_timeout(LAST_ANSWERS);
-    served
-}
-
-/// Has a directory open for all writers of this machine, on the socket in it. Ends when `stop` is set, and when nobody was
-/// connected for `idle`, if that is given. `ready` is called when the socket is there. [`io::ErrorKind::AddrInUse`] if another
-/// process does that already.
-pub fn serve_directory(
-    directory: Arc<Directory>,
-    idle: Option<Duration>,
-    stop: &AtomicBool,
-    ready: impl FnOnce(),
-) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
-        let socket = Socket::bind(directory.name())?;
-        ready();
-        let shared = Arc::new(Shared::new(directory));
-        let stopped = async {
-            while !stop.load(Ordering::SeqCst) {
-                tokio::time::sleep(STOP_POLL).await;
-            }
-        };
-        tokio::select! {
-            () = socket.serve(shared, idle) => {}
-            () = stopped => {}
+    match served {
+        // A client that ends in the midst of a message has said why on its own side, where this text would go too.
+        Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe) => {
+            tracing::debug!("the client is gone: {error}");
+            Ok(())
         }
-        Ok::<_, io::Error>(())
-    })?;
-    runtime.shutdown_timeout(LAST_ANSWERS);
-    Ok(())
+        served => served,
+    }
 }
 
 /// Serves a client on a stream until it hangs up, and closes the stores that it left open.
@@ -95,5 +82,6 @@ pub async fn serve(
     read: impl AsyncRead + Unpin,
     write: impl AsyncWrite + Unpin,
 ) -> io::Result<()> {
-    session::run(Ok(home), allowed, read, write).await
+    let home = limited::limit(Arc::clone(home), allowed, &[]).expect("all guests are no limit");
+    session::run(Ok(&home), allowed, read, write).await
 }

@@ -8,7 +8,8 @@
 //! | `views/` | the states of the store that readers open, see `views.rs` |
 //! | `spare/` | second copies of the store's tables, see `second_copies.rs` |
 //! | `lock` | held by the writer, see [`lock`] |
-//! | `serve.sock` | while a process has the repository open for all writers of this machine, see [`shared`] |
+//! | `serve.sock`, `serve.lock` | while a process has the repository open for all writers of this machine, see [`shared`] |
+//! | `serve/` | the key and the tokens of a server |
 //! | `ballast` | room for a prune on a full disk, see `ballast.rs` |
 
 pub mod activity;

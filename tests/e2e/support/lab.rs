@@ -39,13 +39,15 @@ pub struct Lab {
     _watchdog: mpsc::Sender<()>,
 }
 
-/// A way to the repository of a lab through ssh.
+/// A way to the repository of a lab through ssh or TLS.
 #[derive(Clone)]
 pub struct Remote {
     /// The repository.
     pub address: String,
     /// The ssh program with its options.
     pub rsh: String,
+    /// The file with the token.
+    pub token: Option<PathBuf>,
 }
 
 impl Lab {
@@ -87,7 +89,7 @@ impl Lab {
         }
     }
 
-    /// Makes commands go to the repository through ssh.
+    /// Makes commands go to the repository in another way.
     pub fn use_remote(&mut self, remote: Remote) {
         self.remote = Some(remote);
     }
@@ -144,7 +146,7 @@ impl Lab {
 
     /// Starts a prepared command, cleared of what the caller's environment could change.
     pub fn start_command(&self, mut command: Command, args: Vec<OsString>) -> Running {
-        for name in ["VBK_REPO", "VBK_CONFIG", "RUST_LOG", "VBK_LOG"] {
+        for name in ["VBK_REPO", "VBK_CONFIG", "VBK_TOKEN_FILE", "RUST_LOG", "VBK_LOG"] {
             command.env_remove(name);
         }
         // Another user has places of his own.
@@ -163,6 +165,9 @@ impl Lab {
         }
         if let Some(remote) = &self.remote {
             command.env("VBK_RSH", &remote.rsh).env("VBK_REMOTE_PATH", VBK);
+            if let Some(token) = &remote.token {
+                command.env("VBK_TOKEN_FILE", token);
+            }
         }
         command.env("LC_ALL", "C");
         Running::start(command, &args, self.dir())

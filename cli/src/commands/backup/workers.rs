@@ -19,9 +19,9 @@ use vbk_repo::repository::Writer;
 use super::monitoring::Monitoring;
 use super::{Done, Job};
 use crate::commands::backup::nightly::Deadline;
-use crate::commands::backup::notify::Notifier;
 use crate::context::Context;
 use crate::exit::{Error, Result};
+use crate::notify::Notifier;
 use crate::terminal::progress::{Progress, Words};
 use crate::terminal::units;
 

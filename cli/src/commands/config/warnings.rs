@@ -8,6 +8,7 @@ use vbk::guest::discover::{Found, FoundGuest};
 
 use crate::config::{Config, others_may_write};
 use crate::machine;
+use crate::place;
 
 /// Lists everything that would fail or surprise at night.
 pub(super) fn warnings(config: &Config, found: &Found) -> Vec<String> {
@@ -40,7 +41,7 @@ fn file_warnings(config: &Config, found: &Found) -> Vec<String> {
             "no repository is set: write repository = \"DIR\"; a run started by a timer does not see VBK_REPO of a shell"
                 .into(),
         ),
-        Some(path) if !path.is_dir() => warnings.push(format!(
+        Some(path) if !path.is_dir() && !place::is_address(path) => warnings.push(format!(
             "repository: {} does not exist; is its file system mounted? `vbk init --help` explains how to create a first one",
             path.display()
         )),
@@ -50,6 +51,7 @@ fn file_warnings(config: &Config, found: &Found) -> Vec<String> {
     for (name, path) in [
         ("key-file", &config.key_file),
         ("passphrase-file", &config.passphrase_file),
+        ("token-file", &config.token_file),
     ] {
         warnings.extend(path.as_deref().and_then(secret).map(|why| format!("{name}: {why}")));
     }

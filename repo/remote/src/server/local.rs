@@ -3,25 +3,29 @@
 //! Only root and the user that the process runs as may use it: they could write to the directory itself. So they have all
 //! rights, and what they put is not checked again.
 
+use std::future::pending;
 use std::io;
-use std::path::Path;
+use std::net::IpAddr;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::net::{UnixListener, UnixStream};
-use vbk_repo::repository::directory::shared::{SOCKET, Shared};
-use vbk_repo::repository::home::Home;
+use tokio::time::interval;
+use vbk_repo::repository::directory::shared::{SOCKET, SharedDirectory};
 
-use super::{Allowed, session};
+use super::Allowed;
+use super::clients::{Client, Listener, Shared};
 
 /// Time between two looks at what nobody uses any more.
 const TICK: Duration = Duration::from_millis(500);
 
-/// The socket of a repository, from [`Socket::bind`] on. Removed when it is dropped.
+/// The socket of a repository. Removed when it is dropped.
 pub(super) struct Socket {
     listener: UnixListener,
-    path: std::path::PathBuf,
+    path: PathBuf,
     /// Held by the process that listens.
     _lock: std::fs::File,
 }
@@ -34,8 +38,8 @@ impl Drop for Socket {
 }
 
 impl Socket {
-    /// Listens on the socket of the repository in `directory`. [`io::ErrorKind::AddrInUse`] if another process does. To be called
-    /// on a runtime.
+    /// Listens in the directory of a repository. [`io::ErrorKind::AddrInUse`] if another process does. Has to be called on a
+    /// runtime.
     pub(super) fn bind(directory: &Path) -> io::Result<Self> {
         let path = directory.join(SOCKET);
         let lock = std::fs::OpenOptions::new()
@@ -43,22 +47,18 @@ impl Socket {
             .truncate(false)
             .write(true)
             .open(path.with_extension("lock"))?;
-        if let Err(error) = lock.try_lock() {
-            return Err(match error {
-                std::fs::TryLockError::WouldBlock => io::ErrorKind::AddrInUse.into(),
-                std::fs::TryLockError::Error(error) => error,
-            });
-        }
-        // What a killed process left.
-        match std::fs::remove_file(&path) {
+        lock.try_lock().map_err(|error| match error {
+            std::fs::TryLockError::WouldBlock => io::ErrorKind::AddrInUse.into(),
+            std::fs::TryLockError::Error(error) => error,
+        })?;
+        // Under its own name only when nobody else may connect. The names of a killed process are taken over.
+        let draft = path.with_extension("draft");
+        match std::fs::remove_file(&draft) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        // Nobody can connect before the mode is right: the draft has another name.
-        let draft = path.with_extension("draft");
-        let _ = std::fs::remove_file(&draft);
         let listener = UnixListener::bind(&draft)?;
-        std::fs::set_permissions(&draft, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        std::fs::set_permissions(&draft, PermissionsExt::from_mode(0o600))?;
         std::fs::rename(&draft, &path)?;
         Ok(Self {
             listener,
@@ -66,41 +66,39 @@ impl Socket {
             _lock: lock,
         })
     }
+}
 
-    /// Serves all who connect, and closes the store when no writer uses it. Ends when nobody was connected for `idle`, if that is
-    /// given; otherwise never.
-    pub(super) async fn serve(&self, shared: Arc<Shared>, idle: Option<Duration>) {
-        let connected = Arc::new(AtomicUsize::new(0));
-        let home: Arc<dyn Home> = Arc::clone(&shared) as _;
-        let mut last_used = Instant::now();
-        let mut ticks = tokio::time::interval(TICK);
-        loop {
-            tokio::select! {
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) => {
-                        let (home, count) = (Arc::clone(&home), Count::of(&connected));
-                        tokio::spawn(async move {
-                            if let Err(error) = serve_one(&home, stream).await {
-                                tracing::debug!(%error, "a client of the socket");
-                            }
-                            drop(count);
-                        });
-                    }
-                    Err(error) => {
-                        // Too many open files: others must end first.
-                        tracing::warn!("can't accept a client: {error}");
-                        tokio::time::sleep(TICK).await;
-                    }
-                },
-                _ = ticks.tick() => {
-                    let shared = Arc::clone(&shared);
-                    let closed = tokio::task::spawn_blocking(move || shared.close_if_unused()).await;
-                    if connected.load(Ordering::SeqCst) > 0 || !closed.unwrap_or(true) {
-                        last_used = Instant::now();
-                    }
-                    if idle.is_some_and(|idle| last_used.elapsed() >= idle) {
-                        return;
-                    }
+/// Accepts the programs of this machine.
+pub(super) struct LocalListener {
+    socket: Socket,
+    shared: Arc<SharedDirectory>,
+    connected: Arc<AtomicUsize>,
+}
+
+impl LocalListener {
+    pub(super) fn new(socket: Socket, shared: Arc<SharedDirectory>) -> Self {
+        Self {
+            socket,
+            shared,
+            connected: Arc::default(),
+        }
+    }
+
+    /// Closes the store whenever no writer uses it. Completes when nobody was connected for `idle`, if that is given.
+    pub(super) fn close_unused(&self, idle: Option<Duration>) -> impl Future<Output = ()> + Send + use<> {
+        let (shared, connected) = (Arc::clone(&self.shared), Arc::clone(&self.connected));
+        async move {
+            let mut ticks = interval(TICK);
+            let mut last_used = Instant::now();
+            loop {
+                ticks.tick().await;
+                let shared = Arc::clone(&shared);
+                let closed = tokio::task::spawn_blocking(move || shared.close_if_unused()).await;
+                if connected.load(Ordering::SeqCst) > 0 || !closed.unwrap_or(true) {
+                    last_used = Instant::now();
+                }
+                if idle.is_some_and(|idle| last_used.elapsed() >= idle) {
+                    return;
                 }
             }
         }
@@ -108,36 +106,44 @@ impl Socket {
 }
 
 /// A client that is counted as long as it is connected.
-struct Count(Arc<AtomicUsize>);
+struct Counted(Arc<AtomicUsize>);
 
-impl Count {
-    fn of(all: &Arc<AtomicUsize>) -> Self {
-        all.fetch_add(1, Ordering::SeqCst);
-        Self(Arc::clone(all))
-    }
-}
-
-impl Drop for Count {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-async fn serve_one(home: &Arc<dyn Home>, stream: UnixStream) -> io::Result<()> {
-    // The mode of the socket says the same, but not in a directory that was copied.
-    let (peer, own) = (stream.peer_cred()?.uid(), own_user()?);
-    if peer != 0 && peer != own {
-        return Err(io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            format!("user {peer} is neither root nor the server's"),
-        ));
-    }
-    let (read, write) = stream.into_split();
-    session::run(Ok(home), Allowed::Trusted, read, write).await
-}
+impl Listener for LocalListener {
+    type Stream = UnixStream;
 
-/// The effective user id of this process: proc(5), the owner of its directory there.
-fn own_user() -> io::Result<u32> {
-    use std::os::unix::fs::MetadataExt;
-    Ok(std::fs::metadata("/proc/self")?.uid())
+    async fn accept(&self) -> io::Result<(UnixStream, Option<IpAddr>)> {
+        let (stream, _) = self.socket.listener.accept().await?;
+        Ok((stream, None))
+    }
+
+    async fn admit(&self, stream: UnixStream, _: &Arc<Shared>) -> io::Result<Client> {
+        // The mode of the socket says the same, but not that of a directory that was given to somebody else since.
+        let peer = stream.peer_cred()?.uid();
+        if peer != 0 && peer != std::fs::metadata("/proc/self")?.uid() {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!("user {peer} is neither root nor the user of the server"),
+            ));
+        }
+        self.connected.fetch_add(1, Ordering::SeqCst);
+        let counted = Counted(Arc::clone(&self.connected));
+        let (read, write) = stream.into_split();
+        Ok(Client {
+            is_known: true,
+            read: Box::new(read),
+            write: Box::new(write),
+            home: Ok(Arc::clone(&self.shared) as _),
+            allowed: Allowed::Trusted,
+            ended: Box::pin(async move {
+                let _counted = counted;
+                pending().await
+            }),
+        })
+    }
 }

@@ -10,13 +10,14 @@ use std::thread::JoinHandle;
 
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use vbk_repo::ErrorKind;
 use vbk_repo::repository::home::Home;
 
 use super::Allowed;
 use super::stores::Stores;
+use super::until::Until;
 use crate::message::{Answer, Ask, Fault, Hello, PROTOCOL, Welcome};
 use crate::wire::{Channel, Kind, Limits, Message, MessageReader, Outbox, PREAMBLE, read_preamble, write_all};
 use crate::{DEAD_AFTER, PING_INTERVAL};
@@ -72,10 +73,16 @@ fn encode(value: &impl Serialize) -> Vec<u8> {
 pub(super) async fn run(
     home: Result<&Arc<dyn Home>, &Fault>,
     allowed: Allowed,
-    mut read: impl AsyncRead + Unpin,
+    read: impl AsyncRead + Unpin,
     mut write: impl AsyncWrite + Unpin,
 ) -> io::Result<()> {
     let outbox = Arc::new(Outbox::new(ANSWER_BYTES));
+    let gone = Arc::new(Notify::new());
+    let hang_up = Arc::clone(&gone);
+    let mut read = Until::new(read, async move {
+        hang_up.notified().await;
+        "the client does not listen any more".to_owned()
+    });
     let answers = async {
         write.write_all(&PREAMBLE).await?;
         write_all(&outbox, &mut write).await?;
@@ -111,7 +118,13 @@ pub(super) async fn run(
                 let _ = timeout(PING_INTERVAL, answers).await;
                 ended
             }
-            failed = &mut answers => failed,
+            failed = &mut answers => {
+                // What is open is closed in order, and off the threads of the runtime.
+                outbox.close();
+                gone.notify_one();
+                let _ = questions.await;
+                failed
+            }
         }
     };
     tokio::select! {

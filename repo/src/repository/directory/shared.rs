@@ -27,7 +27,7 @@ const OPEN_FOR: Duration = Duration::from_secs(10);
 pub const SOCKET: &str = "serve.sock";
 
 /// A repository for many writers at once. Readers open views, as always.
-pub struct Shared {
+pub struct SharedDirectory {
     directory: Arc<Directory>,
     state: Mutex<State>,
 }
@@ -39,15 +39,15 @@ struct State {
     unused_since: Option<Instant>,
 }
 
-impl fmt::Debug for Shared {
+impl fmt::Debug for SharedDirectory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared")
+        f.debug_struct("SharedDirectory")
             .field("directory", &self.directory)
             .finish_non_exhaustive()
     }
 }
 
-impl Shared {
+impl SharedDirectory {
     /// Shares a directory among the writers of this process. Nothing else of this process may write to it.
     pub fn new(directory: Arc<Directory>) -> Self {
         Self {
@@ -103,7 +103,7 @@ impl Shared {
     }
 }
 
-impl Home for Shared {
+impl Home for SharedDirectory {
     fn name(&self) -> &Path {
         self.directory.name()
     }

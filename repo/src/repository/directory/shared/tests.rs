@@ -15,11 +15,11 @@ const ALL: PruneOptions = PruneOptions {
     dry_run: false,
 };
 
-fn shared() -> (tempfile::TempDir, Shared) {
+fn shared() -> (tempfile::TempDir, SharedDirectory) {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("repo");
     Repository::create(&path, &CreateOptions::plain(BlockSize::MIN)).expect("creates");
-    let shared = Shared::new(Arc::new(Directory::open(&path).expect("opens")));
+    let shared = SharedDirectory::new(Arc::new(Directory::open(&path).expect("opens")));
     (directory, shared)
 }
 
@@ -41,7 +41,7 @@ fn commit(session: &Session<dyn StoreWriter>, guest: &str, time: &str, seed: u32
     key
 }
 
-fn prune(shared: &Shared) -> crate::repository::Pruned {
+fn prune(shared: &SharedDirectory) -> crate::repository::Pruned {
     let session = shared.manage("prune", &mut no_wait).expect("opens");
     let stop = AtomicBool::new(false);
     prune_without_key(&*session.store, &*session.keeper, ALL, 2, &stop, &|_| {}).expect("prunes")

@@ -105,7 +105,7 @@ mod tests {
         let socket = UnixDatagram::bind(&path).expect("binds");
         socket.set_nonblocking(true).expect("is ours");
         let mut command = Command::new(std::env::current_exe().expect("has a name"));
-        command.args(["--exact", "commands::backup::notify::tests::a_service", "--ignored"]);
+        command.args(["--exact", "notify::tests::a_service", "--ignored"]);
         for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
             command.env_remove(name);
         }
@@ -142,7 +142,7 @@ mod tests {
         let path = socket.path().join("notify");
         let ear = UnixDatagram::bind(&path).expect("binds");
         ear.set_nonblocking(true).expect("is ours");
-        let script = r#"WATCHDOG_PID=$$ exec "$0" --exact commands::backup::notify::tests::a_service --ignored"#;
+        let script = r#"WATCHDOG_PID=$$ exec "$0" --exact notify::tests::a_service --ignored"#;
         let mut command = Command::new("sh");
         command
             .arg("-c")

@@ -1,0 +1,151 @@
+//! Takes clients from a server's listeners, finds out who each of them is, and serves it in a task.
+//!
+//! A kind of listener is a [`Listener`]: it accepts streams and finds out who is at their other ends. All else is the same
+//! for all.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep, timeout};
+use vbk_repo::repository::home::Home;
+
+use super::crowd::{Crowd, Place};
+use super::until::Until;
+use super::{Allowed, session};
+use crate::message::Fault;
+
+/// Time in which a client must say who it is.
+const KNOWN_WITHIN: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 10 });
+/// Pause after a failed accept: of too many open files, the next fails too.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(500);
+
+/// Opens the repository in a directory.
+pub type Open = dyn Fn(&Path) -> vbk_repo::Result<Arc<dyn Home>> + Send + Sync;
+
+/// The repositories that a server serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Served {
+    /// The one in a directory; clients name none.
+    One(PathBuf),
+    /// Those in the directories below one, each under the name of its directory.
+    Below(PathBuf),
+}
+
+/// Parts of a server that all its tasks use.
+pub(super) struct Shared {
+    pub(super) served: Served,
+    pub(super) open: Box<Open>,
+    crowd: Crowd,
+}
+
+impl Shared {
+    pub(super) fn new(served: Served, open: Box<Open>) -> Self {
+        let crowd = Crowd::new();
+        Self { served, open, crowd }
+    }
+}
+
+/// A client that said who it is.
+pub(super) struct Client {
+    /// It proved to be one that may come; else its try counts as failed.
+    pub(super) is_known: bool,
+    pub(super) read: Box<dyn AsyncRead + Send + Unpin>,
+    pub(super) write: Box<dyn AsyncWrite + Send + Unpin>,
+    /// The repository as this client may have it, or the reason for which it may not.
+    pub(super) home: Result<Arc<dyn Home>, Fault>,
+    pub(super) allowed: Allowed,
+    /// Completes when this client may not go on, with the reason.
+    pub(super) ended: Pin<Box<dyn Future<Output = String> + Send>>,
+}
+
+/// A way for clients to come.
+pub(super) trait Listener: Send + Sync + 'static {
+    /// A stream to a client that may be anybody.
+    type Stream: Send + 'static;
+
+    /// Waits for a client. Returns its address too, if it has one.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Option<IpAddr>)>> + Send;
+
+    /// Finds out who a client is. An error ends the connection without an answer.
+    fn admit(&self, stream: Self::Stream, shared: &Arc<Shared>) -> impl Future<Output = io::Result<Client>> + Send;
+}
+
+/// Serves all clients of a listener, until it is dropped. `alive` lives as long as one of them is served.
+pub(super) async fn take_clients<L: Listener>(
+    listener: Arc<L>,
+    shared: Arc<Shared>,
+    stop: watch::Receiver<bool>,
+    alive: mpsc::Sender<()>,
+) {
+    loop {
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!("can't accept a client: {error}");
+                sleep(ACCEPT_AGAIN).await;
+                continue;
+            }
+        };
+        let Some(place) = shared.crowd.enter(from, Instant::now()) else {
+            tracing::debug!(?from, "too many clients, or too many that failed: one is turned away");
+            continue;
+        };
+        let (listener, shared, stop, alive) = (Arc::clone(&listener), Arc::clone(&shared), stop.clone(), alive.clone());
+        tokio::spawn(async move {
+            serve(&*listener, stream, &shared, place, stop)
+                .await
+                .unwrap_or_else(|error| {
+                    tracing::debug!(?from, "a client's connection ended: {error}");
+                });
+            drop(alive);
+        });
+    }
+}
+
+async fn serve<L: Listener>(
+    listener: &L,
+    stream: L::Stream,
+    shared: &Arc<Shared>,
+    mut place: Place,
+    mut stop: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let mut stopped = stop.clone();
+    let admitted = tokio::select! {
+        admitted = timeout(KNOWN_WITHIN, listener.admit(stream, shared)) => admitted,
+        _ = stopped.wait_for(|stop| *stop) => return Ok(()),
+    };
+    let admitted = admitted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    let Client {
+        is_known,
+        read,
+        write,
+        home,
+        allowed,
+        ended,
+    } = admitted.inspect_err(|_| place.failed())?;
+    match is_known {
+        true => place.known(),
+        false => place.failed(),
+    }
+    match home {
+        Ok(home) => {
+            let ended = async move {
+                tokio::select! {
+                    reason = ended => reason,
+                    _ = stop.wait_for(|stop| *stop) => "the server is shutting down".to_owned(),
+                }
+            };
+            session::run(Ok(&home), allowed, Until::new(read, ended), write).await
+        }
+        Err(fault) => {
+            let refused = session::run(Err(&fault), allowed, read, write);
+            timeout(KNOWN_WITHIN, refused).await.unwrap_or(Ok(()))
+        }
+    }
+}

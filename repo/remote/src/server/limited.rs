@@ -1,0 +1,357 @@
+//! A home that shows and takes no more than a client may have: no blocks for those that only add backups, and only the guests
+//! that a token is for.
+//!
+//! Guests are limited in plain repositories alone: in an encrypted one a server can't read their names.
+//!
+//! What stays possible: a client may ask whether a block or a part of a manifest with a known hash is stored, whosever it is.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use vbk_repo::backup::Entry;
+use vbk_repo::block::Hashing;
+use vbk_repo::codec::Sealed;
+use vbk_repo::id::{BlockId, NodeId};
+use vbk_repo::keys::SlotFile;
+use vbk_repo::name::matches;
+use vbk_repo::repository::home::{Home, Keeper, Marker, Room, Session, Snapshot, Wait};
+use vbk_repo::repository::{DiskUsage, Pruned, Reserve};
+use vbk_repo::store::{
+    Distance, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
+    Stored, Swept, Wanted,
+};
+use vbk_repo::{Error, ErrorKind, Result};
+
+use super::Allowed;
+
+/// Start of the name of a note about a backup (`vbk_repo::state`).
+const NOTE_OF_BACKUP: &str = "backup/";
+
+/// Returns the home as a client with these rights sees it. `guests` are patterns; none: all guests.
+pub(super) fn limit(home: Arc<dyn Home>, allowed: Allowed, guests: &[String]) -> Result<Arc<dyn Home>> {
+    let limits = Limits {
+        reads_blocks: allowed != Allowed::Add,
+        guests: guests.to_vec(),
+    };
+    if !guests.is_empty() && home.marker().key_check.is_some() {
+        return Err(denied(
+            "the token is for some guests, but the repository is encrypted: a server can't read the names in it",
+        ));
+    }
+    match limits.reads_blocks && guests.is_empty() {
+        true => Ok(home),
+        false => Ok(Arc::new(Limited {
+            inner: home,
+            limits: Arc::new(limits),
+        })),
+    }
+}
+
+#[derive(Debug)]
+struct Limits {
+    /// A backup compares with manifests and the index, and never reads a block.
+    reads_blocks: bool,
+    /// Patterns; none: all guests.
+    guests: Vec<String>,
+}
+
+impl Limits {
+    fn has_all_guests(&self) -> bool {
+        self.guests.is_empty()
+    }
+
+    /// Tells whether `GUEST@TIME` is of a guest that the client may have.
+    fn has(&self, key: &str) -> bool {
+        let guest = key.split_once('@').map(|(guest, _)| guest);
+        self.has_all_guests() || guest.is_some_and(|guest| self.guests.iter().any(|pattern| matches(pattern, guest)))
+    }
+
+    fn has_note(&self, name: &str) -> bool {
+        self.has_all_guests() || name.strip_prefix(NOTE_OF_BACKUP).is_some_and(|key| self.has(key))
+    }
+
+    fn check_keys<'a>(&self, keys: impl IntoIterator<Item = &'a str>) -> Result<()> {
+        match keys.into_iter().find(|key| !self.has(key)) {
+            Some(key) => Err(denied(&format!(
+                "the server lets this client have only guests that match {}; {key} is another",
+                self.guests.join(", ")
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    fn check_notes(&self, notes: &[Note]) -> Result<()> {
+        match notes.iter().find(|note| !self.has_note(&note.name)) {
+            Some(note) => Err(denied(&format!(
+                "the server does not let this client change the note {}: it is not about its guests",
+                note.name
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// An error for a client that may not see all of the repository.
+    fn check_whole(&self, what: &str) -> Result<()> {
+        match self.has_all_guests() && self.reads_blocks {
+            true => Ok(()),
+            false => Err(denied(&format!("the server does not let this client {what}"))),
+        }
+    }
+}
+
+/// A thing as a limited client sees it.
+#[derive(Debug)]
+struct Limited<T: ?Sized> {
+    limits: Arc<Limits>,
+    inner: Arc<T>,
+}
+
+impl<T: ?Sized> Limited<T> {
+    fn around<U: ?Sized>(&self, inner: Arc<U>) -> Arc<Limited<U>> {
+        Arc::new(Limited {
+            limits: Arc::clone(&self.limits),
+            inner,
+        })
+    }
+}
+
+fn denied(message: &str) -> Error {
+    Error::Remote {
+        kind: ErrorKind::Denied,
+        message: message.to_owned(),
+    }
+}
+
+impl Home for Limited<dyn Home> {
+    fn name(&self) -> &Path {
+        self.inner.name()
+    }
+
+    fn marker(&self) -> &Marker {
+        self.inner.marker()
+    }
+
+    fn newest(&self) -> Result<Option<u64>> {
+        self.inner.newest()
+    }
+
+    fn key_slots(&self) -> Result<Vec<SlotFile>> {
+        self.inner.key_slots()
+    }
+
+    fn check_reserve(&self, reserve: Reserve) -> Result<()> {
+        self.inner.check_reserve(reserve)
+    }
+
+    fn disk_usage(&self) -> Result<DiskUsage> {
+        self.limits.check_whole("see the space that the repository takes")?;
+        self.inner.disk_usage()
+    }
+
+    fn check_tables(&self, snapshot: u64) -> Result<Vec<String>> {
+        self.limits.check_whole("check the repository's tables")?;
+        self.inner.check_tables(snapshot)
+    }
+
+    fn read_as_it_is(&self) -> Result<Option<Snapshot>> {
+        let snapshot = self.inner.read_as_it_is()?;
+        Ok(snapshot.map(|Snapshot { store, number }| Snapshot {
+            store: self.around(store),
+            number,
+        }))
+    }
+
+    fn read(&self) -> Result<Snapshot> {
+        let Snapshot { store, number } = self.inner.read()?;
+        Ok(Snapshot {
+            store: self.around(store),
+            number,
+        })
+    }
+
+    fn write(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreWriter>> {
+        let Session { store, keeper } = self.inner.write(command, wait)?;
+        Ok(Session {
+            store: self.around(store),
+            keeper: self.around(keeper),
+        })
+    }
+
+    fn manage(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreManager>> {
+        let Session { store, keeper } = self.inner.manage(command, wait)?;
+        Ok(Session {
+            store: self.around(store),
+            keeper: self.around(keeper),
+        })
+    }
+}
+
+impl Keeper for Limited<dyn Keeper> {
+    fn publish(&self) -> Result<()> {
+        self.inner.publish()
+    }
+
+    fn room(&self) -> Result<Room> {
+        self.inner.room()
+    }
+
+    fn prune(&self, options: PruneOptions, cancel: &AtomicBool, progress: &dyn Fn(u64)) -> Option<Result<Pruned>> {
+        match self.limits.check_whole("prune") {
+            Ok(()) => self.inner.prune(options, cancel, progress),
+            Err(error) => Some(Err(error)),
+        }
+    }
+}
+
+impl<S: StoreReader + ?Sized> StoreReader for Limited<S> {
+    fn identity(&self) -> Result<Identity> {
+        self.inner.identity()
+    }
+
+    fn generation(&self) -> Result<u64> {
+        self.inner.generation()
+    }
+
+    fn hashing(&self) -> Hashing {
+        self.inner.hashing()
+    }
+
+    fn distance(&self) -> Distance {
+        self.inner.distance()
+    }
+
+    fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
+        self.inner.locate(ids)
+    }
+
+    fn survey_from(&self, from: BlockId, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
+        // With all ids, a client that may read blocks could read everything.
+        self.limits.check_whole("list all blocks of the repository")?;
+        self.inner.survey_from(from, each)
+    }
+
+    fn condemned(&self) -> Result<Vec<BlockId>> {
+        self.inner.condemned()
+    }
+
+    fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
+        if self.limits.reads_blocks {
+            return self.inner.get(wanted);
+        }
+        let refused = |_| {
+            Err(denied(
+                "the server lets this client add backups and not read them; a token or key with the rights `restore` or `manage` \
+                 can",
+            ))
+        };
+        wanted.iter().map(refused).collect()
+    }
+
+    fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
+        self.inner.nodes(ids)
+    }
+
+    fn records(&self) -> Result<Vec<Record>> {
+        let mut records = self.inner.records()?;
+        records.retain(|record| self.limits.has(&record.key));
+        Ok(records)
+    }
+
+    fn notes(&self) -> Result<Vec<Note>> {
+        let mut notes = self.inner.notes()?;
+        notes.retain(|note| self.limits.has_note(&note.name));
+        Ok(notes)
+    }
+
+    fn foreign_changes(&self) -> Result<Vec<String>> {
+        self.inner.foreign_changes()
+    }
+
+    fn listing(&self, with_notes: bool) -> Result<Listing> {
+        let mut listing = self.inner.listing(with_notes)?;
+        listing.records.retain(|record| self.limits.has(&record.key));
+        listing.notes.retain(|note| self.limits.has_note(&note.name));
+        Ok(listing)
+    }
+
+    fn lookup(&self, record_keys: &[String], note_names: &[String]) -> Result<Listing> {
+        let mut found = self.inner.lookup(record_keys, note_names)?;
+        found.records.retain(|record| self.limits.has(&record.key));
+        found.notes.retain(|note| self.limits.has_note(&note.name));
+        Ok(found)
+    }
+
+    fn epoch(&self) -> Result<Option<u64>> {
+        self.inner.epoch()
+    }
+
+    fn stored_note_name(&self, name: &str) -> String {
+        self.inner.stored_note_name(name)
+    }
+}
+
+impl<S: StoreWriter + ?Sized> StoreWriter for Limited<S> {
+    fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
+        self.inner.put(blocks)
+    }
+
+    fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
+        self.inner.put_nodes(nodes)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.inner.flush()
+    }
+
+    fn builds_on(&self, record_key: &str) -> Result<()> {
+        self.limits.check_keys([record_key])?;
+        self.inner.builds_on(record_key)
+    }
+
+    fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
+        if !self.limits.has_all_guests() {
+            self.limits.check_keys([&*record.key])?;
+            self.limits.check_notes(notes)?;
+            // The guest in it is the one of its key.
+            Entry::decode(Hashing::Plain, &record.key, &record.bytes)?;
+        }
+        self.inner.commit_at(record, notes, at)
+    }
+}
+
+impl<S: StoreManager + ?Sized> StoreManager for Limited<S> {
+    fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
+        self.limits.check_keys(remove_records.iter().map(String::as_str))?;
+        self.limits.check_notes(notes)?;
+        self.inner.amend_at(remove_records, notes, at)
+    }
+
+    fn accept(&self) -> Result<Vec<String>> {
+        self.limits.check_whole("accept changes of others")?;
+        self.inner.accept()
+    }
+
+    fn held(&self) -> Vec<Record> {
+        self.inner.held()
+    }
+
+    fn condemn(&self, ids: &[BlockId]) -> Result<()> {
+        self.limits
+            .check_whole("mark blocks as damaged, which others may share")?;
+        self.inner.condemn(ids)
+    }
+
+    fn pardon(&self, ids: &[BlockId]) -> Result<()> {
+        self.limits
+            .check_whole("mark blocks as whole, which others may share")?;
+        self.inner.pardon(ids)
+    }
+
+    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+        // What is live was marked without the backups that this client does not see.
+        self.limits
+            .check_whole("prune a repository that it does not see all of")?;
+        self.inner.retain(live, options, step)
+    }
+}

@@ -1,0 +1,291 @@
+//! Clients that come over TLS, and prove with the key of a token who they are.
+//!
+//! | step | who | what |
+//! |---|---|---|
+//! | 1 | both | the handshake of TLS 1.3, in which each signs with its own key; so nothing can be replayed |
+//! | 2 | client | the name of the repository, after its length in a byte |
+//! | 3 | server | looks for the client's key among the repository's tokens |
+//!
+//! Any key passes the handshake: a token that is unknown, revoked or of another repository gets the same answer, after step 3.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature_with_raw_key};
+use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{AlwaysResolvesServerRawPublicKeys, NoServerSessionStorage};
+use rustls::version::TLS13;
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error as TlsError, PeerMisbehaved, ServerConfig,
+    SignatureScheme,
+};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::sleep;
+use tokio_rustls::TlsAcceptor;
+use vbk_repo::ErrorKind;
+use vbk_repo::repository::home::Home;
+
+use super::Allowed;
+use super::clients::{Client, Listener, Served, Shared};
+use super::limited::limit;
+use super::tokens::{Entry, Finder, Tokens};
+use crate::address::check_name;
+use crate::message::Fault;
+use crate::peer::{ALPN, PublicKey, SCHEME, Seed, algorithms, provider};
+use crate::tcp;
+
+/// Connections that the kernel keeps until they are accepted.
+const BACKLOG: u32 = 1024;
+/// Connections at a time with one token, which must not take the places of all others.
+const MAX_SESSIONS: u32 = 64;
+/// Time between two looks whether a token is still what it was.
+const TOKEN_POLL: Duration = Duration::from_secs(2);
+
+/// Accepts TLS connections on one address.
+pub(super) struct TlsListener {
+    socket: TcpListener,
+    acceptor: TlsAcceptor,
+    finder: Arc<Finder>,
+    sessions: Sessions,
+}
+
+/// Numbers of connections by the keys of their tokens.
+type Sessions = Arc<Mutex<HashMap<PublicKey, u32>>>;
+
+/// A connection that is counted until it is dropped.
+struct Counted {
+    key: PublicKey,
+    sessions: Sessions,
+}
+
+impl Counted {
+    /// Counts a connection, unless there are too many.
+    fn new(key: PublicKey, sessions: &Sessions) -> Option<Self> {
+        let mut all = sessions.lock();
+        let count = all.entry(key).or_default();
+        if *count >= MAX_SESSIONS {
+            return None;
+        }
+        *count += 1;
+        Some(Self {
+            key,
+            sessions: Arc::clone(sessions),
+        })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut all = self.sessions.lock();
+        if let Some(count) = all.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.key);
+            }
+        }
+    }
+}
+
+impl TlsListener {
+    /// Binds an address. Has to be called on a runtime.
+    pub(super) fn bind(address: SocketAddr, key: &Seed) -> io::Result<Self> {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        }?;
+        // A new server can bind while connections of the one before it are dying.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        tcp::enlarge(&socket);
+        Ok(Self {
+            socket: socket.listen(BACKLOG)?,
+            acceptor: TlsAcceptor::from(Arc::new(config(key).map_err(io::Error::other)?)),
+            finder: Arc::default(),
+            sessions: Arc::default(),
+        })
+    }
+
+    pub(super) fn local_address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+}
+
+fn config(key: &Seed) -> Result<ServerConfig, TlsError> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(Arc::new(AnyKey(algorithms())))
+        .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(key.certified())));
+    // A resumed session would be the client's without a new proof.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(config)
+}
+
+impl Listener for TlsListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<(TcpStream, Option<IpAddr>)> {
+        let (stream, address) = self.socket.accept().await?;
+        tcp::set_options(&stream);
+        tcp::restrain(&stream);
+        Ok((stream, Some(address.ip())))
+    }
+
+    async fn admit(&self, stream: TcpStream, shared: &Arc<Shared>) -> io::Result<Client> {
+        let mut stream = self.acceptor.accept(stream).await?;
+        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let key = shown.and_then(|spki| PublicKey::of_spki(spki));
+        let key = key.ok_or_else(|| io::Error::other("the client shows no key"))?;
+        let mut name = vec![0; usize::from(stream.read_u8().await?)];
+        stream.read_exact(&mut name).await?;
+        let (shared, finder) = (Arc::clone(shared), Arc::clone(&self.finder));
+        let found = tokio::task::spawn_blocking(move || find(&shared, &finder, &name, key));
+        let found = found.await.map_err(io::Error::other)?;
+        tcp::enlarge(stream.get_ref().0);
+        let (read, write) = tokio::io::split(stream);
+        let is_known = found.is_ok();
+        let (home, allowed, ended) = match found {
+            Ok((home, entry, tokens)) => {
+                let allowed = entry.rights;
+                let counted = Counted::new(key, &self.sessions);
+                let home = match counted {
+                    Some(_) => home,
+                    None => Err(Fault::Other(
+                        ErrorKind::Unavailable,
+                        format!("{MAX_SESSIONS} connections with this token are open already; end some of them"),
+                    )),
+                };
+                let ended = async move {
+                    let _counted = counted;
+                    revoked(tokens, entry).await
+                };
+                (home, allowed, Box::pin(ended) as _)
+            }
+            Err(refused) => (Err(refused), Allowed::Read, Box::pin(std::future::pending()) as _),
+        };
+        Ok(Client {
+            is_known,
+            read: Box::new(read),
+            write: Box::new(write),
+            home,
+            allowed,
+            ended,
+        })
+    }
+}
+
+/// A repository as the holder of a token may have it, or the reason for which it can't be opened.
+type Found = (Result<Arc<dyn Home>, Fault>, Entry, Tokens);
+
+/// Finds the repository of a name, and the token with a key for it. The error is the same for all that is unknown.
+fn find(shared: &Shared, finder: &Finder, name: &[u8], key: PublicKey) -> Result<Found, Fault> {
+    let unknown = || {
+        let what = "the server does not accept this token: it was revoked or replaced, or is for another repository. `vbk token \
+                    list` there lists those that it accepts, `vbk token add` makes a new one";
+        Fault::Other(ErrorKind::Denied, what.to_owned())
+    };
+    let directory = shared.served.directory(name).ok_or_else(unknown)?;
+    let tokens = Tokens::of(&directory);
+    let entry = finder.find(&tokens, key).ok_or_else(unknown)?;
+    tokens.note_use(&entry.name, Timestamp::now());
+    tracing::info!("token {} opens {}", entry.name, directory.display());
+    let home = (shared.open)(&directory).and_then(|home| limit(home, entry.rights, &entry.guests));
+    Ok((home.map_err(|error| Fault::from(&error)), entry, tokens))
+}
+
+impl Served {
+    /// Returns the directory of a repository. Nothing but the name of a directory right below the root leads anywhere.
+    fn directory(&self, name: &[u8]) -> Option<PathBuf> {
+        match self {
+            Self::One(directory) => name.is_empty().then(|| directory.clone()),
+            Self::Below(root) => {
+                let name = std::str::from_utf8(name).ok()?;
+                check_name(name).ok()?;
+                let directory = root.join(name);
+                let is_directory = fs::symlink_metadata(&directory).is_ok_and(|metadata| metadata.is_dir());
+                is_directory.then_some(directory)
+            }
+        }
+    }
+}
+
+/// Waits until a token is not the one any more that a client was let in with.
+async fn revoked(tokens: Tokens, entry: Entry) -> String {
+    let name = entry.name.clone();
+    loop {
+        sleep(TOKEN_POLL).await;
+        let (tokens, name) = (tokens.clone(), name.clone());
+        let now = tokio::task::spawn_blocking(move || tokens.get(&name)).await;
+        return match now {
+            Ok(Ok(Some(now))) if now == entry => continue,
+            Ok(Ok(Some(_))) => format!("the token {} was changed", entry.name),
+            Ok(Ok(None)) => format!("the token {} was revoked", entry.name),
+            // A token that can't be read opens nothing, for new clients too.
+            Ok(Err(error)) => format!("the token {} can't be read: {error}", entry.name),
+            Err(error) => error.to_string(),
+        };
+    }
+}
+
+/// Lets in every client that proves to have the private half of the key that it shows.
+#[derive(Debug)]
+struct AnyKey(WebPkiSupportedAlgorithms);
+
+impl ClientCertVerifier for AnyKey {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        key: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, TlsError> {
+        match PublicKey::of_spki(key) {
+            Some(_) => Ok(ClientCertVerified::assertion()),
+            None => Err(CertificateError::BadEncoding.into()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        key: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        let key = SubjectPublicKeyInfoDer::from(key.as_ref());
+        verify_tls13_signature_with_raw_key(message, &key, signature, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SCHEME]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests;
