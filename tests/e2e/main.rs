@@ -44,6 +44,7 @@ mod restore;
 mod rights;
 mod saved;
 mod sealed;
+mod serve;
 mod snapshots;
 mod ssh;
 mod tls;

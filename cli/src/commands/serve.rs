@@ -21,7 +21,7 @@ use crate::place;
 use crate::signals::cancel_flag;
 
 /// Time that a process which was started for clients stays without one.
-const IDLE_EXIT: &str = "1min";
+const IDLE_EXIT: &str = "10s";
 
 /// Serves one client until it hangs up, or all that come until a signal.
 pub fn run(context: &Context<'_>, args: &ServeArgs) -> Result<Outcome> {

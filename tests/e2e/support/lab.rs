@@ -23,8 +23,8 @@ pub const VBK: &str = env!("CARGO_BIN_EXE_vbk");
 /// A test that takes so long hangs, perhaps in a read from a mount: what it reads from is then taken away.
 const WATCHDOG: Duration = Duration::from_secs(240);
 
-/// How long what a command took down may take to be gone.
-const GONE: Duration = Duration::from_secs(5);
+/// How long what a command took down may take to be gone: a process that was started for ssh clients stays 10 s longer.
+const GONE: Duration = Duration::from_secs(20);
 
 pub struct Lab {
     dir: TempDir,

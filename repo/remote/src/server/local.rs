@@ -93,8 +93,9 @@ impl LocalListener {
             loop {
                 ticks.tick().await;
                 let shared = Arc::clone(&shared);
-                let closed = tokio::task::spawn_blocking(move || shared.close_if_unused()).await;
-                if connected.load(Ordering::SeqCst) > 0 || !closed.unwrap_or(true) {
+                // A panic of it was reported there.
+                let _ = tokio::task::spawn_blocking(move || shared.close_if_unused()).await;
+                if connected.load(Ordering::SeqCst) > 0 {
                     last_used = Instant::now();
                 }
                 if idle.is_some_and(|idle| last_used.elapsed() >= idle) {
