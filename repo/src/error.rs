@@ -201,6 +201,20 @@ pub enum Error {
     /// Another writer changed records or notes after the caller read them.
     #[error("the repository was changed by another command at the same time; try again")]
     Moved,
+    /// Blocks and nodes that were put and not flushed are gone: the process that had the store open was restarted. They must be
+    /// put again before the next flush or commit.
+    #[error(
+        "{} blocks and {} parts of manifests are gone, because the process that has the repository open was restarted; run the \
+         command again",
+        blocks.len(),
+        nodes.len()
+    )]
+    Missing {
+        /// The blocks.
+        blocks: Vec<BlockId>,
+        /// The nodes of manifests.
+        nodes: Vec<NodeId>,
+    },
     /// A block that a manifest names is not stored.
     #[error("block {0} is missing")]
     BlockMissing(BlockId),
@@ -441,7 +455,7 @@ impl Error {
                 ErrorKind::Unsupported
             }
             Self::Locked { .. } => ErrorKind::Locked,
-            Self::Moved => ErrorKind::Unavailable,
+            Self::Moved | Self::Missing { .. } => ErrorKind::Unavailable,
             Self::BlockMissing(_)
             | Self::BlockDamaged { .. }
             | Self::NodeDamaged { .. }

@@ -47,7 +47,7 @@ pub(crate) struct Welcome {
     pub(crate) window_bytes: u32,
 }
 
-/// Number of an open store, chosen by the server.
+/// Number of an open store, chosen by the client, so that it is the same on the next connection.
 pub(crate) type Handle = u32;
 
 /// A question.
@@ -62,14 +62,17 @@ pub(crate) enum Ask {
     CheckReserve(Reserve),
     /// Opens the newest snapshot: [`Answer::Opened`], or [`Answer::Nothing`] if it must be as it is and can't be read.
     Read {
+        store: Handle,
         as_it_is: bool,
     },
     /// Opens the store for adding backups: [`Answer::Opened`].
     Write {
+        store: Handle,
         command: String,
     },
     /// Opens the store for changes and removals: [`Answer::Opened`].
     Manage {
+        store: Handle,
         command: String,
     },
     /// Closes a store: [`Answer::Done`] when others can have it.
@@ -166,7 +169,6 @@ pub(crate) enum Answer {
     /// Names and contents.
     Slots(Vec<(String, Vec<u8>)>),
     Opened {
-        store: Handle,
         /// Number of a snapshot, 0 of a store open for writing.
         number: u64,
         /// The [`vbk_repo::store::Identity`], as JSON.
@@ -223,6 +225,8 @@ pub(crate) enum Fault {
     NodeDamaged([u8; 32], String),
     Locked(String),
     Moved,
+    /// Blocks and nodes.
+    Missing(Vec<[u8; 32]>, Vec<[u8; 32]>),
     Other(ErrorKind, String),
 }
 
@@ -235,6 +239,10 @@ impl From<&Error> for Fault {
             Error::NodeDamaged { id, what } => Self::NodeDamaged(id.0, what.clone()),
             Error::Locked { holder, .. } => Self::Locked(holder.clone()),
             Error::Moved => Self::Moved,
+            Error::Missing { blocks, nodes } => Self::Missing(
+                blocks.iter().map(|id| id.0).collect(),
+                nodes.iter().map(|id| id.0).collect(),
+            ),
             other => Self::Other(other.kind(), other.to_string()),
         }
     }
@@ -253,6 +261,10 @@ impl Fault {
                 holder,
             },
             Self::Moved => Error::Moved,
+            Self::Missing(blocks, nodes) => Error::Missing {
+                blocks: blocks.into_iter().map(BlockId).collect(),
+                nodes: nodes.into_iter().map(NodeId).collect(),
+            },
             Self::Other(ErrorKind::Interrupted, _) => Error::Interrupted,
             Self::Other(kind, message) => Error::Remote { kind, message },
         }

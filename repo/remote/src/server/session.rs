@@ -89,7 +89,12 @@ pub(super) async fn run(
         let ended = ended.await;
         if let Err(error) = &ended {
             let reply = Reply::new(&outbox, 0);
-            let fault = Fault::Other(ErrorKind::Invalid, error.to_string());
+            // A client that breaks the protocol need not come back.
+            let kind = match error.kind() {
+                io::ErrorKind::InvalidData => ErrorKind::Invalid,
+                _ => ErrorKind::Unavailable,
+            };
+            let fault = Fault::Other(kind, error.to_string());
             reply.send(&Answer::Failed(fault), Vec::new(), false);
         }
         outbox.close();
