@@ -1,5 +1,8 @@
 //! Both ends of the wire together.
 
+mod again;
+mod line;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -47,6 +47,13 @@ impl Again {
         }
     }
 
+    /// The same with short pauses.
+    #[cfg(test)]
+    pub(crate) fn at_once(self) -> Self {
+        let first_pause = Duration::from_millis(1);
+        Self { first_pause, ..self }
+    }
+
     /// Never tries.
     pub fn never() -> Self {
         Self::new(Duration::ZERO, || false, |_| {})

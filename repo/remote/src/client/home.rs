@@ -89,6 +89,12 @@ impl RemoteHome {
         }
     }
 
+    /// Bytes of puts that take room in the window.
+    #[cfg(test)]
+    pub(crate) fn put_bytes(&self) -> usize {
+        self.link.put_bytes()
+    }
+
     /// Opens the store for writing, once nobody else has it.
     fn session(&self, ask: &dyn Fn(Handle) -> Ask, wait: Wait<'_>) -> Result<(Arc<RemoteStore>, Arc<dyn Keeper>)> {
         loop {

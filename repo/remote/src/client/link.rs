@@ -227,6 +227,11 @@ impl Link {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn put_bytes(&self) -> usize {
+        self.shared.lock().map_or(0, |state| state.put_bytes)
+    }
+
     /// Waits until the puts have arrived, if `ids` are among them; without ids, until all have.
     pub(super) fn drain(&self, puts: &Puts, ids: Option<&[Id]>) -> Result<()> {
         let ids: Option<HashSet<Id>> = ids.map(|ids| ids.iter().copied().collect());
