@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
-use vbk_remote::client::Ssh;
+use vbk_remote::client::{Again, Ssh};
 use vbk_repo::keys::Unlock;
 use vbk_repo::repository::{Manager, Repository, View, Wait, Writer};
 
@@ -17,6 +17,7 @@ use crate::config::{Config, DEFAULT_PATH};
 use crate::exit::{Error, Result};
 use crate::machine;
 use crate::place;
+use crate::signals;
 use crate::terminal::output;
 use crate::trust::Memory;
 use crate::unlock;
@@ -180,7 +181,22 @@ impl<'a> Context<'a> {
             remote_program: self.global.remote_path.clone(),
             is_silent: machine::is_background(),
         };
-        place::open(path, &ssh).map_err(|error| self.explain(error, path))
+        let again = match place::is_address(path) {
+            true => self.again()?,
+            false => Again::never(),
+        };
+        place::open(path, &ssh, again).map_err(|error| self.explain(error, path))
+    }
+
+    /// Returns the way in which a lost connection is made again.
+    fn again(&self) -> Result<Again> {
+        let reconnect_for = match self.global.reconnect_for {
+            Some(time) => time,
+            None => self.config()?.reconnect_for.unwrap_or(Again::RECONNECT_FOR),
+        };
+        Ok(Again::new(reconnect_for, signals::is_cancelled, |line| {
+            tracing::warn!("{line}");
+        }))
     }
 
     /// Opens the repository without its keys, for reading.

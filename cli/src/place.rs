@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use vbk_remote::address::SshAddress;
-use vbk_remote::client::{LocalHome, Ssh};
+use vbk_remote::client::{Again, LocalHome, Ssh};
 use vbk_repo::repository::Repository;
 
 use crate::exit::{Error, Result};
@@ -55,11 +55,11 @@ pub fn local(name: &Path) -> Result<&Path> {
 }
 
 /// Opens a repository by its name.
-pub fn open(name: &Path, ssh: &Ssh) -> vbk_repo::Result<Repository> {
+pub fn open(name: &Path, ssh: &Ssh, again: Again) -> vbk_repo::Result<Repository> {
     match is_address(name).then(|| address(name)) {
         // Through the process that has it open for all, if there is one.
         None => Repository::open_through(name, |directory| Arc::new(LocalHome::new(directory))),
-        Some(Ok(address)) => Ok(Repository::at(Arc::new(ssh.open(&address)?))),
+        Some(Ok(address)) => Ok(Repository::at(Arc::new(ssh.open(&address, again)?))),
         Some(Err(message)) => Err(vbk_repo::Error::Remote {
             kind: vbk_repo::ErrorKind::Invalid,
             message,

@@ -266,12 +266,8 @@ fn tries_end_after_their_time_and_say_what_to_do() {
     line.is_away.store(true, Ordering::SeqCst);
     line.cut();
     let started = Instant::now();
-    let error = loop {
-        match home.key_slots() {
-            Ok(_) => std::thread::sleep(Duration::from_millis(1)),
-            Err(error) => break error,
-        }
-    };
+    until("it is given up", || home.key_slots().is_err());
+    let error = home.key_slots().expect_err("is final");
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     let text = error.to_string();
     for part in ["line", "1 s", "connection refused", "run the command again"] {
@@ -283,30 +279,21 @@ fn tries_end_after_their_time_and_say_what_to_do() {
 
 #[test]
 fn a_refusal_after_a_lost_connection_is_final() {
-    let refusals: [(&str, fn(&Line), ErrorKind); 2] = [
-        (
-            "another repository",
-            |line| *line.home.lock() = memory(BlockSize::DEFAULT),
-            ErrorKind::Invalid,
-        ),
-        (
-            "does not let this client",
-            |line| *line.allowed.lock() = Allowed::Add,
-            ErrorKind::Denied,
-        ),
+    let parents = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
+    let homes = parents.each_ref().map(|parent| directory(&new_directory(parent)));
+    let refusals = [
+        ("another repository", 1, Allowed::Everything, ErrorKind::Invalid),
+        ("does not let this client", 0, Allowed::Add, ErrorKind::Denied),
     ];
-    for (says, change, kind) in refusals {
-        let line = Line::new(memory(BlockSize::DEFAULT));
+    for (says, other, allowed, kind) in refusals {
+        let line = Line::new(Arc::clone(&homes[0]));
         let home = line.client(HOUR).expect("connects");
-        let session = home.manage("forget", &mut |_| false).expect("opens");
-        change(&line);
+        let session = home.manage("forget", &mut |_| true).expect("opens");
+        *line.home.lock() = Arc::clone(&homes[other]);
+        *line.allowed.lock() = allowed;
         line.cut();
-        let error = loop {
-            match session.store.flush() {
-                Ok(()) => std::thread::sleep(Duration::from_millis(1)),
-                Err(error) => break error,
-            }
-        };
+        until("it is refused", || session.store.flush().is_err());
+        let error = session.store.flush().expect_err("is final");
         assert_eq!(error.kind(), kind, "{error}");
         assert!(error.to_string().contains(says), "{error}");
     }
