@@ -27,6 +27,7 @@ mod umount;
 mod verify;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -124,6 +125,17 @@ pub struct Global {
         hide_short_help = true
     )]
     pub token_file: Option<PathBuf>,
+
+    /// Time for which a lost connection to another host is tried again; 0 for never [default: 1h]
+    #[arg(
+        long,
+        global = true,
+        env = "VBK_RECONNECT_FOR",
+        value_name = "TIME",
+        value_parser = parse::parse_duration_or_zero,
+        hide_short_help = true
+    )]
+    pub reconnect_for: Option<Duration>,
 
     /// Key file of an encrypted repository, or a key from `vbk key export`. Refuses a repository that is not encrypted
     #[arg(

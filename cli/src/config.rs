@@ -10,6 +10,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use vbk::guest::discover::{ConfiguredGuest, Known};
 use vbk::retention::KeepPolicy;
@@ -45,6 +46,8 @@ pub struct Config {
     pub metrics: Option<PathBuf>,
     /// Guests' file systems are never handed to the kernel: `vbk mount --files` reads them in user space.
     pub safe_mounts: bool,
+    /// Time for which a lost connection to another host is tried again.
+    pub reconnect_for: Option<Duration>,
     /// Shell command for guests that were not backed up.
     pub on_failure: Option<String>,
     /// Guests that --all leaves out, as patterns with `*` and `?`.

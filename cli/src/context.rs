@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
-use vbk_remote::client::{Ssh, Tls};
+use vbk_remote::client::{Again, Ssh, Tls};
 use vbk_remote::token::Token;
 use vbk_repo::keys::Unlock;
 use vbk_repo::repository::{Manager, Repository, View, Wait, Writer};
@@ -18,6 +18,7 @@ use crate::config::{Config, DEFAULT_PATH};
 use crate::exit::{Error, Result};
 use crate::machine;
 use crate::place;
+use crate::signals;
 use crate::terminal::output;
 use crate::token_file;
 use crate::trust::Memory;
@@ -177,9 +178,13 @@ impl<'a> Context<'a> {
 
     /// Opens a repository without its keys and without a look at what this host knows of it.
     pub fn open_at(&self, path: &Path) -> Result<Repository> {
+        let again = match place::is_address(path) {
+            true => self.again()?,
+            false => Again::never(),
+        };
         if let Some(address) = place::server(path)? {
             let token = self.token_of(path)?;
-            let opened = Tls { address, token }.open();
+            let opened = Tls { address, token }.open(again);
             return Ok(Repository::at(Arc::new(opened?)));
         }
         let ssh = Ssh {
@@ -187,7 +192,18 @@ impl<'a> Context<'a> {
             remote_program: self.global.remote_path.clone(),
             is_silent: machine::is_background(),
         };
-        place::open(path, &ssh).map_err(|error| self.explain(error, path))
+        place::open(path, &ssh, again).map_err(|error| self.explain(error, path))
+    }
+
+    /// Returns the way in which a lost connection is made again.
+    fn again(&self) -> Result<Again> {
+        let reconnect_for = match self.global.reconnect_for {
+            Some(time) => time,
+            None => self.config()?.reconnect_for.unwrap_or(Again::RECONNECT_FOR),
+        };
+        Ok(Again::new(reconnect_for, signals::is_cancelled, |line| {
+            tracing::warn!("{line}");
+        }))
     }
 
     /// Returns the token for a server. The configuration's is only for its own repository, if it names one.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use vbk_remote::address::{SshAddress, VbkAddress};
-use vbk_remote::client::{LocalHome, Ssh};
+use vbk_remote::client::{Again, LocalHome, Ssh};
 use vbk_repo::repository::Repository;
 
 use crate::exit::{Error, Result};
@@ -65,7 +65,7 @@ pub fn local(name: &Path) -> Result<&Path> {
 }
 
 /// Opens a repository by its name, but for one that is reached over TLS: see [`server`].
-pub fn open(name: &Path, ssh: &Ssh) -> vbk_repo::Result<Repository> {
+pub fn open(name: &Path, ssh: &Ssh, again: Again) -> vbk_repo::Result<Repository> {
     let refused = |message| vbk_repo::Error::Remote {
         kind: vbk_repo::ErrorKind::Invalid,
         message,
@@ -73,7 +73,7 @@ pub fn open(name: &Path, ssh: &Ssh) -> vbk_repo::Result<Repository> {
     match address(name).map_err(refused)? {
         // Through the process that has it open for all, if there is one.
         None => Repository::open_through(name, |directory| Arc::new(LocalHome::new(directory))),
-        Some(Address::Ssh(address)) => Ok(Repository::at(Arc::new(ssh.open(&address)?))),
+        Some(Address::Ssh(address)) => Ok(Repository::at(Arc::new(ssh.open(&address, again)?))),
         Some(Address::Vbk(address)) => Err(refused(format!("there is no token for {address}"))),
     }
 }

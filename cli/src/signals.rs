@@ -2,10 +2,20 @@
 //! connection, asks for a clean end where ending at once would leave something half done.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
+
+/// The flags of this process.
+static FLAGS: Mutex<Vec<Arc<AtomicBool>>> = Mutex::new(Vec::new());
+
+/// Returns whether one of the flags is set: a wait for another host makes no sense any more.
+pub fn is_cancelled() -> bool {
+    let flags = FLAGS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    flags.iter().any(|flag| flag.load(Ordering::SeqCst))
+}
 
 /// Returns a flag that the first signal sets. The second signal ends the process with code 130. Other code may set the flag
 /// too, e.g. a deadline; the first signal after that does not end the process at once.
@@ -18,6 +28,9 @@ pub fn cancel_flag() -> std::io::Result<Arc<AtomicBool>> {
         flag::register(signal, Arc::clone(&signalled))?;
         flag::register(signal, Arc::clone(&cancel))?;
     }
+    let mut flags = FLAGS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    flags.push(Arc::clone(&cancel));
+    drop(flags);
     Ok(cancel)
 }
 

@@ -54,7 +54,12 @@ fn backups_forgets_and_prunes_run_beside_a_backup() {
     lab.ok(args!["restore", "busy1@latest", lab.path("back.img")]);
     assert_same(&lab.path("back.img"), &lab.path("large.img"));
     let list = lab.json(args!["list"]);
-    let guests: Vec<_> = list.as_array().expect("an array").iter().map(|one| str_of(one, "guest")).collect();
+    let guests: Vec<_> = list
+        .as_array()
+        .expect("an array")
+        .iter()
+        .map(|one| str_of(one, "guest"))
+        .collect();
     assert_eq!(guests, ["busy1", "web2", "web3"]);
     server.signal(Signal::SIGTERM);
     server.wait().done();

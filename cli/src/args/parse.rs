@@ -87,6 +87,14 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs(seconds))
 }
 
+/// The same, and `0` for no time.
+pub fn parse_duration_or_zero(text: &str) -> Result<Duration, String> {
+    match text {
+        "0" => Ok(Duration::ZERO),
+        text => parse_duration(text).map_err(|error| format!("{error}, or 0")),
+    }
+}
+
 /// A time in the past.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Moment {

@@ -12,6 +12,7 @@ use toml::de::{DeTable, DeValue};
 use vbk_repo::name::GuestName;
 
 use self::setting::KEEP;
+use crate::args::parse;
 use crate::config::Config;
 use crate::config::settings::{NAMES as SETTINGS, Section};
 use crate::place;
@@ -25,6 +26,7 @@ const TOP: &[&str] = &[
     "jobs",
     "metrics",
     "safe-mounts",
+    "reconnect-for",
     "on-failure",
     "defaults",
     "guest",
@@ -82,6 +84,7 @@ impl Reader<'_> {
                 "jobs" => self.jobs(config, key, value),
                 "metrics" => config.metrics = self.path(key, value),
                 "safe-mounts" => config.safe_mounts = self.flag(key, value).unwrap_or_default(),
+                "reconnect-for" => config.reconnect_for = self.parsed(key, value, parse::parse_duration_or_zero),
                 "on-failure" => config.on_failure = self.command(key, value),
                 "defaults" => self.defaults(config, key, value),
                 "guest" => self.guests(config, key, value),

@@ -1,12 +1,17 @@
 //! A repository that a server has open, seen from here.
 
+mod again;
+mod connection;
 mod home;
 mod link;
 mod local;
+mod puts;
 mod ssh;
+mod state;
 mod store;
 mod tls;
 
+pub use again::Again;
 pub use home::RemoteHome;
 pub use local::LocalHome;
 pub use ssh::Ssh;

@@ -26,9 +26,23 @@
 //! sends a ping every [`PING_INTERVAL`] and gives the other up after [`DEAD_AFTER`] without a byte, so no wait outlives a dead
 //! connection by more than that.
 //!
+//! # Lost connections
+//!
+//! A client makes a lost connection again ([`client::Again`]), opens its stores on it and sends the questions that have no answer
+//! yet, in their order. What the server answered counts, but for puts without a flush: another process may answer now. Before the
+//! next flush or commit the client asks for those, puts nodes again, and fails with [`vbk_repo::Error::Missing`] if blocks are
+//! gone. So a commit never names what is not there:
+//!
+//! 1. A put that was not answered is sent again, before all that was asked later.
+//! 2. A put that was answered is in doubt from a loss of the connection on, until the store was asked for it on a connection that
+//!    then was not lost.
+//! 3. A flush or commit is sent only if nothing is in doubt, and not sent again by itself when its connection is lost.
+//!
+//! A prune is not asked again: the server ends it when it finds that its client is gone.
+//!
 //! # Memory
 //!
-//! A client has up to the server's window (64 MiB) of puts on their way. A server has as much in its queue, 16 answers in the
+//! A client has up to the server's window (64 MiB) of puts on their way, and 64 MiB of nodes that were not flushed. A server has as much in its queue, 16 answers in the
 //! making and 32 MiB of finished ones, for each client.
 
 use std::time::Duration;

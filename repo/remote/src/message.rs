@@ -47,7 +47,7 @@ pub(crate) struct Welcome {
     pub(crate) window_bytes: u32,
 }
 
-/// Number of an open store, chosen by the server.
+/// Number of an open store, chosen by the client, so that it is the same on the next connection.
 pub(crate) type Handle = u32;
 
 /// A question.
@@ -62,14 +62,17 @@ pub(crate) enum Ask {
     CheckReserve(Reserve),
     /// Opens the newest snapshot: [`Answer::Opened`], or [`Answer::Nothing`] if it must be as it is and can't be read.
     Read {
+        store: Handle,
         as_it_is: bool,
     },
     /// Opens the store for adding backups: [`Answer::Opened`].
     Write {
+        store: Handle,
         command: String,
     },
     /// Opens the store for changes and removals: [`Answer::Opened`].
     Manage {
+        store: Handle,
         command: String,
     },
     /// Closes a store: [`Answer::Done`] when others can have it.
@@ -171,7 +174,6 @@ pub(crate) enum Answer {
     /// Names and contents.
     Slots(Vec<(String, Vec<u8>)>),
     Opened {
-        store: Handle,
         /// Number of a snapshot, 0 of a store open for writing.
         number: u64,
         /// The [`vbk_repo::store::Identity`], as JSON.

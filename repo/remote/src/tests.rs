@@ -1,5 +1,8 @@
 //! Both ends of the wire together.
 
+mod again;
+mod line;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +16,7 @@ use vbk_repo::store::memory::MemoryStore;
 use vbk_repo::store::{Note, Record, StoreManager, Wanted};
 use vbk_repo::{Error, ErrorKind};
 
-use crate::client::RemoteHome;
+use crate::client::{Again, RemoteHome};
 use crate::message::Ask;
 use crate::server::{Allowed, serve};
 
@@ -33,11 +36,17 @@ fn served(home: Arc<dyn Home>, allowed: Allowed) -> (ReadHalf<DuplexStream>, Wri
 
 fn remote(home: &Arc<dyn Home>, allowed: Allowed) -> RemoteHome {
     let home = Arc::clone(home);
-    RemoteHome::connect("test".into(), move || Ok(served(home, allowed))).expect("connects")
+    RemoteHome::connect("test".into(), Again::never(), move || {
+        Ok(served(Arc::clone(&home), allowed))
+    })
+    .expect("connects")
 }
 
 fn manager(home: &RemoteHome) -> Box<dyn StoreManager> {
-    let ask = Ask::Manage { command: "test".into() };
+    let ask = |store| Ask::Manage {
+        store,
+        command: "test".into(),
+    };
     Box::new(home.opened(&ask, true).expect("opens").expect("is there").0)
 }
 
@@ -123,7 +132,7 @@ fn a_client_has_the_rights_that_the_server_gives_it() {
 
 #[test]
 fn a_server_that_goes_away_fails_every_wait_and_is_named() {
-    let lost = RemoteHome::connect("ssh://dc2/srv".into(), || {
+    let lost = RemoteHome::connect("ssh://dc2/srv".into(), Again::never(), || {
         let (here, mut there) = tokio::io::duplex(100_000);
         tokio::spawn(async move {
             let mut greeting = [0; 100];
@@ -139,14 +148,16 @@ fn a_server_that_goes_away_fails_every_wait_and_is_named() {
     );
 
     let home = memory(BlockSize::DEFAULT);
-    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
-    let gone = RemoteHome::connect("gone".into(), move || {
+    let stop = Arc::new(tokio::sync::Notify::new());
+    let stopped = Arc::clone(&stop);
+    let gone = RemoteHome::connect("gone".into(), Again::never(), move || {
         let (here, there) = tokio::io::duplex(100_000);
+        let (home, stopped) = (Arc::clone(&home), Arc::clone(&stopped));
         tokio::spawn(async move {
             let (read, write) = tokio::io::split(there);
             tokio::select! {
                 _ = serve(&home, Allowed::Everything, read, write) => {}
-                _ = &mut stopped => {}
+                () = stopped.notified() => {}
             }
         });
         Ok(tokio::io::split(here))
@@ -155,7 +166,7 @@ fn a_server_that_goes_away_fails_every_wait_and_is_named() {
     let session = gone.write("backup", &mut |_| false).expect("opens");
     session.store.put(vec![sealed(1)]).expect("puts");
     session.store.flush().expect("flushes");
-    stop.send(()).expect("runs");
+    stop.notify_one();
     let error = loop {
         match session.store.locate(&[BlockId([1; 32])]) {
             Ok(_) => std::thread::sleep(Duration::from_millis(1)),

@@ -15,9 +15,11 @@ use vbk_repo::repository::{DiskUsage, Reserve};
 use vbk_repo::store::{Distance, Identity, StoreManager, StoreWriter};
 use vbk_repo::{Error, Result};
 
+use super::again::Again;
 use super::link::Link;
+use super::puts::Puts;
 use super::store::{RemoteKeeper, RemoteStore};
-use crate::message::{Answer, Ask};
+use crate::message::{Answer, Ask, Handle};
 
 /// Time for which the number of the newest snapshot counts as known: a mount asks for it at every look-up.
 const NEWEST_FOR: Duration = Duration::from_secs(2);
@@ -42,14 +44,19 @@ impl fmt::Debug for RemoteHome {
 }
 
 impl RemoteHome {
-    /// Connects to a server, and waits for its greeting. `connect` makes the two directions of a stream; it runs in a task of
-    /// this crate's runtime. `name` is the repository's address, as the user gave it.
-    pub fn connect<R, W>(name: PathBuf, connect: impl FnOnce() -> io::Result<(R, W)>) -> Result<Self>
+    /// Connects to a server, and waits for its greeting. `connect` makes the two directions of a stream; it is called again when
+    /// a connection was lost, on a thread of this crate's runtime, and may block. `name` is the repository's address, as the
+    /// user gave it.
+    pub fn connect<R, W>(
+        name: PathBuf,
+        again: Again,
+        connect: impl Fn() -> io::Result<(R, W)> + Send + Sync + 'static,
+    ) -> Result<Self>
     where
         R: AsyncRead + Unpin + Send + 'static,
         W: AsyncWrite + Unpin + Send + 'static,
     {
-        let link = Link::open(name, connect)?;
+        let link = Link::open(name, again, connect)?;
         let marker = Marker {
             id: link.welcome().id.clone(),
             key_check: link.welcome().key_check.clone(),
@@ -67,27 +74,29 @@ impl RemoteHome {
         Self { distance, ..self }
     }
 
-    pub(crate) fn opened(&self, ask: &Ask, is_writer: bool) -> Result<Option<(RemoteStore, u64)>> {
-        match self.link.ask(ask, Vec::new())? {
-            (Answer::Nothing, _) => Ok(None),
-            (
-                Answer::Opened {
-                    store,
-                    number,
-                    identity,
-                },
-                _,
-            ) => {
+    /// Opens a store with the question that `ask` makes for its number.
+    pub(crate) fn opened(&self, ask: &dyn Fn(Handle) -> Ask, is_writer: bool) -> Result<Option<(RemoteStore, u64)>> {
+        let puts = Arc::<Puts>::default();
+        match self.link.open_store(ask, &puts)? {
+            (_, Answer::Nothing) => Ok(None),
+            (store, Answer::Opened { number, identity }) => {
                 let identity: Identity = serde_json::from_str(&identity).map_err(|_| self.link.unexpected())?;
-                let store = RemoteStore::new(Arc::clone(&self.link), store, identity, self.distance, is_writer);
+                let link = Arc::clone(&self.link);
+                let store = RemoteStore::new(link, store, identity, self.distance, puts, is_writer);
                 Ok(Some((store, number)))
             }
             _ => Err(self.link.unexpected()),
         }
     }
 
+    /// Bytes of puts that take room in the window.
+    #[cfg(test)]
+    pub(crate) fn put_bytes(&self) -> usize {
+        self.link.put_bytes()
+    }
+
     /// Opens the store for writing, once nobody else has it.
-    fn session(&self, ask: &Ask, wait: Wait<'_>) -> Result<(Arc<RemoteStore>, Arc<dyn Keeper>)> {
+    fn session(&self, ask: &dyn Fn(Handle) -> Ask, wait: Wait<'_>) -> Result<(Arc<RemoteStore>, Arc<dyn Keeper>)> {
         loop {
             match self.opened(ask, true) {
                 Err(Error::Locked { path, holder }) => {
@@ -114,7 +123,7 @@ impl RemoteHome {
     }
 
     fn snapshot(&self, as_it_is: bool) -> Result<Option<Snapshot>> {
-        let opened = self.opened(&Ask::Read { as_it_is }, false)?;
+        let opened = self.opened(&|store| Ask::Read { store, as_it_is }, false)?;
         Ok(opened.map(|(store, number)| Snapshot {
             store: Arc::new(store),
             number,
@@ -176,7 +185,8 @@ impl Home for RemoteHome {
     }
 
     fn write(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreWriter>> {
-        let ask = Ask::Write {
+        let ask = |store| Ask::Write {
+            store,
             command: command.to_owned(),
         };
         let (store, keeper) = self.session(&ask, wait)?;
@@ -184,7 +194,8 @@ impl Home for RemoteHome {
     }
 
     fn manage(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreManager>> {
-        let ask = Ask::Manage {
+        let ask = |store| Ask::Manage {
+            store,
             command: command.to_owned(),
         };
         let (store, keeper) = self.session(&ask, wait)?;

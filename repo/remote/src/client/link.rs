@@ -1,96 +1,85 @@
-//! The connection to a server: sends questions, and hands each answer to whoever waits for it.
+//! The way to a server: sends questions, and hands each answer to whoever waits for it. A lost connection is made again
+//! meanwhile.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Runtime;
-use tokio::time::{MissedTickBehavior, interval, timeout};
 use vbk_repo::{Error, ErrorKind, Result};
 
-use crate::message::{Answer, Ask, Fault, Hello, PROTOCOL, Welcome};
-use crate::wire::{Channel, Kind, Limits, Message, MessageReader, Outbox, PREAMBLE, read_preamble, write_all};
-use crate::{DEAD_AFTER, PING_INTERVAL};
+use super::again::Again;
+use super::connection;
+use super::puts::{Id, Puts};
+use super::state::{Event, Shared, Waiter, encode, once, unreachable};
+use crate::message::{Answer, Ask, Handle, Welcome};
+use crate::wire::Message;
 
-/// Time for the first answer. A user may have to type a password meanwhile.
-const WELCOME_WITHIN: Duration = Duration::from_secs(120);
+/// Time for a try to connect to end, when nobody wants it any more.
+const ENDS_WITHIN: Duration = Duration::from_secs(1);
 
-/// A connection to a server. Everything that is asked fails once it is lost.
+/// The way to a server. Everything that is asked fails once it is given up.
 pub(super) struct Link {
-    /// The repository's address.
-    name: PathBuf,
     welcome: Welcome,
     shared: Arc<Shared>,
+    /// Disconnected when the task has ended.
+    ended: Mutex<Receiver<()>>,
 }
 
-struct Shared {
-    outbox: Outbox,
-    state: Mutex<State>,
-    /// Notified when a put was answered, and when the connection is lost.
-    answered: Condvar,
+/// A part of an answer.
+pub(super) enum Part {
+    /// An answer, its body, and whether more follow.
+    Answer(Answer, Vec<u8>, bool),
+    /// All parts come again.
+    Restarted,
+    /// The connection was lost for this reason, and the question is not asked again.
+    Lost(String),
 }
 
-#[derive(Default)]
-struct State {
-    next_request: u32,
-    waiting: HashMap<u32, Waiting>,
-    put_bytes: usize,
-    /// The reason for which the connection is lost.
-    lost: Option<String>,
-}
-
-enum Waiting {
-    Caller(Sender<(Answer, Vec<u8>, bool)>),
-    Put { bytes: usize, puts: Arc<Puts> },
-}
-
-/// The puts of one store that are on their way.
-#[derive(Default)]
-pub(super) struct Puts(Mutex<PutsState>);
-
-#[derive(Default)]
-struct PutsState {
-    on_their_way: usize,
-    /// Names of blocks among them.
-    ids: Vec<(u32, Vec<[u8; 32]>)>,
-    failed: Option<Fault>,
-}
-
-impl Puts {
-    /// Returns the error of the first put that failed.
-    fn failed(&self) -> Option<Fault> {
-        self.0.lock().failed.clone()
-    }
+/// Result of a flush or commit.
+pub(super) enum Barrier {
+    Done,
+    /// It was not asked: the server may have lost something that was put.
+    InDoubt,
+    /// The connection was lost before the answer.
+    Unknown,
 }
 
 /// Answers to one question.
 pub(super) struct Answers<'a> {
     link: &'a Link,
-    receiver: Receiver<(Answer, Vec<u8>, bool)>,
+    receiver: Receiver<Event>,
 }
 
 impl Answers<'_> {
-    /// Waits for the next answer, and returns whether more follow.
-    pub(super) fn next(&self) -> Result<(Answer, Vec<u8>, bool)> {
-        match self.receiver.recv() {
-            Ok((Answer::Failed(fault), ..)) => Err(fault.into_error(&self.link.name)),
-            Ok(answer) => Ok(answer),
-            Err(_) => Err(self.link.lost()),
+    /// Waits for the only answer.
+    pub(super) fn only(&self) -> Result<(Answer, Vec<u8>)> {
+        match self.part()? {
+            Part::Answer(answer, body, false) => Ok((answer, body)),
+            Part::Lost(reason) => Err(self.link.lost(&reason)),
+            Part::Answer(..) | Part::Restarted => Err(self.link.unexpected()),
         }
     }
 
-    /// Like [`Answers::next`], but returns `None` if none came for that long.
-    pub(super) fn next_within(&self, limit: Duration) -> Result<Option<(Answer, Vec<u8>, bool)>> {
+    /// Waits for the next answer.
+    pub(super) fn part(&self) -> Result<Part> {
+        match self.receiver.recv() {
+            Ok(event) => self.link.part_of(event),
+            Err(_) => Err(self.link.over()),
+        }
+    }
+
+    /// Like [`Answers::part`], but returns `None` if none came for that long.
+    pub(super) fn part_within(&self, limit: Duration) -> Result<Option<Part>> {
         match self.receiver.recv_timeout(limit) {
-            Ok((Answer::Failed(fault), ..)) => Err(fault.into_error(&self.link.name)),
-            Ok(answer) => Ok(Some(answer)),
+            Ok(event) => self.link.part_of(event).map(Some),
             Err(RecvTimeoutError::Timeout) => Ok(None),
-            Err(RecvTimeoutError::Disconnected) => Err(self.link.lost()),
+            Err(RecvTimeoutError::Disconnected) => Err(self.link.over()),
         }
     }
 }
@@ -109,89 +98,46 @@ fn runtime() -> io::Result<&'static Runtime> {
     Ok(RUNTIME.get_or_init(|| made))
 }
 
+fn repeated(sender: Sender<Event>, opens: Option<(Handle, Arc<Puts>)>) -> Waiter {
+    Waiter::Caller {
+        sender,
+        is_repeated: true,
+        opens,
+        has_parts: false,
+    }
+}
+
 impl Link {
-    /// Connects, and waits for the server's greeting. `connect` is called on the runtime.
-    pub(super) fn open<R, W>(name: PathBuf, connect: impl FnOnce() -> io::Result<(R, W)>) -> Result<Self>
+    /// Connects, and waits for the server's greeting. `connect` is called on a thread of the runtime that may block.
+    pub(super) fn open<R, W>(
+        name: PathBuf,
+        again: Again,
+        connect: impl Fn() -> io::Result<(R, W)> + Send + Sync + 'static,
+    ) -> Result<Self>
     where
         R: AsyncRead + Unpin + Send + 'static,
         W: AsyncWrite + Unpin + Send + 'static,
     {
-        let failed = |error: io::Error| unreachable(&name, &error.to_string());
-        let runtime = runtime().map_err(failed)?;
-        let _on_runtime = runtime.enter();
-        let (mut read, mut write) = connect().map_err(failed)?;
-        let shared = Arc::new(Shared {
-            // The window bounds what waits in it.
-            outbox: Outbox::new(usize::MAX),
-            state: Mutex::default(),
-            answered: Condvar::new(),
-        });
-        let (greeted, welcome) = mpsc::channel();
-        shared.state.lock().waiting.insert(0, Waiting::Caller(greeted));
-        shared.state.lock().next_request = 1;
-        let writing = Arc::clone(&shared);
+        let runtime = runtime().map_err(|error| unreachable(&name, &error.to_string()).into_error(&name))?;
+        let shared = Arc::new(Shared::new(name));
+        let (ends, ended) = mpsc::channel();
+        let kept = connection::keep(Arc::clone(&shared), again, Arc::new(connect));
         runtime.spawn(async move {
-            let written = async {
-                write.write_all(&PREAMBLE).await?;
-                write_all(&writing.outbox, &mut write).await?;
-                write.shutdown().await
-            };
-            if let Err(error) = written.await {
-                // The reader knows more: the server's last words.
-                tracing::debug!(%error, "can't write to the server");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                writing.lose(&error.to_string());
-            }
+            kept.await;
+            drop::<Sender<()>>(ends);
         });
-        let reading = Arc::clone(&shared);
-        runtime.spawn(async move {
-            let ended = async {
-                let noise = timeout(WELCOME_WITHIN, read_preamble(&mut read))
-                    .await
-                    .map_err(|_| silent(WELCOME_WITHIN))??;
-                if !noise.is_empty() {
-                    tracing::debug!(
-                        "before its greeting the server says: {}",
-                        String::from_utf8_lossy(&noise).trim()
-                    );
-                }
-                reading.listen(read).await
-            };
-            let reason = match ended.await {
-                Ok(()) => "the server closed it".to_owned(),
-                Err(error) => error.to_string(),
-            };
-            reading.lose(&reason);
-        });
-        let pinging = Arc::clone(&shared);
-        runtime.spawn(async move {
-            let mut ticks = interval(PING_INTERVAL);
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            while pinging.state.lock().lost.is_none() {
-                ticks.tick().await;
-                pinging.outbox.send(Channel::Control, Message::empty(Kind::Ping));
-            }
-        });
-        let hello = Ask::Hello(Hello {
-            protocol: (PROTOCOL, PROTOCOL),
-            program: concat!("vbk ", env!("CARGO_PKG_VERSION")).to_owned(),
-        });
-        shared.outbox.send(Channel::Control, message(0, &hello, Vec::new()));
-        let greeting = welcome.recv();
-        match greeting {
-            Ok((Answer::Welcome(welcome), ..)) => Ok(Self { name, welcome, shared }),
-            Ok((Answer::Failed(fault), ..)) => {
-                shared.lose("the server refused it");
-                Err(fault.into_error(&name))
-            }
-            Ok(_) => Err(unreachable(&name, "the server did not greet")),
-            Err(_) => Err(unreachable(&name, &shared.reason())),
-        }
+        let greeted = |state: &super::state::State| state.welcome.is_some() && state.is_up();
+        let welcome = shared.wait(greeted)?.welcome.clone();
+        Ok(Self {
+            welcome: welcome.expect("was waited for"),
+            shared,
+            ended: Mutex::new(ended),
+        })
     }
 
     /// The repository's address.
     pub(super) fn name(&self) -> &Path {
-        &self.name
+        &self.shared.name
     }
 
     /// The server's greeting.
@@ -202,95 +148,126 @@ impl Link {
     /// Sends a question that keeps its order only if it is `ordered`.
     pub(super) fn begin(&self, ask: &Ask, body: Vec<u8>, ordered: bool) -> Result<Answers<'_>> {
         let (sender, receiver) = mpsc::channel();
-        let request = self.shared.enter(Waiting::Caller(sender)).ok_or_else(|| self.lost())?;
-        let message = message(request, ask, body);
-        let channel = match ordered || message.len() > Limits::PEER.control {
-            true => Channel::Bulk,
-            false => Channel::Control,
-        };
-        self.shared.outbox.send(channel, message);
+        self.shared.lock()?.ask(ask, body, ordered, repeated(sender, None));
+        Ok(Answers { link: self, receiver })
+    }
+
+    /// Sends a question that keeps its order and is not asked again after a lost connection.
+    pub(super) fn begin_once(&self, ask: &Ask) -> Result<Answers<'_>> {
+        let (waiter, receiver) = once();
+        let mut state = self.shared.wait(|state| state.is_up())?;
+        state.ask(ask, Vec::new(), true, waiter);
         Ok(Answers { link: self, receiver })
     }
 
     /// Asks, and waits for the only answer.
     pub(super) fn ask(&self, ask: &Ask, body: Vec<u8>) -> Result<(Answer, Vec<u8>)> {
-        let (answer, body, _) = self.begin(ask, body, false)?.next()?;
-        Ok((answer, body))
+        self.begin(ask, body, false)?.only()
     }
 
     /// Like [`Link::ask`], after all that was put.
     pub(super) fn ask_in_order(&self, ask: &Ask, body: Vec<u8>) -> Result<(Answer, Vec<u8>)> {
-        let (answer, body, _) = self.begin(ask, body, true)?.next()?;
-        Ok((answer, body))
+        self.begin(ask, body, true)?.only()
+    }
+
+    /// Opens a store, on each later connection too until [`Link::close_store`].
+    pub(super) fn open_store(&self, question: &dyn Fn(Handle) -> Ask, puts: &Arc<Puts>) -> Result<(Handle, Answer)> {
+        let (sender, receiver) = mpsc::channel();
+        let mut state = self.shared.lock()?;
+        let store = state.new_store();
+        let waiter = repeated(sender, Some((store, Arc::clone(puts))));
+        state.ask(&question(store), Vec::new(), false, waiter);
+        drop(state);
+        let (answer, _) = Answers { link: self, receiver }.only()?;
+        Ok((store, answer))
+    }
+
+    /// Closes a store. With `waits`, others can have it when this returns.
+    pub(super) fn close_store(&self, store: Handle, waits: bool) {
+        self.shared.close_store(store, waits);
     }
 
     /// Sends a put of blocks with these ids, or of nodes, when the window has room for it. Its error comes with the flush.
-    pub(super) fn put(&self, puts: &Arc<Puts>, ids: Vec<[u8; 32]>, ask: &Ask, body: Vec<u8>) -> Result<()> {
-        if let Some(fault) = puts.failed() {
-            return Err(fault.into_error(&self.name));
-        }
-        let bytes = body.len();
+    pub(super) fn put(&self, puts: &Arc<Puts>, blocks: Option<Vec<Id>>, ask: &Ask, body: Vec<u8>) -> Result<()> {
+        self.put_message(puts, blocks, encode(ask), body)
+    }
+
+    /// Sends a put of nodes again.
+    pub(super) fn put_again(&self, puts: &Arc<Puts>, nodes: &Message) -> Result<()> {
+        self.put_message(puts, None, nodes.head.clone(), nodes.body.clone())
+    }
+
+    fn put_message(&self, puts: &Arc<Puts>, blocks: Option<Vec<Id>>, head: Vec<u8>, body: Vec<u8>) -> Result<()> {
+        self.check(puts)?;
         let window = self.welcome.window_bytes as usize;
-        let mut state = self.shared.state.lock();
-        while state.lost.is_none() && state.put_bytes > 0 && state.put_bytes + bytes > window {
-            self.shared.answered.wait(&mut state);
-        }
-        if state.lost.is_some() {
-            drop(state);
-            return Err(self.lost());
-        }
-        let request = state.number();
-        {
-            let mut puts = puts.0.lock();
-            puts.on_their_way += 1;
-            puts.ids.push((request, ids));
-        }
-        state.put_bytes += bytes;
-        let puts = Arc::clone(puts);
-        state.waiting.insert(request, Waiting::Put { bytes, puts });
+        let has_room = |put_bytes: usize| put_bytes == 0 || put_bytes + body.len() <= window;
+        let mut state = self.shared.wait(|state| has_room(state.put_bytes))?;
         // Under the lock: a flush that is sent afterwards must come after it.
-        self.shared.outbox.send(Channel::Bulk, message(request, ask, body));
+        state.put(puts, blocks, head, body);
         Ok(())
     }
 
+    /// Asks for a flush or commit, unless something that was put is in doubt. It is never repeated by itself: a server that was
+    /// restarted would commit without what it lost.
+    pub(super) fn barrier(&self, puts: &Puts, ask: &Ask) -> Result<Barrier> {
+        let (waiter, receiver) = once();
+        let mut state = self.shared.wait(|state| state.is_up())?;
+        if puts.are_doubtful() {
+            return Ok(Barrier::InDoubt);
+        }
+        let order = state.ask(ask, Vec::new(), true, waiter);
+        drop(state);
+        match (Answers { link: self, receiver }).part()? {
+            Part::Answer(Answer::Done, _, false) => {
+                puts.flushed(order);
+                Ok(Barrier::Done)
+            }
+            Part::Lost(_) => Ok(Barrier::Unknown),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn put_bytes(&self) -> usize {
+        self.shared.lock().map_or(0, |state| state.put_bytes)
+    }
+
     /// Waits until the puts have arrived, if `ids` are among them; without ids, until all have.
-    pub(super) fn drain(&self, puts: &Puts, ids: Option<&[[u8; 32]]>) -> Result<()> {
-        let on_their_way = || {
-            let puts = puts.0.lock();
-            match ids {
-                None => puts.on_their_way > 0,
-                Some(ids) => puts.ids.iter().any(|(_, sent)| sent.iter().any(|id| ids.contains(id))),
-            }
-        };
-        let mut state = self.shared.state.lock();
-        while state.lost.is_none() && on_their_way() {
-            self.shared.answered.wait(&mut state);
-        }
-        match state.lost.is_some() {
-            true => {
-                drop(state);
-                Err(self.lost())
-            }
-            false => Ok(()),
-        }
+    pub(super) fn drain(&self, puts: &Puts, ids: Option<&[Id]>) -> Result<()> {
+        let ids: Option<HashSet<Id>> = ids.map(|ids| ids.iter().copied().collect());
+        self.shared.wait(|_| !puts.are_on_their_way(ids.as_ref())).map(drop)
     }
 
     /// An error if a put has failed.
     pub(super) fn check(&self, puts: &Puts) -> Result<()> {
         match puts.failed() {
-            Some(fault) => Err(fault.into_error(&self.name)),
+            Some(fault) => Err(fault.into_error(self.name())),
             None => Ok(()),
         }
     }
 
-    fn lost(&self) -> Error {
+    fn part_of(&self, event: Event) -> Result<Part> {
+        match event {
+            Event::Answer(Answer::Failed(fault), ..) => Err(fault.into_error(self.name())),
+            Event::Answer(answer, body, more) => Ok(Part::Answer(answer, body, more)),
+            Event::Restarted => Ok(Part::Restarted),
+            Event::Lost(reason) => Ok(Part::Lost(reason)),
+        }
+    }
+
+    /// The error that ended all waits.
+    fn over(&self) -> Error {
+        match self.shared.lock() {
+            Err(error) => error,
+            Ok(_) => self.lost("its task has ended"),
+        }
+    }
+
+    /// The error for a question that is not asked again.
+    pub(super) fn lost(&self, reason: &str) -> Error {
         Error::Remote {
             kind: ErrorKind::Unavailable,
-            message: format!(
-                "the connection to {} is lost: {}",
-                self.name.display(),
-                self.shared.reason()
-            ),
+            message: format!("the connection to {} is lost: {reason}", self.name().display()),
         }
     }
 
@@ -298,131 +275,16 @@ impl Link {
     pub(super) fn unexpected(&self) -> Error {
         Error::Remote {
             kind: ErrorKind::Internal,
-            message: format!("the server of {} answered what was not asked", self.name.display()),
+            message: format!("the server of {} answered what was not asked", self.name().display()),
         }
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
-        self.shared.outbox.close();
-    }
-}
-
-impl State {
-    fn number(&mut self) -> u32 {
-        // 0 is the greeting's, and the server's own.
-        self.next_request = self.next_request.checked_add(1).unwrap_or(1);
-        while self.waiting.contains_key(&self.next_request) {
-            self.next_request = self.next_request.checked_add(1).unwrap_or(1);
-        }
-        self.next_request
-    }
-}
-
-impl Shared {
-    /// Notes who waits for an answer; `None` if the connection is lost.
-    fn enter(&self, waiting: Waiting) -> Option<u32> {
-        let mut state = self.state.lock();
-        if state.lost.is_some() {
-            return None;
-        }
-        let request = state.number();
-        state.waiting.insert(request, waiting);
-        Some(request)
-    }
-
-    async fn listen(&self, read: impl AsyncRead + Unpin) -> io::Result<()> {
-        let mut reader = MessageReader::new(read, Limits::PEER);
-        loop {
-            let next = timeout(DEAD_AFTER, reader.next()).await;
-            let Some(message) = next.map_err(|_| silent(DEAD_AFTER))?? else {
-                return Ok(());
-            };
-            match message.kind {
-                Kind::Ping => self.outbox.send(Channel::Control, Message::empty(Kind::Pong)),
-                Kind::Pong => {}
-                Kind::Ask => return Err(invalid("a question from a server")),
-                Kind::Answer => self.deliver(message)?,
-            }
+        // A connection in use ends by itself. A try to make one has a program that should not outlive this one.
+        if !self.shared.close() {
+            let _ = self.ended.get_mut().recv_timeout(ENDS_WITHIN);
         }
     }
-
-    fn deliver(&self, message: Message) -> io::Result<()> {
-        let answer = postcard::from_bytes(&message.head).map_err(|error| invalid(&error.to_string()))?;
-        let mut state = self.state.lock();
-        match state.waiting.remove(&message.request) {
-            Some(Waiting::Caller(sender)) => {
-                if message.more {
-                    state.waiting.insert(message.request, Waiting::Caller(sender.clone()));
-                }
-                // Who no longer waits has an error already.
-                let _ = sender.send((answer, message.body, message.more));
-            }
-            Some(Waiting::Put { bytes, puts }) => {
-                state.put_bytes -= bytes;
-                let mut puts = puts.0.lock();
-                puts.on_their_way -= 1;
-                puts.ids.retain(|(request, _)| *request != message.request);
-                match answer {
-                    Answer::Done => {}
-                    Answer::Failed(fault) => _ = puts.failed.get_or_insert(fault),
-                    _ => return Err(invalid("an answer to another question than a put")),
-                }
-                self.answered.notify_all();
-            }
-            None => match answer {
-                // The server's last words.
-                Answer::Failed(Fault::Other(_, what)) if message.request == 0 => return Err(io::Error::other(what)),
-                _ => return Err(invalid("an answer to nothing")),
-            },
-        }
-        Ok(())
-    }
-
-    /// Ends all waits. The first reason counts.
-    fn lose(&self, reason: &str) {
-        let mut state = self.state.lock();
-        state.lost.get_or_insert_with(|| reason.to_owned());
-        // Those who wait find that nobody will answer.
-        state.waiting.clear();
-        drop(state);
-        self.answered.notify_all();
-        self.outbox.close();
-    }
-
-    fn reason(&self) -> String {
-        self.state.lock().lost.clone().unwrap_or_default()
-    }
-}
-
-fn message(request: u32, ask: &Ask, body: Vec<u8>) -> Message {
-    Message {
-        kind: Kind::Ask,
-        more: false,
-        request,
-        head: postcard::to_stdvec(ask).expect("messages are plain data"),
-        body,
-    }
-}
-
-fn unreachable(name: &Path, reason: &str) -> Error {
-    Error::Remote {
-        kind: ErrorKind::Unavailable,
-        message: format!("can't open {}: {reason}", name.display()),
-    }
-}
-
-fn silent(limit: Duration) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::TimedOut,
-        format!("nothing was heard of the server for {} seconds", limit.as_secs()),
-    )
-}
-
-fn invalid(what: &str) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!("the server breaks the protocol: {what}"),
-    )
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use vbk_repo::keys::{Keys, SlotFile, Unlock};
 use vbk_repo::repository::directory::Directory;
 use vbk_repo::repository::directory::shared::SOCKET;
@@ -13,17 +14,22 @@ use vbk_repo::repository::home::{DiskUsage, Home, Marker, Reserve, Session, Snap
 use vbk_repo::store::{Distance, StoreManager, StoreWriter};
 use vbk_repo::{Error, Result};
 
-use super::RemoteHome;
+use super::{Again, RemoteHome};
 
 /// Time that a process may take until its socket is there.
 const STARTED_WITHIN: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(20);
 
+/// Time within which a process that has ended is there again: it is started by this one, or by systemd.
+const RESTARTED_WITHIN: Duration = Duration::from_secs(60);
+
+type Start = dyn Fn(&Path) -> io::Result<()> + Send + Sync;
+
 /// A directory. Writers go through the process that has it open, if there is one; otherwise this one opens it. Readers open views.
 pub struct LocalHome {
     directory: Arc<Directory>,
     /// Starts a process that opens the directory for all writers, where there is none.
-    start: Option<Box<dyn Fn(&Path) -> io::Result<()> + Send + Sync>>,
+    start: Option<Arc<Start>>,
 }
 
 impl std::fmt::Debug for LocalHome {
@@ -44,7 +50,7 @@ impl LocalHome {
     /// the directory itself.
     pub fn starting(self, start: impl Fn(&Path) -> io::Result<()> + Send + Sync + 'static) -> Self {
         Self {
-            start: Some(Box::new(start)),
+            start: Some(Arc::new(start)),
             ..self
         }
     }
@@ -63,7 +69,20 @@ impl LocalHome {
             }
             Ok(stream) => stream,
         };
-        let home = RemoteHome::connect(self.directory.name().to_owned(), move || {
+        let again = Again::new(RESTARTED_WITHIN, || false, |line| tracing::debug!("{line}"));
+        let (directory, socket, start) = (self.directory.name().to_owned(), self.socket(), self.start.clone());
+        let first = Mutex::new(Some(stream));
+        let home = RemoteHome::connect(self.directory.name().to_owned(), again, move || {
+            let first = first.lock().take();
+            let stream = match first.map_or_else(|| UnixStream::connect(&socket), Ok) {
+                Ok(stream) => stream,
+                Err(error) => {
+                    if let Some(start) = &start {
+                        start(&directory)?;
+                    }
+                    return Err(error);
+                }
+            };
             stream.set_nonblocking(true)?;
             Ok(tokio::net::UnixStream::from_std(stream)?.into_split())
         });

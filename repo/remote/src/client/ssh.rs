@@ -2,12 +2,15 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::pin::Pin;
 use std::process::Stdio;
+use std::task::{Context, Poll};
 
-use tokio::process::{ChildStdin, ChildStdout, Command};
+use tokio::io::{AsyncRead, ReadBuf};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use vbk_repo::Result;
 
-use super::RemoteHome;
+use super::{Again, RemoteHome};
 use crate::address::SshAddress;
 
 /// The programs that make the connection.
@@ -33,20 +36,27 @@ impl Default for Ssh {
 
 impl Ssh {
     /// Connects to a repository on another host. Messages of ssh, and its questions, go to the terminal.
-    pub fn open(&self, address: &SshAddress) -> Result<RemoteHome> {
-        RemoteHome::connect(address.to_string().into(), || self.spawn(address))
+    pub fn open(&self, address: &SshAddress, again: Again) -> Result<RemoteHome> {
+        let (ssh, to) = (self.clone(), address.clone());
+        RemoteHome::connect(address.to_string().into(), again, move || ssh.spawn(&to))
     }
 
-    fn spawn(&self, address: &SshAddress) -> io::Result<(ChildStdout, ChildStdin)> {
+    fn spawn(&self, address: &SshAddress) -> io::Result<(Output, ChildStdin)> {
         let spawned = self.command(address).spawn();
         let mut child =
             spawned.map_err(|error| io::Error::new(error.kind(), format!("can't start a shell: {error}")))?;
         let missing = || io::Error::other("a pipe to ssh is missing");
         let input = child.stdin.take().ok_or_else(missing)?;
         let output = child.stdout.take().ok_or_else(missing)?;
-        // It ends when its standard input does, and is no zombie then.
-        tokio::spawn(async move { child.wait().await });
-        Ok((output, input))
+        let is_at_end = false;
+        Ok((
+            Output {
+                output,
+                child,
+                is_at_end,
+            },
+            input,
+        ))
     }
 
     fn command(&self, address: &SshAddress) -> Command {
@@ -75,6 +85,39 @@ impl Ssh {
     fn remote_command(&self, address: &SshAddress) -> OsString {
         let path = address.path.replace('\'', r"'\''");
         format!("{} serve --stdio -- '{path}'", self.remote_program).into()
+    }
+}
+
+/// Standard output of ssh. If it is dropped before its end, ssh is killed: one that still tries to connect does not see that its
+/// standard input is closed.
+struct Output {
+    output: ChildStdout,
+    /// The runtime waits for it when it is dropped.
+    child: Child,
+    is_at_end: bool,
+}
+
+impl AsyncRead for Output {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.output).poll_read(context, buffer);
+        if matches!(read, Poll::Ready(Ok(()))) && buffer.filled().len() == before && buffer.remaining() > 0 {
+            self.is_at_end = true;
+        }
+        read
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if !self.is_at_end {
+            // One that has ended already needs nothing.
+            let _ = self.child.start_kill();
+        }
     }
 }
 

@@ -14,9 +14,10 @@ use vbk_repo::store::{
     Distance, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
     Stored, Swept, Wanted,
 };
-use vbk_repo::{Error, Result};
+use vbk_repo::{Error, ErrorKind, Result};
 
-use super::link::{Answers, Link, Puts};
+use super::link::{Answers, Barrier, Link, Part};
+use super::puts::Puts;
 use crate::body;
 use crate::message::{Answer, Ask, Fault, Handle, MAX_NAMES, MAX_NODES, MAX_PAGES, StoredShape};
 
@@ -41,6 +42,7 @@ impl RemoteStore {
         handle: Handle,
         identity: Identity,
         distance: Distance,
+        puts: Arc<Puts>,
         is_writer: bool,
     ) -> Self {
         Self {
@@ -48,7 +50,7 @@ impl RemoteStore {
             handle,
             identity,
             distance,
-            puts: Arc::default(),
+            puts,
             is_writer,
         }
     }
@@ -73,12 +75,73 @@ impl RemoteStore {
         }
     }
 
+    /// Asks for a flush or commit until it is answered on one connection. What a server that was restarted has lost is put again
+    /// first, or is the error.
+    fn barrier(&self, ask: &Ask) -> Result<()> {
+        loop {
+            let missing = self.puts.missing();
+            if !missing.is_empty() && !matches!(ask, Ask::Flush(_)) {
+                return Err(missing_error(missing));
+            }
+            match self.link.barrier(&self.puts, ask) {
+                Ok(Barrier::InDoubt) => self.settle()?,
+                Ok(Barrier::Unknown) => {}
+                // The first reason, and not that something failed before.
+                Err(error) => return self.link.check(&self.puts).and(Err(error)),
+                Ok(Barrier::Done) => {
+                    self.link.check(&self.puts)?;
+                    let missing = self.puts.missing();
+                    return match missing.is_empty() {
+                        true => Ok(()),
+                        false => Err(missing_error(missing)),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Finds out what the server has lost of all that was put, and puts the nodes among it again.
+    fn settle(&self) -> Result<()> {
+        let Some(doubt) = self.puts.doubt() else {
+            return Ok(());
+        };
+        for nodes in &doubt.nodes {
+            self.link.put_again(&self.puts, nodes)?;
+        }
+        let ids: Vec<_> = doubt.blocks.iter().copied().map(BlockId).collect();
+        let located = self.locate(&ids)?;
+        let missing = doubt
+            .blocks
+            .iter()
+            .zip(located)
+            .filter(|(_, located)| located.is_none());
+        let missing = missing.map(|(id, _)| *id).collect();
+        self.puts.resolve(&doubt, missing);
+        Ok(())
+    }
+
+    /// Flushes when much was put since the last time: all of it may have to be put again.
+    fn flush_if_due(&self) -> Result<()> {
+        match self.puts.are_many().then(|| self.flush()) {
+            // The caller's own flush says it again.
+            None | Some(Ok(()) | Err(Error::Missing { .. })) => Ok(()),
+            Some(Err(error)) => Err(error),
+        }
+    }
+
     fn list(&self, ask: &Ask) -> Result<Listing> {
         self.link.drain(&self.puts, None)?;
         let answers = self.link.begin(ask, Vec::new(), false)?;
         let mut listing = Listing::default();
         loop {
-            let (answer, body, more) = answers.next()?;
+            let (answer, body, more) = match answers.part()? {
+                Part::Answer(answer, body, more) => (answer, body, more),
+                Part::Restarted => {
+                    listing = Listing::default();
+                    continue;
+                }
+                Part::Lost(reason) => return Err(self.link.lost(&reason)),
+            };
             let Answer::Listing {
                 records,
                 notes,
@@ -114,7 +177,7 @@ impl RemoteStore {
     ) -> Vec<Result<T>> {
         let name = self.link.name();
         let answer = |answers: Result<Answers<'_>>, count: usize| {
-            let (answer, body, _) = answers?.next()?;
+            let (answer, body) = answers?.only()?;
             let taken = take(answer, &mut body::Strings(&body)).filter(|taken| taken.len() == count);
             let taken = taken.ok_or_else(|| self.link.unexpected())?;
             Ok(taken
@@ -144,14 +207,8 @@ impl RemoteStore {
 
 impl Drop for RemoteStore {
     fn drop(&mut self) {
-        let close = Ask::Close(self.handle);
-        let Ok(answers) = self.link.begin(&close, Vec::new(), true) else {
-            return;
-        };
         // The lock is free when this returns, so the next command need not wait for it.
-        if self.is_writer {
-            let _ = answers.next();
-        }
+        self.link.close_store(self.handle, self.is_writer);
     }
 }
 
@@ -199,8 +256,8 @@ impl StoreReader for RemoteStore {
         let asked = asked.collect::<Result<Vec<_>>>()?;
         let mut located = Vec::with_capacity(ids.len());
         for answers in asked {
-            match answers.next()? {
-                (Answer::Located, body, _) => {
+            match answers.only()? {
+                (Answer::Located, body) => {
                     located.extend(body::read_entries(&body).ok_or_else(|| self.link.unexpected())?);
                 }
                 _ => return Err(self.link.unexpected()),
@@ -341,7 +398,8 @@ impl StoreWriter for RemoteStore {
                 store: self.handle,
                 blocks: shapes,
             };
-            self.link.put(&self.puts, ids, &ask, body)?;
+            self.flush_if_due()?;
+            self.link.put(&self.puts, Some(ids), &ask, body)?;
         }
         Ok(())
     }
@@ -353,7 +411,8 @@ impl StoreWriter for RemoteStore {
                 store: self.handle,
                 nodes: nodes.iter().map(|(id, bytes)| (id.0, bytes.len() as u32)).collect(),
             };
-            self.link.put(&self.puts, Vec::new(), &ask, body)?;
+            self.flush_if_due()?;
+            self.link.put(&self.puts, None, &ask, body)?;
         }
         Ok(())
     }
@@ -368,7 +427,7 @@ impl StoreWriter for RemoteStore {
     }
 
     fn flush(&self) -> Result<()> {
-        self.write(&Ask::Flush(self.handle), Vec::new())
+        self.barrier(&Ask::Flush(self.handle))
     }
 
     fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
@@ -379,7 +438,15 @@ impl StoreWriter for RemoteStore {
             notes: notes_for(notes),
             at,
         };
-        self.write(&ask, Vec::new())
+        self.barrier(&ask)
+    }
+}
+
+fn missing_error(blocks: Vec<[u8; 32]>) -> Error {
+    Error::Missing {
+        blocks: blocks.into_iter().map(BlockId).collect(),
+        // They were put again.
+        nodes: Vec::new(),
     }
 }
 
@@ -427,17 +494,27 @@ impl RemoteKeeper {
             store: *handle,
             options,
         };
-        let answers = link.begin(&ask, Vec::new(), true)?;
+        let answers = link.begin_once(&ask)?;
         let mut stopped = false;
         loop {
             if !stopped && cancel.load(Ordering::SeqCst) {
                 stopped = true;
                 link.ask(&Ask::Stop(*handle), Vec::new())?;
             }
-            match answers.next_within(CANCEL_POLL)? {
+            match answers.part_within(CANCEL_POLL)? {
                 None => {}
-                Some((Answer::Number(Some(bytes)), ..)) => progress(bytes),
-                Some((Answer::Pruned(pruned), ..)) => return Ok(pruned),
+                Some(Part::Answer(Answer::Number(Some(bytes)), ..)) => progress(bytes),
+                Some(Part::Answer(Answer::Pruned(pruned), ..)) => return Ok(pruned),
+                Some(Part::Lost(reason)) => {
+                    return Err(Error::Remote {
+                        kind: ErrorKind::Unavailable,
+                        message: format!(
+                            "the connection to {} was lost during the prune: {reason}; the server may still be pruning; the next \
+                             `vbk prune` continues",
+                            link.name().display()
+                        ),
+                    });
+                }
                 Some(_) => return Err(link.unexpected()),
             }
         }

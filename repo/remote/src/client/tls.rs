@@ -23,7 +23,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use vbk_repo::{Error, ErrorKind, Result};
 
-use super::RemoteHome;
+use super::{Again, RemoteHome};
 use crate::address::{DEFAULT_PORT, VbkAddress};
 use crate::peer::{ALPN, Fingerprint, PublicKey, SCHEME, algorithms, provider};
 use crate::tcp;
@@ -43,7 +43,7 @@ pub struct Tls {
 
 impl Tls {
     /// Connects to the repository.
-    pub fn open(self) -> Result<RemoteHome> {
+    pub fn open(self, again: Again) -> Result<RemoteHome> {
         let refused = |message: String| Error::Remote {
             kind: ErrorKind::Invalid,
             message,
@@ -67,9 +67,9 @@ impl Tls {
             (_, token) => token.clone().unwrap_or_default(),
         };
         let config = Arc::new(config(&self.token).map_err(|error| refused(error.to_string()))?);
-        RemoteHome::connect(name.into(), move || {
+        RemoteHome::connect(name.into(), again, move || {
             let connector = TlsConnector::from(Arc::clone(&config));
-            // On the thread of the caller, which may be one of the runtime's.
+            // The thread may be one of the runtime's.
             tokio::task::block_in_place(|| Handle::current().block_on(connect(&self.address, &connector, &repository)))
         })
     }

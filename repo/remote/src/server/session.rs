@@ -90,15 +90,11 @@ pub(super) async fn run(
     };
     let questions = async {
         let ended = async {
-            timeout(DEAD_AFTER, read_preamble(&mut read)).await??;
+            let noise = timeout(DEAD_AFTER, read_preamble(&mut read)).await?;
+            noise.inspect_err(|error| last_words(&outbox, error))?;
             listen(home, allowed, read, &outbox).await
         };
         let ended = ended.await;
-        if let Err(error) = &ended {
-            let reply = Reply::new(&outbox, 0);
-            let fault = Fault::Other(ErrorKind::Invalid, error.to_string());
-            reply.send(&Answer::Failed(fault), Vec::new(), false);
-        }
         outbox.close();
         ended
     };
@@ -118,13 +114,18 @@ pub(super) async fn run(
                 let _ = timeout(PING_INTERVAL, answers).await;
                 ended
             }
-            failed = &mut answers => {
-                // What is open is closed in order, and off the threads of the runtime.
-                outbox.close();
-                gone.notify_one();
-                let _ = questions.await;
-                failed
-            }
+            written = &mut answers => match written {
+                // All answers are written: the client has hung up, and its stores are closed now.
+                Ok(()) => questions.await,
+                Err(error) => {
+                    // What is open is closed in order, and off the threads of the runtime. A thread that waits for room would keep
+                    // the stores open.
+                    outbox.close();
+                    gone.notify_one();
+                    let _ = questions.await;
+                    Err(error)
+                }
+            },
         }
     };
     tokio::select! {
@@ -140,14 +141,42 @@ async fn listen(
     read: impl AsyncRead + Unpin,
     outbox: &Arc<Outbox>,
 ) -> io::Result<()> {
-    let mut open: Option<(Arc<Stores>, Queue)> = None;
+    let mut open: Option<Client> = None;
     let ended = questions(home, allowed, read, outbox, &mut open).await;
-    if let Some((stores, queue)) = open {
-        stores.stop();
+    if let Err(error) = &ended {
+        last_words(outbox, error);
+    }
+    // Nobody waits for an answer any more. A thread that waits for room for one would keep the stores open.
+    outbox.close();
+    if let Some(client) = open {
         // The store is closed in order, which may take a moment.
-        let _ = tokio::task::spawn_blocking(move || drop(queue)).await;
+        let _ = tokio::task::spawn_blocking(move || drop(client)).await;
     }
     ended
+}
+
+/// Tells a client the reason for which its connection ends.
+fn last_words(outbox: &Arc<Outbox>, error: &io::Error) {
+    // A client that breaks the protocol need not come back.
+    let kind = match error.kind() {
+        io::ErrorKind::InvalidData => ErrorKind::Invalid,
+        _ => ErrorKind::Unavailable,
+    };
+    let fault = Fault::Other(kind, error.to_string());
+    Reply::new(outbox, 0).send(&Answer::Failed(fault), Vec::new(), false);
+}
+
+/// A client that has greeted.
+struct Client {
+    stores: Arc<Stores>,
+    queue: Queue,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // Before the queue, which waits until all is done.
+        self.stores.stop();
+    }
 }
 
 /// Reads questions; `open` is what the client has open.
@@ -156,7 +185,7 @@ async fn questions(
     allowed: Allowed,
     read: impl AsyncRead + Unpin,
     outbox: &Arc<Outbox>,
-    open: &mut Option<(Arc<Stores>, Queue)>,
+    open: &mut Option<Client>,
 ) -> io::Result<()> {
     let mut reader = MessageReader::new(read, Limits::STRANGER);
     let threads = Arc::new(Semaphore::new(AT_ONCE));
@@ -182,7 +211,7 @@ async fn questions(
                             reader.set_limits(Limits::PEER);
                             let stores = Arc::new(Stores::new(Arc::clone(home), allowed));
                             let queue = Queue::start(Arc::clone(&stores))?;
-                            *open = Some((stores, queue));
+                            *open = Some(Client { stores, queue });
                         }
                         Err(fault) => {
                             reply.send(&Answer::Failed(fault.clone()), Vec::new(), false);
@@ -190,12 +219,13 @@ async fn questions(
                         }
                     },
                     (None, _) | (Some(_), Ask::Hello(_)) => return Err(invalid("a greeting in the wrong place")),
-                    (Some((_, queue)), ask) if is_ordered(&ask) => queue.add(ask, message.body, reply)?,
-                    (Some((stores, _)), ask) => {
+                    (Some(client), ask) if is_ordered(&ask) => client.queue.add(ask, message.body, reply)?,
+                    (Some(client), ask) => {
                         if asked.fetch_add(1, Ordering::SeqCst) >= MAX_ASKED {
                             return Err(invalid("too many questions at once"));
                         }
-                        let (stores, threads, asked) = (Arc::clone(stores), Arc::clone(&threads), Arc::clone(&asked));
+                        let (stores, threads, asked) =
+                            (Arc::clone(&client.stores), Arc::clone(&threads), Arc::clone(&asked));
                         tokio::spawn(async move {
                             let permit = threads.acquire_owned().await;
                             let answer = move || {

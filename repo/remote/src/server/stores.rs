@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -30,7 +30,6 @@ pub(super) struct Stores {
     home: Arc<dyn Home>,
     allowed: Allowed,
     open: Mutex<HashMap<Handle, Arc<Open>>>,
-    next: AtomicU32,
 }
 
 /// An open store, with the rights that it was opened with.
@@ -77,7 +76,6 @@ impl Stores {
             home,
             allowed,
             open: Mutex::default(),
-            next: AtomicU32::new(1),
         }
     }
 
@@ -104,17 +102,20 @@ impl Stores {
                 self.home.check_reserve(reserve)?;
                 alone(Answer::Done)
             }
-            Ask::Read { as_it_is } => {
+            Ask::Read {
+                store: handle,
+                as_it_is,
+            } => {
                 let snapshot = match as_it_is {
                     true => self.home.read_as_it_is()?,
                     false => Some(self.home.read()?),
                 };
                 alone(match snapshot {
-                    Some(Snapshot { store, number }) => self.opened(Open::new(store, self.allowed)?, number)?,
+                    Some(Snapshot { store, number }) => self.opened(handle, Open::new(store, self.allowed)?, number)?,
                     None => Answer::Nothing,
                 })
             }
-            Ask::Write { command } => {
+            Ask::Write { store, command } => {
                 self.check_allowed(Allowed::Add)?;
                 let session = self.home.write(&command, &mut |_| false)?;
                 let open = Open {
@@ -122,9 +123,9 @@ impl Stores {
                     keeper: Some(session.keeper),
                     ..Open::new(session.store, self.allowed)?
                 };
-                alone(self.opened(open, 0)?)
+                alone(self.opened(store, open, 0)?)
             }
-            Ask::Manage { command } => {
+            Ask::Manage { store, command } => {
                 self.check_allowed(Allowed::Everything)?;
                 let session = self.home.manage(&command, &mut |_| false)?;
                 let open = Open {
@@ -133,7 +134,7 @@ impl Stores {
                     keeper: Some(session.keeper),
                     ..Open::new(session.store, self.allowed)?
                 };
-                alone(self.opened(open, 0)?)
+                alone(self.opened(store, open, 0)?)
             }
             Ask::Close(store) => {
                 // Answers that are still in the making keep it open until they are done.
@@ -285,19 +286,17 @@ impl Stores {
         }
     }
 
-    fn opened(&self, open: Open, number: u64) -> Result<Answer> {
+    fn opened(&self, store: Handle, open: Open, number: u64) -> Result<Answer> {
         let identity = serde_json::to_string(&open.identity).expect("an identity has only plain fields");
         let mut all = self.open.lock();
         if all.len() >= MAX_STORES {
             return Err(broken("too many open stores"));
         }
-        let store = self.next.fetch_add(1, Ordering::SeqCst);
+        if all.contains_key(&store) {
+            return Err(broken("a second store with the same number"));
+        }
         all.insert(store, Arc::new(open));
-        Ok(Answer::Opened {
-            store,
-            number,
-            identity,
-        })
+        Ok(Answer::Opened { number, identity })
     }
 
     fn store(&self, store: Handle) -> Result<Arc<Open>> {

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::Result;
+use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -20,8 +21,8 @@ pub(crate) struct Outbox {
 
 #[derive(Default)]
 struct Queues {
-    control: VecDeque<Message>,
-    bulk: VecDeque<Message>,
+    control: VecDeque<Arc<Message>>,
+    bulk: VecDeque<Arc<Message>>,
     bulk_bytes: usize,
     closed: bool,
 }
@@ -39,7 +40,8 @@ impl Outbox {
 
     /// Adds a message; waits while there is no room. Drops it if the outbox is closed. Never call it with
     /// [`Channel::Bulk`] from a task.
-    pub(crate) fn send(&self, channel: Channel, message: Message) {
+    pub(crate) fn send(&self, channel: Channel, message: impl Into<Arc<Message>>) {
+        let message = message.into();
         let mut queues = self.queues.lock();
         while channel == Channel::Bulk && !queues.closed && queues.bulk_bytes > self.room_bytes {
             self.emptied.wait(&mut queues);
@@ -65,7 +67,7 @@ impl Outbox {
         self.filled.notify_one();
     }
 
-    fn next(&self, channel: Channel) -> Option<Message> {
+    fn next(&self, channel: Channel) -> Option<Arc<Message>> {
         let mut queues = self.queues.lock();
         match channel {
             Channel::Control => queues.control.pop_front(),
@@ -118,13 +120,13 @@ pub(crate) async fn write_all(outbox: &Outbox, stream: &mut (impl AsyncWrite + U
 
 /// A message that is being written.
 struct Bulk {
-    message: Message,
+    message: Arc<Message>,
     header: [u8; super::MESSAGE_HEADER_BYTES],
     done: usize,
 }
 
 impl Bulk {
-    fn new(message: Message) -> Self {
+    fn new(message: Arc<Message>) -> Self {
         Self {
             header: message.header(),
             message,

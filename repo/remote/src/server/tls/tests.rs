@@ -22,7 +22,7 @@ use vbk_repo::store::memory::MemoryStore;
 use vbk_repo::store::{Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter, Wanted};
 
 use crate::address::VbkAddress;
-use crate::client::{RemoteHome, Tls};
+use crate::client::{Again, RemoteHome, Tls};
 use crate::message::Ask;
 use crate::peer::Seed;
 use crate::server::{Allowed, Served, Server, TokenEntry, Tokens, load_or_make_key};
@@ -117,7 +117,7 @@ fn open(token: &Token) -> vbk_repo::Result<RemoteHome> {
         address: token.address(),
         token: token.clone(),
     };
-    tls.open()
+    tls.open(Again::never())
 }
 
 fn refusal(token: &Token) -> String {
@@ -151,8 +151,21 @@ fn record_of(guest: &str) -> Backup {
 }
 
 fn manager(home: &RemoteHome) -> impl StoreManager + use<> {
-    let ask = Ask::Manage { command: "test".into() };
-    home.opened(&ask, true).expect("opens").expect("is there").0
+    home.opened(&to_manage, true).expect("opens").expect("is there").0
+}
+
+fn to_manage(store: u32) -> Ask {
+    Ask::Manage {
+        store,
+        command: "test".into(),
+    }
+}
+
+fn to_write(store: u32) -> Ask {
+    Ask::Write {
+        store,
+        command: "test".into(),
+    }
 }
 
 fn keys(store: &dyn StoreReader) -> Vec<String> {
@@ -277,19 +290,16 @@ fn a_token_for_backups_adds_and_reads_no_block() {
         assert_eq!(store.survey(&mut |_, _| Ok(())).is_ok(), reads);
     }
     // The raw questions, without a client that knows better.
+    type Question = fn(u32) -> Ask;
     for (token, ask) in [
-        (&backup, Ask::Manage { command: "x".into() }),
-        (&restore, Ask::Manage { command: "x".into() }),
-        (&restore, Ask::Write { command: "x".into() }),
+        (&backup, to_manage as Question),
+        (&restore, to_manage),
+        (&restore, to_write),
     ] {
         denied(open(token).expect("opens").opened(&ask, true).map(drop));
     }
     let home = open(&backup).expect("opens");
-    let writing = home
-        .opened(&Ask::Write { command: "x".into() }, true)
-        .expect("opens")
-        .expect("is there")
-        .0;
+    let writing = home.opened(&to_write, true).expect("opens").expect("is there").0;
     denied(writing.get(&wanted).remove(0));
     denied(home.disk_usage());
     // Only what is open for changes takes them.
@@ -390,7 +400,7 @@ fn a_server_of_several_leads_only_to_directories_right_below_it() {
             repository: None,
             ..token.address()
         };
-        let opened = Tls { address, token }.open();
+        let opened = Tls { address, token }.open(Again::never());
         opened.expect_err("is refused").to_string().replace("/link", "")
     };
     for (name, token) in [
@@ -600,7 +610,7 @@ fn a_token_and_an_address_of_different_repositories_are_noticed() {
             },
         ),
     ] {
-        let error = Tls { address, token }.open().expect_err("differ");
+        let error = Tls { address, token }.open(Again::never()).expect_err("differ");
         assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
     }
 }
