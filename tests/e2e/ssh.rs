@@ -211,3 +211,38 @@ fn what_is_wrong_on_the_other_host_is_said_here() {
     });
     lab.run(args!["list"]).code(1).says(&["This account is not available."]);
 }
+
+#[test]
+fn a_backup_goes_on_after_a_lost_connection() {
+    let mut lab = Lab::new();
+    let sshd = Sshd::start(&lab);
+    let way = sshd.way("all", lab.repo());
+    // The first connection of a run that gets so far ends in the middle of a block.
+    let (script, lost) = (lab.path("cutting-ssh"), lab.path("lost"));
+    let text = format!(
+        "#!/bin/sh\ntest -e {lost} && exec {ssh} \"$@\"\n{{ head -c 3000000; touch {lost}; }} | {ssh} \"$@\"\n",
+        lost = lost.display(),
+        ssh = way.rsh
+    );
+    fs::write(&script, text).expect("writes");
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("makes it a program");
+    lab.use_remote(Remote {
+        rsh: script.display().to_string(),
+        ..way
+    });
+    let disk = disk(&lab);
+    let never = lab.run(args!["--reconnect-for", "0", "backup", "web1", disk]);
+    never
+        .code(1)
+        .says(&["the connection to ssh://root@127.0.0.1", "is lost"]);
+    fs::remove_file(&lost).expect("was lost");
+    let again = lab.run(args!["backup", "web1", disk]);
+    again
+        .code(0)
+        .says(&["is lost", "trying again for up to 1 h", "is back"]);
+    assert!(lost.exists());
+    let restored = lab.path("restored.img");
+    lab.ok(args!["restore", "web1@latest", restored]);
+    assert_same(&disk, &restored);
+    lab.ok(args!["verify"]);
+}
