@@ -282,16 +282,14 @@ async fn ask(
 ) -> Result<Answer, End> {
     outbox.send(Channel::Control, question(request, head, Vec::new()));
     let answered = async {
-        loop {
-            let Some(message) = next(reader, outbox).await? else {
-                return Err(End::Lost("the server closed it".to_owned()));
-            };
-            match (message.request, decode(&message)?) {
-                (number, answer) if number == request => return Ok(answer),
-                // The server's last words.
-                (0, answer @ Answer::Failed(_)) => return Ok(answer),
-                _ => return Err(invalid("an answer to nothing").into()),
-            }
+        let Some(message) = next(reader, outbox).await? else {
+            return Err(End::Lost("the server closed it".to_owned()));
+        };
+        match (message.request, decode(&message)?) {
+            (number, answer) if number == request => Ok(answer),
+            // The server's last words.
+            (0, answer @ Answer::Failed(_)) => Ok(answer),
+            _ => Err(invalid("an answer to nothing").into()),
         }
     };
     match timeout(WELCOME_WITHIN, answered).await {
