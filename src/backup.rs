@@ -103,7 +103,7 @@ pub fn backup(
         match attempt(&job, &sources, &time, clock, still_good, &mut counts) {
             Err(Error::Repository(vbk_repo::Error::Missing { blocks, nodes })) if tries < MOST_TRIES => {
                 tries += 1;
-                observer.event(Event::Warning(&format!(
+                observer.event(Event::Note(&format!(
                     "{} blocks and {} parts of manifests that were stored for this backup are gone, because the process that has the \
                      repository open was restarted; the disks are read again",
                     blocks.len(),

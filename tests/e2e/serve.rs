@@ -69,6 +69,23 @@ fn backups_forgets_and_prunes_run_beside_a_backup() {
 }
 
 #[test]
+fn a_backup_goes_on_with_the_next_server_after_one_was_killed() {
+    let (lab, server, writer) = lab_with_a_stopped_writer();
+    server.signal(Signal::SIGKILL);
+    server.wait();
+    // What was put since the last barrier went with it.
+    let server = serve(&lab);
+    writer.signal(Signal::SIGCONT);
+    writer.wait().code(0).says(&["the disks are read again"]);
+    let verified = lab.json(args!["verify"]);
+    assert_eq!(verified["damage"].as_array().map(Vec::len), Some(0), "{verified}");
+    lab.ok(args!["restore", "busy1@latest", lab.path("back.img")]);
+    assert_same(&lab.path("back.img"), &lab.path("large.img"));
+    server.signal(Signal::SIGTERM);
+    server.wait().done();
+}
+
+#[test]
 fn a_second_server_of_a_repository_is_refused_and_a_killed_one_replaced() {
     let lab = Lab::new();
     let server = serve(&lab);
@@ -94,7 +111,7 @@ fn a_server_that_nobody_uses_lets_others_have_the_repository_and_ends_when_it_wa
     write_noise(&lab.path("web1.img"), 1, 8 * MIB);
     lab.backup("web1", &lab.path("web1.img"));
     // It has the store open for a moment longer, and a repair waits for it.
-    lab.ok(args!["repair"]);
+    lab.run(args!["repair"]).code(0);
     assert!(!server.has_ended());
     assert!(wait_until(Duration::from_secs(60), || server.has_ended()));
     server.wait().done();

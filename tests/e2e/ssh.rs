@@ -220,7 +220,7 @@ fn a_backup_goes_on_after_a_lost_connection() {
     // The first connection of a run that gets so far ends in the middle of a block.
     let (script, lost) = (lab.path("cutting-ssh"), lab.path("lost"));
     let text = format!(
-        "#!/bin/sh\ntest -e {lost} && exec {ssh} \"$@\"\n{{ head -c 3000000; touch {lost}; }} | {ssh} \"$@\"\n",
+        "#!/bin/sh\ntest -e {lost} && exec {ssh} \"$@\"\n{{ dd bs=1k count=3000 2>&-; touch {lost}; }} | {ssh} \"$@\"\n",
         lost = lost.display(),
         ssh = way.rsh
     );

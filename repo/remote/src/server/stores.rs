@@ -145,7 +145,11 @@ impl Stores {
                 let (manager, keeper, open) = (self.manager(store)?, self.keeper(store)?, self.store(store)?);
                 let threads = std::thread::available_parallelism().map_or(2, usize::from);
                 let progress = |bytes| reply.send(&Answer::Number(Some(bytes)), Vec::new(), true);
-                let pruned = prune_without_key(&*manager, &*keeper, options, threads, &open.stop, &progress)?;
+                // The store may be far from here too.
+                let pruned = match keeper.prune(options, &open.stop, &progress) {
+                    Some(pruned) => pruned?,
+                    None => prune_without_key(&*manager, &*keeper, options, threads, &open.stop, &progress)?,
+                };
                 alone(Answer::Pruned(pruned))
             }
             Ask::Stop(store) => {

@@ -25,10 +25,14 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
+use rocksdb::WriteBatch;
 
-use super::RocksStore;
+use super::reader::{failed, is_damage};
+use super::rows::{IndexRow, part_key};
+use super::{BATCH_BYTES, Pending, RocksStore, sweep};
 use crate::backup::Backup;
 use crate::codec::Sealed;
 use crate::error::Result;
@@ -163,6 +167,147 @@ impl Sessions {
     /// Returns whether a session, but that of the sweep itself, uses a node.
     pub(super) fn use_node(&self, sweep: Option<u64>, id: &NodeId) -> bool {
         self.others(sweep).any(|used| used.nodes.contains(id))
+    }
+}
+
+/// Calls of sessions, and of callers without one.
+impl RocksStore {
+    /// Looks blocks up for a session, which uses those that are there from now on.
+    pub(super) fn locate_for(&self, session: Option<u64>, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
+        let removals = self.sessions.lock().removals;
+        let mut rows = self.rows(ids)?;
+        #[cfg(test)]
+        self.pause();
+        let mut sessions = self.sessions.lock();
+        if sessions.removals != removals && sessions.keep(Rule::Again) {
+            rows = self.rows(ids)?;
+        }
+        if let Some(used) = sessions.of(session) {
+            rows.iter().flatten().for_each(|row| {
+                used.places.insert(Place(row.sequence));
+            });
+        }
+        Ok(rows.into_iter().map(|row| row.map(IndexRow::located)).collect())
+    }
+
+    /// Stores blocks for a session.
+    pub(super) fn put_for(&self, session: Option<u64>, blocks: Vec<Sealed>) -> Result<()> {
+        // Keeps barriers from determining or dropping their rows between the look-up and the write.
+        let _gate = self.gate.read();
+        let ids: Vec<_> = blocks.iter().map(|block| block.id).collect();
+        let removals = self.sessions.lock().removals;
+        let mut stored = self.reader.index_rows(&ids)?;
+        let condemned = self.condemned.read();
+        let mut batch = WriteBatch::default();
+        let mut new = Vec::new();
+        {
+            let mut sessions = self.sessions.lock();
+            if sessions.removals != removals && sessions.keep(Rule::Again) {
+                stored = self.reader.index_rows(&ids)?;
+            }
+            let mut used = sessions.of(session);
+            let mut pending = self.pending();
+            let mut note = |sequence| used.as_mut().map(|used| used.places.insert(Place(sequence)));
+            for (block, stored) in blocks.into_iter().zip(stored) {
+                if let Some(stored) = stored {
+                    note(stored.sequence);
+                }
+                let replaces = stored
+                    .filter(|_| condemned.contains(&block.id))
+                    .map(|stored| stored.sequence);
+                if let Some(pending) = pending.get(&block.id) {
+                    note(pending.row.sequence);
+                    continue;
+                }
+                if stored.is_some() && replaces.is_none() {
+                    continue;
+                }
+                let row = IndexRow {
+                    sequence: self.next_sequence.fetch_add(1, Ordering::SeqCst),
+                    plain_bytes: block.plain_bytes,
+                    stored_bytes: u32::try_from(block.stored_bytes()).unwrap_or(u32::MAX),
+                };
+                note(row.sequence);
+                pending.insert(block.id, Pending { row, replaces });
+                new.push((block, row));
+            }
+        }
+        for (block, row) in new {
+            let header = [&row.part_zero(block.id)[..], &block.header].concat();
+            let parts = std::iter::once(&header).chain(&block.pages);
+            for (part, bytes) in parts.enumerate().filter(|(_, bytes)| !bytes.is_empty()) {
+                batch.put_cf(self.reader.family("blocks"), part_key(row.sequence, part), bytes);
+                // The rows of a block need not be written together: none of them counts before the block's index row
+                // exists.
+                if batch.size_in_bytes() >= BATCH_BYTES {
+                    self.write("store a block", std::mem::take(&mut batch))?;
+                }
+            }
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.write("store a block", batch)
+    }
+
+    /// Stores nodes for a session.
+    pub(super) fn put_nodes_for(&self, session: Option<u64>, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
+        if let Some(used) = self.sessions.lock().of(session) {
+            used.nodes.extend(nodes.iter().map(|(id, _)| *id));
+        }
+        let family = self.reader.family("nodes");
+        let mut batch = WriteBatch::default();
+        for (id, bytes) in nodes {
+            // The stored node is read first, so that an unchanged manifest is not written again every day. A node
+            // that differs from what it was is written again, which repairs every backup that uses it.
+            match self.reader.db.get_pinned_cf(family, id.0) {
+                Ok(Some(stored)) if *stored == *bytes => {}
+                Ok(_) => batch.put_cf(family, id.0, bytes),
+                Err(error) if is_damage(&error) => batch.put_cf(family, id.0, bytes),
+                Err(error) => return Err(failed("read a manifest")(error)),
+            }
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.write("store a manifest", batch)
+    }
+
+    /// Changes records and notes for a session.
+    pub(super) fn amend_for(
+        &self,
+        session: Option<u64>,
+        remove_records: &[String],
+        notes: &[Note],
+        at: Option<u64>,
+    ) -> Result<()> {
+        let _one = self.barrier.lock();
+        self.check_at(at)?;
+        let mut batch = WriteBatch::default();
+        for key in remove_records {
+            let family = self.reader.family("backups");
+            // No backup builds on one that can't be read.
+            if let Ok(Some(bytes)) = self.reader.db.get_cf(family, key) {
+                let key = key.clone();
+                self.sessions.lock().hold(session, Record { key, bytes });
+            }
+            batch.delete_cf(family, key);
+        }
+        self.change_notes(notes, &mut batch);
+        self.next_generation(&mut batch)?;
+        self.write_logged("change its notes", batch)
+    }
+
+    /// Sweeps for a session.
+    pub(super) fn retain_for(
+        &self,
+        session: Option<u64>,
+        live: &Live,
+        options: PruneOptions,
+        step: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<Swept> {
+        let _one = self.sweep.lock();
+        sweep::sweep(self, session, live, options, step)
     }
 }
 

@@ -38,7 +38,7 @@ use super::sessions::Rule;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, NodeId};
 use crate::store::places::Places;
-use crate::store::{Live, Place, PruneOptions, StoreManager, StoreReader, StoreWriter, Swept};
+use crate::store::{Live, Located, Place, PruneOptions, StoreManager, StoreReader, StoreWriter, Swept};
 
 /// Plain bytes of a window.
 const WINDOW_BYTES: u64 = 2 << 30;
@@ -106,6 +106,7 @@ pub(super) fn sweep_windows(
         live_places: Places::default(),
         window_blocks,
         begun: BTreeSet::new(),
+        unlisted: BTreeMap::new(),
         swept: Swept::default(),
     };
     let mut windows = sweep.count()?;
@@ -177,6 +178,8 @@ struct Sweep<'a> {
     window_blocks: u64,
     /// Windows listed in `sweeping`.
     begun: BTreeSet<u64>,
+    /// Blocks and bytes of each window whose index rows were removed.
+    unlisted: BTreeMap<u64, (u64, u64)>,
     swept: Swept,
 }
 
@@ -186,13 +189,15 @@ impl Sweep<'_> {
         let mut windows: BTreeMap<u64, Window> = BTreeMap::new();
         let (live, swept, window_blocks) = (self.live, &mut self.swept, self.window_blocks);
         let (live_places, horizon) = (&mut self.live_places, self.horizon);
-        self.store.reader.survey(&mut |id, located| {
+        let (store, session) = (self.store, self.session);
+        store.reader.survey(&mut |id, located| {
             if located.place.0 >= horizon {
                 return Ok(());
             }
             let window = windows.entry(located.place.0 / window_blocks).or_default();
             let bytes = u64::from(located.stored_bytes);
-            if live.has_block(&id) {
+            // What another session uses will soon be named, or is unused at the next sweep.
+            if live.has_block(&id) || store.sessions.lock().use_place(session, located.place) {
                 live_places.insert(located.place);
                 window.live_bytes += bytes;
                 swept.live_blocks += 1;
@@ -224,7 +229,7 @@ impl Sweep<'_> {
         for (mut numbers, moves_live) in [(&dead[..], false), (&mixed[..], true)] {
             while !numbers.is_empty() {
                 let (pass, rest) = numbers.split_at(length_of_pass(numbers, windows, pass_blocks));
-                self.pass(windows, pass, moves_live, step)?;
+                self.pass(pass, moves_live, step)?;
                 numbers = rest;
                 pass_blocks *= PASS_GROWTH;
             }
@@ -235,13 +240,7 @@ impl Sweep<'_> {
     }
 
     /// Sweeps windows, given in order. `moves_live`: some blocks in them are live.
-    fn pass(
-        &mut self,
-        windows: &BTreeMap<u64, Window>,
-        numbers: &[u64],
-        moves_live: bool,
-        step: &mut dyn FnMut(u64) -> Result<()>,
-    ) -> Result<()> {
+    fn pass(&mut self, numbers: &[u64], moves_live: bool, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<()> {
         if moves_live {
             collect_garbage(self.store, true)?;
         }
@@ -256,9 +255,9 @@ impl Sweep<'_> {
             self.give_back(range)?;
             self.begun.retain(|number| !group.contains(number));
             self.note_begun()?;
-            for (_, window) in windows.range(group.clone()) {
-                self.swept.removed_blocks += window.unused_blocks;
-                self.swept.removed_bytes += window.unused_bytes;
+            for (_, (blocks, bytes)) in self.unlisted.range(group.clone()) {
+                self.swept.removed_blocks += blocks;
+                self.swept.removed_bytes += bytes;
             }
             step(self.swept.removed_bytes)?;
         }
@@ -298,7 +297,7 @@ impl Sweep<'_> {
             let after = ranges.partition_point(|range| range.end <= place.0);
             let swept = ranges.get(after).is_some_and(|range| range.contains(&place.0));
             if swept && place.0 < self.horizon && !self.live_places.contains(place) {
-                unused.push((id, place));
+                unused.push((id, located));
             }
             match unused.len() >= BATCH_ROWS {
                 true => self.unlist_unused(&mut unused),
@@ -309,15 +308,20 @@ impl Sweep<'_> {
     }
 
     /// Removes the index rows of those blocks that no session uses.
-    fn unlist_unused(&mut self, unused: &mut Vec<(BlockId, Place)>) -> Result<()> {
+    fn unlist_unused(&mut self, unused: &mut Vec<(BlockId, Located)>) -> Result<()> {
         let index = self.store.reader.family("index");
         let mut batch = WriteBatch::default();
         let mut sessions = self.store.sessions.lock();
-        for (id, place) in unused.drain(..) {
-            match sessions.use_place(self.session, place) {
-                true => drop(self.live_places.insert(place)),
-                false => batch.delete_cf(index, id.0),
+        for (id, located) in unused.drain(..) {
+            let place = located.place;
+            if sessions.use_place(self.session, place) {
+                self.live_places.insert(place);
+                continue;
             }
+            batch.delete_cf(index, id.0);
+            let (blocks, bytes) = self.unlisted.entry(place.0 / self.window_blocks).or_default();
+            *blocks += 1;
+            *bytes += u64::from(located.stored_bytes);
         }
         sessions.removals += 1;
         self.store.write_logged("remove blocks", batch)

@@ -139,6 +139,7 @@ fn what_a_crash_left_between_two_steps_is_given_back() {
             live_places: Places::default(),
             window_blocks: WINDOW,
             begun: BTreeSet::new(),
+            unlisted: BTreeMap::new(),
             swept: Swept::default(),
         };
         sweep.count().expect("counts");
