@@ -135,7 +135,7 @@ fn mounting_images_needs_only_the_right_to_use_fuse() {
         said.done();
         nobody.run(&repo, args!["umount", dir]).done();
     } else {
-        said.code(1).says(&["/dev/fuse", "right"]);
+        said.code(1).says(&["/dev/fuse", "read and write access"]);
     }
     assert!(kernel::mounts_at(&dir).is_empty());
 }

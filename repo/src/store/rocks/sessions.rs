@@ -2,9 +2,9 @@
 //! waits for nobody.
 //!
 //! A session *uses* a block from the moment that the store told it that the block is there (`locate`, or a put that found it),
-//! or that it put it, and a node of a manifest from the moment that it put it, whether that was stored already or not. A record
-//! that is removed is *held* while a session is open that may build on it: an unchanged part of a disk is neither asked for nor
-//! put again.
+//! or that it put it, and a node of a manifest from the moment that it asked for it or put it. It *builds on* the record that it
+//! names with `builds_on`: an unchanged part of a disk is neither asked for nor put again. Such a record is *held* when it is
+//! removed.
 //!
 //! # Why a sweep removes nothing that a backup needs
 //!
@@ -12,10 +12,11 @@
 //!
 //! 1. What a committed record names is marked, if the record was there when the records were read.
 //! 2. Any other backup was, at that moment, still being made by an open session, or that session opened later. Each block that
-//!    it names is used by that session, or named by an older record that the session found there. That record is marked, or
-//!    held, and then marked too.
-//! 3. What a session used counts as used until all sessions have ended that were open when it ended; the one that sweeps is
-//!    among them. So a backup that is committed between the marks and the end of the sweep loses nothing.
+//!    it names is used by that session, or named by the record that it builds on. That record is marked, or held, and then
+//!    marked too. Whatever else it names is looked for at its commit ([`crate::proof`]).
+//! 3. What a session used counts as used, and what was held for it stays held, until all sessions have ended that were open when
+//!    it ended; the one that sweeps is among them. So a backup that is committed between the marks and the end of the sweep
+//!    loses nothing.
 //! 4. Nothing comes between the decision that a block is not used and the removal of its index row: both happen under the lock
 //!    under which sessions note what they use. A `locate` whose answer is older than such a removal asks again.
 //! 5. Blocks that were put after the sweep began have sequence numbers from its *horizon* on. It looks at none of them.
@@ -50,6 +51,8 @@ use crate::store::{
 pub(super) struct Used {
     pub(super) places: Places,
     pub(super) nodes: HashSet<NodeId>,
+    /// Keys of the records that its backups build on.
+    bases: HashSet<String>,
 }
 
 /// Something that stays until all sessions with lower numbers than `session`, but that of its maker, have ended.
@@ -113,9 +116,16 @@ impl Sessions {
     }
 
     fn end(&mut self, session: u64) {
-        if let Some(used) = self.open.remove(&session)
-            && self.keep(Rule::Ended)
-        {
+        let Some(used) = self.open.remove(&session) else {
+            return;
+        };
+        for held in &mut self.held {
+            if used.bases.contains(&held.thing.key) {
+                // Its backup may be in no record that the present sessions have read.
+                (held.session, held.maker) = (self.next + 1, None);
+            }
+        }
+        if self.keep(Rule::Ended) {
             self.ended.push(self.until(None, used));
         }
         self.ended.retain(|ended| ended.stays(&self.open));
@@ -135,11 +145,11 @@ impl Sessions {
         }
     }
 
-    /// Keeps a record that a session removes for the others, which may build on it.
+    /// Keeps a record that a session removes, if another one builds on it.
     pub(super) fn hold(&mut self, maker: Option<u64>, record: Record) {
-        let held = self.until(maker, record);
-        if held.stays(&self.open) && self.keep(Rule::Held) {
-            self.held.push(held);
+        let is_base = self.others(maker).any(|used| used.bases.contains(&record.key));
+        if is_base && self.keep(Rule::Held) {
+            self.held.push(self.until(maker, record));
         }
     }
 
@@ -411,8 +421,14 @@ impl StoreWriter for RocksSession {
     }
 
     fn builds_on(&self, record_key: &str) -> Result<()> {
-        // A session is open, so the record's blocks stay also if it is removed from now on.
-        let found = self.store.lookup(&[record_key.to_owned()], &[])?.records;
+        let found = {
+            // Whoever removes the record from now on finds that it has to be held.
+            let _no_change = self.store.barrier.lock();
+            if let Some(used) = self.store.sessions.lock().of(Some(self.number)) {
+                used.bases.insert(record_key.to_owned());
+            }
+            self.store.lookup(&[record_key.to_owned()], &[])?.records
+        };
         for record in found {
             self.proved.lock().trust(&*self.store, &self.roots(&record.bytes));
         }

@@ -144,7 +144,11 @@ impl World {
             Step::Begin(number, base) => {
                 let session = self.session();
                 let backups = self.backups.lock();
-                let base = backups.values().nth(usize::from(*base) % (backups.len() + 1)).copied();
+                let base = backups.iter().nth(usize::from(*base) % (backups.len() + 1));
+                if let Some((key, _)) = base {
+                    session.builds_on(key).expect("is there");
+                }
+                let base = base.map(|(_, content)| *content);
                 // The writer before it ends after this one has begun.
                 self.writers.lock()[*number] = Some(Writer {
                     session,
@@ -321,6 +325,16 @@ fn each_rule_is_needed() {
                     sweep(),
                     Commit(1),
                 ],
+            ]
+            .concat(),
+        ),
+        // The same, and its session ends while the sweep reads what it has to mark.
+        (
+            Rule::Held,
+            [
+                old(),
+                vec![Begin(1, 0), Segment(1, None), Segment(1, None), Forget(0)],
+                vec![Sweep(vec![Commit(1), End(1), Flush(0), Flush(0)], vec![])],
             ]
             .concat(),
         ),
