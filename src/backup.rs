@@ -100,7 +100,7 @@ pub fn backup(
     let mut counts = Counts::default();
     let mut tries = 0;
     let committed = loop {
-        match attempt(&job, &sources, &time, clock, still_good, &mut counts) {
+        match attempt(&job, &sources, time, clock, still_good, &mut counts) {
             Err(Error::Repository(vbk_repo::Error::Missing { blocks, nodes })) if tries < MOST_TRIES => {
                 tries += 1;
                 observer.event(Event::Note(&format!(
@@ -132,7 +132,7 @@ pub fn backup(
 fn attempt(
     job: &Job<'_>,
     sources: &[(&DiskPlan, Source)],
-    time: &BackupTime,
+    time: BackupTime,
     clock: Instant,
     still_good: &dyn Fn() -> Result<BTreeMap<DiskName, u64>>,
     counts: &mut Counts,
@@ -151,7 +151,7 @@ fn attempt(
     let committed = writer.commit(Backup {
         format: RECORD_FORMAT,
         guest: plan.guest.clone(),
-        time: time.clone(),
+        time,
         sequence: 0,
         duration_ms: u64::try_from(clock.elapsed().as_millis()).unwrap_or(u64::MAX),
         host: plan.host.clone(),

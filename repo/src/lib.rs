@@ -69,7 +69,6 @@ pub mod mark;
 pub mod mounts;
 pub mod name;
 pub mod pool;
-mod proof;
 pub mod reader;
 pub mod repair;
 pub mod repository;

@@ -42,6 +42,7 @@ pub(crate) mod faulty;
 pub(crate) mod live;
 pub mod memory;
 pub mod places;
+mod proof;
 pub mod rocks;
 
 /// The newest store format that this vbk reads, and the one it writes.

@@ -50,7 +50,7 @@ pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
     let mut writer = context.manager(&format!("forget {}", args.what.join(" ")), args.no_wait, &cancel)?;
     // Another host may protect a backup meanwhile, and then all is judged again.
-    let judged = writer.change(&mut |catalogue, states| {
+    let judged = writer.change(|catalogue, states| {
         let judged = judge(catalogue, states, args, &policies, &zone)?;
         let change = Change {
             forget: judged.forgotten(),
@@ -389,7 +389,7 @@ pub fn protect(context: &Context<'_>, args: &ProtectArgs, protect: bool) -> Resu
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
     let word = if protect { "protect" } else { "unprotect" };
     let writer = context.manager(word, args.no_wait, &cancel)?;
-    let done = writer.change(&mut |catalogue, states| {
+    let done = writer.change(|catalogue, states| {
         let (mut change, mut done) = (Change::default(), BTreeSet::new());
         for spec in &args.backups {
             let key = catalogue.find(spec)?.backup.spec();

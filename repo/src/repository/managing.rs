@@ -75,7 +75,7 @@ impl Manager {
     /// changed that meanwhile. Returns what it returned besides the change.
     pub fn change<T, E: From<Error>>(
         &self,
-        decide: &mut dyn FnMut(&Catalogue, &States) -> std::result::Result<(Change, T), E>,
+        mut decide: impl FnMut(&Catalogue, &States) -> std::result::Result<(Change, T), E>,
     ) -> std::result::Result<T, E> {
         loop {
             let at = self.store.generation()?;

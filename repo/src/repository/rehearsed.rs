@@ -11,7 +11,7 @@ impl Manager {
     ///
     /// A state that can't be read is replaced by one that protects the backup, because it may have said so.
     pub fn record_rehearsal(&self, backup: &str, attempt: Attempt) -> Result<bool> {
-        self.change(&mut |catalogue, states| {
+        self.change(|catalogue, states| {
             if !catalogue.entries().iter().any(|entry| entry.backup.spec() == backup) {
                 return Ok((Change::default(), false));
             }

@@ -68,7 +68,7 @@ impl Manager {
         if !verified.report.sound_again.is_empty() {
             self.store().pardon(&verified.report.sound_again)?;
         }
-        self.change(&mut |catalogue, states| {
+        self.change(|catalogue, states| {
             let mut notes = Vec::new();
             let mut recorded = Recorded::default();
             for key in existing(catalogue, verified.entries) {

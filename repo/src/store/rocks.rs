@@ -271,6 +271,18 @@ impl RocksStore {
         Ok(rows)
     }
 
+    /// Sweeps for a session.
+    fn retain_for(
+        &self,
+        session: Option<u64>,
+        live: &Live,
+        options: PruneOptions,
+        step: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<Swept> {
+        let _one = self.sweep.lock();
+        sweep::sweep(self, session, live, options, step)
+    }
+
     fn write(&self, doing: &'static str, batch: WriteBatch) -> Result<()> {
         let written = self.reader.db.write_opt(batch, &options::unlogged());
         written.map_err(|error| {

@@ -324,10 +324,13 @@ impl Queue {
         if self.waiting_bytes.fetch_add(body.len(), Ordering::SeqCst) > WINDOW_BYTES {
             return Err(invalid("more puts at once than the server allows"));
         }
-        let sent = self.sender.as_ref().map(|sender| sender.send((ask, body, reply)));
+        let sent = self
+            .sender
+            .as_ref()
+            .is_some_and(|sender| sender.send((ask, body, reply)).is_ok());
         match sent {
-            Some(Ok(())) => Ok(()),
-            _ => Err(io::Error::other("the thread that writes has ended")),
+            true => Ok(()),
+            false => Err(io::Error::other("the thread that writes has ended")),
         }
     }
 }

@@ -13,7 +13,7 @@
 //! 1. What a committed record names is marked, if the record was there when the records were read.
 //! 2. Any other backup was, at that moment, still being made by an open session, or that session opened later. Each block that
 //!    it names is used by that session, or named by the record that it builds on. That record is marked, or held, and then
-//!    marked too. Whatever else it names is looked for at its commit ([`crate::proof`]).
+//!    marked too. Whatever else it names is looked for at its commit (`store/proof.rs`).
 //! 3. What a session used counts as used, and what was held for it stays held, until all sessions have ended that were open when
 //!    it ended; the one that sweeps is among them. So a backup that is committed between the marks and the end of the sweep
 //!    loses nothing.
@@ -22,7 +22,7 @@
 //! 5. Blocks that were put after the sweep began have sequence numbers from its *horizon* on. It looks at none of them.
 //!
 //! What a session uses is forgotten with the process. A client that continues its backup in another session finds out at its
-//! commit what is missing, see [`crate::proof`].
+//! commit what is missing, see `store/proof.rs`.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -33,14 +33,14 @@ use rocksdb::WriteBatch;
 
 use super::reader::{failed, is_damage};
 use super::rows::{IndexRow, part_key};
-use super::{BATCH_BYTES, Pending, RocksStore, sweep};
+use super::{BATCH_BYTES, Pending, RocksStore};
 use crate::backup::Backup;
 use crate::codec::Sealed;
 use crate::error::Result;
 use crate::id::{BlockId, NodeId};
-use crate::proof::Proved;
 use crate::store::encrypted::roots_below;
 use crate::store::places::Places;
+use crate::store::proof::Proved;
 use crate::store::{
     ENCRYPTION, Identity, Listing, Live, Located, Note, Place, PruneOptions, Record, StoreManager, StoreReader,
     StoreWriter, Stored, Swept, Wanted,
@@ -306,18 +306,6 @@ impl RocksStore {
         self.change_notes(notes, &mut batch);
         self.next_generation(&mut batch)?;
         self.write_logged("change its notes", batch)
-    }
-
-    /// Sweeps for a session.
-    pub(super) fn retain_for(
-        &self,
-        session: Option<u64>,
-        live: &Live,
-        options: PruneOptions,
-        step: &mut dyn FnMut(u64) -> Result<()>,
-    ) -> Result<Swept> {
-        let _one = self.sweep.lock();
-        sweep::sweep(self, session, live, options, step)
     }
 }
 

@@ -23,14 +23,14 @@ const MOST: usize = 100_000;
 
 /// Parts of manifests of which all is stored.
 #[derive(Debug, Default)]
-pub(crate) struct Proved {
+pub(super) struct Proved {
     pages: HashSet<NodeId>,
     segments: HashSet<Segment>,
 }
 
 impl Proved {
     /// Takes for proved what the manifests of a stored backup name. Parts that can't be read are left out.
-    pub(crate) fn trust(&mut self, store: &dyn StoreReader, roots: &[NodeId]) {
+    pub(super) fn trust(&mut self, store: &dyn StoreReader, roots: &[NodeId]) {
         let pages = self.trust_pages(store, roots);
         for pages in pages.chunks(NODES) {
             for page in store.nodes(pages) {
@@ -51,7 +51,7 @@ impl Proved {
     }
 
     /// Fails with [`Error::Missing`] unless everything below these roots is stored.
-    pub(crate) fn prove(&mut self, store: &dyn StoreReader, roots: &[NodeId]) -> Result<()> {
+    pub(super) fn prove(&mut self, store: &dyn StoreReader, roots: &[NodeId]) -> Result<()> {
         let mut missing = Missing::default();
         let mut pages: Vec<NodeId> = Vec::new();
         missing.read(store, roots, Kind::Root, &mut |_, head| {
