@@ -41,6 +41,8 @@ mod set;
 
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
+
 use super::{
     Distance, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
     Stored, Swept, Wanted,
@@ -73,6 +75,8 @@ pub struct Encrypted<S: ?Sized> {
     full_header_bytes: OnceLock<usize>,
     /// A missing epoch is damage: every repository has one from its creation on.
     has_begun: bool,
+    /// The epoch that was read or written last, and the generation that it belongs to: it saves a far store a call.
+    seen: Mutex<Option<(u64, Epoch)>>,
 }
 
 impl<S: ?Sized> Encrypted<S> {
@@ -86,6 +90,7 @@ impl<S: ?Sized> Encrypted<S> {
             epoch_key: keys.epoch_key(),
             full_header_bytes: OnceLock::new(),
             has_begun: false,
+            seen: Mutex::default(),
         }
     }
 
@@ -169,8 +174,9 @@ impl<S: StoreReader + ?Sized> Encrypted<S> {
     /// Reads records and notes as they are stored, and compares them with the epoch.
     fn compare(&self) -> Result<(Listing, Vec<String>)> {
         let below = self.store.listing(true)?;
-        let differences = self.set_of(&below.records, &below.notes).differences();
-        Ok((below, differences))
+        let set = self.set_of(&below.records, &below.notes);
+        *self.seen.lock() = set.epoch.map(|epoch| (below.generation, epoch));
+        Ok((below, set.differences()))
     }
 
     fn open_records(&self, records: Vec<Record>) -> Vec<Record> {

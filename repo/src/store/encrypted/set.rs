@@ -51,7 +51,7 @@ impl<S: StoreWriter + ?Sized> Encrypted<S> {
         write: &dyn Fn(Note, u64) -> Result<()>,
     ) -> Result<()> {
         loop {
-            let (mut set, generation) = self.read_changed(change)?;
+            let (mut set, generation) = self.read_changed(change, at)?;
             if at.is_some_and(|at| at != generation) {
                 return Err(Error::Moved);
             }
@@ -71,7 +71,10 @@ impl<S: StoreWriter + ?Sized> Encrypted<S> {
                 }
             }
             epoch.counter += 1;
-            match write(self.seal_epoch(&epoch)?, generation) {
+            let written = write(self.seal_epoch(&epoch)?, generation);
+            // A change comes with the next generation. After an error it is not known whether it was written.
+            *self.seen.lock() = written.is_ok().then_some((generation + 1, epoch));
+            match written {
                 Err(Error::Moved) if at.is_none() => {}
                 written => return written,
             }
@@ -79,7 +82,21 @@ impl<S: StoreWriter + ?Sized> Encrypted<S> {
     }
 
     /// Reads the epoch and the part of the set that a change concerns, and the generation that they belong to.
-    fn read_changed(&self, change: &Change) -> Result<(Set, u64)> {
+    fn read_changed(&self, change: &Change, at: Option<u64>) -> Result<(Set, u64)> {
+        // The store refuses a record whose name is taken, so one that is added takes the place of none.
+        let only_adds = change.notes.is_empty() && change.records.iter().all(|(_, element)| element.is_some());
+        if let Some((generation, epoch)) = self
+            .seen
+            .lock()
+            .filter(|(generation, _)| only_adds && at == Some(*generation))
+        {
+            let set = Set {
+                epoch: Some(epoch),
+                records: HashMap::new(),
+                notes: HashMap::new(),
+            };
+            return Ok((set, generation));
+        }
         let names = |changed: &[(String, _)]| changed.iter().map(|(name, _)| name.clone()).collect::<BTreeSet<_>>();
         let epoch = self.hidden(NOTE, epoch::NAME);
         let records: Vec<_> = names(&change.records).into_iter().collect();

@@ -237,6 +237,7 @@ fn reopened(below: &Arc<MemoryStore>, store: &Encrypted<MemoryStore>) -> Encrypt
         name_key: store.name_key,
         epoch_key: store.epoch_key,
         has_begun: true,
+        seen: Default::default(),
     }
 }
 
