@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use vbk_remote::address::{SshAddress, VbkAddress};
-use vbk_remote::client::{Again, LocalHome, Ssh};
+use vbk_remote::client::{Again, Ssh, local_home};
 use vbk_repo::repository::Repository;
 
 use crate::exit::{Error, Result};
@@ -72,7 +72,7 @@ pub fn open(name: &Path, ssh: &Ssh, again: Again) -> vbk_repo::Result<Repository
     };
     match address(name).map_err(refused)? {
         // Through the process that has it open for all, if there is one.
-        None => Repository::open_through(name, |directory| Arc::new(LocalHome::new(directory))),
+        None => Repository::open_through(name, local_home),
         Some(Address::Ssh(address)) => Ok(Repository::at(Arc::new(ssh.open(&address, again)?))),
         Some(Address::Vbk(address)) => Err(refused(format!("there is no token for {address}"))),
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use serde::Serialize;
-use vbk_remote::client::LocalHome;
+use vbk_remote::client::local_home_starting;
 use vbk_remote::server::{Allowed, Served, Server, load_or_make_key, serve_stdio};
 use vbk_repo::repository::directory::Directory;
 use vbk_repo::repository::home::Home;
@@ -47,7 +47,7 @@ pub fn run(context: &Context<'_>, args: &ServeArgs) -> Result<Outcome> {
 /// started where there is none.
 fn open(path: &Path) -> vbk_repo::Result<Arc<dyn Home>> {
     let directory = Arc::new(Directory::open(path)?);
-    Ok(Arc::new(LocalHome::new(directory).starting(start)))
+    Ok(local_home_starting(directory, start))
 }
 
 /// Starts a process that has a repository open for all. It outlives this one.

@@ -13,7 +13,7 @@ mod tls;
 
 pub use again::Again;
 pub use home::RemoteHome;
-pub use local::LocalHome;
+pub use local::{local_home, local_home_starting};
 pub use ssh::Ssh;
 pub use tls::Tls;
 #[cfg(test)]

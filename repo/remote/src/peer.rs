@@ -12,11 +12,12 @@ use std::sync::Arc;
 use aws_lc_rs::digest;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use rustls::SignatureScheme;
+use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::aws_lc_rs::sign::any_eddsa_type;
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs as provider_of};
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use rustls::crypto::{CryptoProvider, aws_lc_rs as provider_of, verify_tls13_signature_with_raw_key};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer};
 use rustls::sign::CertifiedKey;
+use rustls::{DigitallySignedStruct, Error as TlsError, PeerMisbehaved, SignatureScheme};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -148,8 +149,20 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 /// The one scheme that keys sign with.
 pub(crate) const SCHEME: SignatureScheme = SignatureScheme::ED25519;
 
-pub(crate) fn algorithms() -> WebPkiSupportedAlgorithms {
-    provider_of::default_provider().signature_verification_algorithms
+/// Proves that the other side has the private key to the raw public key that it shows.
+pub(crate) fn verify_signature(
+    message: &[u8],
+    key: &CertificateDer<'_>,
+    signature: &DigitallySignedStruct,
+) -> Result<HandshakeSignatureValid, TlsError> {
+    let key = SubjectPublicKeyInfoDer::from(key.as_ref());
+    let algorithms = provider_of::default_provider().signature_verification_algorithms;
+    verify_tls13_signature_with_raw_key(message, &key, signature, &algorithms)
+}
+
+/// Refuses the handshake of a version that is not spoken.
+pub(crate) fn refuse_tls12() -> Result<HandshakeSignatureValid, TlsError> {
+    Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into())
 }
 
 #[cfg(test)]

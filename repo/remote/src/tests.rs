@@ -218,10 +218,8 @@ fn what_is_not_what_its_name_says_is_refused_and_fails_the_flush() {
     assert!(store.flush().is_err());
 }
 
-#[test]
-fn a_long_listing_arrives_in_order() {
-    let home = remote(&memory(BlockSize::DEFAULT), Allowed::Everything);
-    let store = manager(&home);
+/// Commits more records than one part of a listing holds.
+fn fill(store: &dyn StoreManager) -> Vec<Record> {
     let records: Vec<_> = (0..3000)
         .map(|number| Record {
             key: format!("web1@{number:04}"),
@@ -231,6 +229,14 @@ fn a_long_listing_arrives_in_order() {
     for record in &records {
         store.commit(record).expect("commits");
     }
+    records
+}
+
+#[test]
+fn a_long_listing_arrives_in_order() {
+    let home = remote(&memory(BlockSize::DEFAULT), Allowed::Everything);
+    let store = manager(&home);
+    let records = fill(&*store);
     let note = Note {
         name: "one".into(),
         value: Some(vec![7; 5 << 20]),

@@ -21,6 +21,7 @@ pub mod lock;
 pub(super) mod second_copies;
 pub mod shared;
 pub mod store_repair;
+pub mod through;
 mod torn;
 pub(super) mod views;
 

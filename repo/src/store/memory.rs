@@ -31,6 +31,22 @@ struct Inner {
 }
 
 impl Inner {
+    fn records(&self) -> Vec<Record> {
+        let record = |(key, bytes): (&String, &Vec<u8>)| Record {
+            key: key.clone(),
+            bytes: bytes.clone(),
+        };
+        self.records.iter().map(record).collect()
+    }
+
+    fn notes(&self) -> Vec<Note> {
+        let note = |(name, value): (&String, &Vec<u8>)| Note {
+            name: name.clone(),
+            value: Some(value.clone()),
+        };
+        self.notes.iter().map(note).collect()
+    }
+
     fn check_at(&self, at: Option<u64>) -> Result<()> {
         match at.is_none_or(|at| at == self.generation) {
             true => Ok(()),
@@ -158,38 +174,24 @@ impl StoreReader for MemoryStore {
     }
 
     fn records(&self) -> Result<Vec<Record>> {
-        let record = |(key, bytes): (&String, &Vec<u8>)| Record {
-            key: key.clone(),
-            bytes: bytes.clone(),
-        };
-        Ok(self.lock().records.iter().map(record).collect())
+        Ok(self.lock().records())
     }
 
     fn notes(&self) -> Result<Vec<Note>> {
-        let note = |(name, value): (&String, &Vec<u8>)| Note {
-            name: name.clone(),
-            value: Some(value.clone()),
-        };
-        Ok(self.lock().notes.iter().map(note).collect())
+        Ok(self.lock().notes())
     }
 
     fn listing(&self, with_notes: bool) -> Result<Listing> {
-        // No change comes between the parts while the generation stays.
-        loop {
-            let generation = self.generation()?;
-            let listing = Listing {
-                records: self.records()?,
-                notes: match with_notes {
-                    true => self.notes()?,
-                    false => Vec::new(),
-                },
-                foreign_changes: Vec::new(),
-                generation,
-            };
-            if self.generation()? == generation {
-                return Ok(listing);
-            }
-        }
+        let inner = self.lock();
+        Ok(Listing {
+            records: inner.records(),
+            notes: match with_notes {
+                true => inner.notes(),
+                false => Vec::new(),
+            },
+            foreign_changes: Vec::new(),
+            generation: inner.generation,
+        })
     }
 }
 

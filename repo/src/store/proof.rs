@@ -29,34 +29,21 @@ pub(super) struct Proved {
 }
 
 impl Proved {
-    /// Takes for proved what the manifests of a stored backup name. Parts that can't be read are left out.
-    pub(super) fn trust(&mut self, store: &dyn StoreReader, roots: &[NodeId]) {
-        let pages = self.trust_pages(store, roots);
-        for pages in pages.chunks(NODES) {
-            for page in store.nodes(pages) {
-                let head = page.ok().and_then(|page| Some(Head::split(&page)?.0));
-                self.segments.extend(head.iter().flat_map(Page::pairs));
-            }
-        }
-    }
-
-    fn trust_pages(&mut self, store: &dyn StoreReader, roots: &[NodeId]) -> Vec<NodeId> {
-        let mut pages = Vec::new();
-        for root in store.nodes(roots) {
-            let head = root.ok().and_then(|root| Some(Head::split(&root)?.0));
-            pages.extend(head.iter().flat_map(|head| head.names.iter().copied().map(NodeId)));
-        }
-        self.pages.extend(&pages);
-        pages
+    /// Takes for proved what the manifests of a stored backup name. Damaged parts are left out.
+    pub(super) fn trust(&mut self, store: &dyn StoreReader, roots: &[NodeId]) -> Result<()> {
+        let (mut skipped, mut pages) = (Missing::default(), Vec::new());
+        skipped.read(store, roots, Kind::Root, &mut |_, head| pages.extend(pages_of(&head)))?;
+        skipped.read(store, &pages, Kind::Page, &mut |page, head| {
+            self.pages.insert(page);
+            self.segments.extend(Page::pairs(&head));
+        })
     }
 
     /// Fails with [`Error::Missing`] unless everything below these roots is stored.
     pub(super) fn prove(&mut self, store: &dyn StoreReader, roots: &[NodeId]) -> Result<()> {
         let mut missing = Missing::default();
         let mut pages: Vec<NodeId> = Vec::new();
-        missing.read(store, roots, Kind::Root, &mut |_, head| {
-            pages.extend(head.names.iter().copied().map(NodeId));
-        })?;
+        missing.read(store, roots, Kind::Root, &mut |_, head| pages.extend(pages_of(&head)))?;
         pages.retain(|page| !self.pages.contains(page));
         pages.sort_unstable();
         pages.dedup();
@@ -81,6 +68,10 @@ impl Proved {
             nodes: missing.nodes,
         })
     }
+}
+
+fn pages_of(root: &Head) -> impl Iterator<Item = NodeId> {
+    root.names.iter().copied().map(NodeId)
 }
 
 #[derive(Default)]

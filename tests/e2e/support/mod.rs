@@ -11,6 +11,7 @@ pub mod disk;
 pub mod inside;
 pub mod kernel;
 pub mod lab;
+pub mod remote;
 pub mod run;
 pub mod small;
 pub mod tools;

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use vbk_repo::ErrorKind;
 
 use super::again::{Again, longer, scattered};
 use super::state::{REOPEN, Shared, decode, encode, invalid, question, unreachable};
 use crate::message::{Answer, Ask, Fault, Hello, PROTOCOL};
-use crate::wire::{Channel, Kind, Limits, Message, MessageReader, Outbox, PREAMBLE, read_preamble, write_all};
+use crate::wire::{Channel, Kind, Limits, Message, MessageReader, Outbox, PREAMBLE, ping, read_preamble, write_all};
 use crate::{DEAD_AFTER, PING_INTERVAL};
 
 /// Time for the first answer. A user may have to type a password meanwhile.
@@ -163,14 +163,7 @@ where
         write.shutdown().await
     };
     let reading = read_all(shared, read, &outbox, is_up);
-    let pings = async {
-        let mut ticks = interval(PING_INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            outbox.send(Channel::Control, Message::empty(Kind::Ping));
-        }
-    };
+    let pings = ping(&outbox);
     tokio::pin!(reading);
     tokio::select! {
         end = &mut reading => end,

@@ -7,17 +7,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use vbk_repo::keys::{Keys, SlotFile, Unlock};
 use vbk_repo::repository::directory::Directory;
 use vbk_repo::repository::directory::shared::SOCKET;
-use vbk_repo::repository::home::{DiskUsage, Home, Marker, Reserve, Session, Snapshot, Wait};
+use vbk_repo::repository::directory::through::{Through, Writers};
+use vbk_repo::repository::home::{Home, Session, Wait};
 use vbk_repo::store::{Distance, StoreManager, StoreWriter};
-use vbk_repo::{Error, Result};
+use vbk_repo::{Error, ErrorKind, Result};
 
 use super::{Again, RemoteHome};
 
 /// Time that a process may take until its socket is there.
 const STARTED_WITHIN: Duration = Duration::from_secs(10);
+/// Time from the end of a process's last connection to that of its socket.
+const ENDED_WITHIN: Duration = Duration::from_millis(200);
 const POLL: Duration = Duration::from_millis(20);
 
 /// Time within which a process that has ended is there again: it is started by this one, or by systemd.
@@ -25,36 +27,44 @@ const RESTARTED_WITHIN: Duration = Duration::from_secs(60);
 
 type Start = dyn Fn(&Path) -> io::Result<()> + Send + Sync;
 
-/// A directory. Writers go through the process that has it open, if there is one; otherwise this one opens it. Readers open views.
-pub struct LocalHome {
+/// The way to the process that has a directory open, if there is one; otherwise this one opens it.
+struct Owner {
     directory: Arc<Directory>,
     /// Starts a process that opens the directory for all writers, where there is none.
     start: Option<Arc<Start>>,
 }
 
-impl std::fmt::Debug for LocalHome {
+impl std::fmt::Debug for Owner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LocalHome")
+        f.debug_struct("Owner")
             .field("directory", &self.directory)
             .finish_non_exhaustive()
     }
 }
 
-impl LocalHome {
-    /// Uses a process that is there.
-    pub fn new(directory: Arc<Directory>) -> Self {
-        Self { directory, start: None }
-    }
+/// A directory whose writers go through the process that has it open, if there is one. Readers open views, as always.
+pub fn local_home(directory: Arc<Directory>) -> Arc<dyn Home> {
+    home(directory, None)
+}
 
-    /// Has a process started where there is none, so that many programs can write at once. If `start` fails, this process opens
-    /// the directory itself.
-    pub fn starting(self, start: impl Fn(&Path) -> io::Result<()> + Send + Sync + 'static) -> Self {
-        Self {
-            start: Some(Arc::new(start)),
-            ..self
-        }
-    }
+/// Like [`local_home`], and `start` starts such a process where there is none, so that many programs can write at once. If it
+/// fails, this process opens the directory itself.
+pub fn local_home_starting(
+    directory: Arc<Directory>,
+    start: impl Fn(&Path) -> io::Result<()> + Send + Sync + 'static,
+) -> Arc<dyn Home> {
+    home(directory, Some(Arc::new(start)))
+}
 
+fn home(directory: Arc<Directory>, start: Option<Arc<Start>>) -> Arc<dyn Home> {
+    let owner = Owner {
+        directory: Arc::clone(&directory),
+        start,
+    };
+    Arc::new(Through::new(directory, owner))
+}
+
+impl Owner {
     fn socket(&self) -> PathBuf {
         self.directory.name().join(SOCKET)
     }
@@ -86,7 +96,17 @@ impl LocalHome {
             stream.set_nonblocking(true)?;
             Ok(tokio::net::UnixStream::from_std(stream)?.into_split())
         });
-        Ok(Some(home?.at(Distance::Near)))
+        match home {
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                // It may just have ended, because nobody used it; then its socket is gone.
+                std::thread::sleep(ENDED_WITHIN);
+                match UnixStream::connect(self.socket()) {
+                    Err(_) => Ok(None),
+                    Ok(_) => Err(error),
+                }
+            }
+            home => Ok(Some(home?.at(Distance::Near))),
+        }
     }
 
     /// Connects to that process, and starts it first if that was wanted.
@@ -136,47 +156,7 @@ impl LocalHome {
     }
 }
 
-impl Home for LocalHome {
-    fn name(&self) -> &Path {
-        self.directory.name()
-    }
-
-    fn marker(&self) -> &Marker {
-        self.directory.marker()
-    }
-
-    fn newest(&self) -> Result<Option<u64>> {
-        self.directory.newest()
-    }
-
-    fn key_slots(&self) -> Result<Vec<SlotFile>> {
-        self.directory.key_slots()
-    }
-
-    fn unlock(&self, way: &Unlock, check: Option<&str>) -> Result<Keys> {
-        self.directory.unlock(way, check)
-    }
-
-    fn check_reserve(&self, reserve: Reserve) -> Result<()> {
-        self.directory.check_reserve(reserve)
-    }
-
-    fn disk_usage(&self) -> Result<DiskUsage> {
-        self.directory.disk_usage()
-    }
-
-    fn check_tables(&self, snapshot: u64) -> Result<Vec<String>> {
-        self.directory.check_tables(snapshot)
-    }
-
-    fn read_as_it_is(&self) -> Result<Option<Snapshot>> {
-        self.directory.read_as_it_is()
-    }
-
-    fn read(&self) -> Result<Snapshot> {
-        self.directory.read()
-    }
-
+impl Writers for Owner {
     fn write(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreWriter>> {
         self.session(wait, &|owner, wait| owner.write(command, wait), &|wait| {
             self.directory.write(command, wait)

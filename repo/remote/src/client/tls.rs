@@ -8,13 +8,9 @@ use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{AlwaysResolvesClientRawPublicKeys, Resumption};
-use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature_with_raw_key};
-use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::version::TLS13;
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, OtherError, PeerMisbehaved,
-    SignatureScheme,
-};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, OtherError, SignatureScheme};
 use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::runtime::Handle;
@@ -25,7 +21,7 @@ use vbk_repo::{Error, ErrorKind, Result};
 
 use super::{Again, RemoteHome};
 use crate::address::{DEFAULT_PORT, VbkAddress};
-use crate::peer::{ALPN, Fingerprint, PublicKey, SCHEME, algorithms, provider};
+use crate::peer::{ALPN, Fingerprint, PublicKey, SCHEME, provider, refuse_tls12, verify_signature};
 use crate::tcp;
 use crate::token::Token;
 
@@ -170,7 +166,6 @@ pub(crate) fn config(token: &Token) -> std::result::Result<ClientConfig, TlsErro
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Pinned {
             fingerprint: token.fingerprint,
-            algorithms: algorithms(),
         }))
         .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(token.seed.certified())));
     config.resumption = Resumption::disabled();
@@ -182,7 +177,6 @@ pub(crate) fn config(token: &Token) -> std::result::Result<ClientConfig, TlsErro
 #[derive(Debug)]
 struct Pinned {
     fingerprint: Fingerprint,
-    algorithms: WebPkiSupportedAlgorithms,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -219,7 +213,7 @@ impl ServerCertVerifier for Pinned {
         _: &CertificateDer<'_>,
         _: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, TlsError> {
-        Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into())
+        refuse_tls12()
     }
 
     fn verify_tls13_signature(
@@ -228,8 +222,7 @@ impl ServerCertVerifier for Pinned {
         key: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> std::result::Result<HandshakeSignatureValid, TlsError> {
-        let key = SubjectPublicKeyInfoDer::from(key.as_ref());
-        verify_tls13_signature_with_raw_key(message, &key, signature, &self.algorithms)
+        verify_signature(message, key, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

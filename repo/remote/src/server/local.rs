@@ -139,7 +139,7 @@ impl Listener for LocalListener {
             is_known: true,
             read: Box::new(read),
             write: Box::new(write),
-            home: Ok(Arc::clone(&self.shared) as _),
+            home: Ok(self.shared.home()),
             allowed: Allowed::Trusted,
             ended: Box::pin(async move {
                 let _counted = counted;

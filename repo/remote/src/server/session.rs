@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, Semaphore};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::timeout;
 use vbk_repo::ErrorKind;
 use vbk_repo::repository::home::Home;
 
@@ -19,7 +19,7 @@ use super::Allowed;
 use super::stores::Stores;
 use super::until::Until;
 use crate::message::{Answer, Ask, Fault, Hello, PROTOCOL, Welcome};
-use crate::wire::{Channel, Kind, Limits, Message, MessageReader, Outbox, PREAMBLE, read_preamble, write_all};
+use crate::wire::{Channel, Kind, Limits, Message, MessageReader, Outbox, PREAMBLE, ping, read_preamble, write_all};
 use crate::{DEAD_AFTER, PING_INTERVAL};
 
 /// Bytes of puts that may be on their way or in the queue.
@@ -98,14 +98,7 @@ pub(super) async fn run(
         outbox.close();
         ended
     };
-    let pings = async {
-        let mut ticks = interval(PING_INTERVAL);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            outbox.send(Channel::Control, Message::empty(Kind::Ping));
-        }
-    };
+    let pings = ping(&outbox);
     let both = async {
         tokio::pin!(questions, answers);
         tokio::select! {

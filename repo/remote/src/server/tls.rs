@@ -19,14 +19,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature_with_raw_key};
-use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer, UnixTime};
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{AlwaysResolvesServerRawPublicKeys, NoServerSessionStorage};
 use rustls::version::TLS13;
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error as TlsError, PeerMisbehaved, ServerConfig,
-    SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error as TlsError, ServerConfig, SignatureScheme,
 };
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -41,7 +39,7 @@ use super::limited::limit;
 use super::tokens::{Entry, Finder, Tokens};
 use crate::address::check_name;
 use crate::message::Fault;
-use crate::peer::{ALPN, PublicKey, SCHEME, Seed, algorithms, provider};
+use crate::peer::{ALPN, PublicKey, SCHEME, Seed, provider, refuse_tls12, verify_signature};
 use crate::tcp;
 
 /// Connections that the kernel keeps until they are accepted.
@@ -123,7 +121,7 @@ impl TlsListener {
 fn config(key: &Seed) -> Result<ServerConfig, TlsError> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
-        .with_client_cert_verifier(Arc::new(AnyKey(algorithms())))
+        .with_client_cert_verifier(Arc::new(AnyKey))
         .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(key.certified())));
     // A resumed session would be the client's without a new proof.
     config.send_tls13_tickets = 0;
@@ -240,7 +238,7 @@ async fn revoked(tokens: Tokens, entry: Entry) -> String {
 
 /// Lets in every client that proves to have the private half of the key that it shows.
 #[derive(Debug)]
-struct AnyKey(WebPkiSupportedAlgorithms);
+struct AnyKey;
 
 impl ClientCertVerifier for AnyKey {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
@@ -265,7 +263,7 @@ impl ClientCertVerifier for AnyKey {
         _: &CertificateDer<'_>,
         _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, TlsError> {
-        Err(PeerMisbehaved::SignedHandshakeWithUnadvertisedSigScheme.into())
+        refuse_tls12()
     }
 
     fn verify_tls13_signature(
@@ -274,8 +272,7 @@ impl ClientCertVerifier for AnyKey {
         key: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, TlsError> {
-        let key = SubjectPublicKeyInfoDer::from(key.as_ref());
-        verify_tls13_signature_with_raw_key(message, &key, signature, &self.0)
+        verify_signature(message, key, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

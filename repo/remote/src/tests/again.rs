@@ -15,7 +15,7 @@ use vbk_repo::store::{PruneOptions, Record, StoreReader, StoreWriter, Wanted};
 use vbk_repo::{Error, ErrorKind, Result};
 
 use super::line::{EVER, Line, until};
-use super::{manager, memory};
+use super::{fill, manager, memory};
 use crate::client::RemoteHome;
 use crate::server::Allowed;
 
@@ -328,15 +328,7 @@ fn a_listing_begins_again() {
     let home = memory(BlockSize::DEFAULT);
     let filling = Line::new(Arc::clone(&home));
     let store = manager(&filling.client(HOUR).expect("connects"));
-    let records: Vec<_> = (0..3000)
-        .map(|number| Record {
-            key: format!("web1@{number:04}"),
-            bytes: vec![number as u8; 4000],
-        })
-        .collect();
-    for record in &records {
-        store.commit(record).expect("commits");
-    }
+    let records = fill(&*store);
     // The first parts arrive once more.
     let line = Line::that_cuts(home, |number| match number {
         0 => (EVER, 5 << 20),

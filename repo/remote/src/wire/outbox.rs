@@ -7,8 +7,10 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
+use tokio::time::{MissedTickBehavior, interval};
 
-use super::{CHUNK_BYTES, Channel, Message};
+use super::{CHUNK_BYTES, Channel, Kind, Message};
+use crate::PING_INTERVAL;
 
 /// Messages that wait to be written. Threads fill it, one task empties it.
 pub(crate) struct Outbox {
@@ -85,6 +87,16 @@ impl Outbox {
     fn is_done(&self) -> bool {
         let queues = self.queues.lock();
         queues.closed && queues.control.is_empty() && queues.bulk.is_empty()
+    }
+}
+
+/// Asks the other side now and then whether it lives, for ever.
+pub(crate) async fn ping(outbox: &Outbox) -> ! {
+    let mut ticks = interval(PING_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        outbox.send(Channel::Control, Message::empty(Kind::Ping));
     }
 }
 

@@ -8,16 +8,15 @@
 //! writers that met the error have ended.
 
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::through::{Through, Writers};
 use super::{Directory, Opened, ballast};
 use crate::error::{Error, Result};
-use crate::keys::{Keys, SlotFile, Unlock};
-use crate::repository::home::{DiskUsage, Home, Marker, Reserve, Session, Snapshot, Wait};
+use crate::repository::home::{Home, Session, Wait};
 use crate::store::{StoreManager, StoreWriter};
 
 /// Time for which the store stays open after its last writer: opening it takes a moment.
@@ -26,7 +25,7 @@ const OPEN_FOR: Duration = Duration::from_secs(10);
 /// Name in the directory of the socket on which the process is found.
 pub const SOCKET: &str = "serve.sock";
 
-/// A repository for many writers at once. Readers open views, as always.
+/// A repository for many writers at once.
 pub struct SharedDirectory {
     directory: Arc<Directory>,
     state: Mutex<State>,
@@ -54,6 +53,11 @@ impl SharedDirectory {
             directory,
             state: Mutex::default(),
         }
+    }
+
+    /// The repository as a home. Readers open views, as always.
+    pub fn home(self: &Arc<Self>) -> Arc<dyn Home> {
+        Arc::new(Through::new(Arc::clone(&self.directory), Arc::clone(self)))
     }
 
     /// Closes the store if no writer has used it for ten seconds, and releases the writer's lock. To be called now and then.
@@ -103,47 +107,7 @@ impl SharedDirectory {
     }
 }
 
-impl Home for SharedDirectory {
-    fn name(&self) -> &Path {
-        self.directory.name()
-    }
-
-    fn marker(&self) -> &Marker {
-        self.directory.marker()
-    }
-
-    fn newest(&self) -> Result<Option<u64>> {
-        self.directory.newest()
-    }
-
-    fn key_slots(&self) -> Result<Vec<SlotFile>> {
-        self.directory.key_slots()
-    }
-
-    fn unlock(&self, way: &Unlock, check: Option<&str>) -> Result<Keys> {
-        self.directory.unlock(way, check)
-    }
-
-    fn check_reserve(&self, reserve: Reserve) -> Result<()> {
-        self.directory.check_reserve(reserve)
-    }
-
-    fn disk_usage(&self) -> Result<DiskUsage> {
-        self.directory.disk_usage()
-    }
-
-    fn check_tables(&self, snapshot: u64) -> Result<Vec<String>> {
-        self.directory.check_tables(snapshot)
-    }
-
-    fn read_as_it_is(&self) -> Result<Option<Snapshot>> {
-        self.directory.read_as_it_is()
-    }
-
-    fn read(&self) -> Result<Snapshot> {
-        self.directory.read()
-    }
-
+impl Writers for Arc<SharedDirectory> {
     fn write(&self, _command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreWriter>> {
         Ok(self.session(wait, false)?.to_write())
     }

@@ -67,7 +67,7 @@ fn a_part_that_is_trusted_is_not_looked_at_and_a_changed_one_is() {
     let lost = ids(&store)[0];
     store.take(lost);
     let mut proved = Proved::default();
-    proved.trust(&store, &[root]);
+    proved.trust(&store, &[root]).expect("reads");
     proved.prove(&store, &[root]).expect("is trusted");
     let mut changed = plain;
     changed[..8].copy_from_slice(b"changed!");

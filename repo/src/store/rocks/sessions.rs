@@ -418,7 +418,7 @@ impl StoreWriter for RocksSession {
             self.store.lookup(&[record_key.to_owned()], &[])?.records
         };
         for record in found {
-            self.proved.lock().trust(&*self.store, &self.roots(&record.bytes));
+            self.proved.lock().trust(&*self.store, &self.roots(&record.bytes))?;
         }
         Ok(())
     }

@@ -15,11 +15,11 @@ const ALL: PruneOptions = PruneOptions {
     dry_run: false,
 };
 
-fn shared() -> (tempfile::TempDir, SharedDirectory) {
+fn shared() -> (tempfile::TempDir, Arc<SharedDirectory>) {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("repo");
     Repository::create(&path, &CreateOptions::plain(BlockSize::MIN)).expect("creates");
-    let shared = SharedDirectory::new(Arc::new(Directory::open(&path).expect("opens")));
+    let shared = Arc::new(SharedDirectory::new(Arc::new(Directory::open(&path).expect("opens"))));
     (directory, shared)
 }
 
@@ -41,7 +41,7 @@ fn commit(session: &Session<dyn StoreWriter>, guest: &str, time: &str, seed: u32
     key
 }
 
-fn prune(shared: &SharedDirectory) -> crate::repository::Pruned {
+fn prune(shared: &Arc<SharedDirectory>) -> crate::repository::Pruned {
     let session = shared.manage("prune", &mut no_wait).expect("opens");
     let stop = AtomicBool::new(false);
     prune_without_key(&*session.store, &*session.keeper, ALL, 2, &stop, &|_| {}).expect("prunes")
@@ -58,7 +58,7 @@ fn many_writers_have_a_directory_open_and_the_lock_is_free_afterwards() {
             scope.spawn(move || commit(session, &format!("web{number}"), "2026-11-20T05-54-00Z", number as u32));
         }
     });
-    let other = Directory::open(shared.name()).expect("opens");
+    let other = Directory::open(shared.directory.name()).expect("opens");
     let locked = other.write("backup", &mut no_wait).map(drop);
     assert_eq!(locked.map_err(|error| error.kind()), Err(ErrorKind::Locked));
     sessions[0].keeper.publish().expect("publishes");
@@ -90,7 +90,7 @@ fn a_prune_beside_a_backup_takes_nothing_of_it() {
     writer.store.commit(&Record { key, bytes }).expect("commits");
     drop(writer);
     assert_eq!(prune(&shared).swept.removed_blocks, 0);
-    let view = Repository::open(shared.name())
+    let view = Repository::open(shared.directory.name())
         .and_then(|repository| repository.view())
         .expect("opens");
     let catalogue = view.catalogue().expect("loads");
