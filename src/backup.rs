@@ -14,6 +14,7 @@
 //! record, so it is never listed, and the next run finds the blocks that a barrier covered.
 
 mod files;
+mod gone;
 pub mod guest;
 mod hinted;
 mod plan;
@@ -53,8 +54,8 @@ pub const BARRIER_BYTES: u64 = 4 << 30;
 /// Time after which a barrier is due.
 pub const BARRIER_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Times that the disks are read again when something is gone that was stored for the backup.
-const MOST_TRIES: u32 = 3;
+/// Times that what is gone of what was stored for the backup is stored again.
+const MOST_TRIES: u32 = 5;
 
 /// Result of a backup.
 #[derive(Debug, Clone, PartialEq)]
@@ -98,21 +99,13 @@ pub fn backup(
         observer,
     };
     let mut counts = Counts::default();
+    let mut images = copy_disks(&job, &sources, &mut counts)?;
     let mut tries = 0;
     let committed = loop {
-        match attempt(&job, &sources, time, clock, still_good, &mut counts) {
+        match commit(&job, &mut images, time, clock, still_good, &counts) {
             Err(Error::Repository(vbk_repo::Error::Missing { blocks, nodes })) if tries < MOST_TRIES => {
                 tries += 1;
-                observer.event(Event::Note(&format!(
-                    "{} blocks and {} parts of manifests that were stored for this backup are gone, because the process that has the \
-                     repository open was restarted; the disks are read again",
-                    blocks.len(),
-                    nodes.len()
-                )));
-                // Nothing counts as known that is not found in the store, and what is gone is put whatever the store says.
-                job.condemned.extend(blocks);
-                job.previous = None;
-                counts = counts.to_read_again();
+                gone::store_again(&mut job, &sources, &mut images, &mut counts, blocks, &nodes)?;
             }
             committed => break committed?,
         }
@@ -128,19 +121,18 @@ pub fn backup(
     })
 }
 
-/// Copies all disks and files, and commits the record.
-fn attempt(
+/// Stores the files of the guest, and commits the record.
+fn commit(
     job: &Job<'_>,
-    sources: &[(&DiskPlan, Source)],
+    images: &mut [Image],
     time: BackupTime,
     clock: Instant,
     still_good: &dyn Fn() -> Result<BTreeMap<DiskName, u64>>,
-    counts: &mut Counts,
+    counts: &Counts,
 ) -> Result<Committed> {
     let Job { writer, plan, .. } = *job;
-    let mut images = copy_disks(job, sources, counts)?;
     let used = still_good().inspect_err(|error| keep_what_is_stored(writer.store(), error))?;
-    for image in &mut images {
+    for image in &mut *images {
         image.snapshot_used_bytes = used.get(&image.disk).copied().unwrap_or(0);
     }
     let files = plan.files.iter();
@@ -157,7 +149,7 @@ fn attempt(
         host: plan.host.clone(),
         vbk_version: plan.version.clone(),
         consistency: plan.consistency,
-        images,
+        images: images.to_vec(),
         files,
     });
     committed.map_err(|error| explain(error.into(), counts, 0))

@@ -201,8 +201,8 @@ pub enum Error {
     /// Another writer changed records or notes after the caller read them.
     #[error("the repository was changed by another command at the same time; try again")]
     Moved,
-    /// Blocks and nodes that a backup needs, or that were put and not flushed, are not stored: the process that had the store open
-    /// was restarted, or another writer removed them. They must be put again.
+    /// Blocks and nodes that a backup needs are not stored: the process that had the store open was restarted before they were
+    /// flushed, or another writer removed them. They must be put again.
     #[error(
         "{} blocks and {} parts of manifests are gone, because the process that has the repository open was restarted; run the \
          command again",

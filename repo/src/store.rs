@@ -6,7 +6,8 @@
 //! 1. Putting a block or node that exists succeeds and changes nothing.
 //! 2. A put may return before its bytes are written; a store holds back the caller when too much is on its way. When `flush`
 //!    returns Ok, everything put before survives loss of power. If a put could not be written, every later flush and commit
-//!    fails.
+//!    fails. A store in another process loses what was put and not flushed when that is restarted: the commit of a backup that
+//!    needs it fails with [`Error::Missing`].
 //! 3. A record is visible whole or not at all, durable when `commit` returns, never replaced. Only its name removes it. A
 //!    commit of the same name and bytes succeeds again, so that a caller can repeat one whose answer was lost.
 //! 4. Every method may be called from many threads at once.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use vbk_repo::backup::Image;
 use vbk_repo::block::BlockIndex;
-use vbk_repo::manifest::{SEGMENT_SLOTS, SegmentSlots, Slot};
+use vbk_repo::manifest::{SEGMENT_SLOTS, Segment, SegmentSlots, Slot};
 use vbk_repo::slots::SlotReader;
 use vbk_repo::store::StoreReader;
 use vbk_repo::writer::Base;
@@ -59,6 +59,11 @@ impl<'a> Previous<'a> {
     /// Returns the disk's size at the previous backup.
     pub(super) fn size_bytes(&self) -> u64 {
         self.reader.manifest().size_bytes()
+    }
+
+    /// Returns the names of a segment; `None` past its end, and if its page can't be read.
+    pub(super) fn names(&self, number: usize) -> Option<Segment> {
+        self.reader.manifest().segment(number).ok()
     }
 
     pub(super) fn slot(&self, index: BlockIndex) -> Slot {

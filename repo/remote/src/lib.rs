@@ -29,14 +29,14 @@
 //! # Lost connections
 //!
 //! A client makes a lost connection again ([`client::Again`]), opens its stores on it and sends the questions that have no answer
-//! yet, in their order. What the server answered counts, but for puts without a flush: another process may answer now. Before the
-//! next flush or commit the client asks for those, puts nodes again, and fails with [`vbk_repo::Error::Missing`] if blocks are
-//! gone. So a commit never names what is not there:
+//! yet, in their order. What the server answered counts, but for puts without a flush: another process may answer now, which
+//! never had them. So a record never names what is not there:
 //!
 //! 1. A put that was not answered is sent again, before all that was asked later.
-//! 2. A put that was answered is in doubt from a loss of the connection on, until the store was asked for it on a connection that
-//!    then was not lost.
-//! 3. A flush or commit is sent only if nothing is in doubt, and not sent again by itself when its connection is lost.
+//! 2. Nodes that were answered on a connection that was lost are sent again before the next flush or commit.
+//! 3. A flush or commit is sent only after these, and not again by itself when its connection is lost.
+//! 4. Blocks are not sent again: the server proves each commit (`vbk_repo::store`), and answers with [`vbk_repo::Error::Missing`]
+//!    if some are gone. So each backup learns of its own, whichever others share its connection.
 //!
 //! A prune is not asked again: the server ends it when it finds that its client is gone.
 //!

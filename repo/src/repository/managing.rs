@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::Writer;
 use super::home::{Keeper, Pruned};
+use super::writing::MOST_TRIES;
 use crate::catalogue::Catalogue;
 use crate::error::{Error, Result};
 use crate::mark::{check_complete, mark, mark_sealed};
@@ -77,6 +78,7 @@ impl Manager {
         &self,
         mut decide: impl FnMut(&Catalogue, &States) -> std::result::Result<(Change, T), E>,
     ) -> std::result::Result<T, E> {
+        let mut tries = 0;
         loop {
             let at = self.store.generation()?;
             let (change, result) = decide(&self.catalogue()?, &self.states()?)?;
@@ -84,7 +86,7 @@ impl Manager {
                 return Ok(result);
             }
             match self.amend_at(&change.forget, &change.notes, Some(at)) {
-                Err(Error::Moved) => {}
+                Err(Error::Moved) if tries < MOST_TRIES => tries += 1,
                 changed => return Ok(changed.map(|()| result)?),
             }
         }

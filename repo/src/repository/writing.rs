@@ -11,6 +11,10 @@ use crate::standing::Standing;
 use crate::state::States;
 use crate::store::{Identity, Record, StoreWriter};
 
+/// Times that a change is made again because other writers were faster. Each time one of them has done its work, so only a
+/// server that lies comes near this.
+pub(super) const MOST_TRIES: u32 = 1000;
+
 /// A repository open for adding backups. May be used by many threads at once.
 pub struct Writer {
     store: Arc<dyn StoreWriter>,
@@ -58,6 +62,7 @@ impl Writer {
     pub fn commit(&self, mut backup: Backup) -> Result<Committed> {
         backup.check()?;
         let key = backup.spec();
+        let mut tries = 0;
         let id = loop {
             let at = self.store.generation()?;
             backup.sequence = at + 1;
@@ -69,7 +74,7 @@ impl Writer {
             };
             match self.store.commit_at(&record, &[], Some(at)) {
                 // Another writer took this generation.
-                Err(Error::Moved) => {}
+                Err(Error::Moved) if tries < MOST_TRIES => tries += 1,
                 committed => break committed.map(|()| id)?,
             }
         };

@@ -18,7 +18,6 @@ use super::connection;
 use super::puts::{Id, Puts};
 use super::state::{Event, Shared, Waiter, encode, once, unreachable};
 use crate::message::{Answer, Ask, Handle, Welcome};
-use crate::wire::Message;
 
 /// Time for a try to connect to end, when nobody wants it any more.
 const ENDS_WITHIN: Duration = Duration::from_secs(1);
@@ -39,15 +38,6 @@ pub(super) enum Part {
     Restarted,
     /// The connection was lost for this reason, and the question is not asked again.
     Lost(String),
-}
-
-/// Result of a flush or commit.
-pub(super) enum Barrier {
-    Done,
-    /// It was not asked: the server may have lost something that was put.
-    InDoubt,
-    /// The connection was lost before the answer.
-    Unknown,
 }
 
 /// Answers to one question.
@@ -189,40 +179,38 @@ impl Link {
 
     /// Sends a put of blocks with these ids, or of nodes, when the window has room for it. Its error comes with the flush.
     pub(super) fn put(&self, puts: &Arc<Puts>, blocks: Option<Vec<Id>>, ask: &Ask, body: Vec<u8>) -> Result<()> {
-        self.put_message(puts, blocks, encode(ask), body)
-    }
-
-    /// Sends a put of nodes again.
-    pub(super) fn put_again(&self, puts: &Arc<Puts>, nodes: &Message) -> Result<()> {
-        self.put_message(puts, None, nodes.head.clone(), nodes.body.clone())
-    }
-
-    fn put_message(&self, puts: &Arc<Puts>, blocks: Option<Vec<Id>>, head: Vec<u8>, body: Vec<u8>) -> Result<()> {
         self.check(puts)?;
-        let window = self.welcome.window_bytes as usize;
-        let has_room = |put_bytes: usize| put_bytes == 0 || put_bytes + body.len() <= window;
-        let mut state = self.shared.wait(|state| has_room(state.put_bytes))?;
+        let mut state = self.shared.wait(|state| self.has_room(state.put_bytes, body.len()))?;
         // Under the lock: a flush that is sent afterwards must come after it.
-        state.put(puts, blocks, head, body);
+        state.put(puts, blocks, encode(ask), body);
         Ok(())
     }
 
-    /// Asks for a flush or commit, unless something that was put is in doubt. It is never repeated by itself: a server that was
-    /// restarted would commit without what it lost.
-    pub(super) fn barrier(&self, puts: &Puts, ask: &Ask) -> Result<Barrier> {
+    fn has_room(&self, put_bytes: usize, more: usize) -> bool {
+        put_bytes == 0 || put_bytes + more <= self.welcome.window_bytes as usize
+    }
+
+    /// Asks for a flush or commit, after all nodes that a lost connection left in doubt were put again. Returns `false` if the
+    /// connection was lost before the answer. It is never repeated by itself: a server that was restarted would do it without
+    /// the nodes that it lost.
+    pub(super) fn barrier(&self, puts: &Arc<Puts>, ask: &Ask) -> Result<bool> {
         let (waiter, receiver) = once();
-        let mut state = self.shared.wait(|state| state.is_up())?;
-        if puts.are_doubtful() {
-            return Ok(Barrier::InDoubt);
-        }
-        let order = state.ask(ask, Vec::new(), true, waiter);
-        drop(state);
+        let order = loop {
+            let mut state = self.shared.wait(|state| {
+                let next = puts.next_again_bytes();
+                state.is_up() && next.is_none_or(|more| self.has_room(state.put_bytes, more))
+            })?;
+            let Some(nodes) = puts.take_again() else {
+                break state.ask(ask, Vec::new(), true, waiter);
+            };
+            state.put(puts, None, nodes.head.clone(), nodes.body.clone());
+        };
         match (Answers { link: self, receiver }).part()? {
             Part::Answer(Answer::Done, _, false) => {
                 puts.flushed(order);
-                Ok(Barrier::Done)
+                Ok(true)
             }
-            Part::Lost(_) => Ok(Barrier::Unknown),
+            Part::Lost(_) => Ok(false),
             _ => Err(self.unexpected()),
         }
     }

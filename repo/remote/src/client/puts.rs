@@ -1,7 +1,8 @@
 //! The puts of one store, until they are durable.
 //!
-//! A put that was answered is kept by the server's process, and lost with it until a flush. So after a lost connection each such
-//! put is in doubt. The store is asked for it before the next flush or commit.
+//! A put that was answered is kept by the server's process, and lost with it until a flush. Nodes stay here until then, and are
+//! put again after a lost connection. Blocks are too large for that: the commit finds those that are gone, and its caller reads
+//! them again.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -32,26 +33,16 @@ struct State {
     /// Blocks and bytes of nodes since the last flush.
     blocks: usize,
     node_bytes: usize,
-    /// Blocks that the server lost, and that were not put again.
-    missing: HashSet<Id>,
-    /// Number of lost connections.
-    losses: u64,
     failed: Option<Fault>,
 }
 
 struct Settled {
     order: u64,
-    blocks: Vec<Id>,
+    blocks: usize,
     /// The question, if it put nodes.
     nodes: Option<Arc<Message>>,
+    /// The connection on which it was answered is lost.
     is_doubtful: bool,
-}
-
-/// Puts that the server may have lost.
-pub(super) struct Doubt {
-    pub(super) blocks: Vec<Id>,
-    pub(super) nodes: Vec<Arc<Message>>,
-    losses: u64,
 }
 
 impl Puts {
@@ -64,12 +55,7 @@ impl Puts {
     pub(super) fn begin(&self, order: u64, blocks: Option<Vec<Id>>, bytes: usize) {
         let mut state = self.0.lock();
         match &blocks {
-            Some(blocks) => {
-                state.blocks += blocks.len();
-                for block in blocks {
-                    state.missing.remove(block);
-                }
-            }
+            Some(blocks) => state.blocks += blocks.len(),
             None => state.node_bytes += bytes,
         }
         state.on_their_way.insert(order, blocks.unwrap_or_default());
@@ -78,13 +64,13 @@ impl Puts {
     /// Notes the answer to a put.
     pub(super) fn end(&self, order: u64, message: Arc<Message>, failed: Option<Fault>) {
         let mut state = self.0.lock();
-        let blocks = state.on_their_way.remove(&order).unwrap_or_default();
+        let blocks = state.on_their_way.remove(&order).unwrap_or_default().len();
         match failed {
             Some(fault) => _ = state.failed.get_or_insert(fault),
             None => state.settled.push(Settled {
                 order,
-                nodes: blocks.is_empty().then_some(message),
                 blocks,
+                nodes: (blocks == 0).then_some(message),
                 is_doubtful: false,
             }),
         }
@@ -113,59 +99,36 @@ impl Puts {
         let nodes = settled.clone().filter_map(|put| put.nodes.as_ref());
         // Those on their way count from now on: a little less than the bound matters nothing.
         (state.blocks, state.node_bytes) = (
-            settled.map(|put| put.blocks.len()).sum(),
+            settled.map(|put| put.blocks).sum(),
             nodes.map(|message| message.body.len()).sum(),
         );
     }
 
     /// Notes that the connection is lost.
     pub(super) fn lose(&self) {
+        self.0.lock().settled.iter_mut().for_each(|put| put.is_doubtful = true);
+    }
+
+    /// Nodes that the server may have lost: bytes of the put that is next to be repeated.
+    pub(super) fn next_again_bytes(&self) -> Option<usize> {
+        self.0.lock().doubtful().map(|(_, nodes)| nodes.body.len())
+    }
+
+    /// Takes that put, to be repeated.
+    pub(super) fn take_again(&self) -> Option<Arc<Message>> {
         let mut state = self.0.lock();
-        state.losses += 1;
-        state.settled.iter_mut().for_each(|put| put.is_doubtful = true);
+        let (at, nodes) = state.doubtful()?;
+        let nodes = Arc::clone(nodes);
+        state.settled.remove(at);
+        Some(nodes)
     }
+}
 
-    /// Returns what the server may have lost; `None` if that is nothing.
-    pub(super) fn doubt(&self) -> Option<Doubt> {
-        let state = self.0.lock();
-        let doubtful = state.settled.iter().filter(|put| put.is_doubtful);
-        let doubt = Doubt {
-            blocks: doubtful.clone().flat_map(|put| &put.blocks).copied().collect(),
-            nodes: doubtful.filter_map(|put| put.nodes.clone()).collect(),
-            losses: state.losses,
-        };
-        (!doubt.blocks.is_empty() || !doubt.nodes.is_empty()).then_some(doubt)
-    }
-
-    /// Returns whether there is a [`Puts::doubt`].
-    pub(super) fn are_doubtful(&self) -> bool {
-        self.0.lock().settled.iter().any(|put| put.is_doubtful)
-    }
-
-    /// Notes the blocks that were found to be missing, when the nodes were put again. Changes nothing if the connection was lost
-    /// meanwhile.
-    pub(super) fn resolve(&self, doubt: &Doubt, missing: HashSet<Id>) {
-        let mut state = self.0.lock();
-        if state.losses != doubt.losses {
-            return;
-        }
-        state.settled.retain(|put| !put.is_doubtful || put.nodes.is_none());
-        for put in &mut state.settled {
-            if put.is_doubtful {
-                put.is_doubtful = false;
-                put.blocks.retain(|id| !missing.contains(id));
-            }
-        }
-        // One that was put again meanwhile is not missing any more.
-        let again: HashSet<Id> = state.on_their_way.values().flatten().copied().collect();
-        let settled: HashSet<Id> = state.settled.iter().flat_map(|put| &put.blocks).copied().collect();
-        let missing = missing.into_iter();
-        let missing = missing.filter(|id| !again.contains(id) && !settled.contains(id));
-        state.missing.extend(missing);
-    }
-
-    /// The blocks that the server lost.
-    pub(super) fn missing(&self) -> Vec<Id> {
-        self.0.lock().missing.iter().copied().collect()
+impl State {
+    fn doubtful(&self) -> Option<(usize, &Arc<Message>)> {
+        let settled = self.settled.iter().enumerate();
+        settled
+            .filter(|(_, put)| put.is_doubtful)
+            .find_map(|(at, put)| Some((at, put.nodes.as_ref()?)))
     }
 }

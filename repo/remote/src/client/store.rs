@@ -16,7 +16,7 @@ use vbk_repo::store::{
 };
 use vbk_repo::{Error, ErrorKind, Result};
 
-use super::link::{Answers, Barrier, Link, Part};
+use super::link::{Answers, Link, Part};
 use super::puts::Puts;
 use crate::body;
 use crate::message::{Answer, Ask, Fault, Handle, MAX_NAMES, MAX_NODES, MAX_PAGES, StoredShape};
@@ -75,57 +75,23 @@ impl RemoteStore {
         }
     }
 
-    /// Asks for a flush or commit until it is answered on one connection. What a server that was restarted has lost is put again
-    /// first, or is the error.
+    /// Asks for a flush or commit until it is answered on one connection.
     fn barrier(&self, ask: &Ask) -> Result<()> {
         loop {
-            let missing = self.puts.missing();
-            if !missing.is_empty() && !matches!(ask, Ask::Flush(_)) {
-                return Err(missing_error(missing));
-            }
             match self.link.barrier(&self.puts, ask) {
-                Ok(Barrier::InDoubt) => self.settle()?,
-                Ok(Barrier::Unknown) => {}
+                Ok(true) => return self.link.check(&self.puts),
+                Ok(false) => {}
                 // The first reason, and not that something failed before.
                 Err(error) => return self.link.check(&self.puts).and(Err(error)),
-                Ok(Barrier::Done) => {
-                    self.link.check(&self.puts)?;
-                    let missing = self.puts.missing();
-                    return match missing.is_empty() {
-                        true => Ok(()),
-                        false => Err(missing_error(missing)),
-                    };
-                }
             }
         }
-    }
-
-    /// Finds out what the server has lost of all that was put, and puts the nodes among it again.
-    fn settle(&self) -> Result<()> {
-        let Some(doubt) = self.puts.doubt() else {
-            return Ok(());
-        };
-        for nodes in &doubt.nodes {
-            self.link.put_again(&self.puts, nodes)?;
-        }
-        let ids: Vec<_> = doubt.blocks.iter().copied().map(BlockId).collect();
-        let located = self.locate(&ids)?;
-        let missing = doubt
-            .blocks
-            .iter()
-            .zip(located)
-            .filter(|(_, located)| located.is_none());
-        let missing = missing.map(|(id, _)| *id).collect();
-        self.puts.resolve(&doubt, missing);
-        Ok(())
     }
 
     /// Flushes when much was put since the last time: all of it may have to be put again.
     fn flush_if_due(&self) -> Result<()> {
-        match self.puts.are_many().then(|| self.flush()) {
-            // The caller's own flush says it again.
-            None | Some(Ok(()) | Err(Error::Missing { .. })) => Ok(()),
-            Some(Err(error)) => Err(error),
+        match self.puts.are_many() {
+            true => self.flush(),
+            false => Ok(()),
         }
     }
 
@@ -439,14 +405,6 @@ impl StoreWriter for RemoteStore {
             at,
         };
         self.barrier(&ask)
-    }
-}
-
-fn missing_error(blocks: Vec<[u8; 32]>) -> Error {
-    Error::Missing {
-        blocks: blocks.into_iter().map(BlockId).collect(),
-        // They were put again.
-        nodes: Vec::new(),
     }
 }
 

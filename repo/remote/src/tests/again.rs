@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use vbk_repo::block::{BlockSize, Hashing};
+use vbk_repo::backup::{Backup, Consistency, Image, RECORD_FORMAT};
+use vbk_repo::block::{BlockIndex, BlockSize, Hashing};
 use vbk_repo::codec::{Compression, Sealed, Sealer};
 use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::manifest::Full;
@@ -12,6 +13,7 @@ use vbk_repo::repository::directory::Directory;
 use vbk_repo::repository::home::{Home, Session};
 use vbk_repo::repository::{CreateOptions, Repository};
 use vbk_repo::store::{PruneOptions, Record, StoreReader, StoreWriter, Wanted};
+use vbk_repo::writer::ImageWriter;
 use vbk_repo::{Error, ErrorKind, Result};
 
 use super::line::{EVER, Line, until};
@@ -38,6 +40,31 @@ fn record() -> Record {
     Record {
         key: "web1@2026-11-29T00:00:00Z".into(),
         bytes: b"{}".to_vec(),
+    }
+}
+
+/// Puts a backup of one block of [`small`], but for its record.
+fn put_backup(store: &dyn StoreWriter, guest: &str, seed: u8) -> Record {
+    let block = small(seed);
+    let image = ImageWriter::create(store, BlockSize::DEFAULT, 200);
+    image.set(BlockIndex(0), &[Some(block.id)]).expect("sets");
+    store.put(vec![block]).expect("puts");
+    let root = image.finish().expect("puts");
+    let backup = Backup {
+        format: RECORD_FORMAT,
+        guest: guest.parse().expect("a name"),
+        time: "2026-11-29T00-00-00Z".parse().expect("a time"),
+        sequence: 1,
+        duration_ms: 0,
+        host: "host".into(),
+        vbk_version: "0".into(),
+        consistency: Consistency::Live,
+        images: vec![Image::new("vda".parse().expect("a name"), "/dev/null", 200, root)],
+        files: Vec::new(),
+    };
+    Record {
+        key: backup.spec(),
+        bytes: backup.encode(),
     }
 }
 
@@ -146,39 +173,41 @@ fn people_are_told_of_a_lost_connection_and_of_its_end() {
 }
 
 #[test]
-fn a_server_that_lost_what_was_not_flushed_gets_it_again() {
+fn each_backup_of_a_session_learns_what_a_restarted_server_lost_of_it() {
     let parent = tempfile::tempdir().expect("a directory");
     let path = new_directory(&parent);
     let line = Line::new(directory(&path));
     let home = line.client(HOUR).expect("connects");
     let session = write(&home);
-    let store = &session.store;
-    store.put(vec![small(1)]).expect("puts");
+    let store = &*session.store;
+    let durable = put_backup(store, "web1", 1);
     store.flush().expect("flushes");
-    store.put(vec![small(2)]).expect("puts");
-    store.put_nodes(vec![node(1)]).expect("puts");
+    let lost = put_backup(store, "web2", 2);
     // All was answered, and is only in the server's memory.
-    assert!(store.locate(&[small(2).id]).expect("looks")[0].is_some());
-    until("the node has arrived", || home.put_bytes() == 0);
+    until("all has arrived", || home.put_bytes() == 0);
     line.cut();
     until("it is back", || line.told.lock().len() == 2);
+    store.flush().expect("flushes");
+    store.commit(&durable).expect("commits");
     for _ in 0..2 {
-        match store.flush() {
+        match store.commit(&lost) {
             Err(Error::Missing { blocks, nodes }) => {
                 assert_eq!(blocks, [small(2).id]);
-                assert_eq!(nodes, []);
+                assert_eq!(nodes, [], "they were put again");
             }
             other => panic!("{other:?}"),
         }
-        assert!(matches!(store.commit(&record()), Err(Error::Missing { .. })));
     }
-    store.put(vec![small(2), small(3)]).expect("puts");
-    store.commit(&record()).expect("commits");
+    store.commit(&put_backup(store, "web3", 3)).expect("commits");
+    store.put(vec![small(2)]).expect("puts");
+    store.commit(&lost).expect("commits");
     session.keeper.publish().expect("publishes");
     drop(session);
-    let snapshot = home.read().expect("reads");
-    assert_eq!(snapshot.store.records().expect("lists"), [record()]);
-    check(&*snapshot.store);
+    let reader = home.read().expect("reads").store;
+    assert_eq!(reader.records().expect("lists").len(), 3);
+    for seed in [1, 2, 3] {
+        assert!(reader.locate(&[small(seed).id]).expect("looks")[0].is_some());
+    }
 }
 
 #[test]
@@ -188,14 +217,14 @@ fn a_commit_is_not_repeated_by_a_server_that_lost_what_it_names() {
     let line = Line::new(directory(&path));
     let home = line.client(HOUR).expect("connects");
     let session = write(&home);
-    session.store.put(vec![small(1)]).expect("puts");
-    until("the block has arrived", || home.put_bytes() == 0);
-    // The commit waits for a connection, and then for the block.
+    let record = put_backup(&*session.store, "web1", 1);
+    until("all has arrived", || home.put_bytes() == 0);
+    // The commit waits for a connection.
     line.is_away.store(true, Ordering::SeqCst);
     line.cut();
     until("it is lost", || !line.told.lock().is_empty());
     let committed = std::thread::scope(|scope| {
-        let committing = scope.spawn(|| session.store.commit(&record()));
+        let committing = scope.spawn(|| session.store.commit(&record));
         line.is_away.store(false, Ordering::SeqCst);
         committing.join().expect("runs")
     });
