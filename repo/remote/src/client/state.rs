@@ -107,6 +107,7 @@ impl State {
 
     /// Asks now, or when there is a connection again. Returns the question's place among all.
     pub(super) fn ask(&mut self, ask: &Ask, body: Vec<u8>, is_ordered: bool, waiter: Waiter) -> u64 {
+        tracing::trace!("asks {ask:?}, {} bytes", body.len());
         self.send(encode(ask), body, is_ordered, waiter)
     }
 
