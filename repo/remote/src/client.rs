@@ -2,6 +2,7 @@
 
 mod again;
 mod connection;
+mod early;
 mod home;
 mod link;
 mod local;

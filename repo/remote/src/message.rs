@@ -45,6 +45,8 @@ pub(crate) struct Welcome {
     pub(crate) key_check: Option<String>,
     /// Bytes of puts that may be on their way.
     pub(crate) window_bytes: u32,
+    /// The answer to [`Ask::Newest`]; `None` if there is none.
+    pub(crate) newest: Option<Option<u64>>,
 }
 
 /// Number of an open store, chosen by the client, so that it is the same on the next connection.
@@ -60,6 +62,7 @@ pub(crate) enum Ask {
     KeySlots,
     /// An error if less than that is free: [`Answer::Done`].
     CheckReserve(Reserve),
+    // A client need not wait for the answer of one that opens a store: the server keeps what is asked about the store until then.
     /// Opens the newest snapshot: [`Answer::Opened`], or [`Answer::Nothing`] if it must be as it is and can't be read.
     Read {
         store: Handle,

@@ -184,6 +184,12 @@ async fn read_all(
     outbox: &Arc<Outbox>,
     is_up: impl FnOnce(),
 ) -> End {
+    // Goes with the preamble: nothing that the server says first changes it.
+    let hello = Ask::Hello(Hello {
+        protocol: (PROTOCOL, PROTOCOL),
+        program: concat!("vbk ", env!("CARGO_PKG_VERSION")).to_owned(),
+    });
+    outbox.send(Channel::Control, question(0, encode(&hello), Vec::new()));
     let noise = match timeout(WELCOME_WITHIN, read_preamble(&mut read)).await {
         Ok(Ok(noise)) => noise,
         Ok(Err(error)) => return error.into(),
@@ -211,7 +217,7 @@ async fn read_all(
     }
 }
 
-/// Greets, opens the stores that were open, and asks all that has no answer yet.
+/// Waits for the answer to the greeting, opens the stores that were open, and asks all that has no answer yet.
 async fn begin(
     shared: &Shared,
     reader: &mut MessageReader<impl AsyncRead + Unpin>,
@@ -225,11 +231,7 @@ async fn begin(
         End::Over(Fault::Other(ErrorKind::Invalid, message))
     };
     let is_first = !shared.is_greeted();
-    let hello = Ask::Hello(Hello {
-        protocol: (PROTOCOL, PROTOCOL),
-        program: concat!("vbk ", env!("CARGO_PKG_VERSION")).to_owned(),
-    });
-    match ask(reader, outbox, 0, encode(&hello)).await? {
+    match answer(reader, outbox, 0).await? {
         Answer::Welcome(welcome) => shared.greeted(welcome).map_err(other)?,
         Answer::Failed(fault) if is_first => return Err(End::Over(fault)),
         Answer::Failed(fault) => return Err(refused(shared, fault)),
@@ -238,7 +240,8 @@ async fn begin(
     let stores = shared.stores();
     for store in &stores {
         loop {
-            match ask(reader, outbox, REOPEN, store.head.clone()).await? {
+            outbox.send(Channel::Control, question(REOPEN, store.head.clone(), Vec::new()));
+            match answer(reader, outbox, REOPEN).await? {
                 Answer::Opened { identity, .. } if identity == store.identity => break,
                 Answer::Opened { .. } => return Err(other("its identity is not the same")),
                 Answer::Nothing => return Err(End::Lost("the newest snapshot can't be read".to_owned())),
@@ -266,14 +269,12 @@ fn refused(shared: &Shared, fault: Fault) -> End {
     }
 }
 
-/// Asks the only question on the way, and waits for its answer.
-async fn ask(
+/// Waits for the answer to the only question on the way.
+async fn answer(
     reader: &mut MessageReader<impl AsyncRead + Unpin>,
     outbox: &Outbox,
     request: u32,
-    head: Vec<u8>,
 ) -> Result<Answer, End> {
-    outbox.send(Channel::Control, question(request, head, Vec::new()));
     let answered = async {
         let Some(message) = next(reader, outbox).await? else {
             return Err(End::Lost("the server closed it".to_owned()));

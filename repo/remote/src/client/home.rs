@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -16,8 +17,10 @@ use vbk_repo::store::{Distance, Identity, StoreManager, StoreWriter};
 use vbk_repo::{Error, Result};
 
 use super::again::Again;
+use super::early::Early;
 use super::link::Link;
 use super::puts::Puts;
+use super::state::Event;
 use super::store::{RemoteKeeper, RemoteStore};
 use crate::message::{Answer, Ask, Handle};
 
@@ -32,6 +35,8 @@ pub struct RemoteHome {
     link: Arc<Link>,
     marker: Marker,
     newest: Mutex<Option<(Instant, Option<u64>)>>,
+    /// A question whose answer the next opening for writing waits for.
+    reserve: Mutex<Option<Receiver<Event>>>,
     distance: Distance,
 }
 
@@ -61,10 +66,12 @@ impl RemoteHome {
             id: link.welcome().id.clone(),
             key_check: link.welcome().key_check.clone(),
         };
+        let newest = link.welcome().newest.map(|newest| (Instant::now(), newest));
         Ok(Self {
             link: Arc::new(link),
             marker,
-            newest: Mutex::default(),
+            newest: Mutex::new(newest),
+            reserve: Mutex::default(),
             distance: Distance::Far,
         })
     }
@@ -74,15 +81,27 @@ impl RemoteHome {
         Self { distance, ..self }
     }
 
-    /// Opens a store with the question that `ask` makes for its number.
+    /// Opens a store with the question that `ask` makes for its number, and asks what nearly every command wants to know of it.
     pub(crate) fn opened(&self, ask: &dyn Fn(Handle) -> Ask, is_writer: bool) -> Result<Option<(RemoteStore, u64)>> {
         let puts = Arc::<Puts>::default();
-        match self.link.open_store(ask, &puts)? {
-            (_, Answer::Nothing) => Ok(None),
-            (store, Answer::Opened { number, identity }) => {
+        let asked = Instant::now();
+        let listing = |store| Ask::Listing {
+            store,
+            records: true,
+            notes: true,
+        };
+        let early: &[&dyn Fn(Handle) -> Ask] = match (is_writer, self.distance) {
+            (_, Distance::Near) => &[],
+            (false, Distance::Far) => &[&listing],
+            (true, Distance::Far) => &[&listing, &Ask::Condemned],
+        };
+        match self.link.open_store(ask, early, &puts)? {
+            (_, Answer::Nothing, _) => Ok(None),
+            (store, Answer::Opened { number, identity }, early) => {
                 let identity: Identity = serde_json::from_str(&identity).map_err(|_| self.link.unexpected())?;
                 let link = Arc::clone(&self.link);
-                let store = RemoteStore::new(link, store, identity, self.distance, puts, is_writer);
+                let early = Early::new(asked, early);
+                let store = RemoteStore::new(link, store, identity, self.distance, puts, is_writer, early);
                 Ok(Some((store, number)))
             }
             _ => Err(self.link.unexpected()),
@@ -107,6 +126,9 @@ impl RemoteHome {
                 }
                 Ok(None) => return Err(self.link.unexpected()),
                 Ok(Some((store, _))) => {
+                    if let Some(reserve) = self.reserve.lock().take() {
+                        self.link.answers(reserve).only()?;
+                    }
                     let store = Arc::new(store);
                     return Ok((Arc::clone(&store), Arc::new(RemoteKeeper(store))));
                 }
@@ -165,7 +187,10 @@ impl Home for RemoteHome {
     }
 
     fn check_reserve(&self, reserve: Reserve) -> Result<()> {
-        self.link.ask(&Ask::CheckReserve(reserve), Vec::new()).map(drop)
+        // Its error is that of the next opening for writing, which all callers want next.
+        let asked = self.link.send(&Ask::CheckReserve(reserve))?;
+        *self.reserve.lock() = Some(asked);
+        Ok(())
     }
 
     fn disk_usage(&self) -> Result<DiskUsage> {

@@ -160,16 +160,38 @@ impl Link {
         self.begin(ask, body, true)?.only()
     }
 
-    /// Opens a store, on each later connection too until [`Link::close_store`].
-    pub(super) fn open_store(&self, question: &dyn Fn(Handle) -> Ask, puts: &Arc<Puts>) -> Result<(Handle, Answer)> {
+    /// Opens a store, on each later connection too until [`Link::close_store`]. The questions that `early` makes about it go with
+    /// the first one, for [`Link::answers`].
+    pub(super) fn open_store(
+        &self,
+        question: &dyn Fn(Handle) -> Ask,
+        early: &[&dyn Fn(Handle) -> Ask],
+        puts: &Arc<Puts>,
+    ) -> Result<(Handle, Answer, Vec<Receiver<Event>>)> {
         let (sender, receiver) = mpsc::channel();
         let mut state = self.shared.lock()?;
         let store = state.new_store();
         let waiter = repeated(sender, Some((store, Arc::clone(puts))));
         state.ask(&question(store), Vec::new(), false, waiter);
+        let ask = |question: &&dyn Fn(Handle) -> Ask| {
+            let (sender, receiver) = mpsc::channel();
+            state.ask(&question(store), Vec::new(), false, repeated(sender, None));
+            receiver
+        };
+        let early = early.iter().map(ask).collect();
         drop(state);
         let (answer, _) = Answers { link: self, receiver }.only()?;
-        Ok((store, answer))
+        Ok((store, answer, early))
+    }
+
+    /// The answers to a question that was sent before.
+    pub(super) fn answers(&self, receiver: Receiver<Event>) -> Answers<'_> {
+        Answers { link: self, receiver }
+    }
+
+    /// Sends a question, for [`Link::answers`].
+    pub(super) fn send(&self, ask: &Ask) -> Result<Receiver<Event>> {
+        Ok(self.begin(ask, Vec::new(), false)?.receiver)
     }
 
     /// Closes a store. With `waits`, others can have it when this returns.
@@ -190,27 +212,32 @@ impl Link {
         put_bytes == 0 || put_bytes + more <= self.welcome.window_bytes as usize
     }
 
-    /// Asks for a flush or commit, after all nodes that a lost connection left in doubt were put again. Returns `false` if the
+    /// Asks for a flush or commit, after all nodes that a lost connection left in doubt were put again. Returns `None` if the
     /// connection was lost before the answer. It is never repeated by itself: a server that was restarted would do it without
-    /// the nodes that it lost.
-    pub(super) fn barrier(&self, puts: &Arc<Puts>, ask: &Ask) -> Result<bool> {
+    /// the nodes that it lost. `then` goes with it, for [`Link::answers`].
+    pub(super) fn barrier(&self, puts: &Arc<Puts>, ask: &Ask, then: Option<&Ask>) -> Result<Option<Receiver<Event>>> {
         let (waiter, receiver) = once();
+        let (then_waiter, then_receiver) = once();
         let order = loop {
             let mut state = self.shared.wait(|state| {
                 let next = puts.next_again_bytes();
                 state.is_up() && next.is_none_or(|more| self.has_room(state.put_bytes, more))
             })?;
             let Some(nodes) = puts.take_again() else {
-                break state.ask(ask, Vec::new(), true, waiter);
+                let order = state.ask(ask, Vec::new(), true, waiter);
+                if let Some(then) = then {
+                    state.ask(then, Vec::new(), true, then_waiter);
+                }
+                break order;
             };
             state.put(puts, None, nodes.head.clone(), nodes.body.clone());
         };
         match (Answers { link: self, receiver }).part()? {
             Part::Answer(Answer::Done, _, false) => {
                 puts.flushed(order);
-                Ok(true)
+                Ok(Some(then_receiver))
             }
-            Part::Lost(_) => Ok(false),
+            Part::Lost(_) => Ok(None),
             _ => Err(self.unexpected()),
         }
     }

@@ -3,8 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use vbk_repo::block::PAGE_BYTES;
 use vbk_repo::codec::Sealed;
 use vbk_repo::id::{BlockId, NodeId};
@@ -16,8 +18,10 @@ use vbk_repo::store::{
 };
 use vbk_repo::{Error, ErrorKind, Result};
 
+use super::early::Early;
 use super::link::{Answers, Link, Part};
 use super::puts::Puts;
+use super::state::Event;
 use crate::body;
 use crate::message::{Answer, Ask, Fault, Handle, MAX_NAMES, MAX_NODES, MAX_PAGES, StoredShape};
 
@@ -34,6 +38,9 @@ pub(crate) struct RemoteStore {
     distance: Distance,
     puts: Arc<Puts>,
     is_writer: bool,
+    early: Early,
+    /// The answer to the publication that went with the last commit.
+    published: Mutex<Option<Receiver<Event>>>,
 }
 
 impl RemoteStore {
@@ -44,6 +51,7 @@ impl RemoteStore {
         distance: Distance,
         puts: Arc<Puts>,
         is_writer: bool,
+        early: Early,
     ) -> Self {
         Self {
             link,
@@ -52,6 +60,8 @@ impl RemoteStore {
             distance,
             puts,
             is_writer,
+            early,
+            published: Mutex::default(),
         }
     }
 
@@ -63,6 +73,7 @@ impl RemoteStore {
 
     /// Asks what changes the store, after all that was put.
     fn write(&self, ask: &Ask, body: Vec<u8>) -> Result<()> {
+        self.early.forget();
         let (answer, _) = match self.link.ask_in_order(ask, body) {
             // The first reason, and not that something failed before.
             Err(error) => return self.link.check(&self.puts).and(Err(error)),
@@ -75,16 +86,23 @@ impl RemoteStore {
         }
     }
 
-    /// Asks for a flush or commit until it is answered on one connection.
-    fn barrier(&self, ask: &Ask) -> Result<()> {
+    /// Asks for a flush or commit until it is answered on one connection. Returns where the answer to `then` comes.
+    fn barrier(&self, ask: &Ask, then: Option<&Ask>) -> Result<Receiver<Event>> {
         loop {
-            match self.link.barrier(&self.puts, ask) {
-                Ok(true) => return self.link.check(&self.puts),
-                Ok(false) => {}
+            match self.link.barrier(&self.puts, ask, then) {
+                Ok(Some(then)) => return self.link.check(&self.puts).map(|()| then),
+                Ok(None) => {}
                 // The first reason, and not that something failed before.
                 Err(error) => return self.link.check(&self.puts).and(Err(error)),
             }
         }
+    }
+
+    /// Gives the present listing to `of`, if it is known, or there is an answer to wait for. Not if that is an error: who asks
+    /// for something else than a damaged record still gets it.
+    fn known<T>(&self, of: impl FnOnce(&Listing) -> T) -> Option<T> {
+        let read = |answer| self.read_listing(&self.link.answers(answer)).ok();
+        self.early.listing(self.is_writer, read, of)
     }
 
     /// Flushes when much was put since the last time: all of it may have to be put again.
@@ -97,7 +115,10 @@ impl RemoteStore {
 
     fn list(&self, ask: &Ask) -> Result<Listing> {
         self.link.drain(&self.puts, None)?;
-        let answers = self.link.begin(ask, Vec::new(), false)?;
+        self.read_listing(&self.link.begin(ask, Vec::new(), false)?)
+    }
+
+    fn read_listing(&self, answers: &Answers<'_>) -> Result<Listing> {
         let mut listing = Listing::default();
         loop {
             let (answer, body, more) = match answers.part()? {
@@ -173,8 +194,9 @@ impl RemoteStore {
 
 impl Drop for RemoteStore {
     fn drop(&mut self) {
-        // The lock is free when this returns, so the next command need not wait for it.
-        self.link.close_store(self.handle, self.is_writer);
+        // On this machine the lock is free when this returns, so the next command need not wait for it.
+        let waits = self.is_writer && self.distance == Distance::Near;
+        self.link.close_store(self.handle, waits);
     }
 }
 
@@ -202,6 +224,9 @@ impl StoreReader for RemoteStore {
     }
 
     fn generation(&self) -> Result<u64> {
+        if let Some(generation) = self.known(|listing| listing.generation) {
+            return Ok(generation);
+        }
         match self.read(&Ask::Generation(self.handle), Vec::new())? {
             (Answer::Number(Some(generation)), _) => Ok(generation),
             _ => Err(self.link.unexpected()),
@@ -260,7 +285,11 @@ impl StoreReader for RemoteStore {
     }
 
     fn condemned(&self) -> Result<Vec<BlockId>> {
-        match self.read(&Ask::Condemned(self.handle), Vec::new())? {
+        let answer = match self.early.condemned() {
+            Some(answer) => self.link.answers(answer).only()?,
+            None => self.read(&Ask::Condemned(self.handle), Vec::new())?,
+        };
+        match answer {
             (Answer::Ids, body) => {
                 let ids = body::read_ids(&body).ok_or_else(|| self.link.unexpected())?;
                 Ok(ids.into_iter().map(BlockId).collect())
@@ -318,6 +347,9 @@ impl StoreReader for RemoteStore {
     }
 
     fn notes(&self) -> Result<Vec<Note>> {
+        if let Some(notes) = self.known(|listing| listing.notes.clone()) {
+            return Ok(notes);
+        }
         let ask = Ask::Listing {
             store: self.handle,
             records: false,
@@ -327,6 +359,18 @@ impl StoreReader for RemoteStore {
     }
 
     fn listing(&self, with_notes: bool) -> Result<Listing> {
+        let of = |listing: &Listing| match with_notes {
+            true => listing.clone(),
+            false => Listing {
+                records: listing.records.clone(),
+                notes: Vec::new(),
+                foreign_changes: listing.foreign_changes.clone(),
+                generation: listing.generation,
+            },
+        };
+        if let Some(listing) = self.known(of) {
+            return Ok(listing);
+        }
         self.list(&Ask::Listing {
             store: self.handle,
             records: true,
@@ -364,6 +408,7 @@ impl StoreWriter for RemoteStore {
                 store: self.handle,
                 blocks: shapes,
             };
+            self.early.forget_condemned();
             self.flush_if_due()?;
             self.link.put(&self.puts, Some(ids), &ask, body)?;
         }
@@ -393,7 +438,7 @@ impl StoreWriter for RemoteStore {
     }
 
     fn flush(&self) -> Result<()> {
-        self.barrier(&Ask::Flush(self.handle))
+        self.barrier(&Ask::Flush(self.handle), None).map(drop)
     }
 
     fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
@@ -404,7 +449,11 @@ impl StoreWriter for RemoteStore {
             notes: notes_for(notes),
             at,
         };
-        self.barrier(&ask)
+        self.early.forget();
+        // Each commit is published next. One that was not made changes nothing.
+        let published = self.barrier(&ask, Some(&Ask::Publish(self.handle)))?;
+        *self.published.lock() = Some(published);
+        Ok(())
     }
 }
 
@@ -485,6 +534,13 @@ impl Keeper for RemoteKeeper {
     }
 
     fn publish(&self) -> Result<()> {
+        if let Some(answer) = self.0.published.lock().take() {
+            match self.0.link.answers(answer).part()? {
+                Part::Answer(Answer::Done, ..) => return Ok(()),
+                Part::Lost(_) => {}
+                _ => return Err(self.0.link.unexpected()),
+            }
+        }
         self.0.write(&Ask::Publish(self.0.handle), Vec::new())
     }
 

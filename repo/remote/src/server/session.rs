@@ -28,6 +28,8 @@ const WINDOW_BYTES: usize = 64 << 20;
 const ANSWER_BYTES: usize = 32 << 20;
 /// Answers in the making.
 const AT_ONCE: usize = 16;
+/// Stores in the opening. Apart from those: they must not wait for answers that wait for them.
+const OPENINGS: usize = 4;
 /// Questions without an answer yet; a client that has more breaks the protocol.
 const MAX_ASKED: usize = 4096;
 
@@ -182,6 +184,7 @@ async fn questions(
 ) -> io::Result<()> {
     let mut reader = MessageReader::new(read, Limits::STRANGER);
     let threads = Arc::new(Semaphore::new(AT_ONCE));
+    let openings = Arc::new(Semaphore::new(OPENINGS));
     let asked = Arc::new(AtomicUsize::new(0));
     loop {
         let next = timeout(DEAD_AFTER, reader.next()).await;
@@ -199,7 +202,9 @@ async fn questions(
                 match (&*open, ask) {
                     (None, Ask::Hello(hello)) => match home {
                         Ok(home) => {
-                            let welcome = Answer::Welcome(greet(&**home, &hello)?);
+                            let asked = Arc::clone(home);
+                            let greeted = tokio::task::spawn_blocking(move || greet(&*asked, &hello));
+                            let welcome = Answer::Welcome(greeted.await.map_err(io::Error::other)??);
                             reply.send(&welcome, Vec::new(), false);
                             reader.set_limits(Limits::PEER);
                             let stores = Arc::new(Stores::new(Arc::clone(home), allowed));
@@ -217,8 +222,11 @@ async fn questions(
                         if asked.fetch_add(1, Ordering::SeqCst) >= MAX_ASKED {
                             return Err(invalid("too many questions at once"));
                         }
-                        let (stores, threads, asked) =
-                            (Arc::clone(&client.stores), Arc::clone(&threads), Arc::clone(&asked));
+                        let threads = match client.stores.expect(&ask) {
+                            true => Arc::clone(&openings),
+                            false => Arc::clone(&threads),
+                        };
+                        let (stores, asked) = (Arc::clone(&client.stores), Arc::clone(&asked));
                         tokio::spawn(async move {
                             let permit = threads.acquire_owned().await;
                             let answer = move || {
@@ -253,6 +261,7 @@ fn greet(home: &dyn Home, hello: &Hello) -> io::Result<Welcome> {
         id: marker.id.clone(),
         key_check: marker.key_check.clone(),
         window_bytes: WINDOW_BYTES as u32,
+        newest: home.newest().ok(),
     })
 }
 

@@ -1,10 +1,10 @@
 //! The stores that a client has open, and the answers from them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::repository::home::{Home, Keeper, Snapshot};
@@ -30,6 +30,10 @@ pub(super) struct Stores {
     home: Arc<dyn Home>,
     allowed: Allowed,
     open: Mutex<HashMap<Handle, Arc<Open>>>,
+    /// Stores in the opening: questions about them wait.
+    opening: Mutex<HashSet<Handle>>,
+    /// Notified when one was opened, or could not be.
+    opened: Condvar,
 }
 
 /// An open store, with the rights that it was opened with.
@@ -62,6 +66,19 @@ impl Open {
     }
 }
 
+/// A store in the opening. Those that wait for it go on when this is dropped, after a panic too.
+struct Opening<'a> {
+    stores: &'a Stores,
+    store: Handle,
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.stores.opening.lock().remove(&self.store);
+        self.stores.opened.notify_all();
+    }
+}
+
 impl Stores {
     /// Ends what takes long, when nobody waits for it any more.
     pub(super) fn stop(&self) {
@@ -76,11 +93,26 @@ impl Stores {
             home,
             allowed,
             open: Mutex::default(),
+            opening: Mutex::default(),
+            opened: Condvar::new(),
+        }
+    }
+
+    /// Returns whether a question opens a store. Questions that come after it about that store wait from now on until it is
+    /// answered.
+    pub(super) fn expect(&self, ask: &Ask) -> bool {
+        match opens(ask) {
+            Some(store) => {
+                self.opening.lock().insert(store);
+                true
+            }
+            None => false,
         }
     }
 
     /// Answers a question.
     pub(super) fn answer(&self, ask: Ask, body: &[u8], reply: &Reply) {
+        let _opening = opens(&ask).map(|store| Opening { stores: self, store });
         match self.try_answer(ask, body, reply) {
             Ok(Some((answer, body))) => reply.send(&answer, body, false),
             Ok(None) => {}
@@ -304,6 +336,11 @@ impl Stores {
     }
 
     fn store(&self, store: Handle) -> Result<Arc<Open>> {
+        let mut opening = self.opening.lock();
+        while opening.contains(&store) {
+            self.opened.wait(&mut opening);
+        }
+        drop(opening);
         let found = self.open.lock().get(&store).map(Arc::clone);
         found.ok_or_else(|| broken("a store that is not open"))
     }
@@ -321,6 +358,14 @@ impl Stores {
     fn keeper(&self, store: Handle) -> Result<Arc<dyn Keeper>> {
         let found = self.store(store)?.keeper.clone();
         found.ok_or_else(|| broken("a store that is open for reading only"))
+    }
+}
+
+/// The store that a question opens.
+fn opens(ask: &Ask) -> Option<Handle> {
+    match ask {
+        Ask::Read { store, .. } | Ask::Write { store, .. } | Ask::Manage { store, .. } => Some(*store),
+        _ => None,
     }
 }
 

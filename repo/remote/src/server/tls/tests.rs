@@ -251,14 +251,14 @@ fn a_session_ends_soon_after_its_token_is_revoked_or_changed() {
     tokens.rotate("changed", key, Timestamp::UNIX_EPOCH).expect("rotates");
     for (session, word) in sessions.iter().zip(["was revoked", "was changed"]) {
         let error = loop {
-            match session.generation() {
+            match session.locate(&[BlockId([1; 32])]) {
                 Ok(_) => std::thread::sleep(Duration::from_millis(10)),
                 Err(error) => break error,
             }
         };
         assert!(error.to_string().contains(word), "{error}");
     }
-    assert!(sessions[2].generation().is_ok());
+    assert!(sessions[2].locate(&[BlockId([1; 32])]).is_ok());
 }
 
 #[test]
@@ -266,9 +266,10 @@ fn sessions_end_in_order_with_the_server() {
     let mut server = Fixture::one();
     let token = server.token("web", Allowed::Everything, &[]);
     let session = open(&token).expect("opens").read().expect("reads").store;
-    assert!(session.generation().is_ok());
+    let ask = || session.locate(&[BlockId([1; 32])]);
+    assert!(ask().is_ok());
     server.stop();
-    let error = session.generation().expect_err("is gone");
+    let error = ask().expect_err("is gone");
     assert!(error.to_string().contains("shutting down"), "{error}");
     let refused = refusal(&token);
     assert!(refused.contains("can't connect to 127.0.0.1"), "{refused}");
