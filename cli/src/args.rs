@@ -30,6 +30,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use vbk_remote::client::LaneOptions;
 
 pub use backup::{BackupArgs, DiskArg};
 pub use boot::{AccelArg, BootArgs, BusArg, FamilyArg, FirmwareArg, MachineArgs, NetworkArg, RehearseArgs};
@@ -136,6 +137,18 @@ pub struct Global {
         hide_short_help = true
     )]
     pub reconnect_for: Option<Duration>,
+
+    /// Most connections to another host for what is large: one alone may not fill a long line
+    #[arg(
+        long,
+        global = true,
+        env = "VBK_CONNECTIONS",
+        value_name = "NUMBER",
+        default_value_t = LaneOptions::MOST as u8,
+        value_parser = clap::value_parser!(u8).range(1..=16),
+        hide_short_help = true
+    )]
+    pub connections: u8,
 
     /// Key file of an encrypted repository, or a key from `vbk key export`. Refuses a repository that is not encrypted
     #[arg(

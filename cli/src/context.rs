@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
-use vbk_remote::client::{Again, Ssh, Tls};
+use vbk_remote::client::{Again, LaneOptions, Ssh, Tls};
 use vbk_remote::token::Token;
 use vbk_repo::keys::Unlock;
 use vbk_repo::repository::{Manager, Repository, View, Wait, Writer};
@@ -184,15 +184,24 @@ impl<'a> Context<'a> {
         };
         if let Some(address) = place::server(path)? {
             let token = self.token_of(path)?;
-            let opened = Tls { address, token }.open(again);
+            let lanes = self.lanes();
+            let opened = Tls { address, token, lanes }.open(again);
             return Ok(Repository::at(Arc::new(opened?)));
         }
         let ssh = Ssh {
             rsh: self.global.rsh.clone(),
             remote_program: self.global.remote_path.clone(),
             is_silent: machine::is_background(),
+            lanes: self.lanes(),
         };
         place::open(path, &ssh, again).map_err(|error| self.explain(error, path))
+    }
+
+    fn lanes(&self) -> LaneOptions {
+        LaneOptions {
+            most: self.global.connections.into(),
+            ..LaneOptions::default()
+        }
     }
 
     /// Returns the way in which a lost connection is made again.

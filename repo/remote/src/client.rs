@@ -4,6 +4,7 @@ mod again;
 mod connection;
 mod early;
 mod home;
+mod lanes;
 mod link;
 mod local;
 mod puts;
@@ -14,6 +15,7 @@ mod tls;
 
 pub use again::Again;
 pub use home::RemoteHome;
+pub use lanes::LaneOptions;
 pub use local::{local_home, local_home_starting};
 pub use ssh::Ssh;
 pub use tls::Tls;

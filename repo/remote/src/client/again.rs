@@ -54,6 +54,14 @@ impl Again {
         Self { first_pause, ..self }
     }
 
+    /// The same without a word to people.
+    pub(super) fn silent(self) -> Self {
+        Self {
+            tell: Arc::new(|_| {}),
+            ..self
+        }
+    }
+
     /// Never tries.
     pub fn never() -> Self {
         Self::new(Duration::ZERO, || false, |_| {})

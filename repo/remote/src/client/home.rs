@@ -18,10 +18,11 @@ use vbk_repo::{Error, Result};
 
 use super::again::Again;
 use super::early::Early;
+use super::lanes::{LaneOptions, Lanes};
 use super::link::Link;
 use super::puts::Puts;
 use super::state::Event;
-use super::store::{RemoteKeeper, RemoteStore};
+use super::store::{Opened, RemoteKeeper, RemoteStore};
 use crate::message::{Answer, Ask, Handle};
 
 /// Time for which the number of the newest snapshot counts as known: a mount asks for it at every look-up.
@@ -38,7 +39,15 @@ pub struct RemoteHome {
     /// A question whose answer the next opening for writing waits for.
     reserve: Mutex<Option<Receiver<Event>>>,
     distance: Distance,
+    /// Makes another connection like this one.
+    more: Option<(LaneOptions, Connector)>,
 }
+
+/// Makes a connection.
+type Connector = Arc<dyn Fn() -> Result<RemoteHome> + Send + Sync>;
+
+/// The question that opens a store, for its number.
+type Opening = Arc<dyn Fn(Handle) -> Ask + Send + Sync>;
 
 impl fmt::Debug for RemoteHome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -73,7 +82,15 @@ impl RemoteHome {
             newest: Mutex::new(newest),
             reserve: Mutex::default(),
             distance: Distance::Far,
+            more: None,
         })
+    }
+
+    /// The same with more connections for what is large: `connect` makes them, without a word to people, and without a question
+    /// to them.
+    pub fn with_lanes(self, options: LaneOptions, connect: impl Fn() -> Result<Self> + Send + Sync + 'static) -> Self {
+        let more = (options.most > 1).then(|| (options, Arc::new(connect) as Connector));
+        Self { more, ..self }
     }
 
     /// The same with a server at that distance.
@@ -82,7 +99,16 @@ impl RemoteHome {
     }
 
     /// Opens a store with the question that `ask` makes for its number, and asks what nearly every command wants to know of it.
-    pub(crate) fn opened(&self, ask: &dyn Fn(Handle) -> Ask, is_writer: bool) -> Result<Option<(RemoteStore, u64)>> {
+    pub(crate) fn opened(
+        &self,
+        ask: impl Fn(Handle) -> Ask + Send + Sync + 'static,
+        is_writer: bool,
+    ) -> Result<Option<(RemoteStore, u64)>> {
+        self.open(&(Arc::new(ask) as Opening), is_writer, false)
+    }
+
+    /// `is_lane`: for blocks alone.
+    fn open(&self, ask: &Opening, is_writer: bool, is_lane: bool) -> Result<Option<(RemoteStore, u64)>> {
         let puts = Arc::<Puts>::default();
         let asked = Instant::now();
         let listing = |store| Ask::Listing {
@@ -92,20 +118,44 @@ impl RemoteHome {
         };
         let early: &[&dyn Fn(Handle) -> Ask] = match (is_writer, self.distance) {
             (_, Distance::Near) => &[],
+            _ if is_lane => &[],
             (false, Distance::Far) => &[&listing],
             (true, Distance::Far) => &[&listing, &Ask::Condemned],
         };
-        match self.link.open_store(ask, early, &puts)? {
+        match self.link.open_store(&**ask, early, &puts)? {
             (_, Answer::Nothing, _) => Ok(None),
             (store, Answer::Opened { number, identity }, early) => {
                 let identity: Identity = serde_json::from_str(&identity).map_err(|_| self.link.unexpected())?;
-                let link = Arc::clone(&self.link);
-                let early = Early::new(asked, early);
-                let store = RemoteStore::new(link, store, identity, self.distance, puts, is_writer, early);
-                Ok(Some((store, number)))
+                let opened = Opened {
+                    link: Arc::clone(&self.link),
+                    handle: store,
+                    lanes: self.lanes(ask, &identity, is_writer),
+                    identity,
+                    distance: self.distance,
+                    puts,
+                    is_writer,
+                    early: Early::new(asked, early),
+                };
+                Ok(Some((RemoteStore::new(opened), number)))
             }
             _ => Err(self.link.unexpected()),
         }
+    }
+
+    /// The other connections of a store that was opened with this question.
+    fn lanes(&self, ask: &Opening, identity: &Identity, is_writer: bool) -> Lanes {
+        let Some((options, connect)) = &self.more else {
+            return Lanes::new(LaneOptions::default(), None);
+        };
+        let (connect, ask, identity) = (Arc::clone(connect), Arc::clone(ask), identity.clone());
+        let open = move || {
+            let home = connect()?;
+            match home.open(&ask, is_writer, true)? {
+                Some((store, _)) if store.is_of(&identity) => Ok(store),
+                _ => Err(home.link.unexpected()),
+            }
+        };
+        Lanes::new(*options, Some(Arc::new(open)))
     }
 
     /// Bytes of puts that take room in the window.
@@ -115,9 +165,9 @@ impl RemoteHome {
     }
 
     /// Opens the store for writing, once nobody else has it.
-    fn session(&self, ask: &dyn Fn(Handle) -> Ask, wait: Wait<'_>) -> Result<(Arc<RemoteStore>, Arc<dyn Keeper>)> {
+    fn session(&self, ask: Opening, wait: Wait<'_>) -> Result<(Arc<RemoteStore>, Arc<dyn Keeper>)> {
         loop {
-            match self.opened(ask, true) {
+            match self.open(&ask, true, false) {
                 Err(Error::Locked { path, holder }) => {
                     if !wait(&holder) {
                         return Err(Error::Locked { path, holder });
@@ -145,7 +195,7 @@ impl RemoteHome {
     }
 
     fn snapshot(&self, as_it_is: bool) -> Result<Option<Snapshot>> {
-        let opened = self.opened(&|store| Ask::Read { store, as_it_is }, false)?;
+        let opened = self.opened(move |store| Ask::Read { store, as_it_is }, false)?;
         Ok(opened.map(|(store, number)| Snapshot {
             store: Arc::new(store),
             number,
@@ -210,20 +260,22 @@ impl Home for RemoteHome {
     }
 
     fn write(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreWriter>> {
-        let ask = |store| Ask::Write {
+        let command = command.to_owned();
+        let ask = move |store| Ask::Write {
             store,
-            command: command.to_owned(),
+            command: command.clone(),
         };
-        let (store, keeper) = self.session(&ask, wait)?;
+        let (store, keeper) = self.session(Arc::new(ask), wait)?;
         Ok(Session { store, keeper })
     }
 
     fn manage(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreManager>> {
-        let ask = |store| Ask::Manage {
+        let command = command.to_owned();
+        let ask = move |store| Ask::Manage {
             store,
-            command: command.to_owned(),
+            command: command.clone(),
         };
-        let (store, keeper) = self.session(&ask, wait)?;
+        let (store, keeper) = self.session(Arc::new(ask), wait)?;
         Ok(Session { store, keeper })
     }
 }

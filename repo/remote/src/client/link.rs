@@ -242,7 +242,7 @@ impl Link {
         }
     }
 
-    #[cfg(test)]
+    /// Bytes of puts without an answer.
     pub(super) fn put_bytes(&self) -> usize {
         self.shared.lock().map_or(0, |state| state.put_bytes)
     }

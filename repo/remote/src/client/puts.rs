@@ -85,6 +85,12 @@ impl Puts {
         }
     }
 
+    /// Returns whether something was put since the last flush.
+    pub(super) fn has_any(&self) -> bool {
+        let state = self.0.lock();
+        !state.on_their_way.is_empty() || !state.settled.is_empty() || state.failed.is_some()
+    }
+
     /// Returns whether a flush is due.
     pub(super) fn are_many(&self) -> bool {
         let state = self.0.lock();

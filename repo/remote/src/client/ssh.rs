@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use vbk_repo::Result;
 
-use super::{Again, RemoteHome};
+use super::{Again, LaneOptions, RemoteHome};
 use crate::address::SshAddress;
 
 /// The programs that make the connection.
@@ -22,6 +22,8 @@ pub struct Ssh {
     pub remote_program: String,
     /// Keeps ssh from the standard error of this process: who reads that would wait until ssh ends too.
     pub is_silent: bool,
+    /// Limits of the connections.
+    pub lanes: LaneOptions,
 }
 
 impl Default for Ssh {
@@ -30,6 +32,7 @@ impl Default for Ssh {
             rsh: "ssh".to_owned(),
             remote_program: "vbk".to_owned(),
             is_silent: false,
+            lanes: LaneOptions::default(),
         }
     }
 }
@@ -37,8 +40,23 @@ impl Default for Ssh {
 impl Ssh {
     /// Connects to a repository on another host. Messages of ssh, and its questions, go to the terminal.
     pub fn open(&self, address: &SshAddress, again: Again) -> Result<RemoteHome> {
-        let (ssh, to) = (self.clone(), address.clone());
-        RemoteHome::connect(address.to_string().into(), again, move || ssh.spawn(&to))
+        let connect = |ssh: &Self, address: &SshAddress, again| {
+            let (ssh, to) = (ssh.clone(), address.clone());
+            RemoteHome::connect(address.to_string().into(), again, move || ssh.spawn(&to))
+        };
+        let home = connect(self, address, again.clone())?;
+        let (ssh, address) = (self.quiet(), address.clone());
+        Ok(home.with_lanes(self.lanes, move || connect(&ssh, &address, again.clone().silent())))
+    }
+
+    /// The same without a word, and without a question that nobody would expect: where a password is needed, one connection has to
+    /// do.
+    fn quiet(&self) -> Self {
+        Self {
+            rsh: format!("{} -o BatchMode=yes", self.rsh),
+            is_silent: true,
+            ..self.clone()
+        }
     }
 
     fn spawn(&self, address: &SshAddress) -> io::Result<(Output, ChildStdin)> {

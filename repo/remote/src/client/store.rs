@@ -1,101 +1,87 @@
 //! A store that the server has open.
 
-use std::path::Path;
+use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use vbk_repo::block::PAGE_BYTES;
-use vbk_repo::codec::Sealed;
 use vbk_repo::id::{BlockId, NodeId};
-use vbk_repo::repository::Pruned;
-use vbk_repo::repository::home::{Keeper, Room};
-use vbk_repo::store::{
-    Distance, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
-    Stored, Swept, Wanted,
-};
-use vbk_repo::{Error, ErrorKind, Result};
+use vbk_repo::store::{Distance, Identity, Listing, Located, Note, Record, StoreReader, Stored, Wanted};
+use vbk_repo::{Error, Result};
 
 use super::early::Early;
+use super::lanes::Lanes;
 use super::link::{Answers, Link, Part};
-use super::puts::Puts;
+use super::puts::{Id, Puts};
 use super::state::Event;
 use crate::body;
 use crate::message::{Answer, Ask, Fault, Handle, MAX_NAMES, MAX_NODES, MAX_PAGES, StoredShape};
 
+mod writing;
+
+pub(super) use writing::RemoteKeeper;
+
 /// Bytes of blocks in one question, at least one block.
 const PIECE_BYTES: usize = MAX_PAGES * PAGE_BYTES / 2;
-/// Time between two looks whether the caller wants to stop.
-const CANCEL_POLL: Duration = Duration::from_millis(200);
-
 /// A store that the server has open, until it is dropped.
 pub(crate) struct RemoteStore {
-    link: Arc<Link>,
-    handle: Handle,
-    identity: Identity,
-    distance: Distance,
-    puts: Arc<Puts>,
-    is_writer: bool,
-    early: Early,
+    opened: Opened,
+    /// Bytes of blocks that were asked for on this connection.
+    asked_bytes: AtomicUsize,
     /// The answer to the publication that went with the last commit.
     published: Mutex<Option<Receiver<Event>>>,
 }
 
+/// What the opening of a store gives.
+pub(crate) struct Opened {
+    pub(super) link: Arc<Link>,
+    pub(super) handle: Handle,
+    pub(super) identity: Identity,
+    pub(super) distance: Distance,
+    pub(super) puts: Arc<Puts>,
+    pub(super) is_writer: bool,
+    pub(super) early: Early,
+    pub(super) lanes: Lanes,
+}
+
+impl Deref for RemoteStore {
+    type Target = Opened;
+
+    fn deref(&self) -> &Opened {
+        &self.opened
+    }
+}
+
 impl RemoteStore {
-    pub(super) fn new(
-        link: Arc<Link>,
-        handle: Handle,
-        identity: Identity,
-        distance: Distance,
-        puts: Arc<Puts>,
-        is_writer: bool,
-        early: Early,
-    ) -> Self {
+    pub(super) fn new(opened: Opened) -> Self {
         Self {
-            link,
-            handle,
-            identity,
-            distance,
-            puts,
-            is_writer,
-            early,
+            opened,
+            asked_bytes: AtomicUsize::new(0),
             published: Mutex::default(),
         }
     }
 
+    pub(super) fn is_of(&self, identity: &Identity) -> bool {
+        self.identity == *identity
+    }
+
+    /// Bytes that are on their way on this connection.
+    pub(super) fn load(&self) -> usize {
+        self.asked_bytes.load(Ordering::Relaxed) + self.link.put_bytes()
+    }
+
+    /// Waits until the puts have arrived, if `ids` are among them; without ids, until all have.
+    fn drain(&self, ids: Option<&[Id]>) -> Result<()> {
+        self.lanes.all().iter().try_for_each(|lane| lane.drain(ids))?;
+        self.link.drain(&self.puts, ids)
+    }
+
     /// Asks what has to see all that was put.
     fn read(&self, ask: &Ask, body: Vec<u8>) -> Result<(Answer, Vec<u8>)> {
-        self.link.drain(&self.puts, None)?;
+        self.drain(None)?;
         self.link.ask(ask, body)
-    }
-
-    /// Asks what changes the store, after all that was put.
-    fn write(&self, ask: &Ask, body: Vec<u8>) -> Result<()> {
-        self.early.forget();
-        let (answer, _) = match self.link.ask_in_order(ask, body) {
-            // The first reason, and not that something failed before.
-            Err(error) => return self.link.check(&self.puts).and(Err(error)),
-            answer => answer?,
-        };
-        self.link.check(&self.puts)?;
-        match answer {
-            Answer::Done => Ok(()),
-            _ => Err(self.link.unexpected()),
-        }
-    }
-
-    /// Asks for a flush or commit until it is answered on one connection. Returns where the answer to `then` comes.
-    fn barrier(&self, ask: &Ask, then: Option<&Ask>) -> Result<Receiver<Event>> {
-        loop {
-            match self.link.barrier(&self.puts, ask, then) {
-                Ok(Some(then)) => return self.link.check(&self.puts).map(|()| then),
-                Ok(None) => {}
-                // The first reason, and not that something failed before.
-                Err(error) => return self.link.check(&self.puts).and(Err(error)),
-            }
-        }
     }
 
     /// Gives the present listing to `of`, if it is known, or there is an answer to wait for. Not if that is an error: who asks
@@ -105,16 +91,8 @@ impl RemoteStore {
         self.early.listing(self.is_writer, read, of)
     }
 
-    /// Flushes when much was put since the last time: all of it may have to be put again.
-    fn flush_if_due(&self) -> Result<()> {
-        match self.puts.are_many() {
-            true => self.flush(),
-            false => Ok(()),
-        }
-    }
-
     fn list(&self, ask: &Ask) -> Result<Listing> {
-        self.link.drain(&self.puts, None)?;
+        self.drain(None)?;
         self.read_listing(&self.link.begin(ask, Vec::new(), false)?)
     }
 
@@ -180,7 +158,7 @@ impl RemoteStore {
             let fault = Fault::from(error);
             (0..count).map(|_| Err(fault.clone().into_error(name))).collect()
         };
-        if let Err(error) = self.link.drain(&self.puts, None) {
+        if let Err(error) = self.drain(None) {
             return all_failed(&error, questions.iter().map(|(count, ..)| count).sum());
         }
         let begin = |(count, ask, body)| (count, self.link.begin(&ask, body, false));
@@ -189,6 +167,37 @@ impl RemoteStore {
             .into_iter()
             .flat_map(|(count, answers)| answer(answers, count).unwrap_or_else(|error| all_failed(&error, count)))
             .collect()
+    }
+
+    /// Reads blocks on this connection.
+    fn get_here(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
+        let bytes = wanted.iter().map(|wanted| wanted.pages.len() * PAGE_BYTES).sum();
+        self.asked_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let page = |number: usize| u16::try_from(number).unwrap_or(u16::MAX);
+        let question = |wanted: &[Wanted]| {
+            let of = |wanted: &Wanted| (wanted.id.0, page(wanted.pages.start), page(wanted.pages.len()));
+            let ask = Ask::Get {
+                store: self.handle,
+                wanted: wanted.iter().map(of).collect(),
+            };
+            (wanted.len(), ask, Vec::new())
+        };
+        let pieces = split(wanted, |wanted| wanted.pages.len().max(1) * PAGE_BYTES);
+        let stored = self.ask_each(
+            pieces.into_iter().map(question).collect(),
+            |answer, body| match answer {
+                Answer::Stored(shapes) => {
+                    let take = |shape: std::result::Result<StoredShape, Fault>| match shape {
+                        Ok(shape) => body.take_shape(&shape).map(Ok),
+                        Err(fault) => Some(Err(fault)),
+                    };
+                    Some(shapes.into_iter().map(take).collect())
+                }
+                _ => None,
+            },
+        );
+        self.asked_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        stored
     }
 }
 
@@ -239,7 +248,7 @@ impl StoreReader for RemoteStore {
 
     fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
         let ids: Vec<_> = ids.iter().map(|id| id.0).collect();
-        self.link.drain(&self.puts, Some(&ids))?;
+        self.drain(Some(&ids))?;
         let asked = ids.chunks(MAX_NAMES).map(|ids| {
             self.link
                 .begin(&Ask::Locate(self.handle), body::ids(ids.iter().copied()), false)
@@ -258,7 +267,7 @@ impl StoreReader for RemoteStore {
     }
 
     fn survey_from(&self, from: BlockId, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
-        self.link.drain(&self.puts, None)?;
+        self.drain(None)?;
         let mut next = from.0;
         loop {
             let ask = Ask::Survey {
@@ -299,29 +308,20 @@ impl StoreReader for RemoteStore {
     }
 
     fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
-        let page = |number: usize| u16::try_from(number).unwrap_or(u16::MAX);
-        let question = |wanted: &[Wanted]| {
-            let of = |wanted: &Wanted| (wanted.id.0, page(wanted.pages.start), page(wanted.pages.len()));
-            let ask = Ask::Get {
-                store: self.handle,
-                wanted: wanted.iter().map(of).collect(),
-            };
-            (wanted.len(), ask, Vec::new())
+        let bytes = wanted.iter().map(|wanted| wanted.pages.len() * PAGE_BYTES).sum();
+        let Some(lane) = self.lanes.pick(bytes, self.load()) else {
+            return self.get_here(wanted);
         };
-        let pieces = split(wanted, |wanted| wanted.pages.len().max(1) * PAGE_BYTES);
-        self.ask_each(
-            pieces.into_iter().map(question).collect(),
-            |answer, body| match answer {
-                Answer::Stored(shapes) => {
-                    let take = |shape: std::result::Result<StoredShape, Fault>| match shape {
-                        Ok(shape) => body.take_shape(&shape).map(Ok),
-                        Err(fault) => Some(Err(fault)),
-                    };
-                    Some(shapes.into_iter().map(take).collect())
-                }
-                _ => None,
-            },
-        )
+        let mut stored = lane.get_here(wanted);
+        let failed = stored.iter().enumerate().filter(|(_, stored)| stored.is_err());
+        let failed: Vec<_> = failed.map(|(at, _)| at).collect();
+        if !failed.is_empty() {
+            let again: Vec<_> = failed.iter().map(|at| wanted[*at].clone()).collect();
+            for (at, answer) in failed.into_iter().zip(self.get_here(&again)) {
+                stored[at] = answer;
+            }
+        }
+        stored
     }
 
     fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
@@ -396,158 +396,4 @@ fn after(mut id: [u8; 32]) -> Option<[u8; 32]> {
         }
     }
     None
-}
-
-impl StoreWriter for RemoteStore {
-    fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
-        for blocks in split(&blocks, |block| block.stored_bytes() as usize) {
-            let mut body = Vec::new();
-            let ids = blocks.iter().map(|block| block.id.0).collect();
-            let shapes = blocks.iter().map(|block| body::add_sealed(block, &mut body)).collect();
-            let ask = Ask::Put {
-                store: self.handle,
-                blocks: shapes,
-            };
-            self.early.forget_condemned();
-            self.flush_if_due()?;
-            self.link.put(&self.puts, Some(ids), &ask, body)?;
-        }
-        Ok(())
-    }
-
-    fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
-        for nodes in nodes.chunks(MAX_NODES) {
-            let body = nodes.iter().flat_map(|(_, bytes)| bytes).copied().collect();
-            let ask = Ask::PutNodes {
-                store: self.handle,
-                nodes: nodes.iter().map(|(id, bytes)| (id.0, bytes.len() as u32)).collect(),
-            };
-            self.flush_if_due()?;
-            self.link.put(&self.puts, None, &ask, body)?;
-        }
-        Ok(())
-    }
-
-    fn builds_on(&self, record_key: &str) -> Result<()> {
-        let ask = Ask::BuildsOn {
-            store: self.handle,
-            record: record_key.to_owned(),
-        };
-        // It only saves the server work, so nobody waits for the answer.
-        self.link.begin(&ask, Vec::new(), true).map(drop)
-    }
-
-    fn flush(&self) -> Result<()> {
-        self.barrier(&Ask::Flush(self.handle), None).map(drop)
-    }
-
-    fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
-        let ask = Ask::Commit {
-            store: self.handle,
-            key: record.key.clone(),
-            record: record.bytes.clone(),
-            notes: notes_for(notes),
-            at,
-        };
-        self.early.forget();
-        // Each commit is published next. One that was not made changes nothing.
-        let published = self.barrier(&ask, Some(&Ask::Publish(self.handle)))?;
-        *self.published.lock() = Some(published);
-        Ok(())
-    }
-}
-
-fn notes_for(notes: &[Note]) -> Vec<(String, Option<Vec<u8>>)> {
-    notes
-        .iter()
-        .map(|note| (note.name.clone(), note.value.clone()))
-        .collect()
-}
-
-impl StoreManager for RemoteStore {
-    fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
-        let ask = Ask::Amend {
-            store: self.handle,
-            remove_records: remove_records.to_vec(),
-            notes: notes_for(notes),
-            at,
-        };
-        self.write(&ask, Vec::new())
-    }
-
-    fn condemn(&self, ids: &[BlockId]) -> Result<()> {
-        self.write(&Ask::Condemn(self.handle), body::ids(ids.iter().map(|id| id.0)))
-    }
-
-    fn pardon(&self, ids: &[BlockId]) -> Result<()> {
-        self.write(&Ask::Pardon(self.handle), body::ids(ids.iter().map(|id| id.0)))
-    }
-
-    fn retain(&self, _: &Live, _: PruneOptions, _: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
-        // What is live is the server's to find: no client can make it remove what a backup names.
-        Err(Error::NotOnThisMachine {
-            path: Path::new(self.link.name()).to_owned(),
-        })
-    }
-}
-
-/// The place of a store that is open for writing.
-pub(super) struct RemoteKeeper(pub(super) Arc<RemoteStore>);
-
-impl RemoteKeeper {
-    fn pruned(&self, options: PruneOptions, cancel: &AtomicBool, progress: &dyn Fn(u64)) -> Result<Pruned> {
-        let RemoteStore { link, handle, .. } = &*self.0;
-        let ask = Ask::Prune {
-            store: *handle,
-            options,
-        };
-        let answers = link.begin_once(&ask)?;
-        let mut stopped = false;
-        loop {
-            if !stopped && cancel.load(Ordering::SeqCst) {
-                stopped = true;
-                link.ask(&Ask::Stop(*handle), Vec::new())?;
-            }
-            match answers.part_within(CANCEL_POLL)? {
-                None => {}
-                Some(Part::Answer(Answer::Number(Some(bytes)), ..)) => progress(bytes),
-                Some(Part::Answer(Answer::Pruned(pruned), ..)) => return Ok(pruned),
-                Some(Part::Lost(reason)) => {
-                    return Err(Error::Remote {
-                        kind: ErrorKind::Unavailable,
-                        message: format!(
-                            "the connection to {} was lost during the prune: {reason}; the server may still be pruning; the next \
-                             `vbk prune` continues",
-                            link.name().display()
-                        ),
-                    });
-                }
-                Some(_) => return Err(link.unexpected()),
-            }
-        }
-    }
-}
-
-impl Keeper for RemoteKeeper {
-    fn prune(&self, options: PruneOptions, cancel: &AtomicBool, progress: &dyn Fn(u64)) -> Option<Result<Pruned>> {
-        Some(self.pruned(options, cancel, progress))
-    }
-
-    fn publish(&self) -> Result<()> {
-        if let Some(answer) = self.0.published.lock().take() {
-            match self.0.link.answers(answer).part()? {
-                Part::Answer(Answer::Done, ..) => return Ok(()),
-                Part::Lost(_) => {}
-                _ => return Err(self.0.link.unexpected()),
-            }
-        }
-        self.0.write(&Ask::Publish(self.0.handle), Vec::new())
-    }
-
-    fn room(&self) -> Result<Room> {
-        match self.0.link.ask(&Ask::Room(self.0.handle), Vec::new())? {
-            (Answer::Room(room), _) => Ok(room),
-            _ => Err(self.0.link.unexpected()),
-        }
-    }
 }

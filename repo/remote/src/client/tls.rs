@@ -19,7 +19,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use vbk_repo::{Error, ErrorKind, Result};
 
-use super::{Again, RemoteHome};
+use super::{Again, LaneOptions, RemoteHome};
 use crate::address::{DEFAULT_PORT, VbkAddress};
 use crate::peer::{ALPN, Fingerprint, PublicKey, SCHEME, provider, refuse_tls12, verify_signature};
 use crate::tcp;
@@ -35,6 +35,8 @@ pub struct Tls {
     pub address: VbkAddress,
     /// The token.
     pub token: Token,
+    /// Limits of the connections.
+    pub lanes: LaneOptions,
 }
 
 impl Tls {
@@ -63,11 +65,18 @@ impl Tls {
             (_, token) => token.clone().unwrap_or_default(),
         };
         let config = Arc::new(config(&self.token).map_err(|error| refused(error.to_string()))?);
-        RemoteHome::connect(name.into(), again, move || {
+        let address = self.address;
+        let connect = Arc::new(move || {
             let connector = TlsConnector::from(Arc::clone(&config));
             // The thread may be one of the runtime's.
-            tokio::task::block_in_place(|| Handle::current().block_on(connect(&self.address, &connector, &repository)))
-        })
+            tokio::task::block_in_place(|| Handle::current().block_on(connect(&address, &connector, &repository)))
+        });
+        let more = Arc::clone(&connect);
+        let home = RemoteHome::connect(name.clone().into(), again.clone(), move || connect())?;
+        Ok(home.with_lanes(self.lanes, move || {
+            let connect = Arc::clone(&more);
+            RemoteHome::connect(name.clone().into(), again.clone().silent(), move || connect())
+        }))
     }
 }
 

@@ -44,7 +44,7 @@ fn record() -> Record {
 }
 
 /// Puts a backup of one block of [`small`], but for its record.
-fn put_backup(store: &dyn StoreWriter, guest: &str, seed: u8) -> Record {
+pub(super) fn put_backup(store: &dyn StoreWriter, guest: &str, seed: u8) -> Record {
     let block = small(seed);
     let image = ImageWriter::create(store, BlockSize::DEFAULT, 200);
     image.set(BlockIndex(0), &[Some(block.id)]).expect("sets");

@@ -22,7 +22,7 @@ use vbk_repo::store::memory::MemoryStore;
 use vbk_repo::store::{Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter, Wanted};
 
 use crate::address::VbkAddress;
-use crate::client::{Again, RemoteHome, Tls};
+use crate::client::{Again, LaneOptions, RemoteHome, Tls};
 use crate::message::Ask;
 use crate::peer::Seed;
 use crate::server::{Allowed, Served, Server, TokenEntry, Tokens, load_or_make_key};
@@ -114,6 +114,7 @@ impl Drop for Fixture {
 
 fn open(token: &Token) -> vbk_repo::Result<RemoteHome> {
     let tls = Tls {
+        lanes: LaneOptions::default(),
         address: token.address(),
         token: token.clone(),
     };
@@ -151,7 +152,7 @@ fn record_of(guest: &str) -> Backup {
 }
 
 fn manager(home: &RemoteHome) -> impl StoreManager + use<> {
-    home.opened(&to_manage, true).expect("opens").expect("is there").0
+    home.opened(to_manage, true).expect("opens").expect("is there").0
 }
 
 fn to_manage(store: u32) -> Ask {
@@ -297,10 +298,10 @@ fn a_token_for_backups_adds_and_reads_no_block() {
         (&restore, to_manage),
         (&restore, to_write),
     ] {
-        denied(open(token).expect("opens").opened(&ask, true).map(drop));
+        denied(open(token).expect("opens").opened(ask, true).map(drop));
     }
     let home = open(&backup).expect("opens");
-    let writing = home.opened(&to_write, true).expect("opens").expect("is there").0;
+    let writing = home.opened(to_write, true).expect("opens").expect("is there").0;
     denied(writing.get(&wanted).remove(0));
     denied(home.disk_usage());
     // Only what is open for changes takes them.
@@ -401,7 +402,12 @@ fn a_server_of_several_leads_only_to_directories_right_below_it() {
             repository: None,
             ..token.address()
         };
-        let opened = Tls { address, token }.open(Again::never());
+        let opened = Tls {
+            address,
+            token,
+            lanes: LaneOptions::default(),
+        }
+        .open(Again::never());
         opened.expect_err("is refused").to_string().replace("/link", "")
     };
     for (name, token) in [
@@ -611,7 +617,13 @@ fn a_token_and_an_address_of_different_repositories_are_noticed() {
             },
         ),
     ] {
-        let error = Tls { address, token }.open(Again::never()).expect_err("differ");
+        let error = Tls {
+            address,
+            token,
+            lanes: LaneOptions::default(),
+        }
+        .open(Again::never())
+        .expect_err("differ");
         assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
     }
 }

@@ -1,0 +1,239 @@
+//! What changes a store that the server has open.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use vbk_repo::codec::Sealed;
+use vbk_repo::id::{BlockId, NodeId};
+use vbk_repo::repository::Pruned;
+use vbk_repo::repository::home::{Keeper, Room};
+use vbk_repo::store::{Live, Note, PruneOptions, Record, StoreManager, StoreWriter, Swept};
+use vbk_repo::{Error, ErrorKind, Result};
+
+use super::{Opened, RemoteStore, split};
+use crate::body;
+use crate::client::link::Part;
+use crate::client::state::Event;
+use crate::message::{Answer, Ask, MAX_NODES};
+
+/// Time between two looks whether the caller wants to stop.
+const CANCEL_POLL: Duration = Duration::from_millis(200);
+
+impl RemoteStore {
+    /// Puts blocks on this connection.
+    fn put_here(&self, blocks: &[Sealed]) -> Result<()> {
+        let mut body = Vec::new();
+        let ids = blocks.iter().map(|block| block.id.0).collect();
+        let shapes = blocks.iter().map(|block| body::add_sealed(block, &mut body)).collect();
+        let ask = Ask::Put {
+            store: self.handle,
+            blocks: shapes,
+        };
+        self.flush_if_due()?;
+        self.link.put(&self.puts, Some(ids), &ask, body)
+    }
+
+    /// Flushes what was put on the other connections, on all at once.
+    fn flush_lanes(&self) -> Result<()> {
+        let lanes = self.lanes.all();
+        let lanes: Vec<_> = lanes.iter().filter(|lane| lane.puts.has_any()).collect();
+        std::thread::scope(|scope| {
+            let flushing: Vec<_> = lanes.iter().map(|lane| scope.spawn(|| lane.flush())).collect();
+            let flushed = flushing.into_iter().map(|lane| lane.join());
+            flushed.into_iter().try_for_each(|flushed| match flushed {
+                Ok(flushed) => flushed,
+                Err(_) => Err(self.link.unexpected()),
+            })
+        })
+    }
+
+    /// Asks what changes the store, after all that was put.
+    fn write(&self, ask: &Ask, body: Vec<u8>) -> Result<()> {
+        self.early.forget();
+        let (answer, _) = match self.link.ask_in_order(ask, body) {
+            // The first reason, and not that something failed before.
+            Err(error) => return self.link.check(&self.puts).and(Err(error)),
+            answer => answer?,
+        };
+        self.link.check(&self.puts)?;
+        match answer {
+            Answer::Done => Ok(()),
+            _ => Err(self.link.unexpected()),
+        }
+    }
+
+    /// Asks for a flush or commit until it is answered on one connection. Returns where the answer to `then` comes.
+    fn barrier(&self, ask: &Ask, then: Option<&Ask>) -> Result<Receiver<Event>> {
+        loop {
+            match self.link.barrier(&self.puts, ask, then) {
+                Ok(Some(then)) => return self.link.check(&self.puts).map(|()| then),
+                Ok(None) => {}
+                // The first reason, and not that something failed before.
+                Err(error) => return self.link.check(&self.puts).and(Err(error)),
+            }
+        }
+    }
+
+    /// Flushes when much was put since the last time: all of it may have to be put again.
+    fn flush_if_due(&self) -> Result<()> {
+        match self.puts.are_many() {
+            true => self.flush(),
+            false => Ok(()),
+        }
+    }
+}
+
+impl StoreWriter for RemoteStore {
+    fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
+        self.early.forget_condemned();
+        for blocks in split(&blocks, |block| block.stored_bytes() as usize) {
+            let bytes: u64 = blocks.iter().map(Sealed::stored_bytes).sum();
+            match self.lanes.pick(bytes as usize, self.load()) {
+                Some(lane) => lane.put_here(blocks)?,
+                None => self.put_here(blocks)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
+        for nodes in nodes.chunks(MAX_NODES) {
+            let body = nodes.iter().flat_map(|(_, bytes)| bytes).copied().collect();
+            let ask = Ask::PutNodes {
+                store: self.handle,
+                nodes: nodes.iter().map(|(id, bytes)| (id.0, bytes.len() as u32)).collect(),
+            };
+            self.flush_if_due()?;
+            self.link.put(&self.puts, None, &ask, body)?;
+        }
+        Ok(())
+    }
+
+    fn builds_on(&self, record_key: &str) -> Result<()> {
+        let ask = Ask::BuildsOn {
+            store: self.handle,
+            record: record_key.to_owned(),
+        };
+        // It only saves the server work, so nobody waits for the answer.
+        self.link.begin(&ask, Vec::new(), true).map(drop)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.flush_lanes()?;
+        self.barrier(&Ask::Flush(self.handle), None).map(drop)
+    }
+
+    fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
+        let ask = Ask::Commit {
+            store: self.handle,
+            key: record.key.clone(),
+            record: record.bytes.clone(),
+            notes: notes_for(notes),
+            at,
+        };
+        self.early.forget();
+        self.flush_lanes()?;
+        // Each commit is published next. One that was not made changes nothing.
+        let published = self.barrier(&ask, Some(&Ask::Publish(self.handle)))?;
+        *self.published.lock() = Some(published);
+        Ok(())
+    }
+}
+
+fn notes_for(notes: &[Note]) -> Vec<(String, Option<Vec<u8>>)> {
+    notes
+        .iter()
+        .map(|note| (note.name.clone(), note.value.clone()))
+        .collect()
+}
+
+impl StoreManager for RemoteStore {
+    fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
+        let ask = Ask::Amend {
+            store: self.handle,
+            remove_records: remove_records.to_vec(),
+            notes: notes_for(notes),
+            at,
+        };
+        self.write(&ask, Vec::new())
+    }
+
+    fn condemn(&self, ids: &[BlockId]) -> Result<()> {
+        self.write(&Ask::Condemn(self.handle), body::ids(ids.iter().map(|id| id.0)))
+    }
+
+    fn pardon(&self, ids: &[BlockId]) -> Result<()> {
+        self.write(&Ask::Pardon(self.handle), body::ids(ids.iter().map(|id| id.0)))
+    }
+
+    fn retain(&self, _: &Live, _: PruneOptions, _: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+        // What is live is the server's to find: no client can make it remove what a backup names.
+        Err(Error::NotOnThisMachine {
+            path: Path::new(self.link.name()).to_owned(),
+        })
+    }
+}
+
+/// The place of a store that is open for writing.
+pub(in crate::client) struct RemoteKeeper(pub(in crate::client) Arc<RemoteStore>);
+
+impl RemoteKeeper {
+    fn pruned(&self, options: PruneOptions, cancel: &AtomicBool, progress: &dyn Fn(u64)) -> Result<Pruned> {
+        let Opened { link, handle, .. } = &**self.0;
+        let ask = Ask::Prune {
+            store: *handle,
+            options,
+        };
+        let answers = link.begin_once(&ask)?;
+        let mut stopped = false;
+        loop {
+            if !stopped && cancel.load(Ordering::SeqCst) {
+                stopped = true;
+                link.ask(&Ask::Stop(*handle), Vec::new())?;
+            }
+            match answers.part_within(CANCEL_POLL)? {
+                None => {}
+                Some(Part::Answer(Answer::Number(Some(bytes)), ..)) => progress(bytes),
+                Some(Part::Answer(Answer::Pruned(pruned), ..)) => return Ok(pruned),
+                Some(Part::Lost(reason)) => {
+                    return Err(Error::Remote {
+                        kind: ErrorKind::Unavailable,
+                        message: format!(
+                            "the connection to {} was lost during the prune: {reason}; the server may still be pruning; the next \
+                             `vbk prune` continues",
+                            link.name().display()
+                        ),
+                    });
+                }
+                Some(_) => return Err(link.unexpected()),
+            }
+        }
+    }
+}
+
+impl Keeper for RemoteKeeper {
+    fn prune(&self, options: PruneOptions, cancel: &AtomicBool, progress: &dyn Fn(u64)) -> Option<Result<Pruned>> {
+        Some(self.pruned(options, cancel, progress))
+    }
+
+    fn publish(&self) -> Result<()> {
+        if let Some(answer) = self.0.published.lock().take() {
+            match self.0.link.answers(answer).part()? {
+                Part::Answer(Answer::Done, ..) => return Ok(()),
+                Part::Lost(_) => {}
+                _ => return Err(self.0.link.unexpected()),
+            }
+        }
+        self.0.write(&Ask::Publish(self.0.handle), Vec::new())
+    }
+
+    fn room(&self) -> Result<Room> {
+        match self.0.link.ask(&Ask::Room(self.0.handle), Vec::new())? {
+            (Answer::Room(room), _) => Ok(room),
+            _ => Err(self.0.link.unexpected()),
+        }
+    }
+}
