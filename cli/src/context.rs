@@ -186,7 +186,7 @@ impl<'a> Context<'a> {
             let token = self.token_of(path)?;
             let lanes = self.lanes();
             let opened = Tls { address, token, lanes }.open(again);
-            return Ok(Repository::at(Arc::new(opened?)));
+            return Ok(Repository::at(Arc::new(opened?.with_cache(&machine::nodes_dir()))));
         }
         let ssh = Ssh {
             rsh: self.global.rsh.clone(),

@@ -79,8 +79,8 @@ pub fn is_background() -> bool {
     std::env::var_os(BACKGROUND_LOG).is_some()
 }
 
-/// Returns the directory for data that survives a reboot and may be lost: measured speeds of disks, and marks of metadata
-/// snapshots.
+/// Returns the directory for data that survives a reboot and may be lost: measured speeds of disks, marks of metadata
+/// snapshots, and [`nodes_dir`].
 pub fn cache_dir() -> PathBuf {
     let given = |name| std::env::var_os(name).map(PathBuf::from);
     let of_user = || match given("XDG_CACHE_HOME") {
@@ -89,6 +89,12 @@ pub fn cache_dir() -> PathBuf {
         None => given("HOME").unwrap_or_else(std::env::temp_dir).join(".cache/vbk"),
     };
     given("VBK_CACHE_DIR").unwrap_or_else(of_user)
+}
+
+/// Returns the directory for parts of the manifests of backups that this machine has sent to others: see
+/// [`RemoteHome::with_cache`](vbk_remote::client::RemoteHome::with_cache).
+pub fn nodes_dir() -> PathBuf {
+    cache_dir().join("nodes")
 }
 
 /// Returns the directory in which this machine remembers its repositories. It is not below /var/lib/vbk, where many keep the

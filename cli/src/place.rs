@@ -9,6 +9,7 @@ use vbk_remote::client::{Again, Ssh, local_home};
 use vbk_repo::repository::Repository;
 
 use crate::exit::{Error, Result};
+use crate::machine;
 
 /// Starts of the addresses of repositories on other hosts.
 const SSH: &[u8] = b"ssh://";
@@ -73,7 +74,10 @@ pub fn open(name: &Path, ssh: &Ssh, again: Again) -> vbk_repo::Result<Repository
     match address(name).map_err(refused)? {
         // Through the process that has it open for all, if there is one.
         None => Repository::open_through(name, local_home),
-        Some(Address::Ssh(address)) => Ok(Repository::at(Arc::new(ssh.open(&address, again)?))),
+        Some(Address::Ssh(address)) => {
+            let opened = ssh.open(&address, again)?;
+            Ok(Repository::at(Arc::new(opened.with_cache(&machine::nodes_dir()))))
+        }
         Some(Address::Vbk(address)) => Err(refused(format!("there is no token for {address}"))),
     }
 }

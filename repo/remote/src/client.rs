@@ -7,6 +7,7 @@ mod home;
 mod lanes;
 mod link;
 mod local;
+mod nodes;
 mod puts;
 mod ssh;
 mod state;
@@ -17,6 +18,7 @@ pub use again::Again;
 pub use home::RemoteHome;
 pub use lanes::LaneOptions;
 pub use local::{local_home, local_home_starting};
+pub(crate) use nodes::node_sum;
 pub use ssh::Ssh;
 pub use tls::Tls;
 #[cfg(test)]

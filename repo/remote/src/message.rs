@@ -20,6 +20,9 @@ pub(crate) const MAX_NAMES: usize = 4096;
 /// they fit into a message.
 pub(crate) const MAX_NODES: usize = 32;
 
+/// The most nodes of which a client compares the sums with one question.
+pub(crate) const MAX_SUMS: usize = 1024;
+
 /// The most pages in one answer: 16 MiB, the largest block.
 pub(crate) const MAX_PAGES: usize = (16 << 20) / PAGE_BYTES;
 
@@ -164,6 +167,8 @@ pub(crate) enum Ask {
     DiskUsage,
     /// Damaged tables of a snapshot: [`Answer::Report`].
     CheckTables(u64),
+    /// Body: ids of nodes, each with the sum of what the client takes for it. Those that are not stored so: [`Answer::Ids`].
+    CompareNodes(Handle),
 }
 
 /// An answer.

@@ -3,6 +3,7 @@
 mod again;
 mod lanes;
 mod line;
+mod nodes;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -20,6 +20,7 @@ use super::again::Again;
 use super::early::Early;
 use super::lanes::{LaneOptions, Lanes};
 use super::link::Link;
+use super::nodes::NodeCache;
 use super::puts::Puts;
 use super::state::Event;
 use super::store::{Opened, RemoteKeeper, RemoteStore};
@@ -41,6 +42,8 @@ pub struct RemoteHome {
     distance: Distance,
     /// Makes another connection like this one.
     more: Option<(LaneOptions, Connector)>,
+    /// For the nodes that backups compare with.
+    nodes: Option<Arc<NodeCache>>,
 }
 
 /// Makes a connection.
@@ -83,6 +86,7 @@ impl RemoteHome {
             reserve: Mutex::default(),
             distance: Distance::Far,
             more: None,
+            nodes: None,
         })
     }
 
@@ -96,6 +100,14 @@ impl RemoteHome {
     /// The same with a server at that distance.
     pub(super) fn at(self, distance: Distance) -> Self {
         Self { distance, ..self }
+    }
+
+    /// The same with a directory for the nodes that backups compare with. Several repositories may use the same one; nobody else
+    /// may be able to write there.
+    pub fn with_cache(self, directory: &Path) -> Self {
+        let id = self.marker.id.as_deref();
+        let nodes = id.map(|id| Arc::new(NodeCache::new(directory, self.name(), id)));
+        Self { nodes, ..self }
     }
 
     /// Opens a store with the question that `ask` makes for its number, and asks what nearly every command wants to know of it.
@@ -135,6 +147,7 @@ impl RemoteHome {
                     puts,
                     is_writer,
                     early: Early::new(asked, early),
+                    nodes: self.nodes.clone().filter(|_| is_writer),
                 };
                 Ok(Some((RemoteStore::new(opened), number)))
             }

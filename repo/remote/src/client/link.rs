@@ -47,6 +47,11 @@ pub(super) struct Answers<'a> {
 }
 
 impl Answers<'_> {
+    /// For [`Link::answers`].
+    pub(super) fn later(self) -> Receiver<Event> {
+        self.receiver
+    }
+
     /// Waits for the only answer.
     pub(super) fn only(&self) -> Result<(Answer, Vec<u8>)> {
         match self.part()? {
@@ -191,7 +196,7 @@ impl Link {
 
     /// Sends a question, for [`Link::answers`].
     pub(super) fn send(&self, ask: &Ask) -> Result<Receiver<Event>> {
-        Ok(self.begin(ask, Vec::new(), false)?.receiver)
+        Ok(self.begin(ask, Vec::new(), false)?.later())
     }
 
     /// Closes a store. With `waits`, others can have it when this returns.

@@ -14,10 +14,11 @@ use vbk_repo::{Error, Result};
 use super::early::Early;
 use super::lanes::Lanes;
 use super::link::{Answers, Link, Part};
+use super::nodes::NodeCache;
 use super::puts::{Id, Puts};
 use super::state::Event;
 use crate::body;
-use crate::message::{Answer, Ask, Fault, Handle, MAX_NAMES, MAX_NODES, MAX_PAGES, StoredShape};
+use crate::message::{Answer, Ask, Fault, Handle, MAX_NAMES, MAX_NODES, MAX_PAGES, MAX_SUMS, StoredShape};
 
 mod writing;
 
@@ -32,6 +33,8 @@ pub(crate) struct RemoteStore {
     asked_bytes: AtomicUsize,
     /// The answer to the publication that went with the last commit.
     published: Mutex<Option<Receiver<Event>>>,
+    /// Nodes that came from this host's cache, and the answers that tell which the server does not have so.
+    compared: Mutex<Vec<Receiver<Event>>>,
 }
 
 /// What the opening of a store gives.
@@ -44,6 +47,8 @@ pub(crate) struct Opened {
     pub(super) is_writer: bool,
     pub(super) early: Early,
     pub(super) lanes: Lanes,
+    /// For the nodes that a backup compares with.
+    pub(super) nodes: Option<Arc<NodeCache>>,
 }
 
 impl Deref for RemoteStore {
@@ -60,6 +65,7 @@ impl RemoteStore {
             opened,
             asked_bytes: AtomicUsize::new(0),
             published: Mutex::default(),
+            compared: Mutex::default(),
         }
     }
 
@@ -199,6 +205,40 @@ impl RemoteStore {
         self.asked_bytes.fetch_sub(bytes, Ordering::Relaxed);
         stored
     }
+
+    /// Asks the server for the sums of nodes that are known here, without waiting for the answers.
+    fn compare_nodes(&self, ids: &[NodeId], known: &[Option<(Vec<u8>, [u8; 32])>]) {
+        let pairs = ids.iter().zip(known);
+        let pairs: Vec<_> = pairs
+            .filter_map(|(id, known)| Some([id.0, known.as_ref()?.1]))
+            .collect();
+        for pairs in pairs.chunks(MAX_SUMS) {
+            let body = body::ids(pairs.iter().flatten().copied());
+            match self.link.begin(&Ask::CompareNodes(self.handle), body, false) {
+                Ok(answers) => self.compared.lock().push(answers.later()),
+                // The next question says it.
+                Err(error) => tracing::debug!("{error}"),
+            }
+        }
+    }
+
+    fn fetch_nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
+        let question = |ids: &[NodeId]| {
+            let body = body::ids(ids.iter().map(|id| id.0));
+            (ids.len(), Ask::Nodes(self.handle), body)
+        };
+        let questions = ids.chunks(MAX_NODES).map(question).collect();
+        self.ask_each(questions, |answer, body| match answer {
+            Answer::Nodes(lengths) => {
+                let take = |len: std::result::Result<u32, Fault>| match len {
+                    Ok(len) => body.take(len).map(Ok),
+                    Err(fault) => Some(Err(fault)),
+                };
+                Some(lengths.into_iter().map(take).collect())
+            }
+            _ => None,
+        })
+    }
 }
 
 impl Drop for RemoteStore {
@@ -325,21 +365,19 @@ impl StoreReader for RemoteStore {
     }
 
     fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
-        let question = |ids: &[NodeId]| {
-            let body = body::ids(ids.iter().map(|id| id.0));
-            (ids.len(), Ask::Nodes(self.handle), body)
+        let known = match &self.nodes {
+            Some(cache) => ids.iter().map(|id| cache.get(*id)).collect(),
+            None => vec![None; ids.len()],
         };
-        let questions = ids.chunks(MAX_NODES).map(question).collect();
-        self.ask_each(questions, |answer, body| match answer {
-            Answer::Nodes(lengths) => {
-                let take = |len: std::result::Result<u32, Fault>| match len {
-                    Ok(len) => body.take(len).map(Ok),
-                    Err(fault) => Some(Err(fault)),
-                };
-                Some(lengths.into_iter().map(take).collect())
-            }
-            _ => None,
-        })
+        self.compare_nodes(ids, &known);
+        let others = ids.iter().zip(&known).filter(|(_, known)| known.is_none());
+        let others: Vec<_> = others.map(|(id, _)| *id).collect();
+        let mut fetched = self.fetch_nodes(&others).into_iter();
+        let node = |known: Option<(Vec<u8>, _)>| match known {
+            Some((bytes, _)) => Ok(bytes),
+            None => fetched.next().unwrap_or_else(|| Err(self.link.unexpected())),
+        };
+        known.into_iter().map(node).collect()
     }
 
     fn records(&self) -> Result<Vec<Record>> {

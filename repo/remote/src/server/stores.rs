@@ -16,7 +16,8 @@ use super::Allowed;
 use super::door::Door;
 use super::session::Reply;
 use crate::body;
-use crate::message::{Answer, Ask, Fault, Handle, MAX_NAMES, MAX_NODES, MAX_PAGES};
+use crate::client::node_sum;
+use crate::message::{Answer, Ask, Fault, Handle, MAX_NAMES, MAX_NODES, MAX_PAGES, MAX_SUMS};
 
 /// Stores that one client may have open.
 const MAX_STORES: usize = 256;
@@ -240,6 +241,22 @@ impl Stores {
                 });
                 let nodes = nodes.collect();
                 Ok((Answer::Nodes(nodes), body))
+            }
+            Ask::CompareNodes(store) => {
+                let reader = &self.store(store)?.reader;
+                let ids = ids(2 * MAX_SUMS)?;
+                let (pairs, []) = ids.as_chunks::<2>() else {
+                    return Err(broken("a node without a sum"));
+                };
+                let mut other = Vec::new();
+                for pairs in pairs.chunks(MAX_NODES) {
+                    let nodes: Vec<_> = pairs.iter().map(|[id, _]| NodeId(*id)).collect();
+                    let stored = reader.nodes(&nodes);
+                    let stored = stored.iter().map(|node| node.as_ref().ok().map(|node| node_sum(node)));
+                    let compared = stored.zip(pairs).filter(|(stored, [_, sum])| *stored != Some(*sum));
+                    other.extend(compared.map(|(_, [id, _])| *id));
+                }
+                Ok((Answer::Ids, body::ids(other)))
             }
             Ask::Put { store, blocks } => {
                 let sealed = body::read_sealed(&blocks, body).ok_or_else(|| broken("a block"))?;

@@ -50,6 +50,41 @@ impl RemoteStore {
         })
     }
 
+    /// Puts nodes on this connection.
+    fn put_nodes_here(&self, nodes: &[(NodeId, Vec<u8>)]) -> Result<()> {
+        for nodes in nodes.chunks(MAX_NODES) {
+            let body = nodes.iter().flat_map(|(_, bytes)| bytes).copied().collect();
+            let ask = Ask::PutNodes {
+                store: self.handle,
+                nodes: nodes.iter().map(|(id, bytes)| (id.0, bytes.len() as u32)).collect(),
+            };
+            self.flush_if_due()?;
+            self.link.put(&self.puts, None, &ask, body)?;
+        }
+        Ok(())
+    }
+
+    /// Puts again what a backup took from the cache, and the server does not have so.
+    fn put_compared(&self) -> Result<()> {
+        let compared = std::mem::take(&mut *self.compared.lock());
+        let Some(cache) = &self.nodes else { return Ok(()) };
+        for answer in compared {
+            let (Answer::Ids, body) = self.link.answers(answer).only()? else {
+                return Err(self.link.unexpected());
+            };
+            let ids = body::read_ids(&body).ok_or_else(|| self.link.unexpected())?;
+            for id in ids.into_iter().map(NodeId) {
+                // Removed meanwhile: the backup makes it anew.
+                let (bytes, _) = cache.get(id).ok_or_else(|| Error::Missing {
+                    blocks: Vec::new(),
+                    nodes: vec![id],
+                })?;
+                self.put_nodes_here(&[(id, bytes)])?;
+            }
+        }
+        Ok(())
+    }
+
     /// Asks what changes the store, after all that was put.
     fn write(&self, ask: &Ask, body: Vec<u8>) -> Result<()> {
         self.early.forget();
@@ -100,14 +135,9 @@ impl StoreWriter for RemoteStore {
     }
 
     fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
-        for nodes in nodes.chunks(MAX_NODES) {
-            let body = nodes.iter().flat_map(|(_, bytes)| bytes).copied().collect();
-            let ask = Ask::PutNodes {
-                store: self.handle,
-                nodes: nodes.iter().map(|(id, bytes)| (id.0, bytes.len() as u32)).collect(),
-            };
-            self.flush_if_due()?;
-            self.link.put(&self.puts, None, &ask, body)?;
+        self.put_nodes_here(&nodes)?;
+        if let Some(cache) = &self.nodes {
+            nodes.iter().for_each(|(id, bytes)| cache.put(*id, bytes));
         }
         Ok(())
     }
@@ -135,6 +165,7 @@ impl StoreWriter for RemoteStore {
             at,
         };
         self.early.forget();
+        self.put_compared()?;
         self.flush_lanes()?;
         // Each commit is published next. One that was not made changes nothing.
         let published = self.barrier(&ask, Some(&Ask::Publish(self.handle)))?;
