@@ -30,7 +30,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use vbk_remote::client::LaneOptions;
+use vbk_remote::client::{Bandwidth, LaneOptions};
 
 pub use backup::{BackupArgs, DiskArg};
 pub use boot::{AccelArg, BootArgs, BusArg, FamilyArg, FirmwareArg, MachineArgs, NetworkArg, RehearseArgs};
@@ -149,6 +149,18 @@ pub struct Global {
         hide_short_help = true
     )]
     pub connections: u8,
+
+    /// Most bytes per second to and from another host, e.g. 20MB/s, and by the time of day: '5MB/s 8:00-18:00, 50MB/s' [default:
+    /// none]
+    #[arg(
+        long,
+        global = true,
+        env = "VBK_BANDWIDTH",
+        value_name = "RATE",
+        value_parser = parse::parse_bandwidth,
+        hide_short_help = true
+    )]
+    pub bandwidth: Option<Bandwidth>,
 
     /// Key file of an encrypted repository, or a key from `vbk key export`. Refuses a repository that is not encrypted
     #[arg(

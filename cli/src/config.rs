@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use vbk::guest::discover::{ConfiguredGuest, Known};
 use vbk::retention::KeepPolicy;
+use vbk_remote::client::Bandwidth;
 use vbk_repo::name::{GuestName, matches};
 
 use crate::exit::{Error, Result};
@@ -48,6 +49,8 @@ pub struct Config {
     pub safe_mounts: bool,
     /// Time for which a lost connection to another host is tried again.
     pub reconnect_for: Option<Duration>,
+    /// Limit of the bytes to and from other hosts.
+    pub bandwidth: Option<Bandwidth>,
     /// Shell command for guests that were not backed up.
     pub on_failure: Option<String>,
     /// Guests that --all leaves out, as patterns with `*` and `?`.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
-use vbk_remote::client::{Again, LaneOptions, Ssh, Tls};
+use vbk_remote::client::{Again, Bandwidth, LaneOptions, Ssh, Tls};
 use vbk_remote::token::Token;
 use vbk_repo::keys::Unlock;
 use vbk_repo::repository::{Manager, Repository, View, Wait, Writer};
@@ -184,8 +184,14 @@ impl<'a> Context<'a> {
         };
         if let Some(address) = place::server(path)? {
             let token = self.token_of(path)?;
-            let lanes = self.lanes();
-            let opened = Tls { address, token, lanes }.open(again);
+            let (lanes, bandwidth) = (self.lanes(), self.bandwidth()?);
+            let tls = Tls {
+                address,
+                token,
+                lanes,
+                bandwidth,
+            };
+            let opened = tls.open(again);
             return Ok(Repository::at(Arc::new(opened?.with_cache(&machine::nodes_dir()))));
         }
         let ssh = Ssh {
@@ -193,8 +199,19 @@ impl<'a> Context<'a> {
             remote_program: self.global.remote_path.clone(),
             is_silent: machine::is_background(),
             lanes: self.lanes(),
+            bandwidth: match place::is_address(path) {
+                true => self.bandwidth()?,
+                false => Bandwidth::default(),
+            },
         };
         place::open(path, &ssh, again).map_err(|error| self.explain(error, path))
+    }
+
+    fn bandwidth(&self) -> Result<Bandwidth> {
+        Ok(match &self.global.bandwidth {
+            Some(bandwidth) => bandwidth.clone(),
+            None => self.config()?.bandwidth.clone().unwrap_or_default(),
+        })
     }
 
     fn lanes(&self) -> LaneOptions {

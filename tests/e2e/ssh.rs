@@ -199,12 +199,13 @@ fn a_backup_goes_on_after_a_lost_connection() {
         ..way
     });
     let disk = disk(&lab);
-    let never = lab.run(args!["--reconnect-for", "0", "backup", "web1", disk]);
+    let one = args!["--connections", "1", "backup", "web1", disk];
+    let never = lab.run([args!["--reconnect-for", "0"], one.clone()].concat());
     never
         .code(1)
         .says(&["the connection to ssh://root@127.0.0.1", "is lost"]);
     fs::remove_file(&lost).expect("was lost");
-    let again = lab.run(args!["backup", "web1", disk]);
+    let again = lab.run(one);
     again
         .code(0)
         .says(&["is lost", "trying again for up to 1 h", "is back"]);

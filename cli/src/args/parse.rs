@@ -5,15 +5,19 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use vbk::hints::ChangeHints;
-use vbk::limit::ReadLimit;
+use vbk::limit::{ReadLimit, parse_rate};
 use vbk::snapshot::{SnapshotOptions, SnapshotSize};
 use vbk_remote::address::{DEFAULT_PORT, VbkAddress};
+use vbk_remote::client::{Bandwidth, BandwidthRule};
 use vbk_repo::block::BlockSize;
 use vbk_repo::codec::Compression;
 use vbk_repo::name::{DiskName, GuestName, check_file_name};
 use vbk_repo::repository::Reserve;
 
 use super::DiskArg;
+
+/// The least bandwidth: a message may have 64 KiB pieces, and a connection of which nothing is heard for a minute counts as dead.
+const MIN_BANDWIDTH: u64 = 64 << 10;
 
 pub fn parse_block_size(text: &str) -> Result<BlockSize, String> {
     BlockSize::new(parse_size(text)?).map_err(|error| error.to_string())
@@ -36,6 +40,49 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     };
     let number: u64 = digits.parse().map_err(|_| bad())?;
     Ok(number.saturating_mul(factor))
+}
+
+/// Parses a bandwidth: a rate, or several for parts of the day, the first that counts first.
+pub fn parse_bandwidth(text: &str) -> Result<Bandwidth, String> {
+    let rule = |part: &str| {
+        let bad = || {
+            format!(
+                "{part:?} is not a rate with a part of the day; write 20MB/s, or several: 5MB/s 8:00-18:00, 50MB/s; none is no limit"
+            )
+        };
+        let mut words = part.split_whitespace();
+        let rate = words.next().ok_or_else(bad)?;
+        let bytes_per_sec = match rate {
+            "none" => None,
+            rate => Some(parse_rate(rate).map_err(|error| error.to_string())?),
+        };
+        if bytes_per_sec.is_some_and(|rate| rate < MIN_BANDWIDTH) {
+            return Err(format!(
+                "{rate} is too little: at least 64KiB/s, or the two hosts take each other for dead"
+            ));
+        }
+        let time = |text: &str| {
+            let (hour, minute) = text.split_once(':').unwrap_or((text, "0"));
+            match (hour.parse(), minute.parse()) {
+                // The end of the day.
+                (Ok(24), Ok(0_i8)) => Ok(jiff::civil::Time::midnight()),
+                (Ok(hour), Ok(minute)) => jiff::civil::Time::new(hour, minute, 0, 0).map_err(|_| bad()),
+                _ => Err(bad()),
+            }
+        };
+        let within = match words.next() {
+            None => None,
+            Some(part) => {
+                let (from, to) = part.split_once('-').ok_or_else(bad)?;
+                Some((time(from)?, time(to)?))
+            }
+        };
+        match words.next() {
+            None => Ok(BandwidthRule { bytes_per_sec, within }),
+            Some(_) => Err(bad()),
+        }
+    };
+    Ok(Bandwidth::new(text.split(',').map(rule).collect::<Result<_, _>>()?))
 }
 
 /// Parses an address to listen on: with the usual port, unless it names another.
@@ -250,6 +297,35 @@ mod tests {
         assert!(parse_block_size("100000").is_err_and(|text| text.contains("131072")));
         for bad in ["", "M", "1G", "1X", "1.5M", "-1"] {
             assert!(parse_block_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn bandwidths_are_parsed_with_parts_of_the_day() {
+        let shown = |text| parse_bandwidth(text).map(|bandwidth| format!("{bandwidth:?}"));
+        let rules = shown("5MB/s 8:00-18:30, none 22-6:15,50MiB/s").expect("is one");
+        for part in [
+            "Some(5000000)",
+            "08:00:00, 18:30:00",
+            "None",
+            "22:00:00, 06:15:00",
+            "Some(52428800)",
+        ] {
+            assert!(rules.contains(part), "{part} {rules}");
+        }
+        assert!(shown("1M 20:00-24:00").expect("is one").contains("20:00:00, 00:00:00"));
+        for bad in [
+            "",
+            "20",
+            "0",
+            "1KB/s",
+            "5MB/s,",
+            "5MB/s 8",
+            "5MB/s 8:00-25:00",
+            "5MB/s 8:60-9:00",
+            "5MB/s 8-9 10-11",
+        ] {
+            assert!(shown(bad).is_err(), "{bad}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! A repository that a server has open, seen from here.
 
 mod again;
+mod bandwidth;
 mod connection;
 mod early;
 mod home;
@@ -15,6 +16,7 @@ mod store;
 mod tls;
 
 pub use again::Again;
+pub use bandwidth::{Bandwidth, BandwidthRule};
 pub use home::RemoteHome;
 pub use lanes::LaneOptions;
 pub use local::{local_home, local_home_starting};

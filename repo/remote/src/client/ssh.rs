@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use vbk_repo::Result;
 
-use super::{Again, LaneOptions, RemoteHome};
+use super::{Again, Bandwidth, LaneOptions, RemoteHome};
 use crate::address::SshAddress;
 
 /// The programs that make the connection.
@@ -24,6 +24,8 @@ pub struct Ssh {
     pub is_silent: bool,
     /// Limits of the connections.
     pub lanes: LaneOptions,
+    /// Limit of the bytes.
+    pub bandwidth: Bandwidth,
 }
 
 impl Default for Ssh {
@@ -33,6 +35,7 @@ impl Default for Ssh {
             remote_program: "vbk".to_owned(),
             is_silent: false,
             lanes: LaneOptions::default(),
+            bandwidth: Bandwidth::default(),
         }
     }
 }
@@ -42,7 +45,9 @@ impl Ssh {
     pub fn open(&self, address: &SshAddress, again: Again) -> Result<RemoteHome> {
         let connect = |ssh: &Self, address: &SshAddress, again| {
             let (ssh, to) = (ssh.clone(), address.clone());
-            RemoteHome::connect(address.to_string().into(), again, move || ssh.spawn(&to))
+            RemoteHome::connect(address.to_string().into(), again, move || {
+                Ok(ssh.bandwidth.limit(ssh.spawn(&to)?))
+            })
         };
         let home = connect(self, address, again.clone())?;
         let (ssh, address) = (self.quiet(), address.clone());

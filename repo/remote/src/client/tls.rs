@@ -19,7 +19,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use vbk_repo::{Error, ErrorKind, Result};
 
-use super::{Again, LaneOptions, RemoteHome};
+use super::{Again, Bandwidth, LaneOptions, RemoteHome};
 use crate::address::{DEFAULT_PORT, VbkAddress};
 use crate::peer::{ALPN, Fingerprint, PublicKey, SCHEME, provider, refuse_tls12, verify_signature};
 use crate::tcp;
@@ -37,6 +37,8 @@ pub struct Tls {
     pub token: Token,
     /// Limits of the connections.
     pub lanes: LaneOptions,
+    /// Limit of the bytes.
+    pub bandwidth: Bandwidth,
 }
 
 impl Tls {
@@ -65,11 +67,13 @@ impl Tls {
             (_, token) => token.clone().unwrap_or_default(),
         };
         let config = Arc::new(config(&self.token).map_err(|error| refused(error.to_string()))?);
-        let address = self.address;
+        let (address, bandwidth) = (self.address, self.bandwidth);
         let connect = Arc::new(move || {
             let connector = TlsConnector::from(Arc::clone(&config));
             // The thread may be one of the runtime's.
-            tokio::task::block_in_place(|| Handle::current().block_on(connect(&address, &connector, &repository)))
+            let connected =
+                tokio::task::block_in_place(|| Handle::current().block_on(connect(&address, &connector, &repository)));
+            Ok(bandwidth.limit(connected?))
         });
         let more = Arc::clone(&connect);
         let home = RemoteHome::connect(name.clone().into(), again.clone(), move || connect())?;

@@ -22,7 +22,7 @@ use vbk_repo::store::memory::MemoryStore;
 use vbk_repo::store::{Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter, Wanted};
 
 use crate::address::VbkAddress;
-use crate::client::{Again, LaneOptions, RemoteHome, Tls};
+use crate::client::{Again, Bandwidth, LaneOptions, RemoteHome, Tls};
 use crate::message::Ask;
 use crate::peer::Seed;
 use crate::server::{Allowed, Served, Server, TokenEntry, Tokens, load_or_make_key};
@@ -115,6 +115,7 @@ impl Drop for Fixture {
 fn open(token: &Token) -> vbk_repo::Result<RemoteHome> {
     let tls = Tls {
         lanes: LaneOptions::default(),
+        bandwidth: Bandwidth::default(),
         address: token.address(),
         token: token.clone(),
     };
@@ -406,6 +407,7 @@ fn a_server_of_several_leads_only_to_directories_right_below_it() {
             address,
             token,
             lanes: LaneOptions::default(),
+            bandwidth: Bandwidth::default(),
         }
         .open(Again::never());
         opened.expect_err("is refused").to_string().replace("/link", "")
@@ -621,6 +623,7 @@ fn a_token_and_an_address_of_different_repositories_are_noticed() {
             address,
             token,
             lanes: LaneOptions::default(),
+            bandwidth: Bandwidth::default(),
         }
         .open(Again::never())
         .expect_err("differ");
