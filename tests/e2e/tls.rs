@@ -16,14 +16,14 @@ use crate::support::remote::{disk, main_job};
 use crate::support::run::Running;
 
 /// A server of this test.
-struct Server {
+pub struct Server {
     running: Option<Running>,
     port: u16,
 }
 
 impl Server {
     /// Serves the lab's repository.
-    fn start(lab: &Lab) -> Self {
+    pub fn start(lab: &Lab) -> Self {
         Self::of(lab, args![lab.repo()])
     }
 
@@ -48,7 +48,7 @@ impl Server {
     }
 
     /// Makes a token for a repository in a file.
-    fn token(&self, lab: &Lab, repository: &Path, name: &str, more: Vec<OsString>) -> PathBuf {
+    pub fn token(&self, lab: &Lab, repository: &Path, name: &str, more: Vec<OsString>) -> PathBuf {
         let file = lab.path(&format!("{name}.token"));
         let host = format!("127.0.0.1:{}", self.port);
         let mut all = args![
@@ -59,7 +59,7 @@ impl Server {
         file
     }
 
-    fn way(&self, token: &Path, repository: &str) -> Remote {
+    pub fn way(&self, token: &Path, repository: &str) -> Remote {
         Remote {
             address: format!("vbk://127.0.0.1:{}{repository}", self.port),
             rsh: "false".into(),
