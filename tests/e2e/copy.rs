@@ -30,13 +30,13 @@ fn two_days(lab: &Lab, keyed: &[OsString]) -> [PathBuf; 2] {
     disks
 }
 
-fn with(first: &[OsString], more: Vec<OsString>) -> Vec<OsString> {
-    first.iter().cloned().chain(more).collect()
+fn with(first: impl AsRef<[OsString]>, more: Vec<OsString>) -> Vec<OsString> {
+    first.as_ref().iter().cloned().chain(more).collect()
 }
 
 /// Runs a command with another repository than the lab's.
 fn at(lab: &Lab, repo: &Path, more: Vec<OsString>) -> Said {
-    lab.start_bare(with(&args!["--repo", repo], more)).wait()
+    lab.start_bare(with(args!["--repo", repo], more)).wait()
 }
 
 fn bare(lab: &Lab, more: Vec<OsString>) -> Said {
@@ -146,15 +146,24 @@ fn what_can_not_be_copied_is_refused_and_changes_nothing() {
     assert_eq!(listed(&at(&lab, &to, args!["list", "--json"])), [""; 0]);
     // What is there stays there, and another backup of the same name is no copy.
     at(&lab, &to, args!["backup", "mail1", lab.path("db1.img")]).done();
-    bare(&lab, args!["copy", repo, to]).done();
+    let spec = lab
+        .listed()
+        .into_iter()
+        .find(|spec| spec.starts_with("web1@"))
+        .expect("is there");
+    record_again(&to, "mail1@latest", |backup| {
+        let (guest, time) = spec.split_once('@').expect("GUEST@TIME");
+        backup.guest = guest.parse().expect("a name");
+        backup.time = time.parse().expect("a time");
+        backup.host = "elsewhere".into();
+    });
+    for (now, present) in [(3, 0), (0, 3)] {
+        let report = bare(&lab, args!["--json", "copy", repo, to]).code(1);
+        let report = report.says(&[&spec, "was not copied", "has another backup"]).json();
+        assert_eq!((copied(&report).0, copied(&report).1), (now, present));
+    }
+    at(&lab, &to, args!["show", spec]).done().tells(&["elsewhere"]);
     assert_eq!(listed(&at(&lab, &to, args!["list", "--json"])).len(), 5);
-    let spec = lab.listed().remove(0);
-    record_again(&to, &spec, |backup| backup.host = "elsewhere".into());
-    let report = bare(&lab, args!["--json", "copy", repo, to]).code(1);
-    let report = report.says(&[&spec, "was not copied", "has another backup"]).json();
-    assert_eq!(copied(&report), (0, 3, 0));
-    let shown = at(&lab, &to, args!["show", spec]).done();
-    shown.tells(&["elsewhere"]);
 }
 
 #[test]
@@ -165,6 +174,7 @@ fn encrypted_repositories_are_copied_with_one_key_and_with_two() {
     lab.ok(with(&keyed, args!["init", "--encrypt", "--no-recovery-key"]));
     let disks = two_days(&lab, &keyed);
     let repo = lab.repo();
+    let other_keyed = args!["--key-file", other_key];
     let [alike, other, plain] = ["alike", "other", "plain"].map(|name| lab.path(name));
     // The same master key, and a key file of its own.
     let like = args![
@@ -176,25 +186,23 @@ fn encrypted_repositories_are_copied_with_one_key_and_with_two() {
         key,
         "--no-recovery-key"
     ];
-    bare(&lab, with(&args!["--key-file", other_key], like))
-        .done()
-        .tells(&["encrypted"]);
+    bare(&lab, with(&other_keyed, like)).done().tells(&["encrypted"]);
     let init = args!["init", other, "--encrypt", "--no-recovery-key"];
-    bare(&lab, with(&args!["--key-file", other_key], init)).done();
+    bare(&lab, with(&other_keyed, init)).done();
     bare(&lab, args!["init", plain, "--block-size", "1M"]).done();
 
     // FROM's key opens a repository of the same master key.
     let from = args!["--from-key-file", key];
-    bare(&lab, with(&args!["copy", repo, alike], from.clone())).done();
-    assert_copied(&lab, &alike, &args!["--key-file", other_key], &disks);
-    let both = with(&args!["--key-file", other_key, "copy", repo, other], from.clone());
+    bare(&lab, with(args!["copy", repo, alike], from.clone())).done();
+    assert_copied(&lab, &alike, &other_keyed, &disks);
+    let both = with(args!["--key-file", other_key, "copy", repo, other], from.clone());
     bare(&lab, both.clone()).done();
-    assert_copied(&lab, &other, &args!["--key-file", other_key], &disks);
+    assert_copied(&lab, &other, &other_keyed, &disks);
     assert_eq!(
-        copied(&bare(&lab, with(&args!["--json"], both)).done().json()),
+        copied(&bare(&lab, with(args!["--json"], both)).done().json()),
         (0, 4, 0)
     );
-    bare(&lab, with(&args!["copy", repo, plain], from)).done();
+    bare(&lab, with(args!["copy", repo, plain], from)).done();
     assert_copied(&lab, &plain, &[], &disks);
 
     // The other direction, and what is missing.
@@ -206,7 +214,7 @@ fn encrypted_repositories_are_copied_with_one_key_and_with_two() {
     bare(&lab, args!["copy", repo, plain])
         .code(1)
         .says(&["encrypted", "no key"]);
-    bare(&lab, with(&args!["--key-file", other_key], args!["copy", repo, other]))
+    bare(&lab, with(&other_keyed, args!["copy", repo, other]))
         .code(2)
         .says(&["--from-key-file"]);
     bare(&lab, args!["copy", plain, again, "--from-key-file", key])
@@ -294,7 +302,7 @@ fn copies_are_pushed_and_pulled_through_tls_and_each_token_keeps_its_rights() {
         lab.ok(with(&keyed, args!["forget", "web1@latest", "--last-too"]));
         let push = |token: &Path| with(&keyed, args!["copy", pulled, address, "--token-file", token]);
         bare(&lab, push(&reads)).code(1).says(&["this client"]);
-        let report = bare(&lab, with(&args!["--json"], push(&adds))).done().json();
+        let report = bare(&lab, with(args!["--json"], push(&adds))).done().json();
         assert_eq!((copied(&report).0, copied(&report).1), (1, 3), "{report}");
         assert_copied(&lab, &repo, &keyed, &disks);
     }
@@ -329,6 +337,34 @@ fn a_killed_copy_leaves_whole_backups_and_is_continued() {
     assert_eq!(now as u64 + present, 4);
     assert!(present >= 1, "{report}");
     assert!(sent <= total - 100, "{report}");
+    assert_copied(&lab, &to, &[], &disks);
+}
+
+#[test]
+fn a_copy_goes_on_after_the_server_that_it_writes_to_was_killed() {
+    let mut lab = Lab::new();
+    let disks = [lab.path("web1.img"), lab.path("db1.img")];
+    for (seed, disk) in (1..).zip(&disks) {
+        write_noise(disk, seed, 120 * MIB);
+    }
+    for day in 0..2 {
+        for (guest, disk) in ["web1", "db1"].iter().zip(&disks) {
+            write_at(disk, day * 40 * MIB, &noise_bytes(20 + day, 30 * MIB));
+            lab.ok(args!["backup", guest, disk]);
+        }
+    }
+    let (repo, to) = (lab.repo().to_owned(), lab.path("replica"));
+    bare(&lab, args!["init", to]).done();
+    lab.use_repo(&to);
+    let server = Server::start(&lab);
+    let adds = server.token(&lab, &to, "adds", args![]);
+    let (address, port) = (server.way(&adds, "").address, server.port());
+    let mut copy = lab.start_bare(args!["copy", repo, address, "--token-file", adds]);
+    copy.wait_until_prints("copied web1@");
+    server.kill();
+    copy.wait_until_says("is lost");
+    let _server = Server::at(&lab, args![to], port);
+    copy.wait().code(0).says(&["is back"]).tells(&["4 backups copied"]);
     assert_copied(&lab, &to, &[], &disks);
 }
 

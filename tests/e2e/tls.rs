@@ -36,7 +36,7 @@ impl Server {
         Self::at(lab, what, port)
     }
 
-    fn at(lab: &Lab, what: Vec<OsString>, port: u16) -> Self {
+    pub fn at(lab: &Lab, what: Vec<OsString>, port: u16) -> Self {
         let mut all = args!["serve", "--listen", format!("127.0.0.1:{port}")];
         all.extend(what);
         let mut running = lab.start_bare(all);
@@ -45,6 +45,10 @@ impl Server {
             running: Some(running),
             port,
         }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Makes a token for a repository in a file.
@@ -75,7 +79,7 @@ impl Server {
     }
 
     /// Ends it as a power cut does.
-    fn kill(mut self) {
+    pub fn kill(mut self) {
         let running = self.running.take().expect("runs");
         running.signal(Signal::SIGKILL);
         running.wait();
