@@ -29,6 +29,7 @@ mod same;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::backup::{Backup, Entry, Image};
 use crate::block::BlockSize;
@@ -48,6 +49,9 @@ use same::Known;
 
 /// Images whose roots and pages are read at once.
 const IMAGES_AT_ONCE: usize = 32;
+
+/// Time after which readers are shown what was copied meanwhile.
+const PUBLISH_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Attempts to copy a backup when something is gone that was stored for it.
 const MOST_TRIES: u32 = 3;
@@ -264,6 +268,7 @@ pub fn copy(
         known: Known::default(),
         renamed: Renamed::default(),
         relied_on: HashSet::new(),
+        published: Instant::now(),
         copied: Copied::default(),
     };
     let done = job.run();
@@ -292,6 +297,8 @@ struct Job<'a> {
     renamed: Renamed,
     /// Backups there, as `GUEST@TIME`, that a prune leaves, with all that this copy takes for known.
     relied_on: HashSet<String>,
+    /// Time at which readers were shown what was copied.
+    published: Instant,
     copied: Copied,
 }
 
@@ -332,6 +339,11 @@ impl Job<'_> {
                     stored_bytes: after.stored_bytes - before.stored_bytes,
                 };
                 self.copied.backups += 1;
+                if self.published.elapsed() >= PUBLISH_INTERVAL {
+                    // One that fails is made up for at the end.
+                    let _ = self.to.publish();
+                    self.published = Instant::now();
+                }
                 (self.options.observer)(Step::Copied(backup, sent));
                 Ok(())
             }
@@ -355,11 +367,14 @@ impl Job<'_> {
                 Err(Fault::To(Error::Missing { blocks, .. })) if tries < MOST_TRIES => {
                     tries += 1;
                     // Nothing counts as known that is not found there, and what is gone is put whatever the store says.
-                    self.mover.condemn(blocks);
+                    self.mover.are_lost(blocks);
                     self.known.forget();
                     self.renamed.forget();
                 }
-                done => return done,
+                done => {
+                    self.mover.are_lost(Vec::new());
+                    return done;
+                }
             }
         }
     }
@@ -373,8 +388,7 @@ impl Job<'_> {
         looks_at_all: bool,
     ) -> std::result::Result<Backup, Fault> {
         let rank = self.plan.order.rank(backup);
-        // Where blocks are condemned, a part of a disk that did not change may have one.
-        let base = match looks_at_all || self.mover.has_condemned() {
+        let base = match looks_at_all {
             false => self.plan.base_of(&backup.guest, rank),
             true => None,
         };
@@ -386,7 +400,8 @@ impl Job<'_> {
         }
         let mut stored = backup.clone();
         if self.from.hashing() == self.to.store().hashing() {
-            if let Some(base) = base {
+            // Where blocks are condemned, all of the disk is looked through for them: that is cheap here, and replaces them.
+            if let Some(base) = base.filter(|_| !self.mover.has_condemned()) {
                 self.known.learn(self.to.store(), &base.to).map_err(Fault::To)?;
             }
             same::copy(&self.mover, &mut self.known, backup, manifests)?;

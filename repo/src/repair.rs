@@ -179,11 +179,14 @@ fn if_whole<T>(read: Result<T>) -> std::result::Result<Option<T>, FetchError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::backup::Entry;
     use crate::id::BackupId;
     use crate::reader::read_whole;
     use crate::slots::SlotReader;
+    use crate::store::faulty::{Calls, Fault, FaultyStore};
     use crate::store::memory::MemoryStore;
     use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image};
     use crate::verify::{Scope, verify};
@@ -226,6 +229,33 @@ mod tests {
         let left: Vec<_> = check(&store, &entry).bad_blocks.into_keys().collect();
         assert_eq!(left, [ids[7]]);
         assert_eq!(store.condemned().expect("lists"), [ids[7]]);
+    }
+
+    #[test]
+    fn a_repository_that_can_not_be_read_is_an_error_and_no_lack() {
+        let (store, entry, ids) = stored();
+        let other = FaultyStore::new(Arc::new(stored().0));
+        store.lose(ids[3]);
+        let found = check(&store, &entry);
+        for kind in [ErrorKind::Denied, ErrorKind::Unavailable] {
+            other.arm(Fault {
+                calls: Calls::Any,
+                after: 0,
+                kind,
+                lasting: true,
+            });
+            let mut repair = Repair::start(&store, &found).expect("starts");
+            let fetched = repair.from_repository(&other, &AtomicBool::new(false));
+            assert!(matches!(fetched, Err(FetchError::From(error)) if error.kind() == kind));
+        }
+        other.disarm();
+        let mut repair = Repair::start(&store, &found).expect("starts");
+        let fetched = repair.from_repository(&other, &AtomicBool::new(true));
+        assert!(matches!(fetched, Err(FetchError::To(Error::Interrupted))));
+        repair
+            .from_repository(&other, &AtomicBool::new(false))
+            .expect("fetches");
+        assert_eq!(repair.mended(), (1, 0));
     }
 
     #[test]

@@ -31,6 +31,17 @@ pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
         Some(path) => place::local(path)?,
         None => place::local(context.repository_path()?)?,
     };
+    // Reports an existing repository or other files first.
+    Repository::check_place(path)?;
+    let known = context.memory().and_then(|memory| memory.get(path).ok()?);
+    if let Some(known) = known {
+        return Err(Error::Usage(format!(
+            "this host used a repository at {path} ({known}), which does not exist any more; nothing was created. Is its file \
+             system mounted? To create a new repository there, first make this host forget the old one: `vbk --repo {path} \
+             trust --forget`",
+            path = path.display()
+        )));
+    }
     let like = match &args.like.like {
         Some(like) => Some(context.other(like, &args.like.keys())?),
         None => None,
@@ -48,17 +59,6 @@ pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
     if let Some(what) = context.expects_encryption(path)?.filter(|_| !encrypts) {
         return Err(Error::Usage(format!(
             "{what}, which requires --encrypt; anyone with access to its disk can read a repository that is not encrypted"
-        )));
-    }
-    // Reports an existing repository or other files first.
-    Repository::check_place(path)?;
-    let known = context.memory().and_then(|memory| memory.get(path).ok()?);
-    if let Some(known) = known {
-        return Err(Error::Usage(format!(
-            "this host used a repository at {path} ({known}), which does not exist any more; nothing was created. Is its file \
-             system mounted? To create a new repository there, first make this host forget the old one: `vbk --repo {path} \
-             trust --forget`",
-            path = path.display()
         )));
     }
     let mut options = CreateOptions::plain(block_size);

@@ -76,6 +76,8 @@ pub(super) struct Mover<'a> {
     runs: Runs,
     /// Blocks to put, though they are stored.
     condemned: HashSet<BlockId>,
+    /// Likewise, for one backup.
+    lost: HashSet<BlockId>,
     blocks: AtomicU64,
     plain_bytes: AtomicU64,
     stored_bytes: AtomicU64,
@@ -103,6 +105,7 @@ impl<'a> Mover<'a> {
             // More workers than processors, because some of them wait for a disk.
             runs: Runs::new(block_size, distance, options.threads + 2),
             condemned,
+            lost: HashSet::new(),
             blocks: AtomicU64::new(0),
             plain_bytes: AtomicU64::new(0),
             stored_bytes: AtomicU64::new(0),
@@ -122,9 +125,9 @@ impl<'a> Mover<'a> {
         (sent, of(&self.found))
     }
 
-    /// Puts these blocks from now on, though they are stored.
-    pub(super) fn condemn(&mut self, blocks: Vec<BlockId>) {
-        self.condemned.extend(blocks);
+    /// Sets the blocks that are to be put, though the store says that they are stored.
+    pub(super) fn are_lost(&mut self, blocks: Vec<BlockId>) {
+        self.lost = blocks.into_iter().collect();
     }
 
     pub(super) fn has_condemned(&self) -> bool {
@@ -132,7 +135,7 @@ impl<'a> Mover<'a> {
     }
 
     pub(super) fn is_condemned(&self, id: BlockId) -> bool {
-        self.condemned.contains(&id)
+        self.condemned.contains(&id) || self.lost.contains(&id)
     }
 
     /// Returns for each block of the store that is copied to whether it must be put.

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 
 use super::*;
+use crate::codec::Sealed;
 use crate::error::ErrorKind;
 use crate::id::BlockId;
 use crate::keys::Keys;
@@ -18,7 +19,9 @@ use crate::store::delayed::Delayed;
 use crate::store::encrypted::Encrypted;
 use crate::store::faulty::{Calls, Fault as Injected, FaultyStore};
 use crate::store::memory::MemoryStore;
-use crate::store::{Identity, Note, Record, STORE_FORMAT, StoreManager, StoreWriter};
+use crate::store::{
+    Identity, Live, Located, Note, PruneOptions, Record, STORE_FORMAT, StoreManager, StoreWriter, Stored, Swept, Wanted,
+};
 use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image_after};
 use crate::verify::{Scope, verify};
 
@@ -434,7 +437,7 @@ fn a_copy_that_ended_at_any_call_is_continued_and_leaves_only_whole_backups() {
                 if !has_failed {
                     break;
                 }
-                at += 1 + at / 6;
+                at += 1 + at / 3;
             }
             assert!(at > 10, "{at} calls");
         }
@@ -676,4 +679,107 @@ fn a_copy_that_is_stopped_ends_soon_and_a_full_disk_ends_it_before_anything_is_w
     let ended = copy(&*theirs.store(), &ours, plan(), options);
     assert!(matches!(ended, Err(CopyError::To(Error::Interrupted))));
     assert_eq!(to.content().len(), 1);
+}
+
+/// A store that loses what was put once, at the first commit, like a server that was restarted.
+struct Forgetful {
+    store: Arc<MemoryStore>,
+    put: Mutex<Vec<BlockId>>,
+    tries: Mutex<u32>,
+}
+
+impl StoreReader for Forgetful {
+    fn identity(&self) -> Result<Identity> {
+        self.store.identity()
+    }
+    fn generation(&self) -> Result<u64> {
+        self.store.generation()
+    }
+    fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
+        self.store.locate(ids)
+    }
+    fn survey_from(&self, from: BlockId, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
+        self.store.survey_from(from, each)
+    }
+    fn condemned(&self) -> Result<Vec<BlockId>> {
+        self.store.condemned()
+    }
+    fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
+        self.store.get(wanted)
+    }
+    fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
+        self.store.nodes(ids)
+    }
+    fn records(&self) -> Result<Vec<Record>> {
+        self.store.records()
+    }
+    fn notes(&self) -> Result<Vec<Note>> {
+        self.store.notes()
+    }
+}
+
+impl StoreWriter for Forgetful {
+    fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
+        self.put.lock().extend(blocks.iter().map(|block| block.id));
+        self.store.put(blocks)
+    }
+    fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
+        self.store.put_nodes(nodes)
+    }
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+    fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
+        let mut tries = self.tries.lock();
+        if *tries == 0 {
+            return self.store.commit_at(record, notes, at);
+        }
+        *tries -= 1;
+        let blocks = std::mem::take(&mut *self.put.lock());
+        blocks.iter().for_each(|id| self.store.lose(*id));
+        Err(Error::Missing {
+            blocks,
+            nodes: Vec::new(),
+        })
+    }
+}
+
+impl StoreManager for Forgetful {
+    fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
+        self.store.amend_at(remove_records, notes, at)
+    }
+    fn condemn(&self, ids: &[BlockId]) -> Result<()> {
+        self.store.condemn(ids)
+    }
+    fn pardon(&self, ids: &[BlockId]) -> Result<()> {
+        self.store.pardon(ids)
+    }
+    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+        self.store.retain(live, options, step)
+    }
+}
+
+#[test]
+fn what_the_other_store_lost_meanwhile_is_sent_again() {
+    for (from, to) in pairs() {
+        three_days(&from);
+        let web1_once = |backup: &Backup| backup.spec() == "web1@2026-11-20T00-00-00Z";
+        copy_some(&from.repository(), &to.repository(), &web1_once).expect("copies");
+        let forgetful = |tries| {
+            Arc::new(Forgetful {
+                store: to.memory.clone(),
+                put: Mutex::default(),
+                tries: Mutex::new(tries),
+            })
+        };
+        let ended = copy_all(&from.repository(), &to.through(forgetful(1 + MOST_TRIES)));
+        assert!(
+            matches!(ended, Err(CopyError::To(Error::Missing { .. }))),
+            "not for ever"
+        );
+        assert_eq!(to.content().len(), 1);
+        let copied = copy_all(&from.repository(), &to.through(forgetful(2))).expect("copies");
+        assert_eq!((copied.backups, copied.failed.len()), (5, 0));
+        assert_eq!(to.content(), from.content());
+    }
 }
