@@ -31,6 +31,9 @@ pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
         Some(path) => place::local(path)?,
         None => place::local(context.repository_path()?)?,
     };
+    if args.like.like.is_none() {
+        check_expected(context, path, args.encrypt)?;
+    }
     // Reports an existing repository or other files first.
     Repository::check_place(path)?;
     let known = context.memory().and_then(|memory| memory.get(path).ok()?);
@@ -51,15 +54,11 @@ pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
         None => (args.block_size, None),
     };
     let encrypts = args.encrypt || keys.is_some();
+    check_expected(context, path, encrypts)?;
     if args.no_recovery_key && !encrypts {
         return Err(Error::Usage(
             "--no-recovery-key is for an encrypted repository; nothing was created".into(),
         ));
-    }
-    if let Some(what) = context.expects_encryption(path)?.filter(|_| !encrypts) {
-        return Err(Error::Usage(format!(
-            "{what}, which requires --encrypt; anyone with access to its disk can read a repository that is not encrypted"
-        )));
     }
     let mut options = CreateOptions::plain(block_size);
     options.parents = args.parents;
@@ -104,6 +103,16 @@ pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
         true => after_recovery_key(recovery_name()),
         false => Outcome::Done,
     })
+}
+
+/// Fails if a repository that will not be encrypted should be.
+fn check_expected(context: &Context<'_>, path: &Path, encrypts: bool) -> Result<()> {
+    match context.expects_encryption(path)?.filter(|_| !encrypts) {
+        Some(what) => Err(Error::Usage(format!(
+            "{what}, which requires --encrypt; anyone with access to its disk can read a repository that is not encrypted"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// Fails with the error of creating the repository, if the parent directory does not exist.
