@@ -370,6 +370,7 @@ impl Job<'_> {
                     self.mover.are_lost(blocks);
                     self.known.forget();
                     self.renamed.forget();
+                    self.relied_on.clear();
                 }
                 done => {
                     self.mover.are_lost(Vec::new());

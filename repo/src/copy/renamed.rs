@@ -11,7 +11,7 @@ use quick_cache::sync::Cache;
 
 use super::blocks::{Fault, Mover, Piece, Task};
 use crate::block::BlockIndex;
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 use crate::id::{BlockId, NodeId};
 use crate::manifest::{Manifest, SEGMENT_SLOTS, Segment, SegmentSlots, Slot, damaged};
 use crate::slots::{SlotReader, read_manifest, read_segments};
@@ -19,6 +19,9 @@ use crate::writer::{Base, ImageWriter};
 
 /// Segments that are read in one call.
 const SEGMENTS_AT_ONCE: usize = 16;
+
+/// The largest image: 1 PiB with blocks of 1 MiB. A few bytes of a root may stand for any size, and each segment takes memory.
+const MAX_SEGMENTS: usize = 1 << 20;
 
 /// Blocks whose other names are remembered, about 100 bytes each.
 const MAX_NAMES: usize = 200_000;
@@ -81,6 +84,15 @@ impl Renamed {
         if manifest.block_size() != mover.block_size {
             let root = manifest.pages().first().copied().unwrap_or(NodeId::ZERO);
             return Err(Fault::Backup(damaged(root, "its image has another block size")));
+        }
+        if manifest.segments() > MAX_SEGMENTS {
+            return Err(Fault::Backup(Error::Store {
+                kind: ErrorKind::Unsupported,
+                doing: "copy an image",
+                message:
+                    "it is larger than 2^20 segments, which is too much to be copied to a repository with another key"
+                        .into(),
+            }));
         }
         let before = match before {
             Some((from, to)) => open(mover, from, to)?,

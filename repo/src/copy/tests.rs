@@ -11,8 +11,8 @@ use crate::error::ErrorKind;
 use crate::id::BlockId;
 use crate::keys::Keys;
 use crate::reader::{ImageReader, ReadResources};
-use crate::repository::Repository;
 use crate::repository::home::StoreHome;
+use crate::repository::{CreateOptions, Repository};
 use crate::slots::SlotReader;
 use crate::state::{BootAccelerator, BootProof, PartRead, Rehearsed, Rotation, note_of_rotation};
 use crate::store::delayed::Delayed;
@@ -782,4 +782,52 @@ fn what_the_other_store_lost_meanwhile_is_sent_again() {
         assert_eq!((copied.backups, copied.failed.len()), (5, 0));
         assert_eq!(to.content(), from.content());
     }
+}
+
+#[test]
+fn blocks_of_a_copy_that_was_stopped_are_on_disk() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let options = CreateOptions::plain(SMALL);
+    let make = |name: &str| Repository::create(&directory.path().join(name), &options).expect("creates");
+    let (from, to) = (make("from"), make("to"));
+    let source = writer(&from);
+    // Runs of a copy have 64 blocks.
+    let image = store_image_after(source.store(), "vda", &mixed_bytes(1, 1000 * SMALL.bytes()), None);
+    let made = backup("web1", "2026-11-20T00-00-00Z", vec![image]);
+    source.commit(made).expect("commits");
+    drop(source);
+    let mut sent = Vec::new();
+    for stops in [true, false] {
+        let (theirs, ours) = (from.view().expect("opens"), writer(&to));
+        let plan = Plan::new(&theirs.catalogue().expect("loads"), &Catalogue::default(), &|_| true);
+        let (cancel, blocks) = (AtomicBool::new(false), Mutex::new(0));
+        let options = CopyOptions {
+            threads: 1,
+            cancel: &cancel,
+            observer: &|step| {
+                if let Step::Read(bytes) = step {
+                    let mut read = blocks.lock();
+                    *read += bytes / SMALL.bytes() as u64;
+                    cancel.store(stops && *read > 200, Ordering::SeqCst);
+                }
+            },
+            check_room: &|| Ok(()),
+        };
+        let ended = copy(&*theirs.store(), &ours, plan, options);
+        assert_eq!(ended.is_err(), stops);
+        sent.push(blocks.into_inner());
+    }
+    assert!(sent[0] > 200 && sent[1] > 0, "{sent:?}");
+    let stored = {
+        let mut stored = 0;
+        let store = to.view().expect("opens").store();
+        store
+            .survey(&mut |_, _| {
+                stored += 1;
+                Ok(())
+            })
+            .expect("surveys");
+        stored
+    };
+    assert_eq!(sent[0] + sent[1], stored, "nothing is sent twice: {sent:?}");
 }
