@@ -138,6 +138,12 @@ fn what_can_not_be_copied_is_refused_and_changes_nothing() {
         .code(1)
         .says(&["nowhere"]);
     bare(&lab, args!["copy", repo]).code(2);
+    bare(&lab, args!["--repo", repo, "copy", repo, small])
+        .code(2)
+        .says(&["--repo", "FROM and TO"]);
+    lab.run(args!["repair", "--from-key-file", "x"])
+        .code(2)
+        .says(&["--from"]);
     let to = lab.path("to");
     bare(&lab, args!["init", to]).done();
     bare(&lab, args!["copy", repo, to, "--reserve", "99%"])

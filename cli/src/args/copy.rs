@@ -67,6 +67,7 @@ does not change them back. Verification is not copied: run `vbk verify` in TO.
 --key-file, --passphrase-file and --token-file are for TO, and for FROM too where
 no --from-... is given. If both have the same master key, FROM's opens TO. The
 token for FROM needs the right `restore` or `manage`, that for TO `backup`.
+VBK_REPO is not used.
 
 Examples:
   vbk copy vbk://dc2:8484/host7 /srv/replica --from-token-file /etc/vbk/dc2.token

@@ -8,15 +8,15 @@ use clap::Args;
 #[derive(Debug, Args)]
 pub struct FromArgs {
     /// Key file of FROM, or a key from `vbk key export` [default: that of --key-file]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "from")]
     pub from_key_file: Option<PathBuf>,
 
     /// File whose first line is the passphrase of FROM [default: that of --passphrase-file]
-    #[arg(long, value_name = "FILE", conflicts_with = "from_key_file")]
+    #[arg(long, value_name = "FILE", requires = "from", conflicts_with = "from_key_file")]
     pub from_passphrase_file: Option<PathBuf>,
 
     /// File with the token for a vbk:// repository FROM [default: that of --token-file]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "from")]
     pub from_token_file: Option<PathBuf>,
 }
 

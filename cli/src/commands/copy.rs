@@ -57,6 +57,7 @@ struct FailedJson {
 
 /// Copies backups from one repository to another.
 pub fn run(context: &Context<'_>, args: &CopyArgs) -> Result<Outcome> {
+    context.check_no_repo()?;
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
     let from = context.other(&args.from, &args.keys.keys())?;
     let (global, sources) = context.options_at(&args.to);

@@ -20,6 +20,16 @@ pub struct Other {
 }
 
 impl Context<'_> {
+    /// Fails if --repo names a repository to a command that takes both of its own as arguments.
+    pub fn check_no_repo(&self) -> Result<()> {
+        match self.sources.repo_is_typed {
+            true => Err(Error::Usage(
+                "--repo is not used here: the command names both repositories, FROM and TO; leave it out. Nothing was done".into(),
+            )),
+            false => Ok(()),
+        }
+    }
+
     /// Returns the options of a run whose repository is this one.
     pub fn options_at(&self, repository: &Path) -> (Global, Sources) {
         let global = Global {
