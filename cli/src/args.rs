@@ -2,9 +2,11 @@
 
 mod backup;
 mod boot;
+mod copy;
 mod diff;
 mod files;
 mod forget;
+mod from;
 mod hosts;
 mod init;
 mod inside_path;
@@ -34,9 +36,11 @@ use vbk_remote::client::{Bandwidth, LaneOptions};
 
 pub use backup::{BackupArgs, DiskArg};
 pub use boot::{AccelArg, BootArgs, BusArg, FamilyArg, FirmwareArg, MachineArgs, NetworkArg, RehearseArgs};
+pub use copy::CopyArgs;
 pub use diff::DiffArgs;
 pub use files::{CatArgs, CpArgs, FindArgs, LsArgs};
 pub use forget::{ForgetArgs, ProtectArgs};
+pub use from::OtherKeys;
 pub use hosts::ConfigCommand;
 pub use init::InitArgs;
 pub use inside_path::InsidePath;
@@ -88,7 +92,7 @@ pub struct Cli {
 }
 
 /// Options of every command.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Global {
     /// The repository: a directory made by `vbk init`, or `ssh://[USER@]HOST[:PORT]/PATH` or
     /// `vbk://HOST[:PORT][/REPOSITORY]` of one on another host
@@ -246,6 +250,9 @@ pub enum Command {
     Prune(PruneArgs),
     /// List vbk's snapshots of disks, and remove those that were left behind
     Snapshots(SnapshotsArgs),
+    /// Copy backups to another repository, e.g. in another place
+    #[command(after_help = copy::HELP)]
+    Copy(CopyArgs),
     /// Show the content of the repository by guest, and its size
     Stats,
     /// Show the processes that use the repository, and its size on disk

@@ -4,6 +4,7 @@ pub mod backup;
 pub mod boot;
 pub mod cat;
 pub mod config;
+pub mod copy;
 pub mod cp;
 pub mod diff;
 pub mod find;

@@ -1,5 +1,6 @@
 //! The context of every command: the repository, the configuration, output, and the number of threads.
 
+mod other;
 mod trusted;
 
 use std::io::IsTerminal;
@@ -24,6 +25,8 @@ use crate::token_file;
 use crate::trust::Memory;
 use crate::unlock;
 use crate::unlock::KeyPaths;
+
+pub use self::other::Other;
 
 /// Options of every command, and what follows from them.
 pub struct Context<'a> {
@@ -169,11 +172,6 @@ impl<'a> Context<'a> {
             error @ (vbk_repo::Error::BadKey { .. } | vbk_repo::Error::WrongKey { .. }) => Error::Unopened(error),
             error => error.into(),
         })
-    }
-
-    /// Opens another repository.
-    pub fn repository_at(&self, path: &Path) -> Result<Repository> {
-        self.unlocked(self.open_at(place::valid(path)?)?)
     }
 
     /// Opens a repository without its keys and without a look at what this host knows of it.

@@ -68,6 +68,14 @@ pub enum Error {
     /// The given key does not open the repository.
     #[error(transparent)]
     Unopened(vbk_repo::Error),
+    /// An error of another repository than the one of the run.
+    #[error("{}: {source}", path.display())]
+    Other {
+        /// Name of the repository.
+        path: PathBuf,
+        /// Its error.
+        source: vbk_repo::Error,
+    },
     /// A key file or passphrase file can't be read.
     #[error("can't read {what} {}: {source}", path.display())]
     KeyFile {
@@ -181,7 +189,7 @@ impl Error {
     /// Returns what the caller should do about the error.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Repository(error) | Self::Unopened(error) => error.kind(),
+            Self::Repository(error) | Self::Unopened(error) | Self::Other { source: error, .. } => error.kind(),
             Self::Engine(error) => error.kind(),
             Self::Boot(error) => error.kind(),
             Self::Mount(error) => error.kind(),
@@ -260,7 +268,18 @@ impl Error {
                  systemd credential vbk-passphrase or vbk-key-file, or at a terminal",
             ),
             // The server says what is denied, and it is no file of this machine.
-            ErrorKind::Denied if matches!(self, Self::Repository(vbk_repo::Error::Remote { .. })) => None,
+            ErrorKind::Denied
+                if matches!(
+                    self,
+                    Self::Repository(vbk_repo::Error::Remote { .. })
+                        | Self::Other {
+                            source: vbk_repo::Error::Remote { .. },
+                            ..
+                        }
+                ) =>
+            {
+                None
+            }
             ErrorKind::Denied if nix::unistd::geteuid().is_root() => Some(
                 "access was denied even to root: check the attributes of the file (`lsattr`), AppArmor or SELinux rules, the \
                  capabilities of the container, and whether a network file system refuses root (root_squash)",

@@ -114,6 +114,7 @@ fn carry_out(context: &Context<'_>, command: &Command) -> Result<Outcome> {
         Command::Diff(args) => commands::diff::run(context, args),
         Command::Ls(args) => commands::ls::run(context, args),
         Command::Cat(args) => commands::cat::run(context, args),
+        Command::Copy(args) => commands::copy::run(context, args),
         Command::Cp(args) => commands::cp::run(context, args),
         Command::Find(args) => commands::find::run(context, args),
         Command::Mount(args) => commands::mount::run(context, args),

@@ -194,6 +194,43 @@ impl Header {
         })
     }
 
+    /// Proves all pages, and returns the block as a store with this hashing keeps it. The pages stay compressed as they are.
+    pub fn to_sealed(&self, hashing: Hashing, pages: Vec<Vec<u8>>) -> Result<Sealed> {
+        let damaged = |what: String| Error::BlockDamaged { id: self.id, what };
+        if pages.len() != self.pages.len() {
+            return Err(damaged(format!("it has {} of {} pages", pages.len(), self.pages.len())));
+        }
+        let mut plain = vec![0; PAGE_BYTES];
+        let mut hashes = Vec::with_capacity(pages.len());
+        for (number, stored) in pages.iter().enumerate() {
+            let out = &mut plain[..self.page_len(number)];
+            // No store has room for such a page, and none makes one.
+            if stored.len() > out.len() {
+                return Err(damaged(format!("page {number} is longer than its plain bytes")));
+            }
+            self.open_page(number, stored, out)?;
+            hashes.push(match hashing == self.hashing {
+                true => self.pages[number].0,
+                false => hashing.page(out, number, pages.len()),
+            });
+        }
+        let mut header = Vec::with_capacity(full_header_bytes(self.plain_bytes));
+        header.extend([VERSION, 0, 0, 0]);
+        header.extend((self.plain_bytes as u32).to_le_bytes());
+        for (hash, (_, length)) in hashes.iter().zip(&self.pages) {
+            header.extend(hash.0);
+            header.extend(length.to_le_bytes());
+        }
+        Ok(Sealed {
+            id: hashing
+                .merge(&hashes, self.plain_bytes)
+                .ok_or_else(|| damaged("it has no pages".into()))?,
+            plain_bytes: self.plain_bytes as u32,
+            header,
+            pages,
+        })
+    }
+
     /// Returns the plain length of page `number`.
     pub fn page_len(&self, number: usize) -> usize {
         self.plain_bytes.saturating_sub(number * PAGE_BYTES).min(PAGE_BYTES)
@@ -324,6 +361,34 @@ mod tests {
         assert!(matches!(open(&sealed), Err(Error::BlockDamaged { .. })));
         sealed.header = stranger.header;
         assert!(matches!(open(&sealed), Err(Error::BlockDamaged { .. })));
+    }
+
+    #[test]
+    fn a_block_gets_its_names_of_another_hashing_and_stays_compressed_as_it_is() {
+        let keyed = Hashing::Keyed([3; 32]);
+        for len in [1, 512, PAGE_BYTES, 3 * PAGE_BYTES, 4 * PAGE_BYTES - 700] {
+            let plain = mixed(len);
+            let sealed = seal(&plain, Compression::default());
+            let header = Header::prove(Hashing::Plain, sealed.id, len, &sealed.header).expect("proves");
+            assert_eq!(
+                header
+                    .to_sealed(Hashing::Plain, sealed.pages.clone())
+                    .expect("is whole"),
+                sealed
+            );
+            let mut sealer = Sealer::new(Compression::default()).expect("a sealer");
+            let wanted = sealer.seal(&plain, &keyed.block(&plain)).expect("seals");
+            assert_eq!(header.to_sealed(keyed, sealed.pages.clone()).expect("is whole"), wanted);
+            for hashing in [Hashing::Plain, keyed] {
+                let mut damaged = sealed.pages.clone();
+                damaged[0][0] ^= 1;
+                assert!(header.to_sealed(hashing, damaged).is_err(), "{len} bytes");
+                assert!(
+                    header.to_sealed(hashing, sealed.pages[1..].to_vec()).is_err(),
+                    "{len} bytes"
+                );
+            }
+        }
     }
 
     proptest! {

@@ -59,6 +59,7 @@ pub mod block;
 pub mod catalogue;
 mod cipher;
 pub mod codec;
+pub mod copy;
 pub mod diff;
 mod error;
 pub mod files;

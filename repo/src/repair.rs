@@ -5,15 +5,22 @@
 //! again.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::codec::{Compression, Sealer};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, NodeId};
 use crate::manifest::prove;
-use crate::reader::read_whole;
-use crate::store::checked::node;
+use crate::reader::read_all;
+use crate::store::checked::nodes;
 use crate::store::{StoreManager, StoreReader};
 use crate::verify::VerifyReport;
+
+/// Nodes that are fetched in one call.
+const NODES_AT_ONCE: usize = 64;
+
+/// Plain bytes of the blocks that are fetched in one call; at least one block.
+const RUN_BYTES: usize = 16 << 20;
 
 /// The result of [`repair_all`].
 #[derive(Debug)]
@@ -54,6 +61,17 @@ pub fn repair_all<E: From<Error>>(
     Ok(Repaired { left, blocks, nodes })
 }
 
+/// An error of [`Repair::from_repository`].
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The other repository failed.
+    #[error(transparent)]
+    From(Error),
+    /// The damaged repository failed.
+    #[error(transparent)]
+    To(Error),
+}
+
 /// A repair in progress: the damaged or missing blocks and nodes, and those that were restored.
 pub struct Repair<'a> {
     store: &'a dyn StoreManager,
@@ -88,22 +106,45 @@ impl<'a> Repair<'a> {
         (self.mended_blocks, self.mended_nodes)
     }
 
-    /// Fetches missing blocks and nodes from another repository. Those that it lacks, or has damaged, stay missing.
-    pub fn from_repository(&mut self, other: &dyn StoreReader) -> Result<()> {
-        for id in self.nodes.clone() {
-            let Ok(bytes) = node(other, id) else {
-                continue;
-            };
-            if prove(self.store.hashing(), id, &bytes).is_ok() {
-                self.store.put_nodes(vec![(id, bytes)])?;
-                self.nodes.remove(&id);
-                self.mended_nodes += 1;
+    /// Fetches missing blocks and nodes from another repository. Those that it lacks, or has damaged, stay missing; that it can't
+    /// be read is an error.
+    pub fn from_repository(
+        &mut self,
+        other: &dyn StoreReader,
+        cancel: &AtomicBool,
+    ) -> std::result::Result<(), FetchError> {
+        let is_cancelled = || match cancel.load(Ordering::SeqCst) {
+            true => Err(FetchError::To(Error::Interrupted)),
+            false => Ok(()),
+        };
+        let missing: Vec<_> = self.nodes.iter().copied().collect();
+        for ids in missing.chunks(NODES_AT_ONCE) {
+            is_cancelled()?;
+            let mut found = Vec::new();
+            for (&id, bytes) in ids.iter().zip(nodes(other, ids)) {
+                let Some(bytes) = if_whole(bytes)? else { continue };
+                if prove(self.store.hashing(), id, &bytes).is_ok() {
+                    found.push((id, bytes));
+                }
             }
+            for (id, _) in &found {
+                self.nodes.remove(id);
+            }
+            self.mended_nodes += found.len() as u64;
+            self.store.put_nodes(found).map_err(FetchError::To)?;
         }
-        for (id, len) in self.blocks.clone() {
-            let mut plain = vec![0; len];
-            if read_whole(other, id, &mut plain).is_ok() {
-                self.offer(&plain)?;
+        let missing: Vec<_> = self.blocks.iter().map(|(id, len)| (*id, *len)).collect();
+        let largest = missing.iter().map(|(_, len)| *len).max().unwrap_or(1).max(1);
+        for blocks in missing.chunks((RUN_BYTES / largest).max(1)) {
+            is_cancelled()?;
+            let mut buffers: Vec<_> = blocks.iter().map(|(_, len)| vec![0; *len]).collect();
+            let ids = blocks.iter().map(|(id, _)| *id);
+            let mut wanted: Vec<_> = ids.zip(buffers.iter_mut().map(Vec::as_mut_slice)).collect();
+            let read = read_all(other, &mut wanted);
+            for (plain, read) in buffers.iter().zip(read) {
+                if if_whole(read)?.is_some() {
+                    self.offer(plain).map_err(FetchError::To)?;
+                }
             }
         }
         Ok(())
@@ -127,14 +168,25 @@ impl<'a> Repair<'a> {
     }
 }
 
+/// Returns what was read; `None` if it is missing or damaged there.
+fn if_whole<T>(read: Result<T>) -> std::result::Result<Option<T>, FetchError> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(error) if error.kind() == ErrorKind::Corrupt => Ok(None),
+        Err(error) => Err(FetchError::From(error)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
+    use std::sync::Arc;
 
     use super::*;
     use crate::backup::Entry;
     use crate::id::BackupId;
+    use crate::reader::read_whole;
     use crate::slots::SlotReader;
+    use crate::store::faulty::{Calls, Fault, FaultyStore};
     use crate::store::memory::MemoryStore;
     use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image};
     use crate::verify::{Scope, verify};
@@ -169,12 +221,41 @@ mod tests {
         let found = check(&store, &entry);
         assert_eq!(found.bad_blocks.len(), 3);
         let mut repair = Repair::start(&store, &found).expect("starts");
-        repair.from_repository(&other).expect("fetches");
+        repair
+            .from_repository(&other, &AtomicBool::new(false))
+            .expect("fetches");
         assert_eq!((repair.mended(), repair.missing()), ((2, 0), (1, 0)));
         repair.finish().expect("finishes");
         let left: Vec<_> = check(&store, &entry).bad_blocks.into_keys().collect();
         assert_eq!(left, [ids[7]]);
         assert_eq!(store.condemned().expect("lists"), [ids[7]]);
+    }
+
+    #[test]
+    fn a_repository_that_can_not_be_read_is_an_error_and_no_lack() {
+        let (store, entry, ids) = stored();
+        let other = FaultyStore::new(Arc::new(stored().0));
+        store.lose(ids[3]);
+        let found = check(&store, &entry);
+        for kind in [ErrorKind::Denied, ErrorKind::Unavailable] {
+            other.arm(Fault {
+                calls: Calls::Any,
+                after: 0,
+                kind,
+                lasting: true,
+            });
+            let mut repair = Repair::start(&store, &found).expect("starts");
+            let fetched = repair.from_repository(&other, &AtomicBool::new(false));
+            assert!(matches!(fetched, Err(FetchError::From(error)) if error.kind() == kind));
+        }
+        other.disarm();
+        let mut repair = Repair::start(&store, &found).expect("starts");
+        let fetched = repair.from_repository(&other, &AtomicBool::new(true));
+        assert!(matches!(fetched, Err(FetchError::To(Error::Interrupted))));
+        repair
+            .from_repository(&other, &AtomicBool::new(false))
+            .expect("fetches");
+        assert_eq!(repair.mended(), (1, 0));
     }
 
     #[test]

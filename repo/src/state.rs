@@ -33,6 +33,10 @@ pub struct State {
     /// Time of the last rehearsal whose guest could not be started, which says nothing about the backup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unstarted: Option<Timestamp>,
+    /// Generation that the backup came with, if it was copied from another repository after later ones of its guest; its
+    /// `sequence` is that of an earlier one then, for the order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arrived: Option<u64>,
 }
 
 /// Result of a rehearsal: the backup was booted in a virtual machine. A later version may add fields.
@@ -189,7 +193,8 @@ impl States {
         // A part that was read from a view without the backup says nothing about its blocks. Generations decide this,
         // not times: a clock may have been wrong, and a run may take any time. For a record without a sequence it is
         // not known.
-        let was_there = |read: &PartRead| backup.sequence > 0 && backup.sequence <= read.generation;
+        let came_with = state.arrived.unwrap_or(backup.sequence);
+        let was_there = |read: &PartRead| came_with > 0 && came_with <= read.generation;
         let rotated = self.rotation.complete().filter(was_there);
         state.proven = state.proven.max(rotated.map(|read| read.at));
         state
@@ -276,6 +281,7 @@ mod tests {
                 accelerator: BootAccelerator::Tcg,
             }),
             unstarted: at("2026-11-22T00:00:00Z"),
+            arrived: Some(3),
         };
         store.amend(&[], &[note_of(&backup.spec(), state)]).expect("notes");
         assert_eq!(States::load(&store).expect("loads").of(&backup), state);

@@ -99,6 +99,26 @@ impl<'a> ImageWriter<'a> {
         Ok(())
     }
 
+    /// Takes segment `number` over from the earlier image as it is, in place of setting its slots. Returns `false`, and does nothing,
+    /// if that can't be read or has another length there.
+    pub fn keep(&self, number: usize) -> Result<bool> {
+        let before = self.base.as_ref().map(|base| base.reader().manifest());
+        let count = slots_in(self.block_size, self.size_bytes, number);
+        let Some(before) = before.filter(|before| before.slots_in(number) == count) else {
+            return Ok(false);
+        };
+        let Ok(names) = before.segment(number) else {
+            return Ok(false);
+        };
+        let mut open = self.open.lock();
+        let is_begun = open.partial.contains_key(&number);
+        match open.done.get_mut(number) {
+            Some(done) if done.is_none() && !is_begun => *done = Some(names),
+            _ => return Err(bug("a slot was set twice")),
+        }
+        Ok(true)
+    }
+
     fn set_in(&self, segment: usize, inside: usize, slots: &[Slot]) -> Result<()> {
         let size = slots_in(self.block_size, self.size_bytes, segment);
         if inside + slots.len() > size {

@@ -19,14 +19,14 @@ const PAGE: u64 = 64 * KIB;
 const PAGE_AT: u64 = BLOCK_AT + 4 * PAGE;
 
 /// A file of the store and a place in it.
-struct Place {
+pub struct Place {
     file: PathBuf,
     offset: u64,
 }
 
 impl Place {
     /// Where these bytes are in the blob files.
-    fn of(repo: &Path, needle: &[u8]) -> Self {
+    pub fn of(repo: &Path, needle: &[u8]) -> Self {
         for file in store_files(repo)
             .into_iter()
             .filter(|file| file.extension().is_some_and(|ext| ext == "blob"))
@@ -44,7 +44,7 @@ impl Place {
     }
 
     /// Flips all bits of a byte, in all hard links of the file.
-    fn flip(&self) {
+    pub fn flip(&self) {
         let file = OpenOptions::new()
             .read(true)
             .write(true)

@@ -4,7 +4,7 @@ use crate::support::lab::Lab;
 
 const GLOBAL: [&str; 4] = ["--repo", "--json", "--quiet", "--verbose"];
 
-const COMMANDS: [(&str, &[&str]); 19] = [
+const COMMANDS: [(&str, &[&str]); 20] = [
     ("init", &["--block-size", "1M", "64K", "16M"]),
     ("backup", &["--compression", "--no-wait", "19", "none", "vda"]),
     ("list", &["guest"]),
@@ -27,6 +27,19 @@ const COMMANDS: [(&str, &[&str]); 19] = [
     ("ls", &["--recursive", "--long", "web1@latest:/etc"]),
     ("cat", &["web1@latest:/etc/fstab"]),
     ("cp", &["--recursive", "--force", "owners"]),
+    (
+        "copy",
+        &[
+            "--since",
+            "--from-key-file",
+            "--from-token-file",
+            "--dry-run",
+            "init",
+            "verify",
+            "protection",
+            "vbk://",
+        ],
+    ),
     ("find", &["--since", "--all-guests", "pattern"]),
     (
         "restore",

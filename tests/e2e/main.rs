@@ -18,6 +18,7 @@ mod busy;
 mod clocks;
 mod config;
 mod containers;
+mod copy;
 mod crash;
 mod damage;
 mod damage_matrix;

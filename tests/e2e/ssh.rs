@@ -13,14 +13,14 @@ use crate::support::remote::{disk, main_job};
 use crate::support::tools::{tool, wait_until};
 
 /// An sshd of this test.
-struct Sshd {
+pub struct Sshd {
     child: Child,
     dir: PathBuf,
     port: u16,
 }
 
 impl Sshd {
-    fn start(lab: &Lab) -> Self {
+    pub fn start(lab: &Lab) -> Self {
         let dir = lab.subdir("ssh");
         // It refuses to start without the directory that it gives up its rights in.
         fs::create_dir_all("/run/sshd").expect("makes a directory");
@@ -67,7 +67,7 @@ impl Sshd {
     }
 
     /// The way to a directory with one of the keys.
-    fn way(&self, key: &str, path: &Path) -> Remote {
+    pub fn way(&self, key: &str, path: &Path) -> Remote {
         let dir = self.dir.display();
         Remote {
             address: format!("ssh://root@127.0.0.1:{}{}", self.port, path.display()),

@@ -16,14 +16,14 @@ use crate::support::remote::{disk, main_job};
 use crate::support::run::Running;
 
 /// A server of this test.
-struct Server {
+pub struct Server {
     running: Option<Running>,
     port: u16,
 }
 
 impl Server {
     /// Serves the lab's repository.
-    fn start(lab: &Lab) -> Self {
+    pub fn start(lab: &Lab) -> Self {
         Self::of(lab, args![lab.repo()])
     }
 
@@ -36,7 +36,7 @@ impl Server {
         Self::at(lab, what, port)
     }
 
-    fn at(lab: &Lab, what: Vec<OsString>, port: u16) -> Self {
+    pub fn at(lab: &Lab, what: Vec<OsString>, port: u16) -> Self {
         let mut all = args!["serve", "--listen", format!("127.0.0.1:{port}")];
         all.extend(what);
         let mut running = lab.start_bare(all);
@@ -47,8 +47,12 @@ impl Server {
         }
     }
 
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Makes a token for a repository in a file.
-    fn token(&self, lab: &Lab, repository: &Path, name: &str, more: Vec<OsString>) -> PathBuf {
+    pub fn token(&self, lab: &Lab, repository: &Path, name: &str, more: Vec<OsString>) -> PathBuf {
         let file = lab.path(&format!("{name}.token"));
         let host = format!("127.0.0.1:{}", self.port);
         let mut all = args![
@@ -59,7 +63,7 @@ impl Server {
         file
     }
 
-    fn way(&self, token: &Path, repository: &str) -> Remote {
+    pub fn way(&self, token: &Path, repository: &str) -> Remote {
         Remote {
             address: format!("vbk://127.0.0.1:{}{repository}", self.port),
             rsh: "false".into(),
@@ -75,7 +79,7 @@ impl Server {
     }
 
     /// Ends it as a power cut does.
-    fn kill(mut self) {
+    pub fn kill(mut self) {
         let running = self.running.take().expect("runs");
         running.signal(Signal::SIGKILL);
         running.wait();

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use vbk_repo::block::BlockSize;
 
+use super::from::LikeArgs;
 use super::parse;
 
 /// Arguments of `vbk init`.
@@ -23,12 +24,16 @@ pub struct InitArgs {
     #[arg(long)]
     pub encrypt: bool,
 
+    /// The repository that it shall be like.
+    #[command(flatten)]
+    pub like: LikeArgs,
+
     /// Create missing parent directories too. Without this option a missing parent is an error, which shows when a file
     /// system is not mounted
     #[arg(long)]
     pub parents: bool,
 
     /// Create no recovery key. Without one, a forgotten passphrase or lost key file loses all backups
-    #[arg(long, requires = "encrypt")]
+    #[arg(long)]
     pub no_recovery_key: bool,
 }

@@ -5,15 +5,21 @@ use std::path::PathBuf;
 use clap::Args;
 use vbk_repo::name::GuestName;
 
+use super::from::FromArgs;
 use super::parse;
 
 /// Arguments of `vbk repair`.
 #[derive(Debug, Args)]
 #[command(after_help = REPAIR_HELP)]
 pub struct RepairArgs {
-    /// Fetch damaged blocks from this repository, if it has them
-    #[arg(long, value_name = "DIR")]
+    /// Fetch damaged blocks from this repository, if it has them: a directory, ssh:// or vbk://. It must have the same master
+    /// key, or none as this one
+    #[arg(long, value_name = "FROM")]
     pub from: Option<PathBuf>,
+
+    /// The keys and the token of FROM.
+    #[command(flatten)]
+    pub from_keys: FromArgs,
 
     /// Look for damaged blocks on the present disk, e.g. web1=/dev/vg0/web1; may be given several times
     #[arg(long, value_name = "GUEST=DISK", value_parser = parse::parse_source)]

@@ -31,10 +31,8 @@ pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
         Some(path) => place::local(path)?,
         None => place::local(context.repository_path()?)?,
     };
-    if let Some(what) = context.expects_encryption(path)?.filter(|_| !args.encrypt) {
-        return Err(Error::Usage(format!(
-            "{what}, which requires --encrypt; anyone with access to its disk can read a repository that is not encrypted"
-        )));
+    if args.like.like.is_none() {
+        check_expected(context, path, args.encrypt)?;
     }
     // Reports an existing repository or other files first.
     Repository::check_place(path)?;
@@ -47,15 +45,34 @@ pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
             path = path.display()
         )));
     }
-    let mut options = CreateOptions::plain(args.block_size);
+    let like = match &args.like.like {
+        Some(like) => Some(context.other(like, &args.like.keys())?),
+        None => None,
+    };
+    let (block_size, keys) = match &like {
+        Some(like) => (like.view.identity().block_size, like.repository.keys().cloned()),
+        None => (args.block_size, None),
+    };
+    let encrypts = args.encrypt || keys.is_some();
+    check_expected(context, path, encrypts)?;
+    if args.no_recovery_key && !encrypts {
+        return Err(Error::Usage(
+            "--no-recovery-key is for an encrypted repository; nothing was created".into(),
+        ));
+    }
+    let mut options = CreateOptions::plain(block_size);
     options.parents = args.parents;
     let mut recovery_key = None;
-    if args.encrypt {
+    if encrypts {
         // Before asking for a passphrase.
         check_parent(path, args.parents)?;
         let ways = ways_of_new(context, path, !args.no_recovery_key)?;
         recovery_key = ways.recovery_key;
-        options.encryption = Some((Keys::generate()?, ways.slots));
+        let keys = match keys {
+            Some(keys) => keys,
+            None => Keys::generate()?,
+        };
+        options.encryption = Some((keys, ways.slots));
     }
     let repository = Repository::create(path, &options).map_err(|error| match error {
         vbk_repo::Error::NoParent { parent } => no_parent(&parent),
@@ -64,10 +81,10 @@ pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
     context.remember_new(&repository);
     // The recovery key is shown before anything that may fail.
     let path = repository.path().display();
-    let encrypted = if args.encrypt { "encrypted " } else { "" };
+    let encrypted = if encrypts { "encrypted " } else { "" };
     context.say(format_args!(
         "created {encrypted}repository {path} with blocks of {}; `vbk --repo {path} backup GUEST DISK` makes the first backup",
-        units::size(args.block_size.into())
+        units::size(block_size.into())
     ));
     if let Some(text) = &recovery_key {
         show_recovery_key(context, text);
@@ -77,8 +94,8 @@ pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
     context.json_result(&Report {
         repository: path.to_string(),
         id: view.as_ref().ok().map(|view| view.identity().id.clone()),
-        block_size: args.block_size.into(),
-        encrypted: args.encrypt,
+        block_size: block_size.into(),
+        encrypted: encrypts,
         recovery_key,
     })?;
     view?;
@@ -86,6 +103,16 @@ pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
         true => after_recovery_key(recovery_name()),
         false => Outcome::Done,
     })
+}
+
+/// Fails if a repository that will not be encrypted should be.
+fn check_expected(context: &Context<'_>, path: &Path, encrypts: bool) -> Result<()> {
+    match context.expects_encryption(path)?.filter(|_| !encrypts) {
+        Some(what) => Err(Error::Usage(format!(
+            "{what}, which requires --encrypt; anyone with access to its disk can read a repository that is not encrypted"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// Fails with the error of creating the repository, if the parent directory does not exist.

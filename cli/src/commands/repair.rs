@@ -1,18 +1,19 @@
 //! `vbk repair`
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde::Serialize;
 use vbk::repair::offer_disk;
 use vbk_repo::ErrorKind;
-use vbk_repo::repair::{Repair, repair_all};
+use vbk_repo::repair::{FetchError, Repair, repair_all};
 use vbk_repo::repository::{Manager, Repository, Verified};
 use vbk_repo::verify::{Scope, VerifyReport, expected_bytes, verify};
 
 use crate::args::RepairArgs;
-use crate::context::{Context, threads};
+use crate::context::{Context, Other, threads};
 use crate::damage::{DamageJson, print_damage};
 use crate::exit::{Error, Outcome, Result};
 use crate::signals;
@@ -53,6 +54,10 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
         context.print(format_args!("{what}\n"));
     }
     let writer = context.manager("repair", args.no_wait, &cancel)?;
+    let other = match &args.from {
+        Some(path) => Some(open_other(context, path, args, &writer)?),
+        None => None,
+    };
     // The second copies are restored by now: a remaining difference is not a flipped bit.
     let accepted = writer.accept()?;
     for what in &accepted {
@@ -63,7 +68,7 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
     let repaired = repair_all(
         writer.store(),
         &mut || read_all(context, &writer, &cancel),
-        &mut |repair| look(context, repair, args, &writer, &cancel),
+        &mut |repair| look(repair, args, other.as_ref(), &writer, &cancel),
     )?;
     record(&writer, &repaired.left)?;
     let found = &repaired.left;
@@ -128,17 +133,36 @@ fn read_all(context: &Context<'_>, writer: &Manager, cancel: &AtomicBool) -> Res
     Ok(report?)
 }
 
+/// Opens the repository to fetch from.
+fn open_other(context: &Context<'_>, path: &Path, args: &RepairArgs, writer: &Manager) -> Result<Other> {
+    let other = context.other(path, &args.from_keys.keys())?;
+    match other.view.store().hashing() == writer.store().hashing() {
+        true => Ok(other),
+        false => Err(Error::Usage(format!(
+            "{} has another key than this repository, so its blocks have other names and none can be fetched from there",
+            path.display()
+        ))),
+    }
+}
+
 /// Looks for damaged blocks and nodes of manifests in every place that was named.
 fn look(
-    context: &Context<'_>,
     repair: &mut Repair<'_>,
     args: &RepairArgs,
+    other: Option<&Other>,
     writer: &Manager,
     cancel: &AtomicBool,
 ) -> Result<()> {
-    if let Some(path) = &args.from {
-        let view = context.repository_at(path)?.view()?;
-        repair.from_repository(&*view.store())?;
+    if let (Some(path), Some(other)) = (&args.from, other) {
+        repair
+            .from_repository(&*other.view.store(), cancel)
+            .map_err(|error| match error {
+                FetchError::From(source) => Error::Other {
+                    path: path.clone(),
+                    source,
+                },
+                FetchError::To(error) => error.into(),
+            })?;
     }
     for (_, path) in &args.from_source {
         offer_disk(repair, path, writer.identity().block_size, cancel)?;

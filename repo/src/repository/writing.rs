@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::id::BackupId;
 use crate::standing::Standing;
 use crate::state::States;
-use crate::store::{Identity, Record, StoreWriter};
+use crate::store::{Identity, Note, Record, StoreWriter};
 
 /// Times that a change is made again because other writers were faster. Each time one of them has done its work, so only a
 /// server that lies comes near this.
@@ -59,29 +59,45 @@ impl Writer {
 
     /// Makes a backup visible. Everything it names must have been put; all of it is durable when this returns.
     /// Its `sequence` is set to the generation that it comes with.
-    pub fn commit(&self, mut backup: Backup) -> Result<Committed> {
+    pub fn commit(&self, backup: Backup) -> Result<Committed> {
+        let entry = self.commit_unpublished(backup, &|generation| (generation, Vec::new()))?;
+        Ok(Committed {
+            entry,
+            unpublished: self.publish().err(),
+        })
+    }
+
+    /// Like [`Writer::commit`], with notes in the same step; `with` returns the `sequence` and the notes for the generation that
+    /// they come with. Readers do not see the backup before [`Writer::publish`].
+    pub(crate) fn commit_unpublished(
+        &self,
+        mut backup: Backup,
+        with: &dyn Fn(u64) -> (u64, Vec<Note>),
+    ) -> Result<Entry> {
         backup.check()?;
         let key = backup.spec();
         let mut tries = 0;
-        let id = loop {
+        loop {
             let at = self.store.generation()?;
-            backup.sequence = at + 1;
+            let (sequence, notes) = with(at + 1);
+            backup.sequence = sequence;
             let bytes = backup.encode();
             let id = BackupId(self.store.hashing().content(&bytes));
             let record = Record {
                 key: key.clone(),
                 bytes,
             };
-            match self.store.commit_at(&record, &[], Some(at)) {
+            match self.store.commit_at(&record, &notes, Some(at)) {
                 // Another writer took this generation.
                 Err(Error::Moved) if tries < MOST_TRIES => tries += 1,
-                committed => break committed.map(|()| id)?,
+                committed => return committed.map(|()| Entry { id, backup }),
             }
-        };
-        Ok(Committed {
-            entry: Entry { id, backup },
-            unpublished: self.keeper.publish().err(),
-        })
+        }
+    }
+
+    /// Shows what was committed to readers that open the repository from now on.
+    pub(crate) fn publish(&self) -> Result<()> {
+        self.keeper.publish()
     }
 }
 

@@ -49,12 +49,6 @@ pub(crate) fn nodes(store: &(impl StoreReader + ?Sized), ids: &[NodeId]) -> Vec<
     }
 }
 
-/// Reads a single node.
-pub(crate) fn node(store: &(impl StoreReader + ?Sized), id: NodeId) -> Result<Vec<u8>> {
-    // `nodes` returns as many answers as there are questions.
-    nodes(store, &[id]).swap_remove(0)
-}
-
 fn wrong_count(doing: &'static str, answers: usize, questions: usize) -> Error {
     Error::Store {
         kind: ErrorKind::Corrupt,

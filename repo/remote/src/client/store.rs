@@ -31,10 +31,21 @@ pub(crate) struct RemoteStore {
     opened: Opened,
     /// Bytes of blocks that were asked for on this connection.
     asked_bytes: AtomicUsize,
-    /// The answer to the publication that went with the last commit.
-    published: Mutex<Option<Receiver<Event>>>,
+    published: Mutex<Published>,
     /// Nodes that came from this host's cache, and the answers that tell which the server does not have so.
     compared: Mutex<Vec<Receiver<Event>>>,
+}
+
+/// The publication of the last commit.
+#[derive(Default)]
+enum Published {
+    /// The next commit asks for it.
+    #[default]
+    Next,
+    /// It was asked for with the commit.
+    Asked(Receiver<Event>),
+    /// The caller asks for it when it wants it.
+    Seldom,
 }
 
 /// What the opening of a store gives.

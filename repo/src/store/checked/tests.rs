@@ -262,7 +262,9 @@ fn a_repair_from_a_store_that_answers_short_gets_nothing_and_goes_on() {
         let root = Catalogue::load(&other).expect("loads").entries()[0].backup.images[0].manifest;
         found.bad_nodes.insert(root);
         let mut repair = Repair::start(&target, &found).expect("starts");
-        repair.from_repository(&other).expect("goes on");
+        repair
+            .from_repository(&other, &AtomicBool::new(false))
+            .expect("goes on");
         let (blocks, segments) = repair.mended();
         match fault {
             Fault::NoBlock | Fault::FewPages => assert_eq!((blocks, segments), (0, 1), "{fault:?}"),

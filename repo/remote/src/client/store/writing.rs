@@ -13,7 +13,7 @@ use vbk_repo::repository::home::{Keeper, Room};
 use vbk_repo::store::{Live, Note, PruneOptions, Record, StoreManager, StoreWriter, Swept};
 use vbk_repo::{Error, ErrorKind, Result};
 
-use super::{Opened, RemoteStore, split};
+use super::{Opened, Published, RemoteStore, split};
 use crate::body;
 use crate::client::link::Part;
 use crate::client::state::Event;
@@ -167,9 +167,14 @@ impl StoreWriter for RemoteStore {
         self.early.forget();
         self.put_compared()?;
         self.flush_lanes()?;
-        // Each commit is published next. One that was not made changes nothing.
-        let published = self.barrier(&ask, Some(&Ask::Publish(self.handle)))?;
-        *self.published.lock() = Some(published);
+        // Most callers publish next. One whose last commit was not published makes many first.
+        let mut published = self.published.lock();
+        let publish = matches!(*published, Published::Next).then_some(Ask::Publish(self.handle));
+        let answer = self.barrier(&ask, publish.as_ref())?;
+        *published = match publish {
+            Some(_) => Published::Asked(answer),
+            None => Published::Seldom,
+        };
         Ok(())
     }
 }
@@ -251,7 +256,10 @@ impl Keeper for RemoteKeeper {
     }
 
     fn publish(&self) -> Result<()> {
-        if let Some(answer) = self.0.published.lock().take() {
+        let mut published = self.0.published.lock();
+        if let Published::Asked(_) = *published
+            && let Published::Asked(answer) = std::mem::take(&mut *published)
+        {
             match self.0.link.answers(answer).part()? {
                 Part::Answer(Answer::Done, ..) => return Ok(()),
                 Part::Lost(_) => {}
