@@ -10,6 +10,7 @@
 mod checks;
 mod content;
 mod model;
+mod served;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
