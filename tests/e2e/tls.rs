@@ -429,7 +429,7 @@ fn a_line_for_ssh_is_printed_in_place_of_a_token() {
     assert_eq!(
         line,
         format!(
-            "restrict,command=\"vbk serve --stdio --rights backup -- '{}'\" ssh-ed25519 AAAA root@web\n",
+            "restrict,command=\"vbk serve --stdio --rights backup --as 'web' -- '{}'\" ssh-ed25519 AAAA root@web\n",
             repo.display()
         )
     );

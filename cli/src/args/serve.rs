@@ -50,6 +50,10 @@ pub struct ServeArgs {
     #[arg(long, value_enum, default_value_t = RightsArg::Manage, requires = "stdio")]
     pub rights: RightsArg,
 
+    /// With --stdio: name of the client in the audit log [default: ssh]
+    #[arg(long = "as", value_name = "NAME", requires = "stdio")]
+    pub client: Option<String>,
+
     /// With --stdio: the client has only guests that match this pattern (* and ?); may be given several times. Not of an
     /// encrypted repository
     #[arg(long, value_name = "PATTERN", requires = "stdio")]
@@ -59,10 +63,14 @@ pub struct ServeArgs {
 /// Rights of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum RightsArg {
-    /// Read all backups
-    Restore,
     /// Add backups and list them; read, change and remove nothing
     Backup,
+    /// Read backups
+    Restore,
+    /// Read backups as they are stored, for a copy
+    Copy,
+    /// Read everything, also what no backup needs, for `vbk verify`
+    Verify,
     /// Everything
     Manage,
 }
@@ -71,6 +79,8 @@ impl From<RightsArg> for Allowed {
     fn from(rights: RightsArg) -> Self {
         match rights {
             RightsArg::Restore => Self::Read,
+            RightsArg::Copy => Self::Copy,
+            RightsArg::Verify => Self::Verify,
             RightsArg::Backup => Self::Add,
             RightsArg::Manage => Self::Everything,
         }

@@ -1,5 +1,5 @@
-//! A home that shows and takes no more than a client may have: no blocks for those that only add backups, and only the guests
-//! that a token is for.
+//! A home that shows and takes no more than a client may have: what its right allows (`rights.rs`), and only the guests that a
+//! token is for. It logs what the client changes or removes, and what is refused to it (`audit.rs`).
 //!
 //! Guests are limited in plain repositories alone: in an encrypted one a server can't read their names.
 //!
@@ -23,37 +23,48 @@ use vbk_repo::store::{
 };
 use vbk_repo::{Error, ErrorKind, Result};
 
-use super::Allowed;
+use super::audit::{AuditLog, Who};
+use super::rights::Allowed;
 
 /// Start of the name of a note about a backup (`vbk_repo::state`).
 const NOTE_OF_BACKUP: &str = "backup/";
 
-/// Returns the home as a client with these rights sees it. `guests` are patterns; none: all guests.
-pub(super) fn limit(home: Arc<dyn Home>, allowed: Allowed, guests: &[String]) -> Result<Arc<dyn Home>> {
+/// A client that the server let in.
+#[derive(Debug, Clone)]
+pub struct Admission {
+    /// Its name and address.
+    pub who: Who,
+    /// What it may do.
+    pub rights: Allowed,
+    /// Patterns of the guests that it may have; none: all guests.
+    pub guests: Vec<String>,
+}
+
+/// Returns the home as a client sees it. `log` is the directory whose audit log it gets into.
+pub(super) fn limit(home: Arc<dyn Home>, admission: &Admission, log: Option<&Path>) -> Result<Arc<dyn Home>> {
+    let Admission { who, rights, guests } = admission;
     let limits = Limits {
-        reads_blocks: allowed != Allowed::Add,
-        guests: guests.to_vec(),
+        rights: *rights,
+        guests: guests.clone(),
+        audit: log.map(|directory| AuditLog::of(directory, who.clone())),
     };
     if !guests.is_empty() && home.marker().key_check.is_some() {
-        return Err(denied(
+        return Err(limits.denied(
             "the token is for some guests, but the repository is encrypted: a server can't read the names in it",
         ));
     }
-    match limits.reads_blocks && guests.is_empty() {
-        true => Ok(home),
-        false => Ok(Arc::new(Limited {
-            inner: home,
-            limits: Arc::new(limits),
-        })),
-    }
+    Ok(Arc::new(Limited {
+        inner: home,
+        limits: Arc::new(limits),
+    }))
 }
 
 #[derive(Debug)]
 struct Limits {
-    /// A backup compares with manifests and the index, and never reads a block.
-    reads_blocks: bool,
+    rights: Allowed,
     /// Patterns; none: all guests.
     guests: Vec<String>,
+    audit: Option<AuditLog>,
 }
 
 impl Limits {
@@ -73,7 +84,7 @@ impl Limits {
 
     fn check_keys<'a>(&self, keys: impl IntoIterator<Item = &'a str>) -> Result<()> {
         match keys.into_iter().find(|key| !self.has(key)) {
-            Some(key) => Err(denied(&format!(
+            Some(key) => Err(self.denied(&format!(
                 "the server lets this client have only guests that match {}; {key} is another",
                 self.guests.join(", ")
             ))),
@@ -83,7 +94,7 @@ impl Limits {
 
     fn check_notes(&self, notes: &[Note]) -> Result<()> {
         match notes.iter().find(|note| !self.has_note(&note.name)) {
-            Some(note) => Err(denied(&format!(
+            Some(note) => Err(self.denied(&format!(
                 "the server does not let this client change the note {}: it is not about its guests",
                 note.name
             ))),
@@ -93,10 +104,44 @@ impl Limits {
 
     /// An error for a client that may not see all of the repository.
     fn check_whole(&self, what: &str) -> Result<()> {
-        match self.has_all_guests() && self.reads_blocks {
+        match self.has_all_guests() && self.rights.reads_whole_store() {
             true => Ok(()),
-            false => Err(denied(&format!("the server does not let this client {what}"))),
+            false => Err(self.denied(&format!(
+                "the server does not let this client {what}; a token or key for all guests with the rights `verify` or `manage` can"
+            ))),
         }
+    }
+
+    fn check_manages(&self, what: &str) -> Result<()> {
+        match self.rights.manages() {
+            true => Ok(()),
+            false => Err(self.denied(&format!(
+                "the server does not let this client {what}; a token or key with the right `manage` can"
+            ))),
+        }
+    }
+
+    /// The error for a refusal, which is logged.
+    fn denied(&self, message: &str) -> Error {
+        if let Some(audit) = &self.audit {
+            audit.refused(message);
+        }
+        denied(message)
+    }
+
+    /// Makes a change, which is logged.
+    fn noted<T>(&self, what: &str, of: &[String], make: impl FnOnce() -> Result<T>) -> Result<T> {
+        match &self.audit {
+            Some(audit) => audit.noted(what, of, make),
+            None => make(),
+        }
+    }
+}
+
+fn denied(message: &str) -> Error {
+    Error::Remote {
+        kind: ErrorKind::Denied,
+        message: message.to_owned(),
     }
 }
 
@@ -113,13 +158,6 @@ impl<T: ?Sized> Limited<T> {
             limits: Arc::clone(&self.limits),
             inner,
         })
-    }
-}
-
-fn denied(message: &str) -> Error {
-    Error::Remote {
-        kind: ErrorKind::Denied,
-        message: message.to_owned(),
     }
 }
 
@@ -171,6 +209,11 @@ impl Home for Limited<dyn Home> {
     }
 
     fn write(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreWriter>> {
+        if !self.limits.rights.adds() {
+            return Err(self
+                .limits
+                .denied("the server lets this client read and not write; a token or key with the right `backup` can"));
+        }
         let Session { store, keeper } = self.inner.write(command, wait)?;
         Ok(Session {
             store: self.around(store),
@@ -179,6 +222,7 @@ impl Home for Limited<dyn Home> {
     }
 
     fn manage(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreManager>> {
+        self.limits.check_manages("change or remove backups")?;
         let Session { store, keeper } = self.inner.manage(command, wait)?;
         Ok(Session {
             store: self.around(store),
@@ -197,10 +241,23 @@ impl Keeper for Limited<dyn Keeper> {
     }
 
     fn prune(&self, options: PruneOptions, cancel: &AtomicBool, progress: &dyn Fn(u64)) -> Option<Result<Pruned>> {
-        match self.limits.check_whole("prune") {
-            Ok(()) => self.inner.prune(options, cancel, progress),
-            Err(error) => Some(Err(error)),
+        let checked = self
+            .limits
+            .check_manages("prune")
+            .and_then(|()| self.limits.check_whole("prune"));
+        if let Err(error) = checked {
+            return Some(Err(error));
         }
+        if options.dry_run {
+            return self.inner.prune(options, cancel, progress);
+        }
+        let pruned = self
+            .limits
+            .noted("prune", &[], || match self.inner.prune(options, cancel, progress) {
+                Some(pruned) => pruned.map(Some),
+                None => Ok(None),
+            });
+        pruned.transpose()
     }
 }
 
@@ -236,15 +293,13 @@ impl<S: StoreReader + ?Sized> StoreReader for Limited<S> {
     }
 
     fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
-        if self.limits.reads_blocks {
+        if self.limits.rights.reads_blocks() {
             return self.inner.get(wanted);
         }
-        let refused = |_| {
-            Err(denied(
-                "the server lets this client add backups and not read them; a token or key with the rights `restore` or `manage` \
-                 can",
-            ))
-        };
+        let what = "the server lets this client add backups and not read them; a token or key with the rights `restore` or \
+                    `manage` can";
+        let mut refused = (!wanted.is_empty()).then(|| self.limits.denied(what));
+        let refused = |_: &Wanted| Err(refused.take().unwrap_or_else(|| denied(what)));
         wanted.iter().map(refused).collect()
     }
 
@@ -324,12 +379,17 @@ impl<S: StoreManager + ?Sized> StoreManager for Limited<S> {
     fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
         self.limits.check_keys(remove_records.iter().map(String::as_str))?;
         self.limits.check_notes(notes)?;
-        self.inner.amend_at(remove_records, notes, at)
+        let names: Vec<_> = notes.iter().map(|note| note.name.clone()).collect();
+        let amend = || self.inner.amend_at(remove_records, notes, at);
+        match remove_records {
+            [] => self.limits.noted("note", &names, amend),
+            _ => self.limits.noted("forget", remove_records, amend),
+        }
     }
 
     fn accept(&self) -> Result<Vec<String>> {
         self.limits.check_whole("accept changes of others")?;
-        self.inner.accept()
+        self.limits.noted("accept", &[], || self.inner.accept())
     }
 
     fn held(&self) -> Vec<Record> {
@@ -339,13 +399,13 @@ impl<S: StoreManager + ?Sized> StoreManager for Limited<S> {
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {
         self.limits
             .check_whole("mark blocks as damaged, which others may share")?;
-        self.inner.condemn(ids)
+        self.limits.noted("condemn", &names_of(ids), || self.inner.condemn(ids))
     }
 
     fn pardon(&self, ids: &[BlockId]) -> Result<()> {
         self.limits
             .check_whole("mark blocks as whole, which others may share")?;
-        self.inner.pardon(ids)
+        self.limits.noted("pardon", &names_of(ids), || self.inner.pardon(ids))
     }
 
     fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
@@ -354,4 +414,8 @@ impl<S: StoreManager + ?Sized> StoreManager for Limited<S> {
             .check_whole("prune a repository that it does not see all of")?;
         self.inner.retain(live, options, step)
     }
+}
+
+fn names_of(ids: &[BlockId]) -> Vec<String> {
+    ids.iter().map(ToString::to_string).collect()
 }

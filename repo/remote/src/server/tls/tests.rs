@@ -280,14 +280,20 @@ fn a_token_for_backups_adds_and_reads_no_block() {
     let all = server.token("all", Allowed::Everything, &[]);
     let backup = server.token("backup", Allowed::Add, &[]);
     let restore = server.token("restore", Allowed::Read, &[]);
+    let verify = server.token("verify", Allowed::Verify, &[]);
     let id = back_up(open(&backup).expect("opens"), "web1").expect("backs up");
     let wanted = [Wanted { id, pages: 0..1 }];
-    for (token, reads) in [(&all, true), (&restore, true), (&backup, false)] {
+    for (token, reads, surveys) in [
+        (&all, true, true),
+        (&verify, true, true),
+        (&restore, true, false),
+        (&backup, false, false),
+    ] {
         let store = open(token).expect("opens").read().expect("reads").store;
         assert!(store.locate(&[id]).expect("looks")[0].is_some());
         assert_eq!(keys(&*store).len(), 1);
         assert_eq!(store.get(&wanted).remove(0).is_ok(), reads);
-        assert_eq!(store.survey(&mut |_, _| Ok(())).is_ok(), reads);
+        assert_eq!(store.survey(&mut |_, _| Ok(())).is_ok(), surveys);
     }
     // The raw questions, without a client that knows better.
     type Question = fn(u32) -> Ask;
