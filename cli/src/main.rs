@@ -15,6 +15,7 @@ mod core_files;
 mod damage;
 mod exit;
 mod file_forms;
+mod forgotten;
 mod guest_files;
 mod handover;
 mod leftover_mounts;
@@ -101,6 +102,7 @@ fn carry_out(context: &Context<'_>, command: &Command) -> Result<Outcome> {
             | Command::Guests
             | Command::Config(_)
             | Command::Token(_)
+            | Command::Policy(_)
     );
     if !is_without_store {
         limits::check()?;
@@ -123,6 +125,7 @@ fn carry_out(context: &Context<'_>, command: &Command) -> Result<Outcome> {
         Command::Boot(args) => commands::boot::run(context, args),
         Command::Rehearse(args) => commands::rehearse::run(context, args),
         Command::Forget(args) => commands::forget::run(context, args),
+        Command::Unforget(args) => commands::unforget::run(context, args),
         Command::Protect(args) => commands::forget::protect(context, args, true),
         Command::Unprotect(args) => commands::forget::protect(context, args, false),
         Command::Prune(args) => commands::prune::run(context, args),
@@ -135,6 +138,7 @@ fn carry_out(context: &Context<'_>, command: &Command) -> Result<Outcome> {
         Command::Trust(args) => commands::trust::run(context, args),
         Command::Repair(args) => commands::repair::run(context, args),
         Command::Serve(args) => commands::serve::run(context, args),
+        Command::Policy(args) => commands::policy::run(context, args),
         Command::Token(command) => commands::token::run(context, command),
         Command::Verify(args) => commands::verify::run(context, args),
     }

@@ -138,6 +138,17 @@ impl Catalogue {
         }
     }
 
+    /// Returns the same backups, and those of more records, for what they name: not in any order. No record of this catalogue is
+    /// damaged.
+    pub(crate) fn with(&self, hashing: Hashing, records: Vec<Record>) -> Self {
+        let mut all = Self {
+            entries: self.entries.clone(),
+            damaged: Vec::new(),
+        };
+        all.add(hashing, records);
+        all
+    }
+
     /// Returns all backups, by guest and in the order in which they were made.
     pub fn entries(&self) -> &[Entry] {
         &self.entries

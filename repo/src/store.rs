@@ -23,6 +23,7 @@
 use std::ops::Range;
 use std::path::PathBuf;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::block::{BlockSize, Hashing};
@@ -160,6 +161,24 @@ pub struct Listing {
     pub generation: u64,
 }
 
+/// A record that was removed, in the store's bin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forgotten {
+    /// The record.
+    pub record: Record,
+    /// Time of its removal, by the store's clock.
+    pub removed: Timestamp,
+    /// Time until which it stays, whoever prunes.
+    pub kept_until: Timestamp,
+}
+
+/// Conditions of a session that changes a store. The store's own host sets them: for clients that it does not trust.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// Seconds for which a record stays in the bin after the session removed it.
+    pub keep_removed_secs: u64,
+}
+
 /// Result of [`StoreManager::retain`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Swept {
@@ -186,6 +205,8 @@ pub struct PruneOptions {
     pub max_unused: f64,
     /// Only counts what would be removed.
     pub dry_run: bool,
+    /// Empties the bin first, also of what should stay longer.
+    pub empty_bin: bool,
 }
 
 impl PruneOptions {
@@ -248,6 +269,11 @@ pub trait StoreReader: Send + Sync {
 
     /// All notes. A note that can't be read is included as it is stored, under [`StoreReader::stored_note_name`].
     fn notes(&self) -> Result<Vec<Note>>;
+
+    /// The records in the bin, in the order of their removal; see [`StoreManager::amend_at`].
+    fn forgotten(&self) -> Result<Vec<Forgotten>> {
+        Ok(Vec::new())
+    }
 
     /// Faults in the set of records and notes as a whole: a line for each kind of change that no writer made. Only an
     /// encrypted store can find them.
@@ -314,6 +340,9 @@ pub trait StoreWriter: StoreReader {
         Ok(())
     }
 
+    /// Sets the conditions of this session.
+    fn set_terms(&self, _terms: Terms) {}
+
     /// The barrier: see point 2 of the seam.
     fn flush(&self) -> Result<()>;
 
@@ -335,13 +364,19 @@ pub trait StoreManager: StoreWriter {
         self.amend_at(remove_records, notes, None)
     }
 
-    /// Like [`StoreManager::amend`]; with `at`, only while that is the store's generation; otherwise [`Error::Moved`].
+    /// Like [`StoreManager::amend`]; with `at`, only while that is the store's generation; otherwise [`Error::Moved`]. Removed
+    /// records are in the bin from then on. A prune keeps what those name that must stay, and removes the others from it.
     fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()>;
 
     /// Records that were removed while other writers had the store open, whose backups may build on them. What they name must
     /// stay.
     fn held(&self) -> Vec<Record> {
         Vec::new()
+    }
+
+    /// Removes from the bin what need not stay after `time`. Durable when this returns.
+    fn empty_bin(&self, _time: Timestamp) -> Result<()> {
+        Ok(())
     }
 
     /// Accepts the present set of records and notes. Gives the former [`StoreReader::foreign_changes`]. Durable when this

@@ -16,14 +16,14 @@ use crate::support::remote::{disk, main_job};
 use crate::support::run::Running;
 
 /// A server of this test.
-struct Server {
+pub(super) struct Server {
     running: Option<Running>,
     port: u16,
 }
 
 impl Server {
     /// Serves the lab's repository.
-    fn start(lab: &Lab) -> Self {
+    pub(super) fn start(lab: &Lab) -> Self {
         Self::of(lab, args![lab.repo()])
     }
 
@@ -47,8 +47,12 @@ impl Server {
         }
     }
 
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Makes a token for a repository in a file.
-    fn token(&self, lab: &Lab, repository: &Path, name: &str, more: Vec<OsString>) -> PathBuf {
+    pub(super) fn token(&self, lab: &Lab, repository: &Path, name: &str, more: Vec<OsString>) -> PathBuf {
         let file = lab.path(&format!("{name}.token"));
         let host = format!("127.0.0.1:{}", self.port);
         let mut all = args![

@@ -54,7 +54,8 @@ Whatever the rules say, protected backups stay, and so does the newest good
 backup of each guest. Damaged backups are not counted.
 
 Forgetting removes a backup from the list at once. `vbk prune` frees the space
-of its blocks, unless other backups need them.";
+of its blocks, unless other backups need them. Until then `vbk unforget` brings
+it back.";
 
 /// Rules of a policy.
 #[derive(Debug, Args)]

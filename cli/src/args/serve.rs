@@ -46,9 +46,10 @@ pub struct ServeArgs {
     #[arg(long, value_name = "TIME", value_parser = parse::parse_duration, conflicts_with_all = ["stdio", "root"])]
     pub idle_exit: Option<Duration>,
 
-    /// With --stdio: what the client may do
-    #[arg(long, value_enum, default_value_t = RightsArg::Manage, requires = "stdio")]
-    pub rights: RightsArg,
+    /// With --stdio: what the client may do. It is then bound by the policy of the repository (`vbk policy`) [default: all that
+    /// this user may]
+    #[arg(long, value_enum, requires = "stdio")]
+    pub rights: Option<RightsArg>,
 
     /// With --stdio: name of the client in the audit log [default: ssh]
     #[arg(long = "as", value_name = "NAME", requires = "stdio")]

@@ -61,7 +61,7 @@ pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
     print(context, &judged, false);
     if !args.prune {
         if !judged.forgotten().is_empty() {
-            context.say("`vbk prune` gives back the space that nothing else needs");
+            context.say("`vbk prune` gives back the space that nothing else needs; until then `vbk unforget` brings back what was forgotten");
         }
         context.json_result(&judged.verdicts)?;
         return Ok(judged.outcome());
@@ -69,6 +69,7 @@ pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
     let options = PruneOptions {
         max_unused: PruneOptions::MAX_UNUSED,
         dry_run: false,
+        empty_bin: false,
     };
     match prune(context, &mut writer, options, &cancel, Some(&judged.verdicts))? {
         Outcome::Done => Ok(judged.outcome()),

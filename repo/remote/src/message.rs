@@ -7,7 +7,7 @@ use vbk_repo::block::PAGE_BYTES;
 use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::repository::home::Room;
 use vbk_repo::repository::{Pruned, Reserve};
-use vbk_repo::store::PruneOptions;
+use vbk_repo::store::{PruneOptions, Terms};
 use vbk_repo::{Error, ErrorKind};
 
 /// The newest version of the protocol, and the oldest that this vbk speaks.
@@ -141,6 +141,8 @@ pub(crate) enum Ask {
         notes: Vec<(String, Option<Vec<u8>>)>,
         /// The generation that it was made out of.
         at: Option<u64>,
+        /// Only a trusted client's count.
+        terms: Terms,
     },
     /// Body: ids. [`Answer::Done`].
     Condemn(Handle),
@@ -161,6 +163,8 @@ pub(crate) enum Ask {
     DiskUsage,
     /// Damaged tables of a snapshot: [`Answer::Report`].
     CheckTables(u64),
+    /// The bin: [`Answer::Forgotten`], in parts.
+    Forgotten(Handle),
 }
 
 /// An answer.
@@ -204,6 +208,9 @@ pub(crate) enum Answer {
     Pruned(Pruned),
     /// A value as JSON.
     Report(String),
+    /// A part of the bin: keys, lengths, and the seconds of the removals and of the times until which they stay. Body: the
+    /// records.
+    Forgotten(Vec<(String, u32, i64, i64)>),
 }
 
 /// Lengths of a sealed block.

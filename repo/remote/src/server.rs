@@ -8,6 +8,7 @@ mod key;
 mod limited;
 mod listen;
 mod local;
+mod policy;
 mod rights;
 mod session;
 mod stores;
@@ -29,6 +30,7 @@ pub use clients::{Open, Served};
 pub use key::load_or_make as load_or_make_key;
 pub use limited::Admission;
 pub use listen::Server;
+pub use policy::Policy;
 pub use rights::Allowed;
 pub use tokens::{Entry as TokenEntry, Tokens};
 
@@ -76,6 +78,7 @@ pub async fn serve(
         who: Who::default(),
         rights: allowed,
         guests: Vec::new(),
+        is_administrator: false,
     };
     let home = limited::limit(Arc::clone(home), &admission, None).expect("all guests are no limit");
     session::run(Ok(&home), allowed, read, write).await

@@ -44,8 +44,8 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use super::{
-    Distance, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
-    Stored, Swept, Wanted,
+    Distance, Forgotten, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader,
+    StoreWriter, Stored, Swept, Terms, Wanted,
 };
 use crate::backup::Backup;
 use crate::block::{Hashing, keyed_hash};
@@ -180,16 +180,17 @@ impl<S: StoreReader + ?Sized> Encrypted<S> {
     }
 
     fn open_records(&self, records: Vec<Record>) -> Vec<Record> {
-        let mut records: Vec<_> = records
-            .into_iter()
-            .map(|record| match self.open_named(RECORD, &record.key, &record.bytes) {
-                Some((key, bytes)) => Record { key, bytes },
-                // Decoding it will report the damage.
-                None => record,
-            })
-            .collect();
+        let mut records: Vec<_> = records.into_iter().map(|record| self.open_record(record)).collect();
         records.sort_by(|one, other| one.key.cmp(&other.key));
         records
+    }
+
+    fn open_record(&self, record: Record) -> Record {
+        match self.open_named(RECORD, &record.key, &record.bytes) {
+            Some((key, bytes)) => Record { key, bytes },
+            // Decoding it will report the damage.
+            None => record,
+        }
     }
 
     fn open_notes(&self, notes: Vec<Note>) -> Vec<Note> {
@@ -346,6 +347,14 @@ impl<S: StoreReader + ?Sized> StoreReader for Encrypted<S> {
         })
     }
 
+    fn forgotten(&self) -> Result<Vec<Forgotten>> {
+        let open = |forgotten: Forgotten| Forgotten {
+            record: self.open_record(forgotten.record),
+            ..forgotten
+        };
+        Ok(self.store.forgotten()?.into_iter().map(open).collect())
+    }
+
     fn epoch(&self) -> Result<Option<u64>> {
         let hidden = self.hidden(NOTE, epoch::NAME);
         let note = self.store.lookup(&[], &[hidden])?.notes.pop();
@@ -383,6 +392,10 @@ impl<S: StoreWriter + ?Sized> StoreWriter for Encrypted<S> {
         self.store.builds_on(&self.hidden(RECORD, record_key))
     }
 
+    fn set_terms(&self, terms: Terms) {
+        self.store.set_terms(terms);
+    }
+
     fn flush(&self) -> Result<()> {
         self.store.flush()
     }
@@ -416,6 +429,14 @@ impl<S: StoreManager + ?Sized> StoreManager for Encrypted<S> {
             let notes = [&hidden[..], &[epoch]].concat();
             self.store.amend_at(&remove, &notes, Some(at))
         })
+    }
+
+    fn held(&self) -> Vec<Record> {
+        self.open_records(self.store.held())
+    }
+
+    fn empty_bin(&self, time: jiff::Timestamp) -> Result<()> {
+        self.store.empty_bin(time)
     }
 
     fn accept(&self) -> Result<Vec<String>> {

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{
-    Identity, Listing, Live, Located, Note, Place, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
-    Stored, Swept, Wanted,
+    Forgotten, Identity, Listing, Live, Located, Note, Place, PruneOptions, Record, StoreManager, StoreReader,
+    StoreWriter, Stored, Swept, Terms, Wanted,
 };
 use crate::block::BlockSize;
 use crate::codec::Sealed;
@@ -25,6 +25,8 @@ struct Inner {
     nodes: HashMap<NodeId, Vec<u8>>,
     records: BTreeMap<String, Vec<u8>>,
     notes: BTreeMap<String, Vec<u8>>,
+    bin: Vec<Forgotten>,
+    keep_removed_secs: u64,
     condemned: HashSet<BlockId>,
     next_place: u64,
     generation: u64,
@@ -181,6 +183,10 @@ impl StoreReader for MemoryStore {
         Ok(self.lock().notes())
     }
 
+    fn forgotten(&self) -> Result<Vec<Forgotten>> {
+        Ok(self.lock().bin.clone())
+    }
+
     fn listing(&self, with_notes: bool) -> Result<Listing> {
         let inner = self.lock();
         Ok(Listing {
@@ -222,6 +228,10 @@ impl StoreWriter for MemoryStore {
         Ok(())
     }
 
+    fn set_terms(&self, terms: Terms) {
+        self.lock().keep_removed_secs = terms.keep_removed_secs;
+    }
+
     fn flush(&self) -> Result<()> {
         Ok(())
     }
@@ -245,10 +255,24 @@ impl StoreManager for MemoryStore {
         let mut inner = self.lock();
         inner.check_at(at)?;
         inner.generation += 1;
+        let removed = jiff::Timestamp::now();
+        let kept_until = removed + jiff::SignedDuration::from_secs(inner.keep_removed_secs as i64);
         for key in remove_records {
-            inner.records.remove(key);
+            if let Some(bytes) = inner.records.remove(key) {
+                let key = key.clone();
+                inner.bin.push(Forgotten {
+                    record: Record { key, bytes },
+                    removed,
+                    kept_until,
+                });
+            }
         }
         inner.change_notes(notes);
+        Ok(())
+    }
+
+    fn empty_bin(&self, time: jiff::Timestamp) -> Result<()> {
+        self.lock().bin.retain(|forgotten| forgotten.kept_until > time);
         Ok(())
     }
 

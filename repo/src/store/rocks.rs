@@ -12,6 +12,7 @@
 //! | | `generation` | number of changes that readers see |
 //! | | `sweeping` | ranges of sequence numbers whose unused blocks are being removed, see `rocks/sweep.rs` |
 //! | | `condemned/` and a block id | nothing: the block was found damaged |
+//! | | `bin/`, and more | a record that was removed, see `rocks/bin.rs` |
 //!
 //! Numbers are big-endian, of 8 bytes unless stated otherwise.
 //!
@@ -49,6 +50,7 @@
 //! The next writer removes every block row at or above `barrier` and flushes that removal before it puts anything, so
 //! sequence numbers can be used again. Nodes that a crash left are named by their content and stay as they are.
 
+mod bin;
 mod check;
 mod options;
 mod reader;
@@ -71,8 +73,8 @@ use self::rows::{IndexRow, part_key};
 pub use self::sessions::RocksSession;
 use self::sessions::Sessions;
 use super::{
-    Identity, Listing, Live, Located, Note, Place, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
-    Stored, Swept, Wanted, failed_before,
+    Forgotten, Identity, Listing, Live, Located, Note, Place, PruneOptions, Record, StoreManager, StoreReader,
+    StoreWriter, Stored, Swept, Terms, Wanted, failed_before,
 };
 use crate::codec::Sealed;
 use crate::error::{Error, Result};
@@ -417,6 +419,10 @@ impl StoreReader for RocksStore {
         self.reader.notes()
     }
 
+    fn forgotten(&self) -> Result<Vec<Forgotten>> {
+        self.reader.forgotten_records()
+    }
+
     fn listing(&self, with_notes: bool) -> Result<Listing> {
         self.reader.listing(with_notes)
     }
@@ -446,7 +452,11 @@ impl StoreWriter for RocksStore {
 
 impl StoreManager for RocksStore {
     fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
-        self.amend_for(None, remove_records, notes, at)
+        self.amend_for(None, Terms::default(), remove_records, notes, at)
+    }
+
+    fn empty_bin(&self, time: jiff::Timestamp) -> Result<()> {
+        self.empty_bin_until(time)
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {

@@ -5,14 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use jiff::Timestamp;
+use parking_lot::Mutex;
 use vbk_repo::block::PAGE_BYTES;
 use vbk_repo::codec::Sealed;
 use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::repository::Pruned;
 use vbk_repo::repository::home::{Keeper, Room};
 use vbk_repo::store::{
-    Distance, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
-    Stored, Swept, Wanted,
+    Distance, Forgotten, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader,
+    StoreWriter, Stored, Swept, Terms, Wanted,
 };
 use vbk_repo::{Error, ErrorKind, Result};
 
@@ -34,6 +36,7 @@ pub(crate) struct RemoteStore {
     distance: Distance,
     puts: Arc<Puts>,
     is_writer: bool,
+    terms: Mutex<Terms>,
 }
 
 impl RemoteStore {
@@ -52,6 +55,7 @@ impl RemoteStore {
             distance,
             puts,
             is_writer,
+            terms: Mutex::default(),
         }
     }
 
@@ -164,6 +168,37 @@ impl RemoteStore {
             listing.generation = generation;
             if !more {
                 return Ok(listing);
+            }
+        }
+    }
+
+    fn bin(&self) -> Result<Vec<Forgotten>> {
+        let answers = self.link.begin(&Ask::Forgotten(self.handle), Vec::new(), false)?;
+        let mut all = Vec::new();
+        loop {
+            let (answer, body, more) = match answers.part()? {
+                Part::Answer(answer, body, more) => (answer, body, more),
+                Part::Restarted => {
+                    all.clear();
+                    continue;
+                }
+                Part::Lost(reason) => return Err(self.link.lost(&reason)),
+            };
+            let Answer::Forgotten(part) = answer else {
+                return Err(self.link.unexpected());
+            };
+            let mut strings = body::Strings(&body);
+            let time = |seconds| Timestamp::from_second(seconds).map_err(|_| self.link.unexpected());
+            for (key, len, removed, kept_until) in part {
+                let bytes = strings.take(len).ok_or_else(|| self.link.unexpected())?;
+                all.push(Forgotten {
+                    record: Record { key, bytes },
+                    removed: time(removed)?,
+                    kept_until: time(kept_until)?,
+                });
+            }
+            if !more {
+                return Ok(all);
             }
         }
     }
@@ -360,6 +395,10 @@ impl StoreReader for RemoteStore {
         Ok(self.list(&ask)?.notes)
     }
 
+    fn forgotten(&self) -> Result<Vec<Forgotten>> {
+        self.bin()
+    }
+
     fn listing(&self, with_notes: bool) -> Result<Listing> {
         self.list(&Ask::Listing {
             store: self.handle,
@@ -426,6 +465,10 @@ impl StoreWriter for RemoteStore {
         self.link.begin(&ask, Vec::new(), true).map(drop)
     }
 
+    fn set_terms(&self, terms: Terms) {
+        *self.terms.lock() = terms;
+    }
+
     fn flush(&self) -> Result<()> {
         self.barrier(&Ask::Flush(self.handle))
     }
@@ -464,6 +507,7 @@ impl StoreManager for RemoteStore {
             remove_records: remove_records.to_vec(),
             notes: notes_for(notes),
             at,
+            terms: *self.terms.lock(),
         };
         self.write(&ask, Vec::new())
     }

@@ -5,10 +5,11 @@
 //!
 //! What stays possible: a client may ask whether a block or a part of a manifest with a known hash is stored, whosever it is.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use jiff::Timestamp;
 use vbk_repo::backup::Entry;
 use vbk_repo::block::Hashing;
 use vbk_repo::codec::Sealed;
@@ -18,12 +19,13 @@ use vbk_repo::name::matches;
 use vbk_repo::repository::home::{Home, Keeper, Marker, Room, Session, Snapshot, Wait};
 use vbk_repo::repository::{DiskUsage, Pruned, Reserve};
 use vbk_repo::store::{
-    Distance, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
-    Stored, Swept, Wanted,
+    Distance, Forgotten, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader,
+    StoreWriter, Stored, Swept, Terms, Wanted,
 };
 use vbk_repo::{Error, ErrorKind, Result};
 
 use super::audit::{AuditLog, Who};
+use super::policy::Policy;
 use super::rights::Allowed;
 
 /// Start of the name of a note about a backup (`vbk_repo::state`).
@@ -38,14 +40,22 @@ pub struct Admission {
     pub rights: Allowed,
     /// Patterns of the guests that it may have; none: all guests.
     pub guests: Vec<String>,
+    /// The repository's policy does not bind it: it could write to the directory itself.
+    pub is_administrator: bool,
 }
 
 /// Returns the home as a client sees it. `log` is the directory whose audit log it gets into.
 pub(super) fn limit(home: Arc<dyn Home>, admission: &Admission, log: Option<&Path>) -> Result<Arc<dyn Home>> {
-    let Admission { who, rights, guests } = admission;
+    let Admission {
+        who,
+        rights,
+        guests,
+        is_administrator,
+    } = admission;
     let limits = Limits {
         rights: *rights,
         guests: guests.clone(),
+        policy_of: log.filter(|_| !is_administrator).map(Path::to_owned),
         audit: log.map(|directory| AuditLog::of(directory, who.clone())),
     };
     if !guests.is_empty() && home.marker().key_check.is_some() {
@@ -64,6 +74,8 @@ struct Limits {
     rights: Allowed,
     /// Patterns; none: all guests.
     guests: Vec<String>,
+    /// Directory of the repository whose policy binds the client.
+    policy_of: Option<PathBuf>,
     audit: Option<AuditLog>,
 }
 
@@ -119,6 +131,11 @@ impl Limits {
                 "the server does not let this client {what}; a token or key with the right `manage` can"
             ))),
         }
+    }
+
+    /// The policy as it is now.
+    fn policy(&self) -> Result<Policy> {
+        self.policy_of.as_deref().map_or(Ok(Policy::NONE), Policy::load)
     }
 
     /// The error for a refusal, which is logged.
@@ -223,7 +240,11 @@ impl Home for Limited<dyn Home> {
 
     fn manage(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreManager>> {
         self.limits.check_manages("change or remove backups")?;
+        let policy = self.limits.policy()?;
         let Session { store, keeper } = self.inner.manage(command, wait)?;
+        store.set_terms(Terms {
+            keep_removed_secs: policy.bin_secs,
+        });
         Ok(Session {
             store: self.around(store),
             keeper: self.around(keeper),
@@ -247,6 +268,11 @@ impl Keeper for Limited<dyn Keeper> {
             .and_then(|()| self.limits.check_whole("prune"));
         if let Err(error) = checked {
             return Some(Err(error));
+        }
+        if options.empty_bin && self.limits.policy_of.is_some() {
+            return Some(Err(self.limits.denied(
+                "the server does not let this client empty the bin; `vbk prune --empty-bin` on the server can",
+            )));
         }
         if options.dry_run {
             return self.inner.prune(options, cancel, progress);
@@ -330,6 +356,12 @@ impl<S: StoreReader + ?Sized> StoreReader for Limited<S> {
         Ok(listing)
     }
 
+    fn forgotten(&self) -> Result<Vec<Forgotten>> {
+        let mut forgotten = self.inner.forgotten()?;
+        forgotten.retain(|forgotten| self.limits.has(&forgotten.record.key));
+        Ok(forgotten)
+    }
+
     fn lookup(&self, record_keys: &[String], note_names: &[String]) -> Result<Listing> {
         let mut found = self.inner.lookup(record_keys, note_names)?;
         found.records.retain(|record| self.limits.has(&record.key));
@@ -358,6 +390,9 @@ impl<S: StoreWriter + ?Sized> StoreWriter for Limited<S> {
     fn flush(&self) -> Result<()> {
         self.inner.flush()
     }
+
+    /// Without effect: the server sets them, and not the client.
+    fn set_terms(&self, _: Terms) {}
 
     fn builds_on(&self, record_key: &str) -> Result<()> {
         self.limits.check_keys([record_key])?;
@@ -394,6 +429,11 @@ impl<S: StoreManager + ?Sized> StoreManager for Limited<S> {
 
     fn held(&self) -> Vec<Record> {
         self.inner.held()
+    }
+
+    fn empty_bin(&self, time: Timestamp) -> Result<()> {
+        self.limits.check_whole("empty the bin")?;
+        self.inner.empty_bin(time)
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {

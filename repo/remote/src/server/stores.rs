@@ -9,7 +9,7 @@ use serde::Serialize;
 use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::repository::home::{Home, Keeper, Snapshot};
 use vbk_repo::repository::prune_without_key;
-use vbk_repo::store::{Identity, Listing, Note, Record, StoreManager, StoreReader, StoreWriter, Wanted};
+use vbk_repo::store::{Forgotten, Identity, Listing, Note, Record, StoreManager, StoreReader, StoreWriter, Wanted};
 use vbk_repo::{Error, ErrorKind, Result};
 
 use super::Allowed;
@@ -169,6 +169,10 @@ impl Stores {
                 list(listing, reply);
                 Ok(None)
             }
+            Ask::Forgotten(store) => {
+                list_forgotten(self.store(store)?.reader.forgotten()?, reply);
+                Ok(None)
+            }
             Ask::Lookup { store, records, notes } => {
                 list(self.store(store)?.reader.lookup(&records, &notes)?, reply);
                 Ok(None)
@@ -251,8 +255,11 @@ impl Stores {
                 remove_records,
                 notes,
                 at,
+                terms,
             } => {
-                self.manager(store)?.amend_at(&remove_records, &notes_of(notes), at)?;
+                let manager = self.manager(store)?;
+                manager.set_terms(terms);
+                manager.amend_at(&remove_records, &notes_of(notes), at)?;
                 alone(Answer::Done)
             }
             Ask::Condemn(store) => {
@@ -386,6 +393,30 @@ fn list(listing: Listing, reply: &Reply) {
         }
     }
     reply.send(&answer(part, listing.foreign_changes), body, false);
+}
+
+/// Sends the bin in parts.
+fn list_forgotten(all: Vec<Forgotten>, reply: &Reply) {
+    let (mut part, mut body) = (Vec::new(), Vec::new());
+    for Forgotten {
+        record,
+        removed,
+        kept_until,
+    } in all
+    {
+        part.push((
+            record.key,
+            record.bytes.len() as u32,
+            removed.as_second(),
+            kept_until.as_second(),
+        ));
+        body.extend(record.bytes);
+        if body.len() >= LISTED_BYTES {
+            let sent = Answer::Forgotten(std::mem::take(&mut part));
+            reply.send(&sent, std::mem::take(&mut body), true);
+        }
+    }
+    reply.send(&Answer::Forgotten(part), body, false);
 }
 
 /// The error for a client that breaks the protocol.

@@ -218,6 +218,7 @@ fn find(
         who: who(&entry.name),
         rights: entry.rights,
         guests: entry.guests.clone(),
+        is_administrator: false,
     };
     let home = (shared.open)(&directory).and_then(|home| limit(home, &admission, Some(&directory)));
     Ok((home.map_err(|error| Fault::from(&error)), entry, tokens))

@@ -12,7 +12,7 @@ use super::options;
 use super::rows::{HEADER_AT, IndexRow, part_key};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, NodeId};
-use crate::store::{Identity, Listing, Located, Note, Record, StoreReader, Stored, Wanted};
+use crate::store::{Forgotten, Identity, Listing, Located, Note, Record, StoreReader, Stored, Wanted};
 
 /// Memory for the headers of blocks that were read: those of 10,000 blocks of 1 MiB.
 const HEADERS_BYTES: u64 = 8 << 20;
@@ -410,6 +410,10 @@ impl StoreReader for RocksReader {
                 Err(error) => Err(failed("read a manifest")(error)),
             })
             .collect()
+    }
+
+    fn forgotten(&self) -> Result<Vec<Forgotten>> {
+        self.forgotten_records()
     }
 
     fn records(&self) -> Result<Vec<Record>> {

@@ -42,8 +42,8 @@ use crate::store::encrypted::roots_below;
 use crate::store::places::Places;
 use crate::store::proof::Proved;
 use crate::store::{
-    ENCRYPTION, Identity, Listing, Live, Located, Note, Place, PruneOptions, Record, StoreManager, StoreReader,
-    StoreWriter, Stored, Swept, Wanted,
+    ENCRYPTION, Forgotten, Identity, Listing, Live, Located, Note, Place, PruneOptions, Record, StoreManager,
+    StoreReader, StoreWriter, Stored, Swept, Terms, Wanted,
 };
 
 /// Blocks and nodes that a session relies on.
@@ -287,6 +287,7 @@ impl RocksStore {
     pub(super) fn amend_for(
         &self,
         session: Option<u64>,
+        terms: Terms,
         remove_records: &[String],
         notes: &[Note],
         at: Option<u64>,
@@ -296,10 +297,12 @@ impl RocksStore {
         let mut batch = WriteBatch::default();
         for key in remove_records {
             let family = self.reader.family("backups");
-            // No backup builds on one that can't be read.
+            // No backup builds on one that can't be read, and none can be brought back.
             if let Ok(Some(bytes)) = self.reader.db.get_cf(family, key) {
                 let key = key.clone();
-                self.sessions.lock().hold(session, Record { key, bytes });
+                let record = Record { key, bytes };
+                self.throw(&record, terms.keep_removed_secs, &mut batch)?;
+                self.sessions.lock().hold(session, record);
             }
             batch.delete_cf(family, key);
         }
@@ -314,6 +317,7 @@ pub struct RocksSession {
     store: Arc<RocksStore>,
     number: u64,
     is_encrypted: bool,
+    terms: Mutex<Terms>,
     /// Parts of manifests that need no proof at a commit.
     proved: Mutex<Proved>,
 }
@@ -327,6 +331,7 @@ impl RocksSession {
             store,
             number,
             is_encrypted,
+            terms: Mutex::default(),
             proved: Mutex::default(),
         })
     }
@@ -390,6 +395,10 @@ impl StoreReader for RocksSession {
         self.store.notes()
     }
 
+    fn forgotten(&self) -> Result<Vec<Forgotten>> {
+        self.store.forgotten()
+    }
+
     fn listing(&self, with_notes: bool) -> Result<Listing> {
         self.store.listing(with_notes)
     }
@@ -423,6 +432,10 @@ impl StoreWriter for RocksSession {
         Ok(())
     }
 
+    fn set_terms(&self, terms: Terms) {
+        *self.terms.lock() = terms;
+    }
+
     fn flush(&self) -> Result<()> {
         self.store.flush()
     }
@@ -436,7 +449,13 @@ impl StoreWriter for RocksSession {
 
 impl StoreManager for RocksSession {
     fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
-        self.store.amend_for(Some(self.number), remove_records, notes, at)
+        let terms = *self.terms.lock();
+        self.store
+            .amend_for(Some(self.number), terms, remove_records, notes, at)
+    }
+
+    fn empty_bin(&self, time: jiff::Timestamp) -> Result<()> {
+        self.store.empty_bin(time)
     }
 
     fn held(&self) -> Vec<Record> {
@@ -453,6 +472,8 @@ impl StoreManager for RocksSession {
     }
 
     fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+        // A sweep does not keep what its own session has used.
+        *self.proved.lock() = Proved::default();
         self.store.retain_for(Some(self.number), live, options, step)
     }
 }

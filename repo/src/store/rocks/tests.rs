@@ -71,7 +71,7 @@ impl Fixture {
 }
 
 /// Delegates all calls, so that the directory lives as long as the store.
-struct Owned(Fixture);
+struct Owned(Fixture, Mutex<Terms>);
 
 impl StoreReader for Owned {
     fn identity(&self) -> Result<Identity> {
@@ -88,6 +88,9 @@ impl StoreReader for Owned {
     }
     fn condemned(&self) -> Result<Vec<BlockId>> {
         self.0.store().condemned()
+    }
+    fn forgotten(&self) -> Result<Vec<Forgotten>> {
+        self.0.store().forgotten()
     }
     fn notes(&self) -> Result<Vec<Note>> {
         self.0.store().notes()
@@ -112,6 +115,10 @@ impl StoreWriter for Owned {
         self.0.store().put_nodes(nodes)
     }
 
+    fn set_terms(&self, terms: Terms) {
+        *self.1.lock() = terms;
+    }
+
     fn flush(&self) -> Result<()> {
         self.0.store().flush()
     }
@@ -123,7 +130,12 @@ impl StoreWriter for Owned {
 
 impl StoreManager for Owned {
     fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
-        self.0.store().amend_at(remove_records, notes, at)
+        let terms = *self.1.lock();
+        self.0.store().amend_for(None, terms, remove_records, notes, at)
+    }
+
+    fn empty_bin(&self, time: jiff::Timestamp) -> Result<()> {
+        self.0.store().empty_bin(time)
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {
@@ -141,7 +153,7 @@ impl StoreManager for Owned {
 
 #[test]
 fn the_rocks_store_keeps_the_rules_of_the_seam() {
-    super::super::conformance::check(|_| Box::new(Owned(Fixture::new())));
+    super::super::conformance::check(|_| Box::new(Owned(Fixture::new(), Mutex::default())));
 }
 
 #[test]
@@ -373,6 +385,7 @@ fn a_prune_between_a_put_and_its_barrier_is_refused() {
     let options = PruneOptions {
         max_unused: 0.0,
         dry_run: false,
+        empty_bin: false,
     };
     store.put(vec![block(1)]).expect("puts");
     let refused = store.retain(&Live::of(&[], &[]), options, &mut |_| Ok(()));
@@ -457,6 +470,7 @@ fn nothing_is_logged_while_a_view_is_made() {
             let options = PruneOptions {
                 max_unused: 0.0,
                 dry_run: false,
+                empty_bin: false,
             };
             store.retain(&Live::of(&[], &[]), options, &mut |_| Ok(())).map(drop)
         }),
@@ -492,6 +506,7 @@ fn a_sweep_makes_views_between_its_steps() {
     let options = PruneOptions {
         max_unused: 0.0,
         dry_run: false,
+        empty_bin: false,
     };
     let mut views = 0;
     let swept = store.retain(&Live::of(&[], &[]), options, &mut |_| {

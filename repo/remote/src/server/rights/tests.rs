@@ -9,7 +9,7 @@ use vbk_repo::id::BlockId;
 use vbk_repo::repository::Reserve;
 use vbk_repo::repository::home::{Home, StoreHome};
 use vbk_repo::store::memory::MemoryStore;
-use vbk_repo::store::{Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter};
+use vbk_repo::store::{Note, PruneOptions, Record, StoreReader, StoreWriter, Terms};
 
 use super::*;
 use crate::message::{Answer, Ask, Handle, Hello, PROTOCOL};
@@ -78,6 +78,7 @@ fn needs(ask: &Ask) -> Needs {
         | Ask::Nodes(_)
         | Ask::Listing { .. }
         | Ask::Lookup { .. }
+        | Ask::Forgotten(_)
         | Ask::Stop(_) => Needs::Any,
         Ask::Get { .. } => Needs::Blocks,
         Ask::Survey { .. } | Ask::DiskUsage | Ask::CheckTables(_) => Needs::WholeStore,
@@ -180,6 +181,7 @@ fn questions(store: Handle, new: Handle, id: BlockId) -> Vec<(Ask, Vec<u8>)> {
             remove_records: vec![KEY.into()],
             notes: Vec::new(),
             at: None,
+            terms: Terms::default(),
         }),
         with_id(Ask::Condemn(store)),
         with_id(Ask::Pardon(store)),
@@ -190,11 +192,13 @@ fn questions(store: Handle, new: Handle, id: BlockId) -> Vec<(Ask, Vec<u8>)> {
             options: PruneOptions {
                 max_unused: 0.0,
                 dry_run: false,
+                empty_bin: false,
             },
         }),
         plain(Ask::Stop(store)),
         plain(Ask::DiskUsage),
         plain(Ask::CheckTables(0)),
+        plain(Ask::Forgotten(store)),
     ]
 }
 
@@ -234,6 +238,7 @@ impl Fixture {
             },
             rights,
             guests: guests.iter().map(|guest| (*guest).to_owned()).collect(),
+            is_administrator: false,
         };
         let home: Arc<dyn Home> = Arc::new(StoreHome::new(Arc::clone(&self.store)).expect("a home"));
         let home = limit(home, &admission, Some(self.directory.path())).expect("limits");

@@ -19,13 +19,13 @@ use vbk_repo::repository::directory::Directory;
 use vbk_repo::repository::home::{Home, StoreHome};
 use vbk_repo::repository::{CreateOptions, Repository};
 use vbk_repo::store::memory::MemoryStore;
-use vbk_repo::store::{Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter, Wanted};
+use vbk_repo::store::{Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter, Terms, Wanted};
 
 use crate::address::VbkAddress;
 use crate::client::{Again, RemoteHome, Tls};
 use crate::message::Ask;
 use crate::peer::Seed;
-use crate::server::{Allowed, Served, Server, TokenEntry, Tokens, load_or_make_key};
+use crate::server::{Allowed, Policy, Served, Server, TokenEntry, Tokens, load_or_make_key};
 use crate::token::Token;
 
 /// A server in a thread.
@@ -368,6 +368,7 @@ fn a_token_for_some_guests_has_those_alone() {
     let options = PruneOptions {
         max_unused: 0.0,
         dry_run: false,
+        empty_bin: false,
     };
     denied(
         pruning
@@ -619,4 +620,41 @@ fn a_token_and_an_address_of_different_repositories_are_noticed() {
         let error = Tls { address, token }.open(Again::never()).expect_err("differ");
         assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
     }
+}
+
+#[test]
+fn what_a_client_forgets_stays_in_the_bin_for_the_time_of_the_policy() {
+    let server = Fixture::one();
+    let all = server.token("all", Allowed::Everything, &[]);
+    let kept_for = || {
+        let home = open(&all).expect("opens");
+        let forgotten = manager(&home).forgotten().expect("lists");
+        let last = forgotten.last().expect("is there");
+        last.kept_until.duration_since(last.removed).as_secs()
+    };
+    let name = || vec!["web1@2026-11-21T05-54-00Z".to_owned()];
+    for (policy, secs) in [(None, 7 * 86400), (Some(Policy { bin_secs: 3 }), 3)] {
+        if let Some(policy) = policy {
+            policy.save(&server.root).expect("saves");
+        }
+        back_up(open(&all).expect("opens"), "web1").expect("backs up");
+        let home = open(&all).expect("opens");
+        let store = manager(&home);
+        // What a client asks for does not count.
+        store.set_terms(Terms { keep_removed_secs: 0 });
+        store.amend(&name(), &[]).expect("forgets");
+        assert_eq!(kept_for(), secs);
+    }
+    let home = open(&all).expect("opens");
+    let session = home.manage("test", &mut |_| false).expect("opens");
+    let options = PruneOptions {
+        max_unused: 0.0,
+        dry_run: false,
+        empty_bin: true,
+    };
+    let pruned = session.keeper.prune(options, &AtomicBool::new(false), &|_| {});
+    denied(pruned.expect("is pruned there"));
+    // A policy that can't be read allows nothing.
+    std::fs::write(server.root.join("serve/policy.json"), "{").expect("writes");
+    assert!(home.manage("test", &mut |_| false).is_err());
 }
