@@ -159,6 +159,17 @@ pub struct Listing {
     pub foreign_changes: Vec<String>,
     /// See [`StoreReader::generation`]; no record came with a later one.
     pub generation: u64,
+    /// Times of the commits of records, by their keys; those that an older vbk committed have none.
+    pub received: Vec<(String, Received)>,
+}
+
+/// Time at which a record was committed, by the clock of the store's own host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// The time.
+    pub time: Timestamp,
+    /// The client that committed the record may have made its time up.
+    pub is_doubted: bool,
 }
 
 /// A record that was removed, in the store's bin.
@@ -177,6 +188,8 @@ pub struct Forgotten {
 pub struct Terms {
     /// Seconds for which a record stays in the bin after the session removed it.
     pub keep_removed_secs: u64,
+    /// The times in the records that the session commits are not believed.
+    pub doubts_times: bool,
 }
 
 /// Result of [`StoreManager::retain`].
@@ -292,6 +305,7 @@ pub trait StoreReader: Send + Sync {
             },
             foreign_changes: self.foreign_changes()?,
             generation: self.generation()?,
+            received: Vec::new(),
         })
     }
 
@@ -311,6 +325,7 @@ pub trait StoreReader: Send + Sync {
             notes,
             foreign_changes: Vec::new(),
             generation,
+            received: Vec::new(),
         })
     }
 

@@ -2,9 +2,10 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::process::Command;
 
 use crate::support::bytes::{MIB, assert_same, noise_bytes, write_at};
-use crate::support::lab::{Lab, str_of, u64_of};
+use crate::support::lab::{Lab, VBK, str_of, u64_of};
 use crate::support::remote::disk;
 use crate::tls::Server;
 
@@ -45,7 +46,7 @@ fn a_forgotten_backup_comes_back_until_it_is_pruned() {
 #[test]
 fn what_a_client_forgot_survives_every_prune_but_one_that_empties_the_bin() {
     for is_encrypted in [false, true] {
-        let mut lab = Lab::without_repo();
+        let lab = Lab::without_repo();
         let key = lab.path("key");
         let keyed = |more: Vec<OsString>| match is_encrypted {
             true => args!["--key-file", key].into_iter().chain(more).collect(),
@@ -84,7 +85,7 @@ fn what_a_client_forgot_survives_every_prune_but_one_that_empties_the_bin() {
         assert_same(&restored, &disk);
 
         remote(args!["forget", names[0]]).done();
-        assert!(remote(args!["list", "--forgotten"]).done().stdout.contains("or longer"));
+        assert!(remote(args!["list", "--forgotten"]).text().contains("or longer"));
         lab.ok(keyed(args!["prune", "--max-unused", "0%", "--empty-bin"]));
         lab.run(keyed(args!["unforget", "web1"]))
             .code(2)
@@ -121,4 +122,39 @@ fn a_policy_is_shown_and_set_on_the_server() {
         .says(&["set there"]);
     let log = fs::read_to_string(lab.repo().join("serve/audit.log")).expect("is there");
     assert!(log.contains("policy: bin 30d"), "{log}");
+}
+
+#[test]
+fn a_client_that_only_adds_can_not_push_good_backups_out_of_the_rules() {
+    let mut lab = Lab::new();
+    let disk = disk(&lab);
+    let at = |clock: &str, words: Vec<OsString>| {
+        let mut command = Command::new("faketime");
+        command.arg(clock).arg(VBK);
+        let mut all = args!["--json"];
+        all.extend(words);
+        lab.start_command(command, all).wait()
+    };
+    let back_up = |clock: &str| {
+        let said = at(clock, args!["--repo", lab.repo(), "backup", "web1", disk]);
+        str_of(&said.done().json(), "backup")
+    };
+    let good = ["2026-11-01", "2026-11-02", "2026-11-03"].map(|day| back_up(&format!("{day} 02:00:00")));
+    let server = Server::start(&lab);
+    let token = server.token(&lab, lab.repo(), "stolen", args!["--rights", "backup"]);
+    // Each would be the newest one of its day.
+    for day in ["2026-11-03", "2026-11-04", "2026-11-05"] {
+        let address = format!("vbk://127.0.0.1:{}", server.port());
+        at(
+            &format!("{day} 23:00:00"),
+            args!["--repo", address, "--token-file", token, "backup", "web1", disk],
+        )
+        .done();
+    }
+    lab.run(args!["forget", "web1", "--keep-daily", "4"])
+        .done()
+        .says(&["from a client that may only add", "that time counts"]);
+    let left = lab.listed();
+    assert!(good.iter().all(|name| left.contains(name)), "{left:?}");
+    assert_eq!(left.len(), 4, "{left:?}");
 }

@@ -263,12 +263,23 @@ fn judge_guest(
         };
         return catalogue.of(guest).map(verdict).collect();
     };
+    let mut times = BTreeSet::new();
     let candidates: Vec<_> = catalogue
         .of(guest)
         .map(|entry| {
             let state = states.of(&entry.backup);
+            let mut time = catalogue.counted_time(&entry.backup);
+            if time != entry.backup.time {
+                tracing::warn!(
+                    "{} came from a client that may only add backups, at {time}: that time counts, not the client's",
+                    entry.backup.spec()
+                );
+            }
+            while !times.insert(time) {
+                time = time.next();
+            }
             Candidate {
-                time: entry.backup.time,
+                time,
                 sequence: entry.backup.sequence,
                 protected: state.protected,
                 good: state.damaged.is_none(),

@@ -15,6 +15,7 @@ use crate::place;
 #[derive(Serialize)]
 struct Shown {
     bin_secs: u64,
+    min_age_secs: u64,
 }
 
 /// Shows what a server lets its clients destroy, and changes it.
@@ -31,6 +32,7 @@ pub fn run(context: &Context<'_>, args: &PolicyArgs) -> Result<Outcome> {
     let secs = |given: Option<Duration>, before| given.map_or(before, |time| time.as_secs());
     let policy = Policy {
         bin_secs: secs(args.bin, before.bin_secs),
+        min_age_secs: secs(args.min_age, before.min_age_secs),
     };
     if policy != before {
         let who = Who {
@@ -43,6 +45,7 @@ pub fn run(context: &Context<'_>, args: &PolicyArgs) -> Result<Outcome> {
     context.print(format_args!("{}\n", text_of(&policy)));
     context.json_result(&Shown {
         bin_secs: policy.bin_secs,
+        min_age_secs: policy.min_age_secs,
     })?;
     Ok(Outcome::Done)
 }
@@ -53,5 +56,5 @@ fn text_of(policy: &Policy) -> String {
         seconds if seconds % 86_400 == 0 => format!("{}d", seconds / 86_400),
         seconds => format!("{seconds}s"),
     };
-    format!("bin {}", time(policy.bin_secs))
+    format!("bin {}, min-age {}", time(policy.bin_secs), time(policy.min_age_secs))
 }

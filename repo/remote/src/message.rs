@@ -133,6 +133,8 @@ pub(crate) enum Ask {
         notes: Vec<(String, Option<Vec<u8>>)>,
         /// The generation that it was made out of.
         at: Option<u64>,
+        /// Only a trusted client's count.
+        terms: Terms,
     },
     /// [`Answer::Done`].
     Amend {
@@ -197,8 +199,8 @@ pub(crate) enum Answer {
     Nodes(Vec<Result<u32, Fault>>),
     /// A part of a listing. Body: the values.
     Listing {
-        /// Keys and lengths of records.
-        records: Vec<(String, u32)>,
+        /// Keys and lengths of records, and the seconds of their commits and whether their own times are not believed.
+        records: Vec<(String, u32, Option<(i64, bool)>)>,
         /// Names and lengths of notes.
         notes: Vec<(String, u32)>,
         foreign_changes: Vec<String>,

@@ -425,7 +425,10 @@ fn directories_above_a_new_repository_are_made_only_if_that_is_asked_for() {
 }
 
 fn forget_for(writer: &Manager, entry: &Entry, keep_removed_secs: u64) {
-    writer.store().set_terms(Terms { keep_removed_secs });
+    writer.store().set_terms(Terms {
+        keep_removed_secs,
+        ..Terms::default()
+    });
     writer.amend(&[entry.backup.spec()], &[]).expect("forgets");
 }
 
@@ -544,6 +547,7 @@ fn a_damaged_backup_in_the_bin_keeps_no_prune_from_its_work() {
     );
     writer.store().set_terms(Terms {
         keep_removed_secs: 3600,
+        ..Terms::default()
     });
     writer.amend(&[lost.spec(), good.backup.spec()], &[]).expect("forgets");
     assert_eq!(prune(&mut writer, false, false), 0);

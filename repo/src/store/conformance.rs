@@ -20,7 +20,7 @@ pub fn check(make: impl Fn(BlockSize) -> Box<dyn StoreManager>) {
 
 /// Runs the cases of a store that sweeps by itself: all but those of [`StoreManager::retain`].
 pub fn check_without_sweeps(make: impl Fn(BlockSize) -> Box<dyn StoreManager>) {
-    let cases: [fn(&dyn StoreManager); 14] = [
+    let cases: [fn(&dyn StoreManager); 15] = [
         a_new_store_is_empty_and_knows_itself,
         what_is_put_is_got,
         parts_of_a_block_are_got_alone,
@@ -34,6 +34,7 @@ pub fn check_without_sweeps(make: impl Fn(BlockSize) -> Box<dyn StoreManager>) {
         a_condemned_block_is_stored_anew_once,
         a_change_is_made_to_the_state_that_it_came_from,
         named_records_and_notes_are_looked_up,
+        the_store_knows_when_a_record_was_committed,
         removed_records_are_in_the_bin,
     ];
     for case in cases {
@@ -423,8 +424,14 @@ fn the_bin_is_emptied_but_for_what_must_stay(store: &dyn StoreManager) {
     store.amend(&["b@1".into()], &[]).expect("forgets");
     store.set_terms(Terms {
         keep_removed_secs: 3600,
+        ..Terms::default()
+    });
+    store.set_terms(Terms {
+        doubts_times: true,
+        keep_removed_secs: 3600,
     });
     store.commit(&record("c@1")).expect("commits");
+    assert!(store.listing(false).expect("lists").received[0].1.is_doubted);
     store.amend(&["c@1".into()], &[]).expect("forgets");
     let all = store.forgotten().expect("lists");
     let last = all.last().expect("is there");
@@ -435,4 +442,24 @@ fn the_bin_is_emptied_but_for_what_must_stay(store: &dyn StoreManager) {
     assert_eq!(binned(), [record("c@1")]);
     store.empty_bin(jiff::Timestamp::MAX).expect("empties");
     assert_eq!(binned(), []);
+}
+
+fn the_store_knows_when_a_record_was_committed(store: &dyn StoreManager) {
+    let record = |key: &str| Record {
+        key: key.into(),
+        bytes: vec![1],
+    };
+    let before = jiff::Timestamp::now().as_second();
+    store.commit(&record("b@1")).expect("commits");
+    store.commit(&record("a@1")).expect("commits");
+    let received = store.listing(false).expect("lists").received;
+    let keys: Vec<_> = received.iter().map(|(key, _)| &**key).collect();
+    assert_eq!(keys, ["a@1", "b@1"]);
+    for (_, received) in &received {
+        assert!((before..before + 3600).contains(&received.time.as_second()) && !received.is_doubted);
+    }
+    let found = store.lookup(&["b@1".into(), "c@1".into()], &[]).expect("looks up");
+    assert_eq!(found.received, received[1..]);
+    store.amend(&["b@1".into()], &[]).expect("forgets");
+    assert_eq!(store.listing(true).expect("lists").received, received[..1]);
 }

@@ -39,13 +39,14 @@ mod epoch;
 pub mod rows;
 mod set;
 
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
 use super::{
-    Distance, Forgotten, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader,
-    StoreWriter, Stored, Swept, Terms, Wanted,
+    Distance, Forgotten, Identity, Listing, Live, Located, Note, PruneOptions, Received, Record, StoreManager,
+    StoreReader, StoreWriter, Stored, Swept, Terms, Wanted,
 };
 use crate::backup::Backup;
 use crate::block::{Hashing, keyed_hash};
@@ -193,6 +194,13 @@ impl<S: StoreReader + ?Sized> Encrypted<S> {
         }
     }
 
+    /// Returns the times under the keys of the opened records.
+    fn open_received(&self, received: Vec<(String, Received)>, opened: &[Record]) -> Vec<(String, Received)> {
+        let hidden: HashMap<_, _> = received.into_iter().collect();
+        let of = |record: &Record| Some((record.key.clone(), *hidden.get(&self.hidden(RECORD, &record.key))?));
+        opened.iter().filter_map(of).collect()
+    }
+
     fn open_notes(&self, notes: Vec<Note>) -> Vec<Note> {
         let epoch = self.hidden(NOTE, epoch::NAME);
         let mut notes: Vec<_> = notes
@@ -315,8 +323,10 @@ impl<S: StoreReader + ?Sized> StoreReader for Encrypted<S> {
 
     fn listing(&self, with_notes: bool) -> Result<Listing> {
         let (below, foreign_changes) = self.compare()?;
+        let records = self.open_records(below.records);
         Ok(Listing {
-            records: self.open_records(below.records),
+            received: self.open_received(below.received, &records),
+            records,
             notes: match with_notes {
                 true => self.open_notes(below.notes),
                 false => Vec::new(),
@@ -339,8 +349,10 @@ impl<S: StoreReader + ?Sized> StoreReader for Encrypted<S> {
         let below = self
             .store
             .lookup(&hidden(RECORD, record_keys), &hidden(NOTE, note_names))?;
+        let records = self.open_records(below.records);
         Ok(Listing {
-            records: self.open_records(below.records),
+            received: self.open_received(below.received, &records),
+            records,
             notes: self.open_notes(below.notes),
             foreign_changes: Vec::new(),
             generation: below.generation,

@@ -181,6 +181,19 @@ impl StoreReader for FaultyStore {
         self.inner.records()
     }
 
+    fn listing(&self, with_notes: bool) -> Result<Listing> {
+        Ok(Listing {
+            records: self.records()?,
+            notes: match with_notes {
+                true => self.notes()?,
+                false => Vec::new(),
+            },
+            generation: self.generation()?,
+            foreign_changes: self.foreign_changes()?,
+            received: self.inner.listing(false)?.received,
+        })
+    }
+
     fn forgotten(&self) -> Result<Vec<super::Forgotten>> {
         self.read()?;
         self.inner.forgotten()

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{
-    Forgotten, Identity, Listing, Live, Located, Note, Place, PruneOptions, Record, StoreManager, StoreReader,
-    StoreWriter, Stored, Swept, Terms, Wanted,
+    Forgotten, Identity, Listing, Live, Located, Note, Place, PruneOptions, Received, Record, StoreManager,
+    StoreReader, StoreWriter, Stored, Swept, Terms, Wanted,
 };
 use crate::block::BlockSize;
 use crate::codec::Sealed;
@@ -26,7 +26,8 @@ struct Inner {
     records: BTreeMap<String, Vec<u8>>,
     notes: BTreeMap<String, Vec<u8>>,
     bin: Vec<Forgotten>,
-    keep_removed_secs: u64,
+    terms: Terms,
+    received: BTreeMap<String, Received>,
     condemned: HashSet<BlockId>,
     next_place: u64,
     generation: u64,
@@ -47,6 +48,10 @@ impl Inner {
             value: Some(value.clone()),
         };
         self.notes.iter().map(note).collect()
+    }
+
+    fn received(&self) -> Vec<(String, Received)> {
+        self.received.iter().map(|(key, time)| (key.clone(), *time)).collect()
     }
 
     fn check_at(&self, at: Option<u64>) -> Result<()> {
@@ -197,7 +202,16 @@ impl StoreReader for MemoryStore {
             },
             foreign_changes: Vec::new(),
             generation: inner.generation,
+            received: inner.received(),
         })
+    }
+
+    fn lookup(&self, record_keys: &[String], note_names: &[String]) -> Result<Listing> {
+        let mut found = self.listing(true)?;
+        found.records.retain(|record| record_keys.contains(&record.key));
+        found.notes.retain(|note| note_names.contains(&note.name));
+        found.received.retain(|(key, _)| record_keys.contains(key));
+        Ok(found)
     }
 }
 
@@ -229,7 +243,7 @@ impl StoreWriter for MemoryStore {
     }
 
     fn set_terms(&self, terms: Terms) {
-        self.lock().keep_removed_secs = terms.keep_removed_secs;
+        self.lock().terms = terms;
     }
 
     fn flush(&self) -> Result<()> {
@@ -244,6 +258,11 @@ impl StoreWriter for MemoryStore {
             None => inner.check_at(at)?,
         }
         inner.records.insert(record.key.clone(), record.bytes.clone());
+        let received = Received {
+            time: jiff::Timestamp::now(),
+            is_doubted: inner.terms.doubts_times,
+        };
+        inner.received.insert(record.key.clone(), received);
         inner.generation += 1;
         inner.change_notes(notes);
         Ok(())
@@ -256,8 +275,9 @@ impl StoreManager for MemoryStore {
         inner.check_at(at)?;
         inner.generation += 1;
         let removed = jiff::Timestamp::now();
-        let kept_until = removed + jiff::SignedDuration::from_secs(inner.keep_removed_secs as i64);
+        let kept_until = removed + jiff::SignedDuration::from_secs(inner.terms.keep_removed_secs as i64);
         for key in remove_records {
+            inner.received.remove(key);
             if let Some(bytes) = inner.records.remove(key) {
                 let key = key.clone();
                 inner.bin.push(Forgotten {

@@ -12,6 +12,7 @@
 //! | | `generation` | number of changes that readers see |
 //! | | `sweeping` | ranges of sequence numbers whose unused blocks are being removed, see `rocks/sweep.rs` |
 //! | | `condemned/` and a block id | nothing: the block was found damaged |
+//! | | `received/` and a record's key | the time of its commit, see `rocks/received.rs` |
 //! | | `bin/`, and more | a record that was removed, see `rocks/bin.rs` |
 //!
 //! Numbers are big-endian, of 8 bytes unless stated otherwise.
@@ -54,6 +55,7 @@ mod bin;
 mod check;
 mod options;
 mod reader;
+mod received;
 mod rows;
 mod sessions;
 mod sweep;
@@ -122,6 +124,8 @@ struct Commit<'a> {
     notes: &'a [Note],
     /// The generation that it was made out of.
     at: Option<u64>,
+    /// The time in the record is not believed.
+    doubts_time: bool,
 }
 
 impl Pending {
@@ -330,8 +334,15 @@ impl RocksStore {
             }
         }
         batch.put_cf(reader.family("meta"), "barrier", next.to_be_bytes());
-        if let Some(Commit { record, notes, .. }) = commit {
+        if let Some(Commit {
+            record,
+            notes,
+            doubts_time,
+            ..
+        }) = commit
+        {
             batch.put_cf(reader.family("backups"), &record.key, &record.bytes);
+            reader.note_received(&record.key, doubts_time, &mut batch);
             self.change_notes(notes, &mut batch);
             self.next_generation(&mut batch)?;
         }
@@ -346,6 +357,17 @@ impl RocksStore {
             }
         }
         Ok(())
+    }
+
+    /// Commits for a session.
+    fn commit_for(&self, terms: Terms, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
+        let doubts_time = terms.doubts_times;
+        self.barrier(Some(Commit {
+            record,
+            notes,
+            at,
+            doubts_time,
+        }))
     }
 
     /// An error if readers have seen a change since generation `at`. The caller holds `barrier`.
@@ -446,7 +468,7 @@ impl StoreWriter for RocksStore {
     }
 
     fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
-        self.barrier(Some(Commit { record, notes, at }))
+        self.commit_for(Terms::default(), record, notes, at)
     }
 }
 

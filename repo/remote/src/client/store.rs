@@ -13,8 +13,8 @@ use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::repository::Pruned;
 use vbk_repo::repository::home::{Keeper, Room};
 use vbk_repo::store::{
-    Distance, Forgotten, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader,
-    StoreWriter, Stored, Swept, Terms, Wanted,
+    Distance, Forgotten, Identity, Listing, Live, Located, Note, PruneOptions, Received, Record, StoreManager,
+    StoreReader, StoreWriter, Stored, Swept, Terms, Wanted,
 };
 use vbk_repo::{Error, ErrorKind, Result};
 
@@ -157,7 +157,11 @@ impl RemoteStore {
             };
             let mut strings = body::Strings(&body);
             let mut take = |len| strings.take(len).ok_or_else(|| self.link.unexpected());
-            for (key, len) in records {
+            for (key, len, received) in records {
+                if let Some((seconds, is_doubted)) = received {
+                    let time = Timestamp::from_second(seconds).map_err(|_| self.link.unexpected())?;
+                    listing.received.push((key.clone(), Received { time, is_doubted }));
+                }
                 listing.records.push(Record { key, bytes: take(len)? });
             }
             for (name, len) in notes {
@@ -480,6 +484,7 @@ impl StoreWriter for RemoteStore {
             record: record.bytes.clone(),
             notes: notes_for(notes),
             at,
+            terms: *self.terms.lock(),
         };
         self.barrier(&ask)
     }

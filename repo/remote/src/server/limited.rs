@@ -5,6 +5,7 @@
 //!
 //! What stays possible: a client may ask whether a block or a part of a manifest with a known hash is stored, whosever it is.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -232,6 +233,10 @@ impl Home for Limited<dyn Home> {
                 .denied("the server lets this client read and not write; a token or key with the right `backup` can"));
         }
         let Session { store, keeper } = self.inner.write(command, wait)?;
+        store.set_terms(Terms {
+            doubts_times: !self.limits.rights.manages(),
+            ..Terms::default()
+        });
         Ok(Session {
             store: self.around(store),
             keeper: self.around(keeper),
@@ -244,6 +249,7 @@ impl Home for Limited<dyn Home> {
         let Session { store, keeper } = self.inner.manage(command, wait)?;
         store.set_terms(Terms {
             keep_removed_secs: policy.bin_secs,
+            doubts_times: false,
         });
         Ok(Session {
             store: self.around(store),
@@ -353,6 +359,7 @@ impl<S: StoreReader + ?Sized> StoreReader for Limited<S> {
         let mut listing = self.inner.listing(with_notes)?;
         listing.records.retain(|record| self.limits.has(&record.key));
         listing.notes.retain(|note| self.limits.has_note(&note.name));
+        listing.received.retain(|(key, _)| self.limits.has(key));
         Ok(listing)
     }
 
@@ -366,6 +373,7 @@ impl<S: StoreReader + ?Sized> StoreReader for Limited<S> {
         let mut found = self.inner.lookup(record_keys, note_names)?;
         found.records.retain(|record| self.limits.has(&record.key));
         found.notes.retain(|note| self.limits.has_note(&note.name));
+        found.received.retain(|(key, _)| self.limits.has(key));
         Ok(found)
     }
 
@@ -410,10 +418,44 @@ impl<S: StoreWriter + ?Sized> StoreWriter for Limited<S> {
     }
 }
 
+impl<S: StoreManager + ?Sized> Limited<S> {
+    /// An error if the policy does not let the client forget one of these backups yet. Their age counts from their commit, by the
+    /// server's clock. A backup of an older vbk has its own time; in an encrypted repository that can't be read, and the backup
+    /// counts as old.
+    fn check_age(&self, keys: &[String]) -> Result<()> {
+        let min_age_secs = match keys {
+            [] => 0,
+            _ => self.limits.policy()?.min_age_secs,
+        };
+        if min_age_secs == 0 {
+            return Ok(());
+        }
+        let found = self.inner.lookup(keys, &[])?;
+        let own = |record: &Record| Entry::decode(self.inner.hashing(), &record.key, &record.bytes);
+        let own = found
+            .records
+            .iter()
+            .filter_map(|record| Some((&record.key, own(record).ok()?.backup.time.timestamp())));
+        let mut times: BTreeMap<_, _> = own.collect();
+        times.extend(found.received.iter().map(|(key, received)| (key, received.time)));
+        let now = Timestamp::now().as_second();
+        let old_at = |time: &Timestamp| time.as_second().saturating_add_unsigned(min_age_secs);
+        match times.iter().find(|(_, time)| old_at(time) > now) {
+            Some((key, time)) => Err(self.limits.denied(&format!(
+                "the server does not let this client forget {key} yet: the server received it at {time}, and clients may forget \
+                 backups after {} hours. The administrator of the server can",
+                min_age_secs.div_ceil(3600)
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
 impl<S: StoreManager + ?Sized> StoreManager for Limited<S> {
     fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
         self.limits.check_keys(remove_records.iter().map(String::as_str))?;
         self.limits.check_notes(notes)?;
+        self.check_age(remove_records)?;
         let names: Vec<_> = notes.iter().map(|note| note.name.clone()).collect();
         let amend = || self.inner.amend_at(remove_records, notes, at);
         match remove_records {

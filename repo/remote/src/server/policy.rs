@@ -20,17 +20,27 @@ use super::key::{SERVE, make_directory};
 pub struct Policy {
     /// Seconds for which a backup that a client forgot can be brought back, whoever prunes.
     pub bin_secs: u64,
+    /// Seconds from the commit of a backup before which no client may forget it, by the server's clock: whoever can set that
+    /// forward, ages backups. None by default: the bin protects what is forgotten, and a rule such as `--keep-daily 7` forgets
+    /// what is a week old.
+    pub min_age_secs: u64,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { bin_secs: 7 * 86400 }
+        Self {
+            bin_secs: 7 * 86400,
+            min_age_secs: 0,
+        }
     }
 }
 
 impl Policy {
     /// The policy for the administrator.
-    pub(super) const NONE: Self = Self { bin_secs: 0 };
+    pub(super) const NONE: Self = Self {
+        bin_secs: 0,
+        min_age_secs: 0,
+    };
 
     fn file(repository: &Path) -> PathBuf {
         repository.join(SERVE).join("policy.json")
@@ -67,7 +77,10 @@ mod tests {
     fn a_policy_is_kept_and_one_that_can_t_be_read_is_no_policy() {
         let dir = tempfile::tempdir().expect("a directory");
         assert_eq!(Policy::load(dir.path()).expect("loads"), Policy::default());
-        let policy = Policy { bin_secs: 3 };
+        let policy = Policy {
+            bin_secs: 3,
+            min_age_secs: 4,
+        };
         policy.save(dir.path()).expect("saves");
         assert_eq!(Policy::load(dir.path()).expect("loads"), policy);
         for text in ["", "{", r#"{"bin_secs":3,"later":1}"#] {

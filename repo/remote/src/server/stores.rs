@@ -245,9 +245,12 @@ impl Stores {
                 record,
                 notes,
                 at,
+                terms,
             } => {
                 let record = Record { key, bytes: record };
-                self.writer(store)?.commit_at(&record, &notes_of(notes), at)?;
+                let writer = self.writer(store)?;
+                writer.set_terms(terms);
+                writer.commit_at(&record, &notes_of(notes), at)?;
                 alone(Answer::Done)
             }
             Ask::Amend {
@@ -374,6 +377,7 @@ fn list(listing: Listing, reply: &Reply) {
         foreign_changes,
         generation,
     };
+    let received: HashMap<_, _> = listing.received.into_iter().collect();
     let records = listing
         .records
         .into_iter()
@@ -381,11 +385,15 @@ fn list(listing: Listing, reply: &Reply) {
     let notes = listing.notes.into_iter();
     let notes = notes.map(|Note { name, value }| (false, name, value.unwrap_or_default()));
     for (is_record, name, bytes) in records.chain(notes) {
-        let names = match is_record {
-            true => &mut part.0,
-            false => &mut part.1,
-        };
-        names.push((name, bytes.len() as u32));
+        let len = bytes.len() as u32;
+        match is_record {
+            true => {
+                let received = received.get(&name);
+                let received = received.map(|received| (received.time.as_second(), received.is_doubted));
+                part.0.push((name, len, received));
+            }
+            false => part.1.push((name, len)),
+        }
         body.extend(bytes);
         if body.len() >= LISTED_BYTES {
             let sent = answer(std::mem::take(&mut part), Vec::new());

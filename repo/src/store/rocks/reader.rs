@@ -435,6 +435,7 @@ impl StoreReader for RocksReader {
             },
             foreign_changes: Vec::new(),
             generation: self.generation_in(at(&snapshot))?,
+            received: self.received_in(at(&snapshot))?,
         })
     }
 
@@ -448,6 +449,11 @@ impl StoreReader for RocksReader {
             rows.filter_map(Result::transpose).collect::<Result<Vec<_>>>()
         };
         let records = read("backups", record_keys, "list the backups")?.into_iter();
+        let mut received = Vec::new();
+        for key in record_keys {
+            let found = self.received_of(key, &at(&snapshot))?;
+            received.extend(found.map(|found| (key.clone(), found)));
+        }
         let notes = read("notes", note_names, "read the notes")?.into_iter();
         Ok(Listing {
             records: records.map(|(key, bytes)| Record { key, bytes }).collect(),
@@ -459,6 +465,7 @@ impl StoreReader for RocksReader {
                 .collect(),
             foreign_changes: Vec::new(),
             generation: self.generation_in(at(&snapshot))?,
+            received,
         })
     }
 }

@@ -305,6 +305,7 @@ impl RocksStore {
                 self.sessions.lock().hold(session, record);
             }
             batch.delete_cf(family, key);
+            self.reader.drop_received(key, &mut batch);
         }
         self.change_notes(notes, &mut batch);
         self.next_generation(&mut batch)?;
@@ -443,7 +444,8 @@ impl StoreWriter for RocksSession {
     fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
         // Of what it finds to be there, nothing is removed until this session has ended.
         self.proved.lock().prove(self, &self.roots(&record.bytes))?;
-        self.store.commit_at(record, notes, at)
+        let terms = *self.terms.lock();
+        self.store.commit_for(terms, record, notes, at)
     }
 }
 

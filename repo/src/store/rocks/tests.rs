@@ -104,6 +104,12 @@ impl StoreReader for Owned {
     fn records(&self) -> Result<Vec<Record>> {
         self.0.store().records()
     }
+    fn listing(&self, with_notes: bool) -> Result<Listing> {
+        self.0.store().listing(with_notes)
+    }
+    fn lookup(&self, record_keys: &[String], note_names: &[String]) -> Result<Listing> {
+        self.0.store().lookup(record_keys, note_names)
+    }
 }
 
 impl StoreWriter for Owned {
@@ -124,7 +130,8 @@ impl StoreWriter for Owned {
     }
 
     fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
-        self.0.store().commit_at(record, notes, at)
+        let terms = *self.1.lock();
+        self.0.store().commit_for(terms, record, notes, at)
     }
 }
 

@@ -175,6 +175,7 @@ fn questions(store: Handle, new: Handle, id: BlockId) -> Vec<(Ask, Vec<u8>)> {
             record: record(NEW_KEY).bytes,
             notes: Vec::new(),
             at: None,
+            terms: Terms::default(),
         }),
         plain(Ask::Amend {
             store,

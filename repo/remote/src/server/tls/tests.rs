@@ -633,7 +633,11 @@ fn what_a_client_forgets_stays_in_the_bin_for_the_time_of_the_policy() {
         last.kept_until.duration_since(last.removed).as_secs()
     };
     let name = || vec!["web1@2026-11-21T05-54-00Z".to_owned()];
-    for (policy, secs) in [(None, 7 * 86400), (Some(Policy { bin_secs: 3 }), 3)] {
+    let short = Policy {
+        bin_secs: 3,
+        ..Policy::default()
+    };
+    for (policy, secs) in [(None, 7 * 86400), (Some(short), 3)] {
         if let Some(policy) = policy {
             policy.save(&server.root).expect("saves");
         }
@@ -641,7 +645,7 @@ fn what_a_client_forgets_stays_in_the_bin_for_the_time_of_the_policy() {
         let home = open(&all).expect("opens");
         let store = manager(&home);
         // What a client asks for does not count.
-        store.set_terms(Terms { keep_removed_secs: 0 });
+        store.set_terms(Terms::default());
         store.amend(&name(), &[]).expect("forgets");
         assert_eq!(kept_for(), secs);
     }
@@ -657,4 +661,61 @@ fn what_a_client_forgets_stays_in_the_bin_for_the_time_of_the_policy() {
     // A policy that can't be read allows nothing.
     std::fs::write(server.root.join("serve/policy.json"), "{").expect("writes");
     assert!(home.manage("test", &mut |_| false).is_err());
+}
+
+#[test]
+fn a_client_forgets_no_backup_before_the_age_of_the_policy() {
+    let server = Fixture::one();
+    let all = server.token("all", Allowed::Everything, &[]);
+    back_up(open(&all).expect("opens"), "web1").expect("backs up");
+    let name = || vec!["web1@2026-11-21T05-54-00Z".to_owned()];
+    let set = |min_age_secs| {
+        let policy = Policy {
+            min_age_secs,
+            ..Policy::default()
+        };
+        policy.save(&server.root).expect("saves");
+    };
+    set(3600);
+    let home = open(&all).expect("opens");
+    let store = manager(&home);
+    // What counts is the time of the commit, and not that of the record.
+    let refused = denied(store.amend(&name(), &[]));
+    assert!(
+        refused.contains("after 1 hours") && refused.contains("web1@"),
+        "{refused}"
+    );
+    let note = Note {
+        name: format!("backup/{}", name()[0]),
+        value: Some(b"{}".to_vec()),
+    };
+    store.amend(&[], &[note]).expect("notes are no removal");
+    assert_eq!(keys(&store).len(), 1);
+    set(0);
+    store.amend(&name(), &[]).expect("forgets");
+    assert_eq!(keys(&store).len(), 0);
+}
+
+#[test]
+fn times_of_a_client_that_only_adds_are_not_believed() {
+    let server = Fixture::one();
+    let all = server.token("all", Allowed::Everything, &[]);
+    let backup = server.token("backup", Allowed::Add, &[]);
+    back_up(open(&all).expect("opens"), "web1").expect("backs up");
+    back_up(open(&backup).expect("opens"), "web2").expect("backs up");
+    for token in [&all, &backup] {
+        let view = Repository::at(Arc::new(open(token).expect("opens")))
+            .view()
+            .expect("opens");
+        let catalogue = view.catalogue().expect("loads");
+        let times = catalogue.entries().iter().map(|entry| {
+            let received = catalogue.received(&entry.backup).expect("is known");
+            let age = Timestamp::now().duration_since(received.time).as_secs();
+            assert!((0..600).contains(&age), "{age}");
+            let own_counts = catalogue.counted_time(&entry.backup) == entry.backup.time;
+            (entry.backup.guest.to_string(), received.is_doubted, own_counts)
+        });
+        let expected = [("web1".to_owned(), false, true), ("web2".to_owned(), true, false)];
+        assert_eq!(times.collect::<Vec<_>>(), expected);
+    }
 }

@@ -213,6 +213,7 @@ impl World {
                     let session = self.session();
                     session.set_terms(Terms {
                         keep_removed_secs: 3600,
+                        ..Terms::default()
                     });
                     session.amend(std::slice::from_ref(&key), &[]).expect("forgets");
                     self.bin.lock().insert(key, content);
