@@ -18,6 +18,7 @@ mod file_forms;
 mod forgotten;
 mod guest_files;
 mod handover;
+mod jumps;
 mod leftover_mounts;
 mod limits;
 mod listing;

@@ -63,6 +63,7 @@ pub mod diff;
 mod error;
 pub mod files;
 pub mod id;
+pub mod kept;
 pub mod keys;
 pub mod manifest;
 pub mod mark;

@@ -190,6 +190,9 @@ pub struct Terms {
     pub keep_removed_secs: u64,
     /// The times in the records that the session commits are not believed.
     pub doubts_times: bool,
+    /// Nodes that are stored and can be read stay as they are, whatever the session puts under their names: the store can't
+    /// prove those of an encrypted repository.
+    pub keeps_nodes: bool,
 }
 
 /// Result of [`StoreManager::retain`].

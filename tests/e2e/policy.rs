@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::process::Command;
 
-use crate::support::bytes::{MIB, assert_same, noise_bytes, write_at};
+use crate::support::bytes::{MIB, assert_same, noise_bytes, write_at, write_noise};
 use crate::support::lab::{Lab, VBK, str_of, u64_of};
 use crate::support::remote::disk;
 use crate::tls::Server;
@@ -117,7 +117,8 @@ fn a_policy_is_shown_and_set_on_the_server() {
     assert_eq!(u64_of(&lab.json(args!["policy"]), "bin_secs"), 7 * 86400);
     lab.ok(args!["policy", "--bin", "30d"]);
     assert!(lab.ok(args!["policy"]).contains("bin 30d"));
-    lab.run(args!["--repo", "vbk://h", "policy"])
+    lab.start_bare(args!["--repo", "vbk://h", "policy"])
+        .wait()
         .code(2)
         .says(&["set there"]);
     let log = fs::read_to_string(lab.repo().join("serve/audit.log")).expect("is there");
@@ -126,7 +127,7 @@ fn a_policy_is_shown_and_set_on_the_server() {
 
 #[test]
 fn a_client_that_only_adds_can_not_push_good_backups_out_of_the_rules() {
-    let mut lab = Lab::new();
+    let lab = Lab::new();
     let disk = disk(&lab);
     let at = |clock: &str, words: Vec<OsString>| {
         let mut command = Command::new("faketime");
@@ -152,9 +153,30 @@ fn a_client_that_only_adds_can_not_push_good_backups_out_of_the_rules() {
         .done();
     }
     lab.run(args!["forget", "web1", "--keep-daily", "4"])
-        .done()
+        .code(3)
         .says(&["from a client that may only add", "that time counts"]);
     let left = lab.listed();
     assert!(good.iter().all(|name| left.contains(name)), "{left:?}");
     assert_eq!(left.len(), 4, "{left:?}");
+}
+
+#[test]
+fn nothing_is_forgotten_of_a_guest_that_changed_as_a_whole() {
+    let lab = Lab::new();
+    let disk = lab.path("disk");
+    write_noise(&disk, 1, 80 * MIB);
+    let old = str_of(&lab.backup("web1", &disk), "backup");
+    lab.backup("web1", &disk);
+    write_noise(&disk, 2, 80 * MIB);
+    let new = str_of(&lab.backup("web1", &disk), "backup");
+    for dry_run in [args!["--dry-run"], args![]] {
+        let mut words = args!["forget", "web1", "--keep-last", "1"];
+        words.extend(dry_run);
+        lab.run(words).code(3).says(&["only 0%", "encrypted", "--changed-too"]);
+        assert_eq!(lab.listed().len(), 3);
+    }
+    // Named ones are meant, and so is what the option says.
+    lab.ok(args!["forget", old]);
+    lab.ok(args!["forget", "web1", "--keep-last", "1", "--changed-too"]);
+    assert_eq!(lab.listed(), [new]);
 }

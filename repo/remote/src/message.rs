@@ -117,6 +117,8 @@ pub(crate) enum Ask {
     PutNodes {
         store: Handle,
         nodes: Vec<([u8; 32], u32)>,
+        /// Only a trusted client's count.
+        terms: Terms,
     },
     /// Names the stored backup that the next commit builds on. [`Answer::Done`].
     BuildsOn {

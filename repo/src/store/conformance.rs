@@ -14,6 +14,7 @@ use crate::manifest::{Full, Slot};
 pub fn check(make: impl Fn(BlockSize) -> Box<dyn StoreManager>) {
     check_without_sweeps(&make);
     the_bin_is_emptied_but_for_what_must_stay(&*make(BlockSize::DEFAULT));
+    a_session_that_keeps_nodes_replaces_none(&*make(BlockSize::DEFAULT));
     retain_removes_what_is_not_live_and_nothing_else(&*make(BlockSize::DEFAULT));
     retain_keeps_a_little_that_is_unused_and_a_dry_run_keeps_all(&*make(BlockSize::DEFAULT));
 }
@@ -429,6 +430,7 @@ fn the_bin_is_emptied_but_for_what_must_stay(store: &dyn StoreManager) {
     store.set_terms(Terms {
         doubts_times: true,
         keep_removed_secs: 3600,
+        ..Terms::default()
     });
     store.commit(&record("c@1")).expect("commits");
     assert!(store.listing(false).expect("lists").received[0].1.is_doubted);
@@ -462,4 +464,19 @@ fn the_store_knows_when_a_record_was_committed(store: &dyn StoreManager) {
     assert_eq!(found.received, received[1..]);
     store.amend(&["b@1".into()], &[]).expect("forgets");
     assert_eq!(store.listing(true).expect("lists").received, received[..1]);
+}
+
+fn a_session_that_keeps_nodes_replaces_none(store: &dyn StoreManager) {
+    let (id, node) = segment(store.hashing(), &[Some(BlockId([1; 32]))]);
+    let (other_id, other) = segment(store.hashing(), &[Some(BlockId([2; 32]))]);
+    store.put_nodes(vec![(id, node.clone())]).expect("puts");
+    store.set_terms(Terms {
+        keeps_nodes: true,
+        ..Terms::default()
+    });
+    let puts = vec![(id, other.clone()), (other_id, other.clone())];
+    store.put_nodes(puts).expect("puts");
+    let stored = store.nodes(&[id, other_id]).into_iter();
+    let stored: Vec<_> = stored.map(|node| node.expect("is stored")).collect();
+    assert_eq!(stored, [node, other]);
 }

@@ -238,7 +238,13 @@ impl StoreWriter for MemoryStore {
     }
 
     fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
-        self.lock().nodes.extend(nodes);
+        let mut inner = self.lock();
+        let keeps = inner.terms.keeps_nodes;
+        for (id, bytes) in nodes {
+            if !(keeps && inner.nodes.contains_key(&id)) {
+                inner.nodes.insert(id, bytes);
+            }
+        }
         Ok(())
     }
 

@@ -460,7 +460,7 @@ impl StoreWriter for RocksStore {
     }
 
     fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
-        self.put_nodes_for(None, nodes)
+        self.put_nodes_for(None, Terms::default(), nodes)
     }
 
     fn flush(&self) -> Result<()> {

@@ -453,6 +453,7 @@ impl StoreWriter for RemoteStore {
             let ask = Ask::PutNodes {
                 store: self.handle,
                 nodes: nodes.iter().map(|(id, bytes)| (id.0, bytes.len() as u32)).collect(),
+                terms: *self.terms.lock(),
             };
             self.flush_if_due()?;
             self.link.put(&self.puts, None, &ask, body)?;

@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicBool;
 
 use jiff::Timestamp;
 use vbk_repo::backup::Entry;
-use vbk_repo::block::Hashing;
+use vbk_repo::block::{Hashing, pages_in};
 use vbk_repo::codec::Sealed;
 use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::keys::SlotFile;
@@ -26,6 +26,7 @@ use vbk_repo::store::{
 use vbk_repo::{Error, ErrorKind, Result};
 
 use super::audit::{AuditLog, Who};
+use super::door::Door;
 use super::policy::Policy;
 use super::rights::Allowed;
 
@@ -235,6 +236,7 @@ impl Home for Limited<dyn Home> {
         let Session { store, keeper } = self.inner.write(command, wait)?;
         store.set_terms(Terms {
             doubts_times: !self.limits.rights.manages(),
+            keeps_nodes: self.limits.policy_of.is_some(),
             ..Terms::default()
         });
         Ok(Session {
@@ -250,6 +252,7 @@ impl Home for Limited<dyn Home> {
         store.set_terms(Terms {
             keep_removed_secs: policy.bin_secs,
             doubts_times: false,
+            keeps_nodes: self.limits.policy_of.is_some(),
         });
         Ok(Session {
             store: self.around(store),
@@ -408,6 +411,13 @@ impl<S: StoreWriter + ?Sized> StoreWriter for Limited<S> {
     }
 
     fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
+        // An encrypted commit brings the note that lists all, under a hidden name.
+        let most = usize::from(self.inner.identity()?.key_check.is_some());
+        if !self.limits.rights.manages() && notes.len() > most {
+            return Err(self
+                .limits
+                .denied("the server does not let this client change notes, also not with a backup"));
+        }
         if !self.limits.has_all_guests() {
             self.limits.check_keys([&*record.key])?;
             self.limits.check_notes(notes)?;
@@ -419,6 +429,45 @@ impl<S: StoreWriter + ?Sized> StoreWriter for Limited<S> {
 }
 
 impl<S: StoreManager + ?Sized> Limited<S> {
+    /// Returns those of some blocks that the server itself finds damaged: the next put of a condemned block takes its place, so
+    /// that a client could put others' blocks away. In an encrypted repository the server can't tell.
+    fn damaged_of(&self, ids: &[BlockId]) -> Result<Vec<BlockId>> {
+        let identity = self.inner.identity()?;
+        if identity.key_check.is_some() {
+            return Err(self.limits.denied(
+                "the server does not let this client mark blocks of an encrypted repository as damaged: it can't check that. Run \
+                 `vbk verify` on the server, or by an ssh login of its administrator",
+            ));
+        }
+        let door = Door::of(&identity);
+        let mut damaged = Vec::new();
+        for (id, located) in ids.iter().zip(self.inner.locate(ids)?) {
+            let Some(located) = located else {
+                continue;
+            };
+            let wanted = Wanted {
+                id: *id,
+                pages: 0..pages_in(located.plain_bytes as usize),
+            };
+            let is_whole = match self.inner.get(&[wanted]).pop() {
+                Some(Ok(Stored { header, pages })) => door.check_blocks(&[Sealed {
+                    id: *id,
+                    plain_bytes: located.plain_bytes,
+                    header,
+                    pages,
+                }]),
+                Some(Err(error)) => Err(error),
+                None => Ok(()),
+            };
+            match is_whole {
+                Err(error) if error.kind() != ErrorKind::Corrupt => return Err(error),
+                Err(_) => damaged.push(*id),
+                Ok(()) => {}
+            }
+        }
+        Ok(damaged)
+    }
+
     /// An error if the policy does not let the client forget one of these backups yet. Their age counts from their commit, by the
     /// server's clock. A backup of an older vbk has its own time; in an encrypted repository that can't be read, and the backup
     /// counts as old.
@@ -481,7 +530,14 @@ impl<S: StoreManager + ?Sized> StoreManager for Limited<S> {
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {
         self.limits
             .check_whole("mark blocks as damaged, which others may share")?;
-        self.limits.noted("condemn", &names_of(ids), || self.inner.condemn(ids))
+        let ids = match self.limits.policy_of.is_some() {
+            true => &self.damaged_of(ids)?,
+            false => ids,
+        };
+        match ids {
+            [] => Ok(()),
+            ids => self.limits.noted("condemn", &names_of(ids), || self.inner.condemn(ids)),
+        }
     }
 
     fn pardon(&self, ids: &[BlockId]) -> Result<()> {

@@ -219,7 +219,7 @@ impl Stores {
                 self.writer(store)?.put(sealed)?;
                 alone(Answer::Done)
             }
-            Ask::PutNodes { store, nodes } => {
+            Ask::PutNodes { store, nodes, terms } => {
                 let mut strings = body::Strings(body);
                 let nodes = nodes
                     .into_iter()
@@ -228,7 +228,9 @@ impl Stores {
                 if let Some(door) = &self.store(store)?.door {
                     door.check_nodes(&nodes)?;
                 }
-                self.writer(store)?.put_nodes(nodes)?;
+                let writer = self.writer(store)?;
+                writer.set_terms(terms);
+                writer.put_nodes(nodes)?;
                 alone(Answer::Done)
             }
             Ask::BuildsOn { store, record } => {

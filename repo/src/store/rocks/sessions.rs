@@ -261,7 +261,12 @@ impl RocksStore {
     }
 
     /// Stores nodes for a session.
-    pub(super) fn put_nodes_for(&self, session: Option<u64>, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
+    pub(super) fn put_nodes_for(
+        &self,
+        session: Option<u64>,
+        terms: Terms,
+        nodes: Vec<(NodeId, Vec<u8>)>,
+    ) -> Result<()> {
         if let Some(used) = self.sessions.lock().of(session) {
             used.nodes.extend(nodes.iter().map(|(id, _)| *id));
         }
@@ -271,7 +276,7 @@ impl RocksStore {
             // The stored node is read first, so that an unchanged manifest is not written again every day. A node
             // that differs from what it was is written again, which repairs every backup that uses it.
             match self.reader.db.get_pinned_cf(family, id.0) {
-                Ok(Some(stored)) if *stored == *bytes => {}
+                Ok(Some(stored)) if terms.keeps_nodes || *stored == *bytes => {}
                 Ok(_) => batch.put_cf(family, id.0, bytes),
                 Err(error) if is_damage(&error) => batch.put_cf(family, id.0, bytes),
                 Err(error) => return Err(failed("read a manifest")(error)),
@@ -415,7 +420,8 @@ impl StoreWriter for RocksSession {
     }
 
     fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
-        self.store.put_nodes_for(Some(self.number), nodes)
+        let terms = *self.terms.lock();
+        self.store.put_nodes_for(Some(self.number), terms, nodes)
     }
 
     fn builds_on(&self, record_key: &str) -> Result<()> {

@@ -118,7 +118,8 @@ impl StoreWriter for Owned {
     }
 
     fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
-        self.0.store().put_nodes(nodes)
+        let terms = *self.1.lock();
+        self.0.store().put_nodes_for(None, terms, nodes)
     }
 
     fn set_terms(&self, terms: Terms) {

@@ -719,3 +719,32 @@ fn times_of_a_client_that_only_adds_are_not_believed() {
         assert_eq!(times.collect::<Vec<_>>(), expected);
     }
 }
+
+#[test]
+fn a_client_that_only_adds_changes_no_notes_with_a_backup() {
+    let server = Fixture::one();
+    let backup = server.token("backup", Allowed::Add, &[]);
+    let home = open(&backup).expect("opens");
+    let store = home.opened(&to_write, true).expect("opens").expect("is there").0;
+    let record = Record {
+        key: "web1@2026-11-21T05-54-00Z".into(),
+        bytes: record_of("web1").encode(),
+    };
+    let note = Note {
+        name: "backup/web2@2026-11-21T05-54-00Z".into(),
+        value: None,
+    };
+    denied(store.commit_at(&record, &[note], None));
+    store.commit(&record).expect("commits");
+}
+
+#[test]
+fn a_block_that_is_whole_is_not_condemned_for_a_client() {
+    let server = Fixture::one();
+    let all = server.token("all", Allowed::Everything, &[]);
+    let id = back_up(open(&all).expect("opens"), "web1").expect("backs up");
+    let home = open(&all).expect("opens");
+    let store = manager(&home);
+    store.condemn(&[id, BlockId([9; 32])]).expect("is looked at");
+    assert_eq!(store.condemned().expect("lists"), []);
+}
