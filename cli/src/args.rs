@@ -50,7 +50,7 @@ pub use politeness::LimitArgs;
 pub use prune::PruneArgs;
 pub use repair::RepairArgs;
 pub use restore::{FileFormat, RestoreArgs, SkipDamaged};
-pub use serve::{RightsArg, ServeArgs};
+pub use serve::{QuotaArgs, RightsArg, ServeArgs};
 pub use show::ShowArgs;
 pub use snapshots::SnapshotsArgs;
 pub use sources::Sources;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use vbk_remote::server::Allowed;
+use vbk_remote::server::{Allowed, Quota};
 
 use super::parse;
 
@@ -55,10 +55,35 @@ pub struct ServeArgs {
     #[arg(long = "as", value_name = "NAME", requires = "stdio")]
     pub client: Option<String>,
 
+    /// With --stdio: what the client may add.
+    #[command(flatten)]
+    pub quota: QuotaArgs,
+
     /// With --stdio: the client has only guests that match this pattern (* and ?); may be given several times. Not of an
     /// encrypted repository
     #[arg(long, value_name = "PATTERN", requires = "stdio")]
     pub guests: Vec<String>,
+}
+
+/// What a client may add in a day.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct QuotaArgs {
+    /// Bytes that the client may send in a day (UTC), as they are stored, e.g. 100G
+    #[arg(long, value_name = "SIZE", value_parser = parse::parse_size)]
+    pub bytes_per_day: Option<u64>,
+
+    /// Backups that the client may add in a day (UTC)
+    #[arg(long, value_name = "N")]
+    pub backups_per_day: Option<u64>,
+}
+
+impl From<QuotaArgs> for Quota {
+    fn from(args: QuotaArgs) -> Self {
+        Self {
+            bytes_per_day: args.bytes_per_day,
+            backups_per_day: args.backups_per_day,
+        }
+    }
 }
 
 /// Rights of a client.

@@ -78,6 +78,7 @@ fn serve_one(path: &Path, args: &ServeArgs) -> Result<Outcome> {
         guests: args.guests.clone(),
         // Without a forced command whoever comes by ssh can do all that this user can.
         is_administrator: args.rights.is_none() && args.guests.is_empty() && args.client.is_none(),
+        quota: args.quota.into(),
     };
     // The client shows the error: nobody may see the standard error of this process.
     serve_stdio(open(path), &admission).map_err(Error::io("serve the client"))?;

@@ -85,6 +85,7 @@ fn add(context: &Context<'_>, directory: &Directory, tokens: &Tokens, args: &Tok
         public_key: token.seed.public_key(),
         rights: Allowed::from(args.rights),
         guests: args.guests.clone(),
+        quota: args.quota.into(),
         created: Timestamp::now(),
     };
     note(
@@ -288,6 +289,15 @@ fn authorized_keys_line(directory: &Path, args: &TokenAddArgs, key: &str) -> Res
         command.push_str(" --guests ");
         command.push_str(&quoted(pattern));
     }
+    let quota = [
+        ("--bytes-per-day", args.quota.bytes_per_day),
+        ("--backups-per-day", args.quota.backups_per_day),
+    ];
+    for (option, number) in quota {
+        if let Some(number) = number {
+            command.push_str(&format!(" {option} {number}"));
+        }
+    }
     command.push_str(" -- ");
     command.push_str(&quoted(path));
     // Only the quote is special between quotes there, and a backslash before it.
@@ -297,7 +307,7 @@ fn authorized_keys_line(directory: &Path, args: &TokenAddArgs, key: &str) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args::RightsArg;
+    use crate::args::{QuotaArgs, RightsArg};
 
     #[test]
     fn the_line_for_ssh_quotes_what_two_programs_read() {
@@ -305,6 +315,10 @@ mod tests {
             name: "web1".into(),
             rights: RightsArg::Backup,
             guests: vec!["web*".into()],
+            quota: QuotaArgs {
+                bytes_per_day: None,
+                backups_per_day: Some(24),
+            },
             place: TokenPlace {
                 host: None,
                 under_root: false,
@@ -315,11 +329,11 @@ mod tests {
         let line = |path: &str| authorized_keys_line(Path::new(path), &args, "ssh-ed25519 AAAA root@web");
         assert_eq!(
             line("/srv/vbk").expect("a line"),
-            r#"restrict,command="vbk serve --stdio --rights backup --as 'web1' --guests 'web*' -- '/srv/vbk'" ssh-ed25519 AAAA root@web"#
+            r#"restrict,command="vbk serve --stdio --rights backup --as 'web1' --guests 'web*' --backups-per-day 24 -- '/srv/vbk'" ssh-ed25519 AAAA root@web"#
         );
         assert_eq!(
             line(r#"/a "b'c"#).expect("a line"),
-            r#"restrict,command="vbk serve --stdio --rights backup --as 'web1' --guests 'web*' -- '/a \"b'\''c'" ssh-ed25519 AAAA root@web"#
+            r#"restrict,command="vbk serve --stdio --rights backup --as 'web1' --guests 'web*' --backups-per-day 24 -- '/a \"b'\''c'" ssh-ed25519 AAAA root@web"#
         );
         assert!(line("/a\nb").is_err());
     }

@@ -9,6 +9,7 @@ mod limited;
 mod listen;
 mod local;
 mod policy;
+mod quota;
 mod rights;
 mod session;
 mod stores;
@@ -31,6 +32,7 @@ pub use key::load_or_make as load_or_make_key;
 pub use limited::Admission;
 pub use listen::Server;
 pub use policy::Policy;
+pub use quota::Quota;
 pub use rights::Allowed;
 pub use tokens::{Entry as TokenEntry, Tokens};
 
@@ -79,6 +81,7 @@ pub async fn serve(
         rights: allowed,
         guests: Vec::new(),
         is_administrator: false,
+        quota: Quota::default(),
     };
     let home = limited::limit(Arc::clone(home), &admission, None).expect("all guests are no limit");
     session::run(Ok(&home), allowed, read, write).await

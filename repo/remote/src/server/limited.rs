@@ -28,6 +28,7 @@ use vbk_repo::{Error, ErrorKind, Result};
 use super::audit::{AuditLog, Who};
 use super::door::Door;
 use super::policy::Policy;
+use super::quota::{Meter, Over, Quota};
 use super::rights::Allowed;
 
 /// Start of the name of a note about a backup (`vbk_repo::state`).
@@ -44,6 +45,8 @@ pub struct Admission {
     pub guests: Vec<String>,
     /// The repository's policy does not bind it: it could write to the directory itself.
     pub is_administrator: bool,
+    /// What it may add in a day.
+    pub quota: Quota,
 }
 
 /// Returns the home as a client sees it. `log` is the directory whose audit log it gets into.
@@ -53,11 +56,17 @@ pub(super) fn limit(home: Arc<dyn Home>, admission: &Admission, log: Option<&Pat
         rights,
         guests,
         is_administrator,
+        quota,
     } = admission;
+    let meter = match log.filter(|_| !quota.is_none()) {
+        Some(directory) => Some(Meter::new(directory, &who.name, *quota)?),
+        None => None,
+    };
     let limits = Limits {
         rights: *rights,
         guests: guests.clone(),
         policy_of: log.filter(|_| !is_administrator).map(Path::to_owned),
+        meter,
         audit: log.map(|directory| AuditLog::of(directory, who.clone())),
     };
     if !guests.is_empty() && home.marker().key_check.is_some() {
@@ -78,6 +87,7 @@ struct Limits {
     guests: Vec<String>,
     /// Directory of the repository whose policy binds the client.
     policy_of: Option<PathBuf>,
+    meter: Option<Meter>,
     audit: Option<AuditLog>,
 }
 
@@ -138,6 +148,15 @@ impl Limits {
     /// The policy as it is now.
     fn policy(&self) -> Result<Policy> {
         self.policy_of.as_deref().map_or(Ok(Policy::NONE), Policy::load)
+    }
+
+    /// Counts something on the client's quota.
+    fn count(&self, count: impl FnOnce(&Meter) -> std::result::Result<(), Over>) -> Result<()> {
+        match self.meter.as_ref().map_or(Ok(()), count) {
+            Ok(()) => Ok(()),
+            Err(Over::Failed(error)) => Err(error),
+            Err(Over::Quota(message)) => Err(self.denied(&message)),
+        }
     }
 
     /// The error for a refusal, which is logged.
@@ -391,10 +410,14 @@ impl<S: StoreReader + ?Sized> StoreReader for Limited<S> {
 
 impl<S: StoreWriter + ?Sized> StoreWriter for Limited<S> {
     fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
+        let bytes = blocks.iter().map(Sealed::stored_bytes).sum();
+        self.limits.count(|meter| meter.put(bytes, Timestamp::now()))?;
         self.inner.put(blocks)
     }
 
     fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
+        let bytes = nodes.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        self.limits.count(|meter| meter.put(bytes, Timestamp::now()))?;
         self.inner.put_nodes(nodes)
     }
 
@@ -424,6 +447,7 @@ impl<S: StoreWriter + ?Sized> StoreWriter for Limited<S> {
             // The guest in it is the one of its key.
             Entry::decode(Hashing::Plain, &record.key, &record.bytes)?;
         }
+        self.limits.count(|meter| meter.commit(Timestamp::now()))?;
         self.inner.commit_at(record, notes, at)
     }
 }

@@ -219,6 +219,7 @@ fn find(
         rights: entry.rights,
         guests: entry.guests.clone(),
         is_administrator: false,
+        quota: entry.quota,
     };
     let home = (shared.open)(&directory).and_then(|home| limit(home, &admission, Some(&directory)));
     Ok((home.map_err(|error| Fault::from(&error)), entry, tokens))

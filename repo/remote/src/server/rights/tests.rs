@@ -16,7 +16,7 @@ use crate::message::{Answer, Ask, Handle, Hello, PROTOCOL};
 use crate::server::limited::{Admission, limit};
 use crate::server::session::Reply;
 use crate::server::stores::Stores;
-use crate::server::{AuditLog, Who};
+use crate::server::{AuditLog, Quota, Who};
 use crate::wire::Outbox;
 
 const RIGHTS: [Allowed; 5] = [
@@ -241,6 +241,7 @@ impl Fixture {
             rights,
             guests: guests.iter().map(|guest| (*guest).to_owned()).collect(),
             is_administrator: false,
+            quota: Quota::default(),
         };
         let home: Arc<dyn Home> = Arc::new(StoreHome::new(Arc::clone(&self.store)).expect("a home"));
         let home = limit(home, &admission, Some(self.directory.path())).expect("limits");

@@ -25,7 +25,7 @@ use crate::address::VbkAddress;
 use crate::client::{Again, RemoteHome, Tls};
 use crate::message::Ask;
 use crate::peer::Seed;
-use crate::server::{Allowed, Policy, Served, Server, TokenEntry, Tokens, load_or_make_key};
+use crate::server::{Allowed, Policy, Quota, Served, Server, TokenEntry, Tokens, load_or_make_key};
 use crate::token::Token;
 
 /// A server in a thread.
@@ -86,6 +86,7 @@ impl Fixture {
             public_key: seed.public_key(),
             rights,
             guests: guests.iter().map(|&guest| guest.to_owned()).collect(),
+            quota: Quota::default(),
             created: Timestamp::UNIX_EPOCH,
         };
         Tokens::of(repository).add(&entry).expect("adds");
@@ -747,4 +748,35 @@ fn a_block_that_is_whole_is_not_condemned_for_a_client() {
     let store = manager(&home);
     store.condemn(&[id, BlockId([9; 32])]).expect("is looked at");
     assert_eq!(store.condemned().expect("lists"), []);
+}
+
+#[test]
+fn a_token_adds_no_more_in_a_day_than_its_quota() {
+    let server = Fixture::one();
+    let token = server.token("web", Allowed::Add, &[]);
+    let tokens = Tokens::of(&server.root);
+    let with = |quota| {
+        let entry = tokens.get("web").expect("reads").expect("is there");
+        tokens.revoke("web").expect("revokes");
+        tokens.add(&TokenEntry { quota, ..entry }).expect("adds");
+    };
+    with(Quota {
+        backups_per_day: Some(2),
+        bytes_per_day: Some(250_000),
+    });
+    for guest in ["web1", "web22"] {
+        back_up(open(&token).expect("opens"), guest).expect("backs up");
+    }
+    let refused = back_up(open(&token).expect("opens"), "web333")
+        .expect_err("bytes")
+        .to_string();
+    assert!(refused.contains("250000 bytes a day"), "{refused}");
+    with(Quota {
+        backups_per_day: Some(2),
+        bytes_per_day: None,
+    });
+    let refused = back_up(open(&token).expect("opens"), "web333")
+        .expect_err("backups")
+        .to_string();
+    assert!(refused.contains("2 backups a day"), "{refused}");
 }
