@@ -20,7 +20,7 @@ fn a_forgotten_backup_comes_back_until_it_is_pruned() {
     let second = str_of(&lab.backup("web1", &disk), "backup");
     assert!(lab.ok(args!["list", "--forgotten"]).contains("nothing was forgotten"));
     assert!(lab.ok(args!["forget", first]).contains("vbk unforget"));
-    assert_eq!(lab.listed(), [second.clone()]);
+    assert_eq!(lab.listed(), std::slice::from_ref(&second));
     let bin = lab.json(args!["list", "--forgotten"]);
     assert_eq!(str_of(&bin[0], "backup"), first);
     assert!(lab.ok(args!["list", "--forgotten"]).contains("the next prune"));

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use vbk_remote::address::DEFAULT_PORT;
 use vbk_remote::peer::Seed;
-use vbk_remote::server::{Allowed, AuditLog, TokenEntry, Tokens, Who, load_or_make_key};
+use vbk_remote::server::{Allowed, AuditLog, Quota, TokenEntry, Tokens, Who, load_or_make_key};
 use vbk_remote::token::Token;
 use vbk_repo::files::{self, Mode, Synced};
 use vbk_repo::repository::directory::Directory;
@@ -217,6 +217,8 @@ struct Listed {
     name: String,
     rights: Allowed,
     guests: Vec<String>,
+    #[serde(skip_serializing_if = "Quota::is_none")]
+    quota: Quota,
     created: Timestamp,
     last_seen: Option<Timestamp>,
 }
@@ -231,6 +233,7 @@ fn list(context: &Context<'_>, tokens: &Tokens) -> Result<Outcome> {
                 name,
                 rights: entry.rights,
                 guests: entry.guests,
+                quota: entry.quota,
                 created: entry.created,
             }),
             // Revoked a moment ago.

@@ -171,6 +171,9 @@ pub(crate) enum Ask {
     Forgotten(Handle),
 }
 
+/// A record in a listing: its key and length, the seconds of its commit, and whether its own time is not believed.
+pub(crate) type ListedRecord = (String, u32, Option<(i64, bool)>);
+
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Answer {
@@ -201,8 +204,7 @@ pub(crate) enum Answer {
     Nodes(Vec<Result<u32, Fault>>),
     /// A part of a listing. Body: the values.
     Listing {
-        /// Keys and lengths of records, and the seconds of their commits and whether their own times are not believed.
-        records: Vec<(String, u32, Option<(i64, bool)>)>,
+        records: Vec<ListedRecord>,
         /// Names and lengths of notes.
         notes: Vec<(String, u32)>,
         foreign_changes: Vec<String>,

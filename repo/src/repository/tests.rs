@@ -482,7 +482,7 @@ fn a_forgotten_backup_can_be_brought_back_until_a_prune_or_for_as_long_as_it_mus
             assert!(catalogue.damaged().is_empty(), "{:?}", catalogue.damaged());
             catalogue.entries().to_vec()
         };
-        assert_eq!(entries(&repository), [two.clone()]);
+        assert_eq!(entries(&repository), std::slice::from_ref(&two));
         assert_eq!(
             writer.forgotten().expect("lists").len(),
             1,
@@ -496,7 +496,7 @@ fn a_forgotten_backup_can_be_brought_back_until_a_prune_or_for_as_long_as_it_mus
         let bin = writer.forgotten().expect("lists");
         assert_eq!(bin.iter().map(spec).collect::<Vec<_>>(), [one.backup.spec()]);
         writer.unforget(&bin).expect("brings back");
-        assert_eq!(entries(&repository), [one.clone()]);
+        assert_eq!(entries(&repository), std::slice::from_ref(&one));
         let view = repository.view().expect("opens");
         let live = mark(
             &*view.store(),

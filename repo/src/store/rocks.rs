@@ -124,8 +124,7 @@ struct Commit<'a> {
     notes: &'a [Note],
     /// The generation that it was made out of.
     at: Option<u64>,
-    /// The time in the record is not believed.
-    doubts_time: bool,
+    terms: Terms,
 }
 
 impl Pending {
@@ -335,14 +334,11 @@ impl RocksStore {
         }
         batch.put_cf(reader.family("meta"), "barrier", next.to_be_bytes());
         if let Some(Commit {
-            record,
-            notes,
-            doubts_time,
-            ..
+            record, notes, terms, ..
         }) = commit
         {
             batch.put_cf(reader.family("backups"), &record.key, &record.bytes);
-            reader.note_received(&record.key, doubts_time, &mut batch);
+            reader.note_received(&record.key, terms.doubts_times, &mut batch);
             self.change_notes(notes, &mut batch);
             self.next_generation(&mut batch)?;
         }
@@ -361,12 +357,11 @@ impl RocksStore {
 
     /// Commits for a session.
     fn commit_for(&self, terms: Terms, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
-        let doubts_time = terms.doubts_times;
         self.barrier(Some(Commit {
             record,
             notes,
             at,
-            doubts_time,
+            terms,
         }))
     }
 

@@ -163,7 +163,7 @@ impl Meter {
                 make_directory(&self.repository).map_err(io::Error::other)?;
                 let directory = path.parent().unwrap_or(path);
                 match DirBuilder::new().mode(0o700).create(directory) {
-                    Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+                    Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
                     _ => options.open(path),
                 }
             }
