@@ -15,6 +15,7 @@ mod list;
 mod mount;
 mod mounts;
 pub mod parse;
+mod policy;
 mod politeness;
 mod prune;
 mod repair;
@@ -26,6 +27,7 @@ mod sources;
 mod token;
 mod trust;
 mod umount;
+mod unforget;
 mod verify;
 
 use std::path::PathBuf;
@@ -48,17 +50,19 @@ pub use key::{KeyAddArgs, KeyCommand};
 pub use list::ListArgs;
 pub use mount::MountArgs;
 pub use mounts::MountsArgs;
+pub use policy::PolicyArgs;
 pub use politeness::LimitArgs;
 pub use prune::PruneArgs;
 pub use repair::RepairArgs;
 pub use restore::{FileFormat, RestoreArgs, SkipDamaged};
-pub use serve::{RightsArg, ServeArgs};
+pub use serve::{QuotaArgs, RightsArg, ServeArgs};
 pub use show::ShowArgs;
 pub use snapshots::SnapshotsArgs;
 pub use sources::Sources;
 pub use token::{TokenAddArgs, TokenCommand, TokenPlace};
 pub use trust::TrustArgs;
 pub use umount::UmountArgs;
+pub use unforget::UnforgetArgs;
 pub use verify::VerifyArgs;
 
 const AFTER_HELP: &str = "\
@@ -242,6 +246,9 @@ pub enum Command {
     Rehearse(RehearseArgs),
     /// Forget the backups that a policy does not keep, or named ones
     Forget(ForgetArgs),
+    /// Bring forgotten backups back
+    #[command(after_help = unforget::HELP)]
+    Unforget(UnforgetArgs),
     /// Protect backups from being forgotten
     Protect(ProtectArgs),
     /// Remove the protection of backups
@@ -277,6 +284,9 @@ pub enum Command {
     /// Manage the tokens with which other hosts use a repository of this one
     #[command(subcommand, after_help = token::HELP)]
     Token(TokenCommand),
+    /// Show and set what clients of a repository's server may destroy
+    #[command(after_help = policy::HELP)]
+    Policy(PolicyArgs),
     /// Read every block of every backup, decode it and check its hash
     Verify(VerifyArgs),
 }

@@ -15,8 +15,10 @@ mod core_files;
 mod damage;
 mod exit;
 mod file_forms;
+mod forgotten;
 mod guest_files;
 mod handover;
+mod jumps;
 mod leftover_mounts;
 mod limits;
 mod listing;
@@ -101,6 +103,7 @@ fn carry_out(context: &Context<'_>, command: &Command) -> Result<Outcome> {
             | Command::Guests
             | Command::Config(_)
             | Command::Token(_)
+            | Command::Policy(_)
     );
     if !is_without_store {
         limits::check()?;
@@ -124,6 +127,7 @@ fn carry_out(context: &Context<'_>, command: &Command) -> Result<Outcome> {
         Command::Boot(args) => commands::boot::run(context, args),
         Command::Rehearse(args) => commands::rehearse::run(context, args),
         Command::Forget(args) => commands::forget::run(context, args),
+        Command::Unforget(args) => commands::unforget::run(context, args),
         Command::Protect(args) => commands::forget::protect(context, args, true),
         Command::Unprotect(args) => commands::forget::protect(context, args, false),
         Command::Prune(args) => commands::prune::run(context, args),
@@ -136,6 +140,7 @@ fn carry_out(context: &Context<'_>, command: &Command) -> Result<Outcome> {
         Command::Trust(args) => commands::trust::run(context, args),
         Command::Repair(args) => commands::repair::run(context, args),
         Command::Serve(args) => commands::serve::run(context, args),
+        Command::Policy(args) => commands::policy::run(context, args),
         Command::Token(command) => commands::token::run(context, command),
         Command::Verify(args) => commands::verify::run(context, args),
     }

@@ -40,6 +40,7 @@ fn main() -> Result<()> {
     let options = PruneOptions {
         max_unused: 0.0,
         dry_run: false,
+        empty_bin: false,
     };
     let pruned = writer.prune(options, threads, &AtomicBool::new(false), &|_| ())?;
     let took = clock.elapsed();

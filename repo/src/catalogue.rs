@@ -1,5 +1,6 @@
 //! All backups of a repository, and the ways in which people name one of them.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -9,7 +10,7 @@ use crate::backup::{Backup, Entry};
 use crate::block::Hashing;
 use crate::error::{Error, Result};
 use crate::name::{BackupTime, GuestName};
-use crate::store::{Record, StoreReader};
+use crate::store::{Received, Record, StoreReader};
 
 /// Number of candidates that an error lists.
 const MAX_CANDIDATES: usize = 20;
@@ -23,7 +24,14 @@ pub const CLOCK_SLACK: SignedDuration = SignedDuration::from_secs(60);
 pub struct Catalogue {
     entries: Vec<Entry>,
     damaged: Vec<Error>,
+    received: HashMap<String, Received>,
 }
+
+/// Time that a doubted backup may be older than its commit, so that its own time counts. A client that makes times up can reach
+/// one day before the present one.
+const DOUBT_BACK: SignedDuration = SignedDuration::from_hours(24);
+/// The same for a backup that is younger.
+const DOUBT_AHEAD: SignedDuration = SignedDuration::from_mins(15);
 
 /// Reason to doubt the time of a backup. Which of two clocks was wrong is not known.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,6 +121,7 @@ impl Catalogue {
         let mut catalogue = Self::default();
         let listing = store.listing(false)?;
         catalogue.add(store.hashing(), listing.records);
+        catalogue.received = listing.received.into_iter().collect();
         for entry in &mut catalogue.entries {
             // No record has a generation that the store has not reached; such a record would hide all later ones until then.
             if entry.backup.sequence > listing.generation {
@@ -136,6 +145,18 @@ impl Catalogue {
                 Err(error) => self.damaged.push(error),
             }
         }
+    }
+
+    /// Returns the same backups, and those of more records, for what they name: not in any order. No record of this catalogue is
+    /// damaged.
+    pub(crate) fn with(&self, hashing: Hashing, records: Vec<Record>) -> Self {
+        let mut all = Self {
+            entries: self.entries.clone(),
+            damaged: Vec::new(),
+            received: HashMap::new(),
+        };
+        all.add(hashing, records);
+        all
     }
 
     /// Returns all backups, by guest and in the order in which they were made.
@@ -170,6 +191,26 @@ impl Catalogue {
     /// Returns the backup that was made last, of all guests.
     pub fn newest(&self) -> Option<&Entry> {
         self.entries.iter().max_by_key(|entry| entry.backup.order())
+    }
+
+    /// Returns the time at which a backup was committed, by the clock of the store's host; `None` if an older vbk committed it.
+    pub fn received(&self, backup: &Backup) -> Option<Received> {
+        self.received.get(&backup.spec()).copied()
+    }
+
+    /// Returns the time that counts for a backup in a policy: its own one, or that of its commit if it came from a client that is
+    /// not believed and does not fit that.
+    pub fn counted_time(&self, backup: &Backup) -> BackupTime {
+        match self.received(backup).filter(|received| received.is_doubted) {
+            Some(received) => {
+                let ahead = backup.time.timestamp().duration_since(received.time);
+                match (-DOUBT_BACK..=DOUBT_AHEAD).contains(&ahead) {
+                    true => backup.time,
+                    false => BackupTime::new(received.time),
+                }
+            }
+            None => backup.time,
+        }
     }
 
     /// Returns the evidence that a clock was wrong when a backup was made; `None` if its time fits the others' and

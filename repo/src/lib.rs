@@ -64,6 +64,7 @@ pub mod diff;
 mod error;
 pub mod files;
 pub mod id;
+pub mod kept;
 pub mod keys;
 pub mod manifest;
 pub mod mark;

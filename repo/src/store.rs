@@ -24,6 +24,7 @@
 use std::ops::Range;
 use std::path::PathBuf;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::block::{BlockSize, Hashing};
@@ -159,6 +160,40 @@ pub struct Listing {
     pub foreign_changes: Vec<String>,
     /// See [`StoreReader::generation`]; no record came with a later one.
     pub generation: u64,
+    /// Times of the commits of records, by their keys; those that an older vbk committed have none.
+    pub received: Vec<(String, Received)>,
+}
+
+/// Time at which a record was committed, by the clock of the store's own host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// The time.
+    pub time: Timestamp,
+    /// The client that committed the record may have made its time up.
+    pub is_doubted: bool,
+}
+
+/// A record that was removed, in the store's bin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forgotten {
+    /// The record.
+    pub record: Record,
+    /// Time of its removal, by the store's clock.
+    pub removed: Timestamp,
+    /// Time until which it stays, whoever prunes.
+    pub kept_until: Timestamp,
+}
+
+/// Conditions of a session that changes a store. The store's own host sets them: for clients that it does not trust.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// Seconds for which a record stays in the bin after the session removed it.
+    pub keep_removed_secs: u64,
+    /// The times in the records that the session commits are not believed.
+    pub doubts_times: bool,
+    /// Nodes that are stored and can be read stay as they are, whatever the session puts under their names: the store can't
+    /// prove those of an encrypted repository.
+    pub keeps_nodes: bool,
 }
 
 /// Result of [`StoreManager::retain`].
@@ -187,6 +222,8 @@ pub struct PruneOptions {
     pub max_unused: f64,
     /// Only counts what would be removed.
     pub dry_run: bool,
+    /// Empties the bin first, also of what should stay longer.
+    pub empty_bin: bool,
 }
 
 impl PruneOptions {
@@ -250,6 +287,11 @@ pub trait StoreReader: Send + Sync {
     /// All notes. A note that can't be read is included as it is stored, under [`StoreReader::stored_note_name`].
     fn notes(&self) -> Result<Vec<Note>>;
 
+    /// The records in the bin, in the order of their removal; see [`StoreManager::amend_at`].
+    fn forgotten(&self) -> Result<Vec<Forgotten>> {
+        Ok(Vec::new())
+    }
+
     /// Faults in the set of records and notes as a whole: a line for each kind of change that no writer made. Only an
     /// encrypted store can find them.
     fn foreign_changes(&self) -> Result<Vec<String>> {
@@ -267,6 +309,7 @@ pub trait StoreReader: Send + Sync {
             },
             foreign_changes: self.foreign_changes()?,
             generation: self.generation()?,
+            received: Vec::new(),
         })
     }
 
@@ -286,6 +329,7 @@ pub trait StoreReader: Send + Sync {
             notes,
             foreign_changes: Vec::new(),
             generation,
+            received: Vec::new(),
         })
     }
 
@@ -315,6 +359,9 @@ pub trait StoreWriter: StoreReader {
         Ok(())
     }
 
+    /// Sets the conditions of this session.
+    fn set_terms(&self, _terms: Terms) {}
+
     /// The barrier: see point 2 of the seam.
     fn flush(&self) -> Result<()>;
 
@@ -336,13 +383,19 @@ pub trait StoreManager: StoreWriter {
         self.amend_at(remove_records, notes, None)
     }
 
-    /// Like [`StoreManager::amend`]; with `at`, only while that is the store's generation; otherwise [`Error::Moved`].
+    /// Like [`StoreManager::amend`]; with `at`, only while that is the store's generation; otherwise [`Error::Moved`]. Removed
+    /// records are in the bin from then on. A prune keeps what those name that must stay, and removes the others from it.
     fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()>;
 
     /// Records that were removed while other writers had the store open, whose backups may build on them. What they name must
     /// stay.
     fn held(&self) -> Vec<Record> {
         Vec::new()
+    }
+
+    /// Removes from the bin what need not stay after `time`. Durable when this returns.
+    fn empty_bin(&self, _time: Timestamp) -> Result<()> {
+        Ok(())
     }
 
     /// Accepts the present set of records and notes. Gives the former [`StoreReader::foreign_changes`]. Durable when this

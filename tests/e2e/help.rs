@@ -4,7 +4,7 @@ use crate::support::lab::Lab;
 
 const GLOBAL: [&str; 4] = ["--repo", "--json", "--quiet", "--verbose"];
 
-const COMMANDS: [(&str, &[&str]); 20] = [
+const COMMANDS: [(&str, &[&str]); 22] = [
     ("init", &["--block-size", "1M", "64K", "16M"]),
     ("backup", &["--compression", "--no-wait", "19", "none", "vda"]),
     ("list", &["guest"]),
@@ -69,6 +69,8 @@ const COMMANDS: [(&str, &[&str]); 20] = [
         &["--listen", "8484", "--root", "--stdio", "--rights", "token add"],
     ),
     ("token", &["add", "list", "revoke", "rotate", "--token-file", "0600"]),
+    ("unforget", &["--since", "--all", "vbk policy"]),
+    ("policy", &["--bin", "token", "administrator"]),
     ("trust", &["--forget", "/var/lib/vbk-trust"]),
 ];
 

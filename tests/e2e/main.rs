@@ -39,6 +39,7 @@ mod many;
 mod notes;
 mod output;
 mod page_cache;
+mod policy;
 mod polite;
 mod rehearse;
 mod restore;

@@ -32,7 +32,7 @@ impl Sshd {
         }
         let public = |key: &str| fs::read_to_string(dir.join(format!("{key}.pub"))).expect("reads");
         let forced = format!(
-            "restrict,command=\"{VBK} serve --stdio --rights backup {}\" ",
+            "restrict,command=\"{VBK} serve --stdio --rights backup --as web --backups-per-day 2 {}\" ",
             lab.repo().display()
         );
         fs::write(dir.join("authorized_keys"), public("all") + &forced + &public("backup")).expect("writes");
@@ -153,6 +153,20 @@ fn a_key_with_a_forced_command_can_add_and_not_remove() {
         lab.run(command).code(1).says(&["does not let this client"]);
     }
     assert_eq!(lab.listed().len(), 1);
+    let refused = fs::read_to_string(lab.repo().join("serve/refused.log")).expect("is there");
+    for part in [
+        "\"client\":\"web\"",
+        "\"address\":\"127.0.0.1\"",
+        "change or remove backups",
+    ] {
+        assert!(refused.contains(part), "{refused}");
+    }
+    assert!(!lab.repo().join("serve/audit.log").exists());
+    // The line's quota: the second backup is the last one of the day.
+    lab.backup("web1", &disk);
+    lab.run(args!["backup", "web1", disk])
+        .code(1)
+        .says(&["web may add 2 backups a day"]);
 }
 
 #[test]

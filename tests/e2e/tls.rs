@@ -110,6 +110,8 @@ impl Drop for Server {
 fn every_command_works_with_a_repository_behind_tls() {
     let mut lab = Lab::new();
     let server = Server::start(&lab);
+    // The main job frees what it forgot.
+    lab.ok(args!["policy", "--bin", "0"]);
     server.use_with(&mut lab, "all", args!["--rights", "manage"]);
     // The process of its mount in the background has the token too.
     main_job(&lab);
@@ -433,7 +435,7 @@ fn a_line_for_ssh_is_printed_in_place_of_a_token() {
     assert_eq!(
         line,
         format!(
-            "restrict,command=\"vbk serve --stdio --rights backup -- '{}'\" ssh-ed25519 AAAA root@web\n",
+            "restrict,command=\"vbk serve --stdio --rights backup --as 'web' -- '{}'\" ssh-ed25519 AAAA root@web\n",
             repo.display()
         )
     );

@@ -66,7 +66,7 @@ does not change them back. Verification is not copied: run `vbk verify` in TO.
 
 --key-file, --passphrase-file and --token-file are for TO, and for FROM too where
 no --from-... is given. If both have the same master key, FROM's opens TO. The
-token for FROM needs the right `restore` or `manage`, that for TO `backup`.
+token for FROM needs the right `copy`, that for TO `manage`.
 VBK_REPO is not used.
 
 Examples:

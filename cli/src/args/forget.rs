@@ -24,6 +24,10 @@ pub struct ForgetArgs {
     #[arg(long, conflicts_with = "all")]
     pub last_too: bool,
 
+    /// Also forget by the rules where less than 20 % of what an earlier backup of the guest has is still in the newest one
+    #[arg(long)]
+    pub changed_too: bool,
+
     /// The rules.
     #[command(flatten)]
     pub keep: KeepArgs,
@@ -51,10 +55,13 @@ the oldest and keeps the newest one of each day, week, month or year until its
 number is used up. Without any --keep-... the `keep` of the guest in the
 configuration applies, or that of [defaults]; keep = \"all\" keeps all backups.
 Whatever the rules say, protected backups stay, and so does the newest good
-backup of each guest. Damaged backups are not counted.
+backup of each guest. Damaged backups are not counted. Nothing is forgotten of a
+guest that may have been encrypted or wiped since: of which the newest backup has
+less than 20 % of the blocks of the one before, or of one a week older.
 
 Forgetting removes a backup from the list at once. `vbk prune` frees the space
-of its blocks, unless other backups need them.";
+of its blocks, unless other backups need them. Until then `vbk unforget` brings
+it back.";
 
 /// Rules of a policy.
 #[derive(Debug, Args)]

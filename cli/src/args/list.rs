@@ -8,4 +8,8 @@ use vbk_repo::name::GuestName;
 pub struct ListArgs {
     /// Only backups of this guest
     pub guest: Option<GuestName>,
+
+    /// List the backups that were forgotten and that `vbk unforget` can bring back
+    #[arg(long)]
+    pub forgotten: bool,
 }

@@ -15,6 +15,10 @@ pub struct PruneArgs {
     #[arg(long, value_name = "PERCENT", default_value = "5%", value_parser = parse::parse_percent)]
     pub max_unused: f64,
 
+    /// Also remove backups that clients of a server forgot and that the server's policy keeps in the bin: to free space now
+    #[arg(long)]
+    pub empty_bin: bool,
+
     /// Exit with code 75 if another process writes to the repository, instead of waiting for it
     #[arg(long)]
     pub no_wait: bool,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use vbk_remote::server::Allowed;
+use vbk_remote::server::{Allowed, Quota};
 
 use super::parse;
 
@@ -46,9 +46,18 @@ pub struct ServeArgs {
     #[arg(long, value_name = "TIME", value_parser = parse::parse_duration, conflicts_with_all = ["stdio", "root"])]
     pub idle_exit: Option<Duration>,
 
-    /// With --stdio: what the client may do
-    #[arg(long, value_enum, default_value_t = RightsArg::Manage, requires = "stdio")]
-    pub rights: RightsArg,
+    /// With --stdio: what the client may do. It is then bound by the policy of the repository (`vbk policy`) [default: all that
+    /// this user may]
+    #[arg(long, value_enum, requires = "stdio")]
+    pub rights: Option<RightsArg>,
+
+    /// With --stdio: name of the client in the audit log [default: ssh]
+    #[arg(long = "as", value_name = "NAME", requires = "stdio")]
+    pub client: Option<String>,
+
+    /// With --stdio: what the client may add.
+    #[command(flatten)]
+    pub quota: QuotaArgs,
 
     /// With --stdio: the client has only guests that match this pattern (* and ?); may be given several times. Not of an
     /// encrypted repository
@@ -56,13 +65,38 @@ pub struct ServeArgs {
     pub guests: Vec<String>,
 }
 
+/// What a client may add in a day.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct QuotaArgs {
+    /// Bytes that the client may send in a day (UTC), as they are stored, e.g. 100G
+    #[arg(long, value_name = "SIZE", value_parser = parse::parse_size)]
+    pub bytes_per_day: Option<u64>,
+
+    /// Backups that the client may add in a day (UTC)
+    #[arg(long, value_name = "N")]
+    pub backups_per_day: Option<u64>,
+}
+
+impl From<QuotaArgs> for Quota {
+    fn from(args: QuotaArgs) -> Self {
+        Self {
+            bytes_per_day: args.bytes_per_day,
+            backups_per_day: args.backups_per_day,
+        }
+    }
+}
+
 /// Rights of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum RightsArg {
-    /// Read all backups
-    Restore,
     /// Add backups and list them; read, change and remove nothing
     Backup,
+    /// Read backups
+    Restore,
+    /// Read backups as they are stored, for a copy
+    Copy,
+    /// Read everything, also what no backup needs, for `vbk verify`
+    Verify,
     /// Everything
     Manage,
 }
@@ -71,6 +105,8 @@ impl From<RightsArg> for Allowed {
     fn from(rights: RightsArg) -> Self {
         match rights {
             RightsArg::Restore => Self::Read,
+            RightsArg::Copy => Self::Copy,
+            RightsArg::Verify => Self::Verify,
             RightsArg::Backup => Self::Add,
             RightsArg::Manage => Self::Everything,
         }

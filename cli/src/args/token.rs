@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::RightsArg;
+use super::{QuotaArgs, RightsArg};
 
 /// Text below the help of `vbk token`.
 pub const HELP: &str = "\
@@ -52,6 +52,10 @@ pub struct TokenAddArgs {
     /// encrypted repository
     #[arg(long, value_name = "PATTERN")]
     pub guests: Vec<String>,
+
+    /// What it may add.
+    #[command(flatten)]
+    pub quota: QuotaArgs,
 
     /// The way to the server, and the file for the token.
     #[command(flatten)]

@@ -7,7 +7,7 @@ use serde::Serialize;
 use vbk::retention::{Candidate, Decision, KeepPolicy, decide};
 use vbk_repo::backup::Entry;
 use vbk_repo::catalogue::{BackupSpec, CLOCK_SLACK, Catalogue};
-use vbk_repo::name::GuestName;
+use vbk_repo::name::{BackupTime, GuestName};
 use vbk_repo::repository::Change;
 use vbk_repo::state::{States, note_of};
 use vbk_repo::store::PruneOptions;
@@ -16,6 +16,7 @@ use crate::args::{ForgetArgs, ProtectArgs};
 use crate::config::Keep;
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
+use crate::jumps::{Jump, Jumps};
 use crate::pruning::prune;
 use crate::signals;
 use crate::terminal::table::{Align, Table};
@@ -42,7 +43,9 @@ pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
     };
     if args.dry_run {
         let view = context.view()?;
-        let judged = judge(&view.catalogue()?, &view.states()?, args, &policies, &zone)?;
+        let store = view.store();
+        let jumps = Jumps::of(&*store, args);
+        let judged = judge(&view.catalogue()?, &view.states()?, args, &policies, &zone, &jumps)?;
         print(context, &judged, true);
         context.json_result(&judged.verdicts)?;
         return Ok(judged.outcome());
@@ -51,7 +54,8 @@ pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
     let mut writer = context.manager(&format!("forget {}", args.what.join(" ")), args.no_wait, &cancel)?;
     // Another host may protect a backup meanwhile, and then all is judged again.
     let judged = writer.change(|catalogue, states| {
-        let judged = judge(catalogue, states, args, &policies, &zone)?;
+        let jumps = Jumps::of(writer.store(), args);
+        let judged = judge(catalogue, states, args, &policies, &zone, &jumps)?;
         let change = Change {
             forget: judged.forgotten(),
             ..Change::default()
@@ -61,7 +65,7 @@ pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
     print(context, &judged, false);
     if !args.prune {
         if !judged.forgotten().is_empty() {
-            context.say("`vbk prune` gives back the space that nothing else needs");
+            context.say("`vbk prune` gives back the space that nothing else needs; until then `vbk unforget` brings back what was forgotten");
         }
         context.json_result(&judged.verdicts)?;
         return Ok(judged.outcome());
@@ -69,6 +73,7 @@ pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
     let options = PruneOptions {
         max_unused: PruneOptions::MAX_UNUSED,
         dry_run: false,
+        empty_bin: false,
     };
     match prune(context, &mut writer, options, &cancel, Some(&judged.verdicts))? {
         Outcome::Done => Ok(judged.outcome()),
@@ -82,6 +87,10 @@ struct Judged {
     verdicts: Vec<Verdict>,
     /// Guests for which `keep` is not set.
     left_out: Vec<GuestName>,
+    /// Backups whose times clients made up, it seems, and the times that count.
+    doubted: Vec<(String, BackupTime)>,
+    /// Guests of which no backup is forgotten, because little is left of what they had.
+    jumped: Vec<Jump>,
     /// Guests that lose their last good backup, with the rest of the sentence about them.
     bare: Vec<(GuestName, &'static str)>,
 }
@@ -93,7 +102,7 @@ impl Judged {
     }
 
     fn outcome(&self) -> Outcome {
-        match self.left_out.is_empty() {
+        match self.left_out.is_empty() && self.jumped.is_empty() && self.doubted.is_empty() {
             true => Outcome::Done,
             false => Outcome::Warnings,
         }
@@ -140,6 +149,7 @@ fn judge(
     args: &ForgetArgs,
     policies: &Policies<'_>,
     zone: &TimeZone,
+    jumps: &Jumps<'_>,
 ) -> Result<Judged> {
     let mut judged = Judged::default();
     let mut guests = Vec::new();
@@ -185,10 +195,23 @@ fn judge(
             Ok(judged)
         }
         (_, []) => {
-            let verdicts = kept
-                .iter()
-                .flat_map(|(guest, keep)| judge_guest(catalogue, states, guest, keep, zone));
-            judged.verdicts = verdicts.collect();
+            for (guest, keep) in &kept {
+                let doubted = catalogue.of(guest).filter_map(|entry| {
+                    let counted = catalogue.counted_time(&entry.backup);
+                    (counted != entry.backup.time).then(|| (entry.backup.spec(), counted))
+                });
+                judged.doubted.extend(doubted);
+                let mut verdicts = judge_guest(catalogue, states, guest, keep, zone);
+                let forgets = verdicts.iter().any(|verdict| verdict.action == FORGET);
+                if let Some(jump) = forgets.then(|| jumps.find(catalogue, guest)).transpose()?.flatten() {
+                    for verdict in &mut verdicts {
+                        verdict.action = KEEP;
+                        verdict.reasons = vec![format!("{guest} has changed too much")];
+                    }
+                    judged.jumped.push(jump);
+                }
+                judged.verdicts.extend(verdicts);
+            }
             Ok(judged)
         }
     }
@@ -262,12 +285,17 @@ fn judge_guest(
         };
         return catalogue.of(guest).map(verdict).collect();
     };
+    let mut times = BTreeSet::new();
     let candidates: Vec<_> = catalogue
         .of(guest)
         .map(|entry| {
             let state = states.of(&entry.backup);
+            let mut time = catalogue.counted_time(&entry.backup);
+            while !times.insert(time) {
+                time = time.next();
+            }
             Candidate {
-                time: entry.backup.time,
+                time,
                 sequence: entry.backup.sequence,
                 protected: state.protected,
                 good: state.damaged.is_none(),
@@ -367,6 +395,15 @@ fn print(context: &Context<'_>, judged: &Judged, dry_run: bool) {
             true => context.say(format_args!("{guest} would be left with {left}")),
             false => context.say(format_args!("{guest} has {left} now")),
         }
+    }
+    for (backup, counted) in &judged.doubted {
+        tracing::warn!(
+            "the repository received {backup} at {counted} from a client that may only add: that time counts for the rules, and not \
+             the client's"
+        );
+    }
+    for jump in &judged.jumped {
+        tracing::warn!("{jump}");
     }
     if !judged.left_out.is_empty() {
         let guests: Vec<_> = judged.left_out.iter().map(ToString::to_string).collect();

@@ -2,11 +2,13 @@
 
 use vbk_repo::backup::Entry;
 use vbk_repo::catalogue::Catalogue;
+use vbk_repo::repository::View;
 use vbk_repo::state::States;
 
 use crate::args::ListArgs;
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
+use crate::forgotten::{self, BinnedJson, decoded};
 use crate::listing::{BackupJson, describe_state, disk_names};
 use crate::terminal::table::{Align, Table};
 use crate::terminal::units;
@@ -15,6 +17,9 @@ use crate::warnings::{clock_doubt, unreadable_notes};
 /// Lists backups.
 pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Outcome> {
     let view = context.view()?;
+    if args.forgotten {
+        return list_bin(context, args, &view);
+    }
     let (catalogue, states) = (view.catalogue()?, view.states()?);
     if let Some(guest) = &args.guest {
         catalogue.check_guest(guest)?;
@@ -46,6 +51,22 @@ pub fn run(context: &Context<'_>, args: &ListArgs) -> Result<Outcome> {
         ([], []) => Outcome::Done,
         _ => Outcome::Damage,
     })
+}
+
+/// Lists what can be brought back.
+fn list_bin(context: &Context<'_>, args: &ListArgs, view: &View) -> Result<Outcome> {
+    let mut bin = decoded(view.store().hashing(), view.forgotten()?);
+    bin.retain(|binned| {
+        args.guest
+            .as_ref()
+            .is_none_or(|only| *only == binned.entry.backup.guest)
+    });
+    match bin.is_empty() {
+        true => context.say("nothing was forgotten that can be brought back"),
+        false => context.print(forgotten::table(&bin)),
+    }
+    context.json_result(&bin.iter().map(BinnedJson::from).collect::<Vec<_>>())?;
+    Ok(Outcome::Done)
 }
 
 fn table(entries: &[&Entry], catalogue: &Catalogue, states: &States) -> Table {

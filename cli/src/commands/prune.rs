@@ -15,6 +15,7 @@ pub fn run(context: &Context<'_>, args: &PruneArgs) -> Result<Outcome> {
     let options = PruneOptions {
         max_unused: args.max_unused,
         dry_run: args.dry_run,
+        empty_bin: args.empty_bin,
     };
     prune(context, &mut writer, options, &cancel, None::<&()>)
 }

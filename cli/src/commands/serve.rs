@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use serde::Serialize;
 use vbk_remote::client::local_home_starting;
-use vbk_remote::server::{Allowed, Served, Server, load_or_make_key, serve_stdio};
+use vbk_remote::server::{Admission, Allowed, Served, Server, Who, load_or_make_key, serve_stdio};
 use vbk_repo::repository::directory::Directory;
 use vbk_repo::repository::home::Home;
 
@@ -69,10 +69,26 @@ fn start(path: &Path) -> io::Result<()> {
 }
 
 fn serve_one(path: &Path, args: &ServeArgs) -> Result<Outcome> {
-    let allowed = Allowed::from(args.rights);
+    let admission = Admission {
+        who: Who {
+            name: args.client.clone().unwrap_or_else(|| "ssh".to_owned()),
+            address: ssh_client(),
+        },
+        rights: args.rights.map_or(Allowed::Everything, Allowed::from),
+        guests: args.guests.clone(),
+        // Without a forced command whoever comes by ssh can do all that this user can.
+        is_administrator: args.rights.is_none() && args.guests.is_empty() && args.client.is_none(),
+        quota: args.quota.into(),
+    };
     // The client shows the error: nobody may see the standard error of this process.
-    serve_stdio(open(path), allowed, &args.guests).map_err(Error::io("serve the client"))?;
+    serve_stdio(open(path), &admission).map_err(Error::io("serve the client"))?;
     Ok(Outcome::Done)
+}
+
+/// Returns the address of the ssh client that this process serves: the first word of SSH_CONNECTION (ssh(1)).
+fn ssh_client() -> Option<String> {
+    let connection = std::env::var("SSH_CONNECTION").ok()?;
+    connection.split_whitespace().next().map(str::to_owned)
 }
 
 #[derive(Serialize)]

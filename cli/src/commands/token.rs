@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use vbk_remote::address::DEFAULT_PORT;
 use vbk_remote::peer::Seed;
-use vbk_remote::server::{Allowed, TokenEntry, Tokens, load_or_make_key};
+use vbk_remote::server::{Allowed, AuditLog, Quota, TokenEntry, Tokens, Who, load_or_make_key};
 use vbk_remote::token::Token;
 use vbk_repo::files::{self, Mode, Synced};
 use vbk_repo::repository::directory::Directory;
@@ -37,6 +37,7 @@ pub fn run(context: &Context<'_>, command: &TokenCommand) -> Result<Outcome> {
         TokenCommand::Add(args) => add(context, &directory, &tokens, args),
         TokenCommand::List => list(context, &tokens),
         TokenCommand::Revoke { name } => {
+            note(&directory, "token revoke", name)?;
             tokens.revoke(name)?;
             context.say(format_args!("token {name} is revoked; its sessions end within seconds"));
             Ok(Outcome::Done)
@@ -44,6 +45,7 @@ pub fn run(context: &Context<'_>, command: &TokenCommand) -> Result<Outcome> {
         TokenCommand::Rotate { name, place } => {
             let way = Way::to(&directory, place)?;
             let token = way.token(Seed::generate().map_err(Error::io("make a key"))?)?;
+            note(&directory, "token rotate", name)?;
             let key = token.seed.public_key();
             let kept = write_out(place, &token)?;
             let entry = tokens
@@ -52,6 +54,15 @@ pub fn run(context: &Context<'_>, command: &TokenCommand) -> Result<Outcome> {
             show(context, &entry, &token, place)
         }
     }
+}
+
+/// Logs a change of a token, before it is made: it counts from that moment on.
+fn note(directory: &Directory, what: &str, name: &str) -> Result<()> {
+    let who = Who {
+        name: format!("local user {}", nix::unistd::getuid()),
+        address: None,
+    };
+    Ok(AuditLog::of(directory.name(), who).note(what, &[name.to_owned()])?)
 }
 
 fn add(context: &Context<'_>, directory: &Directory, tokens: &Tokens, args: &TokenAddArgs) -> Result<Outcome> {
@@ -74,8 +85,14 @@ fn add(context: &Context<'_>, directory: &Directory, tokens: &Tokens, args: &Tok
         public_key: token.seed.public_key(),
         rights: Allowed::from(args.rights),
         guests: args.guests.clone(),
+        quota: args.quota.into(),
         created: Timestamp::now(),
     };
+    note(
+        directory,
+        &format!("token add --rights {}", entry.rights.name()),
+        &args.name,
+    )?;
     let kept = write_out(&args.place, &token)?;
     tokens.add(&entry).inspect_err(|_| take_back(kept))?;
     show(context, &entry, &token, &args.place)
@@ -200,6 +217,8 @@ struct Listed {
     name: String,
     rights: Allowed,
     guests: Vec<String>,
+    #[serde(skip_serializing_if = "Quota::is_none")]
+    quota: Quota,
     created: Timestamp,
     last_seen: Option<Timestamp>,
 }
@@ -214,6 +233,7 @@ fn list(context: &Context<'_>, tokens: &Tokens) -> Result<Outcome> {
                 name,
                 rights: entry.rights,
                 guests: entry.guests,
+                quota: entry.quota,
                 created: entry.created,
             }),
             // Revoked a moment ago.
@@ -229,7 +249,7 @@ fn list(context: &Context<'_>, tokens: &Tokens) -> Result<Outcome> {
     for token in &listed {
         table.row(vec![
             token.name.clone(),
-            word(token.rights).to_owned(),
+            token.rights.name().to_owned(),
             match token.guests.is_empty() {
                 true => "all".to_owned(),
                 false => token.guests.join(" "),
@@ -241,14 +261,6 @@ fn list(context: &Context<'_>, tokens: &Tokens) -> Result<Outcome> {
     context.print(table);
     context.json_result(&listed)?;
     Ok(outcome)
-}
-
-fn word(rights: Allowed) -> &'static str {
-    match rights {
-        Allowed::Read => "restore",
-        Allowed::Add => "backup",
-        Allowed::Everything | Allowed::Trusted => "manage",
-    }
 }
 
 /// Returns the first line of a file with a public ssh key.
@@ -274,10 +286,20 @@ fn authorized_keys_line(directory: &Path, args: &TokenAddArgs, key: &str) -> Res
             "the name {directory:?} can't be written into authorized_keys; rename the directory"
         ))
     })?;
-    let mut command = format!("vbk serve --stdio --rights {}", word(args.rights.into()));
+    let rights = Allowed::from(args.rights).name();
+    let mut command = format!("vbk serve --stdio --rights {rights} --as {}", quoted(&args.name));
     for pattern in &args.guests {
         command.push_str(" --guests ");
         command.push_str(&quoted(pattern));
+    }
+    let quota = [
+        ("--bytes-per-day", args.quota.bytes_per_day),
+        ("--backups-per-day", args.quota.backups_per_day),
+    ];
+    for (option, number) in quota {
+        if let Some(number) = number {
+            command.push_str(&format!(" {option} {number}"));
+        }
     }
     command.push_str(" -- ");
     command.push_str(&quoted(path));
@@ -288,7 +310,7 @@ fn authorized_keys_line(directory: &Path, args: &TokenAddArgs, key: &str) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args::RightsArg;
+    use crate::args::{QuotaArgs, RightsArg};
 
     #[test]
     fn the_line_for_ssh_quotes_what_two_programs_read() {
@@ -296,6 +318,10 @@ mod tests {
             name: "web1".into(),
             rights: RightsArg::Backup,
             guests: vec!["web*".into()],
+            quota: QuotaArgs {
+                bytes_per_day: None,
+                backups_per_day: Some(24),
+            },
             place: TokenPlace {
                 host: None,
                 under_root: false,
@@ -306,11 +332,11 @@ mod tests {
         let line = |path: &str| authorized_keys_line(Path::new(path), &args, "ssh-ed25519 AAAA root@web");
         assert_eq!(
             line("/srv/vbk").expect("a line"),
-            r#"restrict,command="vbk serve --stdio --rights backup --guests 'web*' -- '/srv/vbk'" ssh-ed25519 AAAA root@web"#
+            r#"restrict,command="vbk serve --stdio --rights backup --as 'web1' --guests 'web*' --backups-per-day 24 -- '/srv/vbk'" ssh-ed25519 AAAA root@web"#
         );
         assert_eq!(
             line(r#"/a "b'c"#).expect("a line"),
-            r#"restrict,command="vbk serve --stdio --rights backup --guests 'web*' -- '/a \"b'\''c'" ssh-ed25519 AAAA root@web"#
+            r#"restrict,command="vbk serve --stdio --rights backup --as 'web1' --guests 'web*' --backups-per-day 24 -- '/a \"b'\''c'" ssh-ed25519 AAAA root@web"#
         );
         assert!(line("/a\nb").is_err());
     }

@@ -7,7 +7,7 @@ use vbk_repo::block::PAGE_BYTES;
 use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::repository::home::Room;
 use vbk_repo::repository::{Pruned, Reserve};
-use vbk_repo::store::PruneOptions;
+use vbk_repo::store::{PruneOptions, Terms};
 use vbk_repo::{Error, ErrorKind};
 
 /// The newest version of the protocol, and the oldest that this vbk speaks.
@@ -123,6 +123,8 @@ pub(crate) enum Ask {
     PutNodes {
         store: Handle,
         nodes: Vec<([u8; 32], u32)>,
+        /// Only a trusted client's count.
+        terms: Terms,
     },
     /// Names the stored backup that the next commit builds on. [`Answer::Done`].
     BuildsOn {
@@ -139,6 +141,8 @@ pub(crate) enum Ask {
         notes: Vec<(String, Option<Vec<u8>>)>,
         /// The generation that it was made out of.
         at: Option<u64>,
+        /// Only a trusted client's count.
+        terms: Terms,
     },
     /// [`Answer::Done`].
     Amend {
@@ -147,6 +151,8 @@ pub(crate) enum Ask {
         notes: Vec<(String, Option<Vec<u8>>)>,
         /// The generation that it was made out of.
         at: Option<u64>,
+        /// Only a trusted client's count.
+        terms: Terms,
     },
     /// Body: ids. [`Answer::Done`].
     Condemn(Handle),
@@ -169,7 +175,12 @@ pub(crate) enum Ask {
     CheckTables(u64),
     /// Body: ids of nodes, each with the sum of what the client takes for it. Those that are not stored so: [`Answer::Ids`].
     CompareNodes(Handle),
+    /// The bin: [`Answer::Forgotten`], in parts.
+    Forgotten(Handle),
 }
+
+/// A record in a listing: its key and length, the seconds of its commit, and whether its own time is not believed.
+pub(crate) type ListedRecord = (String, u32, Option<(i64, bool)>);
 
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -201,8 +212,7 @@ pub(crate) enum Answer {
     Nodes(Vec<Result<u32, Fault>>),
     /// A part of a listing. Body: the values.
     Listing {
-        /// Keys and lengths of records.
-        records: Vec<(String, u32)>,
+        records: Vec<ListedRecord>,
         /// Names and lengths of notes.
         notes: Vec<(String, u32)>,
         foreign_changes: Vec<String>,
@@ -212,6 +222,9 @@ pub(crate) enum Answer {
     Pruned(Pruned),
     /// A value as JSON.
     Report(String),
+    /// A part of the bin: keys, lengths, and the seconds of the removals and of the times until which they stay. Body: the
+    /// records.
+    Forgotten(Vec<(String, u32, i64, i64)>),
 }
 
 /// Lengths of a sealed block.

@@ -1,5 +1,6 @@
 //! Answers the questions of a client.
 
+mod audit;
 mod clients;
 mod crowd;
 mod door;
@@ -7,6 +8,9 @@ mod key;
 mod limited;
 mod listen;
 mod local;
+mod policy;
+mod quota;
+mod rights;
 mod session;
 mod stores;
 mod tls;
@@ -17,49 +21,39 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use vbk_repo::repository::home::Home;
 
 use crate::message::Fault;
 
+pub use audit::{AuditLog, Who};
 pub use clients::{Open, Served};
 pub use key::load_or_make as load_or_make_key;
+pub use limited::Admission;
 pub use listen::Server;
+pub use policy::Policy;
+pub use quota::Quota;
+pub use rights::Allowed;
 pub use tokens::{Entry as TokenEntry, Tokens};
 
 /// Time for answers that nobody waits for any more.
 const LAST_ANSWERS: Duration = Duration::from_secs(10);
 
-/// What a client may do with a repository.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Allowed {
-    /// Read everything.
-    #[serde(rename = "restore")]
-    Read,
-    /// Add backups, and read what that needs: records, notes, manifests and the index, but no block.
-    #[serde(rename = "backup")]
-    Add,
-    /// Read everything, and add, change and remove backups.
-    #[serde(rename = "manage")]
-    Everything,
-    /// The same, and what it puts is not checked again: it could write to the directory itself. No token has it.
-    #[serde(skip)]
-    Trusted,
-}
-
 /// Serves a client on the process's standard input and output until it hangs up. Nothing else may use these. A home that could
-/// not be opened is an error that the client shows. `guests` are patterns; none: all guests.
-pub fn serve_stdio(home: vbk_repo::Result<Arc<dyn Home>>, allowed: Allowed, guests: &[String]) -> io::Result<()> {
+/// not be opened is an error that the client shows. What the client changes gets into the audit log of the repository.
+pub fn serve_stdio(home: vbk_repo::Result<Arc<dyn Home>>, admission: &Admission) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
-    let home = home.and_then(|home| limited::limit(home, allowed, guests));
+    let home = home.and_then(|home| {
+        let log = home.name().to_owned();
+        limited::limit(home, admission, Some(&log))
+    });
     let home = home.map_err(|error| Fault::from(&error));
     let served = runtime.block_on(session::run(
         home.as_ref(),
-        allowed,
+        admission.rights,
         tokio::io::stdin(),
         tokio::io::stdout(),
     ));
@@ -75,13 +69,20 @@ pub fn serve_stdio(home: vbk_repo::Result<Arc<dyn Home>>, allowed: Allowed, gues
     }
 }
 
-/// Serves a client on a stream until it hangs up, and closes the stores that it left open.
+/// Serves a client on a stream until it hangs up, and closes the stores that it left open. Without an audit log: for tests.
 pub async fn serve(
     home: &Arc<dyn Home>,
     allowed: Allowed,
     read: impl AsyncRead + Unpin,
     write: impl AsyncWrite + Unpin,
 ) -> io::Result<()> {
-    let home = limited::limit(Arc::clone(home), allowed, &[]).expect("all guests are no limit");
+    let admission = Admission {
+        who: Who::default(),
+        rights: allowed,
+        guests: Vec::new(),
+        is_administrator: false,
+        quota: Quota::default(),
+    };
+    let home = limited::limit(Arc::clone(home), &admission, None).expect("all guests are no limit");
     session::run(Ok(&home), allowed, read, write).await
 }

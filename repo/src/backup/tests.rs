@@ -126,6 +126,7 @@ fn a_file_survives_a_prune_after_another_backup_was_forgotten() {
     let options = PruneOptions {
         max_unused: 0.0,
         dry_run: false,
+        empty_bin: false,
     };
     let swept = store.retain(&live.expect("marks"), options, &mut |_| Ok(()));
     assert!(swept.expect("sweeps").removed_blocks > 0);

@@ -46,6 +46,7 @@ fn what_backups_name_is_live_and_the_rest_is_swept() {
     let options = PruneOptions {
         max_unused: 0.0,
         dry_run: false,
+        empty_bin: false,
     };
     let swept = store.retain(&live, options, &mut |_| Ok(())).expect("sweeps");
     assert!(swept.removed_blocks > 0 && swept.live_blocks > 0, "{swept:?}");

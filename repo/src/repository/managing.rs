@@ -1,18 +1,21 @@
 //! The right to change and remove backups: for forget, prune, verify and repair.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+
+use jiff::Timestamp;
 
 use super::Writer;
 use super::home::{Keeper, Pruned};
 use super::writing::MOST_TRIES;
 use crate::catalogue::Catalogue;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::mark::{check_complete, mark, mark_sealed};
 use crate::standing::Standing;
 use crate::state::{self, State, States};
-use crate::store::{ENCRYPTION, Identity, Live, Note, PruneOptions, StoreManager};
+use crate::store::{ENCRYPTION, Forgotten, Identity, Live, Note, PruneOptions, Record, StoreManager, StoreReader};
 
 /// Removed bytes after which a prune shows readers its progress, and releases the view before. Fewer where less is free.
 const PUBLISH_BYTES: u64 = 2 << 30;
@@ -107,6 +110,25 @@ impl Manager {
         self.writer.keeper.publish()
     }
 
+    /// Returns the backups in the bin, the last one that was forgotten first: those that can be brought back until the bin is
+    /// emptied. A backup that was brought back is not among them.
+    pub fn forgotten(&self) -> Result<Vec<Forgotten>> {
+        forgotten_of(&*self.store)
+    }
+
+    /// Brings backups back from the bin. Each is durable and visible when this returns. Fails with [`Error::Missing`] if a prune
+    /// has removed what one of them needs.
+    pub fn unforget(&self, forgotten: &[Forgotten]) -> Result<()> {
+        for Forgotten { record, .. } in forgotten {
+            // The same bytes under the same name, whatever else has changed. The commit finds out whether all of it is there.
+            if let Err(error) = self.store.commit_at(record, &[], None) {
+                self.writer.keeper.publish()?;
+                return Err(error);
+            }
+        }
+        self.writer.keeper.publish()
+    }
+
     /// Accepts the records and notes of an encrypted repository as they are, whoever changed them. Returns a line for each
     /// kind of change that was made without the key.
     pub fn accept(&self) -> Result<Vec<String>> {
@@ -137,16 +159,36 @@ impl Manager {
             return pruned;
         }
         let started = Instant::now();
-        let live = mark(&*self.store, &catalogue, threads, cancel)?;
+        let store = &*self.store;
+        // After the records, so that one which is removed meanwhile is among these or those.
+        let bin = Bin::read(store, options)?;
+        let live = bin.mark(&|kept, alone| {
+            let marked = match alone {
+                true => Catalogue::default().with(store.hashing(), kept.to_vec()),
+                false => catalogue.with(store.hashing(), [kept, &store.held()].concat()),
+            };
+            mark(store, &marked, threads, cancel)
+        })?;
         let pruning = Pruning {
-            store: &*self.store,
+            store,
             keeper: &**keeper,
             options,
+            bin_until: bin.until,
             cancel,
             progress,
         };
         pruning.run(&live, catalogue.entries().len(), started)
     }
+}
+
+/// See [`Manager::forgotten`].
+pub(super) fn forgotten_of(store: &(impl StoreReader + ?Sized)) -> Result<Vec<Forgotten>> {
+    let name = |record: &Record| (record.key.clone(), record.bytes.clone());
+    let mut seen: HashSet<_> = store.records()?.iter().map(name).collect();
+    let mut forgotten = store.forgotten()?;
+    forgotten.reverse();
+    forgotten.retain(|forgotten| seen.insert(name(&forgotten.record)));
+    Ok(forgotten)
 }
 
 /// Prunes a store that is open for changes, without the key if it is encrypted: for a server, see [`Keeper::prune`].
@@ -161,31 +203,99 @@ pub fn prune_without_key(
     let started = Instant::now();
     store.flush()?;
     let is_encrypted = store.identity()?.features.iter().any(|feature| feature == ENCRYPTION);
-    let (live, backups) = if is_encrypted {
-        let mut records = store.records()?;
-        let count = records.len();
-        records.extend(store.held());
-        (mark_sealed(store, &records, threads, cancel)?, count)
-    } else {
-        let mut catalogue = Catalogue::load(store)?;
-        let count = catalogue.entries().len();
-        catalogue.add(store.hashing(), store.held());
-        (mark(store, &catalogue, threads, cancel)?, count)
-    };
+    let mut records = store.records()?;
+    let backups = records.len();
+    // After the records, so that one which is removed meanwhile is among these or those.
+    let bin = Bin::read(store, options)?;
+    records.extend(store.held());
+    let live = bin.mark(&|kept, alone| {
+        let marked = match alone {
+            true => kept.to_vec(),
+            false => [&records, kept].concat(),
+        };
+        if is_encrypted {
+            return mark_sealed(store, &marked, threads, cancel);
+        }
+        let mut catalogue = Catalogue::default();
+        catalogue.add(store.hashing(), marked);
+        mark(store, &catalogue, threads, cancel)
+    })?;
     let pruning = Pruning {
         store,
         keeper,
         options,
+        bin_until: bin.until,
         cancel,
         progress,
     };
     pruning.run(&live, backups, started)
 }
 
+/// The part of the bin that a prune keeps.
+struct Bin {
+    kept: Vec<Record>,
+    /// The rest is what need not stay after that time.
+    until: Timestamp,
+}
+
+impl Bin {
+    fn read(store: &dyn StoreManager, options: PruneOptions) -> Result<Self> {
+        let until = match options.empty_bin {
+            true => Timestamp::MAX,
+            false => Timestamp::now(),
+        };
+        let kept = store.forgotten()?.into_iter();
+        let kept = kept.filter(|forgotten| forgotten.kept_until > until);
+        Ok(Self {
+            kept: kept.map(|forgotten| forgotten.record).collect(),
+            until,
+        })
+    }
+
+    /// Marks what these records name, and all else that must stay unless they are marked `alone`. Records in the bin that
+    /// are damaged are left out: they can't be brought back, and must not keep a prune from its work.
+    fn mark(&self, mark: &dyn Fn(&[Record], bool) -> Result<Live>) -> Result<Live> {
+        match mark(&self.kept, false) {
+            Err(error) if error.kind() == ErrorKind::Corrupt && !self.kept.is_empty() => {
+                let mut whole = Vec::new();
+                find_whole(&self.kept, &mark, &mut whole)?;
+                mark(&whole, false)
+            }
+            marked => marked,
+        }
+    }
+}
+
+/// Finds the records that can be marked, by halves: mostly few can't be.
+fn find_whole(
+    records: &[Record],
+    mark: &dyn Fn(&[Record], bool) -> Result<Live>,
+    whole: &mut Vec<Record>,
+) -> Result<()> {
+    match mark(records, true) {
+        Ok(_) => whole.extend_from_slice(records),
+        Err(error) if error.kind() != ErrorKind::Corrupt => return Err(error),
+        Err(error) => match records {
+            [] => {}
+            [one] => tracing::warn!(
+                "{} can't be brought back, and its blocks are not kept: {error}",
+                one.key
+            ),
+            _ => {
+                let (first, second) = records.split_at(records.len() / 2);
+                find_whole(first, mark, whole)?;
+                find_whole(second, mark, whole)?;
+            }
+        },
+    }
+    Ok(())
+}
+
 struct Pruning<'a> {
     store: &'a dyn StoreManager,
     keeper: &'a dyn Keeper,
     options: PruneOptions,
+    bin_until: Timestamp,
     cancel: &'a AtomicBool,
     progress: &'a dyn Fn(u64),
 }
@@ -197,11 +307,15 @@ impl Pruning<'_> {
             store,
             keeper,
             options,
+            bin_until,
             cancel,
             progress,
         } = *self;
         let marked = started.elapsed();
         let used_before_bytes = keeper.room()?.used_bytes;
+        if !options.dry_run {
+            store.empty_bin(bin_until)?;
+        }
         let mut published_bytes = 0;
         let swept = store.retain(live, options, &mut |removed_bytes| {
             progress(removed_bytes);

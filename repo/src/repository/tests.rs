@@ -4,8 +4,10 @@ use super::directory::{MARKER, views};
 use super::*;
 use crate::ErrorKind;
 use crate::backup::{Entry, Image};
+use crate::mark::mark;
 use crate::standing::Standing;
 use crate::store::rocks::{RocksStore, path_in};
+use crate::store::{Forgotten, PruneOptions, Record, StoreWriter, Terms};
 use crate::tests::testing::{self, mixed_bytes, store_image};
 
 fn new() -> (tempfile::TempDir, Repository) {
@@ -420,4 +422,138 @@ fn directories_above_a_new_repository_are_made_only_if_that_is_asked_for() {
     options.parents = true;
     Repository::create(&path, &options).expect("creates");
     assert!(Repository::open(&path).is_ok());
+}
+
+fn forget_for(writer: &Manager, entry: &Entry, keep_removed_secs: u64) {
+    writer.store().set_terms(Terms {
+        keep_removed_secs,
+        ..Terms::default()
+    });
+    writer.amend(&[entry.backup.spec()], &[]).expect("forgets");
+}
+
+fn prune(writer: &mut Manager, empty_bin: bool, dry_run: bool) -> u64 {
+    let options = PruneOptions {
+        max_unused: 0.0,
+        dry_run,
+        empty_bin,
+    };
+    let pruned = writer.prune(options, 2, &AtomicBool::new(false), &|_| {});
+    pruned.expect("prunes").swept.removed_blocks
+}
+
+fn spec(forgotten: &Forgotten) -> &str {
+    &forgotten.record.key
+}
+
+#[test]
+fn a_forgotten_backup_can_be_brought_back_until_a_prune_or_for_as_long_as_it_must_stay() {
+    // A program that another test starts has all locks for a moment, until it is exec'ed.
+    let mut wait = |_: &str| true;
+    for encrypted in [false, true] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let options = CreateOptions {
+            encryption: encrypted.then(|| (Keys::generate().expect("keys"), Vec::new())),
+            ..CreateOptions::plain(BlockSize::MIN)
+        };
+        let repository = Repository::create(&directory.path().join("repo"), &options).expect("creates");
+        let mut writer = repository.manager("test", &mut wait).expect("opens");
+        let one = backup(writer.writer(), "2026-11-20T00-00-00Z", 1);
+        let two = backup(writer.writer(), "2026-11-21T00-00-00Z", 2);
+        forget_for(&writer, &one, 3600);
+        forget_for(&writer, &two, 0);
+        let bin = writer.forgotten().expect("lists");
+        assert_eq!(
+            bin.iter().map(spec).collect::<Vec<_>>(),
+            [two.backup.spec(), one.backup.spec()]
+        );
+        assert!(
+            repository
+                .view()
+                .expect("opens")
+                .catalogue()
+                .expect("loads")
+                .entries()
+                .is_empty()
+        );
+
+        writer.unforget(&bin[..1]).expect("brings back");
+        let entries = |repository: &Repository| {
+            let view = repository.view().expect("opens");
+            let catalogue = view.catalogue().expect("loads");
+            assert!(catalogue.damaged().is_empty(), "{:?}", catalogue.damaged());
+            catalogue.entries().to_vec()
+        };
+        assert_eq!(entries(&repository), std::slice::from_ref(&two));
+        assert_eq!(
+            writer.forgotten().expect("lists").len(),
+            1,
+            "it is not forgotten any more"
+        );
+
+        forget_for(&writer, &two, 0);
+        assert!(prune(&mut writer, false, true) > 0);
+        assert_eq!(writer.forgotten().expect("lists").len(), 2, "a dry run empties nothing");
+        assert!(prune(&mut writer, false, false) > 0);
+        let bin = writer.forgotten().expect("lists");
+        assert_eq!(bin.iter().map(spec).collect::<Vec<_>>(), [one.backup.spec()]);
+        writer.unforget(&bin).expect("brings back");
+        assert_eq!(entries(&repository), std::slice::from_ref(&one));
+        let view = repository.view().expect("opens");
+        let live = mark(
+            &*view.store(),
+            &view.catalogue().expect("loads"),
+            2,
+            &AtomicBool::new(false),
+        );
+        assert!(live.is_ok(), "{:?}", live.err());
+
+        forget_for(&writer, &one, 3600);
+        let gone = writer.forgotten().expect("lists");
+        assert!(prune(&mut writer, true, false) > 0);
+        assert!(writer.forgotten().expect("lists").is_empty());
+        let refused = writer.unforget(&gone).expect_err("it is pruned");
+        assert!(matches!(refused, Error::Missing { .. }), "{refused}");
+        assert!(entries(&repository).is_empty());
+    }
+}
+
+#[test]
+fn a_damaged_backup_in_the_bin_keeps_no_prune_from_its_work() {
+    let (_directory, repository) = new();
+    let mut writer = repository.manager("test", &mut no_wait).expect("opens");
+    let good = backup(writer.writer(), "2026-11-20T00-00-00Z", 1);
+    backup(writer.writer(), "2026-11-21T00-00-00Z", 2);
+    // It names what was never stored, and its commit is not proved: as one of which something was lost.
+    let mut image = good.backup.images[0].clone();
+    image.manifest = crate::id::NodeId([7; 32]);
+    let lost = testing::backup("web1", "2026-11-22T00-00-00Z", vec![image]);
+    drop(writer);
+    let store = RocksStore::open(&path_in(repository.path())).expect("opens");
+    let record = Record {
+        key: lost.spec(),
+        bytes: lost.encode(),
+    };
+    store.commit(&record).expect("commits");
+    drop(store);
+    writer = repository.manager("test", &mut no_wait).expect("opens");
+    let cancel = AtomicBool::new(false);
+    let options = PruneOptions {
+        max_unused: 0.0,
+        dry_run: false,
+        empty_bin: false,
+    };
+    assert!(
+        writer.prune(options, 2, &cancel, &|_| {}).is_err(),
+        "it is a backup yet"
+    );
+    writer.store().set_terms(Terms {
+        keep_removed_secs: 3600,
+        ..Terms::default()
+    });
+    writer.amend(&[lost.spec(), good.backup.spec()], &[]).expect("forgets");
+    assert_eq!(prune(&mut writer, false, false), 0);
+    let bin = writer.forgotten().expect("lists");
+    let bin: Vec<_> = bin.into_iter().filter(|one| spec(one) == good.backup.spec()).collect();
+    writer.unforget(&bin).expect("brings the good one back");
 }

@@ -10,7 +10,7 @@ use crate::standing::Standing;
 use crate::state::States;
 use crate::store::checked::Checked;
 use crate::store::encrypted::Encrypted;
-use crate::store::{Identity, StoreReader};
+use crate::store::{Forgotten, Identity, StoreReader};
 
 /// A repository as it was after some commit. It stays readable, whatever is done to the repository, until it and all
 /// clones of its store are dropped.
@@ -68,6 +68,11 @@ impl View {
     /// All backups.
     pub fn catalogue(&self) -> Result<Catalogue> {
         Catalogue::load(&*self.store)
+    }
+
+    /// The backups in the bin: see [`super::Manager::forgotten`].
+    pub fn forgotten(&self) -> Result<Vec<Forgotten>> {
+        super::managing::forgotten_of(&*self.store)
     }
 
     /// Notes about the backups.

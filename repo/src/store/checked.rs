@@ -174,6 +174,10 @@ impl<S: StoreReader + ?Sized> StoreReader for Checked<S> {
         }
     }
 
+    fn forgotten(&self) -> Result<Vec<super::Forgotten>> {
+        self.0.forgotten()
+    }
+
     fn epoch(&self) -> Result<Option<u64>> {
         self.0.epoch()
     }
@@ -196,6 +200,10 @@ impl<S: StoreWriter + ?Sized> StoreWriter for Checked<S> {
         self.0.builds_on(record_key)
     }
 
+    fn set_terms(&self, terms: super::Terms) {
+        self.0.set_terms(terms);
+    }
+
     fn flush(&self) -> Result<()> {
         self.0.flush()
     }
@@ -212,6 +220,14 @@ impl<S: StoreManager + ?Sized> StoreManager for Checked<S> {
 
     fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
         self.0.amend_at(remove_records, notes, at)
+    }
+
+    fn held(&self) -> Vec<Record> {
+        self.0.held()
+    }
+
+    fn empty_bin(&self, time: jiff::Timestamp) -> Result<()> {
+        self.0.empty_bin(time)
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {

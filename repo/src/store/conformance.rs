@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Live, Note, PruneOptions, Record, StoreManager, Swept, Wanted};
+use super::{Live, Note, PruneOptions, Record, StoreManager, Swept, Terms, Wanted};
 use crate::block::Hashing;
 use crate::block::{BlockSize, PAGE_BYTES};
 use crate::codec::{Compression, Header, Sealed, Sealer};
@@ -13,13 +13,15 @@ use crate::manifest::{Full, Slot};
 /// Runs all cases, each on a new store. Panics at a rule that is broken.
 pub fn check(make: impl Fn(BlockSize) -> Box<dyn StoreManager>) {
     check_without_sweeps(&make);
+    the_bin_is_emptied_but_for_what_must_stay(&*make(BlockSize::DEFAULT));
+    a_session_that_keeps_nodes_replaces_none(&*make(BlockSize::DEFAULT));
     retain_removes_what_is_not_live_and_nothing_else(&*make(BlockSize::DEFAULT));
     retain_keeps_a_little_that_is_unused_and_a_dry_run_keeps_all(&*make(BlockSize::DEFAULT));
 }
 
 /// Runs the cases of a store that sweeps by itself: all but those of [`StoreManager::retain`].
 pub fn check_without_sweeps(make: impl Fn(BlockSize) -> Box<dyn StoreManager>) {
-    let cases: [fn(&dyn StoreManager); 13] = [
+    let cases: [fn(&dyn StoreManager); 15] = [
         a_new_store_is_empty_and_knows_itself,
         what_is_put_is_got,
         parts_of_a_block_are_got_alone,
@@ -33,6 +35,8 @@ pub fn check_without_sweeps(make: impl Fn(BlockSize) -> Box<dyn StoreManager>) {
         a_condemned_block_is_stored_anew_once,
         a_change_is_made_to_the_state_that_it_came_from,
         named_records_and_notes_are_looked_up,
+        the_store_knows_when_a_record_was_committed,
+        removed_records_are_in_the_bin,
     ];
     for case in cases {
         case(&*make(BlockSize::DEFAULT));
@@ -327,7 +331,11 @@ fn half_live(store: &dyn StoreManager) -> (Vec<Sealed>, Live) {
 }
 
 fn retain(store: &dyn StoreManager, live: &Live, max_unused: f64, dry_run: bool) -> Swept {
-    let options = PruneOptions { max_unused, dry_run };
+    let options = PruneOptions {
+        max_unused,
+        dry_run,
+        empty_bin: false,
+    };
     store.retain(live, options, &mut |_| Ok(())).expect("sweeps")
 }
 
@@ -377,4 +385,98 @@ fn retain_keeps_a_little_that_is_unused_and_a_dry_run_keeps_all(store: &dyn Stor
     assert_eq!((kept.unused_blocks, kept.removed_blocks), (4, 0));
     let ids: Vec<_> = blocks.iter().map(|block| block.id).collect();
     assert!(store.locate(&ids).expect("locates").iter().all(Option::is_some));
+}
+
+fn removed_records_are_in_the_bin(store: &dyn StoreManager) {
+    let record = |key: &str, byte| Record {
+        key: key.into(),
+        bytes: vec![byte; 3],
+    };
+    let binned = || -> Vec<Record> {
+        let forgotten = store.forgotten().expect("lists");
+        forgotten.into_iter().map(|forgotten| forgotten.record).collect()
+    };
+    assert_eq!(binned(), []);
+    let forget = |keys: &[&str]| {
+        let keys: Vec<_> = keys.iter().map(|key| (*key).to_owned()).collect();
+        store.amend(&keys, &[]).expect("forgets");
+    };
+    store.commit(&record("b@1", 1)).expect("commits");
+    store.commit(&record("a@1", 2)).expect("commits");
+    forget(&["b@1", "x@1"]);
+    forget(&["a@1"]);
+    assert_eq!(binned(), [record("b@1", 1), record("a@1", 2)]);
+    // Another record that gets the key does not take the place of the one that was removed.
+    store.commit(&record("b@1", 3)).expect("commits");
+    forget(&["b@1"]);
+    assert_eq!(binned(), [record("b@1", 1), record("a@1", 2), record("b@1", 3)]);
+}
+
+fn the_bin_is_emptied_but_for_what_must_stay(store: &dyn StoreManager) {
+    let record = |key: &str| Record {
+        key: key.into(),
+        bytes: vec![4; 3],
+    };
+    let binned = || -> Vec<Record> {
+        let forgotten = store.forgotten().expect("lists");
+        forgotten.into_iter().map(|forgotten| forgotten.record).collect()
+    };
+    store.commit(&record("b@1")).expect("commits");
+    store.amend(&["b@1".into()], &[]).expect("forgets");
+    store.set_terms(Terms {
+        keep_removed_secs: 3600,
+        ..Terms::default()
+    });
+    store.set_terms(Terms {
+        doubts_times: true,
+        keep_removed_secs: 3600,
+        ..Terms::default()
+    });
+    store.commit(&record("c@1")).expect("commits");
+    assert!(store.listing(false).expect("lists").received[0].1.is_doubted);
+    store.amend(&["c@1".into()], &[]).expect("forgets");
+    let all = store.forgotten().expect("lists");
+    let last = all.last().expect("is there");
+    assert_eq!(last.kept_until.duration_since(last.removed).as_secs(), 3600);
+    store.commit(&last.record).expect("brings back");
+    assert_eq!(store.records().expect("lists"), [record("c@1")]);
+    store.empty_bin(last.removed).expect("empties");
+    assert_eq!(binned(), [record("c@1")]);
+    store.empty_bin(jiff::Timestamp::MAX).expect("empties");
+    assert_eq!(binned(), []);
+}
+
+fn the_store_knows_when_a_record_was_committed(store: &dyn StoreManager) {
+    let record = |key: &str| Record {
+        key: key.into(),
+        bytes: vec![1],
+    };
+    let before = jiff::Timestamp::now().as_second();
+    store.commit(&record("b@1")).expect("commits");
+    store.commit(&record("a@1")).expect("commits");
+    let received = store.listing(false).expect("lists").received;
+    let keys: Vec<_> = received.iter().map(|(key, _)| &**key).collect();
+    assert_eq!(keys, ["a@1", "b@1"]);
+    for (_, received) in &received {
+        assert!((before..before + 3600).contains(&received.time.as_second()) && !received.is_doubted);
+    }
+    let found = store.lookup(&["b@1".into(), "c@1".into()], &[]).expect("looks up");
+    assert_eq!(found.received, received[1..]);
+    store.amend(&["b@1".into()], &[]).expect("forgets");
+    assert_eq!(store.listing(true).expect("lists").received, received[..1]);
+}
+
+fn a_session_that_keeps_nodes_replaces_none(store: &dyn StoreManager) {
+    let (id, node) = segment(store.hashing(), &[Some(BlockId([1; 32]))]);
+    let (other_id, other) = segment(store.hashing(), &[Some(BlockId([2; 32]))]);
+    store.put_nodes(vec![(id, node.clone())]).expect("puts");
+    store.set_terms(Terms {
+        keeps_nodes: true,
+        ..Terms::default()
+    });
+    let puts = vec![(id, other.clone()), (other_id, other.clone())];
+    store.put_nodes(puts).expect("puts");
+    let stored = store.nodes(&[id, other_id]).into_iter();
+    let stored: Vec<_> = stored.map(|node| node.expect("is stored")).collect();
+    assert_eq!(stored, [node, other]);
 }

@@ -218,6 +218,11 @@ impl<S: StoreManager + 'static> StoreReader for Delayed<S> {
         self.store.records()
     }
 
+    fn forgotten(&self) -> Result<Vec<super::Forgotten>> {
+        self.wait();
+        self.store.forgotten()
+    }
+
     fn notes(&self) -> Result<Vec<Note>> {
         self.wait();
         self.store.notes()
@@ -245,6 +250,10 @@ impl<S: StoreManager + 'static> StoreWriter for Delayed<S> {
         self.send(bytes, Put::Nodes(nodes))
     }
 
+    fn set_terms(&self, terms: super::Terms) {
+        self.store.set_terms(terms);
+    }
+
     fn flush(&self) -> Result<()> {
         self.drain()?;
         self.wait();
@@ -262,6 +271,11 @@ impl<S: StoreManager + 'static> StoreManager for Delayed<S> {
     fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
         self.wait();
         self.store.amend_at(remove_records, notes, at)
+    }
+
+    fn empty_bin(&self, time: jiff::Timestamp) -> Result<()> {
+        self.wait();
+        self.store.empty_bin(time)
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {

@@ -39,13 +39,14 @@ mod epoch;
 pub mod rows;
 mod set;
 
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
 use super::{
-    Distance, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
-    Stored, Swept, Wanted,
+    Distance, Forgotten, Identity, Listing, Live, Located, Note, PruneOptions, Received, Record, StoreManager,
+    StoreReader, StoreWriter, Stored, Swept, Terms, Wanted,
 };
 use crate::backup::Backup;
 use crate::block::{Hashing, keyed_hash};
@@ -180,16 +181,24 @@ impl<S: StoreReader + ?Sized> Encrypted<S> {
     }
 
     fn open_records(&self, records: Vec<Record>) -> Vec<Record> {
-        let mut records: Vec<_> = records
-            .into_iter()
-            .map(|record| match self.open_named(RECORD, &record.key, &record.bytes) {
-                Some((key, bytes)) => Record { key, bytes },
-                // Decoding it will report the damage.
-                None => record,
-            })
-            .collect();
+        let mut records: Vec<_> = records.into_iter().map(|record| self.open_record(record)).collect();
         records.sort_by(|one, other| one.key.cmp(&other.key));
         records
+    }
+
+    fn open_record(&self, record: Record) -> Record {
+        match self.open_named(RECORD, &record.key, &record.bytes) {
+            Some((key, bytes)) => Record { key, bytes },
+            // Decoding it will report the damage.
+            None => record,
+        }
+    }
+
+    /// Returns the times under the keys of the opened records.
+    fn open_received(&self, received: Vec<(String, Received)>, opened: &[Record]) -> Vec<(String, Received)> {
+        let hidden: HashMap<_, _> = received.into_iter().collect();
+        let of = |record: &Record| Some((record.key.clone(), *hidden.get(&self.hidden(RECORD, &record.key))?));
+        opened.iter().filter_map(of).collect()
     }
 
     fn open_notes(&self, notes: Vec<Note>) -> Vec<Note> {
@@ -314,8 +323,10 @@ impl<S: StoreReader + ?Sized> StoreReader for Encrypted<S> {
 
     fn listing(&self, with_notes: bool) -> Result<Listing> {
         let (below, foreign_changes) = self.compare()?;
+        let records = self.open_records(below.records);
         Ok(Listing {
-            records: self.open_records(below.records),
+            received: self.open_received(below.received, &records),
+            records,
             notes: match with_notes {
                 true => self.open_notes(below.notes),
                 false => Vec::new(),
@@ -338,12 +349,22 @@ impl<S: StoreReader + ?Sized> StoreReader for Encrypted<S> {
         let below = self
             .store
             .lookup(&hidden(RECORD, record_keys), &hidden(NOTE, note_names))?;
+        let records = self.open_records(below.records);
         Ok(Listing {
-            records: self.open_records(below.records),
+            received: self.open_received(below.received, &records),
+            records,
             notes: self.open_notes(below.notes),
             foreign_changes: Vec::new(),
             generation: below.generation,
         })
+    }
+
+    fn forgotten(&self) -> Result<Vec<Forgotten>> {
+        let open = |forgotten: Forgotten| Forgotten {
+            record: self.open_record(forgotten.record),
+            ..forgotten
+        };
+        Ok(self.store.forgotten()?.into_iter().map(open).collect())
     }
 
     fn epoch(&self) -> Result<Option<u64>> {
@@ -383,6 +404,10 @@ impl<S: StoreWriter + ?Sized> StoreWriter for Encrypted<S> {
         self.store.builds_on(&self.hidden(RECORD, record_key))
     }
 
+    fn set_terms(&self, terms: Terms) {
+        self.store.set_terms(terms);
+    }
+
     fn flush(&self) -> Result<()> {
         self.store.flush()
     }
@@ -416,6 +441,14 @@ impl<S: StoreManager + ?Sized> StoreManager for Encrypted<S> {
             let notes = [&hidden[..], &[epoch]].concat();
             self.store.amend_at(&remove, &notes, Some(at))
         })
+    }
+
+    fn held(&self) -> Vec<Record> {
+        self.open_records(self.store.held())
+    }
+
+    fn empty_bin(&self, time: jiff::Timestamp) -> Result<()> {
+        self.store.empty_bin(time)
     }
 
     fn accept(&self) -> Result<Vec<String>> {

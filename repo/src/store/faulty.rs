@@ -181,6 +181,24 @@ impl StoreReader for FaultyStore {
         self.inner.records()
     }
 
+    fn listing(&self, with_notes: bool) -> Result<Listing> {
+        Ok(Listing {
+            records: self.records()?,
+            notes: match with_notes {
+                true => self.notes()?,
+                false => Vec::new(),
+            },
+            generation: self.generation()?,
+            foreign_changes: self.foreign_changes()?,
+            received: self.inner.listing(false)?.received,
+        })
+    }
+
+    fn forgotten(&self) -> Result<Vec<super::Forgotten>> {
+        self.read()?;
+        self.inner.forgotten()
+    }
+
     fn notes(&self) -> Result<Vec<Note>> {
         self.read()?;
         self.inner.notes()
@@ -215,6 +233,10 @@ impl StoreWriter for FaultyStore {
         self.inner.builds_on(record_key)
     }
 
+    fn set_terms(&self, terms: super::Terms) {
+        self.inner.set_terms(terms);
+    }
+
     fn flush(&self) -> Result<()> {
         self.barrier()?;
         self.inner.flush()
@@ -235,6 +257,11 @@ impl StoreManager for FaultyStore {
     fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
         self.write()?;
         self.inner.amend_at(remove_records, notes, at)
+    }
+
+    fn empty_bin(&self, time: jiff::Timestamp) -> Result<()> {
+        self.write()?;
+        self.inner.empty_bin(time)
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {
@@ -272,6 +299,7 @@ mod tests {
     const ALL: PruneOptions = PruneOptions {
         max_unused: 0.0,
         dry_run: false,
+        empty_bin: false,
     };
 
     fn store() -> FaultyStore {

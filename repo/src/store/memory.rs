@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{
-    Identity, Listing, Live, Located, Note, Place, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
-    Stored, Swept, Wanted,
+    Forgotten, Identity, Listing, Live, Located, Note, Place, PruneOptions, Received, Record, StoreManager,
+    StoreReader, StoreWriter, Stored, Swept, Terms, Wanted,
 };
 use crate::block::BlockSize;
 use crate::codec::Sealed;
@@ -25,6 +25,9 @@ struct Inner {
     nodes: HashMap<NodeId, Vec<u8>>,
     records: BTreeMap<String, Vec<u8>>,
     notes: BTreeMap<String, Vec<u8>>,
+    bin: Vec<Forgotten>,
+    terms: Terms,
+    received: BTreeMap<String, Received>,
     condemned: HashSet<BlockId>,
     next_place: u64,
     generation: u64,
@@ -45,6 +48,10 @@ impl Inner {
             value: Some(value.clone()),
         };
         self.notes.iter().map(note).collect()
+    }
+
+    fn received(&self) -> Vec<(String, Received)> {
+        self.received.iter().map(|(key, time)| (key.clone(), *time)).collect()
     }
 
     fn check_at(&self, at: Option<u64>) -> Result<()> {
@@ -181,6 +188,10 @@ impl StoreReader for MemoryStore {
         Ok(self.lock().notes())
     }
 
+    fn forgotten(&self) -> Result<Vec<Forgotten>> {
+        Ok(self.lock().bin.clone())
+    }
+
     fn listing(&self, with_notes: bool) -> Result<Listing> {
         let inner = self.lock();
         Ok(Listing {
@@ -191,7 +202,16 @@ impl StoreReader for MemoryStore {
             },
             foreign_changes: Vec::new(),
             generation: inner.generation,
+            received: inner.received(),
         })
+    }
+
+    fn lookup(&self, record_keys: &[String], note_names: &[String]) -> Result<Listing> {
+        let mut found = self.listing(true)?;
+        found.records.retain(|record| record_keys.contains(&record.key));
+        found.notes.retain(|note| note_names.contains(&note.name));
+        found.received.retain(|(key, _)| record_keys.contains(key));
+        Ok(found)
     }
 }
 
@@ -218,8 +238,18 @@ impl StoreWriter for MemoryStore {
     }
 
     fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
-        self.lock().nodes.extend(nodes);
+        let mut inner = self.lock();
+        let keeps = inner.terms.keeps_nodes;
+        for (id, bytes) in nodes {
+            if !(keeps && inner.nodes.contains_key(&id)) {
+                inner.nodes.insert(id, bytes);
+            }
+        }
         Ok(())
+    }
+
+    fn set_terms(&self, terms: Terms) {
+        self.lock().terms = terms;
     }
 
     fn flush(&self) -> Result<()> {
@@ -234,6 +264,11 @@ impl StoreWriter for MemoryStore {
             None => inner.check_at(at)?,
         }
         inner.records.insert(record.key.clone(), record.bytes.clone());
+        let received = Received {
+            time: jiff::Timestamp::now(),
+            is_doubted: inner.terms.doubts_times,
+        };
+        inner.received.insert(record.key.clone(), received);
         inner.generation += 1;
         inner.change_notes(notes);
         Ok(())
@@ -245,10 +280,25 @@ impl StoreManager for MemoryStore {
         let mut inner = self.lock();
         inner.check_at(at)?;
         inner.generation += 1;
+        let removed = jiff::Timestamp::now();
+        let kept_until = removed + jiff::SignedDuration::from_secs(inner.terms.keep_removed_secs as i64);
         for key in remove_records {
-            inner.records.remove(key);
+            inner.received.remove(key);
+            if let Some(bytes) = inner.records.remove(key) {
+                let key = key.clone();
+                inner.bin.push(Forgotten {
+                    record: Record { key, bytes },
+                    removed,
+                    kept_until,
+                });
+            }
         }
         inner.change_notes(notes);
+        Ok(())
+    }
+
+    fn empty_bin(&self, time: jiff::Timestamp) -> Result<()> {
+        self.lock().bin.retain(|forgotten| forgotten.kept_until > time);
         Ok(())
     }
 

@@ -12,6 +12,8 @@
 //! | | `generation` | number of changes that readers see |
 //! | | `sweeping` | ranges of sequence numbers whose unused blocks are being removed, see `rocks/sweep.rs` |
 //! | | `condemned/` and a block id | nothing: the block was found damaged |
+//! | | `received/` and a record's key | the time of its commit, see `rocks/received.rs` |
+//! | | `bin/`, and more | a record that was removed, see `rocks/bin.rs` |
 //!
 //! Numbers are big-endian, of 8 bytes unless stated otherwise.
 //!
@@ -49,9 +51,11 @@
 //! The next writer removes every block row at or above `barrier` and flushes that removal before it puts anything, so
 //! sequence numbers can be used again. Nodes that a crash left are named by their content and stay as they are.
 
+mod bin;
 mod check;
 mod options;
 mod reader;
+mod received;
 mod rows;
 mod sessions;
 mod sweep;
@@ -71,8 +75,8 @@ use self::rows::{IndexRow, part_key};
 pub use self::sessions::RocksSession;
 use self::sessions::Sessions;
 use super::{
-    Identity, Listing, Live, Located, Note, Place, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
-    Stored, Swept, Wanted, failed_before,
+    Forgotten, Identity, Listing, Live, Located, Note, Place, PruneOptions, Record, StoreManager, StoreReader,
+    StoreWriter, Stored, Swept, Terms, Wanted, failed_before,
 };
 use crate::codec::Sealed;
 use crate::error::{Error, Result};
@@ -120,6 +124,7 @@ struct Commit<'a> {
     notes: &'a [Note],
     /// The generation that it was made out of.
     at: Option<u64>,
+    terms: Terms,
 }
 
 impl Pending {
@@ -328,8 +333,12 @@ impl RocksStore {
             }
         }
         batch.put_cf(reader.family("meta"), "barrier", next.to_be_bytes());
-        if let Some(Commit { record, notes, .. }) = commit {
+        if let Some(Commit {
+            record, notes, terms, ..
+        }) = commit
+        {
             batch.put_cf(reader.family("backups"), &record.key, &record.bytes);
+            reader.note_received(&record.key, terms.doubts_times, &mut batch);
             self.change_notes(notes, &mut batch);
             self.next_generation(&mut batch)?;
         }
@@ -344,6 +353,16 @@ impl RocksStore {
             }
         }
         Ok(())
+    }
+
+    /// Commits for a session.
+    fn commit_for(&self, terms: Terms, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
+        self.barrier(Some(Commit {
+            record,
+            notes,
+            at,
+            terms,
+        }))
     }
 
     /// An error if readers have seen a change since generation `at`. The caller holds `barrier`.
@@ -417,6 +436,10 @@ impl StoreReader for RocksStore {
         self.reader.notes()
     }
 
+    fn forgotten(&self) -> Result<Vec<Forgotten>> {
+        self.reader.forgotten_records()
+    }
+
     fn listing(&self, with_notes: bool) -> Result<Listing> {
         self.reader.listing(with_notes)
     }
@@ -432,7 +455,7 @@ impl StoreWriter for RocksStore {
     }
 
     fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
-        self.put_nodes_for(None, nodes)
+        self.put_nodes_for(None, Terms::default(), nodes)
     }
 
     fn flush(&self) -> Result<()> {
@@ -440,13 +463,17 @@ impl StoreWriter for RocksStore {
     }
 
     fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
-        self.barrier(Some(Commit { record, notes, at }))
+        self.commit_for(Terms::default(), record, notes, at)
     }
 }
 
 impl StoreManager for RocksStore {
     fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
-        self.amend_for(None, remove_records, notes, at)
+        self.amend_for(None, Terms::default(), remove_records, notes, at)
+    }
+
+    fn empty_bin(&self, time: jiff::Timestamp) -> Result<()> {
+        self.empty_bin_until(time)
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {

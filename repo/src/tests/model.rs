@@ -235,7 +235,11 @@ impl<H: Home> Bench<H> {
         let live = mark(&*store, &Catalogue::load(&*store)?, 2, &CANCEL)?;
         let named = ids_of(&*store, &self.backups);
         assert!(named.is_subset(&self.blocks.sure), "the model itself is wrong");
-        let options = |dry_run| PruneOptions { max_unused, dry_run };
+        let options = |dry_run| PruneOptions {
+            max_unused,
+            dry_run,
+            empty_bin: false,
+        };
         let would = store.retain(&live, options(true), &mut |_| Ok(()))?;
         self.blocks.loosen(|id| named.contains(id));
         // The store may or may not still count a removed block as damaged.

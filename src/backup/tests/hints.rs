@@ -244,6 +244,7 @@ fn blocks_that_are_condemned_or_gone_are_read() {
         let options = PruneOptions {
             max_unused: 0.0,
             dry_run: false,
+            empty_bin: false,
         };
         let swept = writer.store().retain(&live, options, &mut |_| Ok(())).expect("removes");
         assert!(swept.removed_blocks >= 200, "{swept:?}");

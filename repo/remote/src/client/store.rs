@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
 
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use vbk_repo::block::PAGE_BYTES;
 use vbk_repo::id::{BlockId, NodeId};
-use vbk_repo::store::{Distance, Identity, Listing, Located, Note, Record, StoreReader, Stored, Wanted};
+use vbk_repo::store::{
+    Distance, Forgotten, Identity, Listing, Located, Note, Received, Record, StoreReader, Stored, Terms, Wanted,
+};
 use vbk_repo::{Error, Result};
 
 use super::early::Early;
@@ -34,6 +37,8 @@ pub(crate) struct RemoteStore {
     published: Mutex<Published>,
     /// Nodes that came from this host's cache, and the answers that tell which the server does not have so.
     compared: Mutex<Vec<Receiver<Event>>>,
+    /// For the server, if it trusts this client.
+    terms: Mutex<Terms>,
 }
 
 /// The publication of the last commit.
@@ -77,6 +82,7 @@ impl RemoteStore {
             asked_bytes: AtomicUsize::new(0),
             published: Mutex::default(),
             compared: Mutex::default(),
+            terms: Mutex::default(),
         }
     }
 
@@ -135,7 +141,11 @@ impl RemoteStore {
             };
             let mut strings = body::Strings(&body);
             let mut take = |len| strings.take(len).ok_or_else(|| self.link.unexpected());
-            for (key, len) in records {
+            for (key, len, received) in records {
+                if let Some((seconds, is_doubted)) = received {
+                    let time = Timestamp::from_second(seconds).map_err(|_| self.link.unexpected())?;
+                    listing.received.push((key.clone(), Received { time, is_doubted }));
+                }
                 listing.records.push(Record { key, bytes: take(len)? });
             }
             for (name, len) in notes {
@@ -146,6 +156,37 @@ impl RemoteStore {
             listing.generation = generation;
             if !more {
                 return Ok(listing);
+            }
+        }
+    }
+
+    fn bin(&self) -> Result<Vec<Forgotten>> {
+        let answers = self.link.begin(&Ask::Forgotten(self.handle), Vec::new(), false)?;
+        let mut all = Vec::new();
+        loop {
+            let (answer, body, more) = match answers.part()? {
+                Part::Answer(answer, body, more) => (answer, body, more),
+                Part::Restarted => {
+                    all.clear();
+                    continue;
+                }
+                Part::Lost(reason) => return Err(self.link.lost(&reason)),
+            };
+            let Answer::Forgotten(part) = answer else {
+                return Err(self.link.unexpected());
+            };
+            let mut strings = body::Strings(&body);
+            let time = |seconds| Timestamp::from_second(seconds).map_err(|_| self.link.unexpected());
+            for (key, len, removed, kept_until) in part {
+                let bytes = strings.take(len).ok_or_else(|| self.link.unexpected())?;
+                all.push(Forgotten {
+                    record: Record { key, bytes },
+                    removed: time(removed)?,
+                    kept_until: time(kept_until)?,
+                });
+            }
+            if !more {
+                return Ok(all);
             }
         }
     }
@@ -407,6 +448,10 @@ impl StoreReader for RemoteStore {
         Ok(self.list(&ask)?.notes)
     }
 
+    fn forgotten(&self) -> Result<Vec<Forgotten>> {
+        self.bin()
+    }
+
     fn listing(&self, with_notes: bool) -> Result<Listing> {
         let of = |listing: &Listing| match with_notes {
             true => listing.clone(),
@@ -415,6 +460,7 @@ impl StoreReader for RemoteStore {
                 notes: Vec::new(),
                 foreign_changes: listing.foreign_changes.clone(),
                 generation: listing.generation,
+                received: listing.received.clone(),
             },
         };
         if let Some(listing) = self.known(of) {

@@ -1,16 +1,18 @@
-//! A home that shows and takes no more than a client may have: no blocks for those that only add backups, and only the guests
-//! that a token is for.
+//! A home that shows and takes no more than a client may have: what its right allows (`rights.rs`), and only the guests that a
+//! token is for. It logs what the client changes or removes, and what is refused to it (`audit.rs`).
 //!
 //! Guests are limited in plain repositories alone: in an encrypted one a server can't read their names.
 //!
 //! What stays possible: a client may ask whether a block or a part of a manifest with a known hash is stored, whosever it is.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use jiff::Timestamp;
 use vbk_repo::backup::Entry;
-use vbk_repo::block::Hashing;
+use vbk_repo::block::{Hashing, pages_in};
 use vbk_repo::codec::Sealed;
 use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::keys::SlotFile;
@@ -18,42 +20,75 @@ use vbk_repo::name::matches;
 use vbk_repo::repository::home::{Home, Keeper, Marker, Room, Session, Snapshot, Wait};
 use vbk_repo::repository::{DiskUsage, Pruned, Reserve};
 use vbk_repo::store::{
-    Distance, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter,
-    Stored, Swept, Wanted,
+    Distance, Forgotten, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader,
+    StoreWriter, Stored, Swept, Terms, Wanted,
 };
 use vbk_repo::{Error, ErrorKind, Result};
 
-use super::Allowed;
+use super::audit::{AuditLog, Who};
+use super::door::Door;
+use super::policy::Policy;
+use super::quota::{Meter, Over, Quota};
+use super::rights::Allowed;
 
 /// Start of the name of a note about a backup (`vbk_repo::state`).
 const NOTE_OF_BACKUP: &str = "backup/";
 
-/// Returns the home as a client with these rights sees it. `guests` are patterns; none: all guests.
-pub(super) fn limit(home: Arc<dyn Home>, allowed: Allowed, guests: &[String]) -> Result<Arc<dyn Home>> {
+/// A client that the server let in.
+#[derive(Debug, Clone)]
+pub struct Admission {
+    /// Its name and address.
+    pub who: Who,
+    /// What it may do.
+    pub rights: Allowed,
+    /// Patterns of the guests that it may have; none: all guests.
+    pub guests: Vec<String>,
+    /// The repository's policy does not bind it: it could write to the directory itself.
+    pub is_administrator: bool,
+    /// What it may add in a day.
+    pub quota: Quota,
+}
+
+/// Returns the home as a client sees it. `log` is the directory whose audit log it gets into.
+pub(super) fn limit(home: Arc<dyn Home>, admission: &Admission, log: Option<&Path>) -> Result<Arc<dyn Home>> {
+    let Admission {
+        who,
+        rights,
+        guests,
+        is_administrator,
+        quota,
+    } = admission;
+    let meter = match log.filter(|_| !quota.is_none()) {
+        Some(directory) => Some(Meter::new(directory, &who.name, *quota)?),
+        None => None,
+    };
     let limits = Limits {
-        reads_blocks: allowed != Allowed::Add,
-        guests: guests.to_vec(),
+        rights: *rights,
+        guests: guests.clone(),
+        policy_of: log.filter(|_| !is_administrator).map(Path::to_owned),
+        meter,
+        audit: log.map(|directory| AuditLog::of(directory, who.clone())),
     };
     if !guests.is_empty() && home.marker().key_check.is_some() {
-        return Err(denied(
+        return Err(limits.denied(
             "the token is for some guests, but the repository is encrypted: a server can't read the names in it",
         ));
     }
-    match limits.reads_blocks && guests.is_empty() {
-        true => Ok(home),
-        false => Ok(Arc::new(Limited {
-            inner: home,
-            limits: Arc::new(limits),
-        })),
-    }
+    Ok(Arc::new(Limited {
+        inner: home,
+        limits: Arc::new(limits),
+    }))
 }
 
 #[derive(Debug)]
 struct Limits {
-    /// A backup compares with manifests and the index, and never reads a block.
-    reads_blocks: bool,
+    rights: Allowed,
     /// Patterns; none: all guests.
     guests: Vec<String>,
+    /// Directory of the repository whose policy binds the client.
+    policy_of: Option<PathBuf>,
+    meter: Option<Meter>,
+    audit: Option<AuditLog>,
 }
 
 impl Limits {
@@ -73,7 +108,7 @@ impl Limits {
 
     fn check_keys<'a>(&self, keys: impl IntoIterator<Item = &'a str>) -> Result<()> {
         match keys.into_iter().find(|key| !self.has(key)) {
-            Some(key) => Err(denied(&format!(
+            Some(key) => Err(self.denied(&format!(
                 "the server lets this client have only guests that match {}; {key} is another",
                 self.guests.join(", ")
             ))),
@@ -83,7 +118,7 @@ impl Limits {
 
     fn check_notes(&self, notes: &[Note]) -> Result<()> {
         match notes.iter().find(|note| !self.has_note(&note.name)) {
-            Some(note) => Err(denied(&format!(
+            Some(note) => Err(self.denied(&format!(
                 "the server does not let this client change the note {}: it is not about its guests",
                 note.name
             ))),
@@ -93,10 +128,58 @@ impl Limits {
 
     /// An error for a client that may not see all of the repository.
     fn check_whole(&self, what: &str) -> Result<()> {
-        match self.has_all_guests() && self.reads_blocks {
+        match self.has_all_guests() && self.rights.reads_whole_store() {
             true => Ok(()),
-            false => Err(denied(&format!("the server does not let this client {what}"))),
+            false => Err(self.denied(&format!(
+                "the server does not let this client {what}; a token or key for all guests with the rights `verify` or `manage` can"
+            ))),
         }
+    }
+
+    fn check_manages(&self, what: &str) -> Result<()> {
+        match self.rights.manages() {
+            true => Ok(()),
+            false => Err(self.denied(&format!(
+                "the server does not let this client {what}; a token or key with the right `manage` can"
+            ))),
+        }
+    }
+
+    /// The policy as it is now.
+    fn policy(&self) -> Result<Policy> {
+        self.policy_of.as_deref().map_or(Ok(Policy::NONE), Policy::load)
+    }
+
+    /// Counts something on the client's quota.
+    fn count(&self, count: impl FnOnce(&Meter) -> std::result::Result<(), Over>) -> Result<()> {
+        match self.meter.as_ref().map_or(Ok(()), count) {
+            Ok(()) => Ok(()),
+            Err(Over::Failed(error)) => Err(error),
+            Err(Over::Quota(message)) => Err(self.denied(&message)),
+        }
+    }
+
+    /// The error for a refusal, which is logged.
+    fn denied(&self, message: &str) -> Error {
+        if let Some(audit) = &self.audit {
+            audit.refused(message);
+        }
+        denied(message)
+    }
+
+    /// Makes a change, which is logged.
+    fn noted<T>(&self, what: &str, of: &[String], make: impl FnOnce() -> Result<T>) -> Result<T> {
+        match &self.audit {
+            Some(audit) => audit.noted(what, of, make),
+            None => make(),
+        }
+    }
+}
+
+fn denied(message: &str) -> Error {
+    Error::Remote {
+        kind: ErrorKind::Denied,
+        message: message.to_owned(),
     }
 }
 
@@ -113,13 +196,6 @@ impl<T: ?Sized> Limited<T> {
             limits: Arc::clone(&self.limits),
             inner,
         })
-    }
-}
-
-fn denied(message: &str) -> Error {
-    Error::Remote {
-        kind: ErrorKind::Denied,
-        message: message.to_owned(),
     }
 }
 
@@ -171,7 +247,17 @@ impl Home for Limited<dyn Home> {
     }
 
     fn write(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreWriter>> {
+        if !self.limits.rights.adds() {
+            return Err(self
+                .limits
+                .denied("the server lets this client read and not write; a token or key with the right `backup` can"));
+        }
         let Session { store, keeper } = self.inner.write(command, wait)?;
+        store.set_terms(Terms {
+            doubts_times: !self.limits.rights.manages(),
+            keeps_nodes: self.limits.policy_of.is_some(),
+            ..Terms::default()
+        });
         Ok(Session {
             store: self.around(store),
             keeper: self.around(keeper),
@@ -179,7 +265,14 @@ impl Home for Limited<dyn Home> {
     }
 
     fn manage(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreManager>> {
+        self.limits.check_manages("change or remove backups")?;
+        let policy = self.limits.policy()?;
         let Session { store, keeper } = self.inner.manage(command, wait)?;
+        store.set_terms(Terms {
+            keep_removed_secs: policy.bin_secs,
+            doubts_times: false,
+            keeps_nodes: self.limits.policy_of.is_some(),
+        });
         Ok(Session {
             store: self.around(store),
             keeper: self.around(keeper),
@@ -197,10 +290,28 @@ impl Keeper for Limited<dyn Keeper> {
     }
 
     fn prune(&self, options: PruneOptions, cancel: &AtomicBool, progress: &dyn Fn(u64)) -> Option<Result<Pruned>> {
-        match self.limits.check_whole("prune") {
-            Ok(()) => self.inner.prune(options, cancel, progress),
-            Err(error) => Some(Err(error)),
+        let checked = self
+            .limits
+            .check_manages("prune")
+            .and_then(|()| self.limits.check_whole("prune"));
+        if let Err(error) = checked {
+            return Some(Err(error));
         }
+        if options.empty_bin && self.limits.policy_of.is_some() {
+            return Some(Err(self.limits.denied(
+                "the server does not let this client empty the bin; `vbk prune --empty-bin` on the server can",
+            )));
+        }
+        if options.dry_run {
+            return self.inner.prune(options, cancel, progress);
+        }
+        let pruned = self
+            .limits
+            .noted("prune", &[], || match self.inner.prune(options, cancel, progress) {
+                Some(pruned) => pruned.map(Some),
+                None => Ok(None),
+            });
+        pruned.transpose()
     }
 }
 
@@ -236,15 +347,13 @@ impl<S: StoreReader + ?Sized> StoreReader for Limited<S> {
     }
 
     fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
-        if self.limits.reads_blocks {
+        if self.limits.rights.reads_blocks() {
             return self.inner.get(wanted);
         }
-        let refused = |_| {
-            Err(denied(
-                "the server lets this client add backups and not read them; a token or key with the rights `restore` or `manage` \
-                 can",
-            ))
-        };
+        let what = "the server lets this client add backups and not read them; a token or key with the rights `restore` or \
+                    `manage` can";
+        let mut refused = (!wanted.is_empty()).then(|| self.limits.denied(what));
+        let refused = |_: &Wanted| Err(refused.take().unwrap_or_else(|| denied(what)));
         wanted.iter().map(refused).collect()
     }
 
@@ -272,13 +381,21 @@ impl<S: StoreReader + ?Sized> StoreReader for Limited<S> {
         let mut listing = self.inner.listing(with_notes)?;
         listing.records.retain(|record| self.limits.has(&record.key));
         listing.notes.retain(|note| self.limits.has_note(&note.name));
+        listing.received.retain(|(key, _)| self.limits.has(key));
         Ok(listing)
+    }
+
+    fn forgotten(&self) -> Result<Vec<Forgotten>> {
+        let mut forgotten = self.inner.forgotten()?;
+        forgotten.retain(|forgotten| self.limits.has(&forgotten.record.key));
+        Ok(forgotten)
     }
 
     fn lookup(&self, record_keys: &[String], note_names: &[String]) -> Result<Listing> {
         let mut found = self.inner.lookup(record_keys, note_names)?;
         found.records.retain(|record| self.limits.has(&record.key));
         found.notes.retain(|note| self.limits.has_note(&note.name));
+        found.received.retain(|(key, _)| self.limits.has(key));
         Ok(found)
     }
 
@@ -293,10 +410,14 @@ impl<S: StoreReader + ?Sized> StoreReader for Limited<S> {
 
 impl<S: StoreWriter + ?Sized> StoreWriter for Limited<S> {
     fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
+        let bytes = blocks.iter().map(Sealed::stored_bytes).sum();
+        self.limits.count(|meter| meter.put(bytes, Timestamp::now()))?;
         self.inner.put(blocks)
     }
 
     fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
+        let bytes = nodes.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        self.limits.count(|meter| meter.put(bytes, Timestamp::now()))?;
         self.inner.put_nodes(nodes)
     }
 
@@ -304,19 +425,102 @@ impl<S: StoreWriter + ?Sized> StoreWriter for Limited<S> {
         self.inner.flush()
     }
 
+    /// Without effect: the server sets them, and not the client.
+    fn set_terms(&self, _: Terms) {}
+
     fn builds_on(&self, record_key: &str) -> Result<()> {
         self.limits.check_keys([record_key])?;
         self.inner.builds_on(record_key)
     }
 
     fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
+        // An encrypted commit brings the note that lists all, under a hidden name.
+        let most = usize::from(self.inner.identity()?.key_check.is_some());
+        if !self.limits.rights.manages() && notes.len() > most {
+            return Err(self
+                .limits
+                .denied("the server does not let this client change notes, also not with a backup"));
+        }
         if !self.limits.has_all_guests() {
             self.limits.check_keys([&*record.key])?;
             self.limits.check_notes(notes)?;
             // The guest in it is the one of its key.
             Entry::decode(Hashing::Plain, &record.key, &record.bytes)?;
         }
+        self.limits.count(|meter| meter.commit(Timestamp::now()))?;
         self.inner.commit_at(record, notes, at)
+    }
+}
+
+impl<S: StoreManager + ?Sized> Limited<S> {
+    /// Returns those of some blocks that the server itself finds damaged: the next put of a condemned block takes its place, so
+    /// that a client could put others' blocks away. In an encrypted repository the server can't tell.
+    fn damaged_of(&self, ids: &[BlockId]) -> Result<Vec<BlockId>> {
+        let identity = self.inner.identity()?;
+        if identity.key_check.is_some() {
+            return Err(self.limits.denied(
+                "the server does not let this client mark blocks of an encrypted repository as damaged: it can't check that. Run \
+                 `vbk verify` on the server, or by an ssh login of its administrator",
+            ));
+        }
+        let door = Door::of(&identity);
+        let mut damaged = Vec::new();
+        for (id, located) in ids.iter().zip(self.inner.locate(ids)?) {
+            let Some(located) = located else {
+                continue;
+            };
+            let wanted = Wanted {
+                id: *id,
+                pages: 0..pages_in(located.plain_bytes as usize),
+            };
+            let is_whole = match self.inner.get(&[wanted]).pop() {
+                Some(Ok(Stored { header, pages })) => door.check_blocks(&[Sealed {
+                    id: *id,
+                    plain_bytes: located.plain_bytes,
+                    header,
+                    pages,
+                }]),
+                Some(Err(error)) => Err(error),
+                None => Ok(()),
+            };
+            match is_whole {
+                Err(error) if error.kind() != ErrorKind::Corrupt => return Err(error),
+                Err(_) => damaged.push(*id),
+                Ok(()) => {}
+            }
+        }
+        Ok(damaged)
+    }
+
+    /// An error if the policy does not let the client forget one of these backups yet. Their age counts from their commit, by the
+    /// server's clock. A backup of an older vbk has its own time; in an encrypted repository that can't be read, and the backup
+    /// counts as old.
+    fn check_age(&self, keys: &[String]) -> Result<()> {
+        let min_age_secs = match keys {
+            [] => 0,
+            _ => self.limits.policy()?.min_age_secs,
+        };
+        if min_age_secs == 0 {
+            return Ok(());
+        }
+        let found = self.inner.lookup(keys, &[])?;
+        let own = |record: &Record| Entry::decode(self.inner.hashing(), &record.key, &record.bytes);
+        let own = found
+            .records
+            .iter()
+            .filter_map(|record| Some((&record.key, own(record).ok()?.backup.time.timestamp())));
+        let mut times: BTreeMap<_, _> = own.collect();
+        times.extend(found.received.iter().map(|(key, received)| (key, received.time)));
+        let now = Timestamp::now().as_second();
+        let old_at = |time: &Timestamp| time.as_second().saturating_add_unsigned(min_age_secs);
+        match times.iter().find(|(_, time)| old_at(time) > now) {
+            Some((key, time)) => Err(self.limits.denied(&format!(
+                "the server does not let this client forget {key} yet: the server received it at {time}, and clients may forget \
+                 backups after {} hours. The administrator of the server can",
+                min_age_secs.div_ceil(3600)
+            ))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -324,28 +528,46 @@ impl<S: StoreManager + ?Sized> StoreManager for Limited<S> {
     fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
         self.limits.check_keys(remove_records.iter().map(String::as_str))?;
         self.limits.check_notes(notes)?;
-        self.inner.amend_at(remove_records, notes, at)
+        self.check_age(remove_records)?;
+        let names: Vec<_> = notes.iter().map(|note| note.name.clone()).collect();
+        let amend = || self.inner.amend_at(remove_records, notes, at);
+        match remove_records {
+            [] => self.limits.noted("note", &names, amend),
+            _ => self.limits.noted("forget", remove_records, amend),
+        }
     }
 
     fn accept(&self) -> Result<Vec<String>> {
         self.limits.check_whole("accept changes of others")?;
-        self.inner.accept()
+        self.limits.noted("accept", &[], || self.inner.accept())
     }
 
     fn held(&self) -> Vec<Record> {
         self.inner.held()
     }
 
+    fn empty_bin(&self, time: Timestamp) -> Result<()> {
+        self.limits.check_whole("empty the bin")?;
+        self.inner.empty_bin(time)
+    }
+
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {
         self.limits
             .check_whole("mark blocks as damaged, which others may share")?;
-        self.inner.condemn(ids)
+        let ids = match self.limits.policy_of.is_some() {
+            true => &self.damaged_of(ids)?,
+            false => ids,
+        };
+        match ids {
+            [] => Ok(()),
+            ids => self.limits.noted("condemn", &names_of(ids), || self.inner.condemn(ids)),
+        }
     }
 
     fn pardon(&self, ids: &[BlockId]) -> Result<()> {
         self.limits
             .check_whole("mark blocks as whole, which others may share")?;
-        self.inner.pardon(ids)
+        self.limits.noted("pardon", &names_of(ids), || self.inner.pardon(ids))
     }
 
     fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
@@ -354,4 +576,8 @@ impl<S: StoreManager + ?Sized> StoreManager for Limited<S> {
             .check_whole("prune a repository that it does not see all of")?;
         self.inner.retain(live, options, step)
     }
+}
+
+fn names_of(ids: &[BlockId]) -> Vec<String> {
+    ids.iter().map(ToString::to_string).collect()
 }

@@ -42,7 +42,7 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    fn new(outbox: &Arc<Outbox>, request: u32) -> Self {
+    pub(super) fn new(outbox: &Arc<Outbox>, request: u32) -> Self {
         Self {
             outbox: Arc::clone(outbox),
             request,

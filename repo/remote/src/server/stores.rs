@@ -9,7 +9,7 @@ use serde::Serialize;
 use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::repository::home::{Home, Keeper, Snapshot};
 use vbk_repo::repository::prune_without_key;
-use vbk_repo::store::{Identity, Listing, Note, Record, StoreManager, StoreReader, StoreWriter, Wanted};
+use vbk_repo::store::{Forgotten, Identity, Listing, Note, Record, StoreManager, StoreReader, StoreWriter, Wanted};
 use vbk_repo::{Error, ErrorKind, Result};
 
 use super::Allowed;
@@ -122,7 +122,7 @@ impl Stores {
     }
 
     /// Returns the last answer, unless it was sent already.
-    fn try_answer(&self, ask: Ask, body: &[u8], reply: &Reply) -> Result<Option<(Answer, Vec<u8>)>> {
+    pub(super) fn try_answer(&self, ask: Ask, body: &[u8], reply: &Reply) -> Result<Option<(Answer, Vec<u8>)>> {
         let alone = |answer| Ok(Some((answer, Vec::new())));
         match ask {
             Ask::Hello(_) => Err(broken("a second greeting")),
@@ -149,7 +149,6 @@ impl Stores {
                 })
             }
             Ask::Write { store, command } => {
-                self.check_allowed(Allowed::Add)?;
                 let session = self.home.write(&command, &mut |_| false)?;
                 let open = Open {
                     writer: Some(Arc::clone(&session.store)),
@@ -159,7 +158,6 @@ impl Stores {
                 alone(self.opened(store, open, 0)?)
             }
             Ask::Manage { store, command } => {
-                self.check_allowed(Allowed::Everything)?;
                 let session = self.home.manage(&command, &mut |_| false)?;
                 let open = Open {
                     writer: Some(Arc::clone(&session.store) as _),
@@ -202,6 +200,10 @@ impl Stores {
                     },
                 };
                 list(listing, reply);
+                Ok(None)
+            }
+            Ask::Forgotten(store) => {
+                list_forgotten(self.store(store)?.reader.forgotten()?, reply);
                 Ok(None)
             }
             Ask::Lookup { store, records, notes } => {
@@ -266,7 +268,7 @@ impl Stores {
                 self.writer(store)?.put(sealed)?;
                 alone(Answer::Done)
             }
-            Ask::PutNodes { store, nodes } => {
+            Ask::PutNodes { store, nodes, terms } => {
                 let mut strings = body::Strings(body);
                 let nodes = nodes
                     .into_iter()
@@ -275,7 +277,9 @@ impl Stores {
                 if let Some(door) = &self.store(store)?.door {
                     door.check_nodes(&nodes)?;
                 }
-                self.writer(store)?.put_nodes(nodes)?;
+                let writer = self.writer(store)?;
+                writer.set_terms(terms);
+                writer.put_nodes(nodes)?;
                 alone(Answer::Done)
             }
             Ask::BuildsOn { store, record } => {
@@ -292,9 +296,12 @@ impl Stores {
                 record,
                 notes,
                 at,
+                terms,
             } => {
                 let record = Record { key, bytes: record };
-                self.writer(store)?.commit_at(&record, &notes_of(notes), at)?;
+                let writer = self.writer(store)?;
+                writer.set_terms(terms);
+                writer.commit_at(&record, &notes_of(notes), at)?;
                 alone(Answer::Done)
             }
             Ask::Amend {
@@ -302,8 +309,11 @@ impl Stores {
                 remove_records,
                 notes,
                 at,
+                terms,
             } => {
-                self.manager(store)?.amend_at(&remove_records, &notes_of(notes), at)?;
+                let manager = self.manager(store)?;
+                manager.set_terms(terms);
+                manager.amend_at(&remove_records, &notes_of(notes), at)?;
                 alone(Answer::Done)
             }
             Ask::Condemn(store) => {
@@ -323,19 +333,6 @@ impl Stores {
                 alone(Answer::Room(room))
             }
             _ => Err(broken("a question in the wrong place")),
-        }
-    }
-
-    fn check_allowed(&self, needed: Allowed) -> Result<()> {
-        match self.allowed >= needed {
-            true => Ok(()),
-            false => Err(Error::Remote {
-                kind: ErrorKind::Denied,
-                message: match needed {
-                    Allowed::Add => "the server lets this client read and not write".to_owned(),
-                    _ => "the server does not let this client change or remove backups".to_owned(),
-                },
-            }),
         }
     }
 
@@ -444,6 +441,7 @@ fn list(listing: Listing, reply: &Reply) {
         foreign_changes,
         generation,
     };
+    let received: HashMap<_, _> = listing.received.into_iter().collect();
     let records = listing
         .records
         .into_iter()
@@ -451,11 +449,15 @@ fn list(listing: Listing, reply: &Reply) {
     let notes = listing.notes.into_iter();
     let notes = notes.map(|Note { name, value }| (false, name, value.unwrap_or_default()));
     for (is_record, name, bytes) in records.chain(notes) {
-        let names = match is_record {
-            true => &mut part.0,
-            false => &mut part.1,
-        };
-        names.push((name, bytes.len() as u32));
+        let len = bytes.len() as u32;
+        match is_record {
+            true => {
+                let received = received.get(&name);
+                let received = received.map(|received| (received.time.as_second(), received.is_doubted));
+                part.0.push((name, len, received));
+            }
+            false => part.1.push((name, len)),
+        }
         body.extend(bytes);
         if body.len() >= LISTED_BYTES {
             let sent = answer(std::mem::take(&mut part), Vec::new());
@@ -463,6 +465,30 @@ fn list(listing: Listing, reply: &Reply) {
         }
     }
     reply.send(&answer(part, listing.foreign_changes), body, false);
+}
+
+/// Sends the bin in parts.
+fn list_forgotten(all: Vec<Forgotten>, reply: &Reply) {
+    let (mut part, mut body) = (Vec::new(), Vec::new());
+    for Forgotten {
+        record,
+        removed,
+        kept_until,
+    } in all
+    {
+        part.push((
+            record.key,
+            record.bytes.len() as u32,
+            removed.as_second(),
+            kept_until.as_second(),
+        ));
+        body.extend(record.bytes);
+        if body.len() >= LISTED_BYTES {
+            let sent = Answer::Forgotten(std::mem::take(&mut part));
+            reply.send(&sent, std::mem::take(&mut body), true);
+        }
+    }
+    reply.send(&Answer::Forgotten(part), body, false);
 }
 
 /// The error for a client that breaks the protocol.

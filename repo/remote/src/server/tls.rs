@@ -34,8 +34,9 @@ use vbk_repo::ErrorKind;
 use vbk_repo::repository::home::Home;
 
 use super::Allowed;
+use super::audit::{AuditLog, Who};
 use super::clients::{Client, Listener, Served, Shared};
-use super::limited::limit;
+use super::limited::{Admission, limit};
 use super::tokens::{Entry, Finder, Tokens};
 use crate::address::check_name;
 use crate::message::Fault;
@@ -148,7 +149,8 @@ impl Listener for TlsListener {
         let mut name = vec![0; usize::from(stream.read_u8().await?)];
         stream.read_exact(&mut name).await?;
         let (shared, finder) = (Arc::clone(shared), Arc::clone(&self.finder));
-        let found = tokio::task::spawn_blocking(move || find(&shared, &finder, &name, key));
+        let address = stream.get_ref().0.peer_addr().ok().map(|address| address.ip());
+        let found = tokio::task::spawn_blocking(move || find(&shared, &finder, &name, key, address));
         let found = found.await.map_err(io::Error::other)?;
         tcp::enlarge(stream.get_ref().0);
         let (read, write) = tokio::io::split(stream);
@@ -187,7 +189,13 @@ impl Listener for TlsListener {
 type Found = (Result<Arc<dyn Home>, Fault>, Entry, Tokens);
 
 /// Finds the repository of a name, and the token with a key for it. The error is the same for all that is unknown.
-fn find(shared: &Shared, finder: &Finder, name: &[u8], key: PublicKey) -> Result<Found, Fault> {
+fn find(
+    shared: &Shared,
+    finder: &Finder,
+    name: &[u8],
+    key: PublicKey,
+    address: Option<IpAddr>,
+) -> Result<Found, Fault> {
     let unknown = || {
         let what = "the server does not accept this token: it was revoked or replaced, or is for another repository. `vbk token \
                     list` there lists those that it accepts, `vbk token add` makes a new one";
@@ -195,10 +203,25 @@ fn find(shared: &Shared, finder: &Finder, name: &[u8], key: PublicKey) -> Result
     };
     let directory = shared.served.directory(name).ok_or_else(unknown)?;
     let tokens = Tokens::of(&directory);
-    let entry = finder.find(&tokens, key).ok_or_else(unknown)?;
+    let address = address.map(|address| address.to_string());
+    let who = |name: &str| Who {
+        name: name.to_owned(),
+        address,
+    };
+    let Some(entry) = finder.find(&tokens, key) else {
+        AuditLog::of(&directory, who("unknown")).refused("a token that is not one of this repository");
+        return Err(unknown());
+    };
     tokens.note_use(&entry.name, Timestamp::now());
     tracing::info!("token {} opens {}", entry.name, directory.display());
-    let home = (shared.open)(&directory).and_then(|home| limit(home, entry.rights, &entry.guests));
+    let admission = Admission {
+        who: who(&entry.name),
+        rights: entry.rights,
+        guests: entry.guests.clone(),
+        is_administrator: false,
+        quota: entry.quota,
+    };
+    let home = (shared.open)(&directory).and_then(|home| limit(home, &admission, Some(&directory)));
     Ok((home.map_err(|error| Fault::from(&error)), entry, tokens))
 }
 

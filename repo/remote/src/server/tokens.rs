@@ -15,6 +15,7 @@ use vbk_repo::{Error, Result};
 
 use super::Allowed;
 use super::key::{SERVE, create, make_directory};
+use super::quota::Quota;
 use crate::address::check_name;
 use crate::peer::PublicKey;
 
@@ -35,6 +36,9 @@ pub struct Entry {
     /// Patterns of the guests that it is for; empty for all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub guests: Vec<String>,
+    /// What it may add in a day.
+    #[serde(default, skip_serializing_if = "Quota::is_none")]
+    pub quota: Quota,
     /// Time when it was made, or when it got its present key.
     pub created: Timestamp,
 }
@@ -230,6 +234,7 @@ mod tests {
             public_key: Seed::generate().expect("random").public_key(),
             rights: Allowed::Add,
             guests: vec!["web*".into()],
+            quota: Quota::default(),
             created: "2026-11-29T05:00:00Z".parse().expect("a time"),
         }
     }

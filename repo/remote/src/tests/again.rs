@@ -339,6 +339,7 @@ fn a_prune_is_not_asked_again() {
         let options = PruneOptions {
             max_unused: 0.0,
             dry_run: false,
+            empty_bin: false,
         };
         let keeper = &session.keeper;
         let pruning = scope.spawn(move || keeper.prune(options, &AtomicBool::new(false), &|_| {}));

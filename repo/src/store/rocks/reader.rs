@@ -12,7 +12,7 @@ use super::options;
 use super::rows::{HEADER_AT, IndexRow, part_key};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, NodeId};
-use crate::store::{Identity, Listing, Located, Note, Record, StoreReader, Stored, Wanted};
+use crate::store::{Forgotten, Identity, Listing, Located, Note, Record, StoreReader, Stored, Wanted};
 
 /// Memory for the headers of blocks that were read: those of 10,000 blocks of 1 MiB.
 const HEADERS_BYTES: u64 = 8 << 20;
@@ -412,6 +412,10 @@ impl StoreReader for RocksReader {
             .collect()
     }
 
+    fn forgotten(&self) -> Result<Vec<Forgotten>> {
+        self.forgotten_records()
+    }
+
     fn records(&self) -> Result<Vec<Record>> {
         self.records_in(ReadOptions::default())
     }
@@ -431,6 +435,7 @@ impl StoreReader for RocksReader {
             },
             foreign_changes: Vec::new(),
             generation: self.generation_in(at(&snapshot))?,
+            received: self.received_in(at(&snapshot))?,
         })
     }
 
@@ -444,6 +449,11 @@ impl StoreReader for RocksReader {
             rows.filter_map(Result::transpose).collect::<Result<Vec<_>>>()
         };
         let records = read("backups", record_keys, "list the backups")?.into_iter();
+        let mut received = Vec::new();
+        for key in record_keys {
+            let found = self.received_of(key, &at(&snapshot))?;
+            received.extend(found.map(|found| (key.clone(), found)));
+        }
         let notes = read("notes", note_names, "read the notes")?.into_iter();
         Ok(Listing {
             records: records.map(|(key, bytes)| Record { key, bytes }).collect(),
@@ -455,6 +465,7 @@ impl StoreReader for RocksReader {
                 .collect(),
             foreign_changes: Vec::new(),
             generation: self.generation_in(at(&snapshot))?,
+            received,
         })
     }
 }

@@ -42,8 +42,8 @@ use crate::store::encrypted::roots_below;
 use crate::store::places::Places;
 use crate::store::proof::Proved;
 use crate::store::{
-    ENCRYPTION, Identity, Listing, Live, Located, Note, Place, PruneOptions, Record, StoreManager, StoreReader,
-    StoreWriter, Stored, Swept, Wanted,
+    ENCRYPTION, Forgotten, Identity, Listing, Live, Located, Note, Place, PruneOptions, Record, StoreManager,
+    StoreReader, StoreWriter, Stored, Swept, Terms, Wanted,
 };
 
 /// Blocks and nodes that a session relies on.
@@ -261,7 +261,12 @@ impl RocksStore {
     }
 
     /// Stores nodes for a session.
-    pub(super) fn put_nodes_for(&self, session: Option<u64>, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
+    pub(super) fn put_nodes_for(
+        &self,
+        session: Option<u64>,
+        terms: Terms,
+        nodes: Vec<(NodeId, Vec<u8>)>,
+    ) -> Result<()> {
         if let Some(used) = self.sessions.lock().of(session) {
             used.nodes.extend(nodes.iter().map(|(id, _)| *id));
         }
@@ -271,7 +276,7 @@ impl RocksStore {
             // The stored node is read first, so that an unchanged manifest is not written again every day. A node
             // that differs from what it was is written again, which repairs every backup that uses it.
             match self.reader.db.get_pinned_cf(family, id.0) {
-                Ok(Some(stored)) if *stored == *bytes => {}
+                Ok(Some(stored)) if terms.keeps_nodes || *stored == *bytes => {}
                 Ok(_) => batch.put_cf(family, id.0, bytes),
                 Err(error) if is_damage(&error) => batch.put_cf(family, id.0, bytes),
                 Err(error) => return Err(failed("read a manifest")(error)),
@@ -287,6 +292,7 @@ impl RocksStore {
     pub(super) fn amend_for(
         &self,
         session: Option<u64>,
+        terms: Terms,
         remove_records: &[String],
         notes: &[Note],
         at: Option<u64>,
@@ -296,12 +302,15 @@ impl RocksStore {
         let mut batch = WriteBatch::default();
         for key in remove_records {
             let family = self.reader.family("backups");
-            // No backup builds on one that can't be read.
+            // No backup builds on one that can't be read, and none can be brought back.
             if let Ok(Some(bytes)) = self.reader.db.get_cf(family, key) {
                 let key = key.clone();
-                self.sessions.lock().hold(session, Record { key, bytes });
+                let record = Record { key, bytes };
+                self.throw(&record, terms.keep_removed_secs, &mut batch)?;
+                self.sessions.lock().hold(session, record);
             }
             batch.delete_cf(family, key);
+            self.reader.drop_received(key, &mut batch);
         }
         self.change_notes(notes, &mut batch);
         self.next_generation(&mut batch)?;
@@ -314,6 +323,7 @@ pub struct RocksSession {
     store: Arc<RocksStore>,
     number: u64,
     is_encrypted: bool,
+    terms: Mutex<Terms>,
     /// Parts of manifests that need no proof at a commit.
     proved: Mutex<Proved>,
 }
@@ -327,6 +337,7 @@ impl RocksSession {
             store,
             number,
             is_encrypted,
+            terms: Mutex::default(),
             proved: Mutex::default(),
         })
     }
@@ -390,6 +401,10 @@ impl StoreReader for RocksSession {
         self.store.notes()
     }
 
+    fn forgotten(&self) -> Result<Vec<Forgotten>> {
+        self.store.forgotten()
+    }
+
     fn listing(&self, with_notes: bool) -> Result<Listing> {
         self.store.listing(with_notes)
     }
@@ -405,7 +420,8 @@ impl StoreWriter for RocksSession {
     }
 
     fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
-        self.store.put_nodes_for(Some(self.number), nodes)
+        let terms = *self.terms.lock();
+        self.store.put_nodes_for(Some(self.number), terms, nodes)
     }
 
     fn builds_on(&self, record_key: &str) -> Result<()> {
@@ -423,6 +439,10 @@ impl StoreWriter for RocksSession {
         Ok(())
     }
 
+    fn set_terms(&self, terms: Terms) {
+        *self.terms.lock() = terms;
+    }
+
     fn flush(&self) -> Result<()> {
         self.store.flush()
     }
@@ -430,13 +450,20 @@ impl StoreWriter for RocksSession {
     fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
         // Of what it finds to be there, nothing is removed until this session has ended.
         self.proved.lock().prove(self, &self.roots(&record.bytes))?;
-        self.store.commit_at(record, notes, at)
+        let terms = *self.terms.lock();
+        self.store.commit_for(terms, record, notes, at)
     }
 }
 
 impl StoreManager for RocksSession {
     fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
-        self.store.amend_for(Some(self.number), remove_records, notes, at)
+        let terms = *self.terms.lock();
+        self.store
+            .amend_for(Some(self.number), terms, remove_records, notes, at)
+    }
+
+    fn empty_bin(&self, time: jiff::Timestamp) -> Result<()> {
+        self.store.empty_bin(time)
     }
 
     fn held(&self) -> Vec<Record> {
@@ -453,6 +480,8 @@ impl StoreManager for RocksSession {
     }
 
     fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+        // A sweep does not keep what its own session has used.
+        *self.proved.lock() = Proved::default();
         self.store.retain_for(Some(self.number), live, options, step)
     }
 }

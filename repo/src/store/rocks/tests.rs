@@ -71,7 +71,7 @@ impl Fixture {
 }
 
 /// Delegates all calls, so that the directory lives as long as the store.
-struct Owned(Fixture);
+struct Owned(Fixture, Mutex<Terms>);
 
 impl StoreReader for Owned {
     fn identity(&self) -> Result<Identity> {
@@ -89,6 +89,9 @@ impl StoreReader for Owned {
     fn condemned(&self) -> Result<Vec<BlockId>> {
         self.0.store().condemned()
     }
+    fn forgotten(&self) -> Result<Vec<Forgotten>> {
+        self.0.store().forgotten()
+    }
     fn notes(&self) -> Result<Vec<Note>> {
         self.0.store().notes()
     }
@@ -101,6 +104,12 @@ impl StoreReader for Owned {
     fn records(&self) -> Result<Vec<Record>> {
         self.0.store().records()
     }
+    fn listing(&self, with_notes: bool) -> Result<Listing> {
+        self.0.store().listing(with_notes)
+    }
+    fn lookup(&self, record_keys: &[String], note_names: &[String]) -> Result<Listing> {
+        self.0.store().lookup(record_keys, note_names)
+    }
 }
 
 impl StoreWriter for Owned {
@@ -109,7 +118,12 @@ impl StoreWriter for Owned {
     }
 
     fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
-        self.0.store().put_nodes(nodes)
+        let terms = *self.1.lock();
+        self.0.store().put_nodes_for(None, terms, nodes)
+    }
+
+    fn set_terms(&self, terms: Terms) {
+        *self.1.lock() = terms;
     }
 
     fn flush(&self) -> Result<()> {
@@ -117,13 +131,19 @@ impl StoreWriter for Owned {
     }
 
     fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
-        self.0.store().commit_at(record, notes, at)
+        let terms = *self.1.lock();
+        self.0.store().commit_for(terms, record, notes, at)
     }
 }
 
 impl StoreManager for Owned {
     fn amend_at(&self, remove_records: &[String], notes: &[Note], at: Option<u64>) -> Result<()> {
-        self.0.store().amend_at(remove_records, notes, at)
+        let terms = *self.1.lock();
+        self.0.store().amend_for(None, terms, remove_records, notes, at)
+    }
+
+    fn empty_bin(&self, time: jiff::Timestamp) -> Result<()> {
+        self.0.store().empty_bin(time)
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {
@@ -141,7 +161,7 @@ impl StoreManager for Owned {
 
 #[test]
 fn the_rocks_store_keeps_the_rules_of_the_seam() {
-    super::super::conformance::check(|_| Box::new(Owned(Fixture::new())));
+    super::super::conformance::check(|_| Box::new(Owned(Fixture::new(), Mutex::default())));
 }
 
 #[test]
@@ -373,6 +393,7 @@ fn a_prune_between_a_put_and_its_barrier_is_refused() {
     let options = PruneOptions {
         max_unused: 0.0,
         dry_run: false,
+        empty_bin: false,
     };
     store.put(vec![block(1)]).expect("puts");
     let refused = store.retain(&Live::of(&[], &[]), options, &mut |_| Ok(()));
@@ -457,6 +478,7 @@ fn nothing_is_logged_while_a_view_is_made() {
             let options = PruneOptions {
                 max_unused: 0.0,
                 dry_run: false,
+                empty_bin: false,
             };
             store.retain(&Live::of(&[], &[]), options, &mut |_| Ok(())).map(drop)
         }),
@@ -492,6 +514,7 @@ fn a_sweep_makes_views_between_its_steps() {
     let options = PruneOptions {
         max_unused: 0.0,
         dry_run: false,
+        empty_bin: false,
     };
     let mut views = 0;
     let swept = store.retain(&Live::of(&[], &[]), options, &mut |_| {

@@ -10,7 +10,7 @@ use vbk_repo::codec::Sealed;
 use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::repository::Pruned;
 use vbk_repo::repository::home::{Keeper, Room};
-use vbk_repo::store::{Live, Note, PruneOptions, Record, StoreManager, StoreWriter, Swept};
+use vbk_repo::store::{Live, Note, PruneOptions, Record, StoreManager, StoreWriter, Swept, Terms};
 use vbk_repo::{Error, ErrorKind, Result};
 
 use super::{Opened, Published, RemoteStore, split};
@@ -57,6 +57,7 @@ impl RemoteStore {
             let ask = Ask::PutNodes {
                 store: self.handle,
                 nodes: nodes.iter().map(|(id, bytes)| (id.0, bytes.len() as u32)).collect(),
+                terms: *self.terms.lock(),
             };
             self.flush_if_due()?;
             self.link.put(&self.puts, None, &ask, body)?;
@@ -151,6 +152,10 @@ impl StoreWriter for RemoteStore {
         self.link.begin(&ask, Vec::new(), true).map(drop)
     }
 
+    fn set_terms(&self, terms: Terms) {
+        *self.terms.lock() = terms;
+    }
+
     fn flush(&self) -> Result<()> {
         self.flush_lanes()?;
         self.barrier(&Ask::Flush(self.handle), None).map(drop)
@@ -163,6 +168,7 @@ impl StoreWriter for RemoteStore {
             record: record.bytes.clone(),
             notes: notes_for(notes),
             at,
+            terms: *self.terms.lock(),
         };
         self.early.forget();
         self.put_compared()?;
@@ -193,6 +199,7 @@ impl StoreManager for RemoteStore {
             remove_records: remove_records.to_vec(),
             notes: notes_for(notes),
             at,
+            terms: *self.terms.lock(),
         };
         self.write(&ask, Vec::new())
     }

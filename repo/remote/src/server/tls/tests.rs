@@ -19,13 +19,13 @@ use vbk_repo::repository::directory::Directory;
 use vbk_repo::repository::home::{Home, StoreHome};
 use vbk_repo::repository::{CreateOptions, Repository};
 use vbk_repo::store::memory::MemoryStore;
-use vbk_repo::store::{Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter, Wanted};
+use vbk_repo::store::{Note, PruneOptions, Record, StoreManager, StoreReader, StoreWriter, Terms, Wanted};
 
 use crate::address::VbkAddress;
 use crate::client::{Again, Bandwidth, LaneOptions, RemoteHome, Tls};
 use crate::message::Ask;
 use crate::peer::Seed;
-use crate::server::{Allowed, Served, Server, TokenEntry, Tokens, load_or_make_key};
+use crate::server::{Allowed, Policy, Quota, Served, Server, TokenEntry, Tokens, load_or_make_key};
 use crate::token::Token;
 
 /// A server in a thread.
@@ -86,6 +86,7 @@ impl Fixture {
             public_key: seed.public_key(),
             rights,
             guests: guests.iter().map(|&guest| guest.to_owned()).collect(),
+            quota: Quota::default(),
             created: Timestamp::UNIX_EPOCH,
         };
         Tokens::of(repository).add(&entry).expect("adds");
@@ -283,14 +284,20 @@ fn a_token_for_backups_adds_and_reads_no_block() {
     let all = server.token("all", Allowed::Everything, &[]);
     let backup = server.token("backup", Allowed::Add, &[]);
     let restore = server.token("restore", Allowed::Read, &[]);
+    let verify = server.token("verify", Allowed::Verify, &[]);
     let id = back_up(open(&backup).expect("opens"), "web1").expect("backs up");
     let wanted = [Wanted { id, pages: 0..1 }];
-    for (token, reads) in [(&all, true), (&restore, true), (&backup, false)] {
+    for (token, reads, surveys) in [
+        (&all, true, true),
+        (&verify, true, true),
+        (&restore, true, false),
+        (&backup, false, false),
+    ] {
         let store = open(token).expect("opens").read().expect("reads").store;
         assert!(store.locate(&[id]).expect("looks")[0].is_some());
         assert_eq!(keys(&*store).len(), 1);
         assert_eq!(store.get(&wanted).remove(0).is_ok(), reads);
-        assert_eq!(store.survey(&mut |_, _| Ok(())).is_ok(), reads);
+        assert_eq!(store.survey(&mut |_, _| Ok(())).is_ok(), surveys);
     }
     // The raw questions, without a client that knows better.
     type Question = fn(u32) -> Ask;
@@ -365,6 +372,7 @@ fn a_token_for_some_guests_has_those_alone() {
     let options = PruneOptions {
         max_unused: 0.0,
         dry_run: false,
+        empty_bin: false,
     };
     denied(
         pruning
@@ -629,4 +637,162 @@ fn a_token_and_an_address_of_different_repositories_are_noticed() {
         .expect_err("differ");
         assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
     }
+}
+
+#[test]
+fn what_a_client_forgets_stays_in_the_bin_for_the_time_of_the_policy() {
+    let server = Fixture::one();
+    let all = server.token("all", Allowed::Everything, &[]);
+    let kept_for = || {
+        let home = open(&all).expect("opens");
+        let forgotten = manager(&home).forgotten().expect("lists");
+        let last = forgotten.last().expect("is there");
+        last.kept_until.duration_since(last.removed).as_secs()
+    };
+    let name = || vec!["web1@2026-11-21T05-54-00Z".to_owned()];
+    let short = Policy {
+        bin_secs: 3,
+        ..Policy::default()
+    };
+    for (policy, secs) in [(None, 7 * 86400), (Some(short), 3)] {
+        if let Some(policy) = policy {
+            policy.save(&server.root).expect("saves");
+        }
+        back_up(open(&all).expect("opens"), "web1").expect("backs up");
+        let home = open(&all).expect("opens");
+        let store = manager(&home);
+        // What a client asks for does not count.
+        store.set_terms(Terms::default());
+        store.amend(&name(), &[]).expect("forgets");
+        assert_eq!(kept_for(), secs);
+    }
+    let home = open(&all).expect("opens");
+    let session = home.manage("test", &mut |_| false).expect("opens");
+    let options = PruneOptions {
+        max_unused: 0.0,
+        dry_run: false,
+        empty_bin: true,
+    };
+    let pruned = session.keeper.prune(options, &AtomicBool::new(false), &|_| {});
+    denied(pruned.expect("is pruned there"));
+    // A policy that can't be read allows nothing.
+    std::fs::write(server.root.join("serve/policy.json"), "{").expect("writes");
+    assert!(home.manage("test", &mut |_| false).is_err());
+}
+
+#[test]
+fn a_client_forgets_no_backup_before_the_age_of_the_policy() {
+    let server = Fixture::one();
+    let all = server.token("all", Allowed::Everything, &[]);
+    back_up(open(&all).expect("opens"), "web1").expect("backs up");
+    let name = || vec!["web1@2026-11-21T05-54-00Z".to_owned()];
+    let set = |min_age_secs| {
+        let policy = Policy {
+            min_age_secs,
+            ..Policy::default()
+        };
+        policy.save(&server.root).expect("saves");
+    };
+    set(3600);
+    let home = open(&all).expect("opens");
+    let store = manager(&home);
+    // What counts is the time of the commit, and not that of the record.
+    let refused = denied(store.amend(&name(), &[]));
+    assert!(
+        refused.contains("after 1 hours") && refused.contains("web1@"),
+        "{refused}"
+    );
+    let note = Note {
+        name: format!("backup/{}", name()[0]),
+        value: Some(b"{}".to_vec()),
+    };
+    store.amend(&[], &[note]).expect("notes are no removal");
+    assert_eq!(keys(&store).len(), 1);
+    set(0);
+    store.amend(&name(), &[]).expect("forgets");
+    assert_eq!(keys(&store).len(), 0);
+}
+
+#[test]
+fn times_of_a_client_that_only_adds_are_not_believed() {
+    let server = Fixture::one();
+    let all = server.token("all", Allowed::Everything, &[]);
+    let backup = server.token("backup", Allowed::Add, &[]);
+    back_up(open(&all).expect("opens"), "web1").expect("backs up");
+    back_up(open(&backup).expect("opens"), "web2").expect("backs up");
+    for token in [&all, &backup] {
+        let view = Repository::at(Arc::new(open(token).expect("opens")))
+            .view()
+            .expect("opens");
+        let catalogue = view.catalogue().expect("loads");
+        let times = catalogue.entries().iter().map(|entry| {
+            let received = catalogue.received(&entry.backup).expect("is known");
+            let age = Timestamp::now().duration_since(received.time).as_secs();
+            assert!((0..600).contains(&age), "{age}");
+            let own_counts = catalogue.counted_time(&entry.backup) == entry.backup.time;
+            (entry.backup.guest.to_string(), received.is_doubted, own_counts)
+        });
+        let expected = [("web1".to_owned(), false, true), ("web2".to_owned(), true, false)];
+        assert_eq!(times.collect::<Vec<_>>(), expected);
+    }
+}
+
+#[test]
+fn a_client_that_only_adds_changes_no_notes_with_a_backup() {
+    let server = Fixture::one();
+    let backup = server.token("backup", Allowed::Add, &[]);
+    let home = open(&backup).expect("opens");
+    let store = home.opened(to_write, true).expect("opens").expect("is there").0;
+    let record = Record {
+        key: "web1@2026-11-21T05-54-00Z".into(),
+        bytes: record_of("web1").encode(),
+    };
+    let note = Note {
+        name: "backup/web2@2026-11-21T05-54-00Z".into(),
+        value: None,
+    };
+    denied(store.commit_at(&record, &[note], None));
+    store.commit(&record).expect("commits");
+}
+
+#[test]
+fn a_block_that_is_whole_is_not_condemned_for_a_client() {
+    let server = Fixture::one();
+    let all = server.token("all", Allowed::Everything, &[]);
+    let id = back_up(open(&all).expect("opens"), "web1").expect("backs up");
+    let home = open(&all).expect("opens");
+    let store = manager(&home);
+    store.condemn(&[id, BlockId([9; 32])]).expect("is looked at");
+    assert_eq!(store.condemned().expect("lists"), []);
+}
+
+#[test]
+fn a_token_adds_no_more_in_a_day_than_its_quota() {
+    let server = Fixture::one();
+    let token = server.token("web", Allowed::Add, &[]);
+    let tokens = Tokens::of(&server.root);
+    let with = |quota| {
+        let entry = tokens.get("web").expect("reads").expect("is there");
+        tokens.revoke("web").expect("revokes");
+        tokens.add(&TokenEntry { quota, ..entry }).expect("adds");
+    };
+    with(Quota {
+        backups_per_day: Some(2),
+        bytes_per_day: Some(250_000),
+    });
+    for guest in ["web1", "web22"] {
+        back_up(open(&token).expect("opens"), guest).expect("backs up");
+    }
+    let refused = back_up(open(&token).expect("opens"), "web333")
+        .expect_err("bytes")
+        .to_string();
+    assert!(refused.contains("250000 bytes a day"), "{refused}");
+    with(Quota {
+        backups_per_day: Some(2),
+        bytes_per_day: None,
+    });
+    let refused = back_up(open(&token).expect("opens"), "web333")
+        .expect_err("backups")
+        .to_string();
+    assert!(refused.contains("2 backups a day"), "{refused}");
 }

@@ -13,6 +13,7 @@ const LEN: usize = 40 << 16;
 const ALL: PruneOptions = PruneOptions {
     max_unused: 0.0,
     dry_run: false,
+    empty_bin: false,
 };
 
 fn shared() -> (tempfile::TempDir, Arc<SharedDirectory>) {

@@ -26,6 +26,7 @@ const WINDOW: u64 = 3;
 const ALL: PruneOptions = PruneOptions {
     max_unused: 0.0,
     dry_run: false,
+    empty_bin: false,
 };
 
 type Segment = [u8; SLOTS];
@@ -44,8 +45,14 @@ enum Step {
     /// A writer ends, whether it has committed or not.
     End(usize),
     Forget(u8),
+    /// Forgets a backup that must stay in the bin.
+    Bin(u8),
+    /// Brings a backup back from the bin.
+    Unforget(u8),
     /// A sweep. The lists of steps come after it read the records, and each time that it calls back.
     Sweep(Vec<Step>, Vec<Vec<Step>>),
+    /// The same, and it empties the bin.
+    EmptyingSweep(Vec<Step>, Vec<Vec<Step>>),
     /// A writer looks a block up, and a sweep runs before it has noted the answer.
     LookDuringSweep(usize, u8),
 }
@@ -60,6 +67,8 @@ fn plain_step() -> impl Strategy<Value = Step> {
         4 => writer.clone().prop_map(Step::Commit),
         2 => writer.prop_map(Step::End),
         3 => any::<u8>().prop_map(Step::Forget),
+        3 => any::<u8>().prop_map(Step::Bin),
+        2 => any::<u8>().prop_map(Step::Unforget),
     ]
 }
 
@@ -68,6 +77,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         12 => plain_step(),
         2 => (steps(), prop::collection::vec(steps(), 0..4)).prop_map(|(marked, during)| Step::Sweep(marked, during)),
+        1 => (steps(), prop::collection::vec(steps(), 0..4))
+            .prop_map(|(marked, during)| Step::EmptyingSweep(marked, during)),
         1 => (0..WRITERS, 0..BLOCKS).prop_map(|(writer, block)| Step::LookDuringSweep(writer, block)),
     ]
 }
@@ -83,6 +94,8 @@ struct World {
     writers: Mutex<[Option<Writer>; WRITERS]>,
     /// Backups that were committed and not forgotten.
     backups: Mutex<BTreeMap<String, Content>>,
+    /// Backups that must stay in the bin.
+    bin: Mutex<BTreeMap<String, Content>>,
     made: AtomicU32,
     sealed: Vec<Sealed>,
     _directory: tempfile::TempDir,
@@ -129,6 +142,7 @@ impl World {
             store: Arc::new(store),
             writers: Mutex::default(),
             backups: Mutex::default(),
+            bin: Mutex::default(),
             made: AtomicU32::new(0),
             sealed: sealed.to_vec(),
             _directory: directory,
@@ -192,13 +206,45 @@ impl World {
                     backups.remove(&key);
                 }
             }
-            Step::Sweep(marked, during) => self.sweep(marked, during),
+            Step::Bin(which) => {
+                let mut backups = self.backups.lock();
+                let key = backups.keys().nth(usize::from(*which) % (backups.len() + 1)).cloned();
+                if let Some((key, content)) = key.and_then(|key| backups.remove_entry(&key)) {
+                    let session = self.session();
+                    session.set_terms(Terms {
+                        keep_removed_secs: 3600,
+                        ..Terms::default()
+                    });
+                    session.amend(std::slice::from_ref(&key), &[]).expect("forgets");
+                    self.bin.lock().insert(key, content);
+                }
+            }
+            Step::Unforget(which) => {
+                let binned = self.bin.lock().clone();
+                let Some((key, content)) = binned.into_iter().nth(usize::from(*which) % 4) else {
+                    return;
+                };
+                let session = self.session();
+                let forgotten = session.forgotten().expect("lists");
+                let found = forgotten.into_iter().find(|forgotten| forgotten.record.key == key);
+                // The proof of the commit: the content of these backups is no manifest.
+                let (ids, nodes) = self.named(&content);
+                assert!(
+                    session.locate(&ids).expect("locates").iter().all(Option::is_some),
+                    "{key}"
+                );
+                assert!(session.nodes(&nodes).iter().all(Result::is_ok), "{key}");
+                session.commit(&found.expect("is in the bin").record).expect("commits");
+                self.backups.lock().insert(key, content);
+            }
+            Step::Sweep(marked, during) => self.sweep(marked, during, false),
+            Step::EmptyingSweep(marked, during) => self.sweep(marked, during, true),
             Step::LookDuringSweep(number, block) => {
                 let Some(mut writer) = self.writers.lock()[*number].take() else {
                     return;
                 };
                 let world = Arc::clone(self);
-                *self.store.pause.lock() = Some(Box::new(move || world.sweep(&[], &[])));
+                *self.store.pause.lock() = Some(Box::new(move || world.sweep(&[], &[], false)));
                 if writer.segments.len() < SEGMENTS {
                     writer.add(self, Some([*block; SLOTS]));
                 }
@@ -208,11 +254,22 @@ impl World {
         }
     }
 
-    fn sweep(self: &Arc<Self>, marked: &[Step], during: &[Vec<Step>]) {
+    /// Sweeps as a prune does: the records are read first, and then the bin.
+    fn sweep(self: &Arc<Self>, marked: &[Step], during: &[Vec<Step>], empty: bool) {
         let session = self.session();
         let mut records = session.records().expect("lists");
         let (before, after) = marked.split_at(marked.len() / 2);
         before.iter().for_each(|step| self.run(step));
+        let until = if empty {
+            jiff::Timestamp::MAX
+        } else {
+            jiff::Timestamp::now()
+        };
+        let bin = session.forgotten().expect("lists").into_iter();
+        records.extend(
+            bin.filter(|forgotten| forgotten.kept_until > until)
+                .map(|forgotten| forgotten.record),
+        );
         records.extend(session.held());
         after.iter().for_each(|step| self.run(step));
         let segments = || records.iter().flat_map(|record| record.bytes.as_chunks::<SLOTS>().0);
@@ -221,6 +278,10 @@ impl World {
             .map(|block| self.sealed[usize::from(*block)].id)
             .collect();
         let nodes: Vec<_> = segments().map(|segment| node_of(segment).0).collect();
+        session.empty_bin(until).expect("empties");
+        if empty {
+            self.bin.lock().clear();
+        }
         let mut during = during.iter();
         let live = Live::of(&blocks, &nodes);
         sweep_windows(&self.store, Some(session.number), &live, ALL, WINDOW, &mut |_| {
@@ -230,17 +291,20 @@ impl World {
         .expect("sweeps");
     }
 
-    /// Returns the first backup of which something is missing.
+    /// Returns the blocks and nodes of a backup.
+    fn named(&self, content: &Content) -> (Vec<BlockId>, Vec<NodeId>) {
+        let ids = content.as_flattened().iter();
+        let ids = ids.map(|block| self.sealed[usize::from(*block)].id).collect();
+        (ids, content.iter().map(|segment| node_of(segment).0).collect())
+    }
+
+    /// Returns the first backup, also in the bin, of which something is missing.
     fn lost(&self) -> Option<String> {
         let mut backups = self.backups.lock().clone();
+        backups.extend(self.bin.lock().clone());
         backups.retain(|_, content| {
-            let ids: Vec<_> = content
-                .as_flattened()
-                .iter()
-                .map(|block| self.sealed[usize::from(*block)].id)
-                .collect();
+            let (ids, nodes) = self.named(content);
             let wanted: Vec<_> = ids.iter().map(|&id| Wanted { id, pages: 0..1 }).collect();
-            let nodes: Vec<_> = content.iter().map(|segment| node_of(segment).0).collect();
             !(self.store.get(&wanted).iter().all(Result::is_ok) && self.store.nodes(&nodes).iter().all(Result::is_ok))
         });
         backups.into_keys().next()
@@ -274,7 +338,7 @@ fn writers_and_sweeps_in_any_order_lose_nothing() {
             world.run(step);
         }
         *world.writers.lock() = Default::default();
-        world.sweep(&[], &[]);
+        world.sweep(&[], &[], false);
         match world.lost() {
             None => Ok(()),
             Some(key) => Err(TestCaseError::fail(format!("{key} lost a part"))),

@@ -10,6 +10,7 @@ const WINDOW: u64 = 100;
 const ALL: PruneOptions = PruneOptions {
     max_unused: 0.0,
     dry_run: false,
+    empty_bin: false,
 };
 
 /// Noise of 20,000 bytes.
@@ -86,6 +87,7 @@ fn what_is_worth_little_is_left_alone() {
     let options = PruneOptions {
         max_unused: 0.01,
         dry_run: false,
+        empty_bin: false,
     };
     let swept = run(&fixture, &live, options);
     assert_eq!((swept.unused_blocks, swept.removed_blocks), (101, 100));

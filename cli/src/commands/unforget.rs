@@ -1,0 +1,92 @@
+//! `vbk unforget`
+
+use jiff::Timestamp;
+
+use crate::args::UnforgetArgs;
+use crate::args::parse::Moment;
+use crate::context::Context;
+use crate::exit::{Error, Outcome, Result};
+use crate::forgotten::{Binned, BinnedJson, decoded};
+use crate::signals;
+use crate::terminal::units;
+
+/// Brings forgotten backups back.
+pub fn run(context: &Context<'_>, args: &UnforgetArgs) -> Result<Outcome> {
+    let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
+    let writer = context.manager("unforget", args.no_wait, &cancel)?;
+    let mut bin = decoded(writer.store().hashing(), writer.forgotten()?);
+    if let Some(since) = &args.since {
+        bin.retain(|binned| is_since(binned.forgotten.removed, since));
+    }
+    let chosen = choose(&bin, args)?;
+    for binned in &chosen {
+        let spec = binned.entry.backup.spec();
+        match writer.unforget(std::slice::from_ref(&binned.forgotten)) {
+            Err(vbk_repo::Error::Missing { .. }) => {
+                return Err(Error::Usage(format!(
+                    "{spec} can't be brought back: a prune has removed blocks of it"
+                )));
+            }
+            Err(vbk_repo::Error::BackupExists(_)) => {
+                return Err(Error::Usage(format!(
+                    "another backup has the name {spec} now; forget that one first, by its id"
+                )));
+            }
+            brought => brought?,
+        }
+        context.say(format_args!("{spec} is back"));
+    }
+    if chosen.len() > 1 {
+        context.say(units::count(chosen.len() as u64, "backup"));
+    }
+    context.json_result(&chosen.into_iter().map(BinnedJson::from).collect::<Vec<_>>())?;
+    Ok(Outcome::Done)
+}
+
+fn is_since(removed: Timestamp, since: &Moment) -> bool {
+    match since {
+        Moment::Ago(time) => removed.as_second() >= Timestamp::now().as_second() - time.as_secs() as i64,
+        Moment::At(written) => {
+            let removed = removed.strftime("%Y-%m-%dT%H-%M-%SZ").to_string();
+            removed[..written.len()] >= written[..]
+        }
+    }
+}
+
+/// Chooses from the bin. The oldest backups come first, so that each has its base before it.
+fn choose<'a>(bin: &'a [Binned], args: &UnforgetArgs) -> Result<Vec<&'a Binned>> {
+    let mut chosen: Vec<&Binned> = Vec::new();
+    if args.all {
+        chosen.extend(bin);
+    }
+    for what in &args.what {
+        let is_id = what.len() >= 4 && what.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let is_guest = |one: &&Binned| one.entry.backup.guest.as_str() == what;
+        if bin.iter().any(|one| is_guest(&one)) {
+            chosen.extend(bin.iter().filter(is_guest));
+            continue;
+        }
+        let named = bin
+            .iter()
+            .filter(|one| one.entry.backup.spec() == *what || (is_id && one.entry.id.to_string().starts_with(what)));
+        let named: Vec<_> = named.collect();
+        let ids: std::collections::BTreeSet<_> = named.iter().map(|one| one.entry.id.to_string()).collect();
+        match ids.len() {
+            0 => {
+                return Err(Error::Usage(format!(
+                    "{what} is not in the bin; `vbk list --forgotten` lists what can be brought back"
+                )));
+            }
+            1 => chosen.extend(named.first()),
+            _ => {
+                return Err(Error::Usage(format!(
+                    "{what} is the name of more than one forgotten backup; name it by its id: {}",
+                    ids.into_iter().collect::<Vec<_>>().join(", ")
+                )));
+            }
+        }
+    }
+    chosen.sort_by_key(|one| (one.entry.backup.sequence, one.entry.id.to_string()));
+    chosen.dedup_by_key(|one| one.entry.id.to_string());
+    Ok(chosen)
+}
