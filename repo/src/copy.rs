@@ -41,7 +41,7 @@ use crate::name::GuestName;
 use crate::repository::Writer;
 use crate::slots::read_manifests;
 use crate::state::{State, States, note_of};
-use crate::store::StoreReader;
+use crate::store::{StoreReader, Terms};
 use blocks::{Fault, Mover};
 use order::Order;
 use renamed::Renamed;
@@ -93,6 +93,8 @@ pub struct Plan {
     order: Order,
     /// Backups that both have, of guests that have missing ones.
     bases: BTreeMap<GuestName, Vec<Base>>,
+    /// Names of backups whose times FROM does not believe.
+    doubted: HashSet<String>,
 }
 
 /// A backup that both repositories have.
@@ -114,11 +116,15 @@ impl Plan {
             taken: Vec::new(),
             order,
             bases: BTreeMap::new(),
+            doubted: HashSet::new(),
         };
         for (rank, entry) in ranked.into_iter().enumerate() {
             let there = to
                 .of(&entry.backup.guest)
                 .find(|there| there.backup.time == entry.backup.time);
+            if from.counted_time(&entry.backup) != entry.backup.time {
+                plan.doubted.insert(entry.backup.spec());
+            }
             let is_wanted = wanted(&entry.backup);
             match there {
                 None if is_wanted => plan.missing.push(entry.clone()),
@@ -434,6 +440,11 @@ impl Job<'_> {
             };
             (sequence.unwrap_or(generation), notes)
         };
+        // What FROM's rules do not believe must not become true by a copy.
+        self.to.store().set_terms(Terms {
+            doubts_times: self.plan.doubted.contains(&key),
+            ..Terms::default()
+        });
         let there = match self.to.commit_unpublished(stored, &with) {
             Err(Error::BackupExists(_)) => self.exists(backup)?,
             committed => committed.map_err(Fault::To)?.backup,

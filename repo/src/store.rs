@@ -393,8 +393,9 @@ pub trait StoreManager: StoreWriter {
         Vec::new()
     }
 
-    /// Removes from the bin what need not stay after `time`. Durable when this returns.
-    fn empty_bin(&self, _time: Timestamp) -> Result<()> {
+    /// Removes from the bin what need not stay after `time`, of what came there with the generation `up_to` or before. Durable when
+    /// this returns.
+    fn empty_bin(&self, _time: Timestamp, _up_to: u64) -> Result<()> {
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use serde::Serialize;
 use vbk_remote::client::local_home_starting;
-use vbk_remote::server::{Admission, Allowed, Served, Server, Who, load_or_make_key, serve_stdio};
+use vbk_remote::server::{Admission, Allowed, Quota, Served, Server, Who, load_or_make_key, serve_stdio};
 use vbk_repo::repository::directory::Directory;
 use vbk_repo::repository::home::Home;
 
@@ -77,7 +77,10 @@ fn serve_one(path: &Path, args: &ServeArgs) -> Result<Outcome> {
         rights: args.rights.map_or(Allowed::Everything, Allowed::from),
         guests: args.guests.clone(),
         // Without a forced command whoever comes by ssh can do all that this user can.
-        is_administrator: args.rights.is_none() && args.guests.is_empty() && args.client.is_none(),
+        is_administrator: args.rights.is_none()
+            && args.guests.is_empty()
+            && args.client.is_none()
+            && Quota::from(args.quota).is_none(),
         quota: args.quota.into(),
     };
     // The client shows the error: nobody may see the standard error of this process.

@@ -19,28 +19,46 @@ pub fn run(context: &Context<'_>, args: &UnforgetArgs) -> Result<Outcome> {
         bin.retain(|binned| is_since(binned.forgotten.removed, since));
     }
     let chosen = choose(&bin, args)?;
+    let mut back: Vec<&Binned> = Vec::new();
     for binned in &chosen {
         let spec = binned.entry.backup.spec();
-        match writer.unforget(std::slice::from_ref(&binned.forgotten)) {
-            Err(vbk_repo::Error::Missing { .. }) => {
-                return Err(Error::Usage(format!(
-                    "{spec} can't be brought back: a prune has removed blocks of it"
-                )));
+        let of_name = |other: &&&Binned| other.entry.backup.spec() == spec;
+        let why = if chosen.iter().filter(of_name).count() > 1 {
+            // Whoever forgot the one may have made and forgotten the other to stand in its way.
+            format!(
+                "{spec} is the name of more than one forgotten backup, and none of them was brought back; choose by the id: {}",
+                binned.entry.id.short()
+            )
+        } else {
+            match writer.unforget(std::slice::from_ref(&binned.forgotten)) {
+                Err(vbk_repo::Error::Missing { .. }) => {
+                    format!("{spec} can't be brought back: a prune has removed blocks of it")
+                }
+                Err(vbk_repo::Error::BackupExists(_)) => {
+                    format!("another backup has the name {spec} now; forget that one first, by its id")
+                }
+                brought => {
+                    brought?;
+                    context.say(format_args!("{spec} is back"));
+                    back.push(binned);
+                    continue;
+                }
             }
-            Err(vbk_repo::Error::BackupExists(_)) => {
-                return Err(Error::Usage(format!(
-                    "another backup has the name {spec} now; forget that one first, by its id"
-                )));
-            }
-            brought => brought?,
+        };
+        match chosen.len() {
+            1 => return Err(Error::Usage(why)),
+            _ => tracing::warn!("{why}"),
         }
-        context.say(format_args!("{spec} is back"));
     }
     if chosen.len() > 1 {
-        context.say(units::count(chosen.len() as u64, "backup"));
+        context.say(units::count(back.len() as u64, "backup"));
     }
-    context.json_result(&chosen.into_iter().map(BinnedJson::from).collect::<Vec<_>>())?;
-    Ok(Outcome::Done)
+    let is_whole = back.len() == chosen.len();
+    context.json_result(&back.into_iter().map(BinnedJson::from).collect::<Vec<_>>())?;
+    Ok(match is_whole {
+        true => Outcome::Done,
+        false => Outcome::Failed,
+    })
 }
 
 fn is_since(removed: Timestamp, since: &Moment) -> bool {

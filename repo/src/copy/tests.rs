@@ -125,7 +125,7 @@ impl Place {
 }
 
 fn writer(repository: &Repository) -> Writer {
-    repository.writer("test", &mut |_| false).expect("opens")
+    repository.writer("test", &mut |_| true).expect("opens")
 }
 
 /// Copies what is `wanted`; returns the plan's numbers too.

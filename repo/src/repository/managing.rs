@@ -120,13 +120,32 @@ impl Manager {
     /// has removed what one of them needs.
     pub fn unforget(&self, forgotten: &[Forgotten]) -> Result<()> {
         for Forgotten { record, .. } in forgotten {
-            // The same bytes under the same name, whatever else has changed. The commit finds out whether all of it is there.
-            if let Err(error) = self.store.commit_at(record, &[], None) {
+            if let Err(error) = self.bring_back(record) {
                 self.writer.keeper.publish()?;
                 return Err(error);
             }
         }
         self.writer.keeper.publish()
+    }
+
+    /// Commits a record of the bin again: the same bytes under the same name. The commit finds out whether all of it is there.
+    fn bring_back(&self, record: &Record) -> Result<()> {
+        let mut tries = 0;
+        loop {
+            let at = self.store.generation()?;
+            // A verification in turns that passed it meanwhile has not read it.
+            let state = State {
+                arrived: Some(at + 1),
+                ..State::default()
+            };
+            match self
+                .store
+                .commit_at(record, &[state::note_of(&record.key, state)], Some(at))
+            {
+                Err(Error::Moved) if tries < MOST_TRIES => tries += 1,
+                committed => return committed,
+            }
+        }
     }
 
     /// Accepts the records and notes of an encrypted repository as they are, whoever changed them. Returns a line for each
@@ -173,7 +192,7 @@ impl Manager {
             store,
             keeper: &**keeper,
             options,
-            bin_until: bin.until,
+            bin: (bin.until, bin.up_to),
             cancel,
             progress,
         };
@@ -224,7 +243,7 @@ pub fn prune_without_key(
         store,
         keeper,
         options,
-        bin_until: bin.until,
+        bin: (bin.until, bin.up_to),
         cancel,
         progress,
     };
@@ -234,8 +253,10 @@ pub fn prune_without_key(
 /// The part of the bin that a prune keeps.
 struct Bin {
     kept: Vec<Record>,
-    /// The rest is what need not stay after that time.
+    /// The rest is what need not stay after that time,
     until: Timestamp,
+    /// and came there with this generation or before: nothing else was looked at.
+    up_to: u64,
 }
 
 impl Bin {
@@ -244,11 +265,13 @@ impl Bin {
             true => Timestamp::MAX,
             false => Timestamp::now(),
         };
+        let up_to = store.generation()?;
         let kept = store.forgotten()?.into_iter();
         let kept = kept.filter(|forgotten| forgotten.kept_until > until);
         Ok(Self {
             kept: kept.map(|forgotten| forgotten.record).collect(),
             until,
+            up_to,
         })
     }
 
@@ -295,7 +318,7 @@ struct Pruning<'a> {
     store: &'a dyn StoreManager,
     keeper: &'a dyn Keeper,
     options: PruneOptions,
-    bin_until: Timestamp,
+    bin: (Timestamp, u64),
     cancel: &'a AtomicBool,
     progress: &'a dyn Fn(u64),
 }
@@ -307,14 +330,14 @@ impl Pruning<'_> {
             store,
             keeper,
             options,
-            bin_until,
+            bin: (until, up_to),
             cancel,
             progress,
         } = *self;
         let marked = started.elapsed();
         let used_before_bytes = keeper.room()?.used_bytes;
         if !options.dry_run {
-            store.empty_bin(bin_until)?;
+            store.empty_bin(until, up_to)?;
         }
         let mut published_bytes = 0;
         let swept = store.retain(live, options, &mut |removed_bytes| {

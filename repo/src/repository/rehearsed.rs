@@ -50,7 +50,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let options = CreateOptions::plain(BlockSize::MIN);
         let repository = Repository::create(&directory.path().join("repo"), &options).expect("creates");
-        let manager = repository.manager("test", &mut |_| false).expect("opens");
+        let manager = repository.manager("test", &mut |_| true).expect("opens");
         let image = store_image(manager.store(), "vda", &mixed_bytes(1, 100_000));
         let made = backup("web1", "2026-11-20T00-00-00Z", vec![image]);
         let entry = manager.writer().commit(made).expect("commits").entry;

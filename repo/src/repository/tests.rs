@@ -17,6 +17,8 @@ fn new() -> (tempfile::TempDir, Repository) {
     (directory, repository)
 }
 
+/// For a lock that is refused. Others are waited for: a program that another test starts has all locks for a moment, until it is
+/// exec'ed.
 fn no_wait(_: &str) -> bool {
     false
 }
@@ -45,7 +47,7 @@ fn views(repository: &Repository) -> Vec<String> {
 fn readers_see_a_backup_once_it_is_committed_and_keep_what_they_opened() {
     let (_directory, repository) = new();
     let empty = repository.view().expect("opens");
-    let writer = repository.manager("test", &mut no_wait).expect("opens");
+    let writer = repository.manager("test", &mut |_| true).expect("opens");
     backup(writer.writer(), "2026-11-20T00-00-00Z", 1);
     // The writer is still open.
     let one = repository.view().expect("opens");
@@ -60,7 +62,7 @@ fn readers_see_a_backup_once_it_is_committed_and_keep_what_they_opened() {
 #[test]
 fn backups_that_are_committed_at_once_are_all_seen() {
     let (_directory, repository) = new();
-    let writer = repository.manager("test", &mut no_wait).expect("opens");
+    let writer = repository.manager("test", &mut |_| true).expect("opens");
     const GUESTS: usize = 4;
     for round in 0..10 {
         std::thread::scope(|scope| {
@@ -85,7 +87,7 @@ fn backups_that_are_committed_at_once_are_all_seen() {
 fn old_views_go_when_nobody_holds_them() {
     let (_directory, repository) = new();
     let held = repository.view().expect("opens");
-    let writer = repository.manager("test", &mut no_wait).expect("opens");
+    let writer = repository.manager("test", &mut |_| true).expect("opens");
     backup(writer.writer(), "2026-11-20T00-00-00Z", 1);
     backup(writer.writer(), "2026-11-21T00-00-00Z", 2);
     assert_eq!(views(&repository), ["0", "0.lock", "2", "2.lock", "current"]);
@@ -97,7 +99,7 @@ fn old_views_go_when_nobody_holds_them() {
 #[test]
 fn a_lost_view_is_made_again() {
     let (_directory, repository) = new();
-    let writer = repository.manager("test", &mut no_wait).expect("opens");
+    let writer = repository.manager("test", &mut |_| true).expect("opens");
     backup(writer.writer(), "2026-11-20T00-00-00Z", 1);
     drop(writer);
     fs::remove_dir_all(repository.path().join("views")).expect("removes");
@@ -109,7 +111,7 @@ fn a_lost_view_is_made_again() {
 #[test]
 fn a_view_that_lacks_something_is_made_again() {
     let (_directory, repository) = new();
-    let writer = repository.manager("test", &mut no_wait).expect("opens");
+    let writer = repository.manager("test", &mut |_| true).expect("opens");
     backup(writer.writer(), "2026-11-20T00-00-00Z", 1);
     drop(writer);
     let views = repository.path().join("views");
@@ -126,7 +128,7 @@ fn a_view_that_lacks_something_is_made_again() {
 #[test]
 fn a_commit_that_was_not_published_is_seen_after_the_next_writer() {
     let (_directory, repository) = new();
-    let writer = repository.manager("test", &mut no_wait).expect("opens");
+    let writer = repository.manager("test", &mut |_| true).expect("opens");
     let store = RocksStore::open(&path_in(repository.path()));
     assert_eq!(store.err().map(|error| error.kind()), Some(ErrorKind::Locked));
     let image = store_image(writer.store(), "vda", b"x");
@@ -136,7 +138,7 @@ fn a_commit_that_was_not_published_is_seen_after_the_next_writer() {
     let link = repository.path().join("views/current");
     fs::remove_file(&link).expect("removes");
     std::os::unix::fs::symlink("0", &link).expect("links");
-    drop(repository.writer("test", &mut no_wait).expect("opens"));
+    drop(repository.writer("test", &mut |_| true).expect("opens"));
     let catalogue = repository.view().and_then(|view| view.catalogue()).expect("loads");
     assert_eq!(catalogue.entries(), [entry]);
 }
@@ -144,7 +146,7 @@ fn a_commit_that_was_not_published_is_seen_after_the_next_writer() {
 #[test]
 fn a_second_writer_learns_for_whom_it_waits() {
     let (_directory, repository) = new();
-    let first = repository.writer("backup web1", &mut no_wait).expect("opens");
+    let first = repository.writer("backup web1", &mut |_| true).expect("opens");
     let error = repository.writer("backup web2", &mut no_wait).err().expect("refused");
     assert_eq!(error.kind(), ErrorKind::Locked);
     assert!(error.to_string().contains("`backup web1` (process "), "{error}");
@@ -159,7 +161,7 @@ fn a_second_writer_learns_for_whom_it_waits() {
 #[test]
 fn one_second_never_has_two_backups() {
     let (_directory, repository) = new();
-    let writer = repository.manager("test", &mut no_wait).expect("opens");
+    let writer = repository.manager("test", &mut |_| true).expect("opens");
     let guest = "web1".parse().expect("a name");
     let free = |now: &str| {
         let now = now.parse().expect("a time");
@@ -237,7 +239,7 @@ fn of_several_that_make_a_repository_one_does_and_the_others_harm_nothing() {
     // A process that checked the directory before the other one started.
     let error = create::make(path, &options).expect_err("refused");
     assert!(matches!(error, Error::NotEmpty { .. }), "{error}");
-    let writer = repository.manager("test", &mut no_wait).expect("opens");
+    let writer = repository.manager("test", &mut |_| true).expect("opens");
     backup(writer.writer(), "2026-11-20T00-00-00Z", 1);
     drop(writer);
     for round in 0..20 {
@@ -250,7 +252,7 @@ fn of_several_that_make_a_repository_one_does_and_the_others_harm_nothing() {
         });
         assert_eq!(made.iter().filter(|made| **made).count(), 1, "{made:?}");
         let repository = Repository::open(&path).expect("opens");
-        repository.writer("test", &mut no_wait).expect("opens");
+        repository.writer("test", &mut |_| true).expect("opens");
     }
 }
 
@@ -308,7 +310,7 @@ fn a_plain_store_in_an_encrypted_repository_is_neither_read_nor_written() {
 #[test]
 fn a_backup_knows_the_generation_that_it_came_with() {
     let (_directory, repository) = new();
-    let writer = repository.manager("test", &mut no_wait).expect("opens");
+    let writer = repository.manager("test", &mut |_| true).expect("opens");
     let before = repository.view().expect("opens").number();
     // The clock is set back between them.
     let times = ["2026-11-20T00-00-00Z", "2031-01-01T00-00-00Z", "2020-01-01T00-00-00Z"];
@@ -326,7 +328,7 @@ fn a_backup_knows_the_generation_that_it_came_with() {
     assert!(made.iter().all(|made| made.sequence <= newest));
     // A view without a backup is never as new as the backup.
     drop(writer);
-    let writer = repository.manager("test", &mut no_wait).expect("opens");
+    let writer = repository.manager("test", &mut |_| true).expect("opens");
     let without = repository.view().expect("opens").number();
     backup(writer.writer(), "2026-11-21T00-00-00Z", 1);
     let view = repository.view().expect("opens");
@@ -348,7 +350,7 @@ fn what_a_killed_writer_left_of_its_scratch_view_goes_when_the_next_one_comes() 
     for path in [scratch, draft.into()] {
         fs::create_dir(&path).expect("creates");
         fs::write(path.join("000007.blob"), "kept for ever").expect("writes");
-        let writer = repository.manager("test", &mut no_wait).expect("opens");
+        let writer = repository.manager("test", &mut |_| true).expect("opens");
         assert!(!path.exists(), "{}", path.display());
         drop(writer);
     }
@@ -362,7 +364,7 @@ fn the_marker_and_the_store_tell_of_the_same_repository() {
     assert!(marker.contains(&format!("\nid: {}\n", identity.id)), "{marker}");
     let (_other_directory, other) = new();
     assert_ne!(other.view().expect("opens").identity().id, identity.id);
-    let writer = repository.manager("test", &mut no_wait).expect("opens");
+    let writer = repository.manager("test", &mut |_| true).expect("opens");
     backup(writer.writer(), "2026-11-20T00-00-00Z", 1);
     let expected = Standing {
         id: Some(identity.id),
@@ -380,14 +382,14 @@ fn the_marker_and_the_store_tell_of_the_same_repository() {
     fs::write(repository.path().join(MARKER), "format: 1\n").expect("writes");
     let opened = Repository::open(repository.path()).expect("opens");
     assert_eq!(opened.standing(), expected);
-    opened.writer("test", &mut no_wait).expect("opens");
+    opened.writer("test", &mut |_| true).expect("opens");
 }
 
 #[test]
 fn a_store_of_another_repository_is_read_and_not_written() {
     let (_directory, repository) = new();
     let (_other_directory, other) = new();
-    let writer = other.manager("test", &mut no_wait).expect("opens");
+    let writer = other.manager("test", &mut |_| true).expect("opens");
     backup(writer.writer(), "2026-11-20T00-00-00Z", 1);
     drop(writer);
     for name in ["store", "views", "spare"] {
@@ -402,9 +404,9 @@ fn a_store_of_another_repository_is_read_and_not_written() {
     let catalogue = repository.view().and_then(|view| view.catalogue()).expect("loads");
     assert_eq!(catalogue.entries().len(), 1);
     // A repair means that the administrator accepts the store as the right one.
-    repository.mend(&mut no_wait).expect("mends");
+    repository.mend(&mut |_| true).expect("mends");
     let opened = Repository::open(repository.path()).expect("opens");
-    opened.writer("test", &mut no_wait).expect("opens");
+    opened.writer("test", &mut |_| true).expect("opens");
 }
 
 #[test]
@@ -448,8 +450,6 @@ fn spec(forgotten: &Forgotten) -> &str {
 
 #[test]
 fn a_forgotten_backup_can_be_brought_back_until_a_prune_or_for_as_long_as_it_must_stay() {
-    // A program that another test starts has all locks for a moment, until it is exec'ed.
-    let mut wait = |_: &str| true;
     for encrypted in [false, true] {
         let directory = tempfile::tempdir().expect("a directory");
         let options = CreateOptions {
@@ -457,7 +457,7 @@ fn a_forgotten_backup_can_be_brought_back_until_a_prune_or_for_as_long_as_it_mus
             ..CreateOptions::plain(BlockSize::MIN)
         };
         let repository = Repository::create(&directory.path().join("repo"), &options).expect("creates");
-        let mut writer = repository.manager("test", &mut wait).expect("opens");
+        let mut writer = repository.manager("test", &mut |_| true).expect("opens");
         let one = backup(writer.writer(), "2026-11-20T00-00-00Z", 1);
         let two = backup(writer.writer(), "2026-11-21T00-00-00Z", 2);
         forget_for(&writer, &one, 3600);
@@ -521,7 +521,7 @@ fn a_forgotten_backup_can_be_brought_back_until_a_prune_or_for_as_long_as_it_mus
 #[test]
 fn a_damaged_backup_in_the_bin_keeps_no_prune_from_its_work() {
     let (_directory, repository) = new();
-    let mut writer = repository.manager("test", &mut no_wait).expect("opens");
+    let mut writer = repository.manager("test", &mut |_| true).expect("opens");
     let good = backup(writer.writer(), "2026-11-20T00-00-00Z", 1);
     backup(writer.writer(), "2026-11-21T00-00-00Z", 2);
     // It names what was never stored, and its commit is not proved: as one of which something was lost.
@@ -536,7 +536,7 @@ fn a_damaged_backup_in_the_bin_keeps_no_prune_from_its_work() {
     };
     store.commit(&record).expect("commits");
     drop(store);
-    writer = repository.manager("test", &mut no_wait).expect("opens");
+    writer = repository.manager("test", &mut |_| true).expect("opens");
     let cancel = AtomicBool::new(false);
     let options = PruneOptions {
         max_unused: 0.0,

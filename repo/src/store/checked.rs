@@ -226,8 +226,8 @@ impl<S: StoreManager + ?Sized> StoreManager for Checked<S> {
         self.0.held()
     }
 
-    fn empty_bin(&self, time: jiff::Timestamp) -> Result<()> {
-        self.0.empty_bin(time)
+    fn empty_bin(&self, time: jiff::Timestamp, up_to: u64) -> Result<()> {
+        self.0.empty_bin(time, up_to)
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {

@@ -440,9 +440,9 @@ fn the_bin_is_emptied_but_for_what_must_stay(store: &dyn StoreManager) {
     assert_eq!(last.kept_until.duration_since(last.removed).as_secs(), 3600);
     store.commit(&last.record).expect("brings back");
     assert_eq!(store.records().expect("lists"), [record("c@1")]);
-    store.empty_bin(last.removed).expect("empties");
+    store.empty_bin(last.removed, u64::MAX).expect("empties");
     assert_eq!(binned(), [record("c@1")]);
-    store.empty_bin(jiff::Timestamp::MAX).expect("empties");
+    store.empty_bin(jiff::Timestamp::MAX, u64::MAX).expect("empties");
     assert_eq!(binned(), []);
 }
 

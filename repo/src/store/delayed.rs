@@ -273,9 +273,9 @@ impl<S: StoreManager + 'static> StoreManager for Delayed<S> {
         self.store.amend_at(remove_records, notes, at)
     }
 
-    fn empty_bin(&self, time: jiff::Timestamp) -> Result<()> {
+    fn empty_bin(&self, time: jiff::Timestamp, up_to: u64) -> Result<()> {
         self.wait();
-        self.store.empty_bin(time)
+        self.store.empty_bin(time, up_to)
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {

@@ -447,8 +447,8 @@ impl<S: StoreManager + ?Sized> StoreManager for Encrypted<S> {
         self.open_records(self.store.held())
     }
 
-    fn empty_bin(&self, time: jiff::Timestamp) -> Result<()> {
-        self.store.empty_bin(time)
+    fn empty_bin(&self, time: jiff::Timestamp, up_to: u64) -> Result<()> {
+        self.store.empty_bin(time, up_to)
     }
 
     fn accept(&self) -> Result<Vec<String>> {

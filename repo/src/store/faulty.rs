@@ -259,9 +259,9 @@ impl StoreManager for FaultyStore {
         self.inner.amend_at(remove_records, notes, at)
     }
 
-    fn empty_bin(&self, time: jiff::Timestamp) -> Result<()> {
+    fn empty_bin(&self, time: jiff::Timestamp, up_to: u64) -> Result<()> {
         self.write()?;
-        self.inner.empty_bin(time)
+        self.inner.empty_bin(time, up_to)
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {

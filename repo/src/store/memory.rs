@@ -25,7 +25,8 @@ struct Inner {
     nodes: HashMap<NodeId, Vec<u8>>,
     records: BTreeMap<String, Vec<u8>>,
     notes: BTreeMap<String, Vec<u8>>,
-    bin: Vec<Forgotten>,
+    /// With the generation of each removal.
+    bin: Vec<(u64, Forgotten)>,
     terms: Terms,
     received: BTreeMap<String, Received>,
     condemned: HashSet<BlockId>,
@@ -189,7 +190,7 @@ impl StoreReader for MemoryStore {
     }
 
     fn forgotten(&self) -> Result<Vec<Forgotten>> {
-        Ok(self.lock().bin.clone())
+        Ok(self.lock().bin.iter().map(|(_, forgotten)| forgotten.clone()).collect())
     }
 
     fn listing(&self, with_notes: bool) -> Result<Listing> {
@@ -286,19 +287,24 @@ impl StoreManager for MemoryStore {
             inner.received.remove(key);
             if let Some(bytes) = inner.records.remove(key) {
                 let key = key.clone();
-                inner.bin.push(Forgotten {
+                let forgotten = Forgotten {
                     record: Record { key, bytes },
                     removed,
                     kept_until,
-                });
+                };
+                let generation = inner.generation;
+                inner.bin.push((generation, forgotten));
             }
         }
         inner.change_notes(notes);
         Ok(())
     }
 
-    fn empty_bin(&self, time: jiff::Timestamp) -> Result<()> {
-        self.lock().bin.retain(|forgotten| forgotten.kept_until > time);
+    fn empty_bin(&self, time: jiff::Timestamp, up_to: u64) -> Result<()> {
+        let mut inner = self.lock();
+        inner
+            .bin
+            .retain(|(came_with, forgotten)| forgotten.kept_until > time || *came_with > up_to);
         Ok(())
     }
 

@@ -472,8 +472,8 @@ impl StoreManager for RocksStore {
         self.amend_for(None, Terms::default(), remove_records, notes, at)
     }
 
-    fn empty_bin(&self, time: jiff::Timestamp) -> Result<()> {
-        self.empty_bin_until(time)
+    fn empty_bin(&self, time: jiff::Timestamp, up_to: u64) -> Result<()> {
+        self.empty_bin_until(time, up_to)
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {

@@ -10,10 +10,12 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use nix::libc::{O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK};
 use nix::unistd::geteuid;
 use serde::Serialize;
 use vbk_repo::files;
@@ -132,17 +134,20 @@ impl AuditLog {
     }
 
     fn append(&self, name: &str, lines: &[Line<'_>], synced: bool) -> Result<()> {
-        let path = self.repository.join(SERVE).join(name);
+        let shown = self.repository.join(SERVE).join(name);
         let mut bytes = Vec::new();
         for line in lines {
             serde_json::to_writer(&mut bytes, line).expect("plain fields");
             bytes.push(b'\n');
         }
-        self.append_bytes(&path, &bytes, synced)
-            .map_err(Error::io("write", &path))
+        self.append_bytes(name, &bytes, synced)
+            .map_err(Error::io("write", &shown))
     }
 
-    fn append_bytes(&self, path: &Path, bytes: &[u8], synced: bool) -> io::Result<()> {
+    fn append_bytes(&self, name: &str, bytes: &[u8], synced: bool) -> io::Result<()> {
+        // Root may write into the directory of another user, who may put links anywhere into it.
+        let directory = self.directory()?;
+        let path = &PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd())).join(name);
         let (most, kept) = match synced {
             true => (LOG_BYTES, KEPT),
             false => (REFUSED_BYTES, 1),
@@ -152,7 +157,7 @@ impl AuditLog {
         if synced {
             file.sync_data()?;
             if is_new {
-                files::sync_directory_where_possible(path.parent().unwrap_or(Path::new(".")))?;
+                files::sync_directory_where_possible(&self.repository.join(SERVE))?;
             }
         }
         Ok(())
@@ -165,7 +170,7 @@ impl AuditLog {
             file.lock()?;
             let opened = file.metadata()?;
             // Another process may have put it aside meanwhile.
-            if !fs::metadata(path).is_ok_and(|named| named.ino() == opened.ino()) {
+            if !fs::symlink_metadata(path).is_ok_and(|named| named.ino() == opened.ino()) {
                 continue;
             }
             if opened.len() < most {
@@ -179,27 +184,50 @@ impl AuditLog {
         }
     }
 
-    /// Opens a file for appending, and makes it and its directory if they are missing: for the owner of the repository.
-    fn open(&self, path: &Path) -> io::Result<File> {
-        let owner = fs::metadata(&self.repository)?;
-        let to_owner = |path: &Path| match geteuid().is_root() && owner.uid() != 0 {
-            true => chown(path, Some(owner.uid()), Some(owner.gid())),
-            false => Ok(()),
+    /// Opens the directory, and makes it if it is missing: for the owner of the repository.
+    fn directory(&self) -> io::Result<File> {
+        let path = self.repository.join(SERVE);
+        let is_new = match DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => false,
+            made => made.map(|()| true)?,
         };
-        let directory = self.repository.join(SERVE);
-        match DirBuilder::new().mode(0o700).create(&directory) {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            made => {
-                made?;
-                to_owner(&directory)?;
-                files::sync_directory_where_possible(&self.repository)?;
-            }
+        let directory = OpenOptions::new()
+            .read(true)
+            .custom_flags(O_DIRECTORY | O_NOFOLLOW)
+            .open(&path)?;
+        if is_new {
+            self.give_to_owner(&directory)?;
+            files::sync_directory_where_possible(&self.repository)?;
         }
-        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
-        if file.metadata()?.len() == 0 {
-            to_owner(path)?;
+        Ok(directory)
+    }
+
+    /// Opens a file for appending, and makes it if it is missing.
+    fn open(&self, path: &Path) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .custom_flags(O_NOFOLLOW | O_NONBLOCK);
+        let file = options.open(path)?;
+        let found = file.metadata()?;
+        // A second name may be that of somebody else's file.
+        if !found.is_file() || found.nlink() > 1 {
+            return Err(io::Error::other("it is no file of its own"));
+        }
+        if found.len() == 0 {
+            self.give_to_owner(&file)?;
         }
         Ok(file)
+    }
+
+    fn give_to_owner(&self, file: &File) -> io::Result<()> {
+        let owner = fs::metadata(&self.repository)?;
+        match geteuid().is_root() && owner.uid() != 0 {
+            true => fchown(file, Some(owner.uid()), Some(owner.gid())),
+            false => Ok(()),
+        }
     }
 }
 
@@ -216,6 +244,8 @@ fn shortened(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     fn log(directory: &Path, name: &str) -> AuditLog {
@@ -263,6 +293,31 @@ mod tests {
         fs::write(dir.path().join(SERVE), "in the way").expect("writes");
         let made = log(dir.path(), "web").noted("forget", &[], || -> Result<()> { panic!("is made") });
         assert!(made.is_err());
+    }
+
+    #[test]
+    fn a_link_or_a_pipe_in_the_place_of_the_log_leads_nowhere() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let other = tempfile::tempdir().expect("a directory");
+        let (log, target) = (log(dir.path(), "web"), other.path().join("target"));
+        log.note("forget", &[]).expect("logs");
+        let path = dir.path().join(SERVE).join("audit.log");
+        let refused = || log.note("forget", &[]).is_err();
+        fs::remove_file(&path).expect("removes");
+        symlink(&target, &path).expect("links");
+        assert!(refused() && !target.exists());
+        fs::remove_file(&path).expect("removes");
+        fs::write(&target, "").expect("writes");
+        fs::hard_link(&target, &path).expect("links");
+        assert!(refused());
+        fs::remove_file(&path).expect("removes");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("makes a pipe");
+        assert!(refused());
+        fs::remove_dir_all(dir.path().join(SERVE)).expect("removes");
+        symlink(other.path(), dir.path().join(SERVE)).expect("links");
+        assert!(refused());
+        assert_eq!(fs::read_to_string(&target).expect("reads"), "");
+        assert_eq!(fs::read_dir(other.path()).expect("lists").count(), 1);
     }
 
     #[test]

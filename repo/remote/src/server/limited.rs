@@ -67,7 +67,9 @@ pub(super) fn limit(home: Arc<dyn Home>, admission: &Admission, log: Option<&Pat
         guests: guests.clone(),
         policy_of: log.filter(|_| !is_administrator).map(Path::to_owned),
         meter,
-        audit: log.map(|directory| AuditLog::of(directory, who.clone())),
+        audit: log
+            .filter(|_| !is_administrator)
+            .map(|directory| AuditLog::of(directory, who.clone())),
     };
     if !guests.is_empty() && home.marker().key_check.is_some() {
         return Err(limits.denied(
@@ -447,8 +449,22 @@ impl<S: StoreWriter + ?Sized> StoreWriter for Limited<S> {
             // The guest in it is the one of its key.
             Entry::decode(Hashing::Plain, &record.key, &record.bytes)?;
         }
+        let values = notes.iter().filter_map(|note| note.value.as_ref());
+        let bytes = record.bytes.len() + values.map(Vec::len).sum::<usize>();
+        self.limits.count(|meter| meter.put(bytes as u64, Timestamp::now()))?;
         self.limits.count(|meter| meter.commit(Timestamp::now()))?;
-        self.inner.commit_at(record, notes, at)
+        let commit = || self.inner.commit_at(record, notes, at);
+        let committed = match notes.len() > most {
+            true => {
+                let names: Vec<_> = notes.iter().map(|note| note.name.clone()).collect();
+                self.limits.noted("note", &names, commit)
+            }
+            false => commit(),
+        };
+        if let (Err(_), Some(meter)) = (&committed, &self.limits.meter) {
+            meter.not_committed(Timestamp::now());
+        }
+        committed
     }
 }
 
@@ -457,6 +473,9 @@ impl<S: StoreManager + ?Sized> Limited<S> {
     /// that a client could put others' blocks away. In an encrypted repository the server can't tell.
     fn damaged_of(&self, ids: &[BlockId]) -> Result<Vec<BlockId>> {
         let identity = self.inner.identity()?;
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
         if identity.key_check.is_some() {
             return Err(self.limits.denied(
                 "the server does not let this client mark blocks of an encrypted repository as damaged: it can't check that. Run \
@@ -546,9 +565,9 @@ impl<S: StoreManager + ?Sized> StoreManager for Limited<S> {
         self.inner.held()
     }
 
-    fn empty_bin(&self, time: Timestamp) -> Result<()> {
+    fn empty_bin(&self, time: Timestamp, up_to: u64) -> Result<()> {
         self.limits.check_whole("empty the bin")?;
-        self.inner.empty_bin(time)
+        self.inner.empty_bin(time, up_to)
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {

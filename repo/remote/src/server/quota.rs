@@ -97,7 +97,7 @@ impl Meter {
         .map_err(Over::Failed)?;
         match granted {
             Some(granted) => {
-                *taken += granted - bytes;
+                *taken = *taken + granted - bytes;
                 Ok(())
             }
             None => Err(Over::Quota(format!(
@@ -124,6 +124,16 @@ impl Meter {
                 "{} may add {most} backups a day (UTC) to this repository, and has done so",
                 self.name
             ))),
+        }
+    }
+
+    /// Takes back the count of a backup that was not committed.
+    pub(super) fn not_committed(&self, now: Timestamp) {
+        if self.quota.backups_per_day.is_some() {
+            let given = self.change(now, &mut |used| used.backups = used.backups.saturating_sub(1));
+            if let Err(error) = given {
+                tracing::debug!("a backup that failed counts: {error}");
+            }
         }
     }
 
@@ -230,6 +240,31 @@ mod tests {
         }
         assert!(meter(dir.path(), 1500, 1).put(500, now).is_ok());
         assert!(meter(dir.path(), 1500, 1).put(1, now).is_err());
+    }
+
+    #[test]
+    fn the_last_part_of_a_quota_is_as_small_as_it_must_be() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let now = Timestamp::now();
+        let meter = meter(dir.path(), 1300, 1);
+        assert!(meter.put(400, now).is_ok());
+        // 600 are taken and 300 are left.
+        assert!(meter.put(800, now).is_ok());
+        assert!(meter.put(101, now).is_err());
+        assert!(meter.put(100, now).is_ok());
+        assert!(meter.put(1, now).is_err());
+    }
+
+    #[test]
+    fn a_backup_that_was_not_committed_does_not_count() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let now = Timestamp::now();
+        let meter = meter(dir.path(), 1300, 1);
+        for _ in 0..3 {
+            assert!(meter.commit(now).is_ok());
+            meter.not_committed(now);
+        }
+        assert!(meter.commit(now).is_ok() && meter.commit(now).is_err());
     }
 
     #[test]

@@ -169,7 +169,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let text = || fs::read_to_string(dir.path().join("lock")).expect("reads");
         for (told, command) in [(Told::Command, "backup web1"), (Told::Word, "backup")] {
-            let lock = WriterLock::take(dir.path(), "backup web1", told, &mut |_| false).expect("locks");
+            let lock = WriterLock::take(dir.path(), "backup web1", told, &mut |_| true).expect("locks");
             let holder: Holder = serde_json::from_str(&text()).expect("a holder");
             assert_eq!(holder.command, command);
             drop(lock);

@@ -22,6 +22,12 @@ const BIN: &[u8] = b"bin/";
 /// Bytes of a generation, and of each time.
 const NUMBER: usize = 8;
 
+/// The generation of a removal.
+fn came_with(key: &[u8]) -> Option<u64> {
+    let number = key.strip_prefix(BIN)?.first_chunk()?;
+    Some(u64::from_be_bytes(*number))
+}
+
 fn decode(key: &[u8], row: &[u8]) -> Option<Forgotten> {
     let (_, name) = key.strip_prefix(BIN)?.split_at_checked(NUMBER)?;
     let (removed, row) = row.split_first_chunk()?;
@@ -74,12 +80,13 @@ impl RocksStore {
         Ok(())
     }
 
-    /// Removes from the bin what need not stay after `time`.
-    pub(super) fn empty_bin_until(&self, time: Timestamp) -> Result<()> {
+    /// Removes from the bin what need not stay after `time`, of what came there with the generation `up_to` or before.
+    pub(super) fn empty_bin_until(&self, time: Timestamp, up_to: u64) -> Result<()> {
         let _one = self.barrier.lock();
         let mut batch = WriteBatch::default();
         let over = self.reader.bin()?.into_iter();
-        for (key, _) in over.filter(|(_, forgotten)| forgotten.kept_until <= time) {
+        let over = over.filter(|(key, forgotten)| forgotten.kept_until <= time && came_with(key) <= Some(up_to));
+        for (key, _) in over {
             batch.delete_cf(self.reader.family("meta"), key);
         }
         match batch.is_empty() {

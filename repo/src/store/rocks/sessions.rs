@@ -428,10 +428,14 @@ impl StoreWriter for RocksSession {
         let found = {
             // Whoever removes the record from now on finds that it has to be held.
             let _no_change = self.store.barrier.lock();
-            if let Some(used) = self.store.sessions.lock().of(Some(self.number)) {
+            let found = self.store.lookup(&[record_key.to_owned()], &[])?.records;
+            // Names of nothing would only take memory.
+            if !found.is_empty()
+                && let Some(used) = self.store.sessions.lock().of(Some(self.number))
+            {
                 used.bases.insert(record_key.to_owned());
             }
-            self.store.lookup(&[record_key.to_owned()], &[])?.records
+            found
         };
         for record in found {
             self.proved.lock().trust(&*self.store, &self.roots(&record.bytes))?;
@@ -462,8 +466,8 @@ impl StoreManager for RocksSession {
             .amend_for(Some(self.number), terms, remove_records, notes, at)
     }
 
-    fn empty_bin(&self, time: jiff::Timestamp) -> Result<()> {
-        self.store.empty_bin(time)
+    fn empty_bin(&self, time: jiff::Timestamp, up_to: u64) -> Result<()> {
+        self.store.empty_bin(time, up_to)
     }
 
     fn held(&self) -> Vec<Record> {

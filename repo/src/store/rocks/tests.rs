@@ -142,8 +142,8 @@ impl StoreManager for Owned {
         self.0.store().amend_for(None, terms, remove_records, notes, at)
     }
 
-    fn empty_bin(&self, time: jiff::Timestamp) -> Result<()> {
-        self.0.store().empty_bin(time)
+    fn empty_bin(&self, time: jiff::Timestamp, up_to: u64) -> Result<()> {
+        self.0.store().empty_bin(time, up_to)
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {

@@ -43,7 +43,7 @@ fn commit(session: &Session<dyn StoreWriter>, guest: &str, time: &str, seed: u32
 }
 
 fn prune(shared: &Arc<SharedDirectory>) -> crate::repository::Pruned {
-    let session = shared.manage("prune", &mut no_wait).expect("opens");
+    let session = shared.manage("prune", &mut |_| true).expect("opens");
     let stop = AtomicBool::new(false);
     prune_without_key(&*session.store, &*session.keeper, ALL, 2, &stop, &|_| {}).expect("prunes")
 }
@@ -52,7 +52,7 @@ fn prune(shared: &Arc<SharedDirectory>) -> crate::repository::Pruned {
 fn many_writers_have_a_directory_open_and_the_lock_is_free_afterwards() {
     let (_directory, shared) = shared();
     let sessions: Vec<_> = (0..4)
-        .map(|_| shared.write("backup", &mut no_wait).expect("opens"))
+        .map(|_| shared.write("backup", &mut |_| true).expect("opens"))
         .collect();
     std::thread::scope(|scope| {
         for (number, session) in sessions.iter().enumerate() {
@@ -69,19 +69,19 @@ fn many_writers_have_a_directory_open_and_the_lock_is_free_afterwards() {
     assert!(!shared.close_if_unused(), "it stays open for a while");
     shared.state.lock().unused_since = Some(Instant::now() - OPEN_FOR);
     assert!(shared.close_if_unused());
-    drop(other.write("backup", &mut no_wait).expect("opens"));
+    drop(other.write("backup", &mut |_| true).expect("opens"));
 }
 
 #[test]
 fn a_prune_beside_a_backup_takes_nothing_of_it() {
     let (_directory, shared) = shared();
-    let writer = shared.write("backup", &mut no_wait).expect("opens");
+    let writer = shared.write("backup", &mut |_| true).expect("opens");
     let old = commit(&writer, "web1", "2026-11-20T05-54-00Z", 1);
     drop(writer);
-    let writer = shared.write("backup", &mut no_wait).expect("opens");
+    let writer = shared.write("backup", &mut |_| true).expect("opens");
     // It has stored its blocks, and has neither flushed nor committed. Most of them are those of the old backup.
     let image = store_image(&*writer.store, "vda", &mixed_bytes(1, LEN));
-    let manager = shared.manage("forget", &mut no_wait).expect("opens");
+    let manager = shared.manage("forget", &mut |_| true).expect("opens");
     manager.store.amend(&[old], &[]).expect("forgets");
     drop(manager);
     let pruned = prune(&shared);
@@ -105,10 +105,10 @@ fn a_prune_beside_a_backup_takes_nothing_of_it() {
 #[test]
 fn what_a_session_forgets_it_can_prune() {
     let (_directory, shared) = shared();
-    let writer = shared.write("backup", &mut no_wait).expect("opens");
+    let writer = shared.write("backup", &mut |_| true).expect("opens");
     let old = commit(&writer, "web1", "2026-11-20T05-54-00Z", 1);
     drop(writer);
-    let manager = shared.manage("forget", &mut no_wait).expect("opens");
+    let manager = shared.manage("forget", &mut |_| true).expect("opens");
     manager.store.amend(&[old], &[]).expect("forgets");
     let stop = AtomicBool::new(false);
     let pruned = prune_without_key(&*manager.store, &*manager.keeper, ALL, 2, &stop, &|_| {}).expect("prunes");

@@ -20,7 +20,7 @@ impl Fixture {
         let repository = Repository::create(&path, &CreateOptions::plain(BlockSize::MIN)).expect("creates");
         let plain: Vec<_> = (1..4).map(|seed| mixed_bytes(seed, 300_000)).collect();
         for (day, plain) in plain.iter().enumerate() {
-            let writer = repository.writer("test", &mut |_| false).expect("opens");
+            let writer = repository.writer("test", &mut |_| true).expect("opens");
             let image = store_image(writer.store(), "vda", plain);
             let time = format!("2026-11-2{day}T05-54-00Z");
             let committed = writer.commit(backup("web1", &time, vec![image])).expect("commits");
@@ -87,7 +87,7 @@ fn assert_reads(view: &View, all: &[Vec<u8>], what: &str) {
 }
 
 fn store_day(repository: &Repository, time: &str, plain: &[u8]) {
-    let writer = repository.writer("test", &mut |_| false).expect("opens");
+    let writer = repository.writer("test", &mut |_| true).expect("opens");
     let image = store_image(writer.store(), "vda", plain);
     let committed = writer.commit(backup("web1", time, vec![image])).expect("commits");
     assert!(committed.unpublished.is_none(), "{committed:?}");
@@ -205,10 +205,7 @@ fn a_store_that_lost_what_readers_saw_is_not_shown_to_them() {
                 .map(|_| ())
         })
         .expect("moves");
-    let refused = repository
-        .writer("test", &mut |_| false)
-        .err()
-        .map(|error| error.kind());
+    let refused = repository.writer("test", &mut |_| true).err().map(|error| error.kind());
     assert_eq!(refused, Some(ErrorKind::Corrupt));
     assert_eq!(repository.view().expect("opens").number(), before);
     fixture.assert_whole(&copy, "an old store");
@@ -235,7 +232,7 @@ fn what_is_lost_when_only_an_older_view_opens_is_said_and_kept() {
     let copy = with_an_older_view(&fixture);
     let newest = views::current(&copy).expect("reads").expect("is there");
     let repository = Repository::open(&copy).expect("opens");
-    let mended = repository.mend(&mut |_| false).expect("mends");
+    let mended = repository.mend(&mut |_| true).expect("mends");
     let left = mended.left.join("\n");
     let damaged = format!("views/{newest}.damaged");
     let after = format!("after view {}", newest - 1);
@@ -267,7 +264,7 @@ fn what_is_lost_when_only_an_older_view_opens_is_said_and_kept() {
     // It works like any other repository, and writers and repairs leave the kept files alone.
     assert_reads(&repository.view().expect("opens"), &fixture.plain, "rebuilt");
     store_day(&repository, "2026-11-25T05-54-00Z", b"x");
-    assert_eq!(repository.mend(&mut |_| false).expect("mends"), Mended::default());
+    assert_eq!(repository.mend(&mut |_| true).expect("mends"), Mended::default());
     assert!(old.exists() && copy.join(&damaged).exists());
 }
 
@@ -290,7 +287,7 @@ fn tables_get_the_names_of_lost_ones_again() -> bool {
     // RocksDB reuses the names of lost tables. These are the names that the first tables get.
     let before = second_copies::list(&other).expect("lists");
     let repository = Repository::open(&other).expect("opens");
-    repository.mend(&mut |_| false).expect("mends");
+    repository.mend(&mut |_| true).expect("mends");
     let after = second_copies::list(&other).expect("lists");
     let is_new = |spare: &&Spare| before.iter().all(|old| old.table != spare.table);
     let again: Vec<_> = after.iter().filter(is_new).map(|spare| &spare.table).collect();
@@ -302,7 +299,7 @@ fn tables_get_the_names_of_lost_ones_again() -> bool {
         fs::rename(draft, copy.join("spare").join(format!("{table}.{hash}"))).expect("renames");
     }
     let repository = Repository::open(&copy).expect("opens");
-    repository.mend(&mut |_| false).expect("mends");
+    repository.mend(&mut |_| true).expect("mends");
     let spares = second_copies::list(&copy).expect("lists");
     let got_again = again
         .iter()
@@ -312,7 +309,7 @@ fn tables_get_the_names_of_lost_ones_again() -> bool {
         check_tables(&copy, view.number()).expect("checks"),
         Vec::<String>::new()
     );
-    assert_eq!(repository.mend(&mut |_| false).expect("mends"), Mended::default());
+    assert_eq!(repository.mend(&mut |_| true).expect("mends"), Mended::default());
     assert_reads(&repository.view().expect("opens"), &fixture.plain, "rebuilt");
     got_again
 }
@@ -335,13 +332,13 @@ fn a_backup_that_was_not_published_is_kept_with_the_store_that_has_it() {
     let was = fs::read(&current).expect("reads");
     harm(&current, "truncate");
     let repository = Repository::open(&copy).expect("opens");
-    let mended = repository.mend(&mut |_| false).expect("mends");
+    let mended = repository.mend(&mut |_| true).expect("mends");
     assert_eq!(mended.left, Vec::<String>::new());
     assert!(mended.done.concat().contains("kept in store.damaged"), "{mended:?}");
     assert!(repository.view().expect("opens").number() >= before);
     // Repeated, as if the new store had been damaged too: the kept files stay.
     harm(&copy.join("store/CURRENT"), "delete");
-    let mended = repository.mend(&mut |_| false).expect("mends");
+    let mended = repository.mend(&mut |_| true).expect("mends");
     assert!(
         mended.done.concat().contains("store.damaged, store.damaged.2"),
         "{mended:?}"
@@ -379,7 +376,7 @@ fn what_can_not_be_read_just_now_is_not_taken_for_damage() {
         assert_eq!(refused.kind(), ErrorKind::Unavailable, "{}: {refused}", name.display());
         fs::remove_file(copy.join(name)).expect("removes");
         fs::rename(&aside, copy.join(name)).expect("renames");
-        assert_eq!(repository.mend(&mut |_| false).expect("mends"), Mended::default());
+        assert_eq!(repository.mend(&mut |_| true).expect("mends"), Mended::default());
         fixture.assert_whole(&copy, "nothing was done");
     }
 }

@@ -265,6 +265,8 @@ impl World {
         } else {
             jiff::Timestamp::now()
         };
+        let generation = session.generation().expect("is known");
+        let binned: Vec<_> = self.bin.lock().keys().cloned().collect();
         let bin = session.forgotten().expect("lists").into_iter();
         records.extend(
             bin.filter(|forgotten| forgotten.kept_until > until)
@@ -278,9 +280,10 @@ impl World {
             .map(|block| self.sealed[usize::from(*block)].id)
             .collect();
         let nodes: Vec<_> = segments().map(|segment| node_of(segment).0).collect();
-        session.empty_bin(until).expect("empties");
+        session.empty_bin(until, generation).expect("empties");
         if empty {
-            self.bin.lock().clear();
+            // Only what was there when it was read.
+            self.bin.lock().retain(|key, _| !binned.contains(key));
         }
         let mut during = during.iter();
         let live = Live::of(&blocks, &nodes);
