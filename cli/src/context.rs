@@ -190,7 +190,9 @@ impl<'a> Context<'a> {
                 bandwidth,
             };
             let opened = tls.open(again);
-            return Ok(Repository::at(Arc::new(opened?.with_cache(&machine::nodes_dir()))));
+            return Ok(Repository::at(Arc::new(
+                opened?.with_cache(machine::nodes_dir().as_deref()),
+            )));
         }
         let ssh = Ssh {
             rsh: self.global.rsh.clone(),

@@ -92,9 +92,14 @@ pub fn cache_dir() -> PathBuf {
 }
 
 /// Returns the directory for parts of the manifests of backups that this machine has sent to others: see
-/// [`RemoteHome::with_cache`](vbk_remote::client::RemoteHome::with_cache).
-pub fn nodes_dir() -> PathBuf {
-    cache_dir().join("nodes")
+/// [`RemoteHome::with_cache`](vbk_remote::client::RemoteHome::with_cache). `None` if this user has no place for it.
+pub fn nodes_dir() -> Option<PathBuf> {
+    // Not below /tmp, where another user may have made it.
+    let has_place = geteuid().is_root()
+        || ["VBK_CACHE_DIR", "XDG_CACHE_HOME", "HOME"]
+            .iter()
+            .any(|name| std::env::var_os(name).is_some());
+    has_place.then(|| cache_dir().join("nodes"))
 }
 
 /// Returns the directory in which this machine remembers its repositories. It is not below /var/lib/vbk, where many keep the

@@ -76,7 +76,9 @@ pub fn open(name: &Path, ssh: &Ssh, again: Again) -> vbk_repo::Result<Repository
         None => Repository::open_through(name, local_home),
         Some(Address::Ssh(address)) => {
             let opened = ssh.open(&address, again)?;
-            Ok(Repository::at(Arc::new(opened.with_cache(&machine::nodes_dir()))))
+            Ok(Repository::at(Arc::new(
+                opened.with_cache(machine::nodes_dir().as_deref()),
+            )))
         }
         Some(Address::Vbk(address)) => Err(refused(format!("there is no token for {address}"))),
     }

@@ -30,7 +30,7 @@ const CLOCK_EVERY: Duration = Duration::from_secs(1);
 pub struct BandwidthRule {
     /// Bytes per second in each direction; `None` for no limit.
     pub bytes_per_sec: Option<u64>,
-    /// From the first time of the day to the second one, across midnight if that is the earlier one; `None` for all day. Local
+    /// From the first time of the day to the second one, across midnight if that is not the later one; `None` for all day. Local
     /// time.
     pub within: Option<(Time, Time)>,
 }
@@ -39,7 +39,7 @@ impl BandwidthRule {
     fn counts_at(&self, time: Time) -> bool {
         match self.within {
             None => true,
-            Some((from, to)) if from <= to => (from..to).contains(&time),
+            Some((from, to)) if from < to => (from..to).contains(&time),
             Some((from, to)) => time >= from || time < to,
         }
     }
@@ -241,6 +241,10 @@ mod tests {
             assert_eq!(rate_at(&rules, at), rate, "{at}");
         }
         assert_eq!(rate_at(&rules[..1], time(7, 0)), None);
+        for at in [0, 12] {
+            let all_day = rule(Some(5), Some((time(0, 0), time(0, 0))));
+            assert_eq!(rate_at(&[all_day], time(at, 0)), Some(5));
+        }
     }
 
     #[test]

@@ -307,8 +307,7 @@ async fn listen(
 /// The next answer.
 async fn next(reader: &mut MessageReader<impl AsyncRead + Unpin>, outbox: &Outbox) -> io::Result<Option<Message>> {
     loop {
-        let next = timeout(DEAD_AFTER, reader.next()).await;
-        let Some(message) = next.map_err(|_| silent(DEAD_AFTER))?? else {
+        let Some(message) = reader.next(DEAD_AFTER, || silent(DEAD_AFTER)).await? else {
             return Ok(None);
         };
         match message.kind {

@@ -104,9 +104,9 @@ impl RemoteHome {
 
     /// The same with a directory for the nodes that backups compare with. Several repositories may use the same one; nobody else
     /// may be able to write there.
-    pub fn with_cache(self, directory: &Path) -> Self {
-        let id = self.marker.id.as_deref();
-        let nodes = id.map(|id| Arc::new(NodeCache::new(directory, self.name(), id)));
+    pub fn with_cache(self, directory: Option<&Path>) -> Self {
+        let place = directory.zip(self.marker.id.as_deref());
+        let nodes = place.map(|(directory, id)| Arc::new(NodeCache::new(directory, self.name(), id)));
         Self { nodes, ..self }
     }
 
@@ -147,7 +147,8 @@ impl RemoteHome {
                     puts,
                     is_writer,
                     early: Early::new(asked, early),
-                    nodes: self.nodes.clone().filter(|_| is_writer),
+                    // Who verifies or repairs has to see the server's.
+                    nodes: self.nodes.clone().filter(|_| matches!(ask(store), Ask::Write { .. })),
                 };
                 Ok(Some((RemoteStore::new(opened), number)))
             }

@@ -86,7 +86,8 @@ impl Lanes {
             self.start();
         }
         let stores = self.stores.lock();
-        let others = stores.open.iter().map(|store| (store.load(), store));
+        let others = stores.open.iter().filter(|store| !store.is_over());
+        let others = others.map(|store| (store.load(), store));
         let (least, store) = others.min_by_key(|(load, _)| *load)?;
         (least < load).then(|| Arc::clone(store))
     }

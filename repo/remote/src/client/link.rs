@@ -247,6 +247,11 @@ impl Link {
         }
     }
 
+    /// Returns whether the link is given up.
+    pub(super) fn is_over(&self) -> bool {
+        self.shared.lock().is_err()
+    }
+
     /// Bytes of puts without an answer.
     pub(super) fn put_bytes(&self) -> usize {
         self.shared.lock().map_or(0, |state| state.put_bytes)

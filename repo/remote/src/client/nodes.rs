@@ -93,11 +93,16 @@ impl NodeCache {
     /// Removes what was not used for the longest time, while it is too much.
     fn shrink(&self) -> io::Result<()> {
         let mut files = Vec::new();
-        for directory in fs::read_dir(&self.directory)? {
-            for file in fs::read_dir(directory?.path())? {
-                let file = file?;
-                let found = file.metadata()?;
-                files.push((found.modified()?, found.len(), file.path()));
+        for directory in fs::read_dir(&self.directory)?.flatten() {
+            // Another process may remove some meanwhile.
+            let is_directory = directory.file_type().is_ok_and(|kind| kind.is_dir());
+            let Some(found) = is_directory.then(|| fs::read_dir(directory.path()).ok()).flatten() else {
+                continue;
+            };
+            for file in found.flatten() {
+                if let Ok(found) = file.metadata() {
+                    files.push((found.modified()?, found.len(), file.path()));
+                }
             }
         }
         let mut bytes: u64 = files.iter().map(|(_, len, _)| len).sum();
@@ -110,7 +115,7 @@ impl NodeCache {
             if bytes <= self.max_bytes / 4 * 3 {
                 break;
             }
-            fs::remove_file(path)?;
+            let _ = fs::remove_file(path);
             bytes -= len;
         }
         Ok(())

@@ -95,9 +95,16 @@ impl RemoteStore {
         self.asked_bytes.load(Ordering::Relaxed) + self.link.put_bytes()
     }
 
+    /// Returns whether nothing will be answered on this connection any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.link.is_over()
+    }
+
     /// Waits until the puts have arrived, if `ids` are among them; without ids, until all have.
     fn drain(&self, ids: Option<&[Id]>) -> Result<()> {
-        self.lanes.all().iter().try_for_each(|lane| lane.drain(ids))?;
+        let lanes = self.lanes.all();
+        let mut of_use = lanes.iter().filter(|lane| !lane.is_over() || lane.puts.has_any());
+        of_use.try_for_each(|lane| lane.drain(ids))?;
         self.link.drain(&self.puts, ids)
     }
 

@@ -187,9 +187,8 @@ async fn questions(
     let openings = Arc::new(Semaphore::new(OPENINGS));
     let asked = Arc::new(AtomicUsize::new(0));
     loop {
-        let next = timeout(DEAD_AFTER, reader.next()).await;
-        let silent = |_| io::Error::new(io::ErrorKind::TimedOut, "the client has been silent for too long");
-        let Some(message) = next.map_err(silent)?? else {
+        let silent = || io::Error::new(io::ErrorKind::TimedOut, "the client has been silent for too long");
+        let Some(message) = reader.next(DEAD_AFTER, silent).await? else {
             return Ok(());
         };
         match message.kind {

@@ -85,6 +85,43 @@ fn blocks_go_over_all_connections_and_are_stored_when_the_first_one_commits() {
 }
 
 #[test]
+fn a_connection_that_is_lost_for_good_keeps_nobody_from_reading() {
+    let home = memory(BlockSize::DEFAULT);
+    let filling = Line::new(Arc::clone(&home));
+    let ids: Vec<_> = (0..8).map(|seed| sealed(seed).id).collect();
+    let store = manager(&filling.client(HOUR).expect("connects"));
+    store.put((0..8).map(sealed).collect()).expect("puts");
+    store.flush().expect("flushes");
+    let lines = [(); 2].map(|()| Line::new(Arc::clone(&home)));
+    let more = Arc::clone(&lines[1]);
+    let client = lines[0].client(HOUR).expect("connects");
+    let client = client.with_lanes(AT_ONCE, move || more.client(Duration::ZERO));
+    let reader = client.read().expect("reads").store;
+    let reader = &*reader;
+    let read = || {
+        let wanted: Vec<_> = ids.iter().map(|id| Wanted { id: *id, pages: 0..16 }).collect();
+        // At once: one that waits for each answer needs one connection alone.
+        let all = std::thread::scope(|scope| {
+            let get = |wanted| scope.spawn(move || reader.get(wanted).iter().all(Result::is_ok));
+            let reading: Vec<_> = wanted.chunks(1).map(get).collect();
+            reading.into_iter().all(|read| read.join().expect("runs"))
+        });
+        all && reader.locate(&ids).is_ok()
+    };
+    assert!(read());
+    until("the others are there", || {
+        lines[1].connections.load(Ordering::SeqCst) == 2
+    });
+    until("they are used", || {
+        read() && lines[1].down_bytes.load(Ordering::SeqCst) > 1 << 20
+    });
+    lines[1].cut();
+    for _ in 0..20 {
+        assert!(read());
+    }
+}
+
+#[test]
 fn one_connection_does_where_others_are_refused_or_lead_elsewhere() {
     let home = memory(BlockSize::DEFAULT);
     let line = Line::new(Arc::clone(&home));

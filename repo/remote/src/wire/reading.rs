@@ -1,8 +1,10 @@
 //! Reads messages from a stream.
 
 use std::io::{Error, ErrorKind, Result};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::time::timeout;
 
 use super::{CHUNK_BYTES, CHUNK_HEADER_BYTES, Channel, Kind, Limits, MESSAGE_HEADER_BYTES, Message, PREAMBLE};
 
@@ -15,6 +17,15 @@ pub(crate) struct MessageReader<R> {
     limits: Limits,
     control: Partial,
     bulk: Partial,
+}
+
+/// What a chunk was.
+enum Chunk {
+    Part,
+    /// The last one of a message.
+    Last(Message),
+    /// There is none.
+    End,
 }
 
 /// The start of a message.
@@ -36,35 +47,42 @@ impl<R: AsyncRead + Unpin> MessageReader<R> {
         self.limits = limits;
     }
 
-    /// Returns the next complete message, and `None` at a proper end of the stream.
-    pub(crate) async fn next(&mut self) -> Result<Option<Message>> {
+    /// Returns the next complete message, and `None` at a proper end of the stream; the error `silent` makes if nothing comes for
+    /// `limit`. A long message on a slow line is not silence: each of its chunks counts.
+    pub(crate) async fn next(&mut self, limit: Duration, silent: impl Fn() -> Error) -> Result<Option<Message>> {
         loop {
-            let mut header = [0; CHUNK_HEADER_BYTES];
-            if self.stream.read(&mut header[..1]).await? == 0 {
-                return match self.control.0.is_empty() && self.bulk.0.is_empty() {
-                    true => Ok(None),
-                    false => Err(ErrorKind::UnexpectedEof.into()),
-                };
-            }
-            self.stream.read_exact(&mut header[1..]).await?;
-            let len = u32::from_le_bytes([header[1], header[2], header[3], 0]) as usize;
-            if len == 0 || len > CHUNK_BYTES {
-                return Err(invalid(format!("a chunk of {len} bytes")));
-            }
-            let (partial, limit) = match header[0] {
-                0 => (&mut self.control, self.limits.control),
-                1 => (&mut self.bulk, self.limits.bulk),
-                other => return Err(invalid(format!("channel {other}"))),
-            };
-            partial.check(len, limit)?;
-            let before = partial.0.len();
-            partial.0.resize(before + len, 0);
-            self.stream.read_exact(&mut partial.0[before..]).await?;
-            partial.check(0, limit)?;
-            if let Some(message) = partial.complete()? {
-                return Ok(Some(message));
+            match timeout(limit, self.chunk()).await.map_err(|_| silent())?? {
+                Chunk::End => return Ok(None),
+                Chunk::Part => {}
+                Chunk::Last(message) => return Ok(Some(message)),
             }
         }
+    }
+
+    async fn chunk(&mut self) -> Result<Chunk> {
+        let mut header = [0; CHUNK_HEADER_BYTES];
+        if self.stream.read(&mut header[..1]).await? == 0 {
+            return match self.control.0.is_empty() && self.bulk.0.is_empty() {
+                true => Ok(Chunk::End),
+                false => Err(ErrorKind::UnexpectedEof.into()),
+            };
+        }
+        self.stream.read_exact(&mut header[1..]).await?;
+        let len = u32::from_le_bytes([header[1], header[2], header[3], 0]) as usize;
+        if len == 0 || len > CHUNK_BYTES {
+            return Err(invalid(format!("a chunk of {len} bytes")));
+        }
+        let (partial, limit) = match header[0] {
+            0 => (&mut self.control, self.limits.control),
+            1 => (&mut self.bulk, self.limits.bulk),
+            other => return Err(invalid(format!("channel {other}"))),
+        };
+        partial.check(len, limit)?;
+        let before = partial.0.len();
+        partial.0.resize(before + len, 0);
+        self.stream.read_exact(&mut partial.0[before..]).await?;
+        partial.check(0, limit)?;
+        Ok(partial.complete()?.map_or(Chunk::Part, Chunk::Last))
     }
 }
 

@@ -5,6 +5,7 @@ use super::*;
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
+        .enable_time()
         .build()
         .expect("a runtime")
 }
@@ -22,7 +23,10 @@ fn message(request: u32, len: usize) -> Message {
 async fn read_all(bytes: &[u8], limits: Limits) -> std::io::Result<Vec<Message>> {
     let mut reader = MessageReader::new(bytes, limits);
     let mut found = Vec::new();
-    while let Some(message) = reader.next().await? {
+    while let Some(message) = reader
+        .next(crate::DEAD_AFTER, || std::io::ErrorKind::TimedOut.into())
+        .await?
+    {
         found.push(message);
     }
     Ok(found)
@@ -106,11 +110,18 @@ fn a_full_outbox_holds_threads_back_until_it_is_emptied_or_closed() {
             let read = async {
                 let mut reader = MessageReader::new(there, Limits::PEER);
                 for number in 0..100 {
-                    let found = reader.next().await.expect("reads").expect("is there");
+                    let found = reader
+                        .next(crate::DEAD_AFTER, || std::io::ErrorKind::TimedOut.into())
+                        .await
+                        .expect("reads")
+                        .expect("is there");
                     assert_eq!(found.request, number);
                 }
                 outbox.close();
-                reader.next().await.expect("reads")
+                reader
+                    .next(crate::DEAD_AFTER, || std::io::ErrorKind::TimedOut.into())
+                    .await
+                    .expect("reads")
             };
             tokio::join!(write, read).1
         });

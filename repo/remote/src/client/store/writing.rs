@@ -65,30 +65,39 @@ impl RemoteStore {
         Ok(())
     }
 
-    /// Puts again what a backup took from the cache, and the server does not have so.
+    /// Puts again what a backup took from the cache, and the server does not have so. Another guest of this store waits for it.
     fn put_compared(&self) -> Result<()> {
-        let compared = std::mem::take(&mut *self.compared.lock());
         let Some(cache) = &self.nodes else { return Ok(()) };
-        for answer in compared {
+        let mut compared = self.compared.lock();
+        let (mut again, mut gone) = (Vec::new(), Vec::new());
+        for answer in compared.drain(..) {
             let (Answer::Ids, body) = self.link.answers(answer).only()? else {
                 return Err(self.link.unexpected());
             };
             let ids = body::read_ids(&body).ok_or_else(|| self.link.unexpected())?;
             for id in ids.into_iter().map(NodeId) {
-                // Removed meanwhile: the backup makes it anew.
-                let (bytes, _) = cache.get(id).ok_or_else(|| Error::Missing {
-                    blocks: Vec::new(),
-                    nodes: vec![id],
-                })?;
-                self.put_nodes_here(&[(id, bytes)])?;
+                match cache.get(id) {
+                    Some((bytes, _)) => again.push((id, bytes)),
+                    None => gone.push(id),
+                }
             }
         }
-        Ok(())
+        self.put_nodes_here(&again)?;
+        match gone.is_empty() {
+            true => Ok(()),
+            // The backup makes them anew.
+            false => Err(Error::Missing {
+                blocks: Vec::new(),
+                nodes: gone,
+            }),
+        }
     }
 
     /// Asks what changes the store, after all that was put.
     fn write(&self, ask: &Ask, body: Vec<u8>) -> Result<()> {
         self.early.forget();
+        // On the other connections; on this one it keeps its order.
+        self.drain(None)?;
         let (answer, _) = match self.link.ask_in_order(ask, body) {
             // The first reason, and not that something failed before.
             Err(error) => return self.link.check(&self.puts).and(Err(error)),
@@ -201,6 +210,8 @@ impl StoreManager for RemoteStore {
             at,
             terms: *self.terms.lock(),
         };
+        // One that was asked for before would not show this.
+        *self.published.lock() = Published::Next;
         self.write(&ask, Vec::new())
     }
 
