@@ -22,6 +22,9 @@ const STARTED_WITHIN: Duration = Duration::from_secs(10);
 const ENDED_WITHIN: Duration = Duration::from_millis(200);
 const POLL: Duration = Duration::from_millis(20);
 
+/// Connections that may end before the greeting.
+const MOST_TRIES: u32 = 5;
+
 /// Time within which a process that has ended is there again: it is started by this one, or by systemd.
 const RESTARTED_WITHIN: Duration = Duration::from_secs(60);
 
@@ -71,6 +74,26 @@ impl Owner {
 
     /// Connects to the process that has the directory open; `None` if there is none.
     fn connect(&self) -> Result<Option<RemoteHome>> {
+        let mut tries = 0;
+        loop {
+            match self.try_connect() {
+                Err(error) if error.kind() == ErrorKind::Unavailable => {
+                    // It may just have ended, because nobody used it; then its socket is gone. Or it was killed before it could
+                    // greet, and another one is there.
+                    std::thread::sleep(ENDED_WITHIN);
+                    tries += 1;
+                    match UnixStream::connect(self.socket()) {
+                        Err(_) => return Ok(None),
+                        Ok(_) if tries < MOST_TRIES => {}
+                        Ok(_) => return Err(error),
+                    }
+                }
+                connected => return connected,
+            }
+        }
+    }
+
+    fn try_connect(&self) -> Result<Option<RemoteHome>> {
         let stream = match UnixStream::connect(self.socket()) {
             // Nobody listens, or not to this user, who then may not write to the directory either.
             Err(error) => {
@@ -96,17 +119,7 @@ impl Owner {
             stream.set_nonblocking(true)?;
             Ok(tokio::net::UnixStream::from_std(stream)?.into_split())
         });
-        match home {
-            Err(error) if error.kind() == ErrorKind::Unavailable => {
-                // It may just have ended, because nobody used it; then its socket is gone.
-                std::thread::sleep(ENDED_WITHIN);
-                match UnixStream::connect(self.socket()) {
-                    Err(_) => Ok(None),
-                    Ok(_) => Err(error),
-                }
-            }
-            home => Ok(Some(home?.at(Distance::Near))),
-        }
+        Ok(Some(home?.at(Distance::Near)))
     }
 
     /// Connects to that process, and starts it first if that was wanted.
