@@ -275,7 +275,7 @@ impl<'a> Context<'a> {
         let writer = self.waiting(no_wait, cancel, |wait| repository.manager(command, wait))?;
         let standing = writer.standing()?;
         self.judge(&repository, &standing, Purpose::Write)?;
-        self.is_known(&repository, &standing);
+        self.is_open(&repository, &standing);
         Ok(writer)
     }
 
@@ -284,7 +284,7 @@ impl<'a> Context<'a> {
         let writer = self.waiting(no_wait, cancel, |wait| repository.writer(command, wait))?;
         let standing = writer.standing()?;
         self.judge(repository, &standing, Purpose::Write)?;
-        self.is_known(repository, &standing);
+        self.is_open(repository, &standing);
         Ok(writer)
     }
 

@@ -29,6 +29,18 @@ impl Context<'_> {
         self.note(repository, standing);
     }
 
+    /// Notes a repository that was opened for writing. What another writer has committed and not published yet counts only at the
+    /// end of this run: if the process that has the repository open is killed now, the next run does not see it.
+    pub(super) fn is_open(&self, repository: &Repository, standing: &Standing) {
+        let is_shown = repository
+            .newest_view()
+            .is_ok_and(|newest| newest >= standing.generation);
+        match is_shown {
+            true => self.is_known(repository, standing),
+            false => _ = self.trusted.set(repository.clone()),
+        }
+    }
+
     /// Extends the error for a missing repository by the probable reason.
     pub fn explain(&self, error: vbk_repo::Error, path: &Path) -> Error {
         let vbk_repo::Error::NotARepository { .. } = error else {
