@@ -81,21 +81,18 @@ impl Sealer {
 
     /// Seals a block; `hashes` must be those of exactly these bytes.
     pub fn seal(&mut self, plain: &[u8], hashes: &BlockHashes) -> Result<Sealed> {
-        let mut header = Vec::with_capacity(FIXED_BYTES + hashes.pages.len() * PER_PAGE_BYTES);
         let plain_bytes = u32::try_from(plain.len()).expect("a block has at most 16 MiB");
-        header.extend([VERSION, 0, 0, 0]);
-        header.extend(plain_bytes.to_le_bytes());
+        let mut lengths = Vec::with_capacity(hashes.pages.len());
         let mut pages = Vec::with_capacity(hashes.pages.len());
-        for (page, hash) in plain.chunks(PAGE_BYTES).zip(&hashes.pages) {
+        for page in plain.chunks(PAGE_BYTES) {
             let (stored, flag) = self.seal_page(page)?;
-            header.extend(hash.0);
-            header.extend((stored.len() as u32 | flag).to_le_bytes());
+            lengths.push(stored.len() as u32 | flag);
             pages.push(stored);
         }
         Ok(Sealed {
             id: hashes.id,
             plain_bytes,
-            header,
+            header: encode_header(plain_bytes, &hashes.pages, lengths),
             pages,
         })
     }
@@ -121,6 +118,18 @@ fn zstd(error: std::io::Error) -> Error {
         doing: "compress a block",
         message: error.to_string(),
     }
+}
+
+/// Writes a header; each length has [`RAW`] set if the page is stored as it is.
+fn encode_header(plain_bytes: u32, hashes: &[PageHash], lengths: impl IntoIterator<Item = u32>) -> Vec<u8> {
+    let mut header = Vec::with_capacity(FIXED_BYTES + hashes.len() * PER_PAGE_BYTES);
+    header.extend([VERSION, 0, 0, 0]);
+    header.extend(plain_bytes.to_le_bytes());
+    for (hash, length) in hashes.iter().zip(lengths) {
+        header.extend(hash.0);
+        header.extend(length.to_le_bytes());
+    }
+    header
 }
 
 /// Returns the length that a header claims for itself; `None` if it is cut off.
@@ -214,19 +223,14 @@ impl Header {
                 false => hashing.page(out, number, pages.len()),
             });
         }
-        let mut header = Vec::with_capacity(full_header_bytes(self.plain_bytes));
-        header.extend([VERSION, 0, 0, 0]);
-        header.extend((self.plain_bytes as u32).to_le_bytes());
-        for (hash, (_, length)) in hashes.iter().zip(&self.pages) {
-            header.extend(hash.0);
-            header.extend(length.to_le_bytes());
-        }
+        let plain_bytes = self.plain_bytes as u32;
+        let lengths = self.pages.iter().map(|(_, length)| *length);
         Ok(Sealed {
             id: hashing
                 .merge(&hashes, self.plain_bytes)
                 .ok_or_else(|| damaged("it has no pages".into()))?,
-            plain_bytes: self.plain_bytes as u32,
-            header,
+            plain_bytes,
+            header: encode_header(plain_bytes, &hashes, lengths),
             pages,
         })
     }
