@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::Writer;
 use super::home::{Keeper, Pruned};
-use super::writing::MOST_TRIES;
+use super::writing::make_at;
 use crate::catalogue::Catalogue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mark::{check_complete, mark, mark_sealed};
@@ -81,18 +81,17 @@ impl Manager {
         &self,
         mut decide: impl FnMut(&Catalogue, &States) -> std::result::Result<(Change, T), E>,
     ) -> std::result::Result<T, E> {
-        let mut tries = 0;
-        loop {
-            let at = self.store.generation()?;
-            let (change, result) = decide(&self.catalogue()?, &self.states()?)?;
-            if change.forget.is_empty() && change.notes.is_empty() {
-                return Ok(result);
+        make_at(&*self.store, |at| {
+            // An error of the caller's is no reason to try again, whatever it says.
+            let (change, result) = match decide(&self.catalogue()?, &self.states()?) {
+                Ok(decided) => decided,
+                Err(error) => return Ok(Err(error)),
+            };
+            if !change.forget.is_empty() || !change.notes.is_empty() {
+                self.amend_at(&change.forget, &change.notes, Some(at))?;
             }
-            match self.amend_at(&change.forget, &change.notes, Some(at)) {
-                Err(Error::Moved) if tries < MOST_TRIES => tries += 1,
-                changed => return Ok(changed.map(|()| result)?),
-            }
-        }
+            Ok(Ok(result))
+        })?
     }
 
     /// Removes backups, named as `GUEST@TIME`, and changes notes, whatever else has changed.
@@ -130,22 +129,15 @@ impl Manager {
 
     /// Commits a record of the bin again: the same bytes under the same name. The commit finds out whether all of it is there.
     fn bring_back(&self, record: &Record) -> Result<()> {
-        let mut tries = 0;
-        loop {
-            let at = self.store.generation()?;
+        make_at(&*self.store, |at| {
             // A verification in turns that passed it meanwhile has not read it.
             let state = State {
                 arrived: Some(at + 1),
                 ..State::default()
             };
-            match self
-                .store
+            self.store
                 .commit_at(record, &[state::note_of(&record.key, state)], Some(at))
-            {
-                Err(Error::Moved) if tries < MOST_TRIES => tries += 1,
-                committed => return committed,
-            }
-        }
+        })
     }
 
     /// Accepts the records and notes of an encrypted repository as they are, whoever changed them. Returns a line for each

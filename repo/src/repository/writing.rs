@@ -9,11 +9,22 @@ use crate::error::{Error, Result};
 use crate::id::BackupId;
 use crate::standing::Standing;
 use crate::state::States;
-use crate::store::{Identity, Note, Record, StoreWriter};
+use crate::store::{Identity, Note, Record, StoreReader, StoreWriter};
 
 /// Times that a change is made again because other writers were faster. Each time one of them has done its work, so only a
 /// server that lies comes near this.
-pub(super) const MOST_TRIES: u32 = 1000;
+const MOST_TRIES: u32 = 1000;
+
+/// Makes a change out of the store's present generation, and again when another writer has taken that.
+pub(super) fn make_at<T>(store: &(impl StoreReader + ?Sized), mut change: impl FnMut(u64) -> Result<T>) -> Result<T> {
+    let mut tries = 0;
+    loop {
+        match change(store.generation()?) {
+            Err(Error::Moved) if tries < MOST_TRIES => tries += 1,
+            made => return made,
+        }
+    }
+}
 
 /// A repository open for adding backups. May be used by many threads at once.
 pub struct Writer {
@@ -76,9 +87,7 @@ impl Writer {
     ) -> Result<Entry> {
         backup.check()?;
         let key = backup.spec();
-        let mut tries = 0;
-        loop {
-            let at = self.store.generation()?;
+        let id = make_at(&*self.store, |at| {
             let (sequence, notes) = with(at + 1);
             backup.sequence = sequence;
             let bytes = backup.encode();
@@ -87,12 +96,10 @@ impl Writer {
                 key: key.clone(),
                 bytes,
             };
-            match self.store.commit_at(&record, &notes, Some(at)) {
-                // Another writer took this generation.
-                Err(Error::Moved) if tries < MOST_TRIES => tries += 1,
-                committed => return committed.map(|()| Entry { id, backup }),
-            }
-        }
+            self.store.commit_at(&record, &notes, Some(at))?;
+            Ok(id)
+        })?;
+        Ok(Entry { id, backup })
     }
 
     /// Shows what was committed to readers that open the repository from now on.
