@@ -5,7 +5,6 @@
 //! commits, so it is stored by then. A block that can't be read on one of them, whose snapshot may be a newer one, is asked for
 //! on the first.
 
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -53,14 +52,6 @@ pub(super) struct Lanes {
 struct Stores {
     open: Vec<Arc<RemoteStore>>,
     is_closed: bool,
-}
-
-impl fmt::Debug for Lanes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lanes")
-            .field("options", &self.options)
-            .finish_non_exhaustive()
-    }
 }
 
 impl Lanes {
@@ -122,6 +113,7 @@ impl Drop for Lanes {
         let mut stores = self.stores.lock();
         stores.is_closed = true;
         let open = std::mem::take(&mut stores.open);
+        // The end of a connection takes time.
         drop(stores);
         drop(open);
     }

@@ -29,6 +29,7 @@ pub(super) use writing::RemoteKeeper;
 
 /// Bytes of blocks in one question, at least one block.
 const PIECE_BYTES: usize = MAX_PAGES * PAGE_BYTES / 2;
+
 /// A store that the server has open, until it is dropped.
 pub(crate) struct RemoteStore {
     opened: Opened,
@@ -127,16 +128,7 @@ impl RemoteStore {
     }
 
     fn read_listing(&self, answers: &Answers<'_>) -> Result<Listing> {
-        let mut listing = Listing::default();
-        loop {
-            let (answer, body, more) = match answers.part()? {
-                Part::Answer(answer, body, more) => (answer, body, more),
-                Part::Restarted => {
-                    listing = Listing::default();
-                    continue;
-                }
-                Part::Lost(reason) => return Err(self.link.lost(&reason)),
-            };
+        self.collect(answers, |listing: &mut Listing, answer, body| {
             let Answer::Listing {
                 records,
                 notes,
@@ -150,7 +142,7 @@ impl RemoteStore {
             let mut take = |len| strings.take(len).ok_or_else(|| self.link.unexpected());
             for (key, len, received) in records {
                 if let Some((seconds, is_doubted)) = received {
-                    let time = Timestamp::from_second(seconds).map_err(|_| self.link.unexpected())?;
+                    let time = self.time(seconds)?;
                     listing.received.push((key.clone(), Received { time, is_doubted }));
                 }
                 listing.records.push(Record { key, bytes: take(len)? });
@@ -161,39 +153,31 @@ impl RemoteStore {
             }
             listing.foreign_changes.extend(foreign_changes);
             listing.generation = generation;
-            if !more {
-                return Ok(listing);
-            }
-        }
+            Ok(())
+        })
     }
 
-    fn bin(&self) -> Result<Vec<Forgotten>> {
-        let answers = self.link.begin(&Ask::Forgotten(self.handle), Vec::new(), false)?;
-        let mut all = Vec::new();
+    fn time(&self, seconds: i64) -> Result<Timestamp> {
+        Timestamp::from_second(seconds).map_err(|_| self.link.unexpected())
+    }
+
+    /// Puts an answer in parts together: `add` adds a part to those before it.
+    fn collect<T: Default>(
+        &self,
+        answers: &Answers<'_>,
+        add: impl Fn(&mut T, Answer, Vec<u8>) -> Result<()>,
+    ) -> Result<T> {
+        let mut all = T::default();
         loop {
-            let (answer, body, more) = match answers.part()? {
-                Part::Answer(answer, body, more) => (answer, body, more),
-                Part::Restarted => {
-                    all.clear();
-                    continue;
+            match answers.part()? {
+                Part::Answer(answer, body, more) => {
+                    add(&mut all, answer, body)?;
+                    if !more {
+                        return Ok(all);
+                    }
                 }
+                Part::Restarted => all = T::default(),
                 Part::Lost(reason) => return Err(self.link.lost(&reason)),
-            };
-            let Answer::Forgotten(part) = answer else {
-                return Err(self.link.unexpected());
-            };
-            let mut strings = body::Strings(&body);
-            let time = |seconds| Timestamp::from_second(seconds).map_err(|_| self.link.unexpected());
-            for (key, len, removed, kept_until) in part {
-                let bytes = strings.take(len).ok_or_else(|| self.link.unexpected())?;
-                all.push(Forgotten {
-                    record: Record { key, bytes },
-                    removed: time(removed)?,
-                    kept_until: time(kept_until)?,
-                });
-            }
-            if !more {
-                return Ok(all);
             }
         }
     }
@@ -236,7 +220,7 @@ impl RemoteStore {
 
     /// Reads blocks on this connection.
     fn get_here(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
-        let bytes = wanted.iter().map(|wanted| wanted.pages.len() * PAGE_BYTES).sum();
+        let bytes = bytes_of(wanted);
         self.asked_bytes.fetch_add(bytes, Ordering::Relaxed);
         let page = |number: usize| u16::try_from(number).unwrap_or(u16::MAX);
         let question = |wanted: &[Wanted]| {
@@ -281,6 +265,13 @@ impl RemoteStore {
         }
     }
 
+    fn read_ids(&self, answer: Result<(Answer, Vec<u8>)>) -> Result<Vec<Id>> {
+        match answer? {
+            (Answer::Ids, body) => body::read_ids(&body).ok_or_else(|| self.link.unexpected()),
+            _ => Err(self.link.unexpected()),
+        }
+    }
+
     fn fetch_nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
         let question = |ids: &[NodeId]| {
             let body = body::ids(ids.iter().map(|id| id.0));
@@ -306,6 +297,11 @@ impl Drop for RemoteStore {
         let waits = self.is_writer && self.distance == Distance::Near;
         self.link.close_store(self.handle, waits);
     }
+}
+
+/// Plain bytes of pages.
+fn bytes_of(wanted: &[Wanted]) -> usize {
+    wanted.iter().map(|wanted| wanted.pages.len() * PAGE_BYTES).sum()
 }
 
 /// Cuts a list into pieces of [`PIECE_BYTES`], each of one thing at least.
@@ -394,21 +390,14 @@ impl StoreReader for RemoteStore {
 
     fn condemned(&self) -> Result<Vec<BlockId>> {
         let answer = match self.early.condemned() {
-            Some(answer) => self.link.answers(answer).only()?,
-            None => self.read(&Ask::Condemned(self.handle), Vec::new())?,
+            Some(answer) => self.link.answers(answer).only(),
+            None => self.read(&Ask::Condemned(self.handle), Vec::new()),
         };
-        match answer {
-            (Answer::Ids, body) => {
-                let ids = body::read_ids(&body).ok_or_else(|| self.link.unexpected())?;
-                Ok(ids.into_iter().map(BlockId).collect())
-            }
-            _ => Err(self.link.unexpected()),
-        }
+        Ok(self.read_ids(answer)?.into_iter().map(BlockId).collect())
     }
 
     fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
-        let bytes = wanted.iter().map(|wanted| wanted.pages.len() * PAGE_BYTES).sum();
-        let Some(lane) = self.lanes.pick(bytes, self.load()) else {
+        let Some(lane) = self.lanes.pick(bytes_of(wanted), self.load()) else {
             return self.get_here(wanted);
         };
         let mut stored = lane.get_here(wanted);
@@ -456,7 +445,22 @@ impl StoreReader for RemoteStore {
     }
 
     fn forgotten(&self) -> Result<Vec<Forgotten>> {
-        self.bin()
+        let answers = self.link.begin(&Ask::Forgotten(self.handle), Vec::new(), false)?;
+        self.collect(&answers, |all: &mut Vec<Forgotten>, answer, body| {
+            let Answer::Forgotten(part) = answer else {
+                return Err(self.link.unexpected());
+            };
+            let mut strings = body::Strings(&body);
+            for (key, len, removed, kept_until) in part {
+                let bytes = strings.take(len).ok_or_else(|| self.link.unexpected())?;
+                all.push(Forgotten {
+                    record: Record { key, bytes },
+                    removed: self.time(removed)?,
+                    kept_until: self.time(kept_until)?,
+                });
+            }
+            Ok(())
+        })
     }
 
     fn listing(&self, with_notes: bool) -> Result<Listing> {

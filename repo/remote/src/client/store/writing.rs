@@ -70,19 +70,23 @@ impl RemoteStore {
         let Some(cache) = &self.nodes else { return Ok(()) };
         let mut compared = self.compared.lock();
         let (mut again, mut gone) = (Vec::new(), Vec::new());
+        // An answer that fails must not take the others with it.
+        let mut compares = Ok(());
         for answer in compared.drain(..) {
-            let (Answer::Ids, body) = self.link.answers(answer).only()? else {
-                return Err(self.link.unexpected());
-            };
-            let ids = body::read_ids(&body).ok_or_else(|| self.link.unexpected())?;
-            for id in ids.into_iter().map(NodeId) {
-                match cache.get(id) {
-                    Some((bytes, _)) => again.push((id, bytes)),
-                    None => gone.push(id),
+            match self.read_ids(self.link.answers(answer).only()) {
+                Ok(ids) => {
+                    for id in ids.into_iter().map(NodeId) {
+                        match cache.get(id) {
+                            Some((bytes, _)) => again.push((id, bytes)),
+                            None => gone.push(id),
+                        }
+                    }
                 }
+                Err(error) => compares = Err(error),
             }
         }
         self.put_nodes_here(&again)?;
+        compares?;
         match gone.is_empty() {
             true => Ok(()),
             // The backup makes them anew.
