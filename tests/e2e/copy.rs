@@ -314,9 +314,8 @@ fn copies_are_pushed_and_pulled_through_tls_and_each_token_keeps_its_rights() {
     }
 }
 
-#[test]
-fn a_killed_copy_leaves_whole_backups_and_is_continued() {
-    let lab = Lab::new();
+/// Backs up two guests on two days; returns their disks, which have 240 MiB, and 30 MiB more that changed.
+fn two_large_days(lab: &Lab) -> [PathBuf; 2] {
     let disks = [lab.path("web1.img"), lab.path("db1.img")];
     for (seed, disk) in (1..).zip(&disks) {
         write_noise(disk, seed, 120 * MIB);
@@ -327,6 +326,13 @@ fn a_killed_copy_leaves_whole_backups_and_is_continued() {
             lab.ok(args!["backup", guest, disk]);
         }
     }
+    disks
+}
+
+#[test]
+fn a_killed_copy_leaves_whole_backups_and_is_continued() {
+    let lab = Lab::new();
+    let disks = two_large_days(&lab);
     let (repo, to) = (lab.repo(), lab.path("replica"));
     bare(&lab, args!["init", to]).done();
     let total = 240 + 2 * 30;
@@ -349,16 +355,7 @@ fn a_killed_copy_leaves_whole_backups_and_is_continued() {
 #[test]
 fn a_copy_goes_on_after_the_server_that_it_writes_to_was_killed() {
     let mut lab = Lab::new();
-    let disks = [lab.path("web1.img"), lab.path("db1.img")];
-    for (seed, disk) in (1..).zip(&disks) {
-        write_noise(disk, seed, 120 * MIB);
-    }
-    for day in 0..2 {
-        for (guest, disk) in ["web1", "db1"].iter().zip(&disks) {
-            write_at(disk, day * 40 * MIB, &noise_bytes(20 + day, 30 * MIB));
-            lab.ok(args!["backup", guest, disk]);
-        }
-    }
+    let disks = two_large_days(&lab);
     let (repo, to) = (lab.repo().to_owned(), lab.path("replica"));
     bare(&lab, args!["init", to]).done();
     lab.use_repo(&to);

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
+use vbk_repo::backup::{Backup, Consistency, Image, RECORD_FORMAT};
 use vbk_repo::block::BlockSize;
 use vbk_repo::codec::{Compression, Sealed, Sealer};
 use vbk_repo::id::{BlockId, NodeId};
@@ -42,6 +43,22 @@ fn remote(home: &Arc<dyn Home>, allowed: Allowed) -> RemoteHome {
         Ok(served(Arc::clone(&home), allowed))
     })
     .expect("connects")
+}
+
+/// A backup of these images.
+pub(crate) fn backup(guest: &str, time: &str, images: Vec<Image>) -> Backup {
+    Backup {
+        format: RECORD_FORMAT,
+        guest: guest.parse().expect("a name"),
+        time: time.parse().expect("a time"),
+        sequence: 0,
+        duration_ms: 0,
+        host: "host".into(),
+        vbk_version: "test".into(),
+        consistency: Consistency::Crash,
+        images,
+        files: Vec::new(),
+    }
 }
 
 fn manager(home: &RemoteHome) -> Box<dyn StoreManager> {

@@ -482,24 +482,11 @@ fn the_latest_of_ten_thousand_backups_costs_a_few_calls() {
         let (from, to) = (Place::new("a", None), Place::new("b", keys.as_ref()));
         from.back_up("web1", "2026-01-01T00-00-00Z", &disk(1, 0));
         copy_all(&from.repository(), &to.repository()).expect("copies");
-        let first = from
-            .repository()
-            .view()
-            .expect("opens")
-            .catalogue()
-            .expect("loads")
-            .entries()[0]
-            .backup
-            .clone();
-        let there = to
-            .repository()
-            .view()
-            .expect("opens")
-            .catalogue()
-            .expect("loads")
-            .entries()[0]
-            .backup
-            .clone();
+        let first_of = |place: &Place| {
+            let view = place.repository().view().expect("opens");
+            view.catalogue().expect("loads").entries()[0].backup.clone()
+        };
+        let (first, there) = (first_of(&from), first_of(&to));
         let start = first.time.timestamp();
         // Encryption writes its note about all records with each commit.
         let count = if keys.is_some() { 300 } else { 10_000 };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use vbk_repo::backup::{Backup, Consistency, Image, RECORD_FORMAT};
+use vbk_repo::backup::Image;
 use vbk_repo::block::{BlockIndex, BlockSize, Hashing};
 use vbk_repo::codec::{Compression, Sealed, Sealer};
 use vbk_repo::id::{BlockId, NodeId};
@@ -17,7 +17,7 @@ use vbk_repo::writer::ImageWriter;
 use vbk_repo::{Error, ErrorKind, Result};
 
 use super::line::{EVER, Line, until};
-use super::{fill, manager, memory};
+use super::{backup, fill, manager, memory};
 use crate::client::RemoteHome;
 use crate::server::Allowed;
 
@@ -50,18 +50,8 @@ pub(super) fn put_backup(store: &dyn StoreWriter, guest: &str, seed: u8) -> Reco
     image.set(BlockIndex(0), &[Some(block.id)]).expect("sets");
     store.put(vec![block]).expect("puts");
     let root = image.finish().expect("puts");
-    let backup = Backup {
-        format: RECORD_FORMAT,
-        guest: guest.parse().expect("a name"),
-        time: "2026-11-29T00-00-00Z".parse().expect("a time"),
-        sequence: 1,
-        duration_ms: 0,
-        host: "host".into(),
-        vbk_version: "0".into(),
-        consistency: Consistency::Live,
-        images: vec![Image::new("vda".parse().expect("a name"), "/dev/null", 200, root)],
-        files: Vec::new(),
-    };
+    let image = Image::new("vda".parse().expect("a name"), "/dev/null", 200, root);
+    let backup = backup(guest, "2026-11-29T00-00-00Z", vec![image]);
     Record {
         key: backup.spec(),
         bytes: backup.encode(),

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use vbk_repo::backup::{Backup, Consistency, RECORD_FORMAT};
 use vbk_repo::block::BlockSize;
 use vbk_repo::codec::{Compression, Sealer};
 use vbk_repo::id::BlockId;
@@ -17,6 +16,7 @@ use crate::server::limited::{Admission, limit};
 use crate::server::session::Reply;
 use crate::server::stores::Stores;
 use crate::server::{AuditLog, Quota, Who};
+use crate::tests::backup;
 use crate::wire::Outbox;
 
 const RIGHTS: [Allowed; 5] = [
@@ -32,18 +32,7 @@ const NEW_KEY: &str = "web1@2026-11-22T05-54-00Z";
 
 fn record(key: &str) -> Record {
     let (guest, time) = key.split_once('@').expect("a name");
-    let backup = Backup {
-        format: RECORD_FORMAT,
-        guest: guest.parse().expect("a name"),
-        time: time.parse().expect("a time"),
-        sequence: 0,
-        duration_ms: 0,
-        host: "host".into(),
-        vbk_version: "test".into(),
-        consistency: Consistency::Crash,
-        images: Vec::new(),
-        files: Vec::new(),
-    };
+    let backup = backup(guest, time, Vec::new());
     Record {
         key: key.to_owned(),
         bytes: serde_json::to_vec(&backup).expect("plain fields"),

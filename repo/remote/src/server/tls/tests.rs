@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use vbk_repo::ErrorKind;
-use vbk_repo::backup::{Backup, Consistency, RECORD_FORMAT};
+use vbk_repo::backup::Backup;
 use vbk_repo::block::BlockSize;
 use vbk_repo::codec::{Compression, Sealer};
 use vbk_repo::id::BlockId;
@@ -26,6 +26,7 @@ use crate::client::{Again, Bandwidth, LaneOptions, RemoteHome, Tls};
 use crate::message::Ask;
 use crate::peer::Seed;
 use crate::server::{Allowed, Policy, Quota, Served, Server, TokenEntry, Tokens, load_or_make_key};
+use crate::tests::backup;
 use crate::token::Token;
 
 /// A server in a thread.
@@ -139,18 +140,7 @@ fn back_up(home: RemoteHome, guest: &str) -> vbk_repo::Result<BlockId> {
 }
 
 fn record_of(guest: &str) -> Backup {
-    Backup {
-        format: RECORD_FORMAT,
-        guest: guest.parse().expect("a name"),
-        time: "2026-11-21T05-54-00Z".parse().expect("a time"),
-        sequence: 0,
-        duration_ms: 0,
-        host: "host".into(),
-        vbk_version: "test".into(),
-        consistency: Consistency::Crash,
-        images: Vec::new(),
-        files: Vec::new(),
-    }
+    backup(guest, "2026-11-21T05-54-00Z", Vec::new())
 }
 
 fn manager(home: &RemoteHome) -> impl StoreManager + use<> {
