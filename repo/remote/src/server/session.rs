@@ -22,7 +22,8 @@ use crate::message::{Answer, Ask, Fault, Hello, PROTOCOL, Welcome};
 use crate::wire::{Channel, Kind, Limits, Message, MessageReader, Outbox, PREAMBLE, ping, read_preamble, write_all};
 use crate::{DEAD_AFTER, PING_INTERVAL};
 
-/// Bytes of puts that may be on their way or in the queue.
+/// Bytes of puts that may be on their way or in the queue, and as many of heads: that of a put is shorter than its body, which
+/// has the headers of the blocks.
 const WINDOW_BYTES: usize = 64 << 20;
 /// Bytes of finished answers after which no more are made.
 const ANSWER_BYTES: usize = 32 << 20;
@@ -216,7 +217,9 @@ async fn questions(
                         }
                     },
                     (None, _) | (Some(_), Ask::Hello(_)) => return Err(invalid("a greeting in the wrong place")),
-                    (Some(client), ask) if is_ordered(&ask) => client.queue.add(ask, message.body, reply)?,
+                    (Some(client), ask) if is_ordered(&ask) => {
+                        client.queue.add(ask, message.head.len(), message.body, reply)?
+                    }
                     (Some(client), ask) => {
                         if asked.fetch_add(1, Ordering::SeqCst) >= MAX_ASKED {
                             return Err(invalid("too many questions at once"));
@@ -284,9 +287,32 @@ fn is_ordered(ask: &Ask) -> bool {
 
 /// The questions that write, on their way to the thread that answers them.
 struct Queue {
-    sender: Option<mpsc::Sender<(Ask, Vec<u8>, Reply)>>,
-    waiting_bytes: Arc<AtomicUsize>,
+    sender: Option<mpsc::Sender<Waiting>>,
+    waiting: Arc<WaitingBytes>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// A question in the queue, with the length of its head.
+type Waiting = (Ask, usize, Vec<u8>, Reply);
+
+/// Bytes in the queue. Records and notes travel in heads, blocks and nodes in bodies.
+#[derive(Default)]
+struct WaitingBytes {
+    heads: AtomicUsize,
+    bodies: AtomicUsize,
+}
+
+impl WaitingBytes {
+    /// Counts a question; `false` if there is no room for it.
+    fn add(&self, head_bytes: usize, body_bytes: usize) -> bool {
+        let had_room = |bytes: &AtomicUsize, more| bytes.fetch_add(more, Ordering::SeqCst) <= WINDOW_BYTES;
+        had_room(&self.heads, head_bytes) & had_room(&self.bodies, body_bytes)
+    }
+
+    fn remove(&self, head_bytes: usize, body_bytes: usize) {
+        self.heads.fetch_sub(head_bytes, Ordering::SeqCst);
+        self.bodies.fetch_sub(body_bytes, Ordering::SeqCst);
+    }
 }
 
 impl Drop for Queue {
@@ -302,33 +328,33 @@ impl Drop for Queue {
 
 impl Queue {
     fn start(stores: Arc<Stores>) -> io::Result<Self> {
-        let (sender, receiver) = mpsc::channel::<(Ask, Vec<u8>, Reply)>();
-        let waiting_bytes = Arc::new(AtomicUsize::new(0));
-        let waiting = Arc::clone(&waiting_bytes);
+        let (sender, receiver) = mpsc::channel::<Waiting>();
+        let waiting = Arc::<WaitingBytes>::default();
+        let done = Arc::clone(&waiting);
         let thread = move || {
-            for (ask, body, reply) in receiver {
+            for (ask, head_bytes, body, reply) in receiver {
                 // Before the answer, after which the client may send as much again.
-                waiting.fetch_sub(body.len(), Ordering::SeqCst);
+                done.remove(head_bytes, body.len());
                 stores.answer(ask, &body, &reply);
             }
         };
         let thread = std::thread::Builder::new().name("vbk-serve".into()).spawn(thread)?;
         Ok(Self {
             sender: Some(sender),
-            waiting_bytes,
+            waiting,
             thread: Some(thread),
         })
     }
 
     /// Adds a question; an error if the client sent more than it may.
-    fn add(&self, ask: Ask, body: Vec<u8>, reply: Reply) -> io::Result<()> {
-        if self.waiting_bytes.fetch_add(body.len(), Ordering::SeqCst) > WINDOW_BYTES {
+    fn add(&self, ask: Ask, head_bytes: usize, body: Vec<u8>, reply: Reply) -> io::Result<()> {
+        if !self.waiting.add(head_bytes, body.len()) {
             return Err(invalid("more puts at once than the server allows"));
         }
         let sent = self
             .sender
             .as_ref()
-            .is_some_and(|sender| sender.send((ask, body, reply)).is_ok());
+            .is_some_and(|sender| sender.send((ask, head_bytes, body, reply)).is_ok());
         match sent {
             true => Ok(()),
             false => Err(io::Error::other("the thread that writes has ended")),
@@ -338,4 +364,26 @@ impl Queue {
 
 fn invalid(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neither_heads_nor_bodies_fill_the_memory() {
+        for of in [|bytes| (bytes, 0), |bytes| (0, bytes)] {
+            let waiting = WaitingBytes::default();
+            let add = |bytes: usize| {
+                let (head, body) = of(bytes);
+                waiting.add(head, body)
+            };
+            // What comes when the window is just full is taken.
+            assert!(add(WINDOW_BYTES) && add(1));
+            assert!(!add(1));
+            let (head, body) = of(2 + WINDOW_BYTES);
+            waiting.remove(head, body);
+            assert!(add(1));
+        }
+    }
 }
