@@ -7,6 +7,7 @@
 )]
 
 mod args;
+mod audit;
 mod booting;
 mod commands;
 mod config;

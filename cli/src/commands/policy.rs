@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use vbk_remote::server::{AuditLog, Policy, Who};
+use vbk_remote::server::Policy;
 use vbk_repo::repository::directory::Directory;
 use vbk_repo::repository::home::Home;
 
 use crate::args::PolicyArgs;
+use crate::audit;
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
 use crate::place;
@@ -35,11 +36,7 @@ pub fn run(context: &Context<'_>, args: &PolicyArgs) -> Result<Outcome> {
         min_age_secs: secs(args.min_age, before.min_age_secs),
     };
     if policy != before {
-        let who = Who {
-            name: format!("local user {}", nix::unistd::getuid()),
-            address: None,
-        };
-        AuditLog::of(directory.name(), who).note(&format!("policy: {}", text_of(&policy)), &[])?;
+        audit::note(&directory, &format!("policy: {}", text_of(&policy)), &[])?;
         policy.save(directory.name())?;
     }
     context.print(format_args!("{}\n", text_of(&policy)));

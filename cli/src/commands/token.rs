@@ -6,13 +6,14 @@ use jiff::Timestamp;
 use serde::Serialize;
 use vbk_remote::address::DEFAULT_PORT;
 use vbk_remote::peer::Seed;
-use vbk_remote::server::{Allowed, AuditLog, Quota, TokenEntry, Tokens, Who, load_or_make_key};
+use vbk_remote::server::{Allowed, Quota, TokenEntry, Tokens, load_or_make_key};
 use vbk_remote::token::Token;
 use vbk_repo::files::{self, Mode, Synced};
 use vbk_repo::repository::directory::Directory;
 use vbk_repo::repository::home::Home;
 
 use crate::args::{TokenAddArgs, TokenCommand, TokenPlace, parse};
+use crate::audit;
 use crate::context::{Context, stdout_is_terminal};
 use crate::core_files::keep_out_of_core_files;
 use crate::exit::{Error, Outcome, Result};
@@ -37,7 +38,7 @@ pub fn run(context: &Context<'_>, command: &TokenCommand) -> Result<Outcome> {
         TokenCommand::Add(args) => add(context, &directory, &tokens, args),
         TokenCommand::List => list(context, &tokens),
         TokenCommand::Revoke { name } => {
-            note(&directory, "token revoke", name)?;
+            audit::note(&directory, "token revoke", std::slice::from_ref(name))?;
             tokens.revoke(name)?;
             context.say(format_args!("token {name} is revoked; its sessions end within seconds"));
             Ok(Outcome::Done)
@@ -45,7 +46,7 @@ pub fn run(context: &Context<'_>, command: &TokenCommand) -> Result<Outcome> {
         TokenCommand::Rotate { name, place } => {
             let way = Way::to(&directory, place)?;
             let token = way.token(Seed::generate().map_err(Error::io("make a key"))?)?;
-            note(&directory, "token rotate", name)?;
+            audit::note(&directory, "token rotate", std::slice::from_ref(name))?;
             let key = token.seed.public_key();
             let kept = write_out(place, &token)?;
             let entry = tokens
@@ -54,15 +55,6 @@ pub fn run(context: &Context<'_>, command: &TokenCommand) -> Result<Outcome> {
             show(context, &entry, &token, place)
         }
     }
-}
-
-/// Logs a change of a token, before it is made: it counts from that moment on.
-fn note(directory: &Directory, what: &str, name: &str) -> Result<()> {
-    let who = Who {
-        name: format!("local user {}", nix::unistd::getuid()),
-        address: None,
-    };
-    Ok(AuditLog::of(directory.name(), who).note(what, &[name.to_owned()])?)
 }
 
 fn add(context: &Context<'_>, directory: &Directory, tokens: &Tokens, args: &TokenAddArgs) -> Result<Outcome> {
@@ -88,10 +80,10 @@ fn add(context: &Context<'_>, directory: &Directory, tokens: &Tokens, args: &Tok
         quota: args.quota.into(),
         created: Timestamp::now(),
     };
-    note(
+    audit::note(
         directory,
         &format!("token add --rights {}", entry.rights.name()),
-        &args.name,
+        std::slice::from_ref(&args.name),
     )?;
     let kept = write_out(&args.place, &token)?;
     tokens.add(&entry).inspect_err(|_| take_back(kept))?;
