@@ -9,9 +9,9 @@
 //!
 //! # On disk, step by step
 //!
-//! Blocks become durable at barriers, at the latest every [`BARRIER_BYTES`] or [`BARRIER_INTERVAL`]; the record comes
-//! last, when everything it names is durable ([`vbk_repo::store`]). A run that ends early, however it ends, leaves no
-//! record, so it is never listed, and the next run finds the blocks that a barrier covered.
+//! Blocks become durable at barriers ([`vbk_repo::barrier`]), at the latest every 4 GiB or 30 s; the record comes last, when
+//! everything it names is durable ([`vbk_repo::store`]). A run that ends early, however it ends, leaves no record, so it is never
+//! listed, and the next run finds the blocks that a barrier covered.
 
 mod files;
 mod gone;
@@ -24,11 +24,12 @@ mod walk;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use vbk_repo::ErrorKind;
 use vbk_repo::backup::{Backup, Entry, Image, RECORD_FORMAT};
+use vbk_repo::barrier::Barrier;
 use vbk_repo::block::{BlockHashes, BlockIndex, BlockSize, Hashing, is_zero};
 use vbk_repo::codec::{Sealed, Sealer};
 use vbk_repo::id::{BlockId, NodeId};
@@ -48,11 +49,6 @@ use crate::disk::source::Source;
 use crate::error::{Error, Result};
 use crate::hints::Hint;
 use crate::observer::{Counts, Event, Observer};
-
-/// New plain bytes after which a barrier is due.
-pub const BARRIER_BYTES: u64 = 4 << 30;
-/// Time after which a barrier is due.
-pub const BARRIER_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Times that what is gone of what was stored for the backup is stored again.
 const MOST_TRIES: u32 = 5;
@@ -91,10 +87,7 @@ pub fn backup(
         plan,
         previous,
         condemned: writer.store().condemned()?.into_iter().collect(),
-        barrier: Mutex::new(Barrier {
-            last: Instant::now(),
-            new_bytes: 0,
-        }),
+        barrier: Barrier::default(),
         stops,
         observer,
     };
@@ -247,15 +240,10 @@ struct Job<'a> {
     previous: Option<&'a Entry>,
     /// Blocks to store again, though they are known.
     condemned: HashSet<BlockId>,
-    barrier: Mutex<Barrier>,
+    /// Counts new plain bytes.
+    barrier: Barrier,
     stops: &'a [&'a AtomicBool],
     observer: &'a dyn Observer,
-}
-
-/// Time and place of the last barrier.
-struct Barrier {
-    last: Instant,
-    new_bytes: u64,
 }
 
 /// One disk on its way into the repository.
@@ -361,7 +349,9 @@ impl<'a> DiskCopy<'a> {
                 Claim::Unchanged { first, count } => self.take_over(first, count, worker)?,
             };
             self.count(counts);
-            self.barrier_if_due(counts.new_bytes)?;
+            if self.job.barrier.is_due(counts.new_bytes) {
+                self.store.flush()?;
+            }
         }
         Ok(())
     }
@@ -447,21 +437,6 @@ impl<'a> DiskCopy<'a> {
             self.store.put(sealed)?;
         }
         Ok(())
-    }
-
-    fn barrier_if_due(&self, new_bytes: u64) -> Result<()> {
-        {
-            let mut barrier = self.job.barrier.lock();
-            barrier.new_bytes += new_bytes;
-            let due = barrier.new_bytes >= BARRIER_BYTES || barrier.last.elapsed() >= BARRIER_INTERVAL;
-            if !due || barrier.new_bytes == 0 {
-                return Ok(());
-            }
-            barrier.last = Instant::now();
-            barrier.new_bytes = 0;
-        }
-        // The other workers go on meanwhile.
-        Ok(self.store.flush()?)
     }
 }
 

@@ -131,14 +131,11 @@ impl Plan {
                 None => {}
                 Some(there) if is_same(&entry.backup, &there.backup) => {
                     plan.present += u64::from(is_wanted);
-                    plan.is_present(
-                        &entry.backup,
-                        Base {
-                            rank,
-                            from: entry.backup.clone(),
-                            to: there.backup.clone(),
-                        },
-                    );
+                    plan.is_present(Base {
+                        rank,
+                        from: entry.backup.clone(),
+                        to: there.backup.clone(),
+                    });
                 }
                 Some(_) if is_wanted => plan.taken.push(entry.backup.spec()),
                 Some(_) => {}
@@ -156,9 +153,8 @@ impl Plan {
     }
 
     /// Notes a backup that both have.
-    fn is_present(&mut self, backup: &Backup, base: Base) {
-        let bases = self.bases.entry(backup.guest.clone()).or_default();
-        bases.push(base);
+    fn is_present(&mut self, base: Base) {
+        self.bases.entry(base.from.guest.clone()).or_default().push(base);
     }
 }
 
@@ -465,7 +461,7 @@ impl Job<'_> {
         if let Some(bases) = self.plan.bases.get_mut(&backup.guest) {
             bases.retain(|other| other.rank > rank);
         }
-        self.plan.is_present(backup, base);
+        self.plan.is_present(base);
         Ok(())
     }
 

@@ -55,6 +55,7 @@
 //! cache. One view: 32 MiB of cache. Readers of images share the memory that [`reader`] lists.
 
 pub mod backup;
+pub mod barrier;
 pub mod block;
 pub mod catalogue;
 mod cipher;

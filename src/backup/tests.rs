@@ -2,6 +2,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::*;
 use crate::limit::Pace;

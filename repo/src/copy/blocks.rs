@@ -2,11 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
-
-use parking_lot::Mutex;
 
 use super::{CopyOptions, Sent, Step};
+use crate::barrier::Barrier;
 use crate::block::{BlockSize, pages_in};
 use crate::codec::{Header, Sealed};
 use crate::error::{Error, ErrorKind, Result};
@@ -15,11 +13,6 @@ use crate::pool;
 use crate::runs::Runs;
 use crate::store::checked::get;
 use crate::store::{Distance, StoreReader, StoreWriter, Stored, Wanted};
-
-/// Stored bytes after which a barrier is due.
-const BARRIER_BYTES: u64 = 4 << 30;
-/// Time after which a barrier is due.
-const BARRIER_INTERVAL: Duration = Duration::from_secs(30);
 
 /// An error, by what it ends.
 #[derive(Debug)]
@@ -82,7 +75,7 @@ pub(super) struct Mover<'a> {
     plain_bytes: AtomicU64,
     stored_bytes: AtomicU64,
     found: AtomicU64,
-    barrier: Mutex<(Instant, u64)>,
+    barrier: Barrier,
 }
 
 impl<'a> Mover<'a> {
@@ -110,7 +103,7 @@ impl<'a> Mover<'a> {
             plain_bytes: AtomicU64::new(0),
             stored_bytes: AtomicU64::new(0),
             found: AtomicU64::new(0),
-            barrier: Mutex::new((Instant::now(), 0)),
+            barrier: Barrier::default(),
         }
     }
 
@@ -228,17 +221,10 @@ impl<'a> Mover<'a> {
         self.blocks.fetch_add(count, Ordering::SeqCst);
         self.plain_bytes.fetch_add(plain, Ordering::SeqCst);
         self.stored_bytes.fetch_add(stored, Ordering::SeqCst);
-        {
-            let mut barrier = self.barrier.lock();
-            let (last, bytes) = &mut *barrier;
-            *bytes += stored;
-            if *bytes < BARRIER_BYTES && last.elapsed() < BARRIER_INTERVAL {
-                return Ok(());
-            }
-            *barrier = (Instant::now(), 0);
+        match self.barrier.is_due(stored) {
+            true => self.to.flush().map_err(Fault::To),
+            false => Ok(()),
         }
-        // The other workers go on meanwhile.
-        self.to.flush().map_err(Fault::To)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use vbk_repo::block::PAGE_BYTES;
 use vbk_repo::keys::Keys;
