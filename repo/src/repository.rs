@@ -27,7 +27,7 @@ use crate::keys::{self, Keys, Unlock};
 use crate::standing::Standing;
 use crate::store::checked::Checked;
 use crate::store::encrypted::Encrypted;
-use crate::store::{ENCRYPTION, Identity, StoreManager, StoreReader, StoreWriter};
+use crate::store::{Identity, StoreManager, StoreReader, StoreWriter};
 use directory::store_repair::Mended;
 use directory::{Directory, create};
 use home::{Home, Marker};
@@ -198,7 +198,7 @@ impl Repository {
         // Encryption pairs questions with answers too, so the store below it is checked as well.
         let checked = Arc::new(Checked::new(session.store));
         let store: Arc<dyn StoreWriter> = match self.keys_for(&identity)? {
-            Some(keys) => Arc::new(Checked::new(Arc::new(Encrypted::new(checked, keys).begun()))),
+            Some(keys) => Arc::new(Checked::new(Arc::new(Encrypted::new(checked, keys, &identity).begun()))),
             None => checked,
         };
         Ok(Writer::new(store, identity, session.keeper))
@@ -210,7 +210,7 @@ impl Repository {
         let identity = session.store.identity()?;
         let checked = Arc::new(Checked::new(session.store));
         let store: Arc<dyn StoreManager> = match self.keys_for(&identity)? {
-            Some(keys) => Arc::new(Checked::new(Arc::new(Encrypted::new(checked, keys).begun()))),
+            Some(keys) => Arc::new(Checked::new(Arc::new(Encrypted::new(checked, keys, &identity).begun()))),
             None => checked,
         };
         Ok(Manager::new(store, identity, session.keeper))
@@ -219,7 +219,7 @@ impl Repository {
     /// The keys, if the repository needs them; an error if they are missing or not the right ones.
     fn keys_for(&self, identity: &Identity) -> Result<Option<&Keys>> {
         identity.check(self.path())?;
-        let needed = identity.features.iter().any(|feature| feature == ENCRYPTION);
+        let needed = identity.is_encrypted();
         // An attacker who can write to the storage can put a store without encryption there.
         if (self.is_encrypted() || self.keys.is_some()) && !needed {
             return Err(Error::EncryptionGone {
@@ -262,7 +262,7 @@ impl Repository {
         let store = self.home.read_as_it_is().ok()??.store;
         let (identity, generation) = (store.identity().ok()?, store.generation().ok()?);
         let keys = self.keys_for(&identity).ok().flatten();
-        let epoch = keys.and_then(|keys| Encrypted::new(store, keys).epoch().ok()?);
+        let epoch = keys.and_then(|keys| Encrypted::new(store, keys, &identity).epoch().ok()?);
         Some(Standing::new(&identity, generation).with_epoch(epoch))
     }
 

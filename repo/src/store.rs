@@ -38,6 +38,7 @@ pub use crate::store::places::Place;
 pub mod checked;
 pub mod conformance;
 pub mod delayed;
+pub mod door;
 pub mod encrypted;
 #[cfg(test)]
 pub(crate) mod faulty;
@@ -53,8 +54,11 @@ pub const STORE_FORMAT: u32 = 1;
 /// The feature of an encrypted repository.
 pub const ENCRYPTION: &str = "encryption";
 
+/// The feature of an encrypted repository whose sealed things have sums: see `encrypted/sums.rs`.
+pub const SUMS: &str = "sums";
+
 /// All features that this vbk knows.
-const FEATURES: [&str; 1] = [ENCRYPTION];
+const FEATURES: [&str; 2] = [ENCRYPTION, SUMS];
 
 /// Identity of a repository, fixed when it is made. Kept in the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +80,24 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Returns the features of a new repository.
+    pub fn features_of_new(is_encrypted: bool) -> Vec<String> {
+        match is_encrypted {
+            true => vec![ENCRYPTION.into(), SUMS.into()],
+            false => Vec::new(),
+        }
+    }
+
+    /// Returns whether the repository has a feature.
+    pub fn has(&self, feature: &str) -> bool {
+        self.features.iter().any(|has| has == feature)
+    }
+
+    /// Returns whether what is stored is sealed.
+    pub fn is_encrypted(&self) -> bool {
+        self.has(ENCRYPTION)
+    }
+
     /// Refuses what a newer vbk made. `path` is only for the message.
     pub(crate) fn check(&self, path: impl Into<PathBuf>) -> Result<()> {
         if self.format > STORE_FORMAT {

@@ -3,7 +3,6 @@
 mod audit;
 mod clients;
 mod crowd;
-mod door;
 mod key;
 mod limited;
 mod listen;

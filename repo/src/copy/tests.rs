@@ -29,20 +29,28 @@ use crate::verify::{Scope, verify};
 struct Place {
     memory: Arc<MemoryStore>,
     keys: Option<Keys>,
+    /// Generation of the new repository.
+    begun: u64,
 }
 
 impl Place {
     fn new(id: &str, keys: Option<&Keys>) -> Self {
         let identity = Identity {
             format: STORE_FORMAT,
-            features: Vec::new(),
+            features: Identity::features_of_new(keys.is_some()),
             id: id.into(),
             block_size: SMALL,
             created: Timestamp::UNIX_EPOCH,
-            key_check: None,
+            key_check: keys.map(Keys::check),
         };
+        let memory = Arc::new(MemoryStore::with_identity(identity.clone()));
+        if let Some(keys) = keys {
+            let store = Encrypted::new(Arc::clone(&memory), keys, &identity);
+            store.accept().expect("begins");
+        }
         Self {
-            memory: Arc::new(MemoryStore::with_identity(identity)),
+            begun: memory.generation().expect("has one"),
+            memory,
             keys: keys.cloned(),
         }
     }
@@ -53,12 +61,10 @@ impl Place {
 
     /// Opens the repository through another store.
     fn through(&self, below: Arc<impl StoreManager + 'static>) -> Repository {
+        let repository = Repository::at(Arc::new(StoreHome::new(below).expect("a home")));
         match &self.keys {
-            Some(keys) => {
-                let store = Encrypted::new(below, keys);
-                Repository::at(Arc::new(StoreHome::new(Arc::new(store)).expect("a home")))
-            }
-            None => Repository::at(Arc::new(StoreHome::new(below).expect("a home"))),
+            Some(keys) => repository.with_keys(keys.clone()),
+            None => repository,
         }
     }
 
@@ -275,9 +281,10 @@ fn only_the_wanted_backups_are_copied_and_the_older_ones_stay_the_older_ones() {
             let of = |entry: &Entry| states.of(&entry.backup).proven.is_some();
             catalogue.entries().iter().map(of).collect::<Vec<_>>()
         };
-        assert_eq!(proven(1), [false, false, true]);
-        assert_eq!(proven(2), [true, false, true]);
-        assert_eq!(proven(3), [true, true, true]);
+        let before = to.begun;
+        assert_eq!(proven(before + 1), [false, false, true]);
+        assert_eq!(proven(before + 2), [true, false, true]);
+        assert_eq!(proven(before + 3), [true, true, true]);
         assert_eq!(to.content().len(), 3);
     }
 }
@@ -624,6 +631,7 @@ fn one_repository_and_other_block_sizes_are_refused() {
     let other = Place {
         memory: Arc::new(MemoryStore::new(BlockSize::DEFAULT)),
         keys: None,
+        begun: 0,
     };
     assert!(matches!(
         copy_all(&from.repository(), &other.repository()),

@@ -149,7 +149,8 @@ fn needed_below(below: &MemoryStore) -> (HashSet<BlockId>, HashSet<NodeId>) {
 #[test]
 fn a_store_without_the_key_finds_the_same_blocks_and_nodes() {
     let below = Arc::new(MemoryStore::new(SMALL));
-    let store = Encrypted::new(Arc::clone(&below), &Keys::generate().expect("random bytes"));
+    let keys = Keys::generate().expect("random bytes");
+    let store = Encrypted::new(Arc::clone(&below), &keys, &below.identity().expect("has one"));
     store.accept().expect("begins");
     let mut plain = mixed_bytes(1, 300 * SMALL.bytes());
     let mut base: Option<Image> = None;

@@ -37,7 +37,7 @@ use parking_lot::Mutex;
 use crate::error::{Error, ErrorKind, Result};
 use crate::keys::{self, Keys, SlotFile, Unlock};
 use crate::store::rocks::{RocksReader, RocksSession, RocksStore, path_in};
-use crate::store::{ENCRYPTION, Identity, StoreManager, StoreReader, StoreWriter};
+use crate::store::{Identity, StoreManager, StoreReader, StoreWriter};
 use disk_usage::{FileSystem, disk_usage, file_system};
 use lock::{Told, WriterLock};
 use store_repair::{Mended, check_tables, mend};
@@ -169,10 +169,11 @@ impl Directory {
         Ok(())
     }
 
-    /// Reads everything that is stored and compares it with its checksums, also without a key. `each` gets a line for
-    /// everything that can't be read. Returns the number of bytes that were read.
+    /// Reads everything that is stored, without a key, and proves what can be proved so: see [`crate::store::door`]. `each` gets a
+    /// line for everything that is damaged or missing, and for 1000 of them at most. Returns the number of bytes that were read.
     pub fn check_stored(&self, cancel: &AtomicBool, each: &mut dyn FnMut(String)) -> Result<u64> {
-        self.newest_reader()?.0.check(cancel, each)
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        self.newest_reader()?.0.check(threads, cancel, each)
     }
 
     /// Makes sure that loss of power does not take the newest view's name back, which another process may just have
@@ -240,7 +241,7 @@ impl Directory {
     /// An error if the store is not that of the marker. An attacker who can write to the storage can put a store without
     /// encryption there; to go on would be to write in the clear.
     fn check_identity(&self, identity: &Identity) -> Result<()> {
-        let is_encrypted = identity.features.iter().any(|feature| feature == ENCRYPTION);
+        let is_encrypted = identity.is_encrypted();
         if self.is_encrypted() && !is_encrypted {
             return Err(Error::EncryptionGone {
                 path: self.path.clone(),

@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::mark::{check_complete, mark, mark_sealed};
 use crate::standing::Standing;
 use crate::state::{self, State, States};
-use crate::store::{ENCRYPTION, Forgotten, Identity, Live, Note, PruneOptions, Record, StoreManager, StoreReader};
+use crate::store::{Forgotten, Identity, Live, Note, PruneOptions, Record, StoreManager, StoreReader};
 
 /// Removed bytes after which a prune shows readers its progress, and releases the view before. Fewer where less is free.
 const PUBLISH_BYTES: u64 = 2 << 30;
@@ -213,7 +213,7 @@ pub fn prune_without_key(
 ) -> Result<Pruned> {
     let started = Instant::now();
     store.flush()?;
-    let is_encrypted = store.identity()?.features.iter().any(|feature| feature == ENCRYPTION);
+    let is_encrypted = store.identity()?.is_encrypted();
     let mut records = store.records()?;
     let backups = records.len();
     // After the records, so that one which is removed meanwhile is among these or those.

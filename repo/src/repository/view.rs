@@ -28,7 +28,7 @@ impl View {
         let generation = reader.generation()?;
         let reader = Arc::new(Checked::new(reader));
         let store: Arc<dyn StoreReader> = match repository.keys_for(&identity)? {
-            Some(keys) => Arc::new(Checked::new(Arc::new(Encrypted::new(reader, keys).begun()))),
+            Some(keys) => Arc::new(Checked::new(Arc::new(Encrypted::new(reader, keys, &identity).begun()))),
             None => reader,
         };
         // A restore must be possible from what is there.

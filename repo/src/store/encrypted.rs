@@ -13,6 +13,8 @@
 //!
 //! Keys of records and names of notes are stored as 64 hexadecimal digits: the keyed hash of `R` or `N` and the key or
 //! name. A block's plain length is given to the store below XORed with the start of the keyed hash of `L` and its id.
+//! In a repository with the feature [`SUMS`](super::SUMS) a sum follows: see `sums.rs`.
+//!
 //! The padded form is: length as u32, little-endian; bytes; zeros up to a multiple of 4 KiB for a record, and of 512
 //! bytes for a node or note. All padding is sealed, and proved when it is read. ROOTS are the manifests that a record
 //! names: their number as u32, little-endian, and their ids, ascending.
@@ -38,26 +40,28 @@ mod blocks;
 mod epoch;
 pub mod rows;
 mod set;
+mod sums;
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use super::{
-    Distance, Forgotten, Identity, Listing, Live, Located, Note, PruneOptions, Received, Record, StoreManager,
+    Distance, Forgotten, Identity, Listing, Live, Located, Note, PruneOptions, Received, Record, SUMS, StoreManager,
     StoreReader, StoreWriter, Stored, Swept, Terms, Wanted,
 };
 use crate::backup::Backup;
 use crate::block::{Hashing, keyed_hash};
 use crate::cipher::{Cipher, OpenKey, SALT_BYTES};
-use crate::codec::Sealed;
+use crate::codec::{Sealed, full_header_bytes};
 use crate::error::{Error, Result};
 use crate::id::{BlockId, NodeId, to_hex};
 use crate::keys::Keys;
 use crate::manifest::Head;
 use epoch::Epoch;
 use rows::{pad, unpad};
+pub use sums::Sums;
 
 /// Records are padded to a multiple of this.
 const RECORD_UNIT: usize = 4096;
@@ -72,8 +76,9 @@ pub struct Encrypted<S: ?Sized> {
     cipher: Cipher,
     name_key: [u8; 32],
     epoch_key: [u8; 32],
-    /// Length of a full block's header; the store is asked for it once.
-    full_header_bytes: OnceLock<usize>,
+    /// Length of a full block's header before it is sealed.
+    full_header_bytes: usize,
+    has_sums: bool,
     /// A missing epoch is damage: every repository has one from its creation on.
     has_begun: bool,
     /// The epoch that was read or written last, and the generation that it belongs to: it saves a far store a call.
@@ -81,15 +86,16 @@ pub struct Encrypted<S: ?Sized> {
 }
 
 impl<S: ?Sized> Encrypted<S> {
-    /// Opens the content of `store` with the keys that it was created with.
-    pub fn new(store: Arc<S>, keys: &Keys) -> Self {
+    /// Opens the content of `store`, which has this identity, with the keys that it was created with.
+    pub fn new(store: Arc<S>, keys: &Keys, identity: &Identity) -> Self {
         Self {
             store,
             hashing: Hashing::Keyed(keys.hashing_key()),
             cipher: keys.cipher(),
             name_key: keys.name_key(),
             epoch_key: keys.epoch_key(),
-            full_header_bytes: OnceLock::new(),
+            full_header_bytes: full_header_bytes(identity.block_size.bytes()),
+            has_sums: identity.has(SUMS),
             has_begun: false,
             seen: Mutex::default(),
         }
@@ -132,6 +138,22 @@ impl<S: ?Sized> Encrypted<S> {
         Ok([&salt[..], &bytes].concat())
     }
 
+    /// Adds the sum to what is stored under a name.
+    fn add_sum(&self, kind: u8, name: &[u8], mut bytes: Vec<u8>) -> Vec<u8> {
+        if self.has_sums {
+            sums::add(kind, name, &mut bytes);
+        }
+        bytes
+    }
+
+    /// Takes the sum off what is stored under a name; `None` if it does not match.
+    fn without_sum<'a>(&self, kind: u8, name: &[u8], bytes: &'a [u8]) -> Option<&'a [u8]> {
+        match self.has_sums {
+            true => sums::without_sum(kind, name, bytes),
+            false => Some(bytes),
+        }
+    }
+
     /// Opens a sealed object; `None` if it was not sealed under this name.
     fn open(&self, kind: u8, name: &[u8], bytes: &[u8]) -> Option<(OpenKey, Vec<u8>)> {
         let (salt, sealed) = bytes.split_first_chunk::<SALT_BYTES>()?;
@@ -150,10 +172,12 @@ impl<S: ?Sized> Encrypted<S> {
             _ => (Vec::new(), SMALL_UNIT),
         };
         let sealed = self.seal(kind, &[hidden.as_bytes(), &roots].concat(), pad(&plain, unit))?;
-        Ok((hidden, [roots, sealed].concat()))
+        let stored = self.add_sum(kind, hidden.as_bytes(), [roots, sealed].concat());
+        Ok((hidden, stored))
     }
 
     fn open_named(&self, kind: u8, hidden: &str, bytes: &[u8]) -> Option<(String, Vec<u8>)> {
+        let bytes = self.without_sum(kind, hidden.as_bytes(), bytes)?;
         let roots = match kind {
             RECORD => 4 + 32 * roots_below(bytes)?.len(),
             _ => 0,
@@ -305,7 +329,8 @@ impl<S: StoreReader + ?Sized> StoreReader for Encrypted<S> {
         let open = |(bytes, &id): (Result<Vec<u8>>, &NodeId)| {
             let bytes = bytes?;
             let plain = || {
-                let (head, body) = bytes.split_at_checked(Head::len_in(&bytes)?)?;
+                let bytes = self.without_sum(NODE, &id.0, &bytes)?;
+                let (head, body) = bytes.split_at_checked(Head::len_in(bytes)?)?;
                 let (_, body) = self.open(NODE, &id.0, body)?;
                 Some([head, &unpad(&body)?].concat())
             };
@@ -395,7 +420,7 @@ impl<S: StoreWriter + ?Sized> StoreWriter for Encrypted<S> {
         let seal = |((id, bytes), _): ((NodeId, Vec<u8>), _)| {
             let (head, body) = bytes.split_at(Head::len_in(&bytes).unwrap_or(0));
             let sealed = self.seal(NODE, &id.0, pad(body, SMALL_UNIT))?;
-            Ok((id, [head, &sealed].concat()))
+            Ok((id, self.add_sum(NODE, &id.0, [head, &sealed].concat())))
         };
         self.store.put_nodes(changed.map(seal).collect::<Result<_>>()?)
     }

@@ -85,6 +85,15 @@ impl MemoryStore {
         })
     }
 
+    /// Returns an empty store of an encrypted repository, and its identity.
+    #[cfg(test)]
+    pub(crate) fn sealed(block_size: BlockSize, has_sums: bool) -> (std::sync::Arc<Self>, Identity) {
+        let mut identity = Self::new(block_size).identity;
+        identity.features = Identity::features_of_new(true);
+        identity.features.retain(|feature| has_sums || feature != super::SUMS);
+        (std::sync::Arc::new(Self::with_identity(identity.clone())), identity)
+    }
+
     /// Returns an empty store of a repository with this identity.
     pub fn with_identity(identity: Identity) -> Self {
         Self {
@@ -117,6 +126,10 @@ impl MemoryStore {
 
 #[cfg(test)]
 impl MemoryStore {
+    pub(crate) fn node_ids(&self) -> Vec<NodeId> {
+        self.lock().nodes.keys().copied().collect()
+    }
+
     /// Returns the length of all manifests.
     pub(crate) fn node_bytes(&self) -> u64 {
         self.lock().nodes.values().map(|bytes| bytes.len() as u64).sum()

@@ -28,16 +28,19 @@ struct Far {
 
 impl Far {
     fn new(block_size: BlockSize, keys: Option<&Keys>) -> Self {
-        let memory = Arc::new(MemoryStore::with_identity(Identity {
+        let identity = Identity {
             format: STORE_FORMAT,
-            features: keys.map(|_| ENCRYPTION.to_owned()).into_iter().collect(),
+            features: Identity::features_of_new(keys.is_some()),
             id: "far".into(),
             block_size,
             created: Timestamp::now(),
             key_check: keys.map(Keys::check),
-        }));
+        };
+        let memory = Arc::new(MemoryStore::with_identity(identity.clone()));
         if let Some(keys) = keys {
-            Encrypted::new(Arc::clone(&memory), keys).accept().expect("begins");
+            Encrypted::new(Arc::clone(&memory), keys, &identity)
+                .accept()
+                .expect("begins");
         }
         let store = Arc::new(Delayed::new(memory, DELAY).expect("starts"));
         let home = StoreHome::new(Arc::clone(&store)).expect("opens");

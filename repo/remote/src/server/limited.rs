@@ -12,13 +12,14 @@ use std::sync::atomic::AtomicBool;
 
 use jiff::Timestamp;
 use vbk_repo::backup::Entry;
-use vbk_repo::block::{Hashing, pages_in};
+use vbk_repo::block::Hashing;
 use vbk_repo::codec::Sealed;
 use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::keys::SlotFile;
 use vbk_repo::name::matches;
 use vbk_repo::repository::home::{Home, Keeper, Marker, Room, Session, Snapshot, Wait};
 use vbk_repo::repository::{DiskUsage, Pruned, Reserve};
+use vbk_repo::store::door::Door;
 use vbk_repo::store::{
     Distance, Forgotten, Identity, Listing, Live, Located, Note, PruneOptions, Record, StoreManager, StoreReader,
     StoreWriter, Stored, Swept, Terms, Wanted,
@@ -26,7 +27,6 @@ use vbk_repo::store::{
 use vbk_repo::{Error, ErrorKind, Result};
 
 use super::audit::{AuditLog, Who};
-use super::door::Door;
 use super::policy::Policy;
 use super::quota::{Meter, Over, Quota};
 use super::rights::Allowed;
@@ -470,35 +470,26 @@ impl<S: StoreWriter + ?Sized> StoreWriter for Limited<S> {
 
 impl<S: StoreManager + ?Sized> Limited<S> {
     /// Returns those of some blocks that the server itself finds damaged: the next put of a condemned block takes its place, so
-    /// that a client could put others' blocks away. In an encrypted repository the server can't tell.
+    /// that a client could put others' blocks away. In an encrypted repository without sums the server can't tell.
     fn damaged_of(&self, ids: &[BlockId]) -> Result<Vec<BlockId>> {
         let identity = self.inner.identity()?;
         if ids.is_empty() {
             return Ok(Vec::new());
         }
-        if identity.key_check.is_some() {
+        let door = Door::of(&identity);
+        if !door.proves() {
             return Err(self.limits.denied(
                 "the server does not let this client mark blocks of an encrypted repository as damaged: it can't check that. Run \
                  `vbk verify` on the server, or by an ssh login of its administrator",
             ));
         }
-        let door = Door::of(&identity);
         let mut damaged = Vec::new();
         for (id, located) in ids.iter().zip(self.inner.locate(ids)?) {
             let Some(located) = located else {
                 continue;
             };
-            let wanted = Wanted {
-                id: *id,
-                pages: 0..pages_in(located.plain_bytes as usize),
-            };
-            let is_whole = match self.inner.get(&[wanted]).pop() {
-                Some(Ok(Stored { header, pages })) => door.check_blocks(&[Sealed {
-                    id: *id,
-                    plain_bytes: located.plain_bytes,
-                    header,
-                    pages,
-                }]),
+            let is_whole = match self.inner.get(&[door.whole(*id, located)]).pop() {
+                Some(Ok(stored)) => door.check_stored(*id, located, stored).map(drop),
                 Some(Err(error)) => Err(error),
                 None => Ok(()),
             };

@@ -9,11 +9,11 @@ use serde::Serialize;
 use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::repository::home::{Home, Keeper, Snapshot};
 use vbk_repo::repository::prune_without_key;
+use vbk_repo::store::door::Door;
 use vbk_repo::store::{Forgotten, Identity, Listing, Note, Record, StoreManager, StoreReader, StoreWriter, Wanted};
 use vbk_repo::{Error, ErrorKind, Result};
 
 use super::Allowed;
-use super::door::Door;
 use super::session::Reply;
 use crate::body;
 use crate::client::node_sum;
@@ -263,7 +263,7 @@ impl Stores {
             Ask::Put { store, blocks } => {
                 let sealed = body::read_sealed(&blocks, body).ok_or_else(|| broken("a block"))?;
                 if let Some(door) = &self.store(store)?.door {
-                    door.check_blocks(&sealed)?;
+                    sealed.iter().try_for_each(|block| door.check_block(block))?;
                 }
                 self.writer(store)?.put(sealed)?;
                 alone(Answer::Done)
@@ -275,7 +275,7 @@ impl Stores {
                     .map(|(id, len)| Some((NodeId(id), strings.take(len)?)));
                 let nodes: Vec<_> = nodes.collect::<Option<_>>().ok_or_else(|| broken("a manifest"))?;
                 if let Some(door) = &self.store(store)?.door {
-                    door.check_nodes(&nodes)?;
+                    nodes.iter().try_for_each(|(id, bytes)| door.check_node(*id, bytes))?;
                 }
                 let writer = self.writer(store)?;
                 writer.set_terms(terms);
@@ -298,10 +298,14 @@ impl Stores {
                 at,
                 terms,
             } => {
-                let record = Record { key, bytes: record };
+                let (record, notes) = (Record { key, bytes: record }, notes_of(notes));
+                if let Some(door) = &self.store(store)?.door {
+                    door.check_record(&record)?;
+                    door.check_notes(&notes)?;
+                }
                 let writer = self.writer(store)?;
                 writer.set_terms(terms);
-                writer.commit_at(&record, &notes_of(notes), at)?;
+                writer.commit_at(&record, &notes, at)?;
                 alone(Answer::Done)
             }
             Ask::Amend {
@@ -312,8 +316,12 @@ impl Stores {
                 terms,
             } => {
                 let manager = self.manager(store)?;
+                let notes = notes_of(notes);
+                if let Some(door) = &self.store(store)?.door {
+                    door.check_notes(&notes)?;
+                }
                 manager.set_terms(terms);
-                manager.amend_at(&remove_records, &notes_of(notes), at)?;
+                manager.amend_at(&remove_records, &notes, at)?;
                 alone(Answer::Done)
             }
             Ask::Condemn(store) => {

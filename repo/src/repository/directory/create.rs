@@ -30,7 +30,7 @@ use crate::repository::directory::lock::{Told, WriterLock};
 use crate::repository::directory::views;
 use crate::store::encrypted::Encrypted;
 use crate::store::rocks::{RocksStore, path_in};
-use crate::store::{ENCRYPTION, Identity, STORE_FORMAT, StoreManager};
+use crate::store::{Identity, STORE_FORMAT, StoreManager};
 
 /// Directory whose creation claims the repository's directory for this process.
 const VIEWS: &str = "views";
@@ -123,7 +123,7 @@ fn fill(path: &Path, options: &CreateOptions) -> Result<String> {
     }
     let identity = Identity {
         format: STORE_FORMAT,
-        features: keys.map(|_| ENCRYPTION.to_owned()).into_iter().collect(),
+        features: Identity::features_of_new(keys.is_some()),
         id: to_hex(&random::<8>()?),
         block_size: options.block_size,
         created: Timestamp::now(),
@@ -133,7 +133,7 @@ fn fill(path: &Path, options: &CreateOptions) -> Result<String> {
     let store = RocksStore::create(&path_in(path), &identity)?;
     let store = Arc::new(store);
     if let Some(keys) = keys {
-        Encrypted::new(Arc::clone(&store), keys).accept()?;
+        Encrypted::new(Arc::clone(&store), keys, &identity).accept()?;
     }
     views::publish(path, &store)?;
     drop(store);

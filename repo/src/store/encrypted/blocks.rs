@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use super::rows::{Layout, lay_out, most_rows};
-use super::{BLOCK, Encrypted, row_part, thing};
+use super::{BLOCK, Encrypted, row_part, sums, thing};
 use crate::block::is_zero;
 use crate::cipher::OpenKey;
-use crate::codec::{Sealed, full_header_bytes, header_bytes};
+use crate::codec::{Sealed, header_bytes};
 use crate::error::{Error, Result};
 use crate::store::{Distance, StoreReader, StoreWriter, Stored, Wanted};
 
@@ -19,8 +19,13 @@ impl<S: ?Sized> Encrypted<S> {
     fn open_header(&self, wanted: &Wanted, stored: Vec<u8>) -> Result<Opened> {
         let id = wanted.id;
         let damaged = |what: &str| Error::BlockDamaged { id, what: what.into() };
-        let (key, mut header) = self
-            .open(BLOCK, &id.0, &stored)
+        // The key proves more than the sum.
+        let sealed = match self.has_sums {
+            true => stored.len().checked_sub(sums::SUM_BYTES).map(|end| &stored[..end]),
+            false => Some(&stored[..]),
+        };
+        let (key, mut header) = sealed
+            .and_then(|sealed| self.open(BLOCK, &id.0, sealed))
             .ok_or_else(|| damaged("its header can't be decrypted"))?;
         let length = header_bytes(&header).ok_or_else(|| damaged("its header is cut off"))?;
         if !is_zero(&header[length..]) {
@@ -150,23 +155,19 @@ impl<S: StoreReader + ?Sized> Encrypted<S> {
 
 impl<S: StoreWriter + ?Sized> Encrypted<S> {
     pub(super) fn seal_blocks(&self, blocks: Vec<Sealed>) -> Result<Vec<Sealed>> {
-        let full = match self.full_header_bytes.get() {
-            Some(full) => *full,
-            None => {
-                let full = full_header_bytes(self.store.identity()?.block_size.bytes());
-                *self.full_header_bytes.get_or_init(|| full)
-            }
-        };
         let mut sealed = Vec::with_capacity(blocks.len());
         for mut block in blocks {
             let (salt, mut key) = self.cipher.fresh(&thing(BLOCK, &block.id.0))?;
-            block.header.resize(full.max(block.header.len()), 0);
+            block.header.resize(self.full_header_bytes.max(block.header.len()), 0);
             key.seal(0, &mut block.header)?;
             block.header = [&salt[..], &block.header].concat();
             block.plain_bytes = self.hidden_length(block.id, block.plain_bytes);
             block.pages = lay_out(&block.pages);
             for (number, row) in block.pages.iter_mut().enumerate() {
                 key.seal(row_part(number), row)?;
+            }
+            if self.has_sums {
+                sums::add_to_block(&mut block);
             }
             sealed.push(block);
         }

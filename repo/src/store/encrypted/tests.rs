@@ -1,5 +1,3 @@
-use std::sync::OnceLock;
-
 use super::super::memory::MemoryStore;
 use super::*;
 use crate::backup::Entry;
@@ -12,17 +10,20 @@ use crate::state::{PartRead, Rotation, State, States, note_of, note_of_rotation,
 use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image};
 
 fn encrypted() -> (Arc<MemoryStore>, Encrypted<MemoryStore>) {
-    let store = Arc::new(MemoryStore::new(SMALL));
+    let (store, identity) = MemoryStore::sealed(SMALL, true);
     let keys = Keys::generate().expect("random bytes");
-    (Arc::clone(&store), Encrypted::new(store, &keys))
+    (Arc::clone(&store), Encrypted::new(store, &keys, &identity))
 }
 
 #[test]
 fn an_encrypted_store_keeps_the_rules_of_the_seam() {
-    super::super::conformance::check(|size: BlockSize| {
-        let keys = Keys::generate().expect("random bytes");
-        Box::new(Encrypted::new(Arc::new(MemoryStore::new(size)), &keys))
-    });
+    for has_sums in [true, false] {
+        super::super::conformance::check(|size: BlockSize| {
+            let keys = Keys::generate().expect("random bytes");
+            let (store, identity) = MemoryStore::sealed(size, has_sums);
+            Box::new(Encrypted::new(store, &keys, &identity))
+        });
+    }
 }
 
 #[test]
@@ -103,7 +104,8 @@ fn what_was_changed_below_is_damage_and_never_data() {
         assert_eq!(read(*id), Err(ErrorKind::Corrupt));
     }
     assert_eq!(read(ids[5]), Ok(()));
-    let other = Encrypted::new(below, &Keys::generate().expect("random bytes"));
+    let identity = below.identity().expect("has one");
+    let other = Encrypted::new(below, &Keys::generate().expect("random bytes"), &identity);
     assert!(SlotReader::open(&other, image.manifest).is_err());
 }
 
@@ -230,7 +232,8 @@ impl State {
 
 fn reopened(below: &Arc<MemoryStore>, store: &Encrypted<MemoryStore>) -> Encrypted<MemoryStore> {
     Encrypted {
-        full_header_bytes: OnceLock::new(),
+        full_header_bytes: store.full_header_bytes,
+        has_sums: store.has_sums,
         store: Arc::clone(below),
         hashing: store.hashing,
         cipher: store.cipher.clone(),
@@ -386,9 +389,9 @@ fn every_change_of_records_and_notes_without_the_key_is_noticed_until_it_is_acce
 #[test]
 fn a_change_that_failed_leaves_the_set_and_its_epoch_as_they_were() {
     use crate::store::faulty::{Calls, Fault, FaultyStore};
-    let below = Arc::new(MemoryStore::new(SMALL));
+    let (below, identity) = MemoryStore::sealed(SMALL, true);
     let faulty = Arc::new(FaultyStore::new(Arc::clone(&below) as Arc<dyn StoreManager>));
-    let store = Encrypted::new(Arc::clone(&faulty), &Keys::generate().expect("random bytes"));
+    let store = Encrypted::new(Arc::clone(&faulty), &Keys::generate().expect("random bytes"), &identity);
     let made = backup("web1", "2026-11-20T05-54-00Z", Vec::new());
     let (key, bytes) = (made.spec(), made.encode());
     let record = Record { key, bytes };

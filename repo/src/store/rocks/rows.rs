@@ -69,6 +69,11 @@ pub(super) fn part_key(sequence: u64, part: usize) -> [u8; 10] {
     key
 }
 
+/// Returns the number of the part in a key of `blocks`.
+pub(super) fn part_number(key: &[u8]) -> usize {
+    number(key.get(8..).unwrap_or_default()) as usize
+}
+
 /// Returns the sequence number in a key of `blocks`.
 pub(super) fn sequence_of(key: &[u8]) -> u64 {
     number(&key[..key.len().min(8)])

@@ -42,8 +42,8 @@ use crate::store::encrypted::roots_below;
 use crate::store::places::Places;
 use crate::store::proof::Proved;
 use crate::store::{
-    ENCRYPTION, Forgotten, Identity, Listing, Live, Located, Note, Place, PruneOptions, Record, StoreManager,
-    StoreReader, StoreWriter, Stored, Swept, Terms, Wanted,
+    Forgotten, Identity, Listing, Live, Located, Note, Place, PruneOptions, Record, StoreManager, StoreReader,
+    StoreWriter, Stored, Swept, Terms, Wanted,
 };
 
 /// Blocks and nodes that a session relies on.
@@ -331,7 +331,7 @@ pub struct RocksSession {
 impl RocksSession {
     /// Opens a session of a store.
     pub fn open(store: Arc<RocksStore>) -> Result<Self> {
-        let is_encrypted = store.identity()?.features.iter().any(|feature| feature == ENCRYPTION);
+        let is_encrypted = store.identity()?.is_encrypted();
         let number = store.sessions.lock().begin();
         Ok(Self {
             store,
@@ -341,16 +341,16 @@ impl RocksSession {
             proved: Mutex::default(),
         })
     }
+}
 
-    /// The manifests that a record names; none if it can't be read.
-    fn roots(&self, record: &[u8]) -> Vec<NodeId> {
-        match self.is_encrypted {
-            true => roots_below(record).unwrap_or_default(),
-            false => {
-                let backup = serde_json::from_slice::<Backup>(record);
-                let images = backup.iter().flat_map(Backup::stored);
-                images.map(|image| image.manifest).collect()
-            }
+/// The manifests that a record names as it is stored; none if it can't be read.
+pub(super) fn roots_of(is_encrypted: bool, record: &[u8]) -> Vec<NodeId> {
+    match is_encrypted {
+        true => roots_below(record).unwrap_or_default(),
+        false => {
+            let backup = serde_json::from_slice::<Backup>(record);
+            let images = backup.iter().flat_map(Backup::stored);
+            images.map(|image| image.manifest).collect()
         }
     }
 }
@@ -438,7 +438,9 @@ impl StoreWriter for RocksSession {
             found
         };
         for record in found {
-            self.proved.lock().trust(&*self.store, &self.roots(&record.bytes))?;
+            self.proved
+                .lock()
+                .trust(&*self.store, &roots_of(self.is_encrypted, &record.bytes))?;
         }
         Ok(())
     }
@@ -453,7 +455,9 @@ impl StoreWriter for RocksSession {
 
     fn commit_at(&self, record: &Record, notes: &[Note], at: Option<u64>) -> Result<()> {
         // Of what it finds to be there, nothing is removed until this session has ended.
-        self.proved.lock().prove(self, &self.roots(&record.bytes))?;
+        self.proved
+            .lock()
+            .prove(self, &roots_of(self.is_encrypted, &record.bytes))?;
         let terms = *self.terms.lock();
         self.store.commit_for(terms, record, notes, at)
     }

@@ -549,7 +549,7 @@ fn an_index_row_that_points_past_the_last_barrier_is_damage_and_its_block_is_sto
         let mut found = Vec::new();
         let read = store
             .reader
-            .check(&AtomicBool::new(false), &mut |what| found.push(what));
+            .check(2, &AtomicBool::new(false), &mut |what| found.push(what));
         read.expect("reads");
         assert!(found.len() == 1 && found[0].contains(&one.id.to_string()), "{found:?}");
         store.put(vec![one.clone()]).expect("puts");

@@ -139,6 +139,12 @@ pub(super) const NOTHING: Layer = Layer {
 static KEYS: LazyLock<Keys> = LazyLock::new(|| Keys::generate().expect("random bytes"));
 
 pub(super) const ENCRYPTED: Layer = Layer {
-    store: |store| Arc::new(Encrypted::new(store, &KEYS)),
-    reader: |reader| Arc::new(Encrypted::new(reader, &KEYS)),
+    store: |store| {
+        let identity = store.identity().expect("has one");
+        Arc::new(Encrypted::new(store, &KEYS, &identity))
+    },
+    reader: |reader| {
+        let identity = reader.identity().expect("has one");
+        Arc::new(Encrypted::new(reader, &KEYS, &identity))
+    },
 };
