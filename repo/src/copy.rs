@@ -26,6 +26,7 @@ mod blocks;
 mod order;
 mod renamed;
 mod same;
+mod sealed;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,6 +47,7 @@ use blocks::{Fault, Mover};
 use order::Order;
 use renamed::Renamed;
 use same::Known;
+pub use sealed::{SealedBackup, SealedCopied, SealedPlan, check_sealed, copy_sealed};
 
 /// Images whose roots and pages are read at once.
 const IMAGES_AT_ONCE: usize = 32;
@@ -73,6 +75,14 @@ pub enum CopyError {
         /// Of the other one.
         to: u64,
     },
+    /// Without the key things can only be copied as they are sealed.
+    #[error("the two repositories do not have the same key; nothing was copied")]
+    OtherKey,
+    /// Without the key only sums show what is damaged.
+    #[error(
+        "a repository that an older vbk made has no sums, by which a copy without the key tells damage; nothing was copied"
+    )]
+    NoSums,
     /// The repository that is copied from failed.
     #[error(transparent)]
     From(Error),

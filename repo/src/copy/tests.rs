@@ -1,3 +1,5 @@
+mod sealed;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,31 +94,8 @@ impl Place {
         writer.commit(made).expect("commits");
     }
 
-    /// Returns the content of every backup, by its name. Fails if anything is missing or damaged.
     fn content(&self) -> BTreeMap<String, Vec<Vec<u8>>> {
-        let view = self.repository().view().expect("opens");
-        let catalogue = view.catalogue().expect("loads");
-        assert!(catalogue.damaged().is_empty(), "{:?}", catalogue.damaged());
-        let resources = ReadResources::new(1);
-        let read = |image: &Image| {
-            let reader = ImageReader::open(view.store(), Arc::clone(&resources), image).expect("opens");
-            let mut bytes = vec![0; image.size_bytes as usize];
-            assert_eq!(reader.read_at(0, &mut bytes).expect("reads"), bytes.len());
-            bytes
-        };
-        let entries = catalogue.entries().iter();
-        let content = entries.map(|entry| (entry.backup.spec(), entry.backup.stored().map(read).collect()));
-        let content = content.collect();
-        let report = verify(
-            &*view.store(),
-            catalogue.entries(),
-            &Scope::All,
-            2,
-            &|_| (),
-            &AtomicBool::new(false),
-        );
-        assert_eq!(report.expect("verifies").damage, []);
-        content
+        content_of(&self.repository())
     }
 
     /// Returns the names of the blocks of a guest's latest backup.
@@ -128,6 +107,33 @@ impl Place {
         let reader = SlotReader::open(&*store, latest.backup.images[0].manifest).expect("opens");
         reader.segment(0).expect("reads").into_iter().flatten().collect()
     }
+}
+
+/// Returns the content of every backup, by its name. Fails if anything is missing or damaged.
+fn content_of(repository: &Repository) -> BTreeMap<String, Vec<Vec<u8>>> {
+    let view = repository.view().expect("opens");
+    let catalogue = view.catalogue().expect("loads");
+    assert!(catalogue.damaged().is_empty(), "{:?}", catalogue.damaged());
+    let resources = ReadResources::new(1);
+    let read = |image: &Image| {
+        let reader = ImageReader::open(view.store(), Arc::clone(&resources), image).expect("opens");
+        let mut bytes = vec![0; image.size_bytes as usize];
+        assert_eq!(reader.read_at(0, &mut bytes).expect("reads"), bytes.len());
+        bytes
+    };
+    let entries = catalogue.entries().iter();
+    let content = entries.map(|entry| (entry.backup.spec(), entry.backup.stored().map(read).collect()));
+    let content = content.collect();
+    let report = verify(
+        &*view.store(),
+        catalogue.entries(),
+        &Scope::All,
+        2,
+        &|_| (),
+        &AtomicBool::new(false),
+    );
+    assert_eq!(report.expect("verifies").damage, []);
+    content
 }
 
 fn writer(repository: &Repository) -> Writer {

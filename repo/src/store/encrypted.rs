@@ -38,9 +38,11 @@
 
 mod blocks;
 mod epoch;
+mod roots;
 pub mod rows;
 mod set;
 mod sums;
+pub(crate) mod uncounted;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -51,7 +53,6 @@ use super::{
     Distance, Forgotten, Identity, Listing, Live, Located, Note, PruneOptions, Received, Record, SUMS, StoreManager,
     StoreReader, StoreWriter, Stored, Swept, Terms, Wanted,
 };
-use crate::backup::Backup;
 use crate::block::{Hashing, keyed_hash};
 use crate::cipher::{Cipher, OpenKey, SALT_BYTES};
 use crate::codec::{Sealed, full_header_bytes};
@@ -60,6 +61,8 @@ use crate::id::{BlockId, NodeId, to_hex};
 use crate::keys::Keys;
 use crate::manifest::Head;
 use epoch::Epoch;
+pub use roots::roots_below;
+use roots::roots_of;
 use rows::{pad, unpad};
 pub use sums::Sums;
 
@@ -200,7 +203,7 @@ impl<S: StoreReader + ?Sized> Encrypted<S> {
     fn compare(&self) -> Result<(Listing, Vec<String>)> {
         let below = self.store.listing(true)?;
         let set = self.set_of(&below.records, &below.notes);
-        *self.seen.lock() = set.epoch.map(|epoch| (below.generation, epoch));
+        *self.seen.lock() = set.seen_at(below.generation);
         Ok((below, set.differences()))
     }
 
@@ -229,7 +232,7 @@ impl<S: StoreReader + ?Sized> Encrypted<S> {
         let epoch = self.hidden(NOTE, epoch::NAME);
         let mut notes: Vec<_> = notes
             .into_iter()
-            .filter(|note| note.name != epoch)
+            .filter(|note| note.name != epoch && note.name != uncounted::NAME)
             .map(
                 |note| match self.open_named(NOTE, &note.name, note.value.as_deref().unwrap_or_default()) {
                     Some((name, value)) => Note {
@@ -258,26 +261,6 @@ const BLOCK: u8 = b'B';
 const NODE: u8 = b'S';
 const RECORD: u8 = b'R';
 const NOTE: u8 = b'N';
-
-/// Returns the manifests that a record names, in the form that is stored with it.
-fn roots_of(record: &[u8]) -> Vec<u8> {
-    let backup = serde_json::from_slice::<Backup>(record);
-    let mut roots: Vec<_> = backup
-        .iter()
-        .flat_map(|backup| backup.stored().map(|image| image.manifest.0))
-        .collect();
-    roots.sort_unstable();
-    roots.dedup();
-    [&(roots.len() as u32).to_le_bytes(), roots.as_flattened()].concat()
-}
-
-/// Returns the manifests that a sealed record names. Needs no key and proves nothing; `None` if the record is cut off.
-pub fn roots_below(sealed_record: &[u8]) -> Option<Vec<NodeId>> {
-    let (count, rest) = sealed_record.split_first_chunk()?;
-    let roots = rest.get(..(u32::from_le_bytes(*count) as usize).checked_mul(32)?)?;
-    let (roots, _) = roots.as_chunks();
-    Some(roots.iter().copied().map(NodeId).collect())
-}
 
 fn thing(kind: u8, name: &[u8]) -> Vec<u8> {
     [&[kind], name].concat()
@@ -445,7 +428,7 @@ impl<S: StoreWriter + ?Sized> StoreWriter for Encrypted<S> {
             .push((key.clone(), Some(self.element(RECORD, &key, &bytes))));
         let sealed = Record { key, bytes };
         let written = self.with_epoch(&change, at, &|epoch, at| {
-            let notes = [&hidden[..], &[epoch]].concat();
+            let notes = [&hidden[..], epoch].concat();
             self.store.commit_at(&sealed, &notes, Some(at))
         });
         match written {
@@ -463,7 +446,7 @@ impl<S: StoreManager + ?Sized> StoreManager for Encrypted<S> {
         let (mut change, hidden) = self.hide(notes)?;
         change.records = remove.iter().map(|key| (key.clone(), None)).collect();
         self.with_epoch(&change, at, &|epoch, at| {
-            let notes = [&hidden[..], &[epoch]].concat();
+            let notes = [&hidden[..], epoch].concat();
             self.store.amend_at(&remove, &notes, Some(at))
         })
     }

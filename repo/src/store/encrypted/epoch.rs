@@ -129,15 +129,29 @@ impl Epoch {
 }
 
 /// The existing records and notes, by their stored names, and the epoch that describes them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Set {
     /// `None` if no epoch can be read.
     pub(super) epoch: Option<Epoch>,
     pub(super) records: HashMap<String, Element>,
     pub(super) notes: HashMap<String, Element>,
+    /// Records that the epoch does not count yet, see `uncounted.rs`.
+    pub(super) uncounted: HashMap<String, Element>,
+    /// There is a list of those.
+    pub(super) has_list: bool,
 }
 
 impl Set {
+    /// Returns the epoch with the generation of the set, if the next change needs to know nothing else of it.
+    pub(super) fn seen_at(&self, generation: u64) -> Option<(u64, Epoch)> {
+        Some((generation, self.epoch?)).filter(|_| !self.has_list)
+    }
+
+    /// Counts all records from now on.
+    pub(super) fn count_all(&mut self) {
+        self.records.extend(std::mem::take(&mut self.uncounted));
+    }
+
     /// Returns the differences of the set from what was written.
     pub(super) fn differences(&self) -> Vec<String> {
         let Some(epoch) = self.epoch else {

@@ -1,9 +1,9 @@
 //! Maintains the epoch together with the set of records and notes that it lists.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use super::epoch::{self, Element, Epoch, Set};
-use super::{Encrypted, NOTE, RECORD};
+use super::{Encrypted, NOTE, RECORD, uncounted};
 use crate::error::{Error, Result};
 use crate::store::{Note, Record, StoreManager, StoreReader, StoreWriter};
 
@@ -12,15 +12,18 @@ impl<S: StoreReader + ?Sized> Encrypted<S> {
     pub(super) fn set_of(&self, records: &[Record], notes: &[Note]) -> Set {
         let hidden = self.hidden(NOTE, epoch::NAME);
         let element = |kind, name: &str, bytes: &[u8]| epoch::element(&self.epoch_key, kind, name, bytes);
-        let records = records.iter().map(|Record { key, bytes }| {
-            let element = element(RECORD, key, bytes);
-            (key.clone(), element)
-        });
-        let mut set = Set {
-            epoch: None,
-            records: records.collect(),
-            notes: HashMap::new(),
-        };
+        let mut set = Set::default();
+        let list = notes.iter().find(|note| note.name == uncounted::NAME);
+        set.has_list = list.is_some();
+        let listed = uncounted::names(list.and_then(|note| note.value.as_deref()).unwrap_or_default());
+        for Record { key, bytes } in records {
+            let is_uncounted = listed.contains(key) && self.open_named(RECORD, key, bytes).is_some();
+            let part = match is_uncounted {
+                true => &mut set.uncounted,
+                false => &mut set.records,
+            };
+            part.insert(key.clone(), element(RECORD, key, bytes));
+        }
         let mut has_epoch = false;
         for Note { name, value } in notes {
             let value = value.as_deref().unwrap_or_default();
@@ -28,7 +31,7 @@ impl<S: StoreReader + ?Sized> Encrypted<S> {
                 has_epoch = true;
                 let opened = self.open_named(NOTE, name, value);
                 set.epoch = opened.and_then(|(_, plain)| Epoch::decode(&plain));
-            } else {
+            } else if name != uncounted::NAME {
                 let element = element(NOTE, name, value);
                 set.notes.insert(name.clone(), element);
             }
@@ -41,14 +44,14 @@ impl<S: StoreReader + ?Sized> Encrypted<S> {
 }
 
 impl<S: StoreWriter + ?Sized> Encrypted<S> {
-    /// Writes a change of the set with the matching epoch: `write` gets the sealed epoch, to be written in the same batch, and
-    /// the generation that it was made out of. Changes made without the key stay detectable, because the new epoch is computed
+    /// Writes a change of the set with the matching epoch: `write` gets the sealed epoch and what else is to be written in the
+    /// same batch, and the generation that it was made out of. Changes made without the key stay detectable, because the new epoch is computed
     /// from the one before. Repeated when another writer was faster, unless the caller's own change is bound to generation `at`.
     pub(super) fn with_epoch(
         &self,
         change: &Change,
         at: Option<u64>,
-        write: &dyn Fn(Note, u64) -> Result<()>,
+        write: &dyn Fn(&[Note], u64) -> Result<()>,
     ) -> Result<()> {
         loop {
             let (mut set, generation) = self.read_changed(change, at)?;
@@ -56,6 +59,9 @@ impl<S: StoreWriter + ?Sized> Encrypted<S> {
                 return Err(Error::Moved);
             }
             let mut epoch = set.epoch.unwrap_or_else(unreadable);
+            // Now that somebody with the key writes.
+            set.uncounted.values().for_each(|element| epoch.records.add(element));
+            set.count_all();
             let changes = [
                 (&change.records, &mut set.records, &mut epoch.records),
                 (&change.notes, &mut set.notes, &mut epoch.notes),
@@ -71,7 +77,9 @@ impl<S: StoreWriter + ?Sized> Encrypted<S> {
                 }
             }
             epoch.counter += 1;
-            let written = write(self.seal_epoch(&epoch)?, generation);
+            let mut notes = vec![self.seal_epoch(&epoch)?];
+            notes.extend(set.has_list.then(uncounted::no_note));
+            let written = write(&notes, generation);
             // A change comes with the next generation. After an error it is not known whether it was written.
             *self.seen.lock() = written.is_ok().then_some((generation + 1, epoch));
             match written {
@@ -92,17 +100,18 @@ impl<S: StoreWriter + ?Sized> Encrypted<S> {
         {
             let set = Set {
                 epoch: Some(epoch),
-                records: HashMap::new(),
-                notes: HashMap::new(),
+                ..Set::default()
             };
             return Ok((set, generation));
         }
         let names = |changed: &[(String, _)]| changed.iter().map(|(name, _)| name.clone()).collect::<BTreeSet<_>>();
         let epoch = self.hidden(NOTE, epoch::NAME);
         let records: Vec<_> = names(&change.records).into_iter().collect();
-        let notes: Vec<_> = names(&change.notes).into_iter().chain([epoch.clone()]).collect();
+        let own = [epoch.clone(), uncounted::NAME.to_owned()];
+        let notes: Vec<_> = names(&change.notes).into_iter().chain(own).collect();
         let mut found = self.store.lookup(&records, &notes)?;
-        if !found.notes.iter().any(|note| note.name == epoch) {
+        let has = |name: &str| found.notes.iter().any(|note| note.name == name);
+        if !has(&epoch) || has(uncounted::NAME) {
             // Only the whole set tells a new repository from one that lost its epoch.
             found = self.store.listing(true)?;
         }
@@ -152,11 +161,12 @@ impl<S: StoreManager + ?Sized> Encrypted<S> {
     pub(super) fn accept_set(&self) -> Result<Vec<String>> {
         loop {
             let stored = self.store.listing(true)?;
-            let set = self.set_of(&stored.records, &stored.notes);
+            let mut set = self.set_of(&stored.records, &stored.notes);
             let found = set.differences();
             if found.is_empty() && set.epoch.is_some_and(|epoch| epoch.counter > 0) {
                 return Ok(found);
             }
+            set.count_all();
             let (records, notes) = set.sums();
             let before = set.epoch.unwrap_or_else(unreadable);
             let epoch = Epoch {
@@ -165,10 +175,11 @@ impl<S: StoreManager + ?Sized> Encrypted<S> {
                 records,
                 notes,
             };
-            match self
-                .store
-                .amend_at(&[], &[self.seal_epoch(&epoch)?], Some(stored.generation))
-            {
+            match self.store.amend_at(
+                &[],
+                &[self.seal_epoch(&epoch)?, uncounted::no_note()],
+                Some(stored.generation),
+            ) {
                 Err(Error::Moved) => {}
                 written => return written.map(|()| found),
             }

@@ -307,3 +307,6 @@ fn check_row(door: &Door, family: &str, key: &[u8], value: &[u8]) -> Result<()> 
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,220 @@
+//! Copies without the key.
+
+use std::path::Path;
+
+use super::*;
+use crate::copy::{SealedCopied, SealedPlan, copy_sealed};
+use crate::repository::CreateOptions;
+use crate::store::encrypted::uncounted;
+use crate::store::{Note, Record};
+
+/// A repository on the disk, because its store proves what a commit needs.
+struct Target {
+    directory: tempfile::TempDir,
+    keys: Keys,
+}
+
+impl Target {
+    fn new(keys: &Keys) -> Self {
+        let target = Self {
+            directory: tempfile::tempdir().expect("a directory"),
+            keys: keys.clone(),
+        };
+        let options = CreateOptions {
+            block_size: SMALL,
+            encryption: Some((keys.clone(), Vec::new())),
+            parents: false,
+        };
+        Repository::create(&target.path(), &options).expect("creates");
+        target
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        Path::new(self.directory.path()).join("repo")
+    }
+
+    fn without_key(&self) -> Repository {
+        Repository::open(&self.path()).expect("opens")
+    }
+
+    fn repository(&self) -> Repository {
+        self.without_key().with_keys(self.keys.clone())
+    }
+
+    fn foreign_changes(&self) -> Vec<String> {
+        let view = self.repository().view().expect("opens");
+        view.store().foreign_changes().expect("compares")
+    }
+
+    fn list(&self) -> Option<Note> {
+        let view = self.without_key().sealed_view().expect("opens");
+        let found = view.store.lookup(&[], &[uncounted::NAME.into()]).expect("looks up");
+        found.notes.into_iter().next()
+    }
+
+    /// Changes records and notes without the key.
+    fn change(&self, records: &[Record], notes: &[Note]) {
+        let writer = self.without_key().sealed_writer("test", &mut |_| false).expect("opens");
+        for record in records {
+            writer.store.commit_at(record, notes, None).expect("commits");
+        }
+        writer.keeper.publish().expect("publishes");
+    }
+}
+
+fn copy_to(from: &Repository, to: &Target, cancel: &AtomicBool) -> std::result::Result<SealedCopied, CopyError> {
+    let from = from.sealed_view().map_err(CopyError::From)?;
+    let to = to.without_key();
+    let to = to.sealed_writer("copy", &mut |_| false).map_err(CopyError::To)?;
+    let theirs = from.store.listing(false).map_err(CopyError::From)?;
+    let plan = SealedPlan::new(theirs, &to.store.listing(false).map_err(CopyError::To)?, None);
+    let options = CopyOptions {
+        threads: 2,
+        cancel,
+        observer: &|_| (),
+        check_room: &|| Ok(()),
+    };
+    copy_sealed(&from, &to, plan, options, &mut |_, _| ())
+}
+
+fn copied(from: &Place, to: &Target) -> SealedCopied {
+    let copied = copy_to(&from.repository(), to, &AtomicBool::new(false)).expect("copies");
+    assert!(copied.unpublished.is_none());
+    copied
+}
+
+#[test]
+fn a_copy_without_the_key_is_whole_for_those_who_have_it() {
+    let keys = Keys::generate().expect("random bytes");
+    let (from, to) = (Place::new("a", Some(&keys)), Target::new(&keys));
+    three_days(&from);
+    let first = copied(&from, &to);
+    assert_eq!(first.copied.len(), from.content().len());
+    assert!(first.failed.is_empty(), "{:?}", first.failed);
+    assert_eq!(content_of(&to.repository()), from.content());
+    assert_eq!(to.foreign_changes(), [""; 0]);
+    assert!(to.list().is_some());
+    assert_eq!(copied(&from, &to).copied, []);
+
+    // A day later only what changed travels.
+    from.back_up("web1", "2026-11-23T00-00-00Z", &disk(1, 3));
+    let later = copied(&from, &to);
+    assert_eq!(later.copied.len(), 1);
+    // The changed block, and the small file beside the disk.
+    assert_eq!(later.sent.blocks, 2);
+    assert_eq!(content_of(&to.repository()), from.content());
+
+    // Whoever has the key counts them with the next change, and the list is gone.
+    let manager = to.repository().manager("test", &mut |_| false).expect("opens");
+    manager
+        .amend(&["web1@2026-11-23T00-00-00Z".into()], &[])
+        .expect("forgets");
+    drop(manager);
+    assert_eq!((to.foreign_changes(), to.list()), (vec![], None));
+    let content = content_of(&to.repository());
+    assert_eq!(content.len() + 1, from.content().len());
+    let sealed = to
+        .without_key()
+        .sealed_view()
+        .expect("opens")
+        .store
+        .records()
+        .expect("lists");
+    assert_eq!(sealed.len(), content.len());
+}
+
+#[test]
+fn a_copy_without_the_key_that_ended_is_continued() {
+    let keys = Keys::generate().expect("random bytes");
+    let (from, to) = (Place::new("a", Some(&keys)), Target::new(&keys));
+    three_days(&from);
+    let ended = copy_to(&from.repository(), &to, &AtomicBool::new(true));
+    assert!(matches!(ended, Err(CopyError::To(Error::Interrupted))));
+    assert!(content_of(&to.repository()).is_empty());
+    assert_eq!(to.foreign_changes(), [""; 0]);
+    copied(&from, &to);
+    assert_eq!(content_of(&to.repository()), from.content());
+}
+
+#[test]
+fn damage_costs_the_sealed_backups_that_have_it() {
+    let keys = Keys::generate().expect("random bytes");
+    let (from, to) = (Place::new("a", Some(&keys)), Target::new(&keys));
+    three_days(&from);
+    let last = from.blocks("web1");
+    from.back_up("web2", "2026-11-23T00-00-00Z", &disk(77, 0));
+    from.memory.damage(last[3], |sealed| sealed.pages[0][5] ^= 1);
+    let done = copied(&from, &to);
+    assert!(!done.failed.is_empty() && !done.copied.is_empty());
+    assert!(done.failed.iter().all(|(_, error)| error.kind() == ErrorKind::Corrupt));
+    let content = content_of(&to.repository());
+    assert_eq!(content.len(), done.copied.len());
+    assert!(content.keys().any(|backup| backup.starts_with("web2@2026-11-23")));
+    // Sent again once it is whole there.
+    from.memory.damage(last[3], |sealed| sealed.pages[0][5] ^= 1);
+    copied(&from, &to);
+    assert_eq!(content_of(&to.repository()), from.content());
+}
+
+#[test]
+fn only_repositories_with_one_key_and_sums_are_copied_without_it() {
+    let keys = [1, 2].map(|_| Keys::generate().expect("random bytes"));
+    let (from, to) = (Place::new("a", Some(&keys[0])), Target::new(&keys[1]));
+    three_days(&from);
+    let none = AtomicBool::new(false);
+    assert!(matches!(
+        copy_to(&from.repository(), &to, &none),
+        Err(CopyError::OtherKey)
+    ));
+    let plain = Place::new("a", None);
+    let refused = copy_to(&plain.repository(), &to, &none);
+    assert!(
+        matches!(refused, Err(CopyError::From(Error::NotEncrypted { .. }))),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn the_list_of_uncounted_records_hides_no_change() {
+    let keys = Keys::generate().expect("random bytes");
+    let (from, to) = (Place::new("a", Some(&keys)), Target::new(&keys));
+    three_days(&from);
+    copied(&from, &to);
+    // Counted from here on.
+    let repository = to.repository();
+    repository
+        .manager("test", &mut |_| false)
+        .expect("opens")
+        .amend(&[], &[])
+        .expect("counts");
+    assert_eq!((to.foreign_changes(), to.list()), (vec![], None));
+    let sealed = to
+        .without_key()
+        .sealed_view()
+        .expect("opens")
+        .store
+        .records()
+        .expect("lists");
+    let listed = |names: &[&str]| uncounted::note(&names.iter().map(|name| (*name).to_owned()).collect());
+
+    // A record that was never sealed.
+    let mut garbage = sealed[0].clone();
+    garbage
+        .key
+        .replace_range(..1, if garbage.key.starts_with('0') { "1" } else { "0" });
+    to.change(std::slice::from_ref(&garbage), &[listed(&[&garbage.key])]);
+    assert_eq!(to.foreign_changes().len(), 1);
+    let manager = repository.manager("test", &mut |_| false).expect("opens");
+    assert_eq!(manager.store().accept().expect("accepts").len(), 1);
+    manager.writer().publish().expect("publishes");
+    drop(manager);
+    assert_eq!((to.foreign_changes(), to.list()), (vec![], None));
+
+    // A counted record on the list does not make up for a lost one.
+    let other = Record {
+        key: "1".repeat(64),
+        bytes: sealed[0].bytes.clone(),
+    };
+    to.change(&[other], &[listed(&[&sealed[0].key])]);
+    assert_ne!(to.foreign_changes(), [""; 0]);
+}
