@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde::Serialize;
-use vbk_repo::repository::Manager;
+use vbk_repo::repository::{Manager, Pruned};
 use vbk_repo::store::{PruneOptions, Swept};
 
 use crate::context::{Context, threads};
@@ -36,6 +36,31 @@ pub fn prune<T: Serialize>(
 ) -> Result<Outcome> {
     let clock = Instant::now();
     let pruned = writer.prune(options, threads(), cancel, &|_| {})?;
+    report(context, pruned, options, clock, forgotten)
+}
+
+/// The same without the key.
+pub fn prune_sealed(
+    context: &Context<'_>,
+    options: PruneOptions,
+    no_wait: bool,
+    cancel: &AtomicBool,
+) -> Result<Outcome> {
+    let clock = Instant::now();
+    let repository = context.locked_repository_to_write()?;
+    let pruned = context.waiting(no_wait, cancel, |wait| {
+        repository.prune_sealed(options, threads(), cancel, &|_| {}, wait)
+    })?;
+    report(context, pruned, options, clock, None::<&()>)
+}
+
+fn report<T: Serialize>(
+    context: &Context<'_>,
+    pruned: Pruned,
+    options: PruneOptions,
+    clock: Instant,
+    forgotten: Option<&T>,
+) -> Result<Outcome> {
     let swept = pruned.swept;
     let freed = pruned.used_before_bytes.saturating_sub(pruned.used_after_bytes);
     let left = swept.unused_bytes - swept.removed_bytes;

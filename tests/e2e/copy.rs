@@ -244,6 +244,76 @@ fn encrypted_repositories_are_copied_with_one_key_and_with_two() {
 }
 
 #[test]
+fn a_machine_without_the_key_copies_verifies_and_prunes() {
+    let mut lab = Lab::without_repo();
+    let key = lab.path("key");
+    let keyed = args!["--key-file", key];
+    lab.ok(with(&keyed, args!["init", "--encrypt", "--no-recovery-key"]));
+    let disks = two_days(&lab, &keyed);
+    let sshd = Sshd::start(&lab);
+    let repo = lab.repo().to_owned();
+    let [pushed, pulled, other] = ["pushed", "pulled", "other"].map(|name| lab.path(name));
+    lab.use_remote(sshd.way("all", &repo));
+    let address = |path: &Path| sshd.way("all", path).address;
+    for path in [&pushed, &pulled] {
+        let like = args!["init", path, "--like", repo, "--no-recovery-key"];
+        bare(&lab, with(&keyed, like)).done();
+    }
+    let copy = |from: &Path, to: &Path| args!["--json", "copy", "--without-key", from, to];
+    let (far, far_pushed) = (PathBuf::from(address(&repo)), PathBuf::from(address(&pushed)));
+    for (from, to, at) in [(&repo, &far_pushed, &pushed), (&far, &pulled, &pulled)] {
+        let planned = bare(&lab, with(copy(from, to), args!["--dry-run"])).done().json();
+        assert_eq!(copied(&planned).0, 4);
+        let report = bare(&lab, copy(from, to)).done().json();
+        assert_eq!((copied(&report).0, copied(&report).1), (4, 0), "{report}");
+        assert_copied(&lab, at, &keyed, &disks);
+        assert_eq!(copied(&bare(&lab, copy(from, to)).done().json()), (0, 4, 0));
+    }
+
+    // Whoever has the key goes on there as if it had been a copy with the key.
+    at(&lab, &pulled, with(&keyed, args!["forget", "web1", "--keep-last", "1"])).done();
+    at(&lab, &pulled, with(&keyed, args!["backup", "db1", disks[1]])).done();
+    let said = at(&lab, &pulled, with(&keyed, args!["list"])).done();
+    assert!(!said.stderr.contains("without the key"), "{said}");
+    let pruned = at(
+        &lab,
+        &pulled,
+        args!["--json", "prune", "--without-key", "--max-unused", "0%"],
+    );
+    assert!(u64_of(&pruned.done().json(), "removed_blocks") >= 1);
+    at(&lab, &pulled, args!["verify", "--without-key"]).done();
+    at(&lab, &pulled, with(&keyed, args!["verify"])).done();
+
+    // What is damaged is found without the key.
+    let bytes = fs::read(largest_blob(&pushed)).expect("reads");
+    let mut damaged = bytes.clone();
+    damaged[bytes.len() / 2] ^= 1;
+    fs::write(largest_blob(&pushed), &damaged).expect("writes");
+    at(&lab, &pushed, args!["verify", "--without-key"])
+        .code(4)
+        .tells(&["block "]);
+    let failed = bare(&lab, copy(&pushed, &pulled));
+    assert!([0, 4].contains(&failed.code), "{failed}");
+    fs::write(largest_blob(&pushed), &bytes).expect("writes");
+
+    let init = args!["init", other, "--encrypt", "--no-recovery-key"];
+    bare(&lab, with(args!["--key-file", lab.path("other-key")], init)).done();
+    bare(&lab, copy(&repo, &other))
+        .code(2)
+        .says(&["do not have the same key", "--like"]);
+    bare(&lab, with(copy(&repo, &pulled), args!["web1"])).code(2);
+}
+
+/// Returns the largest blob file of a repository's store.
+fn largest_blob(repo: &Path) -> PathBuf {
+    let files = fs::read_dir(repo.join("store")).expect("lists");
+    let blobs = files.map(|file| file.expect("an entry").path());
+    let blobs = blobs.filter(|path| path.extension().is_some_and(|extension| extension == "blob"));
+    let size = |path: &PathBuf| fs::metadata(path).expect("is there").len();
+    blobs.max_by_key(size).expect("has blobs")
+}
+
+#[test]
 fn copies_are_pushed_and_pulled_through_ssh() {
     let mut lab = Lab::new();
     let disks = two_days(&lab, &[]);

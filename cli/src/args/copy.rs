@@ -28,6 +28,10 @@ pub struct CopyArgs {
     #[arg(long, value_name = "AGE")]
     pub since: Option<Age>,
 
+    /// Copy everything as it is sealed, without the key: between encrypted repositories with the same master key
+    #[arg(long, conflicts_with_all = ["guests", "from_key_file", "from_passphrase_file"])]
+    pub without_key: bool,
+
     /// The keys and the token of FROM.
     #[command(flatten)]
     pub keys: FromArgs,
@@ -63,6 +67,12 @@ a disk are read from FROM to compare them.
 Copied are the disks, the files and the record of a backup; of its state the
 protection and the last rehearsal. Both may be changed in TO, and a later copy
 does not change them back. Verification is not copied: run `vbk verify` in TO.
+
+--without-key is for a machine that must not have the key. Names and times can't
+be read there: all backups are copied, and --since goes by the time at which they
+arrived in FROM. Protection is not copied. TO is made once with the key (`vbk
+init TO --like FROM`). Damage is told by sums, which repositories have that this
+version or a later one made.
 
 --key-file, --passphrase-file and --token-file are for TO, and for FROM too where
 no --from-... is given. If both have the same master key, FROM's opens TO. The

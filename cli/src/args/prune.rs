@@ -19,6 +19,10 @@ pub struct PruneArgs {
     #[arg(long)]
     pub empty_bin: bool,
 
+    /// Work without the key of an encrypted repository, e.g. on the host that keeps it
+    #[arg(long)]
+    pub without_key: bool,
+
     /// Exit with code 75 if another process writes to the repository, instead of waiting for it
     #[arg(long)]
     pub no_wait: bool,

@@ -1,5 +1,7 @@
 //! `vbk copy`
 
+mod sealed;
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -33,7 +35,9 @@ struct Report {
     failed: Vec<FailedJson>,
     damaged_records: Vec<String>,
     sent_blocks: u64,
-    sent_bytes: u64,
+    /// Not known without the key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sent_bytes: Option<u64>,
     stored_bytes: u64,
     /// Blocks that were looked for and found there.
     found_blocks: u64,
@@ -58,6 +62,9 @@ struct FailedJson {
 /// Copies backups from one repository to another.
 pub fn run(context: &Context<'_>, args: &CopyArgs) -> Result<Outcome> {
     context.check_no_repo()?;
+    if args.without_key {
+        return sealed::run(context, args);
+    }
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
     let from = context.other(&args.from, &args.keys.keys())?;
     let (global, sources) = context.options_at(&args.to);
@@ -143,6 +150,19 @@ fn explain(error: CopyError, args: &CopyArgs) -> Error {
         CopyError::To(error) => error.into(),
         CopyError::Same { .. } => Error::Usage(format!(
             "{} and {} are the same repository, or one is a copy of the other's files; nothing was copied",
+            args.from.display(),
+            args.to.display()
+        )),
+        CopyError::OtherKey => Error::Usage(format!(
+            "{} and {} do not have the same key, so nothing can be copied without it; nothing was copied. `vbk init DIRECTORY --like {}` \
+             makes a repository that fits",
+            args.from.display(),
+            args.to.display(),
+            args.from.display()
+        )),
+        CopyError::NoSums => Error::Usage(format!(
+            "{} or {} was made by an older vbk and has no sums, by which a copy without the key tells damage; nothing was copied. \
+             Leave --without-key out, or copy once with the key to a new repository",
             args.from.display(),
             args.to.display()
         )),
@@ -289,7 +309,7 @@ impl Run<'_> {
             failed: of_copy.chain(of_plan).collect(),
             damaged_records: catalogue.damaged().iter().map(ToString::to_string).collect(),
             sent_blocks: done.sent.blocks,
-            sent_bytes: done.sent.plain_bytes,
+            sent_bytes: Some(done.sent.plain_bytes),
             stored_bytes: done.sent.stored_bytes,
             found_blocks: done.found_blocks,
             duration_ms: units::milliseconds(took),

@@ -59,6 +59,15 @@ impl Context<'_> {
         Context::new(&global, sources).open_other(is_keyed, keys.options)
     }
 
+    /// Opens another repository without its keys, for reading.
+    pub fn other_locked(&self, path: &Path, keys: &OtherKeys<'_>) -> Result<Repository> {
+        let (mut global, sources) = self.options_at(path);
+        if let Some(token) = keys.token_file {
+            global.token_file = Some(token.to_owned());
+        }
+        Context::new(&global, sources).locked_repository()
+    }
+
     fn open_other(&self, is_keyed: bool, options: &str) -> Result<Other> {
         let path = self.repository_path()?;
         let repository = self.open_at(path)?;

@@ -108,6 +108,8 @@ pub struct SealedCopied {
     pub failed: Vec<(String, Error)>,
     /// All that was put.
     pub sent: Sent,
+    /// Blocks that were looked for and found there.
+    pub found_blocks: u64,
     /// Reason why readers do not see what was copied before the next writer has published it, if so.
     pub unpublished: Option<Error>,
 }
@@ -164,6 +166,7 @@ pub fn copy_sealed(
     }
     ended?;
     copied.sent = job.sent();
+    copied.found_blocks = job.mover.totals().1;
     Ok(copied)
 }
 

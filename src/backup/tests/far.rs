@@ -12,7 +12,7 @@ use vbk_repo::repository::home::StoreHome;
 use vbk_repo::store::delayed::{Calls, Delayed};
 use vbk_repo::store::encrypted::Encrypted;
 use vbk_repo::store::memory::MemoryStore;
-use vbk_repo::store::{ENCRYPTION, Identity, STORE_FORMAT, StoreManager};
+use vbk_repo::store::{Identity, STORE_FORMAT, StoreManager};
 
 use super::*;
 use crate::restore::{RestoreOptions, restore};

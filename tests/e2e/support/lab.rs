@@ -94,6 +94,20 @@ impl Lab {
         self.remote = Some(remote);
     }
 
+    /// The way to the repository, if it is not its path. `VBK_TEST_THROUGH=ssh` takes every test through the protocol of ssh, with a
+    /// program in the place of ssh that runs the command here: `scripts/test --through-ssh`.
+    fn remote(&self) -> Option<Remote> {
+        let is_asked = std::env::var_os("VBK_TEST_THROUGH").is_some_and(|way| way == "ssh");
+        let through = is_asked && self.repo.join("vbk-repository").exists();
+        self.remote.clone().or_else(|| {
+            through.then(|| Remote {
+                address: format!("ssh://here{}", self.repo.display()),
+                rsh: "sh -c 'exec sh -c \"$2\"' rsh".into(),
+                token: None,
+            })
+        })
+    }
+
     /// Makes commands name another repository.
     pub fn use_repo(&mut self, repo: &Path) {
         self.repo = repo.to_owned();
@@ -163,9 +177,9 @@ impl Lab {
                 }
             }
         }
-        if let Some(remote) = &self.remote {
-            command.env("VBK_RSH", &remote.rsh).env("VBK_REMOTE_PATH", VBK);
-            if let Some(token) = &remote.token {
+        if let Some(remote) = self.remote() {
+            command.env("VBK_RSH", remote.rsh).env("VBK_REMOTE_PATH", VBK);
+            if let Some(token) = remote.token {
                 command.env("VBK_TOKEN_FILE", token);
             }
         }
@@ -174,8 +188,8 @@ impl Lab {
     }
 
     pub fn start(&self, args: Vec<OsString>) -> Running {
-        let repo = match &self.remote {
-            Some(remote) => remote.address.clone().into(),
+        let repo = match self.remote() {
+            Some(remote) => remote.address.into(),
             None => self.repo.clone(),
         };
         let mut all = args!["--repo", repo];
