@@ -2,14 +2,11 @@
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
 
 use vbk_remote::address::{SshAddress, VbkAddress};
-use vbk_remote::client::{Again, Ssh, local_home};
-use vbk_repo::repository::Repository;
+use vbk_remote::client::{Again, RemoteHome, Ssh};
 
 use crate::exit::{Error, Result};
-use crate::machine;
 
 /// Starts of the addresses of repositories on other hosts.
 const SSH: &[u8] = b"ssh://";
@@ -65,21 +62,16 @@ pub fn local(name: &Path) -> Result<&Path> {
     }
 }
 
-/// Opens a repository by its name, but for one that is reached over TLS: see [`server`].
-pub fn open(name: &Path, ssh: &Ssh, again: Again) -> vbk_repo::Result<Repository> {
+/// Connects to a repository on another host, but for one that is reached over TLS: see [`server`]. `None` for a directory of this
+/// machine.
+pub fn connect(name: &Path, ssh: &Ssh, again: Again) -> vbk_repo::Result<Option<RemoteHome>> {
     let refused = |message| vbk_repo::Error::Remote {
         kind: vbk_repo::ErrorKind::Invalid,
         message,
     };
     match address(name).map_err(refused)? {
-        // Through the process that has it open for all, if there is one.
-        None => Repository::open_through(name, local_home),
-        Some(Address::Ssh(address)) => {
-            let opened = ssh.open(&address, again)?;
-            Ok(Repository::at(Arc::new(
-                opened.with_cache(machine::nodes_dir().as_deref()),
-            )))
-        }
+        None => Ok(None),
+        Some(Address::Ssh(address)) => ssh.open(&address, again).map(Some),
         Some(Address::Vbk(address)) => Err(refused(format!("there is no token for {address}"))),
     }
 }

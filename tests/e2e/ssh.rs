@@ -99,12 +99,24 @@ fn every_command_works_with_a_repository_behind_ssh() {
         again
     });
     // They need the files of the repository.
-    for command in [args!["status"], args!["repair"], args!["verify", "--without-key"]] {
+    for command in [args!["repair"], args!["verify", "--without-key"]] {
         lab.run(command)
             .code(1)
             .says(&["ssh://root@127.0.0.1", "run this command there"]);
     }
     lab.run(args!["init"]).code(2).says(&["is made there"]);
+    let status = lab.json(args!["status"]);
+    let own = &status["clients"][0];
+    assert_eq!(
+        (str_of(own, "way"), str_of(own, "address")),
+        ("ssh", "127.0.0.1"),
+        "{status}"
+    );
+    assert!(
+        status["disk"].is_object() && u64_of(&status, "free_bytes") > 0,
+        "{status}"
+    );
+    lab.run(args!["status"]).code(0).says(&["VIEW", "ssh 127.0.0.1"]);
 }
 
 #[test]

@@ -177,6 +177,8 @@ pub(crate) enum Ask {
     CompareNodes(Handle),
     /// The bin: [`Answer::Forgotten`], in parts.
     Forgotten(Handle),
+    /// A [`crate::status::ServedStatus`], of which a client sees what its right allows: [`Answer::Report`].
+    Status,
 }
 
 /// A record in a listing: its key and length, the seconds of its commit, and whether its own time is not believed.

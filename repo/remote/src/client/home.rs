@@ -25,6 +25,7 @@ use super::puts::Puts;
 use super::state::Event;
 use super::store::{Opened, RemoteKeeper, RemoteStore};
 use crate::message::{Answer, Ask, Handle};
+use crate::status::ServedStatus;
 
 /// Time for which the number of the newest snapshot counts as known: a mount asks for it at every look-up.
 const NEWEST_FOR: Duration = Duration::from_secs(2);
@@ -170,6 +171,11 @@ impl RemoteHome {
             }
         };
         Lanes::new(*options, Some(Arc::new(open)))
+    }
+
+    /// The status of the repository, as far as this client may see it.
+    pub fn status(&self) -> Result<ServedStatus> {
+        self.report(&Ask::Status)
     }
 
     /// Bytes of puts that take room in the window.

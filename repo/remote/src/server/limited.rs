@@ -29,7 +29,9 @@ use vbk_repo::{Error, ErrorKind, Result};
 use super::audit::{AuditLog, Who};
 use super::policy::Policy;
 use super::quota::{Meter, Over, Quota};
+use super::registry::Visitor;
 use super::rights::Allowed;
+use crate::status::Way;
 
 /// Start of the name of a note about a backup (`vbk_repo::state`).
 const NOTE_OF_BACKUP: &str = "backup/";
@@ -47,6 +49,19 @@ pub struct Admission {
     pub is_administrator: bool,
     /// What it may add in a day.
     pub quota: Quota,
+}
+
+impl Admission {
+    /// The client for the list of those that are connected.
+    pub(super) fn visitor(&self, way: Way) -> Visitor {
+        Visitor {
+            name: self.who.name.clone(),
+            way,
+            address: self.who.address.clone(),
+            pid: None,
+            sees_all: self.is_administrator || (self.rights.manages() && self.guests.is_empty()),
+        }
+    }
 }
 
 /// Returns the home as a client sees it. `log` is the directory whose audit log it gets into.

@@ -16,6 +16,7 @@ use vbk_repo::ErrorKind;
 use vbk_repo::repository::home::Home;
 
 use super::Allowed;
+use super::registry::{Counts, Registered};
 use super::stores::Stores;
 use super::until::Until;
 use crate::message::{Answer, Ask, Fault, Hello, PROTOCOL, Welcome};
@@ -76,10 +77,12 @@ fn encode(value: &impl Serialize) -> Vec<u8> {
 pub(super) async fn run(
     home: Result<&Arc<dyn Home>, &Fault>,
     allowed: Allowed,
+    registered: Registered,
     read: impl AsyncRead + Unpin,
     mut write: impl AsyncWrite + Unpin,
 ) -> io::Result<()> {
     let outbox = Arc::new(Outbox::new(ANSWER_BYTES));
+    registered.counts.writes(&outbox);
     let gone = Arc::new(Notify::new());
     let hang_up = Arc::clone(&gone);
     let mut read = Until::new(read, async move {
@@ -95,7 +98,7 @@ pub(super) async fn run(
         let ended = async {
             let noise = timeout(DEAD_AFTER, read_preamble(&mut read)).await?;
             noise.inspect_err(|error| last_words(&outbox, error))?;
-            listen(home, allowed, read, &outbox).await
+            listen(home, allowed, registered, read, &outbox).await
         };
         let ended = ended.await;
         outbox.close();
@@ -134,11 +137,12 @@ pub(super) async fn run(
 async fn listen(
     home: Result<&Arc<dyn Home>, &Fault>,
     allowed: Allowed,
+    registered: Registered,
     read: impl AsyncRead + Unpin,
     outbox: &Arc<Outbox>,
 ) -> io::Result<()> {
     let mut open: Option<Client> = None;
-    let ended = questions(home, allowed, read, outbox, &mut open).await;
+    let ended = questions(home, allowed, Arc::new(registered), read, outbox, &mut open).await;
     if let Err(error) = &ended {
         last_words(outbox, error);
     }
@@ -179,6 +183,7 @@ impl Drop for Client {
 async fn questions(
     home: Result<&Arc<dyn Home>, &Fault>,
     allowed: Allowed,
+    registered: Arc<Registered>,
     read: impl AsyncRead + Unpin,
     outbox: &Arc<Outbox>,
     open: &mut Option<Client>,
@@ -199,16 +204,20 @@ async fn questions(
             Kind::Ask => {
                 let ask = postcard::from_bytes(&message.head).map_err(|error| invalid(&error.to_string()))?;
                 let reply = Reply::new(outbox, message.request);
+                let counts = Arc::clone(&registered.counts);
+                counts.asked(message.len());
                 match (&*open, ask) {
                     (None, Ask::Hello(hello)) => match home {
                         Ok(home) => {
+                            counts.greeted(&hello.program);
+                            counts.answered();
                             let asked = Arc::clone(home);
                             let greeted = tokio::task::spawn_blocking(move || greet(&*asked, &hello));
                             let welcome = Answer::Welcome(greeted.await.map_err(io::Error::other)??);
                             reply.send(&welcome, Vec::new(), false);
                             reader.set_limits(Limits::PEER);
-                            let stores = Arc::new(Stores::new(Arc::clone(home), allowed));
-                            let queue = Queue::start(Arc::clone(&stores))?;
+                            let stores = Arc::new(Stores::new(Arc::clone(home), allowed).of(&registered));
+                            let queue = Queue::start(Arc::clone(&stores), counts)?;
                             *open = Some(Client { stores, queue });
                         }
                         Err(fault) => {
@@ -234,6 +243,7 @@ async fn questions(
                             let answer = move || {
                                 stores.answer(ask, &message.body, &reply);
                                 asked.fetch_sub(1, Ordering::SeqCst);
+                                counts.answered();
                                 drop(permit);
                             };
                             let _ = tokio::task::spawn_blocking(answer).await;
@@ -289,6 +299,7 @@ fn is_ordered(ask: &Ask) -> bool {
 struct Queue {
     sender: Option<mpsc::Sender<Waiting>>,
     waiting: Arc<WaitingBytes>,
+    counts: Arc<Counts>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -327,21 +338,24 @@ impl Drop for Queue {
 }
 
 impl Queue {
-    fn start(stores: Arc<Stores>) -> io::Result<Self> {
+    fn start(stores: Arc<Stores>, counts: Arc<Counts>) -> io::Result<Self> {
         let (sender, receiver) = mpsc::channel::<Waiting>();
         let waiting = Arc::<WaitingBytes>::default();
         let done = Arc::clone(&waiting);
+        let answered = Arc::clone(&counts);
         let thread = move || {
             for (ask, head_bytes, body, reply) in receiver {
                 // Before the answer, after which the client may send as much again.
                 done.remove(head_bytes, body.len());
                 stores.answer(ask, &body, &reply);
+                answered.answered();
             }
         };
         let thread = std::thread::Builder::new().name("vbk-serve".into()).spawn(thread)?;
         Ok(Self {
             sender: Some(sender),
             waiting,
+            counts,
             thread: Some(thread),
         })
     }
@@ -350,6 +364,9 @@ impl Queue {
     fn add(&self, ask: Ask, head_bytes: usize, body: Vec<u8>, reply: Reply) -> io::Result<()> {
         if !self.waiting.add(head_bytes, body.len()) {
             return Err(invalid("more puts at once than the server allows"));
+        }
+        if let Ask::Put { .. } | Ask::PutNodes { .. } = ask {
+            self.counts.put(body.len());
         }
         let sent = self
             .sender

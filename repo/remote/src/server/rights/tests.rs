@@ -69,7 +69,8 @@ fn needs(ask: &Ask) -> Needs {
         | Ask::Listing { .. }
         | Ask::Lookup { .. }
         | Ask::Forgotten(_)
-        | Ask::Stop(_) => Needs::Any,
+        | Ask::Stop(_)
+        | Ask::Status => Needs::Any,
         Ask::Get { .. } => Needs::Blocks,
         Ask::Survey { .. } | Ask::DiskUsage | Ask::CheckTables(_) => Needs::WholeStore,
         Ask::Write { .. }
@@ -192,6 +193,7 @@ fn questions(store: Handle, new: Handle, id: BlockId) -> Vec<(Ask, Vec<u8>)> {
         plain(Ask::CheckTables(0)),
         (Ask::CompareNodes(store), [id.0, id.0].concat()),
         plain(Ask::Forgotten(store)),
+        plain(Ask::Status),
     ]
 }
 
