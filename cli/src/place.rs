@@ -62,6 +62,40 @@ pub fn local(name: &Path) -> Result<&Path> {
     }
 }
 
+/// Returns the message for a command that needs the files of a repository on another host; `None` for a directory of this
+/// machine.
+pub fn command_there(name: &Path, command: &str) -> Result<Option<String>> {
+    let there = match address(name).map_err(Error::Usage)? {
+        None => return Ok(None),
+        Some(Address::Vbk(address)) => {
+            let dir = match &address.repository {
+                None => "the repository's directory".to_owned(),
+                Some(name) => format!("the directory {name} below the one that is served"),
+            };
+            format!("`vbk {command} DIR`, where DIR is {dir}")
+        }
+        Some(Address::Ssh(address)) => {
+            let port = address.port.map(|port| format!("-p {port} ")).unwrap_or_default();
+            // Two shells read it: the one here, and the one there.
+            let path = quoted(&quoted(&address.path));
+            format!("`ssh -t {port}{} vbk {command} {path}`", quoted(&address.destination()))
+        }
+    };
+    Ok(Some(format!(
+        "{} is on another host, and {command} needs the repository's files; run it there: {there}",
+        name.display()
+    )))
+}
+
+/// Quotes a word for a shell, if it needs that.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-@:,+%".contains(c);
+    match !word.is_empty() && word.chars().all(is_plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
 /// Connects to a repository on another host, but for one that is reached over TLS: see [`server`]. `None` for a directory of this
 /// machine.
 pub fn connect(name: &Path, ssh: &Ssh, again: Again) -> vbk_repo::Result<Option<RemoteHome>> {
@@ -120,6 +154,24 @@ mod tests {
         assert!(valid(Path::new("ssh://host")).is_err());
         for name in ["/srv/a:b", "./a:b", "../a:b", "repo", "srv/a:b", "", "/", "a@b/repo"] {
             assert_eq!(local(Path::new(name)).expect(name), Path::new(name));
+        }
+    }
+
+    #[test]
+    fn a_command_for_another_host_is_quoted_for_both_shells() {
+        let there = |name: &str| command_there(Path::new(name), "repair").expect("is valid");
+        assert_eq!(there("/srv/vbk"), None);
+        for (name, command) in [
+            ("ssh://backup@dc2/srv/vbk", "`ssh -t backup@dc2 vbk repair /srv/vbk`"),
+            ("ssh://dc2:2222/~/a", "`ssh -t -p 2222 dc2 vbk repair a`"),
+            ("ssh://dc2/a b", r"`ssh -t dc2 vbk repair ''\''/a b'\'''`"),
+            (
+                "vbk://dc2/shop",
+                "`vbk repair DIR`, where DIR is the directory shop below",
+            ),
+        ] {
+            let said = there(name).expect("is elsewhere");
+            assert!(said.contains(command), "{said}");
         }
     }
 

@@ -25,7 +25,7 @@ pub use self::view::View;
 pub use self::writing::{Committed, Writer};
 use crate::block::BlockSize;
 use crate::error::{Error, Result};
-use crate::keys::{self, Keys, Unlock};
+use crate::keys::{self, Keys, PassphraseCost, SlotInfo, Unlock};
 use crate::standing::Standing;
 use crate::store::checked::Checked;
 use crate::store::encrypted::Encrypted;
@@ -139,9 +139,7 @@ impl Repository {
     /// Opens an encrypted repository's keys. Takes a second or so with a passphrase.
     pub fn unlock(mut self, way: &Unlock) -> Result<Self> {
         if !self.is_encrypted() {
-            return Err(Error::NotEncrypted {
-                path: self.owned_path(),
-            });
+            return Err(self.not_encrypted());
         }
         self.keys = Some(match self.home.unlock(way, self.key_check.as_deref()) {
             Err(refused @ Error::WrongKey { .. }) => {
@@ -159,13 +157,36 @@ impl Repository {
         Ok(self)
     }
 
+    /// The key slots of an encrypted repository, in the order of their names. A damaged one is an error that names its file.
+    pub fn key_slots(&self) -> Result<Vec<Result<SlotInfo>>> {
+        match self.directory {
+            Some(_) => keys::slots(self.path()),
+            None => Ok(keys::slots_of(self.path(), &self.home.key_slots()?)),
+        }
+    }
+
+    /// Adds a key slot that opens with `way`; see [`keys::add`]. The key leaves this machine only sealed in the slot.
+    pub fn add_key(&self, name: &str, way: &Unlock, cost: PassphraseCost) -> Result<()> {
+        let keys = self.keys.as_ref().ok_or_else(|| self.not_encrypted())?;
+        match self.directory {
+            Some(_) => keys::add(self.path(), name, keys, way, cost),
+            None => self.home.add_key_slot(&keys::seal(name, keys, way, cost)?),
+        }
+    }
+
     /// Removes a key slot; see [`keys::remove`].
     pub fn remove_key(&self, name: &str, way: &Unlock) -> Result<()> {
-        match &self.key_check {
-            Some(check) => keys::remove(self.local_path()?, name, way, check),
-            None => Err(Error::NotEncrypted {
-                path: self.owned_path(),
-            }),
+        let check = self.key_check.as_ref().ok_or_else(|| self.not_encrypted())?;
+        if self.directory.is_some() {
+            return keys::remove(self.path(), name, way, check);
+        }
+        let stays = keys::opened_without(self.path(), &self.home.key_slots()?, name, way, check)?;
+        self.home.remove_key_slot(name, stays.as_ref())
+    }
+
+    fn not_encrypted(&self) -> Error {
+        Error::NotEncrypted {
+            path: self.owned_path(),
         }
     }
 
@@ -299,9 +320,9 @@ impl Repository {
         self.home.check_tables(view)
     }
 
-    /// Reads everything that is stored and compares it with its checksums: see [`Directory::check_stored`].
+    /// Reads everything that is stored and compares it with its checksums: see [`Home::check_stored`].
     pub fn check_stored(&self, cancel: &AtomicBool, each: &mut dyn FnMut(String)) -> Result<u64> {
-        self.directory()?.check_stored(cancel, each)
+        self.home.check_stored(cancel, each)
     }
 
     /// Makes the newest view's name durable: see [`Directory::settle`].

@@ -119,8 +119,9 @@ fn every_command_works_with_a_repository_behind_tls() {
     main_job(&lab);
     // They need the files of the repository.
     lab.run(args!["repair"])
-        .code(1)
-        .says(&["vbk://127.0.0.1", "run this command there"]);
+        .code(2)
+        .says(&["vbk://127.0.0.1", "`vbk repair DIR`, where DIR is"]);
+    lab.ok(args!["verify", "--without-key"]);
     lab.run(args!["init"]).code(2).says(&["is made there"]);
     lab.run(args!["token", "list"]).code(2).says(&["made there"]);
     server.stop();
@@ -216,7 +217,7 @@ fn a_server_tells_who_is_connected_and_who_was_and_other_clients_only_themselves
     let client = &told["clients"][0];
     assert_eq!(
         (str_of(client, "way"), str_of(client, "command")),
-        ("tls", "backup"),
+        ("tls".into(), "backup".into()),
         "{told}"
     );
     assert!(
@@ -229,7 +230,7 @@ fn a_server_tells_who_is_connected_and_who_was_and_other_clients_only_themselves
     // The same on the server itself, whose own way to the store is no client.
     let local = || {
         let said = lab.start_bare(args!["--repo", lab.repo(), "--json", "status"]).wait();
-        serde_json::from_str::<serde_json::Value>(&said.stdout).expect("JSON")
+        serde_json::from_slice::<serde_json::Value>(&said.stdout).expect("JSON")
     };
     assert!(
         wait_until(Duration::from_secs(20), || names(&local()) == ["web"]),
@@ -246,7 +247,7 @@ fn a_server_tells_who_is_connected_and_who_was_and_other_clients_only_themselves
     let token = &local()["tokens"][2];
     assert_eq!(
         (str_of(token, "name"), str_of(token, "last_address")),
-        ("web", "127.0.0.1")
+        ("web".into(), "127.0.0.1".into())
     );
     assert!(
         token["is_connected"] == false && token["last_seen"].is_string(),

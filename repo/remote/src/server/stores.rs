@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 use vbk_repo::id::{BlockId, NodeId};
+use vbk_repo::keys::SlotFile;
 use vbk_repo::repository::home::{Home, Keeper, Snapshot};
 use vbk_repo::repository::prune_without_key;
 use vbk_repo::store::door::Door;
@@ -19,7 +20,9 @@ use super::session::Reply;
 use super::status;
 use crate::body;
 use crate::client::node_sum;
-use crate::message::{Answer, Ask, Fault, Handle, MAX_NAMES, MAX_NODES, MAX_PAGES, MAX_SUMS};
+use crate::message::{
+    Answer, Ask, Fault, Handle, MAX_FINDING, MAX_FINDINGS, MAX_NAMES, MAX_NODES, MAX_PAGES, MAX_SUMS,
+};
 
 /// Stores that one client may have open.
 const MAX_STORES: usize = 256;
@@ -215,6 +218,19 @@ impl Stores {
                 alone(Answer::Done)
             }
             Ask::Status => alone(report(&status::of(&*self.home, &self.registered)?)),
+            Ask::Check(store) => {
+                let open = self.store(store)?;
+                alone(check(&*self.home, &open.stop, reply)?)
+            }
+            Ask::AddSlot(name, bytes) => {
+                self.home.add_key_slot(&SlotFile { name, bytes })?;
+                alone(Answer::Done)
+            }
+            Ask::RemoveSlot { name, stays } => {
+                let stays = stays.map(|(name, bytes)| SlotFile { name, bytes });
+                self.home.remove_key_slot(&name, stays.as_ref())?;
+                alone(Answer::Done)
+            }
             Ask::DiskUsage => alone(report(&self.home.disk_usage()?)),
             Ask::CheckTables(view) => alone(report(&self.home.check_tables(view)?)),
             Ask::Listing { store, records, notes } => {
@@ -438,6 +454,19 @@ fn opens(ask: &Ask) -> Option<Handle> {
 
 fn report(value: &impl Serialize) -> Answer {
     Answer::Report(serde_json::to_string(value).expect("plain fields"))
+}
+
+/// Checks what is stored, and sends each damage that is found.
+fn check(home: &dyn Home, stop: &AtomicBool, reply: &Reply) -> Result<Answer> {
+    let mut found = 0;
+    let bytes = home.check_stored(stop, &mut |finding| {
+        found += 1;
+        if found <= MAX_FINDINGS {
+            let finding = finding.chars().take(MAX_FINDING).collect();
+            reply.send(&Answer::Findings(vec![finding]), Vec::new(), true);
+        }
+    })?;
+    Ok(Answer::Checked { bytes, found })
 }
 
 fn notes_of(notes: Vec<(String, Option<Vec<u8>>)>) -> Vec<Note> {

@@ -50,6 +50,8 @@ enum Needs {
     WholeStore,
     Adds,
     Manages,
+    /// No token has it.
+    Administrator,
 }
 
 /// Says what each question needs. A new question has to be added here: the match has no `_` arm.
@@ -72,7 +74,7 @@ fn needs(ask: &Ask) -> Needs {
         | Ask::Stop(_)
         | Ask::Status => Needs::Any,
         Ask::Get { .. } => Needs::Blocks,
-        Ask::Survey { .. } | Ask::DiskUsage | Ask::CheckTables(_) => Needs::WholeStore,
+        Ask::Survey { .. } | Ask::DiskUsage | Ask::CheckTables(_) | Ask::Check(_) => Needs::WholeStore,
         Ask::Write { .. }
         | Ask::Put { .. }
         | Ask::PutNodes { .. }
@@ -82,6 +84,8 @@ fn needs(ask: &Ask) -> Needs {
         | Ask::Publish(_)
         | Ask::Room(_) => Needs::Adds,
         Ask::Manage { .. } | Ask::Amend { .. } | Ask::Condemn(_) | Ask::Pardon(_) | Ask::Prune { .. } => Needs::Manages,
+        Ask::AddSlot(..) => Needs::Manages,
+        Ask::RemoveSlot { .. } => Needs::Administrator,
     }
 }
 
@@ -194,6 +198,12 @@ fn questions(store: Handle, new: Handle, id: BlockId) -> Vec<(Ask, Vec<u8>)> {
         (Ask::CompareNodes(store), [id.0, id.0].concat()),
         plain(Ask::Forgotten(store)),
         plain(Ask::Status),
+        plain(Ask::Check(store)),
+        plain(Ask::AddSlot("new".into(), Vec::new())),
+        plain(Ask::RemoveSlot {
+            name: "key".into(),
+            stays: None,
+        }),
     ]
 }
 
