@@ -217,7 +217,7 @@ fn a_server_tells_who_is_connected_and_who_was_and_other_clients_only_themselves
     let client = &told["clients"][0];
     assert_eq!(
         (str_of(client, "way"), str_of(client, "command")),
-        ("tls".into(), "backup".into()),
+        ("tls".into(), "backup web1".into()),
         "{told}"
     );
     assert!(

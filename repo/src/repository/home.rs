@@ -194,6 +194,18 @@ impl<S: StoreManager + 'static> Home for StoreHome<S> {
         Ok(Vec::new())
     }
 
+    fn check_stored(&self, _cancel: &AtomicBool, _each: &mut dyn FnMut(String)) -> Result<u64> {
+        Ok(0)
+    }
+
+    fn add_key_slot(&self, _slot: &SlotFile) -> Result<()> {
+        Ok(())
+    }
+
+    fn remove_key_slot(&self, _name: &str, _stays: Option<&SlotFile>) -> Result<()> {
+        Ok(())
+    }
+
     fn read_as_it_is(&self) -> Result<Option<Snapshot>> {
         self.read().map(Some)
     }

@@ -296,7 +296,7 @@ impl Home for RemoteHome {
     }
 
     fn write(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreWriter>> {
-        let command = command.to_owned();
+        let command = self.told(command);
         let ask = move |store| Ask::Write {
             store,
             command: command.clone(),
@@ -306,7 +306,7 @@ impl Home for RemoteHome {
     }
 
     fn manage(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreManager>> {
-        let command = command.to_owned();
+        let command = self.told(command);
         let ask = move |store| Ask::Manage {
             store,
             command: command.clone(),
@@ -355,6 +355,14 @@ impl RemoteHome {
             Part::Answer(Answer::Done, ..) => Ok(()),
             Part::Lost(reason) => Err(self.lost(&reason, "`vbk key list` shows if the keys were changed")),
             _ => Err(self.link.unexpected()),
+        }
+    }
+
+    /// Returns what the server is told of a command. The server of an encrypted repository does not learn of which guest it is.
+    pub(crate) fn told(&self, command: &str) -> String {
+        match &self.marker.key_check {
+            Some(_) => command.split(' ').next().unwrap_or_default().to_owned(),
+            None => command.to_owned(),
         }
     }
 

@@ -182,3 +182,13 @@ fn keys_are_added_by_those_that_manage_and_removed_by_no_token() {
     );
     assert!(Repository::open(&path).expect("opens").unlock(&second).is_ok());
 }
+
+#[test]
+fn the_server_of_an_encrypted_repository_is_not_told_of_guests() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (path, _) = encrypted(directory.path());
+    let home: Arc<dyn Home> = Arc::new(vbk_repo::repository::directory::Directory::open(&path).expect("opens"));
+    assert_eq!(remote(&home, Allowed::Add).told("backup web1"), "backup");
+    let plain = memory(BlockSize::DEFAULT);
+    assert_eq!(remote(&plain, Allowed::Add).told("backup web1"), "backup web1");
+}
