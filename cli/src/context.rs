@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
+use vbk_remote::address::SshAddress;
 use vbk_remote::client::{Again, Bandwidth, LaneOptions, RemoteHome, Ssh, Tls, local_home};
 use vbk_remote::token::Token;
 use vbk_repo::keys::Unlock;
-use vbk_repo::repository::{Manager, Repository, View, Wait, Writer};
+use vbk_repo::repository::{CreateOptions, Manager, Repository, View, Wait, Writer};
 
 use crate::args::{Global, Sources};
 use crate::config::{Config, DEFAULT_PATH};
@@ -213,7 +214,25 @@ impl<'a> Context<'a> {
             };
             return Ok(Some(tls.open(again)?));
         }
-        let ssh = Ssh {
+        let ssh = self.ssh(path)?;
+        place::connect(path, &ssh, again).map_err(|error| self.explain(error, path))
+    }
+
+    /// Makes a repository on another host, and opens it. The keys stay here.
+    pub fn create_at(&self, address: &SshAddress, options: &CreateOptions) -> Result<Repository> {
+        let name = address.to_string();
+        let path = Path::new(&name);
+        self.ssh(path)?.create(address, &options.sealed()?)?;
+        let repository = self.open_at(path)?;
+        Ok(match &options.encryption {
+            Some((keys, _)) => repository.with_keys(keys.clone()),
+            None => repository,
+        })
+    }
+
+    /// The way to another host; also to none, which then is not used.
+    fn ssh(&self, path: &Path) -> Result<Ssh> {
+        Ok(Ssh {
             rsh: self.global.rsh.clone(),
             remote_program: self.global.remote_path.clone(),
             is_silent: machine::is_background(),
@@ -222,8 +241,7 @@ impl<'a> Context<'a> {
                 true => self.bandwidth()?,
                 false => Bandwidth::default(),
             },
-        };
-        place::connect(path, &ssh, again).map_err(|error| self.explain(error, path))
+        })
     }
 
     fn bandwidth(&self) -> Result<Bandwidth> {

@@ -56,8 +56,22 @@ pub fn local(name: &Path) -> Result<&Path> {
     match is_address(name) {
         false => valid(name),
         true => Err(Error::Usage(format!(
-            "{} is on another host; a repository is made there: `vbk init DIRECTORY`",
+            "{} is on another host; run this command there, with the directory",
             name.display()
+        ))),
+    }
+}
+
+/// Returns the address of a new repository, if it is on another host that ssh reaches; `None` for a directory of this machine. A
+/// token is of one repository, so there is none by which another could be made.
+pub fn new_elsewhere(name: &Path) -> Result<Option<SshAddress>> {
+    match address(valid(name)?).map_err(Error::Usage)? {
+        None => Ok(None),
+        Some(Address::Ssh(address)) => Ok(Some(address)),
+        Some(Address::Vbk(address)) => Err(Error::Usage(format!(
+            "{address} is on another host, and a token is for a repository that there is; a new one is made there: `vbk init \
+             DIRECTORY`, or from here by ssh: `vbk init ssh://{}/DIRECTORY`",
+            address.host
         ))),
     }
 }
@@ -181,7 +195,7 @@ mod tests {
             let address = Path::new(address);
             assert_eq!(valid(address).expect("is valid"), address);
             let refused = local(address).expect_err("is no directory").to_string();
-            assert!(refused.contains("vbk init"), "{refused}");
+            assert!(refused.contains("run this command there"), "{refused}");
         }
         for address in ["vbk://", "vbk://dc2/a/b"] {
             let refused = valid(Path::new(address)).expect_err(address).to_string();

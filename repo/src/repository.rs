@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 pub use self::directory::LAYOUT_FORMAT;
+pub use self::directory::create::{SealedKeys, SealedOptions};
 pub use self::home::{DiskUsage, Pruned, Reserve, Wait};
 pub use self::managing::{Change, Manager, prune_without_key};
 pub use self::sealed::{SealedView, SealedWriter};
@@ -71,16 +72,22 @@ impl Repository {
     /// Makes a repository in a new or empty directory. Durable when this returns; when it fails nothing is left.
     pub fn create(path: &Path, options: &CreateOptions) -> Result<Self> {
         Self::check_place(path)?;
-        let (path, id) = create::make(path, options)?;
         let keys = options.encryption.as_ref().map(|(keys, _)| keys.clone());
-        let marker = Marker {
-            id: Some(id),
-            key_check: keys.as_ref().map(Keys::check),
-        };
         Ok(Self {
             keys,
-            ..Self::in_directory(Directory::made(path, marker))
+            ..Self::create_sealed(path, &options.sealed()?)?
         })
+    }
+
+    /// The same without the keys: for a client elsewhere that has them. Returns the repository locked.
+    pub fn create_sealed(path: &Path, options: &SealedOptions) -> Result<Self> {
+        Self::check_place(path)?;
+        let (path, id) = create::make(path, options)?;
+        let marker = Marker {
+            id: Some(id),
+            key_check: options.encryption.as_ref().map(|keys| keys.check.clone()),
+        };
+        Ok(Self::in_directory(Directory::made(path, marker)))
     }
 
     /// An error unless a repository can be made there: see [`Directory::check_place`].

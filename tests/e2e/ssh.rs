@@ -108,7 +108,7 @@ fn every_command_works_with_a_repository_behind_ssh() {
     let checked = lab.json(args!["verify", "--without-key"]);
     assert!(u64_of(&checked, "bytes") > MIB, "{checked}");
     assert_eq!(checked["damage"], serde_json::json!([]), "{checked}");
-    lab.run(args!["init"]).code(2).says(&["is made there"]);
+    lab.run(args!["init"]).code(1).says(&["already", "repository"]);
     let status = lab.json(args!["status"]);
     let own = &status["clients"][0];
     assert_eq!(
@@ -148,6 +148,50 @@ fn an_encrypted_repository_is_pruned_by_a_server_without_its_key() {
     lab.ok(keyed(args!["restore", "web1@latest", restored]));
     assert_same(&disk, &restored);
     lab.run(args!["list"]).code(1).says(&["encrypted"]);
+}
+
+#[test]
+fn a_repository_is_made_on_another_host_and_its_key_here() {
+    for is_encrypted in [false, true] {
+        let mut lab = Lab::without_repo();
+        let sshd = Sshd::start(&lab);
+        let key = lab.path("key");
+        let with_key = |more: Vec<std::ffi::OsString>| match is_encrypted {
+            true => [args!["--key-file", key], more].concat(),
+            false => more,
+        };
+        let init = |more: Vec<std::ffi::OsString>| match is_encrypted {
+            true => [with_key(args!["init", "--encrypt", "--no-recovery-key"]), more].concat(),
+            false => [args!["init"], more].concat(),
+        };
+        // A forced command makes none, whatever the address says.
+        lab.use_remote(sshd.way("backup", lab.repo()));
+        lab.run(init(args![])).code(1).says(&["is not a vbk repository"]);
+        assert!(!lab.repo().exists());
+        lab.use_remote(sshd.way("all", lab.repo()));
+        lab.ok(init(args!["--block-size", "128K"]));
+        let disk = disk(&lab);
+        lab.ok(with_key(args!["backup", "web1", disk]));
+        let again = lab.path("again.img");
+        lab.ok(with_key(args!["restore", "web1@latest", again]));
+        assert_same(&disk, &again);
+        lab.ok(with_key(args!["verify"]));
+        lab.run(init(args![])).code(1).says(&["already"]);
+        lab.use_remote(sshd.way("backup", Path::new("/elsewhere")));
+        lab.run(init(args![]))
+            .code(1)
+            .says(&["does not let this client make a repository"]);
+        lab.use_remote(sshd.way("all", &lab.path("no/such/parent")));
+        lab.run(init(args![])).code(1).says(&["parent"]);
+        lab.ok(init(args!["--parents"]));
+        // Nothing that opens it is there.
+        let local = lab
+            .start_bare(args!["--repo", lab.repo(), "verify", "--without-key"])
+            .wait();
+        local.done();
+        let listed = lab.start_bare(args!["--repo", lab.repo(), "list"]).wait();
+        assert_eq!(listed.status.code(), Some(i32::from(is_encrypted)), "{listed}");
+    }
 }
 
 #[test]

@@ -122,7 +122,9 @@ fn every_command_works_with_a_repository_behind_tls() {
         .code(2)
         .says(&["vbk://127.0.0.1", "`vbk repair DIR`, where DIR is"]);
     lab.ok(args!["verify", "--without-key"]);
-    lab.run(args!["init"]).code(2).says(&["is made there"]);
+    lab.run(args!["init"])
+        .code(2)
+        .says(&["is made there", "vbk init ssh://127.0.0.1/"]);
     lab.run(args!["token", "list"]).code(2).says(&["made there"]);
     server.stop();
     lab.run(args!["list"])
@@ -225,8 +227,8 @@ fn a_server_tells_who_is_connected_and_who_was_and_other_clients_only_themselves
         "{told}"
     );
     lab.run(args!["status"])
-        .code(0)
-        .says(&["web", "tls 127.0.0.1", "backup", "never"]);
+        .done()
+        .tells(&["web", "tls 127.0.0.1", "backup", "never"]);
     // The same on the server itself, whose own way to the store is no client.
     let local = || {
         let said = lab.start_bare(args!["--repo", lab.repo(), "--json", "status"]).wait();
@@ -258,7 +260,7 @@ fn a_server_tells_who_is_connected_and_who_was_and_other_clients_only_themselves
     lab.start_bare(args!["--repo", lab.repo(), "status"])
         .wait()
         .done()
-        .says(&["TOKEN", "127.0.0.1"]);
+        .tells(&["TOKEN", "127.0.0.1"]);
 }
 
 #[test]

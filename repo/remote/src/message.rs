@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use vbk_repo::block::PAGE_BYTES;
 use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::repository::home::Room;
-use vbk_repo::repository::{Pruned, Reserve};
+use vbk_repo::repository::{Pruned, Reserve, SealedOptions};
 use vbk_repo::store::{PruneOptions, Terms};
 use vbk_repo::{Error, ErrorKind};
 
@@ -192,6 +192,8 @@ pub(crate) enum Ask {
         name: String,
         stays: Option<(String, Vec<u8>)>,
     },
+    /// Makes the repository, in the place of [`Ask::Hello`]: [`Answer::Done`], and the end of the connection.
+    Create(SealedOptions),
 }
 
 /// A record in a listing: its key and length, the seconds of its commit, and whether its own time is not believed.

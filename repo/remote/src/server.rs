@@ -36,6 +36,7 @@ pub use listen::Server;
 pub use policy::Policy;
 pub use quota::Quota;
 pub use rights::Allowed;
+pub use session::Make;
 pub use status::connected;
 pub use tokens::{Entry as TokenEntry, Tokens};
 
@@ -46,7 +47,9 @@ const LAST_ANSWERS: Duration = Duration::from_secs(10);
 
 /// Serves a client on the process's standard input and output until it hangs up. Nothing else may use these. A home that could
 /// not be opened is an error that the client shows. What the client changes gets into the audit log of the repository.
-pub fn serve_stdio(home: vbk_repo::Result<Arc<dyn Home>>, admission: &Admission) -> io::Result<()> {
+///
+/// `make` makes the repository where there is none, for a client that asks for it. It counts for an administrator alone.
+pub fn serve_stdio(home: vbk_repo::Result<Arc<dyn Home>>, admission: &Admission, make: Arc<Make>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -64,6 +67,7 @@ pub fn serve_stdio(home: vbk_repo::Result<Arc<dyn Home>>, admission: &Admission)
         home.as_ref(),
         admission.rights,
         registered,
+        admission.is_administrator.then_some(make),
         tokio::io::stdin(),
         tokio::io::stdout(),
     ));
@@ -94,5 +98,5 @@ pub async fn serve(
         quota: Quota::default(),
     };
     let home = limited::limit(Arc::clone(home), &admission, None).expect("all guests are no limit");
-    session::run(Ok(&home), allowed, Registered::nobody(), read, write).await
+    session::run(Ok(&home), allowed, Registered::nobody(), None, read, write).await
 }

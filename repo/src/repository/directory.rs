@@ -9,12 +9,12 @@
 //! | `spare/` | second copies of the store's tables, see `second_copies.rs` |
 //! | `lock` | held by the writer, see [`lock`] |
 //! | `serve.sock`, `serve.lock` | while a process has the repository open for all writers of this machine, see [`shared`] |
-//! | `serve/` | the key and the tokens of a server |
+//! | `serve/` | the key and the tokens of a server, its logs, and its clients |
 //! | `ballast` | room for a prune on a full disk, see `ballast.rs` |
 
 pub mod activity;
 mod ballast;
-pub(super) mod create;
+pub mod create;
 pub mod disk_usage;
 mod files;
 pub mod lock;

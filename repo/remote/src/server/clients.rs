@@ -150,10 +150,10 @@ async fn serve<L: Listener>(
                     _ = stop.wait_for(|stop| *stop) => "the server is shutting down".to_owned(),
                 }
             };
-            session::run(Ok(&home), allowed, registered, Until::new(read, ended), write).await
+            session::run(Ok(&home), allowed, registered, None, Until::new(read, ended), write).await
         }
         Err(fault) => {
-            let refused = session::run(Err(&fault), allowed, registered, read, write);
+            let refused = session::run(Err(&fault), allowed, registered, None, read, write);
             timeout(KNOWN_WITHIN, refused).await.unwrap_or(Ok(()))
         }
     }

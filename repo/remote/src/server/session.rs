@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 use vbk_repo::ErrorKind;
+use vbk_repo::repository::SealedOptions;
 use vbk_repo::repository::home::Home;
 
 use super::Allowed;
@@ -34,6 +35,9 @@ const AT_ONCE: usize = 16;
 const OPENINGS: usize = 4;
 /// Questions without an answer yet; a client that has more breaks the protocol.
 const MAX_ASKED: usize = 4096;
+
+/// Makes the repository that is served, for an administrator.
+pub type Make = dyn Fn(&SealedOptions) -> vbk_repo::Result<()> + Send + Sync;
 
 /// Where the answers to one question go.
 pub(super) struct Reply {
@@ -78,6 +82,7 @@ pub(super) async fn run(
     home: Result<&Arc<dyn Home>, &Fault>,
     allowed: Allowed,
     registered: Registered,
+    make: Option<Arc<Make>>,
     read: impl AsyncRead + Unpin,
     mut write: impl AsyncWrite + Unpin,
 ) -> io::Result<()> {
@@ -98,7 +103,7 @@ pub(super) async fn run(
         let ended = async {
             let noise = timeout(DEAD_AFTER, read_preamble(&mut read)).await?;
             noise.inspect_err(|error| last_words(&outbox, error))?;
-            listen(home, allowed, registered, read, &outbox).await
+            listen(home, allowed, registered, make, read, &outbox).await
         };
         let ended = ended.await;
         outbox.close();
@@ -138,11 +143,12 @@ async fn listen(
     home: Result<&Arc<dyn Home>, &Fault>,
     allowed: Allowed,
     registered: Registered,
+    make: Option<Arc<Make>>,
     read: impl AsyncRead + Unpin,
     outbox: &Arc<Outbox>,
 ) -> io::Result<()> {
     let mut open: Option<Client> = None;
-    let ended = questions(home, allowed, Arc::new(registered), read, outbox, &mut open).await;
+    let ended = questions(home, allowed, Arc::new(registered), make, read, outbox, &mut open).await;
     if let Err(error) = &ended {
         last_words(outbox, error);
     }
@@ -184,6 +190,7 @@ async fn questions(
     home: Result<&Arc<dyn Home>, &Fault>,
     allowed: Allowed,
     registered: Arc<Registered>,
+    make: Option<Arc<Make>>,
     read: impl AsyncRead + Unpin,
     outbox: &Arc<Outbox>,
     open: &mut Option<Client>,
@@ -225,7 +232,24 @@ async fn questions(
                             return Ok(());
                         }
                     },
-                    (None, _) | (Some(_), Ask::Hello(_)) => return Err(invalid("a greeting in the wrong place")),
+                    (None, Ask::Create(options)) => {
+                        let made = match (make, home) {
+                            (Some(make), _) => {
+                                let made = tokio::task::spawn_blocking(move || make(&options));
+                                made.await
+                                    .map_err(io::Error::other)?
+                                    .map_err(|error| Fault::from(&error))
+                            }
+                            (None, Err(fault)) => Err(fault.clone()),
+                            (None, Ok(_)) => Err(makes_none()),
+                        };
+                        let answer = made.map_or_else(Answer::Failed, |()| Answer::Done);
+                        reply.send(&answer, Vec::new(), false);
+                        return Ok(());
+                    }
+                    (None, _) | (Some(_), Ask::Hello(_) | Ask::Create(_)) => {
+                        return Err(invalid("a greeting in the wrong place"));
+                    }
                     (Some(client), ask) if is_ordered(&ask) => {
                         client.queue.add(ask, message.head.len(), message.body, reply)?
                     }
@@ -253,6 +277,13 @@ async fn questions(
             }
         }
     }
+}
+
+/// The answer to a client that may not make a repository.
+fn makes_none() -> Fault {
+    let what =
+        "the server does not let this client make a repository; who logs in there by ssh without a forced command can";
+    Fault::Other(ErrorKind::Denied, what.to_owned())
 }
 
 /// Agrees on a version with a client.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use vbk_repo::block::BlockSize;
 use vbk_repo::codec::{Compression, Sealer};
 use vbk_repo::id::BlockId;
-use vbk_repo::repository::Reserve;
 use vbk_repo::repository::home::{Home, StoreHome};
+use vbk_repo::repository::{Reserve, SealedOptions};
 use vbk_repo::store::memory::MemoryStore;
 use vbk_repo::store::{Note, PruneOptions, Record, StoreReader, StoreWriter, Terms};
 
@@ -57,7 +57,7 @@ enum Needs {
 /// Says what each question needs. A new question has to be added here: the match has no `_` arm.
 fn needs(ask: &Ask) -> Needs {
     match ask {
-        Ask::Hello(_) => Needs::Nobody,
+        Ask::Hello(_) | Ask::Create(_) => Needs::Nobody,
         Ask::Newest
         | Ask::KeySlots
         | Ask::CheckReserve(_)
@@ -204,6 +204,12 @@ fn questions(store: Handle, new: Handle, id: BlockId) -> Vec<(Ask, Vec<u8>)> {
             name: "key".into(),
             stays: None,
         }),
+        plain(Ask::Create(SealedOptions {
+            block_size: BlockSize::DEFAULT,
+            features: Vec::new(),
+            parents: true,
+            encryption: None,
+        })),
     ]
 }
 
