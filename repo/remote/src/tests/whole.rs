@@ -57,14 +57,14 @@ impl Home for Checked {
     }
     fn check_stored(&self, cancel: &AtomicBool, each: &mut dyn FnMut(String)) -> Result<u64> {
         (0..self.findings).for_each(|number| each(format!("block {number} is damaged")));
-        while self.is_endless {
-            if cancel.load(Ordering::SeqCst) {
-                self.was_stopped.store(true, Ordering::SeqCst);
-                return Err(Error::Interrupted);
-            }
+        if !self.is_endless {
+            return Ok(77);
+        }
+        while !cancel.load(Ordering::SeqCst) {
             std::thread::yield_now();
         }
-        Ok(77)
+        self.was_stopped.store(true, Ordering::SeqCst);
+        Err(Error::Interrupted)
     }
     fn read_as_it_is(&self) -> Result<Option<Snapshot>> {
         self.inner.read_as_it_is()
