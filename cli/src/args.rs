@@ -262,7 +262,7 @@ pub enum Command {
     Copy(CopyArgs),
     /// Show the content of the repository by guest, and its size
     Stats,
-    /// Show the processes that use the repository, and its size on disk
+    /// Show who uses the repository, here and over the network, and its size on disk
     Status,
     /// Manage the keys of an encrypted repository
     #[command(subcommand)]
@@ -276,7 +276,7 @@ pub enum Command {
     /// Accept a repository that is not the one this host knows
     #[command(after_help = trust::HELP)]
     Trust(TrustArgs),
-    /// Repair damage, as far as the content is found elsewhere
+    /// Repair damage, as far as the content is found elsewhere. Runs where the repository is
     Repair(RepairArgs),
     /// Let another host use a repository of this one
     #[command(after_help = serve::HELP)]

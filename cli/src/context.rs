@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
-use vbk_remote::client::{Again, Bandwidth, LaneOptions, Ssh, Tls};
+use vbk_remote::address::SshAddress;
+use vbk_remote::client::{Again, Bandwidth, LaneOptions, RemoteHome, Ssh, Tls, local_home};
 use vbk_remote::token::Token;
 use vbk_repo::keys::Unlock;
-use vbk_repo::repository::{Manager, Repository, View, Wait, Writer};
+use vbk_repo::repository::{CreateOptions, Manager, Repository, View, Wait, Writer};
 
 use crate::args::{Global, Sources};
 use crate::config::{Config, DEFAULT_PATH};
@@ -156,11 +157,22 @@ impl<'a> Context<'a> {
     /// Opens the repository without its keys. Compares it with the memory of this host first, before anything is read from
     /// it and before a key is asked for.
     fn locked(&self, purpose: Purpose) -> Result<Repository> {
-        let path = self.repository_path()?;
-        let repository = self.open_at(path)?;
+        self.checked(self.open_at(self.repository_path()?)?, purpose)
+    }
+
+    fn checked(&self, repository: Repository, purpose: Purpose) -> Result<Repository> {
         self.check_encrypted(&repository)?;
         self.judge(&repository, &repository.standing(), purpose)?;
         Ok(repository)
+    }
+
+    /// Connects to the repository without its keys, if it is on another host; `None` for a directory of this machine.
+    pub fn locked_server(&self) -> Result<Option<Arc<RemoteHome>>> {
+        let Some(home) = self.connect(self.repository_path()?)?.map(Arc::new) else {
+            return Ok(None);
+        };
+        self.checked(Repository::at(Arc::clone(&home) as _), Purpose::Read)?;
+        Ok(Some(home))
     }
 
     fn unlocked(&self, repository: Repository) -> Result<Repository> {
@@ -176,6 +188,17 @@ impl<'a> Context<'a> {
 
     /// Opens a repository without its keys and without a look at what this host knows of it.
     pub fn open_at(&self, path: &Path) -> Result<Repository> {
+        match self.connect(path)? {
+            Some(home) => Ok(Repository::at(Arc::new(
+                home.with_cache(machine::nodes_dir().as_deref()),
+            ))),
+            // Through the process that has it open for all, if there is one.
+            None => Repository::open_through(path, local_home).map_err(|error| self.explain(error, path)),
+        }
+    }
+
+    /// Connects to a repository on another host; `None` for a directory of this machine.
+    fn connect(&self, path: &Path) -> Result<Option<RemoteHome>> {
         let again = match place::is_address(path) {
             true => self.again()?,
             false => Again::never(),
@@ -189,12 +212,27 @@ impl<'a> Context<'a> {
                 lanes,
                 bandwidth,
             };
-            let opened = tls.open(again);
-            return Ok(Repository::at(Arc::new(
-                opened?.with_cache(machine::nodes_dir().as_deref()),
-            )));
+            return Ok(Some(tls.open(again)?));
         }
-        let ssh = Ssh {
+        let ssh = self.ssh(path)?;
+        place::connect(path, &ssh, again).map_err(|error| self.explain(error, path))
+    }
+
+    /// Makes a repository on another host, and opens it. The keys stay here.
+    pub fn create_at(&self, address: &SshAddress, options: &CreateOptions) -> Result<Repository> {
+        let name = address.to_string();
+        let path = Path::new(&name);
+        self.ssh(path)?.create(address, &options.sealed()?)?;
+        let repository = self.open_at(path)?;
+        Ok(match &options.encryption {
+            Some((keys, _)) => repository.with_keys(keys.clone()),
+            None => repository,
+        })
+    }
+
+    /// The way to another host; also to none, which then is not used.
+    fn ssh(&self, path: &Path) -> Result<Ssh> {
+        Ok(Ssh {
             rsh: self.global.rsh.clone(),
             remote_program: self.global.remote_path.clone(),
             is_silent: machine::is_background(),
@@ -203,8 +241,7 @@ impl<'a> Context<'a> {
                 true => self.bandwidth()?,
                 false => Bandwidth::default(),
             },
-        };
-        place::open(path, &ssh, again).map_err(|error| self.explain(error, path))
+        })
     }
 
     fn bandwidth(&self) -> Result<Bandwidth> {

@@ -2,14 +2,11 @@
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
 
 use vbk_remote::address::{SshAddress, VbkAddress};
-use vbk_remote::client::{Again, Ssh, local_home};
-use vbk_repo::repository::Repository;
+use vbk_remote::client::{Again, RemoteHome, Ssh};
 
 use crate::exit::{Error, Result};
-use crate::machine;
 
 /// Starts of the addresses of repositories on other hosts.
 const SSH: &[u8] = b"ssh://";
@@ -59,27 +56,70 @@ pub fn local(name: &Path) -> Result<&Path> {
     match is_address(name) {
         false => valid(name),
         true => Err(Error::Usage(format!(
-            "{} is on another host; a repository is made there: `vbk init DIRECTORY`",
+            "{} is on another host; run this command there, with the directory",
             name.display()
         ))),
     }
 }
 
-/// Opens a repository by its name, but for one that is reached over TLS: see [`server`].
-pub fn open(name: &Path, ssh: &Ssh, again: Again) -> vbk_repo::Result<Repository> {
+/// Returns the address of a new repository, if it is on another host that ssh reaches; `None` for a directory of this machine. A
+/// token is of one repository, so there is none by which another could be made.
+pub fn new_elsewhere(name: &Path) -> Result<Option<SshAddress>> {
+    match address(valid(name)?).map_err(Error::Usage)? {
+        None => Ok(None),
+        Some(Address::Ssh(address)) => Ok(Some(address)),
+        Some(Address::Vbk(address)) => Err(Error::Usage(format!(
+            "{address} is on another host, and a token is for a repository that there is; a new one is made there: `vbk init \
+             DIRECTORY`, or from here by ssh: `vbk init ssh://{}/DIRECTORY`",
+            address.host
+        ))),
+    }
+}
+
+/// Returns the message for a command that needs the files of a repository on another host; `None` for a directory of this
+/// machine.
+pub fn command_there(name: &Path, command: &str) -> Result<Option<String>> {
+    let there = match address(name).map_err(Error::Usage)? {
+        None => return Ok(None),
+        Some(Address::Vbk(address)) => {
+            let dir = match &address.repository {
+                None => "the repository's directory".to_owned(),
+                Some(name) => format!("the directory {name} below the one that is served"),
+            };
+            format!("`vbk {command} DIR`, where DIR is {dir}")
+        }
+        Some(Address::Ssh(address)) => {
+            let port = address.port.map(|port| format!("-p {port} ")).unwrap_or_default();
+            // Two shells read it: the one here, and the one there.
+            let path = quoted(&quoted(&address.path));
+            format!("`ssh -t {port}{} vbk {command} {path}`", quoted(&address.destination()))
+        }
+    };
+    Ok(Some(format!(
+        "{} is on another host, and {command} needs the repository's files; run it there: {there}",
+        name.display()
+    )))
+}
+
+/// Quotes a word for a shell, if it needs that.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-@:,+%".contains(c);
+    match !word.is_empty() && word.chars().all(is_plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
+/// Connects to a repository on another host, but for one that is reached over TLS: see [`server`]. `None` for a directory of this
+/// machine.
+pub fn connect(name: &Path, ssh: &Ssh, again: Again) -> vbk_repo::Result<Option<RemoteHome>> {
     let refused = |message| vbk_repo::Error::Remote {
         kind: vbk_repo::ErrorKind::Invalid,
         message,
     };
     match address(name).map_err(refused)? {
-        // Through the process that has it open for all, if there is one.
-        None => Repository::open_through(name, local_home),
-        Some(Address::Ssh(address)) => {
-            let opened = ssh.open(&address, again)?;
-            Ok(Repository::at(Arc::new(
-                opened.with_cache(machine::nodes_dir().as_deref()),
-            )))
-        }
+        None => Ok(None),
+        Some(Address::Ssh(address)) => ssh.open(&address, again).map(Some),
         Some(Address::Vbk(address)) => Err(refused(format!("there is no token for {address}"))),
     }
 }
@@ -132,12 +172,30 @@ mod tests {
     }
 
     #[test]
+    fn a_command_for_another_host_is_quoted_for_both_shells() {
+        let there = |name: &str| command_there(Path::new(name), "repair").expect("is valid");
+        assert_eq!(there("/srv/vbk"), None);
+        for (name, command) in [
+            ("ssh://backup@dc2/srv/vbk", "`ssh -t backup@dc2 vbk repair /srv/vbk`"),
+            ("ssh://dc2:2222/~/a", "`ssh -t -p 2222 dc2 vbk repair a`"),
+            ("ssh://dc2/a b", r"`ssh -t dc2 vbk repair ''\''/a b'\'''`"),
+            (
+                "vbk://dc2/shop",
+                "`vbk repair DIR`, where DIR is the directory shop below",
+            ),
+        ] {
+            let said = there(name).expect("is elsewhere");
+            assert!(said.contains(command), "{said}");
+        }
+    }
+
+    #[test]
     fn an_address_is_valid_where_no_directory_is_needed() {
         for address in ["ssh://backup@dc2/srv/vbk", "vbk://dc2", "vbk://dc2:99/shop"] {
             let address = Path::new(address);
             assert_eq!(valid(address).expect("is valid"), address);
             let refused = local(address).expect_err("is no directory").to_string();
-            assert!(refused.contains("vbk init"), "{refused}");
+            assert!(refused.contains("run this command there"), "{refused}");
         }
         for address in ["vbk://", "vbk://dc2/a/b"] {
             let refused = valid(Path::new(address)).expect_err(address).to_string();

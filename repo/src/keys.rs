@@ -17,6 +17,7 @@
 //!
 //! A damaged slot costs only that slot. If all slots are lost, an exported key opens the repository.
 
+mod elsewhere;
 mod file;
 mod recovery;
 mod slot;
@@ -42,11 +43,15 @@ use crate::name;
 use file::KeyText;
 use slot::{Secret, Slot};
 
+pub use elsewhere::{SlotFile, opened_without, remove_file, slot_files, slots_of, unlock_files};
 pub use recovery::RecoveryKey;
 pub use slot::{PassphraseCost, SlotKind};
 
 const DIRECTORY: &str = "keys";
 const ENDING: &str = ".json";
+
+/// The most slots of a repository. A passphrase is tried on each that is for one, which takes a second.
+pub const MAX_SLOTS: usize = 64;
 
 /// The master key. Clones share it; it is zeroed when the last is dropped.
 #[derive(Clone)]
@@ -137,46 +142,10 @@ pub struct SlotInfo {
     pub created: Timestamp,
 }
 
-/// A key slot as its file has it. It opens only with its secret; an attacker who has it can try passphrases.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SlotFile {
-    /// Name of the slot.
-    pub name: String,
-    /// Content of the file.
-    pub bytes: Vec<u8>,
-}
-
-/// Returns the files of the key slots that can be read, in the order of their names.
-pub fn slot_files(repo_dir: &Path) -> Result<Vec<SlotFile>> {
-    let file = |(name, path): (String, PathBuf)| {
-        Some(SlotFile {
-            bytes: read_file(&path).ok()?,
-            name,
-        })
-    };
-    Ok(files_in(repo_dir)?.into_iter().filter_map(file).collect())
-}
-
-/// Like [`unlock`], for a repository elsewhere. `repository` is only for messages.
-pub fn unlock_files(repository: &Path, files: &[SlotFile], unlock: &Unlock, check: Option<&str>) -> Result<Keys> {
-    let slots = files
-        .iter()
-        .map(|SlotFile { name, bytes }| Found::new(name.clone(), slot_path(repository, name), Ok(bytes.clone())));
-    unlock_by(repository, slots.collect(), unlock, check)
-}
-
 /// Returns the key slots in the order of their names; a damaged one is represented by an error that names its file.
 /// Returns none if the repository is not encrypted.
 pub fn slots(repo_dir: &Path) -> Result<Vec<Result<SlotInfo>>> {
-    let info = |slot: Slot| SlotInfo {
-        name: slot.name,
-        kind: slot.kind,
-        created: slot.created,
-    };
-    Ok(read_all(repo_dir)?
-        .into_iter()
-        .map(|found| found.slot.map(info))
-        .collect())
+    Ok(read_all(repo_dir)?.into_iter().map(Found::info).collect())
 }
 
 /// Adds a slot that opens with `unlock`. Durable when this returns. `cost` matters only for a passphrase.
@@ -184,6 +153,11 @@ pub fn slots(repo_dir: &Path) -> Result<Vec<Result<SlotInfo>>> {
 /// Fails with [`Error::KeyExists`] if a slot has the name already, damaged or not, and with [`Error::BadKey`] if the
 /// passphrase is empty or the key file is invalid.
 pub fn add(repo_dir: &Path, name: &str, keys: &Keys, unlock: &Unlock, cost: PassphraseCost) -> Result<()> {
+    add_file(repo_dir, &seal(name, keys, unlock, cost)?)
+}
+
+/// Makes the file of a slot that opens with `unlock`, for [`add_file`]: the key is sealed in it.
+pub fn seal(name: &str, keys: &Keys, unlock: &Unlock, cost: PassphraseCost) -> Result<SlotFile> {
     name::check("key", name)?;
     let key;
     let secret = match unlock {
@@ -202,6 +176,23 @@ pub fn add(repo_dir: &Path, name: &str, keys: &Keys, unlock: &Unlock, cost: Pass
         },
         Unlock::Recovery(key) => Secret::Recovery(key.bytes()),
     };
+    let now = Timestamp::now();
+    let created = Timestamp::from_second(now.as_second()).unwrap_or(now);
+    let slot = Slot::wrap(name, created, &secret, &keys.master, cost)?;
+    Ok(SlotFile {
+        name: name.to_owned(),
+        bytes: slot.to_json(),
+    })
+}
+
+/// Adds a slot that was made elsewhere, maybe by a peer that is not trusted: nothing but a slot with its own name is kept, and
+/// [`MAX_SLOTS`] at most. Only a holder of the key can know what the slot opens. Durable when this returns.
+///
+/// Fails with [`Error::KeyExists`] if a slot has the name already, damaged or not.
+pub fn add_file(repo_dir: &Path, file: &SlotFile) -> Result<()> {
+    let name = &*file.name;
+    name::check("key", name)?;
+    Found::of(repo_dir, file).slot?;
     let directory = repo_dir.join(DIRECTORY);
     match DirBuilder::new().mode(0o700).create(&directory) {
         Ok(()) => sync_directory_where_possible(repo_dir).map_err(Error::io("sync", repo_dir))?,
@@ -213,13 +204,14 @@ pub fn add(repo_dir: &Path, name: &str, keys: &Keys, unlock: &Unlock, cost: Pass
     if path.symlink_metadata().is_ok() {
         return Err(Error::KeyExists(name.to_owned()));
     }
-    let now = Timestamp::now();
-    let created = Timestamp::from_second(now.as_second()).unwrap_or(now);
-    let slot = Slot::wrap(name, created, &secret, &keys.master, cost)?;
-
+    if files_in(repo_dir)?.len() >= MAX_SLOTS {
+        return Err(bad(&format!(
+            "the repository has {MAX_SLOTS} keys already; `vbk key remove` removes one"
+        )));
+    }
     // Hidden, as `read_all` expects of drafts. While the lock is held, no other process writes it.
     let draft = directory.join(format!(".{name}{ENDING}.tmp"));
-    files::write_by_draft(&path, &draft, &slot.to_json(), Mode::Private, Synced::FileAndDirectory)
+    files::write_by_draft(&path, &draft, &file.bytes, Mode::Private, Synced::FileAndDirectory)
         .map_err(Error::io("write", path))
 }
 
@@ -239,15 +231,7 @@ pub fn remove(repo_dir: &Path, name: &str, way: &Unlock, check: &str) -> Result<
     let all = read_all(repo_dir)?;
     let path = slot_path(repo_dir, name);
     if !all.iter().any(|found| found.path == path) {
-        let names: Vec<_> = all.iter().map(|found| found.name.as_str()).collect();
-        return Err(Error::NoSuchKey {
-            name: name.to_owned(),
-            known: if names.is_empty() {
-                "none".to_owned()
-            } else {
-                names.join(", ")
-            },
-        });
+        return Err(no_such(name, all.iter().map(|found| &*found.name)));
     }
     let staying = all.into_iter().filter(|found| found.path != path).collect();
     if unlock_by(repo_dir, staying, way, Some(check)).is_err() {
@@ -258,6 +242,17 @@ pub fn remove(repo_dir: &Path, name: &str, way: &Unlock, check: &str) -> Result<
     }
     fs::remove_file(&path).map_err(Error::io("remove", path))?;
     sync_directory_where_possible(&directory).map_err(Error::io("sync", directory))
+}
+
+fn no_such<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Error {
+    let known: Vec<_> = known.collect();
+    Error::NoSuchKey {
+        name: name.to_owned(),
+        known: match known.is_empty() {
+            true => "none".to_owned(),
+            false => known.join(", "),
+        },
+    }
 }
 
 /// Opens the repository. `check` is the value of [`Keys::check`] when the repository was created: a key with another
@@ -382,6 +377,18 @@ struct Found {
 }
 
 impl Found {
+    fn of(repository: &Path, SlotFile { name, bytes }: &SlotFile) -> Self {
+        Self::new(name.clone(), slot_path(repository, name), Ok(bytes.clone()))
+    }
+
+    fn info(self) -> Result<SlotInfo> {
+        self.slot.map(|slot| SlotInfo {
+            name: slot.name,
+            kind: slot.kind,
+            created: slot.created,
+        })
+    }
+
     fn new(name: String, path: PathBuf, bytes: Result<Vec<u8>>) -> Self {
         let slot = bytes.and_then(|bytes| {
             let slot = match bytes.len() as u64 > slot::MAX_BYTES {

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 pub use self::directory::LAYOUT_FORMAT;
+pub use self::directory::create::{SealedKeys, SealedOptions};
 pub use self::home::{DiskUsage, Pruned, Reserve, Wait};
 pub use self::managing::{Change, Manager, prune_without_key};
 pub use self::sealed::{SealedView, SealedWriter};
@@ -25,7 +26,7 @@ pub use self::view::View;
 pub use self::writing::{Committed, Writer};
 use crate::block::BlockSize;
 use crate::error::{Error, Result};
-use crate::keys::{self, Keys, Unlock};
+use crate::keys::{self, Keys, PassphraseCost, SlotInfo, Unlock};
 use crate::standing::Standing;
 use crate::store::checked::Checked;
 use crate::store::encrypted::Encrypted;
@@ -71,16 +72,22 @@ impl Repository {
     /// Makes a repository in a new or empty directory. Durable when this returns; when it fails nothing is left.
     pub fn create(path: &Path, options: &CreateOptions) -> Result<Self> {
         Self::check_place(path)?;
-        let (path, id) = create::make(path, options)?;
         let keys = options.encryption.as_ref().map(|(keys, _)| keys.clone());
-        let marker = Marker {
-            id: Some(id),
-            key_check: keys.as_ref().map(Keys::check),
-        };
         Ok(Self {
             keys,
-            ..Self::in_directory(Directory::made(path, marker))
+            ..Self::create_sealed(path, &options.sealed()?)?
         })
+    }
+
+    /// The same without the keys: for a client elsewhere that has them. Returns the repository locked.
+    pub fn create_sealed(path: &Path, options: &SealedOptions) -> Result<Self> {
+        Self::check_place(path)?;
+        let (path, id) = create::make(path, options)?;
+        let marker = Marker {
+            id: Some(id),
+            key_check: options.encryption.as_ref().map(|keys| keys.check.clone()),
+        };
+        Ok(Self::in_directory(Directory::made(path, marker)))
     }
 
     /// An error unless a repository can be made there: see [`Directory::check_place`].
@@ -139,9 +146,7 @@ impl Repository {
     /// Opens an encrypted repository's keys. Takes a second or so with a passphrase.
     pub fn unlock(mut self, way: &Unlock) -> Result<Self> {
         if !self.is_encrypted() {
-            return Err(Error::NotEncrypted {
-                path: self.owned_path(),
-            });
+            return Err(self.not_encrypted());
         }
         self.keys = Some(match self.home.unlock(way, self.key_check.as_deref()) {
             Err(refused @ Error::WrongKey { .. }) => {
@@ -159,13 +164,36 @@ impl Repository {
         Ok(self)
     }
 
+    /// The key slots of an encrypted repository, in the order of their names. A damaged one is an error that names its file.
+    pub fn key_slots(&self) -> Result<Vec<Result<SlotInfo>>> {
+        match self.directory {
+            Some(_) => keys::slots(self.path()),
+            None => Ok(keys::slots_of(self.path(), &self.home.key_slots()?)),
+        }
+    }
+
+    /// Adds a key slot that opens with `way`; see [`keys::add`]. The key leaves this machine only sealed in the slot.
+    pub fn add_key(&self, name: &str, way: &Unlock, cost: PassphraseCost) -> Result<()> {
+        let keys = self.keys.as_ref().ok_or_else(|| self.not_encrypted())?;
+        match self.directory {
+            Some(_) => keys::add(self.path(), name, keys, way, cost),
+            None => self.home.add_key_slot(&keys::seal(name, keys, way, cost)?),
+        }
+    }
+
     /// Removes a key slot; see [`keys::remove`].
     pub fn remove_key(&self, name: &str, way: &Unlock) -> Result<()> {
-        match &self.key_check {
-            Some(check) => keys::remove(self.local_path()?, name, way, check),
-            None => Err(Error::NotEncrypted {
-                path: self.owned_path(),
-            }),
+        let check = self.key_check.as_ref().ok_or_else(|| self.not_encrypted())?;
+        if self.directory.is_some() {
+            return keys::remove(self.path(), name, way, check);
+        }
+        let stays = keys::opened_without(self.path(), &self.home.key_slots()?, name, way, check)?;
+        self.home.remove_key_slot(name, stays.as_ref())
+    }
+
+    fn not_encrypted(&self) -> Error {
+        Error::NotEncrypted {
+            path: self.owned_path(),
         }
     }
 
@@ -299,9 +327,9 @@ impl Repository {
         self.home.check_tables(view)
     }
 
-    /// Reads everything that is stored and compares it with its checksums: see [`Directory::check_stored`].
+    /// Reads everything that is stored and compares it with its checksums: see [`Home::check_stored`].
     pub fn check_stored(&self, cancel: &AtomicBool, each: &mut dyn FnMut(String)) -> Result<u64> {
-        self.directory()?.check_stored(cancel, each)
+        self.home.check_stored(cancel, each)
     }
 
     /// Makes the newest view's name durable: see [`Directory::settle`].

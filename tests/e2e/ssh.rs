@@ -99,12 +99,28 @@ fn every_command_works_with_a_repository_behind_ssh() {
         again
     });
     // They need the files of the repository.
-    for command in [args!["status"], args!["repair"], args!["verify", "--without-key"]] {
-        lab.run(command)
-            .code(1)
-            .says(&["ssh://root@127.0.0.1", "run this command there"]);
-    }
-    lab.run(args!["init"]).code(2).says(&["is made there"]);
+    let there = format!(
+        "run it there: `ssh -t -p {} root@127.0.0.1 vbk repair {}`",
+        sshd.port,
+        lab.repo().display()
+    );
+    lab.run(args!["repair"]).code(2).says(&["ssh://root@127.0.0.1", &there]);
+    let checked = lab.json(args!["verify", "--without-key"]);
+    assert!(u64_of(&checked, "bytes") > MIB, "{checked}");
+    assert_eq!(checked["damage"], serde_json::json!([]), "{checked}");
+    lab.run(args!["init"]).code(1).says(&["already", "repository"]);
+    let status = lab.json(args!["status"]);
+    let own = &status["clients"][0];
+    assert_eq!(
+        (str_of(own, "way"), str_of(own, "address")),
+        ("ssh".into(), "127.0.0.1".into()),
+        "{status}"
+    );
+    assert!(
+        status["disk"].is_object() && u64_of(&status, "free_bytes") > 0,
+        "{status}"
+    );
+    lab.run(args!["status"]).done().tells(&["VIEW", "ssh 127.0.0.1"]);
 }
 
 #[test]
@@ -127,10 +143,85 @@ fn an_encrypted_repository_is_pruned_by_a_server_without_its_key() {
     let pruned = lab.json(keyed(args!["prune", "--max-unused", "0%"]));
     assert!(u64_of(&pruned, "removed_blocks") >= 1, "{pruned}");
     lab.ok(keyed(args!["verify"]));
+    lab.ok(args!["verify", "--without-key"]);
     let restored = lab.path("restored.img");
     lab.ok(keyed(args!["restore", "web1@latest", restored]));
     assert_same(&disk, &restored);
     lab.run(args!["list"]).code(1).says(&["encrypted"]);
+}
+
+#[test]
+fn a_repository_is_made_on_another_host_and_its_key_here() {
+    for is_encrypted in [false, true] {
+        let mut lab = Lab::without_repo();
+        let sshd = Sshd::start(&lab);
+        let key = lab.path("key");
+        let with_key = |more: Vec<std::ffi::OsString>| match is_encrypted {
+            true => [args!["--key-file", key], more].concat(),
+            false => more,
+        };
+        let init = |more: Vec<std::ffi::OsString>| match is_encrypted {
+            true => [with_key(args!["init", "--encrypt", "--no-recovery-key"]), more].concat(),
+            false => [args!["init"], more].concat(),
+        };
+        // A forced command makes none, whatever the address says.
+        lab.use_remote(sshd.way("backup", lab.repo()));
+        lab.run(init(args![])).code(1).says(&["is not a vbk repository"]);
+        assert!(!lab.repo().exists());
+        lab.use_remote(sshd.way("all", lab.repo()));
+        lab.ok(init(args!["--block-size", "128K"]));
+        let disk = disk(&lab);
+        lab.ok(with_key(args!["backup", "web1", disk]));
+        let again = lab.path("again.img");
+        lab.ok(with_key(args!["restore", "web1@latest", again]));
+        assert_same(&disk, &again);
+        lab.ok(with_key(args!["verify"]));
+        lab.run(init(args![])).code(1).says(&["already"]);
+        lab.use_remote(sshd.way("backup", Path::new("/elsewhere")));
+        lab.run(init(args![]))
+            .code(1)
+            .says(&["does not let this client make a repository"]);
+        lab.use_remote(sshd.way("all", &lab.path("no/such/parent")));
+        lab.run(init(args![])).code(1).says(&["parent"]);
+        lab.ok(init(args!["--parents"]));
+        // Nothing that opens it is there.
+        let local = lab
+            .start_bare(args!["--repo", lab.repo(), "verify", "--without-key"])
+            .wait();
+        local.done();
+        let listed = lab.start_bare(args!["--repo", lab.repo(), "list"]).wait();
+        assert_eq!(listed.status.code(), Some(i32::from(is_encrypted)), "{listed}");
+    }
+}
+
+#[test]
+fn keys_of_a_repository_on_another_host_are_changed_from_here() {
+    let mut lab = Lab::without_repo();
+    let (one, two) = (lab.path("one"), lab.path("two"));
+    lab.ok(args!["init", "--encrypt", "--key-file", one, "--no-recovery-key"]);
+    let sshd = Sshd::start(&lab);
+    lab.use_remote(sshd.way("all", lab.repo()));
+    let names = |lab: &Lab| -> Vec<String> {
+        let slots = lab.json(args!["key", "list"]);
+        let slots = slots.as_array().expect("an array").iter();
+        slots.map(|slot| str_of(slot, "name")).collect()
+    };
+    let add = || args!["--key-file", one, "key", "add", "--new-key-file", two, "--name", "two"];
+    lab.ok(add());
+    assert_eq!(names(&lab), ["key-file", "two"]);
+    lab.run(add()).code(1).says(&["two"]);
+    lab.ok(args!["--key-file", two, "list"]);
+    // The key at hand has to open another one than that.
+    lab.run(args!["--key-file", one, "key", "remove", "key-file"])
+        .code(1)
+        .says(&["key-file"]);
+    lab.ok(args!["--key-file", one, "key", "remove", "two"]);
+    assert_eq!(names(&lab), ["key-file"]);
+    lab.run(args!["--key-file", two, "list"]).code(1).says(&["no key slot"]);
+    lab.run(args!["--key-file", one, "key", "remove", "key-file"]).code(1);
+    lab.use_remote(sshd.way("backup", lab.repo()));
+    lab.run(add()).code(1).says(&["does not let this client add keys"]);
+    assert_eq!(names(&lab), ["key-file"]);
 }
 
 #[test]

@@ -7,13 +7,15 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::support::bytes::{MIB, assert_same, noise_bytes, write_at};
+use crate::support::bytes::{MIB, assert_same, noise_bytes, write_at, write_noise};
 use crate::support::lab::{Lab, Remote, VBK, str_of, u64_of};
 use crate::support::remote::{disk, main_job};
 use crate::support::run::Running;
+use crate::support::tools::wait_until;
 
 /// A server of this test.
 pub struct Server {
@@ -116,10 +118,13 @@ fn every_command_works_with_a_repository_behind_tls() {
     // The process of its mount in the background has the token too.
     main_job(&lab);
     // They need the files of the repository.
-    lab.run(args!["status"])
-        .code(1)
-        .says(&["vbk://127.0.0.1", "run this command there"]);
-    lab.run(args!["init"]).code(2).says(&["is made there"]);
+    lab.run(args!["repair"])
+        .code(2)
+        .says(&["vbk://127.0.0.1", "`vbk repair DIR`, where DIR is"]);
+    lab.ok(args!["verify", "--without-key"]);
+    lab.run(args!["init"])
+        .code(2)
+        .says(&["is made there", "vbk init ssh://127.0.0.1/"]);
     lab.run(args!["token", "list"]).code(2).says(&["made there"]);
     server.stop();
     lab.run(args!["list"])
@@ -172,6 +177,90 @@ fn a_token_for_backups_makes_them_and_can_do_nothing_else() {
         lab.ok(with_key(args!["restore", "web1@latest", restored]));
         assert_same(&disk, &restored);
     }
+}
+
+#[test]
+fn a_server_tells_who_is_connected_and_who_was_and_other_clients_only_themselves() {
+    let mut lab = Lab::new();
+    let server = Server::start(&lab);
+    let all = server.token(&lab, lab.repo(), "all", args!["--rights", "manage"]);
+    server.token(&lab, lab.repo(), "never", args![]);
+    let web = server.use_with(&mut lab, "web", args![]);
+    write_noise(&lab.path("large.img"), 3, 256 * MIB);
+    let backup = args![
+        "--connections",
+        "1",
+        "backup",
+        "web1",
+        lab.path("large.img"),
+        "--compression",
+        "none"
+    ];
+    let mut writer = lab.start(backup);
+    assert!(writer.wait_until_read(48 * MIB), "the backup ended early");
+    writer.signal(Signal::SIGSTOP);
+    let names = |status: &serde_json::Value| -> Vec<String> {
+        let clients = status["clients"].as_array().expect("an array").iter();
+        clients.map(|client| str_of(client, "name").to_owned()).collect()
+    };
+    let told = lab.json(args!["status"]);
+    assert_eq!(names(&told), ["web", "web"], "{told}");
+    assert!(
+        told["views"].is_null() && told["tokens"] == serde_json::json!([]),
+        "{told}"
+    );
+    assert!(
+        u64_of(&told, "used_bytes") > 0 && u64_of(&told, "free_bytes") > 0,
+        "{told}"
+    );
+    lab.use_remote(server.way(&all, ""));
+    let told = lab.json(args!["status"]);
+    assert_eq!(names(&told), ["web", "all"], "{told}");
+    let client = &told["clients"][0];
+    assert_eq!(
+        (str_of(client, "way"), str_of(client, "command")),
+        ("tls".into(), "backup web1".into()),
+        "{told}"
+    );
+    assert!(
+        u64_of(client, "received_bytes") > 0 && told["writer"].is_object(),
+        "{told}"
+    );
+    lab.run(args!["status"])
+        .done()
+        .tells(&["web", "tls 127.0.0.1", "backup", "never"]);
+    // The same on the server itself, whose own way to the store is no client.
+    let local = || {
+        let said = lab.start_bare(args!["--repo", lab.repo(), "--json", "status"]).wait();
+        serde_json::from_slice::<serde_json::Value>(&said.stdout).expect("JSON")
+    };
+    assert!(
+        wait_until(Duration::from_secs(20), || names(&local()) == ["web"]),
+        "{}",
+        local()
+    );
+    writer.signal(Signal::SIGCONT);
+    writer.wait().done();
+    assert!(
+        wait_until(Duration::from_secs(20), || names(&local()).is_empty()),
+        "{}",
+        local()
+    );
+    let token = &local()["tokens"][2];
+    assert_eq!(
+        (str_of(token, "name"), str_of(token, "last_address")),
+        ("web".into(), "127.0.0.1".into())
+    );
+    assert!(
+        token["is_connected"] == false && token["last_seen"].is_string(),
+        "{token}"
+    );
+    assert!(local()["tokens"][1]["last_seen"].is_null());
+    fs::remove_file(web).expect("is there");
+    lab.start_bare(args!["--repo", lab.repo(), "status"])
+        .wait()
+        .done()
+        .tells(&["TOKEN", "127.0.0.1"]);
 }
 
 #[test]

@@ -13,7 +13,8 @@ pub struct VerifyArgs {
     #[arg(value_name = "BACKUP")]
     pub backups: Vec<BackupSpec>,
 
-    /// Work without the key of an encrypted repository: read everything and compare it with its checksums
+    /// Work without the key of an encrypted repository: read everything, where the repository is, and compare it with its
+    /// checksums
     #[arg(long, conflicts_with_all = ["sample", "backups", "rotate"])]
     pub without_key: bool,
 

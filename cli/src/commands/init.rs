@@ -28,15 +28,22 @@ struct Report {
 /// Creates a repository.
 pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
     let path = match &args.path {
-        Some(path) => place::local(path)?,
-        None => place::local(context.repository_path()?)?,
+        Some(path) => path,
+        None => context.repository_path()?,
     };
+    let elsewhere = place::new_elsewhere(path)?;
     if args.like.like.is_none() {
         check_expected(context, path, args.encrypt)?;
     }
-    // Reports an existing repository or other files first.
-    Repository::check_place(path)?;
+    if elsewhere.is_none() {
+        // Reports an existing repository or other files first.
+        Repository::check_place(path)?;
+    }
     let known = context.memory().and_then(|memory| memory.get(path).ok()?);
+    if elsewhere.is_some() && known.is_some() && context.open_at(path).is_ok() {
+        let path = path.to_owned();
+        return Err(vbk_repo::Error::AlreadyARepository { path }.into());
+    }
     if let Some(known) = known {
         return Err(Error::Usage(format!(
             "this host used a repository at {path} ({known}), which does not exist any more; nothing was created. Is its file \
@@ -65,7 +72,9 @@ pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
     let mut recovery_key = None;
     if encrypts {
         // Before asking for a passphrase.
-        check_parent(path, args.parents)?;
+        if elsewhere.is_none() {
+            check_parent(path, args.parents)?;
+        }
         let ways = ways_of_new(context, path, !args.no_recovery_key)?;
         recovery_key = ways.recovery_key;
         let keys = match keys {
@@ -74,10 +83,13 @@ pub fn run(context: &Context<'_>, args: &InitArgs) -> Result<Outcome> {
         };
         options.encryption = Some((keys, ways.slots));
     }
-    let repository = Repository::create(path, &options).map_err(|error| match error {
-        vbk_repo::Error::NoParent { parent } => no_parent(&parent),
-        error => error.into(),
-    })?;
+    let repository = match &elsewhere {
+        Some(address) => context.create_at(address, &options)?,
+        None => Repository::create(path, &options).map_err(|error| match error {
+            vbk_repo::Error::NoParent { parent } => no_parent(&parent),
+            error => error.into(),
+        })?,
+    };
     context.remember_new(&repository);
     // The recovery key is shown before anything that may fail.
     let path = repository.path().display();

@@ -43,7 +43,8 @@ struct SlotJson {
 
 fn list(context: &Context<'_>) -> Result<Outcome> {
     let repository = encrypted(context.locked_repository()?)?;
-    let slots: Vec<_> = keys::slots(repository.local_path()?)?
+    let slots: Vec<_> = repository
+        .key_slots()?
         .into_iter()
         .map(|slot| match slot {
             Ok(slot) => SlotJson {
@@ -110,7 +111,7 @@ struct Added {
 
 fn add(context: &Context<'_>, args: &KeyAddArgs) -> Result<Outcome> {
     let repository = context.repository_to_write()?;
-    let keys = keys_of(&repository)?;
+    keys_of(&repository)?;
     let mut recovery_key = None;
     let way = if args.recovery {
         let key = RecoveryKey::generate()?;
@@ -124,7 +125,7 @@ fn add(context: &Context<'_>, args: &KeyAddArgs) -> Result<Outcome> {
         unlock::ask_new()?
     };
     let name = args.name.clone().unwrap_or_else(|| name_of(way.kind()).to_owned());
-    keys::add(repository.local_path()?, &name, keys, &way, PassphraseCost::default())?;
+    repository.add_key(&name, &way, PassphraseCost::default())?;
     context.say(format_args!("added key {name} ({})", way.kind()));
     let shows_key = recovery_key.is_some();
     if let Some(key) = &recovery_key {

@@ -16,6 +16,7 @@ use crate::args::RepairArgs;
 use crate::context::{Context, Other, threads};
 use crate::damage::{DamageJson, print_damage};
 use crate::exit::{Error, Outcome, Result};
+use crate::place;
 use crate::signals;
 use crate::terminal::progress::{Progress, Words};
 use crate::terminal::units;
@@ -34,6 +35,9 @@ struct Report<'a> {
 
 /// Repairs the repository as far as possible.
 pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
+    if let Some(message) = place::command_there(context.repository_path()?, "repair")? {
+        return Err(Error::Usage(message));
+    }
     let clock = Instant::now();
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
     let repository = match context.repository_to_write() {

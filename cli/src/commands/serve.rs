@@ -12,6 +12,7 @@ use vbk_remote::client::local_home_starting;
 use vbk_remote::server::{Admission, Allowed, Quota, Served, Server, Who, load_or_make_key, serve_stdio};
 use vbk_repo::repository::directory::Directory;
 use vbk_repo::repository::home::Home;
+use vbk_repo::repository::{Repository, SealedOptions};
 
 use crate::args::ServeArgs;
 use crate::context::Context;
@@ -84,7 +85,9 @@ fn serve_one(path: &Path, args: &ServeArgs) -> Result<Outcome> {
         quota: args.quota.into(),
     };
     // The client shows the error: nobody may see the standard error of this process.
-    serve_stdio(open(path), &admission).map_err(Error::io("serve the client"))?;
+    let place = path.to_owned();
+    let make = move |options: &SealedOptions| Repository::create_sealed(&place, options).map(drop);
+    serve_stdio(open(path), &admission, Arc::new(make)).map_err(Error::io("serve the client"))?;
     Ok(Outcome::Done)
 }
 

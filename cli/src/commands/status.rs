@@ -4,63 +4,188 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use vbk_remote::server::connected;
+use vbk_remote::status::{ClientStatus, Connected, ServedStatus, Way};
 use vbk_repo::repository::directory::activity::{self, Process, Status, ViewState, ViewStatus, WriterStatus};
+use vbk_repo::repository::home::Home;
 
 use crate::context::Context;
 use crate::exit::{Outcome, Result};
 use crate::terminal::table::{Align, Table};
-use crate::terminal::units;
+use crate::terminal::{printable, units};
 
 #[derive(Serialize)]
 struct Report<'a> {
     repository: &'a Path,
+    /// Program of the server on another host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server: Option<&'a str>,
+    /// Missing if the server does not show it to this client.
     #[serde(flatten)]
-    status: &'a Status,
+    status: Option<&'a Status>,
+    used_bytes: u64,
+    free_bytes: u64,
+    size_bytes: u64,
+    #[serde(flatten)]
+    connected: &'a Connected,
 }
 
-/// Prints the processes that read and write the repository, and its size on disk.
+impl<'a> Report<'a> {
+    fn of_server(repository: &'a Path, served: &'a ServedStatus) -> Self {
+        Self {
+            repository,
+            server: Some(&served.program),
+            status: served.repository.as_ref(),
+            used_bytes: served.used_bytes,
+            free_bytes: served.free_bytes,
+            size_bytes: served.size_bytes,
+            connected: &served.connected,
+        }
+    }
+
+    fn of_directory(repository: &'a Path, status: &'a Status, connected: &'a Connected) -> Self {
+        Self {
+            repository,
+            server: None,
+            status: Some(status),
+            used_bytes: status.disk.total_bytes,
+            free_bytes: status.file_system.free_bytes,
+            size_bytes: status.file_system.size_bytes,
+            connected,
+        }
+    }
+}
+
+/// Prints the processes that read and write the repository, its clients, and its size on disk.
 pub fn run(context: &Context<'_>) -> Result<Outcome> {
-    let repository = context.locked_repository()?;
-    let status = activity::status(&repository)?;
-    context.print(text(repository.path(), &status, Timestamp::now()));
-    context.json_result(&Report {
-        repository: repository.path(),
-        status: &status,
-    })?;
+    match context.locked_server()? {
+        Some(server) => show(context, &Report::of_server(server.name(), &server.status()?)),
+        None => {
+            let repository = context.locked_repository()?;
+            let path = repository.local_path()?;
+            let status = activity::status(&repository)?;
+            show(context, &Report::of_directory(path, &status, &connected(path)?))
+        }
+    }
+}
+
+fn show(context: &Context<'_>, report: &Report<'_>) -> Result<Outcome> {
+    context.print(text(report, Timestamp::now()));
+    context.json_result(report)?;
     Ok(Outcome::Done)
 }
 
-fn text(path: &Path, status: &Status, now: Timestamp) -> String {
-    let (disk, file_system) = (&status.disk, &status.file_system);
-    let lines = [
-        ("Repository", path.display().to_string()),
-        ("Writer", writer(status.writer.as_ref(), now)),
-        (
-            "On disk",
-            format!(
-                "{}: {} in the store, {} only in the current view, {} only in other views",
-                units::size(disk.total_bytes),
-                units::size(disk.store_bytes),
-                units::size(disk.current_view_bytes),
-                units::size(disk.other_views_bytes),
+fn text(report: &Report<'_>, now: Timestamp) -> String {
+    let mut lines = vec![("Repository", report.repository.display().to_string())];
+    if let Some(server) = report.server {
+        lines.push(("Server", printable::line(server)));
+    }
+    let used = units::size(report.used_bytes);
+    match report.status {
+        None => lines.push(("On disk", used)),
+        Some(Status { writer: by, disk, .. }) => lines.extend([
+            ("Writer", writer(by.as_ref(), now)),
+            (
+                "On disk",
+                format!(
+                    "{used}: {} in the store, {} only in the current view, {} only in other views",
+                    units::size(disk.store_bytes),
+                    units::size(disk.current_view_bytes),
+                    units::size(disk.other_views_bytes),
+                ),
             ),
-        ),
-        (
-            "Free",
-            format!(
-                "{} of {}",
-                units::size(file_system.free_bytes),
-                units::size(file_system.size_bytes)
-            ),
-        ),
-    ];
+        ]),
+    }
+    let free = format!(
+        "{} of {}",
+        units::size(report.free_bytes),
+        units::size(report.size_bytes)
+    );
+    lines.push(("Free", free));
     let mut text: String = lines
         .iter()
         .map(|(name, value)| format!("{:<12}{value}\n", format!("{name}:")))
         .collect();
-    text.push('\n');
-    text.push_str(&views(&status.views, now));
+    if let Some(status) = report.status {
+        text.push('\n');
+        text.push_str(&views(&status.views, now));
+    }
+    text.push_str(&clients(report.connected, now));
+    text.push_str(&absent(report.connected));
     text
+}
+
+/// Returns a table of the clients that are connected; empty without one.
+fn clients(connected: &Connected, now: Timestamp) -> String {
+    if connected.clients.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(&[
+        ("CLIENT", Align::Left),
+        ("FROM", Align::Left),
+        ("COMMAND", Align::Left),
+        ("SINCE", Align::Left),
+        ("IN", Align::Right),
+        ("RATE", Align::Right),
+        ("OUT", Align::Right),
+        ("RATE", Align::Right),
+        ("BACKLOG", Align::Right),
+        ("ASKED", Align::Right),
+        ("PROGRAM", Align::Left),
+    ]);
+    for client in &connected.clients {
+        table.row(vec![
+            client.name.clone(),
+            from(client),
+            client.command.clone().unwrap_or_else(|| "-".to_owned()),
+            format!("{} ago", age(client.since, now)),
+            units::size(client.received_bytes),
+            units::rate(client.received_per_second),
+            units::size(client.sent_bytes),
+            units::rate(client.sent_per_second),
+            units::size(client.backlog_bytes),
+            client.questions.to_string(),
+            client.program.clone(),
+        ]);
+    }
+    format!("\n{table}{}", more(connected.clients.len(), connected.clients_total))
+}
+
+fn from(client: &ClientStatus) -> String {
+    let from = match (&client.address, client.pid) {
+        (Some(address), _) => address.clone(),
+        (None, Some(pid)) => format!("process {pid}"),
+        (None, None) => "-".to_owned(),
+    };
+    match client.way {
+        Way::Local => from,
+        way => format!("{} {from}", way.name()),
+    }
+}
+
+/// Returns a table of the tokens with which no client is connected; empty without one.
+fn absent(connected: &Connected) -> String {
+    let absent: Vec<_> = connected.tokens.iter().filter(|token| !token.is_connected).collect();
+    if absent.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(&["TOKEN", "RIGHTS", "LAST SEEN", "FROM"].map(|name| (name, Align::Left)));
+    for token in absent {
+        table.row(vec![
+            token.name.clone(),
+            token.rights.clone(),
+            token.last_seen.map_or_else(|| "never".to_owned(), units::time),
+            token.last_address.clone().unwrap_or_else(|| "-".to_owned()),
+        ]);
+    }
+    format!("\n{table}{}", more(connected.tokens.len(), connected.tokens_total))
+}
+
+fn more(named: usize, total: u64) -> String {
+    match total.saturating_sub(named as u64) {
+        0 => String::new(),
+        more => format!("and {more} more\n"),
+    }
 }
 
 fn writer(writer: Option<&WriterStatus>, now: Timestamp) -> String {
@@ -143,110 +268,4 @@ fn age(since: Timestamp, now: Timestamp) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use vbk_repo::repository::DiskUsage;
-    use vbk_repo::repository::directory::disk_usage::FileSystem;
-
-    const NOW: &str = "2026-11-21T06:00:12Z";
-
-    fn at(time: &str) -> Timestamp {
-        time.parse().expect("a time")
-    }
-
-    fn view(number: u64, state: ViewState, readers: Vec<Process>) -> ViewStatus {
-        ViewStatus {
-            number,
-            state,
-            since: Some(at("2026-11-21T05:54:00Z")),
-            readers,
-        }
-    }
-
-    fn busy() -> Status {
-        let mount = Process {
-            pid: Some(812),
-            command: Some("vbk mount /mnt".into()),
-        };
-        let unnamed = Process {
-            pid: None,
-            command: None,
-        };
-        Status {
-            writer: Some(WriterStatus {
-                pid: Some(4711),
-                command: Some("backup web1".into()),
-                since: Some(at("2026-11-21T06:00:00Z")),
-            }),
-            views: vec![
-                view(3, ViewState::Stale, vec![]),
-                view(4, ViewState::Old, vec![mount, unnamed]),
-                view(5, ViewState::Current, vec![]),
-            ],
-            disk: DiskUsage {
-                total_bytes: 4 << 30,
-                store_bytes: 3 << 30,
-                current_view_bytes: 8192,
-                other_views_bytes: 1 << 30,
-            },
-            file_system: FileSystem {
-                size_bytes: 100 << 30,
-                used_bytes: 12 << 30,
-                free_bytes: 88 << 30,
-            },
-        }
-    }
-
-    #[test]
-    fn a_busy_repository_names_its_writer_and_readers() {
-        let expected = "\
-Repository: /var/lib/vbk
-Writer:     `backup web1` (process 4711, for 12s)
-On disk:    4 GiB: 3 GiB in the store, 8 KiB only in the current view, 1 GiB only in other views
-Free:       88 GiB of 100 GiB
-
-VIEW  STATE      AGE  PROCESS  READ BY
-   3  stale    6m12s        -  none; the next writer removes it
-   4  old      6m12s      812  vbk mount /mnt
-   4  old      6m12s        -  an unknown process
-   5  current  6m12s        -  none
-";
-        assert_eq!(text(Path::new("/var/lib/vbk"), &busy(), at(NOW)), expected);
-    }
-
-    #[test]
-    fn unknown_details_of_a_writer_are_left_out() {
-        let mut told = WriterStatus {
-            pid: None,
-            command: None,
-            since: None,
-        };
-        assert_eq!(writer(None, at(NOW)), "none");
-        assert_eq!(writer(Some(&told), at(NOW)), "an unknown process");
-        told.pid = Some(7);
-        let text = writer(Some(&told), at(NOW));
-        assert_eq!(text, "an unknown process (process 7)");
-        assert!(views(&[], at(NOW)).starts_with("no views"));
-    }
-
-    #[test]
-    fn a_backup_time_in_the_future_has_no_age() {
-        assert_eq!(age(at("2027-01-01T00:00:00Z"), at(NOW)), "0.0s");
-    }
-
-    #[test]
-    fn the_json_has_the_repository_and_its_status() {
-        let status = busy();
-        let repository = Path::new("/var/lib/vbk");
-        let report = Report {
-            repository,
-            status: &status,
-        };
-        let json = serde_json::to_value(report).expect("serializes");
-        assert_eq!(json["repository"], "/var/lib/vbk");
-        assert_eq!(json["writer"]["command"], "backup web1");
-        assert_eq!(json["views"][1]["state"], "old");
-        assert_eq!(json["views"][1]["readers"][0]["pid"], 812);
-        assert_eq!(json["disk"]["other_views_bytes"], 1_u64 << 30);
-    }
-}
+mod tests;

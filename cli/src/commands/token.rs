@@ -1,5 +1,6 @@
 //! `vbk token`
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -213,6 +214,7 @@ struct Listed {
     quota: Quota,
     created: Timestamp,
     last_seen: Option<Timestamp>,
+    last_address: Option<IpAddr>,
 }
 
 fn list(context: &Context<'_>, tokens: &Tokens) -> Result<Outcome> {
@@ -220,14 +222,18 @@ fn list(context: &Context<'_>, tokens: &Tokens) -> Result<Outcome> {
     let mut listed = Vec::new();
     for name in tokens.names()? {
         match tokens.get(&name) {
-            Ok(Some(entry)) => listed.push(Listed {
-                last_seen: tokens.last_seen(&name),
-                name,
-                rights: entry.rights,
-                guests: entry.guests,
-                quota: entry.quota,
-                created: entry.created,
-            }),
+            Ok(Some(entry)) => {
+                let last = tokens.last_use(&name);
+                listed.push(Listed {
+                    last_seen: last.map(|(at, _)| at),
+                    last_address: last.and_then(|(_, address)| address),
+                    name,
+                    rights: entry.rights,
+                    guests: entry.guests,
+                    quota: entry.quota,
+                    created: entry.created,
+                });
+            }
             // Revoked a moment ago.
             Ok(None) => {}
             Err(error) => {
@@ -236,7 +242,7 @@ fn list(context: &Context<'_>, tokens: &Tokens) -> Result<Outcome> {
             }
         }
     }
-    let columns = ["NAME", "RIGHTS", "GUESTS", "CREATED", "LAST SEEN"];
+    let columns = ["NAME", "RIGHTS", "GUESTS", "CREATED", "LAST SEEN", "FROM"];
     let mut table = Table::new(&columns.map(|name| (name, Align::Left)));
     for token in &listed {
         table.row(vec![
@@ -248,6 +254,9 @@ fn list(context: &Context<'_>, tokens: &Tokens) -> Result<Outcome> {
             },
             units::time(token.created),
             token.last_seen.map_or_else(|| "never".to_owned(), units::time),
+            token
+                .last_address
+                .map_or_else(|| "-".to_owned(), |address| address.to_string()),
         ]);
     }
     context.print(table);

@@ -3,6 +3,7 @@
 mod again;
 mod bandwidth;
 mod connection;
+mod create;
 mod early;
 mod home;
 mod lanes;

@@ -9,6 +9,7 @@
 //! | `wire.rs` | messages on a stream of bytes |
 //! | `message.rs`, `body.rs` | questions and answers |
 //! | [`server`] | answers the questions of one client |
+//! | [`status`] | who is connected to a server, and what it does |
 //! | [`client`] | a home ([`vbk_repo::repository::home::Home`]) that asks |
 //! | [`address`] | names of repositories elsewhere |
 //! | [`peer`], [`token`] | keys by which both sides of a TLS connection know each other |
@@ -53,6 +54,7 @@ pub mod client;
 mod message;
 pub mod peer;
 pub mod server;
+pub mod status;
 mod tcp;
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use vbk_repo::block::PAGE_BYTES;
 use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::repository::home::Room;
-use vbk_repo::repository::{Pruned, Reserve};
+use vbk_repo::repository::{Pruned, Reserve, SealedOptions};
 use vbk_repo::store::{PruneOptions, Terms};
 use vbk_repo::{Error, ErrorKind};
 
@@ -22,6 +22,10 @@ pub(crate) const MAX_NODES: usize = 32;
 
 /// The most nodes of which a client compares the sums with one question.
 pub(crate) const MAX_SUMS: usize = 1024;
+
+/// The most damage of a check that is named, and the longest text for one.
+pub(crate) const MAX_FINDINGS: u64 = 1000;
+pub(crate) const MAX_FINDING: usize = 1000;
 
 /// The most pages in one answer: 16 MiB, the largest block.
 pub(crate) const MAX_PAGES: usize = (16 << 20) / PAGE_BYTES;
@@ -177,6 +181,19 @@ pub(crate) enum Ask {
     CompareNodes(Handle),
     /// The bin: [`Answer::Forgotten`], in parts.
     Forgotten(Handle),
+    /// A [`crate::status::ServedStatus`], of which a client sees what its right allows: [`Answer::Report`].
+    Status,
+    /// Checks what is stored, until [`Ask::Stop`] of that store: [`Answer::Findings`], now and then, and [`Answer::Checked`].
+    Check(Handle),
+    /// Keeps another key slot: its name and file. [`Answer::Done`].
+    AddSlot(String, Vec<u8>),
+    /// Removes a key slot, if the other one that is named is still there as it was. [`Answer::Done`].
+    RemoveSlot {
+        name: String,
+        stays: Option<(String, Vec<u8>)>,
+    },
+    /// Makes the repository, in the place of [`Ask::Hello`]: [`Answer::Done`], and the end of the connection.
+    Create(SealedOptions),
 }
 
 /// A record in a listing: its key and length, the seconds of its commit, and whether its own time is not believed.
@@ -225,6 +242,13 @@ pub(crate) enum Answer {
     /// A part of the bin: keys, lengths, and the seconds of the removals and of the times until which they stay. Body: the
     /// records.
     Forgotten(Vec<(String, u32, i64, i64)>),
+    /// Damage that a check found.
+    Findings(Vec<String>),
+    /// The end of a check: the bytes that it read, and the number of all that it found.
+    Checked {
+        bytes: u64,
+        found: u64,
+    },
 }
 
 /// Lengths of a sealed block.

@@ -9,8 +9,10 @@ mod listen;
 mod local;
 mod policy;
 mod quota;
+mod registry;
 mod rights;
 mod session;
+mod status;
 mod stores;
 mod tls;
 mod tokens;
@@ -24,6 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use vbk_repo::repository::home::Home;
 
 use crate::message::Fault;
+use crate::status::Way;
 
 pub use audit::{AuditLog, Who};
 pub use clients::{Open, Served};
@@ -33,26 +36,38 @@ pub use listen::Server;
 pub use policy::Policy;
 pub use quota::Quota;
 pub use rights::Allowed;
+pub use session::Make;
+pub use status::connected;
 pub use tokens::{Entry as TokenEntry, Tokens};
+
+use registry::{Registered, Registries};
 
 /// Time for answers that nobody waits for any more.
 const LAST_ANSWERS: Duration = Duration::from_secs(10);
 
 /// Serves a client on the process's standard input and output until it hangs up. Nothing else may use these. A home that could
 /// not be opened is an error that the client shows. What the client changes gets into the audit log of the repository.
-pub fn serve_stdio(home: vbk_repo::Result<Arc<dyn Home>>, admission: &Admission) -> io::Result<()> {
+///
+/// `make` makes the repository where there is none, for a client that asks for it. It counts for an administrator alone.
+pub fn serve_stdio(home: vbk_repo::Result<Arc<dyn Home>>, admission: &Admission, make: Arc<Make>) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()?;
+    let registries = Arc::new(Registries::default());
+    runtime.spawn(Arc::clone(&registries).keep_published());
+    let mut registered = Registered::nobody();
     let home = home.and_then(|home| {
         let log = home.name().to_owned();
+        registered = registries.enter(&log, admission.visitor(Way::Ssh));
         limited::limit(home, admission, Some(&log))
     });
     let home = home.map_err(|error| Fault::from(&error));
     let served = runtime.block_on(session::run(
         home.as_ref(),
         admission.rights,
+        registered,
+        admission.is_administrator.then_some(make),
         tokio::io::stdin(),
         tokio::io::stdout(),
     ));
@@ -83,5 +98,5 @@ pub async fn serve(
         quota: Quota::default(),
     };
     let home = limited::limit(Arc::clone(home), &admission, None).expect("all guests are no limit");
-    session::run(Ok(&home), allowed, read, write).await
+    session::run(Ok(&home), allowed, Registered::nobody(), None, read, write).await
 }

@@ -4,6 +4,7 @@ mod again;
 mod lanes;
 mod line;
 mod nodes;
+mod whole;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -506,3 +506,70 @@ proptest! {
         prop_assert_eq!(repo.opens(&passphrase(&other)), one == other);
     }
 }
+
+#[test]
+fn a_slot_elsewhere_goes_only_while_the_one_that_stays_is_there() {
+    let repo = Repo::with("one", &passphrase("1"));
+    let (dir, check) = (repo.dir.path(), repo.keys.check());
+    let files = || slot_files(dir).expect("reads");
+    let proof = |name: &str, way: &Unlock| opened_without(dir, &files(), name, way, &check);
+    assert!(matches!(proof("one", &passphrase("1")), Err(Error::LastKey(_))));
+    assert!(matches!(proof("none", &passphrase("1")), Err(Error::NoSuchKey { .. })));
+    let second = seal("two", &repo.keys, &passphrase("2"), CHEAP).expect("seals");
+    add_file(dir, &second).expect("adds");
+    assert!(repo.opens(&passphrase("2")));
+    assert!(matches!(proof("one", &passphrase("3")), Err(Error::WrongKey { .. })));
+    // Both are proved before either is removed.
+    let without_one = proof("one", &passphrase("2")).expect("opens");
+    let without_two = proof("two", &passphrase("1")).expect("opens");
+    assert_eq!(without_one.as_ref(), Some(&second));
+    remove_file(dir, "one", without_one.as_ref()).expect("removes");
+    let refused = remove_file(dir, "two", without_two.as_ref()).expect_err("the last one");
+    assert!(refused.to_string().contains("nothing was removed"), "{refused}");
+    // A slot is no reason to remove itself, and a changed one is another.
+    assert!(remove_file(dir, "two", Some(&second)).is_err());
+    repo.add("one", &passphrase("1")).expect("adds");
+    let mut changed = second.clone();
+    changed.bytes.push(b' ');
+    assert!(remove_file(dir, "one", Some(&changed)).is_err());
+    let exported = key_file(export(&repo.keys, "d0b3b8c0").as_bytes());
+    assert_eq!(proof("two", &exported).expect("opens"), None);
+    remove_file(dir, "two", None).expect("removes");
+    assert!(repo.opens(&passphrase("1")) && !repo.opens(&passphrase("2")));
+}
+
+#[test]
+fn nothing_but_a_slot_is_kept_for_a_peer() {
+    let repo = Repo::with("one", &passphrase("1"));
+    let dir = repo.dir.path();
+    let good = seal("two", &repo.keys, &passphrase("2"), CHEAP).expect("seals");
+    let named = |name: &str| SlotFile {
+        name: name.into(),
+        bytes: good.bytes.clone(),
+    };
+    for name in [
+        "", ".", "..", "../two", "/etc/x", "a/b", ".two", "three", "two.json", "a\nb",
+    ] {
+        add_file(dir, &named(name)).expect_err(name);
+        remove_file(dir, name, None).expect_err(name);
+    }
+    for bytes in [
+        Vec::new(),
+        b"{}".to_vec(),
+        vec![b' '; 1 << 20],
+        good.bytes[1..].to_vec(),
+    ] {
+        let file = SlotFile { bytes, ..good.clone() };
+        assert!(matches!(add_file(dir, &file), Err(Error::KeySlotDamaged { .. })));
+    }
+    assert!(add_file(dir, &named("one")).is_err());
+    assert_eq!(slots(dir).expect("lists").len(), 1);
+    for number in 1..MAX_SLOTS {
+        repo.add(&format!("n{number}"), &recovery()).expect("adds");
+    }
+    let refused = add_file(dir, &good).expect_err("too many");
+    assert!(refused.to_string().contains("64 keys already"), "{refused}");
+    repo.remove("n1", &passphrase("1")).expect("removes");
+    add_file(dir, &good).expect("adds");
+    assert!(matches!(add_file(dir, &good), Err(Error::KeyExists(_))));
+}

@@ -9,12 +9,12 @@
 //! | `spare/` | second copies of the store's tables, see `second_copies.rs` |
 //! | `lock` | held by the writer, see [`lock`] |
 //! | `serve.sock`, `serve.lock` | while a process has the repository open for all writers of this machine, see [`shared`] |
-//! | `serve/` | the key and the tokens of a server |
+//! | `serve/` | the key and the tokens of a server, its logs, and its clients |
 //! | `ballast` | room for a prune on a full disk, see `ballast.rs` |
 
 pub mod activity;
 mod ballast;
-pub(super) mod create;
+pub mod create;
 pub mod disk_usage;
 mod files;
 pub mod lock;
@@ -169,13 +169,6 @@ impl Directory {
         Ok(())
     }
 
-    /// Reads everything that is stored, without a key, and proves what can be proved so: see [`crate::store::door`]. `each` gets a
-    /// line for everything that is damaged or missing, and for 1000 of them at most. Returns the number of bytes that were read.
-    pub fn check_stored(&self, cancel: &AtomicBool, each: &mut dyn FnMut(String)) -> Result<u64> {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        self.newest_reader()?.0.check(threads, cancel, each)
-    }
-
     /// Makes sure that loss of power does not take the newest view's name back, which another process may just have
     /// changed. Changes nothing where nothing can be written.
     pub fn settle(&self) {
@@ -319,6 +312,19 @@ impl Home for Directory {
 
     fn check_tables(&self, snapshot: u64) -> Result<Vec<String>> {
         check_tables(&self.path, snapshot)
+    }
+
+    fn check_stored(&self, cancel: &AtomicBool, each: &mut dyn FnMut(String)) -> Result<u64> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        self.newest_reader()?.0.check(threads, cancel, each)
+    }
+
+    fn add_key_slot(&self, slot: &SlotFile) -> Result<()> {
+        keys::add_file(&self.path, slot)
+    }
+
+    fn remove_key_slot(&self, name: &str, stays: Option<&SlotFile>) -> Result<()> {
+        keys::remove_file(&self.path, name, stays)
     }
 
     fn read_as_it_is(&self) -> Result<Option<Snapshot>> {

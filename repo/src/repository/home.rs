@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::keys::{self, Keys, SlotFile, Unlock};
 use crate::store::{Identity, PruneOptions, StoreManager, StoreReader, StoreWriter, Swept};
 
@@ -57,6 +57,29 @@ pub trait Home: fmt::Debug + Send + Sync {
     /// Compares the tables of a snapshot, which the caller holds, with their second copies. Returns a line for each damaged
     /// one; none where there are no copies.
     fn check_tables(&self, snapshot: u64) -> Result<Vec<String>>;
+
+    /// Reads everything that is stored, without a key, and proves what can be proved so: see [`crate::store::door`]. `each` gets a
+    /// line for everything that is damaged or missing, and for 1000 of them at most. Returns the number of bytes that were read.
+    fn check_stored(&self, _cancel: &AtomicBool, _each: &mut dyn FnMut(String)) -> Result<u64> {
+        Err(self.unsupported())
+    }
+
+    /// Keeps another key slot: see [`keys::add_file`].
+    fn add_key_slot(&self, _slot: &SlotFile) -> Result<()> {
+        Err(self.unsupported())
+    }
+
+    /// Removes a key slot, if `stays` is still there: see [`keys::remove_file`].
+    fn remove_key_slot(&self, _name: &str, _stays: Option<&SlotFile>) -> Result<()> {
+        Err(self.unsupported())
+    }
+
+    /// The error of a place that can't do what it is asked for.
+    fn unsupported(&self) -> Error {
+        Error::NotOnThisMachine {
+            path: self.name().to_owned(),
+        }
+    }
 
     /// Opens the newest snapshot, if it can be read as it is: nothing is waited for and nothing repaired.
     fn read_as_it_is(&self) -> Result<Option<Snapshot>>;
@@ -169,6 +192,18 @@ impl<S: StoreManager + 'static> Home for StoreHome<S> {
 
     fn check_tables(&self, _snapshot: u64) -> Result<Vec<String>> {
         Ok(Vec::new())
+    }
+
+    fn check_stored(&self, _cancel: &AtomicBool, _each: &mut dyn FnMut(String)) -> Result<u64> {
+        Ok(0)
+    }
+
+    fn add_key_slot(&self, _slot: &SlotFile) -> Result<()> {
+        Ok(())
+    }
+
+    fn remove_key_slot(&self, _name: &str, _stays: Option<&SlotFile>) -> Result<()> {
+        Ok(())
     }
 
     fn read_as_it_is(&self) -> Result<Option<Snapshot>> {

@@ -237,7 +237,7 @@ fn of_several_that_make_a_repository_one_does_and_the_others_harm_nothing() {
     let path = repository.path();
     let options = CreateOptions::plain(BlockSize::MIN);
     // A process that checked the directory before the other one started.
-    let error = create::make(path, &options).expect_err("refused");
+    let error = create::make(path, &options.sealed().expect("seals")).expect_err("refused");
     assert!(matches!(error, Error::NotEmpty { .. }), "{error}");
     let writer = repository.manager("test", &mut |_| true).expect("opens");
     backup(writer.writer(), "2026-11-20T00-00-00Z", 1);

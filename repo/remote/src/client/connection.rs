@@ -15,7 +15,7 @@ use crate::wire::{Channel, Kind, Limits, Message, MessageReader, Outbox, PREAMBL
 use crate::{DEAD_AFTER, PING_INTERVAL};
 
 /// Time for the first answer. A user may have to type a password meanwhile.
-const WELCOME_WITHIN: Duration = Duration::from_secs(120);
+pub(super) const WELCOME_WITHIN: Duration = Duration::from_secs(120);
 /// Time between two looks whether the caller wants to stop.
 const STOP_POLL: Duration = Duration::from_millis(100);
 /// Time between two tries to get the lock that another process holds.
@@ -319,7 +319,7 @@ async fn next(reader: &mut MessageReader<impl AsyncRead + Unpin>, outbox: &Outbo
     }
 }
 
-fn silent(limit: Duration) -> io::Error {
+pub(super) fn silent(limit: Duration) -> io::Error {
     io::Error::new(
         io::ErrorKind::TimedOut,
         format!("nothing was heard of the server for {} seconds", limit.as_secs()),

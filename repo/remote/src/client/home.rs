@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
@@ -14,17 +15,18 @@ use vbk_repo::keys::SlotFile;
 use vbk_repo::repository::home::{Home, Keeper, Marker, Session, Snapshot, Wait};
 use vbk_repo::repository::{DiskUsage, Reserve};
 use vbk_repo::store::{Distance, Identity, StoreManager, StoreWriter};
-use vbk_repo::{Error, Result};
+use vbk_repo::{Error, ErrorKind, Result};
 
 use super::again::Again;
 use super::early::Early;
 use super::lanes::{LaneOptions, Lanes};
-use super::link::Link;
+use super::link::{Link, Part};
 use super::nodes::NodeCache;
 use super::puts::Puts;
 use super::state::Event;
 use super::store::{Opened, RemoteKeeper, RemoteStore};
-use crate::message::{Answer, Ask, Handle};
+use crate::message::{Answer, Ask, Handle, MAX_FINDINGS};
+use crate::status::ServedStatus;
 
 /// Time for which the number of the newest snapshot counts as known: a mount asks for it at every look-up.
 const NEWEST_FOR: Duration = Duration::from_secs(2);
@@ -172,6 +174,11 @@ impl RemoteHome {
         Lanes::new(*options, Some(Arc::new(open)))
     }
 
+    /// The status of the repository, as far as this client may see it.
+    pub fn status(&self) -> Result<ServedStatus> {
+        self.report(&Ask::Status)
+    }
+
     /// Bytes of puts that take room in the window.
     #[cfg(test)]
     pub(crate) fn put_bytes(&self) -> usize {
@@ -265,6 +272,21 @@ impl Home for RemoteHome {
         self.report(&Ask::CheckTables(snapshot))
     }
 
+    fn check_stored(&self, cancel: &AtomicBool, each: &mut dyn FnMut(String)) -> Result<u64> {
+        self.checked(cancel, each)
+    }
+
+    fn add_key_slot(&self, slot: &SlotFile) -> Result<()> {
+        self.change_keys(&Ask::AddSlot(slot.name.clone(), slot.bytes.clone()))
+    }
+
+    fn remove_key_slot(&self, name: &str, stays: Option<&SlotFile>) -> Result<()> {
+        self.change_keys(&Ask::RemoveSlot {
+            name: name.to_owned(),
+            stays: stays.map(|slot| (slot.name.clone(), slot.bytes.clone())),
+        })
+    }
+
     fn read_as_it_is(&self) -> Result<Option<Snapshot>> {
         self.snapshot(true)
     }
@@ -274,7 +296,7 @@ impl Home for RemoteHome {
     }
 
     fn write(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreWriter>> {
-        let command = command.to_owned();
+        let command = self.told(command);
         let ask = move |store| Ask::Write {
             store,
             command: command.clone(),
@@ -284,12 +306,70 @@ impl Home for RemoteHome {
     }
 
     fn manage(&self, command: &str, wait: Wait<'_>) -> Result<Session<dyn StoreManager>> {
-        let command = command.to_owned();
+        let command = self.told(command);
         let ask = move |store| Ask::Manage {
             store,
             command: command.clone(),
         };
         let (store, keeper) = self.session(Arc::new(ask), wait)?;
         Ok(Session { store, keeper })
+    }
+}
+
+/// Time between two looks whether the caller wants to stop.
+const CANCEL_POLL: Duration = Duration::from_millis(100);
+
+/// Questions about the whole repository, which are not asked again after a lost connection.
+impl RemoteHome {
+    /// Checks what is stored, at the server.
+    fn checked(&self, cancel: &AtomicBool, each: &mut dyn FnMut(String)) -> Result<u64> {
+        let link = &self.link;
+        // The check ends with this store, and with the connection.
+        let ask: Opening = Arc::new(|store| Ask::Read { store, as_it_is: false });
+        let (store, _) = self.open(&ask, false, true)?.ok_or_else(|| link.unexpected())?;
+        let answers = link.begin_once(&Ask::Check(store.handle))?;
+        let mut stopped = false;
+        loop {
+            if !stopped && cancel.load(Ordering::SeqCst) {
+                stopped = true;
+                link.ask(&Ask::Stop(store.handle), Vec::new())?;
+            }
+            match answers.part_within(CANCEL_POLL)? {
+                None => {}
+                Some(Part::Answer(Answer::Findings(findings), ..)) => findings.into_iter().for_each(&mut *each),
+                Some(Part::Answer(Answer::Checked { bytes, found }, ..)) => {
+                    if let Some(more @ 1..) = found.checked_sub(MAX_FINDINGS) {
+                        each(format!("and {more} more"));
+                    }
+                    return Ok(bytes);
+                }
+                Some(Part::Lost(reason)) => return Err(self.lost(&reason, "run the command again")),
+                Some(_) => return Err(link.unexpected()),
+            }
+        }
+    }
+
+    /// Adds or removes a key slot.
+    fn change_keys(&self, ask: &Ask) -> Result<()> {
+        match self.link.begin_once(ask)?.part()? {
+            Part::Answer(Answer::Done, ..) => Ok(()),
+            Part::Lost(reason) => Err(self.lost(&reason, "`vbk key list` shows if the keys were changed")),
+            _ => Err(self.link.unexpected()),
+        }
+    }
+
+    /// Returns what the server is told of a command. The server of an encrypted repository does not learn of which guest it is.
+    pub(crate) fn told(&self, command: &str) -> String {
+        match &self.marker.key_check {
+            Some(_) => command.split(' ').next().unwrap_or_default().to_owned(),
+            None => command.to_owned(),
+        }
+    }
+
+    fn lost(&self, reason: &str, next: &str) -> Error {
+        Error::Remote {
+            kind: ErrorKind::Unavailable,
+            message: format!("the connection to {} was lost: {reason}; {next}", self.name().display()),
+        }
     }
 }

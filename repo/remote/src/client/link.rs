@@ -80,7 +80,7 @@ impl Answers<'_> {
 }
 
 /// The threads that move the bytes of all connections of this process.
-fn runtime() -> io::Result<&'static Runtime> {
+pub(super) fn runtime() -> io::Result<&'static Runtime> {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     if let Some(runtime) = RUNTIME.get() {
         return Ok(runtime);

@@ -64,7 +64,7 @@ impl Ssh {
         }
     }
 
-    fn spawn(&self, address: &SshAddress) -> io::Result<(Output, ChildStdin)> {
+    pub(super) fn spawn(&self, address: &SshAddress) -> io::Result<(Output, ChildStdin)> {
         let spawned = self.command(address).spawn();
         let mut child =
             spawned.map_err(|error| io::Error::new(error.kind(), format!("can't start a shell: {error}")))?;
@@ -113,7 +113,7 @@ impl Ssh {
 
 /// Standard output of ssh. If it is dropped before its end, ssh is killed: one that still tries to connect does not see that its
 /// standard input is closed.
-struct Output {
+pub(super) struct Output {
     output: ChildStdout,
     /// The runtime waits for it when it is dropped.
     child: Child,

@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 use vbk_repo::repository::home::Home;
 
 use super::crowd::{Crowd, Place};
+use super::registry::{Registered, Registries};
 use super::until::Until;
 use super::{Allowed, session};
 use crate::message::Fault;
@@ -42,12 +43,18 @@ pub(super) struct Shared {
     pub(super) served: Served,
     pub(super) open: Box<Open>,
     crowd: Crowd,
+    pub(super) registries: Arc<Registries>,
 }
 
 impl Shared {
     pub(super) fn new(served: Served, open: Box<Open>) -> Self {
         let crowd = Crowd::new();
-        Self { served, open, crowd }
+        Self {
+            served,
+            open,
+            crowd,
+            registries: Arc::default(),
+        }
     }
 }
 
@@ -60,6 +67,7 @@ pub(super) struct Client {
     /// The repository as this client may have it, or the reason for which it may not.
     pub(super) home: Result<Arc<dyn Home>, Fault>,
     pub(super) allowed: Allowed,
+    pub(super) registered: Registered,
     /// Completes when this client may not go on, with the reason.
     pub(super) ended: Pin<Box<dyn Future<Output = String> + Send>>,
 }
@@ -127,6 +135,7 @@ async fn serve<L: Listener>(
         write,
         home,
         allowed,
+        registered,
         ended,
     } = admitted.inspect_err(|_| place.failed())?;
     match is_known {
@@ -141,10 +150,10 @@ async fn serve<L: Listener>(
                     _ = stop.wait_for(|stop| *stop) => "the server is shutting down".to_owned(),
                 }
             };
-            session::run(Ok(&home), allowed, Until::new(read, ended), write).await
+            session::run(Ok(&home), allowed, registered, None, Until::new(read, ended), write).await
         }
         Err(fault) => {
-            let refused = session::run(Err(&fault), allowed, read, write);
+            let refused = session::run(Err(&fault), allowed, registered, None, read, write);
             timeout(KNOWN_WITHIN, refused).await.unwrap_or(Ok(()))
         }
     }

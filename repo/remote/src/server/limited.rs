@@ -29,7 +29,9 @@ use vbk_repo::{Error, ErrorKind, Result};
 use super::audit::{AuditLog, Who};
 use super::policy::Policy;
 use super::quota::{Meter, Over, Quota};
+use super::registry::Visitor;
 use super::rights::Allowed;
+use crate::status::Way;
 
 /// Start of the name of a note about a backup (`vbk_repo::state`).
 const NOTE_OF_BACKUP: &str = "backup/";
@@ -49,6 +51,19 @@ pub struct Admission {
     pub quota: Quota,
 }
 
+impl Admission {
+    /// The client for the list of those that are connected.
+    pub(super) fn visitor(&self, way: Way) -> Visitor {
+        Visitor {
+            name: self.who.name.clone(),
+            way,
+            address: self.who.address.clone(),
+            pid: None,
+            sees_all: self.is_administrator || (self.rights.manages() && self.guests.is_empty()),
+        }
+    }
+}
+
 /// Returns the home as a client sees it. `log` is the directory whose audit log it gets into.
 pub(super) fn limit(home: Arc<dyn Home>, admission: &Admission, log: Option<&Path>) -> Result<Arc<dyn Home>> {
     let Admission {
@@ -64,6 +79,7 @@ pub(super) fn limit(home: Arc<dyn Home>, admission: &Admission, log: Option<&Pat
     };
     let limits = Limits {
         rights: *rights,
+        is_administrator: *is_administrator,
         guests: guests.clone(),
         policy_of: log.filter(|_| !is_administrator).map(Path::to_owned),
         meter,
@@ -85,6 +101,7 @@ pub(super) fn limit(home: Arc<dyn Home>, admission: &Admission, log: Option<&Pat
 #[derive(Debug)]
 struct Limits {
     rights: Allowed,
+    is_administrator: bool,
     /// Patterns; none: all guests.
     guests: Vec<String>,
     /// Directory of the repository whose policy binds the client.
@@ -230,6 +247,28 @@ impl Home for Limited<dyn Home> {
     fn check_tables(&self, snapshot: u64) -> Result<Vec<String>> {
         self.limits.check_whole("check the repository's tables")?;
         self.inner.check_tables(snapshot)
+    }
+
+    fn check_stored(&self, cancel: &AtomicBool, each: &mut dyn FnMut(String)) -> Result<u64> {
+        self.limits.check_whole("check what is stored")?;
+        self.inner.check_stored(cancel, each)
+    }
+
+    fn add_key_slot(&self, slot: &SlotFile) -> Result<()> {
+        self.limits.check_manages("add keys")?;
+        let add = || self.inner.add_key_slot(slot);
+        self.limits.noted("key add", std::slice::from_ref(&slot.name), add)
+    }
+
+    fn remove_key_slot(&self, name: &str, stays: Option<&SlotFile>) -> Result<()> {
+        // The bin keeps from a client that was broken into what it forgets; without a key that would be of no use.
+        if !self.limits.is_administrator {
+            return Err(self.limits.denied(
+                "the server does not let this client remove keys: without them all backups are lost at once. `vbk key remove` on \
+                 the server can, and so can who logs in there by ssh without a forced command",
+            ));
+        }
+        self.inner.remove_key_slot(name, stays)
     }
 
     fn read_as_it_is(&self) -> Result<Option<Snapshot>> {

@@ -43,9 +43,11 @@ impl Server {
             .max_blocking_threads(MAX_THREADS)
             .enable_all()
             .build()?;
+        let shared = Arc::new(Shared::new(served, open));
+        runtime.spawn(Arc::clone(&shared.registries).keep_published());
         Ok(Self {
             runtime,
-            shared: Arc::new(Shared::new(served, open)),
+            shared,
             stop: watch::Sender::new(false),
             alive: mpsc::channel(1),
         })

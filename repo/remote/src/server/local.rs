@@ -18,6 +18,8 @@ use vbk_repo::repository::directory::shared::{SOCKET, SharedDirectory};
 
 use super::Allowed;
 use super::clients::{Client, Listener, Shared};
+use super::registry::Visitor;
+use crate::status::Way;
 
 /// Time between two looks at what nobody uses any more.
 const TICK: Duration = Duration::from_millis(500);
@@ -123,9 +125,10 @@ impl Listener for LocalListener {
         Ok((stream, None))
     }
 
-    async fn admit(&self, stream: UnixStream, _: &Arc<Shared>) -> io::Result<Client> {
+    async fn admit(&self, stream: UnixStream, shared: &Arc<Shared>) -> io::Result<Client> {
         // The mode of the socket says the same, but not that of a directory that was given to somebody else since.
-        let peer = stream.peer_cred()?.uid();
+        let credentials = stream.peer_cred()?;
+        let peer = credentials.uid();
         if peer != 0 && peer != std::fs::metadata("/proc/self")?.uid() {
             return Err(io::Error::new(
                 io::ErrorKind::PermissionDenied,
@@ -134,13 +137,26 @@ impl Listener for LocalListener {
         }
         self.connected.fetch_add(1, Ordering::SeqCst);
         let counted = Counted(Arc::clone(&self.connected));
+        let home = self.shared.home();
+        let visitor = Visitor {
+            name: match peer {
+                0 => "root".to_owned(),
+                user => format!("user {user}"),
+            },
+            way: Way::Local,
+            address: None,
+            pid: credentials.pid().and_then(|pid| u32::try_from(pid).ok()),
+            sees_all: true,
+        };
+        let registered = shared.registries.enter(home.name(), visitor);
         let (read, write) = stream.into_split();
         Ok(Client {
             is_known: true,
             read: Box::new(read),
             write: Box::new(write),
-            home: Ok(self.shared.home()),
+            home: Ok(home),
             allowed: Allowed::Trusted,
+            registered,
             ended: Box::pin(async move {
                 let _counted = counted;
                 pending().await

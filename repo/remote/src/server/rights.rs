@@ -7,6 +7,10 @@
 //! | `verify` | yes | yes | | |
 //! | `manage` | yes | yes | yes | yes |
 //!
+//! Key slots are added with `manage`, and removed by an administrator alone: what is forgotten stays in the bin for a while, and
+//! would be of no use without a key. The status of the repository shows a client itself and the room that there is, and the others
+//! only to an administrator and to `manage` for all guests.
+//!
 //! All may read records, notes, manifests, key slots, and look blocks up by their ids. The whole store is the list of all
 //! blocks, the files of the store and their size. `copy` reads what a copy needs, as it is sealed; it has a name of its own, so
 //! that the list of tokens and the audit log tell it from a restore.

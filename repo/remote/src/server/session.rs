@@ -13,9 +13,11 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 use vbk_repo::ErrorKind;
+use vbk_repo::repository::SealedOptions;
 use vbk_repo::repository::home::Home;
 
 use super::Allowed;
+use super::registry::{Counts, Registered};
 use super::stores::Stores;
 use super::until::Until;
 use crate::message::{Answer, Ask, Fault, Hello, PROTOCOL, Welcome};
@@ -33,6 +35,9 @@ const AT_ONCE: usize = 16;
 const OPENINGS: usize = 4;
 /// Questions without an answer yet; a client that has more breaks the protocol.
 const MAX_ASKED: usize = 4096;
+
+/// Makes the repository that is served, for an administrator.
+pub type Make = dyn Fn(&SealedOptions) -> vbk_repo::Result<()> + Send + Sync;
 
 /// Where the answers to one question go.
 pub(super) struct Reply {
@@ -76,10 +81,13 @@ fn encode(value: &impl Serialize) -> Vec<u8> {
 pub(super) async fn run(
     home: Result<&Arc<dyn Home>, &Fault>,
     allowed: Allowed,
+    registered: Registered,
+    make: Option<Arc<Make>>,
     read: impl AsyncRead + Unpin,
     mut write: impl AsyncWrite + Unpin,
 ) -> io::Result<()> {
     let outbox = Arc::new(Outbox::new(ANSWER_BYTES));
+    registered.counts.writes(&outbox);
     let gone = Arc::new(Notify::new());
     let hang_up = Arc::clone(&gone);
     let mut read = Until::new(read, async move {
@@ -95,7 +103,7 @@ pub(super) async fn run(
         let ended = async {
             let noise = timeout(DEAD_AFTER, read_preamble(&mut read)).await?;
             noise.inspect_err(|error| last_words(&outbox, error))?;
-            listen(home, allowed, read, &outbox).await
+            listen(home, allowed, registered, make, read, &outbox).await
         };
         let ended = ended.await;
         outbox.close();
@@ -134,11 +142,13 @@ pub(super) async fn run(
 async fn listen(
     home: Result<&Arc<dyn Home>, &Fault>,
     allowed: Allowed,
+    registered: Registered,
+    make: Option<Arc<Make>>,
     read: impl AsyncRead + Unpin,
     outbox: &Arc<Outbox>,
 ) -> io::Result<()> {
     let mut open: Option<Client> = None;
-    let ended = questions(home, allowed, read, outbox, &mut open).await;
+    let ended = questions(home, allowed, Arc::new(registered), make, read, outbox, &mut open).await;
     if let Err(error) = &ended {
         last_words(outbox, error);
     }
@@ -179,6 +189,8 @@ impl Drop for Client {
 async fn questions(
     home: Result<&Arc<dyn Home>, &Fault>,
     allowed: Allowed,
+    registered: Arc<Registered>,
+    make: Option<Arc<Make>>,
     read: impl AsyncRead + Unpin,
     outbox: &Arc<Outbox>,
     open: &mut Option<Client>,
@@ -199,16 +211,20 @@ async fn questions(
             Kind::Ask => {
                 let ask = postcard::from_bytes(&message.head).map_err(|error| invalid(&error.to_string()))?;
                 let reply = Reply::new(outbox, message.request);
+                let counts = Arc::clone(&registered.counts);
+                counts.asked(message.len());
                 match (&*open, ask) {
                     (None, Ask::Hello(hello)) => match home {
                         Ok(home) => {
+                            counts.greeted(&hello.program);
+                            counts.answered();
                             let asked = Arc::clone(home);
                             let greeted = tokio::task::spawn_blocking(move || greet(&*asked, &hello));
                             let welcome = Answer::Welcome(greeted.await.map_err(io::Error::other)??);
                             reply.send(&welcome, Vec::new(), false);
                             reader.set_limits(Limits::PEER);
-                            let stores = Arc::new(Stores::new(Arc::clone(home), allowed));
-                            let queue = Queue::start(Arc::clone(&stores))?;
+                            let stores = Arc::new(Stores::new(Arc::clone(home), allowed).of(&registered));
+                            let queue = Queue::start(Arc::clone(&stores), counts)?;
                             *open = Some(Client { stores, queue });
                         }
                         Err(fault) => {
@@ -216,7 +232,24 @@ async fn questions(
                             return Ok(());
                         }
                     },
-                    (None, _) | (Some(_), Ask::Hello(_)) => return Err(invalid("a greeting in the wrong place")),
+                    (None, Ask::Create(options)) => {
+                        let made = match (make, home) {
+                            (Some(make), _) => {
+                                let made = tokio::task::spawn_blocking(move || make(&options));
+                                made.await
+                                    .map_err(io::Error::other)?
+                                    .map_err(|error| Fault::from(&error))
+                            }
+                            (None, Err(fault)) => Err(fault.clone()),
+                            (None, Ok(_)) => Err(makes_none()),
+                        };
+                        let answer = made.map_or_else(Answer::Failed, |()| Answer::Done);
+                        reply.send(&answer, Vec::new(), false);
+                        return Ok(());
+                    }
+                    (None, _) | (Some(_), Ask::Hello(_) | Ask::Create(_)) => {
+                        return Err(invalid("a greeting in the wrong place"));
+                    }
                     (Some(client), ask) if is_ordered(&ask) => {
                         client.queue.add(ask, message.head.len(), message.body, reply)?
                     }
@@ -234,6 +267,7 @@ async fn questions(
                             let answer = move || {
                                 stores.answer(ask, &message.body, &reply);
                                 asked.fetch_sub(1, Ordering::SeqCst);
+                                counts.answered();
                                 drop(permit);
                             };
                             let _ = tokio::task::spawn_blocking(answer).await;
@@ -243,6 +277,13 @@ async fn questions(
             }
         }
     }
+}
+
+/// The answer to a client that may not make a repository.
+fn makes_none() -> Fault {
+    let what =
+        "the server does not let this client make a repository; who logs in there by ssh without a forced command can";
+    Fault::Other(ErrorKind::Denied, what.to_owned())
 }
 
 /// Agrees on a version with a client.
@@ -289,6 +330,7 @@ fn is_ordered(ask: &Ask) -> bool {
 struct Queue {
     sender: Option<mpsc::Sender<Waiting>>,
     waiting: Arc<WaitingBytes>,
+    counts: Arc<Counts>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -327,21 +369,24 @@ impl Drop for Queue {
 }
 
 impl Queue {
-    fn start(stores: Arc<Stores>) -> io::Result<Self> {
+    fn start(stores: Arc<Stores>, counts: Arc<Counts>) -> io::Result<Self> {
         let (sender, receiver) = mpsc::channel::<Waiting>();
         let waiting = Arc::<WaitingBytes>::default();
         let done = Arc::clone(&waiting);
+        let answered = Arc::clone(&counts);
         let thread = move || {
             for (ask, head_bytes, body, reply) in receiver {
                 // Before the answer, after which the client may send as much again.
                 done.remove(head_bytes, body.len());
                 stores.answer(ask, &body, &reply);
+                answered.answered();
             }
         };
         let thread = std::thread::Builder::new().name("vbk-serve".into()).spawn(thread)?;
         Ok(Self {
             sender: Some(sender),
             waiting,
+            counts,
             thread: Some(thread),
         })
     }
@@ -350,6 +395,9 @@ impl Queue {
     fn add(&self, ask: Ask, head_bytes: usize, body: Vec<u8>, reply: Reply) -> io::Result<()> {
         if !self.waiting.add(head_bytes, body.len()) {
             return Err(invalid("more puts at once than the server allows"));
+        }
+        if let Ask::Put { .. } | Ask::PutNodes { .. } = ask {
+            self.counts.put(body.len());
         }
         let sent = self
             .sender

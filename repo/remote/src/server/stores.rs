@@ -2,11 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
 use vbk_repo::id::{BlockId, NodeId};
+use vbk_repo::keys::SlotFile;
 use vbk_repo::repository::home::{Home, Keeper, Snapshot};
 use vbk_repo::repository::prune_without_key;
 use vbk_repo::store::door::Door;
@@ -14,10 +15,14 @@ use vbk_repo::store::{Forgotten, Identity, Listing, Note, Record, StoreManager, 
 use vbk_repo::{Error, ErrorKind, Result};
 
 use super::Allowed;
+use super::registry::Registered;
 use super::session::Reply;
+use super::status;
 use crate::body;
 use crate::client::node_sum;
-use crate::message::{Answer, Ask, Fault, Handle, MAX_NAMES, MAX_NODES, MAX_PAGES, MAX_SUMS};
+use crate::message::{
+    Answer, Ask, Fault, Handle, MAX_FINDING, MAX_FINDINGS, MAX_NAMES, MAX_NODES, MAX_PAGES, MAX_SUMS,
+};
 
 /// Stores that one client may have open.
 const MAX_STORES: usize = 256;
@@ -30,6 +35,7 @@ const LISTED_BYTES: usize = 4 << 20;
 pub(super) struct Stores {
     home: Arc<dyn Home>,
     allowed: Allowed,
+    registered: Arc<Registered>,
     open: Mutex<HashMap<Handle, Arc<Open>>>,
     /// Stores in the opening: questions about them wait.
     opening: Mutex<HashSet<Handle>>,
@@ -47,6 +53,8 @@ struct Open {
     manager: Option<Arc<dyn StoreManager>>,
     /// Ends a prune.
     stop: AtomicBool,
+    /// Bytes that were put since the last flush.
+    unflushed: AtomicU64,
     /// Dropped last: it lets the next writer in.
     keeper: Option<Arc<dyn Keeper>>,
 }
@@ -62,6 +70,7 @@ impl Open {
             writer: None,
             manager: None,
             stop: AtomicBool::new(false),
+            unflushed: AtomicU64::new(0),
             keeper: None,
         })
     }
@@ -93,9 +102,18 @@ impl Stores {
         Self {
             home,
             allowed,
+            registered: Arc::new(Registered::nobody()),
             open: Mutex::default(),
             opening: Mutex::default(),
             opened: Condvar::new(),
+        }
+    }
+
+    /// The same for a client that is counted.
+    pub(super) fn of(self, registered: &Arc<Registered>) -> Self {
+        Self {
+            registered: Arc::clone(registered),
+            ..self
         }
     }
 
@@ -114,7 +132,15 @@ impl Stores {
     /// Answers a question.
     pub(super) fn answer(&self, ask: Ask, body: &[u8], reply: &Reply) {
         let _opening = opens(&ask).map(|store| Opening { stores: self, store });
-        match self.try_answer(ask, body, reply) {
+        let put_into = match &ask {
+            Ask::Put { store, .. } | Ask::PutNodes { store, .. } => Some(*store),
+            _ => None,
+        };
+        let answered = self.try_answer(ask, body, reply);
+        if let Some(store) = put_into {
+            self.count_put(store, body.len() as u64, answered.is_ok());
+        }
+        match answered {
             Ok(Some((answer, body))) => reply.send(&answer, body, false),
             Ok(None) => {}
             Err(error) => reply.send(&Answer::Failed(Fault::from(&error)), Vec::new(), false),
@@ -155,6 +181,7 @@ impl Stores {
                     keeper: Some(session.keeper),
                     ..Open::new(session.store, self.allowed)?
                 };
+                self.registered.counts.opened(store, &command);
                 alone(self.opened(store, open, 0)?)
             }
             Ask::Manage { store, command } => {
@@ -165,11 +192,14 @@ impl Stores {
                     keeper: Some(session.keeper),
                     ..Open::new(session.store, self.allowed)?
                 };
+                self.registered.counts.opened(store, &command);
                 alone(self.opened(store, open, 0)?)
             }
             Ask::Close(store) => {
                 // Answers that are still in the making keep it open until they are done.
-                self.open.lock().remove(&store);
+                self.registered.counts.closed(store);
+                let closed = self.open.lock().remove(&store);
+                closed.inspect(|open| self.flushed(open));
                 alone(Answer::Done)
             }
             Ask::Prune { store, options } => {
@@ -185,6 +215,20 @@ impl Stores {
             }
             Ask::Stop(store) => {
                 self.store(store)?.stop.store(true, Ordering::SeqCst);
+                alone(Answer::Done)
+            }
+            Ask::Status => alone(report(&status::of(&*self.home, &self.registered)?)),
+            Ask::Check(store) => {
+                let open = self.store(store)?;
+                alone(check(&*self.home, &open.stop, reply)?)
+            }
+            Ask::AddSlot(name, bytes) => {
+                self.home.add_key_slot(&SlotFile { name, bytes })?;
+                alone(Answer::Done)
+            }
+            Ask::RemoveSlot { name, stays } => {
+                let stays = stays.map(|(name, bytes)| SlotFile { name, bytes });
+                self.home.remove_key_slot(&name, stays.as_ref())?;
                 alone(Answer::Done)
             }
             Ask::DiskUsage => alone(report(&self.home.disk_usage()?)),
@@ -288,6 +332,7 @@ impl Stores {
             }
             Ask::Flush(store) => {
                 self.writer(store)?.flush()?;
+                self.flushed(&*self.store(store)?);
                 alone(Answer::Done)
             }
             Ask::Commit {
@@ -306,6 +351,7 @@ impl Stores {
                 let writer = self.writer(store)?;
                 writer.set_terms(terms);
                 writer.commit_at(&record, &notes, at)?;
+                self.flushed(&*self.store(store)?);
                 alone(Answer::Done)
             }
             Ask::Amend {
@@ -342,6 +388,21 @@ impl Stores {
             }
             _ => Err(broken("a question in the wrong place")),
         }
+    }
+
+    /// Counts what was put, once it is in the store or was refused.
+    fn count_put(&self, store: Handle, bytes: u64, is_in: bool) {
+        match self.open.lock().get(&store).filter(|_| is_in) {
+            Some(open) => drop(open.unflushed.fetch_add(bytes, Ordering::Relaxed)),
+            None => self.registered.counts.settled(bytes),
+        }
+    }
+
+    /// Counts that all that was put into a store is durable, or not wanted any more.
+    fn flushed(&self, open: &Open) {
+        self.registered
+            .counts
+            .settled(open.unflushed.swap(0, Ordering::Relaxed));
     }
 
     fn opened(&self, store: Handle, open: Open, number: u64) -> Result<Answer> {
@@ -393,6 +454,19 @@ fn opens(ask: &Ask) -> Option<Handle> {
 
 fn report(value: &impl Serialize) -> Answer {
     Answer::Report(serde_json::to_string(value).expect("plain fields"))
+}
+
+/// Checks what is stored, and sends each damage that is found.
+fn check(home: &dyn Home, stop: &AtomicBool, reply: &Reply) -> Result<Answer> {
+    let mut found = 0;
+    let bytes = home.check_stored(stop, &mut |finding| {
+        found += 1;
+        if found <= MAX_FINDINGS {
+            let finding = finding.chars().take(MAX_FINDING).collect();
+            reply.send(&Answer::Findings(vec![finding]), Vec::new(), true);
+        }
+    })?;
+    Ok(Answer::Checked { bytes, found })
 }
 
 fn notes_of(notes: Vec<(String, Option<Vec<u8>>)>) -> Vec<Note> {

@@ -37,10 +37,12 @@ use super::Allowed;
 use super::audit::{AuditLog, Who};
 use super::clients::{Client, Listener, Served, Shared};
 use super::limited::{Admission, limit};
+use super::registry::Registered;
 use super::tokens::{Entry, Finder, Tokens};
 use crate::address::check_name;
 use crate::message::Fault;
 use crate::peer::{ALPN, PublicKey, SCHEME, Seed, provider, refuse_tls12, verify_signature};
+use crate::status::Way;
 use crate::tcp;
 
 /// Connections that the kernel keeps until they are accepted.
@@ -155,8 +157,8 @@ impl Listener for TlsListener {
         tcp::enlarge(stream.get_ref().0);
         let (read, write) = tokio::io::split(stream);
         let is_known = found.is_ok();
-        let (home, allowed, ended) = match found {
-            Ok((home, entry, tokens)) => {
+        let (home, allowed, registered, ended) = match found {
+            Ok((home, entry, tokens, registered)) => {
                 let allowed = entry.rights;
                 let counted = Counted::new(key, &self.sessions);
                 let home = match counted {
@@ -168,11 +170,14 @@ impl Listener for TlsListener {
                 };
                 let ended = async move {
                     let _counted = counted;
-                    revoked(tokens, entry).await
+                    revoked(tokens, entry, address).await
                 };
-                (home, allowed, Box::pin(ended) as _)
+                (home, allowed, registered, Box::pin(ended) as _)
             }
-            Err(refused) => (Err(refused), Allowed::Read, Box::pin(std::future::pending()) as _),
+            Err(refused) => {
+                let ended = Box::pin(std::future::pending());
+                (Err(refused), Allowed::Read, Registered::nobody(), ended as _)
+            }
         };
         Ok(Client {
             is_known,
@@ -180,13 +185,14 @@ impl Listener for TlsListener {
             write: Box::new(write),
             home,
             allowed,
+            registered,
             ended,
         })
     }
 }
 
 /// A repository as the holder of a token may have it, or the reason for which it can't be opened.
-type Found = (Result<Arc<dyn Home>, Fault>, Entry, Tokens);
+type Found = (Result<Arc<dyn Home>, Fault>, Entry, Tokens, Registered);
 
 /// Finds the repository of a name, and the token with a key for it. The error is the same for all that is unknown.
 fn find(
@@ -203,16 +209,15 @@ fn find(
     };
     let directory = shared.served.directory(name).ok_or_else(unknown)?;
     let tokens = Tokens::of(&directory);
-    let address = address.map(|address| address.to_string());
     let who = |name: &str| Who {
         name: name.to_owned(),
-        address,
+        address: address.map(|address| address.to_string()),
     };
     let Some(entry) = finder.find(&tokens, key) else {
         AuditLog::of(&directory, who("unknown")).refused("a token that is not one of this repository");
         return Err(unknown());
     };
-    tokens.note_use(&entry.name, Timestamp::now());
+    tokens.note_use(&entry.name, address, Timestamp::now());
     tracing::info!("token {} opens {}", entry.name, directory.display());
     let admission = Admission {
         who: who(&entry.name),
@@ -222,7 +227,8 @@ fn find(
         quota: entry.quota,
     };
     let home = (shared.open)(&directory).and_then(|home| limit(home, &admission, Some(&directory)));
-    Ok((home.map_err(|error| Fault::from(&error)), entry, tokens))
+    let registered = shared.registries.enter(&directory, admission.visitor(Way::Tls));
+    Ok((home.map_err(|error| Fault::from(&error)), entry, tokens, registered))
 }
 
 impl Served {
@@ -242,12 +248,16 @@ impl Served {
 }
 
 /// Waits until a token is not the one any more that a client was let in with.
-async fn revoked(tokens: Tokens, entry: Entry) -> String {
+async fn revoked(tokens: Tokens, entry: Entry, address: Option<IpAddr>) -> String {
     let name = entry.name.clone();
     loop {
         sleep(TOKEN_POLL).await;
         let (tokens, name) = (tokens.clone(), name.clone());
-        let now = tokio::task::spawn_blocking(move || tokens.get(&name)).await;
+        let looked = tokio::task::spawn_blocking(move || {
+            tokens.note_use(&name, address, Timestamp::now());
+            tokens.get(&name)
+        });
+        let now = looked.await;
         return match now {
             Ok(Ok(Some(now))) if now == entry => continue,
             Ok(Ok(Some(_))) => format!("the token {} was changed", entry.name),

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder};
 use std::io::{self, ErrorKind};
+use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -148,14 +149,22 @@ impl Tokens {
         Ok(names)
     }
 
-    /// Returns when a token was last used, to a minute; `None` if it never was, or if that is not known.
+    /// Returns when a client with a token was last connected, to a minute; `None` if none ever was, or if that is not known.
     pub fn last_seen(&self, name: &str) -> Option<Timestamp> {
-        let path = self.file(name).ok()?.with_extension("seen");
-        fs::read_to_string(path).ok()?.trim().parse().ok()
+        self.last_use(name).map(|(at, _)| at)
     }
 
-    /// Notes the use of a token. A full or read-only disk must not keep a client from its backups, so errors are only logged.
-    pub(super) fn note_use(&self, name: &str, now: Timestamp) {
+    /// The same with the client's address, if that is known.
+    pub fn last_use(&self, name: &str) -> Option<(Timestamp, Option<IpAddr>)> {
+        let path = self.file(name).ok()?.with_extension("seen");
+        let text = fs::read_to_string(path).ok()?;
+        let mut words = text.split_whitespace();
+        let at = words.next()?.parse().ok()?;
+        Some((at, words.next().and_then(|word| word.parse().ok())))
+    }
+
+    /// Notes that a client with a token is connected. A full or read-only disk must not keep a client from its backups, so errors are only logged.
+    pub(super) fn note_use(&self, name: &str, address: Option<IpAddr>, now: Timestamp) {
         let recent = |last: Timestamp| (0..SEEN_EVERY_SECS).contains(&(now.as_second() - last.as_second()));
         if self.last_seen(name).is_some_and(recent) {
             return;
@@ -163,7 +172,8 @@ impl Tokens {
         let Ok(path) = self.file(name).map(|path| path.with_extension("seen")) else {
             return;
         };
-        let text = format!("{now}\n");
+        let address = address.map(|address| format!(" {address}")).unwrap_or_default();
+        let text = format!("{now}{address}\n");
         if let Err(error) = files::write_whole(&path, text.as_bytes(), Mode::Private, Synced::Nothing) {
             tracing::debug!("can't write {}: {error}", path.display());
         }
@@ -290,9 +300,12 @@ mod tests {
             // A clock that was set back.
             ("2026-11-28T05:00:00Z", "2026-11-28T05:00:00Z"),
         ] {
-            tokens.note_use("web", at(now));
+            tokens.note_use("web", None, at(now));
             assert_eq!(tokens.last_seen("web"), Some(at(noted)));
         }
+        let from: IpAddr = "10.0.0.7".parse().expect("an address");
+        tokens.note_use("web", Some(from), at("2026-11-29T06:00:00Z"));
+        assert_eq!(tokens.last_use("web"), Some((at("2026-11-29T06:00:00Z"), Some(from))));
         tokens.revoke("web").expect("revokes");
         assert_eq!(tokens.last_seen("web"), None);
     }

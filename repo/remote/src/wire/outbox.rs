@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::Result;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -19,6 +20,7 @@ pub(crate) struct Outbox {
     emptied: Condvar,
     /// Bytes of bulk messages that may wait.
     room_bytes: usize,
+    written_bytes: AtomicU64,
 }
 
 #[derive(Default)]
@@ -37,6 +39,7 @@ impl Outbox {
             filled: Notify::new(),
             emptied: Condvar::new(),
             room_bytes,
+            written_bytes: AtomicU64::new(0),
         }
     }
 
@@ -67,6 +70,17 @@ impl Outbox {
         self.queues.lock().closed = true;
         self.emptied.notify_all();
         self.filled.notify_one();
+    }
+
+    /// Bytes of messages, but for pings, that were written so far.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        self.written_bytes.load(Ordering::Relaxed)
+    }
+
+    fn count(&self, message: &Message, before: usize, done: usize) {
+        if matches!(message.kind, Kind::Ask | Kind::Answer) {
+            self.written_bytes.fetch_add((done - before) as u64, Ordering::Relaxed);
+        }
     }
 
     fn next(&self, channel: Channel) -> Option<Arc<Message>> {
@@ -107,14 +121,14 @@ pub(crate) async fn write_all(outbox: &Outbox, stream: &mut (impl AsyncWrite + U
     loop {
         while let Some(message) = outbox.next(Channel::Control) {
             let mut control = Bulk::new(message);
-            while control.write_chunk(Channel::Control, stream).await? {}
+            while control.write_chunk(Channel::Control, outbox, stream).await? {}
         }
         if bulk.is_none() {
             bulk = outbox.next(Channel::Bulk).map(Bulk::new);
         }
         match &mut bulk {
             Some(writing) => {
-                if !writing.write_chunk(Channel::Bulk, stream).await? {
+                if !writing.write_chunk(Channel::Bulk, outbox, stream).await? {
                     outbox.written(&writing.message);
                     bulk = None;
                 }
@@ -147,7 +161,12 @@ impl Bulk {
     }
 
     /// Writes the next chunk; returns whether there are more.
-    async fn write_chunk(&mut self, channel: Channel, stream: &mut (impl AsyncWrite + Unpin)) -> Result<bool> {
+    async fn write_chunk(
+        &mut self,
+        channel: Channel,
+        outbox: &Outbox,
+        stream: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<bool> {
         let len = (self.message.len() - self.done).min(CHUNK_BYTES);
         let [low, middle, high, _] = (len as u32).to_le_bytes();
         stream.write_all(&[channel.into(), low, middle, high]).await?;
@@ -161,6 +180,7 @@ impl Bulk {
             }
             start = end;
         }
+        outbox.count(&self.message, self.done, to);
         self.done = to;
         Ok(to < self.message.len())
     }

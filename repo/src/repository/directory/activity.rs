@@ -8,13 +8,14 @@ use std::io;
 use std::path::Path;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::repository::Repository;
+use crate::repository::directory::Directory;
 use crate::repository::directory::disk_usage::{FileSystem, disk_usage, file_system};
 use crate::repository::directory::lock::{Holder, with_arguments};
-use crate::repository::home::DiskUsage;
+use crate::repository::home::{DiskUsage, Home};
 
 mod locks;
 
@@ -27,7 +28,7 @@ const ATTEMPTS: usize = 5;
 const MAX_COMMAND_CHARS: usize = 72;
 
 /// Status of a repository, as seen from outside.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
     /// The process that writes to it.
     pub writer: Option<WriterStatus>,
@@ -40,7 +41,7 @@ pub struct Status {
 }
 
 /// The process that writes to a repository. A field is `None` if the system does not show it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WriterStatus {
     /// Its process id.
     pub pid: Option<u32>,
@@ -52,7 +53,7 @@ pub struct WriterStatus {
 
 /// A process. A field is `None` if the system does not show it; with both `None` it stands for one or more processes
 /// that can't be identified, e.g. those in another container.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
     /// Its process id.
     pub pid: Option<u32>,
@@ -61,7 +62,7 @@ pub struct Process {
 }
 
 /// A view of a repository.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ViewStatus {
     /// Number of the view; greater in a newer one.
     pub number: u64,
@@ -74,7 +75,7 @@ pub struct ViewStatus {
 }
 
 /// Role of a view.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ViewState {
     /// The view that new readers open.
@@ -89,8 +90,13 @@ pub enum ViewState {
 
 /// Examines a repository. Never waits, and changes nothing that a writer or reader would notice.
 pub fn status(repository: &Repository) -> Result<Status> {
-    let path = repository.local_path()?;
-    let (writer, views) = writer_and_views(repository)?;
+    status_of(repository.directory()?)
+}
+
+/// Examines the repository in a directory.
+pub fn status_of(directory: &Directory) -> Result<Status> {
+    let path = directory.name();
+    let (writer, views) = writer_and_views(directory)?;
     Ok(Status {
         writer,
         views,
@@ -99,14 +105,14 @@ pub fn status(repository: &Repository) -> Result<Status> {
     })
 }
 
-fn writer_and_views(repository: &Repository) -> Result<(Option<WriterStatus>, Vec<ViewStatus>)> {
-    let path = repository.path();
+fn writer_and_views(directory: &Directory) -> Result<(Option<WriterStatus>, Vec<ViewStatus>)> {
+    let path = directory.name();
     let mut attempt = 0;
     loop {
         attempt += 1;
         // The locks are read last. If the writer of one of these views has ended by then, it has either published it,
         // so that the number of the newest view has changed, or was killed.
-        let newest = repository.newest_view()?;
+        let newest = directory.newest()?;
         let numbers = view_numbers(&path.join("views"))?;
         let locks = Locks::read(path)?;
         let writer = writer(path, &locks)?;
@@ -114,7 +120,7 @@ fn writer_and_views(repository: &Repository) -> Result<(Option<WriterStatus>, Ve
         for number in numbers {
             views.extend(view(path, number, newest, writer.is_some(), &locks)?);
         }
-        if repository.newest_view()? == newest || attempt == ATTEMPTS {
+        if directory.newest()? == newest || attempt == ATTEMPTS {
             return Ok((writer, views));
         }
     }

@@ -18,26 +18,88 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use super::{LAYOUT_FORMAT, MARKER};
+use crate::block::BlockSize;
 use crate::cipher::random;
 use crate::error::{Error, Result};
 use crate::id::to_hex;
-use crate::keys::{self, Keys, PassphraseCost};
+use crate::keys::{self, Keys, PassphraseCost, SlotFile, Unlock};
 use crate::repository::CreateOptions;
 use crate::repository::directory::files;
 use crate::repository::directory::lock::{Told, WriterLock};
 use crate::repository::directory::views;
 use crate::store::encrypted::Encrypted;
+use crate::store::memory::MemoryStore;
 use crate::store::rocks::{RocksStore, path_in};
-use crate::store::{Identity, STORE_FORMAT, StoreManager};
+use crate::store::{Identity, Note, STORE_FORMAT, StoreManager, StoreReader};
+
+/// Options for making a repository, of which nothing opens it: they may travel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedOptions {
+    /// Size of the blocks.
+    pub block_size: BlockSize,
+    /// [`Identity::features`], as which the keys sealed what is here.
+    pub features: Vec<String>,
+    /// Makes the directories above it too, where they are missing.
+    pub parents: bool,
+    /// For an encrypted one.
+    pub encryption: Option<SealedKeys>,
+}
+
+/// Parts of an encrypted repository that only a holder of its key can make.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedKeys {
+    /// [`Keys::check`].
+    pub check: String,
+    /// Names and files of the slots that open it.
+    pub slots: Vec<(String, Vec<u8>)>,
+    /// The notes that prove that nothing is in it yet, sealed.
+    pub notes: Vec<(String, Vec<u8>)>,
+}
+
+impl CreateOptions {
+    /// The same without the keys.
+    pub fn sealed(&self) -> Result<SealedOptions> {
+        let features = Identity::features_of_new(self.encryption.is_some());
+        let seal = |(keys, slots): &(Keys, Vec<(String, Unlock)>)| {
+            let slot = |(name, unlock): &(String, Unlock)| {
+                let file = keys::seal(name, keys, unlock, PassphraseCost::default())?;
+                Ok((file.name, file.bytes))
+            };
+            let identity = Identity {
+                format: STORE_FORMAT,
+                features: features.clone(),
+                id: String::new(),
+                block_size: self.block_size,
+                created: Timestamp::now(),
+                key_check: Some(keys.check()),
+            };
+            let empty = Arc::new(MemoryStore::with_identity(identity.clone()));
+            Encrypted::new(Arc::clone(&empty), keys, &identity).accept()?;
+            let notes = empty.notes()?.into_iter();
+            Ok::<_, Error>(SealedKeys {
+                check: keys.check(),
+                slots: slots.iter().map(slot).collect::<Result<_>>()?,
+                notes: notes.map(|note| (note.name, note.value.unwrap_or_default())).collect(),
+            })
+        };
+        Ok(SealedOptions {
+            block_size: self.block_size,
+            parents: self.parents,
+            encryption: self.encryption.as_ref().map(seal).transpose()?,
+            features,
+        })
+    }
+}
 
 /// Directory whose creation claims the repository's directory for this process.
 const VIEWS: &str = "views";
 
 /// Fills the directory, creating it if it does not exist, and returns its real path and the repository's id. On failure
 /// it removes everything that it created, and leaves alone what another process created meanwhile.
-pub(in crate::repository) fn make(path: &Path, options: &CreateOptions) -> Result<(PathBuf, String)> {
+pub(in crate::repository) fn make(path: &Path, options: &SealedOptions) -> Result<(PathBuf, String)> {
     let path = std::path::absolute(path).map_err(Error::io("open", path))?;
     let parent = path.parent().unwrap_or(&path);
     if options.parents {
@@ -113,27 +175,45 @@ fn claim(path: &Path) -> Result<()> {
 }
 
 /// Fills the directory, and returns the repository's id.
-fn fill(path: &Path, options: &CreateOptions) -> Result<String> {
+fn fill(path: &Path, options: &SealedOptions) -> Result<String> {
     check_hard_links(path)?;
-    let keys = options.encryption.as_ref().map(|(keys, _)| keys);
-    if let Some((keys, slots)) = &options.encryption {
-        for (name, unlock) in slots {
-            keys::add(path, name, keys, unlock, PassphraseCost::default())?;
+    let keys = options.encryption.as_ref();
+    let features = Identity::features_of_new(keys.is_some());
+    if options.features != features {
+        return Err(Error::Remote {
+            kind: crate::ErrorKind::Unsupported,
+            message: "the client's vbk makes repositories of another kind; use the same vbk on both".to_owned(),
+        });
+    }
+    if let Some(SealedKeys { check, slots, .. }) = keys {
+        // It gets into the marker, a text.
+        if check.len() != 16 || !check.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(Error::BadKey {
+                what: "the check value of the key is not one".to_owned(),
+            });
+        }
+        for (name, bytes) in slots {
+            let (name, bytes) = (name.clone(), bytes.clone());
+            keys::add_file(path, &SlotFile { name, bytes })?;
         }
     }
     let identity = Identity {
         format: STORE_FORMAT,
-        features: Identity::features_of_new(keys.is_some()),
+        features,
         id: to_hex(&random::<8>()?),
         block_size: options.block_size,
         created: Timestamp::now(),
-        key_check: keys.map(Keys::check),
+        key_check: keys.map(|keys| keys.check.clone()),
     };
     let lock = WriterLock::take(path, "init", Told::Word, &mut |_| false)?;
     let store = RocksStore::create(&path_in(path), &identity)?;
-    let store = Arc::new(store);
     if let Some(keys) = keys {
-        Encrypted::new(Arc::clone(&store), keys, &identity).accept()?;
+        let note = |(name, value): &(String, Vec<u8>)| Note {
+            name: name.clone(),
+            value: Some(value.clone()),
+        };
+        let notes: Vec<_> = keys.notes.iter().map(note).collect();
+        store.amend_at(&[], &notes, None)?;
     }
     views::publish(path, &store)?;
     drop(store);

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::repository::directory::views;
@@ -92,7 +92,7 @@ fn has_vanished(error: &io::Error) -> bool {
 }
 
 /// The file system of a repository.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileSystem {
     /// Size of the file system.
     pub size_bytes: u64,

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use super::Directory;
 use crate::error::Result;
@@ -63,6 +64,18 @@ impl<W: Writers> Home for Through<W> {
 
     fn check_tables(&self, snapshot: u64) -> Result<Vec<String>> {
         self.directory.check_tables(snapshot)
+    }
+
+    fn check_stored(&self, cancel: &AtomicBool, each: &mut dyn FnMut(String)) -> Result<u64> {
+        self.directory.check_stored(cancel, each)
+    }
+
+    fn add_key_slot(&self, slot: &SlotFile) -> Result<()> {
+        self.directory.add_key_slot(slot)
+    }
+
+    fn remove_key_slot(&self, name: &str, stays: Option<&SlotFile>) -> Result<()> {
+        self.directory.remove_key_slot(name, stays)
     }
 
     fn read_as_it_is(&self) -> Result<Option<Snapshot>> {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use vbk_repo::block::BlockSize;
 use vbk_repo::codec::{Compression, Sealer};
 use vbk_repo::id::BlockId;
-use vbk_repo::repository::Reserve;
 use vbk_repo::repository::home::{Home, StoreHome};
+use vbk_repo::repository::{Reserve, SealedOptions};
 use vbk_repo::store::memory::MemoryStore;
 use vbk_repo::store::{Note, PruneOptions, Record, StoreReader, StoreWriter, Terms};
 
@@ -50,12 +50,14 @@ enum Needs {
     WholeStore,
     Adds,
     Manages,
+    /// No token has it.
+    Administrator,
 }
 
 /// Says what each question needs. A new question has to be added here: the match has no `_` arm.
 fn needs(ask: &Ask) -> Needs {
     match ask {
-        Ask::Hello(_) => Needs::Nobody,
+        Ask::Hello(_) | Ask::Create(_) => Needs::Nobody,
         Ask::Newest
         | Ask::KeySlots
         | Ask::CheckReserve(_)
@@ -69,9 +71,10 @@ fn needs(ask: &Ask) -> Needs {
         | Ask::Listing { .. }
         | Ask::Lookup { .. }
         | Ask::Forgotten(_)
-        | Ask::Stop(_) => Needs::Any,
+        | Ask::Stop(_)
+        | Ask::Status => Needs::Any,
         Ask::Get { .. } => Needs::Blocks,
-        Ask::Survey { .. } | Ask::DiskUsage | Ask::CheckTables(_) => Needs::WholeStore,
+        Ask::Survey { .. } | Ask::DiskUsage | Ask::CheckTables(_) | Ask::Check(_) => Needs::WholeStore,
         Ask::Write { .. }
         | Ask::Put { .. }
         | Ask::PutNodes { .. }
@@ -81,6 +84,8 @@ fn needs(ask: &Ask) -> Needs {
         | Ask::Publish(_)
         | Ask::Room(_) => Needs::Adds,
         Ask::Manage { .. } | Ask::Amend { .. } | Ask::Condemn(_) | Ask::Pardon(_) | Ask::Prune { .. } => Needs::Manages,
+        Ask::AddSlot(..) => Needs::Manages,
+        Ask::RemoveSlot { .. } => Needs::Administrator,
     }
 }
 
@@ -192,6 +197,19 @@ fn questions(store: Handle, new: Handle, id: BlockId) -> Vec<(Ask, Vec<u8>)> {
         plain(Ask::CheckTables(0)),
         (Ask::CompareNodes(store), [id.0, id.0].concat()),
         plain(Ask::Forgotten(store)),
+        plain(Ask::Status),
+        plain(Ask::Check(store)),
+        plain(Ask::AddSlot("new".into(), Vec::new())),
+        plain(Ask::RemoveSlot {
+            name: "key".into(),
+            stays: None,
+        }),
+        plain(Ask::Create(SealedOptions {
+            block_size: BlockSize::DEFAULT,
+            features: Vec::new(),
+            parents: true,
+            encryption: None,
+        })),
     ]
 }
 

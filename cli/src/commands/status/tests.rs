@@ -1,0 +1,180 @@
+use super::*;
+use vbk_remote::status::TokenStatus;
+use vbk_repo::repository::DiskUsage;
+use vbk_repo::repository::directory::disk_usage::FileSystem;
+
+const NOW: &str = "2026-11-21T06:00:12Z";
+
+fn at(time: &str) -> Timestamp {
+    time.parse().expect("a time")
+}
+
+fn view(number: u64, state: ViewState, readers: Vec<Process>) -> ViewStatus {
+    ViewStatus {
+        number,
+        state,
+        since: Some(at("2026-11-21T05:54:00Z")),
+        readers,
+    }
+}
+
+fn busy() -> Status {
+    let mount = Process {
+        pid: Some(812),
+        command: Some("vbk mount /mnt".into()),
+    };
+    let unnamed = Process {
+        pid: None,
+        command: None,
+    };
+    Status {
+        writer: Some(WriterStatus {
+            pid: Some(4711),
+            command: Some("backup web1".into()),
+            since: Some(at("2026-11-21T06:00:00Z")),
+        }),
+        views: vec![
+            view(3, ViewState::Stale, vec![]),
+            view(4, ViewState::Old, vec![mount, unnamed]),
+            view(5, ViewState::Current, vec![]),
+        ],
+        disk: DiskUsage {
+            total_bytes: 4 << 30,
+            store_bytes: 3 << 30,
+            current_view_bytes: 8192,
+            other_views_bytes: 1 << 30,
+        },
+        file_system: FileSystem {
+            size_bytes: 100 << 30,
+            used_bytes: 12 << 30,
+            free_bytes: 88 << 30,
+        },
+    }
+}
+
+#[test]
+fn a_busy_repository_names_its_writer_and_readers() {
+    let expected = "\
+Repository: /var/lib/vbk
+Writer:     `backup web1` (process 4711, for 12s)
+On disk:    4 GiB: 3 GiB in the store, 8 KiB only in the current view, 1 GiB only in other views
+Free:       88 GiB of 100 GiB
+
+VIEW  STATE      AGE  PROCESS  READ BY
+   3  stale    6m12s        -  none; the next writer removes it
+   4  old      6m12s      812  vbk mount /mnt
+   4  old      6m12s        -  an unknown process
+   5  current  6m12s        -  none
+";
+    let (status, nobody) = (busy(), Connected::default());
+    let report = Report::of_directory(Path::new("/var/lib/vbk"), &status, &nobody);
+    assert_eq!(text(&report, at(NOW)), expected);
+}
+
+#[test]
+fn unknown_details_of_a_writer_are_left_out() {
+    let mut told = WriterStatus {
+        pid: None,
+        command: None,
+        since: None,
+    };
+    assert_eq!(writer(None, at(NOW)), "none");
+    assert_eq!(writer(Some(&told), at(NOW)), "an unknown process");
+    told.pid = Some(7);
+    let text = writer(Some(&told), at(NOW));
+    assert_eq!(text, "an unknown process (process 7)");
+    assert!(views(&[], at(NOW)).starts_with("no views"));
+}
+
+#[test]
+fn a_backup_time_in_the_future_has_no_age() {
+    assert_eq!(age(at("2027-01-01T00:00:00Z"), at(NOW)), "0.0s");
+}
+
+#[test]
+fn the_json_has_the_repository_and_its_status() {
+    let status = busy();
+    let repository = Path::new("/var/lib/vbk");
+    let nobody = Connected::default();
+    let report = Report::of_directory(repository, &status, &nobody);
+    let json = serde_json::to_value(report).expect("serializes");
+    assert_eq!(json["repository"], "/var/lib/vbk");
+    assert_eq!(json["writer"]["command"], "backup web1");
+    assert_eq!(json["views"][1]["state"], "old");
+    assert_eq!(json["views"][1]["readers"][0]["pid"], 812);
+    assert_eq!(json["disk"]["other_views_bytes"], 1_u64 << 30);
+}
+
+fn client(name: &str, way: Way, address: Option<&str>, pid: Option<u32>) -> ClientStatus {
+    ClientStatus {
+        name: name.into(),
+        way,
+        address: address.map(str::to_owned),
+        pid,
+        program: "vbk 0.1.0".into(),
+        since: at("2026-11-21T05:54:00Z"),
+        command: pid.map(|_| "backup".to_owned()),
+        received_bytes: 3 << 30,
+        sent_bytes: 4096,
+        received_per_second: 85_000_000,
+        sent_per_second: 0,
+        backlog_bytes: 64 << 20,
+        questions: 2,
+    }
+}
+
+fn token(name: &str, is_connected: bool, last_seen: Option<&str>) -> TokenStatus {
+    TokenStatus {
+        name: name.into(),
+        rights: "backup".into(),
+        is_connected,
+        last_seen: last_seen.map(at),
+        last_address: last_seen.map(|_| "10.0.0.9".to_owned()),
+    }
+}
+
+#[test]
+fn a_server_tells_who_is_connected_and_who_was() {
+    let served = ServedStatus {
+        program: "vbk 0.1.0".into(),
+        repository: None,
+        used_bytes: 4 << 30,
+        free_bytes: 88 << 30,
+        size_bytes: 100 << 30,
+        connected: Connected {
+            clients: vec![
+                client("web1", Way::Tls, Some("10.0.0.5"), None),
+                client("root", Way::Local, None, Some(4711)),
+            ],
+            clients_total: 5,
+            tokens: vec![
+                token("db1", false, Some("2026-11-20T05:54:00Z")),
+                token("new", false, None),
+                token("web1", true, Some(NOW)),
+            ],
+            tokens_total: 3,
+        },
+    };
+    let report = Report::of_server(Path::new("vbk://dc2"), &served);
+    let expected = "\
+Repository: vbk://dc2
+Server:     vbk 0.1.0
+On disk:    4 GiB
+Free:       88 GiB of 100 GiB
+
+CLIENT  FROM          COMMAND  SINCE         IN     RATE    OUT   RATE  BACKLOG  ASKED  PROGRAM
+web1    tls 10.0.0.5  -        6m12s ago  3 GiB  85 MB/s  4 KiB  0 B/s   64 MiB      2  vbk 0.1.0
+root    process 4711  backup   6m12s ago  3 GiB  85 MB/s  4 KiB  0 B/s   64 MiB      2  vbk 0.1.0
+and 3 more
+
+TOKEN  RIGHTS  LAST SEEN            FROM
+db1    backup  2026-11-20 05:54:00  10.0.0.9
+new    backup  never                -
+";
+    assert_eq!(text(&report, at(NOW)), expected);
+    let json = serde_json::to_value(&report).expect("serializes");
+    assert_eq!(json["clients"][0]["way"], "tls");
+    assert_eq!(json["clients"][0]["backlog_bytes"], 64 << 20);
+    assert_eq!(json["clients_total"], 5);
+    assert!(json["tokens"][1]["last_seen"].is_null() && json["writer"].is_null());
+}
