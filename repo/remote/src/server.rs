@@ -54,6 +54,8 @@ pub fn serve_stdio(home: vbk_repo::Result<Arc<dyn Home>>, admission: &Admission)
     let served = runtime.block_on(session::run(
         home.as_ref(),
         admission.rights,
+        &session::Memory::new(),
+        std::future::pending(),
         tokio::io::stdin(),
         tokio::io::stdout(),
     ));
@@ -84,5 +86,6 @@ pub async fn serve(
         quota: Quota::default(),
     };
     let home = limited::limit(Arc::clone(home), &admission, None).expect("all guests are no limit");
-    session::run(Ok(&home), allowed, read, write).await
+    let memory = session::Memory::new();
+    session::run(Ok(&home), allowed, &memory, std::future::pending(), read, write).await
 }

@@ -16,7 +16,7 @@ use tokio::time::{sleep, timeout};
 use vbk_repo::repository::home::Home;
 
 use super::crowd::{Crowd, Place};
-use super::until::Until;
+use super::session::Memory;
 use super::{Allowed, session};
 use crate::message::Fault;
 
@@ -42,12 +42,17 @@ pub(super) struct Shared {
     pub(super) served: Served,
     pub(super) open: Box<Open>,
     crowd: Crowd,
+    memory: Memory,
 }
 
 impl Shared {
     pub(super) fn new(served: Served, open: Box<Open>) -> Self {
-        let crowd = Crowd::new();
-        Self { served, open, crowd }
+        Self {
+            served,
+            open,
+            crowd: Crowd::new(),
+            memory: Memory::new(),
+        }
     }
 }
 
@@ -141,10 +146,10 @@ async fn serve<L: Listener>(
                     _ = stop.wait_for(|stop| *stop) => "the server is shutting down".to_owned(),
                 }
             };
-            session::run(Ok(&home), allowed, Until::new(read, ended), write).await
+            session::run(Ok(&home), allowed, &shared.memory, ended, read, write).await
         }
         Err(fault) => {
-            let refused = session::run(Err(&fault), allowed, read, write);
+            let refused = session::run(Err(&fault), allowed, &shared.memory, ended, read, write);
             timeout(KNOWN_WITHIN, refused).await.unwrap_or(Ok(()))
         }
     }

@@ -2,37 +2,42 @@
 //!
 //! Questions that write go through a queue to one thread, in their order; the others to the threads of a pool, some at a time.
 
+mod pool;
+
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc;
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use vbk_repo::ErrorKind;
 use vbk_repo::repository::home::Home;
 
+use self::pool::{Pool, Queue};
 use super::Allowed;
 use super::stores::Stores;
 use super::until::Until;
+use crate::budget::{Budget, Share};
 use crate::message::{Answer, Ask, Fault, Hello, PROTOCOL, Welcome};
 use crate::wire::{Channel, Kind, Limits, Message, MessageReader, Outbox, PREAMBLE, ping, read_preamble, write_all};
 use crate::{DEAD_AFTER, PING_INTERVAL};
 
-/// Bytes of puts that may be on their way or in the queue, and as many of heads: that of a put is shorter than its body, which
-/// has the headers of the blocks.
-const WINDOW_BYTES: usize = 64 << 20;
+/// Bytes of puts that may be on their way or in the queue.
+pub(super) const WINDOW_BYTES: usize = 64 << 20;
+/// The same of heads: that of a put is much shorter than its body, which has the headers of the blocks. In memory they are longer.
+const HEAD_WINDOW_BYTES: usize = 16 << 20;
+/// Bytes of the other questions that may wait.
+pub(super) const ASKED_BYTES: usize = 64 << 20;
 /// Bytes of finished answers after which no more are made.
-const ANSWER_BYTES: usize = 32 << 20;
-/// Answers in the making.
-const AT_ONCE: usize = 16;
-/// Stores in the opening. Apart from those: they must not wait for answers that wait for them.
-const OPENINGS: usize = 4;
-/// Questions without an answer yet; a client that has more breaks the protocol.
-const MAX_ASKED: usize = 4096;
+pub(super) const ANSWER_BYTES: usize = 32 << 20;
+/// Bytes of short answers that a client may leave unread.
+pub(super) const UNREAD_BYTES: usize = 32 << 20;
+/// Bytes that all clients' questions may have, and all their answers. More of each than this part of a client wait.
+const ALL_ASKED_BYTES: usize = 192 << 20;
+const ALL_ANSWER_BYTES: usize = 128 << 20;
+const EACH_BYTES: usize = 2 << 20;
 
 /// Where the answers to one question go.
 pub(super) struct Reply {
@@ -65,7 +70,26 @@ impl Reply {
             true => Channel::Control,
             false => Channel::Bulk,
         };
-        self.outbox.send(channel, message);
+        match more {
+            true => self.outbox.send(channel, message),
+            // There was room when it was begun.
+            false => self.outbox.send_now(channel, message),
+        }
+    }
+}
+
+/// Bounds of what all clients of a server take together.
+pub(super) struct Memory {
+    asked: Arc<Budget>,
+    answers: Arc<Budget>,
+}
+
+impl Memory {
+    pub(super) fn new() -> Self {
+        Self {
+            asked: Budget::new(ALL_ASKED_BYTES, EACH_BYTES),
+            answers: Budget::new(ALL_ANSWER_BYTES, EACH_BYTES),
+        }
     }
 }
 
@@ -73,29 +97,36 @@ fn encode(value: &impl Serialize) -> Vec<u8> {
     postcard::to_stdvec(value).expect("messages are plain data")
 }
 
+/// Serves a client until it hangs up, or until `end` says with a reason that it may not go on.
 pub(super) async fn run(
     home: Result<&Arc<dyn Home>, &Fault>,
     allowed: Allowed,
+    memory: &Memory,
+    end: impl Future<Output = String>,
     read: impl AsyncRead + Unpin,
     mut write: impl AsyncWrite + Unpin,
 ) -> io::Result<()> {
-    let outbox = Arc::new(Outbox::new(ANSWER_BYTES));
-    let gone = Arc::new(Notify::new());
-    let hang_up = Arc::clone(&gone);
-    let mut read = Until::new(read, async move {
-        hang_up.notified().await;
-        "the client does not listen any more".to_owned()
-    });
+    let outbox = Arc::new(Outbox::with_share(ANSWER_BYTES, Share::new(&memory.answers)));
+    let over = watch::Sender::new(None::<String>);
+    let mut is_over = over.subscribe();
+    let mut read = Until::new(read, async move { reason_in(&mut is_over).await });
     let answers = async {
         write.write_all(&PREAMBLE).await?;
         write_all(&outbox, &mut write).await?;
         write.shutdown().await
     };
+    let server = Served {
+        home,
+        allowed,
+        asked: Arc::new(Share::new(&memory.asked)),
+        outbox: &outbox,
+    };
+    let is_over = over.subscribe();
     let questions = async {
         let ended = async {
             let noise = timeout(DEAD_AFTER, read_preamble(&mut read)).await?;
             noise.inspect_err(|error| last_words(&outbox, error))?;
-            listen(home, allowed, read, &outbox).await
+            listen(&server, read, is_over).await
         };
         let ended = ended.await;
         outbox.close();
@@ -103,25 +134,30 @@ pub(super) async fn run(
     };
     let pings = ping(&outbox);
     let both = async {
-        tokio::pin!(questions, answers);
-        tokio::select! {
-            ended = &mut questions => {
-                // The last words; a client that does not listen is not waited for.
-                let _ = timeout(PING_INTERVAL, answers).await;
-                ended
-            }
-            written = &mut answers => match written {
-                // All answers are written: the client has hung up, and its stores are closed now.
-                Ok(()) => questions.await,
-                Err(error) => {
-                    // What is open is closed in order, and off the threads of the runtime. A thread that waits for room would keep
-                    // the stores open.
-                    outbox.close();
-                    gone.notify_one();
-                    let _ = questions.await;
-                    Err(error)
+        tokio::pin!(questions, answers, end);
+        loop {
+            tokio::select! {
+                ended = &mut questions => {
+                    // The last words; a client that does not listen is not waited for.
+                    let _ = timeout(PING_INTERVAL, &mut answers).await;
+                    return ended;
                 }
-            },
+                written = &mut answers => { return match written {
+                    // All answers are written: the client has hung up, and its stores are closed now.
+                    Ok(()) => (&mut questions).await,
+                    Err(error) => {
+                        // What is open is closed in order, and off the threads of the runtime. A thread that waits for room would
+                        // keep the stores open.
+                        outbox.close();
+                        over.send_replace(Some("the client does not listen any more".to_owned()));
+                        let _ = (&mut questions).await;
+                        Err(error)
+                    }
+                }; }
+                reason = &mut end, if over.borrow().is_none() => {
+                    over.send_replace(Some(reason));
+                }
+            }
         }
     };
     tokio::select! {
@@ -130,15 +166,36 @@ pub(super) async fn run(
     }
 }
 
+/// Waits for the reason to end.
+async fn reason_in(over: &mut watch::Receiver<Option<String>>) -> String {
+    loop {
+        let reason = over.borrow_and_update().clone();
+        match reason {
+            Some(reason) => return reason,
+            None if over.changed().await.is_err() => std::future::pending().await,
+            None => {}
+        }
+    }
+}
+
+/// What a client is served with.
+struct Served<'a> {
+    home: Result<&'a Arc<dyn Home>, &'a Fault>,
+    allowed: Allowed,
+    /// Counts its questions.
+    asked: Arc<Share>,
+    outbox: &'a Arc<Outbox>,
+}
+
 /// Reads questions until the client hangs up.
 async fn listen(
-    home: Result<&Arc<dyn Home>, &Fault>,
-    allowed: Allowed,
+    server: &Served<'_>,
     read: impl AsyncRead + Unpin,
-    outbox: &Arc<Outbox>,
+    mut is_over: watch::Receiver<Option<String>>,
 ) -> io::Result<()> {
+    let outbox = server.outbox;
     let mut open: Option<Client> = None;
-    let ended = questions(home, allowed, read, outbox, &mut open).await;
+    let ended = questions(server, read, &mut is_over, &mut open).await;
     if let Err(error) = &ended {
         last_words(outbox, error);
     }
@@ -177,38 +234,44 @@ impl Drop for Client {
 
 /// Reads questions; `open` is what the client has open.
 async fn questions(
-    home: Result<&Arc<dyn Home>, &Fault>,
-    allowed: Allowed,
+    server: &Served<'_>,
     read: impl AsyncRead + Unpin,
-    outbox: &Arc<Outbox>,
+    is_over: &mut watch::Receiver<Option<String>>,
     open: &mut Option<Client>,
 ) -> io::Result<()> {
+    let outbox = server.outbox;
     let mut reader = MessageReader::new(read, Limits::STRANGER);
-    let threads = Arc::new(Semaphore::new(AT_ONCE));
-    let openings = Arc::new(Semaphore::new(OPENINGS));
-    let asked = Arc::new(AtomicUsize::new(0));
+    let pool = Pool::new();
     loop {
+        tokio::select! {
+            () = server.asked.room() => {}
+            reason = reason_in(is_over) => return Err(io::Error::other(reason)),
+        }
+        if outbox.control_bytes() > UNREAD_BYTES {
+            return Err(io::Error::other("the client does not read its answers"));
+        }
         let silent = || io::Error::new(io::ErrorKind::TimedOut, "the client has been silent for too long");
-        let Some(message) = reader.next(DEAD_AFTER, silent).await? else {
+        let Some(mut message) = reader.next(DEAD_AFTER, silent).await? else {
             return Ok(());
         };
         match message.kind {
-            Kind::Ping => outbox.send(Channel::Control, Message::empty(Kind::Pong)),
+            Kind::Ping => outbox.send_now(Channel::Control, Message::empty(Kind::Pong)),
             Kind::Pong => {}
             Kind::Answer => return Err(invalid("an answer from a client")),
             Kind::Ask => {
-                let ask = postcard::from_bytes(&message.head).map_err(|error| invalid(&error.to_string()))?;
+                let ask = postcard::from_bytes(&message.head);
+                let ask = ask.map_err(|error| invalid(&format!("a question that can't be read: {error}")))?;
                 let reply = Reply::new(outbox, message.request);
                 match (&*open, ask) {
-                    (None, Ask::Hello(hello)) => match home {
+                    (None, Ask::Hello(hello)) => match server.home {
                         Ok(home) => {
                             let asked = Arc::clone(home);
                             let greeted = tokio::task::spawn_blocking(move || greet(&*asked, &hello));
                             let welcome = Answer::Welcome(greeted.await.map_err(io::Error::other)??);
                             reply.send(&welcome, Vec::new(), false);
                             reader.set_limits(Limits::PEER);
-                            let stores = Arc::new(Stores::new(Arc::clone(home), allowed));
-                            let queue = Queue::start(Arc::clone(&stores))?;
+                            let stores = Arc::new(Stores::new(Arc::clone(home), server.allowed));
+                            let queue = Queue::start(Arc::clone(&stores), Arc::clone(&server.asked))?;
                             *open = Some(Client { stores, queue });
                         }
                         Err(fault) => {
@@ -221,23 +284,9 @@ async fn questions(
                         client.queue.add(ask, message.head.len(), message.body, reply)?
                     }
                     (Some(client), ask) => {
-                        if asked.fetch_add(1, Ordering::SeqCst) >= MAX_ASKED {
-                            return Err(invalid("too many questions at once"));
-                        }
-                        let threads = match client.stores.expect(&ask) {
-                            true => Arc::clone(&openings),
-                            false => Arc::clone(&threads),
-                        };
-                        let (stores, asked) = (Arc::clone(&client.stores), Arc::clone(&asked));
-                        tokio::spawn(async move {
-                            let permit = threads.acquire_owned().await;
-                            let answer = move || {
-                                stores.answer(ask, &message.body, &reply);
-                                asked.fetch_sub(1, Ordering::SeqCst);
-                                drop(permit);
-                            };
-                            let _ = tokio::task::spawn_blocking(answer).await;
-                        });
+                        // It is in `ask` now.
+                        message.head = Vec::new();
+                        pool.answer(client, server, ask, message, reply)?;
                     }
                 }
             }
@@ -285,105 +334,6 @@ fn is_ordered(ask: &Ask) -> bool {
     )
 }
 
-/// The questions that write, on their way to the thread that answers them.
-struct Queue {
-    sender: Option<mpsc::Sender<Waiting>>,
-    waiting: Arc<WaitingBytes>,
-    thread: Option<JoinHandle<()>>,
-}
-
-/// A question in the queue, with the length of its head.
-type Waiting = (Ask, usize, Vec<u8>, Reply);
-
-/// Bytes in the queue. Records and notes travel in heads, blocks and nodes in bodies.
-#[derive(Default)]
-struct WaitingBytes {
-    heads: AtomicUsize,
-    bodies: AtomicUsize,
-}
-
-impl WaitingBytes {
-    /// Counts a question; `false` if there is no room for it.
-    fn add(&self, head_bytes: usize, body_bytes: usize) -> bool {
-        let had_room = |bytes: &AtomicUsize, more| bytes.fetch_add(more, Ordering::SeqCst) <= WINDOW_BYTES;
-        had_room(&self.heads, head_bytes) & had_room(&self.bodies, body_bytes)
-    }
-
-    fn remove(&self, head_bytes: usize, body_bytes: usize) {
-        self.heads.fetch_sub(head_bytes, Ordering::SeqCst);
-        self.bodies.fetch_sub(body_bytes, Ordering::SeqCst);
-    }
-}
-
-impl Drop for Queue {
-    /// Waits until all that was asked is done.
-    fn drop(&mut self) {
-        self.sender = None;
-        if let Some(thread) = self.thread.take() {
-            // A panic of it was reported there.
-            let _ = thread.join();
-        }
-    }
-}
-
-impl Queue {
-    fn start(stores: Arc<Stores>) -> io::Result<Self> {
-        let (sender, receiver) = mpsc::channel::<Waiting>();
-        let waiting = Arc::<WaitingBytes>::default();
-        let done = Arc::clone(&waiting);
-        let thread = move || {
-            for (ask, head_bytes, body, reply) in receiver {
-                // Before the answer, after which the client may send as much again.
-                done.remove(head_bytes, body.len());
-                stores.answer(ask, &body, &reply);
-            }
-        };
-        let thread = std::thread::Builder::new().name("vbk-serve".into()).spawn(thread)?;
-        Ok(Self {
-            sender: Some(sender),
-            waiting,
-            thread: Some(thread),
-        })
-    }
-
-    /// Adds a question; an error if the client sent more than it may.
-    fn add(&self, ask: Ask, head_bytes: usize, body: Vec<u8>, reply: Reply) -> io::Result<()> {
-        if !self.waiting.add(head_bytes, body.len()) {
-            return Err(invalid("more puts at once than the server allows"));
-        }
-        let sent = self
-            .sender
-            .as_ref()
-            .is_some_and(|sender| sender.send((ask, head_bytes, body, reply)).is_ok());
-        match sent {
-            true => Ok(()),
-            false => Err(io::Error::other("the thread that writes has ended")),
-        }
-    }
-}
-
 fn invalid(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn neither_heads_nor_bodies_fill_the_memory() {
-        for of in [|bytes| (bytes, 0), |bytes| (0, bytes)] {
-            let waiting = WaitingBytes::default();
-            let add = |bytes: usize| {
-                let (head, body) = of(bytes);
-                waiting.add(head, body)
-            };
-            // What comes when the window is just full is taken.
-            assert!(add(WINDOW_BYTES) && add(1));
-            assert!(!add(1));
-            let (head, body) = of(2 + WINDOW_BYTES);
-            waiting.remove(head, body);
-            assert!(add(1));
-        }
-    }
 }
