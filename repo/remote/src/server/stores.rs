@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
@@ -17,12 +17,14 @@ use super::door::Door;
 use super::session::Reply;
 use crate::body;
 use crate::client::node_sum;
-use crate::message::{Answer, Ask, Fault, Handle, MAX_NAMES, MAX_NODES, MAX_PAGES, MAX_SUMS};
+use crate::message::{Answer, Ask, Fault, Handle, MAX_BLOCK_PAGES, MAX_NAMES, MAX_NODES, MAX_PAGES, MAX_SUMS};
 
 /// Stores that one client may have open.
 const MAX_STORES: usize = 256;
 /// Index entries of one answer: 768 KiB.
 const SURVEYED: usize = 16 << 10;
+/// Blocks that a client may put before a flush: until then the store keeps an entry of each in memory. Clients flush sooner.
+pub(super) const UNFLUSHED_BLOCKS: usize = 16 << 10;
 /// Bytes of records and notes of one answer.
 const LISTED_BYTES: usize = 4 << 20;
 
@@ -45,6 +47,8 @@ struct Open {
     reader: Arc<dyn StoreReader>,
     writer: Option<Arc<dyn StoreWriter>>,
     manager: Option<Arc<dyn StoreManager>>,
+    /// Blocks since the last flush.
+    unflushed: AtomicUsize,
     /// Ends a prune.
     stop: AtomicBool,
     /// Dropped last: it lets the next writer in.
@@ -61,6 +65,7 @@ impl Open {
             reader,
             writer: None,
             manager: None,
+            unflushed: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             keeper: None,
         })
@@ -123,6 +128,9 @@ impl Stores {
 
     /// Returns the last answer, unless it was sent already.
     pub(super) fn try_answer(&self, ask: Ask, body: &[u8], reply: &Reply) -> Result<Option<(Answer, Vec<u8>)>> {
+        if !body.is_empty() && !has_body(&ask) {
+            return Err(broken("a body where none belongs"));
+        }
         let alone = |answer| Ok(Some((answer, Vec::new())));
         match ask {
             Ask::Hello(_) => Err(broken("a second greeting")),
@@ -262,10 +270,17 @@ impl Stores {
             }
             Ask::Put { store, blocks } => {
                 let sealed = body::read_sealed(&blocks, body).ok_or_else(|| broken("a block"))?;
-                if let Some(door) = &self.store(store)?.door {
+                let open = self.store(store)?;
+                if let Some(door) = &open.door {
                     door.check_blocks(&sealed)?;
                 }
-                self.writer(store)?.put(sealed)?;
+                let writer = self.writer(store)?;
+                let count = sealed.len();
+                writer.put(sealed)?;
+                if open.unflushed.fetch_add(count, Ordering::SeqCst) + count >= UNFLUSHED_BLOCKS {
+                    open.unflushed.store(0, Ordering::SeqCst);
+                    writer.flush()?;
+                }
                 alone(Answer::Done)
             }
             Ask::PutNodes { store, nodes, terms } => {
@@ -274,6 +289,9 @@ impl Stores {
                     .into_iter()
                     .map(|(id, len)| Some((NodeId(id), strings.take(len)?)));
                 let nodes: Vec<_> = nodes.collect::<Option<_>>().ok_or_else(|| broken("a manifest"))?;
+                if !strings.0.is_empty() {
+                    return Err(broken("bytes after a manifest"));
+                }
                 if let Some(door) = &self.store(store)?.door {
                     door.check_nodes(&nodes)?;
                 }
@@ -287,6 +305,7 @@ impl Stores {
                 alone(Answer::Done)
             }
             Ask::Flush(store) => {
+                self.store(store)?.unflushed.store(0, Ordering::SeqCst);
                 self.writer(store)?.flush()?;
                 alone(Answer::Done)
             }
@@ -383,6 +402,20 @@ fn opens(ask: &Ask) -> Option<Handle> {
     }
 }
 
+/// Tells the questions that have a body.
+fn has_body(ask: &Ask) -> bool {
+    matches!(
+        ask,
+        Ask::Locate(_)
+            | Ask::Nodes(_)
+            | Ask::CompareNodes(_)
+            | Ask::Put { .. }
+            | Ask::PutNodes { .. }
+            | Ask::Condemn(_)
+            | Ask::Pardon(_)
+    )
+}
+
 fn report(value: &impl Serialize) -> Answer {
     Answer::Report(serde_json::to_string(value).expect("plain fields"))
 }
@@ -412,7 +445,11 @@ fn survey(store: &dyn StoreReader, from: BlockId) -> Result<(Answer, Vec<u8>)> {
 
 fn get(store: &dyn StoreReader, wanted: &[([u8; 32], u16, u16)]) -> Result<(Answer, Vec<u8>)> {
     let pages: usize = wanted.iter().map(|(_, _, count)| usize::from(*count)).sum();
-    if wanted.len() > MAX_NAMES || (wanted.len() > 1 && pages > MAX_PAGES) {
+    let most = match wanted.len() {
+        1 => MAX_BLOCK_PAGES,
+        _ => MAX_PAGES,
+    };
+    if pages > most {
         return Err(broken("too many pages at once"));
     }
     let wanted: Vec<_> = wanted
