@@ -6,6 +6,8 @@ mod crowd;
 mod door;
 mod key;
 mod limited;
+#[cfg(test)]
+mod hostile;
 mod listen;
 mod local;
 mod policy;
