@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use vbk_repo::repository::home::Home;
 
-use super::crowd::{Crowd, Place};
+use super::crowd::{Crowd, Place, Refused};
 use super::session::Memory;
 use super::{Allowed, session};
 use crate::message::Fault;
@@ -97,12 +97,27 @@ pub(super) async fn take_clients<L: Listener>(
                 continue;
             }
         };
-        let Some(place) = shared.crowd.enter(from, Instant::now()) else {
+        let entered = match shared.crowd.enter(from, Instant::now()) {
+            Err(Refused::Busy) => shared.crowd.queue(from).map(Err),
+            Err(Refused::TooMany) => None,
+            Ok(place) => Some(Ok(place)),
+        };
+        let Some(entered) = entered else {
             tracing::debug!(?from, "too many clients, or too many that failed: one is turned away");
             continue;
         };
         let (listener, shared, stop, alive) = (Arc::clone(&listener), Arc::clone(&shared), stop.clone(), alive.clone());
         tokio::spawn(async move {
+            let place = match entered {
+                Ok(place) => place,
+                Err(waiting) => {
+                    let entering = shared.crowd.enter_later(from, waiting);
+                    let Ok(Ok(place)) = timeout(KNOWN_WITHIN, entering).await else {
+                        return tracing::debug!(?from, "a client was not heard in time: it is turned away");
+                    };
+                    place
+                }
+            };
             serve(&*listener, stream, &shared, place, stop)
                 .await
                 .unwrap_or_else(|error| {
