@@ -1,134 +1,162 @@
-//! A bound of the memory that all clients of a server take together. Each may take a little whatever the others do, so that none
-//! can hold another up; a client that wants more waits while there is much in all.
+//! A bound of the memory that all clients of a server take together, in the order in which they ask for it. A client that has
+//! nothing yet gets its part soon, whether there is room or not: others that hold theirs for long must not hold it up.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use tokio::sync::Notify;
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
+
+/// Longest wait of a client that has something. Shorter than the time after which a silent client is given up.
+const MORE_WITHIN: Duration = Duration::from_secs(40);
 
 /// Bytes that all clients may have.
 pub(crate) struct Budget {
-    all_bytes: usize,
-    each_bytes: usize,
-    taken: AtomicUsize,
-    freed: Notify,
+    free_kib: Arc<Semaphore>,
+    all_kib: u32,
+    /// Longest wait of a client that has nothing.
+    first_within: Duration,
 }
 
 impl Budget {
-    /// A budget of `all_bytes`. A client that has less than `each_bytes` takes more in any case.
-    pub(crate) fn new(all_bytes: usize, each_bytes: usize) -> Arc<Self> {
+    pub(crate) fn new(all_bytes: usize, first_within: Duration) -> Arc<Self> {
+        let all_kib = kib(all_bytes);
         Arc::new(Self {
-            all_bytes,
-            each_bytes,
-            taken: AtomicUsize::new(0),
-            freed: Notify::new(),
+            free_kib: Arc::new(Semaphore::new(all_kib as usize)),
+            all_kib,
+            first_within,
         })
     }
 }
 
-/// The part of one client, given back when it is dropped.
+fn kib(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
+}
+
+/// The part of one client.
 pub(crate) struct Share {
     budget: Arc<Budget>,
-    taken: AtomicUsize,
+    /// Number of its reservations.
+    held: Arc<AtomicUsize>,
+}
+
+/// Bytes of a client, given back when this is dropped.
+pub(crate) struct Reserved {
+    /// None if there was no room in time, or if its own time is over.
+    permit: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
+    timer: Option<AbortHandle>,
+    held: Arc<AtomicUsize>,
 }
 
 impl Share {
     pub(crate) fn new(budget: &Arc<Budget>) -> Self {
         Self {
             budget: Arc::clone(budget),
-            taken: AtomicUsize::new(0),
+            held: Arc::default(),
         }
     }
 
-    /// Bytes that this client has.
-    pub(crate) fn taken(&self) -> usize {
-        self.taken.load(Ordering::SeqCst)
-    }
-
-    /// Takes bytes, also those that there is no room for: they are here already.
-    pub(crate) fn take(&self, bytes: usize) {
-        self.taken.fetch_add(bytes, Ordering::SeqCst);
-        self.budget.taken.fetch_add(bytes, Ordering::SeqCst);
-    }
-
-    /// Gives bytes back.
-    pub(crate) fn give(&self, bytes: usize) {
-        self.taken.fetch_sub(bytes, Ordering::SeqCst);
-        self.budget.taken.fetch_sub(bytes, Ordering::SeqCst);
-        self.budget.freed.notify_waiters();
-    }
-
-    fn has_room(&self) -> bool {
-        let Budget {
-            all_bytes,
-            each_bytes,
-            taken,
-            ..
-        } = &*self.budget;
-        self.taken() < *each_bytes || taken.load(Ordering::SeqCst) < *all_bytes
-    }
-
-    /// Waits until this client may take more.
-    pub(crate) async fn room(&self) {
-        loop {
-            let freed = self.budget.freed.notified();
-            tokio::pin!(freed);
-            // From now on: what is given back after the look is not missed.
-            freed.as_mut().enable();
-            if self.has_room() {
-                return;
-            }
-            freed.await;
+    /// Waits for bytes.
+    pub(crate) async fn reserve(&self, bytes: usize) -> Reserved {
+        let within = match self.held.load(Ordering::SeqCst) {
+            0 => self.budget.first_within,
+            _ => MORE_WITHIN,
+        };
+        let free = Arc::clone(&self.budget.free_kib);
+        let wanted = kib(bytes).min(self.budget.all_kib);
+        let permit = timeout(within, free.acquire_many_owned(wanted)).await;
+        self.held.fetch_add(1, Ordering::SeqCst);
+        Reserved {
+            permit: Arc::new(Mutex::new(permit.ok().and_then(Result::ok))),
+            timer: None,
+            held: Arc::clone(&self.held),
         }
     }
 }
 
-impl Drop for Share {
+impl Reserved {
+    /// Returns whether there was room.
+    pub(crate) fn is_counted(&self) -> bool {
+        self.permit.lock().is_some()
+    }
+
+    /// Gives the bytes back after a time, though they are still taken: one that is slow must not keep the others waiting.
+    pub(crate) fn expires(mut self, within: Duration) -> Self {
+        let permit = Arc::clone(&self.permit);
+        let timer = tokio::spawn(async move {
+            sleep(within).await;
+            *permit.lock() = None;
+        });
+        self.timer = Some(timer.abort_handle());
+        self
+    }
+
+    /// Takes that back.
+    pub(crate) fn stays(mut self) -> Self {
+        if let Some(timer) = self.timer.take() {
+            timer.abort();
+        }
+        self
+    }
+}
+
+impl Drop for Reserved {
     fn drop(&mut self) {
-        self.give(self.taken());
+        if let Some(timer) = &self.timer {
+            timer.abort();
+        }
+        // A timer that was stopped may have it a little longer.
+        *self.permit.lock() = None;
+        self.held.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::*;
 
-    #[test]
-    fn one_client_takes_all_that_is_free_and_leaves_the_others_their_part() {
-        let budget = Budget::new(100, 10);
-        let (greedy, other) = (Share::new(&budget), Share::new(&budget));
-        greedy.take(99);
-        assert!(greedy.has_room());
-        greedy.take(50);
-        assert!(!greedy.has_room());
-        assert!(other.has_room());
-        other.take(10);
-        assert!(!other.has_room());
-        drop(greedy);
-        assert!(other.has_room());
-        drop(other);
-        assert_eq!(budget.taken.load(Ordering::SeqCst), 0);
-    }
+    const FIRST_WITHIN: Duration = Duration::from_secs(3);
 
     #[test]
-    fn a_client_that_waits_goes_on_when_there_is_room() {
+    fn a_client_waits_while_there_is_no_room_and_long_only_for_more_than_it_has() {
         let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
             .build()
             .expect("a runtime");
-        let budget = Budget::new(100, 10);
-        let (one, other) = (Share::new(&budget), Share::new(&budget));
-        one.take(60);
-        other.take(60);
         runtime.block_on(async {
-            let room = other.room();
-            tokio::pin!(room);
-            tokio::select! {
-                biased;
-                () = &mut room => panic!("there is none"),
-                () = tokio::task::yield_now() => {}
+            let budget = Budget::new(100 << 10, FIRST_WITHIN);
+            let (greedy, other) = (Share::new(&budget), Share::new(&budget));
+            let started = Instant::now();
+            let all = [greedy.reserve(60 << 10).await, greedy.reserve(40 << 10).await];
+            assert_eq!(started.elapsed(), Duration::ZERO);
+            let first = other.reserve(1).await;
+            assert_eq!(started.elapsed(), FIRST_WITHIN);
+            let _more = other.reserve(1).await;
+            assert_eq!(started.elapsed(), FIRST_WITHIN + MORE_WITHIN);
+            // What was not there is not given back.
+            drop(first);
+            assert_eq!(budget.free_kib.available_permits(), 0);
+            drop(all);
+            {
+                let slow = other.reserve(100 << 10).await.expires(MORE_WITHIN);
+                sleep(2 * MORE_WITHIN).await;
+                assert_eq!(budget.free_kib.available_permits(), 100, "it is over");
+                drop(slow);
+                let quick = other.reserve(100 << 10).await.expires(MORE_WITHIN).stays();
+                sleep(2 * MORE_WITHIN).await;
+                assert!(quick.is_counted());
             }
-            one.give(60);
-            room.await;
+            let started = Instant::now();
+            // More than all is all.
+            let _all = other.reserve(1 << 30).await;
+            assert_eq!(budget.free_kib.available_permits(), 0);
+            assert_eq!(started.elapsed(), Duration::ZERO);
         });
     }
 }

@@ -42,9 +42,9 @@
 //!
 //! # Memory
 //!
-//! A client has up to the server's window (64 MiB) of puts on their way, and 64 MiB of nodes that were not flushed. A server has as much in its queue, 16 answers in the
-//! making and 32 MiB of finished ones, for each client; for all of them together it has 192 MiB of what they sent and 128 MiB of
-//! answers. A client that wants more while that is taken waits, but for 2 MiB that each may have in any case.
+//! A client has up to the server's window (64 MiB) of puts on their way, and 64 MiB of nodes that were not flushed. A server has as
+//! much in its queue, 16 answers in the making and 32 MiB of finished ones, for each client. For all of them together it has
+//! 96 MiB for long questions and 128 MiB for answers (`budget.rs`): while that is taken, clients wait in turn.
 
 use std::time::Duration;
 

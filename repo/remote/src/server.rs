@@ -4,10 +4,10 @@ mod audit;
 mod clients;
 mod crowd;
 mod door;
-mod key;
-mod limited;
 #[cfg(test)]
 mod hostile;
+mod key;
+mod limited;
 mod listen;
 mod local;
 mod policy;

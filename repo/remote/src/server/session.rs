@@ -7,7 +7,9 @@ mod pool;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
@@ -19,9 +21,11 @@ use self::pool::{Pool, Queue};
 use super::Allowed;
 use super::stores::Stores;
 use super::until::Until;
-use crate::budget::{Budget, Share};
+use crate::budget::{Budget, Reserved, Share};
 use crate::message::{Answer, Ask, Fault, Hello, PROTOCOL, Welcome};
-use crate::wire::{Channel, Kind, Limits, Message, MessageReader, Outbox, PREAMBLE, ping, read_preamble, write_all};
+use crate::wire::{
+    Channel, Kind, Limits, Message, MessageReader, Outbox, PREAMBLE, ping, read_preamble, stalled, write_all,
+};
 use crate::{DEAD_AFTER, PING_INTERVAL};
 
 /// Bytes of puts that may be on their way or in the queue.
@@ -34,10 +38,13 @@ pub(super) const ASKED_BYTES: usize = 64 << 20;
 pub(super) const ANSWER_BYTES: usize = 32 << 20;
 /// Bytes of short answers that a client may leave unread.
 pub(super) const UNREAD_BYTES: usize = 32 << 20;
-/// Bytes that all clients' questions may have, and all their answers. More of each than this part of a client wait.
-const ALL_ASKED_BYTES: usize = 192 << 20;
+/// Memory of the long questions of all clients, and of their answers.
+pub(super) const ALL_ASKED_BYTES: usize = 96 << 20;
 const ALL_ANSWER_BYTES: usize = 128 << 20;
-const EACH_BYTES: usize = 2 << 20;
+/// Longest waits for them of a client that has none. Questions have theirs as long as the server needs; answers as long as other
+/// clients read slowly.
+const ASKED_WITHIN: Duration = Duration::from_secs(10);
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
 /// Where the answers to one question go.
 pub(super) struct Reply {
@@ -45,6 +52,8 @@ pub(super) struct Reply {
     request: u32,
     /// An answer in parts keeps to one channel, because the parts keep their order.
     is_in_parts: AtomicBool,
+    /// Memory for the answer.
+    pub(super) reserved: Mutex<Option<Reserved>>,
 }
 
 impl Reply {
@@ -53,6 +62,7 @@ impl Reply {
             outbox: Arc::clone(outbox),
             request,
             is_in_parts: AtomicBool::new(false),
+            reserved: Mutex::default(),
         }
     }
 
@@ -73,7 +83,7 @@ impl Reply {
         match more {
             true => self.outbox.send(channel, message),
             // There was room when it was begun.
-            false => self.outbox.send_now(channel, message),
+            false => self.outbox.send_now(channel, message, self.reserved.lock().take()),
         }
     }
 }
@@ -87,8 +97,8 @@ pub(super) struct Memory {
 impl Memory {
     pub(super) fn new() -> Self {
         Self {
-            asked: Budget::new(ALL_ASKED_BYTES, EACH_BYTES),
-            answers: Budget::new(ALL_ANSWER_BYTES, EACH_BYTES),
+            asked: Budget::new(ALL_ASKED_BYTES, ASKED_WITHIN),
+            answers: Budget::new(ALL_ANSWER_BYTES, ANSWER_WITHIN),
         }
     }
 }
@@ -106,7 +116,7 @@ pub(super) async fn run(
     read: impl AsyncRead + Unpin,
     mut write: impl AsyncWrite + Unpin,
 ) -> io::Result<()> {
-    let outbox = Arc::new(Outbox::with_share(ANSWER_BYTES, Share::new(&memory.answers)));
+    let outbox = Arc::new(Outbox::new(ANSWER_BYTES));
     let over = watch::Sender::new(None::<String>);
     let mut is_over = over.subscribe();
     let mut read = Until::new(read, async move { reason_in(&mut is_over).await });
@@ -118,15 +128,14 @@ pub(super) async fn run(
     let server = Served {
         home,
         allowed,
-        asked: Arc::new(Share::new(&memory.asked)),
+        memory,
         outbox: &outbox,
     };
-    let is_over = over.subscribe();
     let questions = async {
         let ended = async {
             let noise = timeout(DEAD_AFTER, read_preamble(&mut read)).await?;
             noise.inspect_err(|error| last_words(&outbox, error))?;
-            listen(&server, read, is_over).await
+            listen(&server, read).await
         };
         let ended = ended.await;
         outbox.close();
@@ -134,6 +143,12 @@ pub(super) async fn run(
     };
     let pings = ping(&outbox);
     let both = async {
+        let end = async {
+            tokio::select! {
+                reason = end => reason,
+                () = stalled(&outbox) => "the client does not read its answers".to_owned(),
+            }
+        };
         tokio::pin!(questions, answers, end);
         loop {
             tokio::select! {
@@ -182,20 +197,15 @@ async fn reason_in(over: &mut watch::Receiver<Option<String>>) -> String {
 struct Served<'a> {
     home: Result<&'a Arc<dyn Home>, &'a Fault>,
     allowed: Allowed,
-    /// Counts its questions.
-    asked: Arc<Share>,
+    memory: &'a Memory,
     outbox: &'a Arc<Outbox>,
 }
 
 /// Reads questions until the client hangs up.
-async fn listen(
-    server: &Served<'_>,
-    read: impl AsyncRead + Unpin,
-    mut is_over: watch::Receiver<Option<String>>,
-) -> io::Result<()> {
+async fn listen(server: &Served<'_>, read: impl AsyncRead + Unpin) -> io::Result<()> {
     let outbox = server.outbox;
     let mut open: Option<Client> = None;
-    let ended = questions(server, read, &mut is_over, &mut open).await;
+    let ended = questions(server, read, &mut open).await;
     if let Err(error) = &ended {
         last_words(outbox, error);
     }
@@ -233,20 +243,11 @@ impl Drop for Client {
 }
 
 /// Reads questions; `open` is what the client has open.
-async fn questions(
-    server: &Served<'_>,
-    read: impl AsyncRead + Unpin,
-    is_over: &mut watch::Receiver<Option<String>>,
-    open: &mut Option<Client>,
-) -> io::Result<()> {
+async fn questions(server: &Served<'_>, read: impl AsyncRead + Unpin, open: &mut Option<Client>) -> io::Result<()> {
     let outbox = server.outbox;
-    let mut reader = MessageReader::new(read, Limits::STRANGER);
-    let pool = Pool::new();
+    let mut reader = MessageReader::new(read, Limits::STRANGER).with_share(Share::new(&server.memory.asked));
+    let pool = Pool::new(Share::new(&server.memory.answers));
     loop {
-        tokio::select! {
-            () = server.asked.room() => {}
-            reason = reason_in(is_over) => return Err(io::Error::other(reason)),
-        }
         if outbox.control_bytes() > UNREAD_BYTES {
             return Err(io::Error::other("the client does not read its answers"));
         }
@@ -255,13 +256,14 @@ async fn questions(
             return Ok(());
         };
         match message.kind {
-            Kind::Ping => outbox.send_now(Channel::Control, Message::empty(Kind::Pong)),
+            Kind::Ping => outbox.send_now(Channel::Control, Message::empty(Kind::Pong), None),
             Kind::Pong => {}
             Kind::Answer => return Err(invalid("an answer from a client")),
             Kind::Ask => {
                 let ask = postcard::from_bytes(&message.head);
                 let ask = ask.map_err(|error| invalid(&format!("a question that can't be read: {error}")))?;
                 let reply = Reply::new(outbox, message.request);
+                let reserved = reader.take_reserved();
                 match (&*open, ask) {
                     (None, Ask::Hello(hello)) => match server.home {
                         Ok(home) => {
@@ -271,7 +273,7 @@ async fn questions(
                             reply.send(&welcome, Vec::new(), false);
                             reader.set_limits(Limits::PEER);
                             let stores = Arc::new(Stores::new(Arc::clone(home), server.allowed));
-                            let queue = Queue::start(Arc::clone(&stores), Arc::clone(&server.asked))?;
+                            let queue = Queue::start(Arc::clone(&stores))?;
                             *open = Some(Client { stores, queue });
                         }
                         Err(fault) => {
@@ -281,11 +283,15 @@ async fn questions(
                     },
                     (None, _) | (Some(_), Ask::Hello(_)) => return Err(invalid("a greeting in the wrong place")),
                     (Some(client), ask) if is_ordered(&ask) => {
-                        client.queue.add(ask, message.head.len(), message.body, reply)?
+                        client
+                            .queue
+                            .add(ask, message.head.len(), message.body, reply, reserved)?
                     }
                     (Some(client), ask) => {
                         // It is in `ask` now.
                         message.head = Vec::new();
+                        // Its own bound counts: it waits as long as the client reads slowly.
+                        drop(reserved);
                         pool.answer(client, server, ask, message, reply)?;
                     }
                 }

@@ -3,15 +3,16 @@
 use std::collections::VecDeque;
 use std::io::Result;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{CHUNK_BYTES, Channel, Kind, Message};
-use crate::PING_INTERVAL;
-use crate::budget::Share;
+use crate::budget::Reserved;
+use crate::{DEAD_AFTER, PING_INTERVAL};
 
 /// Messages that wait to be written. Threads fill it, one task empties it.
 pub(crate) struct Outbox {
@@ -22,15 +23,15 @@ pub(crate) struct Outbox {
     has_room: Notify,
     /// Bytes of bulk messages that may wait.
     room_bytes: usize,
-    /// Counts bulk messages.
-    share: Option<Share>,
+    /// Chunks that were written.
+    chunks: AtomicU64,
 }
 
 #[derive(Default)]
 struct Queues {
     control: VecDeque<Arc<Message>>,
     control_bytes: usize,
-    bulk: VecDeque<Arc<Message>>,
+    bulk: VecDeque<(Arc<Message>, Option<Reserved>)>,
     bulk_bytes: usize,
     closed: bool,
 }
@@ -44,15 +45,7 @@ impl Outbox {
             emptied: Condvar::new(),
             has_room: Notify::new(),
             room_bytes,
-            share: None,
-        }
-    }
-
-    /// The same, with bulk messages counted on a budget.
-    pub(crate) fn with_share(room_bytes: usize, share: Share) -> Self {
-        Self {
-            share: Some(share),
-            ..Self::new(room_bytes)
+            chunks: AtomicU64::new(0),
         }
     }
 
@@ -63,15 +56,22 @@ impl Outbox {
         while channel == Channel::Bulk && !queues.closed && queues.bulk_bytes > self.room_bytes {
             self.emptied.wait(&mut queues);
         }
-        self.add(queues, channel, message.into());
+        self.add(queues, channel, message.into(), None);
     }
 
-    /// Adds a message, also where there is no room for it. Drops it if the outbox is closed.
-    pub(crate) fn send_now(&self, channel: Channel, message: Message) {
-        self.add(self.queues.lock(), channel, Arc::new(message));
+    /// Adds a message, also where there is no room for it. What is reserved for it is given back when it is written. Drops it if the
+    /// outbox is closed.
+    pub(crate) fn send_now(&self, channel: Channel, message: Message, reserved: Option<Reserved>) {
+        self.add(self.queues.lock(), channel, Arc::new(message), reserved);
     }
 
-    fn add(&self, mut queues: MutexGuard<'_, Queues>, channel: Channel, message: Arc<Message>) {
+    fn add(
+        &self,
+        mut queues: MutexGuard<'_, Queues>,
+        channel: Channel,
+        message: Arc<Message>,
+        reserved: Option<Reserved>,
+    ) {
         if queues.closed {
             return;
         }
@@ -82,10 +82,7 @@ impl Outbox {
             }
             Channel::Bulk => {
                 queues.bulk_bytes += message.len();
-                if let Some(share) = &self.share {
-                    share.take(message.len());
-                }
-                queues.bulk.push_back(message);
+                queues.bulk.push_back((message, reserved));
             }
         }
         drop(queues);
@@ -110,24 +107,12 @@ impl Outbox {
                 let queues = self.queues.lock();
                 (queues.closed, queues.bulk_bytes > self.room_bytes)
             };
-            match (closed, is_full, &self.share) {
-                (true, ..) => return false,
-                (false, true, _) => emptied.await,
-                (false, false, None) => return true,
-                (false, false, Some(share)) => tokio::select! {
-                    () = share.room() => return true,
-                    () = emptied => {}
-                },
+            match (closed, is_full) {
+                (true, _) => return false,
+                (false, false) => return true,
+                (false, true) => emptied.await,
             }
         }
-    }
-
-    /// Counts bytes of an answer that is being made, until it is dropped.
-    pub(crate) fn making(self: &Arc<Self>, bytes: usize) -> Making {
-        if let Some(share) = &self.share {
-            share.take(bytes);
-        }
-        Making(Arc::clone(self), bytes)
     }
 
     /// Bytes of control messages that wait.
@@ -135,24 +120,20 @@ impl Outbox {
         self.queues.lock().control_bytes
     }
 
-    fn next(&self, channel: Channel) -> Option<Arc<Message>> {
+    fn next_control(&self) -> Option<Arc<Message>> {
         let mut queues = self.queues.lock();
-        match channel {
-            Channel::Control => {
-                let message = queues.control.pop_front()?;
-                queues.control_bytes -= message.len();
-                Some(message)
-            }
-            Channel::Bulk => queues.bulk.pop_front(),
-        }
+        let message = queues.control.pop_front()?;
+        queues.control_bytes -= message.len();
+        Some(message)
+    }
+
+    fn next_bulk(&self) -> Option<(Arc<Message>, Option<Reserved>)> {
+        self.queues.lock().bulk.pop_front()
     }
 
     /// Makes room for a bulk message that was written.
     fn written(&self, message: &Message) {
         self.queues.lock().bulk_bytes -= message.len();
-        if let Some(share) = &self.share {
-            share.give(message.len());
-        }
         self.emptied.notify_all();
         self.has_room.notify_waiters();
     }
@@ -161,17 +142,6 @@ impl Outbox {
     fn is_done(&self) -> bool {
         let queues = self.queues.lock();
         queues.closed && queues.control.is_empty() && queues.bulk.is_empty()
-    }
-}
-
-/// Bytes that count while an answer is being made.
-pub(crate) struct Making(Arc<Outbox>, usize);
-
-impl Drop for Making {
-    fn drop(&mut self) {
-        if let Some(share) = &self.0.share {
-            share.give(self.1);
-        }
     }
 }
 
@@ -185,20 +155,42 @@ pub(crate) async fn ping(outbox: &Outbox) -> ! {
     }
 }
 
+/// Completes when the other side has taken nothing for a while, though there is a ping for it now and then.
+pub(crate) async fn stalled(outbox: &Outbox) {
+    let mut ticks = interval(PING_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut seen, mut since) = (0, Instant::now());
+    loop {
+        ticks.tick().await;
+        let chunks = outbox.chunks.load(Ordering::SeqCst);
+        if chunks != seen {
+            (seen, since) = (chunks, Instant::now());
+        } else if since.elapsed() > DEAD_AFTER {
+            return;
+        }
+    }
+}
+
 /// Writes all messages of an outbox until it is closed and empty. A control message waits for one chunk of a bulk message at
 /// most.
 pub(crate) async fn write_all(outbox: &Outbox, stream: &mut (impl AsyncWrite + Unpin)) -> Result<()> {
-    let mut bulk: Option<Bulk> = None;
+    let mut bulk: Option<(Bulk, Option<Reserved>)> = None;
     loop {
-        while let Some(message) = outbox.next(Channel::Control) {
+        while let Some(message) = outbox.next_control() {
             let mut control = Bulk::new(message);
-            while control.write_chunk(Channel::Control, stream).await? {}
+            while control.write_chunk(Channel::Control, stream).await? {
+                outbox.chunks.fetch_add(1, Ordering::SeqCst);
+            }
+            outbox.chunks.fetch_add(1, Ordering::SeqCst);
         }
         if bulk.is_none() {
-            bulk = outbox.next(Channel::Bulk).map(Bulk::new);
+            bulk = outbox
+                .next_bulk()
+                .map(|(message, reserved)| (Bulk::new(message), reserved));
         }
         match &mut bulk {
-            Some(writing) => {
+            Some((writing, _)) => {
+                outbox.chunks.fetch_add(1, Ordering::SeqCst);
                 if !writing.write_chunk(Channel::Bulk, stream).await? {
                     outbox.written(&writing.message);
                     bulk = None;

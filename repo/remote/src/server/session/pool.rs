@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use vbk_repo::block::PAGE_BYTES;
 
 use super::{ASKED_BYTES, Client, HEAD_WINDOW_BYTES, Reply, Served, WINDOW_BYTES, invalid};
-use crate::budget::Share;
+use crate::budget::{Reserved, Share};
 use crate::message::{Ask, MAX_NODES};
 use crate::server::stores::Stores;
 use crate::wire::{CHUNK_BYTES, Message};
@@ -32,16 +32,19 @@ pub(super) struct Pool {
     listings: Arc<Semaphore>,
     asked: Arc<AtomicUsize>,
     asked_bytes: Arc<AtomicUsize>,
+    /// For the answers.
+    share: Arc<Share>,
 }
 
 impl Pool {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(share: Share) -> Self {
         Self {
             threads: Arc::new(Semaphore::new(AT_ONCE)),
             openings: Arc::new(Semaphore::new(OPENINGS)),
             listings: Arc::new(Semaphore::new(LISTINGS)),
             asked: Arc::default(),
             asked_bytes: Arc::default(),
+            share: Arc::new(share),
         }
     }
 
@@ -59,7 +62,6 @@ impl Pool {
         if self.asked.fetch_add(1, Ordering::SeqCst) >= MAX_ASKED || !had_room {
             return Err(invalid("too many questions at once"));
         }
-        server.asked.take(bytes);
         let is_opening = client.stores.expect(&ask);
         let threads = match (is_opening, is_in_parts(&ask)) {
             (true, _) => &self.openings,
@@ -74,21 +76,22 @@ impl Pool {
         let (asked, asked_bytes, share) = (
             Arc::clone(&self.asked),
             Arc::clone(&self.asked_bytes),
-            Arc::clone(&server.asked),
+            Arc::clone(&self.share),
         );
         tokio::spawn(async move {
             let permit = threads.acquire_owned().await;
             // A client that reads no answers holds no thread. Others wait for a store that is in the opening.
             let is_wanted = is_opening || outbox.room().await;
-            let made = outbox.making(length_of_answer(&ask));
+            if let (true, Some(bytes)) = (is_wanted, length_of_answer(&ask)) {
+                *reply.reserved.lock() = Some(share.reserve(bytes).await);
+            }
             let answer = move || {
                 if is_wanted {
                     stores.answer(ask, &message.body, &reply);
                 }
-                drop((made, message));
+                drop(message);
                 asked.fetch_sub(1, Ordering::SeqCst);
                 asked_bytes.fetch_sub(bytes, Ordering::SeqCst);
-                share.give(bytes);
                 drop(permit);
             };
             let _ = tokio::task::spawn_blocking(answer).await;
@@ -102,25 +105,25 @@ fn is_in_parts(ask: &Ask) -> bool {
     matches!(ask, Ask::Listing { .. } | Ask::Lookup { .. } | Ask::Forgotten(_))
 }
 
-/// About the length of the answer to a question.
-fn length_of_answer(ask: &Ask) -> usize {
-    match ask {
+/// Memory for a long answer, as long as it can be.
+fn length_of_answer(ask: &Ask) -> Option<usize> {
+    let bytes = match ask {
         Ask::Get { wanted, .. } => wanted.iter().map(|(.., pages)| usize::from(*pages) * PAGE_BYTES).sum(),
         Ask::Nodes(_) => CHUNK_BYTES * MAX_NODES,
-        _ => CHUNK_BYTES,
-    }
+        _ => return None,
+    };
+    Some(bytes)
 }
 
 /// The questions that write, on their way to the thread that answers them.
 pub(super) struct Queue {
     sender: Option<mpsc::Sender<Waiting>>,
     waiting: Arc<WaitingBytes>,
-    asked: Arc<Share>,
     thread: Option<JoinHandle<()>>,
 }
 
 /// A question in the queue, with the length of its head.
-type Waiting = (Ask, usize, Vec<u8>, Reply);
+type Waiting = (Ask, usize, Vec<u8>, Reply, Option<Reserved>);
 
 /// Bytes in the queue. Records and notes travel in heads, blocks and nodes in bodies.
 #[derive(Default)]
@@ -154,39 +157,42 @@ impl Drop for Queue {
 }
 
 impl Queue {
-    pub(super) fn start(stores: Arc<Stores>, asked: Arc<Share>) -> io::Result<Self> {
+    pub(super) fn start(stores: Arc<Stores>) -> io::Result<Self> {
         let (sender, receiver) = mpsc::channel::<Waiting>();
         let waiting = Arc::<WaitingBytes>::default();
-        let (done, given) = (Arc::clone(&waiting), Arc::clone(&asked));
+        let done = Arc::clone(&waiting);
         let thread = move || {
-            for (ask, head_bytes, body, reply) in receiver {
+            for (ask, head_bytes, body, reply, reserved) in receiver {
                 // Before the answer, after which the client may send as much again.
                 done.remove(head_bytes, body.len());
-                let bytes = head_bytes + body.len();
                 stores.answer(ask, &body, &reply);
-                drop(body);
-                given.give(bytes);
+                drop((body, reserved));
             }
         };
         let thread = std::thread::Builder::new().name("vbk-serve".into()).spawn(thread)?;
         Ok(Self {
             sender: Some(sender),
             waiting,
-            asked,
             thread: Some(thread),
         })
     }
 
     /// Adds a question; an error if the client sent more than it may.
-    pub(super) fn add(&self, ask: Ask, head_bytes: usize, body: Vec<u8>, reply: Reply) -> io::Result<()> {
+    pub(super) fn add(
+        &self,
+        ask: Ask,
+        head_bytes: usize,
+        body: Vec<u8>,
+        reply: Reply,
+        reserved: Option<Reserved>,
+    ) -> io::Result<()> {
         if !self.waiting.add(head_bytes, body.len()) {
             return Err(invalid("more puts at once than the server allows"));
         }
-        self.asked.take(head_bytes + body.len());
         let sent = self
             .sender
             .as_ref()
-            .is_some_and(|sender| sender.send((ask, head_bytes, body, reply)).is_ok());
+            .is_some_and(|sender| sender.send((ask, head_bytes, body, reply, reserved)).is_ok());
         match sent {
             true => Ok(()),
             false => Err(io::Error::other("the thread that writes has ended")),
