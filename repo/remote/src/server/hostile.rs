@@ -38,6 +38,7 @@ mod malformed;
 mod puts;
 mod questions;
 mod slow;
+mod tenants;
 
 /// Longer than any answer takes.
 const PATIENCE: Duration = Duration::from_secs(60);

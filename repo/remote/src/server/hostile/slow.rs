@@ -1,15 +1,15 @@
 //! Clients that send and do not read, or hold their connections: they take a bounded part of the server's memory, and none of the
 //! others' time.
 
+use std::sync::mpsc;
 use std::time::Instant;
 
 use vbk_repo::repository::home::StoreHome;
-use vbk_repo::store::delayed::Delayed;
 use vbk_repo::store::memory::MemoryStore;
 
 use super::*;
 use crate::body;
-use crate::server::session::{ANSWER_BYTES, ASKED_BYTES, UNREAD_BYTES, WINDOW_BYTES};
+use crate::server::session::{ALL_ASKED_BYTES, ANSWER_BYTES, ASKED_BYTES, UNREAD_BYTES, WINDOW_BYTES};
 
 /// More than the buffers between both ends and one message.
 const SLACK_BYTES: usize = 19 << 20;
@@ -93,40 +93,131 @@ fn short_answers_that_nobody_reads_fill_no_memory() {
     honest.ends();
 }
 
+/// A store in memory on which everything waits until this is dropped.
+struct Stuck {
+    release: Option<mpsc::Sender<()>>,
+    holding: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Stuck {
+    /// Makes a store, opens it for clients, and then lets it wait.
+    fn with_clients(place: &Place, count: usize) -> (Self, Vec<Raw>) {
+        let store = Arc::new(MemoryStore::new(BlockSize::DEFAULT));
+        let block = sealed(1);
+        let id = block.id;
+        store.put(vec![block]).expect("puts");
+        let home: Arc<dyn Home> = Arc::new(StoreHome::new(Arc::clone(&store)).expect("a home"));
+        let clients = (0..count).map(|_| {
+            let mut client = Raw::connect(Arc::clone(&home), Allowed::Add, Arc::clone(&place.memory));
+            client.greet();
+            let open = Ask::Write {
+                store: 1,
+                command: "test".into(),
+            };
+            let opened = client.asks(&open, Vec::new());
+            assert!(matches!(opened, Said::Answer(Answer::Opened { .. })), "{opened:?}");
+            client
+        });
+        let clients = clients.collect();
+        let (release, released) = mpsc::channel();
+        let (held, is_held) = mpsc::channel();
+        let holding = std::thread::spawn(move || {
+            // What is done to a block is done under the lock of the store.
+            store.damage(id, |_| {
+                held.send(()).expect("is waited for");
+                let _ = released.recv();
+            });
+        });
+        is_held.recv().expect("is held");
+        let stuck = Self {
+            release: Some(release),
+            holding: Some(holding),
+        };
+        (stuck, clients)
+    }
+}
+
+impl Drop for Stuck {
+    fn drop(&mut self) {
+        self.release = None;
+        if let Some(holding) = self.holding.take() {
+            holding.join().expect("ends");
+        }
+    }
+}
+
+/// A put of 4 MiB.
+fn put() -> Vec<u8> {
+    let mut body = Vec::new();
+    let blocks = (2..32).map(|seed| body::add_sealed(&sealed(seed), &mut body));
+    let blocks = blocks.collect();
+    on_the_wire([question(&Ask::Put { store: 1, blocks }, body)])
+}
+
 #[test]
 fn a_client_that_puts_beyond_the_window_is_hung_up_on() {
     let place = Place::new(false);
     let honest = place.honest();
-    let delayed = Delayed::new(Arc::new(MemoryStore::new(BlockSize::DEFAULT)), Duration::from_secs(3));
-    let home = StoreHome::new(Arc::new(delayed.expect("a store"))).expect("a home");
-    let mut client = Raw::connect(Arc::new(home), Allowed::Add, Arc::clone(&place.memory));
-    client.greet();
-    let opened = client.asks(
-        &Ask::Write {
-            store: 1,
-            command: "test".into(),
-        },
-        Vec::new(),
-    );
-    assert!(matches!(opened, Said::Answer(Answer::Opened { .. })), "{opened:?}");
+    let (stuck, mut clients) = Stuck::with_clients(&place, 1);
+    let client = &mut clients[0];
+    // Nothing has to be reserved for short ones.
+    let plain = plain(2, 60_000);
+    let block = Sealer::new(Compression::None)
+        .and_then(|mut sealer| sealer.seal(&plain, &Hashing::Plain.block(&plain)))
+        .expect("seals");
     let mut body = Vec::new();
-    let blocks: Vec<_> = (2..32).map(|seed| body::add_sealed(&sealed(seed), &mut body)).collect();
+    let blocks = vec![body::add_sealed(&block, &mut body)];
     let put = on_the_wire([question(&Ask::Put { store: 1, blocks }, body)]);
-    // All that is put meanwhile waits for this.
-    client
-        .sends(&on_the_wire([question(&Ask::Flush(1), Vec::new())]))
-        .expect("sends");
-    let taken = taken(&mut client, &put, WINDOW_BYTES + SLACK_BYTES);
+    let taken = taken(client, &put, WINDOW_BYTES + SLACK_BYTES);
     assert!(taken > WINDOW_BYTES, "{taken}");
-    let refusal = loop {
-        match client.said() {
-            Said::Answer(Answer::Done) => {}
-            said => break said.refusal(),
-        }
-    };
+    let refusal = client.said().refusal();
     assert!(refusal.contains("more puts at once"), "{refusal}");
-    drop(client);
+    drop(stuck);
+    clients.into_iter().for_each(Raw::ends);
     honest.ends();
+}
+
+#[test]
+fn many_clients_take_no_more_memory_than_the_server_has_for_all() {
+    const CLIENTS: usize = 16;
+    let place = Place::new(false);
+    let (stuck, mut clients) = Stuck::with_clients(&place, CLIENTS);
+    let put = put();
+    // As many as a client that respects the window sends.
+    let most = (WINDOW_BYTES - (1 << 20)) / put.len();
+    let sent: Vec<usize> = std::thread::scope(|scope| {
+        let sending = clients.iter_mut().map(|client| {
+            let put = &put;
+            scope.spawn(move || {
+                let mut sent = 0;
+                while sent < most {
+                    let send =
+                        async { tokio::time::timeout(Duration::from_secs(3), client.write.write_all(put)).await };
+                    match runtime().block_on(send) {
+                        Ok(Ok(())) => sent += 1,
+                        _ => break,
+                    }
+                }
+                sent
+            })
+        });
+        let sending: Vec<_> = sending.collect();
+        sending.into_iter().map(|client| client.join().expect("runs")).collect()
+    });
+    // Each has a message that it began without room, and one that is not whole.
+    let most = ALL_ASKED_BYTES / 3 / put.len() + 2 * CLIENTS;
+    let all: usize = sent.iter().sum();
+    assert!(all <= most, "{all} puts, {most} at most");
+    assert!(all >= ALL_ASKED_BYTES / 3 / put.len() / 2, "{all} puts");
+    // They waited, and nobody was hung up on.
+    drop(stuck);
+    for (client, _) in clients.iter_mut().zip(sent).filter(|(_, sent)| *sent > 0) {
+        let said = client.said();
+        assert!(matches!(said, Said::Answer(Answer::Done)), "{said:?}");
+    }
+    let honest = place.honest();
+    honest.ends();
+    clients.into_iter().for_each(Raw::ends);
 }
 
 #[test]
@@ -169,9 +260,10 @@ fn a_client_that_stops_in_the_midst_of_a_message_holds_nobody_up() {
         store: 1,
         blocks: Vec::new(),
     };
-    let bytes = on_the_wire([question(&ask, vec![0; 10 << 20])]);
+    let bytes = on_the_wire([question(&ask, vec![0; 4 << 20])]);
     let mut held = Vec::new();
-    for number in 0..30 {
+    // More than there is memory for.
+    for number in 0..=ALL_ASKED_BYTES / 3 / (4 << 20) {
         let mut client = place.client(Allowed::Add, &["web*"]);
         let most = bytes.len() - 1 - number * 300_000;
         client.sends(&bytes[..most]).expect("sends");
