@@ -12,6 +12,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::support::bytes::{MIB, assert_same, noise_bytes, write_at, write_noise};
+use crate::support::kernel::peak_bytes_of;
 use crate::support::lab::{Lab, Remote, VBK, str_of, u64_of};
 use crate::support::remote::{disk, main_job};
 use crate::support::run::Running;
@@ -430,6 +431,40 @@ fn a_backup_goes_on_after_its_server_was_killed() {
     let restored = lab.path("restored.img");
     lab.ok(args!["restore", "web1@latest", restored]);
     assert_same(&disk, &restored);
+}
+
+#[test]
+fn many_clients_at_once_end_and_the_server_takes_a_bounded_memory() {
+    const CLIENTS: usize = 24;
+    /// What a server takes with a hundred.
+    const MOST_BYTES: u64 = 600 << 20;
+    let mut lab = Lab::new();
+    let server = Server::start(&lab);
+    let disks: Vec<_> = (0..CLIENTS)
+        .map(|number| {
+            let disk = lab.path(&format!("disk{number}.img"));
+            fs::write(&disk, noise_bytes(number as u64, 12 * MIB)).expect("writes");
+            disk
+        })
+        .collect();
+    // More of one address than are heard at once.
+    let token = |lab: &Lab, number: usize| server.token(lab, lab.repo(), &format!("web{number}"), args![]);
+    let tokens: Vec<_> = (0..CLIENTS).map(|number| token(&lab, number)).collect();
+    let mut running = Vec::new();
+    for (number, (disk, token)) in disks.iter().zip(&tokens).enumerate() {
+        lab.use_remote(server.way(token, ""));
+        running.push(lab.start(args!["backup", format!("web{number}"), disk]));
+    }
+    for client in running {
+        client.wait().done();
+    }
+    let peak_bytes = peak_bytes_of(server.running.as_ref().expect("runs").pid()).expect("runs");
+    assert!(peak_bytes <= MOST_BYTES, "{peak_bytes} bytes");
+    server.use_with(&mut lab, "all", args!["--rights", "manage"]);
+    assert_eq!(lab.listed().len(), CLIENTS);
+    let restored = lab.path("restored.img");
+    lab.ok(args!["restore", format!("web{}@latest", CLIENTS / 2), restored]);
+    assert_same(&disks[CLIENTS / 2], &restored);
 }
 
 #[test]

@@ -43,13 +43,15 @@
 //!
 //! # Memory
 //!
-//! A client has up to the server's window (64 MiB) of puts on their way, and 64 MiB of nodes that were not flushed. A server has as much in its queue, 16 answers in the
-//! making and 32 MiB of finished ones, for each client.
+//! A client has up to the server's window (64 MiB) of puts on their way, and 64 MiB of nodes that were not flushed. A server has as
+//! much in its queue, 16 answers in the making and 32 MiB of finished ones, for each client. For all of them together it has
+//! 96 MiB for long questions and 128 MiB for answers (`budget.rs`): while that is taken, clients wait in turn.
 
 use std::time::Duration;
 
 pub mod address;
 mod body;
+mod budget;
 pub mod client;
 mod message;
 pub mod peer;

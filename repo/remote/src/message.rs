@@ -2,7 +2,11 @@
 //! when [`Hello`] and [`Welcome`] agreed on a version that has them. That holds for the fields of types of `vbk_repo` in them too.
 //! `body.rs` describes the bodies.
 
-use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use vbk_repo::block::PAGE_BYTES;
 use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::repository::home::Room;
@@ -29,6 +33,36 @@ pub(crate) const MAX_FINDING: usize = 1000;
 
 /// The most pages in one answer: 16 MiB, the largest block.
 pub(crate) const MAX_PAGES: usize = (16 << 20) / PAGE_BYTES;
+
+/// The most rows of pages of one block: an encrypted one is stored in rows of half a page.
+pub(crate) const MAX_BLOCK_PAGES: usize = 2 * MAX_PAGES;
+
+/// The most names of records and notes in one question: a forget of everything, where that is much.
+pub(crate) const MAX_CHANGES: usize = 256 << 10;
+
+/// Reads a list of at most `MOST` things. A byte on the wire may be 50 in memory, so the length of the message is no bound.
+fn at_most<'de, D: Deserializer<'de>, T: Deserialize<'de>, const MOST: usize>(reader: D) -> Result<Vec<T>, D::Error> {
+    struct AtMost<T, const MOST: usize>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>, const MOST: usize> Visitor<'de> for AtMost<T, MOST> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a list of at most {MOST}")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<T>, A::Error> {
+            let mut all = Vec::new();
+            while let Some(one) = list.next_element()? {
+                if all.len() == MOST {
+                    return Err(serde::de::Error::invalid_length(MOST + 1, &self));
+                }
+                all.push(one);
+            }
+            Ok(all)
+        }
+    }
+    reader.deserialize_seq(AtMost::<T, MOST>(PhantomData))
+}
 
 /// The first question.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +136,7 @@ pub(crate) enum Ask {
     Get {
         store: Handle,
         /// Blocks, and the first page and the number of pages of each.
+        #[serde(deserialize_with = "at_most::<_, _, MAX_NAMES>")]
         wanted: Vec<([u8; 32], u16, u16)>,
     },
     /// Body: ids. [`Answer::Nodes`].
@@ -115,17 +150,21 @@ pub(crate) enum Ask {
     /// The named records and notes, and nothing else: [`Answer::Listing`], in parts.
     Lookup {
         store: Handle,
+        #[serde(deserialize_with = "at_most::<_, _, MAX_CHANGES>")]
         records: Vec<String>,
+        #[serde(deserialize_with = "at_most::<_, _, MAX_CHANGES>")]
         notes: Vec<String>,
     },
     /// Body: blocks. [`Answer::Done`].
     Put {
         store: Handle,
+        #[serde(deserialize_with = "at_most::<_, _, MAX_NAMES>")]
         blocks: Vec<BlockShape>,
     },
     /// Body: nodes. [`Answer::Done`].
     PutNodes {
         store: Handle,
+        #[serde(deserialize_with = "at_most::<_, _, MAX_NODES>")]
         nodes: Vec<([u8; 32], u32)>,
         /// Only a trusted client's count.
         terms: Terms,
@@ -142,6 +181,7 @@ pub(crate) enum Ask {
         store: Handle,
         key: String,
         record: Vec<u8>,
+        #[serde(deserialize_with = "at_most::<_, _, MAX_CHANGES>")]
         notes: Vec<(String, Option<Vec<u8>>)>,
         /// The generation that it was made out of.
         at: Option<u64>,
@@ -151,7 +191,9 @@ pub(crate) enum Ask {
     /// [`Answer::Done`].
     Amend {
         store: Handle,
+        #[serde(deserialize_with = "at_most::<_, _, MAX_CHANGES>")]
         remove_records: Vec<String>,
+        #[serde(deserialize_with = "at_most::<_, _, MAX_CHANGES>")]
         notes: Vec<(String, Option<Vec<u8>>)>,
         /// The generation that it was made out of.
         at: Option<u64>,
@@ -263,6 +305,7 @@ pub(crate) struct BlockShape {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct StoredShape {
     pub(crate) header: u32,
+    #[serde(deserialize_with = "at_most::<_, _, MAX_BLOCK_PAGES>")]
     pub(crate) pages: Vec<u32>,
 }
 

@@ -3,6 +3,8 @@
 mod audit;
 mod clients;
 mod crowd;
+#[cfg(test)]
+mod hostile;
 mod key;
 mod limited;
 mod listen;
@@ -66,8 +68,12 @@ pub fn serve_stdio(home: vbk_repo::Result<Arc<dyn Home>>, admission: &Admission,
     let served = runtime.block_on(session::run(
         home.as_ref(),
         admission.rights,
-        registered,
-        admission.is_administrator.then_some(make),
+        &session::Memory::new(),
+        session::Visit {
+            registered,
+            make: admission.is_administrator.then_some(make),
+        },
+        std::future::pending(),
         tokio::io::stdin(),
         tokio::io::stdout(),
     ));
@@ -98,5 +104,6 @@ pub async fn serve(
         quota: Quota::default(),
     };
     let home = limited::limit(Arc::clone(home), &admission, None).expect("all guests are no limit");
-    session::run(Ok(&home), allowed, Registered::nobody(), None, read, write).await
+    let (memory, visit) = (session::Memory::new(), session::Visit::of_nobody());
+    session::run(Ok(&home), allowed, &memory, visit, std::future::pending(), read, write).await
 }

@@ -4,6 +4,7 @@ mod again;
 mod lanes;
 mod line;
 mod nodes;
+mod silence;
 mod whole;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use vbk_repo::store::memory::MemoryStore;
 use vbk_repo::store::{Note, Record, StoreManager, Wanted};
 use vbk_repo::{Error, ErrorKind};
 
+pub(crate) use self::line::until;
 use crate::client::{Again, RemoteHome};
 use crate::message::Ask;
 use crate::server::{Allowed, serve};
@@ -129,7 +131,7 @@ fn a_remote_directory_is_a_repository_like_any_other() {
         .expect("an answer")
         .expect("is stored");
     assert_eq!((stored.header, stored.pages), (block.header, block.pages));
-    line::until("its holder gave the lock back", || {
+    until("its holder gave the lock back", || {
         other.write("backup web2", &mut |_| false).is_ok()
     });
 }
@@ -267,4 +269,19 @@ fn a_long_listing_arrives_in_order() {
         let listing = store.listing(true).expect("lists");
         assert!(listing.records == records && listing.notes == [note.clone()]);
     }
+}
+
+#[test]
+fn more_blocks_are_condemned_than_one_question_names() {
+    let store = manager(&remote(&memory(BlockSize::DEFAULT), Allowed::Everything));
+    let name = |number: u32| {
+        let mut name = [7; 32];
+        name[..4].copy_from_slice(&number.to_le_bytes());
+        BlockId(name)
+    };
+    let ids: Vec<_> = (0..5000).map(name).collect();
+    store.condemn(&ids).expect("condemns");
+    assert_eq!(store.condemned().expect("lists").len(), 5000);
+    store.pardon(&ids).expect("pardons");
+    assert_eq!(store.condemned().expect("lists"), []);
 }

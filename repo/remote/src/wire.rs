@@ -29,7 +29,7 @@
 mod outbox;
 mod reading;
 
-pub(crate) use outbox::{Outbox, ping, write_all};
+pub(crate) use outbox::{Outbox, ping, stalled, write_all};
 pub(crate) use reading::{MessageReader, read_preamble};
 
 /// The first bytes of each direction. The last but one is the version of the framing.

@@ -81,16 +81,33 @@ impl Manager {
         &self,
         mut decide: impl FnMut(&Catalogue, &States) -> std::result::Result<(Change, T), E>,
     ) -> std::result::Result<T, E> {
+        let mut tried: Option<(Vec<String>, T)> = None;
         make_at(&*self.store, |at| {
+            let catalogue = self.catalogue()?;
+            // A change that was made, and whose answer was lost, is refused when it is sent again.
+            let is_gone = |key: &String| !catalogue.entries().iter().any(|entry| entry.backup.spec() == *key);
+            if let Some((forgotten, result)) = tried.take()
+                && !forgotten.is_empty()
+                && forgotten.iter().all(is_gone)
+            {
+                self.writer.keeper.publish()?;
+                return Ok(Ok(result));
+            }
             // An error of the caller's is no reason to try again, whatever it says.
-            let (change, result) = match decide(&self.catalogue()?, &self.states()?) {
+            let (change, result) = match decide(&catalogue, &self.states()?) {
                 Ok(decided) => decided,
                 Err(error) => return Ok(Err(error)),
             };
-            if !change.forget.is_empty() || !change.notes.is_empty() {
-                self.amend_at(&change.forget, &change.notes, Some(at))?;
+            if change.forget.is_empty() && change.notes.is_empty() {
+                return Ok(Ok(result));
             }
-            Ok(Ok(result))
+            match self.amend_at(&change.forget, &change.notes, Some(at)) {
+                Ok(()) => Ok(Ok(result)),
+                Err(error) => {
+                    tried = Some((change.forget, result));
+                    Err(error)
+                }
+            }
         })?
     }
 

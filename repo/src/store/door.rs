@@ -6,7 +6,8 @@
 //! | node of a manifest | hashed | the form of its head | it is what was sealed once |
 //! | record | its form | ROOTS | it is what was sealed once |
 //!
-//! Decoding takes bounded memory: a page at a time.
+//! Decoding takes bounded memory: a page at a time. A part of a manifest names no more than one of its kind can: a proof or a
+//! prune that follows what hostile ones name would need more memory than any disk does.
 
 use super::encrypted::{Sums, roots_below};
 use super::{Identity, Located, Note, Record, Stored, Wanted};
@@ -15,7 +16,7 @@ use crate::block::{Hashing, PAGE_BYTES, pages_in};
 use crate::codec::{Header, Sealed};
 use crate::error::{Error, Result};
 use crate::id::{BlockId, NodeId};
-use crate::manifest::{self, Head, damaged};
+use crate::manifest::{self, Head, Kind, PAGE_SEGMENTS, SEGMENT_SLOTS, damaged};
 
 /// Longest node: the root of an image of 2 PiB.
 const MAX_NODE_BYTES: usize = 1 << 20;
@@ -82,6 +83,14 @@ impl Door {
         let header = Header::prove(Hashing::Plain, block.id, plain_bytes, &block.header)?;
         let mut page = vec![0; PAGE_BYTES];
         for (number, stored) in block.pages.iter().enumerate() {
+            // A decoder skips what does not belong to it, so the hash does not bound the stored length; no answer would have room
+            // for such a block, for all who have it.
+            if stored.len() > header.page_len(number) {
+                return Err(Error::BlockDamaged {
+                    id: block.id,
+                    what: format!("page {number} is longer than its plain bytes"),
+                });
+            }
             header.open_page(number, stored, &mut page[..header.page_len(number)])?;
         }
         Ok(())
@@ -92,12 +101,18 @@ impl Door {
         if bytes.len() > MAX_NODE_BYTES {
             return Err(damaged(id, "it is too long"));
         }
-        let Some(sums) = self.sums else {
-            return manifest::prove(Hashing::Plain, id, bytes).map(drop);
+        let head = match self.sums {
+            None => manifest::prove(Hashing::Plain, id, bytes)?.0,
+            Some(sums) => {
+                let head = Head::split(bytes).map(|(head, _)| head);
+                let head = head.ok_or_else(|| damaged(id, "it is of an unknown kind or version, or cut off"))?;
+                sums.check_node(id, bytes)?;
+                head
+            }
         };
-        match Head::split(bytes) {
-            None => Err(damaged(id, "it is of an unknown kind or version, or cut off")),
-            Some(_) => sums.check_node(id, bytes),
+        match is_possible(&head) {
+            true => Ok(()),
+            false => Err(damaged(id, "it names more than one of its kind can")),
         }
     }
 
@@ -125,6 +140,18 @@ impl Door {
             }),
         }
     }
+}
+
+/// Returns whether a manifest can have a part with this head. A root is only as long as a node may be.
+fn is_possible(head: &Head) -> bool {
+    let (names, drops) = match head.kind {
+        Kind::Full => (SEGMENT_SLOTS, 0),
+        Kind::Delta => (SEGMENT_SLOTS, SEGMENT_SLOTS),
+        // Pairs.
+        Kind::Page => (2 * PAGE_SEGMENTS, 0),
+        Kind::Root => (usize::MAX, 0),
+    };
+    head.names.len() <= names && head.drops.len() <= drops
 }
 
 #[cfg(test)]

@@ -325,3 +325,6 @@ pub(super) fn silent(limit: Duration) -> io::Error {
         format!("nothing was heard of the server for {} seconds", limit.as_secs()),
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -231,7 +231,7 @@ impl RemoteStore {
             };
             (wanted.len(), ask, Vec::new())
         };
-        let pieces = split(wanted, |wanted| wanted.pages.len().max(1) * PAGE_BYTES);
+        let pieces = split(wanted, PIECE_BYTES, |wanted| wanted.pages.len().max(1) * PAGE_BYTES);
         let stored = self.ask_each(
             pieces.into_iter().map(question).collect(),
             |answer, body| match answer {
@@ -304,13 +304,13 @@ fn bytes_of(wanted: &[Wanted]) -> usize {
     wanted.iter().map(|wanted| wanted.pages.len() * PAGE_BYTES).sum()
 }
 
-/// Cuts a list into pieces of [`PIECE_BYTES`], each of one thing at least.
-fn split<T>(all: &[T], bytes_of: impl Fn(&T) -> usize) -> Vec<&[T]> {
+/// Cuts a list into pieces of so many bytes, each of one thing at least.
+fn split<T>(all: &[T], piece_bytes: usize, bytes_of: impl Fn(&T) -> usize) -> Vec<&[T]> {
     let mut pieces = Vec::new();
     let (mut start, mut bytes) = (0, 0);
     for (at, one) in all.iter().enumerate() {
         let more = bytes_of(one);
-        if at > start && (bytes + more > PIECE_BYTES || at - start == MAX_NAMES) {
+        if at > start && (bytes + more > piece_bytes || at - start == MAX_NAMES) {
             pieces.push(&all[start..at]);
             (start, bytes) = (at, 0);
         }

@@ -15,9 +15,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use vbk_repo::repository::home::Home;
 
-use super::crowd::{Crowd, Place};
+use super::crowd::{Crowd, Place, Refused};
 use super::registry::{Registered, Registries};
-use super::until::Until;
+use super::session::{Memory, Visit};
 use super::{Allowed, session};
 use crate::message::Fault;
 
@@ -44,16 +44,17 @@ pub(super) struct Shared {
     pub(super) open: Box<Open>,
     crowd: Crowd,
     pub(super) registries: Arc<Registries>,
+    memory: Memory,
 }
 
 impl Shared {
     pub(super) fn new(served: Served, open: Box<Open>) -> Self {
-        let crowd = Crowd::new();
         Self {
             served,
             open,
-            crowd,
+            crowd: Crowd::new(),
             registries: Arc::default(),
+            memory: Memory::new(),
         }
     }
 }
@@ -100,12 +101,27 @@ pub(super) async fn take_clients<L: Listener>(
                 continue;
             }
         };
-        let Some(place) = shared.crowd.enter(from, Instant::now()) else {
+        let entered = match shared.crowd.enter(from, Instant::now()) {
+            Err(Refused::Busy) => shared.crowd.queue(from).map(Err),
+            Err(Refused::TooMany) => None,
+            Ok(place) => Some(Ok(place)),
+        };
+        let Some(entered) = entered else {
             tracing::debug!(?from, "too many clients, or too many that failed: one is turned away");
             continue;
         };
         let (listener, shared, stop, alive) = (Arc::clone(&listener), Arc::clone(&shared), stop.clone(), alive.clone());
         tokio::spawn(async move {
+            let place = match entered {
+                Ok(place) => place,
+                Err(waiting) => {
+                    let entering = shared.crowd.enter_later(from, waiting);
+                    let Ok(Ok(place)) = timeout(KNOWN_WITHIN, entering).await else {
+                        return tracing::debug!(?from, "a client was not heard in time: it is turned away");
+                    };
+                    place
+                }
+            };
             serve(&*listener, stream, &shared, place, stop)
                 .await
                 .unwrap_or_else(|error| {
@@ -142,6 +158,7 @@ async fn serve<L: Listener>(
         true => place.known(),
         false => place.failed(),
     }
+    let visit = Visit { registered, make: None };
     match home {
         Ok(home) => {
             let ended = async move {
@@ -150,10 +167,10 @@ async fn serve<L: Listener>(
                     _ = stop.wait_for(|stop| *stop) => "the server is shutting down".to_owned(),
                 }
             };
-            session::run(Ok(&home), allowed, registered, None, Until::new(read, ended), write).await
+            session::run(Ok(&home), allowed, &shared.memory, visit, ended, read, write).await
         }
         Err(fault) => {
-            let refused = session::run(Err(&fault), allowed, registered, None, read, write);
+            let refused = session::run(Err(&fault), allowed, &shared.memory, visit, ended, read, write);
             timeout(KNOWN_WITHIN, refused).await.unwrap_or(Ok(()))
         }
     }

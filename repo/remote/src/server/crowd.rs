@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// Connections at a time.
 const MAX_CLIENTS: usize = 1024;
@@ -14,6 +14,10 @@ const MAX_CLIENTS: usize = 1024;
 const MAX_STRANGERS: usize = 64;
 /// The same from one address.
 const MAX_STRANGERS_OF_ONE: u32 = 16;
+/// Connections that wait until they are heard: all hosts of a site may start at the same minute.
+const MAX_WAITING: usize = 512;
+/// The same from one address.
+const MAX_WAITING_OF_ONE: u32 = 256;
 /// Failed tries from one address in [`FAILURES_FOR`], after which no more are heard.
 const MAX_FAILURES: u32 = 20;
 const FAILURES_FOR: Duration = Duration::from_secs(60);
@@ -24,13 +28,67 @@ const MAX_ADDRESSES: usize = 4096;
 pub(super) struct Crowd {
     clients: Arc<Semaphore>,
     strangers: Arc<Semaphore>,
-    addresses: Arc<Mutex<HashMap<IpAddr, Address>>>,
+    waiting: Arc<Semaphore>,
+    addresses: Arc<Addresses>,
 }
 
+#[derive(Default)]
+struct Addresses {
+    known: Mutex<HashMap<IpAddr, Address>>,
+    /// Notified when a stranger has left its place.
+    left: Notify,
+}
+
+#[derive(Default)]
 struct Address {
     strangers: u32,
+    waiting: u32,
     failures: u32,
-    since: Instant,
+    since: Option<Instant>,
+}
+
+impl Address {
+    fn is_unknown(&self) -> bool {
+        self.strangers == 0 && self.waiting == 0
+    }
+}
+
+impl Addresses {
+    /// Counts less, and forgets an address of which nothing is known any more.
+    fn count_down(&self, address: IpAddr, of: impl FnOnce(&mut Address) -> &mut u32) {
+        let mut all = self.known.lock();
+        if let Some(known) = all.get_mut(&address) {
+            let count = of(known);
+            *count = count.saturating_sub(1);
+            if known.is_unknown() && known.failures == 0 {
+                all.remove(&address);
+            }
+        }
+    }
+}
+
+/// Reason for which a client has no place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// Others have to say first who they are.
+    Busy,
+    /// There are too many clients, or too many tries failed.
+    TooMany,
+}
+
+/// A connection that waits for its place, and is counted until this is dropped.
+pub(super) struct Waiting {
+    _permit: OwnedSemaphorePermit,
+    address: Option<IpAddr>,
+    addresses: Arc<Addresses>,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(address) = self.address {
+            self.addresses.count_down(address, |known| &mut known.waiting);
+        }
+    }
 }
 
 /// The place of a connection that is counted until it is dropped.
@@ -41,9 +99,10 @@ pub(super) struct Place {
 
 /// The place of a client that has not said who it is.
 struct Stranger {
-    _permit: OwnedSemaphorePermit,
+    /// Given back before those that wait are woken.
+    permit: Option<OwnedSemaphorePermit>,
     address: Option<IpAddr>,
-    addresses: Arc<Mutex<HashMap<IpAddr, Address>>>,
+    addresses: Arc<Addresses>,
 }
 
 impl Crowd {
@@ -51,42 +110,77 @@ impl Crowd {
         Self {
             clients: Arc::new(Semaphore::new(MAX_CLIENTS)),
             strangers: Arc::new(Semaphore::new(MAX_STRANGERS)),
+            waiting: Arc::new(Semaphore::new(MAX_WAITING)),
             addresses: Arc::default(),
         }
     }
 
-    /// Takes in a client from an address; `None` if there are too many, or too many tries failed from there.
-    pub(super) fn enter(&self, from: Option<IpAddr>, now: Instant) -> Option<Place> {
-        let client = Arc::clone(&self.clients).try_acquire_owned().ok()?;
-        let permit = Arc::clone(&self.strangers).try_acquire_owned().ok()?;
+    /// Takes in a client from an address.
+    pub(super) fn enter(&self, from: Option<IpAddr>, now: Instant) -> Result<Place, Refused> {
+        let client = Arc::clone(&self.clients).try_acquire_owned();
+        let client = client.map_err(|_| Refused::TooMany)?;
+        let permit = Arc::clone(&self.strangers).try_acquire_owned();
+        let permit = permit.map_err(|_| Refused::Busy)?;
         let address = from.map(network_of);
         if let Some(address) = address {
-            let mut addresses = self.addresses.lock();
+            let mut addresses = self.addresses.known.lock();
             if addresses.len() >= MAX_ADDRESSES {
                 // Who comes from more addresses than that is stopped by nothing here.
-                addresses.retain(|_, known| known.strangers > 0);
+                addresses.retain(|_, known| !known.is_unknown());
             }
-            let known = addresses.entry(address).or_insert(Address {
-                strangers: 0,
-                failures: 0,
-                since: now,
-            });
-            if now.duration_since(known.since) >= FAILURES_FOR {
-                (known.failures, known.since) = (0, now);
+            let known = addresses.entry(address).or_default();
+            let since = *known.since.get_or_insert(now);
+            if now.duration_since(since) >= FAILURES_FOR {
+                (known.failures, known.since) = (0, Some(now));
             }
-            if known.strangers >= MAX_STRANGERS_OF_ONE || known.failures >= MAX_FAILURES {
-                return None;
+            if known.failures >= MAX_FAILURES {
+                return Err(Refused::TooMany);
+            }
+            if known.strangers >= MAX_STRANGERS_OF_ONE {
+                return Err(Refused::Busy);
             }
             known.strangers += 1;
         }
-        Some(Place {
+        Ok(Place {
             _client: client,
             stranger: Some(Stranger {
-                _permit: permit,
+                permit: Some(permit),
                 address,
                 addresses: Arc::clone(&self.addresses),
             }),
         })
+    }
+
+    /// Lets a client wait that was refused as others are being heard; `None` if too many wait.
+    pub(super) fn queue(&self, from: Option<IpAddr>) -> Option<Waiting> {
+        let permit = Arc::clone(&self.waiting).try_acquire_owned().ok()?;
+        let address = from.map(network_of);
+        if let Some(address) = address {
+            let mut addresses = self.addresses.known.lock();
+            let known = addresses.entry(address).or_default();
+            if known.waiting >= MAX_WAITING_OF_ONE {
+                return None;
+            }
+            known.waiting += 1;
+        }
+        Some(Waiting {
+            _permit: permit,
+            address,
+            addresses: Arc::clone(&self.addresses),
+        })
+    }
+
+    /// Waits for a place.
+    pub(super) async fn enter_later(&self, from: Option<IpAddr>, _waiting: Waiting) -> Result<Place, Refused> {
+        loop {
+            let left = self.addresses.left.notified();
+            tokio::pin!(left);
+            left.as_mut().enable();
+            match self.enter(from, Instant::now()) {
+                Err(Refused::Busy) => left.await,
+                entered => return entered,
+            }
+        }
     }
 }
 
@@ -103,7 +197,7 @@ impl Place {
             addresses,
             ..
         }) = &self.stranger
-            && let Some(known) = addresses.lock().get_mut(address)
+            && let Some(known) = addresses.known.lock().get_mut(address)
         {
             known.failures = known.failures.saturating_add(1);
         }
@@ -112,16 +206,11 @@ impl Place {
 
 impl Drop for Stranger {
     fn drop(&mut self) {
-        let Some(address) = self.address else {
-            return;
-        };
-        let mut addresses = self.addresses.lock();
-        if let Some(known) = addresses.get_mut(&address) {
-            known.strangers = known.strangers.saturating_sub(1);
-            if known.strangers == 0 && known.failures == 0 {
-                addresses.remove(&address);
-            }
+        if let Some(address) = self.address {
+            self.addresses.count_down(address, |known| &mut known.strangers);
         }
+        self.permit = None;
+        self.addresses.left.notify_waiters();
     }
 }
 
@@ -152,12 +241,12 @@ mod tests {
                     .expect("has room")
             })
             .collect();
-        assert!(crowd.enter(from("2001:db8::ffff"), now).is_none());
+        assert_eq!(crowd.enter(from("2001:db8::ffff"), now).err(), Some(Refused::Busy));
         let mut other = crowd.enter(from("192.0.2.1"), now).expect("has room");
         drop(held);
-        assert!(crowd.enter(from("2001:db8::ffff"), now).is_some());
+        assert!(crowd.enter(from("2001:db8::ffff"), now).is_ok());
         other.known();
-        assert_eq!(crowd.addresses.lock().len(), 0, "nothing is left of good clients");
+        assert_eq!(crowd.addresses.known.lock().len(), 0, "nothing is left of good clients");
     }
 
     #[test]
@@ -168,9 +257,9 @@ mod tests {
         let mut held: Vec<_> = (0..MAX_STRANGERS)
             .map(|number| enter(number).expect("has room"))
             .collect();
-        assert!(enter(MAX_STRANGERS).is_none());
+        assert!(enter(MAX_STRANGERS).is_err());
         held.iter_mut().for_each(Place::known);
-        assert!(enter(MAX_STRANGERS).is_some());
+        assert!(enter(MAX_STRANGERS).is_ok());
     }
 
     #[test]
@@ -181,12 +270,45 @@ mod tests {
         for _ in 0..MAX_FAILURES {
             crowd.enter(address, start).expect("is heard").failed();
         }
-        assert!(crowd.enter(address, start).is_none());
+        assert_eq!(crowd.enter(address, start).err(), Some(Refused::TooMany));
         assert!(
-            crowd.enter(from("::ffff:192.0.2.1"), start).is_none(),
+            crowd.enter(from("::ffff:192.0.2.1"), start).is_err(),
             "the same address"
         );
-        assert!(crowd.enter(from("192.0.2.2"), start).is_some());
-        assert!(crowd.enter(address, start + FAILURES_FOR).is_some());
+        assert!(crowd.enter(from("192.0.2.2"), start).is_ok());
+        assert!(crowd.enter(address, start + FAILURES_FOR).is_ok());
+    }
+
+    #[test]
+    fn those_who_come_at_once_wait_for_each_other_and_one_address_can_not_fill_the_queue() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .expect("a runtime");
+        let crowd = Crowd::new();
+        let address = from("192.0.2.1");
+        let enter = || crowd.enter(address, Instant::now());
+        let mut held: Vec<_> = (0..MAX_STRANGERS_OF_ONE).map(|_| enter().expect("has room")).collect();
+        assert_eq!(enter().err(), Some(Refused::Busy));
+        let waiting: Vec<_> = (0..MAX_WAITING_OF_ONE)
+            .map(|_| crowd.queue(address).expect("may wait"))
+            .collect();
+        assert!(crowd.queue(address).is_none());
+        assert!(crowd.queue(from("192.0.2.2")).is_some());
+        runtime.block_on(async {
+            for waiting in waiting {
+                let entering = crowd.enter_later(address, waiting);
+                tokio::pin!(entering);
+                tokio::select! {
+                    biased;
+                    _ = &mut entering => panic!("there is no place"),
+                    () = tokio::task::yield_now() => {}
+                }
+                held.pop();
+                held.push(entering.await.expect("gets the place"));
+            }
+        });
+        held.clear();
+        assert_eq!(crowd.addresses.known.lock().len(), 0);
+        assert_eq!(crowd.waiting.available_permits(), MAX_WAITING);
     }
 }

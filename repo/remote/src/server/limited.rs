@@ -482,10 +482,13 @@ impl<S: StoreWriter + ?Sized> StoreWriter for Limited<S> {
                 .limits
                 .denied("the server does not let this client change notes, also not with a backup"));
         }
+        self.limits.check_keys([&*record.key])?;
         if !self.limits.has_all_guests() {
-            self.limits.check_keys([&*record.key])?;
             self.limits.check_notes(notes)?;
-            // The guest in it is the one of its key.
+        }
+        let is_bound = !self.limits.has_all_guests() || !self.limits.rights.manages();
+        if most == 0 && is_bound {
+            // The guest in it is the one of its key, and those who list backups find no record that is none.
             Entry::decode(Hashing::Plain, &record.key, &record.bytes)?;
         }
         let values = notes.iter().filter_map(|note| note.value.as_ref());

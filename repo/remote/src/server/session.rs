@@ -2,42 +2,72 @@
 //!
 //! Questions that write go through a queue to one thread, in their order; the others to the threads of a pool, some at a time.
 
+mod pool;
+
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc;
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use vbk_repo::ErrorKind;
 use vbk_repo::repository::SealedOptions;
 use vbk_repo::repository::home::Home;
 
+use self::pool::{Pool, Queue};
 use super::Allowed;
-use super::registry::{Counts, Registered};
+use super::registry::Registered;
 use super::stores::Stores;
 use super::until::Until;
+use crate::budget::{Budget, Reserved, Share};
 use crate::message::{Answer, Ask, Fault, Hello, PROTOCOL, Welcome};
-use crate::wire::{Channel, Kind, Limits, Message, MessageReader, Outbox, PREAMBLE, ping, read_preamble, write_all};
+use crate::wire::{
+    Channel, Kind, Limits, Message, MessageReader, Outbox, PREAMBLE, ping, read_preamble, stalled, write_all,
+};
 use crate::{DEAD_AFTER, PING_INTERVAL};
 
-/// Bytes of puts that may be on their way or in the queue, and as many of heads: that of a put is shorter than its body, which
-/// has the headers of the blocks.
-const WINDOW_BYTES: usize = 64 << 20;
+/// Bytes of puts that may be on their way or in the queue.
+pub(super) const WINDOW_BYTES: usize = 64 << 20;
+/// The same of heads: that of a put is much shorter than its body, which has the headers of the blocks. In memory they are longer.
+const HEAD_WINDOW_BYTES: usize = 16 << 20;
+/// Bytes of the other questions that may wait.
+pub(super) const ASKED_BYTES: usize = 64 << 20;
 /// Bytes of finished answers after which no more are made.
-const ANSWER_BYTES: usize = 32 << 20;
-/// Answers in the making.
-const AT_ONCE: usize = 16;
-/// Stores in the opening. Apart from those: they must not wait for answers that wait for them.
-const OPENINGS: usize = 4;
-/// Questions without an answer yet; a client that has more breaks the protocol.
-const MAX_ASKED: usize = 4096;
+pub(super) const ANSWER_BYTES: usize = 32 << 20;
+/// Bytes of short answers that a client may leave unread.
+pub(super) const UNREAD_BYTES: usize = 32 << 20;
+/// Memory of the long questions of all clients, and of their answers.
+pub(super) const ALL_ASKED_BYTES: usize = 96 << 20;
+const ALL_ANSWER_BYTES: usize = 128 << 20;
+/// Longest waits for them of a client that has none. Questions have theirs as long as the server needs; answers as long as other
+/// clients read slowly.
+const ASKED_WITHIN: Duration = Duration::from_secs(10);
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
 /// Makes the repository that is served, for an administrator.
 pub type Make = dyn Fn(&SealedOptions) -> vbk_repo::Result<()> + Send + Sync;
+
+/// A client's visit.
+pub(super) struct Visit {
+    /// What others see of it.
+    pub(super) registered: Registered,
+    /// For a client that may have a repository made.
+    pub(super) make: Option<Arc<Make>>,
+}
+
+impl Visit {
+    /// The visit of somebody whom nobody sees.
+    pub(super) fn of_nobody() -> Self {
+        Self {
+            registered: Registered::nobody(),
+            make: None,
+        }
+    }
+}
 
 /// Where the answers to one question go.
 pub(super) struct Reply {
@@ -45,6 +75,8 @@ pub(super) struct Reply {
     request: u32,
     /// An answer in parts keeps to one channel, because the parts keep their order.
     is_in_parts: AtomicBool,
+    /// Memory for the answer.
+    pub(super) reserved: Mutex<Option<Reserved>>,
 }
 
 impl Reply {
@@ -53,6 +85,7 @@ impl Reply {
             outbox: Arc::clone(outbox),
             request,
             is_in_parts: AtomicBool::new(false),
+            reserved: Mutex::default(),
         }
     }
 
@@ -70,7 +103,26 @@ impl Reply {
             true => Channel::Control,
             false => Channel::Bulk,
         };
-        self.outbox.send(channel, message);
+        match more {
+            true => self.outbox.send(channel, message),
+            // There was room when it was begun.
+            false => self.outbox.send_now(channel, message, self.reserved.lock().take()),
+        }
+    }
+}
+
+/// Bounds of what all clients of a server take together.
+pub(super) struct Memory {
+    asked: Arc<Budget>,
+    answers: Arc<Budget>,
+}
+
+impl Memory {
+    pub(super) fn new() -> Self {
+        Self {
+            asked: Budget::new(ALL_ASKED_BYTES, ASKED_WITHIN),
+            answers: Budget::new(ALL_ANSWER_BYTES, ANSWER_WITHIN),
+        }
     }
 }
 
@@ -78,32 +130,40 @@ fn encode(value: &impl Serialize) -> Vec<u8> {
     postcard::to_stdvec(value).expect("messages are plain data")
 }
 
+/// Serves a client until it hangs up, or until `end` says with a reason that it may not go on.
 pub(super) async fn run(
     home: Result<&Arc<dyn Home>, &Fault>,
     allowed: Allowed,
-    registered: Registered,
-    make: Option<Arc<Make>>,
+    memory: &Memory,
+    visit: Visit,
+    end: impl Future<Output = String>,
     read: impl AsyncRead + Unpin,
     mut write: impl AsyncWrite + Unpin,
 ) -> io::Result<()> {
     let outbox = Arc::new(Outbox::new(ANSWER_BYTES));
+    let Visit { registered, make } = visit;
     registered.counts.writes(&outbox);
-    let gone = Arc::new(Notify::new());
-    let hang_up = Arc::clone(&gone);
-    let mut read = Until::new(read, async move {
-        hang_up.notified().await;
-        "the client does not listen any more".to_owned()
-    });
+    let over = watch::Sender::new(None::<String>);
+    let mut is_over = over.subscribe();
+    let mut read = Until::new(read, async move { reason_in(&mut is_over).await });
     let answers = async {
         write.write_all(&PREAMBLE).await?;
         write_all(&outbox, &mut write).await?;
         write.shutdown().await
     };
+    let server = Served {
+        home,
+        allowed,
+        memory,
+        registered: Arc::new(registered),
+        make,
+        outbox: &outbox,
+    };
     let questions = async {
         let ended = async {
             let noise = timeout(DEAD_AFTER, read_preamble(&mut read)).await?;
             noise.inspect_err(|error| last_words(&outbox, error))?;
-            listen(home, allowed, registered, make, read, &outbox).await
+            listen(&server, read).await
         };
         let ended = ended.await;
         outbox.close();
@@ -111,25 +171,36 @@ pub(super) async fn run(
     };
     let pings = ping(&outbox);
     let both = async {
-        tokio::pin!(questions, answers);
-        tokio::select! {
-            ended = &mut questions => {
-                // The last words; a client that does not listen is not waited for.
-                let _ = timeout(PING_INTERVAL, answers).await;
-                ended
+        let end = async {
+            tokio::select! {
+                reason = end => reason,
+                () = stalled(&outbox) => "the client does not read its answers".to_owned(),
             }
-            written = &mut answers => match written {
-                // All answers are written: the client has hung up, and its stores are closed now.
-                Ok(()) => questions.await,
-                Err(error) => {
-                    // What is open is closed in order, and off the threads of the runtime. A thread that waits for room would keep
-                    // the stores open.
-                    outbox.close();
-                    gone.notify_one();
-                    let _ = questions.await;
-                    Err(error)
+        };
+        tokio::pin!(questions, answers, end);
+        loop {
+            tokio::select! {
+                ended = &mut questions => {
+                    // The last words; a client that does not listen is not waited for.
+                    let _ = timeout(PING_INTERVAL, &mut answers).await;
+                    return ended;
                 }
-            },
+                written = &mut answers => { return match written {
+                    // All answers are written: the client has hung up, and its stores are closed now.
+                    Ok(()) => (&mut questions).await,
+                    Err(error) => {
+                        // What is open is closed in order, and off the threads of the runtime. A thread that waits for room would
+                        // keep the stores open.
+                        outbox.close();
+                        over.send_replace(Some("the client does not listen any more".to_owned()));
+                        let _ = (&mut questions).await;
+                        Err(error)
+                    }
+                }; }
+                reason = &mut end, if over.borrow().is_none() => {
+                    over.send_replace(Some(reason));
+                }
+            }
         }
     };
     tokio::select! {
@@ -138,17 +209,33 @@ pub(super) async fn run(
     }
 }
 
-/// Reads questions until the client hangs up.
-async fn listen(
-    home: Result<&Arc<dyn Home>, &Fault>,
+/// Waits for the reason to end.
+async fn reason_in(over: &mut watch::Receiver<Option<String>>) -> String {
+    loop {
+        let reason = over.borrow_and_update().clone();
+        match reason {
+            Some(reason) => return reason,
+            None if over.changed().await.is_err() => std::future::pending().await,
+            None => {}
+        }
+    }
+}
+
+/// What a client is served with.
+struct Served<'a> {
+    home: Result<&'a Arc<dyn Home>, &'a Fault>,
     allowed: Allowed,
-    registered: Registered,
+    memory: &'a Memory,
+    registered: Arc<Registered>,
     make: Option<Arc<Make>>,
-    read: impl AsyncRead + Unpin,
-    outbox: &Arc<Outbox>,
-) -> io::Result<()> {
+    outbox: &'a Arc<Outbox>,
+}
+
+/// Reads questions until the client hangs up.
+async fn listen(server: &Served<'_>, read: impl AsyncRead + Unpin) -> io::Result<()> {
+    let outbox = server.outbox;
     let mut open: Option<Client> = None;
-    let ended = questions(home, allowed, Arc::new(registered), make, read, outbox, &mut open).await;
+    let ended = questions(server, read, &mut open).await;
     if let Err(error) = &ended {
         last_words(outbox, error);
     }
@@ -186,35 +273,31 @@ impl Drop for Client {
 }
 
 /// Reads questions; `open` is what the client has open.
-async fn questions(
-    home: Result<&Arc<dyn Home>, &Fault>,
-    allowed: Allowed,
-    registered: Arc<Registered>,
-    make: Option<Arc<Make>>,
-    read: impl AsyncRead + Unpin,
-    outbox: &Arc<Outbox>,
-    open: &mut Option<Client>,
-) -> io::Result<()> {
-    let mut reader = MessageReader::new(read, Limits::STRANGER);
-    let threads = Arc::new(Semaphore::new(AT_ONCE));
-    let openings = Arc::new(Semaphore::new(OPENINGS));
-    let asked = Arc::new(AtomicUsize::new(0));
+async fn questions(server: &Served<'_>, read: impl AsyncRead + Unpin, open: &mut Option<Client>) -> io::Result<()> {
+    let outbox = server.outbox;
+    let mut reader = MessageReader::new(read, Limits::STRANGER).with_share(Share::new(&server.memory.asked));
+    let pool = Pool::new(Share::new(&server.memory.answers));
     loop {
+        if outbox.control_bytes() > UNREAD_BYTES {
+            return Err(io::Error::other("the client does not read its answers"));
+        }
         let silent = || io::Error::new(io::ErrorKind::TimedOut, "the client has been silent for too long");
-        let Some(message) = reader.next(DEAD_AFTER, silent).await? else {
+        let Some(mut message) = reader.next(DEAD_AFTER, silent).await? else {
             return Ok(());
         };
         match message.kind {
-            Kind::Ping => outbox.send(Channel::Control, Message::empty(Kind::Pong)),
+            Kind::Ping => outbox.send_now(Channel::Control, Message::empty(Kind::Pong), None),
             Kind::Pong => {}
             Kind::Answer => return Err(invalid("an answer from a client")),
             Kind::Ask => {
-                let ask = postcard::from_bytes(&message.head).map_err(|error| invalid(&error.to_string()))?;
+                let ask = postcard::from_bytes(&message.head);
+                let ask = ask.map_err(|error| invalid(&format!("a question that can't be read: {error}")))?;
                 let reply = Reply::new(outbox, message.request);
-                let counts = Arc::clone(&registered.counts);
+                let counts = Arc::clone(&server.registered.counts);
                 counts.asked(message.len());
+                let reserved = reader.take_reserved();
                 match (&*open, ask) {
-                    (None, Ask::Hello(hello)) => match home {
+                    (None, Ask::Hello(hello)) => match server.home {
                         Ok(home) => {
                             counts.greeted(&hello.program);
                             counts.answered();
@@ -223,7 +306,8 @@ async fn questions(
                             let welcome = Answer::Welcome(greeted.await.map_err(io::Error::other)??);
                             reply.send(&welcome, Vec::new(), false);
                             reader.set_limits(Limits::PEER);
-                            let stores = Arc::new(Stores::new(Arc::clone(home), allowed).of(&registered));
+                            let stores = Stores::new(Arc::clone(home), server.allowed).of(&server.registered);
+                            let stores = Arc::new(stores);
                             let queue = Queue::start(Arc::clone(&stores), counts)?;
                             *open = Some(Client { stores, queue });
                         }
@@ -233,7 +317,7 @@ async fn questions(
                         }
                     },
                     (None, Ask::Create(options)) => {
-                        let made = match (make, home) {
+                        let made = match (server.make.clone(), server.home) {
                             (Some(make), _) => {
                                 let made = tokio::task::spawn_blocking(move || make(&options));
                                 made.await
@@ -251,27 +335,16 @@ async fn questions(
                         return Err(invalid("a greeting in the wrong place"));
                     }
                     (Some(client), ask) if is_ordered(&ask) => {
-                        client.queue.add(ask, message.head.len(), message.body, reply)?
+                        client
+                            .queue
+                            .add(ask, message.head.len(), message.body, reply, reserved)?
                     }
                     (Some(client), ask) => {
-                        if asked.fetch_add(1, Ordering::SeqCst) >= MAX_ASKED {
-                            return Err(invalid("too many questions at once"));
-                        }
-                        let threads = match client.stores.expect(&ask) {
-                            true => Arc::clone(&openings),
-                            false => Arc::clone(&threads),
-                        };
-                        let (stores, asked) = (Arc::clone(&client.stores), Arc::clone(&asked));
-                        tokio::spawn(async move {
-                            let permit = threads.acquire_owned().await;
-                            let answer = move || {
-                                stores.answer(ask, &message.body, &reply);
-                                asked.fetch_sub(1, Ordering::SeqCst);
-                                counts.answered();
-                                drop(permit);
-                            };
-                            let _ = tokio::task::spawn_blocking(answer).await;
-                        });
+                        // It is in `ask` now.
+                        message.head = Vec::new();
+                        // Its own bound counts: it waits as long as the client reads slowly.
+                        drop(reserved);
+                        pool.answer(client, server, ask, message, reply)?;
                     }
                 }
             }
@@ -326,112 +399,6 @@ fn is_ordered(ask: &Ask) -> bool {
     )
 }
 
-/// The questions that write, on their way to the thread that answers them.
-struct Queue {
-    sender: Option<mpsc::Sender<Waiting>>,
-    waiting: Arc<WaitingBytes>,
-    counts: Arc<Counts>,
-    thread: Option<JoinHandle<()>>,
-}
-
-/// A question in the queue, with the length of its head.
-type Waiting = (Ask, usize, Vec<u8>, Reply);
-
-/// Bytes in the queue. Records and notes travel in heads, blocks and nodes in bodies.
-#[derive(Default)]
-struct WaitingBytes {
-    heads: AtomicUsize,
-    bodies: AtomicUsize,
-}
-
-impl WaitingBytes {
-    /// Counts a question; `false` if there is no room for it.
-    fn add(&self, head_bytes: usize, body_bytes: usize) -> bool {
-        let had_room = |bytes: &AtomicUsize, more| bytes.fetch_add(more, Ordering::SeqCst) <= WINDOW_BYTES;
-        had_room(&self.heads, head_bytes) & had_room(&self.bodies, body_bytes)
-    }
-
-    fn remove(&self, head_bytes: usize, body_bytes: usize) {
-        self.heads.fetch_sub(head_bytes, Ordering::SeqCst);
-        self.bodies.fetch_sub(body_bytes, Ordering::SeqCst);
-    }
-}
-
-impl Drop for Queue {
-    /// Waits until all that was asked is done.
-    fn drop(&mut self) {
-        self.sender = None;
-        if let Some(thread) = self.thread.take() {
-            // A panic of it was reported there.
-            let _ = thread.join();
-        }
-    }
-}
-
-impl Queue {
-    fn start(stores: Arc<Stores>, counts: Arc<Counts>) -> io::Result<Self> {
-        let (sender, receiver) = mpsc::channel::<Waiting>();
-        let waiting = Arc::<WaitingBytes>::default();
-        let done = Arc::clone(&waiting);
-        let answered = Arc::clone(&counts);
-        let thread = move || {
-            for (ask, head_bytes, body, reply) in receiver {
-                // Before the answer, after which the client may send as much again.
-                done.remove(head_bytes, body.len());
-                stores.answer(ask, &body, &reply);
-                answered.answered();
-            }
-        };
-        let thread = std::thread::Builder::new().name("vbk-serve".into()).spawn(thread)?;
-        Ok(Self {
-            sender: Some(sender),
-            waiting,
-            counts,
-            thread: Some(thread),
-        })
-    }
-
-    /// Adds a question; an error if the client sent more than it may.
-    fn add(&self, ask: Ask, head_bytes: usize, body: Vec<u8>, reply: Reply) -> io::Result<()> {
-        if !self.waiting.add(head_bytes, body.len()) {
-            return Err(invalid("more puts at once than the server allows"));
-        }
-        if let Ask::Put { .. } | Ask::PutNodes { .. } = ask {
-            self.counts.put(body.len());
-        }
-        let sent = self
-            .sender
-            .as_ref()
-            .is_some_and(|sender| sender.send((ask, head_bytes, body, reply)).is_ok());
-        match sent {
-            true => Ok(()),
-            false => Err(io::Error::other("the thread that writes has ended")),
-        }
-    }
-}
-
 fn invalid(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn neither_heads_nor_bodies_fill_the_memory() {
-        for of in [|bytes| (bytes, 0), |bytes| (0, bytes)] {
-            let waiting = WaitingBytes::default();
-            let add = |bytes: usize| {
-                let (head, body) = of(bytes);
-                waiting.add(head, body)
-            };
-            // What comes when the window is just full is taken.
-            assert!(add(WINDOW_BYTES) && add(1));
-            assert!(!add(1));
-            let (head, body) = of(2 + WINDOW_BYTES);
-            waiting.remove(head, body);
-            assert!(add(1));
-        }
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 use serde::Serialize;
@@ -21,13 +21,15 @@ use super::status;
 use crate::body;
 use crate::client::node_sum;
 use crate::message::{
-    Answer, Ask, Fault, Handle, MAX_FINDING, MAX_FINDINGS, MAX_NAMES, MAX_NODES, MAX_PAGES, MAX_SUMS,
+    Answer, Ask, Fault, Handle, MAX_BLOCK_PAGES, MAX_FINDING, MAX_FINDINGS, MAX_NAMES, MAX_NODES, MAX_PAGES, MAX_SUMS,
 };
 
 /// Stores that one client may have open.
 const MAX_STORES: usize = 256;
 /// Index entries of one answer: 768 KiB.
 const SURVEYED: usize = 16 << 10;
+/// Blocks that a client may put before a flush: until then the store keeps an entry of each in memory. Clients flush sooner.
+pub(super) const UNFLUSHED_BLOCKS: usize = 16 << 10;
 /// Bytes of records and notes of one answer.
 const LISTED_BYTES: usize = 4 << 20;
 
@@ -51,10 +53,12 @@ struct Open {
     reader: Arc<dyn StoreReader>,
     writer: Option<Arc<dyn StoreWriter>>,
     manager: Option<Arc<dyn StoreManager>>,
+    /// Blocks since the last flush.
+    unflushed_blocks: AtomicUsize,
     /// Ends a prune.
     stop: AtomicBool,
     /// Bytes that were put since the last flush.
-    unflushed: AtomicU64,
+    unflushed_bytes: AtomicU64,
     /// Dropped last: it lets the next writer in.
     keeper: Option<Arc<dyn Keeper>>,
 }
@@ -69,8 +73,9 @@ impl Open {
             reader,
             writer: None,
             manager: None,
+            unflushed_blocks: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
-            unflushed: AtomicU64::new(0),
+            unflushed_bytes: AtomicU64::new(0),
             keeper: None,
         })
     }
@@ -149,6 +154,9 @@ impl Stores {
 
     /// Returns the last answer, unless it was sent already.
     pub(super) fn try_answer(&self, ask: Ask, body: &[u8], reply: &Reply) -> Result<Option<(Answer, Vec<u8>)>> {
+        if !body.is_empty() && !has_body(&ask) {
+            return Err(broken("a body where none belongs"));
+        }
         let alone = |answer| Ok(Some((answer, Vec::new())));
         match ask {
             Ask::Hello(_) => Err(broken("a second greeting")),
@@ -306,10 +314,17 @@ impl Stores {
             }
             Ask::Put { store, blocks } => {
                 let sealed = body::read_sealed(&blocks, body).ok_or_else(|| broken("a block"))?;
-                if let Some(door) = &self.store(store)?.door {
+                let open = self.store(store)?;
+                if let Some(door) = &open.door {
                     sealed.iter().try_for_each(|block| door.check_block(block))?;
                 }
-                self.writer(store)?.put(sealed)?;
+                let writer = self.writer(store)?;
+                let count = sealed.len();
+                writer.put(sealed)?;
+                if open.unflushed_blocks.fetch_add(count, Ordering::SeqCst) + count >= UNFLUSHED_BLOCKS {
+                    writer.flush()?;
+                    self.flushed(&open);
+                }
                 alone(Answer::Done)
             }
             Ask::PutNodes { store, nodes, terms } => {
@@ -318,6 +333,9 @@ impl Stores {
                     .into_iter()
                     .map(|(id, len)| Some((NodeId(id), strings.take(len)?)));
                 let nodes: Vec<_> = nodes.collect::<Option<_>>().ok_or_else(|| broken("a manifest"))?;
+                if !strings.0.is_empty() {
+                    return Err(broken("bytes after a manifest"));
+                }
                 if let Some(door) = &self.store(store)?.door {
                     nodes.iter().try_for_each(|(id, bytes)| door.check_node(*id, bytes))?;
                 }
@@ -393,16 +411,16 @@ impl Stores {
     /// Counts what was put, once it is in the store or was refused.
     fn count_put(&self, store: Handle, bytes: u64, is_in: bool) {
         match self.open.lock().get(&store).filter(|_| is_in) {
-            Some(open) => drop(open.unflushed.fetch_add(bytes, Ordering::Relaxed)),
+            Some(open) => drop(open.unflushed_bytes.fetch_add(bytes, Ordering::Relaxed)),
             None => self.registered.counts.settled(bytes),
         }
     }
 
     /// Counts that all that was put into a store is durable, or not wanted any more.
     fn flushed(&self, open: &Open) {
-        self.registered
-            .counts
-            .settled(open.unflushed.swap(0, Ordering::Relaxed));
+        open.unflushed_blocks.store(0, Ordering::SeqCst);
+        let settled = open.unflushed_bytes.swap(0, Ordering::Relaxed);
+        self.registered.counts.settled(settled);
     }
 
     fn opened(&self, store: Handle, open: Open, number: u64) -> Result<Answer> {
@@ -452,6 +470,20 @@ fn opens(ask: &Ask) -> Option<Handle> {
     }
 }
 
+/// Tells the questions that have a body.
+fn has_body(ask: &Ask) -> bool {
+    matches!(
+        ask,
+        Ask::Locate(_)
+            | Ask::Nodes(_)
+            | Ask::CompareNodes(_)
+            | Ask::Put { .. }
+            | Ask::PutNodes { .. }
+            | Ask::Condemn(_)
+            | Ask::Pardon(_)
+    )
+}
+
 fn report(value: &impl Serialize) -> Answer {
     Answer::Report(serde_json::to_string(value).expect("plain fields"))
 }
@@ -494,7 +526,11 @@ fn survey(store: &dyn StoreReader, from: BlockId) -> Result<(Answer, Vec<u8>)> {
 
 fn get(store: &dyn StoreReader, wanted: &[([u8; 32], u16, u16)]) -> Result<(Answer, Vec<u8>)> {
     let pages: usize = wanted.iter().map(|(_, _, count)| usize::from(*count)).sum();
-    if wanted.len() > MAX_NAMES || (wanted.len() > 1 && pages > MAX_PAGES) {
+    let most = match wanted.len() {
+        1 => MAX_BLOCK_PAGES,
+        _ => MAX_PAGES,
+    };
+    if pages > most {
         return Err(broken("too many pages at once"));
     }
     let wanted: Vec<_> = wanted

@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 
 use vbk_repo::backup::Image;
 use vbk_repo::block::{BlockIndex, BlockSize, Hashing};
+use vbk_repo::catalogue::Catalogue;
 use vbk_repo::codec::{Compression, Sealed, Sealer};
 use vbk_repo::id::{BlockId, NodeId};
 use vbk_repo::manifest::Full;
 use vbk_repo::repository::directory::Directory;
 use vbk_repo::repository::home::{Home, Session};
-use vbk_repo::repository::{CreateOptions, Repository};
+use vbk_repo::repository::{Change, CreateOptions, Repository};
+use vbk_repo::state::States;
 use vbk_repo::store::{PruneOptions, Record, StoreReader, StoreWriter, Wanted};
 use vbk_repo::writer::ImageWriter;
 use vbk_repo::{Error, ErrorKind, Result};
@@ -341,6 +343,42 @@ fn a_prune_is_not_asked_again() {
     assert!(error.to_string().contains("`vbk prune` continues"), "{error}");
     // And all else goes on.
     session.store.flush().expect("flushes");
+}
+
+#[test]
+fn a_forget_whose_answer_is_lost_was_made_and_is_no_error() {
+    let home = memory(BlockSize::DEFAULT);
+    let line = Line::new(Arc::clone(&home));
+    let client = line.client(HOUR).expect("connects");
+    let session = write(&client);
+    let key = put_backup(&*session.store, "web1", 1);
+    session.store.commit(&key).expect("commits");
+    drop(session);
+    let manager = Repository::at(Arc::new(client))
+        .manager("forget", &mut |_| true)
+        .expect("opens");
+    let decide = |catalogue: &Catalogue, _: &States| {
+        let entry = catalogue.find(&key.key.parse()?)?;
+        let change = Change {
+            forget: vec![entry.backup.spec()],
+            ..Change::default()
+        };
+        Ok::<_, Error>((change, "forgotten"))
+    };
+    // The answers before the one that counts pass.
+    let decide = |catalogue: &Catalogue, states: &States| {
+        line.is_mute.store(true, Ordering::SeqCst);
+        decide(catalogue, states)
+    };
+    let forgotten = std::thread::scope(|scope| {
+        let forgetting = scope.spawn(|| manager.change(decide));
+        let here = home.read().expect("reads").store;
+        until("it is done there", || here.records().expect("lists").is_empty());
+        line.cut();
+        line.is_mute.store(false, Ordering::SeqCst);
+        forgetting.join().expect("runs")
+    });
+    assert_eq!(forgotten.expect("was made"), "forgotten");
 }
 
 #[test]

@@ -5,28 +5,34 @@ use std::io::Result;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{CHUNK_BYTES, Channel, Kind, Message};
-use crate::PING_INTERVAL;
+use crate::budget::Reserved;
+use crate::{DEAD_AFTER, PING_INTERVAL};
 
 /// Messages that wait to be written. Threads fill it, one task empties it.
 pub(crate) struct Outbox {
     queues: Mutex<Queues>,
     filled: Notify,
     emptied: Condvar,
+    /// The same for tasks.
+    has_room: Notify,
     /// Bytes of bulk messages that may wait.
     room_bytes: usize,
+    /// Chunks that were written.
+    chunks: AtomicU64,
     written_bytes: AtomicU64,
 }
 
 #[derive(Default)]
 struct Queues {
     control: VecDeque<Arc<Message>>,
-    bulk: VecDeque<Arc<Message>>,
+    control_bytes: usize,
+    bulk: VecDeque<(Arc<Message>, Option<Reserved>)>,
     bulk_bytes: usize,
     closed: bool,
 }
@@ -38,7 +44,9 @@ impl Outbox {
             queues: Mutex::default(),
             filled: Notify::new(),
             emptied: Condvar::new(),
+            has_room: Notify::new(),
             room_bytes,
+            chunks: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
         }
     }
@@ -46,19 +54,37 @@ impl Outbox {
     /// Adds a message; waits while there is no room. Drops it if the outbox is closed. Never call it with
     /// [`Channel::Bulk`] from a task.
     pub(crate) fn send(&self, channel: Channel, message: impl Into<Arc<Message>>) {
-        let message = message.into();
         let mut queues = self.queues.lock();
         while channel == Channel::Bulk && !queues.closed && queues.bulk_bytes > self.room_bytes {
             self.emptied.wait(&mut queues);
         }
+        self.add(queues, channel, message.into(), None);
+    }
+
+    /// Adds a message, also where there is no room for it. What is reserved for it is given back when it is written. Drops it if the
+    /// outbox is closed.
+    pub(crate) fn send_now(&self, channel: Channel, message: Message, reserved: Option<Reserved>) {
+        self.add(self.queues.lock(), channel, Arc::new(message), reserved);
+    }
+
+    fn add(
+        &self,
+        mut queues: MutexGuard<'_, Queues>,
+        channel: Channel,
+        message: Arc<Message>,
+        reserved: Option<Reserved>,
+    ) {
         if queues.closed {
             return;
         }
         match channel {
-            Channel::Control => queues.control.push_back(message),
+            Channel::Control => {
+                queues.control_bytes += message.len();
+                queues.control.push_back(message);
+            }
             Channel::Bulk => {
                 queues.bulk_bytes += message.len();
-                queues.bulk.push_back(message);
+                queues.bulk.push_back((message, reserved));
             }
         }
         drop(queues);
@@ -69,6 +95,7 @@ impl Outbox {
     pub(crate) fn close(&self) {
         self.queues.lock().closed = true;
         self.emptied.notify_all();
+        self.has_room.notify_waiters();
         self.filled.notify_one();
     }
 
@@ -83,18 +110,45 @@ impl Outbox {
         }
     }
 
-    fn next(&self, channel: Channel) -> Option<Arc<Message>> {
-        let mut queues = self.queues.lock();
-        match channel {
-            Channel::Control => queues.control.pop_front(),
-            Channel::Bulk => queues.bulk.pop_front(),
+    /// Waits until there is room for bulk messages. Returns `false` if the outbox is closed.
+    pub(crate) async fn room(&self) -> bool {
+        loop {
+            let emptied = self.has_room.notified();
+            tokio::pin!(emptied);
+            emptied.as_mut().enable();
+            let (closed, is_full) = {
+                let queues = self.queues.lock();
+                (queues.closed, queues.bulk_bytes > self.room_bytes)
+            };
+            match (closed, is_full) {
+                (true, _) => return false,
+                (false, false) => return true,
+                (false, true) => emptied.await,
+            }
         }
+    }
+
+    /// Bytes of control messages that wait.
+    pub(crate) fn control_bytes(&self) -> usize {
+        self.queues.lock().control_bytes
+    }
+
+    fn next_control(&self) -> Option<Arc<Message>> {
+        let mut queues = self.queues.lock();
+        let message = queues.control.pop_front()?;
+        queues.control_bytes -= message.len();
+        Some(message)
+    }
+
+    fn next_bulk(&self) -> Option<(Arc<Message>, Option<Reserved>)> {
+        self.queues.lock().bulk.pop_front()
     }
 
     /// Makes room for a bulk message that was written.
     fn written(&self, message: &Message) {
         self.queues.lock().bulk_bytes -= message.len();
         self.emptied.notify_all();
+        self.has_room.notify_waiters();
     }
 
     /// Returns whether the outbox is closed and empty.
@@ -114,20 +168,42 @@ pub(crate) async fn ping(outbox: &Outbox) -> ! {
     }
 }
 
+/// Completes when the other side has taken nothing for a while, though there is a ping for it now and then.
+pub(crate) async fn stalled(outbox: &Outbox) {
+    let mut ticks = interval(PING_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut seen, mut since) = (0, Instant::now());
+    loop {
+        ticks.tick().await;
+        let chunks = outbox.chunks.load(Ordering::SeqCst);
+        if chunks != seen {
+            (seen, since) = (chunks, Instant::now());
+        } else if since.elapsed() > DEAD_AFTER {
+            return;
+        }
+    }
+}
+
 /// Writes all messages of an outbox until it is closed and empty. A control message waits for one chunk of a bulk message at
 /// most.
 pub(crate) async fn write_all(outbox: &Outbox, stream: &mut (impl AsyncWrite + Unpin)) -> Result<()> {
-    let mut bulk: Option<Bulk> = None;
+    let mut bulk: Option<(Bulk, Option<Reserved>)> = None;
     loop {
-        while let Some(message) = outbox.next(Channel::Control) {
+        while let Some(message) = outbox.next_control() {
             let mut control = Bulk::new(message);
-            while control.write_chunk(Channel::Control, outbox, stream).await? {}
+            while control.write_chunk(Channel::Control, outbox, stream).await? {
+                outbox.chunks.fetch_add(1, Ordering::SeqCst);
+            }
+            outbox.chunks.fetch_add(1, Ordering::SeqCst);
         }
         if bulk.is_none() {
-            bulk = outbox.next(Channel::Bulk).map(Bulk::new);
+            bulk = outbox
+                .next_bulk()
+                .map(|(message, reserved)| (Bulk::new(message), reserved));
         }
         match &mut bulk {
-            Some(writing) => {
+            Some((writing, _)) => {
+                outbox.chunks.fetch_add(1, Ordering::SeqCst);
                 if !writing.write_chunk(Channel::Bulk, outbox, stream).await? {
                     outbox.written(&writing.message);
                     bulk = None;

@@ -7,9 +7,16 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::timeout;
 
 use super::{CHUNK_BYTES, CHUNK_HEADER_BYTES, Channel, Kind, Limits, MESSAGE_HEADER_BYTES, Message, PREAMBLE};
+use crate::budget::{Reserved, Share};
 
 /// Bytes of noise before the preamble after which a stream is given up.
 const MAX_NOISE: usize = 64 << 10;
+
+/// Bytes in memory for one of a message: what is in it is taken out of it, and written into something else.
+const IN_MEMORY: usize = 3;
+
+/// Time in which a long message must arrive. What is reserved for a slower one is for others.
+const ARRIVES_WITHIN: Duration = Duration::from_secs(10);
 
 /// Reads messages from a stream after its preamble.
 pub(crate) struct MessageReader<R> {
@@ -17,6 +24,9 @@ pub(crate) struct MessageReader<R> {
     limits: Limits,
     control: Partial,
     bulk: Partial,
+    /// The budget of long messages, and what is reserved for the one that arrives.
+    share: Option<Share>,
+    reserved: Option<Reserved>,
 }
 
 /// What a chunk was.
@@ -39,7 +49,22 @@ impl<R: AsyncRead + Unpin> MessageReader<R> {
             limits,
             control: Partial::default(),
             bulk: Partial::default(),
+            share: None,
+            reserved: None,
         }
+    }
+
+    /// Reserves memory for each message that is longer than a chunk, before more of it is read.
+    pub(crate) fn with_share(self, share: Share) -> Self {
+        Self {
+            share: Some(share),
+            ..self
+        }
+    }
+
+    /// Takes what is reserved for the message that was read last, for as long as that is in memory.
+    pub(crate) fn take_reserved(&mut self) -> Option<Reserved> {
+        self.reserved.take().map(Reserved::stays)
     }
 
     /// Changes the limits for the messages from now on.
@@ -82,6 +107,14 @@ impl<R: AsyncRead + Unpin> MessageReader<R> {
         partial.0.resize(before + len, 0);
         self.stream.read_exact(&mut partial.0[before..]).await?;
         partial.check(0, limit)?;
+        let announced = partial.announced().unwrap_or(0);
+        if let (Some(share), true) = (&self.share, announced > CHUNK_BYTES && before < MESSAGE_HEADER_BYTES) {
+            let reserved = share.reserve(IN_MEMORY * announced).await;
+            if reserved.is_counted() {
+                partial.0.reserve_exact(announced - partial.0.len());
+            }
+            self.reserved = Some(reserved.expires(ARRIVES_WITHIN));
+        }
         Ok(partial.complete()?.map_or(Chunk::Part, Chunk::Last))
     }
 }

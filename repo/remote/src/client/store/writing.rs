@@ -17,7 +17,10 @@ use super::{Opened, Published, RemoteStore, split};
 use crate::body;
 use crate::client::link::Part;
 use crate::client::state::Event;
-use crate::message::{Answer, Ask, MAX_NODES};
+use crate::message::{Answer, Ask, MAX_NAMES, MAX_NODES};
+
+/// Bytes of blocks in one put, at least one block. The server needs memory for all of a put before it can work on it.
+const PUT_BYTES: usize = 1 << 20;
 
 /// Time between two looks whether the caller wants to stop.
 const CANCEL_POLL: Duration = Duration::from_millis(200);
@@ -114,6 +117,12 @@ impl RemoteStore {
         }
     }
 
+    /// Asks what changes blocks, some at a time.
+    fn write_ids(&self, ask: &Ask, ids: &[BlockId]) -> Result<()> {
+        ids.chunks(MAX_NAMES)
+            .try_for_each(|ids| self.write(ask, body::ids(ids.iter().map(|id| id.0))))
+    }
+
     /// Asks for a flush or commit until it is answered on one connection. Returns where the answer to `then` comes.
     fn barrier(&self, ask: &Ask, then: Option<&Ask>) -> Result<Receiver<Event>> {
         loop {
@@ -138,7 +147,7 @@ impl RemoteStore {
 impl StoreWriter for RemoteStore {
     fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
         self.early.forget_condemned();
-        for blocks in split(&blocks, |block| block.stored_bytes() as usize) {
+        for blocks in split(&blocks, PUT_BYTES, |block| block.stored_bytes() as usize) {
             let bytes: u64 = blocks.iter().map(Sealed::stored_bytes).sum();
             match self.lanes.pick(bytes as usize, self.load()) {
                 Some(lane) => lane.put_here(blocks)?,
@@ -220,11 +229,11 @@ impl StoreManager for RemoteStore {
     }
 
     fn condemn(&self, ids: &[BlockId]) -> Result<()> {
-        self.write(&Ask::Condemn(self.handle), body::ids(ids.iter().map(|id| id.0)))
+        self.write_ids(&Ask::Condemn(self.handle), ids)
     }
 
     fn pardon(&self, ids: &[BlockId]) -> Result<()> {
-        self.write(&Ask::Pardon(self.handle), body::ids(ids.iter().map(|id| id.0)))
+        self.write_ids(&Ask::Pardon(self.handle), ids)
     }
 
     fn retain(&self, _: &Live, _: PruneOptions, _: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {

@@ -600,6 +600,31 @@ fn a_client_that_stalls_is_dropped() {
 }
 
 #[test]
+fn ten_thousand_connections_of_one_address_keep_no_other_out() {
+    let server = Fixture::one();
+    let token = server.token("web", Allowed::Everything, &[]);
+    let from_elsewhere = || {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+        let elsewhere: SocketAddr = "127.0.0.2:0".parse().expect("an address");
+        socket.bind(&elsewhere.into())?;
+        socket.connect(&server.address.into())?;
+        Ok::<_, std::io::Error>(socket)
+    };
+    // All are silent; the last ones are open at the same time.
+    let mut held = std::collections::VecDeque::new();
+    for number in 1..=10_000 {
+        held.extend(from_elsewhere());
+        if held.len() > 400 {
+            held.pop_front();
+        }
+        if number % 2500 == 0 {
+            back_up(open(&token).expect("opens"), &format!("web{number}")).expect("backs up");
+        }
+    }
+    assert_eq!(held.len(), 400);
+}
+
+#[test]
 fn a_token_and_an_address_of_different_repositories_are_noticed() {
     let server = Fixture::one();
     let token = server.token("web", Allowed::Everything, &[]);
