@@ -256,6 +256,7 @@ impl Home for Limited<dyn Home> {
 
     fn add_key_slot(&self, slot: &SlotFile) -> Result<()> {
         self.limits.check_manages("add keys")?;
+        self.limits.check_whole("add keys")?;
         let add = || self.inner.add_key_slot(slot);
         self.limits.noted("key add", std::slice::from_ref(&slot.name), add)
     }
