@@ -3,8 +3,9 @@
 mod other;
 mod trusted;
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -27,6 +28,9 @@ use crate::unlock;
 use crate::unlock::KeyPaths;
 
 pub use self::other::Other;
+
+/// Copies of what was read from a repository on another host, unless said otherwise.
+const CACHE_BYTES: u64 = 1 << 30;
 
 /// Options of every command, and what follows from them.
 pub struct Context<'a> {
@@ -176,10 +180,11 @@ impl<'a> Context<'a> {
 
     /// Opens a repository without its keys and without a look at what this host knows of it.
     pub fn open_at(&self, path: &Path) -> Result<Repository> {
-        let again = match place::is_address(path) {
-            true => self.again()?,
-            false => Again::never(),
+        let (again, cache) = match place::is_address(path) {
+            true => (self.again()?, self.cache()?),
+            false => (Again::never(), None),
         };
+        let cache = cache.as_ref().map(|(directory, bytes)| (&**directory, *bytes));
         if let Some(address) = place::server(path)? {
             let token = self.token_of(path)?;
             let (lanes, bandwidth) = (self.lanes(), self.bandwidth()?);
@@ -190,9 +195,7 @@ impl<'a> Context<'a> {
                 bandwidth,
             };
             let opened = tls.open(again);
-            return Ok(Repository::at(Arc::new(
-                opened?.with_cache(machine::nodes_dir().as_deref()),
-            )));
+            return Ok(Repository::at(Arc::new(opened?.with_cache(cache))));
         }
         let ssh = Ssh {
             rsh: self.global.rsh.clone(),
@@ -204,7 +207,7 @@ impl<'a> Context<'a> {
                 false => Bandwidth::default(),
             },
         };
-        place::open(path, &ssh, again).map_err(|error| self.explain(error, path))
+        place::open(path, &ssh, again, cache).map_err(|error| self.explain(error, path))
     }
 
     fn bandwidth(&self) -> Result<Bandwidth> {
@@ -212,6 +215,21 @@ impl<'a> Context<'a> {
             Some(bandwidth) => bandwidth.clone(),
             None => self.config()?.bandwidth.clone().unwrap_or_default(),
         })
+    }
+
+    /// Returns the directory and the limit for copies of a repository on another host; `None` if there are to be none.
+    fn cache(&self) -> Result<Option<(PathBuf, u64)>> {
+        let bytes = match self.global.cache {
+            Some(bytes) => bytes,
+            None => self.config()?.cache.unwrap_or(CACHE_BYTES),
+        };
+        Ok(machine::copies_dir().filter(|_| bytes > 0).map(|directory| (directory, bytes)))
+    }
+
+    /// Returns the options, as they were given, by which a process that this one starts reaches the repository.
+    pub fn far_options(&self) -> Vec<OsString> {
+        let cache = self.global.cache.map(|bytes| format!("--cache={bytes}").into());
+        cache.into_iter().collect()
     }
 
     fn lanes(&self) -> LaneOptions {

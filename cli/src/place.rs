@@ -9,7 +9,6 @@ use vbk_remote::client::{Again, Ssh, local_home};
 use vbk_repo::repository::Repository;
 
 use crate::exit::{Error, Result};
-use crate::machine;
 
 /// Starts of the addresses of repositories on other hosts.
 const SSH: &[u8] = b"ssh://";
@@ -65,8 +64,9 @@ pub fn local(name: &Path) -> Result<&Path> {
     }
 }
 
-/// Opens a repository by its name, but for one that is reached over TLS: see [`server`].
-pub fn open(name: &Path, ssh: &Ssh, again: Again) -> vbk_repo::Result<Repository> {
+/// Opens a repository by its name, but for one that is reached over TLS: see [`server`]. `cache` is for
+/// [`with_cache`](vbk_remote::client::RemoteHome::with_cache).
+pub fn open(name: &Path, ssh: &Ssh, again: Again, cache: Option<(&Path, u64)>) -> vbk_repo::Result<Repository> {
     let refused = |message| vbk_repo::Error::Remote {
         kind: vbk_repo::ErrorKind::Invalid,
         message,
@@ -76,9 +76,7 @@ pub fn open(name: &Path, ssh: &Ssh, again: Again) -> vbk_repo::Result<Repository
         None => Repository::open_through(name, local_home),
         Some(Address::Ssh(address)) => {
             let opened = ssh.open(&address, again)?;
-            Ok(Repository::at(Arc::new(
-                opened.with_cache(machine::nodes_dir().as_deref()),
-            )))
+            Ok(Repository::at(Arc::new(opened.with_cache(cache))))
         }
         Some(Address::Vbk(address)) => Err(refused(format!("there is no token for {address}"))),
     }

@@ -3,12 +3,13 @@
 mod again;
 mod bandwidth;
 mod connection;
+mod copies;
 mod early;
 mod home;
+mod kept;
 mod lanes;
 mod link;
 mod local;
-mod nodes;
 mod puts;
 mod ssh;
 mod state;
@@ -20,7 +21,7 @@ pub use bandwidth::{Bandwidth, BandwidthRule};
 pub use home::RemoteHome;
 pub use lanes::LaneOptions;
 pub use local::{local_home, local_home_starting};
-pub(crate) use nodes::node_sum;
+pub(crate) use kept::node_sum;
 pub use ssh::Ssh;
 pub use tls::Tls;
 #[cfg(test)]

@@ -262,7 +262,7 @@ const LOG_BLOCK_KIB: [u32; 7] = [2, 0, 1, 4, 3, 5, 6];
 pub fn backup_superblock(device: &dyn Device) -> Result<Option<BackupSuperblock>> {
     let usual = GROUPS.map(|group| (group, 1));
     let bigalloc = CLUSTER_BLOCKS.into_iter().flat_map(|blocks| [(1, blocks), (3, blocks)]);
-    let candidate = |(group, cluster_blocks), log_block_kib| {
+    let candidate = |(group, cluster_blocks): (u64, u64), log_block_kib: u32| {
         let block_bytes = 1024_u64 << log_block_kib;
         // One block of bitmap counts the clusters of a group, up to EXT2_MAX_CLUSTERS_PER_GROUP of e2fsprogs.
         let group_blocks = (block_bytes * 8).min((1 << 16) - 8) * cluster_blocks;

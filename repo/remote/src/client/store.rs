@@ -14,10 +14,11 @@ use vbk_repo::store::{
 };
 use vbk_repo::{Error, Result};
 
+use super::copies::Copies;
 use super::early::Early;
+use super::kept::{Kept, Thing};
 use super::lanes::Lanes;
 use super::link::{Answers, Link, Part};
-use super::nodes::NodeCache;
 use super::puts::{Id, Puts};
 use super::state::Event;
 use crate::body;
@@ -64,8 +65,8 @@ pub(crate) struct Opened {
     pub(super) is_writer: bool,
     pub(super) early: Early,
     pub(super) lanes: Lanes,
-    /// For the nodes that a backup compares with.
-    pub(super) nodes: Option<Arc<NodeCache>>,
+    /// For a writer, the nodes that a backup compares with; for a reader, all that it reads.
+    pub(super) kept: Option<Arc<Kept>>,
 }
 
 impl Deref for RemoteStore {
@@ -413,8 +414,8 @@ impl StoreReader for RemoteStore {
     }
 
     fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
-        let known = match &self.nodes {
-            Some(cache) => ids.iter().map(|id| cache.get(*id)).collect(),
+        let known = match self.kept.as_ref().filter(|_| self.is_writer) {
+            Some(kept) => ids.iter().map(|id| kept.get(Thing::Made(*id))).collect(),
             None => vec![None; ids.len()],
         };
         self.compare_nodes(ids, &known);
@@ -426,6 +427,11 @@ impl StoreReader for RemoteStore {
             None => fetched.next().unwrap_or_else(|| Err(self.link.unexpected())),
         };
         known.into_iter().map(node).collect()
+    }
+
+    fn with_copies(self: Arc<Self>) -> Option<Arc<dyn StoreReader>> {
+        let kept = self.kept.clone().filter(|_| !self.is_writer)?;
+        Some(Arc::new(Copies::new(self, kept)))
     }
 
     fn records(&self) -> Result<Vec<Record>> {
