@@ -223,7 +223,9 @@ impl<'a> Context<'a> {
             Some(bytes) => bytes,
             None => self.config()?.cache.unwrap_or(CACHE_BYTES),
         };
-        Ok(machine::copies_dir().filter(|_| bytes > 0).map(|directory| (directory, bytes)))
+        Ok(machine::copies_dir()
+            .filter(|_| bytes > 0)
+            .map(|directory| (directory, bytes)))
     }
 
     /// Returns the options, as they were given, by which a process that this one starts reaches the repository.

@@ -375,7 +375,10 @@ impl ImageReader {
         let mut at: Vec<(BlockIndex, usize)> = at.collect();
         at.sort_unstable();
         at.dedup();
-        let mut segments: Vec<_> = at.iter().map(|(index, _)| (index.0 / SEGMENT_SLOTS as u64) as usize).collect();
+        let mut segments: Vec<_> = at
+            .iter()
+            .map(|(index, _)| (index.0 / SEGMENT_SLOTS as u64) as usize)
+            .collect();
         segments.dedup();
         segments.retain(|segment| !self.is_loaded(*segment));
         self.load_all(segments);

@@ -19,9 +19,9 @@ mod tls;
 pub use again::Again;
 pub use bandwidth::{Bandwidth, BandwidthRule};
 pub use home::RemoteHome;
+pub(crate) use kept::node_sum;
 pub use lanes::LaneOptions;
 pub use local::{local_home, local_home_starting};
-pub(crate) use kept::node_sum;
 pub use ssh::Ssh;
 pub use tls::Tls;
 #[cfg(test)]

@@ -88,6 +88,10 @@ impl Source {
             }
             read => read,
         };
-        read_segments(&**copies, wanted).into_iter().zip(wanted).map(again).collect()
+        read_segments(&**copies, wanted)
+            .into_iter()
+            .zip(wanted)
+            .map(again)
+            .collect()
     }
 }

@@ -149,7 +149,10 @@ impl RemoteHome {
                     is_writer,
                     early: Early::new(asked, early),
                     // Who repairs has to see the server's.
-                    kept: self.kept.clone().filter(|_| matches!(ask(store), Ask::Write { .. } | Ask::Read { .. })),
+                    kept: self
+                        .kept
+                        .clone()
+                        .filter(|_| matches!(ask(store), Ask::Write { .. } | Ask::Read { .. })),
                 };
                 Ok(Some((RemoteStore::new(opened), number)))
             }

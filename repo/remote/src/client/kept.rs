@@ -111,7 +111,9 @@ impl Kept {
         if bytes > self.max_bytes / 8 || self.is_full.load(Ordering::Relaxed) {
             return;
         }
-        let written = self.make_room(bytes).and_then(|()| self.try_put(&self.path(thing), pieces));
+        let written = self
+            .make_room(bytes)
+            .and_then(|()| self.try_put(&self.path(thing), pieces));
         if let Err(error) = written {
             tracing::debug!("{}: {error}", self.directory.display());
             self.is_full.store(true, Ordering::Relaxed);
@@ -174,7 +176,9 @@ impl Kept {
         // Of its own for each write: several may write the same thing, and another process may have had the same number.
         static DRAFTS: AtomicU64 = AtomicU64::new(0);
         let number = DRAFTS.fetch_add(1, Ordering::Relaxed);
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
         let draft = directory.join(format!("draft-{}-{}-{number}", now.as_nanos(), std::process::id()));
         let mut options = fs::OpenOptions::new();
         options.write(true).create_new(true).mode(0o600);
@@ -192,7 +196,11 @@ impl Kept {
     /// Takes room for so many bytes.
     fn make_room(&self, bytes: u64) -> io::Result<()> {
         let take = |left: u64| left.checked_sub(bytes);
-        let has_room = || self.left_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok();
+        let has_room = || {
+            self.left_bytes
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
+                .is_ok()
+        };
         if has_room() {
             return Ok(());
         }

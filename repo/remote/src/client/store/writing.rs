@@ -152,7 +152,9 @@ impl StoreWriter for RemoteStore {
     fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
         self.put_nodes_here(&nodes)?;
         if let Some(kept) = &self.kept {
-            nodes.iter().for_each(|(id, bytes)| kept.put(Thing::Made(*id), &[bytes]));
+            nodes
+                .iter()
+                .for_each(|(id, bytes)| kept.put(Thing::Made(*id), &[bytes]));
         }
         Ok(())
     }
