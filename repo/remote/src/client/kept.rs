@@ -15,7 +15,7 @@
 //! time is removed until seven eighths are left. So one process keeps the limit, and each further one may pass it by an eighth.
 
 use std::fs;
-use std::io::{self, IoSlice, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,6 +30,9 @@ const USED_WITHIN: Duration = Duration::from_secs(600);
 
 /// Age of a draft that a process has left behind.
 const LEFT_AFTER: Duration = Duration::from_secs(3600);
+
+/// Bytes of a file that are read at most: no block is as long.
+const MAX_FILE_BYTES: u64 = 64 << 20;
 
 /// Files are counted in pieces of this length, as file systems keep them.
 const PIECE_BYTES: u64 = 4096;
@@ -90,8 +93,10 @@ impl Kept {
         let path = self.path(thing);
         let mut file = fs::File::open(&path).ok()?;
         let metadata = file.metadata().ok()?;
-        let mut bytes = Vec::with_capacity(metadata.len() as usize);
-        io::Read::read_to_end(&mut file, &mut bytes).ok()?;
+        let mut bytes = Vec::with_capacity(metadata.len().min(MAX_FILE_BYTES) as usize);
+        // A file that another program has put there may have any length.
+        let read = (&mut file).take(MAX_FILE_BYTES).read_to_end(&mut bytes);
+        read.ok()?;
         let sum = bytes.len().checked_sub(SUM_BYTES).map(|at| bytes.split_off(at));
         let sum = sum.and_then(|sum| <[u8; SUM_BYTES]>::try_from(sum).ok());
         let Some(sum) = sum.filter(|sum| node_sum(&bytes) == *sum) else {
