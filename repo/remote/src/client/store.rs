@@ -22,14 +22,13 @@ use super::link::{Answers, Link, Part};
 use super::puts::{Id, Puts};
 use super::state::Event;
 use crate::body;
-use crate::message::{Answer, Ask, Fault, Handle, MAX_NAMES, MAX_NODES, MAX_PAGES, MAX_SUMS, StoredShape};
+use crate::message::{Answer, Ask, Fault, Handle, MAX_NAMES, MAX_NODES, MAX_SUMS, StoredShape};
 
+mod pieces;
 mod writing;
 
+use pieces::{after, bytes_of, split};
 pub(super) use writing::RemoteKeeper;
-
-/// Bytes of blocks in one question, at least one block.
-const PIECE_BYTES: usize = MAX_PAGES * PAGE_BYTES / 2;
 
 /// A store that the server has open, until it is dropped.
 pub(crate) struct RemoteStore {
@@ -300,29 +299,6 @@ impl Drop for RemoteStore {
     }
 }
 
-/// Plain bytes of pages.
-fn bytes_of(wanted: &[Wanted]) -> usize {
-    wanted.iter().map(|wanted| wanted.pages.len() * PAGE_BYTES).sum()
-}
-
-/// Cuts a list into pieces of [`PIECE_BYTES`], each of one thing at least.
-fn split<T>(all: &[T], bytes_of: impl Fn(&T) -> usize) -> Vec<&[T]> {
-    let mut pieces = Vec::new();
-    let (mut start, mut bytes) = (0, 0);
-    for (at, one) in all.iter().enumerate() {
-        let more = bytes_of(one);
-        if at > start && (bytes + more > PIECE_BYTES || at - start == MAX_NAMES) {
-            pieces.push(&all[start..at]);
-            (start, bytes) = (at, 0);
-        }
-        bytes += more;
-    }
-    if start < all.len() {
-        pieces.push(&all[start..]);
-    }
-    pieces
-}
-
 impl StoreReader for RemoteStore {
     fn identity(&self) -> Result<Identity> {
         Ok(self.identity.clone())
@@ -497,15 +473,4 @@ impl StoreReader for RemoteStore {
             notes: note_names.to_vec(),
         })
     }
-}
-
-/// Returns the id after this one; `None` after the last.
-fn after(mut id: [u8; 32]) -> Option<[u8; 32]> {
-    for byte in id.iter_mut().rev() {
-        *byte = byte.wrapping_add(1);
-        if *byte != 0 {
-            return Some(id);
-        }
-    }
-    None
 }
