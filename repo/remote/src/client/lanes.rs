@@ -83,12 +83,12 @@ impl Lanes {
         (least < load).then(|| Arc::clone(store))
     }
 
-    /// Makes the other connections, each in a thread of its own: one after the other, they would take a second.
+    /// Makes the other connections, in a thread of its own.
     fn start(&self) {
         let Some(open) = self.opener.lock().take() else { return };
-        for _ in 1..self.options.most {
-            let (open, stores) = (Arc::clone(&open), Arc::clone(&self.stores));
-            let connect = move || {
+        let (stores, others) = (Arc::clone(&self.stores), self.options.most.saturating_sub(1));
+        let connect = move || {
+            for _ in 0..others {
                 let store = match open() {
                     Ok(store) => store,
                     // One connection does the work too, only slower.
@@ -96,16 +96,14 @@ impl Lanes {
                 };
                 let mut stores = stores.lock();
                 if stores.is_closed {
-                    // The end of a connection takes time.
-                    drop(stores);
-                    return drop(store);
+                    return;
                 }
                 stores.open.push(Arc::new(store));
-            };
-            let started = std::thread::Builder::new().name("vbk-lanes".into()).spawn(connect);
-            if let Err(error) = started {
-                return tracing::debug!("no more connections: {error}");
             }
+        };
+        let started = std::thread::Builder::new().name("vbk-lanes".into()).spawn(connect);
+        if let Err(error) = started {
+            tracing::debug!("no more connections: {error}");
         }
     }
 }
