@@ -170,6 +170,17 @@ pub struct Global {
     )]
     pub bandwidth: Option<Bandwidth>,
 
+    /// Most bytes in the cache of what this host reads from a repository on another one, e.g. 10G; off for none [default: 1G]
+    #[arg(
+        long,
+        global = true,
+        env = "VBK_CACHE",
+        value_name = "SIZE",
+        value_parser = parse::parse_size_or_off,
+        hide_short_help = true
+    )]
+    pub cache: Option<u64>,
+
     /// Key file of an encrypted repository, or a key from `vbk key export`. Refuses a repository that is not encrypted
     #[arg(
         long,

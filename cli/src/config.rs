@@ -51,6 +51,8 @@ pub struct Config {
     pub reconnect_for: Option<Duration>,
     /// Limit of the bytes to and from other hosts.
     pub bandwidth: Option<Bandwidth>,
+    /// Limit of the copies of what is read from a repository on another host; 0 for none.
+    pub cache: Option<u64>,
     /// Shell command for guests that were not backed up.
     pub on_failure: Option<String>,
     /// Guests that --all leaves out, as patterns with `*` and `?`.

@@ -3,8 +3,9 @@
 mod other;
 mod trusted;
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -28,6 +29,9 @@ use crate::unlock;
 use crate::unlock::KeyPaths;
 
 pub use self::other::Other;
+
+/// Copies of what was read from a repository on another host, unless said otherwise.
+const CACHE_BYTES: u64 = 1 << 30;
 
 /// Options of every command, and what follows from them.
 pub struct Context<'a> {
@@ -189,9 +193,11 @@ impl<'a> Context<'a> {
     /// Opens a repository without its keys and without a look at what this host knows of it.
     pub fn open_at(&self, path: &Path) -> Result<Repository> {
         match self.connect(path)? {
-            Some(home) => Ok(Repository::at(Arc::new(
-                home.with_cache(machine::nodes_dir().as_deref()),
-            ))),
+            Some(home) => {
+                let cache = self.cache()?;
+                let cache = cache.as_ref().map(|(directory, bytes)| (&**directory, *bytes));
+                Ok(Repository::at(Arc::new(home.with_cache(cache))))
+            }
             // Through the process that has it open for all, if there is one.
             None => Repository::open_through(path, local_home).map_err(|error| self.explain(error, path)),
         }
@@ -249,6 +255,23 @@ impl<'a> Context<'a> {
             Some(bandwidth) => bandwidth.clone(),
             None => self.config()?.bandwidth.clone().unwrap_or_default(),
         })
+    }
+
+    /// Returns the directory and the limit for copies of a repository on another host; `None` if there are to be none.
+    fn cache(&self) -> Result<Option<(PathBuf, u64)>> {
+        let bytes = match self.global.cache {
+            Some(bytes) => bytes,
+            None => self.config()?.cache.unwrap_or(CACHE_BYTES),
+        };
+        Ok(machine::copies_dir()
+            .filter(|_| bytes > 0)
+            .map(|directory| (directory, bytes)))
+    }
+
+    /// Returns the options, as they were given, by which a process that this one starts reaches the repository.
+    pub fn far_options(&self) -> Vec<OsString> {
+        let cache = self.global.cache.map(|bytes| format!("--cache={bytes}").into());
+        cache.into_iter().collect()
     }
 
     fn lanes(&self) -> LaneOptions {

@@ -80,7 +80,7 @@ pub fn is_background() -> bool {
 }
 
 /// Returns the directory for data that survives a reboot and may be lost: measured speeds of disks, marks of metadata
-/// snapshots, and [`nodes_dir`].
+/// snapshots, and [`copies_dir`].
 pub fn cache_dir() -> PathBuf {
     let given = |name| std::env::var_os(name).map(PathBuf::from);
     let of_user = || match given("XDG_CACHE_HOME") {
@@ -91,15 +91,15 @@ pub fn cache_dir() -> PathBuf {
     given("VBK_CACHE_DIR").unwrap_or_else(of_user)
 }
 
-/// Returns the directory for parts of the manifests of backups that this machine has sent to others: see
+/// Returns the directory for copies of what this machine has sent to repositories on others and read from them: see
 /// [`RemoteHome::with_cache`](vbk_remote::client::RemoteHome::with_cache). `None` if this user has no place for it.
-pub fn nodes_dir() -> Option<PathBuf> {
+pub fn copies_dir() -> Option<PathBuf> {
     // Not below /tmp, where another user may have made it.
     let has_place = geteuid().is_root()
         || ["VBK_CACHE_DIR", "XDG_CACHE_HOME", "HOME"]
             .iter()
             .any(|name| std::env::var_os(name).is_some());
-    has_place.then(|| cache_dir().join("nodes"))
+    has_place.then(|| cache_dir().join("copies"))
 }
 
 /// Returns the directory in which this machine remembers its repositories. It is not below /var/lib/vbk, where many keep the

@@ -40,6 +40,10 @@ impl Device for BackedDisk {
         }
     }
 
+    fn will_read(&self, offsets_bytes: &[u64]) {
+        self.0.image().will_read(offsets_bytes);
+    }
+
     fn size_bytes(&self) -> u64 {
         self.0.image().size_bytes()
     }

@@ -15,6 +15,12 @@ pub trait Device: Send + Sync {
     /// Returns the length of the device.
     fn size_bytes(&self) -> u64;
 
+    /// Announces reads of a few bytes at each of these offsets. A device that is far away reads them now, all at once: one after
+    /// the other, each would wait for a round trip. Others do nothing.
+    fn will_read(&self, offsets_bytes: &[u64]) {
+        let _ = offsets_bytes;
+    }
+
     /// Writes all of `bytes` at `offset_bytes`; fails if that passes the end. Durable after [`Self::flush`] only. Most
     /// devices refuse, with [`io::ErrorKind::ReadOnlyFilesystem`].
     fn write_at(&self, offset_bytes: u64, bytes: &[u8]) -> io::Result<()> {
@@ -96,6 +102,12 @@ impl Device for Window {
 
     fn size_bytes(&self) -> u64 {
         self.size_bytes
+    }
+
+    fn will_read(&self, offsets_bytes: &[u64]) {
+        let inside = offsets_bytes.iter().filter(|offset| **offset < self.size_bytes);
+        let below: Vec<_> = inside.map(|offset| self.offset_bytes + offset).collect();
+        self.below.will_read(&below);
     }
 
     fn write_at(&self, offset_bytes: u64, bytes: &[u8]) -> io::Result<()> {

@@ -7,6 +7,7 @@
 //! | blocks decoded as a whole: ahead of a sequential reader, and those that are read often | [`DECODED_BYTES`], shared |
 
 mod ahead;
+mod source;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,14 +16,14 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 pub use ahead::Stream;
+use source::Source;
 
 use crate::backup::{Image, MAX_FILE_BYTES};
 use crate::block::{BlockIndex, BlockSize, Hashing, PAGE_BYTES, pages_in};
 use crate::codec::Header;
 use crate::error::{Error, Result};
 use crate::id::BlockId;
-use crate::manifest::{Manifest, SEGMENT_SLOTS, Segment, SegmentSlots, Slot};
-use crate::slots::{read_manifest, read_numbers};
+use crate::manifest::{Manifest, SEGMENT_SLOTS, Segment, Slot};
 use crate::store::checked;
 use crate::store::{Distance, StoreReader, Stored, Wanted};
 
@@ -81,7 +82,7 @@ impl ReadResources {
 
 /// Content of one disk at the time of a backup. May be used by many threads at once.
 pub struct ImageReader {
-    store: Arc<dyn StoreReader>,
+    source: Source,
     resources: Arc<ReadResources>,
     manifest: Manifest,
 }
@@ -89,12 +90,12 @@ pub struct ImageReader {
 impl ImageReader {
     /// Opens the image of a backup in `store`.
     pub fn open(store: Arc<dyn StoreReader>, resources: Arc<ReadResources>, image: &Image) -> Result<Self> {
-        let manifest = read_manifest(&*store, image.manifest)?;
         resources.ahead.prepare(store.distance());
+        let source = Source::new(store);
         Ok(Self {
-            store,
+            manifest: source.manifest(image.manifest)?,
+            source,
             resources,
-            manifest,
         })
     }
 
@@ -110,12 +111,12 @@ impl ImageReader {
 
     /// Returns the function that gives the ids of the image's blocks, to compare other bytes with them.
     pub fn hashing(&self) -> Hashing {
-        self.store.hashing()
+        self.source.store().hashing()
     }
 
     /// Returns the distance of the store that the image is read from.
     pub fn distance(&self) -> Distance {
-        self.store.distance()
+        self.source.store().distance()
     }
 
     /// Returns the id of a block of the image; `None` for zeros, and past the end.
@@ -135,25 +136,33 @@ impl ImageReader {
 
     /// Reads the slots of segment `number`, and of the following segments for a sequential reader.
     fn load(&self, number: usize) -> Result<Arc<[Slot]>> {
-        let cached = |number: usize| {
-            let names = self.manifest.segment(number);
-            names.is_ok_and(|names| names == Segment::ZERO || self.resources.segments.contains_key(&names))
-        };
-        let in_order = number == 0 || cached(number - 1);
+        let in_order = number == 0 || self.is_loaded(number - 1);
         let count = if in_order { SEGMENTS_AT_ONCE } else { 1 };
-        let mut all = (number..).zip(read_numbers(&*self.store, &self.manifest, number..number + count));
-        let mut keep = |(number, read): (usize, Result<SegmentSlots>)| {
-            let slots: Arc<[Slot]> = read?.slots.into();
-            let names = self.manifest.segment(number)?;
+        let all = self.load_all(self.manifest.clamp(number..number + count));
+        // The errors of the others are dropped; a reader that reaches such a segment gets its error then.
+        all.into_iter().next().unwrap_or_else(|| Ok(Arc::from([])))
+    }
+
+    fn is_loaded(&self, number: usize) -> bool {
+        let names = self.manifest.segment(number);
+        names.is_ok_and(|names| names == Segment::ZERO || self.resources.segments.contains_key(&names))
+    }
+
+    /// Reads and caches segments that the image has, with one call of the store: one result for each.
+    fn load_all(&self, numbers: impl IntoIterator<Item = usize>) -> Vec<Result<Arc<[Slot]>>> {
+        let names = |number| Ok((self.manifest.segment(number)?, self.manifest.slots_in(number)));
+        let names: Vec<Result<(Segment, usize)>> = numbers.into_iter().map(names).collect();
+        let wanted: Vec<_> = names.iter().flatten().copied().collect();
+        let mut read = self.source.segments(&wanted).into_iter();
+        let keep = |names: Result<(Segment, usize)>| {
+            let (names, _) = names?;
+            let slots: Arc<[Slot]> = read.next().expect("there is one for each")?.slots.into();
             if names != Segment::ZERO {
                 self.resources.segments.insert(names, Arc::clone(&slots));
             }
             Ok(slots)
         };
-        let first = all.next().map(&mut keep);
-        // An error is dropped here; a reader that reaches its segment gets it then.
-        all.for_each(|one| drop(keep(one)));
-        first.unwrap_or_else(|| Ok(Arc::from([])))
+        names.into_iter().map(keep).collect()
     }
 
     /// Reads a whole block into `out`, which must have exactly its length. Caches nothing.
@@ -181,7 +190,7 @@ impl ImageReader {
         }
         let (numbers, mut stored): (Vec<_>, Vec<_>) =
             stored.into_iter().map(|(number, id, out)| (number, (id, out))).unzip();
-        for (number, read) in numbers.into_iter().zip(read_all(&*self.store, &mut stored)) {
+        for (number, read) in numbers.into_iter().zip(read_all(&**self.source.store(), &mut stored)) {
             answers[number] = read;
         }
         answers
@@ -286,7 +295,7 @@ impl ImageReader {
             return Ok(());
         };
         if out.len() == piece.block_len {
-            return read_whole(&*self.store, id, out);
+            return self.source.read(id, |store| read_whole(store, id, out));
         }
         let pages = piece.inside.start / PAGE_BYTES..pages_in(piece.inside.end);
         let mut page = pages.start;
@@ -313,29 +322,83 @@ impl ImageReader {
     /// Reads pages, and caches them. From a far store all pages of the block are read, because the round trip takes
     /// longer than their transfer; only the wanted pages must be intact.
     fn read_pages(&self, id: BlockId, block_len: usize, pages: Range<usize>) -> Result<Vec<(usize, Arc<[u8]>)>> {
-        let all = match self.store.distance() {
+        let all = match self.distance() {
             Distance::Near => pages.clone(),
             Distance::Far => 0..pages_in(block_len),
         };
-        let wanted = Wanted { id, pages: all.clone() };
-        // `get` returns as many answers as there are questions.
-        let stored = checked::get(&*self.store, &[wanted]).swap_remove(0)?;
-        let header = Header::prove(self.store.hashing(), id, block_len, &stored.header)?;
-        let mut read = Vec::with_capacity(pages.len());
-        for (page, stored) in all.zip(&stored.pages) {
+        let wanted = Wanted { id, pages: all };
+        self.source.read(id, |store| {
+            // `get` returns as many answers as there are questions.
+            let stored = checked::get(store, std::slice::from_ref(&wanted)).swap_remove(0)?;
+            self.open_pages(&wanted, block_len, &stored, &pages)
+        })
+    }
+
+    /// Proves and caches the pages of a block that were read, and returns those that are `needed`.
+    fn open_pages(
+        &self,
+        read: &Wanted,
+        block_len: usize,
+        stored: &Stored,
+        needed: &Range<usize>,
+    ) -> Result<Vec<(usize, Arc<[u8]>)>> {
+        let header = Header::prove(self.hashing(), read.id, block_len, &stored.header)?;
+        let mut opened = Vec::with_capacity(needed.len());
+        for (page, stored) in read.pages.clone().zip(&stored.pages) {
             let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, header.page_len(page)).collect();
             let new = Arc::get_mut(&mut bytes).expect("a new value has one holder");
             match header.open_page(page, stored, new) {
-                Err(error) if pages.contains(&page) => return Err(error),
+                Err(error) if needed.contains(&page) => return Err(error),
                 Err(_) => continue,
                 Ok(()) => {}
             }
-            self.resources.pages.insert((id, page as u16), Arc::clone(&bytes));
-            if pages.contains(&page) {
-                read.push((page, bytes));
+            self.resources.pages.insert((read.id, page as u16), Arc::clone(&bytes));
+            if needed.contains(&page) {
+                opened.push((page, bytes));
             }
         }
-        Ok(read)
+        Ok(opened)
+    }
+
+    /// Reads the pages at these offsets, if the store is far, for small reads that follow: one after the other, each of those
+    /// would wait for a round trip. What can't be read is left to them.
+    pub fn will_read(&self, offsets_bytes: &[u64]) {
+        if self.distance() == Distance::Near {
+            return;
+        }
+        let (size, size_bytes) = (self.block_size(), self.size_bytes());
+        let inside = offsets_bytes.iter().filter(|offset| **offset < size_bytes);
+        let at = inside.map(|offset| {
+            let index = size.index_of(*offset);
+            (index, (offset - size.offset_of(index)) as usize / PAGE_BYTES)
+        });
+        let mut at: Vec<(BlockIndex, usize)> = at.collect();
+        at.sort_unstable();
+        at.dedup();
+        let mut segments: Vec<_> = at
+            .iter()
+            .map(|(index, _)| (index.0 / SEGMENT_SLOTS as u64) as usize)
+            .collect();
+        segments.dedup();
+        segments.retain(|segment| !self.is_loaded(*segment));
+        self.load_all(segments);
+        let wanted = at.into_iter().filter_map(|(index, page)| {
+            let id = self.slot(index).ok()??;
+            let is_cached = self.resources.pages.contains_key(&(id, page as u16));
+            let pages = page..page + 1;
+            (!is_cached).then(|| (Wanted { id, pages }, size.len_of(index, size_bytes)))
+        });
+        let (wanted, lens): (Vec<_>, Vec<_>) = wanted.unzip();
+        if wanted.is_empty() {
+            return;
+        }
+        let stored = checked::get(&**self.source.of_run(0), &wanted);
+        for ((wanted, len), stored) in wanted.iter().zip(lens).zip(stored) {
+            let opened = stored.and_then(|stored| self.open_pages(wanted, len, &stored, &wanted.pages));
+            if let Err(error) = opened {
+                tracing::debug!("{error}");
+            }
+        }
     }
 }
 

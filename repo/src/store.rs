@@ -23,6 +23,7 @@
 
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -302,6 +303,15 @@ pub trait StoreReader: Send + Sync {
 
     /// One answer per node of a manifest, in order.
     fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>>;
+
+    /// The same store, whose blocks and nodes come from copies on this host where there are some; what does not is copied, as it is
+    /// sealed. `None` if there are no copies. A copy may be wrong: a caller who finds that out drops it, and asks this store.
+    fn with_copies(self: Arc<Self>) -> Option<Arc<dyn StoreReader>> {
+        None
+    }
+
+    /// Drops the copies of these, if this store has copies.
+    fn drop_copies(&self, _blocks: &[BlockId], _nodes: &[NodeId]) {}
 
     /// All records.
     fn records(&self) -> Result<Vec<Record>>;

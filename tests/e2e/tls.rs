@@ -4,13 +4,14 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::fs::{FileExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use crate::damage::Place;
 use crate::support::bytes::{MIB, assert_same, noise_bytes, write_at, write_noise};
 use crate::support::kernel::peak_bytes_of;
 use crate::support::lab::{Lab, Remote, VBK, str_of, u64_of};
@@ -516,6 +517,39 @@ fn a_server_of_many_repositories_keeps_them_apart() {
         let said = lab.run(args!["list"]);
         assert!(matches!(said.status.code(), Some(1 | 2)), "{said}");
     }
+}
+
+#[test]
+fn what_was_read_once_is_read_again_from_this_host_but_by_a_verification() {
+    let mut lab = Lab::new();
+    let server = Server::start(&lab);
+    server.use_with(&mut lab, "all", args!["--rights", "manage"]);
+    let disk = disk(&lab);
+    lab.backup("web1", &disk);
+    let at = (5 * MIB + 70_000) as usize;
+    let expected = fs::read(&disk).expect("reads")[at..at + 4096].to_vec();
+    let read = |name: &str, more: Vec<OsString>| {
+        let dir = lab.subdir(name);
+        let mut all = more;
+        all.extend(args!["mount", "web1@latest", dir]);
+        lab.run(all).done();
+        let image = fs::File::open(dir.join("vda.img")).expect("opens");
+        let mut bytes = vec![0; 4096];
+        let read = image.read_exact_at(&mut bytes, at as u64);
+        drop(image);
+        lab.umount(&dir);
+        read.map(|()| bytes)
+    };
+    assert_eq!(read("first", Vec::new()).expect("reads"), expected);
+    // The server has it no more.
+    let port = server.port();
+    server.stop();
+    Place::of(lab.repo(), &expected[..32]).flip();
+    let _server = Server::at(&lab, args![lab.repo()], port);
+    assert_eq!(read("again", Vec::new()).expect("reads"), expected);
+    assert!(read("off", args!["--cache", "off"]).is_err());
+    lab.run(args!["verify"]).code(4);
+    assert_eq!(read("verified", Vec::new()).expect("reads"), expected);
 }
 
 #[test]

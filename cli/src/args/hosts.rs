@@ -38,6 +38,7 @@ A configuration with all settings. Settings that a guest lacks come from
   jobs = 2                              # guests at a time, for --all
   metrics = "/var/lib/prometheus/node-exporter/vbk.prom"
   bandwidth = "5MB/s 8:00-18:00, 50MB/s" # to and from another host
+  cache = "1G"                          # of what is read from another host; off
   on-failure = 'echo "$VBK_ERROR" | mail -s "no backup of $VBK_GUEST" root' # see above
 
   [defaults]

@@ -42,6 +42,14 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     Ok(number.saturating_mul(factor))
 }
 
+/// Parses a size, or `off` for 0.
+pub fn parse_size_or_off(text: &str) -> Result<u64, String> {
+    match text {
+        "off" => Ok(0),
+        text => parse_size(text).map_err(|error| format!("{error}, or off")),
+    }
+}
+
 /// Parses a bandwidth: a rate, or several for parts of the day, the first that counts first.
 pub fn parse_bandwidth(text: &str) -> Result<Bandwidth, String> {
     let rule = |part: &str| {

@@ -80,6 +80,10 @@ impl Device for Watched {
         self.below.size_bytes()
     }
 
+    fn will_read(&self, offsets_bytes: &[u64]) {
+        self.below.will_read(offsets_bytes);
+    }
+
     fn write_at(&self, offset_bytes: u64, bytes: &[u8]) -> io::Result<()> {
         self.below.write_at(offset_bytes, bytes)
     }

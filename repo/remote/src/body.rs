@@ -100,8 +100,10 @@ impl Strings<'_> {
 
 /// Adds a header and pages to a body, and returns their lengths.
 pub(crate) fn add_stored(header: &[u8], pages: &[Vec<u8>], body: &mut Vec<u8>) -> StoredShape {
-    body.extend(header);
-    body.extend(pages.iter().flatten());
+    body.reserve(header.len() + pages.iter().map(Vec::len).sum::<usize>());
+    body.extend_from_slice(header);
+    // Not as an iterator over bytes, which takes a third of the time that a server has for a block.
+    pages.iter().for_each(|page| body.extend_from_slice(page));
     StoredShape {
         header: header.len() as u32,
         pages: pages.iter().map(|page| page.len() as u32).collect(),

@@ -3,13 +3,14 @@
 mod again;
 mod bandwidth;
 mod connection;
+mod copies;
 mod create;
 mod early;
 mod home;
+mod kept;
 mod lanes;
 mod link;
 mod local;
-mod nodes;
 mod puts;
 mod ssh;
 mod state;
@@ -19,9 +20,9 @@ mod tls;
 pub use again::Again;
 pub use bandwidth::{Bandwidth, BandwidthRule};
 pub use home::RemoteHome;
+pub(crate) use kept::node_sum;
 pub use lanes::LaneOptions;
 pub use local::{local_home, local_home_starting};
-pub(crate) use nodes::node_sum;
 pub use ssh::Ssh;
 pub use tls::Tls;
 #[cfg(test)]

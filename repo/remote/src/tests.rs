@@ -1,6 +1,7 @@
 //! Both ends of the wire together.
 
 mod again;
+mod copies;
 mod lanes;
 mod line;
 mod nodes;

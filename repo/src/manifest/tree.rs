@@ -213,6 +213,12 @@ impl Manifest {
         read.filter(|(_, page)| page.is_ok()).map(|(id, _)| *id)
     }
 
+    /// Returns the names of the pages that could not be read.
+    pub fn bad_pages(&self) -> impl Iterator<Item = NodeId> {
+        let read = self.root.pages.iter().zip(&self.pages);
+        read.filter(|(_, page)| page.is_err()).map(|(id, _)| *id)
+    }
+
     /// Returns the number of segments.
     pub fn segments(&self) -> usize {
         self.root.segments() as usize

@@ -163,7 +163,7 @@ impl Pool {
         let promise = self.promise(piece.block_len)?;
         self.kept.keep(id, Arc::clone(&promise));
         let job = Job {
-            store: Arc::clone(&image.store),
+            store: Arc::clone(image.source.of_run(0)),
             blocks: vec![(id, Arc::clone(&promise))],
         };
         // Not by the threads: they may be far ahead for others, and this reader waits.
@@ -401,7 +401,7 @@ impl Stream {
         if window.run_bytes < START_BYTES || window.reads < 2 {
             return;
         }
-        let (most, batch, run_bytes) = match self.image.store.distance() {
+        let (most, batch, run_bytes) = match self.image.distance() {
             Distance::Near => (STREAM_BYTES, 1, RUN_BYTES),
             Distance::Far => (FAR_STREAM_BYTES, FAR_BATCH, FAR_RUN_BYTES),
         };
@@ -414,6 +414,7 @@ impl Stream {
         if end < count && end.saturating_sub(first) < batch.min(depth / 2) {
             return;
         }
+        let store = self.image.source.of_run(window.run_bytes);
         let mut job = Vec::new();
         for index in (first..end).map(BlockIndex) {
             match self.image.slot(index) {
@@ -436,10 +437,10 @@ impl Stream {
             }
             window.frontier = index.0 + 1;
             if job.len() as u64 == batch {
-                pool.submit(&self.image.store, std::mem::take(&mut job));
+                pool.submit(store, std::mem::take(&mut job));
             }
         }
-        pool.submit(&self.image.store, job);
+        pool.submit(store, job);
     }
 }
 

@@ -1,8 +1,13 @@
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::*;
 use crate::backup::Image;
+use crate::codec::{Compression, Sealer};
 use crate::error::{Error, ErrorKind};
+use crate::store::StoreWriter;
+use crate::store::delayed::Delayed;
 use crate::store::memory::MemoryStore;
 use crate::tests::testing::{SMALL, mixed_bytes, store_image};
 use crate::writer::ImageWriter;
@@ -299,4 +304,60 @@ proptest! {
             prop_assert!(buffer[..read] == fixture.plain[offset..offset + read]);
         }
     }
+}
+
+#[test]
+fn announced_reads_of_a_far_image_take_one_call_and_of_a_near_one_none() {
+    const SEGMENT_BYTES: u64 = SEGMENT_SLOTS as u64 * PAGE_BYTES as u64;
+    let below = Arc::new(MemoryStore::new(SMALL));
+    let image = ImageWriter::create(&*below, SMALL, 20 * SEGMENT_BYTES);
+    let mut sealer = Sealer::new(Compression::None).expect("a sealer");
+    let mut offsets = Vec::new();
+    let mut slots: Vec<Slot> = vec![None; 20 * SEGMENT_SLOTS];
+    for number in 0..10_u64 {
+        let plain = vec![number as u8 + 1; SMALL.bytes()];
+        let hashes = Hashing::Plain.block(&plain);
+        below
+            .put(vec![sealer.seal(&plain, &hashes).expect("seals")])
+            .expect("puts");
+        let index = BlockIndex(2 * number * SEGMENT_SLOTS as u64 + number);
+        slots[index.0 as usize] = Some(hashes.id);
+        offsets.push(SMALL.offset_of(index) + 1024);
+    }
+    for (segment, slots) in (0..).zip(slots.chunks(SEGMENT_SLOTS)) {
+        image
+            .set(BlockIndex(segment * SEGMENT_SLOTS as u64), slots)
+            .expect("sets");
+    }
+    // Zeros, the same page twice, and past the end.
+    offsets.extend([SEGMENT_BYTES, offsets[0] + 1, 20 * SEGMENT_BYTES, u64::MAX]);
+    let image = Image::new(
+        "vda".parse().expect("a name"),
+        "test",
+        20 * SEGMENT_BYTES,
+        image.finish().expect("puts"),
+    );
+    let far = Arc::new(Delayed::new(Arc::clone(&below), Duration::ZERO).expect("opens"));
+    let reader = ImageReader::open(far.clone(), ReadResources::new(1), &image).expect("opens");
+    let before = far.calls();
+    reader.will_read(&offsets);
+    let announced = far.calls();
+    assert_eq!(announced.waits - before.waits, 2, "segments, and blocks");
+    for (number, offset) in (1..=10).zip(&offsets) {
+        let mut bytes = [0; 1024];
+        assert_eq!(reader.read_at(*offset, &mut bytes).expect("reads"), 1024);
+        assert_eq!(bytes, [number; 1024]);
+    }
+    reader.will_read(&offsets);
+    assert_eq!(far.calls(), announced);
+    // What can't be read is left to those who read it.
+    let id = reader.slot(BlockIndex(0)).expect("reads").expect("is stored");
+    below.damage(id, |sealed| sealed.pages[0][0] ^= 1);
+    let reader = ImageReader::open(far, ReadResources::new(1), &image).expect("opens");
+    reader.will_read(&offsets);
+    assert!(reader.read_at(offsets[0], &mut [0; 10]).is_err());
+    assert_eq!(reader.read_at(offsets[1], &mut [0; 10]).expect("reads"), 10);
+    let near = ImageReader::open(below, ReadResources::new(1), &image).expect("opens");
+    near.will_read(&offsets);
+    assert!((0..20).all(|segment| segment % 2 == 1 || !near.is_loaded(segment)));
 }

@@ -135,6 +135,15 @@ impl<S: StoreReader + ?Sized> StoreReader for Checked<S> {
         nodes(&*self.0, ids)
     }
 
+    fn with_copies(self: Arc<Self>) -> Option<Arc<dyn StoreReader>> {
+        let copies = Arc::clone(&self.0).with_copies()?;
+        Some(Arc::new(Checked(copies)))
+    }
+
+    fn drop_copies(&self, blocks: &[BlockId], nodes: &[NodeId]) {
+        self.0.drop_copies(blocks, nodes);
+    }
+
     fn records(&self) -> Result<Vec<Record>> {
         let records = self.0.records()?;
         once(records.iter().map(|record| &*record.key), "list the backups")?;

@@ -262,18 +262,23 @@ const LOG_BLOCK_KIB: [u32; 7] = [2, 0, 1, 4, 3, 5, 6];
 pub fn backup_superblock(device: &dyn Device) -> Result<Option<BackupSuperblock>> {
     let usual = GROUPS.map(|group| (group, 1));
     let bigalloc = CLUSTER_BLOCKS.into_iter().flat_map(|blocks| [(1, blocks), (3, blocks)]);
-    let candidates: Vec<_> = usual.into_iter().chain(bigalloc).collect();
-    for (group, cluster_blocks) in candidates {
-        for log_block_kib in LOG_BLOCK_KIB {
-            let block_bytes = 1024_u64 << log_block_kib;
-            // One block of bitmap counts the clusters of a group, up to EXT2_MAX_CLUSTERS_PER_GROUP of e2fsprogs.
-            let group_blocks = (block_bytes * 8).min((1 << 16) - 8) * cluster_blocks;
-            // Only with blocks of 1 KiB does the primary superblock have a block of its own.
-            let first_data_block = u64::from(log_block_kib == 0 && cluster_blocks == 1);
-            let block = group * group_blocks + first_data_block;
-            if let Some(found) = copy_at(device, block, block_bytes, group)? {
-                return Ok(Some(found));
-            }
+    let candidate = |(group, cluster_blocks): (u64, u64), log_block_kib: u32| {
+        let block_bytes = 1024_u64 << log_block_kib;
+        // One block of bitmap counts the clusters of a group, up to EXT2_MAX_CLUSTERS_PER_GROUP of e2fsprogs.
+        let group_blocks = (block_bytes * 8).min((1 << 16) - 8) * cluster_blocks;
+        // Only with blocks of 1 KiB does the primary superblock have a block of its own.
+        let first_data_block = u64::from(log_block_kib == 0 && cluster_blocks == 1);
+        (group * group_blocks + first_data_block, block_bytes, group)
+    };
+    let groups = usual.into_iter().chain(bigalloc);
+    let candidates: Vec<(u64, u64, u64)> = groups
+        .flat_map(|groups| LOG_BLOCK_KIB.map(|log_block_kib| candidate(groups, log_block_kib)))
+        .collect();
+    let offsets: Vec<_> = candidates.iter().map(|(block, bytes, _)| block * bytes).collect();
+    device.will_read(&offsets);
+    for (block, block_bytes, group) in candidates {
+        if let Some(found) = copy_at(device, block, block_bytes, group)? {
+            return Ok(Some(found));
         }
     }
     Ok(None)

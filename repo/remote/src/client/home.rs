@@ -19,9 +19,9 @@ use vbk_repo::{Error, ErrorKind, Result};
 
 use super::again::Again;
 use super::early::Early;
+use super::kept::Kept;
 use super::lanes::{LaneOptions, Lanes};
 use super::link::{Link, Part};
-use super::nodes::NodeCache;
 use super::puts::Puts;
 use super::state::Event;
 use super::store::{Opened, RemoteKeeper, RemoteStore};
@@ -44,8 +44,8 @@ pub struct RemoteHome {
     distance: Distance,
     /// Makes another connection like this one.
     more: Option<(LaneOptions, Connector)>,
-    /// For the nodes that backups compare with.
-    nodes: Option<Arc<NodeCache>>,
+    /// Copies on this host.
+    kept: Option<Arc<Kept>>,
 }
 
 /// Makes a connection.
@@ -88,7 +88,7 @@ impl RemoteHome {
             reserve: Mutex::default(),
             distance: Distance::Far,
             more: None,
-            nodes: None,
+            kept: None,
         })
     }
 
@@ -104,12 +104,13 @@ impl RemoteHome {
         Self { distance, ..self }
     }
 
-    /// The same with a directory for the nodes that backups compare with. Several repositories may use the same one; nobody else
-    /// may be able to write there.
-    pub fn with_cache(self, directory: Option<&Path>) -> Self {
-        let place = directory.zip(self.marker.id.as_deref());
-        let nodes = place.map(|(directory, id)| Arc::new(NodeCache::new(directory, self.name(), id)));
-        Self { nodes, ..self }
+    /// The same with a directory for copies of what is read here, and of the nodes that backups compare with, and with a limit for
+    /// those of this repository. Several repositories may use the same directory; nobody else may be able to write there.
+    pub fn with_cache(self, cache: Option<(&Path, u64)>) -> Self {
+        let place = cache.zip(self.marker.id.as_deref());
+        let kept = place.map(|((directory, max_bytes), id)| Kept::new(directory, max_bytes, self.name(), id));
+        let kept = kept.map(Arc::new);
+        Self { kept, ..self }
     }
 
     /// Opens a store with the question that `ask` makes for its number, and asks what nearly every command wants to know of it.
@@ -149,8 +150,11 @@ impl RemoteHome {
                     puts,
                     is_writer,
                     early: Early::new(asked, early),
-                    // Who verifies or repairs has to see the server's.
-                    nodes: self.nodes.clone().filter(|_| matches!(ask(store), Ask::Write { .. })),
+                    // Who repairs has to see the server's.
+                    kept: self
+                        .kept
+                        .clone()
+                        .filter(|_| matches!(ask(store), Ask::Write { .. } | Ask::Read { .. })),
                 };
                 Ok(Some((RemoteStore::new(opened), number)))
             }

@@ -14,21 +14,21 @@ use vbk_repo::store::{
 };
 use vbk_repo::{Error, Result};
 
+use super::copies::Copies;
 use super::early::Early;
+use super::kept::{Kept, Thing};
 use super::lanes::Lanes;
 use super::link::{Answers, Link, Part};
-use super::nodes::NodeCache;
 use super::puts::{Id, Puts};
 use super::state::Event;
 use crate::body;
-use crate::message::{Answer, Ask, Fault, Handle, MAX_NAMES, MAX_NODES, MAX_PAGES, MAX_SUMS, StoredShape};
+use crate::message::{Answer, Ask, Fault, Handle, MAX_NAMES, MAX_NODES, MAX_SUMS, StoredShape};
 
+mod pieces;
 mod writing;
 
+use pieces::{PIECE_BYTES, after, bytes_of, split};
 pub(super) use writing::RemoteKeeper;
-
-/// Bytes of blocks in one question, at least one block.
-const PIECE_BYTES: usize = MAX_PAGES * PAGE_BYTES / 2;
 
 /// A store that the server has open, until it is dropped.
 pub(crate) struct RemoteStore {
@@ -64,8 +64,8 @@ pub(crate) struct Opened {
     pub(super) is_writer: bool,
     pub(super) early: Early,
     pub(super) lanes: Lanes,
-    /// For the nodes that a backup compares with.
-    pub(super) nodes: Option<Arc<NodeCache>>,
+    /// For a writer, the nodes that a backup compares with; for a reader, all that it reads.
+    pub(super) kept: Option<Arc<Kept>>,
 }
 
 impl Deref for RemoteStore {
@@ -299,29 +299,6 @@ impl Drop for RemoteStore {
     }
 }
 
-/// Plain bytes of pages.
-fn bytes_of(wanted: &[Wanted]) -> usize {
-    wanted.iter().map(|wanted| wanted.pages.len() * PAGE_BYTES).sum()
-}
-
-/// Cuts a list into pieces of so many bytes, each of one thing at least.
-fn split<T>(all: &[T], piece_bytes: usize, bytes_of: impl Fn(&T) -> usize) -> Vec<&[T]> {
-    let mut pieces = Vec::new();
-    let (mut start, mut bytes) = (0, 0);
-    for (at, one) in all.iter().enumerate() {
-        let more = bytes_of(one);
-        if at > start && (bytes + more > piece_bytes || at - start == MAX_NAMES) {
-            pieces.push(&all[start..at]);
-            (start, bytes) = (at, 0);
-        }
-        bytes += more;
-    }
-    if start < all.len() {
-        pieces.push(&all[start..]);
-    }
-    pieces
-}
-
 impl StoreReader for RemoteStore {
     fn identity(&self) -> Result<Identity> {
         Ok(self.identity.clone())
@@ -413,8 +390,8 @@ impl StoreReader for RemoteStore {
     }
 
     fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
-        let known = match &self.nodes {
-            Some(cache) => ids.iter().map(|id| cache.get(*id)).collect(),
+        let known = match self.kept.as_ref().filter(|_| self.is_writer) {
+            Some(kept) => ids.iter().map(|id| kept.get(Thing::Made(*id))).collect(),
             None => vec![None; ids.len()],
         };
         self.compare_nodes(ids, &known);
@@ -426,6 +403,11 @@ impl StoreReader for RemoteStore {
             None => fetched.next().unwrap_or_else(|| Err(self.link.unexpected())),
         };
         known.into_iter().map(node).collect()
+    }
+
+    fn with_copies(self: Arc<Self>) -> Option<Arc<dyn StoreReader>> {
+        let kept = self.kept.clone().filter(|_| !self.is_writer)?;
+        Some(Arc::new(Copies::new(self, kept)))
     }
 
     fn records(&self) -> Result<Vec<Record>> {
@@ -491,15 +473,4 @@ impl StoreReader for RemoteStore {
             notes: note_names.to_vec(),
         })
     }
-}
-
-/// Returns the id after this one; `None` after the last.
-fn after(mut id: [u8; 32]) -> Option<[u8; 32]> {
-    for byte in id.iter_mut().rev() {
-        *byte = byte.wrapping_add(1);
-        if *byte != 0 {
-            return Some(id);
-        }
-    }
-    None
 }

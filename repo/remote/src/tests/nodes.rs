@@ -31,7 +31,7 @@ fn what_this_host_put_is_not_fetched_and_put_again_where_it_is_gone() {
     let lines = homes.each_ref().map(|home| Line::new(home.clone()));
     let write = |line: usize| -> Session<dyn StoreWriter> {
         let client = lines[line].client(Duration::from_secs(3600)).expect("connects");
-        let client = client.with_cache(Some(cache.path()));
+        let client = client.with_cache(Some((cache.path(), 1 << 30)));
         client.write("backup", &mut |_| false).expect("opens")
     };
     let nodes: Vec<_> = (0..20).map(large).collect();
@@ -77,7 +77,7 @@ fn what_this_host_put_is_not_fetched_and_put_again_where_it_is_gone() {
     let reader = lines[0]
         .client(Duration::ZERO)
         .expect("connects")
-        .with_cache(Some(cache.path()));
+        .with_cache(Some((cache.path(), 1 << 30)));
     let reader = reader.read().expect("reads").store;
     let before = down();
     check(&*reader);

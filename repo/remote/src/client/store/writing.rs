@@ -15,6 +15,7 @@ use vbk_repo::{Error, ErrorKind, Result};
 
 use super::{Opened, Published, RemoteStore, split};
 use crate::body;
+use crate::client::kept::Thing;
 use crate::client::link::Part;
 use crate::client::state::Event;
 use crate::message::{Answer, Ask, MAX_NAMES, MAX_NODES};
@@ -70,7 +71,7 @@ impl RemoteStore {
 
     /// Puts again what a backup took from the cache, and the server does not have so. Another guest of this store waits for it.
     fn put_compared(&self) -> Result<()> {
-        let Some(cache) = &self.nodes else { return Ok(()) };
+        let Some(kept) = &self.kept else { return Ok(()) };
         let mut compared = self.compared.lock();
         let (mut again, mut gone) = (Vec::new(), Vec::new());
         // An answer that fails must not take the others with it.
@@ -79,7 +80,7 @@ impl RemoteStore {
             match self.read_ids(self.link.answers(answer).only()) {
                 Ok(ids) => {
                     for id in ids.into_iter().map(NodeId) {
-                        match cache.get(id) {
+                        match kept.get(Thing::Made(id)) {
                             Some((bytes, _)) => again.push((id, bytes)),
                             None => gone.push(id),
                         }
@@ -159,8 +160,10 @@ impl StoreWriter for RemoteStore {
 
     fn put_nodes(&self, nodes: Vec<(NodeId, Vec<u8>)>) -> Result<()> {
         self.put_nodes_here(&nodes)?;
-        if let Some(cache) = &self.nodes {
-            nodes.iter().for_each(|(id, bytes)| cache.put(*id, bytes));
+        if let Some(kept) = &self.kept {
+            nodes
+                .iter()
+                .for_each(|(id, bytes)| kept.put(Thing::Made(*id), &[bytes]));
         }
         Ok(())
     }
