@@ -226,6 +226,15 @@ pub(crate) fn keyed_hash(key: &[u8; 32], pieces: &[&[u8]]) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
+/// Returns the BLAKE3-256 of the pieces in sequence, in derive-key mode: it is no hash that is made for anything else.
+pub(crate) fn purposed_hash<'a>(purpose: &str, pieces: impl IntoIterator<Item = &'a [u8]>) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key(purpose);
+    for piece in pieces {
+        hasher.update(piece);
+    }
+    *hasher.finalize().as_bytes()
+}
+
 /// Returns whether all bytes are zero.
 pub fn is_zero(bytes: &[u8]) -> bool {
     // No early exit inside a piece, so that the compiler uses vector registers.

@@ -23,6 +23,7 @@
 //! allows, and with them the sealed bytes of 64 MiB at most. Names: 32 MiB.
 
 mod blocks;
+mod error;
 mod order;
 mod renamed;
 mod same;
@@ -33,7 +34,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::backup::{Backup, Entry, Image};
-use crate::block::BlockSize;
 use crate::catalogue::Catalogue;
 use crate::error::{Error, Result};
 use crate::id::NodeId;
@@ -44,6 +44,7 @@ use crate::slots::read_manifests;
 use crate::state::{State, States, note_of};
 use crate::store::{StoreReader, Terms};
 use blocks::{Fault, Mover};
+pub use error::{CopyError, check};
 use order::Order;
 use renamed::Renamed;
 use same::Known;
@@ -57,39 +58,6 @@ const PUBLISH_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Attempts to copy a backup when something is gone that was stored for it.
 const MOST_TRIES: u32 = 3;
-
-/// An error that ends a copy.
-#[derive(Debug, thiserror::Error)]
-pub enum CopyError {
-    /// Both are one repository.
-    #[error("both are the same repository, {id}; nothing was copied")]
-    Same {
-        /// [`crate::store::Identity::id`].
-        id: String,
-    },
-    /// Blocks of one size can't be those of another.
-    #[error("the blocks of the two repositories have different sizes, {from} and {to} bytes; nothing was copied")]
-    BlockSizes {
-        /// Of the repository that is copied from.
-        from: u64,
-        /// Of the other one.
-        to: u64,
-    },
-    /// Without the key things can only be copied as they are sealed.
-    #[error("the two repositories do not have the same key; nothing was copied")]
-    OtherKey,
-    /// Without the key only sums show what is damaged.
-    #[error(
-        "a repository that an older vbk made has no sums, by which a copy without the key tells damage; nothing was copied"
-    )]
-    NoSums,
-    /// The repository that is copied from failed.
-    #[error(transparent)]
-    From(Error),
-    /// The repository that is copied to failed.
-    #[error(transparent)]
-    To(Error),
-}
 
 /// Backups to copy.
 #[derive(Debug)]
@@ -233,20 +201,6 @@ pub struct CopyOptions<'a> {
     pub observer: &'a (dyn Fn(Step<'_>) + Sync),
     /// Called before backups are added: an error ends the copy.
     pub check_room: &'a (dyn Fn() -> Result<()> + Sync),
-}
-
-/// Fails if nothing can be copied between these repositories.
-pub fn check(from: (&str, BlockSize), to: (&str, BlockSize)) -> std::result::Result<(), CopyError> {
-    if from.0 == to.0 {
-        return Err(CopyError::Same { id: from.0.to_owned() });
-    }
-    match from.1 == to.1 {
-        true => Ok(()),
-        false => Err(CopyError::BlockSizes {
-            from: from.1.into(),
-            to: to.1.into(),
-        }),
-    }
 }
 
 /// Copies the missing backups of a plan, oldest first. A backup that is damaged where it comes from is in the result; any other

@@ -38,6 +38,11 @@ impl Door {
         }
     }
 
+    /// Returns whether the repository is encrypted.
+    pub fn is_sealed(&self) -> bool {
+        self.sums.is_some()
+    }
+
     /// Returns whether every changed byte of a block is noticed.
     pub fn proves(&self) -> bool {
         self.sums.is_none_or(|sums| sums.has_sums())

@@ -16,7 +16,7 @@
 
 use super::rows::{ROW_BYTES, STEP_BYTES, most_rows};
 use super::{BLOCK, NODE, NOTE, RECORD};
-use crate::block::pages_in;
+use crate::block::{pages_in, purposed_hash};
 use crate::cipher::{SALT_BYTES, TAG_BYTES};
 use crate::codec::{Sealed, full_header_bytes};
 use crate::error::{Error, Result};
@@ -134,13 +134,9 @@ fn sum_of_block(block: &Sealed, header: &[u8]) -> [u8; SUM_BYTES] {
     sum_of(BLOCK, &block.id.0, [&plain_bytes[..], header].into_iter().chain(rows))
 }
 
-fn sum_of<'a>(kind: u8, name: &[u8], parts: impl IntoIterator<Item = &'a [u8]>) -> [u8; SUM_BYTES] {
-    let mut hasher = blake3::Hasher::new_derive_key(CONTEXT);
-    hasher.update(&[kind]);
-    let mut add = |part: &[u8]| {
-        hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
-    };
-    add(name);
-    parts.into_iter().for_each(add);
-    *hasher.finalize().as_bytes()
+fn sum_of<'a>(kind: u8, name: &'a [u8], parts: impl IntoIterator<Item = &'a [u8]>) -> [u8; SUM_BYTES] {
+    let parts: Vec<&[u8]> = std::iter::once(name).chain(parts).collect();
+    let lengths: Vec<_> = parts.iter().map(|part| (part.len() as u64).to_le_bytes()).collect();
+    let pieces = lengths.iter().zip(parts).flat_map(|(length, part)| [&length[..], part]);
+    purposed_hash(CONTEXT, std::iter::once(&[kind][..]).chain(pieces))
 }
