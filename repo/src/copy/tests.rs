@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 
 use super::*;
+use crate::block::BlockSize;
 use crate::codec::Sealed;
 use crate::error::ErrorKind;
 use crate::id::BlockId;

@@ -106,18 +106,15 @@ impl Door {
         if bytes.len() > MAX_NODE_BYTES {
             return Err(damaged(id, "it is too long"));
         }
-        let head = match self.sums {
-            None => manifest::prove(Hashing::Plain, id, bytes)?.0,
-            Some(sums) => {
-                let head = Head::split(bytes).map(|(head, _)| head);
-                let head = head.ok_or_else(|| damaged(id, "it is of an unknown kind or version, or cut off"))?;
-                sums.check_node(id, bytes)?;
-                head
-            }
+        let Some((head, _)) = Head::split(bytes) else {
+            return Err(damaged(id, "it is of an unknown kind or version, or cut off"));
         };
-        match is_possible(&head) {
-            true => Ok(()),
-            false => Err(damaged(id, "it names more than one of its kind can")),
+        if !is_possible(&head) {
+            return Err(damaged(id, "it names more than one of its kind can"));
+        }
+        match self.sums {
+            None => manifest::prove(Hashing::Plain, id, bytes).map(drop),
+            Some(sums) => sums.check_node(id, bytes),
         }
     }
 

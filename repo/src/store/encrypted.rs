@@ -13,7 +13,7 @@
 //!
 //! Keys of records and names of notes are stored as 64 hexadecimal digits: the keyed hash of `R` or `N` and the key or
 //! name. A block's plain length is given to the store below XORed with the start of the keyed hash of `L` and its id.
-//! In a repository with the feature [`SUMS`](super::SUMS) a sum follows: see `sums.rs`.
+//! In a repository with the feature [`SUMS`] a sum follows: see `sums.rs`.
 //!
 //! The padded form is: length as u32, little-endian; bytes; zeros up to a multiple of 4 KiB for a record, and of 512
 //! bytes for a node or note. All padding is sealed, and proved when it is read. ROOTS are the manifests that a record

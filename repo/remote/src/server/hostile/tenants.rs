@@ -1,8 +1,15 @@
 //! What a client can see of another repository that the same server has open: nothing.
 
+use std::sync::LazyLock;
+
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::io::AsyncReadExt;
 use vbk_repo::id::NodeId;
+use vbk_repo::keys::Keys;
+use vbk_repo::store::encrypted::Encrypted;
+use vbk_repo::store::memory::MemoryStore;
+use vbk_repo::store::{Identity, STORE_FORMAT};
 
 use super::*;
 use crate::tests::until;
@@ -63,19 +70,29 @@ fn shapes(bytes: &[u8]) -> Vec<Shape> {
     shapes
 }
 
-/// Bytes that an encrypted repository takes for a block.
-fn sealed_by_its_owner(seed: u8) -> Sealed {
-    Sealed {
-        id: BlockId([seed; 32]),
-        plain_bytes: 0,
-        header: plain(seed, 640),
-        pages: vec![plain(seed, 32_784); 4],
-    }
-}
+/// A block as an encrypted repository takes it.
+static SEALED_BY_ITS_OWNER: LazyLock<Sealed> = LazyLock::new(|| {
+    let identity = Identity {
+        format: STORE_FORMAT,
+        features: Identity::features_of_new(true),
+        id: "owner".into(),
+        block_size: BlockSize::DEFAULT,
+        created: Timestamp::UNIX_EPOCH,
+        key_check: None,
+    };
+    let below = Arc::new(MemoryStore::with_identity(identity.clone()));
+    let keys = Keys::generate().expect("random bytes");
+    let block = sealed(77);
+    let id = block.id;
+    Encrypted::new(Arc::clone(&below), &keys, &identity)
+        .put(vec![block])
+        .expect("puts");
+    below.take(id).expect("is there")
+});
 
 fn block(is_encrypted: bool) -> Sealed {
     match is_encrypted {
-        true => sealed_by_its_owner(77),
+        true => SEALED_BY_ITS_OWNER.clone(),
         false => sealed(77),
     }
 }
