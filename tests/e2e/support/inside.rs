@@ -7,9 +7,11 @@ use vbk_repo::repository::Repository;
 use vbk_repo::store::rocks::{RocksStore, path_in};
 use vbk_repo::store::{Note, StoreManager, StoreReader};
 
+// A server that was started for ssh clients has the repository for another 10 s, so both wait.
+
 /// Notes something that vbk would not.
 pub fn write_note(repo: &Path, name: &str, value: &[u8]) {
-    let writer = Repository::open(repo).and_then(|repository| repository.manager("test", &mut |_| false));
+    let writer = Repository::open(repo).and_then(|repository| repository.manager("test", &mut |_| true));
     let note = Note {
         name: name.to_owned(),
         value: Some(value.to_vec()),
@@ -19,7 +21,7 @@ pub fn write_note(repo: &Path, name: &str, value: &[u8]) {
 
 /// Records a backup that exists a second time, with changes that no vbk on this machine would make.
 pub fn record_again(repo: &Path, backup: &str, change: impl FnOnce(&mut Backup)) -> String {
-    let writer = Repository::open(repo).and_then(|repository| repository.manager("test", &mut |_| false));
+    let writer = Repository::open(repo).and_then(|repository| repository.manager("test", &mut |_| true));
     let writer = writer.expect("opens");
     let catalogue = writer.catalogue().expect("loads");
     let found = catalogue.find(&backup.parse().expect("names a backup"));

@@ -95,7 +95,7 @@ impl Lab {
     }
 
     /// The way to the repository, if it is not its path. `VBK_TEST_THROUGH=ssh` takes every test through the protocol of ssh, with a
-    /// program in the place of ssh that runs the command here: `scripts/test --through-ssh`.
+    /// program in the place of ssh that runs the command here.
     fn remote(&self) -> Option<Remote> {
         let is_asked = std::env::var_os("VBK_TEST_THROUGH").is_some_and(|way| way == "ssh");
         let through = is_asked && self.repo.join("vbk-repository").exists();
