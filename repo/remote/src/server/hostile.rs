@@ -113,7 +113,7 @@ impl Place {
             memory: Arc::new(Memory::new()),
         };
         if !is_encrypted {
-            let session = place.home().write("backup", &mut |_| false).expect("opens");
+            let session = place.home().write("backup", &mut |_| true).expect("opens");
             let record = put_backup(&*session.store, "db1", 1);
             assert_eq!(record.key, OTHERS);
             session.store.commit(&record).expect("commits");
@@ -131,7 +131,7 @@ impl Place {
     }
 
     fn state(&self) -> State {
-        let session = self.home().manage("look", &mut |_| false).expect("opens");
+        let session = self.home().manage("look", &mut |_| true).expect("opens");
         let store = &session.store;
         // What was put is there from now on.
         store.flush().expect("flushes");
@@ -197,10 +197,7 @@ impl Place {
             let raw = Raw::serve(Arc::clone(&home), Allowed::Everything, Arc::clone(&memory));
             Ok(tokio::io::split(raw.0))
         });
-        let session = remote
-            .expect("connects")
-            .write("backup", &mut |_| false)
-            .expect("opens");
+        let session = remote.expect("connects").write("backup", &mut |_| true).expect("opens");
         session.store.put(vec![sealed(90)]).expect("puts");
         session.store.flush().expect("flushes");
         Honest { session }

@@ -54,7 +54,7 @@ impl Target {
 
     /// Changes records and notes without the key.
     fn change(&self, records: &[Record], notes: &[Note]) {
-        let writer = self.without_key().sealed_writer("test", &mut |_| false).expect("opens");
+        let writer = self.without_key().sealed_writer("test", &mut |_| true).expect("opens");
         for record in records {
             writer.store.commit_at(record, notes, None).expect("commits");
         }
@@ -65,7 +65,7 @@ impl Target {
 fn copy_to(from: &Repository, to: &Target, cancel: &AtomicBool) -> std::result::Result<SealedCopied, CopyError> {
     let from = from.sealed_view().map_err(CopyError::From)?;
     let to = to.without_key();
-    let to = to.sealed_writer("copy", &mut |_| false).map_err(CopyError::To)?;
+    let to = to.sealed_writer("copy", &mut |_| true).map_err(CopyError::To)?;
     let theirs = from.store.listing(false).map_err(CopyError::From)?;
     let plan = SealedPlan::new(theirs, &to.store.listing(false).map_err(CopyError::To)?, None);
     let options = CopyOptions {
@@ -105,7 +105,7 @@ fn a_copy_without_the_key_is_whole_for_those_who_have_it() {
     assert_eq!(content_of(&to.repository()), from.content());
 
     // Whoever has the key counts them with the next change, and the list is gone.
-    let manager = to.repository().manager("test", &mut |_| false).expect("opens");
+    let manager = to.repository().manager("test", &mut |_| true).expect("opens");
     manager
         .amend(&["web1@2026-11-23T00-00-00Z".into()], &[])
         .expect("forgets");
@@ -183,7 +183,7 @@ fn the_list_of_uncounted_records_hides_no_change() {
     // Counted from here on.
     let repository = to.repository();
     repository
-        .manager("test", &mut |_| false)
+        .manager("test", &mut |_| true)
         .expect("opens")
         .amend(&[], &[])
         .expect("counts");
@@ -204,7 +204,7 @@ fn the_list_of_uncounted_records_hides_no_change() {
         .replace_range(..1, if garbage.key.starts_with('0') { "1" } else { "0" });
     to.change(std::slice::from_ref(&garbage), &[listed(&[&garbage.key])]);
     assert_eq!(to.foreign_changes().len(), 1);
-    let manager = repository.manager("test", &mut |_| false).expect("opens");
+    let manager = repository.manager("test", &mut |_| true).expect("opens");
     assert_eq!(manager.store().accept().expect("accepts").len(), 1);
     manager.writer().publish().expect("publishes");
     drop(manager);

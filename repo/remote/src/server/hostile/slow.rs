@@ -233,7 +233,7 @@ fn a_client_that_never_flushes_is_flushed_for() {
     let blocks: Vec<_> = blocks.collect();
     let durable = || {
         let mut count = 0;
-        let session = place.home().manage("look", &mut |_| false).expect("opens");
+        let session = place.home().manage("look", &mut |_| true).expect("opens");
         let counted = session.store.survey(&mut |_, _| {
             count += 1;
             Ok(())

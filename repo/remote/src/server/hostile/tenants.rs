@@ -109,7 +109,7 @@ fn store_it(store: &dyn StoreWriter, is_encrypted: bool) {
 fn transcript(place: &Place, memory: &Arc<Memory>, is_encrypted: bool) -> [Vec<Shape>; 2] {
     let (home, tap) = tapped(place, memory, Allowed::Everything);
     let [up, down] = {
-        let session = home.manage("backup web1", &mut |_| false).expect("opens");
+        let session = home.manage("backup web1", &mut |_| true).expect("opens");
         let store = &*session.store;
         let block = block(is_encrypted);
         let wanted = Wanted {
@@ -156,7 +156,7 @@ fn a_client_can_not_tell_what_another_repository_of_its_server_has() {
             let [own, other] = [(); 2].map(|()| Place::new(is_encrypted));
             for (place, stores) in [(&own, here), (&other, there)] {
                 // Both are open, and have done the same.
-                let session = place.home().write("backup", &mut |_| false).expect("opens");
+                let session = place.home().write("backup", &mut |_| true).expect("opens");
                 match stores {
                     true => store_it(&*session.store, is_encrypted),
                     false => session.store.flush().expect("flushes"),
