@@ -58,7 +58,7 @@ fn shapes(bytes: &[u8]) -> Vec<Shape> {
             if !is_ping {
                 // The identity of the repository has the time of its making, in as many digits as that needs.
                 let head = match message.head.len() {
-                    110..=120 => 120,
+                    110..=190 => 190,
                     len => len,
                 };
                 shapes.push((message.kind as u8, message.more, head, message.body.len()));
