@@ -11,7 +11,7 @@ use super::parse;
 /// Arguments of `vbk init`.
 #[derive(Debug, Args)]
 pub struct InitArgs {
-    /// New or empty directory, also of another host: ssh://[USER@]HOST[:PORT]/PATH [default: the repository named by --repo or
+    /// New or empty directory, also of another host: `ssh://[USER@]HOST[:PORT]/PATH` [default: the repository named by --repo or
     /// VBK_REPO]
     #[arg(value_name = "DIR")]
     pub path: Option<PathBuf>,

@@ -28,19 +28,19 @@ pub fn slot_files(repo_dir: &Path) -> Result<Vec<SlotFile>> {
     Ok(files_in(repo_dir)?.into_iter().filter_map(file).collect())
 }
 
-/// Like [`unlock`], for a repository elsewhere. `repository` is only for messages.
+/// Like [`super::unlock`], for a repository elsewhere. `repository` is only for messages.
 pub fn unlock_files(repository: &Path, files: &[SlotFile], unlock: &Unlock, check: Option<&str>) -> Result<Keys> {
     let slots = files.iter().map(|file| Found::of(repository, file));
     unlock_by(repository, slots.collect(), unlock, check)
 }
 
-/// Like [`slots`], for a repository elsewhere. `repository` is only for messages.
+/// Like [`super::slots`], for a repository elsewhere. `repository` is only for messages.
 pub fn slots_of(repository: &Path, files: &[SlotFile]) -> Vec<Result<SlotInfo>> {
     files.iter().map(|file| Found::of(repository, file).info()).collect()
 }
 
 /// Returns a slot other than `name` by which `way` opens a repository elsewhere; `None` if `way` is an exported key, which needs
-/// no slot. For [`remove_file`]; fails as [`remove`] does. `repository` is only for messages.
+/// no slot. For [`remove_file`]; fails as [`super::remove`] does. `repository` is only for messages.
 pub fn opened_without(
     repository: &Path,
     files: &[SlotFile],

@@ -1,6 +1,6 @@
 //! Creates the files of a new repository.
 //!
-//! The caller shows the recovery key once, when [`make`] has returned, so a power cut after that must not lose the
+//! The caller shows the recovery key once, when `make` has returned, so a power cut after that must not lose the
 //! repository. What is on disk after each step:
 //!
 //! 1. The missing parent directories, if the caller asked for them: each is synced in its own parent.
