@@ -90,8 +90,15 @@ impl Epoch {
             content.write(&disk);
             running.push(self.lab.start(args!["backup", format!("web{number}"), disk]));
         }
-        let forgotten = (self.made.len() > MOST_BACKUPS).then(|| {
-            let name = self.made[dice.index(self.made.len())].name.clone();
+        // A backup of this second may get the name of one that was forgotten in it.
+        let second = jiff::Timestamp::now().strftime("%Y-%m-%dT%H-%M-%SZ").to_string();
+        let older: Vec<_> = self
+            .made
+            .iter()
+            .filter(|made| made.name.rsplit('@').next() < Some(&second))
+            .collect();
+        let forgotten = (older.len() > MOST_BACKUPS).then(|| {
+            let name = older[dice.index(older.len())].name.clone();
             running.push(self.lab.start(args!["forget", name, "--last-too"]));
             name
         });
@@ -116,6 +123,7 @@ impl Epoch {
         let prune = running.len() - 1;
         let mut acknowledged = [true; GUESTS];
         let mut was_forgotten = true;
+        let mut said_by_forget = String::new();
         for (number, one) in running.into_iter().enumerate() {
             let said = one.wait();
             let was_killed = victim == Some(number) && hits;
@@ -124,19 +132,24 @@ impl Epoch {
                 _ if number == prune => assert!(was_killed || is_server || said.status.code() == Some(0), "{said}"),
                 _ if was_killed && number < GUESTS => acknowledged[number] = false,
                 _ if was_killed => was_forgotten = false,
-                _ => drop(said.code(0)),
+                _ if number < GUESTS => drop(said.code(0)),
+                _ => said_by_forget = said.code(0).to_string(),
             }
         }
-        self.see(&acknowledged, forgotten.map(|name| (name, was_forgotten)));
+        let forgotten = forgotten.map(|name| (name, was_forgotten));
+        self.see(&acknowledged, forgotten, &said_by_forget);
         hits.then_some(is_server)
     }
 
     /// Compares the list with what was acknowledged in a round.
-    fn see(&mut self, acknowledged: &[bool; GUESTS], forgotten: Option<(String, bool)>) {
+    fn see(&mut self, acknowledged: &[bool; GUESTS], forgotten: Option<(String, bool)>, said_by_forget: &str) {
         let listed = self.lab.listed();
         if let Some((name, is_sure)) = forgotten {
             let is_there = listed.contains(&name);
-            assert!(!(is_there && is_sure), "{name} was forgotten, and is there");
+            assert!(
+                !(is_there && is_sure),
+                "{name} was forgotten, and is there: {said_by_forget}"
+            );
             if !is_there {
                 self.made.retain(|made| made.name != name);
             }
