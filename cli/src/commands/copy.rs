@@ -270,54 +270,92 @@ impl Run<'_> {
                 self.args.to.display()
             );
         }
-        let took: Duration = self.clock.elapsed();
-        let copied = self.copied.into_inner();
-        let failed = done.failed.len() + taken.len() + catalogue.damaged().len();
-        let count = units::count(copied.len() as u64, "backup");
-        match self.args.dry_run {
-            true => self
-                .to
-                .say(format_args!("{count} would be copied, {present} are there already")),
-            false => self.to.say(format_args!(
+        let of_plan = taken.iter().map(|backup| FailedJson {
+            backup: backup.clone(),
+            error: "another backup of this guest and time is there".into(),
+        });
+        let ended = Ended {
+            copied: self.copied.into_inner(),
+            present,
+            is_damaged: is_damage(&done.failed),
+            failed: failed_json(&done.failed).chain(of_plan).collect(),
+            damaged_records: catalogue.damaged().iter().map(ToString::to_string).collect(),
+            sent: done.sent,
+            sent_bytes: Some(done.sent.plain_bytes),
+            found_blocks: done.found_blocks,
+            unpublished: done.unpublished,
+            is_guessed: *self.guessed.lock() > 0,
+        };
+        ended.report(self.to, self.args, self.clock)
+    }
+}
+
+fn failed_json(failed: &[(String, vbk_repo::Error)]) -> impl Iterator<Item = FailedJson> {
+    failed.iter().map(|(backup, error)| FailedJson {
+        backup: backup.clone(),
+        error: error.to_string(),
+    })
+}
+
+fn is_damage(failed: &[(String, vbk_repo::Error)]) -> bool {
+    failed.iter().any(|(_, error)| error.kind() == ErrorKind::Corrupt)
+}
+
+/// What came of a copy, with the key or without it.
+struct Ended {
+    copied: Vec<CopiedJson>,
+    present: u64,
+    failed: Vec<FailedJson>,
+    /// One of those is damaged where it comes from.
+    is_damaged: bool,
+    damaged_records: Vec<String>,
+    sent: Sent,
+    sent_bytes: Option<u64>,
+    found_blocks: u64,
+    unpublished: Option<vbk_repo::Error>,
+    /// Whether a copy should be protected could not be read.
+    is_guessed: bool,
+}
+
+impl Ended {
+    fn report(self, to: &Context<'_>, args: &CopyArgs, clock: Instant) -> Result<Outcome> {
+        let took: Duration = clock.elapsed();
+        let failed = self.failed.len() + self.damaged_records.len();
+        let (count, present) = (units::count(self.copied.len() as u64, "backup"), self.present);
+        match args.dry_run {
+            true => to.say(format_args!("{count} would be copied, {present} are there already")),
+            false => to.say(format_args!(
                 "{count} copied, {present} were there already{}; {} ({}) sent in {}",
                 match failed {
                     0 => String::new(),
                     failed => format!(", {failed} can't be copied"),
                 },
-                units::count(done.sent.blocks, "block"),
-                units::size(done.sent.stored_bytes),
+                units::count(self.sent.blocks, "block"),
+                units::size(self.sent.stored_bytes),
                 units::duration(took),
             )),
         }
-        if let Some(error) = &done.unpublished {
+        if let Some(error) = &self.unpublished {
             tracing::warn!("the copies are stored, but will not be listed before the next backup or copy: {error}");
         }
-        let of_copy = done.failed.iter().map(|(backup, error)| FailedJson {
-            backup: backup.clone(),
-            error: error.to_string(),
-        });
-        let of_plan = taken.iter().map(|backup| FailedJson {
-            backup: backup.clone(),
-            error: "another backup of this guest and time is there".into(),
-        });
-        self.to.json_result(&Report {
-            from: self.args.from.display().to_string(),
-            to: self.args.to.display().to_string(),
-            dry_run: self.args.dry_run,
-            copied,
+        let is_damaged = self.is_damaged || !self.damaged_records.is_empty();
+        to.json_result(&Report {
+            from: args.from.display().to_string(),
+            to: args.to.display().to_string(),
+            dry_run: args.dry_run,
+            copied: self.copied,
             present,
-            failed: of_copy.chain(of_plan).collect(),
-            damaged_records: catalogue.damaged().iter().map(ToString::to_string).collect(),
-            sent_blocks: done.sent.blocks,
-            sent_bytes: Some(done.sent.plain_bytes),
-            stored_bytes: done.sent.stored_bytes,
-            found_blocks: done.found_blocks,
+            failed: self.failed,
+            damaged_records: self.damaged_records,
+            sent_blocks: self.sent.blocks,
+            sent_bytes: self.sent_bytes,
+            stored_bytes: self.sent.stored_bytes,
+            found_blocks: self.found_blocks,
             duration_ms: units::milliseconds(took),
         })?;
-        let is_damaged = done.failed.iter().any(|(_, error)| error.kind() == ErrorKind::Corrupt);
         Ok(match failed {
-            _ if is_damaged || !catalogue.damaged().is_empty() => Outcome::Damage,
-            0 if *self.guessed.lock() > 0 || done.unpublished.is_some() => Outcome::Warnings,
+            _ if is_damaged => Outcome::Damage,
+            0 if self.is_guessed || self.unpublished.is_some() => Outcome::Warnings,
             0 => Outcome::Done,
             _ => Outcome::Failed,
         })

@@ -4,11 +4,10 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use jiff::Zoned;
-use vbk_repo::ErrorKind;
 use vbk_repo::copy::{CopyOptions, SealedBackup, SealedCopied, SealedPlan, Step, check_sealed, copy_sealed};
 use vbk_repo::repository::{Repository, Reserve, SealedView, SealedWriter};
 
-use super::{CopiedJson, FailedJson, Report, explain, of_source};
+use super::{CopiedJson, Ended, explain, failed_json, is_damage, of_source};
 use crate::args::CopyArgs;
 use crate::context::{Context, threads};
 use crate::exit::{Error, Outcome, Result};
@@ -97,52 +96,22 @@ fn name(backup: &SealedBackup) -> String {
 }
 
 fn report(to: &Context<'_>, args: &CopyArgs, done: SealedCopied, present: u64, clock: Instant) -> Result<Outcome> {
-    let count = units::count(done.copied.len() as u64, "backup");
-    let took = clock.elapsed();
-    match args.dry_run {
-        true => to.say(format_args!("{count} would be copied, {present} are there already")),
-        false => to.say(format_args!(
-            "{count} copied, {present} were there already{}; {} ({}) sent in {}",
-            match done.failed.len() {
-                0 => String::new(),
-                failed => format!(", {failed} can't be copied"),
-            },
-            units::count(done.sent.blocks, "block"),
-            units::size(done.sent.stored_bytes),
-            units::duration(took),
-        )),
-    }
-    if let Some(error) = &done.unpublished {
-        tracing::warn!("the copies are stored, but will not be listed before the next backup or copy: {error}");
-    }
     let copied = done.copied.iter().map(|(backup, sent)| CopiedJson {
         backup: backup.clone(),
         sent_blocks: (!args.dry_run).then_some(sent.blocks),
         stored_bytes: (!args.dry_run).then_some(sent.stored_bytes),
     });
-    let failed = done.failed.iter().map(|(backup, error)| FailedJson {
-        backup: backup.clone(),
-        error: error.to_string(),
-    });
-    to.json_result(&Report {
-        from: args.from.display().to_string(),
-        to: args.to.display().to_string(),
-        dry_run: args.dry_run,
+    let ended = Ended {
         copied: copied.collect(),
         present,
-        failed: failed.collect(),
+        is_damaged: is_damage(&done.failed),
+        failed: failed_json(&done.failed).collect(),
         damaged_records: Vec::new(),
-        sent_blocks: done.sent.blocks,
+        sent: done.sent,
         sent_bytes: None,
-        stored_bytes: done.sent.stored_bytes,
         found_blocks: done.found_blocks,
-        duration_ms: units::milliseconds(took),
-    })?;
-    let is_damaged = done.failed.iter().any(|(_, error)| error.kind() == ErrorKind::Corrupt);
-    Ok(match done.failed.len() {
-        _ if is_damaged => Outcome::Damage,
-        0 if done.unpublished.is_some() => Outcome::Warnings,
-        0 => Outcome::Done,
-        _ => Outcome::Failed,
-    })
+        unpublished: done.unpublished,
+        is_guessed: false,
+    };
+    ended.report(to, args, clock)
 }
