@@ -6,6 +6,7 @@ mod connection;
 mod copies;
 mod create;
 mod early;
+mod gate;
 mod home;
 mod kept;
 mod lanes;

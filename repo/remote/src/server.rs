@@ -9,6 +9,7 @@ mod key;
 mod limited;
 mod listen;
 mod local;
+mod owned;
 mod policy;
 mod quota;
 mod registry;

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 use vbk_repo::ErrorKind;
 
 use super::again::{Again, longer, scattered};
+use super::gate::GATE;
 use super::state::{REOPEN, Shared, decode, encode, invalid, question, unreachable};
 use crate::message::{Answer, Ask, Fault, Hello, PROTOCOL};
 use crate::wire::{Channel, Kind, Limits, Message, MessageReader, Outbox, PREAMBLE, ping, read_preamble, write_all};
@@ -154,7 +155,7 @@ where
         Err(error) => return End::Lost(error.to_string()),
     };
     // The window bounds what waits in it.
-    let outbox = Arc::new(Outbox::new(usize::MAX));
+    let outbox = Arc::new(Outbox::telling(usize::MAX, || GATE.change()));
     // It has the stream, and closes it with its own end.
     let writing = async {
         let mut write = write;

@@ -69,13 +69,18 @@ impl Lanes {
         self.stores.lock().open.clone()
     }
 
-    /// Returns the connection that is to move so many bytes: the one with the least to do. `None` is the first one, which has
-    /// `load` bytes to do.
-    pub(super) fn pick(&self, bytes: usize, load: usize) -> Option<Arc<RemoteStore>> {
+    /// Counts bytes that are to be moved; makes the other connections once they are worth it.
+    pub(super) fn moves(&self, bytes: usize) {
         let moved = self.moved_bytes.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
         if moved >= self.options.after_bytes {
             self.start();
         }
+    }
+
+    /// Returns the connection that is to read so many bytes: the one with the least to do. `None` is the first one, which has
+    /// `load` bytes to do.
+    pub(super) fn pick(&self, bytes: usize, load: usize) -> Option<Arc<RemoteStore>> {
+        self.moves(bytes);
         let stores = self.stores.lock();
         let others = stores.open.iter().filter(|store| !store.is_over());
         let others = others.map(|store| (store.load(), store));

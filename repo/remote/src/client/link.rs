@@ -22,6 +22,10 @@ use crate::message::{Answer, Ask, Handle, Welcome};
 /// Time for a try to connect to end, when nobody wants it any more.
 const ENDS_WITHIN: Duration = Duration::from_secs(1);
 
+/// Bytes that may wait to be written, so that the next put is there when one was written. What waits on a slow connection can't go
+/// to a fast one any more: at the end of a backup, all would wait for it.
+const UNWRITTEN_BYTES: usize = 2 << 20;
+
 /// The way to a server. Everything that is asked fails once it is given up.
 pub(super) struct Link {
     welcome: Welcome,
@@ -211,6 +215,25 @@ impl Link {
         // Under the lock: a flush that is sent afterwards must come after it.
         state.put(puts, blocks, encode(ask), body);
         Ok(())
+    }
+
+    /// Sends a put like [`Link::put`], if the connection takes it soon. Otherwise it returns `false`, and [`GATE`] tells when to try
+    /// again. `put` gives the blocks' ids, the question and its body.
+    pub(super) fn put_soon(
+        &self,
+        puts: &Arc<Puts>,
+        bytes: usize,
+        put: impl FnOnce() -> (Vec<Id>, Ask, Vec<u8>),
+    ) -> Result<bool> {
+        self.check(puts)?;
+        let mut state = self.shared.lock()?;
+        let is_written_soon = |waiting: usize| waiting == 0 || waiting + bytes <= UNWRITTEN_BYTES;
+        let takes = self.has_room(state.put_bytes, bytes) && state.unwritten_bytes().is_some_and(is_written_soon);
+        if takes {
+            let (ids, ask, body) = put();
+            state.put(puts, Some(ids), encode(&ask), body);
+        }
+        Ok(takes)
     }
 
     fn has_room(&self, put_bytes: usize, more: usize) -> bool {

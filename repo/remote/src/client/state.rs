@@ -12,6 +12,7 @@ use std::sync::mpsc::Sender;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use vbk_repo::{Error, ErrorKind};
 
+use super::gate::GATE;
 use super::puts::{Id, Puts};
 use crate::message::{Answer, Ask, Fault, Handle, Welcome};
 use crate::wire::{Channel, Kind, Limits, Message, Outbox};
@@ -100,6 +101,11 @@ impl State {
         self.outbox.is_some()
     }
 
+    /// Bytes that wait to be written; `None` if there is no connection.
+    pub(super) fn unwritten_bytes(&self) -> Option<usize> {
+        Some(self.outbox.as_ref()?.bulk_bytes())
+    }
+
     pub(super) fn new_store(&mut self) -> Handle {
         self.next_store += 1;
         self.next_store
@@ -166,6 +172,12 @@ impl Shared {
         }
     }
 
+    /// Tells those who wait that the state has changed.
+    fn tell(&self) {
+        self.changed.notify_all();
+        GATE.change();
+    }
+
     /// The state; the final error once there is one.
     pub(super) fn lock(&self) -> Result<MutexGuard<'_, State>, Error> {
         let state = self.state.lock();
@@ -230,7 +242,7 @@ impl Shared {
                 };
                 state.put_bytes -= asked.message.body.len();
                 puts.end(asked.order, asked.message, failed);
-                self.changed.notify_all();
+                self.tell();
             }
         }
         Ok(())
@@ -272,7 +284,7 @@ impl Shared {
             outbox.close();
         }
         drop(state);
-        self.changed.notify_all();
+        self.tell();
     }
 
     /// Notes that the connection is lost. Returns whether it was of use; `None` if there was none.
@@ -305,7 +317,7 @@ impl Shared {
             outbox.close();
         }
         drop(state);
-        self.changed.notify_all();
+        self.tell();
     }
 
     /// Closes a store; its server does so by itself when the connection ends. With `waits`, when this returns the store is closed

@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 use vbk_repo::repository::home::Home;
 
 use super::crowd::{Crowd, Place, Refused};
+use super::owned::Owned;
 use super::registry::{Registered, Registries};
 use super::session::{Memory, Visit};
 use super::{Allowed, session};
@@ -44,6 +45,7 @@ pub(super) struct Shared {
     pub(super) open: Box<Open>,
     crowd: Crowd,
     pub(super) registries: Arc<Registries>,
+    pub(super) owned: Owned,
     memory: Memory,
 }
 
@@ -54,9 +56,20 @@ impl Shared {
             open,
             crowd: Crowd::new(),
             registries: Arc::default(),
+            owned: Owned::default(),
             memory: Memory::new(),
         }
     }
+}
+
+/// What each task of a server has.
+#[derive(Clone)]
+pub(super) struct Serving {
+    pub(super) shared: Arc<Shared>,
+    /// Says when all shall end.
+    pub(super) stop: watch::Receiver<bool>,
+    /// Lives as long as one client is served.
+    pub(super) _alive: mpsc::Sender<()>,
 }
 
 /// A client that said who it is.
@@ -82,16 +95,26 @@ pub(super) trait Listener: Send + Sync + 'static {
     fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Option<IpAddr>)>> + Send;
 
     /// Finds out who a client is. An error ends the connection without an answer.
-    fn admit(&self, stream: Self::Stream, shared: &Arc<Shared>) -> impl Future<Output = io::Result<Client>> + Send;
+    fn admit(&self, stream: Self::Stream, serving: &Serving) -> impl Future<Output = io::Result<Client>> + Send;
 }
 
-/// Serves all clients of a listener, until it is dropped. `alive` lives as long as one of them is served.
-pub(super) async fn take_clients<L: Listener>(
-    listener: Arc<L>,
-    shared: Arc<Shared>,
-    stop: watch::Receiver<bool>,
-    alive: mpsc::Sender<()>,
-) {
+impl Serving {
+    /// Serves all clients of a listener, in a task of its own, until the server ends or `ended` completes. Has to be called on a
+    /// runtime.
+    pub(super) fn listen(&self, listener: impl Listener, ended: impl Future<Output = ()> + Send + 'static) {
+        let (serving, mut stop) = (self.clone(), self.stop.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = take_clients(Arc::new(listener), serving) => {}
+                () = ended => {}
+                _ = stop.wait_for(|stop| *stop) => {}
+            }
+        });
+    }
+}
+
+/// Serves all clients of a listener, until it is dropped.
+async fn take_clients<L: Listener>(listener: Arc<L>, serving: Serving) {
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -101,8 +124,8 @@ pub(super) async fn take_clients<L: Listener>(
                 continue;
             }
         };
-        let entered = match shared.crowd.enter(from, Instant::now()) {
-            Err(Refused::Busy) => shared.crowd.queue(from).map(Err),
+        let entered = match serving.shared.crowd.enter(from, Instant::now()) {
+            Err(Refused::Busy) => serving.shared.crowd.queue(from).map(Err),
             Err(Refused::TooMany) => None,
             Ok(place) => Some(Ok(place)),
         };
@@ -110,38 +133,32 @@ pub(super) async fn take_clients<L: Listener>(
             tracing::debug!(?from, "too many clients, or too many that failed: one is turned away");
             continue;
         };
-        let (listener, shared, stop, alive) = (Arc::clone(&listener), Arc::clone(&shared), stop.clone(), alive.clone());
+        let (listener, serving) = (Arc::clone(&listener), serving.clone());
         tokio::spawn(async move {
             let place = match entered {
                 Ok(place) => place,
                 Err(waiting) => {
-                    let entering = shared.crowd.enter_later(from, waiting);
+                    let entering = serving.shared.crowd.enter_later(from, waiting);
                     let Ok(Ok(place)) = timeout(KNOWN_WITHIN, entering).await else {
                         return tracing::debug!(?from, "a client was not heard in time: it is turned away");
                     };
                     place
                 }
             };
-            serve(&*listener, stream, &shared, place, stop)
+            serve(&*listener, stream, &serving, place)
                 .await
                 .unwrap_or_else(|error| {
                     tracing::debug!(?from, "a client's connection ended: {error}");
                 });
-            drop(alive);
         });
     }
 }
 
-async fn serve<L: Listener>(
-    listener: &L,
-    stream: L::Stream,
-    shared: &Arc<Shared>,
-    mut place: Place,
-    mut stop: watch::Receiver<bool>,
-) -> io::Result<()> {
-    let mut stopped = stop.clone();
+async fn serve<L: Listener>(listener: &L, stream: L::Stream, serving: &Serving, mut place: Place) -> io::Result<()> {
+    let (mut stop, mut stopped) = (serving.stop.clone(), serving.stop.clone());
+    let memory = &serving.shared.memory;
     let admitted = tokio::select! {
-        admitted = timeout(KNOWN_WITHIN, listener.admit(stream, shared)) => admitted,
+        admitted = timeout(KNOWN_WITHIN, listener.admit(stream, serving)) => admitted,
         _ = stopped.wait_for(|stop| *stop) => return Ok(()),
     };
     let admitted = admitted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
@@ -167,10 +184,10 @@ async fn serve<L: Listener>(
                     _ = stop.wait_for(|stop| *stop) => "the server is shutting down".to_owned(),
                 }
             };
-            session::run(Ok(&home), allowed, &shared.memory, visit, ended, read, write).await
+            session::run(Ok(&home), allowed, memory, visit, ended, read, write).await
         }
         Err(fault) => {
-            let refused = session::run(Err(&fault), allowed, &shared.memory, visit, ended, read, write);
+            let refused = session::run(Err(&fault), allowed, memory, visit, ended, read, write);
             timeout(KNOWN_WITHIN, refused).await.unwrap_or(Ok(()))
         }
     }

@@ -1,5 +1,6 @@
 //! A server: its listeners, and its end.
 
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -9,12 +10,8 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
-use vbk_repo::Error;
-use vbk_repo::repository::directory::Directory;
-use vbk_repo::repository::directory::shared::SharedDirectory;
 
-use super::clients::{Listener, Open, Served, Shared, take_clients};
-use super::local::{LocalListener, Socket};
+use super::clients::{Open, Served, Serving, Shared};
 use super::tls::TlsListener;
 use crate::peer::Seed;
 
@@ -28,11 +25,11 @@ const STOP_POLL: Duration = Duration::from_millis(100);
 /// A server.
 pub struct Server {
     runtime: Runtime,
-    shared: Arc<Shared>,
+    serving: Serving,
     /// Set when all shall end.
     stop: watch::Sender<bool>,
     /// Closed when nothing of the server lives any more.
-    alive: (mpsc::Sender<()>, mpsc::Receiver<()>),
+    alive: mpsc::Receiver<()>,
 }
 
 impl Server {
@@ -45,11 +42,18 @@ impl Server {
             .build()?;
         let shared = Arc::new(Shared::new(served, open));
         runtime.spawn(Arc::clone(&shared.registries).keep_published());
+        let (stop, stopped) = watch::channel(false);
+        let (lives, alive) = mpsc::channel(1);
+        let serving = Serving {
+            shared,
+            stop: stopped,
+            _alive: lives,
+        };
         Ok(Self {
             runtime,
-            shared,
-            stop: watch::Sender::new(false),
-            alive: mpsc::channel(1),
+            serving,
+            stop,
+            alive,
         })
     }
 
@@ -58,7 +62,7 @@ impl Server {
         let _on_runtime = self.runtime.enter();
         let listener = TlsListener::bind(address, key)?;
         let address = listener.local_address()?;
-        self.listen(listener);
+        self.serving.listen(listener, pending());
         Ok(address)
     }
 
@@ -66,49 +70,24 @@ impl Server {
     /// server when nobody was connected for `idle`, if that is given. `false` if another process has it open.
     pub fn share(&self, directory: &Path, idle: Option<Duration>) -> vbk_repo::Result<bool> {
         let _on_runtime = self.runtime.enter();
-        let failed = |error| Error::io("listen in", directory)(error);
-        let socket = match Socket::bind(directory) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Ok(false),
-            socket => socket.map_err(failed)?,
-        };
-        let shared = Arc::new(SharedDirectory::new(Arc::new(Directory::open(directory)?)));
-        let socket = LocalListener::new(socket, Arc::clone(&shared));
-        let unused = socket.close_unused(idle);
-        self.listen(socket);
         let stop = self.stop.clone();
-        self.runtime.spawn(async move {
-            unused.await;
-            stop.send_replace(true);
-        });
-        Ok(true)
-    }
-
-    /// Takes clients from a listener from now on.
-    fn listen(&self, listener: impl Listener) {
-        let (shared, stop, alive) = (Arc::clone(&self.shared), self.stop.subscribe(), self.alive.0.clone());
-        self.runtime.spawn(async move {
-            let mut stopped = stop.clone();
-            tokio::select! {
-                () = take_clients(Arc::new(listener), shared, stop, alive) => {}
-                _ = stopped.wait_for(|stop| *stop) => {}
-            }
-        });
+        self.serving.own(directory, idle, move || _ = stop.send_replace(true))
     }
 
     /// Serves until `stop` says so, and then ends all sessions in order.
     pub fn run(self, stop: &dyn Fn() -> bool) {
         let Self {
             runtime,
+            serving,
             stop: all,
-            alive: (own, mut alive),
-            ..
+            mut alive,
         } = self;
         runtime.block_on(async {
             while !stop() && !*all.borrow() {
                 sleep(STOP_POLL).await;
             }
             all.send_replace(true);
-            drop(own);
+            drop(serving);
             if timeout(END_WITHIN, alive.recv()).await.is_err() {
                 tracing::warn!("some clients' work did not end within {} s", END_WITHIN.as_secs());
             }

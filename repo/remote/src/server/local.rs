@@ -9,20 +9,20 @@ use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::net::{UnixListener, UnixStream};
-use tokio::time::interval;
-use vbk_repo::repository::directory::shared::{SOCKET, SharedDirectory};
+use vbk_repo::repository::directory::shared::SOCKET;
+use vbk_repo::repository::home::Home;
 
 use super::Allowed;
-use super::clients::{Client, Listener, Shared};
+use super::clients::{Client, Listener, Served, Serving};
+use super::owned::{Client as Entered, Owner};
 use super::registry::Visitor;
 use crate::status::Way;
 
-/// Time between two looks at what nobody uses any more.
-const TICK: Duration = Duration::from_millis(500);
+/// Time for which one of many repositories stays this process's own after its last client.
+const UNUSED_FOR: Duration = Duration::from_secs(10);
 
 /// The socket of a repository. Removed when it is dropped.
 pub(super) struct Socket {
@@ -72,48 +72,43 @@ impl Socket {
 
 /// Accepts the programs of this machine.
 pub(super) struct LocalListener {
-    socket: Socket,
-    shared: Arc<SharedDirectory>,
-    connected: Arc<AtomicUsize>,
+    pub(super) socket: Socket,
+    pub(super) owner: Owner,
 }
 
-impl LocalListener {
-    pub(super) fn new(socket: Socket, shared: Arc<SharedDirectory>) -> Self {
-        Self {
-            socket,
-            shared,
-            connected: Arc::default(),
-        }
+impl Serving {
+    /// Has a repository open for all programs of this machine, and for the clients of this server. Ends that, and calls `ended`, when
+    /// nobody used it for `idle`, if that is given. `false` if another process has it open. Has to be called on a runtime.
+    pub(super) fn own(
+        &self,
+        directory: &Path,
+        idle: Option<Duration>,
+        ended: impl FnOnce() + Send + 'static,
+    ) -> vbk_repo::Result<bool> {
+        let Some((owner, socket)) = self.shared.owned.begin(directory)? else {
+            return Ok(false);
+        };
+        let (shared, of, directory) = (Arc::clone(&self.shared), owner.clone(), directory.to_owned());
+        let unused = async move {
+            shared.owned.end_unused(&directory, of, idle).await;
+            ended();
+        };
+        self.listen(LocalListener { socket, owner }, unused);
+        Ok(true)
     }
 
-    /// Closes the store whenever no writer uses it. Completes when nobody was connected for `idle`, if that is given.
-    pub(super) fn close_unused(&self, idle: Option<Duration>) -> impl Future<Output = ()> + Send + use<> {
-        let (shared, connected) = (Arc::clone(&self.shared), Arc::clone(&self.connected));
-        async move {
-            let mut ticks = interval(TICK);
-            let mut last_used = Instant::now();
-            loop {
-                ticks.tick().await;
-                let shared = Arc::clone(&shared);
-                // A panic of it was reported there.
-                let _ = tokio::task::spawn_blocking(move || shared.close_if_unused()).await;
-                if connected.load(Ordering::SeqCst) > 0 {
-                    last_used = Instant::now();
-                }
-                if idle.is_some_and(|idle| last_used.elapsed() >= idle) {
-                    return;
-                }
-            }
+    /// Opens a repository for a client that came from elsewhere, which counts as one until the second is dropped. One of many is this
+    /// process's own from its first client on, if no other process has it open. Has to be called on a runtime.
+    pub(super) fn open(&self, directory: &Path) -> (vbk_repo::Result<Arc<dyn Home>>, Option<Entered>) {
+        let entered = self.shared.owned.enter(directory).or_else(|| {
+            let is_one_of_many = matches!(self.shared.served, Served::Below(_));
+            let is_own = is_one_of_many && self.own(directory, Some(UNUSED_FOR), || ()).is_ok_and(|is_own| is_own);
+            is_own.then(|| self.shared.owned.enter(directory))?
+        });
+        match entered {
+            Some((home, client)) => (Ok(home), Some(client)),
+            None => ((self.shared.open)(directory), None),
         }
-    }
-}
-
-/// A client that is counted as long as it is connected.
-struct Counted(Arc<AtomicUsize>);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -125,7 +120,7 @@ impl Listener for LocalListener {
         Ok((stream, None))
     }
 
-    async fn admit(&self, stream: UnixStream, shared: &Arc<Shared>) -> io::Result<Client> {
+    async fn admit(&self, stream: UnixStream, serving: &Serving) -> io::Result<Client> {
         // The mode of the socket says the same, but not that of a directory that was given to somebody else since.
         let credentials = stream.peer_cred()?;
         let peer = credentials.uid();
@@ -135,9 +130,7 @@ impl Listener for LocalListener {
                 format!("user {peer} is neither root nor the user of the server"),
             ));
         }
-        self.connected.fetch_add(1, Ordering::SeqCst);
-        let counted = Counted(Arc::clone(&self.connected));
-        let home = self.shared.home();
+        let (home, entered) = self.owner.enter();
         let visitor = Visitor {
             name: match peer {
                 0 => "root".to_owned(),
@@ -148,7 +141,7 @@ impl Listener for LocalListener {
             pid: credentials.pid().and_then(|pid| u32::try_from(pid).ok()),
             sees_all: true,
         };
-        let registered = shared.registries.enter(home.name(), visitor);
+        let registered = serving.shared.registries.enter(home.name(), visitor);
         let (read, write) = stream.into_split();
         Ok(Client {
             is_known: true,
@@ -158,7 +151,7 @@ impl Listener for LocalListener {
             allowed: Allowed::Trusted,
             registered,
             ended: Box::pin(async move {
-                let _counted = counted;
+                let _entered = entered;
                 pending().await
             }),
         })

@@ -35,8 +35,9 @@ use vbk_repo::repository::home::Home;
 
 use super::Allowed;
 use super::audit::{AuditLog, Who};
-use super::clients::{Client, Listener, Served, Shared};
+use super::clients::{Client, Listener, Served, Serving};
 use super::limited::{Admission, limit};
+use super::owned::Client as Entered;
 use super::registry::Registered;
 use super::tokens::{Entry, Finder, Tokens};
 use crate::address::check_name;
@@ -143,22 +144,28 @@ impl Listener for TlsListener {
         Ok((stream, Some(address.ip())))
     }
 
-    async fn admit(&self, stream: TcpStream, shared: &Arc<Shared>) -> io::Result<Client> {
+    async fn admit(&self, stream: TcpStream, serving: &Serving) -> io::Result<Client> {
         let mut stream = self.acceptor.accept(stream).await?;
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let key = shown.and_then(|spki| PublicKey::of_spki(spki));
         let key = key.ok_or_else(|| io::Error::other("the client shows no key"))?;
         let mut name = vec![0; usize::from(stream.read_u8().await?)];
         stream.read_exact(&mut name).await?;
-        let (shared, finder) = (Arc::clone(shared), Arc::clone(&self.finder));
+        let (serving, finder) = (serving.clone(), Arc::clone(&self.finder));
         let address = stream.get_ref().0.peer_addr().ok().map(|address| address.ip());
-        let found = tokio::task::spawn_blocking(move || find(&shared, &finder, &name, key, address));
+        let found = tokio::task::spawn_blocking(move || find(&serving, &finder, &name, key, address));
         let found = found.await.map_err(io::Error::other)?;
         tcp::enlarge(stream.get_ref().0);
         let (read, write) = tokio::io::split(stream);
         let is_known = found.is_ok();
         let (home, allowed, registered, ended) = match found {
-            Ok((home, entry, tokens, registered)) => {
+            Ok(Found {
+                home,
+                entered,
+                entry,
+                tokens,
+                registered,
+            }) => {
                 let allowed = entry.rights;
                 let counted = Counted::new(key, &self.sessions);
                 let home = match counted {
@@ -169,7 +176,7 @@ impl Listener for TlsListener {
                     )),
                 };
                 let ended = async move {
-                    let _counted = counted;
+                    let _counted = (counted, entered);
                     revoked(tokens, entry, address).await
                 };
                 (home, allowed, registered, Box::pin(ended) as _)
@@ -191,12 +198,20 @@ impl Listener for TlsListener {
     }
 }
 
-/// A repository as the holder of a token may have it, or the reason for which it can't be opened.
-type Found = (Result<Arc<dyn Home>, Fault>, Entry, Tokens, Registered);
+/// What a token opens.
+struct Found {
+    /// The repository as its holder may have it, or the reason for which it can't be opened.
+    home: Result<Arc<dyn Home>, Fault>,
+    /// As long as the holder uses a repository that this process has open.
+    entered: Option<Entered>,
+    entry: Entry,
+    tokens: Tokens,
+    registered: Registered,
+}
 
 /// Finds the repository of a name, and the token with a key for it. The error is the same for all that is unknown.
 fn find(
-    shared: &Shared,
+    serving: &Serving,
     finder: &Finder,
     name: &[u8],
     key: PublicKey,
@@ -207,6 +222,7 @@ fn find(
                     list` there lists those that it accepts, `vbk token add` makes a new one";
         Fault::Other(ErrorKind::Denied, what.to_owned())
     };
+    let shared = &serving.shared;
     let directory = shared.served.directory(name).ok_or_else(unknown)?;
     let tokens = Tokens::of(&directory);
     let who = |name: &str| Who {
@@ -226,9 +242,16 @@ fn find(
         is_administrator: false,
         quota: entry.quota,
     };
-    let home = (shared.open)(&directory).and_then(|home| limit(home, &admission, Some(&directory)));
+    let (home, entered) = serving.open(&directory);
+    let home = home.and_then(|home| limit(home, &admission, Some(&directory)));
     let registered = shared.registries.enter(&directory, admission.visitor(Way::Tls));
-    Ok((home.map_err(|error| Fault::from(&error)), entry, tokens, registered))
+    Ok(Found {
+        home: home.map_err(|error| Fault::from(&error)),
+        entered,
+        entry,
+        tokens,
+        registered,
+    })
 }
 
 impl Served {

@@ -23,6 +23,8 @@ pub(crate) struct Outbox {
     has_room: Notify,
     /// Bytes of bulk messages that may wait.
     room_bytes: usize,
+    /// Called when a bulk message was written.
+    on_written: fn(),
     /// Chunks that were written.
     chunks: AtomicU64,
     written_bytes: AtomicU64,
@@ -40,12 +42,18 @@ struct Queues {
 impl Outbox {
     /// An empty outbox, in which threads wait while more than `room_bytes` of bulk messages are in it.
     pub(crate) fn new(room_bytes: usize) -> Self {
+        Self::telling(room_bytes, || {})
+    }
+
+    /// Like [`Outbox::new`]; calls `on_written` each time when a bulk message was written.
+    pub(crate) fn telling(room_bytes: usize, on_written: fn()) -> Self {
         Self {
             queues: Mutex::default(),
             filled: Notify::new(),
             emptied: Condvar::new(),
             has_room: Notify::new(),
             room_bytes,
+            on_written,
             chunks: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
         }
@@ -128,6 +136,11 @@ impl Outbox {
         }
     }
 
+    /// Bytes of bulk messages that wait, with the one that is being written.
+    pub(crate) fn bulk_bytes(&self) -> usize {
+        self.queues.lock().bulk_bytes
+    }
+
     /// Bytes of control messages that wait.
     pub(crate) fn control_bytes(&self) -> usize {
         self.queues.lock().control_bytes
@@ -149,6 +162,7 @@ impl Outbox {
         self.queues.lock().bulk_bytes -= message.len();
         self.emptied.notify_all();
         self.has_room.notify_waiters();
+        (self.on_written)();
     }
 
     /// Returns whether the outbox is closed and empty.

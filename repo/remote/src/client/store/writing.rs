@@ -15,6 +15,7 @@ use vbk_repo::{Error, ErrorKind, Result};
 
 use super::{Opened, Published, RemoteStore, split};
 use crate::body;
+use crate::client::gate::GATE;
 use crate::client::kept::Thing;
 use crate::client::link::Part;
 use crate::client::state::Event;
@@ -27,17 +28,37 @@ const PUT_BYTES: usize = 1 << 20;
 const CANCEL_POLL: Duration = Duration::from_millis(200);
 
 impl RemoteStore {
-    /// Puts blocks on this connection.
-    fn put_here(&self, blocks: &[Sealed]) -> Result<()> {
-        let mut body = Vec::new();
-        let ids = blocks.iter().map(|block| block.id.0).collect();
-        let shapes = blocks.iter().map(|block| body::add_sealed(block, &mut body)).collect();
-        let ask = Ask::Put {
-            store: self.handle,
-            blocks: shapes,
-        };
+    /// Puts blocks on this connection, if it takes them soon.
+    fn put_here(&self, blocks: &[Sealed], bytes: usize) -> Result<bool> {
         self.flush_if_due()?;
-        self.link.put(&self.puts, Some(ids), &ask, body)
+        self.link.put_soon(&self.puts, bytes, || {
+            let mut body = Vec::with_capacity(bytes);
+            let ids = blocks.iter().map(|block| block.id.0).collect();
+            let shapes = blocks.iter().map(|block| body::add_sealed(block, &mut body)).collect();
+            let ask = Ask::Put {
+                store: self.handle,
+                blocks: shapes,
+            };
+            (ids, ask, body)
+        })
+    }
+
+    /// Puts blocks on the first connection that takes them soon.
+    fn put_somewhere(&self, blocks: &[Sealed]) -> Result<()> {
+        let bytes = blocks.iter().map(Sealed::stored_bytes).sum::<u64>() as usize;
+        self.lanes.moves(bytes);
+        loop {
+            let seen = GATE.changes();
+            if self.put_here(blocks, bytes)? {
+                return Ok(());
+            }
+            for lane in self.lanes.all() {
+                if !lane.is_over() && lane.put_here(blocks, bytes)? {
+                    return Ok(());
+                }
+            }
+            GATE.wait(seen);
+        }
     }
 
     /// Flushes what was put on the other connections, on all at once.
@@ -149,11 +170,7 @@ impl StoreWriter for RemoteStore {
     fn put(&self, blocks: Vec<Sealed>) -> Result<()> {
         self.early.forget_condemned();
         for blocks in split(&blocks, PUT_BYTES, |block| block.stored_bytes() as usize) {
-            let bytes: u64 = blocks.iter().map(Sealed::stored_bytes).sum();
-            match self.lanes.pick(bytes as usize, self.load()) {
-                Some(lane) => lane.put_here(blocks)?,
-                None => self.put_here(blocks)?,
-            }
+            self.put_somewhere(blocks)?;
         }
         Ok(())
     }
