@@ -43,6 +43,8 @@ pub struct Context<'a> {
     trusted: OnceLock<Repository>,
     /// The repository is not the one that this host knows, and was read anyway.
     is_doubted: AtomicBool,
+    /// A repository that the run read besides its own is not the one that this host knows.
+    doubts_other: AtomicBool,
     /// The run writes to the repository.
     is_writer: AtomicBool,
 }
@@ -64,6 +66,7 @@ impl<'a> Context<'a> {
             memory: machine::trust_dir().map(Memory::at),
             trusted: OnceLock::new(),
             is_doubted: AtomicBool::new(false),
+            doubts_other: AtomicBool::new(false),
             is_writer: AtomicBool::new(false),
         }
     }
