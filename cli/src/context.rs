@@ -271,10 +271,9 @@ impl<'a> Context<'a> {
             .map(|directory| (directory, bytes)))
     }
 
-    /// Returns the options, as they were given, by which a process that this one starts reaches the repository.
-    pub fn far_options(&self) -> Vec<OsString> {
-        let cache = self.global.cache.map(|bytes| format!("--cache={bytes}").into());
-        cache.into_iter().collect()
+    /// Returns the typed options by which a process that this one starts reaches the repository as this one does.
+    pub fn way_options(&self) -> &[OsString] {
+        &self.sources.way
     }
 
     fn lanes(&self) -> LaneOptions {

@@ -37,7 +37,7 @@ impl Context<'_> {
         };
         let sources = Sources {
             repo_is_typed: true,
-            ..self.sources
+            ..self.sources.clone()
         };
         (global, sources)
     }
