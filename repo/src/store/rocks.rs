@@ -260,11 +260,6 @@ impl RocksStore {
         self.pending.lock()
     }
 
-    /// Returns whether there are blocks that no barrier covers yet.
-    pub fn has_pending(&self) -> bool {
-        !self.pending().is_empty()
-    }
-
     fn rows(&self, ids: &[BlockId]) -> Result<Vec<Option<IndexRow>>> {
         // Pending rows are read first: a barrier moves a row to the index before it leaves `pending`, so none is
         // missed.
