@@ -6,6 +6,7 @@ mod directory;
 mod images;
 mod users;
 
+use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -57,6 +58,8 @@ pub struct BootOptions<'a> {
     pub limit_bytes: Option<u64>,
     /// Limit of the file for the guest's writes.
     pub scratch_bytes: Option<u64>,
+    /// Typed options for the way to the repository.
+    pub way: &'a [OsString],
 }
 
 /// Starts the guest of a backup. Gives up once `cancelled` returns true.
@@ -91,6 +94,7 @@ pub fn start(
         save: options.save.as_deref(),
         scratch_bytes: options.scratch_bytes,
         allow_other: user.is_some(),
+        way: options.way,
     };
     let disks = directory.disks();
     let images = ImageServer::start(repository, entry, &disks, &server, cancelled)?;

@@ -43,6 +43,8 @@ pub struct Context<'a> {
     trusted: OnceLock<Repository>,
     /// The repository is not the one that this host knows, and was read anyway.
     is_doubted: AtomicBool,
+    /// A repository that the run read besides its own is not the one that this host knows.
+    doubts_other: AtomicBool,
     /// The run writes to the repository.
     is_writer: AtomicBool,
 }
@@ -64,6 +66,7 @@ impl<'a> Context<'a> {
             memory: machine::trust_dir().map(Memory::at),
             trusted: OnceLock::new(),
             is_doubted: AtomicBool::new(false),
+            doubts_other: AtomicBool::new(false),
             is_writer: AtomicBool::new(false),
         }
     }
@@ -268,10 +271,9 @@ impl<'a> Context<'a> {
             .map(|directory| (directory, bytes)))
     }
 
-    /// Returns the options, as they were given, by which a process that this one starts reaches the repository.
-    pub fn far_options(&self) -> Vec<OsString> {
-        let cache = self.global.cache.map(|bytes| format!("--cache={bytes}").into());
-        cache.into_iter().collect()
+    /// Returns the typed options by which a process that this one starts reaches the repository as this one does.
+    pub fn way_options(&self) -> &[OsString] {
+        &self.sources.way
     }
 
     fn lanes(&self) -> LaneOptions {

@@ -89,7 +89,7 @@ fn run(cli: &Cli, sources: Sources) -> Result<Outcome> {
     // Also after a failed run, which may have stored something.
     context.remember();
     result.map(|outcome| match outcome {
-        Outcome::Done if context.is_doubted() => Outcome::Warnings,
+        Outcome::Done if context.has_doubts() => Outcome::Warnings,
         outcome => outcome,
     })
 }

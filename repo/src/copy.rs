@@ -8,7 +8,11 @@
 //! | name things alike: both plain, or with the same key | the same nodes | those that the other lacks; they stay compressed as they are |
 //! | name things differently | written again, see `copy/renamed.rs` | those of the changed parts of a disk are read and get their other names; those that the other lacks are put |
 //!
-//! A part of a disk that did not change since a backup which both have is neither read nor looked for.
+//! A part of a disk that did not change since a backup which both have is neither read nor looked for. Between repositories that
+//! name things alike the manifests tell that both have it. Between others nothing in a record does: whoever may add backups could
+//! have made one that looks like a copy and has other content, and the names of its blocks would become those of each later copy.
+//! So such a backup counts only if a note says what it was copied from: a copy writes that, and who may only add backups can't.
+//! Otherwise all blocks of the next copy are read once.
 //!
 //! # Record and note
 //!
@@ -80,8 +84,10 @@ pub struct Plan {
 struct Base {
     /// Position in the order.
     rank: usize,
-    from: Backup,
+    from: Entry,
     to: Backup,
+    /// One is a copy of the other, as far as this copy or an earlier one knows.
+    is_proven: bool,
 }
 
 impl Plan {
@@ -111,8 +117,9 @@ impl Plan {
                     plan.present += u64::from(is_wanted);
                     plan.is_present(Base {
                         rank,
-                        from: entry.backup.clone(),
+                        from: entry.clone(),
                         to: there.backup.clone(),
+                        is_proven: false,
                     });
                 }
                 Some(_) if is_wanted => plan.taken.push(entry.backup.spec()),
@@ -132,7 +139,8 @@ impl Plan {
 
     /// Notes a backup that both have.
     fn is_present(&mut self, base: Base) {
-        self.bases.entry(base.from.guest.clone()).or_default().push(base);
+        let guest = base.from.backup.guest.clone();
+        self.bases.entry(guest).or_default().push(base);
     }
 }
 
@@ -217,6 +225,13 @@ pub fn copy(
         return Ok(Copied::default());
     }
     let states = States::load(from).map_err(CopyError::From)?;
+    let mut plan = plan;
+    if from.hashing() != to.store().hashing() {
+        let there = States::load(to.store()).map_err(CopyError::To)?;
+        for base in plan.bases.values_mut().flatten() {
+            base.is_proven = there.noted(&base.to.spec()).copy_of == Some(base.from.id);
+        }
+    }
     let condemned = to.store().condemned().map_err(CopyError::To)?;
     let mut job = Job {
         from,
@@ -296,7 +311,7 @@ impl Job<'_> {
         }
         (self.options.observer)(Step::Begun(backup));
         let before = self.mover.totals().0;
-        match self.try_backup(backup, manifests) {
+        match self.try_backup(entry, manifests) {
             Ok(()) => {
                 let after = self.mover.totals().0;
                 let sent = Sent {
@@ -323,13 +338,14 @@ impl Job<'_> {
         }
     }
 
-    fn try_backup(&mut self, backup: &Backup, manifests: Vec<Result<Manifest>>) -> std::result::Result<(), Fault> {
+    fn try_backup(&mut self, entry: &Entry, manifests: Vec<Result<Manifest>>) -> std::result::Result<(), Fault> {
+        let backup = &entry.backup;
         let manifests = manifests.into_iter().map(|read| read.map_err(Fault::of_source));
         let manifests: Vec<Manifest> = manifests.collect::<std::result::Result<_, _>>()?;
         let mut tries = 0;
         loop {
             let stored = self.images(backup, &manifests, tries > 0);
-            match stored.and_then(|stored| self.commit(backup, stored)) {
+            match stored.and_then(|stored| self.commit(entry, stored)) {
                 Err(Fault::To(Error::Missing { blocks, .. })) if tries < MOST_TRIES => {
                     tries += 1;
                     // Nothing counts as known that is not found there, and what is gone is put whatever the store says.
@@ -366,7 +382,7 @@ impl Job<'_> {
             self.to.store().builds_on(&spec).map_err(Fault::To)?;
         }
         let mut stored = backup.clone();
-        if self.from.hashing() == self.to.store().hashing() {
+        if self.names_alike() {
             // Where blocks are condemned, all of the disk is looked through for them: that is cheap here, and replaces them.
             if let Some(base) = base.filter(|_| !self.mover.has_condemned()) {
                 self.known.learn(self.to.store(), &base.to).map_err(Fault::To)?;
@@ -374,17 +390,25 @@ impl Job<'_> {
             same::copy(&self.mover, &mut self.known, backup, manifests)?;
             return Ok(stored);
         }
+        let base = base.filter(|base| base.is_proven);
         let images = stored.images.iter_mut().chain(&mut stored.files);
         for (image, manifest) in images.zip(manifests) {
-            let before = base.and_then(|base| Some((find(&base.from, image)?, find(&base.to, image)?)));
+            let before = base.and_then(|base| Some((find(&base.from.backup, image)?, find(&base.to, image)?)));
             image.manifest = self.renamed.copy(&self.mover, manifest, before)?;
         }
         Ok(stored)
     }
 
+    /// Returns whether equal blocks have equal names in both.
+    fn names_alike(&self) -> bool {
+        self.from.hashing() == self.to.store().hashing()
+    }
+
     /// Makes a backup visible there.
-    fn commit(&mut self, backup: &Backup, stored: Backup) -> std::result::Result<(), Fault> {
+    fn commit(&mut self, entry: &Entry, stored: Backup) -> std::result::Result<(), Fault> {
+        let backup = &entry.backup;
         let key = backup.spec();
+        let copy_of = (!self.names_alike()).then_some(entry.id);
         let noted = self.states.noted(&key);
         let sequence = self.plan.order.sequence_of(backup);
         let with = |generation| {
@@ -392,6 +416,7 @@ impl Job<'_> {
                 protected: noted.protected,
                 rehearsed: noted.rehearsed,
                 arrived: sequence.map(|_| generation),
+                copy_of,
                 ..State::default()
             };
             let notes = match state == State::default() {
@@ -405,9 +430,9 @@ impl Job<'_> {
             doubts_times: self.plan.doubted.contains(&key),
             ..Terms::default()
         });
-        let there = match self.to.commit_unpublished(stored, &with) {
-            Err(Error::BackupExists(_)) => self.exists(backup)?,
-            committed => committed.map_err(Fault::To)?.backup,
+        let (there, is_proven) = match self.to.commit_unpublished(stored, &with) {
+            Err(Error::BackupExists(_)) => (self.exists(backup)?, false),
+            committed => (committed.map_err(Fault::To)?.backup, true),
         };
         if self.states.is_unread(&key) {
             (self.options.observer)(Step::Guessed(backup));
@@ -419,8 +444,9 @@ impl Job<'_> {
         let rank = self.plan.order.rank(backup);
         let base = Base {
             rank,
-            from: backup.clone(),
+            from: entry.clone(),
             to: there,
+            is_proven,
         };
         if let Some(bases) = self.plan.bases.get_mut(&backup.guest) {
             bases.retain(|other| other.rank > rank);

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backup::Backup;
 use crate::error::Result;
+use crate::id::BackupId;
 use crate::store::{Note, StoreReader};
 
 /// State of one backup. The default is the state of a new one.
@@ -37,6 +38,9 @@ pub struct State {
     /// `sequence` is that of an earlier one then, for the order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arrived: Option<u64>,
+    /// The record that it was copied from, if that is in a repository with other names for blocks: both have the same content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_of: Option<BackupId>,
 }
 
 /// Result of a rehearsal: the backup was booted in a virtual machine. A later version may add fields.
@@ -282,6 +286,7 @@ mod tests {
             }),
             unstarted: at("2026-11-22T00:00:00Z"),
             arrived: Some(3),
+            copy_of: Some(BackupId([7; 32])),
         };
         store.amend(&[], &[note_of(&backup.spec(), state)]).expect("notes");
         assert_eq!(States::load(&store).expect("loads").of(&backup), state);

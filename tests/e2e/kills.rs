@@ -150,6 +150,11 @@ fn number_from(name: &str) -> Option<u64> {
     Some(number.unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
 
+/// Prints a line for `scripts/crash`.
+fn print_progress(kills: u64, wanted: u64, seed: u64) {
+    println!("progress: {kills} of {wanted} kills, seed {seed}");
+}
+
 #[test]
 fn acknowledged_backups_survive_random_kills() {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -169,6 +174,7 @@ fn acknowledged_backups_survive_random_kills() {
             driver.step();
         }
         driver.check_everything();
+        print_progress(driver.figures.kills, trace.kills, trace.seed);
         driver.lab = driver.new_lab();
     }
     driver.print_figures(started.elapsed());

@@ -320,3 +320,36 @@ fn a_backup_goes_on_after_a_lost_connection() {
     assert_same(&disk, &restored);
     lab.ok(args!["verify"]);
 }
+
+#[test]
+fn the_way_that_was_typed_is_that_of_the_process_behind_a_mount_too() {
+    let mut lab = Lab::new();
+    let sshd = Sshd::start(&lab);
+    let disk = lab.path("disk.img");
+    fs::write(&disk, vec![0; 8 << 20]).expect("writes");
+    tool("mkfs.ext4", args!["-q", disk]);
+    lab.backup("web1", &disk);
+    let way = sshd.way("all", lab.repo());
+    let rsh = format!("--rsh={}", way.rsh);
+    // The environment does not say how to get there.
+    lab.use_remote(Remote {
+        rsh: "/bin/false".into(),
+        ..way
+    });
+    let (dir, images) = (lab.subdir("files"), lab.subdir("images"));
+    let typed = args![rsh, "--bandwidth=30MB/s", "--connections=1", "--reconnect-for=5m"];
+    for mount in [
+        args!["--json", "mount", "web1@latest", "--files", dir],
+        args!["--json", "mount", images],
+    ] {
+        let report = lab.run([typed.clone(), mount].concat()).code(0).json();
+        let words = fs::read(format!("/proc/{}/cmdline", report["pid"])).expect("runs");
+        let words: Vec<_> = words.split(|byte| *byte == 0).collect();
+        for option in &typed {
+            assert!(words.contains(&option.as_encoded_bytes()), "{option:?}: {report}");
+        }
+    }
+    assert!(dir.join("lost+found").exists());
+    lab.umount(&dir);
+    lab.umount(&images);
+}

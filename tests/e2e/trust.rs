@@ -1,5 +1,6 @@
 //! Repositories that are not what the host knew: an older copy, another one, a plain one in the place of an encrypted one.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -136,7 +137,7 @@ fn a_plain_repository_in_place_of_an_encrypted_one_is_refused() {
     let (disk, key, plain) = (lab.path("disk"), lab.path("key"), lab.path("plain"));
     write_noise(&disk, 1, MIB);
     lab.ok(args!["--key-file", key, "init", "--encrypt", "--no-recovery-key"]);
-    let of_owner = |args: Vec<std::ffi::OsString>| -> Said {
+    let of_owner = |args: Vec<OsString>| -> Said {
         let mut all = args!["--key-file", key];
         all.extend(args);
         lab.run(all)
@@ -247,7 +248,7 @@ fn a_copy_at_another_path_is_a_separate_repository() {
 #[test]
 fn a_host_without_memory_warns_and_backs_up() {
     let (lab, _) = lab_with_an_older_copy();
-    let run = |args: Vec<std::ffi::OsString>| {
+    let run = |args: Vec<OsString>| {
         let mut command = Command::new(VBK);
         // A file is in the way.
         command.env("VBK_STATE_DIR", lab.path("disk"));
@@ -336,4 +337,39 @@ fn a_store_of_another_repository_under_the_old_marker_is_not_written() {
     lab.run(args!["repair"]).code(0);
     assert!(marker().contains(&id), "{}", marker());
     lab.backup("web1", &lab.path("disk"));
+}
+
+#[test]
+fn every_command_warns_of_a_second_repository_that_is_not_the_known_one() {
+    let lab = Lab::without_repo();
+    let key = lab.path("key");
+    let [from, like, to, third] = ["from", "like", "to", "third"].map(|name| lab.path(name));
+    let run = |args: Vec<OsString>| {
+        let mut keyed = args!["--key-file", key];
+        keyed.extend(args);
+        lab.start_bare(keyed).wait()
+    };
+    let locked = |args: Vec<OsString>| lab.start_bare(args).wait();
+    run(args!["init", from, "--encrypt", "--no-recovery-key"]).done();
+    for path in [&like, &to] {
+        run(args!["init", path, "--like", from, "--no-recovery-key"]).done();
+    }
+    run(args!["copy", from, to]).done();
+    locked(args!["copy", "--without-key", from, to]).done();
+    fs::rename(&from, lab.path("away")).expect("moves");
+    fs::rename(&like, &from).expect("moves");
+    for (said, command) in [
+        (run(args!["copy", from, to]), "copy"),
+        (locked(args!["copy", "--without-key", from, to]), "copy --without-key"),
+        (run(args!["--repo", to, "repair", "--from", from]), "repair --from"),
+        (
+            run(args!["init", third, "--like", from, "--no-recovery-key"]),
+            "init --like",
+        ),
+    ] {
+        assert_eq!(said.status.code(), Some(3), "{command}: {said}");
+        said.says(&["is not what this host knows", "its id was"]);
+    }
+    // The run's own repository is not doubted for that, and what was written to it is remembered.
+    run(args!["--repo", to, "verify"]).done();
 }

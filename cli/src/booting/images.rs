@@ -36,6 +36,8 @@ pub struct ServerOptions<'a> {
     pub scratch_bytes: Option<u64>,
     /// QEMU runs as another user.
     pub allow_other: bool,
+    /// Typed options for the way to the repository.
+    pub way: &'a [OsString],
 }
 
 /// The process. Dropped, it unmounts and ends.
@@ -68,6 +70,7 @@ impl ImageServer {
             OsStr::new("--foreground"),
         ];
         let mut arguments: Vec<OsString> = arguments.map(OsStr::to_owned).into();
+        arguments.extend_from_slice(options.way);
         let limit = options.scratch_bytes.map(|size| format!("--scratch-size={size}"));
         arguments.extend(limit.map(OsString::from));
         let save = options.save.map(std::path::absolute).transpose().map_err(failed())?;

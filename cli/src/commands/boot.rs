@@ -83,6 +83,7 @@ pub fn run(context: &Context<'_>, args: &BootArgs) -> Result<Outcome> {
         limit_bytes: None,
         // The file takes all that the guest writes until it is off, perhaps days later.
         scratch_bytes: args.machine.scratch_size.or(behind.as_ref().map(|_| u64::MAX)),
+        way: context.way_options(),
     };
     let started = start(&repository, &view, entry, &options, &mut || has_come(&mut signals));
     let mut booted = match started {

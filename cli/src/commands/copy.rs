@@ -73,7 +73,7 @@ pub fn run(context: &Context<'_>, args: &CopyArgs) -> Result<Outcome> {
     // Also after a failed run, which may have stored something.
     to.remember();
     copied.map(|outcome| match outcome {
-        Outcome::Done if from.is_doubted || to.is_doubted() => Outcome::Warnings,
+        Outcome::Done if to.is_doubted() => Outcome::Warnings,
         outcome => outcome,
     })
 }

@@ -279,7 +279,7 @@ fn mount_files(context: &Context<'_>, args: &MountArgs, dir: &Path) -> Result<Ou
     let plan = FilesPlan::new(&view, &resources, entry, &images, &options, &random_fsid)?;
     let point = absolute(dir)?;
     let handover = handover(&repository, &secrets)?;
-    let mut arguments = context.far_options();
+    let mut arguments = context.way_options().to_vec();
     arguments.extend(server_arguments(args, &repository, &plan, &entry.id.to_string())?);
     let mut server = daemon::start(arguments, &handover)?;
     let servers = Servers::read();

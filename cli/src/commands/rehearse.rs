@@ -101,6 +101,7 @@ pub fn run(context: &Context<'_>, args: &RehearseArgs) -> Result<Outcome> {
         is_kept_after_end: true,
         limit_bytes: Some(MEMORY_BYTES),
         scratch_bytes: args.machine.scratch_size,
+        way: context.way_options(),
     };
     let cancelled = &mut || cancel.load(Ordering::SeqCst);
     let booted = match start(&repository, &view, entry, &options, cancelled) {

@@ -1,6 +1,7 @@
 //! Repositories besides the one of the run: a command opens them by their own names, and some with their own keys.
 
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use vbk_repo::keys::Keys;
 use vbk_repo::repository::{Repository, View};
@@ -15,8 +16,6 @@ pub struct Other {
     pub repository: Repository,
     /// Its newest view.
     pub view: View,
-    /// It is not the one that this host knows.
-    pub is_doubted: bool,
 }
 
 impl Context<'_> {
@@ -38,7 +37,7 @@ impl Context<'_> {
         };
         let sources = Sources {
             repo_is_typed: true,
-            ..self.sources
+            ..self.sources.clone()
         };
         (global, sources)
     }
@@ -56,7 +55,8 @@ impl Context<'_> {
         }
         // A key of the run's repository says nothing about this one.
         sources.key_option = None;
-        Context::new(&global, sources).open_other(is_keyed, keys.options)
+        let other = Context::new(&global, sources);
+        self.noting_doubt(&other, other.open_other(is_keyed, keys.options))
     }
 
     /// Opens another repository without its keys, for reading.
@@ -65,7 +65,14 @@ impl Context<'_> {
         if let Some(token) = keys.token_file {
             global.token_file = Some(token.to_owned());
         }
-        Context::new(&global, sources).locked_repository()
+        let other = Context::new(&global, sources);
+        self.noting_doubt(&other, other.locked_repository())
+    }
+
+    /// Notes for the exit code whether the other repository is not the one that this host knows.
+    fn noting_doubt<T>(&self, other: &Context<'_>, opened: Result<T>) -> Result<T> {
+        self.doubts_other.fetch_or(other.is_doubted(), Ordering::SeqCst);
+        opened
     }
 
     fn open_other(&self, is_keyed: bool, options: &str) -> Result<Other> {
@@ -88,11 +95,7 @@ impl Context<'_> {
         })?;
         let view = self.view_of(&repository)?;
         self.remember();
-        Ok(Other {
-            repository,
-            view,
-            is_doubted: self.is_doubted(),
-        })
+        Ok(Other { repository, view })
     }
 
     /// Opens the repository for a command that will write to it; with keys that are at hand, if they are the right ones.

@@ -153,6 +153,11 @@ impl Context<'_> {
         self.is_doubted.load(Ordering::SeqCst)
     }
 
+    /// Returns whether any repository that the run read is not the one that this host knows.
+    pub fn has_doubts(&self) -> bool {
+        self.is_doubted() || self.doubts_other.load(Ordering::SeqCst)
+    }
+
     /// Returns the memory of this host, if this user has a place for one.
     pub fn memory(&self) -> Option<&Memory> {
         self.memory.as_ref()

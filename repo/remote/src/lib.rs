@@ -53,6 +53,9 @@ pub mod address;
 mod body;
 mod budget;
 pub mod client;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod message;
 pub mod peer;
 pub mod server;

@@ -245,22 +245,27 @@ impl Job<'_> {
                     Err(error) if error.kind() != ErrorKind::Corrupt => return Err(error),
                     root => root.ok().and_then(|root| Some(Head::split(&root)?.0)),
                 };
-                for page in root.into_iter().flat_map(|root| root.names) {
-                    self.pages.entry(NodeId(page)).or_insert_with(|| record.key.clone());
-                }
+                self.has_pages(root.into_iter().flat_map(|root| root.names), &record.key);
             }
         }
         Ok(())
     }
 
+    /// Notes pages of a backup that both have.
+    fn has_pages(&mut self, pages: impl IntoIterator<Item = [u8; 32]>, key: &str) {
+        for page in pages {
+            self.pages.entry(NodeId(page)).or_insert_with(|| key.to_owned());
+        }
+    }
+
     fn backup(&mut self, record: &Record) -> std::result::Result<(), Fault> {
         self.door.check_record(record).map_err(Fault::Backup)?;
         let roots = roots_below(&record.bytes).unwrap_or_default();
-        if let Some(base) = self.base_of(&roots)? {
+        let pages = self.put_roots(&roots)?;
+        if let Some(base) = self.base_of(&pages) {
             // Only so that the store looks at less.
             self.to.builds_on(&base).map_err(Fault::To)?;
         }
-        self.put_lacking(&roots)?;
         let mut put: HashSet<[u8; 32]> = HashSet::new();
         let mut vain_rounds = 0;
         loop {
@@ -269,7 +274,8 @@ impl Job<'_> {
                 committed => {
                     self.mover.are_lost(Vec::new());
                     committed.map_err(Fault::To)?;
-                    return self.learn(record).map_err(Fault::From);
+                    self.has_pages(pages, &record.key);
+                    return Ok(());
                 }
             };
             let named = || {
@@ -296,19 +302,14 @@ impl Job<'_> {
         }
     }
 
-    /// Returns a backup that both have with most of the pages below these roots.
-    fn base_of(&self, roots: &[NodeId]) -> std::result::Result<Option<String>, Fault> {
+    /// Returns a backup that both have with most of these pages.
+    fn base_of(&self, pages: &[[u8; 32]]) -> Option<String> {
         let mut shared: HashMap<&String, usize> = HashMap::new();
-        for ids in roots.chunks(NODES) {
-            for (id, root) in ids.iter().zip(nodes(self.from, ids)) {
-                let pages = self.head(*id, &root.map_err(Fault::of_source)?)?.names;
-                for base in pages.into_iter().filter_map(|page| self.pages.get(&NodeId(page))) {
-                    *shared.entry(base).or_default() += 1;
-                }
-            }
+        for base in pages.iter().filter_map(|page| self.pages.get(&NodeId(*page))) {
+            *shared.entry(base).or_default() += 1;
         }
         let most = shared.into_iter().max_by_key(|(base, pages)| (*pages, *base));
-        Ok(most.map(|(base, _)| base.clone()))
+        most.map(|(base, _)| base.clone())
     }
 
     fn head(&self, id: NodeId, bytes: &[u8]) -> std::result::Result<Head, Fault> {
@@ -317,8 +318,29 @@ impl Job<'_> {
         head.ok_or_else(|| Fault::Backup(crate::manifest::damaged(id, "it is cut off")))
     }
 
-    /// Puts those of some small nodes, roots and pages, that the other store lacks.
-    fn put_lacking(&self, ids: &[NodeId]) -> std::result::Result<(), Fault> {
+    /// Puts those of a backup's roots, and of the pages below them, that the other store lacks. Returns the pages below all roots.
+    fn put_roots(&self, ids: &[NodeId]) -> std::result::Result<Vec<[u8; 32]>, Fault> {
+        let (mut pages, mut may_lack) = (Vec::new(), Vec::new());
+        for ids in ids.chunks(NODES) {
+            let lacking = self.lacking(ids)?;
+            let mut put = Vec::new();
+            for (id, root) in ids.iter().zip(nodes(self.from, ids)) {
+                let root = root.map_err(Fault::of_source)?;
+                let below = self.head(*id, &root)?.names;
+                if lacking.contains(id) {
+                    may_lack.extend(below.iter().copied().map(NodeId));
+                    put.push((*id, root));
+                }
+                pages.extend(below);
+            }
+            self.to.put_nodes(put).map_err(Fault::To)?;
+        }
+        self.put_nodes(&self.lacking(&may_lack)?)?;
+        Ok(pages)
+    }
+
+    /// Returns those of some small nodes, roots and pages, that the other store lacks.
+    fn lacking(&self, ids: &[NodeId]) -> std::result::Result<Vec<NodeId>, Fault> {
         let mut lacking = Vec::new();
         for ids in ids.chunks(NODES) {
             for (id, there) in ids.iter().zip(nodes(self.to, ids)) {
@@ -329,7 +351,7 @@ impl Job<'_> {
                 }
             }
         }
-        self.put_nodes(&lacking)
+        Ok(lacking)
     }
 
     /// Puts nodes, and those of the pages and blocks below them that the other store lacks.
@@ -360,7 +382,7 @@ impl Job<'_> {
         )?;
         match pages.is_empty() {
             true => Ok(()),
-            false => self.put_lacking(&pages),
+            false => self.put_nodes(&self.lacking(&pages)?),
         }
     }
 

@@ -36,6 +36,7 @@ pub struct Delayed<S: StoreManager + 'static> {
 struct Counters {
     waits: AtomicU64,
     blocks: AtomicU64,
+    nodes: AtomicU64,
 }
 
 /// Calls of a [`Delayed`] store so far.
@@ -45,6 +46,8 @@ pub struct Calls {
     pub waits: u64,
     /// Blocks that were read.
     pub blocks: u64,
+    /// Nodes that were read.
+    pub nodes: u64,
 }
 
 /// The puts that are on their way.
@@ -119,6 +122,7 @@ impl<S: StoreManager + 'static> Delayed<S> {
         Calls {
             waits: of(&self.counters.waits),
             blocks: of(&self.counters.blocks),
+            nodes: of(&self.counters.nodes),
         }
     }
 
@@ -210,6 +214,7 @@ impl<S: StoreManager + 'static> StoreReader for Delayed<S> {
 
     fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
         self.wait();
+        self.counters.nodes.fetch_add(ids.len() as u64, Ordering::SeqCst);
         self.store.nodes(ids)
     }
 

@@ -45,6 +45,7 @@ fn acknowledged_backups_survive_kills_of_the_server_and_of_its_clients() {
             }
         }
         restored += epoch.end();
+        super::print_progress(kills, wanted, seed);
     }
     println!(
         "figures: {kills} kills in {:.0} s, {of_server} of them of the server; {restored} backups restored and compared; seed {seed}",

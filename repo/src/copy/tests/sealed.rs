@@ -124,6 +124,22 @@ fn a_copy_without_the_key_is_whole_for_those_who_have_it() {
 }
 
 #[test]
+fn a_copy_without_the_key_reads_every_node_once() {
+    let keys = Keys::generate().expect("random bytes");
+    let (from, to) = (Place::new("a", Some(&keys)), Target::new(&keys));
+    for (day, time) in ["2026-11-20T00-00-00Z", "2026-11-21T00-00-00Z"].into_iter().enumerate() {
+        from.back_up("web1", time, &disk(1, day as u32));
+    }
+    let far = Arc::new(Delayed::new(from.memory.clone(), Duration::from_millis(1)).expect("starts"));
+    let repository = from.through(Arc::clone(&far));
+    let before = far.calls().nodes;
+    let copied = copy_to(&repository, &to, &AtomicBool::new(false)).expect("copies");
+    assert_eq!(copied.copied.len(), 2);
+    assert_eq!(far.calls().nodes - before, from.memory.node_ids().len() as u64);
+    assert_eq!(content_of(&to.repository()), from.content());
+}
+
+#[test]
 fn a_copy_without_the_key_that_ended_is_continued() {
     let keys = Keys::generate().expect("random bytes");
     let (from, to) = (Place::new("a", Some(&keys)), Target::new(&keys));

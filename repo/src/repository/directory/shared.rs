@@ -4,6 +4,8 @@
 //! commands that need the directory for themselves (a repair) find their turn. `sessions.rs` of the store says why the
 //! writers do not harm each other.
 //!
+//! What a writer put and did not flush stays when its session ends, also when the store is closed in order.
+//!
 //! After a failed write no barrier of the store succeeds any more, for no writer. The store is then opened again, as soon as the
 //! writers that met the error have ended.
 
@@ -76,6 +78,7 @@ impl SharedDirectory {
         if since.elapsed() < OPEN_FOR && !store.store.has_failed() {
             return false;
         }
+        flush(store);
         *state = State::default();
         true
     }
@@ -104,6 +107,21 @@ impl SharedDirectory {
         };
         state.opened = Some(Arc::clone(&opened));
         opened.session()
+    }
+}
+
+/// Writes what was put and not flushed, before a store is closed: a client whose connection was lost need not send it again.
+fn flush(opened: &Opened) {
+    if opened.store.has_pending()
+        && let Err(error) = opened.store.flush()
+    {
+        tracing::debug!(%error, "what an unfinished backup stored will have to be sent again");
+    }
+}
+
+impl Drop for SharedDirectory {
+    fn drop(&mut self) {
+        self.state.get_mut().opened.iter().for_each(|opened| flush(opened));
     }
 }
 

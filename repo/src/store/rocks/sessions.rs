@@ -182,6 +182,11 @@ impl Sessions {
 
 /// Calls of sessions, and of callers without one.
 impl RocksStore {
+    /// Returns whether there are blocks that no barrier covers yet.
+    pub fn has_pending(&self) -> bool {
+        !self.pending().is_empty()
+    }
+
     /// Looks blocks up for a session, which uses those that are there from now on.
     pub(super) fn locate_for(&self, session: Option<u64>, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
         let removals = self.sessions.lock().removals;

@@ -3,8 +3,10 @@ use std::sync::atomic::AtomicBool;
 use super::*;
 use crate::block::BlockSize;
 use crate::error::ErrorKind;
+use crate::id::BlockId;
 use crate::reader::{ImageReader, ReadResources};
 use crate::repository::{CreateOptions, Repository, prune_without_key};
+use crate::slots::SlotReader;
 use crate::store::{PruneOptions, Record};
 use crate::tests::testing::{backup, mixed_bytes, store_image};
 
@@ -70,6 +72,34 @@ fn many_writers_have_a_directory_open_and_the_lock_is_free_afterwards() {
     shared.state.lock().unused_since = Some(Instant::now() - OPEN_FOR);
     assert!(shared.close_if_unused());
     drop(other.write("backup", &mut |_| true).expect("opens"));
+}
+
+#[test]
+fn what_a_lost_client_put_is_there_when_it_comes_back() {
+    let (directory, shared) = shared();
+    let put = |shared: &Arc<SharedDirectory>, seed| {
+        let session = shared.write("backup", &mut |_| true).expect("opens");
+        let made = store_image(&*session.store, "vda", &mixed_bytes(seed, LEN));
+        let reader = SlotReader::open(&*session.store, made.manifest).expect("opens");
+        let slots = reader.segment(0).expect("reads");
+        slots.into_iter().flatten().collect::<Vec<_>>()
+    };
+    let is_there = |shared: &Arc<SharedDirectory>, ids: &[BlockId]| {
+        let session = shared.write("backup", &mut |_| true).expect("opens");
+        let located = session.store.locate(ids).expect("looks");
+        !ids.is_empty() && located.iter().all(Option::is_some)
+    };
+    let first = put(&shared, 1);
+    assert!(!shared.close_if_unused());
+    shared.state.lock().unused_since = Some(Instant::now() - OPEN_FOR);
+    assert!(shared.close_if_unused());
+    assert!(is_there(&shared, &first));
+    // The end of the server is not waited for.
+    let second = put(&shared, 2);
+    drop(shared);
+    let path = directory.path().join("repo");
+    let next = Arc::new(SharedDirectory::new(Arc::new(Directory::open(&path).expect("opens"))));
+    assert!(is_there(&next, &second));
 }
 
 #[test]
