@@ -82,6 +82,7 @@ fn a_backup_on_a_full_disk_fails_and_continues_once_there_is_room() {
     lab.ok(args!["verify"]);
     lab.ok(args!["restore", "large@latest", out, "--force"]);
     assert_is_noise(&out, 2, 100 * MIB);
+    lab.end_server();
     mount.unmount();
 }
 
@@ -107,12 +108,14 @@ fn a_disk_without_a_single_free_block_harms_no_backup() {
     lab.ok(args!["verify"]);
     lab.ok(args!["restore", "second@latest", out, "--force"]);
     assert_is_noise(&out, 3, 8 * MIB);
+    lab.end_server();
     mount.unmount();
 }
 
 #[test]
 fn a_repository_on_a_file_system_that_became_read_only_can_still_be_read() {
     let (lab, mount, _) = small_lab(192, 80);
+    lab.end_server();
     crate::support::tools::tool("mount", args!["-o", "remount,ro", mount.point]);
     assert_eq!(lab.listed().len(), 1);
     lab.ok(args!["verify"]);
@@ -121,6 +124,7 @@ fn a_repository_on_a_file_system_that_became_read_only_can_still_be_read() {
     lab.umount(&dir);
     let said = lab.run(args!["backup", "first", lab.path("first.img")]).code(1);
     said.says(&["read-only file system", lab.repo().to_str().expect("UTF-8")]);
+    lab.end_server();
     mount.unmount();
 }
 
@@ -168,6 +172,7 @@ impl Template {
         lab.use_repo(&mount.point.join("repo"));
         lab.ok(args!["init", "--block-size", block_size]);
         fill(&lab);
+        lab.end_server();
         mount.unmount();
         Self { lab, image }
     }
@@ -264,10 +269,11 @@ impl Point<'_> {
     fn finish(self) {
         self.lab.ok(args!["verify"]);
         let pruned = self.lab.json(args!["prune", "--max-unused", "0%"]);
-        let views = names_in(&self.lab.repo().join("views"));
+        let views = names_in(&self.lab.files().join("views"));
         assert_eq!(views.len(), 3, "more than a view, its lock and the link: {views:?}");
         self.assert_small(&pruned);
         self.lab.ok(args!["verify"]);
+        self.lab.end_server();
         self.mount.unmount();
     }
 
@@ -283,7 +289,7 @@ impl Point<'_> {
     }
 
     fn used_bytes(&self) -> u64 {
-        let kib = tool("du", args!["-sk", self.lab.repo()]);
+        let kib = tool("du", args!["-sk", self.lab.files()]);
         let kib = kib.split_whitespace().next().expect("a number");
         kib.parse::<u64>().expect("a number") * KIB
     }

@@ -298,7 +298,7 @@ fn a_file_size_limit_is_not_reported_as_a_full_disk() {
                 "bash",
                 VBK,
                 "--repo",
-                lab.repo(),
+                lab.place(),
                 "restore",
                 "web1@latest",
                 out
@@ -322,7 +322,7 @@ fn an_address_space_limit_is_reported_without_an_abort() {
         args!["backup", "web1", lab.path("disk.img")],
         args!["restore", "web1@latest", lab.path("out.img")],
     ] {
-        let mut args = args!["--as=400000000", VBK, "--repo", lab.repo()];
+        let mut args = args!["--as=400000000", VBK, "--repo", lab.place()];
         args.extend(command);
         lab.start_command(Command::new("prlimit"), args).wait().code(1).says(&[
             "address space",

@@ -18,7 +18,7 @@ fn lab_with_an_older_copy() -> (Lab, PathBuf) {
     write_noise(&disk, 1, MIB);
     lab.backup("web1", &disk);
     let old = lab.path("old");
-    tool("cp", args!["-a", lab.repo(), old]);
+    tool("cp", args!["-a", lab.files(), old]);
     write_noise(&disk, 2, MIB);
     lab.backup("web1", &disk);
     (lab, old)
@@ -26,7 +26,7 @@ fn lab_with_an_older_copy() -> (Lab, PathBuf) {
 
 /// Puts a repository into the place of the lab's own, which goes to `away`.
 fn replace_repository_with(lab: &Lab, other: &Path) {
-    fs::rename(lab.repo(), lab.path("away")).expect("moves");
+    fs::rename(lab.files(), lab.path("away")).expect("moves");
     fs::rename(other, lab.repo()).expect("moves");
 }
 
@@ -44,7 +44,7 @@ fn content_of(repo: &Path) -> Vec<String> {
 /// What writes is refused and changes nothing; what reads warns and works.
 fn assert_doubted(lab: &Lab, words: &[&str], reading: &[&str]) {
     let disk = lab.path("disk");
-    let before = content_of(lab.repo());
+    let before = content_of(lab.files());
     let commands = [
         args!["backup", "web1", disk],
         args!["forget", "web1@latest"],
@@ -58,7 +58,7 @@ fn assert_doubted(lab: &Lab, words: &[&str], reading: &[&str]) {
         let said = lab.run(command).code(1).says(words);
         said.says(&["vbk --repo", "trust", "nothing was written", "older copy"]);
     }
-    assert_eq!(content_of(lab.repo()), before, "nothing was written");
+    assert_eq!(content_of(lab.files()), before, "nothing was written");
     for command in reading {
         let words_of = command.split(' ').map(Into::into).collect();
         let said = lab.run(words_of).says(words).says(&["trust"]);
@@ -110,9 +110,9 @@ fn an_older_copy_of_a_repository_is_read_only_until_trusted() {
     lab.ok(args!["verify"]);
     // Accepting once is no licence for the next time.
     let accepted = lab.path("accepted");
-    tool("cp", args!["-a", lab.repo(), accepted]);
+    tool("cp", args!["-a", lab.files(), accepted]);
     lab.backup("web1", &lab.path("disk"));
-    fs::remove_dir_all(lab.repo()).expect("removes");
+    fs::remove_dir_all(lab.files()).expect("removes");
     fs::rename(accepted, lab.repo()).expect("moves");
     lab.run(args!["backup", "web1", lab.path("disk")])
         .code(1)
@@ -151,7 +151,7 @@ fn a_plain_repository_in_place_of_an_encrypted_one_is_refused() {
     // Without a word about keys, as at a terminal where a passphrase would have been asked for.
     assert_doubted(&lab, &["it was encrypted and is not encrypted now"], &["list"]);
     // Not even where the store and the marker are all that is there.
-    fs::remove_file(lab.repo().join("vbk-repository")).expect("removes");
+    fs::remove_file(lab.files().join("vbk-repository")).expect("removes");
     lab.run(args!["repair"]).code(1).says(&["is not encrypted now"]);
     assert_eq!(
         fs::read_dir(lab.repo())
@@ -161,7 +161,7 @@ fn a_plain_repository_in_place_of_an_encrypted_one_is_refused() {
         0
     );
     // And the other way round, and one with another key.
-    fs::rename(lab.repo(), lab.path("theirs")).expect("moves");
+    fs::rename(lab.files(), lab.path("theirs")).expect("moves");
     lab.ok(args!["trust", "--forget"]);
     let (other, other_key) = (lab.path("other"), lab.path("other-key"));
     lab.ok(args![
@@ -184,7 +184,7 @@ fn a_plain_repository_in_place_of_an_encrypted_one_is_refused() {
 }
 
 fn replace_owners_repository_with(lab: &Lab, other: &Path) {
-    fs::rename(lab.repo(), lab.path("owners")).expect("moves");
+    fs::rename(lab.files(), lab.path("owners")).expect("moves");
     fs::rename(other, lab.repo()).expect("moves");
 }
 
@@ -193,7 +193,7 @@ fn no_repository_is_created_where_one_vanished() {
     let (lab, _) = lab_with_an_older_copy();
     let away = lab.path("away");
     for empty in [false, true] {
-        fs::rename(lab.repo(), &away).expect("moves");
+        fs::rename(lab.files(), &away).expect("moves");
         if empty {
             fs::create_dir(lab.repo()).expect("makes");
         }
@@ -216,7 +216,7 @@ fn no_repository_is_created_where_one_vanished() {
         fs::rename(&away, lab.repo()).expect("moves");
         assert_eq!(lab.listed().len(), 2);
     }
-    fs::remove_dir_all(lab.repo()).expect("removes");
+    fs::remove_dir_all(lab.files()).expect("removes");
     lab.ok(args!["trust", "--forget"]);
     lab.ok(args!["init"]);
     lab.backup("web1", &lab.path("disk"));
@@ -251,7 +251,7 @@ fn a_host_without_memory_warns_and_backs_up() {
         let mut command = Command::new(VBK);
         // A file is in the way.
         command.env("VBK_STATE_DIR", lab.path("disk"));
-        let mut all = args!["--repo", lab.repo()];
+        let mut all = args!["--repo", lab.place()];
         all.extend(args);
         lab.start_command(command, all).wait()
     };
@@ -312,7 +312,7 @@ fn a_store_of_another_repository_under_the_old_marker_is_not_written() {
             .done();
     }
     for name in ["store", "views", "spare"] {
-        fs::remove_dir_all(lab.repo().join(name)).expect("removes");
+        fs::remove_dir_all(lab.files().join(name)).expect("removes");
         fs::rename(other.join(name), lab.repo().join(name)).expect("moves");
     }
     let said = lab.run(args!["backup", "web1", lab.path("disk")]);
