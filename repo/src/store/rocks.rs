@@ -290,10 +290,20 @@ impl RocksStore {
 
     fn write(&self, doing: &'static str, batch: WriteBatch) -> Result<()> {
         let written = self.reader.db.write_opt(batch, &options::unlogged());
-        written.map_err(|error| {
-            self.failed.store(true, Ordering::SeqCst);
+        written.map_err(self.broken(doing))
+    }
+
+    /// Translates the error of something that RocksDB did not write. It writes nothing any more before it is opened again, also
+    /// if the reason has gone.
+    fn broken(&self, doing: &'static str) -> impl FnOnce(rocksdb::Error) -> Error + '_ {
+        move |error| {
+            self.has_broken();
             failed(doing)(error)
-        })
+        }
+    }
+
+    fn has_broken(&self) {
+        self.failed.store(true, Ordering::SeqCst);
     }
 
     fn barrier(&self, commit: Option<Commit<'_>>) -> Result<()> {
@@ -318,7 +328,7 @@ impl RocksStore {
         reader
             .db
             .flush_cfs_opt(&families, &FlushOptions::default())
-            .map_err(failed("flush"))?;
+            .map_err(self.broken("flush"))?;
         if self.failed.load(Ordering::SeqCst) {
             return Err(failed_before());
         }
@@ -395,7 +405,7 @@ impl RocksStore {
         self.reader
             .db
             .write_opt(batch, &options::logged())
-            .map_err(failed(doing))
+            .map_err(self.broken(doing))
     }
 }
 
