@@ -217,7 +217,10 @@ fn a_restore_under_nohup_survives_a_hangup() {
     let mut command = Command::new("nohup");
     command.current_dir(lab.dir());
     let out = lab.path("out.img");
-    let mut running = lab.start_command(command, args![VBK, "--repo", lab.place(), "restore", "web1@latest", out]);
+    let mut running = lab.start_command(
+        command,
+        args![VBK, "--repo", lab.place(), "restore", "web1@latest", out],
+    );
     assert!(running.wait_until_read(SIZE / 4), "the restore ended early");
     running.signal(Signal::SIGHUP);
     running.wait().code(0);

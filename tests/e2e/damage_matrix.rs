@@ -312,7 +312,11 @@ impl Matrix {
                 }
             }
         }
-        fs::copy(self.lab.path("pristine/vbk-repository"), self.lab.files().join("vbk-repository")).expect("copies");
+        fs::copy(
+            self.lab.path("pristine/vbk-repository"),
+            self.lab.files().join("vbk-repository"),
+        )
+        .expect("copies");
         assert_eq!(self.restore_all(what).len(), 0, "{what}");
         self.ok(args!["verify"]);
     }

@@ -271,7 +271,7 @@ fn a_read_only_file_system_is_not_reported_as_missing_permission() {
     write_noise(&lab.path("disk.img"), 1, 2 * MIB);
     lab.backup("web1", &lab.path("disk.img"));
     let bound = lab.subdir("bound");
-    tool("mount", args!["--bind", lab.repo(), bound]);
+    tool("mount", args!["--bind", lab.files(), bound]);
     tool("mount", args!["-o", "remount,ro,bind", bound]);
     let said = lab
         .start_bare(args!["--repo", bound, "backup", "web1", lab.path("disk.img")])

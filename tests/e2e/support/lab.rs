@@ -110,7 +110,7 @@ impl Lab {
 
     /// `VBK_TEST_THROUGH=ssh` takes every test through the protocol of ssh, with a program in the place of ssh that runs the
     /// command here: see `scripts/test --through-ssh`.
-    fn is_through_ssh(&self) -> bool {
+    pub fn is_through_ssh(&self) -> bool {
         self.remote.is_none() && std::env::var_os("VBK_TEST_THROUGH").is_some_and(|way| way == "ssh")
     }
 
@@ -164,17 +164,23 @@ impl Lab {
         self.machine.path().join("run")
     }
 
+    fn cache_dir(&self) -> PathBuf {
+        self.machine.path().join("cache")
+    }
+
     /// Where vbk remembers repositories, which no other test's does.
     pub fn state_dir(&self) -> PathBuf {
         self.machine.path().join("state")
     }
 
-    /// Makes the next command take whatever is at the repository's place for what it always was: a test puts an older state
-    /// or another repository there, and is not about noticing that.
+    /// Makes the next command take whatever is at the repository's place for what it always was, and not read copies of what was
+    /// there: a test puts an older state or another repository there, and is not about noticing that.
     pub fn forget_known_repositories(&self) {
-        match fs::remove_dir_all(self.state_dir()) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("can't forget: {error}"),
-            _ => {}
+        for directory in [self.state_dir(), self.cache_dir()] {
+            match fs::remove_dir_all(directory) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("can't forget: {error}"),
+                _ => {}
+            }
         }
     }
 
@@ -201,7 +207,7 @@ impl Lab {
         if command.get_program() != "setpriv" {
             let places = [
                 ("VBK_RUNTIME_DIR", self.runtime_dir()),
-                ("VBK_CACHE_DIR", self.machine.path().join("cache")),
+                ("VBK_CACHE_DIR", self.cache_dir()),
                 ("VBK_STATE_DIR", self.state_dir()),
             ];
             for (name, place) in places {
