@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use serde_json::Value;
@@ -11,7 +12,7 @@ use crate::support::bytes::{KIB, MIB, assert_is_noise, copy_sparse, noise_bytes,
 use crate::support::disk::{Disk, LoopDevice, Mount};
 use crate::support::lab::{Lab, names_in, u64_of};
 use crate::support::run::Said;
-use crate::support::tools::tool;
+use crate::support::tools::{tool, wait_until};
 
 /// What every repository keeps for a prune on a full disk.
 const BALLAST_BYTES: u64 = 16 * MIB;
@@ -76,7 +77,12 @@ fn a_backup_on_a_full_disk_fails_and_continues_once_there_is_room() {
     fs::remove_file(filler).expect("removes");
     let done = lab.backup("large", &large);
     assert_eq!(u64_of(&done, "new_bytes") + u64_of(&done, "unchanged_bytes"), 100 * MIB);
-    assert_is_noise(&dir.join("large/latest/vda.img"), 2, 100 * MIB);
+    let shown = dir.join("large/latest/vda.img");
+    assert!(
+        wait_until(Duration::from_secs(20), || shown.exists()),
+        "a mount shows it soon"
+    );
+    assert_is_noise(&shown, 2, 100 * MIB);
     lab.umount(&dir);
     assert_eq!(lab.listed().len(), 2);
     lab.ok(args!["verify"]);

@@ -99,7 +99,7 @@ fn no_file_of_an_encrypted_repository_reveals_guest_names() {
     sealed.run(args!["unprotect", first]).done();
     sealed.run(args!["forget", first, "--prune"]).done();
     assert_says_nothing(repo, &words, "after forget and verify");
-    assert_eq!(fs::read(repo.join("lock")).expect("reads"), b"");
+    assert_eq!(fs::read(lab.files().join("lock")).expect("reads"), b"");
 
     write_noise(&lab.path("quaggalarge.img"), 2, 256 * MIB);
     let args = args!["backup", GUEST, lab.path("quaggalarge.img"), "--compression", "none"];
