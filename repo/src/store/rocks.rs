@@ -297,13 +297,9 @@ impl RocksStore {
     /// if the reason has gone.
     fn broken(&self, doing: &'static str) -> impl FnOnce(rocksdb::Error) -> Error + '_ {
         move |error| {
-            self.has_broken();
+            self.failed.store(true, Ordering::SeqCst);
             failed(doing)(error)
         }
-    }
-
-    fn has_broken(&self) {
-        self.failed.store(true, Ordering::SeqCst);
     }
 
     fn barrier(&self, commit: Option<Commit<'_>>) -> Result<()> {
@@ -402,10 +398,8 @@ impl RocksStore {
     /// Writes a batch that is durable when this returns. All writes with the log on use this function.
     fn write_logged(&self, doing: &'static str, batch: WriteBatch) -> Result<()> {
         let _no_view = self.log.lock();
-        self.reader
-            .db
-            .write_opt(batch, &options::logged())
-            .map_err(self.broken(doing))
+        let written = self.reader.db.write_opt(batch, &options::logged());
+        written.map_err(self.broken(doing))
     }
 }
 

@@ -28,6 +28,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 use rocksdb::{BottommostLevelCompaction, CompactOptions, FlushOptions, IteratorMode, WriteBatch};
 
@@ -361,7 +362,7 @@ impl Sweep<'_> {
         compact(reader, range);
         // The compaction call itself reports neither a full disk nor a damaged file.
         if self.background_errors()? != before {
-            self.store.has_broken();
+            self.store.failed.store(true, Ordering::SeqCst);
             return Err(Error::Store {
                 kind: ErrorKind::NoSpace,
                 doing: "give space back",
