@@ -152,6 +152,7 @@ fn a_killed_init_can_be_repeated_or_reports_why_not() {
         let running = lab.start(args!["init"]);
         std::thread::sleep(Duration::from_millis(delay_ms));
         drop(running);
+        lab.wait_for_what_was_killed();
         // Its last step is the file that says what the directory is: with it the repository is whole.
         let whole = lab.repo().join("vbk-repository").exists();
         let said = lab.run(args!["init"]);

@@ -72,6 +72,14 @@ pub fn servers_for_ssh(path: &Path) -> Vec<i32> {
     })
 }
 
+/// Returns whether a process of any program was started with `path` somewhere in an argument.
+pub fn is_named_by_a_process(path: &Path) -> bool {
+    let path = path.to_str().expect("paths of tests are UTF-8");
+    let processes = fs::read_dir("/proc").expect("/proc is mounted").flatten();
+    let mut arguments = processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok());
+    arguments.any(|arguments| String::from_utf8_lossy(&arguments).contains(path))
+}
+
 /// Processes of vbk with such arguments.
 fn processes(is_wanted: impl Fn(&[&str]) -> bool) -> Vec<i32> {
     let processes = fs::read_dir("/proc").expect("/proc is mounted").flatten();

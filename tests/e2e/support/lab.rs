@@ -114,6 +114,16 @@ impl Lab {
         self.remote.is_none() && std::env::var_os("VBK_TEST_THROUGH").is_some_and(|way| way == "ssh")
     }
 
+    /// Waits until nothing goes on in the repository any more on behalf of a command that was killed: through ssh the process at
+    /// the other end still does what it was asked before.
+    pub fn wait_for_what_was_killed(&self) {
+        if self.is_through_ssh() {
+            self.end_server();
+            let gone = wait_until(GONE, || !kernel::is_named_by_a_process(&self.repo));
+            assert!(gone, "a process works on in {}", self.repo.display());
+        }
+    }
+
     /// Ends the process that was started for ssh clients and stays for the next ones, as an administrator does who can't wait.
     pub fn end_server(&self) {
         if !self.is_through_ssh() {
