@@ -53,6 +53,9 @@ use crate::observer::{Counts, Event, Observer};
 /// Times that what is gone of what was stored for the backup is stored again.
 const MOST_TRIES: u32 = 5;
 
+/// Times that a backup takes another second, because other writers of the same guest had the one before.
+const MOST_SECONDS: u32 = 60;
+
 /// Result of a backup.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BackupSummary {
@@ -77,7 +80,7 @@ pub fn backup(
     files::check(plan)?;
     let catalogue = writer.catalogue()?;
     let previous = catalogue.latest(&plan.guest);
-    let time = catalogue.free_time(&plan.guest, plan.started);
+    let mut time = catalogue.free_time(&plan.guest, plan.started);
     warn_of_a_clock_that_is_behind(plan, previous, &time, observer);
     if let Some(previous) = previous {
         writer.store().builds_on(&previous.backup.spec())?;
@@ -93,12 +96,17 @@ pub fn backup(
     };
     let mut counts = Counts::default();
     let mut images = copy_disks(&job, &sources, &mut counts)?;
-    let mut tries = 0;
+    let (mut tries, mut seconds) = (0, 0);
     let committed = loop {
         match commit(&job, &mut images, time, clock, still_good, &counts) {
             Err(Error::Repository(vbk_repo::Error::Missing { blocks, nodes })) if tries < MOST_TRIES => {
                 tries += 1;
                 gone::store_again(&mut job, &sources, &mut images, &mut counts, blocks, &nodes)?;
+            }
+            // Another writer had the same second for this guest, and was faster.
+            Err(Error::Repository(vbk_repo::Error::BackupExists(_))) if seconds < MOST_SECONDS => {
+                seconds += 1;
+                time = time.next();
             }
             committed => break committed?,
         }

@@ -6,5 +6,6 @@ pub(crate) mod holders;
 pub mod libvirt;
 pub(crate) mod loops;
 pub(crate) mod lvm;
+pub mod memory;
 pub mod program;
 pub mod run;

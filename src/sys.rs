@@ -165,6 +165,18 @@ pub(crate) fn lock_memory() {
     unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) };
 }
 
+/// Makes the allocator map what has this size or more alone, so that its memory is free again when it is (mallopt(3)). Not for
+/// sizes that are used all the time: each use then costs the page faults.
+pub(crate) fn map_allocations_from(bytes: usize) {
+    #[cfg(target_env = "gnu")]
+    if let Ok(bytes) = libc::c_int::try_from(bytes) {
+        // SAFETY: two numbers and no pointer; the allocator takes its own lock, and what is allocated already stays where it is.
+        unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, bytes) };
+    }
+    #[cfg(not(target_env = "gnu"))]
+    let _ = bytes;
+}
+
 /// Lifts the resource limits that end a process by a signal, as far as permitted (setrlimit(2)).
 pub(crate) fn lift_limits() {
     for resource in [libc::RLIMIT_CPU, libc::RLIMIT_FSIZE] {

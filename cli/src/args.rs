@@ -103,7 +103,7 @@ pub struct Global {
     #[arg(long, short = 'r', global = true, env = "VBK_REPO", value_name = "REPO")]
     pub repo: Option<PathBuf>,
 
-    /// The ssh program for ssh:// repositories, with its options
+    /// The ssh program for ssh:// repositories, with its options; paths in them must be absolute for a mount in the background
     #[arg(
         long,
         global = true,

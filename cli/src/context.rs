@@ -152,6 +152,7 @@ impl<'a> Context<'a> {
     /// Opens the newest view of a repository that this context opened.
     pub fn view_of(&self, repository: &Repository) -> Result<View> {
         let view = repository.view()?;
+        vbk::host::memory::prepare_for_blocks_of(view.identity().block_size.bytes());
         self.judge(repository, view.standing(), Purpose::Read)?;
         self.is_known(repository, view.standing());
         Ok(view)
@@ -245,6 +246,8 @@ impl<'a> Context<'a> {
             rsh: self.global.rsh.clone(),
             remote_program: self.global.remote_path.clone(),
             is_silent: machine::is_background(),
+            // The directory that a mount in the background was started in may be unmounted.
+            directory: machine::is_background().then(|| "/".into()),
             lanes: self.lanes(),
             bandwidth: match place::is_address(path) {
                 true => self.bandwidth()?,

@@ -21,7 +21,7 @@ use source::Source;
 use crate::backup::{Image, MAX_FILE_BYTES};
 use crate::block::{BlockIndex, BlockSize, Hashing, PAGE_BYTES, pages_in};
 use crate::codec::Header;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::id::BlockId;
 use crate::manifest::{Manifest, SEGMENT_SLOTS, Segment, Slot};
 use crate::store::checked;
@@ -322,16 +322,23 @@ impl ImageReader {
     /// Reads pages, and caches them. From a far store all pages of the block are read, because the round trip takes
     /// longer than their transfer; only the wanted pages must be intact.
     fn read_pages(&self, id: BlockId, block_len: usize, pages: Range<usize>) -> Result<Vec<(usize, Arc<[u8]>)>> {
-        let all = match self.distance() {
-            Distance::Near => pages.clone(),
-            Distance::Far => 0..pages_in(block_len),
+        let read = |all: Range<usize>| {
+            let wanted = Wanted { id, pages: all };
+            self.source.read(id, |store| {
+                // `get` returns as many answers as there are questions.
+                let stored = checked::get(store, std::slice::from_ref(&wanted)).swap_remove(0)?;
+                self.open_pages(&wanted, block_len, &stored, &pages)
+            })
         };
-        let wanted = Wanted { id, pages: all };
-        self.source.read(id, |store| {
-            // `get` returns as many answers as there are questions.
-            let stored = checked::get(store, std::slice::from_ref(&wanted)).swap_remove(0)?;
-            self.open_pages(&wanted, block_len, &stored, &pages)
-        })
+        let whole = 0..pages_in(block_len);
+        if self.distance() == Distance::Near || pages == whole {
+            return read(pages.clone());
+        }
+        match read(whole) {
+            // The store gives nothing of what it can't read as a whole.
+            Err(error) if error.kind() == ErrorKind::Corrupt => read(pages.clone()),
+            read => read,
+        }
     }
 
     /// Proves and caches the pages of a block that were read, and returns those that are `needed`.

@@ -23,6 +23,7 @@ pub use self::managing::{Change, Manager, prune_without_key};
 pub use self::sealed::{SealedView, SealedWriter};
 pub use self::verified::{Recorded, Verified};
 pub use self::view::View;
+use self::writing::Shown;
 pub use self::writing::{Committed, Writer};
 use crate::block::BlockSize;
 use crate::error::{Error, Result};
@@ -44,6 +45,7 @@ pub struct Repository {
     /// [`Keys::check`] of an encrypted repository.
     key_check: Option<String>,
     keys: Option<Keys>,
+    shown: Arc<Shown>,
 }
 
 /// Options for making a repository.
@@ -112,6 +114,7 @@ impl Repository {
             directory: None,
             home,
             keys: None,
+            shown: Arc::default(),
         }
     }
 
@@ -231,7 +234,7 @@ impl Repository {
             Some(keys) => Arc::new(Checked::new(Arc::new(Encrypted::new(checked, keys, &identity).begun()))),
             None => checked,
         };
-        Ok(Writer::new(store, identity, session.keeper))
+        Ok(Writer::new(store, identity, Arc::clone(&self.shown), session.keeper))
     }
 
     /// Opens the repository for changes and removals, as `command`. On a full disk it uses the room that is kept for it.
@@ -243,7 +246,7 @@ impl Repository {
             Some(keys) => Arc::new(Checked::new(Arc::new(Encrypted::new(checked, keys, &identity).begun()))),
             None => checked,
         };
-        Ok(Manager::new(store, identity, session.keeper))
+        Ok(Manager::new(store, identity, Arc::clone(&self.shown), session.keeper))
     }
 
     /// The keys, if the repository needs them; an error if they are missing or not the right ones.
@@ -281,7 +284,7 @@ impl Repository {
             },
             key_check: self.key_check.clone(),
             // The error of a link that can't be read is reported by the opening of the view; a repair rewrites the link.
-            generation: self.newest_view().ok().flatten(),
+            generation: self.newest_view().ok().flatten().max(self.shown.generation()),
             epoch: None,
         }
     }

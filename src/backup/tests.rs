@@ -2,6 +2,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::*;
@@ -10,6 +11,8 @@ use jiff::Timestamp;
 use vbk_repo::backup::Consistency;
 use vbk_repo::codec::Compression;
 use vbk_repo::reader::{ImageReader, ReadResources};
+use vbk_repo::repository::directory::Directory;
+use vbk_repo::repository::directory::shared::SharedDirectory;
 use vbk_repo::repository::{CreateOptions, Repository};
 
 struct Fixture {
@@ -132,6 +135,25 @@ fn holes_are_not_read_and_zeros_not_stored() {
     assert_eq!(summary.counts.new_bytes, MIB);
     assert_eq!(summary.counts.zero_bytes, (3 << 40) - MIB);
     assert!(summary.counts.read_bytes <= 4 * MIB, "{:?}", summary.counts);
+}
+
+#[test]
+fn a_second_that_a_faster_writer_of_the_guest_took_is_not_taken_again() {
+    let fixture = Fixture::new(BlockSize::DEFAULT);
+    fs::write(fixture.path(), noise(1, MIB as usize)).expect("writes");
+    let directory = Directory::open(fixture.repository.path()).expect("opens");
+    let repository = Repository::at(Arc::new(SharedDirectory::new(Arc::new(directory))).home());
+    let [slow, fast] = ["slow", "fast"].map(|name| repository.writer(name, &mut |_| true).expect("opens"));
+    let plan = fixture.plan();
+    let other = OnceLock::new();
+    let overtaken = || {
+        other.get_or_init(|| backup(&fast, &plan, &|| Ok(BTreeMap::new()), &[], &()).expect("backs up"));
+        Ok(BTreeMap::new())
+    };
+    let made = backup(&slow, &plan, &overtaken, &[], &()).expect("backs up");
+    let other = other.get().expect("was made");
+    assert_eq!(made.entry.backup.time, other.entry.backup.time.next());
+    assert_eq!(fixture.count(), 2);
 }
 
 #[test]

@@ -22,7 +22,7 @@ fn backup_at(lab: &Lab, clock: &str, text: &str) -> Said {
     write_at(&lab.path("disk"), 0, text.as_bytes());
     let mut command = Command::new("faketime");
     command.arg(clock).arg(VBK);
-    let args = args!["--repo", lab.repo(), "--json", "backup", "web", lab.path("disk")];
+    let args = args!["--repo", lab.place(), "--json", "backup", "web", lab.path("disk")];
     lab.start_command(command, args).wait()
 }
 
@@ -101,7 +101,7 @@ fn a_rotation_proves_only_backups_made_before_its_parts_were_read() {
     lab.ok(args!["verify", "--rotate", "2d"]);
     assert!(!proven("web@latest"));
     // Dated long before that part was read.
-    let old = record_again(lab.repo(), "web@latest", |record| {
+    let old = record_again(lab.files(), "web@latest", |record| {
         record.time = "2020-01-01T00-00-00Z".parse().expect("a time");
     });
     lab.ok(args!["verify", "--rotate", "2d"]);
@@ -112,7 +112,7 @@ fn a_rotation_proves_only_backups_made_before_its_parts_were_read() {
     assert!(proven(&old));
     // What can't be read is no rotation.
     write_note(
-        lab.repo(),
+        lab.files(),
         "rotation",
         b"{\"parts\": [\"2026-11-21T00:00:00Z\", \"2026-11-21T00:00:00Z\"]}",
     );

@@ -135,7 +135,7 @@ fn killed_backups_do_not_grow_the_repository_without_bound() {
 
 /// What the repository takes on its file system, hard links counted once.
 fn stored_bytes(lab: &Lab) -> u64 {
-    let kib = crate::support::tools::tool("du", args!["-sk", lab.repo()]);
+    let kib = crate::support::tools::tool("du", args!["-sk", lab.files()]);
     let kib: u64 = kib
         .split_whitespace()
         .next()
@@ -152,6 +152,7 @@ fn a_killed_init_can_be_repeated_or_reports_why_not() {
         let running = lab.start(args!["init"]);
         std::thread::sleep(Duration::from_millis(delay_ms));
         drop(running);
+        lab.wait_for_what_was_killed();
         // Its last step is the file that says what the directory is: with it the repository is whole.
         let whole = lab.repo().join("vbk-repository").exists();
         let said = lab.run(args!["init"]);
@@ -217,7 +218,10 @@ fn a_restore_under_nohup_survives_a_hangup() {
     let mut command = Command::new("nohup");
     command.current_dir(lab.dir());
     let out = lab.path("out.img");
-    let mut running = lab.start_command(command, args![VBK, "--repo", lab.repo(), "restore", "web1@latest", out]);
+    let mut running = lab.start_command(
+        command,
+        args![VBK, "--repo", lab.place(), "restore", "web1@latest", out],
+    );
     assert!(running.wait_until_read(SIZE / 4), "the restore ended early");
     running.signal(Signal::SIGHUP);
     running.wait().code(0);

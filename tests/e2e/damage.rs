@@ -83,7 +83,7 @@ fn damaged() -> Damaged {
     let backup = str_of(&lab.json(args!["show", "bad@latest"]), "backup");
     let content = noise_bytes(2, PAGE_AT + PAGE);
     let in_page = (PAGE_AT + 30_000) as usize;
-    let place = Place::of(lab.repo(), &content[in_page..in_page + 32]);
+    let place = Place::of(lab.files(), &content[in_page..in_page + 32]);
     place.flip();
     Damaged { lab, place, backup }
 }
@@ -242,9 +242,9 @@ fn every_file(harm: impl Fn(&File, u64)) {
     }
     assert!(assert_no_wrong_bytes(&lab, "untouched"));
     let pristine = lab.path("pristine");
-    copy_repository(lab.repo(), &pristine);
+    copy_repository(lab.files(), &pristine);
     let mut found = Vec::new();
-    for path in store_files(lab.repo()) {
+    for path in store_files(lab.files()) {
         let name = path.file_name().expect("a name").to_string_lossy().into_owned();
         let size = size_of(&path);
         // Logs for people and options that are written anew; an empty file has nothing to damage.
@@ -258,7 +258,7 @@ fn every_file(harm: impl Fn(&File, u64)) {
             found.push(name);
         }
         // The whole of it, because what finds damage also notes it.
-        copy_repository(&pristine, lab.repo());
+        copy_repository(&pristine, lab.files());
         lab.forget_known_repositories();
     }
     assert!(found.iter().any(|name| name.ends_with(".blob")), "found in {found:?}");
@@ -290,9 +290,9 @@ fn a_missing_store_file_is_a_clear_failure() {
     let lab = Lab::new();
     write_noise(&lab.path("disk.img"), 1, 4 * MIB);
     lab.ok(args!["backup", "web1", lab.path("disk.img"), "--compression", "none"]);
-    let blob = Place::of(lab.repo(), &noise_bytes(1, 32)).file;
+    let blob = Place::of(lab.files(), &noise_bytes(1, 32)).file;
     let name = blob.file_name().expect("a name").to_owned();
-    let views = fs::read_dir(lab.repo().join("views")).expect("is there");
+    let views = fs::read_dir(lab.files().join("views")).expect("is there");
     let mut links: Vec<_> = views.map(|view| view.expect("an entry").path().join(&name)).collect();
     links.push(blob);
     links.iter().for_each(|link| drop(fs::remove_file(link)));

@@ -65,7 +65,7 @@ impl Matrix {
             image(&format!("{db}/vda"), "db"),
             image(&format!("{db}/vdb"), "copy"),
         ];
-        copy(matrix.lab.repo(), &matrix.lab.path("pristine"));
+        copy(matrix.lab.files(), &matrix.lab.path("pristine"));
         if encrypted {
             // Another repository has other keys, and so other names for the same blocks. A copy has the same.
             copy(matrix.lab.repo(), &matrix.lab.path("other"));
@@ -184,7 +184,7 @@ impl Matrix {
     /// All that can be done with a harmed repository, from looking at it to having it whole again.
     fn check(&self, harm: Harm, place: &Place) {
         let repo = self.lab.repo();
-        copy(&self.lab.path("pristine"), repo);
+        copy(&self.lab.path("pristine"), self.lab.files());
         self.lab.forget_known_repositories();
         if !do_harm(repo, harm, place) {
             return;
@@ -252,7 +252,7 @@ impl Matrix {
                 );
             }
         }
-        copy(&self.lab.path("pristine"), repo);
+        copy(&self.lab.path("pristine"), self.lab.files());
         self.lab.forget_known_repositories();
         do_harm(repo, harm, place);
         let mut repair = args!["repair"];
@@ -291,7 +291,6 @@ impl Matrix {
 
     /// Without it nothing is read and nothing harmed; a repair writes it anew, and all is as it was.
     fn check_marker(&self, harm: Harm, what: &str) {
-        let repo = self.lab.repo();
         for (args, needs_it) in [
             (args!["list"], true),
             (args!["verify"], true),
@@ -313,7 +312,11 @@ impl Matrix {
                 }
             }
         }
-        fs::copy(self.lab.path("pristine/vbk-repository"), repo.join("vbk-repository")).expect("copies");
+        fs::copy(
+            self.lab.path("pristine/vbk-repository"),
+            self.lab.files().join("vbk-repository"),
+        )
+        .expect("copies");
         assert_eq!(self.restore_all(what).len(), 0, "{what}");
         self.ok(args!["verify"]);
     }
@@ -328,7 +331,7 @@ fn words_of(said: &Said) -> String {
 fn every_kind(harm: Harm, encrypted: bool) {
     let matrix = Matrix::new(encrypted);
     let mut numbers = std::collections::HashMap::new();
-    for place in places_of(matrix.lab.repo()) {
+    for place in places_of(matrix.lab.files()) {
         let number = numbers.entry(place.kind as u8).or_insert(0_usize);
         *number += 1;
         // There are many tables, and what harms one in one way harms another in another.
@@ -392,7 +395,7 @@ fn a_damaged_key_slot_disables_only_that_key() {
     lab.ok(args!["--key-file", key, "backup", "web", lab.path("disk")]);
     lab.ok(args!["--key-file", key, "key", "export", exported]);
     let pristine = lab.path("pristine");
-    copy(lab.repo(), &pristine);
+    copy(lab.files(), &pristine);
     let ways = [
         ("key-file", args!["--key-file", key]),
         ("recovery", args!["--passphrase-file", recovery]),
@@ -400,7 +403,7 @@ fn a_damaged_key_slot_disables_only_that_key() {
     ];
     for harm in [Harm::Flip, Harm::Truncate, Harm::Delete, Harm::Swap] {
         for slot in ["key-file", "recovery"] {
-            copy(&pristine, lab.repo());
+            copy(&pristine, lab.files());
             lab.forget_known_repositories();
             let of = |name: &str| PathBuf::from(format!("keys/{name}.json"));
             let place = Place {

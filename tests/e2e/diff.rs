@@ -101,7 +101,7 @@ fn disks_and_files_that_only_one_backup_has_are_named_too() {
     );
 
     // Files that are kept with a backup: one that grows, one that goes.
-    let small = record_again(lab.repo(), "web1@latest", |record| {
+    let small = record_again(lab.files(), "web1@latest", |record| {
         record.time = record.time.next();
         let mut file = record.images[0].clone();
         file.disk = "config.xml".parse().expect("a name");

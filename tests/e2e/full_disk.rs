@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use serde_json::Value;
@@ -11,7 +12,7 @@ use crate::support::bytes::{KIB, MIB, assert_is_noise, copy_sparse, noise_bytes,
 use crate::support::disk::{Disk, LoopDevice, Mount};
 use crate::support::lab::{Lab, names_in, u64_of};
 use crate::support::run::Said;
-use crate::support::tools::tool;
+use crate::support::tools::{tool, wait_until};
 
 /// What every repository keeps for a prune on a full disk.
 const BALLAST_BYTES: u64 = 16 * MIB;
@@ -76,12 +77,18 @@ fn a_backup_on_a_full_disk_fails_and_continues_once_there_is_room() {
     fs::remove_file(filler).expect("removes");
     let done = lab.backup("large", &large);
     assert_eq!(u64_of(&done, "new_bytes") + u64_of(&done, "unchanged_bytes"), 100 * MIB);
-    assert_is_noise(&dir.join("large/latest/vda.img"), 2, 100 * MIB);
+    let shown = dir.join("large/latest/vda.img");
+    assert!(
+        wait_until(Duration::from_secs(20), || shown.exists()),
+        "a mount shows it soon"
+    );
+    assert_is_noise(&shown, 2, 100 * MIB);
     lab.umount(&dir);
     assert_eq!(lab.listed().len(), 2);
     lab.ok(args!["verify"]);
     lab.ok(args!["restore", "large@latest", out, "--force"]);
     assert_is_noise(&out, 2, 100 * MIB);
+    lab.end_server();
     mount.unmount();
 }
 
@@ -107,12 +114,14 @@ fn a_disk_without_a_single_free_block_harms_no_backup() {
     lab.ok(args!["verify"]);
     lab.ok(args!["restore", "second@latest", out, "--force"]);
     assert_is_noise(&out, 3, 8 * MIB);
+    lab.end_server();
     mount.unmount();
 }
 
 #[test]
 fn a_repository_on_a_file_system_that_became_read_only_can_still_be_read() {
     let (lab, mount, _) = small_lab(192, 80);
+    lab.end_server();
     crate::support::tools::tool("mount", args!["-o", "remount,ro", mount.point]);
     assert_eq!(lab.listed().len(), 1);
     lab.ok(args!["verify"]);
@@ -121,6 +130,7 @@ fn a_repository_on_a_file_system_that_became_read_only_can_still_be_read() {
     lab.umount(&dir);
     let said = lab.run(args!["backup", "first", lab.path("first.img")]).code(1);
     said.says(&["read-only file system", lab.repo().to_str().expect("UTF-8")]);
+    lab.end_server();
     mount.unmount();
 }
 
@@ -168,6 +178,7 @@ impl Template {
         lab.use_repo(&mount.point.join("repo"));
         lab.ok(args!["init", "--block-size", block_size]);
         fill(&lab);
+        lab.end_server();
         mount.unmount();
         Self { lab, image }
     }
@@ -264,10 +275,11 @@ impl Point<'_> {
     fn finish(self) {
         self.lab.ok(args!["verify"]);
         let pruned = self.lab.json(args!["prune", "--max-unused", "0%"]);
-        let views = names_in(&self.lab.repo().join("views"));
+        let views = names_in(&self.lab.files().join("views"));
         assert_eq!(views.len(), 3, "more than a view, its lock and the link: {views:?}");
         self.assert_small(&pruned);
         self.lab.ok(args!["verify"]);
+        self.lab.end_server();
         self.mount.unmount();
     }
 
@@ -283,7 +295,7 @@ impl Point<'_> {
     }
 
     fn used_bytes(&self) -> u64 {
-        let kib = tool("du", args!["-sk", self.lab.repo()]);
+        let kib = tool("du", args!["-sk", self.lab.files()]);
         let kib = kib.split_whitespace().next().expect("a number");
         kib.parse::<u64>().expect("a number") * KIB
     }

@@ -17,7 +17,7 @@ fn an_encrypted_repository_replaced_by_a_plain_one_is_refused() {
     lab.ok(args!["--key-file", key, "init", "--encrypt", "--no-recovery-key"]);
     lab.start_bare(args!["--repo", plain, "init"]).wait().done();
     for name in ["store", "views"] {
-        fs::remove_dir_all(lab.repo().join(name)).expect("removes");
+        fs::remove_dir_all(lab.files().join(name)).expect("removes");
         fs::rename(plain.join(name), lab.repo().join(name)).expect("renames");
     }
     // The repository itself notices it too.
@@ -54,7 +54,7 @@ fn a_key_option_for_a_plain_repository_is_refused() {
     let with = |name: &str, value: &Path, args: Vec<OsString>| {
         let mut command = Command::new(VBK);
         command.env(name, value);
-        let mut all = args!["--repo", lab.repo()];
+        let mut all = args!["--repo", lab.place()];
         all.extend(args);
         lab.start_command(command, all).wait()
     };

@@ -12,7 +12,7 @@ fn a_protected_backup_whose_note_is_damaged_is_not_forgotten() {
     lab.backup("web", &lab.path("disk"));
     lab.backup("db", &lab.path("disk"));
     let policy = |what: &str| args!["forget", what, "--keep-last", "1"];
-    let harm = || write_note(lab.repo(), &format!("backup/{old}"), b"{\"protected\": tr");
+    let harm = || write_note(lab.files(), &format!("backup/{old}"), b"{\"protected\": tr");
 
     lab.ok(args!["protect", old]);
     harm();
@@ -64,7 +64,7 @@ fn a_note_of_an_unknown_backup_blocks_forget_until_repair() {
     let old = str_of(&lab.backup("web", &lab.path("disk")), "backup");
     lab.backup("web", &lab.path("disk"));
     let stray = "0123456789abcdef".repeat(4);
-    write_note(lab.repo(), &stray, b"noise");
+    write_note(lab.files(), &stray, b"noise");
     let policy = args!["forget", "web", "--keep-last", "1"];
     lab.run(policy.clone()).code(4).says(&[&stray, "vbk repair"]);
     let said = lab.run(args!["verify"]).code(4);

@@ -148,7 +148,7 @@ fn a_background_mount_does_not_pin_its_start_directory() {
     let mut command = Command::new(VBK);
     command.current_dir(&elsewhere);
     let said = lab
-        .start_command(command, args!["--repo", lab.repo(), "--json", "mount", dir])
+        .start_command(command, args!["--repo", lab.place(), "--json", "mount", dir])
         .wait()
         .done();
     assert!(u64_of(&said.json(), "pid") > 1);
@@ -192,7 +192,7 @@ fn a_hostile_record_is_escaped_and_overflows_nothing() {
     lab.ok(args!["backup", "web1", lab.path("disk.img")]);
     let order = "\u{1b}]0;owned\u{7}\u{9b}2J\u{202e}";
     for number in [1 << 63, u64::MAX] {
-        record_again(lab.repo(), "web1@latest", |record| {
+        record_again(lab.files(), "web1@latest", |record| {
             record.time = record.time.next();
             record.host = format!("host{order}\nState: proven");
             record.vbk_version = order.into();

@@ -137,7 +137,7 @@ fn a_client_that_only_adds_can_not_push_good_backups_out_of_the_rules() {
         lab.start_command(command, all).wait()
     };
     let back_up = |clock: &str| {
-        let said = at(clock, args!["--repo", lab.repo(), "backup", "web1", disk]);
+        let said = at(clock, args!["--repo", lab.place(), "backup", "web1", disk]);
         str_of(&said.done().json(), "backup")
     };
     let good = ["2026-11-01", "2026-11-02", "2026-11-03"].map(|day| back_up(&format!("{day} 02:00:00")));

@@ -110,7 +110,7 @@ fn start_with_qemu(lab: &Lab, script: &str, args: Vec<OsString>) -> Running {
     command
         .env("PATH", format!("{}:{path}", directory.display()))
         .current_dir(lab.dir());
-    let mut all = args!["--repo", lab.repo()];
+    let mut all = args!["--repo", lab.place()];
     all.extend(args);
     lab.start_command(command, all)
 }

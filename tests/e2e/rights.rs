@@ -271,7 +271,7 @@ fn a_read_only_file_system_is_not_reported_as_missing_permission() {
     write_noise(&lab.path("disk.img"), 1, 2 * MIB);
     lab.backup("web1", &lab.path("disk.img"));
     let bound = lab.subdir("bound");
-    tool("mount", args!["--bind", lab.repo(), bound]);
+    tool("mount", args!["--bind", lab.files(), bound]);
     tool("mount", args!["-o", "remount,ro,bind", bound]);
     let said = lab
         .start_bare(args!["--repo", bound, "backup", "web1", lab.path("disk.img")])
@@ -298,7 +298,7 @@ fn a_file_size_limit_is_not_reported_as_a_full_disk() {
                 "bash",
                 VBK,
                 "--repo",
-                lab.repo(),
+                lab.place(),
                 "restore",
                 "web1@latest",
                 out
@@ -322,7 +322,7 @@ fn an_address_space_limit_is_reported_without_an_abort() {
         args!["backup", "web1", lab.path("disk.img")],
         args!["restore", "web1@latest", lab.path("out.img")],
     ] {
-        let mut args = args!["--as=400000000", VBK, "--repo", lab.repo()];
+        let mut args = args!["--as=400000000", VBK, "--repo", lab.place()];
         args.extend(command);
         lab.start_command(Command::new("prlimit"), args).wait().code(1).says(&[
             "address space",

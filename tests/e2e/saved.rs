@@ -235,7 +235,7 @@ fn mounts_names_the_backup_and_the_time_of_each_mount() {
             .find(|line| line.starts_with(&format!("{dir} ")))
             .expect("is listed");
         let of = match number {
-            0 => format!("all in {}", lab.repo().display()),
+            0 => format!("all in {}", lab.place().display()),
             _ => backup.clone(),
         };
         assert!(

@@ -14,7 +14,7 @@ use crate::support::tools::wait_until;
 const LARGE: u64 = 256 * MIB;
 
 fn serve(lab: &Lab) -> Running {
-    let mut server = lab.start_bare(args!["serve", lab.repo()]);
+    let mut server = lab.start_bare(args!["serve", lab.files()]);
     server.wait_until_prints("is open for all commands");
     server
 }

@@ -102,7 +102,7 @@ impl Host {
         command.current_dir(lab.dir());
         let path = std::env::var("PATH").expect("a path");
         command.env("PATH", format!("{}:{path}", self.dir.join("bin").display()));
-        let mut all = args!["--repo", lab.repo()];
+        let mut all = args!["--repo", lab.place()];
         all.extend(args);
         lab.start_command(command, all)
     }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use jiff::Timestamp;
+use vbk_repo::ErrorKind;
 use vbk_repo::repository::Repository;
 use vbk_repo::standing::Standing;
 
@@ -11,6 +12,7 @@ use super::{Context, Purpose};
 use crate::config::Config;
 use crate::exit::{Error, Result};
 use crate::machine;
+use crate::place;
 use crate::trust::Memory;
 use crate::unlock;
 
@@ -43,11 +45,17 @@ impl Context<'_> {
 
     /// Extends the error for a missing repository by the probable reason.
     pub fn explain(&self, error: vbk_repo::Error, path: &Path) -> Error {
-        let vbk_repo::Error::NotARepository { .. } = error else {
-            return error.into();
+        let is_elsewhere = place::is_address(path);
+        let is_missing = match error {
+            vbk_repo::Error::NotARepository { .. } => true,
+            _ => is_elsewhere && error.kind() == ErrorKind::NotFound,
         };
-        let shown = path.display();
         let known = self.memory.as_ref().and_then(|memory| memory.get(path).ok()?);
+        // Of a directory on another host only its own vbk knows more.
+        if !is_missing || (is_elsewhere && known.is_none()) {
+            return error.into();
+        }
+        let shown = path.display();
         let is_empty = std::fs::read_dir(path).map_or(!path.exists(), |mut entries| entries.next().is_none());
         Error::NotThere(match (known, is_empty) {
             (Some(known), _) => format!(

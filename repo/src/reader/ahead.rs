@@ -26,8 +26,8 @@ const STREAM_BYTES: usize = 16 << 20;
 /// The same for a far store, where waiting costs more than reading in vain: at a round trip of 100 ms this gives 320 MB/s.
 const FAR_STREAM_BYTES: usize = 32 << 20;
 const FAR_RUN_BYTES: u64 = 1 << 20;
-/// Blocks that are requested in one call from a far store.
-const FAR_BATCH: u64 = 4;
+/// Bytes of the blocks that are requested in one call from a far store, at least one block.
+const FAR_BATCH_BYTES: usize = 4 << 20;
 /// Threads that wait for a far store at the same time.
 const FAR_THREADS: usize = 8;
 /// Largest distance from the expected offset at which a read still counts as sequential: the kernel sends several
@@ -35,8 +35,8 @@ const FAR_THREADS: usize = 8;
 const SLACK_BYTES: u64 = 4 << 20;
 /// Bytes of sequential reads after which reading ahead starts.
 const START_BYTES: u64 = 256 << 10;
-/// Blocks before the reader's offset that stay for requests that arrive late.
-const KEEP_BEHIND: u64 = 4;
+/// Bytes before the reader's block that stay for requests that arrive late, at least one block.
+const KEEP_BEHIND_BYTES: usize = SLACK_BYTES as usize;
 
 /// Sequential readers of one image that are told apart: a guest's volumes lie on one disk, and are read at the same time.
 const RUNS: usize = 4;
@@ -372,6 +372,7 @@ impl Stream {
     /// Records a read, and starts to read the blocks after it if reads are sequential.
     fn plan(&self, offset_bytes: u64, len: usize) {
         let size = self.image.block_size();
+        let blocks_in = |bytes: usize, least: usize| (bytes / size.bytes()).max(least) as u64;
         let end = offset_bytes + len as u64;
         let mut windows = self.windows.lock();
         let run = windows
@@ -394,18 +395,17 @@ impl Stream {
         window.run_bytes += len as u64;
         window.reads += 1;
         let first = size.index_of(offset_bytes).0;
-        let passed = window
-            .ahead
-            .partition_point(|ahead| ahead.index.0 + KEEP_BEHIND < first);
+        let behind = blocks_in(KEEP_BEHIND_BYTES, 1);
+        let passed = window.ahead.partition_point(|ahead| ahead.index.0 + behind < first);
         pool.keep(window.ahead.drain(..passed));
         if window.run_bytes < START_BYTES || window.reads < 2 {
             return;
         }
         let (most, batch, run_bytes) = match self.image.distance() {
             Distance::Near => (STREAM_BYTES, 1, RUN_BYTES),
-            Distance::Far => (FAR_STREAM_BYTES, FAR_BATCH, FAR_RUN_BYTES),
+            Distance::Far => (FAR_STREAM_BYTES, blocks_in(FAR_BATCH_BYTES, 1), FAR_RUN_BYTES),
         };
-        let depth = (window.run_bytes / run_bytes + 1).min((most / size.bytes()).max(2) as u64);
+        let depth = (window.run_bytes / run_bytes + 1).min(blocks_in(most, 2));
         let last = size.index_of(window.next - 1).0;
         let first = window.frontier.max(last + 1);
         let count = size.blocks_in(self.image.size_bytes());

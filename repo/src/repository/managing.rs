@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::Writer;
 use super::home::{Keeper, Pruned};
-use super::writing::make_at;
+use super::writing::{Shown, make_at};
 use crate::catalogue::Catalogue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mark::{check_complete, mark, mark_sealed};
@@ -37,9 +37,14 @@ pub struct Manager {
 }
 
 impl Manager {
-    pub(super) fn new(store: Arc<dyn StoreManager>, identity: Identity, keeper: Arc<dyn Keeper>) -> Self {
+    pub(super) fn new(
+        store: Arc<dyn StoreManager>,
+        identity: Identity,
+        shown: Arc<Shown>,
+        keeper: Arc<dyn Keeper>,
+    ) -> Self {
         Self {
-            writer: Writer::new(Arc::clone(&store) as _, identity, keeper),
+            writer: Writer::new(Arc::clone(&store) as _, identity, shown, keeper),
             store,
         }
     }
@@ -90,7 +95,7 @@ impl Manager {
                 && !forgotten.is_empty()
                 && forgotten.iter().all(is_gone)
             {
-                self.writer.keeper.publish()?;
+                self.writer.publish()?;
                 return Ok(Ok(result));
             }
             // An error of the caller's is no reason to try again, whatever it says.
@@ -123,7 +128,10 @@ impl Manager {
         let mut all = notes.to_vec();
         all.extend(forget.iter().map(|key| state::note_of(key, State::default())));
         self.store.amend_at(forget, &all, at)?;
-        self.writer.keeper.publish()
+        if let Some(at) = at {
+            self.writer.changed(at + 1);
+        }
+        self.writer.publish()
     }
 
     /// Returns the backups in the bin, the last one that was forgotten first: those that can be brought back until the bin is
@@ -137,11 +145,11 @@ impl Manager {
     pub fn unforget(&self, forgotten: &[Forgotten]) -> Result<()> {
         for Forgotten { record, .. } in forgotten {
             if let Err(error) = self.bring_back(record) {
-                self.writer.keeper.publish()?;
+                self.writer.publish()?;
                 return Err(error);
             }
         }
-        self.writer.keeper.publish()
+        self.writer.publish()
     }
 
     /// Commits a record of the bin again: the same bytes under the same name. The commit finds out whether all of it is there.
@@ -153,7 +161,9 @@ impl Manager {
                 ..State::default()
             };
             self.store
-                .commit_at(record, &[state::note_of(&record.key, state)], Some(at))
+                .commit_at(record, &[state::note_of(&record.key, state)], Some(at))?;
+            self.writer.changed(at + 1);
+            Ok(())
         })
     }
 
@@ -162,7 +172,7 @@ impl Manager {
     pub fn accept(&self) -> Result<Vec<String>> {
         let found = self.store.accept()?;
         if !found.is_empty() {
-            self.writer.keeper.publish()?;
+            self.writer.publish()?;
         }
         Ok(found)
     }

@@ -1,6 +1,7 @@
 //! The right to add backups to a repository.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::home::Keeper;
 use crate::backup::{Backup, Entry};
@@ -30,17 +31,43 @@ pub(super) fn make_at<T>(store: &(impl StoreReader + ?Sized), mut change: impl F
 pub struct Writer {
     store: Arc<dyn StoreWriter>,
     identity: Identity,
+    /// Generation of the last change that was made here.
+    changed: AtomicU64,
+    shown: Arc<Shown>,
     /// Dropped last: it lets the next writer in.
     pub(super) keeper: Arc<dyn Keeper>,
 }
 
+/// Generation of the last change that this process has made and shown to readers. A home may know an older one for a moment.
+#[derive(Debug, Default)]
+pub(super) struct Shown(AtomicU64);
+
+impl Shown {
+    /// Returns the generation, if there was a change.
+    pub(super) fn generation(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::SeqCst)).filter(|generation| *generation > 0)
+    }
+}
+
 impl Writer {
-    pub(super) fn new(store: Arc<dyn StoreWriter>, identity: Identity, keeper: Arc<dyn Keeper>) -> Self {
+    pub(super) fn new(
+        store: Arc<dyn StoreWriter>,
+        identity: Identity,
+        shown: Arc<Shown>,
+        keeper: Arc<dyn Keeper>,
+    ) -> Self {
         Self {
             store,
             identity,
+            changed: AtomicU64::new(0),
+            shown,
             keeper,
         }
+    }
+
+    /// Notes a change that came with a generation.
+    pub(super) fn changed(&self, generation: u64) {
+        self.changed.fetch_max(generation, Ordering::SeqCst);
     }
 
     /// Identity of the repository.
@@ -97,6 +124,7 @@ impl Writer {
                 bytes,
             };
             self.store.commit_at(&record, &notes, Some(at))?;
+            self.changed(at + 1);
             Ok(id)
         })?;
         Ok(Entry { id, backup })
@@ -104,7 +132,10 @@ impl Writer {
 
     /// Shows what was committed to readers that open the repository from now on.
     pub(crate) fn publish(&self) -> Result<()> {
-        self.keeper.publish()
+        let changed = self.changed.load(Ordering::SeqCst);
+        self.keeper.publish()?;
+        self.shown.0.fetch_max(changed, Ordering::SeqCst);
+        Ok(())
     }
 }
 

@@ -290,10 +290,16 @@ impl RocksStore {
 
     fn write(&self, doing: &'static str, batch: WriteBatch) -> Result<()> {
         let written = self.reader.db.write_opt(batch, &options::unlogged());
-        written.map_err(|error| {
+        written.map_err(self.broken(doing))
+    }
+
+    /// Translates the error of something that RocksDB did not write. It writes nothing any more before it is opened again, also
+    /// if the reason has gone.
+    fn broken(&self, doing: &'static str) -> impl FnOnce(rocksdb::Error) -> Error + '_ {
+        move |error| {
             self.failed.store(true, Ordering::SeqCst);
             failed(doing)(error)
-        })
+        }
     }
 
     fn barrier(&self, commit: Option<Commit<'_>>) -> Result<()> {
@@ -318,7 +324,7 @@ impl RocksStore {
         reader
             .db
             .flush_cfs_opt(&families, &FlushOptions::default())
-            .map_err(failed("flush"))?;
+            .map_err(self.broken("flush"))?;
         if self.failed.load(Ordering::SeqCst) {
             return Err(failed_before());
         }
@@ -392,10 +398,8 @@ impl RocksStore {
     /// Writes a batch that is durable when this returns. All writes with the log on use this function.
     fn write_logged(&self, doing: &'static str, batch: WriteBatch) -> Result<()> {
         let _no_view = self.log.lock();
-        self.reader
-            .db
-            .write_opt(batch, &options::logged())
-            .map_err(failed(doing))
+        let written = self.reader.db.write_opt(batch, &options::logged());
+        written.map_err(self.broken(doing))
     }
 }
 

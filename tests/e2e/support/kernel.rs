@@ -59,17 +59,40 @@ pub fn loops_of(path: &Path) -> Vec<PathBuf> {
 
 /// Processes of vbk that were started with `path` somewhere in an argument.
 pub fn processes_of(path: &Path) -> Vec<i32> {
+    let path = path.to_str().expect("paths of tests are UTF-8");
+    processes(|arguments| arguments.iter().any(|argument| argument.contains(path)))
+}
+
+/// Processes that vbk started itself to have the repository at `path` open for clients that come by ssh.
+pub fn servers_for_ssh(path: &Path) -> Vec<i32> {
+    let path = path.to_str().expect("paths of tests are UTF-8");
+    processes(|arguments| {
+        let has = |word: &str| arguments.contains(&word);
+        has("serve") && has("--quiet") && has("--idle-exit") && has(path)
+    })
+}
+
+/// Returns whether a process of any program was started with `path` somewhere in an argument.
+pub fn is_named_by_a_process(path: &Path) -> bool {
+    let path = path.to_str().expect("paths of tests are UTF-8");
     let processes = fs::read_dir("/proc").expect("/proc is mounted").flatten();
-    let ours = processes.filter_map(|process| {
+    let mut arguments = processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok());
+    arguments.any(|arguments| String::from_utf8_lossy(&arguments).contains(path))
+}
+
+/// Processes of vbk with such arguments.
+fn processes(is_wanted: impl Fn(&[&str]) -> bool) -> Vec<i32> {
+    let processes = fs::read_dir("/proc").expect("/proc is mounted").flatten();
+    let wanted = processes.filter_map(|process| {
         let pid = process.file_name().to_str()?.parse().ok()?;
         let arguments = fs::read(process.path().join("cmdline")).ok()?;
         let arguments = String::from_utf8_lossy(&arguments).into_owned();
-        let mut arguments = arguments.split('\0');
-        let is_vbk = Path::new(arguments.next()?).file_name()? == "vbk";
-        let names_path = arguments.any(|argument| argument.contains(path.to_str().expect("paths of tests are UTF-8")));
-        (is_vbk && names_path && !is_zombie(pid)).then_some(pid)
+        let (program, arguments) = arguments.split_once('\0')?;
+        let arguments: Vec<_> = arguments.split('\0').collect();
+        let is_vbk = Path::new(program).file_name()? == "vbk";
+        (is_vbk && is_wanted(&arguments) && !is_zombie(pid)).then_some(pid)
     });
-    ours.collect()
+    wanted.collect()
 }
 
 fn is_zombie(pid: i32) -> bool {

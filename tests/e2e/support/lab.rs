@@ -26,6 +26,9 @@ const WATCHDOG: Duration = Duration::from_secs(240);
 /// How long what a command took down may take to be gone: a process that was started for ssh clients stays 10 s longer.
 const GONE: Duration = Duration::from_secs(20);
 
+/// Commands that work on the files of a repository and refuse an address: they are run on its own host.
+const THERE: [&str; 3] = ["policy", "repair", "token"];
+
 pub struct Lab {
     dir: TempDir,
     /// What the machine has once, and each test for itself: runs and what is cached. Elsewhere than the rest, whose file
@@ -94,18 +97,44 @@ impl Lab {
         self.remote = Some(remote);
     }
 
-    /// The way to the repository, if it is not its path. `VBK_TEST_THROUGH=ssh` takes every test through the protocol of ssh, with a
-    /// program in the place of ssh that runs the command here.
+    /// The way to the repository, if it is not its path.
     fn remote(&self) -> Option<Remote> {
-        let is_asked = std::env::var_os("VBK_TEST_THROUGH").is_some_and(|way| way == "ssh");
-        let through = is_asked && self.repo.join("vbk-repository").exists();
         self.remote.clone().or_else(|| {
-            through.then(|| Remote {
+            self.is_through_ssh().then(|| Remote {
                 address: format!("ssh://here{}", self.repo.display()),
                 rsh: "sh -c 'exec sh -c \"$2\"' rsh".into(),
                 token: None,
             })
         })
+    }
+
+    /// `VBK_TEST_THROUGH=ssh` takes every test through the protocol of ssh, with a program in the place of ssh that runs the
+    /// command here: see `scripts/test --through-ssh`.
+    pub fn is_through_ssh(&self) -> bool {
+        self.remote.is_none() && std::env::var_os("VBK_TEST_THROUGH").is_some_and(|way| way == "ssh")
+    }
+
+    /// Waits until nothing goes on in the repository any more on behalf of a command that was killed: through ssh the process at
+    /// the other end still does what it was asked before.
+    pub fn wait_for_what_was_killed(&self) {
+        if self.is_through_ssh() {
+            self.end_server();
+            let gone = wait_until(GONE, || !kernel::is_named_by_a_process(&self.repo));
+            assert!(gone, "a process works on in {}", self.repo.display());
+        }
+    }
+
+    /// Ends the process that was started for ssh clients and stays for the next ones, as an administrator does who can't wait.
+    pub fn end_server(&self) {
+        if !self.is_through_ssh() {
+            return;
+        }
+        for pid in kernel::servers_for_ssh(&self.repo) {
+            // It may have ended by itself.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
+        let gone = wait_until(GONE, || kernel::servers_for_ssh(&self.repo).is_empty());
+        assert!(gone, "the server of {} does not end", self.repo.display());
     }
 
     /// Makes commands name another repository.
@@ -117,8 +146,23 @@ impl Lab {
         self.dir.path()
     }
 
+    /// The path of the repository. Its files may be open in a server: see [`Lab::files`].
     pub fn repo(&self) -> &Path {
         &self.repo
+    }
+
+    /// The directory of the repository, for a test that looks at its files or changes them: no server has it open any more.
+    pub fn files(&self) -> &Path {
+        self.end_server();
+        &self.repo
+    }
+
+    /// The name that commands give the repository: its path, or the address of the way to it.
+    pub fn place(&self) -> OsString {
+        match self.remote() {
+            Some(remote) => remote.address.into(),
+            None => self.repo.clone().into(),
+        }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -130,17 +174,23 @@ impl Lab {
         self.machine.path().join("run")
     }
 
+    fn cache_dir(&self) -> PathBuf {
+        self.machine.path().join("cache")
+    }
+
     /// Where vbk remembers repositories, which no other test's does.
     pub fn state_dir(&self) -> PathBuf {
         self.machine.path().join("state")
     }
 
-    /// Makes the next command take whatever is at the repository's place for what it always was: a test puts an older state
-    /// or another repository there, and is not about noticing that.
+    /// Makes the next command take whatever is at the repository's place for what it always was, and not read copies of what was
+    /// there: a test puts an older state or another repository there, and is not about noticing that.
     pub fn forget_known_repositories(&self) {
-        match fs::remove_dir_all(self.state_dir()) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("can't forget: {error}"),
-            _ => {}
+        for directory in [self.state_dir(), self.cache_dir()] {
+            match fs::remove_dir_all(directory) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("can't forget: {error}"),
+                _ => {}
+            }
         }
     }
 
@@ -167,7 +217,7 @@ impl Lab {
         if command.get_program() != "setpriv" {
             let places = [
                 ("VBK_RUNTIME_DIR", self.runtime_dir()),
-                ("VBK_CACHE_DIR", self.machine.path().join("cache")),
+                ("VBK_CACHE_DIR", self.cache_dir()),
                 ("VBK_STATE_DIR", self.state_dir()),
             ];
             for (name, place) in places {
@@ -188,9 +238,10 @@ impl Lab {
     }
 
     pub fn start(&self, args: Vec<OsString>) -> Running {
-        let repo = match self.remote() {
-            Some(remote) => remote.address.into(),
-            None => self.repo.clone(),
+        let is_there = args.iter().any(|arg| THERE.iter().any(|command| arg == command));
+        let repo = match self.is_through_ssh() && is_there {
+            true => self.files().into(),
+            false => self.place(),
         };
         let mut all = args!["--repo", repo];
         all.extend(args);
@@ -293,6 +344,7 @@ impl Drop for Lab {
             take_down(&places);
             return;
         }
+        self.end_server();
         wait_until(GONE, || left_behind(&places).is_empty());
         let left = left_behind(&places);
         take_down(&places);

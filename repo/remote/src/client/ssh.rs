@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::Stdio;
 use std::task::{Context, Poll};
@@ -22,6 +23,8 @@ pub struct Ssh {
     pub remote_program: String,
     /// Keeps ssh from the standard error of this process: who reads that would wait until ssh ends too.
     pub is_silent: bool,
+    /// Directory that ssh runs in, if not that of this process.
+    pub directory: Option<PathBuf>,
     /// Limits of the connections.
     pub lanes: LaneOptions,
     /// Limit of the bytes.
@@ -34,6 +37,7 @@ impl Default for Ssh {
             rsh: "ssh".to_owned(),
             remote_program: "vbk".to_owned(),
             is_silent: false,
+            directory: None,
             lanes: LaneOptions::default(),
             bandwidth: Bandwidth::default(),
         }
@@ -100,6 +104,9 @@ impl Ssh {
             .stdout(Stdio::piped());
         if self.is_silent {
             command.stderr(Stdio::null());
+        }
+        if let Some(directory) = &self.directory {
+            command.current_dir(directory);
         }
         command
     }

@@ -28,6 +28,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 use rocksdb::{BottommostLevelCompaction, CompactOptions, FlushOptions, IteratorMode, WriteBatch};
 
@@ -356,11 +357,12 @@ impl Sweep<'_> {
         reader
             .db
             .flush_cf_opt(reader.family("blocks"), &FlushOptions::default())
-            .map_err(failed("give space back"))?;
+            .map_err(self.store.broken("give space back"))?;
         let before = self.background_errors()?;
         compact(reader, range);
         // The compaction call itself reports neither a full disk nor a damaged file.
         if self.background_errors()? != before {
+            self.store.failed.store(true, Ordering::SeqCst);
             return Err(Error::Store {
                 kind: ErrorKind::NoSpace,
                 doing: "give space back",
