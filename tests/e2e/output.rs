@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::support::bytes::{MIB, write_noise};
 use crate::support::inside::record_again;
 use crate::support::lab::{Lab, VBK, u64_of};
-use crate::support::tools::tool;
+use crate::support::tools::{tool, try_tool, wait_until};
 
 fn lab_with_a_disk() -> Lab {
     let lab = Lab::new();
@@ -152,7 +152,11 @@ fn a_background_mount_does_not_pin_its_start_directory() {
         .wait()
         .done();
     assert!(u64_of(&said.json(), "pid") > 1);
-    tool("umount", args![elsewhere]);
+    // Through ssh, the connection of the command itself ends a moment after it.
+    let unmounted = wait_until(Duration::from_secs(20), || {
+        try_tool("umount", args![elsewhere]).status.success()
+    });
+    assert!(unmounted, "something still is in {}", elsewhere.display());
     assert!(dir.join("web1/latest/vda.img").exists());
     lab.umount(&dir);
 }
@@ -164,7 +168,7 @@ fn a_background_mount_of_a_relative_repository_path_works() {
     let dir = lab.subdir("images");
     lab.start_bare(args!["--repo", "repo", "mount", "images"]).wait().done();
     lab.backup("web2", &lab.path("disk.img"));
-    let there = crate::support::tools::wait_until(Duration::from_secs(3), || dir.join("web2/latest/vda.img").exists());
+    let there = wait_until(Duration::from_secs(3), || dir.join("web2/latest/vda.img").exists());
     assert!(there);
     crate::support::bytes::assert_same(&dir.join("web2/latest/vda.img"), &lab.path("disk.img"));
     lab.umount(&dir);
