@@ -75,6 +75,7 @@ impl Far {
         Calls {
             waits: after.waits - before.waits,
             blocks: after.blocks - before.blocks,
+            nodes: after.nodes - before.nodes,
         }
     }
 }
