@@ -9,8 +9,8 @@ use crate::store::Distance;
 const RUN_BYTES: usize = 4 << 20;
 /// Memory of all workers together; with large blocks there are fewer workers.
 const NEAR_BYTES: usize = 64 << 20;
-/// The same where the store is far: a worker that asks it waits for a round trip. At 100 ms these move 480 MB/s at most.
-const FAR_BYTES: usize = 96 << 20;
+/// The same where the store is far: a worker that asks it waits for a round trip. At 100 ms these move 640 MB/s at most.
+const FAR_BYTES: usize = 128 << 20;
 
 /// The runs of one job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +55,6 @@ mod tests {
             Runs::new(BlockSize::DEFAULT, Distance::Near, 4),
             Runs { blocks: 4, workers: 4 }
         );
-        assert_eq!(Runs::new(BlockSize::DEFAULT, Distance::Far, 4).workers, 12);
+        assert_eq!(Runs::new(BlockSize::DEFAULT, Distance::Far, 4).workers, 16);
     }
 }

@@ -114,6 +114,13 @@ fn serve_all(context: &Context<'_>, args: &ServeArgs, served: Served) -> Result<
     if is_one {
         match server.share(&directory, args.idle_exit)? {
             true => context.say(format_args!("{shown} is open for all commands on this machine")),
+            // One that an ssh client started lives as long as it has clients.
+            false if !args.listen.is_empty() && args.idle_exit.is_none() => {
+                server.share_later(&directory);
+                context.say(format_args!(
+                    "another process has {shown} open: clients go through it until it ends"
+                ));
+            }
             false => return Err(Error::Usage(format!("another `vbk serve` has {shown} open already"))),
         }
     }

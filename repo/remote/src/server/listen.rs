@@ -19,6 +19,8 @@ use crate::peer::Seed;
 const END_WITHIN: Duration = Duration::from_secs(60);
 /// Threads that read from stores and files, started as they are needed; a client has 16 at most.
 const MAX_THREADS: usize = 2048;
+/// Time between two looks whether another process still has the repository open.
+const SHARE_POLL: Duration = Duration::from_secs(1);
 /// Time between two looks whether the server shall end.
 const STOP_POLL: Duration = Duration::from_millis(100);
 
@@ -72,6 +74,28 @@ impl Server {
         let _on_runtime = self.runtime.enter();
         let stop = self.stop.clone();
         self.serving.own(directory, idle, move || _ = stop.send_replace(true))
+    }
+
+    /// Like [`Server::share`], as soon as the process that has the repository open ends. Until then clients go through that.
+    pub fn share_later(&self, directory: &Path) {
+        let (serving, directory) = (self.serving.clone(), directory.to_owned());
+        let mut stopped = serving.stop.clone();
+        let shares = async move {
+            loop {
+                sleep(SHARE_POLL).await;
+                match serving.own(&directory, None, || ()) {
+                    Ok(false) => {}
+                    Ok(true) => return tracing::info!("{} is open for all here", directory.display()),
+                    Err(error) => tracing::debug!("{error}"),
+                }
+            }
+        };
+        self.runtime.spawn(async move {
+            tokio::select! {
+                () = shares => {}
+                _ = stopped.wait_for(|stop| *stop) => {}
+            }
+        });
     }
 
     /// Serves until `stop` says so, and then ends all sessions in order.
