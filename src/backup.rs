@@ -278,6 +278,7 @@ impl<'a> DiskCopy<'a> {
         let block_size = job.writer.identity().block_size;
         // More workers than processors, because some of them wait for the disk.
         let runs = Runs::new(block_size, store.distance(), job.plan.threads + 2);
+        let runs = runs.of(block_size.blocks_in(source.size_bytes()));
         let image = |entry: &'a Entry| Some((entry, entry.backup.image(disk.name.as_str()).ok()?));
         let known = job.previous.and_then(image);
         let previous = known.and_then(|(_, image)| Previous::open(store, image, job.observer));

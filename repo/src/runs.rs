@@ -34,6 +34,15 @@ impl Runs {
         };
         Self { blocks, workers }
     }
+
+    /// The same for a disk of so many blocks, which may need fewer workers.
+    pub fn of(self, blocks: u64) -> Self {
+        let runs = usize::try_from(blocks.div_ceil(self.blocks as u64)).unwrap_or(usize::MAX);
+        Self {
+            workers: self.workers.min(runs).max(1),
+            ..self
+        }
+    }
 }
 
 #[cfg(test)]
@@ -55,6 +64,8 @@ mod tests {
             Runs::new(BlockSize::DEFAULT, Distance::Near, 4),
             Runs { blocks: 4, workers: 4 }
         );
-        assert_eq!(Runs::new(BlockSize::DEFAULT, Distance::Far, 4).workers, 16);
+        let far = Runs::new(BlockSize::DEFAULT, Distance::Far, 4);
+        assert_eq!(far.workers, 16);
+        assert_eq!([0, 1, 5, 1 << 40].map(|blocks| far.of(blocks).workers), [1, 1, 2, 16]);
     }
 }
