@@ -182,8 +182,10 @@ mod tests {
                 });
             }
         });
-        // One call for the root, one for the pages, and one for each 64 segments.
-        assert_eq!(far.calls().waits, 2 + (SEGMENTS / BATCH) as u64);
+        // One call for the root, one for the pages, and one for each 64 segments; a worker that the others have left far behind, on a
+        // busy machine, asks again.
+        let batches = (SEGMENTS / BATCH) as u64;
+        assert!((2 + batches..2 + 2 * batches).contains(&far.calls().waits));
         // The first worker to come need not be the one with the first segment.
         let before = far.calls().waits;
         let previous = Previous::open(&far, &image, &()).expect("opens");

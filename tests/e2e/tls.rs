@@ -113,6 +113,31 @@ impl Drop for Server {
 }
 
 #[test]
+fn a_server_starts_beside_the_process_that_has_the_repository_open_and_follows_it() {
+    let mut lab = Lab::new();
+    // As the first client over ssh starts it.
+    let mut first = lab.start_bare(args!["serve", lab.repo(), "--idle-exit", "600s"]);
+    first.wait_until_prints("is open for all commands");
+    let server = Server::start(&lab);
+    let _token = server.use_with(&mut lab, "all", args!["--rights", "manage"]);
+    let disk = disk(&lab);
+    lab.backup("web1", &disk);
+    // Its clients are asked again by the next one, with nothing lost.
+    first.signal(Signal::SIGTERM);
+    first.wait().done();
+    let socket = lab.repo().join("serve.sock");
+    assert!(wait_until(Duration::from_secs(60), || socket.exists()));
+    lab.backup("web1", &disk);
+    assert_eq!(lab.listed().len(), 2);
+    // A local command finds it there.
+    lab.start_bare(args!["--repo", lab.repo(), "backup", "web2", disk])
+        .wait()
+        .done();
+    server.stop();
+    assert!(!socket.exists());
+}
+
+#[test]
 fn every_command_works_with_a_repository_behind_tls() {
     let mut lab = Lab::new();
     let server = Server::start(&lab);

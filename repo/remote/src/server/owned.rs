@@ -2,6 +2,7 @@
 //! same store without a way in between.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,11 +51,6 @@ impl Owner {
 impl Owned {
     /// Has a repository open for all from now on; `None` if another process has. Has to be called on a runtime.
     pub(super) fn begin(&self, directory: &Path) -> vbk_repo::Result<Option<(Owner, Socket)>> {
-        let mut owned = self.0.lock();
-        if owned.contains_key(directory) {
-            // One that was there before, and is still in use.
-            return Ok(None);
-        }
         let opened = Directory::open(directory)?;
         let socket = match Socket::bind(directory) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Ok(None),
@@ -64,14 +60,20 @@ impl Owned {
             shared: Arc::new(SharedDirectory::new(Arc::new(opened))),
             clients: Arc::default(),
         };
-        owned.insert(directory.to_owned(), owner.clone());
-        Ok(Some((owner, socket)))
+        match self.0.lock().entry(directory.to_owned()) {
+            // One that was there before, and is still in use.
+            Entry::Occupied(_) => Ok(None),
+            Entry::Vacant(place) => {
+                place.insert(owner.clone());
+                Ok(Some((owner, socket)))
+            }
+        }
     }
 
     /// One more client of a repository that this process has open.
     pub(super) fn enter(&self, directory: &Path) -> Option<(Arc<dyn Home>, Client)> {
-        let owned = self.0.lock();
-        let (home, client) = owned.get(directory)?.enter();
+        // Not locked while the disk is asked: a slow one must not hold up the clients of the others.
+        let (home, client) = self.0.lock().get(directory)?.enter();
         // It may be another one in the place of one that was removed.
         let now = Directory::open(directory).ok()?;
         (now.marker() == home.marker()).then_some((home, client))
