@@ -7,7 +7,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use vbk_repo::Result;
@@ -78,15 +77,15 @@ impl Lanes {
         }
     }
 
-    /// Returns the connection that is to read so many bytes: the one that probably has them soonest. `None` is `first`.
-    pub(super) fn pick(&self, bytes: usize, first: &RemoteStore) -> Option<Arc<RemoteStore>> {
+    /// Returns the connection that is to read so many bytes: the one with the least to do. `None` is the first one, which has
+    /// `load` bytes to do.
+    pub(super) fn pick(&self, bytes: usize, load: usize) -> Option<Arc<RemoteStore>> {
         self.moves(bytes);
         let stores = self.stores.lock();
-        let others: Vec<_> = stores.open.iter().filter(|store| !store.is_over()).collect();
-        let all = std::iter::once(first).chain(others.iter().map(|store| &***store));
-        let queues: Vec<_> = all.map(|store| (store.load(), store.pace.get())).collect();
-        let at = soonest(&queues, bytes).checked_sub(1)?;
-        others.get(at).map(|store| Arc::clone(store))
+        let others = stores.open.iter().filter(|store| !store.is_over());
+        let others = others.map(|store| (store.load(), store));
+        let (least, store) = others.min_by_key(|(load, _)| *load)?;
+        (least < load).then(|| Arc::clone(store))
     }
 
     /// Makes the other connections, in a thread of its own.
@@ -114,45 +113,6 @@ impl Lanes {
     }
 }
 
-/// Returns the queue that probably ends soonest with so many bytes more. Each is given as its bytes, and its nanoseconds for a MiB
-/// if they are known. A queue of which nothing is known gets bytes only when it is empty, once something is known of another one: it
-/// may be a slow one, and at the end all would wait for it.
-fn soonest(queues: &[(usize, Option<u64>)], bytes: usize) -> usize {
-    let fastest = queues.iter().filter_map(|(_, pace)| *pace).min();
-    let time = |(load, pace): &(usize, Option<u64>)| match (fastest, pace) {
-        (None, _) => *load as u128,
-        (Some(_), Some(pace)) => (load + bytes) as u128 * u128::from(*pace),
-        (Some(fastest), None) if *load == 0 => bytes as u128 * u128::from(fastest),
-        (Some(_), None) => u128::MAX,
-    };
-    let times = queues.iter().map(time).enumerate();
-    times.min_by_key(|(_, time)| *time).map_or(0, |(at, _)| at)
-}
-
-/// How fast a connection answered lately: nanoseconds for a MiB of those that were asked for together; 0 if that is not known.
-#[derive(Default)]
-pub(super) struct Pace(AtomicU64);
-
-impl Pace {
-    fn get(&self) -> Option<u64> {
-        Some(self.0.load(Ordering::Relaxed)).filter(|pace| *pace > 0)
-    }
-
-    /// Notes the time of the last answer to questions for `load` bytes.
-    pub(super) fn note(&self, load: usize, took: Duration) {
-        // The time of less is that of the way, and tells nothing about more.
-        if load < MIB {
-            return;
-        }
-        let sample = took.as_nanos() * MIB as u128 / load as u128;
-        let sample = u64::try_from(sample).unwrap_or(u64::MAX / 4).max(1);
-        let pace = self.get().map_or(sample, |before| before - before / 4 + sample / 4);
-        self.0.store(pace, Ordering::Relaxed);
-    }
-}
-
-const MIB: usize = 1 << 20;
-
 impl Drop for Lanes {
     fn drop(&mut self) {
         let mut stores = self.stores.lock();
@@ -161,34 +121,5 @@ impl Drop for Lanes {
         // The end of a connection takes time.
         drop(stores);
         drop(open);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_slow_connection_gets_little_and_an_unknown_one_a_first_piece() {
-        let (fast, slow) = (Some(10_000_000), Some(1_000_000_000));
-        assert_eq!(soonest(&[(5 * MIB, None), (2 * MIB, None)], MIB), 1);
-        assert_eq!(soonest(&[(90 * MIB, fast), (0, slow)], MIB), 0);
-        assert_eq!(soonest(&[(120 * MIB, fast), (0, slow)], MIB), 1);
-        assert_eq!(soonest(&[(5 * MIB, fast), (0, None)], MIB), 1);
-        assert_eq!(soonest(&[(5 * MIB, fast), (1, None)], MIB), 0);
-        assert_eq!(soonest(&[], MIB), 0);
-    }
-
-    #[test]
-    fn a_pace_follows_what_is_seen() {
-        let pace = Pace::default();
-        pace.note(MIB - 1, Duration::from_secs(1));
-        assert_eq!(pace.get(), None);
-        pace.note(4 * MIB, Duration::from_secs(4));
-        assert_eq!(pace.get(), Some(1_000_000_000));
-        for _ in 0..50 {
-            pace.note(4 * MIB, Duration::from_millis(40));
-        }
-        assert!((9_000_000..12_000_000).contains(&pace.get().expect("is known")));
     }
 }

@@ -4,7 +4,6 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
-use std::time::Instant;
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -18,7 +17,7 @@ use vbk_repo::{Error, Result};
 use super::copies::Copies;
 use super::early::Early;
 use super::kept::{Kept, Thing};
-use super::lanes::{Lanes, Pace};
+use super::lanes::Lanes;
 use super::link::{Answers, Link, Part};
 use super::puts::{Id, Puts};
 use super::state::Event;
@@ -36,7 +35,6 @@ pub(crate) struct RemoteStore {
     opened: Opened,
     /// Bytes of blocks that were asked for on this connection.
     asked_bytes: AtomicUsize,
-    pub(super) pace: Pace,
     published: Mutex<Published>,
     /// Nodes that came from this host's cache, and the answers that tell which the server does not have so.
     compared: Mutex<Vec<Receiver<Event>>>,
@@ -83,7 +81,6 @@ impl RemoteStore {
         Self {
             opened,
             asked_bytes: AtomicUsize::new(0),
-            pace: Pace::default(),
             published: Mutex::default(),
             compared: Mutex::default(),
             terms: Mutex::default(),
@@ -224,10 +221,7 @@ impl RemoteStore {
     /// Reads blocks on this connection.
     fn get_here(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
         let bytes = bytes_of(wanted);
-        let (load, asked) = (
-            self.asked_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes,
-            Instant::now(),
-        );
+        self.asked_bytes.fetch_add(bytes, Ordering::Relaxed);
         let page = |number: usize| u16::try_from(number).unwrap_or(u16::MAX);
         let question = |wanted: &[Wanted]| {
             let of = |wanted: &Wanted| (wanted.id.0, page(wanted.pages.start), page(wanted.pages.len()));
@@ -252,9 +246,6 @@ impl RemoteStore {
             },
         );
         self.asked_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        if stored.iter().all(Result::is_ok) {
-            self.pace.note(load, asked.elapsed());
-        }
         stored
     }
 
@@ -383,7 +374,7 @@ impl StoreReader for RemoteStore {
     }
 
     fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
-        let Some(lane) = self.lanes.pick(bytes_of(wanted), self) else {
+        let Some(lane) = self.lanes.pick(bytes_of(wanted), self.load()) else {
             return self.get_here(wanted);
         };
         let mut stored = lane.get_here(wanted);
