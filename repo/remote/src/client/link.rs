@@ -208,18 +208,18 @@ impl Link {
         self.shared.close_store(store, waits);
     }
 
-    /// Sends a put of blocks with these ids, or of nodes, when the window has room for it. Its error comes with the flush.
-    pub(super) fn put(&self, puts: &Arc<Puts>, blocks: Option<Vec<Id>>, ask: &Ask, body: Vec<u8>) -> Result<()> {
+    /// Sends a put of nodes when the window has room for it. Its error comes with the flush.
+    pub(super) fn put_nodes(&self, puts: &Arc<Puts>, ask: &Ask, body: Vec<u8>) -> Result<()> {
         self.check(puts)?;
         let mut state = self.shared.wait(|state| self.has_room(state.put_bytes, body.len()))?;
         // Under the lock: a flush that is sent afterwards must come after it.
-        state.put(puts, blocks, encode(ask), body);
+        state.put(puts, None, encode(ask), body);
         Ok(())
     }
 
-    /// Sends a put like [`Link::put`], if the connection takes it soon. Otherwise it returns `false`, and [`GATE`] tells when to try
-    /// again. `put` gives the blocks' ids, the question and its body.
-    pub(super) fn put_soon(
+    /// Sends a put of blocks, if the connection takes it soon; its error comes with the flush. Otherwise it returns `false`, and the
+    /// gate of this process tells when to try again. `put` gives the blocks' ids, the question and its body.
+    pub(super) fn put_blocks_soon(
         &self,
         puts: &Arc<Puts>,
         bytes: usize,

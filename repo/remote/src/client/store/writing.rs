@@ -31,7 +31,7 @@ impl RemoteStore {
     /// Puts blocks on this connection, if it takes them soon.
     fn put_here(&self, blocks: &[Sealed], bytes: usize) -> Result<bool> {
         self.flush_if_due()?;
-        self.link.put_soon(&self.puts, bytes, || {
+        self.link.put_blocks_soon(&self.puts, bytes, || {
             let mut body = Vec::with_capacity(bytes);
             let ids = blocks.iter().map(|block| block.id.0).collect();
             let shapes = blocks.iter().map(|block| body::add_sealed(block, &mut body)).collect();
@@ -85,7 +85,7 @@ impl RemoteStore {
                 terms: *self.terms.lock(),
             };
             self.flush_if_due()?;
-            self.link.put(&self.puts, None, &ask, body)?;
+            self.link.put_nodes(&self.puts, &ask, body)?;
         }
         Ok(())
     }
