@@ -45,7 +45,7 @@ pub use self::plan::{BackupPlan, DiskPlan};
 use self::previous::Previous;
 use self::walk::{Claim, Walk};
 use crate::disk::buffer::AlignedBuffer;
-use crate::disk::source::Source;
+use crate::disk::source::{MAX_IN_FLIGHT, Source};
 use crate::error::{Error, Result};
 use crate::hints::Hint;
 use crate::observer::{Counts, Event, Observer};
@@ -276,8 +276,9 @@ impl<'a> DiskCopy<'a> {
     fn new(job: &'a Job<'a>, disk: &'a DiskPlan, source: &'a Source) -> Self {
         let store = job.writer.store();
         let block_size = job.writer.identity().block_size;
-        // More workers than processors, because some of them wait for the disk.
-        let runs = Runs::new(block_size, store.distance(), job.plan.threads + 2);
+        // While as many as may read wait for the disk, the others keep all processors busy; two more have read and wait for one.
+        let workers = job.plan.threads + MAX_IN_FLIGHT as usize + 2;
+        let runs = Runs::of_single_blocks(block_size, store.distance(), workers);
         let runs = runs.of(block_size.blocks_in(source.size_bytes()));
         let image = |entry: &'a Entry| Some((entry, entry.backup.image(disk.name.as_str()).ok()?));
         let known = job.previous.and_then(image);

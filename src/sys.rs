@@ -292,3 +292,21 @@ pub(crate) fn file_extents(file: &File, from_bytes: u64) -> io::Result<Vec<FileE
     let mapped = (map.mapped_extents as usize).min(MAP_EXTENTS);
     Ok(map.extents[..mapped].to_vec())
 }
+
+/// Number of cachestat(2), which Linux has from 6.5 on; the same on all architectures but alpha.
+const SYS_CACHESTAT: libc::c_long = 451;
+
+/// Tests whether the page cache has some of a range of a file (cachestat(2)). Fails with `ENOSYS` where the kernel does not have the
+/// call, and with `EPERM` for a file that this user may only read.
+pub(crate) fn is_cached(file: &File, offset_bytes: u64, len: usize) -> io::Result<bool> {
+    let range = [offset_bytes, len as u64];
+    // The first is the number of cached pages, dirty ones included.
+    let mut found = [0_u64; 5];
+    // SAFETY: the kernel reads `struct cachestat_range`, two u64, and writes `struct cachestat`, five; the pointers are valid for
+    // that (linux/mman.h).
+    let result = unsafe { libc::syscall(SYS_CACHESTAT, file.as_raw_fd(), &raw const range, &raw mut found, 0) };
+    match result {
+        0 => Ok(found[0] > 0),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

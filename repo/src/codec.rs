@@ -63,7 +63,6 @@ impl Sealed {
 /// Seals blocks. One per thread: it keeps the compressor's memory.
 pub struct Sealer {
     compressor: Option<zstd::bulk::Compressor<'static>>,
-    scratch: Vec<u8>,
 }
 
 impl Sealer {
@@ -73,10 +72,7 @@ impl Sealer {
             Compression::None => None,
             Compression::Zstd(level) => Some(zstd::bulk::Compressor::new(level).map_err(zstd)?),
         };
-        Ok(Self {
-            compressor,
-            scratch: vec![0; zstd::zstd_safe::compress_bound(PAGE_BYTES)],
-        })
+        Ok(Self { compressor })
     }
 
     /// Seals a block; `hashes` must be those of exactly these bytes.
@@ -102,11 +98,12 @@ impl Sealer {
             return Ok((Vec::new(), 0));
         }
         if let Some(compressor) = &mut self.compressor {
-            let len = compressor
-                .compress_to_buffer(page, &mut self.scratch[..])
-                .map_err(zstd)?;
-            if len < page.len() - page.len() / 20 {
-                return Ok((self.scratch[..len].to_vec(), 0));
+            let mut frame = Vec::with_capacity(zstd::zstd_safe::compress_bound(page.len()));
+            compressor.compress_to_buffer(page, &mut frame).map_err(zstd)?;
+            if frame.len() < page.len() - page.len() / 20 {
+                // The allocator takes back the end in place: nothing is copied.
+                frame.shrink_to_fit();
+                return Ok((frame, 0));
             }
         }
         Ok((page.to_vec(), RAW))

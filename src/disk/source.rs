@@ -4,7 +4,11 @@
 //! | kind | methods, in order of preference |
 //! |---|---|
 //! | block device | O_DIRECT, advice |
-//! | file | RWF_DONTCACHE without readahead (uses what other processes have cached), O_DIRECT, advice |
+//! | file | O_DIRECT for ranges of which nothing is cached and RWF_DONTCACHE, without readahead, for the others; one of them; advice |
+//!
+//! A file may be cached by others, e.g. by a virtual machine that writes through the page cache. RWF_DONTCACHE copies what is
+//! there; O_DIRECT would first write it to the disk, and then read it from there. Where nothing is cached, O_DIRECT takes half
+//! of the processor time.
 //!
 //! Advice is posix_fadvise(2): SEQUENTIAL once, then after each read DONTNEED for a trailing window, and once for the
 //! whole file at the end. Only this method also drops pages that other processes had cached; the other two do not.
@@ -56,9 +60,11 @@ pub struct Source {
 /// Limit of reads in flight per disk: more gain nothing, and make other processes wait.
 pub(crate) const MAX_IN_FLIGHT: u32 = 4;
 
-const DONT_CACHE: u8 = 0;
-const DIRECT: u8 = 1;
-const ADVICE: u8 = 2;
+/// O_DIRECT or RWF_DONTCACHE, whichever suits the range.
+const BY_RANGE: u8 = 0;
+const DONT_CACHE: u8 = 1;
+const DIRECT: u8 = 2;
+const ADVICE: u8 = 3;
 
 impl Source {
     /// Opens a disk for reading.
@@ -96,10 +102,11 @@ impl Source {
                 what: "a block device of size 0, with nothing attached",
             });
         }
-        let way = match &direct {
-            _ if !device => DONT_CACHE,
-            Some(_) => DIRECT,
-            None => ADVICE,
+        let way = match (device, direct.is_some()) {
+            (false, true) => BY_RANGE,
+            (false, false) => DONT_CACHE,
+            (true, true) => DIRECT,
+            (true, false) => ADVICE,
         };
         let source = Self {
             path: match path.starts_with("/proc/self/fd") {
@@ -125,7 +132,7 @@ impl Source {
         // kernel does not drop a page that both want: of 2 GiB, 100 MiB stayed. Reads are large, so nothing is lost
         // without readahead.
         let advice = match way {
-            DONT_CACHE => PosixFadviseAdvice::POSIX_FADV_RANDOM,
+            BY_RANGE | DONT_CACHE => PosixFadviseAdvice::POSIX_FADV_RANDOM,
             _ => PosixFadviseAdvice::POSIX_FADV_SEQUENTIAL,
         };
         let _ = posix_fadvise(&self.file, 0, 0, advice);
@@ -189,34 +196,32 @@ impl Source {
     }
 
     fn read_once(&self, offset: u64, len: usize, buffer: &mut [u8]) -> io::Result<usize> {
-        match (self.way.load(Ordering::Relaxed), &self.direct) {
-            (DONT_CACHE, _) => match sys::read_dont_cache(&self.file, &mut buffer[..len], offset) {
-                Err(error) if is_refusal(&error) => {
-                    let next = if self.direct.is_some() { DIRECT } else { ADVICE };
-                    self.go(next);
-                    self.read_once(offset, len, buffer)
-                }
-                result => result,
-            },
-            (DIRECT, Some(file)) => {
-                let aligned = len.next_multiple_of(ALIGN).min(buffer.len());
-                match file.read_at(&mut buffer[..aligned], offset) {
-                    Err(error) if is_refusal(&error) => {
-                        self.go(ADVICE);
-                        self.read_once(offset, len, buffer)
-                    }
-                    // It can return more than requested if the file grew; that is not part of the backup.
-                    result => result.map(|read| read.min(len)),
-                }
-            }
+        let way = self.way.load(Ordering::Relaxed);
+        // Where the kernel does not tell, something may be cached.
+        let is_cached = || sys::is_cached(&self.file, offset, len).unwrap_or(true);
+        let (read, next) = match (way, &self.direct) {
+            (BY_RANGE, Some(file)) if !is_cached() => (read_direct(file, offset, len, buffer), DONT_CACHE),
+            (BY_RANGE, _) => (sys::read_dont_cache(&self.file, &mut buffer[..len], offset), DIRECT),
+            (DONT_CACHE, _) => (sys::read_dont_cache(&self.file, &mut buffer[..len], offset), ADVICE),
+            (DIRECT, Some(file)) => (read_direct(file, offset, len, buffer), ADVICE),
             _ => {
                 let read = self.file.read_at(&mut buffer[..len], offset)?;
                 let end = offset + read as u64;
                 let start = end.saturating_sub(WINDOW_BYTES);
                 let (start, len) = (start as i64, (end - start) as i64);
                 let _ = posix_fadvise(&self.file, start, len, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
-                Ok(read)
+                return Ok(read);
             }
+        };
+        match read {
+            Err(error) if is_refusal(&error) => {
+                // Another thread may have met the refusal already.
+                if self.way.load(Ordering::Relaxed) == way {
+                    self.go(next);
+                }
+                self.read_once(offset, len, buffer)
+            }
+            read => read,
         }
     }
 
@@ -340,6 +345,12 @@ pub(crate) fn time_reading() -> Duration {
     reading.before + reading.since.map_or(Duration::ZERO, |since| since.elapsed())
 }
 
+fn read_direct(file: &File, offset: u64, len: usize, buffer: &mut [u8]) -> io::Result<usize> {
+    let aligned = len.next_multiple_of(ALIGN).min(buffer.len());
+    // It can return more than requested if the file grew; that is not part of the backup.
+    file.read_at(&mut buffer[..aligned], offset).map(|read| read.min(len))
+}
+
 fn is_refusal(error: &io::Error) -> bool {
     use nix::libc::{EINVAL, ENOSYS, EOPNOTSUPP};
     matches!(error.raw_os_error(), Some(EINVAL | ENOSYS | EOPNOTSUPP))
@@ -381,7 +392,7 @@ mod tests {
         let bytes: Vec<u8> = (0..3_000_001_u32).map(|i| (i % 253) as u8).collect();
         let file = file(&bytes);
         let source = Source::open(file.path()).expect("opens");
-        for way in [DONT_CACHE, DIRECT, ADVICE] {
+        for way in [BY_RANGE, DONT_CACHE, DIRECT, ADVICE] {
             source.go(way);
             assert_eq!(read(&source, 0, 1 << 20).expect("reads"), bytes[..1 << 20]);
             let tail = bytes.len() - (2 << 20);
@@ -391,6 +402,27 @@ mod tests {
                 "way {way}"
             );
         }
+    }
+
+    #[test]
+    fn what_is_cached_is_told_apart() {
+        let file = file(&vec![1; 4 << 20]);
+        file.as_file().sync_all().expect("syncs");
+        let advise = |advice| posix_fadvise(file.as_file(), 0, 0, advice).expect("advises");
+        let is_cached = |offset| match sys::is_cached(file.as_file(), offset, 1 << 20) {
+            Err(error) if error.raw_os_error() == Some(nix::libc::ENOSYS) => None,
+            cached => Some(cached.expect("tells")),
+        };
+        if is_cached(0).is_none() {
+            return; // Linux before 6.5: everything counts as cached.
+        }
+        // No readahead, so that only what is read gets cached.
+        advise(PosixFadviseAdvice::POSIX_FADV_RANDOM);
+        advise(PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        assert_eq!([0, 2 << 20].map(is_cached), [Some(false); 2]);
+        let mut buffer = vec![0; 4096];
+        file.as_file().read_exact_at(&mut buffer, 2 << 20).expect("reads");
+        assert_eq!([0, 2 << 20].map(is_cached), [Some(false), Some(true)]);
     }
 
     #[test]
