@@ -304,6 +304,12 @@ pub trait StoreReader: Send + Sync {
     /// One answer per node of a manifest, in order.
     fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>>;
 
+    /// The same store for a caller that reads much of it, each block once. Its blocks come from the disk, past the page cache of
+    /// this host, in larger reads; it takes 2 MiB more for each thread that reads. `None` where this makes no difference.
+    fn to_scan(self: Arc<Self>) -> Option<Arc<dyn StoreReader>> {
+        None
+    }
+
     /// The same store, whose blocks and nodes come from copies on this host where there are some; what does not is copied, as it is
     /// sealed. `None` if there are no copies. A copy may be wrong: a caller who finds that out drops it, and asks this store.
     fn with_copies(self: Arc<Self>) -> Option<Arc<dyn StoreReader>> {

@@ -1,7 +1,7 @@
 //! Proves backups: reads every block that they name once, decodes it and checks its hash.
 //!
-//! Memory: 2 bytes per block of the store, 40 bytes per distinct segment, two blocks per thread within
-//! 64 MiB, and the list of damaged ranges.
+//! Memory: 2 bytes per block of the store, 40 bytes per distinct segment, two runs of blocks per thread within 64 MiB, and
+//! the list of damaged ranges.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,12 +26,11 @@ mod scope;
 
 pub use scope::{MAX_PARTS, Scope};
 
-/// Blocks that go to a thread at once.
-const BATCH_BLOCKS: usize = 16;
+/// Plain bytes that are read from a near store with one call: as many as RocksDB reads at once, see `store/rocks/scan.rs`.
+const NEAR_RUN_BYTES: usize = 2 << 20;
 
-/// Plain bytes that are read from a near store with one call: few enough to stay in a processor's cache until they are
-/// proved.
-const NEAR_RUN_BYTES: usize = 1 << 20;
+/// Threads beyond those that can compute, because some wait for a near disk.
+const WAITING: usize = 4;
 
 /// Images whose manifests are read in one call: 64 KiB each for a disk of a TiB.
 const BATCH_IMAGES: usize = 16;
@@ -93,6 +92,8 @@ struct Findings<'a> {
     run_blocks: usize,
     /// Blocks that were found damaged before.
     condemned: HashSet<BlockId>,
+    /// Buffers for the plain bytes of a run: fewer than there are threads.
+    spare: Mutex<Vec<Vec<u8>>>,
     blocks: Mutex<BadBlocks>,
     sound_again: Mutex<Vec<BlockId>>,
     blocks_read: AtomicU64,
@@ -111,7 +112,7 @@ pub fn verify(
     cancel: &AtomicBool,
 ) -> Result<VerifyReport> {
     let block_size = store.identity()?.block_size;
-    let runs = Runs::new(block_size, store.distance(), threads);
+    let runs = Runs::new(block_size, store.distance(), threads + WAITING);
     let findings = Findings {
         scope,
         run_blocks: match store.distance() {
@@ -119,13 +120,14 @@ pub fn verify(
             Distance::Far => runs.blocks,
         },
         condemned: store.condemned()?.into_iter().collect(),
+        spare: Mutex::default(),
         blocks: Mutex::default(),
         sound_again: Mutex::default(),
         blocks_read: AtomicU64::new(0),
         bytes_read: AtomicU64::new(0),
     };
     let hand_out = |send: &mut dyn FnMut(Vec<(BlockId, usize)>) -> bool| {
-        let mut walk = Walk::new(store);
+        let mut walk = Walk::new(store, findings.run_blocks);
         walk.backups(entries, &mut |backups, blocks| {
             let batch = findings.sort_out(blocks);
             // A thread that fails leaves its own error, which counts.
@@ -168,23 +170,28 @@ impl Findings<'_> {
     }
 
     /// Reads blocks and proves them.
-    fn check(&self, store: &dyn StoreReader, batch: &[(BlockId, usize)]) -> Result<()> {
-        for run in batch.chunks(self.run_blocks) {
-            let mut buffers: Vec<_> = run.iter().map(|&(_, len)| vec![0; len]).collect();
-            let ids = run.iter().map(|&(id, _)| id);
-            let mut wanted: Vec<_> = ids.zip(buffers.iter_mut().map(Vec::as_mut_slice)).collect();
-            for (&(id, len), read) in run.iter().zip(read_all(store, &mut wanted)) {
-                match read {
-                    Ok(()) if self.condemned.contains(&id) => self.sound_again.lock().push(id),
-                    Ok(()) => {}
-                    Err(error) if error.kind() == ErrorKind::Corrupt => self.note(id, len, &error),
-                    // An unreachable store says nothing about the block.
-                    Err(error) => return Err(error),
-                }
-                self.blocks_read.fetch_add(1, Ordering::Relaxed);
-                self.bytes_read.fetch_add(len as u64, Ordering::Relaxed);
-            }
+    fn check(&self, store: &dyn StoreReader, run: &[(BlockId, usize)]) -> Result<()> {
+        let mut buffer = self.spare.lock().pop().unwrap_or_default();
+        buffer.resize(run.iter().map(|(_, len)| len).sum(), 0);
+        let mut rest = &mut buffer[..];
+        let mut wanted = Vec::with_capacity(run.len());
+        for &(id, len) in run {
+            let (plain, behind) = rest.split_at_mut(len);
+            wanted.push((id, plain));
+            rest = behind;
         }
+        for (&(id, len), read) in run.iter().zip(read_all(store, &mut wanted)) {
+            match read {
+                Ok(()) if self.condemned.contains(&id) => self.sound_again.lock().push(id),
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::Corrupt => self.note(id, len, &error),
+                // An unreachable store says nothing about the block.
+                Err(error) => return Err(error),
+            }
+            self.blocks_read.fetch_add(1, Ordering::Relaxed);
+            self.bytes_read.fetch_add(len as u64, Ordering::Relaxed);
+        }
+        self.spare.lock().push(buffer);
         Ok(())
     }
 
@@ -206,6 +213,8 @@ type Located = (BlockId, usize, Option<Place>);
 /// Walks manifests and hands out each block once, those of some segments at a time in the order of the store.
 struct Walk<'a> {
     store: &'a dyn StoreReader,
+    /// Blocks that are handed out at once. Workers that take neighbours read one part of the disk together.
+    run_blocks: usize,
     /// The starts of the names of a segment's nodes: enough to tell segments apart.
     seen_segments: HashSet<[u8; 32]>,
     /// For each place in the store, a few bits of the id of the block that was handed out. If damage makes another block
@@ -215,9 +224,10 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn new(store: &'a dyn StoreReader) -> Self {
+    fn new(store: &'a dyn StoreReader, run_blocks: usize) -> Self {
         Self {
             store,
+            run_blocks,
             seen_segments: HashSet::new(),
             seen: PlaceNumbers::default(),
             bad_nodes: HashSet::new(),
@@ -287,7 +297,7 @@ impl<'a> Walk<'a> {
             .filter(|(id, _, place)| place.is_none_or(|place| self.is_new(*id, place)))
             .collect();
         blocks.sort_by_key(|(_, _, place)| *place);
-        blocks.chunks(BATCH_BLOCKS).try_for_each(hand_out)
+        blocks.chunks(self.run_blocks).try_for_each(hand_out)
     }
 
     fn is_new(&mut self, id: BlockId, place: Place) -> bool {

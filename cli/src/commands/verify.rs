@@ -115,7 +115,7 @@ fn read(
     let expected = expected_bytes(entries) as f64 * scope.share();
     let progress = Progress::new(context.quiet(), expected as u64, Words::Plain);
     let report = verify(
-        &*view.store(),
+        &*view.store_to_scan(),
         entries,
         scope,
         threads(),

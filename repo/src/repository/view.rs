@@ -65,6 +65,11 @@ impl View {
         Arc::clone(&self.store)
     }
 
+    /// The store for reading much of it once: see [`StoreReader::to_scan`].
+    pub fn store_to_scan(&self) -> Arc<dyn StoreReader> {
+        self.store().to_scan().unwrap_or_else(|| self.store())
+    }
+
     /// All backups.
     pub fn catalogue(&self) -> Result<Catalogue> {
         Catalogue::load(&*self.store)

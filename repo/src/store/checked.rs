@@ -135,6 +135,11 @@ impl<S: StoreReader + ?Sized> StoreReader for Checked<S> {
         nodes(&*self.0, ids)
     }
 
+    fn to_scan(self: Arc<Self>) -> Option<Arc<dyn StoreReader>> {
+        let scan = Arc::clone(&self.0).to_scan()?;
+        Some(Arc::new(Checked(scan)))
+    }
+
     fn with_copies(self: Arc<Self>) -> Option<Arc<dyn StoreReader>> {
         let copies = Arc::clone(&self.0).with_copies()?;
         Some(Arc::new(Checked(copies)))

@@ -325,19 +325,12 @@ impl<S: StoreReader + ?Sized> StoreReader for Encrypted<S> {
         self.store.nodes(ids).into_iter().zip(ids).map(open).collect()
     }
 
+    fn to_scan(self: Arc<Self>) -> Option<Arc<dyn StoreReader>> {
+        Some(Arc::new(self.over(Arc::clone(&self.store).to_scan()?)))
+    }
+
     fn with_copies(self: Arc<Self>) -> Option<Arc<dyn StoreReader>> {
-        let copies = Arc::clone(&self.store).with_copies()?;
-        Some(Arc::new(Encrypted {
-            store: copies,
-            hashing: self.hashing,
-            cipher: self.cipher.clone(),
-            name_key: self.name_key,
-            epoch_key: self.epoch_key,
-            full_header_bytes: self.full_header_bytes,
-            has_sums: self.has_sums,
-            has_begun: self.has_begun,
-            seen: Mutex::default(),
-        }))
+        Some(Arc::new(self.over(Arc::clone(&self.store).with_copies()?)))
     }
 
     fn drop_copies(&self, blocks: &[BlockId], nodes: &[NodeId]) {

@@ -1,6 +1,9 @@
 //! Seals the header and the rows of a block, and opens the rows that contain the wanted pages.
 
 use std::ops::Range;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::rows::{Layout, lay_out, most_rows};
 use super::{BLOCK, Encrypted, row_part, sums, thing};
@@ -16,6 +19,21 @@ const READINGS: usize = 3;
 const STORED_ANEW: &str = "it was stored again while it was read";
 
 impl<S: ?Sized> Encrypted<S> {
+    /// Returns the same content in another store.
+    pub(super) fn over(&self, store: Arc<dyn StoreReader>) -> Encrypted<dyn StoreReader> {
+        Encrypted {
+            store,
+            hashing: self.hashing,
+            cipher: self.cipher.clone(),
+            name_key: self.name_key,
+            epoch_key: self.epoch_key,
+            full_header_bytes: self.full_header_bytes,
+            has_sums: self.has_sums,
+            has_begun: self.has_begun,
+            seen: Mutex::default(),
+        }
+    }
+
     fn open_header(&self, wanted: &Wanted, stored: Vec<u8>) -> Result<Opened> {
         let id = wanted.id;
         let damaged = |what: &str| Error::BlockDamaged { id, what: what.into() };

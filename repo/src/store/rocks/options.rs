@@ -8,6 +8,9 @@ use rocksdb::{
 
 const FAMILIES: [&str; 6] = ["blocks", "index", "nodes", "backups", "notes", "meta"];
 
+/// The column family of headers and pages.
+pub(super) const BLOCKS: &str = "blocks";
+
 /// Size of one write buffer of `blocks`; at most [`BUFFERS`] of them are in memory.
 const BUFFER_BYTES: usize = 48 << 20;
 const BUFFERS: i32 = 3;
@@ -27,7 +30,17 @@ const TABLE_BYTES: u64 = 2 << 20;
 /// Returns options for the database and its column families. `direct`: flush and compact with direct I/O. `create`:
 /// create missing parts.
 pub(super) fn database(direct: bool, create: bool) -> (Options, Vec<ColumnFamilyDescriptor>) {
-    let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
+    database_with(&cache(), direct, create)
+}
+
+/// Returns the cache of a database. Several may share it that have the same files open: its keys are made of what stands in the
+/// files.
+pub(super) fn cache() -> Cache {
+    Cache::new_lru_cache(BLOCK_CACHE_BYTES)
+}
+
+/// Like [`database`], with a cache that others may use.
+pub(super) fn database_with(cache: &Cache, direct: bool, create: bool) -> (Options, Vec<ColumnFamilyDescriptor>) {
     // By default every table would contain this host's name.
     let made = Options::default().get_options_from_string("db_host_id=vbk");
     let mut options = made.expect("RocksDB knows its own option");
@@ -43,12 +56,16 @@ pub(super) fn database(direct: bool, create: bool) -> (Options, Vec<ColumnFamily
     options.set_stats_dump_period_sec(0);
     // Twice as fast as buffered I/O for blobs, and the host's page cache is left unchanged.
     options.set_use_direct_io_for_flush_and_compaction(direct);
-    // By default RocksDB would keep log files in the directory, even if it only reads.
-    options.set_info_logger(InfoLogger::new_callback_logger(LogLevel::Warn, |_, text| {
-        tracing::debug!(target: "rocksdb", "{}", text.trim_end());
-    }));
-    let families = FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family(name, &cache)));
+    options.set_info_logger(quiet());
+    let families = FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family(name, cache)));
     (options, families.into())
+}
+
+/// By default RocksDB would keep log files in the directory, even if it only reads.
+fn quiet() -> InfoLogger {
+    InfoLogger::new_callback_logger(LogLevel::Warn, |_, text| {
+        tracing::debug!(target: "rocksdb", "{}", text.trim_end());
+    })
 }
 
 fn family(name: &str, cache: &Cache) -> Options {
@@ -64,7 +81,7 @@ fn family(name: &str, cache: &Cache) -> Options {
         table.set_bloom_filter(10.0, false);
         options.set_write_buffer_size(16 << 20);
     }
-    if name == "blocks" {
+    if name == BLOCKS {
         options.set_write_buffer_size(BUFFER_BYTES);
         options.set_max_write_buffer_number(BUFFERS);
         // Not for nodes: every backup would leave a small blob file of them for ever, whereas compaction merges
@@ -78,6 +95,23 @@ fn family(name: &str, cache: &Cache) -> Options {
     }
     options.set_block_based_table_factory(&table);
     options
+}
+
+/// Returns options for reading the pages of a view with direct I/O. `cache` is that of the view.
+pub(super) fn scan(cache: &Cache) -> (Options, ColumnFamilyDescriptor) {
+    let mut options = Options::default();
+    options.set_max_open_files(MAX_OPEN_FILES);
+    options.set_use_direct_reads(true);
+    options.set_info_logger(quiet());
+    (options, ColumnFamilyDescriptor::new(BLOCKS, family(BLOCKS, cache)))
+}
+
+/// Returns whether files in this directory can be read with O_DIRECT. RocksDB makes one that every store has.
+pub(super) fn can_read_direct(directory: &Path) -> bool {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut direct = std::fs::OpenOptions::new();
+    direct.read(true).custom_flags(nix::fcntl::OFlag::O_DIRECT.bits());
+    direct.open(directory.join("CURRENT")).is_ok()
 }
 
 /// Returns whether files in this directory can be written with O_DIRECT, which some file systems do not support.

@@ -1,42 +1,29 @@
 //! The read half of the embedded store.
 
+mod found;
+mod scan;
+
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use quick_cache::Weighter;
-use quick_cache::sync::Cache;
-use rocksdb::{ColumnFamily, DB, DBPinnableSlice, Direction, IteratorMode, ReadOptions, Snapshot};
+use rocksdb::{Cache, ColumnFamily, DB, DBPinnableSlice, Direction, IteratorMode, ReadOptions, Snapshot};
 
+use self::found::{Found, FoundCache};
+use self::scan::Scan;
 use super::options;
 use super::rows::{HEADER_AT, IndexRow, part_key};
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, NodeId};
 use crate::store::{Forgotten, Identity, Listing, Located, Note, Record, StoreReader, Stored, Wanted};
 
-/// Memory for the headers of blocks that were read: those of 10,000 blocks of 1 MiB.
-const HEADERS_BYTES: u64 = 8 << 20;
-
-/// The sequence number and the header of a block.
-struct Found {
-    sequence: u64,
-    header: Vec<u8>,
-}
-
-#[derive(Clone)]
-struct ByLength;
-
-impl Weighter<BlockId, Arc<Found>> for ByLength {
-    fn weight(&self, _: &BlockId, found: &Arc<Found>) -> u64 {
-        (size_of::<BlockId>() + size_of::<Found>() + found.header.len()) as u64
-    }
-}
-
 /// A store opened for reading: a view, which no writer changes any more.
 pub struct RocksReader {
     pub(super) db: DB,
+    /// The cache of `db`, if it may be shared.
+    cache: Option<Cache>,
     /// The blocks read last. A writer, which moves blocks, does not use it.
-    found: Cache<BlockId, Arc<Found>, ByLength>,
+    found: FoundCache,
     /// Dropped after the database is closed.
     pub(super) _guard: Option<File>,
 }
@@ -111,19 +98,23 @@ impl RocksReader {
     /// Opens a checkpoint, or a store on a file system that can't be written to. `guard` is a file whose lock keeps the
     /// checkpoint from removal; it is held as long as the reader.
     pub fn open(path: &Path, guard: Option<File>) -> Result<Self> {
-        let (mut database, families) = options::database(false, false);
+        let cache = options::cache();
+        let (mut database, families) = options::database_with(&cache, false, false);
         // The pages of a block lie next to each other, and so do the blocks that a disk's reader wants next: the kernel
         // notices that, unless it was told that all reads are random.
         database.set_advise_random_on_open(false);
         let db = DB::open_cf_descriptors_read_only(&database, path, families, false).map_err(failed("open"))?;
-        Ok(Self::new(db, guard))
+        Ok(Self {
+            cache: Some(cache),
+            ..Self::new(db, guard)
+        })
     }
 
     pub(super) fn new(db: DB, guard: Option<File>) -> Self {
-        let found = Cache::with_weighter(HEADERS_BYTES as usize / 1024, HEADERS_BYTES, ByLength);
         Self {
             db,
-            found,
+            cache: None,
+            found: found::cache(),
             _guard: guard,
         }
     }
@@ -291,19 +282,19 @@ impl RocksReader {
     fn parts(&self, id: BlockId, sequence: u64, parts: impl Iterator<Item = usize>) -> Vec<Result<Vec<u8>>> {
         let keys: Vec<_> = parts.map(|part| part_key(sequence, part)).collect();
         let read = self.db.batched_multi_get_cf(self.family("blocks"), &keys, true);
-        read.into_iter().map(|part| part_of(id, part)).collect()
+        read.into_iter().map(|part| read_part(id, part)).collect()
     }
 
     /// Reads one part: `get` has less to prepare than `multi_get`.
     fn part(&self, id: BlockId, sequence: u64, part: usize) -> Result<Vec<u8>> {
-        part_of(
+        read_part(
             id,
             self.db.get_pinned_cf(self.family("blocks"), part_key(sequence, part)),
         )
     }
 }
 
-fn part_of(id: BlockId, part: std::result::Result<Option<DBPinnableSlice<'_>>, rocksdb::Error>) -> Result<Vec<u8>> {
+fn read_part(id: BlockId, part: std::result::Result<Option<DBPinnableSlice<'_>>, rocksdb::Error>) -> Result<Vec<u8>> {
     match part {
         Ok(part) => Ok(part.map(|part| part.to_vec()).unwrap_or_default()),
         Err(error) if is_damage(&error) => Err(Error::BlockDamaged {
@@ -410,6 +401,10 @@ impl StoreReader for RocksReader {
                 Err(error) => Err(failed("read a manifest")(error)),
             })
             .collect()
+    }
+
+    fn to_scan(self: Arc<Self>) -> Option<Arc<dyn StoreReader>> {
+        Some(Arc::new(Scan::open(&self)?))
     }
 
     fn forgotten(&self) -> Result<Vec<Forgotten>> {
