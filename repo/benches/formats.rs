@@ -53,7 +53,9 @@ fn block(content: Content) -> Vec<u8> {
             while text.len() < BLOCK_BYTES {
                 let number = numbers.next();
                 let (host, page, bytes) = (number % 250, number >> 8 & 0xff, number >> 40 & 0xffff);
-                text += &format!("10.0.3.{host} - - [21/Nov/2026:05:54:00 +0000] \"GET /{page:x}/index HTTP/1.1\" 200 {bytes}\n");
+                text += &format!(
+                    "10.0.3.{host} - - [21/Nov/2026:05:54:00 +0000] \"GET /{page:x}/index HTTP/1.1\" 200 {bytes}\n"
+                );
             }
             text.into_bytes()[..BLOCK_BYTES].to_vec()
         }
@@ -126,6 +128,5 @@ fn encode_segment(bencher: Bencher<'_, '_>) {
 fn decode_segment(bencher: Bencher<'_, '_>) {
     let full = Full::of(&slots()).expect("it has blocks");
     let (id, bytes) = full.encode(Hashing::Plain);
-    bencher
-        .bench_local(|| Full::decode(Hashing::Plain, id, SEGMENT_SLOTS, black_box(&bytes)).map(|full| full.slots()));
+    bencher.bench_local(|| Full::decode(Hashing::Plain, id, SEGMENT_SLOTS, black_box(&bytes)).map(|full| full.slots()));
 }

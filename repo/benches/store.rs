@@ -90,11 +90,9 @@ fn get(bencher: Bencher<'_, '_>) {
             pages: 0..pages_in(BLOCK_BYTES),
         })
         .collect();
-    bencher
-        .counter(BytesCount::new(BATCH * BLOCK_BYTES))
-        .bench_local(|| {
-            for answer in store.get(&wanted) {
-                answer.expect("the block is stored");
-            }
-        });
+    bencher.counter(BytesCount::new(BATCH * BLOCK_BYTES)).bench_local(|| {
+        for answer in store.get(&wanted) {
+            answer.expect("the block is stored");
+        }
+    });
 }

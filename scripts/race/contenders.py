@@ -13,6 +13,8 @@ class Contender:
     """
 
     name = version = ""
+    # Debian's packages with the program and what it needs to mount.
+    packages = []
     # Has days: more than one backup in a repository.
     days = True
     # Is measured from a warm cache too.
@@ -106,7 +108,7 @@ class Vbk(Contender):
 class Borg(Contender):
     """borg with chunks as vbk's blocks, without its cache of files (there is one, and it changed)."""
 
-    name, package = "borg", ["borgbackup", "python3-pyfuse3"]
+    name, packages = "borg", ["borgbackup", "python3-pyfuse3"]
 
     def __init__(self, directory):
         super().__init__(directory)
@@ -140,7 +142,7 @@ class Borg(Contender):
 class Restic(Contender):
     """restic, which always encrypts; the modification time of the disk is newer each day."""
 
-    name, package = "restic", ["restic"]
+    name, packages = "restic", ["restic"]
 
     def __init__(self, directory):
         super().__init__(directory)
@@ -204,7 +206,7 @@ class Rustic(Contender):
 class Qemu(Contender):
     """qemu-img: one compressed image a day, without days between which it shares anything."""
 
-    name, package, days = "qemu-img", ["qemu-utils"], False
+    name, packages, days = "qemu-img", ["qemu-utils"], False
 
     def __init__(self, directory):
         super().__init__(directory)
@@ -225,24 +227,22 @@ class Qemu(Contender):
 PEERS = {"borg": Borg, "restic": Restic, "qemu-img": Qemu, "rustic": Rustic}
 
 
-def install_peers():
-    """Installs what is missing of the peers that Debian has."""
-    missing = [package for name, peer in PEERS.items() if hasattr(peer, "package") and not shutil.which(name) for package in peer.package]
-    # borg's mount.
-    if not shutil.which("borg") or subprocess.run(["dpkg", "--status", "python3-pyfuse3"], capture_output=True).returncode:
-        missing.append("python3-pyfuse3")
+def installed(names):
+    """Those of the named peers that are there, after an installation of what is missing and Debian has."""
+    missing = [package for name in names for package in PEERS[name].packages if not _has_package(package)]
     if missing:
         subprocess.run(
-            ["apt-get", "install", "-y", "-q", "--no-install-recommends", *dict.fromkeys(missing)],
+            ["apt-get", "install", "-y", "-q", "--no-install-recommends", *missing],
             check=True,
             stdout=subprocess.DEVNULL,
             env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
         )
+    return [name for name in names if shutil.which(name)]
 
 
-def installed_peers():
-    """The names of the peers that are there."""
-    return [name for name in PEERS if shutil.which(name)]
+def _has_package(package):
+    said = subprocess.run(["dpkg-query", "-W", "-f", "${db:Status-Abbrev}", package], capture_output=True, text=True)
+    return said.stdout.startswith("ii")
 
 
 class Mount:

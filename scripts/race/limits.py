@@ -95,10 +95,6 @@ class Limits:
         self.ways = {}
         self.figures = {}
         self.zstd_bytes = None
-        # The bytes of the extents in a row.
-        with open(disk, "rb", buffering=0) as source, open(self.content, "wb", buffering=0) as target:
-            for offset, length in sparse.pieces(self.ranges, MIB):
-                target.write(os.pread(source.fileno(), length, offset))
 
     def note(self, name, value):
         """Notes a figure of this round."""
@@ -116,9 +112,11 @@ class Limits:
     def measure_reading(self):
         """Reading the extents, compressing and hashing them."""
         self._best("read", WAYS_TO_READ, lambda step, depth: read_direct(self.disk, self.ranges, step, depth))
-        with open(self.content, "rb", buffering=0) as file:
-            while file.read(MIB):
-                pass
+        # The bytes of the extents in a row, in the page cache from being written.
+        with open(self.disk, "rb", buffering=0) as source, open(self.content, "wb", buffering=0) as target:
+            for offset, length in sparse.pieces(self.ranges, MIB):
+                target.write(os.pread(source.fileno(), length, offset))
+        os.sync()
         compressed = os.path.join(self.work, "zst")
         if self.zstd_bytes is None:
             self.runner.quietly(["zstd", "-T0", "-3", "-q", self.content, "-o", compressed])
@@ -130,6 +128,7 @@ class Limits:
                 begin = time.monotonic()
                 self.runner.quietly(["sh", "-c", 'exec "$@" >/dev/null', "sh", *command])
                 self.note(name, time.monotonic() - begin)
+        os.remove(self.content)
 
     def measure_writing(self, stored_bytes):
         """Writing as many bytes as a contender stored, and the extents as a restore writes them."""
