@@ -4,7 +4,7 @@ from html import escape
 
 from .report import figure
 
-WIDTH, LEFT, BAR, GAP, GROUP_GAP, HEAD = 860, 230, 15, 3, 20, 66
+WIDTH, LEFT, BAR, GAP, GROUP_GAP, HEAD = 880, 240, 15, 3, 20, 84
 SPACE = WIDTH - LEFT - 130
 
 STYLE = """
@@ -25,8 +25,8 @@ STYLE = """
 """
 
 
-def draw(lines, lead, title, subtitle):
-    """The SVG's text. Bars are as long as the time (or the bytes), each group to a scale of its own."""
+def draw(lines, lead, title, subtitles):
+    """The SVG's text; the subtitles are a line each. Bars are as long as the time (or the bytes), each group to a scale of its own."""
     body, top = [], HEAD
     shown = [line for line in lines if not line["more_is_better"] and line["key"] != "memory" and lead in line["contenders"]]
     for line in shown:
@@ -35,7 +35,7 @@ def draw(lines, lead, title, subtitle):
         longest = max([entry["median"] for entry in entries.values()] + ([limit["value"]] if limit else []))
         scale = SPACE / longest if longest else 0
         height = len(entries) * (BAR + GAP) - GAP
-        body.append(f'<text class="group" x="0" y="{top + BAR - 3}">{escape(line["title"])}</text>')
+        body.append(f'<text class="group" x="4" y="{top + BAR - 3}">{escape(line["title"])}</text>')
         for number, (name, entry) in enumerate(entries.items()):
             y = top + number * (BAR + GAP)
             length = max(1, entry["median"] * scale)
@@ -49,14 +49,14 @@ def draw(lines, lead, title, subtitle):
             body.append(f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 3}" y2="{top + height + 3}"><title>{escape(note)}</title></line>')
         top += height + GROUP_GAP
     legend = "Shorter is better. The line across the bars is the limit of the machine: the slowest of reading, compressing, hashing and writing alone."
+    small = [f'<text class="small" x="4" y="{36 + 16 * number}">{escape(text)}</text>' for number, text in enumerate([*subtitles, legend])]
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{top + 10}" viewBox="0 0 {WIDTH} {top + 10}" role="img">',
             f"<title>{escape(title)}</title>",
             f"<style>{STYLE}</style>",
-            f'<text class="title" x="0" y="18">{escape(title)}</text>',
-            f'<text class="small" x="0" y="36">{escape(subtitle)}</text>',
-            f'<text class="small" x="0" y="52">{escape(legend)}</text>',
+            f'<text class="title" x="4" y="18">{escape(title)}</text>',
+            *small,
             *body,
             "</svg>",
             "",

@@ -82,10 +82,18 @@ def write(path, ranges, direct, step, depth):
 # Pieces of 1 and 4 MiB, 1 to 16 at a time.
 WAYS_TO_READ = list(itertools.product((MIB, 4 * MIB), (1, 2, 4, 8, 16)))
 WAYS_TO_WRITE = [(False, MIB, 1), (True, MIB, 4), (True, 4 * MIB, 4)]
+# Bytes by which ways are compared.
+TRIAL = 768 * MIB
+
+
+def _part_of(ranges, most):
+    """Every so many pieces of 4 MiB of the ranges, at most so many bytes in all."""
+    pieces = list(sparse.pieces(ranges, 4 * MIB))
+    return pieces[:: -(-sparse.data(ranges) // most)]
 
 
 class Limits:
-    """Measures the limits once a round. The ways of reading and writing that were fastest in the first are used again."""
+    """Measures the limits once a round, the ways of reading and writing that are fastest."""
 
     def __init__(self, runner, disk, work, hasher):
         self.runner, self.disk, self.work, self.hasher = runner, disk, work, hasher
@@ -100,18 +108,20 @@ class Limits:
         """Notes a figure of this round."""
         self.figures.setdefault(name, []).append(value)
 
-    def _best(self, name, ways, run):
-        """Notes the seconds of the fastest way; tries all of them only once."""
-        took = {}
-        for way in [self.ways[name]] if name in self.ways else ways:
-            self.runner.empty_cache()
-            took[way] = run(*way)
-        self.ways.setdefault(name, min(took, key=took.get))
-        self.note(name, min(took.values()))
+    def _best(self, name, ways, ranges, run):
+        """Notes the seconds of the fastest way. Which one that is, a part of the ranges tells in the first round."""
+        if name not in self.ways:
+            part, took = _part_of(ranges, TRIAL), {}
+            for way in ways:
+                self.runner.empty_cache()
+                took[way] = run(part, *way)
+            self.ways[name] = min(took, key=took.get)
+        self.runner.empty_cache()
+        self.note(name, run(ranges, *self.ways[name]))
 
     def measure_reading(self):
         """Reading the extents, compressing and hashing them."""
-        self._best("read", WAYS_TO_READ, lambda step, depth: read_direct(self.disk, self.ranges, step, depth))
+        self._best("read", WAYS_TO_READ, self.ranges, lambda ranges, *way: read_direct(self.disk, ranges, *way))
         # The bytes of the extents in a row, in the page cache from being written.
         with open(self.disk, "rb", buffering=0) as source, open(self.content, "wb", buffering=0) as target:
             for offset, length in sparse.pieces(self.ranges, MIB):
@@ -134,7 +144,7 @@ class Limits:
         """Writing as many bytes as a contender stored, and the extents as a restore writes them."""
         target = os.path.join(self.work, "written")
         for name, ranges in (("write", [(0, stored_bytes)]), ("write extents", self.ranges)):
-            self._best(name, WAYS_TO_WRITE, lambda *way: write(target, ranges, *way))
+            self._best(name, WAYS_TO_WRITE, ranges, lambda ranges, *way: write(target, ranges, *way))
 
 
 def hasher(programs):

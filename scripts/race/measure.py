@@ -65,8 +65,7 @@ class Runner:
         try:
             child.wait(timeout=30)
         except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+            self._end(child)
         return self._taken(seconds)
 
     def _taken(self, wall):
@@ -82,13 +81,25 @@ class Runner:
         return subprocess.Popen(command, env=environment, cwd=cwd, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
                                 start_new_session=True)
 
+    def _end(self, child):
+        """Ends a command: time(1) and what it runs, which are a process group."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            deadline = time.monotonic() + 10
+            try:
+                os.killpg(child.pid, number)
+                while time.monotonic() < deadline:
+                    child.poll()
+                    os.killpg(child.pid, 0)
+                    time.sleep(0.05)
+            except ProcessLookupError:
+                break
+        child.wait()
+
     def _finish(self, child, command):
         try:
             status = child.wait()
         except BaseException:
-            # Of a session of its own: time(1) and what it runs.
-            os.killpg(child.pid, signal.SIGTERM)
-            child.wait()
+            self._end(child)
             raise
         if status:
             with open(self.log.name, "rb") as file:
