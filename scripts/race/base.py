@@ -14,23 +14,26 @@ COMPILED = ("deps", "build", ".fingerprint")
 
 def build(root, commit, cache, say):
     """The program of a commit, which stays in the cache. Built in a work tree of its own, which goes afterwards."""
-    found = subprocess.run(["git", "-C", root, "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}"], capture_output=True, text=True)
+    git = ["git", "-C", root]
+    found = subprocess.run([*git, "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}"], capture_output=True, text=True)
     if found.returncode:
         raise Failed(f"--regress {commit}: not a commit of this repository")
-    program = Path(cache) / "programs" / found.stdout.strip()
+    found = found.stdout.strip()
+    program = Path(cache) / "programs" / found
     if not program.exists():
         program.parent.mkdir(parents=True, exist_ok=True)
         tree = Path(tempfile.mkdtemp(prefix="build-", dir=cache))
         try:
             say(f"building {commit} in {tree}")
-            subprocess.run(["git", "-C", root, "worktree", "add", "--quiet", "--detach", tree / "tree", found.stdout.strip()], check=True)
+            subprocess.run([*git, "worktree", "add", "--quiet", "--detach", tree / "tree", found], check=True)
             _copy_compiled(root / "target" / "release", tree / "target" / "release")
             environment = {**os.environ, "CARGO_TARGET_DIR": str(tree / "target")}
-            subprocess.run(["cargo", "build", "--release", "--quiet", "--package", "vbk-cli"], cwd=tree / "tree", env=environment, check=True)
+            command = ["cargo", "build", "--release", "--quiet", "--package", "vbk-cli"]
+            subprocess.run(command, cwd=tree / "tree", env=environment, check=True)
             shutil.copy2(tree / "target" / "release" / "vbk", tree / "vbk")
             os.rename(tree / "vbk", program)
         finally:
-            subprocess.run(["git", "-C", root, "worktree", "remove", "--force", tree / "tree"], check=False)
+            subprocess.run([*git, "worktree", "remove", "--force", tree / "tree"], check=False)
             shutil.rmtree(tree, ignore_errors=True)
     return str(program)
 

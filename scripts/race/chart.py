@@ -46,10 +46,15 @@ def draw(lines, lead, title, subtitles):
         if limit:
             x = LEFT + limit["value"] * scale
             note = f"{limit['name']}: {figure(limit['value'], unit)} {unit}"
-            body.append(f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 3}" y2="{top + height + 3}"><title>{escape(note)}</title></line>')
+            body.append(
+                f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 3}" y2="{top + height + 3}"><title>{escape(note)}</title></line>'
+            )
         top += height + GROUP_GAP
-    legend = "Shorter is better. The line across the bars is the limit of the machine: the slowest of reading, compressing, hashing and writing alone."
-    small = [f'<text class="small" x="4" y="{36 + 16 * number}">{escape(text)}</text>' for number, text in enumerate([*subtitles, legend])]
+    legend = "Shorter is better. The line across the bars is the machine's limit: the slowest of reading, compressing, hashing and writing."
+    small = [
+        f'<text class="small" x="4" y="{36 + 16 * number}">{escape(text)}</text>'
+        for number, text in enumerate([*subtitles, legend])
+    ]
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{top + 10}" viewBox="0 0 {WIDTH} {top + 10}" role="img">',

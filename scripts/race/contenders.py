@@ -277,7 +277,10 @@ class Mount:
         env = {**os.environ, **self.contender.env}
         # The kernel gives a file back a moment after it was closed.
         for _ in range(50):
-            if not os.path.ismount(self.directory) or not subprocess.run(self.contender.unmount(self.directory), env=env, capture_output=True).returncode:
+            if (
+                not os.path.ismount(self.directory)
+                or not subprocess.run(self.contender.unmount(self.directory), env=env, capture_output=True).returncode
+            ):
                 break
             time.sleep(0.1)
         else:

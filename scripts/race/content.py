@@ -40,9 +40,13 @@ def database_page(rng, number, version=0):
     """A page like one of PostgreSQL's: a header, pointers to the rows, and rows of a number, a balance and blanks."""
     rows = 61
     first = DATABASE_PAGE - rows * 128
-    header = struct.pack("<QHHHHHHI", number * DATABASE_PAGE + version, rng.randrange(1 << 16), 4, 24 + 4 * rows, first, DATABASE_PAGE, 0x2004, 0)
+    header = struct.pack(
+        "<QHHHHHHI", number * DATABASE_PAGE + version, rng.randrange(1 << 16), 4, 24 + 4 * rows, first, DATABASE_PAGE, 0x2004, 0
+    )
     pointers = b"".join(struct.pack("<I", (DATABASE_PAGE - 128 * (row + 1)) | 1 << 15 | 242 << 16) for row in range(rows))
-    row_of = lambda row: struct.pack("<IIIHHHBBIII", 700 + version, 0, 0, 0, row + 1, 4, 24, 0, number * rows + row, 1, rng.randrange(5000) if version else 0)
+    row_of = lambda row: struct.pack(
+        "<IIIHHHBBIII", 700 + version, 0, 0, 0, row + 1, 4, 24, 0, number * rows + row, 1, rng.randrange(5000) if version else 0
+    )
     body = b"".join(row_of(row).ljust(128, b" ") for row in reversed(range(rows)))
     return (header + pointers).ljust(first, b"\0") + body
 

@@ -70,7 +70,9 @@ def write(path, ranges, direct, step, depth):
     try:
         os.sync()
         begin = time.monotonic()
-        work = _Work(sparse.pieces(_aligned(ranges), step), content, lambda buffer, at, length: os.pwritev(fd, [buffer[:length]], at))
+        work = _Work(
+            sparse.pieces(_aligned(ranges), step), content, lambda buffer, at, length: os.pwritev(fd, [buffer[:length]], at)
+        )
         _in_parallel(depth, step, work)
         os.fsync(fd)
         return time.monotonic() - begin

@@ -78,8 +78,9 @@ class Runner:
         self.log.write(("$ " + " ".join(command) + "\n").encode())
         self.log.flush()
         environment = {**os.environ, **(env or {})}
-        return subprocess.Popen(command, env=environment, cwd=cwd, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
-                                start_new_session=True)
+        return subprocess.Popen(
+            command, env=environment, cwd=cwd, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, start_new_session=True
+        )
 
     def _end(self, child):
         """Ends a command: time(1) and what it runs, which are a process group."""

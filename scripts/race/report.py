@@ -5,28 +5,34 @@ from statistics import mean, median
 from .rounds import LINES
 
 MIB = 1 << 20
+LIMITS = {
+    "read": "reading",
+    "zstd": "zstd -3",
+    "blake3": "BLAKE3",
+    "write": "writing",
+    "write extents": "writing the extents",
+}
 
 
 def limit_of(key, limits, facts):
     """The limit of a line, as (name, value): what the slowest part of the work takes at best. None if there is none."""
     medians = {name: median(values) for name, values in limits.figures.items()}
     second_day = facts["second_data_bytes"] / facts["first_data_bytes"]
-    names = {"read": "reading", "zstd": "zstd -3", "blake3": "BLAKE3", "write": "writing", "write extents": "writing the extents"}
 
-    def largest(**parts):
-        times = {names[name.replace("_", " ")]: medians[name.replace("_", " ")] * factor for name, factor in parts.items() if name.replace("_", " ") in medians}
+    def largest(parts):
+        times = {LIMITS[name]: medians[name] * factor for name, factor in parts.items() if name in medians}
         return max(times.items(), key=lambda item: item[1]) if times else None
 
     if key == "first":
-        return largest(read=1, zstd=1, blake3=1, write=1)
+        return largest({"read": 1, "zstd": 1, "blake3": 1, "write": 1})
     if key == "warm":
-        return largest(zstd=1, blake3=1, write=1)
+        return largest({"zstd": 1, "blake3": 1, "write": 1})
     if key in ("next", "unchanged"):
-        return largest(read=second_day, blake3=second_day)
+        return largest({"read": second_day, "blake3": second_day})
     if key == "verify":
-        return largest(read=facts["stored_bytes"] / facts["first_data_bytes"], blake3=second_day)
+        return largest({"read": facts["stored_bytes"] / facts["first_data_bytes"], "blake3": second_day})
     if key == "restore":
-        return largest(write_extents=second_day)
+        return largest({"write extents": second_day})
     if key in ("dd", "random1", "random8") and key in medians:
         return "the disk itself", medians[key]
     if key == "size" and limits.zstd_bytes:
@@ -57,7 +63,11 @@ def summary(race, contenders, facts):
         result = {"key": line.key, "title": line.title, "unit": line.unit, "more_is_better": line.more, "contenders": entries}
         mine = entries.get(lead.name)
         # Other ways of vbk are no peers.
-        peers = {contender.name: entries[contender.name]["median"] for contender in contenders if contender.name in entries and contender.is_peer}
+        peers = {
+            contender.name: entries[contender.name]["median"]
+            for contender in contenders
+            if contender.name in entries and contender.is_peer
+        }
         if mine and peers:
             best = (max if line.more else min)(peers, key=peers.get)
             result["best_peer"] = best
