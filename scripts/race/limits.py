@@ -24,7 +24,7 @@ def _in_parallel(depth, step, work):
             while True:
                 with lock:
                     item = next(items, None)
-                if item is None:
+                if item is None or errors:
                     return
                 work.one(memoryview(buffer), *item)
         except OSError as error:
@@ -33,8 +33,13 @@ def _in_parallel(depth, step, work):
     threads = [threading.Thread(target=run) for _ in range(depth)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException as interruption:
+        errors.append(interruption)
+        for thread in threads:
+            thread.join()
     if errors:
         raise errors[0]
 

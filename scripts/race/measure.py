@@ -141,7 +141,7 @@ def random_reads(path, ranges, threads, seconds):
     def read(me):
         rng = random.Random(me)
         try:
-            while time.monotonic() < end:
+            while time.monotonic() < end and not errors:
                 ((offset, length),) = rng.choices(ranges, cum_weights=weights)
                 if len(os.pread(fd, 4096, offset + 4096 * int(rng.random() * (length // 4096)))) != 4096:
                     raise OSError(f"{path}: a short read")
@@ -152,8 +152,13 @@ def random_reads(path, ranges, threads, seconds):
     workers = [threading.Thread(target=read, args=(me,)) for me in range(threads)]
     for worker in workers:
         worker.start()
-    for worker in workers:
-        worker.join()
+    try:
+        for worker in workers:
+            worker.join()
+    except BaseException as interruption:
+        errors.append(interruption)
+        for worker in workers:
+            worker.join()
     os.close(fd)
     if errors:
         raise errors[0]

@@ -1,6 +1,5 @@
 """The race itself: every line is run by every contender in turn, round after round."""
 
-import filecmp
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -131,7 +130,7 @@ class Race:
         try:
             self.runner.empty_cache()
             taken = self.runner.measure(contender.restore(day), contender.env, target, target)
-            if compare and not filecmp.cmp(os.path.join(target, contender.restored(disk)), disk, shallow=False):
+            if compare and not sparse.same(os.path.join(target, contender.restored(disk)), disk):
                 raise measure.Failed(f"{contender.name} restored another disk than it backed up")
             return taken
         finally:
