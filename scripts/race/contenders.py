@@ -147,6 +147,9 @@ class Restic(Contender):
     def __init__(self, directory):
         super().__init__(directory)
         self.version = _first_line(["restic", "version"]).split()[1]
+        # From 0.15 on.
+        helps = subprocess.run(["restic", "backup", "--help"], check=True, capture_output=True, text=True).stdout
+        self.no_scan = ["--no-scan"] if "--no-scan" in helps else []
         self.env = {
             "RESTIC_REPOSITORY": self.repository,
             "RESTIC_PASSWORD": "bench",
@@ -157,7 +160,7 @@ class Restic(Contender):
         return ["restic", "init", "--repository-version", "2"]
 
     def backup(self, disk, day):
-        return ["restic", "backup", "--quiet", "--no-scan", "--compression", "auto", os.path.basename(disk)]
+        return ["restic", "backup", "--quiet", *self.no_scan, "--compression", "auto", os.path.basename(disk)]
 
     def verify(self):
         return ["restic", "check", "--quiet", "--read-data"]
