@@ -41,6 +41,7 @@ mod output;
 mod page_cache;
 mod policy;
 mod polite;
+mod race;
 mod rehearse;
 mod restore;
 mod rights;
