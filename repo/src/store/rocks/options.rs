@@ -6,7 +6,7 @@ use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, InfoLogger, LogLevel, Options, WriteOptions,
 };
 
-const FAMILIES: [&str; 6] = ["blocks", "index", "nodes", "backups", "notes", "meta"];
+pub(super) const FAMILIES: [&str; 6] = ["blocks", "index", "nodes", "backups", "notes", "meta"];
 
 /// Size of one write buffer of `blocks`; at most [`BUFFERS`] of them are in memory.
 const BUFFER_BYTES: usize = 48 << 20;
