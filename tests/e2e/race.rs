@@ -79,7 +79,10 @@ fn a_race_gives_a_figure_for_every_line_and_leaves_only_its_disk() {
         let title = line["title"].as_str().expect("a title");
         assert!(printed.matches(title).count() >= 2, "{title} is missing in {printed}");
         if !["added", "memory"].contains(&key) {
-            assert!(line["limit"]["value"].as_f64().is_some_and(|limit| limit > 0.0), "{line}");
+            assert!(
+                line["limit"]["value"].as_f64().is_some_and(|limit| limit > 0.0),
+                "{line}"
+            );
         }
     }
     let chart = fs::read_to_string(&svg).expect("reads the chart");
