@@ -244,7 +244,7 @@ impl Run<'_> {
             observer: &observer,
             check_room: &|| repository.check_reserve(reserve),
         };
-        let copied = copy::copy(&*from.view.store(), writer, plan, options);
+        let copied = copy::copy(&*from.view.store_to_scan(), writer, plan, options);
         progress.finish();
         copied.map_err(|error| explain(error, self.args))
     }

@@ -101,7 +101,7 @@ fn disk(context: &Context<'_>, args: &RestoreArgs, target: &Path) -> Result<Outc
         started,
         backup: &entry.backup,
         image,
-        reader: ImageReader::open(view.store(), ReadResources::new(threads()), image)?,
+        reader: ImageReader::open(view.store_to_scan(), ReadResources::new(threads()), image)?,
     };
     if args.differential {
         return differential::run(context, args, &disk, target, &cancel);

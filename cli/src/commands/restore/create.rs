@@ -62,7 +62,7 @@ pub fn run(context: &Context<'_>, args: &RestoreArgs, group: &str) -> Result<Out
     }
     let programs = machine::programs();
     let restore = GuestRestore {
-        store: view.store(),
+        store: view.store_to_scan(),
         backup: &backup,
         guest: args.as_guest.as_ref().unwrap_or(&backup.guest),
         group,
