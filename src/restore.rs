@@ -299,8 +299,7 @@ enum Claim {
 impl DiskWrite<'_> {
     fn work(&self, stop: Stop<'_>) -> Result<()> {
         let BlockWrite { image, sink, damage } = self.blocks;
-        let size = image.block_size();
-        let mut buffers: Vec<_> = (0..self.run_blocks).map(|_| AlignedBuffer::new(size.bytes())).collect();
+        let mut buffer = AlignedBuffer::new(self.run_blocks * image.block_size().bytes());
         while !stop.is_set() {
             if self.cancel.load(Ordering::SeqCst) {
                 return Err(Error::Interrupted);
@@ -322,13 +321,9 @@ impl DiskWrite<'_> {
                     counts.new_bytes = len;
                 }
                 Some(Claim::Data { first, count }) => {
-                    let index = |number: u64| BlockIndex(first.0 + number);
-                    let len = |number: u64| size.len_of(index(number), image.size_bytes());
-                    let mut blocks: Vec<_> = (0..)
-                        .zip(&mut buffers[..count])
-                        .map(|(number, buffer)| (index(number), &mut buffer.as_mut_slice()[..len(number)]))
-                        .collect();
-                    let len = self.blocks.copy(&mut blocks)?;
+                    let (_, len) = range_of(image, first, count as u64);
+                    self.blocks
+                        .copy_run(first, &mut buffer.as_mut_slice()[..len as usize])?;
                     counts.read_bytes = len;
                     counts.new_bytes = len;
                 }

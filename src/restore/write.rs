@@ -59,9 +59,30 @@ pub(super) struct BlockWrite<'a> {
 }
 
 impl BlockWrite<'_> {
+    /// Copies stored blocks that follow each other, through a buffer of exactly their length: with one call of the store, and
+    /// with one write if all of them are whole. ext4 writes to a new file one at a time.
+    pub(super) fn copy_run(&self, first: BlockIndex, buffer: &mut [u8]) -> Result<()> {
+        let size = self.image.block_size();
+        let indices = (first.0..).map(BlockIndex);
+        let mut blocks: Vec<_> = indices.zip(buffer.chunks_mut(size.bytes())).collect();
+        let read = self.image.read_blocks(&mut blocks);
+        match read.iter().all(|read| read.is_ok()) {
+            true => self.sink.write(size.offset_of(first), buffer),
+            false => self.write_each(&mut blocks, read).map(|_| ()),
+        }
+    }
+
     /// Reads stored blocks with one call of the store, each into its buffer, and writes them. Returns their bytes.
     pub(super) fn copy(&self, blocks: &mut [(BlockIndex, &mut [u8])]) -> Result<u64> {
         let read = self.image.read_blocks(blocks);
+        self.write_each(blocks, read)
+    }
+
+    fn write_each(
+        &self,
+        blocks: &mut [(BlockIndex, &mut [u8])],
+        read: Vec<std::result::Result<(), vbk_repo::Error>>,
+    ) -> Result<u64> {
         let mut copied = 0;
         for ((index, plain), read) in blocks.iter_mut().zip(read) {
             let offset_bytes = self.image.block_size().offset_of(*index);
