@@ -66,7 +66,7 @@ impl BlockWrite<'_> {
         let indices = (first.0..).map(BlockIndex);
         let mut blocks: Vec<_> = indices.zip(buffer.chunks_mut(size.bytes())).collect();
         let read = self.image.read_blocks(&mut blocks);
-        match read.iter().all(Result::is_ok) {
+        match read.iter().all(|read| read.is_ok()) {
             true => self.sink.write(size.offset_of(first), buffer),
             false => self.write_each(&mut blocks, read).map(|_| ()),
         }
