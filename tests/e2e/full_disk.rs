@@ -15,7 +15,7 @@ use crate::support::run::Said;
 use crate::support::tools::{tool, wait_until};
 
 /// What a small repository keeps for a prune on a full disk.
-const BALLAST_BYTES: u64 = 5 * MIB;
+const BALLAST_BYTES: u64 = 16 * MIB;
 
 /// A repository on a small file system of its own, filled up to about `free_mib`.
 fn small_lab(size_mib: u64, free_mib: u64) -> (Lab, Mount, PathBuf) {

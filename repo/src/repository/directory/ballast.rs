@@ -10,8 +10,12 @@ use std::path::{Path, PathBuf};
 use super::disk_usage::file_system;
 use crate::error::{Error, Result};
 
-/// Enough for a small store: RocksDB allocates about 1 MiB when it opens, and the first pass of a prune needs as much.
-const LEAST_BYTES: u64 = 4 << 20;
+/// Enough for a small store. Opening takes 2 MiB; the rest is for the live blocks that a prune moves, which RocksDB may do
+/// twice before it removes the old files: 5 MiB were too few for a prune that moves 4 MiB.
+const LEAST_BYTES: u64 = 16 << 20;
+
+/// Room for opening and for the first pass of a prune, besides the list of files.
+const OPENING_BYTES: u64 = 4 << 20;
 
 /// Room for the list of files: it is written twice, and may grow until the next writer looks.
 const TIMES_LIST: u64 = 3;
@@ -30,7 +34,9 @@ fn path_in(repository: &Path) -> PathBuf {
 /// error.
 pub(super) fn ensure(repository: &Path, list_bytes: u64) {
     let path = path_in(repository);
-    let needed = (LEAST_BYTES + TIMES_LIST * list_bytes).next_multiple_of(PIECE_BYTES);
+    let needed = (OPENING_BYTES + TIMES_LIST * list_bytes)
+        .max(LEAST_BYTES)
+        .next_multiple_of(PIECE_BYTES);
     let there = fs::metadata(&path).map_or(0, |found| found.len());
     if (needed..=2 * needed).contains(&there) {
         return;
@@ -80,14 +86,14 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let size = || fs::metadata(path_in(directory.path())).map_or(0, |found| found.len());
         ensure(directory.path(), 1000);
-        assert_eq!(size(), 5 << 20);
+        assert_eq!(size(), 16 << 20);
+        ensure(directory.path(), 12 << 20);
+        assert_eq!(size(), 40 << 20);
         // Not for each byte.
+        ensure(directory.path(), 11 << 20);
+        assert_eq!(size(), 40 << 20);
         ensure(directory.path(), 0);
-        assert_eq!(size(), 5 << 20);
-        ensure(directory.path(), 3 << 20);
-        assert_eq!(size(), 13 << 20);
-        ensure(directory.path(), 0);
-        assert_eq!(size(), 4 << 20);
+        assert_eq!(size(), 16 << 20);
         let bytes = fs::read(path_in(directory.path())).expect("reads");
         assert!(bytes.iter().all(|byte| *byte == 0x5A), "all of it is written");
         assert!(release(directory.path()).expect("removes"));

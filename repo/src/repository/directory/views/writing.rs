@@ -112,9 +112,10 @@ impl Views {
     /// Learns the files of the store, and links those that the pool lacks.
     fn gather_first(&mut self, store: &RocksStore) -> Result<()> {
         let there = pool::list(&self.pool())?;
-        let stored = pool::list(&path_in(&self.repository))?;
         store.still(|| {
             let changes = self.listing.advance(store)?;
+            // After the tables of this moment were written: one of them may have the name of a lost one that the pool has.
+            let stored = pool::list(&path_in(&self.repository))?;
             let differs = |file: &StoreFile| match (stored.get(file), there.get(file)) {
                 (Some(stored), Some(there)) => stored != there,
                 _ => false,
