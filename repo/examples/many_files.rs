@@ -47,8 +47,10 @@ fn main() -> Result<()> {
         let commits = timed(COMMITS, || made.commit(&writer))?;
         files += COMMITS as u64 + 1;
         drop(writer);
-        let writers = timed(3, || repository.writer("bench", &mut |_| false).map(drop))?;
-        let readers = timed(3, || repository.view().map(drop))?;
+        let writers = timed(3, || {
+            repository.writer("bench", &mut |_| false).map(drop).map_err(Into::into)
+        })?;
+        let readers = timed(3, || repository.view().map(drop).map_err(Into::into))?;
         println!(
             "{count} blob files: a commit {:.1} ms (the slowest of {COMMITS} {:.1} ms), a writer opens in {:.0} ms, a reader in {:.0} \
              ms; filled in {:.0} s; {} MiB of memory at the peak",
