@@ -26,7 +26,7 @@ mod scope;
 
 pub use scope::{MAX_PARTS, Scope};
 
-/// Plain bytes that are read from a near store with one call: as many as RocksDB reads at once, see `store/rocks/scan.rs`.
+/// Plain bytes that are read from a near store with one call: as many as RocksDB reads at once, see `store/rocks/reader/scan.rs`.
 const NEAR_RUN_BYTES: usize = 2 << 20;
 
 /// Threads beyond those that can compute, because some wait for a near disk.

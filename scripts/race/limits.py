@@ -7,46 +7,27 @@ import shutil
 import threading
 import time
 
-from . import sparse
+from . import measure, sparse
 
 MIB = 1 << 20
 
 
-def _in_parallel(depth, step, work):
-    """Runs `work(buffer, item)` for all items of an iterator by `depth` threads, each with a buffer of `step` bytes."""
-    items, lock, errors = iter(work.items), threading.Lock(), []
+def _in_parallel(pieces, depth, step, one, content=b""):
+    """Runs `one(buffer, offset, length)` for all pieces by `depth` threads, each with a buffer of `step` bytes."""
+    lock = threading.Lock()
 
-    def run():
+    def run(_, stopped):
         # A mapping is aligned as O_DIRECT needs it.
         buffer = mmap.mmap(-1, step)
-        try:
-            buffer.write(work.content[:step])
-            while True:
-                with lock:
-                    item = next(items, None)
-                if item is None or errors:
-                    return
-                work.one(memoryview(buffer), *item)
-        except OSError as error:
-            errors.append(error)
+        buffer.write(content[:step])
+        while not stopped():
+            with lock:
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            one(memoryview(buffer), *piece)
 
-    threads = [threading.Thread(target=run) for _ in range(depth)]
-    for thread in threads:
-        thread.start()
-    try:
-        for thread in threads:
-            thread.join()
-    except BaseException as interruption:
-        errors.append(interruption)
-        for thread in threads:
-            thread.join()
-    if errors:
-        raise errors[0]
-
-
-class _Work:
-    def __init__(self, items, content, one):
-        self.items, self.content, self.one = items, content, one
+    measure.in_threads(depth, run)
 
 
 def _aligned(ranges):
@@ -59,12 +40,13 @@ def _aligned(ranges):
 def read_direct(path, ranges, step, depth):
     """Reads ranges of a file with O_DIRECT, `depth` pieces of `step` bytes at a time: seconds."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    begin = time.monotonic()
-    work = _Work(sparse.pieces(_aligned(ranges), step), b"", lambda buffer, at, length: os.preadv(fd, [buffer[:length]], at))
-    _in_parallel(depth, step, work)
-    took = time.monotonic() - begin
-    os.close(fd)
-    return took
+    try:
+        begin = time.monotonic()
+        pieces = sparse.pieces(_aligned(ranges), step)
+        _in_parallel(pieces, depth, step, lambda buffer, at, length: os.preadv(fd, [buffer[:length]], at))
+        return time.monotonic() - begin
+    finally:
+        os.close(fd)
 
 
 def write(path, ranges, direct, step, depth):
@@ -75,10 +57,8 @@ def write(path, ranges, direct, step, depth):
     try:
         os.sync()
         begin = time.monotonic()
-        work = _Work(
-            sparse.pieces(_aligned(ranges), step), content, lambda buffer, at, length: os.pwritev(fd, [buffer[:length]], at)
-        )
-        _in_parallel(depth, step, work)
+        pieces = sparse.pieces(_aligned(ranges), step)
+        _in_parallel(pieces, depth, step, lambda buffer, at, length: os.pwritev(fd, [buffer[:length]], at), content)
         os.fsync(fd)
         return time.monotonic() - begin
     finally:

@@ -128,6 +128,31 @@ def read_through(path):
     return done / (time.monotonic() - begin)
 
 
+def in_threads(count, work):
+    """Runs `work(number, stopped)` in so many threads and waits for all of them. An error or an interruption stops the others:
+    `stopped()` is true then."""
+    errors = []
+
+    def run(number):
+        try:
+            work(number, lambda: bool(errors))
+        except OSError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException as interruption:
+        errors.append(interruption)
+        for thread in threads:
+            thread.join()
+    if errors:
+        raise errors[0]
+
+
 def random_reads(path, ranges, threads, seconds):
     """4 KiB reads at random offsets of some ranges, by so many threads: reads per second."""
     weights, total = [], 0
@@ -135,33 +160,21 @@ def random_reads(path, ranges, threads, seconds):
         total += length // 4096
         weights.append(total)
     fd = os.open(path, os.O_RDONLY)
-    counts, errors = [0] * threads, []
+    counts = [0] * threads
     end = time.monotonic() + seconds
 
-    def read(me):
+    def read(me, stopped):
         rng = random.Random(me)
-        try:
-            while time.monotonic() < end and not errors:
-                ((offset, length),) = rng.choices(ranges, cum_weights=weights)
-                if len(os.pread(fd, 4096, offset + 4096 * int(rng.random() * (length // 4096)))) != 4096:
-                    raise OSError(f"{path}: a short read")
-                counts[me] += 1
-        except OSError as error:
-            errors.append(error)
+        while time.monotonic() < end and not stopped():
+            ((offset, length),) = rng.choices(ranges, cum_weights=weights)
+            if len(os.pread(fd, 4096, offset + 4096 * int(rng.random() * (length // 4096)))) != 4096:
+                raise OSError(f"{path}: a short read")
+            counts[me] += 1
 
-    workers = [threading.Thread(target=read, args=(me,)) for me in range(threads)]
-    for worker in workers:
-        worker.start()
     try:
-        for worker in workers:
-            worker.join()
-    except BaseException as interruption:
-        errors.append(interruption)
-        for worker in workers:
-            worker.join()
-    os.close(fd)
-    if errors:
-        raise errors[0]
+        in_threads(threads, read)
+    finally:
+        os.close(fd)
     return sum(counts) / seconds
 
 

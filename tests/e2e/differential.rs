@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
@@ -12,7 +13,7 @@ use crate::support::bytes::{
 };
 use crate::support::disk::{Disk, LoopDevice, Mount};
 use crate::support::lab::{Lab, names_in, str_of, u64_of};
-use crate::support::tools::tool;
+use crate::support::tools::{tool, wait_until};
 
 /// 40 MiB and a bit: 16 MiB of noise, a hole, and noise at the end.
 const SIZE: u64 = 40 * MIB + 777;
@@ -134,13 +135,20 @@ fn a_killed_differential_restore_is_completed_by_the_next_one() {
     lab.ok(args!["backup", "web1", image, "--compression", "none"]);
     write_noise(&out, 2, size + MIB);
     let arguments = || args!["--json", "restore", "web1@latest", out, "--differential", "--force"];
+    let wanted = noise_bytes(1, size);
+    let written = || {
+        let there = fs::read(&out).expect("reads");
+        let blocks = there.chunks(MIB as usize).zip(wanted.chunks(MIB as usize));
+        blocks.filter(|(there, wanted)| there == wanted).count() as u64 * MIB
+    };
     for percent in [20, 60] {
         let mut running = lab.start(arguments());
-        running.wait_until_read(size * percent / 100);
-        let _ = running.has_ended() || {
+        wait_until(Duration::from_secs(100), || {
+            running.has_ended() || written() >= size * percent / 100
+        });
+        if !running.has_ended() {
             running.signal(Signal::SIGKILL);
-            true
-        };
+        }
         let _ = running.wait();
     }
     let answer = lab.run(arguments()).done().json();

@@ -28,8 +28,23 @@ fn lab_with_a_stopped_writer() -> (Lab, Running, Running) {
         lab.backup(guest, &lab.path(&format!("{guest}.img")));
     }
     write_noise(&lab.path("large.img"), 3, LARGE);
-    let mut writer = lab.start(args!["backup", "busy1", lab.path("large.img"), "--compression", "none"]);
-    assert!(writer.wait_until_read(48 * MIB), "the backup ended early");
+    let image = lab.path("large.img");
+    let writer = lab.start(args![
+        "backup",
+        "busy1",
+        image,
+        "--compression",
+        "none",
+        "--read-limit",
+        "64MB/s"
+    ]);
+    // Less than the server writes to its disk at a time.
+    let has_received = || {
+        let told = lab.json(args!["status"]);
+        let clients = told["clients"].as_array().expect("an array").iter();
+        clients.map(|client| u64_of(client, "received_bytes")).max() > Some(8 * MIB)
+    };
+    assert!(wait_until(Duration::from_secs(100), has_received), "nothing arrives");
     writer.signal(Signal::SIGSTOP);
     (lab, server, writer)
 }
