@@ -1,7 +1,7 @@
 //! Ballast: a file that only takes up space. On a full disk not even a prune can open the store, so a prune first removes
 //! the ballast.
 //!
-//! Opening writes RocksDB's list of files anew, and copies it for a view. It grows with the store, and so does the ballast.
+//! Opening writes a new list of RocksDB's files, and copies it for a view. It grows with the store, and so does the ballast.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -46,8 +46,11 @@ pub(super) fn ensure(repository: &Path, list_bytes: u64) {
         return;
     }
     if let Err(error) = resize(&path, there, needed) {
-        tracing::debug!(%error, "no ballast");
-        let _ = fs::remove_file(path);
+        tracing::debug!(%error, "no ballast of {needed} bytes");
+        let _ = File::options()
+            .write(true)
+            .open(path)
+            .and_then(|file| file.set_len(there));
     }
 }
 

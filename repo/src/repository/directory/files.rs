@@ -57,17 +57,27 @@ pub(crate) fn hash_of(path: &Path) -> Result<Option<String>> {
 
 /// Passes the bytes of a file to `each`, a piece at a time, and hashes them.
 pub(crate) fn read_through(mut file: File, each: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<Hasher> {
-    let mut piece = vec![0; PIECE_BYTES];
     let mut hasher = Hashing::Plain.hasher();
+    read_pieces(&mut file, &|error| error, &mut |piece| {
+        hasher.update(piece);
+        each(piece)
+    })?;
+    Ok(hasher)
+}
+
+/// Passes everything to `each`, a piece at a time. `failed` makes the error of a read.
+pub(crate) fn read_pieces<E>(
+    from: &mut dyn Read,
+    failed: &dyn Fn(io::Error) -> E,
+    each: &mut dyn FnMut(&[u8]) -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
+    let mut piece = vec![0; PIECE_BYTES];
     loop {
-        match file.read(&mut piece) {
-            Ok(0) => return Ok(hasher),
-            Ok(len) => {
-                hasher.update(&piece[..len]);
-                each(&piece[..len])?;
-            }
+        match from.read(&mut piece) {
+            Ok(0) => return Ok(()),
+            Ok(len) => each(&piece[..len])?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            Err(error) => return Err(failed(error)),
         }
     }
 }

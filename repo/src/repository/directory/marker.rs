@@ -1,10 +1,11 @@
 //! The marker of a repository: see `directory.rs`.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use super::files;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::store::Identity;
 
 /// The newest directory layout that this vbk reads, and the one it writes. Up to 1 each view was a directory with a link to
@@ -22,13 +23,32 @@ pub(super) fn format_in(text: &str) -> Option<u32> {
 }
 
 /// States the present layout in the marker of an older repository, before anything of that layout is written: an older vbk
-/// refuses the repository from then on. A marker that is missing or damaged stays: a repair writes it again.
-pub(super) fn raise_format(path: &Path, identity: &Identity) -> Result<()> {
+/// refuses the repository from then on. Everything else in the marker stays, because it may be truer than the store, which
+/// somebody may have replaced. A marker that is missing or damaged stays: a repair writes it again.
+pub(super) fn raise_format(path: &Path) -> Result<()> {
     let marker = path.join(MARKER);
-    let text = fs::read(&marker).unwrap_or_default();
-    match format_in(&String::from_utf8_lossy(&text)) {
-        Some(format) if format < LAYOUT_FORMAT => write_marker(path, identity),
+    let text = match fs::read(&marker) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound || files::is_lost(&error) => return Ok(()),
+        read => read.map_err(Error::io("read", &marker))?,
+    };
+    let Ok(text) = String::from_utf8(text) else {
+        return Ok(());
+    };
+    match format_in(&text) {
+        Some(format) if format < LAYOUT_FORMAT => {
+            let raised: String = text.split_inclusive('\n').map(raised).collect();
+            files::write(&marker, raised.as_bytes())?;
+            files::sync_directory(path)
+        }
         _ => Ok(()),
+    }
+}
+
+/// Returns a line of a marker as it is in one of the present layout.
+fn raised(line: &str) -> String {
+    match line.starts_with("format: ") {
+        true => format!("format: {LAYOUT_FORMAT}\n"),
+        false => line.to_owned(),
     }
 }
 

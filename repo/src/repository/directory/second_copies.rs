@@ -146,7 +146,7 @@ impl SecondCopies {
         }
     }
 
-    /// Makes what was noted true, once no view needs the tables that went. `files` has the tables.
+    /// Makes what was noted true, once the newest view names none of the tables that went. `files` has the tables.
     pub(crate) fn update(&mut self, files: &Path) -> Result<()> {
         let mut changed = false;
         while let Some(&number) = self.wanted.first() {

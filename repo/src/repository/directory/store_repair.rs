@@ -355,10 +355,15 @@ fn put_aside(repository: &Path, views: &[u64], generation: u64, newest: u64, men
         let aside = free_name(&path.with_extension(ASIDE))?;
         match views::find(repository, *number) {
             Ok(Some(View::File(record, _))) => gather(&places_of(repository, &[*number])?, Some(&record), &aside)?,
-            Ok(_) => fs::rename(&path, aside).map_err(Error::io("rename", &path))?,
+            Ok(_) => {
+                fs::rename(&path, aside).map_err(Error::io("rename", &path))?;
+                continue;
+            }
             Err(Error::FileDamaged { .. }) => gather(&places_of(repository, views)?, None, &aside)?,
             Err(error) => return Err(error),
         }
+        // So the next repair does not put it aside again. Its readers have it open.
+        fs::rename(&path, aside.join("view")).map_err(Error::io("rename", &path))?;
     }
     let directory = repository.join("views");
     files::sync_directory(&directory)?;
@@ -386,8 +391,8 @@ fn gather(places: &[PathBuf], record: Option<&Record>, to: &Path) -> Result<()> 
     let draft = to.with_extension("tmp");
     remove_tree(&draft)?;
     fs::create_dir(&draft).map_err(Error::io("create", &draft))?;
-    let Some(from) = places.last() else {
-        return Ok(());
+    let Some(from) = places.last().filter(|place| place.exists()) else {
+        return fs::rename(&draft, to).map_err(Error::io("rename", draft));
     };
     for file in pool::list(from)?.into_keys() {
         if record.is_none_or(|record| file.number() < record.next) {

@@ -246,7 +246,12 @@ impl Manifest {
     pub(crate) fn next(&self) -> u64 {
         let last = [self.files.tables.last_key_value().map(|(number, _)| *number)];
         let blob = self.files.blobs.last_key_value().map(|(number, _)| *number);
-        last.into_iter().chain([blob]).flatten().max().unwrap_or(0) + 1
+        last.into_iter()
+            .chain([blob])
+            .flatten()
+            .max()
+            .unwrap_or(0)
+            .saturating_add(1)
     }
 
     /// Takes the files that came and went since the last call.

@@ -42,6 +42,15 @@ impl RocksStore {
         read()
     }
 
+    /// Merges all tables.
+    #[cfg(test)]
+    pub(crate) fn compact(&self) {
+        for name in options::FAMILIES {
+            let none: Option<&[u8]> = None;
+            self.reader.db.compact_range_cf(self.reader.family(name), none, none);
+        }
+    }
+
     /// Numbers of tables and of blob files that RocksDB uses at this moment.
     pub(crate) fn counts(&self) -> Result<(u64, u64)> {
         let db = &self.reader.db;

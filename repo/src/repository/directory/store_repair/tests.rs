@@ -452,3 +452,37 @@ fn a_marker_is_not_made_to_fit_a_plain_store_in_the_place_of_an_encrypted_one() 
     assert!(matches!(refused, Err(Error::EncryptionGone { .. })), "{refused:?}");
     assert!(!path.join("vbk-repository").exists());
 }
+
+#[test]
+fn a_marker_of_an_older_layout_still_says_encrypted_after_a_repair_was_refused() {
+    let fixture = Fixture::new();
+    let marker = fixture.path().join("vbk-repository");
+    let text = fs::read_to_string(&marker)
+        .expect("reads")
+        .replace("format: 2", "format: 1");
+    fs::write(&marker, format!("{text}encryption: aes-256-gcm 0123456789abcdef\n")).expect("writes");
+    // The newest view is gone too, so the repair makes one.
+    let newest = views::current(&fixture.path()).expect("reads").expect("is there");
+    fs::remove_file(views::path_of(&fixture.path(), newest)).expect("removes");
+    for _ in 0..2 {
+        let repository = Repository::open_damaged(&fixture.path()).expect("opens");
+        let refused = repository.mend(&mut |_| false);
+        assert!(matches!(refused, Err(Error::EncryptionGone { .. })), "{refused:?}");
+        let text = fs::read_to_string(&marker).expect("reads");
+        assert!(text.ends_with("\nencryption: aes-256-gcm 0123456789abcdef\n"), "{text}");
+    }
+}
+
+#[test]
+fn a_view_that_is_put_aside_while_a_reader_has_it_is_put_aside_once() {
+    let fixture = Fixture::new();
+    let copy = with_an_older_view(&fixture);
+    let repository = Repository::open(&copy).expect("opens");
+    let newest = views::current(&copy).expect("reads").expect("is there");
+    let lock = fs::File::open(views::directory(&copy).join(format!("{newest}.lock"))).expect("opens");
+    lock.lock_shared().expect("locks");
+    let mended = repository.mend(&mut |_| true).expect("mends");
+    assert_eq!(mended.left.len(), 1, "{mended:?}");
+    let mended = repository.mend(&mut |_| true).expect("mends");
+    assert_eq!(mended, Mended::default());
+}

@@ -1,19 +1,19 @@
-//! The files of the store that a writer has open, as it learns of them.
+//! [`Listing`] knows the files of the store that a writer has open, and learns of new ones.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::store::rocks::manifest::{self, Changes, Manifest, StoreFile, Unread};
 use crate::store::rocks::{RocksStore, remove_checkpoint};
 
-/// Number of looks at a list that RocksDB is just writing to, and the time between them.
-const LOOKS: u32 = 50;
+/// Time in which RocksDB uses what it wrote to its list: it syncs the list in between, which takes long on a busy disk.
+const MOST_BEHIND: Duration = Duration::from_secs(60);
 const BETWEEN_LOOKS: Duration = Duration::from_millis(2);
 
-/// The files of a store, and the list that names them.
+/// The files of a store, and RocksDB's list that names them.
 pub(super) struct Listing {
     store: PathBuf,
     /// Where checkpoints are made.
@@ -87,22 +87,29 @@ impl Listing {
     }
 
     fn read(&mut self, store: &RocksStore) -> std::result::Result<Changes, Unread> {
-        for _ in 0..LOOKS {
+        let end = Instant::now() + MOST_BEHIND;
+        loop {
             match &mut self.files {
                 Files::Read(list) => list.advance(&self.store)?,
                 Files::Unknown => self.files = Files::Read(Manifest::open(&self.store)?),
                 Files::Linked { .. } => return Err(Unread::Strange("found before")),
             }
-            // RocksDB writes to the list before it uses what it wrote, and other threads go on with compactions.
+            // RocksDB writes to the list before it uses what it wrote, and compactions continue meanwhile.
             if let Files::Read(list) = &mut self.files
                 && list.ends_whole()
                 && list.counts() == store.counts()?
             {
                 return Ok(list.take_changes());
             }
+            if Instant::now() > end {
+                // The next publication tries again.
+                return Err(Unread::Error(Error::Internal {
+                    doing: "make a view",
+                    message: "the store's list of files has others than RocksDB uses".into(),
+                }));
+            }
             std::thread::sleep(BETWEEN_LOOKS);
         }
-        Err(Unread::Strange("it has other files than RocksDB uses"))
     }
 
     /// The directory from which files can be linked now, until [`Listing::done`].

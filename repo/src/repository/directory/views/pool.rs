@@ -32,7 +32,7 @@ pub(crate) fn all(views: &Path) -> Result<Vec<u64>> {
     Ok(all)
 }
 
-/// Returns the tables and blob files in a directory, with the numbers of their inodes. Needs no look at the files.
+/// Returns the tables and blob files in a directory, with the numbers of their inodes. Needs no look at the files, as a rule.
 pub(crate) fn list(directory: &Path) -> Result<BTreeMap<StoreFile, u64>> {
     let mut files = BTreeMap::new();
     let entries = match fs::read_dir(directory) {
@@ -42,6 +42,14 @@ pub(crate) fn list(directory: &Path) -> Result<BTreeMap<StoreFile, u64>> {
     for entry in entries {
         let entry = entry.map_err(Error::io("list", directory))?;
         files.extend(StoreFile::of_name(&entry.file_name()).map(|file| (file, entry.ino())));
+    }
+    // A file system in user space may give one number for all.
+    let mut numbers = BTreeSet::new();
+    if !files.values().all(|number| numbers.insert(*number)) {
+        for (file, number) in &mut files {
+            let path = directory.join(file.name());
+            *number = fs::symlink_metadata(&path).map_err(Error::io("read", path))?.ino();
+        }
     }
     Ok(files)
 }

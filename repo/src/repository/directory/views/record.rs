@@ -12,16 +12,13 @@ use std::path::{Path, PathBuf};
 
 use super::older;
 use super::pool;
-use crate::block::{Hasher, Hashing};
+use crate::block::Hashing;
 use crate::error::{Error, Result};
-use crate::repository::directory::files::{digits_of, hash_of_bytes, is_lost, is_there};
-
+use crate::repository::directory::files::{digits_of, hash_of_bytes, is_lost, is_there, read_pieces};
 use crate::store::rocks::RocksReader;
 use crate::store::rocks::manifest::{Manifest, StoreFile, Unread, is_manifest};
 
 const TITLE: &str = "vbk view";
-/// Piece of a list that is copied at a time.
-const PIECE_BYTES: usize = 256 << 10;
 /// Files that are a few lines long are not read beyond this.
 const MOST_BYTES: u64 = 4 << 10;
 
@@ -118,7 +115,7 @@ impl View {
     pub(crate) fn check(&self) -> Result<()> {
         match self {
             Self::Directory(path) => older::check(path),
-            Self::File(record, _) => self.copy_list(record, &mut io::sink()),
+            Self::File(record, _) => self.read_list(record, &mut |_| Ok(())),
         }
     }
 
@@ -144,26 +141,34 @@ impl View {
             Self::File(record, _) => {
                 let path = directory.join(&record.manifest);
                 let mut list = File::create_new(&path).map_err(Error::io("create", &path))?;
-                self.copy_list(record, &mut list)?;
+                self.read_list(record, &mut |piece| {
+                    list.write_all(piece).map_err(Error::io("write", &path))
+                })?;
                 let path = directory.join("CURRENT");
                 fs::write(&path, format!("{}\n", record.manifest)).map_err(Error::io("write", path))
             }
         }
     }
 
-    fn copy_list(&self, record: &Record, to: &mut dyn Write) -> Result<()> {
+    /// Gives the list in pieces, and fails at its end if it is not what it was when the view was made.
+    fn read_list(&self, record: &Record, each: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let path = self.files().join(&record.manifest);
-        let file = match File::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::FileDamaged { path }),
-            file => file.map_err(Error::io("open", &path))?,
+        let damaged = || Error::FileDamaged { path: path.clone() };
+        let lost = |error: io::Error| match is_lost(&error) {
+            true => damaged(),
+            false => Error::io("read", &path)(error),
         };
+        let mut file = File::open(&path).map_err(lost)?.take(record.length);
         let mut hasher = Hashing::Plain.hasher();
-        let copied = copy(&mut file.take(record.length), to, &mut hasher);
-        match copied {
-            Ok(length) if length == record.length && digits_of(&hasher) == record.hash => Ok(()),
-            Ok(_) => Err(Error::FileDamaged { path }),
-            Err(error) if is_lost(&error) => Err(Error::FileDamaged { path }),
-            Err(error) => Err(Error::io("copy", path)(error)),
+        let mut length = 0;
+        read_pieces(&mut file, &lost, &mut |piece| {
+            hasher.update(piece);
+            length += piece.len() as u64;
+            each(piece)
+        })?;
+        match length == record.length && digits_of(&hasher) == record.hash {
+            true => Ok(()),
+            false => Err(damaged()),
         }
     }
 
@@ -175,24 +180,6 @@ impl View {
                 let list = Manifest::open_part(&self.files(), &record.manifest, record.length)?;
                 Ok(list.files().collect())
             }
-        }
-    }
-}
-
-/// Copies to the end and hashes; returns the length.
-pub(crate) fn copy(from: &mut dyn Read, to: &mut dyn Write, hasher: &mut Hasher) -> io::Result<u64> {
-    let mut piece = vec![0; PIECE_BYTES];
-    let mut length = 0;
-    loop {
-        match from.read(&mut piece) {
-            Ok(0) => return Ok(length),
-            Ok(read) => {
-                hasher.update(&piece[..read]);
-                to.write_all(&piece[..read])?;
-                length += read as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
         }
     }
 }

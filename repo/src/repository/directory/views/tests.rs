@@ -9,6 +9,7 @@ use super::*;
 use crate::block::BlockSize;
 use crate::reader::{ImageReader, ReadResources};
 use crate::repository::directory::marker::MARKER;
+use crate::repository::directory::second_copies;
 use crate::repository::{CreateOptions, Repository, View as Opened, Writer};
 use crate::store::rocks::manifest::StoreFile;
 use crate::store::rocks::path_in;
@@ -322,4 +323,75 @@ fn what_a_killed_publication_left_is_put_right_by_the_next_writer() {
     store_day(&writer, 2);
     assert_days(&held, &[0, 1]);
     assert_days(&repository.view().expect("opens"), &[0, 1, 2]);
+}
+
+#[test]
+fn files_that_take_the_names_of_new_ones_lead_to_a_new_pool() {
+    let (_directory, repository) = new();
+    let writer = repository.writer("test", &mut |_| true).expect("opens");
+    (0..2).for_each(|day| store_day(&writer, day));
+    let held = repository.view().expect("opens");
+    let last = pool_files(&repository, 1).iter().map(|file| file.number()).max();
+    let last = last.expect("has files");
+    let pool = pool::path_of(&directory(repository.path()), 1);
+    for number in last + 1..last + 100 {
+        for file in [StoreFile::Table(number), StoreFile::Blob(number)] {
+            let stranger = fs::File::create_new(pool.join(file.name()));
+            drop(stranger.expect("is a free name"));
+        }
+    }
+    (2..4).for_each(|day| store_day(&writer, day));
+    assert_days(&repository.view().expect("opens"), &[0, 1, 2, 3]);
+    assert_days(&held, &[0, 1]);
+    assert_eq!(pool::all(&directory(repository.path())).expect("lists"), [1, 2]);
+    drop(held);
+    store_day(&writer, 4);
+    assert_eq!(pool::all(&directory(repository.path())).expect("lists"), [2]);
+    assert_eq!(pool_files(&repository, 2), store_files(&repository));
+    assert_days(&repository.view().expect("opens"), &[0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn a_publication_that_fails_half_way_is_made_up_for_by_the_next_one() {
+    let (_directory, repository) = new();
+    let writer = repository.writer("test", &mut |_| true).expect("opens");
+    store_day(&writer, 0);
+    let next = current(repository.path()).expect("reads").expect("is there") + 1;
+    let obstacle = directory(repository.path()).join(format!("{next}.lock"));
+    fs::create_dir(&obstacle).expect("creates");
+    let image = store_image(writer.store(), "vda", &content(1));
+    let committed = writer.commit(backup("web1", &time(1), vec![image])).expect("commits");
+    assert!(committed.unpublished.is_some());
+    assert_days(&repository.view().expect("opens"), &[0]);
+    fs::remove_dir(&obstacle).expect("removes");
+    store_day(&writer, 2);
+    assert_days(&repository.view().expect("opens"), &[0, 1, 2]);
+    drop(writer);
+    assert!(pool_files(&repository, 1).is_superset(&store_files(&repository)));
+}
+
+#[test]
+fn tables_that_were_merged_keep_their_second_copies_until_there_is_a_newer_view() {
+    let (_directory, repository) = new();
+    let writer = repository.writer("test", &mut |_| true).expect("opens");
+    (0..2).for_each(|day| store_day(&writer, day));
+    drop(writer);
+    let spares = || -> BTreeSet<String> {
+        let spares = second_copies::list(repository.path()).expect("lists").into_iter();
+        spares.map(|spare| spare.table).collect()
+    };
+    let store = RocksStore::open(&path_in(repository.path())).expect("opens");
+    store.compact();
+    drop(store);
+    let before = spares();
+    let merged: BTreeSet<_> = store_files(&repository).into_iter().map(StoreFile::name).collect();
+    assert!(before.iter().any(|table| !merged.contains(table)), "tables were merged");
+    let writer = repository.writer("test", &mut |_| true).expect("opens");
+    assert!(spares().is_superset(&before), "the newest view has them");
+    store_day(&writer, 2);
+    assert!(
+        spares()
+            .iter()
+            .all(|table| !before.contains(table) || merged.contains(table))
+    );
 }

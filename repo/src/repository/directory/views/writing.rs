@@ -4,12 +4,12 @@ mod tidying;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{self, Seek, SeekFrom};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::listing::Listing;
 use super::pool::{self, Linked};
-use super::record::{Record, View, copy};
+use super::record::{Record, View};
 use super::{current, remove_tree, scratch};
 use crate::block::{Hasher, Hashing};
 use crate::error::{Error, Result};
@@ -41,6 +41,8 @@ pub(crate) struct Views {
     /// Files of the pools that the store does not have any more.
     gone: Vec<Gone>,
     second_copies: SecondCopies,
+    /// Tables of the newest view that the store does not have any more.
+    retired: Vec<u64>,
 }
 
 /// The part of a list that was copied.
@@ -78,12 +80,13 @@ impl Views {
             unlinked: BTreeSet::new(),
             gone: Vec::new(),
             second_copies: SecondCopies::default(),
+            retired: Vec::new(),
             pools,
             views,
         };
-        marker::raise_format(repository, &store.identity()?)?;
+        marker::raise_format(repository)?;
         if !opened.pools.contains_key(&number) {
-            opened.make_pool()?;
+            opened.make_pool(number)?;
         }
         let found = opened.found()?;
         opened.gather_first(store)?;
@@ -143,7 +146,8 @@ impl Views {
         let files = self.listing.files();
         let mut last: BTreeMap<StoreFile, u64> = BTreeMap::new();
         let newest = current(&self.repository)?;
-        let mut tables: BTreeSet<u64> = files.iter().filter_map(table_of).collect();
+        let tables: BTreeSet<u64> = files.iter().filter_map(table_of).collect();
+        let mut shown: BTreeSet<u64> = BTreeSet::new();
         for (number, view) in found {
             let Some(View::File(record, _)) = view else {
                 continue;
@@ -166,7 +170,7 @@ impl Views {
             }
             if is_newest && self.is_whole(*number, &view, named.as_ref(), &there)? {
                 self.newest = Some((*number, record.clone()));
-                tables.extend(named.iter().flatten().filter_map(table_of));
+                shown.extend(named.iter().flatten().filter_map(table_of));
             }
         }
         for file in there.keys().filter(|file| !files.contains(file)) {
@@ -176,13 +180,9 @@ impl Views {
                 last: last.get(file).copied().unwrap_or(0),
             });
         }
-        self.second_copies = SecondCopies::open(&self.repository, tables.iter().copied())?;
-        for table in tables
-            .iter()
-            .filter(|table| !files.contains(&StoreFile::Table(**table)))
-        {
-            self.second_copies.retire(*table);
-        }
+        self.second_copies = SecondCopies::open(&self.repository, tables.union(&shown).copied())?;
+        // The newest view has them until there is a newer one.
+        self.retired = shown.difference(&tables).copied().collect();
         Ok(())
     }
 
@@ -217,9 +217,8 @@ impl Views {
         if self.newest() != Some(store.generation()?) {
             self.show(store)?;
         }
-        let is_shown = self.newest.is_some();
         // The view is complete without second copies, but damage to a table may cost more; so this is not a reason to fail.
-        if is_shown && let Err(error) = self.second_copies.update(&self.pool()) {
+        if let Err(error) = self.second_copies.update(&self.pool()) {
             tracing::warn!("the second copies of the store's tables are not up to date: {error}");
         }
         self.tidy()
@@ -230,7 +229,7 @@ impl Views {
         self.newest.as_ref().map(|(number, _)| *number)
     }
 
-    /// Length of RocksDB's list of files, which is written anew, and copied, when the store is opened.
+    /// Length of RocksDB's list of files. The next opening writes a new one, which is copied too.
     pub(crate) fn list_bytes(&self) -> u64 {
         self.listing.end().1
     }
@@ -266,6 +265,9 @@ impl Views {
         files::write(&path, &record.encode())?;
         point_to(&self.views, number)?;
         self.newest = Some((number, record));
+        for table in self.retired.drain(..) {
+            self.second_copies.retire(table);
+        }
         Ok(())
     }
 
@@ -289,9 +291,7 @@ impl Views {
                 let pool = self.pool;
                 self.gone.push(Gone { pool, file, last });
             }
-            table_of(&file)
-                .into_iter()
-                .for_each(|table| self.second_copies.retire(table));
+            self.retired.extend(table_of(&file));
         }
         for file in added {
             self.unlinked.insert(file);
@@ -342,17 +342,17 @@ impl Views {
 
     /// Begins a new pool, for all files of the store.
     fn begin_pool(&mut self) -> Result<()> {
+        self.make_pool(self.pool + 1)?;
         self.pool += 1;
-        self.make_pool()?;
         self.copy = None;
         self.unlinked = self.listing.files();
         Ok(())
     }
 
-    fn make_pool(&mut self) -> Result<()> {
-        let path = self.pool();
+    fn make_pool(&mut self, number: u64) -> Result<()> {
+        let path = pool::path_of(&self.views, number);
         fs::create_dir(&path).map_err(Error::io("create", path))?;
-        self.pools.insert(self.pool, BTreeSet::new());
+        self.pools.insert(number, BTreeSet::new());
         Ok(())
     }
 
@@ -365,7 +365,7 @@ impl Views {
             Some(copied) => copied,
             None => ListCopy {
                 name: name.to_owned(),
-                file: File::create(&to).map_err(Error::io("create", &to))?,
+                file: File::create_new(&to).map_err(Error::io("create", &to))?,
                 length: 0,
                 hasher: Hashing::Plain.hasher(),
             },
@@ -381,7 +381,10 @@ impl Views {
                 copied.file.set_len(copied.length)?;
                 copied.file.seek(SeekFrom::End(0))?;
                 let mut new = io::Read::take(&mut list, length - copied.length);
-                copy(&mut new, &mut copied.file, &mut hasher)?;
+                files::read_pieces(&mut new, &|error| error, &mut |piece| {
+                    hasher.update(piece);
+                    copied.file.write_all(piece)
+                })?;
                 list.sync_data()?;
                 copied.file.sync_data()
             };

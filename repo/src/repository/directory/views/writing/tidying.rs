@@ -6,7 +6,7 @@ use std::io;
 
 use super::super::pool;
 use super::super::record::{Record, View};
-use super::super::{current, remove_tree};
+use super::super::remove_tree;
 use super::{Gone, Views};
 use crate::error::{Error, Result};
 
@@ -81,10 +81,7 @@ impl Views {
     /// Removes older views without a reader. Returns those that are left and name files of pools, each with its record if
     /// that can be read.
     fn remove_unused(&self) -> Result<Vec<(u64, Option<Record>)>> {
-        let keep = match self.newest() {
-            Some(newest) => Some(newest),
-            None => current(&self.repository)?,
-        };
+        let keep = self.newest();
         let mut left = BTreeSet::new();
         let entries = fs::read_dir(&self.views).map_err(Error::io("list", &self.views))?;
         for entry in entries {
