@@ -120,6 +120,9 @@ pub enum Hashing {
     Keyed([u8; 32]),
 }
 
+/// See [`Hashing::hasher`].
+pub(crate) type Hasher = blake3::Hasher;
+
 impl std::fmt::Debug for Hashing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -183,7 +186,7 @@ impl Hashing {
     }
 
     /// Returns a hasher that gives the same result as [`Hashing::content`], for content that comes in pieces.
-    pub(crate) fn hasher(&self) -> blake3::Hasher {
+    pub(crate) fn hasher(&self) -> Hasher {
         match self {
             Self::Plain => blake3::Hasher::new(),
             Self::Keyed(key) => blake3::Hasher::new_keyed(key),

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -10,11 +11,11 @@ use serde_json::Value;
 
 use crate::support::bytes::{KIB, MIB, assert_is_noise, copy_sparse, noise_bytes, write_at, write_noise};
 use crate::support::disk::{Disk, LoopDevice, Mount};
-use crate::support::lab::{Lab, names_in, u64_of};
+use crate::support::lab::{Lab, VBK, names_in, u64_of};
 use crate::support::run::Said;
 use crate::support::tools::{tool, wait_until};
 
-/// What every repository keeps for a prune on a full disk.
+/// What a small repository keeps for a prune on a full disk.
 const BALLAST_BYTES: u64 = 16 * MIB;
 
 /// A repository on a small file system of its own, filled up to about `free_mib`.
@@ -73,6 +74,15 @@ fn a_backup_on_a_full_disk_fails_and_continues_once_there_is_room() {
     assert_is_noise(&out, 1, 2 * MIB);
     let dir = lab.mount("images");
     assert_is_noise(&dir.join("first/latest/vda.img"), 1, 2 * MIB);
+    let rest = mount.point.join("rest");
+    fill_up(&rest);
+    let mut command = Command::new(VBK);
+    command.env("TMPDIR", &mount.point);
+    let list = args!["--repo", lab.place(), "list"];
+    lab.start_command(command, list).wait().done().tells(&["first"]);
+    let left = names_in(&mount.point).into_iter().filter(|name| name.starts_with("vbk-view-"));
+    assert_eq!(left.count(), 0);
+    fs::remove_file(rest).expect("removes");
 
     fs::remove_file(filler).expect("removes");
     let done = lab.backup("large", &large);
@@ -276,7 +286,11 @@ impl Point<'_> {
         self.lab.ok(args!["verify"]);
         let pruned = self.lab.json(args!["prune", "--max-unused", "0%"]);
         let views = names_in(&self.lab.files().join("views"));
-        assert_eq!(views.len(), 3, "more than a view, its lock and the link: {views:?}");
+        assert_eq!(
+            views.len(),
+            4,
+            "more than a view, its lock, the link and the files: {views:?}"
+        );
         self.assert_small(&pruned);
         self.lab.ok(args!["verify"]);
         self.lab.end_server();

@@ -2,7 +2,7 @@
 //!
 //! | in the directory | content |
 //! |---|---|
-//! | `vbk-repository` | the marker: a text for people, the number of this layout, as `format: 1`, and the repository's id, as `id: DIGITS`; in an encrypted repository also `encryption: aes-256-gcm` and [`Keys::check`]; written last when the repository is made |
+//! | `vbk-repository` | the marker: a text for people, the number of this layout, as `format: 2`, and the repository's id, as `id: DIGITS`; in an encrypted repository also `encryption: aes-256-gcm` and [`Keys::check`]; written last when the repository is made |
 //! | `keys/` | the key slots of an encrypted repository, see [`crate::keys`] |
 //! | `store/` | the RocksDB store, see [`crate::store::rocks`]; opened by the writer alone |
 //! | `views/` | the states of the store that readers open, see `views.rs` |
@@ -18,8 +18,10 @@ pub mod create;
 pub mod disk_usage;
 mod files;
 pub mod lock;
+mod marker;
 pub(super) mod second_copies;
 pub mod shared;
+mod small_files;
 pub mod store_repair;
 pub mod through;
 mod torn;
@@ -40,14 +42,12 @@ use crate::store::rocks::{RocksReader, RocksSession, RocksStore, path_in};
 use crate::store::{Identity, StoreManager, StoreReader, StoreWriter};
 use disk_usage::{FileSystem, disk_usage, file_system};
 use lock::{Told, WriterLock};
+pub use marker::LAYOUT_FORMAT;
+pub(super) use marker::MARKER;
 use store_repair::{Mended, check_tables, mend};
+use views::Views;
 
 use super::home::{DiskUsage, Home, Keeper, Marker, Reserve, Room, Session, Snapshot, Wait};
-
-/// The newest directory layout that this vbk reads, and the one it writes.
-pub const LAYOUT_FORMAT: u32 = 1;
-
-pub(super) const MARKER: &str = "vbk-repository";
 
 /// Time that a reader waits for a writer to publish the first view.
 const FIRST_VIEW_TIMEOUT: Duration = Duration::from_secs(30);
@@ -95,10 +95,7 @@ impl Directory {
         // One damaged byte of the text for people does no harm.
         let text = String::from_utf8_lossy(&bytes);
         let key_check = text.lines().find_map(key_check_in);
-        let found = text
-            .lines()
-            .find_map(|line| line.strip_prefix("format: ")?.trim().parse().ok());
-        match found.filter(|found| *found > 0) {
+        match marker::format_in(&text) {
             Some(found) if found > LAYOUT_FORMAT => Err(Error::NewerFormat {
                 path: path.to_owned(),
                 found,
@@ -164,7 +161,7 @@ impl Directory {
                 path: self.path.clone(),
             });
         }
-        create::write_marker(&self.path, &identity)?;
+        marker::write_marker(&self.path, &identity)?;
         mended.done.push(format!("{MARKER} did not say what the repository is"));
         Ok(())
     }
@@ -187,7 +184,7 @@ impl Directory {
             match self.open_store("open", &mut |_| false) {
                 Err(error) if matches!(error.kind(), ErrorKind::Denied | ErrorKind::ReadOnly) => {
                     // No process can write here, so the store itself is as good as a view.
-                    second_copies::check_store(&path_in(&self.path), None)?;
+                    small_files::check_store(&path_in(&self.path), None)?;
                     let reader = RocksReader::open(&path_in(&self.path), None)?;
                     let number = reader.generation()?;
                     return Ok((reader, number));
@@ -207,7 +204,7 @@ impl Directory {
         }
     }
 
-    fn open_store(&self, command: &str, wait: Wait<'_>) -> Result<(Arc<RocksStore>, WriterLock)> {
+    fn open_store(&self, command: &str, wait: Wait<'_>) -> Result<Opened> {
         // A damaged marker may not say that the repository is encrypted.
         let told = match self.is_encrypted() || self.path.join("keys").exists() {
             true => Told::Word,
@@ -216,9 +213,9 @@ impl Directory {
         let lock = WriterLock::take(&self.path, command, told, wait)?;
         let suspected = torn::suspected(&self.path)?;
         let newest = views::current(&self.path)?.unwrap_or(0);
-        let view = views::path_of(&self.path, newest);
-        let view = second_copies::check_view(&view).is_ok().then_some(&*view);
-        second_copies::check_store(&path_in(&self.path), view)?;
+        let view = views::find(&self.path, newest).ok().flatten();
+        let view = view.filter(|view| view.check().is_ok());
+        small_files::check_store(&path_in(&self.path), view.as_ref())?;
         // An older one, published, would take the place of a state that has more in it.
         let store = RocksStore::open_at_least(&path_in(&self.path), newest)?;
         if !suspected.is_empty() {
@@ -226,9 +223,15 @@ impl Directory {
         }
         self.check_identity(&store.identity()?)?;
         // A run that was killed between its commit and its publication left a backup that no reader sees yet.
-        views::publish(&self.path, &store)?;
-        ballast::ensure(&self.path, file_system(&self.path)?.free_bytes);
-        Ok((Arc::new(store), lock))
+        let mut views = Views::open(&self.path, &store)?;
+        views.publish(&store)?;
+        ballast::ensure(&self.path, views.list_bytes());
+        Ok(Opened {
+            path: self.path.clone(),
+            store: Arc::new(store),
+            views: Mutex::new(views),
+            _lock: lock,
+        })
     }
 
     /// An error if the store is not that of the marker. An attacker who can write to the storage can put a store without
@@ -245,13 +248,7 @@ impl Directory {
 
     /// Opens the store for sessions.
     fn opened(&self, command: &str, wait: Wait<'_>) -> Result<Arc<Opened>> {
-        let (store, lock) = self.open_store(command, wait)?;
-        Ok(Arc::new(Opened {
-            path: self.path.clone(),
-            store,
-            publishing: Mutex::default(),
-            _lock: lock,
-        }))
+        self.open_store(command, wait).map(Arc::new)
     }
 
     /// Like [`Directory::opened`], also on a full disk.
@@ -355,7 +352,7 @@ impl Home for Directory {
 struct Opened {
     path: PathBuf,
     store: Arc<RocksStore>,
-    publishing: Mutex<()>,
+    views: Mutex<Views>,
     /// Dropped after the store is closed.
     _lock: WriterLock,
 }
@@ -376,17 +373,27 @@ impl Opened {
 
 impl Keeper for Opened {
     fn publish(&self) -> Result<()> {
+        let wanted = self.store.generation()?;
         // One at a time: guests are backed up at once, and an older view put in the place of a newer one would hide what is
         // in that, and take its directory away.
-        let _one = self.publishing.lock();
-        views::publish(&self.path, &self.store)
+        let mut views = self.views.lock();
+        // What several waited for meanwhile is published in one go.
+        if views.newest().is_none_or(|newest| newest <= wanted) {
+            views.publish(&self.store)?;
+            ballast::ensure(&self.path, views.list_bytes());
+        }
+        Ok(())
     }
 
     fn room(&self) -> Result<Room> {
         Ok(Room {
             used_bytes: disk_usage(&self.path)?.total_bytes,
-            free_bytes: file_system(&self.path)?.free_bytes,
+            free_bytes: self.free_bytes()?,
         })
+    }
+
+    fn free_bytes(&self) -> Result<u64> {
+        Ok(file_system(&self.path)?.free_bytes)
     }
 }
 

@@ -130,8 +130,13 @@ pub trait Keeper: Send + Sync {
     /// Shows the present state to readers that open the repository from now on.
     fn publish(&self) -> Result<()>;
 
-    /// The room that the repository takes.
+    /// The room that the repository takes. Takes a look at each of its files.
     fn room(&self) -> Result<Room>;
+
+    /// Bytes that are free for the repository.
+    fn free_bytes(&self) -> Result<u64> {
+        Ok(self.room()?.free_bytes)
+    }
 
     /// Prunes there, where a store is kept far away; `None` where [`crate::repository::Manager::prune`] has to do it here.
     fn prune(&self, _options: PruneOptions, _cancel: &AtomicBool, _progress: &dyn Fn(u64)) -> Option<Result<Pruned>> {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
@@ -17,8 +17,8 @@ use crate::standing::Standing;
 use crate::state::{self, State, States};
 use crate::store::{Forgotten, Identity, Live, Note, PruneOptions, Record, StoreManager, StoreReader};
 
-/// Removed bytes after which a prune shows readers its progress, and releases the view before. Fewer where less is free.
-const PUBLISH_BYTES: u64 = 2 << 30;
+/// Time after which a prune shows readers its progress, and releases the view before. Sooner where little is free.
+const PUBLISH_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A change of the set of backups and of the notes about them.
 #[derive(Debug, Clone, Default)]
@@ -358,13 +358,14 @@ impl Pruning<'_> {
         if !options.dry_run {
             store.empty_bin(until, up_to)?;
         }
-        let mut published_bytes = 0;
+        let (mut published_bytes, mut published) = (0, Instant::now());
         let swept = store.retain(live, options, &mut |removed_bytes| {
             progress(removed_bytes);
             // The view before keeps all that was removed since on the disk.
-            if removed_bytes - published_bytes >= PUBLISH_BYTES.min(keeper.room()?.free_bytes) {
-                published_bytes = removed_bytes;
+            let held_bytes = removed_bytes - published_bytes;
+            if held_bytes > 0 && (published.elapsed() >= PUBLISH_INTERVAL || held_bytes >= keeper.free_bytes()?) {
                 keeper.publish()?;
+                (published_bytes, published) = (removed_bytes, Instant::now());
             }
             match cancel.load(Ordering::SeqCst) {
                 true => Err(Error::Interrupted),

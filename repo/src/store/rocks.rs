@@ -33,27 +33,17 @@
 //! A condemned block that is put again gets a new sequence number; the batch of step 3 replaces its index row and
 //! removes the old rows. `rocks/sweep.rs` describes what a sweep leaves on disk.
 //!
-//! # Content of a view
-//!
-//! RocksDB makes a checkpoint in three steps. It flushes all memtables and takes the list of files under its mutex; it
-//! links the files; and it copies the write-ahead log last, up to its length when the list was taken. A log that was
-//! empty at that moment is copied to its end (db/db_filesnapshot.cc, file/file_util.cc `CopyFile` of size 0). A batch
-//! that is logged between the list and the copy would be in the view without the files that its unlogged blocks were
-//! flushed to: a record without its blocks. So logged batches and checkpoints exclude each other (`log`):
-//!
-//! 1. A batch that was logged before the checkpoint began is in the view. The blocks that it names were flushed before
-//!    it was logged, so their files are in the list.
-//! 2. A batch of step 3 that waits for a checkpoint is not in the view; those of its blocks that are in the view are
-//!    rows that nothing names.
-//! 3. Index rows are removed by logged batches before the rows of their blocks, so a view that lacks rows of a swept
-//!    block lacks its index row too.
+//! `rocks/published.rs` says what a view of the store contains.
 //!
 //! The next writer removes every block row at or above `barrier` and flushes that removal before it puts anything, so
 //! sequence numbers can be used again. Nodes that a crash left are named by their content and stay as they are.
 
 mod bin;
 mod check;
+mod errors;
+pub(crate) mod manifest;
 mod options;
+mod published;
 mod reader;
 mod received;
 mod rows;
@@ -61,7 +51,6 @@ mod sessions;
 mod sweep;
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -69,8 +58,9 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{DB, FlushOptions, WriteBatch};
 
+use self::errors::{damaged, failed};
 pub use self::reader::RocksReader;
-use self::reader::{CONDEMNED, damaged, failed, get_each};
+use self::reader::{CONDEMNED, get_each};
 use self::rows::{IndexRow, part_key};
 pub use self::sessions::RocksSession;
 use self::sessions::Sessions;
@@ -194,28 +184,6 @@ impl RocksStore {
         Ok(store)
     }
 
-    /// Returns the names of the blob files that the store uses.
-    pub(crate) fn blob_files(&self, scratch: &Path) -> Result<HashSet<OsString>> {
-        let remove = || {
-            // RocksDB builds it under the second name.
-            let mut draft = scratch.as_os_str().to_owned();
-            draft.push(".tmp");
-            for path in [scratch, Path::new(&draft)] {
-                let _ = std::fs::remove_dir_all(path);
-            }
-        };
-        let list = || {
-            remove();
-            self.checkpoint(scratch)?;
-            let entries = std::fs::read_dir(scratch).map_err(Error::io("list", scratch))?;
-            let names = entries.filter_map(|entry| Some(entry.ok()?.file_name()));
-            Ok(names.filter(|name| is_blob_file(name)).collect())
-        };
-        let names = list();
-        remove();
-        names
-    }
-
     #[cfg(test)]
     fn pause(&self) {
         let run = self.pause.lock().take();
@@ -247,13 +215,17 @@ impl RocksStore {
         Ok(())
     }
 
-    /// Makes a view at `path`: hard links to the store's files, which stay readable whatever happens to the store
-    /// afterwards. Other threads may store and commit meanwhile; the view contains all of a commit or none of it.
+    /// Links all files of the store at `path`, which costs as much as the store has files, and copies its list.
     pub fn checkpoint(&self, path: &Path) -> Result<()> {
         let _nothing_is_logged = self.log.lock();
+        self.checkpoint_while_still(path)
+    }
+
+    /// The caller holds `log`.
+    fn checkpoint_while_still(&self, path: &Path) -> Result<()> {
         Checkpoint::new(&self.reader.db)
             .and_then(|checkpoint| checkpoint.create_checkpoint(path))
-            .map_err(failed("make a view"))
+            .map_err(failed("list its files"))
     }
 
     fn pending(&self) -> MutexGuard<'_, HashMap<BlockId, Pending>> {
@@ -507,9 +479,14 @@ impl StoreManager for RocksStore {
     }
 }
 
-/// Returns whether a name is that of a blob file.
-pub(crate) fn is_blob_file(name: &OsStr) -> bool {
-    Path::new(name).extension().is_some_and(|extension| extension == "blob")
+/// Removes a checkpoint, finished or not.
+pub(crate) fn remove_checkpoint(path: &Path) {
+    // RocksDB builds it under the second name.
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(".tmp");
+    for path in [path, Path::new(&draft)] {
+        let _ = std::fs::remove_dir_all(path);
+    }
 }
 
 /// Returns the directory of the store within a repository's directory.

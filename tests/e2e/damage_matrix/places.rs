@@ -56,6 +56,7 @@ pub fn places_of(repo: &Path) -> Vec<Place> {
     let mut places = Vec::new();
     let view = fs::read_link(repo.join("views/current")).expect("a link");
     let view = Path::new("views").join(view);
+    let pool = Path::new("views").join("pool-1");
     let mut of = |kind: Kind, directory: &Path, part: &str| {
         let names = names_in(&repo.join(directory)).into_iter();
         let files: Vec<_> = names
@@ -67,7 +68,7 @@ pub fn places_of(repo: &Path) -> Vec<Place> {
             let other = files.get((number + 1) % files.len()).filter(|other| *other != file);
             let other = match kind {
                 // A store has one of each, and so has its view.
-                Kind::Manifest if directory == Path::new("store") => twin(repo, &view, "MANIFEST-"),
+                Kind::Manifest if directory == Path::new("store") => twin(repo, &pool, "MANIFEST-"),
                 Kind::Manifest => twin(repo, Path::new("store"), "MANIFEST-"),
                 Kind::Current => twin(repo, directory, "MANIFEST-"),
                 _ => other.cloned(),
@@ -82,12 +83,17 @@ pub fn places_of(repo: &Path) -> Vec<Place> {
     let (store, spare) = (Path::new("store"), Path::new("spare"));
     of(Kind::Blob, store, ".blob");
     of(Kind::Table, store, ".sst");
-    for directory in [store, &view] {
-        of(Kind::Manifest, directory, "MANIFEST-");
-        of(Kind::Current, directory, "CURRENT");
-        of(Kind::Log, directory, ".log");
-    }
+    of(Kind::Manifest, store, "MANIFEST-");
+    of(Kind::Manifest, &pool, "MANIFEST-");
+    of(Kind::Current, store, "CURRENT");
+    of(Kind::Log, store, ".log");
     of(Kind::Spare, spare, ".sst.");
+    // It names the list of its files, as CURRENT does.
+    places.push(Place {
+        kind: Kind::Current,
+        other: twin(repo, &pool, "MANIFEST-"),
+        file: view,
+    });
     places.push(Place {
         kind: Kind::Link,
         file: "views/current".into(),

@@ -331,6 +331,10 @@ impl Keeper for Limited<dyn Keeper> {
         self.inner.room()
     }
 
+    fn free_bytes(&self) -> Result<u64> {
+        self.inner.free_bytes()
+    }
+
     fn prune(&self, options: PruneOptions, cancel: &AtomicBool, progress: &dyn Fn(u64)) -> Option<Result<Pruned>> {
         let checked = self
             .limits

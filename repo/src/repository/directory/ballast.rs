@@ -1,35 +1,73 @@
-//! Ballast: a file of 16 MiB that only takes up space. On a full disk not even a prune can open the store, so a prune
-//! first removes the ballast.
+//! Ballast: a file that only takes up space. On a full disk not even a prune can open the store, so a prune first removes
+//! the ballast.
+//!
+//! Opening writes a new list of RocksDB's files, and copies it for a view. It grows with the store, and so does the ballast.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use super::disk_usage::file_system;
 use crate::error::{Error, Result};
 
-const BYTES: u64 = 16 << 20;
+/// Enough for a small store. Opening takes 2 MiB; the rest is for the live blocks that a prune moves, which RocksDB may do
+/// twice before it removes the old files: 5 MiB were too few for a prune that moves 4 MiB.
+const LEAST_BYTES: u64 = 16 << 20;
+
+/// Room for opening and for the first pass of a prune, besides the list of files.
+const OPENING_BYTES: u64 = 4 << 20;
+
+/// Room for the list of files: it is written twice, and may grow until the next writer looks.
+const TIMES_LIST: u64 = 3;
 
 /// The ballast is only created if this many times its size is free; with less, a backup has the better use for the
 /// space.
 const FREE_TIMES: u64 = 8;
 
+const PIECE_BYTES: u64 = 1 << 20;
+
 fn path_in(repository: &Path) -> PathBuf {
     repository.join("ballast")
 }
 
-/// Creates the ballast if it is missing and the disk is not full. A failure to create it is not an error.
-pub(crate) fn ensure(repository: &Path, free_bytes: u64) {
+/// Makes the ballast as large as a store with such a list of files needs it, if the disk is not full. A failure is not an
+/// error.
+pub(super) fn ensure(repository: &Path, list_bytes: u64) {
     let path = path_in(repository);
-    if free_bytes < BYTES * FREE_TIMES || fs::metadata(&path).is_ok_and(|found| found.len() == BYTES) {
+    let needed = (OPENING_BYTES + TIMES_LIST * list_bytes)
+        .max(LEAST_BYTES)
+        .next_multiple_of(PIECE_BYTES);
+    let there = fs::metadata(&path).map_or(0, |found| found.len());
+    if (needed..=2 * needed).contains(&there) {
         return;
     }
-    // The file is written, because some file systems count space that is merely allocated as free.
-    let piece = vec![0x5A; 1 << 20];
-    let made = File::create(&path).and_then(|mut file| (0..BYTES >> 20).try_for_each(|_| file.write_all(&piece)));
-    if let Err(error) = made {
-        tracing::debug!(%error, "no ballast");
-        let _ = fs::remove_file(path);
+    let free = file_system(repository).map_or(0, |found| found.free_bytes);
+    if there < needed && free < needed * FREE_TIMES {
+        return;
     }
+    if let Err(error) = resize(&path, there, needed) {
+        tracing::debug!(%error, "no ballast of {needed} bytes");
+        let _ = File::options()
+            .write(true)
+            .open(path)
+            .and_then(|file| file.set_len(there));
+    }
+}
+
+fn resize(path: &Path, there: u64, needed: u64) -> io::Result<()> {
+    let mut file = File::options().create(true).append(true).open(path)?;
+    if there > needed {
+        return file.set_len(needed);
+    }
+    // The file is written, because some file systems count space that is merely allocated as free.
+    let piece = vec![0x5A; PIECE_BYTES as usize];
+    let mut missing = needed - there;
+    while missing > 0 {
+        let length = missing.min(PIECE_BYTES);
+        file.write_all(&piece[..length as usize])?;
+        missing -= length;
+    }
+    Ok(())
 }
 
 /// Removes the ballast; `false` if there was none.
@@ -39,5 +77,36 @@ pub(crate) fn release(repository: &Path) -> Result<bool> {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(Error::io("remove", path)(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ballast_grows_with_the_list_of_files_and_a_larger_one_shrinks() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let size = || fs::metadata(path_in(directory.path())).map_or(0, |found| found.len());
+        ensure(directory.path(), 1000);
+        assert_eq!(size(), 16 << 20);
+        ensure(directory.path(), 12 << 20);
+        assert_eq!(size(), 40 << 20);
+        // Not for each byte.
+        ensure(directory.path(), 11 << 20);
+        assert_eq!(size(), 40 << 20);
+        ensure(directory.path(), 0);
+        assert_eq!(size(), 16 << 20);
+        let bytes = fs::read(path_in(directory.path())).expect("reads");
+        assert!(bytes.iter().all(|byte| *byte == 0x5A), "all of it is written");
+        assert!(release(directory.path()).expect("removes"));
+        assert!(!release(directory.path()).expect("is gone"));
+    }
+
+    #[test]
+    fn a_ballast_without_room_for_it_is_not_made() {
+        let directory = tempfile::tempdir().expect("a directory");
+        ensure(directory.path(), 1 << 50);
+        assert!(!path_in(directory.path()).exists());
     }
 }

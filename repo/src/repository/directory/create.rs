@@ -20,7 +20,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{LAYOUT_FORMAT, MARKER};
+use super::marker::{MARKER, write_marker};
 use crate::block::BlockSize;
 use crate::cipher::random;
 use crate::error::{Error, Result};
@@ -247,18 +247,4 @@ fn check_hard_links(path: &Path) -> Result<()> {
         &two,
     ))?;
     fs::remove_file(&two).map_err(Error::io("remove", &two))
-}
-
-/// Writes the marker, replacing a damaged one.
-pub(super) fn write_marker(path: &Path, identity: &Identity) -> Result<()> {
-    let marker = path.join(MARKER);
-    let (id, key_check) = (&identity.id, identity.key_check.as_deref());
-    let encryption = key_check.map_or(String::new(), |check| format!("encryption: aes-256-gcm {check}\n"));
-    let text = format!(
-        "This directory is a repository of vbk, with backups of virtual servers.\n\
-         `vbk list --repo DIRECTORY` shows what is in it. Change nothing here by hand.\n\
-         format: {LAYOUT_FORMAT}\nid: {id}\n{encryption}"
-    );
-    files::write(&marker, text.as_bytes())?;
-    files::sync_directory(path)
 }

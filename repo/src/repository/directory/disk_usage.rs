@@ -4,12 +4,12 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::repository::directory::views;
+use crate::repository::directory::views::{self, View};
 use crate::repository::home::DiskUsage;
 use crate::store::rocks;
 
@@ -23,6 +23,9 @@ pub fn disk_usage(repository: &Path) -> Result<DiskUsage> {
     let mut current_view_bytes = 0;
     if let Some(number) = views::current(&root)? {
         current_view_bytes = counted.add(&directory.join(number.to_string()))?;
+        for path in views::find(&root, number).ok().flatten().iter().flat_map(in_pool) {
+            current_view_bytes += counted.add(&path)?;
+        }
     }
     let mut other_views_bytes = 0;
     // A copy of the repository may lack the views.
@@ -37,6 +40,21 @@ pub fn disk_usage(repository: &Path) -> Result<DiskUsage> {
         current_view_bytes,
         other_views_bytes,
     })
+}
+
+/// Returns the files of a view in its pool.
+fn in_pool(view: &View) -> Vec<PathBuf> {
+    let View::File(record, _) = view else {
+        return Vec::new();
+    };
+    let files = view.files();
+    let mut paths = vec![files.join(&record.manifest)];
+    match view.list() {
+        Ok(list) => paths.extend(list.into_iter().map(|file| files.join(file.name()))),
+        // Some of it may be that of other views.
+        Err(_) => paths.push(files),
+    }
+    paths
 }
 
 /// Files counted so far, by device and inode.

@@ -13,9 +13,12 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::directory::files;
 use crate::repository::directory::second_copies::{self, Spare};
-use crate::repository::directory::views;
+use crate::repository::directory::small_files::check_store;
+use crate::repository::directory::views::record::Record;
+use crate::repository::directory::views::{self, View, pool, remove_tree};
 use crate::store::StoreReader;
-use crate::store::rocks::{RocksReader, RocksStore, path_in};
+use crate::store::rocks::manifest::Unread;
+use crate::store::rocks::{RocksStore, path_in, remove_checkpoint};
 
 /// Name of the old store once there is a new one.
 const OLD_STORE: &str = "store.damaged";
@@ -38,14 +41,17 @@ pub struct Mended {
 /// Compares the tables of a view, which the caller holds, with their second copies. Returns the damaged ones.
 pub fn check_tables(repository: &Path, view: u64) -> Result<Vec<String>> {
     let mut found = Vec::new();
+    let Some(view) = views::find(repository, view)? else {
+        return Ok(found);
+    };
     for spare in second_copies::list(repository)? {
-        let table = views::path_of(repository, view).join(&spare.table);
+        let table = view.files().join(&spare.table);
         // A second copy for a newer view, or one that a newer view has made superfluous.
         if !table.exists() || !spare.path.exists() {
             continue;
         }
-        let good = second_copies::hash_of(&table)?.as_ref() == Some(&spare.hash);
-        let spare_good = second_copies::hash_of(&spare.path)?.as_ref() == Some(&spare.hash);
+        let good = files::hash_of(&table)?.as_ref() == Some(&spare.hash);
+        let spare_good = files::hash_of(&spare.path)?.as_ref() == Some(&spare.hash);
         match (good, spare_good) {
             (true, true) => {}
             (false, true) => found.push(format!("table {} is damaged; its second copy is intact", spare.table)),
@@ -72,21 +78,22 @@ pub(crate) fn mend(repository: &Path) -> Result<Mended> {
         false => 0,
     };
     // Fails if a newer vbk made it: a view that this vbk can't open may be intact.
-    opens(repository, &views::path_of(repository, current))?;
+    opens(repository, current)?;
     // The writer may have continued since the newest view: tables that it has merged since are missing in the store for
     // a good reason. A table that has no second copy yet, as after a crash before the copies were updated, stays as it
     // is.
     let views = views::all(repository)?;
+    let places = places_of(repository, &views)?;
     for spare in second_copies::list(repository)? {
-        table(repository, &views, &spare, &mut mended)?;
+        table(repository, &places, &spare, &mut mended)?;
     }
     // A view is complete before the link names it, and the link may be lost.
-    let newest = views.last().map_or(current, |(number, _)| current.max(*number));
+    let newest = views.last().map_or(current, |number| current.max(*number));
     if let Some(generation) = store(repository, &views, (current, newest), &mut mended)? {
         if generation < newest {
             put_aside(repository, &views, generation, newest, &mut mended)?;
         }
-        blobs(repository, &views, &mut mended)?;
+        blobs(repository, &places, &mut mended)?;
         newest_view(repository, &mut mended)?;
     }
     Ok(mended)
@@ -102,29 +109,46 @@ fn whole<T>(result: Result<T>) -> Result<Option<T>> {
     }
 }
 
-/// Returns the generation of a view; `None` if the view can't be opened.
-fn opens(repository: &Path, view: &Path) -> Result<Option<u64>> {
-    if !files::is_there(&view.join("CURRENT"))? {
-        return Ok(None);
+/// Returns the directories that have tables and blob files of views, that of the newest view last. A pool has the files of
+/// many views.
+fn places_of(repository: &Path, views: &[u64]) -> Result<Vec<PathBuf>> {
+    let directory = views::directory(repository);
+    let mut places: Vec<_> = pool::all(&directory)?
+        .into_iter()
+        .map(|number| pool::path_of(&directory, number))
+        .collect();
+    for number in views {
+        if let Some(Some(view)) = whole(views::find(repository, *number))? {
+            let files = view.files();
+            places.retain(|place| *place != files);
+            places.push(files);
+        }
     }
-    let opened = second_copies::check_view(view).and_then(|()| RocksReader::open(view, None));
-    whole(opened.and_then(|reader| {
+    Ok(places)
+}
+
+/// Returns the generation of a view; `None` if the view can't be opened.
+fn opens(repository: &Path, number: u64) -> Result<Option<u64>> {
+    let Some(Some(view)) = whole(views::find(repository, number))? else {
+        return Ok(None);
+    };
+    whole(view.open(None).and_then(|reader| {
         reader.identity()?.check(repository)?;
         reader.generation()
     }))
 }
 
 /// Ensures that the store opens and, if possible, is as new as the newest view; returns the store's generation.
-fn store(
-    repository: &Path,
-    views: &[(u64, PathBuf)],
-    (current, newest): (u64, u64),
-    mended: &mut Mended,
-) -> Result<Option<u64>> {
+fn store(repository: &Path, views: &[u64], (current, newest): (u64, u64), mended: &mut Mended) -> Result<Option<u64>> {
     let store = path_in(repository);
-    let view = views::path_of(repository, current);
-    let view = whole(second_copies::check_view(&view))?.map(|()| &*view);
-    let opened = second_copies::check_store(&store, view)
+    let view = whole(views::find(repository, current))?.flatten();
+    let is_good = view
+        .as_ref()
+        .map(|view| whole(view.check()))
+        .transpose()?
+        .flatten()
+        .is_some();
+    let opened = check_store(&store, view.as_ref().filter(|_| is_good))
         .and_then(|()| RocksStore::open(&store))
         .and_then(|opened| opened.generation());
     let (found, why) = match opened {
@@ -163,15 +187,14 @@ fn link(repository: &Path, mended: &mut Mended) -> Result<()> {
     Ok(())
 }
 
-/// Ensures that views can be made: RocksDB links every blob file of the store into them, and fails if one is missing.
-/// Only the blocks in a missing file are lost, so an empty file in its place does no further harm.
-fn blobs(repository: &Path, views: &[(u64, PathBuf)], mended: &mut Mended) -> Result<()> {
+/// Ensures that views can be made: they have links to every blob file of the store. Only the blocks in a missing file are
+/// lost, so an empty file in its place does no further harm.
+fn blobs(repository: &Path, places: &[PathBuf], mended: &mut Mended) -> Result<()> {
     let store = path_in(repository);
     let opened = RocksStore::open(&store)?;
     let probe = repository.join("store.probe");
     loop {
-        remove_tree(&probe)?;
-        remove_tree(&probe.with_extension("probe.tmp"))?;
+        remove_checkpoint(&probe);
         let Err(error) = opened.checkpoint(&probe) else {
             return remove_tree(&probe);
         };
@@ -181,7 +204,7 @@ fn blobs(repository: &Path, views: &[(u64, PathBuf)], mended: &mut Mended) -> Re
         let Some(name) = name.filter(|name| !store.join(name).exists()) else {
             return Err(error);
         };
-        let (place, in_views) = (store.join(name), views.iter().map(|(_, view)| view.join(name)));
+        let (place, in_views) = (store.join(name), places.iter().map(|place| place.join(name)));
         match in_views.rev().find(|path| path.exists()) {
             Some(path) => {
                 fs::hard_link(&path, &place).map_err(Error::io("link", &place))?;
@@ -198,15 +221,12 @@ fn blobs(repository: &Path, views: &[(u64, PathBuf)], mended: &mut Mended) -> Re
 }
 
 /// Makes every name of a table a link to the right bytes.
-fn table(repository: &Path, views: &[(u64, PathBuf)], spare: &Spare, mended: &mut Mended) -> Result<()> {
-    let places: Vec<PathBuf> = std::iter::once(path_in(repository))
-        .chain(views.iter().map(|(_, path)| path.clone()))
-        .map(|directory| directory.join(&spare.table))
-        .collect();
-    let newest = views.iter().map(|(_, path)| path.join(&spare.table)).next_back();
-    let is_good = |path: &PathBuf| Ok::<_, Error>(second_copies::hash_of(path)?.as_ref() == Some(&spare.hash));
+fn table(repository: &Path, places: &[PathBuf], spare: &Spare, mended: &mut Mended) -> Result<()> {
+    let newest = places.last().map(|place| place.join(&spare.table));
+    let is_good = |path: &PathBuf| Ok::<_, Error>(files::hash_of(path)?.as_ref() == Some(&spare.hash));
     let (mut good, mut others) = (None, Vec::new());
-    for place in places {
+    for directory in std::iter::once(&path_in(repository)).chain(places) {
+        let place = directory.join(&spare.table);
         match is_good(&place)? {
             true => good = Some(place),
             false => others.push(place),
@@ -236,6 +256,8 @@ fn table(repository: &Path, views: &[(u64, PathBuf)], spare: &Spare, mended: &mu
             }
         }
         fs::rename(&draft, place).map_err(Error::io("rename", draft))?;
+        // The others become links to it.
+        good.get_or_insert_with(|| place.clone());
         mended.done.push(format!(
             "table {} was damaged in {}",
             spare.table,
@@ -262,17 +284,20 @@ fn name_of(repository: &Path, place: &Path) -> String {
 /// 3. The new store gets its name.
 fn rebuild(
     repository: &Path,
-    views: &[(u64, PathBuf)],
+    views: &[u64],
     found: Option<u64>,
     why: &str,
     mended: &mut Mended,
 ) -> Result<Option<u64>> {
     let (store, new) = (path_in(repository), repository.join("store.new"));
-    for (number, view) in views.iter().rev() {
-        let Some(generation) = opens(repository, view)?.filter(|generation| Some(*generation) > found) else {
+    for number in views.iter().rev() {
+        let Some(generation) = opens(repository, *number)?.filter(|generation| Some(*generation) > found) else {
             continue;
         };
-        link_or_copy(view, &new)?;
+        let Some(view) = views::find(repository, *number)? else {
+            continue;
+        };
+        link_or_copy(&view, &new)?;
         // Before the store is opened: opening may write tables, under names that are free in this view.
         second_copies::keep_only(repository, &new)?;
         if whole(RocksStore::open(&new))?.is_none() {
@@ -299,37 +324,46 @@ fn rebuild(
     Ok(None)
 }
 
-fn link_or_copy(view: &Path, new: &Path) -> Result<()> {
+/// Makes a store of a view. RocksDB never changes tables and blob files, so they are linked; the rest is copied.
+fn link_or_copy(view: &View, new: &Path) -> Result<()> {
     remove_tree(new)?;
     fs::create_dir(new).map_err(Error::io("create", new))?;
-    for entry in fs::read_dir(view).map_err(Error::io("list", view))? {
-        let from = entry.map_err(Error::io("list", view))?.path();
-        let to = new.join(from.file_name().unwrap_or_default());
-        // RocksDB never changes tables and blob files; all other files are copied, because each store has its own.
-        match from.extension().and_then(|extension| extension.to_str()) {
-            Some("sst" | "blob") => fs::hard_link(&from, &to).map_err(Error::io("link", &to))?,
-            _ if second_copies::is_sums(&from) => {}
-            _ => {
-                let bytes = fs::read(&from).map_err(Error::io("read", &from))?;
-                files::write(&to, &bytes)?;
-            }
+    let from = view.files();
+    let files = match view.list() {
+        Ok(files) => files,
+        Err(Unread::Error(error)) => return Err(error),
+        // RocksDB removes what it does not need as it opens.
+        Err(Unread::Strange(_)) => pool::list(&from)?.into_keys().collect(),
+    };
+    for file in files {
+        let (from, to) = (from.join(file.name()), new.join(file.name()));
+        match fs::hard_link(&from, &to) {
+            // The repair of the store's own files finds it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            linked => linked.map_err(Error::io("link", &to))?,
         }
     }
+    view.write_list(new)?;
     files::sync_directory(new)
 }
 
-/// Renames views that are newer than the store, which the next publication would remove, and reports the loss. Readers
-/// that hold one may fail on files that they have not opened yet.
-fn put_aside(
-    repository: &Path,
-    views: &[(u64, PathBuf)],
-    generation: u64,
-    newest: u64,
-    mended: &mut Mended,
-) -> Result<()> {
-    for (_, view) in views.iter().filter(|(number, _)| *number > generation) {
-        let aside = free_name(&view.with_extension(ASIDE))?;
-        fs::rename(view, aside).map_err(Error::io("rename", view))?;
+/// Keeps views that are newer than the store, which the next publication would remove, as directories with all that may be
+/// theirs, and reports the loss. Readers that hold one may fail on files that they have not opened yet.
+fn put_aside(repository: &Path, views: &[u64], generation: u64, newest: u64, mended: &mut Mended) -> Result<()> {
+    for number in views.iter().filter(|number| **number > generation) {
+        let path = views::path_of(repository, *number);
+        let aside = free_name(&path.with_extension(ASIDE))?;
+        match views::find(repository, *number) {
+            Ok(Some(View::File(record, _))) => gather(&places_of(repository, &[*number])?, Some(&record), &aside)?,
+            Ok(_) => {
+                fs::rename(&path, aside).map_err(Error::io("rename", &path))?;
+                continue;
+            }
+            Err(Error::FileDamaged { .. }) => gather(&places_of(repository, views)?, None, &aside)?,
+            Err(error) => return Err(error),
+        }
+        // So the next repair does not put it aside again. Its readers have it open.
+        fs::rename(&path, aside.join("view")).map_err(Error::io("rename", &path))?;
     }
     let directory = repository.join("views");
     files::sync_directory(&directory)?;
@@ -349,6 +383,37 @@ fn put_aside(
         ),
     });
     Ok(())
+}
+
+/// Makes a directory of the files that a view may have, which are in the last of these places, and of the lists there. If the
+/// list is damaged, it is not known which they are.
+fn gather(places: &[PathBuf], record: Option<&Record>, to: &Path) -> Result<()> {
+    let draft = to.with_extension("tmp");
+    remove_tree(&draft)?;
+    fs::create_dir(&draft).map_err(Error::io("create", &draft))?;
+    let Some(from) = places.last().filter(|place| place.exists()) else {
+        return fs::rename(&draft, to).map_err(Error::io("rename", draft));
+    };
+    for file in pool::list(from)?.into_keys() {
+        if record.is_none_or(|record| file.number() < record.next) {
+            let (from, to) = (from.join(file.name()), draft.join(file.name()));
+            fs::hard_link(&from, &to).map_err(Error::io("link", &to))?;
+        }
+    }
+    let lists = pool::manifests(from)?.into_iter();
+    let lists: Vec<_> = lists
+        .filter(|name| record.is_none_or(|record| record.manifest == *name))
+        .collect();
+    for name in &lists {
+        let (from, to) = (from.join(name), draft.join(name));
+        let bytes = fs::read(&from).map_err(Error::io("read", from))?;
+        files::write(&to, &bytes)?;
+    }
+    if let Some(last) = lists.last() {
+        files::write(&draft.join("CURRENT"), format!("{last}\n").as_bytes())?;
+    }
+    files::sync_directory(&draft)?;
+    fs::rename(&draft, to).map_err(Error::io("rename", draft))
 }
 
 /// Returns the name itself, or the first free one of `NAME.2`, `NAME.3`, ...
@@ -378,9 +443,7 @@ fn names_in(directory: &Path, wanted: impl Fn(&str) -> bool) -> Result<Vec<Strin
 /// Ensures that readers can open the newest view.
 fn newest_view(repository: &Path, mended: &mut Mended) -> Result<()> {
     let store = RocksStore::open(&path_in(repository))?;
-    let number = views::current(repository)?.unwrap_or(0);
-    let checked = second_copies::check_view(&views::path_of(repository, number));
-    let held = checked.and_then(|()| views::open(repository));
+    let held = views::open(repository);
     let opens = whole(held.and_then(|held| held.map(|held| held.reader.identity()).transpose()))?
         .flatten()
         .is_some();
@@ -392,13 +455,6 @@ fn newest_view(repository: &Path, mended: &mut Mended) -> Result<()> {
             .push("the newest view could not be opened and was replaced".into());
     }
     views::publish(repository, &store)
-}
-
-fn remove_tree(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

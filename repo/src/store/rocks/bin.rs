@@ -14,7 +14,8 @@ use jiff::Timestamp;
 use rocksdb::{Direction, IteratorMode, WriteBatch};
 
 use super::RocksStore;
-use super::reader::{RocksReader, failed};
+use super::errors::failed;
+use super::reader::RocksReader;
 use crate::error::Result;
 use crate::store::{Forgotten, Record, StoreReader};
 

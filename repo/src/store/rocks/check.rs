@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use rocksdb::IteratorMode;
 
-use super::reader::{RocksReader, failed, is_damage, scan};
+use super::errors::{failed, is_damage};
+use super::reader::{RocksReader, scan};
 use super::rows::{part_key, part_number, sequence_of};
 use super::sessions::roots_of;
 use crate::error::{Error, ErrorKind, Result};

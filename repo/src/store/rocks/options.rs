@@ -6,7 +6,7 @@ use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, InfoLogger, LogLevel, Options, WriteOptions,
 };
 
-const FAMILIES: [&str; 6] = ["blocks", "index", "nodes", "backups", "notes", "meta"];
+pub(super) const FAMILIES: [&str; 6] = ["blocks", "index", "nodes", "backups", "notes", "meta"];
 
 /// The column family of headers and pages.
 pub(super) const BLOCKS: &str = "blocks";
@@ -106,12 +106,18 @@ pub(super) fn scan(cache: &Cache) -> (Options, ColumnFamilyDescriptor) {
     (options, ColumnFamilyDescriptor::new(BLOCKS, family(BLOCKS, cache)))
 }
 
-/// Returns whether files in this directory can be read with O_DIRECT. RocksDB makes one that every store has.
+/// Files that are opened to find out if their directory can be read with O_DIRECT.
+const PROBES: usize = 8;
+
+/// Returns whether files in this directory can be read with O_DIRECT.
 pub(super) fn can_read_direct(directory: &Path) -> bool {
     use std::os::unix::fs::OpenOptionsExt;
     let mut direct = std::fs::OpenOptions::new();
     direct.read(true).custom_flags(nix::fcntl::OFlag::O_DIRECT.bits());
-    direct.open(directory.join("CURRENT")).is_ok()
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let files = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()));
+    // One of them may be removed meanwhile.
+    files.take(PROBES).any(|file| direct.open(file.path()).is_ok())
 }
 
 /// Returns whether files in this directory can be written with O_DIRECT, which some file systems do not support.

@@ -1,16 +1,20 @@
 //! The read half of the embedded store.
 
 mod found;
+mod place;
 mod scan;
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rocksdb::{Cache, ColumnFamily, DB, DBPinnableSlice, Direction, IteratorMode, ReadOptions, Snapshot};
 
 use self::found::{Found, FoundCache};
+use self::place::Place;
+pub(crate) use self::place::WriteList;
 use self::scan::Scan;
+use super::errors::{damaged, failed, is_damage};
 use super::options;
 use super::rows::{HEADER_AT, IndexRow, part_key};
 use crate::error::{Error, ErrorKind, Result};
@@ -20,52 +24,12 @@ use crate::store::{Forgotten, Identity, Listing, Located, Note, Record, StoreRea
 /// A store opened for reading: a view, which no writer changes any more.
 pub struct RocksReader {
     pub(super) db: DB,
-    /// The cache of `db`, if it may be shared.
-    cache: Option<Cache>,
+    /// What it takes to open its files again; `None` for those of a writer.
+    opened: Option<Opened>,
     /// The blocks read last. A writer, which moves blocks, does not use it.
     found: FoundCache,
     /// Dropped after the database is closed.
     pub(super) _guard: Option<File>,
-}
-
-pub(super) fn failed(doing: &'static str) -> impl Fn(rocksdb::Error) -> Error {
-    move |error| {
-        let message = error.to_string();
-        let kind = if message.contains("No space left") || message.contains("Disk quota exceeded") {
-            ErrorKind::NoSpace
-        } else if message.contains("LOCK: ") {
-            ErrorKind::Locked
-        } else if message.contains("Permission denied") {
-            ErrorKind::Denied
-        } else if message.contains("Read-only file system") {
-            ErrorKind::ReadOnly
-        } else if message.contains("File too large") {
-            ErrorKind::Unsupported
-        } else if is_damage(&error) {
-            ErrorKind::Corrupt
-        } else {
-            ErrorKind::Unavailable
-        };
-        Error::Store { kind, doing, message }
-    }
-}
-
-/// Returns whether an error means that the stored bytes differ from those written. A missing file is damage too: only
-/// RocksDB deletes its files.
-pub(super) fn is_damage(error: &rocksdb::Error) -> bool {
-    let text: &str = error.as_ref();
-    // A sector that the disk can't read any more is the same loss as one with wrong bytes.
-    let signs = ["No such file or directory", "Input/output error"];
-    error.kind() == rocksdb::ErrorKind::Corruption || signs.iter().any(|sign| text.contains(sign))
-}
-
-/// Returns an error for a damaged store.
-pub(super) fn damaged(message: String) -> Error {
-    Error::Store {
-        kind: ErrorKind::Corrupt,
-        doing: "open",
-        message,
-    }
 }
 
 /// Greater than any number that a store reaches, so that no sum of such numbers overflows: 2^56 blocks, or changes.
@@ -94,18 +58,33 @@ pub(super) fn scan() -> ReadOptions {
     options
 }
 
+struct Opened {
+    place: Place,
+    cache: Cache,
+}
+
 impl RocksReader {
     /// Opens a checkpoint, or a store on a file system that can't be written to. `guard` is a file whose lock keeps the
     /// checkpoint from removal; it is held as long as the reader.
     pub fn open(path: &Path, guard: Option<File>) -> Result<Self> {
+        Self::open_at(Place::Together(path.to_owned()), guard)
+    }
+
+    /// Opens a view whose tables and blob files are in `files`. `write_list` is called each time that they are opened. `guard` is
+    /// a file whose lock keeps them, and what the list is made of, from removal.
+    pub(crate) fn open_apart(files: PathBuf, write_list: WriteList, guard: Option<File>) -> Result<Self> {
+        Self::open_at(Place::Apart(files, write_list), guard)
+    }
+
+    fn open_at(place: Place, guard: Option<File>) -> Result<Self> {
         let cache = options::cache();
         let (mut database, families) = options::database_with(&cache, false, false);
         // The pages of a block lie next to each other, and so do the blocks that a disk's reader wants next: the kernel
         // notices that, unless it was told that all reads are random.
         database.set_advise_random_on_open(false);
-        let db = DB::open_cf_descriptors_read_only(&database, path, families, false).map_err(failed("open"))?;
+        let db = place.open(database, families)?;
         Ok(Self {
-            cache: Some(cache),
+            opened: Some(Opened { place, cache }),
             ..Self::new(db, guard)
         })
     }
@@ -113,7 +92,7 @@ impl RocksReader {
     pub(super) fn new(db: DB, guard: Option<File>) -> Self {
         Self {
             db,
-            cache: None,
+            opened: None,
             found: found::cache(),
             _guard: guard,
         }

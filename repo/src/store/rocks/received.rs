@@ -6,7 +6,8 @@
 use jiff::Timestamp;
 use rocksdb::{Direction, IteratorMode, ReadOptions, WriteBatch};
 
-use super::reader::{RocksReader, failed};
+use super::errors::failed;
+use super::reader::RocksReader;
 use crate::error::Result;
 use crate::store::Received;
 

@@ -31,7 +31,7 @@ use std::sync::atomic::Ordering;
 use parking_lot::Mutex;
 use rocksdb::WriteBatch;
 
-use super::reader::{failed, is_damage};
+use super::errors::{failed, is_damage};
 use super::rows::{IndexRow, part_key};
 use super::{BATCH_BYTES, Pending, RocksStore};
 use crate::backup::Backup;

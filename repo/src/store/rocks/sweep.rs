@@ -33,7 +33,8 @@ use std::sync::atomic::Ordering;
 use rocksdb::{BottommostLevelCompaction, CompactOptions, FlushOptions, IteratorMode, WriteBatch};
 
 use super::RocksStore;
-use super::reader::{RocksReader, failed, scan};
+use super::errors::failed;
+use super::reader::{RocksReader, scan};
 use super::rows::part_key;
 use super::sessions::Rule;
 use crate::error::{Error, ErrorKind, Result};

@@ -53,6 +53,12 @@ impl Fixture {
         self.store.as_ref().expect("open")
     }
 
+    /// Closes the store and opens it again.
+    pub(super) fn reopen(&mut self) {
+        self.store = None;
+        self.store = Some(RocksStore::open(&self.directory.path().join("store")).expect("opens"));
+    }
+
     /// Returns the state that a killed process leaves: a copy of the present files, opened.
     pub(super) fn crashed_copy(&self) -> Self {
         let directory = tempfile::tempdir().expect("a directory");

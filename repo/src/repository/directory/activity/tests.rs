@@ -1,4 +1,5 @@
 use std::fs::File;
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -197,17 +198,32 @@ fn the_parts_say_what_goes_with_the_old_views() {
     put_view(&repository, current + 1);
     let old = format!("views/{}", current + 1);
     put("store/kept");
-    put(&format!("views/{current}/shown"));
+    // The list of the current view's files, which is longer than any view says while a writer appends to it.
+    let pool = path.join("views/pool-1");
+    let list = fs::read_dir(&pool)
+        .expect("lists")
+        .map(|entry| entry.expect("an entry").path());
+    let list = list
+        .into_iter()
+        .find(|path| path.to_string_lossy().contains("MANIFEST-"));
+    let mut list = File::options()
+        .append(true)
+        .open(list.expect("is there"))
+        .expect("opens");
+    list.write_all(&vec![1; 1 << 20]).expect("writes");
+    list.sync_all().expect("syncs");
     put(&format!("{old}/alone"));
-    for (from, to) in [("store/kept", "kept"), (&format!("views/{current}/shown"), "shown")] {
+    // A file of a view that is not the current one.
+    put("views/pool-1/000999.blob");
+    for (from, to) in [("store/kept", "kept"), ("views/pool-1/000999.blob", "once")] {
         fs::hard_link(path.join(from), path.join(&old).join(to)).expect("links");
     }
     let after = status(&repository).expect("tells").disk;
     let grew = |after: u64, before: u64| after.saturating_sub(before) >> 20;
     assert_eq!(grew(after.store_bytes, before.store_bytes), 1);
     assert_eq!(grew(after.current_view_bytes, before.current_view_bytes), 1);
-    assert_eq!(grew(after.other_views_bytes, before.other_views_bytes), 1);
-    assert_eq!(grew(after.total_bytes, before.total_bytes), 3);
+    assert_eq!(grew(after.other_views_bytes, before.other_views_bytes), 2);
+    assert_eq!(grew(after.total_bytes, before.total_bytes), 4);
     assert_eq!(after.total_bytes, disk_usage(path).expect("counts").total_bytes);
 }
 

@@ -1,10 +1,13 @@
 use std::sync::atomic::AtomicBool;
 
 use super::*;
+
 use crate::block::BlockSize;
 use crate::keys::{Keys, Unlock};
 use crate::reader::{ImageReader, ReadResources};
+use crate::repository::directory::views::View as Found;
 use crate::repository::{CreateOptions, Repository, View};
+use crate::store::rocks::RocksReader;
 use crate::tests::testing::{backup, mixed_bytes, store_image};
 
 struct Fixture {
@@ -93,6 +96,14 @@ fn store_day(repository: &Repository, time: &str, plain: &[u8]) {
     assert!(committed.unpublished.is_none(), "{committed:?}");
 }
 
+/// Returns the list of the files of a view.
+fn list_of(repository: &Path, view: u64) -> PathBuf {
+    match views::find(repository, view).expect("reads") {
+        Some(Found::File(record, views)) => pool::path_of(&views, record.pool).join(record.manifest),
+        other => panic!("{other:?}"),
+    }
+}
+
 /// Returns the small file of a store or view whose name contains `part`.
 fn file_in(directory: &Path, part: &str) -> PathBuf {
     let entries = fs::read_dir(directory).expect("lists");
@@ -163,15 +174,11 @@ fn views_and_second_copies_that_are_harmed_are_made_anew() {
     let fixture = Fixture::new();
     let view = views::current(&fixture.path()).expect("reads").expect("is there");
     for how in ["flip", "truncate", "delete"] {
-        for name in ["CURRENT", "MANIFEST"] {
+        for file in [views::path_of(&fixture.path(), view), list_of(&fixture.path(), view)] {
             let copy = fixture.copy();
-            let entries = fs::read_dir(views::path_of(&copy, view)).expect("lists");
-            let mut files = entries.map(|entry| entry.expect("an entry").path());
-            let file = files
-                .find(|path| path.to_string_lossy().contains(name))
-                .expect("is there");
-            harm(&file, how);
-            fixture.assert_whole(&copy, &format!("{how} {name} of the view"));
+            let name = file.strip_prefix(fixture.path()).expect("is below");
+            harm(&copy.join(name), how);
+            fixture.assert_whole(&copy, &format!("{how} {} of the view", name.display()));
         }
         for spare in second_copies::list(&fixture.path()).expect("lists") {
             let copy = fixture.copy();
@@ -189,7 +196,7 @@ fn a_store_that_lost_what_readers_saw_is_not_shown_to_them() {
     let old = views::all(&fixture.path()).expect("lists");
     let repository = Repository::open(&copy).expect("opens");
     let before = repository.view().expect("opens").number();
-    assert_eq!(old.last().map(|(number, _)| *number), Some(before));
+    assert_eq!(old.last(), Some(&before));
     remove_tree(&copy.join("store")).expect("removes");
     let fresh = tempfile::tempdir().expect("a directory");
     let other = fresh.path().join("repo");
@@ -220,9 +227,8 @@ fn with_an_older_view(fixture: &Fixture) -> PathBuf {
     let copy = fixture.copy();
     drop(held);
     let newest = views::current(&copy).expect("reads").expect("is there");
-    for directory in [copy.join("store"), views::path_of(&copy, newest)] {
-        harm(&file_in(&directory, "MANIFEST"), "truncate");
-    }
+    harm(&file_in(&copy.join("store"), "MANIFEST"), "truncate");
+    harm(&list_of(&copy, newest), "truncate");
     copy
 }
 
@@ -251,12 +257,10 @@ fn what_is_lost_when_only_an_older_view_opens_is_said_and_kept() {
             .status();
         assert!(status.expect("cp runs").success());
         let manifest = file_in(&rescued, "MANIFEST");
-        let source = if kept == old {
-            "store".into()
-        } else {
-            format!("views/{newest}")
+        let good = match kept == old {
+            true => fixture.path().join("store").join(manifest.file_name().expect("a name")),
+            false => list_of(&fixture.path(), newest),
         };
-        let good = fixture.path().join(source).join(manifest.file_name().expect("a name"));
         fs::copy(good, manifest).expect("copies");
         let reader = RocksReader::open(&rescued, None).expect("opens");
         assert_eq!(reader.records().expect("reads").len(), 4, "{}", kept.display());
@@ -295,7 +299,7 @@ fn tables_get_the_names_of_lost_ones_again() -> bool {
     for table in &again {
         let draft = copy.join("draft");
         fs::write(&draft, "a table that was lost").expect("writes");
-        let hash = second_copies::hash_of(&draft).expect("reads").expect("is there");
+        let hash = files::hash_of(&draft).expect("reads").expect("is there");
         fs::rename(draft, copy.join("spare").join(format!("{table}.{hash}"))).expect("renames");
     }
     let repository = Repository::open(&copy).expect("opens");
@@ -363,8 +367,10 @@ fn a_link_that_names_a_view_that_never_was_does_not_make_the_store_old() {
 fn what_can_not_be_read_just_now_is_not_taken_for_damage() {
     let fixture = Fixture::new();
     let newest = views::current(&fixture.path()).expect("reads").expect("is there");
+    let list = list_of(&fixture.path(), newest);
+    let list = list.strip_prefix(fixture.path()).expect("is below");
     let view = Path::new("views").join(newest.to_string());
-    for name in [Path::new("store/CURRENT"), &view.join("CURRENT"), &view.join("sums")] {
+    for name in [Path::new("store/CURRENT"), &view, list] {
         let copy = fixture.copy();
         let aside = copy.join("aside");
         fs::rename(copy.join(name), &aside).expect("renames");
@@ -426,7 +432,7 @@ fn a_marker_that_is_harmed_is_written_anew_from_what_the_store_says() {
             }
             // A wrong check value keeps no reader out before it is repaired.
             let line = what.lines().find(|line| line.starts_with("encryption: "));
-            if line.is_some_and(|line| line.split(' ').count() == 3) && what.contains("\nformat: 1\n") {
+            if line.is_some_and(|line| line.split(' ').count() == 3) && what.contains("\nformat: 2\n") {
                 opened.and_then(|repository| repository.view()).expect("opens");
             }
         }
@@ -445,4 +451,38 @@ fn a_marker_is_not_made_to_fit_a_plain_store_in_the_place_of_an_encrypted_one() 
     let refused = repository.mend(&mut |_| false);
     assert!(matches!(refused, Err(Error::EncryptionGone { .. })), "{refused:?}");
     assert!(!path.join("vbk-repository").exists());
+}
+
+#[test]
+fn a_marker_of_an_older_layout_still_says_encrypted_after_a_repair_was_refused() {
+    let fixture = Fixture::new();
+    let marker = fixture.path().join("vbk-repository");
+    let text = fs::read_to_string(&marker)
+        .expect("reads")
+        .replace("format: 2", "format: 1");
+    fs::write(&marker, format!("{text}encryption: aes-256-gcm 0123456789abcdef\n")).expect("writes");
+    // The newest view is gone too, so the repair makes one.
+    let newest = views::current(&fixture.path()).expect("reads").expect("is there");
+    fs::remove_file(views::path_of(&fixture.path(), newest)).expect("removes");
+    for _ in 0..2 {
+        let repository = Repository::open_damaged(&fixture.path()).expect("opens");
+        let refused = repository.mend(&mut |_| false);
+        assert!(matches!(refused, Err(Error::EncryptionGone { .. })), "{refused:?}");
+        let text = fs::read_to_string(&marker).expect("reads");
+        assert!(text.ends_with("\nencryption: aes-256-gcm 0123456789abcdef\n"), "{text}");
+    }
+}
+
+#[test]
+fn a_view_that_is_put_aside_while_a_reader_has_it_is_put_aside_once() {
+    let fixture = Fixture::new();
+    let copy = with_an_older_view(&fixture);
+    let repository = Repository::open(&copy).expect("opens");
+    let newest = views::current(&copy).expect("reads").expect("is there");
+    let lock = fs::File::open(views::directory(&copy).join(format!("{newest}.lock"))).expect("opens");
+    lock.lock_shared().expect("locks");
+    let mended = repository.mend(&mut |_| true).expect("mends");
+    assert_eq!(mended.left.len(), 1, "{mended:?}");
+    let mended = repository.mend(&mut |_| true).expect("mends");
+    assert_eq!(mended, Mended::default());
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use rocksdb::DB;
 
-use super::{RocksReader, header_in, read_part};
+use super::{Opened, RocksReader, header_in, read_part};
 use crate::error::{Error, Result};
 use crate::id::{BlockId, NodeId};
 use crate::store::rocks::options;
@@ -28,20 +28,19 @@ pub(super) struct Scan {
 impl Scan {
     /// Opens the files of a view again; `None` if they can't be read with direct I/O.
     pub(super) fn open(view: &Arc<RocksReader>) -> Option<Self> {
-        let path = view.db.path();
-        if !options::can_read_direct(path) {
+        let Opened { place, cache } = view.opened.as_ref()?;
+        if !options::can_read_direct(place.files()) {
             return None;
         }
-        let cache = view.cache.clone().unwrap_or_else(options::cache);
-        let (database, family) = options::scan(&cache);
-        match DB::open_cf_descriptors_read_only(&database, path, [family], false) {
+        let (database, family) = options::scan(cache);
+        match place.open(database, vec![family]) {
             Ok(direct) => Some(Self {
                 direct,
                 view: Arc::clone(view),
             }),
             // The view reads the same, only slower.
             Err(error) => {
-                tracing::debug!("no direct reads of {}: {error}", path.display());
+                tracing::debug!("no direct reads of {}: {error}", place.files().display());
                 None
             }
         }
