@@ -336,16 +336,42 @@ impl<'a> Context<'a> {
 
     /// The repository, for changes and removals. Works on a full disk too, where that is possible.
     pub fn manager(&self, command: &str, no_wait: bool, cancel: &AtomicBool) -> Result<Manager> {
-        let repository = self.repository_to_write()?;
+        self.manager_of(&self.repository_to_write()?, command, no_wait, cancel)
+    }
+
+    /// The same again in one run, without a second question for the key.
+    pub fn manager_again(&self, command: &str, no_wait: bool, cancel: &AtomicBool) -> Result<Manager> {
+        self.manager_of(&self.opened()?, command, no_wait, cancel)
+    }
+
+    /// The repository that this run has opened for writing.
+    pub fn opened(&self) -> Result<Repository> {
+        match self.trusted.get() {
+            Some(repository) => Ok(repository.clone()),
+            None => self.repository_to_write(),
+        }
+    }
+
+    fn manager_of(
+        &self,
+        repository: &Repository,
+        command: &str,
+        no_wait: bool,
+        cancel: &AtomicBool,
+    ) -> Result<Manager> {
         let writer = self.waiting(no_wait, cancel, |wait| repository.manager(command, wait))?;
         let standing = writer.standing()?;
-        self.judge(&repository, &standing, Purpose::Write)?;
-        self.is_open(&repository, &standing);
+        self.judge(repository, &standing, Purpose::Write)?;
+        self.is_open(repository, &standing);
+        repository.record_late_results(&writer);
         Ok(writer)
     }
 
     /// A repository that was opened here, for writing. Waits for other writers, and names them, unless `no_wait`.
     pub fn writer(&self, repository: &Repository, command: &str, no_wait: bool, cancel: &AtomicBool) -> Result<Writer> {
+        if repository.has_late_results() {
+            drop(self.manager_of(repository, "verify", no_wait, cancel)?);
+        }
         let writer = self.waiting(no_wait, cancel, |wait| repository.writer(command, wait))?;
         let standing = writer.standing()?;
         self.judge(repository, &standing, Purpose::Write)?;
@@ -360,18 +386,7 @@ impl<'a> Context<'a> {
         cancel: &AtomicBool,
         run: impl FnOnce(Wait<'_>) -> vbk_repo::Result<T>,
     ) -> Result<T> {
-        let mut waits_for = String::new();
-        let result = run(&mut |holder| {
-            if no_wait || cancel.load(Ordering::SeqCst) {
-                return false;
-            }
-            if waits_for != holder {
-                holder.clone_into(&mut waits_for);
-                tracing::warn!("waiting for {holder}, which writes to the repository");
-            }
-            true
-        });
-        match result {
+        match run(&mut wait(no_wait, cancel)) {
             Err(vbk_repo::Error::Locked { .. }) if cancel.load(Ordering::SeqCst) => {
                 Err(vbk_repo::Error::Interrupted.into())
             }
@@ -400,6 +415,21 @@ impl<'a> Context<'a> {
             output::write_json(&text);
         }
         Ok(())
+    }
+}
+
+/// Returns a function that decides whether to wait for another writer, and names it.
+pub fn wait(no_wait: bool, cancel: &AtomicBool) -> impl FnMut(&str) -> bool {
+    let mut waits_for = String::new();
+    move |holder| {
+        if no_wait || cancel.load(Ordering::SeqCst) {
+            return false;
+        }
+        if waits_for != holder {
+            holder.clone_into(&mut waits_for);
+            tracing::warn!("waiting for {holder}, which writes to the repository");
+        }
+        true
     }
 }
 

@@ -4,12 +4,14 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde::Serialize;
-use vbk_repo::repository::{Manager, Pruned};
+use vbk_repo::repository::{Manager, Pruned, Turn};
 use vbk_repo::store::{PruneOptions, Swept};
 
 use crate::context::{Context, threads};
 use crate::exit::{Outcome, Result};
 use crate::terminal::units;
+
+pub use vbk_repo::repository::directory::lock::PRUNE;
 
 #[derive(Serialize)]
 struct Report<'a, T: Serialize> {
@@ -26,16 +28,30 @@ struct Report<'a, T: Serialize> {
     forgotten: Option<&'a T>,
 }
 
-/// Prunes with an open writer and prints the result; `forgotten` is added to the JSON.
+/// Prunes with an open writer and prints the result; `forgotten` is added to the JSON. Lets other writers in meanwhile, and
+/// continues after them.
 pub fn prune<T: Serialize>(
     context: &Context<'_>,
-    writer: &mut Manager,
+    mut writer: Manager,
     options: PruneOptions,
+    no_wait: bool,
     cancel: &AtomicBool,
     forgotten: Option<&T>,
 ) -> Result<Outcome> {
     let clock = Instant::now();
-    let pruned = writer.prune(options, threads(), cancel, &|_| {})?;
+    let mut before = Before::default();
+    let pruned = loop {
+        match writer.prune_until_awaited(options, threads(), cancel, &|_| {})? {
+            Turn::Done(pruned) => break before.with(pruned),
+            Turn::GaveWay {
+                swept,
+                used_before_bytes,
+            } => before.add(swept, used_before_bytes),
+        }
+        drop(writer);
+        let_others_in();
+        writer = context.manager_again(PRUNE, no_wait, cancel)?;
+    };
     report(context, pruned, options, clock, forgotten)
 }
 
@@ -48,10 +64,58 @@ pub fn prune_sealed(
 ) -> Result<Outcome> {
     let clock = Instant::now();
     let repository = context.locked_repository_to_write()?;
-    let pruned = context.waiting(no_wait, cancel, |wait| {
-        repository.prune_sealed(options, threads(), cancel, &|_| {}, wait)
-    })?;
+    let mut before = Before::default();
+    let pruned = loop {
+        let turn = context.waiting(no_wait, cancel, |wait| {
+            repository.prune_sealed(options, threads(), cancel, &|_| {}, wait)
+        })?;
+        match turn {
+            Turn::Done(pruned) => break before.with(pruned),
+            Turn::GaveWay {
+                swept,
+                used_before_bytes,
+            } => before.add(swept, used_before_bytes),
+        }
+        let_others_in();
+    };
     report(context, pruned, options, clock, None::<&()>)
+}
+
+fn let_others_in() {
+    tracing::warn!("another process waits to write to the repository; the prune continues after it");
+}
+
+/// What the earlier turns of a prune removed.
+#[derive(Default)]
+struct Before {
+    removed: Swept,
+    used_before_bytes: Option<u64>,
+}
+
+impl Before {
+    fn add(&mut self, swept: Swept, used_before_bytes: Option<u64>) {
+        self.removed.removed_blocks += swept.removed_blocks;
+        self.removed.removed_bytes += swept.removed_bytes;
+        self.removed.removed_nodes += swept.removed_nodes;
+        self.used_before_bytes = self.used_before_bytes.or(used_before_bytes);
+    }
+
+    /// Returns the result of all turns.
+    fn with(&self, last: Pruned) -> Pruned {
+        let removed = &self.removed;
+        Pruned {
+            swept: Swept {
+                unused_blocks: last.swept.unused_blocks + removed.removed_blocks,
+                unused_bytes: last.swept.unused_bytes + removed.removed_bytes,
+                removed_blocks: last.swept.removed_blocks + removed.removed_blocks,
+                removed_bytes: last.swept.removed_bytes + removed.removed_bytes,
+                removed_nodes: last.swept.removed_nodes + removed.removed_nodes,
+                ..last.swept
+            },
+            used_before_bytes: self.used_before_bytes.unwrap_or(last.used_before_bytes),
+            ..last
+        }
+    }
 }
 
 fn report<T: Serialize>(

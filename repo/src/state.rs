@@ -122,6 +122,14 @@ pub struct PartRead {
     pub generation: u64,
 }
 
+impl PartRead {
+    /// Returns whether this reading is the later one.
+    pub(crate) fn is_later_than(&self, other: &Self) -> bool {
+        // The generation counts changes, whereas a clock may have been wrong.
+        (self.generation, self.at) > (other.generation, other.at)
+    }
+}
+
 impl Rotation {
     /// Returns the parts to read now, of `parts` in all: those whose last reading is oldest, as many as days passed
     /// since the last run, so that with a run a day each is read once in `parts` days. A changed number of parts

@@ -452,8 +452,9 @@ pub trait StoreManager: StoreWriter {
     /// Removes blocks and nodes that are not in `live` and that no other writer uses, and frees their space. `live` must have
     /// been marked by records that were read since this writer opened the store, and by those of [`StoreManager::held`] after
     /// that. This writer has put nothing meanwhile. An error of `step`, a crash or loss of power at any moment does no
-    /// harm; the next call continues. `step` gets the number of bytes removed so far, each time that space was freed.
-    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept>;
+    /// harm; the next call continues. `step` gets what was removed so far, each time that space was freed, and every few seconds
+    /// at least, or about once a minute where a disk is slow.
+    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(&Swept) -> Result<()>) -> Result<Swept>;
 }
 
 /// Answer to a put after a failed one.

@@ -52,4 +52,5 @@ mod snapshots;
 mod ssh;
 mod tls;
 mod trust;
+mod turns;
 mod whole_guest;

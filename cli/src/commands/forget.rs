@@ -51,7 +51,7 @@ pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
         return Ok(judged.outcome());
     }
     let cancel = signals::cancel_flag().map_err(Error::io("watch for signals"))?;
-    let mut writer = context.manager(&format!("forget {}", args.what.join(" ")), args.no_wait, &cancel)?;
+    let writer = context.manager(&format!("forget {}", args.what.join(" ")), args.no_wait, &cancel)?;
     // Another host may protect a backup meanwhile, and then all is judged again.
     let judged = writer.change(|catalogue, states| {
         let jumps = Jumps::of(writer.store(), args);
@@ -75,7 +75,7 @@ pub fn run(context: &Context<'_>, args: &ForgetArgs) -> Result<Outcome> {
         dry_run: false,
         empty_bin: false,
     };
-    match prune(context, &mut writer, options, &cancel, Some(&judged.verdicts))? {
+    match prune(context, writer, options, args.no_wait, &cancel, Some(&judged.verdicts))? {
         Outcome::Done => Ok(judged.outcome()),
         outcome => Ok(outcome),
     }

@@ -5,7 +5,7 @@ use vbk_repo::store::PruneOptions;
 use crate::args::PruneArgs;
 use crate::context::Context;
 use crate::exit::{Error, Outcome, Result};
-use crate::pruning::{prune, prune_sealed};
+use crate::pruning::{PRUNE, prune, prune_sealed};
 use crate::signals;
 
 /// Removes blocks that no backup needs.
@@ -19,6 +19,6 @@ pub fn run(context: &Context<'_>, args: &PruneArgs) -> Result<Outcome> {
     if args.without_key {
         return prune_sealed(context, options, args.no_wait, &cancel);
     }
-    let mut writer = context.manager("prune", args.no_wait, &cancel)?;
-    prune(context, &mut writer, options, &cancel, None::<&()>)
+    let writer = context.manager(PRUNE, args.no_wait, &cancel)?;
+    prune(context, writer, options, args.no_wait, &cancel, None::<&()>)
 }

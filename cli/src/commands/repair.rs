@@ -2,18 +2,21 @@
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use serde::Serialize;
 use vbk::repair::offer_disk;
 use vbk_repo::ErrorKind;
+use vbk_repo::backup::Entry;
+use vbk_repo::block::{BlockSize, Hashing};
 use vbk_repo::repair::{FetchError, Repair, repair_all};
 use vbk_repo::repository::{Manager, Repository, Verified};
+use vbk_repo::store::StoreManager;
 use vbk_repo::verify::{Scope, VerifyReport, expected_bytes, verify};
 
 use crate::args::RepairArgs;
-use crate::context::{Context, Other, threads};
+use crate::context::{Context, Other, threads, wait};
 use crate::damage::{DamageJson, print_damage};
 use crate::exit::{Error, Outcome, Result};
 use crate::place;
@@ -58,8 +61,10 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
         context.print(format_args!("{what}\n"));
     }
     let writer = context.manager("repair", args.no_wait, &cancel)?;
+    let identity = writer.identity().clone();
+    let hashing = writer.store().hashing();
     let other = match &args.from {
-        Some(path) => Some(open_other(context, path, args, &writer)?),
+        Some(path) => Some(open_other(context, path, args, hashing)?),
         None => None,
     };
     // The second copies are restored by now: a remaining difference is not a flipped bit.
@@ -69,12 +74,18 @@ pub fn run(context: &Context<'_>, args: &RepairArgs) -> Result<Outcome> {
             "accepted: records and notes were changed without the key: {what}\n"
         ));
     }
+    // Others write while this reads.
+    drop(writer);
+    let repository = context.opened()?;
+    let mut entries = Vec::new();
     let repaired = repair_all(
-        writer.store(),
-        &mut || read_all(context, &writer, &cancel),
-        &mut |repair| look(repair, args, other.as_ref(), &writer, &cancel),
+        hashing,
+        &|change| write(&repository, &cancel, change),
+        &mut || read_all(context, &repository, &mut entries, &cancel),
+        &mut |repair| look(repair, args, other.as_ref(), identity.block_size, &cancel),
     )?;
-    record(&writer, &repaired.left)?;
+    let writer = context.manager_again("repair", false, &cancel)?;
+    record(&writer, &entries, &repaired.left)?;
     let found = &repaired.left;
     let records: Vec<_> = writer.catalogue()?.damaged().iter().map(ToString::to_string).collect();
     for record in &records {
@@ -121,12 +132,18 @@ fn print_left(context: &Context<'_>, got: &str, left: &VerifyReport, damaged_rec
     ));
 }
 
-fn read_all(context: &Context<'_>, writer: &Manager, cancel: &AtomicBool) -> Result<VerifyReport> {
-    let catalogue = writer.catalogue()?;
-    let entries = catalogue.entries();
+/// Reads and proves all backups of the newest view, and returns them in `entries`.
+fn read_all(
+    context: &Context<'_>,
+    repository: &Repository,
+    entries: &mut Vec<Entry>,
+    cancel: &AtomicBool,
+) -> Result<VerifyReport> {
+    let view = context.view_of(repository)?;
+    view.catalogue()?.entries().clone_into(entries);
     let progress = Progress::new(context.quiet(), expected_bytes(entries), Words::Plain);
     let report = verify(
-        writer.store(),
+        &*view.store_to_scan(),
         entries,
         &Scope::All,
         threads(),
@@ -137,10 +154,27 @@ fn read_all(context: &Context<'_>, writer: &Manager, cancel: &AtomicBool) -> Res
     Ok(report?)
 }
 
+/// Opens the repository for a change, which is shown to readers when this returns.
+fn write(
+    repository: &Repository,
+    cancel: &AtomicBool,
+    change: &mut dyn FnMut(&dyn StoreManager) -> vbk_repo::Result<()>,
+) -> vbk_repo::Result<()> {
+    let writer = match repository.manager("repair", &mut wait(false, cancel)) {
+        Err(vbk_repo::Error::Locked { .. }) if cancel.load(Ordering::SeqCst) => {
+            return Err(vbk_repo::Error::Interrupted);
+        }
+        writer => writer?,
+    };
+    change(writer.store())?;
+    // A view shows a change of records or notes, even if none has changed.
+    writer.amend(&[], &[])
+}
+
 /// Opens the repository to fetch from.
-fn open_other(context: &Context<'_>, path: &Path, args: &RepairArgs, writer: &Manager) -> Result<Other> {
+fn open_other(context: &Context<'_>, path: &Path, args: &RepairArgs, hashing: Hashing) -> Result<Other> {
     let other = context.other(path, &args.from_keys.keys())?;
-    match other.view.store().hashing() == writer.store().hashing() {
+    match other.view.store().hashing() == hashing {
         true => Ok(other),
         false => Err(Error::Usage(format!(
             "{} has another key than this repository, so its blocks have other names and none can be fetched from there",
@@ -154,7 +188,7 @@ fn look(
     repair: &mut Repair<'_>,
     args: &RepairArgs,
     other: Option<&Other>,
-    writer: &Manager,
+    block_size: BlockSize,
     cancel: &AtomicBool,
 ) -> Result<()> {
     if let (Some(path), Some(other)) = (&args.from, other) {
@@ -169,15 +203,15 @@ fn look(
             })?;
     }
     for (_, path) in &args.from_source {
-        offer_disk(repair, path, writer.identity().block_size, cancel)?;
+        offer_disk(repair, path, block_size, cancel)?;
     }
     Ok(())
 }
 
 /// Records the last verification, which read every backup.
-fn record(writer: &Manager, report: &VerifyReport) -> Result<()> {
+fn record(writer: &Manager, entries: &[Entry], report: &VerifyReport) -> Result<()> {
     let recorded = writer.record_verification(&Verified {
-        entries: writer.catalogue()?.entries(),
+        entries,
         scope: &Scope::All,
         all_disks: true,
         report,

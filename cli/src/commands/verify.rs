@@ -8,7 +8,7 @@ use serde::Serialize;
 use vbk_repo::ErrorKind;
 use vbk_repo::backup::Entry;
 use vbk_repo::catalogue::Catalogue;
-use vbk_repo::repository::{Repository, Verified, View};
+use vbk_repo::repository::{Kept, Repository, Verified, View};
 use vbk_repo::state::{PartRead, Rotation, States};
 use vbk_repo::verify::{MAX_PARTS, Scope, VerifyReport, expected_bytes, verify};
 
@@ -62,7 +62,7 @@ pub fn run(context: &Context<'_>, args: &VerifyArgs) -> Result<Outcome> {
         at: started,
         resets_unreadable: false,
     };
-    let recorded = match record(context, &repository, &verified) {
+    let recorded = match record(context, &repository, &verified, &cancel) {
         // Only writers need the store's own files, so damage to them shows here.
         Err(error) if error.kind() == ErrorKind::Corrupt => {
             tables.push(format!("nothing can be written to the repository: {error}"));
@@ -133,12 +133,22 @@ fn damaged_records(catalogue: &Catalogue, states: &States) -> Vec<String> {
 }
 
 /// Records the result in the repository, unless it may not be the one that this host knows.
-fn record(context: &Context<'_>, repository: &Repository, verified: &Verified<'_>) -> vbk_repo::Result<()> {
+fn record(
+    context: &Context<'_>,
+    repository: &Repository,
+    verified: &Verified<'_>,
+    cancel: &AtomicBool,
+) -> vbk_repo::Result<()> {
     if context.is_doubted() {
         return Ok(());
     }
-    let recorded = repository.record_verification(verified)?;
-    recorded.protected.iter().for_each(|backup| warn_of_guess(backup));
+    match repository.record_verification(verified, cancel)? {
+        Kept::Recorded(recorded) => recorded.protected.iter().for_each(|backup| warn_of_guess(backup)),
+        Kept::ForLater(writer) => context.say(format_args!(
+            "{writer} writes to the repository, so the next command that writes records the result; until then `vbk list` does \
+             not show it"
+        )),
+    }
     Ok(())
 }
 

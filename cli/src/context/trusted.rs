@@ -176,6 +176,13 @@ impl Context<'_> {
         let Some(repository) = self.trusted.get() else {
             return;
         };
+        // The run may have kept a verification from recording its result.
+        if self.is_writer.load(Ordering::SeqCst) && !self.is_doubted() && repository.has_late_results() {
+            match repository.manager("verify", &mut |_| false) {
+                Ok(manager) => repository.record_late_results(&manager),
+                Err(error) => tracing::debug!(%error, "the next writer records the results of verifications"),
+            }
+        }
         let standing = repository.standing();
         if !repository.is_encrypted() {
             self.note(repository, &standing);

@@ -148,7 +148,8 @@ fn damage_to_a_file_is_named_by_its_name_and_can_be_repaired() {
     let found = check(&store, std::slice::from_ref(&entry));
     let named: Vec<_> = found.damage.iter().map(|one| (&*one.disk, one.len_bytes)).collect();
     assert_eq!(named, [("config.xml", 60_000)]);
-    let mut repair = Repair::start(&*store, &found).expect("starts");
+    let write = |change: &mut dyn FnMut(&dyn StoreManager) -> crate::Result<()>| change(&*store);
+    let mut repair = Repair::start(store.hashing(), &write, &found).expect("starts");
     assert!(repair.offer(&text).expect("takes"));
     repair.finish().expect("finishes");
     assert_eq!(check(&store, std::slice::from_ref(&entry)).damage, []);

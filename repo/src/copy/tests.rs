@@ -809,7 +809,7 @@ impl StoreManager for Forgetful {
     fn pardon(&self, ids: &[BlockId]) -> Result<()> {
         self.store.pardon(ids)
     }
-    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(&Swept) -> Result<()>) -> Result<Swept> {
         self.store.retain(live, options, step)
     }
 }

@@ -8,8 +8,10 @@
 //! | `views/` | the states of the store that readers open, see `views.rs` |
 //! | `spare/` | second copies of the store's tables, see `second_copies.rs` |
 //! | `lock` | held by the writer, see [`lock`] |
+//! | `waiting` | held by the processes that wait for the writer, see `waiting.rs` |
 //! | `serve.sock`, `serve.lock` | while a process has the repository open for all writers of this machine, see [`shared`] |
 //! | `serve/` | the key and the tokens of a server, its logs, and its clients |
+//! | `verified/` | results of verifications that the next writer records, see `verified/late.rs` |
 //! | `ballast` | room for a prune on a full disk, see `ballast.rs` |
 
 pub mod activity;
@@ -17,6 +19,7 @@ mod ballast;
 pub mod create;
 pub mod disk_usage;
 mod files;
+mod hashes;
 pub mod lock;
 mod marker;
 pub(super) mod second_copies;
@@ -26,6 +29,7 @@ pub mod store_repair;
 pub mod through;
 mod torn;
 pub(super) mod views;
+mod waiting;
 
 use std::fs;
 use std::io;
@@ -44,7 +48,7 @@ use disk_usage::{FileSystem, disk_usage, file_system};
 use lock::{Told, WriterLock};
 pub use marker::LAYOUT_FORMAT;
 pub(super) use marker::MARKER;
-use store_repair::{Mended, check_tables, mend};
+use store_repair::{Mended, check_tables, mend, read_tables};
 use views::Views;
 
 use super::home::{DiskUsage, Home, Keeper, Marker, Reserve, Room, Session, Snapshot, Wait};
@@ -135,8 +139,9 @@ impl Directory {
 
     /// Repairs the store's own files as far as that is possible: the first step of a repair, before a writer is opened.
     pub fn mend(&self, wait: Wait<'_>) -> Result<Mended> {
+        let hashes = read_tables(&self.path);
         let _lock = WriterLock::take(&self.path, "repair", Told::Word, wait)?;
-        let mut mended = mend(&self.path)?;
+        let mut mended = mend(&self.path, &hashes)?;
         self.mend_marker(&mut mended)?;
         Ok(mended)
     }
@@ -230,7 +235,7 @@ impl Directory {
             path: self.path.clone(),
             store: Arc::new(store),
             views: Mutex::new(views),
-            _lock: lock,
+            lock,
         })
     }
 
@@ -354,7 +359,7 @@ struct Opened {
     store: Arc<RocksStore>,
     views: Mutex<Views>,
     /// Dropped after the store is closed.
-    _lock: WriterLock,
+    lock: WriterLock,
 }
 
 impl Opened {
@@ -394,6 +399,10 @@ impl Keeper for Opened {
 
     fn free_bytes(&self) -> Result<u64> {
         Ok(file_system(&self.path)?.free_bytes)
+    }
+
+    fn is_awaited(&self) -> bool {
+        self.lock.is_awaited()
     }
 }
 

@@ -138,6 +138,11 @@ pub trait Keeper: Send + Sync {
         Ok(self.room()?.free_bytes)
     }
 
+    /// Returns whether another process waits until this place is no longer written to.
+    fn is_awaited(&self) -> bool {
+        false
+    }
+
     /// Prunes there, where a store is kept far away; `None` where [`crate::repository::Manager::prune`] has to do it here.
     fn prune(&self, _options: PruneOptions, _cancel: &AtomicBool, _progress: &dyn Fn(u64)) -> Option<Result<Pruned>> {
         None

@@ -2,23 +2,15 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-
-use jiff::Timestamp;
 
 use super::Writer;
-use super::home::{Keeper, Pruned};
+use super::home::Keeper;
 use super::writing::{Shown, make_at};
 use crate::catalogue::Catalogue;
-use crate::error::{Error, ErrorKind, Result};
-use crate::mark::{check_complete, mark, mark_sealed};
+use crate::error::{Error, Result};
 use crate::standing::Standing;
 use crate::state::{self, State, States};
-use crate::store::{Forgotten, Identity, Live, Note, PruneOptions, Record, StoreManager, StoreReader};
-
-/// Time after which a prune shows readers its progress, and releases the view before. Sooner where little is free.
-const PUBLISH_INTERVAL: Duration = Duration::from_secs(60);
+use crate::store::{Forgotten, Identity, Note, Record, StoreManager, StoreReader};
 
 /// A change of the set of backups and of the notes about them.
 #[derive(Debug, Clone, Default)]
@@ -31,9 +23,9 @@ pub struct Change {
 
 /// A repository open for changes and removals.
 pub struct Manager {
-    store: Arc<dyn StoreManager>,
+    pub(super) store: Arc<dyn StoreManager>,
     /// The same store with fewer rights. Dropped last.
-    writer: Writer,
+    pub(super) writer: Writer,
 }
 
 impl Manager {
@@ -176,47 +168,6 @@ impl Manager {
         }
         Ok(found)
     }
-
-    /// Removes what no backup names, and frees its space. May be ended at any moment; the next prune continues.
-    /// `progress` gets the bytes that were removed so far. Nothing else may use the repository's writer meanwhile, so it
-    /// is borrowed alone: a backup would count on blocks that are about to be removed.
-    pub fn prune(
-        &mut self,
-        options: PruneOptions,
-        threads: usize,
-        cancel: &AtomicBool,
-        progress: &dyn Fn(u64),
-    ) -> Result<Pruned> {
-        // Puts of an unfinished backup of this writer are in the index then.
-        self.store.flush()?;
-        let catalogue = self.catalogue()?;
-        // What keeps the store elsewhere has no key to find that out with.
-        check_complete(&catalogue)?;
-        let keeper = &self.writer.keeper;
-        if let Some(pruned) = keeper.prune(options, cancel, progress) {
-            return pruned;
-        }
-        let started = Instant::now();
-        let store = &*self.store;
-        // After the records, so that one which is removed meanwhile is among these or those.
-        let bin = Bin::read(store, options)?;
-        let live = bin.mark(&|kept, alone| {
-            let marked = match alone {
-                true => Catalogue::default().with(store.hashing(), kept.to_vec()),
-                false => catalogue.with(store.hashing(), [kept, &store.held()].concat()),
-            };
-            mark(store, &marked, threads, cancel)
-        })?;
-        let pruning = Pruning {
-            store,
-            keeper: &**keeper,
-            options,
-            bin: (bin.until, bin.up_to),
-            cancel,
-            progress,
-        };
-        pruning.run(&live, catalogue.entries().len(), started)
-    }
 }
 
 /// See [`Manager::forgotten`].
@@ -227,160 +178,4 @@ pub(super) fn forgotten_of(store: &(impl StoreReader + ?Sized)) -> Result<Vec<Fo
     forgotten.reverse();
     forgotten.retain(|forgotten| seen.insert(name(&forgotten.record)));
     Ok(forgotten)
-}
-
-/// Prunes a store that is open for changes, without the key if it is encrypted: for a server, see [`Keeper::prune`].
-pub fn prune_without_key(
-    store: &dyn StoreManager,
-    keeper: &dyn Keeper,
-    options: PruneOptions,
-    threads: usize,
-    cancel: &AtomicBool,
-    progress: &dyn Fn(u64),
-) -> Result<Pruned> {
-    let started = Instant::now();
-    store.flush()?;
-    let is_encrypted = store.identity()?.is_encrypted();
-    let mut records = store.records()?;
-    let backups = records.len();
-    // After the records, so that one which is removed meanwhile is among these or those.
-    let bin = Bin::read(store, options)?;
-    records.extend(store.held());
-    let live = bin.mark(&|kept, alone| {
-        let marked = match alone {
-            true => kept.to_vec(),
-            false => [&records, kept].concat(),
-        };
-        if is_encrypted {
-            return mark_sealed(store, &marked, threads, cancel);
-        }
-        let mut catalogue = Catalogue::default();
-        catalogue.add(store.hashing(), marked);
-        mark(store, &catalogue, threads, cancel)
-    })?;
-    let pruning = Pruning {
-        store,
-        keeper,
-        options,
-        bin: (bin.until, bin.up_to),
-        cancel,
-        progress,
-    };
-    pruning.run(&live, backups, started)
-}
-
-/// The part of the bin that a prune keeps.
-struct Bin {
-    kept: Vec<Record>,
-    /// The rest is what need not stay after that time,
-    until: Timestamp,
-    /// and came there with this generation or before: nothing else was looked at.
-    up_to: u64,
-}
-
-impl Bin {
-    fn read(store: &dyn StoreManager, options: PruneOptions) -> Result<Self> {
-        let until = match options.empty_bin {
-            true => Timestamp::MAX,
-            false => Timestamp::now(),
-        };
-        let up_to = store.generation()?;
-        let kept = store.forgotten()?.into_iter();
-        let kept = kept.filter(|forgotten| forgotten.kept_until > until);
-        Ok(Self {
-            kept: kept.map(|forgotten| forgotten.record).collect(),
-            until,
-            up_to,
-        })
-    }
-
-    /// Marks what these records name, and all else that must stay unless they are marked `alone`. Records in the bin that
-    /// are damaged are left out: they can't be brought back, and must not keep a prune from its work.
-    fn mark(&self, mark: &dyn Fn(&[Record], bool) -> Result<Live>) -> Result<Live> {
-        match mark(&self.kept, false) {
-            Err(error) if error.kind() == ErrorKind::Corrupt && !self.kept.is_empty() => {
-                let mut whole = Vec::new();
-                find_whole(&self.kept, &mark, &mut whole)?;
-                mark(&whole, false)
-            }
-            marked => marked,
-        }
-    }
-}
-
-/// Finds the records that can be marked, by halves: mostly few can't be.
-fn find_whole(
-    records: &[Record],
-    mark: &dyn Fn(&[Record], bool) -> Result<Live>,
-    whole: &mut Vec<Record>,
-) -> Result<()> {
-    match mark(records, true) {
-        Ok(_) => whole.extend_from_slice(records),
-        Err(error) if error.kind() != ErrorKind::Corrupt => return Err(error),
-        Err(error) => match records {
-            [] => {}
-            [one] => tracing::warn!(
-                "{} can't be brought back, and its blocks are not kept: {error}",
-                one.key
-            ),
-            _ => {
-                let (first, second) = records.split_at(records.len() / 2);
-                find_whole(first, mark, whole)?;
-                find_whole(second, mark, whole)?;
-            }
-        },
-    }
-    Ok(())
-}
-
-struct Pruning<'a> {
-    store: &'a dyn StoreManager,
-    keeper: &'a dyn Keeper,
-    options: PruneOptions,
-    bin: (Timestamp, u64),
-    cancel: &'a AtomicBool,
-    progress: &'a dyn Fn(u64),
-}
-
-impl Pruning<'_> {
-    /// Removes what is not in `live`.
-    fn run(&self, live: &Live, backups: usize, started: Instant) -> Result<Pruned> {
-        let Self {
-            store,
-            keeper,
-            options,
-            bin: (until, up_to),
-            cancel,
-            progress,
-        } = *self;
-        let marked = started.elapsed();
-        let used_before_bytes = keeper.room()?.used_bytes;
-        if !options.dry_run {
-            store.empty_bin(until, up_to)?;
-        }
-        let (mut published_bytes, mut published) = (0, Instant::now());
-        let swept = store.retain(live, options, &mut |removed_bytes| {
-            progress(removed_bytes);
-            // The view before keeps all that was removed since on the disk.
-            let held_bytes = removed_bytes - published_bytes;
-            if held_bytes > 0 && (published.elapsed() >= PUBLISH_INTERVAL || held_bytes >= keeper.free_bytes()?) {
-                keeper.publish()?;
-                (published_bytes, published) = (removed_bytes, Instant::now());
-            }
-            match cancel.load(Ordering::SeqCst) {
-                true => Err(Error::Interrupted),
-                false => Ok(()),
-            }
-        });
-        if !options.dry_run {
-            keeper.publish()?;
-        }
-        Ok(Pruned {
-            backups: backups as u64,
-            swept: swept?,
-            marked,
-            used_before_bytes,
-            used_after_bytes: keeper.room()?.used_bytes,
-        })
-    }
 }

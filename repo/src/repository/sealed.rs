@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::home::{Keeper, Pruned, Session, Snapshot, Wait};
-use super::managing::prune_without_key;
+use super::directory::lock::PRUNE;
+use super::home::{Keeper, Session, Snapshot, Wait};
+use super::pruning::{Turn, prune_without_key_until_awaited};
 use super::{Repository, check_id};
 use crate::error::{Error, Result};
 use crate::store::checked::Checked;
@@ -47,7 +48,7 @@ impl Repository {
         })
     }
 
-    /// Like [`super::Manager::prune`], without the key.
+    /// Like [`super::Manager::prune_until_awaited`], without the key.
     pub fn prune_sealed(
         &self,
         options: PruneOptions,
@@ -55,12 +56,15 @@ impl Repository {
         cancel: &AtomicBool,
         progress: &dyn Fn(u64),
         wait: Wait<'_>,
-    ) -> Result<Pruned> {
-        let Session { store, keeper } = self.home.manage("prune", wait)?;
+    ) -> Result<Turn> {
+        let Session { store, keeper } = self.home.manage(PRUNE, wait)?;
         self.sealed_identity(store.identity()?)?;
         match keeper.prune(options, cancel, progress) {
-            Some(pruned) => pruned,
-            None => prune_without_key(&Checked::new(store), &*keeper, options, threads, cancel, progress),
+            Some(pruned) => pruned.map(Turn::Done),
+            None => {
+                let store = Checked::new(store);
+                prune_without_key_until_awaited(&store, &*keeper, options, threads, cancel, progress)
+            }
         }
     }
 

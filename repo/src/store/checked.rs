@@ -252,7 +252,7 @@ impl<S: StoreManager + ?Sized> StoreManager for Checked<S> {
         self.0.pardon(ids)
     }
 
-    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(&Swept) -> Result<()>) -> Result<Swept> {
         self.0.retain(live, options, step)
     }
 }

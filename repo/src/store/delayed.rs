@@ -293,7 +293,7 @@ impl<S: StoreManager + 'static> StoreManager for Delayed<S> {
         self.store.pardon(ids)
     }
 
-    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(&Swept) -> Result<()>) -> Result<Swept> {
         self.drain()?;
         self.wait();
         self.store.retain(live, options, step)

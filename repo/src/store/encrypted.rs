@@ -483,7 +483,7 @@ impl<S: StoreManager + ?Sized> StoreManager for Encrypted<S> {
         self.store.pardon(ids)
     }
 
-    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(&Swept) -> Result<()>) -> Result<Swept> {
         self.store.retain(live, options, step)
     }
 }

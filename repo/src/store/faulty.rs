@@ -274,7 +274,7 @@ impl StoreManager for FaultyStore {
         self.inner.pardon(ids)
     }
 
-    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(&Swept) -> Result<()>) -> Result<Swept> {
         let refused = self.barrier();
         if let Err(error) = refused {
             if !self.is_broken() {

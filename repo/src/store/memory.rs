@@ -331,7 +331,7 @@ impl StoreManager for MemoryStore {
         Ok(())
     }
 
-    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(&Swept) -> Result<()>) -> Result<Swept> {
         let mut swept = Swept::default();
         let mut inner = self.lock();
         let mut unused = Vec::new();
@@ -359,7 +359,7 @@ impl StoreManager for MemoryStore {
                 inner.blocks.remove(&id);
             }
             inner.nodes.retain(|id, _| live.has_node(id));
-            step(swept.removed_bytes)?;
+            step(&swept)?;
         }
         Ok(swept)
     }

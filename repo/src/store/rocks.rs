@@ -11,6 +11,7 @@
 //! | | `barrier` | the lowest sequence number that the last barrier does not cover |
 //! | | `generation` | number of changes that readers see |
 //! | | `sweeping` | ranges of sequence numbers whose unused blocks are being removed, see `rocks/sweep.rs` |
+//! | | `tidying` | nothing: a sweep removed rows that are to be merged away |
 //! | | `condemned/` and a block id | nothing: the block was found damaged |
 //! | | `received/` and a record's key | the time of its commit, see `rocks/received.rs` |
 //! | | `bin/`, and more | a record that was removed, see `rocks/bin.rs` |
@@ -254,7 +255,7 @@ impl RocksStore {
         session: Option<u64>,
         live: &Live,
         options: PruneOptions,
-        step: &mut dyn FnMut(u64) -> Result<()>,
+        step: &mut dyn FnMut(&Swept) -> Result<()>,
     ) -> Result<Swept> {
         let _one = self.sweep.lock();
         sweep::sweep(self, session, live, options, step)
@@ -474,7 +475,7 @@ impl StoreManager for RocksStore {
         Ok(())
     }
 
-    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(&Swept) -> Result<()>) -> Result<Swept> {
         self.retain_for(None, live, options, step)
     }
 }

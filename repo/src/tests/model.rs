@@ -246,9 +246,9 @@ impl<H: Home> Bench<H> {
         self.condemned.loosen(|id| named.contains(id));
         let mut calls = 0;
         let mut told = 0;
-        let result = store.retain(&live, options(false), &mut |removed_bytes| {
-            assert!(removed_bytes >= told, "what was removed grows");
-            told = removed_bytes;
+        let result = store.retain(&live, options(false), &mut |swept| {
+            assert!(swept.removed_bytes >= told, "what was removed grows");
+            told = swept.removed_bytes;
             if view {
                 self.look();
             }

@@ -627,7 +627,7 @@ impl<S: StoreManager + ?Sized> StoreManager for Limited<S> {
         self.limits.noted("pardon", &names_of(ids), || self.inner.pardon(ids))
     }
 
-    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(&Swept) -> Result<()>) -> Result<Swept> {
         // What is live was marked without the backups that this client does not see.
         self.limits
             .check_whole("prune a repository that it does not see all of")?;

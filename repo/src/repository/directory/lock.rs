@@ -9,11 +9,12 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::waiting::{self, Waiting};
 use crate::error::{Error, Result};
 
 /// Longest command line that is shown.
@@ -41,8 +42,12 @@ impl std::fmt::Display for Holder {
 
 /// The held lock; dropping it releases it.
 pub(crate) struct WriterLock {
+    repository: PathBuf,
     file: File,
 }
+
+/// Command of a writer that lets all others in first, and between its steps.
+pub const PRUNE: &str = "prune";
 
 /// Part of the command that the lock's text may contain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,11 +84,19 @@ impl WriterLock {
             .truncate(false)
             .open(&path)
             .map_err(Error::io("open", &path))?;
+        let mut waiting = None;
+        if command == PRUNE {
+            waiting::let_go_first(repository);
+        }
         loop {
             match file.try_lock() {
                 Ok(()) => break,
                 Err(TryLockError::WouldBlock) => {
                     let holder = describe(&mut file);
+                    // Two that wait for each other to go first would go in turns, and get nothing done.
+                    if command != PRUNE {
+                        waiting = waiting.or_else(|| Waiting::begin(repository));
+                    }
                     if !wait(&holder) {
                         return Err(Error::Locked {
                             path: repository.to_owned(),
@@ -95,6 +108,7 @@ impl WriterLock {
                 Err(TryLockError::Error(error)) => return Err(Error::io("lock", path)(error)),
             }
         }
+        drop(waiting);
         let command = match told {
             Told::Command => command,
             Told::Word => command.split(' ').next().unwrap_or_default(),
@@ -109,7 +123,15 @@ impl WriterLock {
             .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(&text))
             .map_err(Error::io("write", path))?;
-        Ok(Self { file })
+        Ok(Self {
+            repository: repository.to_owned(),
+            file,
+        })
+    }
+
+    /// Returns whether another process waits for the lock.
+    pub(crate) fn is_awaited(&self) -> bool {
+        waiting::is_any(&self.repository)
     }
 }
 

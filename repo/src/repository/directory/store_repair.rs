@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::directory::files;
+use crate::repository::directory::hashes::Hashes;
 use crate::repository::directory::second_copies::{self, Spare};
 use crate::repository::directory::small_files::check_store;
 use crate::repository::directory::views::record::Record;
@@ -66,8 +67,33 @@ fn both_damaged(spare: &Spare) -> String {
     format!("table {} and its second copy are both damaged", spare.table)
 }
 
-/// Repairs what can be repaired. The caller holds the writer's lock.
-pub(crate) fn mend(repository: &Path) -> Result<Mended> {
+/// Reads the tables and their second copies, for [`mend`]. Needs no lock: what a writer makes or removes meanwhile is read again
+/// then.
+pub(super) fn read_tables(repository: &Path) -> Hashes {
+    let hashes = Hashes::default();
+    let read = || {
+        let places = places_of(repository, &views::all(repository)?)?;
+        for spare in second_copies::list(repository)? {
+            let of = |directory: &PathBuf| directory.join(&spare.table);
+            let tables = std::iter::once(&path_in(repository))
+                .chain(&places)
+                .map(of)
+                .collect::<Vec<_>>();
+            tables
+                .iter()
+                .chain([&spare.path])
+                .try_for_each(|path| hashes.of(path).map(drop))?;
+        }
+        Ok::<_, Error>(())
+    };
+    if let Err(error) = read() {
+        tracing::debug!(%error, "the rest of the tables is read later");
+    }
+    hashes
+}
+
+/// Repairs what can be repaired. The caller holds the writer's lock. `hashes` has what was read before.
+pub(super) fn mend(repository: &Path, hashes: &Hashes) -> Result<Mended> {
     let mut mended = Mended::default();
     link(repository, &mut mended)?;
     let named = views::current(repository)?.unwrap_or(0);
@@ -85,7 +111,7 @@ pub(crate) fn mend(repository: &Path) -> Result<Mended> {
     let views = views::all(repository)?;
     let places = places_of(repository, &views)?;
     for spare in second_copies::list(repository)? {
-        table(repository, &places, &spare, &mut mended)?;
+        table(repository, &places, &spare, hashes, &mut mended)?;
     }
     // A view is complete before the link names it, and the link may be lost.
     let newest = views.last().map_or(current, |number| current.max(*number));
@@ -221,9 +247,9 @@ fn blobs(repository: &Path, places: &[PathBuf], mended: &mut Mended) -> Result<(
 }
 
 /// Makes every name of a table a link to the right bytes.
-fn table(repository: &Path, places: &[PathBuf], spare: &Spare, mended: &mut Mended) -> Result<()> {
+fn table(repository: &Path, places: &[PathBuf], spare: &Spare, hashes: &Hashes, mended: &mut Mended) -> Result<()> {
     let newest = places.last().map(|place| place.join(&spare.table));
-    let is_good = |path: &PathBuf| Ok::<_, Error>(files::hash_of(path)?.as_ref() == Some(&spare.hash));
+    let is_good = |path: &PathBuf| Ok::<_, Error>(hashes.of(path)?.as_ref() == Some(&spare.hash));
     let (mut good, mut others) = (None, Vec::new());
     for directory in std::iter::once(&path_in(repository)).chain(places) {
         let place = directory.join(&spare.table);

@@ -125,7 +125,7 @@ impl StoreManager for Short {
         self.0.pardon(ids)
     }
 
-    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(&Swept) -> Result<()>) -> Result<Swept> {
         self.0.retain(live, options, step)
     }
 }
@@ -261,7 +261,8 @@ fn a_repair_from_a_store_that_answers_short_gets_nothing_and_goes_on() {
             .expect("lists");
         let root = Catalogue::load(&other).expect("loads").entries()[0].backup.images[0].manifest;
         found.bad_nodes.insert(root);
-        let mut repair = Repair::start(&target, &found).expect("starts");
+        let write = |change: &mut dyn FnMut(&dyn StoreManager) -> Result<()>| change(&target);
+        let mut repair = Repair::start(Hashing::Plain, &write, &found).expect("starts");
         repair
             .from_repository(&other, &AtomicBool::new(false))
             .expect("goes on");

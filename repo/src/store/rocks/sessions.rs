@@ -492,7 +492,7 @@ impl StoreManager for RocksSession {
         self.store.pardon(ids)
     }
 
-    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(&Swept) -> Result<()>) -> Result<Swept> {
         // A sweep does not keep what its own session has used.
         *self.proved.lock() = Proved::default();
         self.store.retain_for(Some(self.number), live, options, step)

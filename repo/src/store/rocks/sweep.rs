@@ -26,12 +26,15 @@
 //!
 //! Memory: 40 bytes per window of 2 GiB and a bit per block, besides the live set.
 
+mod windows;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use rocksdb::{BottommostLevelCompaction, CompactOptions, FlushOptions, IteratorMode, WriteBatch};
 
+use self::windows::{Window, choose, decode, encode, length_of_pass, neighbours};
 use super::RocksStore;
 use super::errors::failed;
 use super::reader::{RocksReader, scan};
@@ -44,31 +47,27 @@ use crate::store::{Live, Located, Place, PruneOptions, StoreManager, StoreReader
 
 /// Plain bytes of a window.
 const WINDOW_BYTES: u64 = 2 << 30;
-/// Windows that are compacted together: the live blocks in them bound the free space that a sweep needs.
-const WINDOWS_AT_ONCE: u64 = 4;
 /// Unused blocks in the first pass: the removal of their index rows takes about 1 MiB.
 const FIRST_PASS_BLOCKS: u64 = 16 << 10;
 /// Growth of each further pass, as a factor.
 const PASS_GROWTH: u64 = 4;
+/// Rows of the index that are read between two steps.
+const STEP_ROWS: u64 = if cfg!(test) { 61 } else { 64 << 10 };
 /// Rows that are removed in one batch.
 const BATCH_ROWS: usize = 10_000;
 /// In `meta`: ranges of sequence numbers, first and end (u64 each), whose unused blocks are to be removed.
 const SWEEPING: &str = "sweeping";
-
-/// Content of one window.
-#[derive(Debug, Clone, Copy, Default)]
-struct Window {
-    live_bytes: u64,
-    unused_bytes: u64,
-    unused_blocks: u64,
-}
+/// In `meta`: rows were removed from the small column families that are to be merged away.
+const TIDYING: &str = "tidying";
+/// Parts in which a small column family is merged: of 100 million rows, each takes seconds.
+const TIDIED_PARTS: u8 = 32;
 
 pub(super) fn sweep(
     store: &RocksStore,
     session: Option<u64>,
     live: &Live,
     options: PruneOptions,
-    step: &mut dyn FnMut(u64) -> Result<()>,
+    step: &mut dyn FnMut(&Swept) -> Result<()>,
 ) -> Result<Swept> {
     let window_blocks = WINDOW_BYTES / u64::from(store.identity()?.block_size);
     sweep_windows(store, session, live, options, window_blocks, step)
@@ -80,7 +79,7 @@ pub(super) fn sweep_windows(
     live: &Live,
     options: PruneOptions,
     window_blocks: u64,
-    step: &mut dyn FnMut(u64) -> Result<()>,
+    step: &mut dyn FnMut(&Swept) -> Result<()>,
 ) -> Result<Swept> {
     let pending: Vec<_> = store.pending().values().map(|pending| pending.place()).collect();
     if !pending.is_empty() {
@@ -111,7 +110,7 @@ pub(super) fn sweep_windows(
         unlisted: BTreeMap::new(),
         swept: Swept::default(),
     };
-    let mut windows = sweep.count()?;
+    let mut windows = sweep.count(step)?;
     let mut chosen = choose(&windows, sweep.swept.live_bytes, options.max_unused);
     sweep.begun = sweep.left_over()?;
     for &number in &sweep.begun {
@@ -125,7 +124,7 @@ pub(super) fn sweep_windows(
             sweep.swept.removed_blocks += windows[number].unused_blocks;
             sweep.swept.removed_bytes += windows[number].unused_bytes;
         }
-        sweep.swept.removed_nodes = sweep.remove_nodes(true)?;
+        sweep.remove_nodes(true, step)?;
         return Ok(sweep.swept);
     }
     let result = sweep.run(&windows, &chosen, step);
@@ -133,27 +132,6 @@ pub(super) fn sweep_windows(
     let off = collect_garbage(store, false);
     result.and(off)?;
     Ok(sweep.swept)
-}
-
-/// Returns the windows with the largest unused shares, until the rest is small enough.
-fn choose(windows: &BTreeMap<u64, Window>, live_bytes: u64, max_unused: f64) -> Vec<u64> {
-    let mut unused: u64 = windows.values().map(|window| window.unused_bytes).sum();
-    let may_stay = (live_bytes as f64 * max_unused) as u64;
-    let mut by_share: Vec<_> = windows.iter().filter(|(_, window)| window.unused_blocks > 0).collect();
-    by_share.sort_by(|(_, one), (_, other)| share(other).total_cmp(&share(one)));
-    let mut chosen = Vec::new();
-    for (number, window) in by_share {
-        if unused <= may_stay {
-            break;
-        }
-        unused -= window.unused_bytes;
-        chosen.push(*number);
-    }
-    chosen
-}
-
-fn share(window: &Window) -> f64 {
-    window.unused_bytes as f64 / (window.unused_bytes + window.live_bytes).max(1) as f64
 }
 
 /// Switches whether compactions move live blobs out of files with unused ones. Only on during a sweep: a backup would
@@ -187,12 +165,17 @@ struct Sweep<'a> {
 
 impl Sweep<'_> {
     /// Counts the live and unused blocks of each window, and finds the places of the live ones.
-    fn count(&mut self) -> Result<BTreeMap<u64, Window>> {
+    fn count(&mut self, step: &mut dyn FnMut(&Swept) -> Result<()>) -> Result<BTreeMap<u64, Window>> {
         let mut windows: BTreeMap<u64, Window> = BTreeMap::new();
+        let mut rows = 0;
         let (live, swept, window_blocks) = (self.live, &mut self.swept, self.window_blocks);
         let (live_places, horizon) = (&mut self.live_places, self.horizon);
         let (store, session) = (self.store, self.session);
         store.reader.survey(&mut |id, located| {
+            rows += 1;
+            if rows % STEP_ROWS == 0 {
+                step(swept)?;
+            }
             if located.place.0 >= horizon {
                 return Ok(());
             }
@@ -219,7 +202,7 @@ impl Sweep<'_> {
         &mut self,
         windows: &BTreeMap<u64, Window>,
         chosen: &[u64],
-        step: &mut dyn FnMut(u64) -> Result<()>,
+        step: &mut dyn FnMut(&Swept) -> Result<()>,
     ) -> Result<()> {
         let (mut dead, mut mixed): (Vec<_>, Vec<_>) = chosen
             .iter()
@@ -231,27 +214,36 @@ impl Sweep<'_> {
         for (mut numbers, moves_live) in [(&dead[..], false), (&mixed[..], true)] {
             while !numbers.is_empty() {
                 let (pass, rest) = numbers.split_at(length_of_pass(numbers, windows, pass_blocks));
-                self.pass(pass, moves_live, step)?;
+                self.pass(pass, windows, moves_live, step)?;
                 numbers = rest;
                 pass_blocks *= PASS_GROWTH;
             }
         }
-        self.swept.removed_nodes = self.remove_nodes(false)?;
-        self.tidy()?;
-        step(self.swept.removed_bytes)
+        step(&self.swept)?;
+        self.remove_nodes(false, step)?;
+        self.tidy(step)?;
+        step(&self.swept)
     }
 
     /// Sweeps windows, given in order. `moves_live`: some blocks in them are live.
-    fn pass(&mut self, numbers: &[u64], moves_live: bool, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<()> {
+    fn pass(
+        &mut self,
+        numbers: &[u64],
+        windows: &BTreeMap<u64, Window>,
+        moves_live: bool,
+        step: &mut dyn FnMut(&Swept) -> Result<()>,
+    ) -> Result<()> {
         if moves_live {
             collect_garbage(self.store, true)?;
         }
         self.begun.extend(numbers);
         self.note_begun()?;
-        let groups = neighbours(numbers);
+        let groups = neighbours(numbers, &|number| {
+            windows.get(&number).map_or(0, |window| window.live_bytes)
+        });
         let sequences = |group: &Range<u64>| group.start * self.window_blocks..group.end * self.window_blocks;
         let ranges: Vec<_> = groups.iter().map(sequences).collect();
-        self.unlist(&ranges)?;
+        self.unlist(&ranges, step)?;
         for (group, range) in groups.iter().zip(&ranges) {
             self.remove(range)?;
             self.give_back(range)?;
@@ -261,7 +253,7 @@ impl Sweep<'_> {
                 self.swept.removed_blocks += blocks;
                 self.swept.removed_bytes += bytes;
             }
-            step(self.swept.removed_bytes)?;
+            step(&self.swept)?;
         }
         match moves_live {
             true => collect_garbage(self.store, false),
@@ -273,11 +265,14 @@ impl Sweep<'_> {
         let meta = self.store.reader.family("meta");
         let numbers: Vec<_> = self.begun.iter().copied().collect();
         let range = |run: Range<u64>| run.start * self.window_blocks..run.end * self.window_blocks;
-        let ranges: Vec<_> = neighbours(&numbers).into_iter().map(range).collect();
+        let ranges: Vec<_> = neighbours(&numbers, &|_| 0).into_iter().map(range).collect();
         let mut batch = WriteBatch::default();
         match &ranges[..] {
             [] => batch.delete_cf(meta, SWEEPING),
-            ranges => batch.put_cf(meta, SWEEPING, encode(ranges)),
+            ranges => {
+                batch.put_cf(meta, SWEEPING, encode(ranges));
+                batch.put_cf(meta, TIDYING, []);
+            }
         }
         // A view that is published now leaves the old files out, which frees their space.
         self.write_next("remove blocks", batch)
@@ -291,10 +286,15 @@ impl Sweep<'_> {
     }
 
     /// Step 2: removes the index rows of unused blocks, in sorted ranges of sequence numbers.
-    fn unlist(&mut self, ranges: &[Range<u64>]) -> Result<()> {
+    fn unlist(&mut self, ranges: &[Range<u64>], step: &mut dyn FnMut(&Swept) -> Result<()>) -> Result<()> {
         let store = self.store;
+        let mut rows = 0;
         let mut unused = Vec::new();
         store.reader.survey(&mut |id, located| {
+            rows += 1;
+            if rows % STEP_ROWS == 0 {
+                step(&self.swept)?;
+            }
             let place = located.place;
             let after = ranges.partition_point(|range| range.end <= place.0);
             let swept = ranges.get(after).is_some_and(|range| range.contains(&place.0));
@@ -391,23 +391,28 @@ impl Sweep<'_> {
         Ok(decode(&row).into_iter().flat_map(windows).collect())
     }
 
-    /// Removes the nodes of manifests that are not live; returns their number.
-    fn remove_nodes(&self, dry_run: bool) -> Result<u64> {
+    /// Removes the nodes of manifests that are not live.
+    fn remove_nodes(&mut self, dry_run: bool, step: &mut dyn FnMut(&Swept) -> Result<()>) -> Result<()> {
         let reader = &self.store.reader;
         let family = reader.family("nodes");
-        let (mut unused, mut removed) = (Vec::new(), 0);
+        let (mut unused, mut rows) = (Vec::new(), 0);
         for row in reader.db.iterator_cf_opt(family, scan(), IteratorMode::Start) {
             let (key, _) = row.map_err(failed("read the manifests"))?;
+            rows += 1;
+            if rows % STEP_ROWS == 0 {
+                step(&self.swept)?;
+            }
             let live = <[u8; 32]>::try_from(&key[..]).is_ok_and(|id| self.live.has_node(&NodeId(id)));
             if live {
                 continue;
             }
             unused.push(key);
             if unused.len() >= BATCH_ROWS {
-                removed += self.remove_unused(&mut unused, dry_run)?;
+                self.swept.removed_nodes += self.remove_unused(&mut unused, dry_run)?;
             }
         }
-        Ok(removed + self.remove_unused(&mut unused, dry_run)?)
+        self.swept.removed_nodes += self.remove_unused(&mut unused, dry_run)?;
+        Ok(())
     }
 
     /// Removes those nodes that no session uses; returns their number.
@@ -423,6 +428,7 @@ impl Sweep<'_> {
         }
         let removed = batch.len() as u64;
         if !dry_run && removed > 0 {
+            batch.put_cf(self.store.reader.family("meta"), TIDYING, []);
             self.store.write_logged("remove manifests", batch)?;
         }
         Ok(removed)
@@ -430,7 +436,7 @@ impl Sweep<'_> {
 
     /// Merges away the removed rows of the small column families, which take space until then. Also drops the condemned
     /// mark of blocks that no longer exist.
-    fn tidy(&self) -> Result<()> {
+    fn tidy(&self, step: &mut dyn FnMut(&Swept) -> Result<()>) -> Result<()> {
         let condemned = self.store.condemned()?;
         let rows = self.store.reader.index_rows(&condemned)?;
         let gone = condemned.iter().zip(rows).filter(|(_, row)| row.is_none());
@@ -440,15 +446,22 @@ impl Sweep<'_> {
         batch.delete_cf(self.store.reader.family("meta"), SWEEPING);
         self.write_next("give space back", batch)?;
         let reader = &self.store.reader;
-        if self.swept.removed_blocks > 0 {
-            let index = reader.family("index");
-            reader.db.compact_range_cf(index, None::<&[u8]>, None::<&[u8]>);
+        let meta = reader.family("meta");
+        let tidying = reader.db.get_pinned_cf(meta, TIDYING);
+        if tidying.map_err(failed("read its state"))?.is_none() {
+            return Ok(());
         }
-        if self.swept.removed_nodes > 0 {
-            let nodes = reader.family("nodes");
-            reader.db.compact_range_cf(nodes, None::<&[u8]>, None::<&[u8]>);
+        for family in ["index", "nodes"].map(|name| reader.family(name)) {
+            let first = |part: u8| (part > 0).then(|| [part * (256 / u16::from(TIDIED_PARTS)) as u8]);
+            for part in 0..TIDIED_PARTS {
+                let end = (part + 1 < TIDIED_PARTS).then(|| first(part + 1)).flatten();
+                reader.db.compact_range_cf(family, first(part), end);
+                step(&self.swept)?;
+            }
         }
-        Ok(())
+        let mut batch = WriteBatch::default();
+        batch.delete_cf(meta, TIDYING);
+        self.store.write_logged("give space back", batch)
     }
 }
 
@@ -459,42 +472,6 @@ pub(super) fn compact(reader: &RocksReader, range: &Range<u64>) {
     let (from, to) = (part_key(range.start, 0), part_key(range.end, 0));
     let blocks = reader.family("blocks");
     reader.db.compact_range_cf_opt(blocks, Some(from), Some(to), &options);
-}
-
-/// Returns the number of windows in a pass with at most `most_blocks` unused blocks; at least one window.
-fn length_of_pass(numbers: &[u64], windows: &BTreeMap<u64, Window>, most_blocks: u64) -> usize {
-    let mut blocks = 0;
-    let fits = |number: &&u64| {
-        blocks += windows[*number].unused_blocks;
-        blocks <= most_blocks
-    };
-    numbers.iter().take_while(fits).count().max(1)
-}
-
-/// Cuts sorted numbers into runs of at most [`WINDOWS_AT_ONCE`].
-fn neighbours(numbers: &[u64]) -> Vec<Range<u64>> {
-    let mut runs: Vec<Range<u64>> = Vec::new();
-    for &number in numbers {
-        match runs.last_mut() {
-            Some(run) if run.end == number && run.end - run.start < WINDOWS_AT_ONCE => run.end += 1,
-            _ => runs.push(number..number + 1),
-        }
-    }
-    runs
-}
-
-fn encode(ranges: &[Range<u64>]) -> Vec<u8> {
-    let numbers = ranges.iter().flat_map(|range| [range.start, range.end]);
-    numbers.flat_map(u64::to_be_bytes).collect()
-}
-
-fn decode(row: &[u8]) -> Vec<Range<u64>> {
-    let (numbers, _) = row.as_chunks::<8>();
-    let (ranges, _) = numbers.as_chunks::<2>();
-    ranges
-        .iter()
-        .map(|[start, end]| u64::from_be_bytes(*start)..u64::from_be_bytes(*end))
-        .collect()
 }
 
 #[cfg(test)]

@@ -160,7 +160,7 @@ impl StoreManager for Owned {
         self.0.store().pardon(ids)
     }
 
-    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+    fn retain(&self, live: &Live, options: PruneOptions, step: &mut dyn FnMut(&Swept) -> Result<()>) -> Result<Swept> {
         self.0.store().retain(live, options, step)
     }
 }

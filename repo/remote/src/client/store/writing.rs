@@ -256,7 +256,7 @@ impl StoreManager for RemoteStore {
         self.write_ids(&Ask::Pardon(self.handle), ids)
     }
 
-    fn retain(&self, _: &Live, _: PruneOptions, _: &mut dyn FnMut(u64) -> Result<()>) -> Result<Swept> {
+    fn retain(&self, _: &Live, _: PruneOptions, _: &mut dyn FnMut(&Swept) -> Result<()>) -> Result<Swept> {
         // What is live is the server's to find: no client can make it remove what a backup names.
         Err(Error::NotOnThisMachine {
             path: Path::new(self.link.name()).to_owned(),
