@@ -273,10 +273,8 @@ mod tests {
         (store, entry, slots.into_iter().flatten().collect())
     }
 
-    fn writing<'a>(
-        store: &'a MemoryStore,
-    ) -> impl Fn(&mut dyn FnMut(&dyn StoreManager) -> Result<()>) -> Result<()> + 'a {
-        move |change| change(store)
+    fn writing(store: &MemoryStore) -> Box<Write<'_>> {
+        Box::new(move |change| change(store))
     }
 
     fn check(store: &MemoryStore, entry: &Entry) -> VerifyReport {
@@ -295,7 +293,7 @@ mod tests {
         other.lose(ids[7]);
         let found = check(&store, &entry);
         assert_eq!(found.bad_blocks.len(), 3);
-        let mut repair = Repair::start(Hashing::Plain, &write, &found).expect("starts");
+        let mut repair = Repair::start(Hashing::Plain, &*write, &found).expect("starts");
         repair
             .from_repository(&other, &AtomicBool::new(false))
             .expect("fetches");
@@ -320,12 +318,12 @@ mod tests {
                 kind,
                 lasting: true,
             });
-            let mut repair = Repair::start(Hashing::Plain, &write, &found).expect("starts");
+            let mut repair = Repair::start(Hashing::Plain, &*write, &found).expect("starts");
             let fetched = repair.from_repository(&other, &AtomicBool::new(false));
             assert!(matches!(fetched, Err(FetchError::From(error)) if error.kind() == kind));
         }
         other.disarm();
-        let mut repair = Repair::start(Hashing::Plain, &write, &found).expect("starts");
+        let mut repair = Repair::start(Hashing::Plain, &*write, &found).expect("starts");
         let fetched = repair.from_repository(&other, &AtomicBool::new(true));
         assert!(matches!(fetched, Err(FetchError::To(Error::Interrupted))));
         repair
@@ -341,7 +339,7 @@ mod tests {
         let mut plain = vec![0; SMALL.bytes()];
         read_whole(&store, ids[2], &mut plain).expect("reads");
         store.lose(ids[2]);
-        let mut repair = Repair::start(Hashing::Plain, &write, &check(&store, &entry)).expect("starts");
+        let mut repair = Repair::start(Hashing::Plain, &*write, &check(&store, &entry)).expect("starts");
         assert!(!repair.offer(&vec![7; SMALL.bytes()]).expect("refuses"));
         assert!(repair.offer(&plain).expect("takes"));
         assert!(!repair.offer(&plain).expect("refuses"));

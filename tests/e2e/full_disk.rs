@@ -80,7 +80,9 @@ fn a_backup_on_a_full_disk_fails_and_continues_once_there_is_room() {
     command.env("TMPDIR", &mount.point);
     let list = args!["--repo", lab.place(), "list"];
     lab.start_command(command, list).wait().done().tells(&["first"]);
-    let left = names_in(&mount.point).into_iter().filter(|name| name.starts_with("vbk-view-"));
+    let left = names_in(&mount.point)
+        .into_iter()
+        .filter(|name| name.starts_with("vbk-view-"));
     assert_eq!(left.count(), 0);
     fs::remove_file(rest).expect("removes");
 

@@ -90,8 +90,12 @@ fn a_writer_that_waits_goes_first_and_the_prune_continues_after_it() {
     thread::scope(|scope| {
         let (waits, waiting) = mpsc::channel();
         let other = scope.spawn(move || {
-            let manager = repository.manager("backup", &mut |_| waits.send(()).is_ok() || true);
-            add(&manager.expect("opens"), "2026-11-22T00-00-00Z", 3)
+            let mut wait = |_: &str| {
+                let _ = waits.send(());
+                true
+            };
+            let manager = repository.manager("backup", &mut wait).expect("opens");
+            add(&manager, "2026-11-22T00-00-00Z", 3)
         });
         waiting.recv().expect("waits");
         let turn = manager.prune_until_awaited(ALL, 2, &cancel, &|_| {}).expect("runs");

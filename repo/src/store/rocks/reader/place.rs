@@ -54,7 +54,7 @@ impl Place {
 /// Makes a directory with the list in it: not in the repository, which may be read-only or full, and for this user alone,
 /// because the list has names of guests. A full disk is no reason to fail: its backups are read when space is needed.
 fn with_list(write_list: &WriteList) -> Result<TempDir> {
-    let made = private_directory(&std::env::temp_dir()).and_then(|directory| {
+    let made = private_directory(None).and_then(|directory| {
         write_list(directory.path())?;
         Ok(directory)
     });
@@ -62,7 +62,7 @@ fn with_list(write_list: &WriteList) -> Result<TempDir> {
         Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::NotFound) => Err(error),
         Err(error) => {
             // In memory. A failure here says less than the first one.
-            let directory = private_directory(Path::new("/dev/shm")).map_err(|_| error)?;
+            let directory = private_directory(Some(Path::new("/dev/shm"))).map_err(|_| error)?;
             write_list(directory.path())?;
             Ok(directory)
         }
@@ -70,10 +70,13 @@ fn with_list(write_list: &WriteList) -> Result<TempDir> {
     }
 }
 
-fn private_directory(parent: &Path) -> Result<TempDir> {
-    let made = tempfile::Builder::new()
-        .prefix("vbk-view-")
-        .permissions(Permissions::from_mode(0o700))
-        .tempdir_in(parent);
-    made.map_err(Error::io("create a directory in", parent))
+/// Makes it in `parent`, or where this user has temporary files.
+fn private_directory(parent: Option<&Path>) -> Result<TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("vbk-view-").permissions(Permissions::from_mode(0o700));
+    let made = parent.map_or_else(|| builder.tempdir(), |parent| builder.tempdir_in(parent));
+    made.map_err(Error::io(
+        "create a directory in",
+        parent.unwrap_or(Path::new("$TMPDIR")),
+    ))
 }
