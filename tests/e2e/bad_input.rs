@@ -154,7 +154,8 @@ fn a_repository_of_a_newer_format_is_left_alone() {
     let (lab, _) = lab_with_two_backups();
     let marker = lab.repo().join("vbk-repository");
     let text = fs::read_to_string(&marker).expect("is there");
-    fs::write(&marker, text.replace("format: 1", "format: 99")).expect("writes");
+    let format = text.lines().find(|line| line.starts_with("format: ")).expect("has one");
+    fs::write(&marker, text.replace(format, "format: 99")).expect("writes");
     let dir = lab.subdir("images");
     let out = lab.path("out.img");
     let commands = [
