@@ -169,8 +169,8 @@ impl Restore {
             Some(qcow2) => qcow2,
             None => target,
         };
-        // More workers than processors, because some of them wait for a disk.
-        let runs = Runs::new(image.block_size(), image.distance(), options.threads + 2);
+        // More workers than processors: while some write, which is most of the time, others decompress.
+        let runs = Runs::new(image.block_size(), image.distance(), options.threads + 6);
         let workers = match effort {
             Effort::Full => runs.workers,
             Effort::Low => 1,
