@@ -76,10 +76,12 @@ fn a_backup_on_a_full_disk_fails_and_continues_once_there_is_room() {
     assert_is_noise(&dir.join("first/latest/vda.img"), 1, 2 * MIB);
     let rest = mount.point.join("rest");
     fill_up(&rest);
-    let mut command = Command::new(VBK);
-    command.env("TMPDIR", &mount.point);
-    let list = args!["--repo", lab.place(), "list"];
-    lab.start_command(command, list).wait().done().tells(&["first"]);
+    for temporary in [mount.point.clone(), lab.path("nonexistent")] {
+        let mut command = Command::new(VBK);
+        command.env("TMPDIR", temporary);
+        let list = args!["--repo", lab.place(), "list"];
+        lab.start_command(command, list).wait().done().tells(&["first"]);
+    }
     let left = names_in(&mount.point)
         .into_iter()
         .filter(|name| name.starts_with("vbk-view-"));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rocksdb::{ColumnFamilyDescriptor, DB, DBPath, Options};
 use tempfile::TempDir;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::store::rocks::errors::failed;
 
 /// RocksDB adds this to the present time, in 64 bits.
@@ -54,20 +54,13 @@ impl Place {
 /// Makes a directory with the list in it: not in the repository, which may be read-only or full, and for this user alone,
 /// because the list has names of guests. A full disk is no reason to fail: its backups are read when space is needed.
 fn with_list(write_list: &WriteList) -> Result<TempDir> {
-    let made = private_directory(None).and_then(|directory| {
+    let made_in = |parent| {
+        let directory = private_directory(parent)?;
         write_list(directory.path())?;
         Ok(directory)
-    });
-    match made {
-        Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::NotFound) => Err(error),
-        Err(error) => {
-            // In memory. A failure here says less than the first one.
-            let directory = private_directory(Some(Path::new("/dev/shm"))).map_err(|_| error)?;
-            write_list(directory.path())?;
-            Ok(directory)
-        }
-        made => made,
-    }
+    };
+    // In memory then, where a failure says less than the first one.
+    made_in(None).or_else(|error| made_in(Some(Path::new("/dev/shm"))).map_err(|_| error))
 }
 
 /// Makes it in `parent`, or where this user has temporary files.
