@@ -47,10 +47,14 @@ pub(super) fn ensure(repository: &Path, list_bytes: u64) {
     }
     if let Err(error) = resize(&path, there, needed) {
         tracing::debug!(%error, "no ballast of {needed} bytes");
-        let _ = File::options()
-            .write(true)
-            .open(path)
-            .and_then(|file| file.set_len(there));
+        // What was there stays.
+        let _ = match there {
+            0 => fs::remove_file(path),
+            _ => File::options()
+                .write(true)
+                .open(path)
+                .and_then(|file| file.set_len(there)),
+        };
     }
 }
 
