@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -103,10 +104,8 @@ impl Listing {
             }
             if Instant::now() > end {
                 // The next publication tries again.
-                return Err(Unread::Error(Error::Internal {
-                    doing: "make a view",
-                    message: "the store's list of files has others than RocksDB uses".into(),
-                }));
+                let late = io::Error::new(io::ErrorKind::TimedOut, "RocksDB does not use yet what it wrote there");
+                return Err(Unread::Error(Error::io("read the list of files in", &self.store)(late)));
             }
             std::thread::sleep(BETWEEN_LOOKS);
         }
