@@ -74,6 +74,14 @@ pub fn create(path: &Path, bytes: &[u8], mode: Mode, synced: Synced) -> Result<(
     fill_new(path, mode, synced, &|file| file.write_all(bytes))
 }
 
+/// Removes a file, which may be gone.
+pub fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Makes the names in a directory durable: new, renamed and removed ones. Fails with [`ErrorKind::InvalidInput`] if its
 /// file system can't sync directories (fsync(2)).
 pub fn sync_directory(path: &Path) -> Result<()> {
@@ -105,10 +113,7 @@ fn parent_of(path: &Path) -> &Path {
 type Fill<'a> = &'a dyn Fn(&mut File) -> Result<()>;
 
 fn replace(path: &Path, draft: &Path, mode: Mode, synced: Synced, fill: Fill<'_>) -> Result<()> {
-    match fs::remove_file(draft) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    remove_if_there(draft)?;
     // The name of the draft need not be durable, only that of the file.
     let of_draft = match synced {
         Synced::Nothing => Synced::Nothing,

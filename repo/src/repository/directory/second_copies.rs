@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use super::files::{HASH_DIGITS, hash_of, is_there, read_through, sync_directory};
 use crate::error::{Error, Result};
-use crate::files::DRAFT;
+use crate::files::{DRAFT, remove_if_there};
 use crate::id::to_hex;
 use crate::store::rocks::manifest::StoreFile;
 
@@ -164,12 +164,7 @@ impl SecondCopies {
             if let Some(hash) = self.known.get(&number) {
                 let name = format!("{}.{}", StoreFile::Table(number).name(), to_hex(hash));
                 let path = self.directory.join(name);
-                match fs::remove_file(&path) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        return Err(Error::io("remove", path)(error));
-                    }
-                    _ => {}
-                }
+                remove_if_there(&path).map_err(Error::io("remove", path))?;
             }
             self.known.remove(&number);
             self.over.remove(&number);

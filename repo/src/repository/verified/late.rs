@@ -84,8 +84,5 @@ pub(super) fn read(repository: &Path, keys: Option<&Keys>, name: &str) -> Result
 /// Removes a kept result.
 pub(super) fn remove(repository: &Path, name: &str) -> Result<()> {
     let path = directory(repository).join(name);
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", &path)(error)),
-        _ => Ok(()),
-    }
+    files::remove_if_there(&path).map_err(Error::io("remove", &path))
 }

@@ -11,6 +11,7 @@ use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::files::remove_if_there;
 use crate::store::rocks::manifest::{StoreFile, is_manifest};
 
 const PREFIX: &str = "pool-";
@@ -92,8 +93,5 @@ pub(super) fn link(store: &Path, pool: &Path, file: StoreFile) -> Result<Linked>
 /// Removes a file of a pool, which may be gone.
 pub(super) fn remove(pool: &Path, name: &str) -> Result<()> {
     let path = pool.join(name);
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
-        _ => Ok(()),
-    }
+    remove_if_there(&path).map_err(Error::io("remove", path))
 }

@@ -13,6 +13,7 @@ use super::record::{Record, View};
 use super::{current, remove_tree, scratch};
 use crate::block::{Hasher, Hashing};
 use crate::error::{Error, Result};
+use crate::files::remove_if_there;
 use crate::repository::directory::files::{self, digits_of, is_there};
 use crate::repository::directory::marker;
 use crate::repository::directory::second_copies::SecondCopies;
@@ -399,12 +400,7 @@ impl Views {
 
 fn point_to(views: &Path, number: u64) -> Result<()> {
     let (link, new) = (views.join("current"), views.join("current.new"));
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(Error::io("remove", new)(error));
-        }
-        _ => {}
-    }
+    remove_if_there(&new).map_err(Error::io("remove", &new))?;
     std::os::unix::fs::symlink(number.to_string(), &new).map_err(Error::io("create", &new))?;
     fs::rename(&new, &link).map_err(Error::io("replace", &link))?;
     files::sync_directory(views)
