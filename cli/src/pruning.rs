@@ -32,26 +32,19 @@ struct Report<'a, T: Serialize> {
 /// continues after them.
 pub fn prune<T: Serialize>(
     context: &Context<'_>,
-    mut writer: Manager,
+    writer: Manager,
     options: PruneOptions,
     no_wait: bool,
     cancel: &AtomicBool,
     forgotten: Option<&T>,
 ) -> Result<Outcome> {
     let clock = Instant::now();
-    let mut before = Before::default();
-    let pruned = loop {
-        match writer.prune_until_awaited(options, threads(), cancel, &|_| {})? {
-            Turn::Done(pruned) => break before.with(pruned),
-            Turn::GaveWay {
-                swept,
-                used_before_bytes,
-            } => before.add(swept, used_before_bytes),
-        }
-        drop(writer);
-        let_others_in();
-        writer = context.manager_again(PRUNE, no_wait, cancel)?;
-    };
+    let mut first = Some(writer);
+    let pruned = in_turns(|| {
+        let again = || context.manager_again(PRUNE, no_wait, cancel);
+        let mut writer = first.take().map_or_else(again, Ok)?;
+        Ok(writer.prune_until_awaited(options, threads(), cancel, &|_| {})?)
+    })?;
     report(context, pruned, options, clock, forgotten)
 }
 
@@ -64,25 +57,27 @@ pub fn prune_sealed(
 ) -> Result<Outcome> {
     let clock = Instant::now();
     let repository = context.locked_repository_to_write()?;
-    let mut before = Before::default();
-    let pruned = loop {
-        let turn = context.waiting(no_wait, cancel, |wait| {
+    let pruned = in_turns(|| {
+        context.waiting(no_wait, cancel, |wait| {
             repository.prune_sealed(options, threads(), cancel, &|_| {}, wait)
-        })?;
-        match turn {
-            Turn::Done(pruned) => break before.with(pruned),
+        })
+    })?;
+    report(context, pruned, options, clock, None::<&()>)
+}
+
+/// Repeats a prune that lets others in until it is done. Between two turns nothing of it holds the repository.
+fn in_turns(mut turn: impl FnMut() -> Result<Turn>) -> Result<Pruned> {
+    let mut before = Before::default();
+    loop {
+        match turn()? {
+            Turn::Done(pruned) => return Ok(before.with(pruned)),
             Turn::GaveWay {
                 swept,
                 used_before_bytes,
             } => before.add(swept, used_before_bytes),
         }
-        let_others_in();
-    };
-    report(context, pruned, options, clock, None::<&()>)
-}
-
-fn let_others_in() {
-    tracing::warn!("another process waits to write to the repository; the prune continues after it");
+        tracing::warn!("another process waits to write to the repository; the prune continues after it");
+    }
 }
 
 /// What the earlier turns of a prune removed.

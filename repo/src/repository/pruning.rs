@@ -66,26 +66,22 @@ impl Manager {
         if let Some(pruned) = keeper.prune(options, cancel, told.progress) {
             return pruned;
         }
-        let started = Instant::now();
         let store = &*self.store;
-        // After the records, so that one which is removed meanwhile is among these or those.
-        let bin = Bin::read(store, options)?;
-        let live = bin.mark(&|kept, alone| {
+        let pruning = Pruning {
+            store,
+            keeper: &**keeper,
+            options,
+            cancel,
+            told,
+            started: Instant::now(),
+        };
+        pruning.run(catalogue.entries().len(), &|kept, alone| {
             let marked = match alone {
                 true => Catalogue::default().with(store.hashing(), kept.to_vec()),
                 false => catalogue.with(store.hashing(), [kept, &store.held()].concat()),
             };
             mark(store, &marked, threads, cancel)
-        })?;
-        let pruning = Pruning {
-            store,
-            keeper: &**keeper,
-            options,
-            bin: (bin.until, bin.up_to),
-            cancel,
-            told,
-        };
-        pruning.run(&live, catalogue.entries().len(), started)
+        })
     }
 }
 
@@ -123,18 +119,21 @@ fn prune_all_without_key(
     cancel: &AtomicBool,
     told: &Told<'_>,
 ) -> Result<Pruned> {
-    let started = Instant::now();
+    let pruning = Pruning {
+        store,
+        keeper,
+        options,
+        cancel,
+        told,
+        started: Instant::now(),
+    };
     store.flush()?;
     let is_encrypted = store.identity()?.is_encrypted();
-    let mut records = store.records()?;
-    let backups = records.len();
-    // After the records, so that one which is removed meanwhile is among these or those.
-    let bin = Bin::read(store, options)?;
-    records.extend(store.held());
-    let live = bin.mark(&|kept, alone| {
+    let records = store.records()?;
+    pruning.run(records.len(), &|kept, alone| {
         let marked = match alone {
             true => kept.to_vec(),
-            false => [&records, kept].concat(),
+            false => [&records, kept, &store.held()].concat(),
         };
         if is_encrypted {
             return mark_sealed(store, &marked, threads, cancel);
@@ -142,16 +141,7 @@ fn prune_all_without_key(
         let mut catalogue = Catalogue::default();
         catalogue.add(store.hashing(), marked);
         mark(store, &catalogue, threads, cancel)
-    })?;
-    let pruning = Pruning {
-        store,
-        keeper,
-        options,
-        bin: (bin.until, bin.up_to),
-        cancel,
-        told,
-    };
-    pruning.run(&live, backups, started)
+    })
 }
 
 /// End of a prune that lets others in.
@@ -299,30 +289,33 @@ struct Pruning<'a> {
     store: &'a dyn StoreManager,
     keeper: &'a dyn Keeper,
     options: PruneOptions,
-    bin: (Timestamp, u64),
     cancel: &'a AtomicBool,
     told: &'a Told<'a>,
+    started: Instant,
 }
 
 impl Pruning<'_> {
-    /// Removes what is not in `live`.
-    fn run(&self, live: &Live, backups: usize, started: Instant) -> Result<Pruned> {
+    /// Removes what is not marked. The caller has read the `backups` records before: see [`Bin::mark`] for `mark`.
+    fn run(&self, backups: usize, mark: &dyn Fn(&[Record], bool) -> Result<Live>) -> Result<Pruned> {
         let Self {
             store,
             keeper,
             options,
-            bin: (until, up_to),
             cancel,
             told,
+            started,
         } = *self;
+        // After the records, so that one which is removed meanwhile is among these or those.
+        let bin = Bin::read(store, options)?;
+        let live = bin.mark(mark)?;
         let marked = started.elapsed();
         let used_before_bytes = keeper.room()?.used_bytes;
         told.used_before_bytes.set(Some(used_before_bytes));
         if !options.dry_run {
-            store.empty_bin(until, up_to)?;
+            store.empty_bin(bin.until, bin.up_to)?;
         }
         let (mut published_bytes, mut published) = (0, Instant::now());
-        let swept = store.retain(live, options, &mut |swept| {
+        let swept = store.retain(&live, options, &mut |swept| {
             told.tell(swept);
             let removed_bytes = swept.removed_bytes;
             // The view before keeps all that was removed since on the disk.
