@@ -386,12 +386,7 @@ impl<'a> Context<'a> {
         cancel: &AtomicBool,
         run: impl FnOnce(Wait<'_>) -> vbk_repo::Result<T>,
     ) -> Result<T> {
-        match run(&mut wait(no_wait, cancel)) {
-            Err(vbk_repo::Error::Locked { .. }) if cancel.load(Ordering::SeqCst) => {
-                Err(vbk_repo::Error::Interrupted.into())
-            }
-            result => Ok(result?),
-        }
+        Ok(waiting(no_wait, cancel, run)?)
     }
 
     /// Prints a line for people.
@@ -418,10 +413,14 @@ impl<'a> Context<'a> {
     }
 }
 
-/// Returns a function that decides whether to wait for another writer, and names it.
-pub fn wait(no_wait: bool, cancel: &AtomicBool) -> impl FnMut(&str) -> bool {
+/// See [`Context::waiting`].
+pub fn waiting<T>(
+    no_wait: bool,
+    cancel: &AtomicBool,
+    run: impl FnOnce(Wait<'_>) -> vbk_repo::Result<T>,
+) -> vbk_repo::Result<T> {
     let mut waits_for = String::new();
-    move |holder| {
+    let result = run(&mut |holder| {
         if no_wait || cancel.load(Ordering::SeqCst) {
             return false;
         }
@@ -430,6 +429,10 @@ pub fn wait(no_wait: bool, cancel: &AtomicBool) -> impl FnMut(&str) -> bool {
             tracing::warn!("waiting for {holder}, which writes to the repository");
         }
         true
+    });
+    match result {
+        Err(vbk_repo::Error::Locked { .. }) if cancel.load(Ordering::SeqCst) => Err(vbk_repo::Error::Interrupted),
+        result => result,
     }
 }
 

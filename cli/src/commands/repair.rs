@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -16,7 +16,7 @@ use vbk_repo::store::StoreManager;
 use vbk_repo::verify::{Scope, VerifyReport, expected_bytes, verify};
 
 use crate::args::RepairArgs;
-use crate::context::{Context, Other, threads, wait};
+use crate::context::{Context, Other, threads, waiting};
 use crate::damage::{DamageJson, print_damage};
 use crate::exit::{Error, Outcome, Result};
 use crate::place;
@@ -160,12 +160,7 @@ fn write(
     cancel: &AtomicBool,
     change: &mut dyn FnMut(&dyn StoreManager) -> vbk_repo::Result<()>,
 ) -> vbk_repo::Result<()> {
-    let writer = match repository.manager("repair", &mut wait(false, cancel)) {
-        Err(vbk_repo::Error::Locked { .. }) if cancel.load(Ordering::SeqCst) => {
-            return Err(vbk_repo::Error::Interrupted);
-        }
-        writer => writer?,
-    };
+    let writer = waiting(false, cancel, |wait| repository.manager("repair", wait))?;
     change(writer.store())?;
     // A view shows a change of records or notes, even if none has changed.
     writer.amend(&[], &[])
