@@ -244,14 +244,9 @@ impl Manifest {
 
     /// A number that is greater than that of each of its files.
     pub(crate) fn next(&self) -> u64 {
-        let last = [self.files.tables.last_key_value().map(|(number, _)| *number)];
+        let table = self.files.tables.last_key_value().map(|(number, _)| *number);
         let blob = self.files.blobs.last_key_value().map(|(number, _)| *number);
-        last.into_iter()
-            .chain([blob])
-            .flatten()
-            .max()
-            .unwrap_or(0)
-            .saturating_add(1)
+        table.max(blob).unwrap_or(0).saturating_add(1)
     }
 
     /// Takes the files that came and went since the last call.
