@@ -394,8 +394,7 @@ impl<'a> DiskCopy<'a> {
     ) -> Result<Counts> {
         let mut counts = Counts::default();
         let mut slots: Vec<Slot> = Vec::with_capacity(count as usize);
-        // Blocks that the previous backup lacks: number in the run, length and hashes.
-        let mut candidates: Vec<(usize, usize, BlockHashes)> = Vec::new();
+        let mut candidates = Vec::new();
         for (number, buffer) in (0..count).zip(&mut worker.buffers) {
             let index = BlockIndex(first.0 + number);
             let plain = self.read(index, buffer, worker.stop)?;
@@ -412,26 +411,38 @@ impl<'a> DiskCopy<'a> {
             if previous == Some(hashes.id) && !self.job.condemned.contains(&hashes.id) {
                 counts.unchanged_bytes += len as u64;
             } else {
-                candidates.push((number as usize, len, hashes));
+                candidates.push(Candidate {
+                    number: number as usize,
+                    len,
+                    hashes,
+                });
             }
         }
-        if !candidates.is_empty() {
-            self.store_new(&candidates, worker, &mut counts)?;
-        }
+        self.store_new(candidates, worker, &mut counts)?;
         self.slots.set(first, &slots)?;
         Ok(counts)
     }
 
-    fn store_new(
-        &self,
-        candidates: &[(usize, usize, BlockHashes)],
-        worker: &mut Worker<'_>,
-        counts: &mut Counts,
-    ) -> Result<()> {
-        let ids: Vec<BlockId> = candidates.iter().map(|(_, _, hashes)| hashes.id).collect();
+    /// Stores those candidates that the repository does not have.
+    fn store_new(&self, mut candidates: Vec<Candidate>, worker: &mut Worker<'_>, counts: &mut Counts) -> Result<()> {
+        while !candidates.is_empty() {
+            let ids: Vec<BlockId> = candidates.iter().map(|candidate| candidate.hashes.id).collect();
+            let taken = self.job.writer.storing().take(&ids);
+            let (mine, others): (Vec<_>, Vec<_>) = candidates
+                .into_iter()
+                .partition(|candidate| taken.has(candidate.hashes.id));
+            self.store_taken(&mine, worker, counts)?;
+            // These are looked up when the thread that has them now is done.
+            candidates = others;
+        }
+        Ok(())
+    }
+
+    fn store_taken(&self, candidates: &[Candidate], worker: &mut Worker<'_>, counts: &mut Counts) -> Result<()> {
+        let ids: Vec<BlockId> = candidates.iter().map(|candidate| candidate.hashes.id).collect();
         let places = self.store.locate(&ids)?;
         let mut sealed: Vec<Sealed> = Vec::new();
-        for ((number, len, hashes), place) in candidates.iter().zip(places) {
+        for (Candidate { number, len, hashes }, place) in candidates.iter().zip(places) {
             let stored = place.is_some() && !self.job.condemned.contains(&hashes.id);
             if stored || sealed.iter().any(|block| block.id == hashes.id) {
                 counts.unchanged_bytes += *len as u64;
@@ -448,6 +459,14 @@ impl<'a> DiskCopy<'a> {
         }
         Ok(())
     }
+}
+
+/// A block of a run that the previous backup lacks at its place.
+struct Candidate {
+    /// Number of its buffer.
+    number: usize,
+    len: usize,
+    hashes: BlockHashes,
 }
 
 struct Worker<'a> {

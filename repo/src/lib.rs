@@ -81,6 +81,7 @@ pub mod standing;
 pub mod state;
 pub mod stats;
 pub mod store;
+pub mod storing;
 #[cfg(test)]
 mod tests;
 pub mod text;

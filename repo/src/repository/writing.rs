@@ -11,6 +11,7 @@ use crate::id::BackupId;
 use crate::standing::Standing;
 use crate::state::States;
 use crate::store::{Identity, Note, Record, StoreReader, StoreWriter};
+use crate::storing::Storing;
 
 /// Times that a change is made again because other writers were faster. Each time one of them has done its work, so only a
 /// server that lies comes near this.
@@ -30,6 +31,7 @@ pub(super) fn make_at<T>(store: &(impl StoreReader + ?Sized), mut change: impl F
 /// A repository open for adding backups. May be used by many threads at once.
 pub struct Writer {
     store: Arc<dyn StoreWriter>,
+    storing: Storing,
     identity: Identity,
     /// Generation of the last change that was made here.
     changed: AtomicU64,
@@ -58,6 +60,7 @@ impl Writer {
     ) -> Self {
         Self {
             store,
+            storing: Storing::default(),
             identity,
             changed: AtomicU64::new(0),
             shown,
@@ -83,6 +86,11 @@ impl Writer {
     /// The store.
     pub fn store(&self) -> &dyn StoreWriter {
         &*self.store
+    }
+
+    /// The blocks that are being stored, for all backups that this writer makes at once.
+    pub fn storing(&self) -> &Storing {
+        &self.storing
     }
 
     /// All backups.

@@ -107,6 +107,16 @@ fn an_unchanged_backup_waits_for_eight_calls_at_most() {
 }
 
 #[test]
+fn equal_blocks_that_are_read_at_once_are_sent_once() {
+    let far = Far::new(BlockSize::MIN, None);
+    // A run of 4 MiB for each of several workers, who all ask for the block's place before one has put it.
+    fs::write(far.path(), noise(1, PAGE_BYTES).repeat(1024)).expect("writes");
+    let (made, _) = far.backup();
+    assert_eq!(made.counts.new_bytes, PAGE_BYTES as u64);
+    assert_eq!(made.counts.unchanged_bytes, 1023 * PAGE_BYTES as u64);
+}
+
+#[test]
 fn blocks_are_read_back_many_at_once() {
     let far = Far::new(BlockSize::MIN, None);
     let blocks = 1600;
