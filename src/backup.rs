@@ -254,6 +254,13 @@ struct Job<'a> {
     observer: &'a dyn Observer,
 }
 
+impl Job<'_> {
+    /// Calls `work` with a sealer.
+    fn seal<T>(&self, work: impl FnOnce(&mut Sealer) -> vbk_repo::Result<T>) -> Result<T> {
+        Ok(self.writer.sealers().with(self.plan.compression, work)?)
+    }
+}
+
 /// One disk on its way into the repository.
 struct DiskCopy<'a> {
     job: &'a Job<'a>,
@@ -328,7 +335,7 @@ impl<'a> DiskCopy<'a> {
     fn in_workers(&self, work: fn(&Self, &mut Worker<'_>) -> Result<()>) -> Result<()> {
         pool::run("vbk-backup", self.runs.workers, &|_, stop| {
             self.disk.pace.begin();
-            work(self, &mut Worker::new(self, stop)?)
+            work(self, &mut Worker::new(self, stop))
         })
     }
 
@@ -424,7 +431,7 @@ impl<'a> DiskCopy<'a> {
     }
 
     /// Stores those candidates that the repository does not have.
-    fn store_new(&self, mut candidates: Vec<Candidate>, worker: &mut Worker<'_>, counts: &mut Counts) -> Result<()> {
+    fn store_new(&self, mut candidates: Vec<Candidate>, worker: &Worker<'_>, counts: &mut Counts) -> Result<()> {
         while !candidates.is_empty() {
             let ids: Vec<BlockId> = candidates.iter().map(|candidate| candidate.hashes.id).collect();
             let taken = self.job.writer.storing().take(&ids);
@@ -438,26 +445,31 @@ impl<'a> DiskCopy<'a> {
         Ok(())
     }
 
-    fn store_taken(&self, candidates: &[Candidate], worker: &mut Worker<'_>, counts: &mut Counts) -> Result<()> {
+    fn store_taken(&self, candidates: &[Candidate], worker: &Worker<'_>, counts: &mut Counts) -> Result<()> {
         let ids: Vec<BlockId> = candidates.iter().map(|candidate| candidate.hashes.id).collect();
         let places = self.store.locate(&ids)?;
-        let mut sealed: Vec<Sealed> = Vec::new();
-        for (Candidate { number, len, hashes }, place) in candidates.iter().zip(places) {
-            let stored = place.is_some() && !self.job.condemned.contains(&hashes.id);
-            if stored || sealed.iter().any(|block| block.id == hashes.id) {
-                counts.unchanged_bytes += *len as u64;
-                continue;
+        let mut new: Vec<&Candidate> = Vec::new();
+        for (candidate, place) in candidates.iter().zip(places) {
+            let id = candidate.hashes.id;
+            let is_stored = place.is_some() && !self.job.condemned.contains(&id);
+            match is_stored || new.iter().any(|block| block.hashes.id == id) {
+                true => counts.unchanged_bytes += candidate.len as u64,
+                false => new.push(candidate),
             }
-            let plain = &worker.buffers[*number].as_slice()[..*len];
-            let block = worker.sealer.seal(plain, hashes)?;
-            counts.new_bytes += *len as u64;
-            counts.stored_bytes += block.stored_bytes();
-            sealed.push(block);
         }
-        if !sealed.is_empty() {
-            self.store.put(sealed)?;
+        if new.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let sealed = self.job.seal(|sealer| {
+            let seal = |block: &&Candidate| {
+                let plain = &worker.buffers[block.number].as_slice()[..block.len];
+                sealer.seal(plain, &block.hashes)
+            };
+            new.iter().map(seal).collect::<vbk_repo::Result<Vec<_>>>()
+        })?;
+        counts.new_bytes += new.iter().map(|block| block.len as u64).sum::<u64>();
+        counts.stored_bytes += sealed.iter().map(Sealed::stored_bytes).sum::<u64>();
+        Ok(self.store.put(sealed)?)
     }
 }
 
@@ -470,20 +482,18 @@ struct Candidate {
 }
 
 struct Worker<'a> {
-    sealer: Sealer,
     buffers: Vec<AlignedBuffer>,
     /// Set by the first error of any worker.
     stop: &'a AtomicBool,
 }
 
 impl<'a> Worker<'a> {
-    fn new(copy: &DiskCopy<'_>, stop: &'a AtomicBool) -> Result<Self> {
+    fn new(copy: &DiskCopy<'_>, stop: &'a AtomicBool) -> Self {
         let buffer = |_| AlignedBuffer::new(copy.block_size.bytes());
-        Ok(Self {
-            sealer: Sealer::new(copy.job.plan.compression)?,
+        Self {
             buffers: (0..copy.runs.blocks).map(buffer).collect(),
             stop,
-        })
+        }
     }
 }
 

@@ -14,11 +14,15 @@
 //! A stored page is one zstd frame without a content checksum (the hash is the check), or the plain bytes where zstd
 //! gains less than 5 %.
 
+mod sealers;
+
 use std::cell::RefCell;
 
 use crate::block::{BlockHashes, Hashing, PAGE_BYTES, PageHash, is_zero, pages_in};
 use crate::error::{Error, Result};
 use crate::id::BlockId;
+
+pub use self::sealers::Sealers;
 
 const VERSION: u8 = 1;
 const FIXED_BYTES: usize = 8;

@@ -4,7 +4,6 @@ use std::collections::HashSet;
 
 use vbk_repo::backup::{Image, MAX_FILE_BYTES};
 use vbk_repo::block::{BlockIndex, is_zero};
-use vbk_repo::codec::Sealer;
 use vbk_repo::id::BlockId;
 use vbk_repo::name::{DiskName, check_file_name};
 use vbk_repo::repository::Writer;
@@ -42,7 +41,6 @@ pub(super) fn store(
 ) -> Result<Image> {
     let (store, block_size) = (writer.store(), writer.identity().block_size);
     let slots = ImageWriter::create(store, block_size, bytes.len() as u64);
-    let mut sealer = Sealer::new(plan.compression)?;
     let (mut new_bytes, mut stored_bytes) = (0, 0);
     let mut blocks = Vec::new();
     for (number, plain) in (0..).zip(bytes.chunks(block_size.bytes())) {
@@ -55,7 +53,9 @@ pub(super) fn store(
     let mut put = HashSet::new();
     for ((number, plain, hashes), known) in blocks.into_iter().zip(store.locate(&ids)?) {
         if (known.is_none() || condemned.contains(&hashes.id)) && put.insert(hashes.id) {
-            let sealed = sealer.seal(plain, &hashes)?;
+            let sealed = writer
+                .sealers()
+                .with(plan.compression, |sealer| sealer.seal(plain, &hashes))?;
             new_bytes += plain.len() as u64;
             stored_bytes += sealed.stored_bytes();
             store.put(vec![sealed])?;

@@ -61,7 +61,7 @@ impl DiskCopy<'_> {
     /// Puts the blocks of this disk that are among `gone`, and takes them out of there. Returns the bytes that were read.
     fn store_again(&self, image: &Image, gone: &mut HashSet<BlockId>) -> Result<u64> {
         let stop = std::sync::atomic::AtomicBool::new(false);
-        let mut worker = Worker::new(self, &stop)?;
+        let mut worker = Worker::new(self, &stop);
         let slots = SlotReader::open(self.store, image.manifest)?;
         let manifest = slots.manifest();
         // What is as it was at the previous backup is there.
@@ -87,7 +87,8 @@ impl DiskCopy<'_> {
                         let hashes = self.hashing.block(plain);
                         // Not if the disk is one that changes while it is read.
                         if gone.remove(&hashes.id) {
-                            self.store.put(vec![worker.sealer.seal(plain, &hashes)?])?;
+                            let sealed = self.job.seal(|sealer| sealer.seal(plain, &hashes))?;
+                            self.store.put(vec![sealed])?;
                         }
                     }
                 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::home::Keeper;
 use crate::backup::{Backup, Entry};
 use crate::catalogue::Catalogue;
+use crate::codec::Sealers;
 use crate::error::{Error, Result};
 use crate::id::BackupId;
 use crate::standing::Standing;
@@ -32,6 +33,7 @@ pub(super) fn make_at<T>(store: &(impl StoreReader + ?Sized), mut change: impl F
 pub struct Writer {
     store: Arc<dyn StoreWriter>,
     storing: Storing,
+    sealers: Sealers,
     identity: Identity,
     /// Generation of the last change that was made here.
     changed: AtomicU64,
@@ -61,6 +63,7 @@ impl Writer {
         Self {
             store,
             storing: Storing::default(),
+            sealers: Sealers::default(),
             identity,
             changed: AtomicU64::new(0),
             shown,
@@ -91,6 +94,11 @@ impl Writer {
     /// The blocks that are being stored, for all backups that this writer makes at once.
     pub fn storing(&self) -> &Storing {
         &self.storing
+    }
+
+    /// The sealers for all backups that this writer makes at once.
+    pub fn sealers(&self) -> &Sealers {
+        &self.sealers
     }
 
     /// All backups.
