@@ -35,6 +35,7 @@ use crate::guest::files::{self, Disks};
 use crate::guest::freeze::{FreezePlan, with_guest_at_rest};
 use crate::hints::bases::{self, Wish};
 use crate::hints::{HintOptions, thin};
+use crate::host::holders::LastLook;
 use crate::host::lvm::suspended;
 use crate::host::program::Programs;
 use crate::host::run::Run;
@@ -55,6 +56,7 @@ pub struct Host {
     run: Run,
     /// Directory for state that should survive a reboot but may be lost.
     cache: PathBuf,
+    last_look: LastLook,
     turn: Mutex<()>,
 }
 
@@ -66,6 +68,7 @@ impl Host {
             programs,
             run,
             cache: cache.to_owned(),
+            last_look: LastLook::default(),
             turn: Mutex::new(()),
         }
     }
@@ -274,6 +277,7 @@ fn hold(
         .collect();
     let options = SnapshotOptions {
         peak_bytes: peaks_of(entries),
+        last_look: host.last_look.clone(),
         ..plan.snapshots.clone()
     };
     let _turn = host.turn.lock();

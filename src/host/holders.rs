@@ -5,10 +5,12 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use parking_lot::Mutex;
 use vbk_repo::mounts::{self, Mount};
 
 use crate::host::device::DeviceNumber;
@@ -17,8 +19,12 @@ use crate::host::device::DeviceNumber;
 const LOOKS: u32 = 5;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(100);
 
-/// Describes the user of a device who may change its content; `None` if there is none.
-pub(crate) fn user_of_device(path: &Path, device: DeviceNumber) -> io::Result<Option<String>> {
+/// Describes the user of a device who may change its content; `None` if there is none. `look` returns what is open.
+pub(crate) fn user_of_device(
+    path: &Path,
+    device: DeviceNumber,
+    look: &dyn Fn() -> Arc<OpenFiles>,
+) -> io::Result<Option<String>> {
     // O_EXCL without O_CREAT: the kernel refuses while the device, a partition of it or the disk it is on is mounted
     // (in whatever namespace), swap, or part of a volume group or array (open(2), block/bdev.c).
     let exclusive = OpenOptions::new()
@@ -33,7 +39,7 @@ pub(crate) fn user_of_device(path: &Path, device: DeviceNumber) -> io::Result<Op
         Err(error) => return Err(error),
     }
     // Programs that write to a disk, as QEMU does, rarely claim it.
-    Ok(writer_of_device(device))
+    Ok(writer_of_device(device, &look()))
 }
 
 /// Repeats the search for a disk's user for a while, because programs such as losetup open a device for a moment when
@@ -99,59 +105,165 @@ pub(crate) fn claim_of(device: DeviceNumber) -> Claim {
 }
 
 /// Finds a process that has this device, a partition of it or the disk it is on open for writing.
-pub(crate) fn writer_of_device(device: DeviceNumber) -> Option<String> {
+pub(crate) fn writer_of_device(device: DeviceNumber, open: &OpenFiles) -> Option<String> {
     let devices = device.related();
-    writer(|named, file| {
+    open.writer(|file| {
         // Devices only: examining a file of a network file system that hangs would hang too.
-        named.starts_with("/dev") && DeviceNumber::of_block_device(file).is_some_and(|number| devices.contains(&number))
+        file.named.starts_with("/dev")
+            && DeviceNumber::of_block_device(&file.link).is_some_and(|number| devices.contains(&number))
     })
 }
 
 /// Finds a process that has this file open for writing, under any name. `identity` is its device and inode, `path` one
 /// of its names.
-pub(crate) fn writer_of_file(path: &Path, identity: (u64, u64)) -> Option<String> {
-    // By its inode number first, or by its name before Linux 5.14: see below.
-    writer(|named, file| {
-        let is_candidate = match inode_of(file) {
+pub(crate) fn writer_of_file(path: &Path, identity: (u64, u64), open: &OpenFiles) -> Option<String> {
+    open.writer(|file| {
+        // By its inode number first, or by its name before Linux 5.14: see below.
+        let is_candidate = match file.inode {
             Some(inode) => inode == identity.1,
-            None => named.file_name() == path.file_name(),
+            None => file.named.file_name() == path.file_name(),
         };
-        is_candidate && std::fs::metadata(file).is_ok_and(|found| (found.dev(), found.ino()) == identity)
+        is_candidate && std::fs::metadata(&file.link).is_ok_and(|found| (found.dev(), found.ino()) == identity)
     })
 }
 
-/// Returns the inode number of an open file, from its link in /proc (proc_pid_fdinfo(5)).
-fn inode_of(file: &Path) -> Option<u64> {
-    let number = file.file_name()?;
-    let info = std::fs::read_to_string(file.parent()?.with_file_name("fdinfo").join(number)).ok()?;
-    info.lines()
-        .find_map(|line| line.strip_prefix("ino:"))?
-        .trim()
-        .parse()
-        .ok()
+/// The files and devices that other processes have open for writing, as far as they may be examined.
+///
+/// The look does not examine what it finds: on a network file system that hangs, that would hang too.
+pub struct OpenFiles(Vec<OpenFile>);
+
+struct OpenFile {
+    process: u32,
+    /// The name that the kernel gives.
+    named: PathBuf,
+    /// The link in /proc, which leads to the file itself.
+    link: PathBuf,
+    /// `None` before Linux 5.14.
+    inode: Option<u64>,
 }
 
-/// Finds another process that has something open for writing, as far as it may be examined. `is_it` gets the name of an
-/// open file and its link in /proc. It must not examine a file whose name it does not know: on a network file system
-/// that hangs, that would hang too.
-fn writer(is_it: impl Fn(&Path, &Path) -> bool) -> Option<String> {
-    let own = std::process::id();
-    let processes = std::fs::read_dir("/proc").ok()?.flatten();
-    let processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    processes.filter(|process| *process != own).find_map(|process| {
-        let files = std::fs::read_dir(format!("/proc/{process}/fd")).ok()?.flatten();
-        let mut files = files.map(|entry| entry.path());
-        files.find(|file| std::fs::read_link(file).is_ok_and(|named| is_it(&named, file)) && writes(file, process))?;
+impl OpenFiles {
+    /// Looks now.
+    pub(crate) fn now() -> Arc<Self> {
+        let own = std::process::id();
+        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let others = processes.filter(|process| *process != own);
+        Arc::new(Self(others.flat_map(OpenFile::all_of).collect()))
+    }
+
+    /// Describes the first process whose file `is_it` accepts.
+    fn writer(&self, is_it: impl Fn(&OpenFile) -> bool) -> Option<String> {
+        let OpenFile { process, .. } = self.0.iter().find(|file| is_it(file))?;
         let name = std::fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
         Some(format!("open for writing in process {process}, {}", name.trim_end()))
-    })
+    }
 }
 
-fn writes(file: &Path, process: u32) -> bool {
-    let number = file.file_name().unwrap_or_default().to_string_lossy();
-    let info = std::fs::read_to_string(format!("/proc/{process}/fdinfo/{number}")).unwrap_or_default();
-    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
-    let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
-    // A process whose flags can't be read counts as a writer.
-    flags.is_none_or(|flags| flags & OFlag::O_ACCMODE.bits() != OFlag::O_RDONLY.bits())
+/// Age of a look that still answers questions.
+const RECENT: Duration = Duration::from_secs(1);
+
+/// The last look at the open files, which the guests of a run share: with many guests there are also many open files.
+///
+/// A program may open a disk after any look, a recent one or not, so what is read without a snapshot is checked for
+/// writes once more when it was read.
+#[derive(Clone, Default)]
+pub struct LastLook(Arc<Mutex<Option<(Instant, Arc<OpenFiles>)>>>);
+
+impl LastLook {
+    /// Returns a look that began in the last second.
+    pub(crate) fn get(&self) -> Arc<OpenFiles> {
+        self.get_at(Instant::now(), OpenFiles::now)
+    }
+
+    fn get_at(&self, now: Instant, look: impl FnOnce() -> Arc<OpenFiles>) -> Arc<OpenFiles> {
+        // Held during the look: who asks meanwhile waits for it, and uses it too.
+        let mut last = self.0.lock();
+        match &*last {
+            Some((began, open)) if now.saturating_duration_since(*began) < RECENT => Arc::clone(open),
+            _ => Arc::clone(&last.insert((Instant::now(), look())).1),
+        }
+    }
+}
+
+impl fmt::Debug for LastLook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LastLook")
+    }
+}
+
+impl OpenFile {
+    /// Returns what a process has open for writing.
+    fn all_of(process: u32) -> impl Iterator<Item = Self> {
+        let links = std::fs::read_dir(format!("/proc/{process}/fd"));
+        let links = links.into_iter().flatten().flatten().map(|entry| entry.path());
+        links.filter_map(move |link| {
+            let named = std::fs::read_link(&link).ok()?;
+            // Sockets, pipes and the like have other names than files.
+            let text = named.as_os_str().as_encoded_bytes();
+            if [&b"socket:"[..], b"pipe:", b"anon_inode:"]
+                .iter()
+                .any(|kind| text.starts_with(kind))
+            {
+                return None;
+            }
+            // See proc_pid_fdinfo(5).
+            let info = link.parent()?.with_file_name("fdinfo").join(link.file_name()?);
+            let info = std::fs::read_to_string(info).unwrap_or_default();
+            let value = |name| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+            let flags = value("flags:").and_then(|flags| i32::from_str_radix(flags, 8).ok());
+            // A process whose flags can't be read counts as a writer.
+            let writes = flags.is_none_or(|flags| flags & OFlag::O_ACCMODE.bits() != OFlag::O_RDONLY.bits());
+            writes.then(|| Self {
+                process,
+                named,
+                inode: value("ino:").and_then(|inode| inode.parse().ok()),
+                link,
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_is_shared_for_a_second() {
+        let last = LastLook::default();
+        let look = || Arc::new(OpenFiles(Vec::new()));
+        let first = last.get_at(Instant::now(), look);
+        let began = last.0.lock().as_ref().expect("is there").0;
+        assert!(Arc::ptr_eq(&first, &last.get_at(began + RECENT / 2, look)));
+        let second = last.get_at(began + RECENT, look);
+        assert!(!Arc::ptr_eq(&first, &second));
+    }
+
+    #[test]
+    fn another_process_that_has_a_file_open_for_writing_is_found_by_any_name() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let [path, link] = ["a", "b"].map(|name| directory.path().join(name));
+        std::fs::write(&path, b"x").expect("writes");
+        std::fs::hard_link(&path, &link).expect("links");
+        let found = std::fs::metadata(&path).expect("is there");
+        let identity = (found.dev(), found.ino());
+        assert_eq!(writer_of_file(&path, identity, &OpenFiles::now()), None);
+        for (mode, expected) in [("<", false), (">>", true), ("<>", true)] {
+            // Its end of the pipe tells that the shell has opened the file.
+            let mut child = std::process::Command::new("sh")
+                .args(["-c", &format!("exec 3{mode}\"$0\"; echo; exec sleep 600")])
+                .arg(&link)
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .expect("starts");
+            let mut told = [0];
+            let mut output = child.stdout.take().expect("is piped");
+            std::io::Read::read_exact(&mut output, &mut told).expect("tells");
+            let writer = writer_of_file(&path, identity, &OpenFiles::now());
+            child.kill().expect("ends");
+            child.wait().expect("ended");
+            let id = child.id().to_string();
+            assert_eq!(writer.is_some_and(|writer| writer.contains(&id)), expected, "{mode}");
+        }
+    }
 }

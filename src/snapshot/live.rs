@@ -9,6 +9,7 @@ use super::hold::{Disk, Hold, HoldMethod, NewHold, PlannedDisk, ReadFrom, Tools}
 use super::options::SnapshotOptions;
 use super::unused;
 use crate::host::device::DeviceNumber;
+use crate::host::holders::OpenFiles;
 use crate::observer::{Event, Observer};
 
 /// The method.
@@ -48,7 +49,7 @@ struct LiveHold {
 
 impl Hold for LiveHold {
     fn make(&mut self, _tools: &Tools, observer: &dyn Observer) -> Result<Option<ReadFrom>, SnapshotError> {
-        if let Ok(Some(user)) = unused::user_of(&self.path, self.device) {
+        if let Ok(Some(user)) = unused::user_of(&self.path, self.device, &OpenFiles::now) {
             observer.event(Event::Warning(&format!(
                 "{} is in use ({user}) and read as it is; its parts may be of different moments",
                 self.path.display()

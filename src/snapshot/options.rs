@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use vbk_repo::name::DiskName;
 
+use crate::host::holders::LastLook;
+
 /// Space for what the guest changes while a thick snapshot exists.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum SnapshotSize {
@@ -24,7 +26,7 @@ pub enum Method {
 }
 
 /// Choices for the snapshots of a guest.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct SnapshotOptions {
     /// Space of thick snapshots; `None`: twice the use of the last runs, or 20 % of the origin, as far as there is
     /// room.
@@ -39,6 +41,8 @@ pub struct SnapshotOptions {
     pub live: bool,
     /// Choice of how disks are held still.
     pub method: Method,
+    /// What other processes had open a moment ago.
+    pub last_look: LastLook,
 }
 
 impl Default for SnapshotOptions {
@@ -50,6 +54,7 @@ impl Default for SnapshotOptions {
             stop_at: 0.9,
             live: false,
             method: Method::Auto,
+            last_look: LastLook::default(),
         }
     }
 }

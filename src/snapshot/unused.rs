@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use vbk_repo::backup::SnapshotKind;
 
@@ -9,7 +10,7 @@ use super::SnapshotError;
 use super::hold::{Disk, Hold, HoldMethod, NewHold, PlannedDisk, ReadFrom, Tools};
 use super::options::SnapshotOptions;
 use crate::host::device::DeviceNumber;
-use crate::host::holders;
+use crate::host::holders::{self, OpenFiles};
 use crate::host::loops;
 use crate::observer::Observer;
 
@@ -26,9 +27,13 @@ impl HoldMethod for Unused {
         None
     }
 
-    fn suits(&self, disk: &Disk, _options: &SnapshotOptions) -> Result<bool, SnapshotError> {
+    fn suits(&self, disk: &Disk, options: &SnapshotOptions) -> Result<bool, SnapshotError> {
         let path = &disk.source;
-        match holders::lasting(|| user_of(path, disk.device))? {
+        let user = match user_of(path, disk.device, &|| options.last_look.get())? {
+            None => None,
+            Some(_) => holders::lasting(|| user_of(path, disk.device, &OpenFiles::now))?,
+        };
+        match user {
             None => Ok(true),
             Some(what) => Err(SnapshotError::InUse {
                 path: path.clone(),
@@ -66,20 +71,24 @@ impl Hold for UnusedHold {
 }
 
 /// The user of a disk that may change its content; `None` if there is none, as far as this host can tell. `device` is
-/// the number of a block device.
-pub(super) fn user_of(path: &Path, device: Option<DeviceNumber>) -> Result<Option<String>, SnapshotError> {
+/// the number of a block device; `look` returns what is open.
+pub(super) fn user_of(
+    path: &Path,
+    device: Option<DeviceNumber>,
+    look: &dyn Fn() -> Arc<OpenFiles>,
+) -> Result<Option<String>, SnapshotError> {
     match device {
-        Some(device) => holders::user_of_device(path, device).map_err(SnapshotError::io("open", path)),
-        None => user_of_file(path),
+        Some(device) => holders::user_of_device(path, device, look).map_err(SnapshotError::io("open", path)),
+        None => user_of_file(path, look),
     }
 }
 
-fn user_of_file(path: &Path) -> Result<Option<String>, SnapshotError> {
+fn user_of_file(path: &Path, look: &dyn Fn() -> Arc<OpenFiles>) -> Result<Option<String>, SnapshotError> {
     let found = std::fs::canonicalize(path).and_then(|path| Ok((std::fs::metadata(&path)?, path)));
     let (file, path) = found.map_err(SnapshotError::io("open", path))?;
     let identity = (file.dev(), file.ino());
     let shown = loops::showing_file(identity, true).map(|node| format!("shown by {}", node.display()));
-    Ok(shown.or_else(|| holders::writer_of_file(&path, identity)))
+    Ok(shown.or_else(|| holders::writer_of_file(&path, identity, &look())))
 }
 
 /// State of a disk that changes whenever the disk is written to.
@@ -110,7 +119,7 @@ impl WriteMark {
         };
         let uncounted = matches!(self, Self::Device(_, None));
         let written = match uncounted {
-            true => user_of(path, device)?.is_some(),
+            true => user_of(path, device, &OpenFiles::now)?.is_some(),
             false => Self::of(path, device)? != self,
         };
         match written {

@@ -26,7 +26,7 @@ use super::place::{is_device, reopen};
 use super::{Kind, MODE, Target, check_file, find, is_block_device, refuse_user};
 use crate::disk::source::Source;
 use crate::error::{Error, Result};
-use crate::host::holders::user_of_device;
+use crate::host::holders::{OpenFiles, user_of_device};
 
 /// A target that was opened only for reading.
 pub(crate) struct Looked {
@@ -104,7 +104,7 @@ pub(crate) fn look_at(path: &Path, size_bytes: u64) -> Result<Looked> {
             });
         }
         Some(device) => {
-            let user = user_of_device(&node_of(found), device).map_err(Error::target("open", path))?;
+            let user = user_of_device(&node_of(found), device, &OpenFiles::now).map_err(Error::target("open", path))?;
             match user {
                 None => user_of(path, Used::Device { device, force: true })?,
                 user => user,

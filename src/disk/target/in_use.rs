@@ -6,7 +6,7 @@ use std::path::Path;
 use super::place::Identity;
 use crate::error::{Error, Result};
 use crate::host::device::DeviceNumber;
-use crate::host::holders::{lasting, writer_of_device, writer_of_file};
+use crate::host::holders::{OpenFiles, lasting, writer_of_device, writer_of_file};
 use crate::host::loops;
 
 /// The target that no other process may use.
@@ -42,8 +42,8 @@ pub(super) fn user_of(path: &Path, used: Used) -> Result<Option<String>> {
         Ok::<_, Error>(match used {
             Used::Device { force: true, .. } => None,
             // QEMU does not claim the disks of a running guest.
-            Used::Device { device, .. } => writer_of_device(device),
-            Used::File(identity) | Used::InPlace(identity) => writer_of_file(path, identity),
+            Used::Device { device, .. } => writer_of_device(device, &OpenFiles::now()),
+            Used::File(identity) | Used::InPlace(identity) => writer_of_file(path, identity, &OpenFiles::now()),
         })
     })?;
     let advice = match used {
