@@ -6,6 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
+
 use crate::backup::Entry;
 use crate::catalogue::Catalogue;
 use crate::error::{Error, ErrorKind, Result};
@@ -13,14 +15,16 @@ use crate::id::{BlockId, NodeId};
 use crate::manifest::{Head, Page, Root, Segment, prove};
 use crate::pool;
 use crate::store::checked::nodes;
-use crate::store::live::Ids;
-use crate::store::{Distance, Live, Located, StoreReader};
+use crate::store::live::{LivePlaces, NodeIds};
+use crate::store::{Distance, Live, StoreReader};
 
 mod needs;
 mod sealed;
+mod slice;
 
 use needs::Needs;
 pub use sealed::mark_sealed;
+use slice::{Index, slices};
 
 /// Nodes of segments that go to a thread at once, or more if they belong together, and that are read in one call: at most
 /// 560 KiB.
@@ -35,12 +39,17 @@ const FAR_THREADS: usize = 8;
 /// Finds everything that the backups of a catalogue name. Fails with kind Corrupt if it can't read what one of them names, or if
 /// a single named block is missing from the index: then a block that was not found is not proved to be unused.
 ///
-/// Reads the index twice in its own order, because looking each block up would be a random read. Memory: 5 bytes per
-/// block of the store, up to 8 per node of a manifest, 50 per page and 40 per distinct full segment.
+/// Reads the index in its own order, because looking each block up would be a random read: first to count the blocks, then slice
+/// by slice. The ids of a slice are held while the manifests are walked, and all named ones of the slice are marked; then the slice
+/// is read again, for the places of the marked blocks. So the index is read three times, and the manifests once for each 2
+/// million blocks, at most four times.
+///
+/// Memory: a byte per block of the store, or 8 MiB if that is more; a bit per block; 8 bytes per node of a manifest, 50 per page
+/// and 40 per distinct full segment.
 pub fn mark(store: &dyn StoreReader, catalogue: &Catalogue, threads: usize, cancel: &AtomicBool) -> Result<Live> {
     check_complete(catalogue)?;
     let entries: Vec<_> = catalogue.entries().iter().collect();
-    mark_all(store, cancel, &|node, each| {
+    mark_all(store, threads, cancel, &|node, each| {
         each_segment(store, &entries, threads, cancel, node, each)
     })
 }
@@ -58,8 +67,8 @@ pub(crate) fn check_complete(catalogue: &Catalogue) -> Result<()> {
 /// Passes on the names of nodes, and gives the blocks that some segments need.
 type Segments<'a> = dyn Fn(&mut dyn FnMut(NodeId), &(dyn Fn(&[BlockId]) -> Result<()> + Sync)) -> Result<()> + 'a;
 
-fn mark_all(store: &dyn StoreReader, cancel: &AtomicBool, segments: &Segments<'_>) -> Result<Live> {
-    let marked = mark_each(store, cancel, segments);
+fn mark_all(store: &dyn StoreReader, threads: usize, cancel: &AtomicBool, segments: &Segments<'_>) -> Result<Live> {
+    let marked = mark_slices(&Index { store, threads, cancel }, segments);
     marked.map_err(|error| match error.kind() {
         ErrorKind::Corrupt => Error::CantTellUnused {
             what: error.to_string(),
@@ -68,30 +77,28 @@ fn mark_all(store: &dyn StoreReader, cancel: &AtomicBool, segments: &Segments<'_
     })
 }
 
-fn mark_each(store: &dyn StoreReader, cancel: &AtomicBool, segments: &Segments<'_>) -> Result<Live> {
-    let survey = |each: &mut dyn FnMut(BlockId, Located)| {
-        store.survey(&mut |id, located| {
-            each(id, located);
-            match cancel.load(Ordering::Relaxed) {
-                true => Err(Error::Interrupted),
-                false => Ok(()),
+/// Writers may put blocks meanwhile. Whatever they put after the count gets a place behind all that were counted, and is live.
+/// So is a damaged block that is stored again after its slice was read, although its row names another place then.
+fn mark_slices(index: &Index<'_>, segments: &Segments<'_>) -> Result<Live> {
+    let (blocks, end) = index.count()?;
+    let places = Mutex::new(LivePlaces::default());
+    let mut nodes = NodeIds::default();
+    for (number, parts) in slices(blocks).enumerate() {
+        let slice = index.slice(parts, blocks)?;
+        let mut node = |id: NodeId| {
+            // Each walk finds the same.
+            if number == 0 {
+                nodes.add(&id);
             }
-        })
-    };
-    let mut stored = 0;
-    survey(&mut |_, _| stored += 1)?;
-    let mut ids = Ids::with_room_for(stored);
-    survey(&mut |id, _| ids.add(&id.0))?;
-    let blocks = ids.into_set();
-    let mut nodes = Ids::default();
-    segments(&mut |id| nodes.add(&id.0), &|ids| {
-        match ids.iter().find(|id| !blocks.mark(&id.0)) {
+        };
+        segments(&mut node, &|ids| match ids.iter().find(|id| !slice.mark(id)) {
             None => Ok(()),
             // The index lost its row: the block itself may be there still, and a repair can bring it back.
             Some(id) => Err(Error::BlockMissing(*id)),
-        }
-    })?;
-    Ok(Live::new(blocks, nodes.into_set()))
+        })?;
+        index.add_marked(&slice, &places)?;
+    }
+    Ok(Live::new(places.into_inner(), end, nodes.into_set()))
 }
 
 /// A full segment, and the deltas that the backups of a disk use it with; one is zero if a backup uses it alone.

@@ -28,7 +28,7 @@ pub fn mark_sealed(store: &dyn StoreReader, records: &[Record], threads: usize, 
         })?);
     }
     let roots: Vec<_> = roots.into_iter().collect();
-    mark_all(store, cancel, &|node, each| {
+    mark_all(store, threads, cancel, &|node, each| {
         each_group(store, threads, cancel, node, each, &head_of, |groups| {
             walk(store, &roots, groups)
         })

@@ -11,7 +11,7 @@ use crate::slots::SlotReader;
 use crate::store::StoreManager;
 use crate::store::encrypted::{Encrypted, roots_below};
 use crate::store::memory::MemoryStore;
-use crate::store::{PruneOptions, Record, StoreWriter};
+use crate::store::{Located, PruneOptions, Record, StoreWriter};
 use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image, store_image_after};
 
 static CANCEL: AtomicBool = AtomicBool::new(false);
@@ -89,8 +89,8 @@ fn one_index_row_that_is_lost_stops_a_prune_however_much_is_unused() {
     }
     let live = marked(&store).expect("all is there again");
     let mut named = 0;
-    let count = &mut |id, _: Located| {
-        named += u64::from(live.has_block(&id));
+    let count = &mut |_, located: Located| {
+        named += u64::from(live.has_block_at(located.place));
         Ok(())
     };
     store.survey(count).expect("lists");
@@ -173,11 +173,11 @@ fn a_store_without_the_key_finds_the_same_blocks_and_nodes() {
     assert_eq!((nodes.len(), live.nodes()), (13, 13));
     assert!(nodes.iter().all(|id| live.has_node(id)));
     let (mut stored, mut dead) = (0, 0);
-    let survey = store.survey(&mut |id, _| {
+    let survey = store.survey(&mut |id, located| {
         stored += 1;
-        dead += usize::from(!live.has_block(&id));
-        assert_eq!(live.has_block(&id), blocks.contains(&id));
-        assert_eq!(sealed.has_block(&id), blocks.contains(&id));
+        dead += usize::from(!live.has_block_at(located.place));
+        assert_eq!(live.has_block_at(located.place), blocks.contains(&id));
+        assert_eq!(sealed.has_block_at(located.place), blocks.contains(&id));
         Ok(())
     });
     survey.expect("surveys");

@@ -324,7 +324,7 @@ fn half_live(store: &dyn StoreManager) -> (Vec<Sealed>, Live) {
     let nodes: Vec<_> = [1, 2]
         .map(|seed| segment(store.hashing(), &[Some(BlockId([seed; 32]))]))
         .into();
-    let live = Live::of(&live, &[nodes[0].0]);
+    let live = Live::of(store, &live, &[nodes[0].0]).expect("locates");
     store.put_nodes(nodes).expect("puts");
     store.flush().expect("flushes");
     (blocks, live)

@@ -356,7 +356,7 @@ mod tests {
         ("condemn", |store| store.condemn(&[block(1).id])),
         ("pardon", |store| store.pardon(&[block(1).id])),
         ("retain", |store| {
-            store.retain(&Live::of(&[], &[]), ALL, &mut |_| Ok(())).map(drop)
+            store.retain(&Live::none(), ALL, &mut |_| Ok(())).map(drop)
         }),
     ];
 
@@ -410,7 +410,7 @@ mod tests {
         assert_eq!(there.iter().flatten().count(), 2);
         store.put(blocks.to_vec()).expect("puts");
         assert!(store.is_broken() && store.flush().is_err() && store.commit(&record()).is_err());
-        assert!(store.retain(&Live::of(&[], &[]), ALL, &mut |_| Ok(())).is_err());
+        assert!(store.retain(&Live::none(), ALL, &mut |_| Ok(())).is_err());
         assert_eq!(store.records().expect("lists"), []);
         assert_eq!(store.locate(&ids).expect("locates").iter().flatten().count(), 4);
         store.amend(&[], &[]).expect("needs no barrier");

@@ -337,7 +337,7 @@ impl StoreManager for MemoryStore {
         let mut unused = Vec::new();
         for (id, block) in &inner.blocks {
             let bytes = block.1.stored_bytes();
-            if live.has_block(id) {
+            if live.has_block_at(block.0) {
                 swept.live_blocks += 1;
                 swept.live_bytes += bytes;
             } else {

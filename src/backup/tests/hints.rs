@@ -240,7 +240,7 @@ fn blocks_that_are_condemned_or_gone_are_read() {
     assert!(fixture.read(&second.entry) == bytes);
     {
         let writer = fixture.repository.manager("test", &mut |_| true).expect("locks");
-        let live = Live::of(&[], &nodes);
+        let live = Live::of(writer.store(), &[], &nodes).expect("locates");
         let options = PruneOptions {
             max_unused: 0.0,
             dry_run: false,

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rocksdb::{Cache, ColumnFamily, DB, DBPinnableSlice, Direction, IteratorMode, ReadOptions, Snapshot};
+use rocksdb::{Cache, ColumnFamily, DB, DBPinnableSlice, IteratorMode, ReadOptions, Snapshot};
 
 use self::found::{Found, FoundCache};
 use self::place::Place;
@@ -169,20 +169,19 @@ impl RocksReader {
 
     /// Passes the rows of the index from an id on, as they are.
     pub(super) fn index(&self, from: BlockId, each: &mut dyn FnMut(BlockId, IndexRow) -> Result<()>) -> Result<()> {
-        let index = self.family("index");
-        for row in self
-            .db
-            .iterator_cf_opt(index, scan(), IteratorMode::From(&from.0, Direction::Forward))
-        {
-            let (id, row) = row.map_err(failed("read the index"))?;
-            let id = <[u8; 32]>::try_from(&id[..]).map_err(|_| Error::Store {
+        // Not the iterator that gives boxes: two allocations for each row take longer than RocksDB does.
+        let mut rows = self.db.raw_iterator_cf_opt(self.family("index"), scan());
+        rows.seek(from.0);
+        while let Some((id, row)) = rows.item() {
+            let id = <[u8; 32]>::try_from(id).map_err(|_| Error::Store {
                 kind: ErrorKind::Corrupt,
                 doing: "read the index",
                 message: "the key of a row is not a block id".into(),
             })?;
-            each(BlockId(id), IndexRow::decode(BlockId(id), &row)?)?;
+            each(BlockId(id), IndexRow::decode(BlockId(id), row)?)?;
+            rows.next();
         }
-        Ok(())
+        rows.status().map_err(failed("read the index"))
     }
 
     fn generation_in(&self, options: ReadOptions) -> Result<u64> {

@@ -171,7 +171,7 @@ impl Sweep<'_> {
         let (live, swept, window_blocks) = (self.live, &mut self.swept, self.window_blocks);
         let (live_places, horizon) = (&mut self.live_places, self.horizon);
         let (store, session) = (self.store, self.session);
-        store.reader.survey(&mut |id, located| {
+        store.reader.survey(&mut |_, located| {
             rows += 1;
             if rows % STEP_ROWS == 0 {
                 step(swept)?;
@@ -182,7 +182,7 @@ impl Sweep<'_> {
             let window = windows.entry(located.place.0 / window_blocks).or_default();
             let bytes = u64::from(located.stored_bytes);
             // What another session uses will soon be named, or is unused at the next sweep.
-            if live.has_block(&id) || store.sessions.lock().use_place(session, located.place) {
+            if live.has_block_at(located.place) || store.sessions.lock().use_place(session, located.place) {
                 live_places.insert(located.place);
                 window.live_bytes += bytes;
                 swept.live_blocks += 1;

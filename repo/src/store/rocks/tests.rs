@@ -402,7 +402,7 @@ fn a_prune_between_a_put_and_its_barrier_is_refused() {
         empty_bin: false,
     };
     store.put(vec![block(1)]).expect("puts");
-    let refused = store.retain(&Live::of(&[], &[]), options, &mut |_| Ok(()));
+    let refused = store.retain(&Live::none(), options, &mut |_| Ok(()));
     assert_eq!(refused.map_err(|error| error.kind()), Err(ErrorKind::Internal));
     store.flush().expect("flushes");
     assert!(store.get(&[wanted(&block(1))])[0].is_ok());
@@ -486,7 +486,7 @@ fn nothing_is_logged_while_a_view_is_made() {
                 dry_run: false,
                 empty_bin: false,
             };
-            store.retain(&Live::of(&[], &[]), options, &mut |_| Ok(())).map(drop)
+            store.retain(&Live::none(), options, &mut |_| Ok(())).map(drop)
         }),
     ];
     for (name, write) in log {
@@ -523,7 +523,7 @@ fn a_sweep_makes_views_between_its_steps() {
         empty_bin: false,
     };
     let mut views = 0;
-    let swept = store.retain(&Live::of(&[], &[]), options, &mut |_| {
+    let swept = store.retain(&Live::none(), options, &mut |_| {
         views += 1;
         store.checkpoint(&fixture.directory.path().join(format!("view{views}")))
     });

@@ -99,9 +99,8 @@ fn the_files_of_a_store_are_those_that_rocksdb_names_whatever_was_done_to_it() {
                     dry_run: false,
                     empty_bin: false,
                 };
-                store
-                    .retain(&Live::of(&live, &[]), options, &mut |_| Ok(()))
-                    .expect("sweeps");
+                let live = Live::of(store, &live, &[]).expect("locates");
+                store.retain(&live, options, &mut |_| Ok(())).expect("sweeps");
             }
             _ => {
                 fixture.reopen();

@@ -286,7 +286,7 @@ impl World {
             self.bin.lock().retain(|key, _| !binned.contains(key));
         }
         let mut during = during.iter();
-        let live = Live::of(&blocks, &nodes);
+        let live = Live::of(&*self.store, &blocks, &nodes).expect("locates");
         sweep_windows(&self.store, Some(session.number), &live, ALL, WINDOW, &mut |_| {
             during.next().into_iter().flatten().for_each(|step| self.run(step));
             Ok(())

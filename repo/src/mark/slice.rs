@@ -1,0 +1,243 @@
+//! The stored blocks whose ids begin alike, in four bytes each and a bit that says whether a backup names the block.
+//!
+//! Of an id, 50 bits are kept: 8 choose a part, the next 10 a run in it, and 32 stand in the run. Ids are hashes. In a store
+//! with 100 million blocks, an id that is not stored is therefore taken for a stored one with a probability of 1 in 10
+//! million. Of stored ids that begin alike, all count as named.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::id::BlockId;
+use crate::pool;
+use crate::store::live::LivePlaces;
+use crate::store::{Located, Place, StoreReader};
+
+/// Parts of all ids, by their first byte.
+const PARTS: usize = 256;
+/// Runs of a part, by the next bits.
+const RUNS: usize = 1 << 10;
+/// Blocks that are looked at together, if a quarter of all is no more.
+const LEAST_BLOCKS: u64 = if cfg!(test) { 100 } else { 2 << 20 };
+/// Slices at most.
+const MOST_SLICES: usize = 4;
+/// Places that a thread collects before it adds them to the others'.
+const BATCH_PLACES: usize = 16 << 10;
+
+/// Returns the parts of each slice of a store with so many blocks.
+pub(super) fn slices(blocks: u64) -> impl Iterator<Item = Range<usize>> {
+    let slices = usize::try_from(blocks.div_ceil(LEAST_BLOCKS)).unwrap_or(MOST_SLICES);
+    let slices = slices.clamp(1, MOST_SLICES);
+    (0..slices).map(move |slice| slice * PARTS / slices..(slice + 1) * PARTS / slices)
+}
+
+/// The index of a store, which several threads read, each some ids in their order.
+pub(super) struct Index<'a> {
+    pub(super) store: &'a dyn StoreReader,
+    pub(super) threads: usize,
+    pub(super) cancel: &'a std::sync::atomic::AtomicBool,
+}
+
+impl Index<'_> {
+    /// Returns the number of blocks, and the first place after theirs.
+    pub(super) fn count(&self) -> Result<(u64, Place)> {
+        let total = Mutex::new((0, Place(0)));
+        self.each_range(0..PARTS, &|parts| {
+            let (mut blocks, mut end) = (0, Place(0));
+            self.read(parts, &mut |_, located| {
+                blocks += 1;
+                end = end.max(Place(located.place.0.saturating_add(1)));
+            })?;
+            let mut total = total.lock();
+            *total = (total.0 + blocks, total.1.max(end));
+            Ok(())
+        })?;
+        Ok(total.into_inner())
+    }
+
+    /// Reads the ids in some parts, of a store with about `blocks` blocks.
+    pub(super) fn slice(&self, parts: Range<usize>, blocks: u64) -> Result<Slice> {
+        let found = Mutex::new(Vec::with_capacity(parts.len()));
+        self.each_range(parts.clone(), &|range| {
+            let first = range.start;
+            let mut read: Vec<_> = range.clone().map(|_| Part::with_room_for(blocks)).collect();
+            self.read(range, &mut |id, _| {
+                read[usize::from(id.0[0]) - first].push(start_of(&id))
+            })?;
+            read.iter_mut().for_each(Part::complete);
+            found.lock().extend((first..).zip(read));
+            Ok(())
+        })?;
+        let mut found = found.into_inner();
+        found.sort_unstable_by_key(|(number, _)| *number);
+        Ok(Slice {
+            first: parts.start,
+            parts: found.into_iter().map(|(_, part)| part).collect(),
+        })
+    }
+
+    /// Adds the places of the blocks that were marked in a slice.
+    pub(super) fn add_marked(&self, slice: &Slice, places: &Mutex<LivePlaces>) -> Result<()> {
+        self.each_range(slice.first..slice.first + slice.parts.len(), &|range| {
+            let mut marked: Vec<Located> = Vec::with_capacity(BATCH_PLACES);
+            let add = |marked: &mut Vec<Located>| {
+                let mut places = places.lock();
+                marked.drain(..).for_each(|block| places.add(&block));
+            };
+            self.read(range, &mut |id, located| {
+                if slice.is_marked(&id) {
+                    marked.push(located);
+                }
+                if marked.len() == BATCH_PLACES {
+                    add(&mut marked);
+                }
+            })?;
+            add(&mut marked);
+            Ok(())
+        })
+    }
+
+    /// Calls `work` with ranges that make up `parts`, in threads.
+    fn each_range(&self, parts: Range<usize>, work: &(dyn Fn(Range<usize>) -> Result<()> + Sync)) -> Result<()> {
+        // The threads are done at about the same time.
+        let ranges = (4 * self.threads).clamp(1, parts.len());
+        let bound = |number| parts.start + number * parts.len() / ranges;
+        let next = AtomicUsize::new(0);
+        pool::run("vbk-index", self.threads.min(ranges), &|_, stop| {
+            while !stop.load(Ordering::SeqCst) {
+                let number = next.fetch_add(1, Ordering::SeqCst);
+                if number >= ranges {
+                    break;
+                }
+                work(bound(number)..bound(number + 1))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Gives the blocks of some parts, in the order of their ids.
+    fn read(&self, parts: Range<usize>, each: &mut dyn FnMut(BlockId, Located)) -> Result<()> {
+        let mut from = [0; 32];
+        from[0] = parts.start as u8;
+        let (mut is_complete, mut last) = (false, BlockId(from));
+        let read = self.store.survey_from(BlockId(from), &mut |id, located| {
+            if id < last {
+                return Err(Error::Store {
+                    kind: ErrorKind::Corrupt,
+                    doing: "read the index",
+                    message: format!("the store gave {id} after {last}"),
+                });
+            }
+            last = id;
+            is_complete = usize::from(id.0[0]) >= parts.end;
+            if is_complete || self.cancel.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
+            each(id, located);
+            Ok(())
+        });
+        match is_complete {
+            true => Ok(()),
+            false => read,
+        }
+    }
+}
+
+/// The stored blocks of some parts, which many threads may look up and mark.
+pub(super) struct Slice {
+    /// Number of the first part.
+    first: usize,
+    parts: Vec<Part>,
+}
+
+impl Slice {
+    /// Marks a block; returns `false` if it is one of these parts' and not stored.
+    pub(super) fn mark(&self, id: &BlockId) -> bool {
+        let Some(part) = self.part_of(id) else {
+            return true;
+        };
+        let found = part.number_of(start_of(id));
+        if let Some(number) = found {
+            let (word, bit) = (&part.marks[number / 64], 1 << (number % 64));
+            // Most blocks of some guests are those of others too.
+            if word.load(Ordering::Relaxed) & bit == 0 {
+                word.fetch_or(bit, Ordering::Relaxed);
+            }
+        }
+        found.is_some()
+    }
+
+    fn is_marked(&self, id: &BlockId) -> bool {
+        self.part_of(id).is_some_and(|part| {
+            let found = part.number_of(start_of(id));
+            found.is_some_and(|number| part.marks[number / 64].load(Ordering::Relaxed) >> (number % 64) & 1 == 1)
+        })
+    }
+
+    fn part_of(&self, id: &BlockId) -> Option<&Part> {
+        self.parts.get(usize::from(id.0[0]).checked_sub(self.first)?)
+    }
+}
+
+/// Stored blocks whose ids have the same first byte.
+struct Part {
+    /// The kept bits behind those that choose the run, of all runs in order.
+    rests: Vec<u32>,
+    /// For each run, the number of the first rest that is behind it.
+    ends: Vec<u32>,
+    /// A bit for each block.
+    marks: Vec<AtomicU64>,
+}
+
+impl Part {
+    /// Returns a part of a store with about `blocks` blocks.
+    fn with_room_for(blocks: u64) -> Self {
+        // Parts of hashes differ little in length: hardly one has more than four deviations above the mean, and such a part
+        // grows.
+        let each = usize::try_from(blocks / PARTS as u64).unwrap_or(0);
+        Self {
+            rests: Vec::with_capacity(each + 4 * each.isqrt()),
+            ends: vec![0; RUNS],
+            marks: Vec::new(),
+        }
+    }
+
+    /// Adds the start of an id that is not below the last one.
+    fn push(&mut self, start: u64) {
+        self.rests.push(rest_of(start));
+        self.ends[run_of(start)] = self.rests.len() as u32;
+    }
+
+    /// Readies the part when all ids were added.
+    fn complete(&mut self) {
+        let mut end = 0;
+        for run in &mut self.ends {
+            // A run without blocks ends where the one before does.
+            end = end.max(*run);
+            *run = end;
+        }
+        let words = self.rests.len().div_ceil(64);
+        self.marks = (0..words).map(|_| AtomicU64::new(0)).collect();
+    }
+
+    fn number_of(&self, start: u64) -> Option<usize> {
+        let run = run_of(start);
+        let first = run.checked_sub(1).map_or(0, |before| self.ends[before] as usize);
+        let found = self.rests[first..self.ends[run] as usize].binary_search(&rest_of(start));
+        Some(first + found.ok()?)
+    }
+}
+
+fn start_of(id: &BlockId) -> u64 {
+    id.0.first_chunk().map_or(0, |first| u64::from_be_bytes(*first))
+}
+
+fn run_of(start: u64) -> usize {
+    (start >> 46) as usize % RUNS
+}
+
+fn rest_of(start: u64) -> u32 {
+    (start >> 14) as u32
+}
