@@ -241,3 +241,89 @@ fn run_of(start: u64) -> usize {
 fn rest_of(start: u64) -> u32 {
     (start >> 14) as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::block::{BlockSize, Hashing};
+    use crate::codec::Sealed;
+    use crate::store::StoreWriter;
+    use crate::store::memory::MemoryStore;
+
+    static CANCEL: AtomicBool = AtomicBool::new(false);
+
+    fn id(number: u32) -> BlockId {
+        BlockId(Hashing::Plain.content(&number.to_le_bytes()))
+    }
+
+    fn stored(ids: impl Iterator<Item = BlockId>) -> MemoryStore {
+        let store = MemoryStore::new(BlockSize::MIN);
+        let sealed = |id| Sealed {
+            id,
+            plain_bytes: 1,
+            header: vec![1],
+            pages: Vec::new(),
+        };
+        store.put(ids.map(sealed).collect()).expect("puts");
+        store
+    }
+
+    fn index(store: &MemoryStore) -> Index<'_> {
+        Index {
+            store,
+            threads: 3,
+            cancel: &CANCEL,
+        }
+    }
+
+    #[test]
+    fn every_stored_block_is_of_one_slice_and_known_there() {
+        const COUNT: u32 = 100_000;
+        let store = stored((0..COUNT).map(id));
+        let index = index(&store);
+        let (blocks, end) = index.count().expect("counts");
+        assert_eq!((blocks, end), (u64::from(COUNT), Place(u64::from(COUNT))));
+        let places = Mutex::default();
+        let mut covered = 0;
+        for parts in slices(blocks) {
+            assert_eq!(parts.start, covered);
+            covered = parts.end;
+            let slice = index.slice(parts.clone(), blocks).expect("reads");
+            assert!((0..COUNT).step_by(3).all(|number| slice.mark(&id(number))));
+            let is_here = |id: &BlockId| parts.contains(&usize::from(id.0[0]));
+            assert!((COUNT..2 * COUNT).map(id).all(|id| slice.mark(&id) != is_here(&id)));
+            index.add_marked(&slice, &places).expect("reads");
+        }
+        assert_eq!(covered, PARTS);
+        let nodes = crate::store::live::NodeIds::default().into_set();
+        let live = crate::store::Live::new(places.into_inner(), end, nodes);
+        let is_live = |number| live.has_block_at(Place(u64::from(number)));
+        assert!((0..COUNT).all(|number| is_live(number) == (number % 3 == 0)));
+    }
+
+    #[test]
+    fn blocks_that_begin_alike_are_named_together() {
+        let [mut one, mut other] = [id(1), id(1)];
+        (one.0[31], other.0[31]) = (1, 2);
+        let store = stored([one, id(2), other].into_iter());
+        let slice = index(&store).slice(0..PARTS, 3).expect("reads");
+        assert!(!slice.is_marked(&one) && slice.mark(&one));
+        assert!(slice.is_marked(&other) && !slice.is_marked(&id(2)));
+    }
+
+    #[test]
+    fn a_store_has_at_most_four_slices() {
+        let counts = [
+            0,
+            1,
+            LEAST_BLOCKS,
+            LEAST_BLOCKS + 1,
+            3 * LEAST_BLOCKS,
+            4 * LEAST_BLOCKS,
+            u64::MAX,
+        ];
+        assert_eq!(counts.map(|blocks| slices(blocks).count()), [1, 1, 1, 2, 3, 4, 4]);
+    }
+}

@@ -1,5 +1,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use super::*;
 use crate::backup::Image;
@@ -11,7 +12,7 @@ use crate::slots::SlotReader;
 use crate::store::StoreManager;
 use crate::store::encrypted::{Encrypted, roots_below};
 use crate::store::memory::MemoryStore;
-use crate::store::{Located, PruneOptions, Record, StoreWriter};
+use crate::store::{Identity, Located, Note, PruneOptions, Record, StoreWriter, Stored, Wanted};
 use crate::tests::testing::{SMALL, backup, mixed_bytes, store_image, store_image_after};
 
 static CANCEL: AtomicBool = AtomicBool::new(false);
@@ -73,12 +74,6 @@ fn one_index_row_that_is_lost_stops_a_prune_however_much_is_unused() {
     let reader = SlotReader::open(&store, image.manifest).expect("opens");
     named.extend(reader.segment(0).expect("reads").into_iter().flatten());
     // Unused blocks, more than a filter of named ones would tell from them.
-    let sealed = |number: u32| Sealed {
-        id: BlockId(Hashing::Plain.content(&number.to_le_bytes())),
-        plain_bytes: 1,
-        header: vec![1],
-        pages: Vec::new(),
-    };
     store.put((0..200_000).map(sealed).collect()).expect("puts");
     marked(&store).expect("all is there");
     for id in named {
@@ -115,6 +110,116 @@ fn what_can_not_be_told_is_not_taken_for_unused() {
     };
     store.commit(&record).expect("commits");
     assert!(matches!(marked(&store), Err(Error::CantTellUnused { .. })));
+}
+
+type Each<'a> = &'a mut dyn FnMut(BlockId, Located) -> Result<()>;
+
+/// A store whose index is read in another way.
+struct Read<S> {
+    store: MemoryStore,
+    survey: S,
+}
+
+impl<S: Fn(&MemoryStore, BlockId, Each<'_>) -> Result<()> + Send + Sync> StoreReader for Read<S> {
+    fn survey_from(&self, from: BlockId, each: Each<'_>) -> Result<()> {
+        (self.survey)(&self.store, from, each)
+    }
+
+    fn identity(&self) -> Result<Identity> {
+        self.store.identity()
+    }
+
+    fn generation(&self) -> Result<u64> {
+        self.store.generation()
+    }
+
+    fn locate(&self, ids: &[BlockId]) -> Result<Vec<Option<Located>>> {
+        self.store.locate(ids)
+    }
+
+    fn condemned(&self) -> Result<Vec<BlockId>> {
+        self.store.condemned()
+    }
+
+    fn get(&self, wanted: &[Wanted]) -> Vec<Result<Stored>> {
+        self.store.get(wanted)
+    }
+
+    fn nodes(&self, ids: &[NodeId]) -> Vec<Result<Vec<u8>>> {
+        self.store.nodes(ids)
+    }
+
+    fn records(&self) -> Result<Vec<Record>> {
+        self.store.records()
+    }
+
+    fn notes(&self) -> Result<Vec<Note>> {
+        self.store.notes()
+    }
+}
+
+fn sealed(number: u32) -> Sealed {
+    Sealed {
+        id: BlockId(Hashing::Plain.content(&number.to_le_bytes())),
+        plain_bytes: 1,
+        header: vec![1],
+        pages: Vec::new(),
+    }
+}
+
+#[test]
+fn a_block_that_moves_while_others_are_marked_stays_live() {
+    let mut moments = 0;
+    loop {
+        let store = MemoryStore::new(SMALL);
+        let image = commit(&store, "2026-11-20T05-54-00Z", &mixed_bytes(1, 500 * SMALL.bytes()));
+        let reader = SlotReader::open(&store, image.manifest).expect("opens");
+        let named = reader
+            .segment(0)
+            .expect("reads")
+            .into_iter()
+            .flatten()
+            .next()
+            .expect("a block");
+        let again = store.take(named).expect("is stored");
+        store.put(vec![again.clone()]).expect("puts");
+        let catalogue = Catalogue::load(&store).expect("loads");
+        let reads = AtomicUsize::new(0);
+        let survey = |store: &MemoryStore, from, each: Each<'_>| {
+            let surveyed = store.survey_from(from, each);
+            if reads.fetch_add(1, Ordering::SeqCst) == moments {
+                store.condemn(&[named])?;
+                store.put(vec![again.clone(), sealed(1)])?;
+            }
+            surveyed
+        };
+        let store = Read { store, survey };
+        let live = mark(&store, &catalogue, 1, &CANCEL).expect("marks");
+        if reads.load(Ordering::SeqCst) <= moments {
+            break;
+        }
+        let located = store.store.locate(&[named]).expect("locates")[0].expect("is stored");
+        assert!(live.has_block_at(located.place), "after {moments} reads");
+        moments += 1;
+    }
+    assert!(moments > 12, "several slices, each in several ranges: {moments}");
+}
+
+#[test]
+fn an_index_that_is_out_of_order_is_damage() {
+    let store = MemoryStore::new(SMALL);
+    commit(&store, "2026-11-20T05-54-00Z", &mixed_bytes(1, 10 << 20));
+    let catalogue = Catalogue::load(&store).expect("loads");
+    let survey = |store: &MemoryStore, _, each: Each<'_>| {
+        let mut all = Vec::new();
+        store.survey(&mut |id, located| {
+            all.push((id, located));
+            Ok(())
+        })?;
+        all.into_iter().rev().try_for_each(|(id, located)| each(id, located))
+    };
+    let marked = mark(&Read { store, survey }, &catalogue, 1, &CANCEL);
+    assert!(matches!(marked, Err(Error::CantTellUnused { .. })), "{marked:?}");
 }
 
 /// Returns everything that the records of a store without its key need: blocks, and nodes of manifests.
