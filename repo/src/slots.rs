@@ -63,6 +63,40 @@ pub(crate) fn read_segments(
     wanted.iter().map(of).collect()
 }
 
+/// A segment that was read, and the names of the same segment in the image before, which has as many slots.
+pub(crate) struct Changed<'a> {
+    pub(crate) names: Segment,
+    pub(crate) read: &'a SegmentSlots,
+    pub(crate) before: Segment,
+}
+
+/// Reads the slots that segments had before, in one call. Returns one result for each. Full segments that are still used are not
+/// read again.
+pub(crate) fn read_before(store: &(impl StoreReader + ?Sized), changed: &[Changed<'_>]) -> Vec<Result<Vec<Slot>>> {
+    let has_full = |one: &Changed<'_>| one.before.full == one.names.full && one.read.full.is_some();
+    let wanted = |one: &Changed<'_>| Segment {
+        full: if has_full(one) { NodeId::ZERO } else { one.before.full },
+        ..one.before
+    };
+    let ids: Vec<_> = changed.iter().flat_map(|one| wanted(one).nodes()).collect();
+    let mut answers = nodes(store, &ids).into_iter();
+    let of = |one: &Changed<'_>| {
+        // Both answers are taken, also after an error.
+        let mut answer = |id: NodeId| (id != NodeId::ZERO).then(|| next(&mut answers));
+        let (full, delta) = (answer(wanted(one).full), answer(one.before.delta));
+        let count = one.read.slots.len();
+        let decode = |bytes: Result<Vec<u8>>| Full::decode(store.hashing(), one.before.full, count, &bytes?);
+        let read = full.map(decode).transpose()?;
+        let kept = one.read.full.as_ref().filter(|_| has_full(one));
+        match (read.as_ref().or(kept), delta) {
+            (Some(full), None) => Ok(full.slots()),
+            (Some(full), Some(bytes)) => Delta::decode(store.hashing(), one.before.delta, full, &bytes?),
+            (None, _) => Ok(vec![None; count]),
+        }
+    };
+    changed.iter().map(of).collect()
+}
+
 /// Reads several segments of an image in one call: one result for each segment that the image has.
 pub(crate) fn read_numbers(
     store: &(impl StoreReader + ?Sized),

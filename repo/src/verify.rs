@@ -1,22 +1,26 @@
 //! Proves backups: reads every block that they name once, decodes it and checks its hash.
 //!
-//! Memory: 2 bytes per block of the store, 40 bytes per distinct segment, two runs of blocks per thread within 64 MiB, and
-//! the list of damaged ranges.
+//! Of the second and each later backup of a disk, only the blocks are looked up whose slots differ from the backup before: the
+//! time of the walk follows what changed.
+//!
+//! Memory: 2 bytes per block of the store, 40 bytes per distinct segment, 64 KiB for each TiB of a guest's disks, two runs of
+//! blocks per thread within 64 MiB, and the list of damaged ranges.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::backup::Entry;
+use crate::backup::{Entry, Image};
 use crate::block::BlockIndex;
 use crate::error::{Error, ErrorKind, Result};
 use crate::id::{BlockId, NodeId};
-use crate::manifest::{Manifest, SEGMENT_SLOTS, Segment, Slot};
+use crate::manifest::{Manifest, SEGMENT_SLOTS, Segment, SegmentSlots, Slot};
+use crate::name::GuestName;
 use crate::pool;
 use crate::reader::read_all;
 use crate::runs::Runs;
-use crate::slots::{read_manifests, read_segments};
+use crate::slots::{Changed, read_before, read_manifests, read_segments};
 use crate::store::places::PlaceNumbers;
 use crate::store::{Distance, Place, StoreReader};
 use crate::verify::places::{BadBlocks, damaged_ranges};
@@ -238,24 +242,39 @@ impl<'a> Walk<'a> {
     fn backups(&mut self, entries: &[Entry], hand_out: &mut dyn FnMut(u64, &[Located]) -> Result<()>) -> Result<()> {
         let images = (0..).zip(entries).flat_map(|(number, entry)| {
             let images = entry.backup.stored();
-            images.map(move |image| (number, image.manifest))
+            images.map(move |image| (number, &entry.backup.guest, image))
         });
-        let images: Vec<(u64, NodeId)> = images.collect();
+        let images: Vec<(u64, &GuestName, &Image)> = images.collect();
+        // The image before of each disk of a guest.
+        let mut before: (Option<&GuestName>, HashMap<&str, Manifest>) = Default::default();
         for images in images.chunks(BATCH_IMAGES) {
-            let ids: Vec<_> = images.iter().map(|(_, id)| *id).collect();
+            let ids: Vec<_> = images.iter().map(|(.., image)| image.manifest).collect();
             // Nothing to hand out: a chance to end the walk.
             hand_out(images[0].0, &[])?;
-            for (&(number, id), manifest) in images.iter().zip(read_manifests(self.store, &ids)) {
+            for (&(number, guest, image), manifest) in images.iter().zip(read_manifests(self.store, &ids)) {
+                if before.0.replace(guest) != Some(guest) {
+                    before.1.clear();
+                }
                 match manifest {
-                    Ok(manifest) => self.image(&manifest, &mut |blocks| hand_out(number, blocks))?,
-                    Err(error) => self.bad([id], error)?,
+                    Ok(manifest) => {
+                        let of = before.1.remove(image.disk.as_str());
+                        self.image(&manifest, of.as_ref(), &mut |blocks| hand_out(number, blocks))?;
+                        before.1.insert(image.disk.as_str(), manifest);
+                    }
+                    Err(error) => self.bad([image.manifest], error)?,
                 }
             }
         }
         Ok(())
     }
 
-    fn image(&mut self, manifest: &Manifest, hand_out: &mut dyn FnMut(&[Located]) -> Result<()>) -> Result<()> {
+    /// Hands out the blocks of an image. `before` is one of the same disk, whose blocks were handed out.
+    fn image(
+        &mut self,
+        manifest: &Manifest,
+        before: Option<&Manifest>,
+        hand_out: &mut dyn FnMut(&[Located]) -> Result<()>,
+    ) -> Result<()> {
         let mut unseen = Vec::new();
         for number in 0..manifest.segments() {
             match manifest.segment(number) {
@@ -270,16 +289,55 @@ impl<'a> Walk<'a> {
                 .iter()
                 .map(|&(number, names)| (names, manifest.slots_in(number)))
                 .collect();
-            let mut blocks: Vec<(BlockId, usize)> = Vec::new();
-            for (&(number, names), read) in segments.iter().zip(read_segments(self.store, &wanted)) {
-                match read {
-                    Ok(read) => blocks.extend(blocks_in(manifest, number, &read.slots)),
+            let mut read = Vec::with_capacity(segments.len());
+            for (&(number, names), segment) in segments.iter().zip(read_segments(self.store, &wanted)) {
+                match segment {
+                    Ok(segment) => read.push((number, names, segment)),
                     Err(error) => self.bad(names.nodes(), error)?,
                 }
             }
+            let blocks = self.changed_blocks(manifest, before, &read)?;
             self.hand_out_new(blocks, hand_out)?;
         }
         Ok(())
+    }
+
+    /// Returns the blocks of segments, without those that the same slots had `before`.
+    fn changed_blocks(
+        &self,
+        manifest: &Manifest,
+        before: Option<&Manifest>,
+        read: &[(usize, Segment, SegmentSlots)],
+    ) -> Result<Vec<(BlockId, usize)>> {
+        let changed = |(number, names, read): &'_ (usize, Segment, SegmentSlots)| {
+            let before = self.handed_out(before?, *number, read.slots.len())?;
+            Some((*number, *names, before))
+        };
+        let changed: Vec<_> = read.iter().map(changed).collect();
+        let wanted = read.iter().zip(&changed).filter_map(|((.., read), changed)| {
+            let (_, names, before) = (*changed)?;
+            Some(Changed { names, read, before })
+        });
+        let wanted: Vec<_> = wanted.collect();
+        let mut answers = read_before(self.store, &wanted).into_iter();
+        let mut blocks = Vec::new();
+        for ((number, _, read), changed) in read.iter().zip(&changed) {
+            let before = match changed.and_then(|_| answers.next()) {
+                // It was whole when its blocks were handed out. Now all blocks of this one are looked up.
+                Some(Err(error)) if error.kind() == ErrorKind::Corrupt => None,
+                before => before.transpose()?,
+            };
+            blocks.extend(blocks_in(manifest, *number, &read.slots, before.as_deref()));
+        }
+        Ok(blocks)
+    }
+
+    /// Returns the names of a segment that was handed out, if it has so many slots.
+    fn handed_out(&self, manifest: &Manifest, number: usize, slots: usize) -> Option<Segment> {
+        let names = manifest.segment(number).ok()?;
+        let is_bad = |id| self.bad_nodes.contains(&id);
+        // What could not be read then was not handed out, even if it can be read now.
+        (manifest.slots_in(number) == slots && names != Segment::ZERO && !names.nodes().any(is_bad)).then_some(names)
     }
 
     /// Hands out the blocks that were not handed out before.
@@ -318,13 +376,14 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Returns the blocks of a segment, with their plain length.
-fn blocks_in(manifest: &Manifest, number: usize, slots: &[Slot]) -> Vec<(BlockId, usize)> {
+/// Returns the blocks of a segment, with their plain length, but not those of slots that are as they were `before`.
+fn blocks_in(manifest: &Manifest, number: usize, slots: &[Slot], before: Option<&[Slot]>) -> Vec<(BlockId, usize)> {
     let first = number as u64 * SEGMENT_SLOTS as u64;
     let len = |index| manifest.block_size().len_of(BlockIndex(index), manifest.size_bytes());
-    let blocks = (first..).zip(slots);
+    let is_new = |slot: usize| before.is_none_or(|before| before.get(slot) != slots.get(slot));
+    let blocks = (first..).zip(slots).enumerate().filter(|(slot, _)| is_new(*slot));
     blocks
-        .filter_map(|(index, slot)| slot.map(|id| (id, len(index))))
+        .filter_map(|(_, (index, slot))| slot.map(|id| (id, len(index))))
         .collect()
 }
 
