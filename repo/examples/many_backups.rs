@@ -1,7 +1,7 @@
-//! Adds many backups to a repository: copies of its newest one, of a hundred guests, an hour apart. `scripts/bench-view`
-//! measures with it how long a mount of all backups takes to be ready.
+//! Adds many backups to a repository: copies of its newest one, of a hundred guests or as many as are given, an hour apart.
+//! `scripts/bench-view` and `scripts/bench-growth` measure with it how long a mount of all backups takes to be ready.
 //!
-//! Usage: `many_backups REPOSITORY COUNT`
+//! Usage: `many_backups REPOSITORY COUNT [GUESTS]`
 
 use std::path::Path;
 
@@ -11,23 +11,22 @@ use vbk_repo::name::BackupTime;
 use vbk_repo::repository::Repository;
 use vbk_repo::store::Record;
 
-const GUESTS: u32 = 100;
-
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let usage = "usage: many_backups REPOSITORY COUNT";
+    let usage = "usage: many_backups REPOSITORY COUNT [GUESTS]";
     let directory = arguments.next().ok_or(usage)?;
     let count: u32 = arguments.next().ok_or(usage)?.parse()?;
+    let guests: u32 = arguments.next().map_or(Ok(100), |guests| guests.parse())?;
     let repository = Repository::open(Path::new(&directory))?;
     let writer = repository.writer("bench", &mut |_| false)?;
     let catalogue = writer.catalogue()?;
     let newest = catalogue.newest().ok_or("the repository has no backup")?.backup.clone();
     let add = |number: u32| {
-        let before = SignedDuration::from_hours((count / GUESTS - number / GUESTS).into());
+        let before = SignedDuration::from_hours((count / guests - number / guests).into());
         Ok::<_, Box<dyn std::error::Error>>(Backup {
-            guest: format!("guest{}", number % GUESTS).parse()?,
+            guest: format!("guest{}", number % guests).parse()?,
             time: BackupTime::new(newest.time.timestamp() - before),
             ..newest.clone()
         })
