@@ -23,14 +23,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use quick_cache::sync::Cache;
-use vbk_repo::Error;
-use vbk_repo::ErrorKind;
-use vbk_repo::Result;
 use vbk_repo::backup::Entry;
+use vbk_repo::catalogue::Catalogue;
 use vbk_repo::id::BackupId;
 use vbk_repo::name::{BackupTime, GuestName};
 use vbk_repo::reader::ReadResources;
-use vbk_repo::repository::Repository;
+use vbk_repo::repository::{Repository, View};
+use vbk_repo::{Error, ErrorKind, Result};
 
 use crate::contents::BackedDisk;
 use crate::listing::{self, FileContent, FileInfo, OpenDisks};
@@ -140,16 +139,21 @@ pub struct ImageFs {
 }
 
 impl ImageFs {
-    /// Opens the tree of the backups of a repository.
-    pub fn open(repository: Repository, options: TreeOptions, resources: Arc<ReadResources>) -> Result<Self> {
-        let state = State::load(repository.view()?, options.only)?;
+    /// Makes the tree of a view of a repository, whose backups were read.
+    pub fn new(
+        repository: Repository,
+        (view, catalogue): (View, &Catalogue),
+        options: TreeOptions,
+        resources: Arc<ReadResources>,
+    ) -> Self {
+        let state = RwLock::new(Arc::new(State::of(view, catalogue, options.only)));
         let tree = Self {
             repository,
             options,
+            state,
             inside: Mutex::default(),
             old_fsids: Mutex::default(),
             resources,
-            state: RwLock::new(Arc::new(state)),
             refreshing: Mutex::default(),
             numbers: Mutex::default(),
             listings: Cache::new(LISTINGS),
@@ -162,7 +166,7 @@ impl ImageFs {
         };
         let root = tree.number(top);
         debug_assert_eq!(root, ROOT);
-        Ok(tree)
+        tree
     }
 
     /// Tests whether files can be written.

@@ -172,7 +172,12 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
             )
         }
     };
-    let tree = ImageFs::open(repository.clone(), options, ReadResources::new(threads()))?;
+    let tree = ImageFs::new(
+        repository.clone(),
+        (view, &catalogue),
+        options,
+        ReadResources::new(threads()),
+    );
     let tree = Arc::new(tree);
     tree.write_fsids()?;
     let options = SessionOptions {
@@ -205,8 +210,8 @@ fn serve_images(context: &Context<'_>, args: &MountArgs) -> Result<Outcome> {
     if let Some(name) = new_file {
         name.keep();
     }
-    // The tree has a view of its own, and changes it for newer ones.
-    drop((catalogue, view));
+    // The tree changes its view for newer ones, and its backups.
+    drop(catalogue);
     let watcher = take_down_on_signal(signals, move || {
         let shown = volumes::files_mounted_from(&point).ok().flatten();
         umount_elsewhere(shown.as_deref().unwrap_or(&point));

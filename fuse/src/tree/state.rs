@@ -6,6 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use vbk_repo::Result;
 use vbk_repo::backup::Entry;
+use vbk_repo::catalogue::Catalogue;
 use vbk_repo::id::BackupId;
 use vbk_repo::name::{BackupTime, GuestName};
 use vbk_repo::repository::View;
@@ -21,6 +22,11 @@ pub(super) struct State {
 impl State {
     pub(super) fn load(view: View, only: Option<BackupId>) -> Result<Self> {
         let catalogue = view.catalogue()?;
+        Ok(Self::of(view, &catalogue, only))
+    }
+
+    /// The same, whose backups were read.
+    pub(super) fn of(view: View, catalogue: &Catalogue, only: Option<BackupId>) -> Self {
         for error in catalogue.damaged() {
             tracing::warn!("not shown: {error}");
         }
@@ -31,7 +37,7 @@ impl State {
                 backups.insert(entry.backup.time, Arc::new(entry.clone()));
             }
         }
-        Ok(Self { view, guests })
+        Self { view, guests }
     }
 
     pub(super) fn backups(&self, guest: &GuestName) -> Result<&BTreeMap<BackupTime, Arc<Entry>>> {

@@ -54,7 +54,18 @@ impl Fixture {
     }
 
     fn tree(&self) -> ImageFs {
-        ImageFs::open(self.repository.clone(), TreeOptions::default(), ReadResources::new(1)).expect("opens")
+        self.tree_with(TreeOptions::default())
+    }
+
+    fn tree_with(&self, options: TreeOptions) -> ImageFs {
+        let view = self.repository.view().expect("opens");
+        let catalogue = view.catalogue().expect("loads");
+        ImageFs::new(
+            self.repository.clone(),
+            (view, &catalogue),
+            options,
+            ReadResources::new(1),
+        )
     }
 }
 
@@ -200,15 +211,10 @@ fn one_backup_can_be_shown_alone() {
         .and_then(|view| view.catalogue())
         .expect("loads");
     let only = Some(catalogue.entries()[1].id);
-    let tree = ImageFs::open(
-        fixture.repository.clone(),
-        TreeOptions {
-            only,
-            ..TreeOptions::default()
-        },
-        ReadResources::new(1),
-    )
-    .expect("opens");
+    let tree = fixture.tree_with(TreeOptions {
+        only,
+        ..TreeOptions::default()
+    });
     assert_eq!(names(&tree, ROOT), ["web1"]);
 }
 
@@ -222,15 +228,10 @@ fn kept_files_are_listed_beside_the_disks() {
     let catalogue = fixture.repository.view().and_then(|view| view.catalogue());
     let only = Some(catalogue.expect("loads").entries()[1].id);
     for only in [None, only] {
-        let tree = ImageFs::open(
-            fixture.repository.clone(),
-            TreeOptions {
-                only,
-                ..TreeOptions::default()
-            },
-            ReadResources::new(1),
-        )
-        .expect("opens");
+        let tree = fixture.tree_with(TreeOptions {
+            only,
+            ..TreeOptions::default()
+        });
         let day = find(&tree, &["web1", DAY]).expect("is there");
         assert_eq!(
             names(&tree, day.number),
