@@ -1,6 +1,7 @@
 //! A store in memory, for tests: the simplest implementation of the store's rules.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Bound;
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -13,6 +14,9 @@ use crate::codec::Sealed;
 use crate::error::{Error, Result};
 use crate::id::{BlockId, NodeId};
 
+/// Blocks that a survey looks at together.
+const SURVEYED: usize = 1000;
+
 /// Keeps everything in memory.
 pub struct MemoryStore {
     identity: Identity,
@@ -21,7 +25,7 @@ pub struct MemoryStore {
 
 #[derive(Default)]
 struct Inner {
-    blocks: HashMap<BlockId, (Place, Sealed)>,
+    blocks: BTreeMap<BlockId, (Place, Sealed)>,
     nodes: HashMap<NodeId, Vec<u8>>,
     records: BTreeMap<String, Vec<u8>>,
     notes: BTreeMap<String, Vec<u8>>,
@@ -151,15 +155,20 @@ impl StoreReader for MemoryStore {
     }
 
     fn survey_from(&self, from: BlockId, each: &mut dyn FnMut(BlockId, Located) -> Result<()>) -> Result<()> {
-        let mut all: Vec<_> = self
-            .lock()
-            .blocks
-            .iter()
-            .filter(|(id, _)| **id >= from)
-            .map(|(id, block)| (*id, located(block)))
-            .collect();
-        all.sort_unstable_by_key(|(id, _)| *id);
-        all.into_iter().try_for_each(|(id, located)| each(id, located))
+        let mut from = Bound::Included(from);
+        loop {
+            // The caller may use the store meanwhile.
+            let some: Vec<_> = {
+                let inner = self.lock();
+                let rest = inner.blocks.range((from, Bound::Unbounded));
+                rest.take(SURVEYED).map(|(id, block)| (*id, located(block))).collect()
+            };
+            let Some((last, _)) = some.last() else {
+                return Ok(());
+            };
+            from = Bound::Excluded(*last);
+            some.into_iter().try_for_each(|(id, located)| each(id, located))?;
+        }
     }
 
     fn condemned(&self) -> Result<Vec<BlockId>> {
