@@ -309,6 +309,8 @@ impl<'a> Walk<'a> {
         before: Option<&Manifest>,
         read: &[(usize, Segment, SegmentSlots)],
     ) -> Result<Vec<(BlockId, usize)>> {
+        // The same slot may stand for another length at the end of a disk of another size.
+        let before = before.filter(|before| before.size_bytes() == manifest.size_bytes());
         let changed = |(number, names, read): &'_ (usize, Segment, SegmentSlots)| {
             let before = self.handed_out(before?, *number, read.slots.len())?;
             Some((*number, *names, before))

@@ -168,7 +168,10 @@ const RECENT: Duration = Duration::from_secs(1);
 /// A program may open a disk after any look, a recent one or not, so what is read without a snapshot is checked for
 /// writes once more when it was read.
 #[derive(Clone, Default)]
-pub struct LastLook(Arc<Mutex<Option<(Instant, Arc<OpenFiles>)>>>);
+pub struct LastLook(Arc<Mutex<Option<Look>>>);
+
+/// What was open, and when the look at it began.
+type Look = (Instant, Arc<OpenFiles>);
 
 impl LastLook {
     /// Returns a look that began in the last second.
