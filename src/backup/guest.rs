@@ -277,7 +277,7 @@ fn hold(
         .collect();
     let options = SnapshotOptions {
         peak_bytes: peaks_of(entries),
-        last_look: host.last_look.clone(),
+        last_look: Some(host.last_look.clone()),
         ..plan.snapshots.clone()
     };
     let _turn = host.turn.lock();

@@ -41,8 +41,8 @@ pub struct SnapshotOptions {
     pub live: bool,
     /// Choice of how disks are held still.
     pub method: Method,
-    /// What other processes had open a moment ago.
-    pub last_look: LastLook,
+    /// What other processes had open a moment ago, where several guests share it; otherwise each plan looks itself.
+    pub last_look: Option<LastLook>,
 }
 
 impl Default for SnapshotOptions {
@@ -54,7 +54,7 @@ impl Default for SnapshotOptions {
             stop_at: 0.9,
             live: false,
             method: Method::Auto,
-            last_look: LastLook::default(),
+            last_look: None,
         }
     }
 }

@@ -10,7 +10,7 @@ use super::SnapshotError;
 use super::hold::{Disk, Hold, HoldMethod, NewHold, PlannedDisk, ReadFrom, Tools};
 use super::options::SnapshotOptions;
 use crate::host::device::DeviceNumber;
-use crate::host::holders::{self, OpenFiles};
+use crate::host::holders::{self, LastLook, OpenFiles};
 use crate::host::loops;
 use crate::observer::Observer;
 
@@ -29,7 +29,8 @@ impl HoldMethod for Unused {
 
     fn suits(&self, disk: &Disk, options: &SnapshotOptions) -> Result<bool, SnapshotError> {
         let path = &disk.source;
-        let user = match user_of(path, disk.device, &|| options.last_look.get())? {
+        let look = || options.last_look.as_ref().map_or_else(OpenFiles::now, LastLook::get);
+        let user = match user_of(path, disk.device, &look)? {
             None => None,
             Some(_) => holders::lasting(|| user_of(path, disk.device, &OpenFiles::now))?,
         };
