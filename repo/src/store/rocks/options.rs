@@ -3,8 +3,7 @@
 use std::path::Path;
 
 use rocksdb::{
-    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, InfoLogger, LogLevel,
-    LruCacheOptions, Options, WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DBCompressionType, InfoLogger, LogLevel, Options, WriteOptions,
 };
 
 pub(super) const FAMILIES: [&str; 6] = ["blocks", "index", "nodes", "backups", "notes", "meta"];
@@ -17,10 +16,6 @@ const BUFFER_BYTES: usize = 48 << 20;
 const BUFFERS: i32 = 3;
 /// Cache of the index, filters and small values.
 const BLOCK_CACHE_BYTES: usize = 32 << 20;
-/// Parts of that cache, each with its lock.
-const CACHE_PARTS: u32 = 4;
-/// Size of the pieces in which the filter of a sorted file of the index, and its table of contents, are read.
-const PIECE_BYTES: usize = 16 << 10;
 /// Smaller values stay in the sorted files: always headers, and also pages that compressed to almost nothing.
 const MIN_BLOB_BYTES: u64 = 1024;
 /// Descriptors that RocksDB may hold, whatever the number of its files.
@@ -41,11 +36,7 @@ pub(super) fn database(direct: bool, create: bool) -> (Options, Vec<ColumnFamily
 /// Returns the cache of a database. Several may share it that have the same files open: its keys are made of what stands in the
 /// files.
 pub(super) fn cache() -> Cache {
-    let mut options = LruCacheOptions::default();
-    options.set_capacity(BLOCK_CACHE_BYTES);
-    // By default a cache of this size has 64 parts, and what is larger than a part is read again each time.
-    options.set_num_shard_bits(CACHE_PARTS.ilog2() as i32);
-    Cache::new_lru_cache_opts(&options)
+    Cache::new_lru_cache(BLOCK_CACHE_BYTES)
 }
 
 /// Like [`database`], with a cache that others may use.
@@ -88,12 +79,6 @@ fn family(name: &str, cache: &Cache) -> Options {
     if name == "index" {
         // Most of the requested ids are new: the filter answers without reading the disk.
         table.set_bloom_filter(10.0, false);
-        // In pieces: the filter of a file of a million rows has more than a MiB, and those of a large store are more than the cache
-        // can hold.
-        table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
-        table.set_partition_filters(true);
-        table.set_metadata_block_size(PIECE_BYTES);
-        table.set_pin_top_level_index_and_filter(true);
         options.set_write_buffer_size(16 << 20);
     }
     if name == BLOCKS {
