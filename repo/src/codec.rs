@@ -64,13 +64,13 @@ impl Sealed {
     }
 }
 
-/// Seals blocks. One per thread: it keeps the compressor's memory.
+/// Seals blocks, for one thread at a time: it keeps the compressor's memory. Threads that take turns share [`Sealers`].
 pub struct Sealer {
     compressor: Option<zstd::bulk::Compressor<'static>>,
 }
 
 impl Sealer {
-    /// Returns a sealer for one thread.
+    /// Returns a sealer.
     pub fn new(compression: Compression) -> Result<Self> {
         let compressor = match compression {
             Compression::None => None,
